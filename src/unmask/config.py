@@ -1,0 +1,104 @@
+"""The building blocks of a recipe: frozen pydantic models that refuse unknown keys.
+
+Each setting has one home. What belongs to a method or a task lives in that method's or task's own class; what every run
+has lives here; `unmask.recipe` puts the tree together from the tables of methods and tasks.
+Names are TRL's where TRL has one.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+
+class Config(BaseModel):
+    """Base of everything that can stand in a recipe: immutable, and strict about its keys."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, protected_namespaces=())
+
+
+class SamplerConfig(Config):
+    """How a completion is denoised."""
+
+    max_completion_length: int = Field(256, ge=1)
+    """L, completion positions."""
+    num_steps: int | None = Field(None, ge=1)
+    """T, denoising steps; default L / 2, the two tokens a step of the papers (arXiv:2603.12554)."""
+    block_length: int | None = Field(None, ge=1)
+    """Positions of one semi-autoregressive block; must tile L, and the blocks must share T evenly. Default L: one block."""
+    order: str = "low_confidence"
+    """Which masked positions are committed at a step: a name of `unmask.samplers.ORDERS`."""
+    temperature: float = Field(0.9, ge=0)
+    """Of the token distribution; 0 is argmax. Default of the EGSPO release."""
+    top_k: int = Field(0, ge=0)
+    """Keep the k likeliest tokens; 0 keeps all."""
+    top_p: float = Field(1.0, gt=0, le=1)
+    """Keep the smallest set of likeliest tokens whose probability reaches top_p; 1 keeps all."""
+    guidance: float = Field(0.0, ge=0)
+    """w of classifier-free guidance: logits become u + (1 + w)(c - u), u from a masked prompt. 0 is off and saves a forward."""
+
+    @property
+    def steps(self) -> int:
+        """T, with its default filled in."""
+        return self.num_steps or max(1, self.max_completion_length // 2)
+
+    @property
+    def block(self) -> int:
+        """Block length, with its default filled in."""
+        return self.block_length or self.max_completion_length
+
+    @model_validator(mode="after")
+    def _check_tiling(self) -> SamplerConfig:
+        length, steps, block = self.max_completion_length, self.steps, self.block
+        if steps > length:
+            raise ValueError(
+                f"num_steps = {steps} is more than max_completion_length = {length}: each step commits at least one token. "
+                f"Set num_steps to {length} or less."
+            )
+        if length % block:
+            divisors = [d for d in range(1, length + 1) if length % d == 0]
+            raise ValueError(
+                f"block_length = {block} does not tile max_completion_length = {length}. "
+                f"Use a divisor of {length} ({', '.join(map(str, divisors[-6:]))}) or another length."
+            )
+        if steps % (length // block):
+            raise ValueError(
+                f"num_steps = {steps} cannot be shared evenly by {length // block} blocks of {block} positions. "
+                f"Use a multiple of {length // block}."
+            )
+        return self
+
+
+class OptimConfig(Config):
+    """Optimizer and learning-rate schedule."""
+
+    learning_rate: float = Field(3e-5, gt=0)
+    """Peak rate of AdamW."""
+    betas: tuple[float, float] = (0.9, 0.95)
+    """AdamW's moment decays."""
+    weight_decay: float = Field(0.0, ge=0)
+    """Decoupled weight decay."""
+    warmup_steps: int = Field(10, ge=0)
+    """Linear warm-up, in run steps."""
+    lr_schedule: Literal["constant", "linear", "cosine"] = "linear"
+    """Shape after warm-up, down to `lr_floor` of the peak at the last step."""
+    lr_floor: float = Field(0.1, ge=0, le=1)
+    """Share of the peak rate that is left at the end."""
+    max_grad_norm: float = Field(1.0, gt=0)
+    """Gradient clipping, by global L2 norm."""
+
+
+class EvalConfig(Config):
+    """Evaluation during and after a run, on rows that training never sees."""
+
+    split: Literal["validation", "test"] = "test"
+    """Rows to take. Choose checkpoints on `validation` only."""
+    num_rows: int = Field(256, ge=1)
+    """How many rows."""
+    eval_steps: int = Field(50, ge=0)
+    """Run steps between evaluations; 0 evaluates at the end only."""
+    temperatures: tuple[float, ...] = (0.0,)
+    """One result for each: 0 is greedy."""
+    batch_size: int = Field(256, ge=1)
+    """Completions denoised together."""

@@ -1,0 +1,47 @@
+"""Errors that a user can mend: each message says what was wrong, what was given and what to do.
+
+The command line prints them without a stack trace and exits with code 2. Anything else that is raised is a bug of ours
+and keeps its trace.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from difflib import get_close_matches
+
+
+class UnmaskError(Exception):
+    """Base of every error that is for the user."""
+
+
+class ConfigError(UnmaskError):
+    """A recipe, an override or an argument that cannot be used as given."""
+
+
+class DataError(UnmaskError):
+    """Rows that lack a column, are empty, or cannot be read."""
+
+
+class ModelError(UnmaskError):
+    """A folder that holds no usable masked diffusion model."""
+
+
+class RewardError(UnmaskError):
+    """A reward function that raised, hung, or returned something that is no list of rewards."""
+
+
+class RunError(UnmaskError):
+    """A run folder, a checkpoint or the disk under it that does not allow what was asked."""
+
+
+def unknown_name(kind: str, name: str, available: Iterable[str]) -> str:
+    """One sentence for a name that is not there: the nearest one, then all of them.
+
+    Example:
+        >>> unknown_name("method", "egpso", ["egspo", "egspo_sa"])
+        'unknown method "egpso". Did you mean "egspo"? Available: egspo, egspo_sa.'
+    """
+    names = sorted(available)
+    near = get_close_matches(name, names, n=1, cutoff=0.5)
+    hint = f' Did you mean "{near[0]}"?' if near else ""
+    return f'unknown {kind} "{name}".{hint} Available: {", ".join(names)}.'

@@ -1,0 +1,16 @@
+"""The mathematics as pure functions on tensors: no model, no tokenizer, no global state.
+
+One idea a file:
+
+- `noise`: random numbers as a function of integer keys, so that a row does not depend on its batch
+- `distribution`: the token distribution at a temperature and support, its entropy, and a draw from it
+- `selection`: which denoising steps of a trajectory are trained
+- `advantage`: group baselines and the stepwise return
+- `surrogate`: the clipped policy-gradient loss and two KL terms
+- `elbo`: the masked-diffusion bound on log p(x)
+- `schedule`: how many tokens each step commits, and the learning rate
+- `intervals`: the confidence interval of a solve rate
+
+Letters: B completions, G group size, K selected steps, L positions, T steps, V vocabulary. Steps run in execution
+order, 0 = all masked. Floating inputs narrower than float32 are raised to float32; float64 stays float64.
+"""

@@ -1,0 +1,78 @@
+"""How many tokens each denoising step commits, and the learning rate of each run step."""
+
+from __future__ import annotations
+
+import math
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+
+def tokens_per_step(num_masked: Tensor, num_steps: int) -> Tensor:
+    """How many positions each denoising step commits: as even as can be, larger shares first.
+
+    ⌊n/T⌋ each, and one more in the first n mod T steps (LLaDA, arXiv:2502.09992). n < T leaves the last steps empty.
+
+    Args:
+        num_masked: [B] int64 >= 0, masked positions of each row.
+        num_steps: T >= 1.
+
+    Returns:
+        [B, T] int64, of sum num_masked; two shares of a row differ by at most 1.
+
+    Raises:
+        ValueError: num_steps below 1.
+
+    Example:
+        >>> tokens_per_step(torch.tensor([8, 5]), num_steps=3)
+        tensor([[3, 3, 2],
+                [2, 2, 1]])
+    """
+    if num_steps < 1:
+        raise ValueError(f"tokens_per_step: num_steps must be at least 1; got {num_steps}")
+    num_masked = num_masked.long().unsqueeze(-1)
+    gets_one_more = torch.arange(num_steps, device=num_masked.device) < num_masked % num_steps
+    return num_masked // num_steps + gets_one_more
+
+
+def learning_rate_factor(
+    step: int, num_steps: int, warmup_steps: int, kind: Literal["constant", "linear", "cosine"], floor: float
+) -> float:
+    """Learning rate of a run step as a share of its peak.
+
+    Linear warm-up, (step + 1) / warmup_steps, reaches the peak at step warmup_steps - 1. From there the rate goes to
+    `floor` at the last step, on a straight line or half a cosine, or stays.
+
+    Args:
+        step: from 0; steps after the last keep its value.
+        num_steps: steps of the whole run.
+        warmup_steps: 0 starts at the peak.
+        kind: shape after the warm-up; "constant" ignores the floor.
+        floor: in [0, 1], share left at step num_steps - 1.
+
+    Returns:
+        In (0, 1]; 0 only at the end and with floor 0.
+
+    Raises:
+        ValueError: unknown kind, a negative step or warmup_steps, num_steps below 1, or floor out of range.
+
+    Example:
+        >>> [round(learning_rate_factor(k, 6, 2, "linear", 0.2), 3) for k in range(6)]
+        [0.5, 1.0, 0.8, 0.6, 0.4, 0.2]
+    """
+    if kind not in ("constant", "linear", "cosine"):
+        raise ValueError(f'learning_rate_factor: unknown kind "{kind}". Available: constant, linear, cosine.')
+    if step < 0 or num_steps < 1 or warmup_steps < 0 or not 0 <= floor <= 1:
+        raise ValueError(
+            "learning_rate_factor: needs step >= 0, num_steps >= 1, warmup_steps >= 0 and 0 <= floor <= 1; "
+            f"got step = {step}, num_steps = {num_steps}, warmup_steps = {warmup_steps}, floor = {floor}"
+        )
+    peak, last = max(warmup_steps - 1, 0), num_steps - 1
+    if step < peak:
+        return (step + 1) / warmup_steps
+    if kind == "constant" or last <= peak:
+        return 1.0
+    progress = min((step - peak) / (last - peak), 1.0)
+    left = 1 - progress if kind == "linear" else (1 + math.cos(math.pi * progress)) / 2
+    return floor + (1 - floor) * left

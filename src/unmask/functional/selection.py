@@ -1,0 +1,214 @@
+"""Which denoising steps of a trajectory are trained (EGSPO, arXiv:2603.12554).
+
+EGSPO bounds the gradient lost by dropping steps by a constant times the entropy of the dropped steps, and therefore
+keeps the K steps of largest joint entropy. The other rules are what that choice has to be compared with. Departures
+from the released code: ties go to the earlier step, too few candidates leave slots empty instead of repeating a step,
+and steps that committed only EOS after the answer's end are no candidates under any rule, so that every rule chooses
+from the same pool.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from unmask.functional.noise import SELECTION_STREAM, counter_uniform
+
+RULES: tuple[str, ...] = ("entropy_topk", "uniform", "low_discrepancy", "last_k", "lowest_entropy", "all")
+"""Names that `select_steps` knows."""
+
+PRIORITY_RULES: tuple[str, ...] = ("entropy_topk", "uniform", "last_k", "lowest_entropy")
+"""Those that take the K largest of a number known at each step, so that a running top-K can follow them."""
+
+
+def step_sum(values: Tensor, unmask_step: Tensor, num_steps: int) -> Tensor:
+    """Sum of a per-token quantity over the positions committed at each step, Σ_{i ∈ U_k} values_i.
+
+    Of entropies it is the joint entropy H_k of the step, of log-probabilities the step's log-probability given U_k,
+    since the model draws the tokens of one step independently.
+
+    Args:
+        values: [B, L] real.
+        unmask_step: [B, L] int; entries outside 0..T-1 do not count.
+        num_steps: T.
+
+    Returns:
+        [B, T] float32 (float64 for float64); 0 for a step that committed nothing.
+
+    Raises:
+        ValueError: the shapes disagree.
+
+    Example:
+        >>> step_sum(torch.tensor([[1.0, 2.0, 4.0, 8.0]]), torch.tensor([[1, 0, 1, -1]]), num_steps=3)
+        tensor([[2., 5., 0.]])
+    """
+    if values.shape != unmask_step.shape:
+        raise ValueError(
+            "step_sum: values and unmask_step must have one shape [B, L]; "
+            f"got {tuple(values.shape)}, {tuple(unmask_step.shape)}"
+        )
+    values = values.to(torch.promote_types(values.dtype, torch.float32))
+    is_counted = (unmask_step >= 0) & (unmask_step < num_steps)
+    column = unmask_step.long().masked_fill(~is_counted, num_steps)
+    sums = values.new_zeros(*values.shape[:-1], num_steps + 1).scatter_add(-1, column, values)
+    return sums[..., :num_steps]
+
+
+def candidate_steps(unmask_step: Tensor, is_eos: Tensor, num_steps: int) -> Tensor:
+    """Steps that may be selected: those that committed something, up to the last that committed a non-EOS token.
+
+    In a row that committed EOS only, every step that committed something: an empty answer must be able to learn.
+
+    Args:
+        unmask_step: [B, L] int; entries outside 0..T-1 do not count.
+        is_eos: [B, L] bool, the committed token is EOS.
+        num_steps: T.
+
+    Returns:
+        [B, T] bool.
+
+    Raises:
+        ValueError: the shapes disagree.
+
+    Example:
+        >>> step = torch.tensor([[0, 1, 3, 4], [0, 0, 2, 2]])
+        >>> is_eos = torch.tensor([[False, True, False, True], [True, True, True, True]])
+        >>> candidate_steps(step, is_eos, num_steps=5).int()
+        tensor([[1, 1, 0, 1, 0],
+                [1, 0, 1, 0, 0]], dtype=torch.int32)
+    """
+    has_committed = step_sum(torch.ones_like(is_eos), unmask_step, num_steps) > 0
+    has_text = step_sum(~is_eos, unmask_step, num_steps) > 0
+    text_to_come = has_text.flip(-1).cumsum(dim=-1).flip(-1) > 0
+    return has_committed & (text_to_come | ~has_text.any(dim=-1, keepdim=True))
+
+
+def step_priority(rule: str, entropy: Tensor, step: Tensor | int, noise: Tensor) -> Tensor:
+    """The quantity of which a rule selects the K largest; a sampler keeps a running top-K of it.
+
+    entropy_topk: H. lowest_entropy: -H, a negative control. last_k: the step's index. uniform: the noise.
+
+    Args:
+        rule: one of those four.
+        entropy: [...] real, joint entropy of the step, nats.
+        step: the step's index, an int or a tensor that broadcasts to entropy.
+        noise: [...] in [0, 1), independent for each step.
+
+    Returns:
+        [...] float64, exactly the given numbers.
+
+    Raises:
+        ValueError: the rule has no priority ("low_discrepancy", "all") or is unknown.
+
+    Example:
+        >>> step_priority("lowest_entropy", torch.tensor([1.5, 0.5]), torch.arange(2), torch.zeros(2))
+        tensor([-1.5000, -0.5000], dtype=torch.float64)
+    """
+    if rule == "entropy_topk":
+        return entropy.double()
+    if rule == "lowest_entropy":
+        return -entropy.double()
+    if rule == "last_k":
+        return torch.as_tensor(step, dtype=torch.float64, device=entropy.device).expand_as(entropy)
+    if rule == "uniform":
+        return noise.double()
+    raise ValueError(f'step_priority: rule "{rule}" has no priority. Those that have: {", ".join(PRIORITY_RULES)}.')
+
+
+def _evenly_spaced(is_candidate: Tensor, num_selected: int, noise: Tensor) -> Tensor:
+    """[B, K] int64: candidate number floor((u + j) N / K) for slot j, or all N where N < K; -1 in an empty slot."""
+    count = is_candidate.sum(dim=-1, keepdim=True)
+    slot = torch.arange(num_selected, device=is_candidate.device)
+    # In 32-bit fixed point, hence exact: in floating point u + j can round up to j + 1 and take one candidate twice.
+    spaced = ((noise[:, :1].double() * 2**32).long() + slot * 2**32) * count // (num_selected * 2**32)
+    rank = torch.where(count < num_selected, slot, spaced)
+    chronological = (~is_candidate).byte().argsort(dim=-1, stable=True)
+    step = chronological.gather(-1, rank.clamp(max=is_candidate.shape[-1] - 1))
+    return step.masked_fill(rank >= count, -1)
+
+
+def select_steps(rule: str, entropy: Tensor, is_candidate: Tensor, num_selected: int, noise: Tensor) -> Tensor:
+    """The steps of each trajectory that are trained: K of its candidates, or all of them where there are fewer.
+
+    - entropy_topk: largest joint entropy first (EGSPO). Without reweighting the kept sum is a biased gradient.
+    - uniform: K at random without replacement, by the largest noise.
+    - low_discrepancy: with N candidates, number floor((u + j) N / K) for j = 0..K-1 and one draw u = noise[:, 0].
+      Evenly spaced in time, and each candidate is still included with probability K / N.
+    - last_k: the latest first. On short tasks these are often the most entropic too.
+    - lowest_entropy: the reverse of entropy_topk, a negative control.
+    - all: every candidate in order of time; num_selected is ignored and K = T.
+
+    Args:
+        rule: a name of `RULES`.
+        entropy: [B, T] real, joint entropy of each step, nats.
+        is_candidate: [B, T] bool; see `candidate_steps`.
+        num_selected: K >= 1.
+        noise: [B, T] float64 in [0, 1).
+
+    Returns:
+        [B, K] int64 steps; slot 0 has the largest priority, equal priorities go to the earlier step, the two rules
+        without one are in order of time. -1 marks an empty slot, and empty slots come last.
+
+    Raises:
+        ValueError: unknown rule, num_selected below 1, or shapes that disagree.
+
+    Example:
+        >>> entropy = torch.tensor([[0.3, 2.0, 0.3, 9.0]])
+        >>> is_candidate = torch.tensor([[True, True, True, False]])
+        >>> select_steps("entropy_topk", entropy, is_candidate, 2, torch.zeros(1, 4))
+        tensor([[1, 0]])
+        >>> select_steps("all", entropy, is_candidate, 2, torch.zeros(1, 4))
+        tensor([[ 0,  1,  2, -1]])
+    """
+    if rule not in RULES:
+        raise ValueError(f'select_steps: unknown rule "{rule}". Available: {", ".join(RULES)}.')
+    if num_selected < 1:
+        raise ValueError(f"select_steps: num_selected must be at least 1; got {num_selected}")
+    if not entropy.shape == is_candidate.shape == noise.shape:
+        raise ValueError(
+            "select_steps: entropy, is_candidate and noise must have one shape [B, T]; "
+            f"got {tuple(entropy.shape)}, {tuple(is_candidate.shape)}, {tuple(noise.shape)}"
+        )
+    num_steps = entropy.shape[-1]
+    if rule == "all":
+        return _evenly_spaced(is_candidate, num_steps, noise)
+    if rule == "low_discrepancy":
+        return _evenly_spaced(is_candidate, num_selected, noise)
+    priority = step_priority(rule, entropy, torch.arange(num_steps, device=entropy.device), noise)
+    order = priority.masked_fill(~is_candidate, -torch.inf).argsort(dim=-1, descending=True, stable=True)
+    order = order.masked_fill(~is_candidate.gather(-1, order), -1)[:, :num_selected]
+    return torch.nn.functional.pad(order, (0, num_selected - order.shape[-1]), value=-1)
+
+
+def selection_noise(seed: Tensor, num_steps: int) -> Tensor:
+    """The noise of a trajectory's step selection: [B] int64 seeds -> [B, T] float64 in [0, 1)."""
+    return counter_uniform(seed.unsqueeze(-1), SELECTION_STREAM, torch.arange(num_steps, device=seed.device))
+
+
+def selected_path_steps(
+    selection: tuple[str, int], unmask_step: Tensor, entropy: Tensor, is_eos: Tensor, seed: Tensor, num_steps: int
+) -> Tensor:
+    """The selection of finished trajectories, from what is recorded of them; sampler and method both call this.
+
+    Args:
+        selection: the rule and K.
+        unmask_step: [B, L] int.
+        entropy: [B, L] real, of each token at commitment, nats.
+        is_eos: [B, L] bool.
+        seed: [B] int64.
+        num_steps: T.
+
+    Returns:
+        [B, K] int64, as `select_steps`.
+
+    Example:
+        >>> unmask_step, entropy = torch.tensor([[0, 1, 1]]), torch.tensor([[0.9, 0.5, 0.6]])
+        >>> is_eos = torch.zeros(1, 3, dtype=torch.bool)
+        >>> selected_path_steps(("entropy_topk", 1), unmask_step, entropy, is_eos, torch.tensor([0]), 2)
+        tensor([[1]])
+    """
+    rule, num_selected = selection
+    # In float64 the sum of a few float32 entropies is exact, whatever the order: a running top-K ranks them alike.
+    joint = step_sum(entropy.double(), unmask_step, num_steps)
+    is_candidate = candidate_steps(unmask_step, is_eos, num_steps)
+    return select_steps(rule, joint, is_candidate, num_selected, selection_noise(seed, num_steps))

@@ -1,0 +1,252 @@
+"""The records that everything hangs on: what a rollout was, which corrupted readings of it are scored, what a loss is.
+
+Dimension letters, here and everywhere: B completions, G group size, K selected steps, L completion positions, P prompt
+positions, T denoising steps, V vocabulary, N views. Steps run in execution order, k = 0 (all masked) to T - 1.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+import torch
+from torch import Tensor
+
+from unmask.errors import RunError
+
+SCHEMA_VERSION = 1
+"""Of `Trajectory` on disk; raised whenever a field changes its meaning."""
+
+GIVEN = -1
+"""`unmask_step` of a completion token that was there before the first step (infilling, branching)."""
+
+
+class DenoiserLike(Protocol):
+    """What samplers need of a model: logits at wanted positions of a partially masked sequence."""
+
+    mask_id: int
+    eos_id: int
+
+    def __call__(self, ids: Tensor, attention_mask: Tensor | None, positions: Tensor) -> Tensor:
+        """[B, S] int64 ids, [B, S] bool or None (no padding), [B, n] int64 positions -> [B, n, V] logits, temperature 1."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Trajectory:
+    """A batch of denoising paths as *what* was written and *when*; every intermediate state is derived, none is kept.
+
+    20 bytes a completion token, and 4 K bytes more where greedy one-step completions are kept.
+    """
+
+    prompt_ids: Tensor
+    """[B, P] int64, left-padded."""
+    prompt_mask: Tensor
+    """[B, P] bool, False at padding."""
+    tokens: Tensor
+    """[B, L] int64, the finished completion."""
+    unmask_step: Tensor
+    """[B, L] int32: the step that committed the position; GIVEN (-1) if it was there from the start, T if it was filled with
+    EOS after the row had ended, so that it is masked in every state that the policy saw."""
+    logprob: Tensor
+    """[B, L] float32, nats: of the committed token under the behaviour policy at its temperature and support; 0 where none was
+    committed."""
+    entropy: Tensor
+    """[B, L] float32, nats: of the distribution being differentiated, at the moment of commitment; 0 where none was."""
+    seed: Tensor
+    """[B] int64: all randomness of a row is a hash of its seed, so a row does not depend on its batch."""
+    num_steps: int
+    """T."""
+    mask_id: int
+    eos_id: int
+    temperature: float
+    top_k: int
+    top_p: float
+    guidance: float
+    greedy_step: Tensor | None = None
+    """[B, K] int32: steps whose greedy one-step completion was kept, in the order of the selection; -1 for an empty slot."""
+    greedy_tokens: Tensor | None = None
+    """[B, K, L] int32: x̂_k, the state before step k with every masked position filled by its likeliest token."""
+    schema_version: int = SCHEMA_VERSION
+
+    def __len__(self) -> int:
+        return self.tokens.shape[0]
+
+    def state_before(self, step: Tensor | int) -> Tensor:
+        """[B, L] int64: the completion as the policy saw it at `step` (an int or [B]); step 0 is the starting state."""
+        if isinstance(step, Tensor):
+            step = step.unsqueeze(-1)
+        return self.tokens.masked_fill(self.unmask_step >= step, self.mask_id)
+
+    def is_text(self) -> Tensor:
+        """[B, L] bool: positions before the first EOS, those that make the completion's text."""
+        return (self.tokens == self.eos_id).cumsum(-1) == 0
+
+    def to(self, device: torch.device | str) -> Trajectory:
+        """The same record with its tensors on `device`."""
+        return self._with({name: value.to(device) for name, value in self.tensors().items()})
+
+    def rows(self, index: Tensor | slice) -> Trajectory:
+        """The record of the rows that `index` picks."""
+        return self._with({name: value[index] for name, value in self.tensors().items()})
+
+    def tensors(self) -> dict[str, Tensor]:
+        """The tensor fields that are set, by name."""
+        values = {f.name: getattr(self, f.name) for f in fields(self)}
+        return {name: value for name, value in values.items() if isinstance(value, Tensor)}
+
+    @staticmethod
+    def cat(parts: Sequence[Trajectory]) -> Trajectory:
+        """Join records of one sampler setting, left-padding prompts to the longest."""
+        width = max(part.prompt_ids.shape[1] for part in parts)
+
+        def padded(part: Trajectory) -> dict[str, Tensor]:
+            tensors = part.tensors()
+            for name in ("prompt_ids", "prompt_mask"):
+                tensors[name] = torch.nn.functional.pad(tensors[name], (width - tensors[name].shape[1], 0))
+            return tensors
+
+        columns = [padded(part) for part in parts]
+        return parts[0]._with({name: torch.cat([column[name] for column in columns]) for name in columns[0]})
+
+    def _with(self, tensors: Mapping[str, Any]) -> Trajectory:
+        return replace(self, **tensors)
+
+
+@dataclass(frozen=True, slots=True)
+class Rollout:
+    """Scored trajectories of whole groups: rows i*G to (i+1)*G - 1 answer the same prompt."""
+
+    trajectory: Trajectory
+    group_size: int
+    """G."""
+    reward: Tensor
+    """[B] float32: weighted sum of the reward functions on the finished completion."""
+    one_step_reward: Tensor | None = None
+    """[B, K] float32: the same for the greedy one-step completions; 0 in an empty slot."""
+
+    def groups(self, index: slice) -> Rollout:
+        """The groups that `index` picks."""
+        rows = torch.arange(len(self.trajectory)).view(-1, self.group_size)[index].flatten()
+        one_step_reward = None if self.one_step_reward is None else self.one_step_reward[rows]
+        return Rollout(self.trajectory.rows(rows), self.group_size, self.reward[rows], one_step_reward)
+
+    def save(self, path: Path, extra: Mapping[str, Any]) -> None:
+        """Write one safetensors file: tensors by name, everything else as JSON in its metadata, `extra` included."""
+        from safetensors.torch import save
+
+        tensors = self.trajectory.tensors() | {"reward": self.reward}
+        if self.one_step_reward is not None:
+            tensors["one_step_reward"] = self.one_step_reward
+        scalars = {f.name: getattr(self.trajectory, f.name) for f in fields(self.trajectory) if f.name not in tensors}
+        facts = {"group_size": self.group_size, "trajectory": scalars, **extra}
+        path.write_bytes(save({k: v.cpu().contiguous() for k, v in tensors.items()}, {"unmask": json.dumps(facts)}))
+
+    @staticmethod
+    def load(path: Path) -> tuple[Rollout, dict[str, Any]]:
+        """Read what `save` wrote: the rollout, and the extra facts.
+
+        Raises:
+            RunError: the file is of another schema version.
+        """
+        from safetensors import safe_open
+
+        with safe_open(path, framework="pt") as file:
+            facts = json.loads(file.metadata()["unmask"])
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
+        scalars = facts.pop("trajectory")
+        if scalars["schema_version"] != SCHEMA_VERSION:
+            raise RunError(
+                f"{path} was written with schema version {scalars['schema_version']}; this is version {SCHEMA_VERSION}."
+            )
+        reward, one_step_reward = tensors.pop("reward"), tensors.pop("one_step_reward", None)
+        return Rollout(Trajectory(**tensors, **scalars), facts.pop("group_size"), reward, one_step_reward), facts
+
+
+@dataclass(frozen=True, slots=True)
+class Views:
+    """N corrupted readings of completions, made once by a method's plan and evaluated under every policy."""
+
+    row: Tensor
+    """[N] int64: the completion that is read."""
+    hidden: Tensor
+    """[N, L] bool: shown as MASK."""
+    target: Tensor
+    """[N, L] bool: positions whose log-probabilities are read; a subset of `hidden`."""
+    weight: Tensor
+    """[N] float32: of the view in the loss or the sum that it belongs to."""
+    slot: Tensor
+    """[N] int64: the column of the advantage that the view takes."""
+    prompt_hidden: Tensor | None = None
+    """[N, P] bool: prompt positions shown as MASK."""
+
+    def __len__(self) -> int:
+        return self.row.shape[0]
+
+    def take(self, index: Tensor | slice) -> Views:
+        """The views that `index` picks."""
+        prompt_hidden = None if self.prompt_hidden is None else self.prompt_hidden[index]
+        return Views(
+            self.row[index], self.hidden[index], self.target[index], self.weight[index], self.slot[index], prompt_hidden
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class ViewScores:
+    """What one policy says of a set of views."""
+
+    logprob: Tensor
+    """[N, L] float32, nats: of the targets, at the scoring temperature and support; 0 elsewhere."""
+    distribution: Tensor | None = None
+    """[M, V] float32 log-probabilities at the M targets in row-major order, where asked for."""
+
+
+@dataclass(frozen=True, slots=True)
+class Needs:
+    """What a method asks of the engine."""
+
+    greedy: bool = False
+    """Greedy one-step completions of the steps that its selection takes, and their rewards."""
+    selection: tuple[str, int] = ("entropy_topk", 1)
+    """The rule and K by which those steps are chosen."""
+    reference: Literal["none", "logprob", "distribution"] = "none"
+    """What it reads of the reference policy."""
+    group: bool = True
+    """Whether its baseline needs more than one completion of a prompt."""
+
+
+@dataclass(frozen=True, slots=True)
+class LossInputs:
+    """One chunk of views with everything that a loss may read. All [N, L] float32 nats are 0 outside `target`."""
+
+    new: Tensor
+    """[N, L] log-probabilities under the policy being trained, with graph."""
+    old: Tensor
+    """[N, L] under the policy at the start of the update."""
+    reference: Tensor | None
+    """[N, L] under the reference policy."""
+    exact_kl: Tensor | None
+    """[N, L] KL(new || reference) of the whole distribution at each target, with graph."""
+    target: Tensor
+    """[N, L] bool."""
+    weight: Tensor
+    """[N] float32."""
+    advantage: Tensor
+    """[N] float32."""
+
+
+@dataclass(frozen=True, slots=True)
+class LossOutput:
+    """A loss for each view; the trainer takes the mean over all views of the minibatch, in whatever chunks."""
+
+    loss: Tensor
+    """[N] float32, with graph."""
+    metrics: dict[str, Tensor] = field(default_factory=dict)
+    """[N] each, no graph; averaged over views, or the largest taken where the name ends in `_max`."""
+
+
+Row = dict[str, Any]
+"""One item of a task: `prompt` and whatever columns its reward functions read."""

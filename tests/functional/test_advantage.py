@@ -1,0 +1,195 @@
+"""Group baselines: by hand, their invariances, their exact bias, and the stepwise identity."""
+
+from __future__ import annotations
+
+from itertools import product
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from unmask.functional.advantage import constant_group_share, group_advantage, stepwise_return
+
+BASELINES = ("group_mean", "leave_one_out")
+
+
+@st.composite
+def slots(draw: st.DrawFn) -> tuple[Tensor, Tensor, int]:
+    """Rewards [B, K], validity [B, K] and a group size."""
+    groups, size, width = draw(st.integers(1, 3)), draw(st.integers(2, 5)), draw(st.integers(1, 3))
+    count = groups * size * width
+    reward = draw(st.lists(st.floats(-5, 5), min_size=count, max_size=count))
+    is_valid = draw(st.lists(st.booleans(), min_size=count, max_size=count))
+    shape = (groups * size, width)
+    return torch.tensor(reward, dtype=torch.float64).view(shape), torch.tensor(is_valid).view(shape), size
+
+
+def test_both_baselines_by_hand():
+    reward = torch.tensor([1.0, 0.0, 0.0, 3.0, 5.0, 7.0])
+    mean = group_advantage(reward, 3, "group_mean")
+    torch.testing.assert_close(mean, torch.tensor([2 / 3, -1 / 3, -1 / 3, -2.0, 0.0, 2.0]))
+    # 1 - 0, 0 - 1/2, 0 - 1/2; 3 - 6, 5 - 5, 7 - 4
+    left_out = group_advantage(reward, 3, "leave_one_out")
+    torch.testing.assert_close(left_out, torch.tensor([1.0, -0.5, -0.5, -3.0, 0.0, 3.0]))
+
+
+def test_empty_slots_neither_get_nor_give():
+    reward = torch.tensor([[1.0, 4.0], [float("nan"), 2.0], [3.0, 100.0]])
+    is_valid = torch.tensor([[True, True], [False, True], [True, False]])
+    expected = torch.tensor([[-1.0, 1.0], [0.0, -1.0], [1.0, 0.0]])
+    torch.testing.assert_close(group_advantage(reward, 3, "group_mean", is_valid), expected)
+    torch.testing.assert_close(group_advantage(reward, 3, "leave_one_out", is_valid), 2 * expected)
+
+
+@pytest.mark.parametrize("baseline", BASELINES)
+def test_the_only_valid_member_of_a_slot_gets_zero_and_so_does_a_slot_without_any(baseline):
+    reward = torch.tensor([[1.0, 5.0, 2.0], [3.0, 7.0, 4.0]])
+    is_valid = torch.tensor([[True, False, True], [False, False, True]])
+    advantage = group_advantage(reward, 2, baseline, is_valid)
+    assert advantage[:, :2].tolist() == [[0, 0], [0, 0]]
+    assert advantage[0, 2] == -advantage[1, 2] < 0
+
+
+@settings(max_examples=50, deadline=None)
+@given(case=slots(), baseline=st.sampled_from(BASELINES))
+def test_advantages_of_each_group_and_slot_sum_to_zero(case, baseline):
+    reward, is_valid, size = case
+    advantage = group_advantage(reward, size, baseline, is_valid)
+    sums = advantage.view(-1, size, reward.shape[1]).sum(1)
+    torch.testing.assert_close(sums, torch.zeros_like(sums), rtol=0, atol=1e-12)
+    assert (advantage[~is_valid] == 0).all()
+
+
+@settings(max_examples=50, deadline=None)
+@given(case=slots(), baseline=st.sampled_from(BASELINES), constant=st.floats(-5, 5))
+def test_advantages_are_blind_to_an_added_constant(case, baseline, constant):
+    reward, is_valid, size = case
+    advantage = group_advantage(reward, size, baseline, is_valid)
+    moved = group_advantage(reward + constant, size, baseline, is_valid)
+    torch.testing.assert_close(moved, advantage, rtol=0, atol=1e-12)
+
+
+@settings(max_examples=50, deadline=None)
+@given(case=slots(), baseline=st.sampled_from(BASELINES), data=st.data())
+def test_advantages_follow_a_permutation_within_the_group(case, baseline, data):
+    reward, is_valid, size = case
+    order = torch.tensor(data.draw(st.permutations(range(size))))
+    rows = (torch.arange(0, len(reward), size).unsqueeze(-1) + order).flatten()
+    advantage = group_advantage(reward, size, baseline, is_valid)
+    permuted = group_advantage(reward[rows], size, baseline, is_valid[rows])
+    torch.testing.assert_close(permuted, advantage[rows], rtol=0, atol=1e-12)
+
+
+def test_leave_one_out_is_the_group_mean_stretched_by_n_over_n_minus_one():
+    reward = torch.randn(8, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    mean, left_out = (group_advantage(reward, 4, baseline) for baseline in BASELINES)
+    torch.testing.assert_close(left_out, mean * 4 / 3, rtol=1e-12, atol=1e-14)
+
+
+@pytest.mark.parametrize("size", [3, 5, 6, 7])
+@pytest.mark.parametrize("baseline", BASELINES)
+def test_a_constant_group_gets_exactly_zero(size, baseline):
+    reward = torch.full((size,), 0.1)
+    assert (group_advantage(reward, size, baseline) == 0).all()
+
+
+def test_float32_arithmetic_would_leave_noise_in_a_constant_group():
+    assert any((torch.full((size,), 0.1) - torch.full((size,), 0.1).sum() / size).any() for size in (3, 5, 6, 7))
+
+
+def expected_gradient(advantage_of, group_size: int) -> tuple[Tensor, Tensor]:
+    """Exact E[(1/G) Σ_i A_i ∇ log p(a_i)] over all groups of a three-armed bandit, and ∇ J."""
+    logits = torch.tensor([0.3, -0.5, 0.9], dtype=torch.float64, requires_grad=True)
+    reward_of = torch.tensor([1.0, 0.2, -0.7], dtype=torch.float64)
+    logprobs = logits.log_softmax(-1)
+    (true,) = torch.autograd.grad((logprobs.exp() * reward_of).sum(), logits, retain_graph=True)
+    surrogate = torch.zeros((), dtype=torch.float64)
+    for actions in product(range(3), repeat=group_size):
+        chosen = logprobs[list(actions)]
+        advantage = advantage_of(reward_of[list(actions)])
+        surrogate = surrogate + chosen.sum().exp().detach() * (advantage * chosen).mean()
+    (estimate,) = torch.autograd.grad(surrogate, logits)
+    return estimate, true
+
+
+@pytest.mark.parametrize("size", [2, 3, 4])
+def test_leave_one_out_gives_the_whole_gradient_and_the_group_mean_all_but_one_of_g_parts(size):
+    estimate, true = expected_gradient(lambda reward: group_advantage(reward, size, "leave_one_out"), size)
+    torch.testing.assert_close(estimate, true, rtol=0, atol=1e-14)
+    estimate, true = expected_gradient(lambda reward: group_advantage(reward, size, "group_mean"), size)
+    torch.testing.assert_close(estimate, true * (size - 1) / size, rtol=0, atol=1e-14)
+
+
+def test_division_by_the_standard_deviation_would_turn_the_gradient():
+    def divided(reward: Tensor) -> Tensor:
+        return group_advantage(reward, 3, "group_mean") / (reward.std() + 1e-4)
+
+    estimate, true = expected_gradient(divided, 3)
+    assert torch.cosine_similarity(estimate, true, dim=0) < 0.999
+
+
+def test_the_stepwise_return_by_hand():
+    one_step = torch.tensor([[0.0, 1.0, 0.4], [0.5, 0.5, 0.5]])
+    returns = stepwise_return(torch.tensor([1.0, 0.0]), one_step, 0.5)
+    # (1 + 0.5) / 1.5, 1 / 1.5, (1 + 0.3) / 1.5; -0.25 / 1.5
+    torch.testing.assert_close(returns, torch.tensor([[1.0, 2 / 3, 13 / 15], [-1 / 6, -1 / 6, -1 / 6]]))
+    assert stepwise_return(torch.tensor([1.0, 0.0]), one_step, 0.0).tolist() == [[1, 1, 1], [0, 0, 0]]
+
+
+@settings(max_examples=50, deadline=None)
+@given(weight=st.floats(0, 10), seed=st.integers(0, 1000))
+def test_the_stepwise_advantage_is_a_centred_state_value_baseline_of_gain_lambda_over_one_plus_lambda(weight, seed):
+    generator = torch.Generator().manual_seed(seed)
+    reward = torch.rand(6, generator=generator, dtype=torch.float64)
+    value = torch.rand(6, 4, generator=generator, dtype=torch.float64)
+
+    def centred(x: Tensor) -> Tensor:
+        grouped = x.view(2, 3, -1)
+        return (grouped - grouped.mean(1, keepdim=True)).view(6, -1)
+
+    advantage = group_advantage(stepwise_return(reward, value, weight), 3, "group_mean")
+    expected = centred(reward) - weight / (1 + weight) * centred(value)
+    torch.testing.assert_close(advantage, expected, rtol=0, atol=1e-14)
+    # The control: the gain is not λ itself.
+    if weight > 0.1:
+        assert not torch.allclose(advantage, centred(reward) - weight * centred(value), atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("given_dtype", "dtype"),
+    [(torch.bfloat16, torch.float32), (torch.float32, torch.float32), (torch.float64, torch.float64)],
+)
+def test_results_are_float32_or_float64(given_dtype, dtype):
+    reward = torch.tensor([1.0, 0.0], dtype=given_dtype)
+    assert group_advantage(reward, 2, "group_mean").dtype == dtype
+    returns = stepwise_return(reward, reward.unsqueeze(-1), 0.5)
+    assert returns.dtype == dtype
+    torch.testing.assert_close(returns[:, 0].double().tolist(), [2 / 3, 0.0], rtol=1e-6, atol=0)
+
+
+def test_the_share_of_constant_groups_is_counted_by_group():
+    assert constant_group_share(torch.tensor([1.0, 1.0, 1.0, 0.0, 0.5, 0.5]), 2).item() == pytest.approx(2 / 3)
+    assert constant_group_share(torch.tensor([1.0, 1.0, 1.0, 0.0, 0.5, 0.5]), 3).item() == 0.5
+    assert constant_group_share(torch.zeros(4), 2).item() == 1
+    assert constant_group_share(torch.arange(4), 2).item() == 0
+
+
+def test_groups_that_cannot_be_compared_are_refused():
+    with pytest.raises(ValueError, match="a group of 1 has no baseline"):
+        group_advantage(torch.zeros(4), 1, "group_mean")
+    with pytest.raises(ValueError, match="group_size = 3 does not divide the 4 rows"):
+        group_advantage(torch.zeros(4), 3, "group_mean")
+    with pytest.raises(ValueError, match="group_size = 0 does not divide"):
+        group_advantage(torch.zeros(4), 0, "group_mean")
+    with pytest.raises(ValueError, match='unknown baseline "mean"'):
+        group_advantage(torch.zeros(4), 2, "mean")
+    with pytest.raises(ValueError, match=r"\(4,\), \(4, 2\)"):
+        group_advantage(torch.zeros(4, 2), 2, "group_mean", torch.ones(4, dtype=torch.bool))
+    with pytest.raises(ValueError, match="group_size = 3 does not divide"):
+        constant_group_share(torch.zeros(4), 3)
+    with pytest.raises(ValueError, match="got -0.5"):
+        stepwise_return(torch.zeros(2), torch.zeros(2, 1), -0.5)
+    with pytest.raises(ValueError, match=r"\(2,\), \(3, 1\)"):
+        stepwise_return(torch.zeros(2), torch.zeros(3, 1), 0.5)

@@ -1,0 +1,94 @@
+"""Plans: every mask is committed exactly once, and the learning rate goes where it is sent."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from unmask.functional.schedule import learning_rate_factor, tokens_per_step
+
+
+@settings(max_examples=50, deadline=None)
+@given(masked=st.lists(st.integers(0, 512), min_size=1, max_size=4), steps=st.integers(1, 256))
+def test_every_mask_is_committed_exactly_once_as_evenly_as_can_be_and_larger_shares_come_first(masked, steps):
+    plan = tokens_per_step(torch.tensor(masked), steps)
+    assert plan.shape == (len(masked), steps)
+    assert plan.dtype == torch.int64
+    for row, total in zip(plan.tolist(), masked, strict=True):
+        assert sum(row) == total
+        assert max(row) - min(row) <= 1
+        assert row == sorted(row, reverse=True)
+
+
+def test_the_plan_by_hand():
+    assert tokens_per_step(torch.tensor([7, 2, 0], dtype=torch.int32), 4).tolist() == [
+        [2, 2, 2, 1],
+        [1, 1, 0, 0],
+        [0, 0, 0, 0],
+    ]
+    with pytest.raises(ValueError, match="got 0"):
+        tokens_per_step(torch.tensor([4]), 0)
+
+
+@pytest.mark.parametrize(
+    ("kind", "floor", "factors"),
+    [
+        ("constant", 0.1, [0.25, 0.5, 0.75, 1.0, 1.0, 1.0, 1.0, 1.0]),
+        ("linear", 0.2, [0.25, 0.5, 0.75, 1.0, 0.8, 0.6, 0.4, 0.2]),
+        ("linear", 0.0, [0.25, 0.5, 0.75, 1.0, 0.75, 0.5, 0.25, 0.0]),
+        # 0.2 + 0.8 (1 + cos(π p)) / 2 at p = 1/4, 1/2, 3/4, 1
+        ("cosine", 0.2, [0.25, 0.5, 0.75, 1.0, 0.6 + 0.4 * 0.5**0.5, 0.6, 0.6 - 0.4 * 0.5**0.5, 0.2]),
+    ],
+)
+def test_the_learning_rate_by_hand(kind, floor, factors):
+    assert [learning_rate_factor(k, 8, 4, kind, floor) for k in range(8)] == pytest.approx(factors, abs=1e-12)
+
+
+def test_without_warm_up_the_run_starts_at_the_peak():
+    assert [learning_rate_factor(k, 5, 0, "linear", 0.0) for k in range(5)] == pytest.approx([1, 0.75, 0.5, 0.25, 0])
+    assert learning_rate_factor(0, 1, 0, "cosine", 0.1) == 1
+
+
+def test_a_warm_up_longer_than_the_run_just_ends():
+    assert [learning_rate_factor(k, 3, 10, "cosine", 0.1) for k in range(3)] == pytest.approx([0.1, 0.2, 0.3])
+
+
+def test_steps_after_the_last_keep_its_value():
+    assert learning_rate_factor(99, 5, 2, "linear", 0.3) == pytest.approx(0.3)
+
+
+@settings(max_examples=50, deadline=None)
+@given(
+    kind=st.sampled_from(["constant", "linear", "cosine"]),
+    num_steps=st.integers(1, 60),
+    warmup=st.integers(0, 60),
+    floor=st.floats(0.01, 1),
+)
+def test_the_learning_rate_rises_to_the_peak_and_never_rises_again(kind, num_steps, warmup, floor):
+    factors = [learning_rate_factor(k, num_steps, warmup, kind, floor) for k in range(num_steps)]
+    peak = max(range(num_steps), key=factors.__getitem__)
+    assert all(0 < f <= 1 + 1e-12 for f in factors)
+    assert all(a < b for a, b in zip(factors[:peak], factors[1 : peak + 1], strict=True))
+    assert all(b <= a + 1e-12 for a, b in zip(factors[peak:], factors[peak + 1 :], strict=False))
+    if num_steps > max(warmup, 1):
+        assert math.isclose(factors[peak], 1)
+        assert math.isclose(factors[-1], 1 if kind == "constant" else floor)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ((0, 10, 0, "exponential", 0.1), 'unknown kind "exponential"'),
+        ((-1, 10, 0, "linear", 0.1), "step = -1"),
+        ((0, 0, 0, "linear", 0.1), "num_steps = 0"),
+        ((0, 10, -2, "linear", 0.1), "warmup_steps = -2"),
+        ((0, 10, 0, "linear", 1.5), "floor = 1.5"),
+    ],
+)
+def test_values_out_of_range_are_refused(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        learning_rate_factor(*arguments)

@@ -1,0 +1,171 @@
+"""The clipped loss and the KL terms: by hand, by enumeration, and at the ends of the number range."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from unmask.functional.surrogate import clipped_surrogate, exact_kl, kl_k3
+
+INF = float("inf")
+
+
+@pytest.mark.parametrize(
+    ("ratio", "advantage", "loss", "is_clipped"),
+    [
+        (1.0, 2.0, -2.0, False),
+        (1.4, 2.0, -2.8, False),  # below 1 + 0.5
+        (1.6, 2.0, -3.0, True),
+        (0.5, 2.0, -1.0, False),  # the pessimistic side is not clipped
+        (0.9, -2.0, 1.8, False),
+        (0.7, -2.0, 1.6, True),  # below 1 - 0.2
+        (3.0, -2.0, 6.0, False),
+        (3.0, 0.0, 0.0, False),
+    ],
+)
+def test_the_clipped_loss_and_its_gradient_by_hand(ratio, advantage, loss, is_clipped):
+    log_ratio = torch.tensor(ratio, dtype=torch.float64).log().requires_grad_()
+    value, clipped = clipped_surrogate(log_ratio, torch.tensor(advantage, dtype=torch.float64), 0.2, 0.5)
+    assert value.item() == pytest.approx(loss, abs=1e-12)
+    assert clipped.item() is is_clipped
+    value.backward()
+    assert log_ratio.grad.item() == pytest.approx(0.0 if is_clipped else -ratio * advantage, abs=1e-12)
+
+
+@settings(max_examples=50, deadline=None)
+@given(
+    log_ratio=st.floats(-3, 3),
+    advantage=st.floats(-3, 3),
+    epsilon=st.floats(0, 0.9),
+    epsilon_high=st.floats(0, 2),
+)
+def test_the_loss_is_the_formula_of_the_paper(log_ratio, advantage, epsilon, epsilon_high):
+    loss, _ = clipped_surrogate(
+        torch.tensor(log_ratio, dtype=torch.float64), torch.tensor(advantage), epsilon, epsilon_high
+    )
+    rho, a = math.exp(log_ratio), torch.tensor(advantage).item()
+    assert loss.item() == pytest.approx(-min(rho * a, min(max(rho, 1 - epsilon), 1 + epsilon_high) * a), abs=1e-9)
+
+
+@settings(max_examples=50, deadline=None)
+@given(advantage=st.lists(st.floats(-3, 3), min_size=3, max_size=3), epsilon=st.floats(0, 1))
+def test_at_ratio_one_the_gradient_is_the_plain_policy_gradient(advantage, epsilon):
+    weights = torch.tensor(advantage, dtype=torch.float64)
+    logits = torch.tensor([0.2, -1.0, 0.5], dtype=torch.float64, requires_grad=True)
+    new = logits.log_softmax(-1)
+    loss, is_clipped = clipped_surrogate(new - new.detach(), weights, epsilon, 0.5)
+    (surrogate_gradient,) = torch.autograd.grad(loss.sum(), logits, retain_graph=True)
+    (policy_gradient,) = torch.autograd.grad(-(weights * new).sum(), logits)
+    torch.testing.assert_close(surrogate_gradient, policy_gradient, rtol=0, atol=1e-12)
+    assert not is_clipped.any()
+
+
+def test_away_from_ratio_one_the_gradient_is_another():
+    new = torch.tensor([-1.0, -1.0], dtype=torch.float64, requires_grad=True)
+    clipped_surrogate(new + 1.1, torch.ones(2), 0.2, 0.5)[0].sum().backward()
+    assert (new.grad + 1).abs().min() > 0.1
+
+
+def test_a_ratio_that_overflows_is_clipped_with_gradient_zero_and_not_nan():
+    log_ratio = torch.tensor([1000.0, -1000.0], requires_grad=True)
+    loss, is_clipped = clipped_surrogate(log_ratio, torch.tensor([1.0, -1.0]), 0.2, 0.5)
+    loss.sum().backward()
+    torch.testing.assert_close(loss.detach(), torch.tensor([-1.5, 0.8]))
+    assert is_clipped.all()
+    assert log_ratio.grad.tolist() == [0, 0]
+
+
+def test_an_epsilon_above_one_leaves_no_lower_bound_and_negative_ones_are_refused():
+    loss, is_clipped = clipped_surrogate(torch.tensor([-5.0]), torch.tensor([-1.0]), 1.5, 0.5)
+    assert loss.item() == pytest.approx(math.exp(-5))
+    assert not is_clipped.any()
+    with pytest.raises(ValueError, match="epsilon = -0.1"):
+        clipped_surrogate(torch.zeros(1), torch.zeros(1), -0.1, 0.5)
+    with pytest.raises(ValueError, match="epsilon_high = -1"):
+        clipped_surrogate(torch.zeros(1), torch.zeros(1), 0.2, -1)
+
+
+@settings(max_examples=50, deadline=None)
+@given(new=st.floats(-20, 0), reference=st.floats(-20, 0))
+def test_k3_is_never_negative_and_zero_only_where_the_policies_agree(new, reference):
+    k3 = kl_k3(torch.tensor(new, dtype=torch.float64), torch.tensor(reference, dtype=torch.float64)).item()
+    d = reference - new
+    assert k3 == pytest.approx(math.expm1(d) - d, rel=1e-9, abs=1e-15)
+    assert k3 >= 0
+    if abs(d) > 1e-6:
+        assert k3 > 0
+    assert kl_k3(torch.tensor(new), torch.tensor(new)).item() == 0
+
+
+def test_k3_of_nearly_equal_policies_keeps_its_digits_in_float32():
+    # About d²/2 = 5e-7, while exp(d) is rounded by up to 6e-8.
+    d = torch.tensor(1e-3)
+    expected = math.expm1(d.item()) - d.item()
+    assert kl_k3(torch.zeros(()), d).item() == pytest.approx(expected, rel=1e-3)
+    assert (d.exp() - d - 1).item() != pytest.approx(expected, rel=1e-3)
+
+
+NEW = torch.tensor([0.5, 0.3, 0.2], dtype=torch.float64)
+REFERENCE = torch.tensor([0.2, 0.2, 0.6], dtype=torch.float64)
+
+
+def test_the_mean_of_k3_under_the_new_policy_is_the_exact_kl():
+    k3 = kl_k3(NEW.log(), REFERENCE.log())
+    kl = exact_kl(NEW.log(), REFERENCE.log())
+    assert (NEW * k3).sum().item() == pytest.approx(kl.item(), abs=1e-14)
+    # The control: under the other policy it is not.
+    assert abs((REFERENCE * k3).sum().item() - kl.item()) > 0.05
+
+
+def test_the_gradient_of_k3_is_that_of_the_reverse_kl():
+    logits = NEW.log().requires_grad_()
+    new = logits.log_softmax(-1)
+    (estimate,) = torch.autograd.grad((NEW * kl_k3(new, REFERENCE.log())).sum(), logits, retain_graph=True)
+    (reverse,) = torch.autograd.grad(exact_kl(REFERENCE.log(), new), logits, retain_graph=True)
+    (forward,) = torch.autograd.grad(exact_kl(new, REFERENCE.log()), logits)
+    torch.testing.assert_close(estimate, reverse, rtol=0, atol=1e-14)
+    assert (estimate - forward).abs().max() > 0.01
+
+
+def test_the_exact_kl_is_a_sum_over_the_vocabulary_worked_out_by_hand():
+    expected = 0.5 * math.log(2.5) + 0.3 * math.log(1.5) + 0.2 * math.log(1 / 3)
+    rows = exact_kl(torch.stack([NEW, REFERENCE]).log(), torch.stack([REFERENCE, REFERENCE]).log())
+    torch.testing.assert_close(rows, torch.tensor([expected, 0.0], dtype=torch.float64), rtol=0, atol=1e-14)
+
+
+def test_the_exact_kl_is_finite_with_finite_gradient_where_the_new_policy_rules_tokens_out():
+    logits = torch.tensor([0.0, -INF, -INF, 1.0], dtype=torch.float64, requires_grad=True)
+    reference = torch.tensor([0.25, 0.25, 0.0, 0.5], dtype=torch.float64).log()
+    kl = exact_kl(logits.log_softmax(-1), reference)
+    p = torch.tensor([1 / (1 + math.e), math.e / (1 + math.e)], dtype=torch.float64)
+    ratio = p.log() - torch.tensor([0.25, 0.5], dtype=torch.float64).log()
+    assert kl.item() == pytest.approx((p * ratio).sum().item(), abs=1e-14)
+    kl.backward()
+    # dKL/dℓ_v = p_v (log p_v / q_v - KL)
+    torch.testing.assert_close(logits.grad[[0, 3]], p * (ratio - kl.detach()), rtol=0, atol=1e-14)
+    assert logits.grad[[1, 2]].tolist() == [0, 0]
+
+
+def test_the_exact_kl_is_infinite_where_the_reference_rules_out_what_the_new_policy_allows():
+    assert exact_kl(torch.tensor([0.5, 0.5]).log(), torch.tensor([0.0, 1.0]).log()).item() == INF
+
+
+@pytest.mark.parametrize(
+    ("given_dtype", "dtype"),
+    [(torch.bfloat16, torch.float32), (torch.float32, torch.float32), (torch.float64, torch.float64)],
+)
+def test_results_are_float32_or_float64(given_dtype, dtype):
+    x = torch.tensor([-1.0, -2.0], dtype=given_dtype)
+    loss, _ = clipped_surrogate(x - x, torch.ones(2, dtype=given_dtype), 0.2, 0.5)
+    assert loss.dtype == kl_k3(x, x - 1).dtype == exact_kl(x, x - 1).dtype == dtype
+    assert loss.tolist() == [-1, -1]
+    torch.testing.assert_close(kl_k3(x, x - 1).double().tolist(), [math.exp(-1)] * 2, rtol=1e-6, atol=0)
+
+
+def test_the_exact_kl_refuses_shapes_that_disagree():
+    with pytest.raises(ValueError, match=r"\(2, 3\), \(3,\)"):
+        exact_kl(torch.zeros(2, 3), torch.zeros(3))
