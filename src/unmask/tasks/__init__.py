@@ -1,0 +1,13 @@
+"""Tasks with checkable rewards: one file each, and a plain table of them."""
+
+from __future__ import annotations
+
+from unmask.tasks.arithmetic import Arithmetic
+from unmask.tasks.base import RewardFunc, Split, Task
+from unmask.tasks.countdown import Countdown
+from unmask.tasks.sudoku import Sudoku
+
+TASKS: dict[str, type[Task]] = {"arithmetic": Arithmetic, "countdown": Countdown, "sudoku": Sudoku}
+"""Every task by the name that `task.type` takes in a recipe."""
+
+__all__ = ["TASKS", "Arithmetic", "Countdown", "RewardFunc", "Split", "Sudoku", "Task"]

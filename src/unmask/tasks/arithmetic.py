@@ -1,0 +1,107 @@
+"""Arithmetic with written working: add and subtract in a row, noting every running result.
+
+The task and its reward are our own, from no paper: 1.0 if the last number of the answer is the result, otherwise a
+tenth of the share of intermediate results that are right, so that sound working beats a wrong guess but never a right
+result.
+"""
+
+from __future__ import annotations
+
+import random
+from itertools import accumulate
+from typing import TYPE_CHECKING, ClassVar, Literal, Self
+
+from pydantic import Field, model_validator
+
+from unmask.tasks.answers import numbers_in
+from unmask.tasks.base import NumbersTask
+
+if TYPE_CHECKING:
+    from unmask.records import Row
+
+WORKING = 0.1
+"""Reward of a wrong result after working that is right throughout."""
+GUESS = 4
+"""How far a sloppy guess may be from the result."""
+
+
+class Arithmetic(NumbersTask):
+    """Sums such as 3+4-9. Splits share no multiset of operands.
+
+    Bare prompt: "3+4-9="; completion: the running results after each operator, separated by commas, signed and
+    zero-padded to one width so that every digit has its place; the last is the answer: "+07,-02".
+    """
+
+    type: Literal["arithmetic"] = "arithmetic"
+    num_operands: int = Field(3, ge=2, le=6)
+    """Operands of a sum; one fewer results are written. With 2 none is intermediate: a wrong answer earns 0."""
+    max_operand: int = Field(9, ge=1, le=99)
+    """Operands are drawn from 1 to this."""
+
+    reward_columns: ClassVar[tuple[str, ...]] = ("running",)
+
+    @model_validator(mode="after")
+    def _check_options(self) -> Self:
+        self.require_every_split()
+        return self
+
+    @property
+    def completion_length(self) -> int:
+        """Of every completion: the results with their signs and commas. All are equally long, so none needs an EOS."""
+        num_results = self.num_operands - 1
+        return num_results * (1 + self._num_digits) + (num_results - 1)
+
+    @property
+    def alphabet(self) -> str:
+        return "+,-0123456789=x"
+
+    def draw_numbers(self, rng: random.Random) -> list[int]:
+        return [rng.randint(1, self.max_operand) for _ in range(self.num_operands)]
+
+    def build(self, numbers: list[int], rng: random.Random) -> Row:
+        signed = [numbers[0], *(rng.choice((-1, 1)) * number for number in numbers[1:])]
+        running = list(accumulate(signed))[1:]
+        expression = "".join(f"{number:+d}" for number in signed).removeprefix("+")
+        return {
+            "prompt": self._prompt(f"{expression}=", _instruction(expression)),
+            "answer": ",".join(map(self._padded, running)),
+            "numbers": numbers,
+            "running": running,
+        }
+
+    def demonstration(self, row: Row, rng: random.Random, sloppy: bool) -> str:
+        """The running results; or, sloppy, x in place of the working and a guess within 4 of the result."""
+        if not sloppy:
+            return str(row["answer"])
+        *working, result = row["running"]
+        guess = result + rng.randint(-GUESS, GUESS)
+        return ",".join(["x" * (1 + self._num_digits) for _ in working] + [self._padded(guess)])
+
+    def score(self, answer: str, row: Row) -> float:
+        """1.0 if the last number is the result, else 0.1 times the share of intermediate results in their places."""
+        if self.is_right(answer, row):
+            return 1.0
+        *working, _ = row["running"]
+        right = sum(a == b for a, b in zip(numbers_in(answer)[:-1], working, strict=False))
+        return WORKING * right / len(working) if working else 0.0
+
+    def is_right(self, answer: str, row: Row) -> bool:
+        """Whether the last number is the result; the working before it is not looked at."""
+        return bool(numbers_in(answer)[-1:] == row["running"][-1:])
+
+    @property
+    def _num_digits(self) -> int:
+        """Digits that the largest result or guess takes."""
+        return len(str(self.num_operands * self.max_operand + GUESS))
+
+    def _padded(self, number: int) -> str:
+        return f"{number:+0{1 + self._num_digits}d}"
+
+
+def _instruction(expression: str) -> str:
+    return (
+        "Work out a sum from left to right and note the running result after each step.\n\n"
+        f"Sum: {expression}\n\n"
+        "Write all running results in order, separated by commas, so that the last one is the result of the whole sum, "
+        "between <answer> and </answer>."
+    )

@@ -1,0 +1,111 @@
+"""Countdown: reach a target from a few numbers, each used once, with + - * /.
+
+Reward as in arXiv:2603.12554's release: 1.0 for a right expression, 0.1 for an answer that is there but wrong, invalid
+or without a value, 0 for none. Unlike the release, `**` and `//` are not legal and nothing is passed to `eval`.
+"""
+
+from __future__ import annotations
+
+import random
+from fractions import Fraction
+from typing import TYPE_CHECKING, ClassVar, Literal, Self
+
+from pydantic import Field, model_validator
+
+from unmask.tasks.base import NumbersTask
+from unmask.tasks.expressions import ExpressionError, evaluate, random_expression
+
+if TYPE_CHECKING:
+    from unmask.records import Row
+
+TOLERANCE = Fraction(1, 100_000)
+"""On |value - target|, as released. Values are exact, and with numbers up to 99 none that differs is so close."""
+WRONG = 0.1
+"""Reward of an answer that is there but not right."""
+
+
+class Countdown(NumbersTask):
+    """Three or four numbers and a target that some expression over them reaches. Splits share no multiset of numbers.
+
+    Bare prompt: "2,3,6:18="; completion: an expression such as "(6+3)*2", without spaces.
+    """
+
+    type: Literal["countdown"] = "countdown"
+    num_numbers: int = Field(3, ge=3, le=4)
+    """Numbers of an item."""
+    max_number: int = Field(6, ge=1, le=99)
+    """Numbers are drawn from 1 to this, with replacement. A model of 0.2M parameters can learn the default."""
+    min_target: int = Field(1, ge=1)
+    """Smallest target."""
+    max_target: int = Field(99, ge=1)
+    """Largest target."""
+
+    reward_columns: ClassVar[tuple[str, ...]] = ("numbers", "target")
+
+    @model_validator(mode="after")
+    def _check_options(self) -> Self:
+        if self.min_target > self.max_target:
+            raise ValueError(
+                f"min_target = {self.min_target} is more than max_target = {self.max_target}. "
+                f"Set min_target to {self.max_target} or less."
+            )
+        self.require_every_split()
+        return self
+
+    @property
+    def completion_length(self) -> int:
+        """Of the longest expression without superfluous brackets, and one more: they vary, so each ends with an EOS.
+
+        n numbers, n - 1 operators and n - 2 pairs of brackets: 8 for three digits, 12 for four.
+        """
+        n = self.num_numbers
+        return n * len(str(self.max_number)) + (n - 1) + 2 * (n - 2) + 1
+
+    @property
+    def alphabet(self) -> str:
+        return "()*+,-/0123456789:="
+
+    def draw_numbers(self, rng: random.Random) -> list[int]:
+        return [rng.randint(1, self.max_number) for _ in range(self.num_numbers)]
+
+    def build(self, numbers: list[int], rng: random.Random) -> Row | None:
+        """An item whose target is the value of a random expression, so it can be solved; None if that is no target."""
+        expression, target = random_expression(numbers, rng)
+        if target is None or target.denominator != 1 or not self.min_target <= target <= self.max_target:
+            return None
+        listed = ",".join(map(str, numbers))
+        return {
+            "prompt": self._prompt(f"{listed}:{target}=", _instruction(numbers, int(target))),
+            "answer": expression,
+            "numbers": numbers,
+            "target": int(target),
+        }
+
+    def demonstration(self, row: Row, rng: random.Random, sloppy: bool) -> str:
+        """The row's own expression, itself a random right one; or, sloppy, any expression over the right numbers."""
+        return random_expression(row["numbers"], rng)[0] if sloppy else str(row["answer"])
+
+    def score(self, answer: str, row: Row) -> float:
+        """1.0 if right, 0.1 if not."""
+        return 1.0 if self.is_right(answer, row) else WRONG
+
+    def is_right(self, answer: str, row: Row) -> bool:
+        """Whether the expression uses each number exactly once and has the target as its value."""
+        try:
+            expression = evaluate(answer)
+        except ExpressionError:
+            return False
+        uses_each_once = sorted(expression.numbers) == sorted(row["numbers"])
+        return uses_each_once and abs(expression.value - row["target"]) < TOLERANCE
+
+
+def _instruction(numbers: list[int], target: int) -> str:
+    return (
+        "Write an arithmetic expression with a given value. Use every number of the list exactly once, in any order, "
+        "joined by +, -, * and / with brackets where you need them; use no other number and no other operation.\n\n"
+        "For example, from the numbers 2, 3, 5 the target 16 is reached by (3 + 5) * 2, so the reply ends with "
+        "<answer>(3 + 5) * 2</answer>.\n\n"
+        f"Numbers: {', '.join(map(str, numbers))}\nTarget: {target}\n\n"
+        "Think as long as you need, then write the expression alone, without an equals sign, between <answer> and "
+        "</answer>."
+    )

@@ -1,0 +1,187 @@
+"""Sudoku 4x4: fill the blanks of a grid so that each row, column and 2x2 box holds 1 to 4.
+
+Reward as in arXiv:2603.12554's release: the share of the originally blank cells that are right. There are only 288
+grids, so a split by puzzle leaks every answer (the release's 500 test puzzles have 229 solutions); ours is by solution.
+"""
+
+from __future__ import annotations
+
+import random
+from functools import lru_cache
+from typing import TYPE_CHECKING, ClassVar, Literal, Self
+
+from pydantic import Field, model_validator
+
+from unmask.tasks.answers import first_digits
+from unmask.tasks.base import Split, Task, stable_hash
+
+if TYPE_CHECKING:
+    from unmask.records import Row
+
+CELLS = 16
+NUM_TEST, NUM_VALIDATION = 88, 24
+"""Grids of the test and validation splits, out of 288; 176 are left to train on."""
+
+
+class Sudoku(Task):
+    """4x4 Sudoku with a unique solution. Splits share no solved grid.
+
+    Bare prompt: the 16 cells row by row, 0 for a blank, then "="; completion: the 16 digits of the solution.
+
+    An answer is read as its digits, in order. The release pads them with zeros or cuts them to 16; here the cells that
+    are there are scored by position, which comes to the same: missing cells are wrong and digits beyond the 16th earn
+    nothing. But an answer of more or fewer than 16 digits is never `solved`.
+    """
+
+    type: Literal["sudoku"] = "sudoku"
+    min_blanks: int = Field(7, ge=1, le=12)
+    """Fewest blank cells of a puzzle. The default range has the mean of the papers' puzzles: half the cells."""
+    max_blanks: int = Field(9, ge=1, le=12)
+    """Most blank cells; each number in the range is equally likely. Fewer than 4 clues never have one solution."""
+    sparse: bool = False
+    """Reward 1 for a solved grid and 0 for any other, in place of the share of cells."""
+
+    reward_columns: ClassVar[tuple[str, ...]] = ("puzzle", "answer")
+
+    @model_validator(mode="after")
+    def _check_blanks(self) -> Self:
+        if self.min_blanks > self.max_blanks:
+            raise ValueError(
+                f"min_blanks = {self.min_blanks} is more than max_blanks = {self.max_blanks}. "
+                f"Set min_blanks to {self.max_blanks} or less."
+            )
+        return self
+
+    @property
+    def completion_length(self) -> int:
+        """16: every completion has one character for each cell, so none needs an EOS."""
+        return CELLS
+
+    @property
+    def alphabet(self) -> str:
+        return "01234="
+
+    def row(self, split: Split, index: int, seed: int) -> Row:
+        rng = self._rng(split, index, seed)
+        solution = rng.choice(split_grids()[split])
+        num_blanks = rng.randint(self.min_blanks, self.max_blanks)
+        while True:  # ends: every grid has unique puzzles of every allowed number of blanks
+            blanks = set(rng.sample(range(CELLS), num_blanks))
+            puzzle = "".join("0" if i in blanks else solution[i] for i in range(CELLS))
+            if is_unique(puzzle):
+                break
+        return {"prompt": self._prompt(f"{puzzle}=", _instruction(puzzle)), "answer": solution, "puzzle": puzzle}
+
+    def demonstration(self, row: Row, rng: random.Random, sloppy: bool) -> str:
+        """The solution; or, sloppy, each blank filled with a digit that the clues of its row lack."""
+        if not sloppy:
+            return str(row["answer"])
+        puzzle: str = row["puzzle"]
+        filled = []
+        for i, clue in enumerate(puzzle):
+            start = i - i % 4
+            absent = [digit for digit in "1234" if digit not in puzzle[start : start + 4]]
+            filled.append(rng.choice(absent) if clue == "0" else clue)
+        return "".join(filled)
+
+    def score(self, answer: str, row: Row) -> float:
+        """Share of the blank cells that are right, by position; with `sparse`, whether all of the grid is."""
+        if self.sparse:
+            return float(self.is_right(answer, row))
+        digits = first_digits(answer, CELLS).ljust(CELLS)
+        blanks = [i for i, clue in enumerate(row["puzzle"]) if clue == "0"]
+        solution: str = row["answer"]
+        return sum(digits[i] == solution[i] for i in blanks) / len(blanks)
+
+    def is_right(self, answer: str, row: Row) -> bool:
+        """Whether the answer's digits are the 16 of the solution, clues included."""
+        return first_digits(answer, CELLS + 1) == str(row["answer"])
+
+
+@lru_cache(maxsize=1)
+def all_grids() -> tuple[str, ...]:
+    """The 288 solved 4x4 grids, row by row, in the order of their stable hash.
+
+    Returns:
+        16 digits each.
+
+    Example:
+        >>> len(all_grids()), all_grids()[0]
+        (288, '1243341221344321')
+    """
+    partial = [""]
+    for cell in range(CELLS):
+        peers = _PEERS[cell]
+        partial = [g + d for g in partial for d in "1234" if all(g[p] != d for p in peers)]
+    return tuple(sorted(partial, key=lambda grid: stable_hash(f"sudoku:{grid}")))
+
+
+@lru_cache(maxsize=1)
+def split_grids() -> dict[Split, tuple[str, ...]]:
+    """The solved grids of each split: in the order of `all_grids`, 88 for test, 24 for validation, 176 for train.
+
+    Returns:
+        Disjoint tuples that together are all grids.
+
+    Example:
+        >>> {split: len(grids) for split, grids in split_grids().items()}
+        {'test': 88, 'validation': 24, 'train': 176}
+    """
+    grids, end = all_grids(), NUM_TEST + NUM_VALIDATION
+    return {"test": grids[:NUM_TEST], "validation": grids[NUM_TEST:end], "train": grids[end:]}
+
+
+def is_unique(puzzle: str) -> bool:
+    """Whether exactly one solved grid agrees with a puzzle's clues.
+
+    Args:
+        puzzle: 16 characters, 0 for a blank.
+
+    Returns:
+        False for no solution as well as for several.
+
+    Example:
+        >>> is_unique("1234341221434321"), is_unique("1000000000000000")
+        (True, False)
+    """
+    holders = _holders()
+    agreeing = (1 << len(all_grids())) - 1
+    for cell, clue in enumerate(puzzle):
+        if clue != "0":
+            agreeing &= holders[cell, clue]
+    return agreeing != 0 and agreeing & (agreeing - 1) == 0
+
+
+@lru_cache(maxsize=1)
+def _holders() -> dict[tuple[int, str], int]:
+    """The set of grids, one bit each, that hold a digit in a cell."""
+    grids = all_grids()
+    return {
+        (cell, digit): sum(1 << i for i, grid in enumerate(grids) if grid[cell] == digit)
+        for cell in range(CELLS)
+        for digit in "1234"
+    }
+
+
+def _earlier_peers(cell: int) -> list[int]:
+    """Cells before this one that share its row, column or box."""
+
+    def units(i: int) -> tuple[int, int, int]:
+        row, column = divmod(i, 4)
+        return row, column, row // 2 * 2 + column // 2
+
+    return [p for p in range(cell) if any(a == b for a, b in zip(units(p), units(cell), strict=True))]
+
+
+_PEERS = [_earlier_peers(cell) for cell in range(CELLS)]
+
+
+def _instruction(puzzle: str) -> str:
+    return (
+        "Solve this 4x4 Sudoku. It is written as 16 characters, row by row from the top left, with 0 for an empty "
+        "cell. Put a digit from 1 to 4 into every empty cell so that no digit occurs twice in a row, in a column or in "
+        "one of the four 2x2 boxes. The digits that are given must stay where they are.\n\n"
+        f"Puzzle: {puzzle}\n\n"
+        "Think as long as you need, then write the 16 digits of the solved grid, in the same order, between <answer> "
+        "and </answer>."
+    )

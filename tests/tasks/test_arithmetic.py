@@ -1,0 +1,102 @@
+"""Arithmetic: the written working, partial credit, and the split by operands."""
+
+from __future__ import annotations
+
+import itertools
+import random
+from collections import Counter
+
+import pytest
+from pydantic import ValidationError
+
+from unmask.tasks import Arithmetic
+from unmask.tasks.expressions import evaluate
+
+ROW = {"prompt": "3+4-9+5=", "answer": "+07,-02,+03", "numbers": [3, 4, 9, 5], "running": [7, -2, 3]}
+
+
+@pytest.mark.parametrize(
+    "options", [{"num_operands": 1}, {"num_operands": 7}, {"max_operand": 0}, {"max_operand": 100}, {"max_operand": 1}]
+)
+def test_bad_options_are_refused(options: dict[str, int]) -> None:
+    with pytest.raises(ValidationError):
+        Arithmetic.model_validate(options)
+
+
+def test_the_split_by_operands_never_changes() -> None:
+    task = Arithmetic()
+    split_of = {m: task.split_of(m) for m in itertools.combinations_with_replacement(range(1, 10), 3)}
+    assert Counter(split_of.values()) == {"train": 120, "validation": 20, "test": 25}
+    assert [m for m, split in split_of.items() if split == "validation"][:4] == [
+        (1, 1, 5),
+        (1, 2, 7),
+        (1, 3, 3),
+        (1, 5, 6),
+    ]
+
+
+def test_the_first_items_never_change() -> None:
+    assert [row["prompt"] for row in Arithmetic().rows("train", 3)] == ["5-1+9=", "2+6+5=", "4+9-8="]
+
+
+@pytest.mark.parametrize("task", [Arithmetic(), Arithmetic(num_operands=6, max_operand=99)], ids=repr)
+def test_the_running_results_are_those_of_every_prefix_of_the_sum(task: Arithmetic) -> None:
+    for row in task.rows("test", 50):
+        expression = row["prompt"].removesuffix("=")
+        ends = [i for i, c in enumerate(expression) if c in "+-"][1:] + [len(expression)]
+        assert [evaluate(expression[:end]).value for end in ends] == row["running"]
+        assert [int(text) for text in row["answer"].split(",")] == row["running"]
+
+
+def test_results_are_signed_and_padded_to_one_width() -> None:
+    task = Arithmetic(num_operands=4)
+    row = task.build([3, 4, 9, 5], random.Random(0))
+    assert {len(text) for text in row["answer"].split(",")} == {3}
+    assert all(text[0] in "+-" for text in row["answer"].split(","))
+    assert task.completion_length == len("+07,-02,+03")
+
+
+def test_the_last_number_decides_whatever_the_working_and_the_padding() -> None:
+    task = Arithmetic(num_operands=4)
+    for text in ("+07,-02,+03", "3", "+3", "3.0", "03", "xxx,xxx,+03", "1,1,3", "7, -2, so 3."):
+        assert task.score(text, ROW) == 1.0, text
+        assert task.solved(text, ROW)
+
+
+def test_a_wrong_result_earns_a_tenth_of_the_share_of_right_working() -> None:
+    task = Arithmetic(num_operands=4)
+    assert task.score("+07,-02,+04", ROW) == pytest.approx(0.1)
+    assert task.score("+07,-03,+04", ROW) == pytest.approx(0.05)
+    assert task.score("-02,+07,+04", ROW) == 0.0
+    # The last number is the result that was given, never working.
+    assert task.score("+07,-02", ROW) == pytest.approx(0.05)
+    assert task.score("+07", ROW) == 0.0
+    assert task.score("xxx,xxx,+04", ROW) == 0.0
+    assert not task.solved("+07,-02,+04", ROW)
+
+
+def test_without_intermediate_results_a_wrong_answer_earns_nothing() -> None:
+    assert Arithmetic(num_operands=2).score("+08", {"running": [7]}) == 0.0
+
+
+@pytest.mark.parametrize("task", [Arithmetic(), Arithmetic(num_operands=4, max_operand=24)], ids=repr)
+def test_a_sloppy_demonstration_skips_the_working_and_guesses_within_4(task: Arithmetic) -> None:
+    rng = random.Random(0)
+    errors: Counter[int] = Counter()
+    for row in task.rows("train", 900):
+        *working, guess = task.demonstration(row, rng, sloppy=True).split(",")
+        assert set("".join(working)) == {"x"}
+        errors[int(guess) - row["running"][-1]] += 1
+    assert set(errors) == set(range(-4, 5))
+
+
+def test_a_guess_beyond_the_largest_result_keeps_the_width() -> None:
+    # The largest result is 96 and a guess may be 100: three digits.
+    task = Arithmetic(num_operands=4, max_operand=24)
+    assert task.completion_length == len("+000,+000,+000")
+
+
+def test_a_tagged_answer_needs_no_padding() -> None:
+    task = Arithmetic(num_operands=4, format="tagged")
+    assert task.solved("3+4 is 7 ...\n<answer>7, -2, 3</answer>", ROW)
+    assert not task.solved("7, -2, 3", ROW)

@@ -1,0 +1,160 @@
+"""Countdown: options, the split by numbers, targets, and what counts as a right expression."""
+
+from __future__ import annotations
+
+import itertools
+from collections import Counter
+
+import pytest
+from pydantic import ValidationError
+
+from unmask.tasks import Countdown
+from unmask.tasks.expressions import evaluate
+
+ROW = {"prompt": "2,3,6:18=", "answer": "(6+3)*2", "numbers": [2, 3, 6], "target": 18}
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"num_numbers": 2}, "num_numbers"),
+        ({"num_numbers": 5}, "num_numbers"),
+        ({"max_number": 0}, "max_number"),
+        ({"max_number": 100}, "max_number"),
+        ({"min_target": 100}, "min_target = 100 is more than max_target = 99. Set min_target to 99 or less"),
+        ({"max_number": 1}, "leave .* no items for the split"),
+        ({"min_target": 10**7, "max_target": 10**7}, "no items for the split train, validation, test"),
+    ],
+)
+def test_bad_options_are_refused(options: dict[str, int], message: str) -> None:
+    with pytest.raises(ValidationError, match=message):
+        Countdown.model_validate(options)
+
+
+@pytest.mark.parametrize("num_numbers", [3, 4])
+@pytest.mark.parametrize("max_number", [3, 4, 5, 6, 9, 10, 20, 50, 99])
+def test_every_setting_that_is_accepted_has_items_in_every_split(num_numbers: int, max_number: int) -> None:
+    task = Countdown(num_numbers=num_numbers, max_number=max_number)
+    for split in ("train", "validation", "test"):
+        for row in task.rows(split, 5):
+            assert task.split_of(row["numbers"]) == split
+            assert len(row["numbers"]) == num_numbers
+            assert 1 <= min(row["numbers"]) <= max(row["numbers"]) <= max_number
+
+
+def test_the_split_by_numbers_never_changes() -> None:
+    task = Countdown()
+    split_of = {m: task.split_of(m) for m in itertools.combinations_with_replacement(range(1, 7), 3)}
+    assert Counter(split_of.values()) == {"train": 40, "validation": 6, "test": 10}
+    assert [m for m, split in split_of.items() if split == "validation"] == [
+        (1, 1, 3),
+        (1, 1, 5),
+        (2, 4, 4),
+        (2, 6, 6),
+        (3, 3, 3),
+        (3, 4, 5),
+    ]
+
+
+def test_shares_are_near_70_10_20_where_there_are_many_numbers() -> None:
+    task = Countdown(max_number=40)
+    counts = Counter(task.split_of(m) for m in itertools.combinations_with_replacement(range(1, 41), 3))
+    shares = [counts["train"], counts["validation"], counts["test"]]
+    assert [share / counts.total() for share in shares] == pytest.approx([0.7, 0.1, 0.2], abs=0.02)
+
+
+def test_the_order_of_the_numbers_does_not_move_an_item() -> None:
+    task = Countdown(num_numbers=4)
+    for numbers in itertools.combinations_with_replacement(range(1, 7), 4):
+        assert task.split_of(numbers) == task.split_of(numbers[::-1])
+
+
+def test_the_first_items_never_change() -> None:
+    assert [row["prompt"] for row in Countdown().rows("train", 3)] == ["2,4,5:10=", "1,2,3:6=", "5,4,2:10="]
+
+
+def test_targets_are_in_range_and_reached_by_the_answer() -> None:
+    task = Countdown(num_numbers=4, max_number=20, min_target=10, max_target=30)
+    rows = task.rows("test", 100)
+    assert len({row["target"] for row in rows}) > 15
+    for row in rows:
+        assert 10 <= row["target"] <= 30
+        assert evaluate(row["answer"]).value == row["target"]
+        assert row["prompt"] == f"{','.join(map(str, row['numbers']))}:{row['target']}="
+
+
+def test_the_completion_length_is_that_of_the_longest_expression_and_an_eos() -> None:
+    assert Countdown().completion_length == len("(1+2)*3") + 1 == 8
+    assert Countdown(num_numbers=4, max_number=9).completion_length == len("(1+2)*(3+4)") + 1 == 12
+    assert Countdown(max_number=10).completion_length == len("(10+10)*10") + 1
+
+
+@pytest.mark.parametrize("text", ["(6+3)*2", "2*(3+6)", " ( 6 + 3 ) * 2 ", "-(-6-3)*2", "((6)+(3))*2"])
+def test_right_expressions_earn_1(text: str) -> None:
+    assert Countdown().score(text, ROW) == 1.0
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "6+3*2",
+        "6*3",
+        "6*3+2-2",
+        "18",
+        "(6+3)*2=18",
+        "2**3+6+4",
+        "(6+3)*2 and more",
+        "6/(3-3)",
+        "1.8*10",
+        "None",
+        "?",
+    ],
+)
+def test_wrong_invalid_and_unevaluable_answers_earn_a_tenth(text: str) -> None:
+    task = Countdown()
+    assert task.score(text, ROW) == 0.1
+    assert not task.solved(text, ROW)
+
+
+@pytest.mark.parametrize(
+    ("text", "numbers", "target"), [("2**3-1", [2, 3, 1], 7), ("7//2-1", [7, 2, 1], 2), ("2**-1*4", [2, 1, 4], 2)]
+)
+def test_power_and_floor_division_are_not_legal_even_where_they_hit(text: str, numbers: list[int], target: int) -> None:
+    assert eval(text) == target  # what the released graders do
+    assert Countdown().score(text, {"numbers": numbers, "target": target}) == 0.1
+
+
+def test_division_is_exact() -> None:
+    # 8 / (3 - 8/3) = 24 by fractions; in floating point it is 23.99999999999999.
+    row = {"numbers": [8, 3, 8, 3], "target": 24}
+    assert Countdown(num_numbers=4).solved("8/(3-8/3)", row)
+    # 99/98 rounds to 1 but is not 1.
+    assert not Countdown().solved("1*99/98", {"numbers": [1, 98, 99], "target": 1})
+
+
+def test_each_number_counts_as_often_as_it_is_given() -> None:
+    row = {"numbers": [3, 3, 2], "target": 8}
+    task = Countdown()
+    assert task.solved("3+3+2", row)
+    assert not task.solved("3*2+2", row)
+    assert not task.solved("2*2*2", row)
+
+
+def test_a_tagged_answer_is_read_from_the_last_tag() -> None:
+    task = Countdown(format="tagged")
+    (function,) = task.rewards().values()
+    completions = [
+        "<answer>6*3</answer> no: <answer>\n(6 + 3) * 2</answer>",
+        "(6+3)*2",
+        "<answer>6*3</answer>",
+        "<answer></answer>",
+    ]
+    columns = {name: [ROW[name]] * 4 for name in ("numbers", "target")}
+    assert function([""] * 4, completions, **columns) == [1.0, 0.0, 0.1, 0.0]
+
+
+def test_the_worked_example_of_the_instruction_is_right() -> None:
+    (message,) = Countdown(format="tagged").row("train", 0, 0)["prompt"]
+    assert Countdown(format="tagged").solved(
+        message["content"].split("Numbers:")[0], {"numbers": [2, 3, 5], "target": 16}
+    )
