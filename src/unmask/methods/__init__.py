@@ -1,0 +1,11 @@
+"""Methods: one file each, one entry each. A method turns scored rollouts into weighted views and views into a loss."""
+
+from unmask.methods.base import Method
+from unmask.methods.egspo import EGSPO, EGSPOSA
+
+METHODS: dict[str, type[Method]] = {
+    "egspo": EGSPO,
+    "egspo_sa": EGSPOSA,
+}
+
+__all__ = ["METHODS", "Method"]

@@ -1,0 +1,130 @@
+"""EGSPO and EGSPO-SA (arXiv:2603.12554): policy gradients at the K denoising steps of highest entropy.
+
+Denoising is a finite-horizon MDP: state x_k, action the tokens committed at step k, reward r(x_T) at the end. The policy
+gradient is Σ_k E[A_k ∇ log π(x_{k+1} | x_k)]; a dropped step costs at most a constant times its entropy, so the K steps of
+largest joint entropy are kept. EGSPO-SA takes as value of a state the reward of its greedy one-step completion.
+
+Departures from the released code, each described in docs/methods/egspo.md: log-probabilities at the sampling temperature,
+steps after the last non-EOS commitment are no candidates, fewer than K candidates give fewer slots.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar, Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from unmask.config import SamplerConfig
+from unmask.errors import ConfigError
+from unmask.functional.advantage import group_advantage, stepwise_return
+from unmask.functional.selection import selected_path_steps
+from unmask.functional.surrogate import clipped_surrogate, kl_k3
+from unmask.methods.base import Method
+from unmask.methods.views import step_views
+from unmask.records import LossInputs, LossOutput, Needs, Rollout, Views
+
+
+class EGSPO(Method):
+    """Entropy-guided stepwise policy optimisation; with `stepwise_weight` > 0, its stepwise-advantage form."""
+
+    type: Literal["egspo"] = "egspo"
+    num_selected: int = Field(8, ge=1)
+    """K, denoising steps that get a gradient. Default of the release."""
+    step_choice: Literal["entropy_topk", "uniform", "low_discrepancy", "last_k", "lowest_entropy", "all"] = (
+        "entropy_topk"
+    )
+    """How the K steps are chosen; `all` takes every step, whatever `num_selected` says."""
+    stepwise_weight: float = Field(0.0, ge=0)
+    """λ: weight of r - r(x̂_k) beside r. 0 is EGSPO, 0.5 is EGSPO-SA."""
+    baseline: Literal["group_mean", "leave_one_out"] = "group_mean"
+    """Over the group, slot by slot. The group mean shrinks the gradient by (G - 1) / G; leave-one-out does not."""
+    epsilon: float = Field(0.2, ge=0)
+    """Lower clip of the step ratio. Default of the release."""
+    epsilon_high: float = Field(0.5, ge=0)
+    """Upper clip. Default of the release."""
+    beta: float = Field(0.04, ge=0)
+    """Weight of the KL to the reference policy; 0 needs no reference. Default of the release."""
+    kl: Literal["k3", "exact"] = "k3"
+    """`k3` of the step's log-ratio, or the exact KL summed over the step's tokens."""
+
+    paper: ClassVar[str] = "arXiv:2603.12554"
+    summary: ClassVar[str] = "gradients at the K steps of highest entropy"
+    estimates: ClassVar[str] = (
+        "the policy gradient less the steps left out; exact with step_choice=all under random order"
+    )
+
+    def needs(self) -> Needs:
+        """Greedy completions where λ > 0, the reference where β > 0."""
+        reference: Literal["none", "logprob", "distribution"] = "none"
+        if self.beta:
+            reference = "distribution" if self.kl == "exact" else "logprob"
+        return Needs(
+            greedy=self.stepwise_weight > 0,
+            selection=(self.step_choice, self.num_selected),
+            reference=reference,
+            group=True,
+        )
+
+    def check(self, sampler: SamplerConfig, num_generations: int) -> None:
+        """Also refuse K > T."""
+        super().check(sampler, num_generations)
+        if self.step_choice != "all" and self.num_selected > sampler.steps:
+            raise ConfigError(
+                f"method.num_selected = {self.num_selected} is more than the {sampler.steps} denoising steps there are. "
+                f"Set it to {sampler.steps} or less, or raise sampler.num_steps."
+            )
+
+    def plan(self, rollout: Rollout, generator: torch.Generator) -> Views:
+        """One view for each selected step; its loss is divided by the tokens of a step, L / T."""
+        path = rollout.trajectory
+        is_eos = path.tokens == path.eos_id
+        steps = selected_path_steps(
+            self.needs().selection, path.unmask_step, path.entropy, is_eos, path.seed, path.num_steps
+        )
+        # A constant, not the view's own count: dividing by a number that depends on the path would bias the gradient.
+        tokens_per_step = path.tokens.shape[1] / path.num_steps
+        return step_views(path, steps, torch.full(steps.shape, 1 / tokens_per_step, device=steps.device))
+
+    def advantage(self, rollout: Rollout) -> Tensor:
+        """A_k = R_k - group baseline of R_k, with R_k = (r + λ (r - r(x̂_k))) / (1 + λ); no division by a deviation."""
+        if rollout.one_step_reward is None or not self.stepwise_weight:
+            return group_advantage(rollout.reward, rollout.group_size, self.baseline)
+        greedy_step = rollout.trajectory.greedy_step
+        assert greedy_step is not None
+        returns = stepwise_return(rollout.reward, rollout.one_step_reward, self.stepwise_weight)
+        return group_advantage(returns, rollout.group_size, self.baseline, is_valid=greedy_step >= 0)
+
+    def loss(self, inputs: LossInputs) -> LossOutput:
+        """(-min(ρ A, clip(ρ) A) + β KL) / (L / T), with ρ the ratio of the step's joint probabilities."""
+        log_ratio = (inputs.new - inputs.old).sum(-1)
+        surrogate, is_clipped = clipped_surrogate(log_ratio, inputs.advantage, self.epsilon, self.epsilon_high)
+        metrics = {
+            "clip_ratio/region_mean": is_clipped.float(),
+            "clip_ratio/low_mean": (is_clipped & (inputs.advantage < 0)).float(),
+            "clip_ratio/high_mean": (is_clipped & (inputs.advantage > 0)).float(),
+            "policy/ratio_max": log_ratio.detach().exp(),
+        }
+        if self.beta:
+            kl = self._kl(inputs)
+            surrogate = surrogate + self.beta * kl
+            metrics["kl"] = kl.detach()
+        return LossOutput(inputs.weight * surrogate, metrics)
+
+    def _kl(self, inputs: LossInputs) -> Tensor:
+        if self.kl == "exact":
+            assert inputs.exact_kl is not None
+            return inputs.exact_kl.sum(-1)
+        assert inputs.reference is not None
+        return kl_k3(inputs.new.sum(-1), inputs.reference.sum(-1))
+
+
+class EGSPOSA(EGSPO):
+    """EGSPO with stepwise advantages: λ = 0.5, the published setting."""
+
+    type: Literal["egspo_sa"] = "egspo_sa"  # type: ignore[assignment]
+    stepwise_weight: float = Field(0.5, ge=0)
+    """λ of the release."""
+
+    summary: ClassVar[str] = "EGSPO with the greedy one-step completion's reward as value of a state"

@@ -1,0 +1,15 @@
+"""Masked diffusion models: any bidirectional transformers backbone behind one forward, and tiny ones that train on a laptop."""
+
+from unmask.models.denoiser import Denoiser, check_bidirectional
+from unmask.models.loading import load_model, save_model
+from unmask.models.tiny import TinyConfig, char_tokenizer, tiny_denoiser
+
+__all__ = [
+    "Denoiser",
+    "TinyConfig",
+    "char_tokenizer",
+    "check_bidirectional",
+    "load_model",
+    "save_model",
+    "tiny_denoiser",
+]

@@ -1,0 +1,89 @@
+"""The denoiser: one nn.Module round a bidirectional transformers backbone.
+
+Its forward takes the positions that are wanted and applies the head there only: logits 126k wide at every position are
+most of the memory of the released codes. Being one module with one forward, it can be wrapped by DDP, FSDP and ZeRO.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from unmask.errors import ModelError
+from unmask.models.families import FAMILIES
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+
+class Denoiser(nn.Module):
+    """p(x_i | partially masked sequence) at wanted positions, over any family of `FAMILIES`.
+
+    Args:
+        backbone: a transformers model whose class is in the table and whose config says `is_causal = False`
+            (masked LMs need not say it).
+        mask_id: id of the MASK token.
+        eos_id: id of the token that ends a completion.
+        pad_id: id written where the attention mask is False.
+    """
+
+    def __init__(self, backbone: PreTrainedModel, mask_id: int, eos_id: int, pad_id: int) -> None:
+        super().__init__()
+        self.backbone = backbone
+        self.mask_id = mask_id
+        self.eos_id = eos_id
+        self.pad_id = pad_id
+        self.logit_shift = bool(getattr(backbone.config, "logit_shift", False))
+        self._head = FAMILIES[type(backbone).__name__].head
+
+    @property
+    def vocab_size(self) -> int:
+        """V."""
+        return int(self.backbone.config.vocab_size)
+
+    def forward(self, ids: Tensor, attention_mask: Tensor | None, positions: Tensor) -> Tensor:
+        """Logits at the wanted positions.
+
+        Args:
+            ids: [B, S] int64, MASK where hidden, anything at padding.
+            attention_mask: [B, S] bool, False at (left) padding; None if there is none, which is faster.
+            positions: [B, n] int64 in 0..S-1.
+
+        Returns:
+            [B, n, V] logits at temperature 1, in the backbone's dtype.
+        """
+        kwargs: dict[str, Any] = {}
+        if attention_mask is not None:
+            # Learned and rotary positions alike must count from the first real token, or a row depends on its padding.
+            position_ids = (attention_mask.long().cumsum(-1) - 1).clamp_min(0)
+            kwargs = {"attention_mask": attention_mask.long(), "position_ids": position_ids}
+        if self.backbone.can_generate():
+            kwargs["use_cache"] = False
+        hidden = self.backbone.base_model(input_ids=ids, **kwargs).last_hidden_state
+        # A shifted head at i - 1 speaks of position i; no family speaks of position 0 that way.
+        source = (positions - 1).clamp_min(0) if self.logit_shift else positions
+        wanted = hidden.gather(1, source.unsqueeze(-1).expand(-1, -1, hidden.shape[-1]))
+        return self._head(self.backbone)(wanted)
+
+
+@torch.no_grad()
+def check_bidirectional(denoiser: Denoiser) -> None:
+    """Refuse a model that cannot see to its right: changing the last token must move the first position's logits.
+
+    Two tiny forwards at load catch every silently causal checkpoint.
+
+    Raises:
+        ModelError: the first position did not move.
+    """
+    device = next(denoiser.parameters()).device
+    ids = torch.full((2, 4), denoiser.mask_id, device=device)
+    ids[1, -1] = denoiser.eos_id
+    # Position 1, not 0: a shifted head says nothing of position 0.
+    first, second = denoiser(ids, None, torch.ones(2, 1, dtype=torch.long, device=device)).float()
+    if torch.equal(first, second):
+        raise ModelError(
+            f"{type(denoiser.backbone).__name__} is causal: a change of the last token does not reach the first logits. "
+            "unmask needs a bidirectional model; set is_causal to false in its config.json if it was trained as one."
+        )

@@ -1,0 +1,101 @@
+"""Masked diffusion models in and out of transformers' own folder format: safetensors, native classes, no remote code."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from unmask.errors import ModelError
+from unmask.models.denoiser import Denoiser, check_bidirectional
+from unmask.models.families import FAMILIES
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig, PreTrainedTokenizerBase
+
+
+def load_model(source: str | os.PathLike[str]) -> tuple[Denoiser, PreTrainedTokenizerBase]:
+    """Load a denoiser and its tokenizer from a folder or a hub id, and check that it is what it should be.
+
+    Raises:
+        ModelError: no model there, a class that is not in `FAMILIES`, weights that do not match, remote code asked for,
+            no MASK or EOS token, or a causal model.
+    """
+    import transformers
+
+    config = _read_config(source)
+    architecture = (config.architectures or ["none"])[0]
+    if getattr(config, "auto_map", None):
+        raise ModelError(
+            f"{source} points to code of its own ({architecture}); unmask runs no remote code. "
+            "Convert it to a native transformers class first."
+        )
+    if architecture not in FAMILIES:
+        raise ModelError(
+            f"{source} holds a {architecture}, which is not a known family. Known: {', '.join(FAMILIES)}. "
+            "A new one is one entry of unmask/models/families.py."
+        )
+    family = FAMILIES[architecture]
+    if family.auto_class == "AutoModelForCausalLM" and getattr(config, "is_causal", True):
+        raise ModelError(
+            f"{source} is a causal model: its config.json does not say is_causal: false. "
+            "If it was trained as a masked diffusion model, add that line; otherwise it cannot be used here."
+        )
+    tokenizer = _load_tokenizer(source)
+    try:
+        backbone, info = getattr(transformers, family.auto_class).from_pretrained(
+            source, config=config, use_safetensors=True, output_loading_info=True
+        )
+    except Exception as error:  # whatever a foreign folder can make transformers raise is a fault of the folder
+        raise ModelError(f"{source} could not be loaded: {_first_line(error)}") from error
+    wrong = sorted(info["missing_keys"]) + sorted(str(key) for key in info["mismatched_keys"])
+    if wrong:
+        raise ModelError(
+            f"{source} does not hold all weights of {architecture}: {', '.join(wrong[:3])} and {max(0, len(wrong) - 3)} more."
+        )
+    denoiser = Denoiser(backbone, tokenizer.mask_token_id, tokenizer.eos_token_id, _pad_id(tokenizer))
+    denoiser.eval()
+    check_bidirectional(denoiser)
+    return denoiser, tokenizer
+
+
+def save_model(denoiser: Denoiser, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
+    """Write a folder that `load_model`, and transformers' own `from_pretrained`, read back."""
+    denoiser.backbone.save_pretrained(folder, safe_serialization=True)
+    tokenizer.save_pretrained(folder)
+
+
+def _read_config(source: str | os.PathLike[str]) -> PreTrainedConfig:
+    from transformers import AutoConfig
+
+    if Path(source).exists() and not (Path(source) / "config.json").is_file():
+        raise ModelError(f"{source} is no model: it has no config.json. Give a folder that holds one, or a hub id.")
+    try:
+        config: PreTrainedConfig = AutoConfig.from_pretrained(source)
+    except Exception as error:
+        raise ModelError(
+            f"no model at {source}: {_first_line(error)} Give a folder with config.json, or a hub id."
+        ) from error
+    return config
+
+
+def _load_tokenizer(source: str | os.PathLike[str]) -> PreTrainedTokenizerBase:
+    from transformers import AutoTokenizer
+
+    try:
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(source, padding_side="left")
+    except Exception as error:
+        raise ModelError(f"{source} has no tokenizer that transformers can read: {_first_line(error)}") from error
+    for name in ("mask_token", "eos_token"):
+        if getattr(tokenizer, f"{name}_id") is None:
+            raise ModelError(f"the tokenizer of {source} has no {name}; set it in its tokenizer_config.json.")
+    return tokenizer
+
+
+def _pad_id(tokenizer: PreTrainedTokenizerBase) -> int:
+    pad_id: int = tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
+    return pad_id
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]

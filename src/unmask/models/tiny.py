@@ -1,0 +1,83 @@
+"""Tiny masked diffusion models with a character tokenizer, in transformers' own formats.
+
+Bidirectional GPT-2 with learned absolute positions: at this size and budget rotary positions do not learn the embedded
+tasks (docs/lab-log.md).
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from pydantic import Field
+
+from unmask.config import Config
+from unmask.models.denoiser import Denoiser
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+PAD, MASK, EOS = "<pad>", "<mask>", "<eos>"
+
+
+class TinyConfig(Config):
+    """Shape of a tiny denoiser."""
+
+    num_layers: int = Field(2, ge=1)
+    """Transformer blocks."""
+    width: int = Field(64, ge=4)
+    """Hidden size; a multiple of num_heads."""
+    num_heads: int = Field(4, ge=1)
+    """Attention heads."""
+    max_length: int = Field(64, ge=2)
+    """Longest prompt plus completion, in tokens."""
+
+
+def char_tokenizer(alphabet: str) -> PreTrainedTokenizerBase:
+    """A tokenizer with one token for each character of `alphabet`, and PAD, MASK and EOS (ids 0, 1, 2).
+
+    Example:
+        >>> tokenizer = char_tokenizer("0123=")
+        >>> tokenizer("12=0").input_ids
+        [4, 5, 7, 3]
+        >>> tokenizer.decode([4, 5, 7, 3])
+        '12=0'
+    """
+    from tokenizers import Regex, Tokenizer, decoders, pre_tokenizers
+    from tokenizers.models import WordLevel
+    from transformers import PreTrainedTokenizerFast
+
+    vocabulary = {token: i for i, token in enumerate([PAD, MASK, EOS, *sorted(set(alphabet))])}
+    inner = Tokenizer(WordLevel(vocabulary))
+    inner.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s\S]"), behavior="isolated")
+    inner.decoder = decoders.Fuse()
+    return PreTrainedTokenizerFast(
+        tokenizer_object=inner, pad_token=PAD, mask_token=MASK, eos_token=EOS, padding_side="left"
+    )
+
+
+def tiny_denoiser(shape: TinyConfig, tokenizer: PreTrainedTokenizerBase, seed: int) -> Denoiser:
+    """A freshly initialised tiny denoiser; the same seed gives the same weights."""
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    config = GPT2Config(
+        vocab_size=len(tokenizer),
+        n_positions=shape.max_length,
+        n_embd=shape.width,
+        n_layer=shape.num_layers,
+        n_head=shape.num_heads,
+        resid_pdrop=0.0,
+        embd_pdrop=0.0,
+        attn_pdrop=0.0,
+        tie_word_embeddings=False,
+        bos_token_id=None,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    # Not an argument that GPT2Config declares, but one that transformers' mask functions read and that is saved with the rest.
+    config.is_causal = False
+    # transformers initialises from the global generator; fork it so that nothing outside notices.
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        backbone = GPT2LMHeadModel(config)
+    return Denoiser(backbone, tokenizer.mask_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id)

@@ -1,0 +1,135 @@
+"""Prompts in, trajectories out: one way for training, evaluation and `sample`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from unmask.config import SamplerConfig
+from unmask.errors import DataError
+from unmask.models import Denoiser
+from unmask.records import Needs, Trajectory
+from unmask.samplers import Snapshot, denoise
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+Prompt = str | list[dict[str, str]]
+"""Plain text, or chat messages for the tokenizer's template."""
+
+
+def generate(
+    denoiser: Denoiser,
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: Sequence[Prompt],
+    sampler: SamplerConfig,
+    seed: Tensor,
+    *,
+    batch_size: int = 256,
+    needs: Needs | None = None,
+    entropy_temperature: float | None = None,
+    observe: Callable[[Snapshot], None] | None = None,
+) -> Trajectory:
+    """Denoise one completion for each prompt.
+
+    Rows of like prompt length go together, so that little is padded; `batch_size` changes speed and memory, not results.
+
+    Args:
+        denoiser: the policy; put into evaluation mode for the rollout.
+        tokenizer: its tokenizer.
+        prompts: B of them, repeated where several completions are wanted.
+        sampler: the settings.
+        seed: [B] int64, one for each row.
+        batch_size: completions denoised together.
+        needs: of the method that will read the rollout.
+        entropy_temperature: see `denoise`.
+        observe: see `denoise`; sees batch by batch.
+
+    Returns:
+        The trajectory of all rows, in the order of the prompts.
+
+    Raises:
+        DataError: a prompt that the tokenizer cannot encode, or one too long for the model.
+    """
+    device = next(denoiser.parameters()).device
+    encoded = _encode_all(tokenizer, prompts)
+    longest = max(len(ids) for ids in encoded)
+    room = getattr(denoiser.backbone.config, "max_position_embeddings", None)
+    if room is not None and longest + sampler.max_completion_length > room:
+        raise DataError(
+            f"a prompt of {longest} tokens and max_completion_length = {sampler.max_completion_length} do not fit into the "
+            f"model's {room} positions. Shorten one of them."
+        )
+    by_length = sorted(range(len(encoded)), key=lambda i: len(encoded[i]))
+    was_training = denoiser.training
+    denoiser.eval()
+    parts = []
+    for start in range(0, len(by_length), batch_size):
+        index = by_length[start : start + batch_size]
+        ids, mask = _left_pad([encoded[i] for i in index], denoiser.pad_id)
+        parts.append(
+            denoise(
+                denoiser,
+                ids.to(device),
+                mask.to(device),
+                sampler,
+                seed[index].to(device),
+                needs=needs,
+                entropy_temperature=entropy_temperature,
+                observe=observe,
+            )
+        )
+    denoiser.train(was_training)
+    back = torch.empty(len(by_length), dtype=torch.long)
+    back[torch.tensor(by_length)] = torch.arange(len(by_length))
+    return Trajectory.cat(parts).rows(back.to(device))
+
+
+def row_seeds(num_rows: int, generator: torch.Generator) -> Tensor:
+    """[num_rows] int64 seeds from one generator, drawn for all rows at once so that batching cannot change them."""
+    return torch.randint(2**62, (num_rows,), generator=generator)
+
+
+def decode(tokenizer: PreTrainedTokenizerBase, tokens: Tensor) -> list[str]:
+    """The text of completions [B, L]: up to the first EOS, special tokens left out."""
+    eos_id = tokenizer.eos_token_id
+    rows = tokens.tolist()
+    cut = [row[: row.index(eos_id)] if eos_id in row else row for row in rows]
+    texts: list[str] = tokenizer.batch_decode(cut, skip_special_tokens=True)
+    return texts
+
+
+def _encode_all(tokenizer: PreTrainedTokenizerBase, prompts: Sequence[Prompt]) -> list[list[int]]:
+    # Completions of one prompt stand side by side; encode each prompt once.
+    cache: dict[str, list[int]] = {}
+    return [cache[key] if (key := str(p)) in cache else cache.setdefault(key, _encode(tokenizer, p)) for p in prompts]
+
+
+def _encode(tokenizer: PreTrainedTokenizerBase, prompt: Prompt) -> list[int]:
+    try:
+        ids: Any = (
+            tokenizer(prompt, add_special_tokens=False).input_ids
+            if isinstance(prompt, str)
+            else tokenizer.apply_chat_template(prompt, add_generation_prompt=True, return_dict=False)
+        )
+    except Exception as error:  # tokenizers raise bare Exceptions of their own
+        raise DataError(
+            f"the tokenizer cannot encode the prompt {str(prompt)[:80]!r} ({str(error).splitlines()[0]}). "
+            "Is the model made for this task?"
+        ) from error
+    return list(ids)
+
+
+def encode_batch(tokenizer: PreTrainedTokenizerBase, prompts: Sequence[Prompt], pad_id: int) -> tuple[Tensor, Tensor]:
+    """Prompts as one left-padded batch: ids [B, P] int64 and mask [B, P] bool, False at padding."""
+    return _left_pad(_encode_all(tokenizer, prompts), pad_id)
+
+
+def _left_pad(rows: list[list[int]], pad_id: int) -> tuple[Tensor, Tensor]:
+    width = max(len(row) for row in rows)
+    ids = torch.tensor([[pad_id] * (width - len(row)) + row for row in rows])
+    mask = torch.tensor([[False] * (width - len(row)) + [True] * len(row) for row in rows])
+    return ids, mask

@@ -1,0 +1,226 @@
+"""The denoising loop, written once: blocks, steps, an order, and a record of what was committed when.
+
+Every draw is a hash of the row's seed, the step and the position, so what a row becomes does not depend on which rows share
+its batch, on padding, or on rows that have left. The loop starts from any partially masked completion, not only from an empty
+one: branching from a state, infilling and inpainting are the same loop.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from unmask.config import SamplerConfig
+from unmask.functional.distribution import sample_tokens, token_entropy, token_logprobs
+from unmask.functional.noise import TOKEN_STREAM, counter_uniform
+from unmask.functional.schedule import tokens_per_step
+from unmask.functional.selection import selected_path_steps, selection_noise
+from unmask.records import GIVEN, DenoiserLike, Needs, Trajectory
+from unmask.samplers.greedy import GreedyKeeper
+from unmask.samplers.orders import ORDERS, Proposal
+from unmask.samplers.predict import predict
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """What an observer is shown after each step."""
+
+    step: int
+    tokens: Tensor
+    """[B, L] int64, MASK where still hidden."""
+    unmask_step: Tensor
+    """[B, L] int32; T where still hidden."""
+    entropy: Tensor
+    """[B, L] float32, nats, at commitment."""
+
+
+@torch.no_grad()
+def denoise(
+    denoiser: DenoiserLike,
+    prompt_ids: Tensor,
+    prompt_mask: Tensor,
+    sampler: SamplerConfig,
+    seed: Tensor,
+    *,
+    completion: Tensor | None = None,
+    needs: Needs | None = None,
+    entropy_temperature: float | None = None,
+    observe: Callable[[Snapshot], None] | None = None,
+) -> Trajectory:
+    """Denoise a batch of completions and record the path of each.
+
+    At step k the model is asked for the masked positions of the active block; a token is drawn for each, the order picks as
+    many as the schedule commits (the block's masked positions shared evenly over its steps), and these become final.
+    A row whose text is settled, everything up to an EOS committed, leaves; what is still masked in it becomes EOS unsampled.
+
+    Args:
+        denoiser: the policy, in evaluation mode.
+        prompt_ids: [B, P] int64, left-padded.
+        prompt_mask: [B, P] bool, False at padding.
+        sampler: the settings; temperature 0 takes the likeliest token.
+        seed: [B] int64.
+        completion: [B, L] int64 to start from, MASK where to be filled; default all MASK.
+        needs: if it asks for greedy one-step completions, those of the steps that its selection takes are kept.
+        entropy_temperature: temperature of the recorded entropies where they should not be those of the sampling
+            distribution; then without top-k and top-p.
+        observe: called after every step.
+
+    Returns:
+        The trajectory; log-probabilities and entropies at temperature 1 where the sampling temperature is 0.
+    """
+    run = _Run(denoiser, prompt_ids, prompt_mask, sampler, seed, completion, needs, entropy_temperature)
+    steps_per_block = sampler.steps * sampler.block // sampler.max_completion_length
+    for block in range(sampler.max_completion_length // sampler.block):
+        start, stop = block * sampler.block, (block + 1) * sampler.block
+        schedule = tokens_per_step(run.hidden[:, start:stop].sum(-1), steps_per_block)
+        for i in range(steps_per_block):
+            step = block * steps_per_block + i
+            run.step(step, start, stop, schedule[:, i])
+            if observe is not None:
+                observe(Snapshot(step, run.tokens.clone(), run.unmask_step.clone(), run.entropy.clone()))
+    return run.trajectory()
+
+
+class _Run:
+    """The state of one batch on its way through the loop."""
+
+    def __init__(
+        self,
+        denoiser: DenoiserLike,
+        prompt_ids: Tensor,
+        prompt_mask: Tensor,
+        sampler: SamplerConfig,
+        seed: Tensor,
+        completion: Tensor | None,
+        needs: Needs | None,
+        entropy_temperature: float | None,
+    ) -> None:
+        shape = (prompt_ids.shape[0], sampler.max_completion_length)
+        device = prompt_ids.device
+        self.denoiser, self.sampler, self.needs = denoiser, sampler, needs
+        self.prompt_ids, self.prompt_mask, self.seed = prompt_ids, prompt_mask, seed
+        self.entropy_temperature = entropy_temperature
+        if completion is None:
+            completion = torch.full(shape, denoiser.mask_id, device=device)
+        if tuple(completion.shape) != shape:
+            raise ValueError(f"completion must be [B, L] = {shape}, got {tuple(completion.shape)}")
+        self.tokens = completion.clone()
+        self.hidden = completion == denoiser.mask_id
+        self.unmask_step = torch.where(self.hidden, sampler.steps, GIVEN).int()
+        self.logprob = torch.zeros(shape, device=device)
+        self.entropy = torch.zeros(shape, device=device)
+        self.ended = torch.zeros(shape[0], dtype=torch.bool, device=device)
+        self.keeper = None
+        if needs is not None and needs.greedy:
+            rule, num_selected = needs.selection
+            self.keeper = GreedyKeeper(rule, num_selected, shape, sampler.steps, device)
+            self.selection_noise = selection_noise(seed, sampler.steps)
+
+    def step(self, step: int, start: int, stop: int, num_committed: Tensor) -> None:
+        """Commit `num_committed` [B] positions of the block [start, stop) in every row that has not ended."""
+        rows = ((num_committed > 0) & ~self.ended).nonzero().squeeze(-1)
+        if not len(rows):
+            return
+        sampler, hidden = self.sampler, self.hidden[rows]
+        # The greedy completion fills later blocks too; otherwise nothing outside the active block is asked for.
+        reach = sampler.max_completion_length if self.keeper else stop
+        positions, is_wanted = _hidden_positions(hidden[:, start:reach], start)
+        logits = predict(
+            self.denoiser,
+            self.prompt_ids[rows],
+            self.prompt_mask[rows],
+            self.tokens[rows],
+            positions,
+            self.denoiser.mask_id,
+            sampler.guidance,
+        )
+        width = int(hidden[:, start:stop].sum(-1).max())
+        active, candidates = logits[:, :width], positions[:, :width]
+        is_candidate = is_wanted[:, :width] & (candidates < stop)
+        seed = self.seed[rows]
+        proposed, logprobs = self._draw(active, seed, step, candidates)
+        score = ORDERS[sampler.order](Proposal(active, proposed, candidates, seed, step)).double()
+        rank = (
+            score.masked_fill(~is_candidate, -torch.inf).argsort(dim=-1, descending=True, stable=True).argsort(dim=-1)
+        )
+        committed = rank < num_committed[rows].unsqueeze(-1)
+        entropy = token_entropy(self._differentiated(active, logprobs)).float()
+        if self.keeper:
+            greedy = _scatter(self.tokens[rows], positions, is_wanted, logits.argmax(-1))
+            only_eos = ((proposed == self.denoiser.eos_id) | ~committed).all(-1)
+            joint = (entropy.double() * committed).sum(-1)
+            self.keeper.push(rows, step, joint, self.selection_noise[rows, step], greedy, only_eos)
+        chosen = logprobs.gather(-1, proposed.unsqueeze(-1)).squeeze(-1).float()
+        for state, value in (
+            (self.tokens, proposed),
+            (self.unmask_step, torch.full_like(proposed, step)),
+            (self.logprob, chosen),
+            (self.entropy, entropy),
+        ):
+            state[rows] = _scatter(state[rows], candidates, committed, value.to(state.dtype))
+        self.hidden[rows] = _scatter(hidden, candidates, committed, torch.zeros_like(committed))
+        self._retire(rows)
+
+    def trajectory(self) -> Trajectory:
+        """The finished record."""
+        sampler, eos_id = self.sampler, self.denoiser.eos_id
+        greedy_step = greedy_tokens = None
+        if self.keeper and self.needs:
+            steps = selected_path_steps(
+                self.needs.selection, self.unmask_step, self.entropy, self.tokens == eos_id, self.seed, sampler.steps
+            )
+            greedy_step, greedy_tokens = steps.int(), self.keeper.finish(steps)
+        return Trajectory(
+            prompt_ids=self.prompt_ids,
+            prompt_mask=self.prompt_mask,
+            tokens=self.tokens,
+            unmask_step=self.unmask_step,
+            logprob=self.logprob,
+            entropy=self.entropy,
+            seed=self.seed,
+            num_steps=sampler.steps,
+            mask_id=self.denoiser.mask_id,
+            eos_id=eos_id,
+            temperature=sampler.temperature,
+            top_k=sampler.top_k,
+            top_p=sampler.top_p,
+            guidance=sampler.guidance,
+            greedy_step=greedy_step,
+            greedy_tokens=greedy_tokens,
+        )
+
+    def _draw(self, logits: Tensor, seed: Tensor, step: int, positions: Tensor) -> tuple[Tensor, Tensor]:
+        """Proposed tokens [b, n] and the log-probabilities [b, n, V] that are recorded for them."""
+        if self.sampler.temperature == 0:
+            return logits.argmax(-1), token_logprobs(logits)
+        logprobs = token_logprobs(logits, self.sampler.temperature, self.sampler.top_k, self.sampler.top_p)
+        uniform = counter_uniform(seed.unsqueeze(-1), TOKEN_STREAM, step, positions)
+        return sample_tokens(logprobs, uniform), logprobs
+
+    def _differentiated(self, logits: Tensor, logprobs: Tensor) -> Tensor:
+        if self.entropy_temperature is None:
+            return logprobs
+        return token_logprobs(logits, self.entropy_temperature)
+
+    def _retire(self, rows: Tensor) -> None:
+        """End rows whose text is settled: an EOS with nothing hidden before it."""
+        tokens, hidden = self.tokens[rows], self.hidden[rows]
+        settled = ((tokens == self.denoiser.eos_id) & (hidden.cumsum(-1) == 0)).any(-1)
+        self.tokens[rows] = torch.where(settled.unsqueeze(-1) & hidden, self.denoiser.eos_id, tokens)
+        self.hidden[rows] = hidden & ~settled.unsqueeze(-1)
+        self.ended[rows] = settled
+
+
+def _hidden_positions(hidden: Tensor, offset: int) -> tuple[Tensor, Tensor]:
+    """Hidden columns of each row in ascending order, plus offset, as wide as the fullest row: [B, n] and which are real."""
+    width = int(hidden.sum(-1).max())
+    order = (~hidden).int().argsort(dim=-1, stable=True)[:, :width]
+    return order + offset, hidden.gather(1, order)
+
+
+def _scatter(target: Tensor, positions: Tensor, where: Tensor, value: Tensor) -> Tensor:
+    """A copy of `target` [B, L] with `value` [B, n] at the positions where `where` [B, n] holds."""
+    return target.scatter(1, positions, torch.where(where, value, target.gather(1, positions)))

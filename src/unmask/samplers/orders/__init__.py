@@ -1,0 +1,28 @@
+"""Orders: which masked positions of the active block are committed at a step. One file each, one entry each.
+
+An order gives every proposed position a score; the highest are committed. Only `random` and `left_to_right` choose without
+looking at the model, so only under them is the recorded token log-probability the exact log-probability of the step.
+"""
+
+from collections.abc import Callable
+
+from torch import Tensor
+
+from unmask.samplers.orders.entropy import entropy
+from unmask.samplers.orders.left_to_right import left_to_right
+from unmask.samplers.orders.low_confidence import low_confidence
+from unmask.samplers.orders.margin import margin
+from unmask.samplers.orders.proposal import Proposal
+from unmask.samplers.orders.random import random
+
+Order = Callable[[Proposal], Tensor]
+
+ORDERS: dict[str, Order] = {
+    "entropy": entropy,
+    "left_to_right": left_to_right,
+    "low_confidence": low_confidence,
+    "margin": margin,
+    "random": random,
+}
+
+__all__ = ["ORDERS", "Order", "Proposal"]

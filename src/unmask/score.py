@@ -1,0 +1,183 @@
+"""Completions in, rewards out: reward functions with TRL's signature, weights, a time limit, and a cache for equal texts.
+
+EGSPO-SA scores K + 1 completions of every rollout, and late in training most of them are equal, so equal texts of one row
+are scored once.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import importlib
+import importlib.util
+import inspect
+import math
+import queue
+import sys
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from unmask.errors import ConfigError, DataError, RewardError
+from unmask.records import Row
+
+RewardFunc = Callable[..., Any]
+"""f(prompts, completions, **columns) -> list[float | None], sync or async; None where the function does not apply."""
+
+
+@dataclass(frozen=True, slots=True)
+class Scores:
+    """Rewards of N completions."""
+
+    total: list[float]
+    """Weighted sum over the functions, None counting as 0."""
+    by_function: dict[str, list[float | None]]
+    """What each function gave."""
+
+
+class Scorer:
+    """Reward functions, called safely.
+
+    Args:
+        functions: by the name under which their mean is logged.
+        weights: one for each; default 1.
+        timeout: seconds that one call may take.
+
+    Raises:
+        ConfigError: no function, or weights that do not match.
+    """
+
+    def __init__(
+        self, functions: Mapping[str, RewardFunc], weights: Sequence[float] = (), timeout: float = 60.0
+    ) -> None:
+        if not functions:
+            raise ConfigError("no reward function: the task brings none, so set reward_funcs.")
+        if weights and len(weights) != len(functions):
+            raise ConfigError(
+                f"{len(weights)} reward_weights for {len(functions)} reward functions; give one for each."
+            )
+        self.functions = dict(functions)
+        self.weights = tuple(weights) or (1.0,) * len(functions)
+        self.timeout = timeout
+
+    def check_columns(self, row: Row) -> None:
+        """Refuse rows that lack a column which a reward function names as a required argument.
+
+        Raises:
+            DataError: names the function, the column and the columns that there are.
+        """
+        for name, function in self.functions.items():
+            for parameter in inspect.signature(function).parameters.values():
+                required = parameter.default is parameter.empty and parameter.kind not in (
+                    parameter.VAR_KEYWORD,
+                    parameter.VAR_POSITIONAL,
+                )
+                if required and parameter.name not in {"prompts", "completions", *row}:
+                    raise DataError(
+                        f'reward function "{name}" needs the column "{parameter.name}", which the rows do not have. '
+                        f"They have: {', '.join(sorted(row))}."
+                    )
+
+    def __call__(self, rows: Sequence[Row], completions: Sequence[str]) -> Scores:
+        """Score one completion for each row.
+
+        Raises:
+            RewardError: a function raised, took too long, or gave something other than one number or None for each.
+        """
+        index: dict[tuple[int, str], int] = {}
+        slots = [index.setdefault((id(row), text), len(index)) for row, text in zip(rows, completions, strict=True)]
+        first = {slot: i for i, slot in reversed(list(enumerate(slots)))}
+        distinct = [first[slot] for slot in range(len(index))]
+        distinct_rows = [rows[i] for i in distinct]
+        texts = [completions[i] for i in distinct]
+        prompts = [row["prompt"] for row in distinct_rows]
+        columns = {key: [row.get(key) for row in distinct_rows] for key in distinct_rows[0] if key != "prompt"}
+        by_function = {}
+        for name, function in self.functions.items():
+            given = self._call(name, function, prompts, texts, columns)
+            by_function[name] = [given[slot] for slot in slots]
+        total = [
+            sum(w * (value or 0.0) for w, value in zip(self.weights, values, strict=True))
+            for values in zip(*by_function.values(), strict=True)
+        ]
+        return Scores(total, by_function)
+
+    def _call(
+        self, name: str, function: RewardFunc, prompts: list[Any], completions: list[str], columns: dict[str, list[Any]]
+    ) -> list[float | None]:
+        result: queue.SimpleQueue[tuple[bool, Any]] = queue.SimpleQueue()
+
+        def work() -> None:
+            try:
+                value = function(prompts=prompts, completions=completions, **columns)
+                result.put((True, asyncio.run(value) if inspect.iscoroutine(value) else value))
+            except BaseException as error:  # handed to the caller, who names the function
+                result.put((False, error))
+
+        # A daemon thread: one that hangs can neither be stopped nor keep the process from ending.
+        threading.Thread(target=work, daemon=True, name=f"reward-{name}").start()
+        try:
+            succeeded, value = result.get(timeout=self.timeout)
+        except queue.Empty:
+            raise RewardError(
+                f'reward function "{name}" did not return within {self.timeout:g} s for {len(completions)} completions. '
+                "Make it faster, or raise reward_timeout."
+            ) from None
+        if not succeeded:
+            raise RewardError(f'reward function "{name}" raised {type(value).__name__}: {value}') from value
+        return _checked(name, value, completions)
+
+
+def _checked(name: str, value: Any, completions: list[str]) -> list[float | None]:
+    """The rewards as floats, or a RewardError that says what is wrong with them."""
+    try:
+        values = list(value)
+    except TypeError:
+        raise RewardError(f'reward function "{name}" returned {type(value).__name__}; it must return a list.') from None
+    if len(values) != len(completions):
+        raise RewardError(
+            f'reward function "{name}" returned {len(values)} rewards for {len(completions)} completions; '
+            "it must return one for each."
+        )
+    checked: list[float | None] = []
+    for reward, text in zip(values, completions, strict=True):
+        try:
+            number = None if reward is None else float(reward)
+        except (TypeError, ValueError):
+            raise RewardError(
+                f'reward function "{name}" returned {reward!r} for the completion {text[:80]!r}; '
+                "each reward must be a number or None."
+            ) from None
+        if number is not None and not math.isfinite(number):
+            raise RewardError(f'reward function "{name}" returned {number} for the completion {text[:80]!r}.')
+        checked.append(number)
+    return checked
+
+
+def load_reward(path: str) -> tuple[str, RewardFunc]:
+    """The function at `package.module:function` or `file.py:function`, with its name.
+
+    Raises:
+        ConfigError: nothing callable there.
+    """
+    where, colon, attribute = path.rpartition(":")
+    if not colon:
+        raise ConfigError(f'reward function "{path}" must be given as package.module:function or file.py:function.')
+    try:
+        if where.endswith(".py"):
+            module_name = f"unmask_reward_{Path(where).stem}"
+            spec = importlib.util.spec_from_file_location(module_name, where)
+            assert spec is not None
+            assert spec.loader is not None
+            module = importlib.util.module_from_spec(spec)
+            sys.modules[module_name] = module
+            spec.loader.exec_module(module)
+        else:
+            module = importlib.import_module(where)
+        function = getattr(module, attribute)
+    except (ImportError, OSError, AttributeError) as error:
+        raise ConfigError(f'reward function "{path}" cannot be loaded: {error}.') from error
+    if not callable(function):
+        raise ConfigError(f'reward function "{path}" is a {type(function).__name__}, not a function.')
+    return attribute, function
