@@ -1,0 +1,237 @@
+"""Where the time of an RL step goes, as ratios to the bare forwards and backwards that it cannot do without.
+
+    make bench                                   # or: python -m benchmark.speed [--width 256 --layers 6 --vocab 8192 ...]
+
+Every ratio compares medians of alternating runs in one process, so that a noisy machine slows both sides alike. The published
+way (`benchmark/published.py`) is our own rendering of it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from benchmark import published
+from unmask.config import SamplerConfig
+from unmask.functional.noise import named_generator
+from unmask.methods.egspo import EGSPOSA
+from unmask.models import Denoiser, TinyConfig, char_tokenizer, tiny_denoiser
+from unmask.records import LossInputs, Rollout
+from unmask.samplers import Scoring, denoise, score_views
+
+
+def alternate(first: Callable[[], Any], second: Callable[[], Any], repeats: int) -> tuple[float, float]:
+    """Median seconds of two functions run in turn."""
+    first(), second()
+    times: tuple[list[float], list[float]] = ([], [])
+    for _ in range(repeats):
+        for function, spent in zip((first, second), times, strict=True):
+            started = time.perf_counter()
+            function()
+            spent.append(time.perf_counter() - started)
+    return statistics.median(times[0]), statistics.median(times[1])
+
+
+class Setting:
+    """A model, a batch, and the phases of an EGSPO-SA step on it, each beside its floor."""
+
+    def __init__(self, options: argparse.Namespace) -> None:
+        self.options = options
+        shape = TinyConfig(
+            num_layers=options.layers,
+            width=options.width,
+            num_heads=4,
+            max_length=options.prompt + options.length,
+        )
+        # Characters from a private plane: any vocabulary size can be had.
+        tokenizer = char_tokenizer("".join(chr(0xE000 + i) for i in range(options.vocab - 3)))
+        self.denoiser: Denoiser = tiny_denoiser(shape, tokenizer, seed=0).eval()
+        self.method = EGSPOSA(num_selected=options.selected, beta=0.04)
+        self.sampler = SamplerConfig(max_completion_length=options.length, num_steps=options.steps, temperature=0.9)
+        generator = named_generator(0, "speed")
+        self.prompts = torch.randint(3, options.vocab, (options.batch, options.prompt), generator=generator)
+        self.mask = torch.ones_like(self.prompts, dtype=torch.bool)
+        self.seed = torch.arange(options.batch)
+        self.masked = torch.full((options.batch, options.length), self.denoiser.mask_id)
+        self.ids = torch.cat([self.prompts, self.masked], dim=1)
+        self.optimizer = torch.optim.AdamW(self.denoiser.parameters(), lr=1e-5, fused=True)
+        path = self.rollout()
+        reward = torch.rand(options.batch, generator=generator)
+        values = torch.rand(options.batch, options.selected, generator=generator)
+        self.scored = Rollout(path, options.group, reward, values)
+        self.views = self.method.plan(self.scored, generator)
+        self.scoring = Scoring.of(path, "sampling")
+        self.old = self.scores()
+
+    def rollout(self) -> Any:
+        """T steps of the sampler, with the greedy completions that EGSPO-SA needs."""
+        return denoise(self.denoiser, self.prompts, self.mask, self.sampler, self.seed, needs=self.method.needs())
+
+    @torch.no_grad()
+    def rollout_floor(self) -> None:
+        """T bare forwards, the head at the positions that are still masked."""
+        for step in range(self.sampler.steps):
+            left = self.options.length - step * self.options.length // self.sampler.steps
+            self.denoiser(self.ids, None, self.positions(self.options.batch, left))
+
+    @torch.no_grad()
+    def scores(self) -> Tensor:
+        """The old or reference pass over the selected steps."""
+        return score_views(self.denoiser, self.scored.trajectory, self.views, self.scoring).logprob
+
+    def view_ids(self) -> Tensor:
+        """As many rows as there are views."""
+        return self.ids[self.views.row]
+
+    def positions(self, rows: int, count: int) -> Tensor:
+        """The first `count` completion positions of each row."""
+        return (torch.arange(count) + self.options.prompt).expand(rows, -1)
+
+    @torch.no_grad()
+    def scores_floor(self) -> None:
+        """One bare forward of the same rows, the head at as many positions."""
+        self.denoiser(self.view_ids(), None, self.positions(len(self.views), self.per_step))
+
+    @property
+    def per_step(self) -> int:
+        """Tokens committed at a step."""
+        return int(self.options.length // self.sampler.steps)
+
+    def update(self) -> None:
+        """One optimizer update on the views."""
+        advantage = self.method.advantage(self.scored)[self.views.row, self.views.slot]
+        new = score_views(self.denoiser, self.scored.trajectory, self.views, self.scoring).logprob
+        inputs = LossInputs(new, self.old, self.old, None, self.views.target, self.views.weight, advantage)
+        loss = self.method.loss(inputs).loss.mean()
+        self.optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(self.denoiser.parameters(), 1.0)
+        self.optimizer.step()
+
+    def update_floor(self) -> None:
+        """One bare forward and backward of the same rows, and an optimizer step."""
+        self.optimizer.zero_grad()
+        self.denoiser(self.view_ids(), None, self.positions(len(self.views), self.per_step)).mean().backward()
+        self.optimizer.step()
+
+    def step(self) -> None:
+        """Rollout, plan, old and reference pass, update."""
+        rollout = Rollout(self.rollout(), self.options.group, self.scored.reward, self.scored.one_step_reward)
+        self.method.plan(rollout, named_generator(0, "plan"))
+        self.scores(), self.scores()
+        self.update()
+
+    def step_floor(self) -> None:
+        """The floors of all parts."""
+        self.rollout_floor()
+        self.scores_floor(), self.scores_floor()
+        self.update_floor()
+
+    def published_rollout(self) -> Any:
+        """The published way's rollout."""
+        torch.manual_seed(0)
+        return published.rollout(self.denoiser, self.prompts, self.options.length, self.sampler.steps, 0.9)
+
+    def published_update(self, paths: Any) -> Callable[[], None]:
+        """The published way's update: one completion and step at a time."""
+
+        def update() -> None:
+            self.optimizer.zero_grad()
+            losses = [
+                -published.step_logprob(self.denoiser, path, int(step))
+                for path, steps in zip(paths, self.scored.trajectory.greedy_step, strict=True)
+                for step in steps
+            ]
+            torch.stack(losses).mean().backward()
+            self.optimizer.step()
+
+        return update
+
+
+def record_bytes(setting: Setting) -> tuple[float, float]:
+    """Bytes that a rollout keeps for a completion token: without, and with, its greedy completions."""
+    path, options = setting.scored.trajectory, setting.options
+    sizes = {name: t.numel() * t.element_size() for name, t in path.tensors().items()}
+    tokens = options.batch * options.length
+    own = sum(sizes[name] for name in ("tokens", "unmask_step", "logprob", "entropy")) / tokens
+    return own, sizes["greedy_tokens"] / tokens
+
+
+def update_peak(setting: Setting, chunk: int, views: int) -> float:
+    """Bytes that autograd saves at most at one time while `views` views are back-propagated in chunks of `chunk`."""
+    saved = peak = 0
+
+    def pack(tensor: Tensor) -> Tensor:
+        nonlocal saved, peak
+        saved += tensor.numel() * tensor.element_size()
+        peak = max(peak, saved)
+        return tensor
+
+    index = torch.arange(views) % len(setting.views)
+    for start in range(0, views, chunk):
+        saved = 0
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+            part = setting.views.take(index[start : start + chunk])
+            score_views(setting.denoiser, setting.scored.trajectory, part, setting.scoring).logprob.sum().backward()
+    return float(peak)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Measure and print one table."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    for name, default, text in (
+        ("layers", 2, "transformer blocks"),
+        ("width", 64, "hidden size"),
+        ("vocab", 33, "tokens"),
+        ("prompt", 18, "prompt positions"),
+        ("length", 16, "completion positions"),
+        ("steps", 8, "denoising steps"),
+        ("batch", 64, "completions"),
+        ("group", 4, "completions of a prompt"),
+        ("selected", 4, "K, steps trained"),
+        ("repeats", 15, "runs of each side"),
+    ):
+        parser.add_argument(f"--{name}", type=int, default=default, help=f"{text} ({default})")
+    options = parser.parse_args(arguments)
+    setting = Setting(options)
+    parameters = sum(p.numel() for p in setting.denoiser.parameters())
+    print(
+        f"{parameters / 1e6:.2f}M parameters, V = {options.vocab}, L = {options.length}, T = {options.steps}, "
+        f"{options.batch} completions, K = {options.selected}; torch {torch.__version__}, {torch.get_num_threads()} threads, "
+        f"Python {sys.version.split()[0]}\n"
+    )
+    print("| quantity | ratio to its floor | target | ms | floor, ms |\n|---|---|---|---|---|")
+    for name, ours, floor, target in (
+        ("rollout", setting.rollout, setting.rollout_floor, 1.15),
+        ("old or reference pass", setting.scores, setting.scores_floor, 1.10),
+        ("update", setting.update, setting.update_floor, 1.15),
+        ("whole RL step", setting.step, setting.step_floor, 1.20),
+    ):
+        spent, least = alternate(ours, floor, options.repeats)
+        print(f"| {name} | {spent / least:.2f} | {target:.2f} | {spent * 1e3:.1f} | {least * 1e3:.1f} |")
+    own, greedy = record_bytes(setting)
+    print(f"| record, bytes a completion token | {own / 16:.2f} | 2.00 | {own:.0f} | 16 |")
+    print(f"| greedy completions, bytes a token | {greedy / (4 * options.selected):.2f} | 1.00 | {greedy:.0f} | 4 K |")
+    chunk = len(setting.views) // 2
+    few, many = update_peak(setting, chunk, chunk), update_peak(setting, chunk, 8 * chunk)
+    print(f"| peak memory of the update, 8 chunks against 1 | {many / few:.2f} | 1.00 | | |")
+    print("\n| the published way, divided by ours | ratio | its ms |\n|---|---|---|")
+    repeats = max(2, options.repeats // 5)
+    theirs, ours_ = alternate(setting.published_rollout, setting.rollout, repeats)
+    print(f"| rollout | {theirs / ours_:.1f} | {theirs * 1e3:.0f} |")
+    paths = setting.published_rollout()
+    theirs, ours_ = alternate(setting.published_update(paths), setting.update, repeats)
+    print(f"| update | {theirs / ours_:.1f} | {theirs * 1e3:.0f} |")
+    kept = sum(t.numel() * t.element_size() for path in paths for t in path.values()) / (options.batch * options.length)
+    print(f"| record, bytes a completion token | {kept / (own + greedy):.0f} | {kept:.0f} bytes |")
+
+
+if __name__ == "__main__":
+    main()

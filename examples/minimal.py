@@ -1,0 +1,103 @@
+"""EGSPO-SA from start to end on the public pieces: a sampler, pure functions, and a plain torch loop.
+
+Read it top to bottom, or fork it. It does what `unmask train sudoku-tiny` does, without run folders, resume and trackers:
+
+    python examples/minimal.py runs/demo/base/final
+
+Per step: (1) draw prompts and G completions of each; (2) keep, for the K steps of highest entropy, the greedy one-step
+completion x̂_k; (3) reward both; (4) R_k = (r + λ(r - r(x̂_k))) / (1 + λ), A_k = R_k - group mean; (5) a clipped update of
+the K steps' log-probabilities.
+"""
+
+from __future__ import annotations
+
+import argparse
+
+import torch
+
+from unmask.config import SamplerConfig
+from unmask.functional.advantage import group_advantage, stepwise_return
+from unmask.functional.noise import named_generator
+from unmask.functional.surrogate import clipped_surrogate
+from unmask.models import load_model
+from unmask.records import Needs, Views
+from unmask.rollout import decode, generate, row_seeds
+from unmask.samplers import Scoring, score_views
+from unmask.tasks import Sudoku
+
+NUM_PROMPTS, GROUP_SIZE, NUM_SELECTED, NUM_ITERATIONS = 16, 4, 1, 2
+STEPWISE_WEIGHT, LEARNING_RATE = 0.5, 6e-4
+
+
+def train(model_folder: str, num_steps: int, seed: int = 0) -> float:
+    """Train for `num_steps` and return the solve rate, sampled, of the last step's completions."""
+    denoiser, tokenizer = load_model(model_folder)
+    task = Sudoku()
+    reward = task.rewards()["sudoku"]
+    rows = task.rows("train", 8000, seed)
+    sampler = SamplerConfig(max_completion_length=16, num_steps=8, temperature=0.9, order="low_confidence")
+    needs = Needs(greedy=True, selection=("entropy_topk", NUM_SELECTED))
+    optimizer = torch.optim.AdamW(denoiser.parameters(), lr=LEARNING_RATE, betas=(0.9, 0.95), weight_decay=0.0)
+    solved = 0.0
+
+    for step in range(num_steps):
+        # (1) Rollout: 16 prompts, 4 completions each. All randomness of a row is in its seed.
+        generator = named_generator(seed, "minimal", step)
+        picked = torch.randint(len(rows), (NUM_PROMPTS,), generator=generator).tolist()
+        batch = [rows[i] for i in picked for _ in range(GROUP_SIZE)]
+        seeds = row_seeds(len(batch), generator)
+        # (2) The sampler keeps x̂_k of the steps that the selection takes: their logits were there anyway.
+        path = generate(denoiser, tokenizer, [row["prompt"] for row in batch], sampler, seeds, needs=needs)
+        assert path.greedy_step is not None
+        assert path.greedy_tokens is not None
+
+        # (3) Rewards of the finished completions, [B], and of the one-step completions, [B, K].
+        columns = {key: [row[key] for row in batch] for key in batch[0] if key != "prompt"}
+        texts = decode(tokenizer, path.tokens)
+        r = torch.tensor(reward([row["prompt"] for row in batch], texts, **columns))
+        values = [
+            torch.tensor(reward([row["prompt"] for row in batch], decode(tokenizer, fill), **columns))
+            for fill in path.greedy_tokens.unbind(1)
+        ]
+        solved = sum(task.solved(text, row) for text, row in zip(texts, batch, strict=True)) / len(batch)
+
+        # (4) Stepwise advantages, centred within the group, slot by slot.
+        returns = stepwise_return(r, torch.stack(values, dim=1), STEPWISE_WEIGHT)
+        advantage = group_advantage(returns, GROUP_SIZE, "group_mean", is_valid=path.greedy_step >= 0)
+
+        # (5) Each selected step is a view: the state before it, with the tokens it committed as targets.
+        row, slot = (path.greedy_step >= 0).nonzero(as_tuple=True)
+        k = path.greedy_step[row, slot].unsqueeze(-1)
+        views = Views(
+            row=row,
+            hidden=path.unmask_step[row] >= k,
+            target=path.unmask_step[row] == k,
+            weight=torch.ones(len(row)),
+            slot=slot,
+        )
+        scoring = Scoring.of(path, "sampling")
+        with torch.no_grad():
+            old = score_views(denoiser, path, views, scoring).logprob.sum(-1)
+        factor = min(1.0, (step + 1) / 10) * (1 - 0.9 * step / max(1, num_steps - 1))
+        for group in optimizer.param_groups:
+            group["lr"] = LEARNING_RATE * factor
+        for _ in range(NUM_ITERATIONS):
+            new = score_views(denoiser, path, views, scoring).logprob.sum(-1)
+            surrogate, _ = clipped_surrogate(new - old, advantage[row, slot], epsilon=0.2, epsilon_high=0.5)
+            loss = surrogate.mean() * sampler.steps / sampler.max_completion_length
+            optimizer.zero_grad()
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(denoiser.parameters(), 1.0)
+            optimizer.step()
+
+        if (step + 1) % 10 == 0 or step + 1 == num_steps:
+            print(f"step {step + 1:>4}  reward {r.mean():.3f}  solved {solved:.3f}")
+    return solved
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("model", help="a base model, such as the one that `make demo` pretrains")
+    parser.add_argument("--steps", type=int, default=200)
+    arguments = parser.parse_args()
+    train(arguments.model, arguments.steps)

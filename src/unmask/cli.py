@@ -1,0 +1,252 @@
+"""The command line. Heavy packages are imported inside the commands, so that help is there at once."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from unmask import __version__
+from unmask.errors import UnmaskError
+
+app = typer.Typer(
+    name="unmask",
+    help="Reinforcement learning for diffusion language models.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+
+_ENVIRONMENT = {
+    # Idle OpenMP threads sleep instead of spinning: with anything else on the cores, spinning made a step 5 times slower.
+    "OMP_WAIT_POLICY": "PASSIVE",
+    # Saving and loading a tiny model needs no progress bar of its own.
+    "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+}
+"""Set before the libraries that read them are imported, unless the user has set them."""
+
+Overrides = Annotated[
+    list[str] | None,
+    typer.Argument(metavar="[KEY=VALUE]...", help="Settings to change, such as optim.learning_rate=3e-4."),
+]
+Resume = Annotated[bool, typer.Option("--resume", help="Go on from the newest checkpoint of the run folder.")]
+Model = Annotated[str, typer.Argument(help="Folder or hub id of a masked diffusion model.")]
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        typer.echo(f"unmask {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version.")
+    ] = False,
+) -> None:
+    """Take what holds for all commands."""
+
+
+@app.command()
+def train(
+    recipe: Annotated[str, typer.Argument(help="A shipped recipe's name, or a YAML file.")],
+    overrides: Overrides = None,
+    resume: Resume = False,
+) -> None:
+    """Train a model with reinforcement learning, as a recipe says."""
+    from unmask.console import progress
+    from unmask.recipe import load_recipe
+    from unmask.trainer import Trainer
+
+    loaded = load_recipe(recipe, overrides or ())
+    with progress("train", loaded.max_steps) as view:
+        folder = Trainer(loaded, resume=resume, observe=view).train()
+    typer.echo(f"model: {folder / 'final'}\nmetrics: {folder / 'metrics.jsonl'}\ncurve: {_curve(folder)}")
+
+
+@app.command()
+def pretrain(
+    recipe: Annotated[str, typer.Argument(help="A shipped recipe's name, or a YAML file.")],
+    overrides: Overrides = None,
+    resume: Resume = False,
+) -> None:
+    """Train a model on demonstrations with the masked-diffusion ELBO: a tiny one from scratch, or a checkpoint."""
+    from unmask.console import progress
+    from unmask.pretrain import pretrain as run
+    from unmask.recipe import PretrainRecipe, load
+
+    loaded = load(PretrainRecipe, recipe, overrides or ())
+    with progress("pretrain", loaded.max_steps) as view:
+        folder = run(loaded, resume=resume, observe=view)
+    typer.echo(f"model: {folder / 'final'}")
+
+
+@app.command(name="eval")
+def evaluate_(
+    model: Model,
+    task: Annotated[str, typer.Option(help="A task's name.")],
+    option: Annotated[
+        list[str] | None, typer.Option(help="An option of the task, as key=value; may be repeated.")
+    ] = None,
+    length: Annotated[str, typer.Option(help="Completion lengths, comma-separated; default the task's.")] = "",
+    steps: Annotated[str, typer.Option(help="Denoising steps, comma-separated; default half the length.")] = "",
+    temperature: Annotated[str, typer.Option(help="Temperatures, comma-separated; 0 is greedy.")] = "0",
+    order: Annotated[str, typer.Option(help="Order in which positions are committed.")] = "low_confidence",
+    block_length: Annotated[int | None, typer.Option(help="Block length; default one block.")] = None,
+    split: Annotated[str, typer.Option(help="train, validation or test.")] = "test",
+    rows: Annotated[int, typer.Option(help="How many rows.")] = 256,
+    batch_size: Annotated[int, typer.Option(help="Completions denoised together.")] = 256,
+    seed: Annotated[int, typer.Option(help="Of rows and sampling.")] = 0,
+    output: Annotated[Path | None, typer.Option(help="Write results and every completion to this JSON file.")] = None,
+) -> None:
+    """Measure a model's accuracy on held-out rows, with 95 % intervals."""
+    from unmask.console import results_table
+    from unmask.evaluate import evaluate
+    from unmask.models import load_model
+    from unmask.recipe import make_sampler, make_task
+    from unmask.score import Scorer
+
+    chosen = make_task(task, option or ())
+    lengths = _numbers(length, int, "--length") or [chosen.completion_length]
+    samplers = [
+        make_sampler(max_completion_length=n, num_steps=k, temperature=t, order=order, block_length=block_length)
+        for n in lengths
+        for k in (_numbers(steps, int, "--steps") or [None])
+        for t in _numbers(temperature, float, "--temperature")
+    ]
+    denoiser, tokenizer = load_model(model)
+    items = chosen.rows(split, rows, seed)  # type: ignore[arg-type]
+    scorer = Scorer(chosen.rewards())
+    results = [
+        evaluate(denoiser, tokenizer, chosen, scorer, items, sampler, seed=seed, batch_size=batch_size)
+        for sampler in samplers
+    ]
+    results_table(results, f"{model} on {task}, {split}")
+    if output is not None:
+        from unmask.run_folder import write_atomically
+
+        facts: dict[str, Any] = {
+            "model": model,
+            "task": chosen.model_dump(),
+            "split": split,
+            "seed": seed,
+            "order": order,
+        }
+        output.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(
+            output, json.dumps(facts | {"results": [r.summary() | {"items": r.items} for r in results]}, indent=1)
+        )
+        typer.echo(f"results: {output}")
+
+
+@app.command()
+def sample(
+    model: Model,
+    prompt: Annotated[str | None, typer.Option(help="The prompt; default one of the task's.")] = None,
+    task: Annotated[str | None, typer.Option(help="Take the prompt and the length from a task.")] = None,
+    row: Annotated[int, typer.Option(help="Which test row of the task.")] = 0,
+    length: Annotated[int | None, typer.Option(help="Completion length in tokens.")] = None,
+    steps: Annotated[int | None, typer.Option(help="Denoising steps; default half the length.")] = None,
+    temperature: Annotated[float, typer.Option(help="0 is greedy.")] = 0.0,
+    order: Annotated[str, typer.Option(help="Order in which positions are committed.")] = "low_confidence",
+    block_length: Annotated[int | None, typer.Option(help="Block length; default one block.")] = None,
+    delay: Annotated[float, typer.Option(help="Seconds to show each step on a terminal.")] = 0.25,
+    seed: Annotated[int, typer.Option(help="Of the sampling.")] = 0,
+) -> None:
+    """Watch a completion being unmasked, coloured by the entropy of each token when it was committed."""
+    from unmask.console import watch
+    from unmask.errors import ConfigError
+    from unmask.models import load_model
+    from unmask.recipe import make_sampler, make_task
+
+    chosen = make_task(task) if task else None
+    if prompt is None:
+        if chosen is None:
+            raise ConfigError("give a --prompt, or a --task to take one from.")
+        prompt = chosen.rows("test", row + 1, seed)[row]["prompt"]
+    sampler = make_sampler(
+        max_completion_length=length or (chosen.completion_length if chosen else 64),
+        num_steps=steps,
+        temperature=temperature,
+        order=order,
+        block_length=block_length,
+    )
+    denoiser, tokenizer = load_model(model)
+    watch(denoiser, tokenizer, prompt, sampler, seed=seed, delay=delay)
+
+
+@app.command()
+def methods() -> None:
+    """List the methods."""
+    from unmask.console import table
+    from unmask.methods import METHODS
+
+    table(
+        ["method", "paper", "what it does", "its gradient estimates"],
+        [[name, method.paper, method.summary, method.estimates] for name, method in METHODS.items()],
+    )
+    typer.echo("Options of each, and their sources: docs/methods/.")
+
+
+@app.command()
+def tasks() -> None:
+    """List the tasks."""
+    from unmask.console import table
+    from unmask.tasks import TASKS
+
+    table(
+        ["task", "what it is", "options"],
+        [
+            [
+                name,
+                (task.__doc__ or "").strip().splitlines()[0],
+                ", ".join(key for key in task.model_fields if key != "type"),
+            ]
+            for name, task in TASKS.items()
+        ],
+    )
+
+
+@app.command()
+def demo(
+    output_dir: Annotated[Path, typer.Option(help="Where everything goes.")] = Path("runs/demo"),
+    seed: Annotated[int, typer.Option(help="Of pretraining and training.")] = 0,
+) -> None:
+    """The main job in one go: pretrain a tiny model on 4x4 Sudoku, train it with EGSPO-SA, evaluate, plot."""
+    from unmask.demo import run
+
+    run(output_dir, seed)
+
+
+def _curve(folder: Path) -> Path:
+    from unmask.report.curve import plot_curve
+
+    return plot_curve(folder, folder / "curve.png")
+
+
+def _numbers(text: str, kind: type[Any], option: str) -> list[Any]:
+    from unmask.errors import ConfigError
+
+    try:
+        return [kind(part) for part in text.split(",") if part.strip()]
+    except ValueError:
+        raise ConfigError(f'{option} "{text}" is not a comma-separated list of numbers.') from None
+
+
+def main() -> None:
+    """Run the command line; a user's mistake ends with its message and exit code 2."""
+    for name, value in _ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
+    try:
+        app()
+    except UnmaskError as error:
+        typer.echo(f"{type(error).__name__}: {error}", err=True)
+        signal_number = getattr(error, "signal_number", None)
+        # The shell's convention for a process that a signal stopped.
+        sys.exit(2 if signal_number is None else 128 + signal_number)

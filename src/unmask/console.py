@@ -1,0 +1,184 @@
+"""What a person sees of a run: a progress bar on a terminal, a line for each step in a pipe."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
+from typing import TYPE_CHECKING, Any
+
+from rich import box
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.text import Text
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+    from unmask.config import SamplerConfig
+    from unmask.evaluate import Evaluation
+    from unmask.models import Denoiser
+    from unmask.rollout import Prompt
+    from unmask.samplers import Snapshot
+
+SHOWN = ("loss", "reward", "frac_reward_zero_std", "grad_norm")
+"""Metrics in a step's line, beside accuracies."""
+
+
+class ProgressView:
+    """An observer for `Trainer` and `pretrain`.
+
+    Args:
+        name: what is being done.
+        total: steps to do.
+        console: where to show it.
+    """
+
+    def __init__(self, name: str, total: int, console: Console) -> None:
+        self.console, self.total, self.name = console, total, name
+        self._started, self._first = 0.0, -1
+        self._accuracy = ""
+        self._progress: Progress | None = None
+        if console.is_terminal:
+            self._progress = Progress(
+                TextColumn("{task.description}"),
+                BarColumn(),
+                MofNCompleteColumn(),
+                TextColumn("{task.fields[shown]}"),
+                TimeRemainingColumn(),
+                console=console,
+            )
+            self._bar = self._progress.add_task(name, total=total, shown="")
+
+    def __enter__(self) -> ProgressView:
+        if self._progress:
+            self._progress.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._progress:
+            self._progress.stop()
+
+    def __call__(self, step: int, metrics: Mapping[str, Any]) -> None:
+        """Show one step."""
+        if self._first < 0:
+            self._started, self._first = time.perf_counter(), step
+        accuracy = accuracies(metrics)
+        self._accuracy = accuracy or self._accuracy
+        values = [f"{key} {metrics[key]:.3f}" for key in SHOWN if key in metrics]
+        if self._progress:
+            shown = "  ".join([*values[:2], self._accuracy])
+            self._progress.update(self._bar, completed=step, shown=shown)
+            if accuracy:
+                self._progress.console.print(f"{self.name} step {step}: {accuracy}", highlight=False)
+            return
+        spent = time.perf_counter() - self._started
+        left = [f"{spent / (step - self._first) * (self.total - step):.0f} s left"] if step > self._first else []
+        line = "  ".join([*values, *([accuracy] if accuracy else []), *left])
+        self.console.print(f"{self.name} step {step}/{self.total}  {line}", highlight=False, soft_wrap=True)
+
+
+def accuracies(metrics: Mapping[str, Any]) -> str:
+    """The evaluations among a step's metrics, in words."""
+    found = []
+    for key, value in metrics.items():
+        if key.startswith("eval/") and key.endswith("/accuracy"):
+            name = key.removesuffix("/accuracy")
+            found.append(f"{temperature_name(name.partition('@')[2])} {value:.3f}")
+    return ("solved: " + ", ".join(found)) if found else ""
+
+
+def temperature_name(temperature: str | float) -> str:
+    """`greedy` for temperature 0, otherwise `sampled at` it."""
+    return "greedy" if float(temperature) == 0 else f"sampled at {float(temperature):g}"
+
+
+@contextmanager
+def progress(name: str, total: int, console: Console | None = None) -> Iterator[ProgressView]:
+    """A `ProgressView` on standard error, so that standard output holds results only."""
+    with ProgressView(name, total, console or Console(file=sys.stderr)) as view:
+        yield view
+
+
+def table(columns: Sequence[str], rows: Iterable[Sequence[object]], title: str | None = None) -> None:
+    """Print a table to standard output."""
+    from rich.table import Table
+
+    drawn = Table(*columns, title=title, title_justify="left", box=box.SIMPLE_HEAD)
+    for row in rows:
+        drawn.add_row(*(escape(str(cell)) for cell in row))
+    Console().print(drawn)
+
+
+def results_table(results: Iterable[Evaluation], title: str) -> None:
+    """Print evaluations, one a line."""
+    table(
+        ["length", "steps", "sampling", "solved", "accuracy", "95 % interval", "reward"],
+        [
+            [
+                r.length,
+                r.steps,
+                temperature_name(r.temperature),
+                f"{r.num_solved} of {r.num_rows}",
+                f"{r.accuracy:.3f}",
+                f"{r.low:.3f} to {r.high:.3f}",
+                f"{r.reward:.3f} ± {r.reward_se:.3f}",
+            ]
+            for r in results
+        ],
+        title,
+    )
+
+
+def watch(
+    denoiser: Denoiser,
+    tokenizer: PreTrainedTokenizerBase,
+    prompt: Prompt,
+    sampler: SamplerConfig,
+    *,
+    seed: int,
+    delay: float,
+) -> None:
+    """Show one completion being denoised: live on a terminal, a line for each step in a pipe."""
+    from rich.live import Live
+
+    from unmask.functional.noise import named_generator
+    from unmask.rollout import decode, generate, row_seeds
+
+    console = Console()
+    console.print(Text(f"prompt: {prompt}"))
+    live = Live(console=console, auto_refresh=False) if console.is_terminal else None
+
+    def show(snapshot: Snapshot) -> None:
+        line = Text(f"step {snapshot.step + 1:>3}/{sampler.steps}  ") + _state(tokenizer, snapshot, denoiser.mask_id)
+        if live is None:
+            console.print(line, soft_wrap=True)
+        else:
+            live.update(line, refresh=True)
+            time.sleep(delay)
+
+    with live or nullcontext():
+        seeds = row_seeds(1, named_generator(seed, "sample"))
+        path = generate(denoiser, tokenizer, [prompt], sampler, seeds, observe=show)
+    console.print(Text(f"completion: {decode(tokenizer, path.tokens)[0]}"))
+    joint = float(path.entropy.sum())
+    console.print(f"entropy of the whole path: {joint:.2f} nats; green tokens were sure when committed, red ones open")
+
+
+def _state(tokenizer: PreTrainedTokenizerBase, snapshot: Snapshot, mask_id: int) -> Text:
+    """A state as text: hidden positions as dots, tokens in the colour of their entropy, this step's in bold."""
+    line = Text()
+    for token, step, entropy in zip(
+        snapshot.tokens[0].tolist(), snapshot.unmask_step[0].tolist(), snapshot.entropy[0].tolist(), strict=True
+    ):
+        if token == mask_id:
+            line.append("·", style="dim")
+            continue
+        # From sure (0 nats, green) to open (2 nats and more, red).
+        heat = min(1.0, entropy / 2.0)
+        colour = f"rgb({int(40 + 200 * heat)},{int(180 - 120 * heat)},60)"
+        piece = str(tokenizer.decode([token], skip_special_tokens=True)) or "∎"
+        line.append(piece, style=f"bold {colour}" if step == snapshot.step else colour)
+    return line

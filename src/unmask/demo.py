@@ -1,0 +1,54 @@
+"""The main job on the embedded default: pretrain a tiny model on 4x4 Sudoku, train it with EGSPO-SA, evaluate, plot."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+from rich.console import Console
+
+from unmask.console import progress, table, temperature_name
+from unmask.pretrain import pretrain
+from unmask.recipe import PretrainRecipe, load, load_recipe
+from unmask.report.curve import plot_curve, read_metrics
+from unmask.trainer import Trainer
+
+
+def run(output_dir: Path, seed: int) -> None:
+    """Do it all and say what came of it; a demo that was cut off goes on where it stopped."""
+    started = time.perf_counter()
+    base = load(PretrainRecipe, "sudoku-tiny-base", [f"output_dir={output_dir / 'base'}", f"seed={seed}"])
+    if not (output_dir / "base" / "final").exists():
+        with progress("pretrain", base.max_steps) as view:
+            pretrain(base, resume=True, observe=view)
+    recipe = load_recipe(
+        "sudoku-tiny",
+        [f"model={output_dir / 'base' / 'final'}", f"output_dir={output_dir / 'egspo_sa'}", f"seed={seed}"],
+    )
+    with progress("train", recipe.max_steps) as view:
+        folder = Trainer(recipe, resume=True, observe=view).train()
+    curve = plot_curve(folder, folder / "curve.png")
+    lines = read_metrics(folder)
+    first, last = lines[0], lines[-1]
+    rows = []
+    for temperature in recipe.evaluation.temperatures:
+        name = f"eval/{recipe.evaluation.split}@{temperature:g}"
+        cells = [
+            f"{line[f'{name}/accuracy']:.3f} ({line[f'{name}/low']:.3f} to {line[f'{name}/high']:.3f})"
+            for line in (first, last)
+        ]
+        rise = last[f"{name}/accuracy"] - first[f"{name}/accuracy"]
+        rows.append([temperature_name(temperature), *cells, f"{rise:+.3f}"])
+    table(
+        ["sampling", "base", "trained", "rise"],
+        rows,
+        f"Sudoku 4x4, {recipe.evaluation.num_rows} held-out puzzles, no solution shared with training: "
+        "solved share (95 % interval)",
+    )
+    Console().print(
+        f"curve    {curve}\nmodel    {folder / 'final'}\nmetrics  {folder / 'metrics.jsonl'}\n"
+        f"time     {time.perf_counter() - started:.0f} s\n"
+        f"watch    unmask sample {folder / 'final'} --task sudoku",
+        highlight=False,
+        soft_wrap=True,
+    )

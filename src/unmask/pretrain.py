@@ -1,0 +1,180 @@
+"""Masked-diffusion pretraining: the ELBO of MDLM and LLaDA on a task's demonstrations, from scratch or from a checkpoint.
+
+-ELBO = E_t [ (1/t) Σ_{i masked} -log p_θ(x_i | x_t) ], each completion position masked with probability t
+(arXiv:2406.07524, arXiv:2502.09992), t stratified over the batch.
+"""
+
+from __future__ import annotations
+
+import random
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from unmask.errors import DataError, RunError
+from unmask.functional.distribution import token_logprobs
+from unmask.functional.elbo import elbo, mask_at_times, stratified_times
+from unmask.functional.noise import named_generator
+from unmask.functional.schedule import learning_rate_factor
+from unmask.models import Denoiser, char_tokenizer, load_model, save_model, tiny_denoiser
+from unmask.recipe import PretrainRecipe
+from unmask.rollout import encode_batch
+from unmask.run_folder import RunFolder
+from unmask.samplers.predict import predict
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from transformers import PreTrainedTokenizerBase
+
+
+def pretrain(
+    recipe: PretrainRecipe, *, resume: bool = False, observe: Callable[[int, dict[str, Any]], None] | None = None
+) -> Path:
+    """Train as the recipe says and return the run folder, with the model in `final/`.
+
+    Raises:
+        UnmaskError: whatever of the recipe, the model, the rows or the run folder cannot be used.
+    """
+    from accelerate import Accelerator
+
+    accelerator = Accelerator(mixed_precision=recipe.mixed_precision)
+    folder = RunFolder(
+        Path(recipe.output_dir or "runs/pretrain"),
+        recipe.model_dump(mode="json"),
+        resume=resume,
+        is_main=accelerator.is_main_process,
+    )
+    try:
+        denoiser, tokenizer = _start_model(recipe)
+        corpus = Corpus(recipe, denoiser, tokenizer)
+        optimizers = _optimizers(recipe, denoiser)
+        model, *prepared = accelerator.prepare(denoiser, *optimizers)
+        peaks = [optimizer.param_groups[0]["lr"] for optimizer in optimizers]
+        done = folder.last_step()
+        if done:
+            accelerator.load_state(str(folder.checkpoints()[-1]))
+        folder.open_metrics(done)
+        model.train()
+        for step in range(done, recipe.max_steps):
+            started = time.perf_counter()
+            generator = named_generator(recipe.seed, "pretrain", step)
+            loss = corpus.loss(model, generator, accelerator.device)
+            if not torch.isfinite(loss):
+                raise RunError(f"the loss at step {step + 1} is not finite. Resume with a smaller learning rate.")
+            for optimizer in prepared:
+                optimizer.zero_grad()
+            accelerator.backward(loss)
+            accelerator.clip_grad_norm_(model.parameters(), recipe.optim.max_grad_norm)
+            optim = recipe.optim
+            factor = learning_rate_factor(step, recipe.max_steps, optim.warmup_steps, optim.lr_schedule, optim.lr_floor)
+            for optimizer, peak in zip(prepared, peaks, strict=True):
+                for group in optimizer.param_groups:
+                    group["lr"] = peak * factor
+                optimizer.step()
+            metrics = {"loss": float(loss.detach()), "time/step": time.perf_counter() - started}
+            folder.log({"step": step + 1} | metrics)
+            if observe is not None and accelerator.is_main_process:
+                observe(step + 1, metrics)
+            if (step + 1) % recipe.save_steps == 0:
+                folder.save_checkpoint(step + 1, lambda path: _write_state(accelerator, path), recipe.save_total_limit)
+        with folder.written_aside(folder.final) as final:
+            if accelerator.is_main_process:
+                save_model(accelerator.unwrap_model(model), tokenizer, final)
+        accelerator.wait_for_everyone()
+    finally:
+        folder.close()
+    return folder.path
+
+
+class Corpus:
+    """Encoded demonstrations, and the loss of a random batch of them.
+
+    Args:
+        recipe: names the task, the number of rows and the share of sloppy demonstrations.
+        denoiser: whose special tokens are used.
+        tokenizer: of that model.
+
+    Raises:
+        DataError: a demonstration that is longer than the completion.
+    """
+
+    def __init__(self, recipe: PretrainRecipe, denoiser: Denoiser, tokenizer: PreTrainedTokenizerBase) -> None:
+        rows = recipe.task.rows("train", recipe.num_rows, recipe.seed)
+        length = recipe.max_completion_length or recipe.task.completion_length
+        completions = []
+        for i, row in enumerate(rows):
+            rng = random.Random(f"{recipe.seed}/demonstration/{i}")
+            text = recipe.task.demonstration(row, rng, rng.random() < recipe.sloppy_share)
+            ids = tokenizer(text, add_special_tokens=False).input_ids
+            if len(ids) > length:
+                raise DataError(
+                    f"a demonstration of {len(ids)} tokens does not fit into max_completion_length = {length}: {text[:80]!r}."
+                )
+            # EOS to the end: the model learns to end, and what stands after the end.
+            completions.append(ids + [denoiser.eos_id] * (length - len(ids)))
+        self.prompt_ids, self.prompt_mask = encode_batch(tokenizer, [row["prompt"] for row in rows], denoiser.pad_id)
+        self.completions = torch.tensor(completions)
+        self.mask_id = denoiser.mask_id
+        self.batch_size, self.min_time = recipe.batch_size, recipe.min_time
+
+    def loss(self, model: torch.nn.Module, generator: torch.Generator, device: torch.device) -> Tensor:
+        """-ELBO per completion token of a random batch, nats."""
+        rows = torch.randint(len(self.completions), (self.batch_size,), generator=generator)
+        target = self.completions[rows]
+        times = stratified_times(self.batch_size, self.min_time, generator)
+        masked = mask_at_times(times, torch.ones_like(target, dtype=torch.bool), generator).to(device)
+        target, times = target.to(device), times.to(device)
+        everywhere = torch.arange(target.shape[1], device=device).expand_as(target)
+        logits = predict(
+            model,  # type: ignore[arg-type]
+            self.prompt_ids[rows].to(device),
+            self.prompt_mask[rows].to(device),
+            target.masked_fill(masked, self.mask_id),
+            everywhere,
+            self.mask_id,
+        )
+        logprob = token_logprobs(logits).gather(-1, target.unsqueeze(-1)).squeeze(-1)
+        return -elbo(logprob, masked, times).mean() / target.shape[1]
+
+
+def _start_model(recipe: PretrainRecipe) -> tuple[Denoiser, PreTrainedTokenizerBase]:
+    if recipe.model is not None:
+        return load_model(recipe.model)
+    tokenizer = char_tokenizer(recipe.task.alphabet)
+    return tiny_denoiser(recipe.tiny, tokenizer, recipe.seed), tokenizer
+
+
+def _optimizers(recipe: PretrainRecipe, denoiser: Denoiser) -> list[torch.optim.Optimizer]:
+    """Muon for the matrices of the blocks, AdamW for embeddings, head, norms and biases."""
+    outside = {
+        id(p)
+        for m in (denoiser.backbone.get_input_embeddings(), denoiser.backbone.get_output_embeddings())
+        for p in m.parameters()
+    }
+    outside |= {id(p) for m in denoiser.modules() if isinstance(m, torch.nn.Embedding) for p in m.parameters()}
+    matrices = [p for p in denoiser.parameters() if p.ndim == 2 and id(p) not in outside]
+    if not recipe.muon_learning_rate:
+        matrices = []
+    taken = {id(p) for p in matrices}
+    rest = [p for p in denoiser.parameters() if id(p) not in taken]
+    optim = recipe.optim
+    optimizers: list[torch.optim.Optimizer] = [
+        torch.optim.AdamW(rest, lr=optim.learning_rate, betas=optim.betas, weight_decay=optim.weight_decay, fused=True)
+    ]
+    if matrices:
+        optimizers.append(
+            torch.optim.Muon(
+                matrices, lr=recipe.muon_learning_rate, momentum=0.95, weight_decay=0.01, adjust_lr_fn="original"
+            )
+        )
+    return optimizers
+
+
+def _write_state(accelerator: Any, path: Path) -> None:
+    accelerator.wait_for_everyone()
+    accelerator.save_state(str(path))
+    accelerator.wait_for_everyone()

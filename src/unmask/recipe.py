@@ -1,0 +1,271 @@
+"""Recipes: one validated tree for a run, from YAML, with `key=value` overrides; saved in the run folder and accepted back."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from functools import reduce
+from importlib import resources
+from operator import or_
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar, get_args
+
+import yaml
+from pydantic import BaseModel, Field, SerializeAsAny, ValidationError, model_validator
+
+from unmask.config import Config, EvalConfig, OptimConfig, SamplerConfig
+from unmask.errors import ConfigError, unknown_name
+from unmask.methods import METHODS, Method
+from unmask.models.tiny import TinyConfig
+from unmask.samplers.orders import ORDERS
+from unmask.tasks import TASKS, Task
+
+if TYPE_CHECKING:
+    AnyMethod = Method
+    AnyTask = Task
+else:
+    # The tables are the unions: a new method or task needs no change here.
+    AnyMethod = Annotated[reduce(or_, METHODS.values()), Field(discriminator="type")]
+    AnyTask = Annotated[reduce(or_, TASKS.values()), Field(discriminator="type")]
+
+
+class RunRecipe(Config):
+    """What training and pretraining have in common."""
+
+    task: SerializeAsAny[AnyTask]
+    """What is learnt: a name of `TASKS` under `type`, and its options."""
+    output_dir: str | None = None
+    """Run folder; default runs/NAME of the recipe."""
+    seed: int = 0
+    """Of everything that is drawn: rows, completions, initial weights."""
+    num_rows: int = Field(8000, ge=1)
+    """Training rows to generate or read."""
+    save_steps: int = Field(25, ge=1)
+    """Run steps between checkpoints."""
+    save_total_limit: int = Field(2, ge=1)
+    """Checkpoints that are kept, the newest."""
+    report_to: tuple[str, ...] = ()
+    """Trackers beside metrics.jsonl, by accelerate's names: tensorboard, wandb, trackio, mlflow, ..."""
+    mixed_precision: Literal["no", "bf16", "fp16"] = "no"
+    """Of the training forwards. On a CPU float32 is the fastest by far."""
+
+
+class TrainRecipe(RunRecipe):
+    """Reinforcement learning of a denoiser on a task with a reward."""
+
+    model: str
+    """Folder or hub id of the model to start from."""
+    method: SerializeAsAny[AnyMethod]
+    """How it learns: a name of `METHODS` under `type`, and its options."""
+    sampler: SamplerConfig = SamplerConfig()
+    """How rollouts are denoised; evaluation uses the same but for its own temperature."""
+    optim: OptimConfig = OptimConfig()
+    """Optimizer and schedule."""
+    evaluation: EvalConfig = EvalConfig()
+    """What is measured on the way."""
+    max_steps: int = Field(200, ge=1)
+    """Run steps: rollout, score, update."""
+    num_prompts: int = Field(16, ge=1)
+    """Prompts of a step, over all processes; the number of processes must divide it."""
+    num_generations: int = Field(8, ge=1)
+    """G, completions of each prompt."""
+    num_iterations: int = Field(1, ge=1)
+    """μ, passes over a step's views."""
+    num_minibatches: int = Field(1, ge=1)
+    """Optimizer updates in each pass."""
+    rollout_batch_size: int = Field(256, ge=1)
+    """Completions denoised together; changes speed and memory, not results."""
+    views_per_forward: int = Field(256, ge=1)
+    """Views scored together; changes speed and memory, not results."""
+    logprob_temperature: Literal["sampling"] | float = "sampling"
+    """Temperature of the log-probabilities that are differentiated: that of the sampler, or a number (published codes: 1.0)."""
+    reward_funcs: tuple[str, ...] = ()
+    """Dotted paths (`package.module:function` or `file.py:function`); default the task's own."""
+    reward_weights: tuple[float, ...] = ()
+    """One for each reward function; default 1."""
+    reward_timeout: float = Field(60.0, gt=0)
+    """Seconds that one call of a reward function may take."""
+    log_rollouts_steps: int = Field(25, ge=0)
+    """Run steps between kept rollouts; 0 keeps none."""
+    log_rollouts_groups: int = Field(2, ge=1)
+    """Groups kept of each."""
+
+    @model_validator(mode="after")
+    def _check_together(self) -> TrainRecipe:
+        check_order(self.sampler)
+        self.method.check(self.sampler, self.num_generations)
+        if self.reward_weights and self.reward_funcs and len(self.reward_weights) != len(self.reward_funcs):
+            raise ValueError(
+                f"{len(self.reward_weights)} reward_weights for {len(self.reward_funcs)} reward_funcs; give one for each."
+            )
+        return self
+
+
+class PretrainRecipe(RunRecipe):
+    """Masked-diffusion ELBO training on a task's demonstrations: a tiny base from scratch, or SFT of a checkpoint."""
+
+    model: str | None = None
+    """Checkpoint to start from; none builds `tiny`."""
+    tiny: TinyConfig = TinyConfig()
+    """Shape of the model that is built."""
+    max_steps: int = Field(260, ge=1)
+    """Optimizer steps."""
+    batch_size: int = Field(96, ge=1)
+    """Demonstrations a step."""
+    sloppy_share: float = Field(0.8, ge=0, le=1)
+    """Share of demonstrations that are plausible but mostly wrong: latent competence for RL to raise."""
+    max_completion_length: int | None = Field(None, ge=1)
+    """L; default the task's own."""
+    min_time: float = Field(0.03, gt=0, lt=1)
+    """Lower end of the mask ratio t ~ U(min_time, 1)."""
+    muon_learning_rate: float = Field(0.03, ge=0)
+    """Peak rate of Muon for the block matrices; 0 leaves all to AdamW."""
+    optim: OptimConfig = OptimConfig(learning_rate=3e-3, betas=(0.9, 0.98), warmup_steps=20)
+    """AdamW for all that is no block matrix, and the schedule of both."""
+
+
+def check_order(sampler: SamplerConfig) -> None:
+    """Raise ConfigError for an order that is not in `ORDERS`."""
+    if sampler.order not in ORDERS:
+        raise ConfigError(unknown_name("order", sampler.order, ORDERS))
+
+
+RecipeT = TypeVar("RecipeT", bound=RunRecipe)
+
+
+def load_recipe(source: str, overrides: Sequence[str] = ()) -> TrainRecipe:
+    """The training recipe `source`, a shipped name or a YAML file, with `key=value` overrides applied in order."""
+    return load(TrainRecipe, source, overrides)
+
+
+def load(kind: type[RecipeT], source: str, overrides: Sequence[str] = ()) -> RecipeT:
+    """Read, override and validate a recipe.
+
+    Raises:
+        ConfigError: no such recipe, unreadable YAML, a malformed override, or anything that validation refuses.
+    """
+    path = find_recipe(source)
+    try:
+        tree = yaml.safe_load(path.read_text()) or {}
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{path} is not valid YAML: {error}") from error
+    if not isinstance(tree, dict):
+        raise ConfigError(f"{path} must hold key: value lines, not {type(tree).__name__}.")
+    tree.setdefault("output_dir", f"runs/{path.stem}")
+    for override in overrides:
+        apply_override(tree, override)
+    return validate(kind, tree)
+
+
+def find_recipe(source: str) -> Path:
+    """The file of a shipped recipe, by name, or the file itself."""
+    if source.endswith((".yaml", ".yml")) or "/" in source:
+        if not Path(source).is_file():
+            raise ConfigError(f"there is no recipe file {source}.")
+        return Path(source)
+    names = shipped_recipes()
+    if source not in names:
+        raise ConfigError(unknown_name("recipe", source, names) + " Or give a .yaml file.")
+    return names[source]
+
+
+def shipped_recipes() -> dict[str, Path]:
+    """The recipes that come with the package, by name."""
+    folder = Path(str(resources.files("unmask") / "recipes"))
+    return {path.stem: path for path in sorted(folder.glob("*.yaml"))}
+
+
+def apply_override(tree: dict[str, Any], override: str) -> None:
+    """Write one `a.b.c=value` into a tree of dicts; the value is YAML.
+
+    Example:
+        >>> tree = {"optim": {"learning_rate": 1.0}}
+        >>> apply_override(tree, "optim.learning_rate=3e-4")
+        >>> apply_override(tree, "seed=1")
+        >>> tree
+        {'optim': {'learning_rate': '3e-4'}, 'seed': 1}
+    """
+    key, equals, value = override.partition("=")
+    if not equals or not key:
+        raise ConfigError(f'override "{override}" is not of the form key=value, such as optim.learning_rate=3e-4.')
+    *parents, leaf = key.strip().split(".")
+    for name in parents:
+        tree = tree.setdefault(name, {})
+        if not isinstance(tree, dict):
+            raise ConfigError(f'override "{override}": {name} is a single value and has nothing below it.')
+    try:
+        tree[leaf] = yaml.safe_load(value)
+    except yaml.YAMLError as error:
+        raise ConfigError(f'override "{override}": the value is not valid YAML.') from error
+
+
+def validate(kind: type[RecipeT], tree: Mapping[str, Any]) -> RecipeT:
+    """The recipe that `tree` describes, or one ConfigError with a line for each fault."""
+    try:
+        return kind.model_validate(tree)
+    except ValidationError as error:
+        raise ConfigError("\n".join(_explain(kind, fault) for fault in error.errors())) from error
+
+
+def make_task(name: str, options: Sequence[str] = ()) -> Task:
+    """The task `name` with `key=value` options."""
+    tree: dict[str, Any] = {"type": name}
+    for option in options:
+        apply_override(tree, option)
+    return validate(RunRecipe, {"task": tree}).task
+
+
+def make_sampler(**settings: Any) -> SamplerConfig:
+    """A sampler from keyword settings, with faults as ConfigErrors."""
+    try:
+        sampler = SamplerConfig(**settings)
+    except ValidationError as error:
+        raise ConfigError("\n".join(_explain(SamplerConfig, fault) for fault in error.errors())) from error
+    check_order(sampler)
+    return sampler
+
+
+def dump(recipe: RunRecipe) -> str:
+    """YAML that `load` reads back to the same recipe."""
+    return yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False)
+
+
+def _explain(kind: type[BaseModel], fault: Any) -> str:
+    """One line of plain English for one pydantic fault."""
+    # The discriminator's tag stands in the location of a union's faults; it is no key of the user's.
+    path: list[str] = []
+    model: type[BaseModel] | None = kind
+    for part in fault["loc"]:
+        tables: dict[str, Mapping[str, type[BaseModel]]] = {"method": METHODS, "task": TASKS}
+        if path and path[-1] in tables and part in tables[path[-1]]:
+            model = tables[path[-1]][part]
+            continue
+        path.append(str(part))
+        if fault["type"] == "extra_forbidden" and len(path) and part == fault["loc"][-1]:
+            break
+        model = _field_model(model, str(part))
+    key = ".".join(path)
+    match fault["type"]:
+        case "extra_forbidden":
+            parent = ".".join(path[:-1])
+            known = model.model_fields if model else {}
+            return unknown_name(f"key in {parent}" if parent else "key", path[-1], known)
+        case "missing":
+            return f"{key} is missing; the recipe must set it."
+        case "union_tag_invalid":
+            table: Mapping[str, Any] = METHODS if key == "method" else TASKS
+            return unknown_name(key, str(fault["ctx"]["tag"]), table)
+        case "union_tag_not_found":
+            return f"{key}.type is missing; it names the {key}."
+        case "value_error":
+            message = fault["msg"].removeprefix("Value error, ")
+            return f"{key}: {message}" if key else message
+        case _:
+            return f"{key} = {fault['input']!r}: {fault['msg'][0].lower()}{fault['msg'][1:]}."
+
+
+def _field_model(model: type[BaseModel] | None, name: str) -> type[BaseModel] | None:
+    if model is None or name not in model.model_fields:
+        return None
+    annotation = model.model_fields[name].annotation
+    options = [annotation, *get_args(annotation)]
+    return next((o for o in options if isinstance(o, type) and issubclass(o, BaseModel)), None)

@@ -1,0 +1,75 @@
+"""The learning curve of a run: accuracy with its interval, and reward, against run steps."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+from typing import Any
+
+from unmask.errors import RunError
+
+
+def read_metrics(run: Path) -> list[dict[str, Any]]:
+    """The lines of a run's metrics.jsonl.
+
+    Raises:
+        RunError: there are none.
+    """
+    path = run / "metrics.jsonl"
+    if not path.is_file():
+        raise RunError(f"{run} is no run folder: it has no metrics.jsonl.")
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def plot_curve(run: Path, target: Path) -> Path:
+    """Draw a run's accuracy and reward into `target` (PNG or SVG), with the accuracies beside it as CSV.
+
+    The band is the 95 % Wilson interval of each evaluation; rewards are the means of the training batches.
+    """
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
+
+    lines = read_metrics(run)
+    evaluations = _evaluations(lines)
+    figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3.6), layout="constrained")
+    for (name, points), colour in zip(sorted(evaluations.items()), ("#1b6ca8", "#c8553d", "#3f7d20"), strict=False):
+        steps = [point["step"] for point in points]
+        left.plot(steps, [point["accuracy"] for point in points], marker="o", color=colour, label=name)
+        left.fill_between(
+            steps, [p["low"] for p in points], [p["high"] for p in points], color=colour, alpha=0.15, linewidth=0
+        )
+    left.set(xlabel="run step", ylabel="solved share of held-out rows", ylim=(0, 1), title="accuracy, 95 % interval")
+    left.legend(loc="lower right", frameon=False)
+    rewards = [(line["step"], line["reward"]) for line in lines if "reward" in line]
+    right.plot(*zip(*rewards, strict=True), color="#444444", linewidth=1)
+    right.set(xlabel="run step", ylabel="mean reward of a batch", title="training reward")
+    for axis in (left, right):
+        axis.spines[["top", "right"]].set_visible(False)
+        axis.grid(alpha=0.2)
+    figure.savefig(target, dpi=150)
+    plt.close(figure)
+    with target.with_suffix(".csv").open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["step", "evaluation", "accuracy", "low", "high"])
+        for name, points in sorted(evaluations.items()):
+            writer.writerows([p["step"], name, p["accuracy"], p["low"], p["high"]] for p in points)
+    return target
+
+
+def _evaluations(lines: list[dict[str, Any]]) -> dict[str, list[dict[str, float]]]:
+    """For each evaluation of a run its points: step, accuracy, low, high."""
+    found: dict[str, list[dict[str, float]]] = {}
+    for line in lines:
+        for key in line:
+            if key.startswith("eval/") and key.endswith("/accuracy"):
+                name = key.removesuffix("/accuracy")
+                point = {"step": line["step"]} | {
+                    field: line[f"{name}/{field}"] for field in ("accuracy", "low", "high")
+                }
+                split, _, temperature = name.removeprefix("eval/").partition("@")
+                label = "greedy" if float(temperature) == 0 else f"sampled at {temperature}"
+                found.setdefault(f"{split}, {label}", []).append(point)
+    return found

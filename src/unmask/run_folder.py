@@ -1,0 +1,227 @@
+"""A run folder: config.yaml, metrics.jsonl, rollouts/, checkpoints/, final/. Nothing in it is ever half written.
+
+One process at a time owns a folder (a lock on run.lock); the others of a distributed run only read. A checkpoint is complete
+or absent: it is written aside, flushed to disk and renamed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import json
+import os
+import re
+import shutil
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, TextIO
+
+import yaml
+
+from unmask.errors import RunError
+
+_ASIDE = ".incomplete-"
+_FREE_TO_CHANGE = frozenset({"output_dir", "report_to", "save_steps", "save_total_limit", "log_rollouts_steps"})
+"""Settings that a resumed run may change: none of them touches what is computed."""
+
+
+class RunFolder:
+    """The files of one run.
+
+    Args:
+        path: the folder; made if need be.
+        config: the resolved recipe as a tree; compared with that of the run that is resumed.
+        resume: go on from the newest checkpoint, if there is one.
+        is_main: whether this process writes.
+
+    Raises:
+        RunError: in use by another process; holds a run and `resume` is not set; holds a run with other settings.
+    """
+
+    def __init__(self, path: Path, config: Mapping[str, Any], *, resume: bool, is_main: bool = True) -> None:
+        self.path = path
+        self.is_main = is_main
+        self._lock: TextIO | None = None
+        self._metrics: TextIO | None = None
+        if not is_main:
+            return
+        with full_disk_explained(path):
+            path.mkdir(parents=True, exist_ok=True)
+            self._take_lock()
+            recorded = path / "config.yaml"
+            if recorded.exists():
+                self._check_same(yaml.safe_load(recorded.read_text()), config, resume)
+            write_atomically(recorded, yaml.safe_dump(dict(config), sort_keys=False))
+            for leftover in path.glob(f"**/{_ASIDE}*"):
+                shutil.rmtree(leftover, ignore_errors=True)
+
+    @property
+    def metrics_path(self) -> Path:
+        """One JSON object a line."""
+        return self.path / "metrics.jsonl"
+
+    @property
+    def final(self) -> Path:
+        """The finished model, in transformers' format."""
+        return self.path / "final"
+
+    def checkpoints(self) -> list[Path]:
+        """Complete checkpoints, oldest first."""
+        return sorted((self.path / "checkpoints").glob("step-*"))
+
+    def last_step(self) -> int:
+        """Steps done at the newest checkpoint; 0 if there is none."""
+        found = self.checkpoints()
+        return int(found[-1].name.removeprefix("step-")) if found else 0
+
+    def save_checkpoint(self, step: int, write: Callable[[Path], None], keep: int) -> None:
+        """Write a checkpoint aside with `write(folder)`, make it complete by a rename, and drop all but the newest `keep`.
+
+        Every process calls it; `write` holds whatever barriers they need.
+        """
+        target = self.path / "checkpoints" / f"step-{step:08d}"
+        if target.exists():
+            return
+        with self.written_aside(target) as folder:
+            write(folder)
+        if self.is_main:
+            for old in self.checkpoints()[:-keep]:
+                shutil.rmtree(old)
+
+    @contextlib.contextmanager
+    def written_aside(self, target: Path) -> Iterator[Path]:
+        """A folder to write into that becomes `target` when the block ends well, and vanishes when it does not."""
+        aside = target.parent / f"{_ASIDE}{target.name}"
+        if not self.is_main:
+            yield aside
+            return
+        with full_disk_explained(self.path, self.last_step()):
+            try:
+                shutil.rmtree(aside, ignore_errors=True)
+                aside.mkdir(parents=True)
+                yield aside
+                for file in aside.rglob("*"):
+                    if file.is_file():
+                        _flush(file)
+                if target.exists():
+                    shutil.rmtree(target)
+                aside.rename(target)
+                _flush(target.parent)
+            except BaseException:
+                shutil.rmtree(aside, ignore_errors=True)
+                raise
+
+    def open_metrics(self, step: int) -> None:
+        """Begin to append to metrics.jsonl, dropping lines of steps after `step`, which are about to be done again."""
+        if not self.is_main:
+            return
+        with full_disk_explained(self.path):
+            if self.metrics_path.exists():
+                kept = [line for line in self.metrics_path.read_text().splitlines() if _step_of(line) <= step]
+                write_atomically(self.metrics_path, "".join(line + "\n" for line in kept))
+            self._metrics = self.metrics_path.open("a")
+
+    def log(self, metrics: Mapping[str, Any]) -> None:
+        """Append one line to metrics.jsonl."""
+        if self._metrics is not None:
+            with full_disk_explained(self.path, self.last_step()):
+                self._metrics.write(json.dumps(metrics) + "\n")
+                self._metrics.flush()
+
+    def close(self) -> None:
+        """Close the files and give the folder back."""
+        for file in (self._metrics, self._lock):
+            if file is not None:
+                # A full disk shows here again; it was explained when the line was written.
+                with contextlib.suppress(OSError):
+                    file.close()
+        self._metrics = self._lock = None
+
+    def _take_lock(self) -> None:
+        lock = (self.path / "run.lock").open("a+")
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            lock.close()
+            raise RunError(
+                f"{self.path} is in use by another process. Wait for it, or set output_dir to another folder."
+            ) from None
+        self._lock = lock
+
+    def _check_same(self, recorded: Mapping[str, Any], config: Mapping[str, Any], resume: bool) -> None:
+        if not resume:
+            raise RunError(
+                f"{self.path} already holds a run. Add --resume to go on with it, or set output_dir to another folder."
+            )
+        before, now = _flat(recorded), _flat(config)
+        changed = sorted(
+            key for key in {*before, *now} if before.get(key) != now.get(key) and key not in _FREE_TO_CHANGE
+        )
+        if changed:
+            lines = [f"  {key}: {before.get(key)!r} -> {now.get(key)!r}" for key in changed]
+            raise RunError(
+                f"{self.path} was started with other settings, and a resumed run must not change them:\n"
+                + "\n".join(lines)
+                + "\nSet them back, or set output_dir to another folder."
+            )
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Replace the file's content by `text`, or leave it as it was."""
+    aside = path.with_name(f".{path.name}.tmp")
+    aside.write_text(text)
+    _flush(aside)
+    aside.rename(path)
+
+
+@contextlib.contextmanager
+def full_disk_explained(path: Path, last_step: int = 0) -> Iterator[None]:
+    """Turn "no space left" and "not writable" into a RunError that says what is safe and what to do."""
+    try:
+        yield
+    except Exception as error:
+        reason = _disk_fault(error)
+        if reason is None:
+            raise
+        safe = f" The checkpoint of step {last_step} is complete." if last_step else ""
+        raise RunError(f"{path}: {reason}.{safe} Make room or mend it, then add --resume.") from error
+
+
+def _disk_fault(error: Exception) -> str | None:
+    """What is wrong with the disk, if that is what the error says."""
+    if isinstance(error, OSError):
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            return "the disk is full"
+        if error.errno in (errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EEXIST):
+            return f"cannot be written ({error.strerror})"
+    # safetensors and torch wrap the system's error in their own.
+    if re.search(r"StorageFull|No space left|PytorchStreamWriter|os error 28", str(error)):
+        return "the disk is full"
+    return None
+
+
+def _flush(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _step_of(line: str) -> float:
+    try:
+        return float(json.loads(line)["step"])
+    except (ValueError, KeyError, TypeError):
+        # The half line of a process that was killed while it wrote.
+        return float("inf")
+
+
+def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in tree.items():
+        if isinstance(value, Mapping):
+            flat |= _flat(value, f"{prefix}{key}.")
+        else:
+            flat[prefix + key] = list(value) if isinstance(value, tuple) else value
+    return flat

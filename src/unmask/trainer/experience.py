@@ -1,0 +1,114 @@
+"""The first half of a step: prompts, rollout, rewards. What comes out is a scored `Rollout` of whole groups."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from unmask.functional.advantage import constant_group_share
+from unmask.functional.noise import named_generator
+from unmask.functional.selection import step_sum
+from unmask.models import Denoiser
+from unmask.recipe import TrainRecipe
+from unmask.records import Rollout, Row
+from unmask.rollout import decode, generate, row_seeds
+from unmask.score import Scorer
+from unmask.trainer.metrics import Tally
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+
+def prompts_of_step(rows: Sequence[Row], step: int, num_prompts: int, seed: int) -> list[Row]:
+    """The rows that step `step` (from 0) trains on: epoch after epoch, each in an order of its own.
+
+    A function of its arguments alone, so a resumed run sees what the uninterrupted one would have seen.
+    """
+    picked: list[Row] = []
+    for position in range(step * num_prompts, (step + 1) * num_prompts):
+        epoch, offset = divmod(position, len(rows))
+        if not picked or offset == 0:
+            order = torch.randperm(len(rows), generator=named_generator(seed, "epoch", epoch))
+        picked.append(rows[int(order[offset])])
+    return picked
+
+
+def collect(
+    denoiser: Denoiser,
+    tokenizer: PreTrainedTokenizerBase,
+    scorer: Scorer,
+    recipe: TrainRecipe,
+    rows: Sequence[Row],
+    step: int,
+    share: slice,
+    tally: Tally,
+) -> Rollout:
+    """Roll out and score one step's groups.
+
+    Args:
+        denoiser: the policy.
+        tokenizer: its tokenizer.
+        scorer: the reward functions.
+        recipe: the run's settings.
+        rows: the step's prompts, of all processes.
+        step: from 0.
+        share: which of them this process owns; it owns whole groups.
+        tally: takes the metrics.
+    """
+    group_size = recipe.num_generations
+    # Seeds are drawn for all processes' rows, so that the number of processes does not change a rollout.
+    seeds = row_seeds(len(rows) * group_size, named_generator(recipe.seed, "rollout", step))
+    own = [row for row in rows[share] for _ in range(group_size)]
+    own_seeds = seeds.view(len(rows), group_size)[share].reshape(-1)
+    needs = recipe.method.needs()
+    trajectory = generate(
+        denoiser,
+        tokenizer,
+        [row["prompt"] for row in own],
+        recipe.sampler,
+        own_seeds,
+        batch_size=recipe.rollout_batch_size,
+        needs=needs,
+        entropy_temperature=None if recipe.logprob_temperature == "sampling" else recipe.logprob_temperature,
+    )
+    device = trajectory.tokens.device
+    texts = decode(tokenizer, trajectory.tokens)
+    greedy = trajectory.greedy_tokens
+    greedy_texts = [] if greedy is None else decode(tokenizer, greedy.flatten(0, 1))
+    slots = 0 if greedy is None else greedy.shape[1]
+    # One call for finished and one-step completions: equal texts of a row are scored once.
+    scores = scorer([*own, *(row for row in own for _ in range(slots))], [*texts, *greedy_texts])
+    reward = torch.tensor(scores.total[: len(own)], device=device)
+    one_step_reward = None
+    if trajectory.greedy_step is not None:
+        one_step_reward = torch.tensor(scores.total[len(own) :], device=device).view(len(own), slots)
+        one_step_reward = one_step_reward.masked_fill(trajectory.greedy_step < 0, 0.0)
+        tally.add("diffusion/one_step_reward", one_step_reward[trajectory.greedy_step >= 0])
+    rollout = Rollout(trajectory, group_size, reward, one_step_reward)
+    _describe(rollout, {name: values[: len(own)] for name, values in scores.by_function.items()}, tally)
+    return rollout
+
+
+def _describe(rollout: Rollout, by_function: dict[str, list[float | None]], tally: Tally) -> None:
+    """TRL's rollout metrics, and the path's own."""
+    path, reward = rollout.trajectory, rollout.reward
+    groups = reward.view(-1, rollout.group_size)
+    tally.add("reward", reward)
+    tally.add("reward_std", groups.std(dim=1, unbiased=False))
+    tally.add("frac_reward_zero_std", constant_group_share(reward, rollout.group_size))
+    for name, values in by_function.items():
+        tally.add(f"rewards/{name}/mean", torch.tensor([v for v in values if v is not None]))
+    length = path.is_text().sum(-1)
+    tally.add("completions/mean_length", length)
+    tally.add("completions/ended_share", (length < path.tokens.shape[1]).float())
+    entropy = step_sum(path.entropy, path.unmask_step, path.num_steps)
+    tally.add("diffusion/path_entropy", entropy.sum(-1))
+
+
+def entropy_by_step(rollout: Rollout) -> Tensor:
+    """[T] mean joint entropy of each step over the completions, nats."""
+    path = rollout.trajectory
+    return step_sum(path.entropy, path.unmask_step, path.num_steps).mean(0)

@@ -1,0 +1,226 @@
+"""The second half of a step: old and reference passes over the plan's views, then minibatches of optimizer updates.
+
+Only separable surrogates pass here: the loss is a mean over views, so it is back-propagated chunk by chunk and memory does
+not grow with the number of views.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from unmask.errors import RunError
+from unmask.functional.schedule import learning_rate_factor
+from unmask.functional.surrogate import exact_kl
+from unmask.models import Denoiser
+from unmask.recipe import TrainRecipe
+from unmask.records import LossInputs, Rollout, Views, ViewScores
+from unmask.samplers import Scoring, score_views
+from unmask.trainer.metrics import Tally
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+
+class Learner:
+    """Updates a policy from scored rollouts.
+
+    Args:
+        accelerator: of the run.
+        model: the prepared policy.
+        optimizer: the prepared optimizer.
+        reference: the reference policy, where the method needs one.
+        recipe: the run's settings.
+    """
+
+    def __init__(
+        self,
+        accelerator: Accelerator,
+        model: torch.nn.Module,
+        optimizer: torch.optim.Optimizer,
+        reference: Denoiser | None,
+        recipe: TrainRecipe,
+    ) -> None:
+        self.accelerator, self.model, self.optimizer = accelerator, model, optimizer
+        self.reference, self.recipe = reference, recipe
+
+    def update(self, rollout: Rollout, step: int, generator: torch.Generator, tally: Tally) -> None:
+        """All optimizer updates of one step.
+
+        Args:
+            rollout: this process's groups.
+            step: from 0.
+            generator: of this step.
+            tally: takes the metrics.
+
+        Raises:
+            RunError: a loss or a gradient that is not finite; nothing has been written by then.
+        """
+        recipe, method = self.recipe, self.recipe.method
+        views = method.plan(rollout, generator)
+        advantage = method.advantage(rollout)
+        by_view = advantage[views.row] if advantage.dim() == 1 else advantage[views.row, views.slot]
+        scoring = Scoring.of(rollout.trajectory, recipe.logprob_temperature)
+        single = recipe.num_iterations * recipe.num_minibatches == 1
+        old = None if single else self._scores(self.model, rollout, views, scoring)
+        needs = method.needs().reference
+        reference = None
+        if needs != "none":
+            assert self.reference is not None
+            reference = self._scores(self.reference, rollout, views, scoring, distribution=needs == "distribution")
+        rate = recipe.optim.learning_rate * learning_rate_factor(
+            step, recipe.max_steps, recipe.optim.warmup_steps, recipe.optim.lr_schedule, recipe.optim.lr_floor
+        )
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        is_first = True
+        for _ in range(recipe.num_iterations):
+            for index in _minibatches(len(views), recipe.num_minibatches, generator):
+                self._minibatch(rollout, views, by_view, old, reference, scoring, index, step, tally, is_first)
+                is_first = False
+        tally.add("learning_rate", rate)
+        tally.add("diffusion/num_views", float(len(views)))
+        tally.add("advantage/abs_mean", by_view.abs())
+
+    @torch.no_grad()
+    def _scores(
+        self,
+        model: torch.nn.Module,
+        rollout: Rollout,
+        views: Views,
+        scoring: Scoring,
+        *,
+        distribution: bool = False,
+    ) -> ViewScores:
+        """What a policy says of all views, chunk by chunk, without graph."""
+        model.eval()
+        parts = [
+            score_views(model, rollout.trajectory, views.take(chunk), scoring, distribution=distribution)  # type: ignore[arg-type]
+            for chunk in _chunks(torch.arange(len(views)), self.recipe.views_per_forward)
+        ]
+        logprob = torch.cat([part.logprob for part in parts]) if parts else rollout.trajectory.logprob[:0]
+        whole = [part.distribution for part in parts if part.distribution is not None]
+        return ViewScores(logprob, torch.cat(whole) if whole else None)
+
+    def _minibatch(
+        self,
+        rollout: Rollout,
+        views: Views,
+        advantage: Tensor,
+        old: ViewScores | None,
+        reference: ViewScores | None,
+        scoring: Scoring,
+        index: Tensor,
+        step: int,
+        tally: Tally,
+        is_first: bool,
+    ) -> None:
+        """One optimizer update on the views `index`."""
+        recipe = self.recipe
+        # No dropout: it would make the ratio differ from one at the first update.
+        self.model.eval()
+        total, num_chunks = self._agree(len(index))
+        if not total:
+            return
+        chunks = list(_chunks(index, recipe.views_per_forward))
+        self.optimizer.zero_grad()
+        for i in range(num_chunks):
+            # Every process runs the same number of forwards; one that is out of views runs an empty one.
+            chunk = chunks[i] if i < len(chunks) else index[:0]
+            is_last = i == num_chunks - 1
+            with self.accelerator.accumulate(self.model) if is_last else self.accelerator.no_sync(self.model):
+                part = views.take(chunk) if len(chunk) else _blank_view(rollout)
+                scores = score_views(
+                    self.model,  # type: ignore[arg-type]
+                    rollout.trajectory,
+                    part,
+                    scoring,
+                    distribution=reference is not None and reference.distribution is not None,
+                )
+                if not len(chunk):
+                    self.accelerator.backward(scores.logprob.sum() * 0.0)
+                    continue
+                inputs = LossInputs(
+                    new=scores.logprob,
+                    old=scores.logprob.detach() if old is None else old.logprob[chunk],
+                    reference=None if reference is None else reference.logprob[chunk],
+                    exact_kl=_exact_kl(scores, reference, views, chunk),
+                    target=part.target,
+                    weight=part.weight,
+                    advantage=advantage[chunk],
+                )
+                output = recipe.method.loss(inputs)
+                # Mean over the views of all processes; data-parallel wrappers average over processes, hence the factor.
+                loss = output.loss.sum() * (self.accelerator.num_processes / total)
+                if not torch.isfinite(loss):
+                    rows = part.row[~torch.isfinite(output.loss)].unique().tolist()
+                    raise RunError(
+                        f"the loss at step {step + 1} is not finite; completions {rows[:8]} of the rollout gave it. "
+                        "The last checkpoint is good: resume with a smaller optim.learning_rate or a larger method.beta."
+                    )
+                self.accelerator.backward(loss)
+            tally.add("loss", output.loss.detach())
+            for name, values in output.metrics.items():
+                tally.add(name, values)
+            if is_first:
+                self._compare_with_rollout(rollout, part, scores, tally)
+        norm = self.accelerator.clip_grad_norm_(self.model.parameters(), recipe.optim.max_grad_norm)
+        if not math.isfinite(float(norm)):
+            raise RunError(
+                f"the gradient at step {step + 1} is not finite ({float(norm)}). The last checkpoint is good: resume with a "
+                "smaller optim.learning_rate or a larger method.beta."
+            )
+        tally.add("grad_norm", float(norm))
+        self.optimizer.step()
+
+    def _compare_with_rollout(self, rollout: Rollout, part: Views, scores: ViewScores, tally: Tally) -> None:
+        """Log how far the log-probabilities of the first update are from those recorded by the rollout."""
+        if self.recipe.logprob_temperature == "sampling" and rollout.trajectory.temperature:
+            recorded = rollout.trajectory.logprob[part.row]
+            tally.add("diffusion/mismatch_max", (scores.logprob.detach() - recorded)[part.target].abs())
+
+    def _agree(self, num_views: int) -> tuple[int, int]:
+        """Views of all processes together, and the number of chunks that each runs."""
+        per_chunk = self.recipe.views_per_forward
+        if self.accelerator.num_processes == 1:
+            return num_views, math.ceil(num_views / per_chunk)
+        counts = self.accelerator.gather(torch.tensor([num_views], device=self.accelerator.device))
+        return int(counts.sum()), math.ceil(int(counts.max()) / per_chunk)
+
+
+def _minibatches(num_views: int, count: int, generator: torch.Generator) -> Iterator[Tensor]:
+    """Indices of the views of each minibatch, shuffled where there is more than one."""
+    if count == 1:
+        yield torch.arange(num_views)
+    else:
+        yield from torch.randperm(num_views, generator=generator).chunk(count)
+
+
+def _chunks(index: Tensor, size: int) -> Iterator[Tensor]:
+    for start in range(0, len(index), size):
+        yield index[start : start + size]
+
+
+def _blank_view(rollout: Rollout) -> Views:
+    """A view that hides and asks for one position: something to run where a process has nothing to learn from."""
+    tokens = rollout.trajectory.tokens[:1]
+    first = torch.zeros_like(tokens, dtype=torch.bool)
+    first[:, 0] = True
+    zero = torch.zeros(1, dtype=torch.long, device=tokens.device)
+    return Views(row=zero, hidden=first, target=first, weight=zero.float(), slot=zero)
+
+
+def _exact_kl(scores: ViewScores, reference: ViewScores | None, views: Views, chunk: Tensor) -> Tensor | None:
+    """[n, L] KL(new || reference) at the chunk's targets, where distributions were asked for."""
+    if scores.distribution is None or reference is None or reference.distribution is None:
+        return None
+    owner = views.target.nonzero()[:, 0]
+    # Targets lie in view order, in both; the chunk's views may be in any order.
+    rows = [(owner == view).nonzero().squeeze(-1) for view in chunk]
+    kl = exact_kl(scores.distribution, reference.distribution[torch.cat(rows)])
+    target = views.target[chunk]
+    return torch.zeros_like(scores.logprob).masked_scatter(target, kl)

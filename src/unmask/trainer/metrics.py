@@ -1,0 +1,62 @@
+"""Metrics of a step: gathered from whatever parts, reduced over processes once, written as one line."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+
+class Tally:
+    """Sums and counts (or largest values, where the name ends in `_max`) that become one number each."""
+
+    def __init__(self) -> None:
+        self._sum: dict[str, float] = {}
+        self._count: dict[str, float] = {}
+
+    def add(self, name: str, values: Tensor | float) -> None:
+        """Take in observations; their number is their weight in the mean."""
+        values = torch.as_tensor(values, dtype=torch.float64).flatten()
+        if not len(values):
+            return
+        if name.endswith("_max"):
+            self._sum[name] = max(self._sum.get(name, float("-inf")), float(values.max()))
+            self._count[name] = 1.0
+        else:
+            self._sum[name] = self._sum.get(name, 0.0) + float(values.sum())
+            self._count[name] = self._count.get(name, 0.0) + len(values)
+
+    def reduce(self, accelerator: Accelerator) -> dict[str, float]:
+        """Means (or largest values) over all processes, by name."""
+        if accelerator.num_processes > 1:
+            from accelerate.utils import gather_object
+
+            parts = gather_object([(self._sum, self._count)])
+        else:
+            parts = [(self._sum, self._count)]
+        reduced = {}
+        for name in sorted({name for sums, _ in parts for name in sums}):
+            sums = [s[name] for s, _ in parts if name in s]
+            counts = [c[name] for _, c in parts if name in c]
+            reduced[name] = max(sums) if name.endswith("_max") else sum(sums) / sum(counts)
+        return reduced
+
+
+class TokenPasses:
+    """Counts what a denoiser spends: tokens in a forward count once, in a forward with backward three times."""
+
+    def __init__(self, module: nn.Module) -> None:
+        self.count = 0
+        module.register_forward_pre_hook(self._see)
+
+    def _see(self, _module: nn.Module, args: tuple[Any, ...]) -> None:
+        self.count += args[0].numel() * (3 if torch.is_grad_enabled() else 1)
+
+    def take(self) -> int:
+        """The count since the last call."""
+        count, self.count = self.count, 0
+        return count

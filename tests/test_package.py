@@ -1,0 +1,77 @@
+"""What someone meets first: the version, a fast import, and the commands."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from importlib import import_module
+from importlib.metadata import version
+
+import pytest
+
+import unmask
+
+HEAVY = ("torch", "transformers", "accelerate", "numpy", "pydantic", "matplotlib", "typer")
+
+
+def run_python(*args: str) -> str:
+    """Standard output of a fresh interpreter, which must end well."""
+    done = subprocess.run([sys.executable, *args], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def loaded_by(statement: str) -> set[str]:
+    """Top-level packages that are in memory after `statement` in a fresh interpreter."""
+    listing = run_python("-c", f"{statement}\nimport sys\nprint('\\n', *sys.modules, sep='\\n')")
+    return {name.split(".")[0] for name in listing.splitlines()}
+
+
+def test_importing_the_package_loads_nothing_heavy() -> None:
+    assert loaded_by("import unmask") & {*HEAVY, "unmask"} == {"unmask"}
+
+
+def test_the_check_for_heavy_packages_can_fail() -> None:
+    assert "torch" in loaded_by("import unmask.records")
+
+
+def test_importing_the_tasks_loads_no_torch() -> None:
+    assert loaded_by("import unmask.tasks") & {"torch", "transformers", "pydantic"} == {"pydantic"}
+
+
+def test_the_version_is_that_of_the_installed_distribution() -> None:
+    assert re.fullmatch(r"\d+\.\d+\.\d+", unmask.__version__)
+    assert version("unmask") == unmask.__version__, "the install is older than the source: touch pyproject.toml, make"
+
+
+@pytest.mark.parametrize(
+    ("name", "home"),
+    [("Denoiser", "unmask.models"), ("Trainer", "unmask.trainer"), ("load_recipe", "unmask.recipe")],
+)
+def test_a_public_name_is_the_object_of_the_module_that_defines_it(name: str, home: str) -> None:
+    assert name in dir(unmask)
+    assert getattr(unmask, name) is getattr(import_module(home), name)
+
+
+def test_a_name_that_is_not_there_is_an_attribute_error() -> None:
+    with pytest.raises(AttributeError, match="module 'unmask' has no attribute 'Trainr'"):
+        _ = unmask.Trainr
+
+
+def test_python_m_unmask_help_lists_the_commands() -> None:
+    listing = run_python("-m", "unmask", "--help")
+    commands = set(re.findall(r"^\W*([a-z]+)\s{2,}\S", listing, flags=re.MULTILINE))
+    assert commands >= {"demo", "train", "pretrain", "eval", "sample", "methods", "tasks"}
+
+
+def test_help_loads_no_torch() -> None:
+    show_help = """
+import sys, unmask.cli
+sys.argv = ["unmask", "--help"]
+try:
+    unmask.cli.main()
+except SystemExit:
+    pass
+"""
+    assert loaded_by(show_help) & {"torch", "transformers", "typer"} == {"typer"}
