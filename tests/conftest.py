@@ -34,13 +34,11 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def lively() -> Denoiser:
     """A tiny denoiser over the Sudoku alphabet (PAD 0, MASK 1, EOS 2, then 01234=) whose logits depend on its whole input."""
-    denoiser = tiny_denoiser(
-        TinyConfig(num_layers=2, width=16, num_heads=2), char_tokenizer(Sudoku().alphabet), seed=0
-    )
+    denoiser = tiny_denoiser(TinyConfig(num_layers=2, width=16, num_heads=2), char_tokenizer(Sudoku().alphabet), seed=0)
     with torch.no_grad():
         for parameter in denoiser.parameters():
             if parameter.dim() > 1:
-                parameter.mul_(15.0)
+                parameter.mul_(20.0)
     return denoiser.eval()
 
 
@@ -108,3 +106,7 @@ def spy(lively: Denoiser) -> Callable[..., Spy]:
         return Spy(lively, bias)
 
     return make
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--regenerate-golden", action="store_true", help="rewrite tests/golden/ and read the diff")

@@ -130,6 +130,7 @@ def encode_batch(tokenizer: PreTrainedTokenizerBase, prompts: Sequence[Prompt], 
 
 def _left_pad(rows: list[list[int]], pad_id: int) -> tuple[Tensor, Tensor]:
     width = max(len(row) for row in rows)
-    ids = torch.tensor([[pad_id] * (width - len(row)) + row for row in rows])
-    mask = torch.tensor([[False] * (width - len(row)) + [True] * len(row) for row in rows])
+    # Types are given, for where all prompts are empty.
+    ids = torch.tensor([[pad_id] * (width - len(row)) + row for row in rows], dtype=torch.long)
+    mask = torch.tensor([[False] * (width - len(row)) + [True] * len(row) for row in rows], dtype=torch.bool)
     return ids, mask

@@ -25,11 +25,6 @@ def load_model(source: str | os.PathLike[str]) -> tuple[Denoiser, PreTrainedToke
 
     config = _read_config(source)
     architecture = (config.architectures or ["none"])[0]
-    if getattr(config, "auto_map", None):
-        raise ModelError(
-            f"{source} points to code of its own ({architecture}); unmask runs no remote code. "
-            "Convert it to a native transformers class first."
-        )
     if architecture not in FAMILIES:
         raise ModelError(
             f"{source} holds a {architecture}, which is not a known family. Known: {', '.join(FAMILIES)}. "
@@ -43,15 +38,27 @@ def load_model(source: str | os.PathLike[str]) -> tuple[Denoiser, PreTrainedToke
         )
     tokenizer = _load_tokenizer(source)
     try:
+        # Shapes that differ are then named in `info`, beside what is missing.
         backbone, info = getattr(transformers, family.auto_class).from_pretrained(
-            source, config=config, use_safetensors=True, output_loading_info=True
+            source,
+            config=config,
+            use_safetensors=True,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,
+            trust_remote_code=False,
         )
     except Exception as error:  # whatever a foreign folder can make transformers raise is a fault of the folder
         raise ModelError(f"{source} could not be loaded: {_first_line(error)}") from error
-    wrong = sorted(info["missing_keys"]) + sorted(str(key) for key in info["mismatched_keys"])
+    wrong = sorted(info["missing_keys"]) + sorted(name for name, *_ in info["mismatched_keys"])
     if wrong:
         raise ModelError(
-            f"{source} does not hold all weights of {architecture}: {', '.join(wrong[:3])} and {max(0, len(wrong) - 3)} more."
+            f"{source} lacks weights that its config.json asks of a {architecture}, or has them in another shape: "
+            f"{', '.join(wrong[:3])}{', ...' if len(wrong) > 3 else ''}. Copy the checkpoint again, or mend its config.json."
+        )
+    if len(tokenizer) > backbone.config.vocab_size:
+        raise ModelError(
+            f"the tokenizer of {source} has {len(tokenizer)} tokens and the model only {backbone.config.vocab_size}: "
+            "they do not belong together. Copy the tokenizer that the model was trained with."
         )
     denoiser = Denoiser(backbone, tokenizer.mask_token_id, tokenizer.eos_token_id, _pad_id(tokenizer))
     denoiser.eval()
@@ -66,12 +73,21 @@ def save_model(denoiser: Denoiser, tokenizer: PreTrainedTokenizerBase, folder: P
 
 
 def _read_config(source: str | os.PathLike[str]) -> PreTrainedConfig:
-    from transformers import AutoConfig
+    from transformers import AutoConfig, PreTrainedConfig
 
     if Path(source).exists() and not (Path(source) / "config.json").is_file():
         raise ModelError(f"{source} is no model: it has no config.json. Give a folder that holds one, or a hub id.")
     try:
-        config: PreTrainedConfig = AutoConfig.from_pretrained(source)
+        raw, _ = PreTrainedConfig.get_config_dict(source)
+        # Said before transformers reads it: left to itself, it would ask on the terminal whether to run the code.
+        if "auto_map" in raw:
+            raise ModelError(
+                f"{source} points to code of its own ({(raw.get('architectures') or ['no class'])[0]}); unmask runs no "
+                "remote code. Convert it to a native transformers class first."
+            )
+        config: PreTrainedConfig = AutoConfig.from_pretrained(source, trust_remote_code=False)
+    except ModelError:
+        raise
     except Exception as error:
         raise ModelError(
             f"no model at {source}: {_first_line(error)} Give a folder with config.json, or a hub id."
@@ -83,7 +99,9 @@ def _load_tokenizer(source: str | os.PathLike[str]) -> PreTrainedTokenizerBase:
     from transformers import AutoTokenizer
 
     try:
-        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(source, padding_side="left")
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
+            source, padding_side="left", trust_remote_code=False
+        )
     except Exception as error:
         raise ModelError(f"{source} has no tokenizer that transformers can read: {_first_line(error)}") from error
     for name in ("mask_token", "eos_token"):

@@ -66,6 +66,8 @@ def tiny_denoiser(shape: TinyConfig, tokenizer: PreTrainedTokenizerBase, seed: i
         n_embd=shape.width,
         n_layer=shape.num_layers,
         n_head=shape.num_heads,
+        # GPT-2's own "gelu_new" is the same function in eight passes over memory: a third of the time at this size.
+        activation_function="gelu_pytorch_tanh",
         resid_pdrop=0.0,
         embd_pdrop=0.0,
         attn_pdrop=0.0,

@@ -118,6 +118,8 @@ class _Run:
             rule, num_selected = needs.selection
             self.keeper = GreedyKeeper(rule, num_selected, shape, sampler.steps, device)
             self.selection_noise = selection_noise(seed, sampler.steps)
+        # A given completion may be settled already.
+        self._retire(torch.arange(shape[0], device=device))
 
     def step(self, step: int, start: int, stop: int, num_committed: Tensor) -> None:
         """Commit `num_committed` [B] positions of the block [start, stop) in every row that has not ended."""

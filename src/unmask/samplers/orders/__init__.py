@@ -1,7 +1,9 @@
 """Orders: which masked positions of the active block are committed at a step. One file each, one entry each.
 
-An order gives every proposed position a score; the highest are committed. Only `random` and `left_to_right` choose without
-looking at the model, so only under them is the recorded token log-probability the exact log-probability of the step.
+An order gives every proposed position a score; the highest are committed. `random` and `left_to_right` choose without looking
+at the model, so under them the recorded token log-probability is, up to a constant, that of the step. So it is under `entropy`
+and `margin` for the θ that sampled, whose choice is a function of the state; only `low_confidence` looks at the drawn tokens,
+and its choice has a probability that the record leaves out.
 """
 
 from collections.abc import Callable

@@ -8,6 +8,6 @@ from unmask.samplers.orders.proposal import Proposal
 
 
 def margin(proposal: Proposal) -> Tensor:
-    """[B, n] scores: p(likeliest) - p(second) at temperature 1. The choice depends on θ; its gradient term is dropped."""
+    """[B, n] scores: p(likeliest) - p(second) at temperature 1. As for `entropy`, the choice is a function of the state."""
     top = proposal.logits.float().softmax(-1).topk(2, dim=-1).values
     return top[..., 0] - top[..., 1]

@@ -1,0 +1,213 @@
+"""EGSPO by hand: what it asks for, its views, its advantages, its loss. What it estimates is in test_exactness."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+from pydantic import ValidationError
+
+from unmask.config import SamplerConfig
+from unmask.errors import ConfigError
+from unmask.methods import METHODS
+from unmask.methods.egspo import EGSPO, EGSPOSA
+from unmask.records import LossInputs, Needs, Rollout, Trajectory
+
+MASK, EOS = 1, 2
+T = 4
+
+
+@pytest.fixture
+def rollout():
+    """Two completions of six positions in four steps: the first commits [2, 2, 1, 1], the second ends after two steps."""
+    trajectory = Trajectory(
+        prompt_ids=torch.tensor([[0, 5], [5, 6]]),
+        prompt_mask=torch.tensor([[False, True], [True, True]]),
+        tokens=torch.tensor([[3, 4, 5, 6, 7, 8], [3, 4, EOS, EOS, EOS, EOS]]),
+        unmask_step=torch.tensor([[1, 0, 0, 2, 1, 3], [0, 1, 1, 0, T, T]], dtype=torch.int32),
+        logprob=torch.full((2, 6), -1.0),
+        entropy=torch.tensor([[0.5, 0.1, 0.2, 0.9, 0.5, 0.7], [0.1, 0.3, 0.4, 0.1, 0.0, 0.0]]),
+        seed=torch.tensor([11, 12]),
+        num_steps=T,
+        mask_id=MASK,
+        eos_id=EOS,
+        temperature=0.9,
+        top_k=0,
+        top_p=1.0,
+        guidance=0.0,
+    )
+    return Rollout(trajectory, 2, torch.tensor([1.0, 0.25]))
+
+
+def inputs(new, old, advantage, target=None, reference=None, exact_kl=None, weight=0.5):
+    new = torch.tensor(new)
+    return LossInputs(
+        new=new.requires_grad_(),
+        old=torch.tensor(old),
+        reference=None if reference is None else torch.tensor(reference),
+        exact_kl=None if exact_kl is None else torch.tensor(exact_kl),
+        target=torch.ones_like(new, dtype=torch.bool) if target is None else torch.tensor(target),
+        weight=torch.full((len(new),), weight),
+        advantage=torch.tensor(advantage),
+    )
+
+
+# Options
+
+
+def test_the_defaults_are_the_published_settings():
+    published = {
+        "num_selected": 8,
+        "step_choice": "entropy_topk",
+        "epsilon": 0.2,
+        "epsilon_high": 0.5,
+        "beta": 0.04,
+        "baseline": "group_mean",
+        "kl": "k3",
+    }
+    assert METHODS["egspo"]().model_dump() == published | {"type": "egspo", "stepwise_weight": 0.0}
+    assert METHODS["egspo_sa"]().model_dump() == published | {"type": "egspo_sa", "stepwise_weight": 0.5}
+
+
+def test_an_unknown_option_is_refused():
+    with pytest.raises(ValidationError, match="num_steps"):
+        EGSPO(num_steps=3)
+
+
+@pytest.mark.parametrize(
+    ("options", "greedy", "reference"),
+    [
+        ({}, False, "logprob"),
+        ({"beta": 0.0}, False, "none"),
+        ({"beta": 0.0, "kl": "exact"}, False, "none"),
+        ({"kl": "exact"}, False, "distribution"),
+        ({"stepwise_weight": 0.1}, True, "logprob"),
+    ],
+)
+def test_what_is_needed_follows_from_the_options(options, greedy, reference):
+    needs = EGSPO(num_selected=3, **options).needs()
+    assert needs == Needs(greedy=greedy, selection=("entropy_topk", 3), reference=reference, group=True)
+
+
+def test_more_selected_steps_than_steps_and_groups_of_one_are_refused():
+    sampler = SamplerConfig(max_completion_length=8, num_steps=4)
+    EGSPO(num_selected=4).check(sampler, 2)
+    EGSPO(num_selected=5, step_choice="all").check(sampler, 2)
+    with pytest.raises(ConfigError, match=r"num_selected = 5 is more than the 4 denoising steps"):
+        EGSPO(num_selected=5).check(sampler, 2)
+    with pytest.raises(ConfigError, match=r"num_generations = 1.*Set num_generations to 2 or more"):
+        EGSPO(num_selected=4).check(sampler, 1)
+
+
+# Plan
+
+
+def test_a_view_shows_the_state_before_its_step_and_asks_for_what_the_step_committed(rollout):
+    views = EGSPO(num_selected=2).plan(rollout, torch.Generator())
+    # Joint entropies: [.3, 1.0, .9, .7]; the second row commits text at step 1 last, and only steps 0 and 1 count.
+    assert views.row.tolist() == [0, 0, 1, 1]
+    assert views.slot.tolist() == [0, 1, 0, 1]
+    assert views.hidden.int().tolist() == [
+        [1, 0, 0, 1, 1, 1],
+        [0, 0, 0, 1, 0, 1],
+        [0, 1, 1, 0, 1, 1],
+        [1, 1, 1, 1, 1, 1],
+    ]
+    assert views.target.int().tolist() == [
+        [1, 0, 0, 0, 1, 0],
+        [0, 0, 0, 1, 0, 0],
+        [0, 1, 1, 0, 0, 0],
+        [1, 0, 0, 1, 0, 0],
+    ]
+    assert views.prompt_hidden is None
+    # T / L, not one over the view's own count of one or two tokens.
+    assert views.weight.tolist() == pytest.approx([4 / 6] * 4)
+
+
+def test_fewer_candidates_than_k_give_fewer_views_and_never_one_twice(rollout):
+    views = EGSPO(num_selected=4).plan(rollout, torch.Generator())
+    assert views.row.tolist() == [0, 0, 0, 0, 1, 1]
+    assert views.slot.tolist() == [0, 1, 2, 3, 0, 1]
+
+
+@pytest.mark.parametrize(("rule", "first"), [("entropy_topk", 1), ("lowest_entropy", 0), ("last_k", 3), ("all", 0)])
+def test_the_rule_chooses_the_steps(rollout, rule, first):
+    views = EGSPO(num_selected=1, step_choice=rule).plan(rollout, torch.Generator())
+    committed_at = rollout.trajectory.unmask_step[0][views.target[0]]
+    assert committed_at.unique().tolist() == [first]
+    assert len(views) == (6 if rule == "all" else 2)
+
+
+def test_the_random_rules_follow_the_rows_seeds_and_not_the_generator(rollout):
+    method = EGSPO(num_selected=1, step_choice="uniform")
+    many = replace(rollout.trajectory.rows(torch.zeros(400, dtype=torch.long)), seed=torch.arange(400))
+    big = Rollout(many, 2, torch.zeros(400))
+    views = method.plan(big, torch.Generator().manual_seed(1))
+    again = method.plan(big, torch.Generator().manual_seed(2))
+    assert torch.equal(views.target, again.target)
+    step = torch.where(views.target, many.unmask_step, 0).amax(-1)
+    assert torch.bincount(step, minlength=4).tolist() == pytest.approx([100] * 4, abs=35)
+
+
+# Advantage
+
+
+def test_without_stepwise_weight_a_completion_has_one_advantage(rollout):
+    assert EGSPO().advantage(rollout).tolist() == [0.375, -0.375]
+    assert EGSPO(baseline="leave_one_out").advantage(rollout).tolist() == [0.75, -0.75]
+
+
+def test_with_stepwise_weight_each_slot_has_its_own_and_empty_slots_take_no_part(rollout):
+    path = replace(rollout.trajectory, greedy_step=torch.tensor([[1, 2, 3], [1, 0, -1]], dtype=torch.int32))
+    scored = replace(rollout, trajectory=path, one_step_reward=torch.tensor([[0.0, 1.0, 0.5], [0.25, 0.0, 9.0]]))
+    # R = r - V / 3: [1, 2/3, 5/6] and [1/6, 1/4, -].
+    expected = [[5 / 12, 5 / 24, 0.0], [-5 / 12, -5 / 24, 0.0]]
+    torch.testing.assert_close(EGSPOSA().advantage(scored), torch.tensor(expected))
+
+
+# Loss
+
+
+def test_at_equal_policies_the_gradient_is_the_plain_policy_gradient():
+    given = inputs([[-1.0, -2.0], [-0.5, -0.1]], [[-1.0, -2.0], [-0.5, -0.1]], [2.0, -4.0])
+    output = EGSPO(beta=0.0).loss(given)
+    assert output.loss.tolist() == [-1.0, 2.0]
+    output.loss.sum().backward()
+    assert given.new.grad.tolist() == [[-1.0, -1.0], [2.0, 2.0]]
+    assert "kl" not in output.metrics
+
+
+def test_the_ratio_is_of_the_steps_joint_probability_and_is_clipped_on_the_harmful_side():
+    # Each token's ratio is 1.25, the step's 1.5625, past 1 + 0.5; token by token nothing would be clipped.
+    up = torch.tensor(1.25).log().item()
+    given = inputs([[up, up]] * 2 + [[-up, -up]] * 2, [[0.0, 0.0]] * 4, [1.0, -1.0, 1.0, -1.0])
+    output = EGSPO(beta=0.0).loss(given)
+    torch.testing.assert_close(output.loss, 0.5 * torch.tensor([-1.5, 1.5625, -0.64, 0.8]))
+    assert output.metrics["clip_ratio/region_mean"].tolist() == [1.0, 0.0, 0.0, 1.0]
+    assert output.metrics["clip_ratio/high_mean"].tolist() == [1.0, 0.0, 0.0, 0.0]
+    assert output.metrics["clip_ratio/low_mean"].tolist() == [0.0, 0.0, 0.0, 1.0]
+    assert output.metrics["policy/ratio_max"].tolist() == pytest.approx([1.5625, 1.5625, 0.64, 0.64])
+    output.loss.sum().backward()
+    assert (given.new.grad != 0).any(-1).tolist() == [False, True, True, False]
+
+
+def test_the_k3_term_is_of_the_steps_log_ratio_to_the_reference():
+    # d = log reference - log new = -0.3 + 0.1 over the step, so k3 = exp(-0.2) + 0.2 - 1; per token it would be a sum of two.
+    given = inputs([[-1.0, -2.0]], [[-1.0, -2.0]], [0.0], reference=[[-1.3, -1.9]])
+    output = EGSPO(beta=0.4).loss(given)
+    k3 = torch.tensor(-0.2).exp() + 0.2 - 1
+    torch.testing.assert_close(output.metrics["kl"], k3.view(1))
+    torch.testing.assert_close(output.loss, 0.5 * 0.4 * k3.view(1))
+
+
+def test_the_exact_kl_is_summed_over_the_steps_tokens():
+    given = inputs([[-1.0, -2.0]], [[-1.0, -2.0]], [3.0], exact_kl=[[0.25, 0.5]], weight=2.0)
+    output = EGSPO(beta=0.4, kl="exact").loss(given)
+    assert output.loss.tolist() == pytest.approx([2.0 * (-3.0 + 0.4 * 0.75)])
+    assert output.metrics["kl"].tolist() == [0.75]
+
+
+def test_metrics_carry_no_graph():
+    given = inputs([[-1.0]], [[-1.5]], [1.0], reference=[[-1.2]])
+    assert not any(values.requires_grad for values in EGSPO().loss(given).metrics.values())

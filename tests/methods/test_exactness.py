@@ -1,0 +1,666 @@
+"""The gradient that the trainer follows, against a denoiser small enough to enumerate.
+
+With V = 3 tokens, L = 3 positions and T = 3 steps there are 3! 3³ = 162 denoising paths under random order. Their
+probabilities are products of softmaxes of a table, so J(θ) = Σ_τ p(τ) r(τ) is differentiated by autograd, and the exact
+expectation of the real estimator (plan, advantage, replay, loss) is taken over all pairs of paths, which are the groups
+of G = 2. All in float64; agreement to 1e-10 where theory says so, and a bias pinned to its own exact value where not.
+
+Nothing here calls the sampler or the selection to find out what they should do: paths, entropies, greedy completions and
+orders are enumerated by the few lines below.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+
+import pytest
+import torch
+from accelerate import Accelerator
+from scipy.stats import chisquare
+
+from unmask.config import OptimConfig, SamplerConfig
+from unmask.functional.selection import selection_noise
+from unmask.methods.egspo import EGSPO
+from unmask.recipe import TrainRecipe
+from unmask.records import LossInputs, Rollout, Trajectory
+from unmask.samplers import Scoring, denoise, score_views
+from unmask.tasks.sudoku import Sudoku
+from unmask.trainer.learn import Learner
+from unmask.trainer.metrics import Tally
+
+TEMPERATURE = 0.7
+EXACT = {"rtol": 0.0, "atol": 1e-10}
+
+
+# Enumeration
+
+
+@dataclass(frozen=True)
+class Path:
+    """One way to denoise a completion."""
+
+    tokens: tuple[int, ...]
+    when: tuple[int, ...]
+    draws: tuple[tuple[int, int, int, int], ...] = ()
+    """(step, state, position, token) of every committed token."""
+    choice: float = 1.0
+    """Probability of the positions, where it does not depend on θ."""
+    proposals: tuple[tuple[int, int, int, int], ...] = field(default=(), compare=False)
+    """Under low confidence: the draws at masked positions that were not committed."""
+
+
+class Toy:
+    """A tabular denoiser with its sampler's settings, and everything that can be enumerated of it."""
+
+    def __init__(self, denoiser, num_steps=3, order="random", temperature=TEMPERATURE, top_k=0, eos=False):
+        self.denoiser, self.num_steps, self.order = denoiser, num_steps, order
+        self.temperature, self.top_k, self.eos = temperature, top_k, eos
+        self.V, self.L = denoiser.num_tokens, denoiser.length
+        self.schedule = [self.L // num_steps + (k < self.L % num_steps) for k in range(num_steps)]
+        generator = torch.Generator().manual_seed(7)
+        self.reward_table = torch.rand((self.V,) * self.L, generator=generator, dtype=torch.float64)
+
+    def logprobs(self, temperature):
+        """[states, L, V] log-probabilities, with graph."""
+        logits = self.denoiser.table[..., : self.V]
+        if self.top_k:
+            least = logits.detach().topk(self.top_k, dim=-1).values[..., -1:]
+            logits = logits.masked_fill(logits < least, -math.inf)
+        return (logits / temperature).log_softmax(-1)
+
+    def index(self, tokens):
+        return sum(token * (self.V + 1) ** i for i, token in enumerate(tokens))
+
+    def positions(self, tokens, hidden, count) -> list[tuple[tuple[int, ...], float]]:
+        """Sets of positions that may be committed, with their probabilities."""
+        if self.order == "random":
+            sets = list(itertools.combinations(hidden, count))
+            return [(chosen, 1 / len(sets)) for chosen in sets]
+        if self.order == "left_to_right":
+            return [(tuple(hidden[:count]), 1.0)]
+        p = self.logprobs(1.0)[self.index(tokens)].detach().exp()
+        if self.order == "entropy":
+            score = (p * p.log()).sum(-1)
+        else:
+            likeliest = p.sort(-1, descending=True).values
+            score = likeliest[:, 0] - likeliest[:, 1]
+        ranked = sorted(hidden, key=lambda i: -float(score[i]))
+        return [(tuple(sorted(ranked[:count])), 1.0)]
+
+    def paths(self) -> list[Path]:
+        return list(self._extend(Path((self.V,) * self.L, (self.num_steps,) * self.L), 0))
+
+    def _extend(self, path, step) -> Iterator[Path]:
+        hidden = [i for i, token in enumerate(path.tokens) if token == self.V]
+        if not hidden:
+            yield path
+            return
+        state = self.index(path.tokens)
+        if self.order == "low_confidence":
+            moves = self._confident_moves(path, step, hidden, state)
+        else:
+            moves = (
+                (tuple((step, state, i, token) for i, token in zip(chosen, drawn, strict=True)), probability, ())
+                for chosen, probability in self.positions(path.tokens, hidden, self.schedule[step])
+                for drawn in itertools.product(range(self.V), repeat=len(chosen))
+            )
+        for draws, probability, others in moves:
+            tokens, when = list(path.tokens), list(path.when)
+            for _, _, i, token in draws:
+                tokens[i], when[i] = token, step
+            if self.eos and self._is_settled(tokens):
+                tokens = [self.denoiser.eos_id if token == self.V else token for token in tokens]
+            longer = Path(
+                tuple(tokens), tuple(when), path.draws + draws, path.choice * probability, path.proposals + others
+            )
+            yield from self._extend(longer, step + 1)
+
+    def _confident_moves(self, path, step, hidden, state):
+        """Every proposal of tokens at all masked positions; the most probable of them are committed."""
+        confidence = self.logprobs(1.0)[state].tolist()
+        for drawn in itertools.product(range(self.V), repeat=len(hidden)):
+            proposed = sorted(zip(hidden, drawn, strict=True), key=lambda move: -confidence[move[0]][move[1]])
+            moves = [(step, state, i, token) for i, token in proposed]
+            count = self.schedule[step]
+            yield tuple(moves[:count]), 1.0, tuple(moves[count:])
+
+    def _is_settled(self, tokens):
+        shown = itertools.takewhile(lambda token: token != self.V, tokens)
+        return self.denoiser.eos_id in list(shown)
+
+    def reward(self, paths):
+        return torch.stack([self.reward_table[path.tokens] for path in paths])
+
+    def gather(self, table, draws):
+        """[paths] sums of `table` [states, L, V] over the draws of each path."""
+        width = max(1, *(len(row) for row in draws))
+        empty = (0, 0, 0, 0)
+        index = torch.tensor([[draw[1:] for draw in row + (empty,) * (width - len(row))] for row in draws])
+        real = torch.tensor([[True] * len(row) + [False] * (width - len(row)) for row in draws])
+        values = table[index[..., 0], index[..., 1], index[..., 2]]
+        return torch.where(real, values, torch.zeros_like(values)).sum(-1)
+
+    def probability(self, paths):
+        """[paths] p(τ), with graph; of the proposals too, where there are any."""
+        log_choice = torch.tensor([path.choice for path in paths], dtype=torch.float64).log()
+        draws = [path.draws + path.proposals for path in paths]
+        return (log_choice + self.gather(self.logprobs(self.temperature), draws)).exp()
+
+    def gradient(self, scalar):
+        (gradient,) = torch.autograd.grad(scalar, self.denoiser.table)
+        return gradient
+
+    def grad_j(self):
+        paths = self.paths()
+        return self.gradient((self.probability(paths) * self.reward(paths)).sum())
+
+    def entropy(self, path):
+        """Joint entropy of each step of a path."""
+        table = self.logprobs(self.temperature).detach()
+        each = -torch.where(table > -math.inf, table.exp() * table, 0.0).sum(-1)
+        return [sum(float(each[s, i]) for k, s, i, _ in path.draws if k == step) for step in range(self.num_steps)]
+
+    def greedy(self, path, step):
+        """x̂_k: the state before `step`, filled with the likeliest tokens."""
+        state = [self.V if when >= step else token for token, when in zip(path.tokens, path.when, strict=True)]
+        best = self.logprobs(1.0)[self.index(state)].argmax(-1).tolist()
+        return tuple(best[i] if token == self.V else token for i, token in enumerate(state))
+
+    def trajectory(self, paths, seed=None) -> Trajectory:
+        """The record that a rollout would have made of these paths."""
+        table = self.logprobs(self.temperature).detach()
+        each = -torch.where(table > -math.inf, table.exp() * table, 0.0).sum(-1)
+        logprob = torch.zeros(len(paths), self.L, dtype=torch.float64)
+        entropy = torch.zeros_like(logprob)
+        for b, path in enumerate(paths):
+            for _, state, i, token in path.draws:
+                logprob[b, i], entropy[b, i] = table[state, i, token], each[state, i]
+        return Trajectory(
+            prompt_ids=torch.zeros(len(paths), 1, dtype=torch.long),
+            prompt_mask=torch.ones(len(paths), 1, dtype=torch.bool),
+            tokens=torch.tensor([path.tokens for path in paths]),
+            unmask_step=torch.tensor([path.when for path in paths], dtype=torch.int32),
+            logprob=logprob.float(),
+            entropy=entropy.float(),
+            seed=torch.zeros(len(paths), dtype=torch.long) if seed is None else seed,
+            num_steps=self.num_steps,
+            mask_id=self.denoiser.mask_id,
+            eos_id=self.denoiser.eos_id,
+            temperature=self.temperature,
+            top_k=self.top_k,
+            top_p=1.0,
+            guidance=0.0,
+        )
+
+    def groups(self, paths, group_size, stepwise=False, seed=0):
+        """All groups of `group_size` independent paths as one rollout, and each group's probability."""
+        trajectory = self.trajectory(paths, torch.full((len(paths),), seed))
+        reward, one_step = self.reward(paths), None
+        if stepwise:
+            steps = torch.arange(self.num_steps, dtype=torch.int32)
+            trajectory = replace(trajectory, greedy_step=steps.expand(len(paths), -1))
+            fills = [[self.greedy(path, step) for step in range(self.num_steps)] for path in paths]
+            one_step = torch.stack([torch.stack([self.reward_table[fill] for fill in row]) for row in fills])
+        members = torch.cartesian_prod(*[torch.arange(len(paths))] * group_size)
+        weight = self.probability(paths).detach()[members].prod(-1)
+        rows = members.flatten()
+        rollout = Rollout(trajectory.rows(rows), group_size, reward[rows], None if one_step is None else one_step[rows])
+        return rollout, weight
+
+
+def expected_estimate(toy, method, rollout, weight, *, logprob_temperature="sampling", extra=None):
+    """Expectation over all groups of what one completion contributes to the real gradient, Σ_k A_k ∇ log π_k.
+
+    Composed as the trainer composes its first update. The trainer takes the *mean* of the loss over the views, and plan
+    divides by L / T, the tokens of a step: both constants are undone here.
+    """
+    path = rollout.trajectory
+    views = method.plan(rollout, torch.Generator())
+    advantage = method.advantage(rollout)
+    by_view = advantage[views.row] if advantage.dim() == 1 else advantage[views.row, views.slot]
+    if extra is not None:
+        by_view = by_view + extra(views)
+    scores = score_views(toy.denoiser, path, views, Scoring.of(path, logprob_temperature))
+    output = method.loss(
+        LossInputs(
+            new=scores.logprob,
+            old=scores.logprob.detach(),
+            reference=None,
+            exact_kl=None,
+            target=views.target,
+            weight=views.weight,
+            advantage=by_view,
+        )
+    )
+    loss = (weight[views.row // rollout.group_size] * output.loss).sum()
+    per_view = torch.tensor(toy.num_steps / toy.L)
+    assert (views.weight == per_view).all()
+    # T / L in the float32 of the weights: 2/3 is 1e-8 off there, and that is not what is tested.
+    return -toy.gradient(loss) / per_view.double() / rollout.group_size
+
+
+def pinned(toy, paths, weight_of):
+    """Σ_τ p(τ) Σ_k w(τ, k) ∇ log π_k, path by path: what the estimator should come to, computed without it."""
+    table = toy.logprobs(toy.temperature)
+    probability = toy.probability(paths).detach()
+    total = torch.zeros((), dtype=torch.float64)
+    for step in range(toy.num_steps):
+        weight = torch.tensor([float(weight_of(b, step)) for b in range(len(paths))], dtype=torch.float64)
+        draws = [tuple(draw for draw in path.draws if draw[0] == step) for path in paths]
+        total = total + (probability * weight * toy.gather(table, draws)).sum()
+    return toy.gradient(total)
+
+
+def method(**options):
+    return EGSPO(**({"step_choice": "all", "beta": 0.0, "baseline": "leave_one_out"} | options))
+
+
+@pytest.fixture
+def toy(table_denoiser):
+    """`toy(...)`: V = 3 tokens, L = 3 positions, T = 3 steps, EOS not among the tokens; unless told otherwise."""
+
+    def make(num_tokens=3, length=3, **options):
+        eos_id = num_tokens - 1 if options.get("eos") else 99
+        return Toy(table_denoiser(num_tokens, length, eos_id, seed=0), **options)
+
+    return make
+
+
+def distance(a, b):
+    """Relative difference of two gradients."""
+    return float((a - b).norm() / b.norm())
+
+
+# The enumeration itself
+
+
+def test_there_are_162_paths_and_their_probabilities_sum_to_one(toy):
+    paths = toy().paths()
+    assert len(set(paths)) == len(paths) == 162
+    assert float(toy().probability(paths).detach().sum()) == pytest.approx(1, abs=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("options", "count"),
+    [
+        ({"order": "left_to_right"}, 27),
+        ({"order": "entropy"}, 27),
+        ({"order": "margin"}, 27),
+        ({"order": "low_confidence"}, 27 * 9 * 3),
+        ({"num_steps": 2}, 3 * 27),
+    ],
+)
+def test_paths_of_every_order_have_total_probability_one(toy, options, count):
+    small = toy(**options)
+    paths = small.paths()
+    assert len(paths) == count
+    assert float(small.probability(paths).detach().sum()) == pytest.approx(1, abs=1e-12)
+
+
+# The sampler draws from what is enumerated
+
+
+def sampled_counts(small, num_rows, paths):
+    """How often the real sampler takes each path."""
+    sampler = SamplerConfig(
+        max_completion_length=small.L,
+        num_steps=small.num_steps,
+        order=small.order,
+        temperature=small.temperature,
+        top_k=small.top_k,
+    )
+    prompt = torch.zeros(num_rows, 1, dtype=torch.long)
+    path = denoise(small.denoiser, prompt, torch.ones_like(prompt, dtype=torch.bool), sampler, torch.arange(num_rows))
+    seen = torch.cat([path.tokens, path.unmask_step], dim=1)
+    wanted = torch.tensor([p.tokens + p.when for p in paths])
+    column = {tuple(row): i for i, row in enumerate(wanted.tolist())}
+    index = torch.tensor([column[tuple(row)] for row in seen.tolist()])
+    return torch.bincount(index, minlength=len(paths)), path, index
+
+
+def merged(small):
+    """Paths that differ in uncommitted proposals only, as one; with their probabilities."""
+    paths = small.paths()
+    probability: dict[tuple, float] = {}
+    for path, p in zip(paths, small.probability(paths).tolist(), strict=True):
+        probability[path.tokens, path.when] = probability.get((path.tokens, path.when), 0.0) + p
+    first = {(path.tokens, path.when): path for path in reversed(paths)}
+    keys = list(probability)
+    return [first[key] for key in keys], torch.tensor([probability[key] for key in keys], dtype=torch.float64)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"num_steps": 2},
+        {"order": "left_to_right"},
+        {"order": "low_confidence"},
+        {"order": "low_confidence", "num_steps": 2},
+        {"order": "entropy"},
+        {"order": "margin"},
+        {"top_k": 2},
+        {"eos": True},
+        {"eos": True, "order": "low_confidence"},
+    ],
+    ids=str,
+)
+def test_the_sampler_takes_each_path_with_its_enumerated_probability(toy, options):
+    small = toy(**options)
+    paths, probability = merged(small)
+    counts, path, index = sampled_counts(small, 20_000, paths)
+    assert (counts[probability == 0] == 0).all()
+    # The test is for expected counts of 5 or more: rarer paths are counted together.
+    rare = probability * 20_000 < 5
+    observed = torch.cat([counts[~rare], counts[rare].sum().view(1)])
+    expected = torch.cat([probability[~rare], probability[rare].sum().view(1)]) * 20_000
+    is_possible = expected > 0
+    assert chisquare(observed[is_possible], expected[is_possible], sum_check=False).pvalue > 1e-3
+    record = small.trajectory(paths)
+    torch.testing.assert_close(path.logprob, record.logprob[index])
+    torch.testing.assert_close(path.entropy, record.entropy[index])
+
+
+def test_the_comparison_of_frequencies_can_fail(toy):
+    small, other = toy(), toy(temperature=0.8)
+    paths = small.paths()
+    counts, _, _ = sampled_counts(small, 20_000, paths)
+    expected = other.probability(paths).detach() * 20_000
+    likely = expected >= 5
+    assert chisquare(counts[likely], expected[likely], sum_check=False).pvalue < 1e-12
+
+
+# Unbiased: all steps, leave-one-out
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"order": "left_to_right"},
+        {"order": "entropy"},
+        {"order": "margin"},
+        {"num_steps": 2, "num_tokens": 2, "length": 4},
+        {"temperature": 1.3},
+        {"top_k": 2},
+    ],
+    ids=str,
+)
+def test_all_steps_with_leave_one_out_estimate_the_gradient_of_the_expected_reward(toy, options):
+    small = toy(**options)
+    paths = [path for path in small.paths() if float(small.probability([path]).detach()) > 0]
+    estimate = expected_estimate(small, method(), *small.groups(paths, 2))
+    gradient = small.grad_j()
+    assert gradient.norm() > 0.03
+    torch.testing.assert_close(estimate, gradient, **EXACT)
+
+
+def test_the_trainers_mean_over_views_is_the_gradient_divided_by_the_completion_length(toy):
+    small = toy(num_tokens=2, length=4, num_steps=2)
+    rollout, weight = small.groups(small.paths(), 2)
+    views = method().plan(rollout, torch.Generator())
+    per_group = len(views) / len(weight)
+    estimate = expected_estimate(small, method(), rollout, weight)
+    mean_of_views = estimate * rollout.group_size / (small.L / small.num_steps) / per_group
+    torch.testing.assert_close(mean_of_views, small.grad_j() / small.L, **EXACT)
+
+
+@pytest.mark.parametrize("group_size", [2, 3, 4])
+@pytest.mark.parametrize("stepwise_weight", [0.0, 0.5])
+@pytest.mark.parametrize(
+    ("baseline", "share"), [("leave_one_out", lambda g: 1.0), ("group_mean", lambda g: (g - 1) / g)]
+)
+def test_leave_one_out_keeps_the_gradient_and_the_group_mean_a_share_of_g_minus_one_in_g(
+    toy, group_size, stepwise_weight, baseline, share
+):
+    small = toy(num_tokens=2, length=2, num_steps=2)
+    rollout, weight = small.groups(small.paths(), group_size, stepwise=True)
+    options = {"baseline": baseline, "stepwise_weight": stepwise_weight}
+    estimate = expected_estimate(small, method(**options), rollout, weight)
+    torch.testing.assert_close(estimate, share(group_size) * small.grad_j(), **EXACT)
+
+
+# Baselines
+
+
+@pytest.mark.parametrize("stepwise_weight", [0.5, 3.0])
+@pytest.mark.parametrize(("baseline", "share"), [("leave_one_out", 1.0), ("group_mean", 0.5)])
+def test_the_one_step_value_is_a_baseline_and_leaves_the_expectation_alone(toy, stepwise_weight, baseline, share):
+    # (1 + λ) r - λ V over 1 + λ is r - λ/(1+λ) V(x_k): the reward keeps weight one and V depends on the state only.
+    small = toy()
+    rollout, weight = small.groups(small.paths(), 2, stepwise=True)
+    options = {"stepwise_weight": stepwise_weight, "baseline": baseline}
+    assert rollout.one_step_reward.std() > 0.1
+    estimate = expected_estimate(small, method(**options), rollout, weight)
+    torch.testing.assert_close(estimate, share * small.grad_j(), **EXACT)
+
+
+def test_the_stepwise_advantage_is_the_groups_advantage_less_a_share_of_the_values_own(toy):
+    # A_ik = (r_i - mean r) - λ/(1+λ) (V_ik - mean V_k), here with λ = 0.5.
+    small = toy(num_tokens=2, length=2, num_steps=2)
+    rollout, _ = small.groups(small.paths(), 3, stepwise=True)
+    advantage = method(stepwise_weight=0.5, baseline="group_mean").advantage(rollout)
+    r, v = rollout.reward.view(-1, 3, 1), rollout.one_step_reward.view(-1, 3, 2)
+    expected = (r - r.mean(1, keepdim=True)) - (v - v.mean(1, keepdim=True)) / 3
+    torch.testing.assert_close(advantage, expected.view(-1, 2), rtol=0, atol=1e-14)
+    assert (advantage[:, 0] - advantage[:, 1]).abs().max() > 0.05
+
+
+def test_any_function_of_the_state_is_a_baseline(toy):
+    small = toy()
+    rollout, weight = small.groups(small.paths(), 2)
+
+    def of_the_state(views):
+        shown = rollout.trajectory.tokens[views.row].masked_fill(views.hidden, small.V)
+        return torch.sin((shown * small.denoiser.place).sum(-1).double() * 12.9898)
+
+    estimate = expected_estimate(small, method(), rollout, weight, extra=of_the_state)
+    torch.testing.assert_close(estimate, small.grad_j(), **EXACT)
+
+
+def test_a_baseline_that_peeks_at_the_action_does_not_pass(toy):
+    small = toy()
+    rollout, weight = small.groups(small.paths(), 2)
+
+    def of_the_action(views):
+        committed = (rollout.trajectory.tokens[views.row] * views.target).sum(-1)
+        return -0.5 * (committed == 1).double()
+
+    estimate = expected_estimate(small, method(), rollout, weight, extra=of_the_action)
+    assert distance(estimate, small.grad_j()) > 0.3
+
+
+# Step selection
+
+
+@pytest.mark.parametrize("rule", ["entropy_topk", "lowest_entropy", "last_k"])
+@pytest.mark.parametrize("num_selected", [1, 2])
+def test_the_bias_of_keeping_k_steps_is_that_of_the_steps_left_out(toy, rule, num_selected):
+    small = toy()
+    paths = small.paths()
+
+    def priority(path):
+        entropy = small.entropy(path)
+        return {"entropy_topk": entropy, "lowest_entropy": [-h for h in entropy], "last_k": [0, 1, 2]}[rule]
+
+    selected = [sorted(range(3), key=lambda k: -priority(path)[k])[:num_selected] for path in paths]
+    reward = small.reward(paths)
+    mean = float((small.probability(paths).detach() * reward).sum())
+    # With leave-one-out the other member is independent of the path, so it comes in through its mean only.
+    expected = pinned(small, paths, lambda b, k: (float(reward[b]) - mean) if k in selected[b] else 0.0)
+    options = {"step_choice": rule, "num_selected": num_selected}
+    estimate = expected_estimate(small, method(**options), *small.groups(paths, 2))
+    torch.testing.assert_close(estimate, expected, **EXACT)
+    gradient = small.grad_j()
+    # Biased for any scale: not even the direction is that of the gradient.
+    aligned = gradient * (estimate * gradient).sum() / gradient.square().sum()
+    assert distance(estimate, aligned) > 0.2
+
+
+def seeds_by_ranking(num_steps):
+    """One seed for each ranking of the steps by their selection noise, all rankings being equally likely."""
+    seeds = torch.arange(1000)
+    ranking = selection_noise(seeds, num_steps).argsort(-1, descending=True)
+    found = {tuple(row): seed for seed, row in zip(seeds.tolist(), ranking.tolist(), strict=True)}
+    assert len(found) == math.factorial(num_steps)
+    return list(found.values())
+
+
+@pytest.mark.parametrize("num_selected", [1, 2])
+@pytest.mark.parametrize("stepwise_weight", [0.0, 0.5])
+def test_k_uniform_steps_of_t_estimate_k_in_t_of_the_gradient(toy, num_selected, stepwise_weight):
+    small = toy()
+    chosen = method(step_choice="uniform", num_selected=num_selected, stepwise_weight=stepwise_weight)
+    estimates = []
+    for seed in seeds_by_ranking(3):
+        rollout, weight = small.groups(small.paths(), 2, stepwise=True, seed=seed)
+        rank = selection_noise(torch.tensor([seed]), 3).argsort(-1, descending=True)[0, :num_selected]
+        path = replace(rollout.trajectory, greedy_step=rank.int().expand(len(rollout.reward), -1))
+        rollout = replace(rollout, trajectory=path, one_step_reward=rollout.one_step_reward[:, rank])
+        estimates.append(expected_estimate(small, chosen, rollout, weight))
+    torch.testing.assert_close(torch.stack(estimates).mean(0), num_selected / 3 * small.grad_j(), **EXACT)
+    assert distance(3 / num_selected * estimates[0], small.grad_j()) > 0.3, "one choice alone is no estimate"
+
+
+def test_one_low_discrepancy_step_of_t_estimates_one_in_t_of_the_gradient(toy):
+    small = toy()
+    seeds = torch.arange(1000)
+    choice = (selection_noise(seeds, 3)[:, 0] * 3).floor()
+    chosen = method(step_choice="low_discrepancy", num_selected=1)
+    estimates = [
+        expected_estimate(small, chosen, *small.groups(small.paths(), 2, seed=int(seeds[choice == k][0])))
+        for k in range(3)
+    ]
+    torch.testing.assert_close(torch.stack(estimates).mean(0), small.grad_j() / 3, **EXACT)
+
+
+# Known departures from the gradient
+
+
+def test_scoring_at_another_temperature_than_the_samplers_is_biased(toy):
+    small = toy()
+    estimate = expected_estimate(small, method(), *small.groups(small.paths(), 2), logprob_temperature=1.0)
+    gradient = small.grad_j()
+    assert distance(estimate, gradient) > 0.1
+    # Not a matter of the factor 1 / τ alone.
+    aligned = gradient * (estimate * gradient).sum() / gradient.square().sum()
+    assert distance(estimate, aligned) > 0.05
+
+
+def test_scoring_without_the_samplers_top_k_is_biased(toy):
+    small = toy(top_k=2)
+    paths = [path for path in small.paths() if float(small.probability([path]).detach()) > 0]
+    rollout, weight = small.groups(paths, 2)
+    estimate = expected_estimate(small, method(), rollout, weight, logprob_temperature=small.temperature)
+    assert distance(estimate, small.grad_j()) > 0.1
+
+
+@pytest.mark.parametrize("num_steps", [3, 2])
+def test_under_low_confidence_the_estimate_lacks_exactly_the_gradient_of_the_choice_of_positions(toy, num_steps):
+    small = toy(order="low_confidence", num_steps=num_steps)
+    paths, probability = merged(small)
+    rollout, _ = small.groups([replace(path, proposals=()) for path in paths], 2)
+    members = torch.cartesian_prod(torch.arange(len(paths)), torch.arange(len(paths)))
+    estimate = expected_estimate(small, method(), rollout, probability[members].prod(-1))
+
+    # P(U_k | x_k, committed tokens): each other masked position got a proposal less confident than all that were committed.
+    confidence = small.logprobs(1.0).detach()
+    table = small.logprobs(small.temperature)
+    log_choice = []
+    for path in paths:
+        terms = [torch.zeros((), dtype=torch.float64)]
+        for step in range(num_steps):
+            committed = [(state, i, token) for k, state, i, token in path.draws if k == step]
+            least = min(float(confidence[draw]) for draw in committed)
+            state = committed[0][0]
+            for i in (i for i, when in enumerate(path.when) if when > step):
+                terms.append(table[state, i][confidence[state, i] < least].exp().sum().log())
+        log_choice.append(torch.stack(terms).sum())
+    choice = torch.stack(log_choice)
+    committed = small.gather(table, [path.draws for path in paths])
+    torch.testing.assert_close((committed + choice).exp().detach(), probability, **EXACT)
+
+    # The baseline is not free here: without the choice, the expected score is not zero.
+    reward = small.reward(paths)
+    dropped = small.gradient((probability * (reward - (probability * reward).sum()) * choice).sum())
+    gradient = small.grad_j()
+    torch.testing.assert_close(estimate + dropped, gradient, **EXACT)
+    assert dropped.norm() > 0.1 * gradient.norm()
+
+
+@pytest.mark.parametrize("order", ["random", "left_to_right"])
+def test_where_a_row_may_end_early_the_estimate_lacks_the_steps_after_its_last_text(toy, order):
+    # A step that committed nothing but EOS is a candidate only if a later one commits text, which looks into the future.
+    small = toy(eos=True, order=order)
+    paths = small.paths()
+    eos = small.denoiser.eos_id
+    candidates = []
+    for path in paths:
+        steps = sorted({k for k, *_ in path.draws})
+        with_text = [k for k, _, _, token in path.draws if token != eos]
+        candidates.append([k for k in steps if not with_text or k <= max(with_text)])
+    reward = small.reward(paths)
+    mean = float((small.probability(paths).detach() * reward).sum())
+    estimate = expected_estimate(small, method(), *small.groups(paths, 2))
+    dropped = pinned(small, paths, lambda b, k: 0.0 if k in candidates[b] else float(reward[b]) - mean)
+    torch.testing.assert_close(estimate + dropped, small.grad_j(), **EXACT)
+    assert dropped.norm() > 0.03 * small.grad_j().norm()
+
+
+# The trainer's own update
+
+
+@pytest.mark.parametrize("views_per_forward", [1, 3, 1000])
+@pytest.mark.parametrize("kl", [None, "k3", "exact"])
+def test_the_trainers_gradient_is_that_of_the_mean_loss_over_the_views_in_any_chunks(
+    toy, table_denoiser, views_per_forward, kl
+):
+    small = toy(num_steps=2)
+    paths = small.paths()
+    rows = torch.randint(len(paths), (8,), generator=torch.Generator().manual_seed(1))
+    rollout = Rollout(small.trajectory(paths).rows(rows), 4, small.reward(paths)[rows])
+    reference = table_denoiser(small.V, small.L, 99, seed=5)
+    options = {"beta": 0.3 if kl else 0.0, "kl": kl or "k3"}
+    recipe = TrainRecipe(
+        task=Sudoku(),
+        model="none",
+        method=method(**options),
+        sampler=SamplerConfig(max_completion_length=small.L, num_steps=2, order="random", temperature=TEMPERATURE),
+        optim=OptimConfig(max_grad_norm=1e9),
+        num_generations=4,
+        views_per_forward=views_per_forward,
+    )
+    accelerator = Accelerator()
+    model = small.denoiser.to(accelerator.device)
+    optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
+    learner = Learner(accelerator, model, optimizer, reference.to(accelerator.device), recipe)
+
+    # The same by hand: 16 views, each step's log-probability and its KL to the reference read off the tables.
+    table, other = small.logprobs(TEMPERATURE), Toy(reference, 2).logprobs(TEMPERATURE).detach()
+    r = rollout.reward.view(2, 4)
+    advantage = ((r - r.mean(1, keepdim=True)) * 4 / 3).flatten()
+    total = torch.zeros((), dtype=torch.float64)
+    for b, path in enumerate(paths[i] for i in rows):
+        for step in range(2):
+            index = tuple(torch.tensor([d[1:] for d in path.draws if d[0] == step]).T)
+            new, old = table[index].sum(), table[index].sum().detach()
+            loss = -advantage[b] * (new - old).exp()
+            if kl == "k3":
+                gap = other[index].sum() - new
+                loss = loss + 0.3 * (gap.exp() - gap - 1)
+            if kl == "exact":
+                p, q = table[index[:2]], other[index[:2]]
+                loss = loss + 0.3 * (p.exp() * (p - q)).sum()
+            total = total + loss / 16
+    expected = small.gradient(total) * torch.tensor(2 / 3).double()
+
+    learner.update(rollout_on(rollout, accelerator.device), 0, torch.Generator(), Tally())
+    assert expected.norm() > 0.05
+    torch.testing.assert_close(model.table.grad.cpu(), expected, rtol=0, atol=1e-13)
+
+
+def rollout_on(rollout, device):
+    return replace(rollout, trajectory=rollout.trajectory.to(device), reward=rollout.reward.to(device))

@@ -1,0 +1,139 @@
+"""Every family of the table, built at tiny size through transformers' own classes: both ways to attend, head, padding, disk."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+import transformers
+from torch.nn.functional import pad
+
+from unmask.errors import ModelError
+from unmask.models import Denoiser, char_tokenizer, check_bidirectional, load_model, save_model
+from unmask.models.families import FAMILIES
+
+PAD, MASK, EOS, V = 0, 1, 2, 11
+COMMON = {
+    "vocab_size": V,
+    "hidden_size": 16,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "intermediate_size": 32,
+    "max_position_embeddings": 32,
+    "pad_token_id": PAD,
+    "eos_token_id": EOS,
+    "bos_token_id": None,
+}
+GROUPED = COMMON | {"num_key_value_heads": 1}
+CONFIGS: dict[str, Callable[[], transformers.PreTrainedConfig]] = {
+    "GPT2LMHeadModel": lambda: transformers.GPT2Config(
+        vocab_size=V, n_embd=16, n_layer=2, n_head=2, n_positions=32, pad_token_id=PAD, eos_token_id=EOS
+    ),
+    "LlamaForCausalLM": lambda: transformers.LlamaConfig(**GROUPED, tie_word_embeddings=True),
+    "Qwen2ForCausalLM": lambda: transformers.Qwen2Config(**GROUPED),
+    "Qwen3ForCausalLM": lambda: transformers.Qwen3Config(**GROUPED, head_dim=8),
+    # Local attention over four tokens in one layer, global in the other.
+    "ModernBertForMaskedLM": lambda: transformers.ModernBertConfig(
+        **COMMON, local_attention=4, global_attn_every_n_layers=2, cls_token_id=None, sep_token_id=None
+    ),
+    "BertForMaskedLM": lambda: transformers.BertConfig(**COMMON, hidden_dropout_prob=0.1),
+}
+IS_CAUSAL_CLASS = [name for name, family in FAMILIES.items() if family.auto_class == "AutoModelForCausalLM"]
+
+
+def build(name, causal=False):
+    config = CONFIGS[name]()
+    if name in IS_CAUSAL_CLASS:
+        config.is_causal = causal
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        backbone = getattr(transformers, name)(config)
+        with torch.no_grad():
+            for parameter in backbone.parameters():
+                if parameter.dim() > 1:
+                    # A fresh model hardly attends to anything.
+                    parameter.copy_(0.4 * torch.randn_like(parameter))
+    return Denoiser(backbone.eval(), MASK, EOS, PAD)
+
+
+IDS = torch.randint(3, V, (3, 9), generator=torch.Generator().manual_seed(0))
+POSITIONS = torch.tensor([[8, 0, 5], [3, 4, 3], [2, 7, 1]])
+
+
+def at(logits, positions):
+    return logits.gather(1, positions.unsqueeze(-1).expand(-1, -1, logits.shape[-1]))
+
+
+def test_every_family_of_the_table_is_tested_here():
+    assert CONFIGS.keys() == FAMILIES.keys()
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+@torch.no_grad()
+def test_logits_at_positions_are_those_of_the_classes_own_forward(name):
+    denoiser = build(name)
+    full = denoiser.backbone(input_ids=IDS).logits
+    assert full.std() > 0.3
+    torch.testing.assert_close(denoiser(IDS, None, POSITIONS), at(full, POSITIONS), rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+@torch.no_grad()
+def test_every_position_sees_every_other(name):
+    denoiser = build(name)
+    check_bidirectional(denoiser)
+    everywhere = torch.arange(9).expand(1, -1)
+    base = denoiser(IDS[:1], None, everywhere)
+    for changed in (0, 4, 8):
+        ids = IDS[:1].clone()
+        ids[0, changed] = (ids[0, changed] + 1) % V
+        moved = (denoiser(ids, None, everywhere) - base).abs().amax(-1)
+        assert (moved > 1e-5).all()
+
+
+@pytest.mark.parametrize("name", IS_CAUSAL_CLASS)
+def test_a_class_that_is_left_causal_is_refused(name):
+    with pytest.raises(ModelError, match=f"{name} is causal.*set is_causal to false"):
+        check_bidirectional(build(name, causal=True))
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+@torch.no_grad()
+def test_left_padding_does_not_change_logits(name):
+    denoiser = build(name)
+    # Two of three rows padded, by different widths, with a token that would be noticed.
+    widths, longest = [4, 0, 2], 9
+    ids = torch.stack([pad(row[w:], (w, 0), value=7) for row, w in zip(IDS, widths, strict=True)])
+    mask = torch.arange(longest) >= torch.tensor(widths).unsqueeze(-1)
+    everywhere = torch.arange(longest).expand(3, -1)
+    padded = denoiser(ids, mask, everywhere)
+    for i, w in enumerate(widths):
+        alone = denoiser(IDS[i : i + 1, w:], None, everywhere[:1, : longest - w])[0]
+        torch.testing.assert_close(padded[i, w:], alone, rtol=0, atol=5e-6)
+    blind = denoiser(ids, None, everywhere)
+    assert (blind[0, 4:] - padded[0, 4:]).abs().max() > 0.05, "the check can fail"
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+@torch.no_grad()
+def test_a_saved_model_loads_with_the_same_logits(name, tmp_path):
+    denoiser, tokenizer = build(name), char_tokenizer("01234=")
+    save_model(denoiser, tokenizer, tmp_path)
+    again, _ = load_model(tmp_path)
+    assert type(again.backbone).__name__ == name
+    assert torch.equal(again(IDS, None, POSITIONS), denoiser(IDS, None, POSITIONS))
+    # And so it does for transformers without us.
+    native = getattr(transformers, FAMILIES[name].auto_class).from_pretrained(tmp_path)
+    torch.testing.assert_close(
+        at(native.eval()(input_ids=IDS).logits, POSITIONS), denoiser(IDS, None, POSITIONS), rtol=0, atol=1e-6
+    )
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_gradients_reach_every_parameter(name):
+    denoiser = build(name)
+    denoiser(IDS, None, POSITIONS).square().sum().backward()
+    # BERT's pooler and the like would be parameters that no update moves, and that DDP stumbles over.
+    without = [n for n, p in denoiser.named_parameters() if p.grad is None]
+    assert without == []

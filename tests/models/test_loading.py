@@ -1,0 +1,199 @@
+"""In and out of transformers' folder format, and each fault of a folder told in one message."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM, AutoTokenizer, BertConfig, BertForMaskedLM
+
+from unmask.errors import ModelError
+from unmask.models import Denoiser, TinyConfig, char_tokenizer, load_model, save_model, tiny_denoiser
+
+ALPHABET = "01234="
+
+
+@pytest.fixture
+def folder(tiny_model, tmp_path):
+    """A copy of a good folder, to be spoilt."""
+    return shutil.copytree(tiny_model, tmp_path / "model")
+
+
+def edit(path, **changes):
+    """Change a JSON file; None removes a key."""
+    content = json.loads(path.read_text()) | changes
+    path.write_text(json.dumps({key: value for key, value in content.items() if value is not None}))
+
+
+@torch.no_grad()
+def test_what_is_saved_is_what_is_loaded(lively, tmp_path):
+    save_model(lively, char_tokenizer(ALPHABET), tmp_path / "model")
+    again, tokenizer = load_model(tmp_path / "model")
+    ids = torch.randint(0, 9, (3, 12), generator=torch.Generator().manual_seed(0))
+    positions = torch.arange(12).expand(3, -1)
+    logits = lively(ids, None, positions)
+    assert logits.std() > 0.3
+    assert torch.equal(again(ids, None, positions), logits)
+    assert not again.training
+    assert (again.mask_id, again.eos_id, again.pad_id) == (1, 2, 0)
+    assert tokenizer.padding_side == "left"
+    assert tokenizer("12=").input_ids == char_tokenizer(ALPHABET)("12=").input_ids
+
+
+@torch.no_grad()
+def test_a_second_save_and_load_changes_nothing_and_leaves_no_pickle(tiny_model, tmp_path):
+    denoiser, tokenizer = load_model(tiny_model)
+    save_model(denoiser, tokenizer, tmp_path / "again")
+    assert {p.suffix for p in (tmp_path / "again").iterdir()} == {".json", ".safetensors"}
+    one, two = (load_file(p / "model.safetensors") for p in (tiny_model, tmp_path / "again"))
+    assert one.keys() == two.keys()
+    assert all(torch.equal(one[key], two[key]) for key in one)
+
+
+@torch.no_grad()
+def test_transformers_reads_the_folder_without_us(tiny_model):
+    denoiser, tokenizer = load_model(tiny_model)
+    native = AutoModelForCausalLM.from_pretrained(tiny_model).eval()
+    ids = AutoTokenizer.from_pretrained(tiny_model)("0123=", return_tensors="pt").input_ids
+    torch.testing.assert_close(
+        native(input_ids=ids).logits, denoiser(ids, None, torch.arange(5).view(1, -1)), rtol=0, atol=1e-6
+    )
+    assert tokenizer.decode(ids[0]) == "0123="
+
+
+def test_logit_shift_survives_the_folder(folder):
+    edit(folder / "config.json", logit_shift=True)
+    denoiser, tokenizer = load_model(folder)
+    assert denoiser.logit_shift
+    save_model(denoiser, tokenizer, folder / "again")
+    assert load_model(folder / "again")[0].logit_shift
+
+
+def test_a_folder_without_a_config_is_no_model(tmp_path):
+    with pytest.raises(ModelError, match=r"is no model: it has no config\.json"):
+        load_model(tmp_path)
+
+
+def test_a_path_that_is_not_there_is_no_model(tmp_path):
+    with pytest.raises(ModelError, match="no model at"):
+        load_model(tmp_path / "nothing" / "here" / "at" / "all")
+
+
+def test_a_config_that_is_no_json_is_no_model(folder):
+    (folder / "config.json").write_text("{")
+    with pytest.raises(ModelError, match="no model at"):
+        load_model(folder)
+
+
+@pytest.mark.parametrize("is_causal", [True, None])
+def test_a_causal_model_is_refused_by_its_config(folder, is_causal):
+    edit(folder / "config.json", is_causal=is_causal)
+    with pytest.raises(ModelError, match="does not say is_causal: false"):
+        load_model(folder)
+
+
+def test_a_masked_lm_that_is_causal_all_the_same_is_refused_by_what_it_does(tmp_path):
+    config = BertConfig(
+        vocab_size=9, hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16, is_decoder=True
+    )
+    tokenizer = char_tokenizer(ALPHABET)
+    save_model(Denoiser(BertForMaskedLM(config), 1, 2, 0), tokenizer, tmp_path)
+    with pytest.raises(ModelError, match="BertForMaskedLM is causal"):
+        load_model(tmp_path)
+
+
+@pytest.mark.parametrize("architectures", [["FooForCausalLM"], None])
+def test_an_architecture_that_is_not_in_the_table_is_refused_with_those_that_are(folder, architectures):
+    edit(folder / "config.json", architectures=architectures)
+    with pytest.raises(ModelError, match=r"not a known family. Known: .*LlamaForCausalLM.*BertForMaskedLM"):
+        load_model(folder)
+
+
+@pytest.mark.parametrize("model_type", ["gpt2", "brand_new"])
+def test_code_in_the_folder_is_never_run_and_never_asked_about(folder, model_type, monkeypatch, capfd):
+    (folder / "theirs.py").write_text("raise SystemExit('their code ran')")
+    edit(
+        folder / "config.json",
+        model_type=model_type,
+        auto_map={"AutoConfig": "theirs.Config", "AutoModelForCausalLM": "theirs.Model"},
+    )
+    monkeypatch.setattr("builtins.input", lambda *_: "y")
+    with pytest.raises(ModelError, match="points to code of its own.*unmask runs no remote code"):
+        load_model(folder)
+    assert "Do you wish to run" not in "".join(capfd.readouterr())
+
+
+def test_code_of_the_tokenizers_own_is_not_run(folder, monkeypatch):
+    (folder / "theirs.py").write_text("raise SystemExit('their code ran')")
+    edit(folder / "tokenizer_config.json", auto_map={"AutoTokenizer": ["theirs.T", None]}, tokenizer_class="T")
+    monkeypatch.setattr("builtins.input", lambda *_: "y")
+    _, tokenizer = load_model(folder)
+    assert tokenizer("12").input_ids == char_tokenizer(ALPHABET)("12").input_ids
+    assert not any("theirs" in name for name in sys.modules)
+
+
+def test_missing_weights_are_refused_and_named(folder):
+    file = folder / "model.safetensors"
+    weights = {name: value for name, value in load_file(file).items() if "ln_f" not in name}
+    save_file(weights, file, {"format": "pt"})
+    with pytest.raises(ModelError, match=r"lacks weights.*ln_f\.bias, transformer\.ln_f\.weight"):
+        load_model(folder)
+
+
+def test_weights_of_another_shape_are_refused_and_named(folder):
+    edit(folder / "config.json", vocab_size=12)
+    with pytest.raises(ModelError, match=r"another shape: lm_head\.weight, transformer\.wte\.weight"):
+        load_model(folder)
+
+
+def test_a_truncated_file_of_weights_is_refused(folder):
+    file = folder / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:-100])
+    with pytest.raises(ModelError, match="could not be loaded"):
+        load_model(folder)
+
+
+def test_pickled_weights_are_not_read(folder):
+    weights = load_file(folder / "model.safetensors")
+    (folder / "model.safetensors").unlink()
+    torch.save(weights, folder / "pytorch_model.bin")
+    with pytest.raises(ModelError, match=r"could not be loaded.*safetensors"):
+        load_model(folder)
+
+
+@pytest.mark.parametrize("token", ["mask_token", "eos_token"])
+def test_a_tokenizer_without_a_mask_or_an_end_is_refused(folder, token):
+    edit(folder / "tokenizer_config.json", **{token: None})
+    with pytest.raises(ModelError, match=f"has no {token}; set it in its tokenizer_config.json"):
+        load_model(folder)
+
+
+def test_a_tokenizer_without_padding_pads_with_the_end(folder):
+    edit(folder / "tokenizer_config.json", pad_token=None)
+    denoiser, _ = load_model(folder)
+    assert denoiser.pad_id == denoiser.eos_id == 2
+
+
+def test_a_tokenizer_of_another_model_is_refused(folder):
+    char_tokenizer("0123456789abcdef").save_pretrained(folder)
+    with pytest.raises(ModelError, match="has 19 tokens and the model only 9"):
+        load_model(folder)
+
+
+def test_a_folder_without_a_tokenizer_is_refused(folder):
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        (folder / name).unlink()
+    with pytest.raises(ModelError, match="tokenizer"):
+        load_model(folder)
+
+
+def test_loading_puts_weights_into_the_model_and_not_fresh_ones(tmp_path):
+    tokenizer = char_tokenizer(ALPHABET)
+    denoiser = tiny_denoiser(TinyConfig(num_layers=1, width=8, num_heads=2), tokenizer, seed=5)
+    save_model(denoiser, tokenizer, tmp_path)
+    loaded = load_model(tmp_path)[0].state_dict()
+    assert all(torch.equal(loaded[name], value) for name, value in denoiser.state_dict().items())

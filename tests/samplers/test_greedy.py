@@ -1,0 +1,158 @@
+"""Greedy one-step completions: kept for the steps that are selected in the end, and the same as computed afterwards."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from unmask.config import SamplerConfig
+from unmask.functional.selection import PRIORITY_RULES, RULES, candidate_steps, select_steps, selection_noise
+from unmask.records import Needs
+from unmask.samplers import denoise
+from unmask.samplers.greedy import GreedyKeeper
+
+MASK, EOS = 1, 2
+L = 8
+
+
+def rollout(denoiser, rule, num_selected, num_rows=48, **options):
+    generator = torch.Generator().manual_seed(3)
+    prompt = torch.randint(3, 9, (num_rows, 5), generator=generator)
+    sampler = SamplerConfig(
+        **({"max_completion_length": L, "num_steps": 8, "order": "low_confidence", "temperature": 1.0} | options)
+    )
+    needs = Needs(greedy=True, selection=(rule, num_selected))
+    path = denoise(
+        denoiser, prompt, torch.ones_like(prompt, dtype=torch.bool), sampler, torch.arange(num_rows), needs=needs
+    )
+    return path, prompt
+
+
+def chosen_by_hand(path, rule, num_selected, row):
+    """The steps of one row that a rule selects, with plain Python."""
+    T = path.num_steps  # noqa: N806
+    when, tokens = path.unmask_step[row].tolist(), path.tokens[row].tolist()
+    entropy = {
+        k: sum(path.entropy[row, i].double().item() for i in range(L) if when[i] == k) for k in set(when) if 0 <= k < T
+    }
+    text = [k for k, token in zip(when, tokens, strict=True) if 0 <= k < T and token != EOS]
+    candidates = [k for k in sorted(entropy) if not text or k <= max(text)]
+    noise = selection_noise(path.seed[row : row + 1], T)[0].tolist()
+    if rule == "all" or len(candidates) <= num_selected:
+        if rule in ("all", "low_discrepancy"):
+            return candidates
+        num_selected = len(candidates)
+    if rule == "low_discrepancy":
+        return [candidates[int((noise[0] + j) * len(candidates) / num_selected)] for j in range(num_selected)]
+    key = {
+        "entropy_topk": lambda k: -entropy[k],
+        "lowest_entropy": lambda k: entropy[k],
+        "last_k": lambda k: -k,
+        "uniform": lambda k: -noise[k],
+    }[rule]
+    return sorted(candidates, key=lambda k: (key(k), k))[:num_selected]
+
+
+@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("num_selected", [1, 3, 8])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"block_length": 4},
+        {"block_length": 2, "num_steps": 4, "order": "random"},
+        {"order": "left_to_right", "guidance": 0.7, "top_k": 3},
+    ],
+    ids=str,
+)
+def test_what_is_kept_is_the_argmax_fill_of_the_state_before_each_selected_step(spy, rule, num_selected, options):
+    path, prompt = rollout(spy(eos=1.0), rule, num_selected, **options)
+    ended = (path.unmask_step == path.num_steps).any(-1)
+    assert 3 < ended.sum() < len(path)
+    plain = spy(eos=1.0)
+    positions = torch.arange(5, 5 + L).expand(len(path), -1)
+    for slot in range(path.greedy_step.shape[1]):
+        step = path.greedy_step[:, slot]
+        state = path.state_before(step)
+        with torch.no_grad():
+            logits = plain(torch.cat([prompt, state], dim=1), None, positions)
+            if path.guidance:
+                blind = plain(torch.cat([torch.full_like(prompt, MASK), state], dim=1), None, positions)
+                logits = blind + (1 + path.guidance) * (logits - blind)
+        logits[..., MASK] = -torch.inf
+        expected = torch.where(state == MASK, logits.argmax(-1), state)
+        kept = path.greedy_tokens[:, slot]
+        is_slot = step >= 0
+        assert torch.equal(kept[is_slot].long(), expected[is_slot])
+        assert (kept[~is_slot] == 0).all()
+    for row in range(len(path)):
+        selected = [k for k in path.greedy_step[row].tolist() if k >= 0]
+        assert selected == chosen_by_hand(path, rule, num_selected, row)
+
+
+def test_a_row_of_nothing_but_eos_keeps_its_steps_too(spy):
+    path, _ = rollout(spy(eos=30.0), "entropy_topk", 2, order="random")
+    assert (path.tokens == EOS).all()
+    assert (path.greedy_step[:, 0] >= 0).all()
+    assert (path.greedy_tokens[:, 0] == EOS).all()
+
+
+def test_keeping_greedy_completions_does_not_change_the_path(spy):
+    kept, _ = rollout(spy(eos=1.0), "entropy_topk", 3, block_length=4)
+    sampler = SamplerConfig(
+        max_completion_length=L, num_steps=8, order="low_confidence", temperature=1.0, block_length=4
+    )
+    plain = denoise(spy(eos=1.0), kept.prompt_ids, kept.prompt_mask, sampler, kept.seed)
+    assert torch.equal(kept.tokens, plain.tokens)
+    assert torch.equal(kept.unmask_step, plain.unmask_step)
+    assert plain.greedy_step is None
+    assert plain.greedy_tokens is None
+
+
+@pytest.mark.parametrize("rule", RULES)
+@settings(max_examples=40, deadline=None)
+@given(data=st.data())
+def test_the_running_selection_holds_what_the_selection_takes_in_the_end(rule, data):
+    """Random entropies with ties, random steps of nothing but EOS, random steps that commit nothing."""
+    rows, steps = 3, data.draw(st.integers(1, 7), label="T")
+    num_selected = data.draw(st.integers(1, steps), label="K")
+
+    def table(elements, label):
+        row = st.lists(elements, min_size=steps, max_size=steps)
+        return torch.tensor(data.draw(st.lists(row, min_size=rows, max_size=rows), label=label))
+
+    entropy = table(st.sampled_from([0.0, 0.25, 0.5, 1.0]), "entropy")
+    # 0 commits nothing, 1 EOS only, 2 text.
+    kind = table(st.sampled_from([0, 1, 2]), "kind")
+    noise = table(st.sampled_from([0.1, 0.3, 0.7]), "noise").double()
+    keeper = GreedyKeeper(rule, num_selected, (rows, 4), steps, torch.device("cpu"))
+    for k in range(steps):
+        index = (kind[:, k] > 0).nonzero().squeeze(-1)
+        fill = (100 * index + k).unsqueeze(-1).expand(-1, 4)
+        if len(index):
+            keeper.push(index, k, entropy[index, k], noise[index, k], fill, kind[index, k] == 1)
+
+    unmask_step = torch.where(kind > 0, torch.arange(steps), -1)
+    is_candidate = candidate_steps(unmask_step, kind == 1, steps)
+    chosen = select_steps(rule, entropy, is_candidate, num_selected, noise)
+    fills = keeper.finish(chosen)
+    expected = torch.where(chosen >= 0, 100 * torch.arange(rows).unsqueeze(-1) + chosen, 0)
+    assert torch.equal(fills, expected.int().unsqueeze(-1).expand(-1, -1, 4))
+
+
+@pytest.mark.parametrize("rule", PRIORITY_RULES)
+def test_memory_is_for_k_completions_not_for_t(rule):
+    keeper = GreedyKeeper(rule, 2, (5, L), 64, torch.device("cpu"))
+    assert keeper.capacity == 2
+    assert GreedyKeeper("all", 2, (5, L), 64, torch.device("cpu")).capacity == 64
+
+
+def test_asking_for_a_step_that_was_not_kept_is_an_error():
+    keeper = GreedyKeeper("entropy_topk", 1, (1, L), 4, torch.device("cpu"))
+    row, fill = torch.zeros(1, dtype=torch.long), torch.zeros(1, L, dtype=torch.long)
+    for k, entropy in enumerate([0.5, 1.0]):
+        keeper.push(row, k, torch.tensor([entropy]), torch.zeros(1).double(), fill, torch.tensor([False]))
+    with pytest.raises(ValueError, match="same rule and K"):
+        keeper.finish(torch.tensor([[0]]))
