@@ -84,7 +84,8 @@ def train(model_folder: str, num_steps: int, seed: int = 0) -> float:
         for _ in range(NUM_ITERATIONS):
             new = score_views(denoiser, path, views, scoring).logprob.sum(-1)
             surrogate, _ = clipped_surrogate(new - old, advantage[row, slot], epsilon=0.2, epsilon_high=0.5)
-            loss = surrogate.mean() * sampler.steps / sampler.max_completion_length
+            # A mean over completions and slots, per token of a step.
+            loss = surrogate.sum() / (len(batch) * NUM_SELECTED) * sampler.steps / sampler.max_completion_length
             optimizer.zero_grad()
             loss.backward()
             torch.nn.utils.clip_grad_norm_(denoiser.parameters(), 1.0)

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from unmask.models import Denoiser, TinyConfig, char_tokenizer, save_model, tiny_denoiser
 from unmask.tasks.sudoku import Sudoku
 
-# The pools of the test machine's other work fight over the cores; at these sizes one thread is also the fastest.
+# At these sizes one thread is the fastest, and runs beside each other do not fight over cores.
 torch.set_num_threads(1)
 
 

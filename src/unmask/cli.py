@@ -36,6 +36,9 @@ Overrides = Annotated[
 ]
 Resume = Annotated[bool, typer.Option("--resume", help="Go on from the newest checkpoint of the run folder.")]
 Model = Annotated[str, typer.Argument(help="Folder or hub id of a masked diffusion model.")]
+TaskOptions = Annotated[
+    list[str] | None, typer.Option("--option", help="An option of the task, as key=value; may be repeated.")
+]
 
 
 def _version(asked: bool) -> None:
@@ -67,7 +70,8 @@ def train(
     loaded = load_recipe(recipe, overrides or ())
     with progress("train", loaded.max_steps) as view:
         folder = Trainer(loaded, resume=resume, observe=view).train()
-    typer.echo(f"model: {folder / 'final'}\nmetrics: {folder / 'metrics.jsonl'}\ncurve: {_curve(folder)}")
+    if _is_main():
+        typer.echo(f"model: {folder / 'final'}\nmetrics: {folder / 'metrics.jsonl'}\ncurve: {_curve(folder)}")
 
 
 @app.command()
@@ -84,15 +88,17 @@ def pretrain(
     loaded = load(PretrainRecipe, recipe, overrides or ())
     with progress("pretrain", loaded.max_steps) as view:
         folder = run(loaded, resume=resume, observe=view)
-    typer.echo(f"model: {folder / 'final'}")
+    if _is_main():
+        typer.echo(f"model: {folder / 'final'}")
 
 
 @app.command(name="eval")
 def evaluate_(
     model: Model,
     task: Annotated[str, typer.Option(help="A task's name.")],
-    option: Annotated[
-        list[str] | None, typer.Option(help="An option of the task, as key=value; may be repeated.")
+    option: TaskOptions = None,
+    reward: Annotated[
+        list[str] | None, typer.Option(help="A reward function's path instead of the task's own; may be repeated.")
     ] = None,
     length: Annotated[str, typer.Option(help="Completion lengths, comma-separated; default the task's.")] = "",
     steps: Annotated[str, typer.Option(help="Denoising steps, comma-separated; default half the length.")] = "",
@@ -100,17 +106,19 @@ def evaluate_(
     order: Annotated[str, typer.Option(help="Order in which positions are committed.")] = "low_confidence",
     block_length: Annotated[int | None, typer.Option(help="Block length; default one block.")] = None,
     split: Annotated[str, typer.Option(help="train, validation or test.")] = "test",
-    rows: Annotated[int, typer.Option(help="How many rows.")] = 256,
-    batch_size: Annotated[int, typer.Option(help="Completions denoised together.")] = 256,
+    rows: Annotated[int, typer.Option(min=1, help="How many rows.")] = 256,
+    batch_size: Annotated[int, typer.Option(min=1, help="Completions denoised together.")] = 256,
     seed: Annotated[int, typer.Option(help="Of rows and sampling.")] = 0,
     output: Annotated[Path | None, typer.Option(help="Write results and every completion to this JSON file.")] = None,
 ) -> None:
     """Measure a model's accuracy on held-out rows, with 95 % intervals."""
     from unmask.console import results_table
+    from unmask.errors import RunError
     from unmask.evaluate import evaluate
     from unmask.models import load_model
     from unmask.recipe import make_sampler, make_task
-    from unmask.score import Scorer
+    from unmask.run_folder import write_atomically
+    from unmask.score import Scorer, by_name, load_reward
 
     chosen = make_task(task, option or ())
     lengths = _numbers(length, int, "--length") or [chosen.completion_length]
@@ -118,19 +126,18 @@ def evaluate_(
         make_sampler(max_completion_length=n, num_steps=k, temperature=t, order=order, block_length=block_length)
         for n in lengths
         for k in (_numbers(steps, int, "--steps") or [None])
-        for t in _numbers(temperature, float, "--temperature")
+        for t in (_numbers(temperature, float, "--temperature") or [0.0])
     ]
-    denoiser, tokenizer = load_model(model)
+    scorer = Scorer(by_name(map(load_reward, reward)) if reward else chosen.rewards())
     items = chosen.rows(split, rows, seed)  # type: ignore[arg-type]
-    scorer = Scorer(chosen.rewards())
+    scorer.check_columns(items[0])
+    denoiser, tokenizer = load_model(model)
     results = [
         evaluate(denoiser, tokenizer, chosen, scorer, items, sampler, seed=seed, batch_size=batch_size)
         for sampler in samplers
     ]
     results_table(results, f"{model} on {task}, {split}")
     if output is not None:
-        from unmask.run_folder import write_atomically
-
         facts: dict[str, Any] = {
             "model": model,
             "task": chosen.model_dump(),
@@ -138,10 +145,12 @@ def evaluate_(
             "seed": seed,
             "order": order,
         }
-        output.parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(
-            output, json.dumps(facts | {"results": [r.summary() | {"items": r.items} for r in results]}, indent=1)
-        )
+        facts["results"] = [result.summary() | {"items": result.items} for result in results]
+        try:
+            output.parent.mkdir(parents=True, exist_ok=True)
+            write_atomically(output, json.dumps(facts, indent=1))
+        except OSError as error:
+            raise RunError(f"{output} cannot be written: {error.strerror}. Give --output another place.") from error
         typer.echo(f"results: {output}")
 
 
@@ -150,7 +159,8 @@ def sample(
     model: Model,
     prompt: Annotated[str | None, typer.Option(help="The prompt; default one of the task's.")] = None,
     task: Annotated[str | None, typer.Option(help="Take the prompt and the length from a task.")] = None,
-    row: Annotated[int, typer.Option(help="Which test row of the task.")] = 0,
+    option: TaskOptions = None,
+    row: Annotated[int, typer.Option(min=0, help="Which test row of the task.")] = 0,
     length: Annotated[int | None, typer.Option(help="Completion length in tokens.")] = None,
     steps: Annotated[int | None, typer.Option(help="Denoising steps; default half the length.")] = None,
     temperature: Annotated[float, typer.Option(help="0 is greedy.")] = 0.0,
@@ -165,11 +175,14 @@ def sample(
     from unmask.models import load_model
     from unmask.recipe import make_sampler, make_task
 
-    chosen = make_task(task) if task else None
+    chosen = make_task(task, option or ()) if task else None
     if prompt is None:
         if chosen is None:
             raise ConfigError("give a --prompt, or a --task to take one from.")
-        prompt = chosen.rows("test", row + 1, seed)[row]["prompt"]
+        items = chosen.rows("test", row + 1, seed)
+        if row >= len(items):
+            raise ConfigError(f"--row {row} is not there: the test split has {len(items)} rows, the first of them 0.")
+        prompt = items[row]["prompt"]
     sampler = make_sampler(
         max_completion_length=length or (chosen.completion_length if chosen else 64),
         num_steps=steps,
@@ -224,6 +237,13 @@ def demo(
     run(output_dir, seed)
 
 
+def _is_main() -> bool:
+    """Whether this is the process that speaks for all of a distributed run."""
+    from accelerate import PartialState
+
+    return bool(PartialState().is_main_process)
+
+
 def _curve(folder: Path) -> Path:
     from unmask.report.curve import plot_curve
 
@@ -246,7 +266,7 @@ def main() -> None:
     try:
         app()
     except UnmaskError as error:
-        typer.echo(f"{type(error).__name__}: {error}", err=True)
+        typer.echo("\n  ".join([f"{type(error).__name__}: {error}", *getattr(error, "__notes__", ())]), err=True)
         signal_number = getattr(error, "signal_number", None)
         # The shell's convention for a process that a signal stopped.
         sys.exit(2 if signal_number is None else 128 + signal_number)

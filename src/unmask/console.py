@@ -106,24 +106,25 @@ def table(columns: Sequence[str], rows: Iterable[Sequence[object]], title: str |
     """Print a table to standard output."""
     from rich.table import Table
 
-    drawn = Table(*columns, title=title, title_justify="left", box=box.SIMPLE_HEAD)
+    console, drawn = Console(), Table(*columns, box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False)
     for row in rows:
         drawn.add_row(*(escape(str(cell)) for cell in row))
-    Console().print(drawn)
+    if title:
+        console.print(title, style="italic", markup=False, highlight=False, soft_wrap=True)
+    console.print(drawn)
 
 
 def results_table(results: Iterable[Evaluation], title: str) -> None:
     """Print evaluations, one a line."""
     table(
-        ["length", "steps", "sampling", "solved", "accuracy", "95 % interval", "reward"],
+        ["length", "steps", "sampling", "solved", "accuracy (95 % CI)", "reward"],
         [
             [
                 r.length,
                 r.steps,
-                temperature_name(r.temperature),
+                "greedy" if r.temperature == 0 else f"T = {r.temperature:g}",
                 f"{r.num_solved} of {r.num_rows}",
-                f"{r.accuracy:.3f}",
-                f"{r.low:.3f} to {r.high:.3f}",
+                f"{r.accuracy:.3f} ({r.low:.3f} to {r.high:.3f})",
                 f"{r.reward:.3f} ± {r.reward_se:.3f}",
             ]
             for r in results
@@ -148,7 +149,7 @@ def watch(
     from unmask.rollout import decode, generate, row_seeds
 
     console = Console()
-    console.print(Text(f"prompt: {prompt}"))
+    console.print(Text(f"prompt: {prompt}"), soft_wrap=True)
     live = Live(console=console, auto_refresh=False) if console.is_terminal else None
 
     def show(snapshot: Snapshot) -> None:
@@ -162,9 +163,14 @@ def watch(
     with live or nullcontext():
         seeds = row_seeds(1, named_generator(seed, "sample"))
         path = generate(denoiser, tokenizer, [prompt], sampler, seeds, observe=show)
-    console.print(Text(f"completion: {decode(tokenizer, path.tokens)[0]}"))
     joint = float(path.entropy.sum())
-    console.print(f"entropy of the whole path: {joint:.2f} nats; green tokens were sure when committed, red ones open")
+    console.print(
+        Text(
+            f"completion: {decode(tokenizer, path.tokens)[0]}\n"
+            f"entropy of the whole path: {joint:.2f} nats; green tokens were sure when committed, red ones open"
+        ),
+        soft_wrap=True,
+    )
 
 
 def _state(tokenizer: PreTrainedTokenizerBase, snapshot: Snapshot, mask_id: int) -> Text:

@@ -8,9 +8,12 @@ from pathlib import Path
 from rich.console import Console
 
 from unmask.console import progress, table, temperature_name
+from unmask.models import load_model
 from unmask.pretrain import pretrain
 from unmask.recipe import PretrainRecipe, load, load_recipe
+from unmask.records import Rollout
 from unmask.report.curve import plot_curve, read_metrics
+from unmask.report.filmstrip import plot_filmstrip
 from unmask.trainer import Trainer
 
 
@@ -18,9 +21,8 @@ def run(output_dir: Path, seed: int) -> None:
     """Do it all and say what came of it; a demo that was cut off goes on where it stopped."""
     started = time.perf_counter()
     base = load(PretrainRecipe, "sudoku-tiny-base", [f"output_dir={output_dir / 'base'}", f"seed={seed}"])
-    if not (output_dir / "base" / "final").exists():
-        with progress("pretrain", base.max_steps) as view:
-            pretrain(base, resume=True, observe=view)
+    with progress("pretrain", base.max_steps) as view:
+        pretrain(base, resume=True, observe=view)
     recipe = load_recipe(
         "sudoku-tiny",
         [f"model={output_dir / 'base' / 'final'}", f"output_dir={output_dir / 'egspo_sa'}", f"seed={seed}"],
@@ -28,6 +30,7 @@ def run(output_dir: Path, seed: int) -> None:
     with progress("train", recipe.max_steps) as view:
         folder = Trainer(recipe, resume=True, observe=view).train()
     curve = plot_curve(folder, folder / "curve.png")
+    film = _film(folder)
     lines = read_metrics(folder)
     first, last = lines[0], lines[-1]
     rows = []
@@ -46,9 +49,16 @@ def run(output_dir: Path, seed: int) -> None:
         "solved share (95 % interval)",
     )
     Console().print(
-        f"curve    {curve}\nmodel    {folder / 'final'}\nmetrics  {folder / 'metrics.jsonl'}\n"
+        f"curve    {curve}\nfilm     {film}\nmodel    {folder / 'final'}\nmetrics  {folder / 'metrics.jsonl'}\n"
         f"time     {time.perf_counter() - started:.0f} s\n"
         f"watch    unmask sample {folder / 'final'} --task sudoku",
         highlight=False,
         soft_wrap=True,
     )
+
+
+def _film(run: Path) -> Path:
+    """The first completion of the first rollout that the run kept, as a film strip."""
+    rollout, _ = Rollout.load(sorted((run / "rollouts").glob("*.safetensors"))[0])
+    _, tokenizer = load_model(run / "final")
+    return plot_filmstrip(rollout, 0, lambda token: str(tokenizer.decode([token])), run / "film.png")

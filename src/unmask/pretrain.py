@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import random
 import time
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,24 +25,26 @@ from unmask.recipe import PretrainRecipe
 from unmask.rollout import encode_batch
 from unmask.run_folder import RunFolder
 from unmask.samplers.predict import predict
+from unmask.trainer.loop import make_accelerator, start_trackers
+from unmask.trainer.stopping import RunStoppedError, StopSignals
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from accelerate import Accelerator
     from transformers import PreTrainedTokenizerBase
 
 
 def pretrain(
     recipe: PretrainRecipe, *, resume: bool = False, observe: Callable[[int, dict[str, Any]], None] | None = None
 ) -> Path:
-    """Train as the recipe says and return the run folder, with the model in `final/`.
+    """Train as the recipe says and return the run folder, with the model in `final/`; a finished run is left as it is.
 
     Raises:
+        RunStoppedError: SIGINT or SIGTERM; the step was finished and saved.
         UnmaskError: whatever of the recipe, the model, the rows or the run folder cannot be used.
     """
-    from accelerate import Accelerator
-
-    accelerator = Accelerator(mixed_precision=recipe.mixed_precision)
+    accelerator = make_accelerator(recipe)
     folder = RunFolder(
         Path(recipe.output_dir or "runs/pretrain"),
         recipe.model_dump(mode="json"),
@@ -49,45 +52,63 @@ def pretrain(
         is_main=accelerator.is_main_process,
     )
     try:
-        denoiser, tokenizer = _start_model(recipe)
-        corpus = Corpus(recipe, denoiser, tokenizer)
-        optimizers = _optimizers(recipe, denoiser)
-        model, *prepared = accelerator.prepare(denoiser, *optimizers)
-        peaks = [optimizer.param_groups[0]["lr"] for optimizer in optimizers]
-        done = folder.last_step()
-        if done:
-            accelerator.load_state(str(folder.checkpoints()[-1]))
-        folder.open_metrics(done)
-        model.train()
-        for step in range(done, recipe.max_steps):
-            started = time.perf_counter()
-            generator = named_generator(recipe.seed, "pretrain", step)
-            loss = corpus.loss(model, generator, accelerator.device)
-            if not torch.isfinite(loss):
-                raise RunError(f"the loss at step {step + 1} is not finite. Resume with a smaller learning rate.")
-            for optimizer in prepared:
-                optimizer.zero_grad()
-            accelerator.backward(loss)
-            accelerator.clip_grad_norm_(model.parameters(), recipe.optim.max_grad_norm)
-            optim = recipe.optim
-            factor = learning_rate_factor(step, recipe.max_steps, optim.warmup_steps, optim.lr_schedule, optim.lr_floor)
-            for optimizer, peak in zip(prepared, peaks, strict=True):
-                for group in optimizer.param_groups:
-                    group["lr"] = peak * factor
-                optimizer.step()
-            metrics = {"loss": float(loss.detach()), "time/step": time.perf_counter() - started}
-            folder.log({"step": step + 1} | metrics)
-            if observe is not None and accelerator.is_main_process:
-                observe(step + 1, metrics)
-            if (step + 1) % recipe.save_steps == 0:
-                folder.save_checkpoint(step + 1, lambda path: _write_state(accelerator, path), recipe.save_total_limit)
-        with folder.written_aside(folder.final) as final:
-            if accelerator.is_main_process:
-                save_model(accelerator.unwrap_model(model), tokenizer, final)
-        accelerator.wait_for_everyone()
+        if not folder.final.exists():
+            with StopSignals() as signals:
+                _run(recipe, accelerator, folder, signals, observe)
     finally:
         folder.close()
     return folder.path
+
+
+def _run(
+    recipe: PretrainRecipe,
+    accelerator: Accelerator,
+    folder: RunFolder,
+    signals: StopSignals,
+    observe: Callable[[int, dict[str, Any]], None] | None,
+) -> None:
+    denoiser, tokenizer = _start_model(recipe)
+    corpus = Corpus(recipe, denoiser, tokenizer)
+    optimizers = _optimizers(recipe, denoiser)
+    model, *prepared = accelerator.prepare(denoiser, *optimizers)
+    peaks = [optimizer.param_groups[0]["lr"] for optimizer in optimizers]
+    done = folder.load_checkpoint(lambda path: accelerator.load_state(str(path)))
+    folder.open_metrics(done)
+    start_trackers(accelerator, recipe)
+    model.train()
+    for step in range(done, recipe.max_steps):
+        started = time.perf_counter()
+        loss = corpus.loss(model, named_generator(recipe.seed, "pretrain", step), accelerator.device)
+        if not torch.isfinite(loss):
+            raise RunError(
+                f"the loss at step {step + 1} is {loss.item()}. Nothing was overwritten. Resuming would come to the same: "
+                "train anew, with a smaller optim.learning_rate or muon_learning_rate, in another output_dir."
+            )
+        for optimizer in prepared:
+            optimizer.zero_grad()
+        accelerator.backward(loss)
+        accelerator.clip_grad_norm_(model.parameters(), recipe.optim.max_grad_norm)
+        optim = recipe.optim
+        factor = learning_rate_factor(step, recipe.max_steps, optim.warmup_steps, optim.lr_schedule, optim.lr_floor)
+        for optimizer, peak in zip(prepared, peaks, strict=True):
+            for group in optimizer.param_groups:
+                group["lr"] = peak * factor
+            optimizer.step()
+        metrics = {"loss": float(loss.detach()), "time/step": time.perf_counter() - started}
+        folder.log({"step": step + 1} | metrics)
+        accelerator.log(metrics, step=step + 1)
+        if observe is not None and accelerator.is_main_process:
+            observe(step + 1, metrics)
+        is_stopped = signals.asked and step + 1 < recipe.max_steps
+        if (step + 1) % recipe.save_steps == 0 or is_stopped:
+            folder.save_checkpoint(step + 1, partial(_write_state, accelerator), recipe.save_total_limit)
+        if is_stopped:
+            raise RunStoppedError(step + 1, recipe.max_steps, folder.path, signals.asked)
+    with folder.written_aside(folder.final) as final:
+        if accelerator.is_main_process:
+            save_model(accelerator.unwrap_model(model), tokenizer, final)
+    accelerator.wait_for_everyone()
+    accelerator.end_training()
 
 
 class Corpus:
@@ -174,7 +195,7 @@ def _optimizers(recipe: PretrainRecipe, denoiser: Denoiser) -> list[torch.optim.
     return optimizers
 
 
-def _write_state(accelerator: Any, path: Path) -> None:
+def _write_state(accelerator: Accelerator, path: Path) -> None:
     accelerator.wait_for_everyone()
     accelerator.save_state(str(path))
     accelerator.wait_for_everyone()

@@ -93,6 +93,12 @@ class TrainRecipe(RunRecipe):
     def _check_together(self) -> TrainRecipe:
         check_order(self.sampler)
         self.method.check(self.sampler, self.num_generations)
+        narrowed = self.logprob_temperature == "sampling" and (self.sampler.top_k > 0 or self.sampler.top_p < 1)
+        if narrowed and self.method.needs().reference == "distribution":
+            raise ValueError(
+                "method.kl = exact compares whole distributions, and with sampler.top_k or top_p the policy and the reference "
+                "keep different tokens, which makes it infinite. Use method.kl = k3, or sample without top_k and top_p."
+            )
         if self.reward_weights and self.reward_funcs and len(self.reward_weights) != len(self.reward_funcs):
             raise ValueError(
                 f"{len(self.reward_weights)} reward_weights for {len(self.reward_funcs)} reward_funcs; give one for each."
@@ -141,19 +147,30 @@ def load(kind: type[RecipeT], source: str, overrides: Sequence[str] = ()) -> Rec
     """Read, override and validate a recipe.
 
     Raises:
-        ConfigError: no such recipe, unreadable YAML, a malformed override, or anything that validation refuses.
+        ConfigError: no such recipe, unreadable YAML, one of the other kind, a malformed override, or anything that
+            validation refuses.
     """
     path = find_recipe(source)
     try:
-        tree = yaml.safe_load(path.read_text()) or {}
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{path} is not valid YAML: {error}") from error
+        tree = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise ConfigError(f"{path} cannot be read as YAML: {error}") from error
     if not isinstance(tree, dict):
         raise ConfigError(f"{path} must hold key: value lines, not {type(tree).__name__}.")
+    _check_kind(kind, source, tree)
     tree.setdefault("output_dir", f"runs/{path.stem}")
     for override in overrides:
         apply_override(tree, override)
     return validate(kind, tree)
+
+
+def _check_kind(kind: type[RunRecipe], source: str, tree: Mapping[str, Any]) -> None:
+    """Refuse a whole recipe of the other command in one sentence, rather than key by key."""
+    only_pretrain = PretrainRecipe.model_fields.keys() - TrainRecipe.model_fields.keys()
+    is_train, is_pretrain = "method" in tree, "method" not in tree and bool(only_pretrain & tree.keys())
+    if (kind is TrainRecipe and is_pretrain) or (kind is PretrainRecipe and is_train):
+        command = "train" if is_train else "pretrain"
+        raise ConfigError(f"{source} is a recipe for the other command: unmask {command} {source}")
 
 
 def find_recipe(source: str) -> Path:
@@ -259,6 +276,11 @@ def _explain(kind: type[BaseModel], fault: Any) -> str:
         case "value_error":
             message = fault["msg"].removeprefix("Value error, ")
             return f"{key}: {message}" if key else message
+        case "model_type" | "model_attributes_type" | "dict_type":
+            example = f"{key}.type={fault['input']}" if key in ("method", "task") else f"{key}.NAME=VALUE"
+            return f"{key} = {fault['input']!r}: it is no single value; set what is below it, as in {example}."
+        case "tuple_type" | "list_type":
+            return f"{key} = {fault['input']!r}: give a list, in square brackets."
         case _:
             return f"{key} = {fault['input']!r}: {fault['msg'][0].lower()}{fault['msg'][1:]}."
 

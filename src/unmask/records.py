@@ -177,7 +177,7 @@ class Views:
     target: Tensor
     """[N, L] bool: positions whose log-probabilities are read; a subset of `hidden`."""
     weight: Tensor
-    """[N] float32: of the view in the loss or the sum that it belongs to."""
+    """[N] float32: of the view in the loss, whose views are added up and divided by the number of completions."""
     slot: Tensor
     """[N] int64: the column of the advantage that the view takes."""
     prompt_hidden: Tensor | None = None
@@ -240,7 +240,7 @@ class LossInputs:
 
 @dataclass(frozen=True, slots=True)
 class LossOutput:
-    """A loss for each view; the trainer takes the mean over all views of the minibatch, in whatever chunks."""
+    """A loss for each view; the trainer adds them up, in whatever chunks, and divides by the number of completions."""
 
     loss: Tensor
     """[N] float32, with graph."""

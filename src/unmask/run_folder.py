@@ -22,8 +22,21 @@ import yaml
 from unmask.errors import RunError
 
 _ASIDE = ".incomplete-"
-_FREE_TO_CHANGE = frozenset({"output_dir", "report_to", "save_steps", "save_total_limit", "log_rollouts_steps"})
-"""Settings that a resumed run may change: none of them touches what is computed."""
+_FREE_TO_CHANGE = frozenset(
+    {
+        "output_dir",
+        "report_to",
+        "save_steps",
+        "save_total_limit",
+        "log_rollouts_steps",
+        "log_rollouts_groups",
+        "reward_timeout",
+        "rollout_batch_size",
+        "views_per_forward",
+        "evaluation.batch_size",
+    }
+)
+"""Settings that a resumed run may change: none of them touches what is computed, but for rounding in other batches."""
 
 
 class RunFolder:
@@ -36,7 +49,8 @@ class RunFolder:
         is_main: whether this process writes.
 
     Raises:
-        RunError: in use by another process; holds a run and `resume` is not set; holds a run with other settings.
+        RunError: no folder, or not writable; in use by another process; holds a run and `resume` is not set; holds a run
+            with other settings.
     """
 
     def __init__(self, path: Path, config: Mapping[str, Any], *, resume: bool, is_main: bool = True) -> None:
@@ -46,15 +60,22 @@ class RunFolder:
         self._metrics: TextIO | None = None
         if not is_main:
             return
-        with full_disk_explained(path):
-            path.mkdir(parents=True, exist_ok=True)
-            self._take_lock()
-            recorded = path / "config.yaml"
-            if recorded.exists():
-                self._check_same(yaml.safe_load(recorded.read_text()), config, resume)
-            write_atomically(recorded, yaml.safe_dump(dict(config), sort_keys=False))
-            for leftover in path.glob(f"**/{_ASIDE}*"):
-                shutil.rmtree(leftover, ignore_errors=True)
+        if path.exists() and not path.is_dir():
+            raise RunError(f"output_dir {path} is a file. Set output_dir to a folder, there or yet to be made.")
+        try:
+            with disk_faults_explained(path):
+                path.mkdir(parents=True, exist_ok=True)
+                self._take_lock()
+                recorded = path / "config.yaml"
+                # A start that failed before its first line of metrics has left nothing to lose or to contradict.
+                if recorded.exists() and self.metrics_path.exists() and self.metrics_path.stat().st_size:
+                    self._check_same(yaml.safe_load(recorded.read_text()), config, resume)
+                write_atomically(recorded, yaml.safe_dump(dict(config), sort_keys=False))
+                for leftover in path.glob(f"**/{_ASIDE}*"):
+                    shutil.rmtree(leftover, ignore_errors=True)
+        except BaseException:
+            self.close()
+            raise
 
     @property
     def metrics_path(self) -> Path:
@@ -89,6 +110,24 @@ class RunFolder:
             for old in self.checkpoints()[:-keep]:
                 shutil.rmtree(old)
 
+    def load_checkpoint(self, read: Callable[[Path], None]) -> int:
+        """Read the newest checkpoint with `read(folder)` and return its step; 0 if there is none.
+
+        Raises:
+            RunError: it cannot be read.
+        """
+        step = self.last_step()
+        if step:
+            newest = self.checkpoints()[-1]
+            try:
+                read(newest)
+            except Exception as error:  # whatever a damaged file makes torch or safetensors raise
+                raise RunError(
+                    f"the checkpoint {newest} cannot be read ({type(error).__name__}: {error}). "
+                    "Remove that folder to go on from the checkpoint before it."
+                ) from error
+        return step
+
     @contextlib.contextmanager
     def written_aside(self, target: Path) -> Iterator[Path]:
         """A folder to write into that becomes `target` when the block ends well, and vanishes when it does not."""
@@ -96,7 +135,7 @@ class RunFolder:
         if not self.is_main:
             yield aside
             return
-        with full_disk_explained(self.path, self.last_step()):
+        with disk_faults_explained(self.path, self.last_step()):
             try:
                 shutil.rmtree(aside, ignore_errors=True)
                 aside.mkdir(parents=True)
@@ -116,7 +155,7 @@ class RunFolder:
         """Begin to append to metrics.jsonl, dropping lines of steps after `step`, which are about to be done again."""
         if not self.is_main:
             return
-        with full_disk_explained(self.path):
+        with disk_faults_explained(self.path):
             if self.metrics_path.exists():
                 kept = [line for line in self.metrics_path.read_text().splitlines() if _step_of(line) <= step]
                 write_atomically(self.metrics_path, "".join(line + "\n" for line in kept))
@@ -125,7 +164,7 @@ class RunFolder:
     def log(self, metrics: Mapping[str, Any]) -> None:
         """Append one line to metrics.jsonl."""
         if self._metrics is not None:
-            with full_disk_explained(self.path, self.last_step()):
+            with disk_faults_explained(self.path, self.last_step()):
                 self._metrics.write(json.dumps(metrics) + "\n")
                 self._metrics.flush()
 
@@ -176,29 +215,22 @@ def write_atomically(path: Path, text: str) -> None:
 
 
 @contextlib.contextmanager
-def full_disk_explained(path: Path, last_step: int = 0) -> Iterator[None]:
+def disk_faults_explained(path: Path, last_step: int = 0) -> Iterator[None]:
     """Turn "no space left" and "not writable" into a RunError that says what is safe and what to do."""
     try:
         yield
     except Exception as error:
-        reason = _disk_fault(error)
-        if reason is None:
-            raise
         safe = f" The checkpoint of step {last_step} is complete." if last_step else ""
-        raise RunError(f"{path}: {reason}.{safe} Make room or mend it, then add --resume.") from error
-
-
-def _disk_fault(error: Exception) -> str | None:
-    """What is wrong with the disk, if that is what the error says."""
-    if isinstance(error, OSError):
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            return "the disk is full"
-        if error.errno in (errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EEXIST):
-            return f"cannot be written ({error.strerror})"
-    # safetensors and torch wrap the system's error in their own.
-    if re.search(r"StorageFull|No space left|PytorchStreamWriter|os error 28", str(error)):
-        return "the disk is full"
-    return None
+        number = error.errno if isinstance(error, OSError) else None
+        # safetensors wraps the system's error in its own; torch.save only says that it got less far than it wrote.
+        wrapped = re.search(r"No space left|os error 28|PytorchStreamWriter|unexpected pos \d+ vs \d+", str(error))
+        if number in (errno.ENOSPC, errno.EDQUOT) or wrapped:
+            raise RunError(f"{path}: the disk is full.{safe} Make room, then add --resume.") from error
+        if number in (errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR):
+            raise RunError(
+                f"{path} cannot be written ({os.strerror(number)}).{safe} Allow it, or set output_dir to another folder."
+            ) from error
+        raise
 
 
 def _flush(path: Path) -> None:

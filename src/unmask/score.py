@@ -14,7 +14,8 @@ import math
 import queue
 import sys
 import threading
-from collections.abc import Callable, Mapping, Sequence
+import traceback
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,8 @@ from unmask.errors import ConfigError, DataError, RewardError
 from unmask.records import Row
 
 RewardFunc = Callable[..., Any]
-"""f(prompts, completions, **columns) -> list[float | None], sync or async; None where the function does not apply."""
+"""f(prompts, completions, **columns) -> list[float | None], sync or async; None where the function does not apply. One that
+takes no `**columns` is given what it names."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,18 +64,19 @@ class Scorer:
         self.timeout = timeout
 
     def check_columns(self, row: Row) -> None:
-        """Refuse rows that lack a column which a reward function names as a required argument.
+        """Refuse rows that lack a column which a reward function names as a required argument, or that hide an argument.
 
         Raises:
             DataError: names the function, the column and the columns that there are.
         """
+        for taken in ("prompts", "completions"):
+            if taken in row:
+                raise DataError(f'the rows have a column "{taken}", an argument of every reward function. Rename it.')
         for name, function in self.functions.items():
             for parameter in inspect.signature(function).parameters.values():
-                required = parameter.default is parameter.empty and parameter.kind not in (
-                    parameter.VAR_KEYWORD,
-                    parameter.VAR_POSITIONAL,
-                )
-                if required and parameter.name not in {"prompts", "completions", *row}:
+                is_variadic = parameter.kind in (parameter.VAR_KEYWORD, parameter.VAR_POSITIONAL)
+                is_required = parameter.default is parameter.empty and not is_variadic
+                if is_required and parameter.name not in {"prompts", "completions", *row}:
                     raise DataError(
                         f'reward function "{name}" needs the column "{parameter.name}", which the rows do not have. '
                         f"They have: {', '.join(sorted(row))}."
@@ -107,10 +110,14 @@ class Scorer:
         self, name: str, function: RewardFunc, prompts: list[Any], completions: list[str], columns: dict[str, list[Any]]
     ) -> list[float | None]:
         result: queue.SimpleQueue[tuple[bool, Any]] = queue.SimpleQueue()
+        arguments: dict[str, Any] = {"prompts": prompts, "completions": completions, **columns}
+        parameters = inspect.signature(function).parameters
+        if not any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values()):
+            arguments = {key: values for key, values in arguments.items() if key in parameters}
 
         def work() -> None:
             try:
-                value = function(prompts=prompts, completions=completions, **columns)
+                value = function(**arguments)
                 result.put((True, asyncio.run(value) if inspect.iscoroutine(value) else value))
             except BaseException as error:  # handed to the caller, who names the function
                 result.put((False, error))
@@ -125,8 +132,18 @@ class Scorer:
                 "Make it faster, or raise reward_timeout."
             ) from None
         if not succeeded:
-            raise RewardError(f'reward function "{name}" raised {type(value).__name__}: {value}') from value
+            raise RewardError(
+                f'reward function "{name}" raised {type(value).__name__}: {value} ({_place(function, value)})'
+            ) from value
         return _checked(name, value, completions)
+
+
+def _place(function: RewardFunc, error: BaseException) -> str:
+    """Where it was raised: in the function's own file rather than in a library that it calls."""
+    frames = traceback.extract_tb(error.__traceback__)
+    file = getattr(getattr(function, "__code__", None), "co_filename", None)
+    frame = ([frame for frame in frames if frame.filename == file] or frames)[-1]
+    return f"{Path(frame.filename).name}, line {frame.lineno}"
 
 
 def _checked(name: str, value: Any, completions: list[str]) -> list[float | None]:
@@ -155,6 +172,20 @@ def _checked(name: str, value: Any, completions: list[str]) -> list[float | None
     return checked
 
 
+def by_name(functions: Iterable[tuple[str, RewardFunc]]) -> dict[str, RewardFunc]:
+    """Reward functions by name.
+
+    Raises:
+        ConfigError: two of one name.
+    """
+    named: dict[str, RewardFunc] = {}
+    for name, function in functions:
+        if name in named:
+            raise ConfigError(f'two reward functions are called "{name}", under which its mean is logged. Rename one.')
+        named[name] = function
+    return named
+
+
 def load_reward(path: str) -> tuple[str, RewardFunc]:
     """The function at `package.module:function` or `file.py:function`, with its name.
 
@@ -176,8 +207,8 @@ def load_reward(path: str) -> tuple[str, RewardFunc]:
         else:
             module = importlib.import_module(where)
         function = getattr(module, attribute)
-    except (ImportError, OSError, AttributeError) as error:
-        raise ConfigError(f'reward function "{path}" cannot be loaded: {error}.') from error
+    except Exception as error:  # the file is the user's, and may raise anything
+        raise ConfigError(f'reward function "{path}" cannot be loaded: {type(error).__name__}: {error}') from error
     if not callable(function):
         raise ConfigError(f'reward function "{path}" is a {type(function).__name__}, not a function.')
     return attribute, function

@@ -121,8 +121,8 @@ def test_a_view_shows_the_state_before_its_step_and_asks_for_what_the_step_commi
         [1, 0, 0, 1, 0, 0],
     ]
     assert views.prompt_hidden is None
-    # T / L, not one over the view's own count of one or two tokens.
-    assert views.weight.tolist() == pytest.approx([4 / 6] * 4)
+    # T / (K L): neither the view's own count of one or two tokens nor the number of slots that are filled.
+    assert views.weight.tolist() == pytest.approx([4 / 6 / 2] * 4)
 
 
 def test_fewer_candidates_than_k_give_fewer_views_and_never_one_twice(rollout):

@@ -214,8 +214,8 @@ class Toy:
 def expected_estimate(toy, method, rollout, weight, *, logprob_temperature="sampling", extra=None):
     """Expectation over all groups of what one completion contributes to the real gradient, Σ_k A_k ∇ log π_k.
 
-    Composed as the trainer composes its first update. The trainer takes the *mean* of the loss over the views, and plan
-    divides by L / T, the tokens of a step: both constants are undone here.
+    Composed as the trainer composes its first update. The plan divides by K, for a mean over slots, and by L / T, the tokens
+    of a step: both constants are undone here.
     """
     path = rollout.trajectory
     views = method.plan(rollout, torch.Generator())
@@ -236,9 +236,10 @@ def expected_estimate(toy, method, rollout, weight, *, logprob_temperature="samp
         )
     )
     loss = (weight[views.row // rollout.group_size] * output.loss).sum()
-    per_view = torch.tensor(toy.num_steps / toy.L)
+    num_slots = toy.num_steps if method.step_choice == "all" else method.num_selected
+    per_view = torch.tensor(toy.num_steps / toy.L / num_slots)
     assert (views.weight == per_view).all()
-    # T / L in the float32 of the weights: 2/3 is 1e-8 off there, and that is not what is tested.
+    # T / (K L) in the float32 of the weights: 2/3 is 1e-8 off there, and that is not what is tested.
     return -toy.gradient(loss) / per_view.double() / rollout.group_size
 
 
@@ -398,14 +399,13 @@ def test_all_steps_with_leave_one_out_estimate_the_gradient_of_the_expected_rewa
     torch.testing.assert_close(estimate, gradient, **EXACT)
 
 
-def test_the_trainers_mean_over_views_is_the_gradient_divided_by_the_completion_length(toy):
+def test_the_trainers_sum_over_views_is_the_gradient_divided_by_the_completion_length(toy):
     small = toy(num_tokens=2, length=4, num_steps=2)
     rollout, weight = small.groups(small.paths(), 2)
     views = method().plan(rollout, torch.Generator())
-    per_group = len(views) / len(weight)
     estimate = expected_estimate(small, method(), rollout, weight)
-    mean_of_views = estimate * rollout.group_size / (small.L / small.num_steps) / per_group
-    torch.testing.assert_close(mean_of_views, small.grad_j() / small.L, **EXACT)
+    per_completion = estimate * float(views.weight[0])
+    torch.testing.assert_close(per_completion, small.grad_j() / small.L, **EXACT)
 
 
 @pytest.mark.parametrize("group_size", [2, 3, 4])
@@ -592,7 +592,15 @@ def test_under_low_confidence_the_estimate_lacks_exactly_the_gradient_of_the_cho
 
 
 @pytest.mark.parametrize("order", ["random", "left_to_right"])
-def test_where_a_row_may_end_early_the_estimate_lacks_the_steps_after_its_last_text(toy, order):
+def test_all_steps_estimate_the_gradient_where_rows_may_end_early_too(toy, order):
+    # How many views a completion has then depends on its path, and the estimate must not be divided by that.
+    small = toy(eos=True, order=order)
+    estimate = expected_estimate(small, method(), *small.groups(small.paths(), 2))
+    torch.testing.assert_close(estimate, small.grad_j(), **EXACT)
+
+
+@pytest.mark.parametrize("order", ["random", "left_to_right"])
+def test_where_a_row_may_end_early_other_rules_lack_the_steps_after_its_last_text(toy, order):
     # A step that committed nothing but EOS is a candidate only if a later one commits text, which looks into the future.
     small = toy(eos=True, order=order)
     paths = small.paths()
@@ -604,7 +612,8 @@ def test_where_a_row_may_end_early_the_estimate_lacks_the_steps_after_its_last_t
         candidates.append([k for k in steps if not with_text or k <= max(with_text)])
     reward = small.reward(paths)
     mean = float((small.probability(paths).detach() * reward).sum())
-    estimate = expected_estimate(small, method(), *small.groups(paths, 2))
+    every_candidate = method(step_choice="last_k", num_selected=small.num_steps)
+    estimate = expected_estimate(small, every_candidate, *small.groups(paths, 2))
     dropped = pinned(small, paths, lambda b, k: 0.0 if k in candidates[b] else float(reward[b]) - mean)
     torch.testing.assert_close(estimate + dropped, small.grad_j(), **EXACT)
     assert dropped.norm() > 0.03 * small.grad_j().norm()
@@ -615,7 +624,7 @@ def test_where_a_row_may_end_early_the_estimate_lacks_the_steps_after_its_last_t
 
 @pytest.mark.parametrize("views_per_forward", [1, 3, 1000])
 @pytest.mark.parametrize("kl", [None, "k3", "exact"])
-def test_the_trainers_gradient_is_that_of_the_mean_loss_over_the_views_in_any_chunks(
+def test_the_trainers_gradient_is_that_of_the_mean_loss_over_completions_and_slots_in_any_chunks(
     toy, table_denoiser, views_per_forward, kl
 ):
     small = toy(num_steps=2)

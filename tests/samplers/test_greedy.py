@@ -38,7 +38,7 @@ def chosen_by_hand(path, rule, num_selected, row):
         k: sum(path.entropy[row, i].double().item() for i in range(L) if when[i] == k) for k in set(when) if 0 <= k < T
     }
     text = [k for k, token in zip(when, tokens, strict=True) if 0 <= k < T and token != EOS]
-    candidates = [k for k in sorted(entropy) if not text or k <= max(text)]
+    candidates = [k for k in sorted(entropy) if not text or k <= max(text) or rule == "all"]
     noise = selection_noise(path.seed[row : row + 1], T)[0].tolist()
     if rule == "all" or len(candidates) <= num_selected:
         if rule in ("all", "low_discrepancy"):

@@ -33,8 +33,11 @@ VARIANTS: list[Task] = [
 ]
 TAGGED: list[Task] = [Sudoku(format="tagged"), Countdown(format="tagged"), Arithmetic(format="tagged")]
 
+GENERATED = {name: cls for name, cls in TASKS.items() if name != "dataset"}
+"""The tasks that make their rows; the other one reads them from a file, which its own test writes."""
+
 every_variant = pytest.mark.parametrize("task", VARIANTS, ids=repr)
-every_task = pytest.mark.parametrize("task", [cls.model_validate({}) for cls in TASKS.values()] + TAGGED, ids=repr)
+every_task = pytest.mark.parametrize("task", [cls.model_validate({}) for cls in GENERATED.values()] + TAGGED, ids=repr)
 
 HOSTILE = [
     "",
@@ -77,7 +80,7 @@ def written(task: Task, text: str) -> str:
     return f"So:\n<answer>\n{text}\n</answer>" if task.format == "tagged" else text
 
 
-@pytest.mark.parametrize("name", sorted(TASKS))
+@pytest.mark.parametrize("name", sorted(GENERATED))
 def test_the_table_knows_each_task_by_its_type(name: str) -> None:
     assert TASKS[name].model_validate({}).type == name
     assert list(TASKS[name].model_validate({}).rewards()) == [name]
@@ -102,7 +105,8 @@ def test_rows_are_the_same_for_the_same_seed_and_a_prefix_of_more_rows(task: Tas
 
 def test_rows_do_not_depend_on_the_salt_of_the_process() -> None:
     script = (
-        "import json; from unmask.tasks import TASKS; print(json.dumps([T().rows('test', 5) for T in TASKS.values()]))"
+        "import json; from unmask.tasks import TASKS; "
+        f"print(json.dumps([TASKS[name]().rows('test', 5) for name in {list(GENERATED)}]))"
     )
     env = {"PYTHONPATH": ":".join(p for p in sys.path if p)}
     outputs = {
@@ -116,12 +120,12 @@ def test_rows_do_not_depend_on_the_salt_of_the_process() -> None:
         for salt in ("1", "2")
     }
     assert [json.loads(output) for output in outputs] == [
-        [cls.model_validate({}).rows("test", 5) for cls in TASKS.values()]
+        [cls.model_validate({}).rows("test", 5) for cls in GENERATED.values()]
     ]
 
 
 def test_bare_and_tagged_prompts_ask_the_same_items() -> None:
-    for name, cls in TASKS.items():
+    for name, cls in GENERATED.items():
         for bare, tagged in zip(
             cls.model_validate({}).rows("test", 5),
             cls.model_validate({"format": "tagged"}).rows("test", 5),

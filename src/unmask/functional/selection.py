@@ -3,8 +3,8 @@
 EGSPO bounds the gradient lost by dropping steps by a constant times the entropy of the dropped steps, and therefore
 keeps the K steps of largest joint entropy. The other rules are what that choice has to be compared with. Departures
 from the released code: ties go to the earlier step, too few candidates leave slots empty instead of repeating a step,
-and steps that committed only EOS after the answer's end are no candidates under any rule, so that every rule chooses
-from the same pool.
+and steps that committed only EOS after the answer's end are no candidates, so that every rule chooses from the same
+pool; only `all` takes them too.
 """
 
 from __future__ import annotations
@@ -136,7 +136,8 @@ def select_steps(rule: str, entropy: Tensor, is_candidate: Tensor, num_selected:
       Evenly spaced in time, and each candidate is still included with probability K / N.
     - last_k: the latest first. On short tasks these are often the most entropic too.
     - lowest_entropy: the reverse of entropy_topk, a negative control.
-    - all: every candidate in order of time; num_selected is ignored and K = T.
+    - all: every candidate in order of time; num_selected is ignored and K = T. Made for every step that committed
+      something, it leaves the policy gradient whole.
 
     Args:
         rule: a name of `RULES`.
@@ -208,7 +209,9 @@ def selected_path_steps(
         tensor([[1]])
     """
     rule, num_selected = selection
-    # In float64 the sum of a few float32 entropies is exact, whatever the order: a running top-K ranks them alike.
+    # In float64 the sum of a few float32 entropies is exact, unless they differ by a factor of 2^29: a running top-K, which
+    # adds them up in another order, ranks them alike.
     joint = step_sum(entropy.double(), unmask_step, num_steps)
-    is_candidate = candidate_steps(unmask_step, is_eos, num_steps)
+    # The last non-EOS commitment lies in a step's future, so leaving out what follows it is a bias; `all` leaves out nothing.
+    is_candidate = candidate_steps(unmask_step, is_eos & (rule != "all"), num_steps)
     return select_steps(rule, joint, is_candidate, num_selected, selection_noise(seed, num_steps))

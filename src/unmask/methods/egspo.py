@@ -52,7 +52,7 @@ class EGSPO(Method):
     paper: ClassVar[str] = "arXiv:2603.12554"
     summary: ClassVar[str] = "gradients at the K steps of highest entropy"
     estimates: ClassVar[str] = (
-        "the policy gradient less the steps left out; exact with step_choice=all under random order"
+        "the policy gradient less the steps left out; exact with step_choice=all and leave_one_out, but for low_confidence order"
     )
 
     def needs(self) -> Needs:
@@ -77,15 +77,16 @@ class EGSPO(Method):
             )
 
     def plan(self, rollout: Rollout, generator: torch.Generator) -> Views:
-        """One view for each selected step; its loss is divided by the tokens of a step, L / T."""
+        """One view for each selected step, with weight 1 / (K L / T): the mean over slots, per token of a step."""
         path = rollout.trajectory
         is_eos = path.tokens == path.eos_id
         steps = selected_path_steps(
             self.needs().selection, path.unmask_step, path.entropy, is_eos, path.seed, path.num_steps
         )
-        # A constant, not the view's own count: dividing by a number that depends on the path would bias the gradient.
+        # Constants: dividing by the tokens or the slots that a path happens to have would bias the gradient.
         tokens_per_step = path.tokens.shape[1] / path.num_steps
-        return step_views(path, steps, torch.full(steps.shape, 1 / tokens_per_step, device=steps.device))
+        weight = 1 / (steps.shape[1] * tokens_per_step)
+        return step_views(path, steps, torch.full(steps.shape, weight, device=steps.device))
 
     def advantage(self, rollout: Rollout) -> Tensor:
         """A_k = R_k - group baseline of R_k, with R_k = (r + λ (r - r(x̂_k))) / (1 + λ); no division by a deviation."""
@@ -97,7 +98,7 @@ class EGSPO(Method):
         return group_advantage(returns, rollout.group_size, self.baseline, is_valid=greedy_step >= 0)
 
     def loss(self, inputs: LossInputs) -> LossOutput:
-        """(-min(ρ A, clip(ρ) A) + β KL) / (L / T), with ρ the ratio of the step's joint probabilities."""
+        """w (-min(ρ A, clip(ρ) A) + β KL), with ρ the ratio of the step's joint probabilities and w the view's weight."""
         log_ratio = (inputs.new - inputs.old).sum(-1)
         surrogate, is_clipped = clipped_surrogate(log_ratio, inputs.advantage, self.epsilon, self.epsilon_high)
         metrics = {

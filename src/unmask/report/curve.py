@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import itertools
 import json
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,9 @@ def read_metrics(run: Path) -> list[dict[str, Any]]:
     path = run / "metrics.jsonl"
     if not path.is_file():
         raise RunError(f"{run} is no run folder: it has no metrics.jsonl.")
-    return [json.loads(line) for line in path.read_text().splitlines()]
+    *whole, _ = path.read_text().split("\n")
+    # A process that is at work, or was killed, may have left half a line.
+    return [json.loads(line) for line in whole]
 
 
 def plot_curve(run: Path, target: Path) -> Path:
@@ -35,16 +38,18 @@ def plot_curve(run: Path, target: Path) -> Path:
     lines = read_metrics(run)
     evaluations = _evaluations(lines)
     figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3.6), layout="constrained")
-    for (name, points), colour in zip(sorted(evaluations.items()), ("#1b6ca8", "#c8553d", "#3f7d20"), strict=False):
+    colours = itertools.cycle(("#1b6ca8", "#c8553d", "#3f7d20", "#7b4ea3"))
+    for (name, points), colour in zip(sorted(evaluations.items()), colours, strict=False):
         steps = [point["step"] for point in points]
         left.plot(steps, [point["accuracy"] for point in points], marker="o", color=colour, label=name)
         left.fill_between(
             steps, [p["low"] for p in points], [p["high"] for p in points], color=colour, alpha=0.15, linewidth=0
         )
     left.set(xlabel="run step", ylabel="solved share of held-out rows", ylim=(0, 1), title="accuracy, 95 % interval")
-    left.legend(loc="lower right", frameon=False)
+    if evaluations:
+        left.legend(loc="lower right", frameon=False)
     rewards = [(line["step"], line["reward"]) for line in lines if "reward" in line]
-    right.plot(*zip(*rewards, strict=True), color="#444444", linewidth=1)
+    right.plot([step for step, _ in rewards], [reward for _, reward in rewards], color="#444444", linewidth=1)
     right.set(xlabel="run step", ylabel="mean reward of a batch", title="training reward")
     for axis in (left, right):
         axis.spines[["top", "right"]].set_visible(False)

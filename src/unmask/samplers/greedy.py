@@ -15,8 +15,9 @@ from unmask.functional.selection import PRIORITY_RULES, step_priority
 class GreedyKeeper:
     """A running selection of steps with their greedy one-step completions.
 
-    Steps that commit nothing but EOS count only if a later step commits something else (`candidate_steps`), so they wait in
-    a second buffer until one does. Rules whose choice needs the number of candidates keep every step.
+    Steps that commit nothing but EOS count only if a later step commits something else (`candidate_steps`), so they wait
+    in a second buffer until one does; under `all` every step counts. Rules whose choice needs the number of candidates
+    keep every step.
 
     Args:
         rule: a name of `unmask.functional.selection.RULES`.
@@ -51,7 +52,8 @@ class GreedyKeeper:
         offered.priority[:, 0] = priority
         offered.step[:, 0] = step
         offered.fill[:, 0] = fill.int()
-        for chosen, target in ((only_eos, self._waiting), (~only_eos, self._kept)):
+        waits = only_eos & (self.rule != "all")
+        for chosen, target in ((waits, self._waiting), (~waits, self._kept)):
             if not chosen.any():
                 continue
             index = rows[chosen]

@@ -5,9 +5,15 @@ from __future__ import annotations
 from unmask.tasks.arithmetic import Arithmetic
 from unmask.tasks.base import RewardFunc, Split, Task
 from unmask.tasks.countdown import Countdown
+from unmask.tasks.dataset import Dataset
 from unmask.tasks.sudoku import Sudoku
 
-TASKS: dict[str, type[Task]] = {"arithmetic": Arithmetic, "countdown": Countdown, "sudoku": Sudoku}
+TASKS: dict[str, type[Task]] = {
+    "arithmetic": Arithmetic,
+    "countdown": Countdown,
+    "dataset": Dataset,
+    "sudoku": Sudoku,
+}
 """Every task by the name that `task.type` takes in a recipe."""
 
-__all__ = ["TASKS", "Arithmetic", "Countdown", "RewardFunc", "Split", "Sudoku", "Task"]
+__all__ = ["TASKS", "Arithmetic", "Countdown", "Dataset", "RewardFunc", "Split", "Sudoku", "Task"]

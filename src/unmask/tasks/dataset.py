@@ -1,4 +1,4 @@
-"""Rows of one's own: a jsonl or csv file with a `prompt` column, scored by reward functions that the recipe names."""
+"""Rows of one's own: a jsonl or csv file with a `prompt` column, scored by the recipe's reward functions or its answers."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import csv
 import json
 import random
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from unmask.errors import DataError
 from unmask.tasks.base import RewardFunc, Split, Task, stable_hash
@@ -16,29 +16,30 @@ if TYPE_CHECKING:
 
 
 class Dataset(Task):
-    """Rows of a jsonl or csv file, with reward functions of your own. Splits share no prompt."""
+    """Rows of a jsonl or csv file, with reward functions of your own, or 1 for the right answer. Splits share no prompt."""
 
     type: Literal["dataset"] = "dataset"
     path: str
     """A .jsonl or .csv file. Without `test_path`, a stable hash of the prompt sends a tenth to validation and a fifth to test."""
     test_path: str | None = None
-    """A file of its own for the test split; then a tenth of `path` is for validation and the rest for training."""
+    """A file of its own for the test split; then a tenth of `path` is for validation and the rest for training, but for rows
+    whose prompt is in the test file."""
     prompt_column: str = "prompt"
     """Its text, or chat messages, is the prompt."""
     answer_column: str = "answer"
-    """If there, a row counts as solved when the completion, stripped, equals it; also the demonstration to pretrain on."""
+    """If there, a row counts as solved when its answer, stripped, equals it; also the demonstration to pretrain on."""
 
-    reward_columns = ()
+    reward_columns: ClassVar[tuple[str, ...]] = ("answer",)
 
     @property
     def completion_length(self) -> int:
         """Characters of the longest answer, and one for EOS."""
-        return 1 + max(len(str(row.get("answer", ""))) for row in self._read("train"))
+        return 1 + max(len(str(row.get("answer", ""))) for row in self._all())
 
     @property
     def alphabet(self) -> str:
         """Every character of prompts and answers."""
-        return "".join(sorted({c for row in self._read("train") for c in f"{row['prompt']}{row.get('answer', '')}"}))
+        return "".join(sorted({c for row in self._all() for c in f"{row['prompt']}{row.get('answer', '')}"}))
 
     def rows(self, split: Split, num_rows: int, seed: int = 0) -> list[Row]:
         """The first rows of a split, in an order that `seed` shuffles; fewer than asked where the file has fewer."""
@@ -51,8 +52,8 @@ class Dataset(Task):
         return self.rows(split, index + 1, seed)[index]
 
     def rewards(self) -> dict[str, RewardFunc]:
-        """None of its own: the recipe names them under `reward_funcs`."""
-        return {}
+        """1 for the right answer; where there is no answer column, none: then the recipe names some under `reward_funcs`."""
+        return super().rewards() if "answer" in self._all()[0] else {}
 
     def demonstration(self, row: Row, rng: random.Random, sloppy: bool) -> str:
         """The answer; there is no sloppy one."""
@@ -65,29 +66,44 @@ class Dataset(Task):
         return float(self.is_right(answer, row))
 
     def is_right(self, answer: str, row: Row) -> bool:
-        """Whether the completion is the answer column's text."""
-        return "answer" in row and answer.strip() == str(row["answer"]).strip()
+        """Whether the answer is the answer column's text."""
+        wanted = row.get("answer")
+        return wanted is not None and answer.strip() == str(wanted).strip()
 
     def _read(self, split: Split) -> list[Row]:
-        path = Path(self.test_path if self.test_path and split == "test" else self.path)
-        rows = _read_file(path)
-        if not rows:
-            raise DataError(f"{path} holds no rows.")
-        if self.prompt_column not in rows[0]:
-            raise DataError(
-                f'{path} has no column "{self.prompt_column}". It has: {", ".join(rows[0])}. Set task.prompt_column.'
-            )
-        rows = [self._renamed(row) for row in rows]
+        held_out = self._load(self.test_path) if self.test_path else []
         if self.test_path and split == "test":
-            return rows
-        kept = [row for row in rows if self._split_of(str(row["prompt"])) == split]
+            return held_out
+        foreign = {str(row["prompt"]) for row in held_out}
+        rows = self._load(self.path)
+        kept = [row for row in rows if (key := str(row["prompt"])) not in foreign and self._split_of(key) == split]
         if not kept:
-            raise DataError(f"{path} has {len(rows)} rows, and none of them falls into the {split} split. Add rows.")
+            remedy = "Add rows, or set task.test_path." if split == "test" else "Add rows."
+            raise DataError(f"none of the {len(rows)} rows of {self.path} falls into the {split} split. {remedy}")
         return kept
 
-    def _renamed(self, row: Row) -> Row:
-        names = {self.prompt_column: "prompt", self.answer_column: "answer"}
-        return {names.get(key, key): value for key, value in row.items()}
+    def _all(self) -> list[Row]:
+        return self._load(self.path) + (self._load(self.test_path) if self.test_path else [])
+
+    def _load(self, path: str) -> list[Row]:
+        rows = _read_file(Path(path))
+        if not rows:
+            raise DataError(f"{path} holds no rows.")
+        return [self._checked(row, f"row {number} of {path}") for number, row in enumerate(rows, start=1)]
+
+    def _checked(self, row: Any, place: str) -> Row:
+        """The row with the names that the engine knows beside its own, which reward functions may ask for."""
+        if not isinstance(row, dict):
+            raise DataError(f"{place} is {str(row)[:40]!r}; each line must be an object with columns.")
+        if None in row:
+            raise DataError(f"{place} has more fields than the header. Quote those that hold a comma.")
+        if not isinstance(row.get(self.prompt_column), str | list):
+            raise DataError(
+                f'{place} has no text or messages in the column "{self.prompt_column}". '
+                f"Its columns: {', '.join(row)}. Set task.prompt_column to one of them."
+            )
+        answer = {"answer": row[self.answer_column]} if self.answer_column in row else {}
+        return row | {"prompt": row[self.prompt_column]} | answer
 
     def _split_of(self, prompt: str) -> Split:
         tenth = stable_hash(prompt) % 10
@@ -96,15 +112,22 @@ class Dataset(Task):
         return "test" if tenth < 3 and not self.test_path else "train"
 
 
-def _read_file(path: Path) -> list[Row]:
+def _read_file(path: Path) -> list[Any]:
     if not path.is_file():
         raise DataError(f"there is no file {path}.")
     try:
-        with path.open(newline="", encoding="utf-8") as file:
+        with path.open(newline="", encoding="utf-8-sig") as file:
             if path.suffix == ".csv":
                 return list(csv.DictReader(file))
             if path.suffix == ".jsonl":
-                return [json.loads(line) for line in file if line.strip()]
-    except (ValueError, csv.Error) as error:
+                return [_parse(line, f"line {n} of {path}") for n, line in enumerate(file, start=1) if line.strip()]
+    except (UnicodeDecodeError, csv.Error) as error:
         raise DataError(f"{path} cannot be read as {path.suffix[1:]}: {error}.") from error
     raise DataError(f"{path} must be a .jsonl or .csv file.")
+
+
+def _parse(line: str, place: str) -> Any:
+    try:
+        return json.loads(line)
+    except ValueError as error:
+        raise DataError(f"{place} is no JSON: {error}.") from error

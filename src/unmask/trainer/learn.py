@@ -1,7 +1,7 @@
 """The second half of a step: old and reference passes over the plan's views, then minibatches of optimizer updates.
 
-Only separable surrogates pass here: the loss is a mean over views, so it is back-propagated chunk by chunk and memory does
-not grow with the number of views.
+Only separable surrogates pass here: the loss is a sum over views, so it is back-propagated chunk by chunk and memory does not
+grow with the number of views.
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from unmask.errors import RunError
 from unmask.functional.schedule import learning_rate_factor
 from unmask.functional.surrogate import exact_kl
 from unmask.models import Denoiser
@@ -58,7 +57,7 @@ class Learner:
             tally: takes the metrics.
 
         Raises:
-            RunError: a loss or a gradient that is not finite; nothing has been written by then.
+            FloatingPointError: a loss or a gradient that is not finite; the policy has not been changed by it.
         """
         recipe, method = self.recipe, self.recipe.method
         views = method.plan(rollout, generator)
@@ -80,7 +79,7 @@ class Learner:
         is_first = True
         for _ in range(recipe.num_iterations):
             for index in _minibatches(len(views), recipe.num_minibatches, generator):
-                self._minibatch(rollout, views, by_view, old, reference, scoring, index, step, tally, is_first)
+                self._minibatch(rollout, views, by_view, old, reference, scoring, index, tally, is_first)
                 is_first = False
         tally.add("learning_rate", rate)
         tally.add("diffusion/num_views", float(len(views)))
@@ -98,10 +97,12 @@ class Learner:
     ) -> ViewScores:
         """What a policy says of all views, chunk by chunk, without graph."""
         model.eval()
-        parts = [
-            score_views(model, rollout.trajectory, views.take(chunk), scoring, distribution=distribution)  # type: ignore[arg-type]
-            for chunk in _chunks(torch.arange(len(views)), self.recipe.views_per_forward)
-        ]
+        parts = []
+        for chunk in self._chunks(torch.arange(len(views))):
+            part = _views_of(chunk, views, rollout)
+            scores = score_views(model, rollout.trajectory, part, scoring, distribution=distribution)  # type: ignore[arg-type]
+            if len(chunk):
+                parts.append(scores)
         logprob = torch.cat([part.logprob for part in parts]) if parts else rollout.trajectory.logprob[:0]
         whole = [part.distribution for part in parts if part.distribution is not None]
         return ViewScores(logprob, torch.cat(whole) if whole else None)
@@ -115,7 +116,6 @@ class Learner:
         reference: ViewScores | None,
         scoring: Scoring,
         index: Tensor,
-        step: int,
         tally: Tally,
         is_first: bool,
     ) -> None:
@@ -123,17 +123,18 @@ class Learner:
         recipe = self.recipe
         # No dropout: it would make the ratio differ from one at the first update.
         self.model.eval()
-        total, num_chunks = self._agree(len(index))
-        if not total:
+        if not any(self._gathered(len(index))):
             return
-        chunks = list(_chunks(index, recipe.views_per_forward))
+        # Over the completions, not the views: how many views there are depends on the paths, and dividing by that would bias
+        # the gradient. Data-parallel wrappers average over processes, so each counts its own.
+        share = recipe.num_minibatches / len(rollout.trajectory)
+        total_loss = 0.0
         self.optimizer.zero_grad()
-        for i in range(num_chunks):
-            # Every process runs the same number of forwards; one that is out of views runs an empty one.
-            chunk = chunks[i] if i < len(chunks) else index[:0]
-            is_last = i == num_chunks - 1
+        chunks = self._chunks(index)
+        for i, chunk in enumerate(chunks):
+            is_last = i == len(chunks) - 1
             with self.accelerator.accumulate(self.model) if is_last else self.accelerator.no_sync(self.model):
-                part = views.take(chunk) if len(chunk) else _blank_view(rollout)
+                part = _views_of(chunk, views, rollout)
                 scores = score_views(
                     self.model,  # type: ignore[arg-type]
                     rollout.trajectory,
@@ -154,26 +155,22 @@ class Learner:
                     advantage=advantage[chunk],
                 )
                 output = recipe.method.loss(inputs)
-                # Mean over the views of all processes; data-parallel wrappers average over processes, hence the factor.
-                loss = output.loss.sum() * (self.accelerator.num_processes / total)
+                loss = output.loss.sum() * share
                 if not torch.isfinite(loss):
                     rows = part.row[~torch.isfinite(output.loss)].unique().tolist()
-                    raise RunError(
-                        f"the loss at step {step + 1} is not finite; completions {rows[:8]} of the rollout gave it. "
-                        "The last checkpoint is good: resume with a smaller optim.learning_rate or a larger method.beta."
+                    raise FloatingPointError(
+                        f"the loss is {loss.item()}; completions {rows[:8]} of the rollout gave it"
                     )
                 self.accelerator.backward(loss)
-            tally.add("loss", output.loss.detach())
+            total_loss += float(loss.detach())
             for name, values in output.metrics.items():
                 tally.add(name, values)
             if is_first:
                 self._compare_with_rollout(rollout, part, scores, tally)
         norm = self.accelerator.clip_grad_norm_(self.model.parameters(), recipe.optim.max_grad_norm)
         if not math.isfinite(float(norm)):
-            raise RunError(
-                f"the gradient at step {step + 1} is not finite ({float(norm)}). The last checkpoint is good: resume with a "
-                "smaller optim.learning_rate or a larger method.beta."
-            )
+            raise FloatingPointError(f"the norm of the gradient is {float(norm)}")
+        tally.add("loss", total_loss)
         tally.add("grad_norm", float(norm))
         self.optimizer.step()
 
@@ -183,13 +180,17 @@ class Learner:
             recorded = rollout.trajectory.logprob[part.row]
             tally.add("diffusion/mismatch_max", (scores.logprob.detach() - recorded)[part.target].abs())
 
-    def _agree(self, num_views: int) -> tuple[int, int]:
-        """Views of all processes together, and the number of chunks that each runs."""
-        per_chunk = self.recipe.views_per_forward
+    def _gathered(self, count: int) -> list[int]:
+        """A number of this process and of every other one."""
         if self.accelerator.num_processes == 1:
-            return num_views, math.ceil(num_views / per_chunk)
-        counts = self.accelerator.gather(torch.tensor([num_views], device=self.accelerator.device))
-        return int(counts.sum()), math.ceil(int(counts.max()) / per_chunk)
+            return [count]
+        counts: list[int] = self.accelerator.gather(torch.tensor([count], device=self.accelerator.device)).tolist()
+        return counts
+
+    def _chunks(self, index: Tensor) -> list[Tensor]:
+        """`index` in parts that are scored together: as many on every process, the last ones empty where views run out."""
+        size = self.recipe.views_per_forward
+        return [index[start : start + size] for start in range(0, max(self._gathered(len(index))), size)]
 
 
 def _minibatches(num_views: int, count: int, generator: torch.Generator) -> Iterator[Tensor]:
@@ -197,16 +198,14 @@ def _minibatches(num_views: int, count: int, generator: torch.Generator) -> Iter
     if count == 1:
         yield torch.arange(num_views)
     else:
-        yield from torch.randperm(num_views, generator=generator).chunk(count)
+        # Always `count` of them, however few the views: every process must run as many updates as the others.
+        yield from torch.randperm(num_views, generator=generator).tensor_split(count)
 
 
-def _chunks(index: Tensor, size: int) -> Iterator[Tensor]:
-    for start in range(0, len(index), size):
-        yield index[start : start + size]
-
-
-def _blank_view(rollout: Rollout) -> Views:
-    """A view that hides and asks for one position: something to run where a process has nothing to learn from."""
+def _views_of(chunk: Tensor, views: Views, rollout: Rollout) -> Views:
+    """The views of a chunk; for an empty one, something to run: a view that hides and asks for one position."""
+    if len(chunk):
+        return views.take(chunk)
     tokens = rollout.trajectory.tokens[:1]
     first = torch.zeros_like(tokens, dtype=torch.bool)
     first[:, 0] = True
@@ -218,9 +217,9 @@ def _exact_kl(scores: ViewScores, reference: ViewScores | None, views: Views, ch
     """[n, L] KL(new || reference) at the chunk's targets, where distributions were asked for."""
     if scores.distribution is None or reference is None or reference.distribution is None:
         return None
-    owner = views.target.nonzero()[:, 0]
-    # Targets lie in view order, in both; the chunk's views may be in any order.
-    rows = [(owner == view).nonzero().squeeze(-1) for view in chunk]
-    kl = exact_kl(scores.distribution, reference.distribution[torch.cat(rows)])
+    # Targets lie in view order in the reference, and in the order of the chunk in the new scores.
+    place = torch.full_like(views.target, -1, dtype=torch.long)
+    place[views.target] = torch.arange(len(reference.distribution), device=place.device)
     target = views.target[chunk]
+    kl = exact_kl(scores.distribution, reference.distribution[place[chunk][target]])
     return torch.zeros_like(scores.logprob).masked_scatter(target, kl)

@@ -3,40 +3,37 @@
 from __future__ import annotations
 
 import copy
-import signal
-import threading
+import json
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from types import FrameType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
-from unmask.errors import ConfigError, DataError, RunError, UnmaskError
+from unmask.errors import ConfigError, DataError, RunError, UnmaskError, unknown_name
 from unmask.evaluate import evaluate
 from unmask.functional.noise import named_generator
 from unmask.models import load_model, save_model
-from unmask.recipe import TrainRecipe
+from unmask.recipe import RunRecipe, TrainRecipe
 from unmask.records import Rollout
 from unmask.rollout import decode
-from unmask.run_folder import RunFolder, full_disk_explained
-from unmask.score import RewardFunc, Scorer, load_reward
+from unmask.run_folder import RunFolder, disk_faults_explained
+from unmask.score import RewardFunc, Scorer, by_name, load_reward
 from unmask.trainer.experience import collect, entropy_by_step, prompts_of_step
 from unmask.trainer.learn import Learner
 from unmask.trainer.metrics import Tally, TokenPasses
+from unmask.trainer.stopping import RunStoppedError, StopSignals
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
 
 Observer = Callable[[int, dict[str, Any]], None]
 """Called on the main process with the step (from 1; 0 is before the first) and its metrics."""
 
-
-class RunStoppedError(RunError):
-    """The run was asked to stop; it finished its step and saved."""
-
-    def __init__(self, message: str, signal_number: int) -> None:
-        super().__init__(message)
-        self.signal_number = signal_number
+UNLOGGED = "unlogged.json"
+"""In a checkpoint: metrics of its step, which wait for an evaluation that failed."""
 
 
 class Trainer:
@@ -60,15 +57,9 @@ class Trainer:
         resume: bool = False,
         observe: Observer | None = None,
     ) -> None:
-        from accelerate import Accelerator
-
         self.recipe = recipe
         self.observe = observe
-        self.accelerator = Accelerator(
-            mixed_precision=recipe.mixed_precision,
-            log_with=list(recipe.report_to) or None,
-            project_dir=recipe.output_dir,
-        )
+        self.accelerator = make_accelerator(recipe)
         processes = self.accelerator.num_processes
         if recipe.num_prompts % processes:
             raise ConfigError(
@@ -80,7 +71,8 @@ class Trainer:
         self.eval_rows = recipe.task.rows(recipe.evaluation.split, recipe.evaluation.num_rows, recipe.seed)
         if not self.rows or not self.eval_rows:
             raise DataError("the task has no rows to train on or none to evaluate on.")
-        self.scorer.check_columns(self.rows[0])
+        for row in (self.rows[0], self.eval_rows[0]):
+            self.scorer.check_columns(row)
         self.denoiser, self.tokenizer = load_model(recipe.model)
         reference = None
         if recipe.method.needs().reference != "none":
@@ -101,7 +93,7 @@ class Trainer:
             resume=resume,
             is_main=self.accelerator.is_main_process,
         )
-        self._signal: int | None = None
+        self.signals = StopSignals()
 
     def train(self) -> Path:
         """Run to the end and return the run folder.
@@ -111,7 +103,7 @@ class Trainer:
             UnmaskError: anything a user can mend; the state before the failing step was saved.
         """
         try:
-            with self._signals(), self.accelerator.autocast():
+            with self.signals, self.accelerator.autocast():
                 self._run()
         finally:
             self.folder.close()
@@ -119,18 +111,15 @@ class Trainer:
 
     def _run(self) -> None:
         recipe, folder = self.recipe, self.folder
-        done = folder.last_step()
-        if done:
-            self.accelerator.load_state(str(folder.checkpoints()[-1]))
-        folder.open_metrics(done if done else -1)
-        if recipe.report_to:
-            self.accelerator.init_trackers("unmask", config=_flat_for_trackers(recipe.model_dump(mode="json")))
-        if not done:
-            self._log(0, self._evaluation(0))
+        done = folder.load_checkpoint(lambda path: self.accelerator.load_state(str(path)))
+        unlogged = self._unlogged() if done else {}
+        folder.open_metrics(done if unlogged is None else done - 1)
+        start_trackers(self.accelerator, recipe)
+        if unlogged is not None and (metrics := unlogged | self._evaluation(done, unlogged)):
+            self._log(done, metrics)
         for step in range(done, recipe.max_steps):
             metrics = self._step(step)
-            metrics |= self._evaluation(step + 1)
-            self._log(step + 1, metrics)
+            self._log(step + 1, metrics | self._evaluation(step + 1, metrics))
             if (step + 1) % recipe.save_steps == 0 or step + 1 == recipe.max_steps:
                 self._save(step + 1)
             self._stop_if_asked(step + 1)
@@ -148,29 +137,39 @@ class Trainer:
         rows = prompts_of_step(self.rows, step, recipe.num_prompts, recipe.seed)
         per_process = recipe.num_prompts // self.accelerator.num_processes
         first = self.accelerator.process_index * per_process
-        try:
-            share = slice(first, first + per_process)
+        share = slice(first, first + per_process)
+        with self._saved_on_mistake(step):
             rollout = collect(self.denoiser, self.tokenizer, self.scorer, recipe, rows, step, share, tally)
-        except UnmaskError:
-            # The policy is as the last step left it: nothing is lost.
-            self._save(step)
-            raise
         collected = time.perf_counter()
-        self.learner.update(rollout, step, named_generator(recipe.seed, "update", step), tally)
+        try:
+            self.learner.update(rollout, step, named_generator(recipe.seed, "update", step), tally)
+        except FloatingPointError as error:
+            last = self.folder.last_step()
+            kept = f"the checkpoint of step {last} is good" if last else "there was no checkpoint yet"
+            raise RunError(
+                f"step {step + 1}: {error}. Nothing was overwritten; {kept}. Resuming would come to the same: train anew, "
+                "with a smaller optim.learning_rate or a larger method.beta, in another output_dir."
+            ) from error
         learnt = time.perf_counter()
         if recipe.log_rollouts_steps and (step + 1) % recipe.log_rollouts_steps == 0:
             self._keep(rollout, step + 1)
         tally.add("compute/token_passes", float(self.meter.take() * self.accelerator.num_processes))
         metrics: dict[str, Any] = tally.reduce(self.accelerator)
-        metrics["diffusion/entropy_by_step"] = [round(value, 6) for value in entropy_by_step(rollout).tolist()]
+        # Every process has as many completions, so the mean of the means is the mean.
+        by_step = self.accelerator.reduce(entropy_by_step(rollout), "mean")
+        metrics["diffusion/entropy_by_step"] = [round(value, 6) for value in by_step.tolist()]
         return metrics | {"time/rollout": collected - started, "time/update": learnt - collected}
 
-    def _evaluation(self, step: int) -> dict[str, Any]:
-        """Metrics of the evaluations that are due after `step`."""
-        setting, recipe = self.recipe.evaluation, self.recipe
-        is_due = step == recipe.max_steps or (setting.eval_steps and step % setting.eval_steps == 0)
-        if not is_due or not self.accelerator.is_main_process:
+    def _evaluation(self, step: int, unlogged: dict[str, Any]) -> dict[str, Any]:
+        """Metrics of the evaluations that are due after `step`; if they fail, the `unlogged` ones of the step are kept."""
+        setting = self.recipe.evaluation
+        if step != self.recipe.max_steps and (not setting.eval_steps or step % setting.eval_steps):
             return {}
+        with self._saved_on_mistake(step, unlogged):
+            return self._evaluate() if self.accelerator.is_main_process else {}
+
+    def _evaluate(self) -> dict[str, Any]:
+        setting, recipe = self.recipe.evaluation, self.recipe
         started = time.perf_counter()
         metrics: dict[str, Any] = {}
         for temperature in setting.temperatures:
@@ -202,7 +201,22 @@ class Trainer:
         if self.observe is not None:
             self.observe(step, metrics)
 
-    def _save(self, step: int) -> None:
+    @contextmanager
+    def _saved_on_mistake(self, step: int, unlogged: dict[str, Any] | None = None) -> Iterator[None]:
+        """If a user's mistake shows on any process, save the state after `step`, which is what there is, and stop them all."""
+        mistake: UnmaskError | None = None
+        try:
+            yield
+        except UnmaskError as error:
+            mistake = error
+        if self._largest(int(mistake is not None)):
+            self._save(step, unlogged)
+            mistake = mistake or RunError(f"another process stopped after step {step}; its message says why.")
+            if step:
+                mistake.add_note(f"The state after step {step} is saved: mend this, then add --resume.")
+            raise mistake
+
+    def _save(self, step: int, unlogged: dict[str, Any] | None = None) -> None:
         """A checkpoint of the state after `step`; step 0 is the model that the run began with and needs none."""
         if not step:
             return
@@ -210,9 +224,17 @@ class Trainer:
         def write(path: Path) -> None:
             self.accelerator.wait_for_everyone()
             self.accelerator.save_state(str(path))
+            if unlogged is not None and self.accelerator.is_main_process:
+                (path / UNLOGGED).write_text(json.dumps(unlogged))
             self.accelerator.wait_for_everyone()
 
         self.folder.save_checkpoint(step, write, self.recipe.save_total_limit)
+
+    def _unlogged(self) -> dict[str, Any] | None:
+        """Metrics of the newest checkpoint's step that are not in metrics.jsonl for want of an evaluation, if so."""
+        path = self.folder.checkpoints()[-1] / UNLOGGED
+        metrics: dict[str, Any] | None = json.loads(path.read_text()) if path.exists() else None
+        return metrics
 
     def _keep(self, rollout: Rollout, step: int) -> None:
         """Write a few groups of a rollout, with their texts, to rollouts/."""
@@ -221,47 +243,59 @@ class Trainer:
         folder = self.folder.path / "rollouts"
         sample = rollout.groups(slice(0, self.recipe.log_rollouts_groups))
         texts = decode(self.tokenizer, sample.trajectory.tokens)
-        with full_disk_explained(self.folder.path, self.folder.last_step()):
+        with disk_faults_explained(self.folder.path, self.folder.last_step()):
             folder.mkdir(exist_ok=True)
             sample.save(folder / f"step-{step:08d}.safetensors", {"completions": texts})
 
-    @contextmanager
-    def _signals(self) -> Iterator[None]:
-        """SIGINT and SIGTERM ask the run to stop after its step; a second one ends it at once."""
-
-        def ask(number: int, _frame: FrameType | None) -> None:
-            self._signal = number
-            signal.signal(number, previous[signal.Signals(number)])
-
-        # Handlers can only be set by the main thread; elsewhere the caller owns the signals.
-        numbers = (signal.SIGINT, signal.SIGTERM) if threading.current_thread() is threading.main_thread() else ()
-        previous = {number: signal.getsignal(number) for number in numbers}
-        for number in numbers:
-            signal.signal(number, ask)
-        try:
-            yield
-        finally:
-            for number, handler in previous.items():
-                signal.signal(number, handler)
+    def _largest(self, value: int) -> int:
+        """The largest value over the processes."""
+        if self.accelerator.num_processes == 1:
+            return value
+        return int(self.accelerator.gather(torch.tensor([value], device=self.accelerator.device)).max())
 
     def _stop_if_asked(self, step: int) -> None:
-        asked = self._signal or 0
-        if self.accelerator.num_processes > 1:
-            asked = int(self.accelerator.gather(torch.tensor([asked], device=self.accelerator.device)).max())
+        asked = self._largest(self.signals.asked)
         if asked and step < self.recipe.max_steps:
             self._save(step)
-            raise RunStoppedError(
-                f"stopped after step {step} of {self.recipe.max_steps}; everything is in {self.folder.path}. "
-                "Run the same command with --resume to go on.",
-                asked,
-            )
+            raise RunStoppedError(step, self.recipe.max_steps, self.folder.path, asked)
+
+
+def make_accelerator(recipe: RunRecipe) -> Accelerator:
+    """What runs a recipe: devices, precision, trackers.
+
+    Raises:
+        ConfigError: a precision that the device lacks, or a tracker that is unknown or not installed.
+    """
+    from accelerate import Accelerator
+    from accelerate.tracking import LOGGER_TYPE_TO_CLASS, get_available_trackers
+
+    # accelerate leaves a tracker that is not installed out, with a warning at most.
+    for tracker in recipe.report_to:
+        if tracker not in LOGGER_TYPE_TO_CLASS:
+            raise ConfigError(f"report_to: {unknown_name('tracker', tracker, LOGGER_TYPE_TO_CLASS)}")
+        if tracker not in map(str, get_available_trackers()):
+            raise ConfigError(f"report_to: {tracker} is not installed. Install it, or leave it out.")
+    try:
+        return Accelerator(
+            mixed_precision=recipe.mixed_precision,
+            log_with=list(recipe.report_to) or None,
+            project_dir=recipe.output_dir,
+        )
+    except ValueError as error:
+        raise ConfigError(f"mixed_precision = {recipe.mixed_precision} cannot be had here: {error}") from error
+
+
+def start_trackers(accelerator: Accelerator, recipe: RunRecipe) -> None:
+    """Open the trackers that the recipe names, and show them the recipe."""
+    if recipe.report_to:
+        accelerator.init_trackers("unmask", config=_flat_for_trackers(recipe.model_dump(mode="json")))
 
 
 def _rewards(recipe: TrainRecipe, given: Sequence[RewardFunc]) -> Mapping[str, RewardFunc]:
     if given:
-        return {getattr(function, "__name__", type(function).__name__): function for function in given}
+        return by_name((getattr(function, "__name__", type(function).__name__), function) for function in given)
     if recipe.reward_funcs:
-        return dict(load_reward(path) for path in recipe.reward_funcs)
+        return by_name(load_reward(path) for path in recipe.reward_funcs)
     return recipe.task.rewards()
 
 

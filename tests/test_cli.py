@@ -1,0 +1,504 @@
+"""The command line: what each command prints and writes, and one message and exit code 2 for each mistake."""
+
+from __future__ import annotations
+
+import errno
+import json
+import re
+import shutil
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import unmask as package
+from tests.small_runs import PRETRAIN, TRAIN, metrics, steps_saved, unmask, unmask_train, weights
+from unmask.functional.intervals import wilson_interval
+from unmask.methods import METHODS
+from unmask.records import Rollout
+from unmask.run_folder import RunFolder
+from unmask.tasks import TASKS
+
+REWARDS = """
+import os, signal, time
+
+STATE = {"calls": 0}
+
+def _values(completions):
+    return [text.count("1") + 0.1 * len(text) for text in completions]
+
+def good(completions, **_):
+    return _values(completions)
+
+def flawed(completions, **_):
+    STATE["calls"] += 1
+    if STATE["calls"] > 3 and "MENDED" not in os.environ:
+        raise ZeroDivisionError("no reward today")
+    return _values(completions)
+
+def stopping(completions, **_):
+    STATE["calls"] += 1
+    if STATE["calls"] == 3:
+        os.kill(os.getpid(), signal.SIGTERM)
+    return _values(completions)
+
+def raises(completions, **_):
+    raise ZeroDivisionError("no reward today")
+
+def nan(completions, **_):
+    return [float("nan")] * len(completions)
+
+def short(completions, **_):
+    return [1.0]
+
+def hangs(completions, **_):
+    time.sleep(30)
+
+def needy(completions, difficulty, **_):
+    return difficulty
+"""
+
+# Without evaluations on the way, the reward is called once a step.
+SHORT = ("evaluation.temperatures=[0.9]", "evaluation.eval_steps=0")
+
+
+def message(capsys: pytest.CaptureFixture[str]) -> str:
+    """The one message on standard error, its second line joined to it; no trace anywhere."""
+    captured = capsys.readouterr()
+    assert "Traceback" not in captured.err
+    (told,) = re.findall(r"^\w+Error: .*(?:\n .*)*", captured.err.replace("\r", "\n"), flags=re.MULTILINE)
+    return re.sub(r"\n +", " ", told)
+
+
+@pytest.fixture(scope="module")
+def places(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of things that a user may point at: reward functions, rows, and folders that hold no model."""
+    folder = tmp_path_factory.mktemp("places")
+    (folder / "mine.py").write_text(REWARDS)
+    (folder / "empty").mkdir()
+    (folder / "taken").write_text("keep me")
+    shutil.copytree(tiny_model, folder / "causal")
+    config = json.loads((folder / "causal" / "config.json").read_text())
+    del config["is_causal"]
+    (folder / "causal" / "config.json").write_text(json.dumps(config))
+    rows = [{"question": f"{i:016}"[-16:].translate(str.maketrans("56789", "01234")) + "=", "n": i} for i in range(60)]
+    (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return folder
+
+
+# --- mistakes that are found before anything is done ---
+
+MISTAKES = [
+    ("num_promts=3", 'ConfigError: unknown key "num_promts". Did you mean "num_prompts"? Available: '),
+    ("method.beeta=1", 'ConfigError: unknown key in method "beeta". Did you mean "beta"? Available: '),
+    ("method.type=egpso", 'ConfigError: unknown method "egpso". Did you mean "egspo"? Available: egspo, egspo_sa'),
+    ("task.type=sudku", 'ConfigError: unknown task "sudku". Did you mean "sudoku"? Available: '),
+    ("sampler.order=randm", 'ConfigError: unknown order "randm". Did you mean "random"? Available: '),
+    ("sampler.block_length=5", "ConfigError: sampler: block_length = 5 does not tile max_completion_length = 16. Use"),
+    ("sampler.num_steps=17", "ConfigError: sampler: num_steps = 17 is more than max_completion_length = 16: each step"),
+    ("method.num_selected=5", "ConfigError: method.num_selected = 5 is more than the 4 denoising steps there are. Set"),
+    ("num_generations=1", "ConfigError: num_generations = 1, but egspo_sa compares the completions of a prompt with"),
+    ("seed", 'ConfigError: override "seed" is not of the form key=value, such as optim.learning_rate=3e-4.'),
+    ("mixed_precision=fp8", "ConfigError: mixed_precision = 'fp8': input should be 'no', 'bf16' or 'fp16'."),
+    ("model={places}/empty", "ModelError: {places}/empty is no model: it has no config.json. Give a folder that holds"),
+    ("model={places}/causal", "ModelError: {places}/causal is a causal model: its config.json does not say is_causal:"),
+    ("output_dir={places}/taken", "RunError: output_dir {places}/taken is a file. Set output_dir to a folder"),
+    (
+        "task={{type: dataset, path: {places}/rows.jsonl}}",
+        'DataError: row 1 of {places}/rows.jsonl has no text or messages in the column "prompt". Its columns: question, n.',
+    ),
+    (
+        "task={{type: dataset, path: {places}/rows.jsonl, prompt_column: question}}",
+        "ConfigError: no reward function: the task brings none, so set reward_funcs.",
+    ),
+    (
+        "reward_funcs=[{places}/mine.py:needy]",
+        'DataError: reward function "needy" needs the column "difficulty", which the rows do not have. They have: ans',
+    ),
+    (
+        "reward_funcs=[{places}/none.py:f]",
+        'ConfigError: reward function "{places}/none.py:f" cannot be loaded: FileNotFoundError: ',
+    ),
+]
+
+
+@pytest.mark.parametrize(("override", "told"), MISTAKES, ids=lambda text: text.partition("=")[0])
+def test_a_mistake_in_the_settings_is_told_before_anything_is_written(
+    tiny_model: Path, places: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], override: str, told: str
+) -> None:
+    assert unmask_train(tiny_model, tmp_path / "run", override.format(places=places)) == 2
+    assert message(capsys).startswith(told.format(places=places))
+    assert list(tmp_path.iterdir()) == []
+    assert (places / "taken").read_text() == "keep me"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["train", "sudoku-tinny"], 'ConfigError: unknown recipe "sudoku-tinny". Did you mean "sudoku-tiny"?'),
+        (["train", "none.yaml"], "ConfigError: there is no recipe file none.yaml."),
+        (["train", "sudoku-tiny-base"], "ConfigError: sudoku-tiny-base is a recipe for the other command: unmask pret"),
+        (["pretrain", "sudoku-tiny"], "ConfigError: sudoku-tiny is a recipe for the other command: unmask train sudo"),
+        (["pretrain", "sudoku-tiny-base", "tiny.widht=3"], 'ConfigError: unknown key in tiny "widht". Did you mean "w'),
+        (["eval", "{model}", "--task", "sudku"], 'ConfigError: unknown task "sudku". Did you mean "sudoku"?'),
+        (
+            ["eval", "{model}", "--task", "sudoku", "--option", "min_blank=3"],
+            'ConfigError: unknown key in task "min_blank". Did you mean "min_blanks"?',
+        ),
+        (["eval", "{model}", "--task", "sudoku", "--steps", "4,x"], 'ConfigError: --steps "4,x" is not a comma-sep'),
+        (["eval", "{model}", "--task", "sudoku", "--steps", "17"], "ConfigError: num_steps = 17 is more than max_com"),
+        (["eval", "{model}", "--task", "sudoku", "--split", "dev"], 'DataError: unknown split "dev". Available: test'),
+        (["eval", "{places}/empty", "--task", "sudoku"], "ModelError: {places}/empty is no model: it has no config"),
+        (
+            ["eval", "{model}", "--task", "dataset", "--option", "path={places}/none.csv"],
+            "DataError: there is no file {places}/none.csv.",
+        ),
+        (["sample", "{model}"], "ConfigError: give a --prompt, or a --task to take one from."),
+        (["sample", "{model}", "--prompt", "abc"], "DataError: the tokenizer cannot encode the prompt 'abc' (WordLev"),
+        (
+            ["sample", "{model}", "--prompt", "12=", "--length", "80"],
+            "DataError: a prompt of 3 tokens and max_completion_length = 80 do not fit into the model's 64 positions.",
+        ),
+        (
+            ["sample", "{model}", "--task", "dataset", "--option", "path={places}/rows.jsonl", "--length", "8"]
+            + ["--option", "prompt_column=question", "--row", "999"],
+            "ConfigError: --row 999 is not there: the test split has ",
+        ),
+    ],
+    ids=lambda value: " ".join(value[:1] + value[2:4]) if isinstance(value, list) else "",
+)
+def test_a_mistake_on_the_command_line_is_told(
+    tiny_model: Path, places: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], told: str
+) -> None:
+    facts = {"model": tiny_model, "places": places}
+    assert unmask(*(argument.format(**facts) for argument in arguments)) == 2
+    assert message(capsys).startswith(told.format(**facts))
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [["trian"], ["train"], ["eval", "m"], ["train", "--resum"], ["eval", "m", "--task", "x", "--rows", "0"]],
+)
+def test_a_command_that_does_not_parse_ends_with_2_as_well(
+    capsys: pytest.CaptureFixture[str], arguments: list[str]
+) -> None:
+    assert unmask(*arguments) == 2
+    assert "--help" in capsys.readouterr().err
+
+
+# --- mistakes that show in the middle, and lose nothing ---
+
+
+@pytest.fixture(scope="module")
+def whole(tiny_model: Path, places: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run that nothing interrupted."""
+    folder = tmp_path_factory.mktemp("whole") / "run"
+    assert unmask_train(tiny_model, folder, *SHORT, f"reward_funcs=[{places}/mine.py:good]") == 0
+    return folder
+
+
+def same(folder: Path, whole: Path) -> bool:
+    """Whether two runs came to the same, whatever their reward is called."""
+
+    def renamed(line: dict[str, Any]) -> dict[str, Any]:
+        return {re.sub("^rewards/.*/", "rewards/x/", key): value for key, value in line.items()}
+
+    return [*map(renamed, metrics(folder))] == [*map(renamed, metrics(whole))] and weights(folder) == weights(whole)
+
+
+@pytest.mark.parametrize(
+    ("name", "told"),
+    [
+        ("raises", 'reward function "raises" raised ZeroDivisionError: no reward today (mine.py, line 25)'),
+        ("nan", 'reward function "nan" returned nan for the completion '),
+        ("short", 'reward function "short" returned 1 rewards for 8 completions; it must return one for each.'),
+        (
+            "hangs",
+            'reward function "hangs" did not return within 0.2 s for 8 completions. Make it faster, or raise rew',
+        ),
+    ],
+)
+def test_a_reward_that_fails_at_once_is_told(
+    tiny_model: Path, places: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str, told: str
+) -> None:
+    overrides = [*SHORT, f"reward_funcs=[{places}/mine.py:{name}]", "reward_timeout=0.2", "sampler.temperature=2.0"]
+    assert unmask_train(tiny_model, tmp_path / "run", *overrides) == 2
+    assert message(capsys).startswith(f"RewardError: {told}")
+    assert not (tmp_path / "run" / "final").exists()
+
+
+def test_a_reward_that_fails_in_the_middle_is_mended_and_the_run_goes_on(
+    whole: Path,
+    tiny_model: Path,
+    places: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    overrides = [*SHORT, f"reward_funcs=[{places}/mine.py:flawed]"]
+    assert unmask_train(tiny_model, tmp_path / "run", *overrides) == 2
+    assert message(capsys) == (
+        'RewardError: reward function "flawed" raised ZeroDivisionError: no reward today (mine.py, line 15) '
+        "The state after step 3 is saved: mend this, then add --resume."
+    )
+    monkeypatch.setenv("MENDED", "1")
+    assert unmask_train(tiny_model, tmp_path / "run", *overrides, "--resume") == 0
+    assert same(tmp_path / "run", whole)
+
+
+def test_a_signal_ends_with_its_own_exit_code_and_says_how_to_go_on(
+    whole: Path, tiny_model: Path, places: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    overrides = [*SHORT, f"reward_funcs=[{places}/mine.py:stopping]"]
+    assert unmask_train(tiny_model, tmp_path / "run", *overrides) == 128 + signal.SIGTERM
+    assert message(capsys) == (
+        f"RunStoppedError: stopped after step 3 of 6; everything is in {tmp_path / 'run'}. "
+        "Run the same command with --resume to go on."
+    )
+    assert steps_saved(tmp_path / "run") == [2, 3]
+    assert unmask_train(tiny_model, tmp_path / "run", *overrides, "--resume") == 0
+    assert same(tmp_path / "run", whole)
+
+
+NO_ROOM = OSError(errno.ENOSPC, "No space left on device")
+
+
+def full_disk(monkeypatch: pytest.MonkeyPatch, place: str) -> None:
+    """Let the disk be full for one kind of file, from the first one after the checkpoint of step 2."""
+
+    def fail(*arguments: Any, **_: Any) -> None:
+        raise NO_ROOM
+
+    if place == "metrics":
+        log = RunFolder.log
+
+        class Full:
+            write = flush = close = fail
+
+        def full(self: RunFolder, line: dict[str, Any]) -> None:
+            if line["step"] == 3:
+                self._metrics = Full()  # type: ignore[assignment]
+            log(self, line)
+
+        monkeypatch.setattr(RunFolder, "log", full)
+    elif place == "rollouts":
+        monkeypatch.setattr(Rollout, "save", fail)
+    elif place == "checkpoint":
+        save = RunFolder.save_checkpoint
+
+        def save_checkpoint(self: RunFolder, step: int, write: Callable[[Path], None], keep: int) -> None:
+            def half(folder: Path) -> None:
+                write(folder)
+                raise RuntimeError("[enforce fail at inline_container.cc:672] . unexpected pos 576 vs 534")
+
+            save(self, step, half if step == 4 else write, keep)
+
+        monkeypatch.setattr(RunFolder, "save_checkpoint", save_checkpoint)
+    elif place == "final":
+        from safetensors import SafetensorError
+
+        def save_model(*_: Any) -> None:
+            raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
+
+        monkeypatch.setattr("unmask.trainer.loop.save_model", save_model)
+
+
+@pytest.mark.parametrize(("place", "last"), [("metrics", 2), ("rollouts", 2), ("checkpoint", 2), ("final", 6)])
+def test_a_full_disk_is_told_and_loses_nothing(
+    whole: Path,
+    tiny_model: Path,
+    places: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    place: str,
+    last: int,
+) -> None:
+    run = tmp_path / "run"
+    overrides = [*SHORT, f"reward_funcs=[{places}/mine.py:good]"]
+    # Rollouts come first at step 3, after the checkpoint of step 2.
+    overrides += ["log_rollouts_steps=3"] if place == "rollouts" else []
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        full_disk(monkeypatch, place)
+        assert unmask_train(tiny_model, run, *overrides) == 2
+    assert message(capsys) == (
+        f"RunError: {run}: the disk is full. The checkpoint of step {last} is complete. Make room, then add --resume."
+    )
+    assert steps_saved(run)[-1] == last
+    assert not list(run.glob("**/.incomplete-*"))
+    assert unmask_train(tiny_model, run, *overrides, "--resume") == 0
+    assert same(run, whole)
+
+
+def test_a_folder_in_use_is_told(tiny_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = RunFolder(tmp_path / "run", {}, resume=False)
+    assert unmask_train(tiny_model, tmp_path / "run") == 2
+    folder.close()
+    assert message(capsys) == (
+        f"RunError: {tmp_path / 'run'} is in use by another process. Wait for it, or set output_dir to another folder."
+    )
+
+
+def test_a_second_run_in_the_same_folder_is_refused_and_changes_nothing(
+    whole: Path, tiny_model: Path, places: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = {file: file.read_bytes() for file in whole.rglob("*") if file.is_file()}
+    overrides = [*SHORT, f"reward_funcs=[{places}/mine.py:good]"]
+    assert unmask_train(tiny_model, whole, *overrides) == 2
+    assert message(capsys).startswith(
+        f"RunError: {whole} already holds a run. Add --resume to go on with it, or set out"
+    )
+    assert unmask_train(tiny_model, whole, *overrides, "--resume", "seed=3", "method.beta=0.5") == 2
+    assert message(capsys) == (
+        f"RunError: {whole} was started with other settings, and a resumed run must not change them: "
+        "method.beta: 0.0 -> 0.5 seed: 0 -> 3"
+    )
+    assert {file: file.read_bytes() for file in whole.rglob("*") if file.is_file()} == before
+
+
+# --- what the commands print and write ---
+
+
+def test_train_prints_a_line_for_each_step_and_where_everything_is(
+    tiny_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = tmp_path / "run"
+    assert unmask_train(tiny_model, run) == 0
+    captured = capsys.readouterr()
+    steps = re.findall(r"^train step (\d)/6  (\S+) ", captured.err, flags=re.MULTILINE)
+    assert steps == [("0", "solved:")] + [(str(step), "loss") for step in range(1, 7)]
+    assert captured.out.splitlines() == [
+        f"model: {run / 'final'}",
+        f"metrics: {run / 'metrics.jsonl'}",
+        f"curve: {run / 'curve.png'}",
+    ]
+    for line in captured.out.splitlines():
+        assert Path(line.partition(": ")[2]).exists()
+
+
+def test_pretrain_prints_where_the_model_is(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert unmask("pretrain", "sudoku-tiny-base", *PRETRAIN, f"output_dir={tmp_path / 'run'}", "max_steps=2") == 0
+    captured = capsys.readouterr()
+    assert captured.out == f"model: {tmp_path / 'run' / 'final'}\n"
+    assert re.findall(r"^pretrain step (\d)/2  loss \d\.\d+", captured.err, flags=re.MULTILINE) == ["1", "2"]
+    assert (tmp_path / "run" / "final" / "config.json").is_file()
+
+
+def test_eval_prints_a_table_and_writes_every_completion(
+    tiny_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    output = tmp_path / "new" / "eval.json"
+    options = ["--task", "sudoku", "--option", "min_blanks=5", "--rows", 6, "--steps", "2,4", "--temperature", "0,0.9"]
+    assert unmask("eval", tiny_model, *options, "--order", "random", "--batch-size", 4, "--output", output) == 0
+    printed = capsys.readouterr().out
+    facts = json.loads(output.read_text())
+    assert facts["model"] == str(tiny_model)
+    assert (facts["task"]["type"], facts["task"]["min_blanks"]) == ("sudoku", 5)
+    assert (facts["split"], facts["seed"], facts["order"]) == ("test", 0, "random")
+    assert [(r["length"], r["steps"], r["temperature"]) for r in facts["results"]] == [
+        (16, 2, 0.0),
+        (16, 2, 0.9),
+        (16, 4, 0.0),
+        (16, 4, 0.9),
+    ]
+    for result in facts["results"]:
+        assert len(result["items"]) == result["num_rows"] == 6
+        assert result["num_solved"] == sum(item["solved"] for item in result["items"])
+        assert (result["low"], result["high"]) == wilson_interval(result["num_solved"], 6)
+        assert result["reward"] == pytest.approx(sum(item["reward"] for item in result["items"]) / 6)
+        assert f"{result['accuracy']:.3f} ({result['low']:.3f} to {result['high']:.3f})" in printed
+    assert printed.count("greedy") == printed.count("T = 0.9") == 2
+    assert printed.startswith(f"{tiny_model} on sudoku, test\n")
+    assert printed.endswith(f"results: {output}\n")
+
+
+def test_eval_takes_rows_and_a_reward_of_ones_own(
+    tiny_model: Path, places: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = [f"--option={option}" for option in (f"path={places}/rows.jsonl", "prompt_column=question")]
+    options = [*rows, "--length", 8, "--rows", 5, "--temperature", 0.9, "--output", tmp_path / "eval.json"]
+    assert unmask("eval", tiny_model, "--task", "dataset", *options) == 2
+    assert message(capsys) == "ConfigError: no reward function: the task brings none, so set reward_funcs."
+    assert unmask("eval", tiny_model, "--task", "dataset", *options, "--reward", f"{places}/mine.py:good") == 0
+    (result,) = json.loads((tmp_path / "eval.json").read_text())["results"]
+    for item in result["items"]:
+        assert item["reward"] == pytest.approx(item["completion"].count("1") + 0.1 * len(item["completion"]))
+    assert result["num_solved"] == 0
+
+
+def test_results_that_cannot_be_written_are_told_after_the_table(
+    tiny_model: Path, places: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    output = places / "taken" / "eval.json"
+    assert unmask("eval", tiny_model, "--task", "sudoku", "--rows", 2, "--output", output) == 2
+    captured = capsys.readouterr()
+    assert "0 of 2" in captured.out
+    assert captured.err.splitlines()[-1].startswith(f"RunError: {output} cannot be written: ")
+
+
+def test_sample_prints_a_line_for_each_step_in_a_pipe(tiny_model: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert unmask("sample", tiny_model, "--task", "sudoku", "--row", 2, "--steps", 4, "--temperature", 0.9) == 0
+    first, *steps, completion, entropy = capsys.readouterr().out.splitlines()
+    assert first == f"prompt: {TASKS['sudoku'].model_validate({}).rows('test', 3)[2]['prompt']}"
+    assert [line[: len("step   1/4  ")] for line in steps] == [f"step   {k}/4  " for k in (1, 2, 3, 4)]
+    hidden = [line.count("·") for line in steps]
+    assert hidden == sorted(hidden, reverse=True)
+    assert hidden[-1] == 0
+    assert completion.startswith("completion: ")
+    assert re.match(r"entropy of the whole path: \d+\.\d\d nats; ", entropy)
+
+
+def test_sample_takes_a_prompt_and_the_seed_decides(tiny_model: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    outputs = []
+    for seed in (1, 1, 2):
+        options = ["--prompt", "1234=", "--length", 8, "--temperature", 0.9, "--seed", seed]
+        assert unmask("sample", tiny_model, *options) == 0
+        outputs.append(capsys.readouterr().out)
+    assert outputs[0] == outputs[1] != outputs[2]
+    assert outputs[0].startswith("prompt: 1234=\n")
+
+
+def test_methods_and_tasks_list_what_there_is(capsys: pytest.CaptureFixture[str]) -> None:
+    assert unmask("methods") == 0
+    listing = capsys.readouterr().out
+    assert {name for name in METHODS if re.search(rf"^\W*{name}\s", listing, flags=re.MULTILINE)} == set(METHODS)
+    assert "arXiv:2603.12554" in listing
+    assert unmask("tasks") == 0
+    listing = capsys.readouterr().out
+    assert {name for name in TASKS if re.search(rf"^\W*{name}\s", listing, flags=re.MULTILINE)} == set(TASKS)
+    assert "min_blanks" in listing
+
+
+def test_the_version_is_that_of_the_package(capsys: pytest.CaptureFixture[str]) -> None:
+    assert unmask("--version") == 0
+    assert capsys.readouterr().out == f"unmask {package.__version__}\n"
+
+
+def test_the_demo_pretrains_trains_and_compares_and_goes_on_where_it_stopped(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import unmask.demo as demo
+
+    load, load_recipe = demo.load, demo.load_recipe
+    monkeypatch.setattr(demo, "load", lambda kind, name, given: load(kind, name, [*PRETRAIN, *given]))
+    monkeypatch.setattr(
+        demo, "load_recipe", lambda name, given: load_recipe(name, [*TRAIN, "log_rollouts_steps=3", *given])
+    )
+    assert unmask("demo", "--output-dir", tmp_path / "demo", "--seed", 3) == 0
+    first = capsys.readouterr()
+    assert re.findall(r"^(pretrain|train) step 6/6", first.err, flags=re.MULTILINE) == ["pretrain", "train"]
+    lines = metrics(tmp_path / "demo" / "egspo_sa")
+    for sampling, temperature in (("greedy", "0"), ("sampled at 0.9", "0.9")):
+        base, trained = (line[f"eval/test@{temperature}/accuracy"] for line in (lines[0], lines[-1]))
+        (row,) = re.findall(rf"^\W*{sampling}\s.*", first.out, flags=re.MULTILINE)
+        assert re.findall(r"[+-]?\d\.\d{3}", row)[-1] == f"{trained - base:+.3f}"
+    assert (tmp_path / "demo" / "egspo_sa" / "curve.png").is_file()
+    assert f"unmask sample {tmp_path / 'demo' / 'egspo_sa' / 'final'} --task sudoku" in first.out
+
+    before = weights(tmp_path / "demo" / "base"), weights(tmp_path / "demo" / "egspo_sa")
+    assert unmask("demo", "--output-dir", tmp_path / "demo", "--seed", 3) == 0
+    assert " step " not in capsys.readouterr().err
+    assert (weights(tmp_path / "demo" / "base"), weights(tmp_path / "demo" / "egspo_sa")) == before
+    assert unmask("demo", "--output-dir", tmp_path / "demo", "--seed", 4) == 2
+    assert message(capsys).endswith("seed: 3 -> 4")

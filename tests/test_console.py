@@ -1,0 +1,134 @@
+"""What a person sees of a run: lines in a pipe, a bar on a terminal, tables that fit."""
+
+from __future__ import annotations
+
+import io
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from unmask import console
+from unmask.config import SamplerConfig
+from unmask.console import ProgressView, accuracies, progress, results_table, table, temperature_name, watch
+from unmask.evaluate import Evaluation
+from unmask.models import load_model
+
+EVALUATED = {"eval/test@0/accuracy": 0.25, "eval/test@0/low": 0.1, "eval/test@0.9/accuracy": 0.125}
+
+
+def show(is_terminal: bool, *steps: tuple[int, dict[str, Any]]) -> str:
+    """What is seen of these steps of a run of 10."""
+    out = io.StringIO()
+    target = Console(file=out, force_terminal=is_terminal, width=100, legacy_windows=False)
+    with progress("train", 10, target) as view:
+        for step, metrics in steps:
+            view(step, metrics)
+    return out.getvalue()
+
+
+def test_a_pipe_gets_a_line_for_each_step() -> None:
+    lines = show(
+        False,
+        (0, EVALUATED),
+        (1, {"loss": 0.12345, "reward": 0.5, "grad_norm": 2.0, "learning_rate": 1e-4}),
+        (2, {"loss": -0.001, "reward": 0.75} | EVALUATED),
+    ).splitlines()
+    assert lines[0] == "train step 0/10  solved: greedy 0.250, sampled at 0.9 0.125"
+    assert re.fullmatch(r"train step 1/10  loss 0\.123  reward 0\.500  grad_norm 2\.000  \d+ s left", lines[1])
+    assert re.fullmatch(r"train step 2/10  loss -0\.001  reward 0\.750  solved: greedy 0\.250, .* \d+ s left", lines[2])
+    assert len(lines) == 3
+
+
+def test_the_time_that_is_left_is_that_of_the_steps_so_far(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = iter([100.0, 100.0, 103.0, 106.0])
+    monkeypatch.setattr(console.time, "perf_counter", lambda: next(clock))
+    # Resumed after step 4: 3 s a step, and 4 to go.
+    lines = show(False, (5, {}), (6, {})).splitlines()
+    assert "left" not in lines[0]
+    assert lines[1].endswith("12 s left")
+
+
+def test_a_terminal_gets_a_bar_and_a_line_for_each_evaluation() -> None:
+    shown = show(True, (0, EVALUATED), (1, {"loss": 0.5, "reward": 0.25}), (10, {"loss": 0.5, "reward": 0.25}))
+    plain = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", shown)
+    assert "train step 0: solved: greedy 0.250, sampled at 0.9 0.125" in plain
+    assert "10/10" in plain
+    assert "loss 0.500  reward 0.250" in plain
+
+
+def test_progress_goes_to_standard_error(capsys: pytest.CaptureFixture[str]) -> None:
+    with progress("train", 1) as view:
+        assert isinstance(view, ProgressView)
+        view(1, {"loss": 1.0})
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err.startswith("train step 1/1  loss 1.000")
+
+
+def test_accuracies_are_told_in_words() -> None:
+    assert accuracies({"reward": 1.0}) == ""
+    assert accuracies(EVALUATED) == "solved: greedy 0.250, sampled at 0.9 0.125"
+    assert [temperature_name(t) for t in (0, "0.0", 0.5, "1.0")] == [
+        "greedy",
+        "greedy",
+        "sampled at 0.5",
+        "sampled at 1",
+    ]
+
+
+def test_a_table_takes_its_cells_literally(capsys: pytest.CaptureFixture[str]) -> None:
+    table(["name", "value"], [["[red]x[/red]", 1], ["y", None]], "[bold]title")
+    printed = capsys.readouterr().out
+    assert printed.startswith("[bold]title\n")
+    assert re.search(r"\[red\]x\[/red\]\s+1", printed)
+    assert re.search(r"y\s+None", printed)
+
+
+def test_results_fit_into_80_columns(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    result = Evaluation(
+        num_rows=512,
+        num_solved=436,
+        accuracy=436 / 512,
+        low=0.8183,
+        high=0.8798,
+        reward=0.9531,
+        reward_se=0.0049,
+        temperature=0.9,
+        length=256,
+        steps=128,
+        items=[],
+    )
+    results_table([result], "a/very/long/path " * 8)
+    title, *lines = capsys.readouterr().out.splitlines()
+    assert title == "a/very/long/path " * 8
+    assert max(map(len, lines)) <= 80
+    (row,) = (line for line in lines if "436" in line)
+    assert re.split(r"\s{2,}", row.strip()) == [
+        "256",
+        "128",
+        "T = 0.9",
+        "436 of 512",
+        "0.852 (0.818 to 0.880)",
+        "0.953 ± 0.005",
+    ]
+
+
+def test_watching_on_a_terminal_draws_the_states_in_one_place(
+    tiny_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out, naps = io.StringIO(), []
+    terminal = Console(file=out, force_terminal=True, color_system="truecolor", width=100, legacy_windows=False)
+    monkeypatch.setattr(console, "Console", lambda: terminal)
+    monkeypatch.setattr(console.time, "sleep", naps.append)
+    sampler = SamplerConfig(max_completion_length=8, num_steps=4, temperature=0.9)
+    watch(*load_model(tiny_model), "1234=", sampler, seed=1, delay=0.25)
+    shown = out.getvalue()
+    assert naps == [0.25] * 4
+    assert "step   4/4" in shown
+    # Cursor movements, and colours between green and red.
+    assert "\x1b[" in shown
+    assert re.search(r"38;2;\d+;\d+;60m", shown)

@@ -1,0 +1,299 @@
+"""Run folders: one owner, one run, complete or absent checkpoints, whole lines, and a disk that fills up."""
+
+from __future__ import annotations
+
+import errno
+import io
+import json
+import multiprocessing
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from tests.small_runs import start
+from unmask.errors import RunError
+from unmask.run_folder import RunFolder, write_atomically
+
+CONFIG: dict[str, Any] = {"seed": 0, "save_steps": 25, "optim": {"learning_rate": 1e-3, "betas": [0.9, 0.95]}}
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "run"
+
+
+@pytest.fixture
+def folder(path: Path) -> Iterator[RunFolder]:
+    folder = RunFolder(path, CONFIG, resume=False)
+    yield folder
+    folder.close()
+
+
+def leave_a_run(path: Path, config: dict[str, Any] = CONFIG) -> None:
+    """A folder as a run that logged a step leaves it."""
+    folder = RunFolder(path, config, resume=False)
+    folder.open_metrics(0)
+    folder.log({"step": 1, "loss": 0.5})
+    folder.close()
+
+
+def hold(path: Path, is_held: Any, may_end: Any) -> None:
+    """Own a run folder until told to end."""
+    folder = RunFolder(path, CONFIG, resume=True)
+    is_held.set()
+    may_end.wait(60)
+    folder.close()
+
+
+class FullDisk(io.StringIO):
+    """A file on a disk without room."""
+
+    def write(self, text: str) -> int:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+
+def checkpoint(text: str) -> Any:
+    def write(folder: Path) -> None:
+        (folder / "state").write_text(text)
+
+    return write
+
+
+def test_the_configuration_is_kept_as_yaml_that_reads_back(folder: RunFolder, path: Path) -> None:
+    assert yaml.safe_load((path / "config.yaml").read_text()) == CONFIG
+
+
+# --- one owner ---
+
+
+def test_a_folder_in_use_by_another_process_is_refused_until_that_ends(path: Path) -> None:
+    context = multiprocessing.get_context("forkserver")
+    is_held, may_end = context.Event(), context.Event()
+    owner = start(hold, path, is_held, may_end)
+    assert is_held.wait(60)
+    with pytest.raises(
+        RunError, match=re.escape(f"{path} is in use by another process. Wait for it, or set output_dir")
+    ):
+        RunFolder(path, CONFIG, resume=True)
+    may_end.set()
+    owner.join(60)
+    RunFolder(path, CONFIG, resume=True).close()
+
+
+def test_a_refused_start_gives_the_folder_back(path: Path) -> None:
+    leave_a_run(path)
+    for _ in range(2):
+        with pytest.raises(RunError, match="already holds a run"):
+            RunFolder(path, CONFIG, resume=False)
+    RunFolder(path, CONFIG, resume=True).close()
+
+
+def test_a_process_that_does_not_write_takes_no_lock_and_makes_nothing(path: Path) -> None:
+    other = RunFolder(path, CONFIG, resume=False, is_main=False)
+    other.open_metrics(0)
+    other.log({"step": 1})
+    other.close()
+    assert not path.exists()
+
+
+# --- one run ---
+
+
+def test_a_folder_that_holds_a_run_is_refused_and_nothing_of_it_changes(path: Path) -> None:
+    leave_a_run(path)
+    before = {file.name: file.read_bytes() for file in path.iterdir()}
+    with pytest.raises(RunError, match=re.escape(f"{path} already holds a run. Add --resume to go on with it, or")):
+        RunFolder(path, {**CONFIG, "seed": 1}, resume=False)
+    assert {file.name: file.read_bytes() for file in path.iterdir()} == before
+
+
+def test_a_resume_with_other_settings_names_each_key_with_both_values(path: Path) -> None:
+    leave_a_run(path)
+    changed = {"seed": 1, "save_steps": 25, "optim": {"learning_rate": 1e-3, "betas": [0.9, 0.99]}}
+    with pytest.raises(RunError) as caught:
+        RunFolder(path, changed, resume=True)
+    assert str(caught.value).splitlines() == [
+        f"{path} was started with other settings, and a resumed run must not change them:",
+        "  optim.betas: [0.9, 0.95] -> [0.9, 0.99]",
+        "  seed: 0 -> 1",
+        "Set them back, or set output_dir to another folder.",
+    ]
+
+
+@pytest.mark.parametrize("key", ["save_steps", "save_total_limit", "reward_timeout", "views_per_forward"])
+def test_a_resume_may_change_what_does_not_touch_the_result(path: Path, key: str) -> None:
+    leave_a_run(path)
+    RunFolder(path, {**CONFIG, key: 7}, resume=True).close()
+    assert yaml.safe_load((path / "config.yaml").read_text())[key] == 7
+
+
+def test_a_start_that_failed_before_its_first_line_leaves_no_run(path: Path) -> None:
+    failed = RunFolder(path, CONFIG, resume=False)
+    failed.open_metrics(-1)
+    failed.close()
+    RunFolder(path, {**CONFIG, "seed": 1}, resume=False).close()
+
+
+@pytest.mark.parametrize(
+    ("place", "message"),
+    [
+        ("taken", "output_dir {} is a file. Set output_dir to a folder"),
+        ("taken/run", "{} cannot be written (Not a directory). Allow it, or set output_dir to another folder."),
+    ],
+)
+def test_a_place_that_can_be_no_folder_is_named(tmp_path: Path, place: str, message: str) -> None:
+    (tmp_path / "taken").write_text("keep me")
+    with pytest.raises(RunError, match=re.escape(message.format(tmp_path / place))):
+        RunFolder(tmp_path / place, CONFIG, resume=False)
+    assert (tmp_path / "taken").read_text() == "keep me"
+
+
+def test_a_place_that_may_not_be_written_is_named(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: Any, **__: Any) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    monkeypatch.setattr(Path, "mkdir", refuse)
+    with pytest.raises(RunError, match=re.escape(f"{path} cannot be written (Permission denied).")):
+        RunFolder(path, CONFIG, resume=False)
+
+
+# --- checkpoints ---
+
+
+def test_checkpoints_are_rotated_and_the_newest_kept(folder: RunFolder, path: Path) -> None:
+    assert (folder.last_step(), folder.checkpoints()) == (0, [])
+    for step in (9, 10, 100, 1000):
+        folder.save_checkpoint(step, checkpoint(f"after {step}"), keep=2)
+    assert [p.name for p in (path / "checkpoints").iterdir() if p.name != "step-00001000"] == ["step-00000100"]
+    assert folder.last_step() == 1000
+    read: list[str] = []
+    assert folder.load_checkpoint(lambda p: read.append((p / "state").read_text())) == 1000
+    assert read == ["after 1000"]
+
+
+def test_a_checkpoint_that_is_complete_is_not_written_again(folder: RunFolder) -> None:
+    folder.save_checkpoint(1, checkpoint("first"), keep=2)
+    folder.save_checkpoint(1, checkpoint("second"), keep=2)
+    assert (folder.checkpoints()[0] / "state").read_text() == "first"
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        OSError(errno.ENOSPC, "No space left on device"),
+        # What safetensors and torch.save raise on a disk that is really full.
+        RuntimeError("Error while serializing: I/O error: No space left on device (os error 28)"),
+        RuntimeError("[enforce fail at inline_container.cc:672] . unexpected pos 576 vs 534"),
+        RuntimeError("[enforce fail at inline_container.cc:815] . PytorchStreamWriter failed writing file data/0"),
+    ],
+    ids=lambda error: type(error).__name__,
+)
+def test_a_full_disk_leaves_the_checkpoints_as_they_were_and_says_so(
+    folder: RunFolder, path: Path, error: Exception
+) -> None:
+    folder.save_checkpoint(1, checkpoint("good"), keep=1)
+
+    def fail(aside: Path) -> None:
+        (aside / "state").write_text("ha")
+        raise error
+
+    with pytest.raises(RunError) as caught:
+        folder.save_checkpoint(2, fail, keep=1)
+    assert str(caught.value) == (
+        f"{path}: the disk is full. The checkpoint of step 1 is complete. Make room, then add --resume."
+    )
+    assert [p.name for p in (path / "checkpoints").iterdir()] == ["step-00000001"]
+    assert (folder.checkpoints()[0] / "state").read_text() == "good"
+
+
+def test_a_fault_that_is_not_the_disks_passes_unchanged_and_leaves_no_checkpoint(folder: RunFolder, path: Path) -> None:
+    def fail(_: Path) -> None:
+        raise KeyError("a bug of ours")
+
+    with pytest.raises(KeyError, match="a bug of ours"):
+        folder.save_checkpoint(1, fail, keep=1)
+    assert list((path / "checkpoints").iterdir()) == []
+
+
+def test_a_checkpoint_that_was_being_written_when_the_process_was_killed_is_removed(path: Path) -> None:
+    leave_a_run(path)
+    for place in ("checkpoints/.incomplete-step-00000005", ".incomplete-final"):
+        (path / place).mkdir(parents=True)
+        (path / place / "model.safetensors").write_text("half")
+    folder = RunFolder(path, CONFIG, resume=True)
+    assert folder.last_step() == 0
+    folder.close()
+    assert list(path.glob("**/.incomplete-*")) == []
+
+
+def test_a_damaged_checkpoint_is_named_with_what_to_do(folder: RunFolder, path: Path) -> None:
+    folder.save_checkpoint(3, checkpoint("x"), keep=1)
+
+    def read(_: Path) -> None:
+        raise ValueError("header too small")
+
+    with pytest.raises(RunError) as caught:
+        folder.load_checkpoint(read)
+    assert str(caught.value) == (
+        f"the checkpoint {path}/checkpoints/step-00000003 cannot be read (ValueError: header too small). "
+        "Remove that folder to go on from the checkpoint before it."
+    )
+
+
+def test_the_finished_model_replaces_an_earlier_one_whole(folder: RunFolder) -> None:
+    for text, extra in (("first", True), ("second", False)):
+        with folder.written_aside(folder.final) as aside:
+            (aside / "model").write_text(text)
+            if extra:
+                (aside / "left over").write_text("")
+    assert [(file.name, file.read_text()) for file in folder.final.iterdir()] == [("model", "second")]
+
+
+# --- metrics ---
+
+
+def test_metrics_are_one_object_a_line_and_are_appended_to(folder: RunFolder, path: Path) -> None:
+    folder.open_metrics(0)
+    folder.log({"step": 1, "loss": 0.5})
+    folder.log({"step": 2, "loss": 0.25})
+    assert [json.loads(line) for line in (path / "metrics.jsonl").read_text().splitlines()] == [
+        {"step": 1, "loss": 0.5},
+        {"step": 2, "loss": 0.25},
+    ]
+
+
+def test_half_a_line_and_lines_that_are_done_again_are_dropped(folder: RunFolder, path: Path) -> None:
+    kept = '{"step": 0, "eval": 1}\n{"step": 1}\n{"step": 2}\n'
+    (path / "metrics.jsonl").write_text(kept + '{"step": 3}\n{"step": 4, "lo')
+    folder.open_metrics(2)
+    folder.log({"step": 3, "again": True})
+    assert (path / "metrics.jsonl").read_text() == kept + '{"step": 3, "again": true}\n'
+
+
+def test_a_disk_that_is_full_when_a_line_is_logged_is_explained(
+    folder: RunFolder, path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder.save_checkpoint(4, checkpoint("good"), keep=1)
+    folder.open_metrics(4)
+    monkeypatch.setattr(folder, "_metrics", FullDisk())
+    with pytest.raises(RunError, match=re.escape(f"{path}: the disk is full. The checkpoint of step 4 is complete.")):
+        folder.log({"step": 5})
+
+
+def test_a_file_is_replaced_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    target = tmp_path / "results.json"
+    write_atomically(target, "old")
+    write_atomically(target, "new")
+    assert target.read_text() == "new"
+
+    def fail(_: int) -> None:
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr("os.fsync", fail)
+    with pytest.raises(OSError, match="Input/output error"):
+        write_atomically(target, "lost")
+    assert target.read_text() == "new"

@@ -1,0 +1,240 @@
+"""Reward functions: how they are called, what is made of what they return, and every way in which they can fail."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from unmask.errors import ConfigError, DataError, RewardError, UnmaskError
+from unmask.score import Scorer, by_name, load_reward
+
+ROWS = [{"prompt": "2+2=", "answer": "4"}, {"prompt": "3+4=", "answer": "7"}]
+
+
+def right(prompts: list[str], completions: list[str], answer: list[str], **_: Any) -> list[float]:
+    return [float(text == wanted) for text, wanted in zip(completions, answer, strict=True)]
+
+
+def length(completions: list[str], **_: Any) -> list[int]:
+    return [len(text) for text in completions]
+
+
+def returning(value: Any) -> Scorer:
+    """A scorer whose only function, called `given`, returns `value`."""
+    return Scorer({"given": lambda **_: value}, timeout=5.0)
+
+
+# --- what is called ---
+
+
+def test_each_completion_is_scored_with_the_columns_of_its_row() -> None:
+    scores = Scorer({"right": right})([ROWS[0], ROWS[1], ROWS[1], ROWS[0]], ["4", "4", "7", "7"])
+    assert scores.total == [1.0, 0.0, 1.0, 0.0]
+    assert scores.by_function == {"right": [1.0, 0.0, 1.0, 0.0]}
+
+
+def test_prompts_arrive_beside_their_completions() -> None:
+    def echo(prompts: list[str], completions: list[str], **_: Any) -> list[float]:
+        return [float(text.startswith(prompt)) for prompt, text in zip(prompts, completions, strict=True)]
+
+    assert Scorer({"echo": echo})(ROWS, ["2+2=4", "2+2=4"]).total == [1.0, 0.0]
+
+
+def test_equal_texts_of_a_row_are_scored_once_and_every_place_gets_its_score() -> None:
+    seen: list[tuple[str, str]] = []
+
+    def count(prompts: list[str], completions: list[str], **_: Any) -> list[float]:
+        seen.extend(zip(prompts, completions, strict=True))
+        return [10.0 * (prompt == "3+4=") + len(text) for prompt, text in zip(prompts, completions, strict=True)]
+
+    first, second = ROWS
+    rows = [second, first, first, second, first, second]
+    total = Scorer({"count": count})(rows, ["a", "bb", "a", "a", "bb", "ccc"]).total
+    assert total == [11.0, 2.0, 1.0, 11.0, 2.0, 13.0]
+    assert sorted(seen) == [("2+2=", "a"), ("2+2=", "bb"), ("3+4=", "a"), ("3+4=", "ccc")]
+
+
+@settings(max_examples=50)
+@given(st.lists(st.tuples(st.sampled_from(ROWS), st.text("ab", max_size=2)), min_size=1, max_size=12))
+def test_the_cache_changes_no_score(items: list[tuple[dict[str, str], str]]) -> None:
+    def value(prompts: list[str], completions: list[str], **_: Any) -> list[float]:
+        return [len(prompt) + 0.5 * len(text) for prompt, text in zip(prompts, completions, strict=True)]
+
+    rows, texts = [row for row, _ in items], [text for _, text in items]
+    assert Scorer({"value": value})(rows, texts).total == value([row["prompt"] for row in rows], texts)
+
+
+def test_a_function_that_takes_no_keywords_is_given_what_it_names() -> None:
+    def plain(prompts: list[str], completions: list[str]) -> list[float]:
+        return [float(len(prompts))] * len(completions)
+
+    def named(completions: list[str], answer: list[str]) -> list[float]:
+        return [float(text == a) for text, a in zip(completions, answer, strict=True)]
+
+    assert Scorer({"plain": plain, "named": named})(ROWS, ["4", "4"]).by_function == {"plain": [2, 2], "named": [1, 0]}
+
+
+def test_an_asynchronous_function_is_awaited() -> None:
+    async def slow(completions: list[str], **_: Any) -> list[float]:
+        await asyncio.sleep(0.01)
+        return [float(len(text)) for text in completions]
+
+    assert Scorer({"slow": slow})(ROWS, ["", "abc"]).total == [0.0, 3.0]
+
+
+def test_functions_are_summed_by_weight_and_none_counts_as_nothing() -> None:
+    def sometimes(completions: list[str], **_: Any) -> list[float | None]:
+        return [None if text == "4" else 2.0 for text in completions]
+
+    scores = Scorer({"right": right, "sometimes": sometimes}, weights=(3.0, 0.5))(ROWS, ["4", "x"])
+    assert scores.total == [3.0, 1.0]
+    assert scores.by_function == {"right": [1.0, 0.0], "sometimes": [None, 2.0]}
+    assert Scorer({"right": right, "length": length})(ROWS, ["4", "77"]).total == [2.0, 2.0]
+
+
+# --- what it returns ---
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        ([1.0], "returned 1 rewards for 2 completions; it must return one for each."),
+        ([1.0, 2.0, 3.0], "returned 3 rewards for 2 completions; it must return one for each."),
+        (None, "returned NoneType; it must return a list."),
+        (0.5, "returned float; it must return a list."),
+        ([1.0, "good"], "returned 'good' for the completion '7'; each reward must be a number or None."),
+        ([float("nan"), 1.0], "returned nan for the completion '4'."),
+        ([1.0, float("-inf")], "returned -inf for the completion '7'."),
+    ],
+)
+def test_what_is_no_list_of_rewards_is_told_with_the_completion(value: Any, message: str) -> None:
+    with pytest.raises(RewardError) as caught:
+        returning(value)(ROWS, ["4", "7"])
+    assert str(caught.value) == f'reward function "given" {message}'
+
+
+def test_numbers_of_any_kind_are_rewards() -> None:
+    import torch
+
+    assert returning(torch.tensor([1.0, 0.25]))(ROWS, ["4", "7"]).total == [1.0, 0.25]
+    assert returning((True, 2))(ROWS, ["4", "7"]).total == [1.0, 2.0]
+
+
+def test_a_function_that_raises_is_named_with_the_line(tmp_path: Path) -> None:
+    (tmp_path / "mine.py").write_text("import json\n\ndef parse(completions, **_):\n    return json.loads('{')\n")
+    name, function = load_reward(f"{tmp_path}/mine.py:parse")
+    with pytest.raises(RewardError, match='^reward function "parse" raised JSONDecodeError: .* \\(mine.py, line 4\\)$'):
+        Scorer({name: function})(ROWS, ["4", "7"])
+
+
+def test_a_function_that_ends_the_process_is_only_an_error() -> None:
+    def leave(**_: Any) -> None:
+        raise SystemExit("bye")
+
+    with pytest.raises(RewardError, match='"leave" raised SystemExit: bye'):
+        Scorer({"leave": leave})(ROWS, ["4", "7"])
+
+
+@pytest.mark.parametrize("is_async", [False, True])
+def test_a_function_that_hangs_is_given_up(is_async: bool) -> None:
+    may_end = threading.Event()
+
+    def hang(**_: Any) -> None:
+        may_end.wait(60)
+
+    async def hang_async(**_: Any) -> None:
+        await asyncio.to_thread(may_end.wait, 60)
+
+    started = time.perf_counter()
+    with pytest.raises(RewardError) as caught:
+        Scorer({"hang": hang_async if is_async else hang}, timeout=0.1)(ROWS, ["4", "7"])
+    assert time.perf_counter() - started < 10
+    assert str(caught.value) == (
+        'reward function "hang" did not return within 0.1 s for 2 completions. Make it faster, or raise reward_timeout.'
+    )
+    may_end.set()
+
+
+# --- what is refused before anything runs ---
+
+
+def test_no_function_and_weights_that_do_not_match_are_refused() -> None:
+    with pytest.raises(ConfigError, match="^no reward function: the task brings none, so set reward_funcs.$"):
+        Scorer({})
+    with pytest.raises(ConfigError, match="^2 reward_weights for 1 reward functions; give one for each.$"):
+        Scorer({"right": right}, weights=(1.0, 2.0))
+
+
+def test_a_column_that_a_function_needs_is_missed_by_name() -> None:
+    scorer = Scorer({"right": right})
+    scorer.check_columns(ROWS[0])
+    with pytest.raises(DataError) as caught:
+        scorer.check_columns({"prompt": "2+2=", "solution": "4"})
+    assert str(caught.value) == (
+        'reward function "right" needs the column "answer", which the rows do not have. They have: prompt, solution.'
+    )
+
+
+def test_an_argument_with_a_default_needs_no_column() -> None:
+    def lenient(completions: list[str], difficulty: list[int] | None = None, *_: Any, **__: Any) -> list[float]:
+        return [0.0 if difficulty is None else 1.0] * len(completions)
+
+    scorer = Scorer({"lenient": lenient})
+    scorer.check_columns(ROWS[0])
+    assert scorer(ROWS, ["4", "7"]).total == [0.0, 0.0]
+
+
+@pytest.mark.parametrize("column", ["prompts", "completions"])
+def test_a_column_that_hides_an_argument_is_refused(column: str) -> None:
+    with pytest.raises(DataError, match=f'^the rows have a column "{column}", an argument of every reward function'):
+        Scorer({"right": right}).check_columns({**ROWS[0], column: "x"})
+
+
+def test_two_functions_of_one_name_are_refused() -> None:
+    assert by_name([("right", right), ("length", length)]) == {"right": right, "length": length}
+    with pytest.raises(ConfigError, match='^two reward functions are called "right"'):
+        by_name([("right", right), ("right", length)])
+
+
+# --- where functions are found ---
+
+
+def test_a_function_is_found_in_a_module_or_a_file(tmp_path: Path) -> None:
+    assert load_reward("statistics:fmean")[0] == "fmean"
+    (tmp_path / "mine.py").write_text("HALF = 0.5\ndef half(completions, **_):\n    return [HALF] * len(completions)\n")
+    name, function = load_reward(f"{tmp_path}/mine.py:half")
+    assert name == "half"
+    assert Scorer({name: function})(ROWS, ["4", "7"]).total == [0.5, 0.5]
+
+
+@pytest.mark.parametrize(
+    ("path", "message"),
+    [
+        ("no_colon", "must be given as package.module:function or file.py:function."),
+        ("no_such_package.rewards:f", "cannot be loaded: ModuleNotFoundError: No module named 'no_such_package'"),
+        ("{}/none.py:f", "cannot be loaded: FileNotFoundError: [Errno 2] No such file or directory: '{}/none.py'"),
+        ("{}/mine.py:f", "cannot be loaded: AttributeError: module 'unmask_reward_mine' has no attribute 'f'"),
+        ("{}/mine.py:HALF", "is a float, not a function."),
+        ("{}/broken.py:f", "cannot be loaded: SyntaxError: '(' was never closed (broken.py, line 1)"),
+        ("{}/raising.py:f", "cannot be loaded: ZeroDivisionError: division by zero"),
+    ],
+)
+def test_a_path_without_a_function_is_told_with_the_reason(tmp_path: Path, path: str, message: str) -> None:
+    (tmp_path / "mine.py").write_text("HALF = 0.5\n")
+    (tmp_path / "broken.py").write_text("def f(\n")
+    (tmp_path / "raising.py").write_text("1 / 0\n")
+    path, message = path.format(tmp_path), message.format(tmp_path)
+    with pytest.raises(ConfigError, match="^" + re.escape(f'reward function "{path}" {message}') + "$"):
+        load_reward(path)
+
+
+def test_every_refusal_is_for_the_user() -> None:
+    assert all(issubclass(kind, UnmaskError) for kind in (ConfigError, DataError, RewardError))

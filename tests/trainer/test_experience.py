@@ -1,0 +1,190 @@
+"""The first half of a step: which prompts it takes, and what a scored rollout is."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tests.small_runs import train_recipe
+from unmask.models import Denoiser, char_tokenizer
+from unmask.records import Rollout
+from unmask.rollout import decode
+from unmask.score import Scorer
+from unmask.tasks import Sudoku
+from unmask.trainer.experience import collect, entropy_by_step, prompts_of_step
+from unmask.trainer.metrics import Tally
+
+TASK = Sudoku()
+TOKENIZER = char_tokenizer(TASK.alphabet)
+ROWS = TASK.rows("train", 4)
+
+
+def count_ones(completions: list[str], **_: Any) -> list[float]:
+    """A reward that tells any two different completions of a random model apart, more or less."""
+    return [text.count("1") + 0.1 * len(text) for text in completions]
+
+
+# --- prompts ---
+
+
+def numbered(count: int) -> list[dict[str, Any]]:
+    return [{"prompt": str(i)} for i in range(count)]
+
+
+def names(rows: list[dict[str, Any]]) -> list[int]:
+    return [int(row["prompt"]) for row in rows]
+
+
+@settings(max_examples=50)
+@given(count=st.integers(1, 12), num_prompts=st.integers(1, 15), seed=st.integers(0, 3))
+def test_every_row_is_taken_once_an_epoch(count: int, num_prompts: int, seed: int) -> None:
+    rows = numbered(count)
+    taken = [i for step in range(3 * count) for i in names(prompts_of_step(rows, step, num_prompts, seed))]
+    assert len(taken) == 3 * count * num_prompts
+    epochs = [taken[start : start + count] for start in range(0, len(taken), count)]
+    assert all(sorted(epoch) == list(range(count)) for epoch in epochs)
+
+
+def test_a_step_depends_on_its_number_and_the_seed_alone() -> None:
+    rows = numbered(50)
+    in_order = [names(prompts_of_step(rows, step, 7, 0)) for step in range(20)]
+    assert [names(prompts_of_step(rows, step, 7, 0)) for step in reversed(range(20))] == in_order[::-1]
+    assert [names(prompts_of_step(rows, step, 7, 1)) for step in range(20)] != in_order
+
+
+def test_steps_of_another_size_take_the_same_rows_in_the_same_order() -> None:
+    rows = numbered(10)
+    by_two = [i for step in range(15) for i in names(prompts_of_step(rows, step, 2, 0))]
+    by_three = [i for step in range(10) for i in names(prompts_of_step(rows, step, 3, 0))]
+    assert by_two == by_three
+
+
+def test_epochs_are_shuffled_each_in_its_own_order() -> None:
+    epochs = [tuple(names(prompts_of_step(numbered(10), epoch, 10, 0))) for epoch in range(5)]
+    assert len({*epochs, tuple(range(10))}) == 6
+
+
+# --- rollouts ---
+
+
+@pytest.fixture
+def rolled(lively: Denoiser, tmp_path: Path) -> Any:
+    """`rolled(overrides, share)`: one step's rollout of 4 prompts by 3, with its metrics."""
+
+    def _rolled(
+        *overrides: str, share: slice = slice(None), reward: Any = count_ones
+    ) -> tuple[Rollout, dict[str, float]]:
+        recipe = train_recipe(
+            tmp_path, tmp_path, "num_generations=3", "num_prompts=4", "method.num_selected=2", *overrides
+        )
+        tally = Tally()
+        scorer = Scorer({"ones": reward})
+        rollout = collect(lively, TOKENIZER, scorer, recipe, ROWS, 5, share, tally)
+        alone: Any = SimpleNamespace(num_processes=1)
+        return rollout, tally.reduce(alone)
+
+    return _rolled
+
+
+def test_groups_of_a_prompt_stand_together_and_members_differ(rolled: Any) -> None:
+    rollout, _ = rolled()
+    path = rollout.trajectory
+    assert rollout.group_size == 3
+    asked = decode(TOKENIZER, path.prompt_ids)
+    assert asked == [row["prompt"] for row in ROWS for _ in range(3)]
+    assert len(set(decode(TOKENIZER, path.tokens)[:3])) == 3
+    assert len(set(path.seed.tolist())) == 12
+
+
+def test_rewards_are_those_of_the_texts_and_of_the_one_step_texts(rolled: Any) -> None:
+    rollout, _ = rolled()
+    path = rollout.trajectory
+    assert rollout.reward.tolist() == pytest.approx(count_ones(decode(TOKENIZER, path.tokens)))
+    filled = path.greedy_step >= 0
+    wanted = torch.tensor(count_ones(decode(TOKENIZER, path.greedy_tokens.flatten(0, 1)))).view(12, 2)
+    assert filled.any()
+    assert torch.equal(rollout.one_step_reward, wanted.masked_fill(~filled, 0.0))
+
+
+def test_one_call_scores_finished_and_one_step_completions_and_no_text_twice(rolled: Any) -> None:
+    calls: list[list[tuple[str, str]]] = []
+
+    def reward(prompts: list[str], completions: list[str], **_: Any) -> list[float]:
+        calls.append(list(zip(prompts, completions, strict=True)))
+        return [0.0] * len(completions)
+
+    rollout, _ = rolled(reward=reward)
+    (asked,) = calls
+    path = rollout.trajectory
+    prompts = [row["prompt"] for row in ROWS for _ in range(3)]
+    wanted = set(zip(prompts, decode(TOKENIZER, path.tokens), strict=True))
+    wanted |= set(
+        zip([p for p in prompts for _ in range(2)], decode(TOKENIZER, path.greedy_tokens.flatten(0, 1)), strict=True)
+    )
+    assert Counter(asked) == Counter(wanted)
+
+
+def test_a_method_without_one_step_values_gets_none(rolled: Any) -> None:
+    rollout, metrics = rolled("method.type=egspo")
+    assert rollout.one_step_reward is None
+    assert rollout.trajectory.greedy_step is None
+    assert "diffusion/one_step_reward" not in metrics
+
+
+def test_a_share_of_the_prompts_is_rolled_out_as_it_would_be_among_all(rolled: Any) -> None:
+    whole, _ = rolled()
+    part, _ = rolled(share=slice(2, 4))
+    for name, value in part.trajectory.tensors().items():
+        assert torch.equal(value, whole.trajectory.tensors()[name][6:]), name
+    assert torch.equal(part.reward, whole.reward[6:])
+
+
+def test_the_batch_size_changes_no_token(rolled: Any) -> None:
+    whole, _ = rolled()
+    parts, _ = rolled("rollout_batch_size=5")
+    assert torch.equal(whole.trajectory.tokens, parts.trajectory.tokens)
+    assert torch.equal(whole.trajectory.unmask_step, parts.trajectory.unmask_step)
+
+
+def test_metrics_describe_the_rollout(rolled: Any) -> None:
+    rollout, metrics = rolled()
+    groups = rollout.reward.view(4, 3)
+    assert metrics["reward"] == pytest.approx(float(groups.mean()))
+    assert metrics["reward_std"] == pytest.approx(float(groups.var(dim=1, unbiased=False).sqrt().mean()))
+    assert metrics["rewards/ones/mean"] == metrics["reward"]
+    assert metrics["frac_reward_zero_std"] == sum(len(set(g)) == 1 for g in groups.tolist()) / 4
+    eos = rollout.trajectory.eos_id
+    lengths = [row.index(eos) if eos in row else 16 for row in rollout.trajectory.tokens.tolist()]
+    assert metrics["completions/mean_length"] == pytest.approx(sum(lengths) / 12)
+    assert metrics["completions/ended_share"] == sum(n < 16 for n in lengths) / 12
+    filled = rollout.trajectory.greedy_step >= 0
+    assert metrics["diffusion/one_step_reward"] == pytest.approx(float(rollout.one_step_reward[filled].mean()))
+    assert metrics["diffusion/path_entropy"] == pytest.approx(
+        float(rollout.trajectory.entropy.sum(-1).mean()), rel=1e-6
+    )
+
+
+def test_groups_of_one_reward_are_counted(rolled: Any) -> None:
+    _, metrics = rolled(reward=lambda completions, **_: [1.0] * len(completions))
+    assert (metrics["frac_reward_zero_std"], metrics["reward_std"]) == (1.0, 0.0)
+
+
+def test_a_function_that_abstains_lowers_no_mean(rolled: Any) -> None:
+    _, metrics = rolled(reward=lambda completions, **_: [None if len(text) % 2 else 2.0 for text in completions])
+    assert metrics["rewards/ones/mean"] == 2.0
+    assert 0.0 < metrics["reward"] < 2.0
+
+
+def test_entropy_by_step_is_the_mean_joint_entropy_of_what_each_step_committed(rolled: Any) -> None:
+    rollout, _ = rolled()
+    path = rollout.trajectory
+    by_hand = [float(torch.where(path.unmask_step == k, path.entropy, 0.0).sum(-1).mean()) for k in range(4)]
+    assert entropy_by_step(rollout).tolist() == pytest.approx(by_hand, rel=1e-6)
+    assert min(by_hand) > 0

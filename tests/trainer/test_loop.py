@@ -1,0 +1,365 @@
+"""Whole runs: the same twice, what they write, and that a resumed one is the uninterrupted one."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+
+from tests.small_runs import metrics, steps_saved, train_recipe, weights
+from unmask.errors import ConfigError, DataError, RewardError, RunError
+from unmask.models import load_model
+from unmask.recipe import TrainRecipe, validate
+from unmask.records import Rollout
+from unmask.rollout import decode
+from unmask.tasks import Sudoku
+from unmask.trainer import Trainer
+from unmask.trainer.stopping import RunStoppedError
+
+
+class Reward:
+    """A reward that varies, and that fails at chosen calls (from 1) in a chosen way."""
+
+    def __init__(self, fail_at: int | None = None, failure: Callable[[list[float]], Any] | None = None) -> None:
+        self.calls, self.fail_at, self.failure = 0, fail_at, failure
+
+    def __call__(self, completions: list[str], **_: Any) -> Any:
+        self.calls += 1
+        values = [text.count("1") + 0.1 * len(text) for text in completions]
+        return self.failure(values) if self.calls == self.fail_at and self.failure else values
+
+
+def train(recipe: TrainRecipe, reward: Any = None, **options: Any) -> Path:
+    return Trainer(recipe, [reward or Reward()], **options).train()
+
+
+@pytest.fixture(scope="module")
+def whole(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run that nothing interrupted."""
+    return train(train_recipe(tiny_model, tmp_path_factory.mktemp("whole") / "run"))
+
+
+# --- what a run is ---
+
+
+def test_the_same_run_gives_the_same_metrics_and_weights(whole: Path, tiny_model: Path, tmp_path: Path) -> None:
+    again = train(train_recipe(tiny_model, tmp_path / "run"))
+    assert metrics(again) == metrics(whole)
+    assert weights(again) == weights(whole)
+
+
+def test_another_seed_gives_other_metrics_and_weights(whole: Path, tiny_model: Path, tmp_path: Path) -> None:
+    other = train(train_recipe(tiny_model, tmp_path / "run", "seed=1"))
+    assert [line["step"] for line in metrics(other)] == [line["step"] for line in metrics(whole)]
+    assert all(
+        ours["reward"] != theirs["reward"] for ours, theirs in zip(metrics(other)[1:], metrics(whole)[1:], strict=True)
+    )
+    assert weights(other) != weights(whole)
+
+
+def test_weights_move_and_the_model_loads_where_others_can_find_it(whole: Path, tiny_model: Path) -> None:
+    from transformers import AutoModelForCausalLM
+
+    trained, _ = load_model(whole / "final")
+    assert weights(whole) != (tiny_model / "model.safetensors").read_bytes()
+    native = AutoModelForCausalLM.from_pretrained(whole / "final")
+    assert all(torch.equal(a, b) for a, b in zip(trained.backbone.parameters(), native.parameters(), strict=True))
+
+
+def test_a_line_is_logged_for_every_step_and_evaluations_when_they_are_due(whole: Path) -> None:
+    lines = metrics(whole)
+    assert [line["step"] for line in lines] == list(range(7))
+    assert [line["step"] for line in lines if "eval/test@0/accuracy" in line] == [0, 3, 6]
+    assert [line["step"] for line in lines if "eval/test@0.9/accuracy" in line] == [0, 3, 6]
+    assert all(line["reward"] == line["rewards/Reward/mean"] for line in lines[1:])
+    assert all(len(line["diffusion/entropy_by_step"]) == 4 for line in lines[1:])
+    assert [line["learning_rate"] for line in lines[1:]] == pytest.approx(
+        [6e-4 * share for share in (0.5, 1.0, 0.775, 0.55, 0.325, 0.1)]
+    )
+
+
+def test_an_evaluation_is_what_its_model_gives_on_rows_that_training_never_sees(whole: Path, tiny_model: Path) -> None:
+    from unmask.evaluate import evaluate
+    from unmask.score import Scorer
+
+    recipe = train_recipe(tiny_model, whole)
+    rows = Sudoku().rows("test", 4)
+    sampler = recipe.sampler.model_copy(update={"temperature": 0.9})
+    result = evaluate(*load_model(whole / "final"), Sudoku(), Scorer({"r": Reward()}), rows, sampler)
+    last = metrics(whole)[-1]
+    names = ("accuracy", "low", "high", "reward")
+    assert [last[f"eval/test@0.9/{name}"] for name in names] == [getattr(result, name) for name in names]
+
+
+def test_no_evaluation_on_the_way_still_evaluates_the_end(tiny_model: Path, tmp_path: Path) -> None:
+    folder = train(train_recipe(tiny_model, tmp_path / "run", "evaluation.eval_steps=0", "max_steps=2"))
+    assert [line["step"] for line in metrics(folder) if "eval/test@0/accuracy" in line] == [2]
+
+
+def test_the_newest_checkpoints_are_kept(whole: Path, tiny_model: Path, tmp_path: Path) -> None:
+    assert steps_saved(whole) == [4, 6]
+    folder = train(train_recipe(tiny_model, tmp_path / "run", "save_total_limit=1", "save_steps=4"))
+    assert steps_saved(folder) == [6]
+
+
+def test_the_settings_are_kept_and_read_back_to_the_same_recipe(whole: Path, tiny_model: Path) -> None:
+    tree = yaml.safe_load((whole / "config.yaml").read_text())
+    assert validate(TrainRecipe, tree) == train_recipe(tiny_model, whole)
+
+
+def test_rollouts_are_kept_with_their_texts_and_every_state_can_be_derived(tiny_model: Path, tmp_path: Path) -> None:
+    recipe = train_recipe(tiny_model, tmp_path / "run", "log_rollouts_steps=3", "log_rollouts_groups=1")
+    folder = train(recipe)
+    assert sorted(p.name for p in (folder / "rollouts").iterdir()) == [
+        "step-00000003.safetensors",
+        "step-00000006.safetensors",
+    ]
+    rollout, facts = Rollout.load(folder / "rollouts" / "step-00000003.safetensors")
+    path, (_, tokenizer) = rollout.trajectory, load_model(tiny_model)
+    assert (len(path), rollout.group_size, path.num_steps, path.temperature) == (2, 2, 4, 0.9)
+    assert facts == {"completions": decode(tokenizer, path.tokens)}
+    assert rollout.reward.tolist() == pytest.approx(Reward()(facts["completions"]))
+    assert (path.state_before(0) == path.mask_id).all()
+    for step in range(4):
+        before, after = path.state_before(step), path.state_before(step + 1)
+        written = path.unmask_step == step
+        assert torch.equal(before[~written], after[~written])
+        assert (before[written] == path.mask_id).all()
+        assert torch.equal(after[written], path.tokens[written])
+
+
+def test_every_metric_is_explained(whole: Path, tiny_model: Path, tmp_path: Path) -> None:
+    page = Path(__file__).parents[2] / "docs" / "metrics.md"
+    explained = set(re.findall(r"`([^`]+)`", page.read_text()))
+    leaves = {name.rpartition("/")[2] for name in explained}
+    with_reference = train(train_recipe(tiny_model, tmp_path / "run", "method.beta=0.04", "max_steps=1"))
+    for key in {key for folder in (whole, with_reference) for line in metrics(folder) for key in line}:
+        assert key in explained or key.rpartition("/")[2] in leaves, key
+
+
+def test_an_observer_sees_each_line(tiny_model: Path, tmp_path: Path) -> None:
+    seen: list[tuple[int, dict[str, Any]]] = []
+    folder = train(train_recipe(tiny_model, tmp_path / "run"), observe=lambda step, line: seen.append((step, line)))
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    assert [{"step": step} | line for step, line in seen] == lines
+
+
+# --- interrupted ---
+
+
+def test_a_finished_run_is_left_as_it_is_by_a_resume(whole: Path, tiny_model: Path) -> None:
+    before = (whole / "metrics.jsonl").read_bytes(), weights(whole)
+    train(train_recipe(tiny_model, whole), resume=True)
+    assert ((whole / "metrics.jsonl").read_bytes(), weights(whole)) == before
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_finishes_the_step_saves_and_says_how_to_go_on(
+    whole: Path, tiny_model: Path, tmp_path: Path, number: signal.Signals
+) -> None:
+    handlers = [signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)]
+    recipe = train_recipe(tiny_model, tmp_path / "run")
+
+    def stop(step: int, _: dict[str, Any]) -> None:
+        if step == 3:
+            os.kill(os.getpid(), number)
+
+    with pytest.raises(RunStoppedError) as caught:
+        train(recipe, observe=stop)
+    assert str(caught.value) == (
+        f"stopped after step 3 of 6; everything is in {tmp_path / 'run'}. Run the same command with --resume to go on."
+    )
+    assert caught.value.signal_number == number
+    assert [signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)] == handlers
+    assert steps_saved(tmp_path / "run") == [2, 3]
+    assert not (tmp_path / "run" / "final").exists()
+    folder = train(recipe, resume=True)
+    assert metrics(folder) == metrics(whole)
+    assert weights(folder) == weights(whole)
+
+
+def test_a_second_signal_ends_the_run_at_once(tiny_model: Path, tmp_path: Path) -> None:
+    def stop(step: int, _: dict[str, Any]) -> None:
+        os.kill(os.getpid(), signal.SIGINT)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    with pytest.raises(KeyboardInterrupt):
+        train(train_recipe(tiny_model, tmp_path / "run"), observe=stop)
+
+
+# Calls of the reward: 1 and 2 are the evaluation at step 0 (greedy, sampled), then one a step; 6 and 7 that after step 3.
+IN_STEP_4, AFTER_STEP_3 = 8, 7
+
+
+@pytest.mark.parametrize(
+    ("failure", "message"),
+    [
+        (lambda values: 1 / 0, "raised ZeroDivisionError: division by zero"),
+        (lambda values: [float("nan")] * len(values), "returned nan for the completion"),
+        (lambda values: values[1:], "rewards for"),
+        (lambda values: "no", "rewards for"),
+    ],
+    ids=["raises", "nan", "wrong count", "no list"],
+)
+@pytest.mark.parametrize("call", [IN_STEP_4, AFTER_STEP_3], ids=["in a step", "in an evaluation"])
+def test_a_reward_that_fails_loses_nothing(
+    whole: Path, tiny_model: Path, tmp_path: Path, call: int, failure: Any, message: str
+) -> None:
+    recipe = train_recipe(tiny_model, tmp_path / "run")
+    with pytest.raises(RewardError, match=f'^reward function "Reward" .*{message}') as caught:
+        train(recipe, Reward(call, failure))
+    assert caught.value.__notes__ == ["The state after step 3 is saved: mend this, then add --resume."]
+    assert steps_saved(tmp_path / "run") == [2, 3]
+    folder = train(recipe, resume=True)
+    assert metrics(folder) == metrics(whole)
+    assert weights(folder) == weights(whole)
+
+
+def test_an_evaluation_that_fails_twice_still_loses_nothing(whole: Path, tiny_model: Path, tmp_path: Path) -> None:
+    recipe = train_recipe(tiny_model, tmp_path / "run")
+    for resume, call in ((False, AFTER_STEP_3), (True, 1), (True, 4)):
+        # At the third time the evaluation after step 3 passes, and the run fails in step 5.
+        with pytest.raises(RewardError):
+            train(recipe, Reward(call, lambda _: None), resume=resume)
+    assert [line["step"] for line in metrics(tmp_path / "run")] == [0, 1, 2, 3, 4]
+    folder = train(recipe, resume=True)
+    assert metrics(folder) == metrics(whole)
+    assert weights(folder) == weights(whole)
+
+
+def test_a_reward_that_fails_at_once_leaves_a_folder_to_start_in(tiny_model: Path, tmp_path: Path) -> None:
+    with pytest.raises(RewardError) as caught:
+        train(train_recipe(tiny_model, tmp_path / "run"), Reward(1, lambda _: None))
+    assert not hasattr(caught.value, "__notes__")
+    train(train_recipe(tiny_model, tmp_path / "run", "seed=5", "max_steps=1"))
+
+
+def test_half_a_line_and_lines_after_the_checkpoint_are_written_again(
+    whole: Path, tiny_model: Path, tmp_path: Path
+) -> None:
+    recipe = train_recipe(tiny_model, tmp_path / "run")
+    with pytest.raises(RewardError):
+        train(recipe, Reward(IN_STEP_4, lambda _: None))
+    with (tmp_path / "run" / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 4, "loss": 1.0}\n{"step": 5, "lo')
+    folder = train(recipe, resume=True)
+    assert metrics(folder) == metrics(whole)
+
+
+def test_a_resume_without_a_checkpoint_begins_again(whole: Path, tiny_model: Path, tmp_path: Path) -> None:
+    recipe = train_recipe(tiny_model, tmp_path / "run")
+    with pytest.raises(RewardError):
+        train(recipe, Reward(3, lambda _: None))
+    assert steps_saved(tmp_path / "run") == []
+    assert metrics(train(recipe, resume=True)) == metrics(whole)
+
+
+def test_a_damaged_checkpoint_is_named_and_the_one_before_it_serves(
+    whole: Path, tiny_model: Path, tmp_path: Path
+) -> None:
+    recipe = train_recipe(tiny_model, tmp_path / "run")
+    with pytest.raises(RewardError):
+        train(recipe, Reward(IN_STEP_4, lambda _: None))
+    damaged = tmp_path / "run" / "checkpoints" / "step-00000003"
+    file = damaged / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:1000])
+    with pytest.raises(RunError, match=f"^the checkpoint {damaged} cannot be read .* Remove that folder to go on from"):
+        train(recipe, resume=True)
+    for part in damaged.iterdir():
+        part.unlink()
+    damaged.rmdir()
+    folder = train(recipe, resume=True)
+    assert metrics(folder) == metrics(whole)
+    assert weights(folder) == weights(whole)
+
+
+def test_a_loss_that_is_not_finite_names_the_step_and_overwrites_nothing(tiny_model: Path, tmp_path: Path) -> None:
+    trainer = Trainer(train_recipe(tiny_model, tmp_path / "run"), [Reward()])
+
+    def break_down(step: int, _: dict[str, Any]) -> None:
+        if step == 3:
+            trainer.denoiser.register_forward_hook(
+                lambda m, a, y: y * float("nan") if torch.is_grad_enabled() else None
+            )
+
+    trainer.observe = break_down
+    with pytest.raises(RunError) as caught:
+        trainer.train()
+    message = str(caught.value)
+    assert message.startswith("step 4: the loss is nan; completions [0, 1, 2, 3] of the rollout gave it. ")
+    assert "Nothing was overwritten; the checkpoint of step 2 is good." in message
+    assert message.endswith(
+        "train anew, with a smaller optim.learning_rate or a larger method.beta, in another output_dir."
+    )
+    assert steps_saved(tmp_path / "run") == [2]
+    assert [line["step"] for line in metrics(tmp_path / "run")] == [0, 1, 2, 3]
+
+
+# --- what cannot start ---
+
+
+def test_rows_without_a_column_that_the_reward_needs_are_refused_before_anything_is_written(
+    tiny_model: Path, tmp_path: Path
+) -> None:
+    def needs(completions: list[str], difficulty: list[int]) -> list[float]:
+        return [float(d) for d in difficulty]
+
+    with pytest.raises(
+        DataError, match='^reward function "needs" needs the column "difficulty", which the rows do not'
+    ):
+        train(train_recipe(tiny_model, tmp_path / "run"), needs)
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("report_to=[tensorbord]", 'report_to: unknown tracker "tensorbord". Did you mean "tensorboard"?'),
+        ("report_to=[aim]", "report_to: aim is not installed. Install it, or leave it out."),
+        ("reward_weights=[1, 2]", "2 reward_weights for 1 reward functions; give one for each."),
+    ],
+)
+def test_what_cannot_be_had_is_refused_before_anything_is_written(
+    tiny_model: Path, tmp_path: Path, override: str, message: str
+) -> None:
+    with pytest.raises(ConfigError) as caught:
+        train(train_recipe(tiny_model, tmp_path / "run", override))
+    assert str(caught.value).startswith(message)
+    assert not (tmp_path / "run").exists()
+
+
+def test_prompts_that_the_processes_cannot_share_are_refused(
+    tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from accelerate import Accelerator
+
+    monkeypatch.setattr(Accelerator, "num_processes", 4)
+    with pytest.raises(ConfigError) as caught:
+        train(train_recipe(tiny_model, tmp_path / "run", "num_prompts=6"))
+    assert str(caught.value) == (
+        "num_prompts = 6 cannot be shared by 4 processes: each owns whole groups. Use a multiple of 4."
+    )
+
+
+def test_two_reward_functions_of_one_name_are_refused(tiny_model: Path, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match='^two reward functions are called "Reward"'):
+        Trainer(train_recipe(tiny_model, tmp_path / "run"), [Reward(), Reward()])
+
+
+def test_a_tracker_gets_the_metrics_too(tiny_model: Path, tmp_path: Path) -> None:
+    pytest.importorskip("tensorboard")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    folder = train(train_recipe(tiny_model, tmp_path / "run", "report_to=[tensorboard]", "max_steps=2"))
+    events = EventAccumulator(str(folder / "unmask"))
+    events.Reload()
+    logged = [event.value for event in events.Scalars("reward")]
+    assert logged == pytest.approx([line["reward"] for line in metrics(folder)[1:]])

@@ -1,0 +1,66 @@
+"""Metrics of a step: means weighted by observations, largest values, and what a denoiser spends."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+from unmask.models import Denoiser
+from unmask.trainer.metrics import Tally, TokenPasses
+
+ALONE: Any = SimpleNamespace(num_processes=1)
+
+
+def test_every_observation_weighs_the_same_however_they_come_in() -> None:
+    tally = Tally()
+    tally.add("loss", torch.tensor([1.0, 2.0, 3.0]))
+    tally.add("loss", 10.0)
+    tally.add("reward", torch.tensor([[True, False], [False, False]]))
+    assert tally.reduce(ALONE) == {"loss": 4.0, "reward": 0.25}
+
+
+def test_the_largest_is_kept_of_a_name_that_says_so() -> None:
+    tally = Tally()
+    for values in ([-3.0, -1.0], [-2.0]):
+        tally.add("policy/ratio_max", torch.tensor(values))
+    assert tally.reduce(ALONE) == {"policy/ratio_max": -1.0}
+
+
+def test_nothing_observed_is_nothing_reported() -> None:
+    tally = Tally()
+    tally.add("diffusion/one_step_reward", torch.zeros(0))
+    assert tally.reduce(ALONE) == {}
+
+
+def test_sums_are_taken_in_double_precision() -> None:
+    tally = Tally()
+    tally.add("reward", torch.full((10_000,), 0.1))
+    assert tally.reduce(ALONE)["reward"] == pytest.approx(float(torch.tensor(0.1)), rel=1e-12)
+
+
+def test_processes_are_reduced_by_their_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+    here, there = Tally(), Tally()
+    for tally, rewards, ratio in ((here, [1.0, 1.0, 1.0], 2.0), (there, [0.0], 3.0)):
+        tally.add("reward", torch.tensor(rewards))
+        tally.add("policy/ratio_max", ratio)
+    there.add("only/there", 5.0)
+
+    def gather(parts: list[Any]) -> list[Any]:
+        return [*parts, (there._sum, there._count)]
+
+    monkeypatch.setattr("accelerate.utils.gather_object", gather)
+    two: Any = SimpleNamespace(num_processes=2)
+    assert here.reduce(two) == {"only/there": 5.0, "policy/ratio_max": 3.0, "reward": 0.75}
+
+
+def test_a_token_counts_once_in_a_forward_and_three_times_with_a_backward(lively: Denoiser) -> None:
+    meter = TokenPasses(lively)
+    ids, positions = torch.ones(3, 7, dtype=torch.long), torch.zeros(3, 1, dtype=torch.long)
+    with torch.no_grad():
+        lively(ids, None, positions)
+    assert (meter.take(), meter.take()) == (21, 0)
+    lively(ids, None, positions)
+    assert meter.take() == 63
