@@ -86,10 +86,11 @@ def test_a_folder_in_use_by_another_process_is_refused_until_that_ends(path: Pat
 
 def test_a_refused_start_gives_the_folder_back(path: Path) -> None:
     leave_a_run(path)
-    for _ in range(2):
-        with pytest.raises(RunError, match="already holds a run"):
-            RunFolder(path, CONFIG, resume=False)
+    with pytest.raises(RunError, match="already holds a run") as refusal:
+        RunFolder(path, CONFIG, resume=False)
     RunFolder(path, CONFIG, resume=True).close()
+    # What was refused lives on in the trace of its error; it must not hold the folder from there.
+    assert refusal.traceback
 
 
 def test_a_process_that_does_not_write_takes_no_lock_and_makes_nothing(path: Path) -> None:

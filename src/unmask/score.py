@@ -90,8 +90,8 @@ class Scorer:
         """
         index: dict[tuple[int, str], int] = {}
         slots = [index.setdefault((id(row), text), len(index)) for row, text in zip(rows, completions, strict=True)]
-        first = {slot: i for i, slot in reversed(list(enumerate(slots)))}
-        distinct = [first[slot] for slot in range(len(index))]
+        place = {slot: i for i, slot in enumerate(slots)}
+        distinct = [place[slot] for slot in range(len(index))]
         distinct_rows = [rows[i] for i in distinct]
         texts = [completions[i] for i in distinct]
         prompts = [row["prompt"] for row in distinct_rows]

@@ -104,12 +104,16 @@ def test_groups_of_a_prompt_stand_together_and_members_differ(rolled: Any) -> No
 
 
 def test_rewards_are_those_of_the_texts_and_of_the_one_step_texts(rolled: Any) -> None:
-    rollout, _ = rolled()
+    def reward(completions: list[str], **_: Any) -> list[float]:
+        return [5.0 + value for value in count_ones(completions)]
+
+    # From left to right some completions end before they have four steps, which leaves slots empty.
+    rollout, _ = rolled("sampler.order=left_to_right", "method.num_selected=4", reward=reward)
     path = rollout.trajectory
-    assert rollout.reward.tolist() == pytest.approx(count_ones(decode(TOKENIZER, path.tokens)))
+    assert rollout.reward.tolist() == pytest.approx(reward(decode(TOKENIZER, path.tokens)))
     filled = path.greedy_step >= 0
-    wanted = torch.tensor(count_ones(decode(TOKENIZER, path.greedy_tokens.flatten(0, 1)))).view(12, 2)
-    assert filled.any()
+    wanted = torch.tensor(reward(decode(TOKENIZER, path.greedy_tokens.flatten(0, 1)))).view(12, 4)
+    assert 12 < filled.sum() < 48
     assert torch.equal(rollout.one_step_reward, wanted.masked_fill(~filled, 0.0))
 
 

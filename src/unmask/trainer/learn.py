@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
@@ -23,6 +24,43 @@ from unmask.trainer.metrics import Tally
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
+
+
+@dataclass(frozen=True, slots=True)
+class _Batch:
+    """Everything that the minibatches of one step share."""
+
+    rollout: Rollout
+    views: Views
+    advantage: Tensor
+    """[N] float32, of each view."""
+    old: ViewScores | None
+    """None where there is one update, whose policy is the old one."""
+    reference: ViewScores | None
+    scoring: Scoring
+
+    def inputs(self, scores: ViewScores, chunk: Tensor) -> LossInputs:
+        """What the loss of the views `chunk` reads, given what the policy says of them."""
+        return LossInputs(
+            new=scores.logprob,
+            old=scores.logprob.detach() if self.old is None else self.old.logprob[chunk],
+            reference=None if self.reference is None else self.reference.logprob[chunk],
+            exact_kl=self._exact_kl(scores, chunk),
+            target=self.views.target[chunk],
+            weight=self.views.weight[chunk],
+            advantage=self.advantage[chunk],
+        )
+
+    def _exact_kl(self, scores: ViewScores, chunk: Tensor) -> Tensor | None:
+        """[n, L] KL(new || reference) at the chunk's targets, where distributions were asked for."""
+        if scores.distribution is None or self.reference is None or self.reference.distribution is None:
+            return None
+        # Targets lie in view order in the reference, and in the order of the chunk in the new scores.
+        place = torch.full_like(self.views.target, -1, dtype=torch.long)
+        place[self.views.target] = torch.arange(len(self.reference.distribution), device=place.device)
+        target = self.views.target[chunk]
+        kl = exact_kl(scores.distribution, self.reference.distribution[place[chunk][target]])
+        return torch.zeros_like(scores.logprob).masked_scatter(target, kl)
 
 
 class Learner:
@@ -62,7 +100,7 @@ class Learner:
         recipe, method = self.recipe, self.recipe.method
         views = method.plan(rollout, generator)
         advantage = method.advantage(rollout)
-        by_view = advantage[views.row] if advantage.dim() == 1 else advantage[views.row, views.slot]
+        advantage = advantage[views.row] if advantage.dim() == 1 else advantage[views.row, views.slot]
         scoring = Scoring.of(rollout.trajectory, recipe.logprob_temperature)
         single = recipe.num_iterations * recipe.num_minibatches == 1
         old = None if single else self._scores(self.model, rollout, views, scoring)
@@ -76,14 +114,15 @@ class Learner:
         )
         for group in self.optimizer.param_groups:
             group["lr"] = rate
+        batch = _Batch(rollout, views, advantage, old, reference, scoring)
         is_first = True
         for _ in range(recipe.num_iterations):
             for index in _minibatches(len(views), recipe.num_minibatches, generator):
-                self._minibatch(rollout, views, by_view, old, reference, scoring, index, tally, is_first)
+                self._minibatch(batch, index, tally, is_first)
                 is_first = False
         tally.add("learning_rate", rate)
         tally.add("diffusion/num_views", float(len(views)))
-        tally.add("advantage/abs_mean", by_view.abs())
+        tally.add("advantage/abs_mean", advantage.abs())
 
     @torch.no_grad()
     def _scores(
@@ -107,20 +146,9 @@ class Learner:
         whole = [part.distribution for part in parts if part.distribution is not None]
         return ViewScores(logprob, torch.cat(whole) if whole else None)
 
-    def _minibatch(
-        self,
-        rollout: Rollout,
-        views: Views,
-        advantage: Tensor,
-        old: ViewScores | None,
-        reference: ViewScores | None,
-        scoring: Scoring,
-        index: Tensor,
-        tally: Tally,
-        is_first: bool,
-    ) -> None:
+    def _minibatch(self, batch: _Batch, index: Tensor, tally: Tally, is_first: bool) -> None:
         """One optimizer update on the views `index`."""
-        recipe = self.recipe
+        recipe, rollout = self.recipe, batch.rollout
         # No dropout: it would make the ratio differ from one at the first update.
         self.model.eval()
         if not any(self._gathered(len(index))):
@@ -134,27 +162,13 @@ class Learner:
         for i, chunk in enumerate(chunks):
             is_last = i == len(chunks) - 1
             with self.accelerator.accumulate(self.model) if is_last else self.accelerator.no_sync(self.model):
-                part = _views_of(chunk, views, rollout)
-                scores = score_views(
-                    self.model,  # type: ignore[arg-type]
-                    rollout.trajectory,
-                    part,
-                    scoring,
-                    distribution=reference is not None and reference.distribution is not None,
-                )
+                part = _views_of(chunk, batch.views, rollout)
+                whole = batch.reference is not None and batch.reference.distribution is not None
+                scores = score_views(self.model, rollout.trajectory, part, batch.scoring, distribution=whole)  # type: ignore[arg-type]
                 if not len(chunk):
                     self.accelerator.backward(scores.logprob.sum() * 0.0)
                     continue
-                inputs = LossInputs(
-                    new=scores.logprob,
-                    old=scores.logprob.detach() if old is None else old.logprob[chunk],
-                    reference=None if reference is None else reference.logprob[chunk],
-                    exact_kl=_exact_kl(scores, reference, views, chunk),
-                    target=part.target,
-                    weight=part.weight,
-                    advantage=advantage[chunk],
-                )
-                output = recipe.method.loss(inputs)
+                output = recipe.method.loss(batch.inputs(scores, chunk))
                 loss = output.loss.sum() * share
                 if not torch.isfinite(loss):
                     rows = part.row[~torch.isfinite(output.loss)].unique().tolist()
@@ -211,15 +225,3 @@ def _views_of(chunk: Tensor, views: Views, rollout: Rollout) -> Views:
     first[:, 0] = True
     zero = torch.zeros(1, dtype=torch.long, device=tokens.device)
     return Views(row=zero, hidden=first, target=first, weight=zero.float(), slot=zero)
-
-
-def _exact_kl(scores: ViewScores, reference: ViewScores | None, views: Views, chunk: Tensor) -> Tensor | None:
-    """[n, L] KL(new || reference) at the chunk's targets, where distributions were asked for."""
-    if scores.distribution is None or reference is None or reference.distribution is None:
-        return None
-    # Targets lie in view order in the reference, and in the order of the chunk in the new scores.
-    place = torch.full_like(views.target, -1, dtype=torch.long)
-    place[views.target] = torch.arange(len(reference.distribution), device=place.device)
-    target = views.target[chunk]
-    kl = exact_kl(scores.distribution, reference.distribution[place[chunk][target]])
-    return torch.zeros_like(scores.logprob).masked_scatter(target, kl)
