@@ -36,7 +36,8 @@ class RandomStep(Method):
 
     def plan(self, rollout: Rollout, generator: torch.Generator) -> Views:
         path = rollout.trajectory
-        is_eos = path.tokens == path.eos_id
+        # No token counts as EOS: a rule that asks whether text is still to come looks into the future, which is a bias.
+        is_eos = torch.zeros_like(path.tokens, dtype=torch.bool)
         steps = selected_path_steps(("uniform", 1), path.unmask_step, path.entropy, is_eos, path.seed, path.num_steps)
         # One of N candidates, each with probability 1 / N: its gradient counts N times.
         weight = candidate_steps(path.unmask_step, is_eos, path.num_steps).sum(-1, keepdim=True).float()

@@ -16,7 +16,7 @@ import argparse
 import torch
 
 from unmask.config import SamplerConfig
-from unmask.functional.advantage import group_advantage, stepwise_return
+from unmask.functional.advantage import stepwise_advantage
 from unmask.functional.noise import named_generator
 from unmask.functional.surrogate import clipped_surrogate
 from unmask.models import load_model
@@ -62,11 +62,13 @@ def train(model_folder: str, num_steps: int, seed: int = 0) -> float:
         solved = sum(task.solved(text, row) for text, row in zip(texts, batch, strict=True)) / len(batch)
 
         # (4) Stepwise advantages, centred within the group, slot by slot.
-        returns = stepwise_return(r, torch.stack(values, dim=1), STEPWISE_WEIGHT)
-        advantage = group_advantage(returns, GROUP_SIZE, "group_mean", is_valid=path.greedy_step >= 0)
+        is_valid = path.greedy_step >= 0
+        advantage = stepwise_advantage(
+            r, torch.stack(values, dim=1), is_valid, GROUP_SIZE, STEPWISE_WEIGHT, "group_mean"
+        )
 
         # (5) Each selected step is a view: the state before it, with the tokens it committed as targets.
-        row, slot = (path.greedy_step >= 0).nonzero(as_tuple=True)
+        row, slot = is_valid.nonzero(as_tuple=True)
         k = path.greedy_step[row, slot].unsqueeze(-1)
         views = Views(
             row=row,

@@ -95,15 +95,17 @@ def path_of(unmask_step: list[list[int]], tokens: list[list[int]]) -> Trajectory
         top_k=0,
         top_p=1.0,
         guidance=0.0,
+        order="random",
+        block_length=4,
     )
 
 
 def test_the_method_of_ones_own_takes_one_step_and_weighs_it_by_the_number_of_candidates() -> None:
-    # Rows of 4, 2 and 1 candidates: in the second, steps 2 and 3 write nothing but EOS after the text has ended.
+    # Rows of 4, 4 and 1 candidates: in the second, steps 2 and 3 write nothing but EOS, and count all the same.
     path = path_of([[0, 1, 2, 3], [0, 1, 2, 3], [0, 0, 0, 0]], [[5, 5, 5, 5], [5, 5, 2, 2], [5, 5, 5, 5]])
     views = RandomStep().plan(Rollout(path, 3, torch.tensor([1.0, 0.0, 0.5])), torch.Generator())
     assert views.row.tolist() == [0, 1, 2]
-    assert views.weight.tolist() == [4.0, 2.0, 1.0]
+    assert views.weight.tolist() == [4.0, 4.0, 1.0]
     for row, hidden, target in zip(views.row, views.hidden, views.target, strict=True):
         (step,) = set(path.unmask_step[row][target].tolist())
         assert torch.equal(target, path.unmask_step[row] == step)
@@ -122,7 +124,9 @@ def test_the_loss_of_the_method_of_ones_own_is_that_of_reinforce() -> None:
     new = torch.tensor([[-1.0, -2.0], [-3.0, 0.0]])
     inputs: dict[str, Any] = {"old": new, "reference": None, "exact_kl": None, "target": new < 0}
     output = RandomStep().loss(
-        LossInputs(new=new, weight=torch.tensor([4.0, 2.0]), advantage=torch.tensor([0.5, -1.0]), **inputs)
+        LossInputs(
+            new=new, row=torch.arange(2), weight=torch.tensor([4.0, 2.0]), advantage=torch.tensor([0.5, -1.0]), **inputs
+        )
     )
     assert output.loss.tolist() == [6.0, -6.0]
 

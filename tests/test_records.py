@@ -39,6 +39,8 @@ def trajectory(num_rows=4, prompt_length=3, greedy=True, seed=0):
         top_k=4,
         top_p=0.95,
         guidance=0.5,
+        order="random",
+        block_length=4,
         greedy_step=integers(-1, T, num_rows, 2).int() if greedy else None,
         greedy_tokens=integers(2, 9, num_rows, 2, 5).int() if greedy else None,
     )

@@ -298,3 +298,12 @@ def test_a_file_is_replaced_whole_or_not_at_all(tmp_path: Path, monkeypatch: pyt
     with pytest.raises(OSError, match="Input/output error"):
         write_atomically(target, "lost")
     assert target.read_text() == "new"
+
+
+def test_a_folder_with_other_files_is_refused_and_left_alone(path: Path) -> None:
+    path.mkdir()
+    (path / "config.yaml").write_text("mine: 1  # and a comment\n")
+    with pytest.raises(RunError, match="holds files that are no run's"):
+        RunFolder(path, {}, resume=True)
+    assert (path / "config.yaml").read_text() == "mine: 1  # and a comment\n"
+    assert [file.name for file in path.iterdir()] == ["config.yaml"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import re
 import threading
 import time
@@ -161,6 +162,40 @@ def test_a_function_that_hangs_is_given_up(is_async: bool) -> None:
         'reward function "hang" did not return within 0.1 s for 2 completions. Make it faster, or raise reward_timeout.'
     )
     may_end.set()
+
+
+def test_a_function_that_never_gives_the_interpreter_back_is_given_up() -> None:
+    def backtrack(completions: list[str], **_: Any) -> list[float]:
+        return [float(bool(re.match(r"(a+)+b", "a" * 60))) for _ in completions]
+
+    with pytest.raises(RewardError, match="did not return within 0.2 s"):
+        Scorer({"backtrack": backtrack}, timeout=0.2)(ROWS, ["4", "7"])
+
+
+def test_a_function_that_catches_its_own_errors_is_given_up_too() -> None:
+    def stubborn(**_: Any) -> None:
+        while True:
+            with contextlib.suppress(Exception):
+                time.sleep(60)
+
+    with pytest.raises(RewardError, match="did not return within 0.2 s"):
+        Scorer({"stubborn": stubborn}, timeout=0.2)(ROWS, ["4", "7"])
+
+
+def test_outside_the_main_thread_a_time_limit_holds_as_well() -> None:
+    told: list[str] = []
+
+    def call() -> None:
+        try:
+            Scorer({"sleep": lambda **_: time.sleep(60)}, timeout=0.1)(ROWS, ["4", "7"])
+        except RewardError as error:
+            told.append(str(error))
+
+    thread = threading.Thread(target=call)
+    thread.start()
+    thread.join(10)
+    assert told
+    assert "did not return within 0.1 s" in told[0]
 
 
 # --- what is refused before anything runs ---

@@ -27,6 +27,8 @@ _ENVIRONMENT = {
     "OMP_WAIT_POLICY": "PASSIVE",
     # Saving and loading a tiny model needs no progress bar of its own.
     "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+    # transformers warns of padding without a mask whenever a completion holds a PAD token.
+    "TRANSFORMERS_VERBOSITY": "error",
 }
 """Set before the libraries that read them are imported, unless the user has set them."""
 
@@ -246,8 +248,10 @@ def _is_main() -> bool:
 
 def _curve(folder: Path) -> Path:
     from unmask.report.curve import plot_curve
+    from unmask.run_folder import disk_faults_explained
 
-    return plot_curve(folder, folder / "curve.png")
+    with disk_faults_explained(folder):
+        return plot_curve(folder, folder / "curve.png")
 
 
 def _numbers(text: str, kind: type[Any], option: str) -> list[Any]:

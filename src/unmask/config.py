@@ -7,7 +7,7 @@ Names are TRL's where TRL has one.
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -75,7 +75,7 @@ class OptimConfig(Config):
 
     learning_rate: float = Field(3e-5, gt=0)
     """Peak rate of AdamW."""
-    betas: tuple[float, float] = (0.9, 0.95)
+    betas: tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]] = (0.9, 0.95)
     """AdamW's moment decays."""
     weight_decay: float = Field(0.0, ge=0)
     """Decoupled weight decay."""
@@ -98,7 +98,7 @@ class EvalConfig(Config):
     """How many rows."""
     eval_steps: int = Field(50, ge=0)
     """Run steps between evaluations; 0 evaluates at the end only."""
-    temperatures: tuple[float, ...] = (0.0,)
+    temperatures: tuple[Annotated[float, Field(ge=0)], ...] = (0.0,)
     """One result for each: 0 is greedy."""
     batch_size: int = Field(256, ge=1)
     """Completions denoised together."""

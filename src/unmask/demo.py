@@ -14,6 +14,7 @@ from unmask.recipe import PretrainRecipe, load, load_recipe
 from unmask.records import Rollout
 from unmask.report.curve import plot_curve, read_metrics
 from unmask.report.filmstrip import plot_filmstrip
+from unmask.run_folder import disk_faults_explained
 from unmask.trainer import Trainer
 
 
@@ -29,8 +30,8 @@ def run(output_dir: Path, seed: int) -> None:
     )
     with progress("train", recipe.max_steps) as view:
         folder = Trainer(recipe, resume=True, observe=view).train()
-    curve = plot_curve(folder, folder / "curve.png")
-    film = _film(folder)
+    with disk_faults_explained(folder):
+        curve, film = plot_curve(folder, folder / "curve.png"), _film(folder)
     lines = read_metrics(folder)
     first, last = lines[0], lines[-1]
     rows = []

@@ -15,14 +15,14 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from unmask.errors import DataError, RunError
+from unmask.errors import ConfigError, DataError, RunError
 from unmask.functional.distribution import token_logprobs
 from unmask.functional.elbo import elbo, mask_at_times, stratified_times
 from unmask.functional.noise import named_generator
 from unmask.functional.schedule import learning_rate_factor
 from unmask.models import Denoiser, char_tokenizer, load_model, save_model, tiny_denoiser
 from unmask.recipe import PretrainRecipe
-from unmask.rollout import encode_batch
+from unmask.rollout import check_room, encode_batch
 from unmask.run_folder import RunFolder
 from unmask.samplers.predict import predict
 from unmask.trainer.loop import make_accelerator, start_trackers
@@ -75,10 +75,16 @@ def _run(
     done = folder.load_checkpoint(lambda path: accelerator.load_state(str(path)))
     folder.open_metrics(done)
     start_trackers(accelerator, recipe)
+    per_process, left = divmod(recipe.batch_size, accelerator.num_processes)
+    if left:
+        raise ConfigError(
+            f"batch_size = {recipe.batch_size} cannot be shared by {accelerator.num_processes} processes. Use a multiple."
+        )
+    share = slice(accelerator.process_index * per_process, (accelerator.process_index + 1) * per_process)
     model.train()
     for step in range(done, recipe.max_steps):
         started = time.perf_counter()
-        loss = corpus.loss(model, named_generator(recipe.seed, "pretrain", step), accelerator.device)
+        loss = corpus.loss(model, named_generator(recipe.seed, "pretrain", step), accelerator.device, share)
         if not torch.isfinite(loss):
             raise RunError(
                 f"the loss at step {step + 1} is {loss.item()}. Nothing was overwritten. Resuming would come to the same: "
@@ -138,17 +144,20 @@ class Corpus:
             # EOS to the end: the model learns to end, and what stands after the end.
             completions.append(ids + [denoiser.eos_id] * (length - len(ids)))
         self.prompt_ids, self.prompt_mask = encode_batch(tokenizer, [row["prompt"] for row in rows], denoiser.pad_id)
+        check_room(denoiser, self.prompt_ids.shape[1], length)
         self.completions = torch.tensor(completions)
         self.mask_id = denoiser.mask_id
         self.batch_size, self.min_time = recipe.batch_size, recipe.min_time
 
-    def loss(self, model: torch.nn.Module, generator: torch.Generator, device: torch.device) -> Tensor:
-        """-ELBO per completion token of a random batch, nats."""
+    def loss(self, model: torch.nn.Module, generator: torch.Generator, device: torch.device, share: slice) -> Tensor:
+        """-ELBO per completion token of a random batch, nats; of the `share` of it that this process owns."""
+        # Drawn for all processes, so that their number does not change what is learnt.
         rows = torch.randint(len(self.completions), (self.batch_size,), generator=generator)
-        target = self.completions[rows]
         times = stratified_times(self.batch_size, self.min_time, generator)
-        masked = mask_at_times(times, torch.ones_like(target, dtype=torch.bool), generator).to(device)
-        target, times = target.to(device), times.to(device)
+        everything = torch.ones_like(self.completions[rows], dtype=torch.bool)
+        masked = mask_at_times(times, everything, generator)[share].to(device)
+        rows, times = rows[share], times[share].to(device)
+        target = self.completions[rows].to(device)
         everywhere = torch.arange(target.shape[1], device=device).expand_as(target)
         logits = predict(
             model,  # type: ignore[arg-type]

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar, get_args
 
 import yaml
-from pydantic import BaseModel, Field, SerializeAsAny, ValidationError, model_validator
+from pydantic import BaseModel, Field, SerializeAsAny, ValidationError, field_validator, model_validator
 
 from unmask.config import Config, EvalConfig, OptimConfig, SamplerConfig
 from unmask.errors import ConfigError, unknown_name
@@ -45,8 +45,13 @@ class RunRecipe(Config):
     """Checkpoints that are kept, the newest."""
     report_to: tuple[str, ...] = ()
     """Trackers beside metrics.jsonl, by accelerate's names: tensorboard, wandb, trackio, mlflow, ..."""
-    mixed_precision: Literal["no", "bf16", "fp16"] = "no"
-    """Of the training forwards. On a CPU float32 is the fastest by far."""
+    mixed_precision: Literal["no", "bf16"] = "no"
+    """Of all forwards; weights stay float32. On a CPU without bfloat16 units `no` is the fastest by far."""
+
+    @field_validator("mixed_precision", mode="before")
+    @classmethod
+    def _yaml_reads_no_as_false(cls, value: object) -> object:
+        return "no" if value is False else value
 
 
 class TrainRecipe(RunRecipe):
@@ -76,7 +81,7 @@ class TrainRecipe(RunRecipe):
     """Completions denoised together; changes speed and memory, not results."""
     views_per_forward: int = Field(256, ge=1)
     """Views scored together; changes speed and memory, not results."""
-    logprob_temperature: Literal["sampling"] | float = "sampling"
+    logprob_temperature: Literal["sampling"] | Annotated[float, Field(gt=0)] = "sampling"
     """Temperature of the log-probabilities that are differentiated: that of the sampler, or a number (published codes: 1.0)."""
     reward_funcs: tuple[str, ...] = ()
     """Dotted paths (`package.module:function` or `file.py:function`); default the task's own."""
@@ -93,6 +98,11 @@ class TrainRecipe(RunRecipe):
     def _check_together(self) -> TrainRecipe:
         check_order(self.sampler)
         self.method.check(self.sampler, self.num_generations)
+        if not self.sampler.temperature:
+            raise ValueError(
+                "sampler.temperature = 0 makes all completions of a prompt alike, so there is nothing to compare. "
+                "Use a temperature above 0; 0.9 is the papers'."
+            )
         narrowed = self.logprob_temperature == "sampling" and (self.sampler.top_k > 0 or self.sampler.top_p < 1)
         if narrowed and self.method.needs().reference == "distribution":
             raise ValueError(
@@ -117,16 +127,16 @@ class PretrainRecipe(RunRecipe):
     """Optimizer steps."""
     batch_size: int = Field(96, ge=1)
     """Demonstrations a step."""
-    sloppy_share: float = Field(0.8, ge=0, le=1)
-    """Share of demonstrations that are plausible but mostly wrong: latent competence for RL to raise."""
+    sloppy_share: float = Field(0.0, ge=0, le=1)
+    """Share of demonstrations that are plausible but mostly wrong: a base for RL to raise. The shipped tiny bases set it."""
     max_completion_length: int | None = Field(None, ge=1)
     """L; default the task's own."""
     min_time: float = Field(0.03, gt=0, lt=1)
     """Lower end of the mask ratio t ~ U(min_time, 1)."""
-    muon_learning_rate: float = Field(0.03, ge=0)
-    """Peak rate of Muon for the block matrices; 0 leaves all to AdamW."""
-    optim: OptimConfig = OptimConfig(learning_rate=3e-3, betas=(0.9, 0.98), warmup_steps=20)
-    """AdamW for all that is no block matrix, and the schedule of both."""
+    muon_learning_rate: float = Field(0.0, ge=0)
+    """Peak rate of Muon for the block matrices, for training from scratch; 0 leaves all to AdamW."""
+    optim: OptimConfig = OptimConfig()
+    """AdamW for all that Muon does not take, and the schedule of both."""
 
 
 def check_order(sampler: SamplerConfig) -> None:

@@ -66,6 +66,9 @@ class Trajectory:
     top_k: int
     top_p: float
     guidance: float
+    order: str
+    """Order and, below, block length: what a replay of the choice of positions needs."""
+    block_length: int
     greedy_step: Tensor | None = None
     """[B, K] int32: steps whose greedy one-step completion was kept, in the order of the selection; -1 for an empty slot."""
     greedy_tokens: Tensor | None = None
@@ -230,6 +233,8 @@ class LossInputs:
     """[N, L] under the reference policy."""
     exact_kl: Tensor | None
     """[N, L] KL(new || reference) of the whole distribution at each target, with graph."""
+    row: Tensor
+    """[N] int64: the completion that a view reads."""
     target: Tensor
     """[N, L] bool."""
     weight: Tensor

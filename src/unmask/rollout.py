@@ -56,13 +56,7 @@ def generate(
     """
     device = next(denoiser.parameters()).device
     encoded = _encode_all(tokenizer, prompts)
-    longest = max(len(ids) for ids in encoded)
-    room = getattr(denoiser.backbone.config, "max_position_embeddings", None)
-    if room is not None and longest + sampler.max_completion_length > room:
-        raise DataError(
-            f"a prompt of {longest} tokens and max_completion_length = {sampler.max_completion_length} do not fit into the "
-            f"model's {room} positions. Shorten one of them."
-        )
+    check_room(denoiser, max(len(ids) for ids in encoded), sampler.max_completion_length)
     by_length = sorted(range(len(encoded)), key=lambda i: len(encoded[i]))
     was_training = denoiser.training
     denoiser.eval()
@@ -86,6 +80,16 @@ def generate(
     back = torch.empty(len(by_length), dtype=torch.long)
     back[torch.tensor(by_length)] = torch.arange(len(by_length))
     return Trajectory.cat(parts).rows(back.to(device))
+
+
+def check_room(denoiser: Denoiser, prompt_length: int, completion_length: int) -> None:
+    """Raise DataError if a prompt and a completion of these many tokens do not fit into the model's positions."""
+    room = getattr(denoiser.backbone.config, "max_position_embeddings", None)
+    if room is not None and prompt_length + completion_length > room:
+        raise DataError(
+            f"a prompt of {prompt_length} tokens and max_completion_length = {completion_length} do not fit into the "
+            f"model's {room} positions. Shorten one of them."
+        )
 
 
 def row_seeds(num_rows: int, generator: torch.Generator) -> Tensor:

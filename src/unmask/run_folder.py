@@ -62,6 +62,10 @@ class RunFolder:
             return
         if path.exists() and not path.is_dir():
             raise RunError(f"output_dir {path} is a file. Set output_dir to a folder, there or yet to be made.")
+        if path.is_dir() and any(path.iterdir()) and not (path / "run.lock").exists():
+            raise RunError(
+                f"output_dir {path} holds files that are no run's, which a run might overwrite. Set output_dir to a new folder."
+            )
         try:
             with disk_faults_explained(path):
                 path.mkdir(parents=True, exist_ok=True)
@@ -135,8 +139,9 @@ class RunFolder:
         if not self.is_main:
             yield aside
             return
-        with disk_faults_explained(self.path, self.last_step()):
-            try:
+        try:
+            # Inside, so that a full disk is looked at before what filled it is removed.
+            with disk_faults_explained(self.path, self.last_step()):
                 shutil.rmtree(aside, ignore_errors=True)
                 aside.mkdir(parents=True)
                 yield aside
@@ -147,9 +152,9 @@ class RunFolder:
                     shutil.rmtree(target)
                 aside.rename(target)
                 _flush(target.parent)
-            except BaseException:
-                shutil.rmtree(aside, ignore_errors=True)
-                raise
+        except BaseException:
+            shutil.rmtree(aside, ignore_errors=True)
+            raise
 
     def open_metrics(self, step: int) -> None:
         """Begin to append to metrics.jsonl, dropping lines of steps after `step`, which are about to be done again."""
@@ -222,8 +227,10 @@ def disk_faults_explained(path: Path, last_step: int = 0) -> Iterator[None]:
     except Exception as error:
         safe = f" The checkpoint of step {last_step} is complete." if last_step else ""
         number = error.errno if isinstance(error, OSError) else None
-        # safetensors wraps the system's error in its own; torch.save only says that it got less far than it wrote.
-        wrapped = re.search(r"No space left|os error 28|PytorchStreamWriter|unexpected pos \d+ vs \d+", str(error))
+        # safetensors wraps the system's error in its own; torch.save says in several ways that it got less far than it wrote.
+        wrapped = re.search(
+            r"No space left|os error 28|PytorchStreamWriter|iostream|unexpected pos \d+ vs \d+", str(error)
+        )
         if number in (errno.ENOSPC, errno.EDQUOT) or wrapped:
             raise RunError(f"{path}: the disk is full.{safe} Make room, then add --resume.") from error
         if number in (errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR):

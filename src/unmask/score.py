@@ -12,12 +12,14 @@ import importlib.util
 import inspect
 import math
 import queue
+import signal
 import sys
 import threading
 import traceback
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 from unmask.errors import ConfigError, DataError, RewardError
@@ -109,33 +111,79 @@ class Scorer:
     def _call(
         self, name: str, function: RewardFunc, prompts: list[Any], completions: list[str], columns: dict[str, list[Any]]
     ) -> list[float | None]:
-        result: queue.SimpleQueue[tuple[bool, Any]] = queue.SimpleQueue()
         arguments: dict[str, Any] = {"prompts": prompts, "completions": completions, **columns}
         parameters = inspect.signature(function).parameters
         if not any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values()):
             arguments = {key: values for key, values in arguments.items() if key in parameters}
 
-        def work() -> None:
-            try:
-                value = function(**arguments)
-                result.put((True, asyncio.run(value) if inspect.iscoroutine(value) else value))
-            except BaseException as error:  # handed to the caller, who names the function
-                result.put((False, error))
+        def work() -> Any:
+            value = function(**arguments)
+            return asyncio.run(value) if inspect.iscoroutine(value) else value
 
-        # A daemon thread: one that hangs can neither be stopped nor keep the process from ending.
-        threading.Thread(target=work, daemon=True, name=f"reward-{name}").start()
         try:
-            succeeded, value = result.get(timeout=self.timeout)
-        except queue.Empty:
+            value = within(self.timeout, work)
+        except TimeLimitError:
             raise RewardError(
                 f'reward function "{name}" did not return within {self.timeout:g} s for {len(completions)} completions. '
                 "Make it faster, or raise reward_timeout."
             ) from None
-        if not succeeded:
+        except KeyboardInterrupt:
+            raise
+        except BaseException as error:
             raise RewardError(
-                f'reward function "{name}" raised {type(value).__name__}: {value} ({_place(function, value)})'
-            ) from value
+                f'reward function "{name}" raised {type(error).__name__}: {error} ({_place(function, error)})'
+            ) from error
         return _checked(name, value, completions)
+
+
+class TimeLimitError(BaseException):
+    """The time is up. Not an Exception, so that a function's own `except Exception` does not catch it."""
+
+
+def within(seconds: float, work: Callable[[], Any]) -> Any:
+    """Call `work`, for so long and no longer.
+
+    In the main thread an alarm interrupts it, which also ends what never gives the interpreter back, such as a regular
+    expression that backtracks or a power of large integers. Elsewhere Python has no alarms: there it runs in a thread that is
+    left behind when the time is up.
+
+    Raises:
+        TimeLimitError: the time was up.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        return _within_thread(seconds, work)
+
+    def ring(_number: int, _frame: FrameType | None) -> None:
+        raise TimeLimitError
+
+    previous = signal.signal(signal.SIGALRM, ring)
+    # Again and again, for a function that catches everything.
+    signal.setitimer(signal.ITIMER_REAL, seconds, 0.5)
+    try:
+        return work()
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, previous)
+
+
+def _within_thread(seconds: float, work: Callable[[], Any]) -> Any:
+    result: queue.SimpleQueue[tuple[bool, Any]] = queue.SimpleQueue()
+
+    def run() -> None:
+        try:
+            result.put((True, work()))
+        except BaseException as error:
+            result.put((False, error))
+
+    # A daemon: one that hangs can neither be stopped nor keep the process from ending.
+    threading.Thread(target=run, daemon=True).start()
+    try:
+        succeeded, value = result.get(timeout=seconds)
+    except queue.Empty:
+        raise TimeLimitError from None
+    if not succeeded:
+        raise value
+    return value
 
 
 def _place(function: RewardFunc, error: BaseException) -> str:
@@ -195,6 +243,10 @@ def load_reward(path: str) -> tuple[str, RewardFunc]:
     where, colon, attribute = path.rpartition(":")
     if not colon:
         raise ConfigError(f'reward function "{path}" must be given as package.module:function or file.py:function.')
+    # As Python itself would: the function's neighbours can be imported.
+    folder = str(Path(where).resolve().parent if where.endswith(".py") else Path.cwd())
+    if folder not in sys.path:
+        sys.path.insert(0, folder)
     try:
         if where.endswith(".py"):
             module_name = f"unmask_reward_{Path(where).stem}"

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from unmask.functional.advantage import constant_group_share, group_advantage, stepwise_return
+from unmask.functional.advantage import constant_group_share, group_advantage, stepwise_advantage
 
 BASELINES = ("group_mean", "leave_one_out")
 
@@ -130,12 +130,24 @@ def test_division_by_the_standard_deviation_would_turn_the_gradient():
     assert torch.cosine_similarity(estimate, true, dim=0) < 0.999
 
 
-def test_the_stepwise_return_by_hand():
-    one_step = torch.tensor([[0.0, 1.0, 0.4], [0.5, 0.5, 0.5]])
-    returns = stepwise_return(torch.tensor([1.0, 0.0]), one_step, 0.5)
-    # (1 + 0.5) / 1.5, 1 / 1.5, (1 + 0.3) / 1.5; -0.25 / 1.5
-    torch.testing.assert_close(returns, torch.tensor([[1.0, 2 / 3, 13 / 15], [-1 / 6, -1 / 6, -1 / 6]]))
-    assert stepwise_return(torch.tensor([1.0, 0.0]), one_step, 0.0).tolist() == [[1, 1, 1], [0, 0, 0]]
+def everywhere(value: Tensor) -> Tensor:
+    return torch.ones_like(value, dtype=torch.bool)
+
+
+def test_the_stepwise_advantage_is_the_group_advantage_of_the_stepwise_return():
+    reward, value = torch.tensor([1.0, 0.0]), torch.tensor([[0.0, 1.0, 0.4], [0.5, 0.5, 0.5]])
+    # R = (r + 0.5 (r - V)) / 1.5: [1, 2/3, 13/15] and -1/6 throughout.
+    returns = torch.tensor([[1.0, 2 / 3, 13 / 15], [-1 / 6, -1 / 6, -1 / 6]])
+    advantage = stepwise_advantage(reward, value, everywhere(value), 2, 0.5, "leave_one_out")
+    torch.testing.assert_close(advantage, group_advantage(returns, 2, "leave_one_out"))
+
+
+def test_an_empty_slot_gets_nothing_and_its_reward_still_counts_for_the_others():
+    reward, value = torch.tensor([1.0, 0.0, 0.5]), torch.tensor([[0.5], [0.25], [9.0]])
+    is_valid = torch.tensor([[True], [True], [False]])
+    advantage = stepwise_advantage(reward, value, is_valid, 3, 0.5, "group_mean")
+    # r - 1/2, less a third of V - 3/8.
+    torch.testing.assert_close(advantage, torch.tensor([[0.5 - 0.125 / 3], [-0.5 + 0.125 / 3], [0.0]]))
 
 
 @settings(max_examples=50, deadline=None)
@@ -149,7 +161,7 @@ def test_the_stepwise_advantage_is_a_centred_state_value_baseline_of_gain_lambda
         grouped = x.view(2, 3, -1)
         return (grouped - grouped.mean(1, keepdim=True)).view(6, -1)
 
-    advantage = group_advantage(stepwise_return(reward, value, weight), 3, "group_mean")
+    advantage = stepwise_advantage(reward, value, everywhere(value), 3, weight, "group_mean")
     expected = centred(reward) - weight / (1 + weight) * centred(value)
     torch.testing.assert_close(advantage, expected, rtol=0, atol=1e-14)
     # The control: the gain is not λ itself.
@@ -164,9 +176,10 @@ def test_the_stepwise_advantage_is_a_centred_state_value_baseline_of_gain_lambda
 def test_results_are_float32_or_float64(given_dtype, dtype):
     reward = torch.tensor([1.0, 0.0], dtype=given_dtype)
     assert group_advantage(reward, 2, "group_mean").dtype == dtype
-    returns = stepwise_return(reward, reward.unsqueeze(-1), 0.5)
-    assert returns.dtype == dtype
-    torch.testing.assert_close(returns[:, 0].double().tolist(), [2 / 3, 0.0], rtol=1e-6, atol=0)
+    value = reward.unsqueeze(-1)
+    stepwise = stepwise_advantage(reward, value, everywhere(value), 2, 0.5, "group_mean")
+    assert stepwise.dtype == dtype
+    torch.testing.assert_close(stepwise[:, 0].double().tolist(), [1 / 3, -1 / 3], rtol=1e-6, atol=0)
 
 
 def test_the_share_of_constant_groups_is_counted_by_group():
@@ -189,7 +202,8 @@ def test_groups_that_cannot_be_compared_are_refused():
         group_advantage(torch.zeros(4, 2), 2, "group_mean", torch.ones(4, dtype=torch.bool))
     with pytest.raises(ValueError, match="group_size = 3 does not divide"):
         constant_group_share(torch.zeros(4), 3)
+    value = torch.zeros(2, 1)
     with pytest.raises(ValueError, match="got -0.5"):
-        stepwise_return(torch.zeros(2), torch.zeros(2, 1), -0.5)
-    with pytest.raises(ValueError, match=r"\(2,\), \(3, 1\)"):
-        stepwise_return(torch.zeros(2), torch.zeros(3, 1), 0.5)
+        stepwise_advantage(torch.zeros(2), value, everywhere(value), 2, -0.5, "group_mean")
+    with pytest.raises(ValueError, match=r"\(4,\), \(2, 1\)"):
+        stepwise_advantage(torch.zeros(4), value, everywhere(value), 2, 0.5, "group_mean")

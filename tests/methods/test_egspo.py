@@ -36,6 +36,8 @@ def rollout():
         top_k=0,
         top_p=1.0,
         guidance=0.0,
+        order="random",
+        block_length=6,
     )
     return Rollout(trajectory, 2, torch.tensor([1.0, 0.25]))
 
@@ -47,6 +49,7 @@ def inputs(new, old, advantage, target=None, reference=None, exact_kl=None, weig
         old=torch.tensor(old),
         reference=None if reference is None else torch.tensor(reference),
         exact_kl=None if exact_kl is None else torch.tensor(exact_kl),
+        row=torch.arange(len(new)),
         target=torch.ones_like(new, dtype=torch.bool) if target is None else torch.tensor(target),
         weight=torch.full((len(new),), weight),
         advantage=torch.tensor(advantage),
@@ -158,11 +161,11 @@ def test_without_stepwise_weight_a_completion_has_one_advantage(rollout):
     assert EGSPO(baseline="leave_one_out").advantage(rollout).tolist() == [0.75, -0.75]
 
 
-def test_with_stepwise_weight_each_slot_has_its_own_and_empty_slots_take_no_part(rollout):
+def test_with_stepwise_weight_each_slot_has_its_own_and_an_empty_one_has_none(rollout):
     path = replace(rollout.trajectory, greedy_step=torch.tensor([[1, 2, 3], [1, 0, -1]], dtype=torch.int32))
     scored = replace(rollout, trajectory=path, one_step_reward=torch.tensor([[0.0, 1.0, 0.5], [0.25, 0.0, 9.0]]))
-    # R = r - V / 3: [1, 2/3, 5/6] and [1/6, 1/4, -].
-    expected = [[5 / 12, 5 / 24, 0.0], [-5 / 12, -5 / 24, 0.0]]
+    # R = r - V / 3: [1, 2/3, -] and [1/6, 1/4, -]. In the last slot one member has a value and nothing to compare it with.
+    expected = [[5 / 12, 5 / 24, 0.375], [-5 / 12, -5 / 24, 0.0]]
     torch.testing.assert_close(EGSPOSA().advantage(scored), torch.tensor(expected))
 
 

@@ -193,6 +193,8 @@ class Toy:
             top_k=self.top_k,
             top_p=1.0,
             guidance=0.0,
+            order=self.order,
+            block_length=self.L,
         )
 
     def groups(self, paths, group_size, stepwise=False, seed=0):
@@ -200,8 +202,10 @@ class Toy:
         trajectory = self.trajectory(paths, torch.full((len(paths),), seed))
         reward, one_step = self.reward(paths), None
         if stepwise:
-            steps = torch.arange(self.num_steps, dtype=torch.int32)
-            trajectory = replace(trajectory, greedy_step=steps.expand(len(paths), -1))
+            # A path that ended early has no slots for the steps that it did not take.
+            taken = [{step for step, *_ in path.draws} for path in paths]
+            steps = [[k if k in own else -1 for k in range(self.num_steps)] for own in taken]
+            trajectory = replace(trajectory, greedy_step=torch.tensor(steps, dtype=torch.int32))
             fills = [[self.greedy(path, step) for step in range(self.num_steps)] for path in paths]
             one_step = torch.stack([torch.stack([self.reward_table[fill] for fill in row]) for row in fills])
         members = torch.cartesian_prod(*[torch.arange(len(paths))] * group_size)
@@ -230,6 +234,7 @@ def expected_estimate(toy, method, rollout, weight, *, logprob_temperature="samp
             old=scores.logprob.detach(),
             reference=None,
             exact_kl=None,
+            row=views.row,
             target=views.target,
             weight=views.weight,
             advantage=by_view,
@@ -592,11 +597,17 @@ def test_under_low_confidence_the_estimate_lacks_exactly_the_gradient_of_the_cho
 
 
 @pytest.mark.parametrize("order", ["random", "left_to_right"])
-def test_all_steps_estimate_the_gradient_where_rows_may_end_early_too(toy, order):
-    # How many views a completion has then depends on its path, and the estimate must not be divided by that.
+@pytest.mark.parametrize("stepwise_weight", [0.0, 0.5])
+@pytest.mark.parametrize(("baseline", "share"), [("leave_one_out", 1.0), ("group_mean", 0.5)])
+def test_all_steps_estimate_the_gradient_where_rows_may_end_early_too(toy, order, stepwise_weight, baseline, share):
+    # How many views a completion has then depends on its path: the estimate must not be divided by that, and a reward must
+    # be compared with those of all members, whether they have the slot or not.
     small = toy(eos=True, order=order)
-    estimate = expected_estimate(small, method(), *small.groups(small.paths(), 2))
-    torch.testing.assert_close(estimate, small.grad_j(), **EXACT)
+    rollout, weight = small.groups(small.paths(), 2, stepwise=True)
+    assert (rollout.trajectory.greedy_step < 0).any()
+    options = {"stepwise_weight": stepwise_weight, "baseline": baseline}
+    estimate = expected_estimate(small, method(**options), rollout, weight)
+    torch.testing.assert_close(estimate, share * small.grad_j(), **EXACT)
 
 
 @pytest.mark.parametrize("order", ["random", "left_to_right"])

@@ -79,8 +79,8 @@ def test_a_folder_without_a_config_is_no_model(tmp_path):
 
 
 def test_a_path_that_is_not_there_is_no_model(tmp_path):
-    with pytest.raises(ModelError, match="no model at"):
-        load_model(tmp_path / "nothing" / "here" / "at" / "all")
+    with pytest.raises(ModelError, match=r"^there is no folder .*/nothing/here\. Set model to a folder or a hub id"):
+        load_model(tmp_path / "nothing" / "here")
 
 
 def test_a_config_that_is_no_json_is_no_model(folder):

@@ -196,8 +196,10 @@ class Recording(EGSPO):
 
     type: Literal["recording"] = "recording"  # type: ignore[assignment]
     seen: ClassVar[list[list[tuple[float, ...]]]] = []
+    rows: ClassVar[list[list[int]]] = []
 
     def loss(self, inputs: LossInputs) -> LossOutput:
+        self.rows.append(inputs.row.tolist())
         self.seen.append([tuple(row) for row in inputs.old.tolist()])
         return super().loss(inputs)
 
@@ -206,6 +208,7 @@ def test_every_iteration_visits_each_view_once_in_minibatches_of_like_size(bench
     recipe = bench.recipe("num_iterations=3", "num_minibatches=5", "views_per_forward=5")
     recipe = recipe.model_copy(update={"method": Recording(num_selected=3, beta=0.0)})
     Recording.seen.clear()
+    Recording.rows.clear()
     bench.update(recipe)
     visits = [view for chunk in Recording.seen for view in chunk]
     assert len(visits) == 3 * 36
@@ -213,8 +216,10 @@ def test_every_iteration_visits_each_view_once_in_minibatches_of_like_size(bench
     assert all(len(set(epoch)) == 36 for epoch in epochs)
     assert len({frozenset(epoch) for epoch in epochs}) == 1
     assert epochs[0] != epochs[1]
-    # 36 views in 5 minibatches, 8 + 7 + 7 + 7 + 7, each in chunks of at most 5.
-    assert [len(chunk) for chunk in Recording.seen[:10]] == [5, 3, 5, 2, 5, 2, 5, 2, 5, 2]
+    # 12 completions of 3 views in 5 minibatches, 3 + 3 + 2 + 2 + 2 completions, each in chunks of at most 5 views.
+    assert [len(chunk) for chunk in Recording.seen[:10]] == [5, 4, 5, 4, 5, 1, 5, 1, 5, 1]
+    first = {row for chunk in Recording.rows[:2] for row in chunk}
+    assert len(first) == 3, "a completion's views stay together"
 
 
 @pytest.mark.parametrize(("iterations", "minibatches"), [(1, 1), (3, 1), (2, 4), (1, 50)])
@@ -225,7 +230,7 @@ def test_there_is_one_update_for_each_minibatch_that_has_views(
     take = torch.optim.AdamW.step
     monkeypatch.setattr(torch.optim.AdamW, "step", lambda self, *a, **k: (steps.append(1), take(self, *a, **k))[1])
     bench.update(bench.recipe("method.beta=0", f"num_iterations={iterations}", f"num_minibatches={minibatches}"))
-    assert len(steps) == iterations * min(minibatches, 36)
+    assert len(steps) == iterations * min(minibatches, 12)
 
 
 def test_later_updates_compare_with_the_policy_at_the_start_of_the_step(bench: Bench) -> None:

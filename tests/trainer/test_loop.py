@@ -6,7 +6,7 @@ import json
 import os
 import re
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -175,7 +175,8 @@ def test_a_signal_finishes_the_step_saves_and_says_how_to_go_on(
     with pytest.raises(RunStoppedError) as caught:
         train(recipe, observe=stop)
     assert str(caught.value) == (
-        f"stopped after step 3 of 6; everything is in {tmp_path / 'run'}. Run the same command with --resume to go on."
+        f"stopped after step 3 of 6; everything is in {tmp_path / 'run'}. "
+        "To go on: the same command with --resume (`unmask demo` needs none)."
     )
     assert caught.value.signal_number == number
     assert [signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)] == handlers
@@ -363,3 +364,70 @@ def test_a_tracker_gets_the_metrics_too(tiny_model: Path, tmp_path: Path) -> Non
     events.Reload()
     logged = [event.value for event in events.Scalars("reward")]
     assert logged == pytest.approx([line["reward"] for line in metrics(folder)[1:]])
+
+
+@pytest.fixture
+def fresh_accelerate() -> Iterator[None]:
+    """accelerate fixes the precision of a process once; begin and end without."""
+    from accelerate.state import AcceleratorState
+
+    AcceleratorState._reset_state(reset_partial_state=True)
+    yield
+    AcceleratorState._reset_state(reset_partial_state=True)
+
+
+@pytest.mark.usefixtures("fresh_accelerate")
+def test_every_forward_uses_the_weights_as_they_are_in_bfloat16_too(tiny_model: Path, tmp_path: Path) -> None:
+    # torch keeps the weights that it has cast until the outermost autocast ends: one round a whole run would freeze them.
+    overrides = ("mixed_precision=bf16", "optim.learning_rate=1.0e-2", "max_steps=2", "optim.warmup_steps=0")
+    ids = torch.tensor([[4, 5, 6, 1, 1]])
+
+    def logits(trainer: Trainer) -> torch.Tensor:
+        with torch.no_grad():
+            return trainer.denoiser(ids, None, torch.tensor([[3, 4]])).float()
+
+    seen: list[float] = []
+    trainer = Trainer(train_recipe(tiny_model, tmp_path / "run", *overrides))
+
+    def compare(step: int, _: dict[str, Any]) -> None:
+        found = logits(trainer)
+        torch.clear_autocast_cache()
+        seen.append(float((found - logits(trainer)).abs().max()))
+
+    before = logits(trainer)
+    trainer.observe = compare
+    trainer.train()
+    assert seen == [0.0, 0.0, 0.0]
+    assert not torch.equal(before, logits(trainer))
+
+
+def test_what_the_reference_spends_counts(tiny_model: Path, tmp_path: Path) -> None:
+    spent = []
+    for beta in (0.0, 0.1):
+        folder = tmp_path / str(beta)
+        Trainer(train_recipe(tiny_model, folder, f"method.beta={beta}", "max_steps=1")).train()
+        spent.append(metrics(folder)[1]["compute/token_passes"])
+    # One forward of the 4 views of 33 tokens more.
+    assert spent[1] - spent[0] == 4 * 33
+
+
+def test_a_launcher_that_would_skip_updates_is_refused(
+    tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "4")
+    with pytest.raises(ConfigError, match="gradient_accumulation_steps = 4, which would skip updates"):
+        Trainer(train_recipe(tiny_model, tmp_path / "run"))
+
+
+def test_a_run_that_learns_nothing_says_so_once(
+    tiny_model: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    def same(completions: list[str], **_: Any) -> list[float]:
+        return [0.5] * len(completions)
+
+    Trainer(train_recipe(tiny_model, tmp_path / "run"), [same]).train()
+    assert [record.message[:23] for record in caplog.records if record.name == "unmask"] == ["for 5 steps all complet"]
+
+
+def test_the_default_precision_can_be_written_in_yaml(tiny_model: Path, tmp_path: Path) -> None:
+    assert train_recipe(tiny_model, tmp_path, "mixed_precision=no").mixed_precision == "no"

@@ -1,4 +1,4 @@
-"""Group baselines and the stepwise return of EGSPO-SA (arXiv:2603.12554).
+"""Group baselines and the stepwise advantage of EGSPO-SA (arXiv:2603.12554).
 
 Never divided by the group's standard deviation: the division turns the policy gradient into a vector of another
 direction and gives most weight to the groups whose rewards differ least (Dr. GRPO, arXiv:2503.20783). EGSPO's release
@@ -70,37 +70,53 @@ def group_advantage(
     return advantage.to(torch.promote_types(reward.dtype, torch.float32))
 
 
-def stepwise_return(reward: Tensor, one_step_reward: Tensor, stepwise_weight: float) -> Tensor:
-    """Return of each selected step: the reward, and how far it exceeds what the state before the step promised.
+def stepwise_advantage(
+    reward: Tensor,
+    one_step_reward: Tensor,
+    is_valid: Tensor,
+    group_size: int,
+    stepwise_weight: float,
+    baseline: Literal["group_mean", "leave_one_out"],
+) -> Tensor:
+    """Advantage of each selected step: the completion's, less what the state before the step promised of it.
 
-    R_k = (r + λ (r - r(x̂_k))) / (1 + λ) (arXiv:2603.12554, normalised form). Group-centred it is
-    A_k = (r_i - mean r) - λ/(1+λ) (V_ik - mean V_k) with V = r(x̂): a state-value baseline of fixed gain λ/(1+λ). Not
-    the change of value across the step: V of the next state does not enter.
+    A_k = (r - r̄) - λ/(1+λ) (V_k - V̄_k), V_k = r(x̂_k), with r̄ over the whole group and V̄_k over its members whose slot k is
+    filled. Where all slots are, it is the group advantage of the return R_k = (r + λ (r - V_k)) / (1 + λ)
+    (arXiv:2603.12554, normalised form). V_k is a function of the state, so it leaves the expected gradient alone; the reward
+    must be compared with every member's, since who has slot k depends on the path. Not the change of value across the
+    step: V of the next state does not enter.
 
     Args:
-        reward: [B], of the finished completion.
-        one_step_reward: [B, K], r(x̂_k) of the greedy one-step completion of the state before each selected step.
-        stepwise_weight: λ >= 0; 0 gives r in every slot (EGSPO), the papers' EGSPO-SA uses 0.5.
+        reward: [B], of the finished completion; rows i G to (i+1) G - 1 are one group.
+        one_step_reward: [B, K], of the greedy one-step completion of the state before each selected step.
+        is_valid: [B, K] bool, False in an empty slot.
+        group_size: G >= 2, divides B.
+        stepwise_weight: λ >= 0; 0 gives the group advantage in every slot (EGSPO), the papers' EGSPO-SA uses 0.5.
+        baseline: see `group_advantage`.
 
     Returns:
-        [B, K] float32 (float64 if either argument is).
+        [B, K] float32 (float64 if the rewards are); 0 in an empty slot.
 
     Raises:
-        ValueError: λ is negative, or the two disagree on B.
+        ValueError: λ is negative, shapes disagree, or what `group_advantage` refuses.
 
     Example:
-        >>> stepwise_return(torch.tensor([1.0]), torch.tensor([[0.0, 1.0]]), stepwise_weight=0.5)
-        tensor([[1.0000, 0.6667]])
+        >>> reward, value = torch.tensor([1.0, 0.0]), torch.tensor([[0.5], [0.5]])
+        >>> stepwise_advantage(reward, value, torch.ones(2, 1, dtype=torch.bool), 2, 0.5, "group_mean")
+        tensor([[ 0.5000],
+                [-0.5000]])
     """
     if stepwise_weight < 0:
-        raise ValueError(f"stepwise_return: stepwise_weight must be 0 or more; got {stepwise_weight}")
+        raise ValueError(f"stepwise_advantage: stepwise_weight must be 0 or more; got {stepwise_weight}")
     if len(reward) != len(one_step_reward):
         raise ValueError(
-            "stepwise_return: reward [B] and one_step_reward [B, K] must agree on B; "
+            "stepwise_advantage: reward [B] and one_step_reward [B, K] must agree on B; "
             f"got {tuple(reward.shape)}, {tuple(one_step_reward.shape)}"
         )
-    reward = reward.to(torch.promote_types(reward.dtype, torch.float32)).unsqueeze(-1)
-    return (reward + stepwise_weight * (reward - one_step_reward)) / (1 + stepwise_weight)
+    gain = stepwise_weight / (1 + stepwise_weight)
+    of_reward = group_advantage(reward, group_size, baseline).unsqueeze(-1)
+    of_value = group_advantage(one_step_reward, group_size, baseline, is_valid)
+    return (of_reward - gain * of_value).masked_fill(~is_valid, 0.0)
 
 
 def constant_group_share(reward: Tensor, group_size: int) -> Tensor:

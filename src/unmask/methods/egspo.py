@@ -18,7 +18,7 @@ from torch import Tensor
 
 from unmask.config import SamplerConfig
 from unmask.errors import ConfigError
-from unmask.functional.advantage import group_advantage, stepwise_return
+from unmask.functional.advantage import group_advantage, stepwise_advantage
 from unmask.functional.selection import selected_path_steps
 from unmask.functional.surrogate import clipped_surrogate, kl_k3
 from unmask.methods.base import Method
@@ -89,13 +89,19 @@ class EGSPO(Method):
         return step_views(path, steps, torch.full(steps.shape, weight, device=steps.device))
 
     def advantage(self, rollout: Rollout) -> Tensor:
-        """A_k = R_k - group baseline of R_k, with R_k = (r + λ (r - r(x̂_k))) / (1 + λ); no division by a deviation."""
+        """A_k = (r - r̄) - λ/(1+λ) (r(x̂_k) - its mean over the slot); no division by a deviation."""
         if rollout.one_step_reward is None or not self.stepwise_weight:
             return group_advantage(rollout.reward, rollout.group_size, self.baseline)
         greedy_step = rollout.trajectory.greedy_step
         assert greedy_step is not None
-        returns = stepwise_return(rollout.reward, rollout.one_step_reward, self.stepwise_weight)
-        return group_advantage(returns, rollout.group_size, self.baseline, is_valid=greedy_step >= 0)
+        return stepwise_advantage(
+            rollout.reward,
+            rollout.one_step_reward,
+            greedy_step >= 0,
+            rollout.group_size,
+            self.stepwise_weight,
+            self.baseline,
+        )
 
     def loss(self, inputs: LossInputs) -> LossOutput:
         """w (-min(ρ A, clip(ρ) A) + β KL), with ρ the ratio of the step's joint probabilities and w the view's weight."""

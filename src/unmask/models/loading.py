@@ -75,6 +75,13 @@ def save_model(denoiser: Denoiser, tokenizer: PreTrainedTokenizerBase, folder: P
 def _read_config(source: str | os.PathLike[str]) -> PreTrainedConfig:
     from transformers import AutoConfig, PreTrainedConfig
 
+    # A hub id is NAME or ORG/NAME; anything else is meant as a folder, and the hub need not be asked.
+    is_path = str(source).startswith((".", "/", "~")) or str(source).count("/") > 1
+    if is_path and not Path(source).exists():
+        raise ModelError(
+            f"there is no folder {source}. Set model to a folder or a hub id; if a recipe is to make it, run that first "
+            "(unmask pretrain ...)."
+        )
     if Path(source).exists() and not (Path(source) / "config.json").is_file():
         raise ModelError(f"{source} is no model: it has no config.json. Give a folder that holds one, or a hub id.")
     try:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from unmask.config import Config
 from unmask.models.denoiser import Denoiser
@@ -31,6 +31,14 @@ class TinyConfig(Config):
     """Attention heads."""
     max_length: int = Field(64, ge=2)
     """Longest prompt plus completion, in tokens."""
+
+    @model_validator(mode="after")
+    def _check_heads(self) -> TinyConfig:
+        if self.width % self.num_heads:
+            raise ValueError(
+                f"width = {self.width} is not a multiple of num_heads = {self.num_heads}. Change one of them."
+            )
+        return self
 
 
 def char_tokenizer(alphabet: str) -> PreTrainedTokenizerBase:

@@ -190,6 +190,8 @@ class _Run:
             top_k=sampler.top_k,
             top_p=sampler.top_p,
             guidance=sampler.guidance,
+            order=sampler.order,
+            block_length=sampler.block,
             greedy_step=greedy_step,
             greedy_tokens=greedy_tokens,
         )

@@ -46,6 +46,7 @@ class _Batch:
             old=scores.logprob.detach() if self.old is None else self.old.logprob[chunk],
             reference=None if self.reference is None else self.reference.logprob[chunk],
             exact_kl=self._exact_kl(scores, chunk),
+            row=self.views.row[chunk],
             target=self.views.target[chunk],
             weight=self.views.weight[chunk],
             advantage=self.advantage[chunk],
@@ -117,11 +118,11 @@ class Learner:
         batch = _Batch(rollout, views, advantage, old, reference, scoring)
         is_first = True
         for _ in range(recipe.num_iterations):
-            for index in _minibatches(len(views), recipe.num_minibatches, generator):
+            for index in _minibatches(views.row, len(rollout.trajectory), recipe.num_minibatches, generator):
                 self._minibatch(batch, index, tally, is_first)
                 is_first = False
         tally.add("learning_rate", rate)
-        tally.add("diffusion/num_views", float(len(views)))
+        tally.add("diffusion/num_views", float(len(views) * self.accelerator.num_processes))
         tally.add("advantage/abs_mean", advantage.abs())
 
     @torch.no_grad()
@@ -139,7 +140,9 @@ class Learner:
         parts = []
         for chunk in self._chunks(torch.arange(len(views))):
             part = _views_of(chunk, views, rollout)
-            scores = score_views(model, rollout.trajectory, part, scoring, distribution=distribution)  # type: ignore[arg-type]
+            # Around each chunk and no wider: torch keeps the weights that it has cast until the outermost autocast ends.
+            with self.accelerator.autocast():
+                scores = score_views(model, rollout.trajectory, part, scoring, distribution=distribution)  # type: ignore[arg-type]
             if len(chunk):
                 parts.append(scores)
         logprob = torch.cat([part.logprob for part in parts]) if parts else rollout.trajectory.logprob[:0]
@@ -207,13 +210,14 @@ class Learner:
         return [index[start : start + size] for start in range(0, max(self._gathered(len(index))), size)]
 
 
-def _minibatches(num_views: int, count: int, generator: torch.Generator) -> Iterator[Tensor]:
-    """Indices of the views of each minibatch, shuffled where there is more than one."""
+def _minibatches(row: Tensor, num_rows: int, count: int, generator: torch.Generator) -> Iterator[Tensor]:
+    """Indices of the views of each minibatch; where there are several, completions are dealt out, with all their views."""
     if count == 1:
-        yield torch.arange(num_views)
-    else:
-        # Always `count` of them, however few the views: every process must run as many updates as the others.
-        yield from torch.randperm(num_views, generator=generator).tensor_split(count)
+        yield torch.arange(len(row))
+        return
+    # Always `count` of them, however few the views: every process must run as many updates as the others.
+    for part in torch.randperm(num_rows, generator=generator).tensor_split(count):
+        yield torch.isin(row.cpu(), part).nonzero().squeeze(-1)
 
 
 def _views_of(chunk: Tensor, views: Views, rollout: Rollout) -> Views:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import logging
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -34,6 +35,18 @@ Observer = Callable[[int, dict[str, Any]], None]
 
 UNLOGGED = "unlogged.json"
 """In a checkpoint: metrics of its step, which wait for an evaluation that failed."""
+
+
+NO_SIGNAL_STEPS = 5
+"""Steps in a row without a group whose rewards differ, after which a warning is due."""
+
+_NO_SIGNAL = (
+    f"for {NO_SIGNAL_STEPS} steps all completions of every prompt have had the same reward, so nothing is learnt. Usual "
+    "causes: the answer is not found in the completion (look at rollouts/), the task is too hard or already solved, "
+    "num_generations or sampler.temperature is too small."
+)
+
+logger = logging.getLogger("unmask")
 
 
 class Trainer:
@@ -86,7 +99,8 @@ class Trainer:
         )
         self.model, self.optimizer = self.accelerator.prepare(self.denoiser, optimizer)
         self.learner = Learner(self.accelerator, self.model, self.optimizer, reference, recipe)
-        self.meter = TokenPasses(self.denoiser)
+        # The reference is another module, and what it spends counts too.
+        self.meter = TokenPasses(self.denoiser, *([reference] if reference else []))
         self.folder = RunFolder(
             Path(recipe.output_dir or "runs/train"),
             recipe.model_dump(mode="json"),
@@ -103,7 +117,7 @@ class Trainer:
             UnmaskError: anything a user can mend; the state before the failing step was saved.
         """
         try:
-            with self.signals, self.accelerator.autocast():
+            with self.signals:
                 self._run()
         finally:
             self.folder.close()
@@ -117,8 +131,12 @@ class Trainer:
         start_trackers(self.accelerator, recipe)
         if unlogged is not None and (metrics := unlogged | self._evaluation(done, unlogged)):
             self._log(done, metrics)
+        without_signal = 0
         for step in range(done, recipe.max_steps):
             metrics = self._step(step)
+            without_signal = without_signal + 1 if metrics["frac_reward_zero_std"] == 1 else 0
+            if without_signal == NO_SIGNAL_STEPS:
+                logger.warning(_NO_SIGNAL)
             self._log(step + 1, metrics | self._evaluation(step + 1, metrics))
             if (step + 1) % recipe.save_steps == 0 or step + 1 == recipe.max_steps:
                 self._save(step + 1)
@@ -245,7 +263,10 @@ class Trainer:
         texts = decode(self.tokenizer, sample.trajectory.tokens)
         with disk_faults_explained(self.folder.path, self.folder.last_step()):
             folder.mkdir(exist_ok=True)
-            sample.save(folder / f"step-{step:08d}.safetensors", {"completions": texts})
+            target = folder / f"step-{step:08d}.safetensors"
+            aside = target.with_name(f".{target.name}.tmp")
+            sample.save(aside, {"completions": texts})
+            aside.rename(target)
 
     def _largest(self, value: int) -> int:
         """The largest value over the processes."""
@@ -276,13 +297,21 @@ def make_accelerator(recipe: RunRecipe) -> Accelerator:
         if tracker not in map(str, get_available_trackers()):
             raise ConfigError(f"report_to: {tracker} is not installed. Install it, or leave it out.")
     try:
-        return Accelerator(
+        accelerator = Accelerator(
+            # Apple's GPUs have no float64, which the hashed draws need; their CPUs do.
+            cpu=torch.backends.mps.is_available(),
             mixed_precision=recipe.mixed_precision,
             log_with=list(recipe.report_to) or None,
             project_dir=recipe.output_dir,
         )
     except ValueError as error:
         raise ConfigError(f"mixed_precision = {recipe.mixed_precision} cannot be had here: {error}") from error
+    if accelerator.gradient_accumulation_steps != 1:
+        raise ConfigError(
+            f"accelerate was started with gradient_accumulation_steps = {accelerator.gradient_accumulation_steps}, which would "
+            "skip updates. Leave it at 1: views_per_forward accumulates gradients as far as memory asks for it."
+        )
+    return accelerator
 
 
 def start_trackers(accelerator: Accelerator, recipe: RunRecipe) -> None:

@@ -47,11 +47,12 @@ class Tally:
 
 
 class TokenPasses:
-    """Counts what a denoiser spends: tokens in a forward count once, in a forward with backward three times."""
+    """Counts what denoisers spend: tokens in a forward count once, in a forward with backward three times."""
 
-    def __init__(self, module: nn.Module) -> None:
+    def __init__(self, *modules: nn.Module) -> None:
         self.count = 0
-        module.register_forward_pre_hook(self._see)
+        for module in modules:
+            module.register_forward_pre_hook(self._see)
 
     def _see(self, _module: nn.Module, args: tuple[Any, ...]) -> None:
         self.count += args[0].numel() * (3 if torch.is_grad_enabled() else 1)

@@ -17,7 +17,7 @@ class RunStoppedError(RunError):
     def __init__(self, step: int, num_steps: int, folder: Path, signal_number: int) -> None:
         super().__init__(
             f"stopped after step {step} of {num_steps}; everything is in {folder}. "
-            "Run the same command with --resume to go on."
+            "To go on: the same command with --resume (`unmask demo` needs none)."
         )
         self.signal_number = signal_number
 
