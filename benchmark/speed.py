@@ -108,8 +108,17 @@ class Setting:
         """One optimizer update on the views."""
         advantage = self.method.advantage(self.scored)[self.views.row, self.views.slot]
         new = score_views(self.denoiser, self.scored.trajectory, self.views, self.scoring).logprob
-        inputs = LossInputs(new, self.old, self.old, None, self.views.target, self.views.weight, advantage)
-        loss = self.method.loss(inputs).loss.mean()
+        inputs = LossInputs(
+            new=new,
+            old=self.old,
+            reference=self.old,
+            exact_kl=None,
+            row=self.views.row,
+            target=self.views.target,
+            weight=self.views.weight,
+            advantage=advantage,
+        )
+        loss = self.method.loss(inputs).loss.sum() / len(self.scored.reward)
         self.optimizer.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(self.denoiser.parameters(), 1.0)

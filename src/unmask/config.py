@@ -29,6 +29,8 @@ class SamplerConfig(Config):
     """Positions of one semi-autoregressive block; must tile L, and the blocks must share T evenly. Default L: one block."""
     order: str = "low_confidence"
     """Which masked positions are committed at a step: a name of `unmask.samplers.ORDERS`."""
+    order_temperature: float = Field(0.5, gt=0)
+    """τ of order `plackett_luce`, which draws positions in proportion to exp(confidence / τ); default of arXiv:2607.15200."""
     temperature: float = Field(0.9, ge=0)
     """Of the token distribution; 0 is argmax. Default of the EGSPO release."""
     top_k: int = Field(0, ge=0)

@@ -69,10 +69,18 @@ class Trajectory:
     order: str
     """Order and, below, block length: what a replay of the choice of positions needs."""
     block_length: int
+    order_temperature: float = 0.5
+    """Of an order that draws positions in proportion to a score."""
+    choice_rank: Tensor | None = None
+    """[B, L] int32: place of the position in its step's draw, from 0; only under an order whose choice has a probability."""
+    choice_logprob: Tensor | None = None
+    """[B, L] float32, nats: with which the position was drawn from those that were left in its block; with `choice_rank`."""
     greedy_step: Tensor | None = None
-    """[B, K] int32: steps whose greedy one-step completion was kept, in the order of the selection; -1 for an empty slot."""
+    """[B, K] int32: steps whose one-step completions were kept, in the order of the selection; -1 for an empty slot."""
     greedy_tokens: Tensor | None = None
     """[B, K, L] int32: x̂_k, the state before step k with every masked position filled by its likeliest token."""
+    fill_tokens: Tensor | None = None
+    """[B, K, M, L] int32: other completions of the same states, as `Needs.fills` asks for them."""
     schema_version: int = SCHEMA_VERSION
 
     def __len__(self) -> int:
@@ -130,20 +138,25 @@ class Rollout:
     """[B] float32: weighted sum of the reward functions on the finished completion."""
     one_step_reward: Tensor | None = None
     """[B, K] float32: the same for the greedy one-step completions; 0 in an empty slot."""
+    fill_reward: Tensor | None = None
+    """[B, K, M] float32: the same for the fills; 0 in an empty slot."""
 
     def groups(self, index: slice) -> Rollout:
         """The groups that `index` picks."""
         rows = torch.arange(len(self.trajectory)).view(-1, self.group_size)[index].flatten()
-        one_step_reward = None if self.one_step_reward is None else self.one_step_reward[rows]
-        return Rollout(self.trajectory.rows(rows), self.group_size, self.reward[rows], one_step_reward)
+        rewards = {name: value[rows] for name, value in self._rewards().items()}
+        return replace(self, trajectory=self.trajectory.rows(rows), **rewards)
+
+    def _rewards(self) -> dict[str, Any]:
+        """The rewards that are set, by name."""
+        names = ("reward", "one_step_reward", "fill_reward")
+        return {name: getattr(self, name) for name in names if getattr(self, name) is not None}
 
     def save(self, path: Path, extra: Mapping[str, Any]) -> None:
         """Write one safetensors file: tensors by name, everything else as JSON in its metadata, `extra` included."""
         from safetensors.torch import save
 
-        tensors = self.trajectory.tensors() | {"reward": self.reward}
-        if self.one_step_reward is not None:
-            tensors["one_step_reward"] = self.one_step_reward
+        tensors = self.trajectory.tensors() | self._rewards()
         scalars = {f.name: getattr(self.trajectory, f.name) for f in fields(self.trajectory) if f.name not in tensors}
         facts = {"group_size": self.group_size, "trajectory": scalars, **extra}
         path.write_bytes(save({k: v.cpu().contiguous() for k, v in tensors.items()}, {"unmask": json.dumps(facts)}))
@@ -165,8 +178,8 @@ class Rollout:
             raise RunError(
                 f"{path} was written with schema version {scalars['schema_version']}; this is version {SCHEMA_VERSION}."
             )
-        reward, one_step_reward = tensors.pop("reward"), tensors.pop("one_step_reward", None)
-        return Rollout(Trajectory(**tensors, **scalars), facts.pop("group_size"), reward, one_step_reward), facts
+        rewards = {name: tensors.pop(name) for name in ("reward", "one_step_reward", "fill_reward") if name in tensors}
+        return Rollout(Trajectory(**tensors, **scalars), facts.pop("group_size"), **rewards), facts
 
 
 @dataclass(frozen=True, slots=True)
@@ -185,16 +198,17 @@ class Views:
     """[N] int64: the column of the advantage that the view takes."""
     prompt_hidden: Tensor | None = None
     """[N, P] bool: prompt positions shown as MASK."""
+    tokens: Tensor | None = None
+    """[N, M, L] int: M readings of the same state, whose log-probabilities at the targets come from one forward; default the
+    completion's own tokens, without the axis M."""
 
     def __len__(self) -> int:
         return self.row.shape[0]
 
     def take(self, index: Tensor | slice) -> Views:
         """The views that `index` picks."""
-        prompt_hidden = None if self.prompt_hidden is None else self.prompt_hidden[index]
-        return Views(
-            self.row[index], self.hidden[index], self.target[index], self.weight[index], self.slot[index], prompt_hidden
-        )
+        values = {f.name: getattr(self, f.name) for f in fields(self)}
+        return replace(self, **{name: value[index] for name, value in values.items() if value is not None})
 
 
 @dataclass(frozen=True, slots=True)
@@ -202,9 +216,32 @@ class ViewScores:
     """What one policy says of a set of views."""
 
     logprob: Tensor
-    """[N, L] float32, nats: of the targets, at the scoring temperature and support; 0 elsewhere."""
+    """[N, L] float32, nats: of the targets, at the scoring temperature and support; 0 elsewhere. [N, M, L] where the views bring
+    M readings."""
+    choice: Tensor | None = None
+    """[N, L] float32, nats: of the choice of each target's position among those left in its block; where asked for and known."""
     distribution: Tensor | None = None
-    """[M, V] float32 log-probabilities at the M targets in row-major order, where asked for."""
+    """[n, V] float32 log-probabilities at the n targets in row-major order, where asked for."""
+
+
+@dataclass(frozen=True, slots=True)
+class Fills:
+    """Other one-step completions of the states at the selected steps, drawn from the logits that the rollout has in hand."""
+
+    num: int
+    """M, fresh draws of each state."""
+    scope: Literal["step", "all"] = "step"
+    """What is drawn: the positions that the step committed, or every masked one."""
+    finish: Literal["greedy", "sampled", "rollout"] = "greedy"
+    """How the rest is filled under scope `step`: with the likeliest tokens; with one sample that all M share; or by denoising on
+    from there, which is the only one that costs forward passes."""
+    with_taken: bool = False
+    """Put first, before the draws, the fill that holds what the rollout itself committed: M + 1 fills in all."""
+
+    @property
+    def count(self) -> int:
+        """Fills kept of each state."""
+        return self.num + self.with_taken
 
 
 @dataclass(frozen=True, slots=True)
@@ -214,7 +251,11 @@ class Needs:
     greedy: bool = False
     """Greedy one-step completions of the steps that its selection takes, and their rewards."""
     selection: tuple[str, int] = ("entropy_topk", 1)
-    """The rule and K by which those steps are chosen."""
+    """The rule and K by which the steps are chosen whose one-step completions are kept."""
+    fills: Fills | None = None
+    """Other completions of the same states, and their rewards."""
+    choice: bool = False
+    """The probability of the choice of positions, where the order has one."""
     reference: Literal["none", "logprob", "distribution"] = "none"
     """What it reads of the reference policy."""
     group: bool = True
@@ -223,14 +264,15 @@ class Needs:
 
 @dataclass(frozen=True, slots=True)
 class LossInputs:
-    """One chunk of views with everything that a loss may read. All [N, L] float32 nats are 0 outside `target`."""
+    """Views with everything that a loss may read: any chunk of them where the method is separable, otherwise all views of whole
+    groups. All [N, L] float32 nats are 0 outside `target`."""
 
     new: Tensor
-    """[N, L] log-probabilities under the policy being trained, with graph."""
+    """[N, L] log-probabilities under the policy being trained, with graph; [N, M, L] where the views bring M readings."""
     old: Tensor
-    """[N, L] under the policy at the start of the update."""
+    """The same under the policy at the start of the update."""
     reference: Tensor | None
-    """[N, L] under the reference policy."""
+    """The same under the reference policy."""
     exact_kl: Tensor | None
     """[N, L] KL(new || reference) of the whole distribution at each target, with graph."""
     row: Tensor
@@ -240,17 +282,25 @@ class LossInputs:
     weight: Tensor
     """[N] float32."""
     advantage: Tensor
-    """[N] float32."""
+    """[N] float32, or [N, M]."""
+    slot: Tensor | None = None
+    """[N] int64: the view's slot."""
+    group_size: int = 1
+    """G; completion b belongs to group b // G."""
+    new_choice: Tensor | None = None
+    """[N, L] log-probabilities of the choice of positions under the policy being trained, where asked for and known."""
+    old_choice: Tensor | None = None
+    """The same under the policy at the start of the update."""
 
 
 @dataclass(frozen=True, slots=True)
 class LossOutput:
-    """A loss for each view; the trainer adds them up, in whatever chunks, and divides by the number of completions."""
+    """Losses; the trainer adds them up, in whatever chunks, and divides by the number of completions."""
 
     loss: Tensor
-    """[N] float32, with graph."""
+    """[N] float32 with graph, one for each view; of any shape where the method is not separable."""
     metrics: dict[str, Tensor] = field(default_factory=dict)
-    """[N] each, no graph; averaged over views, or the largest taken where the name ends in `_max`."""
+    """Of any shape each, no graph; averaged, or the largest taken where the name ends in `_max`."""
 
 
 Row = dict[str, Any]

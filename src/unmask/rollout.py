@@ -29,6 +29,8 @@ def generate(
     seed: Tensor,
     *,
     batch_size: int = 256,
+    completion: Tensor | None = None,
+    first_step: Tensor | None = None,
     needs: Needs | None = None,
     entropy_temperature: float | None = None,
     observe: Callable[[Snapshot], None] | None = None,
@@ -44,6 +46,8 @@ def generate(
         sampler: the settings.
         seed: [B] int64, one for each row.
         batch_size: completions denoised together.
+        completion: [B, L] int64 to start from; see `denoise`.
+        first_step: [B] int64; see `denoise`.
         needs: of the method that will read the rollout.
         entropy_temperature: see `denoise`.
         observe: see `denoise`; sees batch by batch.
@@ -71,6 +75,8 @@ def generate(
                 mask.to(device),
                 sampler,
                 seed[index].to(device),
+                completion=None if completion is None else completion[index].to(device),
+                first_step=None if first_step is None else first_step[index].to(device),
                 needs=needs,
                 entropy_temperature=entropy_temperature,
                 observe=observe,

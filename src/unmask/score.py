@@ -64,6 +64,13 @@ class Scorer:
         self.functions = dict(functions)
         self.weights = tuple(weights) or (1.0,) * len(functions)
         self.timeout = timeout
+        self.count = 0
+        """Completions scored since the last `take`, equal texts of a row once."""
+
+    def take(self) -> int:
+        """The count since the last call."""
+        count, self.count = self.count, 0
+        return count
 
     def check_columns(self, row: Row) -> None:
         """Refuse rows that lack a column which a reward function names as a required argument, or that hide an argument.
@@ -96,6 +103,7 @@ class Scorer:
         distinct = [place[slot] for slot in range(len(index))]
         distinct_rows = [rows[i] for i in distinct]
         texts = [completions[i] for i in distinct]
+        self.count += len(texts)
         prompts = [row["prompt"] for row in distinct_rows]
         columns = {key: [row.get(key) for row in distinct_rows] for key in distinct_rows[0] if key != "prompt"}
         by_function = {}

@@ -9,7 +9,16 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from unmask.functional.schedule import learning_rate_factor, tokens_per_step
+from unmask.functional.schedule import learning_rate_factor, tokens_at_step
+
+
+def tokens_per_step(masked, num_steps):
+    """[B, T] how many every step commits when each takes what `tokens_at_step` says."""
+    plan, left = [], masked.long()
+    for step in range(num_steps):
+        plan.append(tokens_at_step(left, num_steps - step))
+        left = left - plan[-1]
+    return torch.stack(plan, dim=1)
 
 
 @settings(max_examples=50, deadline=None)
@@ -31,7 +40,7 @@ def test_the_plan_by_hand():
         [0, 0, 0, 0],
     ]
     with pytest.raises(ValueError, match="got 0"):
-        tokens_per_step(torch.tensor([4]), 0)
+        tokens_at_step(torch.tensor([4]), 0)
 
 
 @pytest.mark.parametrize(

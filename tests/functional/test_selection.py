@@ -237,7 +237,9 @@ def test_the_noise_of_a_row_depends_on_its_seed_alone():
 
 
 def test_unknown_rules_and_impossible_arguments_are_refused():
-    with pytest.raises(ValueError, match=r'unknown rule "entropy"\. Available: entropy_topk, uniform, low_discrepancy'):
+    with pytest.raises(
+        ValueError, match=r'unknown rule "entropy"\. Available: entropy_topk, entropy_sampled, uniform'
+    ):
         select_steps("entropy", ENTROPY, IS_CANDIDATE, 1, NOISE)
     with pytest.raises(ValueError, match="num_selected must be at least 1; got 0"):
         select_steps("uniform", ENTROPY, IS_CANDIDATE, 0, NOISE)

@@ -68,6 +68,14 @@ def test_the_defaults_are_the_published_settings():
         "beta": 0.04,
         "baseline": "group_mean",
         "kl": "k3",
+        # What is not of the paper leaves it as it is.
+        "gain": "fixed",
+        "credit": "return",
+        "choice_term": True,
+        "trust_region": "clip",
+        "dual_clip": 0.0,
+        "divergence": "tv",
+        "max_divergence": 0.15,
     }
     assert METHODS["egspo"]().model_dump() == published | {"type": "egspo", "stepwise_weight": 0.0}
     assert METHODS["egspo_sa"]().model_dump() == published | {"type": "egspo_sa", "stepwise_weight": 0.5}
@@ -86,11 +94,13 @@ def test_an_unknown_option_is_refused():
         ({"beta": 0.0, "kl": "exact"}, False, "none"),
         ({"kl": "exact"}, False, "distribution"),
         ({"stepwise_weight": 0.1}, True, "logprob"),
+        ({"gain": "fitted", "beta": 0.0}, True, "none"),
     ],
 )
 def test_what_is_needed_follows_from_the_options(options, greedy, reference):
     needs = EGSPO(num_selected=3, **options).needs()
-    assert needs == Needs(greedy=greedy, selection=("entropy_topk", 3), reference=reference, group=True)
+    wanted = Needs(greedy=greedy, selection=("entropy_topk", 3), reference=reference, group=True, choice=True)
+    assert needs == wanted
 
 
 def test_more_selected_steps_than_steps_and_groups_of_one_are_refused():

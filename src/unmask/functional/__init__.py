@@ -5,8 +5,9 @@ One idea a file:
 - `noise`: random numbers as a function of integer keys, so that a row does not depend on its batch
 - `distribution`: the token distribution at a temperature and support, its entropy, and a draw from it
 - `selection`: which denoising steps of a trajectory are trained
-- `advantage`: group baselines and the stepwise return
-- `surrogate`: the clipped policy-gradient loss and two KL terms
+- `plackett_luce`: the probability of an ordering drawn without replacement
+- `advantage`: group baselines, the stepwise return, control variates
+- `surrogate`: policy-gradient losses with a trust region, and KL terms
 - `elbo`: the masked-diffusion bound on log p(x)
 - `schedule`: how many tokens each step commits, and the learning rate
 - `intervals`: the confidence interval of a solve rate

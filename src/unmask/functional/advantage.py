@@ -70,6 +70,48 @@ def group_advantage(
     return advantage.to(torch.promote_types(reward.dtype, torch.float32))
 
 
+def controlled_advantage(
+    reward: Tensor,
+    value: Tensor,
+    is_valid: Tensor,
+    group_size: int,
+    gain: float | Tensor,
+    baseline: Literal["group_mean", "leave_one_out"],
+) -> Tensor:
+    """Group advantage of a return with the state's value as control variate, A_k = (R_k - R̄_k) - c (V_k - V̄_k).
+
+    R̄ is over the whole group where R is one number for a completion: who has slot k depends on the path, so a reward must be
+    compared with every member's. V̄_k, and R̄_k where each slot has its own return, are over the members that have the slot. V_k is
+    a function of the state, so for any c that does not depend on the action it leaves the expected gradient alone.
+
+    Args:
+        reward: [B], or [B, K] with a return for each slot; rows i G to (i+1) G - 1 are one group.
+        value: [B, K], V of the state before each selected step.
+        is_valid: [B, K] bool, False in an empty slot.
+        group_size: G >= 2, divides B.
+        gain: c, a number or [B].
+        baseline: see `group_advantage`.
+
+    Returns:
+        [B, K] float32 (float64 if the rewards are); 0 in an empty slot.
+
+    Raises:
+        ValueError: shapes disagree, or what `group_advantage` refuses.
+    """
+    if len(reward) != len(value):
+        raise ValueError(
+            "controlled_advantage: reward [B] or [B, K] and value [B, K] must agree on B; "
+            f"got {tuple(reward.shape)}, {tuple(value.shape)}"
+        )
+    if reward.dim() == 1:
+        of_reward = group_advantage(reward, group_size, baseline).unsqueeze(-1)
+    else:
+        of_reward = group_advantage(reward, group_size, baseline, is_valid)
+    of_value = group_advantage(value, group_size, baseline, is_valid)
+    gain = gain.unsqueeze(-1) if isinstance(gain, Tensor) else gain
+    return (of_reward - gain * of_value).masked_fill(~is_valid, 0.0)
+
+
 def stepwise_advantage(
     reward: Tensor,
     one_step_reward: Tensor,
@@ -80,11 +122,9 @@ def stepwise_advantage(
 ) -> Tensor:
     """Advantage of each selected step: the completion's, less what the state before the step promised of it.
 
-    A_k = (r - r̄) - λ/(1+λ) (V_k - V̄_k), V_k = r(x̂_k), with r̄ over the whole group and V̄_k over its members whose slot k is
-    filled. Where all slots are, it is the group advantage of the return R_k = (r + λ (r - V_k)) / (1 + λ)
-    (arXiv:2603.12554, normalised form). V_k is a function of the state, so it leaves the expected gradient alone; the reward
-    must be compared with every member's, since who has slot k depends on the path. Not the change of value across the
-    step: V of the next state does not enter.
+    `controlled_advantage` with c = λ/(1+λ) and V_k = r(x̂_k). Where all slots are filled, it is the group advantage of the
+    return R_k = (r + λ (r - V_k)) / (1 + λ) (arXiv:2603.12554, normalised form). Not the change of value across the step: V of
+    the next state does not enter.
 
     Args:
         reward: [B], of the finished completion; rows i G to (i+1) G - 1 are one group.
@@ -98,7 +138,7 @@ def stepwise_advantage(
         [B, K] float32 (float64 if the rewards are); 0 in an empty slot.
 
     Raises:
-        ValueError: λ is negative, shapes disagree, or what `group_advantage` refuses.
+        ValueError: λ is negative, or what `controlled_advantage` refuses.
 
     Example:
         >>> reward, value = torch.tensor([1.0, 0.0]), torch.tensor([[0.5], [0.5]])
@@ -108,15 +148,43 @@ def stepwise_advantage(
     """
     if stepwise_weight < 0:
         raise ValueError(f"stepwise_advantage: stepwise_weight must be 0 or more; got {stepwise_weight}")
-    if len(reward) != len(one_step_reward):
-        raise ValueError(
-            "stepwise_advantage: reward [B] and one_step_reward [B, K] must agree on B; "
-            f"got {tuple(reward.shape)}, {tuple(one_step_reward.shape)}"
-        )
     gain = stepwise_weight / (1 + stepwise_weight)
-    of_reward = group_advantage(reward, group_size, baseline).unsqueeze(-1)
-    of_value = group_advantage(one_step_reward, group_size, baseline, is_valid)
-    return (of_reward - gain * of_value).masked_fill(~is_valid, 0.0)
+    return controlled_advantage(reward, one_step_reward, is_valid, group_size, gain, baseline)
+
+
+def fitted_gain(reward: Tensor, value: Tensor, is_valid: Tensor, group_size: int) -> Tensor:
+    """The gain of a control variate that lowers the variance of R - c V the most, fitted on the other groups.
+
+    c = Σ Cov(R, V) / Σ Var(V), within groups and slots, over all groups but the row's own: a number that does not depend on the
+    row's actions, so the gradient stays unbiased. That minimises the variance of the advantage; the variance of the gradient
+    would weigh each term by the square of its score.
+
+    Args:
+        reward: [B], or [B, K] with a return for each slot; rows i G to (i+1) G - 1 are one group.
+        value: [B, K].
+        is_valid: [B, K] bool.
+        group_size: G, divides B.
+
+    Returns:
+        [B] of value's dtype, one number for each group; 0 where the other groups' values do not vary, or there are none.
+
+    Raises:
+        ValueError: what `group_advantage` refuses.
+
+    Example:
+        >>> reward, value = torch.tensor([1.0, 0.0, 2.0, 0.0]), torch.tensor([[0.5], [0.0], [2.0], [0.0]])
+        >>> fitted_gain(reward, value, torch.ones(4, 1, dtype=torch.bool), group_size=2)
+        tensor([1., 1., 2., 2.])
+    """
+    if reward.dim() == 1:
+        reward = reward.unsqueeze(-1).expand_as(value)
+    d_reward = group_advantage(reward, group_size, "group_mean", is_valid).double()
+    d_value = group_advantage(value, group_size, "group_mean", is_valid).double()
+    covariance = (d_reward * d_value).view(-1, group_size * value.shape[1]).sum(-1)
+    variance = d_value.square().view(-1, group_size * value.shape[1]).sum(-1)
+    others = variance.sum() - variance
+    gain = torch.where(others > 1e-12, (covariance.sum() - covariance) / others.clamp(min=1e-12), 0.0)
+    return gain.repeat_interleave(group_size).to(value.dtype)
 
 
 def constant_group_share(reward: Tensor, group_size: int) -> Tensor:

@@ -39,20 +39,20 @@ def token_logprobs(
         temperature: τ > 0. Greedy decoding is an argmax, not a limit of this function.
         top_k: keep so many; 0 keeps all.
         top_p: in (0, 1]; 1 keeps all.
-        keep: [...] int64, a token that stays in S. A token drawn earlier may fall just outside S when its logits are
+        keep: [..., M] int64, tokens that stay in S. A token drawn earlier may fall just outside S when its logits are
             computed anew in another batch; without this its log-probability would be -∞. One of logit -∞ stays there.
 
     Returns:
         [..., V] float32 (float64 for float64 logits), nats; -∞ outside S.
 
     Raises:
-        ValueError: temperature, top_k or top_p out of range, or keep of another shape than the rows.
+        ValueError: temperature, top_k or top_p out of range, or keep of other rows.
 
     Example:
         >>> logits = torch.tensor([0.5, 0.25, 0.15, 0.1]).log()
         >>> token_logprobs(logits, top_p=0.7).exp()           # 0.5 < 0.7 <= 0.5 + 0.25
         tensor([0.6667, 0.3333, 0.0000, 0.0000])
-        >>> token_logprobs(logits, temperature=0.5, top_k=2, keep=torch.tensor(3)).exp()    # ∝ p²
+        >>> token_logprobs(logits, temperature=0.5, top_k=2, keep=torch.tensor([3])).exp()    # ∝ p²
         tensor([0.7752, 0.1938, 0.0000, 0.0310])
     """
     if not temperature > 0:
@@ -61,16 +61,16 @@ def token_logprobs(
         )
     if top_k < 0 or not 0 < top_p <= 1:
         raise ValueError(f"token_logprobs: needs top_k >= 0 and 0 < top_p <= 1; got top_k = {top_k}, top_p = {top_p}")
-    if keep is not None and keep.shape != logits.shape[:-1]:
+    if keep is not None and keep.shape[:-1] != logits.shape[:-1]:
         raise ValueError(
-            "token_logprobs: keep must have the shape of logits without V; "
+            "token_logprobs: keep [..., M] and logits [..., V] must agree but for the last axis; "
             f"got {tuple(keep.shape)}, {tuple(logits.shape)}"
         )
     scaled = logits.to(torch.promote_types(logits.dtype, torch.float32)) / temperature
     if top_k or top_p < 1:
         support = _support(scaled.detach(), top_k, top_p)
         if keep is not None:
-            support.scatter_(-1, keep.unsqueeze(-1), True)
+            support.scatter_(-1, keep, True)
         scaled = scaled.masked_fill(~support, -torch.inf)
     return scaled.log_softmax(dim=-1)
 
@@ -94,37 +94,42 @@ def token_entropy(logprobs: Tensor) -> Tensor:
 
 
 def sample_tokens(logprobs: Tensor, uniform: Tensor) -> Tensor:
-    """One token from each distribution by inverting its running sum: the first v with Σ_{u ≤ v} p_u > uniform.
+    """Tokens from each distribution by inverting its running sum: the first v with Σ_{u ≤ v} p_u > uniform.
 
     A token of probability 0 is never returned, whatever the number and the rounding.
 
     Args:
         logprobs: [..., V] nats, normalised; -∞ for impossible tokens.
-        uniform: [...] float64 in [0, 1), one for each row; see `unmask.functional.noise.counter_uniform`.
+        uniform: [...] float64 in [0, 1), one for each row, or [..., M] for M draws from each, whose running sum is made once;
+            see `unmask.functional.noise.counter_uniform`.
 
     Returns:
-        [...] int64 token ids.
+        uniform's shape, int64 token ids.
 
     Raises:
         ValueError: the shapes disagree.
 
     Example:
-        >>> logprobs = torch.tensor([0.0, 0.25, 0.75, 0.0]).log().expand(3, 4)
+        >>> logprobs = torch.tensor([0.0, 0.25, 0.75, 0.0]).log()
+        >>> sample_tokens(logprobs.expand(3, 4), torch.tensor([0.0, 0.2, 0.9], dtype=torch.float64))
+        tensor([1, 1, 2])
         >>> sample_tokens(logprobs, torch.tensor([0.0, 0.2, 0.9], dtype=torch.float64))
         tensor([1, 1, 2])
     """
-    if uniform.shape != logprobs.shape[:-1]:
+    is_single = uniform.shape == logprobs.shape[:-1]
+    if not is_single and uniform.shape[:-1] != logprobs.shape[:-1]:
         raise ValueError(
-            "sample_tokens: uniform must have the shape of logprobs without V; "
+            "sample_tokens: uniform must have the shape of logprobs without V, or with the number of draws in its place; "
             f"got {tuple(uniform.shape)}, {tuple(logprobs.shape)}"
         )
     probability = logprobs.double().exp()
     is_possible = probability > 0
     cumulative = probability.cumsum(dim=-1)
     # Scaled by the row's own sum, which float32 log-probabilities leave about 1e-7 from 1.
-    is_beyond = cumulative > uniform.double().unsqueeze(-1) * cumulative[..., -1:]
-    # Impossible tokens are ruled out by name: a parallel running sum may differ in the last bit across one of them.
-    is_beyond &= is_possible
-    first = is_beyond.byte().argmax(dim=-1)
-    last = logprobs.shape[-1] - 1 - is_possible.flip(-1).byte().argmax(dim=-1)
-    return torch.where(is_beyond.any(dim=-1), first, last)
+    threshold = (uniform.unsqueeze(-1) if is_single else uniform).double() * cumulative[..., -1:]
+    # Impossible tokens take the value before them, by name: a parallel running sum may differ in the last bit across one.
+    cumulative = cumulative.masked_fill(~is_possible, 0.0).cummax(dim=-1).values
+    first = torch.searchsorted(cumulative, threshold.contiguous(), right=True)
+    last = logprobs.shape[-1] - 1 - is_possible.flip(-1).byte().argmax(dim=-1, keepdim=True)
+    first = torch.minimum(first, last)
+    return first.squeeze(-1) if is_single else first

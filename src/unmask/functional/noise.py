@@ -15,8 +15,9 @@ import hashlib
 import torch
 from torch import Tensor
 
-TOKEN_STREAM, ORDER_STREAM, SELECTION_STREAM = range(3)
-"""Purposes of a row's draws, as the key after its seed: tokens, positions, steps to train."""
+TOKEN_STREAM, ORDER_STREAM, SELECTION_STREAM, FILL_STREAM, BRANCH_STREAM = range(5)
+"""Purposes of a row's draws, as the key after its seed: tokens, positions, steps to train, other fills of a state, seeds of
+continuations from a state."""
 
 
 def _signed(value: int) -> int:

@@ -5,35 +5,33 @@ from __future__ import annotations
 import math
 from typing import Literal
 
-import torch
 from torch import Tensor
 
 
-def tokens_per_step(num_masked: Tensor, num_steps: int) -> Tensor:
-    """How many positions each denoising step commits: as even as can be, larger shares first.
+def tokens_at_step(num_masked: Tensor, steps_left: int) -> Tensor:
+    """How many positions a denoising step commits: those left, shared evenly over the steps left, larger shares first.
 
-    ⌊n/T⌋ each, and one more in the first n mod T steps (LLaDA, arXiv:2502.09992). n < T leaves the last steps empty.
+    ⌈n / s⌉. From n positions and T steps on that is ⌊n/T⌋ each, and one more in the first n mod T steps (LLaDA,
+    arXiv:2502.09992); n < T leaves the last steps empty.
 
     Args:
         num_masked: [B] int64 >= 0, masked positions of each row.
-        num_steps: T >= 1.
+        steps_left: s >= 1, this step included.
 
     Returns:
-        [B, T] int64, of sum num_masked; two shares of a row differ by at most 1.
+        [B] int64.
 
     Raises:
-        ValueError: num_steps below 1.
+        ValueError: steps_left below 1.
 
     Example:
-        >>> tokens_per_step(torch.tensor([8, 5]), num_steps=3)
-        tensor([[3, 3, 2],
-                [2, 2, 1]])
+        >>> import torch
+        >>> tokens_at_step(torch.tensor([8, 5, 0]), steps_left=3)
+        tensor([3, 2, 0])
     """
-    if num_steps < 1:
-        raise ValueError(f"tokens_per_step: num_steps must be at least 1; got {num_steps}")
-    num_masked = num_masked.long().unsqueeze(-1)
-    gets_one_more = torch.arange(num_steps, device=num_masked.device) < num_masked % num_steps
-    return num_masked // num_steps + gets_one_more
+    if steps_left < 1:
+        raise ValueError(f"tokens_at_step: steps_left must be at least 1; got {steps_left}")
+    return -(-num_masked.long() // steps_left)
 
 
 def learning_rate_factor(

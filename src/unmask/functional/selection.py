@@ -4,7 +4,7 @@ EGSPO bounds the gradient lost by dropping steps by a constant times the entropy
 keeps the K steps of largest joint entropy. The other rules are what that choice has to be compared with. Departures
 from the released code: ties go to the earlier step, too few candidates leave slots empty instead of repeating a step,
 and steps that committed only EOS after the answer's end are no candidates, so that every rule chooses from the same
-pool; only `all` takes them too.
+pool; only `WHOLE_RULES` take them too.
 """
 
 from __future__ import annotations
@@ -14,11 +14,26 @@ from torch import Tensor
 
 from unmask.functional.noise import SELECTION_STREAM, counter_uniform
 
-RULES: tuple[str, ...] = ("entropy_topk", "uniform", "low_discrepancy", "last_k", "lowest_entropy", "all")
+RULES: tuple[str, ...] = (
+    "entropy_topk",
+    "entropy_sampled",
+    "uniform",
+    "low_discrepancy",
+    "last_k",
+    "lowest_entropy",
+    "all",
+)
 """Names that `select_steps` knows."""
+
+WHOLE_RULES: tuple[str, ...] = ("all", "entropy_sampled")
+"""Those that take every step which committed something for a candidate, so that they can be unbiased."""
 
 PRIORITY_RULES: tuple[str, ...] = ("entropy_topk", "uniform", "last_k", "lowest_entropy")
 """Those that take the K largest of a number known at each step, so that a running top-K can follow them."""
+
+
+ENTROPY_FLOOR = 0.1
+"""Share of the selection probability that `entropy_sampled` gives out evenly."""
 
 
 def step_sum(values: Tensor, unmask_step: Tensor, num_steps: int) -> Tensor:
@@ -98,7 +113,7 @@ def step_priority(rule: str, entropy: Tensor, step: Tensor | int, noise: Tensor)
         [...] float64, exactly the given numbers.
 
     Raises:
-        ValueError: the rule has no priority ("low_discrepancy", "all") or is unknown.
+        ValueError: the rule has no priority ("entropy_sampled", "low_discrepancy", "all") or is unknown.
 
     Example:
         >>> step_priority("lowest_entropy", torch.tensor([1.5, 0.5]), torch.arange(2), torch.zeros(2))
@@ -127,10 +142,66 @@ def _evenly_spaced(is_candidate: Tensor, num_selected: int, noise: Tensor) -> Te
     return step.masked_fill(rank >= count, -1)
 
 
+def inclusion_probability(
+    entropy: Tensor, is_candidate: Tensor, num_selected: int, floor: float = ENTROPY_FLOOR
+) -> Tensor:
+    """Probability with which `entropy_sampled` selects each step: in proportion to its entropy, with a floor, K in sum.
+
+    π_k = min(1, c ((1 - f) H_k / Σ H + f / N)), c such that Σ_k π_k = min(K, N). A kept step weighted by 1 / π_k makes the kept
+    sum unbiased, whatever the entropies depend on (Horvitz and Thompson 1952); the floor bounds the weights by N / (f K).
+
+    Args:
+        entropy: [B, T] real >= 0, joint entropy of each step, nats.
+        is_candidate: [B, T] bool; N of them.
+        num_selected: K >= 1.
+        floor: f in (0, 1], share that is given out evenly; 1 is uniform.
+
+    Returns:
+        [B, T] float64 in [0, 1]; 0 for no candidate.
+
+    Raises:
+        ValueError: floor out of range.
+
+    Example:
+        >>> entropy = torch.tensor([[0.0, 1.0, 3.0, 0.0]])
+        >>> inclusion_probability(entropy, torch.tensor([[True, True, True, False]]), 1, floor=0.3)
+        tensor([[0.1000, 0.2750, 0.6250, 0.0000]], dtype=torch.float64)
+    """
+    if not 0 < floor <= 1:
+        raise ValueError(f"inclusion_probability: floor must be in (0, 1]; got {floor}")
+    entropy = entropy.double().clamp(min=0).masked_fill(~is_candidate, 0.0)
+    count = is_candidate.sum(dim=-1, keepdim=True)
+    total = entropy.sum(dim=-1, keepdim=True)
+    even = is_candidate / count.clamp(min=1)
+    share = torch.where(total > 0, (1 - floor) * entropy / total.clamp(min=1e-300) + floor * even, even)
+    wanted = count.clamp(max=num_selected).double()
+    is_certain = torch.zeros_like(is_candidate)
+    # Whoever would exceed 1 is taken for certain and the rest share what is left; at most K rounds change anything.
+    for _ in range(num_selected + 1):
+        rest = share.masked_fill(is_certain, 0.0)
+        left = wanted - is_certain.sum(dim=-1, keepdim=True)
+        scaled = rest * left / rest.sum(dim=-1, keepdim=True).clamp(min=1e-300)
+        # N <= K leaves every candidate at exactly 1 but for rounding.
+        is_certain = is_certain | (scaled > 1 - 1e-12)
+    return torch.where(is_certain, 1.0, scaled)
+
+
+def _systematic(probability: Tensor, num_selected: int, noise: Tensor) -> Tensor:
+    """[B, K] int64: the steps whose running sum of probabilities crosses u, u + 1, ..., one draw u = noise[:, 0]; -1 beyond."""
+    running = probability.cumsum(dim=-1)
+    point = noise[:, :1].double() + torch.arange(num_selected, device=noise.device)
+    # The sum is a whole number but for rounding; the clamp keeps the last point inside it.
+    total = probability.sum(dim=-1, keepdim=True).round()
+    step = torch.searchsorted(running, torch.minimum(point, running[:, -1:] * (1 - 1e-15)), right=True)
+    return step.masked_fill(point >= total, -1)
+
+
 def select_steps(rule: str, entropy: Tensor, is_candidate: Tensor, num_selected: int, noise: Tensor) -> Tensor:
     """The steps of each trajectory that are trained: K of its candidates, or all of them where there are fewer.
 
     - entropy_topk: largest joint entropy first (EGSPO). Without reweighting the kept sum is a biased gradient.
+    - entropy_sampled: K at random without replacement, step k with `inclusion_probability`. Systematic sampling from the draw
+      u = noise[:, 0], so that the steps are spread in time. Weighted by the inverse probabilities, unbiased.
     - uniform: K at random without replacement, by the largest noise.
     - low_discrepancy: with N candidates, number floor((u + j) N / K) for j = 0..K-1 and one draw u = noise[:, 0].
       Evenly spaced in time, and each candidate is still included with probability K / N.
@@ -147,7 +218,7 @@ def select_steps(rule: str, entropy: Tensor, is_candidate: Tensor, num_selected:
         noise: [B, T] float64 in [0, 1).
 
     Returns:
-        [B, K] int64 steps; slot 0 has the largest priority, equal priorities go to the earlier step, the two rules
+        [B, K] int64 steps; slot 0 has the largest priority, equal priorities go to the earlier step, the rules
         without one are in order of time. -1 marks an empty slot, and empty slots come last.
 
     Raises:
@@ -175,6 +246,8 @@ def select_steps(rule: str, entropy: Tensor, is_candidate: Tensor, num_selected:
         return _evenly_spaced(is_candidate, num_steps, noise)
     if rule == "low_discrepancy":
         return _evenly_spaced(is_candidate, num_selected, noise)
+    if rule == "entropy_sampled":
+        return _systematic(inclusion_probability(entropy, is_candidate, num_selected), num_selected, noise)
     priority = step_priority(rule, entropy, torch.arange(num_steps, device=entropy.device), noise)
     order = priority.masked_fill(~is_candidate, -torch.inf).argsort(dim=-1, descending=True, stable=True)
     order = order.masked_fill(~is_candidate.gather(-1, order), -1)[:, :num_selected]
@@ -212,6 +285,30 @@ def selected_path_steps(
     # In float64 the sum of a few float32 entropies is exact, unless they differ by a factor of 2^29: a running top-K, which
     # adds them up in another order, ranks them alike.
     joint = step_sum(entropy.double(), unmask_step, num_steps)
-    # The last non-EOS commitment lies in a step's future, so leaving out what follows it is a bias; `all` leaves out nothing.
-    is_candidate = candidate_steps(unmask_step, is_eos & (rule != "all"), num_steps)
+    # The last non-EOS commitment lies in a step's future, so leaving out what follows it is a bias.
+    is_candidate = candidate_steps(unmask_step, is_eos & (rule not in WHOLE_RULES), num_steps)
     return select_steps(rule, joint, is_candidate, num_selected, selection_noise(seed, num_steps))
+
+
+def inverse_inclusion(steps: Tensor, num_selected: int, unmask_step: Tensor, entropy: Tensor, num_steps: int) -> Tensor:
+    """1 / π_k of each step that `entropy_sampled` selected: with these weights the kept sum is unbiased.
+
+    Args:
+        steps: [B, K] int64 from `selected_path_steps`; -1 for an empty slot.
+        num_selected: K.
+        unmask_step: [B, L] int.
+        entropy: [B, L] real, of each token at commitment, nats.
+        num_steps: T.
+
+    Returns:
+        [B, K] float64; 0 in an empty slot.
+
+    Example:
+        >>> unmask_step, entropy = torch.tensor([[0, 1, 2]]), torch.tensor([[1.0, 1.0, 1.0]])
+        >>> inverse_inclusion(torch.tensor([[2]]), 1, unmask_step, entropy, 3)
+        tensor([[3.0000]], dtype=torch.float64)
+    """
+    joint = step_sum(entropy.double(), unmask_step, num_steps)
+    is_candidate = candidate_steps(unmask_step, torch.zeros_like(unmask_step, dtype=torch.bool), num_steps)
+    probability = inclusion_probability(joint, is_candidate, num_selected)
+    return probability.gather(-1, steps.clamp(min=0)).reciprocal().masked_fill(steps < 0, 0.0)

@@ -1,32 +1,40 @@
-"""The clipped policy-gradient loss (PPO, arXiv:1707.06347) and two measures of the distance to a reference policy."""
+"""Policy-gradient losses with a trust region, and measures of the distance to a reference policy.
+
+Trust regions: the clipped ratio of PPO (arXiv:1707.06347) with asymmetric and dual bounds, and the divergence mask of DPPO
+(arXiv:2602.04879).
+"""
 
 from __future__ import annotations
+
+from typing import Literal
 
 import torch
 from torch import Tensor
 
 
 def clipped_surrogate(
-    log_ratio: Tensor, advantage: Tensor, epsilon: float, epsilon_high: float
+    log_ratio: Tensor, advantage: Tensor, epsilon: float, epsilon_high: float, dual: float = 0.0
 ) -> tuple[Tensor, Tensor]:
     """PPO's pessimistic loss with an asymmetric clip, element by element.
 
     ℓ = -min(ρ A, clip(ρ, 1-ε, 1+ε_high) A), ρ = exp(log π_new - log π_old); arXiv:1707.06347 eq. (7), the higher
     upper bound from DAPO (arXiv:2503.14476). At ρ = 1 its gradient is that of -A log π_new, the plain policy
-    gradient.
+    gradient. With a dual bound c, ℓ is at most -c A where A < 0 (Ye et al., arXiv:1912.09729): a token that the new policy
+    likes far more than the old one does cannot push without limit.
 
     Args:
         log_ratio: real, nats, with graph; of a token, a step or a sequence.
         advantage: broadcasts to log_ratio.
         epsilon: ε >= 0; from 1 on there is no lower bound.
-        epsilon_high: ε_high >= 0.
+        epsilon_high: ε_high >= 0; infinite for no upper bound.
+        dual: c > 1, or 0 for no such bound.
 
     Returns:
-        The loss, float32 (float64 for float64), and a bool tensor: True where the clip is active and the gradient 0,
-        that is where the ratio has already moved past the bound in the direction that the advantage asks for.
+        The loss, float32 (float64 for float64), and a bool tensor: True where a bound is active and the gradient 0,
+        that is where the ratio has already moved past the bound in the direction that the advantage asks for, or past c.
 
     Raises:
-        ValueError: a negative bound.
+        ValueError: a negative bound, or a dual bound within (0, 1].
 
     Example:
         >>> log_ratio = torch.tensor([1.0, 2.0, 0.5, 0.5]).log()
@@ -38,13 +46,66 @@ def clipped_surrogate(
             "clipped_surrogate: needs epsilon >= 0 and epsilon_high >= 0; "
             f"got epsilon = {epsilon}, epsilon_high = {epsilon_high}"
         )
+    if dual and dual <= 1:
+        raise ValueError(f"clipped_surrogate: dual must be above 1, or 0 for none; got {dual}")
     log_ratio = log_ratio.to(torch.promote_types(log_ratio.dtype, torch.float32))
     ratio = log_ratio.detach().exp()
-    low, high = 1 - epsilon, 1 + epsilon_high
+    low, high = torch.full_like(ratio, 1 - epsilon), torch.full_like(ratio, 1 + epsilon_high)
     is_clipped = ((advantage > 0) & (ratio > high)) | ((advantage < 0) & (ratio < low))
+    if dual:
+        is_beyond = (advantage < 0) & (ratio > dual)
+        high, is_clipped = torch.where(is_beyond, dual, high), is_clipped | is_beyond
     # The exponential with graph sees no clipped element: where it overflows, 0 times its gradient would be NaN.
     bounded = torch.where(is_clipped, ratio.clamp(low, high), log_ratio.masked_fill(is_clipped, 0.0).exp())
     return -bounded * advantage, is_clipped
+
+
+def divergence_masked_surrogate(
+    log_ratio: Tensor, advantage: Tensor, new_logprob: Tensor, kind: Literal["tv", "kl"], bound: float
+) -> tuple[Tensor, Tensor]:
+    """The policy-gradient loss with DPPO's mask: dropped where the policies differ too much and the update would widen the gap.
+
+    ℓ = -ρ A, and 0 where D > δ and (A > 0 and ρ > 1, or A < 0 and ρ < 1); arXiv:2602.04879. D is the divergence of the two-way
+    split into the sample and everything else, which needs the two probabilities of the sample and no distribution:
+    total variation |p - q|, or KL(old || new) = q log(q/p) + (1 - q) log((1 - q)/(1 - p)), p new and q old. Unlike a ratio it
+    lets rare samples move and holds frequent ones.
+
+    Args:
+        log_ratio: [...] nats, with graph; of a token or a step.
+        advantage: broadcasts to log_ratio.
+        new_logprob: [...] nats, log-probability of the sample under the new policy; must be that of a discrete sample.
+        kind: of divergence.
+        bound: δ >= 0.
+
+    Returns:
+        The loss, and a bool tensor: True where it was dropped.
+
+    Raises:
+        ValueError: an unknown kind, or a negative bound.
+
+    Example:
+        >>> old, new = torch.tensor([0.5, 0.01, 0.5]), torch.tensor([0.8, 0.04, 0.2])
+        >>> loss, is_dropped = divergence_masked_surrogate((new / old).log(), torch.ones(3), new.log(), "tv", 0.2)
+        >>> loss, is_dropped
+        (tensor([-0.0000, -4.0000, -0.4000]), tensor([ True, False, False]))
+    """
+    if kind not in ("tv", "kl") or bound < 0:
+        raise ValueError(
+            f'divergence_masked_surrogate: needs kind "tv" or "kl" and bound >= 0; got "{kind}" and bound = {bound}'
+        )
+    log_ratio = log_ratio.to(torch.promote_types(log_ratio.dtype, torch.float32))
+    ratio = log_ratio.detach()
+    new = new_logprob.detach().to(log_ratio.dtype)
+    old = new - ratio
+    if kind == "tv":
+        divergence = (new.exp() - old.exp()).abs()
+    else:
+        # log(1 - p) by log1p; where a policy is sure of the sample, a floor in place of log 0.
+        rest_new, rest_old = (torch.log1p(-value.exp().clamp(max=1 - 1e-7)) for value in (new, old))
+        divergence = old.exp() * -ratio + rest_old.exp() * (rest_old - rest_new)
+    widens = ((advantage > 0) & (ratio > 0)) | ((advantage < 0) & (ratio < 0))
+    is_dropped = (divergence > bound) & widens
+    return -log_ratio.masked_fill(is_dropped, -torch.inf).exp() * advantage, is_dropped
 
 
 def kl_k3(new: Tensor, reference: Tensor) -> Tensor:
@@ -68,6 +129,26 @@ def kl_k3(new: Tensor, reference: Tensor) -> Tensor:
     d = reference.to(torch.promote_types(reference.dtype, torch.float32)) - new
     # expm1: near d = 0, exp(d) - 1 in float32 loses all digits of d²/2.
     return d.expm1() - d
+
+
+def kl_k2(new: Tensor, reference: Tensor) -> Tensor:
+    """Half the squared log-ratio, k2 = d²/2 with d = log π_new - log π_reference.
+
+    Schulman's "Approximating KL divergence" (2020). Biased as a value, but on samples of π_new its gradient is that of
+    KL(π_new || π_reference), and it is a polynomial: a large d does not overflow (why ESPO, arXiv:2512.03759, takes it).
+
+    Args:
+        new: [...] nats, with graph: log-probabilities (or ELBOs) of the sample.
+        reference: [...] nats, of the same sample.
+
+    Returns:
+        [...] float32 (float64 if either is), nats squared, >= 0.
+
+    Example:
+        >>> kl_k2(torch.tensor([-1.0, -1.0]), torch.tensor([-1.0, 1.0]))
+        tensor([0., 2.])
+    """
+    return 0.5 * (new - reference.to(torch.promote_types(reference.dtype, torch.float32))).square()
 
 
 def exact_kl(logprobs: Tensor, reference: Tensor) -> Tensor:

@@ -6,13 +6,15 @@ The trainer samples, scores, shards, steps and writes; it never asks which metho
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import torch
+from pydantic import Field
 from torch import Tensor
 
 from unmask.config import Config, SamplerConfig
 from unmask.errors import ConfigError
+from unmask.functional.surrogate import clipped_surrogate, divergence_masked_surrogate
 from unmask.records import LossInputs, LossOutput, Needs, Rollout, Views
 
 
@@ -28,6 +30,14 @@ class Method(Config, ABC):
     """One line for `unmask methods`."""
     estimates: ClassVar[str]
     """What its gradient is an estimate of, and how exactly."""
+    cost: ClassVar[str]
+    """Forwards (f) and forwards with backward (f+b) of a completion in one update, beside the rollout's T forwards."""
+    separable: ClassVar[bool] = True
+    """Whether the loss is a sum over views, so that any chunk of them can be back-propagated alone. If not, the loss is given all
+    views of whole groups, first without graph; the derivative with respect to each log-probability is then back-propagated
+    chunk by chunk (two passes, the same gradient, memory that does not grow with the number of views)."""
+    fresh_views: ClassVar[bool] = False
+    """Whether each of the `num_iterations` passes gets a plan of its own; otherwise all share one."""
 
     @abstractmethod
     def needs(self) -> Needs:
@@ -43,7 +53,7 @@ class Method(Config, ABC):
 
     @abstractmethod
     def loss(self, inputs: LossInputs) -> LossOutput:
-        """The loss of each view."""
+        """The loss of each view, or whatever sums to the whole where the method is not separable."""
 
     def check(self, sampler: SamplerConfig, num_generations: int) -> None:
         """Refuse settings that do not go together.
@@ -56,3 +66,47 @@ class Method(Config, ABC):
                 f"num_generations = {num_generations}, but {self.type} compares the completions of a prompt with each other. "
                 "Set num_generations to 2 or more."
             )
+
+
+class RatioMethod(Method):
+    """A method whose loss is a ratio of new to old probabilities times an advantage, within a trust region."""
+
+    trust_region: Literal["clip", "divergence", "none"] = "clip"
+    """`clip`: PPO's pessimistic clip of the ratio. `divergence`: DPPO's mask (arXiv:2602.04879), which drops an update that would
+    move the policy further once the probability of what was sampled has moved by more than `max_divergence`. `none`: the bare
+    ratio."""
+    epsilon: float = Field(0.2, ge=0)
+    """Lower clip of the ratio."""
+    epsilon_high: float = Field(0.2, ge=0)
+    """Upper clip."""
+    dual_clip: float = Field(0.0, ge=0)
+    """Bound of ρ where the advantage is negative (arXiv:1912.09729), above 1; 0 for none."""
+    divergence: Literal["tv", "kl"] = "tv"
+    """What the divergence mask measures: total variation, or KL of the old policy to the new."""
+    max_divergence: float = Field(0.15, ge=0)
+    """δ of the divergence mask."""
+
+    def surrogate(self, log_ratio: Tensor, advantage: Tensor, new_logprob: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """The loss of each element, -ρ A within the trust region, and its metrics.
+
+        Args:
+            log_ratio: [...] nats, with graph: of tokens, steps, views or sequences.
+            advantage: broadcasts to it.
+            new_logprob: [...] nats: of the sample under the new policy; read by the divergence mask only.
+        """
+        advantage = advantage.expand_as(log_ratio)
+        if self.trust_region == "divergence":
+            loss, is_cut = divergence_masked_surrogate(
+                log_ratio, advantage, new_logprob, self.divergence, self.max_divergence
+            )
+        elif self.trust_region == "clip":
+            loss, is_cut = clipped_surrogate(log_ratio, advantage, self.epsilon, self.epsilon_high, self.dual_clip)
+        else:
+            loss = -log_ratio.exp() * advantage
+            is_cut = torch.zeros_like(loss, dtype=torch.bool)
+        return loss, {
+            "clip_ratio/region_mean": is_cut.float(),
+            "clip_ratio/low_mean": (is_cut & (advantage < 0)).float(),
+            "clip_ratio/high_mean": (is_cut & (advantage > 0)).float(),
+            "policy/ratio_max": log_ratio.detach().exp(),
+        }

@@ -18,28 +18,35 @@ from torch import Tensor
 
 from unmask.config import SamplerConfig
 from unmask.errors import ConfigError
-from unmask.functional.advantage import group_advantage, stepwise_advantage
-from unmask.functional.selection import selected_path_steps
-from unmask.functional.surrogate import clipped_surrogate, kl_k3
-from unmask.methods.base import Method
+from unmask.functional.advantage import controlled_advantage, fitted_gain, group_advantage
+from unmask.functional.selection import inverse_inclusion, selected_path_steps
+from unmask.functional.surrogate import kl_k3
+from unmask.methods.base import RatioMethod
 from unmask.methods.views import step_views
-from unmask.records import LossInputs, LossOutput, Needs, Rollout, Views
+from unmask.records import LossInputs, LossOutput, Needs, Rollout, Trajectory, Views
 
 
-class EGSPO(Method):
+class EGSPO(RatioMethod):
     """Entropy-guided stepwise policy optimisation; with `stepwise_weight` > 0, its stepwise-advantage form."""
 
     type: Literal["egspo"] = "egspo"
     num_selected: int = Field(8, ge=1)
     """K, denoising steps that get a gradient. Default of the release."""
-    step_choice: Literal["entropy_topk", "uniform", "low_discrepancy", "last_k", "lowest_entropy", "all"] = (
-        "entropy_topk"
-    )
-    """How the K steps are chosen; `all` takes every step, whatever `num_selected` says."""
+    step_choice: Literal[
+        "entropy_topk", "entropy_sampled", "uniform", "low_discrepancy", "last_k", "lowest_entropy", "all"
+    ] = "entropy_topk"
+    """How the K steps are chosen. `entropy_sampled` draws them in proportion to entropy and weighs them by the inverse of the
+    probability, which is unbiased; `all` takes every step, whatever `num_selected` says."""
     stepwise_weight: float = Field(0.0, ge=0)
     """λ: weight of r - r(x̂_k) beside r. 0 is EGSPO, 0.5 is EGSPO-SA."""
+    gain: Literal["fixed", "fitted"] = "fixed"
+    """Of the value as control variate: λ/(1+λ), or the coefficient fitted on the other groups of the batch."""
+    credit: Literal["return", "telescoped"] = "return"
+    """What a step is credited with: the reward of the finished completion, or the value of the state that it leads to."""
     baseline: Literal["group_mean", "leave_one_out"] = "group_mean"
     """Over the group, slot by slot. The group mean shrinks the gradient by (G - 1) / G; leave-one-out does not."""
+    choice_term: bool = True
+    """Whether the probability of the choice of positions counts, where the order has one (`plackett_luce`)."""
     epsilon: float = Field(0.2, ge=0)
     """Lower clip of the step ratio. Default of the release."""
     epsilon_high: float = Field(0.5, ge=0)
@@ -52,19 +59,22 @@ class EGSPO(Method):
     paper: ClassVar[str] = "arXiv:2603.12554"
     summary: ClassVar[str] = "gradients at the K steps of highest entropy"
     estimates: ClassVar[str] = (
-        "the policy gradient less the steps left out; exact with step_choice=all and leave_one_out, but for low_confidence order"
+        "the policy gradient less the steps left out; exact with step_choice=all or entropy_sampled and leave_one_out, but for "
+        "low_confidence order"
     )
+    cost: ClassVar[str] = "K f+b (+ K f old, K f reference)"
 
     def needs(self) -> Needs:
-        """Greedy completions where λ > 0, the reference where β > 0."""
+        """Greedy completions where values are used, those of all steps where credit telescopes; the reference where β > 0."""
         reference: Literal["none", "logprob", "distribution"] = "none"
         if self.beta:
             reference = "distribution" if self.kl == "exact" else "logprob"
+        is_telescoped = self.credit == "telescoped"
         return Needs(
-            greedy=self.stepwise_weight > 0,
-            selection=(self.step_choice, self.num_selected),
+            greedy=self.stepwise_weight > 0 or self.gain == "fitted" or is_telescoped,
+            selection=("all" if is_telescoped else self.step_choice, self.num_selected),
             reference=reference,
-            group=True,
+            choice=self.choice_term,
         )
 
     def check(self, sampler: SamplerConfig, num_generations: int) -> None:
@@ -79,45 +89,56 @@ class EGSPO(Method):
     def plan(self, rollout: Rollout, generator: torch.Generator) -> Views:
         """One view for each selected step, with weight 1 / (K L / T): the mean over slots, per token of a step."""
         path = rollout.trajectory
-        is_eos = path.tokens == path.eos_id
-        steps = selected_path_steps(
-            self.needs().selection, path.unmask_step, path.entropy, is_eos, path.seed, path.num_steps
-        )
+        steps = self._steps(path)
         # Constants: dividing by the tokens or the slots that a path happens to have would bias the gradient.
         tokens_per_step = path.tokens.shape[1] / path.num_steps
+        if self.step_choice == "entropy_sampled":
+            inverse = inverse_inclusion(steps, self.num_selected, path.unmask_step, path.entropy, path.num_steps)
+            return step_views(path, steps, inverse.float() / (path.num_steps * tokens_per_step))
         weight = 1 / (steps.shape[1] * tokens_per_step)
         return step_views(path, steps, torch.full(steps.shape, weight, device=steps.device))
 
     def advantage(self, rollout: Rollout) -> Tensor:
-        """A_k = (r - r̄) - λ/(1+λ) (r(x̂_k) - its mean over the slot); no division by a deviation."""
-        if rollout.one_step_reward is None or not self.stepwise_weight:
+        """A_k = (R_k - R̄_k) - c (r(x̂_k) - its mean over the slot), R = r unless credit telescopes; no division by a deviation."""
+        if rollout.one_step_reward is None or not self.needs().greedy:
             return group_advantage(rollout.reward, rollout.group_size, self.baseline)
-        greedy_step = rollout.trajectory.greedy_step
-        assert greedy_step is not None
-        return stepwise_advantage(
-            rollout.reward,
-            rollout.one_step_reward,
-            greedy_step >= 0,
-            rollout.group_size,
-            self.stepwise_weight,
-            self.baseline,
-        )
+        earned, value, is_valid = rollout.reward, rollout.one_step_reward, self._kept_steps(rollout) >= 0
+        if self.credit == "telescoped":
+            # The state that a step leads to is the one before the next step, and after the last one the completion.
+            after = torch.cat([value[:, 1:], value[:, :1]], dim=1)
+            is_last = is_valid & ~torch.cat([is_valid[:, 1:], torch.zeros_like(is_valid[:, :1])], dim=1)
+            earned = torch.where(is_last, rollout.reward.unsqueeze(-1), after)
+            steps = self._steps(rollout.trajectory)
+            slot = (self._kept_steps(rollout).unsqueeze(1) == steps.unsqueeze(-1)).int().argmax(-1)
+            earned, value, is_valid = earned.gather(1, slot), value.gather(1, slot), steps >= 0
+        gain: float | Tensor = self.stepwise_weight / (1 + self.stepwise_weight)
+        if self.gain == "fitted":
+            gain = fitted_gain(earned, value, is_valid, rollout.group_size)
+        return controlled_advantage(earned, value, is_valid, rollout.group_size, gain, self.baseline)
 
     def loss(self, inputs: LossInputs) -> LossOutput:
         """w (-min(ρ A, clip(ρ) A) + β KL), with ρ the ratio of the step's joint probabilities and w the view's weight."""
-        log_ratio = (inputs.new - inputs.old).sum(-1)
-        surrogate, is_clipped = clipped_surrogate(log_ratio, inputs.advantage, self.epsilon, self.epsilon_high)
-        metrics = {
-            "clip_ratio/region_mean": is_clipped.float(),
-            "clip_ratio/low_mean": (is_clipped & (inputs.advantage < 0)).float(),
-            "clip_ratio/high_mean": (is_clipped & (inputs.advantage > 0)).float(),
-            "policy/ratio_max": log_ratio.detach().exp(),
-        }
+        log_ratio, log_step = (inputs.new - inputs.old).sum(-1), inputs.new.sum(-1)
+        if inputs.new_choice is not None and inputs.old_choice is not None:
+            log_ratio = log_ratio + (inputs.new_choice - inputs.old_choice).sum(-1)
+            log_step = log_step + inputs.new_choice.sum(-1)
+        surrogate, metrics = self.surrogate(log_ratio, inputs.advantage, log_step)
         if self.beta:
             kl = self._kl(inputs)
             surrogate = surrogate + self.beta * kl
             metrics["kl"] = kl.detach()
         return LossOutput(inputs.weight * surrogate, metrics)
+
+    def _steps(self, path: Trajectory) -> Tensor:
+        """[B, K] the steps that are trained."""
+        is_eos = path.tokens == path.eos_id
+        selection = (self.step_choice, self.num_selected)
+        return selected_path_steps(selection, path.unmask_step, path.entropy, is_eos, path.seed, path.num_steps)
+
+    @staticmethod
+    def _kept_steps(rollout: Rollout) -> Tensor:
+        assert rollout.trajectory.greedy_step is not None
+        return rollout.trajectory.greedy_step
 
     def _kl(self, inputs: LossInputs) -> Tensor:
         if self.kl == "exact":

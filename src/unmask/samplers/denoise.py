@@ -16,11 +16,12 @@ from torch import Tensor
 from unmask.config import SamplerConfig
 from unmask.functional.distribution import sample_tokens, token_entropy, token_logprobs
 from unmask.functional.noise import TOKEN_STREAM, counter_uniform
-from unmask.functional.schedule import tokens_per_step
+from unmask.functional.plackett_luce import plackett_luce_logprob
+from unmask.functional.schedule import tokens_at_step
 from unmask.functional.selection import selected_path_steps, selection_noise
 from unmask.records import GIVEN, DenoiserLike, Needs, Trajectory
-from unmask.samplers.greedy import GreedyKeeper
-from unmask.samplers.orders import ORDERS, Proposal
+from unmask.samplers.fills import FillKeeper, one_step_fills
+from unmask.samplers.orders import CHOICE_SCORES, ORDERS, Proposal
 from unmask.samplers.predict import predict
 
 
@@ -46,6 +47,7 @@ def denoise(
     seed: Tensor,
     *,
     completion: Tensor | None = None,
+    first_step: Tensor | None = None,
     needs: Needs | None = None,
     entropy_temperature: float | None = None,
     observe: Callable[[Snapshot], None] | None = None,
@@ -63,7 +65,9 @@ def denoise(
         sampler: the settings; temperature 0 takes the likeliest token.
         seed: [B] int64.
         completion: [B, L] int64 to start from, MASK where to be filled; default all MASK.
-        needs: if it asks for greedy one-step completions, those of the steps that its selection takes are kept.
+        first_step: [B] int64, the step at which each row begins; default 0. A state that an earlier run reached after step k - 1,
+            begun at k, is denoised on as that run would have.
+        needs: if it asks for one-step completions, those of the steps that its selection takes are kept.
         entropy_temperature: temperature of the recorded entropies where they should not be those of the sampling
             distribution; then without top-k and top-p.
         observe: called after every step.
@@ -75,10 +79,12 @@ def denoise(
     steps_per_block = sampler.steps * sampler.block // sampler.max_completion_length
     for block in range(sampler.max_completion_length // sampler.block):
         start, stop = block * sampler.block, (block + 1) * sampler.block
-        schedule = tokens_per_step(run.hidden[:, start:stop].sum(-1), steps_per_block)
         for i in range(steps_per_block):
             step = block * steps_per_block + i
-            run.step(step, start, stop, schedule[:, i])
+            num_committed = tokens_at_step(run.hidden[:, start:stop].sum(-1), steps_per_block - i)
+            if first_step is not None:
+                num_committed = num_committed.masked_fill(step < first_step, 0)
+            run.step(step, start, stop, num_committed)
             if observe is not None:
                 observe(Snapshot(step, run.tokens.clone(), run.unmask_step.clone(), run.entropy.clone()))
     return run.trajectory()
@@ -113,10 +119,15 @@ class _Run:
         self.logprob = torch.zeros(shape, device=device)
         self.entropy = torch.zeros(shape, device=device)
         self.ended = torch.zeros(shape[0], dtype=torch.bool, device=device)
+        self.choice_score = CHOICE_SCORES.get(sampler.order)
+        self.choice_rank = torch.zeros(shape, dtype=torch.int32, device=device)
+        self.choice_logprob = torch.zeros(shape, device=device)
+        self.fills = needs.fills if needs else None
         self.keeper = None
-        if needs is not None and needs.greedy:
+        if needs is not None and (needs.greedy or needs.fills):
             rule, num_selected = needs.selection
-            self.keeper = GreedyKeeper(rule, num_selected, shape, sampler.steps, device)
+            count = 1 + (self.fills.count if self.fills else 0)
+            self.keeper = FillKeeper(rule, num_selected, shape, sampler.steps, device, count)
             self.selection_noise = selection_noise(seed, sampler.steps)
         # A given completion may be settled already.
         self._retire(torch.arange(shape[0], device=device))
@@ -127,7 +138,7 @@ class _Run:
         if not len(rows):
             return
         sampler, hidden = self.sampler, self.hidden[rows]
-        # The greedy completion fills later blocks too; otherwise nothing outside the active block is asked for.
+        # One-step completions fill later blocks too; otherwise nothing outside the active block is asked for.
         reach = sampler.max_completion_length if self.keeper else stop
         positions, is_wanted = _hidden_positions(hidden[:, start:reach], start)
         logits = predict(
@@ -144,24 +155,32 @@ class _Run:
         is_candidate = is_wanted[:, :width] & (candidates < stop)
         seed = self.seed[rows]
         proposed, logprobs = self._draw(active, seed, step, candidates)
-        score = ORDERS[sampler.order](Proposal(active, proposed, candidates, seed, step)).double()
+        proposal = Proposal(active, proposed, candidates, seed, step, sampler.order_temperature)
+        score = ORDERS[sampler.order](proposal).double()
         rank = (
             score.masked_fill(~is_candidate, -torch.inf).argsort(dim=-1, descending=True, stable=True).argsort(dim=-1)
         )
         committed = rank < num_committed[rows].unsqueeze(-1)
         entropy = token_entropy(self._differentiated(active, logprobs)).float()
         if self.keeper:
-            greedy = _scatter(self.tokens[rows], positions, is_wanted, logits.argmax(-1))
+            fills = self._one_step_fills(logits, logprobs, proposed, committed, seed, step, positions)
+            whole = self.tokens[rows].unsqueeze(1).expand(-1, fills.shape[1], -1)
+            index, where = (t.unsqueeze(1).expand_as(fills) for t in (positions, is_wanted))
             only_eos = ((proposed == self.denoiser.eos_id) | ~committed).all(-1)
             joint = (entropy.double() * committed).sum(-1)
-            self.keeper.push(rows, step, joint, self.selection_noise[rows, step], greedy, only_eos)
+            noise = self.selection_noise[rows, step]
+            self.keeper.push(rows, step, joint, noise, _scatter(whole, index, where, fills), only_eos)
         chosen = logprobs.gather(-1, proposed.unsqueeze(-1)).squeeze(-1).float()
-        for state, value in (
+        facts = [
             (self.tokens, proposed),
             (self.unmask_step, torch.full_like(proposed, step)),
             (self.logprob, chosen),
             (self.entropy, entropy),
-        ):
+        ]
+        if self.choice_score is not None:
+            among = self.choice_score(active, sampler.order_temperature)
+            facts += [(self.choice_rank, rank), (self.choice_logprob, plackett_luce_logprob(among, rank, is_candidate))]
+        for state, value in facts:
             state[rows] = _scatter(state[rows], candidates, committed, value.to(state.dtype))
         self.hidden[rows] = _scatter(hidden, candidates, committed, torch.zeros_like(committed))
         self._retire(rows)
@@ -169,12 +188,14 @@ class _Run:
     def trajectory(self) -> Trajectory:
         """The finished record."""
         sampler, eos_id = self.sampler, self.denoiser.eos_id
-        greedy_step = greedy_tokens = None
+        greedy_step = greedy_tokens = fill_tokens = None
         if self.keeper and self.needs:
             steps = selected_path_steps(
                 self.needs.selection, self.unmask_step, self.entropy, self.tokens == eos_id, self.seed, sampler.steps
             )
-            greedy_step, greedy_tokens = steps.int(), self.keeper.finish(steps)
+            kept = self.keeper.finish(steps)
+            greedy_step, greedy_tokens = steps.int(), kept[:, :, 0]
+            fill_tokens = kept[:, :, 1:] if self.fills else None
         return Trajectory(
             prompt_ids=self.prompt_ids,
             prompt_mask=self.prompt_mask,
@@ -192,9 +213,30 @@ class _Run:
             guidance=sampler.guidance,
             order=sampler.order,
             block_length=sampler.block,
+            order_temperature=sampler.order_temperature,
+            choice_rank=None if self.choice_score is None else self.choice_rank,
+            choice_logprob=None if self.choice_score is None else self.choice_logprob,
             greedy_step=greedy_step,
             greedy_tokens=greedy_tokens,
+            fill_tokens=fill_tokens,
         )
+
+    def _one_step_fills(
+        self,
+        logits: Tensor,
+        logprobs: Tensor,
+        proposed: Tensor,
+        committed: Tensor,
+        seed: Tensor,
+        step: int,
+        positions: Tensor,
+    ) -> Tensor:
+        """[b, 1 + F, n] tokens at all n masked positions, of which the first columns are the active block's."""
+        beyond = positions.shape[1] - committed.shape[1]
+        if self.fills and beyond:
+            logprobs = token_logprobs(logits, self.sampler.temperature, self.sampler.top_k, self.sampler.top_p)
+        proposed, committed = (torch.nn.functional.pad(t, (0, beyond)) for t in (proposed, committed))
+        return one_step_fills(self.fills, logits.argmax(-1), logprobs, proposed, committed, seed, step, positions)
 
     def _draw(self, logits: Tensor, seed: Tensor, step: int, positions: Tensor) -> tuple[Tensor, Tensor]:
         """Proposed tokens [b, n] and the log-probabilities [b, n, V] that are recorded for them."""
@@ -226,5 +268,5 @@ def _hidden_positions(hidden: Tensor, offset: int) -> tuple[Tensor, Tensor]:
 
 
 def _scatter(target: Tensor, positions: Tensor, where: Tensor, value: Tensor) -> Tensor:
-    """A copy of `target` [B, L] with `value` [B, n] at the positions where `where` [B, n] holds."""
-    return target.scatter(1, positions, torch.where(where, value, target.gather(1, positions)))
+    """A copy of `target` [..., L] with `value` [..., n] at the positions where `where` [..., n] holds."""
+    return target.scatter(-1, positions, torch.where(where, value, target.gather(-1, positions)))

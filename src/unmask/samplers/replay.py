@@ -9,9 +9,12 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
+from torch import Tensor
 
 from unmask.functional.distribution import token_logprobs
+from unmask.functional.plackett_luce import plackett_luce_logprob
 from unmask.records import DenoiserLike, Trajectory, Views, ViewScores
+from unmask.samplers.orders import CHOICE_SCORES
 from unmask.samplers.predict import predict
 
 
@@ -33,21 +36,29 @@ class Scoring:
 
 
 def score_views(
-    denoiser: DenoiserLike, trajectory: Trajectory, views: Views, scoring: Scoring, *, distribution: bool = False
+    denoiser: DenoiserLike,
+    trajectory: Trajectory,
+    views: Views,
+    scoring: Scoring,
+    *,
+    choice: bool = False,
+    distribution: bool = False,
 ) -> ViewScores:
     """Log-probabilities of the views' targets under `denoiser`, with graph if it is being trained.
 
     log p_θ(x_i | x with `hidden` masked), at the scoring temperature and support. The trunk runs once over the views; the head
-    runs at the targets only. A token that the new policy's top-k or top-p would drop stays in the support, so that no replayed
-    token has probability zero.
+    runs at the targets only, or at all hidden positions where the choice among them is asked for. A token that the new policy's
+    top-k or top-p would drop stays in the support, so that no replayed token has probability zero.
 
-    Not included: the probability of choosing the positions.
+    The probability of choosing the positions is a number of its own: of each target among the hidden positions of its block that
+    were not committed before it.
 
     Args:
         denoiser: the policy; may be wrapped for training.
         trajectory: the rollout that the views index.
         views: N of them.
         scoring: temperature and support.
+        choice: also return the log-probability of the choice of positions, if the trajectory's order has one.
         distribution: also return the whole distribution at each target.
     """
     row = views.row
@@ -55,10 +66,12 @@ def score_views(
     prompt_ids = trajectory.prompt_ids[row]
     if views.prompt_hidden is not None:
         prompt_ids = prompt_ids.masked_fill(views.prompt_hidden, trajectory.mask_id)
-    width = max(1, int(views.target.sum(-1).max()))
-    positions = (~views.target).int().argsort(dim=-1, stable=True)[:, :width]
-    is_target = views.target.gather(1, positions)
-    tokens = completion.gather(1, positions)
+    choice = choice and trajectory.choice_rank is not None
+    positions, is_asked = _columns(views.hidden if choice else views.target)
+    is_target = views.target.gather(1, positions) & is_asked
+    readings = completion.unsqueeze(1) if views.tokens is None else views.tokens.long()
+    # [N, n, M]: the tokens of every reading at the positions.
+    tokens = readings.gather(2, positions.unsqueeze(1).expand(-1, readings.shape[1], -1)).mT
     logits = predict(
         denoiser,
         prompt_ids,
@@ -69,8 +82,34 @@ def score_views(
         trajectory.guidance,
     )
     logprobs = token_logprobs(logits, scoring.temperature, scoring.top_k, scoring.top_p, keep=tokens)
-    chosen = logprobs.gather(-1, tokens.unsqueeze(-1)).squeeze(-1)
+    chosen = logprobs.gather(-1, tokens).mT
     # Non-targets that only pad the width may hold MASK, whose log-probability is -inf.
-    chosen = torch.where(is_target, chosen, torch.zeros_like(chosen))
-    dense = chosen.new_zeros(completion.shape).scatter(1, positions, chosen)
-    return ViewScores(dense, logprobs[is_target] if distribution else None)
+    chosen = torch.where(is_target.unsqueeze(1), chosen, torch.zeros_like(chosen))
+    dense = chosen.new_zeros(readings.shape).scatter(2, positions.unsqueeze(1).expand_as(chosen), chosen)
+    return ViewScores(
+        dense.squeeze(1) if views.tokens is None else dense,
+        _choice(trajectory, views, logits, positions, is_asked, is_target) if choice else None,
+        logprobs[is_target] if distribution else None,
+    )
+
+
+def _columns(wanted: Tensor) -> tuple[Tensor, Tensor]:
+    """Wanted columns of each row, ascending, as wide as the fullest row: [N, n] and which of them are real."""
+    width = max(1, int(wanted.sum(-1).max()))
+    positions = (~wanted).int().argsort(dim=-1, stable=True)[:, :width]
+    return positions, wanted.gather(1, positions)
+
+
+def _choice(
+    trajectory: Trajectory, views: Views, logits: Tensor, positions: Tensor, is_hidden: Tensor, is_target: Tensor
+) -> Tensor:
+    """[N, L] log-probability of each target's place in the draw of positions, with graph."""
+    assert trajectory.choice_rank is not None
+    length = trajectory.tokens.shape[1]
+    # Steps first, then places within a step: the order in which the path committed.
+    turn = trajectory.unmask_step[views.row].long() * length + trajectory.choice_rank[views.row].long()
+    score = CHOICE_SCORES[trajectory.order](logits, trajectory.order_temperature)
+    block = positions // trajectory.block_length
+    picked = plackett_luce_logprob(score, turn.gather(1, positions), is_hidden, block)
+    picked = torch.where(is_target, picked, torch.zeros_like(picked))
+    return picked.new_zeros(views.target.shape).scatter(1, positions, picked)

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from unmask.functional.advantage import constant_group_share
-from unmask.functional.noise import named_generator
+from unmask.functional.noise import BRANCH_STREAM, counter_uniform, named_generator
 from unmask.functional.selection import step_sum
 from unmask.models import Denoiser
 from unmask.recipe import TrainRecipe
-from unmask.records import Rollout, Row
+from unmask.records import Rollout, Row, Trajectory
 from unmask.rollout import decode, generate, row_seeds
 from unmask.score import Scorer
 from unmask.trainer.metrics import Tally
@@ -74,22 +75,60 @@ def collect(
         needs=needs,
         entropy_temperature=None if recipe.logprob_temperature == "sampling" else recipe.logprob_temperature,
     )
-    device = trajectory.tokens.device
-    texts = decode(tokenizer, trajectory.tokens)
-    greedy = trajectory.greedy_tokens
-    greedy_texts = [] if greedy is None else decode(tokenizer, greedy.flatten(0, 1))
-    slots = 0 if greedy is None else greedy.shape[1]
+    if needs.fills and needs.fills.finish == "rollout":
+        trajectory = _branched(denoiser, tokenizer, own, recipe, trajectory)
     # One call for finished and one-step completions: equal texts of a row are scored once.
-    scores = scorer([*own, *(row for row in own for _ in range(slots))], [*texts, *greedy_texts])
-    reward = torch.tensor(scores.total[: len(own)], device=device)
-    one_step_reward = None
+    parts = {"reward": trajectory.tokens}
+    if needs.greedy and trajectory.greedy_tokens is not None:
+        parts["one_step_reward"] = trajectory.greedy_tokens
+    if trajectory.fill_tokens is not None:
+        parts["fill_reward"] = trajectory.fill_tokens
+    texts = decode(tokenizer, torch.cat([tokens.reshape(-1, tokens.shape[-1]).long() for tokens in parts.values()]))
+    of_row = [row for tokens in parts.values() for row in own for _ in range(tokens[0, ..., 0].numel())]
+    scores = scorer(of_row, texts)
+    total = torch.tensor(scores.total, device=trajectory.tokens.device)
+    values = total.split([tokens[..., 0].numel() for tokens in parts.values()])
+    rewards = {name: value.view(tokens.shape[:-1]) for (name, tokens), value in zip(parts.items(), values, strict=True)}
     if trajectory.greedy_step is not None:
-        one_step_reward = torch.tensor(scores.total[len(own) :], device=device).view(len(own), slots)
-        one_step_reward = one_step_reward.masked_fill(trajectory.greedy_step < 0, 0.0)
-        tally.add("diffusion/one_step_reward", one_step_reward[trajectory.greedy_step >= 0])
-    rollout = Rollout(trajectory, group_size, reward, one_step_reward)
+        is_slot = trajectory.greedy_step >= 0
+        for name in rewards.keys() - {"reward"}:
+            rewards[name][~is_slot] = 0.0
+            tally.add(f"diffusion/{name}", rewards[name][is_slot])
+    rollout = Rollout(trajectory, group_size, **rewards)
     _describe(rollout, {name: values[: len(own)] for name, values in scores.by_function.items()}, tally)
     return rollout
+
+
+def _branched(
+    denoiser: Denoiser, tokenizer: PreTrainedTokenizerBase, rows: Sequence[Row], recipe: TrainRecipe, path: Trajectory
+) -> Trajectory:
+    """The trajectory with each fill denoised on from the state that its step leaves behind, instead of finished at once.
+
+    A branch shares its state with the path, so it costs the T - k - 1 forwards that are left.
+    """
+    assert path.greedy_step is not None
+    assert path.fill_tokens is not None
+    row, slot = (path.greedy_step >= 0).nonzero(as_tuple=True)
+    num = path.fill_tokens.shape[2]
+    step = path.greedy_step[row, slot].unsqueeze(-1)
+    when, shown = path.unmask_step[row], path.tokens[row].masked_fill(path.unmask_step[row] > step, path.mask_id)
+    state = torch.where((when == step).unsqueeze(1), path.fill_tokens[row, slot].long(), shown.unsqueeze(1))
+    draw = torch.arange(num, device=state.device)
+    # A branch's draws are its own: a hash of the path's seed, the slot's step and the number of the fill.
+    seed = (counter_uniform(path.seed[row].unsqueeze(-1), BRANCH_STREAM, step, draw) * 2**53).long()
+    branches = generate(
+        denoiser,
+        tokenizer,
+        [rows[int(i)]["prompt"] for i in row for _ in range(num)],
+        recipe.sampler,
+        seed.flatten().cpu(),
+        batch_size=recipe.rollout_batch_size,
+        completion=state.flatten(0, 1),
+        first_step=(step + 1).expand(-1, num).flatten(),
+    )
+    fill_tokens = path.fill_tokens.clone()
+    fill_tokens[row, slot] = branches.tokens.view(state.shape).int()
+    return replace(path, fill_tokens=fill_tokens)
 
 
 def _describe(rollout: Rollout, by_function: dict[str, list[float | None]], tally: Tally) -> None:

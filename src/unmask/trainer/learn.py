@@ -1,7 +1,8 @@
 """The second half of a step: old and reference passes over the plan's views, then minibatches of optimizer updates.
 
-Only separable surrogates pass here: the loss is a sum over views, so it is back-propagated chunk by chunk and memory does not
-grow with the number of views.
+Memory does not grow with the number of views. A loss that is a sum over views is back-propagated chunk by chunk. Any other is a
+function F of the views' log-probabilities: they are computed without graph, dF/dlogp is taken, and dF/dlogp * logp is
+back-propagated chunk by chunk, which is the chain rule and costs one more forward.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from unmask.functional.schedule import learning_rate_factor
 from unmask.functional.surrogate import exact_kl
 from unmask.models import Denoiser
 from unmask.recipe import TrainRecipe
-from unmask.records import LossInputs, Rollout, Views, ViewScores
+from unmask.records import LossInputs, LossOutput, Rollout, Views, ViewScores
 from unmask.samplers import Scoring, score_views
 from unmask.trainer.metrics import Tally
 
@@ -41,6 +42,9 @@ class _Batch:
 
     def inputs(self, scores: ViewScores, chunk: Tensor) -> LossInputs:
         """What the loss of the views `chunk` reads, given what the policy says of them."""
+        old_choice = None
+        if scores.choice is not None:
+            old_choice = scores.choice.detach() if self.old is None else _present(self.old.choice)[chunk]
         return LossInputs(
             new=scores.logprob,
             old=scores.logprob.detach() if self.old is None else self.old.logprob[chunk],
@@ -50,6 +54,10 @@ class _Batch:
             target=self.views.target[chunk],
             weight=self.views.weight[chunk],
             advantage=self.advantage[chunk],
+            slot=self.views.slot[chunk],
+            group_size=self.rollout.group_size,
+            new_choice=scores.choice,
+            old_choice=old_choice,
         )
 
     def _exact_kl(self, scores: ViewScores, chunk: Tensor) -> Tensor | None:
@@ -62,6 +70,23 @@ class _Batch:
         target = self.views.target[chunk]
         kl = exact_kl(scores.distribution, self.reference.distribution[place[chunk][target]])
         return torch.zeros_like(scores.logprob).masked_scatter(target, kl)
+
+
+@dataclass(frozen=True, slots=True)
+class _Outer:
+    """A loss that is not separable, and how it changes with each log-probability of its views."""
+
+    loss: float
+    by_logprob: Tensor
+    """[N, L] or [N, M, L]."""
+    by_choice: Tensor | None
+
+    def dot(self, scores: ViewScores, chunk: slice) -> Tensor:
+        """What has the loss's gradient: the chunk's log-probabilities, each times its derivative."""
+        total = (scores.logprob * self.by_logprob[chunk]).sum()
+        if scores.choice is not None and self.by_choice is not None:
+            total = total + (scores.choice * self.by_choice[chunk]).sum()
+        return total
 
 
 class Learner:
@@ -99,6 +124,29 @@ class Learner:
             FloatingPointError: a loss or a gradient that is not finite; the policy has not been changed by it.
         """
         recipe, method = self.recipe, self.recipe.method
+        # All plans are scored by the policy as it is now, before the first update.
+        num_plans = recipe.num_iterations if method.fresh_views else 1
+        batches = [self._batch(rollout, generator) for _ in range(num_plans)]
+        rate = recipe.optim.learning_rate * learning_rate_factor(
+            step, recipe.max_steps, recipe.optim.warmup_steps, recipe.optim.lr_schedule, recipe.optim.lr_floor
+        )
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        is_first = True
+        # A loss that is not separable may compare the members of a group.
+        unit = 1 if method.separable else rollout.group_size
+        for i in range(recipe.num_iterations):
+            batch = batches[i % num_plans]
+            for index in _minibatches(batch.views.row // unit, recipe.num_minibatches, generator, rollout, unit):
+                self._minibatch(batch, index, tally, is_first)
+                is_first = False
+        tally.add("learning_rate", rate)
+        tally.add("diffusion/num_views", float(len(batches[0].views) * self.accelerator.num_processes))
+        tally.add("advantage/abs_mean", batches[0].advantage.abs())
+
+    def _batch(self, rollout: Rollout, generator: torch.Generator) -> _Batch:
+        """A plan, and what the policy at the start of the step and the reference say of it."""
+        recipe, method = self.recipe, self.recipe.method
         views = method.plan(rollout, generator)
         advantage = method.advantage(rollout)
         advantage = advantage[views.row] if advantage.dim() == 1 else advantage[views.row, views.slot]
@@ -110,20 +158,7 @@ class Learner:
         if needs != "none":
             assert self.reference is not None
             reference = self._scores(self.reference, rollout, views, scoring, distribution=needs == "distribution")
-        rate = recipe.optim.learning_rate * learning_rate_factor(
-            step, recipe.max_steps, recipe.optim.warmup_steps, recipe.optim.lr_schedule, recipe.optim.lr_floor
-        )
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate
-        batch = _Batch(rollout, views, advantage, old, reference, scoring)
-        is_first = True
-        for _ in range(recipe.num_iterations):
-            for index in _minibatches(views.row, len(rollout.trajectory), recipe.num_minibatches, generator):
-                self._minibatch(batch, index, tally, is_first)
-                is_first = False
-        tally.add("learning_rate", rate)
-        tally.add("diffusion/num_views", float(len(views) * self.accelerator.num_processes))
-        tally.add("advantage/abs_mean", advantage.abs())
+        return _Batch(rollout, views, advantage, old, reference, scoring)
 
     @torch.no_grad()
     def _scores(
@@ -142,12 +177,19 @@ class Learner:
             part = _views_of(chunk, views, rollout)
             # Around each chunk and no wider: torch keeps the weights that it has cast until the outermost autocast ends.
             with self.accelerator.autocast():
-                scores = score_views(model, rollout.trajectory, part, scoring, distribution=distribution)  # type: ignore[arg-type]
+                scores = self._score(model, rollout, part, scoring, distribution=distribution)
             if len(chunk):
                 parts.append(scores)
         logprob = torch.cat([part.logprob for part in parts]) if parts else rollout.trajectory.logprob[:0]
+        choice = [part.choice for part in parts if part.choice is not None]
         whole = [part.distribution for part in parts if part.distribution is not None]
-        return ViewScores(logprob, torch.cat(whole) if whole else None)
+        return ViewScores(logprob, torch.cat(choice) if choice else None, torch.cat(whole) if whole else None)
+
+    def _score(
+        self, model: torch.nn.Module, rollout: Rollout, part: Views, scoring: Scoring, *, distribution: bool = False
+    ) -> ViewScores:
+        choice = self.recipe.method.needs().choice
+        return score_views(model, rollout.trajectory, part, scoring, choice=choice, distribution=distribution)  # type: ignore[arg-type]
 
     def _minibatch(self, batch: _Batch, index: Tensor, tally: Tally, is_first: bool) -> None:
         """One optimizer update on the views `index`."""
@@ -159,6 +201,7 @@ class Learner:
         # Over the completions, not the views: how many views there are depends on the paths, and dividing by that would bias
         # the gradient. Data-parallel wrappers average over processes, so each counts its own.
         share = recipe.num_minibatches / len(rollout.trajectory)
+        outer = None if recipe.method.separable else self._outer(batch, index, share, tally)
         total_loss = 0.0
         self.optimizer.zero_grad()
         chunks = self._chunks(index)
@@ -167,23 +210,19 @@ class Learner:
             with self.accelerator.accumulate(self.model) if is_last else self.accelerator.no_sync(self.model):
                 part = _views_of(chunk, batch.views, rollout)
                 whole = batch.reference is not None and batch.reference.distribution is not None
-                scores = score_views(self.model, rollout.trajectory, part, batch.scoring, distribution=whole)  # type: ignore[arg-type]
+                scores = self._score(self.model, rollout, part, batch.scoring, distribution=whole)
                 if not len(chunk):
                     self.accelerator.backward(scores.logprob.sum() * 0.0)
                     continue
-                output = recipe.method.loss(batch.inputs(scores, chunk))
-                loss = output.loss.sum() * share
-                if not torch.isfinite(loss):
-                    rows = part.row[~torch.isfinite(output.loss)].unique().tolist()
-                    raise FloatingPointError(
-                        f"the loss is {loss.item()}; completions {rows[:8]} of the rollout gave it"
-                    )
+                if outer is None:
+                    loss = self._checked(recipe.method.loss(batch.inputs(scores, chunk)), part, share, tally)
+                    total_loss += float(loss.detach())
+                else:
+                    loss = outer.dot(scores, slice(i * recipe.views_per_forward, (i + 1) * recipe.views_per_forward))
                 self.accelerator.backward(loss)
-            total_loss += float(loss.detach())
-            for name, values in output.metrics.items():
-                tally.add(name, values)
             if is_first:
                 self._compare_with_rollout(rollout, part, scores, tally)
+        total_loss = total_loss if outer is None else outer.loss
         norm = self.accelerator.clip_grad_norm_(self.model.parameters(), recipe.optim.max_grad_norm)
         if not math.isfinite(float(norm)):
             raise FloatingPointError(f"the norm of the gradient is {float(norm)}")
@@ -191,11 +230,46 @@ class Learner:
         tally.add("grad_norm", float(norm))
         self.optimizer.step()
 
+    def _outer(self, batch: _Batch, index: Tensor, share: float, tally: Tally) -> _Outer:
+        """The first pass of a loss that is not separable: its value and its derivative by each log-probability."""
+        part = _views_of(index, batch.views, batch.rollout)
+        scores = self._scores(self.model, batch.rollout, part, batch.scoring)
+        leaves = ViewScores(
+            scores.logprob.requires_grad_(), None if scores.choice is None else scores.choice.requires_grad_()
+        )
+        if not len(index):
+            return _Outer(0.0, torch.zeros_like(leaves.logprob), None)
+        loss = self._checked(self.recipe.method.loss(batch.inputs(leaves, index)), part, share, tally)
+        if loss.requires_grad:
+            loss.backward()
+        by_logprob, by_choice = (None if leaf is None else leaf.grad for leaf in (leaves.logprob, leaves.choice))
+        return _Outer(
+            float(loss.detach()), torch.zeros_like(leaves.logprob) if by_logprob is None else by_logprob, by_choice
+        )
+
+    def _checked(self, output: LossOutput, part: Views, share: float, tally: Tally) -> Tensor:
+        """The sum of the losses, with its metrics taken; or an error that says which completions made it infinite."""
+        loss = output.loss.sum() * share
+        if not torch.isfinite(loss):
+            by_view = output.loss.shape == part.row.shape
+            rows = (part.row[~torch.isfinite(output.loss)] if by_view else part.row).unique().tolist()
+            raise FloatingPointError(f"the loss is {loss.item()}; completions {rows[:8]} of the rollout gave it")
+        for name, values in output.metrics.items():
+            tally.add(name, values)
+        return loss
+
     def _compare_with_rollout(self, rollout: Rollout, part: Views, scores: ViewScores, tally: Tally) -> None:
-        """Log how far the log-probabilities of the first update are from those recorded by the rollout."""
-        if self.recipe.logprob_temperature == "sampling" and rollout.trajectory.temperature:
-            recorded = rollout.trajectory.logprob[part.row]
-            tally.add("diffusion/mismatch_max", (scores.logprob.detach() - recorded)[part.target].abs())
+        """Log how far the log-probabilities of the first update are from those recorded by the rollout, in the same states."""
+        path = rollout.trajectory
+        if self.recipe.logprob_temperature != "sampling" or not path.temperature or part.tokens is not None:
+            return
+        when = path.unmask_step[part.row]
+        first = when.masked_fill(~part.target, path.num_steps).min(-1, keepdim=True).values
+        is_replayed = (part.hidden == (when >= first)).all(-1, keepdim=True)
+        if part.prompt_hidden is not None:
+            is_replayed &= ~part.prompt_hidden.any(-1, keepdim=True)
+        seen = part.target & (when == first) & is_replayed
+        tally.add("diffusion/mismatch_max", (scores.logprob.detach() - path.logprob[part.row])[seen].abs())
 
     def _gathered(self, count: int) -> list[int]:
         """A number of this process and of every other one."""
@@ -210,14 +284,22 @@ class Learner:
         return [index[start : start + size] for start in range(0, max(self._gathered(len(index))), size)]
 
 
-def _minibatches(row: Tensor, num_rows: int, count: int, generator: torch.Generator) -> Iterator[Tensor]:
-    """Indices of the views of each minibatch; where there are several, completions are dealt out, with all their views."""
+def _minibatches(
+    unit: Tensor, count: int, generator: torch.Generator, rollout: Rollout, unit_size: int
+) -> Iterator[Tensor]:
+    """Indices of the views of each minibatch; where there are several, whole completions or groups are dealt out."""
     if count == 1:
-        yield torch.arange(len(row))
+        yield torch.arange(len(unit))
         return
     # Always `count` of them, however few the views: every process must run as many updates as the others.
-    for part in torch.randperm(num_rows, generator=generator).tensor_split(count):
-        yield torch.isin(row.cpu(), part).nonzero().squeeze(-1)
+    num_units = len(rollout.trajectory) // unit_size
+    for part in torch.randperm(num_units, generator=generator).tensor_split(count):
+        yield torch.isin(unit.cpu(), part).nonzero().squeeze(-1)
+
+
+def _present(value: Tensor | None) -> Tensor:
+    assert value is not None
+    return value
 
 
 def _views_of(chunk: Tensor, views: Views, rollout: Rollout) -> Views:

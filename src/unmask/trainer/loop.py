@@ -151,6 +151,7 @@ class Trainer:
         """One step: collect and learn."""
         recipe, tally = self.recipe, Tally()
         self.meter.take()
+        self.scorer.take()
         started = time.perf_counter()
         rows = prompts_of_step(self.rows, step, recipe.num_prompts, recipe.seed)
         per_process = recipe.num_prompts // self.accelerator.num_processes
@@ -171,7 +172,8 @@ class Trainer:
         learnt = time.perf_counter()
         if recipe.log_rollouts_steps and (step + 1) % recipe.log_rollouts_steps == 0:
             self._keep(rollout, step + 1)
-        tally.add("compute/token_passes", float(self.meter.take() * self.accelerator.num_processes))
+        for name, count in (("token_passes", self.meter.take()), ("reward_calls", self.scorer.take())):
+            tally.add(f"compute/{name}", float(count * self.accelerator.num_processes))
         metrics: dict[str, Any] = tally.reduce(self.accelerator)
         # Every process has as many completions, so the mean of the means is the mean.
         by_step = self.accelerator.reduce(entropy_by_step(rollout), "mean")

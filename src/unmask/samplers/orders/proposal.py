@@ -21,3 +21,5 @@ class Proposal:
     """[B] int64, the rows' seeds."""
     step: int
     """k."""
+    temperature: float = 1.0
+    """Of an order that draws positions."""

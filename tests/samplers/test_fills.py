@@ -11,7 +11,7 @@ from unmask.config import SamplerConfig
 from unmask.functional.selection import PRIORITY_RULES, RULES, candidate_steps, select_steps, selection_noise
 from unmask.records import Needs
 from unmask.samplers import denoise
-from unmask.samplers.greedy import GreedyKeeper
+from unmask.samplers.fills import FillKeeper
 
 MASK, EOS = 1, 2
 L = 8
@@ -38,8 +38,10 @@ def chosen_by_hand(path, rule, num_selected, row):
         k: sum(path.entropy[row, i].double().item() for i in range(L) if when[i] == k) for k in set(when) if 0 <= k < T
     }
     text = [k for k, token in zip(when, tokens, strict=True) if 0 <= k < T and token != EOS]
-    candidates = [k for k in sorted(entropy) if not text or k <= max(text) or rule == "all"]
+    candidates = [k for k in sorted(entropy) if not text or k <= max(text) or rule in ("all", "entropy_sampled")]
     noise = selection_noise(path.seed[row : row + 1], T)[0].tolist()
+    if rule == "entropy_sampled":
+        return sampled_by_hand({k: entropy[k] for k in candidates}, num_selected, noise[0])
     if rule == "all" or len(candidates) <= num_selected:
         if rule in ("all", "low_discrepancy"):
             return candidates
@@ -53,6 +55,27 @@ def chosen_by_hand(path, rule, num_selected, row):
         "uniform": lambda k: -noise[k],
     }[rule]
     return sorted(candidates, key=lambda k: (key(k), k))[:num_selected]
+
+
+def sampled_by_hand(entropy, num_selected, u):
+    """Systematic sampling in proportion to 0.9 H / sum + 0.1 / N, none above 1: walk along the steps and stop at u, u + 1, ..."""
+    num_selected = min(num_selected, len(entropy))
+    total = sum(entropy.values())
+    share = {k: 0.9 * h / total + 0.1 / len(entropy) for k, h in entropy.items()}
+    certain: set[int] = set()
+    while True:
+        left = sum(share[k] for k in share if k not in certain)
+        scaled = {k: share[k] * (num_selected - len(certain)) / left for k in share if k not in certain}
+        new = {k for k, p in scaled.items() if p >= 1 - 1e-12}
+        certain |= new
+        if not new or len(certain) == len(share):
+            break
+    picked, walked = [], 0.0
+    for k in sorted(share):
+        walked += 1.0 if k in certain else scaled[k]
+        if walked > u + len(picked) and len(picked) < num_selected:
+            picked.append(k)
+    return picked
 
 
 @pytest.mark.parametrize("rule", RULES)
@@ -127,10 +150,10 @@ def test_the_running_selection_holds_what_the_selection_takes_in_the_end(rule, d
     # 0 commits nothing, 1 EOS only, 2 text.
     kind = table(st.sampled_from([0, 1, 2]), "kind")
     noise = table(st.sampled_from([0.1, 0.3, 0.7]), "noise").double()
-    keeper = GreedyKeeper(rule, num_selected, (rows, 4), steps, torch.device("cpu"))
+    keeper = FillKeeper(rule, num_selected, (rows, 4), steps, torch.device("cpu"), num_fills=2)
     for k in range(steps):
         index = (kind[:, k] > 0).nonzero().squeeze(-1)
-        fill = (100 * index + k).unsqueeze(-1).expand(-1, 4)
+        fill = (100 * index + k)[:, None, None].expand(-1, 2, 4)
         if len(index):
             keeper.push(index, k, entropy[index, k], noise[index, k], fill, kind[index, k] == 1)
 
@@ -139,19 +162,19 @@ def test_the_running_selection_holds_what_the_selection_takes_in_the_end(rule, d
     chosen = select_steps(rule, entropy, is_candidate, num_selected, noise)
     fills = keeper.finish(chosen)
     expected = torch.where(chosen >= 0, 100 * torch.arange(rows).unsqueeze(-1) + chosen, 0)
-    assert torch.equal(fills, expected.int().unsqueeze(-1).expand(-1, -1, 4))
+    assert torch.equal(fills, expected.int()[..., None, None].expand(-1, -1, 2, 4))
 
 
 @pytest.mark.parametrize("rule", PRIORITY_RULES)
 def test_memory_is_for_k_completions_not_for_t(rule):
-    keeper = GreedyKeeper(rule, 2, (5, L), 64, torch.device("cpu"))
+    keeper = FillKeeper(rule, 2, (5, L), 64, torch.device("cpu"))
     assert keeper.capacity == 2
-    assert GreedyKeeper("all", 2, (5, L), 64, torch.device("cpu")).capacity == 64
+    assert FillKeeper("all", 2, (5, L), 64, torch.device("cpu")).capacity == 64
 
 
 def test_asking_for_a_step_that_was_not_kept_is_an_error():
-    keeper = GreedyKeeper("entropy_topk", 1, (1, L), 4, torch.device("cpu"))
-    row, fill = torch.zeros(1, dtype=torch.long), torch.zeros(1, L, dtype=torch.long)
+    keeper = FillKeeper("entropy_topk", 1, (1, L), 4, torch.device("cpu"))
+    row, fill = torch.zeros(1, dtype=torch.long), torch.zeros(1, 1, L, dtype=torch.long)
     for k, entropy in enumerate([0.5, 1.0]):
         keeper.push(row, k, torch.tensor([entropy]), torch.zeros(1).double(), fill, torch.tensor([False]))
     with pytest.raises(ValueError, match="same rule and K"):

@@ -1,0 +1,161 @@
+"""One-step completions, greedy and drawn, kept while the rollout runs, for the steps that the selection will take.
+
+The rollout has the logits of every state in hand, so filling a state costs no forward pass. Which K steps count is only known
+at the end; a running top-K keeps those of K steps instead of T.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from unmask.functional.distribution import sample_tokens
+from unmask.functional.noise import FILL_STREAM, counter_uniform
+from unmask.functional.selection import PRIORITY_RULES, WHOLE_RULES, step_priority
+from unmask.records import Fills
+
+
+def one_step_fills(
+    fills: Fills | None,
+    greedy: Tensor,
+    logprobs: Tensor | None,
+    proposed: Tensor,
+    committed: Tensor,
+    seed: Tensor,
+    step: int,
+    positions: Tensor,
+) -> Tensor:
+    """Completions of a state in one step: the greedy one, then those that `fills` asks for.
+
+    Args:
+        fills: what is wanted beside the greedy one.
+        greedy: [b, n] int64, likeliest token at each masked position.
+        logprobs: [b, n, V] the sampling distribution there; may be None where `fills` is.
+        proposed: [b, n] int64, what the rollout drew there.
+        committed: [b, n] bool, whether it was committed.
+        seed: [b] int64, the rows' seeds.
+        step: k.
+        positions: [b, n] int64, of the masked positions in the completion.
+
+    Returns:
+        [b, 1 + F, n] int64 tokens.
+    """
+    if fills is None:
+        return greedy.unsqueeze(1)
+    assert logprobs is not None
+    keys = (seed[:, None, None], FILL_STREAM, step, positions.unsqueeze(-1))
+    # One draw more than asked for: the sample that finishes all of them where they are not finished greedily.
+    draws = sample_tokens(logprobs, counter_uniform(*keys, torch.arange(fills.num + 1, device=seed.device))).mT
+    rest = draws[:, -1] if fills.finish == "sampled" else greedy
+    drawn = draws[:, :-1]
+    if fills.scope == "step":
+        drawn = torch.where(committed.unsqueeze(1), drawn, rest.unsqueeze(1))
+    taken = [torch.where(committed, proposed, rest).unsqueeze(1)] if fills.with_taken else []
+    return torch.cat([greedy.unsqueeze(1), *taken, drawn], dim=1)
+
+
+class FillKeeper:
+    """A running selection of steps with F one-step completions of each.
+
+    Steps that commit nothing but EOS count only if a later step commits something else (`candidate_steps`), so they wait
+    in a second buffer until one does; under `WHOLE_RULES` every step counts. Rules whose choice needs the number of candidates
+    keep every step.
+
+    Args:
+        rule: a name of `unmask.functional.selection.RULES`.
+        num_selected: K.
+        shape: (B, L).
+        num_steps: T.
+        device: of the buffers.
+        num_fills: F.
+    """
+
+    def __init__(
+        self,
+        rule: str,
+        num_selected: int,
+        shape: tuple[int, int],
+        num_steps: int,
+        device: torch.device,
+        num_fills: int = 1,
+    ) -> None:
+        rows, length = shape
+        self.rule = rule
+        self.capacity = num_selected if rule in PRIORITY_RULES else num_steps
+        self._kept = _Buffer(rows, self.capacity, (num_fills, length), device)
+        self._waiting = _Buffer(rows, self.capacity, (num_fills, length), device)
+
+    def push(self, rows: Tensor, step: int, entropy: Tensor, noise: Tensor, fills: Tensor, only_eos: Tensor) -> None:
+        """Offer one step.
+
+        Args:
+            rows: [b] int64, the rows that committed something.
+            step: k.
+            entropy: [b] float, joint entropy H_k.
+            noise: [b] float64, the rows' selection noise at this step.
+            fills: [b, F, L] int64, completions of the state before the step.
+            only_eos: [b] bool, whether the step committed nothing but EOS.
+        """
+        priority = step_priority(self.rule, entropy, step, noise) if self.rule in PRIORITY_RULES else -float(step)
+        offered = _Buffer(len(rows), 1, (fills.shape[1], fills.shape[2]), fills.device)
+        offered.priority[:, 0] = priority
+        offered.step[:, 0] = step
+        offered.fills[:, 0] = fills.int()
+        waits = only_eos & (self.rule not in WHOLE_RULES)
+        for chosen, target in ((waits, self._waiting), (~waits, self._kept)):
+            if not chosen.any():
+                continue
+            index = rows[chosen]
+            # Oldest first: the stable sort then leaves ties to the earlier step.
+            sources = [target.take(index), offered.take(chosen)]
+            if target is self._kept:
+                sources.insert(1, self._waiting.take(index))
+                self._waiting.clear(index)
+            target.put(index, _Buffer.best(sources, self.capacity))
+
+    def finish(self, steps: Tensor) -> Tensor:
+        """[B, K, F, L] int32: the fills of the selected `steps` [B, K]; zeros in empty slots (-1).
+
+        Raises:
+            ValueError: a selected step was not kept.
+        """
+        # A row that never committed anything but EOS has only waiting steps, and all of them are candidates.
+        empty = (self._kept.step < 0).all(-1)
+        self._kept.put(empty, self._waiting.take(empty))
+        match = steps.unsqueeze(-1) == self._kept.step.unsqueeze(1)
+        if not (match.any(-1) | (steps < 0)).all():
+            raise ValueError("a selected step has no one-step completion: keep and select with the same rule and K")
+        row = torch.arange(len(steps), device=steps.device).unsqueeze(-1)
+        return self._kept.fills[row, match.int().argmax(-1)].masked_fill(steps[..., None, None] < 0, 0)
+
+
+class _Buffer:
+    """Up to C steps of each row, best first: priority [B, C] float64, step [B, C] int64 (-1 empty), fills [B, C, F, L]."""
+
+    def __init__(self, rows: int, capacity: int, shape: tuple[int, int], device: torch.device) -> None:
+        self.priority = torch.full((rows, capacity), -torch.inf, dtype=torch.float64, device=device)
+        self.step = torch.full((rows, capacity), -1, dtype=torch.int64, device=device)
+        self.fills = torch.zeros((rows, capacity, *shape), dtype=torch.int32, device=device)
+
+    def take(self, index: Tensor) -> _Buffer:
+        part = object.__new__(_Buffer)
+        part.priority, part.step, part.fills = self.priority[index], self.step[index], self.fills[index]
+        return part
+
+    def put(self, index: Tensor, part: _Buffer) -> None:
+        self.priority[index], self.step[index], self.fills[index] = part.priority, part.step, part.fills
+
+    def clear(self, index: Tensor) -> None:
+        self.priority[index], self.step[index] = -torch.inf, -1
+
+    @staticmethod
+    def best(parts: list[_Buffer], capacity: int) -> _Buffer:
+        joined = object.__new__(_Buffer)
+        joined.priority = torch.cat([p.priority for p in parts], dim=1)
+        joined.step = torch.cat([p.step for p in parts], dim=1)
+        fills = torch.cat([p.fills for p in parts], dim=1)
+        order = joined.priority.sort(dim=1, descending=True, stable=True).indices[:, :capacity]
+        joined.priority = joined.priority.gather(1, order)
+        joined.step = joined.step.gather(1, order)
+        joined.fills = fills[torch.arange(len(order), device=order.device).unsqueeze(-1), order]
+        return joined
