@@ -1,283 +1,45 @@
 """The gradient that the trainer follows, against a denoiser small enough to enumerate.
 
-With V = 3 tokens, L = 3 positions and T = 3 steps there are 3! 3³ = 162 denoising paths under random order. Their
-probabilities are products of softmaxes of a table, so J(θ) = Σ_τ p(τ) r(τ) is differentiated by autograd, and the exact
-expectation of the real estimator (plan, advantage, replay, loss) is taken over all pairs of paths, which are the groups
-of G = 2. All in float64; agreement to 1e-10 where theory says so, and a bias pinned to its own exact value where not.
-
-Nothing here calls the sampler or the selection to find out what they should do: paths, entropies, greedy completions and
-orders are enumerated by the few lines below.
+The exact expectation of the real estimator (plan, advantage, replay, loss) is taken over all groups of paths of the toy in
+`toy.py`: agreement to 1e-10 where theory says so, and a bias pinned to its own exact value where not.
 """
 
 from __future__ import annotations
 
-import itertools
 import math
-from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 
 import pytest
 import torch
 from accelerate import Accelerator
 from scipy.stats import chisquare
 
+from tests.methods.toy import TEMPERATURE, Toy, distance, expected_gradient, merged, pinned
 from unmask.config import OptimConfig, SamplerConfig
 from unmask.functional.selection import selection_noise
 from unmask.methods.egspo import EGSPO
 from unmask.recipe import TrainRecipe
-from unmask.records import LossInputs, Rollout, Trajectory
-from unmask.samplers import Scoring, denoise, score_views
+from unmask.records import Rollout
+from unmask.samplers import denoise
 from unmask.tasks.sudoku import Sudoku
 from unmask.trainer.learn import Learner
 from unmask.trainer.metrics import Tally
 
-TEMPERATURE = 0.7
 EXACT = {"rtol": 0.0, "atol": 1e-10}
-
-
-# Enumeration
-
-
-@dataclass(frozen=True)
-class Path:
-    """One way to denoise a completion."""
-
-    tokens: tuple[int, ...]
-    when: tuple[int, ...]
-    draws: tuple[tuple[int, int, int, int], ...] = ()
-    """(step, state, position, token) of every committed token."""
-    choice: float = 1.0
-    """Probability of the positions, where it does not depend on θ."""
-    proposals: tuple[tuple[int, int, int, int], ...] = field(default=(), compare=False)
-    """Under low confidence: the draws at masked positions that were not committed."""
-
-
-class Toy:
-    """A tabular denoiser with its sampler's settings, and everything that can be enumerated of it."""
-
-    def __init__(self, denoiser, num_steps=3, order="random", temperature=TEMPERATURE, top_k=0, eos=False):
-        self.denoiser, self.num_steps, self.order = denoiser, num_steps, order
-        self.temperature, self.top_k, self.eos = temperature, top_k, eos
-        self.V, self.L = denoiser.num_tokens, denoiser.length
-        self.schedule = [self.L // num_steps + (k < self.L % num_steps) for k in range(num_steps)]
-        generator = torch.Generator().manual_seed(7)
-        self.reward_table = torch.rand((self.V,) * self.L, generator=generator, dtype=torch.float64)
-
-    def logprobs(self, temperature):
-        """[states, L, V] log-probabilities, with graph."""
-        logits = self.denoiser.table[..., : self.V]
-        if self.top_k:
-            least = logits.detach().topk(self.top_k, dim=-1).values[..., -1:]
-            logits = logits.masked_fill(logits < least, -math.inf)
-        return (logits / temperature).log_softmax(-1)
-
-    def index(self, tokens):
-        return sum(token * (self.V + 1) ** i for i, token in enumerate(tokens))
-
-    def positions(self, tokens, hidden, count) -> list[tuple[tuple[int, ...], float]]:
-        """Sets of positions that may be committed, with their probabilities."""
-        if self.order == "random":
-            sets = list(itertools.combinations(hidden, count))
-            return [(chosen, 1 / len(sets)) for chosen in sets]
-        if self.order == "left_to_right":
-            return [(tuple(hidden[:count]), 1.0)]
-        p = self.logprobs(1.0)[self.index(tokens)].detach().exp()
-        if self.order == "entropy":
-            score = (p * p.log()).sum(-1)
-        else:
-            likeliest = p.sort(-1, descending=True).values
-            score = likeliest[:, 0] - likeliest[:, 1]
-        ranked = sorted(hidden, key=lambda i: -float(score[i]))
-        return [(tuple(sorted(ranked[:count])), 1.0)]
-
-    def paths(self) -> list[Path]:
-        return list(self._extend(Path((self.V,) * self.L, (self.num_steps,) * self.L), 0))
-
-    def _extend(self, path, step) -> Iterator[Path]:
-        hidden = [i for i, token in enumerate(path.tokens) if token == self.V]
-        if not hidden:
-            yield path
-            return
-        state = self.index(path.tokens)
-        if self.order == "low_confidence":
-            moves = self._confident_moves(path, step, hidden, state)
-        else:
-            moves = (
-                (tuple((step, state, i, token) for i, token in zip(chosen, drawn, strict=True)), probability, ())
-                for chosen, probability in self.positions(path.tokens, hidden, self.schedule[step])
-                for drawn in itertools.product(range(self.V), repeat=len(chosen))
-            )
-        for draws, probability, others in moves:
-            tokens, when = list(path.tokens), list(path.when)
-            for _, _, i, token in draws:
-                tokens[i], when[i] = token, step
-            if self.eos and self._is_settled(tokens):
-                tokens = [self.denoiser.eos_id if token == self.V else token for token in tokens]
-            longer = Path(
-                tuple(tokens), tuple(when), path.draws + draws, path.choice * probability, path.proposals + others
-            )
-            yield from self._extend(longer, step + 1)
-
-    def _confident_moves(self, path, step, hidden, state):
-        """Every proposal of tokens at all masked positions; the most probable of them are committed."""
-        confidence = self.logprobs(1.0)[state].tolist()
-        for drawn in itertools.product(range(self.V), repeat=len(hidden)):
-            proposed = sorted(zip(hidden, drawn, strict=True), key=lambda move: -confidence[move[0]][move[1]])
-            moves = [(step, state, i, token) for i, token in proposed]
-            count = self.schedule[step]
-            yield tuple(moves[:count]), 1.0, tuple(moves[count:])
-
-    def _is_settled(self, tokens):
-        shown = itertools.takewhile(lambda token: token != self.V, tokens)
-        return self.denoiser.eos_id in list(shown)
-
-    def reward(self, paths):
-        return torch.stack([self.reward_table[path.tokens] for path in paths])
-
-    def gather(self, table, draws):
-        """[paths] sums of `table` [states, L, V] over the draws of each path."""
-        width = max(1, *(len(row) for row in draws))
-        empty = (0, 0, 0, 0)
-        index = torch.tensor([[draw[1:] for draw in row + (empty,) * (width - len(row))] for row in draws])
-        real = torch.tensor([[True] * len(row) + [False] * (width - len(row)) for row in draws])
-        values = table[index[..., 0], index[..., 1], index[..., 2]]
-        return torch.where(real, values, torch.zeros_like(values)).sum(-1)
-
-    def probability(self, paths):
-        """[paths] p(τ), with graph; of the proposals too, where there are any."""
-        log_choice = torch.tensor([path.choice for path in paths], dtype=torch.float64).log()
-        draws = [path.draws + path.proposals for path in paths]
-        return (log_choice + self.gather(self.logprobs(self.temperature), draws)).exp()
-
-    def gradient(self, scalar):
-        (gradient,) = torch.autograd.grad(scalar, self.denoiser.table)
-        return gradient
-
-    def grad_j(self):
-        paths = self.paths()
-        return self.gradient((self.probability(paths) * self.reward(paths)).sum())
-
-    def entropy(self, path):
-        """Joint entropy of each step of a path."""
-        table = self.logprobs(self.temperature).detach()
-        each = -torch.where(table > -math.inf, table.exp() * table, 0.0).sum(-1)
-        return [sum(float(each[s, i]) for k, s, i, _ in path.draws if k == step) for step in range(self.num_steps)]
-
-    def greedy(self, path, step):
-        """x̂_k: the state before `step`, filled with the likeliest tokens."""
-        state = [self.V if when >= step else token for token, when in zip(path.tokens, path.when, strict=True)]
-        best = self.logprobs(1.0)[self.index(state)].argmax(-1).tolist()
-        return tuple(best[i] if token == self.V else token for i, token in enumerate(state))
-
-    def trajectory(self, paths, seed=None) -> Trajectory:
-        """The record that a rollout would have made of these paths."""
-        table = self.logprobs(self.temperature).detach()
-        each = -torch.where(table > -math.inf, table.exp() * table, 0.0).sum(-1)
-        logprob = torch.zeros(len(paths), self.L, dtype=torch.float64)
-        entropy = torch.zeros_like(logprob)
-        for b, path in enumerate(paths):
-            for _, state, i, token in path.draws:
-                logprob[b, i], entropy[b, i] = table[state, i, token], each[state, i]
-        return Trajectory(
-            prompt_ids=torch.zeros(len(paths), 1, dtype=torch.long),
-            prompt_mask=torch.ones(len(paths), 1, dtype=torch.bool),
-            tokens=torch.tensor([path.tokens for path in paths]),
-            unmask_step=torch.tensor([path.when for path in paths], dtype=torch.int32),
-            logprob=logprob.float(),
-            entropy=entropy.float(),
-            seed=torch.zeros(len(paths), dtype=torch.long) if seed is None else seed,
-            num_steps=self.num_steps,
-            mask_id=self.denoiser.mask_id,
-            eos_id=self.denoiser.eos_id,
-            temperature=self.temperature,
-            top_k=self.top_k,
-            top_p=1.0,
-            guidance=0.0,
-            order=self.order,
-            block_length=self.L,
-        )
-
-    def groups(self, paths, group_size, stepwise=False, seed=0):
-        """All groups of `group_size` independent paths as one rollout, and each group's probability."""
-        trajectory = self.trajectory(paths, torch.full((len(paths),), seed))
-        reward, one_step = self.reward(paths), None
-        if stepwise:
-            # A path that ended early has no slots for the steps that it did not take.
-            taken = [{step for step, *_ in path.draws} for path in paths]
-            steps = [[k if k in own else -1 for k in range(self.num_steps)] for own in taken]
-            trajectory = replace(trajectory, greedy_step=torch.tensor(steps, dtype=torch.int32))
-            fills = [[self.greedy(path, step) for step in range(self.num_steps)] for path in paths]
-            one_step = torch.stack([torch.stack([self.reward_table[fill] for fill in row]) for row in fills])
-        members = torch.cartesian_prod(*[torch.arange(len(paths))] * group_size)
-        weight = self.probability(paths).detach()[members].prod(-1)
-        rows = members.flatten()
-        rollout = Rollout(trajectory.rows(rows), group_size, reward[rows], None if one_step is None else one_step[rows])
-        return rollout, weight
-
-
-def expected_estimate(toy, method, rollout, weight, *, logprob_temperature="sampling", extra=None):
-    """Expectation over all groups of what one completion contributes to the real gradient, Σ_k A_k ∇ log π_k.
-
-    Composed as the trainer composes its first update. The plan divides by K, for a mean over slots, and by L / T, the tokens
-    of a step: both constants are undone here.
-    """
-    path = rollout.trajectory
-    views = method.plan(rollout, torch.Generator())
-    advantage = method.advantage(rollout)
-    by_view = advantage[views.row] if advantage.dim() == 1 else advantage[views.row, views.slot]
-    if extra is not None:
-        by_view = by_view + extra(views)
-    scores = score_views(toy.denoiser, path, views, Scoring.of(path, logprob_temperature))
-    output = method.loss(
-        LossInputs(
-            new=scores.logprob,
-            old=scores.logprob.detach(),
-            reference=None,
-            exact_kl=None,
-            row=views.row,
-            target=views.target,
-            weight=views.weight,
-            advantage=by_view,
-        )
-    )
-    loss = (weight[views.row // rollout.group_size] * output.loss).sum()
-    num_slots = toy.num_steps if method.step_choice == "all" else method.num_selected
-    per_view = torch.tensor(toy.num_steps / toy.L / num_slots)
-    assert (views.weight == per_view).all()
-    # T / (K L) in the float32 of the weights: 2/3 is 1e-8 off there, and that is not what is tested.
-    return -toy.gradient(loss) / per_view.double() / rollout.group_size
-
-
-def pinned(toy, paths, weight_of):
-    """Σ_τ p(τ) Σ_k w(τ, k) ∇ log π_k, path by path: what the estimator should come to, computed without it."""
-    table = toy.logprobs(toy.temperature)
-    probability = toy.probability(paths).detach()
-    total = torch.zeros((), dtype=torch.float64)
-    for step in range(toy.num_steps):
-        weight = torch.tensor([float(weight_of(b, step)) for b in range(len(paths))], dtype=torch.float64)
-        draws = [tuple(draw for draw in path.draws if draw[0] == step) for path in paths]
-        total = total + (probability * weight * toy.gather(table, draws)).sum()
-    return toy.gradient(total)
 
 
 def method(**options):
     return EGSPO(**({"step_choice": "all", "beta": 0.0, "baseline": "leave_one_out"} | options))
 
 
-@pytest.fixture
-def toy(table_denoiser):
-    """`toy(...)`: V = 3 tokens, L = 3 positions, T = 3 steps, EOS not among the tokens; unless told otherwise."""
-
-    def make(num_tokens=3, length=3, **options):
-        eos_id = num_tokens - 1 if options.get("eos") else 99
-        return Toy(table_denoiser(num_tokens, length, eos_id, seed=0), **options)
-
-    return make
-
-
-def distance(a, b):
-    """Relative difference of two gradients."""
-    return float((a - b).norm() / b.norm())
+def expected_estimate(toy, method, rollout, weight, **options):
+    """`expected_gradient` without the constants of the plan, which divides by K, for a mean over slots, and by L / T, the tokens
+    of a step: what theory speaks of, Σ_k A_k ∇ log π_k."""
+    num_slots = toy.num_steps if method.step_choice == "all" else method.num_selected
+    per_view = torch.tensor(toy.num_steps / toy.L / num_slots)
+    assert (method.plan(rollout, torch.Generator()).weight == per_view).all()
+    # T / (K L) in the float32 of the weights: 2/3 is 1e-8 off there, and that is not what is tested.
+    return expected_gradient(toy, method, rollout, weight, **options) / per_view.double()
 
 
 # The enumeration itself
@@ -325,17 +87,6 @@ def sampled_counts(small, num_rows, paths):
     column = {tuple(row): i for i, row in enumerate(wanted.tolist())}
     index = torch.tensor([column[tuple(row)] for row in seen.tolist()])
     return torch.bincount(index, minlength=len(paths)), path, index
-
-
-def merged(small):
-    """Paths that differ in uncommitted proposals only, as one; with their probabilities."""
-    paths = small.paths()
-    probability: dict[tuple, float] = {}
-    for path, p in zip(paths, small.probability(paths).tolist(), strict=True):
-        probability[path.tokens, path.when] = probability.get((path.tokens, path.when), 0.0) + p
-    first = {(path.tokens, path.when): path for path in reversed(paths)}
-    keys = list(probability)
-    return [first[key] for key in keys], torch.tensor([probability[key] for key in keys], dtype=torch.float64)
 
 
 @pytest.mark.parametrize(
