@@ -62,7 +62,7 @@ def agree(table: str, other: str) -> bool:
 def test_a_seeded_run_gives_the_numbers_on_file(
     method: str, tiny_model: Path, tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:
-    table = run(tiny_model, tmp_path / "run", f"method.type={method}", *OWN_SETTINGS.get(method, ()))
+    table = run(tiny_model, tmp_path / "run", f"method={{type: {method}}}", *OWN_SETTINGS.get(method, ()))
     path = GOLDEN / f"{method}.txt"
     if request.config.getoption("--regenerate-golden"):
         path.write_text(table)
