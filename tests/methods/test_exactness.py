@@ -6,6 +6,7 @@ The exact expectation of the real estimator (plan, advantage, replay, loss) is t
 
 from __future__ import annotations
 
+import itertools
 import math
 from dataclasses import replace
 
@@ -16,7 +17,9 @@ from scipy.stats import chisquare
 
 from tests.methods.toy import TEMPERATURE, Toy, distance, expected_gradient, merged, pinned
 from unmask.config import OptimConfig, SamplerConfig
-from unmask.functional.selection import selection_noise
+from unmask.functional import selection
+from unmask.functional.advantage import fitted_gain
+from unmask.functional.selection import inclusion_probability, selection_noise
 from unmask.methods.egspo import EGSPO
 from unmask.recipe import TrainRecipe
 from unmask.records import Rollout
@@ -59,6 +62,8 @@ def test_there_are_162_paths_and_their_probabilities_sum_to_one(toy):
         ({"order": "margin"}, 27),
         ({"order": "low_confidence"}, 27 * 9 * 3),
         ({"num_steps": 2}, 3 * 27),
+        ({"order": "plackett_luce"}, 6 * 27),
+        ({"order": "plackett_luce", "num_steps": 2}, 6 * 27),
     ],
 )
 def test_paths_of_every_order_have_total_probability_one(toy, options, count):
@@ -77,13 +82,15 @@ def sampled_counts(small, num_rows, paths):
         max_completion_length=small.L,
         num_steps=small.num_steps,
         order=small.order,
+        order_temperature=small.order_temperature,
         temperature=small.temperature,
         top_k=small.top_k,
     )
     prompt = torch.zeros(num_rows, 1, dtype=torch.long)
     path = denoise(small.denoiser, prompt, torch.ones_like(prompt, dtype=torch.bool), sampler, torch.arange(num_rows))
-    seen = torch.cat([path.tokens, path.unmask_step], dim=1)
-    wanted = torch.tensor([p.tokens + p.when for p in paths])
+    places = torch.zeros_like(path.tokens) if path.choice_rank is None else path.choice_rank
+    seen = torch.cat([path.tokens, path.unmask_step, places], dim=1)
+    wanted = torch.tensor([p.seen for p in paths])
     column = {tuple(row): i for i, row in enumerate(wanted.tolist())}
     index = torch.tensor([column[tuple(row)] for row in seen.tolist()])
     return torch.bincount(index, minlength=len(paths)), path, index
@@ -99,6 +106,8 @@ def sampled_counts(small, num_rows, paths):
         {"order": "low_confidence", "num_steps": 2},
         {"order": "entropy"},
         {"order": "margin"},
+        {"order": "plackett_luce"},
+        {"order": "plackett_luce", "num_steps": 2, "order_temperature": 1.5},
         {"top_k": 2},
         {"eos": True},
         {"eos": True, "order": "low_confidence"},
@@ -119,6 +128,8 @@ def test_the_sampler_takes_each_path_with_its_enumerated_probability(toy, option
     record = small.trajectory(paths)
     torch.testing.assert_close(path.logprob, record.logprob[index])
     torch.testing.assert_close(path.entropy, record.entropy[index])
+    if path.choice_logprob is not None:
+        torch.testing.assert_close(path.choice_logprob, record.choice_logprob[index])
 
 
 def test_the_comparison_of_frequencies_can_fail(toy):
@@ -345,6 +356,147 @@ def test_under_low_confidence_the_estimate_lacks_exactly_the_gradient_of_the_cho
     gradient = small.grad_j()
     torch.testing.assert_close(estimate + dropped, gradient, **EXACT)
     assert dropped.norm() > 0.1 * gradient.norm()
+
+
+@pytest.mark.parametrize("num_steps", [3, 2])
+def test_under_plackett_luce_the_order_term_makes_all_steps_exact_and_without_it_they_are_not(toy, num_steps):
+    small = toy(order="plackett_luce", num_steps=num_steps)
+    rollout, weight = small.groups(small.paths(), 2)
+    gradient = small.grad_j()
+    torch.testing.assert_close(expected_estimate(small, method(), rollout, weight), gradient, **EXACT)
+    without = expected_estimate(small, method(choice_term=False), rollout, weight)
+    assert distance(without, gradient) > 0.05
+    # Adding what was left out, computed pick by pick, gives the gradient again.
+    paths = small.paths()
+    probability, reward = small.probability(paths).detach(), small.reward(paths)
+    picks = torch.stack([sum(map(small.pick_logprob, path.picks)) for path in paths])
+    dropped = small.gradient((probability * (reward - (probability * reward).sum()) * picks).sum())
+    torch.testing.assert_close(without + dropped, gradient, **EXACT)
+
+
+# Unbiased entropy guidance
+
+
+def over_selection_draws(small, paths, num_selected, monkeypatch):
+    """Every selection that the two members' uniform draws can lead to, each with its probability; while one is yielded, it is the
+    selection."""
+    entropy = torch.tensor([small.entropy(path) for path in paths], dtype=torch.float64)
+    pi = inclusion_probability(entropy, torch.ones_like(entropy, dtype=torch.bool), num_selected)
+    # Systematic sampling: between two neighbouring edges, of any path, every path's selection is constant.
+    edges = torch.cat([pi.cumsum(-1).flatten() % 1.0, torch.tensor([0.0, 1.0])]).unique().tolist()
+    # One edge may come twice, rounded in two ways.
+    spans = [(low, high) for low, high in itertools.pairwise(edges) if high - low > 1e-12]
+    for span in itertools.product(spans, repeat=2):
+        draws = torch.tensor([(low + high) / 2 for low, high in span], dtype=torch.float64)
+
+        def noise(seed, num_steps, draws=draws):
+            by_row = draws.repeat(len(seed) // 2)
+            # Of a batch of two groups the second has a draw of its own, as it would in a run.
+            by_row[2 : 4 if len(seed) == 4 else 2] = 0.5
+            return by_row.unsqueeze(-1).expand(-1, num_steps)
+
+        monkeypatch.setattr(selection, "selection_noise", noise)
+        yield math.prod(high - low for low, high in span)
+
+
+def with_kept_steps(rollout, chosen):
+    """The rollout with one-step completions of the selected steps only, as the sampler would have kept them."""
+    path = rollout.trajectory
+    steps = selection.selected_path_steps(
+        chosen.needs().selection, path.unmask_step, path.entropy, path.tokens == 99, path.seed, path.num_steps
+    )
+    value = rollout.one_step_reward.gather(1, steps.clamp(min=0))
+    return replace(rollout, trajectory=replace(path, greedy_step=steps.int()), one_step_reward=value)
+
+
+@pytest.mark.parametrize("num_selected", [1, 2])
+@pytest.mark.parametrize("stepwise_weight", [0.0, 0.5])
+def test_steps_sampled_by_entropy_with_inverse_weights_estimate_the_gradient(
+    toy, num_selected, stepwise_weight, monkeypatch
+):
+    small = toy(num_tokens=2, length=3, order="left_to_right")
+    paths = small.paths()
+    chosen = method(step_choice="entropy_sampled", num_selected=num_selected, stepwise_weight=stepwise_weight)
+    rollout, weight = small.groups(paths, 2, stepwise=True)
+    total, unweighted, covered = 0.0, 0.0, 0.0
+    for probability in over_selection_draws(small, paths, num_selected, monkeypatch):
+        kept = with_kept_steps(rollout, chosen)
+        views = chosen.plan(kept, torch.Generator())
+        total += probability * small.L * expected_gradient(small, chosen, kept, weight, views=views)
+        equal = replace(views, weight=torch.full_like(views.weight, 1 / num_selected))
+        unweighted += probability * small.num_steps * expected_gradient(small, chosen, kept, weight, views=equal)
+        covered += probability
+    assert covered == pytest.approx(1, abs=1e-9)
+    # The weights are float32.
+    assert distance(total, small.grad_j()) < 1e-6
+    assert distance(unweighted, small.grad_j()) > 0.05, "without the weights it is biased"
+
+
+def test_a_gain_fitted_on_the_other_groups_leaves_the_expectation_alone_and_one_that_sees_its_own_does_not(toy):
+    small = toy(num_tokens=2, length=2, num_steps=2)
+    rollout, weight = small.groups(small.paths(), 2, stepwise=True)
+    chosen = method(gain="fitted")
+    num_groups = len(weight)
+    gains = []
+    for other in (1, 12, 50):
+        advantage = []
+        for group in range(num_groups):
+            rows = torch.tensor([2 * group, 2 * group + 1, 2 * other, 2 * other + 1])
+            batch = Rollout(rollout.trajectory.rows(rows), 2, rollout.reward[rows], rollout.one_step_reward[rows])
+            advantage.append(chosen.advantage(batch)[:2])
+            gains.append(float(fitted_gain(batch.reward, batch.one_step_reward, torch.ones(4, 2).bool(), 2)[0]))
+        estimate = expected_estimate(small, chosen, rollout, weight, advantage=torch.cat(advantage))
+        torch.testing.assert_close(estimate, small.grad_j(), **EXACT)
+    assert len({round(gain, 9) for gain in gains}) == 2
+    assert max(map(abs, gains)) > 0.1
+    r, v = rollout.reward.view(-1, 2, 1), rollout.one_step_reward.view(-1, 2, 2)
+    d_r, d_v = r - r.mean(1, keepdim=True), v - v.mean(1, keepdim=True)
+    own = (d_r * d_v).sum((1, 2), keepdim=True) / d_v.square().sum((1, 2), keepdim=True).clamp(min=1e-9)
+    peeking = (2 * (d_r - own * d_v)).view(-1, 2)
+    estimate = expected_estimate(small, chosen, rollout, weight, advantage=peeking)
+    assert distance(estimate, small.grad_j()) > 0.05
+
+
+@pytest.mark.parametrize("order", ["random", "left_to_right"])
+def values_ahead(small, path):
+    """V of the state that each step leads to; after the last step, the reward."""
+    values = [float(small.reward_table[small.greedy(path, k)]) for k in range(1, small.num_steps)]
+    return [*values, float(small.reward_table[path.tokens])]
+
+
+@pytest.mark.parametrize("order", ["random", "left_to_right"])
+def test_telescoped_credit_estimates_the_gradient_of_the_value_one_step_ahead(toy, order):
+    # Σ_k E[(V(x_{k+1}) - c V(x_k)) ∇ log π_k]: the value of the next state in place of the reward, which is a bias.
+    small = toy(order=order)
+    paths = small.paths()
+    rollout, weight = small.groups(paths, 2, stepwise=True)
+    estimate = expected_estimate(small, method(credit="telescoped", stepwise_weight=1.0), rollout, weight)
+    expected = pinned(small, paths, lambda b, k: values_ahead(small, paths[b])[k])
+    torch.testing.assert_close(estimate, expected, **EXACT)
+    assert distance(estimate, small.grad_j()) > 0.1
+
+
+def test_all_switches_of_unbiased_guidance_go_together(toy, monkeypatch):
+    small = toy(num_tokens=2, length=2, num_steps=2)
+    paths = small.paths()
+    rollout, weight = small.groups(paths, 2, stepwise=True)
+    options = {"step_choice": "entropy_sampled", "num_selected": 1, "gain": "fitted", "credit": "telescoped"}
+    chosen = method(**options)
+    assert chosen.needs().selection == ("all", 1)
+    other, total, gains = 12, 0.0, set()
+    for probability in over_selection_draws(small, paths, 1, monkeypatch):
+        advantage = []
+        for group in range(len(weight)):
+            rows = torch.tensor([2 * group, 2 * group + 1, 2 * other, 2 * other + 1])
+            batch = Rollout(rollout.trajectory.rows(rows), 2, rollout.reward[rows], rollout.one_step_reward[rows])
+            advantage.append(chosen.advantage(batch)[:2])
+        advantage = torch.cat(advantage)
+        plain = chosen.model_copy(update={"gain": "fixed"}).advantage(rollout)
+        gains.add(bool((advantage - plain).abs().max() > 0.05))
+        total += probability * small.L * expected_gradient(small, chosen, rollout, weight, advantage=advantage)
+    expected = pinned(small, paths, lambda b, k: values_ahead(small, paths[b])[k])
+    assert distance(total, expected) < 1e-6
+    assert True in gains, "the fitted gain was at work"
 
 
 @pytest.mark.parametrize("order", ["random", "left_to_right"])

@@ -35,15 +35,28 @@ class Path:
     """(step, state, position, token) of every committed token."""
     choice: float = 1.0
     """Probability of the positions, where it does not depend on θ."""
+    picks: tuple[tuple[int, int, tuple[int, ...]], ...] = ()
+    """Under Plackett-Luce: (state, position, positions that it was drawn from) of every committed token."""
     proposals: tuple[tuple[int, int, int, int], ...] = field(default=(), compare=False)
     """Under low confidence: the draws at masked positions that were not committed."""
+
+    @property
+    def seen(self) -> tuple[int, ...]:
+        """What a trajectory records of it: tokens, steps, and under Plackett-Luce the places within the steps."""
+        places = [0] * len(self.tokens)
+        for n, (step, _, i, _) in enumerate(self.draws if self.picks else ()):
+            places[i] = n - sum(k < step for k, *_ in self.draws)
+        return (*self.tokens, *self.when, *places)
 
 
 class Toy:
     """A tabular denoiser with its sampler's settings, and everything that can be enumerated of it."""
 
-    def __init__(self, denoiser, num_steps=3, order="random", temperature=TEMPERATURE, top_k=0, eos=False):
+    def __init__(
+        self, denoiser, num_steps=3, order="random", temperature=TEMPERATURE, top_k=0, eos=False, order_temperature=0.5
+    ):
         self.denoiser, self.num_steps, self.order = denoiser, num_steps, order
+        self.order_temperature = order_temperature
         self.temperature, self.top_k, self.eos = temperature, top_k, eos
         self.V, self.L = denoiser.num_tokens, denoiser.length
         self.schedule = [self.L // num_steps + (k < self.L % num_steps) for k in range(num_steps)]
@@ -68,6 +81,9 @@ class Toy:
             return [(chosen, 1 / len(sets)) for chosen in sets]
         if self.order == "left_to_right":
             return [(tuple(hidden[:count]), 1.0)]
+        if self.order == "plackett_luce":
+            # Every ordered draw; its probability depends on θ and is counted in `probability`.
+            return [(chosen, 1.0) for chosen in itertools.permutations(hidden, count)]
         p = self.logprobs(1.0)[self.index(tokens)].detach().exp()
         if self.order == "entropy":
             score = (p * p.log()).sum(-1)
@@ -100,8 +116,17 @@ class Toy:
                 tokens[i], when[i] = token, step
             if self.eos and self._is_settled(tokens):
                 tokens = [self.denoiser.eos_id if token == self.V else token for token in tokens]
+            picks: tuple[tuple[int, int, tuple[int, ...]], ...] = ()
+            if self.order == "plackett_luce":
+                order = [i for _, _, i, _ in draws]
+                picks = tuple((state, i, tuple(set(hidden) - set(order[:n]))) for n, i in enumerate(order))
             longer = Path(
-                tuple(tokens), tuple(when), path.draws + draws, path.choice * probability, path.proposals + others
+                tuple(tokens),
+                tuple(when),
+                path.draws + draws,
+                path.choice * probability,
+                path.picks + picks,
+                path.proposals + others,
             )
             yield from self._extend(longer, step + 1)
 
@@ -133,8 +158,16 @@ class Toy:
     def probability(self, paths):
         """[paths] p(τ), with graph; of the proposals too, where there are any."""
         log_choice = torch.tensor([path.choice for path in paths], dtype=torch.float64).log()
+        if self.order == "plackett_luce":
+            log_choice = log_choice + torch.stack([sum(map(self.pick_logprob, path.picks)) for path in paths])
         draws = [path.draws + path.proposals for path in paths]
         return (log_choice + self.gather(self.logprobs(self.temperature), draws)).exp()
+
+    def pick_logprob(self, pick):
+        """Log-probability of one position among its rivals, in proportion to p(likeliest token)^(1/τ), with graph."""
+        state, position, rivals = pick
+        score = self.logprobs(1.0)[state].max(-1).values / self.order_temperature
+        return score[position] - score[list(rivals)].logsumexp(0)
 
     def gradient(self, scalar):
         (gradient,) = torch.autograd.grad(scalar, self.denoiser.table)
@@ -161,10 +194,15 @@ class Toy:
         table = self.logprobs(self.temperature).detach()
         each = -torch.where(table > -math.inf, table.exp() * table, 0.0).sum(-1)
         logprob = torch.zeros(len(paths), self.L, dtype=torch.float64)
-        entropy = torch.zeros_like(logprob)
+        entropy, picked = torch.zeros_like(logprob), torch.zeros_like(logprob)
+        rank = torch.zeros(len(paths), self.L, dtype=torch.int32)
+        is_drawn = self.order == "plackett_luce"
         for b, path in enumerate(paths):
+            rank[b] = torch.tensor(path.seen[2 * self.L :])
             for _, state, i, token in path.draws:
                 logprob[b, i], entropy[b, i] = table[state, i, token], each[state, i]
+            for pick in path.picks:
+                picked[b, pick[1]] = self.pick_logprob(pick).detach()
         return Trajectory(
             prompt_ids=torch.zeros(len(paths), 1, dtype=torch.long),
             prompt_mask=torch.ones(len(paths), 1, dtype=torch.bool),
@@ -182,6 +220,9 @@ class Toy:
             guidance=0.0,
             order=self.order,
             block_length=self.L,
+            order_temperature=self.order_temperature,
+            choice_rank=rank if is_drawn else None,
+            choice_logprob=picked.float() if is_drawn else None,
         )
 
     def groups(self, paths, group_size, stepwise=False, seed=0):
@@ -202,7 +243,9 @@ class Toy:
         return rollout, weight
 
 
-def expected_gradient(toy, method, rollout, weight, *, views=None, logprob_temperature="sampling", extra=None):
+def expected_gradient(
+    toy, method, rollout, weight, *, views=None, advantage=None, logprob_temperature="sampling", extra=None
+):
     """-∇ of the expectation over all groups of the loss that the trainer adds up, for each completion.
 
     Composed as the trainer composes its first update: what it would follow, before the optimizer.
@@ -213,12 +256,13 @@ def expected_gradient(toy, method, rollout, weight, *, views=None, logprob_tempe
         rollout: all groups, from `Toy.groups`.
         weight: [groups] their probabilities.
         views: in place of the method's plan, where the test enumerates what the plan draws.
+        advantage: in place of the method's.
         logprob_temperature: as in a recipe.
         extra: added to the advantage of each view, a function of the views.
     """
     path = rollout.trajectory
     views = method.plan(rollout, torch.Generator()) if views is None else views
-    advantage = method.advantage(rollout)
+    advantage = method.advantage(rollout) if advantage is None else advantage
     by_view = advantage[views.row] if advantage.dim() == 1 else advantage[views.row, views.slot]
     if extra is not None:
         by_view = by_view + extra(views)
@@ -271,7 +315,7 @@ def merged(small):
     paths = small.paths()
     probability: dict[tuple, float] = {}
     for path, p in zip(paths, small.probability(paths).tolist(), strict=True):
-        probability[path.tokens, path.when] = probability.get((path.tokens, path.when), 0.0) + p
-    first = {(path.tokens, path.when): path for path in reversed(paths)}
+        probability[path.seen] = probability.get(path.seen, 0.0) + p
+    first = {path.seen: path for path in reversed(paths)}
     keys = list(probability)
     return [first[key] for key in keys], torch.tensor([probability[key] for key in keys], dtype=torch.float64)

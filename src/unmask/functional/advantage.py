@@ -1,8 +1,8 @@
 """Group baselines and the stepwise advantage of EGSPO-SA (arXiv:2603.12554).
 
-Never divided by the group's standard deviation: the division turns the policy gradient into a vector of another
+Not divided by the group's standard deviation: the division turns the policy gradient into a vector of another
 direction and gives most weight to the groups whose rewards differ least (Dr. GRPO, arXiv:2503.20783). EGSPO's release
-does not divide either.
+does not divide either. `z_score` is for methods that are published with the division.
 """
 
 from __future__ import annotations
@@ -70,6 +70,33 @@ def group_advantage(
     return advantage.to(torch.promote_types(reward.dtype, torch.float32))
 
 
+def z_score(reward: Tensor, group_size: int, correction: int, floor: float = 1e-4) -> Tensor:
+    """Reward of a completion in standard deviations of its group, (r_i - r̄) / (s + floor), as in GRPO (arXiv:2402.03300).
+
+    Not a policy gradient's advantage: s depends on the rewards of the group. In a group of two it is the sign of the difference,
+    however large that is, but for the floor.
+
+    Args:
+        reward: [B]; rows i G to (i+1) G - 1 are one group.
+        group_size: G >= 2, divides B.
+        correction: s² is a sum of squares over G - correction: 1 for the sample's deviation, 0 for the population's.
+        floor: > 0, keeps nearly constant groups small.
+
+    Returns:
+        [B] float32 (float64 for float64); exactly 0 in a group whose rewards (float32 or narrower) are all equal.
+
+    Raises:
+        ValueError: what `group_advantage` refuses.
+
+    Example:
+        >>> z_score(torch.tensor([1.0, 0.0, 0.5, 0.5]), group_size=2, correction=0, floor=1e-12)
+        tensor([ 1., -1.,  0.,  0.])
+    """
+    centred = group_advantage(reward, group_size, "group_mean").view(-1, group_size)
+    deviation = (centred.square().sum(-1, keepdim=True) / (group_size - correction)).sqrt()
+    return (centred / (deviation + floor)).flatten()
+
+
 def controlled_advantage(
     reward: Tensor,
     value: Tensor,
@@ -77,12 +104,17 @@ def controlled_advantage(
     group_size: int,
     gain: float | Tensor,
     baseline: Literal["group_mean", "leave_one_out"],
+    *,
+    pool_slots: bool = False,
 ) -> Tensor:
     """Group advantage of a return with the state's value as control variate, A_k = (R_k - R̄_k) - c (V_k - V̄_k).
 
     R̄ is over the whole group where R is one number for a completion: who has slot k depends on the path, so a reward must be
     compared with every member's. V̄_k, and R̄_k where each slot has its own return, are over the members that have the slot. V_k is
     a function of the state, so for any c that does not depend on the action it leaves the expected gradient alone.
+
+    The means are slot by slot, whatever step each slot holds. Where the slot that a step falls into depends on the rest of the
+    path (`entropy_sampled`), that makes them depend on the actions; pooled over all slots they do not.
 
     Args:
         reward: [B], or [B, K] with a return for each slot; rows i G to (i+1) G - 1 are one group.
@@ -91,6 +123,7 @@ def controlled_advantage(
         group_size: G >= 2, divides B.
         gain: c, a number or [B].
         baseline: see `group_advantage`.
+        pool_slots: take the means over all slots of the members that count.
 
     Returns:
         [B, K] float32 (float64 if the rewards are); 0 in an empty slot.
@@ -103,13 +136,27 @@ def controlled_advantage(
             "controlled_advantage: reward [B] or [B, K] and value [B, K] must agree on B; "
             f"got {tuple(reward.shape)}, {tuple(value.shape)}"
         )
+    centred = _pooled_advantage if pool_slots else group_advantage
     if reward.dim() == 1:
         of_reward = group_advantage(reward, group_size, baseline).unsqueeze(-1)
     else:
-        of_reward = group_advantage(reward, group_size, baseline, is_valid)
-    of_value = group_advantage(value, group_size, baseline, is_valid)
+        of_reward = centred(reward, group_size, baseline, is_valid)
+    of_value = centred(value, group_size, baseline, is_valid)
     gain = gain.unsqueeze(-1) if isinstance(gain, Tensor) else gain
     return (of_reward - gain * of_value).masked_fill(~is_valid, 0.0)
+
+
+def _pooled_advantage(
+    value: Tensor, group_size: int, baseline: Literal["group_mean", "leave_one_out"], is_valid: Tensor
+) -> Tensor:
+    """[B, K] less the mean over all slots: of the whole group, or of its other members."""
+    grouped = value.double().masked_fill(~is_valid, 0.0).view(-1, group_size, value.shape[1])
+    total, count = grouped.sum(-1, keepdim=True), is_valid.view(grouped.shape).sum(-1, keepdim=True)
+    all_total, all_count = total.sum(1, keepdim=True), count.sum(1, keepdim=True)
+    if baseline == "leave_one_out":
+        all_total, all_count = all_total - total, all_count - count
+    centred = grouped - all_total / all_count.clamp(min=1)
+    return centred.view(value.shape).masked_fill(~is_valid, 0.0).to(torch.promote_types(value.dtype, torch.float32))
 
 
 def stepwise_advantage(

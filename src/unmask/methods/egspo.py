@@ -114,7 +114,9 @@ class EGSPO(RatioMethod):
         gain: float | Tensor = self.stepwise_weight / (1 + self.stepwise_weight)
         if self.gain == "fitted":
             gain = fitted_gain(earned, value, is_valid, rollout.group_size)
-        return controlled_advantage(earned, value, is_valid, rollout.group_size, gain, self.baseline)
+        # Which slot a sampled step falls into depends on the rest of the path.
+        pool = self.step_choice == "entropy_sampled"
+        return controlled_advantage(earned, value, is_valid, rollout.group_size, gain, self.baseline, pool_slots=pool)
 
     def loss(self, inputs: LossInputs) -> LossOutput:
         """w (-min(ρ A, clip(ρ) A) + β KL), with ρ the ratio of the step's joint probabilities and w the view's weight."""
