@@ -29,6 +29,7 @@ SETTINGS = (
 )
 
 OWN_SETTINGS: dict[str, tuple[str, ...]] = {
+    "agrpo": ("method.mc_samples=2",),
     "egspo": ("method.num_selected=2", "method.beta=0.04"),
     "egspo_sa": ("method.num_selected=2", "method.beta=0.04"),
 }

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from unmask.config import Config, SamplerConfig
 from unmask.errors import ConfigError
-from unmask.functional.surrogate import clipped_surrogate, divergence_masked_surrogate
+from unmask.functional.surrogate import clipped_surrogate, divergence_masked_surrogate, kl_k3
 from unmask.records import LossInputs, LossOutput, Needs, Rollout, Views
 
 
@@ -110,3 +110,33 @@ class RatioMethod(Method):
             "clip_ratio/high_mean": (is_cut & (advantage > 0)).float(),
             "policy/ratio_max": log_ratio.detach().exp(),
         }
+
+    def token_loss(
+        self,
+        new: Tensor,
+        old: Tensor,
+        advantage: Tensor,
+        target: Tensor,
+        reference: Tensor | None = None,
+        beta: float = 0.0,
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """The loss of each token with a ratio of its own, -ρ A within the trust region plus β k3, and its metrics.
+
+        Args:
+            new: [n, L] nats, with graph.
+            old: [n, L] nats.
+            advantage: [n].
+            target: [n, L] bool: tokens that count.
+            reference: [n, L] nats; read where β > 0.
+            beta: β >= 0, weight of the KL to the reference.
+
+        Returns:
+            [n, L], 0 outside `target`; and the metrics of the targets alone.
+        """
+        loss, metrics = self.surrogate(new - old, advantage.unsqueeze(-1), new)
+        if beta:
+            assert reference is not None
+            kl = kl_k3(new, reference)
+            loss = loss + beta * kl
+            metrics["kl"] = kl.detach()
+        return loss.masked_fill(~target, 0.0), {name: values[target] for name, values in metrics.items()}

@@ -1,0 +1,71 @@
+"""Denoising steps drawn at random, evenly over a whole batch (AGRPO, arXiv:2510.04019).
+
+The draws are those of the low-discrepancy sampler that AGRPO takes from arXiv:2409.02908, appendix G.2. Departure from the
+released code: where rounding leaves the running sum of the probabilities below a draw, the draw is the last possible step, not
+the one after it.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def low_discrepancy_uniform(count: int, generator: torch.Generator) -> Tensor:
+    """Uniform numbers that cover [0, 1) evenly together, (π(i) + U_i) / S: one in each of S equal strata, in random order.
+
+    Each alone is uniform, so a mean over them is unbiased; in every interval lie S times its length of them, give or take two.
+
+    Args:
+        count: S >= 1.
+        generator: of the CPU.
+
+    Returns:
+        [S] float64 in [0, 1).
+
+    Raises:
+        ValueError: count below 1.
+
+    Example:
+        >>> u = low_discrepancy_uniform(4, torch.Generator().manual_seed(0))
+        >>> (4 * u.sort().values).floor()
+        tensor([0., 1., 2., 3.], dtype=torch.float64)
+    """
+    if count < 1:
+        raise ValueError(f"low_discrepancy_uniform: count must be at least 1; got {count}")
+    jitter = torch.rand(count, generator=generator, dtype=torch.float64)
+    # Below 1 whatever the rounding: the last stratum ends there.
+    return ((torch.randperm(count, generator=generator) + jitter) / count).clamp(max=1 - 2**-53)
+
+
+def step_counts(probability: Tensor, uniform: Tensor) -> Tensor:
+    """How often each step is drawn: the inverse distribution function at each uniform number, counted.
+
+    Draw u is the first step k with Σ_{j<=k} p_j > u Σ p.
+
+    Args:
+        probability: [B, T] real >= 0; rows are taken in proportion to their sum.
+        uniform: [B, S] in [0, 1).
+
+    Returns:
+        [B, T] int64, S in each row; 0 at every step of probability 0, and throughout a row that has no other.
+
+    Raises:
+        ValueError: the two disagree on B.
+
+    Example:
+        >>> import torch
+        >>> step_counts(torch.tensor([[0.0, 0.5, 0.5, 0.0]]), torch.tensor([[0.0, 0.4, 0.99]]))
+        tensor([[0, 2, 1, 0]])
+    """
+    if len(probability) != len(uniform):
+        raise ValueError(
+            "step_counts: probability [B, T] and uniform [B, S] must agree on B; "
+            f"got {tuple(probability.shape)}, {tuple(uniform.shape)}"
+        )
+    running = probability.double().cumsum(dim=-1)
+    total = running[:, -1:]
+    point = torch.minimum(uniform.double() * total, total * (1 - 1e-15))
+    step = torch.searchsorted(running, point, right=True).clamp(max=probability.shape[-1] - 1)
+    counts = torch.zeros_like(probability, dtype=torch.long).scatter_add(-1, step, torch.ones_like(step))
+    return counts.masked_fill(probability == 0, 0)

@@ -1,0 +1,54 @@
+"""Steps drawn at random: each number uniform on its own, all of them even together, each step as often as it should be."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from scipy.stats import kstest
+
+from unmask.functional.step_draws import low_discrepancy_uniform, step_counts
+
+
+def generator(seed=0):
+    return torch.Generator().manual_seed(seed)
+
+
+@pytest.mark.parametrize("count", [1, 7, 64])
+def test_each_stratum_holds_one_number(count):
+    u = low_discrepancy_uniform(count, generator())
+    assert (u * count).floor().long().sort().values.tolist() == list(range(count))
+    assert bool((u < 1).all())
+
+
+def test_each_place_alone_is_uniform():
+    # Without the permutation, the first number would never leave the first stratum.
+    first = torch.stack([low_discrepancy_uniform(8, generator(seed))[0] for seed in range(3000)])
+    assert kstest(first.numpy(), "uniform").pvalue > 1e-3
+    assert kstest(first.numpy() ** 1.1, "uniform").pvalue < 1e-3
+
+
+def test_no_number_of_draws_is_refused():
+    with pytest.raises(ValueError, match="count must be at least 1; got 0"):
+        low_discrepancy_uniform(0, generator())
+
+
+def test_steps_are_drawn_as_often_as_their_probability_says():
+    probability = torch.tensor([[0.5, 0.0, 0.125, 0.375], [0.0, 1.0, 0.0, 0.0]], dtype=torch.float64)
+    grid = ((torch.arange(800) + 0.5) / 800).expand(2, -1)
+    assert step_counts(probability, grid).tolist() == [[400, 0, 100, 300], [0, 800, 0, 0]]
+
+
+def test_no_rounding_draws_a_step_that_cannot_be_drawn():
+    # Ten tenths sum to less than one in floating point, and no number below one is larger than that sum.
+    probability = torch.cat([torch.zeros(1), torch.full((10,), 0.1), torch.zeros(3)]).double().unsqueeze(0)
+    extremes = torch.tensor([[0.0, 1 - 2**-53]], dtype=torch.float64)
+    assert step_counts(probability, extremes)[0].nonzero().flatten().tolist() == [1, 10]
+
+
+def test_a_row_without_steps_draws_none():
+    assert step_counts(torch.zeros(1, 3), torch.rand(1, 5, generator=generator())).tolist() == [[0, 0, 0]]
+
+
+def test_rows_that_do_not_match_are_refused():
+    with pytest.raises(ValueError, match="must agree on B"):
+        step_counts(torch.ones(2, 3), torch.zeros(1, 3))
