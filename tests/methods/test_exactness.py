@@ -483,7 +483,7 @@ def test_all_switches_of_unbiased_guidance_go_together(toy, monkeypatch):
     options = {"step_choice": "entropy_sampled", "num_selected": 1, "gain": "fitted", "credit": "telescoped"}
     chosen = method(**options)
     assert chosen.needs().selection == ("all", 1)
-    other, total, gains = 12, 0.0, set()
+    other, total, gains = 7, 0.0, set()
     for probability in over_selection_draws(small, paths, 1, monkeypatch):
         advantage = []
         for group in range(len(weight)):
