@@ -2,10 +2,12 @@
 
 from unmask.methods.agrpo import AGRPO
 from unmask.methods.base import Method
+from unmask.methods.diffu_grpo import DiffuGRPO
 from unmask.methods.egspo import EGSPO, EGSPOSA
 
 METHODS: dict[str, type[Method]] = {
     "agrpo": AGRPO,
+    "diffu_grpo": DiffuGRPO,
     "egspo": EGSPO,
     "egspo_sa": EGSPOSA,
 }

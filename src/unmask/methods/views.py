@@ -2,9 +2,45 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
-from unmask.records import Trajectory, Views
+from unmask.functional.elbo import mask_at_times
+from unmask.functional.masking import until_eos
+from unmask.records import GIVEN, Trajectory, Views
+
+
+def scored_tokens(trajectory: Trajectory) -> Tensor:
+    """[B, L] bool: what the policy answers for: up to and including the first EOS, but for tokens given from the start."""
+    return until_eos(trajectory.tokens == trajectory.eos_id) & (trajectory.unmask_step != GIVEN)
+
+
+def mean_field_views(
+    trajectory: Trajectory, weight: Tensor, prompt_mask_ratio: float, generator: torch.Generator
+) -> Views:
+    """One view for each completion: none of it is shown, and each prompt token is masked with a probability.
+
+    Each token is then predicted without the others, as if they were independent (d1, arXiv:2504.12216).
+
+    Args:
+        trajectory: B completions.
+        weight: [B] float32.
+        prompt_mask_ratio: probability, in [0, 1]; 0 leaves the prompt alone.
+        generator: the source of the prompt's masks.
+
+    Returns:
+        B views, rows in order; all scored tokens are targets.
+    """
+    row = torch.arange(len(trajectory), device=trajectory.tokens.device)
+    ratio = torch.full((len(trajectory),), prompt_mask_ratio)
+    return Views(
+        row=row,
+        hidden=trajectory.unmask_step != GIVEN,
+        target=scored_tokens(trajectory),
+        weight=weight,
+        slot=torch.zeros_like(row),
+        prompt_hidden=mask_at_times(ratio, trajectory.prompt_mask, generator) if prompt_mask_ratio else None,
+    )
 
 
 def step_views(trajectory: Trajectory, steps: Tensor, weight: Tensor) -> Views:
@@ -22,3 +58,41 @@ def step_views(trajectory: Trajectory, steps: Tensor, weight: Tensor) -> Views:
     step = steps[row, slot].unsqueeze(-1)
     unmask_step = trajectory.unmask_step[row]
     return Views(row=row, hidden=unmask_step >= step, target=unmask_step == step, weight=weight[row, slot], slot=slot)
+
+
+def masked_views(masks: Tensor, weight: Tensor) -> Views:
+    """One view for each set of masked positions that is not empty: the rest is shown, the masked tokens are targets.
+
+    Args:
+        masks: [B, M, L] bool, of B completions.
+        weight: [B, M] float32.
+
+    Returns:
+        N <= B M views, rows in order, slot m for the m-th set of a completion.
+    """
+    row, slot = masks.any(-1).nonzero(as_tuple=True)
+    hidden = masks[row, slot]
+    return Views(row=row, hidden=hidden, target=hidden, weight=weight[row, slot], slot=slot)
+
+
+def segment_views(trajectory: Trajectory, segments: Tensor, num_segments: int, weight: Tensor) -> Views:
+    """One view for each segment of steps: the state before its first step, with all tokens that it committed as targets.
+
+    Segment s of N holds the steps k with floor(k N / T) = s, as even as can be (StepMerge of d2, arXiv:2509.21474). Its later steps'
+    tokens are read in a state that they were not drawn in. With N = T a segment is a step.
+
+    Args:
+        trajectory: B completions.
+        segments: [B, M] int64, -1 for an empty slot.
+        num_segments: N.
+        weight: [B, M] float32.
+
+    Returns:
+        One view for each segment that committed something, rows in order, slots ascending within a row.
+    """
+    row, slot = (segments >= 0).nonzero(as_tuple=True)
+    segment, when = segments[row, slot].unsqueeze(-1), trajectory.unmask_step[row]
+    first, after = (-(-s * trajectory.num_steps // num_segments) for s in (segment, segment + 1))
+    target = (when >= first) & (when < after)
+    views = Views(row=row, hidden=when >= first, target=target, weight=weight[row, slot], slot=slot)
+    return views.take(target.any(-1))

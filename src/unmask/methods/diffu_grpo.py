@@ -1,0 +1,65 @@
+"""diffu-GRPO (d1, arXiv:2504.12216): token ratios under a mean-field likelihood, with the prompt masked in part.
+
+The likelihood of a completion is taken in one forward, all of it masked: π(o | q) ≈ Π_k p_θ(o_k | q' and nothing else), with each
+token of the prompt q' masked with probability 0.15. Each pass over a rollout masks the prompt anew, which regularises many
+passes over the same completions.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar, Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from unmask.functional.advantage import group_advantage
+from unmask.functional.masking import token_mean_weight
+from unmask.methods.base import RatioMethod
+from unmask.methods.views import mean_field_views, scored_tokens
+from unmask.records import LossInputs, LossOutput, Needs, Rollout, Views
+
+
+class DiffuGRPO(RatioMethod):
+    """Diffusion GRPO, the method of d1."""
+
+    type: Literal["diffu_grpo"] = "diffu_grpo"
+    prompt_mask_ratio: float = Field(0.15, ge=0, le=1)
+    """Probability with which a prompt token is masked; 0 leaves the prompt whole. Paper and release."""
+    baseline: Literal["group_mean", "leave_one_out"] = "group_mean"
+    """Over the group, without division by its deviation. Release; leave-one-out is G / (G - 1) times as large."""
+    epsilon: float = Field(0.5, ge=0)
+    """Lower clip of the token ratio. Release."""
+    epsilon_high: float = Field(0.5, ge=0)
+    """Upper clip. Release."""
+    beta: float = Field(0.04, ge=0)
+    """Weight of the KL (k3, token by token) to the reference policy; 0 needs no reference. Release."""
+
+    paper: ClassVar[str] = "arXiv:2504.12216"
+    summary: ClassVar[str] = "token ratios given an empty completion and a partly masked prompt"
+    estimates: ClassVar[str] = (
+        "the gradient of a mean-field likelihood weighted by advantage, divided by the batch's number of tokens; not the policy "
+        "gradient, whose tokens see each other"
+    )
+    cost: ClassVar[str] = "1 f+b (+ 1 f old, 1 f reference) in each iteration"
+    fresh_views: ClassVar[bool] = True
+
+    def needs(self) -> Needs:
+        """The reference where β > 0."""
+        return Needs(reference="logprob" if self.beta else "none")
+
+    def plan(self, rollout: Rollout, generator: torch.Generator) -> Views:
+        """One view of each completion, with weight B over the number of all its batch's tokens."""
+        weight = token_mean_weight(scored_tokens(rollout.trajectory).sum(-1))
+        return mean_field_views(rollout.trajectory, weight, self.prompt_mask_ratio, generator)
+
+    def advantage(self, rollout: Rollout) -> Tensor:
+        """r less the group's baseline."""
+        return group_advantage(rollout.reward, rollout.group_size, self.baseline)
+
+    def loss(self, inputs: LossInputs) -> LossOutput:
+        """w Σ_k (-min(ρ_k A, clip(ρ_k) A) + β k3_k), ρ_k the ratio of token k."""
+        loss, metrics = self.token_loss(
+            inputs.new, inputs.old, inputs.advantage, inputs.target, inputs.reference, self.beta
+        )
+        return LossOutput(inputs.weight * loss.sum(-1), metrics)
