@@ -97,6 +97,32 @@ def z_score(reward: Tensor, group_size: int, correction: int, floor: float = 1e-
     return (centred / (deviation + floor)).flatten()
 
 
+def softmax_advantage(reward: Tensor, group_size: int) -> Tensor:
+    """What a completion is worth among those of its group, by two softmaxes: G (w+ - w-), w± = softmax(±r) over the group.
+
+    The weights of wd1 (arXiv:2507.08838), whose loss -Σ_i w+_i log π_i + Σ_i w-_i log π_i is summed over a group; the factor G
+    makes its mean over completions the mean of that over groups. A baseline changes nothing, for a softmax ignores it. Where
+    rewards differ little it is 2 (r - r̄); it is bounded by G, and unlike r - r̄ it is not linear in the reward's unit.
+
+    Args:
+        reward: [B]; rows i G to (i+1) G - 1 are one group.
+        group_size: G, divides B.
+
+    Returns:
+        [B] float32 (float64 for float64), sums to 0 in each group; exactly 0 in a group whose rewards are all equal.
+
+    Raises:
+        ValueError: group_size does not divide B.
+
+    Example:
+        >>> softmax_advantage(torch.tensor([1.0, 0.0]), group_size=2)   # 2 tanh(1/2)
+        tensor([ 0.9242, -0.9242])
+    """
+    _check_groups("softmax_advantage", len(reward), group_size)
+    grouped = reward.to(torch.promote_types(reward.dtype, torch.float32)).view(-1, group_size)
+    return (group_size * (grouped.softmax(-1) - (-grouped).softmax(-1))).flatten()
+
+
 def controlled_advantage(
     reward: Tensor,
     value: Tensor,

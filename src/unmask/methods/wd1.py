@@ -1,0 +1,50 @@
+"""wd1 (arXiv:2507.08838): likelihoods of completions raised and lowered by softmax weights, without any ratio.
+
+The likelihood is diffu-GRPO's mean field. What takes the place of ratio, clip and reference is a weighted likelihood: a group's
+better completions are imitated in proportion to exp(A), its worse ones unlearnt in proportion to exp(-A).
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar, Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from unmask.functional.advantage import softmax_advantage
+from unmask.methods.base import Method
+from unmask.methods.views import mean_field_views
+from unmask.records import LossInputs, LossOutput, Needs, Rollout, Views
+
+
+class WD1(Method):
+    """Weighted log-likelihood policy optimisation."""
+
+    type: Literal["wd1"] = "wd1"
+    prompt_mask_ratio: float = Field(0.15, ge=0, le=1)
+    """Probability with which a prompt token is masked; 0 leaves the prompt whole. Release."""
+
+    paper: ClassVar[str] = "arXiv:2507.08838"
+    summary: ClassVar[str] = "mean-field likelihoods weighted by a softmax of advantages and one of their negatives"
+    estimates: ClassVar[str] = (
+        "the gradient of a mean-field likelihood weighted by a bounded function of the group's rewards; not the policy gradient"
+    )
+    cost: ClassVar[str] = "1 f+b in each iteration"
+    fresh_views: ClassVar[bool] = True
+
+    def needs(self) -> Needs:
+        """Nothing but groups."""
+        return Needs()
+
+    def plan(self, rollout: Rollout, generator: torch.Generator) -> Views:
+        """One view of each completion."""
+        return mean_field_views(rollout.trajectory, torch.ones_like(rollout.reward), self.prompt_mask_ratio, generator)
+
+    def advantage(self, rollout: Rollout) -> Tensor:
+        """G (softmax(A) - softmax(-A)) over the group."""
+        return softmax_advantage(rollout.reward, rollout.group_size)
+
+    def loss(self, inputs: LossInputs) -> LossOutput:
+        """-A Σ_k log p(o_k), a sum over tokens and not their mean."""
+        return LossOutput(-inputs.weight * inputs.advantage * inputs.new.sum(-1))
