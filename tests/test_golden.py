@@ -32,6 +32,9 @@ OWN_SETTINGS: dict[str, tuple[str, ...]] = {
     "agrpo": ("method.mc_samples=2",),
     "egspo": ("method.num_selected=2", "method.beta=0.04"),
     "egspo_sa": ("method.num_selected=2", "method.beta=0.04"),
+    "just_grpo": ("sampler.order=left_to_right", "sampler.num_steps=16"),
+    "step_merge": ("method.num_segments=2",),
+    "trace_rl": ("method.num_segments=2",),
 }
 """What a method's run sets besides, later than `SETTINGS`: its own options at this size, or a rate at which its reward climbs."""
 

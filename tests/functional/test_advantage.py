@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from unmask.functional.advantage import constant_group_share, group_advantage, stepwise_advantage
+from unmask.functional.advantage import constant_group_share, group_advantage, stepwise_advantage, z_score
 
 BASELINES = ("group_mean", "leave_one_out")
 
@@ -207,3 +207,18 @@ def test_groups_that_cannot_be_compared_are_refused():
         stepwise_advantage(torch.zeros(2), value, everywhere(value), 2, -0.5, "group_mean")
     with pytest.raises(ValueError, match=r"\(4,\), \(2, 1\)"):
         stepwise_advantage(torch.zeros(4), value, everywhere(value), 2, 0.5, "group_mean")
+
+
+@pytest.mark.parametrize("correction", [0, 1])
+def test_the_z_score_is_the_advantage_over_the_groups_deviation(correction):
+    reward = torch.tensor([1.0, 0.0, 0.0, 3.0, 5.0, 10.0], dtype=torch.float64)
+    grouped = reward.view(2, 3)
+    deviation = grouped.std(-1, correction=correction, keepdim=True)
+    expected = (grouped - grouped.mean(-1, keepdim=True)) / (deviation + 0.5)
+    torch.testing.assert_close(z_score(reward, 3, correction, floor=0.5), expected.flatten())
+
+
+def test_the_z_score_of_a_constant_group_is_zero_and_of_a_nearly_constant_one_small():
+    assert z_score(torch.full((3,), 0.1), 3, correction=1).tolist() == [0.0, 0.0, 0.0]
+    nearly = z_score(torch.tensor([0.1, 0.1, 0.1 + 1e-6]), 3, correction=1)
+    assert 0 < float(nearly.abs().max()) < 0.02

@@ -4,13 +4,19 @@ from unmask.methods.agrpo import AGRPO
 from unmask.methods.base import Method
 from unmask.methods.diffu_grpo import DiffuGRPO
 from unmask.methods.egspo import EGSPO, EGSPOSA
+from unmask.methods.just_grpo import JustGRPO
+from unmask.methods.step_merge import CJGRPO, StepMerge, TraceRL
 from unmask.methods.wd1 import WD1
 
 METHODS: dict[str, type[Method]] = {
     "agrpo": AGRPO,
+    "cj_grpo": CJGRPO,
     "diffu_grpo": DiffuGRPO,
     "egspo": EGSPO,
     "egspo_sa": EGSPOSA,
+    "just_grpo": JustGRPO,
+    "step_merge": StepMerge,
+    "trace_rl": TraceRL,
     "wd1": WD1,
 }
 

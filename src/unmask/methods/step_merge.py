@@ -1,0 +1,114 @@
+"""StepMerge (d2, arXiv:2509.21474), and TraceRL (arXiv:2509.06949) and CJ-GRPO (arXiv:2509.23924) as settings of it.
+
+The steps of a path are cut into N segments, and the tokens of a segment are read in the state before its first step: N forwards
+instead of T. N = T replays the path as it was; N = 1 is the mean-field likelihood of diffu-GRPO with the prompt left whole.
+Departures of all three are described in docs/methods/step_merge.md.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar, Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from unmask.config import SamplerConfig
+from unmask.errors import ConfigError
+from unmask.functional.advantage import group_advantage, z_score
+from unmask.methods.base import RatioMethod
+from unmask.methods.views import segment_views
+from unmask.records import LossInputs, LossOutput, Needs, Rollout, Views
+
+
+class StepMerge(RatioMethod):
+    """d2 with its likelihood of a path from N states, a ratio for each token."""
+
+    type: Literal["step_merge"] = "step_merge"
+    num_segments: int = Field(16, ge=0)
+    """N; 0 makes every step a segment of its own. Paper: 16 on Sudoku and Countdown."""
+    baseline: Literal["group_mean", "leave_one_out", "z_score"] = "group_mean"
+    """Over the group. `z_score` also divides by the group's standard deviation (of the population, as in TraceRL)."""
+    epsilon: float = Field(0.5, ge=0)
+    """Lower clip of the token ratio. diffu-GRPO's; the paper's own value is not known to us."""
+    epsilon_high: float = Field(0.5, ge=0)
+    """Upper clip, likewise."""
+    beta: float = Field(0.04, ge=0)
+    """Weight of the KL (k3, token by token). diffu-GRPO's; the paper's own value is not known to us."""
+    kl_to: Literal["reference", "old"] = "reference"
+    """Policy that the KL holds to: the reference, or the one at the start of the update, which needs no pass of its own."""
+
+    paper: ClassVar[str] = "arXiv:2509.21474"
+    summary: ClassVar[str] = "the path's steps merged into N segments, each read in the state before it"
+    estimates: ClassVar[str] = (
+        "the policy gradient over L where every step is a segment, with baseline=leave_one_out, but for low_confidence and "
+        "plackett_luce order; otherwise tokens of a segment are taken as independent of each other"
+    )
+    cost: ClassVar[str] = "N f+b (+ N f old, N f reference)"
+
+    def needs(self) -> Needs:
+        """The reference where the KL is to it."""
+        return Needs(reference="logprob" if self.beta and self.kl_to == "reference" else "none")
+
+    def check(self, sampler: SamplerConfig, num_generations: int) -> None:
+        """Also refuse N > T."""
+        super().check(sampler, num_generations)
+        if self.num_segments > sampler.steps:
+            raise ConfigError(
+                f"method.num_segments = {self.num_segments} is more than the {sampler.steps} denoising steps there are. "
+                f"Set it to {sampler.steps} or less (0 makes every step a segment), or raise sampler.num_steps."
+            )
+
+    def plan(self, rollout: Rollout, generator: torch.Generator) -> Views:
+        """One view for each segment that committed something, with weight 1 / L."""
+        path = rollout.trajectory
+        num_segments = self.num_segments or path.num_steps
+        segments = torch.arange(num_segments, device=path.tokens.device).expand(len(path), -1)
+        weight = torch.full(segments.shape, 1 / path.tokens.shape[1], device=segments.device)
+        return segment_views(path, segments, num_segments, weight)
+
+    def advantage(self, rollout: Rollout) -> Tensor:
+        """[B] of each completion."""
+        if self.baseline == "z_score":
+            return z_score(rollout.reward, rollout.group_size, correction=0)
+        return group_advantage(rollout.reward, rollout.group_size, self.baseline)
+
+    def loss(self, inputs: LossInputs) -> LossOutput:
+        """(1/L) Σ_i (-min(ρ_i A, clip(ρ_i) A) + β k3_i) over the segment's tokens."""
+        anchor = inputs.reference if self.kl_to == "reference" else inputs.old
+        loss, metrics = self.token_loss(inputs.new, inputs.old, inputs.advantage, inputs.target, anchor, self.beta)
+        return LossOutput(inputs.weight * loss.sum(-1), metrics)
+
+
+class TraceRL(StepMerge):
+    """TraceRL without its value model: StepMerge with standardised advantages and a KL to the old policy."""
+
+    type: Literal["trace_rl"] = "trace_rl"  # type: ignore[assignment]
+    num_segments: int = Field(64, ge=0)
+    """N. Release for LLaDA: 512 steps, merged 8 at a time."""
+    baseline: Literal["group_mean", "leave_one_out", "z_score"] = "z_score"
+    """Over the group. Release."""
+    epsilon: float = Field(0.2, ge=0)
+    """Lower clip. Release."""
+    epsilon_high: float = Field(0.2, ge=0)
+    """Upper clip. Release."""
+    beta: float = Field(0.01, ge=0)
+    """Weight of the KL. Release."""
+    kl_to: Literal["reference", "old"] = "old"
+    """Release."""
+
+    paper: ClassVar[str] = "arXiv:2509.06949"
+    summary: ClassVar[str] = "StepMerge with standardised advantages and a KL to the old policy"
+    cost: ClassVar[str] = "N f+b (+ N f old)"
+
+
+class CJGRPO(StepMerge):
+    """CJ-GRPO: the whole path replayed, every step a segment."""
+
+    type: Literal["cj_grpo"] = "cj_grpo"  # type: ignore[assignment]
+    num_segments: int = Field(0, ge=0)
+    """N; 0 makes every step a segment of its own. Paper."""
+
+    paper: ClassVar[str] = "arXiv:2509.23924"
+    summary: ClassVar[str] = "every step of the path replayed, a ratio for each token"
+    cost: ClassVar[str] = "T f+b (+ T f old, T f reference)"
