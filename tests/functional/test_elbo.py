@@ -2,13 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from itertools import product
+from math import factorial
 
 import pytest
 import torch
+from scipy.stats import chisquare
 from torch import Tensor
 
-from unmask.functional.elbo import elbo, mask_at_times, stratified_times
+from unmask.functional.elbo import (
+    coupled_masks,
+    elbo,
+    elbo_weight,
+    gauss_legendre,
+    mask_at_times,
+    masks_of_counts,
+    stratified_counts,
+    stratified_times,
+)
 
 JOINT = torch.tensor([0.05, 0.2, 0.1, 0.15, 0.25, 0.05, 0.12, 0.08], dtype=torch.float64).view(2, 2, 2)
 """p(x) of three binary tokens, far from independent."""
@@ -149,3 +161,149 @@ def test_arguments_that_make_no_sense_are_refused():
         mask_at_times(torch.zeros(3), torch.ones(2, 4, dtype=torch.bool), generator)
     with pytest.raises(ValueError, match=r"\(2, 4\), \(2, 4\), \(3,\)"):
         elbo(torch.zeros(2, 4), torch.ones(2, 4, dtype=torch.bool), torch.ones(3))
+
+
+# Counts, sets and weights, against the enumeration of all counts and sets
+
+
+def gains_of(mask: Tensor) -> float:
+    """Σ of log-probabilities of the masked positions of SEQUENCE given the others."""
+    return conditional_logprob(mask)[mask].sum().item()
+
+
+def mean_over_draws(least: int, estimate: Callable[[Tensor], float]) -> float:
+    """The mean of an estimate over a count uniform on {least..3} and a set uniform among those of that size."""
+    by_count = [[mask for mask in MASKS if int(mask.sum()) == count] for count in range(least, 4)]
+    return sum(sum(map(estimate, masks)) / len(masks) for masks in by_count) / len(by_count)
+
+
+def weight_of(masks: Tensor, *, coupled: bool) -> Tensor:
+    return elbo_weight(masks.unsqueeze(0), torch.ones(1, 3, dtype=torch.bool), coupled=coupled)[0].double()
+
+
+def test_one_set_with_its_weight_is_unbiased_for_the_elbo() -> None:
+    log_p = JOINT[SEQUENCE].log().item()
+
+    def estimate(mask: Tensor) -> float:
+        return weight_of(mask.view(1, 3), coupled=False).item() * gains_of(mask)
+
+    assert mean_over_draws(1, estimate) == pytest.approx(log_p, abs=1e-7)
+    # The control: the same weight where the empty set is among the draws.
+    assert abs(mean_over_draws(0, estimate) - log_p) > 0.2
+
+
+def pair_estimate(mask: Tensor, gain: Callable[[Tensor], float] = gains_of) -> float:
+    """The estimate of a set and its complement."""
+    pair = coupled_masks(mask.view(1, 1, 3), torch.ones(1, 3, dtype=torch.bool))[0]
+    assert (pair.sum(0) == 1).all(), "each position is masked once"
+    weight = weight_of(pair, coupled=True)
+    return 0.5 * sum(w * gain(half) for w, half in zip(weight.tolist(), pair, strict=True))
+
+
+def test_a_coupled_pair_with_its_weights_is_unbiased_for_the_elbo() -> None:
+    log_p = JOINT[SEQUENCE].log().item()
+    assert mean_over_draws(0, pair_estimate) == pytest.approx(log_p, abs=1e-7)
+    # The control: without the draw that leaves one half empty.
+    assert abs(mean_over_draws(1, pair_estimate) - log_p) > 0.02
+
+
+def test_a_pair_with_an_empty_half_reads_about_half_of_the_elbo() -> None:
+    # Three tokens worth one nat each, whatever the others are: where coupled masks can be the noisier ones.
+    values = [pair_estimate(mask, lambda half: float(half.sum())) for mask in MASKS]
+    assert values == pytest.approx([2.0] + [4.0] * 6 + [2.0])
+    assert mean_over_draws(0, lambda mask: pair_estimate(mask, lambda half: float(half.sum()))) == pytest.approx(3.0)
+
+
+@pytest.mark.parametrize("least", [0, 1])
+def test_each_count_alone_is_uniform_whatever_the_others_are(least: int) -> None:
+    generator = torch.Generator().manual_seed(0)
+    sizes = torch.tensor([4, 2])
+    draws = torch.stack([stratified_counts(sizes, 2, least, generator) for _ in range(3000)])
+    for row, size in enumerate(sizes.tolist()):
+        for draw in range(2):
+            seen = torch.bincount(draws[:, row, draw], minlength=size + 1)[least:]
+            assert chisquare(seen).pvalue > 1e-3
+    assert draws[..., 0].min() == least
+    # Not independent: the two counts of a completion lie half the range apart.
+    assert (draws[:, 0, 0] != draws[:, 0, 1]).all()
+
+
+@pytest.mark.parametrize(("num_rows", "num_draws"), [(1, 5), (5, 1), (10, 2), (4, 5)])
+def test_all_counts_together_cover_the_range_evenly(num_rows: int, num_draws: int) -> None:
+    for seed in range(10):
+        sizes = torch.full((num_rows,), 5)
+        counts = stratified_counts(sizes, num_draws, 1, torch.Generator().manual_seed(seed))
+        assert torch.bincount(counts.flatten(), minlength=6).tolist() == [0] + [num_rows * num_draws // 5] * 5
+
+
+def test_a_completion_without_positions_gets_empty_sets() -> None:
+    counts = stratified_counts(torch.tensor([0, 3]), 2, 1, torch.Generator().manual_seed(0))
+    assert counts[0].tolist() == [0, 0]
+    assert (counts[1] >= 1).all()
+    is_maskable = torch.tensor([[False] * 3, [True] * 3])
+    masks = masks_of_counts(counts, is_maskable, torch.Generator().manual_seed(0))
+    assert elbo_weight(masks, is_maskable, coupled=False)[0].tolist() == [0.0, 0.0]
+
+
+def test_sets_of_a_size_are_equally_likely_and_hold_maskable_positions_only() -> None:
+    is_maskable = torch.tensor([[True, False, True, True]]).expand(3000, -1)
+    counts = torch.tensor([[1, 2]]).expand(3000, -1)
+    masks = masks_of_counts(counts, is_maskable, torch.Generator().manual_seed(0))
+    assert torch.equal(masks.sum(-1), counts)
+    assert not masks[..., 1].any()
+    for draw in range(2):
+        seen = torch.bincount((masks[:, draw] * torch.tensor([4, 0, 2, 1])).sum(-1), minlength=8)
+        assert chisquare(seen[seen > 0]).pvalue > 1e-3
+        assert (seen > 0).sum() == 3
+
+
+# Quadrature
+
+
+@pytest.mark.parametrize("num_nodes", [1, 2, 3, 5])
+def test_gauss_legendre_integrates_powers_up_to_twice_its_nodes_and_no_further(num_nodes: int) -> None:
+    nodes, weights = gauss_legendre(num_nodes)
+    for power in range(2 * num_nodes):
+        assert (weights * nodes**power).sum().item() == pytest.approx(1 / (power + 1), abs=1e-14)
+    # The first power that is missed, by the known constant (N!)⁴ / ((2N)!² (2N+1)).
+    degree = 2 * num_nodes
+    known = factorial(num_nodes) ** 4 / (factorial(degree) ** 2 * (degree + 1))
+    missed = 1 / (degree + 1) - (weights * nodes**degree).sum().item()
+    assert missed == pytest.approx(known, rel=1e-6, abs=1e-15)
+
+
+def test_the_bias_of_quadrature_shrinks_with_the_nodes_and_ends_where_the_rule_is_exact() -> None:
+    # Eight tokens; each masked one costs the more, the fewer the others that are shown, and a random amount besides.
+    masks = torch.tensor(list(product([False, True], repeat=8)))
+    count = masks.sum(-1)
+    noise = torch.rand(256, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    gain = -count * (0.1 + (count / 8) ** 2 + 0.1 * noise)
+
+    # A set of l masked positions of 8 has ∫ t^(l-1) (1-t)^(8-l) dt = (l-1)! (8-l)! / 8!, and at a node w/t t^l (1-t)^(8-l).
+    exact = sum(
+        factorial(c - 1) * factorial(8 - c) / factorial(8) * g
+        for c, g in zip(count.tolist(), gain.tolist(), strict=True)
+        if c
+    )
+    bias = []
+    for num_nodes in range(1, 6):
+        nodes, weights = gauss_legendre(num_nodes)
+        t = nodes.unsqueeze(-1)
+        probability = t**count * (1 - t) ** (8 - count)
+        bias.append(abs(((weights / nodes).unsqueeze(-1) * probability * gain).sum().item() - exact))
+    assert bias[0] > 0.05
+    assert bias[1] < bias[0] / 2
+    assert bias[2] < bias[1] / 2
+    assert bias[2] > 1e-6
+    assert max(bias[3:]) < 1e-12, "degree 7 is exact from four nodes on"
+
+
+def test_draws_that_make_no_sense_are_refused() -> None:
+    generator = torch.Generator()
+    for num_draws, least in ((0, 1), (2, 2)):
+        with pytest.raises(ValueError, match=f"num_draws = {num_draws}, least = {least}"):
+            stratified_counts(torch.tensor([3]), num_draws, least, generator)
+    with pytest.raises(ValueError, match=r"\(2, 1\), \(1, 3\)"):
+        masks_of_counts(torch.ones(2, 1), torch.ones(1, 3, dtype=torch.bool), generator)
+    with pytest.raises(ValueError, match="got 0"):
+        gauss_legendre(0)

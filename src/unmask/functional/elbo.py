@@ -4,8 +4,14 @@ With the linear schedule a position is masked with probability t, t uniform on (
 
     log p(x) ≥ ELBO(x) = E_t E_{x_t} [ (1/t) Σ_{i masked} log p_θ(x_i | x_t) ].
 
-Departure from the papers: times are stratified and start at a small positive value, because the weight 1/t has no
-bound.
+Averaged over t, a set of l masked positions out of L has weight 1 / (l C(L, l)), so the same bound is a mean over counts:
+
+    ELBO(x) = E_{l ~ U{1..L}} E_{S, |S| = l} [ (L/l) Σ_{i ∈ S} log p_θ(x_i | x without S) ].
+
+Every estimate here is unbiased for it but for the fixed times of a quadrature, whose error is that of its rule.
+
+Departure from the papers: times and counts are stratified, and random times start at a small positive value, because the weight
+1/t has no bound.
 """
 
 from __future__ import annotations
@@ -104,3 +110,141 @@ def elbo(logprob: Tensor, is_masked: Tensor, times: Tensor) -> Tensor:
         )
     logprob = logprob.to(torch.promote_types(logprob.dtype, torch.float32))
     return logprob.masked_fill(~is_masked, 0.0).sum(dim=-1) / times.to(logprob.dtype)
+
+
+def stratified_counts(num_positions: Tensor, num_draws: int, least: int, generator: torch.Generator) -> Tensor:
+    """How many positions to mask: `num_draws` counts for each completion, spread evenly over the draws and the completions.
+
+    One uniform shift u for all: draw m of completion b is the point (u + m/M + rank_b/(B M)) mod 1, rank a random permutation,
+    and its count is the point's place among {least..n_b}. Each count alone is uniform there, whatever the others are, so the
+    estimate stays unbiased; together the B M points are evenly spaced. (ESPO, arXiv:2512.03759, spaces the completions of a
+    batch so; BGPO, arXiv:2510.11683, the draws of one.)
+
+    Args:
+        num_positions: [B] int, n_b, positions that may be masked.
+        num_draws: M >= 1.
+        least: 1, or 0 where the empty set is among the draws (coupled masks).
+        generator: the source of randomness.
+
+    Returns:
+        [B, M] int64 in {least..n_b}; 0 for a completion without positions.
+
+    Raises:
+        ValueError: num_draws below 1, or least neither 0 nor 1.
+
+    Example:
+        >>> counts = stratified_counts(torch.tensor([4, 4]), 2, 1, torch.Generator().manual_seed(0))
+        >>> counts.flatten().sort().values
+        tensor([1, 2, 3, 4])
+    """
+    if num_draws < 1 or least not in (0, 1):
+        raise ValueError(
+            f"stratified_counts: needs num_draws >= 1 and least 0 or 1; got num_draws = {num_draws}, least = {least}"
+        )
+    num_rows, device = len(num_positions), num_positions.device
+    shift = torch.rand((), generator=generator, dtype=torch.float64)
+    rank = torch.randperm(num_rows, generator=generator).double().unsqueeze(-1)
+    point = (shift + torch.arange(num_draws) / num_draws + rank / (num_rows * num_draws)).frac().to(device)
+    most = num_positions.unsqueeze(-1)
+    return torch.minimum(least + (point * (most - least + 1)).long(), most)
+
+
+def masks_of_counts(counts: Tensor, is_maskable: Tensor, generator: torch.Generator) -> Tensor:
+    """Sets of positions to mask, each of a given size and uniform among the sets of that size.
+
+    Args:
+        counts: [B, M] int, at most the maskable positions of the row.
+        is_maskable: [B, L] bool.
+        generator: the source of randomness.
+
+    Returns:
+        [B, M, L] bool.
+
+    Raises:
+        ValueError: the two disagree on B.
+
+    Example:
+        >>> is_maskable = torch.tensor([[False, True, True, True]])
+        >>> masks = masks_of_counts(torch.tensor([[3, 1]]), is_maskable, torch.Generator().manual_seed(0))
+        >>> masks.sum(-1), bool(masks[0, :, 0].any())
+        (tensor([[3, 1]]), False)
+    """
+    if len(counts) != len(is_maskable):
+        raise ValueError(
+            "masks_of_counts: counts [B, M] and is_maskable [B, L] must agree on B; "
+            f"got {tuple(counts.shape)}, {tuple(is_maskable.shape)}"
+        )
+    shape = (*counts.shape, is_maskable.shape[1])
+    noise = torch.rand(shape, generator=generator, dtype=torch.float64).to(counts.device)
+    noise = noise.masked_fill(~is_maskable.unsqueeze(1), 2.0)
+    return noise.argsort(-1).argsort(-1) < counts.unsqueeze(-1)
+
+
+def coupled_masks(masks: Tensor, is_maskable: Tensor) -> Tensor:
+    """Each set followed by its complement, so that every maskable position is masked in exactly one of the two.
+
+    Args:
+        masks: [B, M, L] bool, subsets of is_maskable.
+        is_maskable: [B, L] bool.
+
+    Returns:
+        [B, 2 M, L] bool.
+
+    Example:
+        >>> masks = torch.tensor([[[True, False, False]]])
+        >>> coupled_masks(masks, torch.tensor([[True, True, False]])).int()
+        tensor([[[1, 0, 0],
+                 [0, 1, 0]]], dtype=torch.int32)
+    """
+    return torch.stack([masks, is_maskable.unsqueeze(1) & ~masks], dim=2).flatten(1, 2)
+
+
+def elbo_weight(masks: Tensor, is_maskable: Tensor, *, coupled: bool) -> Tensor:
+    """Weight of the masked positions' log-probabilities that makes one set, or one half of a coupled pair, an ELBO estimate.
+
+    n/l for a count l uniform on {1..n}; (n+1)/l where l is uniform on {0..n}, as in a coupled pair, whose complement has
+    (n+1)/(n-l): both have expectation Σ_l (1/l) E_{|S|=l}[...]. The two estimates of a pair are averaged, not added.
+
+    Args:
+        masks: [B, M, L] bool.
+        is_maskable: [B, L] bool, n positions.
+        coupled: which of the two.
+
+    Returns:
+        [B, M] float32; 0 for an empty set.
+
+    Example:
+        >>> masks = torch.tensor([[[True, True, False], [False, False, True]]])
+        >>> elbo_weight(masks, torch.ones(1, 3, dtype=torch.bool), coupled=True)
+        tensor([[2., 4.]])
+    """
+    count = masks.sum(-1)
+    total = is_maskable.sum(-1, keepdim=True) + int(coupled)
+    return (total / count.clamp(min=1)).masked_fill(count == 0, 0.0)
+
+
+def gauss_legendre(num_nodes: int) -> tuple[Tensor, Tensor]:
+    """Nodes and weights of Gauss-Legendre quadrature on (0, 1): ∫ f ≈ Σ_n w_n f(t_n), exact up to degree 2 N - 1.
+
+    Golub and Welsch (1969): the nodes are the eigenvalues of the Legendre polynomials' recurrence matrix, the weights the
+    squared first components of its eigenvectors.
+
+    Args:
+        num_nodes: N >= 1.
+
+    Returns:
+        Two [N] float64: nodes ascending, weights that sum to 1.
+
+    Raises:
+        ValueError: no node.
+
+    Example:
+        >>> gauss_legendre(2)
+        (tensor([0.2113, 0.7887], dtype=torch.float64), tensor([0.5000, 0.5000], dtype=torch.float64))
+    """
+    if num_nodes < 1:
+        raise ValueError(f"gauss_legendre: num_nodes must be at least 1; got {num_nodes}")
+    k = torch.arange(1, num_nodes, dtype=torch.float64)
+    off_diagonal = torch.diag(k / (4 * k * k - 1).sqrt(), 1)
+    values, vectors = torch.linalg.eigh(off_diagonal + off_diagonal.T)
+    return (values + 1) / 2, vectors[0].square()

@@ -4,6 +4,7 @@ from unmask.methods.agrpo import AGRPO
 from unmask.methods.base import Method
 from unmask.methods.diffu_grpo import DiffuGRPO
 from unmask.methods.egspo import EGSPO, EGSPOSA
+from unmask.methods.espo import ESPO
 from unmask.methods.just_grpo import JustGRPO
 from unmask.methods.step_merge import CJGRPO, StepMerge, TraceRL
 from unmask.methods.wd1 import WD1
@@ -14,6 +15,7 @@ METHODS: dict[str, type[Method]] = {
     "diffu_grpo": DiffuGRPO,
     "egspo": EGSPO,
     "egspo_sa": EGSPOSA,
+    "espo": ESPO,
     "just_grpo": JustGRPO,
     "step_merge": StepMerge,
     "trace_rl": TraceRL,

@@ -1,0 +1,43 @@
+"""From values of views to values of completions."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+
+def sum_by_completion(value: Tensor, row: Tensor) -> Tensor:
+    """Sum of a value over the views of each completion.
+
+    Args:
+        value: [N] real, with graph.
+        row: [N] int, the completion of each view.
+
+    Returns:
+        One number for each completion that has a view, ascending.
+
+    Example:
+        >>> import torch
+        >>> sum_by_completion(torch.tensor([1.0, 2.0, 4.0]), torch.tensor([3, 0, 3]))
+        tensor([2., 5.])
+    """
+    completion, index = row.unique(return_inverse=True)
+    return value.new_zeros(len(completion)).index_add(0, index, value)
+
+
+def one_by_completion(value: Tensor, row: Tensor) -> Tensor:
+    """The value that all views of a completion share.
+
+    Args:
+        value: [N], equal for views of one completion.
+        row: [N] int, the completion of each view.
+
+    Returns:
+        One value for each completion that has a view, ascending.
+
+    Example:
+        >>> import torch
+        >>> one_by_completion(torch.tensor([1.0, 2.0, 1.0]), torch.tensor([3, 0, 3]))
+        tensor([2., 1.])
+    """
+    completion, index = row.unique(return_inverse=True)
+    return value.new_zeros(len(completion)).scatter(0, index, value)
