@@ -197,6 +197,45 @@ def sample(
 
 
 @app.command()
+def compare(
+    recipe: Annotated[str, typer.Argument(help="A shipped comparison's name, such as paper-tiny, or a YAML file.")],
+    overrides: Overrides = None,
+    jobs: Annotated[
+        int, typer.Option(min=1, help="Runs at a time, each a process with one thread. 1: in this process.")
+    ] = 1,
+    report: Annotated[
+        bool, typer.Option("--report", help="Only make tables and figures of the results so far.")
+    ] = False,
+    rerun_changed: Annotated[
+        bool, typer.Option("--rerun-changed", help="Run again what settings other than the folder's touch.")
+    ] = False,
+    retry_failed: Annotated[bool, typer.Option("--retry-failed", help="Run again what failed before.")] = False,
+) -> None:
+    """Compare methods on tasks over seeds, each run with the same compute, from the same model, on the same prompts.
+
+    Pretrains what the runs start from, tunes each method as much as any other on validation rows, then runs every method
+    with every seed. Stop it with Ctrl-C and give the same command to go on; what has a result is not run again, so
+    seeds, methods and tasks can be added later. Everything is in runs/compare/NAME: table.md (read this first), tuning.md,
+    compute.png, decoding.png, and cells.jsonl, from which --report makes them all.
+    """
+    from unmask.compare.recipe import load_compare
+    from unmask.compare.report import report as make_report
+    from unmask.compare.run import compare as run
+
+    loaded = load_compare(recipe, overrides or ())
+    if not report:
+        run(
+            loaded,
+            jobs=jobs,
+            rerun_changed=rerun_changed,
+            retry_failed=retry_failed,
+            tell=lambda line: typer.echo(line, err=True),
+        )
+    table = make_report(loaded)
+    typer.echo(f"{table.read_text()}\ntable: {table}")
+
+
+@app.command()
 def methods() -> None:
     """List the methods."""
     from unmask.console import table

@@ -7,7 +7,7 @@ from functools import reduce
 from importlib import resources
 from operator import or_
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar, get_args
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar, get_args, get_origin
 
 import yaml
 from pydantic import BaseModel, Field, SerializeAsAny, ValidationError, field_validator, model_validator
@@ -146,6 +146,7 @@ def check_order(sampler: SamplerConfig) -> None:
 
 
 RecipeT = TypeVar("RecipeT", bound=RunRecipe)
+ConfigT = TypeVar("ConfigT", bound=Config)
 
 
 def load_recipe(source: str, overrides: Sequence[str] = ()) -> TrainRecipe:
@@ -160,18 +161,34 @@ def load(kind: type[RecipeT], source: str, overrides: Sequence[str] = ()) -> Rec
         ConfigError: no such recipe, unreadable YAML, one of the other kind, a malformed override, or anything that
             validation refuses.
     """
+    tree = recipe_tree(kind, source)
+    for override in overrides:
+        apply_override(tree, override)
+    return validate(kind, tree)
+
+
+def recipe_tree(kind: type[RunRecipe], source: str) -> dict[str, Any]:
+    """The keys and values of a recipe as its file has them, not yet validated."""
     path = find_recipe(source)
+    tree = read_tree(path)
+    _check_kind(kind, source, tree)
+    tree.setdefault("output_dir", f"runs/{path.stem}")
+    return tree
+
+
+def read_tree(path: Path) -> dict[str, Any]:
+    """The keys and values of a YAML file.
+
+    Raises:
+        ConfigError: it cannot be read, or holds something else.
+    """
     try:
         tree = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise ConfigError(f"{path} cannot be read as YAML: {error}") from error
     if not isinstance(tree, dict):
         raise ConfigError(f"{path} must hold key: value lines, not {type(tree).__name__}.")
-    _check_kind(kind, source, tree)
-    tree.setdefault("output_dir", f"runs/{path.stem}")
-    for override in overrides:
-        apply_override(tree, override)
-    return validate(kind, tree)
+    return tree
 
 
 def _check_kind(kind: type[RunRecipe], source: str, tree: Mapping[str, Any]) -> None:
@@ -183,21 +200,21 @@ def _check_kind(kind: type[RunRecipe], source: str, tree: Mapping[str, Any]) -> 
         raise ConfigError(f"{source} is a recipe for the other command: unmask {command} {source}")
 
 
-def find_recipe(source: str) -> Path:
-    """The file of a shipped recipe, by name, or the file itself."""
+def find_recipe(source: str, kind: str = "") -> Path:
+    """The file of a shipped recipe of a kind (see `shipped_recipes`), by name, or the file itself."""
     if source.endswith((".yaml", ".yml")) or "/" in source:
         if not Path(source).is_file():
             raise ConfigError(f"there is no recipe file {source}.")
         return Path(source)
-    names = shipped_recipes()
+    names = shipped_recipes(kind)
     if source not in names:
         raise ConfigError(unknown_name("recipe", source, names) + " Or give a .yaml file.")
     return names[source]
 
 
-def shipped_recipes() -> dict[str, Path]:
-    """The recipes that come with the package, by name."""
-    folder = Path(str(resources.files("unmask") / "recipes"))
+def shipped_recipes(kind: str = "") -> dict[str, Path]:
+    """The recipes that come with the package, by name: those of a run, or of another kind, which has a folder of its own."""
+    folder = Path(str(resources.files("unmask") / "recipes")) / kind
     return {path.stem: path for path in sorted(folder.glob("*.yaml"))}
 
 
@@ -214,18 +231,32 @@ def apply_override(tree: dict[str, Any], override: str) -> None:
     key, equals, value = override.partition("=")
     if not equals or not key:
         raise ConfigError(f'override "{override}" is not of the form key=value, such as optim.learning_rate=3e-4.')
-    *parents, leaf = key.strip().split(".")
+    try:
+        write_key(tree, key.strip(), yaml.safe_load(value))
+    except yaml.YAMLError as error:
+        raise ConfigError(f'override "{override}": the value is not valid YAML.') from error
+    except ConfigError as error:
+        raise ConfigError(f'override "{override}": {error}') from error
+
+
+def write_key(tree: dict[str, Any], key: str, value: object) -> None:
+    """Write a value under a dotted key into a tree of dicts; another `type` drops the options of the one that was there.
+
+    Raises:
+        ConfigError: something on the way is no dict.
+    """
+    *parents, leaf = key.split(".")
     for name in parents:
         tree = tree.setdefault(name, {})
         if not isinstance(tree, dict):
-            raise ConfigError(f'override "{override}": {name} is a single value and has nothing below it.')
-    try:
-        tree[leaf] = yaml.safe_load(value)
-    except yaml.YAMLError as error:
-        raise ConfigError(f'override "{override}": the value is not valid YAML.') from error
+            raise ConfigError(f"{name} is a single value and has nothing below it.")
+    if leaf == "type" and tree.get("type", value) != value:
+        # Another method or task has options of its own: what was said of the one before does not carry over.
+        tree.clear()
+    tree[leaf] = value
 
 
-def validate(kind: type[RecipeT], tree: Mapping[str, Any]) -> RecipeT:
+def validate(kind: type[ConfigT], tree: Mapping[str, Any]) -> ConfigT:
     """The recipe that `tree` describes, or one ConfigError with a line for each fault."""
     try:
         return kind.model_validate(tree)
@@ -251,7 +282,7 @@ def make_sampler(**settings: Any) -> SamplerConfig:
     return sampler
 
 
-def dump(recipe: RunRecipe) -> str:
+def dump(recipe: Config) -> str:
     """YAML that `load` reads back to the same recipe."""
     return yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False)
 
@@ -261,7 +292,13 @@ def _explain(kind: type[BaseModel], fault: Any) -> str:
     # The discriminator's tag stands in the location of a union's faults; it is no key of the user's.
     path: list[str] = []
     model: type[BaseModel] | None = kind
+    entry_is_next = False
     for part in fault["loc"]:
+        if entry_is_next:
+            # The name that the user gave an entry of a mapping; below it are the keys of the mapping's values.
+            path.append(str(part))
+            entry_is_next = False
+            continue
         tables: dict[str, Mapping[str, type[BaseModel]]] = {"method": METHODS, "task": TASKS}
         if path and path[-1] in tables and part in tables[path[-1]]:
             model = tables[path[-1]][part]
@@ -269,6 +306,8 @@ def _explain(kind: type[BaseModel], fault: Any) -> str:
         path.append(str(part))
         if fault["type"] == "extra_forbidden" and len(path) and part == fault["loc"][-1]:
             break
+        field = model.model_fields.get(str(part)) if model else None
+        entry_is_next = field is not None and get_origin(field.annotation) is dict
         model = _field_model(model, str(part))
     key = ".".join(path)
     match fault["type"]:

@@ -1,14 +1,16 @@
-"""Wilson's interval against published values, its defining equation, and its coverage."""
+"""Intervals against published values, their defining equations, an independent implementation, and their coverage."""
 
 from __future__ import annotations
 
-from math import comb, sqrt
+import random
+from math import comb, isnan, pi, sqrt, tan
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy import stats
 
-from unmask.functional.intervals import wilson_interval
+from unmask.functional.intervals import mean_interval, t_quantile, wilson_interval
 
 
 @pytest.mark.parametrize(
@@ -71,3 +73,59 @@ def test_impossible_counts_are_refused(successes, trials):
 def test_an_impossible_confidence_is_refused():
     with pytest.raises(ValueError, match="got 1"):
         wilson_interval(1, 2, 1.0)
+
+
+# --- Student's t ---
+
+
+@settings(max_examples=200, deadline=None)
+@given(confidence=st.floats(0.001, 0.9999), degrees=st.integers(1, 300))
+def test_the_quantile_agrees_with_an_independent_one(confidence, degrees):
+    assert t_quantile(confidence, degrees) == pytest.approx(stats.t.ppf((1 + confidence) / 2, degrees), rel=1e-8)
+
+
+@pytest.mark.parametrize("confidence", [0.1, 0.5, 0.9, 0.95, 0.99])
+def test_the_quantile_is_the_closed_form_where_there_is_one(confidence):
+    assert t_quantile(confidence, 1) == pytest.approx(tan(pi * confidence / 2), rel=1e-10)
+    assert t_quantile(confidence, 2) == pytest.approx(confidence * sqrt(2 / (1 - confidence**2)), rel=1e-10)
+
+
+def test_with_many_degrees_of_freedom_it_is_the_normal_quantile():
+    assert t_quantile(0.95, 100_000) == pytest.approx(1.959964, abs=5e-5)
+
+
+def test_the_interval_of_a_mean_by_hand():
+    # Deviations -1, 0, 1: s = 1, and t of 2 degrees of freedom at 0.95 is 4.302653.
+    assert mean_interval([1.0, 2.0, 3.0]) == pytest.approx((2.0, 4.302653 / sqrt(3)), rel=1e-6)
+    assert mean_interval([1.0, 2.0, 3.0], 0.5) == pytest.approx((2.0, t_quantile(0.5, 2) / sqrt(3)), rel=1e-12)
+    assert mean_interval([0.5, 0.5]) == (0.5, 0.0)
+
+
+def test_a_single_value_has_no_width():
+    mean, half = mean_interval([0.25])
+    assert mean == 0.25
+    assert isnan(half)
+
+
+def test_its_coverage_is_the_nominal_one_and_that_of_the_normal_quantile_is_not():
+    rng = random.Random(0)
+    samples = [[rng.gauss(3.0, 2.0) for _ in range(3)] for _ in range(4000)]
+    half_widths = [mean_interval(sample) for sample in samples]
+    covered = sum(abs(mean - 3) <= half for mean, half in half_widths) / 4000
+    # Binomial standard error 0.0034.
+    assert covered == pytest.approx(0.95, abs=0.014)
+    too_narrow = sum(abs(mean - 3) <= half * 1.96 / 4.3027 for mean, half in half_widths) / 4000
+    assert too_narrow < 0.85
+
+
+@pytest.mark.parametrize(("confidence", "degrees"), [(0.0, 3), (1.0, 3), (0.95, 0)])
+def test_impossible_arguments_of_the_quantile_are_refused(confidence, degrees):
+    with pytest.raises(ValueError, match=f"got {confidence} and {degrees}"):
+        t_quantile(confidence, degrees)
+
+
+def test_a_mean_of_nothing_is_refused():
+    with pytest.raises(ValueError, match="got no values"):
+        mean_interval([])
+    with pytest.raises(ValueError, match="got 1"):
+        mean_interval([1.0, 2.0], 1.0)

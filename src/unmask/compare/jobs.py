@@ -1,0 +1,306 @@
+"""What a comparison consists of: pretrainings, probes and cells. Each is done by one process and leaves one record.
+
+A job is known by what it depends on: its `variant` is a hash of the resolved recipe and of what is measured, with the seed beside
+it. One that has a record is not done again; one whose recipe changed is another job.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import re
+import shutil
+import tempfile
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from unmask import __version__
+from unmask.compare.recipe import BASE, decoded
+from unmask.config import Config, EvalConfig
+from unmask.errors import ConfigError
+from unmask.evaluate import evaluate
+from unmask.models import load_model
+from unmask.pretrain import pretrain
+from unmask.recipe import PretrainRecipe, RunRecipe, TrainRecipe
+from unmask.score import Scorer, by_name, load_reward
+from unmask.trainer import Trainer
+from unmask.trainer.loop import make_accelerator
+
+Record = dict[str, Any]
+"""A line of cells.jsonl."""
+
+Key = tuple[Any, ...]
+
+Stage = Literal["pretraining", "base", "probe", "tuning", "final"]
+
+PROBE_STEPS = 2
+"""Steps that a probe takes; the dearest of them counts."""
+SAVES = 4
+"""Checkpoints along a cell's run: what a cell that was cut off has to do again is at most a quarter."""
+
+_SET_HERE = {
+    *("seed", "output_dir", "report_to", "save_steps", "save_total_limit"),
+    *("log_rollouts_steps", "log_rollouts_groups", "evaluation"),
+}
+"""Keys of a recipe that the comparison sets itself, or that change no result."""
+
+
+@dataclass(frozen=True)
+class Job(ABC):
+    """One piece of work.
+
+    `run` is called in the process that does it, and returns what the record says besides the labels.
+    """
+
+    root: Path
+    """Folder of the comparison."""
+    stage: Stage
+    task: str
+    method: str
+    seed: int
+
+    @property
+    @abstractmethod
+    def variant(self) -> str:
+        """A hash of everything that the result depends on but for the seed."""
+
+    @property
+    def folder(self) -> Path:
+        """Of the run."""
+        name = re.sub(r"\W+", "-", f"{self.stage} {self.task} {self.method} {self.seed} {self.variant}")
+        return self.root / "runs" / name
+
+    @abstractmethod
+    def run(self) -> Record:
+        """Do it, or go on with it."""
+
+    @property
+    def key(self) -> Key:
+        """What a record has to agree in to be this job's."""
+        return (self.stage, self.task, self.method, self.seed, self.variant)
+
+    def record(self, **facts: Any) -> Record:
+        """The line of cells.jsonl."""
+        labels = {name: getattr(self, name) for name in ("stage", "task", "method", "seed", "variant")}
+        return labels | facts | {"version": __version__}
+
+    def clean_up(self) -> None:
+        """Remove what only a run that goes on would need."""
+        shutil.rmtree(self.folder / "checkpoints", ignore_errors=True)
+
+
+def key_of(record: Record) -> Key:
+    """The `key` of the job that left a record."""
+    return tuple(record[name] for name in ("stage", "task", "method", "seed", "variant"))
+
+
+@dataclass(frozen=True)
+class Pretraining(Job):
+    """The base of a seed, for all tasks that start from it."""
+
+    recipe: PretrainRecipe
+
+    @property
+    def variant(self) -> str:
+        return _hash(_varying(self.recipe))
+
+    def run(self) -> Record:
+        folder = pretrain(self.recipe.model_copy(update={"output_dir": str(self.folder)}), resume=True)
+        lines = read_lines(folder / "metrics.jsonl")
+        return {
+            "steps": self.recipe.max_steps,
+            "seconds": round(sum(line["time/step"] for line in lines), 1),
+            "loss": lines[-1]["loss"],
+        }
+
+
+class Measure(Config):
+    """What is evaluated at the end, and along the way."""
+
+    split: Literal["validation", "test"]
+    num_rows: int
+    temperatures: tuple[float, ...]
+    decoding_steps: tuple[int, ...] = ()
+    """Also measured greedily at these numbers of steps."""
+    curve_points: int = 0
+    curve_rows: int = 1
+
+
+@dataclass(frozen=True)
+class Cell(Job):
+    """One run of a method on a task; for the method `base`, no run but an evaluation of what all begin with."""
+
+    recipe: TrainRecipe
+    """With the settings of the method and the grid point; `model` is where it starts."""
+    start: str
+    """What it starts from, whatever the seed: the variant of the base, or the model's name."""
+    measure: Measure
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    """The grid point among its settings."""
+    budget: int = 0
+    """Token passes."""
+    max_steps: int = 0
+    """Run steps that these buy."""
+
+    @property
+    def variant(self) -> str:
+        return _hash(self.stage, _varying(self.recipe), self.start, self.budget, self.measure.model_dump())
+
+    @property
+    def cost_variant(self) -> str:
+        """A hash of what the cost of a step depends on, which the optimizer's settings are no part of."""
+        return _hash(_varying(self.recipe) | {"optim": None}, self.start)
+
+    def record(self, **facts: Any) -> Record:
+        return super().record(settings=dict(self.settings), budget=self.budget, **facts)
+
+    def run(self) -> Record:
+        if self.method == BASE:
+            return {"steps": 0, "token_passes": 0, "reward_calls": 0, "seconds": 0.0} | self._measured()
+        recipe, measure = self.recipe, self.measure
+        recipe = recipe.model_copy(
+            update={
+                "max_steps": self.max_steps,
+                "output_dir": str(self.folder),
+                "save_steps": math.ceil(self.max_steps / SAVES),
+                "save_total_limit": 1,
+                "log_rollouts_steps": 0,
+                "evaluation": EvalConfig(
+                    split=measure.split,
+                    num_rows=measure.curve_rows,
+                    eval_steps=math.ceil(self.max_steps / measure.curve_points) if measure.curve_points else 0,
+                    temperatures=measure.temperatures,
+                    batch_size=recipe.evaluation.batch_size,
+                ),
+            }
+        )
+        folder = Trainer(recipe, resume=True).train()
+        lines = read_lines(folder / "metrics.jsonl")
+        facts = {
+            "steps": self.max_steps,
+            "token_passes": int(_total(lines, "compute/token_passes")),
+            "reward_calls": int(_total(lines, "compute/reward_calls")),
+            "seconds": round(_total(lines, "time/rollout") + _total(lines, "time/update"), 1),
+        }
+        curve = _curve(lines, f"eval/{measure.split}@") if measure.curve_points else []
+        return facts | self._measured() | {"curve": curve}
+
+    def clean_up(self) -> None:
+        super().clean_up()
+        if self.stage == "tuning":
+            # Nobody looks at the model of a trial.
+            shutil.rmtree(self.folder / "final", ignore_errors=True)
+
+    def _measured(self) -> Record:
+        """Accuracy and reward at each temperature, and of greedy decoding at each number of steps."""
+        recipe, measure = self.recipe, self.measure
+        denoiser, tokenizer = load_model(recipe.model if self.method == BASE else self.folder / "final")
+        denoiser.to(make_accelerator(recipe).device)
+        rewards = by_name(map(load_reward, recipe.reward_funcs)) if recipe.reward_funcs else recipe.task.rewards()
+        scorer = Scorer(rewards, recipe.reward_weights, recipe.reward_timeout)
+        rows = recipe.task.rows(measure.split, measure.num_rows, recipe.seed)
+
+        def at(temperature: float, steps: int) -> tuple[float, float]:
+            found = evaluate(
+                denoiser,
+                tokenizer,
+                recipe.task,
+                scorer,
+                rows,
+                decoded(recipe.sampler, steps, temperature),
+                seed=recipe.seed,
+                batch_size=recipe.evaluation.batch_size,
+            )
+            return found.accuracy, found.reward
+
+        own = recipe.sampler.steps
+        by_temperature = {f"{t:g}": at(t, own) for t in measure.temperatures}
+        known = {own: by_temperature["0"]} if "0" in by_temperature else {}
+        asked = sorted({own, *measure.decoding_steps}) if measure.decoding_steps else []
+        by_steps = {str(steps): known[steps] if steps in known else at(0.0, steps) for steps in asked}
+        return {
+            "accuracy": {name: accuracy for name, (accuracy, _) in by_temperature.items()},
+            "reward": {name: reward for name, (_, reward) in by_temperature.items()},
+            "decoding_accuracy": {name: accuracy for name, (accuracy, _) in by_steps.items()},
+            "decoding_reward": {name: reward for name, (_, reward) in by_steps.items()},
+        }
+
+
+@dataclass(frozen=True)
+class Probe(Job):
+    """The cost of a step, by taking a few; what a budget buys follows from it."""
+
+    cell: Cell
+
+    @property
+    def variant(self) -> str:
+        return self.cell.cost_variant
+
+    def run(self) -> Record:
+        recipe = self.cell.recipe
+        with tempfile.TemporaryDirectory() as folder:
+            update = {
+                "max_steps": PROBE_STEPS,
+                "output_dir": folder,
+                "evaluation": EvalConfig(num_rows=1, eval_steps=0, batch_size=1),
+                "log_rollouts_steps": 0,
+                # One probe serves all learning rates, the one that ruins the model included.
+                "optim": recipe.optim.model_copy(update={"learning_rate": 1e-9}),
+            }
+            lines = read_lines(Trainer(recipe.model_copy(update=update)).train() / "metrics.jsonl")
+        return {"cost": max(line["compute/token_passes"] for line in lines if "compute/token_passes" in line)}
+
+
+def steps_within(budget: int, cost: float, task: str) -> int:
+    """Run steps that a budget buys.
+
+    Raises:
+        ConfigError: none.
+    """
+    if budget < cost:
+        raise ConfigError(
+            f"a budget of {budget:,} token passes does not buy one step, which costs {cost:,.0f}. "
+            f"Raise tasks.{task}.budget, or lower num_prompts or num_generations."
+        )
+    return int(budget // cost)
+
+
+def read_lines(path: Path) -> list[Record]:
+    """The lines of a JSONL file; half a line at its end, which a killed process leaves, is not one."""
+    if not path.exists():
+        return []
+    *whole, _ = path.read_text(encoding="utf-8").split("\n")
+    return [json.loads(line) for line in whole]
+
+
+def _varying(recipe: RunRecipe) -> dict[str, Any]:
+    """What tells a recipe from others; of a training recipe, its start and its length are told apart elsewhere."""
+    skipped = _SET_HERE | {"model", "max_steps"} if isinstance(recipe, TrainRecipe) else _SET_HERE
+    return {key: value for key, value in recipe.model_dump(mode="json").items() if key not in skipped}
+
+
+def _curve(lines: list[Record], prefix: str) -> list[Record]:
+    """Accuracies by temperature along a run, against the token passes spent until then."""
+    curve, spent = [], 0.0
+    for line in lines:
+        spent += line.get("compute/token_passes", 0)
+        found = {
+            key.removeprefix(prefix).removesuffix("/accuracy"): value
+            for key, value in line.items()
+            if key.startswith(prefix) and key.endswith("/accuracy")
+        }
+        if found:
+            curve.append({"step": line["step"], "token_passes": int(spent), "accuracy": found})
+    return curve
+
+
+def _total(lines: list[Record], name: str) -> float:
+    return sum(float(line.get(name, 0)) for line in lines)
+
+
+def _hash(*parts: object) -> str:
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:12]
