@@ -6,6 +6,7 @@ from unmask.methods.diffu_grpo import DiffuGRPO
 from unmask.methods.egspo import EGSPO, EGSPOSA
 from unmask.methods.espo import ESPO
 from unmask.methods.just_grpo import JustGRPO
+from unmask.methods.mask_aware import MaskAware
 from unmask.methods.step_merge import CJGRPO, StepMerge, TraceRL
 from unmask.methods.wd1 import WD1
 
@@ -17,6 +18,7 @@ METHODS: dict[str, type[Method]] = {
     "egspo_sa": EGSPOSA,
     "espo": ESPO,
     "just_grpo": JustGRPO,
+    "mask_aware": MaskAware,
     "step_merge": StepMerge,
     "trace_rl": TraceRL,
     "wd1": WD1,

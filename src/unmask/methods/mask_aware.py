@@ -1,0 +1,105 @@
+"""Mask-aware policy gradients (arXiv:2607.15200): where to write is an action too, with a probability of its own.
+
+Positions are drawn without replacement in proportion to exp(confidence / τ) (order `plackett_luce`), so the probability of a path
+has a factor for tokens and one for positions, both read from the same logits. Each has a ratio over the whole completion and a
+clip of its own. Departures are described in docs/methods/mask_aware.md.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar, Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from unmask.config import SamplerConfig
+from unmask.errors import ConfigError
+from unmask.functional.advantage import group_advantage
+from unmask.functional.completions import one_by_completion, sum_by_completion
+from unmask.functional.selection import step_sum
+from unmask.methods.base import RatioMethod
+from unmask.methods.views import segment_views
+from unmask.records import LossInputs, LossOutput, Needs, Rollout, Views
+
+
+class MaskAware(RatioMethod):
+    """Mask-aware policy gradients over sampled segments of a path."""
+
+    type: Literal["mask_aware"] = "mask_aware"
+    num_segments: int = Field(32, ge=0)
+    """N, segments that the steps are merged into; 0 makes every step a segment of its own. Paper."""
+    num_sampled: int = Field(12, ge=1)
+    """M, segments that are read, drawn anew for each completion. Paper."""
+    baseline: Literal["group_mean", "leave_one_out"] = "group_mean"
+    """Over the group. The group mean shrinks the gradient by (G - 1) / G; leave-one-out does not."""
+    position_epsilon: float = Field(0.2, ge=0)
+    """Lower clip of the ratio of positions. The paper clips it apart from that of tokens; its values are not known to us."""
+    position_epsilon_high: float = Field(0.2, ge=0)
+    """Upper clip of the ratio of positions."""
+
+    paper: ClassVar[str] = "arXiv:2607.15200"
+    summary: ClassVar[str] = "tokens and positions as actions, each with a ratio over sampled segments of the path"
+    estimates: ClassVar[str] = (
+        "the policy gradient over L, order term included, where every step is a segment, with baseline=leave_one_out; otherwise "
+        "actions of a segment are taken as independent of each other"
+    )
+    cost: ClassVar[str] = "M f+b + M f (+ M f old)"
+    separable: ClassVar[bool] = False
+
+    def needs(self) -> Needs:
+        """The probability of the choice of positions."""
+        return Needs(choice=True)
+
+    def check(self, sampler: SamplerConfig, num_generations: int) -> None:
+        """Also refuse an order without a probability, N > T, M > N, and a trust region that a sequence has no probability for."""
+        super().check(sampler, num_generations)
+        if sampler.order != "plackett_luce":
+            raise ConfigError(
+                f"mask_aware trains the choice of positions, and order {sampler.order} has no probability that could be trained. "
+                "Set sampler.order = plackett_luce."
+            )
+        num_segments = self.num_segments or sampler.steps
+        if not self.num_sampled <= num_segments <= sampler.steps:
+            raise ConfigError(
+                f"mask_aware reads method.num_sampled = {self.num_sampled} of method.num_segments = {num_segments} segments of "
+                f"{sampler.steps} steps, each number at most the next. Lower the first two, or raise sampler.num_steps."
+            )
+        if self.trust_region == "divergence":
+            raise ConfigError(
+                "method.trust_region = divergence asks for the probability of one sample, and mask_aware has ratios of whole "
+                "completions. Set it to clip or none."
+            )
+
+    def plan(self, rollout: Rollout, generator: torch.Generator) -> Views:
+        """One view for each of M segments, drawn from the n that committed something, with weight (n / M) / L."""
+        path = rollout.trajectory
+        num_segments = self.num_segments or path.num_steps
+        segment = (path.unmask_step * num_segments).div(path.num_steps, rounding_mode="floor")
+        has_committed = step_sum(torch.ones_like(segment), segment, num_segments) > 0
+        noise = torch.rand(has_committed.shape, generator=generator).to(has_committed.device)
+        segments = noise.masked_fill(~has_committed, -1).argsort(-1, descending=True)[:, : self.num_sampled]
+        segments = segments.masked_fill(~has_committed.gather(1, segments), -1)
+        count = has_committed.sum(-1, keepdim=True)
+        weight = count / count.clamp(max=self.num_sampled).clamp(min=1) / path.tokens.shape[1]
+        return segment_views(path, segments, num_segments, weight.expand(segments.shape))
+
+    def advantage(self, rollout: Rollout) -> Tensor:
+        """[B] the reward less the group's baseline."""
+        return group_advantage(rollout.reward, rollout.group_size, self.baseline)
+
+    def loss(self, inputs: LossInputs) -> LossOutput:
+        """For each completion -min(ρ A, clip(ρ) A) of its tokens and the same of its positions, log ρ = Σ w (new - old)."""
+        assert inputs.new_choice is not None
+        assert inputs.old_choice is not None
+        advantage = one_by_completion(inputs.advantage, inputs.row)
+        token, position = (
+            sum_by_completion(inputs.weight * (new - old).sum(-1), inputs.row)
+            for new, old in ((inputs.new, inputs.old), (inputs.new_choice, inputs.old_choice))
+        )
+        loss, metrics = self.surrogate(token, advantage, token)
+        bounds = {"epsilon": self.position_epsilon, "epsilon_high": self.position_epsilon_high}
+        of_positions, theirs = self.model_copy(update=bounds).surrogate(position, advantage, position)
+        metrics["clip_ratio/position_mean"] = theirs["clip_ratio/region_mean"]
+        metrics["policy/position_ratio_max"] = theirs["policy/ratio_max"]
+        return LossOutput(loss + of_positions, metrics)
