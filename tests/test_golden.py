@@ -32,6 +32,7 @@ OWN_SETTINGS: dict[str, tuple[str, ...]] = {
     "agrpo": ("method.mc_samples=2",),
     "egspo": ("method.num_selected=2", "method.beta=0.04"),
     "egspo_sa": ("method.num_selected=2", "method.beta=0.04"),
+    "gdpo": ("method.beta=0.004",),
     "just_grpo": ("sampler.order=left_to_right", "sampler.num_steps=16"),
     "mask_aware": ("method.num_segments=0", "method.num_sampled=2", "sampler.order=plackett_luce"),
     "step_merge": ("method.num_segments=2",),

@@ -5,6 +5,7 @@ from unmask.methods.base import Method
 from unmask.methods.diffu_grpo import DiffuGRPO
 from unmask.methods.egspo import EGSPO, EGSPOSA
 from unmask.methods.espo import ESPO
+from unmask.methods.gdpo import GDPO
 from unmask.methods.just_grpo import JustGRPO
 from unmask.methods.mask_aware import MaskAware
 from unmask.methods.step_merge import CJGRPO, StepMerge, TraceRL
@@ -17,6 +18,7 @@ METHODS: dict[str, type[Method]] = {
     "egspo": EGSPO,
     "egspo_sa": EGSPOSA,
     "espo": ESPO,
+    "gdpo": GDPO,
     "just_grpo": JustGRPO,
     "mask_aware": MaskAware,
     "step_merge": StepMerge,
