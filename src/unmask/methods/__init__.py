@@ -2,6 +2,7 @@
 
 from unmask.methods.agrpo import AGRPO
 from unmask.methods.base import Method
+from unmask.methods.bgpo import BGPO
 from unmask.methods.diffu_grpo import DiffuGRPO
 from unmask.methods.egspo import EGSPO, EGSPOSA
 from unmask.methods.espo import ESPO
@@ -13,6 +14,7 @@ from unmask.methods.wd1 import WD1
 
 METHODS: dict[str, type[Method]] = {
     "agrpo": AGRPO,
+    "bgpo": BGPO,
     "cj_grpo": CJGRPO,
     "diffu_grpo": DiffuGRPO,
     "egspo": EGSPO,
