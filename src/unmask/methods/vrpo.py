@@ -1,0 +1,73 @@
+"""VRPO, variance-reduced preference optimisation (LLaDA 1.5, arXiv:2505.19223): DPO on ELBOs, here on the policy's own groups.
+
+The best and the worst completion of a group are a preference pair. An ELBO is a mean over n random sets of masked positions, one
+for each of n counts, and the same sets are read under policy and reference, so that most of the noise of their difference
+cancels.
+
+Departures are in docs/methods/vrpo.md.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import ClassVar, Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor
+from torch.nn.functional import logsigmoid
+
+from unmask.functional.completions import sum_by_completion
+from unmask.functional.elbo import elbo_weight, masks_of_counts, stratified_counts
+from unmask.methods.base import Method
+from unmask.methods.views import masked_views
+from unmask.records import GIVEN, LossInputs, LossOutput, Needs, Rollout, Views
+
+
+class VRPO(Method):
+    """Variance-reduced preference optimisation."""
+
+    type: Literal["vrpo"] = "vrpo"
+    num_samples: int = Field(8, ge=1)
+    """n, counts for each ELBO, one set of masked positions each. Paper, as far as docs/methods/vrpo.md says."""
+    beta: float = Field(0.2, gt=0)
+    """β, strength of the pull to the reference policy: the smaller, the further the policy may move. As above."""
+
+    paper: ClassVar[str] = "arXiv:2505.19223"
+    summary: ClassVar[str] = "preference pairs, best against worst of each group, compared by ELBO"
+    estimates: ClassVar[str] = (
+        "at the reference (β/2) E[∇ELBO(best) - ∇ELBO(worst)]; elsewhere the gradient of a bound of DPO's loss on ELBOs"
+    )
+    cost: ClassVar[str] = "(2/G) (n f+b + n f + n f reference)"
+    separable: ClassVar[bool] = False
+    fresh_views: ClassVar[bool] = True
+
+    def needs(self) -> Needs:
+        """The reference."""
+        return Needs(reference="logprob")
+
+    def plan(self, rollout: Rollout, generator: torch.Generator) -> Views:
+        """n views for each completion of a pair, counts from 1 to L; the others are not read."""
+        row = self.advantage(rollout).nonzero().squeeze(-1)
+        is_maskable = rollout.trajectory.unmask_step[row] != GIVEN
+        counts = stratified_counts(is_maskable.sum(-1), self.num_samples, 1, generator)
+        masks = masks_of_counts(counts, is_maskable, generator)
+        views = masked_views(masks, elbo_weight(masks, is_maskable, coupled=False) / self.num_samples)
+        return replace(views, row=row[views.row])
+
+    def advantage(self, rollout: Rollout) -> Tensor:
+        """1 for the best completion of a group, -1 for the worst, 0 for the rest and where all rewards are equal."""
+        reward = rollout.reward.view(-1, rollout.group_size)
+        sign = torch.zeros_like(reward)
+        sign.scatter_(1, reward.argmax(1, keepdim=True), 1.0)
+        sign.scatter_(1, reward.argmin(1, keepdim=True), -1.0)
+        return sign.masked_fill((reward == reward[:, :1]).all(1, keepdim=True), 0.0).flatten()
+
+    def loss(self, inputs: LossInputs) -> LossOutput:
+        """For each pair -G log σ(m), m = β [(ELBO - ELBO_ref)(best) - (ELBO - ELBO_ref)(worst)]."""
+        assert inputs.reference is not None
+        gain = inputs.weight * (inputs.new - inputs.reference).sum(-1)
+        margin = self.beta * sum_by_completion(inputs.advantage * gain, inputs.row // inputs.group_size)
+        metrics = {"dpo/margin": margin.detach(), "dpo/accuracy": (margin.detach() > 0).float()}
+        # The trainer divides by completions, and each pair stands for G of them: a mean over groups, those without a pair 0.
+        return LossOutput(-inputs.group_size * logsigmoid(margin), metrics)

@@ -1,0 +1,161 @@
+"""VRPO: its pairs, its masks, the gradient at the reference, the bias of a noisy margin, and what shared noise is for."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from dataclasses import replace
+
+import pytest
+import torch
+from pydantic import ValidationError
+
+from tests.methods.any_order import EXACT, all_masks, all_views, another, elbos, loss_of, many
+from tests.methods.toy import distance
+from unmask.config import SamplerConfig
+from unmask.errors import ConfigError
+from unmask.methods import METHODS
+from unmask.methods.vrpo import VRPO
+from unmask.records import Needs, Rollout, Views
+from unmask.samplers import Scoring, score_views
+
+
+def plain(count, n):
+    """Weight of a set in the expectation over one draw: 1/n for its count, then uniform among those of its size; n/l."""
+    return 1 / n / math.comb(n, count) * n / count
+
+
+def test_the_defaults_are_the_published_settings():
+    assert METHODS["vrpo"]().model_dump() == {"type": "vrpo", "num_samples": 8, "beta": 0.2}
+    assert VRPO().needs() == Needs(reference="logprob")
+    assert VRPO.fresh_views
+    assert not VRPO.separable
+
+
+def test_a_margin_without_a_scale_and_a_group_of_one_are_refused():
+    with pytest.raises(ValidationError, match="beta"):
+        VRPO(beta=0.0)
+    with pytest.raises(ConfigError, match="num_generations = 1"):
+        VRPO().check(SamplerConfig(), 1)
+
+
+# Pairs
+
+
+def test_the_best_completion_of_a_group_is_paired_with_the_worst(toy):
+    rollout = many(toy(), 12, group_size=4)
+    reward = torch.tensor([0.1, 0.9, 0.0, 0.3] + [0.5] * 4 + [0.0, 0.0, 1.0, 1.0])
+    rollout = replace(rollout, reward=reward)
+    # Between equals the first one counts; a group of equals has no pair.
+    assert VRPO().advantage(rollout).tolist() == [0, 1, -1, 0] + [0] * 4 + [-1, 0, 1, 0]
+    views = VRPO(num_samples=5).plan(rollout, torch.Generator().manual_seed(0))
+    assert torch.bincount(views.row, minlength=12).tolist() == [0, 5, 5, 0] + [0] * 4 + [5, 0, 5, 0]
+
+
+def test_where_no_group_has_a_pair_there_is_nothing_to_read(toy):
+    rollout = replace(many(toy(), 4), reward=torch.ones(4))
+    assert len(VRPO().plan(rollout, torch.Generator())) == 0
+
+
+def test_each_count_gets_one_set_and_counts_are_spread_evenly(toy):
+    rollout = replace(many(toy(), 2), reward=torch.tensor([0.0, 1.0]))
+    views = VRPO(num_samples=6).plan(rollout, torch.Generator().manual_seed(0))
+    count = views.hidden.sum(-1)
+    assert all(torch.bincount(count[views.row == b]).tolist() == [0, 2, 2, 2] for b in (0, 1))
+    torch.testing.assert_close(views.weight, 3 / count / 6)
+    assert torch.equal(views.hidden, views.target)
+
+
+# What it estimates
+
+
+@pytest.mark.parametrize("group_size", [2, 3])
+def test_at_the_reference_its_gradient_is_half_beta_times_that_of_the_difference_of_elbos(toy, group_size):
+    small = toy(num_tokens=2, length=2, num_steps=2, order="left_to_right")
+    paths = small.paths()
+    rollout, weight = small.groups(paths, group_size)
+    method = VRPO(beta=0.3)
+    views = all_views(rollout, plain)
+    views = views.take(method.advantage(rollout)[views.row] != 0)
+    loss = loss_of(small, method, rollout, views).loss
+    has_pair = (views.row // group_size).unique()
+    assert 0 < len(has_pair) < len(weight)
+    estimate = -small.gradient((weight[has_pair] * loss).sum()) / group_size
+
+    reward, probability, values = small.reward(paths), small.probability(paths).detach(), elbos(small, paths)
+    total = torch.zeros((), dtype=torch.float64)
+    for group in itertools.product(range(len(paths)), repeat=group_size):
+        best, worst = max(group, key=lambda i: reward[i]), min(group, key=lambda i: reward[i])
+        total = total + probability[list(group)].prod() * (values[best] - values[worst])
+    stated = 0.15 * small.gradient(total)
+    assert stated.norm() > 1e-3
+    torch.testing.assert_close(estimate, stated, **EXACT)
+    # Neither the policy gradient nor a multiple of it.
+    gradient = small.grad_j()
+    aligned = gradient * (estimate * gradient).sum() / gradient.square().sum()
+    assert distance(estimate, aligned) > 0.1
+
+
+def test_elsewhere_its_loss_is_above_that_of_the_exact_elbos_by_a_known_amount(toy, table_denoiser):
+    small = toy(num_tokens=2, length=2, num_steps=2)
+    reference = another(small, table_denoiser)
+    pair = [small.paths()[0], small.paths()[-1]]
+    rollout = Rollout(small.trajectory(pair), 2, torch.tensor([1.0, 0.0], dtype=torch.float64))
+    method, masks = VRPO(beta=0.5, num_samples=1), all_masks(2)
+    chance = [0.25, 0.25, 0.5]
+
+    def difference(path, mask):
+        """(L/l) Σ of log-ratios at the masked positions, from the tables."""
+        hidden = mask.nonzero().flatten().tolist()
+        state = small.index([small.V if i in hidden else token for i, token in enumerate(path.tokens)])
+        new, ref = (
+            t.logprobs(t.temperature)[state, hidden, [path.tokens[i] for i in hidden]] for t in (small, reference)
+        )
+        return 2 / len(hidden) * (new - ref.detach()).sum()
+
+    found, by_hand = torch.zeros((2,), dtype=torch.float64)
+    for best, worst in itertools.product(range(3), repeat=2):
+        hidden = masks[[best, worst]]
+        rows = torch.arange(2)
+        views = Views(rows, hidden, hidden, 2 / hidden.sum(-1).double(), rows * 0)
+        p = chance[best] * chance[worst]
+        found = found + p * loss_of(small, method, rollout, views, reference=reference).loss.sum() / 2
+        margin = 0.5 * (difference(pair[0], masks[best]) - difference(pair[1], masks[worst]))
+        by_hand = by_hand + p * (1 + (-margin).exp()).log()
+    torch.testing.assert_close(found, by_hand, **EXACT)
+    torch.testing.assert_close(small.gradient(found), small.gradient(by_hand), **EXACT)
+    gain = elbos(small, pair) - elbos(reference, pair).detach()
+    exact = (1 + (-0.5 * (gain[0] - gain[1])).exp()).log()
+    assert found > exact + 1e-3, "by Jensen: the loss is convex in the margin"
+
+
+def test_with_shared_masks_the_margin_at_the_reference_is_zero_without_noise(toy):
+    small = toy(num_tokens=2, length=4, num_steps=2)
+    rollout = replace(many(small, 8, group_size=4), reward=torch.arange(8.0))
+    method = VRPO(num_samples=1)
+    views = method.plan(rollout, torch.Generator().manual_seed(0))
+    output = loss_of(small, method, rollout, views)
+    assert output.metrics["dpo/margin"].tolist() == [0.0, 0.0]
+    assert output.loss.tolist() == pytest.approx([4 * math.log(2)] * 2)
+
+    # The control: the reference read from masks of its own.
+    scoring, path = Scoring.of(rollout.trajectory, "sampling"), rollout.trajectory
+    others = method.plan(rollout, torch.Generator().manual_seed(1))
+    elbo = [
+        views.weight * score_views(small.denoiser, path, views, scoring).logprob.detach().sum(-1)
+        for views in (views, others)
+    ]
+    assert (elbo[0] - elbo[1]).abs().max() > 1
+
+
+def test_the_accuracy_counts_pairs_whose_better_one_gained_more(toy, table_denoiser):
+    small = toy(num_tokens=2, length=4, num_steps=2)
+    reference = another(small, table_denoiser)
+    rollout = replace(many(small, 40, group_size=4), reward=torch.arange(40.0))
+    views = VRPO().plan(rollout, torch.Generator().manual_seed(0))
+    metrics = loss_of(small, VRPO(), rollout, views, reference=reference).metrics
+    turned = loss_of(small, VRPO(), replace(rollout, reward=-rollout.reward), views, reference=reference).metrics
+    assert metrics["dpo/accuracy"].shape == (10,)
+    assert 0 < metrics["dpo/accuracy"].sum() < 10
+    assert (metrics["dpo/accuracy"] + turned["dpo/accuracy"]).tolist() == [1.0] * 10
+    assert not any(values.requires_grad for values in metrics.values())
