@@ -30,7 +30,9 @@ SETTINGS = (
 
 OWN_SETTINGS: dict[str, tuple[str, ...]] = {
     "agrpo": ("method.mc_samples=2",),
+    "dispo": ("method.state_weight=4.0",),
     "egspo": ("method.num_selected=2", "method.beta=0.04"),
+    "egspo_ca": ("method.num_selected=2",),
     "egspo_sa": ("method.num_selected=2", "method.beta=0.04"),
     "gdpo": ("method.beta=0.004",),
     "just_grpo": ("sampler.order=left_to_right", "sampler.num_steps=16"),

@@ -285,3 +285,13 @@ def test_a_tree_can_be_validated_without_a_file() -> None:
     assert recipe.sampler.max_completion_length == 256
     with pytest.raises(DataError, match='unknown split "trian"'):
         recipe.task.rows("trian", 1)  # type: ignore[arg-type]
+
+
+def test_another_method_keeps_the_options_that_it_has_and_drops_the_files_others() -> None:
+    plain = load_recipe("sudoku-tiny", ["method.type=egspo"])
+    assert (plain.method.num_selected, plain.method.beta) == (1, 0.0)
+    # egspo_ca has a num_selected and no beta.
+    other = load_recipe("sudoku-tiny", ["method.num_selected=2", "method.type=egspo_ca"])
+    assert other.method.num_selected == 2
+    with pytest.raises(ConfigError, match='unknown key in method "beta"'):
+        load_recipe("sudoku-tiny", ["method.type=egspo_ca", "method.beta=0.1"])

@@ -357,3 +357,24 @@ def test_the_prompt_mask_reaches_the_model_only_where_there_is_padding(spy):
     mask = torch.tensor([[False, True, True, True, True], [True] * 5])
     run(watched, settings_of(num_steps=1), 2, mask=mask)
     assert torch.equal(watched.calls[0].attention_mask, pad(mask, (0, L), value=True))
+
+
+@pytest.mark.parametrize("order", ["low_confidence", "random", "plackett_luce", "left_to_right"])
+@pytest.mark.parametrize("shape", [{"num_steps": 3}, {"num_steps": 4, "block_length": 4}], ids=str)
+def test_a_state_of_an_earlier_run_is_denoised_on_as_that_run_was(spy, order, shape):
+    prompt = torch.randint(3, 9, (24, 5), generator=torch.Generator().manual_seed(0))
+    sampler = SamplerConfig(max_completion_length=8, order=order, temperature=1.0, **shape)
+    is_prompt, seed = torch.ones_like(prompt, dtype=torch.bool), torch.arange(24)
+    whole = denoise(spy(eos=1.0), prompt, is_prompt, sampler, seed)
+    first = torch.arange(24) % (sampler.steps + 1)
+    state = whole.state_before(first)
+    denoiser = spy(eos=1.0)
+    rest = denoise(denoiser, prompt, is_prompt, sampler, seed, completion=state, first_step=first)
+    assert torch.equal(rest.tokens, whole.tokens)
+    later = whole.unmask_step >= first.unsqueeze(-1)
+    # Rows that had ended are finished already, so nothing is left of them to date.
+    alive = later & (whole.unmask_step < sampler.steps)
+    assert torch.equal(rest.unmask_step[alive], whole.unmask_step[alive])
+    assert (rest.unmask_step[~later] == GIVEN).all()
+    # A branch costs the steps that are left and no more: no row is run before its first step.
+    assert sum(len(call.ids) for call in denoiser.calls) < sum(sampler.steps - k for k in first.tolist()) + 1

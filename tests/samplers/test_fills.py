@@ -8,8 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from unmask.config import SamplerConfig
+from unmask.functional.distribution import token_logprobs
 from unmask.functional.selection import PRIORITY_RULES, RULES, candidate_steps, select_steps, selection_noise
-from unmask.records import Needs
+from unmask.records import Fills, Needs
 from unmask.samplers import denoise
 from unmask.samplers.fills import FillKeeper
 
@@ -179,3 +180,82 @@ def test_asking_for_a_step_that_was_not_kept_is_an_error():
         keeper.push(row, k, torch.tensor([entropy]), torch.zeros(1).double(), fill, torch.tensor([False]))
     with pytest.raises(ValueError, match="same rule and K"):
         keeper.finish(torch.tensor([[0]]))
+
+
+# Other fills of the kept states
+
+
+def filled(denoiser, fills, rule="all", num_rows=48, **options):
+    generator = torch.Generator().manual_seed(3)
+    prompt = torch.randint(3, 9, (num_rows, 5), generator=generator)
+    sampler = SamplerConfig(
+        **({"max_completion_length": L, "num_steps": 4, "order": "low_confidence", "temperature": 1.0} | options)
+    )
+    needs = Needs(fills=fills, selection=(rule, 2))
+    is_prompt = torch.ones_like(prompt, dtype=torch.bool)
+    return denoise(denoiser, prompt, is_prompt, sampler, torch.arange(num_rows), needs=needs)
+
+
+@pytest.mark.parametrize("options", [{}, {"block_length": 4}], ids=str)
+@pytest.mark.parametrize("finish", ["greedy", "sampled"])
+def test_a_fill_of_a_step_changes_what_the_step_committed_and_nothing_else(spy, finish, options):
+    path = filled(spy(), Fills(5, "step", finish, with_taken=True), **options)
+    row, slot = (path.greedy_step >= 0).nonzero(as_tuple=True)
+    step = path.greedy_step[row, slot].unsqueeze(-1)
+    fills, when = path.fill_tokens[row, slot].long(), path.unmask_step[row]
+    committed, later = when == step, when > step
+    shown = ~committed & ~later
+    assert fills.shape[1] == 6
+    tokens = path.tokens[row].unsqueeze(1).expand_as(fills)
+    is_shown, is_committed, is_later = (w.unsqueeze(1).expand_as(fills) for w in (shown, committed, later))
+    assert torch.equal(fills[is_shown], tokens[is_shown])
+    # The first holds the tokens that were taken; the draws differ from them, and from each other.
+    assert torch.equal(fills[:, 0][committed], path.tokens[row][committed])
+    assert (fills[is_committed] != tokens[is_committed]).float().mean() > 0.2
+    # All are finished alike: greedily, or with one and the same sample.
+    rest = fills[:, :1].expand_as(fills)
+    assert torch.equal(fills[is_later], rest[is_later])
+    greedy = path.greedy_tokens[row, slot].long()
+    assert torch.equal(fills[:, 0][later], greedy[later]) == (finish == "greedy")
+    assert (fills != MASK).all()
+
+
+@pytest.mark.parametrize(("scope", "options"), [("step", {}), ("all", {}), ("all", {"top_k": 3, "temperature": 0.7})])
+def test_fills_are_drawn_from_the_policys_own_distribution_at_the_state(spy, scope, options):
+    denoiser = spy()
+    path = filled(denoiser, Fills(400, scope), num_rows=4, **options)
+    step = path.greedy_step[:, 1]
+    state = path.state_before(step)
+    with torch.no_grad():
+        logits = denoiser(torch.cat([path.prompt_ids, state], 1), None, torch.arange(5, 5 + L).expand(4, -1))
+    logits[..., MASK] = -torch.inf
+    expected = token_logprobs(logits, path.temperature, path.top_k).exp()
+    drawn = state == MASK if scope == "all" else path.unmask_step == step.unsqueeze(-1)
+    fills = path.fill_tokens[:, 1].long()
+    frequency = torch.nn.functional.one_hot(fills, logits.shape[-1]).double().mean(1)
+    gap = (frequency - expected)[drawn].abs()
+    assert (gap < 5 * (expected[drawn] * (1 - expected[drawn]) / 400).sqrt() + 1e-9).all()
+    if scope == "step":
+        still = (state == MASK) & ~drawn
+        assert torch.equal(fills[:, 0][still], path.greedy_tokens[:, 1].long()[still])
+
+
+def test_the_comparison_with_the_distribution_can_fail(spy):
+    path = filled(spy(), Fills(400, "all", "greedy"), num_rows=4, temperature=0.7)
+    other = filled(spy(), Fills(400, "all", "greedy"), num_rows=4, temperature=1.5)
+    first = [torch.nn.functional.one_hot(p.fill_tokens[:, 0].long(), 9).double().mean(1) for p in (path, other)]
+    assert (first[0] - first[1]).abs().max() > 0.15
+
+
+def test_drawing_fills_does_not_change_the_path(spy):
+    path = filled(spy(), Fills(5, "all"))
+    plain = denoise(
+        spy(),
+        path.prompt_ids,
+        path.prompt_mask,
+        SamplerConfig(max_completion_length=L, num_steps=4, order="low_confidence", temperature=1.0),
+        path.seed,
+    )
+    assert torch.equal(path.tokens, plain.tokens)
+    assert torch.equal(path.unmask_step, plain.unmask_step)
+    assert plain.fill_tokens is None

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from tests.small_runs import train_recipe
 from unmask.models import Denoiser, char_tokenizer
+from unmask.recipe import TrainRecipe
 from unmask.records import Rollout
 from unmask.rollout import decode
 from unmask.score import Scorer
@@ -192,3 +193,60 @@ def test_entropy_by_step_is_the_mean_joint_entropy_of_what_each_step_committed(r
     by_hand = [float(torch.where(path.unmask_step == k, path.entropy, 0.0).sum(-1).mean()) for k in range(4)]
     assert entropy_by_step(rollout).tolist() == pytest.approx(by_hand, rel=1e-6)
     assert min(by_hand) > 0
+
+
+# --- other fills of the chosen states ---
+
+
+def recipe_of(folder: Path, method: str) -> TrainRecipe:
+    return train_recipe(folder, folder, "num_prompts=4", "num_generations=3", "sampler.num_steps=8", method)
+
+
+@pytest.mark.parametrize(("method", "extra"), [("scope: all", 0), ("form: unbiased", 1)])
+def test_fills_are_scored_like_completions_and_equal_texts_of_a_prompt_once(
+    lively: Denoiser, tmp_path: Path, method: str, extra: int
+) -> None:
+    recipe = recipe_of(tmp_path, f"method={{type: egspo_ca, num_selected: 2, num_actions: 3, {method}}}")
+    scorer = Scorer({"ones": count_ones})
+    rollout = collect(lively, TOKENIZER, scorer, recipe, ROWS, 0, slice(None), Tally())
+    fills = rollout.trajectory.fill_tokens
+    assert fills is not None
+    assert rollout.fill_reward is not None
+    assert fills.shape == (len(rollout.reward), 2, 3 + extra, 16)
+    expected = count_ones(decode(TOKENIZER, fills.flatten(0, 2).long()))
+    is_slot = (rollout.trajectory.greedy_step >= 0).unsqueeze(-1).expand(rollout.fill_reward.shape)
+    assert rollout.fill_reward[is_slot].tolist() == torch.tensor(expected).view(is_slot.shape)[is_slot].tolist()
+    assert rollout.one_step_reward is None, "nobody asked for the greedy completions' rewards"
+    texts = decode(TOKENIZER, torch.cat([rollout.trajectory.tokens, fills.flatten(0, 2).long()]))
+    per_row = recipe.num_generations
+    owner = [b // per_row for b in range(len(rollout.reward))]
+    owner += [b // per_row for b in range(len(rollout.reward)) for _ in range(2 * (3 + extra))]
+    assert scorer.take() == len(set(zip(owner, texts, strict=True)))
+    assert scorer.take() == 0
+
+
+def test_branches_are_denoised_on_from_the_state_that_their_action_leaves(lively: Denoiser, tmp_path: Path) -> None:
+    recipe = recipe_of(tmp_path, "method={type: egspo_ca, num_selected: 2, num_actions: 16, finish: rollout}")
+    plain = recipe_of(tmp_path, "method={type: egspo_ca, num_selected: 2, num_actions: 16}")
+    branched, finished = (
+        collect(lively, TOKENIZER, Scorer({"ones": count_ones}), r, ROWS, 0, slice(None), Tally()).trajectory
+        for r in (recipe, plain)
+    )
+    assert torch.equal(branched.tokens, finished.tokens)
+    row, slot = (branched.greedy_step >= 0).nonzero(as_tuple=True)
+    step = branched.greedy_step[row, slot].unsqueeze(-1)
+    when = branched.unmask_step[row]
+    one, other = branched.fill_tokens[row, slot], finished.fill_tokens[row, slot]
+    settled = (when <= step).unsqueeze(1).expand_as(one)
+    # The actions and what was there before them are the same; what follows was denoised, not filled at once.
+    assert torch.equal(one[settled], other[settled])
+    rest = (when > step).unsqueeze(1).expand_as(one)
+    assert rest.any()
+    assert (one[rest] != other[rest]).float().mean() > 0.2
+    assert (one != lively.mask_id).all()
+    # Draws of a branch are its own: two fills with one action go different ways.
+    same = (one[:, :1] == one).masked_fill(rest, True).all(-1) & (when > step).any(-1, keepdim=True)
+    same[:, 0] = False
+    twin = same.nonzero()
+    assert len(twin)
+    assert any(not torch.equal(one[view, 0], one[view, fill]) for view, fill in twin.tolist())

@@ -260,6 +260,35 @@ def fitted_gain(reward: Tensor, value: Tensor, is_valid: Tensor, group_size: int
     return gain.repeat_interleave(group_size).to(value.dtype)
 
 
+def counterfactual_advantage(value: Tensor) -> Tensor:
+    """Credit of M actions drawn at one state, by what each would have earned: A_m = (Q̂_m - mean Q̂) / (M - 1).
+
+    Σ_m A_m ∇ log p(a_m) is then an unbiased estimate of ∇ E_{a ~ p}[Q̂(x, a)] = E[Q̂ ∇ log p(a)], x and Q̂ held fixed: each action
+    is compared with the M - 1 others, as in a group of one state (DiSPO, arXiv:2602.06462, for fills of every masked position).
+
+    Args:
+        value: [..., M], Q̂ of the actions; M >= 2.
+
+    Returns:
+        value's shape, float32 (float64 for float64); sums to 0 over M, exactly 0 throughout where all values are equal.
+
+    Raises:
+        ValueError: M below 2.
+
+    Example:
+        >>> counterfactual_advantage(torch.tensor([1.0, 0.0, 0.0]))
+        tensor([ 0.3333, -0.1667, -0.1667])
+    """
+    num = value.shape[-1]
+    if num < 2:
+        raise ValueError(f"counterfactual_advantage: needs 2 actions or more to compare; got {num}")
+    exact = value.double()
+    advantage = (exact - exact.mean(dim=-1, keepdim=True)) / (num - 1)
+    # The mean of equal numbers may be off by a rounding, which Adam would blow up to a full step.
+    advantage = advantage.masked_fill((exact == exact[..., :1]).all(dim=-1, keepdim=True), 0.0)
+    return advantage.to(torch.promote_types(value.dtype, torch.float32))
+
+
 def constant_group_share(reward: Tensor, group_size: int) -> Tensor:
     """Share of groups whose rewards are all equal: they teach nothing. 1 means that the batch has no gradient at all.
 

@@ -4,7 +4,9 @@ from unmask.methods.agrpo import AGRPO
 from unmask.methods.base import Method
 from unmask.methods.bgpo import BGPO
 from unmask.methods.diffu_grpo import DiffuGRPO
+from unmask.methods.dispo import DiSPO
 from unmask.methods.egspo import EGSPO, EGSPOSA
+from unmask.methods.egspo_ca import EGSPOCA
 from unmask.methods.espo import ESPO
 from unmask.methods.gdpo import GDPO
 from unmask.methods.just_grpo import JustGRPO
@@ -18,7 +20,9 @@ METHODS: dict[str, type[Method]] = {
     "bgpo": BGPO,
     "cj_grpo": CJGRPO,
     "diffu_grpo": DiffuGRPO,
+    "dispo": DiSPO,
     "egspo": EGSPO,
+    "egspo_ca": EGSPOCA,
     "egspo_sa": EGSPOSA,
     "espo": ESPO,
     "gdpo": GDPO,

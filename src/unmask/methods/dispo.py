@@ -1,0 +1,107 @@
+"""DiSPO: diffusion-state policy optimisation (Oba, Furuta and Okazaki, arXiv:2602.06462), beside a terminal-feedback method.
+
+At intermediate masked states the masked positions are filled again from the rollout's own logits, the completions scored, and the
+new tokens updated; no further rollout is made. The terminal term is diffu-GRPO's (arXiv:2504.12216): the whole completion from
+all masks, judged by its reward within the group. What is public is the abstract and the project page; what they leave open is
+listed in docs/methods/dispo.md.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar, Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from unmask.config import SamplerConfig
+from unmask.errors import ConfigError
+from unmask.functional.advantage import counterfactual_advantage, group_advantage
+from unmask.methods.base import RatioMethod
+from unmask.methods.views import step_views
+from unmask.records import Fills, LossInputs, LossOutput, Needs, Rollout, Views
+
+
+class DiSPO(RatioMethod):
+    """Terminal feedback on the completion, and at some states feedback on other fills of the masked positions."""
+
+    type: Literal["dispo"] = "dispo"
+    num_states: int = Field(1, ge=1)
+    """States of each completion at which the masked positions are filled again; drawn uniformly."""
+    num_fills: int = Field(4, ge=2)
+    """Fills of each state."""
+    state_choice: Literal["uniform", "entropy_topk"] = "uniform"
+    """How the states are chosen."""
+    state_weight: float = Field(1.0, ge=0)
+    """Weight of the states' term."""
+    terminal_weight: float = Field(1.0, ge=0)
+    """Weight of the terminal term; 0 leaves the states' alone, which needs no group."""
+    epsilon: float = Field(0.5, ge=0)
+    """Lower clip of a token's ratio; diffu-GRPO's."""
+    epsilon_high: float = Field(0.5, ge=0)
+    """Upper clip; diffu-GRPO's."""
+
+    paper: ClassVar[str] = "arXiv:2602.06462"
+    summary: ClassVar[str] = "other fills of intermediate states, beside diffu-GRPO's terminal feedback"
+    estimates: ClassVar[str] = (
+        "the gradient of the one-step reward at the states drawn, plus diffu-GRPO's mean-field gradient"
+    )
+    cost: ClassVar[str] = "1 + S f+b; S M reward calls"
+
+    def needs(self) -> Needs:
+        """Fills of every masked position at the chosen states."""
+        return Needs(
+            selection=(self.state_choice, self.num_states),
+            fills=Fills(self.num_fills, "all"),
+            group=self.terminal_weight > 0,
+        )
+
+    def check(self, sampler: SamplerConfig, num_generations: int) -> None:
+        """Also refuse more states than steps, and nothing to learn from."""
+        super().check(sampler, num_generations)
+        if self.num_states > sampler.steps:
+            raise ConfigError(
+                f"method.num_states = {self.num_states} is more than the {sampler.steps} denoising steps there are. "
+                f"Set it to {sampler.steps} or less, or raise sampler.num_steps."
+            )
+        if not self.terminal_weight and not self.state_weight:
+            raise ConfigError("method.terminal_weight and method.state_weight are both 0: set one of them above 0.")
+
+    def plan(self, rollout: Rollout, generator: torch.Generator) -> Views:
+        """Slot 0: the completion from all masks. The others: the chosen states, each read once for every fill."""
+        path = rollout.trajectory
+        assert path.greedy_step is not None
+        assert path.fill_tokens is not None
+        length, num_rows = path.tokens.shape[1], len(path)
+        states = step_views(path, path.greedy_step.long(), torch.full(path.greedy_step.shape, 1.0))
+        fills = path.fill_tokens[states.row, states.slot]
+        per_state = self.state_weight / (self.num_states * length)
+        written = path.unmask_step >= 0
+        own = path.tokens.int().unsqueeze(1).expand(-1, self.num_fills, -1)
+        views = Views(
+            row=torch.cat([torch.arange(num_rows, device=states.row.device), states.row]),
+            hidden=torch.cat([written, states.hidden]),
+            target=torch.cat([written, states.hidden]),
+            weight=torch.cat(
+                [states.weight.new_full((num_rows,), self.terminal_weight / length), per_state * states.weight]
+            ),
+            slot=torch.cat([torch.zeros_like(path.seed), 1 + states.slot]),
+            tokens=torch.cat([own, fills]),
+        )
+        return views.take(views.weight > 0)
+
+    def advantage(self, rollout: Rollout) -> Tensor:
+        """[B, 1 + S, M]: the group's, in the completion's first reading; for a state's fills (r_m - mean r) / (M - 1)."""
+        assert rollout.fill_reward is not None
+        of_fills = counterfactual_advantage(rollout.fill_reward)
+        terminal = torch.zeros_like(of_fills[:, :1])
+        if self.terminal_weight:
+            terminal[:, 0, 0] = group_advantage(rollout.reward, rollout.group_size, "group_mean")
+        return torch.cat([terminal, of_fills], dim=1)
+
+    def loss(self, inputs: LossInputs) -> LossOutput:
+        """w Σ_m Σ_i -min(ρ_mi A_m, clip(ρ_mi) A_m) over the tokens i of reading m."""
+        surrogate, metrics = self.surrogate(inputs.new - inputs.old, inputs.advantage.unsqueeze(-1), inputs.new)
+        is_read = inputs.target.unsqueeze(1).expand_as(surrogate)
+        metrics = {name: values[is_read] for name, values in metrics.items()}
+        return LossOutput(inputs.weight * surrogate.masked_fill(~is_read, 0.0).sum((1, 2)), metrics)

@@ -1,0 +1,139 @@
+"""EGSPO-CA: counterfactual advantages at the denoising steps that EGSPO chooses. A combination, not an invention.
+
+DiSPO (Oba, Furuta and Okazaki, arXiv:2602.06462) branches at intermediate masked states by resampling the masked positions from
+cached logits, scores the completions and updates the new tokens, beside a terminal-feedback method. EGSPO (arXiv:2603.12554)
+chooses the states of highest entropy and completes a state greedily to value it. Here the two meet: at EGSPO's states other
+actions are drawn from the logits that the rollout has in hand, each is finished at once, and the spread of their rewards is the
+credit. It needs no group and no further forward. Added to both: the action may be the step's own tokens, and there is an unbiased
+form.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar, Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from unmask.config import SamplerConfig
+from unmask.errors import ConfigError
+from unmask.functional.advantage import counterfactual_advantage, fitted_gain, group_advantage
+from unmask.methods.base import RatioMethod
+from unmask.methods.views import step_views
+from unmask.records import Fills, LossInputs, LossOutput, Needs, Rollout, Trajectory, Views
+
+
+class EGSPOCA(RatioMethod):
+    """Counterfactual advantages: what other tokens at a chosen state would have earned."""
+
+    type: Literal["egspo_ca"] = "egspo_ca"
+    num_selected: int = Field(1, ge=1)
+    """K, states of each completion."""
+    step_choice: Literal["entropy_topk", "spread", "uniform", "low_discrepancy", "last_k", "lowest_entropy", "all"] = (
+        "entropy_topk"
+    )
+    """How they are chosen; `spread` takes those whose actions' rewards differ most, for which all T states are scored."""
+    num_actions: int = Field(16, ge=2)
+    """M, actions drawn at each state."""
+    scope: Literal["step", "all"] = "step"
+    """What an action is: tokens for the positions that the step committed, or for every masked position (DiSPO's)."""
+    finish: Literal["greedy", "sampled", "rollout"] = "greedy"
+    """How an action of scope `step` is finished: with the likeliest tokens, with a sample, or by denoising on, which costs the
+    forwards that are left for each action."""
+    form: Literal["counterfactual", "unbiased", "combined"] = "counterfactual"
+    """`counterfactual`: the drawn actions only; lowest variance, the gradient of a one-step value. `unbiased`: with the action
+    taken, (r - Q̂(a)) ∇ log p(a), which makes the expectation the policy gradient's share of the chosen states. `combined`: the
+    group-relative gradient with the counterfactual one as control variate, its coefficient fitted on the other groups; unbiased
+    too, and needs G > 1. The last two take scope `step`."""
+    epsilon: float = Field(0.2, ge=0)
+    """Lower clip of an action's ratio."""
+    epsilon_high: float = Field(0.5, ge=0)
+    """Upper clip; EGSPO's."""
+
+    paper: ClassVar[str] = "ours, after arXiv:2602.06462 and 2603.12554"
+    summary: ClassVar[str] = "credit by what other tokens at the chosen states would have earned"
+    estimates: ClassVar[str] = (
+        "the gradient of the one-step value at the chosen states; in the unbiased forms their share of the policy gradient"
+    )
+    cost: ClassVar[str] = "K f+b; K M reward calls"
+
+    def needs(self) -> Needs:
+        """M fills of the chosen states (of all, where their spread chooses), with the action taken where a term reads it."""
+        by_spread = self.step_choice == "spread"
+        return Needs(
+            selection=("all" if by_spread else self.step_choice, self.num_selected),
+            fills=Fills(self.num_actions, self.scope, self.finish, with_taken=self.form != "counterfactual"),
+            group=self.form == "combined",
+        )
+
+    def check(self, sampler: SamplerConfig, num_generations: int) -> None:
+        """Also refuse K > T, and what scope `all` has no meaning for."""
+        super().check(sampler, num_generations)
+        if self.step_choice != "all" and self.num_selected > sampler.steps:
+            raise ConfigError(
+                f"method.num_selected = {self.num_selected} is more than the {sampler.steps} denoising steps there are. "
+                f"Set it to {sampler.steps} or less, or raise sampler.num_steps."
+            )
+        if self.scope == "all" and (self.form != "counterfactual" or self.finish != "greedy"):
+            raise ConfigError(
+                f"method.form = {self.form} and method.finish = {self.finish} speak of the tokens that a step committed and of "
+                "how the rest is filled, but with method.scope = all every masked position is drawn. Set method.scope to step."
+            )
+
+    def plan(self, rollout: Rollout, generator: torch.Generator) -> Views:
+        """One view for each chosen state, read M times: once for each action, with one forward."""
+        path = rollout.trajectory
+        assert path.fill_tokens is not None
+        slots = self._slots(rollout)
+        kept = _kept_steps(path)
+        steps = kept.gather(1, slots.clamp(min=0)).masked_fill(slots < 0, -1)
+        tokens_per_step = path.tokens.shape[1] / path.num_steps
+        weight = 1 / (steps.shape[1] * tokens_per_step)
+        views = step_views(path, steps, torch.full(steps.shape, weight, device=steps.device))
+        slot = slots[views.row, views.slot]
+        target = views.hidden if self.scope == "all" else views.target
+        return Views(views.row, views.hidden, target, views.weight, slot, tokens=path.fill_tokens[views.row, slot])
+
+    def advantage(self, rollout: Rollout) -> Tensor:
+        """[B, K, M]: (Q̂_m - mean Q̂) / (M - 1); in the unbiased forms [B, K, 1 + M], the action taken first."""
+        value = rollout.fill_reward
+        assert value is not None
+        if self.form == "counterfactual":
+            return counterfactual_advantage(value)
+        of_taken, drawn = value[..., 0], value[..., 1:]
+        is_valid = _kept_steps(rollout.trajectory) >= 0
+        earned, gain = rollout.reward.unsqueeze(-1), torch.ones_like(rollout.reward)
+        # The fresh draws' mean depends on the state only; it is the baseline of Q̂(a).
+        baseline = torch.zeros_like(of_taken)
+        if self.form == "combined":
+            earned = group_advantage(rollout.reward, rollout.group_size, "leave_one_out").unsqueeze(-1)
+            gain = fitted_gain(rollout.reward, of_taken, is_valid, rollout.group_size)
+            baseline = drawn.mean(-1)
+        gain = gain.unsqueeze(-1)
+        taken = earned - gain * (of_taken - baseline)
+        return torch.cat([taken.unsqueeze(-1), gain.unsqueeze(-1) * counterfactual_advantage(drawn)], dim=-1)
+
+    def loss(self, inputs: LossInputs) -> LossOutput:
+        """w Σ_m -min(ρ_m A_m, clip(ρ_m) A_m), ρ_m the ratio of the action's joint probabilities."""
+        log_ratio = (inputs.new - inputs.old).sum(-1)
+        surrogate, metrics = self.surrogate(log_ratio, inputs.advantage, inputs.new.sum(-1))
+        metrics["counterfactual/frac_zero_spread"] = (inputs.advantage == 0).all(-1).float()
+        return LossOutput(inputs.weight * surrogate.sum(-1), metrics)
+
+    def _slots(self, rollout: Rollout) -> Tensor:
+        """[B, K] which of the kept states are trained; -1 for none."""
+        path = rollout.trajectory
+        kept = _kept_steps(path)
+        if self.step_choice != "spread":
+            return torch.arange(kept.shape[1], device=kept.device).expand_as(kept).masked_fill(kept < 0, -1)
+        assert rollout.fill_reward is not None
+        drawn = rollout.fill_reward[..., -self.num_actions :]
+        spread = drawn.var(-1).masked_fill(kept < 0, -1.0)
+        order = spread.argsort(dim=1, descending=True, stable=True)[:, : self.num_selected]
+        return order.masked_fill(kept.gather(1, order) < 0, -1)
+
+
+def _kept_steps(path: Trajectory) -> Tensor:
+    assert path.greedy_step is not None
+    return path.greedy_step.long()

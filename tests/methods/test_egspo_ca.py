@@ -1,0 +1,242 @@
+"""Counterfactual advantages: what they estimate, by enumeration of paths and of the actions drawn at a state."""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import replace
+
+import pytest
+import torch
+
+from tests.methods.toy import distance, expected_gradient, pinned
+from unmask.config import SamplerConfig
+from unmask.errors import ConfigError
+from unmask.methods.egspo_ca import EGSPOCA
+from unmask.records import Fills, LossInputs, Rollout
+
+EXACT = {"rtol": 0.0, "atol": 1e-10}
+
+
+def actions_at(small, path, step, scope):
+    """Positions that are drawn again at a step of a path, the state's index, and every action there with its probability."""
+    state = [small.V if when >= step else token for token, when in zip(path.tokens, path.when, strict=True)]
+    positions = [i for i, when in enumerate(path.when) if (when >= step if scope == "all" else when == step)]
+    table = small.logprobs(small.temperature).detach()[small.index(state)].exp()
+    actions = []
+    for tokens in itertools.product(range(small.V), repeat=len(positions)):
+        probability = 1.0
+        for i, token in zip(positions, tokens, strict=True):
+            probability *= float(table[i, token])
+        actions.append((tokens, probability))
+    return positions, actions
+
+
+def fill_of(small, path, step, positions, action):
+    """The greedy completion of the state with an action written into it."""
+    fill = list(small.greedy(path, step))
+    for i, token in zip(positions, action, strict=True):
+        fill[i] = token
+    return tuple(fill)
+
+
+def counterfactuals(small, step, *, scope="step", with_taken=False):
+    """Every path with every pair of actions drawn at one of its steps, as rollouts of groups of one, and their probabilities."""
+    paths = small.paths()
+    of_path = small.probability(paths).detach()
+    rows, fills, weight = [], [], []
+    for b, path in enumerate(paths):
+        positions, actions = actions_at(small, path, step, scope)
+        taken = [fill_of(small, path, step, positions, [path.tokens[i] for i in positions])] if with_taken else []
+        for (one, p), (other, q) in itertools.product(actions, repeat=2):
+            drawn = [fill_of(small, path, step, positions, action) for action in (one, other)]
+            rows.append(b)
+            fills.append([*taken, *drawn])
+            weight.append(float(of_path[b]) * p * q)
+    reward = torch.stack([torch.stack([small.reward_table[fill] for fill in row]) for row in fills])
+    path = replace(
+        small.trajectory(paths).rows(torch.tensor(rows)),
+        greedy_step=torch.full((len(rows), 1), step, dtype=torch.int32),
+        fill_tokens=torch.tensor(fills, dtype=torch.int32).unsqueeze(1),
+    )
+    rollout = Rollout(path, 1, small.reward(paths)[rows], fill_reward=reward.unsqueeze(1))
+    return rollout, torch.tensor(weight, dtype=torch.float64)
+
+
+def estimate_of(small, method, step, **options):
+    """What the method estimates at one step, without the constant of the plan, T / L in float32."""
+    rollout, weight = counterfactuals(small, step, **options)
+    return expected_gradient(small, method, rollout, weight) / torch.tensor(small.num_steps / small.L).double()
+
+
+def one_step_gradient(small, step, scope):
+    """Σ_τ p(τ) ∇ E_{a ~ p(.|x_k)}[Q̂(x_k, a)], path and greedy completion held fixed: computed action by action."""
+    paths = small.paths()
+    of_path = small.probability(paths).detach()
+    table = small.logprobs(small.temperature)
+    total = torch.zeros((), dtype=torch.float64)
+    for b, path in enumerate(paths):
+        positions, actions = actions_at(small, path, step, scope)
+        state = small.index([small.V if w >= step else t for t, w in zip(path.tokens, path.when, strict=True)])
+        for action, _ in actions:
+            logprob = sum(table[state, i, token] for i, token in zip(positions, action, strict=True))
+            value = small.reward_table[fill_of(small, path, step, positions, action)]
+            total = total + of_path[b] * value * logprob.exp()
+    return small.gradient(total)
+
+
+def share_of_step(small, step):
+    """Σ_τ p(τ) r(τ) ∇ log p(tokens of the step): the step's share of the policy gradient under an order that ignores θ."""
+    paths = small.paths()
+    reward = small.reward(paths)
+    return pinned(small, paths, lambda b, k: float(reward[b]) if k == step else 0.0)
+
+
+SHAPES = [{"num_tokens": 3, "length": 2, "num_steps": 2}, {"num_tokens": 2, "length": 3, "num_steps": 2}]
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+@pytest.mark.parametrize("scope", ["step", "all"])
+@pytest.mark.parametrize("step", [0, 1])
+def test_drawn_actions_estimate_the_gradient_of_the_one_step_value_of_their_state(toy, shape, scope, step):
+    small = toy(**shape)
+    estimate = estimate_of(small, EGSPOCA(num_actions=2, scope=scope), step, scope=scope)
+    expected = one_step_gradient(small, step, scope)
+    assert expected.norm() > 0.01
+    torch.testing.assert_close(estimate, expected, **EXACT)
+
+
+@pytest.mark.parametrize("scope", ["step", "all"])
+def test_at_the_last_step_the_one_step_value_is_the_reward_and_the_estimate_exact(toy, scope):
+    small = toy(num_tokens=3, length=2, num_steps=2)
+    estimate = estimate_of(small, EGSPOCA(num_actions=2, scope=scope), 1, scope=scope)
+    torch.testing.assert_close(estimate, share_of_step(small, 1), **EXACT)
+
+
+def test_before_the_last_step_the_estimate_is_biased_by_what_greedy_completion_gets_wrong(toy):
+    small = toy(num_tokens=3, length=2, num_steps=2)
+    estimate = estimate_of(small, EGSPOCA(num_actions=2), 0)
+    assert distance(estimate, share_of_step(small, 0)) > 0.2
+
+
+@pytest.mark.parametrize("order", ["random", "left_to_right", "plackett_luce"])
+@pytest.mark.parametrize("step", [0, 1])
+def test_with_the_action_taken_the_estimate_is_the_steps_share_of_the_policy_gradient(toy, order, step):
+    # Under Plackett-Luce U_k does not depend on the tokens drawn, so the token term is exact; the choice has a term of its own.
+    small = toy(num_tokens=3, length=2, num_steps=2, order=order)
+    estimate = estimate_of(small, EGSPOCA(num_actions=2, form="unbiased"), step, with_taken=True)
+    torch.testing.assert_close(estimate, share_of_step(small, step), **EXACT)
+
+
+@pytest.mark.parametrize("order", ["random", "left_to_right"])
+def test_over_all_steps_the_unbiased_form_is_the_policy_gradient(toy, order):
+    small = toy(num_tokens=2, length=3, num_steps=2, order=order)
+    method = EGSPOCA(num_actions=2, form="unbiased")
+    total = sum(estimate_of(small, method, step, with_taken=True) for step in (0, 1))
+    torch.testing.assert_close(total, small.grad_j(), **EXACT)
+    biased = sum(estimate_of(small, EGSPOCA(num_actions=2), step) for step in (0, 1))
+    assert distance(biased, small.grad_j()) > 0.005
+
+
+def test_an_action_that_is_not_drawn_from_the_policy_does_not_pass(toy):
+    small = toy(num_tokens=3, length=2, num_steps=2)
+    method = EGSPOCA(num_actions=2, form="unbiased")
+    rollout, weight = counterfactuals(small, 0, with_taken=True)
+    uniform = torch.full_like(weight, 1.0) / len(weight)
+    estimate = expected_gradient(small, method, rollout, uniform)
+    assert distance(estimate, share_of_step(small, 0)) > 0.3
+
+
+def test_under_low_confidence_even_the_unbiased_form_is_not(toy):
+    # U_k depends on the tokens that were drawn, so tokens drawn anew on U_k have another law.
+    small = toy(num_tokens=2, length=2, num_steps=2, order="low_confidence")
+    method = EGSPOCA(num_actions=2, form="unbiased")
+    total = sum(estimate_of(small, method, step, with_taken=True) for step in (0, 1))
+    assert distance(total, small.grad_j()) > 0.05
+
+
+@pytest.mark.parametrize("step", [0, 1])
+def test_the_combination_with_the_group_is_unbiased_whatever_gain_other_groups_suggest(toy, step):
+    small = toy(num_tokens=2, length=2, num_steps=2)
+    method = EGSPOCA(num_actions=2, form="combined")
+    single, weight = counterfactuals(small, step, with_taken=True)
+    # Groups of two rows, and beside each a fixed group that the gain is fitted on.
+    pairs = torch.cartesian_prod(torch.arange(len(weight)), torch.arange(len(weight)))
+    gains = []
+    for other in ((0, 17), (5, 30)):
+        advantage = []
+        for pair in pairs.tolist():
+            rows = torch.tensor([*pair, *other])
+            batch = Rollout(single.trajectory.rows(rows), 2, single.reward[rows], fill_reward=single.fill_reward[rows])
+            advantage.append(method.advantage(batch)[:2])
+        by_row = torch.cat(advantage)
+        gains.append(float(by_row[..., 1:].abs().max()))
+        rows = pairs.flatten()
+        groups = Rollout(single.trajectory.rows(rows), 2, single.reward[rows], fill_reward=single.fill_reward[rows])
+        estimate = expected_gradient(small, method, groups, weight[pairs].prod(-1), advantage=by_row)
+        torch.testing.assert_close(estimate, share_of_step(small, step), **EXACT)
+    assert abs(gains[0] - gains[1]) > 0.05, "the two groups suggest different gains"
+
+
+# By hand
+
+
+def test_states_of_largest_spread_are_taken_and_empty_slots_are_not(toy):
+    method = EGSPOCA(step_choice="spread", num_selected=2, num_actions=3)
+    assert method.needs().selection == ("all", 2)
+    assert method.needs().fills == Fills(3, "step", "greedy", with_taken=False)
+    small = toy()
+    path = small.trajectory(small.paths()[:2])
+    path = replace(
+        path,
+        greedy_step=torch.tensor([[0, 1, 2], [0, 2, -1]], dtype=torch.int32),
+        fill_tokens=torch.zeros(2, 3, 3, 3, dtype=torch.int32),
+    )
+    value = torch.tensor([[[0, 0, 0], [0, 9, 0], [0, 2, 0]], [[1, 1, 1], [0, 1, 0], [0, 0, 0]]]).float()
+    views = method.plan(Rollout(path, 1, torch.zeros(2), fill_reward=value), torch.Generator())
+    # The first row's steps 1 and 2; the second's steps 2 and 0, in the slots 1 and 0; its empty slot never.
+    assert list(zip(views.row.tolist(), views.slot.tolist(), strict=True)) == [(0, 1), (0, 2), (1, 1), (1, 0)]
+    step = [path.unmask_step[b][target].tolist() for b, target in zip(views.row, views.target, strict=True)]
+    assert step == [[1], [2], [2], [0]]
+
+
+def test_the_loss_is_a_clipped_ratio_for_each_action_summed_over_actions():
+    old = torch.tensor([[[-1.0, -0.5], [-2.0, 0.0], [-1.0, -1.0]]])
+    new = (old + torch.tensor([[[0.3, 0.3], [0.1, 0.0], [-0.5, 0.0]]])).requires_grad_()
+    inputs = LossInputs(
+        new=new,
+        old=old,
+        reference=None,
+        exact_kl=None,
+        row=torch.zeros(1, dtype=torch.long),
+        target=torch.ones(1, 2, dtype=torch.bool),
+        weight=torch.tensor([0.5]),
+        advantage=torch.tensor([[1.0, 0.5, -1.5]]),
+    )
+    output = EGSPOCA(num_actions=3).loss(inputs)
+    # ρ = e^.6 is clipped at 1.5, ρ = e^.1 is not, ρ = e^-.5 = .61 under a negative advantage is clipped at .8.
+    expected = 0.5 * (-1.5 * 1.0 - torch.tensor(0.1).exp() * 0.5 + 0.8 * 1.5)
+    torch.testing.assert_close(output.loss, expected.view(1))
+    assert output.metrics["clip_ratio/region_mean"].tolist() == [[1.0, 0.0, 1.0]]
+    output.loss.sum().backward()
+    assert (new.grad[0, 1] < 0).all()
+    assert (new.grad[0, [0, 2]] == 0).all()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"scope": "all", "form": "unbiased"}, "every masked position is drawn. Set method.scope to step"),
+        ({"scope": "all", "finish": "sampled"}, "method.finish = sampled"),
+        ({"num_selected": 5}, "num_selected = 5 is more than the 4 denoising steps"),
+    ],
+)
+def test_settings_that_do_not_go_together_are_refused(options, message):
+    with pytest.raises(ConfigError, match=message):
+        EGSPOCA(**options).check(SamplerConfig(max_completion_length=8, num_steps=4), 1)
+
+
+def test_no_group_is_needed_but_for_the_combination():
+    sampler = SamplerConfig(max_completion_length=8, num_steps=4)
+    EGSPOCA().check(sampler, 1)
+    with pytest.raises(ConfigError, match="num_generations = 1"):
+        EGSPOCA(form="combined").check(sampler, 1)
