@@ -15,6 +15,8 @@ from tests.methods.toy import Toy
 from tests.small_runs import train_recipe
 from unmask.functional.noise import named_generator
 from unmask.models import char_tokenizer
+from unmask.records import LossInputs
+from unmask.samplers import Scoring, score_views
 from unmask.score import Scorer
 from unmask.tasks import Sudoku
 from unmask.trainer.experience import collect
@@ -77,6 +79,22 @@ class PromptDenoiser(nn.Module):
         return self.denoiser(ids, attention_mask, positions) * self.factor[pattern.unsqueeze(-1), positions - 2]
 
 
+class Watched(nn.Module):
+    """A denoiser that notes the rows of each forward with graph, and when the gradient of its logits arrived."""
+
+    def __init__(self, denoiser):
+        super().__init__()
+        self.denoiser, self.mask_id, self.eos_id = denoiser, denoiser.mask_id, denoiser.eos_id
+        self.events = []
+
+    def forward(self, ids, attention_mask, positions):
+        logits = self.denoiser(ids, attention_mask, positions)
+        if torch.is_grad_enabled():
+            self.events.append(len(ids))
+            logits.register_hook(lambda _: self.events.append("backward"))
+        return logits
+
+
 class OneUpdate:
     """Updates of the lively denoiser by the real trainer from one rollout of 12 completions."""
 
@@ -98,13 +116,29 @@ class OneUpdate:
         return collect(self.denoiser, self.TOKENIZER, scorer, recipe, rows, 0, slice(None), Tally())
 
     def __call__(self, method, *overrides, rollout=None):
-        """The metrics and the gradient of the last update."""
+        """The metrics and the gradient of the last update; `events` holds what `Watched` saw."""
         recipe = self.recipe(method, *overrides)
         rollout = self.rollout(recipe) if rollout is None else rollout
         self.denoiser.load_state_dict(self.start)
-        optimizer = torch.optim.AdamW(self.denoiser.parameters(), lr=1.0, weight_decay=0.0)
-        learner = Learner(self.accelerator, self.denoiser, self.accelerator.prepare(optimizer), None, recipe)
+        model = Watched(self.denoiser)
+        optimizer = torch.optim.AdamW(model.parameters(), lr=1.0, weight_decay=0.0)
+        learner = Learner(self.accelerator, model, self.accelerator.prepare(optimizer), None, recipe)
         tally = Tally()
         learner.update(rollout, 0, named_generator(0, "update", 0), tally)
-        gradient = torch.cat([p.grad.flatten() for p in self.denoiser.parameters() if p.grad is not None])
-        return tally.reduce(self.accelerator), gradient
+        self.events = model.events
+        return tally.reduce(self.accelerator), self._gradient()
+
+    def one_graph(self, method, rollout):
+        """The gradient of the first update with all views in one graph."""
+        self.denoiser.load_state_dict(self.start)
+        self.denoiser.zero_grad()
+        views = method.plan(rollout, named_generator(0, "update", 0))
+        new = score_views(self.denoiser, rollout.trajectory, views, Scoring.of(rollout.trajectory, "sampling")).logprob
+        advantage = method.advantage(rollout)[views.row]
+        fields = {"row": views.row, "target": views.target, "weight": views.weight, "slot": views.slot}
+        given = LossInputs(new, new.detach(), None, None, **fields, advantage=advantage, group_size=rollout.group_size)
+        (method.loss(given).loss.sum() / len(rollout.reward)).backward()
+        return self._gradient()
+
+    def _gradient(self):
+        return torch.cat([p.grad.flatten() for p in self.denoiser.parameters() if p.grad is not None])

@@ -3,6 +3,7 @@
 from unmask.methods.agrpo import AGRPO
 from unmask.methods.base import Method
 from unmask.methods.bgpo import BGPO
+from unmask.methods.coupled_grpo import CoupledGRPO
 from unmask.methods.diffu_grpo import DiffuGRPO
 from unmask.methods.dispo import DiSPO
 from unmask.methods.egspo import EGSPO, EGSPOSA
@@ -19,6 +20,7 @@ METHODS: dict[str, type[Method]] = {
     "agrpo": AGRPO,
     "bgpo": BGPO,
     "cj_grpo": CJGRPO,
+    "coupled_grpo": CoupledGRPO,
     "diffu_grpo": DiffuGRPO,
     "dispo": DiSPO,
     "egspo": EGSPO,

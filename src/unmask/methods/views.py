@@ -43,6 +43,32 @@ def mean_field_views(
     )
 
 
+def text_views(trajectory: Trajectory, masks: Tensor, weight: Tensor, prompt_hidden: Tensor | None = None) -> Views:
+    """One view for each set of scored tokens, the empty ones too: they are hidden and asked for, and what follows is hidden.
+
+    The first EOS ends a completion; to show what stands behind it would tell where it ends.
+
+    Args:
+        trajectory: B completions.
+        masks: [B, M, L] bool, subsets of `scored_tokens`.
+        weight: [B, M] float32.
+        prompt_hidden: [B, M, P] bool, prompt positions to mask.
+
+    Returns:
+        B M views, those of a completion together, slot m for its m-th set.
+    """
+    num_rows, num_sets, _ = masks.shape
+    beyond = ~scored_tokens(trajectory) & (trajectory.unmask_step != GIVEN)
+    return Views(
+        row=torch.arange(num_rows, device=masks.device).repeat_interleave(num_sets),
+        hidden=(masks | beyond.unsqueeze(1)).flatten(0, 1),
+        target=masks.flatten(0, 1),
+        weight=weight.flatten(),
+        slot=torch.arange(num_sets, device=masks.device).repeat(num_rows),
+        prompt_hidden=None if prompt_hidden is None else prompt_hidden.flatten(0, 1),
+    )
+
+
 def step_views(trajectory: Trajectory, steps: Tensor, weight: Tensor) -> Views:
     """One view for each selected denoising step: the state before it, with the tokens it committed as targets.
 

@@ -1,0 +1,95 @@
+"""Coupled-GRPO (DiffuCoder, arXiv:2506.20639): token ratios of log-probabilities averaged over complementary masks.
+
+A token is read twice: given nothing, as in diffu-GRPO, and given some of the other tokens. For the second reading the completion
+is masked twice, by a random set and by its complement, so that every token is read in exactly one of the two.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar, Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from unmask.config import SamplerConfig
+from unmask.errors import ConfigError
+from unmask.functional.advantage import group_advantage
+from unmask.functional.elbo import mask_at_times
+from unmask.methods.base import RatioMethod
+from unmask.methods.views import scored_tokens, text_views
+from unmask.records import LossInputs, LossOutput, Needs, Rollout, Views
+
+NUM_VIEWS = 3
+"""Of a completion: all of it masked, a random set, and the rest."""
+
+
+class CoupledGRPO(RatioMethod):
+    """Coupled-GRPO."""
+
+    type: Literal["coupled_grpo"] = "coupled_grpo"
+    min_ratio: float = Field(0.2, gt=0, lt=1)
+    """Least share t of tokens that the random set masks. Release."""
+    max_ratio: float = Field(0.8, gt=0, lt=1)
+    """Largest share. Release."""
+    baseline: Literal["leave_one_out", "group_mean"] = "leave_one_out"
+    """Over the group, without division by its deviation. Release."""
+    epsilon: float = Field(0.5, ge=0)
+    """Lower clip of the token ratio. Release."""
+    epsilon_high: float = Field(0.5, ge=0)
+    """Upper clip. Release."""
+    beta: float = Field(0.01, ge=0)
+    """Weight of the KL (k3 of the averaged log-probabilities) to the reference policy; 0 needs no reference. Release."""
+
+    paper: ClassVar[str] = "arXiv:2506.20639"
+    summary: ClassVar[str] = "token ratios averaged over complementary masks"
+    estimates: ClassVar[str] = (
+        "the gradient of half a mean-field likelihood plus one given random other tokens, weighted by advantage and divided by "
+        "the batch's number of tokens; not the policy gradient"
+    )
+    cost: ClassVar[str] = "3 f+b + 3 f (+ 3 f old, 3 f reference) in each iteration"
+    separable: ClassVar[bool] = False
+    fresh_views: ClassVar[bool] = True
+
+    def needs(self) -> Needs:
+        """The reference where β > 0."""
+        return Needs(reference="logprob" if self.beta else "none")
+
+    def check(self, sampler: SamplerConfig, num_generations: int) -> None:
+        """Also refuse an empty range of mask ratios, and a divergence of numbers that are no probabilities."""
+        super().check(sampler, num_generations)
+        if self.min_ratio > self.max_ratio:
+            raise ConfigError(
+                f"method.min_ratio = {self.min_ratio} is above method.max_ratio = {self.max_ratio}. Swap them, or set both alike."
+            )
+        if self.trust_region == "divergence":
+            raise ConfigError(
+                "method.trust_region = divergence compares probabilities of tokens, and coupled_grpo has weighted means of their "
+                "logarithms, with weights that do not sum to 1. Use clip or none."
+            )
+
+    def plan(self, rollout: Rollout, generator: torch.Generator) -> Views:
+        """Three views of each completion, with weights 1/2, 1/(2 t) and 1/(2 (1 - t)) of the averaged log-probability."""
+        target = scored_tokens(rollout.trajectory)
+        time = self.min_ratio + (self.max_ratio - self.min_ratio) * torch.rand(len(target), generator=generator)
+        masked = mask_at_times(time, target, generator)
+        time = time.to(target.device)
+        weight = torch.stack([torch.ones_like(time), 1 / time, 1 / (1 - time)], dim=1) / 2
+        return text_views(rollout.trajectory, torch.stack([target, masked, target & ~masked], dim=1), weight)
+
+    def advantage(self, rollout: Rollout) -> Tensor:
+        """r less the group's baseline."""
+        return group_advantage(rollout.reward, rollout.group_size, self.baseline)
+
+    def loss(self, inputs: LossInputs) -> LossOutput:
+        """For each completion Σ_k (-min(ρ_k A, clip(ρ_k) A) + β k3_k), times completions over tokens of the batch."""
+        target = inputs.target[::NUM_VIEWS]
+        new, old = self._averaged(inputs.new, inputs), self._averaged(inputs.old, inputs)
+        reference = None if inputs.reference is None else self._averaged(inputs.reference, inputs)
+        loss, metrics = self.token_loss(new, old, inputs.advantage[::NUM_VIEWS], target, reference, self.beta)
+        return LossOutput(len(target) * loss.sum(-1) / target.sum().clamp(min=1), metrics)
+
+    @staticmethod
+    def _averaged(logprob: Tensor, inputs: LossInputs) -> Tensor:
+        """[B, L] ½ (log p(o_k | nothing) + w log p(o_k | the set that does not hold k)), w the inverse chance of that set."""
+        return (inputs.weight.unsqueeze(-1) * logprob).view(-1, NUM_VIEWS, logprob.shape[-1]).sum(1)
