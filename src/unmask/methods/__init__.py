@@ -13,6 +13,7 @@ from unmask.methods.gdpo import GDPO
 from unmask.methods.just_grpo import JustGRPO
 from unmask.methods.mask_aware import MaskAware
 from unmask.methods.step_merge import CJGRPO, StepMerge, TraceRL
+from unmask.methods.unigrpo import UniGRPO
 from unmask.methods.vrpo import VRPO
 from unmask.methods.wd1 import WD1
 
@@ -32,6 +33,7 @@ METHODS: dict[str, type[Method]] = {
     "mask_aware": MaskAware,
     "step_merge": StepMerge,
     "trace_rl": TraceRL,
+    "unigrpo": UniGRPO,
     "vrpo": VRPO,
     "wd1": WD1,
 }

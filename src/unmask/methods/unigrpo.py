@@ -1,0 +1,83 @@
+"""UniGRPO (MMaDA, arXiv:2505.15809): token ratios at the masked positions of randomly masked completions.
+
+The prompt is shown. Each view masks each token of the completion with a probability of its own, which the views of a completion
+spread evenly over the range: from nearly nothing masked to nearly everything.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar, Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from unmask.config import SamplerConfig
+from unmask.errors import ConfigError
+from unmask.functional.advantage import group_advantage
+from unmask.functional.elbo import mask_at_times
+from unmask.methods.base import RatioMethod
+from unmask.methods.views import scored_tokens, text_views
+from unmask.records import LossInputs, LossOutput, Needs, Rollout, Views
+
+
+class UniGRPO(RatioMethod):
+    """Unified GRPO of MMaDA, for text."""
+
+    type: Literal["unigrpo"] = "unigrpo"
+    num_views: int = Field(1, ge=1)
+    """Masked readings of a completion in each iteration. Paper; the release that it points to (dLLM-RL) takes 35 in one."""
+    min_ratio: float = Field(0.1, ge=0, le=1)
+    """Least probability t with which a token is masked. dLLM-RL."""
+    max_ratio: float = Field(0.9, ge=0, le=1)
+    """Largest. dLLM-RL."""
+    baseline: Literal["group_mean", "leave_one_out"] = "group_mean"
+    """Over the group, without division by its deviation."""
+    epsilon: float = Field(0.2, ge=0)
+    """Lower clip of the token ratio. dLLM-RL."""
+    epsilon_high: float = Field(0.2, ge=0)
+    """Upper clip. dLLM-RL."""
+    beta: float = Field(0.01, ge=0)
+    """Weight of the KL (k3, token by token) to the reference policy; 0 needs no reference. dLLM-RL."""
+
+    paper: ClassVar[str] = "arXiv:2505.15809"
+    summary: ClassVar[str] = "token ratios at the masked positions of randomly masked completions"
+    estimates: ClassVar[str] = (
+        "the gradient of the mean log-probability of randomly masked tokens, weighted by advantage; not the policy gradient"
+    )
+    cost: ClassVar[str] = "M f+b (+ M f old, M f reference) in each iteration"
+    fresh_views: ClassVar[bool] = True
+
+    def needs(self) -> Needs:
+        """The reference where β > 0."""
+        return Needs(reference="logprob" if self.beta else "none")
+
+    def check(self, sampler: SamplerConfig, num_generations: int) -> None:
+        """Also refuse a range of mask ratios that is empty, or holds 0 alone."""
+        super().check(sampler, num_generations)
+        if self.min_ratio > self.max_ratio or not self.max_ratio:
+            raise ConfigError(
+                f"method.min_ratio = {self.min_ratio} and method.max_ratio = {self.max_ratio} leave no share of tokens to mask. "
+                "Set 0 <= min_ratio <= max_ratio, and max_ratio above 0."
+            )
+
+    def plan(self, rollout: Rollout, generator: torch.Generator) -> Views:
+        """M views of each completion, with weight 1 over M times the tokens that the view masks."""
+        target = scored_tokens(rollout.trajectory).repeat_interleave(self.num_views, dim=0)
+        # Evenly spaced from a random start, so each alone is uniform.
+        start = torch.rand(len(rollout.trajectory), 1, generator=generator)
+        place = (start + torch.arange(self.num_views) / self.num_views).frac().flatten()
+        masks = mask_at_times(self.min_ratio + (self.max_ratio - self.min_ratio) * place, target, generator)
+        masks = masks.view(len(rollout.trajectory), self.num_views, -1)
+        return text_views(rollout.trajectory, masks, 1 / (self.num_views * masks.sum(-1).clamp(min=1)))
+
+    def advantage(self, rollout: Rollout) -> Tensor:
+        """r less the group's baseline."""
+        return group_advantage(rollout.reward, rollout.group_size, self.baseline)
+
+    def loss(self, inputs: LossInputs) -> LossOutput:
+        """w Σ_k (-min(ρ_k A, clip(ρ_k) A) + β k3_k), ρ_k the ratio of masked token k."""
+        loss, metrics = self.token_loss(
+            inputs.new, inputs.old, inputs.advantage, inputs.target, inputs.reference, self.beta
+        )
+        return LossOutput(inputs.weight * loss.sum(-1), metrics)
