@@ -1,8 +1,13 @@
-"""Which tokens of a finished completion are scored, and which are shown while they are."""
+"""Which tokens of a finished completion are scored, which are shown while they are, and a bound from several such readings."""
 
 from __future__ import annotations
 
+import math
+
+import torch
 from torch import Tensor
+
+from unmask.functional.elbo import masks_of_counts
 
 
 def until_eos(is_eos: Tensor) -> Tensor:
@@ -17,7 +22,6 @@ def until_eos(is_eos: Tensor) -> Tensor:
         [..., L] bool.
 
     Example:
-        >>> import torch
         >>> until_eos(torch.tensor([[0, 1, 0, 1], [0, 0, 0, 0]]) == 1).int()
         tensor([[1, 1, 0, 0],
                 [1, 1, 1, 1]], dtype=torch.int32)
@@ -38,8 +42,97 @@ def token_mean_weight(num_tokens: Tensor) -> Tensor:
         [B] float32, all equal; finite even where no completion has a token.
 
     Example:
-        >>> import torch
         >>> token_mean_weight(torch.tensor([3, 1]))
         tensor([0.5000, 0.5000])
     """
     return (len(num_tokens) / num_tokens.sum().clamp(min=1)).expand(len(num_tokens))
+
+
+def block_masks(
+    is_maskable: Tensor, block_length: int, num_draws: int, generator: torch.Generator
+) -> tuple[Tensor, Tensor]:
+    """States that a sampler which writes block by block could be in: blocks before one picked at random clean, later ones masked.
+
+    Of the picked block, a number of positions uniform on {1..n} is masked, n its maskable ones. The picks of a row are the start
+    of a random permutation of all blocks, taken modulo the number of blocks that hold something, as in the release of SPG
+    (arXiv:2510.09541): so a block may be picked twice, and where one number does not divide the other, earlier blocks are
+    likelier. A row with more draws than blocks goes on with another permutation.
+
+    Args:
+        is_maskable: [B, L] bool.
+        block_length: of the sampler, positions.
+        num_draws: M >= 1.
+        generator: the source of randomness.
+
+    Returns:
+        Two [B, M, L] bool: what is masked, and the maskable positions of the blocks before the picked one.
+
+    Raises:
+        ValueError: block_length or num_draws below 1.
+
+    Example:
+        >>> is_maskable = torch.tensor([[True, True, True, True, False, False]])
+        >>> masks, before = block_masks(is_maskable, 2, 3, torch.Generator().manual_seed(0))
+        >>> before[0].int()
+        tensor([[0, 0, 0, 0, 0, 0],
+                [0, 0, 0, 0, 0, 0],
+                [1, 1, 0, 0, 0, 0]], dtype=torch.int32)
+        >>> bool(masks[0, :2, 2:4].all()), bool((masks & before).any())
+        (True, False)
+    """
+    if block_length < 1 or num_draws < 1:
+        raise ValueError(f"block_masks: needs block_length >= 1 and num_draws >= 1; got {block_length} and {num_draws}")
+    num_rows, length = is_maskable.shape
+    block = torch.arange(length, device=is_maskable.device) // block_length
+    total = -(-length // block_length)
+    num_held = (block + 1).masked_fill(~is_maskable, 0).amax(-1, keepdim=True).clamp(min=1)
+    rounds = -(-num_draws // total)
+    order = torch.rand(num_rows, rounds, total, generator=generator).argsort(-1).flatten(1)[:, :num_draws]
+    picked = (order.to(block.device) % num_held).unsqueeze(-1)
+    inside = is_maskable.unsqueeze(1) & (block == picked)
+    most = inside.sum(-1)
+    draw = torch.rand(num_rows, num_draws, generator=generator).to(block.device)
+    count = torch.minimum(1 + (draw * most).long(), most).view(-1, 1)
+    masked = masks_of_counts(count, inside.flatten(0, 1), generator).view(inside.shape)
+    later, before = (is_maskable.unsqueeze(1) & side for side in (block > picked, block < picked))
+    return masked | later, before
+
+
+def evidence_upper_bound(logprob: Tensor, is_masked: Tensor, num_tokens: Tensor, power: float) -> Tensor:
+    """SPG's upper bound on a completion's mean log-probability of a token, estimated from M masked readings of it.
+
+    The mean over tokens k of (1/β) log (1/M) Σ_m 1[k masked in m] p_θ(x_k | view m)^β / t_m, t_m the share of tokens that view m
+    masks (arXiv:2510.09541, in the form of its release, which pools each token by itself). Over all masks and times the mean in
+    it has total weight 1, so by Jensen it is at least the ELBO per token, and it grows with β; for β of at least the number of
+    tokens n it is at least log π(x) / n under random order, by Hölder. For a smaller β it may be below that. From a few views it
+    is not unbiased: the logarithm of a mean is below that of the expectation.
+
+    Args:
+        logprob: [B, M, L] nats, with graph; ignored where not masked.
+        is_masked: [B, M, L] bool.
+        num_tokens: [B] real, n; the views mask none but these.
+        power: β > 0.
+
+    Returns:
+        [B] nats per token, mean over the tokens that some view masks; 0 where there is none.
+
+    Raises:
+        ValueError: power is not above 0, or shapes disagree.
+
+    Example:
+        >>> logprob = torch.tensor([[[0.5, 0.5], [0.125, 0.5]]]).log()
+        >>> is_masked = torch.ones(1, 2, 2, dtype=torch.bool)
+        >>> evidence_upper_bound(logprob, is_masked, torch.tensor([2]), 1.0).exp()     # (0.3125 · 0.5)^(1/2)
+        tensor([0.3953])
+    """
+    if power <= 0 or logprob.shape != is_masked.shape or num_tokens.shape != logprob.shape[:1]:
+        raise ValueError(
+            "evidence_upper_bound: needs power > 0, logprob and is_masked [B, M, L] and num_tokens [B]; got power = "
+            f"{power}, {tuple(logprob.shape)}, {tuple(is_masked.shape)}, {tuple(num_tokens.shape)}"
+        )
+    share = is_masked.sum(-1, keepdim=True).clamp(min=1) / num_tokens.clamp(min=1).to(logprob.dtype).view(-1, 1, 1)
+    is_read = is_masked.any(1)
+    # A token that no view masks has no reading to pool; it is left out after the logarithm, which must be finite.
+    pooled = (power * logprob - share.log()).masked_fill(~is_masked & is_read.unsqueeze(1), -torch.inf)
+    each = (pooled.logsumexp(1) - math.log(logprob.shape[1])) / power
+    return each.masked_fill(~is_read, 0.0).sum(-1) / is_read.sum(-1).clamp(min=1)

@@ -12,6 +12,7 @@ from unmask.methods.espo import ESPO
 from unmask.methods.gdpo import GDPO
 from unmask.methods.just_grpo import JustGRPO
 from unmask.methods.mask_aware import MaskAware
+from unmask.methods.spg import SPG
 from unmask.methods.step_merge import CJGRPO, StepMerge, TraceRL
 from unmask.methods.unigrpo import UniGRPO
 from unmask.methods.vrpo import VRPO
@@ -31,6 +32,7 @@ METHODS: dict[str, type[Method]] = {
     "gdpo": GDPO,
     "just_grpo": JustGRPO,
     "mask_aware": MaskAware,
+    "spg": SPG,
     "step_merge": StepMerge,
     "trace_rl": TraceRL,
     "unigrpo": UniGRPO,
