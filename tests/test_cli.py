@@ -471,7 +471,15 @@ def test_methods_and_tasks_list_what_there_is(capsys: pytest.CaptureFixture[str]
     assert unmask("methods") == 0
     listing = capsys.readouterr().out
     assert {name for name in METHODS if re.search(rf"^\W*{name}\s", listing, flags=re.MULTILINE)} == set(METHODS)
-    assert "arXiv:2603.12554" in listing
+    assert "2603.12554" in listing
+    assert unmask("methods", "egspo_ca") == 0
+    shown = capsys.readouterr().out
+    assert {key for key in METHODS["egspo_ca"].model_fields if re.search(rf"^{key}\s", shown, re.MULTILINE)} == {
+        *METHODS["egspo_ca"].model_fields
+    } - {"type"}
+    assert "needs:     16 other fills of a state" in shown
+    assert unmask("methods", "egspoca") == 2
+    assert 'Did you mean "egspo_ca"?' in capsys.readouterr().err
     assert unmask("tasks") == 0
     listing = capsys.readouterr().out
     assert {name for name in TASKS if re.search(rf"^\W*{name}\s", listing, flags=re.MULTILINE)} == set(TASKS)

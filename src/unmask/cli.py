@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import sys
 from pathlib import Path
 from typing import Annotated, Any
@@ -236,16 +237,54 @@ def compare(
 
 
 @app.command()
-def methods() -> None:
-    """List the methods."""
+def methods(
+    name: Annotated[str | None, typer.Argument(help="Show this method with all its options.")] = None,
+) -> None:
+    """List the methods, or one of them with its options and their sources."""
     from unmask.console import table
+    from unmask.errors import ConfigError, unknown_name
     from unmask.methods import METHODS
 
+    if name is None:
+        rows = [
+            {
+                "method": key,
+                "arXiv": m.paper.removeprefix("arXiv:"),
+                "what it does": m.summary,
+                "unbiased": m.unbiased,
+                "cost of a completion": m.cost,
+                "needs": m.needed(),
+            }
+            for key, m in METHODS.items()
+        ]
+        is_wide = shutil.get_terminal_size().columns >= 120
+        columns = [column for column in rows[0] if is_wide or column != "what it does"]
+        table(columns, [[row[column] for column in columns] for row in rows])
+        typer.echo(
+            "f: a forward; f+b: a forward with backward; the rollout's T forwards come on top.\n"
+            "unmask methods NAME shows the options of one; docs/methods/NAME.md its equations."
+        )
+        return
+    if name not in METHODS:
+        raise ConfigError(unknown_name("method", name, METHODS))
+    method = METHODS[name]
+    typer.echo(f"{name} ({method.paper}): {method.summary}\n")
+    for title, text in (
+        ("estimates", method.estimates),
+        ("unbiased", method.unbiased),
+        ("cost", method.cost),
+        ("needs", method.needed()),
+    ):
+        typer.echo(f"{title + ':':11}{text}")
+    typer.echo("")
     table(
-        ["method", "paper", "what it does", "its gradient estimates"],
-        [[name, method.paper, method.summary, method.estimates] for name, method in METHODS.items()],
+        ["option", "default", "what it is"],
+        [
+            [key, field.get_default(), " ".join((field.description or "").split())]
+            for key, field in method.model_fields.items()
+            if key != "type"
+        ],
     )
-    typer.echo("Options of each, and their sources: docs/methods/.")
 
 
 @app.command()

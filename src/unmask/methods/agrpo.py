@@ -46,6 +46,7 @@ class AGRPO(RatioMethod):
 
     paper: ClassVar[str] = "arXiv:2510.04019"
     summary: ClassVar[str] = "gradients at steps drawn at random, weighted by the inverse of their probability"
+    unbiased: ClassVar[str] = "with leave_one_out"
     estimates: ClassVar[str] = (
         "the policy gradient over T, exactly with baseline=leave_one_out, but for low_confidence and plackett_luce order"
     )

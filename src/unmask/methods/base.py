@@ -28,8 +28,13 @@ class Method(Config, ABC):
     """Where it is from."""
     summary: ClassVar[str]
     """One line for `unmask methods`."""
+    unbiased: ClassVar[str]
+    """Whether its gradient, on-policy, is unbiased for the policy gradient up to a factor: yes, no, or with which settings. The
+    orders are those whose choice of positions does not depend on the tokens drawn."""
     estimates: ClassVar[str]
     """What its gradient is an estimate of, and how exactly."""
+    sampler: ClassVar[str] = ""
+    """What it asks of the sampler's settings, in words."""
     cost: ClassVar[str]
     """Forwards (f) and forwards with backward (f+b) of a completion in one update, beside the rollout's T forwards."""
     separable: ClassVar[bool] = True
@@ -66,6 +71,19 @@ class Method(Config, ABC):
                 f"num_generations = {num_generations}, but {self.type} compares the completions of a prompt with each other. "
                 "Set num_generations to 2 or more."
             )
+
+    @classmethod
+    def needed(cls) -> str:
+        """What its defaults ask of a run, in words."""
+        needs = cls.model_validate({}).needs()
+        parts = [
+            "a group" if needs.group else "",
+            "a reference" if needs.reference != "none" else "",
+            "one-step rewards" if needs.greedy else "",
+            f"{needs.fills.count} other fills of a state" if needs.fills else "",
+            cls.sampler,
+        ]
+        return ", ".join(filter(None, parts)) or "nothing"
 
 
 class RatioMethod(Method):

@@ -41,6 +41,7 @@ class BGPO(RatioMethod):
 
     paper: ClassVar[str] = "arXiv:2510.11683"
     summary: ClassVar[str] = "a linear bound of the ELBO objective: one mask at a time, memory for one mask"
+    unbiased: ClassVar[str] = "no"
     estimates: ClassVar[str] = (
         "E[A ∇ELBO] / L, ELBO of the tokens up to the first EOS; with scale=deviation A is divided by it"
     )

@@ -43,6 +43,7 @@ class CoupledGRPO(RatioMethod):
 
     paper: ClassVar[str] = "arXiv:2506.20639"
     summary: ClassVar[str] = "token ratios averaged over complementary masks"
+    unbiased: ClassVar[str] = "no"
     estimates: ClassVar[str] = (
         "the gradient of half a mean-field likelihood plus one given random other tokens, weighted by advantage and divided by "
         "the batch's number of tokens; not the policy gradient"

@@ -37,6 +37,7 @@ class DiffuGRPO(RatioMethod):
 
     paper: ClassVar[str] = "arXiv:2504.12216"
     summary: ClassVar[str] = "token ratios given an empty completion and a partly masked prompt"
+    unbiased: ClassVar[str] = "no"
     estimates: ClassVar[str] = (
         "the gradient of a mean-field likelihood weighted by advantage, divided by the batch's number of tokens; not the policy "
         "gradient, whose tokens see each other"

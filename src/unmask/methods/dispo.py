@@ -43,6 +43,7 @@ class DiSPO(RatioMethod):
 
     paper: ClassVar[str] = "arXiv:2602.06462"
     summary: ClassVar[str] = "other fills of intermediate states, beside diffu-GRPO's terminal feedback"
+    unbiased: ClassVar[str] = "no"
     estimates: ClassVar[str] = (
         "the gradient of the one-step reward at the states drawn, plus diffu-GRPO's mean-field gradient"
     )

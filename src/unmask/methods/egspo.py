@@ -58,6 +58,7 @@ class EGSPO(RatioMethod):
 
     paper: ClassVar[str] = "arXiv:2603.12554"
     summary: ClassVar[str] = "gradients at the K steps of highest entropy"
+    unbiased: ClassVar[str] = "with entropy_sampled or all, and leave_one_out"
     estimates: ClassVar[str] = (
         "the policy gradient less the steps left out; exact with step_choice=all or entropy_sampled and leave_one_out, but for "
         "low_confidence order"

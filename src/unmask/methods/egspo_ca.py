@@ -51,8 +51,9 @@ class EGSPOCA(RatioMethod):
     epsilon_high: float = Field(0.5, ge=0)
     """Upper clip; EGSPO's."""
 
-    paper: ClassVar[str] = "ours, after arXiv:2602.06462 and 2603.12554"
+    paper: ClassVar[str] = "ours; 2602.06462"
     summary: ClassVar[str] = "credit by what other tokens at the chosen states would have earned"
+    unbiased: ClassVar[str] = "with step_choice=all, and form unbiased or combined"
     estimates: ClassVar[str] = (
         "the gradient of the one-step value at the chosen states; in the unbiased forms their share of the policy gradient"
     )

@@ -42,6 +42,7 @@ class ESPO(RatioMethod):
 
     paper: ClassVar[str] = "arXiv:2512.03759"
     summary: ClassVar[str] = "one ratio of ELBOs for each completion, from pairs of complementary masks"
+    unbiased: ClassVar[str] = "no"
     estimates: ClassVar[str] = (
         "E[A ∇ELBO] / L, which is not the policy gradient: the ELBO of a completion is below its log-probability"
     )

@@ -41,6 +41,7 @@ class GDPO(RatioMethod):
 
     paper: ClassVar[str] = "arXiv:2510.08554"
     summary: ClassVar[str] = "one ratio of ELBOs for each completion, at fixed quadrature times"
+    unbiased: ClassVar[str] = "no"
     estimates: ClassVar[str] = (
         "E[A ∇Q] / L, with Q the ELBO as N nodes integrate it: off by the rule's error, and the ELBO is not the log-probability"
     )

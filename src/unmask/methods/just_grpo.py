@@ -28,6 +28,8 @@ class JustGRPO(RatioMethod):
 
     paper: ClassVar[str] = "arXiv:2601.15165"
     summary: ClassVar[str] = "left-to-right rollouts of one token a step, every step trained"
+    unbiased: ClassVar[str] = "with leave_one_out"
+    sampler: ClassVar[str] = "order left_to_right, T = L"
     estimates: ClassVar[str] = (
         "the policy gradient of the left-to-right sampler over L, with baseline=leave_one_out; another vector with z_score"
     )

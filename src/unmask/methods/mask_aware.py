@@ -40,6 +40,8 @@ class MaskAware(RatioMethod):
 
     paper: ClassVar[str] = "arXiv:2607.15200"
     summary: ClassVar[str] = "tokens and positions as actions, each with a ratio over sampled segments of the path"
+    unbiased: ClassVar[str] = "with num_segments=0 and leave_one_out"
+    sampler: ClassVar[str] = "order plackett_luce"
     estimates: ClassVar[str] = (
         "the policy gradient over L, order term included, where every step is a segment, with baseline=leave_one_out; otherwise "
         "actions of a segment are taken as independent of each other"

@@ -40,6 +40,7 @@ class StepMerge(RatioMethod):
 
     paper: ClassVar[str] = "arXiv:2509.21474"
     summary: ClassVar[str] = "the path's steps merged into N segments, each read in the state before it"
+    unbiased: ClassVar[str] = "with num_segments=0 and leave_one_out"
     estimates: ClassVar[str] = (
         "the policy gradient over L where every step is a segment, with baseline=leave_one_out, but for low_confidence and "
         "plackett_luce order; otherwise tokens of a segment are taken as independent of each other"

@@ -42,6 +42,7 @@ class UniGRPO(RatioMethod):
 
     paper: ClassVar[str] = "arXiv:2505.15809"
     summary: ClassVar[str] = "token ratios at the masked positions of randomly masked completions"
+    unbiased: ClassVar[str] = "no"
     estimates: ClassVar[str] = (
         "the gradient of the mean log-probability of randomly masked tokens, weighted by advantage; not the policy gradient"
     )

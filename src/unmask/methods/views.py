@@ -104,8 +104,8 @@ def masked_views(masks: Tensor, weight: Tensor) -> Views:
 def segment_views(trajectory: Trajectory, segments: Tensor, num_segments: int, weight: Tensor) -> Views:
     """One view for each segment of steps: the state before its first step, with all tokens that it committed as targets.
 
-    Segment s of N holds the steps k with floor(k N / T) = s, as even as can be (StepMerge of d2, arXiv:2509.21474). Its later steps'
-    tokens are read in a state that they were not drawn in. With N = T a segment is a step.
+    Segment s of N holds the steps k with floor(k N / T) = s, as even as can be (StepMerge of d2, arXiv:2509.21474). Its later
+    steps' tokens are read in a state that they were not drawn in. With N = T a segment is a step.
 
     Args:
         trajectory: B completions.

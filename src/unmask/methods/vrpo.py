@@ -35,6 +35,7 @@ class VRPO(Method):
 
     paper: ClassVar[str] = "arXiv:2505.19223"
     summary: ClassVar[str] = "preference pairs, best against worst of each group, compared by ELBO"
+    unbiased: ClassVar[str] = "no"
     estimates: ClassVar[str] = (
         "at the reference (β/2) E[∇ELBO(best) - ∇ELBO(worst)]; elsewhere the gradient of a bound of DPO's loss on ELBOs"
     )

@@ -27,6 +27,7 @@ class WD1(Method):
 
     paper: ClassVar[str] = "arXiv:2507.08838"
     summary: ClassVar[str] = "mean-field likelihoods weighted by a softmax of advantages and one of their negatives"
+    unbiased: ClassVar[str] = "no"
     estimates: ClassVar[str] = (
         "the gradient of a mean-field likelihood weighted by a bounded function of the group's rewards; not the policy gradient"
     )
