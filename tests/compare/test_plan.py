@@ -111,11 +111,20 @@ def test_whatever_a_result_depends_on_makes_another_cell(tmp_path: Path, overrid
         "methods.new={settings: {method.type: egspo, method.num_selected: 1}, tune: {method.beta: [0.1, 0.2]}}",
         "tasks.sudoku.overrides.log_rollouts_steps=5",
         "tasks.sudoku.overrides.save_steps=1",
+        # Its default: an option that did not exist when a result was made stands there too.
+        "methods.entropy.settings.method.epsilon=0.2",
+        "tasks.sudoku.overrides.task.sparse=false",
     ],
 )
 def test_what_a_result_does_not_depend_on_leaves_the_cell_what_it_is(tmp_path: Path, override: str) -> None:
     before, after = finals(small(tmp_path)), finals(small(tmp_path, override))
     assert before == {key: variant for key, variant in after.items() if key in before}
+
+
+def test_two_methods_that_differ_in_their_type_alone_are_not_one(tmp_path: Path) -> None:
+    settings = {"method.num_selected": 1, "method.beta": 0.0}
+    methods = {name: {"settings": {"method.type": name} | settings} for name in ("egspo", "egspo_sa")}
+    assert len(set(finals(small(tmp_path, "seeds=[0]", methods=methods, baselines=[])).values())) == 2
 
 
 def test_the_variant_is_the_same_for_all_seeds_and_the_key_is_not(tmp_path: Path) -> None:

@@ -16,6 +16,8 @@ from tests.small_runs import unmask
 from unmask.compare.jobs import Record
 from unmask.compare.recipe import CompareRecipe
 from unmask.compare.report import report
+from unmask.compare.results import Results
+from unmask.compare.tables import write_tables
 from unmask.errors import RunError
 
 # Sampled, seeds 0, 1, 2: a 0.2, 0.4, 0.9; b 0.1, 0.5, 0.6.
@@ -67,14 +69,16 @@ def test_the_table_has_means_with_intervals_and_paired_differences(made: Callabl
     assert "Budget: 1M token passes." in table
 
 
-def test_the_table_follows_every_accuracy(made: Callable[..., Path]) -> None:
-    before = (made() / "table.md").read_text()
+def test_the_table_follows_every_accuracy(tmp_path: Path) -> None:
+    def table(records: list[Record]) -> str:
+        return write_tables(Results(of(baselines=["b"]), records), tmp_path).read_text()
+
+    before = table(RECORDS)
     for i, record in enumerate(RECORDS):
         for temperature in ("0.9", "0"):
             changed = record | {"accuracy": record["accuracy"] | {temperature: 0.75}}
-            after = (made([*RECORDS[:i], changed, *RECORDS[i + 1 :]]) / "table.md").read_text()
-            assert after != before
-    assert (made() / "table.md").read_text() == before
+            assert table([*RECORDS[:i], changed, *RECORDS[i + 1 :]]) != before
+    assert table(RECORDS) == before
 
 
 def test_the_csv_has_what_the_table_rounds(made: Callable[..., Path]) -> None:
@@ -147,6 +151,12 @@ def test_the_lines_go_through_the_means_and_the_bands_to_the_intervals(
     for name in ("compute", "decoding"):
         assert (folder / f"{name}.png").read_bytes().startswith(b"\x89PNG")
         assert "solved share of test rows" in (folder / f"{name}.svg").read_text()
+
+
+def test_equal_numbers_give_equal_pictures(made: Callable[..., Path]) -> None:
+    first, again = ((made() / "compute.svg").read_bytes() for _ in range(2))
+    other = (made([*RECORDS[:-1], final("t", "b", 2, 0.7)]) / "compute.svg").read_bytes()
+    assert first == again != other
 
 
 def test_every_task_has_a_panel_and_every_method_a_look_of_its_own(tmp_path: Path, drawn: list[Figure]) -> None:

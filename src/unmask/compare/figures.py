@@ -81,10 +81,10 @@ def _plot(results: Results, series: Callable[[str, str], Series], target: Path, 
         axis.grid(alpha=0.2)
     axes[0][0].set_ylabel(ylabel)
     figure.legend(lines.values(), lines.keys(), loc="outside lower center", ncols=min(4, len(lines)), frameon=False)
-    # Text stays text in an SVG: it can be selected and searched.
-    with plt.rc_context({"svg.fonttype": "none"}):
-        for suffix in (".png", ".svg"):
-            figure.savefig(target.with_suffix(suffix), dpi=150)
+    figure.savefig(target.with_suffix(".png"), dpi=150)
+    # Text stays text in an SVG: it can be selected and searched. Without dates and random ids, equal numbers give equal files.
+    with plt.rc_context({"svg.fonttype": "none", "svg.hashsalt": "unmask"}):
+        figure.savefig(target.with_suffix(".svg"), metadata={"Date": None})
     plt.close(figure)
 
 

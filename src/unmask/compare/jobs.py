@@ -1,7 +1,8 @@
 """What a comparison consists of: pretrainings, probes and cells. Each is done by one process and leaves one record.
 
 A job is known by what it depends on: its `variant` is a hash of the resolved recipe and of what is measured, with the seed beside
-it. One that has a record is not done again; one whose recipe changed is another job.
+it. One that has a record is not done again; one whose recipe changed is another job. Code is not part of it: a record says
+which version made it.
 """
 
 from __future__ import annotations
@@ -278,9 +279,16 @@ def read_lines(path: Path) -> list[Record]:
 
 
 def _varying(recipe: RunRecipe) -> dict[str, Any]:
-    """What tells a recipe from others; of a training recipe, its start and its length are told apart elsewhere."""
-    skipped = _SET_HERE | {"model", "max_steps"} if isinstance(recipe, TrainRecipe) else _SET_HERE
-    return {key: value for key, value in recipe.model_dump(mode="json").items() if key not in skipped}
+    """What tells a recipe from others; of a training recipe, its start and its length are told apart elsewhere.
+
+    What stands at its default is left out, so that an option that is added to a method later does not make its results
+    another method's.
+    """
+    skipped, types = _SET_HERE, {"task.type": recipe.task.type}
+    if isinstance(recipe, TrainRecipe):
+        skipped, types = skipped | {"model", "max_steps"}, types | {"method.type": recipe.method.type}
+    tree = recipe.model_dump(mode="json", exclude_defaults=True)
+    return {key: value for key, value in tree.items() if key not in skipped} | types
 
 
 def _curve(lines: list[Record], prefix: str) -> list[Record]:

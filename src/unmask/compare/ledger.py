@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
-from unmask.compare.jobs import Job, Record, key_of, read_lines
+from unmask.compare.jobs import Job, Key, Record, key_of, read_lines
 from unmask.run_folder import disk_faults_explained, write_atomically
 
 
@@ -37,31 +37,42 @@ class Ledger:
             file.write(json.dumps(record) + "\n")
         self._records[key_of(record)] = record
 
-    def settle(self, jobs: Sequence[Job]) -> int:
-        """Let the records of the jobs' stages, tasks and methods be those of the jobs' variants and no others.
+    def foreign(self, jobs: Sequence[Job]) -> list[Record]:
+        """Records of the jobs' stages, tasks and methods that other settings than the jobs' made."""
+        is_current = _currency(jobs)
+        return [record for record in self.records if is_current(record) is False]
 
-        What other settings made is moved to superseded.jsonl, and what these made before is moved back, so that no table mixes
-        the two. Half a line that a killed process left is gone.
+    def settle(self, jobs: Sequence[Job]) -> None:
+        """Move what is `foreign` to superseded.jsonl, and what these settings made before back, so that no table mixes the two.
 
-        Returns:
-            How many records were set aside.
+        Seeds that are no longer asked for are left where they are. Half a line that a killed process left is gone.
         """
-        labels = {job.key[:3] for job in jobs}
-        variants = {(*job.key[:3], job.variant) for job in jobs}
+        is_current = _currency(jobs)
         everything = self._aside | self._records
-        current = {
-            key: record
-            for key, record in everything.items()
-            if ((*key[:3], record["variant"]) in variants if key[:3] in labels else key in self._records)
-        }
-        set_aside = len(self._records.keys() - current.keys())
-        self._records = current
-        self._aside = {key: record for key, record in everything.items() if key not in current}
+        before = self._records.keys()
+
+        def stays(key: Key, record: Record) -> bool:
+            current = is_current(record)
+            return key in before if current is None else current
+
+        self._records = {key: record for key, record in everything.items() if stays(key, record)}
+        self._aside = {key: record for key, record in everything.items() if key not in self._records}
         with disk_faults_explained(self.path.parent):
             _write(self.path, self._records.values())
             if self._aside or self._aside_path.exists():
                 _write(self._aside_path, self._aside.values())
-        return set_aside
+
+
+def _currency(jobs: Sequence[Job]) -> Callable[[Record], bool | None]:
+    """Whether a record's settings are those of the jobs; None where the jobs say nothing of its stage, task and method."""
+    labels = {job.key[:3] for job in jobs}
+    variants = {(*job.key[:3], job.variant) for job in jobs}
+
+    def is_current(record: Record) -> bool | None:
+        label = key_of(record)[:3]
+        return (*label, record["variant"]) in variants if label in labels else None
+
+    return is_current
 
 
 def _write(path: Path, records: Iterable[Record]) -> None:

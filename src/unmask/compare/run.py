@@ -73,7 +73,7 @@ def compare(
             _refuse_changed(folder, recipe)
         write_atomically(folder / "recipe.yaml", dump(recipe))
         with StopSignals() as signals, _workers(jobs) as workers:
-            _Comparison(recipe, workers, jobs, signals, retry_failed, tell).run()
+            _Comparison(recipe, workers, jobs, signals, rerun_changed, retry_failed, tell).run()
     return folder
 
 
@@ -85,6 +85,7 @@ class _Comparison:
     workers: Executor
     num_workers: int
     signals: StopSignals
+    rerun_changed: bool
     retry_failed: bool
     tell: Callable[[str], None]
 
@@ -118,8 +119,18 @@ class _Comparison:
         self._perform(undone, self._with_steps)
 
     def _settle(self, jobs: Sequence[Job]) -> None:
-        if number := self.ledger.settle(jobs):
-            self.tell(f"{number} results of stage {jobs[0].stage} came from other settings: see superseded.jsonl.")
+        """See to it that the ledger holds no results of other settings under the jobs' labels."""
+        if foreign := self.ledger.foreign(jobs):
+            which = (
+                f"{self.ledger.path} has results of stage {jobs[0].stage} from other settings, {len(foreign)} of them"
+            )
+            if not self.rerun_changed:
+                raise RunError(
+                    f"{which}: a recipe that a task names has changed, or the tuning now chooses otherwise. Set output_dir to "
+                    "another folder, or add --rerun-changed to set them aside and run again."
+                )
+            self.tell(f"{which}: these go to superseded.jsonl.")
+        self.ledger.settle(jobs)
 
     def _undone(self, jobs: Sequence[JobT]) -> list[JobT]:
         """Jobs without a record, or without a good one where what failed is tried again."""
@@ -147,7 +158,8 @@ class _Comparison:
 
     def _probed(self, cell: Cell) -> Record:
         """What is known of the cost of a step: the record of a probe that went well, or of one that failed, or nothing."""
-        probes = [r for r in self.ledger.records if r["stage"] == "probe" and r["variant"] == cell.cost_variant]
+        variant = cell.cost_variant
+        probes = [r for r in self.ledger.records if r["stage"] == "probe" and r["variant"] == variant]
         return max(probes, key=lambda record: "cost" in record, default={})
 
     def _perform(self, jobs: Sequence[JobT], prepare: Callable[[JobT], Job]) -> None:
