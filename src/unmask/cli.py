@@ -262,6 +262,7 @@ def methods(
         table(columns, [[row[column] for column in columns] for row in rows])
         typer.echo(
             "f: a forward; f+b: a forward with backward; the rollout's T forwards come on top.\n"
+            "Two passes: one f more for each f+b where an update's views do not fit into one forward (views_per_forward).\n"
             "unmask methods NAME shows the options of one; docs/methods/NAME.md its equations."
         )
         return

@@ -40,7 +40,8 @@ class Method(Config, ABC):
     separable: ClassVar[bool] = True
     """Whether the loss is a sum over views, so that any chunk of them can be back-propagated alone. If not, the loss is given all
     views of whole groups, first without graph; the derivative with respect to each log-probability is then back-propagated
-    chunk by chunk (two passes, the same gradient, memory that does not grow with the number of views)."""
+    chunk by chunk (two passes, the same gradient, memory that does not grow with the number of views). Where all views fit into
+    one forward, one pass does."""
     fresh_views: ClassVar[bool] = False
     """Whether each of the `num_iterations` passes gets a plan of its own; otherwise all share one."""
 

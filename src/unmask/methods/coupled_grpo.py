@@ -48,7 +48,7 @@ class CoupledGRPO(RatioMethod):
         "the gradient of half a mean-field likelihood plus one given random other tokens, weighted by advantage and divided by "
         "the batch's number of tokens; not the policy gradient"
     )
-    cost: ClassVar[str] = "3 f+b + 3 f (+ 3 f old, 3 f reference) in each iteration"
+    cost: ClassVar[str] = "3 f+b (+ 3 f old, 3 f reference) in each iteration, two passes"
     separable: ClassVar[bool] = False
     fresh_views: ClassVar[bool] = True
 

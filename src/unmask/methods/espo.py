@@ -46,7 +46,7 @@ class ESPO(RatioMethod):
     estimates: ClassVar[str] = (
         "E[A ∇ELBO] / L, which is not the policy gradient: the ELBO of a completion is below its log-probability"
     )
-    cost: ClassVar[str] = "2M f+b + 2M f (+ 2M f old, 2M f reference)"
+    cost: ClassVar[str] = "2M f+b (+ 2M f old, 2M f reference), two passes"
     separable: ClassVar[bool] = False
     fresh_views: ClassVar[bool] = True
 

@@ -45,7 +45,7 @@ class GDPO(RatioMethod):
     estimates: ClassVar[str] = (
         "E[A ∇Q] / L, with Q the ELBO as N nodes integrate it: off by the rule's error, and the ELBO is not the log-probability"
     )
-    cost: ClassVar[str] = "N f+b + N f (+ N f old, N f reference)"
+    cost: ClassVar[str] = "N f+b (+ N f old, N f reference), two passes"
     separable: ClassVar[bool] = False
     fresh_views: ClassVar[bool] = True
 

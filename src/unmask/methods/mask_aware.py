@@ -46,7 +46,7 @@ class MaskAware(RatioMethod):
         "the policy gradient over L, order term included, where every step is a segment, with baseline=leave_one_out; otherwise "
         "actions of a segment are taken as independent of each other"
     )
-    cost: ClassVar[str] = "M f+b + M f (+ M f old)"
+    cost: ClassVar[str] = "M f+b (+ M f old), two passes"
     separable: ClassVar[bool] = False
 
     def needs(self) -> Needs:

@@ -44,7 +44,7 @@ class SPG(Method):
     estimates: ClassVar[str] = (
         "E[A ∇bound], the bound that of the advantage's sign, divided by the batch's number of tokens; not the policy gradient"
     )
-    cost: ClassVar[str] = "m f+b + m f in each iteration"
+    cost: ClassVar[str] = "m f+b in each iteration, two passes"
     separable: ClassVar[bool] = False
     fresh_views: ClassVar[bool] = True
 

@@ -39,7 +39,7 @@ class VRPO(Method):
     estimates: ClassVar[str] = (
         "at the reference (β/2) E[∇ELBO(best) - ∇ELBO(worst)]; elsewhere the gradient of a bound of DPO's loss on ELBOs"
     )
-    cost: ClassVar[str] = "(2/G) (n f+b + n f + n f reference)"
+    cost: ClassVar[str] = "(2/G) (n f+b + n f reference), two passes"
     separable: ClassVar[bool] = False
     fresh_views: ClassVar[bool] = True
 

@@ -1,8 +1,8 @@
 """The second half of a step: old and reference passes over the plan's views, then minibatches of optimizer updates.
 
 Memory does not grow with the number of views. A loss that is a sum over views is back-propagated chunk by chunk. Any other is a
-function F of the views' log-probabilities: they are computed without graph, dF/dlogp is taken, and dF/dlogp * logp is
-back-propagated chunk by chunk, which is the chain rule and costs one more forward.
+function F of the views' log-probabilities: where they do not fit into one forward they are computed without graph, dF/dlogp is
+taken, and dF/dlogp * logp is back-propagated chunk by chunk, which is the chain rule and costs one more forward.
 """
 
 from __future__ import annotations
@@ -137,7 +137,8 @@ class Learner:
         unit = 1 if method.separable else rollout.group_size
         for i in range(recipe.num_iterations):
             batch = batches[i % num_plans]
-            for index in _minibatches(batch.views.row // unit, recipe.num_minibatches, generator, rollout, unit):
+            num_units = len(rollout.trajectory) // unit
+            for index in _minibatches(batch.views.row // unit, num_units, recipe.num_minibatches, generator):
                 self._minibatch(batch, index, tally, is_first)
                 is_first = False
         tally.add("learning_rate", rate)
@@ -201,10 +202,11 @@ class Learner:
         # Over the completions, not the views: how many views there are depends on the paths, and dividing by that would bias
         # the gradient. Data-parallel wrappers average over processes, so each counts its own.
         share = recipe.num_minibatches / len(rollout.trajectory)
-        outer = None if recipe.method.separable else self._outer(batch, index, share, tally)
+        chunks = self._chunks(index)
+        in_one_graph = recipe.method.separable or len(chunks) == 1
+        outer = None if in_one_graph else self._outer(batch, index, share, tally)
         total_loss = 0.0
         self.optimizer.zero_grad()
-        chunks = self._chunks(index)
         for i, chunk in enumerate(chunks):
             is_last = i == len(chunks) - 1
             with self.accelerator.accumulate(self.model) if is_last else self.accelerator.no_sync(self.model):
@@ -284,15 +286,12 @@ class Learner:
         return [index[start : start + size] for start in range(0, max(self._gathered(len(index))), size)]
 
 
-def _minibatches(
-    unit: Tensor, count: int, generator: torch.Generator, rollout: Rollout, unit_size: int
-) -> Iterator[Tensor]:
-    """Indices of the views of each minibatch; where there are several, whole completions or groups are dealt out."""
+def _minibatches(unit: Tensor, num_units: int, count: int, generator: torch.Generator) -> Iterator[Tensor]:
+    """Indices of the views of each minibatch; where there are several, whole units (completions or groups) are dealt out."""
     if count == 1:
         yield torch.arange(len(unit))
         return
     # Always `count` of them, however few the views: every process must run as many updates as the others.
-    num_units = len(rollout.trajectory) // unit_size
     for part in torch.randperm(num_units, generator=generator).tensor_split(count):
         yield torch.isin(unit.cpu(), part).nonzero().squeeze(-1)
 
