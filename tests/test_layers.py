@@ -160,3 +160,23 @@ def test_a_downward_import_is_not_reported(file: str, source: str) -> None:
 
 def test_the_whole_package_is_read() -> None:
     assert {part_of(file) for file in FILES} >= LAYER_0 | {"__init__", "__main__"}
+
+
+SHARED_BY_METHODS = {"base", "views"}
+
+
+def methods_imported(source: str, file: PurePath) -> set[str]:
+    """Modules of methods/ that a file imports, besides what all methods share."""
+    names = [name.split(".") for _, name in names_used(source, file)]
+    return {name[2] for name in names if name[:2] == ["unmask", "methods"] and len(name) > 2} - SHARED_BY_METHODS
+
+
+@pytest.mark.parametrize("file", [f for f in FILES if f.parts[0] == "methods" and f.stem != "__init__"], ids=str)
+def test_no_method_imports_another(file: Path) -> None:
+    assert methods_imported((PACKAGE / file).read_text(), file) == set()
+
+
+def test_a_method_that_imports_another_is_reported() -> None:
+    for source in ("from unmask.methods.egspo import EGSPO", "from .egspo import EGSPO", "import unmask.methods.egspo"):
+        assert methods_imported(source, PurePath("methods/mine.py")) == {"egspo"}
+    assert methods_imported("from unmask.methods.base import Method", PurePath("methods/mine.py")) == set()
