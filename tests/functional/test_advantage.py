@@ -10,7 +10,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from unmask.functional.advantage import constant_group_share, group_advantage, stepwise_advantage, z_score
+from unmask.functional.advantage import (
+    constant_group_share,
+    controlled_advantage,
+    counterfactual_advantage,
+    fitted_gain,
+    group_advantage,
+    stepwise_advantage,
+    z_score,
+)
 
 BASELINES = ("group_mean", "leave_one_out")
 
@@ -222,3 +230,81 @@ def test_the_z_score_of_a_constant_group_is_zero_and_of_a_nearly_constant_one_sm
     assert z_score(torch.full((3,), 0.1), 3, correction=1).tolist() == [0.0, 0.0, 0.0]
     nearly = z_score(torch.tensor([0.1, 0.1, 0.1 + 1e-6]), 3, correction=1)
     assert 0 < float(nearly.abs().max()) < 0.02
+
+
+# Control variates and counterfactuals
+
+
+def random_case(seed=0, groups=4, size=3, slots=2):
+    generator = torch.Generator().manual_seed(seed)
+    reward = torch.rand(groups * size, generator=generator, dtype=torch.float64)
+    value = 0.5 * reward.unsqueeze(-1) + torch.rand(groups * size, slots, generator=generator, dtype=torch.float64)
+    return reward, value, torch.ones(groups * size, slots, dtype=torch.bool)
+
+
+def test_a_fitted_gain_is_the_regression_of_reward_on_value_over_the_other_groups():
+    reward, value, is_valid = random_case()
+    gain = fitted_gain(reward, value, is_valid, 3)
+    for group in range(4):
+        others = [g for g in range(4) if g != group]
+        r = torch.cat([reward[3 * g : 3 * g + 3] - reward[3 * g : 3 * g + 3].mean() for g in others])
+        v = torch.cat([value[3 * g : 3 * g + 3] - value[3 * g : 3 * g + 3].mean(0) for g in others])
+        expected = (r.unsqueeze(-1) * v).sum() / v.square().sum()
+        torch.testing.assert_close(gain[3 * group : 3 * group + 3], expected.expand(3))
+
+
+def test_a_groups_gain_does_not_see_the_group():
+    reward, value, is_valid = random_case()
+    changed = reward.clone()
+    changed[:3] = torch.tensor([9.0, -4.0, 2.0])
+    before, after = fitted_gain(reward, value, is_valid, 3), fitted_gain(changed, value, is_valid, 3)
+    torch.testing.assert_close(before[:3], after[:3], rtol=1e-12, atol=0)
+    assert (before[3:] - after[3:]).abs().min() > 0.01
+
+
+def test_a_fitted_gain_lowers_the_spread_and_without_other_groups_there_is_none():
+    reward, value, is_valid = random_case(groups=40)
+    gain = fitted_gain(reward, value, is_valid, 3)
+    plain = controlled_advantage(reward, value, is_valid, 3, 0.0, "leave_one_out")
+    fitted = controlled_advantage(reward, value, is_valid, 3, gain, "leave_one_out")
+    assert fitted.var() < 0.95 * plain.var()
+    assert (fitted_gain(*(t[:3] for t in (reward, value, is_valid)), 3) == 0).all()
+    assert (fitted_gain(reward, torch.ones_like(value), is_valid, 3) == 0).all()
+
+
+@pytest.mark.parametrize("baseline", ["group_mean", "leave_one_out"])
+def test_pooled_means_are_over_all_slots_of_the_members_that_count(baseline):
+    reward, value, is_valid = random_case(groups=2)
+    is_valid[1, 1] = is_valid[4, 0] = False
+    found = controlled_advantage(reward, value, is_valid, 3, 1.0, baseline, pool_slots=True)
+    for row in range(6):
+        group = [i for i in range(6) if i // 3 == row // 3 and (baseline == "group_mean" or i != row)]
+        mean_r = reward[group].mean()
+        mean_v = torch.stack([value[i, k] for i in group for k in range(2) if is_valid[i, k]]).mean()
+        for slot in range(2):
+            expected = reward[row] - mean_r - (value[row, slot] - mean_v) if is_valid[row, slot] else 0.0
+            assert float(found[row, slot]) == pytest.approx(float(expected), abs=1e-12)
+
+
+def test_counterfactual_advantages_by_hand_and_exactly_zero_for_equal_values():
+    value = torch.tensor([[1.0, 0.0, 0.5], [0.1, 0.1, 0.1]])
+    advantage = counterfactual_advantage(value)
+    torch.testing.assert_close(advantage[0], torch.tensor([0.25, -0.25, 0.0]))
+    assert (advantage[1] == 0).all()
+    with pytest.raises(ValueError, match="2 actions or more"):
+        counterfactual_advantage(value[:, :1])
+
+
+def test_counterfactual_advantages_estimate_the_gradient_of_the_expected_value():
+    # Two actions from p over three, all nine pairs enumerated: Σ_m A_m ∇ log p(a_m) has the mean ∇ Σ_a p_a Q_a.
+    logits = torch.tensor([0.2, -0.5, 0.9], dtype=torch.float64, requires_grad=True)
+    q = torch.tensor([1.0, 0.3, -0.7], dtype=torch.float64)
+    logp = logits.log_softmax(0)
+    total = torch.zeros((), dtype=torch.float64)
+    for one, other in product(range(3), repeat=2):
+        advantage = counterfactual_advantage(q[[one, other]])
+        weight = (logp[one] + logp[other]).exp().detach()
+        total = total + weight * (advantage[0] * logp[one] + advantage[1] * logp[other])
+    (estimate,) = torch.autograd.grad(total, logits, retain_graph=True)
+    (expected,) = torch.autograd.grad((logp.exp() * q).sum(), logits)
+    torch.testing.assert_close(estimate, expected, rtol=0, atol=1e-12)

@@ -11,6 +11,8 @@ from unmask.functional.selection import (
     PRIORITY_RULES,
     RULES,
     candidate_steps,
+    inclusion_probability,
+    inverse_inclusion,
     select_steps,
     selected_path_steps,
     selection_noise,
@@ -237,11 +239,62 @@ def test_the_noise_of_a_row_depends_on_its_seed_alone():
 
 
 def test_unknown_rules_and_impossible_arguments_are_refused():
-    with pytest.raises(
-        ValueError, match=r'unknown rule "entropy"\. Available: entropy_topk, entropy_sampled, uniform'
-    ):
+    with pytest.raises(ValueError, match=r'unknown rule "entropy"\. Available: entropy_topk, entropy_sampled, uniform'):
         select_steps("entropy", ENTROPY, IS_CANDIDATE, 1, NOISE)
     with pytest.raises(ValueError, match="num_selected must be at least 1; got 0"):
         select_steps("uniform", ENTROPY, IS_CANDIDATE, 0, NOISE)
     with pytest.raises(ValueError, match=r"\(1, 6\), \(1, 5\), \(1, 6\)"):
         select_steps("uniform", ENTROPY, IS_CANDIDATE[:, :5], 1, NOISE)
+
+
+# Sampling in proportion to entropy
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    entropy=st.lists(st.floats(0, 5), min_size=1, max_size=8),
+    num_selected=st.integers(1, 9),
+    floor=st.floats(0.01, 1),
+)
+def test_inclusion_probabilities_sum_to_k_none_above_one_and_rise_with_entropy(entropy, num_selected, floor):
+    entropy = torch.tensor([entropy], dtype=torch.float64)
+    is_candidate = torch.ones_like(entropy, dtype=torch.bool)
+    pi = inclusion_probability(entropy, is_candidate, num_selected, floor)[0]
+    count = entropy.shape[1]
+    assert float(pi.sum()) == pytest.approx(min(num_selected, count), abs=1e-9)
+    assert (pi <= 1).all()
+    assert (pi >= min(1.0, floor * num_selected / count) - 1e-9).all(), "the floor bounds the weights"
+    order = entropy[0].argsort()
+    assert (pi[order].diff() > -1e-9).all()
+
+
+def test_sampled_steps_are_included_with_their_probability():
+    entropy = torch.tensor([[0.0, 2.0, 0.5, 1.0, 0.25]])
+    is_candidate = torch.tensor([[True, True, True, True, False]])
+    pi = inclusion_probability(entropy, is_candidate, 2)[0]
+    noise = ((torch.arange(10_000) + 0.5) / 10_000).double()[:, None].expand(-1, 5)
+    steps = select_steps("entropy_sampled", entropy.expand(10_000, -1), is_candidate.expand(10_000, -1), 2, noise)
+    assert (steps[:, 0] < steps[:, 1]).all(), "two different steps, in order of time"
+    frequency = torch.nn.functional.one_hot(steps, 5).sum(1).double().mean(0)
+    torch.testing.assert_close(frequency, pi, rtol=0, atol=2e-4)
+    assert abs(float(frequency[1] - frequency[0])) > 0.5, "not uniform"
+
+
+def test_inverse_inclusion_makes_a_kept_sum_unbiased_over_the_draw():
+    unmask_step = torch.tensor([[0, 1, 2, 3, 3]])
+    entropy = torch.tensor([[0.1, 2.0, 0.5, 0.6, 0.4]])
+    points = ((torch.arange(20_000) + 0.5) / 20_000).double()
+    joint = torch.tensor([[0.1, 2.0, 0.5, 1.0]])
+    noise = points[:, None].expand(-1, 4)
+    every = torch.ones(20_000, 4, dtype=torch.bool)
+    steps = select_steps("entropy_sampled", joint.expand(20_000, -1), every, 2, noise)
+    weight = inverse_inclusion(steps, 2, unmask_step.expand(20_000, -1), entropy.expand(20_000, -1), 4)
+    quantity = torch.tensor([3.0, -1.0, 10.0, 0.5]).double()
+    kept = (weight * quantity[steps]).sum(-1).mean()
+    assert float(kept) == pytest.approx(float(quantity.sum()), abs=0.01)
+    assert abs(float(quantity[steps].sum(-1).mean() * 2) - float(quantity.sum())) > 1, "without the weights it is not"
+
+
+def test_a_floor_out_of_range_is_refused():
+    with pytest.raises(ValueError, match=r"floor must be in \(0, 1\]; got 0"):
+        inclusion_probability(torch.ones(1, 2), torch.ones(1, 2, dtype=torch.bool), 1, floor=0.0)

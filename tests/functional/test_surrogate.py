@@ -9,7 +9,13 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from unmask.functional.surrogate import clipped_surrogate, exact_kl, kl_k3
+from unmask.functional.surrogate import (
+    clipped_surrogate,
+    divergence_masked_surrogate,
+    exact_kl,
+    kl_k2,
+    kl_k3,
+)
 
 INF = float("inf")
 
@@ -169,3 +175,89 @@ def test_results_are_float32_or_float64(given_dtype, dtype):
 def test_the_exact_kl_refuses_shapes_that_disagree():
     with pytest.raises(ValueError, match=r"\(2, 3\), \(3,\)"):
         exact_kl(torch.zeros(2, 3), torch.zeros(3))
+
+
+# Other trust regions
+
+
+@pytest.mark.parametrize(
+    ("ratio", "advantage", "loss", "is_clipped"),
+    [(2.9, -1.0, 2.9, False), (4.0, -1.0, 3.0, True), (4.0, 1.0, -1.2, True), (0.5, -1.0, 0.8, True)],
+)
+def test_a_dual_clip_bounds_what_a_bad_sample_can_push(ratio, advantage, loss, is_clipped):
+    log_ratio = torch.tensor([ratio], dtype=torch.float64).log().requires_grad_()
+    found, clipped = clipped_surrogate(log_ratio, torch.tensor([advantage]), 0.2, 0.2, dual=3.0)
+    assert found.item() == pytest.approx(loss)
+    assert clipped.item() == is_clipped
+    found.sum().backward()
+    assert (log_ratio.grad == 0).item() == is_clipped
+
+
+def test_a_dual_clip_within_one_is_refused():
+    with pytest.raises(ValueError, match="dual must be above 1"):
+        clipped_surrogate(torch.zeros(1), torch.ones(1), 0.2, 0.2, dual=0.5)
+
+
+def binary_kl(q, p):
+    return q * math.log(q / p) + (1 - q) * math.log((1 - q) / (1 - p))
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    old=st.floats(0.01, 0.99),
+    new=st.floats(0.01, 0.99),
+    advantage=st.floats(-2, 2),
+    bound=st.floats(0.001, 0.5),
+    kind=st.sampled_from(["tv", "kl"]),
+)
+def test_the_divergence_mask_drops_what_is_beyond_the_bound_and_would_widen_the_gap(old, new, advantage, bound, kind):
+    divergence = abs(new - old) if kind == "tv" else binary_kl(old, new)
+    if abs(divergence - bound) < 1e-9:
+        return
+    logprob = torch.tensor([new], dtype=torch.float64).log().requires_grad_()
+    log_ratio = logprob - math.log(old)
+    loss, is_dropped = divergence_masked_surrogate(
+        log_ratio, torch.tensor([advantage], dtype=torch.float64), logprob, kind, bound
+    )
+    dropped = divergence > bound and advantage * (float(log_ratio.detach())) > 0
+    assert is_dropped.item() == dropped
+    assert loss.item() == pytest.approx(0.0 if dropped else -new / old * advantage)
+    loss.sum().backward()
+    assert logprob.grad.item() == pytest.approx(0.0 if dropped else -new / old * advantage)
+
+
+def test_unlike_a_clip_the_divergence_mask_lets_rare_samples_move_and_holds_frequent_ones():
+    old, new = torch.tensor([0.001, 0.6]).log(), torch.tensor([0.005, 0.85]).log()
+    advantage = torch.ones(2)
+    _, is_dropped = divergence_masked_surrogate(new - old, advantage, new, "tv", 0.2)
+    _, is_clipped = clipped_surrogate(new - old, advantage, 0.2, 0.5)
+    assert is_dropped.tolist() == [False, True]
+    assert is_clipped.tolist() == [True, False]
+
+
+def test_the_divergence_mask_is_finite_where_a_policy_is_sure():
+    logprob = torch.tensor([0.0, -1e-9, -50.0], requires_grad=True)
+    old = torch.tensor([-3.0, 0.0, 0.0])
+    for kind in ("tv", "kl"):
+        loss, _ = divergence_masked_surrogate(logprob - old, torch.tensor([1.0, -1.0, -1.0]), logprob, kind, 0.1)
+        (gradient,) = torch.autograd.grad(loss.sum(), logprob)
+        assert torch.isfinite(loss).all()
+        assert torch.isfinite(gradient).all()
+
+
+def test_an_unknown_divergence_or_a_negative_bound_is_refused():
+    for kind, bound in (("js", 0.1), ("tv", -0.1)):
+        with pytest.raises(ValueError, match='needs kind "tv" or "kl" and bound >= 0'):
+            divergence_masked_surrogate(torch.zeros(1), torch.ones(1), torch.zeros(1), kind, bound)
+
+
+def test_the_gradient_of_k2_is_that_of_the_kl_and_its_value_is_not():
+    p = torch.tensor([0.5, 0.3, 0.2], dtype=torch.float64).log().requires_grad_()
+    q = torch.tensor([0.2, 0.5, 0.3], dtype=torch.float64).log()
+    new = p.log_softmax(-1)
+    k2 = (new.detach().exp() * kl_k2(new, q)).sum()
+    kl = exact_kl(new, q)
+    (ours,) = torch.autograd.grad(k2, p, retain_graph=True)
+    (theirs,) = torch.autograd.grad(kl, p)
+    torch.testing.assert_close(ours, theirs)
+    assert abs(k2.item() - kl.item()) > 0.01

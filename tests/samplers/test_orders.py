@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 
 import pytest
@@ -111,3 +112,20 @@ def test_equal_scores_go_to_the_earlier_position(table_denoiser):
     sampler = SamplerConfig(max_completion_length=4, num_steps=4, order="low_confidence")
     path = denoise(toy, prompt, torch.ones_like(prompt, dtype=torch.bool), sampler, torch.arange(3))
     assert path.unmask_step.tolist() == [[0, 1, 2, 3]] * 3
+
+
+def test_plackett_luce_scores_the_likeliest_tokens_probability_plus_noise_of_its_own(table_denoiser):
+    many = [dataclasses.replace(proposal(P, [3, 1, 2, 1], seed=seed), temperature=0.5) for seed in range(4000)]
+    first = torch.cat([ORDERS["plackett_luce"](one).argmax(-1) for one in many])
+    # In proportion to p^(1/τ) = p²: blind to what was proposed.
+    weight = torch.tensor([0.6, 0.5, 0.55, 0.4]) ** 2
+    expected = 4000 * weight / weight.sum()
+    assert chisquare(torch.bincount(first, minlength=4), expected, sum_check=False).pvalue > 1e-3
+    assert chisquare(torch.bincount(first, minlength=4), torch.full((4,), 1000.0)).pvalue < 1e-6
+    again = dataclasses.replace(proposal(P, [1, 1, 1, 1], seed=7), temperature=0.5)
+    assert torch.equal(ORDERS["plackett_luce"](again), ORDERS["plackett_luce"](many[7]))
+
+
+def test_towards_temperature_zero_plackett_luce_commits_the_surest_first():
+    cold = dataclasses.replace(proposal(P, [1, 1, 1, 1]), temperature=1e-4)
+    assert ORDERS["plackett_luce"](cold)[0].argsort(descending=True).tolist() == [0, 2, 1, 3]

@@ -172,7 +172,7 @@ def inclusion_probability(
     entropy = entropy.double().clamp(min=0).masked_fill(~is_candidate, 0.0)
     count = is_candidate.sum(dim=-1, keepdim=True)
     total = entropy.sum(dim=-1, keepdim=True)
-    even = is_candidate / count.clamp(min=1)
+    even = is_candidate.double() / count.clamp(min=1)
     share = torch.where(total > 0, (1 - floor) * entropy / total.clamp(min=1e-300) + floor * even, even)
     wanted = count.clamp(max=num_selected).double()
     is_certain = torch.zeros_like(is_candidate)

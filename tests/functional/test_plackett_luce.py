@@ -1,0 +1,106 @@
+"""Plackett-Luce: all orderings enumerated, the Gumbel trick against them, and the ends of the number range."""
+
+from __future__ import annotations
+
+import itertools
+import math
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy.stats import chisquare
+
+from unmask.functional.noise import counter_uniform
+from unmask.functional.plackett_luce import gumbel_noise, plackett_luce_logprob
+
+SCORE = torch.tensor([0.3, -1.0, 1.2, 0.0], dtype=torch.float64)
+
+
+def ranks_of(order, size):
+    """[size] rank of each item when `order` is drawn first; items that are not drawn come last."""
+    rank = torch.full((size,), size, dtype=torch.long)
+    rank[list(order)] = torch.arange(len(order))
+    return rank
+
+
+def by_hand(score, order):
+    """Log-probability of an ordered draw: each in proportion to exp(score) among those left."""
+    left, total = list(range(len(score))), 0.0
+    for item in order:
+        total += float(score[item]) - math.log(sum(math.exp(score[i]) for i in left))
+        left.remove(item)
+    return total
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 4])
+def test_the_probabilities_of_all_ordered_draws_sum_to_one_and_are_those_of_drawing_one_by_one(count):
+    orders = list(itertools.permutations(range(4), count))
+    rank = torch.stack([ranks_of(order, 4) for order in orders])
+    score = SCORE.expand(len(orders), -1)
+    logprob = plackett_luce_logprob(score, rank, torch.ones_like(rank, dtype=torch.bool))
+    total = logprob.masked_fill(rank >= count, 0.0).sum(-1)
+    assert float(total.exp().sum()) == pytest.approx(1, abs=1e-12)
+    expected = torch.tensor([by_hand(SCORE, order) for order in orders], dtype=torch.float64)
+    torch.testing.assert_close(total, expected, rtol=0, atol=1e-12)
+
+
+def test_sorted_scores_with_gumbel_noise_have_these_frequencies_and_without_the_noise_they_do_not():
+    rows = 20_000
+    uniform = counter_uniform(torch.arange(rows).unsqueeze(-1), torch.arange(4))
+    drawn = (SCORE + gumbel_noise(uniform)).argsort(-1, descending=True)[:, :2]
+    orders = list(itertools.permutations(range(4), 2))
+    counts = torch.tensor([int((drawn == torch.tensor(order)).all(-1).sum()) for order in orders])
+    expected = torch.tensor([math.exp(by_hand(SCORE, order)) for order in orders]) * rows
+    assert chisquare(counts, expected, sum_check=False).pvalue > 1e-3
+    uniform_noise = (SCORE + uniform).argsort(-1, descending=True)[:, :2]
+    counts = torch.tensor([int((uniform_noise == torch.tensor(order)).all(-1).sum()) for order in orders])
+    assert chisquare(counts, expected, sum_check=False).pvalue < 1e-12
+
+
+@settings(max_examples=50, deadline=None)
+@given(
+    score=st.lists(st.floats(-20, 20), min_size=1, max_size=6),
+    shift=st.floats(-50, 50),
+)
+def test_an_added_constant_changes_nothing_and_the_last_item_is_certain(score, shift):
+    score = torch.tensor(score, dtype=torch.float64)
+    rank = torch.arange(len(score))
+    available = torch.ones_like(rank, dtype=torch.bool)
+    logprob = plackett_luce_logprob(score, rank, available)
+    torch.testing.assert_close(plackett_luce_logprob(score + shift, rank, available), logprob, rtol=0, atol=1e-9)
+    assert float(logprob[-1]) == 0.0
+    assert (logprob <= 1e-12).all()
+
+
+def test_what_cannot_be_drawn_and_what_is_in_another_urn_does_not_compete():
+    rank = torch.tensor([0, 1, 2, 3])
+    available = torch.tensor([True, True, False, True])
+    among = plackett_luce_logprob(SCORE, rank, available)
+    assert float(among[0]) == pytest.approx(by_hand(SCORE[[0, 1, 3]], (0,)))
+    urns = plackett_luce_logprob(SCORE, rank, torch.ones(4, dtype=torch.bool), torch.tensor([0, 1, 0, 1]))
+    assert float(urns[0]) == pytest.approx(by_hand(SCORE[[0, 2]], (0,)))
+    assert float(urns[1]) == pytest.approx(by_hand(SCORE[[1, 3]], (0,)))
+
+
+def test_the_gradient_is_one_less_the_probability_and_never_nan():
+    score = SCORE.clone().requires_grad_()
+    available = torch.tensor([True, True, False, True])
+    plackett_luce_logprob(score, torch.tensor([0, 1, 2, 3]), available)[0].backward()
+    p = SCORE[[0, 1, 3]].softmax(0)
+    expected = torch.tensor([1 - p[0], -p[1], 0.0, -p[2]], dtype=torch.float64)
+    torch.testing.assert_close(score.grad, expected)
+    huge = torch.tensor([1e4, -1e4, -torch.inf], requires_grad=True)
+    plackett_luce_logprob(huge, torch.arange(3), torch.tensor([True, True, False]))[:2].sum().backward()
+    assert torch.isfinite(huge.grad[:2]).all()
+
+
+def test_gumbel_noise_is_finite_at_both_ends():
+    ends = torch.tensor([0.0, 1 - 2.0**-53], dtype=torch.float64)
+    assert torch.isfinite(gumbel_noise(ends)).all()
+    assert gumbel_noise(ends)[0] < -6 < 36 < gumbel_noise(ends)[1]
+
+
+def test_shapes_that_disagree_are_refused():
+    with pytest.raises(ValueError, match="must have one shape"):
+        plackett_luce_logprob(SCORE, torch.arange(3), torch.ones(4, dtype=torch.bool))
