@@ -306,7 +306,7 @@ def inverse_inclusion(steps: Tensor, num_selected: int, unmask_step: Tensor, ent
     Example:
         >>> unmask_step, entropy = torch.tensor([[0, 1, 2]]), torch.tensor([[1.0, 1.0, 1.0]])
         >>> inverse_inclusion(torch.tensor([[2]]), 1, unmask_step, entropy, 3)
-        tensor([[3.0000]], dtype=torch.float64)
+        tensor([[3.]], dtype=torch.float64)
     """
     joint = step_sum(entropy.double(), unmask_step, num_steps)
     is_candidate = candidate_steps(unmask_step, torch.zeros_like(unmask_step, dtype=torch.bool), num_steps)
