@@ -75,6 +75,7 @@ def run_cell(cell: Cell) -> dict[str, Any]:
         f"output_dir={folder}",
         f"seed={cell.seed}",
         "num_iterations=1",
+        "method.beta=0.0",
         f"method.num_selected={cell.num_selected}",
         *(f"method.{key}={value}" for key, value in ARMS[cell.arm].items()),
         "evaluation.eval_steps=0",

@@ -287,10 +287,13 @@ def test_a_tree_can_be_validated_without_a_file() -> None:
         recipe.task.rows("trian", 1)  # type: ignore[arg-type]
 
 
-def test_another_method_keeps_the_options_that_it_has_and_drops_the_files_others() -> None:
+def test_another_method_begins_with_its_published_setting_whatever_the_file_says_of_its_own() -> None:
     plain = load_recipe("sudoku-tiny", ["method.type=egspo"])
-    assert (plain.method.num_selected, plain.method.beta) == (1, 0.0)
-    # egspo_ca has a num_selected and no beta.
+    assert (plain.method.num_selected, plain.method.beta) == (8, 0.04)
+    # A beta of 0 means nothing to vrpo, and was not meant for it.
+    assert load_recipe("sudoku-tiny", ["method.type=vrpo"]).method.beta > 0
+    # What is given beside the type is meant for it, before or after, and equal to the file's or not.
+    assert load_recipe("sudoku-tiny", ["method.beta=0.0", "method.type=egspo"]).method.beta == 0.0
     other = load_recipe("sudoku-tiny", ["method.num_selected=2", "method.type=egspo_ca"])
     assert other.method.num_selected == 2
     with pytest.raises(ConfigError, match='unknown key in method "beta"'):

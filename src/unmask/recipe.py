@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping, Sequence
 from functools import reduce
 from importlib import resources
@@ -163,25 +162,10 @@ def load(kind: type[RecipeT], source: str, overrides: Sequence[str] = ()) -> Rec
             validation refuses.
     """
     tree = recipe_tree(kind, source)
-    before = copy.deepcopy(tree)
-    for override in overrides:
+    # A type first: it drops what the file says of another, and what is given beside it is meant for it.
+    for override in sorted(overrides, key=lambda o: not o.partition("=")[0].strip().endswith(".type")):
         apply_override(tree, override)
-    _drop_strangers(tree, before)
     return validate(kind, tree)
-
-
-def _drop_strangers(tree: dict[str, Any], before: Mapping[str, Any]) -> None:
-    """Where the method or task was changed, take out options of the file's own that the new one does not have."""
-    tables: dict[str, Mapping[str, type[BaseModel]]] = {"method": METHODS, "task": TASKS}
-    for section, table in tables.items():
-        now, was = tree.get(section), before.get(section)
-        if not isinstance(now, dict) or not isinstance(was, dict) or now.get("type") == was.get("type"):
-            continue
-        if chosen := table.get(str(now.get("type"))):
-            for key in was.keys() - chosen.model_fields.keys():
-                # One that was given anew stays, to be refused by name.
-                if now.get(key) == was[key]:
-                    del now[key]
 
 
 def recipe_tree(kind: type[RunRecipe], source: str) -> dict[str, Any]:
@@ -257,7 +241,7 @@ def apply_override(tree: dict[str, Any], override: str) -> None:
 
 
 def write_key(tree: dict[str, Any], key: str, value: object) -> None:
-    """Write a value under a dotted key into a tree of dicts.
+    """Write a value under a dotted key into a tree of dicts; another `type` drops what was beside the one before.
 
     Raises:
         ConfigError: something on the way is no dict.
@@ -267,6 +251,9 @@ def write_key(tree: dict[str, Any], key: str, value: object) -> None:
         tree = tree.setdefault(name, {})
         if not isinstance(tree, dict):
             raise ConfigError(f"{name} is a single value and has nothing below it.")
+    if leaf == "type" and tree.get("type", value) != value:
+        # Options of one name mean different things to different methods and tasks.
+        tree.clear()
     tree[leaf] = value
 
 

@@ -292,6 +292,13 @@ class LossInputs:
     old_choice: Tensor | None = None
     """The same under the policy at the start of the update."""
 
+    @property
+    def choices(self) -> tuple[Tensor, Tensor] | None:
+        """The two together, where asked for and known."""
+        if self.new_choice is None or self.old_choice is None:
+            return None
+        return self.new_choice, self.old_choice
+
 
 @dataclass(frozen=True, slots=True)
 class LossOutput:

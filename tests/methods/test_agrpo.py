@@ -87,8 +87,8 @@ def test_the_defaults_are_the_published_settings_but_for_the_horizon():
         "divergence": "tv",
         "max_divergence": 0.15,
     }
-    assert AGRPO().needs() == Needs()
-    assert AGRPO(beta=0.1).needs() == Needs(reference="logprob")
+    assert AGRPO().needs() == Needs(choice=True)
+    assert AGRPO(beta=0.1).needs() == Needs(reference="logprob", choice=True)
 
 
 @pytest.mark.parametrize("draws", ["low_discrepancy", "independent"])
@@ -158,7 +158,9 @@ def test_a_given_token_is_never_a_target_and_a_row_of_given_tokens_has_no_view(t
 
 @pytest.mark.parametrize("sampling", ["uniform", "entropy"])
 @pytest.mark.parametrize(
-    "options", [{}, {"eos": True}, {"num_steps": 2}, {"order": "left_to_right", "eos": True}], ids=str
+    "options",
+    [{}, {"eos": True}, {"num_steps": 2}, {"order": "left_to_right", "eos": True}, {"order": "plackett_luce"}],
+    ids=str,
 )
 def test_over_its_draws_it_is_the_policy_gradient_divided_by_the_number_of_steps(toy, sampling, options):
     small = toy(**options)

@@ -42,7 +42,7 @@ def test_settings_that_do_not_go_together_are_refused():
     CoupledGRPO().check(sampler, 2)
     with pytest.raises(ConfigError, match=r"min_ratio = 0\.9 is above method\.max_ratio = 0\.8\. Swap them"):
         CoupledGRPO(min_ratio=0.9).check(sampler, 2)
-    with pytest.raises(ConfigError, match=r"Use clip or none"):
+    with pytest.raises(ConfigError, match=r"weighted means of two likelihoods of a token\. Set it to clip or none"):
         CoupledGRPO(trust_region="divergence").check(sampler, 2)
     with pytest.raises(ConfigError, match="num_generations = 1"):
         CoupledGRPO().check(sampler, 1)

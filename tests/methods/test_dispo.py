@@ -18,7 +18,7 @@ EXACT = {"rtol": 0.0, "atol": 1e-10}
 
 
 def with_fills(small, step, group_size):
-    """Groups of every path with every pair of fills of its state before `step` (the same pair for all members), each weighted."""
+    """Groups of every path with every pair of fills of its state before `step`, each with its probability."""
     paths = small.paths()
     table = small.logprobs(small.temperature).detach().exp()
     rows, fills, weight = [], [], []
@@ -94,6 +94,21 @@ def test_both_terms_add_up_with_their_weights(toy, state_weight):
     estimate = expected_gradient(small, method, *with_fills(small, 1, 2))
     expected = (mean_field_gradient(small) + state_weight * one_step_gradient(small, 1)) / small.L
     torch.testing.assert_close(estimate, expected, **EXACT)
+
+
+def test_only_what_the_policy_wrote_up_to_the_first_eos_is_trained_by_the_terminal_term(toy):
+    small = toy(num_tokens=2, length=3, num_steps=3, eos=True, order="left_to_right")
+    groups, _ = with_fills(small, 0, 1)
+    views = DiSPO(num_fills=2).plan(groups, torch.Generator())
+    is_terminal = views.slot == 0
+    path = groups.trajectory
+    tokens, when = path.tokens[views.row[is_terminal]], path.unmask_step[views.row[is_terminal]]
+    before_end = (tokens == path.eos_id).cumsum(-1) - (tokens == path.eos_id).int() == 0
+    assert torch.equal(views.target[is_terminal], before_end)
+    filled = when == path.num_steps
+    assert filled.any()
+    assert not (views.target[is_terminal] & filled).any()
+    assert views.hidden[is_terminal].all()
 
 
 def test_it_is_not_the_policy_gradient(toy):

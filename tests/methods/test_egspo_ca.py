@@ -177,6 +177,54 @@ def test_the_combination_with_the_group_is_unbiased_whatever_gain_other_groups_s
     assert abs(gains[0] - gains[1]) > 0.05, "the two groups suggest different gains"
 
 
+def continued(small, step, action, path):
+    """Every way to denoise on after an action at a step, left to right: completions with their probabilities."""
+    table = small.logprobs(small.temperature).detach().exp()
+    tokens = [token if when < step else small.V for token, when in zip(path.tokens, path.when, strict=True)]
+    (position,) = [i for i, when in enumerate(path.when) if when == step]
+    tokens[position] = action
+    ways = [(tuple(tokens), 1.0)]
+    for i in range(position + 1, small.L):
+        ways = [
+            ((*way[:i], token, *way[i + 1 :]), p * float(table[small.index(way), i, token]))
+            for way, p in ways
+            for token in range(small.V)
+        ]
+    return ways
+
+
+@pytest.mark.parametrize("step", [0, 1])
+def test_actions_that_are_denoised_on_estimate_the_steps_share_of_the_policy_gradient(toy, step):
+    small = toy(num_tokens=2, length=2, num_steps=2, order="left_to_right")
+    paths = small.paths()
+    of_path, table = small.probability(paths).detach(), small.logprobs(small.temperature).detach().exp()
+    rows, fills, weight = [], [], []
+    for b, path in enumerate(paths):
+        state = small.index(
+            [small.V if when >= step else token for token, when in zip(path.tokens, path.when, strict=True)]
+        )
+        for one, other in itertools.product(range(small.V), repeat=2):
+            drawn = float(table[state, step, one] * table[state, step, other])
+            for (first, p), (second, q) in itertools.product(
+                continued(small, step, one, path), continued(small, step, other, path)
+            ):
+                rows.append(b)
+                fills.append([first, second])
+                weight.append(float(of_path[b]) * drawn * p * q)
+    reward = torch.stack([torch.stack([small.reward_table[fill] for fill in row]) for row in fills])
+    record = replace(
+        small.trajectory(paths).rows(torch.tensor(rows)),
+        greedy_step=torch.full((len(rows), 1), step, dtype=torch.int32),
+        fill_tokens=torch.tensor(fills, dtype=torch.int32).unsqueeze(1),
+    )
+    rollout = Rollout(record, 1, small.reward(paths)[rows], fill_reward=reward.unsqueeze(1))
+    weight = torch.tensor(weight, dtype=torch.float64)
+    assert float(weight.sum()) == pytest.approx(1, abs=1e-12)
+    method = EGSPOCA(num_actions=2, finish="rollout")
+    estimate = expected_gradient(small, method, rollout, weight) / torch.tensor(small.num_steps / small.L).double()
+    torch.testing.assert_close(estimate, share_of_step(small, step), **EXACT)
+
+
 # By hand
 
 
@@ -227,6 +275,7 @@ def test_the_loss_is_a_clipped_ratio_for_each_action_summed_over_actions():
     [
         ({"scope": "all", "form": "unbiased"}, "every masked position is drawn. Set method.scope to step"),
         ({"scope": "all", "finish": "sampled"}, "method.finish = sampled"),
+        ({"scope": "all", "trust_region": "divergence"}, "near zero wherever it moves"),
         ({"num_selected": 5}, "num_selected = 5 is more than the 4 denoising steps"),
     ],
 )

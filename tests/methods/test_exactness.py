@@ -457,7 +457,6 @@ def test_a_gain_fitted_on_the_other_groups_leaves_the_expectation_alone_and_one_
     assert distance(estimate, small.grad_j()) > 0.05
 
 
-@pytest.mark.parametrize("order", ["random", "left_to_right"])
 def values_ahead(small, path):
     """V of the state that each step leads to; after the last step, the reward."""
     values = [float(small.reward_table[small.greedy(path, k)]) for k in range(1, small.num_steps)]

@@ -80,8 +80,8 @@ def test_the_defaults_are_the_published_settings():
 
 
 def test_only_a_kl_to_the_reference_needs_the_reference():
-    assert StepMerge().needs() == CJGRPO().needs() == Needs(reference="logprob")
-    assert StepMerge(beta=0.0).needs() == TraceRL().needs() == Needs()
+    assert StepMerge().needs() == CJGRPO().needs() == Needs(reference="logprob", choice=True)
+    assert StepMerge(beta=0.0).needs() == TraceRL().needs() == Needs(choice=True)
 
 
 def test_more_segments_than_steps_are_refused():
@@ -133,6 +133,18 @@ def test_with_every_step_a_segment_it_is_the_policy_gradient_over_the_length(toy
     found = estimate(small, method(num_segments))
     torch.testing.assert_close(found, all_steps / small.L, **EXACT)
     torch.testing.assert_close(found, small.grad_j() / small.L, **EXACT)
+
+
+@pytest.mark.parametrize("num_steps", [3, 2])
+def test_under_plackett_luce_it_counts_the_choice_of_positions(toy, num_steps):
+    small = toy(order="plackett_luce", num_steps=num_steps)
+    found = estimate(small, method(0))
+    torch.testing.assert_close(found, small.grad_j() / small.L, **EXACT)
+    paths = small.paths()
+    reward = small.reward(paths)
+    mean = float((small.probability(paths).detach() * reward).sum())
+    tokens_alone = pinned(small, paths, lambda b, k: float(reward[b]) - mean) / small.L
+    assert distance(tokens_alone, found) > 0.05
 
 
 def test_the_whole_replay_has_an_entry_of_its_own(toy):

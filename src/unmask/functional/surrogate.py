@@ -55,8 +55,9 @@ def clipped_surrogate(
     if dual:
         is_beyond = (advantage < 0) & (ratio > dual)
         high, is_clipped = torch.where(is_beyond, dual, high), is_clipped | is_beyond
-    # The exponential with graph sees no clipped element: where it overflows, 0 times its gradient would be NaN.
-    bounded = torch.where(is_clipped, ratio.clamp(low, high), log_ratio.masked_fill(is_clipped, 0.0).exp())
+    # The exponential with graph sees no element that is clipped or counts for nothing: where it overflows, 0 times it is NaN.
+    is_idle = is_clipped | (advantage == 0)
+    bounded = torch.where(is_clipped, ratio.clamp(low, high), log_ratio.masked_fill(is_idle, 0.0).exp())
     return -bounded * advantage, is_clipped
 
 

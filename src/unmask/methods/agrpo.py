@@ -48,13 +48,13 @@ class AGRPO(RatioMethod):
     summary: ClassVar[str] = "gradients at steps drawn at random, weighted by the inverse of their probability"
     unbiased: ClassVar[str] = "with leave_one_out"
     estimates: ClassVar[str] = (
-        "the policy gradient over T, exactly with baseline=leave_one_out, but for low_confidence and plackett_luce order"
+        "the policy gradient over T, exactly with baseline=leave_one_out, but for low_confidence order"
     )
     cost: ClassVar[str] = "S f+b at most, less where a step is drawn twice (+ S f old, S f reference)"
 
     def needs(self) -> Needs:
-        """The reference where β > 0."""
-        return Needs(reference="logprob" if self.beta else "none")
+        """The reference where β > 0, and the choice of positions where the order has a probability."""
+        return Needs(reference="logprob" if self.beta else "none", choice=True)
 
     def plan(self, rollout: Rollout, generator: torch.Generator) -> Views:
         """One view for each step that was drawn, its weight (1/H) / P for every time, over S."""
@@ -80,7 +80,7 @@ class AGRPO(RatioMethod):
 
     def loss(self, inputs: LossInputs) -> LossOutput:
         """w Σ_i (-min(ρ_i A, clip(ρ_i) A) + β ρ_i k3_i) over the step's tokens, with w the view's weight."""
-        loss, metrics = self.token_loss(inputs.new, inputs.old, inputs.advantage, inputs.target)
+        loss, metrics = self.token_loss(inputs.new, inputs.old, inputs.advantage, inputs.target, choice=inputs.choices)
         if self.beta:
             assert inputs.reference is not None
             # The ratio makes the gradient that of KL(new || reference); k3 alone has that of the reverse.

@@ -9,7 +9,7 @@ from abc import ABC, abstractmethod
 from typing import ClassVar, Literal
 
 import torch
-from pydantic import Field
+from pydantic import Field, field_validator
 from torch import Tensor
 
 from unmask.config import Config, SamplerConfig
@@ -29,8 +29,8 @@ class Method(Config, ABC):
     summary: ClassVar[str]
     """One line for `unmask methods`."""
     unbiased: ClassVar[str]
-    """Whether its gradient, on-policy, is unbiased for the policy gradient up to a factor: yes, no, or with which settings. The
-    orders are those whose choice of positions does not depend on the tokens drawn."""
+    """Whether its gradient, on-policy, is unbiased for the policy gradient up to a factor: yes, no, or with which settings; under
+    the orders `random`, `left_to_right`, `entropy` and `margin`, and `plackett_luce` where the method counts its choice."""
     estimates: ClassVar[str]
     """What its gradient is an estimate of, and how exactly."""
     sampler: ClassVar[str] = ""
@@ -42,6 +42,9 @@ class Method(Config, ABC):
     views of whole groups, first without graph; the derivative with respect to each log-probability is then back-propagated
     chunk by chunk (two passes, the same gradient, memory that does not grow with the number of views). Where all views fit into
     one forward, one pass does."""
+    on_path: ClassVar[bool] = True
+    """Whether the views are states of the path, in which the sampler's top-k and top-p restricted the tokens. Elsewhere nothing
+    was drawn, so likelihoods there are of the whole vocabulary, at the sampling temperature."""
     fresh_views: ClassVar[bool] = False
     """Whether each of the `num_iterations` passes gets a plan of its own; otherwise all share one."""
 
@@ -105,6 +108,31 @@ class RatioMethod(Method):
     max_divergence: float = Field(0.15, ge=0)
     """δ of the divergence mask."""
 
+    samples: ClassVar[str] = ""
+    """What its ratio is of, if that is no single token or step, whose probability the divergence mask reads."""
+
+    @field_validator("dual_clip")
+    @classmethod
+    def _check_dual_clip(cls, value: float) -> float:
+        if 0 < value <= 1:
+            raise ValueError(
+                f"dual_clip = {value} would cut ratios that have not risen. Use a number above 1, or 0 for none."
+            )
+        return value
+
+    def check(self, sampler: SamplerConfig, num_generations: int) -> None:
+        """Also refuse a divergence of what has no probability of its own.
+
+        Raises:
+            ConfigError: see above.
+        """
+        super().check(sampler, num_generations)
+        if self.trust_region == "divergence" and self.samples:
+            raise ConfigError(
+                f"method.trust_region = divergence measures how far the probability of one token or step moved, and {self.type} "
+                f"has ratios of {self.samples}. Set it to clip or none."
+            )
+
     def surrogate(self, log_ratio: Tensor, advantage: Tensor, new_logprob: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """The loss of each element, -ρ A within the trust region, and its metrics.
 
@@ -138,6 +166,7 @@ class RatioMethod(Method):
         target: Tensor,
         reference: Tensor | None = None,
         beta: float = 0.0,
+        choice: tuple[Tensor, Tensor] | None = None,
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """The loss of each token with a ratio of its own, -ρ A within the trust region plus β k3, and its metrics.
 
@@ -147,12 +176,17 @@ class RatioMethod(Method):
             advantage: [n].
             target: [n, L] bool: tokens that count.
             reference: [n, L] nats; read where β > 0.
-            beta: β >= 0, weight of the KL to the reference.
+            beta: β >= 0, weight of the KL to the reference, which is of the tokens alone.
+            choice: [n, L] nats each, log-probabilities of the choice of each position under the new and the old policy, which the
+                ratio then counts; see `choices`.
 
         Returns:
             [n, L], 0 outside `target`; and the metrics of the targets alone.
         """
-        loss, metrics = self.surrogate(new - old, advantage.unsqueeze(-1), new)
+        log_ratio, log_action = new - old, new
+        if choice is not None:
+            log_ratio, log_action = log_ratio + choice[0] - choice[1], log_action + choice[0]
+        loss, metrics = self.surrogate(log_ratio, advantage.unsqueeze(-1), log_action)
         if beta:
             assert reference is not None
             kl = kl_k3(new, reference)

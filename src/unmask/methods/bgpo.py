@@ -46,6 +46,7 @@ class BGPO(RatioMethod):
         "E[A ∇ELBO] / L, ELBO of the tokens up to the first EOS; with scale=deviation A is divided by it"
     )
     cost: ClassVar[str] = "n f+b (+ n f old)"
+    on_path: ClassVar[bool] = False
 
     def needs(self) -> Needs:
         """Nothing beside the group."""

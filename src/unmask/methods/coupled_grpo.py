@@ -49,6 +49,8 @@ class CoupledGRPO(RatioMethod):
         "the batch's number of tokens; not the policy gradient"
     )
     cost: ClassVar[str] = "3 f+b (+ 3 f old, 3 f reference) in each iteration, two passes"
+    on_path: ClassVar[bool] = False
+    samples: ClassVar[str] = "weighted means of two likelihoods of a token"
     separable: ClassVar[bool] = False
     fresh_views: ClassVar[bool] = True
 
@@ -57,16 +59,11 @@ class CoupledGRPO(RatioMethod):
         return Needs(reference="logprob" if self.beta else "none")
 
     def check(self, sampler: SamplerConfig, num_generations: int) -> None:
-        """Also refuse an empty range of mask ratios, and a divergence of numbers that are no probabilities."""
+        """Also refuse an empty range of mask ratios."""
         super().check(sampler, num_generations)
         if self.min_ratio > self.max_ratio:
             raise ConfigError(
                 f"method.min_ratio = {self.min_ratio} is above method.max_ratio = {self.max_ratio}. Swap them, or set both alike."
-            )
-        if self.trust_region == "divergence":
-            raise ConfigError(
-                "method.trust_region = divergence compares probabilities of tokens, and coupled_grpo has weighted means of their "
-                "logarithms, with weights that do not sum to 1. Use clip or none."
             )
 
     def plan(self, rollout: Rollout, generator: torch.Generator) -> Views:

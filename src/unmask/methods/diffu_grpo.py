@@ -43,6 +43,7 @@ class DiffuGRPO(RatioMethod):
         "gradient, whose tokens see each other"
     )
     cost: ClassVar[str] = "1 f+b (+ 1 f old, 1 f reference) in each iteration"
+    on_path: ClassVar[bool] = False
     fresh_views: ClassVar[bool] = True
 
     def needs(self) -> Needs:

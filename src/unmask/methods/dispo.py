@@ -18,8 +18,8 @@ from unmask.config import SamplerConfig
 from unmask.errors import ConfigError
 from unmask.functional.advantage import counterfactual_advantage, group_advantage
 from unmask.methods.base import RatioMethod
-from unmask.methods.views import step_views
-from unmask.records import Fills, LossInputs, LossOutput, Needs, Rollout, Views
+from unmask.methods.views import scored_tokens, step_views
+from unmask.records import GIVEN, Fills, LossInputs, LossOutput, Needs, Rollout, Views
 
 
 class DiSPO(RatioMethod):
@@ -47,7 +47,7 @@ class DiSPO(RatioMethod):
     estimates: ClassVar[str] = (
         "the gradient of the one-step reward at the states drawn, plus diffu-GRPO's mean-field gradient"
     )
-    cost: ClassVar[str] = "1 + S f+b; S M reward calls"
+    cost: ClassVar[str] = "1 + S f+b (+ 1 + S f old); S M reward calls"
 
     def needs(self) -> Needs:
         """Fills of every masked position at the chosen states."""
@@ -74,15 +74,16 @@ class DiSPO(RatioMethod):
         assert path.greedy_step is not None
         assert path.fill_tokens is not None
         length, num_rows = path.tokens.shape[1], len(path)
-        states = step_views(path, path.greedy_step.long(), torch.full(path.greedy_step.shape, 1.0))
+        ones = torch.ones(path.greedy_step.shape, device=path.tokens.device)
+        states = step_views(path, path.greedy_step.long(), ones)
         fills = path.fill_tokens[states.row, states.slot]
         per_state = self.state_weight / (self.num_states * length)
-        written = path.unmask_step >= 0
+        written = path.unmask_step != GIVEN
         own = path.tokens.int().unsqueeze(1).expand(-1, self.num_fills, -1)
         views = Views(
             row=torch.cat([torch.arange(num_rows, device=states.row.device), states.row]),
             hidden=torch.cat([written, states.hidden]),
-            target=torch.cat([written, states.hidden]),
+            target=torch.cat([scored_tokens(path), states.hidden]),
             weight=torch.cat(
                 [states.weight.new_full((num_rows,), self.terminal_weight / length), per_state * states.weight]
             ),

@@ -40,7 +40,8 @@ class EGSPO(RatioMethod):
     stepwise_weight: float = Field(0.0, ge=0)
     """λ: weight of r - r(x̂_k) beside r. 0 is EGSPO, 0.5 is EGSPO-SA."""
     gain: Literal["fixed", "fitted"] = "fixed"
-    """Of the value as control variate: λ/(1+λ), or the coefficient fitted on the other groups of the batch."""
+    """Of the value as control variate: λ/(1+λ), and 1 where credit telescopes; or the coefficient fitted on the other groups of
+    the process, of which there must be some."""
     credit: Literal["return", "telescoped"] = "return"
     """What a step is credited with: the reward of the finished completion, or the value of the state that it leads to."""
     baseline: Literal["group_mean", "leave_one_out"] = "group_mean"
@@ -112,7 +113,7 @@ class EGSPO(RatioMethod):
             steps = self._steps(rollout.trajectory)
             slot = (self._kept_steps(rollout).unsqueeze(1) == steps.unsqueeze(-1)).int().argmax(-1)
             earned, value, is_valid = earned.gather(1, slot), value.gather(1, slot), steps >= 0
-        gain: float | Tensor = self.stepwise_weight / (1 + self.stepwise_weight)
+        gain: float | Tensor = self.stepwise_weight / (1 + self.stepwise_weight) if self.credit == "return" else 1.0
         if self.gain == "fitted":
             gain = fitted_gain(earned, value, is_valid, rollout.group_size)
         # Which slot a sampled step falls into depends on the rest of the path.
@@ -122,9 +123,9 @@ class EGSPO(RatioMethod):
     def loss(self, inputs: LossInputs) -> LossOutput:
         """w (-min(ρ A, clip(ρ) A) + β KL), with ρ the ratio of the step's joint probabilities and w the view's weight."""
         log_ratio, log_step = (inputs.new - inputs.old).sum(-1), inputs.new.sum(-1)
-        if inputs.new_choice is not None and inputs.old_choice is not None:
-            log_ratio = log_ratio + (inputs.new_choice - inputs.old_choice).sum(-1)
-            log_step = log_step + inputs.new_choice.sum(-1)
+        if inputs.choices is not None:
+            new_choice, old_choice = inputs.choices
+            log_ratio, log_step = log_ratio + (new_choice - old_choice).sum(-1), log_step + new_choice.sum(-1)
         surrogate, metrics = self.surrogate(log_ratio, inputs.advantage, log_step)
         if self.beta:
             kl = self._kl(inputs)

@@ -53,11 +53,12 @@ class EGSPOCA(RatioMethod):
 
     paper: ClassVar[str] = "ours; 2602.06462"
     summary: ClassVar[str] = "credit by what other tokens at the chosen states would have earned"
-    unbiased: ClassVar[str] = "with step_choice=all, and form unbiased or combined"
+    unbiased: ClassVar[str] = "with step_choice=all, and form unbiased or combined, or finish=rollout"
     estimates: ClassVar[str] = (
-        "the gradient of the one-step value at the chosen states; in the unbiased forms their share of the policy gradient"
+        "the gradient of the one-step value at the chosen states; in the unbiased forms, and with finish=rollout, their share of "
+        "the policy gradient (its token term under plackett_luce)"
     )
-    cost: ClassVar[str] = "K f+b; K M reward calls"
+    cost: ClassVar[str] = "K f+b (+ K f old); K M reward calls (T M by spread); finish=rollout: up to K M T f"
 
     def needs(self) -> Needs:
         """M fills of the chosen states (of all, where their spread chooses), with the action taken where a term reads it."""
@@ -75,6 +76,11 @@ class EGSPOCA(RatioMethod):
             raise ConfigError(
                 f"method.num_selected = {self.num_selected} is more than the {sampler.steps} denoising steps there are. "
                 f"Set it to {sampler.steps} or less, or raise sampler.num_steps."
+            )
+        if self.scope == "all" and self.trust_region == "divergence":
+            raise ConfigError(
+                "method.trust_region = divergence measures how far the probability of an action moved, and that of a whole "
+                "completion is near zero wherever it moves. With method.scope = all set it to clip or none."
             )
         if self.scope == "all" and (self.form != "counterfactual" or self.finish != "greedy"):
             raise ConfigError(

@@ -46,6 +46,8 @@ class GDPO(RatioMethod):
         "E[A ∇Q] / L, with Q the ELBO as N nodes integrate it: off by the rule's error, and the ELBO is not the log-probability"
     )
     cost: ClassVar[str] = "N f+b (+ N f old, N f reference), two passes"
+    samples: ClassVar[str] = "whole completions"
+    on_path: ClassVar[bool] = False
     separable: ClassVar[bool] = False
     fresh_views: ClassVar[bool] = True
 

@@ -47,6 +47,7 @@ class MaskAware(RatioMethod):
         "actions of a segment are taken as independent of each other"
     )
     cost: ClassVar[str] = "M f+b (+ M f old), two passes"
+    samples: ClassVar[str] = "whole completions"
     separable: ClassVar[bool] = False
 
     def needs(self) -> Needs:
@@ -54,7 +55,7 @@ class MaskAware(RatioMethod):
         return Needs(choice=True)
 
     def check(self, sampler: SamplerConfig, num_generations: int) -> None:
-        """Also refuse an order without a probability, N > T, M > N, and a trust region that a sequence has no probability for."""
+        """Also refuse an order without a probability, N > T, and M > N."""
         super().check(sampler, num_generations)
         if sampler.order != "plackett_luce":
             raise ConfigError(
@@ -66,11 +67,6 @@ class MaskAware(RatioMethod):
             raise ConfigError(
                 f"mask_aware reads method.num_sampled = {self.num_sampled} of method.num_segments = {num_segments} segments of "
                 f"{sampler.steps} steps, each number at most the next. Lower the first two, or raise sampler.num_steps."
-            )
-        if self.trust_region == "divergence":
-            raise ConfigError(
-                "method.trust_region = divergence asks for the probability of one sample, and mask_aware has ratios of whole "
-                "completions. Set it to clip or none."
             )
 
     def plan(self, rollout: Rollout, generator: torch.Generator) -> Views:

@@ -45,6 +45,7 @@ class SPG(Method):
         "E[A ∇bound], the bound that of the advantage's sign, divided by the batch's number of tokens; not the policy gradient"
     )
     cost: ClassVar[str] = "m f+b in each iteration, two passes"
+    on_path: ClassVar[bool] = False
     separable: ClassVar[bool] = False
     fresh_views: ClassVar[bool] = True
 

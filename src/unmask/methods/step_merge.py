@@ -42,14 +42,15 @@ class StepMerge(RatioMethod):
     summary: ClassVar[str] = "the path's steps merged into N segments, each read in the state before it"
     unbiased: ClassVar[str] = "with num_segments=0 and leave_one_out"
     estimates: ClassVar[str] = (
-        "the policy gradient over L where every step is a segment, with baseline=leave_one_out, but for low_confidence and "
-        "plackett_luce order; otherwise tokens of a segment are taken as independent of each other"
+        "the policy gradient over L where every step is a segment, with baseline=leave_one_out, but for low_confidence "
+        "order; otherwise tokens of a segment are taken as independent of each other"
     )
     cost: ClassVar[str] = "N f+b (+ N f old, N f reference)"
 
     def needs(self) -> Needs:
         """The reference where the KL is to it."""
-        return Needs(reference="logprob" if self.beta and self.kl_to == "reference" else "none")
+        reference: Literal["none", "logprob"] = "logprob" if self.beta and self.kl_to == "reference" else "none"
+        return Needs(reference=reference, choice=True)
 
     def check(self, sampler: SamplerConfig, num_generations: int) -> None:
         """Also refuse N > T."""
@@ -77,7 +78,9 @@ class StepMerge(RatioMethod):
     def loss(self, inputs: LossInputs) -> LossOutput:
         """(1/L) Σ_i (-min(ρ_i A, clip(ρ_i) A) + β k3_i) over the segment's tokens."""
         anchor = inputs.reference if self.kl_to == "reference" else inputs.old
-        loss, metrics = self.token_loss(inputs.new, inputs.old, inputs.advantage, inputs.target, anchor, self.beta)
+        loss, metrics = self.token_loss(
+            inputs.new, inputs.old, inputs.advantage, inputs.target, anchor, self.beta, inputs.choices
+        )
         return LossOutput(inputs.weight * loss.sum(-1), metrics)
 
 

@@ -47,6 +47,7 @@ class UniGRPO(RatioMethod):
         "the gradient of the mean log-probability of randomly masked tokens, weighted by advantage; not the policy gradient"
     )
     cost: ClassVar[str] = "M f+b (+ M f old, M f reference) in each iteration"
+    on_path: ClassVar[bool] = False
     fresh_views: ClassVar[bool] = True
 
     def needs(self) -> Needs:

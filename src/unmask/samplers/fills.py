@@ -11,7 +11,7 @@ from torch import Tensor
 
 from unmask.functional.distribution import sample_tokens
 from unmask.functional.noise import FILL_STREAM, counter_uniform
-from unmask.functional.selection import PRIORITY_RULES, WHOLE_RULES, step_priority
+from unmask.functional.selection import PRIORITY_RULES, step_priority
 from unmask.records import Fills
 
 
@@ -58,8 +58,7 @@ class FillKeeper:
     """A running selection of steps with F one-step completions of each.
 
     Steps that commit nothing but EOS count only if a later step commits something else (`candidate_steps`), so they wait
-    in a second buffer until one does; under `WHOLE_RULES` every step counts. Rules whose choice needs the number of candidates
-    keep every step.
+    in a second buffer until one does. Rules whose choice needs more than a priority keep every step.
 
     Args:
         rule: a name of `unmask.functional.selection.RULES`.
@@ -83,7 +82,7 @@ class FillKeeper:
         self.rule = rule
         self.capacity = num_selected if rule in PRIORITY_RULES else num_steps
         self._kept = _Buffer(rows, self.capacity, (num_fills, length), device)
-        self._waiting = _Buffer(rows, self.capacity, (num_fills, length), device)
+        self._waiting = _Buffer(rows, self.capacity if rule in PRIORITY_RULES else 0, (num_fills, length), device)
 
     def push(self, rows: Tensor, step: int, entropy: Tensor, noise: Tensor, fills: Tensor, only_eos: Tensor) -> None:
         """Offer one step.
@@ -96,13 +95,14 @@ class FillKeeper:
             fills: [b, F, L] int64, completions of the state before the step.
             only_eos: [b] bool, whether the step committed nothing but EOS.
         """
-        priority = step_priority(self.rule, entropy, step, noise) if self.rule in PRIORITY_RULES else -float(step)
+        if self.rule not in PRIORITY_RULES:
+            self._kept.step[rows, step], self._kept.fills[rows, step] = step, fills.int()
+            return
         offered = _Buffer(len(rows), 1, (fills.shape[1], fills.shape[2]), fills.device)
-        offered.priority[:, 0] = priority
+        offered.priority[:, 0] = step_priority(self.rule, entropy, step, noise)
         offered.step[:, 0] = step
         offered.fills[:, 0] = fills.int()
-        waits = only_eos & (self.rule not in WHOLE_RULES)
-        for chosen, target in ((waits, self._waiting), (~waits, self._kept)):
+        for chosen, target in ((only_eos, self._waiting), (~only_eos, self._kept)):
             if not chosen.any():
                 continue
             index = rows[chosen]
@@ -119,9 +119,10 @@ class FillKeeper:
         Raises:
             ValueError: a selected step was not kept.
         """
-        # A row that never committed anything but EOS has only waiting steps, and all of them are candidates.
-        empty = (self._kept.step < 0).all(-1)
-        self._kept.put(empty, self._waiting.take(empty))
+        if self.rule in PRIORITY_RULES:
+            # A row that never committed anything but EOS has only waiting steps, and all of them are candidates.
+            empty = (self._kept.step < 0).all(-1)
+            self._kept.put(empty, self._waiting.take(empty))
         match = steps.unsqueeze(-1) == self._kept.step.unsqueeze(1)
         if not (match.any(-1) | (steps < 0)).all():
             raise ValueError("a selected step has no one-step completion: keep and select with the same rule and K")

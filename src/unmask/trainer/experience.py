@@ -83,20 +83,27 @@ def collect(
         parts["one_step_reward"] = trajectory.greedy_tokens
     if trajectory.fill_tokens is not None:
         parts["fill_reward"] = trajectory.fill_tokens
-    texts = decode(tokenizer, torch.cat([tokens.reshape(-1, tokens.shape[-1]).long() for tokens in parts.values()]))
-    of_row = [row for tokens in parts.values() for row in own for _ in range(tokens[0, ..., 0].numel())]
-    scores = scorer(of_row, texts)
+    is_filled = {name: _filled(tokens, trajectory.greedy_step) for name, tokens in parts.items()}
+    wanted = {name: tokens[is_filled[name]].long() for name, tokens in parts.items()}
+    of_row = [own[int(i)] for filled in is_filled.values() for i in filled.nonzero()[:, 0]]
+    scores = scorer(of_row, decode(tokenizer, torch.cat(list(wanted.values()))))
     total = torch.tensor(scores.total, device=trajectory.tokens.device)
-    values = total.split([tokens[..., 0].numel() for tokens in parts.values()])
-    rewards = {name: value.view(tokens.shape[:-1]) for (name, tokens), value in zip(parts.items(), values, strict=True)}
-    if trajectory.greedy_step is not None:
-        is_slot = trajectory.greedy_step >= 0
-        for name in rewards.keys() - {"reward"}:
-            rewards[name][~is_slot] = 0.0
-            tally.add(f"diffusion/{name}", rewards[name][is_slot])
+    rewards = {}
+    for name, values in zip(parts, total.split([len(tokens) for tokens in wanted.values()]), strict=True):
+        rewards[name] = total.new_zeros(is_filled[name].shape).masked_scatter(is_filled[name], values)
+        if name != "reward":
+            tally.add(f"diffusion/{name}", values)
     rollout = Rollout(trajectory, group_size, **rewards)
     _describe(rollout, {name: values[: len(own)] for name, values in scores.by_function.items()}, tally)
     return rollout
+
+
+def _filled(tokens: Tensor, greedy_step: Tensor | None) -> Tensor:
+    """Which completions of [B, ..., L] tokens there are: all finished ones, and those of slots that hold a step."""
+    shape = tokens.shape[:-1]
+    if len(shape) == 1 or greedy_step is None:
+        return torch.ones(shape, dtype=torch.bool, device=tokens.device)
+    return (greedy_step >= 0).view(*greedy_step.shape, *[1] * (len(shape) - 2)).expand(shape)
 
 
 def _branched(
@@ -136,8 +143,9 @@ def _describe(rollout: Rollout, by_function: dict[str, list[float | None]], tall
     path, reward = rollout.trajectory, rollout.reward
     groups = reward.view(-1, rollout.group_size)
     tally.add("reward", reward)
-    tally.add("reward_std", groups.std(dim=1, unbiased=False))
-    tally.add("frac_reward_zero_std", constant_group_share(reward, rollout.group_size))
+    if rollout.group_size > 1:
+        tally.add("reward_std", groups.std(dim=1, unbiased=False))
+        tally.add("frac_reward_zero_std", constant_group_share(reward, rollout.group_size))
     for name, values in by_function.items():
         tally.add(f"rewards/{name}/mean", torch.tensor([v for v in values if v is not None]))
     length = path.is_text().sum(-1)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import torch
@@ -152,6 +152,8 @@ class Learner:
         advantage = method.advantage(rollout)
         advantage = advantage[views.row] if advantage.dim() == 1 else advantage[views.row, views.slot]
         scoring = Scoring.of(rollout.trajectory, recipe.logprob_temperature)
+        if not method.on_path:
+            scoring = replace(scoring, top_k=0, top_p=1.0)
         single = recipe.num_iterations * recipe.num_minibatches == 1
         old = None if single else self._scores(self.model, rollout, views, scoring)
         needs = method.needs().reference

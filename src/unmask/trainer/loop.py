@@ -134,7 +134,9 @@ class Trainer:
         without_signal = 0
         for step in range(done, recipe.max_steps):
             metrics = self._step(step)
-            without_signal = without_signal + 1 if metrics["frac_reward_zero_std"] == 1 else 0
+            # A method that compares nothing within a group learns from groups of one reward, too.
+            is_silent = recipe.method.needs().group and metrics.get("frac_reward_zero_std") == 1
+            without_signal = without_signal + 1 if is_silent else 0
             if without_signal == NO_SIGNAL_STEPS:
                 logger.warning(_NO_SIGNAL)
             self._log(step + 1, metrics | self._evaluation(step + 1, metrics))
@@ -161,7 +163,9 @@ class Trainer:
             rollout = collect(self.denoiser, self.tokenizer, self.scorer, recipe, rows, step, share, tally)
         collected = time.perf_counter()
         try:
-            self.learner.update(rollout, step, named_generator(recipe.seed, "update", step), tally)
+            # Each process draws noise of its own for its own completions.
+            place = [self.accelerator.process_index] if self.accelerator.process_index else []
+            self.learner.update(rollout, step, named_generator(recipe.seed, "update", step, *place), tally)
         except FloatingPointError as error:
             last = self.folder.last_step()
             kept = f"the checkpoint of step {last} is good" if last else "there was no checkpoint yet"
