@@ -92,6 +92,12 @@ class Trajectory:
             step = step.unsqueeze(-1)
         return self.tokens.masked_fill(self.unmask_step >= step, self.mask_id)
 
+    @property
+    def kept_steps(self) -> Tensor:
+        """[B, K] int64: `greedy_step`, for a method that asked for one-step completions."""
+        assert self.greedy_step is not None
+        return self.greedy_step.long()
+
     def is_text(self) -> Tensor:
         """[B, L] bool: positions before the first EOS, those that make the completion's text."""
         return (self.tokens == self.eos_id).cumsum(-1) == 0

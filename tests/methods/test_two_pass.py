@@ -8,9 +8,9 @@ from dataclasses import replace
 import pytest
 import torch
 from accelerate import Accelerator
-from torch import nn
 
 from tests.methods.any_order import another, loss_of, many
+from tests.methods.mean_field import Watched
 from tests.methods.toy import TEMPERATURE
 from unmask.config import OptimConfig, SamplerConfig
 from unmask.methods.espo import ESPO
@@ -29,22 +29,6 @@ METHODS = [
     VRPO(num_samples=3),
 ]
 NUM_ITERATIONS = 3
-
-
-class Watched(nn.Module):
-    """A denoiser that notes how many rows each forward with graph had, and when its gradient arrived."""
-
-    def __init__(self, denoiser):
-        super().__init__()
-        self.denoiser, self.mask_id, self.eos_id = denoiser, denoiser.mask_id, denoiser.eos_id
-        self.events = []
-
-    def forward(self, ids, attention_mask, positions):
-        logits = self.denoiser(ids, attention_mask, positions)
-        if torch.is_grad_enabled():
-            self.events.append(len(ids))
-            logits.register_hook(lambda _: self.events.append("backward"))
-        return logits
 
 
 def update(small, reference, method, rollout, views_per_forward, learning_rate=1.0):

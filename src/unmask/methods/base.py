@@ -76,6 +76,14 @@ class Method(Config, ABC):
                 "Set num_generations to 2 or more."
             )
 
+    def refuse_more_than_steps(self, option: str, sampler: SamplerConfig) -> None:
+        """Raise ConfigError if the option `option` counts more denoising steps than there are."""
+        if getattr(self, option) > sampler.steps:
+            raise ConfigError(
+                f"method.{option} = {getattr(self, option)} is more than the {sampler.steps} denoising steps there are. "
+                f"Set it to {sampler.steps} or less, or raise sampler.num_steps."
+            )
+
     @classmethod
     def needed(cls) -> str:
         """What its defaults ask of a run, in words."""

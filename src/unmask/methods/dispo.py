@@ -60,22 +60,16 @@ class DiSPO(RatioMethod):
     def check(self, sampler: SamplerConfig, num_generations: int) -> None:
         """Also refuse more states than steps, and nothing to learn from."""
         super().check(sampler, num_generations)
-        if self.num_states > sampler.steps:
-            raise ConfigError(
-                f"method.num_states = {self.num_states} is more than the {sampler.steps} denoising steps there are. "
-                f"Set it to {sampler.steps} or less, or raise sampler.num_steps."
-            )
+        self.refuse_more_than_steps("num_states", sampler)
         if not self.terminal_weight and not self.state_weight:
             raise ConfigError("method.terminal_weight and method.state_weight are both 0: set one of them above 0.")
 
     def plan(self, rollout: Rollout, generator: torch.Generator) -> Views:
         """Slot 0: the completion from all masks. The others: the chosen states, each read once for every fill."""
         path = rollout.trajectory
-        assert path.greedy_step is not None
         assert path.fill_tokens is not None
         length, num_rows = path.tokens.shape[1], len(path)
-        ones = torch.ones(path.greedy_step.shape, device=path.tokens.device)
-        states = step_views(path, path.greedy_step.long(), ones)
+        states = step_views(path, path.kept_steps, torch.ones_like(path.kept_steps, dtype=torch.float32))
         fills = path.fill_tokens[states.row, states.slot]
         per_state = self.state_weight / (self.num_states * length)
         written = path.unmask_step != GIVEN

@@ -17,7 +17,6 @@ from pydantic import Field
 from torch import Tensor
 
 from unmask.config import SamplerConfig
-from unmask.errors import ConfigError
 from unmask.functional.advantage import controlled_advantage, fitted_gain, group_advantage
 from unmask.functional.selection import inverse_inclusion, selected_path_steps
 from unmask.functional.surrogate import kl_k3
@@ -82,11 +81,8 @@ class EGSPO(RatioMethod):
     def check(self, sampler: SamplerConfig, num_generations: int) -> None:
         """Also refuse K > T."""
         super().check(sampler, num_generations)
-        if self.step_choice != "all" and self.num_selected > sampler.steps:
-            raise ConfigError(
-                f"method.num_selected = {self.num_selected} is more than the {sampler.steps} denoising steps there are. "
-                f"Set it to {sampler.steps} or less, or raise sampler.num_steps."
-            )
+        if self.step_choice != "all":
+            self.refuse_more_than_steps("num_selected", sampler)
 
     def plan(self, rollout: Rollout, generator: torch.Generator) -> Views:
         """One view for each selected step, with weight 1 / (K L / T): the mean over slots, per token of a step."""
@@ -104,14 +100,14 @@ class EGSPO(RatioMethod):
         """A_k = (R_k - R̄_k) - c (r(x̂_k) - its mean over the slot), R = r unless credit telescopes; no division by a deviation."""
         if rollout.one_step_reward is None or not self.needs().greedy:
             return group_advantage(rollout.reward, rollout.group_size, self.baseline)
-        earned, value, is_valid = rollout.reward, rollout.one_step_reward, self._kept_steps(rollout) >= 0
+        earned, value, is_valid = rollout.reward, rollout.one_step_reward, rollout.trajectory.kept_steps >= 0
         if self.credit == "telescoped":
             # The state that a step leads to is the one before the next step, and after the last one the completion.
             after = torch.cat([value[:, 1:], value[:, :1]], dim=1)
             is_last = is_valid & ~torch.cat([is_valid[:, 1:], torch.zeros_like(is_valid[:, :1])], dim=1)
             earned = torch.where(is_last, rollout.reward.unsqueeze(-1), after)
             steps = self._steps(rollout.trajectory)
-            slot = (self._kept_steps(rollout).unsqueeze(1) == steps.unsqueeze(-1)).int().argmax(-1)
+            slot = (rollout.trajectory.kept_steps.unsqueeze(1) == steps.unsqueeze(-1)).int().argmax(-1)
             earned, value, is_valid = earned.gather(1, slot), value.gather(1, slot), steps >= 0
         gain: float | Tensor = self.stepwise_weight / (1 + self.stepwise_weight) if self.credit == "return" else 1.0
         if self.gain == "fitted":
@@ -138,11 +134,6 @@ class EGSPO(RatioMethod):
         is_eos = path.tokens == path.eos_id
         selection = (self.step_choice, self.num_selected)
         return selected_path_steps(selection, path.unmask_step, path.entropy, is_eos, path.seed, path.num_steps)
-
-    @staticmethod
-    def _kept_steps(rollout: Rollout) -> Tensor:
-        assert rollout.trajectory.greedy_step is not None
-        return rollout.trajectory.greedy_step
 
     def _kl(self, inputs: LossInputs) -> Tensor:
         if self.kl == "exact":

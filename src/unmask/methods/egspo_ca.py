@@ -21,7 +21,7 @@ from unmask.errors import ConfigError
 from unmask.functional.advantage import counterfactual_advantage, fitted_gain, group_advantage
 from unmask.methods.base import RatioMethod
 from unmask.methods.views import step_views
-from unmask.records import Fills, LossInputs, LossOutput, Needs, Rollout, Trajectory, Views
+from unmask.records import Fills, LossInputs, LossOutput, Needs, Rollout, Views
 
 
 class EGSPOCA(RatioMethod):
@@ -72,11 +72,8 @@ class EGSPOCA(RatioMethod):
     def check(self, sampler: SamplerConfig, num_generations: int) -> None:
         """Also refuse K > T, and what scope `all` has no meaning for."""
         super().check(sampler, num_generations)
-        if self.step_choice != "all" and self.num_selected > sampler.steps:
-            raise ConfigError(
-                f"method.num_selected = {self.num_selected} is more than the {sampler.steps} denoising steps there are. "
-                f"Set it to {sampler.steps} or less, or raise sampler.num_steps."
-            )
+        if self.step_choice != "all":
+            self.refuse_more_than_steps("num_selected", sampler)
         if self.scope == "all" and self.trust_region == "divergence":
             raise ConfigError(
                 "method.trust_region = divergence measures how far the probability of an action moved, and that of a whole "
@@ -93,7 +90,7 @@ class EGSPOCA(RatioMethod):
         path = rollout.trajectory
         assert path.fill_tokens is not None
         slots = self._slots(rollout)
-        kept = _kept_steps(path)
+        kept = path.kept_steps
         steps = kept.gather(1, slots.clamp(min=0)).masked_fill(slots < 0, -1)
         tokens_per_step = path.tokens.shape[1] / path.num_steps
         weight = 1 / (steps.shape[1] * tokens_per_step)
@@ -109,7 +106,7 @@ class EGSPOCA(RatioMethod):
         if self.form == "counterfactual":
             return counterfactual_advantage(value)
         of_taken, drawn = value[..., 0], value[..., 1:]
-        is_valid = _kept_steps(rollout.trajectory) >= 0
+        is_valid = rollout.trajectory.kept_steps >= 0
         earned, gain = rollout.reward.unsqueeze(-1), torch.ones_like(rollout.reward)
         # The fresh draws' mean depends on the state only; it is the baseline of Q̂(a).
         baseline = torch.zeros_like(of_taken)
@@ -131,7 +128,7 @@ class EGSPOCA(RatioMethod):
     def _slots(self, rollout: Rollout) -> Tensor:
         """[B, K] which of the kept states are trained; -1 for none."""
         path = rollout.trajectory
-        kept = _kept_steps(path)
+        kept = path.kept_steps
         if self.step_choice != "spread":
             return torch.arange(kept.shape[1], device=kept.device).expand_as(kept).masked_fill(kept < 0, -1)
         assert rollout.fill_reward is not None
@@ -139,8 +136,3 @@ class EGSPOCA(RatioMethod):
         spread = drawn.var(-1).masked_fill(kept < 0, -1.0)
         order = spread.argsort(dim=1, descending=True, stable=True)[:, : self.num_selected]
         return order.masked_fill(kept.gather(1, order) < 0, -1)
-
-
-def _kept_steps(path: Trajectory) -> Tensor:
-    assert path.greedy_step is not None
-    return path.greedy_step.long()
