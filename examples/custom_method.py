@@ -29,6 +29,8 @@ class RandomStep(Method):
 
     paper: ClassVar[str] = "none"
     summary: ClassVar[str] = "REINFORCE at one random step"
+    unbiased: ClassVar[str] = "yes"
+    cost: ClassVar[str] = "1 f+b"
     estimates: ClassVar[str] = "the policy gradient, exactly under random order"
 
     def needs(self) -> Needs:
