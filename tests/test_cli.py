@@ -410,15 +410,49 @@ def test_eval_prints_a_table_and_writes_every_completion(
         (16, 4, 0.0),
         (16, 4, 0.9),
     ]
+    lines = [json.loads(line) for line in output.with_suffix(".jsonl").read_text().splitlines()]
     for result in facts["results"]:
-        assert len(result["items"]) == result["num_rows"] == 6
-        assert result["num_solved"] == sum(item["solved"] for item in result["items"])
+        items = [
+            line for line in lines if (line["steps"], line["temperature"]) == (result["steps"], result["temperature"])
+        ]
+        assert len(items) == result["num_rows"] == 6
+        assert result["num_solved"] == sum(item["solved"] for item in items)
         assert (result["low"], result["high"]) == wilson_interval(result["num_solved"], 6)
-        assert result["reward"] == pytest.approx(sum(item["reward"] for item in result["items"]) / 6)
+        assert result["reward"] == pytest.approx(sum(item["reward"] for item in items) / 6)
+        assert result["measures"]["cells"]["value"] == pytest.approx(sum(i["measures"]["cells"] for i in items) / 6)
         assert f"{result['accuracy']:.3f} ({result['low']:.3f} to {result['high']:.3f})" in printed
     assert printed.count("greedy") == printed.count("T = 0.9") == 2
     assert printed.startswith(f"{tiny_model} on sudoku, test\n")
-    assert printed.endswith(f"results: {output}\n")
+    assert printed.endswith(f"completions: {output.with_suffix('.jsonl')}\nresults: {output}\n")
+
+
+def test_eval_compares_row_by_row_with_an_earlier_one(
+    tiny_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = ["--task", "sudoku", "--rows", 5, "--temperature", 0.9]
+    assert unmask("eval", tiny_model, *options, "--output", tmp_path / "a.json") == 0
+    assert unmask("eval", tiny_model, *options, "--output", tmp_path / "b.json", "--against", tmp_path / "a.jsonl") == 0
+    assert "+0.000 (+0.000 to +0.000)" in capsys.readouterr().out
+    (compared,) = json.loads((tmp_path / "b.json").read_text())["compared"]
+    assert (compared["num_rows"], compared["gained"], compared["lost"], compared["p_value"]) == (5, [], [], 1.0)
+    assert (
+        unmask("eval", tiny_model, *options, "--seed", 1, "--against", tmp_path / "a.json", "--output", "x.json") == 2
+    )
+    assert message(capsys).startswith(f"DataError: {tmp_path / 'a.json'} is of other rows: row 0 has the prompt ")
+
+
+def test_eval_without_a_place_keeps_every_completion_too(
+    tiny_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    options = ["--task", "sudoku", "--rows", 2, "--steps", 2, "--samples", 2]
+    assert unmask("eval", tiny_model, *options, "--temperature", 0.9) == 0
+    assert unmask("eval", tiny_model, *options, "--temperature", 0.9, "--batch-size", 1) == 0
+    (place,) = Path("runs/eval").glob("sudoku-test-*.json")
+    assert len(place.with_suffix(".jsonl").read_text().splitlines()) == 4
+    assert "pass@2" in capsys.readouterr().out
+    assert unmask("eval", tiny_model, *options) == 2
+    assert message(capsys).startswith("ConfigError: 2 samples at temperature 0 are 2 times the same.")
 
 
 def test_eval_takes_rows_and_a_reward_of_ones_own(
@@ -430,9 +464,10 @@ def test_eval_takes_rows_and_a_reward_of_ones_own(
     assert message(capsys) == "ConfigError: no reward function: the task brings none, so set reward_funcs."
     assert unmask("eval", tiny_model, "--task", "dataset", *options, "--reward", f"{places}/mine.py:good") == 0
     (result,) = json.loads((tmp_path / "eval.json").read_text())["results"]
-    for item in result["items"]:
+    items = [json.loads(line) for line in (tmp_path / "eval.jsonl").read_text().splitlines()]
+    for item in items:
         assert item["reward"] == pytest.approx(item["completion"].count("1") + 0.1 * len(item["completion"]))
-    assert result["num_solved"] == 0
+    assert (len(items), result["num_solved"]) == (5, 0)
 
 
 def test_results_that_cannot_be_written_are_told_after_the_table(

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from unmask.config import SamplerConfig
-from unmask.evaluate import Evaluation, evaluate
+from unmask.errors import ConfigError
+from unmask.evaluate import SCORED_AT_ONCE, Evaluation, evaluate
 from unmask.functional.intervals import wilson_interval
+from unmask.functional.pass_at_k import pass_at_k
 from unmask.models import Denoiser, char_tokenizer, load_model
+from unmask.records import Row
 from unmask.score import Scorer
 from unmask.tasks import Sudoku
 
@@ -56,11 +61,19 @@ def test_known_completions_give_known_numbers(scripted: Callable[[list[str]], Ev
     assert result.reward_se == pytest.approx((sum(d * d for d in deviations) / 4 / 5) ** 0.5)
     assert [item["solved"] for item in result.items] == [True, True, True, False, False]
     assert result.items[4] == {
+        "row": 4,
+        "sample": 0,
         "prompt": ROWS[4]["prompt"],
         "completion": texts[4],
         "reward": pytest.approx(partial),
         "solved": False,
+        "measures": {"cells": pytest.approx(partial)},
     }
+    # Whole puzzles and cells are two numbers: three of five, and nearly four.
+    cells = result.measures["cells"]
+    assert cells.value == pytest.approx((3 + partial) / 5)
+    assert 0 < cells.low < cells.value < cells.high <= 1
+    assert (result.samples, result.pass_at) == (1, {})
 
 
 def test_one_row_has_no_standard_error(scripted: Callable[[list[str]], Evaluation]) -> None:
@@ -77,8 +90,29 @@ def test_the_numbers_are_those_of_the_items(run: Callable[..., Evaluation]) -> N
     assert (result.temperature, result.length, result.steps) == (0.9, 16, 4)
 
 
-def test_the_batch_size_changes_nothing(run: Callable[..., Evaluation]) -> None:
-    assert run(batch_size=3) == run(batch_size=8)
+@pytest.fixture
+def uneven() -> list[Row]:
+    """Rows whose prompts differ in length, so that batches pad."""
+    return [ROWS[i] | {"prompt": ROWS[i]["prompt"][: 3 + 2 * i]} for i in range(8)]
+
+
+@pytest.mark.parametrize("temperature", [0.0, 0.9])
+def test_a_result_does_not_depend_on_what_else_is_in_the_batch(
+    run: Callable[..., Evaluation], uneven: list[Row], temperature: float
+) -> None:
+    sampler = SAMPLER.model_copy(update={"temperature": temperature})
+    whole = run(sampler, uneven, batch_size=8)
+    assert run(sampler, uneven, batch_size=1) == run(sampler, uneven, batch_size=3) == whole
+    assert run(sampler, uneven[:5], batch_size=2).items == whole.items[:5]
+
+
+def test_a_model_that_sees_padding_would_depend_on_its_batch(
+    run: Callable[..., Evaluation], uneven: list[Row], lively: Denoiser, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # The negative control: without the mask, as released codes denoise, the same comparison fails.
+    forward = type(lively).forward
+    monkeypatch.setattr(type(lively), "forward", lambda self, ids, mask, at: forward(self, ids, None, at))
+    assert run(rows=uneven, batch_size=1).items != run(rows=uneven, batch_size=8).items
 
 
 def test_the_seed_matters_to_sampling_and_not_to_greedy_decoding(run: Callable[..., Evaluation]) -> None:
@@ -92,8 +126,58 @@ def test_fewer_rows_get_what_they_get_among_more(run: Callable[..., Evaluation])
     assert run(rows=ROWS[:3]).items == run().items[:3]
 
 
-def test_a_summary_is_everything_but_the_items(run: Callable[..., Evaluation]) -> None:
-    result = run()
-    summary = result.summary()
-    assert "items" not in summary
-    assert Evaluation(**summary, items=result.items) == result
+def test_a_summary_is_everything_but_the_items_and_goes_into_json(run: Callable[..., Evaluation]) -> None:
+    result = run(samples=2)
+    summary = json.loads(json.dumps(result.summary()))
+    assert set(summary) == {field.name for field in fields(Evaluation)} - {"items"}
+    assert summary["measures"]["cells"] == result.measures["cells"]._asdict()
+    assert summary["pass_at"]["2"]["value"] == result.pass_at[2].value
+    assert summary["accuracy"] == result.accuracy
+
+
+# --- several samples ---
+
+
+def test_known_samples_give_known_pass_at_k(monkeypatch: pytest.MonkeyPatch, tiny_model: Path) -> None:
+    # Of four samples a row, the rows get 4, 1 and 0 right.
+    counts = (4, 1, 0)
+    texts = [row["answer"] if i < count else "" for row, count in zip(ROWS, counts, strict=False) for i in range(4)]
+    monkeypatch.setattr("unmask.evaluate.decode", lambda *_: texts)
+    result = evaluate(*load_model(tiny_model), TASK, Scorer(TASK.rewards()), ROWS[:3], SAMPLER, samples=4)
+    assert (result.num_rows, result.num_solved, result.accuracy) == (3, 5, 5 / 12)
+    assert {k: estimate.value for k, estimate in result.pass_at.items()} == {
+        k: pytest.approx(sum(pass_at_k(4, c, k) for c in counts) / 3) for k in (1, 2, 4)
+    }
+    assert result.pass_at[4].value == pytest.approx(2 / 3)
+    # Twelve completions of three rows are no twelve trials: the interval is wider than Wilson's would be.
+    assert (result.low, result.high) == result.pass_at[1][1:]
+    assert result.high - result.low > wilson_interval(5, 12)[1] - wilson_interval(5, 12)[0]
+    assert [(item["row"], item["sample"]) for item in result.items[3:6]] == [(0, 3), (1, 0), (1, 1)]
+
+
+def test_samples_differ_and_more_of_them_leave_the_first_ones_as_they_were(run: Callable[..., Evaluation]) -> None:
+    three, one = run(samples=3, batch_size=5), run()
+    assert [item for item in three.items if item["sample"] == 0] == one.items
+    assert [item for item in three.items if item["sample"] < 2] == run(samples=2).items
+    texts = [item["completion"] for item in three.items]
+    assert sum(len({*texts[i : i + 3]}) for i in range(0, 24, 3)) > 16
+    assert list(three.pass_at) == [1, 2, 3]
+
+
+def test_samples_without_temperature_are_refused(run: Callable[..., Evaluation]) -> None:
+    with pytest.raises(ConfigError, match="4 samples at temperature 0 are 4 times the same"):
+        run(SAMPLER.model_copy(update={"temperature": 0.0}), samples=4)
+
+
+def test_rewards_are_asked_for_few_completions_at_a_time(lively: Denoiser) -> None:
+    calls: list[int] = []
+
+    def counting(completions: list[str], **_: Any) -> list[float]:
+        calls.append(len(completions))
+        return [float(len(calls))] * len(completions)
+
+    rows = TASK.rows("test", SCORED_AT_ONCE + 6)
+    sampler = SAMPLER.model_copy(update={"num_steps": 1})
+    result = evaluate(lively, char_tokenizer(TASK.alphabet), TASK, Scorer({"n": counting}), rows, sampler)
+    assert calls == [SCORED_AT_ONCE, 6]
+    assert [item["reward"] for item in result.items] == [1.0] * SCORED_AT_ONCE + [2.0] * 6

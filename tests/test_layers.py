@@ -20,8 +20,8 @@ FILES = sorted(path.relative_to(PACKAGE) for path in PACKAGE.rglob("*.py"))
 
 LAYER_0 = {"errors", "records", "config", "functional"}
 LAYER_1 = {"models", "samplers", "tasks", "sandbox"}
-LAYER_2 = {"methods", "rollout", "score", "recipe", "run_folder"}
-LAYER_3 = {"trainer", "evaluate", "pretrain", "compare", "report"}
+LAYER_2 = {"methods", "rollout", "score", "recipe", "run_folder", "environment"}
+LAYER_3 = {"trainer", "evaluate", "eval_results", "pretrain", "compare", "report"}
 BELOW_3 = LAYER_0 | LAYER_1 | LAYER_2
 
 MAY_IMPORT: dict[str, set[str]] = {
@@ -38,12 +38,14 @@ MAY_IMPORT: dict[str, set[str]] = {
     "rollout": LAYER_0 | {"models", "samplers"},
     "recipe": LAYER_0 | {"methods", "models", "samplers", "tasks"},
     "run_folder": LAYER_0,
+    "environment": set(),
     "evaluate": BELOW_3,
+    "eval_results": BELOW_3 | {"evaluate"},
     "trainer": BELOW_3 | {"evaluate"},
     "pretrain": BELOW_3 | {"evaluate", "trainer"},
     "compare": BELOW_3 | {"evaluate", "trainer", "pretrain"},
     "report": LAYER_0 | {"recipe"},
-    "console": BELOW_3 | {"evaluate"},
+    "console": BELOW_3 | {"evaluate", "eval_results"},
     "demo": BELOW_3 | LAYER_3 | {"console"},
     "cli": BELOW_3 | LAYER_3 | {"console", "demo"},
     "__main__": {"cli"},

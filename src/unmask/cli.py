@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import sys
@@ -103,58 +102,78 @@ def evaluate_(
     reward: Annotated[
         list[str] | None, typer.Option(help="A reward function's path instead of the task's own; may be repeated.")
     ] = None,
-    length: Annotated[str, typer.Option(help="Completion lengths, comma-separated; default the task's.")] = "",
+    length: Annotated[
+        str, typer.Option(help="Completion lengths, comma-separated; default 128,256,512, or a bare task's own.")
+    ] = "",
     steps: Annotated[str, typer.Option(help="Denoising steps, comma-separated; default half the length.")] = "",
     temperature: Annotated[str, typer.Option(help="Temperatures, comma-separated; 0 is greedy.")] = "0",
+    samples: Annotated[int, typer.Option(min=1, help="Completions of each row, for pass@k.")] = 1,
     order: Annotated[str, typer.Option(help="Order in which positions are committed.")] = "low_confidence",
     block_length: Annotated[int | None, typer.Option(help="Block length; default one block.")] = None,
     split: Annotated[str, typer.Option(help="train, validation or test.")] = "test",
     rows: Annotated[int, typer.Option(min=1, help="How many rows.")] = 256,
     batch_size: Annotated[int, typer.Option(min=1, help="Completions denoised together.")] = 256,
     seed: Annotated[int, typer.Option(help="Of rows and sampling.")] = 0,
-    output: Annotated[Path | None, typer.Option(help="Write results and every completion to this JSON file.")] = None,
+    reward_timeout: Annotated[float, typer.Option(min=0.001, help="Seconds for the rewards of 64 completions.")] = 60.0,
+    against: Annotated[
+        Path | None, typer.Option(help="Compare row by row with the .jsonl file of an earlier evaluation.")
+    ] = None,
+    output: Annotated[
+        Path | None, typer.Option(help="Where results go: a .json file, and every completion in a .jsonl beside it.")
+    ] = None,
 ) -> None:
     """Measure a model's accuracy on held-out rows, with 95 % intervals."""
-    from unmask.console import results_table
-    from unmask.errors import RunError
+    from unmask.console import comparison_table, results_table
+    from unmask.environment import environment
+    from unmask.errors import ConfigError, DataError
+    from unmask.eval_results import compare, data_facts, default_place, save
     from unmask.evaluate import evaluate
     from unmask.models import load_model
     from unmask.recipe import make_sampler, make_task
-    from unmask.run_folder import write_atomically
     from unmask.score import Scorer, by_name, load_reward
 
+    if output is not None and output.suffix != ".json":
+        raise ConfigError(f"--output {output} must end in .json; the completions go into a .jsonl file beside it.")
     chosen = make_task(task, option or ())
-    lengths = _numbers(length, int, "--length") or [chosen.completion_length]
     samplers = [
         make_sampler(max_completion_length=n, num_steps=k, temperature=t, order=order, block_length=block_length)
-        for n in lengths
+        for n in (_numbers(length, int, "--length") or chosen.evaluation_lengths)
         for k in (_numbers(steps, int, "--steps") or [None])
         for t in (_numbers(temperature, float, "--temperature") or [0.0])
     ]
-    scorer = Scorer(by_name(map(load_reward, reward)) if reward else chosen.rewards())
+    functions = by_name(map(load_reward, reward)) if reward else chosen.rewards()
+    scorer = Scorer(functions, timeout=reward_timeout)
     items = chosen.rows(split, rows, seed)  # type: ignore[arg-type]
+    if not items:
+        raise DataError(f"the task has no rows in the {split} split.")
     scorer.check_columns(items[0])
     denoiser, tokenizer = load_model(model)
+    if _has_gpu():
+        denoiser.to("cuda")
     results = [
-        evaluate(denoiser, tokenizer, chosen, scorer, items, sampler, seed=seed, batch_size=batch_size)
+        evaluate(denoiser, tokenizer, chosen, scorer, items, sampler, seed=seed, batch_size=batch_size, samples=samples)
         for sampler in samplers
     ]
+    facts: dict[str, Any] = {
+        "model": model,
+        "task": chosen.model_dump(),
+        "split": split,
+        "data": data_facts(chosen, items),
+        "seed": seed,
+        "order": order,
+        "block_length": block_length,
+        "samples": samples,
+        "rewards": sorted(functions),
+        "settings": [[s.max_completion_length, s.steps, s.temperature] for s in samplers],
+        "batch_size": batch_size,
+        "environment": environment(denoiser),
+    }
     results_table(results, f"{model} on {task}, {split}")
-    if output is not None:
-        facts: dict[str, Any] = {
-            "model": model,
-            "task": chosen.model_dump(),
-            "split": split,
-            "seed": seed,
-            "order": order,
-        }
-        facts["results"] = [result.summary() | {"items": result.items} for result in results]
-        try:
-            output.parent.mkdir(parents=True, exist_ok=True)
-            write_atomically(output, json.dumps(facts, indent=1))
-        except OSError as error:
-            raise RunError(f"{output} cannot be written: {error.strerror}. Give --output another place.") from error
-        typer.echo(f"results: {output}")
+    compared = compare(results, against, seed) if against else []
+    if compared:
+        comparison_table(compared, against)
+    place = output or default_place(facts)
+    typer.echo(f"completions: {save(place, facts, results, compared)}\nresults: {place}")
 
 
 @app.command()
@@ -316,6 +335,13 @@ def demo(
     from unmask.demo import run
 
     run(output_dir, seed)
+
+
+def _has_gpu() -> bool:
+    """Whether there is a GPU to evaluate on. An MPS one has no float64, which the hashed draws need."""
+    import torch
+
+    return bool(torch.cuda.is_available())
 
 
 def _is_main() -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
     from unmask.config import SamplerConfig
+    from unmask.eval_results import Comparison
     from unmask.evaluate import Evaluation
     from unmask.models import Denoiser
     from unmask.rollout import Prompt
@@ -25,6 +27,8 @@ if TYPE_CHECKING:
 
 SHOWN = ("loss", "reward", "frac_reward_zero_std", "grad_norm")
 """Metrics in a step's line, beside accuracies."""
+PIPE_WIDTH = 160
+"""Columns of a table that is not shown on a terminal."""
 
 
 class ProgressView:
@@ -107,6 +111,9 @@ def table(columns: Sequence[str], rows: Iterable[Sequence[object]], title: str |
     from rich.table import Table
 
     console, drawn = Console(), Table(*columns, box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False)
+    if not console.is_terminal and "COLUMNS" not in os.environ:
+        # A pipe has no edge to wrap at; rich would take it for 80 columns wide.
+        console = Console(width=PIPE_WIDTH)
     for row in rows:
         drawn.add_row(*(escape(str(cell)) for cell in row))
     if title:
@@ -114,23 +121,62 @@ def table(columns: Sequence[str], rows: Iterable[Sequence[object]], title: str |
     console.print(drawn)
 
 
-def results_table(results: Iterable[Evaluation], title: str) -> None:
-    """Print evaluations, one a line."""
+def results_table(results: Sequence[Evaluation], title: str) -> None:
+    """Print evaluations, one a line, with a column for each secondary measure and each k of pass@k but the first."""
+    extra = {name: [r.measures[name] for r in results] for name in results[0].measures}
+    extra |= {f"pass@{k}": [r.pass_at[k] for r in results] for k in results[0].pass_at if k > 1}
+    accuracy = "pass@1" if results[0].samples > 1 else "accuracy"
     table(
-        ["length", "steps", "sampling", "solved", "accuracy (95 % CI)", "reward"],
+        ["length", "steps", "sampling", "solved", f"{accuracy} (95 % CI)", *extra, "reward"],
         [
             [
                 r.length,
                 r.steps,
                 "greedy" if r.temperature == 0 else f"T = {r.temperature:g}",
-                f"{r.num_solved} of {r.num_rows}",
-                f"{r.accuracy:.3f} ({r.low:.3f} to {r.high:.3f})",
+                f"{r.num_solved} of {r.num_rows * r.samples}",
+                _with_interval(r.accuracy, r.low, r.high),
+                *(_with_interval(*estimates[i]) for estimates in extra.values()),
                 f"{r.reward:.3f} ± {r.reward_se:.3f}",
             ]
-            for r in results
+            for i, r in enumerate(results)
         ],
         title,
     )
+
+
+def comparison_table(comparisons: Iterable[Comparison], place: object) -> None:
+    """Print comparisons with an earlier evaluation, one a line, and which rows changed."""
+    table(
+        ["length", "steps", "before", "now", "difference (95 % CI)", "gained", "lost", "p (McNemar)"],
+        [
+            [
+                _change(c.against[0], c.setting[0]),
+                _change(c.against[1], c.setting[1]),
+                f"{c.before:.3f}",
+                f"{c.now:.3f}",
+                f"{c.difference:+.3f} ({c.low:+.3f} to {c.high:+.3f})",
+                _some(c.gained),
+                _some(c.lost),
+                "" if c.p_value is None else f"{c.p_value:.3g}",
+            ]
+            for c in comparisons
+        ],
+        f"against {place}, row by row",
+    )
+
+
+def _with_interval(value: float, low: float, high: float) -> str:
+    return f"{value:.3f} ({low:.3f} to {high:.3f})"
+
+
+def _change(before: int, now: int) -> str:
+    return str(now) if before == now else f"{before} -> {now}"
+
+
+def _some(rows: Sequence[int]) -> str:
+    """How many rows, and the first of them."""
+    shown = ", ".join(map(str, rows[:5]))
+    return f"{len(rows)}" + (f": {shown}{', ...' if len(rows) > 5 else ''}" if rows else "")
 
 
 def watch(

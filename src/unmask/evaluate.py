@@ -1,15 +1,24 @@
-"""Accuracy on rows that training never saw, with intervals."""
+"""Accuracy on rows that training never saw, with intervals.
+
+One completion for each row gives an accuracy with Wilson's interval. Several give pass@k as well; completions of one row are not
+independent trials, so then, and for every secondary measure, the interval is a bootstrap over rows.
+"""
 
 from __future__ import annotations
 
 import statistics
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any
+from dataclasses import asdict, dataclass, field
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import torch
 
 from unmask.config import SamplerConfig
+from unmask.errors import ConfigError
 from unmask.functional.intervals import wilson_interval
 from unmask.functional.noise import named_generator
+from unmask.functional.paired import bootstrap_interval
+from unmask.functional.pass_at_k import pass_at_k
 from unmask.models import Denoiser
 from unmask.records import Row
 from unmask.rollout import decode, generate, row_seeds
@@ -19,6 +28,19 @@ from unmask.tasks import Task
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+RESAMPLES = 2000
+"""Of a bootstrap interval: its ends move by about a hundredth of its width from one seed to the next."""
+SCORED_AT_ONCE = 64
+"""Completions of one call of the reward functions, whose time limit is for one call."""
+
+
+class Estimate(NamedTuple):
+    """A mean over rows and its 95 % interval."""
+
+    value: float
+    low: float
+    high: float
+
 
 @dataclass(frozen=True, slots=True)
 class Evaluation:
@@ -26,25 +48,35 @@ class Evaluation:
 
     num_rows: int
     num_solved: int
+    """Completions that are right; as many as rows where one is sampled for each."""
     accuracy: float
-    """Share of rows solved whole."""
+    """Share of rows solved whole; pass@1 where several completions are sampled."""
     low: float
-    """Lower end of the 95 % Wilson interval of the accuracy."""
+    """Lower end of the 95 % interval of the accuracy: Wilson's, or a bootstrap over rows where several are sampled."""
     high: float
     """Upper end."""
     reward: float
     """Mean reward."""
     reward_se: float
-    """Standard error of that mean."""
+    """Standard error of that mean, over rows."""
     temperature: float
     length: int
     steps: int
     items: list[dict[str, Any]]
-    """For each row: prompt, completion, reward, solved."""
+    """For each completion: row, sample, prompt, completion, reward, solved, measures. The samples of a row stand together."""
+    samples: int = 1
+    """Completions of each row."""
+    pass_at: dict[int, Estimate] = field(default_factory=dict)
+    """pass@k for k = 1, 2, 4, ... and the number of samples; empty where one is sampled."""
+    measures: dict[str, Estimate] = field(default_factory=dict)
+    """Means of the task's secondary measures."""
 
     def summary(self) -> dict[str, Any]:
-        """Everything but the items."""
-        return {key: value for key, value in asdict(self).items() if key != "items"}
+        """Everything but the items, ready for JSON."""
+        facts = {key: value for key, value in asdict(self).items() if key != "items"}
+        for name in ("pass_at", "measures"):
+            facts[name] = {str(key): estimate._asdict() for key, estimate in getattr(self, name).items()}
+        return facts
 
 
 def evaluate(
@@ -57,30 +89,96 @@ def evaluate(
     *,
     seed: int = 0,
     batch_size: int = 256,
+    samples: int = 1,
 ) -> Evaluation:
-    """Denoise one completion for each row and say how many are solved.
+    """Denoise completions for each row and say how many are right.
 
-    At temperature 0 the seed matters only to an order that draws. A row's result does not depend on its batch.
+    At temperature 0 the seed matters only to an order that draws. A row's result depends neither on its batch nor on how many
+    rows or samples are asked beside it.
+
+    Raises:
+        ConfigError: several samples at temperature 0.
     """
-    seeds = row_seeds(len(rows), named_generator(seed, "evaluate"))
-    path = generate(denoiser, tokenizer, [row["prompt"] for row in rows], sampler, seeds, batch_size=batch_size)
-    texts = decode(tokenizer, path.tokens)
-    rewards = scorer(rows, texts).total
-    solved = [task.solved(text, row) for text, row in zip(texts, rows, strict=True)]
-    low, high = wilson_interval(sum(solved), len(rows))
+    if samples > 1 and sampler.temperature == 0:
+        raise ConfigError(
+            f"{samples} samples at temperature 0 are {samples} times the same. Use a temperature above 0."
+        )
+    texts = _completions(denoiser, tokenizer, rows, sampler, seed, batch_size, samples)
+    items = _scored(task, scorer, rows, texts, samples)
+    right = [sum(item["solved"] for item in items[i : i + samples]) for i in range(0, len(items), samples)]
+    rewards = _row_means([item["reward"] for item in items], samples)
+    # Not the run's seed: greedy decoding gives the same result, interval included, with any.
+    bootstrap = named_generator(0, "bootstrap")
+
+    def estimate(values: list[float]) -> Estimate:
+        return Estimate(
+            statistics.fmean(values), *bootstrap_interval(torch.tensor(values), bootstrap, resamples=RESAMPLES)
+        )
+
+    ks = sorted({k for k in (2**i for i in range(samples.bit_length())) if k <= samples} | {samples})
+    pass_at = {k: estimate([pass_at_k(samples, count, k) for count in right]) for k in ks} if samples > 1 else {}
+    interval = pass_at[1][1:] if samples > 1 else wilson_interval(sum(right), len(rows))
     return Evaluation(
         num_rows=len(rows),
-        num_solved=sum(solved),
-        accuracy=sum(solved) / len(rows),
-        low=low,
-        high=high,
+        num_solved=sum(right),
+        accuracy=sum(right) / len(items),
+        low=interval[0],
+        high=interval[1],
         reward=statistics.fmean(rewards),
         reward_se=statistics.stdev(rewards) / len(rows) ** 0.5 if len(rows) > 1 else 0.0,
         temperature=sampler.temperature,
         length=sampler.max_completion_length,
         steps=sampler.steps,
-        items=[
-            {"prompt": row["prompt"], "completion": text, "reward": reward, "solved": is_solved}
-            for row, text, reward, is_solved in zip(rows, texts, rewards, solved, strict=True)
-        ],
+        items=items,
+        samples=samples,
+        pass_at=pass_at,
+        measures={
+            name: estimate(_row_means([item["measures"][name] for item in items], samples))
+            for name in items[0]["measures"]
+        },
     )
+
+
+def _completions(
+    denoiser: Denoiser,
+    tokenizer: PreTrainedTokenizerBase,
+    rows: Sequence[Row],
+    sampler: SamplerConfig,
+    seed: int,
+    batch_size: int,
+    samples: int,
+) -> list[str]:
+    """The texts, those of a row beside each other."""
+    # A generator for each sample: its seeds are the same however many are asked.
+    names = [() if sample == 0 else (sample,) for sample in range(samples)]
+    seeds = [row_seeds(len(rows), named_generator(seed, "evaluate", *name)) for name in names]
+    prompts = [row["prompt"] for row in rows for _ in range(samples)]
+    by_row = torch.stack(seeds, dim=1).flatten()
+    path = generate(denoiser, tokenizer, prompts, sampler, by_row, batch_size=batch_size)
+    return decode(tokenizer, path.tokens)
+
+
+def _scored(
+    task: Task, scorer: Scorer, rows: Sequence[Row], texts: Sequence[str], samples: int
+) -> list[dict[str, Any]]:
+    repeated = [row for row in rows for _ in range(samples)]
+    rewards: list[float] = []
+    for start in range(0, len(texts), SCORED_AT_ONCE):
+        block = slice(start, start + SCORED_AT_ONCE)
+        rewards += scorer(repeated[block], texts[block]).total
+    return [
+        {
+            "row": place // samples,
+            "sample": place % samples,
+            "prompt": row["prompt"],
+            "completion": text,
+            "reward": reward,
+            "solved": task.solved(text, row),
+            "measures": task.measures(text, row),
+        }
+        for place, (row, text, reward) in enumerate(zip(repeated, texts, rewards, strict=True))
+    ]
+
+
+def _row_means(values: Sequence[float], samples: int) -> list[float]:
+    return [statistics.fmean(values[i : i + samples]) for i in range(0, len(values), samples)]

@@ -167,3 +167,20 @@ def test_a_sloppy_demonstration_respects_the_clues_of_its_rows_only() -> None:
             assert text[i] == clue or (clue == "0" and text[i] not in row["puzzle"][start : start + 4])
         breaks_a_column += any(len(set(text[c::4])) < 4 for c in range(4))
     assert breaks_a_column > 80
+
+
+def test_cells_are_measured_beside_whole_puzzles_whatever_the_reward_is() -> None:
+    task = Sudoku(sparse=True)
+    row = task.rows("test", 1)[0]
+    blanks = [i for i, clue in enumerate(row["puzzle"]) if clue == "0"]
+    wrong = list(row["answer"])
+    wrong[blanks[0]] = "1" if wrong[blanks[0]] != "1" else "2"
+    assert task.measures("".join(wrong), row) == {"cells": 1 - 1 / len(blanks)}
+    assert task.measures(row["answer"], row) == {"cells": 1.0}
+    assert task.measures("", row) == {"cells": 0.0}
+    assert not task.solved("".join(wrong), row)
+
+
+def test_an_evaluation_takes_the_lengths_of_the_papers_or_the_tiny_tasks_own() -> None:
+    assert Sudoku().evaluation_lengths == (16,)
+    assert Sudoku(format="tagged").evaluation_lengths == (128, 256, 512)

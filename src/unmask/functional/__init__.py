@@ -11,6 +11,8 @@ One idea a file:
 - `elbo`: the masked-diffusion bound on log p(x)
 - `schedule`: how many tokens each step commits, and the learning rate
 - `intervals`: the confidence interval of a solve rate
+- `paired`: two results on the same rows: bootstrap interval and exact test
+- `pass_at_k`: the chance that one of k completions is right
 
 Letters: B completions, G group size, K selected steps, L positions, T steps, V vocabulary. Steps run in execution
 order, 0 = all masked. Floating inputs narrower than float32 are raised to float32; float64 stays float64.

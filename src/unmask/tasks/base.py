@@ -24,6 +24,9 @@ RewardFunc = Callable[..., list[float | None]]
 
 Split = Literal["train", "validation", "test"]
 
+PUBLISHED_LENGTHS = (128, 256, 512)
+"""Completion lengths at which the papers evaluate language models, with half as many steps."""
+
 
 class Task(Config, ABC):
     """Base of all tasks. A subclass says how an item is made, what an answer is worth and when it is right."""
@@ -90,6 +93,20 @@ class Task(Config, ABC):
     def rewards(self) -> dict[str, RewardFunc]:
         """The task's reward functions by name."""
         return {self.type: self._reward}
+
+    @property
+    def evaluation_lengths(self) -> tuple[int, ...]:
+        """Completion lengths of an evaluation, unless others are asked: the task's own if bare, else the published ones."""
+        return (self.completion_length,) if self.format == "bare" else PUBLISHED_LENGTHS
+
+    def measures(self, completion: str, row: Row) -> dict[str, float]:
+        """What else is reported of a completion beside `solved`, by name; the same names for every completion.
+
+        Args:
+            completion: text cut at EOS; anything that is no text counts as an empty one.
+            row: the item it answers.
+        """
+        return {}
 
     def solved(self, completion: str, row: Row) -> bool:
         """Whether a completion gets the whole item right: the accuracy that evaluation reports.

@@ -86,16 +86,23 @@ class Sudoku(Task):
 
     def score(self, answer: str, row: Row) -> float:
         """Share of the blank cells that are right, by position; with `sparse`, whether all of the grid is."""
-        if self.sparse:
-            return float(self.is_right(answer, row))
-        digits = first_digits(answer, CELLS).ljust(CELLS)
-        blanks = [i for i, clue in enumerate(row["puzzle"]) if clue == "0"]
-        solution: str = row["answer"]
-        return sum(digits[i] == solution[i] for i in blanks) / len(blanks)
+        return float(self.is_right(answer, row)) if self.sparse else _share_of_blanks(answer, row)
 
     def is_right(self, answer: str, row: Row) -> bool:
         """Whether the answer's digits are the 16 of the solution, clues included."""
         return first_digits(answer, CELLS + 1) == str(row["answer"])
+
+    def measures(self, completion: str, row: Row) -> dict[str, float]:
+        """`cells`: the share of blank cells that are right, which the papers report as accuracy."""
+        answer = self._answer(completion)
+        return {"cells": 0.0 if answer is None else _share_of_blanks(answer, row)}
+
+
+def _share_of_blanks(answer: str, row: Row) -> float:
+    digits = first_digits(answer, CELLS).ljust(CELLS)
+    blanks = [i for i, clue in enumerate(row["puzzle"]) if clue == "0"]
+    solution: str = row["answer"]
+    return sum(digits[i] == solution[i] for i in blanks) / len(blanks)
 
 
 @lru_cache(maxsize=1)
