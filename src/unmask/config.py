@@ -95,7 +95,7 @@ class EvalConfig(Config):
     """Evaluation during and after a run, on rows that training never sees."""
 
     split: Literal["validation", "test"] = "test"
-    """Rows to take. Choose checkpoints on `validation` only."""
+    """Rows to take. With `validation` the model of the highest mean accuracy is kept in best/; on `test` none is chosen."""
     num_rows: int = Field(256, ge=1)
     """How many rows."""
     eval_steps: int = Field(50, ge=0)

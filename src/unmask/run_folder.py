@@ -1,4 +1,4 @@
-"""A run folder: config.yaml, metrics.jsonl, rollouts/, checkpoints/, final/. Nothing in it is ever half written.
+"""A run folder: config.yaml, metrics.jsonl, rollouts/, checkpoints/, best/, final/. Nothing in it is ever half written.
 
 One process at a time owns a folder (a lock on run.lock); the others of a distributed run only read. A checkpoint is complete
 or absent: it is written aside, flushed to disk and renamed.
@@ -90,6 +90,11 @@ class RunFolder:
     def final(self) -> Path:
         """The finished model, in transformers' format."""
         return self.path / "final"
+
+    @property
+    def best(self) -> Path:
+        """The model of the best evaluation on the validation split, in the same format; absent if that was not evaluated."""
+        return self.path / "best"
 
     def checkpoints(self) -> list[Path]:
         """Complete checkpoints, oldest first."""

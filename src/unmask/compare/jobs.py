@@ -193,8 +193,9 @@ class Cell(Job):
     def clean_up(self) -> None:
         super().clean_up()
         if self.stage == "tuning":
-            # Nobody looks at the model of a trial.
-            shutil.rmtree(self.folder / "final", ignore_errors=True)
+            # Nobody looks at the models of a trial.
+            for name in ("final", "best"):
+                shutil.rmtree(self.folder / name, ignore_errors=True)
 
     def _measured(self) -> Record:
         """Accuracy and reward at each temperature, and of greedy decoding at each number of steps."""

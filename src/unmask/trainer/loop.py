@@ -22,6 +22,7 @@ from unmask.records import Rollout
 from unmask.rollout import decode
 from unmask.run_folder import RunFolder, disk_faults_explained
 from unmask.score import RewardFunc, Scorer, by_name, load_reward
+from unmask.trainer.best import Best, best_in, better, validation_accuracy
 from unmask.trainer.experience import collect, entropy_by_step, prompts_of_step
 from unmask.trainer.learn import Learner
 from unmask.trainer.metrics import Tally, TokenPasses
@@ -108,6 +109,7 @@ class Trainer:
             is_main=self.accelerator.is_main_process,
         )
         self.signals = StopSignals()
+        self.best: Best | None = None
 
     def train(self) -> Path:
         """Run to the end and return the run folder.
@@ -128,6 +130,7 @@ class Trainer:
         done = folder.load_checkpoint(lambda path: self.accelerator.load_state(str(path)))
         unlogged = self._unlogged() if done else {}
         folder.open_metrics(done if unlogged is None else done - 1)
+        self.best = best_in(folder.metrics_path)
         start_trackers(self.accelerator, recipe)
         if unlogged is not None and (metrics := unlogged | self._evaluation(done, unlogged)):
             self._log(done, metrics)
@@ -143,9 +146,7 @@ class Trainer:
             if (step + 1) % recipe.save_steps == 0 or step + 1 == recipe.max_steps:
                 self._save(step + 1)
             self._stop_if_asked(step + 1)
-        if self.accelerator.is_main_process:
-            with folder.written_aside(folder.final) as final:
-                save_model(self.accelerator.unwrap_model(self.model), self.tokenizer, final)
+        self._save_model(folder.final)
         self.accelerator.wait_for_everyone()
         self.accelerator.end_training()
 
@@ -190,7 +191,8 @@ class Trainer:
         if step != self.recipe.max_steps and (not setting.eval_steps or step % setting.eval_steps):
             return {}
         with self._saved_on_mistake(step, unlogged):
-            return self._evaluate() if self.accelerator.is_main_process else {}
+            metrics = self._evaluate() if self.accelerator.is_main_process else {}
+        return metrics | self._keep_best(step, metrics)
 
     def _evaluate(self) -> dict[str, Any]:
         setting, recipe = self.recipe.evaluation, self.recipe
@@ -215,6 +217,19 @@ class Trainer:
                 f"{name}/reward": result.reward,
             }
         return metrics | {"time/evaluation": time.perf_counter() - started}
+
+    def _keep_best(self, step: int, metrics: dict[str, Any]) -> dict[str, Any]:
+        """Keep the model in best/ if no validation accuracy so far was as high; say which step has the highest."""
+        if (found := better(self.best, step, metrics)) is not None:
+            self._save_model(self.folder.best)
+            self.best = found
+        return self.best.metrics() if self.best and validation_accuracy(metrics) is not None else {}
+
+    def _save_model(self, target: Path) -> None:
+        """A folder that `load_model` reads, complete or absent."""
+        if self.accelerator.is_main_process:
+            with self.folder.written_aside(target) as folder:
+                save_model(self.accelerator.unwrap_model(self.model), self.tokenizer, folder)
 
     def _log(self, step: int, metrics: dict[str, Any]) -> None:
         if not self.accelerator.is_main_process:

@@ -1,0 +1,135 @@
+"""The best checkpoint: chosen on validation alone, the same after a resume, complete or absent."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from tests.small_runs import metrics, train_recipe
+from unmask import Trainer
+from unmask.evaluate import Evaluation
+from unmask.models import load_model
+from unmask.trainer.best import Best, best_of, better
+
+VALIDATION = ("evaluation.split=validation", "evaluation.eval_steps=2", "evaluation.temperatures=[0.0,0.9]")
+
+
+@pytest.fixture
+def scripted(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """Accuracies that the evaluations will find, two temperatures after each other; the models are evaluated all the same."""
+    import unmask.trainer.loop as loop
+
+    accuracies: list[float] = []
+    evaluate = loop.evaluate
+
+    def faked(*arguments: Any, **options: Any) -> Evaluation:
+        from dataclasses import replace
+
+        return replace(evaluate(*arguments, **options), accuracy=accuracies.pop(0))
+
+    monkeypatch.setattr(loop, "evaluate", faked)
+    return accuracies
+
+
+def weights_of(folder: Path) -> bytes:
+    return (folder / "model.safetensors").read_bytes()
+
+
+def test_the_model_of_the_highest_mean_accuracy_is_kept(
+    tiny_model: Path, tmp_path: Path, scripted: list[float]
+) -> None:
+    # Steps 0, 2, 4, 6: means .2, .35, .35, .1. The earlier of equals stays, though one temperature of the later is higher.
+    scripted += [0.2, 0.2, 0.3, 0.4, 0.5, 0.2, 0.1, 0.1]
+    overrides = [*VALIDATION, "save_steps=2", "save_total_limit=9"]
+    folder = Trainer(train_recipe(tiny_model, tmp_path / "run", *overrides)).train()
+    lines = {line["step"]: line for line in metrics(folder)}
+    assert [lines[step]["eval/best_step"] for step in (0, 2, 4, 6)] == [0, 2, 2, 2]
+    assert lines[6]["eval/best_accuracy"] == pytest.approx(0.35)
+    assert "eval/best_step" not in lines[1]
+    checkpoint = load_file(folder / "checkpoints" / "step-00000002" / "model.safetensors")
+    best, final = (load_file(folder / name / "model.safetensors") for name in ("best", "final"))
+    assert all(torch.equal(checkpoint[f"backbone.{name}"], tensor) for name, tensor in best.items())
+    assert not all(torch.equal(final[name], tensor) for name, tensor in best.items())
+    load_model(folder / "best")
+    assert not list(folder.glob("**/.incomplete-*"))
+
+
+def test_a_base_that_training_never_beats_is_the_best(tiny_model: Path, tmp_path: Path, scripted: list[float]) -> None:
+    scripted += [0.5, 0.5, 0.1, 0.1, 0.1, 0.1, 0.1, 0.1]
+    folder = Trainer(train_recipe(tiny_model, tmp_path / "run", *VALIDATION)).train()
+    assert metrics(folder)[-1]["eval/best_step"] == 0
+    assert weights_of(folder / "best") == weights_of(tiny_model)
+
+
+def test_nothing_is_chosen_on_the_test_split(tiny_model: Path, tmp_path: Path, scripted: list[float]) -> None:
+    scripted += [0.1, 0.9, 0.1]
+    folder = Trainer(train_recipe(tiny_model, tmp_path / "run", "evaluation.temperatures=[0.0]")).train()
+    assert not (folder / "best").exists()
+    assert not any("best" in key for line in metrics(folder) for key in line)
+    assert metrics(folder)[-1]["eval/test@0/accuracy"] == 0.1
+
+
+def test_a_resumed_run_keeps_the_best_of_the_uninterrupted_one(
+    tiny_model: Path, tmp_path: Path, scripted: list[float], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    accuracies = [0.1, 0.1, 0.4, 0.4, 0.2, 0.2, 0.3, 0.3]
+    scripted += accuracies
+    whole = Trainer(train_recipe(tiny_model, tmp_path / "whole", *VALIDATION, "save_steps=3")).train()
+
+    class Killed(BaseException):
+        pass
+
+    # Killed after the evaluation of step 4, whose line is written; the newest checkpoint is of step 3.
+    log = Trainer._log
+
+    def dying(self: Trainer, step: int, line: dict[str, Any]) -> None:
+        log(self, step, line)
+        if step == 4:
+            raise Killed
+
+    scripted[:] = accuracies[:6]
+    recipe = train_recipe(tiny_model, tmp_path / "run", *VALIDATION, "save_steps=3")
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "_log", dying)
+        trainer = Trainer(recipe)
+        with pytest.raises(Killed):
+            trainer.train()
+    scripted[:] = accuracies[4:]
+    resumed = Trainer(recipe, resume=True).train()
+    assert metrics(resumed) == metrics(whole)
+    assert metrics(resumed)[-1]["eval/best_step"] == 2
+    assert weights_of(resumed / "best") == weights_of(whole / "best")
+
+
+def test_a_best_model_is_complete_or_the_one_before(
+    tiny_model: Path, tmp_path: Path, scripted: list[float], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import unmask.trainer.loop as loop
+
+    scripted += [0.1, 0.1, 0.9, 0.9]
+    save, saved = loop.save_model, []
+
+    def failing(denoiser: Any, tokenizer: Any, folder: Path) -> None:
+        save(denoiser, tokenizer, folder)
+        saved.append(folder)
+        if len(saved) == 2:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(loop, "save_model", failing)
+    trainer = Trainer(train_recipe(tiny_model, tmp_path / "run", *VALIDATION))
+    with pytest.raises(KeyboardInterrupt):
+        trainer.train()
+    assert weights_of(tmp_path / "run" / "best") == weights_of(tiny_model)
+
+
+def test_the_best_of_lines_is_the_earliest_highest_validation_accuracy() -> None:
+    key = "eval/validation@0/accuracy"
+    lines = [{"step": 0, key: 0.1}, {"step": 1}, {"step": 2, key: 0.3}, {"step": 4, key: 0.3}, {"step": 6, key: 0.2}]
+    assert best_of(lines) == Best(2, 0.3)
+    assert best_of([{"step": 1, "eval/test@0/accuracy": 1.0}]) is None
+    assert better(Best(2, 0.3), 8, {key: 0.3}) is None
+    assert better(None, 8, {key: 0.0}) == Best(8, 0.0)
