@@ -18,9 +18,9 @@ import unmask
 PACKAGE = Path(unmask.__file__).parent
 FILES = sorted(path.relative_to(PACKAGE) for path in PACKAGE.rglob("*.py"))
 
-LAYER_0 = {"errors", "records", "config", "functional"}
+LAYER_0 = {"errors", "records", "config", "functional", "reward", "workers"}
 LAYER_1 = {"models", "samplers", "tasks", "sandbox"}
-LAYER_2 = {"methods", "rollout", "score", "recipe", "run_folder", "environment"}
+LAYER_2 = {"methods", "rollout", "score", "recipe", "run_folder", "environment", "data_check", "rewards"}
 LAYER_3 = {"trainer", "evaluate", "eval_results", "pretrain", "compare", "report"}
 BELOW_3 = LAYER_0 | LAYER_1 | LAYER_2
 
@@ -29,16 +29,20 @@ MAY_IMPORT: dict[str, set[str]] = {
     "records": {"errors"},
     "config": {"errors"},
     "functional": {"errors"},
+    "reward": {"errors"},
+    "workers": {"errors", "reward"},
     "models": LAYER_0,
     "samplers": LAYER_0,
     "tasks": LAYER_0,
     "sandbox": LAYER_0,
     "methods": LAYER_0,
+    "rewards": LAYER_0 | {"tasks"},
     "score": LAYER_0,
     "rollout": LAYER_0 | {"models", "samplers"},
     "recipe": LAYER_0 | {"methods", "models", "samplers", "tasks"},
     "run_folder": LAYER_0,
     "environment": set(),
+    "data_check": LAYER_0 | {"tasks"},
     "evaluate": BELOW_3,
     "eval_results": BELOW_3 | {"evaluate"},
     "trainer": BELOW_3 | {"evaluate"},
@@ -58,6 +62,8 @@ ONLY: dict[str, set[str]] = {
     "records": {"torch", "safetensors"},
     "config": {"pydantic"},
     "functional": {"torch"},
+    "reward": set(),
+    "workers": set(),
 }
 """Parts that may use the standard library and nothing else from outside but these."""
 

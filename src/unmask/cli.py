@@ -22,6 +22,9 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 
+data = typer.Typer(help="Look at a task's rows.", no_args_is_help=True)
+app.add_typer(data, name="data")
+
 _ENVIRONMENT = {
     # Idle OpenMP threads sleep instead of spinning: with anything else on the cores, spinning made a step 5 times slower.
     "OMP_WAIT_POLICY": "PASSIVE",
@@ -324,6 +327,26 @@ def tasks() -> None:
             for name, task in TASKS.items()
         ],
     )
+
+
+@data.command(name="check")
+def check_data(
+    task: Annotated[str, typer.Argument(help="A task's name.")],
+    option: TaskOptions = None,
+    rows: Annotated[int, typer.Option(min=1, help="Rows of each split to look at, or all there are.")] = 10_000,
+    ngram: Annotated[int, typer.Option(min=1, help="Words of an n-gram.")] = 13,
+    seed: Annotated[int, typer.Option(help="Of the rows.")] = 0,
+) -> None:
+    """Report what held-out rows share with training rows; exit code 1 if they share prompts."""
+    from unmask.console import overlap_table
+    from unmask.data_check import check_splits, rows_of_splits
+    from unmask.recipe import make_task
+
+    splits = rows_of_splits(make_task(task, option or ()), rows, seed)
+    overlaps = check_splits(splits, n=ngram)
+    overlap_table(overlaps, f"{task}: {len(splits['train'])} training rows looked at")
+    if any(o.num_found for o in overlaps if o.kind == "prompt"):
+        raise typer.Exit(1)
 
 
 @app.command()

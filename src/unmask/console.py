@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
     from unmask.config import SamplerConfig
+    from unmask.data_check import Overlap
     from unmask.eval_results import Comparison
     from unmask.evaluate import Evaluation
     from unmask.models import Denoiser
@@ -162,6 +163,25 @@ def comparison_table(comparisons: Iterable[Comparison], place: object) -> None:
             for c in comparisons
         ],
         f"against {place}, row by row",
+    )
+
+
+def overlap_table(overlaps: Iterable[Overlap], title: str) -> None:
+    """Print what held-out rows share with training rows, the ends of a few examples included."""
+    table(
+        ["split", "by", "distinct", "in training", "share", "for example"],
+        [
+            [
+                o.held_out,
+                o.kind,
+                o.num_rows,
+                o.num_found,
+                f"{o.share:.1%}",
+                " | ".join(repr(x)[-40:] for x in o.examples),
+            ]
+            for o in overlaps
+        ],
+        title,
     )
 
 
