@@ -21,7 +21,7 @@ FILES = sorted(path.relative_to(PACKAGE) for path in PACKAGE.rglob("*.py"))
 LAYER_0 = {"errors", "records", "config", "functional", "reward", "workers"}
 LAYER_1 = {"models", "samplers", "tasks", "sandbox"}
 LAYER_2 = {"methods", "rollout", "score", "recipe", "run_folder", "environment", "data_check", "rewards"}
-LAYER_3 = {"trainer", "evaluate", "eval_results", "pretrain", "compare", "report"}
+LAYER_3 = {"trainer", "evaluate", "eval_results", "harness", "pretrain", "compare", "report"}
 BELOW_3 = LAYER_0 | LAYER_1 | LAYER_2
 
 MAY_IMPORT: dict[str, set[str]] = {
@@ -33,7 +33,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "workers": {"errors", "reward"},
     "models": LAYER_0,
     "samplers": LAYER_0,
-    "tasks": LAYER_0,
+    "tasks": LAYER_0 | {"sandbox"},
     "sandbox": LAYER_0,
     "methods": LAYER_0,
     "rewards": LAYER_0 | {"tasks"},
@@ -45,6 +45,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "data_check": LAYER_0 | {"tasks"},
     "evaluate": BELOW_3,
     "eval_results": BELOW_3 | {"evaluate"},
+    "harness": BELOW_3,
     "trainer": BELOW_3 | {"evaluate"},
     "pretrain": BELOW_3 | {"evaluate", "trainer"},
     "compare": BELOW_3 | {"evaluate", "trainer", "pretrain"},

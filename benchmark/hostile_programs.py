@@ -1,0 +1,849 @@
+"""Programs that try to be paid without being right, to get out, or to stop whoever runs them.
+
+Each is asked for a function `f` that no program here computes. `Attack.tests` may ask for a secret instead, so that a program
+that gets hold of it is paid, and the attempt shows. In the texts, OUTSIDE stands for a folder of the host with a file `secret`,
+PORT for a port that it listens on, PID for its process.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+SECRET = "b7f0-held-by-the-host"
+"""What the host's folder and environment hold."""
+WANTED = ("assert f(3) == 12345", "assert f(4) == 54321")
+STOLEN = (f"assert {SECRET!r} in str(f(0))",)
+
+
+@dataclass(frozen=True, slots=True)
+class Attack:
+    """A hostile program and the tests that it wants to pass."""
+
+    name: str
+    code: str
+    tests: tuple[str, ...] = WANTED
+    is_tame: bool = False
+    """Whether it can be run without any sandbox: it does no harm to what is around it."""
+
+
+RESOURCES = [
+    Attack(
+        "fork bomb",
+        """
+import os
+while True:
+    os.fork()
+""",
+    ),
+    Attack(
+        "fork bomb in a call",
+        """
+def f(x):
+    import os
+    while True:
+        os.fork()
+""",
+    ),
+    Attack(
+        "thread bomb",
+        """
+def f(x):
+    import threading, time
+    while True:
+        threading.Thread(target=time.sleep, args=(60,)).start()
+""",
+    ),
+    Attack(
+        "small-stack thread bomb",
+        """
+def f(x):
+    import threading, time
+    threading.stack_size(32768)
+    while True:
+        threading.Thread(target=time.sleep, args=(60,)).start()
+""",
+    ),
+    Attack(
+        "memory at once",
+        """
+x = bytearray(10**13)
+def f(x):
+    return 0
+""",
+        is_tame=True,
+    ),
+    Attack(
+        "memory bit by bit",
+        """
+def f(x):
+    a = []
+    while True:
+        a.append('x' * 10**6 + str(len(a)))
+""",
+    ),
+    Attack(
+        "endless loop",
+        """
+while True:
+    pass
+""",
+        is_tame=True,
+    ),
+    Attack(
+        "endless loop in a call",
+        """
+def f(x):
+    while True:
+        pass
+""",
+        is_tame=True,
+    ),
+    Attack(
+        "endless loop that catches everything",
+        """
+def f(x):
+    while True:
+        try:
+            while True:
+                pass
+        except BaseException:
+            pass
+""",
+        is_tame=True,
+    ),
+    Attack(
+        "endless output",
+        """
+def f(x):
+    while True:
+        print('x' * 10000)
+""",
+        is_tame=True,
+    ),
+    Attack(
+        "endless error output",
+        """
+def f(x):
+    import sys
+    while True:
+        sys.stderr.write('x' * 10000)
+""",
+        is_tame=True,
+    ),
+    Attack(
+        "sleep",
+        """
+def f(x):
+    import time
+    time.sleep(10**6)
+""",
+        is_tame=True,
+    ),
+    Attack(
+        "recursion",
+        """
+def f(x):
+    return f(x) + 1
+""",
+        is_tame=True,
+    ),
+    Attack(
+        "recursion without limit",
+        """
+import sys
+sys.setrecursionlimit(10**9)
+def f(x):
+    return f(x) + 1
+""",
+        is_tame=True,
+    ),
+    Attack(
+        "huge integer",
+        """
+def f(x):
+    return 9 ** 9 ** 9
+""",
+        is_tame=True,
+    ),
+    Attack(
+        "huge integer, in decimal",
+        """
+def f(x):
+    return str(7 ** 10**7)
+""",
+        is_tame=True,
+    ),
+    Attack(
+        "huge list",
+        """
+def f(x):
+    return [0] * 10**8
+""",
+        is_tame=True,
+    ),
+    Attack(
+        "huge text",
+        """
+def f(x):
+    return 'x' * 10**8
+""",
+        is_tame=True,
+    ),
+    Attack(
+        "doubled list",
+        """
+def f(x):
+    a = []
+    for _ in range(60):
+        a = [a, a]
+    return a
+""",
+    ),
+    Attack(
+        "deep list",
+        """
+def f(x):
+    a = []
+    for _ in range(10**5):
+        a = [a]
+    return a
+""",
+        is_tame=True,
+    ),
+    Attack(
+        "list in itself",
+        """
+def f(x):
+    a = []
+    a.append(a)
+    return a
+""",
+        is_tame=True,
+    ),
+    Attack(
+        "regular expression",
+        """
+def f(x):
+    import re
+    return re.match('(a|a)*$', 'a' * 40 + 'b')
+""",
+        is_tame=True,
+    ),
+    Attack(
+        "full disk",
+        """
+def f(x):
+    for n in range(10**6):
+        with open('/tmp/full-%d' % n, 'wb') as file:
+            file.write(b'x' * 2**20)
+""",
+    ),
+    Attack(
+        "full shared memory",
+        """
+def f(x):
+    for n in range(10**6):
+        with open('/dev/shm/full-%d' % n, 'wb') as file:
+            file.write(b'x' * 2**20)
+""",
+    ),
+    Attack(
+        "memory in files without name",
+        """
+def f(x):
+    import os
+    while True:
+        os.write(os.memfd_create('m'), b'x' * 2**20)
+""",
+    ),
+    Attack(
+        "endless iterator",
+        """
+def f(x):
+    while True:
+        yield 1
+""",
+        ("assert sum(f(3)) == 12345",),
+        is_tame=True,
+    ),
+]
+"""Programs that use up what there is."""
+
+ESCAPES = [
+    Attack(
+        "read the host's file",
+        """
+def f(x):
+    return open('OUTSIDE/secret').read()
+""",
+        STOLEN,
+    ),
+    Attack(
+        "read the home folder",
+        """
+def f(x):
+    import os
+    home = os.path.expanduser('~')
+    return [open(os.path.join(d, n)).read() for d, _, ns in os.walk(home) for n in ns]
+""",
+        STOLEN,
+    ),
+    Attack(
+        "read the environment",
+        """
+def f(x):
+    import os
+    return dict(os.environ)
+""",
+        STOLEN,
+    ),
+    Attack(
+        "read other environments",
+        """
+def f(x):
+    import glob
+    return [open(p, 'rb').read() for p in glob.glob('/proc/*/environ')]
+""",
+        STOLEN,
+    ),
+    Attack(
+        "read the list of users",
+        """
+def f(x):
+    return open('/etc/passwd').read()
+""",
+        ("assert 'root' in f(0)",),
+    ),
+    Attack(
+        "read the list of processes",
+        """
+def f(x):
+    import glob
+    return [p for p in glob.glob('/proc/[0-9]*')]
+""",
+        ("assert '/proc/PID' in f(0)",),
+    ),
+    Attack(
+        "write to the host's folder",
+        """
+def f(x):
+    open('OUTSIDE/mark', 'w').write('x')
+    return 0
+""",
+    ),
+    Attack(
+        "delete the host's folder",
+        """
+def f(x):
+    import shutil
+    shutil.rmtree('OUTSIDE')
+    return 0
+""",
+    ),
+    Attack(
+        "link to the host's folder",
+        """
+def f(x):
+    import os
+    os.symlink('OUTSIDE', '/tmp/way')
+    open('/tmp/way/mark', 'w').write('x')
+    return 0
+""",
+    ),
+    Attack(
+        "connect to the host",
+        """
+def f(x):
+    import socket
+    socket.create_connection(('127.0.0.1', PORT), 1).send(b'x')
+    return 0
+""",
+    ),
+    Attack(
+        "send a datagram",
+        """
+def f(x):
+    import socket
+    socket.socket(socket.AF_INET, socket.SOCK_DGRAM).sendto(b'x', ('127.0.0.1', PORT))
+    return 0
+""",
+    ),
+    Attack(
+        "shell by os",
+        """
+def f(x):
+    import os
+    os.system('touch OUTSIDE/mark')
+    return 0
+""",
+    ),
+    Attack(
+        "shell by subprocess",
+        """
+def f(x):
+    import subprocess
+    subprocess.run(['/bin/sh', '-c', 'touch OUTSIDE/mark'])
+    return 0
+""",
+    ),
+    Attack(
+        "shell by __import__",
+        """
+def f(x):
+    __import__('os').popen('touch OUTSIDE/mark').read()
+    return 0
+""",
+    ),
+    Attack(
+        "library by ctypes",
+        """
+def f(x):
+    import ctypes
+    libc = ctypes.CDLL(None)
+    libc.system(b'touch OUTSIDE/mark')
+    libc.kill(PID, 9)
+    return 0
+""",
+    ),
+    Attack(
+        "namespaces by ctypes",
+        """
+def f(x):
+    import ctypes
+    libc = ctypes.CDLL(None)
+    ok = libc.unshare(0x10000000) == 0 or libc.mount(b'x', b'/tmp', b'tmpfs', 0, 0) == 0
+    return 12345 if ok else 0
+""",
+        ("assert f(3) == 12345",),
+    ),
+    Attack(
+        "trace the parent by ctypes",
+        """
+def f(x):
+    import ctypes, os
+    return 12345 if ctypes.CDLL(None).ptrace(16, os.getppid(), 0, 0) == 0 else 0
+""",
+        ("assert f(3) == 12345",),
+    ),
+    Attack(
+        "kill the parent",
+        """
+def f(x):
+    import os
+    os.kill(os.getppid(), 9)
+    return 0
+""",
+    ),
+    Attack(
+        "kill everyone",
+        """
+def f(x):
+    import os
+    os.kill(-1, 9)
+    return 0
+""",
+    ),
+    Attack(
+        "kill the host",
+        """
+def f(x):
+    import os
+    os.kill(PID, 9)
+    return 0
+""",
+    ),
+    Attack(
+        "change the judge's code",
+        """
+def f(x):
+    import guest.judge
+    open(guest.judge.__file__, 'w').write('')
+    return 0
+""",
+    ),
+    Attack(
+        "become another program",
+        """
+def f(x):
+    import os, sys
+    os.execv(sys.executable, [sys.executable, '-c', 'print(12345)'])
+""",
+    ),
+    Attack(
+        "subclasses of object",
+        """
+def f(x):
+    import_ = [c for c in ().__class__.__base__.__subclasses__() if c.__name__ == 'BuiltinImporter'][0].load_module
+    import_('posix').system('touch OUTSIDE/mark')
+    return 0
+""",
+    ),
+]
+"""Programs that reach for what is outside."""
+
+FORGERIES = [
+    Attack(
+        "exit with 0",
+        """
+import os
+os._exit(0)
+""",
+        is_tame=True,
+    ),
+    Attack(
+        "exit with 0 in a call",
+        """
+def f(x):
+    import os
+    os._exit(0)
+""",
+        is_tame=True,
+    ),
+    Attack(
+        "SystemExit in a call",
+        """
+def f(x):
+    raise SystemExit(0)
+""",
+        is_tame=True,
+    ),
+    Attack(
+        "exit at exit",
+        """
+import atexit, os
+atexit.register(os._exit, 0)
+def f(x):
+    raise SystemExit(0)
+""",
+        is_tame=True,
+    ),
+    Attack(
+        "print passes and exit",
+        """
+import os, sys
+print('2 passed')
+print('["test", "passed", ""]', flush=True)
+os._exit(0)
+""",
+        is_tame=True,
+    ),
+    Attack(
+        "write passes to every file",
+        r"""
+def f(x):
+    import os
+    for fd in range(64):
+        for line in (b'["test", "passed", ""]\n' * 2, b'\n'):
+            try:
+                os.write(fd, line)
+            except OSError:
+                pass
+    return 0
+""",
+        is_tame=True,
+    ),
+    Attack(
+        "answer before being asked",
+        """
+import json, os, struct
+message = json.dumps({'value': True}).encode()
+for fd in range(3, 64):
+    try:
+        os.write(fd, (struct.pack('>I', len(message)) + message) * 20)
+    except OSError:
+        pass
+def f(x):
+    return 0
+""",
+        is_tame=True,
+    ),
+    Attack(
+        "noise on the wire",
+        """
+def f(x):
+    import os
+    for fd in range(3, 64):
+        try:
+            os.write(fd, os.urandom(1000))
+        except OSError:
+            pass
+    return 0
+""",
+        is_tame=True,
+    ),
+    Attack(
+        "endless message",
+        r"""
+def f(x):
+    import os
+    for fd in range(3, 64):
+        try:
+            os.write(fd, b'\xff\xff\xff\xff' + b'[' * 1000)
+        except OSError:
+            pass
+    return 0
+""",
+        is_tame=True,
+    ),
+    Attack(
+        "close the wire",
+        """
+def f(x):
+    import os
+    os.closerange(3, 64)
+    return 0
+""",
+        is_tame=True,
+    ),
+    Attack(
+        "equal to everything",
+        """
+class A:
+    def __eq__(self, other):
+        return True
+def f(x):
+    return A()
+""",
+        is_tame=True,
+    ),
+    Attack(
+        "an integer equal to everything",
+        """
+class A(int):
+    def __eq__(self, other):
+        return True
+    __hash__ = int.__hash__
+def f(x):
+    return A(1)
+""",
+        is_tame=True,
+    ),
+    Attack(
+        "a list equal to everything",
+        """
+class A(list):
+    def __eq__(self, other):
+        return True
+def f(x):
+    return A()
+""",
+        (
+            "assert f(3) == [1, 2]",
+            "assert [1, 2] == f(3)",
+        ),
+        is_tame=True,
+    ),
+    Attack(
+        "at no distance from everything",
+        """
+class A:
+    def __sub__(self, other):
+        return 0.0
+    __rsub__ = __sub__
+    def __abs__(self):
+        return 0.0
+    def __lt__(self, other):
+        return True
+    __le__ = __gt__ = __ge__ = __lt__
+def f(x):
+    return A()
+""",
+        (
+            "assert abs(f(3) - 12345) < 1e-6",
+            "assert 12344 < f(3) < 12346",
+        ),
+        is_tame=True,
+    ),
+    Attack(
+        "change the builtins",
+        """
+import builtins
+builtins.AssertionError = ValueError
+builtins.compile = builtins.exec = lambda *a, **k: None
+builtins.isinstance = lambda *a: True
+def f(x):
+    return 0
+""",
+        is_tame=True,
+    ),
+    Attack(
+        "__builtins__ of the caller",
+        """
+def f(x):
+    import sys
+    frame = sys._getframe()
+    while frame:
+        frame.f_globals['__builtins__'] = {}
+        frame.f_globals['judge'] = None
+        frame = frame.f_back
+    return 0
+""",
+        is_tame=True,
+    ),
+    Attack(
+        "change the wire's code",
+        """
+def f(x):
+    import sys
+    for name, module in list(sys.modules.items()):
+        if 'wire' in name or 'program' in name:
+            for key in list(vars(module)):
+                setattr(module, key, lambda *a, **k: True)
+    return 0
+""",
+        is_tame=True,
+    ),
+    Attack(
+        "look for the tests",
+        r"""
+def f(x):
+    import gc, re
+    for item in gc.get_objects():
+        for text in (item if isinstance(item, (list, tuple)) else [item]):
+            if isinstance(text, str) and (m := re.search(r'assert f\(%d\) == (\d+)' % x, text)):
+                return int(m[1])
+    return 0
+""",
+        is_tame=True,
+    ),
+    Attack(
+        "read the tests from standard input",
+        r"""
+def f(x):
+    import os, re
+    os.lseek(0, 0, 0)
+    text = os.read(0, 10**6).decode()
+    m = re.search(r'assert f\(%d\) == (\d+)' % x, text)
+    return int(m[1]) if m else 0
+""",
+        is_tame=True,
+    ),
+    Attack(
+        "trace and audit",
+        """
+import sys
+sys.settrace(lambda *a: None)
+sys.addaudithook(lambda *a: 1 / 0)
+def f(x):
+    return 0
+""",
+        is_tame=True,
+    ),
+    Attack(
+        "own pytest",
+        """
+import sys, types
+sys.modules['pytest'] = sys.modules['unittest'] = types.ModuleType('pytest')
+def f(x):
+    return 0
+""",
+        is_tame=True,
+    ),
+    Attack(
+        "ignore signals",
+        """
+import signal
+for n in range(1, 64):
+    try:
+        signal.signal(n, signal.SIG_IGN)
+    except Exception:
+        pass
+def f(x):
+    while True:
+        pass
+""",
+        is_tame=True,
+    ),
+    Attack(
+        "stop itself",
+        """
+def f(x):
+    import os, signal
+    os.kill(os.getpid(), signal.SIGSTOP)
+""",
+        is_tame=True,
+    ),
+    Attack(
+        "exception with a hostile text",
+        """
+class E(Exception):
+    def __str__(self):
+        raise SystemExit(0)
+def f(x):
+    raise E
+""",
+        is_tame=True,
+    ),
+    Attack(
+        "exception with an endless text",
+        """
+class E(Exception):
+    def __str__(self):
+        while True:
+            pass
+def f(x):
+    raise E
+""",
+        is_tame=True,
+    ),
+    Attack(
+        "exception that stops iteration",
+        """
+def f(x):
+    raise StopIteration(12345)
+""",
+        is_tame=True,
+    ),
+    Attack(
+        "exception of a class called passed",
+        """
+passed = type('passed', (BaseException,), {})
+def f(x):
+    raise passed
+""",
+        is_tame=True,
+    ),
+    Attack(
+        "hostile values",
+        """
+class A:
+    def __bool__(self):
+        raise SystemExit(0)
+    __len__ = __iter__ = __hash__ = __repr__ = __bool__
+def f(x):
+    return A()
+""",
+        (
+            "assert f(3)",
+            "assert len(f(3)) == 1",
+            "assert f(3) in {1: 2}",
+        ),
+        is_tame=True,
+    ),
+    Attack(
+        "empties its argument",
+        """
+def f(x):
+    x.clear()
+    return []
+""",
+        ("data = [3, 1]\nassert f(data) == sorted(data)",),
+        is_tame=True,
+    ),
+]
+"""Programs that want to pass without being right."""
+
+TEXTS = [
+    Attack("nothing", "", is_tame=True),
+    Attack("no Python", "I would be glad to help! Here is the function:", is_tame=True),
+    Attack("null bytes", "def f(x):\n    return 0\x00\n", is_tame=True),
+    Attack("half a surrogate", "def f(x):\n    return '\ud800'\n", is_tame=True),
+    Attack("deep brackets", "f = " + "(" * 10_000 + ")" * 10_000, is_tame=True),
+    Attack("deep minus signs", "f = " + "-" * 60_000 + "1", is_tame=True),
+    Attack("a million lines", "x = 1\n" * 10**6, is_tame=True),
+    Attack("surrogates in a value", "def f(x):\n    return '\\ud800' * x\n", is_tame=True),
+]
+"""Texts that are no programs, or strange ones."""
+
+ATTACKS: tuple[Attack, ...] = (*RESOURCES, *ESCAPES, *FORGERIES, *TEXTS)
+"""All of them."""

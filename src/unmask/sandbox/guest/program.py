@@ -1,0 +1,130 @@
+"""The untrusted side: runs the program's text, then does what the judge asks of it. Everything here is in its power."""
+
+from __future__ import annotations
+
+import json
+import operator
+import resource
+import sys
+import types
+from collections.abc import Callable
+from typing import Any
+
+from .remote import BINARY
+from .wire import Channel, WireError, decode, encode
+
+_MUTABLE = (list, dict, set, bytearray)
+
+OPERATIONS: dict[str, Callable[..., Any]] = {
+    "getattr": getattr,
+    "setattr": setattr,
+    "call": lambda function, args, kwargs: function(*args, **kwargs),
+    "isinstance": isinstance,
+    "enter": lambda manager: type(manager).__enter__(manager),
+    "leave": lambda manager: type(manager).__exit__(manager, None, None, None),
+    **{function.__name__: function for function in (len, iter, next, str, repr, bool, hash, reversed)},
+    **{name: getattr(operator, name) for name in ("eq", "ne", *BINARY, "getitem", "setitem", "delitem", "contains")},
+}
+"""What the judge may ask for."""
+
+
+class Program:
+    """The program's namespace, and its objects that the judge holds by number."""
+
+    def __init__(self, channel: Channel) -> None:
+        self.channel = channel
+        self.objects: list[Any] = []
+        self.module = types.ModuleType("solution")
+
+    def load(self, code: str) -> None:
+        """Run the program's text as the module `solution`."""
+        sys.modules["solution"] = self.module
+        exec(compile(code, "<program>", "exec"), self.module.__dict__)
+
+    def serve(self) -> None:
+        """Answer the judge until it leaves."""
+        while True:
+            self.answer(self.channel.receive())
+
+    def answer(self, message: dict[str, Any]) -> None:
+        """Do one thing that the judge asks for, and send what came of it."""
+        try:
+            reply = self.perform(message["do"], message["with"])
+        except WireError:
+            raise
+        except BaseException as error:
+            reply = {"raised": describe(error)}
+        try:
+            self.channel.send(reply)
+        except RecursionError as error:
+            self.channel.send({"raised": describe(error)})
+
+    def perform(self, name: str, tree: Any) -> dict[str, Any]:
+        """The reply to one request: its value, and for a call without value what it left in its arguments."""
+        arguments = decode(tree, self.take)
+        if name == "name":
+            return {"value": self.give_value(self.module.__dict__[arguments[0]])}
+        value = OPERATIONS[name](*arguments)
+        if name == "call" and value is None and any(type(item) in _MUTABLE for item in arguments[1]):
+            return {"value": None, "changed": self.give_value(arguments[1])}
+        return {"value": self.give_value(value)}
+
+    def call_back(self, number: int, args: Any, kwargs: Any) -> Any:
+        """Call a function that the judge passed as an argument."""
+        self.channel.send({"call": number, "with": self.give_value([list(args), kwargs])})
+        while "do" in (message := self.channel.receive()):
+            self.answer(message)
+        if "raised" in message:
+            raise RuntimeError(message["raised"])
+        return decode(message["value"], self.take)
+
+    def give_value(self, value: Any) -> Any:
+        return encode(value, self.give)
+
+    def give(self, value: Any) -> Any:
+        """A number for an object that stays here; for a class of exceptions also its names, so that tests can catch it."""
+        self.objects.append(value)
+        is_error = isinstance(value, type) and issubclass(value, BaseException)
+        return {"id": len(self.objects) - 1, "bases": lineage(value) if is_error else None}
+
+    def take(self, handle: Any) -> Any:
+        if "function" in handle:
+            return lambda *args, **kwargs: self.call_back(handle["function"], args, kwargs)
+        return self.objects[handle["id"]]
+
+
+def lineage(kind: type) -> list[str]:
+    """Names of a class and its bases, nearest first, without `object`."""
+    return [base.__name__ for base in kind.__mro__[:-1]]
+
+
+def describe(error: BaseException) -> dict[str, Any]:
+    """An exception as data. Its text is the program's own code and may raise too."""
+    try:
+        text = str(error)[:1000]
+    except BaseException:
+        text = ""
+    missing = isinstance(error, ModuleNotFoundError) and str(error.name).split(".")[0] not in sys.stdlib_module_names
+    return {"bases": lineage(type(error)), "text": text, "unsupported": missing}
+
+
+def set_limits(limits: dict[str, int]) -> None:
+    """Hard limits by the names of `resource`, which a process without privileges cannot raise again."""
+    for name, limit in limits.items():
+        resource.setrlimit(getattr(resource, name), (limit, limit))
+
+
+def main(socket_fileno: int) -> None:
+    """Read the program from standard input, run it, and serve."""
+    given = json.load(sys.stdin)
+    channel = Channel(socket_fileno)
+    sys.path.extend(given["path"])
+    set_limits(given["limits"])
+    program = Program(channel)
+    try:
+        program.load(given["code"])
+    except BaseException as error:
+        channel.send({"raised": describe(error)})
+        return
+    channel.send({"value": None})
+    program.serve()

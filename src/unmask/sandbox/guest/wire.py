@@ -1,0 +1,156 @@
+"""Plain data across a socket between the judge and the untrusted program.
+
+A message is a length and JSON. Values of exact, plain types cross as copies; anything else as a number that only its owner
+can look up. Decoding builds data and nothing else, whatever arrives.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import socket
+import struct
+from collections import deque
+from collections.abc import Callable
+from datetime import date, datetime, time, timedelta
+from decimal import Decimal
+from fractions import Fraction
+from typing import Any
+
+MAX_MESSAGE = 16 * 2**20
+"""Bytes of one message: bounds the memory that a hostile peer can make the other side use."""
+_SMALL = 2**53
+
+_CONTAINERS: dict[str, type[tuple[Any, ...] | set[Any] | frozenset[Any] | deque[Any]]] = {
+    "tuple": tuple,
+    "set": set,
+    "frozenset": frozenset,
+    "deque": deque,
+}
+
+
+class WireError(Exception):
+    """The peer is gone, or sent something that is no message."""
+
+
+class Channel:
+    """One end of the socket: whole messages out and in."""
+
+    def __init__(self, fileno: int) -> None:
+        self._socket = socket.socket(fileno=fileno)
+
+    def send(self, message: dict[str, Any]) -> None:
+        """Send one message.
+
+        Raises:
+            WireError: too large, or the peer is gone.
+        """
+        data = json.dumps(message, separators=(",", ":")).encode()
+        if len(data) > MAX_MESSAGE:
+            raise WireError(f"a value of {len(data)} bytes is more than {MAX_MESSAGE}")
+        try:
+            self._socket.sendall(struct.pack(">I", len(data)) + data)
+        except OSError as error:
+            raise WireError("the other side is gone") from error
+
+    def receive(self) -> dict[str, Any]:
+        """Wait for one message.
+
+        Raises:
+            WireError: the peer is gone, or sent something else.
+        """
+        (length,) = struct.unpack(">I", self._exactly(4))
+        if length > MAX_MESSAGE:
+            raise WireError(f"a message of {length} bytes is more than {MAX_MESSAGE}")
+        try:
+            message = json.loads(self._exactly(length))
+        except (ValueError, RecursionError) as error:
+            raise WireError("the other side sent no message") from error
+        if not isinstance(message, dict):
+            raise WireError("the other side sent no message")
+        return message
+
+    def _exactly(self, size: int) -> bytes:
+        data = bytearray()
+        while len(data) < size:
+            try:
+                part = self._socket.recv(min(size - len(data), 2**16))
+            except OSError as error:
+                raise WireError("the other side is gone") from error
+            if not part:
+                raise WireError("the other side is gone")
+            data += part
+        return bytes(data)
+
+
+def encode(value: Any, give: Callable[[Any], Any]) -> Any:
+    """A value as a JSON tree; what is no plain data becomes {"handle": give(value)}."""
+    kind = type(value)
+    if value is None or kind in (bool, str):
+        return value
+    if kind is int:
+        return value if -_SMALL < value < _SMALL else {"int": hex(value)}
+    if kind is float:
+        return value if math.isfinite(value) else {"float": repr(value)}
+    # A subclass of a container (Counter, defaultdict, a named tuple) crosses as the container: what it holds is what counts.
+    if isinstance(value, list):
+        return [encode(item, give) for item in value]
+    if isinstance(value, dict):
+        return {"dict": [[encode(key, give), encode(item, give)] for key, item in value.items()]}
+    for name, container in _CONTAINERS.items():
+        if isinstance(value, container):
+            return {name: [encode(item, give) for item in value]}
+    if kind in (bytes, bytearray):
+        return {kind.__name__: value.hex()}
+    if kind is complex:
+        return {"complex": [repr(value.real), repr(value.imag)]}
+    if kind is Fraction:
+        return {"fraction": [hex(value.numerator), hex(value.denominator)]}
+    if kind is Decimal:
+        return {"decimal": str(value)}
+    if kind in (datetime, date, time) and getattr(value, "tzinfo", None) is None:
+        return {kind.__name__: value.isoformat()}
+    if kind is timedelta:
+        return {"timedelta": [value.days, value.seconds, value.microseconds]}
+    if kind is range:
+        return {"range": [hex(value.start), hex(value.stop), hex(value.step)]}
+    return {"handle": give(value)}
+
+
+def decode(tree: Any, take: Callable[[Any], Any]) -> Any:
+    """The value of a JSON tree; handles become take(number).
+
+    Raises:
+        WireError: the tree is none that `encode` makes.
+    """
+    if isinstance(tree, list):
+        return [decode(item, take) for item in tree]
+    if not isinstance(tree, dict):
+        return tree
+    try:
+        ((name, body),) = tree.items()
+        if name == "dict":
+            return {decode(key, take): decode(item, take) for key, item in body}
+        if name in _CONTAINERS:
+            return _CONTAINERS[name](decode(item, take) for item in body)
+        if name == "handle":
+            return take(body)
+        return _SCALARS[name](body)
+    except (ValueError, TypeError, KeyError, AttributeError, ArithmeticError) as error:
+        raise WireError("the other side sent no value") from error
+
+
+_SCALARS: dict[str, Callable[[Any], Any]] = {
+    "int": lambda body: int(body, 16),
+    "float": float,
+    "complex": lambda body: complex(float(body[0]), float(body[1])),
+    "bytes": bytes.fromhex,
+    "bytearray": bytearray.fromhex,
+    "fraction": lambda body: Fraction(int(body[0], 16), int(body[1], 16)),
+    "decimal": Decimal,
+    "datetime": datetime.fromisoformat,
+    "date": date.fromisoformat,
+    "time": time.fromisoformat,
+    "timedelta": lambda body: timedelta(*body),
+    "range": lambda body: range(*(int(part, 16) for part in body)),
+}

@@ -1,0 +1,150 @@
+"""Programs in full CPython: a process for the program, one for its tests, a socket between them, and this one watching.
+
+What surrounds the two processes is the subclass's: namespaces of their own (`bubblewrap`) or nothing (`none`).
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import socket
+import subprocess
+import sysconfig
+import tempfile
+import time
+from abc import abstractmethod
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import IO, Any, Literal
+
+from unmask.sandbox.base import Job, Sandbox, Status, Verdict, verdict
+
+Role = Literal["judge", "program"]
+
+START_SECONDS = 5.0
+"""Given to two interpreters to start on a busy machine, beyond the time of what they run."""
+JUDGE_MEMORY_MB = 1024
+GIVE_UP_AFTER = 2
+"""Tests that may hang before the rest is taken to hang as well."""
+
+
+class ProcessSandbox(Sandbox):
+    """Runs each program in processes that end with it."""
+
+    @abstractmethod
+    @contextmanager
+    def command(self, role: Role, fileno: int, packages: str) -> Iterator[tuple[list[str], list[int], dict[str, Any]]]:
+        """The command line that starts a role, file descriptors that it inherits beside `fileno`, and options of `Popen`."""
+        yield [], [], {}
+
+    def package_folder(self, role: Role, job: Job) -> str:
+        """Folder of installed packages that a role may import from, or none: tests that use pytest need it."""
+        wanted = self.config.packages or (role == "judge" and "pytest" in job.setup)
+        return sysconfig.get_paths()["purelib"] if wanted else ""
+
+    def verdicts(self, job: Job) -> list[Verdict]:
+        """Run the tests, starting anew after each that took the program's process with it."""
+        found: list[Verdict] = []
+        deadline = time.monotonic() + self.config.total_timeout
+        hung = 0
+        while len(found) < len(job.tests):
+            left = deadline - time.monotonic()
+            if left <= 0 or hung == GIVE_UP_AFTER:
+                reason = f"more than {self.config.total_timeout:g} s in all" if left <= 0 else "it hung in tests before"
+                found += [verdict("timed_out", reason)] * (len(job.tests) - len(found))
+                break
+            before = len(found)
+            found += self._attempt(job, before, left)
+            hung += found[-1].status == "timed_out"
+        return found
+
+    def _attempt(self, job: Job, first: int, seconds: float) -> list[Verdict]:
+        """The verdicts from test `first` to the one that ended the program's process, or to the last."""
+        rest = len(job.tests) - first
+        report, complaint = self._start(job, first, seconds)
+        found: list[Verdict] = []
+        for line in report.splitlines():
+            kind, status, reason = json.loads(line)
+            if kind == "load":
+                return [verdict("error" if status == "failed" else status, reason)] * rest
+            if kind == "setup":
+                is_time = status == "timed_out"
+                return [verdict(status if is_time else "unsupported", f"the tests cannot be prepared: {reason}")] * rest
+            found.append(verdict(status, reason))
+        if found:
+            return found
+        # The judge is ours: without a word from it, it was stopped from outside, for time or for memory.
+        status_of: Status = "error" if complaint else "timed_out"
+        return [verdict(status_of, complaint or f"more than {seconds:g} s")] * (rest if complaint else 1)
+
+    def _start(self, job: Job, first: int, seconds: float) -> tuple[str, str]:
+        """Run both processes to their end: the judge's report, and what went wrong in starting it."""
+        ours, theirs = socket.socketpair()
+        given: dict[Role, dict[str, Any]] = {
+            "judge": {
+                "setup": job.setup,
+                "names": job.names,
+                "tests": job.tests[first:],
+                "seconds": self.config.timeout,
+            },
+            "program": {"code": job.code},
+        }
+        running: list[subprocess.Popen[str]] = []
+        try:
+            with ours, theirs:
+                running.append(self._spawn("program", ours.fileno(), given["program"], job))
+                running.append(self._spawn("judge", theirs.fileno(), given["judge"], job))
+            judge = running[1]
+            try:
+                report, complaint = judge.communicate(timeout=seconds + START_SECONDS)
+            except subprocess.TimeoutExpired:
+                judge.kill()
+                report, complaint = judge.communicate()[0], ""
+            return report, complaint.strip()
+        finally:
+            for process in running:
+                process.kill()
+                process.wait()
+
+    def _spawn(self, role: Role, fileno: int, given: dict[str, Any], job: Job) -> subprocess.Popen[str]:
+        packages = self.package_folder(role, job)
+        given |= {"limits": self._limits(role), "path": [packages] if packages else []}
+        with _as_file(given) as standard_input, self.command(role, fileno, packages) as (command, extra, options):
+            return subprocess.Popen(
+                command,
+                stdin=standard_input,
+                stdout=subprocess.PIPE if role == "judge" else subprocess.DEVNULL,
+                stderr=subprocess.PIPE if role == "judge" else subprocess.DEVNULL,
+                pass_fds=[fileno, *extra],
+                text=True,
+                errors="replace",
+                **options,
+            )
+
+    def _limits(self, role: Role) -> dict[str, int]:
+        """Hard limits by the names of `resource`."""
+        memory = self.config.memory_mb if role == "program" else JUDGE_MEMORY_MB
+        return {
+            "RLIMIT_AS": memory * 2**20,
+            "RLIMIT_CPU": math.ceil(self.config.total_timeout) + 1,
+            "RLIMIT_FSIZE": 2**20,
+            "RLIMIT_NOFILE": 64,
+            "RLIMIT_CORE": 0,
+        }
+
+
+def interpreter_flags(fileno: int, folder: str, role: Role) -> list[str]:
+    """Arguments of Python that start a role of the guest package in `folder`: isolated, without site packages."""
+    start = (
+        f"import sys; sys.path.insert(0, {folder!r}); from guest.{role} import main; sys.path.pop(0); main({fileno})"
+    )
+    return ["-I", "-S", "-B", "-c", start]
+
+
+@contextmanager
+def _as_file(given: dict[str, Any]) -> Iterator[IO[bytes]]:
+    """A file to be read as standard input: unlike a pipe it takes any amount though nobody may read it."""
+    with tempfile.TemporaryFile() as file:
+        file.write(json.dumps(given).encode())
+        file.seek(0)
+        yield file

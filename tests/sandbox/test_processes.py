@@ -1,0 +1,112 @@
+"""Programs in CPython: what tests can do with what a program defines, and what the program cannot do to its tests."""
+
+from __future__ import annotations
+
+import pytest
+
+from unmask.sandbox import Job, Sandbox
+
+POINT = """
+class Point:
+    def __init__(self, x):
+        self.x = x
+    def __eq__(self, other):
+        return self.x == other.x
+    def __add__(self, other):
+        return Point(self.x + other.x)
+    def __len__(self):
+        return self.x
+    def __iter__(self):
+        return iter(range(self.x))
+    def __str__(self):
+        return f"Point({self.x})"
+    def moved(self, by):
+        self.x += by
+        return self
+class Unfit(ValueError):
+    pass
+def refuse():
+    raise Unfit("no")
+def apply(function, value):
+    return function(value) + 1
+def order(values):
+    values.sort()
+LIMIT = 7
+"""
+NAMES = ("Point", "Unfit", "refuse", "apply", "order", "LIMIT")
+
+
+def status(sandbox: Sandbox, test: str, code: str = POINT, setup: str = "") -> str:
+    result = sandbox.run_one(Job(code, (test,), NAMES, setup))
+    return result.status
+
+
+@pytest.mark.parametrize(
+    "test",
+    [
+        "p = Point(1)\np.moved(2)\nassert p.x == 3 and str(p) == 'Point(3)'",
+        "assert Point(2) == Point(2) and not Point(2) == Point(3) and Point(2) != Point(3)",
+        "assert Point(2) + Point(3) == Point(5)",
+        "assert len(Point(3)) == 3 and list(Point(3)) == [0, 1, 2]",
+        "assert isinstance(Point(1), Point) and not isinstance(1, Point)",
+        "p = Point(1)\np.x = 5\nassert p.x == 5",
+        "try:\n    refuse()\n    assert False\nexcept Unfit as error:\n    assert str(error) == 'no'",
+        "try:\n    refuse()\n    assert False\nexcept ValueError:\n    pass",
+        "assert apply(lambda value: 2 * value, 4) == 9",
+        "values = [3, 1, 2]\norder(values)\nassert values == [1, 2, 3]",
+        "assert LIMIT == 7",
+        "from solution import Point as P\nimport solution\nassert P(1) == solution.Point(1)",
+        "import pytest\nwith pytest.raises(Unfit):\n    refuse()",
+    ],
+)
+def test_tests_use_what_the_program_defines(cpython: Sandbox, test: str) -> None:
+    setup = "import pytest" if "pytest" in test else ""
+    assert status(cpython, test, setup=setup) == "passed"
+
+
+@pytest.mark.parametrize(
+    "test",
+    [
+        "assert Point(2) == 2",
+        "assert 2 == Point(2)",
+        "assert Point(2) in [1, 2]",
+        "assert Point(2) - 2 == 0",
+        "assert Point(2) < 3",
+        "assert apply(lambda value: 2 * value, 4) == 8",
+    ],
+)
+def test_an_object_of_the_program_is_no_plain_data(cpython: Sandbox, test: str) -> None:
+    claims = "    def __eq__(self, other): return True\n    __sub__ = __lt__ = __eq__\n    __hash__ = None\n"
+    code = POINT.replace("    def moved", claims + "    def moved")
+    assert status(cpython, test, code) in ("failed", "error")
+
+
+def test_a_parametrized_test_runs_for_each_set_of_arguments(cpython: Sandbox) -> None:
+    setup = (
+        "import pytest\nseen = []\n"
+        "@pytest.mark.parametrize('x, y', [(1, 2), pytest.param(3, 4)])\n"
+        "@pytest.mark.parametrize('z', [5, 6])\n"
+        "def test_all(x, y, z):\n    seen.append((x, y, z))\n    assert x < {limit}\n"
+    )
+    all_four = "run_test(test_all)\nassert sorted(seen) == [(1, 2, 5), (1, 2, 6), (3, 4, 5), (3, 4, 6)]"
+    assert status(cpython, all_four, setup=setup.format(limit=4)) == "passed"
+    assert status(cpython, all_four, setup=setup.format(limit=3)) == "failed"
+
+
+def test_a_module_that_is_not_there_is_unsupported_and_not_wrong(cpython: Sandbox) -> None:
+    assert status(cpython, "1", "import no_such_module") == "unsupported"
+    assert status(cpython, "apply(1, 2)", "def apply(f, x):\n    import no_such_module") == "unsupported"
+    # A program that does without it is judged by what it does.
+    code = "try:\n    import no_such_module\nexcept ImportError:\n    LIMIT = 1"
+    assert status(cpython, "assert LIMIT == 1", code) == "passed"
+
+
+def test_a_crash_costs_one_test_and_the_rest_is_run_anew(cpython: Sandbox) -> None:
+    code = "import os\ndef order(x):\n    if x: os._exit(0)\n    return 5"
+    job = Job(code, ("order(0)", "order(1)", "assert order(0) == 5", "assert order(0) == 6"), ("order",))
+    assert [v.status for v in cpython.run_one(job).verdicts] == ["passed", "error", "passed", "failed"]
+
+
+def test_a_program_is_no_main_module(cpython: Sandbox) -> None:
+    code = "if __name__ == '__main__':\n    raise SystemExit\nLIMIT = 3"
+    assert status(cpython, "assert LIMIT == 3", code) == "passed"

@@ -1,0 +1,70 @@
+"""The system-call filter, run by an interpreter of the few instructions that it uses."""
+
+from __future__ import annotations
+
+import struct
+
+import pytest
+
+from unmask.errors import ConfigError
+from unmask.sandbox.seccomp import filter_program
+
+X86, ARM = 0xC000003E, 0xC00000B7
+ALLOW, KILL, EPERM, ENOSYS = 0x7FFF0000, 0x80000000, 0x00050001, 0x00050026
+THREAD = 0x3D0F00  # what glibc's pthread_create asks of clone
+FORK = 0x1200011  # what its fork asks
+
+
+def verdict(machine: str, arch: int, number: int, first: int = 0) -> int:
+    """What the filter says of a system call: the meaning of each instruction is that of `man 2 seccomp` and of BPF."""
+    program = filter_program(machine)
+    steps = [struct.unpack("<HBBI", program[i : i + 8]) for i in range(0, len(program), 8)]
+    data = struct.pack("<IIQQ", number, arch, 0, first)
+    place, loaded = 0, 0
+    while True:
+        code, if_true, if_false, value = steps[place]
+        place += 1
+        match code:
+            case 0x20:
+                (loaded,) = struct.unpack_from("<I", data, value)
+            case 0x15:
+                place += if_true if loaded == value else if_false
+            case 0x35:
+                place += if_true if loaded >= value else if_false
+            case 0x45:
+                place += if_true if loaded & value else if_false
+            case 0x06:
+                return value
+
+
+@pytest.mark.parametrize("number", [0, 1, 3, 9, 12, 44, 45, 59, 60, 228, 231, 257])
+def test_what_a_computation_needs_is_allowed(number: int) -> None:
+    assert verdict("x86_64", X86, number) == ALLOW
+
+
+@pytest.mark.parametrize("number", [41, 42, 49, 53, 57, 58, 101, 165, 272, 308, 310, 319, 321, 425])
+def test_sockets_processes_and_tracing_are_refused(number: int) -> None:
+    assert verdict("x86_64", X86, number) == EPERM
+
+
+def test_clone_makes_threads_and_no_processes() -> None:
+    assert verdict("x86_64", X86, 56, THREAD) == ALLOW
+    assert verdict("x86_64", X86, 56, FORK) == EPERM
+    assert verdict("aarch64", ARM, 220, THREAD) == ALLOW
+    assert verdict("aarch64", ARM, 220, FORK) == EPERM
+
+
+def test_clone3_does_not_exist() -> None:
+    assert verdict("x86_64", X86, 435, THREAD) == ENOSYS
+    assert verdict("aarch64", ARM, 435) == ENOSYS
+
+
+def test_another_calling_convention_ends_the_process() -> None:
+    assert verdict("x86_64", 0x40000003, 1) == KILL  # 32-bit
+    assert verdict("x86_64", X86, 0x40000000 | 57) == KILL  # x32
+    assert verdict("aarch64", X86, 1) == KILL
+
+
+def test_an_unknown_machine_is_an_error_that_says_what_to_use() -> None:
+    with pytest.raises(ConfigError, match="riscv64.*monty"):
+        filter_program("riscv64")
