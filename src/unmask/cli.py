@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 import sys
 from pathlib import Path
 from typing import Annotated, Any
@@ -127,9 +126,8 @@ def evaluate_(
 ) -> None:
     """Measure a model's accuracy on held-out rows, with 95 % intervals."""
     from unmask.console import comparison_table, results_table
-    from unmask.environment import environment
     from unmask.errors import ConfigError, DataError
-    from unmask.eval_results import compare, data_facts, default_place, save
+    from unmask.eval_results import compare, default_place, facts_of, save
     from unmask.evaluate import evaluate
     from unmask.models import load_model
     from unmask.recipe import make_sampler, make_task
@@ -157,20 +155,18 @@ def evaluate_(
         evaluate(denoiser, tokenizer, chosen, scorer, items, sampler, seed=seed, batch_size=batch_size, samples=samples)
         for sampler in samplers
     ]
-    facts: dict[str, Any] = {
-        "model": model,
-        "task": chosen.model_dump(),
-        "split": split,
-        "data": data_facts(chosen, items),
-        "seed": seed,
-        "order": order,
-        "block_length": block_length,
-        "samples": samples,
-        "rewards": sorted(functions),
-        "settings": [[s.max_completion_length, s.steps, s.temperature] for s in samplers],
-        "batch_size": batch_size,
-        "environment": environment(denoiser),
-    }
+    facts = facts_of(
+        model,
+        denoiser,
+        chosen,
+        items,
+        samplers,
+        sorted(functions),
+        split=split,
+        seed=seed,
+        samples=samples,
+        batch_size=batch_size,
+    )
     results_table(results, f"{model} on {task}, {split}")
     compared = compare(results, against, seed) if against else []
     if compared:
@@ -263,51 +259,16 @@ def methods(
     name: Annotated[str | None, typer.Argument(help="Show this method with all its options.")] = None,
 ) -> None:
     """List the methods, or one of them with its options and their sources."""
-    from unmask.console import table
+    from unmask.console import method_page, methods_table
     from unmask.errors import ConfigError, unknown_name
     from unmask.methods import METHODS
 
     if name is None:
-        rows = [
-            {
-                "method": key,
-                "arXiv": m.paper.removeprefix("arXiv:"),
-                "what it does": m.summary,
-                "unbiased": m.unbiased,
-                "cost of a completion": m.cost,
-                "needs": m.needed(),
-            }
-            for key, m in METHODS.items()
-        ]
-        is_wide = shutil.get_terminal_size().columns >= 120
-        columns = [column for column in rows[0] if is_wide or column != "what it does"]
-        table(columns, [[row[column] for column in columns] for row in rows])
-        typer.echo(
-            "f: a forward; f+b: a forward with backward; the rollout's T forwards come on top.\n"
-            "Two passes: one f more for each f+b where an update's views do not fit into one forward (views_per_forward).\n"
-            "unmask methods NAME shows the options of one; docs/methods/NAME.md its equations."
-        )
-        return
-    if name not in METHODS:
+        methods_table()
+    elif name in METHODS:
+        method_page(name)
+    else:
         raise ConfigError(unknown_name("method", name, METHODS))
-    method = METHODS[name]
-    typer.echo(f"{name} ({method.paper}): {method.summary}\n")
-    for title, text in (
-        ("estimates", method.estimates),
-        ("unbiased", method.unbiased),
-        ("cost", method.cost),
-        ("needs", method.needed()),
-    ):
-        typer.echo(f"{title + ':':11}{text}")
-    typer.echo("")
-    table(
-        ["option", "default", "what it is"],
-        [
-            [key, field.get_default(), " ".join((field.description or "").split())]
-            for key, field in method.model_fields.items()
-            if key != "type"
-        ],
-    )
 
 
 @app.command()
@@ -315,6 +276,7 @@ def tasks() -> None:
     """List the tasks."""
     from unmask.console import table
     from unmask.tasks import TASKS
+    from unmask.tasks.reasoning_gym import available
 
     table(
         ["task", "what it is", "options"],
@@ -326,6 +288,12 @@ def tasks() -> None:
             ]
             for name, task in TASKS.items()
         ],
+    )
+    count = len(available())
+    typer.echo(
+        f"reasoning_gym:NAME is any of {count} more, such as reasoning_gym:chain_sum."
+        if count
+        else 'reasoning_gym:NAME is any task of that package: pip install "unmask[reasoning-gym]"'
     )
 
 
@@ -347,6 +315,17 @@ def check_data(
     overlap_table(overlaps, f"{task}: {len(splits['train'])} training rows looked at")
     if any(o.num_found for o in overlaps if o.kind == "prompt"):
         raise typer.Exit(1)
+
+
+@app.command(
+    context_settings={"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []},
+    options_metavar="[lm_eval's options of `run`]",
+)
+def harness(context: typer.Context) -> None:
+    """Run tasks of lm-evaluation-harness on a denoiser: --model_args pretrained=FOLDER,length=256 --tasks gsm8k."""
+    from unmask.harness import run
+
+    run(context.args)
 
 
 @app.command()

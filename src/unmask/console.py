@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import sys
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -120,6 +121,55 @@ def table(columns: Sequence[str], rows: Iterable[Sequence[object]], title: str |
     if title:
         console.print(title, style="italic", markup=False, highlight=False, soft_wrap=True)
     console.print(drawn)
+
+
+def methods_table() -> None:
+    """Print all methods, one a line."""
+    from unmask.methods import METHODS
+
+    rows = [
+        {
+            "method": key,
+            "arXiv": m.paper.removeprefix("arXiv:"),
+            "what it does": m.summary,
+            "unbiased": m.unbiased,
+            "cost of a completion": m.cost,
+            "needs": m.needed(),
+        }
+        for key, m in METHODS.items()
+    ]
+    is_wide = shutil.get_terminal_size().columns >= 120
+    columns = [column for column in rows[0] if is_wide or column != "what it does"]
+    table(columns, [[row[column] for column in columns] for row in rows])
+    print(
+        "f: a forward; f+b: a forward with backward; the rollout's T forwards come on top.\n"
+        "Two passes: one f more for each f+b where an update's views do not fit into one forward (views_per_forward).\n"
+        "unmask methods NAME shows the options of one; docs/methods/NAME.md its equations."
+    )
+
+
+def method_page(name: str) -> None:
+    """Print a method with all its options."""
+    from unmask.methods import METHODS
+
+    method = METHODS[name]
+    print(f"{name} ({method.paper}): {method.summary}\n")
+    for title, text in (
+        ("estimates", method.estimates),
+        ("unbiased", method.unbiased),
+        ("cost", method.cost),
+        ("needs", method.needed()),
+    ):
+        print(f"{title + ':':11}{text}")
+    print()
+    table(
+        ["option", "default", "what it is"],
+        [
+            [key, field.get_default(), " ".join((field.description or "").split())]
+            for key, field in method.model_fields.items()
+            if key != "type"
+        ],
+    )
 
 
 def results_table(results: Sequence[Evaluation], title: str) -> None:

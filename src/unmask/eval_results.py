@@ -15,10 +15,13 @@ from typing import Any
 
 import torch
 
+from unmask.config import SamplerConfig
+from unmask.environment import environment
 from unmask.errors import DataError, RunError
 from unmask.evaluate import Evaluation
 from unmask.functional.noise import named_generator
 from unmask.functional.paired import bootstrap_interval, mcnemar_exact
+from unmask.models import Denoiser
 from unmask.records import Row
 from unmask.run_folder import write_atomically
 from unmask.tasks import Task
@@ -55,14 +58,43 @@ class Comparison:
         return asdict(self)
 
 
+def facts_of(
+    model: str,
+    denoiser: Denoiser,
+    task: Task,
+    rows: Sequence[Row],
+    samplers: Sequence[SamplerConfig],
+    rewards: Sequence[str],
+    *,
+    split: str,
+    seed: int,
+    samples: int,
+    batch_size: int,
+) -> dict[str, Any]:
+    """What an evaluation was of and what it was made with, for `save`; one order and block length for all `samplers`."""
+    return {
+        "model": model,
+        "task": task.model_dump(),
+        "split": split,
+        "data": data_facts(task, rows),
+        "seed": seed,
+        "order": samplers[0].order,
+        "block_length": samplers[0].block_length,
+        "samples": samples,
+        "rewards": list(rewards),
+        "settings": [[s.max_completion_length, s.steps, s.temperature] for s in samplers],
+        "batch_size": batch_size,
+        "environment": environment(denoiser),
+    }
+
+
 def data_facts(task: Task, rows: Sequence[Row]) -> dict[str, Any]:
     """Which rows these are: how many, a hash of all that they hold, and where the task says that they come from."""
     digest = hashlib.sha256()
     for row in rows:
         digest.update(json.dumps(row, sort_keys=True, default=str).encode() + b"\n")
-    provenance = getattr(task, "provenance", None)
-    source = {"source": provenance()} if callable(provenance) else {}
-    return {"num_rows": len(rows), "sha256": digest.hexdigest(), **source}
+    source = task.provenance()
+    return {"num_rows": len(rows), "sha256": digest.hexdigest()} | ({"source": source} if source else {})
 
 
 def default_place(facts: dict[str, Any]) -> Path:

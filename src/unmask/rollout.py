@@ -67,7 +67,7 @@ def generate(
     parts = []
     for start in range(0, len(by_length), batch_size):
         index = by_length[start : start + batch_size]
-        ids, mask = _left_pad([encoded[i] for i in index], denoiser.pad_id)
+        ids, mask = left_pad([encoded[i] for i in index], denoiser.pad_id)
         parts.append(
             denoise(
                 denoiser,
@@ -135,10 +135,11 @@ def _encode(tokenizer: PreTrainedTokenizerBase, prompt: Prompt) -> list[int]:
 
 def encode_batch(tokenizer: PreTrainedTokenizerBase, prompts: Sequence[Prompt], pad_id: int) -> tuple[Tensor, Tensor]:
     """Prompts as one left-padded batch: ids [B, P] int64 and mask [B, P] bool, False at padding."""
-    return _left_pad(_encode_all(tokenizer, prompts), pad_id)
+    return left_pad(_encode_all(tokenizer, prompts), pad_id)
 
 
-def _left_pad(rows: list[list[int]], pad_id: int) -> tuple[Tensor, Tensor]:
+def left_pad(rows: Sequence[list[int]], pad_id: int) -> tuple[Tensor, Tensor]:
+    """Token ids as one batch: ids [B, P] int64, padded on the left, and mask [B, P] bool, False at padding."""
     width = max(len(row) for row in rows)
     # Types are given, for where all prompts are empty.
     ids = torch.tensor([[pad_id] * (width - len(row)) + row for row in rows], dtype=torch.long)

@@ -84,4 +84,5 @@ def mcnemar_exact(gained: int, lost: int) -> float:
     changed = gained + lost
     # Whole numbers throughout: binomial probabilities as floats would be lost long before their sum.
     tail = sum(comb(changed, k) for k in range(min(gained, lost) + 1))
-    return min(1.0, 2 * tail / 2**changed)
+    p_value: float = min(1.0, 2 * tail / 2**changed)
+    return p_value
