@@ -88,7 +88,12 @@ class TrainRecipe(RunRecipe):
     reward_weights: tuple[float, ...] = ()
     """One for each reward function; default 1."""
     reward_timeout: float = Field(60.0, gt=0)
-    """Seconds that one call of a reward function may take."""
+    """Seconds that one call of a reward function, for all completions of a step, may take."""
+    reward_workers: int = Field(0, ge=0)
+    """Processes in which the functions of `reward_funcs` run, one completion at a time: one that hangs or dies costs its
+    completion the reward, not the run. 0: in this process, all completions in one call."""
+    reward_item_timeout: float = Field(5.0, gt=0)
+    """Seconds for one completion in a worker process."""
     log_rollouts_steps: int = Field(25, ge=0)
     """Run steps between kept rollouts; 0 keeps none."""
     log_rollouts_groups: int = Field(2, ge=1)
@@ -108,6 +113,10 @@ class TrainRecipe(RunRecipe):
             raise ValueError(
                 "method.kl = exact compares whole distributions, and with sampler.top_k or top_p the policy and the reference "
                 "keep different tokens, which makes it infinite. Use method.kl = k3, or sample without top_k and top_p."
+            )
+        if self.reward_workers and not self.reward_funcs:
+            raise ValueError(
+                "reward_workers without reward_funcs: a task's own rewards need none. Name functions, or set it to 0."
             )
         if self.reward_weights and self.reward_funcs and len(self.reward_weights) != len(self.reward_funcs):
             raise ValueError(
@@ -266,8 +275,9 @@ def validate(kind: type[ConfigT], tree: Mapping[str, Any]) -> ConfigT:
 
 
 def make_task(name: str, options: Sequence[str] = ()) -> Task:
-    """The task `name` with `key=value` options."""
-    tree: dict[str, Any] = {"type": name}
+    """The task `name` with `key=value` options; TYPE:NAME, as in reasoning_gym:chain_sum, sets the option `name` too."""
+    kind, colon, own_name = name.partition(":")
+    tree: dict[str, Any] = {"type": kind} | ({"name": own_name} if colon else {})
     for option in options:
         apply_override(tree, option)
     return validate(RunRecipe, {"task": tree}).task
