@@ -16,7 +16,7 @@ from unmask.errors import ConfigError, DataError
 from unmask.models import TinyConfig, char_tokenizer, save_model, tiny_denoiser
 from unmask.recipe import make_task
 from unmask.tasks import TASKS, Task
-from unmask.tasks.reasoning_gym import EVALUATING, ReasoningGym, available
+from unmask.tasks.reasoning_gym import EVALUATING, RUNNING, ReasoningGym, available
 from unmask.workers import Outcome
 
 pytest.importorskip("reasoning_gym", reason="the extra reasoning-gym is not installed")
@@ -192,11 +192,13 @@ def test_every_scorer_that_evaluates_its_answer_is_known() -> None:
     assert found == EVALUATING
 
 
-@pytest.mark.parametrize("name", sorted(EVALUATING))
-def test_a_scorer_that_evaluates_its_answer_must_be_asked_for(name: str) -> None:
-    with pytest.raises(ConfigError, match="hands the model's answer to Python's eval"):
+@pytest.mark.parametrize("name", sorted(EVALUATING | RUNNING))
+def test_a_task_that_runs_foreign_code_must_be_asked_for(name: str) -> None:
+    with pytest.raises(
+        ConfigError, match="is unsafe: its (scorer hands the model's answer to Python's eval|items are made)"
+    ):
         make_task(f"reasoning_gym:{name}")
-    assert make_task(f"reasoning_gym:{name}", ["trust_scorer=true"]).type == "reasoning_gym"
+    assert make_task(f"reasoning_gym:{name}", ["trust_code=true"]).type == "reasoning_gym"
 
 
 @pytest.mark.parametrize(

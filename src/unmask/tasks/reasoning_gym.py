@@ -5,7 +5,8 @@ range of seeds of its own, and a stable hash of the question says which split ma
 make is in one split only, however many rows are asked and with whatever seed.
 
 Its scorers are code that was not written for hostile text. They run in worker processes with limits of time and memory, and
-those that hand the answer to Python's `eval` run only when that is asked for.
+those that hand the answer to Python's `eval` run only when that is asked for. So does codeio, whose items are made by running
+programs that a language model wrote.
 """
 
 from __future__ import annotations
@@ -42,6 +43,9 @@ EVALUATING = frozenset(
 )
 """Tasks whose scorer hands the answer to `eval`, itself or by way of sympy's parser, as of version 0.1.25."""
 
+RUNNING = frozenset({"codeio"})
+"""Tasks that make their items by running programs from a file; one of codeio's writes files of its own where it stands."""
+
 NOT_ONE = frozenset({"composite"})
 """Names in the package's table that are no task by themselves."""
 
@@ -59,8 +63,9 @@ class ReasoningGym(Task):
     """The task's name in the package: chain_sum, leg_counting, ..."""
     config: dict[str, Any] = Field(default_factory=dict)
     """Options of that task, such as {max_terms: 3}; its own defaults for the rest."""
-    trust_scorer: bool = False
-    """Allow a scorer that runs the answer as Python. What a model writes can then do whatever this user can."""
+    trust_code: bool = False
+    """Allow a scorer that runs the answer as Python, or a task that makes its items with programs of unknown origin. Either can
+    then do whatever this user can."""
 
     reward_columns: ClassVar[tuple[str, ...]] = ("entry",)
 
@@ -71,10 +76,15 @@ class ReasoningGym(Task):
             raise ConfigError('task reasoning_gym needs the package reasoning-gym: pip install "unmask[reasoning-gym]"')
         if self.name not in names:
             raise ConfigError(unknown_name("reasoning_gym task", self.name, names))
-        if self.name in EVALUATING and not self.trust_scorer:
+        if self.name in EVALUATING | RUNNING and not self.trust_code:
+            what = (
+                "scorer hands the model's answer to Python's eval"
+                if self.name in EVALUATING
+                else "items are made by running programs of unknown origin"
+            )
             raise ConfigError(
-                f"the scorer of reasoning_gym task \"{self.name}\" hands the model's answer to Python's eval. "
-                "Take another task, or set task.trust_scorer to true where nothing can be lost."
+                f'reasoning_gym task "{self.name}" is unsafe: its {what}. '
+                "Take another task, or set task.trust_code to true where nothing can be lost."
             )
         if reserved := {"seed", "size"} & self.config.keys():
             raise ConfigError(
