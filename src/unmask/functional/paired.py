@@ -6,8 +6,6 @@ separate intervals suggest.
 
 from __future__ import annotations
 
-from math import comb
-
 import torch
 from torch import Tensor
 
@@ -82,7 +80,10 @@ def mcnemar_exact(gained: int, lost: int) -> float:
     if min(gained, lost) < 0:
         raise ValueError(f"mcnemar_exact: counts must not be negative; got {gained} and {lost}")
     changed = gained + lost
-    # Whole numbers throughout: binomial probabilities as floats would be lost long before their sum.
-    tail = sum(comb(changed, k) for k in range(min(gained, lost) + 1))
+    # Whole numbers throughout, each coefficient from the one before: as floats they would be lost long before their sum.
+    tail = coefficient = 1
+    for k in range(min(gained, lost)):
+        coefficient = coefficient * (changed - k) // (k + 1)
+        tail += coefficient
     p_value: float = min(1.0, 2 * tail / 2**changed)
     return p_value
