@@ -17,6 +17,7 @@ import unmask as package
 from tests.small_runs import PRETRAIN, TRAIN, metrics, steps_saved, unmask, unmask_train, weights
 from unmask.functional.intervals import wilson_interval
 from unmask.methods import METHODS
+from unmask.models import TinyConfig, char_tokenizer, save_model, tiny_denoiser
 from unmask.records import Rollout
 from unmask.run_folder import RunFolder
 from unmask.tasks import TASKS
@@ -439,6 +440,26 @@ def test_eval_compares_row_by_row_with_an_earlier_one(
         unmask("eval", tiny_model, *options, "--seed", 1, "--against", tmp_path / "a.json", "--output", "x.json") == 2
     )
     assert message(capsys).startswith(f"DataError: {tmp_path / 'a.json'} is of other rows: row 0 has the prompt ")
+
+
+def test_eval_of_a_task_for_language_models_takes_the_papers_lengths_and_half_as_many_steps(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # A quarter of the papers' 128, 256, 512, for time.
+    monkeypatch.setattr("unmask.tasks.base.PUBLISHED_LENGTHS", (32, 64, 128))
+    tokenizer = char_tokenizer("\n" + "".join(map(chr, range(32, 127))))
+    shape = TinyConfig(num_layers=1, width=8, num_heads=1, max_length=1000)
+    save_model(tiny_denoiser(shape, tokenizer, seed=0), tokenizer, tmp_path / "model")
+    options = ["--task", "countdown", "--option", "format=plain", "--rows", 2, "--block-length", 16]
+    assert unmask("eval", tmp_path / "model", *options, "--output", tmp_path / "eval.json") == 0
+    facts = json.loads((tmp_path / "eval.json").read_text())
+    assert facts["settings"] == [[32, 16, 0.0], [64, 32, 0.0], [128, 64, 0.0]]
+    assert [(r["length"], r["steps"], r["num_rows"]) for r in facts["results"]] == [
+        (32, 16, 2),
+        (64, 32, 2),
+        (128, 64, 2),
+    ]
+    assert (facts["block_length"], facts["environment"]["dtype"]) == (16, "float32")
 
 
 def test_eval_without_a_place_keeps_every_completion_too(

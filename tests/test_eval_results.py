@@ -129,6 +129,14 @@ def test_the_data_hash_is_that_of_the_rows() -> None:
     assert len({facts["sha256"], *others}) == 4
 
 
+def test_where_rows_come_from_is_kept_where_a_task_says_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    task = Sudoku()
+    assert "source" not in data_facts(task, task.rows("test", 1))
+    source = {"test": {"source": "rows.parquet", "sha256": "abc"}}
+    monkeypatch.setattr(Sudoku, "provenance", lambda self: source)
+    assert data_facts(task, task.rows("test", 1))["source"] == source
+
+
 def test_other_settings_get_another_file_and_another_batch_size_the_same() -> None:
     facts = {"task": {"type": "sudoku"}, "split": "test", "model": "m", "batch_size": 4, "environment": {}}
     place = default_place(facts)
