@@ -50,6 +50,7 @@ def pretrain(
         recipe.model_dump(mode="json"),
         resume=resume,
         is_main=accelerator.is_main_process,
+        data=recipe.task.provenance(),
     )
     try:
         if not folder.final.exists():

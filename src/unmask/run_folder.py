@@ -1,4 +1,4 @@
-"""A run folder: config.yaml, metrics.jsonl, rollouts/, checkpoints/, best/, final/. Nothing in it is ever half written.
+"""A run folder: config.yaml, data.json, metrics.jsonl, rollouts/, checkpoints/, best/, final/; nothing is ever half written.
 
 One process at a time owns a folder (a lock on run.lock); the others of a distributed run only read. A checkpoint is complete
 or absent: it is written aside, flushed to disk and renamed.
@@ -31,6 +31,8 @@ _FREE_TO_CHANGE = frozenset(
         "log_rollouts_steps",
         "log_rollouts_groups",
         "reward_timeout",
+        "reward_item_timeout",
+        "reward_workers",
         "rollout_batch_size",
         "views_per_forward",
         "evaluation.batch_size",
@@ -47,13 +49,22 @@ class RunFolder:
         config: the resolved recipe as a tree; compared with that of the run that is resumed.
         resume: go on from the newest checkpoint, if there is one.
         is_main: whether this process writes.
+        data: where the rows come from, with their hashes; kept in data.json and compared like the config.
 
     Raises:
         RunError: no folder, or not writable; in use by another process; holds a run and `resume` is not set; holds a run
-            with other settings.
+            with other settings, or on other rows.
     """
 
-    def __init__(self, path: Path, config: Mapping[str, Any], *, resume: bool, is_main: bool = True) -> None:
+    def __init__(
+        self,
+        path: Path,
+        config: Mapping[str, Any],
+        *,
+        resume: bool,
+        is_main: bool = True,
+        data: Mapping[str, Any] | None = None,
+    ) -> None:
         self.path = path
         self.is_main = is_main
         self._lock: TextIO | None = None
@@ -70,11 +81,19 @@ class RunFolder:
             with disk_faults_explained(path):
                 path.mkdir(parents=True, exist_ok=True)
                 self._take_lock()
-                recorded = path / "config.yaml"
+                recorded, recorded_data = path / "config.yaml", path / "data.json"
                 # A start that failed before its first line of metrics has left nothing to lose or to contradict.
                 if recorded.exists() and self.metrics_path.exists() and self.metrics_path.stat().st_size:
-                    self._check_same(yaml.safe_load(recorded.read_text()), config, resume)
+                    before, now = yaml.safe_load(recorded.read_text()), dict(config)
+                    if recorded_data.exists():
+                        before, now = (
+                            before | {"data": json.loads(recorded_data.read_text())},
+                            now | {"data": data or {}},
+                        )
+                    self._check_same(before, now, resume)
                 write_atomically(recorded, yaml.safe_dump(dict(config), sort_keys=False))
+                if data:
+                    write_atomically(recorded_data, json.dumps(data, indent=1) + "\n")
                 for leftover in path.glob(f"**/{_ASIDE}*"):
                     shutil.rmtree(leftover, ignore_errors=True)
         except BaseException:

@@ -7,27 +7,21 @@ are scored once.
 from __future__ import annotations
 
 import asyncio
-import importlib
-import importlib.util
 import inspect
 import math
 import queue
 import signal
-import sys
 import threading
 import traceback
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
 from unmask.errors import ConfigError, DataError, RewardError
 from unmask.records import Row
-
-RewardFunc = Callable[..., Any]
-"""f(prompts, completions, **columns) -> list[float | None], sync or async; None where the function does not apply. One that
-takes no `**columns` is given what it names."""
+from unmask.reward import RewardFunc, Score, load_reward, reasons_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +32,8 @@ class Scores:
     """Weighted sum over the functions, None counting as 0."""
     by_function: dict[str, list[float | None]]
     """What each function gave."""
+    reasons: dict[str, dict[str, list[bool]]] = field(default_factory=dict)
+    """For each function and each reason that it reports: which completions had it."""
 
 
 class Scorer:
@@ -106,15 +102,19 @@ class Scorer:
         self.count += len(texts)
         prompts = [row["prompt"] for row in distinct_rows]
         columns = {key: [row.get(key) for row in distinct_rows] for key in distinct_rows[0] if key != "prompt"}
-        by_function = {}
+        by_function, reasons = {}, {}
         for name, function in self.functions.items():
             given = self._call(name, function, prompts, texts, columns)
             by_function[name] = [given[slot] for slot in slots]
+            reasons[name] = {
+                reason: [getattr(given[slot], "reason", None) == reason for slot in slots]
+                for reason in reasons_of(function)
+            }
         total = [
             sum(w * (value or 0.0) for w, value in zip(self.weights, values, strict=True))
             for values in zip(*by_function.values(), strict=True)
         ]
-        return Scores(total, by_function)
+        return Scores(total, by_function, reasons)
 
     def _call(
         self, name: str, function: RewardFunc, prompts: list[Any], completions: list[str], columns: dict[str, list[Any]]
@@ -216,7 +216,7 @@ def _checked(name: str, value: Any, completions: list[str]) -> list[float | None
     checked: list[float | None] = []
     for reward, text in zip(values, completions, strict=True):
         try:
-            number = None if reward is None else float(reward)
+            number = reward if reward is None or isinstance(reward, Score) else float(reward)
         except (TypeError, ValueError):
             raise RewardError(
                 f'reward function "{name}" returned {reward!r} for the completion {text[:80]!r}; '
@@ -242,33 +242,4 @@ def by_name(functions: Iterable[tuple[str, RewardFunc]]) -> dict[str, RewardFunc
     return named
 
 
-def load_reward(path: str) -> tuple[str, RewardFunc]:
-    """The function at `package.module:function` or `file.py:function`, with its name.
-
-    Raises:
-        ConfigError: nothing callable there.
-    """
-    where, colon, attribute = path.rpartition(":")
-    if not colon:
-        raise ConfigError(f'reward function "{path}" must be given as package.module:function or file.py:function.')
-    # As Python itself would: the function's neighbours can be imported.
-    folder = str(Path(where).resolve().parent if where.endswith(".py") else Path.cwd())
-    if folder not in sys.path:
-        sys.path.insert(0, folder)
-    try:
-        if where.endswith(".py"):
-            module_name = f"unmask_reward_{Path(where).stem}"
-            spec = importlib.util.spec_from_file_location(module_name, where)
-            assert spec is not None
-            assert spec.loader is not None
-            module = importlib.util.module_from_spec(spec)
-            sys.modules[module_name] = module
-            spec.loader.exec_module(module)
-        else:
-            module = importlib.import_module(where)
-        function = getattr(module, attribute)
-    except Exception as error:  # the file is the user's, and may raise anything
-        raise ConfigError(f'reward function "{path}" cannot be loaded: {type(error).__name__}: {error}') from error
-    if not callable(function):
-        raise ConfigError(f'reward function "{path}" is a {type(function).__name__}, not a function.')
-    return attribute, function
+__all__ = ["RewardFunc", "Scorer", "Scores", "TimeLimitError", "by_name", "load_reward", "within"]

@@ -178,7 +178,7 @@ def test_the_one_row_that_lacks_its_prompt_is_named(write: Write) -> None:
     ("name", "content", "message"),
     [
         ("none.jsonl", None, "there is no file {}."),
-        ("rows.json", "[]", "{} must be a .jsonl or .csv file."),
+        ("rows.json", "[]", "{} must be a .jsonl, .csv, .parquet file."),
         ("rows.jsonl", "", "{} holds no rows."),
         ("rows.csv", "prompt,answer\n", "{} holds no rows."),
         ("rows.jsonl", '{"prompt": "1"}\n{"prompt": ', "line 2 of {} is no JSON: Expecting value"),

@@ -6,12 +6,17 @@ from unmask.tasks.arithmetic import Arithmetic
 from unmask.tasks.base import RewardFunc, Split, Task
 from unmask.tasks.countdown import Countdown
 from unmask.tasks.dataset import Dataset
+from unmask.tasks.gsm8k import GSM8K
+from unmask.tasks.hendrycks_math import Math, Math500
 from unmask.tasks.sudoku import Sudoku
 
 TASKS: dict[str, type[Task]] = {
     "arithmetic": Arithmetic,
     "countdown": Countdown,
     "dataset": Dataset,
+    "gsm8k": GSM8K,
+    "math": Math,
+    "math500": Math500,
     "sudoku": Sudoku,
 }
 """Every task by the name that `task.type` takes in a recipe."""

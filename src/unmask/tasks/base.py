@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, get_args
 
 from unmask.config import Config
 from unmask.errors import DataError, unknown_name
+from unmask.reward import Score, reports
 from unmask.tasks.answers import last_answer
 
 if TYPE_CHECKING:
@@ -33,9 +34,10 @@ class Task(Config, ABC):
 
     type: str
     """The task's name in a recipe."""
-    format: Literal["bare", "tagged"] = "bare"
+    format: Literal["bare", "plain", "tagged"] = "bare"
     """`bare`: a compact prompt whose completion is the answer and nothing else, for tiny character models. `tagged`: an
-    instruction as a chat message, for language models, that asks for the answer in <answer></answer>."""
+    instruction as a chat message, for language models, that asks for the answer in <answer></answer>. `plain`: the same as text,
+    for those without a chat template."""
 
     reward_columns: ClassVar[tuple[str, ...]]
     """Columns of a row that its reward reads."""
@@ -54,7 +56,7 @@ class Task(Config, ABC):
     def row(self, split: Split, index: int, seed: int) -> Row:
         """Item `index` of a split, which depends on nothing but the task's options, `seed`, `split` and `index`.
 
-        It has `prompt` (text if bare, a list of one user message if tagged), `answer` (text that scores 1.0) and
+        It has `prompt` (text if bare or plain, a list of one user message if tagged), `answer` (text that scores 1.0) and
         `reward_columns`.
         """
 
@@ -94,6 +96,14 @@ class Task(Config, ABC):
         """The task's reward functions by name."""
         return {self.type: self._reward}
 
+    def provenance(self) -> dict[str, Any]:
+        """Where rows that are read come from, as the run folder keeps it in data.json; nothing for a task that makes its own."""
+        return {}
+
+    def grade(self, answers: Sequence[str], rows: Sequence[Row]) -> list[float]:
+        """`score` of many answers, for a task that can do them together."""
+        return [self.score(answer, row) for answer, row in zip(answers, rows, strict=True)]
+
     @property
     def evaluation_lengths(self) -> tuple[int, ...]:
         """Completion lengths of an evaluation, unless others are asked: the task's own if bare, else the published ones."""
@@ -118,30 +128,34 @@ class Task(Config, ABC):
         answer = self._answer(completion)
         return answer is not None and self.is_right(answer, row)
 
+    @reports("unparsed")
     def _reward(self, prompts: Sequence[Any], completions: Sequence[Any], **columns: Any) -> list[float | None]:
-        """`score` of each completion's answer, 0.0 where there is none. Columns that it does not read may be there."""
+        """`grade` of the completions' answers, 0.0 where there is none. Columns that it does not read may be there."""
         for name in self.reward_columns:
             if name not in columns:
                 raise DataError(
                     f'the reward of task "{self.type}" reads the column "{name}", which the rows lack; '
                     f"they have {', '.join(sorted(columns)) or 'none'}. Use rows made by this task."
                 )
-        values = zip(*(columns[name] for name in self.reward_columns), strict=True)
-        rewards: list[float | None] = []
-        for completion, row_values in zip(completions, values, strict=True):
-            answer = self._answer(completion)
-            row = dict(zip(self.reward_columns, row_values, strict=True))
-            rewards.append(0.0 if answer is None else self.score(answer, row))
-        return rewards
+        rows = [
+            dict(zip(self.reward_columns, values, strict=True))
+            for values in zip(*(columns[name] for name in self.reward_columns), strict=True)
+        ]
+        answers = [self._answer(completion) for completion in completions]
+        found = [(answer, row) for answer, row in zip(answers, rows, strict=True) if answer is not None]
+        grades = iter(self.grade([answer for answer, _ in found], [row for _, row in found]))
+        return [Score(0.0, "unparsed") if answer is None else next(grades) for answer in answers]
 
     def _answer(self, completion: object) -> str | None:
         """The answer in a completion, or None."""
         if not isinstance(completion, str):
             return None
-        return last_answer(completion) if self.format == "tagged" else completion.strip() or None
+        return completion.strip() or None if self.format == "bare" else last_answer(completion)
 
     def _prompt(self, bare: str, instruction: str) -> str | list[dict[str, str]]:
-        return bare if self.format == "bare" else [{"role": "user", "content": instruction}]
+        if self.format == "tagged":
+            return [{"role": "user", "content": instruction}]
+        return bare if self.format == "bare" else f"{instruction}\n\n"
 
     def _rng(self, split: Split, index: int, seed: int) -> random.Random:
         # A text seed is hashed with SHA-512, so neighbouring indices are unrelated.

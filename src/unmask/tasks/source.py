@@ -35,17 +35,27 @@ def read_rows(source: str, split: str, revision: str | None = None) -> tuple[lis
         DataError: no such file or data set, or one that cannot be read.
         ConfigError: a package that reads it is not installed, or a revision was given for a file.
     """
-    path = Path(source)
-    is_on_hub = path.is_dir() or (path.suffix not in READERS and not path.is_file() and _HUB_NAME.fullmatch(source))
-    if is_on_hub:
+    if not is_file(source):
         rows, digest = _hub(source, split, revision)
     else:
+        path = Path(source)
         if revision is not None:
             raise ConfigError(
                 f"revision = {revision}: {source} is a local file and has none. Leave it out; the content hash is kept anyway."
             )
         rows, digest = _file(path, _stamp(path))
     return [dict(row) for row in rows], digest
+
+
+def is_file(source: str) -> bool:
+    """Whether a source is read as a file, there or not, rather than as a data set of the hub or a folder like one.
+
+    Example:
+        >>> [is_file(source) for source in ("rows.jsonl", "owner/name.parquet", "owner/name", "owner/name:config", "name")]
+        [True, True, False, False, True]
+    """
+    path = Path(source)
+    return not path.is_dir() and (path.suffix in READERS or path.is_file() or not _HUB_NAME.fullmatch(source))
 
 
 def content_hash(rows: Iterable[dict[str, Any]]) -> str:

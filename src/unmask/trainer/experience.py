@@ -95,6 +95,9 @@ def collect(
             tally.add(f"diffusion/{name}", values)
     rollout = Rollout(trajectory, group_size, **rewards)
     _describe(rollout, {name: values[: len(own)] for name, values in scores.by_function.items()}, tally)
+    for name, reasons in scores.reasons.items():
+        for reason, happened in reasons.items():
+            tally.add(f"rewards/{name}/{reason}", torch.tensor(happened[: len(own)]))
     return rollout
 
 

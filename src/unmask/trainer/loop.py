@@ -27,6 +27,7 @@ from unmask.trainer.experience import collect, entropy_by_step, prompts_of_step
 from unmask.trainer.learn import Learner
 from unmask.trainer.metrics import Tally, TokenPasses
 from unmask.trainer.stopping import RunStoppedError, StopSignals
+from unmask.workers import Isolated
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -37,6 +38,8 @@ Observer = Callable[[int, dict[str, Any]], None]
 UNLOGGED = "unlogged.json"
 """In a checkpoint: metrics of its step, which wait for an evaluation that failed."""
 
+SHARE_OF_TIMEOUT = 0.8
+"""Of `reward_timeout`, after which worker processes begin no more completions, so that those that hang do not stop the run."""
 
 NO_SIGNAL_STEPS = 5
 """Steps in a row without a group whose rewards differ, after which a warning is due."""
@@ -107,6 +110,7 @@ class Trainer:
             recipe.model_dump(mode="json"),
             resume=resume,
             is_main=self.accelerator.is_main_process,
+            data=recipe.task.provenance(),
         )
         self.signals = StopSignals()
         self.best: Best | None = None
@@ -342,8 +346,16 @@ def start_trackers(accelerator: Accelerator, recipe: RunRecipe) -> None:
 
 
 def _rewards(recipe: TrainRecipe, given: Sequence[RewardFunc]) -> Mapping[str, RewardFunc]:
+    if given and recipe.reward_workers:
+        raise ConfigError(
+            "reward_workers run functions by their path: name them in reward_funcs, or set reward_workers = 0."
+        )
     if given:
         return by_name((getattr(function, "__name__", type(function).__name__), function) for function in given)
+    if recipe.reward_workers:
+        limits = (recipe.reward_workers, recipe.reward_item_timeout, SHARE_OF_TIMEOUT * recipe.reward_timeout)
+        isolated = [Isolated(path, *limits) for path in recipe.reward_funcs]
+        return by_name((function.__name__, function) for function in isolated)
     if recipe.reward_funcs:
         return by_name(load_reward(path) for path in recipe.reward_funcs)
     return recipe.task.rewards()

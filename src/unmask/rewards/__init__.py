@@ -1,0 +1,21 @@
+"""Reward functions to name in a recipe, TRL's signature: small, pure, each worth 0 to 1, to be added up by `reward_weights`.
+
+reward_funcs: [unmask.rewards:correct_number, unmask.rewards:integer_answer, unmask.rewards:tag_count]
+reward_weights: [2.0, 0.5, 0.5]
+"""
+
+from __future__ import annotations
+
+from unmask.rewards.format import answer_tag, boxed_answer, integer_answer, reasoning_then_answer, tag_count
+from unmask.rewards.maths import correct_math, correct_number, exact_answer
+
+__all__ = [
+    "answer_tag",
+    "boxed_answer",
+    "correct_math",
+    "correct_number",
+    "exact_answer",
+    "integer_answer",
+    "reasoning_then_answer",
+    "tag_count",
+]

@@ -1,0 +1,88 @@
+"""Rewards for the form of a completion, whatever its answer: those of d1, ESPO and EGSPO's release, with their bugs mended.
+
+As released, `.` does not match a newline, so the format rewards are 0 for working of several lines; a missing newline after the
+last tag costs a thousandth of the whole text's length; and the box is looked for as a backspace, so it is never found.
+Here tags and boxes are found by plain search, and nothing is taken off for what stands before or after them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from unmask.tasks.answers import CLOSE, OPEN, last_boxed, written_answer
+from unmask.tasks.numerals import read_number
+
+_REASONING, _REASONING_END = "<reasoning>", "</reasoning>"
+_TAGS = (_REASONING, _REASONING_END, OPEN, CLOSE)
+
+
+def answer_tag(completions: Sequence[str], **columns: Any) -> list[float]:
+    """1 for exactly one answer tag, closed and not empty; else 0.
+
+    Example:
+        >>> answer_tag(["so\\n<answer>5</answer>", "<answer>5", "<answer> </answer>", "<answer>1</answer><answer>2</answer>"])
+        [1.0, 0.0, 0.0, 0.0]
+    """
+    return [float(_holds_once(text, OPEN, CLOSE)) for text in completions]
+
+
+def reasoning_then_answer(completions: Sequence[str], **columns: Any) -> list[float]:
+    """1 for a completion that is a reasoning block and then an answer tag, each once and not empty, and only white space around.
+
+    Example:
+        >>> whole = "<reasoning>\\ntwo\\nlines\\n</reasoning>\\n<answer>5</answer>"
+        >>> reasoning_then_answer([whole, whole + "\\n", "well " + whole, "<answer>5</answer>"])
+        [1.0, 1.0, 0.0, 0.0]
+    """
+    return [float(_is_whole(text.strip())) for text in completions]
+
+
+def tag_count(completions: Sequence[str], **columns: Any) -> list[float]:
+    """A quarter for each of the four tags of reasoning and answer that is there exactly once.
+
+    Example:
+        >>> tag_count(["<reasoning>a</reasoning><answer>5</answer> and more", "<answer>5</answer>", "<answer><answer>5"])
+        [1.0, 0.5, 0.0]
+    """
+    return [sum(text.count(tag) == 1 for tag in _TAGS) / len(_TAGS) for text in completions]
+
+
+def boxed_answer(completions: Sequence[str], **columns: Any) -> list[float]:
+    r"""A half for an answer tag and a half for a \boxed{} that is closed and not empty. Released: a quarter for no box, or any.
+
+    Example:
+        >>> boxed_answer([r"<answer>\boxed{5}</answer>", r"\boxed{5}", "<answer>5</answer>", "<answer>\boxed{5}</answer>", ""])
+        [1.0, 0.5, 0.5, 0.5, 0.0]
+    """
+    return [(_holds_once(text, OPEN, CLOSE) + (last_boxed(text) is not None)) / 2 for text in completions]
+
+
+def integer_answer(completions: Sequence[str], **columns: Any) -> list[float]:
+    """1 for an answer that is a whole number, right or not, as "-3", "1,000" and "3.0" are.
+
+    Example:
+        >>> integer_answer(["<answer>-3</answer>", "<answer>1,000</answer>", "<answer>2.5</answer>", "3"])
+        [1.0, 1.0, 0.0, 0.0]
+    """
+    numbers = [read_number(written_answer(text) or "") for text in completions]
+    return [float(number is not None and number.value.denominator == 1) for number in numbers]
+
+
+def _holds_once(text: str, opening: str, closing: str) -> bool:
+    if text.count(opening) != 1 or text.count(closing) != 1:
+        return False
+    start, end = text.find(opening) + len(opening), text.find(closing)
+    return start <= end and bool(text[start:end].strip())
+
+
+def _is_whole(text: str) -> bool:
+    if not (text.startswith(_REASONING) and text.endswith(CLOSE)):
+        return False
+    reasoning, _, rest = text.partition(_REASONING_END)
+    return (
+        _holds_once(reasoning + _REASONING_END, _REASONING, _REASONING_END)
+        and rest.lstrip().startswith(OPEN)
+        and _holds_once(text, OPEN, CLOSE)
+        and _holds_once(text, _REASONING, _REASONING_END)
+    )

@@ -1,0 +1,59 @@
+"""GSM8K: grade-school word problems whose answer is a number (arXiv:2110.14168).
+
+Reward 1 for the right number, 0 for any other. Released graders compare strings ("1,000" is not "1000" to them) and have no minus
+sign; the two negative answers of the test split can then not be had. The papers' sum of shaped rewards is in `unmask.rewards`.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, ClassVar, Literal
+
+from unmask.errors import DataError
+from unmask.reward import Score
+from unmask.tasks.maths import MathsTask, text_column
+from unmask.tasks.numerals import read_number
+from unmask.tasks.source import is_file
+
+if TYPE_CHECKING:
+    from unmask.records import Row
+
+_CALCULATOR = re.compile(r"<<[^<>]*>>")
+
+
+class GSM8K(MathsTask):
+    """Word problems with a number as the answer: 7,473 to train on, a tenth of them for validation; 1,319 to test.
+
+    Columns: `question`, and `answer`, which ends in "#### 18".
+    """
+
+    type: Literal["gsm8k"] = "gsm8k"
+    source: str = "openai/gsm8k:main"
+    """Training rows: a data set of the hub (its split "train"), or a .parquet, .jsonl or .csv file."""
+    test_source: str | None = None
+    """Test rows; default the split "test" of a hub source. A file has none."""
+
+    shots: ClassVar[str] = "gsm8k.jsonl"
+
+    def sources(self) -> tuple[str, str | None]:
+        return self.source, self.test_source or (None if is_file(self.source) else self.source)
+
+    def build(self, raw: Row, place: str) -> Row:
+        working, marker, answer = text_column(raw, "answer", place).rpartition("####")
+        answer = answer.strip()
+        if not marker or read_number(answer) is None:
+            raise DataError(f'{place}: the column "answer" ends in {answer[-40:]!r}, not in "#### " and a number.')
+        # Notes for a calculator, as in 3*4=<<3*4=12>>12: no part of what a model should write.
+        return self.item(text_column(raw, "question", place).strip(), _CALCULATOR.sub("", working).strip(), answer)
+
+    def grade(self, answers: Sequence[str], rows: Sequence[Row]) -> list[float]:
+        """1.0 for the right number; 0.0 for another, "unparsed" where it is none."""
+        return [_grade(answer, str(row["answer"])) for answer, row in zip(answers, rows, strict=True)]
+
+
+def _grade(answer: str, gold: str) -> float:
+    given, wanted = read_number(answer), read_number(gold)
+    if given is None:
+        return Score(0.0, "unparsed")
+    return float(wanted is not None and given.equals(wanted))

@@ -1,0 +1,86 @@
+"""MATH: competition problems whose answer is an expression (arXiv:2103.03874); MATH500: 500 to test on (arXiv:2305.20050).
+
+Reward 1 for an equal expression, 0 for any other. Numbers, words and what is written alike are compared here; the rest by
+math-verify. The papers' sum of shaped rewards is in `unmask.rewards`, without the bug by which none of them finds a box.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+from unmask.reward import Score, reports
+from unmask.tasks.answers import last_boxed, unwrapped
+from unmask.tasks.latex import same_answer
+from unmask.tasks.maths import MathsTask, text_column
+from unmask.tasks.verifier import verify_all
+
+if TYPE_CHECKING:
+    from unmask.records import Row
+
+
+class Math(MathsTask):
+    """Competition problems: MATH without MATH500 to train on, a tenth of it for validation; MATH500 to test.
+
+    Columns: `problem`, `answer`, and `solution` where there is one, to learn from. A row without an answer is not used.
+    """
+
+    type: Literal["math"] = "math"
+    source: str = "ankner/math-500"
+    """Training rows: a data set of the hub (its split "train"), or a .parquet, .jsonl or .csv file."""
+    test_source: str | None = "HuggingFaceH4/MATH-500"
+    """Test rows; of the hub the split "test". null if there are none."""
+    instruction: str = "boxed"
+
+    shots: ClassVar[str] = "math.jsonl"
+
+    def sources(self) -> tuple[str | None, str | None]:
+        return self.source, self.test_source
+
+    def build(self, raw: Row, place: str) -> Row | None:
+        solution = raw.get("solution") or ""
+        if "answer" not in raw and solution:
+            raw = raw | {"answer": last_boxed(solution)}
+        if "answer" in raw and not (raw["answer"] or "").strip():
+            return None
+        answer, problem = text_column(raw, "answer", place), text_column(raw, "problem", place)
+        return self.item(problem.strip(), str(solution).strip(), answer.strip())
+
+    @reports("unparsed", "timeout")
+    def _reward(self, prompts: Sequence[Any], completions: Sequence[Any], **columns: Any) -> list[float | None]:
+        return super()._reward(prompts, completions, **columns)
+
+    def grade(self, answers: Sequence[str], rows: Sequence[Row]) -> list[float]:
+        """1.0 for an equal expression, else 0.0; "timeout" where that could not be settled within the limits."""
+        return grade(answers, [str(row["answer"]) for row in rows])
+
+
+class Math500(Math):
+    """The 500 problems of MATH500, to test on; training is on task `math`, whose test rows are the same."""
+
+    type: Literal["math500"] = "math500"  # type: ignore[assignment]
+    test_source: str = "HuggingFaceH4/MATH-500"
+
+    def sources(self) -> tuple[None, str]:
+        return None, self.test_source
+
+
+def grade(answers: Sequence[str], golds: Sequence[str]) -> list[float]:
+    """Rewards of answers to MATH, all that need algebra in one go.
+
+    Args:
+        answers: any texts.
+        golds: the right answers, as LaTeX.
+
+    Returns:
+        1.0 or 0.0, a `Score` with the reason "timeout" where a comparison did not end.
+
+    Raises:
+        ConfigError: math-verify is not installed.
+    """
+    answers, golds = [unwrapped(answer) for answer in answers], [unwrapped(gold) for gold in golds]
+    seen = [same_answer(answer, gold) for answer, gold in zip(answers, golds, strict=True)]
+    open_pairs = [(gold, answer) for verdict, answer, gold in zip(seen, answers, golds, strict=True) if verdict is None]
+    settled = iter(verify_all(open_pairs))
+    verdicts = [next(settled) if verdict is None else verdict for verdict in seen]
+    return [Score(0.0, "timeout") if verdict is None else float(verdict) for verdict in verdicts]

@@ -1,0 +1,133 @@
+"""What tasks of mathematics have in common: a prompt from shipped texts, worked examples, and an answer in a tag or a box."""
+
+from __future__ import annotations
+
+import json
+import random
+import re
+from functools import lru_cache
+from importlib import resources
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
+
+from pydantic import Field, model_validator
+
+from unmask.errors import ConfigError, DataError
+from unmask.tasks.answers import written_answer
+from unmask.tasks.sourced import SourcedTask
+
+if TYPE_CHECKING:
+    from unmask.records import Row
+
+TEXTS = resources.files("unmask.tasks") / "texts"
+"""Instructions (.txt) and worked examples (.jsonl), all our own."""
+
+
+class MathsTask(SourcedTask):
+    """Base of tasks whose rows are a problem and its answer. One prompt serves training and evaluation."""
+
+    format: Literal["bare", "plain", "tagged"] = "tagged"
+    """`tagged`: chat messages for the tokenizer's template. `plain`: the same as text. `bare`: the problem alone, answered by the
+    answer alone, for tiny character models."""
+    instruction: str = "answer"
+    """How the answer is asked for: a shipped text (answer, boxed, reasoning) or a .txt file of your own."""
+    instruction_role: Literal["user", "system"] = "user"
+    """Where a tagged prompt has it: ahead of the first problem, as the papers do, or as a system message."""
+    num_shots: int = Field(0, ge=0, le=4)
+    """Worked examples ahead of the problem, from the shipped ones."""
+
+    reward_columns: ClassVar[tuple[str, ...]] = ("answer",)
+    shots: ClassVar[str]
+    """The file of worked examples."""
+
+    @model_validator(mode="after")
+    def _check_instruction(self) -> Self:
+        instruction_text(self.instruction)
+        return self
+
+    def item(self, question: str, working: str, answer: str) -> Row:
+        """A row, with its prompt."""
+        return {"prompt": self.prompt(question), "answer": answer, "question": question, "working": working}
+
+    def key(self, row: Row) -> str:
+        """The problem, whatever the prompt makes of it."""
+        return str(row["question"])
+
+    def prompt(self, question: str) -> str | list[dict[str, str]]:
+        """The prompt of a problem, in the task's format."""
+        if self.format == "bare":
+            return f"{question}\n"
+        instruction = instruction_text(self.instruction)
+        examples = [(shot["question"], self.solution(shot)) for shot in worked_examples(self.shots)[: self.num_shots]]
+        if self.format == "plain":
+            turns = [*(f"Problem: {q}\nSolution: {a}" for q, a in examples), f"Problem: {question}\nSolution:"]
+            return "\n\n".join([instruction, *turns])
+        messages = [
+            {"role": role, "content": text}
+            for turn in examples
+            for role, text in zip(("user", "assistant"), turn, strict=True)
+        ]
+        messages.append({"role": "user", "content": question})
+        if self.instruction_role == "system":
+            return [{"role": "system", "content": instruction}, *messages]
+        return [{"role": "user", "content": f"{instruction}\n\n{messages[0]['content']}"}, *messages[1:]]
+
+    def solution(self, row: Row) -> str:
+        """A whole completion in the form that the instruction asks for."""
+        box = f"\\boxed{{{row['answer']}}}" if self.instruction == "boxed" else row["answer"]
+        working = f"<reasoning>\n{row['working']}\n</reasoning>" if self.instruction == "reasoning" else row["working"]
+        return f"{working}\n<answer>{box}</answer>".lstrip()
+
+    def demonstration(self, row: Row, rng: random.Random, sloppy: bool) -> str:
+        """The solution, if bare the answer alone; or, sloppy, with one of the problem's own numbers as the answer."""
+        if sloppy:
+            row = row | {"answer": rng.choice(re.findall(r"[0-9]+", row["question"]) or ["0"]), "working": ""}
+        return str(row["answer"]) if self.format == "bare" else self.solution(row)
+
+    def score(self, answer: str, row: Row) -> float:
+        """1 if right, else 0."""
+        return self.grade([answer], [row])[0]
+
+    def is_right(self, answer: str, row: Row) -> bool:
+        """Whether the answer equals the row's."""
+        return self.score(answer, row) == 1.0
+
+    def _answer(self, completion: object) -> str | None:
+        if not isinstance(completion, str):
+            return None
+        return written_answer(completion) or (completion.strip() or None if self.format == "bare" else None)
+
+
+def text_column(raw: dict[str, Any], name: str, place: str) -> str:
+    """A column that must hold text.
+
+    Raises:
+        DataError: it does not.
+    """
+    if not isinstance(raw.get(name), str):
+        raise DataError(f'{place} has no text in the column "{name}". Its columns: {", ".join(raw)}.')
+    return str(raw[name])
+
+
+@lru_cache(maxsize=16)
+def instruction_text(name: str) -> str:
+    """A shipped instruction, or that of a .txt file.
+
+    Raises:
+        ConfigError: there is none.
+    """
+    shipped = sorted(path.name.removesuffix(".txt") for path in TEXTS.iterdir() if path.name.endswith(".txt"))
+    try:
+        if name in shipped:
+            return (TEXTS / f"{name}.txt").read_text(encoding="utf-8").strip()
+        if name.endswith(".txt"):
+            return Path(name).read_text(encoding="utf-8").strip()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"instruction {name} cannot be read: {error}.") from error
+    raise ConfigError(f'instruction "{name}" is none of {", ".join(shipped)}, nor a .txt file.')
+
+
+@lru_cache(maxsize=4)
+def worked_examples(name: str) -> list[dict[str, str]]:
+    """The shipped worked examples of a file: question, working, answer."""
+    return [json.loads(line) for line in (TEXTS / name).read_text(encoding="utf-8").splitlines()]

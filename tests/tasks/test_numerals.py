@@ -1,0 +1,137 @@
+"""Numbers as people and models write them, and everything that is not one number."""
+
+from __future__ import annotations
+
+import time
+from fractions import Fraction
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from unmask.tasks.numerals import read_number
+
+NUMBERS = {
+    "18": 18,
+    "-18": -18,
+    "+18": 18,
+    "−18": -18,
+    "18.": 18,
+    "18.0": 18,
+    ".5": Fraction(1, 2),
+    "0.50": Fraction(1, 2),
+    "1,000": 1000,
+    "1,000,000.25": Fraction(4000001, 4),
+    r"10,\!080": 10080,
+    r"11,\! 111,\! 111,\! 100": 11111111100,
+    "10{,}080": 10080,
+    "1/2": Fraction(1, 2),
+    r"\frac{1}{2}": Fraction(1, 2),
+    r"\dfrac{17}{50}": Fraction(17, 50),
+    r"\frac12": Fraction(1, 2),
+    r"\frac 34": Fraction(3, 4),
+    r"\frac9{19}": Fraction(9, 19),
+    r"-\frac{35}{9}": Fraction(-35, 9),
+    r"\frac{-35}{9}": Fraction(-35, 9),
+    "1 1/2": Fraction(3, 2),
+    "1½": Fraction(3, 2),
+    r"137 \frac{1}{2}": Fraction(275, 2),
+    r"1\frac{4}{5}": Fraction(9, 5),
+    "-1 1/2": Fraction(-3, 2),
+    "$18": 18,
+    "-$18": -18,
+    "$-18": -18,
+    r"\$32,\!348": 32348,
+    "€5": 5,
+    "18$": 18,
+    "5¢": 5,
+    "$ 18 $": 18,
+    "**18**": 18,
+    r"\(18\)": 18,
+    r"\text{18}": 18,
+    "18 dollars": 18,
+    "18 miles per hour": 18,
+    "60 km/h": 60,
+    "100km": 100,
+    "5 m": 5,
+    r"5.4 \text{ cents}": Fraction(27, 5),
+    r"15\mbox{ cm}^2": 15,
+    r"106^\circ": 106,
+    r"\frac{270}7\text{ degrees}": Fraction(270, 7),
+    "2 million": 2_000_000,
+    "x = 5": 5,
+    "50%": 50,
+    r"50\%": 50,
+    "50 percent": 50,
+}
+
+NO_NUMBERS = r"""
+- | . | --18 | +-18 | $-$18 | 18.. | 1..5 | 1.2.3 | 1.000.000 | 1,00 | 10,00,000 | 1,0000 | 18, | 1/0 |
+\frac{1}{0} | \frac{18}{} | 1/2/3 | 18! | 2x | 2i | 2\pi | xy | x | 1e3 | 0x12 | ٣ | 1² | 2^3 | 2(9) | (18) |
+[18] | {18} | 18) | nan | inf | \infty | eighteen | 18%% | 5:30 | = | 9+9 | 9*2 | 18-19 | #18 | ½or | 18 19 | 1
+000 | 17 or 18 | 18 and 19 | 18 to 19 | not 18 | about 18 | 18 is wrong | 18 minus 1 | 18 times 2 | 18 and a
+half | 18 half | 5 squared | 2 pi | 2 sqrt(3) | 18 % 5 | 9 * 2 = 18 | a=b=18 | 18\cdot 2 | 3\frac{1}{2}x | The
+answer is 18
+"""
+
+
+@pytest.mark.parametrize("text", NUMBERS)
+def test_a_number_is_read_however_it_is_written(text: str) -> None:
+    number = read_number(text)
+    assert number is not None
+    assert number.value == NUMBERS[text]
+    assert number.is_percent == ("%" in text or "percent" in text)
+
+
+@pytest.mark.parametrize("text", ["", " ", *(" ".join(part.split()) for part in NO_NUMBERS.split("|"))])
+def test_what_is_not_one_number_is_none(text: str) -> None:
+    assert read_number(text) is None
+
+
+@pytest.mark.parametrize(
+    ("a", "b", "are_equal"),
+    [
+        ("1,000", "1000", True),
+        ("3.0", "3", True),
+        (r"\frac{6}{4}", "1.5", True),
+        ("50%", "50", True),
+        ("50%", "0.5", True),
+        ("5000%", "50", False),
+        ("50%", "5", False),
+        ("1/3", "0.333333", False),
+        ("-3", "3", False),
+        ("18", "18.0001", False),
+    ],
+)
+def test_numbers_are_compared_as_values(a: str, b: str, are_equal: bool) -> None:
+    first, second = read_number(a), read_number(b)
+    assert first is not None
+    assert second is not None
+    assert first.equals(second) == second.equals(first) == are_equal
+
+
+@given(
+    st.integers(-(10**12), 10**12), st.sampled_from(["{}", "{:,}", "{}.0", "${:,}", "{} apples", r"\({}\)", "n = {}"])
+)
+@settings(max_examples=200)
+def test_an_integer_survives_every_way_of_writing_it(value: int, way: str) -> None:
+    number = read_number(way.format(value))
+    assert number is not None
+    assert number.value == value
+
+
+@given(st.text(max_size=60) | st.text("0123456789.,-+/%$ xm\\{}frac", max_size=60))
+@settings(max_examples=300)
+def test_any_text_is_a_number_or_none(text: str) -> None:
+    number = read_number(text)
+    assert number is None or isinstance(number.value, Fraction)
+
+
+@pytest.mark.parametrize(
+    "text", ["9" * 200, "1," * 100, "1" + " per" * 49, "1" + " a" * 99, "1" + "m" * 199, "$" * 200]
+)
+def test_the_longest_texts_take_no_time(text: str) -> None:
+    started = time.perf_counter()
+    read_number(text)
+    read_number(text * 10_000)
+    assert time.perf_counter() - started < 0.5

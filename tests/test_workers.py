@@ -1,0 +1,206 @@
+"""Worker processes: what comes back, what a hang or a death costs, and reward functions that run in them."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from unmask.errors import ConfigError, RewardError
+from unmask.reward import Score, reasons_of
+from unmask.score import Scorer
+from unmask.workers import Isolated, Outcome, Workers
+
+MODULE = """
+import os, re, signal, sys, time
+from unmask.reward import Score, reports
+
+def do(what):
+    if what == "hang":
+        while True:
+            try:
+                time.sleep(60)
+            except BaseException:
+                pass
+    if what == "backtrack":
+        return bool(re.match(r"(a+)+b", "a" * 60))
+    if what == "die":
+        os.kill(os.getpid(), signal.SIGKILL)
+    if what == "exit":
+        sys.exit("bye")
+    if what == "eat":
+        return len(bytearray(8 * 2**30))
+    if what == "print":
+        print("noise" * 1000); sys.stdin.read()
+    if what == "pid":
+        return os.getpid()
+    return [what, (1, 2.5), None, Score(0.5, "unparsed")]
+
+@reports("unparsed")
+def reward(completions, answer, **columns):
+    if completions[0] == "hang":
+        time.sleep(60)
+    if completions[0] == "raise":
+        return 1 / 0
+    if completions[0] == "none":
+        return [None]
+    if completions[0] == "two":
+        return [1, 2]
+    if not completions[0]:
+        return [Score(0.0, "unparsed")]
+    return [float(completions[0] == answer[0])]
+
+async def later(completions):
+    return [len(completions[0])]
+"""
+
+
+@pytest.fixture(scope="module")
+def path(tmp_path_factory: pytest.TempPathFactory) -> str:
+    file = tmp_path_factory.mktemp("workers") / "mine.py"
+    file.write_text(MODULE)
+    return str(file)
+
+
+@pytest.fixture(scope="module")
+def workers(path: str) -> Iterator[Workers]:
+    pool = Workers(f"{path}:do", 2, timeout=1.0, memory=4 * 2**30)
+    yield pool
+    pool.close()
+
+
+def asked(workers: Workers, *whats: str, **limits: float) -> list[Outcome]:
+    return workers.map([{"what": what} for what in whats], **limits)
+
+
+def test_values_come_back_in_order_by_way_of_json(workers: Workers) -> None:
+    values = [outcome.value for outcome in asked(workers, *map(str, range(8)))]
+    assert values == [[str(i), [1, 2.5], None, {"score": 0.5, "reason": "unparsed"}] for i in range(8)]
+
+
+def test_processes_are_kept_between_calls(workers: Workers) -> None:
+    pids = {outcome.value for _ in range(3) for outcome in asked(workers, "pid", "pid")}
+    assert 1 <= len(pids) <= 2
+    assert os.getpid() not in pids
+
+
+@pytest.mark.parametrize("what", ["hang", "backtrack"])
+def test_a_call_that_hangs_is_stopped_and_costs_only_itself(workers: Workers, what: str) -> None:
+    started = time.perf_counter()
+    failures = [outcome.failure for outcome in asked(workers, "a", what, "b", "c")]
+    assert failures == [None, "timeout", None, None]
+    assert 1.0 <= time.perf_counter() - started < 10
+
+
+def test_a_call_that_kills_its_process_costs_only_itself(workers: Workers) -> None:
+    assert [outcome.failure for outcome in asked(workers, "die", "a", "die", "b")] == ["crash", None, "crash", None]
+
+
+def test_an_error_is_told_and_the_process_goes_on(workers: Workers) -> None:
+    outcomes = asked(workers, "exit", "eat", "a")
+    assert [outcome.failure for outcome in outcomes] == ["error", "error", None]
+    assert outcomes[0].message == "raised SystemExit: bye"
+    # The limit of address space, which makes an allocation fail in Python rather than in the whole machine.
+    assert outcomes[1].message.startswith("raised MemoryError")
+
+
+def test_what_a_call_prints_or_reads_does_not_get_between_the_replies(workers: Workers) -> None:
+    outcomes = asked(workers, "print", "a")
+    assert [outcome.failure for outcome in outcomes] == [None, None]
+    assert outcomes[0].value[0] == "print"
+
+
+def test_calls_that_have_not_begun_within_the_budget_are_given_up(workers: Workers) -> None:
+    started = time.perf_counter()
+    outcomes = asked(workers, *["hang"] * 20, budget=1.5)
+    assert {outcome.failure for outcome in outcomes} == {"timeout"}
+    assert time.perf_counter() - started < 8
+    assert asked(workers, "a")[0].failure is None
+
+
+def test_threads_may_share_a_pool(workers: Workers) -> None:
+    found: dict[int, Any] = {}
+
+    def ask(i: int) -> None:
+        found[i] = asked(workers, f"{i}a", f"{i}b")
+
+    threads = [threading.Thread(target=ask, args=(i,)) for i in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(30)
+    assert {i: [outcome.value[0] for outcome in outcomes] for i, outcomes in found.items()} == {
+        i: [f"{i}a", f"{i}b"] for i in range(4)
+    }
+
+
+def test_a_function_that_is_not_there_is_an_error_for_the_user(path: str) -> None:
+    with pytest.raises(RewardError, match="could not be started: .* has no attribute 'missing'"):
+        Workers(f"{path}:missing").map([{}])
+
+
+def test_workers_end_with_the_process_that_began_them(path: str) -> None:
+    program = (
+        "import os, sys\nfrom unmask.workers import Workers\n"
+        f"print(Workers({path + ':do'!r}).map([{{'what': 'pid'}}])[0].value, flush=True)\n"
+        "os.kill(os.getpid(), 9) if sys.argv[1] == 'killed' else None"
+    )
+    for end in ("well", "killed"):
+        done = subprocess.run([sys.executable, "-c", program, end], capture_output=True, text=True, timeout=60)
+        pid = int(done.stdout)
+        deadline = time.monotonic() + 10
+        while _is_running(pid) and time.monotonic() < deadline:
+            time.sleep(0.05)
+        assert not _is_running(pid), end
+    assert done.returncode == -signal.SIGKILL
+
+
+def _is_running(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+        return "\nState:\tZ" not in Path(f"/proc/{pid}/status").read_text()
+    except (ProcessLookupError, FileNotFoundError):
+        return False
+
+
+# --- reward functions ---
+
+
+def test_an_isolated_reward_function_scores_as_it_would_here(path: str) -> None:
+    function = Isolated(f"{path}:reward", 1, timeout=5.0, budget=20.0)
+    rows = [{"prompt": "2+2=", "answer": "4"}, {"prompt": "3+4=", "answer": "7"}]
+    scorer = Scorer({function.__name__: function})
+    scorer.check_columns(rows[0])
+    scores = scorer([rows[0], rows[1], rows[0], rows[0]], ["4", "4", "", "none"])
+    assert scores.by_function == {"reward": [1.0, 0.0, 0.0, None]}
+    assert scores.reasons == {"reward": {"timeout": [False] * 4, "unparsed": [False, False, True, False]}}
+    with pytest.raises(RewardError, match='"reward" raised ZeroDivisionError: division by zero'):
+        scorer(rows[:1], ["raise"])
+    with pytest.raises(RewardError, match=r'"reward" returned \[1, 2\] for one completion'):
+        scorer(rows[:1], ["two"])
+
+
+def test_an_isolated_function_that_hangs_costs_its_completion_the_reward_and_not_the_run(path: str) -> None:
+    function = Isolated(f"{path}:reward", 2, timeout=0.5, budget=20.0)
+    assert reasons_of(function) == ("timeout", "unparsed")
+    values = function(completions=["4", "hang", "5"], answer=["4"] * 3)
+    assert values == [1.0, 0.0, 0.0]
+    assert [getattr(value, "reason", None) for value in values] == [None, "timeout", None]
+    assert isinstance(values[1], Score)
+
+
+def test_an_isolated_function_may_be_asynchronous(path: str) -> None:
+    assert Isolated(f"{path}:later", 1, timeout=5.0, budget=20.0)(completions=["ab", "c"]) == [2, 1]
+
+
+def test_an_isolated_function_must_be_there(path: str) -> None:
+    with pytest.raises(ConfigError, match="has no attribute 'missing'"):
+        Isolated(f"{path}:missing", 1, timeout=5.0, budget=20.0)
