@@ -8,6 +8,7 @@ from unmask.tasks.countdown import Countdown
 from unmask.tasks.dataset import Dataset
 from unmask.tasks.gsm8k import GSM8K
 from unmask.tasks.hendrycks_math import Math, Math500
+from unmask.tasks.reasoning_gym import ReasoningGym
 from unmask.tasks.sudoku import Sudoku
 
 TASKS: dict[str, type[Task]] = {
@@ -17,6 +18,7 @@ TASKS: dict[str, type[Task]] = {
     "gsm8k": GSM8K,
     "math": Math,
     "math500": Math500,
+    "reasoning_gym": ReasoningGym,
     "sudoku": Sudoku,
 }
 """Every task by the name that `task.type` takes in a recipe."""
