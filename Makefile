@@ -1,8 +1,10 @@
-# Everything that a person or a CI runs. The first target sets up .venv and is run again when the dependencies change.
+# Everything that a person or a CI runs. The first two targets set up .venv, the package alone and then what its tests need; they are
+# run again when the dependencies change.
 
 PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/.installed
+INSTALLED_DEV := .venv/.installed-dev
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test lint bench format clean
@@ -17,6 +19,11 @@ $(INSTALLED): pyproject.toml constraints.txt
 	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	@# torch alone and first: the pin takes a CPU build where pip is shown one, and nothing after it asks for another.
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt torch
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e .
+	@touch $@
+
+$(INSTALLED_DEV): $(INSTALLED)
+	@echo "Adding what the tests need ..."
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
 	@touch $@
 
@@ -26,15 +33,15 @@ demo: $(INSTALLED) ## the main job on the embedded default: pretrain, post-train
 test: lint ## everything that must pass: format, lint, types, tests, doctests
 	$(BIN)/python -m pytest
 
-lint: $(INSTALLED) ## format, lint and types only
+lint: $(INSTALLED_DEV) ## format, lint and types only
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
 
-bench: $(INSTALLED) ## speed of each phase as a ratio to its floor
+bench: $(INSTALLED_DEV) ## speed of each phase as a ratio to its floor
 	$(BIN)/python -m benchmark.speed
 
-format: $(INSTALLED) ## rewrite the code in the project's format
+format: $(INSTALLED_DEV) ## rewrite the code in the project's format
 	$(BIN)/ruff check --fix
 	$(BIN)/ruff format
 
