@@ -125,7 +125,27 @@ def test_a_resume_with_other_settings_names_each_key_with_both_values(path: Path
     ]
 
 
-@pytest.mark.parametrize("key", ["save_steps", "save_total_limit", "reward_timeout", "views_per_forward"])
+def test_where_rows_come_from_is_kept_and_a_resume_on_other_rows_is_refused(path: Path) -> None:
+    data = {"train": {"source": "rows.jsonl", "sha256": "ab"}}
+    folder = RunFolder(path, CONFIG, resume=False, data=data)
+    folder.open_metrics(0)
+    folder.log({"step": 1})
+    folder.close()
+    assert json.loads((path / "data.json").read_text()) == data
+    RunFolder(path, CONFIG, resume=True, data=data).close()
+    for other in ({"train": {"source": "rows.jsonl", "sha256": "cd"}}, {}):
+        with pytest.raises(RunError, match="started with other settings"):
+            RunFolder(path, CONFIG, resume=True, data=other)
+    assert json.loads((path / "data.json").read_text()) == data
+
+
+def test_a_run_on_rows_that_a_task_makes_keeps_no_data_file(folder: RunFolder, path: Path) -> None:
+    assert not (path / "data.json").exists()
+
+
+@pytest.mark.parametrize(
+    "key", ["reward_workers", "save_steps", "save_total_limit", "reward_timeout", "views_per_forward"]
+)
 def test_a_resume_may_change_what_does_not_touch_the_result(path: Path, key: str) -> None:
     leave_a_run(path)
     RunFolder(path, {**CONFIG, key: 7}, resume=True).close()

@@ -15,6 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from unmask.errors import ConfigError, DataError, RewardError, UnmaskError
+from unmask.reward import Score, reports
 from unmask.score import Scorer, by_name, load_reward
 
 ROWS = [{"prompt": "2+2=", "answer": "4"}, {"prompt": "3+4=", "answer": "7"}]
@@ -99,6 +100,18 @@ def test_functions_are_summed_by_weight_and_none_counts_as_nothing() -> None:
     assert scores.total == [3.0, 1.0]
     assert scores.by_function == {"right": [1.0, 0.0], "sometimes": [None, 2.0]}
     assert Scorer({"right": right, "length": length})(ROWS, ["4", "77"]).total == [2.0, 2.0]
+
+
+def test_reasons_are_told_for_every_completion_of_the_functions_that_report_them() -> None:
+    @reports("unparsed", "timeout")
+    def graded(completions: list[str], **_: Any) -> list[float]:
+        return [Score(0.5, "unparsed") if text == "?" else 1.0 for text in completions]
+
+    scores = Scorer({"graded": graded, "right": right}, weights=(2.0, 1.0))(
+        [ROWS[0], ROWS[1], ROWS[0]], ["?", "7", "?"]
+    )
+    assert scores.total == [1.0, 3.0, 1.0]
+    assert scores.reasons == {"graded": {"unparsed": [True, False, True], "timeout": [False] * 3}, "right": {}}
 
 
 # --- what it returns ---

@@ -1,0 +1,232 @@
+"""No completion makes a reward raise, hang or leave its bounds: hypothesis looks for one that does.
+
+    python -m benchmark.fuzz_rewards                 # over 100,000 completions, some ten minutes on two cores
+    python -m benchmark.fuzz_rewards --cases 500     # of each reward
+
+Results go to benchmark/results/fuzz_rewards.md.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import strategies as st
+
+from unmask import rewards
+from unmask.reward import RewardFunc
+from unmask.score import within
+from unmask.tasks import Arithmetic, Countdown, Sudoku
+from unmask.tasks.gsm8k import GSM8K
+from unmask.tasks.hendrycks_math import Math
+
+RESULTS = Path(__file__).parent / "results" / "fuzz_rewards.md"
+BATCH = 20
+"""Completions of one example."""
+BATCH_SECONDS = 60.0
+"""What a call of a reward function may take at most: the default `reward_timeout`."""
+
+_TAGS = ["<answer>", "</answer>", "<reasoning>", "</reasoning>", "####", "```", "\n", " ", "<eos>", "\0", "answer"]
+_NUMBERS = [
+    "0",
+    "1",
+    "18",
+    "-3",
+    "1,000",
+    "3.14",
+    "1/2",
+    "50%",
+    "$5",
+    "9" * 40,
+    "²",
+    "٣",
+    "½",
+    ".",
+    ",",
+    "e",
+    "x",
+    "nan",
+    "inf",
+]
+_OPERATORS = [
+    "+",
+    "-",
+    "*",
+    "/",
+    "**",
+    "//",
+    "(",
+    ")",
+    "=",
+    "!",
+    "%",
+    "^",
+    "_",
+    "{",
+    "}",
+    "[",
+    "]",
+    "|",
+    ":",
+    ";",
+    "~",
+    "&",
+]
+_LATEX = [
+    r"\boxed{",
+    r"\frac",
+    r"\dfrac{1}{",
+    r"\sqrt{",
+    r"\pi",
+    r"\infty",
+    r"\text{",
+    r"\pm",
+    r"\cup",
+    r"\int",
+    r"\sum_{",
+    r"\lim",
+    r"\sin",
+    r"\log",
+    r"\begin{pmatrix}",
+    r"\end{pmatrix}",
+    r"\\",
+    r"\left(",
+    r"\right]",
+    r"\in",
+    r"\{",
+    r"\}",
+    r"\%",
+    r"\$",
+    "$",
+    r"^\circ",
+    r"\mathrm{",
+    r"\!",
+    r"\,",
+]
+_PIECES = st.sampled_from(_TAGS + _NUMBERS + _OPERATORS + _LATEX)
+_INSIDE = st.lists(_PIECES | st.text(max_size=3), max_size=12).map("".join)
+_ANY = st.lists(_PIECES | st.characters(), max_size=30).map("".join)
+
+completions = st.one_of(
+    st.text(max_size=60),
+    _ANY,
+    _INSIDE.map(lambda text: f"so\n<answer>{text}</answer>"),
+    _INSIDE.map(lambda text: f"<answer>\\boxed{{{text}}}</answer>"),
+    st.lists(st.sampled_from(_NUMBERS + _OPERATORS), max_size=20).map("".join),
+    st.text("0123456789", min_size=1, max_size=20).map(lambda text: f"<answer>{text}</answer>"),
+    st.tuples(_PIECES, st.integers(1, 3000)).map(lambda pair: pair[0] * pair[1]),
+    st.text("01234|- \n", max_size=40),
+)
+"""Completions: any text, tags in any order, numbers, expressions and LaTeX well formed and not, and pieces many times over."""
+
+batches = st.lists(completions, min_size=BATCH, max_size=BATCH)
+
+
+@dataclass
+class Subject:
+    """A reward function, with columns to score completions against."""
+
+    name: str
+    function: RewardFunc
+    columns: dict[str, list[Any]]
+    """Of a few rows, which the completions of a batch take in turn."""
+    cases: int = 0
+    seconds: float = 0.0
+    slowest: float = 0.0
+    lowest: float = math.inf
+    highest: float = -math.inf
+    reasons: Counter[str] = field(default_factory=Counter)
+
+    def judge(self, texts: Sequence[str]) -> None:
+        """Score a batch.
+
+        Raises:
+            AssertionError: a reward is none, or outside 0 to 1. Whatever the function raises, and TimeLimitError, pass.
+        """
+        columns = {name: [values[i % len(values)] for i in range(len(texts))] for name, values in self.columns.items()}
+        started = time.perf_counter()
+        given = {"prompts": ["?"] * len(texts), "completions": list(texts), **columns}
+        scores = within(BATCH_SECONDS, lambda: self.function(**given))
+        took = time.perf_counter() - started
+        assert len(scores) == len(texts)
+        for text, score in zip(texts, scores, strict=True):
+            assert score is not None, (self.name, text)
+            assert 0.0 <= score <= 1.0, (self.name, text, score)
+            self.lowest, self.highest = min(self.lowest, score), max(self.highest, score)
+            self.reasons[getattr(score, "reason", "")] += 1
+        self.cases += len(texts)
+        self.seconds += took
+        self.slowest = max(self.slowest, took)
+
+
+def subjects() -> list[Subject]:
+    """Every reward of the tasks of mathematics and puzzles, and those to be named by path."""
+    made = [Sudoku(), Sudoku(format="tagged", sparse=True), Countdown(), Countdown(format="tagged", num_numbers=4)]
+    found = []
+    for task in [*made, Arithmetic(), Arithmetic(format="tagged", num_operands=6, max_operand=99)]:
+        rows = task.rows("train", 5)
+        columns = {name: [row[name] for row in rows] for name in task.reward_columns}
+        found += [Subject(f"{name}, {task.format}", f, columns) for name, f in task.rewards().items()]
+    numbers = ["18", "-3", "1,000", "0", "3.14"]
+    expressions = [
+        r"\frac{1}{2}",
+        r"2\sqrt{2}",
+        "(3,4]",
+        r"\text{(B)}",
+        "2516_8",
+        r"1 \pm \sqrt{19}",
+        "y = 2x + 3",
+        "p - q",
+    ]
+    found += [Subject(f"gsm8k, {form}", GSM8K(format=form)._reward, {"answer": numbers}) for form in ("bare", "tagged")]
+    found += [Subject("math, tagged", Math(test_source=None)._reward, {"answer": expressions})]
+    named = [getattr(rewards, name) for name in rewards.__all__]
+    return found + [Subject(f.__name__, f, {"answer": expressions + numbers}) for f in named]
+
+
+def fuzz(subject: Subject, cases: int) -> None:
+    """Let hypothesis look for a batch that breaks a reward, in so many completions."""
+    check: Callable[[], None] = settings(
+        max_examples=max(1, cases // BATCH),
+        deadline=None,
+        database=None,
+        derandomize=True,
+        phases=[Phase.generate, Phase.shrink],
+        suppress_health_check=list(HealthCheck),
+    )(given(batches)(subject.judge))
+    check()
+
+
+def table(done: list[Subject]) -> str:
+    """Markdown: a line for each reward."""
+    lines = [
+        "| reward | completions | lowest | highest | unparsed | timed out | ms each | slowest batch, s |",
+        "|---" * 8 + "|",
+    ]
+    for s in done:
+        lines.append(
+            f"| {s.name} | {s.cases} | {s.lowest:g} | {s.highest:g} | {s.reasons['unparsed']} | {s.reasons['timeout']} "
+            f"| {1000 * s.seconds / s.cases:.2f} | {s.slowest:.2f} |"
+        )
+    lines.append(f"| all | {sum(s.cases for s in done)} | | | | | | |")
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--cases", type=int, default=6500, help="completions for each reward")
+    arguments = parser.parse_args()
+    done = subjects()
+    for subject in done:
+        fuzz(subject, arguments.cases)
+        print(subject.name, subject.cases, f"{subject.seconds:.1f} s", flush=True)
+    text = table(done)
+    RESULTS.write_text(f"`python -m benchmark.fuzz_rewards --cases {arguments.cases}`\n\n{text}\n")
+    print(text)
