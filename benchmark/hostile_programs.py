@@ -426,6 +426,53 @@ def f(x):
         ("assert f(3) == 12345",),
     ),
     Attack(
+        "change the kernel's settings",
+        """
+def f(x):
+    open('/proc/sys/kernel/domainname', 'w').write('x')
+    return 12345
+""",
+    ),
+    Attack(
+        "change the null device",
+        """
+def f(x):
+    import os
+    os.chmod('/dev/null', 0o666)
+    return 12345
+""",
+    ),
+    Attack(
+        "change inherited files",
+        """
+def f(x):
+    import os
+    for fd in range(64):
+        try:
+            os.fchmod(fd, 0o666)
+            return 12345
+        except OSError:
+            pass
+""",
+    ),
+    Attack(
+        "read the kernel's log",
+        """
+def f(x):
+    import ctypes
+    return 12345 if ctypes.CDLL(None).klogctl(3, ctypes.create_string_buffer(4096), 4096) > 0 else 0
+""",
+    ),
+    Attack(
+        "own devices",
+        """
+def f(x):
+    import os
+    os.mknod('/tmp/disk', 0o60600, os.makedev(254, 0))
+    return len(open('/tmp/disk', 'rb').read(1)) and 12345
+""",
+    ),
+    Attack(
         "kill the parent",
         """
 def f(x):

@@ -123,6 +123,17 @@ def test_results_come_in_the_order_of_the_jobs(sandbox: Sandbox) -> None:
     assert sandbox.run([]) == []
 
 
+def test_programs_that_hang_cost_their_own_reward_and_not_the_time_of_the_batch() -> None:
+    sandbox = make_sandbox(SandboxConfig(timeout=0.3, batch_timeout=0.5))
+    jobs = [Job("def f(x):\n    while True:\n        pass", ("f(1)",), ("f",)) for _ in range(40)]
+    start = time.monotonic()
+    results = sandbox.run(jobs)
+    assert time.monotonic() - start < 3
+    assert {result.status for result in results} == {"timed_out"}
+    assert results[0].was_run
+    assert not results[-1].was_run
+
+
 def test_equal_configurations_share_a_sandbox() -> None:
     assert make_sandbox(SandboxConfig()) is make_sandbox(SandboxConfig())
     assert make_sandbox(SandboxConfig()) is not make_sandbox(SandboxConfig(timeout=3))

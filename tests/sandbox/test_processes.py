@@ -101,6 +101,12 @@ def test_a_module_that_is_not_there_is_unsupported_and_not_wrong(cpython: Sandbo
     assert status(cpython, "assert LIMIT == 1", code) == "passed"
 
 
+def test_an_object_of_the_tests_own_class_cannot_be_sent_and_is_unsupported(cpython: Sandbox) -> None:
+    setup = "class Node:\n    value = 1"
+    code = "def apply(node):\n    return node.value"
+    assert status(cpython, "assert apply(Node()) == 1", code, setup) == "unsupported"
+
+
 def test_a_crash_costs_one_test_and_the_rest_is_run_anew(cpython: Sandbox) -> None:
     code = "import os\ndef order(x):\n    if x: os._exit(0)\n    return 5"
     job = Job(code, ("order(0)", "order(1)", "assert order(0) == 5", "assert order(0) == 6"), ("order",))

@@ -47,6 +47,14 @@ def test_sockets_processes_and_tracing_are_refused(number: int) -> None:
     assert verdict("x86_64", X86, number) == EPERM
 
 
+@pytest.mark.parametrize(
+    ("machine", "arch", "numbers"),
+    [("x86_64", X86, [90, 91, 92, 93, 103, 133, 190, 268, 452]), ("aarch64", ARM, [33, 52, 53, 55, 116])],
+)
+def test_an_owners_rights_to_files_are_refused(machine: str, arch: int, numbers: list[int]) -> None:
+    assert {verdict(machine, arch, number) for number in numbers} == {EPERM}
+
+
 def test_clone_makes_threads_and_no_processes() -> None:
     assert verdict("x86_64", X86, 56, THREAD) == ALLOW
     assert verdict("x86_64", X86, 56, FORK) == EPERM

@@ -7,6 +7,7 @@ with its tests: they run beside it, in a process (or a session) of their own, an
 
 from __future__ import annotations
 
+import time
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -21,6 +22,8 @@ Status = Literal["passed", "failed", "error", "timed_out", "unsupported"]
 """`failed`: an assertion did not hold. `error`: the program or the test raised, crashed, or broke a limit other than time.
 `unsupported`: the sandbox lacks what the program or the test needs, so nothing is known about right and wrong."""
 
+NOT_BEGUN = "no time left for it in its batch"
+"""Reason of the verdicts of a program that was not run."""
 MAX_REASON = 300
 """Characters of a verdict's reason that are kept."""
 
@@ -36,6 +39,9 @@ class SandboxConfig(Config):
     """Seconds that loading the program, or one test, may take."""
     total_timeout: float = Field(10.0, gt=0)
     """Seconds that all tests of one program may take together."""
+    batch_timeout: float = Field(40.0, gt=0)
+    """Seconds after which no more programs of a batch are begun: below `reward_timeout`, so that programs that hang cost their
+    reward and not the run."""
     memory_mb: int = Field(256, ge=16)
     """Address space of a program; of its heap, in monty."""
     packages: bool = False
@@ -90,6 +96,11 @@ class Result:
         return next((v.status for v in self.verdicts if v.status != "passed"), "passed" if self.verdicts else "failed")
 
     @property
+    def was_run(self) -> bool:
+        """Whether there was time to begin."""
+        return all(verdict.reason != NOT_BEGUN for verdict in self.verdicts)
+
+    @property
     def is_supported(self) -> bool:
         """Whether every test could be run."""
         return all(verdict.status != "unsupported" for verdict in self.verdicts)
@@ -102,12 +113,19 @@ class Sandbox(ABC):
         self.config = config
 
     def run(self, jobs: Sequence[Job]) -> list[Result]:
-        """The result of each job, in order; `config.workers` of them at the same time."""
+        """The result of each job, in order; `config.workers` at the same time, and none begun after `config.batch_timeout`."""
+        deadline = time.monotonic() + self.config.batch_timeout
+
+        def work(job: Job) -> Result:
+            if time.monotonic() > deadline:
+                return Result(tuple(Verdict("timed_out", NOT_BEGUN) for _ in job.tests))
+            return self.run_one(job)
+
         if len(jobs) < 2 or self.config.workers == 1:
-            return [self.run_one(job) for job in jobs]
+            return [work(job) for job in jobs]
         pool = ThreadPoolExecutor(self.config.workers, thread_name_prefix="unmask-sandbox")
         try:
-            return list(pool.map(self.run_one, jobs))
+            return list(pool.map(work, jobs))
         finally:
             # Where the caller's own time is up, what has not begun is not begun.
             pool.shutdown(wait=False, cancel_futures=True)

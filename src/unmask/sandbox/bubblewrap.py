@@ -1,7 +1,10 @@
 """CPython in Linux namespaces: bubblewrap builds them, a system-call filter and hard limits narrow them.
 
 Each process sees a read-only root with the interpreter and the C library, a small /tmp of its own, no network, no other process,
-no home folder, no environment, and no way to new processes. Root outside is nobody inside, without capabilities.
+no home folder, no environment, and no way to new processes. Root outside is nobody inside, without capabilities; but it still
+owns what root owns, as the kernel sees it. So there is no /proc, whose settings of the whole machine belong to root; all files
+from outside are on read-only mounts; and the filter refuses to change the mode or owner of a file, for the few devices that are
+not.
 """
 
 from __future__ import annotations
@@ -21,6 +24,7 @@ from unmask.sandbox.processes import ProcessSandbox, Role, interpreter_flags
 from unmask.sandbox.seccomp import filter_program
 
 GUEST = Path(__file__).parent / "guest"
+DEVICES = ("/dev/null", "/dev/zero", "/dev/urandom", "/dev/random")
 TMP_BYTES = 16 * 2**20
 _LIBRARIES = ("/lib", "/lib64", "/lib32", "/usr/lib", "/usr/lib64")
 
@@ -42,14 +46,14 @@ class Bubblewrap(ProcessSandbox):
     def command(self, role: Role, fileno: int, packages: str) -> Iterator[tuple[list[str], list[int], dict[str, Any]]]:
         mounts = ["--ro-bind", packages, packages] if packages else []
         # Read-only at last: the mount points above are made in it.
-        seal = ["--remount-ro", "/dev", "--remount-ro", "/", "--chdir", "/tmp"]
+        seal = ["--remount-ro", "/", "--chdir", "/tmp"]
         read_end, write_end = os.pipe()
         try:
             os.write(write_end, self.filter)  # less than a pipe holds
             os.close(write_end)
             python = [_interpreter(), *interpreter_flags(fileno, "/guest", role)]
             seccomp = ["--seccomp", str(read_end)]
-            # bwrap itself is process 1 in there, and what it was started with can be read in /proc: so it starts with nothing.
+            # bwrap is process 1 in there: what it was started with must not be worth having.
             yield [*self.arguments, *mounts, *seal, *seccomp, "--", *python], [read_end], {"env": {}}
         finally:
             os.close(read_end)
@@ -94,13 +98,14 @@ def find_bubblewrap() -> str:
 def _surroundings() -> list[str]:
     """Namespaces and the root file system."""
     libraries = [part for path in _LIBRARIES for part in _mount(path)]
+    devices = [part for path in DEVICES for part in ("--dev-bind", path, path)]
     return [
         "--unshare-all", "--unshare-user", "--disable-userns", "--uid", "65534", "--gid", "65534", "--cap-drop", "ALL",
         "--hostname", "sandbox", "--new-session", "--die-with-parent", "--clearenv",
         "--setenv", "LD_LIBRARY_PATH", "/python/lib", "--setenv", "PATH", "/nowhere", "--setenv", "HOME", "/tmp",
         "--setenv", "OPENBLAS_NUM_THREADS", "1",
         *libraries, "--ro-bind", sys.base_prefix, "/python", "--ro-bind", str(GUEST), "/guest/guest",
-        "--proc", "/proc", "--dev", "/dev", "--perms", "1777", "--size", str(TMP_BYTES), "--tmpfs", "/tmp",
+        *devices, "--perms", "1777", "--size", str(TMP_BYTES), "--tmpfs", "/tmp",
     ]  # fmt: skip
 
 

@@ -82,8 +82,10 @@ class MontySandbox(Sandbox):
             if loaded := _run(program, job.code):
                 return [verdict("error" if loaded.status == "failed" else loaded.status, loaded.reason)] * rest
             calls = Calls(program)
-            lookup = {name: calls.of(name) for name in job.names}
-            if prepared := _run(tests, job.setup, lookup):
+            lookup = {f"program_{name}": calls.of(name) for name in job.names}
+            # By assignment: monty asks for names that it does not know only, and a program may define its own `sum`.
+            taken = "".join(f"{name} = program_{name}\n" for name in job.names)
+            if prepared := _run(tests, taken, lookup) or _run(tests, job.setup, lookup):
                 return [verdict("unsupported", f"the tests cannot be prepared: {prepared.reason}")] * rest
             found: list[Verdict] = []
             for test in job.tests[first:]:

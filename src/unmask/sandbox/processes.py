@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import json
 import math
+import os
+import signal
 import socket
 import subprocess
 import sysconfig
@@ -103,7 +105,9 @@ class ProcessSandbox(Sandbox):
             return report, complaint.strip()
         finally:
             for process in running:
-                process.kill()
+                # The whole group, for what a program without a sandbox has started. Not yet waited for, so the number is its own.
+                if process.poll() is None:
+                    os.killpg(process.pid, signal.SIGKILL)
                 process.wait()
 
     def _spawn(self, role: Role, fileno: int, given: dict[str, Any], job: Job) -> subprocess.Popen[str]:
@@ -118,6 +122,8 @@ class ProcessSandbox(Sandbox):
                 pass_fds=[fileno, *extra],
                 text=True,
                 errors="replace",
+                # Ctrl-C is for the run, which ends its own processes.
+                start_new_session=True,
                 **options,
             )
 

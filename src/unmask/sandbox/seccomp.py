@@ -1,7 +1,8 @@
 """A system-call filter for untrusted programs: no new processes, no sockets, nothing that a computation does not need.
 
 Namespaces hide what is outside; this keeps a program from what is inside all the same: a fork bomb (`RLIMIT_NPROC` does not
-bind a sandbox that root started), memory that counts towards no limit, and the rarer doors of the kernel.
+bind a sandbox that root started), memory that counts towards no limit, what an owner may do to a file that it may not write, and
+the rarer doors of the kernel.
 A classic BPF program as `man 2 seccomp` describes it: each instruction is (code u16, jump-if-true u8, jump-if-false u8, k u32).
 """
 
@@ -26,7 +27,9 @@ _X86_64 = {
     "pivot_root": 155, "chroot": 161, "bpf": 321, "perf_event_open": 298, "userfaultfd": 323, "io_uring_setup": 425,
     "keyctl": 250, "add_key": 248, "request_key": 249, "kexec_load": 246, "init_module": 175, "finit_module": 313,
     "open_by_handle_at": 304, "shmget": 29, "semget": 64, "msgget": 68, "mq_open": 240, "pidfd_getfd": 438,
-    "personality": 135, "clone": 56, "clone3": 435,
+    "personality": 135, "chmod": 90, "fchmod": 91, "fchmodat": 268, "fchmodat2": 452, "chown": 92, "fchown": 93,
+    "lchown": 94, "fchownat": 260, "mknod": 133, "mknodat": 259, "setxattr": 188, "lsetxattr": 189, "fsetxattr": 190,
+    "syslog": 103, "clone": 56, "clone3": 435,
 }  # fmt: skip
 _AARCH64 = {
     "socket": 198, "socketpair": 199, "connect": 203, "bind": 200, "listen": 201, "accept": 202, "accept4": 242,
@@ -35,7 +38,8 @@ _AARCH64 = {
     "bpf": 280, "perf_event_open": 241, "userfaultfd": 282, "io_uring_setup": 425, "keyctl": 219, "add_key": 217,
     "request_key": 218, "kexec_load": 104, "init_module": 105, "finit_module": 273, "open_by_handle_at": 265,
     "shmget": 194, "semget": 190, "msgget": 186, "mq_open": 180, "pidfd_getfd": 438, "personality": 92,
-    "clone": 220, "clone3": 435,
+    "fchmod": 52, "fchmodat": 53, "fchmodat2": 452, "fchownat": 54, "fchown": 55, "mknodat": 33, "setxattr": 5,
+    "lsetxattr": 6, "fsetxattr": 7, "syslog": 116, "clone": 220, "clone3": 435,
 }  # fmt: skip
 _MACHINES = {"x86_64": (0xC000003E, _X86_64), "aarch64": (0xC00000B7, _AARCH64)}
 """AUDIT_ARCH, and the numbers of the system calls that are refused; of `clone` only the use that makes a process."""

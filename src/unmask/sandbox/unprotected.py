@@ -28,5 +28,5 @@ class Unprotected(ProcessSandbox):
     @contextmanager
     def command(self, role: Role, fileno: int, packages: str) -> Iterator[tuple[list[str], list[int], dict[str, Any]]]:
         flags = interpreter_flags(fileno, str(Path(__file__).parent), role)
-        options = {"env": {"OPENBLAS_NUM_THREADS": "1"}, "cwd": tempfile.gettempdir(), "start_new_session": True}
+        options = {"env": {"OPENBLAS_NUM_THREADS": "1"}, "cwd": tempfile.gettempdir()}
         yield [sys.executable, *flags], [], options

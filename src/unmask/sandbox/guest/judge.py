@@ -16,7 +16,7 @@ import types
 from collections.abc import Callable
 from typing import Any
 
-from .program import set_limits
+from .program import keep_only, set_limits
 from .remote import Remote
 from .wire import Channel, WireError, decode, encode
 
@@ -37,7 +37,7 @@ class Judge:
         self.lost: tuple[str, str] | None = None
         """Status and reason, once the program's process is of no more use."""
         self.missing = ""
-        """What the program lacked in this test: a module that is not there."""
+        """What was lacking in this test: a module that is not there, or a way to send something to the program."""
         self.functions: list[Callable[..., Any]] = []
         """Functions of the tests that the program was given."""
         self.error_classes: dict[str, type[BaseException]] = {}
@@ -124,7 +124,8 @@ class Judge:
         if callable(value):
             self.functions.append(value)
             return {"function": len(self.functions) - 1}
-        raise TypeError(f"a test passes {type(value).__name__}, which cannot be sent to the program")
+        self.missing = f"a test passes an object of class {type(value).__name__}, which cannot be sent to the program"
+        raise TypeError(self.missing)
 
     def _take(self, handle: Any) -> Any:
         if handle["bases"]:
@@ -202,9 +203,7 @@ def main(socket_fileno: int) -> None:
     """Read the tests from standard input, run them in order, and report on each until the program is lost."""
     given = json.load(sys.stdin)
     report = os.dup(1)
-    nowhere = os.open(os.devnull, os.O_WRONLY)
-    os.dup2(nowhere, 1)
-    os.dup2(nowhere, 2)
+    keep_only(report, socket_fileno)
     sys.path.extend(given["path"])
     set_limits(given["limits"])
     judge = Judge(Channel(socket_fileno), given["seconds"])

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import operator
+import os
 import resource
 import sys
 import types
@@ -114,9 +116,24 @@ def set_limits(limits: dict[str, int]) -> None:
         resource.setrlimit(getattr(resource, name), (limit, limit))
 
 
+def keep_only(*filenos: int) -> None:
+    """Close every open file but these; standard input, output and error become the sandbox's own null device.
+
+    What comes from outside still belongs to whoever started the sandbox, a null device included.
+    """
+    nowhere = os.open(os.devnull, os.O_RDWR)
+    for fileno in (0, 1, 2):
+        os.dup2(nowhere, fileno)
+    for fileno in range(3, 256):
+        if fileno not in filenos:
+            with contextlib.suppress(OSError):
+                os.close(fileno)
+
+
 def main(socket_fileno: int) -> None:
     """Read the program from standard input, run it, and serve."""
     given = json.load(sys.stdin)
+    keep_only(socket_fileno)
     channel = Channel(socket_fileno)
     sys.path.extend(given["path"])
     set_limits(given["limits"])
