@@ -8,6 +8,10 @@ from unmask.tasks.countdown import Countdown
 from unmask.tasks.dataset import Dataset
 from unmask.tasks.gsm8k import GSM8K
 from unmask.tasks.hendrycks_math import Math, Math500
+from unmask.tasks.humaneval import HumanEval
+from unmask.tasks.kodcode import KodCode
+from unmask.tasks.mbpp import MBPP
+from unmask.tasks.program import ProgramFromExamples
 from unmask.tasks.reasoning_gym import ReasoningGym
 from unmask.tasks.sudoku import Sudoku
 
@@ -16,8 +20,12 @@ TASKS: dict[str, type[Task]] = {
     "countdown": Countdown,
     "dataset": Dataset,
     "gsm8k": GSM8K,
+    "humaneval": HumanEval,
+    "kodcode": KodCode,
     "math": Math,
     "math500": Math500,
+    "mbpp": MBPP,
+    "program": ProgramFromExamples,
     "reasoning_gym": ReasoningGym,
     "sudoku": Sudoku,
 }

@@ -1,0 +1,229 @@
+"""What tasks share whose answer is a program: finding it in a completion, running its tests, the share that pass as reward.
+
+Rewards of arXiv:2603.12554's release and of arXiv:2512.03759's are the share of unit tests passed, plus points for format. Here
+the share is all: a value V(x̂_k) of half-done text that earned points for its fences would be no estimate of the outcome.
+"""
+
+from __future__ import annotations
+
+import ast
+import random
+import re
+import warnings
+from abc import abstractmethod
+from collections.abc import Iterable, Sequence
+from functools import lru_cache
+from importlib import resources
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+from unmask.errors import DataError
+from unmask.reward import Score, reports
+from unmask.sandbox import Job, Result, SandboxConfig, make_sandbox
+from unmask.tasks.answers import last_answer
+from unmask.tasks.base import Task
+from unmask.tasks.sourced import SourcedTask
+
+if TYPE_CHECKING:
+    from unmask.records import Row
+
+MAX_RECENT = 4096
+"""Results that are remembered for each sandbox."""
+MAX_CODE = 2**16
+"""Characters of a program that are looked at; a longer one is not run."""
+_FENCE = re.compile(r"^[ \t]*```[ \t]*([\w+-]*)[^\n]*$", re.MULTILINE)
+
+
+class ProgramTask(Task):
+    """Base of tasks whose answer is run. A subclass says which job an answer makes."""
+
+    sandbox: SandboxConfig = SandboxConfig()
+    """Where programs run, and what they may use up."""
+
+    @abstractmethod
+    def job(self, answer: str, row: Row) -> Job | None:
+        """The program in an answer with the tests of its row, or None if there is no program."""
+
+    def results(self, answers: Sequence[str | None], rows: Sequence[Row]) -> list[Result | None]:
+        """Run each answer's tests, equal jobs once; None where there is no program."""
+        jobs = [None if answer is None else self.job(answer, row) for answer, row in zip(answers, rows, strict=True)]
+        return _run_all(self.sandbox, jobs)
+
+    def score(self, answer: str, row: Row) -> float:
+        """Share of the tests that pass."""
+        return _score(self.results([answer], [row])[0])
+
+    def is_right(self, answer: str, row: Row) -> bool:
+        """Whether every test passes."""
+        result = self.results([answer], [row])[0]
+        return result is not None and result.passed
+
+    @reports("unparsed", "failed", "error", "timed_out", "unsupported")
+    def _reward(self, prompts: Sequence[Any], completions: Sequence[Any], **columns: Any) -> list[float | None]:
+        """The share of each completion's tests that pass, with the status of the first that does not as its reason."""
+        rows = self._reward_rows(columns, len(completions))
+        answers = [self._answer(completion) for completion in completions]
+        return [_score(result) for result in self.results(answers, rows)]
+
+    def _reward_rows(self, columns: dict[str, Any], count: int) -> list[Row]:
+        for name in self.reward_columns:
+            if name not in columns:
+                raise DataError(
+                    f'the reward of task "{self.type}" reads the column "{name}", which the rows lack; '
+                    f"they have {', '.join(sorted(columns)) or 'none'}. Use rows made by this task."
+                )
+        return [{name: columns[name][i] for name in self.reward_columns} for i in range(count)]
+
+
+class CodeTask(ProgramTask, SourcedTask):
+    """Base of tasks with a data set of programming problems, one with a reference program for each where it has them."""
+
+    format: Literal["bare", "plain", "tagged"] = "tagged"
+    """`tagged`: a chat message for the tokenizer's template, which asks for the program in an answer tag. `plain`: the same as
+    text. `bare`: the problem as Python has it, continued by the program and nothing else."""
+
+    reward_columns: ClassVar[tuple[str, ...]] = ("tests", "names", "setup")
+
+    def prompt(self, problem: str, instruction: str) -> str | list[dict[str, str]]:
+        """The prompt of a problem: `problem` if bare, else the instruction's text with the problem in its place."""
+        if self.format == "bare":
+            return problem
+        return instruction if self.format == "plain" else [{"role": "user", "content": instruction}]
+
+    def demonstration(self, row: Row, rng: random.Random, sloppy: bool) -> str:
+        """The reference program, in a fence and an answer tag unless bare; there is no sloppy one."""
+        program = str(row["answer"])
+        if not program:
+            raise DataError(
+                f'the rows of task "{self.type}" have no reference programs to learn from. Pretrain on others.'
+            )
+        return program if self.format == "bare" else f"<answer>\n```python\n{program}\n```\n</answer>"
+
+    def job(self, answer: str, row: Row) -> Job | None:
+        """The program in the answer, with the row's tests."""
+        code = code_in(answer, row["names"])
+        if not code.strip() or len(code) > MAX_CODE:
+            return None
+        return Job(code, tuple(row["tests"]), tuple(row["names"]), row["setup"])
+
+    @property
+    def completion_length(self) -> int:
+        """Characters of the longest demonstration, and one for EOS; 256 where there are no reference programs."""
+        return 1 + max(map(len, self._demonstrations()), default=255)
+
+    def _demonstrations(self) -> list[str]:
+        rng = random.Random(0)
+        return [self.demonstration(row, rng, sloppy=False) for row in self._all() if row["answer"]]
+
+    def _answer(self, completion: object) -> str | None:
+        if not isinstance(completion, str) or not completion.strip():
+            return None
+        # A program without its tag is run all the same: what is measured is whether it works.
+        return completion if self.format == "bare" else last_answer(completion) or completion
+
+
+@lru_cache(maxsize=8)
+def code_text(name: str) -> str:
+    """A shipped instruction for a programming problem, with places in braces for what the problem is."""
+    return (resources.files("unmask.tasks") / "texts" / "code" / f"{name}.txt").read_text(encoding="utf-8").strip()
+
+
+def code_in(text: str, names: Sequence[str] = ()) -> str:
+    """The program in a text: the first fenced block that defines one of `names`, else the first block, else all of it.
+
+    A fence that is never closed reaches to the end of the text: a completion may run out of room.
+
+    Args:
+        text: a completion, or what stands in its answer tag; any length.
+        names: what the tests will call.
+
+    Returns:
+        The text of the program, without its fences.
+
+    Example:
+        >>> code_in("Here it is:\\n```python\\ndef f(x):\\n    return x\\n```\\nDone.", ["f"])
+        'def f(x):\\n    return x\\n'
+        >>> code_in("def f(x): return x")
+        'def f(x): return x'
+    """
+    fences = list(_FENCE.finditer(text))
+    if not fences:
+        return text
+    blocks = []
+    for i in range(0, len(fences), 2):
+        end = fences[i + 1].start() if i + 1 < len(fences) else len(text)
+        blocks.append(text[fences[i].end() + 1 : end])
+    defined = (block for block in blocks if any(f"def {name}(" in block for name in names))
+    return next(defined, blocks[0])
+
+
+def parse(code: str) -> ast.Module | None:
+    """The syntax tree of a text, or None if it is no Python or too long to look at."""
+    if len(code) > MAX_CODE:
+        return None
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return ast.parse(code)
+    # CPython reports nesting beyond its parser's stack as any of these, depending on version and depth.
+    except (SyntaxError, ValueError, MemoryError, RecursionError):
+        return None
+
+
+def defined_names(tree: ast.Module) -> set[str]:
+    """Names that the statements of a module bind at its top: functions, classes, imports, assignments."""
+    names: set[str] = set()
+    for node in tree.body:
+        match node:
+            case ast.FunctionDef(name=name) | ast.AsyncFunctionDef(name=name) | ast.ClassDef(name=name):
+                names.add(name)
+            case ast.Import(names=aliases) | ast.ImportFrom(names=aliases):
+                names.update((alias.asname or alias.name).partition(".")[0] for alias in aliases)
+            case ast.Assign(targets=targets):
+                names.update(n.id for target in targets for n in ast.walk(target) if isinstance(n, ast.Name))
+            case ast.AnnAssign(target=ast.Name(id=name)):
+                names.add(name)
+    return names
+
+
+def free_names(tree: ast.Module) -> set[str]:
+    """Names that a module reads and binds nowhere, builtins included."""
+    read, bound = set(), defined_names(tree)
+    for node in ast.walk(tree):
+        match node:
+            case ast.Name(id=name, ctx=ast.Load()):
+                read.add(name)
+            case ast.Name(id=name):
+                bound.add(name)
+            case ast.arg(arg=name):
+                bound.add(name)
+            case ast.ExceptHandler(name=str(name)):
+                bound.add(name)
+            case ast.FunctionDef(name=name) | ast.ClassDef(name=name):
+                bound.add(name)
+            case ast.Import(names=aliases) | ast.ImportFrom(names=aliases):
+                bound.update((alias.asname or alias.name).partition(".")[0] for alias in aliases)
+    return read - bound
+
+
+def _run_all(config: SandboxConfig, jobs: Iterable[Job | None]) -> list[Result | None]:
+    """The result of each job. Those of late are remembered: an evaluation asks for reward and verdict of the same text."""
+    jobs = list(jobs)
+    known = _recent(config)
+    new = [job for job in dict.fromkeys(jobs) if job is not None and job not in known]
+    known.update(zip(new, make_sandbox(config).run(new), strict=True))
+    found = [None if job is None else known[job] for job in jobs]
+    for job in [job for job in new if not known[job].was_run] + list(known)[: max(0, len(known) - MAX_RECENT)]:
+        known.pop(job, None)
+    return found
+
+
+@lru_cache(maxsize=8)
+def _recent(config: SandboxConfig) -> dict[Job, Result]:
+    return {}
+
+
+def _score(result: Result | None) -> Score:
+    """The share of tests passed, and the status of the first that did not."""
+    if result is None:
+        return Score(0.0, "unparsed")
+    return Score(result.share_passed, "" if result.passed else result.status)

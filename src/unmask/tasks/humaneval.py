@@ -1,0 +1,71 @@
+"""HumanEval (arXiv:2107.03374): complete a Python function from its signature and docstring. 164 problems, all for testing."""
+
+from __future__ import annotations
+
+import ast
+from typing import TYPE_CHECKING, ClassVar, Literal
+
+from unmask.errors import DataError
+from unmask.sandbox import Job
+from unmask.tasks.code import MAX_CODE, CodeTask, code_in, code_text, defined_names, parse
+from unmask.tasks.maths import text_column
+
+if TYPE_CHECKING:
+    from unmask.records import Row
+
+
+class HumanEval(CodeTask):
+    """A function to complete. Bare prompt: its beginning, which the completion continues.
+
+    One test, all of `check`, so that `solved` is the benchmark's pass@1. There are no rows to train on.
+
+    Columns: `prompt`, `entry_point`, `test`, and `canonical_solution`.
+    """
+
+    type: Literal["humaneval"] = "humaneval"
+    source: str = "openai/openai_humaneval"
+    """Test rows: a data set of the hub, or a .parquet, .jsonl or .csv file."""
+
+    reward_columns: ClassVar[tuple[str, ...]] = ("tests", "names", "setup", "prelude", "start")
+
+    def sources(self) -> tuple[None, str]:
+        return None, self.source
+
+    def build(self, raw: Row, place: str) -> Row:
+        start, name = text_column(raw, "prompt", place), text_column(raw, "entry_point", place)
+        tree = parse(start)
+        if tree is None or not name.isidentifier():
+            raise DataError(
+                f'{place}: the column "prompt" holds {start[:60]!r}, which is not the beginning of a function.'
+            )
+        # What precedes the function belongs to the problem: imports and helpers, which the tests use too.
+        before = [node for node in tree.body if not (isinstance(node, ast.FunctionDef) and node.name == name)]
+        prelude = ast.unparse(ast.Module(before, [])) + "\n"
+        return {
+            "prompt": self.prompt(start, code_text("complete").replace("{problem}", start.strip())),
+            "answer": str(raw.get("canonical_solution") or ""),
+            "start": start,
+            "prelude": prelude,
+            "names": [name],
+            "setup": f"{prelude}\n{text_column(raw, 'test', place)}",
+            "tests": [f"check({name})"],
+        }
+
+    def key(self, row: Row) -> str:
+        """The function's beginning."""
+        return str(row["start"])
+
+    def job(self, answer: str, row: Row) -> Job | None:
+        """The function whole, after the problem's imports and helpers; or, where the answer does not define it, the prompt
+        continued."""
+        code = code_in(answer, row["names"])
+        if not code.strip() or len(code) > MAX_CODE:
+            return None
+        tree = parse(code)
+        is_whole = tree is not None and row["names"][0] in defined_names(tree)
+        return Job(
+            (row["prelude"] if is_whole else row["start"]) + code,
+            tuple(row["tests"]),
+            tuple(row["names"]),
+            row["setup"],
+        )

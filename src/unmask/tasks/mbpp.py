@@ -1,0 +1,77 @@
+"""MBPP (arXiv:2108.07732): short Python problems, each with a sentence of text and about three assertions."""
+
+from __future__ import annotations
+
+import ast
+import builtins
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+from unmask.errors import DataError
+from unmask.tasks.code import CodeTask, code_text, defined_names, free_names, parse
+from unmask.tasks.source import is_file
+
+if TYPE_CHECKING:
+    from unmask.records import Row
+
+_MODULES = {"cmath", "collections", "datetime", "math", "re"}
+"""Of the standard library: some assertions use one without importing it."""
+
+
+class MBPP(CodeTask):
+    """Each assertion is a test, and the prompt shows them, as the benchmark does: the text does not say the function's name.
+
+    Columns: `text` (or `prompt`, in the sanitized rows), `test_list`, and, where there is one, `code`, `test_setup_code` or
+    `test_imports`.
+    """
+
+    type: Literal["mbpp"] = "mbpp"
+    source: str = "google-research-datasets/mbpp:full"
+    """Training rows: a data set of the hub (its split "train"), or a .parquet, .jsonl or .csv file."""
+    test_source: str | None = None
+    """Test rows; default the split "test" of a hub source, a fifth of a file's rows."""
+
+    carves_test: ClassVar[bool] = True
+
+    def sources(self) -> tuple[str, str | None]:
+        return self.source, self.test_source or (None if is_file(self.source) else self.source)
+
+    def build(self, raw: Row, place: str) -> Row:
+        problem, tests, setup = raw.get("text") or raw.get("prompt"), _texts(raw.get("test_list")), _setup(raw)
+        asserted, prepared = parse("\n".join(tests)), parse(setup)
+        if not isinstance(problem, str) or not tests or asserted is None or prepared is None:
+            raise DataError(
+                f'{place} needs a problem in the column "text" (or "prompt") and Python assertions in "test_list"; '
+                f"it has {str(problem)[:40]!r} and {str(raw.get('test_list'))[:80]!r}."
+            )
+        free = free_names(asserted) - defined_names(prepared)
+        # One problem asks for a function called sum.
+        free = free - set(dir(builtins)) or set(_first_call(asserted))
+        imports = "".join(f"import {name}\n" for name in sorted(free & _MODULES))
+        shown = "\n".join(tests)
+        instruction = code_text("assertions").replace("{tests}", shown).replace("{problem}", problem.strip())
+        return {
+            "prompt": self.prompt(f'"""\n{problem.strip()}\n{shown}\n"""\n', instruction),
+            "answer": str(raw.get("code") or ""),
+            "question": problem,
+            "names": sorted(free - _MODULES),
+            "setup": imports + setup,
+            "tests": tests,
+        }
+
+    def key(self, row: Row) -> str:
+        """The problem's text."""
+        return str(row["question"])
+
+
+def _first_call(tree: ast.Module) -> list[str]:
+    """The function that the first assertion calls."""
+    calls = (node.func for node in ast.walk(tree) if isinstance(node, ast.Call))
+    return [function.id for function in calls if isinstance(function, ast.Name)][:1]
+
+
+def _texts(value: Any) -> list[str]:
+    return [str(item) for item in value] if isinstance(value, list | tuple) else []
+
+
+def _setup(raw: Row) -> str:
+    return "\n".join([*_texts(raw.get("test_imports")), str(raw.get("test_setup_code") or "")])

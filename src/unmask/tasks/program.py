@@ -1,0 +1,164 @@
+"""Programs from examples: write the expression in x that a few inputs and outputs came from; it is run on other inputs.
+
+The task is our own, from no paper: the smallest one whose reward is code that runs. Its expressions are short, so that a tiny
+character model can learn it in a minute.
+"""
+
+from __future__ import annotations
+
+import ast
+import random
+import warnings
+from collections.abc import Callable, Sequence
+from functools import lru_cache
+from typing import TYPE_CHECKING, ClassVar, Literal, NamedTuple
+
+from unmask.sandbox import Job
+from unmask.tasks.base import Split, stable_hash
+from unmask.tasks.code import ProgramTask
+
+if TYPE_CHECKING:
+    from unmask.records import Row
+
+SHOWN = (0, 1, 2, 10)
+"""Inputs of the examples in the prompt: at 0 and 10 a line's constants can be read off, the others tell it from the rest."""
+HIDDEN = (-3, 3, 4, 5, 6, 9)
+"""Inputs that the reward is counted on."""
+MAX_EXPRESSION = 100
+"""Characters of an answer that is looked at."""
+
+
+class Shape(NamedTuple):
+    """Expressions that differ in two constants."""
+
+    pattern: str
+    """Their text, with the constants' places."""
+    compute: Callable[[int, int, int], int]
+    """What they give, from x, a and b."""
+    a: Sequence[int] = range(1, 10)
+    b: Sequence[int] = (0,)
+
+
+SHAPES = (
+    Shape("{a}*x+{b}", lambda x, a, b: a * x + b, range(2, 10), range(10)),
+    Shape("{a}*x-{b}", lambda x, a, b: a * x - b, range(2, 10), range(1, 10)),
+    Shape("{b}-{a}*x", lambda x, a, b: b - a * x, range(2, 10), range(10)),
+    Shape("x**2+{a}", lambda x, a, _: x**2 + a, range(10)),
+    Shape("x**2-{a}", lambda x, a, _: x**2 - a),
+    Shape("max(x,{a})", lambda x, a, _: max(x, a)),
+    Shape("min(x,{a})", lambda x, a, _: min(x, a)),
+)
+"""The grammar."""
+
+
+class Item(NamedTuple):
+    """One expression of the grammar."""
+
+    text: str
+    shown: tuple[int, ...]
+    """Its values at `SHOWN`."""
+    hidden: tuple[int, ...]
+    """Its values at `HIDDEN`."""
+
+
+class ProgramFromExamples(ProgramTask):
+    """Expressions such as 3*x+2, x**2-1 and max(x,4). Splits share no expression.
+
+    Bare prompt: the examples as "0:+002,1:+005,2:+008,10:+032="; completion: the expression. Reward: the share of six other
+    inputs on which it gives the right number, run in the sandbox. Every shape is equally likely.
+    """
+
+    type: Literal["program"] = "program"
+
+    reward_columns: ClassVar[tuple[str, ...]] = ("hidden",)
+
+    @property
+    def completion_length(self) -> int:
+        """Characters of the longest expression, and its EOS."""
+        return 9
+
+    @property
+    def alphabet(self) -> str:
+        return "".join(sorted(set("0123456789:,=+-*()xmaxmin")))
+
+    def row(self, split: Split, index: int, seed: int) -> Row:
+        rng = self._rng(split, index, seed)
+        item = rng.choice(rng.choice(expressions()[split]))
+        shown = [[x, y] for x, y in zip(SHOWN, item.shown, strict=True)]
+        hidden = [[x, y] for x, y in zip(HIDDEN, item.hidden, strict=True)]
+        bare = ",".join(f"{x}:{y:+04d}" for x, y in shown) + "="
+        return {
+            "prompt": self._prompt(bare, _instruction(shown)),
+            "answer": item.text,
+            "examples": shown,
+            "hidden": hidden,
+        }
+
+    def demonstration(self, row: Row, rng: random.Random, sloppy: bool) -> str:
+        """The expression; or, sloppy, a line with any slope through the first example."""
+        if not sloppy:
+            return str(row["answer"])
+        constant = dict(row["examples"])[0]
+        return f"{rng.randint(2, 9)}*x{constant:+d}"
+
+    def job(self, answer: str, row: Row) -> Job | None:
+        """The answer as a function of x, and an assertion for each hidden input; None if it is no expression."""
+        if not _is_expression(answer):
+            return None
+        tests = tuple(f"assert f({x}) == {y}" for x, y in row["hidden"])
+        return Job(f"def f(x):\n    return ({answer})\n", tests, ("f",))
+
+
+@lru_cache(maxsize=1)
+def expressions() -> dict[Split, tuple[tuple[Item, ...], ...]]:
+    """The expressions of each split, by shape: those that the shown examples tell from all others of the grammar.
+
+    Of each shape, in the order of a stable hash, a fifth is for test, a tenth for validation and the rest for train.
+
+    Example:
+        >>> {split: sum(map(len, shapes)) for split, shapes in expressions().items()}
+        {'train': 187, 'validation': 27, 'test': 55}
+    """
+    shapes = [[_item(shape, a, b) for a in shape.a for b in shape.b] for shape in SHAPES]
+    meanings: dict[tuple[int, ...], set[tuple[int, ...]]] = {}
+    for item in (item for shape in shapes for item in shape):
+        meanings.setdefault(item.shown, set()).add(item.hidden)
+    found: dict[Split, list[tuple[Item, ...]]] = {"train": [], "validation": [], "test": []}
+    for shape in shapes:
+        clear = [item for item in shape if len(meanings[item.shown]) == 1]
+        clear.sort(key=lambda item: stable_hash(f"program {item.text}"))
+        test = -(-len(clear) // 5)
+        held_out = test + max(1, len(clear) // 10)
+        found["test"].append(tuple(clear[:test]))
+        found["validation"].append(tuple(clear[test:held_out]))
+        found["train"].append(tuple(clear[held_out:]))
+    return {split: tuple(of_split) for split, of_split in found.items()}
+
+
+def _item(shape: Shape, a: int, b: int) -> Item:
+    shown, hidden = (tuple(shape.compute(x, a, b) for x in inputs) for inputs in (SHOWN, HIDDEN))
+    return Item(shape.pattern.format(a=a, b=b), shown, hidden)
+
+
+def _is_expression(text: str) -> bool:
+    """Whether a text is one Python expression of a sane length."""
+    if len(text) > MAX_EXPRESSION or "\n" in text or "\r" in text or "#" in text:
+        return False
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            ast.parse(text, mode="eval")
+    # CPython reports nesting beyond its parser's stack as any of these, depending on version and depth.
+    except (SyntaxError, ValueError, MemoryError, RecursionError):
+        return False
+    return True
+
+
+def _instruction(shown: list[list[int]]) -> str:
+    examples = "\n".join(f"x = {x}: {y}" for x, y in shown)
+    return (
+        "Find a Python expression in x that gives these values.\n\n"
+        f"{examples}\n\n"
+        "It is short: a one-digit number or two, and +, -, *, **, max or min. It is tested on other values of x. "
+        "Think as long as you need, then write the expression alone between <answer> and </answer>."
+    )

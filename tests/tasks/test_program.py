@@ -1,0 +1,127 @@
+"""Programs from examples: the grammar, its splits, and rewards by running."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+
+from unmask.tasks.program import HIDDEN, SHAPES, SHOWN, ProgramFromExamples, expressions
+
+ROW = {
+    "prompt": "0:+002,1:+005,2:+008,10:+032=",
+    "hidden": [[x, 3 * x + 2] for x in HIDDEN],
+    "examples": [[0, 2]],
+    "answer": "3*x+2",
+}
+
+
+def test_the_splits_never_change_and_share_no_expression() -> None:
+    texts = {split: {item.text for shape in shapes for item in shape} for split, shapes in expressions().items()}
+    assert {split: len(found) for split, found in texts.items()} == {"train": 187, "validation": 27, "test": 55}
+    assert len(set().union(*texts.values())) == 187 + 27 + 55
+    assert all(len(shapes) == len(SHAPES) and all(shapes) for shapes in expressions().values())
+
+
+def test_splits_share_no_function_either() -> None:
+    meanings = {s: {(i.shown, i.hidden) for shape in shapes for i in shape} for s, shapes in expressions().items()}
+    assert not meanings["train"] & meanings["test"]
+    assert not meanings["train"] & meanings["validation"]
+    assert not meanings["validation"] & meanings["test"]
+
+
+def test_the_examples_of_a_row_fit_no_other_expression_of_the_grammar() -> None:
+    every = [item for shapes in expressions().values() for shape in shapes for item in shape]
+    assert len({item.shown for item in every}) == len({(item.shown, item.hidden) for item in every})
+
+
+def test_the_values_of_an_expression_are_what_python_says() -> None:
+    for shapes in expressions().values():
+        for item in (item for shape in shapes for item in shape):
+            values = [eval(item.text, {"max": max, "min": min, "x": x}) for x in (*SHOWN, *HIDDEN)]  # our own grammar
+            assert values == [*item.shown, *item.hidden], item.text
+
+
+def test_the_first_items_never_change() -> None:
+    rows = ProgramFromExamples().rows("train", 3)
+    assert [(row["prompt"], row["answer"]) for row in rows] == [
+        ("0:+004,1:+010,2:+016,10:+064=", "6*x+4"),
+        ("0:+005,1:+013,2:+021,10:+085=", "8*x+5"),
+        ("0:+002,1:-006,2:-014,10:-078=", "2-8*x"),
+    ]
+
+
+def test_prompts_and_demonstrations_keep_to_the_alphabet_and_the_length() -> None:
+    task, rng = ProgramFromExamples(), random.Random(0)
+    for row in task.rows("train", 300):
+        for sloppy in (False, True):
+            text = task.demonstration(row, rng, sloppy)
+            assert len(text) < task.completion_length
+            assert set(row["prompt"] + text) <= set(task.alphabet)
+
+
+def test_every_answer_is_solved_and_a_sloppy_one_by_luck_only() -> None:
+    task, rng = ProgramFromExamples(), random.Random(0)
+    rows = task.rows("test", 100)
+    assert all(task.solved(row["answer"], row) and task.score(row["answer"], row) == 1.0 for row in rows)
+    sloppy = sum(task.solved(task.demonstration(row, rng, sloppy=True), row) for row in rows)
+    assert sloppy < 20
+
+
+@pytest.mark.parametrize(
+    ("answer", "share"),
+    [
+        ("3*x+2", 1.0),
+        ("2 + x*3", 1.0),
+        ("x+x+x+2", 1.0),
+        ("sum([x, x, x, 2])", 1.0),
+        ("(lambda y: 3*y+2)(x)", 1.0),
+        ("3*x+2 if x > 3 else 0", 4 / 6),
+        ("11", 1 / 6),
+        ("3*x+1", 0.0),
+        ("y", 0.0),
+        ("1/0", 0.0),
+    ],
+)
+def test_the_reward_is_the_share_of_hidden_inputs(answer: str, share: float) -> None:
+    assert ProgramFromExamples().score(answer, ROW) == pytest.approx(share)
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        "",
+        "x = 3",
+        "return 3",
+        "3*x+2; 5",
+        "3*x+2\n",
+        "3*x+2 # right",
+        "\n3*x+2",
+        "x" * 200,
+        "(" * 99,
+        "3*x+2)",
+        "import os",
+        "\x00",
+        "\ud800",
+    ],
+)
+def test_what_is_no_expression_is_not_run(answer: str) -> None:
+    assert ProgramFromExamples().job(answer, ROW) is None
+    assert ProgramFromExamples().score(answer, ROW) == 0.0
+
+
+def test_hostile_expressions_earn_nothing() -> None:
+    for answer in (
+        "9**9**9",
+        "[0]*10**10",
+        "().__class__.__base__.__subclasses__()",
+        "__import__('os')._exit(0)",
+        "(lambda f: f(f))(lambda f: f(f))",
+    ):
+        assert ProgramFromExamples().score(answer, ROW) == 0.0
+
+
+def test_a_tagged_answer_is_read_from_its_tag() -> None:
+    task = ProgramFromExamples(format="tagged")
+    assert task.solved("It rises by 3.\n<answer>\n3*x+2\n</answer>", ROW)
+    assert not task.solved("3*x+2", ROW)
