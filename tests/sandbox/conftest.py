@@ -9,29 +9,34 @@ import pytest
 from unmask.errors import ConfigError
 from unmask.sandbox import Sandbox, SandboxConfig, make_sandbox
 
-TIMES = {"timeout": 0.6, "total_timeout": 5.0}
 
-
-def sandbox_of(backend: str) -> Sandbox:
-    """A sandbox with short times, or a skipped test."""
+def sandbox_of(backend: str, timeout: float) -> Sandbox:
+    """A sandbox, or a skipped test."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            return make_sandbox(SandboxConfig(backend=backend, **TIMES))  # type: ignore[arg-type]
+            return make_sandbox(SandboxConfig(backend=backend, timeout=timeout, total_timeout=10 * timeout))  # type: ignore[arg-type]
     except ConfigError as error:
         pytest.skip(str(error))
 
 
 @pytest.fixture(params=["monty", "bubblewrap", "none"])
 def sandbox(request: pytest.FixtureRequest) -> Sandbox:
-    return sandbox_of(request.param)
+    """One that has time, on a busy machine too."""
+    return sandbox_of(request.param, 5.0)
+
+
+@pytest.fixture(params=["monty", "bubblewrap", "none"])
+def hasty(request: pytest.FixtureRequest) -> Sandbox:
+    """One for programs that do not end."""
+    return sandbox_of(request.param, 0.6)
 
 
 @pytest.fixture
 def monty() -> Sandbox:
-    return sandbox_of("monty")
+    return sandbox_of("monty", 5.0)
 
 
 @pytest.fixture(params=["bubblewrap", "none"])
 def cpython(request: pytest.FixtureRequest) -> Sandbox:
-    return sandbox_of(request.param)
+    return sandbox_of(request.param, 5.0)

@@ -27,19 +27,19 @@ def test_there_are_enough_of_them_with_names_of_their_own() -> None:
 
 
 @pytest.mark.parametrize("attack", QUICK, ids=lambda attack: attack.name)
-def test_it_gets_nothing_and_does_nothing(sandbox: Sandbox, there: Outside, attack: Attack) -> None:
-    if attack not in attacks_on(sandbox.config.backend):
+def test_it_gets_nothing_and_does_nothing(hasty: Sandbox, there: Outside, attack: Attack) -> None:
+    if attack not in attacks_on(hasty.config.backend):
         pytest.skip("harmful: not run without a sandbox")
-    trial = attempt(sandbox, attack, there)
+    trial = attempt(hasty, attack, there)
     assert trial.held, trial
     assert len(trial.statuses) == len(attack.tests)
 
 
 @pytest.mark.parametrize("name", ["fork bomb", "thread bomb", "memory at once", "huge list", "recursion", "full disk"])
-def test_what_uses_everything_up_gets_nothing(sandbox: Sandbox, there: Outside, name: str) -> None:
-    if BY_NAME[name] not in attacks_on(sandbox.config.backend):
+def test_what_uses_everything_up_gets_nothing(hasty: Sandbox, there: Outside, name: str) -> None:
+    if BY_NAME[name] not in attacks_on(hasty.config.backend):
         pytest.skip("harmful: not run without a sandbox")
-    assert attempt(sandbox, BY_NAME[name], there).held
+    assert attempt(hasty, BY_NAME[name], there).held
 
 
 def test_a_sandbox_goes_on_after_each(sandbox: Sandbox) -> None:

@@ -36,7 +36,7 @@ class SandboxConfig(Config):
     CPython in Linux namespaces of its own. `auto`: monty, and bubblewrap for what monty does not support. `none`: a plain
     process with limits, which is no protection at all."""
     timeout: float = Field(2.0, gt=0)
-    """Seconds that loading the program, or one test, may take."""
+    """Seconds that loading the program, or one test, may take, by the clock on the wall: give more on a busy machine."""
     total_timeout: float = Field(10.0, gt=0)
     """Seconds that all tests of one program may take together."""
     batch_timeout: float = Field(40.0, gt=0)

@@ -24,7 +24,7 @@ from unmask.sandbox.base import Job, Sandbox, Status, Verdict, verdict
 Role = Literal["judge", "program"]
 
 START_SECONDS = 5.0
-"""Given to two interpreters to start on a busy machine, beyond the time of what they run."""
+"""Given to two interpreters to start on a busy machine, and to imports of the tests, beyond the time of what is run."""
 JUDGE_MEMORY_MB = 1024
 GIVE_UP_AFTER = 2
 """Tests that may hang before the rest is taken to hang as well."""
@@ -88,6 +88,7 @@ class ProcessSandbox(Sandbox):
                 "names": job.names,
                 "tests": job.tests[first:],
                 "seconds": self.config.timeout,
+                "grace": START_SECONDS,
             },
             "program": {"code": job.code},
         }
@@ -101,7 +102,9 @@ class ProcessSandbox(Sandbox):
                 report, complaint = judge.communicate(timeout=seconds + START_SECONDS)
             except subprocess.TimeoutExpired:
                 judge.kill()
-                report, complaint = judge.communicate()[0], ""
+                return judge.communicate()[0], ""
+            if judge.returncode and not complaint:
+                complaint = f"the tests' process ended with status {judge.returncode}"
             return report, complaint.strip()
         finally:
             for process in running:

@@ -59,11 +59,11 @@ class Judge:
             _write_back(arguments[1], changed)
         return value
 
-    def run(self, work: Callable[[], object]) -> tuple[str, str]:
-        """Do something for `seconds` and no longer: status and reason."""
+    def run(self, work: Callable[[], object], grace: float = 0.0) -> tuple[str, str]:
+        """Do something for `seconds` and a time of grace and no longer: status and reason."""
         self.missing = ""
         # A second alarm ends the whole process, for a test that swallows the first.
-        signal.setitimer(signal.ITIMER_REAL, self.seconds, 0.5)
+        signal.setitimer(signal.ITIMER_REAL, self.seconds + grace, 0.5)
         try:
             outcome = _outcome(work)
             signal.setitimer(signal.ITIMER_REAL, 0)
@@ -74,7 +74,7 @@ class Judge:
         return ("unsupported", self.missing) if self.missing and outcome[0] != "passed" else outcome
 
     def load(self) -> None:
-        """Wait for the program to have run."""
+        """Wait for the program's process to have started, and once more for the program to have run."""
         try:
             reply = self.channel.receive()
             error = self._error(reply["raised"]) if "raised" in reply else None
@@ -220,10 +220,12 @@ def main(socket_fileno: int) -> None:
 
     signal.signal(signal.SIGALRM, ring)
     namespace: dict[str, Any] = {"__name__": "tests", "run_test": run_test}
-    outcome = judge.run(judge.load)
+    outcome = judge.run(judge.load, given["grace"])
+    if outcome[0] == "passed":
+        outcome = judge.run(judge.load)
     if outcome[0] == "passed":
         kind = "setup"
-        outcome = judge.run(lambda: judge.set_up(given["setup"], given["names"], namespace))
+        outcome = judge.run(lambda: judge.set_up(given["setup"], given["names"], namespace), given["grace"])
     if outcome[0] != "passed":
         say(*outcome)
         return

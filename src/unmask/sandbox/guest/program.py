@@ -138,6 +138,8 @@ def main(socket_fileno: int) -> None:
     sys.path.extend(given["path"])
     set_limits(given["limits"])
     program = Program(channel)
+    # From here on time counts: a busy machine may take long to start an interpreter.
+    channel.send({"value": None})
     try:
         program.load(given["code"])
     except BaseException as error:
