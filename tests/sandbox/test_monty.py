@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
+
 import pytest
 
 from unmask.errors import ConfigError
@@ -60,6 +62,13 @@ def test_a_function_that_works_in_place_is_unsupported(monty: Sandbox) -> None:
 def test_a_test_that_passes_a_function_is_unsupported(monty: Sandbox) -> None:
     assert status(monty, "def f(x):\n    return 1", "f(lambda y: y)") == "unsupported"
     assert status(monty, "def f(x):\n    return 1", "f('<function>')") == "passed"
+
+
+def test_more_callers_than_workers_take_turns() -> None:
+    sandbox = make_sandbox(SandboxConfig(workers=1, timeout=5.0))
+    with ThreadPoolExecutor(8) as callers:
+        jobs = [Job("def f(x):\n    return x", (f"assert f({i}) == {i}",), ("f",)) for i in range(32)]
+        assert all(result.passed for result in callers.map(sandbox.run_one, jobs))
 
 
 def test_plain_data_is_told_from_everything_else() -> None:

@@ -76,7 +76,11 @@ def test_a_row_that_cannot_be_used_is_named(tmp_path: Path, change: dict[str, An
 def real() -> HumanEval:
     if not REAL.is_file():
         pytest.skip(f"the benchmark's rows are not at {REAL}")
-    return HumanEval(source=str(REAL), format="bare", sandbox=SandboxConfig(backend="monty"))
+    return HumanEval(
+        source=str(REAL),
+        format="bare",
+        sandbox=SandboxConfig(backend="monty", timeout=20.0, total_timeout=60.0, batch_timeout=600.0),
+    )
 
 
 def test_the_canonical_solutions_pass_or_are_unsupported_in_monty(real: HumanEval) -> None:

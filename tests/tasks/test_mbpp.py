@@ -91,7 +91,12 @@ def test_rows_without_reference_programs_can_be_trained_on_but_not_learnt_from(t
 def real() -> MBPP:
     if not REAL.is_file():
         pytest.skip(f"the benchmark's rows are not at {REAL}")
-    return MBPP(source=str(REAL), test_source=str(REAL), format="bare", sandbox=SandboxConfig(backend="monty"))
+    return MBPP(
+        source=str(REAL),
+        test_source=str(REAL),
+        format="bare",
+        sandbox=SandboxConfig(backend="monty", timeout=20.0, total_timeout=60.0, batch_timeout=600.0),
+    )
 
 
 def test_all_500_test_lists_parse_and_run(real: MBPP) -> None:

@@ -52,6 +52,8 @@ class MontySandbox(Sandbox):
     def __init__(self, config: SandboxConfig) -> None:
         super().__init__(config)
         self._lock = threading.Lock()
+        # Each program takes two workers of the pool: more programs than that could wait for one another's second.
+        self._turns = threading.BoundedSemaphore(config.workers)
         self._pool: Monty | None = None
 
     def verdicts(self, job: Job) -> list[Verdict]:
@@ -78,7 +80,7 @@ class MontySandbox(Sandbox):
     def _attempt(self, job: Job, first: int, deadline: float) -> list[Verdict]:
         """The verdicts from test `first` to the one that ended a session, or to the last."""
         rest = len(job.tests) - first
-        with self._session() as program, self._session() as tests:
+        with self._turns, self._session() as program, self._session() as tests:
             if loaded := _run(program, job.code):
                 return [verdict("error" if loaded.status == "failed" else loaded.status, loaded.reason)] * rest
             calls = Calls(program)
@@ -267,8 +269,8 @@ def _open_pool(config: SandboxConfig) -> Monty:
             'sandbox.backend = monty needs the package pydantic-monty: pip install "unmask[code]"'
         ) from error
     try:
-        # Two sessions for each program; a backstop in time for a worker that does not keep its own.
-        pool = Monty(max_processes=2 * config.workers + 2, request_timeout=config.timeout + 2)
+        # A backstop in time for a worker that does not keep its own.
+        pool = Monty(max_processes=2 * config.workers, request_timeout=config.timeout + 2)
         pool.__enter__()
     except (OSError, IndexError) as error:
         raise ConfigError(
