@@ -1,6 +1,6 @@
 """No completion makes a reward raise, hang or leave its bounds: hypothesis looks for one that does.
 
-    python -m benchmark.fuzz_rewards                 # over 100,000 completions, some ten minutes on two cores
+    python -m benchmark.fuzz_rewards                 # 340,000 completions, a few minutes on two cores
     python -m benchmark.fuzz_rewards --cases 500     # of each reward
 
 Results go to benchmark/results/fuzz_rewards.md.
@@ -114,8 +114,23 @@ _PIECES = st.sampled_from(_TAGS + _NUMBERS + _OPERATORS + _LATEX)
 _INSIDE = st.lists(_PIECES | st.text(max_size=3), max_size=12).map("".join)
 _ANY = st.lists(_PIECES | st.characters(), max_size=30).map("".join)
 
+NUMBERS = ["18", "-3", "1,000", "0", "3.14"]
+EXPRESSIONS = [
+    r"\frac{1}{2}",
+    r"2\sqrt{2}",
+    "(3,4]",
+    r"\text{(B)}",
+    "2516_8",
+    r"1 \pm \sqrt{19}",
+    "y = 2x + 3",
+    "p - q",
+]
+"""Right answers of the rows that completions are scored against."""
+
 completions = st.one_of(
     st.text(max_size=60),
+    st.sampled_from(NUMBERS + EXPRESSIONS).map(lambda text: f"<answer>{text}</answer>"),
+    st.tuples(_INSIDE, _INSIDE).map(lambda pair: "<reasoning>{}</reasoning>\n<answer>{}</answer>".format(*pair)),
     _ANY,
     _INSIDE.map(lambda text: f"so\n<answer>{text}</answer>"),
     _INSIDE.map(lambda text: f"<answer>\\boxed{{{text}}}</answer>"),
@@ -124,7 +139,7 @@ completions = st.one_of(
     st.tuples(_PIECES, st.integers(1, 3000)).map(lambda pair: pair[0] * pair[1]),
     st.text("01234|- \n", max_size=40),
 )
-"""Completions: any text, tags in any order, numbers, expressions and LaTeX well formed and not, and pieces many times over."""
+"""Completions: any text, some right answers, tags in any order, numbers and LaTeX well formed and not, pieces many times over."""
 
 batches = st.lists(completions, min_size=BATCH, max_size=BATCH)
 
@@ -174,21 +189,10 @@ def subjects() -> list[Subject]:
         rows = task.rows("train", 5)
         columns = {name: [row[name] for row in rows] for name in task.reward_columns}
         found += [Subject(f"{name}, {task.format}", f, columns) for name, f in task.rewards().items()]
-    numbers = ["18", "-3", "1,000", "0", "3.14"]
-    expressions = [
-        r"\frac{1}{2}",
-        r"2\sqrt{2}",
-        "(3,4]",
-        r"\text{(B)}",
-        "2516_8",
-        r"1 \pm \sqrt{19}",
-        "y = 2x + 3",
-        "p - q",
-    ]
-    found += [Subject(f"gsm8k, {form}", GSM8K(format=form)._reward, {"answer": numbers}) for form in ("bare", "tagged")]
-    found += [Subject("math, tagged", Math(test_source=None)._reward, {"answer": expressions})]
+    found += [Subject(f"gsm8k, {form}", GSM8K(format=form)._reward, {"answer": NUMBERS}) for form in ("bare", "tagged")]
+    found += [Subject("math, tagged", Math(test_source=None)._reward, {"answer": EXPRESSIONS})]
     named = [getattr(rewards, name) for name in rewards.__all__]
-    return found + [Subject(f.__name__, f, {"answer": expressions + numbers}) for f in named]
+    return found + [Subject(f.__name__, f, {"answer": EXPRESSIONS + NUMBERS}) for f in named]
 
 
 def fuzz(subject: Subject, cases: int) -> None:
@@ -221,7 +225,7 @@ def table(done: list[Subject]) -> str:
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--cases", type=int, default=6500, help="completions for each reward")
+    parser.add_argument("--cases", type=int, default=20_000, help="completions for each reward")
     arguments = parser.parse_args()
     done = subjects()
     for subject in done:
