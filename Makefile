@@ -7,7 +7,7 @@ INSTALLED := .venv/.installed
 INSTALLED_DEV := .venv/.installed-dev
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint bench format clean
+.PHONY: help demo test lint bench docs format clean
 
 help: ## say what there is to make
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' Makefile
@@ -40,6 +40,9 @@ lint: $(INSTALLED_DEV) ## format, lint and types only
 
 bench: $(INSTALLED_DEV) ## speed of each phase as a ratio to its floor
 	$(BIN)/python -m benchmark.speed
+
+docs: $(INSTALLED_DEV) ## the documentation site, built strictly into build/site; open build/site/index.html
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
 
 format: $(INSTALLED_DEV) ## rewrite the code in the project's format
 	$(BIN)/ruff check --fix

@@ -1,0 +1,276 @@
+"""Pages and tables made from the code, so that they cannot go stale: tasks, model families, recipe keys, commands, API."""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+import re
+import typing
+from collections.abc import Callable, Iterable, Sequence
+from functools import cache
+from types import NoneType, UnionType
+from typing import Any
+
+import typer
+from pydantic import BaseModel
+from pydantic_core import PydanticUndefined
+
+from unmask import recipe
+from unmask.cli import app
+from unmask.methods import METHODS
+from unmask.models import families
+from unmask.tasks import TASKS, Task
+from unmask.tasks.sourced import SourcedTask
+
+API = {
+    "Runs": ["trainer.loop", "pretrain", "evaluate", "score", "rollout", "run_folder", "compare"],
+    "Recipes": ["recipe", "config"],
+    "Records": ["records"],
+    "Methods": ["methods.base", "methods.views"],
+    "Tasks and rewards": ["tasks.base", "tasks.sourced", "rewards", "rewards.maths", "rewards.format", "reward"],
+    "Models": ["models.denoiser", "models.loading", "models.families", "models.tiny"],
+    "Samplers": ["samplers.denoise", "samplers.fills", "samplers.predict", "samplers.replay"],
+    "The sandbox": ["sandbox", "sandbox.base"],
+    "Mathematics": ["functional.*"],
+    "Reports and plots": ["report.*"],
+}
+"""Pages of the API reference: modules of `unmask`; `*` is every module of a folder."""
+
+
+@cache
+def pages() -> dict[str, str]:
+    """Place on the site: Markdown. A page of the same place in docs/ goes before one that is made here."""
+    return (
+        {f"tasks/{name}.md": task_page(name) for name in TASKS}
+        | {f"models/{name}.md": family_page(name) for name in families.FAMILIES}
+        | {"reference/commands.md": commands_page(), "reference/recipe-keys.md": recipe_keys_page()}
+        | {f"reference/api-{_slug(title)}.md": api_page(title) for title in API}
+    )
+
+
+def filled(markdown: str) -> str:
+    """A page with its `<!-- made: NAME -->` lines replaced by what they stand for."""
+    made: dict[str, Callable[[], str]] = {"methods": methods_table, "tasks": tasks_table, "recipes": recipes_table}
+    return re.sub(r"^<!-- made: (\w+) -->$", lambda match: made[match[1]](), markdown, flags=re.MULTILINE)
+
+
+def methods_table() -> str:
+    """All methods: what each does, estimates, costs and needs."""
+    return _table(
+        ["method", "paper", "what it does", "unbiased", "cost of a completion", "needs"],
+        [
+            [f"[`{k}`]({_page_of(k)}.md)", m.paper, m.summary, m.unbiased, m.cost, m.needed()]
+            for k, m in METHODS.items()
+        ],
+    )
+
+
+def tasks_table() -> str:
+    """All tasks, in their first words."""
+    return _table(["task", "what it is"], [[f"[`{k}`]({k}.md)", _doc(t)[0]] for k, t in TASKS.items()])
+
+
+def recipes_table() -> str:
+    """The recipes that come with the package, with their first comment."""
+    rows = []
+    for kind in ("", "compare"):
+        for name, path in recipe.shipped_recipes(kind).items():
+            lines = path.read_text(encoding="utf-8").splitlines()
+            said = " ".join(line.lstrip("# ") for line in _leading(lines, lambda line: line.startswith("#")))
+            rows.append([f"`{name}`", "compare" if kind else _command_of(name), said])
+    return _table(["recipe", "for `unmask`", "what it is"], rows)
+
+
+def task_page(name: str) -> str:
+    """What a task is, rows to look at, its options, and the recipes that use it."""
+    task = TASKS[name]
+    summary, *rest = _doc(task)
+    parts = [f"# {name}", summary, *rest]
+    parts += _examples(task)
+    options = _options(task)
+    parts += ["## Options", f"Below `task:` in a recipe, or `--option KEY=VALUE` on the command line.\n\n{options}"]
+    if task.reward_columns:
+        columns = ", ".join(f"`{column}`" for column in task.reward_columns)
+        parts.append(f"Its own reward reads the columns {columns} of a row.")
+    used = [n for n, path in recipe.shipped_recipes().items() if f"type: {name}" in path.read_text(encoding="utf-8")]
+    if used:
+        commands = "\n".join(f"unmask {_command_of(n)} {n}" for n in sorted(used, key=lambda n: _command_of(n)))
+        parts += ["## Recipes", f"```bash\n{commands}\n```"]
+    return "\n\n".join(parts) + "\n"
+
+
+def family_page(name: str) -> str:
+    """What the table of families says of one."""
+    family = families.FAMILIES[name]
+    said = _attribute_docs(type(family))
+    rows = [
+        [f"`{field.name}`", _shown(getattr(family, field.name)), said.get(field.name, "")]
+        for field in dataclasses.fields(family)
+    ]
+    first = "A checkpoint is of this family if its `config.json` names the class under `architectures`. It is loaded by"
+    return (
+        f"# {name}\n\n{first} transformers' own class: no remote code, no pickle.\n\n"
+        f"{_table(['entry', 'value', 'what it is'], rows)}\n\n"
+        "What is asked of a checkpoint, and how to bring one here: the [README](../../README.md#your-own-model).\n"
+    )
+
+
+def recipe_keys_page() -> str:
+    """Every key that a recipe may hold."""
+    parts = [
+        "# Keys of a recipe",
+        "Any of them can be set on the command line, as `KEY=VALUE`. What is below `method:` is on the page of each "
+        "[method](../methods/index.md) and in `unmask methods NAME`; what is below `task:` is on the page of each "
+        "[task](../tasks/index.md).",
+        f"## Training\n\n{_options(recipe.TrainRecipe, skip=('task', 'method'))}",
+        f"## Pretraining\n\n{_options(recipe.PretrainRecipe, skip=('task',))}",
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+def commands_page() -> str:
+    """Every command with its arguments and options."""
+    parts = ["# Commands", "What `unmask COMMAND --help` says. A user's mistake ends with exit code 2 and a sentence."]
+    for name, command in _commands(typer.main.get_command(app)):
+        rows = []
+        for parameter in command.params:
+            if getattr(parameter, "hidden", False) or parameter.name == "help":
+                continue
+            is_option = parameter.param_type_name == "option"
+            label = (
+                f"`{', '.join(parameter.opts)}`" if is_option else f"`{parameter.metavar or parameter.name.upper()}`"
+            )
+            default = parameter.default if is_option and parameter.default not in (None, "", False) else ""
+            rows.append([label, _shown(default) if default != "" else "", getattr(parameter, "help", "") or ""])
+        said = inspect.cleandoc(command.help or "")
+        parts += [
+            f"## unmask {name}",
+            said,
+            _table(["argument or option", "default", "what it is"], rows) if rows else "",
+        ]
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def api_page(title: str) -> str:
+    """Docstrings of a few modules, which mkdocstrings reads without importing them."""
+    from links import ROOT
+
+    parts = [f"# {title}"]
+    for module in API[title]:
+        names = [module]
+        if module.endswith(".*"):
+            folder = module.removesuffix(".*")
+            files = (ROOT / "src" / "unmask" / folder).glob("*.py")
+            names = [f"{folder}.{file.stem}" for file in sorted(files) if not file.stem.startswith("_")]
+        parts += [
+            f"## unmask.{name}\n\n::: unmask.{name}\n    options:\n      show_root_heading: false" for name in names
+        ]
+    return "\n\n".join(parts) + "\n"
+
+
+def _page_of(method: str) -> str:
+    """The page of a method: its own, or that of the method of which it is a setting."""
+    from links import ROOT
+
+    own = ROOT / "docs" / "methods" / f"{method}.md"
+    return method if own.exists() else inspect.getmodule(METHODS[method]).__name__.rpartition(".")[2]  # type: ignore[union-attr]
+
+
+def _examples(task: type[Task]) -> list[str]:
+    """Two rows of a task that needs nothing to make them."""
+    if issubclass(task, SourcedTask) or any(field.is_required() for field in task.model_fields.values()):
+        return []
+    rows = task().rows("train", 2, seed=0)
+    cells = [[f"`{_one_line(row['prompt'])}`", f"`{_one_line(row['answer'])}`"] for row in rows]
+    return ["## Rows", f"Format `bare`, the first two for training at seed 0:\n\n{_table(['prompt', 'answer'], cells)}"]
+
+
+def _options(model: type[BaseModel], skip: Sequence[str] = ()) -> str:
+    return _table(["key", "type", "default", "what it is"], list(_option_rows(model, "", ("type", *skip))))
+
+
+def _option_rows(model: type[BaseModel], prefix: str, skip: Sequence[str]) -> Iterable[list[str]]:
+    for key, field in model.model_fields.items():
+        if key in skip:
+            continue
+        inner = next((t for t in _members(field.annotation) if isinstance(t, type) and issubclass(t, BaseModel)), None)
+        if inner is not None:
+            yield from _option_rows(inner, f"{prefix}{key}.", ())
+            continue
+        default = field.get_default(call_default_factory=True)
+        shown = "must be set" if default is PydanticUndefined else _shown(default)
+        yield [f"`{prefix}{key}`", _type_name(field.annotation), shown, field.description or ""]
+
+
+def _members(annotation: Any) -> list[Any]:
+    is_union = typing.get_origin(annotation) in (typing.Union, UnionType)
+    return list(typing.get_args(annotation)) if is_union else [annotation]
+
+
+def _type_name(annotation: Any) -> str:
+    origin, arguments = typing.get_origin(annotation), typing.get_args(annotation)
+    if origin is typing.Annotated:
+        return _type_name(arguments[0])
+    if origin is typing.Literal:
+        return ", ".join(f"`{value}`" for value in arguments)
+    if origin in (typing.Union, UnionType):
+        return " or ".join(_type_name(a) for a in arguments if a is not NoneType)
+    if origin in (tuple, list):
+        return f"list of {_type_name(arguments[0])}"
+    names = {str: "text", int: "whole number", float: "number", bool: "`true`, `false`"}
+    return names.get(origin or annotation, getattr(origin or annotation, "__name__", str(annotation)))
+
+
+def _shown(value: Any) -> str:
+    if value is None:
+        return "none"
+    if callable(value):
+        return f"`{value.__name__.strip('_')}`"
+    if isinstance(value, tuple | list):
+        return "`[" + ", ".join(map(str, value)) + "]`"
+    return f"`{str(value).lower() if isinstance(value, bool) else value}`"
+
+
+def _attribute_docs(kind: type) -> dict[str, str]:
+    """The strings that stand below the attributes of a class."""
+    found = re.findall(r'^    (\w+):[^\n]*\n    """(.*?)"""', inspect.getsource(kind), flags=re.MULTILINE | re.DOTALL)
+    return {name: " ".join(text.split()) for name, text in found}
+
+
+def _commands(group: Any, prefix: str = "") -> Iterable[tuple[str, Any]]:
+    for name, command in group.commands.items():
+        if hasattr(command, "commands"):
+            yield from _commands(command, f"{prefix}{name} ")
+        else:
+            yield f"{prefix}{name}", command
+
+
+def _command_of(name: str) -> str:
+    """Which command takes a shipped recipe."""
+    return "train" if "method" in recipe.read_tree(recipe.shipped_recipes()[name]) else "pretrain"
+
+
+def _doc(kind: type) -> list[str]:
+    return inspect.cleandoc(kind.__doc__ or "").split("\n\n")
+
+
+def _leading(lines: Iterable[str], is_wanted: Callable[[str], bool]) -> Iterable[str]:
+    for line in lines:
+        if not is_wanted(line):
+            return
+        yield line
+
+
+def _one_line(value: object) -> str:
+    return str(value).replace("\n", "⏎").replace("`", "'")
+
+
+def _slug(title: str) -> str:
+    return title.lower().replace(" ", "-")
+
+
+def _table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    def line(cells: Sequence[str]) -> str:
+        return "| " + " | ".join(" ".join(cell.split()).replace("|", "\\|") for cell in cells) + " |"
+
+    return "\n".join([line(columns), line(["---"] * len(columns)), *map(line, rows)])
