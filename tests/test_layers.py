@@ -18,7 +18,7 @@ import unmask
 PACKAGE = Path(unmask.__file__).parent
 FILES = sorted(path.relative_to(PACKAGE) for path in PACKAGE.rglob("*.py"))
 
-LAYER_0 = {"errors", "records", "config", "functional", "reward", "workers"}
+LAYER_0 = {"errors", "records", "kept", "config", "functional", "reward", "workers"}
 LAYER_1 = {"models", "samplers", "tasks", "sandbox"}
 LAYER_2 = {"methods", "rollout", "score", "recipe", "run_folder", "environment", "data_check", "rewards"}
 LAYER_3 = {"trainer", "evaluate", "eval_results", "harness", "pretrain", "compare", "report"}
@@ -27,6 +27,7 @@ BELOW_3 = LAYER_0 | LAYER_1 | LAYER_2
 MAY_IMPORT: dict[str, set[str]] = {
     "errors": set(),
     "records": {"errors"},
+    "kept": {"errors", "records"},
     "config": {"errors"},
     "functional": {"errors"},
     "reward": {"errors"},
@@ -61,6 +62,7 @@ MAY_IMPORT: dict[str, set[str]] = {
 ONLY: dict[str, set[str]] = {
     "errors": set(),
     "records": {"torch", "safetensors"},
+    "kept": {"torch", "safetensors"},
     "config": {"pydantic"},
     "functional": {"torch"},
     "reward": set(),

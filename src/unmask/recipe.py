@@ -98,6 +98,8 @@ class TrainRecipe(RunRecipe):
     """Run steps between kept rollouts; 0 keeps none."""
     log_rollouts_groups: int = Field(2, ge=1)
     """Groups kept of each."""
+    log_rollouts_guesses: int = Field(32, ge=0)
+    """Denoising steps at which a kept completion's greedy one-step completion and its reward are kept too, evenly spaced."""
 
     @model_validator(mode="after")
     def _check_together(self) -> TrainRecipe:

@@ -17,8 +17,13 @@ from torch import Tensor
 
 from unmask.errors import RunError
 
-SCHEMA_VERSION = 1
-"""Of `Trajectory` on disk; raised whenever a field changes its meaning."""
+SCHEMA_VERSION = 2
+"""Of a rollout on disk; raised whenever a field changes its meaning, or a reader of before would stumble over what is new."""
+
+READABLE_VERSIONS = (1, 2)
+"""Those that `Rollout.load` reads. Version 1 has no notes."""
+
+_NOTE = "note/"
 
 GIVEN = -1
 """`unmask_step` of a completion token that was there before the first step (infilling, branching)."""
@@ -98,6 +103,15 @@ class Trajectory:
         assert self.greedy_step is not None
         return self.greedy_step.long()
 
+    def step_read(self, views: Views) -> Tensor:
+        """[N] int64: the step whose state each view shows, the first of its targets'; -1 where it shows no state of the path."""
+        when = self.unmask_step[views.row]
+        first = when.masked_fill(~views.target, self.num_steps).min(-1).values
+        is_state = (views.hidden == (when >= first.unsqueeze(-1))).all(-1) & (first < self.num_steps)
+        if views.prompt_hidden is not None:
+            is_state &= ~views.prompt_hidden.any(-1)
+        return first.long().masked_fill(~is_state, -1)
+
     def is_text(self) -> Tensor:
         """[B, L] bool: positions before the first EOS, those that make the completion's text."""
         return (self.tokens == self.eos_id).cumsum(-1) == 0
@@ -158,12 +172,16 @@ class Rollout:
         names = ("reward", "one_step_reward", "fill_reward")
         return {name: getattr(self, name) for name in names if getattr(self, name) is not None}
 
-    def save(self, path: Path, extra: Mapping[str, Any]) -> None:
-        """Write one safetensors file: tensors by name, everything else as JSON in its metadata, `extra` included."""
+    def save(self, path: Path, extra: Mapping[str, Any], notes: Mapping[str, Tensor] | None = None) -> None:
+        """Write one safetensors file: tensors by name, everything else as JSON in its metadata, `extra` included.
+
+        `notes` are tensors about the rollout that are not part of it; `read_notes` reads them back.
+        """
         from safetensors.torch import save
 
         tensors = self.trajectory.tensors() | self._rewards()
         scalars = {f.name: getattr(self.trajectory, f.name) for f in fields(self.trajectory) if f.name not in tensors}
+        tensors |= {_NOTE + name: value for name, value in (notes or {}).items()}
         facts = {"group_size": self.group_size, "trajectory": scalars, **extra}
         path.write_bytes(save({k: v.cpu().contiguous() for k, v in tensors.items()}, {"unmask": json.dumps(facts)}))
 
@@ -178,14 +196,22 @@ class Rollout:
 
         with safe_open(path, framework="pt") as file:
             facts = json.loads(file.metadata()["unmask"])
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
+            tensors = {name: file.get_tensor(name) for name in file.keys() if not name.startswith(_NOTE)}  # noqa: SIM118 (not a dict)
         scalars = facts.pop("trajectory")
-        if scalars["schema_version"] != SCHEMA_VERSION:
-            raise RunError(
-                f"{path} was written with schema version {scalars['schema_version']}; this is version {SCHEMA_VERSION}."
-            )
+        version = scalars.pop("schema_version")
+        if version not in READABLE_VERSIONS:
+            raise RunError(f"{path} was written with schema version {version}; this is version {SCHEMA_VERSION}.")
         rewards = {name: tensors.pop(name) for name in ("reward", "one_step_reward", "fill_reward") if name in tensors}
         return Rollout(Trajectory(**tensors, **scalars), facts.pop("group_size"), **rewards), facts
+
+
+def read_notes(path: Path) -> dict[str, Tensor]:
+    """The notes that `Rollout.save` wrote beside a rollout, by name."""
+    from safetensors import safe_open
+
+    with safe_open(path, framework="pt") as file:
+        names = [name for name in file.keys() if name.startswith(_NOTE)]  # noqa: SIM118 (not a dict)
+        return {name.removeprefix(_NOTE): file.get_tensor(name) for name in names}
 
 
 @dataclass(frozen=True, slots=True)

@@ -30,6 +30,7 @@ _FREE_TO_CHANGE = frozenset(
         "save_total_limit",
         "log_rollouts_steps",
         "log_rollouts_groups",
+        "log_rollouts_guesses",
         "reward_timeout",
         "reward_item_timeout",
         "reward_workers",

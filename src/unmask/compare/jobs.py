@@ -45,7 +45,7 @@ SAVES = 4
 
 _SET_HERE = {
     *("seed", "output_dir", "report_to", "save_steps", "save_total_limit"),
-    *("log_rollouts_steps", "log_rollouts_groups", "evaluation"),
+    *("log_rollouts_steps", "log_rollouts_groups", "log_rollouts_guesses", "evaluation"),
 }
 """Keys of a recipe that the comparison sets itself, or that change no result."""
 

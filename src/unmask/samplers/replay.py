@@ -67,7 +67,7 @@ def score_views(
     if views.prompt_hidden is not None:
         prompt_ids = prompt_ids.masked_fill(views.prompt_hidden, trajectory.mask_id)
     choice = choice and trajectory.choice_rank is not None
-    positions, is_asked = _columns(views.hidden if choice else views.target)
+    positions, is_asked = wanted_columns(views.hidden if choice else views.target)
     is_target = views.target.gather(1, positions) & is_asked
     readings = completion.unsqueeze(1) if views.tokens is None else views.tokens.long()
     # [N, n, M]: the tokens of every reading at the positions.
@@ -93,7 +93,7 @@ def score_views(
     )
 
 
-def _columns(wanted: Tensor) -> tuple[Tensor, Tensor]:
+def wanted_columns(wanted: Tensor) -> tuple[Tensor, Tensor]:
     """Wanted columns of each row, ascending, as wide as the fullest row: [N, n] and which of them are real."""
     width = max(1, int(wanted.sum(-1).max()))
     positions = (~wanted).int().argsort(dim=-1, stable=True)[:, :width]

@@ -111,8 +111,8 @@ class Learner:
         self.accelerator, self.model, self.optimizer = accelerator, model, optimizer
         self.reference, self.recipe = reference, recipe
 
-    def update(self, rollout: Rollout, step: int, generator: torch.Generator, tally: Tally) -> None:
-        """All optimizer updates of one step.
+    def update(self, rollout: Rollout, step: int, generator: torch.Generator, tally: Tally) -> tuple[Views, Tensor]:
+        """All optimizer updates of one step; returns what they were made on: the (first) plan's views, and their advantages.
 
         Args:
             rollout: this process's groups.
@@ -144,6 +144,7 @@ class Learner:
         tally.add("learning_rate", rate)
         tally.add("diffusion/num_views", float(len(batches[0].views) * self.accelerator.num_processes))
         tally.add("advantage/abs_mean", batches[0].advantage.abs())
+        return batches[0].views, batches[0].advantage
 
     def _batch(self, rollout: Rollout, generator: torch.Generator) -> _Batch:
         """A plan, and what the policy at the start of the step and the reference say of it."""
@@ -267,12 +268,8 @@ class Learner:
         path = rollout.trajectory
         if self.recipe.logprob_temperature != "sampling" or not path.temperature or part.tokens is not None:
             return
-        when = path.unmask_step[part.row]
-        first = when.masked_fill(~part.target, path.num_steps).min(-1, keepdim=True).values
-        is_replayed = (part.hidden == (when >= first)).all(-1, keepdim=True)
-        if part.prompt_hidden is not None:
-            is_replayed &= ~part.prompt_hidden.any(-1, keepdim=True)
-        seen = part.target & (when == first) & is_replayed
+        step = path.step_read(part).unsqueeze(-1)
+        seen = part.target & (path.unmask_step[part.row] == step) & (step >= 0)
         tally.add("diffusion/mismatch_max", (scores.logprob.detach() - path.logprob[part.row])[seen].abs())
 
     def _gathered(self, count: int) -> list[int]:

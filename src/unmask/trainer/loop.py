@@ -16,14 +16,15 @@ import torch
 from unmask.errors import ConfigError, DataError, RunError, UnmaskError, unknown_name
 from unmask.evaluate import evaluate
 from unmask.functional.noise import named_generator
+from unmask.kept import Guesses, Kept
 from unmask.models import load_model, save_model
 from unmask.recipe import RunRecipe, TrainRecipe
-from unmask.records import Rollout
-from unmask.rollout import decode
+from unmask.records import Rollout, Row
 from unmask.run_folder import RunFolder, disk_faults_explained
 from unmask.score import RewardFunc, Scorer, by_name, load_reward
 from unmask.trainer.best import Best, best_in, better, validation_accuracy
 from unmask.trainer.experience import collect, entropy_by_step, prompts_of_step
+from unmask.trainer.keep import guesses_of, scored, selected_by_step, to_keep
 from unmask.trainer.learn import Learner
 from unmask.trainer.metrics import Tally, TokenPasses
 from unmask.trainer.stopping import RunStoppedError, StopSignals
@@ -167,10 +168,14 @@ class Trainer:
         with self._saved_on_mistake(step):
             rollout = collect(self.denoiser, self.tokenizer, self.scorer, recipe, rows, step, share, tally)
         collected = time.perf_counter()
+        is_kept = bool(recipe.log_rollouts_steps) and (step + 1) % recipe.log_rollouts_steps == 0
+        guesses = self._guesses(rollout, rows[share]) if is_kept else None
+        looked = time.perf_counter()
         try:
             # Each process draws noise of its own for its own completions.
             place = [self.accelerator.process_index] if self.accelerator.process_index else []
-            self.learner.update(rollout, step, named_generator(recipe.seed, "update", step, *place), tally)
+            generator = named_generator(recipe.seed, "update", step, *place)
+            views, advantage = self.learner.update(rollout, step, generator, tally)
         except FloatingPointError as error:
             last = self.folder.last_step()
             kept = f"the checkpoint of step {last} is good" if last else "there was no checkpoint yet"
@@ -179,15 +184,20 @@ class Trainer:
                 "with a smaller optim.learning_rate or a larger method.beta, in another output_dir."
             ) from error
         learnt = time.perf_counter()
-        if recipe.log_rollouts_steps and (step + 1) % recipe.log_rollouts_steps == 0:
-            self._keep(rollout, step + 1)
+        if is_kept and self.accelerator.is_main_process:
+            sample, rows = self._sample(rollout), rows[share][: recipe.log_rollouts_groups]
+            self._keep(to_keep(sample, rows, self.tokenizer, guesses, views, advantage), step + 1)
         for name, count in (("token_passes", self.meter.take()), ("reward_calls", self.scorer.take())):
             tally.add(f"compute/{name}", float(count * self.accelerator.num_processes))
         metrics: dict[str, Any] = tally.reduce(self.accelerator)
         # Every process has as many completions, so the mean of the means is the mean.
-        by_step = self.accelerator.reduce(entropy_by_step(rollout), "mean")
-        metrics["diffusion/entropy_by_step"] = [round(value, 6) for value in by_step.tolist()]
-        return metrics | {"time/rollout": collected - started, "time/update": learnt - collected}
+        by_step = {"entropy": entropy_by_step(rollout), "selected": selected_by_step(rollout.trajectory, views)}
+        for name, values in by_step.items():
+            values = self.accelerator.reduce(values, "mean")
+            if name != "selected" or values.any():
+                metrics[f"diffusion/{name}_by_step"] = [round(value, 6) for value in values.tolist()]
+        times = {"time/rollout": collected - started, "time/update": learnt - looked}
+        return metrics | times | ({"time/guesses": looked - collected} if is_kept else {})
 
     def _evaluation(self, step: int, unlogged: dict[str, Any]) -> dict[str, Any]:
         """Metrics of the evaluations that are due after `step`; if they fail, the `unlogged` ones of the step are kept."""
@@ -279,18 +289,33 @@ class Trainer:
         metrics: dict[str, Any] | None = json.loads(path.read_text()) if path.exists() else None
         return metrics
 
-    def _keep(self, rollout: Rollout, step: int) -> None:
-        """Write a few groups of a rollout, with their texts, to rollouts/."""
-        if not self.accelerator.is_main_process:
-            return
+    def _sample(self, rollout: Rollout) -> Rollout:
+        """The groups of a rollout that are kept."""
+        return rollout.groups(slice(0, self.recipe.log_rollouts_groups))
+
+    def _guesses(self, rollout: Rollout, rows: Sequence[Row]) -> Guesses | None:
+        """The greedy one-step completions along the kept paths, by the policy before the update; scored where they are kept.
+
+        Looking is not charged to the method: neither token passes nor reward calls count.
+        """
+        recipe, spent = self.recipe, self.meter.count
+        path = self._sample(rollout).trajectory
+        # Every process takes part in the forwards: sharded weights are gathered by all.
+        guesses = guesses_of(self.denoiser, path, recipe.log_rollouts_guesses, recipe.rollout_batch_size)
+        self.meter.count = spent
+        if guesses is None or not self.accelerator.is_main_process:
+            return guesses
+        of_row = [row for row in rows[: recipe.log_rollouts_groups] for _ in range(rollout.group_size)]
+        return scored(guesses, self.scorer, self.tokenizer, of_row)
+
+    def _keep(self, sample: Kept, step: int) -> None:
+        """Write what is kept of a step to rollouts/."""
         folder = self.folder.path / "rollouts"
-        sample = rollout.groups(slice(0, self.recipe.log_rollouts_groups))
-        texts = decode(self.tokenizer, sample.trajectory.tokens)
         with disk_faults_explained(self.folder.path, self.folder.last_step()):
             folder.mkdir(exist_ok=True)
             target = folder / f"step-{step:08d}.safetensors"
             aside = target.with_name(f".{target.name}.tmp")
-            sample.save(aside, {"completions": texts})
+            sample.save(aside)
             aside.rename(target)
 
     def _largest(self, value: int) -> int:

@@ -1,0 +1,123 @@
+"""What a run keeps of a rollout: the first groups, with texts, greedy guesses along their paths, and what was trained of them."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from unmask.errors import RewardError
+from unmask.kept import Guesses, Kept, Trained
+from unmask.models import Denoiser
+from unmask.records import Rollout, Row, Trajectory, Views
+from unmask.rollout import decode
+from unmask.samplers.guess import one_step_guesses
+from unmask.score import Scorer
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+logger = logging.getLogger("unmask")
+
+
+def guesses_of(denoiser: Denoiser, path: Trajectory, count: int, batch_size: int) -> Guesses | None:
+    """Greedy one-step completions at `count` steps, evenly spaced, or at all if there are no more; not yet scored.
+
+    Args:
+        denoiser: the policy as it walked the paths, so before the update.
+        path: of the groups that are kept.
+        count: how many; none if 0.
+        batch_size: completions that the rollout denoised together. As many logits as it asked for are asked for here.
+    """
+    if not count:
+        return None
+    last = path.num_steps - 1
+    spaced = (
+        range(path.num_steps) if count > last else sorted({round(last * i / max(count - 1, 1)) for i in range(count)})
+    )
+    was_training = denoiser.training
+    denoiser.eval()
+    states = max(1, batch_size * path.block_length // path.tokens.shape[1])
+    tokens = one_step_guesses(denoiser, path, spaced, batch_size=states)
+    denoiser.train(was_training)
+    return Guesses(torch.tensor(list(spaced), dtype=torch.int32), tokens)
+
+
+def scored(guesses: Guesses, scorer: Scorer, tokenizer: PreTrainedTokenizerBase, rows: Sequence[Row]) -> Guesses:
+    """The guesses with their rewards; a reward function that fails on them costs the report these, and the run nothing.
+
+    Args:
+        guesses: of B completions.
+        scorer: the run's.
+        tokenizer: the model's.
+        rows: B of them, what each completion answers.
+    """
+    shape = guesses.tokens.shape[:2]
+    of_row = [row for row in rows for _ in range(shape[1])]
+    counted = scorer.count
+    try:
+        total = scorer(of_row, decode(tokenizer, guesses.tokens.flatten(0, 1).long())).total
+    except RewardError as error:
+        logger.warning("the one-step guesses that are kept of this step have no rewards: %s", error)
+        return guesses
+    finally:
+        # Looking is not charged to the method.
+        scorer.count = counted
+    return Guesses(guesses.step, guesses.tokens, torch.tensor(total).view(shape))
+
+
+def to_keep(
+    rollout: Rollout,
+    rows: Sequence[Row],
+    tokenizer: PreTrainedTokenizerBase,
+    guesses: Guesses | None,
+    views: Views,
+    advantage: Tensor,
+) -> Kept:
+    """All that is kept.
+
+    Args:
+        rollout: the groups that are kept, the first of the step's.
+        rows: what they answer, one for each group.
+        tokenizer: the model's.
+        guesses: along their paths.
+        views: of the whole step, on which the update was made.
+        advantage: [N] or [N, M], of the views.
+    """
+    path = rollout.trajectory
+    is_kept = views.row < len(path)
+    views, advantage = views.take(is_kept), advantage[is_kept]
+    trained = Trained(views.row.int(), path.step_read(views).int(), views.slot.int(), advantage)
+    return Kept(
+        rollout,
+        decode(tokenizer, path.tokens),
+        [row["prompt"] for row in rows],
+        [answer if isinstance(answer := row.get("answer"), str) else None for row in rows],
+        _pieces(tokenizer, rollout, guesses),
+        guesses,
+        trained,
+    )
+
+
+def selected_by_step(path: Trajectory, views: Views) -> Tensor:
+    """[T] how many views show the state before each step, divided by the completions."""
+    step = path.step_read(views)
+    return torch.bincount(step[step >= 0], minlength=path.num_steps).float() / len(path)
+
+
+def _pieces(tokenizer: PreTrainedTokenizerBase, rollout: Rollout, guesses: Guesses | None) -> dict[int, str]:
+    """The text of each token that occurs in a completion, a guess or a fill, by itself."""
+    path = rollout.trajectory
+    found = [path.tokens, path.greedy_tokens, path.fill_tokens, guesses.tokens if guesses else None]
+    ids = sorted({int(i) for tokens in found if tokens is not None for i in tokens.unique()})
+    return {i: _piece(tokenizer, i) for i in ids}
+
+
+def _piece(tokenizer: PreTrainedTokenizerBase, token: int) -> str:
+    text = str(tokenizer.decode([token], skip_special_tokens=False, clean_up_tokenization_spaces=False))
+    raw = str(tokenizer.convert_ids_to_tokens(token))
+    # SentencePiece's decoders drop the space before a first word, which inside a text is there.
+    return f" {text}" if raw.startswith("▁") and not text.startswith(" ") else text
