@@ -172,6 +172,64 @@ def method_page(name: str) -> None:
     )
 
 
+def families_table() -> None:
+    """Print the model families, and their checkpoints."""
+    from unmask.models.families import FAMILIES
+
+    table(
+        ["family", "what it is", "native class", "head", "blocks", "checked here by"],
+        [
+            [
+                name,
+                f"{family.title}, {family.paper}",
+                family.native_class,
+                "shifted" if family.logit_shift else "",
+                family.block_length or "",
+                family.checked,
+            ]
+            for name, family in FAMILIES.items()
+        ],
+    )
+    print()
+    table(
+        ["checkpoint", "family", "parameters", "licence"],
+        [[c.hub_id, name, c.parameters, c.licence] for name, family in FAMILIES.items() for c in family.checkpoints],
+    )
+    print(
+        "\nunmask models NAME shows one; unmask convert CHECKPOINT FOLDER makes it native. No checkpoint's code is run."
+    )
+
+
+def family_page(name: str) -> None:
+    """Print a model family with its checkpoints, tokens and traps."""
+    from unmask.models.families import FAMILIES
+
+    family = FAMILIES[name]
+    ids = ", ".join(f"{role} {i}" for role, i in family.token_ids.items())
+    blocks = f"{family.block_length}, block-causal" if family.block_length else "none: every position sees every other"
+    print(f"{name}: {family.title} ({family.paper})\n")
+    for title, text in (
+        ("native class", family.native_class),
+        ("original", f"{family.architecture}, model_type {family.model_type}" if family.architecture else "native too"),
+        ("tensors", "renamed" if family.keys else "under the same names"),
+        ("tokens", ", ".join(family.tokens.values()) + (f" ({ids})" if ids else "") or "its own"),
+        ("chat template", family.chat_template),
+        ("head", "shifted: speaks of the next position" if family.logit_shift else "speaks of its own position"),
+        ("blocks", blocks),
+        ("LoRA targets", ", ".join(family.lora_targets)),
+        ("checked by", family.checked),
+    ):
+        print(f"{title + ':':15}{text}")
+    print()
+    if family.checkpoints:
+        table(
+            ["checkpoint", "parameters", "licence"], [[c.hub_id, c.parameters, c.licence] for c in family.checkpoints]
+        )
+        print()
+    for note in family.notes:
+        print(f"- {note}")
+
+
 def results_table(results: Sequence[Evaluation], title: str) -> None:
     """Print evaluations, one a line, with a column for each secondary measure and each k of pass@k but the first."""
     extra = {name: [r.measures[name] for r in results] for name in results[0].measures}

@@ -109,7 +109,7 @@ def test_a_masked_lm_that_is_causal_all_the_same_is_refused_by_what_it_does(tmp_
 @pytest.mark.parametrize("architectures", [["FooForCausalLM"], None])
 def test_an_architecture_that_is_not_in_the_table_is_refused_with_those_that_are(folder, architectures):
     edit(folder / "config.json", architectures=architectures)
-    with pytest.raises(ModelError, match=r"not a known family. Known: .*LlamaForCausalLM.*BertForMaskedLM"):
+    with pytest.raises(ModelError, match=r"not a known class. Known: .*LlamaForCausalLM.*BertForMaskedLM"):
         load_model(folder)
 
 

@@ -1,5 +1,6 @@
 """Masked diffusion models: any bidirectional transformers backbone behind one forward, and tiny ones that train on a laptop."""
 
+from unmask.models.convert import convert
 from unmask.models.denoiser import Denoiser, check_bidirectional
 from unmask.models.loading import load_model, save_model
 from unmask.models.tiny import TinyConfig, char_tokenizer, tiny_denoiser
@@ -9,6 +10,7 @@ __all__ = [
     "TinyConfig",
     "char_tokenizer",
     "check_bidirectional",
+    "convert",
     "load_model",
     "save_model",
     "tiny_denoiser",

@@ -12,14 +12,14 @@ import torch
 from torch import Tensor, nn
 
 from unmask.errors import ModelError
-from unmask.models.families import FAMILIES
+from unmask.models.native import NATIVE_CLASSES
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 
 class Denoiser(nn.Module):
-    """p(x_i | partially masked sequence) at wanted positions, over any family of `FAMILIES`.
+    """p(x_i | partially masked sequence) at wanted positions, over any family of `NATIVE_CLASSES`.
 
     Args:
         backbone: a transformers model whose class is in the table and whose config says `is_causal = False`
@@ -36,7 +36,7 @@ class Denoiser(nn.Module):
         self.eos_id = eos_id
         self.pad_id = pad_id
         self.logit_shift = bool(getattr(backbone.config, "logit_shift", False))
-        self._head = FAMILIES[type(backbone).__name__].head
+        self._head = NATIVE_CLASSES[type(backbone).__name__].head
 
     @property
     def vocab_size(self) -> int:

@@ -1,55 +1,404 @@
-"""The table of model families: what differs between transformers classes once attention is bidirectional.
+"""The table of model families: how each release is laid out, and which native transformers class computes the same function.
 
-Adding a family is one entry. Native classes only: no remote code, no patched globals. `config.is_causal = False` makes
-transformers' own mask functions bidirectional and survives saving; `config.logit_shift = True` marks a head that predicts
-the *next* position (Dream, DiffuCoder), so that no method ever slices logits.
+Pure data, one entry a family; adding a family is one entry. `unmask convert` reads an entry in both directions, `unmask models`
+prints it. Facts about releases are as their hub pages had them; what nobody could look up says so.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, cast
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
 
-from torch import Tensor
+from unmask.models.native import NATIVE_CLASSES
 
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel
+Fact = str
+"""Something read elsewhere; "unknown" where it could not be."""
 
-Head = Callable[[Tensor], Tensor]
+
+@dataclass(frozen=True, slots=True)
+class Checkpoint:
+    """A published checkpoint."""
+
+    hub_id: str
+    parameters: Fact
+    licence: Fact
 
 
 @dataclass(frozen=True, slots=True)
 class Family:
-    """How to run one transformers class as a denoiser."""
+    """A family's original layout and its native form.
 
-    auto_class: Literal["AutoModelForCausalLM", "AutoModelForMaskedLM"]
-    """The loader; both are native."""
-    head: Callable[[PreTrainedModel], Head]
-    """The map from hidden states [..., D] to logits [..., V]."""
+    Config values go both ways by `fields`; what the native class cannot vary is in `fixed`, and a checkpoint that says otherwise
+    is refused. Tensor names go both ways by `keys`, {i} standing for the layer.
+    """
+
+    title: str
+    native_class: str
+    """Key of `NATIVE_CLASSES`."""
+    native_type: str
+    """`model_type` of that class."""
+    checkpoints: tuple[Checkpoint, ...]
+    checked: Literal["logits of its own code", "as llada", "as dream", "mini checkpoint"]
+    """What was compared here: logits with those that the release's own code gave (`as`: of a family of the same layout), or
+    only a mini checkpoint in its layout with itself: converted, trained, converted back. No released weights were at hand."""
+    paper: Fact
+    architecture: str = ""
+    """The class that the release's config names; empty for a family that is native already."""
+    model_type: str = ""
+    fields: Mapping[str, str] = field(default_factory=dict)
+    """Original config key -> native config key."""
+    fixed: Mapping[str, Any] = field(default_factory=dict)
+    """Original config keys whose value is built into the native class."""
+    written: Mapping[str, Any] = field(default_factory=dict)
+    """What else its config says, without meaning for the function: written when converting back."""
+    keys: tuple[tuple[str, str], ...] = ()
+    """Original and native tensor names; empty where they are the same."""
+    tokens: Mapping[str, str] = field(default_factory=dict)
+    """Special tokens that its tokenizer holds but may not declare: mask_token, eos_token, pad_token."""
+    token_ids: Mapping[str, int] = field(default_factory=dict)
+    """Of the released vocabulary: mask, eos, pad. To be shown; what is used comes from the checkpoint."""
+    tokenizer_class: str | None = None
+    """Native class that reads its tokenizer files, where its config names one that exists as code only."""
+    chat_template: Fact = "its tokenizer's own"
+    template: str | None = None
+    """The chat template, where its tokenizer may have none."""
+    logit_shift: bool = False
+    """The head at position i - 1 speaks of position i."""
+    block_length: int | None = None
+    """Of block-causal attention, unless the checkpoint's config says another; None: every position sees every other."""
+    notes: tuple[str, ...] = ()
+
+    @property
+    def lora_targets(self) -> tuple[str, ...]:
+        """Names of the linear layers of its blocks, in the native class."""
+        return NATIVE_CLASSES[self.native_class].linear
 
 
-def _output_embeddings(model: PreTrainedModel) -> Head:
-    return cast(Head, model.get_output_embeddings())
+_SAME = (
+    "attention_dropout",
+    "bos_token_id",
+    "eos_token_id",
+    "hidden_act",
+    "hidden_size",
+    "initializer_range",
+    "intermediate_size",
+    "max_position_embeddings",
+    "max_window_layers",
+    "num_attention_heads",
+    "num_hidden_layers",
+    "num_key_value_heads",
+    "pad_token_id",
+    "rms_norm_eps",
+    "rope_scaling",
+    "rope_theta",
+    "tie_word_embeddings",
+    "use_cache",
+    "vocab_size",
+)
+_QWEN2_FIELDS = {key: key for key in _SAME}
+_QWEN3_FIELDS = _QWEN2_FIELDS | {"head_dim": "head_dim", "attention_bias": "attention_bias"}
+_FULL_ATTENTION = {"use_sliding_window": False, "sliding_window": None}
+
+_BLOCK = "model.transformer.blocks.{i}."
+_LAYER = "model.layers.{i}."
+_LLADA = Family(
+    title="LLaDA",
+    native_class="LlamaForCausalLM",
+    native_type="llama",
+    paper="arXiv:2502.09992",
+    checkpoints=(
+        Checkpoint("GSAI-ML/LLaDA-8B-Base", "8.02B", "MIT"),
+        Checkpoint("GSAI-ML/LLaDA-8B-Instruct", "8.02B", "MIT"),
+    ),
+    checked="logits of its own code",
+    architecture="LLaDAModelLM",
+    model_type="llada",
+    fields={
+        "attention_dropout": "attention_dropout",
+        "d_model": "hidden_size",
+        "embedding_size": "vocab_size",
+        "eos_token_id": "eos_token_id",
+        "init_std": "initializer_range",
+        "mask_token_id": "mask_token_id",
+        "max_sequence_length": "max_position_embeddings",
+        "mlp_hidden_size": "intermediate_size",
+        "n_heads": "num_attention_heads",
+        "n_kv_heads": "num_key_value_heads",
+        "n_layers": "num_hidden_layers",
+        "pad_token_id": "pad_token_id",
+        "rms_norm_eps": "rms_norm_eps",
+        "rope_theta": "rope_theta",
+        "use_cache": "use_cache",
+        "vocab_size": "vocab_size",
+        "weight_tying": "tie_word_embeddings",
+    },
+    fixed={
+        "activation_type": "silu",
+        "alibi": False,
+        "attention_layer_norm": False,
+        "bias_for_layer_norm": False,
+        "block_type": "llama",
+        "embedding_dropout": 0.0,
+        "include_bias": False,
+        "include_qkv_bias": False,
+        "input_emb_norm": False,
+        "layer_norm_type": "rms",
+        "layer_norm_with_affine": True,
+        "residual_dropout": 0.0,
+        "rope": True,
+        "scale_logits": False,
+    },
+    written={
+        "alibi_bias_max": 8.0,
+        "attention_layer_norm_with_affine": True,
+        "auto_map": {
+            "AutoConfig": "configuration_llada.LLaDAConfig",
+            "AutoModel": "modeling_llada.LLaDAModelLM",
+            "AutoModelForCausalLM": "modeling_llada.LLaDAModelLM",
+        },
+        "block_group_size": 1,
+        "flash_attention": False,
+        "init_cutoff_factor": None,
+        "init_device": "meta",
+        "init_fn": "mitchell",
+        "mlp_ratio": 4,
+        "multi_query_attention": None,
+        "precision": "amp_bf16",
+        "rope_full_precision": True,
+    },
+    keys=(
+        ("model.transformer.wte.weight", "model.embed_tokens.weight"),
+        ("model.transformer.ln_f.weight", "model.norm.weight"),
+        ("model.transformer.ff_out.weight", "lm_head.weight"),
+        (_BLOCK + "attn_norm.weight", _LAYER + "input_layernorm.weight"),
+        (_BLOCK + "q_proj.weight", _LAYER + "self_attn.q_proj.weight"),
+        (_BLOCK + "k_proj.weight", _LAYER + "self_attn.k_proj.weight"),
+        (_BLOCK + "v_proj.weight", _LAYER + "self_attn.v_proj.weight"),
+        (_BLOCK + "attn_out.weight", _LAYER + "self_attn.o_proj.weight"),
+        (_BLOCK + "ff_norm.weight", _LAYER + "post_attention_layernorm.weight"),
+        (_BLOCK + "ff_proj.weight", _LAYER + "mlp.gate_proj.weight"),
+        (_BLOCK + "up_proj.weight", _LAYER + "mlp.up_proj.weight"),
+        (_BLOCK + "ff_out.weight", _LAYER + "mlp.down_proj.weight"),
+    ),
+    tokens={"mask_token": "<|mdm_mask|>", "eos_token": "<|endoftext|>", "pad_token": "<|endoftext|>"},
+    token_ids={"mask": 126336, "eos": 126081, "pad": 126081},
+    notes=(
+        "Its gate is named ff_proj and its down projection ff_out: LoRA targets named as Llama's miss them in its own class.",
+        "With a padded attention mask its own code turns causal; the native class does not.",
+        "An answer ends with <|eot_id|> (126348) and is filled with <|endoftext|>; rows end at the latter.",
+    ),
+)
+_DREAM = Family(
+    title="Dream",
+    native_class="Qwen2ForCausalLM",
+    native_type="qwen2",
+    paper="arXiv:2508.15487",
+    checkpoints=(
+        Checkpoint("Dream-org/Dream-v0-Base-7B", "7.62B", "unknown"),
+        Checkpoint("Dream-org/Dream-v0-Instruct-7B", "7.62B", "Apache-2.0"),
+    ),
+    checked="logits of its own code",
+    architecture="DreamModel",
+    model_type="Dream",
+    fields=_QWEN2_FIELDS | {"mask_token_id": "mask_token_id"},
+    fixed=_FULL_ATTENTION | {"use_mrope": False},
+    written={
+        "auto_map": {"AutoConfig": "configuration_dream.DreamConfig", "AutoModel": "modeling_dream.DreamModel"},
+    },
+    tokens={"mask_token": "<|mask|>", "eos_token": "<|endoftext|>", "pad_token": "<|endoftext|>"},
+    token_ids={"mask": 151666, "eos": 151643, "pad": 151643},
+    tokenizer_class="Qwen2Tokenizer",
+    logit_shift=True,
+    notes=(
+        "Heads predict the next position; position 0, which no head speaks of, is never a completion's.",
+        "Its tokenizer config names a class that exists as code only; Qwen2Tokenizer reads the same files.",
+        "An answer ends with <|im_end|> (151645) and is filled with <|endoftext|>; rows end at the latter.",
+    ),
+)
 
 
-def _modernbert_head(model: PreTrainedModel) -> Head:
-    head, decoder = cast(Head, model.head), cast(Head, model.decoder)
-    return lambda hidden: decoder(head(hidden))
+def _a2d(
+    base: str, title: str, fields: Mapping[str, str], mask: int, hub: str, parameters: Fact, paper: Fact
+) -> Family:
+    """An autoregressive Qwen made bidirectional by dllm: the same tensors under the same names."""
+    name = base.capitalize()
+    return Family(
+        title=title,
+        native_class=f"{name}ForCausalLM",
+        native_type=base,
+        paper=paper,
+        checkpoints=(
+            Checkpoint(f"dllm-hub/{hub}-diffusion-mdlm-v0.1", parameters, "Apache-2.0"),
+            Checkpoint(f"dllm-hub/{hub}-diffusion-bd3lm-v0.1", parameters, "Apache-2.0"),
+        ),
+        checked="mini checkpoint",
+        architecture=f"A2D{name}LMHeadModel",
+        model_type=f"a2d-{base}",
+        fields=fields,
+        fixed=_FULL_ATTENTION,
+        written={
+            "auto_map": {
+                "AutoConfig": f"modeling_{base}.A2D{name}Config",
+                "AutoModel": f"modeling_{base}.A2D{name}LMHeadModel",
+                "AutoModelForMaskedLM": f"modeling_{base}.A2D{name}LMHeadModel",
+            }
+        },
+        tokens={"mask_token": "<|mask|>", "eos_token": "<|im_end|>", "pad_token": "<|endoftext|>"},
+        token_ids={"mask": mask, "eos": 151645, "pad": 151643},
+        tokenizer_class="Qwen2Tokenizer",
+        notes=(
+            "The bd3lm checkpoints are of the same class and cannot be told apart: convert them with --block-length (32 there).",
+            "A head stored beside the embedding that it is tied to is dropped where it is the same, and untied where it is not.",
+        ),
+    )
 
-
-def _bert_head(model: PreTrainedModel) -> Head:
-    return cast(Head, model.cls)
-
-
-_CAUSAL_CLASS = Family("AutoModelForCausalLM", _output_embeddings)
 
 FAMILIES: dict[str, Family] = {
-    "GPT2LMHeadModel": _CAUSAL_CLASS,
-    "LlamaForCausalLM": _CAUSAL_CLASS,
-    "Qwen2ForCausalLM": _CAUSAL_CLASS,
-    "Qwen3ForCausalLM": _CAUSAL_CLASS,
-    "ModernBertForMaskedLM": Family("AutoModelForMaskedLM", _modernbert_head),
-    "BertForMaskedLM": Family("AutoModelForMaskedLM", _bert_head),
+    "llada": _LLADA,
+    "llada-1.5": Family(
+        **{name: getattr(_LLADA, name) for name in Family.__dataclass_fields__}
+        | {
+            "title": "LLaDA 1.5",
+            "checked": "as llada",
+            "paper": "arXiv:2505.19223",
+            "checkpoints": (Checkpoint("GSAI-ML/LLaDA-1.5", "8.02B", "unknown"),),
+            "notes": ("LLaDA's layout to the letter; what was checked of LLaDA holds for it.", *_LLADA.notes[1:]),
+        }
+    ),
+    "dream": _DREAM,
+    "diffucoder": Family(
+        **{name: getattr(_DREAM, name) for name in Family.__dataclass_fields__}
+        | {
+            "title": "DiffuCoder",
+            "checked": "as dream",
+            "paper": "arXiv:2506.20639",
+            "checkpoints": (
+                Checkpoint("apple/DiffuCoder-7B-Base", "7.62B", "unknown"),
+                Checkpoint("apple/DiffuCoder-7B-Instruct", "7.62B", "unknown"),
+                Checkpoint("apple/DiffuCoder-7B-cpGRPO", "7.62B", "unknown"),
+            ),
+            "notes": (
+                "Dream's layout, model_type included; the chat template is in a file of its own.",
+                "Its hub pages tag the licence as unknown.",
+                *_DREAM.notes,
+            ),
+        }
+    ),
+    "a2d-qwen3": _a2d(
+        "qwen3", "A2D Qwen3", _QWEN3_FIELDS, 151669, "Qwen3-0.6B", "0.6B (0.75B stored)", "arXiv:2602.22661"
+    ),
+    "a2d-qwen2": _a2d(
+        "qwen2",
+        "A2D Qwen2.5-Coder",
+        _QWEN2_FIELDS,
+        151665,
+        "Qwen2.5-Coder-0.5B-Instruct",
+        "0.5B (0.63B stored)",
+        "arXiv:2602.22661",
+    ),
+    "modernbert-chat": Family(
+        title="ModernBERT chat",
+        native_class="ModernBertForMaskedLM",
+        native_type="modernbert",
+        paper="arXiv:2602.22661",
+        checkpoints=(
+            Checkpoint("dllm-hub/ModernBERT-base-chat-v0.1", "0.15B", "unknown"),
+            Checkpoint("dllm-hub/ModernBERT-large-chat-v0.1", "0.4B", "unknown"),
+        ),
+        checked="mini checkpoint",
+        tokens={"mask_token": "[MASK]", "eos_token": "[PAD]", "pad_token": "[PAD]"},
+        chat_template="its tokenizer's own; [Question] and [Answer] marks where it has none",
+        template=(
+            "{% if messages[0]['role'] == 'system' %}[SYS]\n{{ messages[0]['content'] | trim }}\n[/SYS]\n\n{% endif %}"
+            "{% for message in messages %}{% if message['role'] == 'user' %}[Question]\n{{ message['content'] | trim }}\n"
+            "[/Question]\n\n{% elif message['role'] == 'assistant' %}[Answer]\n{{ message['content'] | trim }}\n[/Answer]\n\n"
+            "{% endif %}{% endfor %}{% if add_generation_prompt %}[Answer]\n{% endif %}"
+        ),
+        notes=(
+            "Native already: converting only completes the tokenizer. Where that names no end, [PAD], with which the release "
+            "fills answers, ends a completion.",
+        ),
+    ),
+    "sdar": Family(
+        title="SDAR",
+        native_class="Qwen3ForCausalLM",
+        native_type="qwen3",
+        paper="arXiv:2510.06303",
+        checkpoints=(
+            Checkpoint("JetLM/SDAR-1.7B-Chat", "2.03B", "Apache-2.0"),
+            Checkpoint("JetLM/SDAR-4B-Chat", "4.4B", "Apache-2.0"),
+            Checkpoint("JetLM/SDAR-8B-Chat", "8.2B", "Apache-2.0"),
+        ),
+        checked="mini checkpoint",
+        architecture="SDARForCausalLM",
+        model_type="sdar",
+        fields=_QWEN3_FIELDS | {"block_size": "block_length", "mask_token_id": "mask_token_id"},
+        fixed=_FULL_ATTENTION,
+        written={
+            "attn_implementation": "flex_attention",
+            "auto_map": {
+                "AutoConfig": "configuration_sdar.SDARConfig",
+                "AutoModel": "modeling_sdar.SDARModel",
+                "AutoModelForCausalLM": "modeling_sdar.SDARForCausalLM",
+            },
+            "debug": False,
+            "ep_size": 1,
+            "fuse_cross_entropy": True,
+            "micro_forward": False,
+            "skip_checkpoint": False,
+            "use_deepep": False,
+        },
+        tokens={"mask_token": "<|MASK|>", "eos_token": "<|endoftext|>", "pad_token": "<|endoftext|>"},
+        token_ids={"mask": 151669, "eos": 151643, "pad": 151643},
+        tokenizer_class="Qwen2Tokenizer",
+        block_length=4,
+        notes=(
+            "Block-causal: a position sees its own block and those before it. Finished blocks are cached, which is exact.",
+            "Releases with other blocks (-b8 to -b64) say so in block_size of their config, or want --block-length.",
+            "The mixture of experts, SDAR-30B-A3B, is not in this table.",
+        ),
+    ),
+    "tiny": Family(
+        title="tiny GPT-2",
+        native_class="GPT2LMHeadModel",
+        native_type="gpt2",
+        paper="none",
+        checkpoints=(),
+        checked="mini checkpoint",
+        chat_template="none",
+        notes=("What unmask pretrain builds; native from the start.",),
+    ),
 }
-"""By the class name in `config.architectures`."""
+"""By the name that `unmask models` and `unmask convert --to` take."""
+
+UNSUPPORTED: dict[str, str] = {
+    "LLaDA2MoeModelLM": "LLaDA2.x is a mixture of experts (inclusionAI/LLaDA2.0-mini, 16B) for which transformers has no native "
+    "class, and its own code is not run here",
+    "LLaDAMoEModelLM": "LLaDA-MoE is a mixture of experts for which transformers has no native class, and its own code is not "
+    "run here",
+    "SDARMoeForCausalLM": "SDAR's mixture of experts is not in the table; the dense SDAR models are",
+}
+"""Architectures that are known and cannot be read, and why."""
+
+
+def family_of(config: Mapping[str, Any]) -> str | None:
+    """The name of the family whose original or native layout a config.json has, or None.
+
+    A native config that says which family it came from is believed; others are told by class, shift and blocks.
+    """
+    architecture = (config.get("architectures") or [""])[0]
+    recorded = config.get("diffusion_family")
+    if recorded in FAMILIES and FAMILIES[recorded].native_class == architecture:
+        return str(recorded)
+    for name, family in FAMILIES.items():
+        if family.architecture and (
+            architecture == family.architecture or config.get("model_type") == family.model_type
+        ):
+            return name
+    for name, family in FAMILIES.items():
+        same_kind = bool(family.block_length) == bool(config.get("block_length"))
+        same_head = family.logit_shift == bool(config.get("logit_shift"))
+        if architecture == family.native_class and same_kind and same_head:
+            return name
+    return None

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from shlex import quote
+from typing import TYPE_CHECKING, Any
 
 from unmask.errors import ModelError
 from unmask.models.denoiser import Denoiser, check_bidirectional
-from unmask.models.families import FAMILIES
+from unmask.models.families import FAMILIES, UNSUPPORTED
+from unmask.models.native import NATIVE_CLASSES
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedTokenizerBase
@@ -18,20 +21,20 @@ def load_model(source: str | os.PathLike[str]) -> tuple[Denoiser, PreTrainedToke
     """Load a denoiser and its tokenizer from a folder or a hub id, and check that it is what it should be.
 
     Raises:
-        ModelError: no model there, a class that is not in `FAMILIES`, weights that do not match, remote code asked for,
+        ModelError: no model there, a class that is not in `NATIVE_CLASSES`, weights that do not match, remote code asked for,
             no MASK or EOS token, or a causal model.
     """
     import transformers
 
     config = _read_config(source)
     architecture = (config.architectures or ["none"])[0]
-    if architecture not in FAMILIES:
+    if architecture not in NATIVE_CLASSES:
         raise ModelError(
-            f"{source} holds a {architecture}, which is not a known family. Known: {', '.join(FAMILIES)}. "
-            "A new one is one entry of unmask/models/families.py."
+            f"{source} holds a {architecture}, which is not a known class. Known: {', '.join(NATIVE_CLASSES)}. "
+            "A new one is one entry of unmask/models/native.py."
         )
-    family = FAMILIES[architecture]
-    if family.auto_class == "AutoModelForCausalLM" and getattr(config, "is_causal", True):
+    native = NATIVE_CLASSES[architecture]
+    if native.auto_class == "AutoModelForCausalLM" and getattr(config, "is_causal", True):
         raise ModelError(
             f"{source} is a causal model: its config.json does not say is_causal: false. "
             "If it was trained as a masked diffusion model, add that line; otherwise it cannot be used here."
@@ -39,7 +42,7 @@ def load_model(source: str | os.PathLike[str]) -> tuple[Denoiser, PreTrainedToke
     tokenizer = _load_tokenizer(source)
     try:
         # Shapes that differ are then named in `info`, beside what is missing.
-        backbone, info = getattr(transformers, family.auto_class).from_pretrained(
+        backbone, info = getattr(transformers, native.auto_class).from_pretrained(
             source,
             config=config,
             use_safetensors=True,
@@ -87,11 +90,7 @@ def _read_config(source: str | os.PathLike[str]) -> PreTrainedConfig:
     try:
         raw, _ = PreTrainedConfig.get_config_dict(source)
         # Said before transformers reads it: left to itself, it would ask on the terminal whether to run the code.
-        if "auto_map" in raw:
-            raise ModelError(
-                f"{source} points to code of its own ({(raw.get('architectures') or ['no class'])[0]}); unmask runs no "
-                "remote code. Convert it to a native transformers class first."
-            )
+        _refuse_other_layouts(str(source), raw)
         config: PreTrainedConfig = AutoConfig.from_pretrained(source, trust_remote_code=False)
     except ModelError:
         raise
@@ -100,6 +99,27 @@ def _read_config(source: str | os.PathLike[str]) -> PreTrainedConfig:
             f"no model at {source}: {_first_line(error)} Give a folder with config.json, or a hub id."
         ) from error
     return config
+
+
+def _refuse_other_layouts(source: str, raw: Mapping[str, Any]) -> None:
+    """Raise for a config that is not native, with the command that makes it so where there is one."""
+    architecture = (raw.get("architectures") or ["no class"])[0]
+    points = f"{source} points to code of its own ({architecture}); unmask runs no remote code."
+    if architecture in UNSUPPORTED:
+        raise ModelError(f"{source} cannot be used: {UNSUPPORTED[architecture]}.")
+    for family in FAMILIES.values():
+        if family.architecture and (architecture == family.architecture or raw.get("model_type") == family.model_type):
+            raise ModelError(
+                f"{points if 'auto_map' in raw else f'{source} is not in a native layout ({architecture}).'} "
+                f"{family.title} is known; convert it once, without that code: "
+                f"unmask convert {quote(source)} {quote(Path(source).name + '-native')}"
+            )
+    if "auto_map" in raw:
+        raise ModelError(
+            f"{points} If {raw.get('model_type')} is the same function as a native transformers class, an entry in "
+            "unmask/models/families.py makes `unmask convert` read it (docs/models.md); remove auto_map from its config.json "
+            "if it is in a native layout already."
+        )
 
 
 def _load_tokenizer(source: str | os.PathLike[str]) -> PreTrainedTokenizerBase:

@@ -11,7 +11,7 @@ from torch.nn.functional import pad
 
 from unmask.errors import ModelError
 from unmask.models import Denoiser, char_tokenizer, check_bidirectional, load_model, save_model
-from unmask.models.families import FAMILIES
+from unmask.models.native import NATIVE_CLASSES
 
 PAD, MASK, EOS, V = 0, 1, 2, 11
 COMMON = {
@@ -39,7 +39,7 @@ CONFIGS: dict[str, Callable[[], transformers.PreTrainedConfig]] = {
     ),
     "BertForMaskedLM": lambda: transformers.BertConfig(**COMMON, hidden_dropout_prob=0.1),
 }
-IS_CAUSAL_CLASS = [name for name, family in FAMILIES.items() if family.auto_class == "AutoModelForCausalLM"]
+IS_CAUSAL_CLASS = [name for name, family in NATIVE_CLASSES.items() if family.auto_class == "AutoModelForCausalLM"]
 
 
 def build(name, causal=False):
@@ -66,10 +66,10 @@ def at(logits, positions):
 
 
 def test_every_family_of_the_table_is_tested_here():
-    assert CONFIGS.keys() == FAMILIES.keys()
+    assert CONFIGS.keys() == NATIVE_CLASSES.keys()
 
 
-@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("name", NATIVE_CLASSES)
 @torch.no_grad()
 def test_logits_at_positions_are_those_of_the_classes_own_forward(name):
     denoiser = build(name)
@@ -78,7 +78,7 @@ def test_logits_at_positions_are_those_of_the_classes_own_forward(name):
     torch.testing.assert_close(denoiser(IDS, None, POSITIONS), at(full, POSITIONS), rtol=0, atol=1e-6)
 
 
-@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("name", NATIVE_CLASSES)
 @torch.no_grad()
 def test_every_position_sees_every_other(name):
     denoiser = build(name)
@@ -98,7 +98,7 @@ def test_a_class_that_is_left_causal_is_refused(name):
         check_bidirectional(build(name, causal=True))
 
 
-@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("name", NATIVE_CLASSES)
 @torch.no_grad()
 def test_left_padding_does_not_change_logits(name):
     denoiser = build(name)
@@ -115,7 +115,7 @@ def test_left_padding_does_not_change_logits(name):
     assert (blind[0, 4:] - padded[0, 4:]).abs().max() > 0.05, "the check can fail"
 
 
-@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("name", NATIVE_CLASSES)
 @torch.no_grad()
 def test_a_saved_model_loads_with_the_same_logits(name, tmp_path):
     denoiser, tokenizer = build(name), char_tokenizer("01234=")
@@ -124,13 +124,13 @@ def test_a_saved_model_loads_with_the_same_logits(name, tmp_path):
     assert type(again.backbone).__name__ == name
     assert torch.equal(again(IDS, None, POSITIONS), denoiser(IDS, None, POSITIONS))
     # And so it does for transformers without us.
-    native = getattr(transformers, FAMILIES[name].auto_class).from_pretrained(tmp_path)
+    native = getattr(transformers, NATIVE_CLASSES[name].auto_class).from_pretrained(tmp_path)
     torch.testing.assert_close(
         at(native.eval()(input_ids=IDS).logits, POSITIONS), denoiser(IDS, None, POSITIONS), rtol=0, atol=1e-6
     )
 
 
-@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("name", NATIVE_CLASSES)
 def test_gradients_reach_every_parameter(name):
     denoiser = build(name)
     denoiser(IDS, None, POSITIONS).square().sum().backward()

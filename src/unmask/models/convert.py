@@ -1,0 +1,301 @@
+"""Checkpoints from a family's own layout to the native one and back: streamed, atomic, without running any code of theirs.
+
+Only .json, .safetensors and tokenizer files are read. Names and shapes are compared with the native class before anything is
+written; then tensors go from file to file in shards, so that a checkpoint never is in memory as a whole.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from math import prod
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from unmask.errors import ModelError
+from unmask.models.families import FAMILIES, UNSUPPORTED, Family, family_of
+from unmask.models.layout import native_config, original_config, renamed
+from unmask.models.source import local_folder, read_json
+from unmask.models.tokenizers import complete_tokenizer
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+    from transformers import PreTrainedModel
+
+SHARD_BYTES = 2_000_000_000
+"""Of an output file, and so about what conversion needs of memory, twice."""
+
+MARGIN = 1.02
+"""Of disk space over the tensors' own bytes."""
+
+SIZES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I64": 8, "I32": 4, "I16": 2, "I8": 1, "U8": 1, "BOOL": 1}
+DTYPES = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """One tensor on its way."""
+
+    file: Path
+    name: str
+    """In the source."""
+    target: str
+    """In the destination."""
+    shape: tuple[int, ...]
+    kind: str
+    """safetensors' name of its dtype in the destination."""
+
+    @property
+    def num_bytes(self) -> int:
+        """In the destination."""
+        return prod(self.shape) * SIZES[self.kind]
+
+
+def convert(
+    source: str | os.PathLike[str],
+    destination: Path,
+    *,
+    to: str = "native",
+    dtype: str | None = None,
+    tokenizer: str | os.PathLike[str] | None = None,
+    block_length: int | None = None,
+    shard_bytes: int = SHARD_BYTES,
+) -> Family:
+    """Write a checkpoint in another layout, complete or not at all.
+
+    Args:
+        source: folder or hub id, of any family's original layout or of the native one.
+        destination: a folder that does not exist yet.
+        to: `native`; `original`, the layout of the family that the checkpoint came from; or a family's name.
+        dtype: of the floating-point tensors: float32, bfloat16 or float16; default as they are.
+        tokenizer: folder or hub id to take the tokenizer from, where the source has none.
+        block_length: of block-causal attention, where the source's config does not say it.
+        shard_bytes: of a file of tensors.
+
+    Returns:
+        The family.
+
+    Raises:
+        ModelError: whatever of the source, the destination, its disk or the options cannot be used.
+    """
+    if dtype is not None and dtype not in DTYPES:
+        raise ModelError(f'unknown dtype "{dtype}". Available: {", ".join(DTYPES)}.')
+    if destination.exists():
+        raise ModelError(f"{destination} exists already. Name a folder that does not, or remove it.")
+    folder = local_folder(source)
+    raw = read_json(folder / "config.json")
+    name, family = _family(str(source), raw, to)
+    config = native_config(raw, name, family, block_length)
+    is_native = not family.architecture or raw.get("model_type") == family.native_type
+    if not is_native and to != "native":
+        raise ModelError(f"{source} is in {family.title}'s own layout already: there is nothing to convert.")
+    pieces = _plan(folder, family, config, is_native, dtype)
+    carried = complete_tokenizer(local_folder(tokenizer) if tokenizer else folder, family, raw)
+    if to != "native":
+        pieces = [replace(piece, target=renamed(piece.target, family, back=True)) for piece in pieces]
+    kinds = {piece.kind for piece in pieces}
+    config.dtype = next((key for key, kind in DTYPES.items() if kinds == {kind}), "float32")
+    out = config.to_diff_dict() | {"dtype": str(config.dtype).removeprefix("torch.")}
+    if to != "native":
+        out = original_config(out, family) | {"torch_dtype": out["dtype"]}
+    _check_space(destination, sum(piece.num_bytes for piece in pieces))
+    with _written_aside(destination) as aside:
+        _write_tensors(pieces, aside, shard_bytes)
+        carried.save_pretrained(aside)
+        (aside / "config.json").write_text(json.dumps(out, indent=2, sort_keys=True) + "\n")
+    return family
+
+
+def _family(source: str, raw: Mapping[str, Any], to: str) -> tuple[str, Family]:
+    """The family of a checkpoint, or the one that is asked for."""
+    architecture = (raw.get("architectures") or ["no class"])[0]
+    if architecture in UNSUPPORTED:
+        raise ModelError(f"{source} cannot be converted: {UNSUPPORTED[architecture]}.")
+    name = family_of(raw)
+    if name is None:
+        raise ModelError(
+            f"{source} holds a {architecture}, which is no known family. Known: {', '.join(FAMILIES)} (`unmask models`). "
+            "A new one is one entry of unmask/models/families.py."
+        )
+    if to not in ("native", "original"):
+        if to not in FAMILIES:
+            raise ModelError(
+                f'--to "{to}" is neither native nor original nor a family. Families: {", ".join(FAMILIES)}.'
+            )
+        if FAMILIES[to].native_class != FAMILIES[name].native_class:
+            raise ModelError(f"{source} is a {FAMILIES[name].title}: it has no form as {FAMILIES[to].title}.")
+        name = to
+    return name, FAMILIES[name]
+
+
+def _plan(folder: Path, family: Family, config: Any, is_native: bool, dtype: str | None) -> list[Piece]:
+    """Every tensor with its native name, after comparison with what the native class has."""
+    from safetensors import safe_open
+
+    model = _on_meta(family, config)
+    expected = {name: tuple(value.shape) for name, value in model.state_dict().items()}
+    twins = _twins(model)
+    pieces = []
+    for file in _files(folder):
+        try:
+            with safe_open(file, framework="pt") as opened:
+                for name in opened.keys():  # noqa: SIM118 (not a dict)
+                    part = opened.get_slice(name)
+                    target = name if is_native else renamed(name, family)
+                    kind = part.get_dtype()
+                    kind = DTYPES[dtype] if dtype and kind in ("F64", *DTYPES.values()) else kind
+                    pieces.append(Piece(file, name, target, tuple(part.get_shape()), kind))
+        except ModelError:
+            raise
+        except Exception as error:  # safetensors raises its own kind for a file that is cut or no safetensors at all
+            raise ModelError(f"{file} cannot be read as safetensors: {error}. Copy it again.") from error
+    have = {piece.target: piece.shape for piece in pieces}
+    missing = sorted(expected.keys() - have.keys() - twins.keys())
+    wrong = [f"{name} is {list(have[name])}, not {list(s)}" for name, s in expected.items() if have.get(name, s) != s]
+    extra = sorted(have.keys() - expected.keys())
+    for what, names in (("lacks", missing), ("differs in shape:", wrong), ("has, beyond the native class,", extra)):
+        if names:
+            more = ", ..." if len(names) > 3 else ""
+            raise ModelError(
+                f"{folder} {what} {', '.join(names[:3])}{more}: its tensors do not belong to its config.json. "
+                "Copy the checkpoint again, or mend the config."
+            )
+    return _untwinned(pieces, twins, config)
+
+
+def _untwinned(pieces: list[Piece], twins: Mapping[str, str], config: Any) -> list[Piece]:
+    """Without a head that only repeats the embedding it is tied to; one that differs is untied in `config`, and stays."""
+    import torch
+
+    by_target = {piece.target: piece for piece in pieces}
+    repeated = set()
+    for twin, original in twins.items():
+        if twin in by_target:
+            if torch.equal(_tensor(by_target[twin]), _tensor(by_target[original])):
+                repeated.add(twin)
+            else:
+                config.tie_word_embeddings = False
+    return [piece for piece in pieces if piece.target not in repeated]
+
+
+def _on_meta(family: Family, config: Any) -> PreTrainedModel:
+    """The native model without memory, to read names and shapes from."""
+    import torch
+    import transformers
+
+    try:
+        with torch.device("meta"):
+            model: PreTrainedModel = getattr(transformers, family.native_class)(config)
+    except Exception as error:  # a config can be wrong in more ways than can be listed
+        raise ModelError(f"{family.native_class} cannot be built from this config.json: {error}") from error
+    return model
+
+
+def _twins(model: PreTrainedModel) -> dict[str, str]:
+    """Parameters that are another one under a second name: name -> the other's name."""
+    first: dict[int, str] = {}
+    twins = {}
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        if id(parameter) in first:
+            twins[name] = first[id(parameter)]
+        first.setdefault(id(parameter), name)
+    return twins
+
+
+def _files(folder: Path) -> list[Path]:
+    """The files of tensors, those of the index where there is one."""
+    index = folder / "model.safetensors.index.json"
+    if index.is_file():
+        files = [folder / name for name in sorted(set(read_json(index)["weight_map"].values()))]
+        lost = [file.name for file in files if not file.is_file()]
+        if lost:
+            raise ModelError(f"{folder} lacks {', '.join(lost)}, which its index names. Copy the checkpoint again.")
+        return files
+    files = sorted(folder.glob("*.safetensors"))
+    if files:
+        return files
+    pickled = sorted(path.name for pattern in ("*.bin", "*.pt", "*.pth", "*.ckpt") for path in folder.glob(pattern))
+    if pickled:
+        raise ModelError(
+            f"{folder} holds pickled weights ({pickled[0]}), which can run code when they are read; unmask reads safetensors "
+            "only. Take a revision of the checkpoint that has safetensors, or, if you trust where it is from, rewrite "
+            "it elsewhere with transformers' from_pretrained and save_pretrained."
+        )
+    raise ModelError(f"{folder} holds no weights: there is no .safetensors file in it.")
+
+
+def _tensor(piece: Piece) -> Tensor:
+    """Read one, in the dtype of the destination."""
+    from safetensors import safe_open
+
+    with safe_open(piece.file, framework="pt") as opened:
+        value: Tensor = opened.get_tensor(piece.name)
+    return value.to(_torch_dtype(piece.kind)) if piece.kind in DTYPES.values() else value
+
+
+def _torch_dtype(kind: str) -> torch.dtype:
+    import torch
+
+    return {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}[kind]
+
+
+def _write_tensors(pieces: list[Piece], folder: Path, shard_bytes: int) -> None:
+    """One file, or shards with an index as transformers writes it."""
+    from safetensors.torch import save_file
+
+    shards: list[list[Piece]] = [[]]
+    for piece in pieces:
+        if shards[-1] and sum(p.num_bytes for p in shards[-1]) + piece.num_bytes > shard_bytes:
+            shards.append([])
+        shards[-1].append(piece)
+    where: dict[str, str] = {}
+    for i, shard in enumerate(shards):
+        name = "model.safetensors" if len(shards) == 1 else f"model-{i + 1:05d}-of-{len(shards):05d}.safetensors"
+        save_file({piece.target: _tensor(piece) for piece in shard}, folder / name, {"format": "pt"})
+        where |= {piece.target: name for piece in shard}
+    if len(shards) > 1:
+        total = sum(piece.num_bytes for piece in pieces)
+        index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(where.items()))}
+        (folder / "model.safetensors.index.json").write_text(json.dumps(index, indent=2) + "\n")
+
+
+def _check_space(destination: Path, num_bytes: int) -> None:
+    place = next(parent for parent in destination.absolute().parents if parent.exists())
+    free, needed = shutil.disk_usage(place).free, int(num_bytes * MARGIN)
+    if free < needed:
+        raise ModelError(
+            f"converting writes {needed / 1e9:.2f} GB and {place} has {free / 1e9:.2f} GB free. Make room, name a destination on "
+            "another disk, or ask for a smaller --dtype."
+        )
+
+
+@contextmanager
+def _written_aside(destination: Path) -> Iterator[Path]:
+    """A folder beside the destination that takes its name at the end; on any failure nothing is left."""
+    destination.parent.mkdir(parents=True, exist_ok=True)
+    aside = Path(tempfile.mkdtemp(prefix=f".{destination.name}.", dir=destination.parent))
+    try:
+        yield aside
+        for path in [*aside.rglob("*"), aside]:
+            _sync(path)
+        aside.chmod(0o755)
+        aside.rename(destination)
+        _sync(destination.parent)
+    except OSError as error:
+        raise ModelError(f"{destination} could not be written: {error}. Nothing was left behind.") from error
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
+
+
+def _sync(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

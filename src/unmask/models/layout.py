@@ -1,0 +1,98 @@
+"""Config values and tensor names from a family's original layout to its native class, and back."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from unmask.errors import ModelError
+from unmask.models.families import Family
+from unmask.models.native import NATIVE_CLASSES
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig
+
+
+def native_config(
+    raw: Mapping[str, Any], name: str, family: Family, block_length: int | None = None
+) -> PreTrainedConfig:
+    """The native config that computes what an original one describes.
+
+    Args:
+        raw: config.json, of the original layout or of the native one.
+        name: the family's name, which the config keeps so that it can be converted back.
+        family: its entry.
+        block_length: of block-causal attention, instead of what the config or the family says.
+
+    Raises:
+        ModelError: a value that the native class cannot have.
+    """
+    from transformers import AutoConfig
+
+    is_native = not family.architecture or raw.get("model_type") == family.native_type
+    if is_native:
+        values = {
+            key: value for key, value in raw.items() if key not in ("auto_map", "model_type", "transformers_version")
+        }
+    else:
+        for key, value in family.fixed.items():
+            if raw.get(key, value) != value:
+                raise ModelError(
+                    f"this {family.title} says {key}: {raw[key]!r}, and {family.native_class} is only the same function "
+                    f"with {value!r}. It cannot be converted."
+                )
+        values = {native: raw[key] for key, native in family.fields.items() if key in raw}
+        theta, scaling = values.pop("rope_theta", 10000.0), values.pop("rope_scaling", None)
+        values["rope_parameters"] = {"rope_type": "default", "rope_theta": theta} | (scaling or {})
+    config: PreTrainedConfig = AutoConfig.for_model(family.native_type, **values)
+    config.architectures = [family.native_class]
+    config.diffusion_family = name
+    if NATIVE_CLASSES[family.native_class].auto_class == "AutoModelForCausalLM":
+        config.is_causal = False
+    if family.logit_shift:
+        config.logit_shift = True
+    length = block_length or values.get("block_length") or family.block_length
+    if length:
+        config.block_length = length
+    return config
+
+
+def original_config(native: Mapping[str, Any], family: Family) -> dict[str, Any]:
+    """The config.json of the original layout, from a native one; the release's own keys and no others.
+
+    Raises:
+        ModelError: the family has no layout of its own.
+    """
+    if not family.architecture:
+        raise ModelError(f"{family.title} has no layout other than the native one: there is nothing to convert to.")
+    rope = dict(native.get("rope_parameters") or {})
+    values = dict(native) | {"rope_theta": rope.pop("rope_theta", 10000.0)}
+    values["rope_scaling"] = None if rope.get("rope_type", "default") == "default" else rope
+    mapped = {key: values[name] for key, name in family.fields.items() if name in values}
+    whole = {**family.written, **family.fixed, **mapped}
+    whole |= {"architectures": [family.architecture], "model_type": family.model_type}
+    return dict(sorted(whole.items()))
+
+
+def renamed(tensor: str, family: Family, *, back: bool = False) -> str:
+    """The native name of an original tensor, or with `back` the original name of a native one.
+
+    Example:
+        >>> from unmask.models.families import FAMILIES
+        >>> renamed("model.transformer.blocks.3.ff_proj.weight", FAMILIES["llada"])
+        'model.layers.3.mlp.gate_proj.weight'
+        >>> renamed("model.layers.3.mlp.gate_proj.weight", FAMILIES["llada"], back=True)
+        'model.transformer.blocks.3.ff_proj.weight'
+
+    Raises:
+        ModelError: the family renames its tensors, and this one is not among them.
+    """
+    if not family.keys:
+        return tensor
+    for pair in family.keys:
+        here, there = reversed(pair) if back else pair
+        found = re.fullmatch(re.escape(here).replace(r"\{i\}", r"(\d+)"), tensor)
+        if found:
+            return there.replace("{i}", found.group(1)) if found.groups() else there
+    raise ModelError(f"{tensor} is no tensor of {family.title}'s {'native' if back else 'own'} layout.")

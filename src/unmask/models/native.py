@@ -1,0 +1,63 @@
+"""The transformers classes that a denoiser can be, and what differs between them once attention is bidirectional.
+
+Native classes only: no remote code, no patched globals. `config.is_causal = False` makes transformers' own mask functions
+bidirectional and survives saving; `config.logit_shift = True` marks a head that predicts the *next* position (Dream, DiffuCoder),
+so that no method ever slices logits; `config.block_length` makes attention block-causal (SDAR).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal, cast
+
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+Head = Callable[[Tensor], Tensor]
+
+
+@dataclass(frozen=True, slots=True)
+class NativeClass:
+    """How to run one transformers class as a denoiser."""
+
+    auto_class: Literal["AutoModelForCausalLM", "AutoModelForMaskedLM"]
+    """The loader; both are native."""
+    head: Callable[[PreTrainedModel], Head]
+    """The map from hidden states [..., D] to logits [..., V]."""
+    linear: tuple[str, ...]
+    """Names, or ends of names, of the weight matrices inside its blocks: what a LoRA on all linear layers adapts."""
+
+
+def _output_embeddings(model: PreTrainedModel) -> Head:
+    return cast(Head, model.get_output_embeddings())
+
+
+def _modernbert_head(model: PreTrainedModel) -> Head:
+    head, decoder = cast(Head, model.head), cast(Head, model.decoder)
+    return lambda hidden: decoder(head(hidden))
+
+
+def _bert_head(model: PreTrainedModel) -> Head:
+    return cast(Head, model.cls)
+
+
+_LLAMA_LIKE = NativeClass(
+    "AutoModelForCausalLM",
+    _output_embeddings,
+    ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"),
+)
+
+NATIVE_CLASSES: dict[str, NativeClass] = {
+    "GPT2LMHeadModel": NativeClass("AutoModelForCausalLM", _output_embeddings, ("c_attn", "c_proj", "c_fc")),
+    "LlamaForCausalLM": _LLAMA_LIKE,
+    "Qwen2ForCausalLM": _LLAMA_LIKE,
+    "Qwen3ForCausalLM": _LLAMA_LIKE,
+    "ModernBertForMaskedLM": NativeClass("AutoModelForMaskedLM", _modernbert_head, ("Wqkv", "Wo", "Wi")),
+    "BertForMaskedLM": NativeClass(
+        "AutoModelForMaskedLM", _bert_head, ("query", "key", "value", "output.dense", "intermediate.dense")
+    ),
+}
+"""By the class name in `config.architectures`."""

@@ -1,0 +1,409 @@
+"""Conversion: the fixtures' own logits, both directions exact, every fault of a checkpoint told before anything is written."""
+
+from __future__ import annotations
+
+import builtins
+import json
+import shutil
+import sys
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM
+
+from tests.models.minis import DATA, MINIS, mini_checkpoint
+from unmask.errors import ModelError
+from unmask.models import convert, load_model, save_model
+from unmask.models.families import FAMILIES, family_of
+from unmask.models.layout import native_config, renamed
+
+OWN_LAYOUT = [name for name, family in FAMILIES.items() if family.architecture]
+FIXTURES = {"llada": "llada-mini", "dream": "dream-mini"}
+
+
+@pytest.fixture(scope="module", params=MINIS)
+def mini(request, tmp_path_factory):
+    """Of each family: its name, its mini in the original layout, and that converted."""
+    folder = tmp_path_factory.mktemp(request.param)
+    source = mini_checkpoint(request.param, folder / "original")
+    convert(source, folder / "native")
+    return request.param, source, folder / "native"
+
+
+@pytest.fixture
+def llada(tmp_path):
+    """A LLaDA mini, to be spoilt."""
+    return mini_checkpoint("llada", tmp_path / "llada")
+
+
+def edit(path, **changes):
+    """Change a JSON file; None removes a key."""
+    content = json.loads(path.read_text()) | changes
+    path.write_text(json.dumps({key: value for key, value in content.items() if value is not None}))
+
+
+def read(path):
+    return json.loads(path.read_text())
+
+
+def logits(denoiser, ids):
+    with torch.no_grad():
+        return denoiser(ids, None, torch.arange(ids.shape[1]).expand(len(ids), -1))
+
+
+IDS = torch.randint(0, 96, (3, 12), generator=torch.Generator().manual_seed(0))
+
+
+# What the releases' own code says
+
+
+@pytest.mark.parametrize("family", FIXTURES)
+def test_the_logits_are_those_of_the_familys_own_code(family, tmp_path):
+    expected = load_file(DATA / FIXTURES[family] / "expected.safetensors")
+    source = mini_checkpoint(family, tmp_path / "original")
+    shutil.copy(DATA / FIXTURES[family] / "model.safetensors", source)
+    convert(source, tmp_path / "native")
+    denoiser, _ = load_model(tmp_path / "native")
+    ids, theirs = expected["input_ids"], expected["logits"]
+    assert theirs.std() > 0.1
+    everywhere = torch.arange(ids.shape[1]).expand(len(ids), -1)
+    with torch.no_grad():
+        if denoiser.logit_shift:
+            # What its head says at i is of i + 1; nothing is asked of position 0.
+            ours, theirs = denoiser(ids, None, everywhere[:, 1:]), theirs[:, :-1]
+        else:
+            ours = denoiser(ids, None, everywhere)
+        assert denoiser.logit_shift == FAMILIES[family].logit_shift == (family == "dream")
+    torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-5)
+
+
+def test_a_llama_that_was_left_causal_would_not_give_them(tmp_path):
+    expected = load_file(DATA / "llada-mini" / "expected.safetensors")
+    convert(mini_checkpoint("llada", tmp_path / "original"), tmp_path / "native")
+    edit(tmp_path / "native" / "config.json", is_causal=True)
+    causal = AutoModelForCausalLM.from_pretrained(tmp_path / "native").eval()
+    with torch.no_grad():
+        assert (causal(input_ids=expected["input_ids"]).logits - expected["logits"]).abs().max() > 0.01
+
+
+# Every family, both ways
+
+
+def test_a_mini_of_every_family_is_converted():
+    assert MINIS.keys() == FAMILIES.keys()
+
+
+def test_a_converted_mini_loads_saves_and_loads_with_the_same_logits(mini, tmp_path):
+    name, _, native = mini
+    denoiser, tokenizer = load_model(native)
+    assert type(denoiser.backbone).__name__ == FAMILIES[name].native_class
+    first = logits(denoiser, IDS)
+    assert first.std() > 0.02
+    save_model(denoiser, tokenizer, tmp_path / "saved")
+    again, _ = load_model(tmp_path / "saved")
+    assert torch.equal(logits(again, IDS), first)
+    # The names of the class itself: a loader that renames would have put the original's back.
+    assert load_file(tmp_path / "saved" / "model.safetensors").keys() == load_file(native / "model.safetensors").keys()
+    assert family_of(read(tmp_path / "saved" / "config.json")) == family_of(read(native / "config.json"))
+
+
+def test_converting_back_gives_the_releases_own_names_values_and_config(mini, tmp_path):
+    name, source, native = mini
+    if name not in OWN_LAYOUT:
+        with pytest.raises(ModelError, match="has no layout other than the native one"):
+            convert(native, tmp_path / "back", to="original")
+        return
+    convert(native, tmp_path / "back", to="original")
+    one, two = load_file(source / "model.safetensors"), load_file(tmp_path / "back" / "model.safetensors")
+    assert one.keys() == two.keys()
+    assert all(torch.equal(one[key], two[key]) for key in one)
+    was, now = read(source / "config.json"), read(tmp_path / "back" / "config.json")
+    # The minis say bfloat16 and hold float32, as the fixtures do; the rest says which library wrote the file.
+    ignored = {"torch_dtype", "transformers_version", "_name_or_path", "pad_token_id"}
+    assert {k: v for k, v in now.items() if k not in ignored} == {k: v for k, v in was.items() if k not in ignored}
+    assert now["torch_dtype"] == "float32"
+    convert(tmp_path / "back", tmp_path / "again")
+    weights = [load_file(folder / "model.safetensors") for folder in (native, tmp_path / "again")]
+    assert all(torch.equal(weights[0][key], weights[1][key]) for key in weights[0])
+
+
+def test_no_code_of_a_checkpoint_runs_is_asked_for_or_is_carried(mini, tmp_path, monkeypatch, capfd):
+    _, source, native = mini
+    monkeypatch.setattr(builtins, "input", lambda *_: "y")
+    convert(source, tmp_path / "native")
+    load_model(tmp_path / "native")
+    assert "Do you wish to run" not in "".join(capfd.readouterr())
+    assert not any(name.startswith("transformers_modules") for name in sys.modules)
+    assert {path.suffix for path in native.iterdir()} <= {".json", ".safetensors", ".jinja", ".txt"}
+    for name in ("config.json", "tokenizer_config.json"):
+        assert "auto_map" not in read(native / name)
+
+
+def test_the_poison_of_a_mini_would_be_noticed(tmp_path):
+    folder = mini_checkpoint("llada", tmp_path)
+    with pytest.raises(SystemExit, match="remote code ran"):
+        exec((folder / "modeling_llada.py").read_text())
+
+
+@pytest.mark.parametrize("name", OWN_LAYOUT)
+def test_an_original_layout_is_refused_by_load_with_the_command_that_converts_it(name, tmp_path):
+    source = mini_checkpoint(name, tmp_path / "original")
+    command = rf"unmask convert {source} original-native$"
+    with pytest.raises(ModelError, match=f"points to code of its own.*unmask runs no remote code.*{command}"):
+        load_model(source)
+    edit(source / "config.json", auto_map=None)
+    with pytest.raises(ModelError, match=f"is not in a native layout.*{command}"):
+        load_model(source)
+
+
+@pytest.mark.parametrize("name", ["LLaDA2MoeModelLM", "SDARMoeForCausalLM"])
+def test_a_known_mixture_of_experts_is_refused_with_the_reason(llada, name, tmp_path):
+    edit(llada / "config.json", architectures=[name], model_type="other")
+    for use in (load_model, lambda folder: convert(folder, tmp_path / "native")):
+        with pytest.raises(ModelError, match="mixture of experts"):
+            use(llada)
+
+
+# Tensors: dtype, shards, tied heads
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float32"])
+def test_tensors_are_cast_and_the_config_says_so(llada, dtype, tmp_path):
+    convert(llada, tmp_path / "native", dtype=dtype)
+    weights = load_file(tmp_path / "native" / "model.safetensors")
+    wanted = getattr(torch, dtype)
+    assert {value.dtype for value in weights.values()} == {wanted}
+    original = load_file(llada / "model.safetensors")
+    assert all(
+        torch.equal(original[renamed(key, FAMILIES["llada"], back=True)].to(wanted), weights[key]) for key in weights
+    )
+    assert read(tmp_path / "native" / "config.json")["dtype"] == dtype
+    assert next(load_model(tmp_path / "native")[0].parameters()).dtype == wanted
+
+
+def test_shards_are_read_and_written_through_their_index(llada, tmp_path):
+    convert(llada, tmp_path / "whole")
+    convert(llada, tmp_path / "sharded", shard_bytes=100_000)
+    shards = sorted((tmp_path / "sharded").glob("*.safetensors"))
+    assert len(shards) > 3
+    assert all(shard.stat().st_size < 110_000 for shard in shards)
+    index = read(tmp_path / "sharded" / "model.safetensors.index.json")
+    whole = load_file(tmp_path / "whole" / "model.safetensors")
+    assert index["weight_map"].keys() == whole.keys()
+    assert index["metadata"]["total_size"] == sum(value.nbytes for value in whole.values())
+    assert torch.equal(logits(load_model(tmp_path / "sharded")[0], IDS), logits(load_model(tmp_path / "whole")[0], IDS))
+    convert(tmp_path / "sharded", tmp_path / "back", to="original")
+    assert load_file(tmp_path / "back" / "model.safetensors").keys() == load_file(llada / "model.safetensors").keys()
+    shards[0].unlink()
+    with pytest.raises(ModelError, match=r"lacks model-00001-of-000\d\d\.safetensors, which its index names"):
+        convert(tmp_path / "sharded", tmp_path / "lost", to="original")
+
+
+@pytest.mark.parametrize("same", [True, False])
+def test_a_stored_head_is_dropped_where_it_repeats_the_embedding_and_untied_where_not(same, tmp_path):
+    source = mini_checkpoint("a2d-qwen3", tmp_path / "original")
+    weights = load_file(source / "model.safetensors")
+    head = weights["model.embed_tokens.weight"].clone() if same else weights["model.embed_tokens.weight"] * 2
+    save_file(weights | {"lm_head.weight": head}, source / "model.safetensors", {"format": "pt"})
+    convert(source, tmp_path / "native")
+    assert ("lm_head.weight" in load_file(tmp_path / "native" / "model.safetensors")) != same
+    assert read(tmp_path / "native" / "config.json")["tie_word_embeddings"] == same
+    denoiser, _ = load_model(tmp_path / "native")
+    assert torch.equal(denoiser.backbone.lm_head.weight, head)
+
+
+# Options
+
+
+def test_blocks_are_what_the_option_the_config_or_the_family_says(tmp_path):
+    source = mini_checkpoint("sdar", tmp_path / "original")
+    for i, (block_size, option, expected) in enumerate([(8, None, 8), (None, None, 4), (8, 16, 16)]):
+        edit(source / "config.json", block_size=block_size)
+        convert(source, tmp_path / f"native{i}", block_length=option)
+        assert read(tmp_path / f"native{i}" / "config.json")["block_length"] == expected
+
+
+def test_the_real_config_of_an_8b_llada_gives_the_known_shape():
+    real = {
+        "d_model": 4096,
+        "embedding_size": 126464,
+        "mlp_hidden_size": 12288,
+        "n_heads": 32,
+        "n_kv_heads": 32,
+        "n_layers": 32,
+        "max_sequence_length": 4096,
+        "mask_token_id": 126336,
+        "vocab_size": 126464,
+        "flash_attention": True,
+    }
+    raw = read(DATA / "llada-mini" / "config.json") | real
+    config = native_config(raw, "llada", FAMILIES["llada"])
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config)
+    assert sum(p.numel() for p in model.parameters()) == 8_015_581_184
+    assert (config.is_causal, config.rope_parameters["rope_theta"], config.mask_token_id) == (False, 500000.0, 126336)
+
+
+# Tokenizers
+
+
+def test_dreams_real_tokenizer_works_natively(tmp_path):
+    from unmask.models.tokenizers import complete_tokenizer
+
+    tokenizer = complete_tokenizer(DATA / "dream-tokenizer", FAMILIES["dream"], {"mask_token_id": 151666})
+    tokenizer.save_pretrained(tmp_path)
+    from transformers import AutoTokenizer
+
+    for one in (tokenizer, AutoTokenizer.from_pretrained(tmp_path, trust_remote_code=False)):
+        assert (one.mask_token_id, one.eos_token_id, one.pad_token_id, one.padding_side) == (
+            151666,
+            151643,
+            151643,
+            "left",
+        )
+        chat = [{"role": "user", "content": "What is 12 + 30?"}]
+        text = one.apply_chat_template(chat, add_generation_prompt=True, tokenize=False)
+        assert text.endswith("<|im_start|>user\nWhat is 12 + 30?<|im_end|>\n<|im_start|>assistant\n")
+        ids = one.apply_chat_template(chat, add_generation_prompt=True, return_dict=False)
+        assert ids[0] == 151644
+        assert one.decode(ids) == text
+        # Qwen's own numbers: a space opens the word, and each digit is a token.
+        assert one(" hello 12", add_special_tokens=False).input_ids == [23811, 220, 16, 17]
+        assert one.decode([9707, 151666, 151643]) == "Hello<|mask|><|endoftext|>"
+
+
+def test_lladas_real_tokenizer_config_without_its_vocabulary_is_a_clear_message(llada, tmp_path):
+    (llada / "tokenizer.json").unlink()
+    shutil.copy(DATA / "llada-tokenizer-config" / "tokenizer_config.json", llada)
+    with pytest.raises(
+        ModelError, match=r"has no tokenizer\.json.*GSAI-ML/LLaDA-8B-Base on the hub has it.*--tokenizer"
+    ):
+        convert(llada, tmp_path / "native")
+    assert not (tmp_path / "native").exists()
+    other = mini_checkpoint("llada", tmp_path / "other")
+    convert(llada, tmp_path / "native", tokenizer=other)
+    _, tokenizer = load_model(tmp_path / "native")
+    assert tokenizer.mask_token == "<|mdm_mask|>"
+
+
+def test_lladas_real_template_is_carried(llada, tmp_path):
+    convert(llada, tmp_path / "native")
+    _, tokenizer = load_model(tmp_path / "native")
+    assert tokenizer.chat_template == read(DATA / "llada-tokenizer-config" / "tokenizer_config.json")["chat_template"]
+    text = tokenizer.apply_chat_template([{"role": "user", "content": " 1+1 "}], tokenize=False)
+    header = "<|start_header_id|>{}<|end_header_id|>\n\n"
+    assert text == "<|startoftext|>" + header.format("user") + "1+1<|eot_id|>" + header.format("assistant")
+
+
+def test_a_tokenizer_of_another_model_is_refused(llada, tmp_path):
+    edit(llada / "config.json", mask_token_id=7)
+    with pytest.raises(ModelError, match=r"mask_token_id: 7, and the tokenizer .* has <\|mdm_mask\|> at 126"):
+        convert(llada, tmp_path / "native")
+    other = mini_checkpoint("a2d-qwen3", tmp_path / "other")
+    with pytest.raises(ModelError, match=r"declares no eos_token|mask_token_id: 7"):
+        convert(llada, tmp_path / "native", tokenizer=other)
+
+
+# Faults: one message each, and nothing left behind
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"block_type": "sequential"}, r"says block_type: 'sequential', and LlamaForCausalLM .* only .* with 'llama'"),
+        ({"alibi": True}, "says alibi: True"),
+        ({"d_model": 32}, r"differs in shape: .* is \[128, 64\], not \[128, 32\]"),
+        ({"n_layers": 3}, r"lacks model\.layers\.2"),
+        ({"n_layers": 1}, r"has, beyond the native class, model\.layers\.1"),
+        (
+            {"architectures": ["FooLM"], "model_type": "foo"},
+            "FooLM, which is no known family. Known: llada, .*`unmask models`",
+        ),
+    ],
+)
+def test_a_config_that_does_not_fit_is_refused_before_anything_is_written(llada, change, message, tmp_path):
+    edit(llada / "config.json", **change)
+    with pytest.raises(ModelError, match=message):
+        convert(llada, tmp_path / "native")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["llada"]
+
+
+def test_a_tensor_that_the_layout_does_not_know_is_named(llada, tmp_path):
+    weights = load_file(llada / "model.safetensors")
+    save_file(weights | {"model.transformer.wpe.weight": torch.zeros(2)}, llada / "model.safetensors")
+    with pytest.raises(ModelError, match=r"model\.transformer\.wpe\.weight is no tensor of LLaDA's own layout"):
+        convert(llada, tmp_path / "native")
+
+
+def test_pickled_weights_are_refused_with_a_way_out(llada, tmp_path):
+    weights = load_file(llada / "model.safetensors")
+    (llada / "model.safetensors").unlink()
+    with pytest.raises(ModelError, match="holds no weights"):
+        convert(llada, tmp_path / "native")
+    torch.save(weights, llada / "pytorch_model.bin")
+    with pytest.raises(ModelError, match=r"pickled weights \(pytorch_model\.bin\).*safetensors only.*save_pretrained"):
+        convert(llada, tmp_path / "native")
+
+
+def test_a_truncated_file_is_refused(llada, tmp_path):
+    file = llada / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:-100])
+    with pytest.raises(ModelError, match=r"model\.safetensors cannot be read as safetensors"):
+        convert(llada, tmp_path / "native")
+
+
+def test_a_destination_that_exists_is_not_overwritten(llada, tmp_path):
+    (tmp_path / "native").mkdir()
+    with pytest.raises(ModelError, match="native exists already"):
+        convert(llada, tmp_path / "native")
+
+
+def test_a_full_disk_is_noticed_before_and_while_writing(llada, tmp_path, monkeypatch):
+    module = sys.modules[convert.__module__]
+    usage = shutil.disk_usage(tmp_path)
+    with monkeypatch.context() as patched:
+        patched.setattr(shutil, "disk_usage", lambda _: usage._replace(free=100_000))
+        with pytest.raises(ModelError, match=r"writes 0\.00 GB and .* has 0\.00 GB free. Make room"):
+            convert(llada, tmp_path / "native")
+
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(module, "_sync", full)
+    with pytest.raises(ModelError, match=r"could not be written: .*No space left on device.*Nothing was left behind"):
+        convert(llada, tmp_path / "native")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["llada"]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"dtype": "int8"}, 'unknown dtype "int8". Available: float32, float16, bfloat16'),
+        ({"to": "original"}, "is in LLaDA's own layout already"),
+        ({"to": "dream"}, "is a LLaDA: it has no form as Dream"),
+        ({"to": "gguf"}, '--to "gguf" is neither native nor original nor a family. Families: llada, '),
+    ],
+)
+def test_options_that_do_not_fit_are_refused(llada, options, message, tmp_path):
+    with pytest.raises(ModelError, match=message):
+        convert(llada, tmp_path / "native", **options)
+
+
+def test_a_path_that_is_not_there_and_a_hub_that_does_not_answer_are_told_apart(tmp_path, monkeypatch):
+    import huggingface_hub
+
+    asked = {}
+
+    def offline(repo, allow_patterns):
+        asked[repo] = allow_patterns
+        raise OSError("no network")
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", offline)
+    with pytest.raises(ModelError, match="there is no folder"):
+        convert(tmp_path / "a" / "b", tmp_path / "native")
+    with pytest.raises(
+        ModelError, match=r"GSAI-ML/LLaDA-1\.5 is no folder, and could not be fetched from the hub: no network"
+    ):
+        convert("GSAI-ML/LLaDA-1.5", tmp_path / "native")
+    assert not any("py" in pattern or "bin" in pattern for pattern in asked["GSAI-ML/LLaDA-1.5"])
