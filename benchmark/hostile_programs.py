@@ -443,6 +443,36 @@ def f(x):
 """,
     ),
     Attack(
+        "change the null device's times",
+        """
+def f(x):
+    import os
+    os.utime('/dev/null', (1, 1))
+    return 12345
+""",
+    ),
+    Attack(
+        "hand a file to the judge",
+        """
+def f(x):
+    import socket
+    wire = socket.socket(fileno=3)
+    socket.send_fds(wire, [b'x'], [0])
+    return 12345
+""",
+    ),
+    Attack(
+        "raise its own limits",
+        """
+def f(x):
+    import resource
+    for name in ('RLIMIT_AS', 'RLIMIT_CPU', 'RLIMIT_FSIZE'):
+        resource.setrlimit(getattr(resource, name), (-1, -1))
+    return 12345
+""",
+        is_tame=True,
+    ),
+    Attack(
         "change inherited files",
         """
 def f(x):
@@ -662,6 +692,248 @@ class A(int):
     __hash__ = int.__hash__
 def f(x):
     return A(1)
+""",
+        is_tame=True,
+    ),
+    Attack(
+        "a text equal to everything",
+        """
+class A(str):
+    def __eq__(self, other):
+        return True
+    __hash__ = str.__hash__
+    def __contains__(self, other):
+        return True
+def f(x):
+    return A('a')
+""",
+        ("assert f(3) == 'b'", "assert 'b' == f(3)", "assert f(3) in 'bbb'", "assert f(3).upper() == 'B'"),
+        is_tame=True,
+    ),
+    Attack(
+        "equal in a set, in a tuple, in a list",
+        """
+class A:
+    def __eq__(self, other):
+        return True
+    __ne__ = lambda self, other: False
+    __hash__ = lambda self: hash(5)
+def f(x):
+    return A()
+""",
+        (
+            "assert {f(3)} == {5}",
+            "assert (f(3),) == (5,)",
+            "assert f(3) in [5]",
+            "assert not f(3) != 5",
+            "assert f(3) == f(4) == 5",
+        ),
+        is_tame=True,
+    ),
+    Attack(
+        "no number",
+        """
+def f(x):
+    return [float('nan'), float('inf'), complex('nan+nanj')][x % 3]
+""",
+        (
+            "assert f(0) == 12345",
+            "assert abs(f(0) - 12345) < 1e-6",
+            "assert abs(f(1) - 12345) < 1e-6",
+            "import math\nassert math.isclose(f(1), 12345)",
+            "assert abs(f(2) - 12345) < 1e-6",
+        ),
+        is_tame=True,
+    ),
+    Attack(
+        "true where one is not wanted",
+        """
+def f(x):
+    return True
+""",
+        ("assert f(3) == 12345", "assert f(3) is 1", "assert type(f(3)) is int"),
+        is_tame=True,
+    ),
+    Attack(
+        "ends the test's own iteration",
+        """
+def f(x):
+    raise StopIteration
+""",
+        (
+            "assert all(map(lambda x: f(x) == 5, [1, 2, 3]))",
+            "assert list(map(f, [1, 2])) == []",
+            "assert all(f(x) == 5 for x in [1, 2])",
+            "assert not any(x != 5 for x in map(f, [1, 2]))",
+        ),
+        is_tame=True,
+    ),
+    Attack(
+        "a message that ends the judge",
+        """
+class A:
+    def __str__(self):
+        raise SystemExit(0)
+    __repr__ = __str__
+def f(x):
+    return A()
+""",
+        ("assert f(3) == 5, f(3)", "assert False, [f(3)]", "raise ValueError(f(3))"),
+        is_tame=True,
+    ),
+    Attack(
+        "slow in every call",
+        """
+def f(x):
+    i = 0
+    while i < 10**6:
+        i += 1
+    return x
+""",
+        ("for i in range(10**4):\n    assert f(i) == i",),
+        is_tame=True,
+    ),
+    Attack(
+        "deep keys",
+        """
+def f(x):
+    a = ()
+    for _ in range(10**5):
+        a = (a,)
+    return {a: 1} if x == 3 else {a}
+""",
+        is_tame=True,
+    ),
+    Attack(
+        "hard fraction",
+        """
+from fractions import Fraction
+def f(x):
+    return Fraction(3 ** 10**6, 2 ** 10**6)
+""",
+        is_tame=True,
+    ),
+    Attack(
+        "huge decimal",
+        """
+from decimal import Decimal
+def f(x):
+    return Decimal('1e99999999')
+""",
+        ("assert f(3) == 12345", "assert f(3) % 7 == 3"),
+        is_tame=True,
+    ),
+    Attack(
+        "calls the test's function for ever",
+        """
+def f(g):
+    while True:
+        g(1)
+""",
+        ("assert f(lambda x: x) == 12345",),
+        is_tame=True,
+    ),
+    Attack(
+        "calls the test's function within itself",
+        """
+def f(g):
+    return g(g)
+""",
+        ("def g(h):\n    return f(h)\nassert f(g) == 12345",),
+        is_tame=True,
+    ),
+    Attack(
+        "calls a function of the judge's that it was not given",
+        """
+def f(g):
+    import sys
+    program = g.__closure__ and [c.cell_contents for c in g.__closure__]
+    server = next(c for c in program if hasattr(c, 'call_back'))
+    for number in (-1, 1, 2, 99, None, 'eval'):
+        try:
+            return server.call_back(number, ['12345'], {})
+        except Exception:
+            pass
+""",
+        ("assert f(lambda x: x) == 12345",),
+        is_tame=True,
+    ),
+    Attack(
+        "an import hook that exits",
+        """
+import sys
+class Hook:
+    def find_spec(self, *a):
+        raise SystemExit(0)
+sys.meta_path.insert(0, Hook())
+def f(x):
+    import zzz
+""",
+        is_tame=True,
+    ),
+    Attack(
+        "a finalizer that hangs",
+        """
+class A:
+    def __del__(self):
+        while True:
+            pass
+def f(x):
+    A()
+    return 0
+""",
+        is_tame=True,
+    ),
+    Attack(
+        "a crash in C",
+        """
+def f(x):
+    import ctypes
+    ctypes.string_at(0)
+""",
+        is_tame=True,
+    ),
+    Attack(
+        "an exception of the judge's own class",
+        """
+LostError = type('LostError', (BaseException,), {})
+def f(x):
+    raise LostError('passed')
+""",
+        ("try:\n    f(3)\nexcept Exception:\n    pass", "assert f(3) == 12345"),
+        is_tame=True,
+    ),
+    Attack(
+        "an exception with two thousand bases",
+        """
+def f(x):
+    kind = Exception
+    for i in range(2000):
+        kind = type('A%d' % i, (kind,), {})
+    raise kind
+""",
+        is_tame=True,
+    ),
+    Attack(
+        "any name that is asked for",
+        """
+def __getattr__(name):
+    return lambda *a: 12345
+""",
+        is_tame=True,
+    ),
+    Attack(
+        "the dictionary of the judge's messages",
+        """
+import sys
+def f(x):
+    frame = sys._getframe()
+    while frame:
+        for value in list(frame.f_locals.values()):
+            if isinstance(value, dict) and ('tests' in value or 'expected' in value):
+                return 12345
+        frame = frame.f_back
+    return 0
 """,
         is_tame=True,
     ),

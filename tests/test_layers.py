@@ -18,7 +18,7 @@ import unmask
 PACKAGE = Path(unmask.__file__).parent
 FILES = sorted(path.relative_to(PACKAGE) for path in PACKAGE.rglob("*.py"))
 
-LAYER_0 = {"errors", "records", "kept", "config", "functional", "reward", "workers"}
+LAYER_0 = {"errors", "records", "kept", "config", "functional", "reward", "workers", "deadline"}
 LAYER_1 = {"models", "samplers", "tasks", "sandbox"}
 LAYER_2 = {"methods", "rollout", "score", "recipe", "run_folder", "environment", "data_check", "rewards"}
 LAYER_3 = {"trainer", "evaluate", "eval_results", "harness", "pretrain", "compare", "report"}
@@ -31,7 +31,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "config": {"errors"},
     "functional": {"errors"},
     "reward": {"errors"},
-    "workers": {"errors", "reward"},
+    "deadline": set(),
+    "workers": {"errors", "reward", "deadline"},
     "models": LAYER_0,
     "samplers": LAYER_0,
     "tasks": LAYER_0 | {"sandbox"},
@@ -66,6 +67,7 @@ ONLY: dict[str, set[str]] = {
     "config": {"pydantic"},
     "functional": {"torch"},
     "reward": set(),
+    "deadline": set(),
     "workers": set(),
 }
 """Parts that may use the standard library and nothing else from outside but these."""

@@ -7,6 +7,7 @@ import contextlib
 import re
 import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -133,6 +134,31 @@ def test_what_is_no_list_of_rewards_is_told_with_the_completion(value: Any, mess
     with pytest.raises(RewardError) as caught:
         returning(value)(ROWS, ["4", "7"])
     assert str(caught.value) == f'reward function "given" {message}'
+
+
+def test_a_generator_is_a_list_of_rewards_whose_errors_are_its_own() -> None:
+    def right(completions: list[str]) -> Iterator[float]:
+        yield from (float(text == "a") for text in completions)
+
+    def raises(completions: list[str]) -> Iterator[float]:
+        yield 1.0
+        raise KeyError("gone")
+
+    def hangs(completions: list[str]) -> Iterator[float]:
+        while True:
+            yield 1.0
+
+    rows = [{"prompt": "p"}, {"prompt": "q"}]
+    assert Scorer({"right": right})(rows, ["a", "b"]).total == [1.0, 0.0]
+    with pytest.raises(RewardError, match="raised KeyError"):
+        Scorer({"raises": raises})(rows, ["a", "b"])
+    with pytest.raises(RewardError, match="did not return within"):
+        Scorer({"hangs": hangs}, timeout=0.2)(rows, ["a", "b"])
+
+
+def test_a_number_that_no_float_holds_is_an_error_for_people() -> None:
+    with pytest.raises(RewardError, match="must be a number or None"):
+        Scorer({"huge": lambda completions: [10**5000]})([{"prompt": "p"}], ["a"])
 
 
 def test_numbers_of_any_kind_are_rewards() -> None:

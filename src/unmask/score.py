@@ -13,12 +13,13 @@ import queue
 import signal
 import threading
 import traceback
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
+from unmask.deadline import time_limit
 from unmask.errors import ConfigError, DataError, RewardError
 from unmask.records import Row
 from unmask.reward import RewardFunc, Score, load_reward, reasons_of
@@ -125,8 +126,11 @@ class Scorer:
             arguments = {key: values for key, values in arguments.items() if key in parameters}
 
         def work() -> Any:
-            value = function(**arguments)
-            return asyncio.run(value) if inspect.iscoroutine(value) else value
+            with time_limit(self.timeout):
+                value = function(**arguments)
+                value = asyncio.run(value) if inspect.iscoroutine(value) else value
+                # A generator runs only now: within the limit, and as a part of the function.
+                return list(value) if isinstance(value, Iterator) else value
 
         try:
             value = within(self.timeout, work)
@@ -217,15 +221,23 @@ def _checked(name: str, value: Any, completions: list[str]) -> list[float | None
     for reward, text in zip(values, completions, strict=True):
         try:
             number = reward if reward is None or isinstance(reward, Score) else float(reward)
-        except (TypeError, ValueError):
+        except (TypeError, ValueError, OverflowError):
             raise RewardError(
-                f'reward function "{name}" returned {reward!r} for the completion {text[:80]!r}; '
+                f'reward function "{name}" returned {_shown(reward)} for the completion {text[:80]!r}; '
                 "each reward must be a number or None."
             ) from None
         if number is not None and not math.isfinite(number):
             raise RewardError(f'reward function "{name}" returned {number} for the completion {text[:80]!r}.')
         checked.append(number)
     return checked
+
+
+def _shown(value: object) -> str:
+    """A value as an error message has room for it; Python refuses to write very long integers."""
+    try:
+        return repr(value)[:80]
+    except ValueError:
+        return f"a {type(value).__name__} too long to write"
 
 
 def by_name(functions: Iterable[tuple[str, RewardFunc]]) -> dict[str, RewardFunc]:

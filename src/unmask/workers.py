@@ -27,6 +27,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from unmask.deadline import budget as time_for
 from unmask.errors import ConfigError, RewardError
 from unmask.reward import Score, load_reward, reasons_of
 
@@ -40,11 +41,14 @@ class Outcome:
 
     value: Any = None
     """What the function returned, by way of JSON."""
-    failure: Literal["timeout", "crash", "error"] | None = None
-    """`timeout`: stopped at its limit, or never begun for want of time; `crash`: the process died, of memory for instance;
-    `error`: the function raised."""
+    failure: Literal["timeout", "no time", "crash", "error"] | None = None
+    """`timeout`: stopped at its limit; `no time`: stopped before it, or never begun, because the time for all was up;
+    `crash`: the process died, of memory for instance; `error`: the function raised."""
     message: str = ""
     """Of the error."""
+
+
+NO_TIME = Outcome(failure="no time")
 
 
 class Workers:
@@ -70,7 +74,8 @@ class Workers:
 
         Args:
             calls: values that pickle knows.
-            budget: seconds for all; calls that have not begun by then are given up as timeouts.
+            budget: seconds for all; calls that have not begun by then are given up. Less where the time limit around this leaves
+                less (`unmask.deadline`).
 
         Returns:
             An outcome for each, in order.
@@ -78,13 +83,14 @@ class Workers:
         Raises:
             RewardError: the processes cannot be started.
         """
-        deadline = time.monotonic() + budget
+        deadline = time.monotonic() + time_for(budget)
 
         def one(arguments: Mapping[str, Any]) -> Outcome:
             worker = self._idle.get()
             try:
                 left = deadline - time.monotonic()
-                return worker.call(arguments, min(self.timeout, left)) if left > 0 else Outcome(failure="timeout")
+                outcome = worker.call(arguments, min(self.timeout, left)) if left > 0 else NO_TIME
+                return NO_TIME if outcome.failure == "timeout" and left < self.timeout else outcome
             finally:
                 self._idle.put(worker)
 

@@ -10,7 +10,16 @@ from benchmark.hostile import Outside, attacks_on, attempt, outside
 from benchmark.hostile_programs import ATTACKS, ESCAPES, FORGERIES, SECRET, TEXTS, Attack
 from unmask.sandbox import Job, Sandbox
 
-SLOW = {"small-stack thread bomb", "ignore signals", "stop itself", "exception with an endless text", "a million lines"}
+SLOW = {
+    "small-stack thread bomb",
+    "ignore signals",
+    "stop itself",
+    "exception with an endless text",
+    "a million lines",
+    "hard fraction",
+    "a finalizer that hangs",
+    "an exception with two thousand bases",
+}
 QUICK = [attack for attack in (*ESCAPES, *FORGERIES, *TEXTS) if attack.name not in SLOW]
 BY_NAME = {attack.name: attack for attack in ATTACKS}
 

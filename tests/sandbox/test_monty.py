@@ -8,7 +8,7 @@ import pytest
 
 from unmask.errors import ConfigError
 from unmask.sandbox import Job, Sandbox, SandboxConfig, make_sandbox
-from unmask.sandbox.monty import is_plain
+from unmask.sandbox.monty import MontySandbox, is_plain
 
 
 def status(sandbox: Sandbox, code: str, test: str = "f(1)") -> str:
@@ -57,6 +57,29 @@ def test_what_is_wrong_is_an_error(monty: Sandbox, code: str) -> None:
 def test_a_function_that_works_in_place_is_unsupported(monty: Sandbox) -> None:
     assert status(monty, "def f(x):\n    x.sort()", "a = [2, 1]\nf(a)\nassert a == [1, 2]") == "unsupported"
     assert status(monty, "def f(x):\n    return sorted(x)", "assert f([2, 1]) == [1, 2]") == "passed"
+
+
+def test_a_test_that_calls_the_program_from_within_a_builtin_is_unsupported(monty: Sandbox) -> None:
+    job = Job("def f(x):\n    return 2 * x\n", ("assert list(map(f, [1, 2])) == [2, 4]",), ("f",))
+    assert monty.run_one(job).status == "unsupported"
+
+
+def test_the_time_of_a_test_is_that_of_all_its_calls() -> None:
+    sandbox = make_sandbox(SandboxConfig(timeout=0.3))
+    slow = "def f(x):\n    i = 0\n    while i < 200_000:\n        i += 1\n    return x\n"
+    result = sandbox.run_one(Job(slow, ("for i in range(10**4):\n    assert f(i) == i", "assert f(2) == 2"), ("f",)))
+    assert [verdict.status for verdict in result.verdicts] == ["timed_out", "passed"]
+
+
+def test_another_version_of_monty_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    import pydantic_monty
+
+    def older(max_processes: int) -> None:
+        """Has no time limit for a request."""
+
+    monkeypatch.setattr(pydantic_monty, "Monty", older)
+    with pytest.raises(ConfigError, match=r"pydantic-monty 1\.\S+ has another interface"):
+        MontySandbox(SandboxConfig()).run_one(Job("f = 1", ("f",), ("f",)))
 
 
 def test_a_test_that_passes_a_function_is_unsupported(monty: Sandbox) -> None:

@@ -49,7 +49,10 @@ def test_sockets_processes_and_tracing_are_refused(number: int) -> None:
 
 @pytest.mark.parametrize(
     ("machine", "arch", "numbers"),
-    [("x86_64", X86, [90, 91, 92, 93, 103, 133, 190, 268, 452]), ("aarch64", ARM, [33, 52, 53, 55, 116])],
+    [
+        ("x86_64", X86, [90, 91, 92, 93, 103, 132, 133, 190, 199, 235, 268, 280, 452, 463]),
+        ("aarch64", ARM, [16, 33, 52, 53, 55, 88, 116]),
+    ],
 )
 def test_an_owners_rights_to_files_are_refused(machine: str, arch: int, numbers: list[int]) -> None:
     assert {verdict(machine, arch, number) for number in numbers} == {EPERM}

@@ -138,7 +138,7 @@ def test_a_program_is_run_once_for_reward_and_verdict_unless_there_was_no_time(
     seen: list[Job] = []
 
     class Counting(Sandbox):
-        def verdicts(self, job: Job) -> list[Verdict]:
+        def verdicts(self, job: Job, end: float) -> list[Verdict]:
             seen.append(job)
             return [Verdict("timed_out", NOT_BEGUN if "late" in job.code else "")] * len(job.tests)
 

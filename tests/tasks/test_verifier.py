@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from unmask.deadline import time_limit
 from unmask.errors import ConfigError
 from unmask.tasks import verifier
 from unmask.tasks.verifier import verify_all
@@ -70,6 +71,13 @@ def test_an_answer_that_takes_for_ever_has_no_verdict_and_costs_nothing_else(qui
     started = time.perf_counter()
     assert verify_all(pairs) == verdicts
     assert time.perf_counter() - started < 0.1
+
+
+def test_what_a_batch_has_no_time_for_is_asked_again(quick: Workers, monkeypatch: pytest.MonkeyPatch) -> None:
+    verify_all(EQUAL[:1])  # the worker has started
+    with time_limit(0.0):
+        assert verify_all([EQUAL[1]]) == [None]
+    assert verify_all([EQUAL[1]]) == [True]
 
 
 def test_it_works_outside_the_main_thread_where_math_verify_itself_does_not(quick: Workers) -> None:

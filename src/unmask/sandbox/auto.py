@@ -22,12 +22,12 @@ class Auto(Sandbox):
         except ConfigError as error:
             warnings.warn(f"programs that monty does not support stay unsupported: {error}", stacklevel=2)
 
-    def verdicts(self, job: Job) -> list[Verdict]:
+    def verdicts(self, job: Job, end: float) -> list[Verdict]:
         """Monty's verdicts, or bubblewrap's for all tests where monty lacks something in one."""
-        found = self.first.verdicts(job)
+        found = self.first.verdicts(job, end)
         if self.second is None or all(verdict.status != "unsupported" for verdict in found):
             return found
-        return self.second.verdicts(job)
+        return self.second.verdicts(job, end)
 
     def close(self) -> None:
         """End monty's workers."""

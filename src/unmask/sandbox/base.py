@@ -7,6 +7,7 @@ with its tests: they run beside it, in a process (or a session) of their own, an
 
 from __future__ import annotations
 
+import math
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
@@ -17,13 +18,14 @@ from typing import Literal
 from pydantic import Field
 
 from unmask.config import Config
+from unmask.deadline import budget
 
 Status = Literal["passed", "failed", "error", "timed_out", "unsupported"]
 """`failed`: an assertion did not hold. `error`: the program or the test raised, crashed, or broke a limit other than time.
 `unsupported`: the sandbox lacks what the program or the test needs, so nothing is known about right and wrong."""
 
 NOT_BEGUN = "no time left for it in its batch"
-"""Reason of the verdicts of a program that was not run."""
+"""Reason of the verdict of a test that was not run, of which another batch may tell more."""
 MAX_REASON = 300
 """Characters of a verdict's reason that are kept."""
 
@@ -40,8 +42,8 @@ class SandboxConfig(Config):
     total_timeout: float = Field(10.0, gt=0)
     """Seconds that all tests of one program may take together."""
     batch_timeout: float = Field(40.0, gt=0)
-    """Seconds after which no more programs of a batch are begun: below `reward_timeout`, so that programs that hang cost their
-    reward and not the run."""
+    """Seconds after which no more tests of a batch are begun; less where `reward_timeout` leaves less, so that programs that hang
+    cost their reward and not the run."""
     memory_mb: int = Field(256, ge=16)
     """Address space of a program; of its heap, in monty."""
     packages: bool = False
@@ -97,7 +99,7 @@ class Result:
 
     @property
     def was_run(self) -> bool:
-        """Whether there was time to begin."""
+        """Whether there was time to begin every test."""
         return all(verdict.reason != NOT_BEGUN for verdict in self.verdicts)
 
     @property
@@ -113,13 +115,11 @@ class Sandbox(ABC):
         self.config = config
 
     def run(self, jobs: Sequence[Job]) -> list[Result]:
-        """The result of each job, in order; `config.workers` at the same time, and none begun after `config.batch_timeout`."""
-        deadline = time.monotonic() + self.config.batch_timeout
+        """The result of each job, in order; `config.workers` at the same time, and no test begun after `config.batch_timeout`."""
+        end = time.monotonic() + budget(self.config.batch_timeout)
 
         def work(job: Job) -> Result:
-            if time.monotonic() > deadline:
-                return Result(tuple(Verdict("timed_out", NOT_BEGUN) for _ in job.tests))
-            return self.run_one(job)
+            return self.run_one(job, end)
 
         if len(jobs) < 2 or self.config.workers == 1:
             return [work(job) for job in jobs]
@@ -130,13 +130,14 @@ class Sandbox(ABC):
             # Where the caller's own time is up, what has not begun is not begun.
             pool.shutdown(wait=False, cancel_futures=True)
 
-    def run_one(self, job: Job) -> Result:
-        """The result of one job."""
-        return Result(tuple(self.verdicts(job))) if job.tests else Result(())
+    def run_one(self, job: Job, end: float = math.inf) -> Result:
+        """The result of one job, of which no test is begun after `end` on the monotonic clock."""
+        found = self.verdicts(job, end) if job.tests and time.monotonic() <= end else []
+        return Result((*found, *[Verdict("timed_out", NOT_BEGUN)] * (len(job.tests) - len(found))))
 
     @abstractmethod
-    def verdicts(self, job: Job) -> list[Verdict]:
-        """One verdict for each test of a job that has some."""
+    def verdicts(self, job: Job, end: float) -> list[Verdict]:
+        """Verdicts of a job's tests, in order: of all of them, or of those that were begun before `end`."""
 
     def close(self) -> None:  # noqa: B027 (most have nothing to close)
         """Give back processes that are kept for the next job."""

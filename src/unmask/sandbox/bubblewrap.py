@@ -3,8 +3,8 @@
 Each process sees a read-only root with the interpreter and the C library, a small /tmp of its own, no network, no other process,
 no home folder, no environment, and no way to new processes. Root outside is nobody inside, without capabilities; but it still
 owns what root owns, as the kernel sees it. So there is no /proc, whose settings of the whole machine belong to root; all files
-from outside are on read-only mounts; and the filter refuses to change the mode or owner of a file, for the few devices that are
-not.
+from outside are on read-only mounts; and the filter refuses to change the mode, owner or times of a file, for the few devices
+that are not.
 """
 
 from __future__ import annotations

@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from datetime import date, datetime, timedelta
 from datetime import time as clock_time
 from decimal import Decimal
+from importlib import metadata
 from typing import TYPE_CHECKING, Any
 
 from unmask.errors import ConfigError
@@ -30,6 +31,7 @@ GIVE_UP_AFTER = 2
 """Tests that may hang before the rest is taken to hang as well."""
 MAX_CALLS = 20_000
 """Calls that the tests of one program may make of it."""
+_VERSIONS = ">= 1.4, < 2"
 _PLAIN = frozenset((bool, int, float, complex, bytes, type(None), Decimal, date, datetime, clock_time, timedelta))
 _CONTAINERS = (list, tuple, dict, set, frozenset)
 _BUILTIN_TYPES = (str, bytes, int, float, complex, list, tuple, dict, set, frozenset, range, bytearray)
@@ -56,17 +58,17 @@ class MontySandbox(Sandbox):
         self._turns = threading.BoundedSemaphore(config.workers)
         self._pool: Monty | None = None
 
-    def verdicts(self, job: Job) -> list[Verdict]:
+    def verdicts(self, job: Job, end: float) -> list[Verdict]:
         """Run the tests, starting anew after each that hung or crashed."""
         found: list[Verdict] = []
         deadline = time.monotonic() + self.config.total_timeout
         hung = 0
-        while len(found) < len(job.tests):
+        while len(found) < len(job.tests) and (not found or time.monotonic() <= end):
             if hung == GIVE_UP_AFTER or time.monotonic() > deadline:
                 reason = "it hung in tests before" if hung == GIVE_UP_AFTER else "no time left"
                 found += [verdict("timed_out", reason)] * (len(job.tests) - len(found))
                 break
-            found += self._attempt(job, len(found), deadline)
+            found += self._attempt(job, len(found), min(deadline, end))
             hung += found[-1].status == "timed_out"
         return found
 
@@ -83,9 +85,10 @@ class MontySandbox(Sandbox):
         with self._turns, self._session() as program, self._session() as tests:
             if loaded := _run(program, job.code):
                 return [verdict("error" if loaded.status == "failed" else loaded.status, loaded.reason)] * rest
-            calls = Calls(program)
+            calls = Calls(program, self.config.timeout)
             lookup = {f"program_{name}": calls.of(name) for name in job.names}
             # By assignment: monty asks for names that it does not know only, and a program may define its own `sum`.
+            calls.begin()
             taken = "".join(f"{name} = program_{name}\n" for name in job.names)
             if prepared := _run(tests, taken, lookup) or _run(tests, job.setup, lookup):
                 return [verdict("unsupported", f"the tests cannot be prepared: {prepared.reason}")] * rest
@@ -93,7 +96,7 @@ class MontySandbox(Sandbox):
             for test in job.tests[first:]:
                 if found and time.monotonic() > deadline:
                     break
-                calls.fault = None
+                calls.begin()
                 outcome = _run(tests, test, lookup)
                 # What ended the program's session counts, even where the test went on.
                 found.append(calls.fault or (verdict(outcome.status, outcome.reason) if outcome else verdict("passed")))
@@ -131,12 +134,19 @@ class Outcome(Verdict):
 class Calls:
     """The program's functions, as the tests call them."""
 
-    def __init__(self, program: MontySession) -> None:
+    def __init__(self, program: MontySession, seconds: float) -> None:
         self.program = program
+        self.seconds = seconds
+        self.deadline = 0.0
+        """When the test's time is up. Monty's own limit is for each call, and not for a test that waits for its calls."""
         self.fault: Verdict | None = None
         """What the program did in this test that no test can mend: it hung, crashed, or needs more than monty has."""
         self.is_over = False
         """Whether the program's session has ended."""
+
+    def begin(self) -> None:
+        """Begin a test: its time, and what went wrong in it."""
+        self.fault, self.deadline = None, time.monotonic() + self.seconds
 
     def of(self, name: str) -> Callable[..., Any]:
         """The function that calls the program's function `name`."""
@@ -149,6 +159,9 @@ class Calls:
     def _call(self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         if self.fault or self.is_over:
             raise RuntimeError("the program has ended")
+        if time.monotonic() > self.deadline:
+            self.fault = verdict("timed_out", f"more than {self.seconds:g} s in one test")
+            raise RuntimeError(self.fault.reason)
         inputs = {"given_args": list(args), "given_kwargs": kwargs}
         if not is_plain(inputs):
             self.fault = verdict("unsupported", f"a test passes {name} something other than plain data")
@@ -221,7 +234,7 @@ def unsupported_reason(error: MontyError, code: str = "") -> bool:
         case ImportError() | PermissionError():
             return True
         case NotImplementedError() | RuntimeError():
-            return "monty" in text or "not supported in this environment" in text
+            return any(sign in text for sign in ("monty", "not supported in this environment", "cannot suspend in"))
         case NameError():
             name = text.partition("'")[2].partition("'")[0]
             return hasattr(builtins, name) or name.startswith("__")
@@ -266,18 +279,32 @@ def _open_pool(config: SandboxConfig) -> Monty:
         from pydantic_monty import Monty
     except ImportError as error:
         raise ConfigError(
-            'sandbox.backend = monty needs the package pydantic-monty: pip install "unmask[code]"'
+            f"sandbox.backend = monty needs the package pydantic-monty {_VERSIONS}; here is {_installed()} ({error}): "
+            'pip install "unmask[code]"'
         ) from error
     try:
         # A backstop in time for a worker that does not keep its own.
         pool = Monty(max_processes=2 * config.workers, request_timeout=config.timeout + 2)
         pool.__enter__()
+    except (TypeError, AttributeError) as error:
+        raise ConfigError(
+            f"pydantic-monty {_installed()} has another interface than the versions that unmask knows, {_VERSIONS} ({error}): "
+            'pip install "unmask[code]"'
+        ) from error
     except (OSError, IndexError) as error:
         raise ConfigError(
             f"monty's worker program was not found ({type(error).__name__}: {error}). Reinstall pydantic-monty, or set the "
             "environment variable MONTY_BIN to the path of its `monty` program."
         ) from error
     return pool
+
+
+def _installed() -> str:
+    """The version of pydantic-monty, or that there is none."""
+    try:
+        return metadata.version("pydantic-monty")
+    except metadata.PackageNotFoundError:
+        return "none"
 
 
 def _inner(error: Exception) -> BaseException:

@@ -29,6 +29,8 @@ _X86_64 = {
     "open_by_handle_at": 304, "shmget": 29, "semget": 64, "msgget": 68, "mq_open": 240, "pidfd_getfd": 438,
     "personality": 135, "chmod": 90, "fchmod": 91, "fchmodat": 268, "fchmodat2": 452, "chown": 92, "fchown": 93,
     "lchown": 94, "fchownat": 260, "mknod": 133, "mknodat": 259, "setxattr": 188, "lsetxattr": 189, "fsetxattr": 190,
+    "setxattrat": 463, "removexattr": 197, "lremovexattr": 198, "fremovexattr": 199, "removexattrat": 466,
+    "file_setattr": 469, "utime": 132, "utimes": 235, "futimesat": 261, "utimensat": 280, "sendmmsg": 307,
     "syslog": 103, "clone": 56, "clone3": 435,
 }  # fmt: skip
 _AARCH64 = {
@@ -39,7 +41,8 @@ _AARCH64 = {
     "request_key": 218, "kexec_load": 104, "init_module": 105, "finit_module": 273, "open_by_handle_at": 265,
     "shmget": 194, "semget": 190, "msgget": 186, "mq_open": 180, "pidfd_getfd": 438, "personality": 92,
     "fchmod": 52, "fchmodat": 53, "fchmodat2": 452, "fchownat": 54, "fchown": 55, "mknodat": 33, "setxattr": 5,
-    "lsetxattr": 6, "fsetxattr": 7, "syslog": 116, "clone": 220, "clone3": 435,
+    "lsetxattr": 6, "fsetxattr": 7, "setxattrat": 463, "removexattr": 14, "lremovexattr": 15, "fremovexattr": 16,
+    "removexattrat": 466, "file_setattr": 469, "utimensat": 88, "sendmmsg": 269, "syslog": 116, "clone": 220, "clone3": 435,
 }  # fmt: skip
 _MACHINES = {"x86_64": (0xC000003E, _X86_64), "aarch64": (0xC00000B7, _AARCH64)}
 """AUDIT_ARCH, and the numbers of the system calls that are refused; of `clone` only the use that makes a process."""

@@ -17,7 +17,8 @@ from unmask.workers import Workers
 SECONDS = 5.0
 """For one comparison. Nearly all take a few milliseconds."""
 BUDGET = 40.0
-"""Seconds for all comparisons of a batch, below the default `reward_timeout`: hostile answers cost their reward, not the run."""
+"""Seconds for all comparisons of a batch, or less where `reward_timeout` leaves less: hostile answers cost their reward, not the
+run."""
 MEMORY = 2 * 2**30
 """Bytes of address space of a worker."""
 REMEMBERED = 50_000
@@ -33,7 +34,8 @@ def verify_all(pairs: Iterable[tuple[str, str]]) -> list[bool | None]:
         pairs: (gold, answer), as LaTeX.
 
     Returns:
-        A verdict for each; None where the comparison did not end within its time and memory. Verdicts are remembered.
+        A verdict for each; None where the comparison did not end within its time and memory. Verdicts are remembered, but for
+        those that the batch had no time for.
 
     Raises:
         ConfigError: math-verify is not installed.
@@ -45,15 +47,18 @@ def verify_all(pairs: Iterable[tuple[str, str]]) -> list[bool | None]:
     pairs = list(pairs)
     unknown = list(dict.fromkeys(pair for pair in pairs if pair not in _verdicts))
     fresh: dict[tuple[str, str], bool | None] = {}
+    unasked: set[tuple[str, str]] = set()
     if unknown:
         outcomes = _workers(os.getpid()).map([{"gold": gold, "answer": answer} for gold, answer in unknown], BUDGET)
         for pair, outcome in zip(unknown, outcomes, strict=True):
             # An error is sympy's, about something that is no expression: no equality, then.
             fresh[pair] = False if outcome.failure == "error" else None if outcome.failure else outcome.value
+            if outcome.failure == "no time":
+                unasked.add(pair)
     verdicts = [fresh[pair] if pair in fresh else _verdicts[pair] for pair in pairs]
     if len(_verdicts) + len(fresh) > REMEMBERED:
         _verdicts.clear()
-    _verdicts.update(fresh)
+    _verdicts.update({pair: verdict for pair, verdict in fresh.items() if pair not in unasked})
     return verdicts
 
 

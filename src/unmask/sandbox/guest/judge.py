@@ -53,6 +53,9 @@ class Judge:
             changed = decode(reply["changed"], self._take) if "changed" in reply and operation == "call" else None
         except _NONSENSE as fault:
             raise self.give_up("error", f"the program ended: {fault}") from None
+        if isinstance(error, StopIteration) and operation != "next":
+            # It would end the test's own map(), zip() or all() as if nothing were left to check.
+            raise RuntimeError(f"StopIteration: {error}")
         if error is not None:
             raise error
         if changed is not None:
@@ -172,10 +175,20 @@ def _outcome(work: Callable[[], object]) -> tuple[str, str]:
     except LostError:
         raise
     except AssertionError as error:
-        return "failed", f"AssertionError: {error}"
+        return "failed", f"AssertionError: {_text(error)}"
     except BaseException as error:
-        return "error", f"{type(error).__name__}: {error}"
+        return "error", f"{type(error).__name__}: {_text(error)}"
     return "passed", ""
+
+
+def _text(error: BaseException) -> str:
+    """What an exception says; the message of an assertion may be an object of the program's, whose text is its own code."""
+    try:
+        return str(error)
+    except LostError:
+        raise
+    except BaseException:
+        return "a message without a text"
 
 
 def run_test(function: Callable[..., Any]) -> None:
