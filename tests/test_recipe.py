@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import yaml
 
+from unmask.config import LoraConfig
 from unmask.errors import ConfigError, DataError
 from unmask.recipe import (
     PretrainRecipe,
@@ -298,3 +299,54 @@ def test_another_method_begins_with_its_published_setting_whatever_the_file_says
     assert other.method.num_selected == 2
     with pytest.raises(ConfigError, match='unknown key in method "beta"'):
         load_recipe("sudoku-tiny", ["method.type=egspo_ca", "method.beta=0.1"])
+
+
+# --- adapters, precision, memory ---
+
+
+def test_adapters_are_off_until_one_key_below_them_is_set() -> None:
+    assert load_recipe("sudoku-tiny").lora is None
+    lora = load_recipe("sudoku-tiny", ["lora.r=8", "lora.targets=[c_attn]"]).lora
+    assert lora is not None
+    assert (lora.r, lora.alpha, lora.dropout, lora.targets, lora.quantize) == (8, 64.0, 0.0, ("c_attn",), "none")
+
+
+def test_a_key_below_one_that_is_null_can_be_set(tmp_path: Path) -> None:
+    source = written(tmp_path, MINIMAL | {"lora": None})
+    assert load_recipe(source).lora is None
+    assert load_recipe(source, ["lora.r=4"]).lora == LoraConfig(r=4)
+
+
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [
+        ("lora.targets=q_proj", "neither all-linear nor a list"),
+        ("lora.targets=[]", "neither all-linear nor a list"),
+        ("lora.rank=3", 'unknown key in lora "rank"'),
+        ("lora.dropout=1", "lora.dropout = 1"),
+        ("lora.quantize=8bit", "'none' or '4bit'"),
+        ("dtype=half", "'float32' or 'bfloat16'"),
+        ("max_tokens_per_forward=many", "neither a number of tokens above 0, nor auto"),
+        ("max_tokens_per_forward=0", "neither a number of tokens above 0, nor auto"),
+        ("max_tokens_per_forward=10", "does not hold one completion of 16 tokens"),
+        ("ref_model_mixup_alpha=0", "ref_model_mixup_alpha = 0"),
+    ],
+)
+def test_what_cannot_be_meant_is_refused_in_one_line(override: str, said: str) -> None:
+    message = refusal(override)
+    assert said in message
+    assert "\n" not in message
+
+
+def test_a_reference_that_nothing_reads_cannot_follow() -> None:
+    assert "reads none with these settings" in refusal("sync_ref_model=true", "method.beta=0")
+    assert load_recipe("sudoku-tiny", ["sync_ref_model=true", "method.beta=0.1"]).sync_ref_model
+
+
+def test_a_new_model_has_nothing_to_adapt() -> None:
+    with pytest.raises(ConfigError, match="lora adapts a checkpoint"):
+        load(PretrainRecipe, "sudoku-tiny-base", ["lora.r=4"])
+    with pytest.raises(ConfigError, match="muon_learning_rate"):
+        load(PretrainRecipe, "sudoku-tiny-base", ["lora.r=4", "model=m", "muon_learning_rate=0.02"])
+    loaded = load(PretrainRecipe, "sudoku-tiny-base", ["lora.r=4", "model=m", "muon_learning_rate=0"])
+    assert loaded.lora == LoraConfig(r=4)

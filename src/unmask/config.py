@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 
 class Config(BaseModel):
@@ -70,6 +70,30 @@ class SamplerConfig(Config):
                 f"Use a multiple of {length // block}."
             )
         return self
+
+
+class LoraConfig(Config):
+    """Low-rank adapters (LoRA, arXiv:2106.09685): W + (alpha / r) B A, of which A and B alone are trained."""
+
+    r: int = Field(128, ge=1)
+    """Rank. Default, with alpha, of the published LLaDA runs (arXiv:2504.12216)."""
+    alpha: float = Field(64.0, gt=0)
+    """Scale of the update, divided by the rank."""
+    dropout: float = Field(0.0, ge=0, lt=1)
+    """Of the adapters' inputs, in SFT only: in reinforcement learning it would make the ratio of an unchanged policy differ from
+    one, so there it is never active."""
+    targets: Literal["all-linear"] | tuple[str, ...] = "all-linear"
+    """Modules that get an adapter: `all-linear` is every linear map of the trunk, not the head; or names, as in [q_proj, v_proj].
+    A name that no module has is an error."""
+    quantize: Literal["none", "4bit"] = "none"
+    """`4bit` keeps the frozen weights in 4-bit NormalFloat (QLoRA, arXiv:2305.14314); needs a CUDA GPU and bitsandbytes."""
+
+    @field_validator("targets", mode="before")
+    @classmethod
+    def _check_targets(cls, value: object) -> object:
+        if value == "all-linear" or (isinstance(value, (list, tuple)) and value):
+            return value
+        raise ValueError(f"{value!r} is neither all-linear nor a list of module names, such as [q_proj, v_proj].")
 
 
 class OptimConfig(Config):

@@ -20,12 +20,14 @@ from unmask.functional.distribution import token_logprobs
 from unmask.functional.elbo import elbo, mask_at_times, stratified_times
 from unmask.functional.noise import named_generator
 from unmask.functional.schedule import learning_rate_factor
-from unmask.models import Denoiser, char_tokenizer, load_model, save_model, tiny_denoiser
+from unmask.models import Denoiser, char_tokenizer, tiny_denoiser
+from unmask.models.adapters import save_adapted
 from unmask.recipe import PretrainRecipe
 from unmask.rollout import check_room, encode_batch
 from unmask.run_folder import RunFolder
 from unmask.samplers.predict import predict
 from unmask.trainer.loop import make_accelerator, start_trackers
+from unmask.trainer.policy import equip, load_policy, trainable
 from unmask.trainer.stopping import RunStoppedError, StopSignals
 
 if TYPE_CHECKING:
@@ -69,6 +71,7 @@ def _run(
     observe: Callable[[int, dict[str, Any]], None] | None,
 ) -> None:
     denoiser, tokenizer = _start_model(recipe)
+    adapters = equip(recipe, denoiser, recipe.model)
     corpus = Corpus(recipe, denoiser, tokenizer)
     optimizers = _optimizers(recipe, denoiser)
     model, *prepared = accelerator.prepare(denoiser, *optimizers)
@@ -113,7 +116,7 @@ def _run(
             raise RunStoppedError(step + 1, recipe.max_steps, folder.path, signals.asked)
     with folder.written_aside(folder.final) as final:
         if accelerator.is_main_process:
-            save_model(accelerator.unwrap_model(model), tokenizer, final)
+            save_adapted(denoiser, tokenizer, adapters, final)
     accelerator.wait_for_everyone()
     accelerator.end_training()
 
@@ -174,9 +177,9 @@ class Corpus:
 
 def _start_model(recipe: PretrainRecipe) -> tuple[Denoiser, PreTrainedTokenizerBase]:
     if recipe.model is not None:
-        return load_model(recipe.model)
+        return load_policy(recipe, recipe.model)
     tokenizer = char_tokenizer(recipe.task.alphabet)
-    return tiny_denoiser(recipe.tiny, tokenizer, recipe.seed), tokenizer
+    return tiny_denoiser(recipe.tiny, tokenizer, recipe.seed).to(getattr(torch, recipe.dtype)), tokenizer
 
 
 def _optimizers(recipe: PretrainRecipe, denoiser: Denoiser) -> list[torch.optim.Optimizer]:
@@ -191,7 +194,7 @@ def _optimizers(recipe: PretrainRecipe, denoiser: Denoiser) -> list[torch.optim.
     if not recipe.muon_learning_rate:
         matrices = []
     taken = {id(p) for p in matrices}
-    rest = [p for p in denoiser.parameters() if id(p) not in taken]
+    rest = [p for p in trainable(denoiser) if id(p) not in taken]
     optim = recipe.optim
     optimizers: list[torch.optim.Optimizer] = [
         torch.optim.AdamW(rest, lr=optim.learning_rate, betas=optim.betas, weight_decay=optim.weight_decay, fused=True)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar, get_args, ge
 import yaml
 from pydantic import BaseModel, Field, SerializeAsAny, ValidationError, field_validator, model_validator
 
-from unmask.config import Config, EvalConfig, OptimConfig, SamplerConfig
+from unmask.config import Config, EvalConfig, LoraConfig, OptimConfig, SamplerConfig
 from unmask.errors import ConfigError, unknown_name
 from unmask.methods import METHODS, Method
 from unmask.models.tiny import TinyConfig
@@ -45,8 +45,17 @@ class RunRecipe(Config):
     """Checkpoints that are kept, the newest."""
     report_to: tuple[str, ...] = ()
     """Trackers beside metrics.jsonl, by accelerate's names: tensorboard, wandb, trackio, mlflow, ..."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """Of the weights as loaded; adapters stay float32. Without `lora`, bfloat16 weights round small updates away: keep float32
+    then, and set mixed_precision."""
     mixed_precision: Literal["no", "bf16"] = "no"
-    """Of all forwards; weights stay float32. On a CPU without bfloat16 units `no` is the fastest by far."""
+    """Of all forwards, whatever the weights are kept in. On a CPU without bfloat16 units `no` is the fastest by far."""
+    lora: LoraConfig | None = None
+    """Train low-rank adapters instead of all weights."""
+    gradient_checkpointing: bool = False
+    """Compute each block's activations again in the backward pass instead of keeping them: less memory, a third more time."""
+    compile: bool = False
+    """torch.compile the trunk. Worth its minute or so on a GPU; no help to a tiny model."""
 
     @field_validator("mixed_precision", mode="before")
     @classmethod
@@ -81,6 +90,17 @@ class TrainRecipe(RunRecipe):
     """Completions denoised together; changes speed and memory, not results."""
     views_per_forward: int = Field(256, ge=1)
     """Views scored together; changes speed and memory, not results."""
+    max_tokens_per_forward: Literal["auto"] | int | None = None
+    """Rows times (prompt + completion) tokens in one forward of the rollout and of the update, in place of rollout_batch_size and
+    views_per_forward; never less than one row. `auto` finds the most that memory holds with a probe before the first step."""
+    reference_offload: bool = False
+    """Keep the reference's weights in the CPU's memory and move them in for its pass. With `lora` there is no copy to move."""
+    sync_ref_model: bool = False
+    """Let the reference follow the policy slowly instead of staying where the run began; TRL's name, as the next two."""
+    ref_model_sync_steps: int = Field(64, ge=1)
+    """Run steps between its moves."""
+    ref_model_mixup_alpha: float = Field(1.0, gt=0, le=1)
+    """α of a move, reference ← α policy + (1 - α) reference (arXiv:2404.09656); of each adapter matrix with `lora`."""
     logprob_temperature: Literal["sampling"] | Annotated[float, Field(gt=0)] = "sampling"
     """Temperature of the log-probabilities that are differentiated: that of the sampler, or a number (published codes: 1.0)."""
     reward_funcs: tuple[str, ...] = ()
@@ -101,6 +121,13 @@ class TrainRecipe(RunRecipe):
     log_rollouts_guesses: int = Field(32, ge=0)
     """Denoising steps at which a kept completion's greedy one-step completion and its reward are kept too, evenly spaced."""
 
+    @field_validator("max_tokens_per_forward", mode="before")
+    @classmethod
+    def _check_room(cls, value: object) -> object:
+        if value in (None, "auto") or (isinstance(value, int) and value > 0):
+            return value
+        raise ValueError(f"{value!r} is neither a number of tokens above 0, nor auto, nor null.")
+
     @model_validator(mode="after")
     def _check_together(self) -> TrainRecipe:
         check_order(self.sampler)
@@ -115,6 +142,17 @@ class TrainRecipe(RunRecipe):
             raise ValueError(
                 "method.kl = exact compares whole distributions, and with sampler.top_k or top_p the policy and the reference "
                 "keep different tokens, which makes it infinite. Use method.kl = k3, or sample without top_k and top_p."
+            )
+        if self.sync_ref_model and self.method.needs().reference == "none":
+            raise ValueError(
+                f"sync_ref_model moves a reference policy, and {self.method.type} reads none with these settings. "
+                "Give it a KL weight (method.beta above 0, where it has one), or set sync_ref_model to false."
+            )
+        room, length = self.max_tokens_per_forward, self.sampler.max_completion_length
+        if isinstance(room, int) and room < length:
+            raise ValueError(
+                f"max_tokens_per_forward = {room} does not hold one completion of {length} tokens. Set it to the tokens of a "
+                "prompt and a completion, times the rows that memory holds, or to auto."
             )
         if self.reward_workers and not self.reward_funcs:
             raise ValueError(
@@ -148,6 +186,16 @@ class PretrainRecipe(RunRecipe):
     """Peak rate of Muon for the block matrices, for training from scratch; 0 leaves all to AdamW."""
     optim: OptimConfig = OptimConfig()
     """AdamW for all that Muon does not take, and the schedule of both."""
+
+    @model_validator(mode="after")
+    def _check_adapters(self) -> PretrainRecipe:
+        if self.lora and self.model is None:
+            raise ValueError(
+                "lora adapts a checkpoint, and this recipe builds a new model. Set model, or lora to null."
+            )
+        if self.lora and self.muon_learning_rate:
+            raise ValueError("muon_learning_rate is for training from scratch. With lora, set it to 0.")
+        return self
 
 
 def check_order(sampler: SamplerConfig) -> None:
@@ -259,7 +307,9 @@ def write_key(tree: dict[str, Any], key: str, value: object) -> None:
     """
     *parents, leaf = key.split(".")
     for name in parents:
-        tree = tree.setdefault(name, {})
+        if tree.get(name) is None:
+            tree[name] = {}
+        tree = tree[name]
         if not isinstance(tree, dict):
             raise ConfigError(f"{name} is a single value and has nothing below it.")
     if leaf == "type" and tree.get("type", value) != value:

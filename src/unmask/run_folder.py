@@ -36,6 +36,10 @@ _FREE_TO_CHANGE = frozenset(
         "reward_workers",
         "rollout_batch_size",
         "views_per_forward",
+        "max_tokens_per_forward",
+        "reference_offload",
+        "gradient_checkpointing",
+        "compile",
         "evaluation.batch_size",
     }
 )

@@ -27,6 +27,7 @@ from unmask.samplers import denoise
 from unmask.tasks.sudoku import Sudoku
 from unmask.trainer.learn import Learner
 from unmask.trainer.metrics import Tally
+from unmask.trainer.reference import FrozenCopy
 
 EXACT = {"rtol": 0.0, "atol": 1e-10}
 
@@ -558,7 +559,7 @@ def test_the_trainers_gradient_is_that_of_the_mean_loss_over_completions_and_slo
     accelerator = Accelerator()
     model = small.denoiser.to(accelerator.device)
     optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
-    learner = Learner(accelerator, model, optimizer, reference.to(accelerator.device), recipe)
+    learner = Learner(accelerator, model, optimizer, FrozenCopy(reference, accelerator.device), recipe)
 
     # The same by hand: 16 views, each step's log-probability and its KL to the reference read off the tables.
     table, other = small.logprobs(TEMPERATURE), Toy(reference, 2).logprobs(TEMPERATURE).detach()

@@ -20,6 +20,7 @@ from unmask.recipe import TrainRecipe
 from unmask.tasks.sudoku import Sudoku
 from unmask.trainer.learn import Learner
 from unmask.trainer.metrics import Tally
+from unmask.trainer.reference import FrozenCopy
 
 METHODS = [
     ESPO(beta=0.3),
@@ -47,7 +48,7 @@ def update(small, reference, method, rollout, views_per_forward, learning_rate=1
     model = Watched(small.denoiser)
     optimizer = torch.optim.SGD(model.parameters(), lr=learning_rate)
     tally = Tally()
-    learner = Learner(accelerator, model, optimizer, reference.denoiser, recipe)
+    learner = Learner(accelerator, model, optimizer, FrozenCopy(reference.denoiser), recipe)
     learner.update(rollout, 0, torch.Generator().manual_seed(3), tally)
     return model.events, tally.reduce(accelerator)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +21,7 @@ from unmask.trainer import Trainer
 from unmask.trainer.experience import collect
 from unmask.trainer.learn import Learner
 from unmask.trainer.metrics import Tally
+from unmask.trainer.reference import FrozenCopy
 
 SETTINGS = (
     "max_steps=3",
@@ -95,7 +95,7 @@ def peak_of_an_update(denoiser: Denoiser, folder: Path, method: str) -> int:
     rollout = collect(denoiser, tokenizer, Scorer({"ones": ones}), recipe, rows, 0, slice(None), Tally())
     accelerator = Accelerator()
     optimizer = accelerator.prepare(torch.optim.AdamW(denoiser.parameters(), lr=1e-6))
-    reference = copy.deepcopy(denoiser).requires_grad_(False)
+    reference = FrozenCopy.of(denoiser, "cpu")
     learner = Learner(accelerator, denoiser, optimizer, reference, recipe)
     Saved.live = Saved.peak = 0
     with torch.autograd.graph.saved_tensors_hooks(Saved, lambda saved: saved.tensor):

@@ -22,6 +22,7 @@ from unmask.tasks import Sudoku
 from unmask.trainer.experience import collect
 from unmask.trainer.learn import Learner
 from unmask.trainer.metrics import Tally
+from unmask.trainer.reference import FrozenCopy
 
 TASK = Sudoku()
 TOKENIZER = char_tokenizer(TASK.alphabet)
@@ -67,7 +68,13 @@ class Bench:
         rollout = rollout or self.rollout(recipe)
         self.denoiser.load_state_dict(self.start)
         optimizer = torch.optim.AdamW(self.denoiser.parameters(), lr=1.0, weight_decay=0.0)
-        learner = Learner(self.accelerator, self.denoiser, self.accelerator.prepare(optimizer), reference, recipe)
+        learner = Learner(
+            self.accelerator,
+            self.denoiser,
+            self.accelerator.prepare(optimizer),
+            reference and FrozenCopy(reference),
+            recipe,
+        )
         tally = Tally()
         learner.update(rollout, step, named_generator(0, "update", step), tally)
         return tally.reduce(self.accelerator)

@@ -37,11 +37,24 @@ class Denoiser(nn.Module):
         self.pad_id = pad_id
         self.logit_shift = bool(getattr(backbone.config, "logit_shift", False))
         self._head = NATIVE_CLASSES[type(backbone).__name__].head
+        self._checkpointed: list[nn.Module] = []
 
     @property
     def vocab_size(self) -> int:
         """V."""
         return int(self.backbone.config.vocab_size)
+
+    def checkpoint_gradients(self) -> None:
+        """From now on, a backward pass computes each block's activations again instead of finding them kept."""
+        backbone = self.backbone
+        # Its name from transformers 5.23 on, and before.
+        enable = getattr(backbone, "activation_checkpointing_enable", None) or backbone.gradient_checkpointing_enable
+        enable({"use_reentrant": False})
+        self._checkpointed = [m for m in self.modules() if getattr(m, "gradient_checkpointing", False)]
+
+    def compile_trunk(self, backend: str = "inductor") -> None:
+        """torch.compile the trunk in place; shapes may change from call to call."""
+        self.backbone.base_model.compile(backend=backend, dynamic=True)
 
     def forward(self, ids: Tensor, attention_mask: Tensor | None, positions: Tensor) -> Tensor:
         """Logits at the wanted positions.
@@ -61,6 +74,10 @@ class Denoiser(nn.Module):
             kwargs = {"attention_mask": attention_mask.long(), "position_ids": position_ids}
         if self.backbone.can_generate():
             kwargs["use_cache"] = False
+        for block in self._checkpointed:
+            # transformers checkpoints in training mode only, and reinforcement learning runs in evaluation mode, without dropout.
+            # The flag of the block itself switches nothing else: dropouts are modules below it.
+            block.training = torch.is_grad_enabled()
         hidden = self.backbone.base_model(input_ids=ids, **kwargs).last_hidden_state
         # A shifted head at i - 1 speaks of position i; no family speaks of position 0 that way.
         source = (positions - 1).clamp_min(0) if self.logit_shift else positions

@@ -8,6 +8,8 @@ from pathlib import Path
 from shlex import quote
 from typing import TYPE_CHECKING, Any
 
+from torch import Tensor
+
 from unmask.errors import ModelError
 from unmask.models.denoiser import Denoiser, check_bidirectional
 from unmask.models.families import FAMILIES, UNSUPPORTED
@@ -17,8 +19,15 @@ if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
 
-def load_model(source: str | os.PathLike[str]) -> tuple[Denoiser, PreTrainedTokenizerBase]:
+def load_model(
+    source: str | os.PathLike[str], dtype: str = "auto", quantization_config: object = None
+) -> tuple[Denoiser, PreTrainedTokenizerBase]:
     """Load a denoiser and its tokenizer from a folder or a hub id, and check that it is what it should be.
+
+    Args:
+        source: the folder or hub id.
+        dtype: float32, bfloat16, ...: of the weights; `auto` is that of the file.
+        quantization_config: transformers' own, for weights that are quantized as they are read.
 
     Raises:
         ModelError: no model there, a class that is not in `NATIVE_CLASSES`, weights that do not match, remote code asked for,
@@ -45,6 +54,8 @@ def load_model(source: str | os.PathLike[str]) -> tuple[Denoiser, PreTrainedToke
         backbone, info = getattr(transformers, native.auto_class).from_pretrained(
             source,
             config=config,
+            dtype=dtype,
+            quantization_config=quantization_config,
             use_safetensors=True,
             output_loading_info=True,
             ignore_mismatched_sizes=True,
@@ -69,9 +80,16 @@ def load_model(source: str | os.PathLike[str]) -> tuple[Denoiser, PreTrainedToke
     return denoiser, tokenizer
 
 
-def save_model(denoiser: Denoiser, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
-    """Write a folder that `load_model`, and transformers' own `from_pretrained`, read back."""
-    denoiser.backbone.save_pretrained(folder, safe_serialization=True)
+def save_model(
+    denoiser: Denoiser, tokenizer: PreTrainedTokenizerBase, folder: Path, weights: Mapping[str, Tensor] | None = None
+) -> None:
+    """Write a folder that `load_model`, and transformers' own `from_pretrained`, read back.
+
+    `weights` is the state dict to write, of the backbone or of the whole denoiser, where it is not the model's own.
+    """
+    if weights is not None:
+        weights = {key.removeprefix("backbone."): value for key, value in weights.items()}
+    denoiser.backbone.save_pretrained(folder, state_dict=weights, safe_serialization=True)
     tokenizer.save_pretrained(folder)
 
 

@@ -17,11 +17,11 @@ from torch import Tensor
 
 from unmask.functional.schedule import learning_rate_factor
 from unmask.functional.surrogate import exact_kl
-from unmask.models import Denoiser
 from unmask.recipe import TrainRecipe
 from unmask.records import LossInputs, LossOutput, Rollout, Views, ViewScores
 from unmask.samplers import Scoring, score_views
 from unmask.trainer.metrics import Tally
+from unmask.trainer.reference import Reference
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -105,7 +105,7 @@ class Learner:
         accelerator: Accelerator,
         model: torch.nn.Module,
         optimizer: torch.optim.Optimizer,
-        reference: Denoiser | None,
+        reference: Reference | None,
         recipe: TrainRecipe,
     ) -> None:
         self.accelerator, self.model, self.optimizer = accelerator, model, optimizer
@@ -141,6 +141,8 @@ class Learner:
             for index in _minibatches(batch.views.row // unit, num_units, recipe.num_minibatches, generator):
                 self._minibatch(batch, index, tally, is_first)
                 is_first = False
+        if self.reference and recipe.sync_ref_model and (step + 1) % recipe.ref_model_sync_steps == 0:
+            self.reference.move(self.accelerator.unwrap_model(self.model), recipe.ref_model_mixup_alpha)
         tally.add("learning_rate", rate)
         tally.add("diffusion/num_views", float(len(batches[0].views) * self.accelerator.num_processes))
         tally.add("advantage/abs_mean", batches[0].advantage.abs())
@@ -161,7 +163,8 @@ class Learner:
         reference = None
         if needs != "none":
             assert self.reference is not None
-            reference = self._scores(self.reference, rollout, views, scoring, distribution=needs == "distribution")
+            with self.reference.acting(self.model) as module:
+                reference = self._scores(module, rollout, views, scoring, distribution=needs == "distribution")
         return _Batch(rollout, views, advantage, old, reference, scoring)
 
     @torch.no_grad()

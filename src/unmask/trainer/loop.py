@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import json
 import logging
 import time
@@ -17,7 +16,6 @@ from unmask.errors import ConfigError, DataError, RunError, UnmaskError, unknown
 from unmask.evaluate import evaluate
 from unmask.functional.noise import named_generator
 from unmask.kept import Guesses, Kept
-from unmask.models import load_model, save_model
 from unmask.recipe import RunRecipe, TrainRecipe
 from unmask.records import Rollout, Row
 from unmask.run_folder import RunFolder, disk_faults_explained
@@ -27,6 +25,7 @@ from unmask.trainer.experience import collect, entropy_by_step, prompts_of_step
 from unmask.trainer.keep import guesses_of, scored, selected_by_step, to_keep
 from unmask.trainer.learn import Learner
 from unmask.trainer.metrics import Tally, TokenPasses
+from unmask.trainer.policy import make_policy
 from unmask.trainer.stopping import RunStoppedError, StopSignals
 from unmask.workers import Isolated
 
@@ -91,21 +90,12 @@ class Trainer:
             raise DataError("the task has no rows to train on or none to evaluate on.")
         for row in (self.rows[0], self.eval_rows[0]):
             self.scorer.check_columns(row)
-        self.denoiser, self.tokenizer = load_model(recipe.model)
-        reference = None
-        if recipe.method.needs().reference != "none":
-            reference = copy.deepcopy(self.denoiser).requires_grad_(False).to(self.accelerator.device)
-        optimizer = torch.optim.AdamW(
-            self.denoiser.parameters(),
-            lr=recipe.optim.learning_rate,
-            betas=recipe.optim.betas,
-            weight_decay=recipe.optim.weight_decay,
-            fused=True,
-        )
-        self.model, self.optimizer = self.accelerator.prepare(self.denoiser, optimizer)
+        self.policy = make_policy(recipe, self.accelerator.device)
+        self.denoiser, self.tokenizer, reference = self.policy.denoiser, self.policy.tokenizer, self.policy.reference
+        self.model, self.optimizer = self.accelerator.prepare(self.denoiser, self.policy.optimizer)
         self.learner = Learner(self.accelerator, self.model, self.optimizer, reference, recipe)
-        # The reference is another module, and what it spends counts too.
-        self.meter = TokenPasses(self.denoiser, *([reference] if reference else []))
+        # Where the reference is another module, what it spends counts too.
+        self.meter = TokenPasses(self.denoiser, *(reference.modules() if reference else []))
         self.folder = RunFolder(
             Path(recipe.output_dir or "runs/train"),
             recipe.model_dump(mode="json"),
@@ -243,7 +233,7 @@ class Trainer:
         """A folder that `load_model` reads, complete or absent."""
         if self.accelerator.is_main_process:
             with self.folder.written_aside(target) as folder:
-                save_model(self.accelerator.unwrap_model(self.model), self.tokenizer, folder)
+                self.policy.save(folder)
 
     def _log(self, step: int, metrics: dict[str, Any]) -> None:
         if not self.accelerator.is_main_process:

@@ -1,0 +1,301 @@
+"""LoRA: which modules it reaches, that nothing changes at first, on and off, saving, merging, and a reference of its own."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import peft
+import pytest
+import torch
+import transformers
+from torch import Tensor
+
+from unmask.config import LoraConfig
+from unmask.errors import ConfigError, ModelError
+from unmask.models import Denoiser, char_tokenizer, load_model, save_model
+from unmask.models.adapters import REFERENCE, Adapters, merge_adapter, save_adapted, target_modules
+from unmask.models.native import NATIVE_CLASSES
+
+TOKENIZER = char_tokenizer("01234567")
+PAD, MASK, EOS = TOKENIZER.pad_token_id, TOKENIZER.mask_token_id, TOKENIZER.eos_token_id
+V = len(TOKENIZER) + 1  # transformers gives the tokenizer of a Qwen2 an unknown token
+COMMON = {
+    "vocab_size": V,
+    "hidden_size": 16,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "intermediate_size": 32,
+    "max_position_embeddings": 32,
+    "pad_token_id": PAD,
+    "eos_token_id": EOS,
+    "bos_token_id": None,
+}
+GROUPED = COMMON | {"num_key_value_heads": 1}
+CONFIGS: dict[str, Callable[[], transformers.PreTrainedConfig]] = {
+    "GPT2LMHeadModel": lambda: transformers.GPT2Config(
+        vocab_size=V, n_embd=16, n_layer=2, n_head=2, n_positions=32, pad_token_id=PAD, eos_token_id=EOS
+    ),
+    "LlamaForCausalLM": lambda: transformers.LlamaConfig(**GROUPED, tie_word_embeddings=True),
+    "Qwen2ForCausalLM": lambda: transformers.Qwen2Config(**GROUPED),
+    "Qwen3ForCausalLM": lambda: transformers.Qwen3Config(**GROUPED, head_dim=8),
+    "ModernBertForMaskedLM": lambda: transformers.ModernBertConfig(**COMMON, cls_token_id=None, sep_token_id=None),
+    "BertForMaskedLM": lambda: transformers.BertConfig(**COMMON),
+}
+IDS = torch.randint(3, len(TOKENIZER), (3, 9), generator=torch.Generator().manual_seed(0))
+EVERYWHERE = torch.arange(9).expand(3, 9)
+LORA = LoraConfig(r=3, alpha=6.0)
+LLAMA = ["down_proj", "gate_proj", "k_proj", "o_proj", "q_proj", "up_proj", "v_proj"]
+LINEARS = {
+    "GPT2LMHeadModel": ["c_attn", "c_fc", "c_proj"],
+    "LlamaForCausalLM": LLAMA,
+    "Qwen2ForCausalLM": LLAMA,
+    "Qwen3ForCausalLM": LLAMA,
+    "ModernBertForMaskedLM": ["Wi", "Wo", "Wqkv"],
+    "BertForMaskedLM": ["dense", "key", "query", "value"],
+}
+
+
+def build(name: str = "LlamaForCausalLM", dtype: torch.dtype = torch.float32) -> Denoiser:
+    config = CONFIGS[name]()
+    if NATIVE_CLASSES[name].auto_class == "AutoModelForCausalLM":
+        config.is_causal = False
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        backbone = getattr(transformers, name)(config)
+        with torch.no_grad():
+            for parameter in backbone.parameters():
+                if parameter.dim() > 1:
+                    parameter.copy_(0.4 * torch.randn_like(parameter))
+    return Denoiser(backbone.to(dtype).eval(), MASK, EOS, PAD)
+
+
+@torch.no_grad()
+def logits(denoiser: Denoiser) -> Tensor:
+    return denoiser(IDS, None, EVERYWHERE)
+
+
+@torch.no_grad()
+def train_by_hand(adapters: Adapters, seed: int = 1) -> None:
+    """Weights as training might leave them: B is no longer 0."""
+    generator = torch.Generator().manual_seed(seed)
+    for _, parameter in adapters.parameters():
+        parameter.add_(0.2 * torch.randn(parameter.shape, generator=generator))
+
+
+def test_every_family_of_the_table_is_adapted_here() -> None:
+    assert CONFIGS.keys() == NATIVE_CLASSES.keys() == LINEARS.keys()
+
+
+# --- which modules ---
+
+
+@pytest.mark.parametrize("name", NATIVE_CLASSES)
+def test_all_linear_is_every_linear_map_of_the_trunk_and_not_the_head(name: str) -> None:
+    denoiser = build(name)
+    found = target_modules(denoiser, LORA)
+    assert sorted({target.rpartition(".")[2] for target in found}) == LINEARS[name]
+    trunk = denoiser.backbone.base_model
+    matrices = [
+        parameter
+        for module_name, module in trunk.named_modules()
+        for parameter in module.parameters(recurse=False)
+        if parameter.dim() == 2 and not isinstance(module, torch.nn.Embedding)
+    ]
+    assert len(found) == len(matrices)
+    Adapters(denoiser, LORA)
+    trained = [key for key, parameter in denoiser.named_parameters() if parameter.requires_grad]
+    assert len(trained) == 2 * len(found)
+    assert all(
+        ".lora_" in key and key.startswith(f"backbone.{denoiser.backbone.base_model_prefix}.") for key in trained
+    )
+
+
+def test_named_targets_are_those_and_no_others() -> None:
+    denoiser = build()
+    adapters = Adapters(denoiser, LoraConfig(r=3, targets=("q_proj", "layers.1.mlp.up_proj")))
+    assert sorted({key.split(".lora_")[0] for key, _ in adapters.parameters()}) == [
+        "model.layers.0.self_attn.q_proj",
+        "model.layers.1.mlp.up_proj",
+        "model.layers.1.self_attn.q_proj",
+    ]
+
+
+@pytest.mark.parametrize("targets", [("ff_out",), ("q_proj", "ff_out"), ("proj",), ("embed_tokens",)], ids=str)
+def test_a_target_that_no_linear_module_has_is_an_error_that_lists_those_there_are(targets: tuple[str, ...]) -> None:
+    # LLaDA's own name of its attention output: peft, given it beside names that match, says nothing.
+    with pytest.raises(ConfigError) as caught:
+        Adapters(build(), LoraConfig(targets=targets))
+    assert f'"{targets[-1]}"' in str(caught.value)
+    assert all(name in str(caught.value) for name in LLAMA)
+
+
+def test_a_tied_head_cannot_be_adapted_apart_from_the_embeddings() -> None:
+    with pytest.raises(ConfigError, match="also the embeddings'"):
+        Adapters(build("LlamaForCausalLM"), LoraConfig(targets=("lm_head",)))
+    untied = Adapters(build("Qwen2ForCausalLM"), LoraConfig(targets=("lm_head",)))
+    assert [key for key, _ in untied.parameters()] == [
+        "lm_head.lora_A.default.weight",
+        "lm_head.lora_B.default.weight",
+    ]
+
+
+# --- what it computes ---
+
+
+@pytest.mark.parametrize("name", NATIVE_CLASSES)
+def test_nothing_changes_until_the_adapters_are_trained(name: str) -> None:
+    denoiser = build(name)
+    before = logits(denoiser)
+    adapters = Adapters(denoiser, LORA)
+    assert torch.equal(logits(denoiser), before)
+    train_by_hand(adapters)
+    changed = logits(denoiser)
+    assert (changed - before).abs().max() > 0.1
+    with adapters.off():
+        assert torch.equal(logits(denoiser), before)
+    assert torch.equal(logits(denoiser), changed)
+
+
+def test_the_seed_decides_the_first_weights_and_the_global_generator_is_left_alone() -> None:
+    before = torch.random.get_rng_state()
+    a, b, c = (
+        dict(Adapters(build(), LORA, seed).parameters())["model.layers.0.mlp.up_proj.lora_A.default.weight"]
+        for seed in (0, 0, 1)
+    )
+    assert torch.equal(a, b)
+    assert not torch.equal(a, c)
+    assert torch.equal(torch.random.get_rng_state(), before)
+
+
+def test_after_a_look_without_adapters_the_same_weights_are_trained_as_before() -> None:
+    denoiser = build()
+    adapters = Adapters(denoiser, LORA)
+    adapters.add_reference()
+    trained = {key for key, parameter in denoiser.named_parameters() if parameter.requires_grad}
+    assert trained == {f"backbone.{key}" for key, _ in adapters.parameters()}
+    for context in (adapters.off, adapters.as_reference):
+        with context():
+            pass
+        assert {key for key, parameter in denoiser.named_parameters() if parameter.requires_grad} == trained
+
+
+def test_adapters_of_bfloat16_weights_are_float32() -> None:
+    adapters = Adapters(build(dtype=torch.bfloat16), LORA)
+    assert {parameter.dtype for _, parameter in adapters.parameters()} == {torch.float32}
+    assert logits(build(dtype=torch.bfloat16)).dtype == torch.bfloat16
+
+
+# --- a reference of its own ---
+
+
+def test_the_reference_stays_until_it_is_moved_and_then_is_where_the_policy_was() -> None:
+    denoiser = build()
+    adapters = Adapters(denoiser, LORA)
+    adapters.add_reference()
+    start = logits(denoiser)
+    train_by_hand(adapters)
+    moved = logits(denoiser)
+    with adapters.as_reference():
+        assert torch.equal(logits(denoiser), start)
+    adapters.move_reference(1.0)
+    train_by_hand(adapters, seed=2)
+    with adapters.as_reference():
+        assert torch.equal(logits(denoiser), moved)
+    assert (logits(denoiser) - moved).abs().max() > 0.1
+
+
+def test_a_move_mixes_each_matrix() -> None:
+    denoiser = build()
+    adapters = Adapters(denoiser, LORA)
+    adapters.add_reference()
+    old = [parameter.clone() for _, parameter in adapters.parameters(REFERENCE)]
+    train_by_hand(adapters)
+    adapters.move_reference(0.25)
+    for (_, its), (_, policys), was in zip(adapters.parameters(REFERENCE), adapters.parameters(), old, strict=True):
+        torch.testing.assert_close(its, 0.25 * policys + 0.75 * was)
+
+
+# --- on disk ---
+
+
+@pytest.mark.parametrize("name", NATIVE_CLASSES)
+def test_final_is_a_plain_checkpoint_and_peft_finds_the_adapter_in_it(name: str, tmp_path: Path) -> None:
+    denoiser = build(name)
+    save_model(denoiser, TOKENIZER, tmp_path / "base")
+    adapters = Adapters(denoiser, LORA, base=str(tmp_path / "base"))
+    train_by_hand(adapters)
+    wanted = logits(denoiser)
+    save_adapted(denoiser, TOKENIZER, adapters, tmp_path / "final")
+    assert torch.equal(logits(denoiser), wanted)
+
+    plain, _ = load_model(tmp_path / "final")
+    assert not any("lora" in key for key in plain.state_dict())
+    torch.testing.assert_close(logits(plain), wanted, rtol=0, atol=1e-4)
+    auto = getattr(transformers, NATIVE_CLASSES[name].auto_class).from_pretrained(tmp_path / "final").eval()
+    torch.testing.assert_close(logits(Denoiser(auto, MASK, EOS, PAD)), wanted, rtol=0, atol=1e-4)
+
+    base, _ = load_model(tmp_path / "base")
+    adapted = peft.PeftModel.from_pretrained(base.backbone, tmp_path / "final" / "adapter")
+    assert torch.equal(logits(base), wanted)
+    facts = json.loads((tmp_path / "final" / "adapter" / "adapter_config.json").read_text())
+    assert (facts["r"], facts["lora_alpha"]) == (3, 6.0)
+    assert facts["base_model_name_or_path"] == str(tmp_path / "base")
+    # What peft's own merge makes of it.
+    theirs = adapted.merge_and_unload().state_dict()
+    ours = plain.backbone.state_dict()
+    assert theirs.keys() == ours.keys()
+    for key, value in theirs.items():
+        torch.testing.assert_close(ours[key], value, rtol=0, atol=1e-6)
+
+
+def test_an_adapter_is_merged_into_the_model_that_it_names_or_another(tmp_path: Path) -> None:
+    denoiser = build()
+    save_model(denoiser, TOKENIZER, tmp_path / "base")
+    adapters = Adapters(denoiser, LORA, base=str(tmp_path / "base"))
+    train_by_hand(adapters)
+    wanted = logits(denoiser)
+    adapters.save(tmp_path / "adapter")
+    merge_adapter(tmp_path / "adapter", tmp_path / "merged")
+    torch.testing.assert_close(logits(load_model(tmp_path / "merged")[0]), wanted, rtol=0, atol=1e-4)
+    (tmp_path / "base").rename(tmp_path / "elsewhere")
+    merge_adapter(tmp_path / "adapter", tmp_path / "again", str(tmp_path / "elsewhere"))
+    torch.testing.assert_close(logits(load_model(tmp_path / "again")[0]), wanted, rtol=0, atol=1e-4)
+    with pytest.raises(ModelError, match="no folder"):
+        merge_adapter(tmp_path / "adapter", tmp_path / "third")
+
+
+def test_an_adapter_of_another_model_is_refused(tmp_path: Path) -> None:
+    Adapters(build("GPT2LMHeadModel"), LORA).save(tmp_path / "adapter")
+    with pytest.raises(ModelError, match="does not fit"):
+        Adapters.load(build(), tmp_path / "adapter")
+    with pytest.raises(ModelError, match="holds no adapter"):
+        Adapters.load(build(), tmp_path)
+
+
+def test_what_is_saved_is_restored_bit_for_bit(tmp_path: Path) -> None:
+    denoiser, other = build(), build()
+    adapters, fresh = Adapters(denoiser, LORA), Adapters(other, LORA, seed=9)
+    adapters.add_reference(), fresh.add_reference()
+    train_by_hand(adapters)
+    adapters.save(tmp_path / "policy")
+    adapters.save(tmp_path / "reference", REFERENCE)
+    assert not torch.equal(logits(other), logits(denoiser))
+    fresh.restore(tmp_path / "policy")
+    fresh.restore(tmp_path / "reference", REFERENCE)
+    assert torch.equal(logits(other), logits(denoiser))
+    for (_, a), (_, b) in zip(adapters.parameters(REFERENCE), fresh.parameters(REFERENCE), strict=True):
+        assert torch.equal(a, b)
+
+
+def test_merging_bfloat16_weights_rounds_once(tmp_path: Path) -> None:
+    denoiser = build(dtype=torch.bfloat16)
+    name = "model.layers.0.mlp.up_proj"
+    before = denoiser.backbone.get_submodule(name).weight.detach().double()
+    adapters = Adapters(denoiser, LORA)
+    train_by_hand(adapters)
+    a, b = (dict(adapters.parameters())[f"{name}.lora_{x}.default.weight"].detach().double() for x in "AB")
+    merged = adapters.merged()[f"{name}.weight"]
+    assert merged.dtype == torch.bfloat16
+    assert torch.equal(merged, (before + 2.0 * (b @ a)).float().bfloat16())
