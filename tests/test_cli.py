@@ -491,14 +491,33 @@ def test_eval_takes_rows_and_a_reward_of_ones_own(
     assert (len(items), result["num_solved"]) == (5, 0)
 
 
-def test_results_that_cannot_be_written_are_told_after_the_table(
-    tiny_model: Path, places: Path, capsys: pytest.CaptureFixture[str]
+def test_a_place_or_an_earlier_evaluation_that_will_not_do_is_told_before_anything_is_evaluated(
+    tiny_model: Path, places: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    output = places / "taken" / "eval.json"
-    assert unmask("eval", tiny_model, "--task", "sudoku", "--rows", 2, "--output", output) == 2
-    captured = capsys.readouterr()
-    assert "0 of 2" in captured.out
-    assert captured.err.splitlines()[-1].startswith(f"RunError: {output} cannot be written: ")
+    monkeypatch.setattr("unmask.evaluate.evaluate", lambda *_, **__: pytest.fail("evaluated"))
+    options = ["--task", "sudoku", "--rows", 2]
+    taken = places / "taken" / "eval.json"
+    assert unmask("eval", tiny_model, *options, "--output", taken) == 2
+    assert message(capsys).startswith(f"RunError: {taken} cannot be written: ")
+    output = ["--output", tmp_path / "eval.json"]
+    assert unmask("eval", tiny_model, *options, *output, "--against", tmp_path / "none.jsonl") == 2
+    assert "none.jsonl cannot be read" in message(capsys)
+    assert unmask("eval", tiny_model, *options, *output, "--length", "16,512") == 2
+    assert "max_completion_length = 512 do not fit" in message(capsys)
+
+
+def test_the_settings_that_were_done_are_kept_when_a_later_one_fails(
+    tiny_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "once.py").write_text(
+        "calls = []\n\ndef once(completions, **columns):\n    calls.append(1)\n"
+        "    assert len(calls) == 1\n    return [1.0] * len(completions)\n"
+    )
+    options = ["--task", "sudoku", "--rows", 2, "--steps", "4,2", "--reward", f"{tmp_path}/once.py:once"]
+    assert unmask("eval", tiny_model, *options, "--output", tmp_path / "eval.json") == 2
+    assert 'reward function "once" raised AssertionError' in message(capsys)
+    assert [r["steps"] for r in json.loads((tmp_path / "eval.json").read_text())["results"]] == [4]
+    assert len((tmp_path / "eval.jsonl").read_text().splitlines()) == 2
 
 
 def test_sample_prints_a_line_for_each_step_in_a_pipe(tiny_model: Path, capsys: pytest.CaptureFixture[str]) -> None:

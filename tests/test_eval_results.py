@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
-from unmask.environment import environment
+from unmask.environment import environment, weights_hash
 from unmask.errors import DataError, RunError
-from unmask.eval_results import Comparison, compare, data_facts, default_place, save
+from unmask.eval_results import Comparison, Earlier, check_place, compare, data_facts, default_place, items_path, save
 from unmask.evaluate import Evaluation
 from unmask.functional.paired import mcnemar_exact
 from unmask.models import Denoiser
@@ -44,7 +45,7 @@ def evaluation(solved: list[bool], samples: int = 1, **fields: Any) -> Evaluatio
 
 def compared(before: Evaluation, now: Evaluation, folder: Path) -> Comparison:
     save(folder / "before.json", {}, [before])
-    (comparison,) = compare([now], folder / "before.jsonl")
+    (comparison,) = compare([now], Earlier.read(folder / "before.jsonl"))
     return comparison
 
 
@@ -75,13 +76,13 @@ def test_several_samples_are_compared_by_their_share_and_not_tested_as_single_on
 def test_settings_are_paired_by_name_and_single_ones_whatever_they_are(tmp_path: Path) -> None:
     other = {"steps": 32}
     save(tmp_path / "a.json", {}, [evaluation(BEFORE), evaluation(BEFORE[::-1], **other)])
-    both = compare([evaluation(BEFORE), evaluation(BEFORE, **other)], tmp_path / "a.jsonl")
+    both = compare([evaluation(BEFORE), evaluation(BEFORE, **other)], Earlier.read(tmp_path / "a.jsonl"))
     assert [(c.setting, c.against) for c in both] == [((128, 64, 0.0),) * 2, ((128, 32, 0.0),) * 2]
     assert [len(c.gained) for c in both] == [0, 20]
     single = compared(evaluation(BEFORE), evaluation(BEFORE, **other), tmp_path)
     assert (single.setting, single.against) == ((128, 32, 0.0), (128, 64, 0.0))
     with pytest.raises(DataError, match="no setting in common.* It has: length 128, 64 steps, temperature 0"):
-        compare([evaluation(BEFORE, steps=8), evaluation(BEFORE, steps=4)], tmp_path / "a.json")
+        compare([evaluation(BEFORE, steps=8), evaluation(BEFORE, steps=4)], Earlier.read(tmp_path / "a.json"))
 
 
 def test_other_rows_and_other_numbers_of_samples_are_refused(tmp_path: Path) -> None:
@@ -95,19 +96,20 @@ def test_other_rows_and_other_numbers_of_samples_are_refused(tmp_path: Path) -> 
 def test_a_file_that_is_no_evaluation_is_refused(tmp_path: Path, text: str) -> None:
     (tmp_path / "a.jsonl").write_text(text)
     with pytest.raises(DataError, match="a.jsonl"):
-        compare([evaluation(BEFORE)], tmp_path / "a.jsonl")
+        Earlier.read(tmp_path / "a.jsonl")
     with pytest.raises(DataError, match="cannot be read"):
-        compare([evaluation(BEFORE)], tmp_path / "none.jsonl")
+        Earlier.read(tmp_path / "none.jsonl")
 
 
 def test_what_is_saved_is_read_back_and_a_place_that_cannot_be_written_is_told(tmp_path: Path) -> None:
     result = evaluation(BEFORE)
     found = compared(result, result, tmp_path)
-    items = save(tmp_path / "new" / "a.json", {"model": "m"}, [result], [found])
+    place = tmp_path / "new" / "a.json"
+    save(place, {"model": "m"}, [result], [found])
     tree = json.loads((tmp_path / "new" / "a.json").read_text())
     assert tree["results"] == [json.loads(json.dumps(result.summary()))]
     assert tree["compared"][0]["p_value"] == 1.0
-    assert json.loads(items.read_text().splitlines()[3]) == {
+    assert json.loads(items_path(place).read_text().splitlines()[3]) == {
         "length": 128,
         "steps": 64,
         "temperature": 0.0,
@@ -116,6 +118,37 @@ def test_what_is_saved_is_read_back_and_a_place_that_cannot_be_written_is_told(t
     (tmp_path / "file").write_text("")
     with pytest.raises(RunError, match="cannot be written"):
         save(tmp_path / "file" / "a.json", {}, [result])
+    with pytest.raises(RunError, match="cannot be written"):
+        check_place(tmp_path / "file" / "a.json")
+    check_place(place)
+    assert sorted(path.name for path in place.parent.iterdir()) == ["a.json", "a.jsonl"]
+
+
+def test_rows_of_the_same_prompts_and_other_answers_are_other_rows(tmp_path: Path) -> None:
+    def answered(answer: str | None) -> Evaluation:
+        result = evaluation(BEFORE)
+        return replace(result, items=[item | {"answer": answer} for item in result.items])
+
+    with pytest.raises(DataError, match="row 0 has the answer '4' there and '5' here"):
+        compared(answered("4"), answered("5"), tmp_path)
+    assert compared(answered("4"), answered("4"), tmp_path).num_rows == 40
+    assert compared(answered(None), answered("4"), tmp_path).num_rows == 40  # of before answers were kept
+
+
+def test_what_cannot_be_compared_is_known_before_the_evaluation(tmp_path: Path) -> None:
+    save(tmp_path / "a.json", {}, [evaluation(BEFORE)])
+    earlier = Earlier.read(tmp_path / "a.json")
+    rows = [{"prompt": f"p{i}"} for i in range(40)]
+    earlier.check(rows, [(128, 64, 0.0)], 1)
+    for other, settings, samples in (
+        (rows[:39], [(128, 64, 0.0)], 1),
+        ([*rows, {"prompt": "p40"}], [(128, 64, 0.0)], 1),
+        (rows[::-1], [(128, 64, 0.0)], 1),
+        (rows, [(128, 64, 0.0)], 2),
+        (rows, [(128, 32, 0.0), (64, 32, 0.0)], 1),
+    ):
+        with pytest.raises(DataError, match="a.json"):
+            earlier.check(other, settings, samples)
 
 
 def test_the_data_hash_is_that_of_the_rows() -> None:
@@ -145,8 +178,6 @@ def test_other_settings_get_another_file_and_another_batch_size_the_same() -> No
 
 
 def test_the_environment_names_device_precision_and_versions(lively: Denoiser) -> None:
-    import torch
-
     facts = environment(lively)
     assert json.loads(json.dumps(facts)) == facts
     assert (facts["device"], facts["dtype"], facts["accelerator"]) == ("cpu", "float32", None)
@@ -155,3 +186,13 @@ def test_the_environment_names_device_precision_and_versions(lively: Denoiser) -
     assert {"unmask", "python", "transformers", "accelerate"} <= facts["versions"].keys()
     assert facts["cpu"]
     assert facts["cores"] >= 1
+
+
+def test_the_weights_hash_is_that_of_the_weights(lively: Denoiser) -> None:
+    before = weights_hash(lively)
+    assert len(before) == 64
+    assert weights_hash(lively) == before
+    with torch.no_grad():
+        next(lively.parameters()).view(-1)[0] += 1e-6
+    changed = weights_hash(lively)
+    assert len({before, changed, weights_hash(lively.bfloat16())}) == 3

@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 
 from unmask.config import SamplerConfig
-from unmask.errors import ConfigError
-from unmask.evaluate import SCORED_AT_ONCE, Evaluation, evaluate
+from unmask.errors import ConfigError, DataError
+from unmask.evaluate import SCORED_AT_ONCE, Evaluation, check, evaluate
 from unmask.functional.intervals import wilson_interval
 from unmask.functional.pass_at_k import pass_at_k
 from unmask.models import Denoiser, char_tokenizer, load_model
@@ -64,6 +64,7 @@ def test_known_completions_give_known_numbers(scripted: Callable[[list[str]], Ev
         "row": 4,
         "sample": 0,
         "prompt": ROWS[4]["prompt"],
+        "answer": ROWS[4]["answer"],
         "completion": texts[4],
         "reward": pytest.approx(partial),
         "solved": False,
@@ -133,6 +134,30 @@ def test_a_summary_is_everything_but_the_items_and_goes_into_json(run: Callable[
     assert summary["measures"]["cells"] == result.measures["cells"]._asdict()
     assert summary["pass_at"]["2"]["value"] == result.pass_at[2].value
     assert summary["accuracy"] == result.accuracy
+
+
+def test_rows_that_are_all_alike_are_no_proof(scripted: Callable[[list[str]], Evaluation]) -> None:
+    assert scripted([row["answer"] for row in ROWS[:4]]).measures["cells"] == (1.0, *wilson_interval(4, 4))
+    assert scripted([""] * 4).measures["cells"] == (0.0, *wilson_interval(0, 4))
+
+
+def test_what_cannot_be_evaluated_is_known_before_anything_is(lively: Denoiser) -> None:
+    tokenizer = char_tokenizer(TASK.alphabet)
+    greedy = SAMPLER.model_copy(update={"temperature": 0.0})
+    check(lively, tokenizer, ROWS, [SAMPLER, greedy], samples=1)
+    with pytest.raises(ConfigError, match="2 samples at temperature 0"):
+        check(lively, tokenizer, ROWS, [SAMPLER, greedy], samples=2)
+    long = SamplerConfig(max_completion_length=512, num_steps=4)
+    with pytest.raises(DataError, match="max_completion_length = 512 do not fit"):
+        check(lively, tokenizer, ROWS, [SAMPLER, long], samples=1)
+    with pytest.raises(DataError, match="has no chat template. Use the task's option format=plain"):
+        check(lively, tokenizer, Sudoku(format="tagged").rows("test", 1), [SAMPLER], samples=1)
+
+
+def test_an_observer_is_told_the_share_of_steps_that_is_done(run: Callable[..., Evaluation]) -> None:
+    seen: list[float] = []
+    assert run(batch_size=3, observe=seen.append) == run()
+    assert seen == pytest.approx([i / 12 for i in range(1, 13)])
 
 
 # --- several samples ---

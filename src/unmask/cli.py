@@ -125,16 +125,15 @@ def evaluate_(
     ] = None,
 ) -> None:
     """Measure a model's accuracy on held-out rows, with 95 % intervals."""
-    from unmask.console import comparison_table, results_table
-    from unmask.errors import ConfigError, DataError
-    from unmask.eval_results import compare, default_place, facts_of, save
-    from unmask.evaluate import evaluate
+    from unmask.console import comparison_table, evaluation_progress, results_table
+    from unmask.errors import DataError
+    from unmask.eval_results import Earlier, check_place, compare, default_place, facts_of, items_path, save, setting_of
+    from unmask.evaluate import check, evaluate
     from unmask.models import load_model
     from unmask.recipe import make_sampler, make_task
     from unmask.score import Scorer, by_name, load_reward
 
-    if output is not None and output.suffix != ".json":
-        raise ConfigError(f"--output {output} must end in .json; the completions go into a .jsonl file beside it.")
+    # All that can be wrong is looked for first: an evaluation takes hours on a large model.
     chosen = make_task(task, option or ())
     samplers = [
         make_sampler(max_completion_length=n, num_steps=k, temperature=t, order=order, block_length=block_length)
@@ -142,37 +141,35 @@ def evaluate_(
         for k in (_numbers(steps, int, "--steps") or [None])
         for t in (_numbers(temperature, float, "--temperature") or [0.0])
     ]
-    functions = by_name(map(load_reward, reward)) if reward else chosen.rewards()
-    scorer = Scorer(functions, timeout=reward_timeout)
+    if output is not None:
+        check_place(output)
+    scorer = Scorer(by_name(map(load_reward, reward)) if reward else chosen.rewards(), timeout=reward_timeout)
     items = chosen.rows(split, rows, seed)  # type: ignore[arg-type]
     if not items:
         raise DataError(f"the task has no rows in the {split} split.")
     scorer.check_columns(items[0])
+    earlier = Earlier.read(against) if against else None
+    if earlier is not None:
+        earlier.check(items, list(map(setting_of, samplers)), samples)
     denoiser, tokenizer = load_model(model)
     if _has_gpu():
         denoiser.to("cuda")
-    results = [
-        evaluate(denoiser, tokenizer, chosen, scorer, items, sampler, seed=seed, batch_size=batch_size, samples=samples)
-        for sampler in samplers
-    ]
-    facts = facts_of(
-        model,
-        denoiser,
-        chosen,
-        items,
-        samplers,
-        sorted(functions),
-        split=split,
-        seed=seed,
-        samples=samples,
-        batch_size=batch_size,
-    )
+    check(denoiser, tokenizer, items, samplers, samples)
+
+    ran = {"seed": seed, "batch_size": batch_size, "samples": samples}
+    facts = facts_of(model, denoiser, chosen, items, samplers, sorted(scorer.functions), split=split, **ran)
+    place, results = output or default_place(facts), []
+    for sampler in samplers:
+        with evaluation_progress(sampler) as view:
+            results.append(evaluate(denoiser, tokenizer, chosen, scorer, items, sampler, observe=view, **ran))
+        # What is done is kept, whatever becomes of the other settings.
+        save(place, facts, results)
     results_table(results, f"{model} on {task}, {split}")
-    compared = compare(results, against, seed) if against else []
-    if compared:
+    if earlier is not None:
+        compared = compare(results, earlier, seed)
         comparison_table(compared, against)
-    place = output or default_place(facts)
-    typer.echo(f"completions: {save(place, facts, results, compared)}\nresults: {place}")
+        save(place, facts, results, compared)
+    typer.echo(f"completions: {items_path(place)}\nresults: {place}")
 
 
 @app.command()
@@ -412,10 +409,11 @@ def _curve(folder: Path) -> Path:
 
 
 def _numbers(text: str, kind: type[Any], option: str) -> list[Any]:
+    """The numbers of a comma-separated option, each once."""
     from unmask.errors import ConfigError
 
     try:
-        return [kind(part) for part in text.split(",") if part.strip()]
+        return list(dict.fromkeys(kind(part) for part in text.split(",") if part.strip()))
     except ValueError:
         raise ConfigError(f'{option} "{text}" is not a comma-separated list of numbers.') from None
 

@@ -6,14 +6,14 @@ import os
 import shutil
 import sys
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any
 
 from rich import box
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 from rich.text import Text
 
 if TYPE_CHECKING:
@@ -106,6 +106,21 @@ def progress(name: str, total: int, console: Console | None = None) -> Iterator[
     """A `ProgressView` on standard error, so that standard output holds results only."""
     with ProgressView(name, total, console or Console(file=sys.stderr)) as view:
         yield view
+
+
+@contextmanager
+def evaluation_progress(sampler: SamplerConfig, console: Console | None = None) -> Iterator[Callable[[float], None]]:
+    """A view for `evaluate`, on standard error: a bar on a terminal, a line at the beginning in a pipe."""
+    console = console or Console(file=sys.stderr)
+    name = f"length {sampler.max_completion_length}, {sampler.steps} steps, {temperature_name(sampler.temperature)}"
+    if not console.is_terminal:
+        console.print(f"evaluate {name}", highlight=False, soft_wrap=True)
+        yield lambda share: None
+        return
+    columns = TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeRemainingColumn()
+    with Progress(*columns, console=console, transient=True) as bar:
+        task = bar.add_task(name, total=1.0)
+        yield lambda share: bar.update(task, completed=share)
 
 
 def table(columns: Sequence[str], rows: Iterable[Sequence[object]], title: str | None = None) -> None:

@@ -6,6 +6,7 @@ these is only half reported.
 
 from __future__ import annotations
 
+import hashlib
 import os
 import platform
 from importlib import metadata
@@ -17,8 +18,11 @@ from torch import nn
 
 from unmask import __version__
 
-LIBRARIES = ("torch", "transformers", "tokenizers", "accelerate", "peft", "numpy")
-"""Those whose version can change a number."""
+LIBRARIES = (
+    *("torch", "transformers", "tokenizers", "accelerate", "peft", "numpy"),
+    *("math-verify", "latex2sympy2-extended", "sympy", "pydantic-monty", "reasoning-gym", "datasets"),
+)
+"""Those whose version can change a number: of the forward, of a grader, of the rows."""
 
 
 def environment(model: nn.Module) -> dict[str, Any]:
@@ -38,6 +42,21 @@ def environment(model: nn.Module) -> dict[str, Any]:
         "dtype": str(weight.dtype).removeprefix("torch."),
         "versions": {"unmask": __version__, "python": platform.python_version(), **_installed()},
     }
+
+
+def weights_hash(model: nn.Module) -> str:
+    """SHA-256 over a model's weights: name, precision, shape and bytes of each, in the order of the names.
+
+    A path says where a model was, which another run may have written to since; this says which model it was.
+
+    Returns:
+        64 hexadecimal digits.
+    """
+    digest = hashlib.sha256()
+    for name, weight in sorted(model.state_dict().items()):
+        digest.update(f"{name} {weight.dtype} {tuple(weight.shape)}\n".encode())
+        digest.update(weight.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()
 
 
 def _installed() -> dict[str, str]:

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Sequence
+import tempfile
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -16,8 +18,8 @@ from typing import Any
 import torch
 
 from unmask.config import SamplerConfig
-from unmask.environment import environment
-from unmask.errors import DataError, RunError
+from unmask.environment import environment, weights_hash
+from unmask.errors import ConfigError, DataError, RunError
 from unmask.evaluate import Evaluation
 from unmask.functional.noise import named_generator
 from unmask.functional.paired import bootstrap_interval, mcnemar_exact
@@ -74,6 +76,7 @@ def facts_of(
     """What an evaluation was of and what it was made with, for `save`; one order and block length for all `samplers`."""
     return {
         "model": model,
+        "weights": weights_hash(denoiser),
         "task": task.model_dump(),
         "split": split,
         "data": data_facts(task, rows),
@@ -104,10 +107,15 @@ def default_place(facts: dict[str, Any]) -> Path:
     return Path("runs/eval") / f"{facts['task']['type']}-{facts['split']}-{digest[:8]}.json"
 
 
+def items_path(place: Path) -> Path:
+    """The JSONL file beside a result."""
+    return place.with_suffix(".jsonl")
+
+
 def save(
     place: Path, facts: dict[str, Any], results: Sequence[Evaluation], compared: Sequence[Comparison] = ()
-) -> Path:
-    """Write `place`, a JSON file, and the JSONL file beside it, which is returned.
+) -> None:
+    """Write `place`, a JSON file, and `items_path` of it, whole or not at all.
 
     Raises:
         RunError: they cannot be written.
@@ -116,57 +124,134 @@ def save(
     tree = facts | {"results": [result.summary() for result in results]}
     if compared:
         tree["compared"] = [comparison.summary() for comparison in compared]
-    items = place.with_suffix(".jsonl")
-    try:
+    with _explained(place):
         place.parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(items, "".join(lines))
+        write_atomically(items_path(place), "".join(lines))
         write_atomically(place, json.dumps(tree, indent=1, default=str))
+
+
+def check_place(place: Path) -> None:
+    """Refuse a place for results that has another ending or cannot be written, before hours of work are put into them.
+
+    Raises:
+        ConfigError: it does not end in .json.
+        RunError: it cannot be written.
+    """
+    if place.suffix != ".json":
+        raise ConfigError(f"--output {place} must end in .json; the completions go into a .jsonl file beside it.")
+    with _explained(place):
+        place.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=place.parent):
+            pass
+
+
+@contextmanager
+def _explained(place: Path) -> Iterator[None]:
+    try:
+        yield
     except OSError as error:
         raise RunError(f"{place} cannot be written: {error.strerror}. Give --output another place.") from error
-    return items
 
 
-def compare(results: Sequence[Evaluation], place: Path, seed: int = 0) -> list[Comparison]:
-    """Set results against the completions of an earlier evaluation.
+@dataclass(frozen=True, slots=True)
+class Earlier:
+    """The completions of an earlier evaluation, to be set against."""
 
-    Settings of the same length, steps and temperature are compared; where each side has only one, these two, whatever they are.
+    place: Path
+    items: dict[Setting, list[Row]]
+    """By sampler setting, in the order of the file: row, prompt, answer, solved."""
+
+    @classmethod
+    def read(cls, place: Path) -> Earlier:
+        """What `save` wrote, from either of its two files.
+
+        Raises:
+            DataError: it is not there, or no such file.
+        """
+        path = items_path(place)
+        found: dict[Setting, list[Row]] = {}
+        try:
+            for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+                setting, item = _parsed(line, f"line {number} of {path}")
+                found.setdefault(setting, []).append(item)
+        except (OSError, UnicodeDecodeError) as error:
+            raise DataError(f"{path} cannot be read: {error}. Give the .jsonl file that unmask eval wrote.") from error
+        if not found:
+            raise DataError(f"{path} holds no completions.")
+        return cls(place, found)
+
+    def pairs(self, settings: Sequence[Setting]) -> list[tuple[Setting, Setting]]:
+        """Which setting is compared with which here: equal ones; where each side has only one, these two, whatever they are.
+
+        Raises:
+            DataError: none.
+        """
+        pairs = [(setting, setting) for setting in settings if setting in self.items]
+        if not pairs and len(settings) == len(self.items) == 1:
+            pairs = [(settings[0], next(iter(self.items)))]
+        if not pairs:
+            there = "; ".join(f"length {n}, {k} steps, temperature {t:g}" for n, k, t in self.items)
+            raise DataError(f"{self.place} has no setting in common with this evaluation. It has: {there}.")
+        return pairs
+
+    def check(self, rows: Sequence[Row], settings: Sequence[Setting], samples: int) -> None:
+        """Refuse what cannot be compared, which is better known before an evaluation than after it.
+
+        Args:
+            rows: their prompt, and their answer if they have one.
+            settings: of the evaluation.
+            samples: completions of each row.
+
+        Raises:
+            DataError: other rows, another number of samples, or no setting in common.
+        """
+        for _, setting in self.pairs(settings):
+            before: dict[int, list[Row]] = {}
+            for item in self.items[setting]:
+                before.setdefault(item["row"], []).append(item)
+            for number in range(max(len(rows), 1 + max(before))):
+                now = rows[number] if number < len(rows) else {}
+                there = before.get(number, [{}])
+                # An answer that was not kept cannot differ.
+                for name in ("prompt", "answer") if there[0].get("answer") is not None else ("prompt",):
+                    if now.get(name) != there[0].get(name):
+                        raise DataError(
+                            f"{self.place} is of other rows: row {number} has the {name} {str(there[0].get(name))[:60]!r} "
+                            f"there and {str(now.get(name))[:60]!r} here. "
+                            "Use the same task options, split, rows and seed for both."
+                        )
+                if len(there) != samples:
+                    raise DataError(
+                        f"{self.place} has {len(there)} completions of a row, this evaluation {samples}. "
+                        "Use the same --samples for both."
+                    )
+
+
+def compare(results: Sequence[Evaluation], earlier: Earlier, seed: int = 0) -> list[Comparison]:
+    """Set results against the completions of an earlier evaluation, setting by setting and row by row.
 
     Args:
-        results: of this evaluation.
-        place: what `save` wrote, either of its two files.
+        results: of this evaluation, on the same rows.
+        earlier: the other one.
         seed: of the bootstrap.
 
     Raises:
-        DataError: not such a file, other rows or another number of samples, or no setting in common.
+        DataError: what `Earlier.check` refuses.
     """
-    earlier = _read(place)
     now = {_setting(result): result for result in results}
-    pairs = [(setting, setting) for setting in now if setting in earlier]
-    if not pairs and len(now) == len(earlier) == 1:
-        pairs = [(next(iter(now)), next(iter(earlier)))]
-    if not pairs:
-        there = "; ".join(f"length {n}, {k} steps, temperature {t:g}" for n, k, t in earlier)
-        raise DataError(f"{place} has no setting in common with this evaluation. It has: {there}.")
-    return [_compared(setting, other, now[setting].items, earlier[other], place, seed) for setting, other in pairs]
+    first = results[0]
+    earlier.check(first.items[:: first.samples], list(now), first.samples)
+    return [
+        _compared(setting, other, now[setting].items, earlier.items[other], seed)
+        for setting, other in earlier.pairs(list(now))
+    ]
 
 
 def _compared(
-    setting: Setting, against: Setting, items: Iterable[Row], earlier: Iterable[Row], place: Path, seed: int
+    setting: Setting, against: Setting, items: Iterable[Row], earlier: Iterable[Row], seed: int
 ) -> Comparison:
-    prompts, solved = _by_row(items)
-    prompts_before, solved_before = _by_row(earlier)
-    for row in sorted(prompts.keys() | prompts_before.keys()):
-        if prompts.get(row) != prompts_before.get(row):
-            raise DataError(
-                f"{place} is of other rows: row {row} has the prompt {str(prompts_before.get(row))[:60]!r} there and "
-                f"{str(prompts.get(row))[:60]!r} here. Use the same task options, split, rows and seed for both."
-            )
-        if len(solved[row]) != len(solved_before[row]):
-            raise DataError(
-                f"{place} has {len(solved_before[row])} completions of a row, this evaluation {len(solved[row])}. "
-                "Use the same --samples for both."
-            )
-    rows = sorted(prompts)
+    solved, solved_before = _by_row(items), _by_row(earlier)
+    rows = sorted(solved)
     now = torch.tensor([solved[row] for row in rows]).double().mean(-1)
     before = torch.tensor([solved_before[row] for row in rows]).double().mean(-1)
     change = now - before
@@ -189,37 +274,30 @@ def _compared(
     )
 
 
-def _read(place: Path) -> dict[Setting, list[Row]]:
-    """The lines of an earlier evaluation by their setting."""
-    path = place.with_suffix(".jsonl")
-    found: dict[Setting, list[Row]] = {}
+def _parsed(line: str, place: str) -> tuple[Setting, Row]:
+    """The setting of a line that `save` wrote, and what a comparison reads of it."""
     try:
-        for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
-            try:
-                item = json.loads(line)
-                setting = (int(item["length"]), int(item["steps"]), float(item["temperature"]))
-                found.setdefault(setting, []).append(
-                    {"row": int(item["row"]), "prompt": item["prompt"], "solved": bool(item["solved"])}
-                )
-            except (ValueError, KeyError, TypeError) as error:
-                raise DataError(
-                    f"line {number} of {path} is no completion of an evaluation ({type(error).__name__}: {error}). "
-                    "Give the .jsonl file that unmask eval wrote."
-                ) from error
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{path} cannot be read: {error}. Give the .jsonl file that unmask eval wrote.") from error
-    if not found:
-        raise DataError(f"{path} holds no completions.")
-    return found
+        item = json.loads(line)
+        setting = (int(item["length"]), int(item["steps"]), float(item["temperature"]))
+        read = {"row": int(item["row"]), "prompt": item["prompt"], "solved": bool(item["solved"])}
+        return setting, read | {"answer": item.get("answer")}
+    except (ValueError, KeyError, TypeError) as error:
+        raise DataError(
+            f"{place} is no completion of an evaluation ({type(error).__name__}: {error}). "
+            "Give the .jsonl file that unmask eval wrote."
+        ) from error
 
 
-def _by_row(items: Iterable[Row]) -> tuple[dict[int, Any], Solved]:
-    prompts: dict[int, Any] = {}
+def _by_row(items: Iterable[Row]) -> Solved:
     solved: Solved = {}
     for item in items:
-        prompts[item["row"]] = item["prompt"]
         solved.setdefault(item["row"], []).append(item["solved"])
-    return prompts, solved
+    return solved
+
+
+def setting_of(sampler: SamplerConfig) -> Setting:
+    """What names a sampler's setting in a file of results."""
+    return sampler.max_completion_length, sampler.steps, sampler.temperature
 
 
 def _setting(result: Evaluation) -> Setting:

@@ -1,13 +1,15 @@
 """Accuracy on rows that training never saw, with intervals.
 
 One completion for each row gives an accuracy with Wilson's interval. Several give pass@k as well; completions of one row are not
-independent trials, so then, and for every secondary measure, the interval is a bootstrap over rows.
+independent trials, so then, and for every secondary measure, the interval is a bootstrap over rows, or Wilson's where all rows
+are 0 or all are 1.
 """
 
 from __future__ import annotations
 
+import itertools
 import statistics
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -21,7 +23,8 @@ from unmask.functional.paired import bootstrap_interval
 from unmask.functional.pass_at_k import pass_at_k
 from unmask.models import Denoiser
 from unmask.records import Row
-from unmask.rollout import decode, generate, row_seeds
+from unmask.rollout import check_prompts, decode, generate, row_seeds
+from unmask.samplers import Snapshot
 from unmask.score import Scorer
 from unmask.tasks import Task
 
@@ -63,7 +66,7 @@ class Evaluation:
     length: int
     steps: int
     items: list[dict[str, Any]]
-    """For each completion: row, sample, prompt, completion, reward, solved, measures. The samples of a row stand together."""
+    """For each completion: row, sample, prompt, answer, completion, reward, solved, measures. Those of a row stand together."""
     samples: int = 1
     """Completions of each row."""
     pass_at: dict[int, Estimate] = field(default_factory=dict)
@@ -90,20 +93,21 @@ def evaluate(
     seed: int = 0,
     batch_size: int = 256,
     samples: int = 1,
+    observe: Callable[[float], None] | None = None,
 ) -> Evaluation:
     """Denoise completions for each row and say how many are right.
 
     At temperature 0 the seed matters only to an order that draws. A row's result depends neither on its batch nor on how many
     rows or samples are asked beside it.
 
+    Args:
+        observe: called after each denoising step with the share of them that is done.
+
     Raises:
         ConfigError: several samples at temperature 0.
     """
-    if samples > 1 and sampler.temperature == 0:
-        raise ConfigError(
-            f"{samples} samples at temperature 0 are {samples} times the same. Use a temperature above 0."
-        )
-    texts = _completions(denoiser, tokenizer, rows, sampler, seed, batch_size, samples)
+    _check_samples(sampler, samples)
+    texts = _completions(denoiser, tokenizer, rows, sampler, seed, batch_size, samples, observe)
     items = _scored(task, scorer, rows, texts, samples)
     right = [sum(item["solved"] for item in items[i : i + samples]) for i in range(0, len(items), samples)]
     rewards = _row_means([item["reward"] for item in items], samples)
@@ -111,9 +115,11 @@ def evaluate(
     bootstrap = named_generator(0, "bootstrap")
 
     def estimate(values: list[float]) -> Estimate:
-        return Estimate(
-            statistics.fmean(values), *bootstrap_interval(torch.tensor(values), bootstrap, resamples=RESAMPLES)
-        )
+        mean = statistics.fmean(values)
+        if len({*values}) == 1 and mean in (0.0, 1.0):
+            # Resamples of rows that are all alike have no width, as if a few rows were proof.
+            return Estimate(mean, *wilson_interval(round(mean) * len(values), len(values)))
+        return Estimate(mean, *bootstrap_interval(torch.tensor(values), bootstrap, resamples=RESAMPLES))
 
     ks = sorted({k for k in (2**i for i in range(samples.bit_length())) if k <= samples} | {samples})
     pass_at = {k: estimate([pass_at_k(samples, count, k) for count in right]) for k in ks} if samples > 1 else {}
@@ -139,6 +145,33 @@ def evaluate(
     )
 
 
+def check(
+    denoiser: Denoiser,
+    tokenizer: PreTrainedTokenizerBase,
+    rows: Sequence[Row],
+    samplers: Iterable[SamplerConfig],
+    samples: int,
+) -> None:
+    """Raise before the first of several evaluations what one of them would raise about its rows and settings.
+
+    Raises:
+        ConfigError: several samples at temperature 0.
+        DataError: a prompt that the tokenizer cannot encode, or that does not fit into the model with the longest completion.
+    """
+    samplers = list(samplers)
+    for sampler in samplers:
+        _check_samples(sampler, samples)
+    prompts = [row["prompt"] for row in rows]
+    check_prompts(denoiser, tokenizer, prompts, max(sampler.max_completion_length for sampler in samplers))
+
+
+def _check_samples(sampler: SamplerConfig, samples: int) -> None:
+    if samples > 1 and sampler.temperature == 0:
+        raise ConfigError(
+            f"{samples} samples at temperature 0 are {samples} times the same. Use a temperature above 0."
+        )
+
+
 def _completions(
     denoiser: Denoiser,
     tokenizer: PreTrainedTokenizerBase,
@@ -147,6 +180,7 @@ def _completions(
     seed: int,
     batch_size: int,
     samples: int,
+    observe: Callable[[float], None] | None,
 ) -> list[str]:
     """The texts, those of a row beside each other."""
     # A generator for each sample: its seeds are the same however many are asked.
@@ -154,7 +188,15 @@ def _completions(
     seeds = [row_seeds(len(rows), named_generator(seed, "evaluate", *name)) for name in names]
     prompts = [row["prompt"] for row in rows for _ in range(samples)]
     by_row = torch.stack(seeds, dim=1).flatten()
-    path = generate(denoiser, tokenizer, prompts, sampler, by_row, batch_size=batch_size)
+    done, total = itertools.count(1), sampler.steps * -(-len(prompts) // batch_size)
+
+    def count(_: Snapshot) -> None:
+        if observe is not None:
+            observe(next(done) / total)
+
+    path = generate(
+        denoiser, tokenizer, prompts, sampler, by_row, batch_size=batch_size, observe=count if observe else None
+    )
     return decode(tokenizer, path.tokens)
 
 
@@ -171,6 +213,7 @@ def _scored(
             "row": place // samples,
             "sample": place % samples,
             "prompt": row["prompt"],
+            "answer": row.get("answer"),
             "completion": text,
             "reward": reward,
             "solved": task.solved(text, row),

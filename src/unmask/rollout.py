@@ -88,6 +88,17 @@ def generate(
     return Trajectory.cat(parts).rows(back.to(device))
 
 
+def check_prompts(
+    denoiser: Denoiser, tokenizer: PreTrainedTokenizerBase, prompts: Sequence[Prompt], completion_length: int
+) -> None:
+    """Refuse prompts that `generate` would refuse, before anything is denoised.
+
+    Raises:
+        DataError: a prompt that the tokenizer cannot encode, or one too long for the model.
+    """
+    check_room(denoiser, max(map(len, _encode_all(tokenizer, prompts))), completion_length)
+
+
 def check_room(denoiser: Denoiser, prompt_length: int, completion_length: int) -> None:
     """Raise DataError if a prompt and a completion of these many tokens do not fit into the model's positions."""
     room = getattr(denoiser.backbone.config, "max_position_embeddings", None)
@@ -126,6 +137,11 @@ def _encode(tokenizer: PreTrainedTokenizerBase, prompt: Prompt) -> list[int]:
             else tokenizer.apply_chat_template(prompt, add_generation_prompt=True, return_dict=False)
         )
     except Exception as error:  # tokenizers raise bare Exceptions of their own
+        if not isinstance(prompt, str) and not tokenizer.chat_template:
+            raise DataError(
+                "the prompt is a list of chat messages, and the model's tokenizer has no chat template. "
+                "Use the task's option format=plain (or bare), or a model with one."
+            ) from error
         raise DataError(
             f"the tokenizer cannot encode the prompt {str(prompt)[:80]!r} ({str(error).splitlines()[0]}). "
             "Is the model made for this task?"
