@@ -12,38 +12,8 @@ from hypothesis import strategies as st
 from unmask.errors import DataError
 from unmask.sandbox import SandboxConfig
 from unmask.tasks import MBPP
-from unmask.tasks.code import MAX_CODE, code_in, defined_names, free_names, parse
-
-FENCED = "```python\ndef f(x):\n    return x\n```"
-PROGRAM = "def f(x):\n    return x\n"
-
-
-@pytest.mark.parametrize(
-    ("text", "program"),
-    [
-        (PROGRAM, PROGRAM),
-        (FENCED, PROGRAM),
-        (f"Here:\n{FENCED}\nand that is it.", PROGRAM),
-        (f"```\n{PROGRAM}```", PROGRAM),
-        (f"``` py\n{PROGRAM}```", PROGRAM),
-        (f"  ```python title=x\n{PROGRAM}  ```", PROGRAM),
-        (f"```python\n{PROGRAM}", PROGRAM),  # the completion ran out of room
-        (f"```bash\npip install x\n```\n{FENCED}", PROGRAM),
-        (f"```python\nprint(f(1))\n```\n{FENCED}", PROGRAM),
-        (f"{FENCED}\n```python\nprint(f(1))\n```", PROGRAM),
-        ("```python\nprint(1)\n```\n```python\nprint(2)\n```", "print(1)\n"),
-        ("```", ""),
-        ("", ""),
-    ],
-)
-def test_the_program_in_a_text(text: str, program: str) -> None:
-    assert code_in(text, ["f"]) == program
-
-
-@given(st.text(alphabet="`\n dpython:x()", max_size=200))
-@settings(max_examples=200, deadline=None)
-def test_any_text_has_a_program_that_is_part_of_it(text: str) -> None:
-    assert code_in(text, ["f"]) in text
+from unmask.tasks.code import defined_names, free_names
+from unmask.tasks.extract import MAX_CODE, parse
 
 
 @pytest.mark.parametrize(

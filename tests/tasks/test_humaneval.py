@@ -53,6 +53,20 @@ def test_an_answer_continues_the_prompt_or_writes_the_function_whole(tmp_path: P
     assert task.solved(answer, task.rows("test", 1)[0])
 
 
+@pytest.mark.parametrize(
+    "answer",
+    [
+        "<answer>\n    return half(math.pi * r ** 2)\n</answer>",
+        " Sure!\n```python\ndef area(r):\n    return half(math.pi * r ** 2)```",
+        "```python\nreturn half(math.pi * r ** 2)\n```",
+        "Here it is:\n\ndef area(r):\n    return half(math.pi * r ** 2)\n\nThat's all.",
+    ],
+)
+def test_a_right_answer_is_not_lost_to_its_wrapping(tmp_path: Path, answer: str) -> None:
+    task = task_of(tmp_path, ROW)
+    assert task.solved(answer, task.rows("test", 1)[0])
+
+
 def test_helpers_of_the_problem_that_the_tests_use_are_the_problems_own(tmp_path: Path) -> None:
     """In the benchmark itself, an answer may redefine what the tests measure it with."""
     task = task_of(tmp_path, ROW, format="bare")

@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import ast
 import random
-import re
-import warnings
 from abc import abstractmethod
 from collections.abc import Iterable, Sequence
 from functools import lru_cache
@@ -21,6 +19,7 @@ from unmask.reward import Score, reports
 from unmask.sandbox import Job, Result, SandboxConfig, make_sandbox
 from unmask.tasks.answers import last_answer
 from unmask.tasks.base import Task
+from unmask.tasks.extract import MAX_CODE, code_in
 from unmask.tasks.sourced import SourcedTask
 
 if TYPE_CHECKING:
@@ -28,9 +27,6 @@ if TYPE_CHECKING:
 
 MAX_RECENT = 4096
 """Results that are remembered for each sandbox."""
-MAX_CODE = 2**16
-"""Characters of a program that are looked at; a longer one is not run."""
-_FENCE = re.compile(r"^[ \t]*```[ \t]*([\w+-]*)[^\n]*$", re.MULTILINE)
 
 
 class ProgramTask(Task):
@@ -125,48 +121,6 @@ class CodeTask(ProgramTask, SourcedTask):
 def code_text(name: str) -> str:
     """A shipped instruction for a programming problem, with places in braces for what the problem is."""
     return (resources.files("unmask.tasks") / "texts" / "code" / f"{name}.txt").read_text(encoding="utf-8").strip()
-
-
-def code_in(text: str, names: Sequence[str] = ()) -> str:
-    """The program in a text: the first fenced block that defines one of `names`, else the first block, else all of it.
-
-    A fence that is never closed reaches to the end of the text: a completion may run out of room.
-
-    Args:
-        text: a completion, or what stands in its answer tag; any length.
-        names: what the tests will call.
-
-    Returns:
-        The text of the program, without its fences.
-
-    Example:
-        >>> code_in("Here it is:\\n```python\\ndef f(x):\\n    return x\\n```\\nDone.", ["f"])
-        'def f(x):\\n    return x\\n'
-        >>> code_in("def f(x): return x")
-        'def f(x): return x'
-    """
-    fences = list(_FENCE.finditer(text))
-    if not fences:
-        return text
-    blocks = []
-    for i in range(0, len(fences), 2):
-        end = fences[i + 1].start() if i + 1 < len(fences) else len(text)
-        blocks.append(text[fences[i].end() + 1 : end])
-    defined = (block for block in blocks if any(f"def {name}(" in block for name in names))
-    return next(defined, blocks[0])
-
-
-def parse(code: str) -> ast.Module | None:
-    """The syntax tree of a text, or None if it is no Python or too long to look at."""
-    if len(code) > MAX_CODE:
-        return None
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            return ast.parse(code)
-    # CPython reports nesting beyond its parser's stack as any of these, depending on version and depth.
-    except (SyntaxError, ValueError, MemoryError, RecursionError):
-        return None
 
 
 def defined_names(tree: ast.Module) -> set[str]:

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 
 from unmask.errors import DataError
 from unmask.sandbox import Job
-from unmask.tasks.code import MAX_CODE, CodeTask, code_in, code_text, defined_names, parse
+from unmask.tasks.code import CodeTask, code_text, defined_names
+from unmask.tasks.extract import MAX_CODE, code_in, continued, is_indented, parse
 from unmask.tasks.maths import text_column
 
 if TYPE_CHECKING:
@@ -62,10 +63,10 @@ class HumanEval(CodeTask):
         if not code.strip() or len(code) > MAX_CODE:
             return None
         tree = parse(code)
-        is_whole = tree is not None and row["names"][0] in defined_names(tree)
-        return Job(
-            (row["prelude"] if is_whole else row["start"]) + code,
-            tuple(row["tests"]),
-            tuple(row["names"]),
-            row["setup"],
-        )
+        if tree is not None and row["names"][0] in defined_names(tree):
+            program = row["prelude"] + code
+        else:
+            # A fence in what continues the prompt comes after the function.
+            rest = answer if is_indented(answer) else code
+            program = continued(row["start"], rest, is_exact=self.format == "bare")
+        return Job(program, tuple(row["tests"]), tuple(row["names"]), row["setup"])

@@ -6,7 +6,8 @@ import ast
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 from unmask.sandbox import SandboxConfig
-from unmask.tasks.code import CodeTask, code_text, parse
+from unmask.tasks.code import CodeTask, code_text
+from unmask.tasks.extract import parse
 from unmask.tasks.maths import text_column
 
 if TYPE_CHECKING:

@@ -7,7 +7,8 @@ import builtins
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from unmask.errors import DataError
-from unmask.tasks.code import CodeTask, code_text, defined_names, free_names, parse
+from unmask.tasks.code import CodeTask, code_text, defined_names, free_names
+from unmask.tasks.extract import parse
 from unmask.tasks.source import is_file
 
 if TYPE_CHECKING:
