@@ -20,7 +20,7 @@ FILES = sorted(path.relative_to(PACKAGE) for path in PACKAGE.rglob("*.py"))
 
 LAYER_0 = {"errors", "records", "kept", "config", "functional", "reward", "workers", "deadline"}
 LAYER_1 = {"models", "samplers", "tasks", "sandbox"}
-LAYER_2 = {"methods", "rollout", "score", "recipe", "run_folder", "environment", "data_check", "rewards"}
+LAYER_2 = {"methods", "rollout", "score", "recipe", "run_folder", "environment", "data_check", "rewards", "style"}
 LAYER_3 = {"trainer", "evaluate", "eval_results", "harness", "pretrain", "compare", "report"}
 BELOW_3 = LAYER_0 | LAYER_1 | LAYER_2
 
@@ -44,6 +44,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "recipe": LAYER_0 | {"methods", "models", "samplers", "tasks"},
     "run_folder": LAYER_0,
     "environment": set(),
+    "style": set(),
     "data_check": LAYER_0 | {"tasks"},
     "evaluate": BELOW_3,
     "eval_results": BELOW_3 | {"evaluate"},
@@ -51,7 +52,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "trainer": BELOW_3 | {"evaluate"},
     "pretrain": BELOW_3 | {"evaluate", "trainer"},
     "compare": BELOW_3 | {"evaluate", "trainer", "pretrain"},
-    "report": LAYER_0 | {"recipe"},
+    "report": LAYER_0 | {"recipe", "run_folder", "style"},
     "console": BELOW_3 | {"evaluate", "eval_results"},
     "demo": BELOW_3 | LAYER_3 | {"console"},
     "cli": BELOW_3 | LAYER_3 | {"console", "demo"},

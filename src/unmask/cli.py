@@ -252,6 +252,42 @@ def compare(
 
 
 @app.command()
+def plot(
+    folders: Annotated[
+        list[Path], typer.Argument(metavar="RUN...", help="Run folders, or the folder of one comparison.")
+    ],
+    metric: Annotated[
+        str, typer.Option(help="Keys of metrics.jsonl, comma-separated; default accuracies and reward.")
+    ] = "",
+    output: Annotated[
+        Path | None, typer.Option(help="A .png or .svg file; both are written, and the numbers as .csv.")
+    ] = None,
+    x: Annotated[str, typer.Option(help="Against what: step, token_passes, reward_calls or seconds.")] = "step",
+    smooth: Annotated[int, typer.Option(min=1, help="Draw means of this many measurements; not of accuracies.")] = 1,
+    across: Annotated[
+        str, typer.Option(help="Settings that may differ among runs of one line besides the seed, comma-separated.")
+    ] = "",
+) -> None:
+    """Draw metrics of runs for a paper, each line with its 95 % interval: over seeds, or Wilson's of one run's accuracy.
+
+    Runs of one recipe with different seeds are one line. Of a comparison, accuracy against compute and against denoising
+    steps are drawn anew.
+    """
+    from unmask.compare.report import replot
+    from unmask.errors import ConfigError
+    from unmask.report.plot import plot_metrics
+
+    if any((folder / "cells.jsonl").is_file() for folder in folders):
+        if len(folders) > 1 or metric or across or x != "step" or smooth > 1:
+            raise ConfigError("a comparison's figures are drawn alone and take --output only. Name its folder alone.")
+        drawn = replot(folders[0], output)
+    else:
+        metrics, others = _numbers(metric, str, "--metric"), _numbers(across, str, "--across")
+        drawn = [plot_metrics(folders, metrics, output or Path("plot.png"), x=x, smooth=smooth, across=others)]
+    typer.echo("\n".join(f"figure: {path}" for path in drawn))
+
+
+@app.command()
 def methods(
     name: Annotated[str | None, typer.Argument(help="Show this method with all its options.")] = None,
 ) -> None:
@@ -413,7 +449,7 @@ def _numbers(text: str, kind: type[Any], option: str) -> list[Any]:
     from unmask.errors import ConfigError
 
     try:
-        return list(dict.fromkeys(kind(part) for part in text.split(",") if part.strip()))
+        return list(dict.fromkeys(kind(part.strip()) for part in text.split(",") if part.strip()))
     except ValueError:
         raise ConfigError(f'{option} "{text}" is not a comma-separated list of numbers.') from None
 

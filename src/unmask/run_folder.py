@@ -227,7 +227,7 @@ class RunFolder:
             raise RunError(
                 f"{self.path} already holds a run. Add --resume to go on with it, or set output_dir to another folder."
             )
-        before, now = _flat(recorded), _flat(config)
+        before, now = flat(recorded), flat(config)
         changed = sorted(
             key for key in {*before, *now} if before.get(key) != now.get(key) and key not in _FREE_TO_CHANGE
         )
@@ -285,11 +285,12 @@ def _step_of(line: str) -> float:
         return float("inf")
 
 
-def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
+def flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """A tree of settings as one level of dotted keys."""
+    found: dict[str, Any] = {}
     for key, value in tree.items():
         if isinstance(value, Mapping):
-            flat |= _flat(value, f"{prefix}{key}.")
+            found |= flat(value, f"{prefix}{key}.")
         else:
-            flat[prefix + key] = list(value) if isinstance(value, tuple) else value
-    return flat
+            found[prefix + key] = list(value) if isinstance(value, tuple) else value
+    return found

@@ -19,6 +19,7 @@ from unmask.compare.report import report
 from unmask.compare.results import Results
 from unmask.compare.tables import write_tables
 from unmask.errors import RunError
+from unmask.functional.intervals import wilson_interval
 
 # Sampled, seeds 0, 1, 2: a 0.2, 0.4, 0.9; b 0.1, 0.5, 0.6.
 RECORDS = [
@@ -183,6 +184,14 @@ def test_the_numbers_of_the_figures_are_beside_them(made: Callable[..., Path]) -
         ("base", "8", 0.25),
         *((method, steps, accuracy) for method in "ab" for steps, accuracy in (("2", 0.125), ("8", 0.5))),
     ]
+
+
+def test_a_single_seed_has_the_interval_of_its_rows(made: Callable[..., Path], drawn: list[Figure]) -> None:
+    folder = made([record for record in RECORDS if record["seed"] == 1])
+    row = rows(folder / "decoding.csv")[-1]
+    num_rows = of().evaluation.num_rows
+    assert (float(row["low"]), float(row["high"])) == wilson_interval(num_rows // 2, num_rows)
+    assert drawn[1].axes[0].collections[-1].get_paths()[0].vertices[:, 1].max() == pytest.approx(float(row["high"]))
 
 
 # --- the command ---

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import csv
-import itertools
 import json
 from pathlib import Path
 from typing import Any
 
 from unmask.errors import RunError
+from unmask.style import draw_line, line_style, panels, save_figure, save_table, tidy
 
 
 def read_metrics(run: Path) -> list[dict[str, Any]]:
@@ -30,37 +29,32 @@ def plot_curve(run: Path, target: Path) -> Path:
 
     The band is the 95 % Wilson interval of each evaluation; rewards are the means of the training batches.
     """
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot as plt
-
     lines = read_metrics(run)
     evaluations = _evaluations(lines)
-    figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3.6), layout="constrained")
-    colours = itertools.cycle(("#1b6ca8", "#c8553d", "#3f7d20", "#7b4ea3"))
-    for (name, points), colour in zip(sorted(evaluations.items()), colours, strict=False):
-        steps = [point["step"] for point in points]
-        left.plot(steps, [point["accuracy"] for point in points], marker="o", color=colour, label=name)
-        left.fill_between(
-            steps, [p["low"] for p in points], [p["high"] for p in points], color=colour, alpha=0.15, linewidth=0
+    with panels(2, width=9, height=3.6) as (figure, (left, right)):
+        for index, (name, points) in enumerate(sorted(evaluations.items())):
+            x, mean, low, high = ([point[key] for point in points] for key in ("step", "accuracy", "low", "high"))
+            draw_line(left, x, mean, low, high, label=name, **line_style(index))
+        left.set(
+            xlabel="run step", ylabel="solved share of held-out rows", ylim=(0, 1), title="accuracy, 95 % interval"
         )
-    left.set(xlabel="run step", ylabel="solved share of held-out rows", ylim=(0, 1), title="accuracy, 95 % interval")
-    if evaluations:
-        left.legend(loc="lower right", frameon=False)
-    rewards = [(line["step"], line["reward"]) for line in lines if "reward" in line]
-    right.plot([step for step, _ in rewards], [reward for _, reward in rewards], color="#444444", linewidth=1)
-    right.set(xlabel="run step", ylabel="mean reward of a batch", title="training reward")
-    for axis in (left, right):
-        axis.spines[["top", "right"]].set_visible(False)
-        axis.grid(alpha=0.2)
-    figure.savefig(target, dpi=150)
-    plt.close(figure)
-    with target.with_suffix(".csv").open("w", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow(["step", "evaluation", "accuracy", "low", "high"])
-        for name, points in sorted(evaluations.items()):
-            writer.writerows([p["step"], name, p["accuracy"], p["low"], p["high"]] for p in points)
+        if evaluations:
+            left.legend(loc="lower right", frameon=False)
+        rewards = [(line["step"], line["reward"]) for line in lines if "reward" in line]
+        right.plot([step for step, _ in rewards], [reward for _, reward in rewards], color="#444444", linewidth=1)
+        right.set(xlabel="run step", ylabel="mean reward of a batch", title="training reward")
+        for axis in (left, right):
+            tidy(axis)
+        save_figure(figure, target)
+    save_table(
+        target.with_suffix(".csv"),
+        ["step", "evaluation", "accuracy", "low", "high"],
+        [
+            [p["step"], name, p["accuracy"], p["low"], p["high"]]
+            for name, points in sorted(evaluations.items())
+            for p in points
+        ],
+    )
     return target
 
 

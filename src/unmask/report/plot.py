@@ -1,0 +1,246 @@
+"""Any metric of any runs against steps or compute, for a paper: PNG, SVG and the numbers drawn. Every line with its interval.
+
+Runs that differ in their seed alone are one line: the mean over seeds with its 95 % Student-t interval. A single run's accuracy
+has the 95 % Wilson interval that the run logged; another metric of a single run has none, and its label says so.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from math import nan
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+import yaml
+
+from unmask.errors import ConfigError, RunError, unknown_name
+from unmask.functional.intervals import mean_interval
+from unmask.report.curve import read_metrics
+from unmask.run_folder import flat
+from unmask.style import draw_line, legend_below, line_style, panels, save_both, save_table, tidy
+
+Lines = list[dict[str, Any]]
+
+X_AXES = {
+    "step": ("run step", 1, ()),
+    "token_passes": ("training compute, million token passes", 1e6, ("compute/token_passes",)),
+    "reward_calls": ("thousand reward calls", 1e3, ("compute/reward_calls",)),
+    "seconds": ("seconds of rollout and update", 1, ("time/rollout", "time/update")),
+}
+"""What a metric can be drawn against: label, the label's unit, and the metrics that are summed up to it."""
+
+_ACCURACY = "/accuracy"
+_NOT_A_SETTING = ("seed", "output_dir", "report_to", "save_steps", "save_total_limit", "log_rollouts_steps")
+
+
+@dataclass(frozen=True, slots=True)
+class Series:
+    """One metric of one recipe: a point for each step at which all its runs measured it."""
+
+    label: str
+    num_runs: int
+    step: list[int]
+    x: list[float]
+    mean: list[float]
+    low: list[float]
+    """nan where there is no interval."""
+    high: list[float]
+
+    @property
+    def has_interval(self) -> bool:
+        """Whether there is a band to draw."""
+        return any(value == value for value in self.low)
+
+
+def plot_metrics(
+    runs: Sequence[Path],
+    metrics: Sequence[str],
+    target: Path,
+    *,
+    x: str = "step",
+    smooth: int = 1,
+    across: Sequence[str] = (),
+) -> Path:
+    """Write `target` as .png, .svg and .csv, and return the first.
+
+    Args:
+        runs: run folders.
+        metrics: keys of metrics.jsonl, a panel each; none: every accuracy that all runs have, and the reward.
+        target: a .png or .svg file; the other two are written beside it.
+        x: a name of `X_AXES`.
+        smooth: draw the mean of a measurement and the `smooth` - 1 before it. Each run is smoothed before means over runs
+            are taken; accuracies are never smoothed, since their intervals would no longer be theirs.
+        across: settings that may differ within a line besides the seed, such as `model` where bases were reseeded too.
+
+    Raises:
+        RunError: a folder that is no run, or that lacks the metric.
+        ConfigError: a target, axis or metric that cannot be used.
+    """
+    if target.suffix not in (".png", ".svg"):
+        raise ConfigError(f"--output {target} must end in .png or .svg; both are written, and the numbers as .csv.")
+    if x not in X_AXES:
+        raise ConfigError(unknown_name("axis", x, X_AXES))
+    read = {run: read_metrics(run) for run in runs}
+    groups = group_runs(runs, across)
+    chosen = list(metrics) or _usual(read)
+    drawn = {
+        metric: [series_of(label, [read[run] for run in group], metric, x, smooth) for label, group in groups.items()]
+        for metric in chosen
+    }
+    with panels(len(chosen)) as (figure, axes):
+        lines: dict[str, Any] = {}
+        for axis, (metric, found) in zip(axes, drawn.items(), strict=True):
+            for index, series in enumerate(found):
+                places = [place / X_AXES[x][1] for place in series.x]
+                line = draw_line(axis, places, series.mean, series.low, series.high, **line_style(index))
+                lines.setdefault(_with_number(series), line)
+            axis.set_xlabel(X_AXES[x][0])
+            axis.set_title(_title(metric, found, smooth), fontsize=9)
+            if metric.endswith(_ACCURACY):
+                axis.set_ylim(0, 1)
+            tidy(axis)
+        legend_below(figure, lines)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        save_both(figure, target)
+    extra = [] if x == "step" else [x]
+    save_table(
+        target.with_suffix(".csv"),
+        ["metric", "recipe", "runs", "step", *extra, "smoothed_over", "mean", "low", "high"],
+        [
+            [metric, s.label, s.num_runs, step, *([place] if extra else []), _window(metric, smooth), mean, low, high]
+            for metric, found in drawn.items()
+            for s in found
+            for step, place, mean, low, high in zip(s.step, s.x, s.mean, s.low, s.high, strict=True)
+        ],
+    )
+    return target.with_suffix(".png")
+
+
+def group_runs(runs: Sequence[Path], across: Sequence[str] = ()) -> dict[str, list[Path]]:
+    """Runs of one recipe together, by a label that says in what the recipes differ.
+
+    Raises:
+        RunError: a folder without a config.yaml, or the same seed twice in a group: that is no second run.
+    """
+    settings = {run: _settings(run, across) for run in runs}
+    groups: dict[str, list[Path]] = {}
+    for run in runs:
+        groups.setdefault(json.dumps(settings[run], sort_keys=True, default=str), []).append(run)
+    for group in groups.values():
+        seeds = [_config(run).get("seed") for run in group]
+        if len(set(seeds)) < len(seeds) and not across:
+            raise RunError(
+                f"{', '.join(map(str, group))} have the same settings, and two of them the same seed, so they are one run "
+                "told twice. Leave one out, or give runs of different seeds."
+            )
+    labels = _labels([settings[group[0]] for group in groups.values()])
+    named = [label or group[0].name for label, group in zip(labels, groups.values(), strict=True)]
+    return dict(zip(named, groups.values(), strict=True))
+
+
+def series_of(label: str, runs: Sequence[Lines], metric: str, x: str, smooth: int) -> Series:
+    """A metric of the runs of one recipe, at the steps at which all of them have it."""
+    is_accuracy = metric.endswith(_ACCURACY)
+    columns = [_smoothed(_column(lines, metric, x), _window(metric, smooth)) for lines in runs]
+    steps = sorted(set.intersection(*(set(column) for column in columns)))
+    if not steps:
+        raise RunError(f"the runs of {label} have {metric} at no step in common.")
+    points = [[column[step] for column in columns] for step in steps]
+    means = [mean_interval([value for _, value in values]) for values in points]
+    low, high = [mean - half for mean, half in means], [mean + half for mean, half in means]
+    if len(runs) == 1:
+        name = metric.removesuffix(_ACCURACY)
+        logged = {line["step"]: line for line in runs[0]}
+        bounds = [
+            [logged[step].get(f"{name}/{end}", nan) if is_accuracy else nan for step in steps]
+            for end in ("low", "high")
+        ]
+        low, high = bounds
+    places = [fmean(place for place, _ in values) for values in points]
+    return Series(label, len(runs), steps, places, [mean for mean, _ in means], low, high)
+
+
+def _column(lines: Lines, metric: str, x: str) -> dict[int, tuple[float, float]]:
+    """Step: the place on the x axis, and the value."""
+    found: dict[int, tuple[float, float]] = {}
+    spent = 0.0
+    for line in lines:
+        spent += sum(line.get(key, 0.0) for key in X_AXES[x][2])
+        if metric in line:
+            if not isinstance(line[metric], int | float):
+                raise ConfigError(f"--metric {metric} is a list, not a number, and cannot be drawn against steps.")
+            found[line["step"]] = (float(line["step"]) if x == "step" else spent, float(line[metric]))
+    if not found:
+        known = sorted(
+            {key for line in lines for key, value in line.items() if isinstance(value, int | float)} - {"step"}
+        )
+        raise RunError(unknown_name("metric", metric, known))
+    return found
+
+
+def _window(metric: str, smooth: int) -> int:
+    return 1 if metric.endswith(_ACCURACY) else smooth
+
+
+def _smoothed(column: Mapping[int, tuple[float, float]], over: int) -> dict[int, tuple[float, float]]:
+    """The mean of each value and the `over` - 1 before it."""
+    items = list(column.items())
+    return {
+        step: (place, fmean(value for _, (_, value) in items[max(0, i + 1 - over) : i + 1]))
+        for i, (step, (place, _)) in enumerate(items)
+    }
+
+
+def _usual(read: Mapping[Path, Lines]) -> list[str]:
+    """Accuracies that all runs have, and the reward, or else the loss."""
+    keys = [{key for line in lines for key in line} for lines in read.values()]
+    common = set.intersection(*keys)
+    rest = [name for name in ("reward", "loss") if name in common][:1]
+    return [*sorted(key for key in common if key.startswith("eval/") and key.endswith(_ACCURACY)), *rest]
+
+
+def _config(run: Path) -> dict[str, Any]:
+    path = run / "config.yaml"
+    if not path.is_file():
+        raise RunError(f"{run} is no run folder: it has no config.yaml.")
+    return dict(yaml.safe_load(path.read_text(encoding="utf-8")))
+
+
+def _settings(run: Path, across: Iterable[str]) -> dict[str, Any]:
+    """What makes a run's recipe: all keys, flat, but those that do not."""
+    left_out = (*_NOT_A_SETTING, *across)
+    return {
+        key: value
+        for key, value in flat(_config(run)).items()
+        if not any(key == name or key.startswith(f"{name}.") for name in left_out)
+    }
+
+
+def _labels(recipes: Sequence[Mapping[str, Any]]) -> list[str]:
+    """What sets each recipe apart: its method's name if that does, otherwise every setting in which some differ."""
+    methods = [str(own.get("method.type")) for own in recipes]
+    if len(recipes) > 1 and len(set(methods)) == len(methods):
+        return methods
+    keys = sorted({key for own in recipes for key in own if any(other.get(key) != own[key] for other in recipes)})
+    return [", ".join(f"{key.removeprefix('method.')} {own[key]}" for key in keys if key in own) for own in recipes]
+
+
+def _with_number(series: Series) -> str:
+    return f"{series.label} ({series.num_runs} run{'s' if series.num_runs > 1 else ''})"
+
+
+def _title(metric: str, found: Sequence[Series], smooth: int) -> str:
+    """The metric, what its band is, and whether it is smoothed."""
+    if metric.endswith(_ACCURACY):
+        name, _, temperature = metric.removesuffix(_ACCURACY).removeprefix("eval/").partition("@")
+        title = f"{name} accuracy, {'greedy' if float(temperature or 0) == 0 else f'sampled at {temperature}'}"
+    else:
+        title = metric
+    bands = {"over seeds" if s.num_runs > 1 else "of rows (Wilson)" for s in found if s.has_interval}
+    notes = [f"95 % interval {' or '.join(sorted(bands))}" if bands else "one run: no interval"]
+    if (window := _window(metric, smooth)) > 1:
+        notes.append(f"mean of {window} measurements")
+    return f"{title}\n{', '.join(notes)}"

@@ -1,0 +1,148 @@
+"""unmask plot: the lines go through the runs' numbers, and every interval is the one that it should be."""
+
+from __future__ import annotations
+
+import csv
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from matplotlib import pyplot as plt
+from matplotlib.figure import Figure
+
+from tests.small_runs import unmask
+from unmask.errors import ConfigError, RunError
+from unmask.report.plot import group_runs, plot_metrics
+
+RESULTS = Path(__file__).parent.parent.parent / "benchmark" / "results"
+GREEDY = "eval/test@0/accuracy"
+
+
+def run(folder: Path, values: list[float], accuracies: dict[int, float], passes: int = 10, **settings: Any) -> Path:
+    """A run folder whose reward is `values`, step by step from 1."""
+    folder.mkdir(parents=True)
+    own = {"seed": 0, "output_dir": str(folder), "method": {"type": "egspo", "beta": 0.0}, "max_steps": len(values)}
+    (folder / "config.yaml").write_text(yaml.safe_dump(own | settings))
+    lines: list[dict[str, Any]] = [{"step": 0}]
+    lines += [{"step": i + 1, "reward": v, "compute/token_passes": passes, "curve": [1]} for i, v in enumerate(values)]
+    for line in lines:
+        if (accuracy := accuracies.get(line["step"])) is not None:
+            line |= {GREEDY: accuracy, "eval/test@0/low": accuracy / 2, "eval/test@0/high": (1 + accuracy) / 2}
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return folder
+
+
+@pytest.fixture
+def drawn(monkeypatch: pytest.MonkeyPatch) -> list[Figure]:
+    figures: list[Figure] = []
+    monkeypatch.setattr(plt, "close", figures.append)
+    return figures
+
+
+def rows(path: Path) -> list[dict[str, str]]:
+    with path.open(newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+def test_a_single_run_has_the_wilson_interval_that_it_logged(tmp_path: Path, drawn: list[Figure]) -> None:
+    folder = run(tmp_path / "a", [0.5, 0.75], {0: 0.25, 2: 0.5})
+    assert plot_metrics([folder], [], tmp_path / "x.svg") == tmp_path / "x.png"
+    accuracy, reward = drawn[0].axes
+    assert accuracy.lines[0].get_xydata().tolist() == [[0, 0.25], [2, 0.5]]
+    assert reward.lines[0].get_xydata().tolist() == [[1, 0.5], [2, 0.75]]
+    heights = accuracy.collections[0].get_paths()[0].vertices[:, 1]
+    assert (heights.min(), heights.max()) == (0.125, 0.75)
+    assert "95 % interval of rows (Wilson)" in accuracy.get_title()
+    assert "one run: no interval" in reward.get_title()
+    assert [(r["metric"], r["step"], r["mean"], r["low"], r["high"]) for r in rows(tmp_path / "x.csv")] == [
+        (GREEDY, "0", "0.25", "0.125", "0.625"),
+        (GREEDY, "2", "0.5", "0.25", "0.75"),
+        ("reward", "1", "0.5", "nan", "nan"),
+        ("reward", "2", "0.75", "nan", "nan"),
+    ]
+    assert (tmp_path / "x.png").read_bytes().startswith(b"\x89PNG")
+    assert "test accuracy, greedy" in (tmp_path / "x.svg").read_text()
+
+
+def test_runs_of_other_seeds_are_one_line_with_the_interval_over_seeds(tmp_path: Path, drawn: list[Figure]) -> None:
+    folders = [run(tmp_path / str(s), [v], {1: v}, passes=10 + s, seed=s) for s, v in enumerate((0.2, 0.3, 0.7))]
+    plot_metrics(folders, [GREEDY, "reward"], tmp_path / "x.png", x="token_passes")
+    for name, row in zip((GREEDY, "reward"), rows(tmp_path / "x.csv"), strict=True):
+        assert (row["metric"], row["runs"], float(row["token_passes"])) == (name, "3", 11)
+        # t of 2 degrees of freedom, and a standard deviation of (0.07)^0.5.
+        half = 4.302653 * (0.07 / 3) ** 0.5
+        assert [float(row[key]) for key in ("mean", "low", "high")] == pytest.approx([0.4, 0.4 - half, 0.4 + half])
+    assert drawn[0].axes[0].lines[0].get_xdata().tolist() == [11e-6]
+    assert "over seeds" in drawn[0].axes[0].get_title()
+
+
+def test_only_steps_that_all_seeds_have_are_drawn(tmp_path: Path) -> None:
+    folders = [run(tmp_path / "0", [0.1, 0.2, 0.3], {}), run(tmp_path / "1", [0.1, 0.2], {}, seed=1, max_steps=3)]
+    plot_metrics(folders, ["reward"], tmp_path / "x.png")
+    assert [r["step"] for r in rows(tmp_path / "x.csv")] == ["1", "2"]
+
+
+def test_smoothing_is_asked_for_said_and_never_of_accuracies(tmp_path: Path, drawn: list[Figure]) -> None:
+    folder = run(tmp_path / "a", [0.0, 1.0, 2.0], {1: 0.0, 2: 0.5, 3: 1.0})
+    plot_metrics([folder], [GREEDY, "reward"], tmp_path / "x.png", smooth=2)
+    accuracy, reward = drawn[0].axes
+    assert accuracy.lines[0].get_ydata().tolist() == [0.0, 0.5, 1.0]
+    assert reward.lines[0].get_ydata().tolist() == [0.0, 0.5, 1.5]
+    assert "mean of 2 measurements" in reward.get_title()
+    assert "mean of" not in accuracy.get_title()
+    assert {(r["metric"], r["smoothed_over"]) for r in rows(tmp_path / "x.csv")} == {(GREEDY, "1"), ("reward", "2")}
+
+
+def test_recipes_are_told_apart_by_what_differs(tmp_path: Path) -> None:
+    a = run(tmp_path / "a", [1.0], {}, optim={"learning_rate": 0.1})
+    b = run(tmp_path / "b", [1.0], {}, optim={"learning_rate": 0.2}, seed=3)
+    c = run(tmp_path / "c", [1.0], {}, optim={"learning_rate": 0.2}, method={"type": "wd1"})
+    assert group_runs([a, b]) == {"optim.learning_rate 0.1": [a], "optim.learning_rate 0.2": [b]}
+    assert list(group_runs([b, c])) == ["egspo", "wd1"]
+    assert group_runs([a]) == {"a": [a]}
+    assert list(group_runs([a, b, c])) == [
+        "beta 0.0, type egspo, optim.learning_rate 0.1",
+        "beta 0.0, type egspo, optim.learning_rate 0.2",
+        "type wd1, optim.learning_rate 0.2",
+    ]
+    assert group_runs([a, b], ["optim.learning_rate"]) == {"a": [a, b]}
+    assert group_runs([a, b], ["optim"]) == {"a": [a, b]}
+
+
+def test_a_run_told_twice_is_no_second_seed(tmp_path: Path) -> None:
+    folder = run(tmp_path / "a", [1.0], {})
+    shutil.copytree(folder, tmp_path / "b")
+    with pytest.raises(RunError, match="two of them the same seed, so they are one run told twice"):
+        plot_metrics([folder, tmp_path / "b"], [], tmp_path / "x.png")
+
+
+def test_what_cannot_be_drawn_is_told(tmp_path: Path) -> None:
+    folder = run(tmp_path / "a", [1.0], {})
+    with pytest.raises(RunError, match=r'^unknown metric "rewrd". Did you mean "reward"\?'):
+        plot_metrics([folder], ["rewrd"], tmp_path / "x.png")
+    with pytest.raises(ConfigError, match="--metric curve is a list"):
+        plot_metrics([folder], ["curve"], tmp_path / "x.png")
+    with pytest.raises(ConfigError, match=r"must end in .png or .svg"):
+        plot_metrics([folder], [], tmp_path / "x.pdf")
+    with pytest.raises(ConfigError, match='unknown axis "steps". Did you mean "step"'):
+        plot_metrics([folder], [], tmp_path / "x.png", x="steps")
+    (tmp_path / "none").mkdir()
+    with pytest.raises(RunError, match="is no run folder"):
+        plot_metrics([tmp_path / "none"], [], tmp_path / "x.png")
+
+
+def test_the_command_draws_runs_and_comparisons(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = run(tmp_path / "a", [0.5], {1: 0.5})
+    assert unmask("plot", folder, "--metric", f"reward, {GREEDY}", "--output", tmp_path / "figures" / "a.png") == 0
+    assert capsys.readouterr().out == f"figure: {tmp_path / 'figures' / 'a.png'}\n"
+    place = tmp_path / "compare"
+    shutil.copytree(RESULTS / "paper-tiny", place)
+    assert unmask("plot", place, "--output", tmp_path / "b.svg") == 0
+    # This comparison measured no accuracy at other numbers of denoising steps.
+    assert capsys.readouterr().out == f"figure: {tmp_path / 'b-compute.png'}\n"
+    assert (tmp_path / "b-compute.csv").read_text() == (RESULTS / "paper-tiny" / "compute.csv").read_text()
+    assert unmask("plot", place, folder) == 2
+    assert "Name its folder alone" in capsys.readouterr().err
