@@ -127,8 +127,10 @@ def sample_tokens(logprobs: Tensor, uniform: Tensor) -> Tensor:
     cumulative = probability.cumsum(dim=-1)
     # Scaled by the row's own sum, which float32 log-probabilities leave about 1e-7 from 1.
     threshold = (uniform.unsqueeze(-1) if is_single else uniform).double() * cumulative[..., -1:]
-    # Impossible tokens take the value before them, by name: a parallel running sum may differ in the last bit across one.
-    cumulative = cumulative.masked_fill(~is_possible, 0.0).cummax(dim=-1).values
+    if cumulative.device.type != "cpu":
+        # Impossible tokens take the value before them, by name: a parallel running sum may differ in the last bit across one. A
+        # CPU adds them one after the other, and 0 changes nothing.
+        cumulative = cumulative.masked_fill(~is_possible, 0.0).cummax(dim=-1).values
     first = torch.searchsorted(cumulative, threshold.contiguous(), right=True)
     last = logprobs.shape[-1] - 1 - is_possible.flip(-1).byte().argmax(dim=-1, keepdim=True)
     first = torch.minimum(first, last)

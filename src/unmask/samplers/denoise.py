@@ -14,15 +14,14 @@ import torch
 from torch import Tensor
 
 from unmask.config import SamplerConfig
-from unmask.functional.distribution import sample_tokens, token_entropy, token_logprobs
-from unmask.functional.noise import TOKEN_STREAM, counter_uniform
 from unmask.functional.plackett_luce import plackett_luce_logprob
 from unmask.functional.schedule import tokens_at_step
 from unmask.functional.selection import selected_path_steps, selection_noise
 from unmask.records import GIVEN, DenoiserLike, Needs, Trajectory
 from unmask.samplers.fills import FillKeeper, one_step_fills
-from unmask.samplers.orders import CHOICE_SCORES, ORDERS, Proposal
+from unmask.samplers.orders import CHOICE_SCORES
 from unmask.samplers.predict import predict
+from unmask.samplers.reading import Reader, Reading
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,7 +107,6 @@ class _Run:
         device = prompt_ids.device
         self.denoiser, self.sampler, self.needs = denoiser, sampler, needs
         self.prompt_ids, self.prompt_mask, self.seed = prompt_ids, prompt_mask, seed
-        self.entropy_temperature = entropy_temperature
         if completion is None:
             completion = torch.full(shape, denoiser.mask_id, device=device)
         if tuple(completion.shape) != shape:
@@ -119,7 +117,7 @@ class _Run:
         self.logprob = torch.zeros(shape, device=device)
         self.entropy = torch.zeros(shape, device=device)
         self.ended = torch.zeros(shape[0], dtype=torch.bool, device=device)
-        self.choice_score = CHOICE_SCORES.get(sampler.order)
+        self.has_choice = sampler.order in CHOICE_SCORES
         self.choice_rank = torch.zeros(shape, dtype=torch.int32, device=device)
         self.choice_logprob = torch.zeros(shape, device=device)
         self.fills = needs.fills if needs else None
@@ -129,6 +127,7 @@ class _Run:
             count = 1 + (self.fills.count if self.fills else 0)
             self.keeper = FillKeeper(rule, num_selected, shape, sampler.steps, device, count)
             self.selection_noise = selection_noise(seed, sampler.steps)
+        self.reader = Reader(sampler, entropy_temperature, self.keeper is not None, self.fills)
         # A given completion may be settled already.
         self._retire(torch.arange(shape[0], device=device))
 
@@ -151,35 +150,34 @@ class _Run:
             sampler.guidance,
         )
         width = int(hidden[:, start:stop].sum(-1).max())
-        active, candidates = logits[:, :width], positions[:, :width]
+        candidates = positions[:, :width]
         is_candidate = is_wanted[:, :width] & (candidates < stop)
         seed = self.seed[rows]
-        proposed, logprobs = self._draw(active, seed, step, candidates)
-        proposal = Proposal(active, proposed, candidates, seed, step, sampler.order_temperature)
-        score = ORDERS[sampler.order](proposal).double()
+        read = self.reader.read(logits[:, :width], seed, step, candidates)
+        proposed, entropy = read.proposed, read.entropy
         rank = (
-            score.masked_fill(~is_candidate, -torch.inf).argsort(dim=-1, descending=True, stable=True).argsort(dim=-1)
+            read.score.masked_fill(~is_candidate, -torch.inf)
+            .argsort(dim=-1, descending=True, stable=True)
+            .argsort(dim=-1)
         )
         committed = rank < num_committed[rows].unsqueeze(-1)
-        entropy = token_entropy(self._differentiated(active, logprobs)).float()
         if self.keeper:
-            fills = self._one_step_fills(logits, logprobs, proposed, committed, seed, step, positions)
+            fills = self._one_step_fills(read, logits[:, width:], committed, seed, step, positions)
             whole = self.tokens[rows].unsqueeze(1).expand(-1, fills.shape[1], -1)
             index, where = (t.unsqueeze(1).expand_as(fills) for t in (positions, is_wanted))
             only_eos = ((proposed == self.denoiser.eos_id) | ~committed).all(-1)
             joint = (entropy.double() * committed).sum(-1)
             noise = self.selection_noise[rows, step]
             self.keeper.push(rows, step, joint, noise, _scatter(whole, index, where, fills), only_eos)
-        chosen = logprobs.gather(-1, proposed.unsqueeze(-1)).squeeze(-1).float()
         facts = [
             (self.tokens, proposed),
             (self.unmask_step, torch.full_like(proposed, step)),
-            (self.logprob, chosen),
+            (self.logprob, read.chosen),
             (self.entropy, entropy),
         ]
-        if self.choice_score is not None:
-            among = self.choice_score(active, sampler.order_temperature)
-            facts += [(self.choice_rank, rank), (self.choice_logprob, plackett_luce_logprob(among, rank, is_candidate))]
+        if read.choice is not None:
+            picked = plackett_luce_logprob(read.choice, rank, is_candidate)
+            facts += [(self.choice_rank, rank), (self.choice_logprob, picked)]
         for state, value in facts:
             state[rows] = _scatter(state[rows], candidates, committed, value.to(state.dtype))
         self.hidden[rows] = _scatter(hidden, candidates, committed, torch.zeros_like(committed))
@@ -214,42 +212,26 @@ class _Run:
             order=sampler.order,
             block_length=sampler.block,
             order_temperature=sampler.order_temperature,
-            choice_rank=None if self.choice_score is None else self.choice_rank,
-            choice_logprob=None if self.choice_score is None else self.choice_logprob,
+            choice_rank=self.choice_rank if self.has_choice else None,
+            choice_logprob=self.choice_logprob if self.has_choice else None,
             greedy_step=greedy_step,
             greedy_tokens=greedy_tokens,
             fill_tokens=fill_tokens,
         )
 
     def _one_step_fills(
-        self,
-        logits: Tensor,
-        logprobs: Tensor,
-        proposed: Tensor,
-        committed: Tensor,
-        seed: Tensor,
-        step: int,
-        positions: Tensor,
+        self, read: Reading, beyond: Tensor, committed: Tensor, seed: Tensor, step: int, positions: Tensor
     ) -> Tensor:
-        """[b, 1 + F, n] tokens at all n masked positions, of which the first columns are the active block's."""
-        beyond = positions.shape[1] - committed.shape[1]
-        if self.fills and beyond:
-            logprobs = token_logprobs(logits, self.sampler.temperature, self.sampler.top_k, self.sampler.top_p)
-        proposed, committed = (torch.nn.functional.pad(t, (0, beyond)) for t in (proposed, committed))
-        return one_step_fills(self.fills, logits.argmax(-1), logprobs, proposed, committed, seed, step, positions)
-
-    def _draw(self, logits: Tensor, seed: Tensor, step: int, positions: Tensor) -> tuple[Tensor, Tensor]:
-        """Proposed tokens [b, n] and the log-probabilities [b, n, V] that are recorded for them."""
-        if self.sampler.temperature == 0:
-            return logits.argmax(-1), token_logprobs(logits)
-        logprobs = token_logprobs(logits, self.sampler.temperature, self.sampler.top_k, self.sampler.top_p)
-        uniform = counter_uniform(seed.unsqueeze(-1), TOKEN_STREAM, step, positions)
-        return sample_tokens(logprobs, uniform), logprobs
-
-    def _differentiated(self, logits: Tensor, logprobs: Tensor) -> Tensor:
-        if self.entropy_temperature is None:
-            return logprobs
-        return token_logprobs(logits, self.entropy_temperature)
+        """[b, 1 + F, n] tokens at all n masked positions, of which the first columns were read and the rest are `beyond`."""
+        greedy, draws, proposed, width = read.greedy, read.draws, read.proposed, committed.shape[1]
+        assert greedy is not None
+        if beyond.shape[1]:
+            further, drawn = self.reader.read_beyond(beyond, seed, step, positions[:, width:])
+            greedy = torch.cat([greedy, further], dim=1)
+            if draws is not None and drawn is not None:
+                draws = torch.cat([draws, drawn], dim=1)
+            proposed, committed = (torch.nn.functional.pad(t, (0, beyond.shape[1])) for t in (proposed, committed))
+        return one_step_fills(self.fills, greedy, draws, proposed, committed)
 
     def _retire(self, rows: Tensor) -> None:
         """End rows whose text is settled: an EOS with nothing hidden before it."""

@@ -15,39 +15,42 @@ from unmask.functional.selection import PRIORITY_RULES, step_priority
 from unmask.records import Fills
 
 
+def draw_fills(fills: Fills, logprobs: Tensor, seed: Tensor, step: int, positions: Tensor) -> Tensor:
+    """[b, n, M + 1] tokens from the sampling distribution: one draw more than asked for, which can finish all the others.
+
+    Args:
+        fills: what is wanted.
+        logprobs: [b, n, V] nats, the sampling distribution.
+        seed: [b] int64, the rows' seeds.
+        step: k.
+        positions: [b, n] int64, in the completion.
+    """
+    keys = (seed[:, None, None], FILL_STREAM, step, positions.unsqueeze(-1))
+    return sample_tokens(logprobs, counter_uniform(*keys, torch.arange(fills.num + 1, device=seed.device)))
+
+
 def one_step_fills(
-    fills: Fills | None,
-    greedy: Tensor,
-    logprobs: Tensor | None,
-    proposed: Tensor,
-    committed: Tensor,
-    seed: Tensor,
-    step: int,
-    positions: Tensor,
+    fills: Fills | None, greedy: Tensor, draws: Tensor | None, proposed: Tensor, committed: Tensor
 ) -> Tensor:
     """Completions of a state in one step: the greedy one, then those that `fills` asks for.
 
     Args:
         fills: what is wanted beside the greedy one.
         greedy: [b, n] int64, likeliest token at each masked position.
-        logprobs: [b, n, V] the sampling distribution there; may be None where `fills` is.
+        draws: [b, n, M + 1] int64, of `draw_fills`; may be None where `fills` is.
         proposed: [b, n] int64, what the rollout drew there.
         committed: [b, n] bool, whether it was committed.
-        seed: [b] int64, the rows' seeds.
-        step: k.
-        positions: [b, n] int64, of the masked positions in the completion.
 
     Returns:
         [b, 1 + F, n] int64 tokens.
     """
     if fills is None:
         return greedy.unsqueeze(1)
-    assert logprobs is not None
-    keys = (seed[:, None, None], FILL_STREAM, step, positions.unsqueeze(-1))
-    # One draw more than asked for: the sample that finishes all of them where they are not finished greedily.
-    draws = sample_tokens(logprobs, counter_uniform(*keys, torch.arange(fills.num + 1, device=seed.device))).mT
-    rest = draws[:, -1] if fills.finish == "sampled" else greedy
-    drawn = draws[:, :-1]
+    assert draws is not None
+    drawn = draws.mT
+    # The sample that finishes all of them where they are not finished greedily.
+    rest = drawn[:, -1] if fills.finish == "sampled" else greedy
+    drawn = drawn[:, :-1]
     if fills.scope == "step":
         drawn = torch.where(committed.unsqueeze(1), drawn, rest.unsqueeze(1))
     taken = [torch.where(committed, proposed, rest).unsqueeze(1)] if fills.with_taken else []
