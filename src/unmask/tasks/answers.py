@@ -15,7 +15,9 @@ OPEN, CLOSE = "<answer>", "</answer>"
 _NUMBER = re.compile(r"[+-]?[0-9]+(?:\.[0-9]+)?")
 _LONGEST_NUMBER = 32
 _BOX = re.compile(r"\\(?:boxed|fbox)\s{0,9}\{")
-_DELIMITERS = (("**", "**"), ("$$", "$$"), ("$", "$"), ("\\(", "\\)"), ("\\[", "\\]"))
+_DELIMITERS = (("**", "**"), ("$$", "$$"), ("$", "$"), ("\\(", "\\)"), ("\\[", "\\]"), ("`", "`"))
+_LEAD_IN = re.compile(r"(?:(?:the )?(?:final |correct )?answer(?: is)?\s?:?\s(?=\S)|####\s?)", re.IGNORECASE)
+"""What announces an answer inside its tag. No name, no verb but "is": what follows must be the answer alone."""
 _BRACE = re.compile(r"\\.|[{}]", re.DOTALL)
 """A brace; an escaped character, so that `\\}` closes nothing."""
 
@@ -98,7 +100,7 @@ def written_answer(text: str) -> str | None:
 
 
 def unwrapped(text: str) -> str:
-    """An answer without what surrounds it in prose or LaTeX: white space, `**`, math delimiters, one full stop.
+    """An answer without what surrounds it in prose or LaTeX: white space, "The answer is", `**`, math delimiters, one full stop.
 
     Args:
         text: an answer, any text.
@@ -107,10 +109,12 @@ def unwrapped(text: str) -> str:
         What is inside.
 
     Example:
-        >>> [unwrapped(text) for text in (r" \\[ x^2 \\] ", "$ 5 $.", "**5**", "$5", "5..")]
-        ['x^2', '5', '5', '$5', '5.']
+        >>> [unwrapped(text) for text in (r" \\[ x^2 \\] ", "$ 5 $.", "**5**", "$5", "5..", "The answer is 5.")]
+        ['x^2', '5', '5', '$5', '5.', '5']
     """
     text = text.strip().removesuffix(".").strip()
+    if lead_in := _LEAD_IN.match(text):
+        text = text[lead_in.end() :].strip()
     for opening, closing in _DELIMITERS:
         if text.startswith(opening) and text.endswith(closing) and len(text) > len(opening) + len(closing):
             text = text[len(opening) : -len(closing)].strip()

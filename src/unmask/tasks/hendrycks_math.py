@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from unmask.reward import Score, reports
 from unmask.tasks.answers import last_boxed, unwrapped
-from unmask.tasks.latex import same_answer
+from unmask.tasks.latex import as_latex, same_answer
 from unmask.tasks.maths import MathsTask, text_column
 from unmask.tasks.verifier import verify_all
 
@@ -80,7 +80,9 @@ def grade(answers: Sequence[str], golds: Sequence[str]) -> list[float]:
     """
     answers, golds = [unwrapped(answer) for answer in answers], [unwrapped(gold) for gold in golds]
     seen = [same_answer(answer, gold) for answer, gold in zip(answers, golds, strict=True)]
-    open_pairs = [(gold, answer) for verdict, answer, gold in zip(seen, answers, golds, strict=True) if verdict is None]
+    open_pairs = [
+        (gold, as_latex(answer)) for verdict, answer, gold in zip(seen, answers, golds, strict=True) if verdict is None
+    ]
     settled = iter(verify_all(open_pairs))
     verdicts = [next(settled) if verdict is None else verdict for verdict in seen]
     return [Score(0.0, "timeout") if verdict is None else float(verdict) for verdict in verdicts]

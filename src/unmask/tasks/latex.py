@@ -25,6 +25,11 @@ _REPLACED = (
     ("^{\\circ}", "^\\circ"),
 )
 _WORDS = re.compile(r"\\(?:text|mbox|textbf|textit|mathrm|mathbf)\s?\{\s*([^{}\\0-9]+)\}")
+_PLAIN_SIGNS = (
+    (re.compile(r"√ ?(?:\(([^()]*)\)|([0-9]+|[a-zA-Z]))"), r"\\sqrt{\1\2}"),
+    (re.compile(r"\*\* ?(?:\(([^()]*)\)|(-?\w+))"), r"^{\1\2}"),
+    (re.compile(r"(?<![a-zA-Z\\])pi(?![a-zA-Z])"), r"\\pi "),
+)
 _CHOICE = re.compile(r"\(?([A-Za-z])\)?")
 _BASED = re.compile(r"([0-9A-F]+)_\{?([0-9]+)\}?")
 
@@ -61,6 +66,18 @@ def same_answer(answer: str, gold: str) -> bool | None:
         given_based = _BASED.fullmatch(_spelling(answer))
         return given_based.groups() == based.groups() if given_based else _spelling(answer) == based[1]
     return None
+
+
+def as_latex(text: str) -> str:
+    """An answer's plain signs as LaTeX: roots, powers by two stars, pi by name. For algebra alone, which reads nothing else.
+
+    Example:
+        >>> as_latex("2√3 + √(x+1)"), as_latex("x**12 - pi/2")
+        ('2\\\\sqrt{3} + \\\\sqrt{x+1}', 'x^{12} - \\\\pi /2')
+    """
+    for plain, latex in _PLAIN_SIGNS:
+        text = plain.sub(latex, text)
+    return text
 
 
 def _spelling(text: str) -> str:

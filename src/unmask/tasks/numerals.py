@@ -36,17 +36,23 @@ _REPLACED = (
     ("¾", " 3/4"),
 )
 
+_BRACKETED = re.compile(r"""\([^(),]*\)|\{[^{}]*\}|"[^"]*"|'[^']*'""")
+"""A number set apart; `(1, 2)` and `{1}{2}` are more than one."""
+
 _INTEGER = r"[0-9]{1,3}(?:,[0-9]{3})+|[0-9]+"
 _DECIMAL = rf"(?:(?:{_INTEGER})(?:\.[0-9]+)?|\.[0-9]+)"
 _NUMBER = re.compile(
     rf"""
     (?:[A-Za-z]\w{{0,15}}\ ?=\ ?)?                                          # a name: x = 5
+    (?:=\ ?)?
     (?P<sign>[+-]?)\ ?[$€£¥]?\ ?(?P<inner_sign>[+-]?)\ ?
     (?:(?P<whole>{_INTEGER})(?:\ ?(?=\\frac)|\ (?=[0-9]+\ ?/)))?             # of a mixed number: 1 1/2
-    (?: \\frac\ ?\{{\ ?(?P<top>-?{_DECIMAL})\ ?\}}\ ?\{{\ ?(?P<bottom>{_DECIMAL})\ ?\}}
+    (?: \\frac\ ?\{{\ ?(?P<top>-?{_DECIMAL})\ ?\}}\ ?\{{\ ?(?P<bottom>-?{_DECIMAL})\ ?\}}
       | \\frac\ ?(?P<top_digit>[0-9])\ ?(?:\{{(?P<bottom_braced>[0-9]+)\}}|(?P<bottom_digit>[0-9]))
       | \\frac\ ?\{{(?P<top_braced>-?[0-9]+)\}}\ ?(?P<bottom_bare>[0-9])
-      | (?P<numerator>{_DECIMAL})(?:\ ?/\ ?(?P<denominator>{_INTEGER}))?
+      | (?P<numerator>{_DECIMAL})(?:\ ?/\ ?(?P<denominator>{_INTEGER})
+        | \ ?(?:\\times|\\cdot|×|\*|x)\ ?10\ ?\^\ ?(?:\{{\ ?(?P<power>-?[0-9]{{1,2}})\ ?\}}|(?P<power_bare>[0-9]))
+        )?
     )
     (?P<unit>\ ?°|[^0-9]*(?:[A-Za-z](?:\^\{{?[23]\}}?|[²³]))?)
     """,
@@ -66,6 +72,7 @@ _PERCENT = re.compile(r"%|\bper ?cent\b", re.IGNORECASE)
 _MULTIPLES = {"hundred": 10**2, "thousand": 10**3, "million": 10**6, "billion": 10**9, "trillion": 10**12}
 _NO_UNIT = re.compile(
     r"\b(?:or|and|not|no|minus|plus|times|half|halves|thirds?|quarters?|point|over|squared|cubed|is|to|than|about|more|less|"
+    r"fourths?|fifths?|sixths?|sevenths?|eighths?|ninths?|tenths?|twelfths?|hundredths?|thousandths?|below|zero|if|except|but|"
     r"pi|sin|cos|tan|cot|sec|csc|log|ln|exp|sqrt|mod|base)\b",
     re.IGNORECASE,
 )
@@ -108,6 +115,8 @@ def read_number(text: str) -> Numeral | None:
     Example:
         >>> [str(read_number(t).value) for t in ("$1,000", "3.0", r"-\\frac{6}{4}", "1 1/2 cups", "2 million", "x = 7")]
         ['1000', '3', '-3/2', '3/2', '2000000', '7']
+        >>> [str(read_number(t).value) for t in ("The answer is 18.", "= 18", "(18)", r"3 \\times 10^{2}")]
+        ['18', '18', '18', '300']
         >>> [read_number(t) for t in ("17 or 18", "9 + 9", "1,00", "two", "18 19", "1/0", "2x", "not 18")]
         [None, None, None, None, None, None, None, None]
     """
@@ -131,6 +140,8 @@ def read_number(text: str) -> Numeral | None:
 def _plain(text: str) -> str:
     """The text with LaTeX's ways of writing plain things undone."""
     text = unwrapped(text)
+    if _BRACKETED.fullmatch(text):
+        text = text[1:-1]
     for written, plain in _REPLACED:
         text = text.replace(written, plain)
     text = _WRAPPERS.sub(r" \1", text)
@@ -150,8 +161,9 @@ def _magnitude(match: re.Match[str]) -> Fraction | None:
     numerator, denominator = _fraction(top), _fraction(bottom or "1")
     if not denominator:
         return None
+    power = int(match["power"] or match["power_bare"] or 0)
     whole = _fraction(match["whole"] or "0")
-    return whole + numerator / denominator
+    return whole + numerator / denominator * Fraction(10) ** power
 
 
 def _fraction(digits: str) -> Fraction:
