@@ -30,6 +30,8 @@ def do(what):
                 time.sleep(60)
             except BaseException:
                 pass
+    if what == "nap":
+        time.sleep(1.4)
     if what == "backtrack":
         return bool(re.match(r"(a+)+b", "a" * 60))
     if what == "die":
@@ -98,6 +100,22 @@ def test_a_call_that_hangs_is_stopped_and_costs_only_itself(workers: Workers, wh
     failures = [outcome.failure for outcome in asked(workers, "a", what, "b", "c")]
     assert failures == [None, "timeout", None, None]
     assert 1.0 <= time.perf_counter() - started < 10
+
+
+def test_time_without_a_processor_does_not_count(workers: Workers, monkeypatch: pytest.MonkeyPatch) -> None:
+    import unmask.workers
+
+    asked(workers, "a")
+    began = time.monotonic()
+    # Half of the time that passes it is ready and does not run.
+    monkeypatch.setattr(unmask.workers, "_waited", lambda _: (time.monotonic() - began) / 2)
+    assert asked(workers, "nap")[0].failure is None  # 1.4 s, of which 0.7 count
+    monkeypatch.setattr(unmask.workers, "_waited", lambda _: time.monotonic() - began)
+    started = time.monotonic()
+    assert asked(workers, "hang")[0].failure == "timeout"
+    assert time.monotonic() - started >= unmask.workers.PATIENCE  # times a limit of 1 s
+    monkeypatch.undo()
+    assert asked(workers, "nap")[0].failure == "timeout"
 
 
 def test_a_call_that_kills_its_process_costs_only_itself(workers: Workers) -> None:

@@ -25,6 +25,7 @@ import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 from unmask.deadline import budget as time_for
@@ -33,6 +34,8 @@ from unmask.reward import Score, load_reward, reasons_of
 
 START_SECONDS = 120.0
 """What a worker may take to import its function."""
+PATIENCE = 4.0
+"""Times its limit that a call may take by the clock on the wall where others hold the processors."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +60,8 @@ class Workers:
     Args:
         path: the function, as `package.module:function` or `file.py:function`.
         num: processes.
-        timeout: seconds that one call may take.
+        timeout: seconds that one call may take; those in which its process was ready and got no processor do not count (Linux),
+            up to `PATIENCE` times the limit. Right answers are not to be late because the machine is busy.
         memory: bytes of address space of each process; 0 sets no limit.
     """
 
@@ -89,8 +93,9 @@ class Workers:
             worker = self._idle.get()
             try:
                 left = deadline - time.monotonic()
-                outcome = worker.call(arguments, min(self.timeout, left)) if left > 0 else NO_TIME
-                return NO_TIME if outcome.failure == "timeout" and left < self.timeout else outcome
+                outcome = worker.call(arguments, self.timeout, left) if left > 0 else NO_TIME
+                is_cut = outcome.failure == "timeout" and time.monotonic() >= deadline
+                return NO_TIME if is_cut else outcome
             finally:
                 self._idle.put(worker)
 
@@ -115,12 +120,12 @@ class _Worker:
         self.path = path
         self.process: subprocess.Popen[bytes] | None = None
 
-    def call(self, arguments: Mapping[str, Any], timeout: float) -> Outcome:
-        """Send the arguments and wait for the reply, so long and no longer."""
+    def call(self, arguments: Mapping[str, Any], timeout: float, left: float) -> Outcome:
+        """Send the arguments and wait for the reply, so long and no longer; never longer than what is left for all."""
         payload = pickle.dumps(dict(arguments))
         if self.process is None or self.process.poll() is not None:
             self._start()
-        line, is_late = self._exchange(payload, timeout)
+        line, is_late = self._exchange(payload, timeout, min(PATIENCE * timeout, left))
         if is_late or not line.endswith(b"\n"):
             self.kill()
             return Outcome(failure="timeout" if is_late else "crash")
@@ -150,27 +155,32 @@ class _Worker:
             # It finds what this process finds, and does not take all cores for what one call needs.
             env=os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path)), "OMP_NUM_THREADS": "1"},
         )
-        line, is_late = self._exchange(b"", START_SECONDS)
+        line, is_late = self._exchange(b"", START_SECONDS, START_SECONDS)
         message = json.loads(line)[1] if line.endswith(b"\n") else "it " + ("hung" if is_late else "died")
         if message or is_late:
             self.kill()
             raise RewardError(f'a worker process for "{self.path}" could not be started: {message}')
 
-    def _exchange(self, payload: bytes, timeout: float) -> tuple[bytes, bool]:
+    def _exchange(self, payload: bytes, timeout: float, at_most: float) -> tuple[bytes, bool]:
         """Write and read a line; whether the time was up first, which kills the process and so ends both."""
-        process, is_late = self.process, threading.Event()
+        process, is_done, is_late = self.process, threading.Event(), threading.Event()
         assert process is not None
         assert process.stdin is not None
         assert process.stdout is not None
 
-        def stop() -> None:
-            is_late.set()
-            with contextlib.suppress(ProcessLookupError, PermissionError):
-                os.killpg(process.pid, signal.SIGKILL)
+        def watch() -> None:
+            start, waited = time.monotonic(), _waited(process.pid)
+            limit = min(timeout, at_most)
+            while not is_done.wait(max(0.0, start + limit - time.monotonic())):
+                limit = min(timeout + _waited(process.pid) - waited, at_most)
+                if time.monotonic() >= start + limit:
+                    is_late.set()
+                    with contextlib.suppress(ProcessLookupError, PermissionError):
+                        os.killpg(process.pid, signal.SIGKILL)
+                    return
 
-        timer = threading.Timer(timeout, stop)
-        timer.daemon = True
-        timer.start()
+        watcher = threading.Thread(target=watch, daemon=True)
+        watcher.start()
         try:
             process.stdin.write(payload)
             process.stdin.flush()
@@ -178,9 +188,17 @@ class _Worker:
         except OSError:
             line = b""
         finally:
-            timer.cancel()
-            timer.join()
+            is_done.set()
+            watcher.join()
         return line, is_late.is_set()
+
+
+def _waited(pid: int) -> float:
+    """Seconds in which a process was ready to run and got no processor; 0 where the system does not say."""
+    try:
+        return int(Path(f"/proc/{pid}/schedstat").read_text().split()[1]) / 1e9
+    except (OSError, ValueError, IndexError):
+        return 0.0
 
 
 class Isolated:
@@ -264,7 +282,7 @@ def _serve(path: str, memory: int, timeout: float) -> None:
         except EOFError:
             return
         # The pool stops a call that is late. Should the pool be gone, the process stops itself.
-        signal.setitimer(signal.ITIMER_REAL, 2 * timeout + 5)
+        signal.setitimer(signal.ITIMER_REAL, PATIENCE * timeout + 5)
         try:
             value = function(**arguments)
             value = asyncio.run(value) if inspect.iscoroutine(value) else value
