@@ -52,7 +52,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "trainer": BELOW_3 | {"evaluate"},
     "pretrain": BELOW_3 | {"evaluate", "trainer"},
     "compare": BELOW_3 | {"evaluate", "trainer", "pretrain"},
-    "report": LAYER_0 | {"recipe", "run_folder", "style"},
+    "report": LAYER_0 | {"recipe", "run_folder", "style", "compare"},
     "console": BELOW_3 | {"evaluate", "eval_results"},
     "demo": BELOW_3 | LAYER_3 | {"console"},
     "cli": BELOW_3 | LAYER_3 | {"console", "demo"},

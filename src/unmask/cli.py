@@ -76,6 +76,7 @@ def train(
         folder = Trainer(loaded, resume=resume, observe=view).train()
     if _is_main():
         typer.echo(f"model: {folder / 'final'}\nmetrics: {folder / 'metrics.jsonl'}\ncurve: {_curve(folder)}")
+        typer.echo(f"report: {_report(folder)}")
 
 
 @app.command()
@@ -249,6 +250,30 @@ def compare(
         )
     table = make_report(loaded)
     typer.echo(f"{table.read_text()}\ntable: {table}")
+
+
+@app.command(name="report")
+def report_(
+    runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Run folders, and folders of comparisons.")],
+    output: Annotated[
+        Path | None, typer.Option(help="The file to write; default report.html in the first folder.")
+    ] = None,
+    rollouts: Annotated[
+        int, typer.Option(min=0, help="Kept rollouts of each run to show, evenly spaced if it kept more; 0 for none.")
+    ] = 200,
+) -> None:
+    """Write one HTML file that shows what happened: the denoising film, the curves of the run, the comparison.
+
+    The file holds all that it shows, opens from disk and asks nothing of any server. Several runs are drawn into the same curves.
+    """
+    from unmask.report.build import write_report
+
+    made = write_report(runs, output, rollouts)
+    for note in made.notes:
+        typer.echo(f"left out: {note}", err=True)
+    size = made.size / 1e6
+    hint = "; --rollouts with a smaller number makes it smaller" if size > 20 else ""
+    typer.echo(f"report: {made.path} ({size:.1f} MB{hint})")
 
 
 @app.command()
@@ -442,6 +467,16 @@ def _curve(folder: Path) -> Path:
 
     with disk_faults_explained(folder):
         return plot_curve(folder, folder / "curve.png")
+
+
+def _report(folder: Path) -> str:
+    from unmask.report.build import write_report
+
+    try:
+        return str(write_report([folder]).path)
+    except UnmaskError as error:
+        # The run is done and whole; its picture can be had later.
+        return f"not written ({error})"
 
 
 def _numbers(text: str, kind: type[Any], option: str) -> list[Any]:

@@ -12,6 +12,7 @@ from unmask.models import load_model
 from unmask.pretrain import pretrain
 from unmask.recipe import PretrainRecipe, load, load_recipe
 from unmask.records import Rollout
+from unmask.report.build import write_report
 from unmask.report.curve import plot_curve, read_metrics
 from unmask.report.filmstrip import plot_filmstrip
 from unmask.run_folder import disk_faults_explained
@@ -32,6 +33,7 @@ def run(output_dir: Path, seed: int) -> None:
         folder = Trainer(recipe, resume=True, observe=view).train()
     with disk_faults_explained(folder):
         curve, film = plot_curve(folder, folder / "curve.png"), _film(folder)
+    report = write_report([folder]).path
     lines = read_metrics(folder)
     first, last = lines[0], lines[-1]
     rows = []
@@ -50,6 +52,7 @@ def run(output_dir: Path, seed: int) -> None:
         "solved share (95 % interval)",
     )
     Console().print(
+        f"report   {report}\n"
         f"curve    {curve}\nfilm     {film}\nmodel    {folder / 'final'}\nmetrics  {folder / 'metrics.jsonl'}\n"
         f"time     {time.perf_counter() - started:.0f} s\n"
         f"watch    unmask sample {folder / 'final'} --task sudoku",

@@ -14,14 +14,26 @@ def read_metrics(run: Path) -> list[dict[str, Any]]:
     """The lines of a run's metrics.jsonl.
 
     Raises:
-        RunError: there are none.
+        RunError: there are none, or one that is not the last is damaged.
     """
     path = run / "metrics.jsonl"
     if not path.is_file():
         raise RunError(f"{run} is no run folder: it has no metrics.jsonl.")
-    *whole, _ = path.read_text().split("\n")
+    *whole, _ = path.read_text(encoding="utf-8", errors="surrogateescape").split("\n")
     # A process that is at work, or was killed, may have left half a line.
-    return [json.loads(line) for line in whole]
+    return [_line(path, number, line) for number, line in enumerate(whole, 1)]
+
+
+def _line(path: Path, number: int, text: str) -> dict[str, Any]:
+    try:
+        line = json.loads(text)
+    except ValueError:
+        line = None
+    if not isinstance(line, dict) or not isinstance(line.get("step"), int | float):
+        raise RunError(
+            f"{path}, line {number} is no line of metrics: {text[:60]!r}. Was a process killed while it wrote? Remove the line."
+        )
+    return line
 
 
 def plot_curve(run: Path, target: Path) -> Path:
@@ -30,7 +42,7 @@ def plot_curve(run: Path, target: Path) -> Path:
     The band is the 95 % Wilson interval of each evaluation; rewards are the means of the training batches.
     """
     lines = read_metrics(run)
-    evaluations = _evaluations(lines)
+    evaluations = evaluations_of(lines)
     with panels(2, width=9, height=3.6) as (figure, (left, right)):
         for index, (name, points) in enumerate(sorted(evaluations.items())):
             x, mean, low, high = ([point[key] for point in points] for key in ("step", "accuracy", "low", "high"))
@@ -58,7 +70,7 @@ def plot_curve(run: Path, target: Path) -> Path:
     return target
 
 
-def _evaluations(lines: list[dict[str, Any]]) -> dict[str, list[dict[str, float]]]:
+def evaluations_of(lines: list[dict[str, Any]]) -> dict[str, list[dict[str, float]]]:
     """For each evaluation of a run its points: step, accuracy, low, high."""
     found: dict[str, list[dict[str, float]]] = {}
     for line in lines:

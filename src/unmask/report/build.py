@@ -1,0 +1,137 @@
+"""`unmask report`: run folders and folders of comparisons in, one HTML file out."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from unmask import __version__
+from unmask.errors import RunError
+from unmask.kept import Kept
+from unmask.report.comparison import comparison_of, is_comparison
+from unmask.report.film import entropy_scale, film_of
+from unmask.report.html import page
+from unmask.report.runs import read_config, run_curves, run_facts
+from unmask.report.text import visible
+from unmask.run_folder import disk_faults_explained, write_atomically
+
+MOST_ROLLOUTS = 200
+"""Kept rollouts of a run that are shown, unless more are asked for."""
+
+
+@dataclass
+class Report:
+    """What was written, and what could not be shown."""
+
+    path: Path
+    size: int
+    """Bytes."""
+    notes: list[str] = field(default_factory=list)
+
+
+def write_report(folders: Sequence[Path], output: Path | None = None, rollouts: int = MOST_ROLLOUTS) -> Report:
+    """Write the report of runs and comparisons.
+
+    Args:
+        folders: run folders and folders of comparisons, at least one.
+        output: the file; default `report.html` in the first folder.
+        rollouts: kept rollouts of each run to show, evenly spaced if it kept more; 0 for none.
+
+    Raises:
+        RunError: a folder is neither a run nor a comparison, what it logged is damaged, or the file cannot be written.
+    """
+    for folder in folders:
+        _check(folder)
+    names = _names(folders)
+    runs: list[dict[str, Any]] = []
+    comparisons: list[dict[str, Any]] = []
+    blocks: dict[str, Any] = {}
+    notes: list[str] = []
+    for folder, name in zip(folders, names, strict=True):
+        if is_comparison(folder):
+            comparisons.append(comparison_of(folder, name))
+            continue
+        number = len(runs)
+        run, parts, told = _run(folder, name, number, rollouts)
+        runs.append(run)
+        blocks |= parts
+        notes += told
+    target = output or folders[0] / "report.html"
+    data = {"version": __version__, "runs": runs, "comparisons": comparisons}
+    text = page(f"unmask: {', '.join(map(visible, names))}", data, blocks)
+    with disk_faults_explained(target.parent):
+        target.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(target, text)
+    return Report(target, len(text.encode()), notes)
+
+
+def _run(folder: Path, name: str, number: int, rollouts: int) -> tuple[dict[str, Any], dict[str, Any], list[str]]:
+    """A run's entry, its blocks by id, and what could not be shown."""
+    run, config = run_facts(folder, name), read_config(folder)
+    files = sorted((folder / "rollouts").glob("step-*.safetensors"))
+    chosen = _spaced(files, rollouts)
+    kept, notes = [], []
+    for file in chosen:
+        try:
+            kept.append((int(file.stem.removeprefix("step-")), Kept.load(file)))
+        except (RunError, ValueError) as error:
+            notes.append(str(error) if isinstance(error, RunError) else f"{file} is no kept rollout.")
+    blocks = {f"run-{number}": run_curves(folder)}
+    for step, one in kept:
+        blocks[f"film-{number}-{step}"] = film_of(one, step, config)
+    if not files:
+        shown = "This run has kept no rollouts, so there is no film of it. Train with log_rollouts_steps above 0 to keep some."
+    elif not chosen:
+        shown = f"None of the {len(files)} kept rollouts are in this report: it was asked for none (--rollouts 0)."
+    elif len(chosen) < len(files):
+        shown = f"{len(chosen)} of the {len(files)} kept rollouts are in this report, evenly spaced (--rollouts shows more)."
+    else:
+        shown = ""
+    run |= {
+        "films": [step for step, _ in kept],
+        "scale": entropy_scale([one for _, one in kept]),
+        "shown": shown,
+        "notes": [visible(note) for note in notes],
+    }
+    return run, blocks, notes
+
+
+def _spaced(files: Sequence[Path], count: int) -> list[Path]:
+    """`count` of them, evenly spaced, the first and the last among them."""
+    if len(files) <= count:
+        return list(files)
+    if count < 2:
+        return list(files[:count])
+    return [files[math.floor(i * (len(files) - 1) / (count - 1))] for i in range(count)]
+
+
+def _check(folder: Path) -> None:
+    """Refuse what is no run and no comparison, in words that help."""
+    if is_comparison(folder) or (folder / "metrics.jsonl").is_file():
+        return
+    if not folder.exists():
+        raise RunError(f"there is no folder {folder}.")
+    if not folder.is_dir():
+        raise RunError(f"{folder} is a file. Give the folder of a run, which holds config.yaml and metrics.jsonl.")
+    inside = sorted(path.parent for path in folder.glob("*/metrics.jsonl"))
+    hint = (
+        f" There are runs inside it: unmask report {' '.join(map(str, inside))}"
+        if inside
+        else " A run folder holds config.yaml and metrics.jsonl; a comparison's recipe.yaml and cells.jsonl."
+    )
+    if (folder / "config.yaml").is_file():
+        hint = " It has a config.yaml, but nothing was logged yet: the run has not come to the end of its first step."
+    raise RunError(f"{folder} is no run folder: it has no metrics.jsonl.{hint}")
+
+
+def _names(folders: Sequence[Path]) -> list[str]:
+    """A name for each folder, its own or, where that is not enough to tell them apart, with those above it."""
+    parts = [folder.resolve().parts for folder in folders]
+    for depth in range(1, max(map(len, parts)) + 1):
+        names = ["/".join(part[-depth:]) for part in parts]
+        if len(set(names)) == len(names):
+            return names
+    raise RunError(f"a folder is given twice: {', '.join(map(str, folders))}. Name each once.")

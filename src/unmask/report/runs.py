@@ -1,0 +1,143 @@
+"""A run folder as the report shows it: what it was, its curves, and where its time went."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+import yaml
+
+from unmask.errors import RunError
+from unmask.report.curve import evaluations_of, read_metrics
+from unmask.report.text import visible
+
+MOST_POINTS = 2000
+"""Of a curve; a longer run's points are means of so many steps each that they come to no more."""
+HEAT_COLUMNS = 80
+"""Of a picture of steps against steps."""
+
+
+def read_config(run: Path) -> dict[str, Any]:
+    """A run's recipe as a tree; an unknown setting of an earlier or later version is no matter here.
+
+    Raises:
+        RunError: there is none, or it cannot be read.
+    """
+    path = run / "config.yaml"
+    try:
+        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise RunError(f"{run} is no whole run folder: config.yaml cannot be read ({type(error).__name__}).") from error
+    if not isinstance(tree, dict):
+        raise RunError(f"{run} is no whole run folder: config.yaml holds no settings.")
+    return tree
+
+
+def run_facts(run: Path, name: str) -> dict[str, Any]:
+    """Name, settings and their text; small enough for the page's head.
+
+    Args:
+        run: the folder.
+        name: what it is called on the page.
+    """
+    config = read_config(run)
+    task, method, sampler = (_branch(config, key) for key in ("task", "method", "sampler"))
+    return {
+        "name": visible(name),
+        "folder": visible(str(run)),
+        "method": visible(str(method.get("type", "pretraining"))),
+        "task": visible(":".join(str(task[key]) for key in ("type", "name") if task.get(key))),
+        "model": visible(str(config.get("model") or "from scratch")),
+        "settings": [
+            [visible(label), visible(_short(value))]
+            for label, value in (
+                ("seed", config.get("seed")),
+                ("steps of training", config.get("max_steps")),
+                ("prompts a step", config.get("num_prompts")),
+                ("completions of a prompt, G", config.get("num_generations")),
+                ("denoising steps, T", sampler.get("num_steps")),
+                ("completion tokens, L", sampler.get("max_completion_length")),
+                ("temperature", sampler.get("temperature")),
+                ("order", sampler.get("order")),
+                ("selected steps, K", method.get("num_selected")),
+                ("KL weight, β", method.get("beta")),
+                ("learning rate", _branch(config, "optim").get("learning_rate")),
+            )
+            if value is not None
+        ],
+        "config": visible(yaml.safe_dump(config, sort_keys=False, allow_unicode=True)),
+    }
+
+
+def run_curves(run: Path) -> dict[str, Any]:
+    """Everything that the run logged, as columns.
+
+    Returns:
+        `steps` and `metrics` (each as long, None where a line lacks the key), `evaluations` with their intervals, `heat` (what is
+        logged for each denoising step, in columns of run steps), `seconds` by part in total, and `bin`, the steps of a point.
+    """
+    lines = read_metrics(run)
+    trained = [line for line in lines if any(key not in ("step",) and not key.startswith("eval/") for key in line)]
+    size = math.ceil(len(trained) / MOST_POINTS) or 1
+    bins = [trained[i : i + size] for i in range(0, len(trained), size)]
+    keys = sorted({key for line in trained for key, value in line.items() if _is_number(value)} - {"step"})
+    keys = [key for key in keys if not key.startswith(("eval/", "time/"))]
+    return {
+        "bin": size,
+        "steps": [part[-1]["step"] for part in bins],
+        "metrics": {visible(key): [_mean_of(part, key) for part in bins] for key in keys},
+        "evaluations": [
+            {"label": visible(label), "points": [[p[k] for k in ("step", "accuracy", "low", "high")] for p in points]}
+            for label, points in sorted(evaluations_of(lines).items())
+        ],
+        "heat": {
+            name: heat
+            for name in ("selected_by_step", "entropy_by_step")
+            if (heat := _heat(trained, f"diffusion/{name}"))
+        },
+        "seconds": {
+            visible(key.removeprefix("time/")): round(sum(line.get(key, 0.0) for line in lines), 3)
+            for key in sorted({key for line in lines for key in line if key.startswith("time/")})
+        },
+    }
+
+
+def _heat(lines: Sequence[Mapping[str, Any]], key: str) -> dict[str, Any] | None:
+    """Means over bins of run steps of what is logged for each denoising step."""
+    found = [(line["step"], line[key]) for line in lines if isinstance(line.get(key), list)]
+    if not found:
+        return None
+    size = math.ceil(len(found) / HEAT_COLUMNS)
+    bins = [found[i : i + size] for i in range(0, len(found), size)]
+    return {
+        "steps": [[part[0][0], part[-1][0]] for part in bins],
+        "values": [
+            [rounded(fmean(values)) for values in zip(*(row for _, row in part), strict=False)] for part in bins
+        ],
+    }
+
+
+def _mean_of(lines: Sequence[Mapping[str, Any]], key: str) -> float | None:
+    values = [line[key] for line in lines if _is_number(line.get(key))]
+    return rounded(fmean(values)) if values else None
+
+
+def rounded(value: float) -> float:
+    """Six significant digits: more than a page can show."""
+    return float(f"{value:.6g}")
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _branch(tree: Mapping[str, Any], key: str) -> Mapping[str, Any]:
+    value = tree.get(key)
+    return value if isinstance(value, Mapping) else {}
+
+
+def _short(value: object) -> str:
+    return f"{value:g}" if isinstance(value, float) else str(value)

@@ -1,0 +1,33 @@
+"""Text that anyone may have written, made fit to be shown: what cannot be seen is spelt out."""
+
+from __future__ import annotations
+
+import re
+
+LONGEST = 20_000
+"""Characters of a text that are shown."""
+
+# Controls but for tab and line feed; bidirectional marks and overrides, which would rearrange what stands round them; invisible
+# fillers; lone surrogates, which no encoding can hold.
+_UNSEEN = re.compile(
+    "[\x00-\x08\x0b-\x1f\x7f-\x9f\u00ad\u061c\u200b\u200e\u200f\u2028-\u202e\u2060-\u206f\ufeff\ufff9-\ufffb\ud800-\udfff]"
+)
+
+
+def visible(text: str) -> str:
+    """The text with every character that would not be seen, or would move others, spelt out.
+
+    Example:
+        >>> visible("a\\x00b\\u202ec\\td")
+        'a␀b⟨U+202E⟩c\\td'
+    """
+    if len(text) > LONGEST:
+        text = f"{text[:LONGEST]} … ({len(text) - LONGEST:,} more characters)"
+    return _UNSEEN.sub(_spelt, text.replace("\r\n", "\n"))
+
+
+def _spelt(found: re.Match[str]) -> str:
+    code = ord(found[0])
+    if code < 0x20:
+        return chr(0x2400 + code)
+    return "␡" if code == 0x7F else f"⟨U+{code:04X}⟩"
