@@ -11,11 +11,12 @@ from typing import Any
 import pytest
 import torch
 
+from tests.models.minis import mini_checkpoint
 from tests.small_runs import metrics, pretrain_recipe, steps_saved, weights
-from unmask.errors import DataError, ModelError, RunError
+from unmask.errors import ConfigError, DataError, ModelError, RunError
 from unmask.functional.elbo import mask_at_times, stratified_times
 from unmask.functional.noise import named_generator
-from unmask.models import Denoiser, char_tokenizer, load_model
+from unmask.models import Denoiser, char_tokenizer, convert, load_model
 from unmask.pretrain import Corpus, _optimizers, pretrain
 from unmask.rollout import decode
 from unmask.trainer.stopping import RunStoppedError
@@ -52,6 +53,39 @@ def test_the_loss_is_the_negative_elbo_per_token(lively: Denoiser, tmp_path: Pat
         logprob = logits.log_softmax(-1).gather(-1, target.unsqueeze(-1)).squeeze(-1)
         total += (logprob[hidden].sum() / time).item()
     assert float(found.detach()) == pytest.approx(-total / 4 / 16, rel=1e-5)
+
+
+def test_the_loss_of_a_block_causal_model_is_that_of_one_masked_block_after_clean_ones(tmp_path: Path) -> None:
+    convert(mini_checkpoint("sdar", tmp_path / "original"), tmp_path / "native")
+    denoiser, tokenizer = load_model(tmp_path / "native")
+    corpus = Corpus(pretrain_recipe(tmp_path), denoiser, tokenizer)
+    found = corpus.loss(denoiser, named_generator(0, "pretrain", 3), torch.device("cpu"), slice(None))
+    generator = named_generator(0, "pretrain", 3)
+    rows = torch.randint(20, (4,), generator=generator)
+    times = stratified_times(4, 0.03, generator)
+    masked = mask_at_times(times, torch.ones(4, 16, dtype=torch.bool), generator)
+    blocks = torch.randint(4, (4,), generator=generator)
+    assert len(set(blocks.tolist())) > 1
+    total = 0.0
+    for row, time, hidden, block in zip(rows, times, masked, blocks, strict=True):
+        prompt, target, here = corpus.prompt_ids[row], corpus.completions[row], slice(4 * block, 4 * block + 4)
+        noised = target.clone()
+        noised[here] = target[here].masked_fill(hidden[here], denoiser.mask_id)
+        # What is after the block is cut off: the model must not have seen it.
+        ids = torch.cat([prompt, noised[: 4 * block + 4]]).unsqueeze(0)
+        at = torch.arange(len(prompt) + 4 * block, len(prompt) + 4 * block + 4).unsqueeze(0)
+        logits = denoiser(ids, None, at)[0]
+        logits[:, denoiser.mask_id] = -math.inf
+        logprob = logits.log_softmax(-1).gather(-1, target[here].unsqueeze(-1)).squeeze(-1)
+        total += 4 * (logprob[hidden[here]].sum() / time).item()
+    assert float(found.detach()) == pytest.approx(-total / 4 / 16, rel=1e-5)
+
+
+def test_completions_that_blocks_do_not_tile_are_refused(tmp_path: Path) -> None:
+    convert(mini_checkpoint("sdar", tmp_path / "original"), tmp_path / "native")
+    denoiser, tokenizer = load_model(tmp_path / "native")
+    with pytest.raises(ConfigError, match="do not tile max_completion_length = 18. Use a multiple of 4"):
+        Corpus(pretrain_recipe(tmp_path, "max_completion_length=18"), denoiser, tokenizer)
 
 
 def test_a_demonstration_answers_its_prompt(lively: Denoiser, tmp_path: Path) -> None:

@@ -149,8 +149,13 @@ class Corpus:
             completions.append(ids + [denoiser.eos_id] * (length - len(ids)))
         self.prompt_ids, self.prompt_mask = encode_batch(tokenizer, [row["prompt"] for row in rows], denoiser.pad_id)
         check_room(denoiser, self.prompt_ids.shape[1], length)
+        if denoiser.block_length is not None and length % denoiser.block_length:
+            raise ConfigError(
+                f"the model's blocks have {denoiser.block_length} positions, which do not tile max_completion_length = {length}. "
+                f"Use a multiple of {denoiser.block_length}."
+            )
         self.completions = torch.tensor(completions)
-        self.mask_id = denoiser.mask_id
+        self.mask_id, self.block_length = denoiser.mask_id, denoiser.block_length
         self.batch_size, self.min_time = recipe.batch_size, recipe.min_time
 
     def loss(self, model: torch.nn.Module, generator: torch.Generator, device: torch.device, share: slice) -> Tensor:
@@ -159,7 +164,14 @@ class Corpus:
         rows = torch.randint(len(self.completions), (self.batch_size,), generator=generator)
         times = stratified_times(self.batch_size, self.min_time, generator)
         everything = torch.ones_like(self.completions[rows], dtype=torch.bool)
-        masked = mask_at_times(times, everything, generator)[share].to(device)
+        masked = mask_at_times(times, everything, generator)
+        # Block diffusion (arXiv:2503.09573): a block is masked and those before it are clean; what is after it is not seen.
+        # One block of each row stands for all of them.
+        num_blocks = 1 if self.block_length is None else masked.shape[1] // self.block_length
+        if self.block_length is not None:
+            block = torch.randint(num_blocks, (self.batch_size, 1), generator=generator)
+            masked &= torch.arange(masked.shape[1]) // self.block_length == block
+        masked = masked[share].to(device)
         rows, times = rows[share], times[share].to(device)
         target = self.completions[rows].to(device)
         everywhere = torch.arange(target.shape[1], device=device).expand_as(target)
@@ -172,7 +184,7 @@ class Corpus:
             self.mask_id,
         )
         logprob = token_logprobs(logits).gather(-1, target.unsqueeze(-1)).squeeze(-1)
-        return -elbo(logprob, masked, times).mean() / target.shape[1]
+        return -elbo(logprob, masked, times).mean() / target.shape[1] * num_blocks
 
 
 def _start_model(recipe: PretrainRecipe) -> tuple[Denoiser, PreTrainedTokenizerBase]:

@@ -29,6 +29,20 @@ GIVEN = -1
 """`unmask_step` of a completion token that was there before the first step (infilling, branching)."""
 
 
+@dataclass(slots=True)
+class PrefixCache:
+    """Keys and values of a batch's leading columns, for a denoiser whose later columns cannot change them."""
+
+    length: int = 0
+    """Columns that it holds."""
+    layers: list[tuple[Tensor, Tensor]] = field(default_factory=list)
+    """Of each layer, [B, heads, length, width of a head] each."""
+
+    def rows(self, index: Tensor) -> PrefixCache:
+        """The rows that `index` picks, copied."""
+        return PrefixCache(self.length, [(keys[index], values[index]) for keys, values in self.layers])
+
+
 class DenoiserLike(Protocol):
     """What samplers need of a model: logits at wanted positions of a partially masked sequence."""
 
@@ -36,7 +50,11 @@ class DenoiserLike(Protocol):
     eos_id: int
 
     def __call__(self, ids: Tensor, attention_mask: Tensor | None, positions: Tensor) -> Tensor:
-        """[B, S] int64 ids, [B, S] bool or None (no padding), [B, n] int64 positions -> [B, n, V] logits, temperature 1."""
+        """[B, S] int64 ids, [B, S] bool or None (no padding), [B, n] int64 positions -> [B, n, V] logits, temperature 1.
+
+        One that says `block_length` is block-causal, and also takes `prefix`, a `PrefixCache` of its leading columns, and `keep`,
+        how many of them to hold from now on.
+        """
         ...
 
 

@@ -12,7 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from unmask.errors import ModelError
+from unmask.models.block_causal import block_causal_mask
 from unmask.models.native import NATIVE_CLASSES
+from unmask.records import PrefixCache
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -36,6 +38,8 @@ class Denoiser(nn.Module):
         self.eos_id = eos_id
         self.pad_id = pad_id
         self.logit_shift = bool(getattr(backbone.config, "logit_shift", False))
+        self.block_length: int | None = getattr(backbone.config, "block_length", None)
+        """Of block-causal attention; None where every position sees every other."""
         self._head = NATIVE_CLASSES[type(backbone).__name__].head
         self._checkpointed: list[nn.Module] = []
 
@@ -56,17 +60,39 @@ class Denoiser(nn.Module):
         """torch.compile the trunk in place; shapes may change from call to call."""
         self.backbone.base_model.compile(backend=backend, dynamic=True)
 
-    def forward(self, ids: Tensor, attention_mask: Tensor | None, positions: Tensor) -> Tensor:
+    def forward(
+        self,
+        ids: Tensor,
+        attention_mask: Tensor | None,
+        positions: Tensor,
+        *,
+        prefix: PrefixCache | None = None,
+        keep: int = 0,
+    ) -> Tensor:
         """Logits at the wanted positions.
+
+        A block-causal denoiser does not run the columns that `prefix` holds again: none of them sees what comes after its block.
 
         Args:
             ids: [B, S] int64, MASK where hidden, anything at padding.
             attention_mask: [B, S] bool, False at (left) padding; None if there is none, which is faster.
-            positions: [B, n] int64 in 0..S-1.
+            positions: [B, n] int64 in 0..S-1; at or after the columns that `prefix` holds.
+            prefix: leading columns of these rows that were run before; filled up to `keep`.
+            keep: leading columns that are final, a number of whole blocks but for the first.
 
         Returns:
             [B, n, V] logits at temperature 1, in the backbone's dtype.
         """
+        for block in self._checkpointed:
+            # transformers checkpoints in training mode only, and reinforcement learning runs in evaluation mode, without dropout.
+            # The flag of the block itself switches nothing else: dropouts are modules below it.
+            block.training = torch.is_grad_enabled()
+        if self.block_length is not None:
+            return self._block_causal(ids, attention_mask, positions, prefix, keep)
+        if prefix is not None:
+            raise ValueError(
+                "no column of a bidirectional model is final before the last token is: it has no exact prefix."
+            )
         kwargs: dict[str, Any] = {}
         if attention_mask is not None:
             # Learned and rotary positions alike must count from the first real token, or a row depends on its padding.
@@ -74,33 +100,86 @@ class Denoiser(nn.Module):
             kwargs = {"attention_mask": attention_mask.long(), "position_ids": position_ids}
         if self.backbone.can_generate():
             kwargs["use_cache"] = False
-        for block in self._checkpointed:
-            # transformers checkpoints in training mode only, and reinforcement learning runs in evaluation mode, without dropout.
-            # The flag of the block itself switches nothing else: dropouts are modules below it.
-            block.training = torch.is_grad_enabled()
         hidden = self.backbone.base_model(input_ids=ids, **kwargs).last_hidden_state
+        return self._logits(hidden, positions)
+
+    def _block_causal(
+        self, ids: Tensor, attention_mask: Tensor | None, positions: Tensor, prefix: PrefixCache | None, keep: int
+    ) -> Tensor:
+        assert self.block_length is not None
+        start = prefix.length if prefix is not None else 0
+        columns = torch.arange(ids.shape[1], device=ids.device).unsqueeze(0)
+        if attention_mask is not None:
+            columns = (attention_mask.long().cumsum(-1) - 1).clamp_min(0)
+        cache: Any = None if prefix is None else _as_cache(prefix)
+        hidden = self.backbone.base_model(
+            input_ids=ids[:, start:],
+            attention_mask=block_causal_mask(
+                ids.shape[1], self.block_length, attention_mask, start, self.backbone.dtype, ids.device
+            ),
+            position_ids=columns[:, start:],
+            past_key_values=cache,
+            use_cache=cache is not None,
+        ).last_hidden_state
+        # A shifted head still has to be asked at the last final column.
+        keep -= int(self.logit_shift)
+        if prefix is not None and keep > start:
+            prefix.layers = [(layer.keys[:, :, :keep], layer.values[:, :, :keep]) for layer in cache.layers]
+            prefix.length = keep
+        return self._logits(hidden, positions - start)
+
+    def _logits(self, hidden: Tensor, positions: Tensor) -> Tensor:
         # A shifted head at i - 1 speaks of position i; no family speaks of position 0 that way.
         source = (positions - 1).clamp_min(0) if self.logit_shift else positions
         wanted = hidden.gather(1, source.unsqueeze(-1).expand(-1, -1, hidden.shape[-1]))
         return self._head(self.backbone)(wanted)
 
 
+def _as_cache(prefix: PrefixCache) -> Any:
+    """transformers' cache of the same tensors; filling one by its own `update` would copy them at every step."""
+    from transformers.cache_utils import DynamicCache, DynamicLayer
+
+    cache = DynamicCache()
+    for keys, values in prefix.layers:
+        layer = DynamicLayer()
+        layer.lazy_initialization(keys, values)
+        layer.keys, layer.values = keys, values
+        cache.layers.append(layer)
+    return cache
+
+
 @torch.no_grad()
 def check_bidirectional(denoiser: Denoiser) -> None:
     """Refuse a model that cannot see to its right: changing the last token must move the first position's logits.
 
-    Two tiny forwards at load catch every silently causal checkpoint.
+    Two tiny forwards at load catch every silently causal checkpoint. Of a block-causal one, the same within a block.
 
     Raises:
         ModelError: the first position did not move.
     """
+    if denoiser.block_length is not None:
+        _check_block_causal(denoiser, denoiser.block_length)
     device = next(denoiser.parameters()).device
-    ids = torch.full((2, 4), denoiser.mask_id, device=device)
+    ids = torch.full((2, min(4, denoiser.block_length or 4)), denoiser.mask_id, device=device)
     ids[1, -1] = denoiser.eos_id
-    # Position 1, not 0: a shifted head says nothing of position 0.
-    first, second = denoiser(ids, None, torch.ones(2, 1, dtype=torch.long, device=device)).float()
+    # A shifted head says nothing of position 0.
+    at = torch.full((2, 1), 1 if denoiser.logit_shift else 0, device=device)
+    first, second = denoiser(ids, None, at).float()
     if torch.equal(first, second):
         raise ModelError(
             f"{type(denoiser.backbone).__name__} is causal: a change of the last token does not reach the first logits. "
             "unmask needs a bidirectional model; set is_causal to false in its config.json if it was trained as one."
+        )
+
+
+def _check_block_causal(denoiser: Denoiser, block_length: int) -> None:
+    """Raise for blocks of one position, or an attention that takes no mask of ours."""
+    if block_length < 2:
+        raise ModelError(
+            f"block_length in config.json is {block_length}: blocks of block diffusion have two positions or more."
+        )
+    attention = denoiser.backbone.config._attn_implementation
+    if attention not in ("sdpa", "eager"):
+        raise ModelError(
+            f"block-causal attention wants attn_implementation sdpa or eager, and this model is loaded with {attention}."
         )

@@ -19,8 +19,8 @@ from unmask.functional.schedule import tokens_at_step
 from unmask.functional.selection import selected_path_steps, selection_noise
 from unmask.records import GIVEN, DenoiserLike, Needs, Trajectory
 from unmask.samplers.fills import FillKeeper, one_step_fills
+from unmask.samplers.forwards import Forwards
 from unmask.samplers.orders import CHOICE_SCORES
-from unmask.samplers.predict import predict
 from unmask.samplers.reading import Reader, Reading
 
 
@@ -107,6 +107,7 @@ class _Run:
         device = prompt_ids.device
         self.denoiser, self.sampler, self.needs = denoiser, sampler, needs
         self.prompt_ids, self.prompt_mask, self.seed = prompt_ids, prompt_mask, seed
+        self.forwards = Forwards(denoiser, prompt_ids, prompt_mask, sampler)
         if completion is None:
             completion = torch.full(shape, denoiser.mask_id, device=device)
         if tuple(completion.shape) != shape:
@@ -140,15 +141,7 @@ class _Run:
         # One-step completions fill later blocks too; otherwise nothing outside the active block is asked for.
         reach = sampler.max_completion_length if self.keeper else stop
         positions, is_wanted = _hidden_positions(hidden[:, start:reach], start)
-        logits = predict(
-            self.denoiser,
-            self.prompt_ids[rows],
-            self.prompt_mask[rows],
-            self.tokens[rows],
-            positions,
-            self.denoiser.mask_id,
-            sampler.guidance,
-        )
+        logits = self.forwards.logits(rows, self.tokens[rows], positions, start, reach)
         width = int(hidden[:, start:stop].sum(-1).max())
         candidates = positions[:, :width]
         is_candidate = is_wanted[:, :width] & (candidates < stop)

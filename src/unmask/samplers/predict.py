@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any
+
 import torch
 from torch import Tensor
 
-from unmask.records import DenoiserLike
+from unmask.records import DenoiserLike, PrefixCache
 
 
 def predict(
@@ -16,6 +19,9 @@ def predict(
     positions: Tensor,
     mask_id: int,
     guidance: float = 0.0,
+    *,
+    prefixes: Sequence[PrefixCache] = (),
+    keep: int = 0,
 ) -> Tensor:
     """Logits at wanted completion positions, with classifier-free guidance and without the MASK token.
 
@@ -31,6 +37,8 @@ def predict(
         positions: [B, n] int64 in 0..L-1.
         mask_id: id of MASK.
         guidance: w >= 0.
+        prefixes: for a block-causal denoiser, what it holds of these rows, and with guidance of them with a masked prompt.
+        keep: leading columns of prompt and completion that are to be held from now on.
 
     Returns:
         [B, n, V] logits at temperature 1.
@@ -41,10 +49,11 @@ def predict(
         None if padding_free else torch.cat([prompt_mask, torch.ones_like(completion, dtype=torch.bool)], dim=1)
     )
     wanted = positions + prompt_ids.shape[1]
-    logits = denoiser(ids, attention_mask, wanted)
+    held: list[dict[str, Any]] = [{"prefix": prefix, "keep": keep} for prefix in prefixes] or [{}, {}]
+    logits = denoiser(ids, attention_mask, wanted, **held[0])
     if guidance:
         blind = torch.cat([torch.full_like(prompt_ids, mask_id), completion], dim=1)
-        without = denoiser(blind, attention_mask, wanted)
+        without = denoiser(blind, attention_mask, wanted, **held[1])
         logits = without + (1.0 + guidance) * (logits - without)
     forbidden = torch.zeros(logits.shape[-1], dtype=torch.bool, device=logits.device)
     forbidden[mask_id] = True
