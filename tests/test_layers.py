@@ -55,7 +55,9 @@ MAY_IMPORT: dict[str, set[str]] = {
     "report": LAYER_0 | {"recipe", "run_folder", "style", "compare"},
     "console": BELOW_3 | {"evaluate", "eval_results"},
     "demo": BELOW_3 | LAYER_3 | {"console"},
-    "cli": BELOW_3 | LAYER_3 | {"console", "demo"},
+    "console_tools": BELOW_3 | {"console", "estimate", "doctor"},
+    "cli_tools": BELOW_3 | {"console", "console_tools", "estimate", "doctor"},
+    "cli": BELOW_3 | LAYER_3 | {"console", "demo", "cli_tools"},
     "__main__": {"cli"},
     "__init__": {"models", "recipe", "trainer"},
 }

@@ -10,6 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from unmask import __version__
+from unmask.cli_tools import tools
 from unmask.errors import UnmaskError
 
 app = typer.Typer(
@@ -23,6 +24,7 @@ app = typer.Typer(
 
 data = typer.Typer(help="Look at a task's rows.", no_args_is_help=True)
 app.add_typer(data, name="data")
+app.add_typer(tools)
 
 _ENVIRONMENT = {
     # Idle OpenMP threads sleep instead of spinning: with anything else on the cores, spinning made a step 5 times slower.
@@ -66,7 +68,10 @@ def train(
     overrides: Overrides = None,
     resume: Resume = False,
 ) -> None:
-    """Train a model with reinforcement learning, as a recipe says."""
+    """Train a model with reinforcement learning, as a recipe says.
+
+    unmask recipes lists those that are shipped, the papers' settings for LLaDA-8B and Dream-7B among them.
+    """
     from unmask.console import progress
     from unmask.recipe import load_recipe
     from unmask.trainer import Trainer

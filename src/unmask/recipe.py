@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from difflib import get_close_matches
 from functools import reduce
 from importlib import resources
 from operator import or_
@@ -260,16 +261,30 @@ def _check_kind(kind: type[RunRecipe], source: str, tree: Mapping[str, Any]) -> 
         raise ConfigError(f"{source} is a recipe for the other command: unmask {command} {source}")
 
 
+COLLECTIONS = ("published", "single-gpu")
+"""Folders of recipes of runs, whose names begin with the folder's."""
+
+
 def find_recipe(source: str, kind: str = "") -> Path:
-    """The file of a shipped recipe of a kind (see `shipped_recipes`), by name, or the file itself."""
-    if source.endswith((".yaml", ".yml")) or "/" in source:
+    """The file of a shipped recipe of a kind (see `shipped_recipes`), by name, or the file itself.
+
+    A recipe of a collection may be named without its folder.
+    """
+    if source.endswith((".yaml", ".yml")) or Path(source).is_file():
         if not Path(source).is_file():
             raise ConfigError(f"there is no recipe file {source}.")
         return Path(source)
-    names = shipped_recipes(kind)
-    if source not in names:
-        raise ConfigError(unknown_name("recipe", source, names) + " Or give a .yaml file.")
-    return names[source]
+    own = shipped_recipes(kind)
+    further = {} if kind else {f"{c}/{name}": path for c in COLLECTIONS for name, path in shipped_recipes(c).items()}
+    by_stem = {path.stem: path for path in further.values()}
+    for names in (own, further, by_stem):
+        if source in names:
+            return names[source]
+    near = get_close_matches(source, [*own, *further, *by_stem], n=1, cutoff=0.5)
+    listed = unknown_name("recipe", source, [*own, *near] if near and near[0] not in own else own)
+    raise ConfigError(
+        f"{listed} Or give a .yaml file." + ("" if kind else " unmask recipes lists all that are shipped.")
+    )
 
 
 def shipped_recipes(kind: str = "") -> dict[str, Path]:

@@ -1,0 +1,38 @@
+"""How the commands of `cli_tools` show what they found."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from unmask.console import table
+from unmask.recipe import COLLECTIONS, read_tree, shipped_recipes
+
+
+def recipes_table(search: str = "") -> None:
+    """Print the shipped recipes whose name holds `search`, one a line."""
+    rows = [row for row in _recipes() if search in row[0]]
+    if not rows:
+        print(f'No shipped recipe has "{search}" in its name; unmask recipes lists all of them.')
+        return
+    table(["recipe", "command", "model", "task", "method"], rows)
+    print("unmask train NAME [key=value ...] runs one; its file says where every value is from.")
+
+
+def _recipes() -> Iterator[tuple[str, str, str, str, str]]:
+    """Name, command, model, task and method of each."""
+    for folder in ("", *COLLECTIONS, "compare"):
+        for stem, path in shipped_recipes(folder).items():
+            tree = read_tree(path)
+            command = folder if folder == "compare" else "train" if "method" in tree else "pretrain"
+            # The folder of a comparison belongs to its command, not to its name.
+            name = f"{folder}/{stem}" if folder in COLLECTIONS else stem
+            yield name, command, str(tree.get("model", "")), _named(tree, "task"), _named(tree, "method")
+
+
+def _named(tree: dict[str, Any], key: str) -> str:
+    """The task or method of a recipe, or how many a comparison has."""
+    if key in tree:
+        return str(tree[key]["type"])
+    several = tree.get(f"{key}s", {})
+    return ", ".join(several) if len(several) <= 3 else f"{len(several)} of them"
