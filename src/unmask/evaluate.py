@@ -92,6 +92,7 @@ def evaluate(
     *,
     seed: int = 0,
     batch_size: int = 256,
+    max_tokens: int | None = None,
     samples: int = 1,
     observe: Callable[[float], None] | None = None,
 ) -> Evaluation:
@@ -107,7 +108,7 @@ def evaluate(
         ConfigError: several samples at temperature 0.
     """
     _check_samples(sampler, samples)
-    texts = _completions(denoiser, tokenizer, rows, sampler, seed, batch_size, samples, observe)
+    texts = _completions(denoiser, tokenizer, rows, sampler, seed, batch_size, max_tokens, samples, observe)
     items = _scored(task, scorer, rows, texts, samples)
     right = [sum(item["solved"] for item in items[i : i + samples]) for i in range(0, len(items), samples)]
     rewards = _row_means([item["reward"] for item in items], samples)
@@ -179,6 +180,7 @@ def _completions(
     sampler: SamplerConfig,
     seed: int,
     batch_size: int,
+    max_tokens: int | None,
     samples: int,
     observe: Callable[[float], None] | None,
 ) -> list[str]:
@@ -195,7 +197,14 @@ def _completions(
             observe(next(done) / total)
 
     path = generate(
-        denoiser, tokenizer, prompts, sampler, by_row, batch_size=batch_size, observe=count if observe else None
+        denoiser,
+        tokenizer,
+        prompts,
+        sampler,
+        by_row,
+        batch_size=batch_size,
+        max_tokens=max_tokens,
+        observe=count if observe else None,
     )
     return decode(tokenizer, path.tokens)
 

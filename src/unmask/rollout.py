@@ -29,6 +29,7 @@ def generate(
     seed: Tensor,
     *,
     batch_size: int = 256,
+    max_tokens: int | None = None,
     completion: Tensor | None = None,
     first_step: Tensor | None = None,
     needs: Needs | None = None,
@@ -37,7 +38,8 @@ def generate(
 ) -> Trajectory:
     """Denoise one completion for each prompt.
 
-    Rows of like prompt length go together, so that little is padded; `batch_size` changes speed and memory, not results.
+    Rows of like prompt length go together, so that little is padded; `batch_size` and `max_tokens` change speed and memory, not
+    results.
 
     Args:
         denoiser: the policy; put into evaluation mode for the rollout.
@@ -46,6 +48,7 @@ def generate(
         sampler: the settings.
         seed: [B] int64, one for each row.
         batch_size: completions denoised together.
+        max_tokens: if given, as many are denoised together as hold no more tokens, of prompts and completions, padding included.
         completion: [B, L] int64 to start from; see `denoise`.
         first_step: [B] int64; see `denoise`.
         needs: of the method that will read the rollout.
@@ -61,12 +64,11 @@ def generate(
     device = next(denoiser.parameters()).device
     encoded = _encode_all(tokenizer, prompts)
     check_room(denoiser, max(len(ids) for ids in encoded), sampler.max_completion_length)
-    by_length = sorted(range(len(encoded)), key=lambda i: len(encoded[i]))
+    batches = batches_by_length([len(ids) for ids in encoded], sampler.max_completion_length, batch_size, max_tokens)
     was_training = denoiser.training
     denoiser.eval()
     parts = []
-    for start in range(0, len(by_length), batch_size):
-        index = by_length[start : start + batch_size]
+    for index in batches:
         ids, mask = left_pad([encoded[i] for i in index], denoiser.pad_id)
         parts.append(
             denoise(
@@ -83,8 +85,7 @@ def generate(
             )
         )
     denoiser.train(was_training)
-    back = torch.empty(len(by_length), dtype=torch.long)
-    back[torch.tensor(by_length)] = torch.arange(len(by_length))
+    back = torch.tensor([i for index in batches for i in index]).argsort()
     return Trajectory.cat(parts).rows(back.to(device))
 
 
@@ -97,6 +98,30 @@ def check_prompts(
         DataError: a prompt that the tokenizer cannot encode, or one too long for the model.
     """
     check_room(denoiser, max(map(len, _encode_all(tokenizer, prompts))), completion_length)
+
+
+def batches_by_length(
+    prompt_lengths: Sequence[int], completion_length: int, batch_size: int, max_tokens: int | None = None
+) -> list[list[int]]:
+    """Indices of rows that go together, shortest prompts first.
+
+    Batches hold `batch_size` rows, or, with `max_tokens`, as many as have no more tokens when padded to the longest of them, and
+    never less than one.
+
+    Example:
+        >>> batches_by_length([5, 2, 3, 2], 4, batch_size=3)
+        [[1, 3, 2], [0]]
+        >>> batches_by_length([5, 2, 3, 2], 4, batch_size=3, max_tokens=14)
+        [[1, 3], [2], [0]]
+    """
+    batches: list[list[int]] = []
+    # Ascending, so the row that is added is the widest of its batch.
+    for i in sorted(range(len(prompt_lengths)), key=lambda i: prompt_lengths[i]):
+        room = batch_size if max_tokens is None else max(1, max_tokens // (prompt_lengths[i] + completion_length))
+        if not batches or len(batches[-1]) >= room:
+            batches.append([])
+        batches[-1].append(i)
+    return batches
 
 
 def check_room(denoiser: Denoiser, prompt_length: int, completion_length: int) -> None:

@@ -43,6 +43,7 @@ def score_views(
     *,
     choice: bool = False,
     distribution: bool = False,
+    trim: bool = False,
 ) -> ViewScores:
     """Log-probabilities of the views' targets under `denoiser`, with graph if it is being trained.
 
@@ -60,12 +61,16 @@ def score_views(
         scoring: temperature and support.
         choice: also return the log-probability of the choice of positions, if the trajectory's order has one.
         distribution: also return the whole distribution at each target.
+        trim: leave out the prompt columns that are padding in all views.
     """
     row = views.row
     completion = trajectory.tokens[row]
-    prompt_ids = trajectory.prompt_ids[row]
+    prompt_ids, prompt_mask = trajectory.prompt_ids[row], trajectory.prompt_mask[row]
     if views.prompt_hidden is not None:
         prompt_ids = prompt_ids.masked_fill(views.prompt_hidden, trajectory.mask_id)
+    if trim:
+        width = int(prompt_mask.sum(-1).max())
+        prompt_ids, prompt_mask = (t[:, t.shape[1] - width :] for t in (prompt_ids, prompt_mask))
     choice = choice and trajectory.choice_rank is not None
     positions, is_asked = wanted_columns(views.hidden if choice else views.target)
     is_target = views.target.gather(1, positions) & is_asked
@@ -75,7 +80,7 @@ def score_views(
     logits = predict(
         denoiser,
         prompt_ids,
-        trajectory.prompt_mask[row],
+        prompt_mask,
         completion.masked_fill(views.hidden, trajectory.mask_id),
         positions,
         trajectory.mask_id,

@@ -46,6 +46,7 @@ def collect(
     step: int,
     share: slice,
     tally: Tally,
+    max_tokens: int | None = None,
 ) -> Rollout:
     """Roll out and score one step's groups.
 
@@ -58,6 +59,7 @@ def collect(
         step: from 0.
         share: which of them this process owns; it owns whole groups.
         tally: takes the metrics.
+        max_tokens: rows times tokens that are denoised together; default `rollout_batch_size` rows.
     """
     group_size = recipe.num_generations
     # Seeds are drawn for all processes' rows, so that the number of processes does not change a rollout.
@@ -72,11 +74,12 @@ def collect(
         recipe.sampler,
         own_seeds,
         batch_size=recipe.rollout_batch_size,
+        max_tokens=max_tokens,
         needs=needs,
         entropy_temperature=None if recipe.logprob_temperature == "sampling" else recipe.logprob_temperature,
     )
     if needs.fills and needs.fills.finish == "rollout":
-        trajectory = _branched(denoiser, tokenizer, own, recipe, trajectory)
+        trajectory = _branched(denoiser, tokenizer, own, recipe, trajectory, max_tokens)
     # One call for finished and one-step completions: equal texts of a row are scored once.
     parts = {"reward": trajectory.tokens}
     if needs.greedy and trajectory.greedy_tokens is not None:
@@ -110,7 +113,12 @@ def _filled(tokens: Tensor, greedy_step: Tensor | None) -> Tensor:
 
 
 def _branched(
-    denoiser: Denoiser, tokenizer: PreTrainedTokenizerBase, rows: Sequence[Row], recipe: TrainRecipe, path: Trajectory
+    denoiser: Denoiser,
+    tokenizer: PreTrainedTokenizerBase,
+    rows: Sequence[Row],
+    recipe: TrainRecipe,
+    path: Trajectory,
+    max_tokens: int | None,
 ) -> Trajectory:
     """The trajectory with each fill denoised on from the state that its step leaves behind, instead of finished at once.
 
@@ -133,6 +141,7 @@ def _branched(
         recipe.sampler,
         seed.flatten().cpu(),
         batch_size=recipe.rollout_batch_size,
+        max_tokens=max_tokens,
         completion=state.flatten(0, 1),
         first_step=(step + 1).expand(-1, num).flatten(),
     )

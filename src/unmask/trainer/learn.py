@@ -19,6 +19,7 @@ from unmask.functional.schedule import learning_rate_factor
 from unmask.functional.surrogate import exact_kl
 from unmask.recipe import TrainRecipe
 from unmask.records import LossInputs, LossOutput, Rollout, Views, ViewScores
+from unmask.rollout import batches_by_length
 from unmask.samplers import Scoring, score_views
 from unmask.trainer.metrics import Tally
 from unmask.trainer.reference import Reference
@@ -81,7 +82,7 @@ class _Outer:
     """[N, L] or [N, M, L]."""
     by_choice: Tensor | None
 
-    def dot(self, scores: ViewScores, chunk: slice) -> Tensor:
+    def dot(self, scores: ViewScores, chunk: Tensor) -> Tensor:
         """What has the loss's gradient: the chunk's log-probabilities, each times its derivative."""
         total = (scores.logprob * self.by_logprob[chunk]).sum()
         if scores.choice is not None and self.by_choice is not None:
@@ -98,6 +99,8 @@ class Learner:
         optimizer: the prepared optimizer.
         reference: the reference policy, where the method needs one.
         recipe: the run's settings.
+
+    `max_tokens`, rows times tokens in one forward, is the recipe's; None counts views instead.
     """
 
     def __init__(
@@ -108,6 +111,8 @@ class Learner:
         reference: Reference | None,
         recipe: TrainRecipe,
     ) -> None:
+        given = recipe.max_tokens_per_forward
+        self.max_tokens = None if given == "auto" else given
         self.accelerator, self.model, self.optimizer = accelerator, model, optimizer
         self.reference, self.recipe = reference, recipe
 
@@ -180,23 +185,31 @@ class Learner:
         """What a policy says of all views, chunk by chunk, without graph."""
         model.eval()
         parts = []
-        for chunk in self._chunks(torch.arange(len(views))):
+        chunks = self._chunks(views, rollout)
+        for chunk in chunks:
             part = _views_of(chunk, views, rollout)
             # Around each chunk and no wider: torch keeps the weights that it has cast until the outermost autocast ends.
             with self.accelerator.autocast():
                 scores = self._score(model, rollout, part, scoring, distribution=distribution)
             if len(chunk):
                 parts.append(scores)
-        logprob = torch.cat([part.logprob for part in parts]) if parts else rollout.trajectory.logprob[:0]
-        choice = [part.choice for part in parts if part.choice is not None]
-        whole = [part.distribution for part in parts if part.distribution is not None]
-        return ViewScores(logprob, torch.cat(choice) if choice else None, torch.cat(whole) if whole else None)
+        if not parts:
+            return ViewScores(rollout.trajectory.logprob[:0])
+        return _in_view_order(parts, torch.cat(chunks), views)
 
     def _score(
         self, model: torch.nn.Module, rollout: Rollout, part: Views, scoring: Scoring, *, distribution: bool = False
     ) -> ViewScores:
         choice = self.recipe.method.needs().choice
-        return score_views(model, rollout.trajectory, part, scoring, choice=choice, distribution=distribution)  # type: ignore[arg-type]
+        return score_views(
+            model,  # type: ignore[arg-type]
+            rollout.trajectory,
+            part,
+            scoring,
+            choice=choice,
+            distribution=distribution,
+            trim=self.max_tokens is not None,
+        )
 
     def _minibatch(self, batch: _Batch, index: Tensor, tally: Tally, is_first: bool) -> None:
         """One optimizer update on the views `index`."""
@@ -208,13 +221,13 @@ class Learner:
         # Over the completions, not the views: how many views there are depends on the paths, and dividing by that would bias
         # the gradient. Data-parallel wrappers average over processes, so each counts its own.
         share = recipe.num_minibatches / len(rollout.trajectory)
-        chunks = self._chunks(index)
+        chunks = self._chunks(batch.views.take(index), rollout)
         in_one_graph = recipe.method.separable or len(chunks) == 1
         outer = None if in_one_graph else self._outer(batch, index, share, tally)
         total_loss = 0.0
         self.optimizer.zero_grad()
-        for i, chunk in enumerate(chunks):
-            is_last = i == len(chunks) - 1
+        for i, places in enumerate(chunks):
+            chunk, is_last = index[places], i == len(chunks) - 1
             with self.accelerator.accumulate(self.model) if is_last else self.accelerator.no_sync(self.model):
                 part = _views_of(chunk, batch.views, rollout)
                 whole = batch.reference is not None and batch.reference.distribution is not None
@@ -226,7 +239,7 @@ class Learner:
                     loss = self._checked(recipe.method.loss(batch.inputs(scores, chunk)), part, share, tally)
                     total_loss += float(loss.detach())
                 else:
-                    loss = outer.dot(scores, slice(i * recipe.views_per_forward, (i + 1) * recipe.views_per_forward))
+                    loss = outer.dot(scores, places)
                 self.accelerator.backward(loss)
             if is_first:
                 self._compare_with_rollout(rollout, part, scores, tally)
@@ -282,10 +295,18 @@ class Learner:
         counts: list[int] = self.accelerator.gather(torch.tensor([count], device=self.accelerator.device)).tolist()
         return counts
 
-    def _chunks(self, index: Tensor) -> list[Tensor]:
-        """`index` in parts that are scored together: as many on every process, the last ones empty where views run out."""
-        size = self.recipe.views_per_forward
-        return [index[start : start + size] for start in range(0, max(self._gathered(len(index))), size)]
+    def _chunks(self, views: Views, rollout: Rollout) -> list[Tensor]:
+        """Places of views that are scored together: as many parts on every process, the last ones empty where views run out."""
+        size, path = self.recipe.views_per_forward, rollout.trajectory
+        if self.max_tokens is None:
+            chunks = list(torch.arange(len(views)).split(size)) if len(views) else []
+        else:
+            lengths = path.prompt_mask[views.row].sum(-1).tolist()
+            batches = batches_by_length(lengths, path.tokens.shape[1], size, self.max_tokens)
+            # In a chunk the views keep their order, which the loss of whole groups may count on.
+            chunks = [torch.tensor(sorted(batch)) for batch in batches]
+        nothing = torch.zeros(0, dtype=torch.long)
+        return chunks + [nothing] * (max(self._gathered(len(chunks))) - len(chunks))
 
 
 def _minibatches(unit: Tensor, num_units: int, count: int, generator: torch.Generator) -> Iterator[Tensor]:
@@ -296,6 +317,25 @@ def _minibatches(unit: Tensor, num_units: int, count: int, generator: torch.Gene
     # Always `count` of them, however few the views: every process must run as many updates as the others.
     for part in torch.randperm(num_units, generator=generator).tensor_split(count):
         yield torch.isin(unit.cpu(), part).nonzero().squeeze(-1)
+
+
+def _in_view_order(parts: list[ViewScores], places: Tensor, views: Views) -> ViewScores:
+    """The scores of chunks as those of all views; `places` says where the rows of the chunks, put together, belong."""
+
+    def joined(values: list[Tensor | None]) -> Tensor | None:
+        given = [value for value in values if value is not None]
+        return torch.cat(given) if given else None
+
+    logprob = torch.cat([part.logprob for part in parts])
+    choice, whole = joined([part.choice for part in parts]), joined([part.distribution for part in parts])
+    back = places.argsort()
+    if torch.equal(back, torch.arange(len(back))):
+        return ViewScores(logprob, choice, whole)
+    if whole is not None:
+        # One row for each target; the targets of a view lie side by side.
+        by_view = whole.split(views.target.sum(-1)[places].tolist())
+        whole = torch.cat([by_view[int(i)] for i in back])
+    return ViewScores(logprob[back], None if choice is None else choice[back], whole)
 
 
 def _present(value: Tensor | None) -> Tensor:

@@ -26,6 +26,7 @@ from unmask.trainer.keep import guesses_of, scored, selected_by_step, to_keep
 from unmask.trainer.learn import Learner
 from unmask.trainer.metrics import Tally, TokenPasses
 from unmask.trainer.policy import make_policy
+from unmask.trainer.room import Room, find_room
 from unmask.trainer.stopping import RunStoppedError, StopSignals
 from unmask.workers import Isolated
 
@@ -105,6 +106,7 @@ class Trainer:
         )
         self.signals = StopSignals()
         self.best: Best | None = None
+        self.room = Room()
 
     def train(self) -> Path:
         """Run to the end and return the run folder.
@@ -127,6 +129,8 @@ class Trainer:
         folder.open_metrics(done if unlogged is None else done - 1)
         self.best = best_in(folder.metrics_path)
         start_trackers(self.accelerator, recipe)
+        self.room = find_room(recipe, self.policy, self.model, self.accelerator, self.rows, folder.path)
+        self.learner.max_tokens = self.room.update
         if unlogged is not None and (metrics := unlogged | self._evaluation(done, unlogged)):
             self._log(done, metrics)
         without_signal = 0
@@ -156,7 +160,9 @@ class Trainer:
         first = self.accelerator.process_index * per_process
         share = slice(first, first + per_process)
         with self._saved_on_mistake(step):
-            rollout = collect(self.denoiser, self.tokenizer, self.scorer, recipe, rows, step, share, tally)
+            rollout = collect(
+                self.denoiser, self.tokenizer, self.scorer, recipe, rows, step, share, tally, self.room.rollout
+            )
         collected = time.perf_counter()
         is_kept = bool(recipe.log_rollouts_steps) and (step + 1) % recipe.log_rollouts_steps == 0
         guesses = self._guesses(rollout, rows[share]) if is_kept else None
@@ -212,6 +218,7 @@ class Trainer:
                 recipe.sampler.model_copy(update={"temperature": temperature}),
                 seed=recipe.seed,
                 batch_size=setting.batch_size,
+                max_tokens=self.room.rollout,
             )
             name = f"eval/{setting.split}@{temperature:g}"
             metrics |= {
@@ -291,7 +298,9 @@ class Trainer:
         recipe, spent = self.recipe, self.meter.count
         path = self._sample(rollout).trajectory
         # Every process takes part in the forwards: sharded weights are gathered by all.
-        guesses = guesses_of(self.denoiser, path, recipe.log_rollouts_guesses, recipe.rollout_batch_size)
+        width = path.prompt_ids.shape[1] + path.tokens.shape[1]
+        together = self.room.rollout // width if self.room.rollout else recipe.rollout_batch_size
+        guesses = guesses_of(self.denoiser, path, recipe.log_rollouts_guesses, together)
         self.meter.count = spent
         if guesses is None or not self.accelerator.is_main_process:
             return guesses

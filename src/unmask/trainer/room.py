@@ -1,0 +1,221 @@
+"""How many tokens one forward may hold: as the recipe says, or as a probe of a few rows finds before the first step.
+
+Memory grows in proportion to rows times tokens, bytes = fixed + slope * tokens. The probe runs the first forward of a rollout
+and a forward and backward of an update, at two small sizes each, and solves for the tokens that fill what is free. On a GPU the
+answer is then tried, and made smaller until it fits.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+
+from unmask.errors import ConfigError
+from unmask.recipe import TrainRecipe
+from unmask.records import Rollout, Row, Trajectory, Views
+from unmask.rollout import encode_batch, generate
+from unmask.run_folder import write_atomically
+from unmask.samplers import Scoring, score_views
+from unmask.trainer.peak import free_bytes, peak_bytes
+from unmask.trainer.policy import Policy, trainable
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+FILE = "max_tokens.json"
+"""In the run folder: what the probe found, so that a resumed run makes the same batches."""
+
+SHARE = 0.8
+"""Of the free memory that is planned with; the rest is for what allocators lose between blocks."""
+
+SIZES = (2, 4)
+"""Rows of the two measurements."""
+
+SMALLER = 0.75
+"""By how much a try that ran out of memory is made smaller."""
+
+logger = logging.getLogger("unmask")
+
+
+@dataclass(frozen=True, slots=True)
+class Room:
+    """Rows times (prompt + completion) tokens in one forward; None where batches are counted in rows."""
+
+    rollout: int | None = None
+    """Without graph, with as many logits as sampling looks at."""
+    update: int | None = None
+    """With graph."""
+
+
+def given_room(recipe: TrainRecipe) -> Room | None:
+    """What the recipe says; None if it is to be found."""
+    given = recipe.max_tokens_per_forward
+    return None if given == "auto" else Room(given, given)
+
+
+def find_room(
+    recipe: TrainRecipe,
+    policy: Policy,
+    model: torch.nn.Module,
+    accelerator: Accelerator,
+    rows: list[Row],
+    folder: Path,
+) -> Room:
+    """What the recipe says, what was found when the run began, or what a probe finds now; the same on all processes.
+
+    Args:
+        recipe: the run's settings.
+        policy: as it was made.
+        model: the policy as it was prepared.
+        accelerator: of the run.
+        rows: that are trained on; the longest prompt among them counts.
+        folder: of the run.
+
+    Raises:
+        ConfigError: no row fits, or the weights lie in shards, where a try that failed on one process would hold up the others.
+    """
+    if (room := given_room(recipe)) is not None:
+        return room
+    if str(accelerator.distributed_type).endswith(("DEEPSPEED", "FSDP")):
+        raise ConfigError(
+            "max_tokens_per_forward = auto cannot be found where weights are sharded over processes. Give a number."
+        )
+    if (folder / FILE).exists():
+        return Room(**json.loads((folder / FILE).read_text()))
+    probe = _Probe(recipe, policy, model, accelerator, rows)
+    found = torch.tensor([probe.find(probe.rollout), probe.find(probe.update)], device=accelerator.device)
+    if accelerator.num_processes > 1:
+        found = accelerator.gather(found).view(-1, 2).amin(0)
+    room = Room(*found.tolist())
+    if accelerator.is_main_process:
+        write_atomically(folder / FILE, json.dumps(asdict(room)) + "\n")
+        logger.warning(
+            f"max_tokens_per_forward = auto: {room.rollout} tokens in the rollout, {room.update} in the update "
+            f"(rows of {probe.width} tokens). Kept in {folder / FILE}; remove that to find it anew on other hardware."
+        )
+    return room
+
+
+def tokens_that_fit(measured: list[tuple[int, int]], free: float) -> int:
+    """Tokens whose memory is `free` bytes, on the line through two measurements of (tokens, bytes).
+
+    Example:
+        >>> tokens_that_fit([(100, 1500), (200, 2500)], free=10_500)
+        1000
+    """
+    (small, low), (large, high) = measured
+    slope = max((high - low) / (large - small), 1e-9)
+    return int((free - (low - slope * small)) / slope)
+
+
+def first_that_fits(attempt: Callable[[int], object], tokens: int, width: int) -> int:
+    """`tokens`, made smaller until `attempt(rows)` no longer runs out of memory.
+
+    Raises:
+        torch.OutOfMemoryError: one row of `width` tokens does not fit.
+    """
+    while True:
+        try:
+            attempt(max(1, tokens // width))
+            return tokens
+        except torch.OutOfMemoryError:
+            if tokens <= width:
+                raise
+            tokens = max(width, int(tokens * SMALLER))
+            torch.cuda.empty_cache()
+
+
+class _Probe:
+    """What is measured: the widest rows that the run can have, by the run's own sampler and method."""
+
+    def __init__(
+        self,
+        recipe: TrainRecipe,
+        policy: Policy,
+        model: torch.nn.Module,
+        accelerator: Accelerator,
+        rows: list[Row],
+    ) -> None:
+        self.recipe, self.policy, self.model, self.accelerator = recipe, policy, model, accelerator
+        # The longest text is the longest prompt, near enough; encoding thousands of rows would take longer than the probe.
+        longest = sorted((row["prompt"] for row in rows), key=lambda prompt: len(str(prompt)))[-8:]
+        ids, mask = encode_batch(policy.tokenizer, longest, policy.denoiser.pad_id)
+        self.prompt = longest[int(mask.sum(-1).argmax())]
+        self.width = ids.shape[1] + recipe.sampler.max_completion_length
+        self.needed = recipe.num_prompts * recipe.num_generations * self.width // accelerator.num_processes
+
+    def find(self, run: Callable[[int], object]) -> int:
+        """Tokens that one call of `run` can hold, and no more than a step has."""
+        device = self.accelerator.device
+        # Before it is measured: what the first call of all allocates for good belongs to no size.
+        run(1)
+        measured = [(rows * self.width, self._peak(run, rows)) for rows in SIZES]
+        free = SHARE * free_bytes(device) - self._state_bytes()
+        tokens = tokens_that_fit(measured, free)
+        if tokens < self.width:
+            raise ConfigError(
+                f"max_tokens_per_forward = auto: one row of {self.width} tokens needs more memory than the "
+                f"{free / 2**30:.1f} GiB that can be planned with. Shorten max_completion_length, or set gradient_checkpointing, "
+                "lora or dtype = bfloat16."
+            )
+        tokens = min(tokens, max(self.width, self.needed))
+        return first_that_fits(run, tokens, self.width) if device.type == "cuda" else tokens
+
+    def rollout(self, rows: int) -> Trajectory:
+        """Equal prompts, denoised in as few steps as the blocks allow: the first forward of a block asks for most logits."""
+        sampler = self.recipe.sampler
+        return self._denoised(rows, sampler.max_completion_length // sampler.block)
+
+    def update(self, rows: int) -> None:
+        """Forward and backward of the method's own views, all with as many targets as the one that has most."""
+        path, views = self._planned
+        most = views.target.sum(-1).argmax()
+        needs = self.recipe.method.needs()
+        scoring = Scoring.of(path, self.recipe.logprob_temperature)
+        with self.accelerator.autocast():
+            scores = score_views(
+                self.model,  # type: ignore[arg-type]
+                path,
+                views.take(most.expand(rows)),
+                scoring,
+                choice=needs.choice,
+                distribution=needs.reference == "distribution",
+            )
+        self.accelerator.backward(scores.logprob.sum() * 0.0)
+        self.model.zero_grad(set_to_none=True)
+
+    @cached_property
+    def _planned(self) -> tuple[Trajectory, Views]:
+        """A pair of completions by the run's own sampler, and what the method would train on of them."""
+        path = self._denoised(2, self.recipe.sampler.steps)
+        kept = {
+            "one_step_reward": None if path.greedy_tokens is None else path.greedy_tokens[:, :, 0].float() * 0,
+            "fill_reward": None if path.fill_tokens is None else path.fill_tokens[..., 0].float() * 0,
+        }
+        rollout = Rollout(path, 2, torch.arange(2.0, device=path.tokens.device), **kept)
+        return path, self.recipe.method.plan(rollout, torch.Generator().manual_seed(0))
+
+    def _denoised(self, rows: int, steps: int) -> Trajectory:
+        return generate(
+            self.policy.denoiser,
+            self.policy.tokenizer,
+            [self.prompt] * rows,
+            self.recipe.sampler.model_copy(update={"num_steps": steps}),
+            torch.arange(rows),
+            batch_size=rows,
+            needs=self.recipe.method.needs(),
+        )
+
+    def _peak(self, run: Callable[[int], object], rows: int) -> int:
+        return peak_bytes(lambda: run(rows), self.policy.denoiser, device=self.accelerator.device)
+
+    def _state_bytes(self) -> int:
+        """AdamW's two moments of each weight, which are not there before the first update."""
+        return sum(2 * p.numel() * p.element_size() for p in trainable(self.policy.denoiser))
