@@ -21,7 +21,7 @@ FILES = sorted(path.relative_to(PACKAGE) for path in PACKAGE.rglob("*.py"))
 LAYER_0 = {"errors", "records", "kept", "config", "functional", "reward", "workers", "deadline"}
 LAYER_1 = {"models", "samplers", "tasks", "sandbox"}
 LAYER_2 = {"methods", "rollout", "score", "recipe", "run_folder", "environment", "data_check", "rewards", "style"}
-LAYER_3 = {"trainer", "evaluate", "eval_results", "harness", "pretrain", "compare", "report"}
+LAYER_3 = {"model_card", "trainer", "evaluate", "eval_results", "harness", "pretrain", "compare", "report"}
 BELOW_3 = LAYER_0 | LAYER_1 | LAYER_2
 
 MAY_IMPORT: dict[str, set[str]] = {
@@ -49,8 +49,9 @@ MAY_IMPORT: dict[str, set[str]] = {
     "evaluate": BELOW_3,
     "eval_results": BELOW_3 | {"evaluate"},
     "harness": BELOW_3,
-    "trainer": BELOW_3 | {"evaluate"},
-    "pretrain": BELOW_3 | {"evaluate", "trainer"},
+    "model_card": BELOW_3 | {"eval_results"},
+    "trainer": BELOW_3 | {"evaluate", "model_card"},
+    "pretrain": BELOW_3 | {"evaluate", "model_card", "trainer"},
     "compare": BELOW_3 | {"evaluate", "trainer", "pretrain"},
     "report": LAYER_0 | {"recipe", "run_folder", "style", "compare"},
     "console": BELOW_3 | {"evaluate", "eval_results"},

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import inspect
 import re
 import typing
@@ -102,17 +101,36 @@ def task_page(name: str) -> str:
 def family_page(name: str) -> str:
     """What the table of families says of one."""
     family = families.FAMILIES[name]
-    said = _attribute_docs(type(family))
-    rows = [
-        [f"`{field.name}`", _shown(getattr(family, field.name)), said.get(field.name, "")]
-        for field in dataclasses.fields(family)
+    tokens = ", ".join(f"`{token}`" for token in family.tokens.values()) or "its own"
+    ids = ", ".join(f"{role} {number}" for role, number in family.token_ids.items())
+    facts = {
+        "paper": family.paper,
+        "native class": f"`{family.native_class}`",
+        "its own class": f"`{family.architecture}`, model_type `{family.model_type}`"
+        if family.architecture
+        else "native",
+        "tensors": "renamed" if family.keys else "under the same names",
+        "special tokens": tokens + (f" ({ids})" if ids else ""),
+        "chat template": family.chat_template,
+        "head": "shifted: speaks of the next position" if family.logit_shift else "speaks of its own position",
+        "attention": f"block-causal, blocks of {family.block_length}"
+        if family.block_length
+        else "every position sees every other",
+        "LoRA targets": ", ".join(f"`{target}`" for target in family.lora_targets),
+        "checked here by": family.checked,
+    }
+    parts = [
+        f"# {family.title}",
+        f"Family `{name}`: `unmask models {name}` prints this page.",
+        _table(["", ""], list(facts.items())),
     ]
-    first = "A checkpoint is of this family if its `config.json` names the class under `architectures`. It is loaded by"
-    return (
-        f"# {name}\n\n{first} transformers' own class: no remote code, no pickle.\n\n"
-        f"{_table(['entry', 'value', 'what it is'], rows)}\n\n"
-        "What is asked of a checkpoint, and how to bring one here: the [README](../../README.md#your-own-model).\n"
-    )
+    if family.checkpoints:
+        rows = [[f"`{c.hub_id}`", c.parameters, c.licence] for c in family.checkpoints]
+        parts += ["## Checkpoints", _table(["on the hub", "parameters", "licence"], rows)]
+        parts.append(f"```bash\nunmask convert {family.checkpoints[0].hub_id} models/{name}\n```")
+    if family.notes:
+        parts += ["## Worth knowing", "\n".join(f"- {note}" for note in family.notes)]
+    return "\n\n".join(parts) + "\n"
 
 
 def recipe_keys_page() -> str:
@@ -229,12 +247,6 @@ def _shown(value: Any) -> str:
     if isinstance(value, tuple | list):
         return "`[" + ", ".join(map(str, value)) + "]`"
     return f"`{str(value).lower() if isinstance(value, bool) else value}`"
-
-
-def _attribute_docs(kind: type) -> dict[str, str]:
-    """The strings that stand below the attributes of a class."""
-    found = re.findall(r'^    (\w+):[^\n]*\n    """(.*?)"""', inspect.getsource(kind), flags=re.MULTILINE | re.DOTALL)
-    return {name: " ".join(text.split()) for name, text in found}
 
 
 def _commands(group: Any, prefix: str = "") -> Iterable[tuple[str, Any]]:

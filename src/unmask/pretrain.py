@@ -20,6 +20,7 @@ from unmask.functional.distribution import token_logprobs
 from unmask.functional.elbo import elbo, mask_at_times, stratified_times
 from unmask.functional.noise import named_generator
 from unmask.functional.schedule import learning_rate_factor
+from unmask.model_card import pretraining_card, push, read_lines
 from unmask.models import Denoiser, char_tokenizer, tiny_denoiser
 from unmask.models.adapters import save_adapted
 from unmask.recipe import PretrainRecipe
@@ -117,8 +118,12 @@ def _run(
     with folder.written_aside(folder.final) as final:
         if accelerator.is_main_process:
             save_adapted(denoiser, tokenizer, adapters, final)
+            card = pretraining_card(recipe, read_lines(folder.metrics_path), folder.data, denoiser)
+            (final / "README.md").write_text(card, encoding="utf-8")
     accelerator.wait_for_everyone()
     accelerator.end_training()
+    if recipe.push_to_hub and accelerator.is_main_process:
+        push(folder.final, recipe.push_to_hub)
 
 
 class Corpus:

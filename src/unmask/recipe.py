@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from difflib import get_close_matches
 from functools import reduce
@@ -46,6 +47,8 @@ class RunRecipe(Config):
     """Checkpoints that are kept, the newest."""
     report_to: tuple[str, ...] = ()
     """Trackers beside metrics.jsonl, by accelerate's names: tensorboard, wandb, trackio, mlflow, ..."""
+    push_to_hub: str | None = None
+    """Repository of the hub, as owner/name, for the finished model and its card. Log in before: hf auth login."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Of the weights as loaded; adapters stay float32. Without `lora`, bfloat16 weights round small updates away: keep float32
     then, and set mixed_precision."""
@@ -57,6 +60,13 @@ class RunRecipe(Config):
     """Compute each block's activations again in the backward pass instead of keeping them: less memory, a third more time."""
     compile: bool = False
     """torch.compile the trunk. Worth its minute or so on a GPU; no help to a tiny model."""
+
+    @field_validator("push_to_hub")
+    @classmethod
+    def _check_repository(cls, name: str | None) -> str | None:
+        if name is not None and not re.fullmatch(r"([\w-][\w.-]*/)?[\w-][\w.-]*", name):
+            raise ValueError(f'"{name}" is no repository of the hub. Write it as owner/name.')
+        return name
 
     @field_validator("mixed_precision", mode="before")
     @classmethod

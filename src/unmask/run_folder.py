@@ -26,6 +26,7 @@ _FREE_TO_CHANGE = frozenset(
     {
         "output_dir",
         "report_to",
+        "push_to_hub",
         "save_steps",
         "save_total_limit",
         "log_rollouts_steps",
@@ -109,6 +110,12 @@ class RunFolder:
     def metrics_path(self) -> Path:
         """One JSON object a line."""
         return self.path / "metrics.jsonl"
+
+    @property
+    def data(self) -> dict[str, Any]:
+        """Of data.json: where the rows come from; empty where the task makes them."""
+        path = self.path / "data.json"
+        return dict(json.loads(path.read_text())) if path.exists() else {}
 
     @property
     def final(self) -> Path:

@@ -16,6 +16,7 @@ from unmask.errors import ConfigError, DataError, RunError, UnmaskError, unknown
 from unmask.evaluate import evaluate
 from unmask.functional.noise import named_generator
 from unmask.kept import Guesses, Kept
+from unmask.model_card import push, read_lines, training_card
 from unmask.recipe import RunRecipe, TrainRecipe
 from unmask.records import Rollout, Row
 from unmask.run_folder import RunFolder, disk_faults_explained
@@ -148,6 +149,8 @@ class Trainer:
         self._save_model(folder.final)
         self.accelerator.wait_for_everyone()
         self.accelerator.end_training()
+        if recipe.push_to_hub and self.accelerator.is_main_process:
+            push(folder.final, recipe.push_to_hub)
 
     def _step(self, step: int) -> dict[str, Any]:
         """One step: collect and learn."""
@@ -241,6 +244,10 @@ class Trainer:
         if self.accelerator.is_main_process:
             with self.folder.written_aside(target) as folder:
                 self.policy.save(folder)
+                if target == self.folder.final:
+                    lines = read_lines(self.folder.metrics_path)
+                    card = training_card(self.recipe, lines, self.folder.data, self.eval_rows, self.denoiser)
+                    (folder / "README.md").write_text(card, encoding="utf-8")
 
     def _log(self, step: int, metrics: dict[str, Any]) -> None:
         if not self.accelerator.is_main_process:

@@ -1,0 +1,169 @@
+"""The card in final/: what the hub reads, what a person reads, and a push that cannot lose a run."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import huggingface_hub
+import pytest
+from huggingface_hub import ModelCard
+from torch import nn
+
+from tests.small_rows import write
+from tests.small_runs import metrics, pretrain_recipe, train_recipe, unmask_train, weights
+from unmask.errors import ConfigError
+from unmask.methods import METHODS
+from unmask.methods.papers import PAPERS
+from unmask.model_card import pretraining_card, training_card
+from unmask.pretrain import pretrain
+from unmask.recipe import load_recipe
+
+LINES = [
+    {
+        "step": 0,
+        "eval/test@0/accuracy": 0.25,
+        "eval/test@0/low": 0.125,
+        "eval/test@0/high": 0.5,
+        "eval/test@0/reward": 0.3,
+    },
+    {"step": 1, "compute/token_passes": 600.0, "rewards/mine/mean": 0.5}
+    | {"eval/test@0/accuracy": 0.75, "eval/test@0/low": 0.5, "eval/test@0/high": 0.875, "eval/test@0/reward": 0.8},
+]
+DATA = {
+    "train": {"source": "openai/gsm8k:main", "revision": "abc", "sha256": "f00d", "num_rows": 60, "num_unusable": 0}
+}
+
+
+class Hub:
+    """Stands in for the hub's API."""
+
+    calls: list[tuple[str, dict[str, Any]]]
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, error: Exception | None = None) -> None:
+        self.calls, self.error = [], error
+        monkeypatch.setattr(huggingface_hub, "HfApi", lambda: self)
+
+    def create_repo(self, repo_id: str, **options: Any) -> None:
+        self.calls.append((repo_id, options))
+
+    def upload_folder(self, **options: Any) -> None:
+        if self.error:
+            raise self.error
+        options["files"] = sorted(path.name for path in Path(options["folder_path"]).iterdir())
+        self.calls.append((options["repo_id"], options))
+
+
+def model() -> nn.Module:
+    return nn.Linear(1, 1)
+
+
+def test_a_run_leaves_a_card_that_the_hub_reads(tiny_model: Path, tmp_path: Path) -> None:
+    assert unmask_train(tiny_model, tmp_path / "run") == 0
+    text = (tmp_path / "run" / "final" / "README.md").read_text(encoding="utf-8")
+    card, last = ModelCard(text), metrics(tmp_path / "run")[-1]
+    assert {"unmask", "masked-diffusion", "egspo_sa"} <= set(card.data.tags or [])
+    # A folder of this machine is no model of the hub.
+    assert card.data.base_model is None
+    values = {result.metric_name: result.metric_value for result in card.data.eval_results or []}
+    for temperature, said in (("0", "greedy"), ("0.9", "sampled at 0.9")):
+        accuracy, low, high = (last[f"eval/test@{temperature}/{key}"] for key in ("accuracy", "low", "high"))
+        assert values[f"solved share, {said} (95 % interval {low:.3f} to {high:.3f})"] == pytest.approx(accuracy)
+        assert f"| test | {said} | " in text
+        assert f"{accuracy:.3f} ({low:.3f} to {high:.3f})" in text
+    assert str(tiny_model) in text
+    assert "Kunde, Vishnu Teja" in text
+    assert "torch 2." in text
+
+
+def test_the_recipe_on_a_card_is_the_recipe(tiny_model: Path, tmp_path: Path) -> None:
+    recipe = train_recipe(tiny_model, tmp_path / "run", "seed=7")
+    card = training_card(recipe, LINES, {}, [{"prompt": "1=", "answer": "1"}], model())
+    (block,) = re.findall(r"## Recipe\n\n```yaml\n(.*?)```", card, flags=re.DOTALL)
+    (tmp_path / "again.yaml").write_text(block)
+    assert load_recipe(str(tmp_path / "again.yaml")) == recipe
+
+
+def test_base_data_and_results_with_their_intervals_are_told() -> None:
+    recipe = load_recipe(
+        "sudoku-tiny", ["model=GSAI-ML/LLaDA-8B-Instruct", "task={type: gsm8k}", "push_to_hub=me/mine"]
+    )
+    card = training_card(recipe, LINES, DATA, [], model())
+    found = ModelCard(card).data
+    assert (found.base_model, found.datasets) == ("GSAI-ML/LLaDA-8B-Instruct", ["openai/gsm8k"])
+    assert "| train rows | openai/gsm8k:main at abc, 60 rows, sha256 `f00d` |" in card
+    assert "| test | greedy | 0.250 (0.125 to 0.500) | 0.750 (0.500 to 0.875) | 0.800 |" in card
+    assert "| rewards | `mine` |" in card
+    assert "| token passes | 600 |" in card
+    assert "# mine\n" in card
+
+
+def test_every_method_is_cited() -> None:
+    for name, method in METHODS.items():
+        recipe = load_recipe("sudoku-tiny").model_copy(update={"method": method()})
+        card = training_card(recipe, LINES, {}, [], model())
+        numbers = re.findall(r"\d{4}\.\d{5}", method.paper)
+        assert numbers
+        assert all(f"title   = {{{PAPERS[number].title}}}" in card for number in numbers), name
+
+
+def test_a_run_without_evaluations_has_a_card_too() -> None:
+    card = training_card(load_recipe("sudoku-tiny", []), [{"step": 1, "reward": 0.5}], {}, [], model())
+    assert "The run measured no accuracy." in card
+    assert ModelCard(card).data.eval_results is None
+
+
+def test_a_pretrained_base_says_what_it_is(tmp_path: Path) -> None:
+    folder = pretrain(pretrain_recipe(tmp_path / "base"))
+    text = (folder / "final" / "README.md").read_text(encoding="utf-8")
+    assert "trained from random weights on demonstrations of the task `sudoku`" in text
+    assert "plausible but mostly wrong" in text
+    assert "pretraining" in (ModelCard(text).data.tags or [])
+    recipe = pretrain_recipe(tmp_path / "b", "sloppy_share=0")
+    assert "plausible but mostly wrong" not in pretraining_card(recipe, [], {}, model())
+
+
+def test_the_data_of_a_run_on_files_is_hashed_on_its_card(tiny_model: Path, tmp_path: Path) -> None:
+    rows = [{"prompt": f"{i % 5}{i // 5}=", "answer": str(i % 5)} for i in range(25)]
+    path = write(tmp_path / "rows.jsonl", rows)
+    assert unmask_train(tiny_model, tmp_path / "run", f"task={{type: dataset, path: {path}}}") == 0
+    data = json.loads((tmp_path / "run" / "data.json").read_text())
+    assert f"25 rows, sha256 `{data['train']['sha256']}`" in (tmp_path / "run" / "final" / "README.md").read_text()
+
+
+# --- the push ---
+
+
+def test_a_finished_model_is_pushed_with_its_card(
+    tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hub = Hub(monkeypatch)
+    assert unmask_train(tiny_model, tmp_path / "run", "push_to_hub=me/sudoku") == 0
+    (created, _), (uploaded, options) = hub.calls
+    assert created == uploaded == "me/sudoku"
+    assert options["folder_path"] == tmp_path / "run" / "final"
+    assert {"README.md", "config.json", "model.safetensors"} <= set(options["files"])
+
+
+def test_a_push_that_fails_loses_nothing_and_says_how_to_do_it_later(
+    tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    Hub(monkeypatch, OSError("no route to host\nand more"))
+    assert unmask_train(tiny_model, tmp_path / "run", "push_to_hub=me/sudoku") == 0
+    (said,) = (record.message for record in caplog.records if "pushed" in record.message)
+    final = tmp_path / "run" / "final"
+    assert "could not be pushed to me/sudoku (OSError: no route to host)" in said
+    assert said.endswith(f"To push it later: hf auth login; hf upload me/sudoku {final}")
+    assert unmask_train(tiny_model, tmp_path / "plain") == 0
+    assert weights(tmp_path / "run") == weights(tmp_path / "plain")
+    # The same command with --resume tries again, and may name another place.
+    hub = Hub(monkeypatch)
+    assert unmask_train(tiny_model, tmp_path / "run", "push_to_hub=me/other", "--resume") == 0
+    assert [name for name, _ in hub.calls] == ["me/other", "me/other"]
+
+
+def test_a_name_that_is_no_repository_is_refused_before_the_run() -> None:
+    with pytest.raises(ConfigError, match='push_to_hub: "a b" is no repository of the hub. Write it as owner/name.'):
+        load_recipe("sudoku-tiny", ["push_to_hub=a b"])
