@@ -19,6 +19,7 @@ from pathlib import Path
 
 from benchmark.hostile_programs import ATTACKS, SECRET, Attack
 from unmask.sandbox import Job, Sandbox, SandboxConfig, make_sandbox
+from unmask.sandbox.bubblewrap import DEVICES
 
 RESULTS = Path(__file__).parent / "results" / "hostile.md"
 TOO_LONG = 30.0
@@ -43,10 +44,11 @@ class Trial:
 
 
 class Outside:
-    """What a program must not touch: a folder, a port, a process, an environment."""
+    """What a program must not touch: a folder, a port, a process, an environment, the devices that a sandbox shares."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
+        self.devices = _devices()
         (folder / "secret").write_text(SECRET)
         os.environ["UNMASK_HOSTILE_SECRET"] = SECRET
         self.bystander = subprocess.Popen(["sleep", "3600"])
@@ -70,7 +72,12 @@ class Outside:
         """Whether something has touched it."""
         was_reached = _answers(self.listener.accept) or _answers(lambda: self.datagrams.recv(10))
         files = {path.name: path.read_text() for path in self.folder.iterdir()} if self.folder.is_dir() else {}
-        return was_reached or files != {"secret": SECRET} or self.bystander.poll() is not None
+        return (
+            was_reached
+            or _devices() != self.devices
+            or files != {"secret": SECRET}
+            or self.bystander.poll() is not None
+        )
 
     def close(self) -> None:
         """Put everything away."""
@@ -148,6 +155,12 @@ def _cell(trial: Trial | None) -> str:
     return (
         f"{status}, {trial.seconds:.1f} s" if trial.held else f"**{status}, paid {trial.share:.2f}, {trial.changed=}**"
     )
+
+
+def _devices() -> list[tuple[int, ...]]:
+    """Mode, owner and time of change of each device."""
+    found = [os.stat(path) for path in DEVICES if os.path.exists(path)]
+    return [(status.st_mode, status.st_uid, status.st_gid, status.st_mtime_ns) for status in found]
 
 
 def _answers(receive: object) -> bool:

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from unmask.errors import DataError
+from unmask.errors import ConfigError, DataError
 from unmask.sandbox import SandboxConfig
 from unmask.tasks import MBPP
 
@@ -55,6 +55,25 @@ def test_a_function_may_be_called_like_a_builtin(tmp_path: Path) -> None:
     assert row["names"] == ["sum"]
     assert task.solved("def sum(a, b):\n    return 6", row)
     assert not task.solved("def total(a, b):\n    return 6", row)
+
+
+def test_a_setup_may_build_its_data_from_the_programs_own_class(tmp_path: Path) -> None:
+    """As problem 367 of the hub's rows does."""
+    raw = {
+        "text": "Write a function for the height of a tree.",
+        "code": "class Node:\n    def __init__(self, x):\n        self.x, self.left = x, None\n\n"
+        "def height(node):\n    return 1 + height(node.left) if node else 0\n",
+        "test_setup_code": "root = Node(1)\nroot.left = Node(2)",
+        "test_list": ["assert height(root) == 2"],
+    }
+    try:
+        task = task_of(tmp_path, raw, sandbox=SandboxConfig(backend="bubblewrap"))
+        row = task.rows("test", 1)[0]
+        assert row["names"] == ["Node", "height"]
+        assert task.solved(raw["code"], row)
+    except ConfigError as error:
+        pytest.skip(str(error))
+    assert not task.solved(str(raw["code"]).replace("1 + ", "2 + "), row)
 
 
 @pytest.mark.parametrize(

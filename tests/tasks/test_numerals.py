@@ -65,6 +65,7 @@ NUMBERS = {
     "50 percent": 50,
     "The answer is 18.": 18,
     "Final answer: $18": 18,
+    "Answer:18": 18,
     "#### 18": 18,
     "= 18": 18,
     "(18)": 18,

@@ -16,7 +16,7 @@ _NUMBER = re.compile(r"[+-]?[0-9]+(?:\.[0-9]+)?")
 _LONGEST_NUMBER = 32
 _BOX = re.compile(r"\\(?:boxed|fbox)\s{0,9}\{")
 _DELIMITERS = (("**", "**"), ("$$", "$$"), ("$", "$"), ("\\(", "\\)"), ("\\[", "\\]"), ("`", "`"))
-_LEAD_IN = re.compile(r"(?:(?:the )?(?:final |correct )?answer(?: is)?\s?:?\s(?=\S)|####\s?)", re.IGNORECASE)
+_LEAD_IN = re.compile(r"(?:(?:the )?(?:final |correct )?answer(?: is)?(?:\s?:\s?|\s)(?=\S)|####\s?)", re.IGNORECASE)
 """What announces an answer inside its tag. No name, no verb but "is": what follows must be the answer alone."""
 _BRACE = re.compile(r"\\.|[{}]", re.DOTALL)
 """A brace; an escaped character, so that `\\}` closes nothing."""

@@ -7,7 +7,7 @@ import builtins
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from unmask.errors import DataError
-from unmask.tasks.code import CodeTask, code_text, defined_names, free_names
+from unmask.tasks.code import CodeTask, code_text, free_names
 from unmask.tasks.extract import parse
 from unmask.tasks.source import is_file
 
@@ -44,7 +44,8 @@ class MBPP(CodeTask):
                 f'{place} needs a problem in the column "text" (or "prompt") and Python assertions in "test_list"; '
                 f"it has {str(problem)[:40]!r} and {str(raw.get('test_list'))[:80]!r}."
             )
-        free = free_names(asserted) - defined_names(prepared)
+        # The setup may build its data from a class of the program's, as one problem's trees are.
+        free = free_names(ast.Module([*prepared.body, *asserted.body], []))
         # One problem asks for a function called sum.
         free = free - set(dir(builtins)) or set(_first_call(asserted))
         imports = "".join(f"import {name}\n" for name in sorted(free & _MODULES))
