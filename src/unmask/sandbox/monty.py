@@ -85,10 +85,9 @@ class MontySandbox(Sandbox):
         with self._turns, self._session() as program, self._session() as tests:
             if loaded := _run(program, job.code):
                 return [verdict("error" if loaded.status == "failed" else loaded.status, loaded.reason)] * rest
-            calls = Calls(program, self.config.timeout)
+            calls = Calls(program, deadline)
             lookup = {f"program_{name}": calls.of(name) for name in job.names}
             # By assignment: monty asks for names that it does not know only, and a program may define its own `sum`.
-            calls.begin()
             taken = "".join(f"{name} = program_{name}\n" for name in job.names)
             if prepared := _run(tests, taken, lookup) or _run(tests, job.setup, lookup):
                 return [verdict("unsupported", f"the tests cannot be prepared: {prepared.reason}")] * rest
@@ -96,7 +95,7 @@ class MontySandbox(Sandbox):
             for test in job.tests[first:]:
                 if found and time.monotonic() > deadline:
                     break
-                calls.begin()
+                calls.fault = None
                 outcome = _run(tests, test, lookup)
                 # What ended the program's session counts, even where the test went on.
                 found.append(calls.fault or (verdict(outcome.status, outcome.reason) if outcome else verdict("passed")))
@@ -134,19 +133,14 @@ class Outcome(Verdict):
 class Calls:
     """The program's functions, as the tests call them."""
 
-    def __init__(self, program: MontySession, seconds: float) -> None:
+    def __init__(self, program: MontySession, deadline: float) -> None:
         self.program = program
-        self.seconds = seconds
-        self.deadline = 0.0
-        """When the test's time is up. Monty's own limit is for each call, and not for a test that waits for its calls."""
+        self.deadline = deadline
+        """When no more calls are made. Monty's own limit is for each of them, and not for a test that waits for them."""
         self.fault: Verdict | None = None
         """What the program did in this test that no test can mend: it hung, crashed, or needs more than monty has."""
         self.is_over = False
         """Whether the program's session has ended."""
-
-    def begin(self) -> None:
-        """Begin a test: its time, and what went wrong in it."""
-        self.fault, self.deadline = None, time.monotonic() + self.seconds
 
     def of(self, name: str) -> Callable[..., Any]:
         """The function that calls the program's function `name`."""
@@ -160,7 +154,7 @@ class Calls:
         if self.fault or self.is_over:
             raise RuntimeError("the program has ended")
         if time.monotonic() > self.deadline:
-            self.fault = verdict("timed_out", f"more than {self.seconds:g} s in one test")
+            self.fault = verdict("timed_out", "no time left for its calls")
             raise RuntimeError(self.fault.reason)
         inputs = {"given_args": list(args), "given_kwargs": kwargs}
         if not is_plain(inputs):
