@@ -188,7 +188,7 @@ def test_the_one_row_that_lacks_its_prompt_is_named(write: Write) -> None:
             "row 2 of {} is '[1, 2]'; each line must be an object with columns.",
         ),
         ("rows.csv", "prompt,answer\n1,2,3\n", "row 1 of {} has more fields than the header. Quote those that hold a"),
-        ("rows.jsonl", b'{"prompt": "\xff"}', "{} cannot be read as jsonl: 'utf-8' codec can't decode byte 0xff"),
+        ("rows.jsonl", b'{"prompt": "\xff"}', "{} is not in UTF-8 ('utf-8' codec can't decode byte 0xff"),
     ],
 )
 def test_a_file_that_cannot_be_used_is_named_with_the_reason(
@@ -206,3 +206,9 @@ def test_a_split_that_is_left_empty_is_named_with_what_to_do(write: Write) -> No
     remedy = "Add rows, or set task.test_path."
     assert refusal(task, "test") == f"none of the 4 rows of {path} falls into the test split. {remedy}"
     assert refusal(task, "validation") == f"none of the 4 rows of {path} falls into the validation split. Add rows."
+
+
+def test_an_answer_column_that_was_named_must_be_there(write: Write) -> None:
+    # Also where another column has the name that is the default.
+    task = Dataset(path=write([{"prompt": "1", "answer": "2"}]), answer_column="solution")
+    assert 'has no column "solution". Its columns: prompt, answer. Set task.answer_column' in refusal(task)

@@ -131,6 +131,7 @@ def test_a_missing_package_is_told_with_its_extra(
         ("rows.jsonl", '{"a": 1}\n[1, 2]\n', "row 2 of {} is '[1, 2]'; each line must be an object with columns."),
         ("rows.jsonl", "[" * 100_000, "line 1 of {} is no JSON: "),
         ("rows.csv", "a,b\n1,2,3\n", "row 1 of {} has more fields than the header."),
+        ("rows.csv", "a,b\n1,2\n3\n", "row 2 of {} has fewer fields than the header: b is missing."),
         ("rows.parquet", "PAR1 but no more", "{} cannot be read as parquet: "),
     ],
 )

@@ -32,6 +32,7 @@ def test_a_training_row_that_is_a_test_row_too_is_left_out(tmp_path: Path) -> No
     task = GSM8K(source=write(tmp_path / "both.jsonl", RAW), test_source=files(tmp_path)["test_source"])
     kept = [row["question"] for split in ("train", "validation") for row in task.rows(split, 99)]
     assert sorted(kept) == sorted(raw["question"].strip() for raw in RAW[:60])
+    assert task.provenance()["train"]["num_in_test"] == 20
 
 
 def test_a_file_has_no_test_rows_of_its_own(tmp_path: Path) -> None:
@@ -59,6 +60,7 @@ def test_provenance_names_sources_hashes_and_counts(tmp_path: Path) -> None:
             "sha256": content_hash(RAW[:60]),
             "num_rows": 60,
             "num_unusable": 0,
+            "num_in_test": 0,
         },
         "test": {
             "source": files(tmp_path)["test_source"],

@@ -41,6 +41,12 @@ class Dataset(SourcedTask):
                 f'{place} has no text or messages in the column "{self.prompt_column}". '
                 f"Its columns: {', '.join(raw)}. Set task.prompt_column to one of them."
             )
+        if self.answer_column not in raw and self.answer_column != "answer":
+            # A name that was given is meant; a column that happens to be called answer is not what it means.
+            raise DataError(
+                f'{place} has no column "{self.answer_column}". Its columns: {", ".join(raw)}. '
+                "Set task.answer_column to one of them, or leave it out."
+            )
         answer = {"answer": raw[self.answer_column]} if self.answer_column in raw else {}
         return raw | {"prompt": raw[self.prompt_column]} | answer
 

@@ -95,7 +95,9 @@ def _stamp(path: Path) -> tuple[int, int]:
 def _file(path: Path, _stamp: tuple[int, int]) -> tuple[list[dict[str, Any]], str]:
     try:
         rows = READERS[path.suffix](path)
-    except (UnicodeDecodeError, csv.Error, OSError) as error:
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path} is not in UTF-8 ({error}). Save it as UTF-8.") from error
+    except (csv.Error, OSError) as error:
         raise DataError(f"{path} cannot be read as {path.suffix[1:]}: {error}.") from error
     return _with_hash(rows, str(path))
 
@@ -153,7 +155,12 @@ def _read_jsonl(path: Path) -> list[Any]:
 
 def _read_csv(path: Path) -> list[Any]:
     with path.open(newline="", encoding="utf-8-sig") as file:
-        return list(csv.DictReader(file))
+        rows = list(csv.DictReader(file))
+    for number, row in enumerate(rows, start=1):
+        if None in row.values():
+            missing = ", ".join(name for name, value in row.items() if value is None)
+            raise DataError(f"row {number} of {path} has fewer fields than the header: {missing} is missing.")
+    return rows
 
 
 def _parse(line: str, place: str) -> Any:

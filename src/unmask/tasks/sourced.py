@@ -75,8 +75,9 @@ class SourcedTask(Task):
         return self.rows(split, index + 1, seed)[index]
 
     def provenance(self) -> dict[str, Any]:
-        """Of the training and of the test rows: source, revision, content hash, how many, and how many could not be used."""
-        facts = {}
+        """Of the training and of the test rows: source, revision, content hash, how many, and how many could not be used; and how
+        many training rows are left out because they are in the test."""
+        facts: dict[str, Any] = {}
         for name, source in zip(("train", "test"), self.sources(), strict=True):
             if source is not None:
                 revision = self._revision(name)
@@ -88,6 +89,9 @@ class SourcedTask(Task):
                     "num_rows": len(raw),
                     "num_unusable": len(raw) - len(self._load(name)),
                 }
+        if len(facts) == 2:
+            foreign = {self.key(row) for row in self._load("test")}
+            facts["train"]["num_in_test"] = sum(self.key(row) in foreign for row in self._load("train"))
         return facts
 
     def _read(self, split: Split) -> list[Row]:
