@@ -11,7 +11,7 @@ import pytest
 import typer
 
 from unmask.cli import app
-from unmask.recipe import load_recipe, make_task
+from unmask.recipe import load_recipe, make_task, shipped_recipes
 from unmask.score import load_reward
 
 ROOT = Path(__file__).parent.parent
@@ -46,41 +46,13 @@ def test_every_training_command_is_a_valid_recipe_with_rewards_that_are_there(co
         load_reward(path)
 
 
-PUBLISHED = {
-    # completions of an update, G, passes, L, steps, temperature, rate
-    "egspo": (48, 8, 1, 256, 128, 0.9, 3e-5),
-    "diffu_grpo": (96, 6, 12, 256, 128, 0.9, 3e-6),
-    "espo": (96, 6, 8, 256, 256, 1.0, 3e-6),
-    "agrpo": (128, 8, 1, 384, 128, 0.6, 5e-6),
-    "bgpo": (128, 8, 1, 512, 256, 0.6, 5e-7),
-}
-
-
-def test_the_commands_of_other_methods_are_their_published_settings() -> None:
-    recipes = [load_recipe(command[0], command[1:]) for command in of("train") if "method.type" in " ".join(command)]
-    found = {
-        r.method.type: (
-            r.num_prompts * r.num_generations,
-            r.num_generations,
-            r.num_iterations,
-            r.sampler.max_completion_length,
-            r.sampler.steps,
-            r.sampler.temperature,
-            r.optim.learning_rate,
-        )
-        for r in recipes
+def test_the_table_of_recipes_names_all_of_them_and_no_other() -> None:
+    named = {
+        f"published/{stem}-{task}"
+        for stem, tasks in re.findall(r"`([a-z-]+-(?:llada|dream))-\{([a-z0-9,]+)\}`", TEXT)
+        for task in tasks.split(",")
     }
-    assert found == PUBLISHED
-
-
-def test_what_other_tasks_change_are_overrides_that_the_methods_take() -> None:
-    commands = {c[1].partition("=")[2]: c for c in of("train") if c[1:] and c[1].startswith("method.type=")}
-    rows = re.findall(r"^\| (diffu-GRPO|ESPO|AGRPO|BGPO) \| ([^|]+) \| [^|]+ \|$", TEXT, flags=re.MULTILINE)
-    assert len(rows) == 4
-    for name, changes in rows:
-        source, *own = commands[name.lower().replace("-", "_")]
-        for change in re.findall(r"`([a-z][^`]*=[^`]*)`", changes):
-            load_recipe(source, [*own, *shlex.split(change)])
+    assert named == {f"published/{name}" for name in shipped_recipes("published")}
 
 
 @pytest.mark.parametrize("command", of("eval"), ids=" ".join)
