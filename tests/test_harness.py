@@ -14,10 +14,11 @@ import torch
 
 pytest.importorskip("lm_eval", reason="the extra lm-eval is not installed")
 
+from tests.models.minis import mini_checkpoint
 from tests.small_runs import unmask
 from unmask.errors import ConfigError, DataError
 from unmask.harness import DenoiserLM
-from unmask.models import Denoiser, char_tokenizer, save_model
+from unmask.models import Denoiser, char_tokenizer, convert, save_model
 from unmask.tasks import Sudoku
 
 
@@ -74,6 +75,15 @@ def test_the_loglikelihood_is_the_elbo(folder: Path, continuation: str) -> None:
     if len(continuation) == 4:
         # The negative control: another text with the same digits has another bound, far outside that tolerance.
         assert abs(enumerated_elbo(DenoiserLM(str(folder)), "12=", "1204") - exact) > 10 * float(spread)
+
+
+def test_a_likelihood_of_a_block_causal_model_is_refused_and_a_completion_is_not(tmp_path: Path) -> None:
+    convert(mini_checkpoint("sdar", tmp_path / "original"), tmp_path / "native")
+    lm = DenoiserLM(str(tmp_path / "native"), length=8, block_length=4)
+    with pytest.raises(ConfigError, match="is block-causal.*Run tasks that generate"):
+        lm.elbo([3, 4], [5, 6])
+    (text,) = lm.generate_until(requests(("1+1=", {"until": []})))
+    assert text
 
 
 def test_what_is_asked_beside_it_does_not_change_a_result(lm: DenoiserLM) -> None:

@@ -139,8 +139,14 @@ class DenoiserLM(LM):  # type: ignore[misc]  # the package ships no types
         With one token there is one mask, and the value is exact.
 
         Raises:
+            ConfigError: the model is block-causal, of which this is not the likelihood.
             DataError: the continuation alone is longer than the model.
         """
+        if self.denoiser.block_length is not None:
+            raise ConfigError(
+                f"{self.pretrained} is block-causal, and this ELBO is that of models in which every position sees every other. "
+                "Run tasks that generate (output_type: generate_until)."
+            )
         count = len(continuation)
         if not count:
             return 0.0

@@ -1,0 +1,127 @@
+"""The table of families: whole, true of the native classes, told apart by config, and shown by the command line."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+import torch
+import transformers
+
+from tests.models.minis import mini_checkpoint
+from tests.small_runs import unmask
+from unmask.models import convert
+from unmask.models.families import FAMILIES, UNSUPPORTED, family_of
+from unmask.models.layout import native_config, original_config, renamed
+from unmask.models.native import NATIVE_CLASSES
+from unmask.models.source import read_json
+
+GUIDE = (Path(__file__).parents[2] / "docs" / "models.md").read_text()
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_lora_targets_are_the_linear_layers_of_the_blocks(name, tmp_path):
+    convert(mini_checkpoint(name, tmp_path / "original"), tmp_path / "native")
+    family = FAMILIES[name]
+    config = transformers.AutoConfig.from_pretrained(tmp_path / "native")
+    with torch.device("meta"):
+        model = getattr(transformers, family.native_class)(config)
+    linear = {n for n, m in model.named_modules() if isinstance(m, torch.nn.Linear) or type(m).__name__ == "Conv1D"}
+    hit = {n for n in linear if any(n.endswith(f".{target}") for target in family.lora_targets)}
+    assert hit == {n for n in linear if re.search(r"\.\d+\.", n)}
+    assert all(any(n.endswith(f".{target}") for n in hit) for target in family.lora_targets)
+
+
+@pytest.mark.parametrize("name", NATIVE_CLASSES)
+def test_every_native_class_is_transformers_own(name):
+    assert getattr(transformers, name).__module__.startswith("transformers.models.")
+
+
+@pytest.mark.parametrize("name", [name for name, family in FAMILIES.items() if family.keys])
+def test_tensor_names_go_there_and_back(name):
+    family = FAMILIES[name]
+    originals, natives = zip(*family.keys, strict=True)
+    assert len(set(originals)) == len(set(natives)) == len(family.keys)
+    for original, native in family.keys:
+        original, native = original.replace("{i}", "17"), native.replace("{i}", "17")
+        assert renamed(original, family) == native
+        assert renamed(native, family, back=True) == original
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_a_family_is_told_by_its_own_config_and_by_its_native_one(name, tmp_path):
+    convert(mini_checkpoint(name, tmp_path / "original"), tmp_path / "native")
+    # Two share a layout with another family, and are the same thing under its name.
+    same = {"llada-1.5": "llada", "diffucoder": "dream"}.get(name, name)
+    native = read_json(tmp_path / "native" / "config.json")
+    assert family_of(read_json(tmp_path / "original" / "config.json")) == same
+    assert family_of(native) == same
+    assert family_of({key: value for key, value in native.items() if key != "diffusion_family"}) == same
+
+
+def test_a_shift_and_blocks_are_not_confused_with_another_family():
+    qwen = {"architectures": ["Qwen3ForCausalLM"], "is_causal": False}
+    assert family_of(qwen) == "a2d-qwen3"
+    assert family_of(qwen | {"block_length": 4}) == "sdar"
+    assert family_of(qwen | {"logit_shift": True}) is None
+    assert family_of({}) is None
+
+
+@pytest.mark.parametrize("scaling", [None, {"rope_type": "linear", "factor": 4.0}])
+def test_rotary_settings_go_there_and_back(scaling, tmp_path):
+    source = mini_checkpoint("dream", tmp_path / "original")
+    raw = read_json(source / "config.json") | {"rope_theta": 12345.0, "rope_scaling": scaling}
+    config = native_config(raw, "dream", FAMILIES["dream"])
+    assert config.rope_parameters["rope_theta"] == 12345.0
+    assert config.rope_parameters.get("factor") == (scaling or {}).get("factor")
+    back = original_config(config.to_diff_dict(), FAMILIES["dream"])
+    assert (back["rope_theta"], back["rope_scaling"]) == (12345.0, scaling)
+
+
+def test_the_list_names_every_family_and_checkpoint(capsys):
+    assert unmask("models") == 0
+    shown = capsys.readouterr().out
+    for name, family in FAMILIES.items():
+        assert re.search(rf"^{re.escape(name)} +{re.escape(family.title)}.*{family.native_class}", shown, re.MULTILINE)
+        for checkpoint in family.checkpoints:
+            line = next(line for line in shown.splitlines() if line.startswith(f"{checkpoint.hub_id} "))
+            assert line.split()[1] == name
+            assert line.rstrip().endswith(checkpoint.licence)
+
+
+def test_a_page_says_what_to_know_of_one_family(capsys):
+    assert unmask("models", "dream") == 0
+    shown = capsys.readouterr().out
+    for part in (
+        "mask 151666",
+        "shifted",
+        "DreamModel, model_type Dream",
+        "down_proj",
+        "Dream-org/Dream-v0-Instruct-7B",
+    ):
+        assert part in shown
+    assert unmask("models", "drem") == 2
+    assert 'unknown family "drem". Did you mean "dream"?' in capsys.readouterr().err
+
+
+def test_the_guide_has_every_family_with_its_class_and_check():
+    for name, family in FAMILIES.items():
+        row = next(line for line in GUIDE.splitlines() if line.startswith(f"| `{name}` |"))
+        assert f"`{family.native_class}`" in row
+        assert ("**next**" in row) == family.logit_shift
+        assert row.replace("`", "").endswith(f"| {family.checked} |")
+    assert "LLaDA2MoeModelLM" in UNSUPPORTED
+    assert "LLaDA2.x" in GUIDE
+
+
+def test_the_command_converts_and_says_what_it_made(tmp_path, capsys):
+    source = mini_checkpoint("llada", tmp_path / "a folder")
+    assert unmask("convert", source, tmp_path / "native", "--dtype", "bfloat16") == 0
+    assert f"LLaDA as LlamaForCausalLM: {tmp_path / 'native'}" in capsys.readouterr().out
+    assert unmask("convert", tmp_path / "native", tmp_path / "back", "--to", "original") == 0
+    assert "copy the .py files of the release beside it" in capsys.readouterr().out
+    assert unmask("eval", source, "--task", "sudoku") == 2
+    said = capsys.readouterr().err
+    assert f"unmask convert '{source}' 'a folder-native'" in said
+    assert "Traceback" not in said
