@@ -4,17 +4,14 @@ from __future__ import annotations
 
 import io
 import re
-from pathlib import Path
 from typing import Any
 
 import pytest
 from rich.console import Console
 
 from unmask import console
-from unmask.config import SamplerConfig
-from unmask.console import ProgressView, accuracies, progress, results_table, table, temperature_name, watch
+from unmask.console import ProgressView, accuracies, progress, results_table, table, temperature_name
 from unmask.evaluate import Evaluation
-from unmask.models import load_model
 
 EVALUATED = {"eval/test@0/accuracy": 0.25, "eval/test@0/low": 0.1, "eval/test@0.9/accuracy": 0.125}
 
@@ -57,6 +54,31 @@ def test_a_terminal_gets_a_bar_and_a_line_for_each_evaluation() -> None:
     assert "train step 0: solved: greedy 0.250, sampled at 0.9 0.125" in plain
     assert "10/10" in plain
     assert "loss 0.500  reward 0.250" in plain
+
+
+def test_a_pipe_gets_the_last_completion_with_the_accuracies() -> None:
+    out = io.StringIO()
+    with progress("train", 10, Console(file=out, width=100)) as view:
+        view.example("[bold]12\n34\x1b[2J", 0.25)
+        view(1, {"loss": 1.0})
+        view(2, {"loss": 1.0} | EVALUATED)
+    first, second, third = out.getvalue().splitlines()
+    assert "last completion" not in first + second
+    assert third == "  last completion, reward 0.250: [bold]12 34␛[2J"
+
+
+def test_a_terminal_shows_reward_accuracy_time_left_and_the_last_completion() -> None:
+    out = io.StringIO()
+    with progress("train", 10, Console(file=out, force_terminal=True, width=90, legacy_windows=False)) as view:
+        view(0, EVALUATED)
+        view.example("12\n34 [red]" + 300 * "x", 0.25)
+        view(5, {"loss": 0.5, "reward": 0.75})
+    plain = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", out.getvalue())
+    assert "loss 0.500  reward 0.750  solved: greedy 0.250, sampled at 0.9 0.125" in plain
+    assert "last completion, reward 0.250: 12 34 [red]xxx" in plain
+    assert re.search(r"5/10 .*(\d:\d\d:\d\d|-:--:--)", plain)
+    # It never wraps: the bar would jump.
+    assert max(len(line) for line in plain.splitlines()) <= 90
 
 
 def test_progress_goes_to_standard_error(capsys: pytest.CaptureFixture[str]) -> None:
@@ -115,20 +137,3 @@ def test_results_fit_into_80_columns(capsys: pytest.CaptureFixture[str], monkeyp
         "0.852 (0.818 to 0.880)",
         "0.953 ± 0.005",
     ]
-
-
-def test_watching_on_a_terminal_draws_the_states_in_one_place(
-    tiny_model: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    out, naps = io.StringIO(), []
-    terminal = Console(file=out, force_terminal=True, color_system="truecolor", width=100, legacy_windows=False)
-    monkeypatch.setattr(console, "Console", lambda: terminal)
-    monkeypatch.setattr(console.time, "sleep", naps.append)
-    sampler = SamplerConfig(max_completion_length=8, num_steps=4, temperature=0.9)
-    watch(*load_model(tiny_model), "1234=", sampler, seed=1, delay=0.25)
-    shown = out.getvalue()
-    assert naps == [0.25] * 4
-    assert "step   4/4" in shown
-    # Cursor movements, and colours between green and red.
-    assert "\x1b[" in shown
-    assert re.search(r"38;2;\d+;\d+;60m", shown)

@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import os
 import sys
+from functools import partial
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from unmask import __version__
 from unmask.cli_tools import tools
 from unmask.errors import UnmaskError
+
+if TYPE_CHECKING:
+    from unmask.records import Row
+    from unmask.tasks import Task
 
 app = typer.Typer(
     name="unmask",
@@ -78,7 +83,7 @@ def train(
 
     loaded = load_recipe(recipe, overrides or ())
     with progress("train", loaded.max_steps) as view:
-        folder = Trainer(loaded, resume=resume, observe=view).train()
+        folder = Trainer(loaded, resume=resume, observe=view, example=view.example).train()
     if _is_main():
         typer.echo(f"model: {folder / 'final'}\nmetrics: {folder / 'metrics.jsonl'}\ncurve: {_curve(folder)}")
         typer.echo(f"report: {_report(folder)}")
@@ -194,19 +199,20 @@ def sample(
     seed: Annotated[int, typer.Option(help="Of the sampling.")] = 0,
 ) -> None:
     """Watch a completion being unmasked, coloured by the entropy of each token when it was committed."""
-    from unmask.console import watch
     from unmask.errors import ConfigError
     from unmask.models import load_model
     from unmask.recipe import make_sampler, make_task
+    from unmask.watch import watch
 
     chosen = make_task(task, option or ()) if task else None
+    verdict = None
     if prompt is None:
         if chosen is None:
             raise ConfigError("give a --prompt, or a --task to take one from.")
         items = chosen.rows("test", row + 1, seed)
         if row >= len(items):
             raise ConfigError(f"--row {row} is not there: the test split has {len(items)} rows, the first of them 0.")
-        prompt = items[row]["prompt"]
+        prompt, verdict = items[row]["prompt"], partial(_verdict, chosen, items[row])
     sampler = make_sampler(
         max_completion_length=length or (chosen.completion_length if chosen else 64),
         num_steps=steps,
@@ -215,7 +221,7 @@ def sample(
         block_length=block_length,
     )
     denoiser, tokenizer = load_model(model)
-    watch(denoiser, tokenizer, prompt, sampler, seed=seed, delay=delay)
+    watch(denoiser, tokenizer, prompt, sampler, seed=seed, delay=delay, verdict=verdict)
 
 
 @app.command()
@@ -450,6 +456,12 @@ def demo(
     from unmask.demo import run
 
     run(output_dir, seed)
+
+
+def _verdict(task: Task, row: Row, completion: str) -> str:
+    """What a task says of a completion of one of its rows."""
+    said = "solved" if task.solved(completion, row) else "not solved"
+    return f"{said}, right would be {row['answer']}" if "answer" in row else said
 
 
 def _has_gpu() -> bool:

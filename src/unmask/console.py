@@ -7,34 +7,36 @@ import shutil
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from rich import box
-from rich.console import Console
+from rich.console import Console, Group
+from rich.live import Live
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 from rich.text import Text
 
+from unmask.report.text import visible
+
 if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
+    from rich.console import RenderableType
 
     from unmask.config import SamplerConfig
     from unmask.data_check import Overlap
     from unmask.eval_results import Comparison
     from unmask.evaluate import Evaluation
-    from unmask.models import Denoiser
-    from unmask.rollout import Prompt
-    from unmask.samplers import Snapshot
 
 SHOWN = ("loss", "reward", "frac_reward_zero_std", "grad_norm")
 """Metrics in a step's line, beside accuracies."""
+EXAMPLE_SHOWN = 200
+"""Characters of the last completion."""
 PIPE_WIDTH = 160
 """Columns of a table that is not shown on a terminal."""
 
 
 class ProgressView:
-    """An observer for `Trainer` and `pretrain`.
+    """An observer for `Trainer` and `pretrain`: a bar, numbers and the last completion on a terminal, lines in a pipe.
 
     Args:
         name: what is being done.
@@ -45,27 +47,31 @@ class ProgressView:
     def __init__(self, name: str, total: int, console: Console) -> None:
         self.console, self.total, self.name = console, total, name
         self._started, self._first = 0.0, -1
-        self._accuracy = ""
-        self._progress: Progress | None = None
+        self._accuracy = self._numbers = self._example = ""
+        self._live: Live | None = None
         if console.is_terminal:
-            self._progress = Progress(
+            self._bar = Progress(
                 TextColumn("{task.description}"),
                 BarColumn(),
                 MofNCompleteColumn(),
-                TextColumn("{task.fields[shown]}"),
                 TimeRemainingColumn(),
                 console=console,
             )
-            self._bar = self._progress.add_task(name, total=total, shown="")
+            self._task = self._bar.add_task(name, total=total)
+            self._live = Live(self, console=console, refresh_per_second=4)
+
+    def __rich__(self) -> RenderableType:
+        lines = [Text(line, no_wrap=True, overflow="ellipsis") for line in (self._numbers, self._example) if line]
+        return Group(self._bar, *lines)
 
     def __enter__(self) -> ProgressView:
-        if self._progress:
-            self._progress.start()
+        if self._live:
+            self._live.start()
         return self
 
     def __exit__(self, *_: object) -> None:
-        if self._progress:
-            self._progress.stop()
+        if self._live:
+            self._live.stop()
 
     def __call__(self, step: int, metrics: Mapping[str, Any]) -> None:
         """Show one step."""
@@ -74,16 +80,23 @@ class ProgressView:
         accuracy = accuracies(metrics)
         self._accuracy = accuracy or self._accuracy
         values = [f"{key} {metrics[key]:.3f}" for key in SHOWN if key in metrics]
-        if self._progress:
-            shown = "  ".join([*values[:2], self._accuracy])
-            self._progress.update(self._bar, completed=step, shown=shown)
+        if self._live:
+            self._bar.update(self._task, completed=step)
+            self._numbers = "  ".join([*values[:2], *([self._accuracy] if self._accuracy else [])])
             if accuracy:
-                self._progress.console.print(f"{self.name} step {step}: {accuracy}", highlight=False)
+                self.console.print(f"{self.name} step {step}: {accuracy}", highlight=False)
             return
         spent = time.perf_counter() - self._started
         left = [f"{spent / (step - self._first) * (self.total - step):.0f} s left"] if step > self._first else []
         line = "  ".join([*values, *([accuracy] if accuracy else []), *left])
         self.console.print(f"{self.name} step {step}/{self.total}  {line}", highlight=False, soft_wrap=True)
+        if accuracy and self._example:
+            self.console.print(f"  {self._example}", highlight=False, soft_wrap=True, markup=False)
+
+    def example(self, completion: str, reward: float) -> None:
+        """Take note of a completion of the step that is being done: shown with the next numbers, in a pipe with accuracies."""
+        text = visible(" ".join(completion.split()))
+        self._example = f"last completion, reward {reward:.3f}: {text[:EXAMPLE_SHOWN] or '(empty)'}"
 
 
 def accuracies(metrics: Mapping[str, Any]) -> str:
@@ -320,60 +333,3 @@ def _some(rows: Sequence[int]) -> str:
     """How many rows, and the first of them."""
     shown = ", ".join(map(str, rows[:5]))
     return f"{len(rows)}" + (f": {shown}{', ...' if len(rows) > 5 else ''}" if rows else "")
-
-
-def watch(
-    denoiser: Denoiser,
-    tokenizer: PreTrainedTokenizerBase,
-    prompt: Prompt,
-    sampler: SamplerConfig,
-    *,
-    seed: int,
-    delay: float,
-) -> None:
-    """Show one completion being denoised: live on a terminal, a line for each step in a pipe."""
-    from rich.live import Live
-
-    from unmask.functional.noise import named_generator
-    from unmask.rollout import decode, generate, row_seeds
-
-    console = Console()
-    console.print(Text(f"prompt: {prompt}"), soft_wrap=True)
-    live = Live(console=console, auto_refresh=False) if console.is_terminal else None
-
-    def show(snapshot: Snapshot) -> None:
-        line = Text(f"step {snapshot.step + 1:>3}/{sampler.steps}  ") + _state(tokenizer, snapshot, denoiser.mask_id)
-        if live is None:
-            console.print(line, soft_wrap=True)
-        else:
-            live.update(line, refresh=True)
-            time.sleep(delay)
-
-    with live or nullcontext():
-        seeds = row_seeds(1, named_generator(seed, "sample"))
-        path = generate(denoiser, tokenizer, [prompt], sampler, seeds, observe=show)
-    joint = float(path.entropy.sum())
-    console.print(
-        Text(
-            f"completion: {decode(tokenizer, path.tokens)[0]}\n"
-            f"entropy of the whole path: {joint:.2f} nats; green tokens were sure when committed, red ones open"
-        ),
-        soft_wrap=True,
-    )
-
-
-def _state(tokenizer: PreTrainedTokenizerBase, snapshot: Snapshot, mask_id: int) -> Text:
-    """A state as text: hidden positions as dots, tokens in the colour of their entropy, this step's in bold."""
-    line = Text()
-    for token, step, entropy in zip(
-        snapshot.tokens[0].tolist(), snapshot.unmask_step[0].tolist(), snapshot.entropy[0].tolist(), strict=True
-    ):
-        if token == mask_id:
-            line.append("·", style="dim")
-            continue
-        # From sure (0 nats, green) to open (2 nats and more, red).
-        heat = min(1.0, entropy / 2.0)
-        colour = f"rgb({int(40 + 200 * heat)},{int(180 - 120 * heat)},60)"
-        piece = str(tokenizer.decode([token], skip_special_tokens=True)) or "∎"
-        line.append(piece, style=f"bold {colour}" if step == snapshot.step else colour)
-    return line

@@ -30,7 +30,7 @@ def run(output_dir: Path, seed: int) -> None:
         [f"model={output_dir / 'base' / 'final'}", f"output_dir={output_dir / 'egspo_sa'}", f"seed={seed}"],
     )
     with progress("train", recipe.max_steps) as view:
-        folder = Trainer(recipe, resume=True, observe=view).train()
+        folder = Trainer(recipe, resume=True, observe=view, example=view.example).train()
     with disk_faults_explained(folder):
         curve, film = plot_curve(folder, folder / "curve.png"), _film(folder)
     report = write_report([folder]).path

@@ -19,6 +19,7 @@ from unmask.kept import Guesses, Kept
 from unmask.model_card import push, read_lines, training_card
 from unmask.recipe import RunRecipe, TrainRecipe
 from unmask.records import Rollout, Row
+from unmask.rollout import decode
 from unmask.run_folder import RunFolder, disk_faults_explained
 from unmask.score import RewardFunc, Scorer, by_name, load_reward
 from unmask.trainer.best import Best, best_in, better, validation_accuracy
@@ -63,6 +64,7 @@ class Trainer:
         reward_funcs: reward functions to use instead of the recipe's or the task's.
         resume: go on from the newest checkpoint of the run folder.
         observe: called after every step.
+        example: called in every step with a completion and its reward, on the main process.
 
     Raises:
         UnmaskError: whatever of the recipe, the model, the rows or the run folder cannot be used.
@@ -75,9 +77,10 @@ class Trainer:
         *,
         resume: bool = False,
         observe: Observer | None = None,
+        example: Callable[[str, float], None] | None = None,
     ) -> None:
         self.recipe = recipe
-        self.observe = observe
+        self.observe, self.example = observe, example
         self.accelerator = make_accelerator(recipe)
         processes = self.accelerator.num_processes
         if recipe.num_prompts % processes:
@@ -167,6 +170,8 @@ class Trainer:
                 self.denoiser, self.tokenizer, self.scorer, recipe, rows, step, share, tally, self.room.rollout
             )
         collected = time.perf_counter()
+        if self.example is not None and self.accelerator.is_main_process:
+            self.example(decode(self.tokenizer, rollout.trajectory.tokens[:1])[0], float(rollout.reward[0]))
         is_kept = bool(recipe.log_rollouts_steps) and (step + 1) % recipe.log_rollouts_steps == 0
         guesses = self._guesses(rollout, rows[share]) if is_kept else None
         looked = time.perf_counter()
