@@ -381,6 +381,7 @@ def test_train_prints_a_line_for_each_step_and_where_everything_is(
         f"model: {run / 'final'}",
         f"metrics: {run / 'metrics.jsonl'}",
         f"curve: {run / 'curve.png'}",
+        f"report: {run / 'report.html'}",
     ]
     for line in captured.out.splitlines():
         assert Path(line.partition(": ")[2]).exists()

@@ -59,7 +59,7 @@ def as_version(file: Path, version: int) -> None:
     """Rewrite a rollout's file as one of another version, without notes."""
     with safe_open(file, framework="pt") as opened:
         facts: dict[str, Any] = json.loads(opened.metadata()["unmask"])
-        tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118 (not a dict)
+        tensors = {name: opened.get_tensor(name) for name in opened.keys() if "note/" not in name}  # noqa: SIM118 (not a dict)
     facts["trajectory"]["schema_version"] = version
     save_file(tensors, file, {"unmask": json.dumps(facts)})
 

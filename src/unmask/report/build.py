@@ -16,7 +16,7 @@ from unmask.report.film import entropy_scale, film_of
 from unmask.report.html import page
 from unmask.report.runs import read_config, run_curves, run_facts
 from unmask.report.text import visible
-from unmask.run_folder import disk_faults_explained, write_atomically
+from unmask.run_folder import write_atomically
 
 MOST_ROLLOUTS = 200
 """Kept rollouts of a run that are shown, unless more are asked for."""
@@ -45,6 +45,8 @@ def write_report(folders: Sequence[Path], output: Path | None = None, rollouts: 
     """
     for folder in folders:
         _check(folder)
+    if output is not None and output.is_dir():
+        raise RunError(f"--output {output} is a folder. Name a file in it, such as {output / 'report.html'}.")
     names = _names(folders)
     runs: list[dict[str, Any]] = []
     comparisons: list[dict[str, Any]] = []
@@ -62,9 +64,11 @@ def write_report(folders: Sequence[Path], output: Path | None = None, rollouts: 
     target = output or folders[0] / "report.html"
     data = {"version": __version__, "runs": runs, "comparisons": comparisons}
     text = page(f"unmask: {', '.join(map(visible, names))}", data, blocks)
-    with disk_faults_explained(target.parent):
+    try:
         target.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(target, text)
+    except OSError as error:
+        raise RunError(f"{target} cannot be written ({error.strerror}). Name another file with --output.") from error
     return Report(target, len(text.encode()), notes)
 
 

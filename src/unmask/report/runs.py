@@ -80,7 +80,8 @@ def run_curves(run: Path) -> dict[str, Any]:
         logged for each denoising step, in columns of run steps), `seconds` by part in total, and `bin`, the steps of a point.
     """
     lines = read_metrics(run)
-    trained = [line for line in lines if any(key not in ("step",) and not key.startswith("eval/") for key in line)]
+    # The line of step 0 holds an evaluation and nothing else.
+    trained = [line for line in lines if any(not key.startswith(("step", "eval/", "time/evaluation")) for key in line)]
     size = math.ceil(len(trained) / MOST_POINTS) or 1
     bins = [trained[i : i + size] for i in range(0, len(trained), size)]
     keys = sorted({key for line in trained for key, value in line.items() if _is_number(value)} - {"step"})

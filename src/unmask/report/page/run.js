@@ -68,5 +68,5 @@ async function headline(run) {
 
 function settings(runs) {
   return el("section", { id: "settings", "aria-labelledby": "settings-title" }, el("h2", { id: "settings-title", text: "Settings" }),
-    runs.map((run) => el("details", {}, el("summary", { text: `${run.name}: all settings` }), el("pre", { class: "said code", tabindex: 0, role: "region", "aria-label": `Settings of ${run.name}`, text: run.config }))));
+    runs.map((run) => el("details", { "aria-label": `All settings of ${run.name}` }, el("summary", { text: `${run.name}: all settings` }), el("pre", { class: "said code", tabindex: 0, role: "region", "aria-label": `Settings of ${run.name}`, text: run.config }))));
 }

@@ -1,0 +1,98 @@
+"""Run folders for the report's tests: a real run, and one made by hand of whatever texts."""
+
+from __future__ import annotations
+
+import base64
+import gzip
+import json
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+
+from tests.small_runs import train_recipe
+from unmask.kept import Kept
+from unmask.records import Rollout, Trajectory
+from unmask.trainer import Trainer
+
+KEEP_ALL = (
+    "log_rollouts_steps=2",
+    "log_rollouts_groups=2",
+    "num_generations=3",
+    "method.num_selected=2",
+    "sampler.num_steps=8",
+    "optim.learning_rate=1e-2",
+)
+"""Of a run whose kept rollouts are whole batches, so that advantages can be computed from the folder again."""
+
+
+def real_run(model: Path, folder: Path, *overrides: str) -> Path:
+    settings = [setting for setting in KEEP_ALL if "method" not in setting or not any("method" in o for o in overrides)]
+    return Trainer(train_recipe(model, folder, *settings, *overrides)).train()
+
+
+def page_data(page: Path) -> dict[str, Any]:
+    """What the page carries as plain JSON."""
+    found = re.search(r'<script type="application/json" id="data">(.*?)</script>', page.read_text(), flags=re.DOTALL)
+    assert found is not None
+    data: dict[str, Any] = json.loads(found[1])
+    return data
+
+
+def page_block(page: Path, name: str) -> Any:
+    """A packed block of the page."""
+    found = re.search(f'<script type="text/plain" id="{name}">(.*?)</script>', page.read_text())
+    assert found is not None, name
+    return json.loads(gzip.decompress(base64.b64decode(found[1])))
+
+
+def hand_made(folder: Path, prompts: Sequence[str], completions: Sequence[Sequence[str]], **config: Any) -> Path:
+    """A run folder with one kept rollout; a completion is given piece by piece, and one piece is written a step.
+
+    Args:
+        folder: where; its name is the run's.
+        prompts: one for each group.
+        completions: of all groups, as many for each.
+        config: settings beside those of a plain text task.
+    """
+    pieces = sorted({piece for row in completions for piece in row})
+    ids = {piece: i + 2 for i, piece in enumerate(pieces)}
+    length = max(map(len, completions))
+    tokens = torch.tensor([[ids[p] for p in row] + [1] * (length - len(row)) for row in completions])
+    shape = tokens.shape
+    path = Trajectory(
+        prompt_ids=torch.ones(len(tokens), 1).long(),
+        prompt_mask=torch.ones(len(tokens), 1).bool(),
+        tokens=tokens,
+        unmask_step=torch.arange(length).expand(shape).int(),
+        logprob=torch.full(shape, -0.5),
+        entropy=torch.linspace(0, 1, length).expand(shape).contiguous(),
+        seed=torch.arange(len(tokens)),
+        num_steps=length,
+        mask_id=0,
+        eos_id=1,
+        temperature=0.9,
+        top_k=0,
+        top_p=1.0,
+        guidance=0.0,
+        order="random",
+        block_length=length,
+    )
+    size = len(completions) // len(prompts)
+    rollout = Rollout(path, size, torch.linspace(0, 1, len(tokens)))
+    texts = ["".join(row) for row in completions]
+    (folder / "rollouts").mkdir(parents=True)
+    kept = Kept(rollout, texts, list(prompts), [None] * len(prompts), {i: p for p, i in ids.items()} | {1: "<eos>"})
+    kept.save(folder / "rollouts" / "step-00000001.safetensors")
+    write_run(folder, [{"step": 1, "reward": 0.5}], {"task": {"type": "dataset"}, "method": {"type": "egspo"}} | config)
+    return folder
+
+
+def write_run(folder: Path, lines: Sequence[Mapping[str, Any]], config: Mapping[str, Any]) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "config.yaml").write_text(yaml.safe_dump(dict(config)))
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return folder

@@ -1,0 +1,407 @@
+"""The page in a browser: what it shows is what the run folder holds, at any step, prompt, member and step of training."""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from tests.report.small import hand_made, real_run, write_run
+from tests.small_runs import train_recipe
+from unmask.functional.selection import step_sum
+from unmask.models import load_model
+from unmask.recipe import TrainRecipe
+from unmask.records import Rollout, read_notes
+from unmask.report.build import write_report
+
+Opened = Callable[..., Any]
+
+STEPS = 8
+HIDDEN = "·"
+
+READ = """() => {
+  const all = (host, selector) => [...host.querySelectorAll(selector)];
+  const text = (node) => node.textContent;
+  const [state, guess] = [".stage-main", ".stage-guess"].map((name) => document.querySelector(name));
+  return {
+    clock: text(document.querySelector(".clock")),
+    facts: Object.fromEntries(all(document, ".facts div").map((row) => [text(row.children[0]), text(row.children[1])])),
+    state: all(state, ".word").map(text),
+    states: all(state, ".token").map((token) => token.dataset.state),
+    guess: guess.hidden ? null : all(guess, ".word").map(text),
+    value: text(document.querySelector(".pane-head .figure")),
+    mates: all(document, ".mate").map((mate) => (
+      { texts: all(mate, ".word").map(text), reward: text(mate.querySelector("b")), is: mate.getAttribute("aria-pressed") }
+    )),
+  };
+}"""
+
+
+@dataclass
+class Made:
+    """A run, and what its page should show, computed from the folder without the report's code."""
+
+    folder: Path
+    page: Path
+    recipe: TrainRecipe
+    tokenizer: Any
+
+    def rollout(self, step: int) -> tuple[Rollout, dict[str, torch.Tensor], dict[str, Any]]:
+        file = self.folder / "rollouts" / f"step-{step:08d}.safetensors"
+        rollout, facts = Rollout.load(file)
+        return rollout, read_notes(file), facts
+
+    def text(self, token: int) -> str:
+        return "∎" if token == self.tokenizer.eos_token_id else str(self.tokenizer.decode([token]))
+
+    def expected(self, step: int, row: int, k: int) -> dict[str, Any]:
+        """What the frame of denoising step k of a completion shows."""
+        rollout, notes, _ = self.rollout(step)
+        path = rollout.trajectory
+        after = path.state_before(min(k + 1, STEPS))[row]
+        if k == STEPS:
+            after = path.tokens[row]
+        joint = step_sum(path.entropy.double(), path.unmask_step, path.num_steps)[row]
+        advantage = self.recipe.method.advantage(rollout)[row].tolist()
+        slots = path.kept_steps[row].tolist()
+        frame = {
+            "state": [HIDDEN if t == path.mask_id else self.text(t) for t in after.tolist()],
+            "now": (path.unmask_step[row] == k).tolist(),
+            "selected": k in slots,
+        }
+        if k < STEPS:
+            frame |= {
+                "entropy": float(joint[k]),
+                "guess": [self.text(t) for t in notes["guess_tokens"][row, k].tolist()],
+                "value": float(notes["guess_reward"][row, k]),
+                "advantage": advantage[slots.index(k)] if k in slots else None,
+            }
+        return frame
+
+
+@pytest.fixture(scope="module")
+def made(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Made:
+    folder = real_run(tiny_model, tmp_path_factory.mktemp("runs") / "mine")
+    recipe = train_recipe(tiny_model, folder, "method.num_selected=2", "sampler.num_steps=8")
+    return Made(folder, write_report([folder]).path, recipe, load_model(tiny_model)[1])
+
+
+def shown_number(text: str) -> float:
+    return float(text.removesuffix(" nats").replace("−", "-").replace("+", ""))
+
+
+def assert_shows(page: Any, made: Made, step: int, row: int, k: int) -> None:
+    shown, expected = page.evaluate(READ), made.expected(step, row, k)
+    assert shown["state"] == expected["state"]
+    assert [state == "now" for state in shown["states"]] == expected["now"]
+    assert [state == "hidden" for state in shown["states"]] == [text == HIDDEN for text in expected["state"]]
+    rollout, _, _ = made.rollout(step)
+    size = rollout.group_size
+    group = row // size * size
+    assert [mate["is"] for mate in shown["mates"]] == [str(group + i == row).lower() for i in range(size)]
+    for i, mate in enumerate(shown["mates"]):
+        assert mate["texts"] == made.expected(step, group + i, k)["state"]
+        assert float(mate["reward"]) == pytest.approx(float(rollout.reward[group + i]), abs=6e-4)
+    if k == STEPS:
+        assert "Finished" in shown["clock"]
+        assert float(shown["value"]) == pytest.approx(float(rollout.reward[row]), abs=6e-4)
+        assert shown["guess"] == expected["state"]
+        return
+    assert shown["clock"] == f"Step {k + 1} of {STEPS}k = {k}"
+    facts = shown["facts"]
+    assert shown_number(facts["step entropy H"]) == pytest.approx(expected["entropy"], abs=6e-4)
+    assert shown["guess"] == expected["guess"]
+    assert float(shown["value"]) == shown_number(facts["value of the state V"])
+    assert float(shown["value"]) == pytest.approx(expected["value"], abs=6e-4)
+    assert int(facts["tokens written"]) == sum(expected["now"])
+    assert (facts["trained at this step"] == "yes ▲") == expected["selected"]
+    if expected["advantage"] is None:
+        assert facts["advantage A"] == "–"
+    else:
+        assert shown_number(facts["advantage A"]) == pytest.approx(expected["advantage"], abs=6e-4)
+
+
+def wait_for(page: Any, condition: str, seconds: float = 15) -> None:
+    """Until an expression holds. Playwright's own waiting evaluates text inside the page, which the page's policy forbids."""
+    until = time.monotonic() + seconds
+    while not page.evaluate(condition):
+        assert time.monotonic() < until, condition
+        page.wait_for_timeout(20)
+
+
+def pick(page: Any, group: str, name: str) -> None:
+    page.get_by_role("group", name=group).get_by_role("radio", name=name, exact=True).check()
+
+
+def to_first(page: Any) -> None:
+    page.get_by_role("button", name="To the first step").click()
+    wait_for(page, "document.querySelector('.scrub').value === '0'")
+
+
+def test_playing_shows_every_step_and_ends_at_the_finished_completion(made: Made, opened: Opened) -> None:
+    page = opened(made.page)
+    to_first(page)
+    pick(page, "Speed", "fast")
+    # Each frame that is shown is noted by its clock.
+    page.evaluate(
+        """() => { window.seen = []; new MutationObserver(() => seen.push(document.querySelector(".clock").textContent))
+        .observe(document.querySelector(".clock"), { childList: true }); }"""
+    )
+    page.get_by_role("button", name="Play", exact=True).click()
+    assert page.get_by_role("button", name="Pause", exact=True).is_visible()
+    page.get_by_role("button", name="Play", exact=True).wait_for(timeout=20_000)
+    seen = page.evaluate("window.seen")
+    assert [text for text in seen if text.startswith("Step")][-STEPS + 1 :] == [
+        f"Step {k + 1} of {STEPS}k = {k}" for k in range(1, STEPS)
+    ]
+    assert_shows(page, made, 2, 0, STEPS)
+
+
+def test_a_film_can_be_paused_and_goes_on_from_there(made: Made, opened: Opened) -> None:
+    page = opened(made.page)
+    to_first(page)
+    pick(page, "Speed", "slow")
+    page.get_by_role("button", name="Play", exact=True).click()
+    wait_for(page, "document.querySelector('.scrub').value === '1'")
+    page.get_by_role("button", name="Pause", exact=True).click()
+    page.wait_for_timeout(1_600)
+    assert_shows(page, made, 2, 0, 1)
+
+
+def test_every_step_of_members_prompts_and_steps_of_training_is_what_the_folder_says(
+    made: Made, opened: Opened
+) -> None:
+    page = opened(made.page)
+    for film, (step, group, member) in enumerate([(2, 0, 1), (4, 1, 0), (6, 1, 2)]):
+        page.get_by_role("slider", name="Step of training").fill(str(film))
+        page.get_by_role("combobox", name="Prompt").select_option(str(group))
+        pick(page, "Member of the group", str(member + 1))
+        size = made.rollout(step)[0].group_size
+        to_first(page)
+        for k in range(STEPS + 1):
+            assert_shows(page, made, step, group * size + member, k)
+            page.get_by_role("button", name="One step on").click()
+            wait_for(page, f"document.querySelector('.scrub').value === '{min(k + 1, STEPS)}'")
+        assert page.get_by_role("region", name="Prompt").text_content() == made.rollout(step)[2]["prompts"][group]
+
+
+def test_dragging_the_slider_goes_to_the_step_under_the_hand(made: Made, opened: Opened) -> None:
+    page = opened(made.page)
+    slider = page.get_by_role("slider", name="Denoising step", exact=True)
+    slider.scroll_into_view_if_needed()
+    to_first(page)
+    box = slider.bounding_box()
+    middle = box["y"] + box["height"] / 2
+
+    def place(k: int) -> float:
+        return float(box["x"] + 10 + (box["width"] - 20) * k / STEPS)
+
+    page.mouse.move(place(0), middle)
+    page.mouse.down()
+    for k in (2, 5, 3):
+        page.mouse.move(place(k), middle, steps=4)
+        wait_for(page, f"document.querySelector('.scrub').value === '{k}'")
+        assert_shows(page, made, 2, 0, k)
+    page.mouse.up()
+    # The columns of the curves are clicked likewise, and stand over the slider's stops.
+    page.mouse.click(place(6), page.locator(".rows").bounding_box()["y"] + 20)
+    wait_for(page, "document.querySelector('.scrub').value === '6'")
+    assert_shows(page, made, 2, 0, 6)
+
+
+def test_keys_do_what_the_hand_does(made: Made, opened: Opened) -> None:
+    page = opened(made.page)
+    to_first(page)
+    page.locator("#film-title").click()
+    page.locator("body").press("ArrowRight")
+    page.locator("body").press("ArrowRight")
+    wait_for(page, "document.querySelector('.scrub').value === '2'")
+    assert_shows(page, made, 2, 0, 2)
+    page.locator("body").press("n")
+    wait_for(page, "document.querySelectorAll('.mate')[1].getAttribute('aria-pressed') === 'true'")
+    assert_shows(page, made, 2, 1, 2)
+    page.locator("body").press("]")
+    wait_for(page, "document.querySelector('.picks output').textContent === '4'")
+    assert_shows(page, made, 4, 1, 2)
+    slider = page.get_by_role("slider", name="Denoising step", exact=True)
+    slider.focus()
+    slider.press("End")
+    assert_shows(page, made, 4, 1, STEPS)
+    assert slider.get_attribute("aria-valuetext") == f"Finished after {STEPS} steps"
+    # Tokens are walked with the arrows, and each says what it is.
+    token = page.locator(".stage-main .token").first
+    token.focus()
+    token.press("ArrowDown")
+    assert page.evaluate("document.activeElement.dataset.i") == "4"
+    path = made.rollout(4)[0].trajectory
+    said = page.locator(".detail").text_content()
+    when = int(path.unmask_step[1, 4])
+    assert f"Position 4: “{made.text(int(path.tokens[1, 4]))}”" in said
+    assert f"(k = {when}) with probability {float(path.logprob[1, 4].exp()):.3f}" in said
+
+
+def names_missing(page: Any) -> list[str]:
+    """Roles of controls and landmarks in the accessibility tree that have no name."""
+    tree = page.context.new_cdp_session(page).send("Accessibility.getFullAXTree")["nodes"]
+    named = {"button", "slider", "combobox", "radio", "link", "checkbox", "textbox", "region", "group", "radiogroup"}
+    nodes = [n for n in tree if not n.get("ignored") and n.get("role", {}).get("value") in named]
+    assert len(nodes) > 20
+    return [n["role"]["value"] for n in nodes if not n.get("name", {}).get("value", "").strip()]
+
+
+@pytest.mark.parametrize("width", [1280, 390])
+def test_every_control_has_a_name_and_nothing_sticks_out(made: Made, opened: Opened, width: int) -> None:
+    page = opened(made.page, viewport={"width": width, "height": 800})
+    assert names_missing(page) == []
+    assert page.evaluate("document.documentElement.scrollWidth") <= width
+    # Whatever can be focused shows that it is.
+    for selector in (".play", ".scrub", ".plot", ".mate", "select", ".stage-main .token", "nav a"):
+        page.locator(selector).first.focus()
+        page.keyboard.press("Shift")
+        assert page.evaluate("getComputedStyle(document.activeElement).outlineStyle") != "none", selector
+
+
+def test_a_name_that_is_missing_is_found(made: Made, opened: Opened) -> None:
+    # What the test above would not notice if the tree were read wrongly.
+    page = opened(made.page)
+    page.evaluate("document.querySelector('.play').removeAttribute('aria-label')")
+    page.evaluate("document.querySelector('.play').textContent = ''")
+    assert names_missing(page) == ["button"]
+
+
+def test_light_and_dark_follow_the_system_until_they_are_chosen(made: Made, opened: Opened) -> None:
+    def paper(page: Any) -> str:
+        return str(page.evaluate("getComputedStyle(document.body).backgroundColor"))
+
+    light, dark = opened(made.page, color_scheme="light"), opened(made.page, color_scheme="dark")
+    assert paper(light) != paper(dark)
+    before = paper(dark)
+    pick(dark, "Theme", "Light")
+    assert paper(dark) == paper(light)
+    pick(light, "Theme", "Dark")
+    assert paper(light) == before
+
+
+def test_who_wants_no_motion_gets_none(made: Made, opened: Opened) -> None:
+    for wish, expected in (("reduce", False), ("no-preference", True)):
+        page = opened(made.page, reduced_motion=wish)
+        moves = page.evaluate("parseFloat(getComputedStyle(document.querySelector('.token')).transitionDuration) > 0")
+        assert moves == expected
+
+
+def test_charts_are_read_off_with_keys(made: Made, opened: Opened) -> None:
+    import json
+
+    page = opened(made.page)
+    slider = page.get_by_role("slider", name="Reward: read off values")
+    slider.press("Home")
+    slider.press("ArrowRight")
+    lines = [json.loads(line) for line in (made.folder / "metrics.jsonl").read_text().splitlines()]
+    assert slider.get_attribute("aria-valuetext") == f"2: reward {lines[2]['reward']:.3f}"
+    chart = page.get_by_role("slider", name="Accuracy: read off values")
+    last = lines[-1]
+    interval = " ".join(f"{last[f'eval/test@0/{key}']:.3f}" for key in ("accuracy", "low", "high"))
+    assert re.sub(r"[()]| to", "", chart.get_attribute("aria-valuetext")).find(f"greedy {interval}") > 0
+
+
+def test_runs_are_drawn_into_one_chart_and_can_be_hidden(made: Made, opened: Opened, tmp_path: Path) -> None:
+    other = write_run(tmp_path / "other", [{"step": i, "reward": 0.25} for i in range(1, 9)], {"seed": 1})
+    page = opened(write_report([made.folder, other], tmp_path / "both.html").path)
+    chart = page.locator(".chart", has=page.get_by_role("heading", name="Reward", exact=True))
+    assert chart.locator("path.line").count() == 2
+    dashes = chart.locator("path.line").evaluate_all("lines => lines.map((l) => l.getAttribute('stroke-dasharray'))")
+    assert len(set(dashes)) == 2
+    name = chart.get_by_role("button", name="other")
+    name.click()
+    assert name.get_attribute("aria-pressed") == "false"
+    assert chart.locator("[data-series].off").count() == 1
+
+
+def test_other_actions_are_listed_where_a_method_draws_them(tiny_model: Path, tmp_path: Path, opened: Opened) -> None:
+    folder = real_run(tiny_model, tmp_path / "ca", "method={type: egspo_ca, num_selected: 1, num_actions: 6}")
+    page = opened(write_report([folder]).path)
+    rollout, _ = Rollout.load(folder / "rollouts" / "step-00000002.safetensors")
+    rows = page.locator(".fills tbody tr")
+    assert rollout.trajectory.fill_tokens is not None
+    assert rows.count() == len({tuple(fill) for fill in rollout.trajectory.fill_tokens[0, 0].tolist()})
+    times = [int(text.removesuffix("×")) for text in page.locator(".fills tbody td:nth-child(2)").all_text_contents()]
+    assert sum(times) == 6
+
+
+def test_a_comparison_shows_its_table_for_either_sampling(opened: Opened, tmp_path: Path) -> None:
+    folder = Path(__file__).parents[2] / "benchmark" / "results" / "paper-tiny"
+    page = opened(write_report([folder], tmp_path / "c.html").path)
+    assert names_missing(page) == []
+    table = (folder / "table.md").read_text()
+    section = page.get_by_role("region", name="Table of sudoku")
+    for row in section.locator("tbody").first.locator("tr").all():
+        name, *cells = row.locator("th, td").all_text_contents()
+        line = next(line for line in table.splitlines() if line.startswith(f"| {name} |"))
+        assert all(cell in line for cell in cells[3:5])
+    heading = page.get_by_role("heading", name="Accuracy against compute, sampled at 0.9").first
+    assert heading.is_visible()
+    pick(page, "Sampling", "greedy")
+    assert page.get_by_role("heading", name="Accuracy against compute, greedy").first.is_visible()
+
+
+HOSTILE = [
+    "</script><script>alert(1)</script>",
+    "<img src=x onerror=alert(1)>",
+    "<b>bold</b> &amp; \"quoted\" 'q'",
+    "\x00\x07\x1b[31mred\x7f",
+    "abc\u202edcba\u2066\u200f",
+    "مرحبا שלום",
+    "\ud800 lone \udfff",
+    "]]><!--",
+    "${alert(1)}`",
+    "\u2028\u2029\u200b\ufeff",
+]
+
+
+def test_hostile_texts_are_shown_as_text(opened: Opened, tmp_path: Path) -> None:
+    prompt = "".join(HOSTILE)
+    folder = hand_made(tmp_path / "run", [prompt], [HOSTILE, [*reversed(HOSTILE)]], model="<i>x</i>\u202e")
+    page = opened(write_report([folder]).path, viewport={"width": 390, "height": 800})
+    page.get_by_role("button", name="To the finished completion").click()
+    shown = page.evaluate(READ)["state"]
+    # As it is, but for what cannot be seen: that is spelt out.
+    spelt = {"\x00": "␀", "\x07": "␇", "\x1b": "␛", "\x7f": "␡"}
+    spelt |= {c: f"⟨U+{ord(c):04X}⟩" for c in "\u202e\u2066\u200f\ud800\udfff\u2028\u2029\u200b\ufeff"}
+    expected = ["".join(spelt.get(c, c) for c in text) for text in HOSTILE]
+    assert shown == expected
+    assert page.get_by_role("region", name="Prompt").text_content() == "".join(expected)
+    assert page.locator("main img, main script, main b b, main i i").count() == 0
+    assert page.locator("script").count() == 4
+    assert page.evaluate("document.documentElement.scrollWidth") <= 390
+    assert names_missing(page) == []
+
+
+def test_very_long_texts_stay_inside_the_page(opened: Opened, tmp_path: Path) -> None:
+    long = ["x" * 5000, "\n".join(str(i) for i in range(300)), "W" * 300, " ".join("word" for _ in range(400))]
+    folder = hand_made(tmp_path / "run", ["p" * 30_000], [long, long], task={"type": "mbpp"})
+    page = opened(write_report([folder]).path, viewport={"width": 390, "height": 800})
+    page.get_by_role("button", name="To the finished completion").click()
+    assert page.evaluate("document.documentElement.scrollWidth") <= 390
+    first, second, *_ = page.evaluate(READ)["state"]
+    assert first == long[0]
+    assert second == long[1].replace("\n", "⏎\n")
+    assert "10,000 more characters" in page.get_by_role("region", name="Prompt").text_content()
+
+
+def test_a_script_that_gets_in_all_the_same_does_not_run(made: Made, browser: Any) -> None:
+    page = browser.new_page()
+    page.goto(made.page.as_uri())
+    page.wait_for_selector("html[data-ready]", state="attached")
+    page.evaluate(
+        "() => { const s = document.createElement('script'); s.textContent = 'window.owned = 1'; document.body.append(s); }"
+    )
+    assert page.evaluate("window.owned") is None
+    # Neither can anything be sent anywhere.
+    assert page.evaluate("fetch('https://example.org/').then(() => 'sent', () => 'refused')") == "refused"
+    page.close()
