@@ -7,7 +7,7 @@ positions, T denoising steps, V vocabulary, N views. Steps run in execution orde
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Literal, Protocol
@@ -56,6 +56,18 @@ class DenoiserLike(Protocol):
         how many of them to hold from now on.
         """
         ...
+
+
+@dataclass(frozen=True, slots=True)
+class Readout:
+    """What is wanted of the logits of each position, so that a denoiser need not have them all at once."""
+
+    read: Callable[[Tensor, Tensor], Tensor]
+    """[m, V] logits at temperature 1 and [m, M] facts of the positions to [m, c]; each position by itself."""
+    facts: Tensor
+    """[B, n, M] int64, such as the tokens whose probabilities are asked."""
+    at_once: int
+    """Positions whose logits may be there at a time."""
 
 
 @dataclass(frozen=True, slots=True)

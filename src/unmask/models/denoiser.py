@@ -13,8 +13,9 @@ from torch import Tensor, nn
 
 from unmask.errors import ModelError
 from unmask.models.block_causal import block_causal_mask
+from unmask.models.head import read_in_parts
 from unmask.models.native import NATIVE_CLASSES
-from unmask.records import PrefixCache
+from unmask.records import PrefixCache, Readout
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -68,6 +69,7 @@ class Denoiser(nn.Module):
         *,
         prefix: PrefixCache | None = None,
         keep: int = 0,
+        readout: Readout | None = None,
     ) -> Tensor:
         """Logits at the wanted positions.
 
@@ -79,16 +81,17 @@ class Denoiser(nn.Module):
             positions: [B, n] int64 in 0..S-1; at or after the columns that `prefix` holds.
             prefix: leading columns of these rows that were run before; filled up to `keep`.
             keep: leading columns that are final, a number of whole blocks but for the first.
+            readout: what is wanted of the logits, if not they themselves; they are then made for a few positions at a time.
 
         Returns:
-            [B, n, V] logits at temperature 1, in the backbone's dtype.
+            [B, n, V] logits at temperature 1, in the backbone's dtype; or what the readout says of them.
         """
         for block in self._checkpointed:
             # transformers checkpoints in training mode only, and reinforcement learning runs in evaluation mode, without dropout.
             # The flag of the block itself switches nothing else: dropouts are modules below it.
             block.training = torch.is_grad_enabled()
         if self.block_length is not None:
-            return self._block_causal(ids, attention_mask, positions, prefix, keep)
+            return self._block_causal(ids, attention_mask, positions, prefix, keep, readout)
         if prefix is not None:
             raise ValueError(
                 "no column of a bidirectional model is final before the last token is: it has no exact prefix."
@@ -101,10 +104,16 @@ class Denoiser(nn.Module):
         if self.backbone.can_generate():
             kwargs["use_cache"] = False
         hidden = self.backbone.base_model(input_ids=ids, **kwargs).last_hidden_state
-        return self._logits(hidden, positions)
+        return self._logits(hidden, positions, readout)
 
     def _block_causal(
-        self, ids: Tensor, attention_mask: Tensor | None, positions: Tensor, prefix: PrefixCache | None, keep: int
+        self,
+        ids: Tensor,
+        attention_mask: Tensor | None,
+        positions: Tensor,
+        prefix: PrefixCache | None,
+        keep: int,
+        readout: Readout | None,
     ) -> Tensor:
         assert self.block_length is not None
         start = prefix.length if prefix is not None else 0
@@ -126,13 +135,14 @@ class Denoiser(nn.Module):
         if prefix is not None and keep > start:
             prefix.layers = [(layer.keys[:, :, :keep], layer.values[:, :, :keep]) for layer in cache.layers]
             prefix.length = keep
-        return self._logits(hidden, positions - start)
+        return self._logits(hidden, positions - start, readout)
 
-    def _logits(self, hidden: Tensor, positions: Tensor) -> Tensor:
+    def _logits(self, hidden: Tensor, positions: Tensor, readout: Readout | None) -> Tensor:
         # A shifted head at i - 1 speaks of position i; no family speaks of position 0 that way.
         source = (positions - 1).clamp_min(0) if self.logit_shift else positions
         wanted = hidden.gather(1, source.unsqueeze(-1).expand(-1, -1, hidden.shape[-1]))
-        return self._head(self.backbone)(wanted)
+        head = self._head(self.backbone)
+        return head(wanted) if readout is None else read_in_parts(head, wanted, readout)
 
 
 def _as_cache(prefix: PrefixCache) -> Any:

@@ -13,9 +13,9 @@ from torch import Tensor
 
 from unmask.functional.distribution import token_logprobs
 from unmask.functional.plackett_luce import plackett_luce_logprob
-from unmask.records import DenoiserLike, Trajectory, Views, ViewScores
+from unmask.records import DenoiserLike, Readout, Trajectory, Views, ViewScores
 from unmask.samplers.orders import CHOICE_SCORES
-from unmask.samplers.predict import predict
+from unmask.samplers.predict import predict, read
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +44,7 @@ def score_views(
     choice: bool = False,
     distribution: bool = False,
     trim: bool = False,
+    positions_at_once: int | None = None,
 ) -> ViewScores:
     """Log-probabilities of the views' targets under `denoiser`, with graph if it is being trained.
 
@@ -62,6 +63,8 @@ def score_views(
         choice: also return the log-probability of the choice of positions, if the trajectory's order has one.
         distribution: also return the whole distribution at each target.
         trim: leave out the prompt columns that are padding in all views.
+        positions_at_once: for our own denoiser, of how many positions the logits may be there together; more are read in parts.
+            Whole distributions and guided logits are not.
     """
     row = views.row
     completion = trajectory.tokens[row]
@@ -77,23 +80,37 @@ def score_views(
     readings = completion.unsqueeze(1) if views.tokens is None else views.tokens.long()
     # [N, n, M]: the tokens of every reading at the positions.
     tokens = readings.gather(2, positions.unsqueeze(1).expand(-1, readings.shape[1], -1)).mT
-    logits = predict(
-        denoiser,
+    asked = (
         prompt_ids,
         prompt_mask,
         completion.masked_fill(views.hidden, trajectory.mask_id),
         positions,
         trajectory.mask_id,
-        trajectory.guidance,
     )
-    logprobs = token_logprobs(logits, scoring.temperature, scoring.top_k, scoring.top_p, keep=tokens)
-    chosen = logprobs.gather(-1, tokens).mT
+    choice_score = CHOICE_SCORES[trajectory.order] if choice else None
+
+    def read_out(logits: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Log-probabilities of tokens, of all tokens, and scores of positions, from [..., V] logits."""
+        logprobs = token_logprobs(logits, scoring.temperature, scoring.top_k, scoring.top_p, keep=tokens)
+        score = None if choice_score is None else choice_score(logits, trajectory.order_temperature)
+        return logprobs.gather(-1, tokens), logprobs, score
+
+    def numbers(logits: Tensor, tokens: Tensor) -> Tensor:
+        chosen, _, score = read_out(logits, tokens)
+        return chosen if score is None else torch.cat([chosen, score.unsqueeze(-1).to(chosen.dtype)], dim=-1)
+
+    whole = distribution or bool(trajectory.guidance)
+    if whole or positions_at_once is None or positions.numel() <= positions_at_once:
+        chosen, logprobs, score = read_out(predict(denoiser, *asked, trajectory.guidance), tokens)
+    else:
+        found = read(denoiser, *asked, Readout(numbers, tokens, positions_at_once))
+        chosen, score = found[..., : tokens.shape[-1]], found[..., -1] if choice else None
     # Non-targets that only pad the width may hold MASK, whose log-probability is -inf.
-    chosen = torch.where(is_target.unsqueeze(1), chosen, torch.zeros_like(chosen))
+    chosen = torch.where(is_target.unsqueeze(1), chosen.mT, torch.zeros_like(chosen.mT))
     dense = chosen.new_zeros(readings.shape).scatter(2, positions.unsqueeze(1).expand_as(chosen), chosen)
     return ViewScores(
         dense.squeeze(1) if views.tokens is None else dense,
-        _choice(trajectory, views, logits, positions, is_asked, is_target) if choice else None,
+        None if score is None else _choice(trajectory, views, score, positions, is_asked, is_target),
         logprobs[is_target] if distribution else None,
     )
 
@@ -106,14 +123,13 @@ def wanted_columns(wanted: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _choice(
-    trajectory: Trajectory, views: Views, logits: Tensor, positions: Tensor, is_hidden: Tensor, is_target: Tensor
+    trajectory: Trajectory, views: Views, score: Tensor, positions: Tensor, is_hidden: Tensor, is_target: Tensor
 ) -> Tensor:
     """[N, L] log-probability of each target's place in the draw of positions, with graph."""
     assert trajectory.choice_rank is not None
     length = trajectory.tokens.shape[1]
     # Steps first, then places within a step: the order in which the path committed.
     turn = trajectory.unmask_step[views.row].long() * length + trajectory.choice_rank[views.row].long()
-    score = CHOICE_SCORES[trajectory.order](logits, trajectory.order_temperature)
     block = positions // trajectory.block_length
     picked = plackett_luce_logprob(score, turn.gather(1, positions), is_hidden, block)
     picked = torch.where(is_target, picked, torch.zeros_like(picked))

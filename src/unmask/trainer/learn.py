@@ -17,6 +17,7 @@ from torch import Tensor
 
 from unmask.functional.schedule import learning_rate_factor
 from unmask.functional.surrogate import exact_kl
+from unmask.models import Denoiser
 from unmask.recipe import TrainRecipe
 from unmask.records import LossInputs, LossOutput, Rollout, Views, ViewScores
 from unmask.rollout import batches_by_length
@@ -26,6 +27,9 @@ from unmask.trainer.reference import Reference
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
+
+LOGITS_AT_ONCE = 2**25
+"""Of a forward of the update: 128 MiB in float32, some five times that with what the softmax and its gradient take."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,6 +117,7 @@ class Learner:
     ) -> None:
         given = recipe.max_tokens_per_forward
         self.max_tokens = None if given == "auto" else given
+        self._positions_at_once = positions_at_once(accelerator.unwrap_model(model))
         self.accelerator, self.model, self.optimizer = accelerator, model, optimizer
         self.reference, self.recipe = reference, recipe
 
@@ -209,6 +214,7 @@ class Learner:
             choice=choice,
             distribution=distribution,
             trim=self.max_tokens is not None,
+            positions_at_once=self._positions_at_once,
         )
 
     def _minibatch(self, batch: _Batch, index: Tensor, tally: Tally, is_first: bool) -> None:
@@ -307,6 +313,11 @@ class Learner:
             chunks = [torch.tensor(sorted(batch)) for batch in batches]
         nothing = torch.zeros(0, dtype=torch.long)
         return chunks + [nothing] * (max(self._gathered(len(chunks))) - len(chunks))
+
+
+def positions_at_once(model: torch.nn.Module) -> int | None:
+    """Of how many positions the logits are there together; None for toys and stand-ins, which give all they have."""
+    return max(1, LOGITS_AT_ONCE // model.vocab_size) if isinstance(model, Denoiser) else None
 
 
 def _minibatches(unit: Tensor, num_units: int, count: int, generator: torch.Generator) -> Iterator[Tensor]:

@@ -23,6 +23,7 @@ from unmask.records import Rollout, Row, Trajectory, Views
 from unmask.rollout import encode_batch, generate
 from unmask.run_folder import write_atomically
 from unmask.samplers import Scoring, score_views
+from unmask.trainer.learn import positions_at_once
 from unmask.trainer.peak import free_bytes, peak_bytes
 from unmask.trainer.policy import Policy, trainable
 
@@ -187,6 +188,8 @@ class _Probe:
                 scoring,
                 choice=needs.choice,
                 distribution=needs.reference == "distribution",
+                trim=True,
+                positions_at_once=positions_at_once(self.policy.denoiser),
             )
         self.accelerator.backward(scores.logprob.sum() * 0.0)
         self.model.zero_grad(set_to_none=True)

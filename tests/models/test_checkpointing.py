@@ -1,0 +1,94 @@
+"""Gradient checkpointing: the same gradients from less that is kept, in evaluation mode, where transformers' own is silent."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from tests.models.test_adapters import EVERYWHERE, IDS, LORA, build, train_by_hand
+from unmask.models import Denoiser
+from unmask.models.adapters import Adapters
+from unmask.models.native import NATIVE_CLASSES
+from unmask.trainer.peak import peak_bytes
+
+
+def gradients(denoiser: Denoiser) -> dict[str, Tensor]:
+    denoiser.zero_grad()
+    logits = denoiser(IDS, None, EVERYWHERE)
+    (logits * torch.linspace(-1, 1, logits.numel()).view(logits.shape)).sum().backward()
+    return {key: p.grad.clone() for key, p in denoiser.named_parameters() if p.grad is not None}
+
+
+class Kept:
+    """Bytes that autograd is asked to keep, weights aside."""
+
+    def __init__(self, denoiser: Denoiser) -> None:
+        self.weights = {p.untyped_storage().data_ptr() for p in denoiser.parameters()}
+        self.bytes: dict[int, int] = {}
+
+    def __enter__(self) -> Kept:
+        self.hooks = torch.autograd.graph.saved_tensors_hooks(self._pack, lambda tensor: tensor)
+        self.hooks.__enter__()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.hooks.__exit__()
+
+    def _pack(self, tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in self.weights:
+            self.bytes[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+
+@pytest.mark.parametrize("with_adapters", [False, True], ids=["all weights", "adapters"])
+@pytest.mark.parametrize("name", NATIVE_CLASSES)
+def test_gradients_are_the_same_and_less_is_kept(name: str, with_adapters: bool) -> None:
+    found = []
+    for checkpointed in (False, True):
+        denoiser = build(name)
+        if with_adapters:
+            train_by_hand(Adapters(denoiser, LORA))
+        if checkpointed:
+            denoiser.checkpoint_gradients()
+        denoiser.eval()
+        with Kept(denoiser) as kept:
+            logits = denoiser(IDS, None, EVERYWHERE)
+        del logits
+        found.append((gradients(denoiser), sum(kept.bytes.values())))
+    (plain, much), (again, little) = found
+    assert plain.keys() == again.keys()
+    assert max(g.abs().max() for g in plain.values()) > 0.1
+    for key, value in plain.items():
+        torch.testing.assert_close(again[key], value, rtol=1e-6, atol=1e-6)
+    assert little < 0.7 * much
+
+
+def test_peak_memory_falls_with_the_number_of_blocks_that_are_not_kept() -> None:
+    def peak(denoiser: Denoiser) -> int:
+        ids = IDS.repeat(20, 1)
+
+        def work() -> None:
+            denoiser(ids, None, EVERYWHERE.repeat(20, 1)).sum().backward()
+            denoiser.zero_grad()
+
+        work()
+        return peak_bytes(work, denoiser)
+
+    plain, checkpointed = build(), build()
+    checkpointed.checkpoint_gradients()
+    assert peak(checkpointed) < 0.75 * peak(plain)
+
+
+def test_no_block_is_in_training_mode_where_there_is_no_graph() -> None:
+    denoiser = build("BertForMaskedLM")
+    denoiser.checkpoint_gradients()
+    denoiser.eval()
+    with torch.no_grad():
+        denoiser(IDS, None, EVERYWHERE)
+    assert not any(module.training for module in denoiser.modules())
+    denoiser(IDS, None, EVERYWHERE)
+    dropouts = [module for module in denoiser.modules() if isinstance(module, torch.nn.Dropout)]
+    assert dropouts
+    assert not any(module.training for module in dropouts)

@@ -1,0 +1,109 @@
+"""The head read in parts: the numbers and the gradients of the whole, without ever holding the whole."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import Tensor
+
+from unmask.config import SamplerConfig
+from unmask.methods.egspo import EGSPO
+from unmask.models import Denoiser, TinyConfig, char_tokenizer, tiny_denoiser
+from unmask.records import Rollout, Views, ViewScores
+from unmask.samplers import Scoring, denoise, score_views
+from unmask.tasks import Sudoku
+from unmask.trainer.learn import LOGITS_AT_ONCE, positions_at_once
+from unmask.trainer.peak import peak_bytes
+
+
+def rollout(denoiser: Denoiser, **options: object) -> Rollout:
+    prompt = torch.randint(3, 9, (6, 5), generator=torch.Generator().manual_seed(3))
+    mask = torch.arange(5) >= torch.arange(6).unsqueeze(-1) % 3
+    settings = {"max_completion_length": 8, "num_steps": 4, "temperature": 0.9} | options
+    path = denoise(denoiser, prompt.masked_fill(~mask, 0), mask, SamplerConfig(**settings), torch.arange(6))
+    return Rollout(path, 2, torch.zeros(6))
+
+
+def views_of(rolled: Rollout, readings: int = 0) -> Views:
+    views = EGSPO(step_choice="all", beta=0.0).plan(rolled, torch.Generator())
+    if not readings:
+        return views
+    tokens = torch.randint(3, 9, (len(views), readings, 8), generator=torch.Generator().manual_seed(4))
+    return replace(views, tokens=tokens)
+
+
+def scored(denoiser: Denoiser, rolled: Rollout, views: Views, at_once: int | None, **options: bool) -> ViewScores:
+    path = rolled.trajectory
+    return score_views(denoiser, path, views, Scoring.of(path, "sampling"), positions_at_once=at_once, **options)
+
+
+def gradient(denoiser: Denoiser, scores: ViewScores) -> Tensor:
+    denoiser.zero_grad()
+    loss = (scores.logprob * torch.linspace(-1, 1, scores.logprob.numel()).view(scores.logprob.shape)).sum()
+    if scores.choice is not None:
+        loss = loss + (scores.choice**2).sum()
+    loss.backward()
+    return torch.cat([p.grad.flatten() for p in denoiser.parameters() if p.grad is not None])
+
+
+@pytest.mark.parametrize(
+    ("options", "readings"),
+    [({}, 0), ({"top_k": 4, "top_p": 0.8}, 0), ({}, 3), ({"order": "plackett_luce"}, 0)],
+    ids=["plain", "top_k and top_p", "three readings", "choice"],
+)
+def test_parts_give_the_numbers_and_gradients_of_the_whole(lively: Denoiser, options: dict, readings: int) -> None:
+    rolled = rollout(lively, **options)
+    views, choice = views_of(rolled, readings), "order" in options
+    whole = scored(lively, rolled, views, None, choice=choice)
+    wanted = gradient(lively, whole)
+    assert wanted.norm() > 0.1
+    for at_once in (1, 5, 10_000):
+        parts = scored(lively, rolled, views, at_once, choice=choice)
+        torch.testing.assert_close(parts.logprob, whole.logprob, rtol=0, atol=1e-5)
+        assert (parts.choice is None) == (whole.choice is None) == (not choice)
+        if choice:
+            torch.testing.assert_close(parts.choice, whole.choice, rtol=0, atol=1e-5)
+        assert (gradient(lively, parts) - wanted).norm() / wanted.norm() < 1e-6
+
+
+def test_whole_distributions_and_guided_logits_are_as_before(lively: Denoiser) -> None:
+    for options, asked in (({}, {"distribution": True}), ({"guidance": 0.5}, {})):
+        rolled = rollout(lively, **options)
+        views = views_of(rolled)
+        whole, parts = (scored(lively, rolled, views, at_once, **asked) for at_once in (None, 1))
+        assert torch.equal(whole.logprob, parts.logprob)
+        assert (parts.distribution is not None) == bool(asked)
+
+
+@pytest.mark.parametrize("with_graph", [True, False])
+def test_memory_is_that_of_a_part_however_many_positions_are_asked(with_graph: bool) -> None:
+    # A wide vocabulary over a narrow trunk, where logits are most of what there is.
+    alphabet = "".join(map(chr, range(0x4E00, 0x4E00 + 8000)))
+    denoiser = tiny_denoiser(TinyConfig(num_layers=1, width=8, num_heads=2), char_tokenizer(alphabet), seed=0).eval()
+    rolled = rollout(denoiser)
+    views = views_of(rolled)
+
+    def work(at_once: int | None, copies: int) -> int:
+        many = views.take(torch.arange(len(views)).repeat(copies))
+
+        def run() -> None:
+            with torch.set_grad_enabled(with_graph):
+                scores = scored(denoiser, rolled, many, at_once)
+            if with_graph:
+                scores.logprob.sum().backward()
+
+        run()
+        return peak_bytes(run, denoiser)
+
+    logits = len(views) * 2 * denoiser.vocab_size * 4
+    growth = work(None, 4) - work(None, 1)
+    assert growth > 3 * 2 * logits  # at least twice the logits of each copy
+    assert work(16, 4) - work(16, 1) < growth / 20
+
+
+def test_only_our_own_denoiser_is_read_in_parts(lively: Denoiser, table_denoiser: type) -> None:
+    assert positions_at_once(lively) == LOGITS_AT_ONCE // lively.vocab_size
+    assert positions_at_once(table_denoiser(3, 3, 99, seed=0)) is None
+    assert char_tokenizer(Sudoku().alphabet).vocab_size == lively.vocab_size
