@@ -523,7 +523,7 @@ def test_the_settings_that_were_done_are_kept_when_a_later_one_fails(
 
 def test_sample_prints_a_line_for_each_step_in_a_pipe(tiny_model: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert unmask("sample", tiny_model, "--task", "sudoku", "--row", 2, "--steps", 4, "--temperature", 0.9) == 0
-    first, *steps, completion, entropy = capsys.readouterr().out.splitlines()
+    first, *steps, completion, verdict, entropy = capsys.readouterr().out.splitlines()
     assert first == f"prompt: {TASKS['sudoku'].model_validate({}).rows('test', 3)[2]['prompt']}"
     assert [line[: len("step   1/4  ")] for line in steps] == [f"step   {k}/4  " for k in (1, 2, 3, 4)]
     hidden = [line.count("·") for line in steps]

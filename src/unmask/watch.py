@@ -112,7 +112,8 @@ class Film:
     def take(self, snapshot: Snapshot) -> None:
         """Go on to the next step."""
         rows = (snapshot.tokens[0].tolist(), snapshot.unmask_step[0].tolist(), snapshot.entropy[0].tolist())
-        self._step, self._pieces = snapshot.step, [self._piece(*cell) for cell in zip(*rows, strict=True)]
+        self._step = snapshot.step
+        self._pieces = [self._piece(*cell) for cell in zip(*rows, strict=True)]
         now = [entropy for _, step, entropy in zip(*rows, strict=True) if step == snapshot.step]
         self._written = len(now)
         self._joint.append(math.fsum(now))
