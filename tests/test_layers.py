@@ -20,7 +20,11 @@ FILES = sorted(path.relative_to(PACKAGE) for path in PACKAGE.rglob("*.py"))
 
 LAYER_0 = {"errors", "records", "kept", "config", "functional", "reward", "workers", "deadline"}
 LAYER_1 = {"models", "samplers", "tasks", "sandbox"}
-LAYER_2 = {"methods", "rollout", "score", "recipe", "run_folder", "environment", "data_check", "rewards", "style"}
+LAYER_2 = {"methods", "rollout", "score", "recipe", "run_folder", "checkpoints", "environment"} | {
+    "data_check",
+    "rewards",
+    "style",
+}
 LAYER_3 = {"model_card", "trainer", "evaluate", "eval_results", "harness", "pretrain", "compare", "report"}
 BELOW_3 = LAYER_0 | LAYER_1 | LAYER_2
 
@@ -42,7 +46,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "score": LAYER_0,
     "rollout": LAYER_0 | {"models", "samplers"},
     "recipe": LAYER_0 | {"methods", "models", "samplers", "tasks"},
-    "run_folder": LAYER_0,
+    "run_folder": LAYER_0 | {"checkpoints"},
+    "checkpoints": {"errors"},
     "environment": set(),
     "style": set(),
     "data_check": LAYER_0 | {"tasks"},
@@ -59,7 +64,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "demo": BELOW_3 | LAYER_3 | {"console"},
     "console_tools": BELOW_3 | {"console", "estimate", "doctor"},
     "cli_tools": BELOW_3 | {"console", "console_tools", "estimate", "doctor"},
-    "cli": BELOW_3 | LAYER_3 | {"console", "demo", "watch", "cli_tools"},
+    "launch": {"errors", "recipe"},
+    "cli": BELOW_3 | LAYER_3 | {"console", "demo", "watch", "cli_tools", "launch"},
     "__main__": {"cli"},
     "__init__": {"models", "recipe", "trainer"},
 }

@@ -9,12 +9,14 @@ import multiprocessing
 import re
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import yaml
 
 from tests.small_runs import start
+from unmask.checkpoints import check_room, fault_of
 from unmask.errors import RunError
 from unmask.run_folder import RunFolder, write_atomically
 
@@ -191,15 +193,55 @@ def test_checkpoints_are_rotated_and_the_newest_kept(folder: RunFolder, path: Pa
         folder.save_checkpoint(step, checkpoint(f"after {step}"), keep=2)
     assert [p.name for p in (path / "checkpoints").iterdir() if p.name != "step-00001000"] == ["step-00000100"]
     assert folder.last_step() == 1000
-    read: list[str] = []
-    assert folder.load_checkpoint(lambda p: read.append((p / "state").read_text())) == 1000
-    assert read == ["after 1000"]
+    newest = folder.newest_checkpoint()
+    assert newest is not None
+    assert (newest / "state").read_text() == "after 1000"
 
 
-def test_a_checkpoint_that_is_complete_is_not_written_again(folder: RunFolder) -> None:
-    folder.save_checkpoint(1, checkpoint("first"), keep=2)
-    folder.save_checkpoint(1, checkpoint("second"), keep=2)
-    assert (folder.checkpoints()[0] / "state").read_text() == "first"
+@pytest.mark.parametrize(
+    ("damage", "fault"),
+    [
+        (lambda p: (p / "state").write_text("after 2?"), None),
+        (lambda p: (p / "state").write_text("half"), "state has 4 bytes and was written with 8"),
+        (lambda p: (p / "state").unlink(), "state is missing"),
+        (lambda p: (p / "manifest.json").write_text("{"), "it has no readable manifest.json"),
+    ],
+    ids=["other bytes", "cut", "gone", "no manifest"],
+)
+def test_rotation_does_not_count_a_damaged_checkpoint_so_the_last_good_one_stays(
+    folder: RunFolder, damage: Any, fault: str | None
+) -> None:
+    for step in (10, 20):
+        folder.save_checkpoint(step, checkpoint(f"after {step}"), keep=2)
+    newest = folder.checkpoints()[-1]
+    damage(newest)
+    assert fault_of(newest) == (fault or "state holds other bytes than were written")
+    # Of bytes that changed in place under the same size only a full reading tells, and only the newest is read in full.
+    assert fault_of(newest, thorough=False) == fault
+    folder.save_checkpoint(30, checkpoint("after 30"), keep=2)
+    kept = [p.name[-2:] for p in folder.checkpoints()]
+    assert kept == (["10", "20", "30"] if fault else ["20", "30"])
+
+
+def test_a_checkpoint_that_does_not_read_back_stops_the_run_before_anything_is_deleted(
+    folder: RunFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder.save_checkpoint(1, checkpoint("good"), keep=1)
+    monkeypatch.setattr("unmask.run_folder.fault_of", lambda _: "state holds other bytes than were written")
+    with pytest.raises(RunError, match="does not read back: state holds other bytes .* nothing was deleted"):
+        folder.save_checkpoint(2, checkpoint("bad"), keep=1)
+    assert [p.name[-1] for p in folder.checkpoints()] == ["1", "2"]
+
+
+def test_a_disk_without_room_refuses_before_anything_is_written(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("shutil.disk_usage", lambda _: SimpleNamespace(free=100 * 2**20))
+    check_room(path, 50 * 2**20, 7)
+    with pytest.raises(RunError) as caught:
+        check_room(path, 90 * 2**20, 7)
+    assert str(caught.value) == (
+        f"{path}: the disk has 100.0 MiB left, and a checkpoint takes 90.0 MiB, with 16.0 MiB to spare. "
+        "The checkpoint of step 7 is complete. Make room, then add --resume."
+    )
 
 
 @pytest.mark.parametrize(
@@ -253,15 +295,12 @@ def test_a_checkpoint_that_was_being_written_when_the_process_was_killed_is_remo
 
 def test_a_damaged_checkpoint_is_named_with_what_to_do(folder: RunFolder, path: Path) -> None:
     folder.save_checkpoint(3, checkpoint("x"), keep=1)
-
-    def read(_: Path) -> None:
-        raise ValueError("header too small")
-
+    (folder.checkpoints()[0] / "state").write_text("y")
     with pytest.raises(RunError) as caught:
-        folder.load_checkpoint(read)
+        folder.newest_checkpoint()
     assert str(caught.value) == (
-        f"the checkpoint {path}/checkpoints/step-00000003 cannot be read (ValueError: header too small). "
-        "Remove that folder to go on from the checkpoint before it."
+        f"the checkpoint {path}/checkpoints/step-00000003 cannot be read (ValueError: state holds other bytes than were "
+        "written). Remove that folder to go on from the checkpoint before it."
     )
 
 

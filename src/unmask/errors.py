@@ -13,6 +13,16 @@ from difflib import get_close_matches
 class UnmaskError(Exception):
     """Base of every error that is for the user."""
 
+    exit_code = 2
+    """Of the command that it ends."""
+    is_agreed = False
+    """Whether all processes of a run raise it, so that one may speak for all."""
+
+    @property
+    def kind(self) -> str:
+        """What the message is headed with."""
+        return type(self).__name__
+
 
 class ConfigError(UnmaskError):
     """A recipe, an override or an argument that cannot be used as given."""
@@ -32,6 +42,13 @@ class RewardError(UnmaskError):
 
 class RunError(UnmaskError):
     """A run folder, a checkpoint or the disk under it that does not allow what was asked."""
+
+
+class LostProcessError(RunError):
+    """A process of the run is stuck or gone; nothing that was saved is lost, and the run can go on."""
+
+    exit_code = 75
+    """"Temporary failure, try again" (EX_TEMPFAIL), for schedulers that start a run anew."""
 
 
 def unknown_name(kind: str, name: str, available: Iterable[str]) -> str:

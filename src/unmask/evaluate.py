@@ -10,8 +10,9 @@ from __future__ import annotations
 import itertools
 import statistics
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, field
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeVar
 
 import torch
 
@@ -30,6 +31,8 @@ from unmask.tasks import Task
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
+
+T = TypeVar("T")
 
 RESAMPLES = 2000
 """Of a bootstrap interval: its ends move by about a hundredth of its width from one seed to the next."""
@@ -82,6 +85,26 @@ class Evaluation:
         return facts
 
 
+class Processes(Protocol):
+    """What an evaluation asks of processes that share it."""
+
+    def share(self, total: int) -> slice:
+        """Which of `total` rows are this process's."""
+        ...
+
+    def lockstep(self, denoiser: Denoiser) -> AbstractContextManager[None]:
+        """Around the forwards, whose number differs from process to process."""
+        ...
+
+    def agreed(self) -> AbstractContextManager[None]:
+        """Around the scoring: a mistake on one process stops them all."""
+        ...
+
+    def gathered(self, items: list[T]) -> list[T]:
+        """The items of all processes, in their order."""
+        ...
+
+
 def evaluate(
     denoiser: Denoiser,
     tokenizer: PreTrainedTokenizerBase,
@@ -95,11 +118,12 @@ def evaluate(
     max_tokens: int | None = None,
     samples: int = 1,
     observe: Callable[[float], None] | None = None,
+    processes: Processes | None = None,
 ) -> Evaluation:
     """Denoise completions for each row and say how many are right.
 
     At temperature 0 the seed matters only to an order that draws. A row's result depends neither on its batch nor on how many
-    rows or samples are asked beside it.
+    rows or samples are asked beside it, so processes that share the rows find what one alone would.
 
     Args:
         observe: called after each denoising step with the share of them that is done.
@@ -108,8 +132,14 @@ def evaluate(
         ConfigError: several samples at temperature 0.
     """
     _check_samples(sampler, samples)
-    texts = _completions(denoiser, tokenizer, rows, sampler, seed, batch_size, max_tokens, samples, observe)
-    items = _scored(task, scorer, rows, texts, samples)
+    share = processes.share(len(rows)) if processes else slice(0, len(rows))
+    with processes.agreed() if processes else nullcontext():
+        with processes.lockstep(denoiser) if processes else nullcontext():
+            texts = _completions(
+                denoiser, tokenizer, rows, share, sampler, seed, batch_size, max_tokens, samples, observe
+            )
+        items = _scored(task, scorer, rows[share], texts, samples, share.start)
+    items = processes.gathered(items) if processes else items
     right = [sum(item["solved"] for item in items[i : i + samples]) for i in range(0, len(items), samples)]
     rewards = _row_means([item["reward"] for item in items], samples)
     # Not the run's seed: greedy decoding gives the same result, interval included, with any.
@@ -177,6 +207,7 @@ def _completions(
     denoiser: Denoiser,
     tokenizer: PreTrainedTokenizerBase,
     rows: Sequence[Row],
+    share: slice,
     sampler: SamplerConfig,
     seed: int,
     batch_size: int,
@@ -184,12 +215,14 @@ def _completions(
     samples: int,
     observe: Callable[[float], None] | None,
 ) -> list[str]:
-    """The texts, those of a row beside each other."""
+    """The texts of the rows in `share`, those of a row beside each other."""
     # A generator for each sample: its seeds are the same however many are asked.
     names = [() if sample == 0 else (sample,) for sample in range(samples)]
     seeds = [row_seeds(len(rows), named_generator(seed, "evaluate", *name)) for name in names]
-    prompts = [row["prompt"] for row in rows for _ in range(samples)]
-    by_row = torch.stack(seeds, dim=1).flatten()
+    prompts = [row["prompt"] for row in rows[share] for _ in range(samples)]
+    if not prompts:
+        return []
+    by_row = torch.stack(seeds, dim=1)[share].flatten()
     done, total = itertools.count(1), sampler.steps * -(-len(prompts) // batch_size)
 
     def count(_: Snapshot) -> None:
@@ -210,7 +243,7 @@ def _completions(
 
 
 def _scored(
-    task: Task, scorer: Scorer, rows: Sequence[Row], texts: Sequence[str], samples: int
+    task: Task, scorer: Scorer, rows: Sequence[Row], texts: Sequence[str], samples: int, first: int
 ) -> list[dict[str, Any]]:
     repeated = [row for row in rows for _ in range(samples)]
     rewards: list[float] = []
@@ -219,7 +252,7 @@ def _scored(
         rewards += scorer(repeated[block], texts[block]).total
     return [
         {
-            "row": place // samples,
+            "row": first + place // samples,
             "sample": place % samples,
             "prompt": row["prompt"],
             "answer": row.get("answer"),

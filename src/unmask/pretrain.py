@@ -6,9 +6,9 @@
 
 from __future__ import annotations
 
+import math
 import random
 import time
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,9 +27,14 @@ from unmask.recipe import PretrainRecipe
 from unmask.rollout import check_room, encode_batch
 from unmask.run_folder import RunFolder
 from unmask.samplers.predict import predict
-from unmask.trainer.loop import make_accelerator, start_trackers
+from unmask.trainer import engine
+from unmask.trainer.accelerator import make_accelerator, start_trackers
 from unmask.trainer.policy import equip, load_policy, trainable
+from unmask.trainer.ranks import Ranks
+from unmask.trainer.shards import prepare
+from unmask.trainer.state import RunState
 from unmask.trainer.stopping import RunStoppedError, StopSignals
+from unmask.trainer.watchdog import Watchdog, losses_explained
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -44,21 +49,24 @@ def pretrain(
     """Train as the recipe says and return the run folder, with the model in `final/`; a finished run is left as it is.
 
     Raises:
-        RunStoppedError: SIGINT or SIGTERM; the step was finished and saved.
+        RunStoppedError: SIGINT, SIGTERM or SIGUSR1; the step was finished and saved.
         UnmaskError: whatever of the recipe, the model, the rows or the run folder cannot be used.
     """
     accelerator = make_accelerator(recipe)
-    folder = RunFolder(
-        Path(recipe.output_dir or "runs/pretrain"),
-        recipe.model_dump(mode="json"),
-        resume=resume,
-        is_main=accelerator.is_main_process,
-        data=recipe.task.provenance(),
-    )
+    ranks = Ranks(accelerator)
+    with ranks.agreed():
+        folder = RunFolder(
+            Path(recipe.output_dir or "runs/pretrain"),
+            recipe.model_dump(mode="json"),
+            resume=resume,
+            is_main=accelerator.is_main_process,
+            data=recipe.task.provenance(),
+        )
     try:
-        if not folder.final.exists():
-            with StopSignals() as signals:
-                _run(recipe, accelerator, folder, signals, observe)
+        if not ranks.from_main(folder.final.exists()):
+            watchdog = Watchdog(ranks.index, ranks.count, recipe.stuck_timeout, folder.path)
+            with StopSignals() as signals, losses_explained(ranks.count), watchdog:
+                _run(recipe, accelerator, folder, signals, watchdog, observe)
     finally:
         folder.close()
     return folder.path
@@ -69,58 +77,68 @@ def _run(
     accelerator: Accelerator,
     folder: RunFolder,
     signals: StopSignals,
+    watchdog: Watchdog,
     observe: Callable[[int, dict[str, Any]], None] | None,
 ) -> None:
-    denoiser, tokenizer = _start_model(recipe)
-    adapters = equip(recipe, denoiser, recipe.model)
-    corpus = Corpus(recipe, denoiser, tokenizer)
+    ranks = Ranks(accelerator)
+    with ranks.agreed():
+        if recipe.batch_size % ranks.count:
+            raise ConfigError(
+                f"batch_size = {recipe.batch_size} cannot be shared by {ranks.count} processes. Use a multiple."
+            )
+        denoiser, tokenizer = _start_model(recipe)
+        adapters = equip(recipe, denoiser, recipe.model)
+        corpus = Corpus(recipe, denoiser, tokenizer)
     optimizers = _optimizers(recipe, denoiser)
-    model, *prepared = accelerator.prepare(denoiser, *optimizers)
     peaks = [optimizer.param_groups[0]["lr"] for optimizer in optimizers]
-    done = folder.load_checkpoint(lambda path: accelerator.load_state(str(path)))
+    model, prepared = prepare(accelerator, denoiser, optimizers)
+    state = RunState(accelerator, denoiser, model, prepared)
+    done = state.resume(folder)
     folder.open_metrics(done)
     start_trackers(accelerator, recipe)
-    per_process, left = divmod(recipe.batch_size, accelerator.num_processes)
-    if left:
-        raise ConfigError(
-            f"batch_size = {recipe.batch_size} cannot be shared by {accelerator.num_processes} processes. Use a multiple."
-        )
-    share = slice(accelerator.process_index * per_process, (accelerator.process_index + 1) * per_process)
+    share = ranks.share(recipe.batch_size)
     model.train()
     for step in range(done, recipe.max_steps):
         started = time.perf_counter()
+        watchdog.begin(step + 1, "update")
         loss = corpus.loss(model, named_generator(recipe.seed, "pretrain", step), accelerator.device, share)
-        if not torch.isfinite(loss):
-            raise RunError(
-                f"the loss at step {step + 1} is {loss.item()}. Nothing was overwritten. Resuming would come to the same: "
-                "train anew, with a smaller optim.learning_rate or muon_learning_rate, in another output_dir."
-            )
+        # Of all processes: one that stopped alone would leave the others waiting for it.
+        losses = ranks.objects(float(loss.detach()))
+        mean = sum(losses) / len(losses)
+        if not math.isfinite(mean):
+            raise _not_finite(f"the loss at step {step + 1} is {mean}")
         for optimizer in prepared:
             optimizer.zero_grad()
-        accelerator.backward(loss)
-        accelerator.clip_grad_norm_(model.parameters(), recipe.optim.max_grad_norm)
+        engine.backward(accelerator, model, loss, True)
         optim = recipe.optim
         factor = learning_rate_factor(step, recipe.max_steps, optim.warmup_steps, optim.lr_schedule, optim.lr_floor)
         for optimizer, peak in zip(prepared, peaks, strict=True):
             for group in optimizer.param_groups:
                 group["lr"] = peak * factor
-            optimizer.step()
-        metrics = {"loss": float(loss.detach()), "time/step": time.perf_counter() - started}
+        try:
+            engine.step(accelerator, model, prepared, optim.max_grad_norm)
+        except FloatingPointError as error:
+            raise _not_finite(f"step {step + 1}: {error}") from error
+        metrics = {"loss": mean, "time/step": time.perf_counter() - started}
         folder.log({"step": step + 1} | metrics)
         accelerator.log(metrics, step=step + 1)
         if observe is not None and accelerator.is_main_process:
             observe(step + 1, metrics)
-        is_stopped = signals.asked and step + 1 < recipe.max_steps
+        asked = ranks.largest(signals.asked)
+        is_stopped = asked and step + 1 < recipe.max_steps
         if (step + 1) % recipe.save_steps == 0 or is_stopped:
-            folder.save_checkpoint(step + 1, partial(_write_state, accelerator), recipe.save_total_limit)
+            watchdog.begin(step + 1, "writing a checkpoint")
+            state.save(folder, step + 1, recipe.save_total_limit)
         if is_stopped:
-            raise RunStoppedError(step + 1, recipe.max_steps, folder.path, signals.asked)
-    with folder.written_aside(folder.final) as final:
-        if accelerator.is_main_process:
-            save_adapted(denoiser, tokenizer, adapters, final)
-            card = pretraining_card(recipe, read_lines(folder.metrics_path), folder.data, denoiser)
-            (final / "README.md").write_text(card, encoding="utf-8")
-    accelerator.wait_for_everyone()
+            raise RunStoppedError(step + 1, recipe.max_steps, folder.path, asked)
+    watchdog.begin(recipe.max_steps, "writing final/")
+    weights = state.whole_weights()
+    with ranks.agreed():
+        if folder.is_main:
+            with folder.written_aside(folder.final) as final:
+                save_adapted(denoiser, tokenizer, adapters, final, weights)
+                card = pretraining_card(recipe, read_lines(folder.metrics_path), folder.data, denoiser)
+                (final / "README.md").write_text(card, encoding="utf-8")
     accelerator.end_training()
     if recipe.push_to_hub and accelerator.is_main_process:
         push(folder.final, recipe.push_to_hub)
@@ -225,7 +243,8 @@ def _optimizers(recipe: PretrainRecipe, denoiser: Denoiser) -> list[torch.optim.
     return optimizers
 
 
-def _write_state(accelerator: Accelerator, path: Path) -> None:
-    accelerator.wait_for_everyone()
-    accelerator.save_state(str(path))
-    accelerator.wait_for_everyone()
+def _not_finite(what: str) -> RunError:
+    return RunError(
+        f"{what}. Nothing was overwritten. Resuming would come to the same: "
+        "train anew, with a smaller optim.learning_rate or muon_learning_rate, in another output_dir."
+    )

@@ -45,6 +45,8 @@ class RunRecipe(Config):
     """Run steps between checkpoints."""
     save_total_limit: int = Field(2, ge=1)
     """Checkpoints that are kept, the newest."""
+    optim: OptimConfig = OptimConfig()
+    """Optimizer and schedule."""
     report_to: tuple[str, ...] = ()
     """Trackers beside metrics.jsonl, by accelerate's names: tensorboard, wandb, trackio, mlflow, ..."""
     push_to_hub: str | None = None
@@ -52,6 +54,9 @@ class RunRecipe(Config):
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Of the weights as loaded; adapters stay float32. Without `lora`, bfloat16 weights round small updates away: keep float32
     then, and set mixed_precision."""
+    stuck_timeout: float = Field(600.0, gt=0)
+    """Seconds after which a run of several processes, none of which has got any further, ends and names the one that is stuck.
+    Longer than the slowest single forward, backward, save or call of the rewards."""
     mixed_precision: Literal["no", "bf16"] = "no"
     """Of all forwards, whatever the weights are kept in. On a CPU without bfloat16 units `no` is the fastest by far."""
     lora: LoraConfig | None = None
@@ -83,8 +88,6 @@ class TrainRecipe(RunRecipe):
     """How it learns: a name of `METHODS` under `type`, and its options."""
     sampler: SamplerConfig = SamplerConfig()
     """How rollouts are denoised; evaluation uses the same but for its own temperature."""
-    optim: OptimConfig = OptimConfig()
-    """Optimizer and schedule."""
     evaluation: EvalConfig = EvalConfig()
     """What is measured on the way."""
     max_steps: int = Field(200, ge=1)

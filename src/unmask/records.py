@@ -197,6 +197,18 @@ class Rollout:
         rewards = {name: value[rows] for name, value in self._rewards().items()}
         return replace(self, trajectory=self.trajectory.rows(rows), **rewards)
 
+    def to(self, device: torch.device | str) -> Rollout:
+        """The same record with its tensors on `device`."""
+        rewards = {name: value.to(device) for name, value in self._rewards().items()}
+        return replace(self, trajectory=self.trajectory.to(device), **rewards)
+
+    @staticmethod
+    def cat(parts: Sequence[Rollout]) -> Rollout:
+        """Join rollouts of one sampler setting and group size, in order."""
+        columns = [part._rewards() for part in parts]
+        rewards: dict[str, Any] = {name: torch.cat([column[name] for column in columns]) for name in columns[0]}
+        return replace(parts[0], trajectory=Trajectory.cat([part.trajectory for part in parts]), **rewards)
+
     def _rewards(self) -> dict[str, Any]:
         """The rewards that are set, by name."""
         names = ("reward", "one_step_reward", "fill_reward")

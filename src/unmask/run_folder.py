@@ -1,7 +1,7 @@
 """A run folder: config.yaml, data.json, metrics.jsonl, rollouts/, checkpoints/, best/, final/; nothing is ever half written.
 
 One process at a time owns a folder (a lock on run.lock); the others of a distributed run only read. A checkpoint is complete
-or absent: it is written aside, flushed to disk and renamed.
+or absent: it is written aside, flushed to disk and renamed; a manifest of its files tells whether it still is.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from typing import Any, TextIO
 
 import yaml
 
+from unmask.checkpoints import fault_of, to_delete, write_manifest
 from unmask.errors import RunError
 
 _ASIDE = ".incomplete-"
@@ -32,6 +33,7 @@ _FREE_TO_CHANGE = frozenset(
         "log_rollouts_steps",
         "log_rollouts_groups",
         "log_rollouts_guesses",
+        "stuck_timeout",
         "reward_timeout",
         "reward_item_timeout",
         "reward_workers",
@@ -134,39 +136,42 @@ class RunFolder:
     def last_step(self) -> int:
         """Steps done at the newest checkpoint; 0 if there is none."""
         found = self.checkpoints()
-        return int(found[-1].name.removeprefix("step-")) if found else 0
+        return step_of(found[-1]) if found else 0
 
     def save_checkpoint(self, step: int, write: Callable[[Path], None], keep: int) -> None:
-        """Write a checkpoint aside with `write(folder)`, make it complete by a rename, and drop all but the newest `keep`.
+        """Write a checkpoint aside with `write(folder)`, complete it by a rename, and drop all but the newest `keep` good ones.
 
         Every process calls it; `write` holds whatever barriers they need.
-        """
-        target = self.path / "checkpoints" / f"step-{step:08d}"
-        if target.exists():
-            return
-        with self.written_aside(target) as folder:
-            write(folder)
-        if self.is_main:
-            for old in self.checkpoints()[:-keep]:
-                shutil.rmtree(old)
-
-    def load_checkpoint(self, read: Callable[[Path], None]) -> int:
-        """Read the newest checkpoint with `read(folder)` and return its step; 0 if there is none.
 
         Raises:
-            RunError: it cannot be read.
+            RunError: it reads back otherwise than it was written; older ones are left alone then.
         """
-        step = self.last_step()
-        if step:
-            newest = self.checkpoints()[-1]
-            try:
-                read(newest)
-            except Exception as error:  # whatever a damaged file makes torch or safetensors raise
+        target = self.path / "checkpoints" / f"step-{step:08d}"
+        with self.written_aside(target) as folder:
+            write(folder)
+            if self.is_main:
+                write_manifest(folder)
+        if self.is_main:
+            if (fault := fault_of(target)) is not None:
                 raise RunError(
-                    f"the checkpoint {newest} cannot be read ({type(error).__name__}: {error}). "
-                    "Remove that folder to go on from the checkpoint before it."
-                ) from error
-        return step
+                    f"{target} was written and does not read back: {fault}. Look at the disk; nothing was deleted."
+                )
+            for old in to_delete(self.checkpoints(), keep):
+                shutil.rmtree(old)
+
+    def newest_checkpoint(self) -> Path | None:
+        """The newest checkpoint, read again in full; None if there is none.
+
+        Raises:
+            RunError: it is damaged.
+        """
+        found = self.checkpoints()
+        if not found:
+            return None
+        with damage_explained(found[-1]):
+            if (fault := fault_of(found[-1])) is not None:
+                raise ValueError(fault)
+        return found[-1]
 
     @contextlib.contextmanager
     def written_aside(self, target: Path) -> Iterator[Path]:
@@ -245,6 +250,23 @@ class RunFolder:
                 + "\n".join(lines)
                 + "\nSet them back, or set output_dir to another folder."
             )
+
+
+@contextlib.contextmanager
+def damage_explained(checkpoint: Path) -> Iterator[None]:
+    """Turn whatever a damaged file raises into a RunError that says what to do."""
+    try:
+        yield
+    except Exception as error:  # whatever a damaged file makes torch or safetensors raise
+        raise RunError(
+            f"the checkpoint {checkpoint} cannot be read ({type(error).__name__}: {error}). "
+            "Remove that folder to go on from the checkpoint before it."
+        ) from error
+
+
+def step_of(checkpoint: Path) -> int:
+    """Steps done at a checkpoint."""
+    return int(checkpoint.name.removeprefix("step-"))
 
 
 def write_atomically(path: Path, text: str) -> None:

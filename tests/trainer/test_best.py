@@ -50,9 +50,9 @@ def test_the_model_of_the_highest_mean_accuracy_is_kept(
     assert [lines[step]["eval/best_step"] for step in (0, 2, 4, 6)] == [0, 2, 2, 2]
     assert lines[6]["eval/best_accuracy"] == pytest.approx(0.35)
     assert "eval/best_step" not in lines[1]
-    checkpoint = load_file(folder / "checkpoints" / "step-00000002" / "model.safetensors")
+    checkpoint = load_file(folder / "checkpoints" / "step-00000002" / "state-00000.safetensors")
     best, final = (load_file(folder / name / "model.safetensors") for name in ("best", "final"))
-    assert all(torch.equal(checkpoint[f"backbone.{name}"], tensor) for name, tensor in best.items())
+    assert all(torch.equal(checkpoint[f"weight:backbone.{name}"], tensor) for name, tensor in best.items())
     assert not all(torch.equal(final[name], tensor) for name, tensor in best.items())
     load_model(folder / "best")
     assert not list(folder.glob("**/.incomplete-*"))
@@ -108,18 +108,18 @@ def test_a_resumed_run_keeps_the_best_of_the_uninterrupted_one(
 def test_a_best_model_is_complete_or_the_one_before(
     tiny_model: Path, tmp_path: Path, scripted: list[float], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import unmask.trainer.loop as loop
+    import unmask.models.adapters as adapters
 
     scripted += [0.1, 0.1, 0.9, 0.9]
-    save, saved = loop.save_model, []
+    save, saved = adapters.save_model, []
 
-    def failing(denoiser: Any, tokenizer: Any, folder: Path) -> None:
-        save(denoiser, tokenizer, folder)
+    def failing(denoiser: Any, tokenizer: Any, folder: Path, *rest: Any) -> None:
+        save(denoiser, tokenizer, folder, *rest)
         saved.append(folder)
         if len(saved) == 2:
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(loop, "save_model", failing)
+    monkeypatch.setattr(adapters, "save_model", failing)
     trainer = Trainer(train_recipe(tiny_model, tmp_path / "run", *VALIDATION))
     with pytest.raises(KeyboardInterrupt):
         trainer.train()

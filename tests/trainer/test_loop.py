@@ -271,7 +271,7 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_it_serves(
     with pytest.raises(RewardError):
         train(recipe, Reward(IN_STEP_4, lambda _: None))
     damaged = tmp_path / "run" / "checkpoints" / "step-00000003"
-    file = damaged / "model.safetensors"
+    file = damaged / "state-00000.safetensors"
     file.write_bytes(file.read_bytes()[:1000])
     with pytest.raises(RunError, match=f"^the checkpoint {damaged} cannot be read .* Remove that folder to go on from"):
         train(recipe, resume=True)

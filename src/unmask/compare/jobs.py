@@ -29,7 +29,7 @@ from unmask.pretrain import pretrain
 from unmask.recipe import PretrainRecipe, RunRecipe, TrainRecipe
 from unmask.score import Scorer, by_name, load_reward
 from unmask.trainer import Trainer
-from unmask.trainer.loop import make_accelerator
+from unmask.trainer.accelerator import make_accelerator
 
 Record = dict[str, Any]
 """A line of cells.jsonl."""

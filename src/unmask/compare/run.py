@@ -40,6 +40,7 @@ class CompareStoppedError(RunError):
     def __init__(self, folder: Path, signal_number: int) -> None:
         super().__init__(f"stopped; everything is in {folder}. To go on: the same command.")
         self.signal_number = signal_number
+        self.exit_code = 128 + signal_number
 
 
 def compare(

@@ -45,6 +45,12 @@ class Denoiser(nn.Module):
         self._checkpointed: list[nn.Module] = []
 
     @property
+    def _no_split_modules(self) -> list[str]:
+        """Classes of the layers that FSDP gathers one by one: those of the backbone's list that it has."""
+        present = {type(module).__name__ for module in self.backbone.modules()}
+        return sorted(present & set(self.backbone._no_split_modules or ()))
+
+    @property
     def vocab_size(self) -> int:
         """V."""
         return int(self.backbone.config.vocab_size)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -47,6 +48,7 @@ def collect(
     share: slice,
     tally: Tally,
     max_tokens: int | None = None,
+    lockstep: AbstractContextManager[None] | None = None,
 ) -> Rollout:
     """Roll out and score one step's groups.
 
@@ -60,6 +62,7 @@ def collect(
         share: which of them this process owns; it owns whole groups.
         tally: takes the metrics.
         max_tokens: rows times tokens that are denoised together; default `rollout_batch_size` rows.
+        lockstep: open around the forwards, so that every process runs as many.
     """
     group_size = recipe.num_generations
     # Seeds are drawn for all processes' rows, so that the number of processes does not change a rollout.
@@ -67,19 +70,20 @@ def collect(
     own = [row for row in rows[share] for _ in range(group_size)]
     own_seeds = seeds.view(len(rows), group_size)[share].reshape(-1)
     needs = recipe.method.needs()
-    trajectory = generate(
-        denoiser,
-        tokenizer,
-        [row["prompt"] for row in own],
-        recipe.sampler,
-        own_seeds,
-        batch_size=recipe.rollout_batch_size,
-        max_tokens=max_tokens,
-        needs=needs,
-        entropy_temperature=None if recipe.logprob_temperature == "sampling" else recipe.logprob_temperature,
-    )
-    if needs.fills and needs.fills.finish == "rollout":
-        trajectory = _branched(denoiser, tokenizer, own, recipe, trajectory, max_tokens)
+    with lockstep or nullcontext():
+        trajectory = generate(
+            denoiser,
+            tokenizer,
+            [row["prompt"] for row in own],
+            recipe.sampler,
+            own_seeds,
+            batch_size=recipe.rollout_batch_size,
+            max_tokens=max_tokens,
+            needs=needs,
+            entropy_temperature=None if recipe.logprob_temperature == "sampling" else recipe.logprob_temperature,
+        )
+        if needs.fills and needs.fills.finish == "rollout":
+            trajectory = _branched(denoiser, tokenizer, own, recipe, trajectory, max_tokens)
     # One call for finished and one-step completions: equal texts of a row are scored once.
     parts = {"reward": trajectory.tokens}
     if needs.greedy and trajectory.greedy_tokens is not None:

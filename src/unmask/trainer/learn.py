@@ -7,7 +7,6 @@ taken, and dF/dlogp * logp is back-propagated chunk by chunk, which is the chain
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
@@ -22,7 +21,9 @@ from unmask.recipe import TrainRecipe
 from unmask.records import LossInputs, LossOutput, Rollout, Views, ViewScores
 from unmask.rollout import batches_by_length
 from unmask.samplers import Scoring, score_views
+from unmask.trainer import engine
 from unmask.trainer.metrics import Tally
+from unmask.trainer.ranks import Ranks
 from unmask.trainer.reference import Reference
 
 if TYPE_CHECKING:
@@ -37,9 +38,13 @@ class _Batch:
     """Everything that the minibatches of one step share."""
 
     rollout: Rollout
+    """Of all processes."""
+    plan: tuple[Views, Tensor]
+    """The views of all processes, and their advantages."""
     views: Views
+    """This process's."""
     advantage: Tensor
-    """[N] float32, of each view."""
+    """[N] float32, of each of them."""
     old: ViewScores | None
     """None where there is one update, whose policy is the old one."""
     reference: ViewScores | None
@@ -120,12 +125,16 @@ class Learner:
         self._positions_at_once = positions_at_once(accelerator.unwrap_model(model))
         self.accelerator, self.model, self.optimizer = accelerator, model, optimizer
         self.reference, self.recipe = reference, recipe
+        self.ranks = Ranks(accelerator)
+        self._fault = ""
 
     def update(self, rollout: Rollout, step: int, generator: torch.Generator, tally: Tally) -> tuple[Views, Tensor]:
         """All optimizer updates of one step; returns what they were made on: the (first) plan's views, and their advantages.
 
+        The plan is made of the whole rollout on every process, with the same draws; each then takes the views of its own groups.
+
         Args:
-            rollout: this process's groups.
+            rollout: the groups of all processes.
             step: from 0.
             generator: of this step.
             tally: takes the metrics.
@@ -154,16 +163,19 @@ class Learner:
         if self.reference and recipe.sync_ref_model and (step + 1) % recipe.ref_model_sync_steps == 0:
             self.reference.move(self.accelerator.unwrap_model(self.model), recipe.ref_model_mixup_alpha)
         tally.add("learning_rate", rate)
-        tally.add("diffusion/num_views", float(len(batches[0].views) * self.accelerator.num_processes))
-        tally.add("advantage/abs_mean", batches[0].advantage.abs())
-        return batches[0].views, batches[0].advantage
+        views, advantage = batches[0].plan
+        tally.add("diffusion/num_views", float(len(views)))
+        tally.add("advantage/abs_mean", advantage.abs())
+        return views, advantage
 
     def _batch(self, rollout: Rollout, generator: torch.Generator) -> _Batch:
         """A plan, and what the policy at the start of the step and the reference say of it."""
         recipe, method = self.recipe, self.recipe.method
-        views = method.plan(rollout, generator)
+        plan = method.plan(rollout, generator)
         advantage = method.advantage(rollout)
-        advantage = advantage[views.row] if advantage.dim() == 1 else advantage[views.row, views.slot]
+        advantage = advantage[plan.row] if advantage.dim() == 1 else advantage[plan.row, plan.slot]
+        own = self._own(plan, rollout)
+        views = plan.take(own)
         scoring = Scoring.of(rollout.trajectory, recipe.logprob_temperature)
         if not method.on_path:
             scoring = replace(scoring, top_k=0, top_p=1.0)
@@ -175,7 +187,14 @@ class Learner:
             assert self.reference is not None
             with self.reference.acting(self.model) as module:
                 reference = self._scores(module, rollout, views, scoring, distribution=needs == "distribution")
-        return _Batch(rollout, views, advantage, old, reference, scoring)
+        return _Batch(rollout, (plan, advantage), views, advantage[own], old, reference, scoring)
+
+    def _own(self, plan: Views, rollout: Rollout) -> Tensor:
+        """Indices of the views that read completions of this process's groups."""
+        groups = self.ranks.share(len(rollout.trajectory) // rollout.group_size)
+        group = plan.row // rollout.group_size
+        is_own: Tensor = (group >= groups.start) & (group < groups.stop)
+        return is_own.nonzero().squeeze(-1)
 
     @torch.no_grad()
     def _scores(
@@ -222,11 +241,11 @@ class Learner:
         recipe, rollout = self.recipe, batch.rollout
         # No dropout: it would make the ratio differ from one at the first update.
         self.model.eval()
-        if not any(self._gathered(len(index))):
+        if not any(self.ranks.counts(len(index))):
             return
         # Over the completions, not the views: how many views there are depends on the paths, and dividing by that would bias
-        # the gradient. Data-parallel wrappers average over processes, so each counts its own.
-        share = recipe.num_minibatches / len(rollout.trajectory)
+        # the gradient. Data-parallel wrappers average over processes, so each counts its share of the completions.
+        share = recipe.num_minibatches * self.ranks.count / len(rollout.trajectory)
         chunks = self._chunks(batch.views.take(index), rollout)
         in_one_graph = recipe.method.separable or len(chunks) == 1
         outer = None if in_one_graph else self._outer(batch, index, share, tally)
@@ -234,28 +253,26 @@ class Learner:
         self.optimizer.zero_grad()
         for i, places in enumerate(chunks):
             chunk, is_last = index[places], i == len(chunks) - 1
-            with self.accelerator.accumulate(self.model) if is_last else self.accelerator.no_sync(self.model):
+            with engine.accumulating(self.accelerator, self.model, is_last):
                 part = _views_of(chunk, batch.views, rollout)
                 whole = batch.reference is not None and batch.reference.distribution is not None
                 scores = self._score(self.model, rollout, part, batch.scoring, distribution=whole)
                 if not len(chunk):
-                    self.accelerator.backward(scores.logprob.sum() * 0.0)
+                    engine.backward(self.accelerator, self.model, scores.logprob.sum() * 0.0, is_last)
                     continue
                 if outer is None:
                     loss = self._checked(recipe.method.loss(batch.inputs(scores, chunk)), part, share, tally)
                     total_loss += float(loss.detach())
                 else:
                     loss = outer.dot(scores, places)
-                self.accelerator.backward(loss)
+                engine.backward(self.accelerator, self.model, loss, is_last)
             if is_first:
                 self._compare_with_rollout(rollout, part, scores, tally)
         total_loss = total_loss if outer is None else outer.loss
-        norm = self.accelerator.clip_grad_norm_(self.model.parameters(), recipe.optim.max_grad_norm)
-        if not math.isfinite(float(norm)):
-            raise FloatingPointError(f"the norm of the gradient is {float(norm)}")
+        self._stop_if_faulty()
+        norm = engine.step(self.accelerator, self.model, [self.optimizer], recipe.optim.max_grad_norm)
         tally.add("loss", total_loss)
-        tally.add("grad_norm", float(norm))
-        self.optimizer.step()
+        tally.add("grad_norm", norm)
 
     def _outer(self, batch: _Batch, index: Tensor, share: float, tally: Tally) -> _Outer:
         """The first pass of a loss that is not separable: its value and its derivative by each log-probability."""
@@ -275,15 +292,20 @@ class Learner:
         )
 
     def _checked(self, output: LossOutput, part: Views, share: float, tally: Tally) -> Tensor:
-        """The sum of the losses, with its metrics taken; or an error that says which completions made it infinite."""
+        """The sum of the losses, with its metrics taken; if it is not finite, the completions that made it are noted."""
         loss = output.loss.sum() * share
         if not torch.isfinite(loss):
             by_view = output.loss.shape == part.row.shape
             rows = (part.row[~torch.isfinite(output.loss)] if by_view else part.row).unique().tolist()
-            raise FloatingPointError(f"the loss is {loss.item()}; completions {rows[:8]} of the rollout gave it")
+            self._fault = self._fault or f"the loss is {loss.item()}; completions {rows[:8]} of the rollout gave it"
         for name, values in output.metrics.items():
             tally.add(name, values)
         return loss
+
+    def _stop_if_faulty(self) -> None:
+        """Raise FloatingPointError on all processes if a loss of any was not finite; till then all took part in each backward."""
+        if self.ranks.largest(int(bool(self._fault))):
+            raise FloatingPointError("; ".join(filter(None, self.ranks.objects(self._fault))))
 
     def _compare_with_rollout(self, rollout: Rollout, part: Views, scores: ViewScores, tally: Tally) -> None:
         """Log how far the log-probabilities of the first update are from those recorded by the rollout, in the same states."""
@@ -293,13 +315,6 @@ class Learner:
         step = path.step_read(part).unsqueeze(-1)
         seen = part.target & (path.unmask_step[part.row] == step) & (step >= 0)
         tally.add("diffusion/mismatch_max", (scores.logprob.detach() - path.logprob[part.row])[seen].abs())
-
-    def _gathered(self, count: int) -> list[int]:
-        """A number of this process and of every other one."""
-        if self.accelerator.num_processes == 1:
-            return [count]
-        counts: list[int] = self.accelerator.gather(torch.tensor([count], device=self.accelerator.device)).tolist()
-        return counts
 
     def _chunks(self, views: Views, rollout: Rollout) -> list[Tensor]:
         """Places of views that are scored together: as many parts on every process, the last ones empty where views run out."""
@@ -312,7 +327,7 @@ class Learner:
             # In a chunk the views keep their order, which the loss of whole groups may count on.
             chunks = [torch.tensor(sorted(batch)) for batch in batches]
         nothing = torch.zeros(0, dtype=torch.long)
-        return chunks + [nothing] * (max(self._gathered(len(chunks))) - len(chunks))
+        return chunks + [nothing] * (self.ranks.largest(len(chunks)) - len(chunks))
 
 
 def positions_at_once(model: torch.nn.Module) -> int | None:

@@ -8,32 +8,33 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-import torch
-
-from unmask.errors import ConfigError, DataError, RunError, UnmaskError, unknown_name
+from unmask.errors import ConfigError, DataError, RunError, UnmaskError
 from unmask.evaluate import evaluate
 from unmask.functional.noise import named_generator
 from unmask.kept import Guesses, Kept
 from unmask.model_card import push, read_lines, training_card
-from unmask.recipe import RunRecipe, TrainRecipe
+from unmask.recipe import TrainRecipe
 from unmask.records import Rollout, Row
 from unmask.rollout import decode
 from unmask.run_folder import RunFolder, disk_faults_explained
 from unmask.score import RewardFunc, Scorer, by_name, load_reward
+from unmask.trainer.accelerator import make_accelerator, start_trackers
 from unmask.trainer.best import Best, best_in, better, validation_accuracy
+from unmask.trainer.engine import is_sharded
 from unmask.trainer.experience import collect, entropy_by_step, prompts_of_step
 from unmask.trainer.keep import guesses_of, scored, selected_by_step, to_keep
 from unmask.trainer.learn import Learner
 from unmask.trainer.metrics import Tally, TokenPasses
 from unmask.trainer.policy import make_policy
+from unmask.trainer.ranks import Ranks
 from unmask.trainer.room import Room, find_room
+from unmask.trainer.shards import prepare
+from unmask.trainer.state import RunState
 from unmask.trainer.stopping import RunStoppedError, StopSignals
+from unmask.trainer.watchdog import Watchdog, losses_explained
 from unmask.workers import Isolated
-
-if TYPE_CHECKING:
-    from accelerate import Accelerator
 
 Observer = Callable[[int, dict[str, Any]], None]
 """Called on the main process with the step (from 1; 0 is before the first) and its metrics."""
@@ -82,7 +83,31 @@ class Trainer:
         self.recipe = recipe
         self.observe, self.example = observe, example
         self.accelerator = make_accelerator(recipe)
-        processes = self.accelerator.num_processes
+        self.ranks = Ranks(self.accelerator)
+        with self.ranks.agreed():
+            self._set_up(recipe, reward_funcs, resume)
+        # From here on every process does the same, and what it does is collective.
+        self.model, prepared = prepare(self.accelerator, self.denoiser, [self.policy.optimizer])
+        reference = self.policy.reference
+        self.learner = Learner(self.accelerator, self.model, prepared[0], reference, recipe)
+        moving = reference.tensors() if reference and recipe.sync_ref_model else {}
+        self.state = RunState(self.accelerator, self.denoiser, self.model, prepared, moving)
+        # Where the reference is another module, what it spends counts too.
+        self.meter = TokenPasses(self.denoiser, *(reference.modules() if reference else []))
+        self.watchdog = Watchdog(self.ranks.index, self.ranks.count, recipe.stuck_timeout, self.folder.path)
+        self.watchdog.count_forwards(self.denoiser)
+        self.signals = StopSignals()
+        self.best: Best | None = None
+        self.room = Room()
+
+    def _set_up(self, recipe: TrainRecipe, reward_funcs: Sequence[RewardFunc], resume: bool) -> None:
+        """All that a user can get wrong, before processes wait for each other."""
+        processes = self.ranks.count
+        if processes > 1 and recipe.stuck_timeout <= recipe.reward_timeout:
+            raise ConfigError(
+                f"stuck_timeout = {recipe.stuck_timeout:g} s would end the run while a call of the rewards may still take "
+                f"reward_timeout = {recipe.reward_timeout:g} s. Set stuck_timeout higher."
+            )
         if recipe.num_prompts % processes:
             raise ConfigError(
                 f"num_prompts = {recipe.num_prompts} cannot be shared by {processes} processes: each owns whole groups. "
@@ -96,11 +121,11 @@ class Trainer:
         for row in (self.rows[0], self.eval_rows[0]):
             self.scorer.check_columns(row)
         self.policy = make_policy(recipe, self.accelerator.device)
-        self.denoiser, self.tokenizer, reference = self.policy.denoiser, self.policy.tokenizer, self.policy.reference
-        self.model, self.optimizer = self.accelerator.prepare(self.denoiser, self.policy.optimizer)
-        self.learner = Learner(self.accelerator, self.model, self.optimizer, reference, recipe)
-        # Where the reference is another module, what it spends counts too.
-        self.meter = TokenPasses(self.denoiser, *(reference.modules() if reference else []))
+        self.denoiser, self.tokenizer = self.policy.denoiser, self.policy.tokenizer
+        if recipe.sync_ref_model and is_sharded(self.accelerator):
+            raise ConfigError(
+                "sync_ref_model moves whole weights, and this preset keeps them in shards. Use ddp or zero2, or set it to false."
+            )
         self.folder = RunFolder(
             Path(recipe.output_dir or "runs/train"),
             recipe.model_dump(mode="json"),
@@ -108,19 +133,16 @@ class Trainer:
             is_main=self.accelerator.is_main_process,
             data=recipe.task.provenance(),
         )
-        self.signals = StopSignals()
-        self.best: Best | None = None
-        self.room = Room()
 
     def train(self) -> Path:
         """Run to the end and return the run folder.
 
         Raises:
-            RunStoppedError: SIGINT or SIGTERM; the step was finished and saved.
+            RunStoppedError: SIGINT, SIGTERM or SIGUSR1; the step was finished and saved.
             UnmaskError: anything a user can mend; the state before the failing step was saved.
         """
         try:
-            with self.signals:
+            with self.signals, losses_explained(self.ranks.count), self.watchdog:
                 self._run()
         finally:
             self.folder.close()
@@ -128,10 +150,11 @@ class Trainer:
 
     def _run(self) -> None:
         recipe, folder = self.recipe, self.folder
-        done = folder.load_checkpoint(lambda path: self.accelerator.load_state(str(path)))
-        unlogged = self._unlogged() if done else {}
+        done = self.state.resume(folder)
+        # Only the main process need see the folder.
+        unlogged = self.ranks.from_main(self._unlogged() if done and folder.is_main else {})
         folder.open_metrics(done if unlogged is None else done - 1)
-        self.best = best_in(folder.metrics_path)
+        self.best = self.ranks.from_main(best_in(folder.metrics_path) if folder.is_main else None)
         start_trackers(self.accelerator, recipe)
         self.room = find_room(recipe, self.policy, self.model, self.accelerator, self.rows, folder.path)
         self.learner.max_tokens = self.room.update
@@ -150,7 +173,6 @@ class Trainer:
                 self._save(step + 1)
             self._stop_if_asked(step + 1)
         self._save_model(folder.final)
-        self.accelerator.wait_for_everyone()
         self.accelerator.end_training()
         if recipe.push_to_hub and self.accelerator.is_main_process:
             push(folder.final, recipe.push_to_hub)
@@ -162,23 +184,32 @@ class Trainer:
         self.scorer.take()
         started = time.perf_counter()
         rows = prompts_of_step(self.rows, step, recipe.num_prompts, recipe.seed)
-        per_process = recipe.num_prompts // self.accelerator.num_processes
-        first = self.accelerator.process_index * per_process
-        share = slice(first, first + per_process)
+        share, lockstep = self.ranks.share(len(rows)), self.ranks.lockstep(self.denoiser)
+        self.watchdog.begin(step + 1, "rollout and rewards")
         with self._saved_on_mistake(step):
-            rollout = collect(
-                self.denoiser, self.tokenizer, self.scorer, recipe, rows, step, share, tally, self.room.rollout
+            own = collect(
+                self.denoiser,
+                self.tokenizer,
+                self.scorer,
+                recipe,
+                rows,
+                step,
+                share,
+                tally,
+                self.room.rollout,
+                lockstep,
             )
+        self.watchdog.begin(step + 1, "exchange of rollouts")
+        rollout = self.ranks.rollout(own)
         collected = time.perf_counter()
         if self.example is not None and self.accelerator.is_main_process:
             self.example(decode(self.tokenizer, rollout.trajectory.tokens[:1])[0], float(rollout.reward[0]))
         is_kept = bool(recipe.log_rollouts_steps) and (step + 1) % recipe.log_rollouts_steps == 0
-        guesses = self._guesses(rollout, rows[share]) if is_kept else None
+        guesses = self._guesses(rollout, rows) if is_kept else None
         looked = time.perf_counter()
         try:
-            # Each process draws noise of its own for its own completions.
-            place = [self.accelerator.process_index] if self.accelerator.process_index else []
-            generator = named_generator(recipe.seed, "update", step, *place)
+            self.watchdog.begin(step + 1, "update")
+            generator = named_generator(recipe.seed, "update", step)
             views, advantage = self.learner.update(rollout, step, generator, tally)
         except FloatingPointError as error:
             last = self.folder.last_step()
@@ -189,15 +220,13 @@ class Trainer:
             ) from error
         learnt = time.perf_counter()
         if is_kept and self.accelerator.is_main_process:
-            sample, rows = self._sample(rollout), rows[share][: recipe.log_rollouts_groups]
+            sample, rows = self._sample(rollout), rows[: recipe.log_rollouts_groups]
             self._keep(to_keep(sample, rows, self.tokenizer, guesses, views, advantage), step + 1)
         for name, count in (("token_passes", self.meter.take()), ("reward_calls", self.scorer.take())):
-            tally.add(f"compute/{name}", float(count * self.accelerator.num_processes))
+            tally.add(f"compute/{name}", float(count * self.ranks.count))
         metrics: dict[str, Any] = tally.reduce(self.accelerator)
-        # Every process has as many completions, so the mean of the means is the mean.
         by_step = {"entropy": entropy_by_step(rollout), "selected": selected_by_step(rollout.trajectory, views)}
         for name, values in by_step.items():
-            values = self.accelerator.reduce(values, "mean")
             if name != "selected" or values.any():
                 metrics[f"diffusion/{name}_by_step"] = [round(value, 6) for value in values.tolist()]
         times = {"time/rollout": collected - started, "time/update": learnt - looked}
@@ -208,8 +237,9 @@ class Trainer:
         setting = self.recipe.evaluation
         if step != self.recipe.max_steps and (not setting.eval_steps or step % setting.eval_steps):
             return {}
+        self.watchdog.begin(step, "evaluation")
         with self._saved_on_mistake(step, unlogged):
-            metrics = self._evaluate() if self.accelerator.is_main_process else {}
+            metrics = self._evaluate()
         return metrics | self._keep_best(step, metrics)
 
     def _evaluate(self) -> dict[str, Any]:
@@ -227,6 +257,7 @@ class Trainer:
                 seed=recipe.seed,
                 batch_size=setting.batch_size,
                 max_tokens=self.room.rollout,
+                processes=self.ranks,
             )
             name = f"eval/{setting.split}@{temperature:g}"
             metrics |= {
@@ -245,14 +276,17 @@ class Trainer:
         return self.best.metrics() if self.best and validation_accuracy(metrics) is not None else {}
 
     def _save_model(self, target: Path) -> None:
-        """A folder that `load_model` reads, complete or absent."""
-        if self.accelerator.is_main_process:
-            with self.folder.written_aside(target) as folder:
-                self.policy.save(folder)
-                if target == self.folder.final:
-                    lines = read_lines(self.folder.metrics_path)
-                    card = training_card(self.recipe, lines, self.folder.data, self.eval_rows, self.denoiser)
-                    (folder / "README.md").write_text(card, encoding="utf-8")
+        """A folder that `load_model` reads, complete or absent; its weights are gathered from wherever they are."""
+        self.watchdog.begin(self.recipe.max_steps, f"writing {target.name}/")
+        weights = self.state.whole_weights()
+        with self.ranks.agreed():
+            if self.folder.is_main:
+                with self.folder.written_aside(target) as folder:
+                    self.policy.save(folder, weights)
+                    if target == self.folder.final:
+                        lines = read_lines(self.folder.metrics_path)
+                        card = training_card(self.recipe, lines, self.folder.data, self.eval_rows, self.denoiser)
+                        (folder / "README.md").write_text(card, encoding="utf-8")
 
     def _log(self, step: int, metrics: dict[str, Any]) -> None:
         if not self.accelerator.is_main_process:
@@ -266,31 +300,22 @@ class Trainer:
     @contextmanager
     def _saved_on_mistake(self, step: int, unlogged: dict[str, Any] | None = None) -> Iterator[None]:
         """If a user's mistake shows on any process, save the state after `step`, which is what there is, and stop them all."""
-        mistake: UnmaskError | None = None
         try:
-            yield
-        except UnmaskError as error:
-            mistake = error
-        if self._largest(int(mistake is not None)):
+            with self.ranks.agreed():
+                yield
+        except UnmaskError as mistake:
             self._save(step, unlogged)
-            mistake = mistake or RunError(f"another process stopped after step {step}; its message says why.")
             if step:
                 mistake.add_note(f"The state after step {step} is saved: mend this, then add --resume.")
-            raise mistake
+            raise
 
     def _save(self, step: int, unlogged: dict[str, Any] | None = None) -> None:
         """A checkpoint of the state after `step`; step 0 is the model that the run began with and needs none."""
         if not step:
             return
-
-        def write(path: Path) -> None:
-            self.accelerator.wait_for_everyone()
-            self.accelerator.save_state(str(path))
-            if unlogged is not None and self.accelerator.is_main_process:
-                (path / UNLOGGED).write_text(json.dumps(unlogged))
-            self.accelerator.wait_for_everyone()
-
-        self.folder.save_checkpoint(step, write, self.recipe.save_total_limit)
+        self.watchdog.begin(step, "writing a checkpoint")
+        notes = {} if unlogged is None else {UNLOGGED: json.dumps(unlogged)}
+        self.state.save(self.folder, step, self.recipe.save_total_limit, notes)
 
     def _unlogged(self) -> dict[str, Any] | None:
         """Metrics of the newest checkpoint's step that are not in metrics.jsonl for want of an evaluation, if so."""
@@ -309,7 +334,7 @@ class Trainer:
         """
         recipe, spent = self.recipe, self.meter.count
         path = self._sample(rollout).trajectory
-        # Every process takes part in the forwards: sharded weights are gathered by all.
+        # Every process runs the same forwards: sharded weights are gathered by all.
         width = path.prompt_ids.shape[1] + path.tokens.shape[1]
         together = self.room.rollout // width if self.room.rollout else recipe.rollout_batch_size
         guesses = guesses_of(self.denoiser, path, recipe.log_rollouts_guesses, together)
@@ -329,56 +354,11 @@ class Trainer:
             sample.save(aside)
             aside.rename(target)
 
-    def _largest(self, value: int) -> int:
-        """The largest value over the processes."""
-        if self.accelerator.num_processes == 1:
-            return value
-        return int(self.accelerator.gather(torch.tensor([value], device=self.accelerator.device)).max())
-
     def _stop_if_asked(self, step: int) -> None:
-        asked = self._largest(self.signals.asked)
+        asked = self.ranks.largest(self.signals.asked)
         if asked and step < self.recipe.max_steps:
             self._save(step)
             raise RunStoppedError(step, self.recipe.max_steps, self.folder.path, asked)
-
-
-def make_accelerator(recipe: RunRecipe) -> Accelerator:
-    """What runs a recipe: devices, precision, trackers.
-
-    Raises:
-        ConfigError: a precision that the device lacks, or a tracker that is unknown or not installed.
-    """
-    from accelerate import Accelerator
-    from accelerate.tracking import LOGGER_TYPE_TO_CLASS, get_available_trackers
-
-    # accelerate leaves a tracker that is not installed out, with a warning at most.
-    for tracker in recipe.report_to:
-        if tracker not in LOGGER_TYPE_TO_CLASS:
-            raise ConfigError(f"report_to: {unknown_name('tracker', tracker, LOGGER_TYPE_TO_CLASS)}")
-        if tracker not in map(str, get_available_trackers()):
-            raise ConfigError(f"report_to: {tracker} is not installed. Install it, or leave it out.")
-    try:
-        accelerator = Accelerator(
-            # Apple's GPUs have no float64, which the hashed draws need; their CPUs do.
-            cpu=torch.backends.mps.is_available(),
-            mixed_precision=recipe.mixed_precision,
-            log_with=list(recipe.report_to) or None,
-            project_dir=recipe.output_dir,
-        )
-    except ValueError as error:
-        raise ConfigError(f"mixed_precision = {recipe.mixed_precision} cannot be had here: {error}") from error
-    if accelerator.gradient_accumulation_steps != 1:
-        raise ConfigError(
-            f"accelerate was started with gradient_accumulation_steps = {accelerator.gradient_accumulation_steps}, which would "
-            "skip updates. Leave it at 1: views_per_forward accumulates gradients as far as memory asks for it."
-        )
-    return accelerator
-
-
-def start_trackers(accelerator: Accelerator, recipe: RunRecipe) -> None:
-    """Open the trackers that the recipe names, and show them the recipe."""
-    if recipe.report_to:
-        accelerator.init_trackers("unmask", config=_flat_for_trackers(recipe.model_dump(mode="json")))
 
 
 def _rewards(recipe: TrainRecipe, given: Sequence[RewardFunc]) -> Mapping[str, RewardFunc]:
@@ -395,12 +375,3 @@ def _rewards(recipe: TrainRecipe, given: Sequence[RewardFunc]) -> Mapping[str, R
     if recipe.reward_funcs:
         return by_name(load_reward(path) for path in recipe.reward_funcs)
     return recipe.task.rewards()
-
-
-def _flat_for_trackers(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in tree.items():
-        flat |= (
-            _flat_for_trackers(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {prefix + key: str(value)}
-        )
-    return flat

@@ -1,4 +1,4 @@
-"""SIGINT and SIGTERM: finish the step, save, and say how to go on."""
+"""SIGINT, SIGTERM and SIGUSR1: finish the step, save, and say how to go on."""
 
 from __future__ import annotations
 
@@ -12,7 +12,9 @@ from unmask.errors import RunError
 
 
 class RunStoppedError(RunError):
-    """The run was asked to stop; it finished its step and saved."""
+    """The run was asked to stop; it finished its step and saved. All processes do so after the same step."""
+
+    is_agreed = True
 
     def __init__(self, step: int, num_steps: int, folder: Path, signal_number: int) -> None:
         super().__init__(
@@ -20,10 +22,15 @@ class RunStoppedError(RunError):
             "To go on: the same command with --resume (`unmask demo` needs none)."
         )
         self.signal_number = signal_number
+        # The shell's convention for a process that a signal stopped.
+        self.exit_code = 128 + signal_number
 
 
 class StopSignals:
-    """While open, a SIGINT or SIGTERM is noted, and a second one ends the process at once."""
+    """While open, a SIGINT, SIGTERM or SIGUSR1 is noted, and a second one of its kind ends the process at once.
+
+    Schedulers send SIGUSR1 some time before the end of a job, where they are asked to.
+    """
 
     def __init__(self) -> None:
         self.asked = 0
@@ -33,7 +40,7 @@ class StopSignals:
     def __enter__(self) -> StopSignals:
         # Handlers can only be set by the main thread; elsewhere the caller owns the signals.
         if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGINT, signal.SIGTERM):
+            for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
                 self._previous[number] = signal.signal(number, self._ask)
         return self
 

@@ -1,0 +1,350 @@
+"""Kill tiny runs at random points, let them go on, and compare with a run that nothing interrupted, bit for bit.
+
+    python -m benchmark.kills            # 38 points, some minutes; results in benchmark/results/kills.jsonl
+    python -m benchmark.kills --points 4 --seed 7 --output -
+
+A point is a run of one or two processes (DDP over gloo on the CPU) with something that happens to it:
+
+- `one rank`: kill -9 of one of two processes, a random time into a random step; the other has to end by itself.
+- `all ranks`: kill -9 of all at once, a random time into a random step.
+- `during a save`: kill -9 of the process that writes, at a random one of the file operations of a random checkpoint.
+- `disk full`: the file system (a small tmpfs, so this needs root) is filled up just before a random checkpoint is written; the
+  run has to say so, and goes on once there is room.
+
+Each run is then resumed to the end. Its weights must be the uninterrupted run's bytes, its metrics the same lines but for times.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import multiprocessing
+import os
+import random
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from multiprocessing.context import ForkServerProcess
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+RESULTS = Path(__file__).parent / "results" / "kills.jsonl"
+STEPS = 6
+SETTINGS = (
+    "sampler.num_steps=4",
+    "num_prompts=2",
+    "num_generations=2",
+    f"max_steps={STEPS}",
+    "save_steps=1",
+    "log_rollouts_steps=2",
+    "num_rows=20",
+    "evaluation.num_rows=4",
+    "evaluation.eval_steps=3",
+    "method.beta=0.04",
+    "optim.warmup_steps=2",
+)
+"""Overrides of `sudoku-tiny`: 6 steps, a checkpoint after each."""
+PRELOADED = ["unmask.trainer", "accelerate", "torch._dynamo", "transformers.models.gpt2.modeling_gpt2"]
+PLAN = [
+    ("one rank", 2, 8),
+    ("all ranks", 1, 6),
+    ("all ranks", 2, 8),
+    ("during a save", 1, 5),
+    ("during a save", 2, 5),
+    ("disk full", 1, 3),
+    ("disk full", 2, 3),
+]
+"""Kind, processes, points."""
+DISK = "24m"
+"""Of the file system that fills up."""
+LONGEST = 120.0
+"""Seconds that a run may take to end."""
+
+
+@dataclass(frozen=True)
+class Point:
+    """What happens to one run."""
+
+    kind: str
+    processes: int
+    step: int
+    """Steps that are logged before it."""
+    rank: int = 0
+    """The process that is killed."""
+    delay: float = 0.0
+    """Seconds after that step was logged."""
+    operation: int = 0
+    """Which file operation of the save."""
+    left: int = 0
+    """Bytes that are left on the disk."""
+
+
+def draw(kind: str, processes: int, rng: random.Random) -> Point:
+    """A random point of a kind."""
+    step = rng.randrange(STEPS)
+    match kind:
+        case "during a save":
+            return Point(kind, processes, step, operation=rng.randrange(12))
+        case "disk full":
+            return Point(kind, processes, step, left=rng.randrange(0, 60_000))
+    return Point(kind, processes, step, rng.randrange(processes), round(rng.uniform(0, 0.15), 4))
+
+
+# --- in the processes ---
+
+
+def train(rank: int, processes: int, port: int, recipe: Any, resume: bool, printed: Path, point: Point | None) -> None:
+    """Be one process of a run, with what it prints in a file."""
+    import torch
+
+    torch.set_num_threads(1)
+    if processes > 1:
+        facts = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": processes, "LOCAL_WORLD_SIZE": processes}
+        os.environ.update({name: str(value) for name, value in (facts | {"MASTER_PORT": port}).items()})
+        os.environ.update({"MASTER_ADDR": "127.0.0.1", "ACCELERATE_USE_CPU": "true"})
+    if rank == 0 and point is not None:
+        {"during a save": die_while_saving, "disk full": fill_before_saving}.get(point.kind, lambda _: None)(point)
+    from unmask.cli import main
+
+    overrides = [*SETTINGS, *recipe, *(["--resume"] if resume else [])]
+    command = mock.patch.object(sys, "argv", ["unmask", "train", "sudoku-tiny", *overrides])
+    with printed.open("w") as file, contextlib.redirect_stderr(file), contextlib.redirect_stdout(file), command:
+        main()
+
+
+def die_while_saving(point: Point) -> None:
+    """Be killed at one of the file operations of the checkpoint after the point's step."""
+    from unmask.run_folder import RunFolder
+
+    save, seen = RunFolder.save_checkpoint, 0
+
+    def hook(event: str, _: tuple[object, ...]) -> None:
+        nonlocal seen
+        if is_saving and event in ("open", "os.rename", "os.mkdir", "os.rmdir", "os.remove", "shutil.rmtree"):
+            seen += 1
+            if seen > point.operation:
+                os.kill(os.getpid(), signal.SIGKILL)
+
+    is_saving = False
+
+    def save_and_die(self: Any, step: int, *rest: Any) -> None:
+        nonlocal is_saving
+        is_saving = step == point.step + 1
+        save(self, step, *rest)
+        if is_saving:
+            # Fewer operations than drawn: at the end of the save, then.
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    sys.addaudithook(hook)
+    RunFolder.save_checkpoint = save_and_die  # type: ignore[method-assign]
+
+
+def fill_before_saving(point: Point) -> None:
+    """Fill the disk, but for some bytes, just before the checkpoint after the point's step is written."""
+    from unmask.trainer.state import RunState
+
+    write = RunState.write
+
+    def fill_and_write(self: Any, folder: Path) -> None:
+        if folder.name.endswith(f"{point.step + 1:08d}"):
+            disk = folder.parents[2]
+            free = shutil.disk_usage(disk).free
+            (disk / "filler").write_bytes(b"x" * max(0, free - point.left))
+        write(self, folder)
+
+    RunState.write = fill_and_write  # type: ignore[method-assign]
+
+
+# --- around them ---
+
+
+class Bench:
+    """A place for runs, their model, and the uninterrupted ones to compare with.
+
+    Args:
+        place: a folder.
+    """
+
+    def __init__(self, place: Path) -> None:
+        from unmask.models import TinyConfig, char_tokenizer, save_model, tiny_denoiser
+        from unmask.tasks.sudoku import Sudoku
+
+        self.place = place
+        tokenizer = char_tokenizer(Sudoku().alphabet)
+        self.model = place / "model"
+        save_model(
+            tiny_denoiser(TinyConfig(num_layers=1, width=16, num_heads=2), tokenizer, seed=0), tokenizer, self.model
+        )
+        self._whole: dict[int, Path] = {}
+
+    def whole(self, processes: int) -> Path:
+        """The folder of an uninterrupted run."""
+        if processes not in self._whole:
+            folder = self.place / f"whole-{processes}"
+            codes = self.wait(self.start(folder, processes))
+            assert codes == [0] * processes, codes
+            self._whole[processes] = folder
+        return self._whole[processes]
+
+    def start(
+        self, folder: Path, processes: int, point: Point | None = None, resume: bool = False
+    ) -> list[ForkServerProcess]:
+        """Start a run."""
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            port = probe.getsockname()[1]
+        context = multiprocessing.get_context("forkserver")
+        context.set_forkserver_preload(PRELOADED)
+        recipe = (f"model={self.model}", f"output_dir={folder}", "stuck_timeout=61")
+        started = []
+        for rank in range(processes):
+            printed = self.place / f"printed-{rank}.txt"
+            printed.unlink(missing_ok=True)
+            arguments = (rank, processes, port, recipe, resume, printed, point)
+            started.append(context.Process(target=train, args=arguments, daemon=True))
+            started[-1].start()
+        return started
+
+    def wait(self, started: Sequence[ForkServerProcess]) -> list[int | None]:
+        """Exit codes; of one that does not end, None."""
+        for process in started:
+            process.join(LONGEST)
+        codes = [process.exitcode for process in started]
+        for process in started:
+            process.kill()
+        return codes
+
+    def said(self, processes: int) -> str:
+        """The messages of the run that ended last."""
+        lines = []
+        for rank in range(processes):
+            printed = self.place / f"printed-{rank}.txt"
+            lines += printed.read_text().splitlines() if printed.exists() else []
+        return " ".join(line for line in lines if "Error: " in line)
+
+
+def run(bench: Bench, point: Point, number: int) -> dict[str, Any]:
+    """Do what a point says, resume, compare."""
+    whole = bench.whole(point.processes)
+    with _disk(bench.place / f"disk-{number}", point.kind == "disk full") as disk:
+        folder = disk / "run"
+        started = bench.start(folder, point.processes, point)
+        if point.kind in ("one rank", "all ranks"):
+            _strike(started, folder, point)
+        codes = bench.wait(started)
+        said = bench.said(point.processes)
+        saved = [path.name for path in sorted((folder / "checkpoints").glob("step-*"))]
+        if point.kind == "disk full":
+            (disk / "filler").unlink(missing_ok=True)
+        again = bench.wait(bench.start(folder, point.processes, resume=True))
+        found = {
+            "codes": codes,
+            "said": _without_paths(said, bench.place),
+            "saved": int(saved[-1].removeprefix("step-")) if saved else 0,
+            "resumed": again,
+            "weights_equal": again == [0] * point.processes and _weights(folder) == _weights(whole),
+            "metrics_equal": again == [0] * point.processes and _metrics(folder) == _metrics(whole),
+        }
+    return asdict(point) | found | {"ok": _is_as_promised(point, found)}
+
+
+def _is_as_promised(point: Point, found: dict[str, Any]) -> bool:
+    """Whether the run ended as it should, said what it should, and came to the same end."""
+    is_equal = found["weights_equal"] and found["metrics_equal"]
+    if None in found["codes"]:
+        return False
+    if point.kind == "disk full":
+        return bool(is_equal and set(found["codes"]) == {2} and "Make room" in found["said"])
+    return bool(is_equal)
+
+
+def _strike(started: Sequence[ForkServerProcess], folder: Path, point: Point) -> None:
+    """Wait for the point's moment, and kill."""
+    deadline = time.monotonic() + LONGEST
+    lines = folder / "metrics.jsonl"
+    # The evaluation before the first step has a line, too.
+    while not (lines.exists() and lines.read_text().count("\n") > point.step):
+        if time.monotonic() > deadline or not any(process.is_alive() for process in started):
+            break
+        time.sleep(0.002)
+    time.sleep(point.delay)
+    for process in [started[point.rank]] if point.kind == "one rank" else started:
+        process.kill()
+
+
+@contextlib.contextmanager
+def _disk(place: Path, is_small: bool) -> Iterator[Path]:
+    """A folder, on a file system of its own where a small one is wanted."""
+    place.mkdir()
+    if is_small:
+        subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={DISK}", "tmpfs", str(place)], check=True)
+    try:
+        yield place
+    finally:
+        if is_small:
+            subprocess.run(["umount", str(place)], check=True)
+        shutil.rmtree(place, ignore_errors=True)
+
+
+def can_mount() -> bool:
+    """Whether a small file system can be had."""
+    return os.geteuid() == 0 and sys.platform == "linux"
+
+
+def _weights(folder: Path) -> bytes:
+    return (folder / "final" / "model.safetensors").read_bytes()
+
+
+def _metrics(folder: Path) -> list[dict[str, Any]]:
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [{key: value for key, value in line.items() if not key.startswith("time/")} for line in lines]
+
+
+def _without_paths(text: str, place: Path) -> str:
+    return text.replace(str(place), "PLACE")
+
+
+def points(count: int | None, seed: int) -> list[Point]:
+    """The points of a seed; with a count, as many of them as that, spread over the kinds."""
+    rng = random.Random(seed)
+    drawn = [draw(kind, processes, rng) for kind, processes, number in PLAN for _ in range(number)]
+    drawn = [point for point in drawn if point.kind != "disk full" or can_mount()]
+    return drawn if count is None else [drawn[i * len(drawn) // count] for i in range(count)]
+
+
+def main() -> None:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--points", type=int, help="how many, spread over the kinds; default all")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--output", default=str(RESULTS), help="a file, or - for none")
+    options = parser.parse_args()
+    if not can_mount():
+        print("disk full: not run, it needs root to mount a small file system")
+    with tempfile.TemporaryDirectory() as place:
+        bench = Bench(Path(place))
+        results = []
+        for number, point in enumerate(points(options.points, options.seed)):
+            results.append(run(bench, point, number))
+            found = results[-1]
+            where = f"step {point.step}" + (f" + {point.delay:.3f} s" if point.delay else "")
+            print(
+                f"{number + 1:>3}  {point.kind:14} {point.processes} processes  {where:18} codes {found['codes']}  "
+                f"saved {found['saved']}  {'ok' if found['ok'] else 'NOT AS PROMISED: ' + json.dumps(found)}",
+                flush=True,
+            )
+    if options.output != "-":
+        Path(options.output).write_text("".join(json.dumps(result) + "\n" for result in results))
+    sys.exit(0 if all(result["ok"] for result in results) else 1)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,95 @@
+"""What runs a recipe: processes, devices, precision and trackers, all through accelerate."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from unmask.errors import ConfigError, unknown_name
+from unmask.recipe import RunRecipe
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+COLLECTIVE_PATIENCE = 2
+"""Of `stuck_timeout`, after which a collective gives up by itself, should the watchdog not have ended the process before."""
+
+
+def make_accelerator(recipe: RunRecipe) -> Accelerator:
+    """The accelerator that a recipe asks for, among the processes that a launcher started.
+
+    Raises:
+        ConfigError: a precision that the device lacks, a tracker that is unknown or not installed, or a setting of the launcher
+            that would change what is computed.
+    """
+    from accelerate import Accelerator, InitProcessGroupKwargs, PartialState
+    from accelerate.tracking import LOGGER_TYPE_TO_CLASS, get_available_trackers
+
+    # accelerate leaves a tracker that is not installed out, with a warning at most.
+    for tracker in recipe.report_to:
+        if tracker not in LOGGER_TYPE_TO_CLASS:
+            raise ConfigError(f"report_to: {unknown_name('tracker', tracker, LOGGER_TYPE_TO_CLASS)}")
+        if tracker not in map(str, get_available_trackers()):
+            raise ConfigError(f"report_to: {tracker} is not installed. Install it, or leave it out.")
+    patience = timedelta(seconds=COLLECTIVE_PATIENCE * recipe.stuck_timeout)
+    use_deepspeed = os.environ.get("ACCELERATE_USE_DEEPSPEED", "false").lower() == "true"
+    if use_deepspeed:
+        _check_deepspeed()
+        # Told to use the CPU, accelerate forgets DeepSpeed; so it is told only where it makes the process group.
+        if os.environ.pop("ACCELERATE_USE_CPU", "false").lower() == "true" or not torch.cuda.is_available():
+            # DeepSpeed would take the machine for a GPU's, and each process would believe that it is alone.
+            os.environ.setdefault("DS_ACCELERATOR", "cpu")
+            PartialState(cpu=True, backend="gloo", timeout=patience)
+    try:
+        accelerator = Accelerator(
+            # Apple's GPUs have no float64, which the hashed draws need; their CPUs do.
+            cpu=torch.backends.mps.is_available(),
+            mixed_precision=recipe.mixed_precision,
+            log_with=list(recipe.report_to) or None,
+            project_dir=recipe.output_dir,
+            kwargs_handlers=[InitProcessGroupKwargs(timeout=patience)],
+        )
+    except ValueError as error:
+        raise ConfigError(f"mixed_precision = {recipe.mixed_precision} cannot be had here: {error}") from error
+    if accelerator.gradient_accumulation_steps != 1:
+        raise ConfigError(
+            f"accelerate was started with gradient_accumulation_steps = {accelerator.gradient_accumulation_steps}, which would "
+            "skip updates. Leave it at 1: views_per_forward accumulates gradients as far as memory asks for it."
+        )
+    if use_deepspeed:
+        from transformers.integrations.deepspeed import unset_hf_deepspeed_config
+
+        # Otherwise transformers would share weights out while it loads them, before they can be tested and copied.
+        unset_hf_deepspeed_config()
+        config = accelerator.deepspeed_plugin.deepspeed_config
+        # A name only: batches are the recipe's. And clipping is the recipe's, whatever the launcher says.
+        config["train_micro_batch_size_per_gpu"] = 1
+        config["gradient_clipping"] = recipe.optim.max_grad_norm
+        config["zero_allow_untested_optimizer"] = True
+    return accelerator
+
+
+def start_trackers(accelerator: Accelerator, recipe: RunRecipe) -> None:
+    """Open the trackers that the recipe names, and show them the recipe."""
+    if recipe.report_to:
+        accelerator.init_trackers("unmask", config=_flat_for_trackers(recipe.model_dump(mode="json")))
+
+
+def _check_deepspeed() -> None:
+    try:
+        import deepspeed  # noqa: F401
+    except ImportError as error:
+        raise ConfigError('the zero presets need DeepSpeed: pip install "unmask[zero]"') from error
+
+
+def _flat_for_trackers(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in tree.items():
+        flat |= (
+            _flat_for_trackers(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {prefix + key: str(value)}
+        )
+    return flat

@@ -1,0 +1,239 @@
+"""A run's state on disk: one format, whatever the number of processes that wrote it and however its weights were shared out.
+
+Parameters are gathered one at a time and written whole, so a run goes on with another number of processes or another preset. They
+lie in safetensors files of a bounded size (no pickle), which bounds what the main process holds at a time, too. Random numbers
+need no state: all draws are functions of the seed and the step.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from unmask.checkpoints import check_room
+from unmask.errors import RunError
+from unmask.run_folder import RunFolder, damage_explained, step_of
+from unmask.trainer.engine import is_sharded
+from unmask.trainer.ranks import Ranks
+from unmask.trainer.shards import Holder, holder_of
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+SHARD_BYTES = 2 * 2**30
+"""Of a file, unless one tensor alone is larger."""
+WEIGHT, STATE, BUFFER, EXTRA = "weight:", "optimizer:", "buffer:", "extra:"
+"""Before the names of tensors; a state's name ends in the optimizer's own name for it."""
+
+
+class RunState:
+    """The weights and the optimizer's state of a run, to be written and read.
+
+    Only what training changes is kept: parameters with a gradient, the optimizer's state of them, buffers, and what else is
+    named. The rest comes from the model that the run began with.
+
+    Args:
+        accelerator: of the run.
+        module: the policy itself.
+        model: the policy as it was prepared.
+        optimizers: as they were prepared.
+        extra: tensors besides, by name, that every process holds whole; read back in place.
+    """
+
+    def __init__(
+        self,
+        accelerator: Accelerator,
+        module: nn.Module,
+        model: nn.Module,
+        optimizers: list[Any],
+        extra: Mapping[str, Tensor] | None = None,
+    ) -> None:
+        self.accelerator, self.module, self.extra = accelerator, module, dict(extra or {})
+        self.ranks = Ranks(accelerator)
+        self.holder: Holder = holder_of(accelerator, model, optimizers)
+
+    def save(self, folder: RunFolder, step: int, keep: int, notes: Mapping[str, str] | None = None) -> None:
+        """Add a checkpoint to a run folder, unless there is one of this step.
+
+        Args:
+            folder: where to.
+            step: steps done.
+            keep: good checkpoints that are kept, the newest.
+            notes: texts that lie in it, by file name.
+
+        Raises:
+            RunError: the disk has no room for it, or fills up on the way; on all processes.
+        """
+        if self.ranks.largest(int(folder.is_main and folder.last_step() == step)):
+            return
+
+        def write(target: Path) -> None:
+            self.write(target)
+            for name, text in (notes or {}).items():
+                if folder.is_main:
+                    (target / name).write_text(text)
+
+        size = self.size()
+        with self.ranks.agreed():
+            if folder.is_main:
+                check_room(folder.path, size, folder.last_step())
+        with self.ranks.agreed():
+            folder.save_checkpoint(step, write, keep)
+
+    def resume(self, folder: RunFolder) -> int:
+        """Load the newest checkpoint of a run folder and return its step; 0 if there is none.
+
+        Raises:
+            RunError: it is damaged, or of another model; on all processes.
+        """
+        with self.ranks.agreed():
+            newest = folder.newest_checkpoint() if folder.is_main else None
+        newest = self.ranks.from_main(newest)
+        if newest is None:
+            return 0
+        with self.ranks.agreed(), damage_explained(newest):
+            self.load(newest)
+        return step_of(newest)
+
+    def size(self) -> int:
+        """Bytes that a checkpoint takes, about: weights and, for AdamW, two numbers beside each."""
+        elements = [getattr(p, "ds_numel", p.numel()) for _, p in self._parameters()]
+        return 3 * 4 * sum(elements) + sum(value.numel() * value.element_size() for _, value in self._plain())
+
+    def write(self, folder: Path) -> None:
+        """Write the state's files; the main process writes, all gather."""
+        waiting: dict[str, Tensor] = {}
+        num_files = size = 0
+        fault: Exception | None = None
+        for name, value in self._gathered():
+            # Where the disk is full the others are still waiting for this process's part of what is left to gather.
+            if self.ranks.index or fault is not None:
+                continue
+            # A copy: safetensors refuses tensors that share memory, and a parameter may be a view of a flat one.
+            waiting[name] = value.detach().to("cpu", copy=True).contiguous()
+            size += value.numel() * value.element_size()
+            if size >= SHARD_BYTES:
+                fault = _fault_of_writing(folder, num_files, waiting)
+                num_files, size, waiting = num_files + 1, 0, {}
+        if self.ranks.index == 0:
+            fault = fault or _fault_of_writing(folder, num_files, waiting)
+        if fault is not None:
+            raise fault
+
+    @torch.no_grad()
+    def load(self, folder: Path) -> None:
+        """Read what `write` wrote, on however many processes; the main process reads, and sends it to the others.
+
+        Raises:
+            RunError: it is of another model.
+        """
+        files = _Files(folder) if self.ranks.index == 0 else None
+        names = self.ranks.from_main(files.names() if files else {})
+        mine, plain = dict(self._parameters()), dict(self._plain())
+        wanted = {WEIGHT + name for name in mine} | plain.keys()
+        found = {name for name in names if not name.startswith(STATE)}
+        if wanted != found:
+            odd = sorted(wanted ^ found)
+            raise RunError(
+                f"it holds the weights of another model: {', '.join(odd[:3])}{', ...' if len(odd) > 3 else ''} "
+                "are in only one of the two."
+            )
+
+        def read(name: str) -> Tensor:
+            return self._sent(files.read(name) if files else None, *names[name])
+
+        states: dict[nn.Parameter, dict[str, Tensor]] = {}
+        for name, parameter in mine.items():
+            self.holder.set_weight(parameter, read(WEIGHT + name))
+            prefix = f"{STATE}{name}:"
+            keys = [each.removeprefix(prefix) for each in names if each.startswith(prefix)]
+            states[parameter] = {key: read(prefix + key) for key in keys}
+        self.holder.set_states(states)
+        for name, tensor in plain.items():
+            tensor.copy_(read(name))
+
+    def whole_weights(self) -> dict[str, Tensor] | None:
+        """The policy's state dict with all weights whole, on the main process's CPU; empty on the others.
+
+        None where the policy itself holds them whole.
+        """
+        if not is_sharded(self.accelerator):
+            return None
+        whole: dict[int, Tensor] = {}
+        found = {}
+        for name, value in self.module.state_dict(keep_vars=True).items():
+            if isinstance(value, nn.Parameter) and id(value) not in whole:
+                gathered = self.holder.weight(value).to(value.dtype)
+                whole[id(value)] = gathered.cpu() if self.ranks.index == 0 else gathered[:0]
+            if self.ranks.index == 0:
+                found[name] = whole.get(id(value), value)
+        return found
+
+    def _gathered(self) -> Iterator[tuple[str, Tensor]]:
+        for name, parameter in self._parameters():
+            yield WEIGHT + name, self.holder.weight(parameter)
+            for key, value in self.holder.state(parameter).items():
+                yield f"{STATE}{name}:{key}", value
+        yield from self._plain()
+
+    def _parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
+        for name, parameter in self.module.named_parameters():
+            if parameter.requires_grad:
+                yield name, parameter
+
+    def _plain(self) -> Iterator[tuple[str, Tensor]]:
+        """What every process holds whole: buffers that belong to the state, and the extra tensors."""
+        kept = self.module.state_dict().keys()
+        for name, buffer in self.module.named_buffers():
+            if name in kept:
+                yield BUFFER + name, buffer
+        for name, tensor in self.extra.items():
+            yield EXTRA + name, tensor
+
+    def _sent(self, value: Tensor | None, dtype: torch.dtype, shape: list[int]) -> Tensor:
+        """The main process's tensor, on all."""
+        device = self.accelerator.device
+        if value is None:
+            value = torch.empty(shape, dtype=dtype, device=device)
+        value = value.to(device)
+        if self.ranks.count > 1:
+            torch.distributed.broadcast(value, 0)
+        return value
+
+
+class _Files:
+    """The tensors of a folder, by name."""
+
+    def __init__(self, folder: Path) -> None:
+        from safetensors import safe_open
+
+        self._file: dict[str, Any] = {}
+        for path in sorted(folder.glob("state-*.safetensors")):
+            file = safe_open(path, framework="pt")
+            self._file |= dict.fromkeys(file.keys(), file)  # type: ignore[no-untyped-call]
+        if not self._file:
+            raise RunError("it holds no state-*.safetensors.")
+
+    def names(self) -> dict[str, tuple[torch.dtype, list[int]]]:
+        """Precision and shape of each."""
+        return {name: (self.read(name).dtype, file.get_slice(name).get_shape()) for name, file in self._file.items()}
+
+    def read(self, name: str) -> Tensor:
+        """One of them."""
+        value: Tensor = self._file[name].get_tensor(name)
+        return value
+
+
+def _fault_of_writing(folder: Path, number: int, tensors: dict[str, Tensor]) -> Exception | None:
+    """Write one file; what went wrong, if anything did."""
+    from safetensors.torch import save_file
+
+    try:
+        save_file(tensors, folder / f"state-{number:05d}.safetensors", {"format": "unmask-state-1"})
+    except Exception as error:  # safetensors wraps the system's errors in one of its own
+        return error
+    return None
