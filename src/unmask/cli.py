@@ -416,6 +416,33 @@ def convert(
         )
 
 
+@app.command()
+def merge(
+    source: Annotated[
+        Path, typer.Argument(help="Folder of a LoRA adapter, ours or peft's, or of a run that trained one.")
+    ],
+    destination: Annotated[Path, typer.Argument(help="Where to: a folder that does not exist yet.")],
+    base: Annotated[
+        str | None, typer.Option(help="Folder or hub id of the model under it; default the one that the adapter names.")
+    ] = None,
+) -> None:
+    """Merge a LoRA adapter into its base model: a plain transformers checkpoint.
+
+    A run's final/ is merged already. This is for an adapter that travelled alone, or for another base: say, the same weights
+    in another precision.
+    """
+    from unmask.errors import ModelError
+    from unmask.models.adapters import find_adapter, merge_adapter
+    from unmask.models.convert import written_aside
+
+    if destination.exists():
+        raise ModelError(f"{destination} exists already. Name a folder that does not, or remove it.")
+    adapter = find_adapter(source)
+    with written_aside(destination) as aside:
+        under = merge_adapter(adapter, aside, base)
+    typer.echo(f"{adapter} merged into {under}: {destination}")
+
+
 @data.command(name="check")
 def check_data(
     task: Annotated[str, typer.Argument(help="A task's name.")],

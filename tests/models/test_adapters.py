@@ -12,6 +12,7 @@ import torch
 import transformers
 from torch import Tensor
 
+from tests.small_runs import unmask
 from unmask.config import LoraConfig
 from unmask.errors import ConfigError, ModelError
 from unmask.models import Denoiser, char_tokenizer, load_model, save_model
@@ -299,3 +300,38 @@ def test_merging_bfloat16_weights_rounds_once(tmp_path: Path) -> None:
     merged = adapters.merged()[f"{name}.weight"]
     assert merged.dtype == torch.bfloat16
     assert torch.equal(merged, (before + 2.0 * (b @ a)).float().bfloat16())
+
+
+# --- the command ---
+
+
+def test_merge_takes_an_adapter_a_model_folder_or_a_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    denoiser = build()
+    save_model(denoiser, TOKENIZER, tmp_path / "base")
+    adapters = Adapters(denoiser, LORA, base=str(tmp_path / "base"))
+    train_by_hand(adapters)
+    wanted = logits(denoiser)
+    save_adapted(denoiser, TOKENIZER, adapters, tmp_path / "run" / "final")
+    for i, source in enumerate(("run", "run/final", "run/final/adapter")):
+        assert unmask("merge", tmp_path / source, tmp_path / f"out-{i}") == 0
+        assert "merged into" in capsys.readouterr().out
+        torch.testing.assert_close(logits(load_model(tmp_path / f"out-{i}")[0]), wanted, rtol=0, atol=1e-4)
+    assert unmask("merge", tmp_path / "run", tmp_path / "out-0") == 2
+    assert "exists already" in capsys.readouterr().err
+    assert unmask("merge", tmp_path / "run", tmp_path / "x", "--base", tmp_path / "nowhere") == 2
+    assert "there is no folder" in capsys.readouterr().err
+    assert not (tmp_path / "x").exists()
+
+
+def test_merge_says_what_a_folder_without_an_adapter_holds(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    save_model(build(), TOKENIZER, tmp_path / "plain")
+    (tmp_path / "begun" / "checkpoints").mkdir(parents=True)
+    (tmp_path / "empty").mkdir()
+    for source, said in {
+        "plain": "a plain checkpoint, without an adapter",
+        "begun": "a run that has not ended",
+        "empty": "holds no adapter",
+        "nothing": "there is no folder",
+    }.items():
+        assert unmask("merge", tmp_path / source, tmp_path / "out") == 2
+        assert said in capsys.readouterr().err

@@ -229,23 +229,43 @@ def save_adapted(
         save_model(denoiser, tokenizer, folder, adapters.merged(weights))
 
 
-def merge_adapter(adapter: Path, target: Path, base: str | None = None) -> None:
-    """Write the plain checkpoint that an adapter makes of its base model.
+def merge_adapter(adapter: Path, target: Path, base: str | None = None) -> str:
+    """Write the plain checkpoint that an adapter makes of its base model, and return the base's name.
 
     Args:
-        adapter: folder that peft reads.
-        target: folder to write.
+        adapter: folder that peft reads; see `find_adapter`.
+        target: folder to write into.
         base: the model under it; default the one that the adapter names.
 
     Raises:
         ModelError: no adapter there, or no model, or the two do not fit.
     """
-    if base is None:
-        base = _peft().PeftConfig.from_pretrained(str(adapter)).base_model_name_or_path
+    base = base or _peft().PeftConfig.from_pretrained(str(adapter)).base_model_name_or_path
     if not base:
         raise ModelError(f"the adapter {adapter} does not say which model it was made for. Name it with --base.")
     denoiser, tokenizer = load_model(base)
     save_model(denoiser, tokenizer, target, Adapters.load(denoiser, adapter).merged())
+    return base
+
+
+def find_adapter(source: Path) -> Path:
+    """The folder of an adapter: `source` itself, or what a model folder or a finished run keeps.
+
+    Raises:
+        ModelError: there is none; the message says what is there.
+    """
+    for place in (source, source / "adapter", source / "final" / "adapter"):
+        if (place / CONFIG_FILE).is_file():
+            return place
+    if not source.exists():
+        raise ModelError(f"there is no folder {source}.")
+    if any(list(place.glob("model*.safetensors")) for place in (source, source / "final")):
+        raise ModelError(f"{source} holds a plain checkpoint, without an adapter: there is nothing to merge.")
+    if (source / "checkpoints").is_dir():
+        raise ModelError(
+            f"{source} is a run that has not ended. Finish it with --resume; its final/ is merged already."
+        )
+    raise ModelError(f"{source} holds no adapter: neither it nor adapter/ in it has an {CONFIG_FILE}.")
 
 
 def _without_prefix(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:

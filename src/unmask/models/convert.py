@@ -105,7 +105,7 @@ def convert(
     if to != "native":
         out = original_config(out, family) | {"torch_dtype": out["dtype"]}
     _check_space(destination, sum(piece.num_bytes for piece in pieces))
-    with _written_aside(destination) as aside:
+    with written_aside(destination) as aside:
         _write_tensors(pieces, aside, shard_bytes)
         carried.save_pretrained(aside)
         (aside / "config.json").write_text(json.dumps(out, indent=2, sort_keys=True) + "\n")
@@ -276,7 +276,7 @@ def _check_space(destination: Path, num_bytes: int) -> None:
 
 
 @contextmanager
-def _written_aside(destination: Path) -> Iterator[Path]:
+def written_aside(destination: Path) -> Iterator[Path]:
     """A folder beside the destination that takes its name at the end; on any failure nothing is left."""
     destination.parent.mkdir(parents=True, exist_ok=True)
     aside = Path(tempfile.mkdtemp(prefix=f".{destination.name}.", dir=destination.parent))

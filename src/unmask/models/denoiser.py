@@ -6,6 +6,7 @@ most of the memory of the released codes. Being one module with one forward, it 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -57,13 +58,15 @@ class Denoiser(nn.Module):
 
     def checkpoint_gradients(self) -> None:
         """From now on, a backward pass computes each block's activations again instead of finding them kept."""
+        from transformers.modeling_layers import GradientCheckpointingLayer
+
         backbone = self.backbone
         # Its name from transformers 5.23 on, and before.
         enable = getattr(backbone, "activation_checkpointing_enable", None) or backbone.gradient_checkpointing_enable
         enable({"use_reentrant": False})
-        self._checkpointed = [m for m in self.modules() if getattr(m, "gradient_checkpointing", False)]
+        self._checkpointed = [m for m in self.modules() if isinstance(m, GradientCheckpointingLayer)]
 
-    def compile_trunk(self, backend: str = "inductor") -> None:
+    def compile_trunk(self, backend: str | Callable[..., Any] = "inductor") -> None:
         """torch.compile the trunk in place; shapes may change from call to call."""
         self.backbone.base_model.compile(backend=backend, dynamic=True)
 

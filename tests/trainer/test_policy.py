@@ -1,0 +1,303 @@
+"""The policy of a run: what is trained, what the reference is and when it moves, and in which precision."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from accelerate.state import AcceleratorState, PartialState
+from torch._dynamo.testing import CompileCounter
+
+from tests.models.test_adapters import train_by_hand
+from tests.small_runs import metrics, pretrain_recipe, train_recipe
+from unmask.errors import ConfigError
+from unmask.models import Denoiser, char_tokenizer, load_model, save_model
+from unmask.pretrain import pretrain
+from unmask.tasks import Sudoku
+from unmask.trainer import Trainer
+from unmask.trainer.policy import make_policy, trainable
+from unmask.trainer.reference import FrozenCopy, SecondAdapter, WithoutAdapters
+
+LORA = ("lora.r=3", "lora.alpha=6", "method.beta=0.04")
+TRAINING = ("optim.learning_rate=1e-2", "optim.warmup_steps=0", "num_iterations=1", "evaluation.eval_steps=0")
+CPU = torch.device("cpu")
+
+
+def ones(completions: list[str], **_: Any) -> list[float]:
+    """A reward that differs between any two completions of an untrained model."""
+    return [text.count("1") + 0.1 * len(text) for text in completions]
+
+
+@pytest.fixture
+def model(lively: Denoiser, tmp_path: Path) -> Path:
+    """Folder of a model whose answers depend on all it sees."""
+    save_model(lively, char_tokenizer(Sudoku().alphabet), tmp_path / "model")
+    return tmp_path / "model"
+
+
+@pytest.fixture
+def fresh_state() -> Iterator[None]:
+    """accelerate keeps the precision of the first accelerator for the whole process."""
+    AcceleratorState._reset_state()
+    yield
+    AcceleratorState._reset_state()
+    PartialState._reset_state()
+
+
+def logged(folder: Path, key: str) -> list[float]:
+    return [line[key] for line in metrics(folder) if key in line]
+
+
+# --- adapters ---
+
+
+def test_with_adapters_nothing_else_is_trained_and_the_reference_takes_no_memory(model: Path, tmp_path: Path) -> None:
+    recipe = train_recipe(model, tmp_path / "run", *LORA)
+    policy = make_policy(recipe, CPU)
+    assert policy.adapters is not None
+    held = {id(p) for group in policy.optimizer.param_groups for p in group["params"]}
+    assert held == {id(p) for _, p in policy.adapters.parameters()} == {id(p) for p in trainable(policy.denoiser)}
+    assert isinstance(policy.reference, WithoutAdapters)
+    assert (policy.reference.modules(), policy.reference.tensors()) == ([], {})
+    # Negative control: without adapters everything is trained, beside a copy of it.
+    plain = make_policy(train_recipe(model, tmp_path / "run", "method.beta=0.04"), CPU)
+    assert len(trainable(plain.denoiser)) == len(list(plain.denoiser.parameters()))
+    assert isinstance(plain.reference, FrozenCopy)
+    assert not trainable(plain.reference.denoiser)
+
+
+def test_the_model_without_adapters_answers_as_a_copy_of_the_start_would(model: Path, tmp_path: Path) -> None:
+    policy = make_policy(train_recipe(model, tmp_path / "run", *LORA), CPU)
+    start, _ = load_model(model)
+    train_by_hand(policy.adapters)
+    ids, where = torch.randint(3, 9, (2, 8)), torch.arange(8).expand(2, 8)
+    assert policy.reference is not None
+    with policy.reference.acting(policy.denoiser) as acting, torch.no_grad():
+        assert torch.equal(acting(ids, None, where), start(ids, None, where))
+        assert acting is policy.denoiser
+    assert not torch.equal(policy.denoiser(ids, None, where), start(ids, None, where))
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.5])
+def test_a_run_with_adapters_begins_at_ratio_one_whatever_the_dropout(
+    model: Path, tmp_path: Path, dropout: float
+) -> None:
+    recipe = train_recipe(model, tmp_path / "run", *LORA, *TRAINING, f"lora.dropout={dropout}")
+    folder = Trainer(recipe, [ones]).train()
+    # At every step's first and only update the policy is the one that rolled out, though B is no longer 0.
+    assert logged(folder, "policy/ratio_max") == [1.0] * 6
+    assert max(logged(folder, "diffusion/mismatch_max")) < 1e-4
+    kl = logged(folder, "kl")
+    assert kl[0] == 0.0
+    assert min(kl[1:]) > 0.0
+    start, _ = load_model(model)
+    final, _ = load_model(folder / "final")
+    changed = {
+        key.removeprefix("backbone.")
+        for key, value in final.state_dict().items()
+        if not torch.equal(value, start.state_dict()[key])
+    }
+    assert changed
+    assert all(key.split(".")[-2] in ("c_attn", "c_proj", "c_fc") and key.endswith("weight") for key in changed)
+
+
+def test_demonstrations_train_adapters_too_and_there_dropout_is_active(model: Path, tmp_path: Path) -> None:
+    losses = {}
+    for dropout in (0.0, 0.5):
+        recipe = pretrain_recipe(
+            tmp_path / f"sft-{dropout}",
+            f"model={model}",
+            "lora.r=3",
+            f"lora.dropout={dropout}",
+            "muon_learning_rate=0",
+            "optim.learning_rate=1e-2",
+        )
+        folder = pretrain(recipe)
+        losses[dropout] = logged(folder, "loss")
+        assert (folder / "final" / "adapter" / "adapter_model.safetensors").exists()
+        load_model(folder / "final")
+    # B is 0 before the first update, so dropout shows from the second on.
+    assert losses[0.0][0] == losses[0.5][0]
+    assert losses[0.0][2] != losses[0.5][2]
+
+
+def test_four_bits_want_a_gpu_and_the_package(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    recipe = train_recipe(model, tmp_path / "run", *LORA, "lora.quantize=4bit")
+    with pytest.raises(ConfigError, match="needs a CUDA GPU, and there is none here"):
+        make_policy(recipe, CPU)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(ConfigError, match="pip install bitsandbytes"):
+        make_policy(recipe, CPU)
+
+
+# --- the reference ---
+
+
+@pytest.mark.parametrize("adapters", [(), LORA], ids=["all weights", "adapters"])
+def test_a_reference_that_follows_is_where_the_policy_was_at_its_last_move(
+    model: Path, tmp_path: Path, adapters: tuple[str, ...]
+) -> None:
+    settings = ("method.beta=0.04", *adapters, *TRAINING)
+    still = Trainer(train_recipe(model, tmp_path / "still", *settings), [ones]).train()
+    moving = Trainer(
+        train_recipe(model, tmp_path / "moving", *settings, "sync_ref_model=true", "ref_model_sync_steps=2"), [ones]
+    ).train()
+    # The KL before each step's update: from the start of the run, or from where step 2, then step 4 ended.
+    kl, followed = logged(still, "kl"), logged(moving, "kl")
+    assert kl[0] == followed[0] == 0.0
+    assert kl[1] == followed[1] > 0.0
+    assert (followed[2], followed[4]) == (0.0, 0.0)
+    assert min(followed[3], followed[5], *kl[2:]) > 0.0
+
+
+def test_a_copy_moves_by_alpha(lively: Denoiser) -> None:
+    reference = FrozenCopy.of(lively, CPU)
+    before = [p.clone() for p in lively.parameters()]
+    with torch.no_grad():
+        for parameter in lively.parameters():
+            parameter.add_(1.0)
+    reference.move(lively, 0.25)
+    for its, was in zip(reference.denoiser.parameters(), before, strict=True):
+        torch.testing.assert_close(its, was + 0.25, rtol=0, atol=1e-5)
+    reference.move(lively, 1.0)
+    for its, policys in zip(reference.denoiser.parameters(), lively.parameters(), strict=True):
+        assert torch.equal(its, policys)
+
+
+def test_the_model_without_adapters_cannot_move_and_a_second_adapter_can(model: Path, tmp_path: Path) -> None:
+    fixed = make_policy(train_recipe(model, tmp_path / "run", *LORA), CPU)
+    assert fixed.reference is not None
+    with pytest.raises(NotImplementedError):
+        fixed.reference.move(fixed.denoiser, 1.0)
+    moving = make_policy(train_recipe(model, tmp_path / "run", *LORA, "sync_ref_model=true"), CPU)
+    assert isinstance(moving.reference, SecondAdapter)
+    # Frozen, so no optimizer has it.
+    assert len(moving.reference.tensors()) == len(trainable(moving.denoiser))
+
+
+def test_an_offloaded_copy_is_on_the_device_for_its_pass_only(
+    lively: Denoiser, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    where: list[str] = []
+    monkeypatch.setattr(Denoiser, "to", lambda self, device: where.append(str(device)) or self)
+    reference = FrozenCopy(lively, "cuda:0", offload=True)
+    assert where == ["cpu"]
+    with reference.acting(lively):
+        assert where == ["cpu", "cuda:0"]
+    assert where == ["cpu", "cuda:0", "cpu"]
+    with pytest.raises(KeyError), reference.acting(lively):
+        raise KeyError
+    assert where[-1] == "cpu"
+    where.clear()
+    with FrozenCopy(lively, "cuda:0").acting(lively):
+        pass
+    assert where == ["cuda:0"]
+
+
+def test_offloading_changes_nothing_that_is_learnt(model: Path, tmp_path: Path) -> None:
+    runs = [
+        Trainer(train_recipe(model, tmp_path / name, "method.beta=0.04", *TRAINING, *more), [ones]).train()
+        for name, more in (("on", ()), ("off", ("reference_offload=true",)))
+    ]
+    assert metrics(runs[0]) == metrics(runs[1])
+
+
+# --- precision ---
+
+
+@pytest.mark.parametrize("adapters", [(), LORA], ids=["all weights", "adapters"])
+def test_bfloat16_weights_train_with_log_probabilities_in_float32(
+    model: Path, tmp_path: Path, adapters: tuple[str, ...], caplog: pytest.LogCaptureFixture
+) -> None:
+    recipe = train_recipe(model, tmp_path / "run", "method.beta=0.04", "dtype=bfloat16", *adapters, *TRAINING)
+    with caplog.at_level(logging.WARNING, logger="unmask"):
+        trainer = Trainer(recipe, [ones])
+    assert ("8 significant bits" in caplog.text) == (not adapters)
+    assert {p.dtype for p in trainer.denoiser.parameters()} == (
+        {torch.bfloat16, torch.float32} if adapters else {torch.bfloat16}
+    )
+    paths = []
+    update = trainer.learner.update
+    trainer.learner.update = lambda rollout, *rest: (paths.append(rollout.trajectory), update(rollout, *rest))[1]  # type: ignore[method-assign]
+    folder = trainer.train()
+    assert {(path.logprob.dtype, path.entropy.dtype) for path in paths} == {(torch.float32, torch.float32)}
+    # float32 numbers: few of them are ones that bfloat16 could hold.
+    logprob = torch.cat([path.logprob[path.logprob != 0] for path in paths])
+    assert (logprob == logprob.bfloat16().float()).float().mean() < 0.1
+    assert logged(folder, "policy/ratio_max") == [1.0] * 6
+    # The rounding of bfloat16 in batches of another shape, and no more.
+    assert max(logged(folder, "diffusion/mismatch_max")) < 0.1
+    final, _ = load_model(folder / "final")
+    start, _ = load_model(model)
+    assert final.backbone.dtype == torch.bfloat16
+    assert not all(torch.equal(a, b.bfloat16()) for a, b in zip(final.parameters(), start.parameters(), strict=True))
+
+
+@pytest.mark.usefixtures("fresh_state")
+def test_mixed_precision_computes_in_bfloat16_and_keeps_float32_weights(model: Path, tmp_path: Path) -> None:
+    recipe = train_recipe(model, tmp_path / "run", "method.beta=0.04", "mixed_precision=bf16", *LORA, *TRAINING)
+    trainer = Trainer(recipe, [ones])
+    seen = set()
+    trainer.denoiser.backbone.transformer.h[0].mlp.register_forward_hook(lambda _m, _a, out: seen.add(out.dtype))
+    folder = trainer.train()
+    assert seen == {torch.bfloat16}
+    assert {p.dtype for p in trainer.denoiser.parameters()} == {torch.float32}
+    assert logged(folder, "policy/ratio_max") == [1.0] * 6
+    assert max(logged(folder, "diffusion/mismatch_max")) < 0.1
+    # The reference is read in the same precision: before the first update there is nothing between the two.
+    assert logged(folder, "kl")[0] == 0.0
+
+
+# --- compilation ---
+
+
+@pytest.mark.slow
+def test_a_compiled_trunk_gives_the_same_logits_and_gradients_under_the_same_names(model: Path, tmp_path: Path) -> None:
+    # Traces and guards as any backend; inductor would take half a minute to write code for the same graphs.
+    counter = CompileCounter()
+    found = []
+    for compiled in (False, True):
+        policy = make_policy(train_recipe(model, tmp_path / "run", *LORA), CPU)
+        assert policy.adapters is not None
+        train_by_hand(policy.adapters)
+        if compiled:
+            policy.denoiser.compile_trunk(counter)
+        rows = []
+        for batch, width in ((2, 8), (3, 11)):
+            ids = torch.randint(3, 9, (batch, width), generator=torch.Generator().manual_seed(width))
+            logits = policy.denoiser(ids, None, torch.arange(width).expand(batch, width))
+            logits.sum().backward()
+            rows.append(logits.detach())
+        with policy.adapters.off(), torch.no_grad():
+            rows.append(policy.denoiser(ids, None, torch.arange(width).expand(batch, width)))
+        found.append((rows, [p.grad for p in trainable(policy.denoiser)], list(policy.denoiser.state_dict())))
+    (rows, gradients, names), (again, gradients_again, names_again) = found
+    assert names == names_again
+    # With a graph for each shape there would be one for every row that ends.
+    assert 1 <= counter.frame_count <= 3
+    for one, other in zip([*rows, *gradients], [*again, *gradients_again], strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-4)
+
+
+def test_the_recipes_switches_reach_the_model(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str] = []
+    monkeypatch.setattr(Denoiser, "compile_trunk", lambda self: asked.append("compile"))
+    make_policy(train_recipe(model, tmp_path / "run"), CPU)
+    assert asked == []
+    policy = make_policy(train_recipe(model, tmp_path / "run", "compile=true", "gradient_checkpointing=true"), CPU)
+    assert asked == ["compile"]
+    assert len(policy.denoiser._checkpointed) == 2
+
+
+def test_checkpointed_blocks_learn_the_same(model: Path, tmp_path: Path) -> None:
+    kept, again = (
+        Trainer(train_recipe(model, tmp_path / name, *TRAINING, *more), [ones]).train()
+        for name, more in (("kept", ()), ("again", ("gradient_checkpointing=true",)))
+    )
+    assert logged(kept, "reward") == logged(again, "reward")
+    assert logged(kept, "grad_norm") == pytest.approx(logged(again, "grad_norm"), rel=1e-4)
