@@ -7,6 +7,7 @@ import re
 import typing
 from collections.abc import Callable, Iterable, Sequence
 from functools import cache
+from pathlib import Path
 from types import NoneType, UnionType
 from typing import Any
 
@@ -72,11 +73,13 @@ def tasks_table() -> str:
 def recipes_table() -> str:
     """The recipes that come with the package, with their first comment."""
     rows = []
-    for kind in ("", "compare"):
+    for kind in ("", "compare", *recipe.COLLECTIONS):
         for name, path in recipe.shipped_recipes(kind).items():
+            name = f"{kind}/{name}" if kind in recipe.COLLECTIONS else name
             lines = path.read_text(encoding="utf-8").splitlines()
             said = " ".join(line.lstrip("# ") for line in _leading(lines, lambda line: line.startswith("#")))
-            rows.append([f"`{name}`", "compare" if kind else _command_of(name), said])
+            said = re.split(r"(?<=\.)\s+(?=[A-Z])", said)[0]
+            rows.append([f"`{name}`", "compare" if kind == "compare" else _command_of(path), said])
     return _table(["recipe", "for `unmask`", "what it is"], rows)
 
 
@@ -91,9 +94,13 @@ def task_page(name: str) -> str:
     if task.reward_columns:
         columns = ", ".join(f"`{column}`" for column in task.reward_columns)
         parts.append(f"Its own reward reads the columns {columns} of a row.")
-    used = [n for n, path in recipe.shipped_recipes().items() if f"type: {name}" in path.read_text(encoding="utf-8")]
+    used = [
+        (_command_of(path), n)
+        for n, path in recipe.shipped_recipes().items()
+        if f"type: {name}" in path.read_text(encoding="utf-8")
+    ]
     if used:
-        commands = "\n".join(f"unmask {_command_of(n)} {n}" for n in sorted(used, key=lambda n: _command_of(n)))
+        commands = "\n".join(f"unmask {command} {name}" for command, name in sorted(used))
         parts += ["## Recipes", f"```bash\n{commands}\n```"]
     return "\n\n".join(parts) + "\n"
 
@@ -257,9 +264,9 @@ def _commands(group: Any, prefix: str = "") -> Iterable[tuple[str, Any]]:
             yield f"{prefix}{name}", command
 
 
-def _command_of(name: str) -> str:
+def _command_of(path: Path) -> str:
     """Which command takes a shipped recipe."""
-    return "train" if "method" in recipe.read_tree(recipe.shipped_recipes()[name]) else "pretrain"
+    return "train" if "method" in recipe.read_tree(path) else "pretrain"
 
 
 def _doc(kind: type) -> list[str]:
