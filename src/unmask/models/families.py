@@ -108,7 +108,7 @@ _LLADA = Family(
     native_type="llama",
     paper="arXiv:2502.09992",
     checkpoints=(
-        Checkpoint("GSAI-ML/LLaDA-8B-Base", "8.02B", "MIT"),
+        Checkpoint("GSAI-ML/LLaDA-8B-Base", "8.02B", "MIT (its repository)"),
         Checkpoint("GSAI-ML/LLaDA-8B-Instruct", "8.02B", "MIT"),
     ),
     checked="logits of its own code",
@@ -230,7 +230,9 @@ def _a2d(
         paper=paper,
         checkpoints=(
             Checkpoint(f"dllm-hub/{hub}-diffusion-mdlm-v0.1", parameters, "Apache-2.0"),
-            Checkpoint(f"dllm-hub/{hub}-diffusion-bd3lm-v0.1", parameters, "Apache-2.0"),
+            Checkpoint(
+                f"dllm-hub/{hub}-diffusion-bd3lm-v0.1", parameters, "Apache-2.0" if base == "qwen2" else "unknown"
+            ),
         ),
         checked="mini checkpoint",
         architecture=f"A2D{name}LMHeadModel",
@@ -328,7 +330,7 @@ FAMILIES: dict[str, Family] = {
         checkpoints=(
             Checkpoint("JetLM/SDAR-1.7B-Chat", "2.03B", "Apache-2.0"),
             Checkpoint("JetLM/SDAR-4B-Chat", "4.4B", "Apache-2.0"),
-            Checkpoint("JetLM/SDAR-8B-Chat", "8.2B", "Apache-2.0"),
+            Checkpoint("JetLM/SDAR-8B-Chat", "8.2B", "unknown"),
         ),
         checked="mini checkpoint",
         architecture="SDARForCausalLM",
