@@ -253,6 +253,19 @@ def test_gradients_go_through_the_mask(sdar):
     sdar.zero_grad()
 
 
+def test_checkpointed_gradients_are_the_plain_ones(folder):
+    ids = random_ids(2, P + L)
+    gradients = []
+    for checkpointed in (False, True):
+        denoiser, _ = load_model(folder)
+        if checkpointed:
+            denoiser.checkpoint_gradients()
+        denoiser(ids, None, everywhere(ids)).square().mean().backward()
+        gradients.append([p.grad for p in denoiser.parameters()])
+    assert all(torch.allclose(one, two, rtol=0, atol=1e-6) for one, two in zip(*gradients, strict=True))
+    assert any(one.abs().max() > 1e-4 for one in gradients[0])
+
+
 # What is refused
 
 

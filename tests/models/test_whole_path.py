@@ -14,7 +14,6 @@ from safetensors.torch import load_file
 from tests.models.minis import MINIS, mini_checkpoint
 from tests.small_runs import PRETRAIN, TRAIN, metrics, steps_saved, unmask, weights
 from unmask.models import load_model
-from unmask.models.adapters import merge_adapter
 from unmask.models.families import FAMILIES
 
 SFT = (*PRETRAIN, "max_steps=2", "save_steps=2", "muon_learning_rate=0", "optim.learning_rate=1e-3")
@@ -67,7 +66,7 @@ def test_a_family_goes_the_whole_path(name: str, tmp_path: Path, capsys: pytest.
     assert weights(run) == whole
     assert metrics(run) == logged
 
-    merge_adapter(run / "final" / "adapter", tmp_path / "merged")
+    assert unmask("merge", run / "final" / "adapter", tmp_path / "merged") == 0
     assert all(torch.equal(value, tensors(run / "final")[key]) for key, value in tensors(tmp_path / "merged").items())
 
     evaluated = ("eval", run / "final", "--task", "sudoku", "--rows", 4, "--length", 16, "--steps", 4, *blocks)
