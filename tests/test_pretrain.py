@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from accelerate import Accelerator
 
 from tests.models.minis import mini_checkpoint
 from tests.small_runs import metrics, pretrain_recipe, steps_saved, weights
@@ -17,7 +18,7 @@ from unmask.errors import ConfigError, DataError, ModelError, RunError
 from unmask.functional.elbo import mask_at_times, stratified_times
 from unmask.functional.noise import named_generator
 from unmask.models import Denoiser, char_tokenizer, convert, load_model
-from unmask.pretrain import Corpus, _optimizers, pretrain
+from unmask.pretrain import Corpus, _add_gradient, _optimizers, pretrain
 from unmask.rollout import decode
 from unmask.trainer.stopping import RunStoppedError
 
@@ -35,8 +36,11 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_the_loss_is_the_negative_elbo_per_token(lively: Denoiser, tmp_path: Path) -> None:
     corpus = Corpus(pretrain_recipe(tmp_path), lively, TOKENIZER)
     cpu = torch.device("cpu")
-    found = corpus.loss(lively, named_generator(0, "pretrain", 3), cpu, slice(None))
-    halves = [corpus.loss(lively, named_generator(0, "pretrain", 3), cpu, half) for half in (slice(0, 2), slice(2, 4))]
+    found = corpus.loss(lively, corpus.draw(named_generator(0, "pretrain", 3), slice(None), cpu))
+    halves = [
+        corpus.loss(lively, corpus.draw(named_generator(0, "pretrain", 3), half, cpu))
+        for half in (slice(0, 2), slice(2, 4))
+    ]
     assert float(found.detach()) == pytest.approx(float(sum(halves).detach()) / 2, rel=1e-6), "two processes are one"
 
     # The same draws, then everything by hand from the transformers model itself.
@@ -59,7 +63,7 @@ def test_the_loss_of_a_block_causal_model_is_that_of_one_masked_block_after_clea
     convert(mini_checkpoint("sdar", tmp_path / "original"), tmp_path / "native")
     denoiser, tokenizer = load_model(tmp_path / "native")
     corpus = Corpus(pretrain_recipe(tmp_path), denoiser, tokenizer)
-    found = corpus.loss(denoiser, named_generator(0, "pretrain", 3), torch.device("cpu"), slice(None))
+    found = corpus.loss(denoiser, corpus.draw(named_generator(0, "pretrain", 3), slice(None), torch.device("cpu")))
     generator = named_generator(0, "pretrain", 3)
     rows = torch.randint(20, (4,), generator=generator)
     times = stratified_times(4, 0.03, generator)
@@ -79,6 +83,24 @@ def test_the_loss_of_a_block_causal_model_is_that_of_one_masked_block_after_clea
         logprob = logits.log_softmax(-1).gather(-1, target[here].unsqueeze(-1)).squeeze(-1)
         total += 4 * (logprob[hidden[here]].sum() / time).item()
     assert float(found.detach()) == pytest.approx(-total / 4 / 16, rel=1e-5)
+
+
+@pytest.mark.parametrize("tokens", [1, 66, 10_000])
+def test_the_parts_of_a_batch_add_up_to_its_gradient(lively: Denoiser, tmp_path: Path, tokens: int) -> None:
+    corpus = Corpus(pretrain_recipe(tmp_path, "batch_size=6"), lively, TOKENIZER)
+    batch = corpus.draw(named_generator(0, "pretrain", 3), slice(None), torch.device("cpu"))
+    found = []
+    for limit, at_once in ((None, 10**9), (tokens, 5)):
+        corpus.positions_at_once = at_once
+        lively.zero_grad()
+        loss = _add_gradient(Accelerator(), lively, corpus, batch, limit)
+        found.append((loss, torch.cat([p.grad.flatten() for p in lively.parameters() if p.grad is not None])))
+    (whole, gradient), (parts, again) = found
+    assert parts == pytest.approx(whole, rel=1e-6)
+    assert gradient.norm() > 1e-2
+    assert (gradient - again).norm() / gradient.norm() < 1e-5
+    # Rows of 17 tokens of prompt and 16 of completion.
+    assert [len(part) for part in batch.split(tokens)] == {1: [1] * 6, 66: [2, 2, 2], 10_000: [6]}[tokens]
 
 
 def test_completions_that_blocks_do_not_tile_are_refused(tmp_path: Path) -> None:

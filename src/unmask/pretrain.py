@@ -9,6 +9,9 @@ from __future__ import annotations
 import math
 import random
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,12 +27,14 @@ from unmask.model_card import pretraining_card, push, read_lines
 from unmask.models import Denoiser, char_tokenizer, tiny_denoiser
 from unmask.models.adapters import save_adapted
 from unmask.recipe import PretrainRecipe
+from unmask.records import Readout
 from unmask.rollout import check_room, encode_batch
 from unmask.run_folder import RunFolder
-from unmask.samplers.predict import predict
+from unmask.samplers.predict import predict, read
 from unmask.trainer import engine
 from unmask.trainer.accelerator import make_accelerator, start_trackers
-from unmask.trainer.policy import equip, load_policy, trainable
+from unmask.trainer.learn import positions_at_once
+from unmask.trainer.policy import base_mark, equip, load_policy, trainable
 from unmask.trainer.ranks import Ranks
 from unmask.trainer.shards import prepare
 from unmask.trainer.state import RunState
@@ -89,10 +94,11 @@ def _run(
         denoiser, tokenizer = _start_model(recipe)
         adapters = equip(recipe, denoiser, recipe.model)
         corpus = Corpus(recipe, denoiser, tokenizer)
+        mark = base_mark(denoiser, adapters)
     optimizers = _optimizers(recipe, denoiser)
     peaks = [optimizer.param_groups[0]["lr"] for optimizer in optimizers]
     model, prepared = prepare(accelerator, denoiser, optimizers)
-    state = RunState(accelerator, denoiser, model, prepared)
+    state = RunState(accelerator, denoiser, model, prepared, mark)
     done = state.resume(folder)
     folder.open_metrics(done)
     start_trackers(accelerator, recipe)
@@ -101,15 +107,17 @@ def _run(
     for step in range(done, recipe.max_steps):
         started = time.perf_counter()
         watchdog.begin(step + 1, "update")
-        loss = corpus.loss(model, named_generator(recipe.seed, "pretrain", step), accelerator.device, share)
+        batch = corpus.draw(named_generator(recipe.seed, "pretrain", step), share, accelerator.device)
+        for optimizer in prepared:
+            optimizer.zero_grad()
+        # Dropout, where a checkpoint or its adapters have any, is drawn anew at each step, by each process.
+        with _seeded(recipe.seed, step, ranks.index, accelerator.device):
+            loss = _add_gradient(accelerator, model, corpus, batch, recipe.max_tokens_per_forward)
         # Of all processes: one that stopped alone would leave the others waiting for it.
-        losses = ranks.objects(float(loss.detach()))
+        losses = ranks.objects(loss)
         mean = sum(losses) / len(losses)
         if not math.isfinite(mean):
             raise _not_finite(f"the loss at step {step + 1} is {mean}")
-        for optimizer in prepared:
-            optimizer.zero_grad()
-        engine.backward(accelerator, model, loss, True)
         optim = recipe.optim
         factor = learning_rate_factor(step, recipe.max_steps, optim.warmup_steps, optim.lr_schedule, optim.lr_floor)
         for optimizer, peak in zip(prepared, peaks, strict=True):
@@ -142,6 +150,51 @@ def _run(
     accelerator.end_training()
     if recipe.push_to_hub and accelerator.is_main_process:
         push(folder.final, recipe.push_to_hub)
+
+
+def _add_gradient(
+    accelerator: Accelerator, model: torch.nn.Module, corpus: Corpus, batch: Batch, max_tokens: int | None
+) -> float:
+    """Back-propagate the loss of a batch, part by part, and return it."""
+    loss, parts = 0.0, batch.split(max_tokens)
+    for i, part in enumerate(parts):
+        is_last = i == len(parts) - 1
+        with engine.accumulating(accelerator, model, is_last):
+            share = corpus.loss(model, part) * (len(part) / len(batch))
+            engine.backward(accelerator, model, share, is_last)
+        loss += float(share.detach())
+    return loss
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """Demonstrations with what is masked of them."""
+
+    prompt_ids: Tensor
+    """[B, P] int64, left-padded."""
+    prompt_mask: Tensor
+    """[B, P] bool, False at padding."""
+    completion: Tensor
+    """[B, L] int64."""
+    masked: Tensor
+    """[B, L] bool."""
+    times: Tensor
+    """[B] float, with which a token was masked."""
+    num_blocks: int
+    """That the masked one of each row stands for."""
+
+    def __len__(self) -> int:
+        return len(self.completion)
+
+    def split(self, max_tokens: int | None) -> list[Batch]:
+        """Parts of at most so many rows times tokens, and at least one row."""
+        width = self.prompt_ids.shape[1] + self.completion.shape[1]
+        rows = len(self) if max_tokens is None else max(1, max_tokens // width)
+        names = [f.name for f in fields(self) if f.name != "num_blocks"]
+        return [
+            replace(self, **{name: getattr(self, name)[start : start + rows] for name in names})
+            for start in range(0, len(self), rows)
+        ]
 
 
 class Corpus:
@@ -180,9 +233,10 @@ class Corpus:
         self.completions = torch.tensor(completions)
         self.mask_id, self.block_length = denoiser.mask_id, denoiser.block_length
         self.batch_size, self.min_time = recipe.batch_size, recipe.min_time
+        self.positions_at_once = positions_at_once(denoiser) or len(completions) * length
 
-    def loss(self, model: torch.nn.Module, generator: torch.Generator, device: torch.device, share: slice) -> Tensor:
-        """-ELBO per completion token of a random batch, nats; of the `share` of it that this process owns."""
+    def draw(self, generator: torch.Generator, share: slice, device: torch.device) -> Batch:
+        """A random batch; the `share` of it that this process owns."""
         # Drawn for all processes, so that their number does not change what is learnt.
         rows = torch.randint(len(self.completions), (self.batch_size,), generator=generator)
         times = stratified_times(self.batch_size, self.min_time, generator)
@@ -194,20 +248,45 @@ class Corpus:
         if self.block_length is not None:
             block = torch.randint(num_blocks, (self.batch_size, 1), generator=generator)
             masked &= torch.arange(masked.shape[1]) // self.block_length == block
-        masked = masked[share].to(device)
-        rows, times = rows[share], times[share].to(device)
-        target = self.completions[rows].to(device)
-        everywhere = torch.arange(target.shape[1], device=device).expand_as(target)
-        logits = predict(
-            model,  # type: ignore[arg-type]
-            self.prompt_ids[rows].to(device),
-            self.prompt_mask[rows].to(device),
+        rows = rows[share]
+        return Batch(
+            prompt_ids=self.prompt_ids[rows].to(device),
+            prompt_mask=self.prompt_mask[rows].to(device),
+            completion=self.completions[rows].to(device),
+            masked=masked[share].to(device),
+            times=times[share].to(device),
+            num_blocks=num_blocks,
+        )
+
+    def loss(self, model: torch.nn.Module, batch: Batch) -> Tensor:
+        """-ELBO per completion token of a batch, nats."""
+        target, masked = batch.completion, batch.masked
+        everywhere = torch.arange(target.shape[1], device=target.device).expand_as(target)
+        asked = (
+            batch.prompt_ids,
+            batch.prompt_mask,
             target.masked_fill(masked, self.mask_id),
             everywhere,
             self.mask_id,
         )
-        logprob = token_logprobs(logits).gather(-1, target.unsqueeze(-1)).squeeze(-1)
-        return -elbo(logprob, masked, times).mean() / target.shape[1] * num_blocks
+        tokens = target.unsqueeze(-1)
+        if target.numel() <= self.positions_at_once:
+            logprob = _token_logprob(predict(model, *asked), tokens)  # type: ignore[arg-type]
+        else:
+            logprob = read(model, *asked, Readout(_token_logprob, tokens, self.positions_at_once))
+        return -elbo(logprob.squeeze(-1), masked, batch.times).mean() / target.shape[1] * batch.num_blocks
+
+
+def _token_logprob(logits: Tensor, tokens: Tensor) -> Tensor:
+    return token_logprobs(logits).gather(-1, tokens)
+
+
+@contextmanager
+def _seeded(seed: int, step: int, process: int, device: torch.device) -> Iterator[None]:
+    """torch's own generators, from which dropout draws, as a function of the step; afterwards they are as before."""
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        torch.manual_seed(named_generator(seed, "dropout", step, process).initial_seed())
+        yield
 
 
 def _start_model(recipe: PretrainRecipe) -> tuple[Denoiser, PreTrainedTokenizerBase]:

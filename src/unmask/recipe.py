@@ -190,6 +190,9 @@ class PretrainRecipe(RunRecipe):
     """Optimizer steps."""
     batch_size: int = Field(96, ge=1)
     """Demonstrations a step."""
+    max_tokens_per_forward: int | None = Field(None, ge=1)
+    """Rows times (prompt + completion) tokens in one forward, never less than one row; the gradients of a batch's parts are added
+    up. Default: the whole batch at once."""
     sloppy_share: float = Field(0.0, ge=0, le=1)
     """Share of demonstrations that are plausible but mostly wrong: a base for RL to raise. The shipped tiny bases set it."""
     max_completion_length: int | None = Field(None, ge=1)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -10,11 +11,12 @@ from typing import Any
 import pytest
 import torch
 from accelerate.state import AcceleratorState, PartialState
+from safetensors.torch import load_file
 from torch._dynamo.testing import CompileCounter
 
 from tests.models.test_adapters import train_by_hand
-from tests.small_runs import metrics, pretrain_recipe, train_recipe
-from unmask.errors import ConfigError
+from tests.small_runs import metrics, pretrain_recipe, train_recipe, weights
+from unmask.errors import ConfigError, RunError
 from unmask.models import Denoiser, char_tokenizer, load_model, save_model
 from unmask.pretrain import pretrain
 from unmask.tasks import Sudoku
@@ -120,6 +122,11 @@ def test_demonstrations_train_adapters_too_and_there_dropout_is_active(model: Pa
         losses[dropout] = logged(folder, "loss")
         assert (folder / "final" / "adapter" / "adapter_model.safetensors").exists()
         load_model(folder / "final")
+        # What dropout drops is a function of the step, so a run that was cut off ends as one that was not.
+        lines, final = metrics(folder), weights(folder)
+        cut_off(folder, 4)
+        pretrain(recipe, resume=True)
+        assert (metrics(folder), weights(folder)) == (lines, final)
     # B is 0 before the first update, so dropout shows from the second on.
     assert losses[0.0][0] == losses[0.5][0]
     assert losses[0.0][2] != losses[0.5][2]
@@ -180,23 +187,32 @@ def test_the_model_without_adapters_cannot_move_and_a_second_adapter_can(model: 
     assert len(moving.reference.tensors()) == len(trainable(moving.denoiser))
 
 
-def test_an_offloaded_copy_is_on_the_device_for_its_pass_only(
-    lively: Denoiser, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    where: list[str] = []
-    monkeypatch.setattr(Denoiser, "to", lambda self, device: where.append(str(device)) or self)
-    reference = FrozenCopy(lively, "cuda:0", offload=True)
-    assert where == ["cpu"]
-    with reference.acting(lively):
-        assert where == ["cpu", "cuda:0"]
-    assert where == ["cpu", "cuda:0", "cpu"]
+def test_an_offloaded_copy_is_on_the_device_for_its_pass_only(lively: Denoiser) -> None:
+    # The device is the CPU here too, so what tells its tensors from those at home is where they lie.
+    home = [p.data_ptr() for p in lively.parameters()]
+    values = [p.detach().clone() for p in lively.parameters()]
+    reference = FrozenCopy(lively, CPU, offload=True)
+
+    def places() -> list[int]:
+        assert all(torch.equal(p, value) for p, value in zip(lively.parameters(), values, strict=True))
+        return [p.data_ptr() for p in lively.parameters()]
+
+    assert places() == home
+    with reference.acting(lively) as acting:
+        assert acting is lively
+        assert not {*places()} & {*home}
+    assert places() == home
     with pytest.raises(KeyError), reference.acting(lively):
         raise KeyError
-    assert where[-1] == "cpu"
-    where.clear()
-    with FrozenCopy(lively, "cuda:0").acting(lively):
+    assert places() == home
+    # A checkpoint reads the tensors at home in place, whenever it took hold of them.
+    kept = reference.tensors()
+    with reference.acting(lively):
         pass
-    assert where == ["cuda:0"]
+    kept["backbone.lm_head.weight"].zero_()
+    assert float(lively.backbone.lm_head.weight.abs().sum()) == 0.0
+    with FrozenCopy(lively, CPU).acting(lively):
+        assert [p.data_ptr() for p in lively.parameters()] == home
 
 
 def test_offloading_changes_nothing_that_is_learnt(model: Path, tmp_path: Path) -> None:
@@ -205,6 +221,54 @@ def test_offloading_changes_nothing_that_is_learnt(model: Path, tmp_path: Path) 
         for name, more in (("on", ()), ("off", ("reference_offload=true",)))
     ]
     assert metrics(runs[0]) == metrics(runs[1])
+
+
+# --- checkpoints ---
+
+
+def cut_off(folder: Path, step: int) -> None:
+    """As if the run had been killed after a step."""
+    shutil.rmtree(folder / "final")
+    for checkpoint in (folder / "checkpoints").iterdir():
+        if int(checkpoint.name.removeprefix("step-")) > step:
+            shutil.rmtree(checkpoint)
+
+
+@pytest.mark.parametrize("adapters", [(), LORA], ids=["all weights", "adapters"])
+def test_a_reference_that_moves_is_resumed_bit_for_bit(model: Path, tmp_path: Path, adapters: tuple[str, ...]) -> None:
+    # Between the move after step 1 and the next one, the reference is neither the start nor the policy.
+    moving = ("sync_ref_model=true", "ref_model_sync_steps=3", "ref_model_mixup_alpha=0.5", "save_steps=1")
+    recipe = train_recipe(
+        model, tmp_path / "run", "method.beta=0.5", *adapters, *TRAINING, *moving, "save_total_limit=9"
+    )
+    folder = Trainer(recipe, [ones]).train()
+    lines, final = metrics(folder), weights(folder)
+    assert lines[4]["kl"] > 0
+    cut_off(folder, 4)
+    Trainer(recipe, [ones], resume=True).train()
+    assert metrics(folder) == lines
+    assert weights(folder) == final
+
+
+def test_a_checkpoint_of_adapters_holds_what_is_trained_and_no_more(model: Path, tmp_path: Path) -> None:
+    trainer = Trainer(train_recipe(model, tmp_path / "run", *LORA, *TRAINING), [ones])
+    folder = trainer.train()
+    held = load_file(next((folder / "checkpoints").glob("*6/state-00000.safetensors")))
+    parameters = {name for name in held if name.startswith("weight:")}
+    assert parameters == {f"weight:backbone.{name}" for name, _ in trainer.policy.adapters.parameters()}  # type: ignore[union-attr]
+    rest = {name for name in held if not name.startswith(("weight:", "optimizer:"))}
+    assert rest == {f"extra:{name}" for name in trainer.policy.mark}
+
+
+def test_adapters_are_not_resumed_on_another_model(model: Path, tmp_path: Path, lively: Denoiser) -> None:
+    recipe = train_recipe(model, tmp_path / "run", *LORA, *TRAINING)
+    folder = Trainer(recipe, [ones]).train()
+    cut_off(folder, 4)
+    with torch.no_grad():
+        lively.backbone.transformer.h[1].mlp.c_fc.weight.mul_(1.01)
+    save_model(lively, char_tokenizer(Sudoku().alphabet), model)
+    with pytest.raises(RunError, match="another model: extra:base model"):
+        Trainer(recipe, [ones], resume=True).train()
 
 
 # --- precision ---

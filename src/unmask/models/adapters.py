@@ -6,6 +6,7 @@ with, so a reference policy costs no memory; a reference that moves is a second,
 
 from __future__ import annotations
 
+import hashlib
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -266,6 +267,20 @@ def find_adapter(source: Path) -> Path:
             f"{source} is a run that has not ended. Finish it with --resume; its final/ is merged already."
         )
     raise ModelError(f"{source} holds no adapter: neither it nor adapter/ in it has an {CONFIG_FILE}.")
+
+
+def fingerprint(denoiser: Denoiser) -> str:
+    """Of the frozen weights: what adapters learnt on one model means nothing on another.
+
+    A few numbers of each tensor are read, so it takes no time on a large model; training or converting again changes them all.
+    """
+    digest = hashlib.sha256()
+    for name, parameter in denoiser.named_parameters():
+        if not parameter.requires_grad and ".lora_" not in name:
+            flat = parameter.detach().flatten()
+            sample = flat[:: max(1, len(flat) // 64)][:64].float().cpu()
+            digest.update(f"{name} {tuple(parameter.shape)} {sample.tolist()}".encode())
+    return digest.hexdigest()[:16]
 
 
 def _without_prefix(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -90,8 +90,7 @@ class Trainer:
         self.model, prepared = prepare(self.accelerator, self.denoiser, [self.policy.optimizer])
         reference = self.policy.reference
         self.learner = Learner(self.accelerator, self.model, prepared[0], reference, recipe)
-        moving = reference.tensors() if reference and recipe.sync_ref_model else {}
-        self.state = RunState(self.accelerator, self.denoiser, self.model, prepared, moving)
+        self.state = RunState(self.accelerator, self.denoiser, self.model, prepared, self.policy.kept(recipe))
         # Where the reference is another module, what it spends counts too.
         self.meter = TokenPasses(self.denoiser, *(reference.modules() if reference else []))
         self.watchdog = Watchdog(self.ranks.index, self.ranks.count, recipe.stuck_timeout, self.folder.path)

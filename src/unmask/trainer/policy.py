@@ -14,7 +14,7 @@ from torch import Tensor
 
 from unmask.errors import ConfigError
 from unmask.models import Denoiser, load_model
-from unmask.models.adapters import Adapters, save_adapted
+from unmask.models.adapters import Adapters, fingerprint, save_adapted
 from unmask.recipe import RunRecipe, TrainRecipe
 from unmask.trainer.reference import FrozenCopy, Reference, SecondAdapter, WithoutAdapters
 
@@ -37,6 +37,16 @@ class Policy:
     """If the method needs one."""
     optimizer: torch.optim.Optimizer
     """Of what is trained."""
+    mark: dict[str, Tensor]
+    """See `base_mark`."""
+
+    def kept(self, recipe: TrainRecipe) -> dict[str, Tensor]:
+        """What a checkpoint holds beside what is trained: a reference that moves, and of which model the adapters are.
+
+        To be asked for when the weights are where they stay.
+        """
+        moving = self.reference.tensors() if self.reference and recipe.sync_ref_model else {}
+        return moving | self.mark
 
     def save(self, folder: Path, weights: Mapping[str, Tensor] | None = None) -> None:
         """Write a plain transformers checkpoint, with the adapter in a folder of its own; see `save_adapted`."""
@@ -66,7 +76,7 @@ def make_policy(recipe: TrainRecipe, device: torch.device) -> Policy:
         weight_decay=recipe.optim.weight_decay,
         fused=True,
     )
-    return Policy(denoiser, tokenizer, adapters, reference, optimizer)
+    return Policy(denoiser, tokenizer, adapters, reference, optimizer, base_mark(denoiser, adapters))
 
 
 def load_policy(recipe: RunRecipe, model: str) -> tuple[Denoiser, PreTrainedTokenizerBase]:
@@ -92,6 +102,11 @@ def equip(recipe: RunRecipe, denoiser: Denoiser, base: str | None) -> Adapters |
     if recipe.compile:
         denoiser.compile_trunk()
     return adapters
+
+
+def base_mark(denoiser: Denoiser, adapters: Adapters | None) -> dict[str, Tensor]:
+    """A tensor whose name tells the model under the adapters; a checkpoint with another name is refused."""
+    return {f"base model {fingerprint(denoiser)}": torch.zeros(1)} if adapters else {}
 
 
 def trainable(denoiser: Denoiser) -> list[torch.nn.Parameter]:

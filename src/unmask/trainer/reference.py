@@ -55,13 +55,19 @@ class FrozenCopy(Reference):
     @contextmanager
     def acting(self, model: nn.Module) -> Iterator[nn.Module]:
         """See `Reference`."""
-        if self.offload:
-            self.denoiser.to(self.device)
+        if not self.offload:
+            yield self.denoiser
+            return
+        kept = [*self.denoiser.parameters(), *self.denoiser.buffers()]
+        home = [tensor.data for tensor in kept]
         try:
+            for tensor in kept:
+                tensor.data = tensor.data.to(self.device, copy=True)
             yield self.denoiser
         finally:
-            if self.offload:
-                self.denoiser.to("cpu")
+            # Nothing has changed, so nothing is copied back.
+            for tensor, data in zip(kept, home, strict=True):
+                tensor.data = data
 
     @torch.no_grad()
     def move(self, policy: Denoiser, alpha: float) -> None:
