@@ -323,7 +323,10 @@ def _optimizers(recipe: PretrainRecipe, denoiser: Denoiser) -> list[torch.optim.
 
 
 def _not_finite(what: str) -> RunError:
-    return RunError(
+    fault = RunError(
         f"{what}. Nothing was overwritten. Resuming would come to the same: "
         "train anew, with a smaller optim.learning_rate or muon_learning_rate, in another output_dir."
     )
+    # The loss and the gradient are of all processes.
+    fault.is_agreed = True
+    return fault

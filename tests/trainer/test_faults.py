@@ -1,21 +1,17 @@
-"""Processes that are killed, that hang, and that share the work: what is left, and that nothing is lost."""
+"""Processes that are killed and that hang: what is left, and that nothing is lost."""
 
 from __future__ import annotations
 
-import contextlib
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
-from safetensors.torch import load_file
 
 from tests.small_runs import (
     TRAIN,
@@ -25,10 +21,8 @@ from tests.small_runs import (
     start,
     steps_saved,
     train_recipe,
-    unmask_train,
     weights,
 )
-from unmask.errors import UnmaskError
 from unmask.pretrain import pretrain
 from unmask.recipe import PretrainRecipe, TrainRecipe
 from unmask.run_folder import RunFolder
@@ -173,7 +167,7 @@ def test_a_run_killed_from_outside_again_and_again_comes_to_the_same_end(
     assert metrics(folder) == metrics(whole)
 
 
-# --- processes that hang or share the work ---
+# --- processes that hang ---
 
 
 def test_a_process_whose_reward_hangs_says_so_and_ends(tiny_model: Path, tmp_path: Path) -> None:
@@ -189,111 +183,3 @@ def test_a_process_whose_reward_hangs_says_so_and_ends(tiny_model: Path, tmp_pat
     assert ended.returncode == 2
     assert 'RewardError: reward function "hangs" did not return within 0.5 s' in ended.stderr
     assert "Traceback" not in ended.stderr
-
-
-COUNT_ONES = """
-def ones(completions, **_):
-    return [text.count("1") + 0.1 * len(text) for text in completions]
-"""
-
-# From left to right a completion ends as soon as it writes EOS, so the processes have unlike numbers of views: 18 and 16 in
-# the first step, 22 and 11 in the second.
-SHARED = (
-    "num_prompts=4",
-    "max_steps=2",
-    "num_iterations=2",
-    "views_per_forward=4",
-    "sampler.order=left_to_right",
-    "sampler.num_steps=8",
-    "method.num_selected=8",
-    "method.beta=0.04",
-    "evaluation.temperatures=[0.9]",
-)
-
-
-def as_one_of_two(rank: int, port: int, target: Callable[..., object], *arguments: object) -> None:
-    """Run as one of two processes that talk over gloo, as `accelerate launch --cpu` would start it."""
-    facts = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": 2, "LOCAL_WORLD_SIZE": 2, "MASTER_PORT": port}
-    os.environ.update({name: str(value) for name, value in facts.items()})
-    os.environ.update({"MASTER_ADDR": "127.0.0.1", "ACCELERATE_USE_CPU": "true"})
-    target(*arguments)
-
-
-def exit_codes_of_two(target: Callable[..., object], *arguments: object) -> list[int | None]:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    processes = [start(as_one_of_two, rank, port, target, rank, *arguments) for rank in (0, 1)]
-    for process in processes:
-        process.join(120)
-    codes = [process.exitcode for process in processes]
-    for process in processes:
-        process.kill()
-    return codes
-
-
-def train_by_command(rank: int, model: Path, folder: Path, *overrides: str) -> None:
-    """`unmask train`, with what this process prints in a file of its own."""
-    from accelerate import PartialState
-
-    with (folder / f"printed-{rank}.txt").open("w") as file, contextlib.redirect_stdout(file):
-        code = unmask_train(model, folder / "two", *overrides)
-    assert PartialState().num_processes == 2
-    sys.exit(code)
-
-
-def test_two_processes_give_what_one_gives(tiny_model: Path, tmp_path: Path) -> None:
-    (tmp_path / "mine.py").write_text(COUNT_ONES)
-    shared = (*SHARED, f"reward_funcs=[{tmp_path}/mine.py:ones]")
-    assert exit_codes_of_two(train_by_command, tiny_model, tmp_path, *shared) == [0, 0]
-    assert unmask_train(tiny_model, tmp_path / "one", *shared) == 0
-    printed = [(tmp_path / f"printed-{rank}.txt").read_text() for rank in (0, 1)]
-    assert [text.count("model: ") for text in printed] == [1, 0]
-
-    one, two = (load_file(tmp_path / name / "final" / "model.safetensors") for name in ("one", "two"))
-    before = load_file(tiny_model / "model.safetensors")
-    assert max(float((one[name] - before[name]).abs().max()) for name in one) > 1e-4
-    assert max(float((one[name] - two[name]).abs().max()) for name in one) < 1e-6
-    for ours, theirs in zip(metrics(tmp_path / "two"), metrics(tmp_path / "one"), strict=True):
-        # The process that runs out of views first runs blank ones, which are counted, and widths are those of a chunk.
-        passes = ours.pop("compute/token_passes", 0.0), theirs.pop("compute/token_passes", 0.0)
-        assert passes[0] >= passes[1]
-        assert ours.keys() == theirs.keys()
-        for name, value in theirs.items():
-            assert ours[name] == pytest.approx(value, rel=1e-4, abs=1e-7), name
-
-
-def train_and_fail(failing_rank: int, failing_call: int, rank: int, recipe: TrainRecipe) -> None:
-    """Train with a reward that fails at one call on one process, and leave with 2 for a user's mistake that was told."""
-    calls = 0
-
-    def ones(completions: list[str], **_: Any) -> list[float]:
-        nonlocal calls
-        calls += 1
-        if (rank, calls) == (failing_rank, failing_call):
-            raise OSError("the grader is away")
-        return [text.count("1") + 0.1 * len(text) for text in completions]
-
-    try:
-        Trainer(recipe, [ones], resume=True).train()
-    except UnmaskError as error:
-        # Both raise the same, so that one can speak for both.
-        sys.exit(2 if "raised OSError: the grader is away" in str(error) and error.is_agreed else 3)
-
-
-def test_two_processes_take_as_many_minibatches_each_however_few_their_views(tiny_model: Path, tmp_path: Path) -> None:
-    recipe = train_recipe(tiny_model, tmp_path / "run", *SHARED, "num_minibatches=15")
-    assert exit_codes_of_two(partial(train_and_fail, -1, 0), recipe) == [0, 0]
-    assert [line["step"] for line in metrics(tmp_path / "run")] == [0, 1, 2]
-
-
-# Each evaluates its share: its calls are one at step 0, then one for each of the two steps, then one at the end.
-@pytest.mark.parametrize(("rank", "call", "saved"), [(1, 3, [1]), (0, 3, [1]), (1, 4, [2])])
-def test_a_mistake_on_one_process_stops_both_and_loses_nothing(
-    tiny_model: Path, tmp_path: Path, rank: int, call: int, saved: list[int]
-) -> None:
-    recipe = train_recipe(tiny_model, tmp_path / "run", *SHARED)
-    assert exit_codes_of_two(partial(train_and_fail, rank, call), recipe) == [2, 2]
-    assert steps_saved(tmp_path / "run") == saved
-    assert exit_codes_of_two(partial(train_and_fail, -1, 0), recipe) == [0, 0]
-    assert [line["step"] for line in metrics(tmp_path / "run")] == [0, 1, 2]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Mapping
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
@@ -65,6 +66,8 @@ def make_accelerator(recipe: RunRecipe) -> Accelerator:
 
         # Otherwise transformers would share weights out while it loads them, before they can be tested and copied.
         unset_hf_deepspeed_config()
+        # DeepSpeed calls what torch is about to rename, once a forward; nobody here can mend that.
+        warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\.distributed")
         config = accelerator.deepspeed_plugin.deepspeed_config
         # A name only: batches are the recipe's. And clipping is the recipe's, whatever the launcher says.
         config["train_micro_batch_size_per_gpu"] = 1

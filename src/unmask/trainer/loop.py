@@ -213,10 +213,13 @@ class Trainer:
         except FloatingPointError as error:
             last = self.folder.last_step()
             kept = f"the checkpoint of step {last} is good" if last else "there was no checkpoint yet"
-            raise RunError(
+            fault = RunError(
                 f"step {step + 1}: {error}. Nothing was overwritten; {kept}. Resuming would come to the same: train anew, "
                 "with a smaller optim.learning_rate or a larger method.beta, in another output_dir."
-            ) from error
+            )
+            # All processes took part in the failing update.
+            fault.is_agreed = True
+            raise fault from error
         learnt = time.perf_counter()
         if is_kept and self.accelerator.is_main_process:
             sample, rows = self._sample(rollout), rows[: recipe.log_rollouts_groups]

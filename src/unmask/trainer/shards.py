@@ -54,7 +54,7 @@ def prepare(
             "the zero presets drive one optimizer, and muon_learning_rate asks for two. Set muon_learning_rate=0, or use another "
             "preset."
         )
-    # Stage 3 makes the optimizer's state by an update with gradients of zero; with a rate of zero that changes no weight.
+    # Some versions make the optimizer's state by an update with gradients of zero; with a rate of zero that changes no weight.
     rates = [group["lr"] for group in optimizers[0].param_groups]
     for group in optimizers[0].param_groups:
         group["lr"] = 0.0
@@ -175,8 +175,7 @@ class Zero:
         from deepspeed.utils import safe_set_full_optimizer_state, safe_set_local_optimizer_state
 
         keys = {key: value for state in states.values() for key, value in state.items()}
-        if self.stage < 3:
-            self._make_state({key for key, value in keys.items() if value.dim()})
+        self._make_state({key for key, value in keys.items() if value.dim()})
         for flat in self.optimizer.optimizer.state.values():
             for key, value in keys.items():
                 if not value.dim():
@@ -190,19 +189,22 @@ class Zero:
                     safe_set_local_optimizer_state(parameter, self._own_part(parameter, value), key)
 
     def forget_dry_run(self) -> None:
-        """Undo what DeepSpeed's stage 3 does to the state when it makes it: an update with gradients of zero, which counts."""
+        """Undo what some versions do to the state when they make it: an update with gradients of zero, which counts."""
         for flat in self.optimizer.optimizer.state.values():
             for value in flat.values():
                 if isinstance(value, Tensor):
                     value.zero_()
 
     def _make_state(self, keys: set[str]) -> None:
-        """Stages 1 and 2 make the state in the first update; a resumed run needs it before."""
-        for flat in self.optimizer.single_partition_of_fp32_groups:
+        """The state is made in the first update; a resumed run needs it before."""
+        name = "single_partition_of_fp32_groups" if self.stage < 3 else "fp32_partitioned_groups_flat"
+        for flat in getattr(self.optimizer, name):
             state = self.optimizer.optimizer.state[flat]
             for key in keys - set(state):
                 state[key] = torch.zeros_like(flat)
-        self.optimizer._lazy_init_hp_params_optimizer_state()
+        if self.stage < 3:
+            # So that each parameter knows its place in them.
+            self.optimizer._lazy_init_hp_params_optimizer_state()
 
     def _own_part(self, parameter: Any, value: Tensor) -> Tensor:
         """This process's part of a whole tensor, in stage 3; the last one is padded."""

@@ -1,0 +1,84 @@
+"""Runs of two processes that talk over gloo, in processes that a server forks: DDP or ZeRO on the CPU, and what each said."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+from tests.small_runs import start, unmask_train
+from unmask.launch import find_preset, free_port, preset_environment
+
+
+def exit_codes_of_two(
+    target: Callable[..., object], *arguments: object, preset: str = "ddp", timeout: float = 120
+) -> list[int | None]:
+    """Run `target(rank, *arguments)` as two processes, as `unmask launch --cpu --preset PRESET` would start them."""
+    port = free_port()
+    processes = [start(_as_one_of_two, rank, port, preset, target, *arguments) for rank in (0, 1)]
+    for process in processes:
+        process.join(timeout)
+    codes = [process.exitcode for process in processes]
+    for process in processes:
+        process.kill()
+    return codes
+
+
+def _as_one_of_two(rank: int, port: int, preset: str, target: Callable[..., object], *arguments: object) -> None:
+    facts = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": 2, "LOCAL_WORLD_SIZE": 2, "MASTER_PORT": port}
+    os.environ.update({name: str(value) for name, value in facts.items()})
+    os.environ.update({"MASTER_ADDR": "127.0.0.1", "ACCELERATE_USE_CPU": "true"})
+    os.environ.update(preset_environment(find_preset(preset)))
+    target(rank, *arguments)
+
+
+def train_by_command(
+    rank: int, model: Path, folder: Path, overrides: tuple[str, ...], prepare: Callable[[int], None] = lambda _: None
+) -> None:
+    """`unmask train`, with what this process prints in a file of its own; `prepare(rank)` may arrange a mishap before."""
+    from accelerate import PartialState
+
+    prepare(rank)
+    folder.parent.mkdir(exist_ok=True)
+    with printed(folder, rank).open("w") as file, contextlib.redirect_stdout(file), contextlib.redirect_stderr(file):
+        code = unmask_train(model, folder, *overrides)
+    assert PartialState().num_processes == 2
+    sys.exit(code)
+
+
+def printed(folder: Path, rank: int) -> Path:
+    """The file of what a process of the run in `folder` said."""
+    return folder.with_name(f"{folder.name}-{rank}.txt")
+
+
+def said(folder: Path) -> list[str]:
+    """The lines of both that are errors."""
+    lines = [line for rank in (0, 1) for line in printed(folder, rank).read_text().splitlines()]
+    return [line for line in lines if "Error" in line]
+
+
+def raise_after(step: int, rank: int, number: signal.Signals) -> Callable[[int], None]:
+    """A mishap: that process gets a signal when it has done that step."""
+    return _SignalAfter(step, rank, number)
+
+
+class _SignalAfter:
+    # A class, so that it can be sent to another process.
+    def __init__(self, step: int, rank: int, number: signal.Signals) -> None:
+        self.step, self.rank, self.number = step, rank, number
+
+    def __call__(self, rank: int) -> None:
+        from unmask.trainer.learn import Learner
+
+        update = Learner.update
+
+        def update_and_signal(learner, rollout, step, generator, tally):  # type: ignore[no-untyped-def]
+            found = update(learner, rollout, step, generator, tally)
+            if (step + 1, rank) == (self.step, self.rank):
+                os.kill(os.getpid(), self.number)
+            return found
+
+        Learner.update = update_and_signal  # type: ignore[method-assign]

@@ -1,0 +1,270 @@
+"""Several processes: they learn what one does, go on from each other's checkpoints, and stop together."""
+
+from __future__ import annotations
+
+import signal
+import sys
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from tests.several import exit_codes_of_two, printed, raise_after, said, train_by_command
+from tests.small_runs import metrics, steps_saved, train_recipe, unmask_train
+from unmask.errors import LostProcessError, UnmaskError
+from unmask.recipe import TrainRecipe
+from unmask.trainer import Trainer
+
+SAME = 1e-5
+"""Largest difference of a weight between runs that should be one: sums are taken in another order, in float32, and AdamW divides
+small gradients by their size."""
+MOVED = 1e-3
+"""Least distance that some weight travels in those runs, without which being the same would say nothing."""
+
+COUNT_ONES = """
+def ones(completions, **_):
+    return [text.count("1") + 0.1 * len(text) for text in completions]
+"""
+
+# From left to right a completion ends as soon as it writes EOS, so the processes have unlike numbers of forwards and of views.
+SHARED = (
+    "num_prompts=4",
+    "max_steps=4",
+    "save_steps=1",
+    "num_iterations=2",
+    "views_per_forward=4",
+    "optim.learning_rate=2e-3",
+    "sampler.order=left_to_right",
+    "sampler.num_steps=8",
+    "method.beta=0.04",
+    "evaluation.num_rows=5",
+    "evaluation.eval_steps=2",
+    "evaluation.temperatures=[0.9]",
+    "report_to=[]",
+)
+# A fixed plan, and two random ones, of which espo's draws are spread over all completions and its loss is no sum over views.
+METHODS = {
+    "egspo_sa": ("method.num_selected=8",),
+    "espo": ("method={type: espo, beta: 0.04}", "num_minibatches=2"),
+    "agrpo": ("method={type: agrpo, beta: 0.04}",),
+}
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("several")
+    (folder / "mine.py").write_text(COUNT_ONES)
+    return folder
+
+
+def settings(place: Path, method: str = "egspo_sa", *more: str) -> tuple[str, ...]:
+    return (*METHODS[method], *SHARED, f"reward_funcs=[{place}/mine.py:ones]", *more)
+
+
+@pytest.fixture(scope="module")
+def one(place: Path, tiny_model: Path) -> dict[str, Path]:
+    """The runs of one process."""
+    for method in METHODS:
+        assert unmask_train(tiny_model, place / f"one-{method}", *settings(place, method)) == 0
+    return {method: place / f"one-{method}" for method in METHODS}
+
+
+def check_same(folder: Path, other: Path, model: Path) -> None:
+    """The same weights and metrics, but for rounding."""
+    ours, theirs = (load_file(path / "final" / "model.safetensors") for path in (folder, other))
+    before = load_file(model / "model.safetensors")
+    assert ours.keys() == theirs.keys()
+    assert max(float((theirs[name] - before[name]).abs().max()) for name in before) > MOVED
+    assert max(float((ours[name] - theirs[name]).abs().max()) for name in ours) < SAME
+    for found, wanted in zip(metrics(folder), metrics(other), strict=True):
+        # A process that runs out of views or rows runs blank ones, which are counted.
+        passes = found.pop("compute/token_passes", 0.0), wanted.pop("compute/token_passes", 0.0)
+        assert passes[0] >= passes[1]
+        assert found.keys() == wanted.keys()
+        for name, value in wanted.items():
+            assert found[name] == pytest.approx(value, rel=1e-4, abs=1e-6), (found["step"], name)
+
+
+# --- the same as one ---
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_two_processes_under_ddp_give_what_one_gives(
+    method: str, place: Path, one: dict[str, Path], tiny_model: Path
+) -> None:
+    folder = place / f"ddp-{method}"
+    assert exit_codes_of_two(train_by_command, tiny_model, folder, settings(place, method)) == [0, 0]
+    assert [printed(folder, rank).read_text().count("model: ") for rank in (0, 1)] == [1, 0]
+    check_same(folder, one[method], tiny_model)
+
+
+def test_two_processes_under_zero3_give_what_one_gives(place: Path, one: dict[str, Path], tiny_model: Path) -> None:
+    pytest.importorskip("deepspeed")
+    folder = place / "zero3"
+    codes = exit_codes_of_two(train_by_command, tiny_model, folder, settings(place), preset="zero3")
+    assert codes == [0, 0]
+    check_same(folder, one["egspo_sa"], tiny_model)
+
+
+def test_a_run_of_another_seed_is_not_the_same(place: Path, one: dict[str, Path], tiny_model: Path) -> None:
+    folder = place / "other-seed"
+    assert unmask_train(tiny_model, folder, *settings(place, "egspo_sa", "seed=1")) == 0
+    with pytest.raises(AssertionError):
+        check_same(folder, one["egspo_sa"], tiny_model)
+
+
+# --- going on from each other ---
+
+
+def test_a_run_goes_on_with_another_number_of_processes_and_another_preset(
+    place: Path, one: dict[str, Path], tiny_model: Path
+) -> None:
+    pytest.importorskip("deepspeed")
+    folder = place / "chain"
+
+    def two(preset: str, *stop: Any) -> None:
+        prepare = (raise_after(*stop),) if stop else ()
+        codes = exit_codes_of_two(
+            train_by_command, tiny_model, folder, settings(place, "egspo_sa", "--resume"), *prepare, preset=preset
+        )
+        # A signal to one process is one to all.
+        assert codes == ([128 + stop[2]] * 2 if stop else [0, 0])
+
+    two("zero3", 1, 1, signal.SIGUSR1)
+    assert steps_saved(folder) == [1]
+    assert said(folder) == [
+        f"RunStoppedError: stopped after step 1 of 4; everything is in {folder}. To go on: the same command with --resume "
+        "(`unmask demo` needs none)."
+    ]
+    two("ddp", 2, 0, signal.SIGTERM)
+    Stopping(3).train(train_recipe(tiny_model, folder, *settings(place)))
+    assert steps_saved(folder) == [2, 3]
+    two("zero3")
+    check_same(folder, one["egspo_sa"], tiny_model)
+
+
+class Stopping:
+    """One process that stops after a step."""
+
+    def __init__(self, step: int) -> None:
+        self.step = step
+
+    def train(self, recipe: TrainRecipe) -> None:
+        def stop(step: int, _: dict[str, Any]) -> None:
+            if step == self.step:
+                signal.raise_signal(signal.SIGUSR1)
+
+        with pytest.raises(UnmaskError, match=f"stopped after step {self.step} of 4"):
+            Trainer(recipe, resume=True, observe=stop).train()
+
+
+# --- stopping together ---
+
+
+def train_and_fail(failing_rank: int, failing_call: int, rank: int, recipe: TrainRecipe) -> None:
+    """Train with a reward that fails at one call on one process, and leave with 2 for a user's mistake that was told."""
+    calls = 0
+
+    def ones(completions: list[str], **_: Any) -> list[float]:
+        nonlocal calls
+        calls += 1
+        if (rank, calls) == (failing_rank, failing_call):
+            raise OSError("the grader is away")
+        return [text.count("1") + 0.1 * len(text) for text in completions]
+
+    try:
+        Trainer(recipe, [ones], resume=True).train()
+    except UnmaskError as error:
+        # Both raise the same, so that one can speak for both.
+        sys.exit(2 if "raised OSError: the grader is away" in str(error) and error.is_agreed else 3)
+
+
+SHORT = ("max_steps=2", "method.num_selected=8")
+
+
+def test_two_processes_take_as_many_minibatches_each_however_few_their_views(tiny_model: Path, tmp_path: Path) -> None:
+    recipe = train_recipe(tiny_model, tmp_path / "run", *SHARED, *SHORT, "num_minibatches=15")
+    assert exit_codes_of_two(partial(train_and_fail, -1, 0), recipe) == [0, 0]
+    assert [line["step"] for line in metrics(tmp_path / "run")] == [0, 1, 2]
+
+
+# Each evaluates its share: its calls are one at step 0, then one for each of the two steps, then one at the end.
+@pytest.mark.parametrize(
+    ("rank", "call", "saved"), [(1, 3, [1]), (1, 4, [1, 2])], ids=["in a step", "in an evaluation"]
+)
+def test_a_mistake_on_one_process_stops_both_and_loses_nothing(
+    tiny_model: Path, tmp_path: Path, rank: int, call: int, saved: list[int]
+) -> None:
+    recipe = train_recipe(tiny_model, tmp_path / "run", *SHARED, *SHORT)
+    assert exit_codes_of_two(partial(train_and_fail, rank, call), recipe) == [2, 2]
+    assert steps_saved(tmp_path / "run") == saved
+    assert exit_codes_of_two(partial(train_and_fail, -1, 0), recipe) == [0, 0]
+    assert [line["step"] for line in metrics(tmp_path / "run")] == [0, 1, 2]
+
+
+def test_a_mistake_that_only_the_main_process_can_see_stops_both_with_one_message(
+    place: Path, one: dict[str, Path], tiny_model: Path
+) -> None:
+    folder = one["egspo_sa"]
+    assert exit_codes_of_two(train_by_command, tiny_model, folder, settings(place)) == [2, 2]
+    assert said(folder) == [
+        f"RunError: {folder} already holds a run. Add --resume to go on with it, or set output_dir to another folder."
+    ]
+
+
+def spoil_the_loss(rank: int) -> None:
+    """The second process's forwards for the update give NaN."""
+    from unmask.models import Denoiser
+
+    forward = Denoiser.forward
+
+    def spoiled(self: Any, *arguments: Any) -> torch.Tensor:
+        logits = forward(self, *arguments)
+        return logits * float("nan") if rank == 1 and torch.is_grad_enabled() else logits
+
+    Denoiser.forward = spoiled  # type: ignore[method-assign]
+
+
+def test_a_loss_that_is_not_finite_on_one_process_stops_both_and_names_its_completions(
+    place: Path, tiny_model: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "run"
+    codes = exit_codes_of_two(train_by_command, tiny_model, folder, settings(place), spoil_the_loss)
+    assert codes == [2, 2]
+    (message,) = said(folder)
+    # The second process owns the completions 4 to 7 of the eight.
+    assert message.startswith("RunError: step 1: the loss is nan; completions [4] of the rollout gave it.")
+    assert not (folder / "final").exists()
+
+
+def hang_in_an_update(rank: int) -> None:
+    from unmask.trainer.learn import Learner
+
+    update = Learner.update
+
+    def update_or_hang(self: Any, rollout: Any, step: int, *rest: Any) -> Any:
+        if (rank, step) == (1, 1):
+            signal.pause()
+        return update(self, rollout, step, *rest)
+
+    Learner.update = update_or_hang  # type: ignore[method-assign]
+
+
+def test_a_process_that_is_stuck_is_named_with_its_step_and_phase_and_ends_the_run(
+    place: Path, tiny_model: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "run"
+    limits = ("stuck_timeout=4", "reward_timeout=3")
+    codes = exit_codes_of_two(
+        train_by_command, tiny_model, folder, settings(place, "egspo_sa", *limits), hang_in_an_update
+    )
+    assert codes == [LostProcessError.exit_code] * 2
+    (message,) = said(folder)
+    assert message.startswith("LostProcessError: for 4 s no process has got any further. ")
+    assert "process 1 (step 2, update)" in message
+    assert steps_saved(folder) == [1]
+    # Where it hangs is in what it said itself.
+    assert "update_or_hang" in printed(folder, 1).read_text()
