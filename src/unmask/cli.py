@@ -406,7 +406,15 @@ def convert(
     """
     from unmask.models import convert as run
 
-    family = run(source, destination, to=to, dtype=dtype, tokenizer=tokenizer, block_length=block_length)
+    family = run(
+        source,
+        destination,
+        to=to,
+        dtype=dtype,
+        tokenizer=tokenizer,
+        block_length=block_length,
+        tell=lambda line: typer.echo(line, err=True),
+    )
     if to == "native":
         typer.echo(f"{family.title} as {family.native_class}: {destination}")
     else:

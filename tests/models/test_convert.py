@@ -184,9 +184,11 @@ def test_tensors_are_cast_and_the_config_says_so(llada, dtype, tmp_path):
 
 def test_shards_are_read_and_written_through_their_index(llada, tmp_path):
     convert(llada, tmp_path / "whole")
-    convert(llada, tmp_path / "sharded", shard_bytes=100_000)
+    said = []
+    convert(llada, tmp_path / "sharded", shard_bytes=100_000, tell=said.append)
     shards = sorted((tmp_path / "sharded").glob("*.safetensors"))
     assert len(shards) > 3
+    assert [line.split()[1].rstrip(",") for line in said] == [shard.name for shard in shards]
     assert all(shard.stat().st_size < 110_000 for shard in shards)
     index = read(tmp_path / "sharded" / "model.safetensors.index.json")
     whole = load_file(tmp_path / "whole" / "model.safetensors")
@@ -393,7 +395,7 @@ def test_options_that_do_not_fit_are_refused(llada, options, message, tmp_path):
 def test_a_path_that_is_not_there_and_a_hub_that_does_not_answer_are_told_apart(tmp_path, monkeypatch):
     import huggingface_hub
 
-    asked = {}
+    asked, said = {}, []
 
     def offline(repo, allow_patterns):
         asked[repo] = allow_patterns
@@ -403,7 +405,8 @@ def test_a_path_that_is_not_there_and_a_hub_that_does_not_answer_are_told_apart(
     with pytest.raises(ModelError, match="there is no folder"):
         convert(tmp_path / "a" / "b", tmp_path / "native")
     with pytest.raises(
-        ModelError, match=r"GSAI-ML/LLaDA-1\.5 is no folder, and could not be fetched from the hub: no network"
+        ModelError, match=r"GSAI-ML/LLaDA-1\.5 is no folder here.*no network\n.*hf download GSAI-ML/LLaDA-1\.5"
     ):
-        convert("GSAI-ML/LLaDA-1.5", tmp_path / "native")
+        convert("GSAI-ML/LLaDA-1.5", tmp_path / "native", tell=said.append)
+    assert said == ["fetching GSAI-ML/LLaDA-1.5 from the hub, what is not in its cache"]
     assert not any("py" in pattern or "bin" in pattern for pattern in asked["GSAI-ML/LLaDA-1.5"])

@@ -10,7 +10,7 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from math import prod
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 SHARD_BYTES = 2_000_000_000
-"""Of an output file, and so about what conversion needs of memory, twice."""
+"""Of an output file, and so what conversion needs of memory where it casts; where it does not, files are mapped."""
 
 MARGIN = 1.02
 """Of disk space over the tensors' own bytes."""
@@ -66,6 +66,7 @@ def convert(
     tokenizer: str | os.PathLike[str] | None = None,
     block_length: int | None = None,
     shard_bytes: int = SHARD_BYTES,
+    tell: Callable[[str], None] = lambda _: None,
 ) -> Family:
     """Write a checkpoint in another layout, complete or not at all.
 
@@ -77,6 +78,7 @@ def convert(
         tokenizer: folder or hub id to take the tokenizer from, where the source has none.
         block_length: of block-causal attention, where the source's config does not say it.
         shard_bytes: of a file of tensors.
+        tell: is told in a line what is being done, where that may take long.
 
     Returns:
         The family.
@@ -88,7 +90,7 @@ def convert(
         raise ModelError(f'unknown dtype "{dtype}". Available: {", ".join(DTYPES)}.')
     if destination.exists():
         raise ModelError(f"{destination} exists already. Name a folder that does not, or remove it.")
-    folder = local_folder(source)
+    folder = local_folder(source, tell)
     raw = read_json(folder / "config.json")
     name, family = _family(str(source), raw, to)
     config = native_config(raw, name, family, block_length)
@@ -96,7 +98,7 @@ def convert(
     if not is_native and to != "native":
         raise ModelError(f"{source} is in {family.title}'s own layout already: there is nothing to convert.")
     pieces = _plan(folder, family, config, is_native, dtype)
-    carried = complete_tokenizer(local_folder(tokenizer) if tokenizer else folder, family, raw)
+    carried = complete_tokenizer(local_folder(tokenizer, tell) if tokenizer else folder, family, raw)
     if to != "native":
         pieces = [replace(piece, target=renamed(piece.target, family, back=True)) for piece in pieces]
     kinds = {piece.kind for piece in pieces}
@@ -106,7 +108,7 @@ def convert(
         out = original_config(out, family) | {"torch_dtype": out["dtype"]}
     _check_space(destination, sum(piece.num_bytes for piece in pieces))
     with written_aside(destination) as aside:
-        _write_tensors(pieces, aside, shard_bytes)
+        _write_tensors(pieces, aside, shard_bytes, tell)
         carried.save_pretrained(aside)
         (aside / "config.json").write_text(json.dumps(out, indent=2, sort_keys=True) + "\n")
     return family
@@ -245,7 +247,7 @@ def _torch_dtype(kind: str) -> torch.dtype:
     return {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}[kind]
 
 
-def _write_tensors(pieces: list[Piece], folder: Path, shard_bytes: int) -> None:
+def _write_tensors(pieces: list[Piece], folder: Path, shard_bytes: int, tell: Callable[[str], None]) -> None:
     """One file, or shards with an index as transformers writes it."""
     from safetensors.torch import save_file
 
@@ -257,6 +259,7 @@ def _write_tensors(pieces: list[Piece], folder: Path, shard_bytes: int) -> None:
     where: dict[str, str] = {}
     for i, shard in enumerate(shards):
         name = "model.safetensors" if len(shards) == 1 else f"model-{i + 1:05d}-of-{len(shards):05d}.safetensors"
+        tell(f"writing {name}, {sum(piece.num_bytes for piece in shard) / 1e9:.2f} GB")
         save_file({piece.target: _tensor(piece) for piece in shard}, folder / name, {"format": "pt"})
         where |= {piece.target: name for piece in shard}
     if len(shards) > 1:

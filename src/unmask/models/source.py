@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +14,8 @@ DATA_FILES = ("*.json", "*.safetensors", "*.txt", "*.jinja", "*.model")
 """What may be fetched: no code and no pickle."""
 
 
-def local_folder(source: str | os.PathLike[str]) -> Path:
-    """The folder of a checkpoint, fetched from the hub if `source` is no path.
+def local_folder(source: str | os.PathLike[str], tell: Callable[[str], None] = lambda _: None) -> Path:
+    """The folder of a checkpoint, fetched from the hub if `source` is no path; `tell` is then told so.
 
     Raises:
         ModelError: nothing there, or no config.json in it.
@@ -27,11 +28,15 @@ def local_folder(source: str | os.PathLike[str]) -> Path:
             raise ModelError(f"there is no folder {source}. Name a folder that holds a config.json, or a hub id.")
         from huggingface_hub import snapshot_download
 
+        tell(f"fetching {source} from the hub, what is not in its cache")
         try:
             folder = Path(snapshot_download(str(source), allow_patterns=list(DATA_FILES)))
         except Exception as error:  # offline, no such repository, no access: the hub's client has a kind for each
             first = (str(error).strip() or type(error).__name__).splitlines()[0]
-            raise ModelError(f"{source} is no folder, and could not be fetched from the hub: {first}") from error
+            raise ModelError(
+                f"{source} is no folder here, and could not be fetched from the hub: {first}\nWhere there is a network, "
+                f"`hf download {source} --local-dir FOLDER` gets it; then give that folder."
+            ) from error
     if not (folder / "config.json").is_file():
         raise ModelError(f"{source} is no checkpoint: it has no config.json.")
     return folder
