@@ -17,6 +17,7 @@ from unmask.errors import ModelError
 from unmask.models import convert, load_model, save_model
 from unmask.models.families import FAMILIES, family_of
 from unmask.models.layout import native_config, renamed
+from unmask.models.tokenizers import complete_tokenizer
 
 OWN_LAYOUT = [name for name, family in FAMILIES.items() if family.architecture]
 FIXTURES = {"llada": "llada-mini", "dream": "dream-mini"}
@@ -251,8 +252,6 @@ def test_the_real_config_of_an_8b_llada_gives_the_known_shape():
 
 
 def test_dreams_real_tokenizer_works_natively(tmp_path):
-    from unmask.models.tokenizers import complete_tokenizer
-
     tokenizer = complete_tokenizer(DATA / "dream-tokenizer", FAMILIES["dream"], {"mask_token_id": 151666})
     tokenizer.save_pretrained(tmp_path)
     from transformers import AutoTokenizer
@@ -275,6 +274,26 @@ def test_dreams_real_tokenizer_works_natively(tmp_path):
         assert one.decode([9707, 151666, 151643]) == "Hello<|mask|><|endoftext|>"
 
 
+def test_lladas_real_tokenizer_config_is_read_and_its_mask_declared(tmp_path):
+    """With a stand-in for the vocabulary, which is not at hand: the real special tokens at their real ids."""
+    from tokenizers import AddedToken, Tokenizer, models
+
+    for file in (DATA / "llada-tokenizer-config").iterdir():
+        shutil.copy(file, tmp_path)
+    added = read(tmp_path / "tokenizer_config.json")["added_tokens_decoder"]
+    words = Tokenizer(models.WordLevel({f"word{i}": i for i in range(126080)}, unk_token="word0"))
+    words.add_special_tokens([AddedToken(added[key]["content"], normalized=False) for key in sorted(added, key=int)])
+    words.save(str(tmp_path / "tokenizer.json"))
+    family = FAMILIES["llada"]
+    tokenizer = complete_tokenizer(tmp_path, family, {"mask_token_id": 126336})
+    assert (tokenizer.mask_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id) == tuple(family.token_ids.values())
+    assert len(tokenizer) == 126349
+    ids = tokenizer.apply_chat_template([{"role": "user", "content": "word7"}], return_dict=False)
+    header = [126346, 0, 126347]
+    assert ids[:4] == [126080, *header]
+    assert 126348 in ids
+
+
 def test_lladas_real_tokenizer_config_without_its_vocabulary_is_a_clear_message(llada, tmp_path):
     (llada / "tokenizer.json").unlink()
     shutil.copy(DATA / "llada-tokenizer-config" / "tokenizer_config.json", llada)
@@ -284,6 +303,8 @@ def test_lladas_real_tokenizer_config_without_its_vocabulary_is_a_clear_message(
         convert(llada, tmp_path / "native")
     assert not (tmp_path / "native").exists()
     other = mini_checkpoint("llada", tmp_path / "other")
+    # A folder of tokenizer files alone will do.
+    (other / "config.json").unlink()
     convert(llada, tmp_path / "native", tokenizer=other)
     _, tokenizer = load_model(tmp_path / "native")
     assert tokenizer.mask_token == "<|mdm_mask|>"
@@ -305,6 +326,15 @@ def test_a_tokenizer_of_another_model_is_refused(llada, tmp_path):
     other = mini_checkpoint("a2d-qwen3", tmp_path / "other")
     with pytest.raises(ModelError, match=r"declares no eos_token|mask_token_id: 7"):
         convert(llada, tmp_path / "native", tokenizer=other)
+
+
+def test_a_tokenizer_larger_than_the_model_is_refused(tmp_path):
+    source = mini_checkpoint("a2d-qwen2", tmp_path / "original")
+    content = read(source / "tokenizer.json")
+    content["model"]["vocab"] |= {f"<more{i}>": 124 + i for i in range(9)}
+    (source / "tokenizer.json").write_text(json.dumps(content))
+    with pytest.raises(ModelError, match="tokenizer has 133 tokens and the model only 128"):
+        convert(source, tmp_path / "native")
 
 
 # Faults: one message each, and nothing left behind
@@ -329,6 +359,14 @@ def test_a_config_that_does_not_fit_is_refused_before_anything_is_written(llada,
     with pytest.raises(ModelError, match=message):
         convert(llada, tmp_path / "native")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["llada"]
+
+
+@pytest.mark.parametrize("name", ["tiny", "a2d-qwen3"])
+def test_an_autoregressive_model_is_not_made_a_diffusion_model_by_converting(name, tmp_path):
+    convert(mini_checkpoint(name, tmp_path / "original"), tmp_path / "native")
+    edit(tmp_path / "native" / "config.json", is_causal=None)
+    with pytest.raises(ModelError, match="is an autoregressive .*Converting makes no diffusion model of it"):
+        convert(tmp_path / "native", tmp_path / "again")
 
 
 def test_a_tensor_that_the_layout_does_not_know_is_named(llada, tmp_path):

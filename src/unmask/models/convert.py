@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 from unmask.errors import ModelError
 from unmask.models.families import FAMILIES, UNSUPPORTED, Family, family_of
 from unmask.models.layout import native_config, original_config, renamed
+from unmask.models.native import NATIVE_CLASSES
 from unmask.models.source import local_folder, read_json
 from unmask.models.tokenizers import complete_tokenizer
 
@@ -93,12 +94,16 @@ def convert(
     folder = local_folder(source, tell)
     raw = read_json(folder / "config.json")
     name, family = _family(str(source), raw, to)
+    is_native = _is_native(str(source), raw, family, to)
     config = native_config(raw, name, family, block_length)
-    is_native = not family.architecture or raw.get("model_type") == family.native_type
-    if not is_native and to != "native":
-        raise ModelError(f"{source} is in {family.title}'s own layout already: there is nothing to convert.")
     pieces = _plan(folder, family, config, is_native, dtype)
-    carried = complete_tokenizer(local_folder(tokenizer, tell) if tokenizer else folder, family, raw)
+    words = local_folder(tokenizer, tell, is_model=False) if tokenizer else folder
+    carried = complete_tokenizer(words, family, raw)
+    if len(carried) > config.vocab_size:
+        raise ModelError(
+            f"the tokenizer has {len(carried)} tokens and the model only {config.vocab_size}: they do not belong together. "
+            "Take the tokenizer that the model was trained with."
+        )
     if to != "native":
         pieces = [replace(piece, target=renamed(piece.target, family, back=True)) for piece in pieces]
     kinds = {piece.kind for piece in pieces}
@@ -134,6 +139,20 @@ def _family(source: str, raw: Mapping[str, Any], to: str) -> tuple[str, Family]:
             raise ModelError(f"{source} is a {FAMILIES[name].title}: it has no form as {FAMILIES[to].title}.")
         name = to
     return name, FAMILIES[name]
+
+
+def _is_native(source: str, raw: Mapping[str, Any], family: Family, to: str) -> bool:
+    """Whether a checkpoint is in the native layout; raise for one that is where it should go, or that is no diffusion model."""
+    is_native = not family.architecture or raw.get("model_type") == family.native_type
+    if not is_native and to != "native":
+        raise ModelError(f"{source} is in {family.title}'s own layout already: there is nothing to convert.")
+    needs_saying = NATIVE_CLASSES[family.native_class].auto_class == "AutoModelForCausalLM"
+    if is_native and needs_saying and raw.get("is_causal", True):
+        raise ModelError(
+            f"{source} is an autoregressive {family.native_class}: its config.json does not say is_causal: false. "
+            "Converting makes no diffusion model of it. If it was trained as one, add that line."
+        )
+    return is_native
 
 
 def _plan(folder: Path, family: Family, config: Any, is_native: bool, dtype: str | None) -> list[Piece]:

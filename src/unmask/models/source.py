@@ -14,18 +14,20 @@ DATA_FILES = ("*.json", "*.safetensors", "*.txt", "*.jinja", "*.model")
 """What may be fetched: no code and no pickle."""
 
 
-def local_folder(source: str | os.PathLike[str], tell: Callable[[str], None] = lambda _: None) -> Path:
-    """The folder of a checkpoint, fetched from the hub if `source` is no path; `tell` is then told so.
+def local_folder(
+    source: str | os.PathLike[str], tell: Callable[[str], None] = lambda _: None, *, is_model: bool = True
+) -> Path:
+    """The folder of a checkpoint, or of a tokenizer alone, fetched from the hub if `source` is no path; `tell` is then told so.
 
     Raises:
-        ModelError: nothing there, or no config.json in it.
+        ModelError: nothing there, or no config.json in what should be a model.
     """
     folder = Path(source)
     # A hub id is NAME or ORG/NAME; anything else is meant as a folder, and the hub need not be asked.
     is_path = str(source).startswith((".", "/", "~")) or str(source).count("/") > 1
     if not folder.exists():
         if is_path:
-            raise ModelError(f"there is no folder {source}. Name a folder that holds a config.json, or a hub id.")
+            raise ModelError(f"there is no folder {source}. Name one that is there, or a hub id.")
         from huggingface_hub import snapshot_download
 
         tell(f"fetching {source} from the hub, what is not in its cache")
@@ -37,7 +39,7 @@ def local_folder(source: str | os.PathLike[str], tell: Callable[[str], None] = l
                 f"{source} is no folder here, and could not be fetched from the hub: {first}\nWhere there is a network, "
                 f"`hf download {source} --local-dir FOLDER` gets it; then give that folder."
             ) from error
-    if not (folder / "config.json").is_file():
+    if is_model and not (folder / "config.json").is_file():
         raise ModelError(f"{source} is no checkpoint: it has no config.json.")
     return folder
 

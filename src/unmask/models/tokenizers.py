@@ -53,6 +53,9 @@ def complete_tokenizer(folder: Path, family: Family, config: Mapping[str, Any]) 
                     "It is of another model; copy the one that belongs to the checkpoint."
                 )
             setattr(tokenizer, role, token)
+    for role in ("mask_token", "eos_token"):
+        if getattr(tokenizer, role) is None:
+            raise ModelError(f"the tokenizer in {folder} has no {role}; set it in its tokenizer_config.json.")
     mask_id = config.get("mask_token_id")
     if mask_id is not None and mask_id != tokenizer.mask_token_id:
         raise ModelError(
