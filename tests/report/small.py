@@ -5,11 +5,13 @@ from __future__ import annotations
 import base64
 import gzip
 import json
+import math
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import yaml
 
@@ -43,10 +45,20 @@ def page_data(page: Path) -> dict[str, Any]:
 
 
 def page_block(page: Path, name: str) -> Any:
-    """A packed block of the page."""
+    """A packed block of the page; its arrays as nested lists under `arrays`."""
     found = re.search(f'<script type="text/plain" id="{name}">(.*?)</script>', page.read_text())
     assert found is not None, name
-    return json.loads(gzip.decompress(base64.b64decode(found[1])))
+    whole = gzip.decompress(base64.b64decode(found[1]))
+    length = int.from_bytes(whole[:4], "little")
+    head = json.loads(whole[4 : 4 + length])
+    start, arrays = 4 + length, {}
+    for key, kind, shape in head["arrays"]:
+        values = np.frombuffer(
+            whole, {"u16": "<u2", "i16": "<i2", "i32": "<i4", "f32": "<f4"}[kind], math.prod(shape), start
+        )
+        arrays[key] = values.reshape(shape).tolist()
+        start += -(-values.nbytes // 4) * 4
+    return head["data"] | {"arrays": arrays} if arrays else head["data"]
 
 
 def hand_made(folder: Path, prompts: Sequence[str], completions: Sequence[Sequence[str]], **config: Any) -> Path:

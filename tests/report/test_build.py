@@ -51,13 +51,19 @@ def test_a_film_is_the_kept_rollout(run: Path, made: Path, step: int, tiny_model
     film, kept = page_block(made, f"film-0-{step}"), kept_of(run, step)
     path, size = kept.rollout.trajectory, kept.rollout.group_size
     members = [member for group in film["groups"] for member in group["members"]]
-    assert [m["tokens"] for m in members] == path.tokens.tolist()
-    assert [m["when"] for m in members] == path.unmask_step.tolist()
+    pieces = page_block(made, "pieces-0")
+    arrays = film["arrays"]
+    assert [[pieces[i] for i in row] for row in arrays["tokens"]] == [
+        [kept.pieces[i] for i in row] for row in path.tokens.tolist()
+    ]
+    assert arrays["when"] == path.unmask_step.tolist()
+    assert (torch.tensor(arrays["entropy"]) * 2e-4).sub(path.entropy).abs().max() <= 1.01e-4
+    assert (torch.tensor(arrays["probability"]) / 0xFFFF).sub(path.logprob.exp()).abs().max() < 1e-5
     assert [m["text"] for m in members] == kept.completions
     assert [m["reward"] for m in members] == pytest.approx(kept.rollout.reward.tolist(), abs=1e-5)
     assert [group["prompt"] for group in film["groups"]] == kept.prompts
     joint = step_sum(path.entropy.double(), path.unmask_step, path.num_steps)
-    torch.testing.assert_close(torch.tensor([m["joint"] for m in members]).double(), joint, atol=1e-5, rtol=0)
+    torch.testing.assert_close(torch.tensor(arrays["joint"]).double(), joint, atol=1e-5, rtol=0)
     advantage = train_recipe(tiny_model, run, "method.num_selected=2").method.advantage(kept.rollout)
     for row, member in enumerate(members):
         slots = {k: s for s, k in enumerate(path.kept_steps[row].tolist()) if k >= 0}
@@ -75,15 +81,15 @@ def test_guesses_and_values_of_every_step_come_out_whole(run: Path, made: Path) 
     assert guesses.reward is not None
     assert kept.rollout.one_step_reward is not None
     members = [member for group in film["groups"] for member in group["members"]]
+    pieces = page_block(made, "pieces-0")
     for row, member in enumerate(members):
         wrote = sorted(k for k in set(path.unmask_step[row].tolist()) if k < path.num_steps)
         assert [int(k) for k in member["guesses"]] == [int(k) for k in member["values"]] == wrote
         for k in wrote:
-            tokens = list(member["tokens"])
-            changes = member["guesses"][str(k)]
-            for position, token in zip(changes[::2], changes[1::2], strict=True):
-                tokens[position] = token
-            assert tokens == guesses.tokens[row, k].tolist()
+            guess = film["arrays"]["guesses"][member["guesses"][str(k)]]
+            final = film["arrays"]["tokens"][row]
+            texts = [pieces[f if g == 0xFFFF else g] for g, f in zip(guess, final, strict=True)]
+            assert texts == [kept.pieces[i] for i in guesses.tokens[row, k].tolist()]
             assert member["values"][str(k)] == pytest.approx(float(guesses.reward[row, k]), abs=1e-5)
         # At the selected steps it is the rollout's own.
         for slot, k in enumerate(path.kept_steps[row].tolist()):
@@ -297,9 +303,10 @@ def test_nothing_that_is_put_in_ends_the_script_element_or_a_comment(tmp_path: P
     assert re.findall(r"<script[^>]*>", made) == [
         '<script type="application/json" id="data">',
         '<script type="text/plain" id="run-0">',
+        '<script type="text/plain" id="pieces-0">',
         "<script>",
     ]
-    assert made.count("</script>") == 3
+    assert made.count("</script>") == 4
 
 
 def test_the_title_is_text() -> None:

@@ -310,6 +310,28 @@ def test_charts_are_read_off_with_keys(made: Made, opened: Opened) -> None:
     assert re.sub(r"[()]| to", "", chart.get_attribute("aria-valuetext")).find(f"greedy {interval}") > 0
 
 
+def test_the_last_guess_that_was_kept_is_shown_and_said_to_be_that(
+    tiny_model: Path, tmp_path: Path, opened: Opened
+) -> None:
+    folder = real_run(tiny_model, tmp_path / "few", "method={type: egspo, num_selected: 1}", "log_rollouts_guesses=2")
+    page = opened(write_report([folder]).path)
+    notes = read_notes(folder / "rollouts" / "step-00000002.safetensors")
+    assert notes["guess_step"].tolist() == [0, STEPS - 1]
+    tokenizer = load_model(tiny_model)[1]
+    to_first(page)
+    for k in range(STEPS):
+        at = k // (STEPS - 1)
+        shown = page.evaluate(READ)
+        texts = [tokenizer.decode([token]) for token in notes["guess_tokens"][0, at].tolist()]
+        assert [text.replace("∎", "<eos>") for text in shown["guess"]] == texts
+        title = page.locator(".side h3").first.text_content()
+        assert title == ("Its guess at this step" if k in (0, STEPS - 1) else "Its guess at k = 0")
+        # What is not of this step is not given as its value.
+        assert (shown["facts"]["value of the state V"] == "–") == (k not in (0, STEPS - 1))
+        page.get_by_role("button", name="One step on").click()
+        wait_for(page, f"document.querySelector('.scrub').value === '{k + 1}'")
+
+
 def test_runs_are_drawn_into_one_chart_and_can_be_hidden(made: Made, opened: Opened, tmp_path: Path) -> None:
     other = write_run(tmp_path / "other", [{"step": i, "reward": 0.25} for i in range(1, 9)], {"seed": 1})
     page = opened(write_report([made.folder, other], tmp_path / "both.html").path)
@@ -377,7 +399,7 @@ def test_hostile_texts_are_shown_as_text(opened: Opened, tmp_path: Path) -> None
     assert shown == expected
     assert page.get_by_role("region", name="Prompt").text_content() == "".join(expected)
     assert page.locator("main img, main script, main b b, main i i").count() == 0
-    assert page.locator("script").count() == 4
+    assert page.locator("script").count() == 5
     assert page.evaluate("document.documentElement.scrollWidth") <= 390
     assert names_missing(page) == []
 

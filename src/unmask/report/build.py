@@ -12,8 +12,8 @@ from unmask import __version__
 from unmask.errors import RunError
 from unmask.kept import Kept
 from unmask.report.comparison import comparison_of, is_comparison
-from unmask.report.film import entropy_scale, film_of
-from unmask.report.html import page
+from unmask.report.film import Vocabulary, entropy_scale, film_of
+from unmask.report.html import pack, page
 from unmask.report.runs import read_config, run_curves, run_facts
 from unmask.report.text import visible
 from unmask.run_folder import write_atomically
@@ -50,7 +50,7 @@ def write_report(folders: Sequence[Path], output: Path | None = None, rollouts: 
     names = _names(folders)
     runs: list[dict[str, Any]] = []
     comparisons: list[dict[str, Any]] = []
-    blocks: dict[str, Any] = {}
+    blocks: dict[str, str] = {}
     notes: list[str] = []
     for folder, name in zip(folders, names, strict=True):
         if is_comparison(folder):
@@ -72,7 +72,7 @@ def write_report(folders: Sequence[Path], output: Path | None = None, rollouts: 
     return Report(target, len(text.encode()), notes)
 
 
-def _run(folder: Path, name: str, number: int, rollouts: int) -> tuple[dict[str, Any], dict[str, Any], list[str]]:
+def _run(folder: Path, name: str, number: int, rollouts: int) -> tuple[dict[str, Any], dict[str, str], list[str]]:
     """A run's entry, its blocks by id, and what could not be shown."""
     run, config = run_facts(folder, name), read_config(folder)
     files = sorted((folder / "rollouts").glob("step-*.safetensors"))
@@ -83,9 +83,10 @@ def _run(folder: Path, name: str, number: int, rollouts: int) -> tuple[dict[str,
             kept.append((int(file.stem.removeprefix("step-")), Kept.load(file)))
         except (RunError, ValueError) as error:
             notes.append(str(error) if isinstance(error, RunError) else f"{file} is no kept rollout.")
-    blocks = {f"run-{number}": run_curves(folder)}
+    vocabulary = Vocabulary(one for _, one in kept)
+    blocks = {f"run-{number}": pack(run_curves(folder)), f"pieces-{number}": pack(vocabulary.pieces)}
     for step, one in kept:
-        blocks[f"film-{number}-{step}"] = film_of(one, step, config)
+        blocks[f"film-{number}-{step}"] = pack(*film_of(one, step, config, vocabulary))
     if not files:
         shown = "This run has kept no rollouts, so there is no film of it. Train with log_rollouts_steps above 0 to keep some."
     elif not chosen:

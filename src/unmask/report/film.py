@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -19,43 +19,71 @@ CODE_TASKS = frozenset({"humaneval", "mbpp", "kodcode", "program"})
 MOST_FILLS = 12
 """Different other actions of a state that are listed."""
 
-Film = dict[str, Any]
+SAME = 2**31 - 1
+"""In a guess: the token is what was finally written. The largest number of its type, so 0xFFFF in two bytes."""
+NATS = 2e-4
+"""Unit in which entropies are given, so that they take two bytes."""
 
 
-def film_of(kept: Kept, step: int, config: Mapping[str, Any]) -> Film:
-    """Everything that the film of one kept rollout shows; numbers rounded to what a page can show.
+class Vocabulary:
+    """The tokens that occur in a run's kept rollouts, numbered from 0 in order of their ids.
+
+    Args:
+        rollouts: all of them.
+    """
+
+    def __init__(self, rollouts: Iterable[Kept]) -> None:
+        texts: dict[int, str] = {}
+        for kept in rollouts:
+            path = kept.rollout.trajectory
+            # Files of version 1 have no texts.
+            texts |= kept.pieces or {i: f"#{i}" for i in path.tokens.unique().tolist()}
+            if path.greedy_tokens is not None and not kept.pieces:
+                texts |= {i: f"#{i}" for i in path.greedy_tokens.unique().tolist() if i not in texts}
+        self.ids = sorted(texts)
+        self.pieces = [visible(texts[i]) for i in self.ids]
+        self._place = torch.zeros(max(self.ids, default=0) + 1, dtype=torch.int32)
+        self._place[torch.tensor(self.ids, dtype=torch.long)] = torch.arange(len(self.ids), dtype=torch.int32)
+
+    def places(self, tokens: Tensor) -> Tensor:
+        """The numbers of tokens, int32; 0 for padding that is no token of the run."""
+        return self._place[tokens.long().clamp(max=len(self._place) - 1)]
+
+    def narrow(self, places: Tensor) -> Tensor:
+        """In two bytes where the run has few enough tokens."""
+        return places.clamp(max=0xFFFF).to(torch.uint16) if len(self.ids) < 0xFFFF else places
+
+
+def film_of(
+    kept: Kept, step: int, config: Mapping[str, Any], vocabulary: Vocabulary
+) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """Everything that the film of one kept rollout shows, as JSON and arrays; numbers as fine as a page can show.
 
     Args:
         kept: the rollout with its notes.
         step: of the run.
         config: of the run, whose task says how a completion looks.
+        vocabulary: of the run.
     """
     path, size = kept.rollout.trajectory, kept.rollout.group_size
-    joint = step_sum(path.entropy.double(), path.unmask_step, path.num_steps)
-    values, guesses = _values(kept), _guesses(kept)
-    credit = _credit(kept)
+    guesses, guess_tokens = _guesses(kept, vocabulary)
+    values, credit = _values(kept), _credit(kept, vocabulary)
     members = [
         {
             "reward": _round(float(kept.rollout.reward[row])),
             "text": visible(kept.completions[row]) if kept.completions else "",
-            "tokens": path.tokens[row].tolist(),
-            "when": path.unmask_step[row].tolist(),
-            "entropy": _rounds(path.entropy[row]),
-            "logprob": _rounds(path.logprob[row]),
-            "joint": _rounds(joint[row]),
             "values": values[row],
             "guesses": guesses[row],
             **credit[row],
         }
         for row in range(len(path))
     ]
-    return {
+    film = {
         "step": step,
         "num_steps": path.num_steps,
         "temperature": path.temperature,
         "order": visible(path.order),
-        "eos": path.eos_id,
-        "pieces": {token: visible(text) for token, text in kept.pieces.items()},
+        "eos": vocabulary.ids.index(path.eos_id) if path.eos_id in vocabulary.ids else -1,
         "groups": [
             {
                 "prompt": visible(prompt_text(kept.prompts[i])) if kept.prompts else None,
@@ -65,6 +93,15 @@ def film_of(kept: Kept, step: int, config: Mapping[str, Any]) -> Film:
             }
             for i in range(len(path) // size)
         ],
+    }
+    joint = step_sum(path.entropy.double(), path.unmask_step, path.num_steps)
+    return film, {
+        "tokens": vocabulary.narrow(vocabulary.places(path.tokens)),
+        "when": path.unmask_step.to(torch.int16),
+        "entropy": (path.entropy / NATS).round().clamp(0, 0xFFFF).to(torch.uint16),
+        "probability": (path.logprob.exp() * 0xFFFF).round().clamp(0, 0xFFFF).to(torch.uint16),
+        "joint": joint.float(),
+        "guesses": guess_tokens,
     }
 
 
@@ -115,20 +152,28 @@ def _values(kept: Kept) -> list[dict[int, float]]:
     return [_of_steps_that_wrote(kept, row, by_step) for row, by_step in enumerate(found)]
 
 
-def _guesses(kept: Kept) -> list[dict[int, list[int]]]:
-    """For each completion x̂_k by step, as position and token in turn where it differs from the finished completion."""
+def _guesses(kept: Kept, vocabulary: Vocabulary) -> tuple[list[dict[int, int]], Tensor]:
+    """For each completion, by step, which row of the second holds x̂_k; [n, L] tokens, `SAME` where as finally written."""
     path = kept.rollout.trajectory
+    final = vocabulary.places(path.tokens)
     found: list[dict[int, Tensor]] = [{} for _ in range(len(path))]
     if kept.guesses is not None:
+        places = vocabulary.places(kept.guesses.tokens)
+        places = places.masked_fill(places == final.unsqueeze(1), SAME)
         for row in range(len(path)):
-            found[row] |= dict(zip(kept.guesses.step.tolist(), kept.guesses.tokens[row], strict=True))
+            found[row] |= dict(zip(kept.guesses.step.tolist(), places[row], strict=True))
     if path.greedy_tokens is not None:
+        places = vocabulary.places(path.greedy_tokens)
+        places = places.masked_fill(places == final.unsqueeze(1), SAME)
         for row, steps in enumerate(path.kept_steps.tolist()):
-            found[row] |= {step: path.greedy_tokens[row, slot] for slot, step in enumerate(steps) if step >= 0}
-    return [
-        _of_steps_that_wrote(kept, row, {k: _difference(tokens, path.tokens[row]) for k, tokens in by_step.items()})
-        for row, by_step in enumerate(found)
-    ]
+            found[row] |= {step: places[row, slot] for slot, step in enumerate(steps) if step >= 0}
+    index: list[dict[int, int]] = []
+    rows: list[Tensor] = []
+    for row, by_step in enumerate(found):
+        shown = _of_steps_that_wrote(kept, row, by_step)
+        index.append({step: len(rows) + i for i, step in enumerate(shown)})
+        rows += shown.values()
+    return index, vocabulary.narrow(torch.stack(rows) if rows else torch.zeros(0, path.tokens.shape[1]).int())
 
 
 def _of_steps_that_wrote(kept: Kept, row: int, by_step: dict[int, Any]) -> dict[int, Any]:
@@ -137,7 +182,7 @@ def _of_steps_that_wrote(kept: Kept, row: int, by_step: dict[int, Any]) -> dict[
     return {step: value for step, value in sorted(by_step.items()) if step in wrote}
 
 
-def _credit(kept: Kept) -> list[dict[str, Any]]:
+def _credit(kept: Kept, vocabulary: Vocabulary) -> list[dict[str, Any]]:
     """For each completion: `selected` steps, `advantages` by step, the `whole` completion's one, other `fills` by step."""
     path, trained = kept.rollout.trajectory, kept.trained
     credit: list[dict[str, Any]] = [
@@ -156,7 +201,7 @@ def _credit(kept: Kept) -> list[dict[str, Any]]:
             credit[row]["selected"].append(step)
         if not isinstance(advantage, list):
             sums.setdefault((row, step), []).append(advantage)
-        elif step >= 0 and (listed := _fills(kept, row, slot, advantage)):
+        elif step >= 0 and (listed := _fills(kept, vocabulary, row, slot, advantage)):
             credit[row]["fills"][step] = listed
     for (row, step), values in sums.items():
         mean = _round(sum(values) / len(values))
@@ -169,7 +214,7 @@ def _credit(kept: Kept) -> list[dict[str, Any]]:
     return credit
 
 
-def _fills(kept: Kept, row: int, slot: int, advantage: Sequence[float]) -> list[dict[str, Any]]:
+def _fills(kept: Kept, vocabulary: Vocabulary, row: int, slot: int, advantage: Sequence[float]) -> list[dict[str, Any]]:
     """The different actions drawn at a state, the most frequent first: where they differ, reward, advantage of all together."""
     path, rewards = kept.rollout.trajectory, kept.rollout.fill_reward
     if path.fill_tokens is None or rewards is None or path.fill_tokens.shape[2] != len(advantage):
@@ -180,7 +225,7 @@ def _fills(kept: Kept, row: int, slot: int, advantage: Sequence[float]) -> list[
     return [
         {
             "times": times,
-            "changes": _difference(torch.tensor(fill), path.tokens[row]),
+            "changes": _difference(vocabulary, torch.tensor(fill), path.tokens[row]),
             "reward": _round(float(rewards[row, slot, first[fill]])),
             "advantage": _round(sum(a for a, other in zip(advantage, tokens, strict=True) if other == fill)),
         }
@@ -188,14 +233,11 @@ def _fills(kept: Kept, row: int, slot: int, advantage: Sequence[float]) -> list[
     ]
 
 
-def _difference(tokens: Tensor, final: Tensor) -> list[int]:
+def _difference(vocabulary: Vocabulary, tokens: Tensor, final: Tensor) -> list[int]:
     """Position and token in turn, where tokens differ from the final ones."""
     where = (tokens.long() != final).nonzero().squeeze(-1)
-    return torch.stack([where, tokens.long()[where]], dim=-1).flatten().tolist()
-
-
-def _rounds(values: Tensor) -> list[float]:
-    return (values.double() * 1e5).round().div(1e5).tolist()
+    changes: list[int] = torch.stack([where, vocabulary.places(tokens)[where]], dim=-1).flatten().tolist()
+    return changes
 
 
 def _round(value: float) -> float:

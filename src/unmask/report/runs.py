@@ -50,7 +50,7 @@ def run_facts(run: Path, name: str) -> dict[str, Any]:
         "folder": visible(str(run)),
         "method": visible(str(method.get("type", "pretraining"))),
         "task": visible(":".join(str(task[key]) for key in ("type", "name") if task.get(key))),
-        "model": visible(str(config.get("model") or "from scratch")),
+        "model": visible(str(config.get("model") or "")),
         "settings": [
             [visible(label), visible(_short(value))]
             for label, value in (

@@ -1,40 +1,179 @@
 // A comparison: accuracy against what training cost, and against denoising steps, with intervals over seeds; and the table.
 
-const mean = ([value, half], signed = false) => number(value, 3, signed) + (half === null || half === undefined ? "" : ` ± ${number(half, 3)}`);
+const mean = ([value, half], signed = false) =>
+    number(value, 3, signed) + (half === null || half === undefined ? "" : ` ± ${number(half, 3)}`);
 const temperatureName = (t) => (Number(t) === 0 ? "greedy" : `sampled at ${t}`);
-const withBand = ([x, value, half]) => (half === null || half === undefined ? [x, value] : [x, value, value - half, value + half]);
+const withBand = ([x, value, half]) =>
+    half === null || half === undefined ? [x, value] : [x, value, value - half, value + half];
 
 function comparisonSection(comparison, number_) {
-  const id = `comparison-${number_}`;
-  const node = el("section", { id, "aria-labelledby": `${id}-title` }, el("h2", { id: `${id}-title`, text: `The comparison ${comparison.name}` }),
-    el("p", { class: "lead", text: `Share of ${short(comparison.rows)} test rows solved: means over ${comparison.seeds} seeds with 95 % Student-t intervals. Every method may spend the same number of token passes: a token in a forward counts once, in a forward with backward three times.` }));
-  let temperature = comparison.temperatures[0];
-  const host = el("div", {});
-  const styleOf = (name) => comparison.methods.indexOf(name);
-  function render() {
-    host.replaceChildren(...comparison.tasks.map((task) => el("section", { class: "task", "aria-label": task.name },
-      el("h3", { text: task.name }), el("p", { class: "soft", text: `Budget: ${short(task.budget)} token passes.` }),
-      el("div", { class: "charts wide" },
-        lineChart({ title: `Accuracy against compute, ${temperatureName(temperature)}`, note: "token passes on the way", isShare: true, height: 250, dots: true, xLabel: "token passes", series: task.methods.filter((m) => m.curve[temperature]?.length).map((m) => ({ name: m.name, style: styleOf(m.name), points: m.curve[temperature].map(withBand) })) }),
-        task.methods.some((m) => m.decoding.length > 1) ? lineChart({ title: "Accuracy against denoising steps, greedy", note: "finished models", isShare: true, height: 250, dots: true, xLabel: "denoising steps", series: task.methods.map((m) => ({ name: m.name, style: styleOf(m.name), points: m.decoding.map(withBand) })) }) : null),
-      table(task))));
-  }
-  function table(task) {
-    const best = Math.max(...task.methods.map((m) => m.accuracy[temperature]?.[0] ?? 0));
-    const rows = [...task.methods].sort((a, b) => b.accuracy[temperature][0] - a.accuracy[temperature][0]);
-    const columns = ["method", "seeds", "token passes", "reward calls", ...comparison.temperatures.map(temperatureName), "interval"];
-    const strip = ([value, half]) => el("span", { class: "strip", "aria-hidden": "true", vars: { "--low": clamp(value - (half ?? 0), 0, 1), "--high": clamp(value + (half ?? 0), 0, 1), "--mid": value } }, el("i", {}), el("b", {}));
-    return el("div", { class: "scroll", tabindex: 0, role: "region", "aria-label": `Table of ${task.name}` }, el("table", { class: "wide" },
-      el("caption", { text: "Mean ± half the width of the 95 % interval over seeds" }),
-      el("thead", {}, el("tr", {}, columns.map((text) => el("th", { scope: "col", text })))),
-      el("tbody", {}, rows.map((m) => el("tr", { class: m.accuracy[temperature][0] === best ? "best" : null }, el("th", { scope: "row", text: m.name }), el("td", { text: String(m.seeds) }), el("td", { text: short(m.passes) }), el("td", { text: short(m.calls) }),
-        comparison.temperatures.map((t) => el("td", { text: m.accuracy[t] ? mean(m.accuracy[t]) : "–" })), el("td", {}, strip(m.accuracy[temperature]))))),
-      task.differences.length ? el("tbody", {}, el("tr", {}, el("th", { colspan: columns.length, scope: "rowgroup", text: "Differences, paired by seed" })), task.differences.map((d) => el("tr", {}, el("th", { scope: "row", text: d.name }), el("td", {}), el("td", {}), el("td", {}),
-        comparison.temperatures.map((t) => el("td", { text: d.by[t] ? mean(d.by[t], true) : "–" })), el("td", {})))) : null));
-  }
-  if (comparison.temperatures.length > 1) node.append(choice("Sampling", `${id}-temperature`, comparison.temperatures.map((t) => ({ value: t, label: temperatureName(t) })), temperature, (t) => { temperature = t; render(); }));
-  node.append(host);
-  if (comparison.failed.length) node.append(el("h3", { text: "Failed" }), el("ul", {}, comparison.failed.map((text) => el("li", { text }))));
-  render();
-  return node;
+    const id = `comparison-${number_}`;
+    const node = el(
+        "section",
+        { id, "aria-labelledby": `${id}-title` },
+        el("h2", { id: `${id}-title`, text: `The comparison ${comparison.name}` }),
+        el("p", {
+            class: "lead",
+            text: `Share of ${short(comparison.rows)} test rows solved: means over ${comparison.seeds} seeds with 95 % Student-t intervals. Every method may spend the same number of token passes: a token in a forward counts once, in a forward with backward three times.`,
+        }),
+    );
+    let temperature = comparison.temperatures[0];
+    const host = el("div", {});
+    const styleOf = (name) => comparison.methods.indexOf(name);
+    function render() {
+        host.replaceChildren(
+            ...comparison.tasks.map((task) =>
+                el(
+                    "section",
+                    { class: "task", "aria-label": task.name },
+                    el("h3", { text: task.name }),
+                    el("p", { class: "soft", text: `Budget: ${short(task.budget)} token passes.` }),
+                    el(
+                        "div",
+                        { class: "charts wide" },
+                        lineChart({
+                            title: `Accuracy against compute, ${temperatureName(temperature)}`,
+                            note: "token passes on the way",
+                            isShare: true,
+                            height: 250,
+                            dots: true,
+                            xLabel: "token passes",
+                            series: task.methods
+                                .filter((m) => m.curve[temperature]?.length)
+                                .map((m) => ({
+                                    name: m.name,
+                                    style: styleOf(m.name),
+                                    points: m.curve[temperature].map(withBand),
+                                })),
+                        }),
+                        task.methods.some((m) => m.decoding.length > 1)
+                            ? lineChart({
+                                  title: "Accuracy against denoising steps, greedy",
+                                  note: "finished models",
+                                  isShare: true,
+                                  height: 250,
+                                  dots: true,
+                                  xLabel: "denoising steps",
+                                  series: task.methods.map((m) => ({
+                                      name: m.name,
+                                      style: styleOf(m.name),
+                                      points: m.decoding.map(withBand),
+                                  })),
+                              })
+                            : null,
+                    ),
+                    table(task),
+                ),
+            ),
+        );
+    }
+    function table(task) {
+        const best = Math.max(...task.methods.map((m) => m.accuracy[temperature]?.[0] ?? 0));
+        const rows = [...task.methods].sort((a, b) => b.accuracy[temperature][0] - a.accuracy[temperature][0]);
+        const columns = [
+            "method",
+            "seeds",
+            "token passes",
+            "reward calls",
+            ...comparison.temperatures.map(temperatureName),
+            "interval",
+        ];
+        const strip = ([value, half]) =>
+            el(
+                "span",
+                {
+                    class: "strip",
+                    "aria-hidden": "true",
+                    vars: {
+                        "--low": clamp(value - (half ?? 0), 0, 1),
+                        "--high": clamp(value + (half ?? 0), 0, 1),
+                        "--mid": value,
+                    },
+                },
+                el("i", {}),
+                el("b", {}),
+            );
+        return el(
+            "div",
+            { class: "scroll", tabindex: 0, role: "region", "aria-label": `Table of ${task.name}` },
+            el(
+                "table",
+                { class: "wide" },
+                el("caption", { text: "Mean ± half the width of the 95 % interval over seeds" }),
+                el(
+                    "thead",
+                    {},
+                    el(
+                        "tr",
+                        {},
+                        columns.map((text) => el("th", { scope: "col", text })),
+                    ),
+                ),
+                el(
+                    "tbody",
+                    {},
+                    rows.map((m) =>
+                        el(
+                            "tr",
+                            { class: m.accuracy[temperature][0] === best ? "best" : null },
+                            el("th", { scope: "row", text: m.name }),
+                            el("td", { text: String(m.seeds) }),
+                            el("td", { text: short(m.passes) }),
+                            el("td", { text: short(m.calls) }),
+                            comparison.temperatures.map((t) => el("td", { text: m.accuracy[t] ? mean(m.accuracy[t]) : "–" })),
+                            el("td", {}, strip(m.accuracy[temperature])),
+                        ),
+                    ),
+                ),
+                task.differences.length
+                    ? el(
+                          "tbody",
+                          {},
+                          el(
+                              "tr",
+                              {},
+                              el("th", { colspan: columns.length, scope: "rowgroup", text: "Differences, paired by seed" }),
+                          ),
+                          task.differences.map((d) =>
+                              el(
+                                  "tr",
+                                  {},
+                                  el("th", { scope: "row", text: d.name }),
+                                  el("td", {}),
+                                  el("td", {}),
+                                  el("td", {}),
+                                  comparison.temperatures.map((t) => el("td", { text: d.by[t] ? mean(d.by[t], true) : "–" })),
+                                  el("td", {}),
+                              ),
+                          ),
+                      )
+                    : null,
+            ),
+        );
+    }
+    if (comparison.temperatures.length > 1)
+        node.append(
+            choice(
+                "Sampling",
+                `${id}-temperature`,
+                comparison.temperatures.map((t) => ({ value: t, label: temperatureName(t) })),
+                temperature,
+                (t) => {
+                    temperature = t;
+                    render();
+                },
+            ),
+        );
+    node.append(host);
+    if (comparison.failed.length)
+        node.append(
+            el("h3", { text: "Failed" }),
+            el(
+                "ul",
+                {},
+                comparison.failed.map((text) => el("li", { text })),
+            ),
+        );
+    render();
+    return node;
 }

@@ -1,0 +1,108 @@
+"""The pictures of the report in docs/images/: film, run and comparison, on a desk and on a phone, light and dark.
+
+    unmask demo && python -m benchmark.screenshots runs/demo/egspo_sa
+
+Takes a run folder of Sudoku, such as the demo's, and the results of a comparison that are in the repo.
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import shutil
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+from playwright.sync_api import sync_playwright
+
+from unmask.report.build import write_report
+
+IMAGES = Path(__file__).parents[1] / "docs" / "images"
+COMPARISON = Path(__file__).parent / "results" / "counterfactual-tiny"
+LARGEST = 300_000
+"""Bytes of a picture."""
+
+DESK, PHONE = (1280, 900), (390, 844)
+
+
+def save(picture: bytes, target: Path) -> None:
+    """As PNG, with as few colours as it takes to stay small."""
+    image = Image.open(io.BytesIO(picture)).convert("RGB")
+    image.save(target, optimize=True)
+    for colours in (256, 128, 64, 32):
+        if target.stat().st_size <= LARGEST:
+            break
+        image.quantize(colours, dither=Image.Dither.NONE).save(target, optimize=True)
+    print(f"{target}  {image.width} x {image.height}  {target.stat().st_size / 1000:.0f} kB")
+
+
+def clip(page: Any, first: str, last: str) -> bytes:
+    """From the top of one element to the bottom of another, as wide as the page."""
+    box = page.evaluate(
+        """([first, last]) => {
+          const [a, b] = [first, last].map((name) => document.querySelector(name).getBoundingClientRect());
+          return { top: a.top + scrollY, bottom: b.bottom + scrollY };
+        }""",
+        [first, last],
+    )
+    width = page.viewport_size["width"]
+    area = {"x": 0, "y": box["top"] - 12, "width": width, "height": box["bottom"] - box["top"] + 24}
+    picture: bytes = page.screenshot(full_page=True, clip=area)
+    return picture
+
+
+def open_report(browser: Any, report: Path, size: tuple[int, int], scheme: str, scale: float) -> Any:
+    """The page, drawn, with nothing that sticks to the edge of the window."""
+    viewport = {"width": size[0], "height": size[1]}
+    context = browser.new_context(
+        viewport=viewport, color_scheme=scheme, device_scale_factor=scale, reduced_motion="reduce"
+    )
+    page = context.new_page()
+    page.goto(report.as_uri())
+    page.wait_for_selector("html[data-ready]", state="attached")
+    page.evaluate("document.querySelector('nav').style.position = 'static'")
+    return page
+
+
+def show(page: Any, step: int, member: int) -> None:
+    """Member `member` at denoising step `step` of the first kept rollout."""
+    page.get_by_role("group", name="Member of the group").get_by_role("radio", name=str(member), exact=True).check()
+    page.get_by_role("slider", name="Denoising step", exact=True).fill(str(step))
+    page.mouse.move(0, 0)
+    page.evaluate("document.activeElement.blur()")
+    page.wait_for_timeout(200)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("run", type=Path, help="run folder of a Sudoku run")
+    parser.add_argument("--step", type=int, default=6, help="denoising step that is shown")
+    parser.add_argument("--member", type=int, default=3, help="of the group, from 1")
+    parser.add_argument("--output", type=Path, default=IMAGES)
+    options = parser.parse_args(arguments)
+    chromium = shutil.which("chromium") or shutil.which("google-chrome")
+    if chromium is None:
+        raise SystemExit("there is no chromium: apt-get install chromium")
+    with tempfile.TemporaryDirectory() as work, sync_playwright() as playwright:
+        report, compared = (
+            write_report([folder], Path(work) / name).path
+            for folder, name in ((options.run, "run.html"), (COMPARISON, "comparison.html"))
+        )
+        browser = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
+        for scheme in ("light", "dark"):
+            desk = open_report(browser, report, DESK, scheme, 1.5)
+            show(desk, options.step, options.member)
+            save(clip(desk, "#film", ".mates"), options.output / f"report-film-{scheme}.png")
+            save(clip(desk, "#run", "#run .times"), options.output / f"report-run-{scheme}.png")
+            phone = open_report(browser, report, PHONE, scheme, 2)
+            show(phone, options.step, options.member)
+            save(clip(phone, ".stage", ".timeline"), options.output / f"report-phone-{scheme}.png")
+            other = open_report(browser, compared, DESK, scheme, 1.5)
+            save(clip(other, "#comparison-0", ".task .scroll"), options.output / f"report-comparison-{scheme}.png")
+        browser.close()
+
+
+if __name__ == "__main__":
+    main()
