@@ -2,6 +2,7 @@
 
     python -m benchmark.kills            # 38 points, some minutes; results in benchmark/results/kills.jsonl
     python -m benchmark.kills --points 4 --seed 7 --output -
+    python -m benchmark.kills --table    # the table of the results on file, as Markdown
 
 A point is a run of one or two processes (DDP over gloo on the CPU) with something that happens to it:
 
@@ -320,13 +321,28 @@ def points(count: int | None, seed: int) -> list[Point]:
     return drawn if count is None else [drawn[i * len(drawn) // count] for i in range(count)]
 
 
+def table(results: Sequence[dict[str, Any]]) -> str:
+    """The results by kind, as Markdown."""
+    rows = ["| what happens | processes | points | exit codes | bits as uninterrupted |", "|---|---|---|---|---|"]
+    for kind, processes, _ in PLAN:
+        mine = [result for result in results if (result["kind"], result["processes"]) == (kind, processes)]
+        codes = sorted({", ".join(map(str, sorted(result["codes"]))) for result in mine})
+        good = sum(result["ok"] for result in mine)
+        rows.append(f"| {kind} | {processes} | {len(mine)} | {' or '.join(codes)} | {good} of {len(mine)} |")
+    return "\n".join(rows) + "\n"
+
+
 def main() -> None:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--points", type=int, help="how many, spread over the kinds; default all")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--output", default=str(RESULTS), help="a file, or - for none")
+    parser.add_argument("--table", action="store_true", help="only print the table of the results on file")
     options = parser.parse_args()
+    if options.table:
+        print(table([json.loads(line) for line in RESULTS.read_text().splitlines()]), end="")
+        return
     if not can_mount():
         print("disk full: not run, it needs root to mount a small file system")
     with tempfile.TemporaryDirectory() as place:

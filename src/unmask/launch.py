@@ -17,7 +17,6 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 from unmask.errors import ConfigError, LostProcessError
 from unmask.recipe import find_recipe, read_tree
@@ -58,7 +57,7 @@ def preset_environment(path: Path) -> dict[str, str]:
             f"FSDP_{key.removeprefix('fsdp_').upper()}": _text(value) for key, value in tree["fsdp_config"].items()
         }
     if kind == "DEEPSPEED":
-        found = {"ACCELERATE_USE_DEEPSPEED": "true", "ACCELERATE_CONFIG_DS_FIELDS": _fields(tree["deepspeed_config"])}
+        found = {"ACCELERATE_USE_DEEPSPEED": "true"}
         for key, value in tree["deepspeed_config"].items():
             if name := _DEEPSPEED.get(key):
                 found[name] = _text(value)
@@ -76,10 +75,6 @@ _DEEPSPEED = {
     "deepspeed_config_file": "ACCELERATE_DEEPSPEED_CONFIG_FILE",
 }
 """accelerate's names for what its file calls otherwise."""
-
-
-def _fields(config: Mapping[str, Any]) -> str:
-    return ",".join(key for key in config if key != "deepspeed_multinode_launcher")
 
 
 def _text(value: object) -> str:

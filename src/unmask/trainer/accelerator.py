@@ -36,6 +36,9 @@ def make_accelerator(recipe: RunRecipe) -> Accelerator:
             raise ConfigError(f"report_to: {unknown_name('tracker', tracker, LOGGER_TYPE_TO_CLASS)}")
         if tracker not in map(str, get_available_trackers()):
             raise ConfigError(f"report_to: {tracker} is not installed. Install it, or leave it out.")
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1 and not torch.accelerator.is_available():
+        # Without being told to use the CPU, each process that torchrun starts would believe that it is alone.
+        os.environ.setdefault("ACCELERATE_USE_CPU", "true")
     patience = timedelta(seconds=COLLECTIVE_PATIENCE * recipe.stuck_timeout)
     use_deepspeed = os.environ.get("ACCELERATE_USE_DEEPSPEED", "false").lower() == "true"
     if use_deepspeed:
@@ -45,6 +48,7 @@ def make_accelerator(recipe: RunRecipe) -> Accelerator:
             # DeepSpeed would take the machine for a GPU's, and each process would believe that it is alone.
             os.environ.setdefault("DS_ACCELERATOR", "cpu")
             PartialState(cpu=True, backend="gloo", timeout=patience)
+            _without_compiled_collectives()
     try:
         accelerator = Accelerator(
             # Apple's GPUs have no float64, which the hashed draws need; their CPUs do.
@@ -80,6 +84,17 @@ def start_trackers(accelerator: Accelerator, recipe: RunRecipe) -> None:
     """Open the trackers that the recipe names, and show them the recipe."""
     if recipe.report_to:
         accelerator.init_trackers("unmask", config=_flat_for_trackers(recipe.model_dump(mode="json")))
+
+
+def _without_compiled_collectives() -> None:
+    """Keep DeepSpeed from compiling collectives for CPUs.
+
+    That takes minutes at the first use, and a process that is killed meanwhile leaves a lock in ~/.cache/torch_extensions that
+    holds up every later run for ever.
+    """
+    from deepspeed import ops
+
+    ops.__compatible_ops__["deepspeed_shm_comm"] = False
 
 
 def _check_deepspeed() -> None:

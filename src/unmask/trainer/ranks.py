@@ -104,7 +104,7 @@ class Ranks:
                 mistake.add_note(note)
         if self.count > 1:
             mistake.add_note(f"(process {place} of {self.count})")
-        mistake.is_agreed = True
+            mistake.is_agreed = True
         raise mistake
 
     @contextmanager
