@@ -1,9 +1,11 @@
 """Where the time of an RL step goes, as ratios to the bare forwards and backwards that it cannot do without.
 
-    make bench                                   # or: python -m benchmark.speed [--width 256 --layers 6 --vocab 8192 ...]
+    make bench                                   # a tiny model; or: python -m benchmark.speed [--width 256 --vocab 1024 ...]
+    OMP_NUM_THREADS=1 python -m benchmark.speed --size 20m --clock cpu
 
-Every ratio compares medians of alternating runs in one process, so that a noisy machine slows both sides alike. The published
-way (`benchmark/published.py`) is our own rendering of it.
+Every ratio compares alternating runs in one process, so that a noisy machine slows both sides alike: their medians, or with
+`--clock cpu` the least CPU time of each, which on one thread counts no time that others had. The published way
+(`benchmark/published.py`) is our own rendering of it.
 """
 
 from __future__ import annotations
@@ -26,17 +28,37 @@ from unmask.models import Denoiser, TinyConfig, char_tokenizer, tiny_denoiser
 from unmask.records import LossInputs, Rollout
 from unmask.samplers import Scoring, denoise, score_views
 
+SIZES = {
+    "tiny": {},
+    "20m": {
+        "layers": 8,
+        "width": 384,
+        "vocab": 8192,
+        "prompt": 32,
+        "length": 128,
+        "steps": 64,
+        "batch": 4,
+        "repeats": 2,
+    },
+}
+"""Settings by name: what differs from the defaults."""
 
-def alternate(first: Callable[[], Any], second: Callable[[], Any], repeats: int) -> tuple[float, float]:
-    """Median seconds of two functions run in turn."""
-    first(), second()
+
+def alternate(
+    first: Callable[[], Any], second: Callable[[], Any], repeats: int, clock: str = "wall"
+) -> tuple[float, float]:
+    """Seconds of two functions run in turn: medians of wall time, or the least CPU time."""
+    now = time.process_time if clock == "cpu" else time.perf_counter
+    if clock == "wall":
+        first(), second()
     times: tuple[list[float], list[float]] = ([], [])
     for _ in range(repeats):
         for function, spent in zip((first, second), times, strict=True):
-            started = time.perf_counter()
+            started = now()
             function()
-            spent.append(time.perf_counter() - started)
-    return statistics.median(times[0]), statistics.median(times[1])
+            spent.append(now() - started)
+    chosen = min if clock == "cpu" else statistics.median
+    return chosen(times[0]), chosen(times[1])
 
 
 class Setting:
@@ -148,20 +170,31 @@ class Setting:
         torch.manual_seed(0)
         return published.rollout(self.denoiser, self.prompts, self.options.length, self.sampler.steps, 0.9)
 
-    def published_update(self, paths: Any) -> Callable[[], None]:
-        """The published way's update: one completion and step at a time."""
+    def published_loss(self, paths: Any) -> Tensor:
+        """The published way's loss: one completion and step at a time, all graphs kept until the end."""
+        losses = [
+            -published.step_logprob(self.denoiser, path, int(step))
+            for path, steps in zip(paths, self.scored.trajectory.greedy_step, strict=True)
+            for step in steps
+        ]
+        return torch.stack(losses).mean()
 
-        def update() -> None:
-            self.optimizer.zero_grad()
-            losses = [
-                -published.step_logprob(self.denoiser, path, int(step))
-                for path, steps in zip(paths, self.scored.trajectory.greedy_step, strict=True)
-                for step in steps
-            ]
-            torch.stack(losses).mean().backward()
-            self.optimizer.step()
+    @torch.no_grad()
+    def published_scores(self, paths: Any) -> Tensor:
+        """The published way's old or reference pass."""
+        return self.published_loss(paths)
 
-        return update
+    def published_update(self, paths: Any) -> None:
+        """The published way's update."""
+        self.optimizer.zero_grad()
+        self.published_loss(paths).backward()
+        self.optimizer.step()
+
+    def published_step(self) -> None:
+        """All of it. Old log-probabilities come from the rollout there, so one pass is the reference's."""
+        paths = self.published_rollout()
+        self.published_scores(paths)
+        self.published_update(paths)
 
 
 def record_bytes(setting: Setting) -> tuple[float, float]:
@@ -173,23 +206,73 @@ def record_bytes(setting: Setting) -> tuple[float, float]:
     return own, sizes["greedy_tokens"] / tokens
 
 
-def update_peak(setting: Setting, chunk: int, views: int) -> float:
-    """Bytes that autograd saves at most at one time while `views` views are back-propagated in chunks of `chunk`."""
-    saved = peak = 0
+def saved_bytes(work: Callable[[], Any]) -> float:
+    """Bytes that autograd saves for the backward pass in all of `work`."""
+    saved = 0
 
     def pack(tensor: Tensor) -> Tensor:
-        nonlocal saved, peak
+        nonlocal saved
         saved += tensor.numel() * tensor.element_size()
-        peak = max(peak, saved)
         return tensor
 
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        work()
+    return float(saved)
+
+
+def update_peak(setting: Setting, chunk: int, views: int) -> float:
+    """Bytes that autograd saves at most at one time while `views` views are back-propagated in chunks of `chunk`."""
     index = torch.arange(views) % len(setting.views)
-    for start in range(0, views, chunk):
-        saved = 0
-        with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-            part = setting.views.take(index[start : start + chunk])
-            score_views(setting.denoiser, setting.scored.trajectory, part, setting.scoring).logprob.sum().backward()
-    return float(peak)
+
+    def one(start: int) -> None:
+        part = setting.views.take(index[start : start + chunk])
+        score_views(setting.denoiser, setting.scored.trajectory, part, setting.scoring).logprob.sum().backward()
+
+    return max(saved_bytes(lambda start=start: one(start)) for start in range(0, views, chunk))  # type: ignore[misc]
+
+
+def floor_table(setting: Setting) -> None:
+    """Print each phase against what it cannot do without."""
+    options = setting.options
+    print("| quantity | ratio to its floor | target | ms | floor, ms |\n|---|---|---|---|---|")
+    for name, ours, floor, target in (
+        ("rollout", setting.rollout, setting.rollout_floor, 1.15),
+        ("old or reference pass", setting.scores, setting.scores_floor, 1.10),
+        ("update", setting.update, setting.update_floor, 1.15),
+        ("whole RL step", setting.step, setting.step_floor, 1.20),
+    ):
+        spent, least = alternate(ours, floor, options.repeats, options.clock)
+        print(f"| {name} | {spent / least:.2f} | {target:.2f} | {spent * 1e3:.1f} | {least * 1e3:.1f} |", flush=True)
+    own, greedy = record_bytes(setting)
+    print(f"| record, bytes a completion token | {own / 16:.2f} | 2.00 | {own:.0f} | 16 |")
+    print(f"| greedy completions, bytes a token | {greedy / (4 * options.selected):.2f} | 1.00 | {greedy:.0f} | 4 K |")
+    chunk = len(setting.views) // 2
+    few, many = update_peak(setting, chunk, chunk), update_peak(setting, chunk, 8 * chunk)
+    print(f"| peak memory of the update, 8 chunks against 1 | {many / few:.2f} | 1.00 | | |", flush=True)
+
+
+def published_table(setting: Setting) -> None:
+    """Print the published way's time and memory against ours."""
+    options = setting.options
+    paths = setting.published_rollout()
+    print("\n| the published way, divided by ours | ratio | its ms |\n|---|---|---|")
+    repeats = options.repeats if options.clock == "cpu" else max(2, options.repeats // 5)
+    for name, theirs, ours in (
+        ("rollout", setting.published_rollout, setting.rollout),
+        ("reference pass", lambda: setting.published_scores(paths), setting.scores),
+        ("update", lambda: setting.published_update(paths), setting.update),
+        ("whole RL step", setting.published_step, setting.step),
+    ):
+        spent, least = alternate(theirs, ours, repeats, options.clock)
+        print(f"| {name} | {spent / least:.1f} | {spent * 1e3:.0f} |", flush=True)
+    own, greedy = record_bytes(setting)
+    kept = sum(t.numel() * t.element_size() for path in paths for t in path.values()) / (options.batch * options.length)
+    print(f"| record, bytes a completion token | {kept / (own + greedy):.0f} | {kept:.0f} bytes |")
+    chunk = max(1, len(setting.views) // 4)
+    theirs_, ours_ = saved_bytes(lambda: setting.published_loss(paths)), update_peak(setting, chunk, len(setting.views))
+    print(
+        f"| saved for the backward pass, ours in chunks of {chunk} views | {theirs_ / ours_:.1f} | {theirs_ / 1e6:.0f} MB |"
+    )
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -208,38 +291,24 @@ def main(arguments: list[str] | None = None) -> None:
         ("repeats", 15, "runs of each side"),
     ):
         parser.add_argument(f"--{name}", type=int, default=default, help=f"{text} ({default})")
+    parser.add_argument("--size", choices=SIZES, default="tiny", help="a named setting; single options go before it")
+    parser.add_argument(
+        "--clock", choices=["wall", "cpu"], default="wall", help="wall time, or CPU time of this process"
+    )
+    parser.add_argument("--part", choices=["both", "floors", "published"], default="both", help="which table")
+    parser.set_defaults(**SIZES[parser.parse_known_args(arguments)[0].size])
     options = parser.parse_args(arguments)
     setting = Setting(options)
     parameters = sum(p.numel() for p in setting.denoiser.parameters())
     print(
         f"{parameters / 1e6:.2f}M parameters, V = {options.vocab}, L = {options.length}, T = {options.steps}, "
         f"{options.batch} completions, K = {options.selected}; torch {torch.__version__}, {torch.get_num_threads()} threads, "
-        f"Python {sys.version.split()[0]}\n"
+        f"Python {sys.version.split()[0]}, {options.clock} time\n"
     )
-    print("| quantity | ratio to its floor | target | ms | floor, ms |\n|---|---|---|---|---|")
-    for name, ours, floor, target in (
-        ("rollout", setting.rollout, setting.rollout_floor, 1.15),
-        ("old or reference pass", setting.scores, setting.scores_floor, 1.10),
-        ("update", setting.update, setting.update_floor, 1.15),
-        ("whole RL step", setting.step, setting.step_floor, 1.20),
-    ):
-        spent, least = alternate(ours, floor, options.repeats)
-        print(f"| {name} | {spent / least:.2f} | {target:.2f} | {spent * 1e3:.1f} | {least * 1e3:.1f} |")
-    own, greedy = record_bytes(setting)
-    print(f"| record, bytes a completion token | {own / 16:.2f} | 2.00 | {own:.0f} | 16 |")
-    print(f"| greedy completions, bytes a token | {greedy / (4 * options.selected):.2f} | 1.00 | {greedy:.0f} | 4 K |")
-    chunk = len(setting.views) // 2
-    few, many = update_peak(setting, chunk, chunk), update_peak(setting, chunk, 8 * chunk)
-    print(f"| peak memory of the update, 8 chunks against 1 | {many / few:.2f} | 1.00 | | |")
-    print("\n| the published way, divided by ours | ratio | its ms |\n|---|---|---|")
-    repeats = max(2, options.repeats // 5)
-    theirs, ours_ = alternate(setting.published_rollout, setting.rollout, repeats)
-    print(f"| rollout | {theirs / ours_:.1f} | {theirs * 1e3:.0f} |")
-    paths = setting.published_rollout()
-    theirs, ours_ = alternate(setting.published_update(paths), setting.update, repeats)
-    print(f"| update | {theirs / ours_:.1f} | {theirs * 1e3:.0f} |")
-    kept = sum(t.numel() * t.element_size() for path in paths for t in path.values()) / (options.batch * options.length)
-    print(f"| record, bytes a completion token | {kept / (own + greedy):.0f} | {kept:.0f} bytes |")
+    if options.part != "published":
+        floor_table(setting)
+    if options.part != "floors":
+        published_table(setting)
 
 
 if __name__ == "__main__":

@@ -62,6 +62,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "console": BELOW_3 | {"evaluate", "eval_results", "report"},
     "watch": BELOW_3 | {"report"},
     "demo": BELOW_3 | LAYER_3 | {"console"},
+    "estimate": BELOW_3 | {"trainer"},
     "console_tools": BELOW_3 | {"console", "estimate", "doctor"},
     "cli_tools": BELOW_3 | {"console", "console_tools", "estimate", "doctor"},
     "launch": {"errors", "recipe"},

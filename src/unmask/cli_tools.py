@@ -17,3 +17,52 @@ def recipes(
     from unmask.console_tools import recipes_table
 
     recipes_table(search)
+
+
+@tools.command()
+def estimate(
+    recipe: Annotated[str, typer.Argument(help="A shipped recipe's name, or a YAML file.")],
+    overrides: Annotated[
+        list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Settings to change, such as num_prompts=8.")
+    ] = None,
+    gpu_memory: Annotated[str, typer.Option(help="Of one GPU, such as 80GB: says whether it fits.")] = "",
+    flops: Annotated[float | None, typer.Option(min=1.0, help="FLOP/s that a process sustains, such as 4e14.")] = None,
+    measure: Annotated[
+        bool, typer.Option("--measure", help="Measure what is sustained here, on random weights.")
+    ] = False,
+    processes: Annotated[int, typer.Option(min=1, help="Processes that share a step, a GPU each.")] = 1,
+    preset: Annotated[str, typer.Option(help="How they share the model: none, ddp, zero2, zero3, fsdp2.")] = "none",
+    prompt_length: Annotated[
+        int | None, typer.Option(min=1, help="Tokens of a prompt; default the task's, or 200.")
+    ] = None,
+    shape: Annotated[
+        str, typer.Option(help="Of a model that is not here: layers=32,width=4096,heads=32,ffn=12288,vocab=126464.")
+    ] = "",
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Say what a recipe takes before anything is rented: parameters, memory by part, time of a step, with the arithmetic.
+
+    Needs no weights: shapes of the released models are known, others are read from their config.json or given by --shape.
+    """
+    import json
+
+    from unmask.console_tools import bytes_of
+    from unmask.estimate import estimate as run
+    from unmask.estimate import measured_rates
+    from unmask.estimate.text import described
+    from unmask.recipe import load_recipe
+
+    loaded = load_recipe(recipe, overrides or ())
+    room = bytes_of(gpu_memory) if gpu_memory else None
+    rates = measured_rates(loaded, shape=shape, prompt_length=prompt_length, processes=processes) if measure else None
+    found = run(
+        loaded,
+        shape=shape,
+        prompt_length=prompt_length,
+        processes=processes,
+        preset=preset,
+        flops=flops,
+        rates=rates,
+        on_gpu=room is not None,
+    )
+    typer.echo(json.dumps(found.summary(), indent=1) if as_json else described(found, room))

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from typing import Any
 
 from unmask.console import table
+from unmask.errors import ConfigError
 from unmask.recipe import COLLECTIONS, read_tree, shipped_recipes
 
 
@@ -36,3 +38,19 @@ def _named(tree: dict[str, Any], key: str) -> str:
         return str(tree[key]["type"])
     several = tree.get(f"{key}s", {})
     return ", ".join(several) if len(several) <= 3 else f"{len(several)} of them"
+
+
+def bytes_of(text: str) -> float:
+    """Bytes of a size such as 80GB, 80 or 79.2GiB; a bare number is GB.
+
+    Raises:
+        ConfigError: it is none.
+    """
+    match = re.fullmatch(r"\s*([\d.]+)\s*(GB|GiB|MB|MiB)?\s*", text, re.IGNORECASE)
+    units = {"gb": 1e9, "gib": 2.0**30, "mb": 1e6, "mib": 2.0**20}
+    try:
+        if match:
+            return float(match[1]) * units[(match[2] or "GB").lower()]
+    except ValueError:
+        pass
+    raise ConfigError(f'--gpu-memory "{text}" is no size. Give one such as 80GB or 24GiB.')

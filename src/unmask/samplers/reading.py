@@ -19,8 +19,8 @@ from unmask.records import Fills
 from unmask.samplers.fills import draw_fills
 from unmask.samplers.orders import CHOICE_SCORES, ORDERS, Proposal
 
-PART_ON_CPU, PART_ON_GPU = 2**18, 2**26
-"""Logits that are read at a time: float64 arrays of that many fit a core's cache, or take half a gigabyte."""
+PART_ON_CPU, PART_ON_GPU = 2**18, 2**24
+"""Logits that are read at a time: float64 arrays of that many fit a core's cache, or keep a GPU busy."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,10 +70,11 @@ class Reader:
         """
         parts = reading_parts(logits)
         return _joined(
-            [[self._read(logits[part], seed[part[0]], step, positions[part]) for part in row] for row in parts]
+            [[self.read_part(logits[part], seed[part[0]], step, positions[part]) for part in row] for row in parts]
         )
 
-    def _read(self, logits: Tensor, seed: Tensor, step: int, positions: Tensor) -> Reading:
+    def read_part(self, logits: Tensor, seed: Tensor, step: int, positions: Tensor) -> Reading:
+        """The same of all that is given at once."""
         sampler = self.sampler
         if sampler.temperature == 0:
             proposed, logprobs = logits.argmax(-1), token_logprobs(logits)

@@ -1,0 +1,200 @@
+"""How good `unmask estimate` is: peak memory and time of a step, estimated and then measured, on three CPU-sized settings.
+
+    OMP_NUM_THREADS=1 python -m benchmark.estimate          # a few minutes; writes benchmark/results/estimate.jsonl
+    python -m benchmark.estimate --table                     # only show it
+
+Memory is the most that torch's CPU allocator had out at once during two whole training steps, loading included, as torch's
+profiler recorded every allocation and release, plus the weights that are mapped from their file and never allocated. The resident
+size of a process would show Python, libraries and pages that nobody uses as well. Time is the CPU time of a step in a process of
+one thread, which counts no time that others on the machine had; the estimate has it from operations that it counts and a rate
+that it measures on a few forwards. Each measurement is a process of its own.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+RESULTS = Path(__file__).parent / "results" / "estimate.jsonl"
+
+REWARD = '''
+def variety(prompts, completions, **columns):
+    """Share of different characters."""
+    return [len(set(text)) / max(1, len(text)) for text in completions]
+'''
+
+SETTINGS: dict[str, dict[str, Any]] = {
+    "GPT-2, all weights, EGSPO-SA": {
+        "model": {"class": "GPT2Config", "n_embd": 256, "n_layer": 8, "n_head": 4, "n_positions": 128},
+        "vocabulary": 4096,
+        "recipe": {
+            "method": {"type": "egspo_sa", "num_selected": 4, "beta": 0.04},
+            "sampler": {"max_completion_length": 64, "num_steps": 32},
+            "num_prompts": 2, "num_generations": 4, "num_minibatches": 2, "views_per_forward": 8,
+        },
+    },
+    "Qwen3, LoRA, checkpointing, ESPO": {
+        "model": {
+            "class": "Qwen3Config", "hidden_size": 256, "intermediate_size": 768, "num_hidden_layers": 8,
+            "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 64, "tie_word_embeddings": True,
+        },
+        "vocabulary": 2048,
+        "recipe": {
+            "method": {"type": "espo", "num_samples": 2},
+            "sampler": {"max_completion_length": 64, "num_steps": 16, "block_length": 16},
+            "num_prompts": 2, "num_generations": 2, "num_iterations": 2, "views_per_forward": 4,
+            "lora": {"r": 16, "alpha": 16}, "gradient_checkpointing": True,
+        },
+    },
+    "Llama, all weights, AGRPO": {
+        "model": {
+            "class": "LlamaConfig", "hidden_size": 320, "intermediate_size": 864, "num_hidden_layers": 6,
+            "num_attention_heads": 5, "num_key_value_heads": 5, "tie_word_embeddings": False,
+        },
+        "vocabulary": 8192,
+        "recipe": {
+            "method": {"type": "agrpo", "mc_samples": 6},
+            "sampler": {"max_completion_length": 64, "num_steps": 32, "order": "random", "top_k": 50, "top_p": 0.95},
+            "num_prompts": 2, "num_generations": 4, "views_per_forward": 16,
+        },
+    },
+}  # fmt: skip
+"""A model with random weights, and a recipe."""
+
+
+def prepare(name: str, folder: Path) -> Any:
+    """Write the model, rows and reward of a setting, and return its recipe."""
+    import torch
+    import transformers
+
+    from unmask.models import Denoiser, char_tokenizer, save_model
+    from unmask.recipe import TrainRecipe, validate
+
+    setting = SETTINGS[name]
+    values = dict(setting["model"])
+    tokenizer = char_tokenizer("".join(chr(0x4E00 + i) for i in range(setting["vocabulary"] - 3)))
+    config = getattr(transformers, values.pop("class"))(vocab_size=len(tokenizer), **values)
+    config.is_causal = False
+    config.pad_token_id, config.eos_token_id, config.bos_token_id = tokenizer.pad_token_id, tokenizer.eos_token_id, None
+    torch.manual_seed(0)
+    backbone = transformers.AutoModelForCausalLM.from_config(config)
+    ids = (tokenizer.mask_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id)
+    save_model(Denoiser(backbone, *ids), tokenizer, folder / "model")
+    rows = [{"prompt": "".join(chr(0x4E00 + (7 * i + j) % 500) for j in range(32))} for i in range(64)]
+    (folder / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    (folder / "reward.py").write_text(REWARD)
+    fixed = {
+        "model": str(folder / "model"),
+        "task": {"type": "dataset", "path": str(folder / "rows.jsonl")},
+        "reward_funcs": [f"{folder / 'reward.py'}:variety"],
+        "max_steps": 3,
+        "evaluation": {"num_rows": 1, "eval_steps": 0, "batch_size": 1},
+        "log_rollouts_steps": 0,
+        "output_dir": str(folder / "run"),
+    }
+    return validate(TrainRecipe, fixed | setting["recipe"])
+
+
+def estimated(name: str, folder: Path) -> dict[str, float]:
+    """Bytes and CPU seconds of a step as `unmask estimate` has them."""
+    from unmask.estimate import estimate, measured_rates
+
+    recipe = prepare(name, folder)
+    rates = measured_rates(recipe, clock=time.process_time, repeats=3)
+    found = estimate(recipe, rates=rates)
+    assert found.times
+    return {"bytes": found.memory.total, "seconds": found.times.step, "parameters": found.parameters}
+
+
+def measured_time(name: str, folder: Path) -> dict[str, float]:
+    """CPU seconds of the second of three steps."""
+    from unmask.trainer import Trainer
+
+    marks: list[float] = []
+    Trainer(prepare(name, folder), observe=lambda step, metrics: marks.append(time.process_time())).train()
+    return {"seconds": marks[1] - marks[0]}
+
+
+def measured_memory(name: str, folder: Path) -> dict[str, float]:
+    """The most bytes that torch's CPU allocator had out at once in two steps, and those of mapped weights."""
+    import torch
+    from torch._C._profiler import _EventType
+    from torch.profiler import ProfilerActivity, profile
+
+    from unmask.trainer import Trainer
+
+    recipe = prepare(name, folder).model_copy(update={"max_steps": 2})
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+        trainer = Trainer(recipe)
+        trainer.train()
+    roots = profiler.profiler.kineto_results.experimental_event_tree()  # type: ignore[union-attr]
+    peak, allocated, stack = 0, set(), list(roots)
+    while stack:
+        event = stack.pop()
+        stack += event.children
+        if event.tag == _EventType.Allocation:
+            peak = max(peak, event.extra_fields.total_allocated)
+            allocated.add(event.extra_fields.ptr)
+    weights = [o for o in gc.get_objects() if isinstance(o, torch.nn.Parameter)]
+    storages = {s.data_ptr(): s.nbytes() for s in (w.untyped_storage() for w in weights)}
+    mapped = sum(size for pointer, size in storages.items() if pointer not in allocated)
+    return {"bytes": peak + mapped, "mapped": mapped}
+
+
+PARTS = {"estimated": estimated, "time": measured_time, "memory": measured_memory}
+
+
+def run(name: str, part: str) -> dict[str, float]:
+    """One part in a process of its own."""
+    command = [sys.executable, "-m", "benchmark.estimate", "--only", name, "--part", part]
+    done = subprocess.run(
+        command, capture_output=True, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"}, check=False
+    )
+    if done.returncode:
+        raise RuntimeError(f"{name}, {part}: {done.stderr[-2000:]}")
+    result: dict[str, float] = json.loads(done.stdout.strip().splitlines()[-1])
+    return result
+
+
+def table(lines: list[dict[str, Any]]) -> str:
+    """The results in markdown."""
+    rows = [
+        "| setting | parameters | peak, estimated | measured | off by | a step, estimated | measured | off by |",
+        "|" + "---|" * 8,
+    ]
+    for line in lines:
+        own, memory, seconds = line["estimated"], line["memory"]["bytes"], line["time"]["seconds"]
+        rows.append(
+            f"| {line['setting']} | {own['parameters'] / 1e6:.1f}M | {own['bytes'] / 1e6:.0f} MB | {memory / 1e6:.0f} MB | "
+            f"{own['bytes'] / memory - 1:+.0%} | {own['seconds']:.2f} s | {seconds:.2f} s | {own['seconds'] / seconds - 1:+.0%} |"
+        )
+    return "\n".join(rows)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Measure all settings, or one part of one, or show what was measured."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--only", choices=SETTINGS, help="one setting")
+    parser.add_argument("--part", choices=PARTS, help="of it, in this process")
+    parser.add_argument("--table", action="store_true", help="show the results that there are")
+    options = parser.parse_args(arguments)
+    if options.part:
+        with tempfile.TemporaryDirectory() as folder:
+            print(json.dumps(PARTS[options.part](options.only, Path(folder))))
+        return
+    if not options.table:
+        lines = [{"setting": name} | {part: run(name, part) for part in PARTS} for name in SETTINGS]
+        RESULTS.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    print(table([json.loads(line) for line in RESULTS.read_text().splitlines()]))
+
+
+if __name__ == "__main__":
+    main()
