@@ -127,5 +127,5 @@ def test_memory_at_32_views_of_a_completion_is_that_at_2(
 def test_the_measure_of_memory_can_fail(lively: Denoiser, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     espo = "method={type: espo, num_samples: 4}"
     chunked = peak_of_an_update(lively, tmp_path, espo)
-    monkeypatch.setattr(Learner, "_chunks", lambda self, index: [index])
+    monkeypatch.setattr(Learner, "_chunks", lambda self, views, rollout: [torch.arange(len(views))])
     assert peak_of_an_update(lively, tmp_path, espo) > 3 * chunked

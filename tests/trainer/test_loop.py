@@ -187,6 +187,15 @@ def test_a_signal_finishes_the_step_saves_and_says_how_to_go_on(
     assert weights(folder) == weights(whole)
 
 
+@pytest.fixture
+def interruptible() -> Iterator[None]:
+    """SIGINT as a terminal has it: a shell's background jobs, and so all that they start, ignore it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("interruptible")
 def test_a_second_signal_ends_the_run_at_once(tiny_model: Path, tmp_path: Path) -> None:
     def stop(step: int, _: dict[str, Any]) -> None:
         # To this thread: two that another thread takes may become one before either is seen.
