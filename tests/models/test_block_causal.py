@@ -9,6 +9,7 @@ import torch
 from torch import nn
 from torch.nn.functional import pad
 
+from benchmark import blocks
 from tests.models.minis import mini_checkpoint
 from unmask.config import SamplerConfig
 from unmask.errors import ConfigError, ModelError
@@ -227,6 +228,12 @@ def test_every_column_of_prompt_and_finished_blocks_is_run_once(sdar, monkeypatc
     denoise(sdar, prompt, torch.ones_like(prompt, dtype=torch.bool), sampler, torch.arange(5))
     # Two steps a block: the first also runs what has become final, the prompt or the block before.
     assert columns == [5 * n for n in (P + 4, 4, 8, 4, 8, 4)]
+
+
+def test_the_benchmark_compares_what_is_the_same():
+    row = blocks.compare(blocks.model(), prompt_length=8, length=8)
+    assert row[:3] == ["8", "8", "4"]
+    assert float(row[-1]) < 1e-5
 
 
 # Scoring
