@@ -13,7 +13,7 @@ from huggingface_hub import ModelCard
 from torch import nn
 
 from tests.small_rows import write
-from tests.small_runs import metrics, pretrain_recipe, train_recipe, unmask_train, weights
+from tests.small_runs import metrics, pretrain_recipe, train_recipe, unmask, unmask_train, weights
 from unmask.errors import ConfigError
 from unmask.methods import METHODS
 from unmask.methods.papers import PAPERS
@@ -130,7 +130,12 @@ def test_the_data_of_a_run_on_files_is_hashed_on_its_card(tiny_model: Path, tmp_
     path = write(tmp_path / "rows.jsonl", rows)
     assert unmask_train(tiny_model, tmp_path / "run", f"task={{type: dataset, path: {path}}}") == 0
     data = json.loads((tmp_path / "run" / "data.json").read_text())
-    assert f"25 rows, sha256 `{data['train']['sha256']}`" in (tmp_path / "run" / "final" / "README.md").read_text()
+    card = (tmp_path / "run" / "final" / "README.md").read_text()
+    assert f"25 rows, sha256 `{data['train']['sha256']}`" in card
+    # Its commands hold as they stand there.
+    for command in re.findall(r"^unmask (.+)$", card, flags=re.MULTILINE):
+        words = [word.replace("FOLDER", str(tmp_path / "run" / "final")) for word in command.split()]
+        assert unmask(*words, *(["--output", tmp_path / "x.json"] if words[0] == "eval" else [])) == 0
 
 
 # --- the push ---

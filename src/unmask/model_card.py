@@ -174,10 +174,21 @@ def _facts(recipe: RunRecipe, data: Mapping[str, Any], lines: Lines, rows: Seque
 
 
 def _use(recipe: RunRecipe) -> str:
+    changed = recipe.task.model_dump(mode="json", exclude_defaults=True, exclude={"type"})
+    options = "".join(
+        f" --option {key}={value}" for key, value in changed.items() if isinstance(value, str | int | float)
+    )
+    sampling = ""
+    if isinstance(recipe, TrainRecipe):
+        sampler = recipe.sampler
+        sampling = f" --length {sampler.max_completion_length} --steps {sampler.steps}"
+        sampling += f" --block-length {sampler.block_length}" if sampler.block_length else ""
+        sampling += f" --order {sampler.order}" if sampler.order != "low_confidence" else ""
+    arguments = f"FOLDER --task {recipe.task.type}{options}{sampling}"
     return (
         "## How to use it\n\nIt denoises masked text in any order; transformers loads the weights, and `generate` of an "
         "autoregressive model is not for it.\n\n"
-        f"```bash\nunmask sample FOLDER --task {recipe.task.type}\nunmask eval FOLDER --task {recipe.task.type}\n```\n\n"
+        f"```bash\nunmask sample {arguments}\nunmask eval {arguments}\n```\n\n"
         "```python\nfrom unmask.models import load_model\n\ndenoiser, tokenizer = load_model(FOLDER)\n```"
     )
 

@@ -163,7 +163,7 @@ def test_a_missing_column_is_named_with_those_that_are_there(write: Write) -> No
     path = write([{"question": "1", "answer": "2"}] * 5)
     assert refusal(Dataset(path=path)) == (
         f'row 1 of {path} has no text or messages in the column "prompt". Its columns: question, answer. '
-        "Set task.prompt_column to one of them."
+        "Set task.prompt_column to one of them (on the command line --option prompt_column=NAME)."
     )
 
 

@@ -39,7 +39,8 @@ class Dataset(SourcedTask):
         if not isinstance(raw.get(self.prompt_column), str | list):
             raise DataError(
                 f'{place} has no text or messages in the column "{self.prompt_column}". '
-                f"Its columns: {', '.join(raw)}. Set task.prompt_column to one of them."
+                f"Its columns: {', '.join(raw)}. Set task.prompt_column to one of them "
+                "(on the command line --option prompt_column=NAME)."
             )
         if self.answer_column not in raw and self.answer_column != "answer":
             # A name that was given is meant; a column that happens to be called answer is not what it means.
