@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from benchmark import lift, speed
+from benchmark import lift, memory, speed
 from unmask.recipe import PretrainRecipe, load, load_recipe
 
 
@@ -14,6 +14,16 @@ def test_the_speed_table_has_every_row(capsys: pytest.CaptureFixture[str]) -> No
     for row in ("| rollout |", "| old or reference pass |", "| update |", "| whole RL step |", "| peak memory"):
         assert row in table
     assert table.count("| rollout |") == table.count("| update |") == 2, "ours, and the published way's"
+
+
+def test_the_memory_table_adds_up(capsys: pytest.CaptureFixture[str]) -> None:
+    memory.main(["--width=16", "--layers=2", "--vocab=600", "--length=8", "--views=2", "--r=2", "--parts=4"])
+    rows = [line.split("|")[1:-1] for line in capsys.readouterr().out.splitlines() if line.startswith("| ")][1:]
+    assert len(rows) == 7
+    cells = {name.strip(): [float(cell) for cell in numbers[:5]] for name, *numbers in rows}
+    for *parts, together in cells.values():
+        assert together == pytest.approx(sum(parts), abs=0.25)
+    assert cells["lora.r=2"][3] == 0.0 < cells["all weights"][3], "adapters need no copy for a reference"
 
 
 def test_a_rise_is_paired_by_seed() -> None:

@@ -1,0 +1,153 @@
+"""What each option of `docs/adapters.md` costs and saves, counted in tensors of one update, to the byte, on any machine.
+
+    python -m benchmark.memory [--width 256 --layers 8 --vocab 6144 --length 128 --views 8]
+
+One update is a forward and backward of views that hide a whole completion and ask for all of it, as mean-field methods do. Peak
+is what is alive at once beyond the weights: gradients, activations, logits. Time is the least of five, of the
+processor and not of the clock, divided by that of the first line.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections.abc import Callable, Sequence
+
+import torch
+
+from unmask.config import LoraConfig
+from unmask.models import Denoiser, TinyConfig, char_tokenizer, tiny_denoiser
+from unmask.models.adapters import Adapters
+from unmask.records import Trajectory, Views
+from unmask.samplers import Scoring, score_views
+from unmask.trainer.peak import peak_bytes
+from unmask.trainer.policy import trainable
+
+MIB = 2**20
+PROMPT = 32
+
+
+def build(options: argparse.Namespace) -> Denoiser:
+    """A bidirectional GPT-2 of the asked size."""
+    shape = TinyConfig(num_layers=options.layers, width=options.width, num_heads=4, max_length=PROMPT + options.length)
+    # Characters from a private plane: any vocabulary size can be had.
+    tokenizer = char_tokenizer("".join(chr(0xE000 + i) for i in range(options.vocab - 3)))
+    return tiny_denoiser(shape, tokenizer, seed=0).eval()
+
+
+def views_of(denoiser: Denoiser, options: argparse.Namespace) -> tuple[Trajectory, Views]:
+    """Random completions, each read once with nothing shown and everything asked."""
+    generator = torch.Generator().manual_seed(0)
+    rows, length = options.views, options.length
+    tokens = torch.randint(3, options.vocab, (rows, length), generator=generator)
+    zeros = torch.zeros(rows, length)
+    path = Trajectory(
+        prompt_ids=torch.randint(3, options.vocab, (rows, PROMPT), generator=generator),
+        prompt_mask=torch.ones(rows, PROMPT, dtype=torch.bool),
+        tokens=tokens,
+        unmask_step=zeros.int(),
+        logprob=zeros,
+        entropy=zeros,
+        seed=torch.arange(rows),
+        num_steps=1,
+        mask_id=denoiser.mask_id,
+        eos_id=denoiser.eos_id,
+        temperature=0.9,
+        top_k=0,
+        top_p=1.0,
+        guidance=0.0,
+        order="random",
+        block_length=length,
+    )
+    whole = torch.ones(rows, length, dtype=torch.bool)
+    index = torch.arange(rows)
+    return path, Views(index, whole, whole, torch.ones(rows), torch.zeros_like(index))
+
+
+def measure(options: argparse.Namespace, change: Callable[[Denoiser], object], parts: int | None) -> dict[str, float]:
+    """Bytes of weights, of AdamW's state and at the peak of an update, and its seconds."""
+    denoiser = build(options)
+    change(denoiser)
+    path, views = views_of(denoiser, options)
+    scoring = Scoring.of(path, "sampling")
+    trained = trainable(denoiser)
+
+    def update() -> None:
+        score_views(denoiser, path, views, scoring, positions_at_once=parts).logprob.sum().backward()
+        denoiser.zero_grad(set_to_none=True)
+
+    update()
+    times = []
+    for _ in range(5):
+        started = time.process_time()
+        update()
+        times.append(time.process_time() - started)
+    return {
+        "weights": sum(p.numel() * p.element_size() for p in denoiser.parameters()),
+        "state": sum(2 * p.numel() * p.element_size() for p in trained),
+        "peak": peak_bytes(update, denoiser),
+        "time": min(times),
+    }
+
+
+def lines(options: argparse.Namespace) -> list[str]:
+    """The table, in Markdown."""
+
+    def adapters(denoiser: Denoiser) -> None:
+        Adapters(denoiser, LoraConfig(r=options.r))
+
+    def both(denoiser: Denoiser) -> None:
+        adapters(denoiser)
+        denoiser.checkpoint_gradients()
+
+    def halved(denoiser: Denoiser) -> None:
+        denoiser.to(torch.bfloat16)
+        adapters(denoiser)
+
+    settings: dict[str, tuple[Callable[[Denoiser], object], bool]] = {
+        "all weights": (lambda denoiser: None, False),
+        "gradient_checkpointing": (Denoiser.checkpoint_gradients, False),
+        "head in parts": (lambda denoiser: None, True),
+        "both": (Denoiser.checkpoint_gradients, True),
+        f"lora.r={options.r}": (adapters, False),
+        f"lora.r={options.r}, both": (both, True),
+        f"lora.r={options.r}, dtype=bfloat16": (halved, False),
+    }
+    table = [
+        "| setting | weights | AdamW's state | peak of an update | reference | together | time |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    first = 0.0
+    for name, (change, in_parts) in settings.items():
+        found = measure(options, change, options.parts if in_parts else None)
+        first = first or found["time"]
+        # A frozen copy of the weights, or the same weights with the adapters off.
+        reference = 0.0 if "lora" in name else found["weights"]
+        total = found["weights"] + found["state"] + found["peak"] + reference
+        cells = [f"{value / MIB:.1f}" for value in (found["weights"], found["state"], found["peak"], reference, total)]
+        table.append(f"| {name} | {' | '.join(cells)} | {found['time'] / first:.2f} |")
+    return table
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    for name, default in {
+        "width": 256,
+        "layers": 8,
+        "vocab": 6144,
+        "length": 128,
+        "views": 8,
+        "r": 16,
+        "parts": 64,
+    }.items():
+        parser.add_argument(f"--{name}", type=int, default=default)
+    options = parser.parse_args(arguments)
+    torch.set_num_threads(1)
+    shape = ", ".join(f"{key} {value}" for key, value in vars(options).items())
+    print(f"MiB; {shape}; prompt {PROMPT}; one thread\n")
+    print("\n".join(lines(options)))
+
+
+if __name__ == "__main__":
+    main()
