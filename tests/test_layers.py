@@ -63,6 +63,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "watch": BELOW_3 | {"report"},
     "demo": BELOW_3 | LAYER_3 | {"console"},
     "estimate": BELOW_3 | {"trainer"},
+    "doctor": BELOW_3,
     "console_tools": BELOW_3 | {"console", "estimate", "doctor"},
     "cli_tools": BELOW_3 | {"console", "console_tools", "estimate", "doctor"},
     "launch": {"errors", "recipe"},

@@ -66,3 +66,27 @@ def estimate(
         on_gpu=room is not None,
     )
     typer.echo(json.dumps(found.summary(), indent=1) if as_json else described(found, room))
+
+
+@tools.command()
+def doctor(
+    hub: Annotated[bool, typer.Option("--hub", help="Also ask whether the model hub can be reached.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Check versions, devices, disk, sandboxes and what training rests on; what to paste into a bug report.
+
+    Ends with code 1 if anything that must work does not.
+    """
+    import json
+
+    from unmask.console_tools import doctor_report
+    from unmask.doctor import checks
+
+    if as_json:
+        found = list(checks(hub=hub))
+        typer.echo(json.dumps([check.summary() for check in found], indent=1))
+        good = all(check.status != "failed" for check in found)
+    else:
+        good = doctor_report(checks(hub=hub))
+    if not good:
+        raise typer.Exit(1)

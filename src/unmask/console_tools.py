@@ -3,12 +3,19 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
-from typing import Any
+import sys
+from collections.abc import Iterable, Iterator
+from typing import TYPE_CHECKING, Any
 
-from unmask.console import table
+from rich.console import Console
+from rich.text import Text
+
+from unmask.console import PIPE_WIDTH, table
 from unmask.errors import ConfigError
 from unmask.recipe import COLLECTIONS, read_tree, shipped_recipes
+
+if TYPE_CHECKING:
+    from unmask.doctor import Check
 
 
 def recipes_table(search: str = "") -> None:
@@ -54,3 +61,24 @@ def bytes_of(text: str) -> float:
     except ValueError:
         pass
     raise ConfigError(f'--gpu-memory "{text}" is no size. Give one such as 80GB or 24GiB.')
+
+
+def doctor_report(found: Iterable[Check]) -> bool:
+    """Print checks as they come, coloured on a terminal; whether none failed."""
+    console = Console(width=None if sys.stdout.isatty() else PIPE_WIDTH)
+    colours = {"ok": "green", "note": "yellow", "failed": "bold red"}
+    failed = []
+    for check in found:
+        console.print(
+            Text(f"{check.status:<7}", style=colours[check.status]),
+            Text(f"{check.name:<19}{check.detail}"),
+            soft_wrap=True,
+        )
+        failed += [check.name] * (check.status == "failed")
+    verdict = (
+        f"{', '.join(failed)} failed: paste all of this into a bug report."
+        if failed
+        else "Everything that must work does."
+    )
+    console.print(verdict, highlight=False, soft_wrap=True)
+    return not failed
