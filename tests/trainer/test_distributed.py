@@ -109,6 +109,24 @@ def test_two_processes_under_zero3_give_what_one_gives(place: Path, one: dict[st
     check_same(folder, one["egspo_sa"], tiny_model)
 
 
+@pytest.mark.parametrize(
+    ("preset", "more"), [("ddp", ("sync_ref_model=true", "ref_model_sync_steps=2")), ("zero3", ())]
+)
+def test_two_processes_with_adapters_give_what_one_gives(
+    preset: str, more: tuple[str, ...], place: Path, tiny_model: Path
+) -> None:
+    if preset == "zero3":
+        pytest.importorskip("deepspeed")
+    lora = ("lora={r: 2, alpha: 16}", "optim.learning_rate=1e-2", "max_tokens_per_forward=100", *more)
+    alone, folder = place / f"adapters-{preset}-one", place / f"adapters-{preset}"
+    assert unmask_train(tiny_model, alone, *settings(place, "egspo_sa", *lora)) == 0
+    codes = exit_codes_of_two(train_by_command, tiny_model, folder, settings(place, "egspo_sa", *lora), preset=preset)
+    assert codes == [0, 0]
+    check_same(folder, alone, tiny_model)
+    adapters = [load_file(path / "final" / "adapter" / "adapter_model.safetensors") for path in (alone, folder)]
+    assert max(float((adapters[0][key] - adapters[1][key]).abs().max()) for key in adapters[0]) < 10 * SAME
+
+
 def test_a_run_of_another_seed_is_not_the_same(place: Path, one: dict[str, Path], tiny_model: Path) -> None:
     folder = place / "other-seed"
     assert unmask_train(tiny_model, folder, *settings(place, "egspo_sa", "seed=1")) == 0
