@@ -80,6 +80,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("run", type=Path, help="run folder of a Sudoku run")
     parser.add_argument("--step", type=int, default=6, help="denoising step that is shown")
     parser.add_argument("--member", type=int, default=3, help="of the group, from 1")
+    parser.add_argument("--schemes", nargs="+", default=["light", "dark"])
     parser.add_argument("--output", type=Path, default=IMAGES)
     options = parser.parse_args(arguments)
     chromium = shutil.which("chromium") or shutil.which("google-chrome")
@@ -91,7 +92,7 @@ def main(arguments: list[str] | None = None) -> None:
             for folder, name in ((options.run, "run.html"), (COMPARISON, "comparison.html"))
         )
         browser = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
-        for scheme in ("light", "dark"):
+        for scheme in options.schemes:
             desk = open_report(browser, report, DESK, scheme, 1.5)
             show(desk, options.step, options.member)
             save(clip(desk, "#film", ".mates"), options.output / f"report-film-{scheme}.png")

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import shutil
+from pathlib import Path
+
 import pytest
 
-from benchmark import lift, memory, speed
+from benchmark import lift, memory, report, speed
 from unmask.recipe import PretrainRecipe, load, load_recipe
 
 
@@ -41,3 +44,30 @@ def test_the_rises_of_the_comparison_are_those_of_its_seeds() -> None:
     assert sorted(r["seed"] for r in found) == list(range(10))
     assert found != lift.compared("countdown", "EGSPO-CA, step")
     assert load_recipe(lift.RECIPE).model == f"{load(PretrainRecipe, lift.BASE).output_dir}/final"
+
+
+@pytest.mark.skipif(shutil.which("chromium") is None, reason="there is no chromium")
+def test_the_reports_of_made_up_runs_are_built_and_opened(tmp_path: Path) -> None:
+    pytest.importorskip("playwright")
+    report.main(["--max-steps=8", "--rollouts=2", "--repeats=1", f"--output={tmp_path / 'report.md'}"])
+    rows = [line.split(" | ") for line in (tmp_path / "report.md").read_text().splitlines()[4:]]
+    assert [row[:2] for row in rows] == [
+        ["| as the demo's: Sudoku", "16"],
+        ["| as a language model's: code", "32"],
+    ]
+    assert all(float(row[-1].rstrip(" |")) > 0.05 for row in rows)
+
+
+@pytest.mark.skipif(shutil.which("chromium") is None, reason="there is no chromium")
+def test_the_pictures_of_the_report_are_made(tiny_model: Path, tmp_path: Path) -> None:
+    pytest.importorskip("playwright")
+    from benchmark import screenshots
+    from tests.report.small import real_run
+
+    folder = real_run(tiny_model, tmp_path / "run", "max_steps=2")
+    screenshots.main([str(folder), f"--output={tmp_path}", "--schemes", "dark"])
+    pictures = sorted(tmp_path.glob("*.png"))
+    assert [picture.name for picture in pictures] == sorted(
+        picture.name for picture in screenshots.IMAGES.glob("report-*.png")
+    )
+    assert all(2_000 < picture.stat().st_size <= screenshots.LARGEST for picture in pictures)

@@ -37,16 +37,14 @@ class Tokens {
 
     cell(token, i) {
         const text = el("span", { class: "word" });
+        const isProse = this.kind === "code" || this.kind === "text";
+        const events = { onfocus: () => this.onlook(i), onpointerenter: () => this.onlook(i) };
+        const common = { class: "token", "data-i": i };
+        // A button is a box of its own, in which a line would end only for itself; in prose a token runs on with its line.
+        const own = isProse ? { role: "button" } : { type: "button" };
         const node = this.onlook
-            ? el("button", {
-                  type: "button",
-                  class: "token",
-                  "data-i": i,
-                  tabindex: i ? -1 : 0,
-                  onfocus: () => this.onlook(i),
-                  onpointerenter: () => this.onlook(i),
-              })
-            : el("span", { class: "token", "data-i": i });
+            ? el(isProse ? "span" : "button", { ...common, ...own, ...events, tabindex: i ? -1 : 0 })
+            : el("span", common);
         if (this.kind === "board" && this.layout.clues[i]) node.classList.add("clue");
         if (this.kind === "board") {
             const [row, column] = [Math.floor(i / this.layout.columns), i % this.layout.columns];
@@ -91,7 +89,9 @@ class Tokens {
         const share = clamp(entropy / this.scale, 0, 1);
         node.dataset.state = isHidden ? "hidden" : isNow ? "now" : isGuess ? "guess" : "written";
         node.classList.toggle("other", isOther);
-        node.classList.toggle("deep", !isHidden && share > 0.62);
+        // Where the ramp has passed the text's own lightness, which is earlier on dark paper, the text changes sides.
+        node.classList.toggle("middle-deep", !isHidden && share > 0.47);
+        node.classList.toggle("deep", !isHidden && share > 0.66);
         node.style.setProperty("--t", isHidden ? 0 : share.toFixed(3));
         const piece = isHidden ? HIDDEN : this.text(token);
         const isProse = this.kind === "code" || this.kind === "text";
