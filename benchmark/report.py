@@ -200,8 +200,8 @@ def main(arguments: list[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     lines = [
         f"A run of {options.max_steps:,} steps with {options.rollouts} kept rollouts, on {os.cpu_count()} cores with a load of "
-        f"{os.getloadavg()[0]:.1f} from other work: the least of {options.repeats} times, and the most, on the clock and, what an "
-        "idle machine would come near to, of a core and of the page's thread alone. `python -m benchmark.report`",
+        f"{os.getloadavg()[0]:.1f} from other work: the least of {options.repeats} times, and the most, on the clock and, as "
+        "an idle machine would come near to, of a core and of the page's thread alone. `python -m benchmark.report`",
         "",
         "| run | completions | tokens x steps | built in, s | of a core | opened in, s | of the page's thread | size, MB |",
         "|---|---|---|---|---|---|---|---|",

@@ -68,6 +68,6 @@ def test_the_pictures_of_the_report_are_made(tiny_model: Path, tmp_path: Path) -
     screenshots.main([str(folder), f"--output={tmp_path}", "--schemes", "dark"])
     pictures = sorted(tmp_path.glob("*.png"))
     assert [picture.name for picture in pictures] == sorted(
-        picture.name for picture in screenshots.IMAGES.glob("report-*.png")
+        picture.name for picture in screenshots.IMAGES.glob("report-*-dark.png")
     )
     assert all(2_000 < picture.stat().st_size <= screenshots.LARGEST for picture in pictures)
