@@ -157,7 +157,7 @@ def test_a_run_goes_on_with_another_number_of_processes_and_another_preset(
         f"RunStoppedError: stopped after step 1 of 4; everything is in {folder}. To go on: the same command with --resume "
         "(`unmask demo` needs none)."
     ]
-    two("ddp", 2, 0, signal.SIGTERM)
+    two("zero2", 2, 0, signal.SIGTERM)
     Stopping(3).train(train_recipe(tiny_model, folder, *settings(place)))
     assert steps_saved(folder) == [2, 3]
     two("zero3")
