@@ -30,7 +30,7 @@ NOT_RUN = {
     r"unmask harness": "its tasks are on the hub; tests/test_harness.py runs it on tasks of its own",
     r"unmask compare (paper-tiny|counterfactual-\w+) --jobs": "hours; its recipe is validated, tests/compare runs small ones",
     r"unmask demo": "a minute; tests/test_cli.py runs it at tiny size",
-    r"accelerate ": "processes of their own; its recipe is validated here, and two processes are tested beside",
+    r"(accelerate|(srun )?unmask) launch ": "processes of their own; recipes and options are checked here",
     r"make |pip |git |\.venv/bin/": "it sets the repository up, or runs these tests; targets, extras and paths are looked up",
     r"python -m benchmark\.": "minutes to hours; its module and its options are looked up here",
     r"python examples/": "tests/test_examples.py runs it at tiny size",
@@ -199,6 +199,11 @@ def checked(words: list[str]) -> None:
             if "=" not in rest[0]:
                 for path in load_recipe(rest[0], [word for word in rest[1:] if word != "--resume"]).reward_funcs:
                     load_reward(path)
+        case ["srun", *rest]:
+            checked(rest)
+        case ["unmask", "launch", *rest]:
+            typer.main.get_command(app).commands["launch"].make_context("launch", list(rest))  # type: ignore[attr-defined]
+            checked(["unmask", *rest[rest.index("train") :]])
         case ["accelerate", "launch", *rest]:
             assert rest[rest.index("-m") + 1] == "unmask"
             checked(["unmask", *rest[rest.index("unmask") + 1 :]])
