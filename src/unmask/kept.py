@@ -37,7 +37,7 @@ class Trained:
     step: Tensor
     """[n] int32: the step whose state the view shows; -1 where it shows no state of the path."""
     slot: Tensor
-    """[n] int32: which of the kept one-step completions, and of their other fills, are of the same state."""
+    """[n] int32: whose other fills the view reads, by their slot in the rollout; -1 where it reads what was written."""
     advantage: Tensor
     """[n] float32, or [n, M] where M actions of a state have one each."""
 

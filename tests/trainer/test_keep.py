@@ -14,6 +14,7 @@ from unmask.functional.noise import named_generator
 from unmask.kept import Kept
 from unmask.methods import METHODS
 from unmask.models import load_model
+from unmask.report.film import Vocabulary, film_of
 from unmask.rollout import decode
 from unmask.samplers.guess import one_step_guesses
 from unmask.tasks.sudoku import Sudoku
@@ -86,6 +87,12 @@ def test_what_was_trained_is_the_methods_own_plan_and_advantage(tiny_model: Path
     advantage = advantage[views.row] if advantage.dim() == 1 else advantage[views.row, views.slot]
     assert trained.row.tolist() == views.row.tolist()
     torch.testing.assert_close(trained.advantage, advantage)
+    # And the report can show it.
+    film, _ = film_of(kept, 1, {}, Vocabulary([kept]))
+    members = [member for group in film["groups"] for member in group["members"]]
+    for row, member in enumerate(members):
+        assert member["selected"] == sorted({k for k in trained.step[trained.row == row].tolist() if k >= 0})
+        assert set(map(int, [*member["advantages"], *member["fills"]])) == set(member["selected"])
     for view, step in enumerate(trained.step.tolist()):
         shows = torch.where(views.hidden[view], path.mask_id, path.tokens[views.row[view]])
         is_state = [torch.equal(shows, path.state_before(k)[views.row[view]]) for k in range(path.num_steps)]
@@ -94,6 +101,19 @@ def test_what_was_trained_is_the_methods_own_plan_and_advantage(tiny_model: Path
         if step >= 0:
             assert is_state[step]
             assert (path.unmask_step[views.row[view]] == step)[views.target[view]].any()
+
+
+def test_a_view_says_whose_fills_it_reads(tiny_model: Path, tmp_path: Path) -> None:
+    options = ["method={type: dispo, num_states: 2, num_fills: 5}"]
+    kept = kept_of(tiny_model, tmp_path / "run", *options)
+    path, trained = kept.rollout.trajectory, kept.trained
+    assert trained is not None
+    # DiSPO reads each completion from all masks, and then its states, each with the state's own fills.
+    own, states = trained.slot < 0, trained.slot >= 0
+    assert int(own.sum()) == len(path)
+    assert trained.step[own].tolist() == [0] * len(path)
+    assert int(states.sum()) == int((path.kept_steps >= 0).sum())
+    assert torch.equal(path.kept_steps[trained.row[states], trained.slot[states]].int(), trained.step[states])
 
 
 @pytest.mark.parametrize(

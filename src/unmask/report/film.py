@@ -199,10 +199,12 @@ def _credit(kept: Kept, vocabulary: Vocabulary) -> list[dict[str, Any]]:
     ):
         if step >= 0:
             credit[row]["selected"].append(step)
-        if not isinstance(advantage, list):
-            sums.setdefault((row, step), []).append(advantage)
-        elif step >= 0 and (listed := _fills(kept, vocabulary, row, slot, advantage)):
-            credit[row]["fills"][step] = listed
+        if isinstance(advantage, list) and slot >= 0:
+            credit[row]["fills"][step] = _fills(kept, vocabulary, row, slot, advantage)
+        else:
+            # Of several readings of what was written, the sum counts.
+            total = sum(advantage) if isinstance(advantage, list) else advantage
+            sums.setdefault((row, step), []).append(total)
     for (row, step), values in sums.items():
         mean = _round(sum(values) / len(values))
         if step >= 0:
@@ -217,8 +219,8 @@ def _credit(kept: Kept, vocabulary: Vocabulary) -> list[dict[str, Any]]:
 def _fills(kept: Kept, vocabulary: Vocabulary, row: int, slot: int, advantage: Sequence[float]) -> list[dict[str, Any]]:
     """The different actions drawn at a state, the most frequent first: where they differ, reward, advantage of all together."""
     path, rewards = kept.rollout.trajectory, kept.rollout.fill_reward
-    if path.fill_tokens is None or rewards is None or path.fill_tokens.shape[2] != len(advantage):
-        return []
+    assert path.fill_tokens is not None
+    assert rewards is not None
     tokens = [tuple(fill) for fill in path.fill_tokens[row, slot].tolist()]
     counts = Counter(tokens)
     first = {fill: tokens.index(fill) for fill in counts}

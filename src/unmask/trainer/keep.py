@@ -90,7 +90,7 @@ def to_keep(
     path = rollout.trajectory
     is_kept = views.row < len(path)
     views, advantage = views.take(is_kept), advantage[is_kept]
-    trained = Trained(views.row.int(), path.step_read(views).int(), views.slot.int(), advantage)
+    trained = Trained(views.row.int(), path.step_read(views).int(), _fills_read(path, views), advantage)
     return Kept(
         rollout,
         decode(tokenizer, path.tokens),
@@ -100,6 +100,16 @@ def to_keep(
         guesses,
         trained,
     )
+
+
+def _fills_read(path: Trajectory, views: Views) -> Tensor:
+    """[n] int32: the slot whose fills each view reads; -1 where it reads the completion itself."""
+    if views.tokens is None or path.fill_tokens is None or path.fill_tokens.shape[2] != views.tokens.shape[1]:
+        return torch.full_like(views.row, -1, dtype=torch.int32)
+    is_read = (path.fill_tokens[views.row] == views.tokens.unsqueeze(1)).flatten(2).all(-1)
+    # Fills that all came out as what was written could be taken for it.
+    is_read &= path.kept_steps[views.row] == path.step_read(views).unsqueeze(-1)
+    return torch.where(is_read.any(-1), is_read.int().argmax(-1), -1).int()
 
 
 def selected_by_step(path: Trajectory, views: Views) -> Tensor:
