@@ -86,7 +86,8 @@ def find_room(
         return room
     if str(accelerator.distributed_type).endswith(("DEEPSPEED", "FSDP")):
         raise ConfigError(
-            "max_tokens_per_forward = auto cannot be found where weights are sharded over processes. Give a number."
+            "max_tokens_per_forward = auto cannot be found under FSDP or DeepSpeed, where a try that fails on one process would "
+            "hold up the others. Give a number; unmask estimate RECIPE helps to choose it."
         )
     if (folder / FILE).exists():
         return Room(**json.loads((folder / FILE).read_text()))
