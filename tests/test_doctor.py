@@ -19,7 +19,7 @@ def statuses() -> dict[str, str]:
 
 def test_everything_that_must_work_does_and_the_exit_code_says_so() -> None:
     shown = CliRunner().invoke(app, ["doctor", "--json"])
-    found = {check["name"]: check for check in json.loads(shown.output)}
+    found = {check["name"]: check for check in json.loads(shown.stdout)}
     assert shown.exit_code == 0
     assert {
         "versions",

@@ -9,10 +9,12 @@ import importlib
 import importlib.util
 import os
 import shutil
+import sys
 import tempfile
 import time
 import warnings
 from collections.abc import Callable, Iterator
+from contextlib import redirect_stdout
 from dataclasses import asdict, dataclass
 from functools import cache
 from pathlib import Path
@@ -85,14 +87,16 @@ def checks(*, hub: bool = False) -> Iterator[Check]:
 
 def _run(name: str, check: Callable[[], tuple[Status, str]]) -> Check:
     try:
-        return Check(name, *check())
+        # Libraries that are imported on the way write warnings to standard output, where a reader of JSON wants nothing else.
+        with redirect_stdout(sys.stderr):
+            return Check(name, *check())
     except Exception as error:  # whatever is broken here is what the report is for
         return Check(name, "failed", f"{type(error).__name__}: {(str(error).strip() or 'no message').splitlines()[0]}")
 
 
 def _facts() -> Iterator[Check]:
-    denoiser, _ = _tiny()
-    facts = environment(denoiser)
+    with redirect_stdout(sys.stderr):
+        facts = environment(_tiny()[0])
     versions = facts["versions"]
     yield Check("versions", "ok", ", ".join(f"{name} {version}" for name, version in versions.items()))
     yield Check(

@@ -41,7 +41,7 @@ SHAPES: dict[str, dict[str, Any]] = {
 }  # fmt: skip
 """Shapes of released models, as their configs have them, so that nothing has to be fetched."""
 
-RELEASED = {"LLaDA": "LLaDA-8B", "Dream": "Dream-7B", "DiffuCoder": "Dream-7B"}
+RELEASED = {"LLaDA-1.5": "LLaDA-8B", "Dream": "Dream-7B", "DiffuCoder-7B": "Dream-7B"}
 """Beginnings of model names of another shape's name."""
 
 NUMBERS = {
@@ -71,12 +71,12 @@ def config_of(recipe: TrainRecipe, shape: str = "") -> tuple[PreTrainedConfig, s
     if shape:
         return _built(_numbers(shape)), f"--shape {shape}"
     model = recipe.model
-    known = {checkpoint.hub_id for family in FAMILIES.values() for checkpoint in family.checkpoints}
-    name = Path(model).name
-    if not Path(model).exists() and model in known:
-        for key in SHAPES:
-            if RELEASED.get(name.split("-")[0]) == key or name.startswith(key):
-                return _built(SHAPES[key]), f"{model}, whose shape is known"
+    name = Path(model).name.lower()
+    if not Path(model).exists():
+        # By name, as the hub has it or as `unmask convert` is told to write it.
+        for beginning, key in [*((key, key) for key in SHAPES), *RELEASED.items()]:
+            if name.startswith(beginning.lower()):
+                return _built(SHAPES[key]), f"{model}: {key}, whose shape is known"
     for stem in shipped_recipes():
         if model == f"runs/{stem}/final" and not Path(model).exists():
             return _tiny(load(PretrainRecipe, stem)), f"what unmask pretrain {stem} builds"
@@ -171,14 +171,16 @@ def prompt_tokens(recipe: TrainRecipe) -> tuple[int, str]:
     here, otherwise 200, to which the EGSPO release cuts its prompts."""
     model = recipe.model
     try:
-        own = recipe.task.rows("train", 64, recipe.seed)
         if not Path(model).exists():
             if not model.startswith("runs/"):
+                # Its task's rows may be on the hub as well, which would be asked in vain.
                 raise ModelError("not here")
+            own = recipe.task.rows("train", 64, recipe.seed)
             # A tiny model has a token for each character.
             return max(len(str(row["prompt"])) for row in own), "the longest of 64 rows, a token a character"
         from transformers import AutoTokenizer
 
+        own = recipe.task.rows("train", 64, recipe.seed)
         tokenizer = AutoTokenizer.from_pretrained(model, trust_remote_code=False)
         ids, _ = encode_batch(tokenizer, [row["prompt"] for row in own], 0)
         return ids.shape[1], "the longest of 64 rows"
