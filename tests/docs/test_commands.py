@@ -10,6 +10,7 @@ import string
 import tomllib
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import typer
@@ -65,7 +66,13 @@ LANGUAGE = {
     "dtype": "float32",
 }
 """Of recipes for language models, whose completions are long."""
-PLACEHOLDERS = {"MODEL": "models/any", "NAME": "egspo", "RUN...": "runs/any", "TASK": "sudoku"}
+PLACEHOLDERS = {
+    "MODEL": "models/any",
+    "NAME": "egspo",
+    "RECIPE": "sudoku-tiny",
+    "RUN...": "runs/any",
+    "TASK": "sudoku",
+}
 CHAT = "{% for message in messages %}{{ message['content'] }}\n{% endfor %}"
 
 
@@ -119,6 +126,11 @@ def overrides(settings: dict[str, object]) -> list[str]:
     return [f"{key}={value}" for key, value in settings.items()]
 
 
+def command_of(name: str) -> Any:
+    """A command as its parser is."""
+    return typer.main.get_command(app).commands[name]  # type: ignore[attr-defined]
+
+
 def train(words: list[str]) -> None:
     source, rest = words[0], [word for word in words[1:] if word != "--resume"]
     load_recipe(source, rest)
@@ -162,12 +174,17 @@ def compare(words: list[str]) -> None:
 def run(words: list[str]) -> None:
     """Run a command of unmask's, or check it if it is on the list."""
     name, *rest = words
+    if any(word.startswith("[") for word in rest):
+        # A synopsis: what it names must be there.
+        known = {option for parameter in command_of(name).params for option in parameter.opts}
+        assert {word.strip("[]") for word in rest if word.strip("[").startswith("--")} <= known
+        return
     if (
         "..." in rest
         or not rest
         and name in ("train", "pretrain", "eval", "sample", "compare", "convert", "report", "plot")
     ):
-        assert name in typer.main.get_command(app).commands, name  # type: ignore[attr-defined]
+        assert command_of(name), name
         return
     match name:
         case "train":
@@ -176,6 +193,10 @@ def run(words: list[str]) -> None:
             pretrain(rest)
         case "eval":
             evaluate(rest)
+        case "estimate":
+            if not load_recipe(rest[0]).model.startswith("GSAI-ML/"):
+                has_model(load_recipe(rest[0]).model)
+            assert unmask("estimate", *rest) == 0
         case "sample":
             has_model(rest[0])
             assert unmask("sample", *rest) == 0
@@ -201,14 +222,17 @@ def checked(words: list[str]) -> None:
                     load_reward(path)
         case ["srun", *rest]:
             checked(rest)
-        case ["unmask", "launch", *rest]:
-            typer.main.get_command(app).commands["launch"].make_context("launch", list(rest))  # type: ignore[attr-defined]
-            checked(["unmask", *rest[rest.index("train") :]])
-        case ["accelerate", "launch", *rest]:
+        case ["accelerate", "launch", *rest] if "-m" in rest:
             assert rest[rest.index("-m") + 1] == "unmask"
             checked(["unmask", *rest[rest.index("unmask") + 1 :]])
-        case ["accelerate", "config"]:
+        case ["accelerate", "launch" | "config", *_]:
             pass
+        case ["unmask", "launch", *rest]:
+            inner = next((i for i, word in enumerate(rest) if word in ("train", "pretrain")), len(rest))
+            known = {option for parameter in command_of("launch").params for option in parameter.opts}
+            assert {word for word in rest[:inner] if word.startswith("--")} <= known
+            if rest[inner:]:
+                checked(["unmask", *rest[inner:]])
         case ["unmask", *rest]:
             command = typer.main.get_command(app)
             while hasattr(command, "commands"):
@@ -290,6 +314,8 @@ def test_every_piece_of_python_on_the_page_runs(page: Page, world: Path, monkeyp
 
     write(world, page.files())
     has_model("runs/base/final")
+    if "final/adapter" in page.text:
+        train(["sudoku-tiny", "lora={}", f"model={has_model('path/to/base')}", "output_dir=runs/mine"])
     tiny = [*overrides(TINY_TRAIN), "num_generations=2"]
     monkeypatch.setattr(package, "load_recipe", lambda source, given=(): load_recipe(source, [*given, *tiny]))
     shutil.rmtree("runs/from-python", ignore_errors=True)
