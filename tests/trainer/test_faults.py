@@ -23,6 +23,7 @@ from tests.small_runs import (
     train_recipe,
     weights,
 )
+from unmask.errors import RunError
 from unmask.pretrain import pretrain
 from unmask.recipe import PretrainRecipe, TrainRecipe
 from unmask.run_folder import RunFolder
@@ -183,3 +184,12 @@ def test_a_process_whose_reward_hangs_says_so_and_ends(tiny_model: Path, tmp_pat
     assert ended.returncode == 2
     assert 'RewardError: reward function "hangs" did not return within 0.5 s' in ended.stderr
     assert "Traceback" not in ended.stderr
+
+
+def test_a_disk_without_room_for_a_checkpoint_is_told_before_the_first_step(
+    tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("unmask.checkpoints.ROOM_TO_SPARE", 2**60)
+    with pytest.raises(RunError, match=r"the disk has .* MiB left, and a checkpoint takes 0\.1 MiB, with .* to spare"):
+        Trainer(train_recipe(tiny_model, tmp_path / "run")).train()
+    assert not (tmp_path / "run" / "metrics.jsonl").exists()

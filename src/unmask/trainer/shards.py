@@ -50,10 +50,13 @@ def prepare(
         model, *prepared = accelerator.prepare(module, *optimizers)
         return model, prepared
     if len(optimizers) > 1:
-        raise ConfigError(
+        fault = ConfigError(
             "the zero presets drive one optimizer, and muon_learning_rate asks for two. Set muon_learning_rate=0, or use another "
             "preset."
         )
+        # Of the recipe and the preset, which all processes share.
+        fault.is_agreed = True
+        raise fault
     # Some versions make the optimizer's state by an update with gradients of zero; with a rate of zero that changes no weight.
     rates = [group["lr"] for group in optimizers[0].param_groups]
     for group in optimizers[0].param_groups:

@@ -77,10 +77,7 @@ class RunState:
                 if folder.is_main:
                     (target / name).write_text(text)
 
-        size = self.size()
-        with self.ranks.agreed():
-            if folder.is_main:
-                check_room(folder.path, size, folder.last_step())
+        self._check_room(folder)
         with self.ranks.agreed():
             folder.save_checkpoint(step, write, keep)
 
@@ -88,8 +85,10 @@ class RunState:
         """Load the newest checkpoint of a run folder and return its step; 0 if there is none.
 
         Raises:
-            RunError: it is damaged, or of another model; on all processes.
+            RunError: it is damaged, or of another model, or the disk has no room for the next one; on all processes.
         """
+        # Now, not after hours of work.
+        self._check_room(folder)
         with self.ranks.agreed():
             newest = folder.newest_checkpoint() if folder.is_main else None
         newest = self.ranks.from_main(newest)
@@ -98,6 +97,12 @@ class RunState:
         with self.ranks.agreed(), damage_explained(newest):
             self.load(newest)
         return step_of(newest)
+
+    def _check_room(self, folder: RunFolder) -> None:
+        size = self.size()
+        with self.ranks.agreed():
+            if folder.is_main:
+                check_room(folder.path, size, folder.last_step())
 
     def size(self) -> int:
         """Bytes that a checkpoint takes, about: weights and, for AdamW, two numbers beside each."""
