@@ -51,6 +51,16 @@ class LostProcessError(RunError):
     """"Temporary failure, try again" (EX_TEMPFAIL), for schedulers that start a run anew."""
 
 
+def reason(error: BaseException) -> str:
+    """The first line of what another library's error says, or its kind where it says nothing.
+
+    Example:
+        >>> reason(OSError("no such file\\nand a page of advice")), reason(KeyError())
+        ('no such file', 'KeyError')
+    """
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
 def unknown_name(kind: str, name: str, available: Iterable[str]) -> str:
     """One sentence for a name that is not there: the nearest one, then all of them.
 

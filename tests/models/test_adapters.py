@@ -275,19 +275,72 @@ def test_an_adapter_of_another_model_is_refused(tmp_path: Path) -> None:
         Adapters.load(build(), tmp_path)
 
 
-def test_what_is_saved_is_restored_bit_for_bit(tmp_path: Path) -> None:
+def test_what_is_saved_is_loaded_bit_for_bit(tmp_path: Path) -> None:
     denoiser, other = build(), build()
-    adapters, fresh = Adapters(denoiser, LORA), Adapters(other, LORA, seed=9)
-    adapters.add_reference(), fresh.add_reference()
+    adapters = Adapters(denoiser, LORA)
     train_by_hand(adapters)
-    adapters.save(tmp_path / "policy")
-    adapters.save(tmp_path / "reference", REFERENCE)
+    adapters.save(tmp_path)
     assert not torch.equal(logits(other), logits(denoiser))
-    fresh.restore(tmp_path / "policy")
-    fresh.restore(tmp_path / "reference", REFERENCE)
+    loaded = Adapters.load(other, tmp_path)
     assert torch.equal(logits(other), logits(denoiser))
-    for (_, a), (_, b) in zip(adapters.parameters(REFERENCE), fresh.parameters(REFERENCE), strict=True):
+    for (name, a), (same, b) in zip(adapters.parameters(), loaded.parameters(), strict=True):
+        assert name == same
         assert torch.equal(a, b)
+
+
+def test_the_global_generator_has_no_part(tmp_path: Path) -> None:
+    before = torch.get_rng_state()
+    adapters = Adapters(build(), LORA)
+    adapters.add_reference()
+    adapters.save(tmp_path)
+    Adapters.load(build(), tmp_path)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_a_transposed_and_a_plain_layer_merge_each_in_its_own_way(tmp_path: Path) -> None:
+    denoiser = build("GPT2LMHeadModel")
+    denoiser.backbone.lm_head.weight = torch.nn.Parameter(denoiser.backbone.lm_head.weight.detach().clone())
+    denoiser.backbone.config.tie_word_embeddings = False
+    adapters = Adapters(denoiser, LORA.model_copy(update={"targets": ["c_attn", "lm_head"]}))
+    train_by_hand(adapters)
+    wanted = logits(denoiser)
+    save_adapted(denoiser, TOKENIZER, adapters, tmp_path)
+    torch.testing.assert_close(logits(load_model(tmp_path)[0]), wanted, rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"use_dora": True},
+        {"lora_bias": True},
+        {"modules_to_save": ["lm_head"]},
+        {"target_modules": ["q_proj", "embed_tokens"]},
+    ],
+    ids=lambda options: next(iter(options)),
+)
+def test_an_adapter_that_is_more_than_two_matrices_is_refused_rather_than_merged_in_part(
+    options: dict, tmp_path: Path
+) -> None:
+    theirs = peft.LoraConfig(**({"r": 2, "target_modules": ["q_proj"]} | options))
+    peft.PeftModel(build("Qwen2ForCausalLM").backbone, theirs).save_pretrained(tmp_path)
+    with pytest.raises(ModelError, match=r"more than LoRA's two matrices, such as .*merge_and_unload"):
+        Adapters.load(build("Qwen2ForCausalLM"), tmp_path)
+
+
+def test_peft_adapters_of_other_scales_and_ranks_are_merged_as_peft_runs_them(tmp_path: Path) -> None:
+    patterns = {"rank_pattern": {"v_proj": 2}, "alpha_pattern": {"q_proj": 9}}
+    theirs = peft.LoraConfig(r=4, lora_alpha=3, use_rslora=True, target_modules=["q_proj", "v_proj"], **patterns)
+    source = build("Qwen2ForCausalLM")
+    save_model(source, TOKENIZER, tmp_path / "base")
+    adapted = peft.PeftModel(source.backbone, theirs)
+    with torch.no_grad():
+        for parameter in source.parameters():
+            if parameter.requires_grad:
+                parameter.add_(0.3)
+    wanted = logits(source)
+    adapted.save_pretrained(tmp_path / "adapter")
+    merge_adapter(tmp_path / "adapter", tmp_path / "merged", str(tmp_path / "base"))
+    torch.testing.assert_close(logits(load_model(tmp_path / "merged")[0]), wanted, rtol=0, atol=1e-4)
 
 
 def test_merging_bfloat16_weights_rounds_once(tmp_path: Path) -> None:

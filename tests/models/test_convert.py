@@ -376,6 +376,14 @@ def test_a_tensor_that_the_layout_does_not_know_is_named(llada, tmp_path):
         convert(llada, tmp_path / "native")
 
 
+def test_frequencies_that_older_files_hold_are_left_out(llada, tmp_path):
+    tensors = load_file(llada / "model.safetensors")
+    extra = {f"model.layers.{i}.self_attn.rotary_emb.inv_freq": torch.ones(8) for i in range(2)}
+    save_file(tensors | extra, llada / "model.safetensors")
+    convert(llada, tmp_path / "native")
+    assert len(load_file(tmp_path / "native" / "model.safetensors")) == len(tensors)
+
+
 def test_pickled_weights_are_refused_with_a_way_out(llada, tmp_path):
     weights = load_file(llada / "model.safetensors")
     (llada / "model.safetensors").unlink()

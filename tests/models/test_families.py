@@ -11,6 +11,7 @@ import transformers
 
 from tests.models.minis import mini_checkpoint
 from tests.small_runs import unmask
+from unmask.errors import ModelError
 from unmask.models import convert
 from unmask.models.families import FAMILIES, UNSUPPORTED, family_of
 from unmask.models.layout import native_config, original_config, renamed
@@ -77,6 +78,47 @@ def test_rotary_settings_go_there_and_back(scaling, tmp_path):
     assert config.rope_parameters.get("factor") == (scaling or {}).get("factor")
     back = original_config(config.to_diff_dict(), FAMILIES["dream"])
     assert (back["rope_theta"], back["rope_scaling"]) == (12345.0, scaling)
+
+
+YARN = {"factor": 4.0, "original_max_position_embeddings": 64, "rope_theta": 12345.0}
+
+
+@pytest.mark.parametrize(
+    ("written", "kind"),
+    [
+        # As transformers 5 writes it, as 4 did of late, and as 4 did at first.
+        ({"rope_parameters": {"rope_type": "default", "rope_theta": 12345.0}}, "default"),
+        ({"rope_parameters": YARN | {"rope_type": "yarn"}}, "yarn"),
+        ({"rope_theta": 12345.0, "rope_scaling": YARN | {"rope_type": "yarn"}}, "yarn"),
+        ({"rope_theta": 12345.0, "rope_scaling": YARN | {"type": "yarn"}}, "yarn"),
+    ],
+)
+@pytest.mark.parametrize("name", ["dream", "a2d-qwen3", "sdar"])
+def test_rotary_settings_are_read_however_they_are_written(name, written, kind, tmp_path):
+    raw = read_json(mini_checkpoint(name, tmp_path / "original") / "config.json")
+    raw = {key: value for key, value in raw.items() if key not in ("rope_theta", "rope_scaling")} | written
+    found = native_config(raw, name, FAMILIES[name]).rope_parameters
+    assert (found["rope_type"], found["rope_theta"]) == (kind, 12345.0)
+    assert found.get("factor") == (4.0 if kind == "yarn" else None)
+    assert "type" not in found
+
+
+@pytest.mark.parametrize("name", ["dream", "a2d-qwen2", "a2d-qwen3", "sdar"])
+def test_a_window_that_is_not_used_does_not_matter_and_one_that_is_is_refused(name, tmp_path):
+    raw = read_json(mini_checkpoint(name, tmp_path / "original") / "config.json")
+    full = {"layer_types": ["full_attention", "full_attention"]}
+    config = native_config(raw | {"sliding_window": 4096} | full, name, FAMILIES[name])
+    assert config.sliding_window is None
+    assert config.layer_types == full["layer_types"]
+    for change in ({"use_sliding_window": True}, {"layer_types": ["full_attention", "sliding_attention"]}):
+        with pytest.raises(ModelError, match=f"says {next(iter(change))}.*cannot be converted"):
+            native_config(raw | change, name, FAMILIES[name])
+
+
+@pytest.mark.parametrize(("rows", "size"), [(192, 192), (None, 128)])
+def test_lladas_embedding_may_have_more_rows_than_there_are_words(rows, size, tmp_path):
+    raw = read_json(mini_checkpoint("llada", tmp_path / "original") / "config.json")
+    assert native_config(raw | {"embedding_size": rows}, "llada", FAMILIES["llada"]).vocab_size == size
 
 
 def test_the_list_names_every_family_and_checkpoint(capsys):

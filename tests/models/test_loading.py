@@ -161,7 +161,7 @@ def test_pickled_weights_are_not_read(folder):
     weights = load_file(folder / "model.safetensors")
     (folder / "model.safetensors").unlink()
     torch.save(weights, folder / "pytorch_model.bin")
-    with pytest.raises(ModelError, match=r"could not be loaded.*safetensors"):
+    with pytest.raises(ModelError, match=r"pickled weights.*reads safetensors only"):
         load_model(folder)
 
 
@@ -197,3 +197,14 @@ def test_loading_puts_weights_into_the_model_and_not_fresh_ones(tmp_path):
     save_model(denoiser, tokenizer, tmp_path)
     loaded = load_model(tmp_path)[0].state_dict()
     assert all(torch.equal(loaded[name], value) for name, value in denoiser.state_dict().items())
+
+
+def test_a_folder_near_a_model_is_refused_with_the_one_that_is_meant(folder, tmp_path):
+    run, adapter = tmp_path / "run", tmp_path / "adapter"
+    (run / "final").mkdir(parents=True)
+    (run / "final" / "config.json").write_text("{}")
+    adapter.mkdir()
+    (adapter / "adapter_config.json").write_text("{}")
+    for place, said in ((run, "its model is .*final"), (adapter, "unmask merge .*adapter .*adapter-merged")):
+        with pytest.raises(ModelError, match=said):
+            load_model(place)

@@ -131,7 +131,7 @@ def test_the_probe_can_try_every_method(name: str, tiny_model: Path, tmp_path: P
     recipe = train_recipe(tiny_model, tmp_path, f"method={{type: {name}}}", *own, "max_tokens_per_forward=auto")
     accelerator = Accelerator()
     policy = make_policy(recipe, accelerator.device)
-    found = find_room(recipe, policy, policy.denoiser, accelerator, ROWS, tmp_path)
+    found = find_room(recipe, policy, accelerator, ROWS, tmp_path)
     # Memory for far more than a step has: two prompts of 16 tokens, two completions of 16 tokens for each.
     assert found == Room(4 * 32, 4 * 32)
     assert all(parameter.grad is None for parameter in policy.denoiser.parameters())
@@ -145,8 +145,8 @@ def test_what_the_probe_finds_fills_the_memory_there_is_and_no_more(
     policy = make_policy(recipe, accelerator.device)
     free = 2_000_000
     monkeypatch.setattr(room, "free_bytes", lambda device: free)
-    found = find_room(recipe, policy, policy.denoiser, accelerator, ROWS, tmp_path)
-    probe = room._Probe(recipe, policy, policy.denoiser, accelerator, ROWS)
+    found = find_room(recipe, policy, accelerator, ROWS, tmp_path)
+    probe = room._Probe(recipe, policy, accelerator, ROWS)
     for run, tokens in ((probe.rollout, found.rollout), (probe.update, found.update)):
         assert tokens is not None
         rows = tokens // probe.width
@@ -158,7 +158,7 @@ def test_what_the_probe_finds_fills_the_memory_there_is_and_no_more(
     assert json.loads((tmp_path / FILE).read_text()) == {"rollout": found.rollout, "update": found.update}
     # The same when the run goes on, whatever is free by then.
     monkeypatch.setattr(room, "free_bytes", lambda device: 3 * free)
-    assert find_room(recipe, policy, policy.denoiser, accelerator, ROWS, tmp_path) == found
+    assert find_room(recipe, policy, accelerator, ROWS, tmp_path) == found
 
 
 def test_a_row_that_does_not_fit_is_said_with_what_to_do(
@@ -168,8 +168,8 @@ def test_a_row_that_does_not_fit_is_said_with_what_to_do(
     accelerator = Accelerator()
     policy = make_policy(recipe, accelerator.device)
     monkeypatch.setattr(room, "free_bytes", lambda device: 20_000)
-    with pytest.raises(ConfigError, match=r"one row of 32 tokens needs more memory .* gradient_checkpointing"):
-        find_room(recipe, policy, policy.denoiser, accelerator, ROWS, tmp_path)
+    with pytest.raises(ConfigError, match=r"rows of 32 tokens need more memory .* gradient_checkpointing"):
+        find_room(recipe, policy, accelerator, ROWS, tmp_path)
 
 
 def test_a_run_that_finds_its_room_learns_what_one_that_counts_rows_does(tiny_model: Path, tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from unmask.config import LoraConfig
-from unmask.errors import ConfigError, ModelError, unknown_name
+from unmask.errors import ConfigError, ModelError, reason, unknown_name
 from unmask.models.denoiser import Denoiser
 from unmask.models.loading import load_model, save_model
 
@@ -59,8 +59,7 @@ class Adapters:
             fan_in_fan_out=type(denoiser.backbone.get_submodule(targets[0])).__name__ == "Conv1D",
             base_model_name_or_path=base,
         )
-        # peft draws from the global generator; fork it so that nothing outside notices.
-        with torch.random.fork_rng(devices=[]), _without_warnings():
+        with _unnoticed():
             torch.manual_seed(seed)
             self._peft: Any = peft.PeftModel(denoiser.backbone, lora, adapter_name=POLICY)
         self.backbone: PreTrainedModel = denoiser.backbone
@@ -78,11 +77,16 @@ class Adapters:
             raise ModelError(f"{folder} holds no adapter: it has no {CONFIG_FILE}.")
         self = cls.__new__(cls)
         try:
-            with _without_warnings():
+            with _unnoticed():
                 self._peft = peft.PeftModel.from_pretrained(denoiser.backbone, str(folder), adapter_name=POLICY)
         except Exception as error:  # whatever a foreign folder makes peft raise is a fault of the folder
-            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-            raise ModelError(f"the adapter {folder} does not fit the model: {reason}") from error
+            raise ModelError(f"the adapter {folder} does not fit the model: {reason(error)}") from error
+        more = [key for key in denoiser.backbone.state_dict() if f".{POLICY}" in key and not _is_matrix(key)]
+        if more:
+            raise ModelError(
+                f"the adapter {folder} has more than LoRA's two matrices, such as {more[0]}, and is not merged here. "
+                "Where it was trained, peft's merge_and_unload makes a plain checkpoint of it."
+            )
         self.backbone = denoiser.backbone
         self._lora = self._peft.peft_config[POLICY]
         return self
@@ -95,7 +99,8 @@ class Adapters:
 
     def add_reference(self) -> None:
         """Add a frozen second adapter, for now a copy of the policy's."""
-        self._peft.add_adapter(REFERENCE, self._lora)
+        with _unnoticed():
+            self._peft.add_adapter(REFERENCE, self._lora)
         self.move_reference(1.0)
 
     @torch.no_grad()
@@ -119,15 +124,15 @@ class Adapters:
         finally:
             self._peft.base_model.set_adapter(POLICY)
 
-    def save(self, folder: Path, name: str = POLICY, weights: Mapping[str, Tensor] | None = None) -> None:
-        """Write an adapter as peft's `PeftModel.from_pretrained` reads it; `weights` is the denoiser's whole state dict, if it is
-        kept in parts."""
+    def save(self, folder: Path, weights: Mapping[str, Tensor] | None = None) -> None:
+        """Write the adapter as peft's `PeftModel.from_pretrained` reads it; `weights` is the denoiser's whole state dict, if
+        that is kept in parts."""
         from safetensors.torch import save_file
 
-        own = dict(self.parameters(name)) if weights is None else _without_prefix(weights)
-        keys = [key for key, _ in self.parameters(name)]
+        own = dict(self.parameters()) if weights is None else _without_prefix(weights)
+        keys = [key for key, _ in self.parameters()]
         folder.mkdir(parents=True, exist_ok=True)
-        tensors = {_PREFIX + key.replace(f".{name}.", "."): own[key].detach().cpu().contiguous() for key in keys}
+        tensors = {_PREFIX + key.replace(f".{POLICY}.", "."): own[key].detach().cpu().contiguous() for key in keys}
         save_file(tensors, folder / WEIGHTS_FILE, metadata={"format": "pt"})
         # In peft's own file format a saved adapter is one to be run, not trained on.
         self._lora.inference_mode = True
@@ -135,17 +140,6 @@ class Adapters:
             self._lora.save_pretrained(str(folder))
         finally:
             self._lora.inference_mode = False
-
-    @torch.no_grad()
-    def restore(self, folder: Path, name: str = POLICY) -> None:
-        """Read back what `save` wrote, bit for bit."""
-        from safetensors.torch import load_file
-
-        found = load_file(folder / WEIGHTS_FILE)
-        for key, parameter in self.parameters(name):
-            parameter.copy_(found.pop(_PREFIX + key.replace(f".{name}.", ".")))
-        if found:
-            raise ModelError(f"the adapter {folder} has weights that the model lacks: {', '.join(sorted(found)[:3])}")
 
     @torch.no_grad()
     def merged(self, weights: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:
@@ -169,9 +163,9 @@ class Adapters:
                 if not value.is_floating_point():
                     raise ConfigError("quantized weights cannot be merged into; merge the saved adapter instead.")
                 a, b = (own[f"{stem}.lora_{x}.{POLICY}.weight"].detach().cpu().float() for x in "AB")
-                scaling = self.backbone.get_submodule(stem).scaling[POLICY]  # type: ignore[index]
-                update = scaling * (b @ a)
-                value = (value.float() + (update.T if self._lora.fan_in_fan_out else update)).to(value.dtype)
+                layer: Any = self.backbone.get_submodule(stem)
+                update = layer.scaling[POLICY] * (b @ a)
+                value = (value.float() + (update.T if layer.fan_in_fan_out else update)).to(value.dtype)
             merged[key.replace(".base_layer.", ".")] = value
         return merged
 
@@ -293,10 +287,15 @@ def _is_linear(module: nn.Module) -> bool:
     return isinstance(module, nn.Linear) or type(module).__name__ == "Conv1D"
 
 
+def _is_matrix(key: str) -> bool:
+    """Whether a tensor of an adapter is A or B; DoRA's magnitudes, biases and whole modules are not."""
+    return key.endswith((f".lora_A.{POLICY}.weight", f".lora_B.{POLICY}.weight"))
+
+
 @contextmanager
-def _without_warnings() -> Iterator[None]:
-    """peft asks transformers for a property by the name that it had before."""
-    with warnings.catch_warnings():
+def _unnoticed() -> Iterator[None]:
+    """peft draws from the global generator, and asks transformers for a property by the name that it had before."""
+    with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)
         yield
 

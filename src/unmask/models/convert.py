@@ -21,7 +21,7 @@ from unmask.errors import ModelError
 from unmask.models.families import FAMILIES, UNSUPPORTED, Family, family_of
 from unmask.models.layout import native_config, original_config, renamed
 from unmask.models.native import NATIVE_CLASSES
-from unmask.models.source import local_folder, read_json
+from unmask.models.source import local_folder, read_json, refuse_pickles
 from unmask.models.tokenizers import complete_tokenizer
 
 if TYPE_CHECKING:
@@ -167,6 +167,8 @@ def _plan(folder: Path, family: Family, config: Any, is_native: bool, dtype: str
         try:
             with safe_open(file, framework="pt") as opened:
                 for name in opened.keys():  # noqa: SIM118 (not a dict)
+                    if name.endswith("rotary_emb.inv_freq"):
+                        continue  # older files hold this; it follows from the config
                     part = opened.get_slice(name)
                     target = name if is_native else renamed(name, family)
                     kind = part.get_dtype()
@@ -241,13 +243,7 @@ def _files(folder: Path) -> list[Path]:
     files = sorted(folder.glob("*.safetensors"))
     if files:
         return files
-    pickled = sorted(path.name for pattern in ("*.bin", "*.pt", "*.pth", "*.ckpt") for path in folder.glob(pattern))
-    if pickled:
-        raise ModelError(
-            f"{folder} holds pickled weights ({pickled[0]}), which can run code when they are read; unmask reads safetensors "
-            "only. Take a revision of the checkpoint that has safetensors, or, if you trust where it is from, rewrite "
-            "it elsewhere with transformers' from_pretrained and save_pretrained."
-        )
+    refuse_pickles(folder)
     raise ModelError(f"{folder} holds no weights: there is no .safetensors file in it.")
 
 

@@ -98,7 +98,9 @@ _SAME = (
 )
 _QWEN2_FIELDS = {key: key for key in _SAME}
 _QWEN3_FIELDS = _QWEN2_FIELDS | {"head_dim": "head_dim", "attention_bias": "attention_bias"}
-_FULL_ATTENTION = {"use_sliding_window": False, "sliding_window": None}
+_FULL_ATTENTION = {"use_sliding_window": False}
+_NO_WINDOW = {"sliding_window": None}
+"""Not in `fixed`: configs carry a width that they do not use."""
 
 _BLOCK = "model.transformer.blocks.{i}."
 _LAYER = "model.layers.{i}."
@@ -117,7 +119,6 @@ _LLADA = Family(
     fields={
         "attention_dropout": "attention_dropout",
         "d_model": "hidden_size",
-        "embedding_size": "vocab_size",
         "eos_token_id": "eos_token_id",
         "init_std": "initializer_range",
         "mask_token_id": "mask_token_id",
@@ -131,6 +132,8 @@ _LLADA = Family(
         "rope_theta": "rope_theta",
         "use_cache": "use_cache",
         "vocab_size": "vocab_size",
+        # After vocab_size, over which it goes: rows of the embedding may be more than the words.
+        "embedding_size": "vocab_size",
         "weight_tying": "tie_word_embeddings",
     },
     fixed={
@@ -203,7 +206,8 @@ _DREAM = Family(
     model_type="Dream",
     fields=_QWEN2_FIELDS | {"mask_token_id": "mask_token_id"},
     fixed=_FULL_ATTENTION | {"use_mrope": False},
-    written={
+    written=_NO_WINDOW
+    | {
         "auto_map": {"AutoConfig": "configuration_dream.DreamConfig", "AutoModel": "modeling_dream.DreamModel"},
     },
     tokens={"mask_token": "<|mask|>", "eos_token": "<|endoftext|>", "pad_token": "<|endoftext|>"},
@@ -239,7 +243,8 @@ def _a2d(
         model_type=f"a2d-{base}",
         fields=fields,
         fixed=_FULL_ATTENTION,
-        written={
+        written=_NO_WINDOW
+        | {
             "auto_map": {
                 "AutoConfig": f"modeling_{base}.A2D{name}Config",
                 "AutoModel": f"modeling_{base}.A2D{name}LMHeadModel",
@@ -337,7 +342,8 @@ FAMILIES: dict[str, Family] = {
         model_type="sdar",
         fields=_QWEN3_FIELDS | {"block_size": "block_length", "mask_token_id": "mask_token_id"},
         fixed=_FULL_ATTENTION,
-        written={
+        written=_NO_WINDOW
+        | {
             "attn_implementation": "flex_attention",
             "auto_map": {
                 "AutoConfig": "configuration_sdar.SDARConfig",

@@ -42,9 +42,16 @@ def native_config(
                     f"this {family.title} says {key}: {raw[key]!r}, and {family.native_class} is only the same function "
                     f"with {value!r}. It cannot be converted."
                 )
-        values = {native: raw[key] for key, native in family.fields.items() if key in raw}
-        theta, scaling = values.pop("rope_theta", 10000.0), values.pop("rope_scaling", None)
-        values["rope_parameters"] = {"rope_type": "default", "rope_theta": theta} | (scaling or {})
+        if set(raw.get("layer_types") or ()) - {"full_attention"}:
+            raise ModelError(
+                f"this {family.title} says layer_types: {', '.join(sorted(set(raw['layer_types'])))}, and only full_attention is "
+                "known of it. It cannot be converted."
+            )
+        values = {}
+        for key, native in family.fields.items():
+            if key in raw and (raw[key] is not None or native not in values):
+                values[native] = raw[key]
+        values["rope_parameters"] = _rotary(values, raw.get("rope_parameters") or {})
     config: PreTrainedConfig = AutoConfig.for_model(family.native_type, **values)
     config.architectures = [family.native_class]
     config.diffusion_family = name
@@ -56,6 +63,14 @@ def native_config(
     if length:
         config.block_length = length
     return config
+
+
+def _rotary(values: dict[str, Any], parameters: Mapping[str, Any]) -> dict[str, Any]:
+    """What transformers 5 keeps in `rope_parameters`, of which 4 wrote rope_theta and rope_scaling, taken out of `values`."""
+    theta, scaling = values.pop("rope_theta", None), dict(values.pop("rope_scaling", None) or {})
+    # By its older name it would be passed over, and positions left as they are.
+    kind = scaling.pop("type", "default")
+    return {"rope_type": kind, "rope_theta": 10000.0 if theta is None else theta} | scaling | dict(parameters)
 
 
 def original_config(native: Mapping[str, Any], family: Family) -> dict[str, Any]:

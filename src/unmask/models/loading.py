@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
-from unmask.errors import ModelError
+from unmask.errors import ModelError, reason
 from unmask.models.denoiser import Denoiser, check_bidirectional
 from unmask.models.families import FAMILIES, UNSUPPORTED
 from unmask.models.native import NATIVE_CLASSES
+from unmask.models.source import is_hub_id, refuse_pickles
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedTokenizerBase
@@ -62,7 +63,9 @@ def load_model(
             trust_remote_code=False,
         )
     except Exception as error:  # whatever a foreign folder can make transformers raise is a fault of the folder
-        raise ModelError(f"{source} could not be loaded: {_first_line(error)}") from error
+        if not list(Path(source).glob("*.safetensors")):
+            refuse_pickles(Path(source))
+        raise ModelError(f"{source} could not be loaded: {reason(error)}") from error
     wrong = sorted(info["missing_keys"]) + sorted(name for name, *_ in info["mismatched_keys"])
     if wrong:
         raise ModelError(
@@ -96,15 +99,14 @@ def save_model(
 def _read_config(source: str | os.PathLike[str]) -> PreTrainedConfig:
     from transformers import AutoConfig, PreTrainedConfig
 
-    # A hub id is NAME or ORG/NAME; anything else is meant as a folder, and the hub need not be asked.
-    is_path = str(source).startswith((".", "/", "~")) or str(source).count("/") > 1
-    if is_path and not Path(source).exists():
+    folder = Path(source)
+    if not folder.exists() and not is_hub_id(source):
         raise ModelError(
             f"there is no folder {source}. Set model to a folder or a hub id; if a recipe is to make it, run that first "
             "(unmask pretrain ...)."
         )
-    if Path(source).exists() and not (Path(source) / "config.json").is_file():
-        raise ModelError(f"{source} is no model: it has no config.json. Give a folder that holds one, or a hub id.")
+    if folder.exists() and not (folder / "config.json").is_file():
+        raise ModelError(f"{source} is no model: it has no config.json. {_instead(folder)}")
     try:
         raw, _ = PreTrainedConfig.get_config_dict(source)
         # Said before transformers reads it: left to itself, it would ask on the terminal whether to run the code.
@@ -114,9 +116,19 @@ def _read_config(source: str | os.PathLike[str]) -> PreTrainedConfig:
         raise
     except Exception as error:
         raise ModelError(
-            f"no model at {source}: {_first_line(error)} Give a folder with config.json, or a hub id."
+            f"no model at {source}{'' if folder.exists() else ', which is no folder here'}: {reason(error)} "
+            "Give a folder with config.json, or a hub id."
         ) from error
     return config
+
+
+def _instead(folder: Path) -> str:
+    """What to give in place of a folder that is no model, if it is near one."""
+    if (folder / "adapter_config.json").is_file():
+        return f"It is an adapter; make a model of it: unmask merge {quote(str(folder))} {quote(f'{folder}-merged')}"
+    if (folder / "final" / "config.json").is_file():
+        return f"It is a run; its model is {folder / 'final'}."
+    return "Give a folder that holds one, or a hub id."
 
 
 def _refuse_other_layouts(source: str, raw: Mapping[str, Any]) -> None:
@@ -148,7 +160,7 @@ def _load_tokenizer(source: str | os.PathLike[str]) -> PreTrainedTokenizerBase:
             source, padding_side="left", trust_remote_code=False
         )
     except Exception as error:
-        raise ModelError(f"{source} has no tokenizer that transformers can read: {_first_line(error)}") from error
+        raise ModelError(f"{source} has no tokenizer that transformers can read: {reason(error)}") from error
     for name in ("mask_token", "eos_token"):
         if getattr(tokenizer, f"{name}_id") is None:
             raise ModelError(f"the tokenizer of {source} has no {name}; set it in its tokenizer_config.json.")
@@ -158,7 +170,3 @@ def _load_tokenizer(source: str | os.PathLike[str]) -> PreTrainedTokenizerBase:
 def _pad_id(tokenizer: PreTrainedTokenizerBase) -> int:
     pad_id: int = tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
     return pad_id
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]

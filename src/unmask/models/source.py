@@ -8,10 +8,15 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from unmask.errors import ModelError
+from unmask.errors import ModelError, reason
 
 DATA_FILES = ("*.json", "*.safetensors", "*.txt", "*.jinja", "*.model")
 """What may be fetched: no code and no pickle."""
+
+
+def is_hub_id(source: str | os.PathLike[str]) -> bool:
+    """Whether what is no folder here may be on the hub: NAME or ORG/NAME; for anything else the hub need not be asked."""
+    return not str(source).startswith((".", "/", "~")) and str(source).count("/") <= 1
 
 
 def local_folder(
@@ -23,10 +28,8 @@ def local_folder(
         ModelError: nothing there, or no config.json in what should be a model.
     """
     folder = Path(source)
-    # A hub id is NAME or ORG/NAME; anything else is meant as a folder, and the hub need not be asked.
-    is_path = str(source).startswith((".", "/", "~")) or str(source).count("/") > 1
     if not folder.exists():
-        if is_path:
+        if not is_hub_id(source):
             raise ModelError(f"there is no folder {source}. Name one that is there, or a hub id.")
         from huggingface_hub import snapshot_download
 
@@ -34,14 +37,24 @@ def local_folder(
         try:
             folder = Path(snapshot_download(str(source), allow_patterns=list(DATA_FILES)))
         except Exception as error:  # offline, no such repository, no access: the hub's client has a kind for each
-            first = (str(error).strip() or type(error).__name__).splitlines()[0]
             raise ModelError(
-                f"{source} is no folder here, and could not be fetched from the hub: {first}\nWhere there is a network, "
+                f"{source} is no folder here, and could not be fetched from the hub: {reason(error)}\nWhere there is a network, "
                 f"`hf download {source} --local-dir FOLDER` gets it; then give that folder."
             ) from error
     if is_model and not (folder / "config.json").is_file():
         raise ModelError(f"{source} is no checkpoint: it has no config.json.")
     return folder
+
+
+def refuse_pickles(folder: Path) -> None:
+    """Raise ModelError if a folder without safetensors has weights in files that can run code when they are read."""
+    pickled = sorted(path.name for pattern in ("*.bin", "*.pt", "*.pth", "*.ckpt") for path in folder.glob(pattern))
+    if pickled:
+        raise ModelError(
+            f"{folder} holds pickled weights ({pickled[0]}), which can run code when they are read; unmask reads safetensors "
+            "only. Take a revision of the checkpoint that has safetensors, or, if you trust where it is from, rewrite "
+            "it elsewhere with transformers' from_pretrained and save_pretrained."
+        )
 
 
 def read_json(path: Path) -> dict[str, Any]:

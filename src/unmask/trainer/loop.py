@@ -155,7 +155,7 @@ class Trainer:
         folder.open_metrics(done if unlogged is None else done - 1)
         self.best = self.ranks.from_main(best_in(folder.metrics_path) if folder.is_main else None)
         start_trackers(self.accelerator, recipe)
-        self.room = find_room(recipe, self.policy, self.model, self.accelerator, self.rows, folder.path)
+        self.room = find_room(recipe, self.policy, self.accelerator, self.rows, folder.path)
         self.learner.max_tokens = self.room.update
         if unlogged is not None and (metrics := unlogged | self._evaluation(done, unlogged)):
             self._log(done, metrics)

@@ -26,6 +26,7 @@ from unmask.samplers import Scoring, score_views
 from unmask.trainer.learn import positions_at_once
 from unmask.trainer.peak import free_bytes, peak_bytes
 from unmask.trainer.policy import Policy, trainable
+from unmask.trainer.ranks import Ranks
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -64,7 +65,6 @@ def given_room(recipe: TrainRecipe) -> Room | None:
 def find_room(
     recipe: TrainRecipe,
     policy: Policy,
-    model: torch.nn.Module,
     accelerator: Accelerator,
     rows: list[Row],
     folder: Path,
@@ -74,7 +74,6 @@ def find_room(
     Args:
         recipe: the run's settings.
         policy: as it was made.
-        model: the policy as it was prepared.
         accelerator: of the run.
         rows: that are trained on; the longest prompt among them counts.
         folder: of the run.
@@ -89,13 +88,13 @@ def find_room(
             "max_tokens_per_forward = auto cannot be found under FSDP or DeepSpeed, where a try that fails on one process would "
             "hold up the others. Give a number; unmask estimate RECIPE helps to choose it."
         )
-    if (folder / FILE).exists():
-        return Room(**json.loads((folder / FILE).read_text()))
-    probe = _Probe(recipe, policy, model, accelerator, rows)
-    found = torch.tensor([probe.find(probe.rollout), probe.find(probe.update)], device=accelerator.device)
-    if accelerator.num_processes > 1:
-        found = accelerator.gather(found).view(-1, 2).amin(0)
-    room = Room(*found.tolist())
+    ranks = Ranks(accelerator)
+    if kept := ranks.from_main((folder / FILE).read_text() if (folder / FILE).exists() else ""):
+        return Room(**json.loads(kept))
+    with ranks.agreed():
+        probe = _Probe(recipe, policy, accelerator, rows)
+        found = [probe.find(probe.rollout), probe.find(probe.update)]
+    room = Room(*(min(ranks.counts(tokens)) for tokens in found))
     if accelerator.is_main_process:
         write_atomically(folder / FILE, json.dumps(asdict(room)) + "\n")
         logger.warning(
@@ -135,17 +134,19 @@ def first_that_fits(attempt: Callable[[int], object], tokens: int, width: int) -
 
 
 class _Probe:
-    """What is measured: the widest rows that the run can have, by the run's own sampler and method."""
+    """What is measured: the widest rows that the run can have, by the run's own sampler and method.
+
+    The bare policy is run, not the wrapped one: processes may try different sizes, and must not wait for each other's backward.
+    """
 
     def __init__(
         self,
         recipe: TrainRecipe,
         policy: Policy,
-        model: torch.nn.Module,
         accelerator: Accelerator,
         rows: list[Row],
     ) -> None:
-        self.recipe, self.policy, self.model, self.accelerator = recipe, policy, model, accelerator
+        self.recipe, self.policy, self.accelerator = recipe, policy, accelerator
         # The longest text is the longest prompt, near enough; encoding thousands of rows would take longer than the probe.
         longest = sorted((row["prompt"] for row in rows), key=lambda prompt: len(str(prompt)))[-8:]
         ids, mask = encode_batch(policy.tokenizer, longest, policy.denoiser.pad_id)
@@ -156,19 +157,21 @@ class _Probe:
     def find(self, run: Callable[[int], object]) -> int:
         """Tokens that one call of `run` can hold, and no more than a step has."""
         device = self.accelerator.device
-        # Before it is measured: what the first call of all allocates for good belongs to no size.
-        run(1)
-        measured = [(rows * self.width, self._peak(run, rows)) for rows in SIZES]
-        free = SHARE * free_bytes(device) - self._state_bytes()
-        tokens = tokens_that_fit(measured, free)
-        if tokens < self.width:
+        try:
+            # Before it is measured: what the first call of all allocates for good belongs to no size.
+            run(1)
+            measured = [(rows * self.width, self._peak(run, rows)) for rows in SIZES]
+            tokens = tokens_that_fit(measured, self._plannable())
+            if tokens < self.width:
+                raise torch.OutOfMemoryError
+            tokens = min(tokens, max(self.width, self.needed))
+            return first_that_fits(run, tokens, self.width) if device.type == "cuda" else tokens
+        except torch.OutOfMemoryError as error:
             raise ConfigError(
-                f"max_tokens_per_forward = auto: one row of {self.width} tokens needs more memory than the "
-                f"{free / 2**30:.1f} GiB that can be planned with. Shorten max_completion_length, or set gradient_checkpointing, "
-                "lora or dtype = bfloat16."
-            )
-        tokens = min(tokens, max(self.width, self.needed))
-        return first_that_fits(run, tokens, self.width) if device.type == "cuda" else tokens
+                f"max_tokens_per_forward = auto: rows of {self.width} tokens need more memory than the "
+                f"{self._plannable() / 2**30:.1f} GiB that can be planned with. Shorten max_completion_length, or set "
+                "gradient_checkpointing, lora or dtype = bfloat16."
+            ) from error
 
     def rollout(self, rows: int) -> Trajectory:
         """Equal prompts, denoised in as few steps as the blocks allow: the first forward of a block asks for most logits."""
@@ -183,7 +186,7 @@ class _Probe:
         scoring = Scoring.of(path, self.recipe.logprob_temperature)
         with self.accelerator.autocast():
             scores = score_views(
-                self.model,  # type: ignore[arg-type]
+                self.policy.denoiser,
                 path,
                 views.take(most.expand(rows)),
                 scoring,
@@ -193,7 +196,7 @@ class _Probe:
                 positions_at_once=positions_at_once(self.policy.denoiser),
             )
         self.accelerator.backward(scores.logprob.sum() * 0.0)
-        self.model.zero_grad(set_to_none=True)
+        self.policy.denoiser.zero_grad(set_to_none=True)
 
     @cached_property
     def _planned(self) -> tuple[Trajectory, Views]:
@@ -219,6 +222,9 @@ class _Probe:
 
     def _peak(self, run: Callable[[int], object], rows: int) -> int:
         return peak_bytes(lambda: run(rows), self.policy.denoiser, device=self.accelerator.device)
+
+    def _plannable(self) -> float:
+        return SHARE * free_bytes(self.accelerator.device) - self._state_bytes()
 
     def _state_bytes(self) -> int:
         """AdamW's two moments of each weight, which are not there before the first update."""
