@@ -3,7 +3,7 @@
     OMP_NUM_THREADS=1 python -m benchmark.estimate          # a few minutes; writes benchmark/results/estimate.jsonl
     python -m benchmark.estimate --table                     # only show it
 
-Memory is the most that torch's CPU allocator had out at once during two whole training steps, loading included, as torch's
+Memory is the most that torch's CPU allocator had out at once while it loaded and made two whole steps, as torch's
 profiler recorded every allocation and release, plus the weights that are mapped from their file and never allocated. The resident
 size of a process would show Python, libraries and pages that nobody uses as well. Time is the CPU time of a step in a process of
 one thread, which counts no time that others on the machine had; the estimate has it from operations that it counts and a rate
@@ -132,15 +132,17 @@ def measured_memory(name: str, folder: Path) -> dict[str, float]:
     from unmask.trainer import Trainer
 
     recipe = prepare(name, folder).model_copy(update={"max_steps": 2})
+    marks: list[int] = []
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
-        trainer = Trainer(recipe)
+        trainer = Trainer(recipe, observe=lambda step, metrics: marks.append(time.time_ns()))
         trainer.train()
     roots = profiler.profiler.kineto_results.experimental_event_tree()  # type: ignore[union-attr]
     peak, allocated, stack = 0, set(), list(roots)
     while stack:
         event = stack.pop()
         stack += event.children
-        if event.tag == _EventType.Allocation:
+        # What comes after the second step saves the model.
+        if event.tag == _EventType.Allocation and event.start_time_ns <= marks[1]:
             peak = max(peak, event.extra_fields.total_allocated)
             allocated.add(event.extra_fields.ptr)
     weights = [o for o in gc.get_objects() if isinstance(o, torch.nn.Parameter)]
