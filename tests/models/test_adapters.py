@@ -263,7 +263,13 @@ def test_an_adapter_is_merged_into_the_model_that_it_names_or_another(tmp_path: 
     (tmp_path / "base").rename(tmp_path / "elsewhere")
     merge_adapter(tmp_path / "adapter", tmp_path / "again", str(tmp_path / "elsewhere"))
     torch.testing.assert_close(logits(load_model(tmp_path / "again")[0]), wanted, rtol=0, atol=1e-4)
-    with pytest.raises(ModelError, match="no folder"):
+    with pytest.raises(ModelError, match="no folder") as moved:
+        merge_adapter(tmp_path / "adapter", tmp_path / "third")
+    assert moved.value.__notes__ == [
+        f"{tmp_path / 'base'} is the model that the adapter names; if it is elsewhere by now, name it with --base."
+    ]
+    (tmp_path / "adapter" / "adapter_config.json").write_text("{")
+    with pytest.raises(ModelError, match="cannot be read as JSON"):
         merge_adapter(tmp_path / "adapter", tmp_path / "third")
 
 

@@ -376,6 +376,12 @@ def test_a_tensor_that_the_layout_does_not_know_is_named(llada, tmp_path):
         convert(llada, tmp_path / "native")
 
 
+def test_an_index_that_names_no_files_is_refused(llada, tmp_path):
+    (llada / "model.safetensors.index.json").write_text('{"metadata": {}}')
+    with pytest.raises(ModelError, match="has no weight_map"):
+        convert(llada, tmp_path / "native")
+
+
 def test_frequencies_that_older_files_hold_are_left_out(llada, tmp_path):
     tensors = load_file(llada / "model.safetensors")
     extra = {f"model.layers.{i}.self_attn.rotary_emb.inv_freq": torch.ones(8) for i in range(2)}

@@ -20,6 +20,7 @@ from unmask.config import LoraConfig
 from unmask.errors import ConfigError, ModelError, reason, unknown_name
 from unmask.models.denoiser import Denoiser
 from unmask.models.loading import load_model, save_model
+from unmask.models.source import read_json
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -235,12 +236,19 @@ def merge_adapter(adapter: Path, target: Path, base: str | None = None) -> str:
     Raises:
         ModelError: no adapter there, or no model, or the two do not fit.
     """
-    base = base or _peft().PeftConfig.from_pretrained(str(adapter)).base_model_name_or_path
-    if not base:
+    under = base or read_json(adapter / CONFIG_FILE).get("base_model_name_or_path")
+    if not under:
         raise ModelError(f"the adapter {adapter} does not say which model it was made for. Name it with --base.")
-    denoiser, tokenizer = load_model(base)
+    try:
+        denoiser, tokenizer = load_model(under)
+    except ModelError as error:
+        if not base:
+            error.add_note(
+                f"{under} is the model that the adapter names; if it is elsewhere by now, name it with --base."
+            )
+        raise
     save_model(denoiser, tokenizer, target, Adapters.load(denoiser, adapter).merged())
-    return base
+    return under
 
 
 def find_adapter(source: Path) -> Path:

@@ -235,7 +235,10 @@ def _files(folder: Path) -> list[Path]:
     """The files of tensors, those of the index where there is one."""
     index = folder / "model.safetensors.index.json"
     if index.is_file():
-        files = [folder / name for name in sorted(set(read_json(index)["weight_map"].values()))]
+        weight_map = read_json(index).get("weight_map")
+        if not isinstance(weight_map, dict) or not weight_map:
+            raise ModelError(f"{index} names no files: it has no weight_map. Copy the checkpoint again.")
+        files = [folder / name for name in sorted(set(weight_map.values()))]
         lost = [file.name for file in files if not file.is_file()]
         if lost:
             raise ModelError(f"{folder} lacks {', '.join(lost)}, which its index names. Copy the checkpoint again.")
