@@ -38,12 +38,16 @@ def test_a_shifted_head_at_one_position_speaks_of_the_next(lively):
     check_bidirectional(shifted)
 
 
+@pytest.mark.parametrize("logit_shift", [False, True])
 @torch.no_grad()
-def test_a_left_padded_row_is_the_row_alone(lively):
+def test_a_left_padded_row_is_the_row_alone(lively, logit_shift):
+    backbone = copy.deepcopy(lively.backbone)
+    backbone.config.logit_shift = logit_shift
+    model = Denoiser(backbone, lively.mask_id, lively.eos_id, lively.pad_id).eval()
     for width in (1, 3, 20):
         ids, mask = pad(IDS, (width, 0), value=7), pad(torch.ones_like(IDS, dtype=torch.bool), (width, 0))
-        padded = lively(ids, mask, ALL + width)
-        torch.testing.assert_close(padded, lively(IDS, None, ALL), rtol=0, atol=1e-5)
+        padded = model(ids, mask, ALL + width)
+        torch.testing.assert_close(padded, model(IDS, None, ALL), rtol=0, atol=1e-5)
 
 
 @torch.no_grad()

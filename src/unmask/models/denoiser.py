@@ -113,7 +113,7 @@ class Denoiser(nn.Module):
         if self.backbone.can_generate():
             kwargs["use_cache"] = False
         hidden = self.backbone.base_model(input_ids=ids, **kwargs).last_hidden_state
-        return self._logits(hidden, positions, readout)
+        return self._logits(hidden, self._columns(positions, attention_mask), readout)
 
     def _block_causal(
         self,
@@ -144,12 +144,23 @@ class Denoiser(nn.Module):
         if prefix is not None and keep > start:
             prefix.layers = [(layer.keys[:, :, :keep], layer.values[:, :, :keep]) for layer in cache.layers]
             prefix.length = keep
-        return self._logits(hidden, positions - start, readout)
+        return self._logits(hidden, self._columns(positions, attention_mask) - start, readout)
 
-    def _logits(self, hidden: Tensor, positions: Tensor, readout: Readout | None) -> Tensor:
-        # A shifted head at i - 1 speaks of position i; no family speaks of position 0 that way.
-        source = (positions - 1).clamp_min(0) if self.logit_shift else positions
-        wanted = hidden.gather(1, source.unsqueeze(-1).expand(-1, -1, hidden.shape[-1]))
+    def _columns(self, positions: Tensor, attention_mask: Tensor | None) -> Tensor:
+        """[B, n] columns at which the head speaks of `positions`."""
+        if not self.logit_shift:
+            return positions
+        # A shifted head at i - 1 speaks of position i. Before a row's first is padding or nothing: as in Dream's code, it
+        # is asked of itself.
+        before = positions - 1
+        return (
+            before.clamp_min(0)
+            if attention_mask is None
+            else before.maximum(attention_mask.logical_not().sum(-1, keepdim=True))
+        )
+
+    def _logits(self, hidden: Tensor, columns: Tensor, readout: Readout | None) -> Tensor:
+        wanted = hidden.gather(1, columns.unsqueeze(-1).expand(-1, -1, hidden.shape[-1]))
         head = self._head(self.backbone)
         return head(wanted) if readout is None else read_in_parts(head, wanted, readout)
 

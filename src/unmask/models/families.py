@@ -215,7 +215,7 @@ _DREAM = Family(
     tokenizer_class="Qwen2Tokenizer",
     logit_shift=True,
     notes=(
-        "Heads predict the next position; position 0, which no head speaks of, is never a completion's.",
+        "Heads predict the next position; position 0, which no head speaks of, is a completion's only where there is no prompt.",
         "Its tokenizer config names a class that exists as code only; Qwen2Tokenizer reads the same files.",
         "An answer ends with <|im_end|> (151645) and is filled with <|endoftext|>; rows end at the latter.",
     ),
