@@ -73,6 +73,8 @@ PLACEHOLDERS = {
     "RUN...": "runs/any",
     "TASK": "sudoku",
 }
+ALONE = ("methods", "tasks", "models", "recipes", "doctor", "demo")
+"""Commands that need no argument. Others without any are only spoken of."""
 CHAT = "{% for message in messages %}{{ message['content'] }}\n{% endfor %}"
 
 
@@ -174,16 +176,12 @@ def compare(words: list[str]) -> None:
 def run(words: list[str]) -> None:
     """Run a command of unmask's, or check it if it is on the list."""
     name, *rest = words
-    if any(word.startswith("[") for word in rest):
+    if any(word.startswith("[") or {*word.split("/")} & {"NAME", "PRESET", "FOLDER", "FILE"} for word in rest):
         # A synopsis: what it names must be there.
         known = {option for parameter in command_of(name).params for option in parameter.opts}
         assert {word.strip("[]") for word in rest if word.strip("[").startswith("--")} <= known
         return
-    if (
-        "..." in rest
-        or not rest
-        and name in ("train", "pretrain", "eval", "sample", "compare", "convert", "report", "plot")
-    ):
+    if "..." in rest or (not rest and name not in ALONE):
         assert command_of(name), name
         return
     match name:
