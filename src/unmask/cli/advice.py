@@ -1,4 +1,4 @@
-"""Commands that look at what there is, and change nothing: recipes, estimate, doctor."""
+"""Commands that say what a run will take and whether this machine is sound: estimate, doctor."""
 
 from __future__ import annotations
 
@@ -6,25 +6,15 @@ from typing import Annotated
 
 import typer
 
-tools = typer.Typer(rich_markup_mode=None)
+from unmask.cli.options import Overrides
+
+advice = typer.Typer()
 
 
-@tools.command()
-def recipes(
-    search: Annotated[str, typer.Argument(help="Only those whose name holds this, such as llada or espo.")] = "",
-) -> None:
-    """List the shipped recipes: small ones to run anywhere, the papers' settings (published/), and those for one GPU."""
-    from unmask.console_tools import recipes_table
-
-    recipes_table(search)
-
-
-@tools.command()
+@advice.command()
 def estimate(
     recipe: Annotated[str, typer.Argument(help="A shipped recipe's name, or a YAML file.")],
-    overrides: Annotated[
-        list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Settings to change, such as num_prompts=8.")
-    ] = None,
+    overrides: Overrides = None,
     gpu_memory: Annotated[str, typer.Option(help="Of one GPU, such as 80GB: says whether it fits.")] = "",
     flops: Annotated[float | None, typer.Option(min=1.0, help="FLOP/s that a process sustains, such as 4e14.")] = None,
     measure: Annotated[
@@ -68,7 +58,7 @@ def estimate(
     typer.echo(json.dumps(found.summary(), indent=1) if as_json else described(found, room))
 
 
-@tools.command()
+@advice.command()
 def doctor(
     hub: Annotated[bool, typer.Option("--hub", help="Also ask whether the model hub can be reached.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,

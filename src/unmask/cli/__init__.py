@@ -1,0 +1,67 @@
+"""The command line. Heavy packages are imported inside the commands, so that help is there at once."""
+
+from __future__ import annotations
+
+import os
+import sys
+from typing import Annotated
+
+import typer
+
+from unmask import __version__
+from unmask.cli.advice import advice
+from unmask.cli.catalogue import catalogue
+from unmask.cli.checkpoints import checkpoints
+from unmask.cli.evaluation import evaluation
+from unmask.cli.results import results
+from unmask.cli.training import training
+from unmask.errors import UnmaskError
+
+app = typer.Typer(
+    name="unmask",
+    help="Reinforcement learning for diffusion language models.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+for commands in (training, evaluation, results, checkpoints, catalogue, advice):
+    app.add_typer(commands)
+
+_ENVIRONMENT = {
+    # Idle OpenMP threads sleep instead of spinning: with anything else on the cores, spinning made a step 5 times slower.
+    "OMP_WAIT_POLICY": "PASSIVE",
+    # Saving and loading a tiny model needs no progress bar of its own.
+    "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+    # transformers warns of padding without a mask whenever a completion holds a PAD token.
+    "TRANSFORMERS_VERBOSITY": "error",
+}
+"""Set before the libraries that read them are imported, unless the user has set them."""
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        typer.echo(f"unmask {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version.")
+    ] = False,
+) -> None:
+    """Take what holds for all commands."""
+
+
+def main() -> None:
+    """Run the command line; a user's mistake ends with its message and exit code 2."""
+    for name, value in _ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
+    try:
+        app()
+    except UnmaskError as error:
+        # What all processes of a run have agreed on is said by one of them.
+        if not error.is_agreed or os.environ.get("RANK", "0") == "0":
+            typer.echo("\n  ".join([f"{error.kind}: {error}", *getattr(error, "__notes__", ())]), err=True)
+        sys.exit(error.exit_code)

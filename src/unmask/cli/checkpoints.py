@@ -1,0 +1,95 @@
+"""Commands for checkpoints: models, convert, merge."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+checkpoints = typer.Typer()
+
+
+@checkpoints.command()
+def models(
+    name: Annotated[
+        str | None, typer.Argument(help="Show this family with its checkpoints and what to know of it.")
+    ] = None,
+) -> None:
+    """List the model families that can be trained, or one of them with its checkpoints, tokens and traps."""
+    from unmask.console import families_table, family_page
+    from unmask.errors import ConfigError, unknown_name
+    from unmask.models.families import FAMILIES
+
+    if name is None:
+        families_table()
+    elif name in FAMILIES:
+        family_page(name)
+    else:
+        raise ConfigError(unknown_name("family", name, FAMILIES))
+
+
+@checkpoints.command()
+def convert(
+    source: Annotated[str, typer.Argument(help="Folder or hub id of a checkpoint of any family (`unmask models`).")],
+    destination: Annotated[Path, typer.Argument(help="Where to: a folder that does not exist yet.")],
+    to: Annotated[
+        str, typer.Option(help="native; original: back to the layout that its family publishes; or a family's name.")
+    ] = "native",
+    dtype: Annotated[str | None, typer.Option(help="float32, bfloat16 or float16; default as the tensors are.")] = None,
+    tokenizer: Annotated[
+        str | None, typer.Option(help="Take the tokenizer from this folder or hub id, where the source has none.")
+    ] = None,
+    block_length: Annotated[
+        int | None, typer.Option(min=2, help="Of block diffusion, where the source's config does not say it.")
+    ] = None,
+) -> None:
+    """Convert a checkpoint to a native transformers class, or back to its family's own layout.
+
+    Reads data files only: nothing that the checkpoint brings is run. The destination is written whole or not at all.
+    """
+    from unmask.models import convert as run
+
+    family = run(
+        source,
+        destination,
+        to=to,
+        dtype=dtype,
+        tokenizer=tokenizer,
+        block_length=block_length,
+        tell=lambda line: typer.echo(line, err=True),
+    )
+    if to == "native":
+        typer.echo(f"{family.title} as {family.native_class}: {destination}")
+    else:
+        typer.echo(
+            f"{family.title} in its own layout: {destination}\n"
+            "Its code is not carried: to run it there, copy the .py files of the release beside it. The tokenizer stays native."
+        )
+
+
+@checkpoints.command()
+def merge(
+    source: Annotated[
+        Path, typer.Argument(help="Folder of a LoRA adapter, ours or peft's, or of a run that trained one.")
+    ],
+    destination: Annotated[Path, typer.Argument(help="Where to: a folder that does not exist yet.")],
+    base: Annotated[
+        str | None, typer.Option(help="Folder or hub id of the model under it; default the one that the adapter names.")
+    ] = None,
+) -> None:
+    """Merge a LoRA adapter into its base model: a plain transformers checkpoint.
+
+    A run's final/ is merged already. This is for an adapter that travelled alone, or for another base: say, the same weights
+    in another precision.
+    """
+    from unmask.errors import ModelError
+    from unmask.models.adapters import find_adapter, merge_adapter
+    from unmask.models.convert import written_aside
+
+    if destination.exists():
+        raise ModelError(f"{destination} exists already. Name a folder that does not, or remove it.")
+    adapter = find_adapter(source)
+    with written_aside(destination) as aside:
+        under = merge_adapter(adapter, aside, base)
+    typer.echo(f"{adapter} merged into {under}: {destination}")

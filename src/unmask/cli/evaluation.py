@@ -1,0 +1,181 @@
+"""Commands that say how good a model is, or show how it writes: eval, sample, harness, data check."""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from unmask.cli.options import Model, TaskOptions, numbers
+
+if TYPE_CHECKING:
+    from unmask.records import Row
+    from unmask.tasks import Task
+
+evaluation = typer.Typer()
+
+data = typer.Typer(help="Look at a task's rows.", no_args_is_help=True)
+evaluation.add_typer(data, name="data")
+
+
+@evaluation.command(name="eval")
+def evaluate_(
+    model: Model,
+    task: Annotated[str, typer.Option(help="A task's name.")],
+    option: TaskOptions = None,
+    reward: Annotated[
+        list[str] | None, typer.Option(help="A reward function's path instead of the task's own; may be repeated.")
+    ] = None,
+    length: Annotated[
+        str, typer.Option(help="Completion lengths, comma-separated; default 128,256,512, or a bare task's own.")
+    ] = "",
+    steps: Annotated[str, typer.Option(help="Denoising steps, comma-separated; default half the length.")] = "",
+    temperature: Annotated[str, typer.Option(help="Temperatures, comma-separated; 0 is greedy.")] = "0",
+    samples: Annotated[int, typer.Option(min=1, help="Completions of each row, for pass@k.")] = 1,
+    order: Annotated[str, typer.Option(help="Order in which positions are committed.")] = "low_confidence",
+    block_length: Annotated[int | None, typer.Option(help="Block length; default one block.")] = None,
+    split: Annotated[str, typer.Option(help="train, validation or test.")] = "test",
+    rows: Annotated[int, typer.Option(min=1, help="How many rows.")] = 256,
+    batch_size: Annotated[int, typer.Option(min=1, help="Completions denoised together.")] = 256,
+    seed: Annotated[int, typer.Option(help="Of rows and sampling.")] = 0,
+    reward_timeout: Annotated[float, typer.Option(min=0.001, help="Seconds for the rewards of 64 completions.")] = 60.0,
+    against: Annotated[
+        Path | None, typer.Option(help="Compare row by row with the .jsonl file of an earlier evaluation.")
+    ] = None,
+    output: Annotated[
+        Path | None, typer.Option(help="Where results go: a .json file, and every completion in a .jsonl beside it.")
+    ] = None,
+) -> None:
+    """Measure a model's accuracy on held-out rows, with 95 % intervals."""
+    from unmask.console import comparison_table, evaluation_progress, results_table
+    from unmask.errors import DataError
+    from unmask.eval_results import Earlier, check_place, compare, default_place, facts_of, items_path, save, setting_of
+    from unmask.evaluate import check, evaluate
+    from unmask.models import load_model
+    from unmask.recipe import make_sampler, make_task
+    from unmask.score import Scorer, by_name, load_reward
+
+    # All that can be wrong is looked for first: an evaluation takes hours on a large model.
+    chosen = make_task(task, option or ())
+    samplers = [
+        make_sampler(max_completion_length=n, num_steps=k, temperature=t, order=order, block_length=block_length)
+        for n in (numbers(length, int, "--length") or chosen.evaluation_lengths)
+        for k in (numbers(steps, int, "--steps") or [None])
+        for t in (numbers(temperature, float, "--temperature") or [0.0])
+    ]
+    if output is not None:
+        check_place(output)
+    scorer = Scorer(by_name(map(load_reward, reward)) if reward else chosen.rewards(), timeout=reward_timeout)
+    items = chosen.rows(split, rows, seed)  # type: ignore[arg-type]
+    if not items:
+        raise DataError(f"the task has no rows in the {split} split.")
+    scorer.check_columns(items[0])
+    earlier = Earlier.read(against) if against else None
+    if earlier is not None:
+        earlier.check(items, list(map(setting_of, samplers)), samples)
+    denoiser, tokenizer = load_model(model)
+    if _has_gpu():
+        denoiser.to("cuda")
+    check(denoiser, tokenizer, items, samplers, samples)
+
+    ran: dict[str, Any] = {"seed": seed, "batch_size": batch_size, "samples": samples}
+    facts = facts_of(model, denoiser, chosen, items, samplers, sorted(scorer.functions), split=split, **ran)
+    place, results = output or default_place(facts), []
+    for sampler in samplers:
+        with evaluation_progress(sampler) as view:
+            results.append(evaluate(denoiser, tokenizer, chosen, scorer, items, sampler, observe=view, **ran))
+        # What is done is kept, whatever becomes of the other settings.
+        save(place, facts, results)
+    results_table(results, f"{model} on {task}, {split}")
+    if earlier is not None:
+        compared = compare(results, earlier, seed)
+        comparison_table(compared, against)
+        save(place, facts, results, compared)
+    typer.echo(f"completions: {items_path(place)}\nresults: {place}")
+
+
+@evaluation.command()
+def sample(
+    model: Model,
+    prompt: Annotated[str | None, typer.Option(help="The prompt; default one of the task's.")] = None,
+    task: Annotated[str | None, typer.Option(help="Take the prompt and the length from a task.")] = None,
+    option: TaskOptions = None,
+    row: Annotated[int, typer.Option(min=0, help="Which test row of the task.")] = 0,
+    length: Annotated[int | None, typer.Option(help="Completion length in tokens.")] = None,
+    steps: Annotated[int | None, typer.Option(help="Denoising steps; default half the length.")] = None,
+    temperature: Annotated[float, typer.Option(help="0 is greedy.")] = 0.0,
+    order: Annotated[str, typer.Option(help="Order in which positions are committed.")] = "low_confidence",
+    block_length: Annotated[int | None, typer.Option(help="Block length; default one block.")] = None,
+    delay: Annotated[float, typer.Option(help="Seconds to show each step on a terminal.")] = 0.25,
+    seed: Annotated[int, typer.Option(help="Of the sampling.")] = 0,
+) -> None:
+    """Watch a completion being unmasked, coloured by the entropy of each token when it was committed."""
+    from unmask.errors import ConfigError
+    from unmask.models import load_model
+    from unmask.recipe import make_sampler, make_task
+    from unmask.watch import watch
+
+    chosen = make_task(task, option or ()) if task else None
+    verdict = None
+    if prompt is None:
+        if chosen is None:
+            raise ConfigError("give a --prompt, or a --task to take one from.")
+        items = chosen.rows("test", row + 1, seed)
+        if row >= len(items):
+            raise ConfigError(f"--row {row} is not there: the test split has {len(items)} rows, the first of them 0.")
+        prompt, verdict = items[row]["prompt"], partial(_verdict, chosen, items[row])
+    sampler = make_sampler(
+        max_completion_length=length or (chosen.completion_length if chosen else 64),
+        num_steps=steps,
+        temperature=temperature,
+        order=order,
+        block_length=block_length,
+    )
+    denoiser, tokenizer = load_model(model)
+    watch(denoiser, tokenizer, prompt, sampler, seed=seed, delay=delay, verdict=verdict)
+
+
+@evaluation.command(
+    context_settings={"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []},
+    options_metavar="[lm_eval's options of `run`]",
+)
+def harness(context: typer.Context) -> None:
+    """Run tasks of lm-evaluation-harness on a denoiser: --model_args pretrained=FOLDER,length=256 --tasks gsm8k."""
+    from unmask.harness import run
+
+    run(context.args)
+
+
+@data.command(name="check")
+def check_data(
+    task: Annotated[str, typer.Argument(help="A task's name.")],
+    option: TaskOptions = None,
+    rows: Annotated[int, typer.Option(min=1, help="Rows of each split to look at, or all there are.")] = 10_000,
+    ngram: Annotated[int, typer.Option(min=1, help="Words of an n-gram.")] = 13,
+    seed: Annotated[int, typer.Option(help="Of the rows.")] = 0,
+) -> None:
+    """Report what held-out rows share with training rows; exit code 1 if they share prompts."""
+    from unmask.console import overlap_table
+    from unmask.data_check import check_splits, rows_of_splits
+    from unmask.recipe import make_task
+
+    splits = rows_of_splits(make_task(task, option or ()), rows, seed)
+    overlaps = check_splits(splits, n=ngram)
+    overlap_table(overlaps, f"{task}: {len(splits['train'])} training rows looked at")
+    if any(o.num_found for o in overlaps if o.kind == "prompt"):
+        raise typer.Exit(1)
+
+
+def _verdict(task: Task, row: Row, completion: str) -> str:
+    """What a task says of a completion of one of its rows."""
+    said = "solved" if task.solved(completion, row) else "not solved"
+    return f"{said}, right would be {row['answer']}" if "answer" in row else said
+
+
+def _has_gpu() -> bool:
+    """Whether there is a GPU to evaluate on. An MPS one has no float64, which the hashed draws need."""
+    import torch
+
+    return bool(torch.cuda.is_available())
