@@ -30,7 +30,9 @@ def estimate(
     ] = "",
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """Say what a recipe takes before anything is rented: parameters, memory by part, time of a step, with the arithmetic.
+    """Say what a recipe takes in memory and time, before you rent.
+
+    Parameters, memory by part and the time of a step, with the arithmetic.
 
     Needs no weights: shapes of the released models are known, others are read from their config.json or given by --shape.
     """
@@ -63,7 +65,9 @@ def doctor(
     hub: Annotated[bool, typer.Option("--hub", help="Also ask whether the model hub can be reached.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """Check versions, devices, disk, sandboxes and what training rests on; what to paste into a bug report.
+    """Check this machine and this installation, for a bug report.
+
+    Versions, devices, disk, sandboxes, and small tests of what training rests on.
 
     Ends with code 1 if anything that must work does not.
     """

@@ -13,7 +13,7 @@ catalogue = typer.Typer()
 def methods(
     name: Annotated[str | None, typer.Argument(help="Show this method with all its options.")] = None,
 ) -> None:
-    """List the methods, or one of them with its options and their sources."""
+    """List the methods, or show one with its options and sources."""
     from unmask.console import method_page, methods_table
     from unmask.errors import ConfigError, unknown_name
     from unmask.methods import METHODS
@@ -56,7 +56,10 @@ def tasks() -> None:
 def recipes(
     search: Annotated[str, typer.Argument(help="Only those whose name holds this, such as llada or espo.")] = "",
 ) -> None:
-    """List the shipped recipes: small ones to run anywhere, the papers' settings (published/), and those for one GPU."""
+    """List the shipped recipes.
+
+    Small ones to run anywhere, the papers' settings (published/), and those for one GPU (single-gpu/).
+    """
     from unmask.console_tools import recipes_table
 
     recipes_table(search)

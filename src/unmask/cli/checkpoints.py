@@ -16,7 +16,7 @@ def models(
         str | None, typer.Argument(help="Show this family with its checkpoints and what to know of it.")
     ] = None,
 ) -> None:
-    """List the model families that can be trained, or one of them with its checkpoints, tokens and traps."""
+    """List the model families, or show one with its checkpoints."""
     from unmask.console import families_table, family_page
     from unmask.errors import ConfigError, unknown_name
     from unmask.models.families import FAMILIES
@@ -44,7 +44,7 @@ def convert(
         int | None, typer.Option(min=2, help="Of block diffusion, where the source's config does not say it.")
     ] = None,
 ) -> None:
-    """Convert a checkpoint to a native transformers class, or back to its family's own layout.
+    """Convert a checkpoint to a native transformers class, or back.
 
     Reads data files only: nothing that the checkpoint brings is run. The destination is written whole or not at all.
     """
@@ -78,7 +78,7 @@ def merge(
         str | None, typer.Option(help="Folder or hub id of the model under it; default the one that the adapter names.")
     ] = None,
 ) -> None:
-    """Merge a LoRA adapter into its base model: a plain transformers checkpoint.
+    """Merge a LoRA adapter into its base: a plain checkpoint.
 
     A run's final/ is merged already. This is for an adapter that travelled alone, or for another base: say, the same weights
     in another precision.

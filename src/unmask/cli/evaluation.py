@@ -48,7 +48,7 @@ def evaluate_(
         Path | None, typer.Option(help="Where results go: a .json file, and every completion in a .jsonl beside it.")
     ] = None,
 ) -> None:
-    """Measure a model's accuracy on held-out rows, with 95 % intervals."""
+    """Measure accuracy on held-out rows, with 95 % intervals."""
     from unmask.console import comparison_table, evaluation_progress, results_table
     from unmask.errors import DataError
     from unmask.eval_results import Earlier, check_place, compare, default_place, facts_of, items_path, save, setting_of
@@ -111,7 +111,10 @@ def sample(
     delay: Annotated[float, typer.Option(help="Seconds to show each step on a terminal.")] = 0.25,
     seed: Annotated[int, typer.Option(help="Of the sampling.")] = 0,
 ) -> None:
-    """Watch a completion being unmasked, coloured by the entropy of each token when it was committed."""
+    """Watch a completion being unmasked.
+
+    Each token is coloured by its entropy when it was committed.
+    """
     from unmask.errors import ConfigError
     from unmask.models import load_model
     from unmask.recipe import make_sampler, make_task
@@ -142,7 +145,10 @@ def sample(
     options_metavar="[lm_eval's options of `run`]",
 )
 def harness(context: typer.Context) -> None:
-    """Run tasks of lm-evaluation-harness on a denoiser: --model_args pretrained=FOLDER,length=256 --tasks gsm8k."""
+    """Run tasks of lm-evaluation-harness on a denoiser.
+
+    Such as: unmask harness --model_args pretrained=FOLDER,length=256 --tasks gsm8k
+    """
     from unmask.harness import run
 
     run(context.args)
@@ -156,7 +162,10 @@ def check_data(
     ngram: Annotated[int, typer.Option(min=1, help="Words of an n-gram.")] = 13,
     seed: Annotated[int, typer.Option(help="Of the rows.")] = 0,
 ) -> None:
-    """Report what held-out rows share with training rows; exit code 1 if they share prompts."""
+    """Report what held-out rows share with training rows.
+
+    Exit code 1 if they share prompts.
+    """
     from unmask.console import overlap_table
     from unmask.data_check import check_splits, rows_of_splits
     from unmask.recipe import make_task

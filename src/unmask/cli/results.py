@@ -22,7 +22,9 @@ def report_(
         int, typer.Option(min=0, help="Kept rollouts of each run to show, evenly spaced if it kept more; 0 for none.")
     ] = 200,
 ) -> None:
-    """Write one HTML file that shows what happened: the denoising film, the curves of the run, the comparison.
+    """Write one HTML page that shows what happened in a run.
+
+    The denoising film, the curves of the run, the comparison.
 
     The file holds all that it shows, opens from disk and asks nothing of any server. Several runs are drawn into the same curves.
     """
@@ -53,7 +55,9 @@ def plot(
         str, typer.Option(help="Settings that may differ among runs of one line besides the seed, comma-separated.")
     ] = "",
 ) -> None:
-    """Draw metrics of runs for a paper, each line with its 95 % interval: over seeds, or Wilson's of one run's accuracy.
+    """Draw metrics of runs for a paper, with 95 % intervals.
+
+    Over seeds, or Wilson's of one run's accuracy.
 
     Runs of one recipe with different seeds are one line. Of a comparison, accuracy against compute and against denoising
     steps are drawn anew.

@@ -43,7 +43,10 @@ def pretrain(
     overrides: Overrides = None,
     resume: Resume = False,
 ) -> None:
-    """Train a model on demonstrations with the masked-diffusion ELBO: a tiny one from scratch, or a checkpoint."""
+    """Train a model on demonstrations with the masked-diffusion ELBO.
+
+    A tiny one from scratch, or a checkpoint.
+    """
     from unmask.console import progress
     from unmask.pretrain import pretrain as run
     from unmask.recipe import PretrainRecipe, load
@@ -70,7 +73,9 @@ def compare(
     ] = False,
     retry_failed: Annotated[bool, typer.Option("--retry-failed", help="Run again what failed before.")] = False,
 ) -> None:
-    """Compare methods on tasks over seeds, each run with the same compute, from the same model, on the same prompts.
+    """Compare methods on tasks over seeds, at equal compute.
+
+    Each run starts from the same model and has the same prompts.
 
     Pretrains what the runs start from, tunes each method as much as any other on validation rows, then runs every method
     with every seed. Stop it with Ctrl-C and give the same command to go on; what has a result is not run again, so
@@ -115,7 +120,10 @@ def launch(
         str | None, typer.Option(metavar="PRESET", help="Only print the file of a preset, for accelerate launch.")
     ] = None,
 ) -> None:
-    """Run train or pretrain as several processes: unmask launch --preset zero3 --processes 8 train RECIPE."""
+    """Run train or pretrain as several processes.
+
+    Such as: unmask launch --preset zero3 --processes 8 train RECIPE
+    """
     from unmask.errors import ConfigError
     from unmask.launch import find_preset, preset_environment, run_processes, slurm_environment
 
@@ -147,7 +155,10 @@ def demo(
     output_dir: Annotated[Path, typer.Option(help="Where everything goes.")] = Path("runs/demo"),
     seed: Annotated[int, typer.Option(help="Of pretraining and training.")] = 0,
 ) -> None:
-    """The main job in one go: pretrain a tiny model on 4x4 Sudoku, train it with EGSPO-SA, evaluate, plot."""
+    """The main job in one go, on 4x4 Sudoku with a tiny model.
+
+    Pretrain, train with EGSPO-SA, evaluate, report.
+    """
     from unmask.demo import run
 
     run(output_dir, seed)
