@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import builtins
 import json
+import resource
 import shutil
 import sys
 
@@ -414,19 +415,20 @@ def test_a_destination_that_exists_is_not_overwritten(llada, tmp_path):
 
 
 def test_a_full_disk_is_noticed_before_and_while_writing(llada, tmp_path, monkeypatch):
-    module = sys.modules[convert.__module__]
     usage = shutil.disk_usage(tmp_path)
     with monkeypatch.context() as patched:
         patched.setattr(shutil, "disk_usage", lambda _: usage._replace(free=100_000))
         with pytest.raises(ModelError, match=r"writes 0\.00 GB and .* has 0\.00 GB free. Make room"):
             convert(llada, tmp_path / "native")
 
-    def full(*_):
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(module, "_sync", full)
-    with pytest.raises(ModelError, match=r"could not be written: .*No space left on device.*Nothing was left behind"):
-        convert(llada, tmp_path / "native")
+    # As a disk that fills up while it is written: no file may grow beyond this.
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, limits[1]))
+    try:
+        with pytest.raises(ModelError, match=r"native could not be written: .*File too large.*Nothing was left behind"):
+            convert(llada, tmp_path / "native")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["llada"]
 
 

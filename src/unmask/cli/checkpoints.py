@@ -83,12 +83,9 @@ def merge(
     A run's final/ is merged already. This is for an adapter that travelled alone, or for another base: say, the same weights
     in another precision.
     """
-    from unmask.errors import ModelError
     from unmask.models.adapters import find_adapter, merge_adapter
     from unmask.models.convert import written_aside
 
-    if destination.exists():
-        raise ModelError(f"{destination} exists already. Name a folder that does not, or remove it.")
     adapter = find_adapter(source)
     with written_aside(destination) as aside:
         under = merge_adapter(adapter, aside, base)

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from unmask.errors import ModelError
 from unmask.models.families import FAMILIES, UNSUPPORTED, Family, family_of
-from unmask.models.layout import native_config, original_config, renamed
+from unmask.models.layout import is_native, native_config, original_config, renamed
 from unmask.models.native import NATIVE_CLASSES
 from unmask.models.source import local_folder, read_json, refuse_pickles
 from unmask.models.tokenizers import complete_tokenizer
@@ -89,14 +89,13 @@ def convert(
     """
     if dtype is not None and dtype not in DTYPES:
         raise ModelError(f'unknown dtype "{dtype}". Available: {", ".join(DTYPES)}.')
-    if destination.exists():
-        raise ModelError(f"{destination} exists already. Name a folder that does not, or remove it.")
+    refuse_existing(destination)
     folder = local_folder(source, tell)
     raw = read_json(folder / "config.json")
     name, family = _family(str(source), raw, to)
-    is_native = _is_native(str(source), raw, family, to)
+    _check_direction(str(source), raw, family, to)
     config = native_config(raw, name, family, block_length)
-    pieces = _plan(folder, family, config, is_native, dtype)
+    pieces = _plan(folder, family, config, is_native(raw, family), dtype)
     words = local_folder(tokenizer, tell, is_model=False) if tokenizer else folder
     carried = complete_tokenizer(words, family, raw)
     if len(carried) > config.vocab_size:
@@ -141,21 +140,19 @@ def _family(source: str, raw: Mapping[str, Any], to: str) -> tuple[str, Family]:
     return name, FAMILIES[name]
 
 
-def _is_native(source: str, raw: Mapping[str, Any], family: Family, to: str) -> bool:
-    """Whether a checkpoint is in the native layout; raise for one that is where it should go, or that is no diffusion model."""
-    is_native = not family.architecture or raw.get("model_type") == family.native_type
-    if not is_native and to != "native":
+def _check_direction(source: str, raw: Mapping[str, Any], family: Family, to: str) -> None:
+    """Raise for a checkpoint that is where it should go, or that is no diffusion model."""
+    if not is_native(raw, family) and to != "native":
         raise ModelError(f"{source} is in {family.title}'s own layout already: there is nothing to convert.")
     needs_saying = NATIVE_CLASSES[family.native_class].auto_class == "AutoModelForCausalLM"
-    if is_native and needs_saying and raw.get("is_causal", True):
+    if is_native(raw, family) and needs_saying and raw.get("is_causal", True):
         raise ModelError(
             f"{source} is an autoregressive {family.native_class}: its config.json does not say is_causal: false. "
             "Converting makes no diffusion model of it. If it was trained as one, add that line."
         )
-    return is_native
 
 
-def _plan(folder: Path, family: Family, config: Any, is_native: bool, dtype: str | None) -> list[Piece]:
+def _plan(folder: Path, family: Family, config: Any, named_natively: bool, dtype: str | None) -> list[Piece]:
     """Every tensor with its native name, after comparison with what the native class has."""
     from safetensors import safe_open
 
@@ -170,7 +167,7 @@ def _plan(folder: Path, family: Family, config: Any, is_native: bool, dtype: str
                     if name.endswith("rotary_emb.inv_freq"):
                         continue  # older files hold this; it follows from the config
                     part = opened.get_slice(name)
-                    target = name if is_native else renamed(name, family)
+                    target = name if named_natively else renamed(name, family)
                     kind = part.get_dtype()
                     kind = DTYPES[dtype] if dtype and kind in ("F64", *DTYPES.values()) else kind
                     pieces.append(Piece(file, name, target, tuple(part.get_shape()), kind))
@@ -296,9 +293,22 @@ def _check_space(destination: Path, num_bytes: int) -> None:
         )
 
 
+def refuse_existing(destination: Path) -> None:
+    """Raise ModelError where something would be overwritten."""
+    if destination.exists():
+        raise ModelError(f"{destination} exists already. Name a folder that does not, or remove it.")
+
+
 @contextmanager
 def written_aside(destination: Path) -> Iterator[Path]:
-    """A folder beside the destination that takes its name at the end; on any failure nothing is left."""
+    """A folder beside the destination that takes its name at the end; on any failure nothing is left.
+
+    Raises:
+        ModelError: the destination is there already, or the disk did not take all of it.
+    """
+    from safetensors import SafetensorError
+
+    refuse_existing(destination)
     destination.parent.mkdir(parents=True, exist_ok=True)
     aside = Path(tempfile.mkdtemp(prefix=f".{destination.name}.", dir=destination.parent))
     try:
@@ -308,7 +318,7 @@ def written_aside(destination: Path) -> Iterator[Path]:
         aside.chmod(0o755)
         aside.rename(destination)
         _sync(destination.parent)
-    except OSError as error:
+    except (OSError, SafetensorError) as error:  # safetensors wraps the system's error in its own
         raise ModelError(f"{destination} could not be written: {error}. Nothing was left behind.") from error
     finally:
         shutil.rmtree(aside, ignore_errors=True)

@@ -7,7 +7,7 @@ prints it. Facts about releases are as their hub pages had them; what nobody cou
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from unmask.models.native import NATIVE_CLASSES
@@ -263,34 +263,30 @@ def _a2d(
 
 FAMILIES: dict[str, Family] = {
     "llada": _LLADA,
-    "llada-1.5": Family(
-        **{name: getattr(_LLADA, name) for name in Family.__dataclass_fields__}
-        | {
-            "title": "LLaDA 1.5",
-            "checked": "as llada",
-            "paper": "arXiv:2505.19223",
-            "checkpoints": (Checkpoint("GSAI-ML/LLaDA-1.5", "8.02B", "unknown"),),
-            "notes": ("LLaDA's layout to the letter; what was checked of LLaDA holds for it.", *_LLADA.notes[1:]),
-        }
+    "llada-1.5": replace(
+        _LLADA,
+        title="LLaDA 1.5",
+        checked="as llada",
+        paper="arXiv:2505.19223",
+        checkpoints=(Checkpoint("GSAI-ML/LLaDA-1.5", "8.02B", "unknown"),),
+        notes=("LLaDA's layout to the letter; what was checked of LLaDA holds for it.", *_LLADA.notes[1:]),
     ),
     "dream": _DREAM,
-    "diffucoder": Family(
-        **{name: getattr(_DREAM, name) for name in Family.__dataclass_fields__}
-        | {
-            "title": "DiffuCoder",
-            "checked": "as dream",
-            "paper": "arXiv:2506.20639",
-            "checkpoints": (
-                Checkpoint("apple/DiffuCoder-7B-Base", "7.62B", "unknown"),
-                Checkpoint("apple/DiffuCoder-7B-Instruct", "7.62B", "unknown"),
-                Checkpoint("apple/DiffuCoder-7B-cpGRPO", "7.62B", "unknown"),
-            ),
-            "notes": (
-                "Dream's layout, model_type included; the chat template is in a file of its own.",
-                "Its hub pages tag the licence as unknown.",
-                *_DREAM.notes,
-            ),
-        }
+    "diffucoder": replace(
+        _DREAM,
+        title="DiffuCoder",
+        checked="as dream",
+        paper="arXiv:2506.20639",
+        checkpoints=(
+            Checkpoint("apple/DiffuCoder-7B-Base", "7.62B", "unknown"),
+            Checkpoint("apple/DiffuCoder-7B-Instruct", "7.62B", "unknown"),
+            Checkpoint("apple/DiffuCoder-7B-cpGRPO", "7.62B", "unknown"),
+        ),
+        notes=(
+            "Dream's layout, model_type included; the chat template is in a file of its own.",
+            "Its hub pages tag the licence as unknown.",
+            *_DREAM.notes,
+        ),
     ),
     "a2d-qwen3": _a2d(
         "qwen3", "A2D Qwen3", _QWEN3_FIELDS, 151669, "Qwen3-0.6B", "0.6B (0.75B stored)", "arXiv:2602.22661"

@@ -14,6 +14,11 @@ if TYPE_CHECKING:
     from transformers import PreTrainedConfig
 
 
+def is_native(raw: Mapping[str, Any], family: Family) -> bool:
+    """Whether a config.json of this family is in its native layout."""
+    return not family.architecture or raw.get("model_type") == family.native_type
+
+
 def native_config(
     raw: Mapping[str, Any], name: str, family: Family, block_length: int | None = None
 ) -> PreTrainedConfig:
@@ -30,8 +35,7 @@ def native_config(
     """
     from transformers import AutoConfig
 
-    is_native = not family.architecture or raw.get("model_type") == family.native_type
-    if is_native:
+    if is_native(raw, family):
         values = {
             key: value for key, value in raw.items() if key not in ("auto_map", "model_type", "transformers_version")
         }
