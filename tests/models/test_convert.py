@@ -228,6 +228,13 @@ def test_blocks_are_what_the_option_the_config_or_the_family_says(tmp_path):
         assert read(tmp_path / f"native{i}" / "config.json")["block_length"] == expected
 
 
+@pytest.mark.parametrize(("kind", "option", "expected"), [("mdlm", None, None), ("bd3lm", None, 32), ("bd3lm", 8, 8)])
+def test_blocks_of_a_release_that_only_its_name_tells_are_known(kind, option, expected, tmp_path):
+    source = mini_checkpoint("a2d-qwen3", tmp_path / f"Qwen3-0.6B-diffusion-{kind}-v0.1")
+    convert(source, tmp_path / "native", block_length=option)
+    assert read(tmp_path / "native" / "config.json").get("block_length") == expected
+
+
 def test_the_real_config_of_an_8b_llada_gives_the_known_shape():
     real = {
         "d_model": 4096,

@@ -94,7 +94,7 @@ def convert(
     raw = read_json(folder / "config.json")
     name, family = _family(str(source), raw, to)
     _check_direction(str(source), raw, family, to)
-    config = native_config(raw, name, family, block_length)
+    config = native_config(raw, name, family, block_length or family.block_length_of(str(source)))
     pieces = _plan(folder, family, config, is_native(raw, family), dtype)
     words = local_folder(tokenizer, tell, is_model=False) if tokenizer else folder
     carried = complete_tokenizer(words, family, raw)

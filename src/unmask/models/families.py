@@ -23,6 +23,8 @@ class Checkpoint:
     hub_id: str
     parameters: Fact
     licence: Fact
+    block_length: int | None = None
+    """Of block-causal attention, where its config does not say it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +70,11 @@ class Family:
     block_length: int | None = None
     """Of block-causal attention, unless the checkpoint's config says another; None: every position sees every other."""
     notes: tuple[str, ...] = ()
+
+    def block_length_of(self, source: str) -> int | None:
+        """That of a published checkpoint whose config does not say it, by its hub id or a folder of the same name."""
+        name = source.rstrip("/").rpartition("/")[2]
+        return next((c.block_length for c in self.checkpoints if c.hub_id.rpartition("/")[2] == name), None)
 
     @property
     def lora_targets(self) -> tuple[str, ...]:
@@ -235,7 +242,7 @@ def _a2d(
         checkpoints=(
             Checkpoint(f"dllm-hub/{hub}-diffusion-mdlm-v0.1", parameters, "Apache-2.0"),
             Checkpoint(
-                f"dllm-hub/{hub}-diffusion-bd3lm-v0.1", parameters, "Apache-2.0" if base == "qwen2" else "unknown"
+                f"dllm-hub/{hub}-diffusion-bd3lm-v0.1", parameters, "Apache-2.0" if base == "qwen2" else "unknown", 32
             ),
         ),
         checked="mini checkpoint",
@@ -255,7 +262,7 @@ def _a2d(
         token_ids={"mask": mask, "eos": 151645, "pad": 151643},
         tokenizer_class="Qwen2Tokenizer",
         notes=(
-            "The bd3lm checkpoints are of the same class and cannot be told apart: convert them with --block-length (32 there).",
+            "Only the name tells the bd3lm checkpoints: in a folder of another name they want --block-length 32.",
             "A head stored beside the embedding that it is tied to is dropped where it is the same, and untied where it is not.",
         ),
     )
