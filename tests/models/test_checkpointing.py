@@ -63,6 +63,12 @@ def test_gradients_are_the_same_and_less_is_kept(name: str, with_adapters: bool)
     for key, value in plain.items():
         torch.testing.assert_close(again[key], value, rtol=1e-6, atol=1e-6)
     assert little < 0.7 * much
+    # Negative control: a hundredth more in one weight shows.
+    with torch.no_grad():
+        matrices = [p for p in denoiser.parameters() if p.requires_grad and p.dim() == 2]
+        matrices[len(matrices) // 2].view(-1)[0] += 0.01
+    changed = gradients(denoiser)
+    assert any((changed[key] - value).abs().max() > 1e-5 for key, value in plain.items())
 
 
 def test_peak_memory_falls_with_the_number_of_blocks_that_are_not_kept() -> None:

@@ -384,6 +384,15 @@ def test_a_tensor_that_the_layout_does_not_know_is_named(llada, tmp_path):
         convert(llada, tmp_path / "native")
 
 
+def test_other_tensors_beside_the_model_are_not_taken_for_it(llada, tmp_path):
+    save_file({"output.weight": torch.ones(2)}, llada / "consolidated.safetensors")
+    convert(llada, tmp_path / "native")
+    denoiser, _ = load_model(tmp_path / "native")
+    assert torch.equal(
+        denoiser.backbone.lm_head.weight, load_file(llada / "model.safetensors")["model.transformer.ff_out.weight"]
+    )
+
+
 def test_an_index_that_names_no_files_is_refused(llada, tmp_path):
     (llada / "model.safetensors.index.json").write_text('{"metadata": {}}')
     with pytest.raises(ModelError, match="has no weight_map"):

@@ -240,8 +240,9 @@ def _files(folder: Path) -> list[Path]:
         if lost:
             raise ModelError(f"{folder} lacks {', '.join(lost)}, which its index names. Copy the checkpoint again.")
         return files
-    files = sorted(folder.glob("*.safetensors"))
-    if files:
+    whole = folder / "model.safetensors"
+    # What else is there, an adapter or weights in another layout, is not what transformers would read.
+    if files := [whole] if whole.is_file() else sorted(folder.glob("*.safetensors")):
         return files
     refuse_pickles(folder)
     raise ModelError(f"{folder} holds no weights: there is no .safetensors file in it.")
