@@ -11,8 +11,9 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, BertConfig, BertForMaskedLM
 
+from tests.models.minis import mini_checkpoint
 from unmask.errors import ModelError
-from unmask.models import Denoiser, TinyConfig, char_tokenizer, load_model, save_model, tiny_denoiser
+from unmask.models import Denoiser, TinyConfig, char_tokenizer, convert, load_model, save_model, tiny_denoiser
 
 ALPHABET = "01234="
 
@@ -55,6 +56,19 @@ def test_a_second_save_and_load_changes_nothing_and_leaves_no_pickle(tiny_model,
 
 
 @torch.no_grad()
+def test_a_tied_head_is_written_once_from_weights_that_are_copies(tmp_path):
+    convert(mini_checkpoint("a2d-qwen3", tmp_path / "original"), tmp_path / "native")
+    denoiser, tokenizer = load_model(tmp_path / "native")
+    copies = {f"backbone.{key}": value.clone() for key, value in denoiser.backbone.state_dict().items()}
+    assert "backbone.lm_head.weight" in copies
+    save_model(denoiser, tokenizer, tmp_path / "saved", copies)
+    saved = load_file(tmp_path / "saved" / "model.safetensors")
+    assert saved.keys() == load_file(tmp_path / "native" / "model.safetensors").keys()
+    again, _ = load_model(tmp_path / "saved")
+    for key, value in denoiser.state_dict().items():
+        assert torch.equal(again.state_dict()[key], value)
+
+
 def test_transformers_reads_the_folder_without_us(tiny_model):
     denoiser, tokenizer = load_model(tiny_model)
     native = AutoModelForCausalLM.from_pretrained(tiny_model).eval()

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 from unmask.errors import ModelError
 from unmask.models.families import FAMILIES, UNSUPPORTED, Family, family_of
 from unmask.models.layout import is_native, native_config, original_config, renamed
-from unmask.models.native import NATIVE_CLASSES
+from unmask.models.native import NATIVE_CLASSES, twins_of
 from unmask.models.source import local_folder, read_json, refuse_pickles
 from unmask.models.tokenizers import complete_tokenizer
 
@@ -158,7 +158,7 @@ def _plan(folder: Path, family: Family, config: Any, named_natively: bool, dtype
 
     model = _on_meta(family, config)
     expected = {name: tuple(value.shape) for name, value in model.state_dict().items()}
-    twins = _twins(model)
+    twins = twins_of(model)
     pieces = []
     for file in _files(folder):
         try:
@@ -215,17 +215,6 @@ def _on_meta(family: Family, config: Any) -> PreTrainedModel:
     except Exception as error:  # a config can be wrong in more ways than can be listed
         raise ModelError(f"{family.native_class} cannot be built from this config.json: {error}") from error
     return model
-
-
-def _twins(model: PreTrainedModel) -> dict[str, str]:
-    """Parameters that are another one under a second name: name -> the other's name."""
-    first: dict[int, str] = {}
-    twins = {}
-    for name, parameter in model.named_parameters(remove_duplicate=False):
-        if id(parameter) in first:
-            twins[name] = first[id(parameter)]
-        first.setdefault(id(parameter), name)
-    return twins
 
 
 def _files(folder: Path) -> list[Path]:

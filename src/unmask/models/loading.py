@@ -13,7 +13,7 @@ from torch import Tensor
 from unmask.errors import ModelError, reason
 from unmask.models.denoiser import Denoiser, check_bidirectional
 from unmask.models.families import FAMILIES, UNSUPPORTED
-from unmask.models.native import NATIVE_CLASSES
+from unmask.models.native import NATIVE_CLASSES, twins_of
 from unmask.models.source import is_hub_id, refuse_pickles
 
 if TYPE_CHECKING:
@@ -91,7 +91,10 @@ def save_model(
     `weights` is the state dict to write, of the backbone or of the whole denoiser, where it is not the model's own.
     """
     if weights is not None:
-        weights = {key.removeprefix("backbone."): value for key, value in weights.items()}
+        # Gathered or brought to the CPU, a head is no longer the embedding that it is tied to, and would be written beside it.
+        twins = twins_of(denoiser.backbone)
+        plain = {key.removeprefix("backbone."): value for key, value in weights.items()}
+        weights = {key: value for key, value in plain.items() if key not in twins}
     denoiser.backbone.save_pretrained(folder, state_dict=weights, safe_serialization=True)
     tokenizer.save_pretrained(folder)
 
@@ -163,7 +166,10 @@ def _load_tokenizer(source: str | os.PathLike[str]) -> PreTrainedTokenizerBase:
         raise ModelError(f"{source} has no tokenizer that transformers can read: {reason(error)}") from error
     for name in ("mask_token", "eos_token"):
         if getattr(tokenizer, f"{name}_id") is None:
-            raise ModelError(f"the tokenizer of {source} has no {name}; set it in its tokenizer_config.json.")
+            raise ModelError(
+                f"the tokenizer of {source} has no {name}; set it in its tokenizer_config.json. `unmask convert` does, for the "
+                "families that it knows."
+            )
     return tokenizer
 
 

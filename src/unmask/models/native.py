@@ -61,3 +61,14 @@ NATIVE_CLASSES: dict[str, NativeClass] = {
     ),
 }
 """By the class name in `config.architectures`."""
+
+
+def twins_of(model: PreTrainedModel) -> dict[str, str]:
+    """Parameters that are another one under a second name: name -> the other's name."""
+    first: dict[int, str] = {}
+    twins = {}
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        if id(parameter) in first:
+            twins[name] = first[id(parameter)]
+        first.setdefault(id(parameter), name)
+    return twins
