@@ -23,7 +23,7 @@ from unmask.checkpoints import fault_of, to_delete, write_manifest
 from unmask.errors import RunError
 
 _ASIDE = ".incomplete-"
-_FREE_TO_CHANGE = frozenset(
+FREE_TO_CHANGE = frozenset(
     {
         "output_dir",
         "report_to",
@@ -241,7 +241,7 @@ class RunFolder:
             )
         before, now = flat(recorded), flat(config)
         changed = sorted(
-            key for key in {*before, *now} if before.get(key) != now.get(key) and key not in _FREE_TO_CHANGE
+            key for key in {*before, *now} if before.get(key) != now.get(key) and key not in FREE_TO_CHANGE
         )
         if changed:
             lines = [f"  {key}: {before.get(key)!r} -> {now.get(key)!r}" for key in changed]

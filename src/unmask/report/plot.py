@@ -19,7 +19,7 @@ import yaml
 from unmask.errors import ConfigError, RunError, unknown_name
 from unmask.functional.intervals import mean_interval
 from unmask.report.curve import read_metrics
-from unmask.run_folder import flat
+from unmask.run_folder import FREE_TO_CHANGE, flat
 from unmask.style import draw_line, legend_below, line_style, panels, save_both, save_table, tidy
 
 Lines = list[dict[str, Any]]
@@ -33,7 +33,7 @@ X_AXES = {
 """What a metric can be drawn against: label, the label's unit, and the metrics that are summed up to it."""
 
 _ACCURACY = "/accuracy"
-_NOT_A_SETTING = ("seed", "output_dir", "report_to", "save_steps", "save_total_limit", "log_rollouts_steps")
+_NOT_A_SETTING = FREE_TO_CHANGE | {"seed"}
 
 
 @dataclass(frozen=True, slots=True)
