@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from pathlib import Path
 from typing import Any
@@ -59,7 +60,6 @@ def test_a_film_is_the_kept_rollout(run: Path, made: Path, step: int, tiny_model
     assert arrays["when"] == path.unmask_step.tolist()
     assert (torch.tensor(arrays["entropy"]) * 2e-4).sub(path.entropy).abs().max() <= 1.01e-4
     assert (torch.tensor(arrays["probability"]) / 0xFFFF).sub(path.logprob.exp()).abs().max() < 1e-5
-    assert [m["text"] for m in members] == kept.completions
     assert [m["reward"] for m in members] == pytest.approx(kept.rollout.reward.tolist(), abs=1e-5)
     assert [group["prompt"] for group in film["groups"]] == kept.prompts
     joint = step_sum(path.entropy.double(), path.unmask_step, path.num_steps)
@@ -170,11 +170,43 @@ def test_rollouts_are_left_out_evenly_when_fewer_are_asked_for(run: Path, tmp_pa
         assert bool(entry["shown"]) == (count < 3)
 
 
-def test_a_run_without_rollouts_says_how_to_keep_some(tmp_path: Path) -> None:
-    folder = write_run(tmp_path / "bare", [{"step": 1, "loss": 2.0}], {"seed": 0, "task": {"type": "sudoku"}})
+@pytest.mark.parametrize(
+    ("config", "said"),
+    [
+        ({"log_rollouts_steps": 0}, "Train with log_rollouts_steps above 0"),
+        ({"log_rollouts_steps": 25}, "every 25th step and did not come to one; log_rollouts_steps=1"),
+        ({}, "Pretraining makes none"),
+    ],
+)
+def test_a_run_without_rollouts_says_why_and_how_to_keep_some(tmp_path: Path, config: Any, said: str) -> None:
+    folder = write_run(tmp_path / "bare", [{"step": 1, "loss": 2.0}], {"seed": 0, "task": {"type": "sudoku"}} | config)
     entry = page_data(write_report([folder]).path)["runs"][0]
     assert (entry["films"], entry["method"]) == ([], "pretraining")
-    assert "log_rollouts_steps above 0" in entry["shown"]
+    assert said in entry["shown"]
+
+
+def test_a_run_that_diverged_has_a_report_all_the_same(tmp_path: Path) -> None:
+    folder = hand_made(tmp_path / "run", ["p"], [["a", "b"], ["a", "c"]])
+    file = folder / "rollouts" / "step-00000001.safetensors"
+    kept = Kept.load(file)
+    kept.rollout.reward[0] = math.nan
+    kept.save(file)
+    evaluated = {"eval/test@0/accuracy": 0.5, "eval/test@0/low": 0.1, "eval/test@0/high": 0.9}
+    broken = {"reward": math.nan, "time/rollout": math.inf, "diffusion/entropy_by_step": [math.nan, 1.0]}
+    lines = [
+        {"step": 1, "reward": 0.5} | evaluated,
+        {"step": 2} | broken | evaluated | {"eval/test@0/accuracy": math.nan},
+        # Of another version: without an interval, without a temperature.
+        {"step": 3, "reward": 0.5, "eval/test@0/accuracy": 0.5, "eval/test/accuracy": 0.5},
+    ]
+    write_run(folder, lines, {"seed": 0})
+    made = write_report([folder]).path
+    curves = page_block(made, "run-0")
+    assert curves["metrics"]["reward"] == [0.5, None, 0.5]
+    assert curves["heat"]["entropy_by_step"]["values"] == [[None, 1.0]]
+    assert [e["points"] for e in curves["evaluations"]] == [[[1, 0.5, 0.1, 0.9]]]
+    rewards = [member["reward"] for member in page_block(made, "film-0-1")["groups"][0]["members"]]
+    assert rewards == [None, 1.0]
 
 
 def test_runs_are_overlaid_and_told_apart_by_as_much_of_their_path_as_it_takes(tmp_path: Path) -> None:
@@ -346,6 +378,7 @@ def test_only_the_pages_own_script_and_style_may_run() -> None:
         ("abc\u202edef\u2066", "abc⟨U+202E⟩def⟨U+2066⟩"),
         ("\ud800x\udfff", "⟨U+D800⟩x⟨U+DFFF⟩"),
         ("\u200b\ufeff\u2028", "⟨U+200B⟩⟨U+FEFF⟩⟨U+2028⟩"),
+        ("\u3164\U000e0041", "⟨U+3164⟩⟨U+E0041⟩"),
         ("שלום مرحبا 🙂 <b>", "שלום مرحبا 🙂 <b>"),
         ("x" * (LONGEST + 5), "x" * LONGEST + " … (5 more characters)"),
     ],

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import re
+import shutil
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +14,8 @@ import pytest
 import torch
 
 from tests.report.small import hand_made, real_run, write_run
-from tests.small_runs import train_recipe
-from unmask.functional.selection import step_sum
+from unmask.kept import Kept
 from unmask.models import load_model
-from unmask.recipe import TrainRecipe
 from unmask.records import Rollout, read_notes
 from unmask.report.build import write_report
 
@@ -49,7 +48,6 @@ class Made:
 
     folder: Path
     page: Path
-    recipe: TrainRecipe
     tokenizer: Any
 
     def rollout(self, step: int) -> tuple[Rollout, dict[str, torch.Tensor], dict[str, Any]]:
@@ -64,32 +62,38 @@ class Made:
         """What the frame of denoising step k of a completion shows."""
         rollout, notes, _ = self.rollout(step)
         path = rollout.trajectory
-        after = path.state_before(min(k + 1, STEPS))[row]
-        if k == STEPS:
-            after = path.tokens[row]
-        joint = step_sum(path.entropy.double(), path.unmask_step, path.num_steps)[row]
-        advantage = self.recipe.method.advantage(rollout)[row].tolist()
+        when, now = path.unmask_step[row].tolist(), path.unmask_step[row] == k
         slots = path.kept_steps[row].tolist()
         frame = {
-            "state": [HIDDEN if t == path.mask_id else self.text(t) for t in after.tolist()],
-            "now": (path.unmask_step[row] == k).tolist(),
+            "state": [
+                self.text(token) if step <= k else HIDDEN
+                for token, step in zip(path.tokens[row].tolist(), when, strict=True)
+            ],
+            "now": now.tolist(),
             "selected": k in slots,
         }
         if k < STEPS:
             frame |= {
-                "entropy": float(joint[k]),
+                "entropy": float(path.entropy[row, now].double().sum()),
                 "guess": [self.text(t) for t in notes["guess_tokens"][row, k].tolist()],
                 "value": float(notes["guess_reward"][row, k]),
-                "advantage": advantage[slots.index(k)] if k in slots else None,
+                "advantage": self.advantage(rollout, row, slots.index(k)) if k in slots else None,
             }
         return frame
+
+    def advantage(self, rollout: Rollout, row: int, slot: int) -> float:
+        """EGSPO-SA's as the paper has it: the return R_k = (r + λ (r - V_k)) / (1 + λ) less its mean over the group, λ = 1/2."""
+        assert rollout.one_step_reward is not None
+        reward, value = rollout.reward.double(), rollout.one_step_reward[:, slot].double()
+        returns = (reward + 0.5 * (reward - value)) / 1.5
+        first = row // rollout.group_size * rollout.group_size
+        return float(returns[row] - returns[first : first + rollout.group_size].mean())
 
 
 @pytest.fixture(scope="module")
 def made(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Made:
     folder = real_run(tiny_model, tmp_path_factory.mktemp("runs") / "mine")
-    recipe = train_recipe(tiny_model, folder, "method.num_selected=2", "sampler.num_steps=8")
-    return Made(folder, write_report([folder]).path, recipe, load_model(tiny_model)[1])
+    return Made(folder, write_report([folder]).path, load_model(tiny_model)[1])
 
 
 def shown_number(text: str) -> float:
@@ -246,6 +250,35 @@ def test_keys_do_what_the_hand_does(made: Made, opened: Opened) -> None:
     assert f"(k = {when}) with probability {float(path.logprob[1, 4].exp()):.3f}" in said
 
 
+@pytest.mark.parametrize("altered", ["reward", "entropy", "unmask_step", "one_step_reward", "guess"])
+def test_a_page_that_shows_something_else_is_noticed(made: Made, opened: Opened, tmp_path: Path, altered: str) -> None:
+    # What the tests above would not notice if they compared the page with itself.
+    folder = Path(shutil.copytree(made.folder, tmp_path / "run"))
+    file = folder / "rollouts" / "step-00000002.safetensors"
+    kept = Kept.load(file)
+    rollout, path = kept.rollout, kept.rollout.trajectory
+    assert rollout.one_step_reward is not None
+    assert kept.guesses is not None
+    k = int(path.kept_steps[0, 0])
+    if altered == "reward":
+        rollout.reward[1] += 0.25
+    elif altered == "entropy":
+        path.entropy[0, int((path.unmask_step[0] == k).nonzero()[0])] += 0.01
+    elif altered == "unmask_step":
+        path.unmask_step[0] = path.unmask_step[0].roll(1)
+    elif altered == "one_step_reward":
+        rollout.one_step_reward[2, 0] += 0.25
+    else:
+        kept.guesses.tokens[0, k, 3] += 1
+    kept.save(file)
+    page = opened(made.page)
+    page.locator(".scrub").fill(str(k))
+    wait_for(page, f"document.querySelector('.scrub').value === '{k}'")
+    assert_shows(page, made, 2, 0, k)
+    with pytest.raises(AssertionError):
+        assert_shows(page, replace(made, folder=folder), 2, 0, k)
+
+
 def names_missing(page: Any) -> list[str]:
     """Roles of controls and landmarks in the accessibility tree that have no name."""
     tree = page.context.new_cdp_session(page).send("Accessibility.getFullAXTree")["nodes"]
@@ -343,6 +376,38 @@ def test_runs_are_drawn_into_one_chart_and_can_be_hidden(made: Made, opened: Ope
     name.click()
     assert name.get_attribute("aria-pressed") == "false"
     assert chart.locator("[data-series].off").count() == 1
+
+
+def test_a_run_keeps_its_colour_in_charts_that_lack_another_run(opened: Opened, tmp_path: Path) -> None:
+    one = write_run(tmp_path / "one", [{"step": i, "reward": 0.5} for i in range(1, 4)], {"seed": 0})
+    two = write_run(tmp_path / "two", [{"step": i, "reward": 0.25, "kl": 0.1} for i in range(1, 4)], {"seed": 1})
+    page = opened(write_report([one, two], tmp_path / "both.html").path)
+    strokes = [
+        page.locator(".chart", has=page.get_by_role("heading", name=name, exact=True))
+        .locator("path.line")
+        .last.evaluate("line => [getComputedStyle(line).stroke, line.getAttribute('stroke-dasharray')]")
+        for name in ("Reward", "KL to the reference")
+    ]
+    assert strokes[0] == strokes[1]
+
+
+def test_labels_of_a_chart_are_whole_and_steps_are_whole_numbers(opened: Opened, tmp_path: Path) -> None:
+    lines = [{"step": i, "loss": -2.55e-3 + 2e-4 * i, "completions/mean_length": 16.0} for i in range(1, 4)]
+    page = opened(write_report([write_run(tmp_path / "run", lines, {"seed": 0})]).path)
+    charts = page.locator(".plot:not(.heat)").evaluate_all(
+        """plots => plots.map((plot) => [...plot.querySelectorAll(".tick")].map((label) => (
+          { text: label.textContent, inside: label.getBBox().x >= 0 })))"""
+    )
+    assert len(charts) == 2
+    labels = [label for chart in charts for label in chart]
+    assert all(label["inside"] for label in labels)
+    assert any("·10" in label["text"] for label in labels)
+    for chart in charts:
+        assert [label["text"] for label in chart if label["text"] in ("1", "2", "3")] == ["1", "2", "3"]
+        assert not {"1.5", "2.5"} & {label["text"] for label in chart}
+    # A level has its line in the middle.
+    line = page.locator(".chart", has=page.get_by_role("heading", name="Length", exact=True)).locator("path.line")
+    assert 50 < line.evaluate("line => line.getBBox().y") < 110
 
 
 def test_other_actions_are_listed_where_a_method_draws_them(tiny_model: Path, tmp_path: Path, opened: Opened) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -88,7 +88,7 @@ def _run(folder: Path, name: str, number: int, rollouts: int) -> tuple[dict[str,
     for step, one in kept:
         blocks[f"film-{number}-{step}"] = pack(*film_of(one, step, config, vocabulary))
     if not files:
-        shown = "This run has kept no rollouts, so there is no film of it. Train with log_rollouts_steps above 0 to keep some."
+        shown = f"This run has kept no rollouts, so there is no film of it. {_why_none(config)}"
     elif not chosen:
         shown = f"None of the {len(files)} kept rollouts are in this report: it was asked for none (--rollouts 0)."
     elif len(chosen) < len(files):
@@ -102,6 +102,18 @@ def _run(folder: Path, name: str, number: int, rollouts: int) -> tuple[dict[str,
         "notes": [visible(note) for note in notes],
     }
     return run, blocks, notes
+
+
+def _why_none(config: Mapping[str, Any]) -> str:
+    """Why a run has kept no rollouts, and what to do."""
+    every = config.get("log_rollouts_steps")
+    if not isinstance(every, int):
+        return "Pretraining makes none."
+    if every > 0:
+        return (
+            f"It keeps those of every {every}th step and did not come to one; log_rollouts_steps=1 keeps each step's."
+        )
+    return "Train with log_rollouts_steps above 0 to keep some."
 
 
 def _spaced(files: Sequence[Path], count: int) -> list[Path]:

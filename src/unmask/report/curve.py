@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from math import isfinite, nan
 from pathlib import Path
 from typing import Any
 
@@ -71,15 +72,16 @@ def plot_curve(run: Path, target: Path) -> Path:
 
 
 def evaluations_of(lines: list[dict[str, Any]]) -> dict[str, list[dict[str, float]]]:
-    """For each evaluation of a run its points: step, accuracy, low, high."""
+    """For each evaluation of a run its points: step, accuracy, low, high; those without a number or an interval left out."""
     found: dict[str, list[dict[str, float]]] = {}
     for line in lines:
         for key in line:
-            if key.startswith("eval/") and key.endswith("/accuracy"):
+            if key.startswith("eval/") and key.endswith("/accuracy") and "@" in key:
                 name = key.removesuffix("/accuracy")
-                point = {"step": line["step"]} | {
-                    field: line[f"{name}/{field}"] for field in ("accuracy", "low", "high")
-                }
+                point = {field: line.get(f"{name}/{field}", nan) for field in ("accuracy", "low", "high")}
+                if not all(map(isfinite, point.values())):
+                    continue
+                point["step"] = line["step"]
                 split, _, temperature = name.removeprefix("eval/").partition("@")
                 label = "greedy" if float(temperature) == 0 else f"sampled at {temperature}"
                 found.setdefault(f"{split}, {label}", []).append(point)

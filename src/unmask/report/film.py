@@ -71,7 +71,6 @@ def film_of(
     members = [
         {
             "reward": _round(float(kept.rollout.reward[row])),
-            "text": visible(kept.completions[row]) if kept.completions else "",
             "values": values[row],
             "guesses": guesses[row],
             **credit[row],

@@ -10,6 +10,7 @@ import re
 from collections.abc import Mapping
 from functools import cache
 from importlib import resources
+from math import isfinite
 from typing import Any
 
 import torch
@@ -60,7 +61,7 @@ def embed(data: Any) -> str:
         >>> embed({"text": "</script>\\u2028"})
         '{"text":"\\\\u003c/script>\\\\u2028"}'
     """
-    return json.dumps(data, separators=(",", ":"), allow_nan=False).replace("<", "\\u003c")
+    return _json(data).replace("<", "\\u003c")
 
 
 def pack(data: Any, arrays: Mapping[str, Tensor] | None = None) -> str:
@@ -71,11 +72,32 @@ def pack(data: Any, arrays: Mapping[str, Tensor] | None = None) -> str:
     """
     parts = {name: _bytes_of(values) for name, values in (arrays or {}).items()}
     described = [[name, _TYPES[values.dtype], list(values.shape)] for name, values in (arrays or {}).items()]
-    head = json.dumps({"data": data, "arrays": described}, separators=(",", ":"), allow_nan=False).encode()
+    head = _json({"data": data, "arrays": described}).encode()
     head += b" " * (-len(head) % 4)
     whole = b"".join([len(head).to_bytes(4, "little"), head, *parts.values()])
     # Without a time stamp equal data gives an equal page.
     return base64.b64encode(gzip.compress(whole, compresslevel=_LEVEL, mtime=0)).decode()
+
+
+def _json(data: Any) -> str:
+    try:
+        return json.dumps(data, separators=(",", ":"), allow_nan=False)
+    except ValueError:
+        # Of a run that diverged: JSON has no word for such numbers, and the page shows a dash where there is none.
+        return json.dumps(_without_nan(data), separators=(",", ":"), allow_nan=False)
+
+
+def _without_nan(data: Any) -> Any:
+    """The same with None for each number that is not finite."""
+    match data:
+        case Mapping():
+            return {key: _without_nan(value) for key, value in data.items()}
+        case list() | tuple():
+            return [_without_nan(value) for value in data]
+        case float():
+            return data if isfinite(data) else None
+        case _:
+            return data
 
 
 def _bytes_of(values: Tensor) -> bytes:

@@ -8,9 +8,10 @@ LONGEST = 20_000
 """Characters of a text that are shown."""
 
 # Controls but for tab and line feed; bidirectional marks and overrides, which would rearrange what stands round them; invisible
-# fillers; lone surrogates, which no encoding can hold.
+# fillers and tags; lone surrogates, which no encoding can hold.
 _UNSEEN = re.compile(
-    "[\x00-\x08\x0b-\x1f\x7f-\x9f\u00ad\u061c\u200b\u200e\u200f\u2028-\u202e\u2060-\u206f\ufeff\ufff9-\ufffb\ud800-\udfff]"
+    "[\x00-\x08\x0b-\x1f\x7f-\x9f\u00ad\u061c\u200b\u200e\u200f\u2028-\u202e\u2060-\u206f\ufeff\ufff9-\ufffb\ud800-\udfff"
+    "\u115f\u1160\u17b4\u17b5\u180e\u3164\uffa0\U0001d173-\U0001d17a\U000e0000-\U000e007f]"
 )
 
 

@@ -13,7 +13,8 @@ const linear =
 
 /** Numbers that read well, about `count` of them, from at or below `low` to at or above `high`. */
 function ticks(low, high, count = 4) {
-    if (low === high) high = low + (Math.abs(low) || 1);
+    // Round a level that is not zero, so that its line is in the middle.
+    if (low === high) [low, high] = low ? [low - Math.abs(low) / 10, low + Math.abs(low) / 10] : [0, 1];
     const raw = (high - low) / count;
     const power = 10 ** Math.floor(Math.log10(raw));
     const step = [1, 2, 2.5, 5, 10].map((m) => m * power).find((s) => s >= raw * 0.999);
@@ -46,6 +47,7 @@ function swatch(style) {
 /**
  * A chart of lines.
  * series: [{name, style, points: [[x, y, low, high]]}], ascending in x; a point without low and high has no band.
+ * isShare: y is from 0 to at most 1; isWhole: x counts something, so no label stands between its numbers.
  */
 function lineChart({
     title,
@@ -58,6 +60,7 @@ function lineChart({
     height = 168,
     xFormat = short,
     dots = false,
+    isWhole = false,
 }) {
     series = series.filter((s) => s.points.length);
     const every = [...new Set(series.flatMap((s) => s.points.map((p) => p[0])))].sort((a, b) => a - b);
@@ -139,13 +142,15 @@ function lineChart({
     }
 
     function render(width) {
-        const [left, right, top, bottom] = [44, 10, 8, 20];
+        const [right, top, bottom] = [10, 8, 20];
         const values = series.flatMap((s) => s.points.flatMap((p) => p.slice(1).filter((v) => v !== null && v !== undefined)));
         // One outlier in a hundred must not flatten the rest.
         const sorted = [...values].sort((a, b) => a - b);
         const low = isShare ? 0 : fromZero ? Math.min(0, sorted[0]) : sorted[Math.floor(sorted.length * 0.005)];
         const high = isShare ? Math.min(1, sorted.at(-1)) : sorted[Math.ceil((sorted.length - 1) * 0.995)];
         const marks = ticks(low, high);
+        // Room for the longest label, at 6.6 px a letter.
+        const left = Math.max(44, 10 + 6.6 * Math.max(...marks.map((mark) => short(mark).length)));
         const x = linear([every[0], every.at(-1) === every[0] ? every[0] + 1 : every.at(-1)], [left, width - right]);
         const y = linear([marks[0], marks.at(-1)], [height - bottom, top]);
         const svg = draw("svg", { width, height, viewBox: `0 0 ${width} ${height}`, "aria-hidden": "true" });
@@ -163,7 +168,9 @@ function lineChart({
                 draw("text", { class: "tick", x: left - 6, y: y(mark) + 4, "text-anchor": "end", text: short(mark) }),
             );
         }
-        const ends = ticks(every[0], every.at(-1), width < 330 ? 2 : 4).filter((t) => t >= every[0] && t <= every.at(-1));
+        const ends = ticks(every[0], every.at(-1), width < 330 ? 2 : 4).filter(
+            (t) => t >= every[0] && t <= every.at(-1) && (!isWhole || Number.isInteger(t)),
+        );
         for (const mark of ends)
             svg.append(
                 draw("text", {
@@ -264,7 +271,7 @@ function heatChart({ title, note, steps, values, digits }) {
     function read(c, r) {
         [column, row] = [clamp(c, 0, values.length - 1), clamp(r, 0, rows - 1)];
         const [from, to] = steps[column];
-        const text = `step${from === to ? ` ${from}` : `s ${from} to ${to}`}, k = ${row}: ${number(values[column][row] ?? 0, digits)}`;
+        const text = `step${from === to ? ` ${from}` : `s ${from} to ${to}`}, k = ${row}: ${number(values[column][row], digits)}`;
         readout.lastChild.textContent = text;
         slider.setAttribute("aria-valuenow", column * rows + row);
         slider.setAttribute("aria-valuetext", text);

@@ -173,6 +173,7 @@ class FilmSection {
         const { k } = this.pick;
         const isEnd = k >= film.num_steps;
         for (const sign of this.boardLegend) sign.hidden = this.kind !== "board";
+        this.endLegend.hidden = !member.tokens.includes(film.eos);
         this.main.show(k);
         for (const mate of this.mates) mate.tokens.show(k);
         const where = isEnd ? `Finished after ${film.num_steps} steps` : `Step ${k + 1} of ${film.num_steps}`;

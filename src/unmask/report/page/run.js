@@ -29,10 +29,12 @@ const HEATS = [
 
 const nameOf = (runs, run, own) => [runs.length > 1 ? run.name : "", own].filter(Boolean).join(", ");
 
+/** Of line n of a run: of several runs each keeps its colour in every chart, whichever of them a chart lacks. */
+const styleOf = (runs, run, n) => (runs.length > 1 ? run + n * COLOURS * Math.ceil(runs.length / COLOURS) : n);
+
 function accuracyChart(runs, curves) {
-    let style = 0;
     const series = runs.flatMap((run, i) =>
-        curves[i].evaluations.map((e) => ({ name: nameOf(runs, run, e.label), style: style++, points: e.points })),
+        curves[i].evaluations.map((e, n) => ({ name: nameOf(runs, run, e.label), style: styleOf(runs, i, n), points: e.points })),
     );
     return series.length
         ? lineChart({
@@ -40,6 +42,7 @@ function accuracyChart(runs, curves) {
               note: "solved share of held-out rows, with 95 % intervals",
               series,
               xLabel: "step of training",
+              isWhole: true,
               isShare: true,
               dots: true,
           })
@@ -47,17 +50,16 @@ function accuracyChart(runs, curves) {
 }
 
 function panel({ keys, title, note, fromZero, isShare }, runs, curves) {
-    let style = 0;
     const series = runs.flatMap((run, i) =>
         keys
             .filter((key) => curves[i].metrics[key])
-            .map((key) => ({
+            .map((key, n) => ({
                 name: nameOf(runs, run, keys.length > 1 || runs.length === 1 ? key : ""),
-                style: style++,
+                style: styleOf(runs, i, n),
                 points: curves[i].steps.map((step, n) => [step, curves[i].metrics[key][n]]).filter(([, value]) => value !== null),
             })),
     );
-    return series.length ? lineChart({ title, note, series, fromZero, isShare, xLabel: "step of training" }) : null;
+    return series.length ? lineChart({ title, note, series, fromZero, isShare, isWhole: true, xLabel: "step of training" }) : null;
 }
 
 async function runSection(runs) {

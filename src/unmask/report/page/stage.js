@@ -104,7 +104,8 @@ function makeStage(section) {
         ["clue", "given in the puzzle"],
         ["wrong", "not the answer"],
     ].map(([name, text]) => el("span", { class: "sign" }, el("i", { class: `sample ${name}`, "aria-hidden": "true" }), text));
-    legend.append(...section.boardLegend);
+    section.endLegend = el("span", { class: "sign" }, el("i", { "aria-hidden": "true", text: END }), "end of the text");
+    legend.append(...section.boardLegend, section.endLegend);
     const stage = el(
         "div",
         { class: "stage" },
