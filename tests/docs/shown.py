@@ -34,7 +34,9 @@ class Page:
         lines += [line for block in _INDENTED.findall(prose) for line in block.splitlines()]
         lines += [" ".join(line.split()) for line in _INLINE.findall(_INDENTED.sub("\n", prose))]
         parts = [part for line in lines for part in line.split(" && ")]
-        words = [shlex.split(part, comments=True) for part in parts if part.strip().startswith(PROGRAMS)]
+        # Before the environment is active a reader gives its path.
+        parts = [part.strip().replace(".venv/bin/unmask ", "unmask ") for part in parts]
+        words = [shlex.split(part, comments=True) for part in parts if part.startswith(PROGRAMS)]
         # `.venv/bin` and `make` by themselves are names, no commands.
         return [list(command) for command in dict.fromkeys(map(tuple, words)) if len(command) > 1]
 

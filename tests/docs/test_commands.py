@@ -73,7 +73,7 @@ PLACEHOLDERS = {
     "RUN...": "runs/any",
     "TASK": "sudoku",
 }
-ALONE = ("methods", "tasks", "models", "recipes", "doctor", "demo")
+ALONE = ("methods", "tasks", "models", "recipes", "doctor", "demo", "--help")
 """Commands that need no argument. Others without any are only spoken of."""
 CHAT = "{% for message in messages %}{{ message['content'] }}\n{% endfor %}"
 
