@@ -52,3 +52,13 @@ def test_the_selected_steps_carry_the_reward_of_their_greedy_completion(rollout,
 
 def test_a_png_is_written_too(rollout, tmp_path):
     assert plot_filmstrip(rollout, 0, str, tmp_path / "film.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_surer_a_token_was_the_lighter_it_is(rollout, tmp_path):
+    path = rollout.trajectory
+    path.entropy[0] = torch.linspace(0, 1, 16)
+    picture = plot_filmstrip(rollout, 0, str, tmp_path / "film.svg").read_text()
+    last = [tuple(bytes.fromhex(code)) for code in re.findall(r"fill: #(\w{6}); stroke: #c9c4b8", picture)][-16:]
+    lightness = [sum(colour) for colour in last]
+    assert lightness == sorted(lightness, reverse=True)
+    assert lightness[0] - lightness[-1] > 300

@@ -7,9 +7,14 @@ from collections.abc import Callable
 from pathlib import Path
 
 from unmask.records import Rollout
+from unmask.style import save_figure
 
 ENTROPY_SCALE = 1.0
-"""Nats at which the colour is as red as it gets."""
+"""Nats at which the colour is as deep as it gets."""
+SURE, OPEN = "#f6f3e6", "#3f2f9d"
+"""Colours of a token that was certain, and of one that was not: the report's, told apart by lightness alone too."""
+DEEP = 0.66
+"""Share of the scale from which on letters are white."""
 
 
 def plot_filmstrip(
@@ -31,15 +36,15 @@ def plot_filmstrip(
     import matplotlib
 
     matplotlib.use("Agg")
-    from matplotlib import colormaps
     from matplotlib import pyplot as plt
+    from matplotlib.colors import LinearSegmentedColormap
     from matplotlib.patches import Rectangle
 
     path = rollout.trajectory.rows(slice(row, row + 1))
     tokens, steps, entropy = (getattr(path, name)[0].tolist() for name in ("tokens", "unmask_step", "entropy"))
     width = columns or math.ceil(math.sqrt(len(tokens)))
     height = math.ceil(len(tokens) / width)
-    colours = colormaps["RdYlGn_r"]
+    colours = LinearSegmentedColormap.from_list("entropy", [SURE, OPEN])
     values = _values(rollout, row)
     figure, axes = plt.subplots(
         1, path.num_steps, figsize=(1.25 * path.num_steps, 2.1), layout="constrained", squeeze=False
@@ -48,11 +53,15 @@ def plot_filmstrip(
         for i, token in enumerate(tokens):
             x, y = i % width, height - 1 - i // width
             shown = steps[i] <= k
-            face = colours(min(1.0, entropy[i] / ENTROPY_SCALE)) if shown else "#eeeeee"
-            axis.add_patch(Rectangle((x, y), 1, 1, facecolor=face, alpha=0.75, edgecolor="white", linewidth=1))
+            share = min(1.0, entropy[i] / ENTROPY_SCALE)
+            face, edge = (colours(share), "#c9c4b8") if shown else ("white", "#e3dfd7")
+            axis.add_patch(Rectangle((x, y), 1, 1, facecolor=face, edgecolor=edge, linewidth=0.8))
             if shown:
-                weight = "bold" if steps[i] == k else "normal"
-                axis.text(x + 0.5, y + 0.47, decode(token), ha="center", va="center", fontsize=9, fontweight=weight)
+                style = {
+                    "fontweight": "bold" if steps[i] == k else "normal",
+                    "color": "white" if share > DEEP else "#1b1a18",
+                }
+                axis.text(x + 0.5, y + 0.47, decode(token), ha="center", va="center", fontsize=9, **style)
         joint = sum(value for value, step in zip(entropy, steps, strict=True) if step == k)
         label = f"H = {joint:.2f}"
         if k in values:
@@ -64,9 +73,7 @@ def plot_filmstrip(
         axis.title.set_fontsize(9)
         axis.set_xlabel(label, fontsize=8)
         axis.spines[:].set_visible(False)
-    # Text stays text in an SVG: it can be selected and searched.
-    with plt.rc_context({"svg.fonttype": "none"}):
-        figure.savefig(target, dpi=160)
+    save_figure(figure, target)
     plt.close(figure)
     return target
 

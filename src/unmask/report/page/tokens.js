@@ -3,6 +3,7 @@
 const HIDDEN = "·";
 const END = "∎";
 const NATS = 2e-4; // unit of the film's entropies
+const BRIEF = 48; // tokens up to which a text is set large
 
 /** What a token looks like in words: its text, or what it stands for. */
 function spoken(text) {
@@ -19,8 +20,9 @@ class Tokens {
     constructor({ film, layout, member, kind, size, label, scale, answer, onlook }) {
         Object.assign(this, { film, layout, member, kind, size, scale, answer, onlook });
         const isBoard = kind === "board";
+        const brief = size === "big" && member.tokens.length <= BRIEF ? "brief" : "";
         this.node = el("div", {
-            class: `tokens ${isBoard ? "board" : kind} ${size}`,
+            class: `tokens ${isBoard ? "board" : kind} ${size} ${brief}`,
             role: "group",
             "aria-label": label,
             vars: isBoard ? { "--columns": layout.columns } : {},
@@ -90,7 +92,7 @@ class Tokens {
         node.dataset.state = isHidden ? "hidden" : isNow ? "now" : isGuess ? "guess" : "written";
         node.classList.toggle("other", isOther);
         // Where the ramp has passed the text's own lightness, which is earlier on dark paper, the text changes sides.
-        node.classList.toggle("middle-deep", !isHidden && share > 0.47);
+        node.classList.toggle("middle-deep", !isHidden && share > 0.49);
         node.classList.toggle("deep", !isHidden && share > 0.66);
         node.style.setProperty("--t", isHidden ? 0 : share.toFixed(3));
         const piece = isHidden ? HIDDEN : this.text(token);
