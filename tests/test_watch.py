@@ -110,4 +110,11 @@ def test_the_legend_says_what_colours_and_marks_mean() -> None:
 
 def test_the_command_says_whether_the_row_is_solved(tiny_model: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert unmask("sample", tiny_model, "--task", "sudoku", "--steps", 4) == 0
-    assert re.search(r"^(not )?solved, right would be [1-4]{16}$", capsys.readouterr().out, flags=re.MULTILINE)
+    said = capsys.readouterr().out
+    completion = re.search(r"^completion: (.*)$", said, flags=re.MULTILINE)
+    assert completion is not None
+    right = re.search(r"^(?:solved|not solved; right would be ([1-4]{16}))$", said, flags=re.MULTILINE)
+    assert right is not None
+    assert right[1] != completion[1]
+    # A pipe has no colours to explain.
+    assert "green" not in said

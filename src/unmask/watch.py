@@ -80,13 +80,8 @@ def watch(
         )
     completion = decode(tokenizer, path.tokens)[0]
     said = f"\n{verdict(completion)}" if verdict else ""
-    console.print(
-        Text(
-            f"completion: {visible(completion)}{said}\nentropy of the whole path: {float(path.entropy.sum()):.2f} nats; "
-            "green tokens were sure when committed, red ones open"
-        ),
-        soft_wrap=True,
-    )
+    entropy = f"entropy of the whole path: {float(path.entropy.sum()):.2f} nats"
+    console.print(Text(f"completion: {visible(completion)}{said}\n{entropy}"), soft_wrap=True)
 
 
 class Film:

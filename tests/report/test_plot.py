@@ -146,3 +146,12 @@ def test_the_command_draws_runs_and_comparisons(tmp_path: Path, capsys: pytest.C
     assert (tmp_path / "b-compute.csv").read_text() == (RESULTS / "paper-tiny" / "compute.csv").read_text()
     assert unmask("plot", place, folder) == 2
     assert "Name its folder alone" in capsys.readouterr().err
+
+
+def test_labels_of_steps_are_whole_numbers(tmp_path: Path, drawn: list[Figure]) -> None:
+    folder = run(tmp_path / "a", [0.5, 0.75, 0.5], {0: 0.25})
+    plot_metrics([folder], ["reward"], tmp_path / "x.png")
+    plot_metrics([folder], ["reward"], tmp_path / "y.png", x="token_passes")
+    step, passes = ([float(tick) for tick in figure.axes[0].get_xticks()] for figure in drawn)
+    assert all(tick.is_integer() for tick in step)
+    assert not all(tick.is_integer() for tick in passes)

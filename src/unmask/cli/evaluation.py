@@ -179,8 +179,9 @@ def check_data(
 
 def _verdict(task: Task, row: Row, completion: str) -> str:
     """What a task says of a completion of one of its rows."""
-    said = "solved" if task.solved(completion, row) else "not solved"
-    return f"{said}, right would be {row['answer']}" if "answer" in row else said
+    if task.solved(completion, row):
+        return "solved"
+    return f"not solved; right would be {row['answer']}" if "answer" in row else "not solved"
 
 
 def _has_gpu() -> bool:

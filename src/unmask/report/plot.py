@@ -98,6 +98,8 @@ def plot_metrics(
                 line = draw_line(axis, places, series.mean, series.low, series.high, **line_style(index))
                 lines.setdefault(_with_number(series), line)
             axis.set_xlabel(X_AXES[x][0])
+            if x == "step":
+                axis.locator_params("x", integer=True)
             axis.set_title(_title(metric, found, smooth), fontsize=9)
             if metric.endswith(_ACCURACY):
                 axis.set_ylim(0, 1)
