@@ -365,6 +365,8 @@ class LossInputs:
     """[N, L] log-probabilities of the choice of positions under the policy being trained, where asked for and known."""
     old_choice: Tensor | None = None
     """The same under the policy at the start of the update."""
+    mean_tokens: float | None = None
+    """Scored tokens of a completion, mean over the whole step, all processes and minibatches; None: over those given here."""
 
     @property
     def choices(self) -> tuple[Tensor, Tensor] | None:

@@ -17,7 +17,7 @@ from unmask.errors import ConfigError
 from unmask.functional.advantage import group_advantage
 from unmask.functional.elbo import mask_at_times
 from unmask.methods.base import RatioMethod
-from unmask.methods.views import scored_tokens, text_views
+from unmask.methods.views import mean_tokens, scored_tokens, text_views
 from unmask.records import LossInputs, LossOutput, Needs, Rollout, Views
 
 NUM_VIEWS = 3
@@ -85,7 +85,7 @@ class CoupledGRPO(RatioMethod):
         new, old = self._averaged(inputs.new, inputs), self._averaged(inputs.old, inputs)
         reference = None if inputs.reference is None else self._averaged(inputs.reference, inputs)
         loss, metrics = self.token_loss(new, old, inputs.advantage[::NUM_VIEWS], target, reference, self.beta)
-        return LossOutput(len(target) * loss.sum(-1) / target.sum().clamp(min=1), metrics)
+        return LossOutput(loss.sum(-1) / mean_tokens(target.sum(-1), inputs), metrics)
 
     @staticmethod
     def _averaged(logprob: Tensor, inputs: LossInputs) -> Tensor:

@@ -16,7 +16,7 @@ from unmask.functional.advantage import group_advantage
 from unmask.functional.elbo import mask_at_times
 from unmask.functional.masking import block_masks, evidence_upper_bound
 from unmask.methods.base import Method
-from unmask.methods.views import scored_tokens, text_views
+from unmask.methods.views import mean_tokens, scored_tokens, text_views
 from unmask.records import LossInputs, LossOutput, Needs, Rollout, Views
 
 
@@ -76,5 +76,5 @@ class SPG(Method):
         lower = (new.sum(-1) / target.sum(-1).clamp(min=1)).mean(-1)
         upper = evidence_upper_bound(new, target, num_tokens, self.eubo_power)
         bound = torch.where(advantage > 0, lower, self.mixture * upper + (1 - self.mixture) * lower)
-        loss = -advantage * bound * num_tokens * len(bound) / num_tokens.sum().clamp(min=1)
+        loss = -advantage * bound * num_tokens / mean_tokens(num_tokens, inputs)
         return LossOutput(loss, {"policy/elbo": lower.detach(), "policy/eubo": upper.detach()})

@@ -7,12 +7,21 @@ from torch import Tensor
 
 from unmask.functional.elbo import mask_at_times
 from unmask.functional.masking import until_eos
-from unmask.records import GIVEN, Trajectory, Views
+from unmask.records import GIVEN, LossInputs, Trajectory, Views
 
 
 def scored_tokens(trajectory: Trajectory) -> Tensor:
     """[B, L] bool: what the policy answers for: up to and including the first EOS, but for tokens given from the start."""
     return until_eos(trajectory.tokens == trajectory.eos_id) & (trajectory.unmask_step != GIVEN)
+
+
+def mean_tokens(num_tokens: Tensor, inputs: LossInputs) -> Tensor:
+    """[] scored tokens of a completion, mean over the batch of which `num_tokens` [B] are a part; above 0.
+
+    A loss that is to be divided by the tokens of the batch is divided by this: the trainer divides by the number of completions.
+    """
+    mean = num_tokens.float().mean() if inputs.mean_tokens is None else torch.tensor(inputs.mean_tokens)
+    return mean.clamp(min=1e-6)
 
 
 def mean_field_views(

@@ -29,6 +29,11 @@ def is_sharded(accelerator: Accelerator) -> bool:
     return str(accelerator.distributed_type).endswith("FSDP")
 
 
+def unwrapped(model: Any) -> Any:
+    """The policy itself, under whatever wraps it. accelerate's own way of looking imports DeepSpeed."""
+    return getattr(model, "module", model)
+
+
 def accumulating(accelerator: Accelerator, model: nn.Module, is_last: bool) -> AbstractContextManager[None]:
     """Around a chunk's forward and backward: only the last one sends gradients to the other processes."""
     if is_last or is_deepspeed(accelerator):

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from unmask.functional.schedule import learning_rate_factor
 from unmask.functional.surrogate import exact_kl
+from unmask.methods.views import scored_tokens
 from unmask.models import Denoiser
 from unmask.recipe import TrainRecipe
 from unmask.records import LossInputs, LossOutput, Rollout, Views, ViewScores
@@ -49,6 +50,8 @@ class _Batch:
     """None where there is one update, whose policy is the old one."""
     reference: ViewScores | None
     scoring: Scoring
+    mean_tokens: float
+    """Scored tokens of a completion of the rollout."""
 
     def inputs(self, scores: ViewScores, chunk: Tensor) -> LossInputs:
         """What the loss of the views `chunk` reads, given what the policy says of them."""
@@ -66,6 +69,7 @@ class _Batch:
             advantage=self.advantage[chunk],
             slot=self.views.slot[chunk],
             group_size=self.rollout.group_size,
+            mean_tokens=self.mean_tokens,
             new_choice=scores.choice,
             old_choice=old_choice,
         )
@@ -122,7 +126,7 @@ class Learner:
     ) -> None:
         given = recipe.max_tokens_per_forward
         self.max_tokens = None if given == "auto" else given
-        self._positions_at_once = positions_at_once(accelerator.unwrap_model(model))
+        self._positions_at_once = positions_at_once(engine.unwrapped(model))
         self.accelerator, self.model, self.optimizer = accelerator, model, optimizer
         self.reference, self.recipe = reference, recipe
         self.ranks = Ranks(accelerator)
@@ -161,7 +165,7 @@ class Learner:
                 self._minibatch(batch, index, tally, is_first)
                 is_first = False
         if self.reference and recipe.sync_ref_model and (step + 1) % recipe.ref_model_sync_steps == 0:
-            self.reference.move(self.accelerator.unwrap_model(self.model), recipe.ref_model_mixup_alpha)
+            self.reference.move(engine.unwrapped(self.model), recipe.ref_model_mixup_alpha)
         tally.add("learning_rate", rate)
         views, advantage = batches[0].plan
         tally.add("diffusion/num_views", float(len(views)))
@@ -187,7 +191,8 @@ class Learner:
             assert self.reference is not None
             with self.reference.acting(self.model) as module:
                 reference = self._scores(module, rollout, views, scoring, distribution=needs == "distribution")
-        return _Batch(rollout, (plan, advantage), views, advantage[own], old, reference, scoring)
+        mean_tokens = float(scored_tokens(rollout.trajectory).sum()) / len(rollout.trajectory)
+        return _Batch(rollout, (plan, advantage), views, advantage[own], old, reference, scoring, mean_tokens)
 
     def _own(self, plan: Views, rollout: Rollout) -> Tensor:
         """Indices of the views that read completions of this process's groups."""
