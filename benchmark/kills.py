@@ -154,12 +154,12 @@ def fill_before_saving(point: Point) -> None:
 
     write = RunState.write
 
-    def fill_and_write(self: Any, folder: Path) -> None:
+    def fill_and_write(self: Any, folder: Path, *rest: Any) -> None:
         if folder.name.endswith(f"{point.step + 1:08d}"):
             disk = folder.parents[2]
             free = shutil.disk_usage(disk).free
             (disk / "filler").write_bytes(b"x" * max(0, free - point.left))
-        write(self, folder)
+        write(self, folder, *rest)
 
     RunState.write = fill_and_write  # type: ignore[method-assign]
 

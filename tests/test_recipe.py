@@ -15,6 +15,7 @@ from unmask.recipe import (
     PretrainRecipe,
     TrainRecipe,
     apply_override,
+    completed,
     dump,
     find_recipe,
     load,
@@ -109,6 +110,14 @@ def test_an_override_makes_the_sections_that_are_not_there() -> None:
     apply_override(tree, "a.b.d=k=v")
     apply_override(tree, "e=")
     assert tree == {"a": {"b": {"c": [1, "x"], "d": "k=v"}}, "e": None}
+
+
+def test_a_recorded_recipe_gets_the_defaults_of_keys_that_it_lacks_and_one_with_unknown_keys_stays_as_it_is() -> None:
+    now = load_recipe("sudoku-tiny").model_dump(mode="json")
+    before = {key: value for key, value in now.items() if key != "num_minibatches"}
+    before["method"] = {key: value for key, value in now["method"].items() if key != "epsilon"}
+    assert completed(TrainRecipe)(before) == now != before
+    assert completed(TrainRecipe)({**before, "gone": 1}) == {**before, "gone": 1}
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ import io
 import json
 import multiprocessing
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -154,6 +154,17 @@ def test_a_resume_may_change_what_does_not_touch_the_result(path: Path, key: str
     assert yaml.safe_load((path / "config.yaml").read_text())[key] == 7
 
 
+def test_a_key_that_did_not_exist_when_the_run_was_recorded_counts_as_its_default(path: Path) -> None:
+    def completed(recorded: Mapping[str, Any]) -> dict[str, Any]:
+        return {"later": 1, **recorded}
+
+    leave_a_run(path)
+    with pytest.raises(RunError, match="later: 1 -> 2"):
+        RunFolder(path, {**CONFIG, "later": 2}, resume=True, completed=completed)
+    RunFolder(path, {**CONFIG, "later": 1}, resume=True, completed=completed).close()
+    assert yaml.safe_load((path / "config.yaml").read_text())["later"] == 1
+
+
 def test_a_start_that_failed_before_its_first_line_leaves_no_run(path: Path) -> None:
     failed = RunFolder(path, CONFIG, resume=False)
     failed.open_metrics(-1)
@@ -227,10 +238,34 @@ def test_a_checkpoint_that_does_not_read_back_stops_the_run_before_anything_is_d
     folder: RunFolder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder.save_checkpoint(1, checkpoint("good"), keep=1)
-    monkeypatch.setattr("unmask.run_folder.fault_of", lambda _: "state holds other bytes than were written")
+    monkeypatch.setattr("unmask.run_folder.fault_of", lambda *_, **__: "state holds other bytes than were written")
     with pytest.raises(RunError, match="does not read back: state holds other bytes .* nothing was deleted"):
         folder.save_checkpoint(2, checkpoint("bad"), keep=1)
     assert [p.name[-1] for p in folder.checkpoints()] == ["1", "2"]
+
+
+def test_a_folder_that_was_being_replaced_when_the_process_was_killed_is_put_back(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = RunFolder(path, CONFIG, resume=False)
+    with folder.written_aside(folder.best) as aside:
+        (aside / "model").write_text("first")
+    rename = Path.rename
+
+    def die_between(self: Path, target: Path) -> Path:
+        if target == folder.best:
+            raise KeyboardInterrupt
+        return rename(self, target)
+
+    monkeypatch.setattr(Path, "rename", die_between)
+    with pytest.raises(KeyboardInterrupt), folder.written_aside(folder.best) as aside:
+        (aside / "model").write_text("second")
+    monkeypatch.undo()
+    folder.close()
+    assert not folder.best.exists()
+    RunFolder(path, CONFIG, resume=True).close()
+    assert (folder.best / "model").read_text() == "first"
+    assert not list(path.glob(".replaced-*"))
 
 
 def test_a_disk_without_room_refuses_before_anything_is_written(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from unmask.errors import RunError
@@ -16,18 +16,22 @@ ROOM_TO_SPARE = 16 * 2**20
 """Bytes that a disk should have left after a checkpoint, for metrics, rollouts and whatever else writes."""
 
 
-def write_manifest(folder: Path) -> None:
-    """Write down what the files of a folder hold, when all of them are there."""
-    files = {path.name: _fact(path) for path in sorted(folder.iterdir())}
+def _nothing() -> None: ...
+
+
+def write_manifest(folder: Path, reading: Callable[[], None] = _nothing) -> None:
+    """Write down what the files of a folder hold, when all of them are there; `reading` is called before each is read."""
+    files = {path.name: _fact(path, reading) for path in sorted(folder.iterdir())}
     (folder / MANIFEST).write_text(json.dumps(files, indent=1) + "\n")
 
 
-def fault_of(folder: Path, *, thorough: bool = True) -> str | None:
+def fault_of(folder: Path, *, thorough: bool = True, reading: Callable[[], None] = _nothing) -> str | None:
     """What is wrong with a checkpoint, in words; None if it is as it was written.
 
     Args:
         folder: of the checkpoint.
         thorough: read every byte again; otherwise look at names and sizes only.
+        reading: called before each file is read.
     """
     try:
         wanted = json.loads((folder / MANIFEST).read_text())
@@ -39,7 +43,7 @@ def fault_of(folder: Path, *, thorough: bool = True) -> str | None:
             return f"{name} is missing"
         if path.stat().st_size != size:
             return f"{name} has {path.stat().st_size} bytes and was written with {size}"
-        if thorough and _digest(path) != digest:
+        if thorough and _fact(path, reading)[1] != digest:
             return f"{name} holds other bytes than were written"
     return None
 
@@ -47,12 +51,12 @@ def fault_of(folder: Path, *, thorough: bool = True) -> str | None:
 def to_delete(checkpoints: Sequence[Path], keep: int) -> list[Path]:
     """Which of the checkpoints, oldest first, are beyond the newest `keep` good ones.
 
-    The newest is read again in full, as the others were when they were the newest. A damaged one counts as none, so the last good
-    one stays whatever is newer.
+    Each was read again in full when it was written, so here names and sizes are enough. A damaged one counts as none, so the last
+    good one stays whatever is newer.
     """
     good = 0
     for place in range(len(checkpoints) - 1, -1, -1):
-        good += fault_of(checkpoints[place], thorough=place == len(checkpoints) - 1) is None
+        good += fault_of(checkpoints[place], thorough=False) is None
         if good == keep:
             return list(checkpoints[:place])
     return []
@@ -78,13 +82,10 @@ def size_of(folder: Path) -> int:
     return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
 
 
-def _fact(path: Path) -> tuple[int, str]:
-    return path.stat().st_size, _digest(path)
-
-
-def _digest(path: Path) -> str:
+def _fact(path: Path, reading: Callable[[], None]) -> tuple[int, str]:
+    reading()
     with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+        return path.stat().st_size, hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _megabytes(count: int) -> str:

@@ -26,13 +26,13 @@ from unmask.functional.schedule import learning_rate_factor
 from unmask.model_card import pretraining_card, push, read_lines
 from unmask.models import Denoiser, char_tokenizer, tiny_denoiser
 from unmask.models.adapters import save_adapted
-from unmask.recipe import PretrainRecipe
+from unmask.recipe import PretrainRecipe, completed
 from unmask.records import Readout
 from unmask.rollout import check_room, encode_batch
 from unmask.run_folder import RunFolder
 from unmask.samplers.predict import predict, read
 from unmask.trainer import engine
-from unmask.trainer.accelerator import make_accelerator, start_trackers
+from unmask.trainer.accelerator import finish_trackers, make_accelerator, start_trackers
 from unmask.trainer.learn import positions_at_once
 from unmask.trainer.policy import base_mark, equip, load_policy, trainable
 from unmask.trainer.ranks import Ranks
@@ -66,12 +66,16 @@ def pretrain(
             resume=resume,
             is_main=accelerator.is_main_process,
             data=recipe.task.provenance(),
+            completed=completed(PretrainRecipe),
         )
     try:
         if not ranks.from_main(folder.final.exists()):
             watchdog = Watchdog(ranks.index, ranks.count, recipe.stuck_timeout, folder.path)
+            folder.working = watchdog.live
             with StopSignals() as signals, losses_explained(ranks.count), watchdog:
                 _run(recipe, accelerator, folder, signals, watchdog, observe)
+            if recipe.push_to_hub and accelerator.is_main_process:
+                push(folder.final, recipe.push_to_hub)
     finally:
         folder.close()
     return folder.path
@@ -100,7 +104,8 @@ def _run(
     model, prepared = prepare(accelerator, denoiser, optimizers)
     state = RunState(accelerator, denoiser, model, prepared, mark)
     done = state.resume(folder)
-    folder.open_metrics(done)
+    with ranks.agreed():
+        folder.open_metrics(done)
     start_trackers(accelerator, recipe)
     share = ranks.share(recipe.batch_size)
     model.train()
@@ -128,7 +133,8 @@ def _run(
         except FloatingPointError as error:
             raise _not_finite(f"step {step + 1}: {error}") from error
         metrics = {"loss": mean, "time/step": time.perf_counter() - started}
-        folder.log({"step": step + 1} | metrics)
+        with ranks.agreed():
+            folder.log({"step": step + 1} | metrics)
         accelerator.log(metrics, step=step + 1)
         if observe is not None and accelerator.is_main_process:
             observe(step + 1, metrics)
@@ -147,9 +153,7 @@ def _run(
                 save_adapted(denoiser, tokenizer, adapters, final, weights)
                 card = pretraining_card(recipe, read_lines(folder.metrics_path), folder.data, denoiser)
                 (final / "README.md").write_text(card, encoding="utf-8")
-    accelerator.end_training()
-    if recipe.push_to_hub and accelerator.is_main_process:
-        push(folder.final, recipe.push_to_hub)
+    finish_trackers(accelerator)
 
 
 def _add_gradient(

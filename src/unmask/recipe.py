@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from difflib import get_close_matches
 from functools import reduce
 from importlib import resources
@@ -355,6 +355,18 @@ def validate(kind: type[ConfigT], tree: Mapping[str, Any]) -> ConfigT:
         return kind.model_validate(tree)
     except ValidationError as error:
         raise ConfigError("\n".join(_explain(kind, fault) for fault in error.errors())) from error
+
+
+def completed(kind: type[ConfigT]) -> Callable[[Mapping[str, Any]], Mapping[str, Any]]:
+    """Gives a recorded recipe the defaults of keys that did not exist when it was recorded; one that is none stays as it is."""
+
+    def complete(tree: Mapping[str, Any]) -> Mapping[str, Any]:
+        try:
+            return validate(kind, tree).model_dump(mode="json")
+        except ConfigError:
+            return tree
+
+    return complete
 
 
 def make_task(name: str, options: Sequence[str] = ()) -> Task:

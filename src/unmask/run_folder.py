@@ -23,6 +23,7 @@ from unmask.checkpoints import fault_of, to_delete, write_manifest
 from unmask.errors import RunError
 
 _ASIDE = ".incomplete-"
+_REPLACED = ".replaced-"
 FREE_TO_CHANGE = frozenset(
     {
         "output_dir",
@@ -58,6 +59,8 @@ class RunFolder:
         resume: go on from the newest checkpoint, if there is one.
         is_main: whether this process writes.
         data: where the rows come from, with their hashes; kept in data.json and compared like the config.
+        completed: gives a recorded config the settings that it lacks because they did not exist yet, so that it compares equal to
+            one that has them at their defaults.
 
     Raises:
         RunError: no folder, or not writable; in use by another process; holds a run and `resume` is not set; holds a run
@@ -72,9 +75,12 @@ class RunFolder:
         resume: bool,
         is_main: bool = True,
         data: Mapping[str, Any] | None = None,
+        completed: Callable[[Mapping[str, Any]], Mapping[str, Any]] = dict,
     ) -> None:
         self.path = path
         self.is_main = is_main
+        self.working: Callable[[], None] = lambda: None
+        """Called now and then in what takes long where a checkpoint is large."""
         self._lock: TextIO | None = None
         self._metrics: TextIO | None = None
         if not is_main:
@@ -92,7 +98,7 @@ class RunFolder:
                 recorded, recorded_data = path / "config.yaml", path / "data.json"
                 # A start that failed before its first line of metrics has left nothing to lose or to contradict.
                 if recorded.exists() and self.metrics_path.exists() and self.metrics_path.stat().st_size:
-                    before, now = yaml.safe_load(recorded.read_text()), dict(config)
+                    before, now = dict(completed(yaml.safe_load(recorded.read_text()))), dict(config)
                     if recorded_data.exists():
                         before, now = (
                             before | {"data": json.loads(recorded_data.read_text())},
@@ -102,8 +108,7 @@ class RunFolder:
                 write_atomically(recorded, yaml.safe_dump(dict(config), sort_keys=False))
                 if data:
                     write_atomically(recorded_data, json.dumps(data, indent=1) + "\n")
-                for leftover in path.glob(f"**/{_ASIDE}*"):
-                    shutil.rmtree(leftover, ignore_errors=True)
+                self._tidy()
         except BaseException:
             self.close()
             raise
@@ -150,9 +155,9 @@ class RunFolder:
         with self.written_aside(target) as folder:
             write(folder)
             if self.is_main:
-                write_manifest(folder)
+                write_manifest(folder, self.working)
         if self.is_main:
-            if (fault := fault_of(target)) is not None:
+            if (fault := fault_of(target, reading=self.working)) is not None:
                 raise RunError(
                     f"{target} was written and does not read back: {fault}. Look at the disk; nothing was deleted."
                 )
@@ -169,7 +174,7 @@ class RunFolder:
         if not found:
             return None
         with damage_explained(found[-1]):
-            if (fault := fault_of(found[-1])) is not None:
+            if (fault := fault_of(found[-1], reading=self.working)) is not None:
                 raise ValueError(fault)
         return found[-1]
 
@@ -188,11 +193,14 @@ class RunFolder:
                 yield aside
                 for file in aside.rglob("*"):
                     if file.is_file():
+                        self.working()
                         _flush(file)
+                replaced = target.parent / f"{_REPLACED}{target.name}"
                 if target.exists():
-                    shutil.rmtree(target)
+                    target.rename(replaced)
                 aside.rename(target)
                 _flush(target.parent)
+                shutil.rmtree(replaced, ignore_errors=True)
         except BaseException:
             shutil.rmtree(aside, ignore_errors=True)
             raise
@@ -222,6 +230,28 @@ class RunFolder:
                 with contextlib.suppress(OSError):
                     file.close()
         self._metrics = self._lock = None
+
+    def check_writable(self) -> None:
+        """Raise what is in the way of another checkpoint's folder, before other processes count on this one to write it.
+
+        Raises:
+            RunError: the folder is read-only, the quota is used up, or the like.
+        """
+        with disk_faults_explained(self.path, self.last_step()):
+            trial = self.path / "checkpoints" / f"{_ASIDE}trial"
+            trial.mkdir(parents=True, exist_ok=True)
+            trial.rmdir()
+
+    def _tidy(self) -> None:
+        """Remove what a process left that was killed while it wrote, and put back what it was about to replace."""
+        for leftover in self.path.glob(f"**/{_ASIDE}*"):
+            shutil.rmtree(leftover, ignore_errors=True)
+        for replaced in self.path.glob(f"**/{_REPLACED}*"):
+            target = replaced.with_name(replaced.name.removeprefix(_REPLACED))
+            if target.exists():
+                shutil.rmtree(replaced, ignore_errors=True)
+            else:
+                replaced.rename(target)
 
     def _take_lock(self) -> None:
         lock = (self.path / "run.lock").open("a+")

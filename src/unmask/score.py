@@ -63,6 +63,8 @@ class Scorer:
         self.timeout = timeout
         self.count = 0
         """Completions scored since the last `take`, equal texts of a row once."""
+        self.calling: Callable[[], None] = lambda: None
+        """Called before each call of a function."""
 
     def take(self) -> int:
         """The count since the last call."""
@@ -120,6 +122,7 @@ class Scorer:
     def _call(
         self, name: str, function: RewardFunc, prompts: list[Any], completions: list[str], columns: dict[str, list[Any]]
     ) -> list[float | None]:
+        self.calling()
         arguments: dict[str, Any] = {"prompts": prompts, "completions": completions, **columns}
         parameters = inspect.signature(function).parameters
         if not any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values()):

@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 
 from tests.several import exit_codes_of_two, printed, raise_after, said, train_by_command
 from tests.small_runs import metrics, steps_saved, train_recipe, unmask_train
-from unmask.errors import LostProcessError, UnmaskError
+from unmask.errors import LostProcessError, RunError, UnmaskError
 from unmask.recipe import TrainRecipe
 from unmask.trainer import Trainer
 
@@ -45,11 +45,12 @@ SHARED = (
     "evaluation.temperatures=[0.9]",
     "report_to=[]",
 )
-# A fixed plan, and two random ones, of which espo's draws are spread over all completions and its loss is no sum over views.
+# A fixed plan, and two random ones whose losses are no sum over views; espo's draws are spread over all completions.
 METHODS = {
     "egspo_sa": ("method.num_selected=8",),
     "espo": ("method={type: espo, beta: 0.04}", "num_minibatches=2"),
-    "agrpo": ("method={type: agrpo, beta: 0.04}",),
+    # Divided by the tokens of the batch, which are more than those of a process or a minibatch.
+    "coupled_grpo": ("method={type: coupled_grpo}", "num_minibatches=2"),
 }
 
 
@@ -258,6 +259,82 @@ def test_a_loss_that_is_not_finite_on_one_process_stops_both_and_names_its_compl
     assert not (folder / "final").exists()
 
 
+def spoil_the_gradient(rank: int) -> None:
+    """The second process's losses are finite, and their gradients are not."""
+    from unmask.models import Denoiser
+
+    forward = Denoiser.forward
+
+    def spoiled(self: Any, *arguments: Any) -> torch.Tensor:
+        logits = forward(self, *arguments)
+        if rank == 1 and logits.requires_grad:
+            logits.register_hook(lambda gradient: gradient * float("inf"))
+        return logits
+
+    Denoiser.forward = spoiled  # type: ignore[method-assign]
+
+
+def test_a_gradient_that_is_not_finite_under_zero3_stops_both_and_nothing_is_saved(
+    place: Path, tiny_model: Path, tmp_path: Path
+) -> None:
+    pytest.importorskip("deepspeed")
+    folder = tmp_path / "run"
+    codes = exit_codes_of_two(train_by_command, tiny_model, folder, settings(place), spoil_the_gradient, preset="zero3")
+    assert codes == [2, 2]
+    (message,) = said(folder)
+    assert message.startswith("RunError: step 1: the norm of the gradient is inf. Nothing was overwritten")
+    assert steps_saved(folder) == []
+    assert not (folder / "final").exists()
+
+
+def fill_the_disk_before_the_second_line(rank: int) -> None:
+    """The main process alone finds the disk full, where it logs and no other process writes."""
+    from unmask.run_folder import RunFolder
+
+    log = RunFolder.log
+
+    def log_or_fail(self: RunFolder, line: dict[str, Any]) -> None:
+        if rank == 0 and line["step"] == 2:
+            raise RunError("the disk is full. Make room, then add --resume.")
+        log(self, line)
+
+    RunFolder.log = log_or_fail  # type: ignore[method-assign, assignment]
+
+
+def refuse_a_folder_for_checkpoints(rank: int) -> None:
+    """The main process alone cannot make the folder, with weights in shards that all gather for it."""
+    from unmask.run_folder import RunFolder
+
+    open_metrics = RunFolder.open_metrics
+
+    def open_and_block(self: RunFolder, step: int) -> None:
+        open_metrics(self, step)
+        if rank == 0:
+            (self.path / "checkpoints").write_text("in the way")
+
+    RunFolder.open_metrics = open_and_block  # type: ignore[method-assign]
+
+
+@pytest.mark.parametrize(
+    ("prepare", "preset", "message"),
+    [
+        (fill_the_disk_before_the_second_line, "ddp", "the disk is full"),
+        (refuse_a_folder_for_checkpoints, "zero3", "cannot be written (Not a directory)"),
+    ],
+    ids=["metrics", "checkpoint"],
+)
+def test_what_only_the_main_process_cannot_write_stops_both_with_one_message(
+    prepare: Any, preset: str, message: str, place: Path, tiny_model: Path, tmp_path: Path
+) -> None:
+    pytest.importorskip("deepspeed")
+    folder = tmp_path / "run"
+    codes = exit_codes_of_two(train_by_command, tiny_model, folder, settings(place), prepare, preset=preset)
+    assert codes == [2, 2]
+    (told,) = said(folder)
+    assert told.startswith("RunError: ")
+    assert message in told
+
+
 def hang_in_an_update(rank: int) -> None:
     from unmask.trainer.learn import Learner
 
@@ -282,7 +359,7 @@ def test_a_process_that_is_stuck_is_named_with_its_step_and_phase_and_ends_the_r
     assert codes == [LostProcessError.exit_code] * 2
     (message,) = said(folder)
     assert message.startswith("LostProcessError: for 4 s no process has got any further. ")
-    assert "process 1 (step 2, update)" in message
+    assert "wait for process 1 (step 2, update)" in message
     assert steps_saved(folder) == [1]
     # Where it hangs is in what it said itself.
     assert "update_or_hang" in printed(folder, 1).read_text()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +13,10 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
+from tests.several import exit_codes_of_two
 from tests.small_runs import metrics, train_recipe
 from tests.test_golden import OWN_SETTINGS
-from unmask.errors import ConfigError
+from unmask.errors import ConfigError, UnmaskError
 from unmask.functional.noise import named_generator
 from unmask.methods import METHODS
 from unmask.models import Denoiser, char_tokenizer
@@ -28,6 +30,7 @@ from unmask.trainer.learn import Learner
 from unmask.trainer.metrics import Tally
 from unmask.trainer.peak import peak_bytes
 from unmask.trainer.policy import make_policy
+from unmask.trainer.ranks import Ranks
 from unmask.trainer.reference import FrozenCopy
 from unmask.trainer.room import FILE, Room, find_room, first_that_fits, tokens_that_fit
 
@@ -170,6 +173,34 @@ def test_a_row_that_does_not_fit_is_said_with_what_to_do(
     monkeypatch.setattr(room, "free_bytes", lambda device: 20_000)
     with pytest.raises(ConfigError, match=r"rows of 32 tokens need more memory .* gradient_checkpointing"):
         find_room(recipe, policy, accelerator, ROWS, tmp_path)
+
+
+def find_with_unlike_memory(rank: int, model: Path, folder: Path) -> None:
+    """The second process has less memory, does not see the folder, and at last has room for no row."""
+    free = [2_000_000, 1_000_000]
+    room.free_bytes = lambda device: free[rank]
+    recipe = train_recipe(model, folder, "num_prompts=512", "max_tokens_per_forward=auto")
+    accelerator = Accelerator()
+    policy, ranks = make_policy(recipe, accelerator.device), Ranks(accelerator)
+    accelerator.prepare(policy.denoiser)
+    own = folder / f"seen by {rank}"
+    own.mkdir()
+    found = find_room(recipe, policy, accelerator, ROWS, own)
+    rooms = ranks.objects(found)
+    assert rooms[0] == rooms[1]
+    free[0] *= 4
+    assert find_room(recipe, policy, accelerator, ROWS, own) == found
+    (own / FILE).unlink(missing_ok=True)
+    free[1] = 20_000
+    try:
+        find_room(recipe, policy, accelerator, ROWS, own)
+    except UnmaskError as error:
+        sys.exit(5 if error.is_agreed and "rows of 32 tokens need more memory" in str(error) else 6)
+
+
+def test_processes_agree_on_the_least_room_any_has_and_on_there_being_none(tiny_model: Path, tmp_path: Path) -> None:
+    assert exit_codes_of_two(find_with_unlike_memory, tiny_model, tmp_path) == [5, 5]
+    assert (tmp_path / "seen by 0").exists()
 
 
 def test_a_run_that_finds_its_room_learns_what_one_that_counts_rows_does(tiny_model: Path, tmp_path: Path) -> None:

@@ -20,7 +20,8 @@ def alive(place: Place, looks: int) -> Place:
     return replace(place, looks=looks)
 
 
-ROLLOUT, EXCHANGE = Place(7, 30, 3, "rollout and rewards"), Place(8, 0, 3, "exchange of rollouts")
+ROLLOUT = Place(7, forwards=30, step=3, phase="rollout and rewards")
+EXCHANGE = Place(8, step=3, phase="exchange of rollouts")
 
 
 def test_a_run_that_gets_on_is_left_alone_however_long_it_takes() -> None:
@@ -48,6 +49,26 @@ def test_within_a_phase_the_one_with_fewest_forwards_is_named() -> None:
     for s in range(11):
         found = look(history, float(s), alive(ahead, s), alive(ahead, s), alive(ROLLOUT, s))
     assert history.culprits == {2}
+    assert found is not None
+
+
+def test_whoever_waits_in_a_meeting_is_further_than_who_has_yet_to_come_however_many_their_forwards() -> None:
+    history = History(0.0)
+    # Its rows ended early, so it has run fewer forwards, and has come to where the others are waited for.
+    waiting = replace(ROLLOUT, meetings=1, forwards=0)
+    found = [look(history, float(s), alive(waiting, s), alive(ROLLOUT, s)) for s in range(11)][-1]
+    assert history.culprits == {1}
+    assert found is not None
+
+
+def test_signs_of_life_keep_a_run_alive_and_put_no_process_ahead_of_another() -> None:
+    history = History(0.0)
+    # The main process writes a large file every eight seconds, then hangs, while the other waits in a meeting.
+    writing, waiting = Place(9, step=3, phase="writing a checkpoint"), Place(9, 1, step=3, phase="writing a checkpoint")
+    for s in range(40):
+        assert look(history, float(s), replace(writing, signs=s // 8, looks=s), alive(waiting, s)) is None
+    found = [look(history, float(s), replace(writing, signs=4, looks=s), alive(waiting, s)) for s in range(40, 43)][-1]
+    assert history.culprits == {0}
     assert found is not None
 
 

@@ -15,7 +15,7 @@ from unmask.cli.checkpoints import checkpoints
 from unmask.cli.evaluation import evaluation
 from unmask.cli.results import results
 from unmask.cli.training import training
-from unmask.errors import UnmaskError
+from unmask.errors import LostProcessError, UnmaskError
 
 app = typer.Typer(
     name="unmask",
@@ -64,4 +64,9 @@ def main() -> None:
         # What all processes of a run have agreed on is said by one of them.
         if not error.is_agreed or os.environ.get("RANK", "0") == "0":
             typer.echo("\n  ".join([f"{error.kind}: {error}", *getattr(error, "__notes__", ())]), err=True)
+        if isinstance(error, LostProcessError) and "RANK" in os.environ:
+            # An orderly end would close connections to processes that are gone, and may wait for them for ever.
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(error.exit_code)
         sys.exit(error.exit_code)

@@ -16,8 +16,9 @@ from unmask.recipe import RunRecipe
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
-COLLECTIVE_PATIENCE = 2
-"""Of `stuck_timeout`, after which a collective gives up by itself, should the watchdog not have ended the process before."""
+COLLECTIVE_PATIENCE = 24
+"""Of `stuck_timeout`, after which a collective gives up by itself, should the watchdog not have ended the process before. Long:
+one process may load or write a large model for as long as it gets on, while the others wait in one collective."""
 
 
 def make_accelerator(recipe: RunRecipe) -> Accelerator:
@@ -84,6 +85,16 @@ def start_trackers(accelerator: Accelerator, recipe: RunRecipe) -> None:
     """Open the trackers that the recipe names, and show them the recipe."""
     if recipe.report_to:
         accelerator.init_trackers("unmask", config=_flat_for_trackers(recipe.model_dump(mode="json")))
+
+
+def finish_trackers(accelerator: Accelerator) -> None:
+    """Close the trackers.
+
+    accelerate's `end_training` destroys the process group as well; the model's wrapper then holds the last reference to it, and
+    joins its threads with Python's lock held, for which they may wait. The group ends with the process.
+    """
+    for tracker in accelerator.trackers:
+        tracker.finish()
 
 
 def _without_compiled_collectives() -> None:

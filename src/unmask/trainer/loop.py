@@ -15,12 +15,12 @@ from unmask.evaluate import evaluate
 from unmask.functional.noise import named_generator
 from unmask.kept import Guesses, Kept
 from unmask.model_card import push, read_lines, training_card
-from unmask.recipe import TrainRecipe
+from unmask.recipe import TrainRecipe, completed
 from unmask.records import Rollout, Row
 from unmask.rollout import decode
 from unmask.run_folder import RunFolder, disk_faults_explained
 from unmask.score import RewardFunc, Scorer, by_name, load_reward
-from unmask.trainer.accelerator import make_accelerator, start_trackers
+from unmask.trainer.accelerator import finish_trackers, make_accelerator, start_trackers
 from unmask.trainer.best import Best, best_in, better, validation_accuracy
 from unmask.trainer.engine import is_sharded
 from unmask.trainer.experience import collect, entropy_by_step, prompts_of_step
@@ -95,6 +95,9 @@ class Trainer:
         self.meter = TokenPasses(self.denoiser, *(reference.modules() if reference else []))
         self.watchdog = Watchdog(self.ranks.index, self.ranks.count, recipe.stuck_timeout, self.folder.path)
         self.watchdog.count_forwards(self.denoiser)
+        for ranks in (self.ranks, self.learner.ranks, self.state.ranks):
+            ranks.meeting = self.watchdog.meet
+        self.scorer.calling = self.folder.working = self.watchdog.live
         self.signals = StopSignals()
         self.best: Best | None = None
         self.room = Room()
@@ -131,6 +134,7 @@ class Trainer:
             resume=resume,
             is_main=self.accelerator.is_main_process,
             data=recipe.task.provenance(),
+            completed=completed(TrainRecipe),
         )
 
     def train(self) -> Path:
@@ -143,6 +147,9 @@ class Trainer:
         try:
             with self.signals, losses_explained(self.ranks.count), self.watchdog:
                 self._run()
+            # The other processes have ended, and nobody is held up.
+            if self.recipe.push_to_hub and self.accelerator.is_main_process:
+                push(self.folder.final, self.recipe.push_to_hub)
         finally:
             self.folder.close()
         return self.folder.path
@@ -152,7 +159,8 @@ class Trainer:
         done = self.state.resume(folder)
         # Only the main process need see the folder.
         unlogged = self.ranks.from_main(self._unlogged() if done and folder.is_main else {})
-        folder.open_metrics(done if unlogged is None else done - 1)
+        with self.ranks.agreed():
+            folder.open_metrics(done if unlogged is None else done - 1)
         self.best = self.ranks.from_main(best_in(folder.metrics_path) if folder.is_main else None)
         start_trackers(self.accelerator, recipe)
         self.room = find_room(recipe, self.policy, self.accelerator, self.rows, folder.path)
@@ -172,9 +180,7 @@ class Trainer:
                 self._save(step + 1)
             self._stop_if_asked(step + 1)
         self._save_model(folder.final)
-        self.accelerator.end_training()
-        if recipe.push_to_hub and self.accelerator.is_main_process:
-            push(folder.final, recipe.push_to_hub)
+        finish_trackers(self.accelerator)
 
     def _step(self, step: int) -> dict[str, Any]:
         """One step: collect and learn."""
@@ -221,9 +227,11 @@ class Trainer:
             fault.is_agreed = True
             raise fault from error
         learnt = time.perf_counter()
-        if is_kept and self.accelerator.is_main_process:
+        if is_kept:
             sample, rows = self._sample(rollout), rows[: recipe.log_rollouts_groups]
-            self._keep(to_keep(sample, rows, self.tokenizer, guesses, views, advantage), step + 1)
+            with self.ranks.agreed():
+                if self.folder.is_main:
+                    self._keep(to_keep(sample, rows, self.tokenizer, guesses, views, advantage), step + 1)
         for name, count in (("token_passes", self.meter.take()), ("reward_calls", self.scorer.take())):
             tally.add(f"compute/{name}", float(count * self.ranks.count))
         metrics: dict[str, Any] = tally.reduce(self.accelerator)
@@ -291,9 +299,10 @@ class Trainer:
                         (folder / "README.md").write_text(card, encoding="utf-8")
 
     def _log(self, step: int, metrics: dict[str, Any]) -> None:
-        if not self.accelerator.is_main_process:
+        with self.ranks.agreed():
+            self.folder.log({"step": step} | metrics)
+        if not self.folder.is_main:
             return
-        self.folder.log({"step": step} | metrics)
         if self.recipe.report_to:
             self.accelerator.log({k: v for k, v in metrics.items() if isinstance(v, float)}, step=step)
         if self.observe is not None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, TypeVar
 
@@ -32,6 +32,8 @@ class Ranks:
         self.accelerator = accelerator
         self.index: int = accelerator.process_index
         self.count: int = accelerator.num_processes
+        self.meeting: Callable[[], None] = lambda: None
+        """Called when this process comes to a collective."""
 
     def share(self, total: int) -> slice:
         """Which of `total` things are this process's: consecutive ones, as even as can be."""
@@ -41,6 +43,7 @@ class Ranks:
         """A number of every process."""
         if self.count == 1:
             return [value]
+        self.meeting()
         gathered: list[int] = self.accelerator.gather(torch.tensor([value], device=self.accelerator.device)).tolist()
         return gathered
 
@@ -54,6 +57,7 @@ class Ranks:
             return [value]
         from accelerate.utils import gather_object
 
+        self.meeting()
         gathered: list[T] = gather_object([value])
         return gathered
 
@@ -67,6 +71,7 @@ class Ranks:
             return value
         from accelerate.utils import broadcast_object_list
 
+        self.meeting()
         return broadcast_object_list([value])[0]  # type: ignore[no-any-return]
 
     def rollout(self, own: Rollout) -> Rollout:

@@ -7,7 +7,7 @@ need no state: all draws are functions of the seed and the step.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -72,12 +72,16 @@ class RunState:
             return
 
         def write(target: Path) -> None:
-            self.write(target)
+            self.write(target, folder.working)
             for name, text in (notes or {}).items():
                 if folder.is_main:
                     (target / name).write_text(text)
 
         self._check_room(folder)
+        with self.ranks.agreed():
+            if folder.is_main:
+                folder.check_writable()
+        # The gathering within is collective: what could keep the main process from coming to it was looked at just now.
         with self.ranks.agreed():
             folder.save_checkpoint(step, write, keep)
 
@@ -95,7 +99,7 @@ class RunState:
         if newest is None:
             return 0
         with self.ranks.agreed(), damage_explained(newest):
-            self.load(newest)
+            self.load(newest, folder.working)
         return step_of(newest)
 
     def _check_room(self, folder: RunFolder) -> None:
@@ -109,8 +113,8 @@ class RunState:
         elements = [getattr(p, "ds_numel", p.numel()) for _, p in self._parameters()]
         return 3 * 4 * sum(elements) + sum(value.numel() * value.element_size() for _, value in self._plain())
 
-    def write(self, folder: Path) -> None:
-        """Write the state's files; the main process writes, all gather."""
+    def write(self, folder: Path, working: Callable[[], None] = lambda: None) -> None:
+        """Write the state's files; the main process writes, all gather. `working` is called before each file is written."""
         waiting: dict[str, Tensor] = {}
         num_files = size = 0
         fault: Exception | None = None
@@ -122,6 +126,7 @@ class RunState:
             waiting[name] = value.detach().to("cpu", copy=True).contiguous()
             size += value.numel() * value.element_size()
             if size >= SHARD_BYTES:
+                working()
                 fault = _fault_of_writing(folder, num_files, waiting)
                 num_files, size, waiting = num_files + 1, 0, {}
         if self.ranks.index == 0:
@@ -130,13 +135,16 @@ class RunState:
             raise fault
 
     @torch.no_grad()
-    def load(self, folder: Path) -> None:
+    def load(self, folder: Path, working: Callable[[], None] = lambda: None) -> None:
         """Read what `write` wrote, on however many processes; the main process reads, and sends it to the others.
+
+        `working` is called before each parameter is read.
 
         Raises:
             RunError: it is of another model.
         """
-        files = _Files(folder) if self.ranks.index == 0 else None
+        with self.ranks.agreed():
+            files = _Files(folder) if self.ranks.index == 0 else None
         names = self.ranks.from_main(files.names() if files else {})
         mine, plain = dict(self._parameters()), dict(self._plain())
         wanted = {WEIGHT + name for name in mine} | plain.keys()
@@ -153,6 +161,7 @@ class RunState:
 
         states: dict[nn.Parameter, dict[str, Tensor]] = {}
         for name, parameter in mine.items():
+            working()
             self.holder.set_weight(parameter, read(WEIGHT + name))
             prefix = f"{STATE}{name}:"
             keys = [each.removeprefix(prefix) for each in names if each.startswith(prefix)]

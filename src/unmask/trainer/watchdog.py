@@ -1,8 +1,8 @@
 """A run of several processes in which one is stuck: it is named, with what it was doing, and the run ends.
 
 In a collective everybody waits for the last one, by default for half an hour, and is then told that "a timeout" happened. Here
-each process counts how far it is (steps, phases, forwards), and a thread of each writes that on a board that all can read. When
-nobody has got any further for a time, the one that is least far is what the others wait for.
+each process counts how far it is (steps, phases, meetings with the others, forwards), and a thread of each writes that on a board
+that all can read. When nobody has got any further for a time, the one that is least far is what the others wait for.
 """
 
 from __future__ import annotations
@@ -59,16 +59,20 @@ class Place:
 
     phases: int = 0
     """Begun since the start; all processes go through the same ones."""
+    meetings: int = 0
+    """In this phase: collectives that it has come to. Whoever waits in one is further than whoever has yet to come."""
     forwards: int = 0
-    """In this phase."""
+    """Since the last meeting."""
+    signs: int = 0
+    """Of life, in this phase: rewards called, files written. Each process has its own number of them."""
     step: int = 0
     phase: str = "start"
     looks: int = 0
     """Of its watchdog, which go on where the process itself does not."""
 
-    def progress(self) -> tuple[int, int]:
-        """What grows as the process gets on."""
-        return self.phases, self.forwards
+    def progress(self) -> tuple[int, int, int]:
+        """What grows as the process gets on, and says which of two is further."""
+        return self.phases, self.meetings, self.forwards
 
 
 class Watchdog:
@@ -86,6 +90,7 @@ class Watchdog:
         self.rank, self.count, self.timeout, self.folder = rank, count, timeout, folder
         self.place = Place()
         self._stop = threading.Event()
+        self._is_ending = threading.Event()
         self._thread: threading.Thread | None = None
         self._board = board
 
@@ -99,6 +104,9 @@ class Watchdog:
 
     def __exit__(self, _kind: object, error: BaseException | None, _trace: object) -> None:
         self._stop.set()
+        if self._is_ending.is_set() and self._thread is not None:
+            # The others are ending, too, and their going is what failed here. The thread says why, and ends this process.
+            self._thread.join()
         if self._thread is not None and (error is None or getattr(error, "is_agreed", False)):
             self._thread.join()
             self._leave()
@@ -114,7 +122,15 @@ class Watchdog:
 
     def begin(self, step: int, phase: str) -> None:
         """Say what this process is about to do, in which step (from 1)."""
-        self.place = Place(self.place.phases + 1, 0, step, phase, self.place.looks)
+        self.place = Place(self.place.phases + 1, step=step, phase=phase, looks=self.place.looks)
+
+    def meet(self) -> None:
+        """Say that this process has come to a collective."""
+        self.place = replace(self.place, meetings=self.place.meetings + 1, forwards=0)
+
+    def live(self) -> None:
+        """Give a sign of life in what only this process does, and may do for long."""
+        self.place = replace(self.place, signs=self.place.signs + 1)
 
     def count_forwards(self, module: nn.Module) -> None:
         """Take every forward of `module` for progress."""
@@ -142,6 +158,7 @@ class Watchdog:
                 return
             found = history.look(time.monotonic(), places, self.timeout)
             if found is not None:
+                self._is_ending.set()
                 _end(found, self.folder, self.rank == history.speaker, self.rank in history.culprits, linger=2 * pause)
 
     def _exchange(self, looks: int) -> dict[int, Place]:
@@ -187,7 +204,7 @@ class History:
             before = self._last.get(rank)
             if before is None or before.looks != place.looks:
                 self._heard[rank] = now
-            if before is None or before.progress() != place.progress():
+            if before is None or (before.progress(), before.signs) != (place.progress(), place.signs):
                 self._progressed = now
         self._last = dict(places)
         if now - self._progressed < timeout:
