@@ -10,8 +10,9 @@ import pytest
 from rich.console import Console
 
 from unmask import console
-from unmask.console import ProgressView, accuracies, progress, results_table, table, temperature_name
+from unmask.console import ProgressView, accuracies, progress, results_table, table
 from unmask.evaluate import Evaluation
+from unmask.style import temperature_name
 
 EVALUATED = {"eval/test@0/accuracy": 0.25, "eval/test@0/low": 0.1, "eval/test@0.9/accuracy": 0.125}
 

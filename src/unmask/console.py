@@ -18,6 +18,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskProgressC
 from rich.text import Text
 
 from unmask.report.text import visible
+from unmask.style import temperature_name
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -107,11 +108,6 @@ def accuracies(metrics: Mapping[str, Any]) -> str:
             name = key.removesuffix("/accuracy")
             found.append(f"{temperature_name(name.partition('@')[2])} {value:.3f}")
     return ("solved: " + ", ".join(found)) if found else ""
-
-
-def temperature_name(temperature: str | float) -> str:
-    """`greedy` for temperature 0, otherwise `sampled at` it."""
-    return "greedy" if float(temperature) == 0 else f"sampled at {float(temperature):g}"
 
 
 @contextmanager

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from unmask.console import progress, table, temperature_name
+from unmask.console import progress, table
 from unmask.models import load_model
 from unmask.pretrain import pretrain
 from unmask.recipe import PretrainRecipe, load, load_recipe
@@ -16,6 +16,7 @@ from unmask.report.build import write_report
 from unmask.report.curve import plot_curve, read_metrics
 from unmask.report.filmstrip import plot_filmstrip
 from unmask.run_folder import disk_faults_explained
+from unmask.style import temperature_name
 from unmask.trainer import Trainer
 
 

@@ -13,6 +13,7 @@ from unmask.environment import environment
 from unmask.eval_results import data_facts
 from unmask.methods.papers import PAPERS, bibtex
 from unmask.recipe import PretrainRecipe, RunRecipe, TrainRecipe, dump
+from unmask.style import temperature_name
 
 if TYPE_CHECKING:
     from torch import nn
@@ -240,8 +241,7 @@ def _rewards(lines: Lines) -> list[str]:
 
 
 def _sampling(name: str) -> str:
-    temperature = float(name.partition("@")[2])
-    return "greedy" if temperature == 0 else f"sampled at {temperature:g}"
+    return temperature_name(name.partition("@")[2])
 
 
 def _name(recipe: RunRecipe) -> str:

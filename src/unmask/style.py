@@ -1,4 +1,4 @@
-"""How every figure looks: colours, dashes, bands, and files that hold the same bytes whenever the numbers are the same."""
+"""How every figure looks: colours, dashes, bands, names, and files that hold the same bytes whenever the numbers are the same."""
 
 from __future__ import annotations
 
@@ -21,6 +21,11 @@ UNTRAINED = {"color": "#888888", "linestyle": "-"}
 
 PANEL_WIDTH, PANEL_HEIGHT = 3.6, 4.0
 """Inches."""
+
+
+def temperature_name(temperature: str | float) -> str:
+    """`greedy` for temperature 0, otherwise `sampled at` it."""
+    return "greedy" if float(temperature) == 0 else f"sampled at {float(temperature):g}"
 
 
 def line_style(index: int) -> dict[str, Any]:

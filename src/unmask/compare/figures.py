@@ -8,9 +8,19 @@ from pathlib import Path
 from typing import Any
 
 from unmask.compare.recipe import BASE
-from unmask.compare.results import Mean, Results, temperature_name
+from unmask.compare.results import Mean, Results
 from unmask.functional.intervals import wilson_interval
-from unmask.style import UNTRAINED, draw_line, legend_below, line_style, panels, save_both, save_table, tidy
+from unmask.style import (
+    UNTRAINED,
+    draw_line,
+    legend_below,
+    line_style,
+    panels,
+    save_both,
+    save_table,
+    temperature_name,
+    tidy,
+)
 
 Series = list[tuple[float, Mean]]
 

@@ -154,11 +154,6 @@ class Results:
         return [(n, self.mean(task, method, "decoding_accuracy", str(n))) for n in steps]
 
 
-def temperature_name(temperature: str) -> str:
-    """`greedy` for temperature 0, otherwise `sampled at` it."""
-    return "greedy" if float(temperature) == 0 else f"sampled at {float(temperature):g}"
-
-
 def _trial(records: Sequence[Record]) -> Trial:
     first, good = records[0], [record for record in records if "failed" not in record]
     temperatures = good[0]["accuracy"] if good else ()

@@ -22,10 +22,11 @@ from unmask.compare.jobs import Cell, Job, Record, steps_within
 from unmask.compare.ledger import Ledger
 from unmask.compare.plan import Plan
 from unmask.compare.recipe import BASE, CompareRecipe, flat, named
-from unmask.compare.results import choose, temperature_name, tried
+from unmask.compare.results import choose, tried
 from unmask.errors import ConfigError, RunError, UnmaskError
 from unmask.recipe import dump, read_tree, validate
 from unmask.run_folder import disk_faults_explained, write_atomically
+from unmask.style import temperature_name
 from unmask.trainer.stopping import RunStoppedError, StopSignals
 
 JobT = TypeVar("JobT", bound=Job)

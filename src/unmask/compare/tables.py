@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from unmask.compare.recipe import CompareRecipe, named
-from unmask.compare.results import Mean, Results, Trial, is_at_edge, temperature_name
+from unmask.compare.results import Mean, Results, Trial, is_at_edge
 from unmask.run_folder import write_atomically
+from unmask.style import temperature_name
 
 
 def write_tables(results: Results, folder: Path) -> Path:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from unmask.errors import RunError
-from unmask.style import draw_line, line_style, panels, save_figure, save_table, tidy
+from unmask.style import draw_line, line_style, panels, save_figure, save_table, temperature_name, tidy
 
 
 def read_metrics(run: Path) -> list[dict[str, Any]]:
@@ -83,6 +83,5 @@ def evaluations_of(lines: list[dict[str, Any]]) -> dict[str, list[dict[str, floa
                     continue
                 point["step"] = line["step"]
                 split, _, temperature = name.removeprefix("eval/").partition("@")
-                label = "greedy" if float(temperature) == 0 else f"sampled at {temperature}"
-                found.setdefault(f"{split}, {label}", []).append(point)
+                found.setdefault(f"{split}, {temperature_name(temperature)}", []).append(point)
     return found

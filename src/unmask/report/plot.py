@@ -20,7 +20,7 @@ from unmask.errors import ConfigError, RunError, unknown_name
 from unmask.functional.intervals import mean_interval
 from unmask.report.curve import read_metrics
 from unmask.run_folder import FREE_TO_CHANGE, flat
-from unmask.style import draw_line, legend_below, line_style, panels, save_both, save_table, tidy
+from unmask.style import draw_line, legend_below, line_style, panels, save_both, save_table, temperature_name, tidy
 
 Lines = list[dict[str, Any]]
 
@@ -238,7 +238,7 @@ def _title(metric: str, found: Sequence[Series], smooth: int) -> str:
     """The metric, what its band is, and whether it is smoothed."""
     if metric.endswith(_ACCURACY):
         name, _, temperature = metric.removesuffix(_ACCURACY).removeprefix("eval/").partition("@")
-        title = f"{name} accuracy, {'greedy' if float(temperature or 0) == 0 else f'sampled at {temperature}'}"
+        title = f"{name} accuracy, {temperature_name(temperature or 0)}"
     else:
         title = metric
     bands = {"over seeds" if s.num_runs > 1 else "of rows (Wilson)" for s in found if s.has_interval}

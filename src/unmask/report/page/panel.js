@@ -68,7 +68,7 @@ function fillsTable(fills, member, k, textOf) {
         const other = changed(fill.changes);
         return places.map((i) => spoken(textOf(other.get(i) ?? member.tokens[i]))).join(" ");
     };
-    const head = ["tokens", "times", "reward", "advantage"].map((text) => el("th", { scope: "col", text }));
+    const head = ["tokens", "times", "reward", "advantage in all"].map((text) => el("th", { scope: "col", text }));
     const rows = fills.map((fill) =>
         el(
             "tr",
