@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 
 import peft
@@ -12,38 +11,14 @@ import torch
 import transformers
 from torch import Tensor
 
+from tests.models.native_configs import CONFIGS, EOS, MASK, PAD, TOKENIZER
 from tests.small_runs import unmask
 from unmask.config import LoraConfig
 from unmask.errors import ConfigError, ModelError
-from unmask.models import Denoiser, char_tokenizer, load_model, save_model
+from unmask.models import Denoiser, load_model, save_model
 from unmask.models.adapters import REFERENCE, Adapters, merge_adapter, save_adapted, target_modules
 from unmask.models.native import NATIVE_CLASSES
 
-TOKENIZER = char_tokenizer("01234567")
-PAD, MASK, EOS = TOKENIZER.pad_token_id, TOKENIZER.mask_token_id, TOKENIZER.eos_token_id
-V = len(TOKENIZER) + 1  # transformers gives the tokenizer of a Qwen2 an unknown token
-COMMON = {
-    "vocab_size": V,
-    "hidden_size": 16,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 2,
-    "intermediate_size": 32,
-    "max_position_embeddings": 32,
-    "pad_token_id": PAD,
-    "eos_token_id": EOS,
-    "bos_token_id": None,
-}
-GROUPED = COMMON | {"num_key_value_heads": 1}
-CONFIGS: dict[str, Callable[[], transformers.PreTrainedConfig]] = {
-    "GPT2LMHeadModel": lambda: transformers.GPT2Config(
-        vocab_size=V, n_embd=16, n_layer=2, n_head=2, n_positions=32, pad_token_id=PAD, eos_token_id=EOS
-    ),
-    "LlamaForCausalLM": lambda: transformers.LlamaConfig(**GROUPED, tie_word_embeddings=True),
-    "Qwen2ForCausalLM": lambda: transformers.Qwen2Config(**GROUPED),
-    "Qwen3ForCausalLM": lambda: transformers.Qwen3Config(**GROUPED, head_dim=8),
-    "ModernBertForMaskedLM": lambda: transformers.ModernBertConfig(**COMMON, cls_token_id=None, sep_token_id=None),
-    "BertForMaskedLM": lambda: transformers.BertConfig(**COMMON),
-}
 IDS = torch.randint(3, len(TOKENIZER), (3, 9), generator=torch.Generator().manual_seed(0))
 EVERYWHERE = torch.arange(9).expand(3, 9)
 LORA = LoraConfig(r=3, alpha=6.0)

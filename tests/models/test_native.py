@@ -2,43 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import pytest
 import torch
 import transformers
 from torch.nn.functional import pad
 
+from tests.models.native_configs import CONFIGS, EOS, MASK, PAD, V
 from unmask.errors import ModelError
 from unmask.models import Denoiser, char_tokenizer, check_bidirectional, load_model, save_model
 from unmask.models.native import NATIVE_CLASSES
 
-PAD, MASK, EOS, V = 0, 1, 2, 11
-COMMON = {
-    "vocab_size": V,
-    "hidden_size": 16,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 2,
-    "intermediate_size": 32,
-    "max_position_embeddings": 32,
-    "pad_token_id": PAD,
-    "eos_token_id": EOS,
-    "bos_token_id": None,
-}
-GROUPED = COMMON | {"num_key_value_heads": 1}
-CONFIGS: dict[str, Callable[[], transformers.PreTrainedConfig]] = {
-    "GPT2LMHeadModel": lambda: transformers.GPT2Config(
-        vocab_size=V, n_embd=16, n_layer=2, n_head=2, n_positions=32, pad_token_id=PAD, eos_token_id=EOS
-    ),
-    "LlamaForCausalLM": lambda: transformers.LlamaConfig(**GROUPED, tie_word_embeddings=True),
-    "Qwen2ForCausalLM": lambda: transformers.Qwen2Config(**GROUPED),
-    "Qwen3ForCausalLM": lambda: transformers.Qwen3Config(**GROUPED, head_dim=8),
-    # Local attention over four tokens in one layer, global in the other.
-    "ModernBertForMaskedLM": lambda: transformers.ModernBertConfig(
-        **COMMON, local_attention=4, global_attn_every_n_layers=2, cls_token_id=None, sep_token_id=None
-    ),
-    "BertForMaskedLM": lambda: transformers.BertConfig(**COMMON, hidden_dropout_prob=0.1),
-}
 IS_CAUSAL_CLASS = [name for name, family in NATIVE_CLASSES.items() if family.auto_class == "AutoModelForCausalLM"]
 
 
