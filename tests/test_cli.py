@@ -530,7 +530,7 @@ def test_sample_prints_a_line_for_each_step_in_a_pipe(tiny_model: Path, capsys: 
     assert hidden == sorted(hidden, reverse=True)
     assert hidden[-1] == 0
     assert completion.startswith("completion: ")
-    assert re.match(r"entropy of the whole path: \d+\.\d\d nats; ", entropy)
+    assert re.fullmatch(r"entropy of the whole path: \d+\.\d\d nats", entropy)
 
 
 def test_sample_takes_a_prompt_and_the_seed_decides(tiny_model: Path, capsys: pytest.CaptureFixture[str]) -> None:

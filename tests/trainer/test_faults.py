@@ -43,8 +43,8 @@ def while_a_checkpoint_is_written() -> None:
 
     write = RunState.write
 
-    def write_and_die(self: Any, folder: Path) -> None:
-        write(self, folder)
+    def write_and_die(self: Any, folder: Path, *working: Any) -> None:
+        write(self, folder, *working)
         if "step-00000004" in folder.name:
             (folder / "state-00000.safetensors").write_bytes(b"half")
             die()
