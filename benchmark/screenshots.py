@@ -1,8 +1,9 @@
-"""The pictures of the report in docs/images/: film, run and comparison, on a desk and on a phone, light and dark.
+"""Takes the pictures of the report in docs/images/: film, run and comparison, on a desktop and on a phone, light and dark.
 
     unmask demo && python -m benchmark.screenshots runs/demo/egspo_sa
 
-Takes a run folder of Sudoku, such as the demo's, and the results of a comparison that are in the repo.
+The film is shown as one window shows it, 1280x720 on the desktop and 390x844 on the phone. The command needs the run folder of a
+Sudoku run, such as the demo's; the comparison comes from the results in this repository.
 """
 
 from __future__ import annotations
@@ -22,13 +23,13 @@ from unmask.report.build import write_report
 IMAGES = Path(__file__).parents[1] / "docs" / "images"
 COMPARISON = Path(__file__).parent / "results" / "counterfactual-tiny"
 LARGEST = 300_000
-"""Bytes of a picture."""
+"""Maximum size of a picture in bytes."""
 
-DESK, PHONE = (1280, 900), (390, 844)
+DESKTOP, PHONE = (1280, 720), (390, 844)
 
 
 def save(picture: bytes, target: Path) -> None:
-    """As PNG, with as few colours as it takes to stay small."""
+    """Writes a PNG, with as few colours as keep it below `LARGEST` bytes."""
     image = Image.open(io.BytesIO(picture)).convert("RGB")
     image.save(target, optimize=True)
     for colours in (256, 128, 64, 32):
@@ -39,7 +40,7 @@ def save(picture: bytes, target: Path) -> None:
 
 
 def clip(page: Any, first: str, last: str) -> bytes:
-    """From the top of one element to the bottom of another, as wide as the page."""
+    """Takes a picture from the top of one element to the bottom of another, as wide as the page."""
     box = page.evaluate(
         """([first, last]) => {
           const [a, b] = [first, last].map((name) => document.querySelector(name).getBoundingClientRect());
@@ -54,7 +55,7 @@ def clip(page: Any, first: str, last: str) -> bytes:
 
 
 def open_report(browser: Any, report: Path, size: tuple[int, int], scheme: str, scale: float) -> Any:
-    """The page, drawn, with nothing that sticks to the edge of the window."""
+    """Opens a report and waits until it is drawn; its navigation bar scrolls with the page, so that it covers no picture."""
     viewport = {"width": size[0], "height": size[1]}
     context = browser.new_context(
         viewport=viewport, color_scheme=scheme, device_scale_factor=scale, reduced_motion="reduce"
@@ -66,26 +67,39 @@ def open_report(browser: Any, report: Path, size: tuple[int, int], scheme: str, 
     return page
 
 
-def show(page: Any, step: int, member: int) -> None:
-    """Member `member` at denoising step `step` of the first kept rollout."""
-    page.get_by_role("group", name="Member of the group").get_by_role("radio", name=str(member), exact=True).check()
-    page.get_by_role("slider", name="Denoising step", exact=True).fill(str(step))
+def show(page: Any, options: argparse.Namespace) -> bytes:
+    """Shows the chosen completion at the chosen step and returns the picture of the window that the link to the film leads to.
+
+    A number beyond the last one that the report has means the last one.
+    """
+    rollouts = page.get_by_role("slider", name="Training step", exact=True)
+    rollouts.fill(str(min(options.rollout - 1, int(rollouts.get_attribute("max")))))
+    prompts = page.get_by_role("combobox", name="Prompt")
+    prompts.select_option(index=min(options.prompt, prompts.locator("option").count()) - 1)
+    members = page.get_by_role("group", name="Member of the group").get_by_role("radio")
+    members.nth(min(options.member, members.count()) - 1).check()
+    page.get_by_role("slider", name="Denoising step", exact=True).fill(str(options.step))
     page.mouse.move(0, 0)
+    page.locator("nav a[href='#film']").click()
     page.evaluate("document.activeElement.blur()")
     page.wait_for_timeout(200)
+    picture: bytes = page.screenshot()
+    return picture
 
 
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run", type=Path, help="run folder of a Sudoku run")
-    parser.add_argument("--step", type=int, default=6, help="denoising step that is shown")
-    parser.add_argument("--member", type=int, default=3, help="of the group, from 1")
+    parser.add_argument("--rollout", type=int, default=2, help="saved rollout, from 1")
+    parser.add_argument("--prompt", type=int, default=2, help="prompt of the rollout, from 1")
+    parser.add_argument("--member", type=int, default=2, help="completion of the prompt's group, from 1")
+    parser.add_argument("--step", type=int, default=6, help="denoising step, from 0")
     parser.add_argument("--schemes", nargs="+", default=["light", "dark"])
     parser.add_argument("--output", type=Path, default=IMAGES)
     options = parser.parse_args(arguments)
     chromium = shutil.which("chromium") or shutil.which("google-chrome")
     if chromium is None:
-        raise SystemExit("there is no chromium: apt-get install chromium")
+        raise SystemExit("Chromium was not found. Install it, for example with: apt-get install chromium")
     with tempfile.TemporaryDirectory() as work, sync_playwright() as playwright:
         report, compared = (
             write_report([folder], Path(work) / name).path
@@ -93,14 +107,12 @@ def main(arguments: list[str] | None = None) -> None:
         )
         browser = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
         for scheme in options.schemes:
-            desk = open_report(browser, report, DESK, scheme, 1.5)
-            show(desk, options.step, options.member)
-            save(clip(desk, "#film", ".mates"), options.output / f"report-film-{scheme}.png")
+            desk = open_report(browser, report, DESKTOP, scheme, 1.5)
+            save(show(desk, options), options.output / f"report-film-{scheme}.png")
             save(clip(desk, "#run", "#run .times"), options.output / f"report-run-{scheme}.png")
             phone = open_report(browser, report, PHONE, scheme, 2)
-            show(phone, options.step, options.member)
-            save(clip(phone, ".stage", ".timeline"), options.output / f"report-phone-{scheme}.png")
-            other = open_report(browser, compared, DESK, scheme, 1.5)
+            save(show(phone, options), options.output / f"report-phone-{scheme}.png")
+            other = open_report(browser, compared, DESKTOP, scheme, 1.5)
             save(clip(other, "#comparison-0", ".task .scroll"), options.output / f"report-comparison-{scheme}.png")
         browser.close()
 

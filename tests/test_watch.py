@@ -99,8 +99,18 @@ def test_the_timeline_is_as_high_as_the_entropy_and_fits_its_width() -> None:
         f"{colour(0.5)} bold underline"
     ]
     # 100 steps in 20 columns: the largest of five each.
-    many = timeline([0.0] * 7 + [1.0], 100, 20)
+    many = timeline([0.0] * 7 + [2.0], 100, 20)
     assert many.plain == "▁█" + "·" * 18
+
+
+def test_small_entropies_do_not_fill_a_bar_and_bars_do_not_shrink_when_more_arrive() -> None:
+    assert timeline([0.03], 3, 80).plain == "▁··"
+    assert timeline([1.0], 3, 80).plain[0] == timeline([1.0, 2.0], 3, 80).plain[0]
+
+
+def test_the_legend_of_a_board_explains_its_brackets() -> None:
+    assert "[ ] filled by the model" in legend(has_board=True).plain
+    assert "[ ]" not in legend().plain
 
 
 def test_the_legend_says_what_colours_and_marks_mean() -> None:

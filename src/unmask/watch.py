@@ -128,7 +128,7 @@ class Film:
             Text(),
             Text("H of each step  ") + timeline(self._joint, self._num_steps, max(8, width - 17)),
             Text(status),
-            legend(),
+            legend(has_board=self._clues is not None),
         )
 
     def _piece(self, token: int, step: int, entropy: float) -> tuple[str, str]:
@@ -139,7 +139,7 @@ class Film:
         return piece, colour(entropy) + (" bold underline" if step == self._step else "")
 
     def _board(self) -> Text:
-        """Four rows of four, boxes apart; what the puzzle leaves blank stands in brackets."""
+        """Returns four rows of four cells, with the boxes apart; cells that the puzzle leaves blank stand in brackets."""
         assert self._clues is not None
         board = Text()
         for i, (piece, style) in enumerate(self._pieces):
@@ -151,9 +151,13 @@ class Film:
 
 
 def timeline(joint: Sequence[float], num_steps: int, width: int) -> Text:
-    """The joint entropy of each step as bars, the newest underlined; where steps outnumber columns, the largest of a few."""
+    """The joint entropy of each step as bars, the newest step underlined.
+
+    A full bar is `HOT` nats, or the largest entropy if that is more, so that bars do not shrink while small values arrive. Where
+    there are more steps than columns, a column shows the largest of its steps.
+    """
     per_column = max(1, -(-num_steps // width))
-    top = max([*joint, 1e-9])
+    top = max([*joint, HOT])
     line = Text()
     for start in range(0, num_steps, per_column):
         part = joint[start : min(start + per_column, len(joint))]
@@ -166,12 +170,13 @@ def timeline(joint: Sequence[float], num_steps: int, width: int) -> Text:
     return line
 
 
-def legend() -> Text:
-    """What colours and marks mean."""
+def legend(has_board: bool = False) -> Text:
+    """Explains the colours and the marks of a frame; a board also has brackets around the cells that the model fills."""
     text = Text("entropy at commitment, nats: ")
     for value in (0.0, 0.5, 1.0, 1.5, HOT):
         text.append("■", style=colour(value)).append(f" {value:g}{'+' if value == HOT else ''}  ")
-    return text.append("this step", style="bold underline").append(f"  {HIDDEN} hidden  {END} end")
+    text.append("this step", style="bold underline").append(f"  {HIDDEN} hidden  {END} end")
+    return text.append("  [ ] filled by the model") if has_board else text
 
 
 def colour(entropy: float) -> str:

@@ -1,4 +1,4 @@
-"""The page in a browser: what it shows is what the run folder holds, at any step, prompt, member and step of training."""
+"""The page in a browser: what it shows is what the run folder holds, at any step, prompt, member and training step."""
 
 from __future__ import annotations
 
@@ -167,6 +167,57 @@ def test_playing_shows_every_step_and_ends_at_the_finished_completion(made: Made
     assert_shows(page, made, 2, 0, STEPS)
 
 
+def parts_outside(page: Any) -> list[str]:
+    """Parts of the film that do not lie wholly inside the window."""
+    parts = (".stage-main .tokens", ".play", ".rows", ".scrub")
+    rects = [page.locator(part).bounding_box() for part in parts]
+    height = page.viewport_size["height"]
+    return [p for p, r in zip(parts, rects, strict=True) if r["y"] < 0 or r["y"] + r["height"] > height]
+
+
+@pytest.mark.parametrize(("width", "height"), [(1280, 720), (390, 844), (390, 664)])
+def test_board_play_and_timeline_are_in_one_view_from_the_first_frame(
+    made: Made, opened: Opened, width: int, height: int
+) -> None:
+    page = opened(made.page, viewport={"width": width, "height": height}, reduced_motion="reduce")
+    page.locator("nav a[href='#film']").click()
+    wait_for(page, "document.querySelector('#film').getBoundingClientRect().top < 100")
+    assert_shows(page, made, 2, 0, 0)
+    assert parts_outside(page) == []
+    page.get_by_role("button", name="One step on").click()
+    assert parts_outside(page) == []
+
+
+def test_a_window_that_is_too_low_is_noticed(made: Made, opened: Opened) -> None:
+    page = opened(made.page, viewport={"width": 1280, "height": 420}, reduced_motion="reduce")
+    page.locator("nav a[href='#film']").click()
+    assert ".scrub" in parts_outside(page)
+
+
+def test_play_brings_the_whole_film_into_view(made: Made, opened: Opened) -> None:
+    page = opened(made.page, viewport={"width": 1280, "height": 720}, reduced_motion="reduce")
+    page.locator(".play").focus()
+    page.evaluate("scrollTo(0, 0)")
+    page.get_by_role("button", name="Play", exact=True).press("Enter")
+    wait_for(page, "document.querySelector('#film').getBoundingClientRect().top < 100")
+    assert parts_outside(page) == []
+
+
+def test_colours_of_phases_do_not_depend_on_their_times(opened: Opened, tmp_path: Path) -> None:
+    def colours(name: str, times: dict[str, float]) -> dict[str, str]:
+        folder = write_run(tmp_path / name, [{"step": 1, "reward": 0.5} | times], {"seed": 0})
+        parts = opened(write_report([folder]).path).locator(".parts li")
+        return {
+            parts.nth(i).locator("span").first.text_content(): parts.nth(i).locator("i").get_attribute("class")
+            for i in range(parts.count())
+        }
+
+    slow_rollout = colours("one", {"time/rollout": 3.0, "time/update": 1.0, "time/evaluation": 2.0})
+    slow_update = colours("two", {"time/rollout": 1.0, "time/update": 3.0, "time/evaluation": 2.0})
+    assert slow_rollout == slow_update
+    assert len(set(slow_rollout.values())) == 3
+
+
 def test_a_film_can_be_paused_and_goes_on_from_there(made: Made, opened: Opened) -> None:
     page = opened(made.page)
     to_first(page)
@@ -183,7 +234,7 @@ def test_every_step_of_members_prompts_and_steps_of_training_is_what_the_folder_
 ) -> None:
     page = opened(made.page)
     for film, (step, group, member) in enumerate([(2, 0, 1), (4, 1, 0), (6, 1, 2)]):
-        page.get_by_role("slider", name="Step of training").fill(str(film))
+        page.get_by_role("slider", name="Training step").fill(str(film))
         page.get_by_role("combobox", name="Prompt").select_option(str(group))
         pick(page, "Member of the group", str(member + 1))
         size = made.rollout(step)[0].group_size
@@ -358,7 +409,7 @@ def test_the_last_guess_that_was_kept_is_shown_and_said_to_be_that(
         texts = [tokenizer.decode([token]) for token in notes["guess_tokens"][0, at].tolist()]
         assert [text.replace("∎", "<eos>") for text in shown["guess"]] == texts
         title = page.locator(".side h3").first.text_content()
-        assert title == ("Its guess at this step" if k in (0, STEPS - 1) else "Its guess at k = 0")
+        assert title == ("One-step guess" if k in (0, STEPS - 1) else "One-step guess at k = 0")
         # What is not of this step is not given as its value.
         assert (shown["facts"]["value of the state V"] == "–") == (k not in (0, STEPS - 1))
         page.get_by_role("button", name="One step on").click()
@@ -414,8 +465,11 @@ def test_other_actions_are_listed_where_a_method_draws_them(tiny_model: Path, tm
     folder = real_run(tiny_model, tmp_path / "ca", "method={type: egspo_ca, num_selected: 1, num_actions: 6}")
     page = opened(write_report([folder]).path)
     rollout, _ = Rollout.load(folder / "rollouts" / "step-00000002.safetensors")
+    assert rollout.trajectory.kept_steps is not None
+    page.get_by_role("slider", name="Denoising step", exact=True).fill(str(int(rollout.trajectory.kept_steps[0, 0])))
     rows = page.locator(".fills tbody tr")
     assert rollout.trajectory.fill_tokens is not None
+    rows.first.wait_for()
     assert rows.count() == len({tuple(fill) for fill in rollout.trajectory.fill_tokens[0, 0].tolist()})
     times = [int(text.removesuffix("×")) for text in page.locator(".fills tbody td:nth-child(2)").all_text_contents()]
     assert sum(times) == 6

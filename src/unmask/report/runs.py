@@ -55,7 +55,7 @@ def run_facts(run: Path, name: str) -> dict[str, Any]:
             [visible(label), visible(_short(value))]
             for label, value in (
                 ("seed", config.get("seed")),
-                ("steps of training", config.get("max_steps")),
+                ("training steps", config.get("max_steps")),
                 ("prompts a step", config.get("num_prompts")),
                 ("completions of a prompt, G", config.get("num_generations")),
                 ("denoising steps, T", sampler.get("num_steps")),

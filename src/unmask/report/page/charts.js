@@ -334,6 +334,10 @@ function heatChart({ title, note, steps, values, digits }) {
     return figure;
 }
 
+// Phases of a training step, in the order in which they run. A phase has one colour and one pattern in every run and every report.
+const PHASES = ["rollout", "update", "evaluation", "guesses"];
+const phase = (name) => (PHASES.includes(name) ? PHASES.indexOf(name) : PHASES.length);
+
 /** Where time went: one bar for each run, its parts told apart by pattern and by name. */
 function timeBars(runs) {
     const longest = Math.max(...runs.map((run) => Object.values(run.seconds).reduce((a, b) => a + b, 0)));
@@ -341,7 +345,7 @@ function timeBars(runs) {
         "div",
         { class: "times" },
         runs.map((run) => {
-            const parts = Object.entries(run.seconds).sort((a, b) => b[1] - a[1]);
+            const parts = Object.entries(run.seconds).sort(([a], [b]) => phase(a) - phase(b));
             const total = parts.reduce((sum, [, value]) => sum + value, 0);
             return el(
                 "div",
@@ -350,16 +354,18 @@ function timeBars(runs) {
                 el(
                     "div",
                     { class: "bar", "aria-hidden": "true", vars: { "--whole": total / longest } },
-                    parts.map(([, value], i) => el("span", { class: `part p${i % 4}`, vars: { "--share": value / total } })),
+                    parts.map(([name, value]) =>
+                        el("span", { class: `part p${phase(name)}`, vars: { "--share": value / total } }),
+                    ),
                 ),
                 el(
                     "ul",
                     { class: "parts" },
-                    parts.map(([name, value], i) =>
+                    parts.map(([name, value]) =>
                         el(
                             "li",
                             {},
-                            el("i", { class: `part p${i % 4}`, "aria-hidden": "true" }),
+                            el("i", { class: `part p${phase(name)}`, "aria-hidden": "true" }),
                             el("span", { text: name }),
                             el("b", { text: seconds(value) }),
                             el("span", { class: "soft", text: `${number((100 * value) / total, 0)} %` }),

@@ -1,4 +1,4 @@
-// The denoising film: a step of training, a prompt, a member of its group, and the steps in which its completion was written.
+// The denoising film: a training step, a prompt, a member of its group, and the steps in which its completion was written.
 
 /** The film of a kept rollout: its members with their arrays, each a plain list; guesses stay rows of the film's. */
 async function filmAt(run, step) {
@@ -28,11 +28,6 @@ class FilmSection {
             "section",
             { id: "film", "aria-labelledby": "film-title" },
             el("h2", { id: "film-title", text: "The denoising film" }),
-            el("p", {
-                class: "lead",
-                text: "What was written when, how open each choice was, what the model would have answered had it stopped there, and what training made of it.",
-            }),
-            makeControls(this),
             this.body,
             this.said,
         );
@@ -67,10 +62,14 @@ class FilmSection {
 
     build() {
         const { film, group, member, run, pick } = this;
+        this.stage ??= makeStage(this);
         this.runBox.box.value = pick.run;
         this.stepSlider.max = run.films.length - 1;
         this.stepSlider.value = pick.film;
-        this.stepSlider.setAttribute("aria-valuetext", `step ${film.step}, kept rollout ${pick.film + 1} of ${run.films.length}`);
+        this.stepSlider.setAttribute(
+            "aria-valuetext",
+            `step ${film.step}, saved rollout ${pick.film + 1} of ${run.films.length}`,
+        );
         this.stepText.textContent = String(film.step);
         this.groupBox.box.replaceChildren(
             ...film.groups.map((g, i) =>
@@ -93,7 +92,6 @@ class FilmSection {
             ["tokens", "Tokens"],
         ];
         if (!this.kinds.some(([kind]) => kind === this.kind)) this.kind = this.kinds[0][0];
-        this.stage ??= makeStage(this);
         this.viewHost.replaceChildren(
             choice(
                 "Show as",
@@ -164,7 +162,7 @@ class FilmSection {
         ];
         this.timeline.show(film, member, parts.join(" "));
         this.looked = null;
-        this.detail.textContent = "Point at a token, or move to it with the keys, to read what is known of it.";
+        this.detail.textContent = "Point at a token, or select it with the keyboard, to read its step, probability and entropy.";
     }
 
     /** The frame of the step that is picked. */
@@ -214,6 +212,8 @@ class FilmSection {
 
     toggle() {
         if (this.timer) return this.stop();
+        const { top, bottom } = this.player.getBoundingClientRect();
+        if (top < 0 || bottom > innerHeight) this.node.scrollIntoView({ block: "start" });
         if (this.pick.k >= this.film.num_steps) this.pick.k = -1;
         const tick = async () => {
             await this.go({ k: this.pick.k + 1 }, true);

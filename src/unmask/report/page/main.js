@@ -104,9 +104,7 @@ async function start() {
     main.append(...data.runs.flatMap(notes));
     document.body.append(...(await head()), main);
     if (film) {
-        await film.go({});
-        // Where training looked is where to look first.
-        await film.go({ k: film.member.selected[0] ?? Math.floor(film.film.num_steps / 2) });
+        await film.go({ k: 0 });
     }
     if (data.runs.length) main.append(await runSection(data.runs));
     data.comparisons.forEach((comparison, i) => main.append(comparisonSection(comparison, i)));

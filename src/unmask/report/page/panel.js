@@ -40,25 +40,29 @@ function factsOfStep(member, k) {
 /** Which guess is shown at step k, and what is said of it: that of the step, or the last that was kept before. */
 function guessAt(film, member, k) {
     if (k >= film.num_steps)
-        return { title: "What it wrote", value: member.reward, note: "The finished completion and its reward." };
+        return {
+            title: "Finished completion",
+            value: member.reward,
+            note: "The tokens of the finished completion, and its reward.",
+        };
     const kept = Object.keys(member.guesses).map(Number);
-    const title = "Its guess at this step";
+    const title = "One-step guess";
     if (!kept.length)
-        return { title, note: "This run kept no one-step guesses: they are kept with log_rollouts_guesses above 0." };
+        return { title, note: "This run saved no one-step guesses. Set log_rollouts_guesses above 0 to save them." };
     const before = kept.filter((step) => step <= k);
-    if (!before.length) return { title, note: `Guesses were kept from step k = ${Math.min(...kept)} on.` };
+    if (!before.length) return { title, note: `Guesses were saved from step k = ${Math.min(...kept)} on.` };
     const at = Math.max(...before);
     const found = { at, value: member.values[at], guess: film.arrays.guesses(member.guesses[at]) };
     if (at === k) {
         const note =
-            "Had it filled every hidden place at once with its likeliest token: the reward of that is the value V of the state. " +
-            "Underlined: what it wrote differently in the end.";
+            "Every hidden position filled at once with its most likely token. The reward of this guess is the value V of the state. " +
+            "Underlined tokens differ from the finished completion.";
         return { ...found, title, note };
     }
     const note = member.when.includes(k)
-        ? "The last guess that was kept before this step."
+        ? "The last guess that was saved before this step."
         : "Nothing was written at this step: the text had already ended.";
-    return { ...found, title: `Its guess at k = ${at}`, note };
+    return { ...found, title: `One-step guess at k = ${at}`, note };
 }
 
 /** The other actions that were drawn at step k, with what each would have earned. */

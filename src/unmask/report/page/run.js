@@ -41,7 +41,7 @@ function accuracyChart(runs, curves) {
               title: "Accuracy",
               note: "solved share of held-out rows, with 95 % intervals",
               series,
-              xLabel: "step of training",
+              xLabel: "training step",
               isWhole: true,
               isShare: true,
               dots: true,
@@ -59,7 +59,7 @@ function panel({ keys, title, note, fromZero, isShare }, runs, curves) {
                 points: curves[i].steps.map((step, n) => [step, curves[i].metrics[key][n]]).filter(([, value]) => value !== null),
             })),
     );
-    return series.length ? lineChart({ title, note, series, fromZero, isShare, isWhole: true, xLabel: "step of training" }) : null;
+    return series.length ? lineChart({ title, note, series, fromZero, isShare, isWhole: true, xLabel: "training step" }) : null;
 }
 
 async function runSection(runs) {
@@ -75,7 +75,7 @@ async function runSection(runs) {
     node.append(
         el("p", {
             class: "lead",
-            text: `Over ${short(Math.max(...curves.map((c) => c.steps.at(-1) ?? 0)))} steps of training. Point at a chart, or move along it with the arrow keys, to read it off.${binned.length ? ` Each point is a mean (${binned.join("; ")}).` : ""}`,
+            text: `Over ${short(Math.max(...curves.map((c) => c.steps.at(-1) ?? 0)))} training steps. Point at a chart, or move along it with the arrow keys, to read it off.${binned.length ? ` Each point is a mean (${binned.join("; ")}).` : ""}`,
         }),
     );
     const missing = PANELS.filter(({ keys }) => !curves.some((c) => keys.some((key) => c.metrics[key])));

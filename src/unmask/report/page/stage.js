@@ -25,7 +25,7 @@ const SPEEDS = [
     ["fast", 220],
 ];
 
-/** What picks run, step of training, prompt and member; its nodes become the section's. */
+/** What picks run, training step, prompt and member; its nodes become the section's. */
 function makeControls(section) {
     const select = (label, onpick) => {
         const box = el("select", { onchange: () => onpick(Number(box.value)) });
@@ -37,7 +37,7 @@ function makeControls(section) {
         type: "range",
         min: 0,
         step: 1,
-        "aria-label": "Step of training",
+        "aria-label": "Training step",
         oninput: () => section.go({ film: Number(section.stepSlider.value) }),
     });
     section.stepText = el("output", {});
@@ -52,7 +52,7 @@ function makeControls(section) {
         el(
             "div",
             { class: "field grow" },
-            el("span", {}, "Step of training ", section.stepText),
+            el("span", {}, "Training step ", section.stepText),
             el(
                 "div",
                 { class: "stepper" },
@@ -66,7 +66,7 @@ function makeControls(section) {
     );
 }
 
-/** The stage, the transport and the timeline; its nodes become the section's, and what is drawn into them is the section's affair. */
+/** Builds the completion, the transport, the timeline, the legend and the choices below them; `section` keeps the nodes that it draws into. */
 function makeStage(section) {
     section.timeline = new Timeline((k) => section.go({ k }));
     section.playButton = el(
@@ -80,52 +80,30 @@ function makeStage(section) {
     section.viewHost = el("div", {});
     section.mainHost = el("div", { class: "stage-main" });
     section.guessHost = el("div", { class: "stage-guess" });
-    section.guessTitle = el("h3", { text: "Its guess at this step" });
+    section.guessTitle = el("h3", { text: "One-step guess" });
     section.guessReward = el("b", { class: "figure" });
     section.guessNote = el("p", { class: "soft" });
     section.facts = el("dl", { class: "facts" });
     section.detail = el("p", { class: "detail" });
     section.fills = el("div", { class: "fills" });
-    section.matesHost = el("div", { class: "mates", role: "group", "aria-label": "Group mates at the same step" });
+    section.matesHost = el("div", { class: "mates", role: "group", "aria-label": "Completions of the group at the same step" });
     section.promptText = el("pre", { class: "said", dir: "auto", tabindex: 0, role: "region", "aria-label": "Prompt" });
     section.answerText = el("pre", { class: "said", dir: "auto" });
     section.answerRow = el("div", {}, el("h3", { text: "Known answer" }), section.answerText);
-    section.legendEnd = el("span", {});
-    const legend = el(
+    const main = el(
         "div",
-        { class: "legend" },
-        el("span", { text: "entropy when written: 0" }),
-        el("span", { class: "ramp", "aria-hidden": "true" }),
-        section.legendEnd,
-        el("span", { class: "sign" }, el("i", { class: "sample now", "aria-hidden": "true" }), "written at this step"),
-        el("span", { class: "sign" }, el("i", { class: "sample hidden", "aria-hidden": "true", text: HIDDEN }), "still hidden"),
+        { class: "pane main-pane" },
+        el("div", { class: "pane-head" }, el("h3", { text: "Completion so far" }), section.viewHost),
+        section.mainHost,
+        section.detail,
     );
-    section.boardLegend = [
-        ["clue", "given in the puzzle"],
-        ["wrong", "not the answer"],
-    ].map(([name, text]) => el("span", { class: "sign" }, el("i", { class: `sample ${name}`, "aria-hidden": "true" }), text));
-    section.endLegend = el("span", { class: "sign" }, el("i", { "aria-hidden": "true", text: END }), "end of the text");
-    legend.append(...section.boardLegend, section.endLegend);
-    const stage = el(
+    const side = el(
         "div",
-        { class: "stage" },
-        el(
-            "div",
-            { class: "pane" },
-            el("div", { class: "pane-head" }, el("h3", { text: "What is written" }), section.viewHost),
-            section.mainHost,
-            legend,
-            section.detail,
-        ),
-        el(
-            "div",
-            { class: "pane side" },
-            el("div", { class: "pane-head" }, section.guessTitle, section.guessReward),
-            section.guessHost,
-            section.guessNote,
-            section.facts,
-            section.fills,
-        ),
+        { class: "pane side" },
+        el("div", { class: "pane-head" }, section.guessTitle, section.guessReward),
+        el("div", { class: "side-body" }, section.guessHost, section.facts),
+        section.guessNote,
+        section.fills,
     );
     const transport = el(
         "div",
@@ -146,14 +124,14 @@ function makeStage(section) {
         ),
         section.clock,
     );
+    // Completion, transport and timeline stand together, so that one view holds what plays and what plays it.
+    section.player = el("div", { class: "stage" }, main, transport, section.timeline.node, side);
     section.body.append(
-        el("div", { class: "prompt" }, el("div", {}, el("h3", { text: "Prompt" }), section.promptText), section.answerRow),
-        stage,
-        transport,
-        section.timeline.node,
+        section.player,
+        makeLegend(section),
         el(
             "p",
-            { class: "hint" },
+            { class: "hint keys" },
             "Keys: ",
             el("kbd", { text: "space" }),
             " plays, ",
@@ -164,14 +142,75 @@ function makeStage(section) {
             el("kbd", { text: "p" }),
             " ",
             el("kbd", { text: "n" }),
-            " change the member, ",
+            " choose another completion of the group, ",
             el("kbd", { text: "[" }),
             " ",
             el("kbd", { text: "]" }),
-            " the step of training.",
+            " another training step.",
         ),
-        el("h3", { text: "Its group, at the same step" }),
+        makeControls(section),
+        el("div", { class: "prompt" }, el("div", {}, el("h3", { text: "Prompt" }), section.promptText), section.answerRow),
+        el("h3", { text: "The other completions of the group at the same step" }),
         section.matesHost,
     );
-    return stage;
+    return section.player;
+}
+
+/** What the colours, the marks and the three rows of the timeline mean. */
+function makeLegend(section) {
+    const sample = (name, text, words) =>
+        el("span", { class: "sign" }, el("i", { class: `sample ${name}`, "aria-hidden": "true", text }), words);
+    section.legendEnd = el("span", {});
+    section.boardLegend = [sample("clue", "", "given in the puzzle"), sample("wrong", "", "not the answer")];
+    section.endLegend = el("span", { class: "sign" }, el("i", { "aria-hidden": "true", text: END }), "end of the text");
+    const rows = [
+        ["H", "Entropy of the tokens that the step writes, in nats. The tallest bar is the largest entropy of this path."],
+        [
+            "V",
+            "Value of the state: the reward of the one-step guess. The diamond is the reward of the finished completion. The scale runs from 0 to the largest value.",
+        ],
+        [
+            "A",
+            "Advantage that training gave to the step. A filled bar upwards makes the step more likely; a dashed outline downwards makes it less likely. The longest bar is the largest advantage of this completion.",
+        ],
+    ];
+    return el(
+        "div",
+        { class: "reading" },
+        el(
+            "div",
+            { class: "legend" },
+            el("span", { text: "entropy when written: 0" }),
+            el("span", { class: "ramp", "aria-hidden": "true" }),
+            section.legendEnd,
+            sample("now", "", "written at this step"),
+            sample("hidden", HIDDEN, "still hidden"),
+            ...section.boardLegend,
+            section.endLegend,
+        ),
+        el(
+            "details",
+            { class: "explained", "aria-label": "How to read the timeline" },
+            el("summary", { text: "How to read the timeline" }),
+            el(
+                "dl",
+                {},
+                rows.map(([symbol, text]) =>
+                    el("div", {}, el("dt", {}, el("i", { text: symbol }), el("sub", { text: "k" })), el("dd", { text })),
+                ),
+                el(
+                    "div",
+                    {},
+                    el("dt", { text: "▲" }),
+                    el("dd", { text: "A step that training selected and updated the model on." }),
+                ),
+                el(
+                    "div",
+                    {},
+                    el("dt", {}, el("i", { text: "k" })),
+                    el("dd", { text: "Index of the denoising step. It counts from 0, as in the equations, so step 1 is k = 0." }),
+                ),
+            ),
+        ),
+    );
 }

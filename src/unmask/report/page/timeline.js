@@ -44,11 +44,11 @@ class Timeline {
         this.center = center;
         const isNarrow = left === NARROW_GUTTER;
         const rows = [
-            { name: "entropy", symbol: "H", height: 58, draw: (g, y0, h) => this.entropyRow(g, y0, h) },
-            { name: "value", symbol: "V", height: 58, draw: (g, y0, h) => this.valueRow(g, y0, h) },
-            { name: "advantage", symbol: "A", height: 58, draw: (g, y0, h) => this.advantageRow(g, y0, h) },
+            { name: "entropy", symbol: "H", height: 46, draw: (g, y0, h) => this.entropyRow(g, y0, h) },
+            { name: "value", symbol: "V", height: 46, draw: (g, y0, h) => this.valueRow(g, y0, h) },
+            { name: "advantage", symbol: "A", height: 46, draw: (g, y0, h) => this.advantageRow(g, y0, h) },
         ];
-        const marks = 22;
+        const marks = 18;
         const total = rows.reduce((sum, row) => sum + row.height, 0) + marks;
         const svg = draw("svg", {
             width,
@@ -129,11 +129,18 @@ class Timeline {
         );
     }
 
+    /** The largest value of a row at its height, where the columns are too narrow for a number each. */
+    scale(group, y, top) {
+        if (this.column <= 44)
+            group.append(draw("text", { class: "mini", x: this.left - 4, "text-anchor": "end", y: y + 3, text: number(top, 2) }));
+    }
+
     entropyRow(group, y0, height) {
         const values = this.member.joint.map((value, k) => [k, value]).filter(([k]) => this.wrote(k));
         const top = Math.max(...values.map(([, v]) => v), 1e-9);
         const y = linear([0, top], [y0 + height, y0 + 6]);
         this.baseline(group, y0 + height);
+        this.scale(group, y(top), top);
         this.bars(group, values, y, y0 + height);
     }
 
@@ -144,6 +151,7 @@ class Timeline {
         const [low, high] = [Math.min(0, ...points.map(([, v]) => v)), Math.max(1e-9, ...points.map(([, v]) => v))];
         const y = linear([low, high], [y0 + height, y0 + 6]);
         this.baseline(group, y(Math.max(low, 0)));
+        this.scale(group, y(high), high);
         if (!known.length) {
             group.append(
                 draw("text", { class: "none", x: this.left + 6, y: y0 + height / 2 + 4, text: "no one-step guesses were kept" }),
@@ -187,6 +195,7 @@ class Timeline {
         const y = linear([-size, size], [y0 + height, y0 + 4]);
         const zero = y(0);
         this.baseline(group, zero);
+        if (values.length) this.scale(group, y(size), size);
         this.bars(group, values, y, zero, (k, v) => (v < 0 ? "minus" : "plus"));
         for (const k of Object.keys(member.fills))
             group.append(
