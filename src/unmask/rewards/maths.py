@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from unmask.reward import Score, reports
-from unmask.tasks.answers import last_answer, written_answer
+from unmask.tasks.answers import answer_in, tagged_answer
 from unmask.tasks.hendrycks_math import grade
 from unmask.tasks.numerals import read_number
 
@@ -19,7 +19,7 @@ def exact_answer(completions: Sequence[str], answer: Sequence[Any], **columns: A
         >>> exact_answer(["<answer> Oslo\\n</answer>", "<answer>oslo</answer>", "Oslo"], ["Oslo"] * 3)
         [1.0, 0.0, 0.0]
     """
-    given = [last_answer(text) for text in completions]
+    given = [tagged_answer(text) for text in completions]
     return [
         Score(0.0, "unparsed") if text is None else float(text == str(gold).strip())
         for text, gold in zip(given, answer, strict=True)
@@ -39,7 +39,7 @@ def correct_number(completions: Sequence[str], answer: Sequence[Any], **columns:
     """
     scores: list[float] = []
     for text, gold in zip(completions, answer, strict=True):
-        given = read_number(written_answer(text) or "")
+        given = read_number(answer_in(text) or "")
         wanted = read_number(str(gold).rpartition("####")[2])
         if given is None:
             scores.append(Score(0.0, "unparsed"))
@@ -59,7 +59,7 @@ def correct_math(completions: Sequence[str], answer: Sequence[Any], **columns: A
     Raises:
         ConfigError: math-verify is not installed.
     """
-    given = [written_answer(text) for text in completions]
+    given = [answer_in(text) for text in completions]
     found = [(text, str(gold)) for text, gold in zip(given, answer, strict=True) if text is not None]
     grades = iter(grade([text for text, _ in found], [gold for _, gold in found]))
     return [Score(0.0, "unparsed") if text is None else next(grades) for text in given]

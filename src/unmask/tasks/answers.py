@@ -1,7 +1,12 @@
-"""Reading an answer out of a completion. Any text is fine: nothing here raises, and all of it is linear in the text.
+"""Reading the answer out of a completion, for every task. Any text is fine: nothing raises, and all of it is linear in the text.
 
-Released graders for these tasks lose right answers to their parsers: `.` without DOTALL, numbers compared as strings, a
-length penalty when the newline after the closing tag is missing. Plain string search has none of the three.
+`answer_in` gives what a careful reader takes as THE answer of a completion: the last answer tag, or the box in it, or the last
+box, or what follows "The answer is". Diffusion models leave tags and boxes open, or lose a brace or a backslash more often than
+models that write from left to right, and such answers are read too. Where a reader could not tell, there is no answer, or the
+answer keeps the words that make it doubtful ("5 or 7"), so that a task which wants one value refuses it. `tagged_answer` reads
+tags alone, for tasks whose answer is a program; `before_end` is the part of a completion that either of them looks at.
+
+docs/answers.md lists the rules and what each of them costs on real completions.
 """
 
 from __future__ import annotations
@@ -14,93 +19,175 @@ OPEN, CLOSE = "<answer>", "</answer>"
 
 _NUMBER = re.compile(r"[+-]?[0-9]+(?:\.[0-9]+)?")
 _LONGEST_NUMBER = 32
-_BOX = re.compile(r"\\(?:boxed|fbox)\s{0,9}\{")
-_DELIMITERS = (("**", "**"), ("$$", "$$"), ("$", "$"), ("\\(", "\\)"), ("\\[", "\\]"), ("`", "`"))
-_LEAD_IN = re.compile(r"(?:(?:the )?(?:final |correct )?answer(?: is)?(?:\s?:\s?|\s)(?=\S)|####\s?)", re.IGNORECASE)
-"""What announces an answer inside its tag. No name, no verb but "is": what follows must be the answer alone."""
+_END = re.compile(
+    r"<\|(?:eot_id|endoftext|end_of_text|im_end|end|eom_id|end_of_turn|eos|return|end▁of▁sentence)\|>"
+    r"|<｜end▁of▁sentence｜>|</s>|<(?:eos|EOS|end_of_turn|eot)>|\[(?:EOS|eos)\]"
+)
+"""Tokens by which models end a turn or a text."""
+_THOUGHT_END = re.compile(r"</(?:think|thinking|reasoning|thought)>")
+_TAG, _ANY_TAG = re.compile(r"</?answer>"), re.compile(r"</?\w{0,20}>")
+_MENTION = re.compile(
+    r"[\s\"'`*,.:;…]*(?:(?:and|or|to|with|then|the|a|an|closing|opening|tags?|answer|here|your|my|final|it|goes|holds|is|in|"
+    r"inside|contains|there|as|asked|requested)\b[\s\"'`*,.:;…]*)*"
+)
+"""What stands between tags that are only spoken of: "<answer> and </answer>", "<answer>...</answer>"."""
+_LOOSE_END = re.compile(r"(?:</?[A-Za-z]{0,12}[}>]?|```|>)$")
+"""A closing tag that is broken, at the end of a text."""
+
+_BOX = re.compile(
+    r"(?:\\|(?<![A-Za-z\\]))(?:[bB]oxed|fbox|framebox)[^\S\n]{0,9}(\{)|\\boxed[^\S\n]{0,9}(?=[-+.]?[0-9]|\\frac)"
+)
+"""The start of a box, with its brace or, as in `\\boxed 5`, without. The backslash may be lost, but not both."""
+_REST_OF_LINE, _WORD = re.compile(r"\s*[^\n]*"), re.compile(r"[^\s$<]*")
+_BEHIND = re.compile(r"[-+]?[^\s$<{}\\]+")
+"""What stands right behind an empty box."""
 _BRACE = re.compile(r"\\.|[{}]", re.DOTALL)
 """A brace; an escaped character, so that `\\}` closes nothing."""
+_TRIED_BOXES = 8
+"""How many of the last boxes are looked at for one that is not empty; bounds the time."""
+_BETWEEN_BOXES = re.compile(r"(?:[\s$,;.&]|\\[()\[\],;: ]|\band\b|\bor\b|\\text\{\s*(?:and|or),?\s*\}|\\quad)*")
+"""What joins boxes into one answer of several parts."""
+
+_CONTEXT = 60
+"""Characters on either side of a box that may change what it says."""
+_DOUBT_BEFORE = re.compile(
+    r"(?:\bnot|n't(?: be)?|n't equal(?: to)?|\bnever|\bneither|\bnor|\bor|\beither|\bwrong|\bincorrect|\bfalse|\bmaybe|\bperhaps|"
+    r"\bpossibly|\bprobably|\bat least|\bat most|\b(?:more|less|fewer|greater|higher|lower|larger|smaller|rather|other) than|"
+    r"\bbetween|\bunder|\bover|\bnegative|\bminus|\bguess)(?: is| are| be)?[\s:$(\\\[]*$",
+    re.IGNORECASE,
+)
+_DOUBT_AFTER = re.compile(
+    r"[\s$)\\\].,*]*(?:\b(?:or|nor|versus|vs|dozens?|hundreds?|thousands?|millions?|billions?|trillions?|pairs?|scores?|minus|plus|"
+    r"divided|multiplied|squared|cubed|maybe|perhaps|wrong|incorrect|false|but|and a half|to [0-9]|"
+    r"(?:is|was|are|would be|seems|cannot be|can't be)\s+(?:not|wrong|incorrect|false|impossible|too)|isn't|wasn't|cannot)\b"
+    r"|\(?(?:wrong|incorrect|not)\b|\?)",
+    re.IGNORECASE,
+)
+
+_LEAD_IN = re.compile(
+    r"(?:\#{2,6}\s*"
+    r"|(?:(?:so|thus|hence|therefore),?\s{1,3})?(?:the\s{1,3}|my\s{1,3}|our\s{1,3})?(?:final\s{1,3}|correct\s{1,3}|right\s{1,3})?"
+    r"(?:answer|solution|result|total|sum|value|number)(?:\s{1,3}(?:is|was|equals|=)(?![A-Za-z])\s{0,3}:?|\s{0,3}[:=])\s{0,3}"
+    r"|(?:the\s{1,3})?(?:final\s{1,3}|correct\s{1,3})?answer\s{1,3})"
+    r"(?=\S)",
+    re.IGNORECASE,
+)
+"""What announces an answer inside its tag. No name, no verb but "is": what follows must be the answer alone."""
+_STATED = re.compile(
+    r"(?:\#{4}[^\S\n]*|\b(?:final[^\S\n]+|correct[^\S\n]+)?answer(?:\**[^\S\n]*:\**|[^\S\n]+is\b[^\S\n]*:?)[^\S\n]*)([^\n]+)",
+    re.IGNORECASE,
+)
+"""An answer announced in prose, with neither tag nor box."""
+_TAKEN_BACK = re.compile(
+    r"\b(?:wait|no|not|actually|but|however|mistake|wrong|incorrect|instead|correction|should)\b", re.IGNORECASE
+)
+_SENTENCE_END = re.compile(r"[.!](?:\s|$)")
+_DELIMITERS = (
+    ("**", "**"),
+    ("__", "__"),
+    ("$$", "$$"),
+    ("$", "$"),
+    ("\\(", "\\)"),
+    ("\\[", "\\]"),
+    ("```", "```"),
+    ("`", "`"),
+    ("*", "*"),
+)
+_TRAILING = re.compile(r"(?:\\[,;!]|\\\\|~|…|<br ?/?>|\.{1,3}|,|;)$")
 
 
-def last_answer(text: str) -> str | None:
-    """What stands in the last complete answer tag, stripped of outer white space.
+def answer_in(text: str) -> str | None:
+    r"""What a careful reader takes as the answer of a completion.
 
-    It may span lines, and what follows the closing tag does not matter. Where an opening tag is repeated before it is
-    closed, the innermost counts; an opening tag that is never closed does not.
+    Looked for after the end of a <think> or <reasoning> block first, then in all of the text; each time the last answer tag, or
+    the box in it; else the last box; else what "The answer is" or "####" announces. Text behind an end-of-turn token is not read.
 
     Args:
         text: a completion, any length.
 
     Returns:
-        The answer, or None if there is no complete tag or nothing in it.
+        The answer, stripped of outer white space and of tag and box, but else as written (see `unwrapped`). Boxes side by side
+        come as one answer: "3, 4". A box that the words beside it deny or change comes with these words. None if there is none.
 
     Example:
-        >>> last_answer("<answer>1</answer> or rather <answer>\\n2 + 3\\n</answer> as <answer>unfinished")
-        '2 + 3'
-        >>> last_answer("<answer> </answer>") is None
-        True
+        >>> answer_in(r"<answer>It is \boxed{5}.</answer>"), answer_in(r"It is \boxed{5}."), answer_in("5")
+        ('5', '5', None)
+        >>> answer_in("<answer>\n\\boxed{20\n</answer><|eot_id|>"), answer_in("so\n\\boxed{36>"), answer_in("<answer>7")
+        ('20', '36', '7')
+        >>> answer_in(r"\boxed{5} dozen"), answer_in("<answer>5</answer> I put it between <answer> and </answer>.")
+        ('5 dozen', '5')
     """
-    # Two searches from the right: a lazy regex is quadratic in a completion that repeats the opening tag.
-    start = text.rfind(OPEN, 0, max(text.rfind(CLOSE), 0))
-    if start < 0:
-        return None
-    start += len(OPEN)
-    return text[start : text.find(CLOSE, start)].strip() or None
+    text = before_end(text)
+    thoughts = list(_THOUGHT_END.finditer(text))
+    if thoughts and (found := _answer_of(text[thoughts[-1].end() :])) is not None:
+        return found
+    return _answer_of(text)
+
+
+def before_end(text: str) -> str:
+    """A completion up to the first token that ends its turn.
+
+    Args:
+        text: a completion, any length.
+
+    Returns:
+        What stands before the token; where the text begins with such tokens, what stands after these.
+
+    Example:
+        >>> before_end("18<|eot_id|><|endoftext|>17"), before_end("<|im_end|>18")
+        ('18', '18')
+    """
+    start = 0
+    while (token := _END.match(text, start)) is not None:
+        start = token.end()
+    end = _END.search(text, start)
+    return text[start : end.start() if end else len(text)]
+
+
+def tagged_answer(text: str) -> str | None:
+    """What stands in the last answer tag that has something in it, stripped of outer white space.
+
+    A tag that is never closed reaches to the end of the turn. Where an opening tag is repeated before it is closed, the innermost
+    counts. Tags that are only spoken of do not count, nor does a closing tag alone.
+
+    Args:
+        text: a completion, any length.
+
+    Returns:
+        The answer, or None.
+
+    Example:
+        >>> tagged_answer("<answer>1</answer> or rather <answer>\\n2 + 3\\n</answer>"), tagged_answer("<answer>unfinished")
+        ('2 + 3', 'unfinished')
+        >>> tagged_answer("<answer> </answer>"), tagged_answer("7</answer>")
+        (None, None)
+    """
+    text = before_end(text)
+    span = _tag_span(text, list(_TAG.finditer(text)))
+    return None if span is None else _inside(text, span)
 
 
 def last_boxed(text: str) -> str | None:
-    """What stands in the last complete \\boxed{} or \\fbox{}, braces inside it matched, stripped of outer white space.
+    r"""What stands in the last \boxed{} that has something in it, braces inside it matched, stripped of outer white space.
 
-    The released graders look for the box with "\\b" in a plain string, which is a backspace, so none is ever found.
-
-    Args:
-        text: a completion, any length.
-
-    Returns:
-        The content, or None if there is no box that is closed, or nothing in the last one.
-
-    Example:
-        >>> last_boxed(r"so \\boxed{7}, or \\boxed{\\frac{1}{\\sqrt{2}}}. And \\boxed{unfinished")
-        '\\\\frac{1}{\\\\sqrt{2}}'
-    """
-    boxes = [match.end() for match in _BOX.finditer(text)]
-    if not boxes:
-        return None
-    # One pass over the braces: the box that closes last of those that open last.
-    opened: list[int] = []
-    closing: dict[int, int] = {}
-    for match in _BRACE.finditer(text, boxes[0] - 1):
-        brace, place = match.group(), match.start()
-        if brace == "{":
-            opened.append(place + 1)
-        elif brace == "}" and opened:
-            closing[opened.pop()] = place
-    complete = [start for start in boxes if start in closing]
-    return text[complete[-1] : closing[complete[-1]]].strip() or None if complete else None
-
-
-def written_answer(text: str) -> str | None:
-    """The answer of a completion to a mathematics problem: the last answer tag, or what is boxed in it; without a tag, the last
-    box.
+    A box that is never closed reaches to the end of its line; the content of an empty one stands right behind it.
 
     Args:
         text: a completion, any length.
 
     Returns:
-        The answer, or None if there is neither tag nor box, or nothing in it.
+        The content, or None if there is no box, or nothing in the last ones.
 
     Example:
-        >>> written_answer(r"<answer>It is \\boxed{5}.</answer>"), written_answer(r"It is \\boxed{5}."), written_answer("5")
-        ('5', '5', None)
+        >>> last_boxed(r"so \boxed{7}, or \boxed{\frac{1}{\sqrt{2}}}."), last_boxed("boxed{4}"), last_boxed(r"\boxed{}101")
+        ('\\frac{1}{\\sqrt{2}}', '4', '101')
     """
-    tagged = last_answer(text)
-    if tagged is None:
-        return last_boxed(text)
-    return last_boxed(tagged) if _BOX.search(tagged) else tagged
+    boxes = _boxes(text)
+    return boxes[-1][2] if boxes else None
 
 
 def unwrapped(text: str) -> str:
-    """An answer without what surrounds it in prose or LaTeX: white space, "The answer is", `**`, math delimiters, one full stop.
+    r"""An answer without what surrounds it in prose or LaTeX: white space, "The answer is", `**`, math delimiters, punctuation.
 
     Args:
         text: an answer, any text.
@@ -109,16 +196,22 @@ def unwrapped(text: str) -> str:
         What is inside.
 
     Example:
-        >>> [unwrapped(text) for text in (r" \\[ x^2 \\] ", "$ 5 $.", "**5**", "$5", "5..", "The answer is 5.")]
-        ['x^2', '5', '5', '$5', '5.', '5']
+        >>> [unwrapped(text) for text in (r" \[ x^2 \] ", "$ 5 $.", "**5**", "$5", "5,", "**Answer:** 5", "The total is $5$.")]
+        ['x^2', '5', '5', '$5', '5', '5', '5']
     """
-    text = text.strip().removesuffix(".").strip()
-    if lead_in := _LEAD_IN.match(text):
-        text = text[lead_in.end() :].strip()
-    for opening, closing in _DELIMITERS:
-        if text.startswith(opening) and text.endswith(closing) and len(text) > len(opening) + len(closing):
-            text = text[len(opening) : -len(closing)].strip()
-    return text.removesuffix("\\,").strip()
+    for _ in range(3):
+        before = text
+        text = _without_trailing(text.strip())
+        bare = re.sub(r"\A\*\*([^*\n]{1,40}?)(:?)\*\*\s*(:?)", r"\1\2\3 ", text) if text.startswith("**") else text
+        if lead_in := _LEAD_IN.match(bare):
+            text = bare[lead_in.end() :].strip()
+        for opening, closing in _DELIMITERS:
+            if text.startswith(opening) and text.endswith(closing) and len(text) > len(opening) + len(closing):
+                inner = text[len(opening) : -len(closing)].strip()
+                text = text if closing in inner.replace("\\$", "") else inner
+        if text == before:
+            break
+    return text
 
 
 def first_digits(text: str, limit: int) -> str:
@@ -152,3 +245,150 @@ def numbers_in(text: str) -> list[float]:
         [7.0, -2.0, 3.5]
     """
     return [float(n) if len(n) <= _LONGEST_NUMBER else math.nan for n in _NUMBER.findall(text)]
+
+
+def _without_trailing(text: str) -> str:
+    """An answer without the punctuation at its end."""
+    while (trailing := _TRAILING.search(text, max(0, len(text) - 6))) is not None:
+        text = text[: trailing.start()].rstrip()
+    return text
+
+
+def _answer_of(text: str) -> str | None:
+    """The answer of a part of a completion: tag, box or announcement."""
+    tags = list(_TAG.finditer(text))
+    span = _tag_span(text, tags) or _before_lone_close(text, tags)
+    if span is None:
+        boxed = _boxed_with_doubts(text)
+        return boxed if boxed is not None else _stated(text)
+    # With its closing tag, which says whether a box is left open in the middle of a line.
+    if _BOX.search(text, *span):
+        return _boxed_with_doubts(text[span[0] : span[1] + len(CLOSE)])
+    return _inside(text, span)
+
+
+def _inside(text: str, span: tuple[int, int]) -> str:
+    content = text[slice(*span)]
+    return (content if text.startswith(CLOSE, span[1]) else _without_loose_ends(content)).strip()
+
+
+def _tag_span(text: str, tags: list[re.Match[str]]) -> tuple[int, int] | None:
+    """Where the content of the last tag is that has something in it and is no mention."""
+    for place in range(len(tags) - 1, -1, -1):
+        if tags[place].group() == CLOSE:
+            continue
+        following = tags[place + 1] if place + 1 < len(tags) else None
+        if following is not None and following.group() == OPEN:
+            continue
+        span = (tags[place].end(), following.start() if following else len(text))
+        if not _MENTION.fullmatch(_inside(text, span)):
+            return span
+    return None
+
+
+def _before_lone_close(text: str, tags: list[re.Match[str]]) -> tuple[int, int] | None:
+    """Where the few words are that stand alone before a closing tag without an opening one; None if they are part of a text."""
+    if not tags or any(tag.group() == OPEN for tag in tags) or _BOX.search(text):
+        return None
+    end = tags[0].start()
+    before = text[:end].rstrip()
+    start = max([before.rfind("\n") + 1, *(match.end() for match in _ANY_TAG.finditer(before))])
+    content = before[start:].strip()
+    return (start, end) if 0 < len(content.split()) <= 3 and not _MENTION.fullmatch(content) else None
+
+
+def _boxes(text: str) -> list[tuple[int, int, str]]:
+    """The last boxes of a text that are not empty, in order: start, end and content."""
+    starts = list(_BOX.finditer(text))
+    if not starts:
+        return []
+    # One pass over the braces of all boxes.
+    opened: list[int] = []
+    closing: dict[int, int] = {}
+    for match in _BRACE.finditer(text, starts[0].end() - bool(starts[0][1])):
+        if match.group() == "{":
+            opened.append(match.end())
+        elif match.group() == "}" and opened:
+            closing[opened.pop()] = match.start()
+    found: list[tuple[int, int, str]] = []
+    for match in starts[-_TRIED_BOXES:]:
+        end, content = _content(text, match, closing.get(match.end()))
+        if content and not _BOX.search(content):
+            found.append((match.start(), end, content))
+    return found
+
+
+def _content(text: str, box: re.Match[str], closing: int | None) -> tuple[int, str]:
+    """The end and the content of a box: closed, left open, empty, or without a brace."""
+    start = box.end()
+    if not box[1]:
+        end = _end_of(_WORD, text, start)
+        return end, text[start:end].rstrip(".,;")
+    if closing is None or CLOSE[:-1] in text[start:closing]:
+        end = _end_of(_REST_OF_LINE, text, start)
+        # A closing tag where the brace should be: what is in the box may be cut short. The end of a line shows that it is not.
+        content = "" if CLOSE in text[start:end] else _without_loose_ends(text[start:end]).rstrip(" >$")
+        return end, _balanced(content.strip())
+    if content := text[start:closing].strip():
+        return closing + 1, content
+    behind = _BEHIND.match(text, closing + 1)
+    return (behind.end(), behind.group()) if behind and behind.group()[-1:].isalnum() else (closing + 1, "")
+
+
+def _end_of(pattern: re.Pattern[str], text: str, start: int) -> int:
+    """Where what a pattern matches from a place on ends."""
+    match = pattern.match(text, start)
+    return match.end() if match else start
+
+
+def _without_loose_ends(text: str) -> str:
+    """A text without broken closing tags at its end."""
+    text = text.rstrip()
+    while (loose := _LOOSE_END.search(text, max(0, len(text) - 16))) is not None:
+        text = text[: loose.start()].rstrip()
+    return text
+
+
+def _balanced(content: str) -> str:
+    """A content that was cut off, with the braces closed that it leaves open."""
+    depth = 0
+    for match in _BRACE.finditer(content):
+        depth += (match.group() == "{") - (match.group() == "}")
+    return content + "}" * max(depth, 0)
+
+
+def _boxed_with_doubts(text: str) -> str | None:
+    """The last box, with those side by side with it, and with words beside it that deny or change it."""
+    boxes = _boxes(text)
+    if not boxes:
+        return None
+    group = [boxes[-1]]
+    while len(group) < len(boxes):
+        earlier = boxes[-1 - len(group)]
+        if not _BETWEEN_BOXES.fullmatch(text, earlier[1], group[0][0]):
+            break
+        group.insert(0, earlier)
+    parts = list(dict.fromkeys(content for _, _, content in group))
+    joined = text[group[0][1] : group[-1][0]]
+    answer = (" or " if re.search(r"\bor\b", joined) else ", ").join(parts)
+    start, end = group[0][0], group[-1][1]
+    before = text[max(text.rfind("\n", 0, start) + 1, start - _CONTEXT) : start]
+    stop = text.find("\n", end)
+    after = text[end : min(stop if stop >= 0 else len(text), end + _CONTEXT)]
+    if doubt := _DOUBT_BEFORE.search(before):
+        answer = f"{doubt.group().strip(' :$([' + chr(92))} {answer}"
+    if _DOUBT_AFTER.match(after):
+        answer = f"{answer} {_SENTENCE_END.split(after.partition(CLOSE)[0].strip(' $)' + chr(92)))[0]}"
+    return answer
+
+
+def _stated(text: str) -> str | None:
+    """What the last announcement of an answer says, to the end of its sentence."""
+    found = list(_STATED.finditer(text))
+    if not found:
+        return None
+    statement = _SENTENCE_END.split(found[-1][1], maxsplit=1)[0]
+    # Prose that goes on may take the announcement back.
+    if _TAKEN_BACK.search(text, found[-1].start(1) + len(statement)):
+        return None
+    return statement.strip(" *") or None

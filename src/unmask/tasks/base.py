@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, get_args
 from unmask.config import Config
 from unmask.errors import DataError, unknown_name
 from unmask.reward import Score, reports
-from unmask.tasks.answers import last_answer
+from unmask.tasks.answers import answer_in, before_end
 
 if TYPE_CHECKING:
     from unmask.records import Row
@@ -150,7 +150,7 @@ class Task(Config, ABC):
         """The answer in a completion, or None."""
         if not isinstance(completion, str):
             return None
-        return completion.strip() or None if self.format == "bare" else last_answer(completion)
+        return before_end(completion).strip() or None if self.format == "bare" else answer_in(completion)
 
     def _prompt(self, bare: str, instruction: str) -> str | list[dict[str, str]]:
         if self.format == "tagged":

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 from unmask.errors import DataError
 from unmask.reward import Score, reports
 from unmask.sandbox import Job, Result, SandboxConfig, make_sandbox
-from unmask.tasks.answers import last_answer
+from unmask.tasks.answers import before_end, tagged_answer
 from unmask.tasks.base import Task
 from unmask.tasks.extract import MAX_CODE, code_in
 from unmask.tasks.sourced import SourcedTask
@@ -114,7 +114,8 @@ class CodeTask(ProgramTask, SourcedTask):
         if not isinstance(completion, str) or not completion.strip():
             return None
         # A program without its tag is run all the same: what is measured is whether it works.
-        return completion if self.format == "bare" else last_answer(completion) or completion
+        text = before_end(completion)
+        return text if self.format == "bare" else tagged_answer(text) or text
 
 
 @lru_cache(maxsize=8)

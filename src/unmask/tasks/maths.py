@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 from pydantic import Field, model_validator
 
 from unmask.errors import ConfigError, DataError
-from unmask.tasks.answers import written_answer
+from unmask.tasks.answers import answer_in, before_end
 from unmask.tasks.sourced import SourcedTask
 
 if TYPE_CHECKING:
@@ -95,7 +95,7 @@ class MathsTask(SourcedTask):
     def _answer(self, completion: object) -> str | None:
         if not isinstance(completion, str):
             return None
-        return written_answer(completion) or (completion.strip() or None if self.format == "bare" else None)
+        return answer_in(completion) or (before_end(completion).strip() or None if self.format == "bare" else None)
 
 
 def text_column(raw: dict[str, Any], name: str, place: str) -> str:
