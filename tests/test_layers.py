@@ -18,9 +18,11 @@ import unmask
 PACKAGE = Path(unmask.__file__).parent
 FILES = sorted(path.relative_to(PACKAGE) for path in PACKAGE.rglob("*.py"))
 
-LAYER_0 = {"errors", "records", "kept", "config", "functional", "reward", "workers", "deadline"}
+LAYER_0 = {"errors", "files", "records", "kept", "config", "functional", "reward", "workers", "deadline"}
 LAYER_1 = {"models", "samplers", "tasks", "sandbox"}
 LAYER_2 = {"methods", "rollout", "score", "recipe", "run_folder", "checkpoints", "environment"} | {
+    "metrics_file",
+    "extension",
     "data_check",
     "rewards",
     "style",
@@ -30,6 +32,7 @@ BELOW_3 = LAYER_0 | LAYER_1 | LAYER_2
 
 MAY_IMPORT: dict[str, set[str]] = {
     "errors": set(),
+    "files": {"errors"},
     "records": {"errors"},
     "kept": {"errors", "records"},
     "config": {"errors"},
@@ -37,7 +40,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "reward": {"errors"},
     "deadline": set(),
     "workers": {"errors", "reward", "deadline"},
-    "models": LAYER_0,
+    "models": LAYER_0 | {"checkpoints"},
     "samplers": LAYER_0,
     "tasks": LAYER_0 | {"sandbox"},
     "sandbox": LAYER_0,
@@ -46,10 +49,12 @@ MAY_IMPORT: dict[str, set[str]] = {
     "score": LAYER_0,
     "rollout": LAYER_0 | {"models", "samplers"},
     "recipe": LAYER_0 | {"methods", "models", "samplers", "tasks"},
-    "run_folder": LAYER_0 | {"checkpoints"},
-    "checkpoints": {"errors"},
+    "run_folder": LAYER_0 | {"checkpoints", "extension", "metrics_file"},
+    "metrics_file": {"errors", "files"},
+    "extension": LAYER_0,
+    "checkpoints": {"errors", "files"},
     "environment": set(),
-    "style": set(),
+    "style": {"errors", "files"},
     "data_check": LAYER_0 | {"tasks"},
     "evaluate": BELOW_3,
     "eval_results": BELOW_3 | {"evaluate"},
@@ -58,7 +63,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "trainer": BELOW_3 | {"evaluate", "model_card"},
     "pretrain": BELOW_3 | {"evaluate", "model_card", "trainer"},
     "compare": BELOW_3 | {"evaluate", "trainer", "pretrain"},
-    "report": LAYER_0 | {"recipe", "run_folder", "style", "compare"},
+    "report": LAYER_0 | {"recipe", "run_folder", "metrics_file", "style", "compare"},
     "console": BELOW_3 | {"evaluate", "eval_results", "report"},
     "watch": BELOW_3 | {"report"},
     "demo": BELOW_3 | LAYER_3 | {"console"},

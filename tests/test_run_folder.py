@@ -18,7 +18,8 @@ import yaml
 from tests.small_runs import start
 from unmask.checkpoints import check_room, fault_of
 from unmask.errors import RunError
-from unmask.run_folder import RunFolder, write_atomically
+from unmask.files import write_atomically
+from unmask.run_folder import RunFolder
 
 CONFIG: dict[str, Any] = {"seed": 0, "save_steps": 25, "optim": {"learning_rate": 1e-3, "betas": [0.9, 0.95]}}
 

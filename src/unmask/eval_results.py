@@ -21,11 +21,11 @@ from unmask.config import SamplerConfig
 from unmask.environment import environment, weights_hash
 from unmask.errors import ConfigError, DataError, RunError
 from unmask.evaluate import Evaluation
+from unmask.files import write_atomically
 from unmask.functional.noise import named_generator
 from unmask.functional.paired import bootstrap_interval, mcnemar_exact
 from unmask.models import Denoiser
 from unmask.records import Row
-from unmask.run_folder import write_atomically
 from unmask.tasks import Task
 
 Setting = tuple[int, int, float]

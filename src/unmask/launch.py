@@ -27,7 +27,7 @@ GRACE = 20.0
 """Seconds that the other processes have to end by themselves once one has ended badly."""
 POLL = 0.1
 """Seconds between two looks at the processes."""
-_FORWARDED = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+_FORWARDED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
 
 
 def find_preset(name: str) -> Path:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import re
 from collections.abc import Mapping, Sequence
@@ -29,9 +28,14 @@ Lines = Sequence[Mapping[str, Any]]
 
 
 def training_card(
-    recipe: TrainRecipe, lines: Lines, data: Mapping[str, Any], rows: Sequence[Row], model: nn.Module
+    recipe: TrainRecipe,
+    lines: Lines,
+    data: Mapping[str, Any],
+    rows: Sequence[Row],
+    model: nn.Module,
+    notes: Sequence[str] = (),
 ) -> str:
-    """The card of a model from `unmask train`: YAML that the hub reads, then Markdown.
+    """Write the card of a model from `unmask train`: YAML that the hub reads, then Markdown.
 
     Args:
         recipe: of the run.
@@ -39,6 +43,7 @@ def training_card(
         data: of its data.json; empty where the task makes its rows.
         rows: the held-out rows of its evaluations.
         model: the finished one.
+        notes: in what the run differs from one that its recipe alone describes; see `unmask.extension`.
     """
     method = recipe.method
     evaluated = [line for line in lines if _evaluations(line)]
@@ -47,8 +52,8 @@ def training_card(
         f"# {_name(recipe)}",
         f"A masked diffusion language model, trained from `{recipe.model}` with `{method.type}` on the task "
         f"`{recipe.task.type}` by [unmask](#how-it-was-made). {_summary(method)}",
-        "## Results\n\n" + (_results(recipe, evaluated) if evaluated else "The run measured no accuracy."),
-        f"## How it was made\n\n{_facts(recipe, data, lines, rows, model)}",
+        "## Results\n\n" + (_results(recipe, evaluated, len(rows)) if evaluated else "The run measured no accuracy."),
+        f"## How it was made\n\n{_facts(recipe, data, lines, rows, model, notes)}",
         _use(recipe),
         _limits(recipe),
         _citation(method.paper),
@@ -57,8 +62,10 @@ def training_card(
     return "\n\n".join(sections) + "\n"
 
 
-def pretraining_card(recipe: PretrainRecipe, lines: Lines, data: Mapping[str, Any], model: nn.Module) -> str:
-    """The same of a model from `unmask pretrain`."""
+def pretraining_card(
+    recipe: PretrainRecipe, lines: Lines, data: Mapping[str, Any], model: nn.Module, notes: Sequence[str] = ()
+) -> str:
+    """Write the card of a model from `unmask pretrain`; see `training_card`."""
     start = f"`{recipe.model}`" if recipe.model else "random weights"
     sloppy = f", {recipe.sloppy_share:.0%} of them plausible but mostly wrong," if recipe.sloppy_share else ""
     sections = [
@@ -66,7 +73,7 @@ def pretraining_card(recipe: PretrainRecipe, lines: Lines, data: Mapping[str, An
         f"# {_name(recipe)}",
         f"A masked diffusion language model, trained from {start} on demonstrations of the task `{recipe.task.type}`{sloppy} "
         "with the negative ELBO. A base for reinforcement learning: its accuracy was not measured, and is not meant to be high.",
-        f"## How it was made\n\n{_facts(recipe, data, lines, (), model)}",
+        f"## How it was made\n\n{_facts(recipe, data, lines, (), model, notes)}",
         _use(recipe),
         _limits(recipe),
         f"## Citation\n\nThe loss is that of MDLM ([arXiv:2406.07524](https://arxiv.org/abs/2406.07524)) and LLaDA "
@@ -124,26 +131,42 @@ def _front(recipe: RunRecipe, tags: list[str], data: Mapping[str, Any], last: Ma
     return f"---\n{card.to_yaml()}\n---"
 
 
-def _results(recipe: TrainRecipe, evaluated: Lines) -> str:
-    """Accuracies of the first and the last evaluation, with their intervals."""
+def _results(recipe: TrainRecipe, evaluated: Lines, num_rows: int) -> str:
+    """Accuracies of the first and the last evaluation, with their intervals; of the last alone where there is only one."""
     first, last = evaluated[0], evaluated[-1]
-    before = {name: rest for name, *rest in _evaluations(first)} if first is not last else {}
-    lines = ["| rows | sampling | solved before (95 %) | solved after (95 %) | mean reward |", "|---|---|---|---|---|"]
+    before = {} if first is last else {name: rest for name, *rest in _evaluations(first)}
+    columns = ["rows", "sampling", *(["solved before (95 %)"] if before else []), "solved after (95 %)", "mean reward"]
+    lines = [f"| {' | '.join(columns)} |", "|---" * len(columns) + "|"]
     for name, accuracy, low, high, reward in _evaluations(last):
-        was = f"{before[name][0]:.3f} ({before[name][1]:.3f} to {before[name][2]:.3f})" if name in before else ""
-        lines.append(
-            f"| {name.partition('@')[0]} | {_sampling(name)} | {was} | {accuracy:.3f} ({low:.3f} to {high:.3f}) | {reward:.3f} |"
-        )
-    sampler, when = recipe.sampler, f"before is step {first['step']}, after is step {last['step']}"
+        was = [f"{_with_interval(*before[name][:3])}" if name in before else ""] if before else []
+        cells = [name.partition("@")[0], _sampling(name), *was, _with_interval(accuracy, low, high), f"{reward:.3f}"]
+        lines.append(f"| {' | '.join(cells)} |")
+    sampler = recipe.sampler
+    when = (
+        f"Before is step {first['step']}, after is step {last['step']}."
+        if before
+        else f"Measured once, after step {last['step']}."
+    )
     return "\n".join(lines) + (
-        f"\n\nOn {recipe.evaluation.num_rows} rows that training never saw; {when}. One completion a row: "
+        f"\n\nOn {num_rows} rows that training never saw. {when} One completion a row: "
         f"{sampler.max_completion_length} positions in {sampler.steps} steps, blocks of {sampler.block}, order "
         f"`{sampler.order}`. Intervals are Wilson's: they are about the choice of rows, and say nothing of other seeds of "
         "training, of which this is one."
     )
 
 
-def _facts(recipe: RunRecipe, data: Mapping[str, Any], lines: Lines, rows: Sequence[Row], model: nn.Module) -> str:
+def _with_interval(value: float, low: float, high: float) -> str:
+    return f"{value:.3f} ({low:.3f} to {high:.3f})"
+
+
+def _facts(
+    recipe: RunRecipe,
+    data: Mapping[str, Any],
+    lines: Lines,
+    rows: Sequence[Row],
+    model: nn.Module,
+    notes: Sequence[str],
+) -> str:
     found = environment(model)
     steps = [line for line in lines if line["step"]]
     facts = {"command": "`unmask train`" if isinstance(recipe, TrainRecipe) else "`unmask pretrain`"}
@@ -155,6 +178,8 @@ def _facts(recipe: RunRecipe, data: Mapping[str, Any], lines: Lines, rows: Seque
             "a step": f"{recipe.num_prompts} prompts x {recipe.num_generations} completions",
         }
     facts["steps"] = str(len(steps))
+    if notes:
+        facts["extended"] = " ".join(notes)
     for key, name in (("compute/token_passes", "token passes"), ("compute/reward_calls", "reward calls")):
         if total := sum(line.get(key, 0) for line in steps):
             facts[name] = f"{total:,.0f}"
@@ -255,8 +280,3 @@ def _is_hub_id(source: str) -> bool:
 
 def _cell(text: str) -> str:
     return " ".join(text.split()).replace("|", "\\|")
-
-
-def read_lines(path: Path) -> list[dict[str, Any]]:
-    """The lines of a metrics.jsonl that is closed or flushed."""
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]

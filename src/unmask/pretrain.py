@@ -23,9 +23,11 @@ from unmask.functional.distribution import token_logprobs
 from unmask.functional.elbo import elbo, mask_at_times, stratified_times
 from unmask.functional.noise import named_generator
 from unmask.functional.schedule import learning_rate_factor
-from unmask.model_card import pretraining_card, push, read_lines
+from unmask.metrics_file import read_metrics
+from unmask.model_card import pretraining_card, push
 from unmask.models import Denoiser, char_tokenizer, tiny_denoiser
 from unmask.models.adapters import save_adapted
+from unmask.models.from_run import describe, locate
 from unmask.recipe import PretrainRecipe, completed
 from unmask.records import Readout
 from unmask.rollout import check_room, encode_batch
@@ -51,15 +53,20 @@ if TYPE_CHECKING:
 def pretrain(
     recipe: PretrainRecipe, *, resume: bool = False, observe: Callable[[int, dict[str, Any]], None] | None = None
 ) -> Path:
-    """Train as the recipe says and return the run folder, with the model in `final/`; a finished run is left as it is.
+    """Train as the recipe says and return the run folder, with the model in `final/`.
+
+    A run that has finished is left as it is, unless the recipe's max_steps is larger than its own was.
 
     Raises:
-        RunStoppedError: SIGINT, SIGTERM or SIGUSR1; the step was finished and saved.
+        RunStoppedError: SIGINT, SIGTERM, SIGHUP or SIGUSR1; the step was finished and saved.
         UnmaskError: whatever of the recipe, the model, the rows or the run folder cannot be used.
     """
     accelerator = make_accelerator(recipe)
     ranks = Ranks(accelerator)
     with ranks.agreed():
+        if recipe.model is not None:
+            # Recorded as what it stands for now, so that a resumed run does not start from another checkpoint.
+            recipe = recipe.model_copy(update={"model": locate(recipe.model)})
         folder = RunFolder(
             Path(recipe.output_dir or "runs/pretrain"),
             recipe.model_dump(mode="json"),
@@ -69,7 +76,7 @@ def pretrain(
             completed=completed(PretrainRecipe),
         )
     try:
-        if not ranks.from_main(folder.final.exists()):
+        if not ranks.from_main(_is_finished(folder, recipe.max_steps) if folder.is_main else False):
             watchdog = Watchdog(ranks.index, ranks.count, recipe.stuck_timeout, folder.path)
             folder.working = watchdog.live
             with StopSignals() as signals, losses_explained(ranks.count), watchdog:
@@ -81,6 +88,14 @@ def pretrain(
     return folder.path
 
 
+def _is_finished(folder: RunFolder, max_steps: int) -> bool:
+    """Whether there is a final model of so many steps; an extended run has one of fewer."""
+    if not (folder.final / "config.json").is_file():
+        return False
+    lines = read_metrics(folder.path) if folder.metrics_path.exists() else []
+    return not lines or lines[-1]["step"] >= max_steps
+
+
 def _run(
     recipe: PretrainRecipe,
     accelerator: Accelerator,
@@ -90,6 +105,7 @@ def _run(
     observe: Callable[[int, dict[str, Any]], None] | None,
 ) -> None:
     ranks = Ranks(accelerator)
+    ranks.meeting = watchdog.meet
     with ranks.agreed():
         if recipe.batch_size % ranks.count:
             raise ConfigError(
@@ -102,11 +118,15 @@ def _run(
     optimizers = _optimizers(recipe, denoiser)
     peaks = [optimizer.param_groups[0]["lr"] for optimizer in optimizers]
     model, prepared = prepare(accelerator, denoiser, optimizers)
-    state = RunState(accelerator, denoiser, model, prepared, mark)
+    state = RunState(
+        accelerator, denoiser, model, prepared, mark, lambda target: describe(target, denoiser, tokenizer, adapters)
+    )
+    state.ranks.meeting = watchdog.meet
+    watchdog.count_forwards(denoiser)
     done = state.resume(folder)
     with ranks.agreed():
         folder.open_metrics(done)
-    start_trackers(accelerator, recipe)
+    start_trackers(accelerator, recipe, folder, done)
     share = ranks.share(recipe.batch_size)
     model.train()
     for step in range(done, recipe.max_steps):
@@ -151,7 +171,8 @@ def _run(
         if folder.is_main:
             with folder.written_aside(folder.final) as final:
                 save_adapted(denoiser, tokenizer, adapters, final, weights)
-                card = pretraining_card(recipe, read_lines(folder.metrics_path), folder.data, denoiser)
+                notes = folder.facts.get("extended", ())
+                card = pretraining_card(recipe, read_metrics(folder.path), folder.data, denoiser, notes)
                 (final / "README.md").write_text(card, encoding="utf-8")
     finish_trackers(accelerator)
 

@@ -16,6 +16,7 @@ from pydantic import BaseModel, Field, SerializeAsAny, ValidationError, field_va
 
 from unmask.config import Config, EvalConfig, LoraConfig, OptimConfig, SamplerConfig
 from unmask.errors import ConfigError, unknown_name
+from unmask.files import YamlError, parse_yaml, read_yaml
 from unmask.methods import METHODS, Method
 from unmask.models.tiny import TinyConfig
 from unmask.samplers.orders import ORDERS
@@ -259,13 +260,7 @@ def read_tree(path: Path) -> dict[str, Any]:
     Raises:
         ConfigError: it cannot be read, or holds something else.
     """
-    try:
-        tree = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise ConfigError(f"{path} cannot be read as YAML: {error}") from error
-    if not isinstance(tree, dict):
-        raise ConfigError(f"{path} must hold key: value lines, not {type(tree).__name__}.")
-    return tree
+    return read_yaml(path, ConfigError)
 
 
 def _check_kind(kind: type[RunRecipe], source: str, tree: Mapping[str, Any]) -> None:
@@ -323,9 +318,9 @@ def apply_override(tree: dict[str, Any], override: str) -> None:
     if not equals or not key:
         raise ConfigError(f'override "{override}" is not of the form key=value, such as optim.learning_rate=3e-4.')
     try:
-        write_key(tree, key.strip(), yaml.safe_load(value))
-    except yaml.YAMLError as error:
-        raise ConfigError(f'override "{override}": the value is not valid YAML.') from error
+        write_key(tree, key.strip(), parse_yaml(value))
+    except YamlError as error:
+        raise ConfigError(f'override "{override[:200]}": the value is not valid YAML ({error}).') from error
     except ConfigError as error:
         raise ConfigError(f'override "{override}": {error}') from error
 

@@ -1,7 +1,8 @@
-"""A run folder: config.yaml, data.json, metrics.jsonl, rollouts/, checkpoints/, best/, final/; nothing is ever half written.
+"""A run folder: config.yaml, run.json, data.json, metrics.jsonl, rollouts/, checkpoints/, best/, final/.
 
-One process at a time owns a folder (a lock on run.lock); the others of a distributed run only read. A checkpoint is complete
-or absent: it is written aside, flushed to disk and renamed; a manifest of its files tells whether it still is.
+Nothing in it is ever half written. One process at a time owns a folder (a lock on run.lock); the others of a distributed run
+only read. A checkpoint is complete or absent: it is written aside, flushed to disk and renamed. A manifest says which run it
+belongs to and what its files hold.
 """
 
 from __future__ import annotations
@@ -10,20 +11,37 @@ import contextlib
 import errno
 import fcntl
 import json
+import logging
+import math
 import os
 import re
 import shutil
+import uuid
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, TextIO
 
 import yaml
 
-from unmask.checkpoints import fault_of, to_delete, write_manifest
-from unmask.errors import RunError
+from unmask.checkpoints import (
+    checkpoints_in,
+    damage_explained,
+    fault_of,
+    is_of_another,
+    step_of,
+    to_delete,
+    write_manifest,
+)
+from unmask.errors import RunError, reason
+from unmask.extension import difference_of
+from unmask.files import flush, read_json_object, read_text, read_yaml, write_atomically
+from unmask.metrics_file import FILE as METRICS
+from unmask.metrics_file import parse_line
 
 _ASIDE = ".incomplete-"
 _REPLACED = ".replaced-"
+logger = logging.getLogger("unmask")
+
 FREE_TO_CHANGE = frozenset(
     {
         "output_dir",
@@ -79,35 +97,27 @@ class RunFolder:
     ) -> None:
         self.path = path
         self.is_main = is_main
+        self.id = ""
+        """Id of the run, which its checkpoints carry; empty on processes that only read."""
         self.working: Callable[[], None] = lambda: None
         """Called now and then in what takes long where a checkpoint is large."""
         self._lock: TextIO | None = None
         self._metrics: TextIO | None = None
         if not is_main:
             return
-        if path.exists() and not path.is_dir():
-            raise RunError(f"output_dir {path} is a file. Set output_dir to a folder, there or yet to be made.")
-        if path.is_dir() and any(path.iterdir()) and not (path / "run.lock").exists():
-            raise RunError(
-                f"output_dir {path} holds files that are no run's, which a run might overwrite. Set output_dir to a new folder."
-            )
+        with disk_faults_explained(path):
+            self._check_place()
         try:
             with disk_faults_explained(path):
                 path.mkdir(parents=True, exist_ok=True)
                 self._take_lock()
-                recorded, recorded_data = path / "config.yaml", path / "data.json"
-                # A start that failed before its first line of metrics has left nothing to lose or to contradict.
-                if recorded.exists() and self.metrics_path.exists() and self.metrics_path.stat().st_size:
-                    before, now = dict(completed(yaml.safe_load(recorded.read_text()))), dict(config)
-                    if recorded_data.exists():
-                        before, now = (
-                            before | {"data": json.loads(recorded_data.read_text())},
-                            now | {"data": data or {}},
-                        )
-                    self._check_same(before, now, resume)
-                write_atomically(recorded, yaml.safe_dump(dict(config), sort_keys=False))
+                if self._holds_run():
+                    self._check_same(dict(config), dict(data or {}), resume, completed)
+                    self._check_steps(config.get("max_steps"))
+                self._take_id()
+                write_atomically(path / "config.yaml", yaml.safe_dump(dict(config), sort_keys=False))
                 if data:
-                    write_atomically(recorded_data, json.dumps(data, indent=1) + "\n")
+                    write_atomically(path / "data.json", json.dumps(data, indent=1) + "\n")
                 self._tidy()
         except BaseException:
             self.close()
@@ -116,13 +126,24 @@ class RunFolder:
     @property
     def metrics_path(self) -> Path:
         """One JSON object a line."""
-        return self.path / "metrics.jsonl"
+        return self.path / METRICS
 
     @property
     def data(self) -> dict[str, Any]:
-        """Of data.json: where the rows come from; empty where the task makes them."""
+        """Where the rows come from, by data.json; empty where the task makes them."""
         path = self.path / "data.json"
-        return dict(json.loads(path.read_text())) if path.exists() else {}
+        return read_json_object(path) if path.exists() else {}
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """What run.json holds: the id, ids that trackers gave the run, and notes on how it was extended."""
+        path = self.path / "run.json"
+        return read_json_object(path) if path.exists() else {}
+
+    def add_facts(self, **facts: Any) -> None:
+        """Write facts into run.json, beside those that are there."""
+        with disk_faults_explained(self.path, self.last_step()):
+            write_atomically(self.path / "run.json", json.dumps(self.facts | facts, indent=1) + "\n")
 
     @property
     def final(self) -> Path:
@@ -136,7 +157,7 @@ class RunFolder:
 
     def checkpoints(self) -> list[Path]:
         """Complete checkpoints, oldest first."""
-        return sorted((self.path / "checkpoints").glob("step-*"))
+        return checkpoints_in(self.path)
 
     def last_step(self) -> int:
         """Steps done at the newest checkpoint; 0 if there is none."""
@@ -155,20 +176,20 @@ class RunFolder:
         with self.written_aside(target) as folder:
             write(folder)
             if self.is_main:
-                write_manifest(folder, self.working)
+                write_manifest(folder, self.id, step, self.working)
         if self.is_main:
             if (fault := fault_of(target, reading=self.working)) is not None:
                 raise RunError(
                     f"{target} was written and does not read back: {fault}. Look at the disk; nothing was deleted."
                 )
-            for old in to_delete(self.checkpoints(), keep):
+            for old in to_delete(self.checkpoints(), keep, self.id):
                 shutil.rmtree(old)
 
     def newest_checkpoint(self) -> Path | None:
         """The newest checkpoint, read again in full; None if there is none.
 
         Raises:
-            RunError: it is damaged.
+            RunError: it is damaged, or belongs to another run.
         """
         found = self.checkpoints()
         if not found:
@@ -176,6 +197,11 @@ class RunFolder:
         with damage_explained(found[-1]):
             if (fault := fault_of(found[-1], reading=self.working)) is not None:
                 raise ValueError(fault)
+        if is_of_another(found[-1], self.id):
+            raise RunError(
+                f"the checkpoint {found[-1]} belongs to another run than {self.path}. Remove that folder to go on from the "
+                f"checkpoint before it; to train on from its weights, start a new run with model={found[-1]}."
+            )
         return found[-1]
 
     @contextlib.contextmanager
@@ -194,13 +220,13 @@ class RunFolder:
                 for file in aside.rglob("*"):
                     if file.is_file():
                         self.working()
-                        _flush(file)
+                        flush(file)
                 replaced = target.parent / f"{_REPLACED}{target.name}"
                 if target.exists():
                     target.rename(replaced)
                 aside.rename(target)
-                _flush(target.parent)
-                shutil.rmtree(replaced, ignore_errors=True)
+                flush(target.parent)
+                _remove(replaced)
         except BaseException:
             shutil.rmtree(aside, ignore_errors=True)
             raise
@@ -211,9 +237,9 @@ class RunFolder:
             return
         with disk_faults_explained(self.path):
             if self.metrics_path.exists():
-                kept = [line for line in self.metrics_path.read_text().splitlines() if _step_of(line) <= step]
+                kept = self._lines_until(step)
                 write_atomically(self.metrics_path, "".join(line + "\n" for line in kept))
-            self._metrics = self.metrics_path.open("a")
+            self._metrics = self.metrics_path.open("a", encoding="utf-8")
 
     def log(self, metrics: Mapping[str, Any]) -> None:
         """Append one line to metrics.jsonl."""
@@ -242,16 +268,67 @@ class RunFolder:
             trial.mkdir(parents=True, exist_ok=True)
             trial.rmdir()
 
+    def _check_place(self) -> None:
+        """Refuse a place that cannot be a run folder, before anything is written."""
+        path = self.path
+        if "\0" in str(path):
+            raise RunError(
+                f"output_dir {str(path)!r} holds a null character, which no path can. Set output_dir to another folder."
+            )
+        if path.exists() and not path.is_dir():
+            raise RunError(f"output_dir {path} is a file. Set output_dir to a folder, there or yet to be made.")
+        if path.is_dir() and any(path.iterdir()) and not (path / "run.lock").exists():
+            raise RunError(
+                f"output_dir {path} holds files that are no run's, which a run might overwrite. Set output_dir to a new folder."
+            )
+        for place in (path, path / "checkpoints", path / "rollouts"):
+            if place.is_symlink() and not place.exists():
+                raise RunError(
+                    f"{place} is a link to {os.readlink(place)}, which is not there. Make that folder, or remove the link."
+                )
+            if place.exists() and not place.is_dir():
+                raise RunError(f"{place} is a file, and a run keeps a folder there. Remove the file.")
+
+    def _holds_run(self) -> bool:
+        """Whether there is a run to go on with: a start that failed before its first line of metrics leaves nothing to lose."""
+        metrics = self.metrics_path
+        has_metrics = metrics.exists() and (not metrics.is_file() or metrics.stat().st_size > 0)
+        return has_metrics or bool(self.checkpoints())
+
+    def _take_id(self) -> None:
+        """Take the run's id from run.json, or give it one."""
+        found = self.facts.get("id")
+        if isinstance(found, str) and found:
+            self.id = found
+            return
+        if checkpoints := self.checkpoints():
+            raise RunError(
+                f"{self.path / 'run.json'} is missing or holds no id, so nothing says whether {checkpoints[-1]} belongs to this "
+                f"run. Put the file back; to train on from those weights, start a new run with model={checkpoints[-1]}."
+            )
+        self.id = uuid.uuid4().hex
+        self.add_facts(id=self.id)
+
+    def _lines_until(self, step: int) -> list[str]:
+        """The lines of metrics.jsonl up to a step; what a killed process left half written is dropped."""
+        kept = [line for line in read_text(self.metrics_path).split("\n") if line and _step_of(line) <= step]
+        if step > 0 and max(map(_step_of, kept), default=0) < step:
+            logger.warning(
+                f"{self.metrics_path} does not reach step {step}, from which the run goes on: its curves will have a gap."
+            )
+        return kept
+
     def _tidy(self) -> None:
         """Remove what a process left that was killed while it wrote, and put back what it was about to replace."""
-        for leftover in self.path.glob(f"**/{_ASIDE}*"):
-            shutil.rmtree(leftover, ignore_errors=True)
-        for replaced in self.path.glob(f"**/{_REPLACED}*"):
-            target = replaced.with_name(replaced.name.removeprefix(_REPLACED))
-            if target.exists():
-                shutil.rmtree(replaced, ignore_errors=True)
-            else:
-                replaced.rename(target)
+        for place in (self.path, self.path / "checkpoints"):
+            for leftover in place.glob(f"{_ASIDE}*"):
+                _remove(leftover)
+            for replaced in place.glob(f"{_REPLACED}*"):
+                target = replaced.with_name(replaced.name.removeprefix(_REPLACED))
+                if target.exists():
+                    _remove(replaced)
+                else:
+                    replaced.rename(target)
 
     def _take_lock(self) -> None:
         lock = (self.path / "run.lock").open("a+")
@@ -264,47 +341,47 @@ class RunFolder:
             ) from None
         self._lock = lock
 
-    def _check_same(self, recorded: Mapping[str, Any], config: Mapping[str, Any], resume: bool) -> None:
+    def _check_same(
+        self,
+        config: dict[str, Any],
+        data: dict[str, Any],
+        resume: bool,
+        completed: Callable[[Mapping[str, Any]], Mapping[str, Any]],
+    ) -> None:
+        """Refuse to go on with a run in this folder unless that is asked for, with the same settings and rows."""
         if not resume:
             raise RunError(
                 f"{self.path} already holds a run. Add --resume to go on with it, or set output_dir to another folder."
             )
+        recorded = dict(completed(read_yaml(self.path / "config.yaml")))
+        if (self.path / "data.json").exists():
+            recorded, config = recorded | {"data": self.data}, config | {"data": data}
         before, now = flat(recorded), flat(config)
-        changed = sorted(
-            key for key in {*before, *now} if before.get(key) != now.get(key) and key not in FREE_TO_CHANGE
-        )
-        if changed:
-            lines = [f"  {key}: {before.get(key)!r} -> {now.get(key)!r}" for key in changed]
+        changed = {key for key in {*before, *now} if before.get(key) != now.get(key)} - FREE_TO_CHANGE
+        if changed == {"max_steps"}:
+            self._extend(before, now)
+        elif changed:
+            lines = [f"  {key}: {before.get(key)!r} -> {now.get(key)!r}" for key in sorted(changed)]
             raise RunError(
                 f"{self.path} was started with other settings, and a resumed run must not change them:\n"
                 + "\n".join(lines)
                 + "\nSet them back, or set output_dir to another folder."
             )
 
+    def _check_steps(self, max_steps: int | None) -> None:
+        """Refuse a number of steps that the run has passed already."""
+        done = self.last_step()
+        if max_steps is not None and done > max_steps:
+            raise RunError(
+                f"{self.path} has a checkpoint of step {done}, which is beyond max_steps = {max_steps}. Set max_steps to {done} "
+                "or more; to train for fewer steps, set output_dir to another folder."
+            )
 
-@contextlib.contextmanager
-def damage_explained(checkpoint: Path) -> Iterator[None]:
-    """Turn whatever a damaged file raises into a RunError that says what to do."""
-    try:
-        yield
-    except Exception as error:  # whatever a damaged file makes torch or safetensors raise
-        raise RunError(
-            f"the checkpoint {checkpoint} cannot be read ({type(error).__name__}: {error}). "
-            "Remove that folder to go on from the checkpoint before it."
-        ) from error
-
-
-def step_of(checkpoint: Path) -> int:
-    """Steps done at a checkpoint."""
-    return int(checkpoint.name.removeprefix("step-"))
-
-
-def write_atomically(path: Path, text: str) -> None:
-    """Replace the file's content by `text`, or leave it as it was."""
-    aside = path.with_name(f".{path.name}.tmp")
-    aside.write_text(text)
-    _flush(aside)
-    aside.rename(path)
+    def _extend(self, before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
+        """Go on to another number of steps; run.json keeps what that changes."""
+        if difference := difference_of(before, now, self.last_step()):
+            logger.warning(f"{self.path}: {difference}")
+            self.add_facts(extended=[*self.facts.get("extended", ()), difference])
 
 
 @contextlib.contextmanager
@@ -321,27 +398,27 @@ def disk_faults_explained(path: Path, last_step: int = 0) -> Iterator[None]:
         )
         if number in (errno.ENOSPC, errno.EDQUOT) or wrapped:
             raise RunError(f"{path}: the disk is full.{safe} Make room, then add --resume.") from error
-        if number in (errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR):
+        if isinstance(error, OSError) and not isinstance(error, ConnectionError | TimeoutError | ChildProcessError):
+            what = f"{error.filename}: " if error.filename and Path(str(error.filename)) != path else ""
             raise RunError(
-                f"{path} cannot be written ({os.strerror(number)}).{safe} Allow it, or set output_dir to another folder."
+                f"{path} cannot be written ({what}{error.strerror or reason(error)}).{safe} "
+                "Allow it, or set output_dir to another folder."
             ) from error
         raise
 
 
-def _flush(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+def _remove(path: Path) -> None:
+    """Remove a folder or a file."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def _step_of(line: str) -> float:
-    try:
-        return float(json.loads(line)["step"])
-    except (ValueError, KeyError, TypeError):
-        # The half line of a process that was killed while it wrote.
-        return float("inf")
+    """The step of a line of metrics; infinite for half a line of a process that was killed while it wrote."""
+    found = parse_line(line)
+    return math.inf if found is None else found["step"]
 
 
 def flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -264,7 +264,7 @@ def test_what_is_no_run_is_told(run: Path, tmp_path: Path, capsys: pytest.Captur
     for folder, said in (
         (tmp_path / "gone", f"there is no folder {tmp_path / 'gone'}."),
         (file, f"{file} is a file. Give the folder of a run"),
-        (empty, f"{empty} is no run folder: it has no metrics.jsonl. A run folder holds"),
+        (empty, f"{empty} is not a run folder: it has no metrics.jsonl. A run folder holds"),
         (begun, "has not come to the end of its first step"),
         (run.parent, f"There are runs inside it: unmask report {run}"),
     ):

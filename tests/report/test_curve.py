@@ -12,7 +12,8 @@ from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
 
 from unmask.errors import RunError
-from unmask.report.curve import plot_curve, read_metrics
+from unmask.metrics_file import read_metrics
+from unmask.report.curve import plot_curve
 
 EVALUATIONS = [
     {"eval/test@0/accuracy": 0.25, "eval/test@0/low": 0.125, "eval/test@0/high": 0.5}
@@ -85,5 +86,5 @@ def test_metrics_are_read_line_by_line_and_half_a_line_is_left_out(tmp_path: Pat
 
 
 def test_a_folder_that_is_no_run_is_told(tmp_path: Path) -> None:
-    with pytest.raises(RunError, match=f"^{tmp_path} is no run folder: it has no metrics.jsonl.$"):
+    with pytest.raises(RunError, match=f"^{tmp_path} is not a run folder: it has no metrics.jsonl.$"):
         read_metrics(tmp_path)

@@ -130,7 +130,7 @@ def test_what_cannot_be_drawn_is_told(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match='unknown axis "steps". Did you mean "step"'):
         plot_metrics([folder], [], tmp_path / "x.png", x="steps")
     (tmp_path / "none").mkdir()
-    with pytest.raises(RunError, match="is no run folder"):
+    with pytest.raises(RunError, match="is not a run folder"):
         plot_metrics([tmp_path / "none"], [], tmp_path / "x.png")
 
 

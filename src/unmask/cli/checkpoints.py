@@ -71,22 +71,24 @@ def convert(
 @checkpoints.command()
 def merge(
     source: Annotated[
-        Path, typer.Argument(help="Folder of a LoRA adapter, ours or peft's, or of a run that trained one.")
+        Path,
+        typer.Argument(
+            help="Folder of a LoRA adapter, of a run, or of a checkpoint of a run (RUN/checkpoints/step-N)."
+        ),
     ],
     destination: Annotated[Path, typer.Argument(help="Where to: a folder that does not exist yet.")],
     base: Annotated[
         str | None, typer.Option(help="Folder or hub id of the model under it; default the one that the adapter names.")
     ] = None,
 ) -> None:
-    """Merge a LoRA adapter into its base: a plain checkpoint.
+    """Make a plain model folder of a LoRA adapter, or of a checkpoint of a run.
 
-    A run's final/ is merged already. This is for an adapter that travelled alone, or for another base: say, the same weights
-    in another precision.
+    A run's final/ is merged already. This is for a run that has not ended, for an adapter that travelled alone, or for another
+    base: say, the same weights in another precision.
     """
-    from unmask.models.adapters import find_adapter, merge_adapter
+    from unmask.models.adapters import merge as run
     from unmask.models.convert import written_aside
 
-    adapter = find_adapter(source)
     with written_aside(destination) as aside:
-        under = merge_adapter(adapter, aside, base)
-    typer.echo(f"{adapter} merged into {under}: {destination}")
+        done = run(source, aside, base)
+    typer.echo(f"{done}: {destination}")

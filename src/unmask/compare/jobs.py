@@ -22,8 +22,9 @@ from typing import Any, Literal
 from unmask import __version__
 from unmask.compare.recipe import BASE, decoded
 from unmask.config import Config, EvalConfig
-from unmask.errors import ConfigError
+from unmask.errors import ConfigError, RunError
 from unmask.evaluate import evaluate
+from unmask.files import parse_json, read_text
 from unmask.models import load_model
 from unmask.pretrain import pretrain
 from unmask.recipe import PretrainRecipe, RunRecipe, TrainRecipe
@@ -275,8 +276,21 @@ def read_lines(path: Path) -> list[Record]:
     """The lines of a JSONL file; half a line at its end, which a killed process leaves, is not one."""
     if not path.exists():
         return []
-    *whole, _ = path.read_text(encoding="utf-8").split("\n")
-    return [json.loads(line) for line in whole]
+    *whole, _ = read_text(path).split("\n")
+    return [_record(path, number, line) for number, line in enumerate(whole, 1)]
+
+
+def _record(path: Path, number: int, text: str) -> Record:
+    """One line of a JSONL file."""
+    try:
+        record = parse_json(text)
+    except ValueError:
+        record = None
+    if not isinstance(record, dict):
+        raise RunError(
+            f"{path}, line {number} is not a JSON object: {text[:60]!r}. Remove the line, or restore the file."
+        )
+    return record
 
 
 def _varying(recipe: RunRecipe) -> dict[str, Any]:

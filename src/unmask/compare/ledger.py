@@ -7,7 +7,8 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 from unmask.compare.jobs import Job, Key, Record, key_of, read_lines
-from unmask.run_folder import disk_faults_explained, write_atomically
+from unmask.files import write_atomically
+from unmask.run_folder import disk_faults_explained
 
 
 class Ledger:

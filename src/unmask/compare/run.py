@@ -24,8 +24,9 @@ from unmask.compare.plan import Plan
 from unmask.compare.recipe import BASE, CompareRecipe, flat, named
 from unmask.compare.results import choose, tried
 from unmask.errors import ConfigError, RunError, UnmaskError
+from unmask.files import write_atomically
 from unmask.recipe import dump, read_tree, validate
-from unmask.run_folder import disk_faults_explained, write_atomically
+from unmask.run_folder import disk_faults_explained
 from unmask.style import temperature_name
 from unmask.trainer.stopping import RunStoppedError, StopSignals
 
@@ -247,7 +248,8 @@ def _begin_worker() -> None:
     # Two processes of one thread do half as much again as one of two.
     torch.set_num_threads(1)
     # The trainer still finishes its step and saves; between runs a worker waits for its parent to say that it is over.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    for number in (signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)
     threading.Thread(target=_end_with_parent, daemon=True).start()
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from unmask.compare.recipe import CompareRecipe, named
 from unmask.compare.results import Mean, Results, Trial, is_at_edge
-from unmask.run_folder import write_atomically
+from unmask.files import write_atomically
 from unmask.style import temperature_name
 
 

@@ -16,10 +16,12 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from unmask.checkpoints import is_checkpoint
 from unmask.config import LoraConfig
 from unmask.errors import ConfigError, ModelError, reason, unknown_name
 from unmask.models.denoiser import Denoiser
-from unmask.models.loading import load_model, save_model
+from unmask.models.from_run import ADAPTER_CONFIG, base_of, load_checkpoint, locate
+from unmask.models.loading import load_folder, load_model, save_model
 from unmask.models.source import read_json
 
 if TYPE_CHECKING:
@@ -28,7 +30,7 @@ if TYPE_CHECKING:
 POLICY, REFERENCE = "default", "reference"
 """Names of the adapter that is trained and of the one that follows it."""
 
-CONFIG_FILE, WEIGHTS_FILE = "adapter_config.json", "adapter_model.safetensors"
+CONFIG_FILE, WEIGHTS_FILE = ADAPTER_CONFIG, "adapter_model.safetensors"
 """What peft reads and writes."""
 
 _PREFIX = "base_model.model."
@@ -92,6 +94,39 @@ class Adapters:
         self._lora = self._peft.peft_config[POLICY]
         return self
 
+    @classmethod
+    def restore(cls, denoiser: Denoiser, folder: Path, weights: Mapping[str, Tensor]) -> Adapters:
+        """Put the adapter of a checkpoint into a denoiser.
+
+        Args:
+            denoiser: the model that the adapter was trained on.
+            folder: the checkpoint, which holds the adapter's config.
+            weights: the adapter's matrices, under the backbone's names.
+
+        Raises:
+            ModelError: it does not fit the model.
+        """
+        peft = _peft()
+        self = cls.__new__(cls)
+        try:
+            self._lora = peft.LoraConfig.from_pretrained(str(folder))
+            with _unnoticed():
+                self._peft = peft.PeftModel(denoiser.backbone, self._lora, adapter_name=POLICY)
+            self.backbone = denoiser.backbone
+            for key, parameter in self.parameters():
+                parameter.data.copy_(weights[key])
+        except Exception as error:  # whatever a foreign folder makes peft raise is a fault of the folder
+            raise ModelError(f"the adapter in {folder} does not fit the model: {reason(error)}") from error
+        return self
+
+    def merge_in_place(self) -> None:
+        """Add the adapter into the weights and take it away, so that the denoiser is a plain one; see `merged`."""
+        merged = self.merged()
+        with _unnoticed():
+            self._peft.unload()
+        self.backbone.load_state_dict(merged)
+        self.backbone.requires_grad_(True)
+
     def parameters(self, name: str = POLICY) -> Iterator[tuple[str, nn.Parameter]]:
         """Names and weights of an adapter, in an order that all adapters of the model share."""
         for key, parameter in self.backbone.named_parameters():
@@ -135,6 +170,10 @@ class Adapters:
         folder.mkdir(parents=True, exist_ok=True)
         tensors = {_PREFIX + key.replace(f".{POLICY}.", "."): own[key].detach().cpu().contiguous() for key in keys}
         save_file(tensors, folder / WEIGHTS_FILE, metadata={"format": "pt"})
+        self.save_config(folder)
+
+    def save_config(self, folder: Path) -> None:
+        """Write peft's description of the adapter."""
         # In peft's own file format a saved adapter is one to be run, not trained on.
         self._lora.inference_mode = True
         try:
@@ -251,23 +290,42 @@ def merge_adapter(adapter: Path, target: Path, base: str | None = None) -> str:
     return under
 
 
+def merge(source: Path, target: Path, base: str | None = None) -> str:
+    """Write the plain checkpoint of a LoRA adapter or of a checkpoint of a run, and return a sentence of what was done.
+
+    Args:
+        source: folder of an adapter, of a model that keeps one, of a run, or of a checkpoint of a run, with adapters or without.
+        target: folder to write into.
+        base: the model under the adapter; default the one that it names.
+
+    Raises:
+        ModelError: no adapter there, or no model, or the two do not fit.
+    """
+    place = Path(locate(source))
+    if not is_checkpoint(place):
+        adapter = find_adapter(place if source.is_dir() else source)
+        return f"{adapter} merged into {merge_adapter(adapter, target, base)}"
+    under = base_of(place)
+    if base and under is None:
+        raise ModelError(f"{place} holds all weights of its model, not an adapter. Leave --base out.")
+    denoiser, tokenizer = load_checkpoint(place, load_folder, base=base)
+    save_model(denoiser, tokenizer, target)
+    return f"{place} merged into {base or under}" if under else f"{place} written as a model folder"
+
+
 def find_adapter(source: Path) -> Path:
-    """The folder of an adapter: `source` itself, or what a model folder or a finished run keeps.
+    """The folder of an adapter: `source` itself, or what a model folder keeps.
 
     Raises:
         ModelError: there is none; the message says what is there.
     """
-    for place in (source, source / "adapter", source / "final" / "adapter"):
+    for place in (source, source / "adapter"):
         if (place / CONFIG_FILE).is_file():
             return place
     if not source.exists():
         raise ModelError(f"there is no folder {source}.")
-    if any(list(place.glob("model*.safetensors")) for place in (source, source / "final")):
+    if list(source.glob("model*.safetensors")):
         raise ModelError(f"{source} holds a plain checkpoint, without an adapter: there is nothing to merge.")
-    if (source / "checkpoints").is_dir():
-        raise ModelError(
-            f"{source} is a run that has not ended. Finish it with --resume; its final/ is merged already."
-        )
     raise ModelError(f"{source} holds no adapter: neither it nor adapter/ in it has an {CONFIG_FILE}.")
 
 

@@ -17,17 +17,20 @@ from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from unmask.checkpoints import is_checkpoint
 from unmask.errors import ModelError
 from unmask.models.families import FAMILIES, UNSUPPORTED, Family, family_of
+from unmask.models.from_run import locate
 from unmask.models.layout import is_native, native_config, original_config, renamed
+from unmask.models.loading import load_model, save_model
 from unmask.models.native import NATIVE_CLASSES, twins_of
+from unmask.models.size import built_empty, check_size, sizes_of_tensors
 from unmask.models.source import local_folder, read_json, refuse_pickles
 from unmask.models.tokenizers import complete_tokenizer
 
 if TYPE_CHECKING:
     import torch
     from torch import Tensor
-    from transformers import PreTrainedModel
 
 SHARD_BYTES = 2_000_000_000
 """Of an output file, and so what conversion needs of memory where it casts; where it does not, files are mapped."""
@@ -90,6 +93,13 @@ def convert(
     if dtype is not None and dtype not in DTYPES:
         raise ModelError(f'unknown dtype "{dtype}". Available: {", ".join(DTYPES)}.')
     refuse_existing(destination)
+    source = locate(source)
+    if is_checkpoint(Path(source)):
+        # Its tensors lie beside the optimizer's state, under other names.
+        with _beside(destination) as plain:
+            save_model(*load_model(source), plain)
+            settings = {"to": to, "dtype": dtype, "tokenizer": tokenizer, "block_length": block_length}
+            return convert(plain, destination, **settings, shard_bytes=shard_bytes, tell=tell)  # type: ignore[arg-type]
     folder = local_folder(source, tell)
     raw = read_json(folder / "config.json")
     name, family = _family(str(source), raw, to)
@@ -156,7 +166,8 @@ def _plan(folder: Path, family: Family, config: Any, named_natively: bool, dtype
     """Every tensor with its native name, after comparison with what the native class has."""
     from safetensors import safe_open
 
-    model = _on_meta(family, config)
+    check_size(str(folder), family.native_class, config, sizes_of_tensors(folder))
+    model = built_empty(str(folder), family.native_class, config)
     expected = {name: tuple(value.shape) for name, value in model.state_dict().items()}
     twins = twins_of(model)
     pieces = []
@@ -204,26 +215,13 @@ def _untwinned(pieces: list[Piece], twins: Mapping[str, str], config: Any) -> li
     return [piece for piece in pieces if piece.target not in repeated]
 
 
-def _on_meta(family: Family, config: Any) -> PreTrainedModel:
-    """The native model without memory, to read names and shapes from."""
-    import torch
-    import transformers
-
-    try:
-        with torch.device("meta"):
-            model: PreTrainedModel = getattr(transformers, family.native_class)(config)
-    except Exception as error:  # a config can be wrong in more ways than can be listed
-        raise ModelError(f"{family.native_class} cannot be built from this config.json: {error}") from error
-    return model
-
-
 def _files(folder: Path) -> list[Path]:
     """The files of tensors, those of the index where there is one."""
     index = folder / "model.safetensors.index.json"
     if index.is_file():
         weight_map = read_json(index).get("weight_map")
-        if not isinstance(weight_map, dict) or not weight_map:
-            raise ModelError(f"{index} names no files: it has no weight_map. Copy the checkpoint again.")
+        if not isinstance(weight_map, dict) or not weight_map or not all(map(_is_file_name, weight_map.values())):
+            raise ModelError(f"{index} names no files: it has no weight_map of names. Copy the checkpoint again.")
         files = [folder / name for name in sorted(set(weight_map.values()))]
         lost = [file.name for file in files if not file.is_file()]
         if lost:
@@ -235,6 +233,11 @@ def _files(folder: Path) -> list[Path]:
         return files
     refuse_pickles(folder)
     raise ModelError(f"{folder} holds no weights: there is no .safetensors file in it.")
+
+
+def _is_file_name(name: object) -> bool:
+    """Whether an entry of an index is a file of its own folder."""
+    return isinstance(name, str) and Path(name).name == name
 
 
 def _tensor(piece: Piece) -> Tensor:
@@ -285,7 +288,9 @@ def _check_space(destination: Path, num_bytes: int) -> None:
 
 def refuse_existing(destination: Path) -> None:
     """Raise ModelError where something would be overwritten."""
-    if destination.exists():
+    with _explained(destination):
+        is_there = destination.exists() or destination.is_symlink()
+    if is_there:
         raise ModelError(f"{destination} exists already. Name a folder that does not, or remove it.")
 
 
@@ -296,22 +301,42 @@ def written_aside(destination: Path) -> Iterator[Path]:
     Raises:
         ModelError: the destination is there already, or the disk did not take all of it.
     """
-    from safetensors import SafetensorError
-
     refuse_existing(destination)
-    destination.parent.mkdir(parents=True, exist_ok=True)
-    aside = Path(tempfile.mkdtemp(prefix=f".{destination.name}.", dir=destination.parent))
-    try:
+    with _beside(destination) as aside:
         yield aside
-        for path in [*aside.rglob("*"), aside]:
-            _sync(path)
-        aside.chmod(0o755)
-        aside.rename(destination)
-        _sync(destination.parent)
-    except (OSError, SafetensorError) as error:  # safetensors wraps the system's error in its own
-        raise ModelError(f"{destination} could not be written: {error}. Nothing was left behind.") from error
+        with _explained(destination):
+            for path in [*aside.rglob("*"), aside]:
+                _sync(path)
+            aside.chmod(0o755)
+            aside.rename(destination)
+            _sync(destination.parent)
+
+
+@contextmanager
+def _beside(destination: Path) -> Iterator[Path]:
+    """A folder on the destination's disk that is gone at the end."""
+    with _explained(destination):
+        destination.parent.mkdir(parents=True, exist_ok=True)
+        aside = Path(tempfile.mkdtemp(prefix=f".{destination.name[:64]}.", dir=destination.parent))
+    try:
+        with _explained(destination):
+            yield aside
     finally:
         shutil.rmtree(aside, ignore_errors=True)
+
+
+@contextmanager
+def _explained(destination: Path) -> Iterator[None]:
+    """Turn an error of the file system into a ModelError that names the destination."""
+    from safetensors import SafetensorError
+
+    try:
+        yield
+    except (OSError, SafetensorError) as error:  # safetensors wraps the system's error in its own
+        raise ModelError(
+            f"{destination} could not be written: {getattr(error, 'strerror', None) or error}. Nothing was left behind; name "
+            "another destination."
+        ) from error
 
 
 def _sync(path: Path) -> None:

@@ -10,10 +10,13 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
+from unmask.checkpoints import is_checkpoint
 from unmask.errors import ModelError, reason
 from unmask.models.denoiser import Denoiser, check_bidirectional
 from unmask.models.families import FAMILIES, UNSUPPORTED
+from unmask.models.from_run import load_checkpoint, locate
 from unmask.models.native import NATIVE_CLASSES, twins_of
+from unmask.models.size import check_size, sizes_of_tensors
 from unmask.models.source import is_hub_id, refuse_pickles
 
 if TYPE_CHECKING:
@@ -23,10 +26,10 @@ if TYPE_CHECKING:
 def load_model(
     source: str | os.PathLike[str], dtype: str = "auto", quantization_config: object = None
 ) -> tuple[Denoiser, PreTrainedTokenizerBase]:
-    """Load a denoiser and its tokenizer from a folder or a hub id, and check that it is what it should be.
+    """Load a denoiser and its tokenizer, and check that it is what it should be.
 
     Args:
-        source: the folder or hub id.
+        source: a folder, a hub id, a run folder, or a checkpoint of a run; see `locate`.
         dtype: float32, bfloat16, ...: of the weights; `auto` is that of the file.
         quantization_config: transformers' own, for weights that are quantized as they are read.
 
@@ -34,6 +37,24 @@ def load_model(
         ModelError: no model there, a class that is not in `NATIVE_CLASSES`, weights that do not match, remote code asked for,
             no MASK or EOS token, or a causal model.
     """
+    source = locate(source)
+    if not is_checkpoint(Path(source)):
+        return load_folder(source, dtype, quantization_config)
+    if quantization_config is not None:
+        raise ModelError(
+            f"{source} is a checkpoint of a run, which cannot be quantized as it is read. Make a model folder of it first: "
+            f"unmask merge {quote(source)} FOLDER"
+        )
+    return load_checkpoint(Path(source), load_folder, dtype)
+
+
+def load_folder(
+    source: str | os.PathLike[str],
+    dtype: str = "auto",
+    quantization_config: object = None,
+    weights: Mapping[str, Tensor] | None = None,
+) -> tuple[Denoiser, PreTrainedTokenizerBase]:
+    """Load the model of a folder or a hub id; `weights` of the backbone are used instead of those that the folder holds."""
     import transformers
 
     config = _read_config(source)
@@ -50,17 +71,19 @@ def load_model(
             "If it was trained as a masked diffusion model, add that line; otherwise it cannot be used here."
         )
     tokenizer = _load_tokenizer(source)
+    sizes = {name: value.numel() for name, value in weights.items()} if weights else sizes_of_tensors(Path(source))
+    check_size(str(source), architecture, config, sizes)
     try:
         # Shapes that differ are then named in `info`, beside what is missing.
-        backbone, info = getattr(transformers, native.auto_class).from_pretrained(
-            source,
+        backbone, info = getattr(transformers, architecture).from_pretrained(
+            None if weights else source,
+            state_dict=weights,
             config=config,
-            dtype=dtype,
+            dtype=config.dtype if weights and dtype == "auto" else dtype,
             quantization_config=quantization_config,
             use_safetensors=True,
             output_loading_info=True,
             ignore_mismatched_sizes=True,
-            trust_remote_code=False,
         )
     except Exception as error:  # whatever a foreign folder can make transformers raise is a fault of the folder
         if not list(Path(source).glob("*.safetensors")):
@@ -70,7 +93,7 @@ def load_model(
     if wrong:
         raise ModelError(
             f"{source} lacks weights that its config.json asks of a {architecture}, or has them in another shape: "
-            f"{', '.join(wrong[:3])}{', ...' if len(wrong) > 3 else ''}. Copy the checkpoint again, or mend its config.json."
+            f"{', '.join(wrong[:3])}{', ...' if len(wrong) > 3 else ''}. Copy the checkpoint again, or correct its config.json."
         )
     if len(tokenizer) > backbone.config.vocab_size:
         raise ModelError(
@@ -129,8 +152,6 @@ def _instead(folder: Path) -> str:
     """What to give in place of a folder that is no model, if it is near one."""
     if (folder / "adapter_config.json").is_file():
         return f"It is an adapter; make a model of it: unmask merge {quote(str(folder))} {quote(f'{folder}-merged')}"
-    if (folder / "final" / "config.json").is_file():
-        return f"It is a run; its model is {folder / 'final'}."
     return "Give a folder that holds one, or a hub id."
 
 

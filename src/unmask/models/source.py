@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from unmask.errors import ModelError, reason
+from unmask.files import read_json_object
 
 DATA_FILES = ("*.json", "*.safetensors", "*.txt", "*.jinja", "*.model")
 """What may be fetched: no code and no pickle."""
@@ -58,15 +58,9 @@ def refuse_pickles(folder: Path) -> None:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """A JSON file's object.
+    """Read a JSON file's object.
 
     Raises:
         ModelError: it holds something else.
     """
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ModelError(f"{path} cannot be read as JSON: {error}") from error
-    if not isinstance(content, dict):
-        raise ModelError(f"{path} must hold a JSON object, not {type(content).__name__}.")
-    return content
+    return read_json_object(path, ModelError)

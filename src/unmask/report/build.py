@@ -10,13 +10,13 @@ from typing import Any
 
 from unmask import __version__
 from unmask.errors import RunError
+from unmask.files import write_atomically
 from unmask.kept import Kept
 from unmask.report.comparison import comparison_of, is_comparison
 from unmask.report.film import Vocabulary, entropy_scale, film_of
 from unmask.report.html import pack, page
 from unmask.report.runs import read_config, run_curves, run_facts
 from unmask.report.text import visible
-from unmask.run_folder import write_atomically
 
 MOST_ROLLOUTS = 200
 """Kept rollouts of a run that are shown, unless more are asked for."""
@@ -141,7 +141,7 @@ def _check(folder: Path) -> None:
     )
     if (folder / "config.yaml").is_file():
         hint = " It has a config.yaml, but nothing was logged yet: the run has not come to the end of its first step."
-    raise RunError(f"{folder} is no run folder: it has no metrics.jsonl.{hint}")
+    raise RunError(f"{folder} is not a run folder: it has no metrics.jsonl.{hint}")
 
 
 def _names(folders: Sequence[Path]) -> list[str]:

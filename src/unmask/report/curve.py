@@ -2,39 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from math import isfinite, nan
 from pathlib import Path
 from typing import Any
 
-from unmask.errors import RunError
+from unmask.metrics_file import read_metrics
 from unmask.style import draw_line, line_style, panels, save_figure, save_table, temperature_name, tidy
-
-
-def read_metrics(run: Path) -> list[dict[str, Any]]:
-    """The lines of a run's metrics.jsonl.
-
-    Raises:
-        RunError: there are none, or one that is not the last is damaged.
-    """
-    path = run / "metrics.jsonl"
-    if not path.is_file():
-        raise RunError(f"{run} is no run folder: it has no metrics.jsonl.")
-    *whole, _ = path.read_text(encoding="utf-8", errors="surrogateescape").split("\n")
-    # A process that is at work, or was killed, may have left half a line.
-    return [_line(path, number, line) for number, line in enumerate(whole, 1)]
-
-
-def _line(path: Path, number: int, text: str) -> dict[str, Any]:
-    try:
-        line = json.loads(text)
-    except ValueError:
-        line = None
-    if not isinstance(line, dict) or not isinstance(line.get("step"), int | float):
-        raise RunError(
-            f"{path}, line {number} is no line of metrics: {text[:60]!r}. Was a process killed while it wrote? Remove the line."
-        )
-    return line
 
 
 def plot_curve(run: Path, target: Path) -> Path:

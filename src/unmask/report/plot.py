@@ -14,11 +14,10 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-import yaml
-
 from unmask.errors import ConfigError, RunError, unknown_name
+from unmask.files import read_yaml
 from unmask.functional.intervals import mean_interval
-from unmask.report.curve import read_metrics
+from unmask.metrics_file import read_metrics
 from unmask.run_folder import FREE_TO_CHANGE, flat
 from unmask.style import draw_line, legend_below, line_style, panels, save_both, save_table, temperature_name, tidy
 
@@ -207,8 +206,8 @@ def _usual(read: Mapping[Path, Lines]) -> list[str]:
 def _config(run: Path) -> dict[str, Any]:
     path = run / "config.yaml"
     if not path.is_file():
-        raise RunError(f"{run} is no run folder: it has no config.yaml.")
-    return dict(yaml.safe_load(path.read_text(encoding="utf-8")))
+        raise RunError(f"{run} is not a run folder: it has no config.yaml.")
+    return read_yaml(path)
 
 
 def _settings(run: Path, across: Iterable[str]) -> dict[str, Any]:

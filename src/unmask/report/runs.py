@@ -10,8 +10,9 @@ from typing import Any
 
 import yaml
 
-from unmask.errors import RunError
-from unmask.report.curve import evaluations_of, read_metrics
+from unmask.files import read_yaml
+from unmask.metrics_file import read_metrics
+from unmask.report.curve import evaluations_of
 from unmask.report.text import visible
 
 MOST_POINTS = 2000
@@ -26,14 +27,7 @@ def read_config(run: Path) -> dict[str, Any]:
     Raises:
         RunError: there is none, or it cannot be read.
     """
-    path = run / "config.yaml"
-    try:
-        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise RunError(f"{run} is no whole run folder: config.yaml cannot be read ({type(error).__name__}).") from error
-    if not isinstance(tree, dict):
-        raise RunError(f"{run} is no whole run folder: config.yaml holds no settings.")
-    return tree
+    return read_yaml(run / "config.yaml")
 
 
 def run_facts(run: Path, name: str) -> dict[str, Any]:

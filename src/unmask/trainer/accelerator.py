@@ -12,6 +12,7 @@ import torch
 
 from unmask.errors import ConfigError, unknown_name
 from unmask.recipe import RunRecipe
+from unmask.run_folder import RunFolder
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -81,10 +82,35 @@ def make_accelerator(recipe: RunRecipe) -> Accelerator:
     return accelerator
 
 
-def start_trackers(accelerator: Accelerator, recipe: RunRecipe) -> None:
-    """Open the trackers that the recipe names, and show them the recipe."""
-    if recipe.report_to:
-        accelerator.init_trackers("unmask", config=_flat_for_trackers(recipe.model_dump(mode="json")))
+def start_trackers(accelerator: Accelerator, recipe: RunRecipe, folder: RunFolder, logged: int) -> None:
+    """Open the trackers that the recipe names, and show them the recipe.
+
+    The run's name there is the folder's, and a run that is resumed goes on as the same run, as far as a tracker can.
+
+    Args:
+        accelerator: of the run.
+        recipe: of the run.
+        folder: of the run; its id is the run's id where a tracker takes one, and run.json keeps the id that MLflow gives.
+        logged: the last step whose metrics are final; those of later steps come again.
+    """
+    if not recipe.report_to:
+        return
+    name, facts = folder.path.resolve().name, folder.facts if folder.is_main else {}
+    settings: dict[str, dict[str, Any]] = {
+        "wandb": {"name": name, "id": folder.id, "resume": "allow"},
+        # Points that an earlier process wrote after that step are hidden.
+        "tensorboard": {"purge_step": logged + 1} if logged else {},
+        "trackio": {"name": name, "resume": "allow"},
+        "mlflow": {"run_name": name, "run_id": facts.get("mlflow_run_id")},
+        "comet_ml": {"experiment_key": folder.id, "mode": "get_or_create"},
+    }
+    config = _flat_for_trackers(recipe.model_dump(mode="json"))
+    accelerator.init_trackers(
+        "unmask", config=config, init_kwargs={key: settings.get(key, {}) for key in recipe.report_to}
+    )
+    for tracker in accelerator.trackers:
+        if tracker.name == "mlflow" and folder.is_main:
+            folder.add_facts(mlflow_run_id=tracker.tracker.info.run_id)
 
 
 def finish_trackers(accelerator: Accelerator) -> None:

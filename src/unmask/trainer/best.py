@@ -7,11 +7,12 @@ the model of the best evaluation is kept in best/, beside final/; with `test` no
 
 from __future__ import annotations
 
-import json
 import statistics
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
+
+from unmask.metrics_file import FILE, read_metrics
 
 STEP, ACCURACY = "eval/best_step", "eval/best_accuracy"
 """Keys of the metrics that say which evaluation is the best so far."""
@@ -59,6 +60,6 @@ def best_of(lines: Iterable[Mapping[str, Any]]) -> Best | None:
     return best
 
 
-def best_in(metrics_path: Path) -> Best | None:
-    """`best_of` the lines of a metrics.jsonl."""
-    return best_of(map(json.loads, metrics_path.read_text().splitlines())) if metrics_path.exists() else None
+def best_in(run: Path) -> Best | None:
+    """`best_of` the lines of a run's metrics.jsonl."""
+    return best_of(read_metrics(run)) if (run / FILE).exists() else None

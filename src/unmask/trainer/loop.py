@@ -12,9 +12,12 @@ from typing import Any
 
 from unmask.errors import ConfigError, DataError, RunError, UnmaskError
 from unmask.evaluate import evaluate
+from unmask.files import read_json_object
 from unmask.functional.noise import named_generator
 from unmask.kept import Guesses, Kept
-from unmask.model_card import push, read_lines, training_card
+from unmask.metrics_file import read_metrics
+from unmask.model_card import push, training_card
+from unmask.models.from_run import locate
 from unmask.recipe import TrainRecipe, completed
 from unmask.records import Rollout, Row
 from unmask.rollout import decode
@@ -85,12 +88,16 @@ class Trainer:
         self.accelerator = make_accelerator(recipe)
         self.ranks = Ranks(self.accelerator)
         with self.ranks.agreed():
+            # Recorded as what it stands for now, so that a resumed run does not start from another checkpoint.
+            self.recipe = recipe = recipe.model_copy(update={"model": locate(recipe.model)})
             self._set_up(recipe, reward_funcs, resume)
         # From here on every process does the same, and what it does is collective.
         self.model, prepared = prepare(self.accelerator, self.denoiser, [self.policy.optimizer])
         reference = self.policy.reference
         self.learner = Learner(self.accelerator, self.model, prepared[0], reference, recipe)
-        self.state = RunState(self.accelerator, self.denoiser, self.model, prepared, self.policy.kept(recipe))
+        self.state = RunState(
+            self.accelerator, self.denoiser, self.model, prepared, self.policy.kept(recipe), self.policy.describe
+        )
         # Where the reference is another module, what it spends counts too.
         self.meter = TokenPasses(self.denoiser, *(reference.modules() if reference else []))
         self.watchdog = Watchdog(self.ranks.index, self.ranks.count, recipe.stuck_timeout, self.folder.path)
@@ -141,7 +148,7 @@ class Trainer:
         """Run to the end and return the run folder.
 
         Raises:
-            RunStoppedError: SIGINT, SIGTERM or SIGUSR1; the step was finished and saved.
+            RunStoppedError: SIGINT, SIGTERM, SIGHUP or SIGUSR1; the step was finished and saved.
             UnmaskError: anything a user can mend; the state before the failing step was saved.
         """
         try:
@@ -161,8 +168,8 @@ class Trainer:
         unlogged = self.ranks.from_main(self._unlogged() if done and folder.is_main else {})
         with self.ranks.agreed():
             folder.open_metrics(done if unlogged is None else done - 1)
-        self.best = self.ranks.from_main(best_in(folder.metrics_path) if folder.is_main else None)
-        start_trackers(self.accelerator, recipe)
+        self.best = self.ranks.from_main(best_in(folder.path) if folder.is_main else None)
+        start_trackers(self.accelerator, recipe, folder, done if unlogged is None else done - 1)
         self.room = find_room(recipe, self.policy, self.accelerator, self.rows, folder.path)
         self.learner.max_tokens = self.room.update
         if unlogged is not None and (metrics := unlogged | self._evaluation(done, unlogged)):
@@ -294,8 +301,8 @@ class Trainer:
                 with self.folder.written_aside(target) as folder:
                     self.policy.save(folder, weights)
                     if target == self.folder.final:
-                        lines = read_lines(self.folder.metrics_path)
-                        card = training_card(self.recipe, lines, self.folder.data, self.eval_rows, self.denoiser)
+                        lines, notes = read_metrics(self.folder.path), self.folder.facts.get("extended", ())
+                        card = training_card(self.recipe, lines, self.folder.data, self.eval_rows, self.denoiser, notes)
                         (folder / "README.md").write_text(card, encoding="utf-8")
 
     def _log(self, step: int, metrics: dict[str, Any]) -> None:
@@ -331,8 +338,7 @@ class Trainer:
     def _unlogged(self) -> dict[str, Any] | None:
         """Metrics of the newest checkpoint's step that are not in metrics.jsonl for want of an evaluation, if so."""
         path = self.folder.checkpoints()[-1] / UNLOGGED
-        metrics: dict[str, Any] | None = json.loads(path.read_text()) if path.exists() else None
-        return metrics
+        return read_json_object(path) if path.exists() else None
 
     def _sample(self, rollout: Rollout) -> Rollout:
         """The groups of a rollout that are kept."""

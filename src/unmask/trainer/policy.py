@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from unmask.errors import ConfigError
-from unmask.models import Denoiser, load_model
-from unmask.models.adapters import Adapters, fingerprint, save_adapted
+from unmask.models import Denoiser, from_run, load_model
+from unmask.models.adapters import Adapters, save_adapted
 from unmask.recipe import RunRecipe, TrainRecipe
 from unmask.trainer.reference import FrozenCopy, Reference, SecondAdapter, WithoutAdapters
 
@@ -47,6 +47,10 @@ class Policy:
         """
         moving = self.reference.tensors() if self.reference and recipe.sync_ref_model else {}
         return moving | self.mark
+
+    def describe(self, folder: Path) -> None:
+        """Write into a checkpoint what a model can be read from it with; see `from_run.describe`."""
+        from_run.describe(folder, self.denoiser, self.tokenizer, self.adapters)
 
     def save(self, folder: Path, weights: Mapping[str, Tensor] | None = None) -> None:
         """Write a plain transformers checkpoint, with the adapter in a folder of its own; see `save_adapted`."""
@@ -106,7 +110,7 @@ def equip(recipe: RunRecipe, denoiser: Denoiser, base: str | None) -> Adapters |
 
 def base_mark(denoiser: Denoiser, adapters: Adapters | None) -> dict[str, Tensor]:
     """A tensor whose name tells the model under the adapters; a checkpoint with another name is refused."""
-    return {f"base model {fingerprint(denoiser)}": torch.zeros(1)} if adapters else {}
+    return {from_run.base_mark(denoiser): torch.zeros(1)} if adapters else {}
 
 
 def trainable(denoiser: Denoiser) -> list[torch.nn.Parameter]:

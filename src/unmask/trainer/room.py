@@ -18,10 +18,10 @@ from typing import TYPE_CHECKING
 import torch
 
 from unmask.errors import ConfigError
+from unmask.files import write_atomically
 from unmask.recipe import TrainRecipe
 from unmask.records import Rollout, Row, Trajectory, Views
 from unmask.rollout import encode_batch, generate
-from unmask.run_folder import write_atomically
 from unmask.samplers import Scoring, score_views
 from unmask.trainer.learn import positions_at_once
 from unmask.trainer.peak import free_bytes, peak_bytes

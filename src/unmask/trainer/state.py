@@ -14,9 +14,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from unmask.checkpoints import check_room
+from unmask.checkpoints import check_room, damage_explained, step_of
 from unmask.errors import RunError
-from unmask.run_folder import RunFolder, damage_explained, step_of
+from unmask.models.state_files import BUFFER, EXTRA, STATE, WEIGHT, StateFiles
+from unmask.run_folder import RunFolder
 from unmask.trainer.engine import is_sharded
 from unmask.trainer.ranks import Ranks
 from unmask.trainer.shards import Holder, holder_of
@@ -26,8 +27,6 @@ if TYPE_CHECKING:
 
 SHARD_BYTES = 2 * 2**30
 """Of a file, unless one tensor alone is larger."""
-WEIGHT, STATE, BUFFER, EXTRA = "weight:", "optimizer:", "buffer:", "extra:"
-"""Before the names of tensors; a state's name ends in the optimizer's own name for it."""
 
 
 class RunState:
@@ -42,6 +41,7 @@ class RunState:
         model: the policy as it was prepared.
         optimizers: as they were prepared.
         extra: tensors besides, by name, that every process holds whole; read back in place.
+        describe: writes into a checkpoint what `load_model` needs to read a model from it; default nothing.
     """
 
     def __init__(
@@ -51,7 +51,9 @@ class RunState:
         model: nn.Module,
         optimizers: list[Any],
         extra: Mapping[str, Tensor] | None = None,
+        describe: Callable[[Path], None] = lambda _: None,
     ) -> None:
+        self.describe = describe
         self.accelerator, self.module, self.extra = accelerator, module, dict(extra or {})
         self.ranks = Ranks(accelerator)
         self.holder: Holder = holder_of(accelerator, model, optimizers)
@@ -73,9 +75,10 @@ class RunState:
 
         def write(target: Path) -> None:
             self.write(target, folder.working)
-            for name, text in (notes or {}).items():
-                if folder.is_main:
-                    (target / name).write_text(text)
+            if folder.is_main:
+                self.describe(target)
+                for name, text in (notes or {}).items():
+                    (target / name).write_text(text, encoding="utf-8")
 
         self._check_room(folder)
         with self.ranks.agreed():
@@ -144,7 +147,7 @@ class RunState:
             RunError: it is of another model.
         """
         with self.ranks.agreed():
-            files = _Files(folder) if self.ranks.index == 0 else None
+            files = StateFiles(folder) if self.ranks.index == 0 else None
         names = self.ranks.from_main(files.names() if files else {})
         mine, plain = dict(self._parameters()), dict(self._plain())
         wanted = {WEIGHT + name for name in mine} | plain.keys()
@@ -216,29 +219,6 @@ class RunState:
         value = value.to(device)
         if self.ranks.count > 1:
             torch.distributed.broadcast(value, 0)
-        return value
-
-
-class _Files:
-    """The tensors of a folder, by name."""
-
-    def __init__(self, folder: Path) -> None:
-        from safetensors import safe_open
-
-        self._file: dict[str, Any] = {}
-        for path in sorted(folder.glob("state-*.safetensors")):
-            file = safe_open(path, framework="pt")
-            self._file |= dict.fromkeys(file.keys(), file)  # type: ignore[no-untyped-call]
-        if not self._file:
-            raise RunError("it holds no state-*.safetensors.")
-
-    def names(self) -> dict[str, tuple[torch.dtype, list[int]]]:
-        """Precision and shape of each."""
-        return {name: (self.read(name).dtype, file.get_slice(name).get_shape()) for name, file in self._file.items()}
-
-    def read(self, name: str) -> Tensor:
-        """One of them."""
-        value: Tensor = self._file[name].get_tensor(name)
         return value
 
 

@@ -1,7 +1,8 @@
-"""SIGINT, SIGTERM and SIGUSR1: finish the step, save, and say how to go on."""
+"""Signals that end a run in good order: finish the step, save, and say how to go on."""
 
 from __future__ import annotations
 
+import os
 import signal
 import threading
 from pathlib import Path
@@ -26,22 +27,30 @@ class RunStoppedError(RunError):
         self.exit_code = 128 + signal_number
 
 
-class StopSignals:
-    """While open, a SIGINT, SIGTERM or SIGUSR1 is noted, and a second one of its kind ends the process at once.
+STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
+"""Signals that stop a run. A terminal that is closed sends SIGHUP; schedulers send SIGUSR1 some time before the end of a job,
+where they are asked to."""
 
-    Schedulers send SIGUSR1 some time before the end of a job, where they are asked to.
+
+class StopSignals:
+    """While it is open, a signal of `STOPPING` is noted, and a second one of its kind ends the process at once.
+
+    A SIGHUP that is ignored stays ignored, as nohup wants it.
     """
 
     def __init__(self) -> None:
         self.asked = 0
         """Number of the signal that came; 0 before."""
         self._previous: dict[int, Any] = {}
+        self._terminals: list[int] = []
 
     def __enter__(self) -> StopSignals:
         # Handlers can only be set by the main thread; elsewhere the caller owns the signals.
         if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
-                self._previous[number] = signal.signal(number, self._ask)
+            self._terminals = [number for number in (0, 1, 2) if os.isatty(number)]
+            for number in STOPPING:
+                if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:
+                    self._previous[number] = signal.signal(number, self._ask)
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -51,3 +60,12 @@ class StopSignals:
     def _ask(self, number: int, _frame: FrameType | None) -> None:
         self.asked = number
         signal.signal(number, self._previous[number])
+        if number == signal.SIGHUP:
+            self._leave_terminal()
+
+    def _leave_terminal(self) -> None:
+        """Write to nowhere instead of to a terminal that is gone, which would raise before the step is saved."""
+        nowhere = os.open(os.devnull, os.O_RDWR)
+        for number in self._terminals:
+            os.dup2(nowhere, number)
+        os.close(nowhere)

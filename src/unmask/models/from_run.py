@@ -1,0 +1,166 @@
+"""Models out of run folders: a finished run, its best evaluation, or any checkpoint, whether the run has ended or not."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+from collections.abc import Callable
+from pathlib import Path
+from shlex import quote
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from unmask.checkpoints import checkpoints_in, fault_of, is_checkpoint
+from unmask.errors import ModelError
+from unmask.files import read_json_object
+from unmask.models.state_files import BUFFER, EXTRA, WEIGHT, StateFiles
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+    from unmask.models.adapters import Adapters
+    from unmask.models.denoiser import Denoiser
+
+ADAPTER_CONFIG = "adapter_config.json"
+"""peft's name for what describes an adapter."""
+BASE_FACTS = "base.json"
+"""How the model under an adapter was loaded: its precision, and whether it was quantized."""
+_BACKBONE = "backbone."
+"""Before the names of a denoiser's weights that are its backbone's."""
+_MARK = "base model "
+"""Before the fingerprint of the model under an adapter."""
+
+Load = Callable[..., "tuple[Denoiser, PreTrainedTokenizerBase]"]
+
+logger = logging.getLogger("unmask")
+
+
+def locate(source: str | os.PathLike[str]) -> str:
+    """Find the folder of the model that a source stands for.
+
+    A run folder stands for its final/, or, where the run has not ended, for its newest checkpoint, which a warning says.
+    Everything else stands for itself: a model's folder, RUN/best, RUN/final, RUN/checkpoints/step-N, a name on the hub.
+
+    Raises:
+        ModelError: a run folder without any model, or a folder of checkpoints.
+    """
+    folder = Path(source)
+    try:
+        is_folder = folder.is_dir()
+    except OSError as error:
+        raise ModelError(f"{source} cannot be read ({error.strerror}). Set model to a folder or a hub id.") from error
+    if not is_folder or (folder / "config.json").exists() or is_checkpoint(folder):
+        return str(source)
+    if folder.resolve().name == "checkpoints" and checkpoints_in(folder.parent):
+        found = ", ".join(path.name for path in checkpoints_in(folder.parent)[-3:])
+        raise ModelError(f"{source} holds several checkpoints of a run. Name one of them: {found}.")
+    if not (folder / "run.lock").exists() and not (folder / "checkpoints").exists():
+        # The folder of a run's final/ alone may have travelled here.
+        return str(folder / "final") if (folder / "final" / "config.json").is_file() else str(source)
+    if (folder / "final" / "config.json").is_file():
+        return str(folder / "final")
+    checkpoints = checkpoints_in(folder)
+    if not checkpoints:
+        raise ModelError(
+            f"{source} is a run that has not ended, and has no checkpoint yet. Go on with it (--resume), or give "
+            "another folder."
+        )
+    logger.warning(f"{source} has not ended: its newest checkpoint, {checkpoints[-1]}, is taken.")
+    return str(checkpoints[-1])
+
+
+def describe(folder: Path, denoiser: Denoiser, tokenizer: PreTrainedTokenizerBase, adapters: Adapters | None) -> None:
+    """Write into a checkpoint what `load_checkpoint` needs besides the weights: the adapter's or the model's config.
+
+    Adapters lie over a base model, which brings its own config and tokenizer.
+    """
+    backbone = denoiser.backbone
+    if adapters is not None:
+        adapters.save_config(folder)
+        is_quantized = bool(getattr(backbone, "is_quantized", False))
+        facts = {"dtype": str(backbone.dtype).removeprefix("torch."), "is_quantized": is_quantized}
+        (folder / BASE_FACTS).write_text(json.dumps(facts) + "\n")
+        return
+    config = type(backbone.config).from_dict(backbone.config.to_dict())
+    # FSDP renames the classes of what it shares out.
+    config.architectures = [type(backbone).__name__.removeprefix("FSDP")]
+    config.dtype = backbone.dtype
+    config.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+
+
+def load_checkpoint(
+    folder: Path, load: Load, dtype: str = "auto", base: str | None = None
+) -> tuple[Denoiser, PreTrainedTokenizerBase]:
+    """Load the model of a checkpoint, with adapters merged in, as RUN/final would hold it had the run ended there.
+
+    Args:
+        folder: the checkpoint.
+        load: reads a model folder, with the weights to use instead of the folder's.
+        dtype: of the weights; see `load_model`.
+        base: the model under the adapter, instead of the one that the run named.
+
+    Raises:
+        ModelError: the checkpoint is damaged, or lies over a base model that is gone or has changed.
+    """
+    if (fault := fault_of(folder)) is not None:
+        raise ModelError(f"the checkpoint {folder} cannot be used: {fault}. Take another one of its run.")
+    try:
+        files = StateFiles(folder)
+        weights = {
+            name.removeprefix(_BACKBONE): files.read(kind + name)
+            for kind in (WEIGHT, BUFFER)
+            for name in files.of_kind(kind)
+        }
+    except Exception as error:  # whatever a damaged file makes safetensors raise
+        raise ModelError(f"the checkpoint {folder} cannot be read: {error}. Take another one of its run.") from error
+    if not (folder / ADAPTER_CONFIG).is_file():
+        return load(folder, dtype, weights=weights)
+    return _merged(folder, weights, files.of_kind(EXTRA), dtype, base)
+
+
+def base_of(folder: Path) -> str | None:
+    """The model under the adapter of a checkpoint, as the run named it; None if all weights are the checkpoint's own."""
+    if not (folder / ADAPTER_CONFIG).is_file():
+        return None
+    base = read_json_object(folder / ADAPTER_CONFIG, ModelError).get("base_model_name_or_path")
+    if not isinstance(base, str) or not base:
+        raise ModelError(f"the checkpoint {folder} does not say which model its adapter was trained on.")
+    return base
+
+
+def base_mark(denoiser: Denoiser) -> str:
+    """The name under which a checkpoint remembers the model that its adapter was trained on."""
+    from unmask.models.adapters import fingerprint
+
+    return f"{_MARK}{fingerprint(denoiser)}"
+
+
+def _merged(
+    folder: Path, weights: dict[str, Tensor], marks: list[str], dtype: str, base: str | None
+) -> tuple[Denoiser, PreTrainedTokenizerBase]:
+    """The base model of a checkpoint with the adapter added in."""
+    from unmask.models.adapters import Adapters
+    from unmask.models.loading import load_model
+
+    facts = read_json_object(folder / BASE_FACTS, ModelError)
+    under, is_quantized = base or base_of(folder), bool(facts.get("is_quantized"))
+    assert under is not None
+    try:
+        denoiser, tokenizer = load_model(under, "auto" if is_quantized or base else str(facts.get("dtype", "auto")))
+    except ModelError as error:
+        error.add_note(f"{under} is the model that the adapter in {folder} was trained on.")
+        raise
+    adapters = Adapters.restore(denoiser, folder, weights)
+    trained_on = [mark for mark in marks if mark.startswith(_MARK)]
+    # Quantized weights are not those of the file.
+    if trained_on and not base and not is_quantized and base_mark(denoiser) not in trained_on:
+        raise ModelError(
+            f"{under} is no longer the model that the adapter in {folder} was trained on: its weights differ. Put that model "
+            f"back; unmask merge {quote(str(folder))} FOLDER --base {quote(under)} merges into it all the same."
+        )
+    adapters.merge_in_place()
+    return (denoiser if dtype == "auto" else denoiser.to(getattr(torch, dtype))), tokenizer
