@@ -21,7 +21,7 @@ from unmask.tasks.gsm8k import GSM8K
 from unmask.tasks.hendrycks_math import Math
 from unmask.tasks.maths import MathsTask
 from unmask.tasks.numerals import read_number
-from unmask.tasks.source import READERS
+from unmask.tasks.readers import READERS
 
 RESULTS = Path(__file__).parent / "results" / "grading.md"
 

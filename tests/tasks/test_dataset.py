@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import csv
 import json
+import pickle
 import random
 import re
 from collections.abc import Callable
@@ -15,6 +17,7 @@ import pytest
 from unmask.errors import DataError
 from unmask.tasks import TASKS, Dataset
 from unmask.tasks.base import stable_hash
+from unmask.tasks.dataset import answer_of
 
 ROWS = [{"prompt": f"{i}+{i}=", "answer": str(2 * i), "level": i % 3} for i in range(100)]
 
@@ -156,47 +159,197 @@ def test_without_answers_nothing_is_solved_and_no_reward_is_brought(write: Write
         task.demonstration(row, random.Random(0), sloppy=False)
 
 
-# --- what is wrong with a file ---
+# --- rows that cannot be used ---
 
 
 def test_a_missing_column_is_named_with_those_that_are_there(write: Write) -> None:
     path = write([{"question": "1", "answer": "2"}] * 5)
     assert refusal(Dataset(path=path)) == (
-        f'row 1 of {path} has no text or messages in the column "prompt". Its columns: question, answer. '
+        f'none of the 5 rows of {path} can be used. line 1 has no column "prompt". Its columns: question, answer. '
         "Set task.prompt_column to one of them (on the command line --option prompt_column=NAME)."
     )
 
 
-def test_the_one_row_that_lacks_its_prompt_is_named(write: Write) -> None:
-    path = write([*ROWS[:3], {"answer": "2"}, *ROWS[4:]])
-    assert refusal(Dataset(path=path)).startswith(f'row 4 of {path} has no text or messages in the column "prompt".')
-    path = write([{"prompt": 5}])
-    assert refusal(Dataset(path=path)).startswith(f'row 1 of {path} has no text or messages in the column "prompt".')
+CONTENTS = [
+    (None, "the prompt is missing"),
+    (7, "the prompt is neither text nor a list of chat messages, but '7' (int)"),
+    ("", "the prompt is empty"),
+    (" \n", "the prompt is empty"),
+    ("a\0b", "the prompt holds a NUL character"),
+    ([], "the prompt is an empty list of chat messages"),
+    (["hello"], 'message 1 of the prompt is \'hello\' (str), not an object with "role" and "content"'),
+    ([{"content": "x"}], 'message 1 of the prompt has no "role", such as "user"'),
+    ([{"role": "user"}], 'message 1 of the prompt has no text under "content"'),
+    ([{"role": "user", "content": ""}], "message 1 of the prompt is empty"),
+    (
+        [{"role": "system", "content": "s"}, {"role": "user", "content": [{"type": "text", "text": "x"}]}],
+        "message 2 of the prompt has its content in parts; models here read text alone, so join its texts to one",
+    ),
+    (
+        json.dumps([{"role": "user", "content": "x"}]),
+        "the prompt is a list of chat messages written as text; use .jsonl or .parquet, which can hold lists",
+    ),
+    ("half \ud83d", 'the column "prompt" holds half a surrogate pair'),
+]
+
+
+@pytest.mark.parametrize(("prompt", "fault"), CONTENTS, ids=str)
+def test_a_row_that_cannot_be_used_is_named_by_its_line(write: Write, prompt: Any, fault: str) -> None:
+    path = write([*ROWS[:3], {"prompt": prompt, "answer": "2"}, *ROWS[3:]])
+    message = refusal(Dataset(path=path))
+    assert message.startswith(f"1 of 101 rows of {path} cannot be used:\n  line 4: {fault}")
+    assert "task.unusable_rows=drop" in message
+
+
+def test_several_rows_are_named_at_once_and_the_rest_counted(write: Write) -> None:
+    path = write([*ROWS, *({"prompt": prompt, "answer": "2"} for prompt, _ in CONTENTS)])
+    lines = refusal(Dataset(path=path)).splitlines()
+    assert lines[0] == f"{len(CONTENTS)} of {100 + len(CONTENTS)} rows of {path} cannot be used:"
+    assert [line.split(":")[0] for line in lines[1:6]] == [f"  line {n}" for n in range(101, 106)]
+    assert lines[6] == f"  and {len(CONTENTS) - 5} more"
+
+
+def test_rows_that_are_dropped_leave_the_others_as_if_they_had_never_been_there(write: Write) -> None:
+    bad = [{"prompt": prompt, "answer": "2"} for prompt, _ in CONTENTS]
+    mixed = Dataset(path=write([*ROWS[:50], *bad, *ROWS[50:]], "mixed.jsonl"), unusable_rows="drop")
+    clean = Dataset(path=write(ROWS, "clean.jsonl"))
+    for split in ("train", "validation", "test"):
+        assert mixed.rows(split, 1000, seed=3) == clean.rows(split, 1000, seed=3)  # type: ignore[arg-type]
+        rows, left_out = mixed.candidates(split, 1000).take()  # type: ignore[arg-type]
+        assert len(left_out) == len(bad)
+    facts = mixed.provenance()["train"]
+    assert (facts["num_rows"], facts["num_unusable"]) == (100 + len(bad), len(bad))
+
+
+def test_dropping_every_row_is_refused_with_the_reason(write: Write) -> None:
+    path = write([{"prompt": "", "answer": "1"}] * 3)
+    message = refusal(Dataset(path=path, unusable_rows="drop"))
+    assert message == f"none of the 3 rows of {path} can be used. line 1: the prompt is empty."
+
+
+def test_a_prompt_that_a_models_rows_find_too_long_is_named_or_dropped(write: Write) -> None:
+    def too_long(rows: Any) -> list[str | None]:
+        return ["the prompt is too long" if len(row["prompt"]) > 20 else None for row in rows]
+
+    rows = [*ROWS[:5], {"prompt": "y" * 21, "answer": "1"}, *ROWS[5:]]
+    options = {"path": write(rows, "long.jsonl"), "test_path": write(ROWS[:5], "test.jsonl")}
+    with pytest.raises(
+        DataError, match=r"^1 of \d+ rows of .*long.jsonl cannot be used:\n  line 6: the prompt is too long"
+    ):
+        Dataset(**options).candidates("train", 1000).take(too_long)
+    kept, left_out = Dataset(**options, unusable_rows="drop").candidates("train", 10, seed=2).take(too_long)
+    clean = Dataset(path=write(ROWS, "clean.jsonl"), test_path=options["test_path"])
+    assert kept == clean.rows("train", 10, seed=2)
+    assert left_out == ("line 6: the prompt is too long",)
+
+
+def test_rows_that_a_run_would_not_use_are_not_checked_unless_they_are_dropped(write: Write) -> None:
+    seen: list[int] = []
+
+    def count(rows: Any) -> list[str | None]:
+        seen.append(len(rows))
+        return [None] * len(rows)
+
+    options = {"path": write(ROWS), "test_path": write(ROWS[:5], "test.jsonl")}
+    Dataset(**options).candidates("train", 10).take(count)
+    Dataset(**options, unusable_rows="drop").candidates("train", 10).take(count)
+    assert seen[0] == 10
+    assert seen[1] > 80
+
+
+# --- types ---
+
+ANSWERS = [42, 0.5, True, "x", -3]
+
+
+@pytest.mark.parametrize("name", ["rows.jsonl", "rows.csv", "rows.tsv", "rows.json", "rows.parquet", "memory"])
+def test_an_answer_is_the_same_text_from_every_kind_of_file(tmp_path: Path, name: str) -> None:
+    for answer in ANSWERS:
+        rows = [{"prompt": f"{i}?", "answer": answer, "solution": answer} for i in range(30)]
+        path: Any = tmp_path / name
+        if name == "memory":
+            path = rows
+        elif name == "rows.parquet":
+            pyarrow = pytest.importorskip("pyarrow")
+            from pyarrow import parquet
+
+            parquet.write_table(pyarrow.Table.from_pylist(rows), path)
+        elif name in ("rows.csv", "rows.tsv"):
+            with path.open("w", newline="") as file:
+                writer = csv.DictWriter(file, list(rows[0]), delimiter="\t" if name == "rows.tsv" else ",")
+                writer.writeheader()
+                writer.writerows(rows)
+        else:
+            path.write_text(json.dumps(rows) if name == "rows.json" else "".join(json.dumps(r) + "\n" for r in rows))
+        for column in ("answer", "solution"):
+            row = Dataset(path=path, answer_column=column).rows("train", 1)[0]
+            assert (row["answer"], row[column]) == (str(answer), str(answer))
+            assert isinstance(row["answer"], str)
+
+
+def test_comparing_an_answer_with_a_number_is_refused_and_with_text_is_not() -> None:
+    answer = answer_of(42)
+    assert answer == "42"
+    assert answer != "43"
+    assert answer != None  # noqa: E711
+    assert {answer: 1}["42"] == 1
+    assert float(answer) == 42
+    for compare in (lambda: answer == 42, lambda: answer != 42.0, lambda: answer in [42]):
+        with pytest.raises(TypeError, match="the answer '42' is text and never equals the number 42"):
+            compare()
+    assert pickle.loads(pickle.dumps(answer)) == "42"
+    assert type(copy.deepcopy([answer])[0]) is type(answer)
+
+
+def test_numbers_in_other_columns_keep_the_types_of_the_file(write: Write) -> None:
+    row = Dataset(path=write([{"prompt": f"{i}", "answer": 1, "level": 3} for i in range(20)])).rows("train", 1)[0]
+    assert row["level"] == 3
+
+
+def test_columns_that_some_rows_lack_are_none_there(write: Write) -> None:
+    rows = [{"prompt": f"{i}"} | ({"answer": i} if i % 2 else {"level": 1}) for i in range(40)]
+    found = Dataset(path=write(rows)).rows("train", 40)
+    assert all(set(row) == {"prompt", "answer", "level"} for row in found)
+    assert {row["answer"] is None for row in found} == {True, False}
+
+
+@pytest.mark.parametrize(
+    ("answer", "fault"),
+    [
+        (None, 'the column "answer" is empty'),
+        (" ", 'the column "answer" is empty'),
+        (float("nan"), 'the column "answer" is empty'),
+        (["4", "four"], 'the column "answer" holds a list, and no completion equals that'),
+        ({"value": 4}, 'the column "answer" holds an object, and no completion equals that'),
+        ("4", None),
+        (0, None),
+    ],
+)
+def test_an_answer_that_no_completion_can_equal_is_a_fault(write: Write, answer: Any, fault: str | None) -> None:
+    task = Dataset(path=write([{"prompt": str(i), "answer": answer} for i in range(20)]))
+    found = task.fault_of_answer(task.rows("train", 1)[0])
+    assert found is None if fault is None else str(found).startswith(fault)
+
+
+# --- what is wrong with a file ---
 
 
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
         ("none.jsonl", None, "there is no file {}."),
-        ("rows.json", "[]", "{} must be a .jsonl, .csv, .parquet file."),
+        ("rows.xlsx", "[]", "{} cannot be read: its name must end in .jsonl"),
         ("rows.jsonl", "", "{} holds no rows."),
         ("rows.csv", "prompt,answer\n", "{} holds no rows."),
-        ("rows.jsonl", '{"prompt": "1"}\n{"prompt": ', "line 2 of {} is no JSON: Expecting value"),
-        (
-            "rows.jsonl",
-            '{"prompt": "1"}\n[1, 2]\n',
-            "row 2 of {} is '[1, 2]'; each line must be an object with columns.",
-        ),
-        ("rows.csv", "prompt,answer\n1,2,3\n", "row 1 of {} has more fields than the header. Quote those that hold a"),
-        ("rows.jsonl", b'{"prompt": "\xff"}', "{} is not in UTF-8 ('utf-8' codec can't decode byte 0xff"),
+        ("rows.jsonl", '{"prompt": "1"}\n{"prompt": ', "{}: 1 of 2 lines are not JSON: line 2: Expecting value"),
     ],
 )
 def test_a_file_that_cannot_be_used_is_named_with_the_reason(
-    tmp_path: Path, name: str, content: str | bytes | None, message: str
+    tmp_path: Path, name: str, content: str | None, message: str
 ) -> None:
     path = tmp_path / name
     if content is not None:
-        path.write_bytes(content if isinstance(content, bytes) else content.encode())
+        path.write_text(content)
     assert re.match(re.escape(message.format(path)), refusal(Dataset(path=str(path))))
 
 

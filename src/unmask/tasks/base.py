@@ -10,12 +10,14 @@ import hashlib
 import random
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, get_args
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self, get_args
 
 from unmask.config import Config
 from unmask.errors import DataError, unknown_name
 from unmask.reward import Score, reports
 from unmask.tasks.answers import answer_in, before_end
+from unmask.tasks.candidates import Candidates
 
 if TYPE_CHECKING:
     from unmask.records import Row
@@ -92,6 +94,16 @@ class Task(Config, ABC):
             raise DataError(f"num_rows = {num_rows} is negative. Ask for 0 rows or more.")
         return [self.row(split, index, seed) for index in range(num_rows)]
 
+    def candidates(self, split: Split, num_rows: int, seed: int = 0) -> Candidates:
+        """The rows of `rows` with names for messages, for a caller that has to find out which of them a model can use."""
+        rows = self.rows(split, num_rows, seed)
+        places = [f"row {number}" for number in range(1, len(rows) + 1)]
+        return Candidates(rows, places, f'the split {split} of task "{self.type}"', num_rows, drop=None)
+
+    def fault_of_answer(self, row: Row) -> str | None:
+        """Why no completion of a row could earn the task's own rewards, as a clause; None where one could."""
+        return None
+
     def rewards(self) -> dict[str, RewardFunc]:
         """The task's reward functions by name."""
         return {self.type: self._reward}
@@ -99,6 +111,13 @@ class Task(Config, ABC):
     def provenance(self) -> dict[str, Any]:
         """Where rows that are read come from, as the run folder keeps it in data.json; nothing for a task that makes its own."""
         return {}
+
+    def kept_in(self, folder: Path) -> Self:
+        """The task as a run keeps it: rows given in Python are read from files in the run folder, which `write_rows` makes."""
+        return self
+
+    def write_rows(self, folder: Path) -> None:
+        """Write the files that `kept_in` named, unless they are there."""
 
     def grade(self, answers: Sequence[str], rows: Sequence[Row]) -> list[float]:
         """`score` of many answers, for a task that can do them together."""

@@ -1,46 +1,111 @@
-"""Rows of one's own: a file or hub data set with a `prompt` column, scored by the recipe's reward functions or its answers."""
+"""Rows of your own from a file, the hub or Python, with a `prompt` column, scored by reward functions or by their answers."""
 
 from __future__ import annotations
 
+import math
 import random
-from typing import TYPE_CHECKING, ClassVar, Literal
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+from pydantic import model_validator
 
 from unmask.errors import DataError
 from unmask.tasks.base import RewardFunc
+from unmask.tasks.memory import shown
+from unmask.tasks.source import Source, Table
 from unmask.tasks.sourced import SourcedTask
 
 if TYPE_CHECKING:
     from unmask.records import Row
 
 
+class AnswerText(str):
+    """The text of an answer column. It refuses to be compared with a number, to which no text is ever equal.
+
+    Whatever the file, an answer reaches reward functions as text: 42 in a parquet file as "42", as it is in a CSV file. A reward
+    that compares it with `int(completion)` would silently be 0 everywhere.
+
+    Example:
+        >>> AnswerText("42") == "42", AnswerText("42") == None
+        (True, False)
+        >>> AnswerText("42") == 42
+        Traceback (most recent call last):
+        TypeError: the answer '42' is text and never equals the number 42: compare with float(answer), or compare texts.
+    """
+
+    __slots__ = ()
+
+    def __eq__(self, other: object) -> bool:
+        if isinstance(other, int | float) and not isinstance(other, bool):
+            raise TypeError(
+                f"the answer {str(self)!r} is text and never equals the number {other}: compare with float(answer), "
+                "or compare texts."
+            )
+        return str.__eq__(self, other)
+
+    def __ne__(self, other: object) -> bool:
+        return not self == other
+
+    __hash__ = str.__hash__
+
+
+def answer_of(value: Any) -> Any:
+    """The value of an answer column as rewards get it: numbers and the like as text, lists and objects as they are; NaN is None.
+
+    Example:
+        >>> [answer_of(value) for value in (42, 0.5, True, "x", None, float("nan"), [1, 2])]
+        ['42', '0.5', 'True', 'x', None, None, [1, 2]]
+    """
+    if value is None or (isinstance(value, float) and math.isnan(value)):
+        return None
+    return value if isinstance(value, list | dict) else AnswerText(value)
+
+
 class Dataset(SourcedTask):
     """Rows of a file or of the hub, with reward functions of your own, or 1 for the right answer. Splits share no prompt."""
 
     type: Literal["dataset"] = "dataset"
-    path: str
-    """A .jsonl, .csv or .parquet file, or a data set of the hub as owner/name or owner/name:config, whose split is "train".
+    path: Source
+    """A .jsonl, .json, .csv, .tsv or .parquet file, or a data set of the hub as owner/name or owner/name:config, whose split is
+    "train". In Python also a list of dicts, a `datasets.Dataset` or `DatasetDict`, or a data frame.
     Without `test_path`, a stable hash of the prompt sends a tenth to validation and a fifth to test."""
-    test_path: str | None = None
+    test_path: Source | None = None
     """The same for the test split (of the hub: "test"); then a tenth of `path` is for validation and the rest for training, but
     for rows whose prompt is in the test split."""
     prompt_column: str = "prompt"
     """Its text, or chat messages, is the prompt."""
     answer_column: str = "answer"
-    """If there, a row counts as solved when its answer, stripped, equals it; also the demonstration to pretrain on."""
+    """If there, a row counts as solved when its answer, stripped, equals it; also the demonstration to pretrain on. Reward
+    functions get it as text, whatever its type in the file."""
 
     reward_columns: ClassVar[tuple[str, ...]] = ("answer",)
     carves_test: ClassVar[bool] = True
+
+    @model_validator(mode="before")
+    @classmethod
+    def _split_of_dict(cls, options: Any) -> Any:
+        """Take the splits "train" and "test" of a `DatasetDict`."""
+        path = options.get("path") if isinstance(options, Mapping) else None
+        if not isinstance(path, Mapping) or not any(hasattr(split, "column_names") for split in path.values()):
+            return options
+        if "train" not in path:
+            raise DataError(
+                f'the {type(path).__name__} has no split "train"; it has {", ".join(map(str, path))}. Give one of them, as in '
+                f'path=data["{next(iter(path))}"].'
+            )
+        test = {"test_path": path["test"]} if "test" in path and options.get("test_path") is None else {}
+        return {**options, "path": path["train"], **test}
 
     def sources(self) -> tuple[str, str | None]:
         return self.path, self.test_path
 
     def build(self, raw: Row, place: str) -> Row:
         """The row with the names that the engine knows beside its own, which reward functions may ask for."""
-        if not isinstance(raw.get(self.prompt_column), str | list):
+        if self.prompt_column not in raw:
             raise DataError(
-                f'{place} has no text or messages in the column "{self.prompt_column}". '
-                f"Its columns: {', '.join(raw)}. Set task.prompt_column to one of them "
-                "(on the command line --option prompt_column=NAME)."
+                f'{place} has no column "{self.prompt_column}". Its columns: {", ".join(raw)}. Set task.prompt_column to one of '
+                "them (on the command line --option prompt_column=NAME)."
             )
         if self.answer_column not in raw and self.answer_column != "answer":
             # A name that was given is meant; a column that happens to be called answer is not what it means.
@@ -48,28 +113,45 @@ class Dataset(SourcedTask):
                 f'{place} has no column "{self.answer_column}". Its columns: {", ".join(raw)}. '
                 "Set task.answer_column to one of them, or leave it out."
             )
-        answer = {"answer": raw[self.answer_column]} if self.answer_column in raw else {}
-        return raw | {"prompt": raw[self.prompt_column]} | answer
+        if self.answer_column in raw:
+            answer = answer_of(raw[self.answer_column])
+            raw = raw | {self.answer_column: answer, "answer": answer}
+        return raw | {"prompt": raw[self.prompt_column]}
 
     @property
     def completion_length(self) -> int:
         """Characters of the longest answer, and one for EOS."""
-        return 1 + max(len(str(row.get("answer", ""))) for row in self._all())
+        return 1 + max(len(_text(row)) for row in self._all())
 
     @property
     def alphabet(self) -> str:
         """Every character of prompts and answers."""
-        return "".join(sorted({c for row in self._all() for c in f"{row['prompt']}{row.get('answer', '')}"}))
+        return "".join(sorted({c for row in self._all() for c in f"{row['prompt']}{_text(row)}"}))
 
     def rewards(self) -> dict[str, RewardFunc]:
         """1 for the right answer; where there is no answer column, none: then the recipe names some under `reward_funcs`."""
         return super().rewards() if "answer" in self._all()[0] else {}
 
+    def fault_of_answer(self, row: Row) -> str | None:
+        """No completion is right where the answer is missing, empty, or no text."""
+        answer = row.get("answer")
+        if isinstance(answer, list | dict):
+            kind = "a list" if isinstance(answer, list) else "an object"
+            return (
+                f'the column "{self.answer_column}" holds {kind}, and no completion equals that; '
+                "name functions under reward_funcs that read it, or set task.answer_column to a column of texts"
+            )
+        if not _text(row).strip():
+            return f'the column "{self.answer_column}" is empty, so no completion is right'
+        return None
+
     def demonstration(self, row: Row, rng: random.Random, sloppy: bool) -> str:
         """The answer; there is no sloppy one."""
         if "answer" not in row:
-            raise DataError(f'{self.path} has no column "{self.answer_column}" to learn from. Set task.answer_column.')
-        return str(row["answer"])
+            raise DataError(
+                f'{shown(self.path)} has no column "{self.answer_column}" to learn from. Set task.answer_column.'
+            )
+        return _text(row)
 
     def score(self, answer: str, row: Row) -> float:
         """1 for a solved row."""
@@ -79,3 +161,17 @@ class Dataset(SourcedTask):
         """Whether the answer is the answer column's text."""
         wanted = row.get("answer")
         return wanted is not None and answer.strip() == str(wanted).strip()
+
+    def _table(self, name: str) -> Table:
+        """The rows, with None where a row lacks a column that others have: reward functions get each column for all rows."""
+        table = super()._table(name)
+        columns = list(dict.fromkeys(column for row in table.rows for column in row))
+        if all(len(row) == len(columns) for row in table.rows):
+            return table
+        return replace(table, rows=[{column: row.get(column) for column in columns} for row in table.rows])
+
+
+def _text(row: Row) -> str:
+    """The answer of a row, or nothing where it has none."""
+    answer = row.get("answer")
+    return "" if answer is None else str(answer)

@@ -1,61 +1,100 @@
-"""Where rows come from: a data set of the Hugging Face hub, or a local file in the hub's own columns, with a content hash.
+"""Where rows come from: a data set of the Hugging Face hub, a local file in the hub's own columns, or rows given in Python.
 
-The hash says which rows a run saw, whatever file they came from: the same rows as parquet and as jsonl have one hash.
+A content hash says which rows a run saw, whatever file they came from: the same rows as parquet and as jsonl have one hash.
 """
 
 from __future__ import annotations
 
-import csv
 import hashlib
 import json
+import os
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
-from unmask.errors import ConfigError, DataError
+from pydantic import BeforeValidator
+
+from unmask.errors import ConfigError, DataError, reason
+from unmask.tasks.memory import PREFIX, is_in_memory, is_table, plain_rows, remember, rows_in_memory
+from unmask.tasks.readers import NAMED_ENDINGS, READERS, ending_of, read_file
 
 _HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+(?::[\w.-]+)?")
 
 
-def read_rows(source: str, split: str, revision: str | None = None) -> tuple[list[dict[str, Any]], str]:
-    """The rows of a source, and a hash of their content.
+@dataclass(frozen=True, slots=True)
+class Table:
+    """The rows of a source, with the places where they stand in it."""
+
+    rows: list[dict[str, Any]]
+    """With the source's own columns; all of them are text where it is a csv or tsv file."""
+    sha256: str
+    """`content_hash` of the rows."""
+    numbers: list[int]
+    unit: str
+
+    def place(self, index: int) -> str:
+        """How messages name a row, such as "line 7"."""
+        return f"{self.unit} {self.numbers[index]}"
+
+
+def read_table(source: str, split: str, revision: str | None = None) -> Table:
+    """The rows of a source; the dicts are the caller's own.
 
     Args:
-        source: a .parquet, .jsonl or .csv file, which is one split whole; or a data set of the hub as `owner/name` or
-            `owner/name:config`, read by the package `datasets`. A local folder is read like the hub.
+        source: a file with one of the endings of `READERS`, which is one split whole; a data set of the hub as `owner/name` or
+            `owner/name:config`, read by the package `datasets`, as is a local folder; or what `as_source` made of rows.
         split: which split of a hub data set; of a file, all is taken.
         revision: branch, tag or commit of a hub data set; default its newest. A file has none: its hash stands for it.
-
-    Returns:
-        A dict for each row, with the source's own columns (all text, where it is a csv); and `content_hash` of them.
 
     Raises:
         DataError: no such file or data set, or one that cannot be read.
         ConfigError: a package that reads it is not installed, or a revision was given for a file.
     """
-    if not is_file(source):
-        rows, digest = _hub(source, split, revision)
+    if revision is not None and is_file(source):
+        raise ConfigError(
+            f"revision = {revision}: {source} is not a data set of the hub, so it has none. Leave it out; the content hash is "
+            "kept anyway."
+        )
+    if is_in_memory(source):
+        table = _in_memory(source)
+    elif is_file(source):
+        path = Path(source).expanduser()
+        table = _file(path, _stamp(path))
     else:
-        path = Path(source)
-        if revision is not None:
-            raise ConfigError(
-                f"revision = {revision}: {source} is a local file and has none. Leave it out; the content hash is kept anyway."
-            )
-        rows, digest = _file(path, _stamp(path))
-    return [dict(row) for row in rows], digest
+        table = _hub(source, split, revision)
+    return replace(table, rows=[dict(row) for row in table.rows])
+
+
+def as_source(value: object) -> object:
+    """The name of a source: a path or a name as it is, and for rows given in Python a name under which they can be read.
+
+    Raises:
+        DataError: the value is neither.
+
+    Example:
+        >>> as_source("rows.jsonl"), as_source([{"prompt": "1+1="}])
+        ('rows.jsonl', 'memory:80aa52059d02d3a2')
+    """
+    if not is_table(value):
+        return str(value) if isinstance(value, Path) else value
+    rows = plain_rows(value)
+    return remember(PREFIX + content_hash(rows)[:16], rows)
 
 
 def is_file(source: str) -> bool:
     """Whether a source is read as a file, there or not, rather than as a data set of the hub or a folder like one.
 
     Example:
-        >>> [is_file(source) for source in ("rows.jsonl", "owner/name.parquet", "owner/name", "owner/name:config", "name")]
+        >>> [is_file(source) for source in ("rows.CSV", "owner/name.parquet", "owner/name", "owner/name:config", "name")]
         [True, True, False, False, True]
     """
-    path = Path(source)
-    return not path.is_dir() and (path.suffix in READERS or path.is_file() or not _HUB_NAME.fullmatch(source))
+    path = Path(source).expanduser()
+    # Not `Path.is_dir`, which raises for a name that is too long.
+    is_there = os.path.isfile(path)
+    return not os.path.isdir(path) and (ending_of(path) in READERS or is_there or not _HUB_NAME.fullmatch(source))
 
 
 def content_hash(rows: Iterable[dict[str, Any]]) -> str:
@@ -83,96 +122,49 @@ def content_hash(rows: Iterable[dict[str, Any]]) -> str:
 
 def _stamp(path: Path) -> tuple[int, int]:
     """What changes when the file does, so that an unchanged one is parsed once."""
-    if not path.is_file():
+    if not os.path.isfile(path):
         raise DataError(f"there is no file {path}.")
-    if path.suffix not in READERS:
-        raise DataError(f"{path} must be a {', '.join(READERS)} file.")
     status = path.stat()
     return status.st_mtime_ns, status.st_size
 
 
 @lru_cache(maxsize=8)
-def _file(path: Path, _stamp: tuple[int, int]) -> tuple[list[dict[str, Any]], str]:
-    try:
-        rows = READERS[path.suffix](path)
-    except UnicodeDecodeError as error:
-        raise DataError(f"{path} is not in UTF-8 ({error}). Save it as UTF-8.") from error
-    except (csv.Error, OSError) as error:
-        raise DataError(f"{path} cannot be read as {path.suffix[1:]}: {error}.") from error
-    return _with_hash(rows, str(path))
+def _file(path: Path, _stamp: tuple[int, int]) -> Table:
+    rows, numbers, unit = read_file(path)
+    return _table(rows, numbers, unit, str(path))
 
 
 @lru_cache(maxsize=8)
-def _hub(source: str, split: str, revision: str | None) -> tuple[list[dict[str, Any]], str]:
+def _in_memory(source: str) -> Table:
+    rows = rows_in_memory(source)
+    return _table(rows, list(range(1, len(rows) + 1)), "row", "the list")
+
+
+@lru_cache(maxsize=8)
+def _hub(source: str, split: str, revision: str | None) -> Table:
     try:
         from datasets import load_dataset
     except ImportError:
         raise ConfigError(
-            f'{source} is a data set of the hub, which needs a package more: pip install "unmask[data]". '
-            "A local .parquet, .jsonl or .csv file with its columns does as well."
+            f'{source} is a data set of the hub, which needs another package: pip install "unmask[data]". '
+            "A local file with its columns does as well."
         ) from None
     name, _, config = (source, "", "") if Path(source).is_dir() else source.partition(":")
     try:
         rows = load_dataset(name, config or None, split=split, revision=revision).to_list()
     except Exception as error:  # whatever the network, the hub's files and their readers raise
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise DataError(
-            f'{source}, split "{split}", cannot be read: {reason} There is no such file here either: '
-            "give a data set of the hub as owner/name or owner/name:config, or a .parquet, .jsonl or .csv file."
+            f'{source}, split "{split}", cannot be read: {reason(error)} There is no such file here either: give a data set of '
+            f"the hub as owner/name or owner/name:config, or a file that ends in {NAMED_ENDINGS}."
         ) from error
-    return _with_hash(rows, f'{source}, split "{split}",')
+    return _table(rows, list(range(1, len(rows) + 1)), "row", f'{source}, split "{split}",')
 
 
-def _with_hash(rows: list[Any], place: str) -> tuple[list[dict[str, Any]], str]:
+def _table(rows: list[Any], numbers: list[int], unit: str, place: str) -> Table:
     if not rows:
         raise DataError(f"{place} holds no rows.")
-    for number, row in enumerate(rows, start=1):
-        if not isinstance(row, dict):
-            raise DataError(f"row {number} of {place} is {str(row)[:40]!r}; each line must be an object with columns.")
-        if None in row:
-            raise DataError(f"row {number} of {place} has more fields than the header. Quote those that hold a comma.")
-    return rows, content_hash(rows)
+    return Table(rows, content_hash(rows), numbers, unit)
 
 
-def _read_parquet(path: Path) -> list[Any]:
-    try:
-        from pyarrow import ArrowException, parquet
-    except ImportError:
-        raise ConfigError(
-            f'{path} needs a package more: pip install "unmask[data]". A .jsonl or .csv file does not.'
-        ) from None
-    try:
-        rows: list[Any] = parquet.read_table(path).to_pylist()
-    except ArrowException as error:
-        raise DataError(f"{path} cannot be read as parquet: {error}.") from error
-    return rows
-
-
-def _read_jsonl(path: Path) -> list[Any]:
-    with path.open(encoding="utf-8-sig") as file:
-        return [_parse(line, f"line {n} of {path}") for n, line in enumerate(file, start=1) if line.strip()]
-
-
-def _read_csv(path: Path) -> list[Any]:
-    with path.open(newline="", encoding="utf-8-sig") as file:
-        rows = list(csv.DictReader(file))
-    for number, row in enumerate(rows, start=1):
-        if None in row.values():
-            missing = ", ".join(name for name, value in row.items() if value is None)
-            raise DataError(f"row {number} of {path} has fewer fields than the header: {missing} is missing.")
-    return rows
-
-
-def _parse(line: str, place: str) -> Any:
-    try:
-        return json.loads(line)
-    except (ValueError, RecursionError) as error:
-        raise DataError(f"{place} is no JSON: {error}.") from error
-
-
-READERS: dict[str, Callable[[Path], list[Any]]] = {
-    ".jsonl": _read_jsonl,
-    ".csv": _read_csv,
-    ".parquet": _read_parquet,
-}
-"""How a local file is read, by its suffix."""
+Source = Annotated[str, BeforeValidator(as_source)]
+"""The type of a setting that names a source, for which rows themselves can be given in Python."""

@@ -2,18 +2,34 @@
 
 from __future__ import annotations
 
+import json
 import random
 from abc import abstractmethod
-from typing import TYPE_CHECKING, Any, ClassVar, get_args
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple, Self, get_args
 
 from pydantic import Field
 
 from unmask.errors import DataError, unknown_name
 from unmask.tasks.base import Split, Task, stable_hash
-from unmask.tasks.source import read_rows
+from unmask.tasks.candidates import Candidates, refuse
+from unmask.tasks.memory import PREFIX, remember, rows_in_memory, shown, write_jsonl
+from unmask.tasks.prompts import fault_of_prompt
+from unmask.tasks.source import Table, read_table
 
 if TYPE_CHECKING:
     from unmask.records import Row
+
+
+class Loaded(NamedTuple):
+    """What a task makes of the rows of one source."""
+
+    items: list[tuple[Row, str]]
+    """Usable items with their places, such as "line 7"."""
+    num_rows: int
+    """Of the source."""
+    faults: tuple[str, ...]
+    """Of the rows that are left out because something is wrong with them."""
 
 
 class SourcedTask(Task):
@@ -27,13 +43,17 @@ class SourcedTask(Task):
     """Branch, tag or commit of the hub's training rows; default the newest. A content hash is kept in any case."""
     test_revision: str | None = Field(None, min_length=1)
     """The same of the test rows; default `revision`, where both come from one data set."""
+    unusable_rows: Literal["error", "drop"] = "error"
+    """What to do with rows that cannot be used: no or malformed prompt, missing or wrong columns, a prompt that is too long for
+    the model with `max_completion_length`. `error` names them before the first step; `drop` leaves them out and says how many, in
+    place of TRL's max_prompt_length."""
 
     carves_test: ClassVar[bool] = False
     """Whether a fifth of the training rows becomes the test split where there is no other."""
 
     @abstractmethod
     def sources(self) -> tuple[str | None, str | None]:
-        """Where the rows of training (and validation) and those of the test come from, as `read_rows` takes it; None: nowhere."""
+        """Where the rows of training (and validation) and those of the test come from, as `read_table` has it; None: nowhere."""
 
     @abstractmethod
     def build(self, raw: Row, place: str) -> Row | None:
@@ -41,7 +61,7 @@ class SourcedTask(Task):
 
         Args:
             raw: the source's own columns.
-            place: "row 3 of FILE", for messages.
+            place: "line 3" or the like, with which a message about the row begins.
 
         Raises:
             DataError: a column is missing, or holds what it must not.
@@ -64,11 +84,15 @@ class SourcedTask(Task):
 
     def rows(self, split: Split, num_rows: int, seed: int = 0) -> list[Row]:
         """The first rows of a split, in an order that `seed` shuffles; fewer than asked where there are fewer."""
+        return self.candidates(split, num_rows, seed).take()[0]
+
+    def candidates(self, split: Split, num_rows: int, seed: int = 0) -> Candidates:
+        """All rows of a split with their places; `take` shuffles them and takes the first `num_rows`."""
         if split not in get_args(Split):
             raise DataError(unknown_name("split", split, get_args(Split)))
-        rows = self._read(split)
-        random.Random(seed).shuffle(rows)
-        return rows[:num_rows]
+        items, source, faults = self._read(split)
+        rows, places = [row for row, _ in items], [place for _, place in items]
+        return Candidates(rows, places, source, num_rows, self.unusable_rows == "drop", seed, faults)
 
     def row(self, split: Split, index: int, seed: int) -> Row:
         """One row of a split."""
@@ -80,53 +104,110 @@ class SourcedTask(Task):
         facts: dict[str, Any] = {}
         for name, source in zip(("train", "test"), self.sources(), strict=True):
             if source is not None:
-                revision = self._revision(name)
-                raw, digest = read_rows(source, name, revision)
+                loaded, digest = self._load(name), self._table(name).sha256
                 facts[name] = {
                     "source": source,
-                    "revision": revision,
+                    "revision": self._revision(name),
                     "sha256": digest,
-                    "num_rows": len(raw),
-                    "num_unusable": len(raw) - len(self._load(name)),
+                    "num_rows": loaded.num_rows,
+                    "num_unusable": loaded.num_rows - len(loaded.items),
                 }
         if len(facts) == 2:
-            foreign = {self.key(row) for row in self._load("test")}
-            facts["train"]["num_in_test"] = sum(self.key(row) in foreign for row in self._load("train"))
+            foreign = {self.key(row) for row, _ in self._load("test").items}
+            facts["train"]["num_in_test"] = sum(self.key(row) in foreign for row, _ in self._load("train").items)
         return facts
 
-    def _read(self, split: Split) -> list[Row]:
+    def kept_in(self, folder: Path) -> Self:
+        """The task that reads rows which were given in Python from files in a run folder; itself where there are none.
+
+        The rows can be read under their new names at once; `write_rows` makes the files.
+        """
+        names = {
+            field: str(folder / "rows" / f"{source.removeprefix(PREFIX)}.jsonl")
+            for field in type(self).model_fields
+            if isinstance(source := getattr(self, field), str) and source.startswith(PREFIX)
+        }
+        for field, path in names.items():
+            remember(path, rows_in_memory(getattr(self, field)))
+        return self.model_copy(update=names) if names else self
+
+    def write_rows(self, folder: Path) -> None:
+        """Write the files that `kept_in` named, unless they are there."""
+        for source in {*self.sources()} - {None}:
+            path = Path(str(source))
+            if path.parent == folder / "rows" and not path.exists():
+                write_jsonl(rows_in_memory(str(source)), path)
+
+    def _read(self, split: Split) -> tuple[list[tuple[Row, str]], str, tuple[str, ...]]:
+        """The items of a split with their places, the source, and the faults of rows that are left out of it."""
         train, test = self.sources()
-        held_out = self._load("test") if test else []
-        if split == "test" and test:
-            return held_out
+        held_out = self._load("test") if test else None
+        if split == "test" and test and held_out:
+            return held_out.items, shown(test), held_out.faults
         if train is None:
             raise DataError(f'task "{self.type}" has no {split} rows, only test rows. Use another task to train.')
         if split == "test" and not self.carves_test:
             raise DataError(
-                f'task "{self.type}" has no test rows beside {train}. Set task.test_source, or use validation.'
+                f'task "{self.type}" has no test rows beside {shown(train)}. Set task.test_source, or use validation.'
             )
-        foreign = {self.key(row) for row in held_out}
-        rows = self._load("train")
-        kept = [row for row in rows if (key := self.key(row)) not in foreign and self._split_of(key) == split]
+        foreign = {self.key(row) for row, _ in held_out.items} if held_out else set()
+        loaded = self._load("train")
+        kept = [
+            item for item in loaded.items if (key := self.key(item[0])) not in foreign and self._split_of(key) == split
+        ]
         if not kept:
             remedy = "Add rows, or set task.test_path." if split == "test" else "Add rows."
-            raise DataError(f"none of the {len(rows)} rows of {train} falls into the {split} split. {remedy}")
-        return kept
+            raise DataError(
+                f"none of the {len(loaded.items)} rows of {shown(train)} falls into the {split} split. {remedy}"
+            )
+        return kept, shown(train), loaded.faults
 
     def _all(self) -> list[Row]:
-        train, test = self.sources()
-        return (self._load("train") if train else []) + (self._load("test") if test else [])
+        names = [name for name, source in zip(("train", "test"), self.sources(), strict=True) if source]
+        return [row for name in names for row, _ in self._load(name).items]
 
-    def _load(self, name: str) -> list[Row]:
-        """All usable items of the source of training ("train") or test rows."""
+    def _table(self, name: str) -> Table:
+        """The rows of the source of training ("train") or test rows, as it has them."""
         source = self.sources()[name == "test"]
         assert source is not None
-        raw, _ = read_rows(source, name, self._revision(name))
-        built = [self.build(row, f"row {number} of {source}") for number, row in enumerate(raw, start=1)]
-        usable = [row for row in built if row is not None]
-        if not usable:
-            raise DataError(f"none of the {len(raw)} rows of {source} can be used.")
-        return usable
+        return read_table(source, name, self._revision(name))
+
+    def _load(self, name: str) -> Loaded:
+        """All usable items of the source of training ("train") or test rows.
+
+        Raises:
+            DataError: something is wrong with rows, and they are not to be left out; or none is left.
+        """
+        table, source = self._table(name), shown(str(self.sources()[name == "test"]))
+        items: list[tuple[Row, str]] = []
+        faults: list[str] = []
+        for index, raw in enumerate(table.rows):
+            place = table.place(index)
+            try:
+                row = self._checked(raw, place)
+            except DataError as error:
+                faults.append(str(error))
+            else:
+                if row is not None:
+                    items.append((row, place))
+        if faults and (self.unusable_rows == "error" or not items):
+            refuse(faults, len(table.rows), source, self.unusable_rows == "drop")
+        if not items:
+            raise DataError(f"none of the {len(table.rows)} rows of {source} can be used.")
+        return Loaded(items, len(table.rows), tuple(faults))
+
+    def _checked(self, raw: Row, place: str) -> Row | None:
+        """`build`, refusing what no task can use."""
+        for name, value in raw.items():
+            if not is_text(name) or not is_text(value):
+                raise DataError(
+                    f"{place}: the column {json.dumps(name)} holds half a surrogate pair, which is not a character. It is "
+                    "usually half of an emoji that was cut in two."
+                )
+        row = self.build(raw, place)
+        if row is not None and (fault := fault_of_prompt(row["prompt"])) is not None:
+            raise DataError(f"{place}: {fault}.")
+        return row
 
     def _revision(self, name: str) -> str | None:
         train, test = self.sources()
@@ -142,3 +223,21 @@ class SourcedTask(Task):
 
     def _demonstrations(self) -> list[str]:
         return [self.demonstration(row, random.Random(0), sloppy=False) for row in self._all()]
+
+
+def is_text(value: Any) -> bool:
+    """Whether all texts in a value can be written in UTF-8, which half a surrogate pair cannot.
+
+    Example:
+        >>> is_text({"a": ["é"]}), is_text(["\\ud83d"])
+        (True, False)
+    """
+    if isinstance(value, str):
+        try:
+            value.encode()
+        except UnicodeEncodeError:
+            return False
+        return True
+    if isinstance(value, dict):
+        return all(is_text(key) and is_text(item) for key, item in value.items())
+    return all(map(is_text, value)) if isinstance(value, list | tuple) else True

@@ -1,0 +1,154 @@
+"""Rows that are given in Python: a list of dicts, a `datasets.Dataset`, a data frame or a table of columns.
+
+They get a name from the hash of their content, `memory:HASH`, which stands wherever the path of a file would. A run writes them
+into its folder as a .jsonl file and names that file instead, so that they are there when the run is resumed in another process.
+"""
+
+from __future__ import annotations
+
+import datetime
+import decimal
+import json
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from numbers import Integral, Real
+from pathlib import Path
+from typing import Any
+
+from unmask.errors import DataError
+from unmask.tasks.readers import check_columns, rows_of_columns
+
+PREFIX = "memory:"
+
+_ROWS: dict[str, list[dict[str, Any]]] = {}
+"""Rows by every name that they have in this process."""
+
+
+def is_in_memory(source: str) -> bool:
+    """Whether a source names rows that were given in Python, in this process or another."""
+    return source.startswith(PREFIX) or source in _ROWS
+
+
+def rows_in_memory(source: str) -> list[dict[str, Any]]:
+    """The rows of a name.
+
+    Raises:
+        DataError: they were given in another process.
+    """
+    if source not in _ROWS:
+        raise DataError(
+            f"{source} stands for rows that were given in Python, in another process, and they are not kept there. Write them to "
+            "a .jsonl or .parquet file and give its path, or give the rows in Python again. A training run keeps its own in the "
+            "folder rows/ of its run folder."
+        )
+    return _ROWS[source]
+
+
+def shown(source: str) -> str:
+    """What messages call a source."""
+    return "the rows given in Python" if source in _ROWS else source
+
+
+def remember(name: str, rows: list[dict[str, Any]]) -> str:
+    """Make rows available under a name for as long as the process lives."""
+    _ROWS.setdefault(name, rows)
+    return name
+
+
+def is_table(value: object) -> bool:
+    """Whether a value is rows that can be taken as they are, rather than the path of a file."""
+    return not isinstance(value, str | Path | None)
+
+
+def plain_rows(value: Any) -> list[dict[str, Any]]:
+    """Rows as dicts that JSON can hold and gives back unchanged.
+
+    Args:
+        value: a list of dicts, a dict of columns, a `datasets.Dataset`, a pandas or polars data frame, or a pyarrow table.
+
+    Raises:
+        DataError: it is something else, holds no rows, or holds values that JSON cannot.
+    """
+    kind = type(value).__name__
+    if hasattr(value, "columns") and not isinstance(value, Mapping):
+        check_columns([str(name) for name in getattr(value, "column_names", value.columns)], f"the {kind}")
+    rows = _listed(value, kind)
+    if not rows:
+        raise DataError(f"the {kind} of rows holds no rows.")
+    is_frame = type(value).__module__.partition(".")[0] == "pandas"
+    found: list[dict[str, Any]] = []
+    for number, row in enumerate(rows, start=1):
+        if not isinstance(row, Mapping):
+            raise DataError(f"row {number} of the {kind} is {str(row)[:40]!r}; each row must be a dict of columns.")
+        found.append({})
+        for name, item in row.items():
+            try:
+                found[-1][str(name)] = _plain(item, is_frame)
+            except TypeError as error:
+                raise DataError(
+                    f'row {number} of the {kind}, column "{name}": {error}. Remove the column, or turn it into text.'
+                ) from error
+    return found
+
+
+def _listed(value: Any, kind: str) -> Sequence[Any]:
+    for method in ("to_list", "to_pylist", "to_dicts"):
+        if hasattr(value, method):
+            return list(getattr(value, method)())
+    if hasattr(value, "to_dict"):
+        return list(value.to_dict(orient="records"))
+    if isinstance(value, Mapping):
+        columns = {str(name): list(column) for name, column in value.items() if _is_listed(column)}
+        rows = rows_of_columns(columns) if len(columns) == len(value) and value else None
+        if rows is None:
+            raise DataError(
+                f"the {kind} of rows must map names of columns to lists of one length; its keys: {', '.join(map(str, value))}."
+            )
+        return rows
+    if kind == "IterableDataset":
+        raise DataError("an IterableDataset has no known end. Give list(data.take(NUMBER)), or a Dataset.")
+    if isinstance(value, Iterable) and not isinstance(value, bytes):
+        return list(value)
+    raise DataError(
+        f"rows cannot be taken from a {kind}. Give the path of a file, a data set of the hub, a list of dicts, a "
+        "datasets.Dataset or a data frame."
+    )
+
+
+def _is_listed(value: Any) -> bool:
+    return isinstance(value, Sequence) and not isinstance(value, str | bytes)
+
+
+def _plain(value: Any, is_frame: bool) -> Any:
+    """A value as JSON would give it back. In a pandas frame NaN, NaT and NA are missing values."""
+    if value is None or isinstance(value, bool):
+        return value
+    if isinstance(value, str):
+        return str(value)
+    if isinstance(value, Integral):
+        return int(value)
+    if isinstance(value, Real) and not isinstance(value, decimal.Decimal):
+        number = float(value)
+        return None if is_frame and math.isnan(number) else number
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item, is_frame) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item, is_frame) for item in value]
+    if is_frame and type(value).__name__ in ("NaTType", "NAType"):
+        return None
+    if isinstance(value, datetime.date | datetime.time | decimal.Decimal):
+        return str(value)
+    if hasattr(value, "tolist"):
+        # An array or a scalar of numpy, or a tensor.
+        return _plain(value.tolist(), is_frame)
+    raise TypeError(f"a value of the type {type(value).__name__} cannot be written as JSON")
+
+
+def write_jsonl(rows: Iterable[Mapping[str, Any]], path: Path) -> None:
+    """Write rows that `plain_rows` made, so that reading the file gives them back."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    aside = path.with_name(f".{path.name}.tmp")
+    with aside.open("w", encoding="utf-8") as file:
+        # Escaped, so that half a surrogate pair can be written too: it is refused where rows are checked, by its row.
+        file.writelines(json.dumps(row) + "\n" for row in rows)
+    aside.rename(path)

@@ -1,0 +1,315 @@
+"""Readers of data files: csv, tsv, json, jsonl and parquet, each as rows with the number of the line or row that they come from.
+
+Every fault of a file names the file, the place in it and what to do. Rows are returned as the file has them; whether a task can
+use them is not decided here.
+"""
+
+from __future__ import annotations
+
+import codecs
+import csv
+import gzip
+import io
+import json
+import re
+import sys
+import zlib
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from unmask.errors import ConfigError, DataError, reason
+
+SHOWN = 3
+"""Faults of one kind that a message names."""
+
+_BYTE_ORDER_MARKS = (
+    (codecs.BOM_UTF8, "utf-8-sig"),
+    # The mark of UTF-32 begins with that of UTF-16.
+    (codecs.BOM_UTF32_LE, "utf-32"),
+    (codecs.BOM_UTF32_BE, "utf-32"),
+    (codecs.BOM_UTF16_LE, "utf-16"),
+    (codecs.BOM_UTF16_BE, "utf-16"),
+)
+_SEPARATOR_LINE = re.compile(r"sep=(.)\r?\n", re.IGNORECASE)
+"""The first line with which Excel names the separator of a CSV file."""
+
+
+class Contents(NamedTuple):
+    """What a file holds."""
+
+    rows: list[Any]
+    numbers: list[int]
+    """For each row, the line or the row of the file where it stands, from 1."""
+    unit: str
+    """What the numbers count: "line" or "row"."""
+
+
+def ending_of(path: Path) -> str:
+    """The ending that says how a file is read, in lower case and without a final .gz.
+
+    Example:
+        >>> [ending_of(Path(name)) for name in ("rows.CSV", "rows.jsonl.gz", "rows.xlsx", "rows")]
+        ['.csv', '.jsonl', '.xlsx', '']
+    """
+    return (path.with_suffix("") if path.suffix.lower() == ".gz" else path).suffix.lower()
+
+
+def read_file(path: Path) -> Contents:
+    """The rows of a file, read as its ending says.
+
+    Raises:
+        DataError: it cannot be read as that.
+        ConfigError: it is a parquet file and pyarrow is not installed.
+    """
+    ending = ending_of(path)
+    if ending not in READERS:
+        raise DataError(f"{path} cannot be read: its name must end in {NAMED_ENDINGS}. {_advice(path)}")
+    try:
+        content = path.read_bytes()
+        if path.suffix.lower() == ".gz":
+            content = gzip.decompress(content)
+    except (OSError, EOFError, zlib.error) as error:
+        raise DataError(f"{path} cannot be read: {reason(error)}.") from error
+    return READERS[ending](content, path)
+
+
+def check_columns(names: Sequence[str], place: str) -> None:
+    """Refuse a table in which two columns have one name.
+
+    Raises:
+        DataError: names the column.
+    """
+    for name in names:
+        if names.count(name) > 1:
+            raise DataError(f'{place} has {names.count(name)} columns called "{name}". Rename or remove all but one.')
+
+
+def several(faults: Sequence[str]) -> str:
+    """The first few faults, and how many more there are."""
+    more = f"; and {len(faults) - SHOWN} more" if len(faults) > SHOWN else ""
+    return "; ".join(faults[:SHOWN]) + more
+
+
+def _advice(path: Path) -> str:
+    if path.suffix.lower() in (".xlsx", ".xls", ".ods"):
+        return "Export the sheet as CSV."
+    if path.suffix.lower() in (".zip", ".zst", ".bz2", ".xz", ".7z", ".tar"):
+        return "Unpack it first; only .gz is unpacked here."
+    return "Save the rows in one of these formats, or rename the file if it already is in one."
+
+
+def _decoded(content: bytes, path: Path) -> str:
+    """The text of a file in UTF-8, or in the encoding that its byte order mark names."""
+    encoding = next((name for mark, name in _BYTE_ORDER_MARKS if content.startswith(mark)), "utf-8")
+    try:
+        text = content.decode(encoding)
+    except UnicodeDecodeError as error:
+        line = content.count(b"\n", 0, error.start) + 1
+        if b"\0" in content[:1000]:
+            guess, name = "UTF-16 without a byte order mark", "UTF-16"
+        else:
+            guess, name = "Windows-1252 or Latin-1, as Excel saves CSV files", "WINDOWS-1252"
+        raise DataError(
+            f"{path} is not in UTF-8 (line {line}, byte 0x{content[error.start]:02x}); it may be in {guess}. "
+            f"Save it as UTF-8, for example with: iconv -f {name} -t UTF-8 {path} > NEW"
+        ) from error
+    if "\0" in text:
+        raise DataError(
+            f"{path} holds a NUL byte in line {text.count(chr(10), 0, text.index(chr(0))) + 1}, which no text file has. If it is "
+            f"in UTF-16, save it as UTF-8, for example with: iconv -f UTF-16 -t UTF-8 {path} > NEW"
+        )
+    return text
+
+
+def _read_csv(content: bytes, path: Path) -> Contents:
+    text = _decoded(content, path)
+    named = _SEPARATOR_LINE.match(text)
+    delimiter = named[1] if named else _delimiter_of(text)
+    return _table(text[named.end() :] if named else text, path, delimiter, first_line=2 if named else 1)
+
+
+def _read_tsv(content: bytes, path: Path) -> Contents:
+    return _table(_decoded(content, path), path, "\t", first_line=1)
+
+
+def _delimiter_of(text: str) -> str:
+    """The separator of a csv file: a comma if its header has one, else a semicolon, a tab or a bar if the header has that."""
+    header = re.sub(r'"[^"]*"', "", text.lstrip("\r\n").partition("\n")[0])
+    return next((sign for sign in ",;\t|" if sign in header), ",")
+
+
+def _table(text: str, path: Path, delimiter: str, first_line: int) -> Contents:
+    """A table with a header. Lines without any text are skipped, and columns without a name are left out."""
+    lines = list(_records(text, path, delimiter, first_line))
+    if not lines:
+        return Contents([], [], "line")
+    header = [name.strip() for name in lines[0][1]]
+    check_columns([name for name in header if name], str(path))
+    ragged = [f"line {number} has {len(fields)}" for number, fields in lines[1:] if len(fields) != len(header)]
+    if ragged:
+        sign = {"\t": "a tab"}.get(delimiter, f'"{delimiter}"')
+        raise DataError(
+            f"{path}: the header has {len(header)} fields, but {several(ragged)}. Fields are separated by {sign}; put those that "
+            "contain one in double quotes, and leave no field out."
+        )
+    rows = [{name: field for name, field in zip(header, fields, strict=True) if name} for _, fields in lines[1:]]
+    return Contents(rows, [number for number, _ in lines[1:]], "line")
+
+
+def _records(text: str, path: Path, delimiter: str, first_line: int) -> Iterator[tuple[int, list[str]]]:
+    """The fields of each record with the number of the line where it begins."""
+    # Strict, because a quote that is never closed would otherwise swallow the rest of the file.
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
+    line = first_line
+    with _long_fields():
+        try:
+            for fields in reader:
+                if any(field.strip() for field in fields):
+                    yield line, fields
+                line = first_line + reader.line_num
+        except csv.Error as error:
+            raise DataError(
+                f"{path} cannot be read from line {line} on: {error}. A field that contains a double quote must stand in "
+                "double quotes, with each quote inside doubled; look for one that is not closed."
+            ) from error
+
+
+@contextmanager
+def _long_fields() -> Iterator[None]:
+    """Fields of any length; Python's own limit is 128 kB."""
+    limit = csv.field_size_limit(sys.maxsize)
+    try:
+        yield
+    finally:
+        csv.field_size_limit(limit)
+
+
+def _read_jsonl(content: bytes, path: Path) -> Contents:
+    return _json_lines(_decoded(content, path), path)
+
+
+def _json_lines(text: str, path: Path) -> Contents:
+    rows: list[Any] = []
+    numbers: list[int] = []
+    faults: list[str] = []
+    for number, line in enumerate(io.StringIO(text, newline=None), start=1):
+        if not line.strip():
+            continue
+        try:
+            rows.append(_parsed(line))
+            numbers.append(number)
+        except (ValueError, RecursionError) as error:
+            faults.append(f"line {number}: {reason(error)}")
+    if faults:
+        if text.lstrip().startswith("[") and not rows:
+            raise DataError(f"{path} holds a JSON list, not one JSON object in each line. Rename it to end in .json.")
+        raise DataError(
+            f"{path}: {len(faults)} of {len(faults) + len(rows)} lines are not JSON: {several(faults)}. Each line must be one "
+            "JSON object."
+        )
+    _check_objects(rows, numbers, "line", path)
+    return Contents(rows, numbers, "line")
+
+
+def _read_json(content: bytes, path: Path) -> Contents:
+    """A list of objects; an object of columns; an object whose only key holds a list of objects; or lines of JSON."""
+    text = _decoded(content, path)
+    if not text.strip():
+        return Contents([], [], "row")
+    try:
+        tree = _parsed(text)
+    except json.JSONDecodeError as error:
+        if error.msg == "Extra data":
+            # Files of one object a line are often called .json.
+            return _json_lines(text, path)
+        raise DataError(f"{path} is not JSON: {error}.") from error
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"{path} is not JSON: {reason(error)}.") from error
+    rows = _rows_of(tree)
+    if rows is None:
+        raise DataError(
+            f"{path} must hold a list of objects, or an object of columns that are lists of one length; it holds "
+            f"{str(tree)[:60]!r}."
+        )
+    numbers = list(range(1, len(rows) + 1))
+    _check_objects(rows, numbers, "row", path)
+    return Contents(rows, numbers, "row")
+
+
+def _rows_of(tree: Any) -> list[Any] | None:
+    """Rows in any of the layouts of a .json file; None for another."""
+    if isinstance(tree, list):
+        return tree
+    if not isinstance(tree, dict) or not tree:
+        return None
+    columns = list(tree.values())
+    if len(columns) == 1 and isinstance(columns[0], list) and all(isinstance(item, dict) for item in columns[0]):
+        return list(columns[0])
+    if all(isinstance(column, list) for column in columns):
+        return rows_of_columns(tree)
+    if all(isinstance(column, dict) and column.keys() == columns[0].keys() for column in columns):
+        # pandas writes each column as an object from the index to the value.
+        return rows_of_columns({name: list(column.values()) for name, column in tree.items()})
+    # A file of one object in one line, which is a file of JSON lines with one row.
+    return [tree]
+
+
+def rows_of_columns(columns: dict[str, list[Any]]) -> list[dict[str, Any]] | None:
+    """Rows of a table that is given by its columns; None where they differ in length."""
+    if len({len(values) for values in columns.values()}) != 1:
+        return None
+    return [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
+
+
+def _parsed(text: str) -> Any:
+    return json.loads(text, object_pairs_hook=_without_duplicates)
+
+
+def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for name in names if names.count(name) > 1)
+        raise ValueError(f'the key "{twice}" occurs {names.count(twice)} times in one object')
+    return found
+
+
+def _check_objects(rows: Iterable[Any], numbers: Iterable[int], unit: str, path: Path) -> None:
+    faults = [
+        f"{unit} {number} is {str(row)[:40]!r}"
+        for number, row in zip(numbers, rows, strict=True)
+        if not isinstance(row, dict)
+    ]
+    if faults:
+        raise DataError(f"{path}: each {unit} must be a JSON object with columns, but {several(faults)}.")
+
+
+def _read_parquet(content: bytes, path: Path) -> Contents:
+    try:
+        from pyarrow import ArrowException, BufferReader, parquet
+    except ImportError:
+        raise ConfigError(
+            f'{path} needs another package: pip install "unmask[data]". A .jsonl or .csv file does not.'
+        ) from None
+    try:
+        check_columns(parquet.read_schema(BufferReader(content)).names, str(path))
+        table = parquet.read_table(BufferReader(content))
+        rows: list[Any] = table.to_pylist()
+    except ArrowException as error:
+        raise DataError(f"{path} cannot be read as parquet: {reason(error)}.") from error
+    return Contents(rows, list(range(1, len(rows) + 1)), "row")
+
+
+READERS: dict[str, Callable[[bytes, Path], Contents]] = {
+    ".jsonl": _read_jsonl,
+    ".ndjson": _read_jsonl,
+    ".json": _read_json,
+    ".csv": _read_csv,
+    ".tsv": _read_tsv,
+    ".parquet": _read_parquet,
+}
+"""How a file is read, by its ending."""
+
+NAMED_ENDINGS = ".jsonl, .json, .csv, .tsv or .parquet (each with .gz or without)"
