@@ -115,7 +115,7 @@ MISTAKES = [
     ("output_dir={places}/taken", "RunError: output_dir {places}/taken is a file. Set output_dir to a folder"),
     (
         "task={{type: dataset, path: {places}/rows.jsonl}}",
-        'DataError: row 1 of {places}/rows.jsonl has no text or messages in the column "prompt". Its columns: question, n.',
+        'DataError: none of the 60 rows of {places}/rows.jsonl can be used. line 1 has no column "prompt". Its columns: question',
     ),
     (
         "task={{type: dataset, path: {places}/rows.jsonl, prompt_column: question}}",

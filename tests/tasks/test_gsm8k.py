@@ -38,20 +38,20 @@ def test_a_row_is_the_problem_its_working_and_its_number(tmp_path: Path) -> None
 @pytest.mark.parametrize(
     ("row", "message"),
     [
-        ({"question": "q"}, 'row 1 of {} has no text in the column "answer". Its columns: question.'),
-        ({"answer": "#### 1"}, 'row 1 of {} has no text in the column "question". Its columns: answer.'),
+        ({"question": "q"}, 'line 1 has no text in the column "answer". Its columns: question.'),
+        ({"answer": "#### 1"}, 'line 1 has no text in the column "question". Its columns: answer.'),
         (
             {"question": "q", "answer": "1"},
-            'row 1 of {}: the column "answer" ends in \'1\', not in "#### " and a number.',
+            'line 1: the column "answer" ends in \'1\', not in "#### " and a number.',
         ),
-        ({"question": "q", "answer": "#### one"}, "row 1 of {}: the column \"answer\" ends in 'one', not in"),
+        ({"question": "q", "answer": "#### one"}, "line 1: the column \"answer\" ends in 'one', not in"),
     ],
 )
 def test_a_row_that_cannot_be_used_is_named_with_the_reason(tmp_path: Path, row: dict[str, str], message: str) -> None:
     path = write(tmp_path / "rows.jsonl", [row])
     with pytest.raises(DataError) as caught:
         GSM8K(source=path).rows("train", 1)
-    assert str(caught.value).startswith(message.format(path))
+    assert str(caught.value).startswith(f"1 of 1 rows of {path} cannot be used:\n  {message}")
 
 
 def test_right_numbers_score_one_and_the_rest_none_with_the_reason() -> None:

@@ -42,7 +42,7 @@ def test_rows_without_an_answer_are_left_out_and_counted(tmp_path: Path) -> None
     assert task.provenance()["train"]["num_unusable"] == 2
     with pytest.raises(DataError, match=f"^none of the 1 rows of {tmp_path}/none.jsonl can be used.$"):
         Math(source=write(tmp_path / "none.jsonl", [{"problem": "p", "answer": ""}]), test_source=None).rows("train", 1)
-    with pytest.raises(DataError, match='row 1 of .* has no text in the column "answer". Its columns: problem.'):
+    with pytest.raises(DataError, match='  line 1 has no text in the column "answer". Its columns: problem.'):
         Math(source=write(tmp_path / "other.jsonl", [{"problem": "p"}]), test_source=None).rows("train", 1)
 
 
@@ -119,3 +119,12 @@ def test_four_training_rows_of_math_have_no_answer_and_the_others_score_one() ->
     assert len(rows) == 7470
     assert task.provenance()["train"]["num_unusable"] == 4
     assert full_scores(task, rows, ANY_TASK["boxed in the tag"]) == 7470
+
+
+def test_an_answer_may_be_a_number_and_an_empty_problem_is_named(tmp_path: Path) -> None:
+    path = write(tmp_path / "rows.jsonl", [{"problem": f"{i}?", "answer": i} for i in range(20)])
+    row = Math(source=path, test_source=None).rows("train", 1)[0]
+    assert row["answer"] == row["question"].rstrip("?")
+    path = write(tmp_path / "empty.jsonl", [{"problem": " ", "answer": 1}, {"problem": "1?", "answer": 1}])
+    with pytest.raises(DataError, match=r'^1 of 2 rows .*\n  line 1 has no text in the column "problem"'):
+        Math(source=path, test_source=None).rows("train", 1)

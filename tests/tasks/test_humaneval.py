@@ -82,7 +82,7 @@ def test_there_is_nothing_to_train_on(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("change", [{"prompt": "def f("}, {"entry_point": "a b"}, {"test": None}, {"prompt": 3}])
 def test_a_row_that_cannot_be_used_is_named(tmp_path: Path, change: dict[str, Any]) -> None:
-    with pytest.raises(DataError, match="row 1 of .*rows.jsonl"):
+    with pytest.raises(DataError, match=r"1 of 1 rows of .*rows.jsonl cannot be used:\n  line 1[ :]"):
         task_of(tmp_path, ROW | change).rows("test", 1)
 
 

@@ -80,7 +80,7 @@ def test_a_setup_may_build_its_data_from_the_programs_own_class(tmp_path: Path) 
     "change", [{"text": None}, {"test_list": []}, {"test_list": "assert"}, {"test_list": ["assert f("]}]
 )
 def test_a_row_that_cannot_be_used_is_named(tmp_path: Path, change: dict[str, Any]) -> None:
-    with pytest.raises(DataError, match='row 1 of .*"test_list"'):
+    with pytest.raises(DataError, match='(?s)rows.jsonl cannot be used:.*line 1 .*"test_list"'):
         task_of(tmp_path, FULL | change).rows("test", 1)
 
 

@@ -38,13 +38,13 @@ class Math(MathsTask):
         return self.source, self.test_source
 
     def build(self, raw: Row, place: str) -> Row | None:
-        solution = raw.get("solution") or ""
+        solution = str(raw.get("solution") or "")
         if "answer" not in raw and solution:
             raw = raw | {"answer": last_boxed(solution)}
-        if "answer" in raw and not (raw["answer"] or "").strip():
+        if "answer" in raw and (raw["answer"] is None or not str(raw["answer"]).strip()):
             return None
         answer, problem = text_column(raw, "answer", place), text_column(raw, "problem", place)
-        return self.item(problem.strip(), str(solution).strip(), answer.strip())
+        return self.item(problem.strip(), solution.strip(), answer.strip())
 
     @reports("unparsed", "timeout")
     def _reward(self, prompts: Sequence[Any], completions: Sequence[Any], **columns: Any) -> list[float | None]:

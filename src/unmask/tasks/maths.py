@@ -99,14 +99,17 @@ class MathsTask(SourcedTask):
 
 
 def text_column(raw: dict[str, Any], name: str, place: str) -> str:
-    """A column that must hold text.
+    """A column that must hold text, or a number, which a csv file has as text.
 
     Raises:
-        DataError: it does not.
+        DataError: it does not, or the text is empty.
     """
-    if not isinstance(raw.get(name), str):
+    value = raw.get(name)
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        return str(value)
+    if not isinstance(value, str) or not value.strip():
         raise DataError(f'{place} has no text in the column "{name}". Its columns: {", ".join(raw)}.')
-    return str(raw[name])
+    return value
 
 
 @lru_cache(maxsize=16)

@@ -104,7 +104,7 @@ class SourcedTask(Task):
         facts: dict[str, Any] = {}
         for name, source in zip(("train", "test"), self.sources(), strict=True):
             if source is not None:
-                loaded, digest = self._load(name), self._table(name).sha256
+                loaded, digest = self._loaded(name), self._table(name).sha256
                 facts[name] = {
                     "source": source,
                     "revision": self._revision(name),
@@ -113,8 +113,8 @@ class SourcedTask(Task):
                     "num_unusable": loaded.num_rows - len(loaded.items),
                 }
         if len(facts) == 2:
-            foreign = {self.key(row) for row, _ in self._load("test").items}
-            facts["train"]["num_in_test"] = sum(self.key(row) in foreign for row, _ in self._load("train").items)
+            foreign = {self.key(row) for row in self._load("test")}
+            facts["train"]["num_in_test"] = sum(self.key(row) in foreign for row in self._load("train"))
         return facts
 
     def kept_in(self, folder: Path) -> Self:
@@ -141,7 +141,7 @@ class SourcedTask(Task):
     def _read(self, split: Split) -> tuple[list[tuple[Row, str]], str, tuple[str, ...]]:
         """The items of a split with their places, the source, and the faults of rows that are left out of it."""
         train, test = self.sources()
-        held_out = self._load("test") if test else None
+        held_out = self._loaded("test") if test else None
         if split == "test" and test and held_out:
             return held_out.items, shown(test), held_out.faults
         if train is None:
@@ -151,7 +151,7 @@ class SourcedTask(Task):
                 f'task "{self.type}" has no test rows beside {shown(train)}. Set task.test_source, or use validation.'
             )
         foreign = {self.key(row) for row, _ in held_out.items} if held_out else set()
-        loaded = self._load("train")
+        loaded = self._loaded("train")
         kept = [
             item for item in loaded.items if (key := self.key(item[0])) not in foreign and self._split_of(key) == split
         ]
@@ -164,7 +164,7 @@ class SourcedTask(Task):
 
     def _all(self) -> list[Row]:
         names = [name for name, source in zip(("train", "test"), self.sources(), strict=True) if source]
-        return [row for name in names for row, _ in self._load(name).items]
+        return [row for name in names for row in self._load(name)]
 
     def _table(self, name: str) -> Table:
         """The rows of the source of training ("train") or test rows, as it has them."""
@@ -172,7 +172,7 @@ class SourcedTask(Task):
         assert source is not None
         return read_table(source, name, self._revision(name))
 
-    def _load(self, name: str) -> Loaded:
+    def _loaded(self, name: str) -> Loaded:
         """All usable items of the source of training ("train") or test rows.
 
         Raises:
@@ -195,6 +195,9 @@ class SourcedTask(Task):
         if not items:
             raise DataError(f"none of the {len(table.rows)} rows of {source} can be used.")
         return Loaded(items, len(table.rows), tuple(faults))
+
+    def _load(self, name: str) -> list[Row]:
+        return [row for row, _ in self._loaded(name).items]
 
     def _checked(self, raw: Row, place: str) -> Row | None:
         """`build`, refusing what no task can use."""
