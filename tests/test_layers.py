@@ -82,7 +82,7 @@ ONLY: dict[str, set[str]] = {
     "records": {"torch", "safetensors"},
     "kept": {"torch", "safetensors"},
     "config": {"pydantic"},
-    "functional": {"torch"},
+    "functional": {"torch", "jaxtyping"},
     "reward": set(),
     "deadline": set(),
     "workers": set(),

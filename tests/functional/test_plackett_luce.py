@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import chisquare
 
+from tests.helpers.shapes import unchecked
 from unmask.functional.noise import counter_uniform
 from unmask.functional.plackett_luce import gumbel_noise, plackett_luce_logprob
 
@@ -103,4 +104,4 @@ def test_gumbel_noise_is_finite_at_both_ends():
 
 def test_shapes_that_disagree_are_refused():
     with pytest.raises(ValueError, match="must have one shape"):
-        plackett_luce_logprob(SCORE, torch.arange(3), torch.ones(4, dtype=torch.bool))
+        unchecked(plackett_luce_logprob)(SCORE, torch.arange(3), torch.ones(4, dtype=torch.bool))

@@ -7,6 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.helpers.shapes import unchecked
 from unmask.functional.selection import (
     PRIORITY_RULES,
     RULES,
@@ -51,7 +52,7 @@ def test_step_sum_adds_in_float32_or_better(given_dtype, dtype):
 
 def test_step_sum_refuses_shapes_that_disagree():
     with pytest.raises(ValueError, match=r"\(1, 3\), \(1, 4\)"):
-        step_sum(torch.zeros(1, 3), torch.zeros(1, 4, dtype=torch.int32), num_steps=2)
+        unchecked(step_sum)(torch.zeros(1, 3), torch.zeros(1, 4, dtype=torch.int32), num_steps=2)
 
 
 def test_candidates_committed_something_and_end_with_the_last_step_that_committed_text():
@@ -244,7 +245,7 @@ def test_unknown_rules_and_impossible_arguments_are_refused():
     with pytest.raises(ValueError, match="num_selected must be at least 1; got 0"):
         select_steps("uniform", ENTROPY, IS_CANDIDATE, 0, NOISE)
     with pytest.raises(ValueError, match=r"\(1, 6\), \(1, 5\), \(1, 6\)"):
-        select_steps("uniform", ENTROPY, IS_CANDIDATE[:, :5], 1, NOISE)
+        unchecked(select_steps)("uniform", ENTROPY, IS_CANDIDATE[:, :5], 1, NOISE)
 
 
 # Sampling in proportion to entropy

@@ -10,6 +10,7 @@ from __future__ import annotations
 from typing import Literal
 
 import torch
+from jaxtyping import Bool, Float, Real
 from torch import Tensor
 
 
@@ -19,8 +20,11 @@ def _check_groups(name: str, num_rows: int, group_size: int) -> None:
 
 
 def group_advantage(
-    reward: Tensor, group_size: int, baseline: Literal["group_mean", "leave_one_out"], is_valid: Tensor | None = None
-) -> Tensor:
+    reward: Real[Tensor, "B *K"],
+    group_size: int,
+    baseline: Literal["group_mean", "leave_one_out"],
+    is_valid: Bool[Tensor, "B *K"] | None = None,
+) -> Float[Tensor, "B *K"]:
     """Reward of a completion less the baseline of its group, for each slot.
 
     group_mean: A_i = r_i - (1/n) Σ_j r_j (GRPO without its division, arXiv:2402.03300). The baseline contains the
@@ -70,7 +74,7 @@ def group_advantage(
     return advantage.to(torch.promote_types(reward.dtype, torch.float32))
 
 
-def z_score(reward: Tensor, group_size: int, correction: int, floor: float = 1e-4) -> Tensor:
+def z_score(reward: Real[Tensor, "B"], group_size: int, correction: int, floor: float = 1e-4) -> Float[Tensor, "B"]:
     """Reward of a completion in standard deviations of its group, (r_i - r̄) / (s + floor), as in GRPO (arXiv:2402.03300).
 
     Not a policy gradient's advantage: s depends on the rewards of the group. In a group of two it is the sign of the difference,
@@ -97,7 +101,7 @@ def z_score(reward: Tensor, group_size: int, correction: int, floor: float = 1e-
     return (centred / (deviation + floor)).flatten()
 
 
-def softmax_advantage(reward: Tensor, group_size: int) -> Tensor:
+def softmax_advantage(reward: Real[Tensor, "B"], group_size: int) -> Float[Tensor, "B"]:
     """What a completion is worth among those of its group, by two softmaxes: G (w+ - w-), w± = softmax(±r) over the group.
 
     The weights of wd1 (arXiv:2507.08838), whose loss -Σ_i w+_i log π_i + Σ_i w-_i log π_i is summed over a group; the factor G
@@ -124,15 +128,15 @@ def softmax_advantage(reward: Tensor, group_size: int) -> Tensor:
 
 
 def controlled_advantage(
-    reward: Tensor,
-    value: Tensor,
-    is_valid: Tensor,
+    reward: Real[Tensor, "B"] | Real[Tensor, "B K"],
+    value: Real[Tensor, "B K"],
+    is_valid: Bool[Tensor, "B K"],
     group_size: int,
-    gain: float | Tensor,
+    gain: float | Real[Tensor, "B"],
     baseline: Literal["group_mean", "leave_one_out"],
     *,
     pool_slots: bool = False,
-) -> Tensor:
+) -> Float[Tensor, "B K"]:
     """Group advantage of a return with the state's value as control variate, A_k = (R_k - R̄_k) - c (V_k - V̄_k).
 
     R̄ is over the whole group where R is one number for a completion: who has slot k depends on the path, so a reward must be
@@ -173,8 +177,11 @@ def controlled_advantage(
 
 
 def _pooled_advantage(
-    value: Tensor, group_size: int, baseline: Literal["group_mean", "leave_one_out"], is_valid: Tensor
-) -> Tensor:
+    value: Real[Tensor, "B K"],
+    group_size: int,
+    baseline: Literal["group_mean", "leave_one_out"],
+    is_valid: Bool[Tensor, "B K"],
+) -> Float[Tensor, "B K"]:
     """[B, K] less the mean over all slots: of the whole group, or of its other members."""
     grouped = value.double().masked_fill(~is_valid, 0.0).view(-1, group_size, value.shape[1])
     total, count = grouped.sum(-1, keepdim=True), is_valid.view(grouped.shape).sum(-1, keepdim=True)
@@ -186,13 +193,13 @@ def _pooled_advantage(
 
 
 def stepwise_advantage(
-    reward: Tensor,
-    one_step_reward: Tensor,
-    is_valid: Tensor,
+    reward: Real[Tensor, "B"],
+    one_step_reward: Real[Tensor, "B K"],
+    is_valid: Bool[Tensor, "B K"],
     group_size: int,
     stepwise_weight: float,
     baseline: Literal["group_mean", "leave_one_out"],
-) -> Tensor:
+) -> Float[Tensor, "B K"]:
     """Advantage of each selected step: the completion's, less what the state before the step promised of it.
 
     `controlled_advantage` with c = λ/(1+λ) and V_k = r(x̂_k). Where all slots are filled, it is the group advantage of the
@@ -225,7 +232,12 @@ def stepwise_advantage(
     return controlled_advantage(reward, one_step_reward, is_valid, group_size, gain, baseline)
 
 
-def fitted_gain(reward: Tensor, value: Tensor, is_valid: Tensor, group_size: int) -> Tensor:
+def fitted_gain(
+    reward: Real[Tensor, "B"] | Real[Tensor, "B K"],
+    value: Float[Tensor, "B K"],
+    is_valid: Bool[Tensor, "B K"],
+    group_size: int,
+) -> Float[Tensor, "B"]:
     """The gain of a control variate that lowers the variance of R - c V the most, fitted on the other groups.
 
     c = Σ Cov(R, V) / Σ Var(V), within groups and slots, over all groups but the row's own: a number that does not depend on the
@@ -260,7 +272,7 @@ def fitted_gain(reward: Tensor, value: Tensor, is_valid: Tensor, group_size: int
     return gain.repeat_interleave(group_size).to(value.dtype)
 
 
-def counterfactual_advantage(value: Tensor) -> Tensor:
+def counterfactual_advantage(value: Real[Tensor, "*batch M"]) -> Float[Tensor, "*batch M"]:
     """Credit of M actions drawn at one state, by what each would have earned: A_m = (Q̂_m - mean Q̂) / (M - 1).
 
     Σ_m A_m ∇ log p(a_m) is then an unbiased estimate of ∇ E_{a ~ p}[Q̂(x, a)] = E[Q̂ ∇ log p(a)], x and Q̂ held fixed: each action
@@ -289,7 +301,7 @@ def counterfactual_advantage(value: Tensor) -> Tensor:
     return advantage.to(torch.promote_types(value.dtype, torch.float32))
 
 
-def constant_group_share(reward: Tensor, group_size: int) -> Tensor:
+def constant_group_share(reward: Real[Tensor, "B"], group_size: int) -> Float[Tensor, ""]:
     """Share of groups whose rewards are all equal: they teach nothing. 1 means that the batch has no gradient at all.
 
     Args:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from jaxtyping import Int, Real
 from torch import Tensor
 
 
-def sum_by_completion(value: Tensor, row: Tensor) -> Tensor:
+def sum_by_completion(value: Real[Tensor, "N"], row: Int[Tensor, "N"]) -> Real[Tensor, "n"]:
     """Sum of a value over the views of each completion.
 
     Args:
@@ -24,7 +25,7 @@ def sum_by_completion(value: Tensor, row: Tensor) -> Tensor:
     return value.new_zeros(len(completion)).index_add(0, index, value)
 
 
-def one_by_completion(value: Tensor, row: Tensor) -> Tensor:
+def one_by_completion(value: Real[Tensor, "N"], row: Int[Tensor, "N"]) -> Real[Tensor, "n"]:
     """The value that all views of a completion share.
 
     Args:

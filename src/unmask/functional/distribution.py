@@ -7,10 +7,11 @@ biases the policy gradient; most released code does so.
 from __future__ import annotations
 
 import torch
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 
-def _support(scaled: Tensor, top_k: int, top_p: float) -> Tensor:
+def _support(scaled: Float[Tensor, "*batch V"], top_k: int, top_p: float) -> Bool[Tensor, "*batch V"]:
     """[..., V] bool: the top-k tokens, then the nucleus of those."""
     # A stable sort breaks ties by token id: bf16 logits tie often, and a row's support must not depend on its batch.
     ranked, order = scaled.sort(dim=-1, descending=True, stable=True)
@@ -25,8 +26,12 @@ def _support(scaled: Tensor, top_k: int, top_p: float) -> Tensor:
 
 
 def token_logprobs(
-    logits: Tensor, temperature: float = 1.0, top_k: int = 0, top_p: float = 1.0, keep: Tensor | None = None
-) -> Tensor:
+    logits: Float[Tensor, "*batch V"],
+    temperature: float = 1.0,
+    top_k: int = 0,
+    top_p: float = 1.0,
+    keep: Int[Tensor, "*batch M"] | None = None,
+) -> Float[Tensor, "*batch V"]:
     """Log-probabilities of every token at a temperature, restricted to a top-k and nucleus support and renormalised.
 
     log p(v) = ℓ_v / τ - log Σ_{u ∈ S} exp(ℓ_u / τ) for v ∈ S, else -∞. S is the top_k likeliest tokens (ties to the
@@ -75,7 +80,7 @@ def token_logprobs(
     return scaled.log_softmax(dim=-1)
 
 
-def token_entropy(logprobs: Tensor) -> Tensor:
+def token_entropy(logprobs: Float[Tensor, "*batch V"]) -> Float[Tensor, "*batch"]:
     """Shannon entropy of each token distribution, H = -Σ_v p_v log p_v with 0 log 0 = 0.
 
     Args:
@@ -93,7 +98,9 @@ def token_entropy(logprobs: Tensor) -> Tensor:
     return -(logprobs.exp() * logprobs.clamp(min=torch.finfo(logprobs.dtype).min)).sum(dim=-1)
 
 
-def sample_tokens(logprobs: Tensor, uniform: Tensor) -> Tensor:
+def sample_tokens(
+    logprobs: Float[Tensor, "*batch V"], uniform: Float[Tensor, "*batch"] | Float[Tensor, "*batch M"]
+) -> Int[Tensor, "*batch"] | Int[Tensor, "*batch M"]:
     """Tokens from each distribution by inverting its running sum: the first v with Σ_{u ≤ v} p_u > uniform.
 
     A token of probability 0 is never returned, whatever the number and the rounding.

@@ -17,10 +17,11 @@ Departure from the papers: times and counts are stratified, and random times sta
 from __future__ import annotations
 
 import torch
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 
-def stratified_times(count: int, low: float, generator: torch.Generator) -> Tensor:
+def stratified_times(count: int, low: float, generator: torch.Generator) -> Float[Tensor, "{count}"]:
     """Diffusion times of a batch: one uniform draw in each of `count` equal strata of [low, 1), in random order.
 
     Each entry alone is uniform on [low, 1); together they cover it evenly, which lowers the variance of a batch's
@@ -51,7 +52,9 @@ def stratified_times(count: int, low: float, generator: torch.Generator) -> Tens
     return times.clamp(max=1 - 2**-24)  # rounding to float32 can reach 1
 
 
-def mask_at_times(times: Tensor, is_maskable: Tensor, generator: torch.Generator) -> Tensor:
+def mask_at_times(
+    times: Float[Tensor, "B"], is_maskable: Bool[Tensor, "B L"], generator: torch.Generator
+) -> Bool[Tensor, "B L"]:
     """The forward process q(x_t | x): each maskable position is masked, independently, with probability t.
 
     Args:
@@ -80,7 +83,9 @@ def mask_at_times(times: Tensor, is_maskable: Tensor, generator: torch.Generator
     return (uniform < times.to(is_maskable.device).unsqueeze(-1)) & is_maskable
 
 
-def elbo(logprob: Tensor, is_masked: Tensor, times: Tensor) -> Tensor:
+def elbo(
+    logprob: Float[Tensor, "B L"], is_masked: Bool[Tensor, "B L"], times: Float[Tensor, "B"]
+) -> Float[Tensor, "B"]:
     """One-sample estimate of the ELBO, (1/t) Σ_{i masked} log p_θ(x_i | x_t).
 
     An estimate of a lower bound of log p(x); never a log-probability. Unbiased for t uniform on (0, 1); with t from
@@ -112,7 +117,9 @@ def elbo(logprob: Tensor, is_masked: Tensor, times: Tensor) -> Tensor:
     return logprob.masked_fill(~is_masked, 0.0).sum(dim=-1) / times.to(logprob.dtype)
 
 
-def stratified_counts(num_positions: Tensor, num_draws: int, least: int, generator: torch.Generator) -> Tensor:
+def stratified_counts(
+    num_positions: Int[Tensor, "B"], num_draws: int, least: int, generator: torch.Generator
+) -> Int[Tensor, "B {num_draws}"]:
     """How many positions to mask: `num_draws` counts for each completion, spread evenly over the draws and the completions.
 
     One uniform shift u for all: draw m of completion b is the point (u + m/M + rank_b/(B M)) mod 1, rank a random permutation,
@@ -149,7 +156,9 @@ def stratified_counts(num_positions: Tensor, num_draws: int, least: int, generat
     return torch.minimum(least + (point * (most - least + 1)).long(), most)
 
 
-def masks_of_counts(counts: Tensor, is_maskable: Tensor, generator: torch.Generator) -> Tensor:
+def masks_of_counts(
+    counts: Int[Tensor, "B M"], is_maskable: Bool[Tensor, "B L"], generator: torch.Generator
+) -> Bool[Tensor, "B M L"]:
     """Sets of positions to mask, each of a given size and uniform among the sets of that size.
 
     Args:
@@ -180,7 +189,7 @@ def masks_of_counts(counts: Tensor, is_maskable: Tensor, generator: torch.Genera
     return noise.argsort(-1).argsort(-1) < counts.unsqueeze(-1)
 
 
-def coupled_masks(masks: Tensor, is_maskable: Tensor) -> Tensor:
+def coupled_masks(masks: Bool[Tensor, "B M L"], is_maskable: Bool[Tensor, "B L"]) -> Bool[Tensor, "B 2*M L"]:
     """Each set followed by its complement, so that every maskable position is masked in exactly one of the two.
 
     Args:
@@ -199,7 +208,9 @@ def coupled_masks(masks: Tensor, is_maskable: Tensor) -> Tensor:
     return torch.stack([masks, is_maskable.unsqueeze(1) & ~masks], dim=2).flatten(1, 2)
 
 
-def elbo_weight(masks: Tensor, is_maskable: Tensor, *, coupled: bool) -> Tensor:
+def elbo_weight(
+    masks: Bool[Tensor, "B M L"], is_maskable: Bool[Tensor, "B L"], *, coupled: bool
+) -> Float[Tensor, "B M"]:
     """Weight of the masked positions' log-probabilities that makes one set, or one half of a coupled pair, an ELBO estimate.
 
     n/l for a count l uniform on {1..n}; (n+1)/l where l is uniform on {0..n}, as in a coupled pair, whose complement has
@@ -223,7 +234,7 @@ def elbo_weight(masks: Tensor, is_maskable: Tensor, *, coupled: bool) -> Tensor:
     return (total / count.clamp(min=1)).masked_fill(count == 0, 0.0)
 
 
-def gauss_legendre(num_nodes: int) -> tuple[Tensor, Tensor]:
+def gauss_legendre(num_nodes: int) -> tuple[Float[Tensor, "{num_nodes}"], Float[Tensor, "{num_nodes}"]]:
     """Nodes and weights of Gauss-Legendre quadrature on (0, 1): ∫ f ≈ Σ_n w_n f(t_n), exact up to degree 2 N - 1.
 
     Golub and Welsch (1969): the nodes are the eigenvalues of the Legendre polynomials' recurrence matrix, the weights the

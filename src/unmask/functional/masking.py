@@ -5,12 +5,13 @@ from __future__ import annotations
 import math
 
 import torch
+from jaxtyping import Bool, Float, Real
 from torch import Tensor
 
 from unmask.functional.elbo import masks_of_counts
 
 
-def until_eos(is_eos: Tensor) -> Tensor:
+def until_eos(is_eos: Bool[Tensor, "*batch L"]) -> Bool[Tensor, "*batch L"]:
     """The positions of a completion up to and including its first EOS; all of them where there is none.
 
     Not `Trajectory.is_text`, which leaves the EOS out: when to stop is a decision of the policy, and it is trained too.
@@ -29,7 +30,7 @@ def until_eos(is_eos: Tensor) -> Tensor:
     return is_eos.cumsum(dim=-1) - is_eos.int() == 0
 
 
-def token_mean_weight(num_tokens: Tensor) -> Tensor:
+def token_mean_weight(num_tokens: Real[Tensor, "B"]) -> Float[Tensor, "B"]:
     """The weight of a completion's token sum with which the mean over completions is the mean over all of their tokens.
 
     B / Σ_b n_b for each of the B completions. The number of tokens is an outcome of the path, so where a path can end early this
@@ -49,7 +50,7 @@ def token_mean_weight(num_tokens: Tensor) -> Tensor:
 
 
 def block_masks(
-    is_maskable: Tensor, block_length: int, num_draws: int, generator: torch.Generator
+    is_maskable: Bool[Tensor, "B L"], block_length: int, num_draws: int, generator: torch.Generator
 ) -> tuple[Tensor, Tensor]:
     """States that a sampler which writes block by block could be in: blocks before one picked at random clean, later ones masked.
 
@@ -98,7 +99,9 @@ def block_masks(
     return masked | later, before
 
 
-def evidence_upper_bound(logprob: Tensor, is_masked: Tensor, num_tokens: Tensor, power: float) -> Tensor:
+def evidence_upper_bound(
+    logprob: Float[Tensor, "B M L"], is_masked: Bool[Tensor, "B M L"], num_tokens: Real[Tensor, "B"], power: float
+) -> Float[Tensor, "B"]:
     """SPG's upper bound on a completion's mean log-probability of a token, estimated from M masked readings of it.
 
     The mean over tokens k of (1/β) log (1/M) Σ_m 1[k masked in m] p_θ(x_k | view m)^β / t_m, t_m the share of tokens that view m

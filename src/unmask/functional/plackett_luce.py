@@ -7,10 +7,11 @@ draws such an ordering (Yellott 1977), so a sampler needs one draw for each item
 from __future__ import annotations
 
 import torch
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 
-def gumbel_noise(uniform: Tensor) -> Tensor:
+def gumbel_noise(uniform: Float[Tensor, "*batch"]) -> Float[Tensor, "*batch"]:
     """Standard Gumbel numbers from uniform ones, -log(-log u).
 
     Args:
@@ -26,7 +27,12 @@ def gumbel_noise(uniform: Tensor) -> Tensor:
     return -torch.log(-torch.log(uniform.double().clamp(min=torch.finfo(torch.float64).tiny)))
 
 
-def plackett_luce_logprob(score: Tensor, rank: Tensor, is_available: Tensor, urn: Tensor | None = None) -> Tensor:
+def plackett_luce_logprob(
+    score: Float[Tensor, "*batch n"],
+    rank: Int[Tensor, "*batch n"],
+    is_available: Bool[Tensor, "*batch n"],
+    urn: Int[Tensor, "*batch n"] | None = None,
+) -> Float[Tensor, "*batch n"]:
     """Log-probability with which each item was drawn from those that were left when its turn came.
 
     s_i - log Σ_{j: available, rank_j >= rank_i} exp(s_j). Summed over the first n ranks it is the log-probability of that ordered

@@ -5,10 +5,11 @@ from __future__ import annotations
 import math
 from typing import Literal
 
+from jaxtyping import Int
 from torch import Tensor
 
 
-def tokens_at_step(num_masked: Tensor, steps_left: int) -> Tensor:
+def tokens_at_step(num_masked: Int[Tensor, "B"], steps_left: int) -> Int[Tensor, "B"]:
     """How many positions a denoising step commits: those left, shared evenly over the steps left, larger shares first.
 
     ⌈n / s⌉. From n positions and T steps on that is ⌊n/T⌋ each, and one more in the first n mod T steps (LLaDA,

@@ -10,6 +10,7 @@ pool; only `WHOLE_RULES` take them too.
 from __future__ import annotations
 
 import torch
+from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor
 
 from unmask.functional.noise import SELECTION_STREAM, counter_uniform
@@ -36,7 +37,9 @@ ENTROPY_FLOOR = 0.1
 """Share of the selection probability that `entropy_sampled` gives out evenly."""
 
 
-def step_sum(values: Tensor, unmask_step: Tensor, num_steps: int) -> Tensor:
+def step_sum(
+    values: Shaped[Tensor, "B L"], unmask_step: Int[Tensor, "B L"], num_steps: int
+) -> Float[Tensor, "B {num_steps}"]:
     """Sum of a per-token quantity over the positions committed at each step, Σ_{i ∈ U_k} values_i.
 
     Of entropies it is the joint entropy H_k of the step, of log-probabilities the step's log-probability given U_k,
@@ -69,7 +72,9 @@ def step_sum(values: Tensor, unmask_step: Tensor, num_steps: int) -> Tensor:
     return sums[..., :num_steps]
 
 
-def candidate_steps(unmask_step: Tensor, is_eos: Tensor, num_steps: int) -> Tensor:
+def candidate_steps(
+    unmask_step: Int[Tensor, "B L"], is_eos: Bool[Tensor, "B L"], num_steps: int
+) -> Bool[Tensor, "B {num_steps}"]:
     """Steps that may be selected: those that committed something, up to the last that committed a non-EOS token.
 
     In a row that committed EOS only, every step that committed something: an empty answer must be able to learn.
@@ -98,7 +103,9 @@ def candidate_steps(unmask_step: Tensor, is_eos: Tensor, num_steps: int) -> Tens
     return has_committed & (text_to_come | ~has_text.any(dim=-1, keepdim=True))
 
 
-def step_priority(rule: str, entropy: Tensor, step: Tensor | int, noise: Tensor) -> Tensor:
+def step_priority(
+    rule: str, entropy: Float[Tensor, "*batch"], step: Tensor | int, noise: Float[Tensor, "*batch"]
+) -> Float[Tensor, "*batch"]:
     """The quantity of which a rule selects the K largest; a sampler keeps a running top-K of it.
 
     entropy_topk: H. lowest_entropy: -H, a negative control. last_k: the step's index. uniform: the noise.
@@ -130,7 +137,9 @@ def step_priority(rule: str, entropy: Tensor, step: Tensor | int, noise: Tensor)
     raise ValueError(f'step_priority: rule "{rule}" has no priority. Those that have: {", ".join(PRIORITY_RULES)}.')
 
 
-def _evenly_spaced(is_candidate: Tensor, num_selected: int, noise: Tensor) -> Tensor:
+def _evenly_spaced(
+    is_candidate: Bool[Tensor, "B T"], num_selected: int, noise: Float[Tensor, "B T"]
+) -> Int[Tensor, "B {num_selected}"]:
     """[B, K] int64: candidate number floor((u + j) N / K) for slot j, or all N where N < K; -1 in an empty slot."""
     count = is_candidate.sum(dim=-1, keepdim=True)
     slot = torch.arange(num_selected, device=is_candidate.device)
@@ -143,8 +152,8 @@ def _evenly_spaced(is_candidate: Tensor, num_selected: int, noise: Tensor) -> Te
 
 
 def inclusion_probability(
-    entropy: Tensor, is_candidate: Tensor, num_selected: int, floor: float = ENTROPY_FLOOR
-) -> Tensor:
+    entropy: Float[Tensor, "B T"], is_candidate: Bool[Tensor, "B T"], num_selected: int, floor: float = ENTROPY_FLOOR
+) -> Float[Tensor, "B T"]:
     """Probability with which `entropy_sampled` selects each step: in proportion to its entropy, with a floor, K in sum.
 
     π_k = min(1, c ((1 - f) H_k / Σ H + f / N)), c such that Σ_k π_k = min(K, N). A kept step weighted by 1 / π_k makes the kept
@@ -186,7 +195,9 @@ def inclusion_probability(
     return torch.where(is_certain, 1.0, scaled)
 
 
-def _systematic(probability: Tensor, num_selected: int, noise: Tensor) -> Tensor:
+def _systematic(
+    probability: Float[Tensor, "B T"], num_selected: int, noise: Float[Tensor, "B T"]
+) -> Int[Tensor, "B {num_selected}"]:
     """[B, K] int64: the steps whose running sum of probabilities crosses u, u + 1, ..., one draw u = noise[:, 0]; -1 beyond."""
     running = probability.cumsum(dim=-1)
     point = noise[:, :1].double() + torch.arange(num_selected, device=noise.device)
@@ -196,7 +207,13 @@ def _systematic(probability: Tensor, num_selected: int, noise: Tensor) -> Tensor
     return step.masked_fill(point >= total, -1)
 
 
-def select_steps(rule: str, entropy: Tensor, is_candidate: Tensor, num_selected: int, noise: Tensor) -> Tensor:
+def select_steps(
+    rule: str,
+    entropy: Float[Tensor, "B T"],
+    is_candidate: Bool[Tensor, "B T"],
+    num_selected: int,
+    noise: Float[Tensor, "B T"],
+) -> Int[Tensor, "B K"]:
     """The steps of each trajectory that are trained: K of its candidates, or all of them where there are fewer.
 
     - entropy_topk: largest joint entropy first (EGSPO). Without reweighting the kept sum is a biased gradient.
@@ -254,14 +271,19 @@ def select_steps(rule: str, entropy: Tensor, is_candidate: Tensor, num_selected:
     return torch.nn.functional.pad(order, (0, num_selected - order.shape[-1]), value=-1)
 
 
-def selection_noise(seed: Tensor, num_steps: int) -> Tensor:
+def selection_noise(seed: Int[Tensor, "B"], num_steps: int) -> Float[Tensor, "B {num_steps}"]:
     """The noise of a trajectory's step selection: [B] int64 seeds -> [B, T] float64 in [0, 1)."""
     return counter_uniform(seed.unsqueeze(-1), SELECTION_STREAM, torch.arange(num_steps, device=seed.device))
 
 
 def selected_path_steps(
-    selection: tuple[str, int], unmask_step: Tensor, entropy: Tensor, is_eos: Tensor, seed: Tensor, num_steps: int
-) -> Tensor:
+    selection: tuple[str, int],
+    unmask_step: Int[Tensor, "B L"],
+    entropy: Float[Tensor, "B L"],
+    is_eos: Bool[Tensor, "B L"],
+    seed: Int[Tensor, "B"],
+    num_steps: int,
+) -> Int[Tensor, "B K"]:
     """The selection of finished trajectories, from what is recorded of them; sampler and method both call this.
 
     Args:
@@ -290,7 +312,13 @@ def selected_path_steps(
     return select_steps(rule, joint, is_candidate, num_selected, selection_noise(seed, num_steps))
 
 
-def inverse_inclusion(steps: Tensor, num_selected: int, unmask_step: Tensor, entropy: Tensor, num_steps: int) -> Tensor:
+def inverse_inclusion(
+    steps: Int[Tensor, "B K"],
+    num_selected: int,
+    unmask_step: Int[Tensor, "B L"],
+    entropy: Float[Tensor, "B L"],
+    num_steps: int,
+) -> Float[Tensor, "B K"]:
     """1 / π_k of each step that `entropy_sampled` selected: with these weights the kept sum is unbiased.
 
     Args:

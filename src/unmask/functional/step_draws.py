@@ -8,10 +8,11 @@ the one after it.
 from __future__ import annotations
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 
-def low_discrepancy_uniform(count: int, generator: torch.Generator) -> Tensor:
+def low_discrepancy_uniform(count: int, generator: torch.Generator) -> Float[Tensor, "{count}"]:
     """Uniform numbers that cover [0, 1) evenly together, (π(i) + U_i) / S: one in each of S equal strata, in random order.
 
     Each alone is uniform, so a mean over them is unbiased; in every interval lie S times its length of them, give or take two.
@@ -38,7 +39,7 @@ def low_discrepancy_uniform(count: int, generator: torch.Generator) -> Tensor:
     return ((torch.randperm(count, generator=generator) + jitter) / count).clamp(max=1 - 2**-53)
 
 
-def step_counts(probability: Tensor, uniform: Tensor) -> Tensor:
+def step_counts(probability: Float[Tensor, "B T"], uniform: Float[Tensor, "B K"]) -> Tensor:
     """How often each step is drawn: the inverse distribution function at each uniform number, counted.
 
     Draw u is the first step k with Σ_{j<=k} p_j > u Σ p.

@@ -9,12 +9,17 @@ from __future__ import annotations
 from typing import Literal
 
 import torch
+from jaxtyping import Bool, Float, Real
 from torch import Tensor
 
 
 def clipped_surrogate(
-    log_ratio: Tensor, advantage: Tensor, epsilon: float, epsilon_high: float, dual: float = 0.0
-) -> tuple[Tensor, Tensor]:
+    log_ratio: Float[Tensor, "*batch"],
+    advantage: Real[Tensor, "*#batch"],
+    epsilon: float,
+    epsilon_high: float,
+    dual: float = 0.0,
+) -> tuple[Float[Tensor, "*batch"], Bool[Tensor, "*batch"]]:
     """PPO's pessimistic loss with an asymmetric clip, element by element.
 
     ℓ = -min(ρ A, clip(ρ, 1-ε, 1+ε_high) A), ρ = exp(log π_new - log π_old); arXiv:1707.06347 eq. (7), the higher
@@ -62,8 +67,12 @@ def clipped_surrogate(
 
 
 def divergence_masked_surrogate(
-    log_ratio: Tensor, advantage: Tensor, new_logprob: Tensor, kind: Literal["tv", "kl"], bound: float
-) -> tuple[Tensor, Tensor]:
+    log_ratio: Float[Tensor, "*batch"],
+    advantage: Real[Tensor, "*#batch"],
+    new_logprob: Float[Tensor, "*batch"],
+    kind: Literal["tv", "kl"],
+    bound: float,
+) -> tuple[Float[Tensor, "*batch"], Bool[Tensor, "*batch"]]:
     """The policy-gradient loss with DPPO's mask: dropped where the policies differ too much and the update would widen the gap.
 
     ℓ = -ρ A, and 0 where D > δ and (A > 0 and ρ > 1, or A < 0 and ρ < 1); arXiv:2602.04879. D is the divergence of the two-way
@@ -109,7 +118,7 @@ def divergence_masked_surrogate(
     return -log_ratio.masked_fill(is_dropped, -torch.inf).exp() * advantage, is_dropped
 
 
-def kl_k3(new: Tensor, reference: Tensor) -> Tensor:
+def kl_k3(new: Float[Tensor, "*batch"], reference: Float[Tensor, "*batch"]) -> Float[Tensor, "*batch"]:
     """One-sample estimate of KL(π_new || π_reference), k3 = exp(d) - d - 1 with d = log π_reference - log π_new.
 
     Schulman's "Approximating KL divergence" (2020), as in GRPO (arXiv:2402.03300 eq. 4). Unbiased if the sample comes
@@ -132,7 +141,7 @@ def kl_k3(new: Tensor, reference: Tensor) -> Tensor:
     return d.expm1() - d
 
 
-def kl_k2(new: Tensor, reference: Tensor) -> Tensor:
+def kl_k2(new: Float[Tensor, "*batch"], reference: Float[Tensor, "*batch"]) -> Float[Tensor, "*batch"]:
     """Half the squared log-ratio, k2 = d²/2 with d = log π_new - log π_reference.
 
     Schulman's "Approximating KL divergence" (2020). Biased as a value, but on samples of π_new its gradient is that of
@@ -152,7 +161,7 @@ def kl_k2(new: Tensor, reference: Tensor) -> Tensor:
     return 0.5 * (new - reference.to(torch.promote_types(reference.dtype, torch.float32))).square()
 
 
-def exact_kl(logprobs: Tensor, reference: Tensor) -> Tensor:
+def exact_kl(logprobs: Float[Tensor, "*batch V"], reference: Float[Tensor, "*batch V"]) -> Float[Tensor, "*batch"]:
     """KL(π_new || π_reference) of whole token distributions, Σ_v p_v (log p_v - log q_v) with 0 log 0 = 0.
 
     A sum over the vocabulary, never a mean: a released code divides by V and so loses the term.
