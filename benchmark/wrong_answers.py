@@ -26,11 +26,11 @@ def _boxed(kind: str, gold: str, answers: str) -> list[Wrong]:
 
 GSM8K: list[Wrong] = [
     *_tagged("another number", "18", "17 | 19 | -18 | 180 | 1.8 | 0.18 | 18.5 | 18.0001 | 1,8 | 1/18 | 81"),
-    *_tagged("another number", "1000", "1,001 | 1.000 | 100 | 10,000 | 1e3 | 1 000 000"),
+    *_tagged("another number", "1000", "1,001 | 1.000 | 100 | 10,000 | 1e4 | 1 000 000"),
     *_tagged("another number", "-3", "3 | --3 | - -3 | 3- | (3)"),
     *_tagged("several numbers", "18", "17 or 18 | 18 or 19 | 18, 19 | 17 18 19 | 16-18 | 18 19 | <18> | 18;18"),
     *_tagged("not worked out", "18", "9 + 9 | 9*2 | 36/2 = 18 | 20 - 2 | 3^2*2 | 2(9) | \\sqrt{324} | 18 = 18"),
-    *_tagged("no number", "18", " |   | eighteen | x | None | nan | inf | 18x | x18 | 0x12 | ٣ | I | ?"),
+    *_tagged("no number", "18", " |   | x | None | nan | inf | 18x | x18 | 0x12 | ٣ | I | ?"),
     *_tagged("no number", "18", "the answer"),
     *_tagged("a sentence", "18", "not 18 | 18 is wrong | 18 minus 1 | 18 and a half | about 18 or so"),
     *_tagged("a sentence", "18", "less than 18"),

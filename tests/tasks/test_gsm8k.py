@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from benchmark.answer_variants import other, same
 from benchmark.grading import ANY_TASK, NUMBERS, full_scores, source, wrong_scores
 from benchmark.wrong_answers import GSM8K as WRONG
 from tests.small_rows import files, write
@@ -76,3 +77,56 @@ def test_every_gold_answer_scores_one_as_a_model_would_write_it(part: str, count
         assert full_scores(task, rows, ANY_TASK[name]) == count
     for wrap in NUMBERS.values():
         assert full_scores(task, rows[::10], wrap) == len(rows[::10])
+
+
+def test_every_way_to_write_the_right_number_is_paid_and_no_way_to_write_another() -> None:
+    task = GSM8K()
+    (reward,) = task.rewards().values()
+    for number in ("5", "18", "60", "1000", "250", "12"):
+        for texts, score in ((same(number), 1.0), (other(number), 0.0)):
+            assert len(texts) > 150
+            completions = [f"So that is it.\n<answer>{text}</answer>" for text in texts]
+            scores = reward([None] * len(texts), completions, answer=[number] * len(texts))
+            assert [text for text, given in zip(texts, scores, strict=True) if given != score] == [], number
+
+
+@pytest.mark.parametrize(
+    ("gold", "answer", "is_right"),
+    [
+        ("60", "5 dozen", True),
+        ("5000", "5 thousands", True),
+        ("5000", "5K", True),
+        ("5000000", "5 million dollars", True),
+        ("12", "twelve eggs", True),
+        ("12", "12 or twelve", True),
+        ("12", "12 or thirteen", False),
+        ("1200", "one thousand two hundred", True),
+        ("2.5", "2 and a half", True),
+        ("2.5", "two and a half", True),
+        ("0.5", "one half", True),
+        ("50", "one half", False),
+        ("-3", "negative 3", True),
+        ("-3", "a loss of 3", True),
+        ("-3", "\\text{-}3", True),
+        ("-3", "﹣3", True),
+        ("3", "minus 3", False),
+        ("1000", "1 000", True),
+        ("1000", "1\u2009000", True),
+        ("1000", "1.0e3", True),
+        ("1000", "1.000,00", False),
+        ("18", "１８", True),
+        ("60", "59.\\overline{9}", True),
+        ("60", "59.9999999", False),
+        ("2", "2:00 pm", True),
+        ("2", "2:30 pm", False),
+        ("60", "60 a.m.", False),
+        ("2", "Juice box C is 2 dollars more than juice box B.", True),
+        ("0.75", "75%", True),
+        ("1.5", "150%", True),
+        ("0.75", "75", False),
+        ("75", "0.75", False),
+        ("3", "300%", False),
+    ],
+)
+def test_words_and_signs_change_a_number_as_they_do_for_a_reader(gold: str, answer: str, is_right: bool) -> None:
+    assert GSM8K().solved(f"<answer>{answer}</answer>", {"answer": gold}) == is_right

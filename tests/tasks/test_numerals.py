@@ -81,11 +81,11 @@ NUMBERS = {
 
 NO_NUMBERS = r"""
 - | . | --18 | +-18 | $-$18 | 1..5 | 1.2.3 | 1.000.000 | 1,00 | 10,00,000 | 1,0000 | 1/0 |
-\frac{1}{0} | \frac{18}{} | 1/2/3 | 18! | 2x | 2i | 2\pi | xy | x | 1e3 | 0x12 | ٣ | 1² | 2^3 | 2(9) |
-[18] | 18) | ((18)) | (18)(19) | (18, 19) | {1}{8} |
-nan | inf | \infty | eighteen | 18%% | 5:30 | = | 9+9 | 9*2 | 18-19 | #18 | ½or | 18 19 | 1
-000 | 17 or 18 | 18 and 19 | 18 to 19 | not 18 | about 18 | 18 is wrong | 18 minus 1 | 18 times 2 | 18 and a
-half | 18 half | 5 squared | 2 pi | 2 sqrt(3) | 18 % 5 | 9 * 2 = 18 | a=b=18 | 18\cdot 2 | 3\frac{1}{2}x | The
+\frac{1}{0} | \frac{18}{} | 1/2/3 | 18! | 2x | 2i | 2\pi | xy | x | 0x12 | ٣ | 1² | 2^3 | 2(9) |
+[18 | 18) | ((18)) | (18)(19) | (18, 19) | {1}{8} |
+nan | inf | \infty | eighteen | 18%% | 5:30 | = | 9+9 | 9*2 | 18-19 | ½or | 18 19 | 1 00 |
+ 17 or 18 | 18 and 19 | 18 to 19 | not 18 | about 18 | 18 is wrong | 18 minus 1 | 18 times 2 |
+ 18 half | 5 squared | 2 pi | 2 sqrt(3) | 18 % 5 | 9 * 2 = 18 | a=b=18 | 18\cdot 2 | 3\frac{1}{2}x | The
 answer is not 18 | The answer is 17 or 18 | answers 18 | 18 tenths | 18 below zero | 2 x 18 | 2 \times 10^{999} |
 answer = 9 + 9
 """

@@ -39,7 +39,7 @@ def correct_number(completions: Sequence[str], answer: Sequence[Any], **columns:
     """
     scores: list[float] = []
     for text, gold in zip(completions, answer, strict=True):
-        given = read_number(answer_in(text) or "")
+        given = read_number(answer_in(text) or "", in_prose=True)
         wanted = read_number(str(gold).rpartition("####")[2])
         if given is None:
             scores.append(Score(0.0, "unparsed"))

@@ -53,7 +53,7 @@ class GSM8K(MathsTask):
 
 
 def _grade(answer: str, gold: str) -> float:
-    given, wanted = read_number(answer), read_number(gold)
+    given, wanted = read_number(answer, in_prose=True), read_number(gold)
     if given is None:
         return Score(0.0, "unparsed")
     return float(wanted is not None and given.equals(wanted))

@@ -1,0 +1,245 @@
+"""Which words beside a number leave its value as it is: units, names of what is counted, and sentences that lead up to it.
+
+What is counted can be any noun ("18 golden retrievers"), so nouns are not listed. Listed are the words that change a value, doubt
+it or take it back: a text with one of them is no plain number. "dozen" and the like multiply. Function words are refused unless
+they are known to be harmless.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import NamedTuple
+
+from unmask.tasks.number_words import NUMBER_WORDS, PART_WORDS, SCALES
+
+
+def _words(text: str) -> frozenset[str]:
+    return frozenset(text.split())
+
+
+_MULTIPLIERS = SCALES | {
+    "dozen": 12,
+    "score": 20,
+    "gross": 144,
+    "grand": 10**3,
+    "lakh": 10**5,
+    "crore": 10**7,
+    "mil": 10**6,
+    "bn": 10**9,
+    "quadrillion": 10**15,
+}
+_LETTER_MULTIPLIERS = {"k": 10**3, "K": 10**3, "M": 10**6, "B": 10**9}
+"""Set close to the number: 5K."""
+
+_DOUBT = _words(
+    # Guesses and bounds.
+    """
+    maybe perhaps probably possibly presumably apparently supposedly roughly approximately approx approximate around nearly almost
+    circa ish guess guessing guessed think thinks believe suppose assume assuming estimate estimated likely unlikely might may
+    could should would can cannot must seem seems uncertain unsure unclear sure doubt doubtful hopefully somewhere something so
+    least most minimum maximum upwards upward onwards onward up under below above beyond between through thru until till within
+    exceeding exceeds lower upper bound limit range ranging tops max odd change lots counting depending depends varies
+    """
+    # Alternatives, negation, verdicts.
+    """
+    or and nor not no never none neither either both but yet though although however except excluding unless if whether rather
+    instead versus vs alternatively otherwise else also wrong incorrect false invalid untrue mistaken impossible nonsense wait
+    actually sorry oops correction nope nah without minus negative error mistake unknown undefined unverified rejected disproved
+    nobody nothing nowhere hardly barely scarcely denied denies rough rounded opposite
+    """
+    # Arithmetic that is left to do, and parts of a larger number.
+    """
+    plus add added divided multiplied subtracted squared cubed root roots factorial remainder rem modulo mod choose over by point
+    power doubled tripled halved quadrupled fewer short shy pair pairs couple couples twice double triple half
+    recurring itself pi sin cos tan cot csc sqrt ln exp infinity et al etc
+    """
+    # Clauses.
+    """
+    i we you it is was are were be been isn wasn aren weren don doesn didn won cant wont because since where when which who
+    """
+)
+_HARMLESS_AFTER = re.compile(
+    r"\b(?:left over|(?:is|are|was|were) (?:left(?: over)?|remaining|needed|the (?:final |correct |right )?answer)|"
+    r"is (?:correct|right)|points?\b(?! (?:five|one|two|three|four|six|seven|eight|nine|zero))|"
+    r"(?:square|cube) roots|for sure|in between|about$|so far|or so of)\b|-and-",
+    re.IGNORECASE,
+)
+_LY = _words(
+    """
+    daily weekly monthly yearly hourly quarterly annually only exactly precisely family early jelly lily fly butterfly firefly
+    belly supply assembly bully ply friendly elderly totally finally originally initially individually equally
+    """
+)
+"""Words in -ly that neither doubt nor change a number."""
+_ORDINAL = frozenset({"st", "nd", "rd", "th"})
+_LONE_LETTERS = frozenset("a s")
+_UNIT_LETTERS = frozenset("mgshlLpcdtWVANJFCPRQ")
+_UNIT = re.compile(
+    r"""
+    (?:\ ?(?:%|°\ ?[CFK]?\b|°|[$€£¥¢₹]|'{1,2}|"))?                  # a sign of its own
+    # A unit, close or after a space.
+    \ ?(?:[A-Za-zµÀ-ÿ][A-Za-zµÀ-ÿ.'’]*(?:\ ?\^\ ?\{?[23]\}?|[²³]|(?<=m)[23]\b|(?<=ft)[23]\b)?)?
+    (?:[\ /·*-]{1,3}(?:[A-Za-zÀ-ÿ][A-Za-zÀ-ÿ.'’]*)(?:\ ?\^\ ?\{?[23]\}?|[²³])?)*   # more words
+    \ ?
+    """,
+    re.VERBOSE,
+)
+_FACTOR = re.compile(r"[A-Za-z](?![A-Za-z])|\ ?-\ ?[A-Za-z](?![A-Za-z])")
+_PARENTHESIS = re.compile(r"\(([A-Za-z$€£%°/ .'-]{1,60})\)$")
+_PERCENT = re.compile(r"%|\b(?:percent|per ?cent|pct)\b", re.IGNORECASE)
+_CLOCK = re.compile(r"(?:o'?clock|[ap]\.?\ ?m\.?)", re.IGNORECASE)
+_WORD = re.compile(r"[A-Za-zÀ-ÿ]+")
+
+_CURRENCY = re.compile(
+    r"(?:US|AU|A|CA|C|NZ|HK|S)?[$€£¥¢₹₩]|(?:USD|AUD|CAD|NZD|HKD|EUR|GBP|INR|JPY|CNY|CHF|Rs\.?|RM)(?=\s|$)",
+    re.IGNORECASE,
+)
+_NAME = re.compile(
+    r"(?:\\?[A-Za-z]\w{0,15}(?:\ [A-Za-z]\w{0,15})?(?:_\{[^{}]{1,8}\})?(?:\([^()=]{1,9}\))?|\|[A-Z]{2}\|)\ ?(?:=|\\approx|≈|:)"
+)
+_NAMES = _words("i point sin cos tan pi limit minimum maximum")
+"""Words that doubt a number elsewhere, and may be a part of a quantity's name."""
+_VERBS = _words(
+    """
+    is are was were be equals equal has have had get gets got make makes made earn earns earned cost costs need needs needed take
+    takes took spend spends spent pay pays paid save saves saved sell sells sold eat eats ate buy buys bought use uses used leave
+    leaves left remain remains contain contains weigh weighs charge charges drive drives walk walks run runs ran read reads
+    receive receives received owe owes give gives gave produce produces collect collects collected total totals totaling
+    """
+)
+"""The last word of a sentence that leads up to its number."""
+_AMOUNT_OF = re.compile(
+    r"\b(?:total|amount|answer|result|value|profit|cost|price|distance|average|number) of$", re.IGNORECASE
+)
+_DISOWNED = _words("bad draft previous old first earlier former another other second")
+"""Words before a number that give it as an answer that does not count."""
+_LINKING = _words("is are was were be it we you i so can would by when which")
+"""Words that doubt a number behind it, but not before it."""
+_ADVERBS = re.compile(
+    r"(?:\b(?:exactly|just|now|then|only|still|in total|in all|altogether)\b[\s,:]*)+$", re.IGNORECASE
+)
+
+
+class Unit(NamedTuple):
+    """What stands behind a number."""
+
+    factor: int = 1
+    """What it multiplies the number by."""
+    is_percent: bool = False
+    is_clock: bool = False
+    """A time of day."""
+
+
+def read_unit(text: str, in_prose: bool = True) -> Unit | None:
+    """What the words behind a number make of it; None if they may change or doubt it.
+
+    Args:
+        text: what stands right behind the number, its first space included; LaTeX's spaces and \\text{} undone.
+        in_prose: a single letter set close is a unit or a thousand (5m, 5K); elsewhere it is a factor.
+
+    Example:
+        >>> [read_unit(text) is not None for text in (" golden retrievers", " km/h", "%", " left over", " (eggs)", "min")]
+        [True, True, True, True, True, True]
+        >>> [read_unit(text) for text in (" or so", " is wrong", "?", "x", " fewer", " and a half", " divided by two", "+")]
+        [None, None, None, None, None, None, None, None]
+        >>> read_unit(" dozen eggs").factor, read_unit("K").factor
+        (12, 1000)
+    """
+    if not text:
+        return Unit()
+    if _CLOCK.fullmatch(text.strip()):
+        return Unit(is_clock=True)
+    factor = 1
+    if not in_prose and _FACTOR.match(text):
+        return None
+    if text[0] in _LETTER_MULTIPLIERS and not text[1:2].isalpha():
+        factor, text = _LETTER_MULTIPLIERS[text[0]], text[1:]
+    while (word := _WORD.match(text.lstrip(" -"))) is not None and text[0] in " -":
+        scale = _MULTIPLIERS.get(word.group().lower().removesuffix("s"), _MULTIPLIERS.get(word.group().lower()))
+        if scale is None:
+            break
+        factor, text = factor * scale, text.lstrip(" -")[word.end() :]
+    if (aside := _PARENTHESIS.search(text)) is not None:
+        text = f"{text[: aside.start()].rstrip()} {aside[1]}"
+    if not _UNIT.fullmatch(text) or text.rstrip().endswith(("-", "/")) or not _is_harmless(text):
+        return None
+    return Unit(factor, bool(_PERCENT.search(text)))
+
+
+def _is_harmless(text: str) -> bool:
+    """Whether none of the words behind a number may change or doubt it."""
+    is_close = not text.startswith((" ", "-"))
+    words = _WORD.findall(_HARMLESS_AFTER.sub(" ", text).replace("'s", "").replace("’s", ""))
+    for place, word in enumerate(words):
+        lower = word.lower()
+        if (
+            lower in _DOUBT
+            or lower in NUMBER_WORDS
+            or lower in PART_WORDS
+            or lower.removesuffix("s") in _MULTIPLIERS
+            or lower in _ORDINAL
+        ):
+            return False
+        if lower.endswith("ly") and lower not in _LY:
+            return False
+        if (
+            len(word) == 1
+            and word not in _LONE_LETTERS
+            and not (place > 1 and word.isupper())
+            and not (word in _UNIT_LETTERS and (place == 0 or "/" in text))
+        ):
+            return False
+        if lower == "than" and place + 1 == len(words):
+            return False
+    if re.match(r"\s?-\s?[A-Za-z]\b", text):
+        return False
+    return not (is_close and words and words[0].lower() in ("ish", "x", "e"))
+
+
+def read_introduction(text: str) -> int | None:
+    """The sign that the words before a number give it, 1 or -1; None if they may be more than an introduction.
+
+    Args:
+        text: what stands before the number, sign and currency included.
+
+    Example:
+        >>> [read_introduction(text) for text in ("$", "x = ", "Janet has ", "Total cost: ", "= ", "US$", "#", "-", "minus ")]
+        [1, 1, 1, 1, 1, 1, 1, -1, -1]
+        >>> [read_introduction(text) for text in ("at least ", "not ", "about ", "5 or ", ">", "The total isn't ", "~", "--")]
+        [None, None, None, None, None, None, None, None]
+    """
+    text = text.strip()
+    sign = 1
+    if text.endswith(("-", "+")):
+        sign, text = (-1 if text[-1] == "-" else 1), text[:-1].rstrip()
+    elif (word := re.search(r"(?:\A|\s)(?:negative|minus|a loss of)\Z", text, re.IGNORECASE)) is not None:
+        sign, text = -1, text[: word.start()].rstrip()
+    currency = next((match for match in _CURRENCY.finditer(text[-5:]) if match.end() == len(text[-5:])), None)
+    if currency is not None:
+        text = text[: len(text) - len(text[-5:]) + currency.start()].rstrip()
+        if text.endswith(("-", "+")):
+            if sign < 0:
+                return None
+            sign, text = (-1 if text[-1] == "-" else 1), text[:-1].rstrip()
+    text = text.removesuffix("\\approx").removesuffix("≈").removesuffix("#").rstrip()
+    return sign if _leads_up(text) else None
+
+
+def _leads_up(text: str) -> bool:
+    """Whether a text is nothing, a name with its equals sign, a label with its colon, or a sentence up to its number."""
+    if text in ("", "="):
+        return True
+    if _NAME.fullmatch(text):
+        return not any(word.lower() in (_DOUBT | _DISOWNED) - _NAMES for word in _WORD.findall(text))
+    if len(text) > 120 or re.search(r"[0-9\\<>~|?!^+*/;]", text):
+        return False
+    is_label = text.endswith((":", "="))
+    body = _ADVERBS.sub("", text.rstrip(":= ")).strip()
+    words = [word.lower() for word in _WORD.findall(body)]
+    if not words or any(
+        w in _DISOWNED or w in _DOUBT - _LINKING or w in NUMBER_WORDS or w in PART_WORDS for w in words
+    ):
+        return False
+    if "n't" in text or "n’t" in text or "(" in text or "=" in body:
+        return False
+    return is_label or words[-1] in _VERBS or bool(_AMOUNT_OF.search(body))
