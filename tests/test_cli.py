@@ -127,7 +127,7 @@ MISTAKES = [
     ),
     (
         "reward_funcs=[{places}/none.py:f]",
-        'ConfigError: reward function "{places}/none.py:f" cannot be loaded: FileNotFoundError: ',
+        'ConfigError: reward function "{places}/none.py:f" cannot be loaded: there is no file {places}/none.py.',
     ),
 ]
 
@@ -264,7 +264,7 @@ def test_a_signal_ends_with_its_own_exit_code_and_says_how_to_go_on(
     assert unmask_train(tiny_model, tmp_path / "run", *overrides) == 128 + signal.SIGTERM
     assert message(capsys) == (
         f"RunStoppedError: stopped after step 3 of 6; everything is in {tmp_path / 'run'}. "
-        "To go on: the same command with --resume (`unmask demo` needs none)."
+        "To continue, give the same command again with --resume."
     )
     assert steps_saved(tmp_path / "run") == [2, 3]
     assert unmask_train(tiny_model, tmp_path / "run", *overrides, "--resume") == 0

@@ -7,7 +7,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from unmask.config import Config, EvalConfig, OptimConfig, SamplerConfig
+from unmask.config import ORDER_NAMES, Config, EvalConfig, OptimConfig, SamplerConfig
+from unmask.errors import ConfigError
+from unmask.samplers import ORDERS
 
 
 def message(**fields: object) -> str:
@@ -91,8 +93,28 @@ def test_a_value_out_of_its_range_is_refused_by_name(kind: type[Config], fields:
 def test_settings_are_immutable_refuse_unknown_keys_and_explain_every_field(kind: type[Config]) -> None:
     setting = kind()
     name = next(iter(kind.model_fields))
-    with pytest.raises(ValidationError, match="frozen"):
+    with pytest.raises(ConfigError, match=rf"^{kind.section}\.{name} cannot be set .*load_recipe\(recipe, "):
         setattr(setting, name, getattr(setting, name))
     with pytest.raises(ValidationError, match="Extra inputs"):
         kind.model_validate({"no_such_setting": 1})
     assert all(field.description for field in kind.model_fields.values())
+
+
+def test_the_names_of_orders_are_those_that_a_sampler_takes() -> None:
+    assert sorted(ORDERS) == sorted(ORDER_NAMES)
+    for order in ORDERS:
+        assert SamplerConfig(order=order).order == order
+    with pytest.raises(ConfigError, match='^unknown order "randm". Did you mean "random"\\?'):
+        SamplerConfig(order="randm")
+
+
+def test_a_path_that_begins_with_a_tilde_is_in_the_home_folder(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "/home/someone")
+
+    class Paths(Config):
+        one: str = ""
+        several: tuple[str, ...] = ()
+
+    read = Paths.model_validate({"one": "~/x", "several": ["~/r.py:f", "a~/b"]})
+    assert (read.one, read.several) == ("/home/someone/x", ("/home/someone/r.py:f", "a~/b"))
+    assert Paths(one="~").one == "/home/someone"

@@ -18,7 +18,7 @@ import unmask
 PACKAGE = Path(unmask.__file__).parent
 FILES = sorted(path.relative_to(PACKAGE) for path in PACKAGE.rglob("*.py"))
 
-LAYER_0 = {"errors", "files", "records", "kept", "config", "functional", "reward", "workers", "deadline"}
+LAYER_0 = {"text", "errors", "files", "records", "kept", "config", "functional", "reward", "workers", "deadline"}
 LAYER_1 = {"models", "samplers", "tasks", "sandbox"}
 LAYER_2 = {"methods", "rollout", "score", "recipe", "run_folder", "checkpoints", "environment"} | {
     "metrics_file",
@@ -26,12 +26,17 @@ LAYER_2 = {"methods", "rollout", "score", "recipe", "run_folder", "checkpoints",
     "data_check",
     "rewards",
     "style",
+    "elsewhere",
+    "keys",
+    "faults",
+    "eval_recipe",
 }
 LAYER_3 = {"model_card", "trainer", "evaluate", "eval_results", "harness", "pretrain", "compare", "report"}
 BELOW_3 = LAYER_0 | LAYER_1 | LAYER_2
 
 MAY_IMPORT: dict[str, set[str]] = {
-    "errors": set(),
+    "text": set(),
+    "errors": {"text"},
     "files": {"errors"},
     "records": {"errors"},
     "kept": {"errors", "records"},
@@ -48,7 +53,11 @@ MAY_IMPORT: dict[str, set[str]] = {
     "rewards": LAYER_0 | {"tasks"},
     "score": LAYER_0,
     "rollout": LAYER_0 | {"models", "samplers"},
-    "recipe": LAYER_0 | {"methods", "models", "samplers", "tasks"},
+    "elsewhere": set(),
+    "keys": LAYER_0 | {"elsewhere", "methods", "tasks"},
+    "faults": LAYER_0 | {"keys"},
+    "recipe": LAYER_0 | {"faults", "keys", "methods", "models", "tasks"},
+    "eval_recipe": LAYER_0 | {"recipe", "tasks"},
     "run_folder": LAYER_0 | {"checkpoints", "extension", "metrics_file"},
     "metrics_file": {"errors", "files"},
     "extension": LAYER_0,
@@ -66,18 +75,23 @@ MAY_IMPORT: dict[str, set[str]] = {
     "report": LAYER_0 | {"recipe", "run_folder", "metrics_file", "style", "compare"},
     "console": BELOW_3 | {"evaluate", "eval_results", "report"},
     "watch": BELOW_3 | {"report"},
-    "demo": BELOW_3 | LAYER_3 | {"console"},
+    "training": BELOW_3 | {"trainer", "report", "console"},
+    "demo": BELOW_3 | LAYER_3 | {"console", "training"},
     "estimate": BELOW_3 | {"trainer"},
     "doctor": BELOW_3,
     "console_tools": BELOW_3 | {"console", "estimate", "doctor"},
     "launch": {"errors", "recipe"},
-    "cli": BELOW_3 | LAYER_3 | {"console", "console_tools", "demo", "watch", "launch", "estimate", "doctor"},
+    "cli": BELOW_3
+    | LAYER_3
+    | {"console", "console_tools", "demo", "training", "watch", "launch"}
+    | {"estimate", "doctor"},
     "__main__": {"cli"},
-    "__init__": {"models", "recipe", "trainer"},
+    "__init__": {"models", "recipe", "training"},
 }
 """Parts of ours that each part may import, besides itself."""
 
 ONLY: dict[str, set[str]] = {
+    "text": set(),
     "errors": set(),
     "records": {"torch", "safetensors"},
     "kept": {"torch", "safetensors"},

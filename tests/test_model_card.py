@@ -170,5 +170,5 @@ def test_a_push_that_fails_loses_nothing_and_says_how_to_do_it_later(
 
 
 def test_a_name_that_is_no_repository_is_refused_before_the_run() -> None:
-    with pytest.raises(ConfigError, match='push_to_hub: "a b" is no repository of the hub. Write it as owner/name.'):
+    with pytest.raises(ConfigError, match='push_to_hub: "a b" is not a repository of the hub. Write it as owner/name.'):
         load_recipe("sudoku-tiny", ["push_to_hub=a b"])

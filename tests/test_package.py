@@ -47,7 +47,7 @@ def test_the_version_is_that_of_the_installed_distribution() -> None:
 
 @pytest.mark.parametrize(
     ("name", "home"),
-    [("Denoiser", "unmask.models"), ("Trainer", "unmask.trainer"), ("load_recipe", "unmask.recipe")],
+    [("Denoiser", "unmask.models"), ("Trainer", "unmask.training"), ("load_recipe", "unmask.recipe")],
 )
 def test_a_public_name_is_the_object_of_the_module_that_defines_it(name: str, home: str) -> None:
     assert name in dir(unmask)
@@ -57,6 +57,11 @@ def test_a_public_name_is_the_object_of_the_module_that_defines_it(name: str, ho
 def test_a_name_that_is_not_there_is_an_attribute_error() -> None:
     with pytest.raises(AttributeError, match="module 'unmask' has no attribute 'Trainr'"):
         _ = unmask.Trainr
+
+
+def test_a_name_of_another_library_is_an_import_error_with_advice() -> None:
+    with pytest.raises(ImportError, match="unmask has no GRPOTrainer. A run is described by a recipe.*load_recipe"):
+        exec("from unmask import GRPOTrainer")
 
 
 def test_python_m_unmask_help_lists_the_commands() -> None:

@@ -217,7 +217,7 @@ def test_a_signal_finishes_the_step_saves_and_says_how_to_go_on(whole: Path, tmp
     recipe = pretrain_recipe(tmp_path / "run")
     with pytest.raises(
         RunStoppedError,
-        match=r"^stopped after step 3 of 6; everything is in .* with --resume \(`unmask demo` needs none\)\.$",
+        match=r"^stopped after step 3 of 6; everything is in .* again with --resume\.$",
     ):
         pretrain(recipe, observe=stop)
     assert steps_saved(tmp_path / "run") == [2, 3]

@@ -133,6 +133,75 @@ def test_a_malformed_override_is_quoted(override: str, message: str) -> None:
     assert refusal(override).startswith(message)
 
 
+@pytest.mark.parametrize(
+    ("override", "key", "value"),
+    [
+        ("report_to=tensorboard", "report_to", ("tensorboard",)),
+        ("report_to=none", "report_to", ()),
+        ("report_to=", "report_to", ()),
+        ("reward_funcs=a.py:f", "reward_funcs", ("a.py:f",)),
+        ("reward_weights=2", "reward_weights", (2.0,)),
+        ("evaluation.temperatures=0.5", "evaluation.temperatures", (0.5,)),
+        ("lora.targets=q_proj", "lora.targets", ("q_proj",)),
+        ("lora.targets=all-linear", "lora.targets", "all-linear"),
+    ],
+)
+def test_a_single_value_stands_for_a_list_of_one(override: str, key: str, value: object) -> None:
+    found: Any = load_recipe("sudoku-tiny", [override])
+    for name in key.split("."):
+        found = getattr(found, name)
+    assert found == value
+
+
+def test_a_path_in_the_home_folder_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    written(tmp_path, MINIMAL | {"model": "~/models/m", "output_dir": "~/runs"})
+    recipe = load_recipe("~/mine.yaml", ["reward_funcs=[~/a.py:f]", "task={type: dataset, path: ~/rows.csv}"])
+    assert (recipe.model, recipe.output_dir) == (f"{tmp_path}/models/m", f"{tmp_path}/runs")
+    assert recipe.reward_funcs == (f"{tmp_path}/a.py:f",)
+    assert recipe.task.model_dump()["path"] == f"{tmp_path}/rows.csv"
+
+
+# --- from Python ---
+
+
+def test_a_dict_is_a_recipe() -> None:
+    recipe = load_recipe(MINIMAL | {"optim.learning_rate": 1e-3, "optim": {"warmup_steps": 3}})
+    assert (recipe.model, recipe.optim.learning_rate, recipe.optim.warmup_steps) == ("m", 1e-3, 3)
+    assert load(PretrainRecipe, {"task": {"type": "sudoku"}, "sloppy_share": 0.5}).sloppy_share == 0.5
+    with pytest.raises(ConfigError, match="^this dict is a recipe for the other command: unmask pretrain RECIPE$"):
+        load_recipe({"task": {"type": "sudoku"}, "sloppy_share": 0.5})
+
+
+def test_changes_may_be_texts_a_dict_or_keywords_and_later_ones_win() -> None:
+    changes = {"max_steps": 2, "optim": {"learning_rate": 1e-3}, "sampler.num_steps": 4}
+    by_dict = load_recipe("sudoku-tiny", changes)
+    assert by_dict == load_recipe("sudoku-tiny", ["max_steps=2", "optim.learning_rate=1.0e-3", "sampler.num_steps=4"])
+    # A dict changes only the keys that it holds.
+    assert by_dict.optim.warmup_steps == load_recipe("sudoku-tiny").optim.warmup_steps
+    assert load_recipe("sudoku-tiny", {"max_steps": 2}, max_steps=3, optim={"warmup_steps": 1}).max_steps == 3
+    other = load_recipe("sudoku-tiny", {"method": {"num_selected": 2, "type": "egspo_ca"}})
+    assert (other.method.type, other.method.model_dump()["num_selected"]) == ("egspo_ca", 2)
+    with pytest.raises(ConfigError, match='^unknown key "temperature". Did you mean "sampler.temperature"'):
+        load_recipe("sudoku-tiny", {"temperature": 1.0})
+
+
+def test_a_loaded_recipe_can_be_loaded_again_with_changes_but_not_written_to() -> None:
+    recipe = load_recipe("sudoku-tiny", ["seed=4"])
+    changed = load_recipe(recipe, {"max_steps": 3})
+    assert (changed.seed, changed.max_steps, recipe.max_steps) == (4, 3, load_recipe("sudoku-tiny").max_steps)
+    for section, name, key in ((recipe, "max_steps", "max_steps"), (recipe.method, "beta", "method.beta")):
+        with pytest.raises(ConfigError, match=rf'^{key} cannot be set .* load_recipe\(recipe, {{"{key}": 3}}\)\.$'):
+            setattr(section, name, 3)
+
+
+def test_what_is_not_a_recipe_is_named() -> None:
+    with pytest.raises(
+        ConfigError, match="^a recipe is a shipped name, a YAML file or a dict of its settings, not int: "
+    ):
+        load_recipe(3)  # type: ignore[arg-type]
+
+
 # --- names that are not there ---
 
 
@@ -143,7 +212,6 @@ def test_a_malformed_override_is_quoted(override: str, message: str) -> None:
         ("method.num_select=3", 'unknown key in method "num_select". Did you mean "num_selected"?', "step_choice"),
         ("task.min_blank=3", 'unknown key in task "min_blank". Did you mean "min_blanks"?', "max_blanks"),
         ("sampler.orderr=random", 'unknown key in sampler "orderr". Did you mean "order"?', "block_length"),
-        ("optim.lr=1", 'unknown key in optim "lr".', "learning_rate"),
         ("evaluation.splits=test", 'unknown key in evaluation "splits". Did you mean "split"?', "num_rows"),
         ("method.type=egpso", 'unknown method "egpso". Did you mean "egspo"?', "egspo_sa"),
         ("task.type=sudku", 'unknown task "sudku". Did you mean "sudoku"?', "countdown"),
@@ -161,6 +229,9 @@ def test_an_unknown_recipe_gets_the_nearest_one(tmp_path: Path) -> None:
     assert refusal(source="sudoku-tinny").startswith('unknown recipe "sudoku-tinny". Did you mean "sudoku-tiny"? Avail')
     missing = str(tmp_path / "none.yaml")
     assert refusal(source=missing) == f"there is no recipe file {missing}."
+    assert refusal(source="none.yaml") == (
+        f"there is no recipe file none.yaml. Relative paths are read from the current folder, {Path.cwd()}."
+    )
 
 
 def test_several_mistakes_get_a_line_each() -> None:
@@ -207,9 +278,16 @@ def test_a_recipe_of_the_other_command_is_told_as_that() -> None:
         (["max_steps=0"], "max_steps = 0: input should be greater than or equal to 1."),
         (["num_prompts=1.5"], "num_prompts = 1.5: input should be a valid integer"),
         (["evaluation.split=train"], "evaluation.split = 'train': input should be 'validation' or 'test'."),
-        (["method=egspo"], "method = 'egspo': it is no single value; set what is below it, as in method.type=egspo."),
-        (["optim=3"], "optim = 3: it is no single value; set what is below it, as in optim.NAME=VALUE."),
-        (["reward_funcs=a.py:f"], "reward_funcs = 'a.py:f': give a list, in square brackets."),
+        (
+            ["method=egspo"],
+            "method = 'egspo': this is a section, not a single value; set a key of it, as in method.type=egspo.",
+        ),
+        (
+            ["optim=3"],
+            "optim = 3: this is a section, not a single value; set a key of it, as in optim.learning_rate=VALUE.",
+        ),
+        (["reward_funcs={a: 1}"], "reward_funcs = {'a': 1}: give a list, in square brackets."),
+        (["reward_weights=1,2"], "reward_weights.0 = '1,2': give several values as a list, in square brackets: [1,2]."),
         (["model="], "model = None: input should be a valid string."),
         (["task={}"], "task.type is missing; it names the task."),
         (["task.type=dataset"], "task.path is missing; the recipe must set it."),
@@ -329,7 +407,6 @@ def test_a_key_below_one_that_is_null_can_be_set(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("override", "said"),
     [
-        ("lora.targets=q_proj", "neither all-linear nor a list"),
         ("lora.targets=[]", "neither all-linear nor a list"),
         ("lora.rank=3", 'unknown key in lora "rank"'),
         ("lora.dropout=1", "lora.dropout = 1"),

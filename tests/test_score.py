@@ -294,7 +294,7 @@ def test_a_function_is_found_in_a_module_or_a_file(tmp_path: Path) -> None:
     [
         ("no_colon", "must be given as package.module:function or file.py:function."),
         ("no_such_package.rewards:f", "cannot be loaded: ModuleNotFoundError: No module named 'no_such_package'"),
-        ("{}/none.py:f", "cannot be loaded: FileNotFoundError: [Errno 2] No such file or directory: '{}/none.py'"),
+        ("{}/none.py:f", "cannot be loaded: there is no file {}/none.py."),
         ("{}/mine.py:f", "cannot be loaded: AttributeError: module 'unmask_reward_mine' has no attribute 'f'"),
         ("{}/mine.py:HALF", "is a float, not a function."),
         ("{}/broken.py:f", "cannot be loaded: SyntaxError: '(' was never closed (broken.py, line 1)"),

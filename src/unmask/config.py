@@ -1,15 +1,23 @@
 """The building blocks of a recipe: frozen pydantic models that refuse unknown keys.
 
-Each setting has one home. What belongs to a method or a task lives in that method's or task's own class; what every run
-has lives here; `unmask.recipe` puts the tree together from the tables of methods and tasks.
-Names are TRL's where TRL has one.
+Each setting has one place. The options of a method or a task are fields of its own class, the settings of every run are here,
+and `unmask.recipe` builds the tree from the tables of methods and tasks. Names are TRL's where TRL has one.
 """
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+import os
+from collections.abc import Mapping
+from types import UnionType
+from typing import Annotated, Any, ClassVar, Literal, Union, get_args, get_origin
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic.fields import FieldInfo
+
+from unmask.errors import ConfigError, unknown_name
+
+ORDER_NAMES = ("entropy", "left_to_right", "low_confidence", "margin", "plackett_luce", "random")
+"""The names of `unmask.samplers.ORDERS`, repeated here because settings are checked without importing torch."""
 
 
 class Config(BaseModel):
@@ -17,9 +25,56 @@ class Config(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, protected_namespaces=())
 
+    section: ClassVar[str] = ""
+    """The key in a recipe under which the settings of this class stand, for messages."""
+    leads_to: ClassVar[Mapping[str, type[Config]]] = {}
+    """Fields that hold changes to a recipe as dotted keys, with the kind of that recipe."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _read_values(cls, settings: object) -> object:
+        """Take one value where a list of one is meant, and read ~ at the start of a path as the user's home folder."""
+        if not isinstance(settings, Mapping):
+            return settings
+        return {key: _at_home(_listed(value, cls.model_fields.get(key))) for key, value in settings.items()}
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name in type(self).model_fields:
+            key = f"{self.section}.{name}" if self.section else name
+            raise ConfigError(
+                f"{key} cannot be set on a recipe that is already loaded. "
+                f'Load it again with the other value: load_recipe(recipe, {{"{key}": {value!r}}}).'
+            )
+        super().__setattr__(name, value)
+
+
+def _listed(value: Any, field: FieldInfo | None) -> Any:
+    """The value in a list if the field holds a list of any length and the value is a single one; nothing is an empty list."""
+    if field is None or not _holds_list(field.annotation):
+        return value
+    if value is None:
+        return () if field.default == () else None
+    return [value] if isinstance(value, str | int | float | os.PathLike) else value
+
+
+def _holds_list(annotation: Any) -> bool:
+    if get_origin(annotation) in (Union, UnionType):
+        return all(_holds_list(option) for option in get_args(annotation) if option is not type(None))
+    return get_origin(annotation) is tuple and get_args(annotation)[-1] is Ellipsis
+
+
+def _at_home(value: Any) -> Any:
+    if isinstance(value, list | tuple):
+        return type(value)(_at_home(item) for item in value)
+    if isinstance(value, str | os.PathLike) and str(value).startswith("~"):
+        return type(value)(os.path.expanduser(value))  # type: ignore[call-arg]
+    return value
+
 
 class SamplerConfig(Config):
     """How a completion is denoised."""
+
+    section: ClassVar[str] = "sampler"
 
     max_completion_length: int = Field(256, ge=1)
     """L, completion positions."""
@@ -28,7 +83,7 @@ class SamplerConfig(Config):
     block_length: int | None = Field(None, ge=1)
     """Positions of one semi-autoregressive block; must tile L, and the blocks must share T evenly. Default L: one block."""
     order: str = "low_confidence"
-    """Which masked positions are committed at a step: a name of `unmask.samplers.ORDERS`."""
+    """Which masked positions are committed at a step: entropy, left_to_right, low_confidence, margin, plackett_luce or random."""
     order_temperature: float = Field(0.5, gt=0)
     """τ of order `plackett_luce`, which draws positions in proportion to exp(confidence / τ); default of arXiv:2607.15200."""
     temperature: float = Field(0.9, ge=0)
@@ -49,6 +104,13 @@ class SamplerConfig(Config):
     def block(self) -> int:
         """Block length, with its default filled in."""
         return self.block_length or self.max_completion_length
+
+    @field_validator("order")
+    @classmethod
+    def _check_order(cls, order: str) -> str:
+        if order not in ORDER_NAMES:
+            raise ConfigError(unknown_name("order", order, ORDER_NAMES))
+        return order
 
     @model_validator(mode="after")
     def _check_tiling(self) -> SamplerConfig:
@@ -75,6 +137,8 @@ class SamplerConfig(Config):
 class LoraConfig(Config):
     """Low-rank adapters (LoRA, arXiv:2106.09685): W + (alpha / r) B A, of which A and B alone are trained."""
 
+    section: ClassVar[str] = "lora"
+
     r: int = Field(128, ge=1)
     """Rank. Default, with alpha, of the published LLaDA runs (arXiv:2504.12216)."""
     alpha: float = Field(64.0, gt=0)
@@ -91,13 +155,17 @@ class LoraConfig(Config):
     @field_validator("targets", mode="before")
     @classmethod
     def _check_targets(cls, value: object) -> object:
-        if value == "all-linear" or (isinstance(value, (list, tuple)) and value):
+        if value == "all-linear" or (isinstance(value, list | tuple) and value):
             return value
+        if isinstance(value, str) and value:
+            return [value]
         raise ValueError(f"{value!r} is neither all-linear nor a list of module names, such as [q_proj, v_proj].")
 
 
 class OptimConfig(Config):
     """Optimizer and learning-rate schedule."""
+
+    section: ClassVar[str] = "optim"
 
     learning_rate: float = Field(3e-5, gt=0)
     """Peak rate of AdamW."""
@@ -117,6 +185,8 @@ class OptimConfig(Config):
 
 class EvalConfig(Config):
     """Evaluation during and after a run, on rows that training never sees."""
+
+    section: ClassVar[str] = "evaluation"
 
     split: Literal["validation", "test"] = "test"
     """Rows to take. With `validation` the model of the highest mean accuracy is kept in best/; on `test` none is chosen."""

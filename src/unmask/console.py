@@ -8,17 +8,19 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 from rich import box
 from rich.console import Console, Group
 from rich.live import Live
 from rich.markup import escape
+from rich.padding import Padding
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 from rich.text import Text
 
-from unmask.report.text import visible
 from unmask.style import temperature_name
+from unmask.text import visible
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -50,7 +52,7 @@ class ProgressView:
         self._started, self._first = 0.0, -1
         self._accuracy = self._numbers = self._example = ""
         self._live: Live | None = None
-        if console.is_terminal:
+        if console.is_terminal or _has_widgets(console):
             self._bar = Progress(
                 TextColumn("{task.description}"),
                 BarColumn(),
@@ -100,6 +102,11 @@ class ProgressView:
         self._example = f"last completion, reward {reward:.3f}: {text[:EXAMPLE_SHOWN] or '(empty)'}"
 
 
+def _has_widgets(console: Console) -> bool:
+    """Whether this is a notebook in which a display can be updated; without ipywidgets, lines are printed as in a pipe."""
+    return console.is_jupyter and find_spec("ipywidgets") is not None
+
+
 def accuracies(metrics: Mapping[str, Any]) -> str:
     """The evaluations among a step's metrics, in words."""
     found = []
@@ -112,7 +119,7 @@ def accuracies(metrics: Mapping[str, Any]) -> str:
 
 @contextmanager
 def progress(name: str, total: int, console: Console | None = None) -> Iterator[ProgressView]:
-    """A `ProgressView` on standard error, so that standard output holds results only."""
+    """A `ProgressView` on standard error, so that standard output holds results only; in a notebook, below the cell."""
     with ProgressView(name, total, console or Console(file=sys.stderr)) as view:
         yield view
 
@@ -140,11 +147,33 @@ def table(columns: Sequence[str], rows: Iterable[Sequence[object]], title: str |
     if not console.is_terminal and "COLUMNS" not in os.environ:
         # A pipe has no edge to wrap at; rich would take it for 80 columns wide.
         console = Console(width=PIPE_WIDTH)
-    for row in rows:
-        drawn.add_row(*(escape(str(cell)) for cell in row))
+    cells = [[visible(str(cell)) for cell in row] for row in rows]
+    for row in cells:
+        drawn.add_row(*map(escape, row))
     if title:
-        console.print(title, style="italic", markup=False, highlight=False, soft_wrap=True)
-    console.print(drawn)
+        console.print(visible(title), style="italic", markup=False, highlight=False, soft_wrap=True)
+    if _narrowest(columns, cells) <= console.width:
+        console.print(drawn)
+    else:
+        _print_entries(console, columns, cells)
+
+
+def _narrowest(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> int:
+    """Columns of the terminal below which a table would have to cut words."""
+    widths = [
+        max(len(word) for cell in column for word in (cell.split() or [""]))
+        for column in zip(columns, *rows, strict=True)
+    ]
+    return sum(widths) + 3 * (len(widths) - 1)
+
+
+def _print_entries(console: Console, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """The rows of a table one below the other, for a terminal that is too narrow for columns."""
+    for first, *rest in rows:
+        console.print(Text(first, style="bold"), soft_wrap=True)
+        for column, cell in zip(columns[1:], rest, strict=True):
+            if cell:
+                console.print(Padding(Text(f"{column}: {cell}"), (0, 0, 0, 2)))
 
 
 def methods_table() -> None:

@@ -1,31 +1,115 @@
-"""How the commands of `cli_tools` show what they found."""
+"""What the commands print that list recipes and tasks, and that check a machine."""
 
 from __future__ import annotations
 
 import re
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.text import Text
 
 from unmask.console import PIPE_WIDTH, table
-from unmask.errors import ConfigError
-from unmask.recipe import COLLECTIONS, read_tree, shipped_recipes
+from unmask.errors import ConfigError, DataError, nearest, unknown_name
+from unmask.recipe import COLLECTIONS, find_shipped, make_task, read_tree, shipped_recipes
+from unmask.tasks import TASKS, Task
+from unmask.tasks.sourced import SourcedTask
+from unmask.text import visible
 
 if TYPE_CHECKING:
     from unmask.doctor import Check
+    from unmask.tasks.base import Split
+
+
+EXAMPLE_SHOWN = 600
+"""Characters of a column of an example row."""
+
+
+def recipe_page(name: str) -> bool:
+    """Print the YAML of the shipped recipe of this name; whether there is one."""
+    for kind in ("", "compare"):
+        with suppress(ConfigError):
+            # A file of the user's with this name is not a shipped recipe.
+            print(find_shipped(name, kind).read_text(encoding="utf-8"), end="")
+            return True
+    return False
 
 
 def recipes_table(search: str = "") -> None:
-    """Print the shipped recipes whose name holds `search`, one a line."""
-    rows = [row for row in _recipes() if search in row[0]]
+    """Print the shipped recipes whose name holds `search`, one a line.
+
+    Raises:
+        ConfigError: there is none.
+    """
+    everything = list(_recipes())
+    rows = [row for row in everything if search in row[0]]
     if not rows:
-        print(f'No shipped recipe has "{search}" in its name; unmask recipes lists all of them.')
-        return
+        near = nearest(search, [row[0] for row in everything])
+        raise ConfigError(
+            f'no shipped recipe has "{search}" in its name.{f" Did you mean {near[0]}?" if near else ""} '
+            "unmask recipes lists all of them."
+        )
     table(["recipe", "command", "model", "task", "method"], rows)
-    print("unmask train NAME [key=value ...] runs one; its file says where every value is from.")
+    print(
+        "unmask recipes NAME prints one; unmask train NAME [key=value ...] runs it. Its file says where every value is from."
+    )
+
+
+def task_page(name: str, options: Sequence[str] = ()) -> None:
+    """Print a task with its options and an example row.
+
+    Raises:
+        ConfigError: there is no such task, or it has no such option.
+    """
+    kind = name.partition(":")[0]
+    if kind not in TASKS:
+        raise ConfigError(unknown_name("task", kind, TASKS))
+    cls = TASKS[kind]
+    print(f"{name}: {' '.join((cls.__doc__ or '').split())}\n")
+    table(
+        ["option", "default", "what it is"],
+        [
+            [
+                key,
+                "(must be set)" if field.is_required() else field.get_default(),
+                " ".join((field.description or "").split()),
+            ]
+            for key, field in cls.model_fields.items()
+            if key != "type"
+        ],
+    )
+    missing = [key for key, field in cls.model_fields.items() if field.is_required()]
+    if "name" in missing and ":" in name:
+        missing.remove("name")
+    missing = [key for key in missing if not any(option.partition("=")[0] == key for option in options)]
+    print()
+    if missing:
+        print(f"For an example row, set {' and '.join(missing)}: unmask tasks {kind} {missing[0]}=VALUE")
+    elif issubclass(cls, SourcedTask) and not options:
+        print(f"Its rows are read when it is used. For an example row, name a file: {_with_file(kind, cls)}")
+    else:
+        _print_example(make_task(name, options))
+
+
+def _with_file(kind: str, cls: type[Task]) -> str:
+    key = next((key for key in ("source", "path") if key in cls.model_fields), "source")
+    return f"unmask tasks {kind} {key}=FILE"
+
+
+def _print_example(task: Task) -> None:
+    """A row of the task, column by column."""
+    split: Split = "train"
+    try:
+        row = task.rows(split, 1)[0]
+    except DataError:
+        split = "test"
+        row = task.rows(split, 1)[0]
+    print(f"An example row ({split} split, seed 0):\n")
+    for column, value in row.items():
+        text = visible(str(value))
+        print(f"{column}: {text[:EXAMPLE_SHOWN]}{' ...' if len(text) > EXAMPLE_SHOWN else ''}")
 
 
 def _recipes() -> Iterator[tuple[str, str, str, str, str]]:
@@ -71,7 +155,7 @@ def doctor_report(found: Iterable[Check]) -> bool:
     for check in found:
         console.print(
             Text(f"{check.status:<7}", style=colours[check.status]),
-            Text(f"{check.name:<19}{check.detail}"),
+            Text(visible(f"{check.name:<19}{check.detail}")),
             soft_wrap=True,
         )
         failed += [check.name] * (check.status == "failed")

@@ -13,16 +13,24 @@ from unmask.models import load_model
 from unmask.pretrain import pretrain
 from unmask.recipe import PretrainRecipe, load, load_recipe
 from unmask.records import Rollout
-from unmask.report.build import write_report
-from unmask.report.curve import plot_curve
 from unmask.report.filmstrip import plot_filmstrip
 from unmask.run_folder import disk_faults_explained
 from unmask.style import temperature_name
-from unmask.trainer import Trainer
+from unmask.trainer.stopping import RunStoppedError
+from unmask.training import Trainer
 
 
 def run(output_dir: Path, seed: int) -> None:
-    """Do it all and say what came of it; a demo that was cut off goes on where it stopped."""
+    """Do it all and print the results; a demo that was interrupted continues where it stopped."""
+    try:
+        _run(output_dir, seed)
+    except RunStoppedError as stop:
+        # The demo resumes by itself.
+        stop.needs_resume = False
+        raise
+
+
+def _run(output_dir: Path, seed: int) -> None:
     started = time.perf_counter()
     base = load(PretrainRecipe, "sudoku-tiny-base", [f"output_dir={output_dir / 'base'}", f"seed={seed}"])
     with progress("pretrain", base.max_steps) as view:
@@ -31,11 +39,10 @@ def run(output_dir: Path, seed: int) -> None:
         "sudoku-tiny",
         [f"model={output_dir / 'base' / 'final'}", f"output_dir={output_dir / 'egspo_sa'}", f"seed={seed}"],
     )
-    with progress("train", recipe.max_steps) as view:
-        folder = Trainer(recipe, resume=True, observe=view, example=view.example).train()
+    trainer = Trainer(recipe, resume=True)
+    folder = trainer.train()
     with disk_faults_explained(folder):
-        curve, film = plot_curve(folder, folder / "curve.png"), _film(folder)
-    report = write_report([folder]).path
+        film = _film(folder)
     lines = read_metrics(folder)
     first, last = lines[0], lines[-1]
     rows = []
@@ -54,8 +61,9 @@ def run(output_dir: Path, seed: int) -> None:
         "solved share (95 % interval)",
     )
     Console().print(
-        f"report   {report}\n"
-        f"curve    {curve}\nfilm     {film}\nmodel    {folder / 'final'}\nmetrics  {folder / 'metrics.jsonl'}\n"
+        f"report   {trainer.pictures['report']}\n"
+        f"curve    {trainer.pictures['curve']}\nfilm     {film}\n"
+        f"model    {folder / 'final'}\nmetrics  {folder / 'metrics.jsonl'}\n"
         f"time     {time.perf_counter() - started:.0f} s\n"
         f"watch    unmask sample {folder / 'final'} --task sudoku",
         highlight=False,

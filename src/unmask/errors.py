@@ -1,17 +1,25 @@
-"""Errors that a user can mend: each message says what was wrong, what was given and what to do.
+"""Errors that a user can correct: each message says what was wrong, what was given and what to do.
 
-The command line prints them without a stack trace and exits with code 2. Anything else that is raised is a bug of ours
-and keeps its trace.
+The command line prints them without a stack trace and exits with code 2. Any other exception is a bug in this package and
+keeps its trace.
 """
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable
 from difflib import get_close_matches
+from pathlib import Path
+
+from unmask.text import visible
 
 
 class UnmaskError(Exception):
-    """Base of every error that is for the user."""
+    """Base of every error that is for the user.
+
+    Messages quote file names, columns, tensors and other libraries, so control characters in them are spelt out wherever the
+    message is shown: on the command line, in Python, in a log or in a results file.
+    """
 
     exit_code = 2
     """Of the command that it ends."""
@@ -22,6 +30,9 @@ class UnmaskError(Exception):
     def kind(self) -> str:
         """What the message is headed with."""
         return type(self).__name__
+
+    def __str__(self) -> str:
+        return visible(super().__str__())
 
 
 class ConfigError(UnmaskError):
@@ -61,14 +72,41 @@ def reason(error: BaseException) -> str:
     return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
+def no_file(path: str | os.PathLike[str], what: str = "file") -> str:
+    """One sentence for a path where nothing is; for a relative one it says which folder the path was read from.
+
+    Example:
+        >>> no_file("/data/rows.csv")
+        'there is no file /data/rows.csv.'
+    """
+    where = "" if Path(path).is_absolute() else f" Relative paths are read from the current folder, {Path.cwd()}."
+    return f"there is no {what} {path}.{where}"
+
+
+MISSPELT = 0.85
+"""Share of letters in common, as difflib counts them, from which on a name counts as a misspelling of another."""
+
+
+def nearest(name: str, names: Iterable[str], cutoff: float = MISSPELT) -> list[str]:
+    """The name that this one is a misspelling of: nearly all letters are the same, or the same letters are in another order.
+
+    Example:
+        >>> nearest("widht", ["width", "depth"]), nearest("max_steps", ["eval_steps"])
+        (['width'], [])
+    """
+    names = sorted(names)
+    return [n for n in names if sorted(n) == sorted(name)][:1] or get_close_matches(name, names, n=1, cutoff=cutoff)
+
+
 def unknown_name(kind: str, name: str, available: Iterable[str]) -> str:
-    """One sentence for a name that is not there: the nearest one, then all of them.
+    """One sentence for a name that does not exist: the one it may be a misspelling of, then all of them.
 
     Example:
         >>> unknown_name("method", "egpso", ["egspo", "egspo_sa"])
         'unknown method "egpso". Did you mean "egspo"? Available: egspo, egspo_sa.'
     """
     names = sorted(available)
-    near = get_close_matches(name, names, n=1, cutoff=0.5)
+    # The names of one table are alternatives of one kind, so a looser likeness is enough than among keys.
+    near = nearest(name, names, cutoff=0.6)
     hint = f' Did you mean "{near[0]}"?' if near else ""
     return f'unknown {kind} "{name}".{hint} Available: {", ".join(names)}.'

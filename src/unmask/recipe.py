@@ -2,24 +2,25 @@
 
 from __future__ import annotations
 
+import os
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from difflib import get_close_matches
 from functools import reduce
 from importlib import resources
 from operator import or_
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar, get_args, get_origin
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 
 import yaml
-from pydantic import BaseModel, Field, SerializeAsAny, ValidationError, field_validator, model_validator
+from pydantic import Field, SerializeAsAny, ValidationError, field_validator, model_validator
 
 from unmask.config import Config, EvalConfig, LoraConfig, OptimConfig, SamplerConfig
-from unmask.errors import ConfigError, unknown_name
+from unmask.errors import ConfigError, no_file, unknown_name
+from unmask.faults import explain
 from unmask.files import YamlError, parse_yaml, read_yaml
 from unmask.methods import METHODS, Method
 from unmask.models.tiny import TinyConfig
-from unmask.samplers.orders import ORDERS
 from unmask.tasks import TASKS, Task
 
 if TYPE_CHECKING:
@@ -67,12 +68,19 @@ class RunRecipe(Config):
     compile: bool = False
     """torch.compile the trunk. Worth its minute or so on a GPU; no help to a tiny model."""
 
-    @field_validator("push_to_hub")
+    @field_validator("push_to_hub", mode="before")
     @classmethod
-    def _check_repository(cls, name: str | None) -> str | None:
-        if name is not None and not re.fullmatch(r"([\w-][\w.-]*/)?[\w-][\w.-]*", name):
-            raise ValueError(f'"{name}" is no repository of the hub. Write it as owner/name.')
+    def _check_repository(cls, name: object) -> object:
+        if name is None or name is False:
+            return None
+        if not re.fullmatch(r"([\w-][\w.-]*/)?[\w-][\w.-]*", str(name)) or name is True:
+            raise ValueError(f'"{name}" is not a repository of the hub. Write it as owner/name.')
         return name
+
+    @field_validator("report_to", mode="before")
+    @classmethod
+    def _none_is_no_tracker(cls, names: object) -> object:
+        return () if names in (["none"], [None]) else names
 
     @field_validator("mixed_precision", mode="before")
     @classmethod
@@ -145,7 +153,6 @@ class TrainRecipe(RunRecipe):
 
     @model_validator(mode="after")
     def _check_together(self) -> TrainRecipe:
-        check_order(self.sampler)
         self.method.check(self.sampler, self.num_generations)
         if not self.sampler.temperature:
             raise ValueError(
@@ -216,40 +223,61 @@ class PretrainRecipe(RunRecipe):
         return self
 
 
-def check_order(sampler: SamplerConfig) -> None:
-    """Raise ConfigError for an order that is not in `ORDERS`."""
-    if sampler.order not in ORDERS:
-        raise ConfigError(unknown_name("order", sampler.order, ORDERS))
-
-
 RecipeT = TypeVar("RecipeT", bound=RunRecipe)
 ConfigT = TypeVar("ConfigT", bound=Config)
 
 
-def load_recipe(source: str, overrides: Sequence[str] = ()) -> TrainRecipe:
-    """The training recipe `source`, a shipped name or a YAML file, with `key=value` overrides applied in order."""
-    return load(TrainRecipe, source, overrides)
+Source = str | os.PathLike[str] | Mapping[str, Any] | RunRecipe
+"""Where a recipe comes from: a shipped name, a YAML file, a dict of its keys, or a recipe that is loaded already."""
+
+Overrides = Sequence[str] | Mapping[str, Any]
+"""Changes to a recipe: `key=value` texts, or a dict, whose keys may be dotted and whose values may be dicts."""
 
 
-def load(kind: type[RecipeT], source: str, overrides: Sequence[str] = ()) -> RecipeT:
-    """Read, override and validate a recipe.
+def load_recipe(source: Source, overrides: Overrides = (), **settings: Any) -> TrainRecipe:
+    """Load a training recipe.
+
+    Args:
+        source: a shipped name, a YAML file, a dict, or a recipe to change.
+        overrides: `key=value` texts, applied in order, or a dict such as {"max_steps": 2, "optim.learning_rate": 1e-4}.
+        settings: further changes by keyword; one that is a dict changes only the keys that it holds.
 
     Raises:
-        ConfigError: no such recipe, unreadable YAML, one of the other kind, a malformed override, or anything that
+        ConfigError: there is no such recipe, or something in it cannot be used.
+    """
+    return load(TrainRecipe, source, overrides, **settings)
+
+
+def load(kind: type[RecipeT], source: Source, overrides: Overrides = (), **settings: Any) -> RecipeT:
+    """Read, override and validate a recipe of a kind; the arguments are those of `load_recipe`.
+
+    Raises:
+        ConfigError: no such recipe, unreadable YAML, a recipe of the other kind, a malformed override, or anything that
             validation refuses.
     """
     tree = recipe_tree(kind, source)
-    # A type first: it drops what the file says of another, and what is given beside it is meant for it.
-    for override in sorted(overrides, key=lambda o: not o.partition("=")[0].strip().endswith(".type")):
-        apply_override(tree, override)
+    override(tree, overrides)
+    override(tree, settings)
     return validate(kind, tree)
 
 
-def recipe_tree(kind: type[RunRecipe], source: str) -> dict[str, Any]:
-    """The keys and values of a recipe as its file has them, not yet validated."""
-    path = find_recipe(source)
+def recipe_tree(kind: type[RunRecipe], source: Source) -> dict[str, Any]:
+    """The keys and values of a recipe as its source has them, not yet validated."""
+    if isinstance(source, RunRecipe):
+        return source.model_dump()
+    if isinstance(source, Mapping):
+        tree: dict[str, Any] = {}
+        override(tree, source)
+        _check_kind(kind, "", tree)
+        return tree
+    if not isinstance(source, str | os.PathLike):
+        raise ConfigError(
+            f"a recipe is a shipped name, a YAML file or a dict of its settings, not {type(source).__name__}: "
+            'load_recipe("sudoku-tiny", {"max_steps": 3}).'
+        )
+    path = find_recipe(str(source))
     tree = read_tree(path)
-    _check_kind(kind, source, tree)
+    _check_kind(kind, str(source), tree)
     tree.setdefault("output_dir", f"runs/{path.stem}")
     return tree
 
@@ -269,7 +297,9 @@ def _check_kind(kind: type[RunRecipe], source: str, tree: Mapping[str, Any]) -> 
     is_train, is_pretrain = "method" in tree, "method" not in tree and bool(only_pretrain & tree.keys())
     if (kind is TrainRecipe and is_pretrain) or (kind is PretrainRecipe and is_train):
         command = "train" if is_train else "pretrain"
-        raise ConfigError(f"{source} is a recipe for the other command: unmask {command} {source}")
+        raise ConfigError(
+            f"{source or 'this dict'} is a recipe for the other command: unmask {command} {source or 'RECIPE'}"
+        )
 
 
 COLLECTIONS = ("published", "single-gpu")
@@ -281,10 +311,20 @@ def find_recipe(source: str, kind: str = "") -> Path:
 
     A recipe of a collection may be named without its folder.
     """
-    if source.endswith((".yaml", ".yml")) or Path(source).is_file():
-        if not Path(source).is_file():
-            raise ConfigError(f"there is no recipe file {source}.")
-        return Path(source)
+    file = Path(source).expanduser()
+    if source.endswith((".yaml", ".yml")) or file.is_file():
+        if not file.is_file():
+            raise ConfigError(no_file(file, "recipe file"))
+        return file
+    return find_shipped(source, kind)
+
+
+def find_shipped(source: str, kind: str = "") -> Path:
+    """The file of a shipped recipe of a kind, by name.
+
+    Raises:
+        ConfigError: there is none.
+    """
     own = shipped_recipes(kind)
     further = {} if kind else {f"{c}/{name}": path for c in COLLECTIONS for name, path in shipped_recipes(c).items()}
     by_stem = {path.stem: path for path in further.values()}
@@ -304,6 +344,35 @@ def shipped_recipes(kind: str = "") -> dict[str, Path]:
     return {path.stem: path for path in sorted(folder.glob("*.yaml"))}
 
 
+def override(tree: dict[str, Any], changes: Overrides) -> None:
+    """Write changes into a tree of dicts; a method's or task's type first, because it drops the options of the one before.
+
+    Example:
+        >>> tree = {"optim": {"warmup_steps": 5}}
+        >>> override(tree, {"optim": {"learning_rate": 1e-3}, "evaluation.num_rows": 8})
+        >>> tree
+        {'optim': {'warmup_steps': 5, 'learning_rate': 0.001}, 'evaluation': {'num_rows': 8}}
+    """
+    if isinstance(changes, Mapping):
+        flat = list(_flat(changes))
+        for key, value in sorted(flat, key=lambda change: not change[0].endswith(".type")):
+            write_key(tree, key, value)
+        return
+    if isinstance(changes, str):
+        changes = [changes]
+    for change in sorted(changes, key=lambda text: not str(text).partition("=")[0].strip().endswith(".type")):
+        apply_override(tree, change)
+
+
+def _flat(changes: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in changes.items():
+        # Not every mapping is a section: rows that are given in Python may be one.
+        if type(value) is dict and value:
+            yield from _flat(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
+
+
 def apply_override(tree: dict[str, Any], override: str) -> None:
     """Write one `a.b.c=value` into a tree of dicts; the value is YAML.
 
@@ -314,7 +383,7 @@ def apply_override(tree: dict[str, Any], override: str) -> None:
         >>> tree
         {'optim': {'learning_rate': '3e-4'}, 'seed': 1}
     """
-    key, equals, value = override.partition("=")
+    key, equals, value = str(override).partition("=")
     if not equals or not key:
         raise ConfigError(f'override "{override}" is not of the form key=value, such as optim.learning_rate=3e-4.')
     try:
@@ -349,7 +418,7 @@ def validate(kind: type[ConfigT], tree: Mapping[str, Any]) -> ConfigT:
     try:
         return kind.model_validate(tree)
     except ValidationError as error:
-        raise ConfigError("\n".join(_explain(kind, fault) for fault in error.errors())) from error
+        raise ConfigError("\n".join(explain(kind, fault, tree) for fault in error.errors())) from error
 
 
 def completed(kind: type[ConfigT]) -> Callable[[Mapping[str, Any]], Mapping[str, Any]]:
@@ -376,68 +445,11 @@ def make_task(name: str, options: Sequence[str] = ()) -> Task:
 def make_sampler(**settings: Any) -> SamplerConfig:
     """A sampler from keyword settings, with faults as ConfigErrors."""
     try:
-        sampler = SamplerConfig(**settings)
+        return SamplerConfig(**settings)
     except ValidationError as error:
-        raise ConfigError("\n".join(_explain(SamplerConfig, fault) for fault in error.errors())) from error
-    check_order(sampler)
-    return sampler
+        raise ConfigError("\n".join(explain(SamplerConfig, fault, settings) for fault in error.errors())) from error
 
 
 def dump(recipe: Config) -> str:
     """YAML that `load` reads back to the same recipe."""
     return yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False)
-
-
-def _explain(kind: type[BaseModel], fault: Any) -> str:
-    """One line of plain English for one pydantic fault."""
-    # The discriminator's tag stands in the location of a union's faults; it is no key of the user's.
-    path: list[str] = []
-    model: type[BaseModel] | None = kind
-    entry_is_next = False
-    for part in fault["loc"]:
-        if entry_is_next:
-            # The name that the user gave an entry of a mapping; below it are the keys of the mapping's values.
-            path.append(str(part))
-            entry_is_next = False
-            continue
-        tables: dict[str, Mapping[str, type[BaseModel]]] = {"method": METHODS, "task": TASKS}
-        if path and path[-1] in tables and part in tables[path[-1]]:
-            model = tables[path[-1]][part]
-            continue
-        path.append(str(part))
-        if fault["type"] == "extra_forbidden" and len(path) and part == fault["loc"][-1]:
-            break
-        field = model.model_fields.get(str(part)) if model else None
-        entry_is_next = field is not None and get_origin(field.annotation) is dict
-        model = _field_model(model, str(part))
-    key = ".".join(path)
-    match fault["type"]:
-        case "extra_forbidden":
-            parent = ".".join(path[:-1])
-            known = model.model_fields if model else {}
-            return unknown_name(f"key in {parent}" if parent else "key", path[-1], known)
-        case "missing":
-            return f"{key} is missing; the recipe must set it."
-        case "union_tag_invalid":
-            table: Mapping[str, Any] = METHODS if key == "method" else TASKS
-            return unknown_name(key, str(fault["ctx"]["tag"]), table)
-        case "union_tag_not_found":
-            return f"{key}.type is missing; it names the {key}."
-        case "value_error":
-            message = fault["msg"].removeprefix("Value error, ")
-            return f"{key}: {message}" if key else message
-        case "model_type" | "model_attributes_type" | "dict_type":
-            example = f"{key}.type={fault['input']}" if key in ("method", "task") else f"{key}.NAME=VALUE"
-            return f"{key} = {fault['input']!r}: it is no single value; set what is below it, as in {example}."
-        case "tuple_type" | "list_type":
-            return f"{key} = {fault['input']!r}: give a list, in square brackets."
-        case _:
-            return f"{key} = {fault['input']!r}: {fault['msg'][0].lower()}{fault['msg'][1:]}."
-
-
-def _field_model(model: type[BaseModel] | None, name: str) -> type[BaseModel] | None:
-    if model is None or name not in model.model_fields:
-        return None
-    annotation = model.model_fields[name].annotation
-    options = [annotation, *get_args(annotation)]
-    return next((o for o in options if isinstance(o, type) and issubclass(o, BaseModel)), None)

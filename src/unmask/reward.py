@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
-from unmask.errors import ConfigError
+from unmask.errors import ConfigError, no_file
 
 RewardFunc = Callable[..., Any]
 """f(prompts, completions, **columns) -> list[float | None], sync or async; None where the function does not apply. One that
@@ -69,6 +70,9 @@ def load_reward(path: str) -> tuple[str, RewardFunc]:
     where, colon, attribute = path.rpartition(":")
     if not colon:
         raise ConfigError(f'reward function "{path}" must be given as package.module:function or file.py:function.')
+    where = os.path.expanduser(where)
+    if where.endswith(".py") and not Path(where).is_file():
+        raise ConfigError(f'reward function "{path}" cannot be loaded: {no_file(where)}')
     # As Python itself would: the function's neighbours can be imported.
     folder = str(Path(where).resolve().parent if where.endswith(".py") else Path.cwd())
     if folder not in sys.path:

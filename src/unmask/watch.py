@@ -16,8 +16,8 @@ from rich.console import Console, Group
 from rich.text import Text
 
 from unmask.functional.noise import named_generator
-from unmask.report.text import visible
 from unmask.rollout import decode, generate, row_seeds
+from unmask.text import visible
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -79,7 +79,7 @@ def watch(
             denoiser, tokenizer, [prompt], sampler, row_seeds(1, named_generator(seed, "sample")), observe=show
         )
     completion = decode(tokenizer, path.tokens)[0]
-    said = f"\n{verdict(completion)}" if verdict else ""
+    said = f"\n{visible(verdict(completion))}" if verdict else ""
     entropy = f"entropy of the whole path: {float(path.entropy.sum()):.2f} nats"
     console.print(Text(f"completion: {visible(completion)}{said}\n{entropy}"), soft_wrap=True)
 

@@ -178,3 +178,54 @@ def test_a_comparison_of_nothing_is_refused(tmp_path: Path) -> None:
     for key in ("tasks", "methods"):
         assert refusal(tmp_path, **{key: {}}).startswith(f"{key} = {{}}: ")
     assert isinstance(small(tmp_path), CompareRecipe)
+
+
+# --- picking from a comparison ---
+
+
+def two_by_two(folder: Path, *overrides: str) -> CompareRecipe:
+    tasks = {"one": SMALL["tasks"]["sudoku"], "two": SMALL["tasks"]["sudoku"]}
+    methods = {
+        "both": {"by_task": {"one": {"num_prompts": 4}, "two": {"num_prompts": 6}}},
+        "second": {"tasks": ["two"]},
+    }
+    return small(folder, "tuning=", *overrides, tasks=tasks, methods=methods, baselines=["both", "second"])
+
+
+@pytest.mark.parametrize("override", ["tasks=[two]", "tasks=two", "tasks.one="])
+def test_one_task_can_be_picked(tmp_path: Path, override: str) -> None:
+    recipe = two_by_two(tmp_path, override)
+    assert list(recipe.pairs()) == [("two", "both"), ("two", "second")]
+    assert recipe.methods["both"].by_task == {"two": {"num_prompts": 6}}
+    assert recipe.baselines == ("both", "second")
+
+
+def test_a_method_that_has_no_task_left_is_left_out_too(tmp_path: Path) -> None:
+    recipe = two_by_two(tmp_path, "tasks=[one]", "seeds=1")
+    assert list(recipe.pairs()) == [("one", "both")]
+    assert (list(recipe.methods), recipe.baselines, recipe.seeds) == (["both"], ("both",), (1,))
+
+
+def test_one_method_can_be_picked_and_a_pick_can_be_changed(tmp_path: Path) -> None:
+    recipe = two_by_two(tmp_path, "methods=[second]", "tasks.two.budget=7")
+    assert list(recipe.pairs()) == [("two", "second")]
+    assert (recipe.baselines, recipe.tasks["two"].budget) == (("second",), 7)
+
+
+def test_a_pick_that_is_not_there_is_told_with_those_that_are(tmp_path: Path) -> None:
+    for override, told in (
+        ("tasks=[three]", 'unknown task "three". Available: one, two.'),
+        ("methods=secnd", 'unknown method "secnd". Did you mean "second"? Available: both, second.'),
+    ):
+        with pytest.raises(ConfigError, match=f"^{re.escape(told)}$"):
+            two_by_two(tmp_path, override)
+
+
+def test_one_task_method_and_seed_of_a_shipped_comparison_can_be_picked() -> None:
+    recipe = load_compare("paper-tiny", ["tasks=sudoku", "methods=[egspo_sa]", "seeds=3"])
+    assert (list(recipe.pairs()), recipe.seeds) == ([("sudoku", "EGSPO-SA")], (3,))
+
+
+def test_a_grid_of_one_value_needs_no_list(tmp_path: Path) -> None:
+    recipe = small(tmp_path, "tuning.grid={optim.learning_rate: 0.5}")
+    assert recipe.points("entropy") == [{"optim.learning_rate": 0.5}]

@@ -19,7 +19,7 @@ from unmask.functional.selection import step_sum
 from unmask.kept import Kept
 from unmask.report.build import write_report
 from unmask.report.html import SCRIPTS, _file, embed, page
-from unmask.report.text import LONGEST, visible
+from unmask.text import LONGEST, visible
 from unmask.trainer import Trainer
 
 RESULTS = Path(__file__).parents[2] / "benchmark" / "results"

@@ -155,8 +155,8 @@ def test_a_run_goes_on_with_another_number_of_processes_and_another_preset(
     two("zero3", 1, 1, signal.SIGUSR1)
     assert steps_saved(folder) == [1]
     assert said(folder) == [
-        f"RunStoppedError: stopped after step 1 of 4; everything is in {folder}. To go on: the same command with --resume "
-        "(`unmask demo` needs none)."
+        f"RunStoppedError: stopped after step 1 of 4; everything is in {folder}. To continue, give the same "
+        "command again with --resume."
     ]
     two("zero2", 2, 0, signal.SIGTERM)
     Stopping(3).train(train_recipe(tiny_model, folder, *settings(place)))

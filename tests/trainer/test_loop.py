@@ -176,7 +176,7 @@ def test_a_signal_finishes_the_step_saves_and_says_how_to_go_on(
         train(recipe, observe=stop)
     assert str(caught.value) == (
         f"stopped after step 3 of 6; everything is in {tmp_path / 'run'}. "
-        "To go on: the same command with --resume (`unmask demo` needs none)."
+        "To continue, give the same command again with --resume."
     )
     assert caught.value.signal_number == number
     assert [signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)] == handlers

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
 from typing import Annotated
@@ -13,9 +14,11 @@ from unmask.cli.advice import advice
 from unmask.cli.catalogue import catalogue
 from unmask.cli.checkpoints import checkpoints
 from unmask.cli.evaluation import evaluation
+from unmask.cli.options import say
 from unmask.cli.results import results
 from unmask.cli.training import training
 from unmask.errors import LostProcessError, UnmaskError
+from unmask.text import visible
 
 app = typer.Typer(
     name="unmask",
@@ -24,6 +27,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
+    context_settings={"help_option_names": ["--help", "-h"]},
 )
 for commands in (training, evaluation, results, checkpoints, catalogue, advice):
     app.add_typer(commands)
@@ -37,6 +41,13 @@ _ENVIRONMENT = {
     "TRANSFORMERS_VERBOSITY": "error",
 }
 """Set before the libraries that read them are imported, unless the user has set them."""
+
+
+class _Visible(logging.Formatter):
+    """A record's message with control characters spelt out."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return visible(super().format(record))
 
 
 def _version(asked: bool) -> None:
@@ -58,12 +69,15 @@ def main() -> None:
     """Run the command line; a user's mistake ends with its message and exit code 2."""
     for name, value in _ENVIRONMENT.items():
         os.environ.setdefault(name, value)
+    if logging.lastResort is not None:
+        # Warnings go to the terminal by this handler, and quote texts from outside as errors do.
+        logging.lastResort.setFormatter(_Visible())
     try:
         app()
     except UnmaskError as error:
         # What all processes of a run have agreed on is said by one of them.
         if not error.is_agreed or os.environ.get("RANK", "0") == "0":
-            typer.echo("\n  ".join([f"{error.kind}: {error}", *getattr(error, "__notes__", ())]), err=True)
+            say("\n  ".join([f"{error.kind}: {error}", *getattr(error, "__notes__", ())]), err=True)
         if isinstance(error, LostProcessError) and "RANK" in os.environ:
             # An orderly end would close connections to processes that are gone, and may wait for them for ever.
             sys.stdout.flush()

@@ -6,12 +6,12 @@ from typing import Annotated
 
 import typer
 
-from unmask.cli.options import Overrides
+from unmask.cli.options import Overrides, SettingsCommand
 
 advice = typer.Typer()
 
 
-@advice.command()
+@advice.command(cls=SettingsCommand)
 def estimate(
     recipe: Annotated[str, typer.Argument(help="A shipped recipe's name, or a YAML file.")],
     overrides: Overrides = None,

@@ -27,12 +27,21 @@ def methods(
 
 
 @catalogue.command()
-def tasks() -> None:
-    """List the tasks."""
+def tasks(
+    name: Annotated[str | None, typer.Argument(help="Show this task with all its options and an example row.")] = None,
+    options: Annotated[
+        list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Options of the task, such as max_blanks=6.")
+    ] = None,
+) -> None:
+    """List the tasks, or show one with its options and an example row."""
     from unmask.console import table
+    from unmask.console_tools import task_page
     from unmask.tasks import TASKS
     from unmask.tasks.reasoning_gym import available
 
+    if name is not None:
+        task_page(name, options or ())
+        return
     table(
         ["task", "what it is", "options"],
         [
@@ -54,12 +63,16 @@ def tasks() -> None:
 
 @catalogue.command()
 def recipes(
-    search: Annotated[str, typer.Argument(help="Only those whose name holds this, such as llada or espo.")] = "",
+    name: Annotated[
+        str, typer.Argument(help="Print the recipe of this name, or list those whose name holds this, such as llada.")
+    ] = "",
 ) -> None:
-    """List the shipped recipes.
+    """List the shipped recipes, or print one.
 
-    Small ones to run anywhere, the papers' settings (published/), and those for one GPU (single-gpu/).
+    Small ones to run anywhere, the papers' settings (published/), and those for one GPU (single-gpu/). To change a copy:
+    unmask recipes sudoku-tiny > mine.yaml
     """
-    from unmask.console_tools import recipes_table
+    from unmask.console_tools import recipe_page, recipes_table
 
-    recipes_table(search)
+    if not (name and recipe_page(name)):
+        recipes_table(name)

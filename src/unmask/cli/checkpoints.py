@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from unmask.cli.options import say
+
 checkpoints = typer.Typer()
 
 
@@ -52,17 +54,17 @@ def convert(
 
     family = run(
         source,
-        destination,
+        destination.expanduser(),
         to=to,
         dtype=dtype,
         tokenizer=tokenizer,
         block_length=block_length,
-        tell=lambda line: typer.echo(line, err=True),
+        tell=lambda line: say(line, err=True),
     )
     if to == "native":
-        typer.echo(f"{family.title} as {family.native_class}: {destination}")
+        say(f"{family.title} as {family.native_class}: {destination}")
     else:
-        typer.echo(
+        say(
             f"{family.title} in its own layout: {destination}\n"
             "Its code is not carried: to run it there, copy the .py files of the release beside it. The tokenizer stays native."
         )
@@ -89,6 +91,7 @@ def merge(
     from unmask.models.adapters import merge as run
     from unmask.models.convert import written_aside
 
+    source, destination = source.expanduser(), destination.expanduser()
     with written_aside(destination) as aside:
         done = run(source, aside, base)
-    typer.echo(f"{done}: {destination}")
+    say(f"{done}: {destination}")

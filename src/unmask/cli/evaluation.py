@@ -8,9 +8,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from unmask.cli.options import Model, TaskOptions, numbers
+from unmask.cli.options import Model, Overrides, SettingsCommand, TaskOptions, numbers, say
 
 if TYPE_CHECKING:
+    from unmask.config import SamplerConfig
+    from unmask.eval_recipe import EvalRecipe
     from unmask.records import Row
     from unmask.tasks import Task
 
@@ -20,10 +22,12 @@ data = typer.Typer(help="Look at a task's rows.", no_args_is_help=True)
 evaluation.add_typer(data, name="data")
 
 
-@evaluation.command(name="eval")
+@evaluation.command(name="eval", cls=SettingsCommand)
 def evaluate_(
+    context: typer.Context,
     model: Model,
-    task: Annotated[str, typer.Option(help="A task's name.")],
+    overrides: Overrides = None,
+    task: Annotated[str, typer.Option(help="A task's name, or task.type=NAME among the settings.")] = "",
     option: TaskOptions = None,
     reward: Annotated[
         list[str] | None, typer.Option(help="A reward function's path instead of the task's own; may be repeated.")
@@ -48,52 +52,81 @@ def evaluate_(
         Path | None, typer.Option(help="Where results go: a .json file, and every completion in a .jsonl beside it.")
     ] = None,
 ) -> None:
-    """Measure accuracy on held-out rows, with 95 % intervals."""
+    """Measure accuracy on held-out rows, with 95 % intervals.
+
+    The options are short names of settings, which are given as key=value like those of train: --rows 64 is
+    evaluation.num_rows=64, and sampler.guidance=1.0 has no short name. Where both are given, key=value wins.
+    """
+    from unmask.eval_recipe import load_evaluation
+
+    changes = [*(f"task.{text}" for text in option or ()), *(overrides or ())]
+    if not task and not any(text.startswith(("task.type=", "task=")) for text in changes):
+        raise typer.BadParameter("name a task: --task NAME, or task.type=NAME. unmask tasks lists them.", ctx=context)
+    kind, _, name = task.partition(":")
+    settings: dict[str, Any] = {
+        **({"task.type": kind} if kind else {}),
+        **({"task.name": name} if name else {}),
+        "reward_funcs": reward or [],
+        "evaluation.temperatures": numbers(temperature, float, "--temperature"),
+        "samples": samples,
+        "sampler.order": order,
+        "sampler.block_length": block_length,
+        "evaluation.split": split,
+        "evaluation.num_rows": rows,
+        "evaluation.batch_size": batch_size,
+        "seed": seed,
+        "reward_timeout": reward_timeout,
+    }
+    recipe, samplers = load_evaluation(
+        settings, changes, numbers(length, int, "--length"), numbers(steps, int, "--steps")
+    )
+    _evaluate(model, recipe, samplers, against and against.expanduser(), output and output.expanduser())
+
+
+def _evaluate(
+    model: str, recipe: EvalRecipe, samplers: list[SamplerConfig], against: Path | None, output: Path | None
+) -> None:
+    """Evaluate, print tables, and write the results after each setting."""
     from unmask.console import comparison_table, evaluation_progress, results_table
     from unmask.errors import DataError
     from unmask.eval_results import Earlier, check_place, compare, default_place, facts_of, items_path, save, setting_of
     from unmask.evaluate import check, evaluate
     from unmask.models import load_model
-    from unmask.recipe import make_sampler, make_task
     from unmask.score import Scorer, by_name, load_reward
 
-    # All that can be wrong is looked for first: an evaluation takes hours on a large model.
-    chosen = make_task(task, option or ())
-    samplers = [
-        make_sampler(max_completion_length=n, num_steps=k, temperature=t, order=order, block_length=block_length)
-        for n in (numbers(length, int, "--length") or chosen.evaluation_lengths)
-        for k in (numbers(steps, int, "--steps") or [None])
-        for t in (numbers(temperature, float, "--temperature") or [0.0])
-    ]
+    # Everything that can be wrong is checked first: an evaluation of a large model takes hours.
+    task, rows = recipe.task, recipe.evaluation
     if output is not None:
         check_place(output)
-    scorer = Scorer(by_name(map(load_reward, reward)) if reward else chosen.rewards(), timeout=reward_timeout)
-    items = chosen.rows(split, rows, seed)  # type: ignore[arg-type]
+    rewards = by_name(map(load_reward, recipe.reward_funcs)) if recipe.reward_funcs else task.rewards()
+    scorer = Scorer(rewards, recipe.reward_weights, recipe.reward_timeout)
+    items = task.rows(rows.split, rows.num_rows, recipe.seed)  # type: ignore[arg-type]
     if not items:
-        raise DataError(f"the task has no rows in the {split} split.")
+        raise DataError(f"the task has no rows in the {rows.split} split.")
     scorer.check_columns(items[0])
     earlier = Earlier.read(against) if against else None
     if earlier is not None:
-        earlier.check(items, list(map(setting_of, samplers)), samples)
+        earlier.check(items, list(map(setting_of, samplers)), recipe.samples)
     denoiser, tokenizer = load_model(model)
     if _has_gpu():
         denoiser.to("cuda")
-    check(denoiser, tokenizer, items, samplers, samples)
+    check(denoiser, tokenizer, items, samplers, recipe.samples)
 
-    ran: dict[str, Any] = {"seed": seed, "batch_size": batch_size, "samples": samples}
-    facts = facts_of(model, denoiser, chosen, items, samplers, sorted(scorer.functions), split=split, **ran)
+    ran: dict[str, Any] = {"seed": recipe.seed, "batch_size": rows.batch_size, "samples": recipe.samples}
+    facts = facts_of(model, denoiser, task, items, samplers, sorted(scorer.functions), split=rows.split, **ran)
     place, results = output or default_place(facts), []
     for sampler in samplers:
         with evaluation_progress(sampler) as view:
-            results.append(evaluate(denoiser, tokenizer, chosen, scorer, items, sampler, observe=view, **ran))
+            results.append(evaluate(denoiser, tokenizer, task, scorer, items, sampler, observe=view, **ran))
         # What is done is kept, whatever becomes of the other settings.
         save(place, facts, results)
-    results_table(results, f"{model} on {task}, {split}")
+    named = getattr(task, "name", "")
+    results_table(results, f"{model} on {task.type}{f':{named}' if named else ''}, {rows.split}")
     if earlier is not None:
-        compared = compare(results, earlier, seed)
+        compared = compare(results, earlier, recipe.seed)
         comparison_table(compared, against)
         save(place, facts, results, compared)
-    typer.echo(f"completions: {items_path(place)}\nresults: {place}")
+    say(f"completions: {items_path(place)}\nresults: {place}")
 
 
 @evaluation.command()
@@ -148,7 +181,15 @@ def harness(context: typer.Context) -> None:
     """Run tasks of lm-evaluation-harness on a denoiser.
 
     Such as: unmask harness --model_args pretrained=FOLDER,length=256 --tasks gsm8k
+
+    All options are those of lm_eval's own command, which --help lists once that package is installed:
+    pip install "unmask[lm-eval]"
     """
+    from importlib.util import find_spec
+
+    if {"-h", "--help"} & {*context.args} and find_spec("lm_eval") is None:
+        typer.echo(context.get_help())
+        return
     from unmask.harness import run
 
     run(context.args)

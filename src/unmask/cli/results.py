@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from unmask.cli.options import numbers
+from unmask.cli.options import numbers, say
 
 results = typer.Typer()
 
@@ -30,12 +30,12 @@ def report_(
     """
     from unmask.report.build import write_report
 
-    made = write_report(runs, output, rollouts)
+    made = write_report([run.expanduser() for run in runs], output and output.expanduser(), rollouts)
     for note in made.notes:
-        typer.echo(f"left out: {note}", err=True)
+        say(f"left out: {note}", err=True)
     size = made.size / 1e6
     hint = "; --rollouts with a smaller number makes it smaller" if size > 20 else ""
-    typer.echo(f"report: {made.path} ({size:.1f} MB{hint})")
+    say(f"report: {made.path} ({size:.1f} MB{hint})")
 
 
 @results.command()
@@ -66,6 +66,7 @@ def plot(
     from unmask.errors import ConfigError
     from unmask.report.plot import plot_metrics
 
+    folders, output = [folder.expanduser() for folder in folders], output and output.expanduser()
     if any((folder / "cells.jsonl").is_file() for folder in folders):
         if len(folders) > 1 or metric or across or x != "step" or smooth > 1:
             raise ConfigError("a comparison's figures are drawn alone and take --output only. Name its folder alone.")
@@ -73,4 +74,4 @@ def plot(
     else:
         metrics, others = numbers(metric, str, "--metric"), numbers(across, str, "--across")
         drawn = [plot_metrics(folders, metrics, output or Path("plot.png"), x=x, smooth=smooth, across=others)]
-    typer.echo("\n".join(f"figure: {path}" for path in drawn))
+    say("\n".join(f"figure: {path}" for path in drawn))

@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
+import json
 import os
 import sys
 from pathlib import Path
+from shlex import quote
 from typing import Annotated
 
 import typer
 
-from unmask.cli.options import Overrides, Resume
-from unmask.errors import UnmaskError
+from unmask.cli.options import Overrides, Resume, SettingsCommand, numbers, say
 
 training = typer.Typer()
 
 
-@training.command()
+@training.command(cls=SettingsCommand)
 def train(
     recipe: Annotated[str, typer.Argument(help="A shipped recipe's name, or a YAML file.")],
     overrides: Overrides = None,
@@ -25,19 +26,17 @@ def train(
 
     unmask recipes lists those that are shipped, the papers' settings for LLaDA-8B and Dream-7B among them.
     """
-    from unmask.console import progress
     from unmask.recipe import load_recipe
-    from unmask.trainer import Trainer
+    from unmask.training import Trainer
 
-    loaded = load_recipe(recipe, overrides or ())
-    with progress("train", loaded.max_steps) as view:
-        folder = Trainer(loaded, resume=resume, observe=view, example=view.example).train()
-    if _is_main():
-        typer.echo(f"model: {folder / 'final'}\nmetrics: {folder / 'metrics.jsonl'}\ncurve: {_curve(folder)}")
-        typer.echo(f"report: {_report(folder)}")
+    trainer = Trainer(load_recipe(recipe, overrides or ()), resume=resume)
+    folder = trainer.train()
+    if trainer.is_main:
+        say(f"model: {folder / 'final'}\nmetrics: {folder / 'metrics.jsonl'}")
+        say("\n".join(f"{name}: {place}" for name, place in trainer.pictures.items()))
 
 
-@training.command()
+@training.command(cls=SettingsCommand)
 def pretrain(
     recipe: Annotated[str, typer.Argument(help="A shipped recipe's name, or a YAML file.")],
     overrides: Overrides = None,
@@ -55,10 +54,10 @@ def pretrain(
     with progress("pretrain", loaded.max_steps) as view:
         folder = run(loaded, resume=resume, observe=view)
     if _is_main():
-        typer.echo(f"model: {folder / 'final'}")
+        say(f"model: {folder / 'final'}")
 
 
-@training.command()
+@training.command(cls=SettingsCommand)
 def compare(
     recipe: Annotated[str, typer.Argument(help="A shipped comparison's name, such as paper-tiny, or a YAML file.")],
     overrides: Overrides = None,
@@ -72,6 +71,9 @@ def compare(
         bool, typer.Option("--rerun-changed", help="Run again what settings other than the folder's touch.")
     ] = False,
     retry_failed: Annotated[bool, typer.Option("--retry-failed", help="Run again what failed before.")] = False,
+    tasks: Annotated[str, typer.Option(help="Only these tasks of the recipe, comma-separated.")] = "",
+    methods: Annotated[str, typer.Option(help="Only these methods of the recipe, comma-separated.")] = "",
+    seeds: Annotated[str, typer.Option(help="These seeds instead of the recipe's, comma-separated.")] = "",
 ) -> None:
     """Compare methods on tasks over seeds, at equal compute.
 
@@ -86,17 +88,24 @@ def compare(
     from unmask.compare.report import report as make_report
     from unmask.compare.run import compare as run
 
-    loaded = load_compare(recipe, overrides or ())
+    picked = {"tasks": numbers(tasks, str, "--tasks"), "methods": numbers(methods, str, "--methods")}
+    picked["seeds"] = numbers(seeds, int, "--seeds")
+    options = [f"{key}={json.dumps(names)}" for key, names in picked.items() if names]
+    loaded = load_compare(recipe, [*options, *(overrides or ())])
     if not report:
         run(
             loaded,
             jobs=jobs,
             rerun_changed=rerun_changed,
             retry_failed=retry_failed,
-            tell=lambda line: typer.echo(line, err=True),
+            tell=lambda line: say(line, err=True),
         )
     table = make_report(loaded)
-    typer.echo(f"{table.read_text()}\ntable: {table}")
+    say(f"{table.read_text()}\ntable: {table}")
+    for name in ("compute", "decoding"):
+        if (figure := loaded.folder / f"{name}.png").exists():
+            say(f"figure: {figure}")
+    say(f"all of it on one page: unmask report {quote(str(loaded.folder))}")
 
 
 @training.command(context_settings={"allow_interspersed_args": False})
@@ -128,7 +137,7 @@ def launch(
     from unmask.launch import find_preset, preset_environment, run_processes, slurm_environment
 
     if show is not None:
-        typer.echo(find_preset(show))
+        say(str(find_preset(show)))
         return
     if not command or command[0] not in ("train", "pretrain"):
         raise ConfigError(
@@ -161,7 +170,7 @@ def demo(
     """
     from unmask.demo import run
 
-    run(output_dir, seed)
+    run(output_dir.expanduser(), seed)
 
 
 def _num_gpus() -> int:
@@ -175,21 +184,3 @@ def _is_main() -> bool:
     from accelerate import PartialState
 
     return bool(PartialState().is_main_process)
-
-
-def _curve(folder: Path) -> Path:
-    from unmask.report.curve import plot_curve
-    from unmask.run_folder import disk_faults_explained
-
-    with disk_faults_explained(folder):
-        return plot_curve(folder, folder / "curve.png")
-
-
-def _report(folder: Path) -> str:
-    from unmask.report.build import write_report
-
-    try:
-        return str(write_report([folder]).path)
-    except UnmaskError as error:
-        # The run is done and whole; its picture can be had later.
-        return f"not written ({error})"

@@ -6,16 +6,18 @@ them. Every combination is resolved, and so checked, before the first run.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import product
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, ClassVar
 
 from pydantic import BeforeValidator, Field, model_validator
 
 from unmask.config import Config, SamplerConfig
 from unmask.errors import ConfigError, unknown_name
+from unmask.files import YamlError, parse_yaml
 from unmask.recipe import (
     PretrainRecipe,
     TrainRecipe,
@@ -46,10 +48,17 @@ def _flat_if_tree(value: object) -> object:
     return flat(value) if isinstance(value, Mapping) else value
 
 
+def _grid(value: object) -> object:
+    """Values to try by dotted key; a single value stands for a list of one."""
+    if not isinstance(value, Mapping):
+        return value
+    return {key: tried if isinstance(tried, list | tuple) else [tried] for key, tried in flat(value).items()}
+
+
 Settings = Annotated[dict[str, Any], BeforeValidator(_flat_if_tree)]
 """Values by dotted key, as in {optim.learning_rate: 1.0e-3}; a key may also hold a tree of keys."""
 
-Grid = Annotated[dict[str, tuple[Any, ...]], BeforeValidator(_flat_if_tree)]
+Grid = Annotated[dict[str, tuple[Any, ...]], BeforeValidator(_grid)]
 """For dotted keys the values to try, each with each."""
 
 Seeds = Annotated[tuple[int, ...], Field(min_length=1)]
@@ -60,6 +69,8 @@ BASE = "base"
 
 class CompareTask(Config):
     """A task, the model to start from, and what a run may spend on it."""
+
+    leads_to: ClassVar[Mapping[str, type[Config]]] = {"overrides": TrainRecipe, "base_overrides": PretrainRecipe}
 
     recipe: str
     """Training recipe that every method starts from: a shipped name or a YAML file."""
@@ -88,6 +99,8 @@ class CompareTask(Config):
 
 class CompareMethod(Config):
     """What one line of the table changes in the tasks' training recipes."""
+
+    leads_to: ClassVar[Mapping[str, type[Config]]] = {"settings": TrainRecipe}
 
     settings: Settings = {}
     """Changes to every task's recipe. With `method.type` among them the recipe's own `method` is dropped whole."""
@@ -198,6 +211,8 @@ class CompareRecipe(Config):
 def load_compare(source: str, overrides: Sequence[str] = ()) -> CompareRecipe:
     """The comparison `source`, a shipped name or a YAML file, with `key=value` overrides; all its runs are resolved once.
 
+    `tasks` and `methods` may be overridden by names, which picks these from the recipe; `tasks.NAME=` leaves one out.
+
     Raises:
         ConfigError: no such recipe, a malformed override, or anything in it or in one of its runs that cannot be used.
     """
@@ -206,8 +221,14 @@ def load_compare(source: str, overrides: Sequence[str] = ()) -> CompareRecipe:
     if "method" in tree:
         raise ConfigError(f"{source} is a recipe for another command: unmask train {source}")
     tree.setdefault("output_dir", f"runs/compare/{path.stem}")
+    picked: dict[str, list[str]] = {}
     for override in overrides:
-        apply_override(tree, override)
+        key, _, value = override.partition("=")
+        if key.strip() in PICKED and (names := _names(value)):
+            picked[key.strip()] = names
+        else:
+            apply_override(tree, override)
+    _pick(tree, picked)
     recipe = validate(CompareRecipe, tree)
     for name, task in recipe.tasks.items():
         if task.base is not None:
@@ -216,6 +237,64 @@ def load_compare(source: str, overrides: Sequence[str] = ()) -> CompareRecipe:
         for point in recipe.points(label):
             run_recipe(recipe, task_name, label, point, recipe.seeds[0])
     return recipe
+
+
+PICKED = ("tasks", "methods")
+"""Keys whose entries can be picked by name."""
+
+
+def _names(value: str) -> list[str]:
+    """The names in a value such as sudoku or [sudoku, countdown]; none where it holds whole entries."""
+    try:
+        given = parse_yaml(value)
+    except YamlError:
+        return []
+    names = given if isinstance(given, list) else [given]
+    return [str(name) for name in names] if all(isinstance(name, str | int | float) for name in names) else []
+
+
+def _pick(tree: dict[str, Any], picked: Mapping[str, list[str]]) -> None:
+    """Leave the tasks and methods out that are not picked or are set to null, and what the others say of these."""
+    for group in PICKED:
+        entries = tree.get(group)
+        if not isinstance(entries, dict):
+            continue
+        kept = [_label(group, name, entries) for name in picked[group]] if group in picked else list(entries)
+        left_out = {name for name, entry in entries.items() if entry is None or name not in kept}
+        tree[group] = {name: entry for name, entry in entries.items() if name not in left_out}
+        if group == "tasks" and isinstance(tree.get("methods"), dict):
+            tree["methods"] = _on_other_tasks(tree["methods"], left_out)
+        elif isinstance(tree.get("baselines"), list):
+            tree["baselines"] = [name for name in tree["baselines"] if name not in left_out]
+
+
+def _label(group: str, name: str, entries: Mapping[str, Any]) -> str:
+    """The entry of this name; EGSPO-SA may also be called egspo_sa."""
+    same = [label for label in entries if label == name] or [label for label in entries if _bare(label) == _bare(name)]
+    if not same:
+        raise ConfigError(unknown_name(group.removesuffix("s"), name, entries))
+    return same[0]
+
+
+def _bare(label: str) -> str:
+    return re.sub(r"[-_ ]", "", label).lower()
+
+
+def _on_other_tasks(methods: Mapping[str, Any], left_out: set[str]) -> dict[str, Any]:
+    """The methods without what they say of tasks that are left out; null for those that ran on no other task."""
+    changed: dict[str, Any] = {}
+    for label, method in methods.items():
+        if not isinstance(method, dict):
+            changed[label] = method
+            continue
+        method = dict(method)
+        tasks, by_task = method.get("tasks"), method.get("by_task")
+        if isinstance(tasks, list):
+            method["tasks"] = [task for task in tasks if task not in left_out]
+        if isinstance(by_task, dict):
+            method["by_task"] = {task: changes for task, changes in by_task.items() if task not in left_out}
+        changed[label] = None if tasks and not method["tasks"] else method
+    return changed
 
 
 def base_recipe(recipe: CompareRecipe, task: str, seed: int) -> PretrainRecipe:

@@ -21,6 +21,8 @@ from unmask.records import LossInputs, LossOutput, Needs, Rollout, Views
 class Method(Config, ABC):
     """A policy-optimisation method; its options are the fields of the subclass."""
 
+    section: ClassVar[str] = "method"
+
     type: str
     """Name in `METHODS`."""
 

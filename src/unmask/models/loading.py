@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor
 
 from unmask.checkpoints import is_checkpoint
-from unmask.errors import ModelError, reason
+from unmask.errors import ModelError, no_file, reason
 from unmask.models.denoiser import Denoiser, check_bidirectional
 from unmask.models.families import FAMILIES, UNSUPPORTED
 from unmask.models.from_run import load_checkpoint, locate
 from unmask.models.native import NATIVE_CLASSES, twins_of
 from unmask.models.size import check_size, sizes_of_tensors
-from unmask.models.source import is_hub_id, refuse_pickles
+from unmask.models.source import check_on_hub, is_hub_id, refuse_pickles
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedTokenizerBase
@@ -37,7 +37,7 @@ def load_model(
         ModelError: no model there, a class that is not in `NATIVE_CLASSES`, weights that do not match, remote code asked for,
             no MASK or EOS token, or a causal model.
     """
-    source = locate(source)
+    source = locate(os.path.expanduser(source))
     if not is_checkpoint(Path(source)):
         return load_folder(source, dtype, quantization_config)
     if quantization_config is not None:
@@ -128,9 +128,11 @@ def _read_config(source: str | os.PathLike[str]) -> PreTrainedConfig:
     folder = Path(source)
     if not folder.exists() and not is_hub_id(source):
         raise ModelError(
-            f"there is no folder {source}. Set model to a folder or a hub id; if a recipe is to make it, run that first "
+            f"{no_file(source, 'folder')} Set model to a folder or a hub id; if a recipe makes it, run that first "
             "(unmask pretrain ...)."
         )
+    if not folder.exists():
+        check_on_hub(source)
     if folder.exists() and not (folder / "config.json").is_file():
         raise ModelError(f"{source} is no model: it has no config.json. {_instead(folder)}")
     try:

@@ -19,6 +19,27 @@ def is_hub_id(source: str | os.PathLike[str]) -> bool:
     return not str(source).startswith((".", "/", "~")) and str(source).count("/") <= 1
 
 
+HUB_TIMEOUT = 5.0
+"""Seconds that the hub has for its first answer."""
+
+
+def check_on_hub(source: str | os.PathLike[str]) -> None:
+    """Raise ModelError at once if the hub cannot give a checkpoint.
+
+    The libraries that download one try again for half a minute before they say that a name is misspelt or the network is down.
+    """
+    from huggingface_hub import HfApi, try_to_load_from_cache
+
+    try:
+        if not isinstance(try_to_load_from_cache(str(source), "config.json"), str):
+            HfApi().model_info(str(source), timeout=HUB_TIMEOUT)
+    except Exception as error:  # offline, no such repository, no access: the hub's client has a kind for each
+        raise ModelError(
+            f"no model at {source}: there is no such folder in {Path.cwd()}, and the hub did not give one ({reason(error)}). "
+            "Give a folder with config.json, or a hub id."
+        ) from error
+
+
 def local_folder(
     source: str | os.PathLike[str], tell: Callable[[str], None] = lambda _: None, *, is_model: bool = True
 ) -> Path:
@@ -27,7 +48,7 @@ def local_folder(
     Raises:
         ModelError: nothing there, or no config.json in what should be a model.
     """
-    folder = Path(source)
+    folder = Path(source).expanduser()
     if not folder.exists():
         if not is_hub_id(source):
             raise ModelError(f"there is no folder {source}. Name one that is there, or a hub id.")

@@ -16,7 +16,7 @@ from unmask.report.comparison import comparison_of, is_comparison
 from unmask.report.film import Vocabulary, entropy_scale, film_of
 from unmask.report.html import pack, page
 from unmask.report.runs import read_config, run_curves, run_facts
-from unmask.report.text import visible
+from unmask.text import visible
 
 MOST_ROLLOUTS = 200
 """Kept rollouts of a run that are shown, unless more are asked for."""

@@ -6,7 +6,7 @@ from math import isnan
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from unmask.report.text import visible
+from unmask.text import visible
 
 if TYPE_CHECKING:
     from unmask.compare.results import Mean, Results

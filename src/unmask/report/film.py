@@ -12,7 +12,7 @@ from torch import Tensor
 
 from unmask.functional.selection import step_sum
 from unmask.kept import Kept
-from unmask.report.text import visible
+from unmask.text import visible
 
 CODE_TASKS = frozenset({"humaneval", "mbpp", "kodcode", "program"})
 """Tasks whose completions are programs."""

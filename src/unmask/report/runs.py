@@ -13,7 +13,7 @@ import yaml
 from unmask.files import read_yaml
 from unmask.metrics_file import read_metrics
 from unmask.report.curve import evaluations_of
-from unmask.report.text import visible
+from unmask.text import visible
 
 MOST_POINTS = 2000
 """Of a curve; a longer run's points are means of so many steps each that they come to no more."""

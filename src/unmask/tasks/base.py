@@ -34,6 +34,8 @@ PUBLISHED_LENGTHS = (128, 256, 512)
 class Task(Config, ABC):
     """Base of all tasks. A subclass says how an item is made, what an answer is worth and when it is right."""
 
+    section: ClassVar[str] = "task"
+
     type: str
     """The task's name in a recipe."""
     format: Literal["bare", "plain", "tagged"] = "bare"

@@ -19,12 +19,16 @@ class RunStoppedError(RunError):
 
     def __init__(self, step: int, num_steps: int, folder: Path, signal_number: int) -> None:
         super().__init__(
-            f"stopped after step {step} of {num_steps}; everything is in {folder}. "
-            "To go on: the same command with --resume (`unmask demo` needs none)."
+            f"stopped after step {step} of {num_steps}; everything is in {folder}. To continue, give the same command again"
         )
+        self.needs_resume = True
+        """Whether that command has to be given with --resume."""
         self.signal_number = signal_number
         # The shell's convention for a process that a signal stopped.
         self.exit_code = 128 + signal_number
+
+    def __str__(self) -> str:
+        return f"{super().__str__()}{' with --resume' if self.needs_resume else ''}."
 
 
 STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)

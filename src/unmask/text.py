@@ -1,4 +1,8 @@
-"""Text that anyone may have written, made fit to be shown: what cannot be seen is spelt out."""
+"""Text from outside, made safe to show: in a terminal, a log line or the report.
+
+Prompts, completions, column names, tensor names and the messages of other libraries can hold control characters that move
+the cursor, recolour the screen or reorder what stands around them. `visible` spells such characters out.
+"""
 
 from __future__ import annotations
 
@@ -7,8 +11,8 @@ import re
 LONGEST = 20_000
 """Characters of a text that are shown."""
 
-# Controls but for tab and line feed; bidirectional marks and overrides, which would rearrange what stands round them; invisible
-# fillers and tags; lone surrogates, which no encoding can hold.
+# Control characters except tab and line feed; bidirectional marks and overrides; invisible fillers and tags; lone surrogates,
+# which no encoding can hold.
 _UNSEEN = re.compile(
     "[\x00-\x08\x0b-\x1f\x7f-\x9f\u00ad\u061c\u200b\u200e\u200f\u2028-\u202e\u2060-\u206f\ufeff\ufff9-\ufffb\ud800-\udfff"
     "\u115f\u1160\u17b4\u17b5\u180e\u3164\uffa0\U0001d173-\U0001d17a\U000e0000-\U000e007f]"
@@ -16,7 +20,7 @@ _UNSEEN = re.compile(
 
 
 def visible(text: str) -> str:
-    """The text with every character that would not be seen, or would move others, spelt out.
+    """The text with every character spelt out that cannot be seen or that would move others.
 
     Example:
         >>> visible("a\\x00b\\u202ec\\td")

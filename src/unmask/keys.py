@@ -1,0 +1,207 @@
+"""Which key was meant: an unknown key is answered with the right one, wherever that is in the recipe's tree.
+
+The answer comes from the first of these that has one: a key of the same name elsewhere in the tree, the table of names that
+other libraries and the command line use (`ELSEWHERE`), an option of the same name that another method or task has, and a key of
+which the name is a misspelling.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from fnmatch import fnmatchcase
+from typing import Any, get_args, get_origin
+
+from pydantic import BaseModel
+
+from unmask.config import Config
+from unmask.elsewhere import ELSEWHERE, OVERLOADED
+from unmask.errors import nearest
+from unmask.methods import METHODS
+from unmask.tasks import TASKS
+
+TABLES: dict[str, Mapping[str, type[BaseModel]]] = {"method": METHODS, "task": TASKS}
+"""Sections of a training recipe whose keys depend on their `type`."""
+
+
+def explain_unknown(kind: type[BaseModel], path: Sequence[str], value: object, tree: Mapping[str, Any]) -> str:
+    """One line about a key that does not exist, with the key that was probably meant.
+
+    Args:
+        kind: the kind of recipe.
+        path: the key and the sections above it.
+        value: what was given for it.
+        tree: the whole recipe, which says whose options `method` and `task` hold.
+
+    Example:
+        >>> from unmask.recipe import TrainRecipe
+        >>> explain_unknown(TrainRecipe, ["temperature"], 0.9, {})
+        'unknown key "temperature". Did you mean "sampler.temperature"?'
+    """
+    *parents, leaf = path
+    known = Places(kind, tree)
+    if (answer := known.answer(path)) is None and isinstance(value, Mapping) and value:
+        inner = next(iter(value))
+        if known.answer([*path, *str(inner).split(".")]) is not None:
+            return explain_unknown(kind, [*path, str(inner)], value[inner], tree)
+    section = f" in {'.'.join(parents)}" if parents else ""
+    if answer is None:
+        near = f"{_meant(keys, parents)} " if (keys := known.close(path)) else ""
+        answer = f"{near}Available: {', '.join(sorted(known.beside(parents)))}."
+    return f'unknown key{section} "{leaf}". {answer}'
+
+
+def counterpart(kind: type[BaseModel], name: str, value: str = "VALUE") -> str | None:
+    """What to write as KEY=VALUE for an option that a command does not have, in one sentence; None if nothing is known of it.
+
+    Example:
+        >>> from unmask.recipe import TrainRecipe
+        >>> counterpart(TrainRecipe, "lr", "1e-4")
+        'Settings are given as key=value, without dashes: optim.learning_rate=1e-4.'
+    """
+    path = _plain(name).split(".")
+    known = Places(kind, {})
+    if keys := [key for key in known.owners if key == ".".join(path)] or known.instead(path) or known.close(path):
+        return f"Settings are given as key=value, without dashes: {' or '.join(f'{key}={value}' for key in keys[:3])}."
+    return known.answer(path)
+
+
+class Places:
+    """The keys of a kind of recipe, by where they are.
+
+    Args:
+        kind: the kind of recipe.
+        tree: a recipe's values, of which `method.type` and `task.type` are read.
+    """
+
+    def __init__(self, kind: type[BaseModel], tree: Mapping[str, Any]) -> None:
+        self.types = {name: _type_of(tree.get(name)) for name in TABLES}
+        self.owners: dict[str, set[str]] = {}
+        """For each dotted key the methods or tasks whose option it is; empty for a key that every recipe has."""
+        for key, owner in _keys(kind):
+            self.owners.setdefault(key, set()).update({owner} if owner else ())
+
+    def beside(self, parents: Sequence[str]) -> list[str]:
+        """Names of the keys directly in a section."""
+        prefix = "".join(f"{name}." for name in self._generic(parents))
+        return [
+            key.removeprefix(prefix)
+            for key in self.owners
+            if key.startswith(prefix) and "." not in key.removeprefix(prefix) and self._is_open(key)
+        ]
+
+    def answer(self, path: Sequence[str]) -> str | None:
+        """What is known of a key that does not exist: where it is instead, or why it is nowhere; None if nothing is."""
+        if keys := self.instead(path):
+            return _meant(keys, path[:-1])
+        sentences = (self._filled(text, path) for text in _elsewhere(path[-1]))
+        return next(filter(None, sentences), None) or self._of_others(path)
+
+    def instead(self, path: Sequence[str]) -> list[str]:
+        """The keys that are the same setting: of the same name elsewhere in the tree, or of the name that it has here."""
+        alike = self._alike(path)
+        if alike and (_plain(path[-1]) not in OVERLOADED or self._beside(path)):
+            return alike
+        for text in _elsewhere(path[-1]):
+            if self._filled(text, path):
+                return self._alike([*path[:-1], text.strip("`")]) if re.fullmatch(r"`[^`]+`", text) else []
+        return []
+
+    def _filled(self, text: str, path: Sequence[str]) -> str:
+        """A sentence with its keys as this recipe has them; empty if it lacks one of them."""
+        keys = {key: self._alike([*path[:-1], key]) for key in re.findall(r"`(.+?)`", text)}
+        return re.sub(r"`(.+?)`", lambda key: keys[key[1]][0], text) if all(keys.values()) else ""
+
+    def _alike(self, path: Sequence[str]) -> list[str]:
+        """Keys that end in this name: the one in the same section, else one that is this name, else those elsewhere."""
+        name = _plain(path[-1])
+        if own := self._beside([*path[:-1], *name.split(".")]):
+            return [own]
+        if name in self.owners and self._is_open(name):
+            return [name]
+        return [key for key in self.owners if key.endswith(f".{name}") and self._is_open(key)]
+
+    def _beside(self, path: Sequence[str]) -> str:
+        """The key itself, or with underscores for dashes, if the recipe can have it; otherwise nothing."""
+        key = ".".join([*self._generic(path[:-1]), _plain(path[-1])])
+        return key if key in self.owners and self._is_open(key) else ""
+
+    def close(self, path: Sequence[str]) -> list[str]:
+        """Keys of which this one's name is a misspelling, those of the same section first."""
+        name, beside = _plain(path[-1]), self.beside(path[:-1])
+        prefix = "".join(f"{part}." for part in path[:-1])
+        if near := nearest(name, beside):
+            return [prefix + near[0]]
+        leaves = {key.rpartition(".")[2] for key in self.owners if self._is_open(key)}
+        near = nearest(name, leaves)
+        return self._alike(near) if near else []
+
+    def _of_others(self, path: Sequence[str]) -> str | None:
+        """Which other methods or tasks have an option of this name."""
+        name = _plain(path[-1])
+        for section in TABLES:
+            if owners := self.owners.get(f"{section}.{name}"):
+                own = f", and this recipe's {section} is {self.types[section]}" if self.types[section] else ""
+                return f"{section}.{name} is an option of {', '.join(sorted(owners))}{own}."
+        return None
+
+    def _is_open(self, key: str) -> bool:
+        """Whether the recipe can have a key, as its method and its task are."""
+        chosen = self.types.get(key.partition(".")[0])
+        owners = self.owners[key]
+        return not owners or not chosen or chosen in owners
+
+    def _generic(self, parents: Sequence[str]) -> list[str]:
+        """The sections with NAME for each name that the user chose, as `Places` has it."""
+        generic: list[str] = []
+        for name in parents:
+            prefix = ".".join([*generic, "NAME"])
+            generic.append("NAME" if any(key.startswith(f"{prefix}.") for key in self.owners) else name)
+        return generic
+
+
+def _keys(kind: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, str | None]]:
+    """All dotted keys below a kind of recipe, each with the method or task whose option it is."""
+    for name, field in kind.model_fields.items():
+        key = f"{prefix}{name}"
+        yield key, None
+        inner = [part for part in _parts(field.annotation) if isinstance(part, type) and issubclass(part, BaseModel)]
+        if name in TABLES and len(inner) > 1:
+            yield f"{key}.type", None
+            for owner, model in TABLES[name].items():
+                yield from ((f"{key}.{option}", owner) for option in model.model_fields if option != "type")
+        elif inner:
+            named = ".NAME" if get_origin(field.annotation) is dict else ""
+            yield from _keys(inner[0], f"{key}{named}.")
+        elif issubclass(kind, Config) and name in kind.leads_to:
+            yield from _keys(kind.leads_to[name], f"{key}.")
+
+
+def _parts(annotation: Any) -> Iterator[Any]:
+    """An annotation and all that it is made of."""
+    yield annotation
+    for part in get_args(annotation):
+        yield from _parts(part)
+
+
+def _elsewhere(name: str) -> list[str]:
+    """What the table says of a name, the first that fits the kind of recipe to be taken."""
+    plain = _plain(name)
+    found = ELSEWHERE.get(plain) or next((text for p, text in ELSEWHERE.items() if fnmatchcase(plain, p)), ())
+    return [found] if isinstance(found, str) else list(found)
+
+
+def _plain(name: str) -> str:
+    return name.strip().strip("-").replace("-", "_").lower()
+
+
+def _type_of(section: object) -> str | None:
+    found = section.get("type") if isinstance(section, Mapping) else getattr(section, "type", None)
+    return found if isinstance(found, str) else None
+
+
+def _meant(keys: Sequence[str], section: Sequence[str]) -> str:
+    """The question whether these keys were meant; of keys in the section that has just been named, their own names."""
+    prefix = "".join(f"{name}." for name in section)
+    quoted = [f'"{key.removeprefix(prefix)}"' for key in keys[:3]]
+    return f"Did you mean {' or '.join(quoted)}?"
