@@ -125,7 +125,7 @@ def test_a_recorded_recipe_gets_the_defaults_of_keys_that_it_lacks_and_one_with_
     [
         ("seed", 'override "seed" is not of the form key=value, such as optim.learning_rate=3e-4.'),
         ("=3", 'override "=3" is not of the form key=value'),
-        ("seed=[1", 'override "seed=[1": the value is not valid YAML.'),
+        ("seed=[1", 'override "seed=[1": the value is not valid YAML ('),
         ("max_steps.x.y=1", 'override "max_steps.x.y=1": max_steps is a single value and has nothing below it.'),
     ],
 )
@@ -322,9 +322,9 @@ def test_what_the_recipe_must_set_is_named(tmp_path: Path) -> None:
     ("content", "message"),
     [
         (b"a: [1\nb: 2", "{} cannot be read as YAML: while parsing a flow sequence"),
-        (b"- 1\n- 2", "{} must hold key: value lines, not list."),
-        (b"a: \xff", "{} cannot be read as YAML: 'utf-8' codec can't decode byte 0xff"),
-        (b"", "task is missing; the recipe must set it."),
+        (b"- 1\n- 2", "{} must hold `key: value` lines, "),
+        (b"a: \xff", "{} is not UTF-8 text: line 1 holds other bytes."),
+        (b"", "{} must hold `key: value` lines, and holds nothing."),
     ],
 )
 def test_a_file_that_is_no_recipe_is_told_as_that(tmp_path: Path, content: bytes, message: str) -> None:
