@@ -19,7 +19,7 @@ from typing import Any
 
 from unmask.sandbox import SandboxConfig, make_sandbox
 from unmask.tasks import MBPP, HumanEval
-from unmask.tasks.extract import parse
+from unmask.tasks.syntax import parse
 
 DEFAULT_FILES = ["../shared/data/humaneval_test.jsonl", "../shared/data/mbpp_test.parquet"]
 RESULTS = Path(__file__).parent / "results" / "humaneval.md"

@@ -12,8 +12,7 @@ from hypothesis import strategies as st
 from unmask.errors import DataError
 from unmask.sandbox import SandboxConfig
 from unmask.tasks import MBPP
-from unmask.tasks.code import defined_names, free_names
-from unmask.tasks.extract import MAX_CODE, parse
+from unmask.tasks.syntax import MAX_CODE, defined_names, free_names, parse
 
 
 @pytest.mark.parametrize(
@@ -63,7 +62,7 @@ def test_the_reward_is_the_share_of_tests_passed_and_comes_with_a_reason(task: M
         (0.0, "failed"),
         (0.0, "error"),
     ]
-    assert reward(task, "import string\ndef f(x):\n    return 2", "def f(x):\n    while 1: pass") == [
+    assert reward(task, "import string\ndef f(x):\n    return string.x", "def f(x):\n    while 1: pass") == [
         (0.0, "unsupported"),
         (0.0, "timed_out"),
     ]

@@ -118,10 +118,27 @@ def answer_in(text: str) -> str | None:
         ('5 dozen', '5')
     """
     text = before_end(text)
-    thoughts = list(_THOUGHT_END.finditer(text))
-    if thoughts and (found := _answer_of(text[thoughts[-1].end() :])) is not None:
+    conclusion = after_thoughts(text)
+    if conclusion is not None and (found := _answer_of(conclusion)) is not None:
         return found
     return _answer_of(text)
+
+
+def after_thoughts(text: str) -> str | None:
+    """What stands behind the end of the last <think> or <reasoning> block.
+
+    Args:
+        text: a completion, any length.
+
+    Returns:
+        The rest of the text, or None where no such block ends.
+
+    Example:
+        >>> after_thoughts("<think>\\n1 + 1?</think>2"), after_thoughts("2")
+        ('2', None)
+    """
+    ends = list(_THOUGHT_END.finditer(text))
+    return text[ends[-1].end() :] if ends else None
 
 
 def before_end(text: str) -> str:

@@ -6,7 +6,6 @@ the share is all: a value V(x̂_k) of half-done text that earned points for its 
 
 from __future__ import annotations
 
-import ast
 import random
 from abc import abstractmethod
 from collections.abc import Iterable, Sequence
@@ -17,10 +16,11 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 from unmask.errors import DataError
 from unmask.reward import Score, reports
 from unmask.sandbox import Job, Result, SandboxConfig, make_sandbox
-from unmask.tasks.answers import before_end, tagged_answer
+from unmask.tasks.answers import before_end
 from unmask.tasks.base import Task
-from unmask.tasks.extract import MAX_CODE, code_in
+from unmask.tasks.extract import code_in
 from unmask.tasks.sourced import SourcedTask
+from unmask.tasks.syntax import MAX_CODE, without_dead_code
 
 if TYPE_CHECKING:
     from unmask.records import Row
@@ -95,11 +95,14 @@ class CodeTask(ProgramTask, SourcedTask):
         return program if self.format == "bare" else f"<answer>\n```python\n{program}\n```\n</answer>"
 
     def job(self, answer: str, row: Row) -> Job | None:
-        """The program in the answer, with the row's tests."""
+        """The program in the answer, with the row's tests; None if there is no program, or too long a one."""
         code = code_in(answer, row["names"])
-        if not code.strip() or len(code) > MAX_CODE:
-            return None
-        return Job(code, tuple(row["tests"]), tuple(row["names"]), row["setup"])
+        return self.tested(code, row) if code.strip() and len(code) <= MAX_CODE else None
+
+    def tested(self, program: str, row: Row) -> Job:
+        """A program with the row's tests, without imports that it does not use: the sandbox may lack them."""
+        program = without_dead_code(program, row["names"])
+        return Job(program, tuple(row["tests"]), tuple(row["names"]), row["setup"])
 
     @property
     def completion_length(self) -> int:
@@ -111,53 +114,15 @@ class CodeTask(ProgramTask, SourcedTask):
         return [self.demonstration(row, rng, sloppy=False) for row in self._all() if row["answer"]]
 
     def _answer(self, completion: object) -> str | None:
-        if not isinstance(completion, str) or not completion.strip():
-            return None
-        # A program without its tag is run all the same: what is measured is whether it works.
-        text = before_end(completion)
-        return text if self.format == "bare" else tagged_answer(text) or text
+        """The completion up to its end-of-turn token. `job` finds the program in it, for which it needs the row's names."""
+        text = before_end(completion) if isinstance(completion, str) else ""
+        return text if text.strip() else None
 
 
 @lru_cache(maxsize=8)
 def code_text(name: str) -> str:
     """A shipped instruction for a programming problem, with places in braces for what the problem is."""
     return (resources.files("unmask.tasks") / "texts" / "code" / f"{name}.txt").read_text(encoding="utf-8").strip()
-
-
-def defined_names(tree: ast.Module) -> set[str]:
-    """Names that the statements of a module bind at its top: functions, classes, imports, assignments."""
-    names: set[str] = set()
-    for node in tree.body:
-        match node:
-            case ast.FunctionDef(name=name) | ast.AsyncFunctionDef(name=name) | ast.ClassDef(name=name):
-                names.add(name)
-            case ast.Import(names=aliases) | ast.ImportFrom(names=aliases):
-                names.update((alias.asname or alias.name).partition(".")[0] for alias in aliases)
-            case ast.Assign(targets=targets):
-                names.update(n.id for target in targets for n in ast.walk(target) if isinstance(n, ast.Name))
-            case ast.AnnAssign(target=ast.Name(id=name)):
-                names.add(name)
-    return names
-
-
-def free_names(tree: ast.Module) -> set[str]:
-    """Names that a module reads and binds nowhere, builtins included."""
-    read, bound = set(), defined_names(tree)
-    for node in ast.walk(tree):
-        match node:
-            case ast.Name(id=name, ctx=ast.Load()):
-                read.add(name)
-            case ast.Name(id=name):
-                bound.add(name)
-            case ast.arg(arg=name):
-                bound.add(name)
-            case ast.ExceptHandler(name=str(name)):
-                bound.add(name)
-            case ast.FunctionDef(name=name) | ast.ClassDef(name=name):
-                bound.add(name)
-            case ast.Import(names=aliases) | ast.ImportFrom(names=aliases):
-                bound.update((alias.asname or alias.name).partition(".")[0] for alias in aliases)
-    return read - bound
 
 
 def _run_all(config: SandboxConfig, jobs: Iterable[Job | None]) -> list[Result | None]:

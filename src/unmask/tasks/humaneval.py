@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 
 from unmask.errors import DataError
 from unmask.sandbox import Job
-from unmask.tasks.code import CodeTask, code_text, defined_names
-from unmask.tasks.extract import MAX_CODE, code_in, continued, is_indented, parse
+from unmask.tasks.code import CodeTask, code_text
+from unmask.tasks.extract import code_in, continued, is_indented
 from unmask.tasks.maths import text_column
+from unmask.tasks.syntax import MAX_CODE, defined_names, parse
 
 if TYPE_CHECKING:
     from unmask.records import Row
@@ -69,4 +70,4 @@ class HumanEval(CodeTask):
             # A fence in what continues the prompt comes after the function.
             rest = answer if is_indented(answer) else code
             program = continued(row["start"], rest, is_exact=self.format == "bare")
-        return Job(program, tuple(row["tests"]), tuple(row["names"]), row["setup"])
+        return self.tested(program, row)

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 
 from unmask.sandbox import SandboxConfig
 from unmask.tasks.code import CodeTask, code_text
-from unmask.tasks.extract import parse
 from unmask.tasks.maths import text_column
+from unmask.tasks.syntax import parse
 
 if TYPE_CHECKING:
     from unmask.records import Row

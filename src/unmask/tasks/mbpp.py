@@ -7,9 +7,9 @@ import builtins
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from unmask.errors import DataError
-from unmask.tasks.code import CodeTask, code_text, free_names
-from unmask.tasks.extract import parse
+from unmask.tasks.code import CodeTask, code_text
 from unmask.tasks.source import is_file
+from unmask.tasks.syntax import free_names, parse
 
 if TYPE_CHECKING:
     from unmask.records import Row
