@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections import Counter
+from typing import Any
 
 import pytest
 from pydantic import ValidationError
@@ -158,3 +159,189 @@ def test_the_worked_example_of_the_instruction_is_right() -> None:
     assert Countdown(format="tagged").solved(
         message["content"].split("Numbers:")[0], {"numbers": [2, 3, 5], "target": 16}
     )
+
+
+# --- answers as language models write them ---
+
+SIXTEEN = {"numbers": [3, 5, 2], "target": 16}
+ONE = {"numbers": [6, 2, 12], "target": 1}
+
+
+def paid(answer: str, row: dict[str, Any]) -> float:
+    """The reward of a completion with this answer in its tag."""
+    (function,) = Countdown(format="tagged").rewards().values()
+    (score,) = function([None], [f"<answer>{answer}</answer>"], **{name: [value] for name, value in row.items()})
+    assert score is not None
+    return score
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        "\\boxed{(3+5)*2}",
+        "(3+5)×2",
+        "(3+5)\\times 2",
+        "(3+5)\\cdot2",
+        "$(3+5)\\times 2$",
+        "\\[(3+5) \\times 2\\]",
+        "\\((3+5)\\times2\\)",
+        "2(3+5)",
+        "(3+5)2",
+        "(3+5)(2)",
+        "2 (3+5)",
+        "(3+5)*2=16",
+        "(3+5)*2 = 16",
+        "16 = (3+5)*2",
+        "[3+5]*2",
+        "\\left(3+5\\right)\\times 2",
+        "2*\n(3+5)",
+        "(3 + 5) * 2.",
+        "(3+5)*2\n= 16",
+        "(3+5)*2 equals 16",
+        "(3+5)*2 which equals 16",
+        "(3 + 5) * 2 is 16",
+        "The expression is (3+5)*2",
+        "The answer is (3+5)*2.",
+        "Expression: (3+5)*2",
+        "**(3+5)*2**",
+        "3+5=8\n8*2=16",
+        "3 + 5 = 8; 8 * 2 = 16",
+        "3+5=8 and 8*2=16",
+        "3+5=8, then 8*2=16",
+        "(3+5)*2 = 8*2 = 16",
+        "(3+5) \\\\times 2",
+        "−(−3−5)×2",
+        "\\text{(3+5)*2}",
+        "（３＋５）＊２",
+        "(5+3)*2",
+        "2*(5+3)",
+        "(3+5)X2",
+        "(3+5) x 2 = 16",
+        "= (3+5)*2",
+        "(3+5)*2 =",
+        "((3+5))*2",
+        "`(3+5)*2`",
+        "```\n(3+5)*2\n```",
+        "(3+5)*2,",
+        "( 3 + 5 ) * 2",
+        "\\mathbf{(3+5)*2}",
+        "(3+5)\\ast 2",
+        "\\bigl(3+5\\bigr)*2",
+        "(3+5)⋅2",
+        "(3+5)∙2",
+        "(3+5)•2",
+        "(3+5)* 2\xa0",
+    ],
+)
+def test_a_right_expression_is_paid_as_models_write_it(answer: str) -> None:
+    assert paid(answer, SIXTEEN) == 1.0
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        "12 ÷ 6 ÷ 2",
+        "12:6:2",
+        "\\frac{12}{6 \\times 2}",
+        "\\frac{12}{6}\\div 2",
+        "\\dfrac{12}{6}/2",
+        "\\frac{\\frac{12}{6}}{2}",
+        "12/(6*2) = 1",
+        "12 \\div 6 \\div 2 = 1",
+        "12/6=2, 2/2=1",
+        "12 : (6 · 2)",
+        "12÷(6×2)=1",
+    ],
+)
+def test_a_right_quotient_is_paid_as_models_write_it(answer: str) -> None:
+    assert paid(answer, ONE) == 1.0
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        "(3+5)*2 = 17",
+        "15 = (3+5)*2",
+        "(3+5)*2 or 2*(3+5)",
+        "(3+5)*2 is wrong",
+        "not (3+5)*2",
+        "(3+5)*2, 7",
+        "16",
+        "(3+5)*2*1",
+        "(3+5)*2+0",
+        "3+5*2 = 16",
+        "8*2=16",
+        "3+5=8, 8*3=24",
+        "3+5=9, 9*2=16",
+        "3+5=8, 8*2=16, 16*1=16",
+        "5*2=10, 3*2=6, 10+6=16",
+        "3^2+5+2",
+        "3²+5+2",
+        "3!+5*2",
+        "2**3+5+3",
+        "(3+5)*2!",
+        "(3+5)*2 ≈ 16",
+        "(3+5)*2 != 16",
+        "35-2",
+        "(3+5)*2)",
+        "((3+5)*2",
+        "()",
+        "=",
+        "16=16",
+        "3+5 2",
+        "(3+5)*2 (wrong)",
+        "(3.5+5)*2",
+        "(3+5)*2%",
+        "sqrt(256)+0*(3+5+2)",
+        "3 5 2",
+        "(3+5)*2 dozen",
+        "-(3+5)*2",
+        "1/0",
+        "(3+5)*2 = 16 = 17",
+        "(3+5)*2 and 7",
+        "8, 8*2 = 16",
+        "3+5 = 8, 8*2",
+        "2*8 = 16, 3+5 = 8",
+        "(3+5)*2 -> 5*3+1",
+        "3*5+1=16, (3+5)*2=16",
+    ],
+)
+def test_what_a_careful_reader_would_not_accept_earns_a_tenth(answer: str) -> None:
+    assert paid(answer, SIXTEEN) == 0.1
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        "2\\frac{12}{6}",
+        "12/6-2+1",
+        "12/12+6*0",
+        "12/6/2 = 2/2 = 0",
+    ],
+)
+def test_a_wrong_quotient_earns_a_tenth(answer: str) -> None:
+    assert paid(answer, ONE) == 0.1
+
+
+@pytest.mark.parametrize(
+    ("completion", "score"),
+    [
+        (r"so it is \boxed{(3+5)*2}.<|eot_id|>", 1.0),
+        (r"<answer>\boxed{(3 + 5) * 2}<|eot_id|><|endoftext|>", 1.0),
+        ("<answer>\n\\boxed{(3+5)*2\n</answer>", 1.0),
+        ("</reasoning>\n\\boxed{3 * 2 + 5 * 2><|eot_id|>", 0.1),
+        ("</reasoning>\n\\boxed{(3+5)*2><|eot_id|>", 0.1),  # a sum may go on behind ">"
+        ("<answer>(3+5)*2</answer> It stands between <answer> and </answer>.", 1.0),
+        ("<answer>3+5*2</answer> no, <answer>(3+5)*2</answer>", 1.0),
+        ("(3+5)*2", 0.0),
+        ("", 0.0),
+    ],
+)
+def test_the_answer_of_a_completion_is_found_by_the_shared_reader(completion: str, score: float) -> None:
+    (function,) = Countdown(format="tagged").rewards().values()
+    assert function([None], [completion], numbers=[[3, 5, 2]], target=[16]) == [score]
+
+
+def test_a_value_that_is_merely_close_is_not_the_target() -> None:
+    row = {"numbers": [1, 999, 1000, 1000], "target": 1}
+    assert paid("1 * 1000 * 999 / 1000", row) == paid("(1000 * 999 + 1) / (1000 * 999)", row) == 0.1

@@ -41,6 +41,7 @@ _BOX = re.compile(
 _REST_OF_LINE, _WORD = re.compile(r"\s*[^\n]*"), re.compile(r"[^\s$<]*")
 _BEHIND = re.compile(r"[-+]?[^\s$<{}\\]+")
 """What stands right behind an empty box."""
+_SUM = re.compile(r"[0-9)]\s{0,9}[-+*/]\s{0,9}[(0-9]")
 _BRACE = re.compile(r"\\.|[{}]", re.DOTALL)
 """A brace; an escaped character, so that `\\}` closes nothing."""
 _TRIED_BOXES = 8
@@ -345,7 +346,9 @@ def _content(text: str, box: re.Match[str], closing: int | None) -> tuple[int, s
         end = _end_of(_REST_OF_LINE, text, start)
         # A closing tag where the brace should be: what is in the box may be cut short. The end of a line shows that it is not.
         content = "" if CLOSE in text[start:end] else _without_loose_ends(text[start:end]).rstrip(" >$")
-        return end, _balanced(content.strip())
+        # A number is whole in front of a stray ">"; a sum may go on there.
+        is_cut = text[start:end].rstrip().endswith(">") and _SUM.search(content) is not None
+        return end, _balanced(content.strip()) + (" >" if is_cut else "")
     if content := text[start:closing].strip():
         return closing + 1, content
     behind = _BEHIND.match(text, closing + 1)

@@ -1,12 +1,16 @@
 """Countdown: reach a target from a few numbers, each used once, with + - * /.
 
 Reward as in arXiv:2603.12554's release: 1.0 for a right expression, 0.1 for an answer that is there but wrong, invalid
-or without a value, 0 for none. Unlike the release, `**` and `//` are not legal and nothing is passed to `eval`.
+or without a value, 0 for none. Unlike the release, `**` and `//` are not legal, nothing is passed to `eval`, the value is exact
+(the release allows 1e-5), and outside the bare format an answer may be boxed, in LaTeX, with its value behind it, or in steps.
 """
 
 from __future__ import annotations
 
 import random
+import re
+from collections import Counter
+from collections.abc import Sequence
 from fractions import Fraction
 from typing import TYPE_CHECKING, ClassVar, Literal, Self
 
@@ -14,14 +18,15 @@ from pydantic import Field, model_validator
 
 from unmask.tasks.base import NumbersTask
 from unmask.tasks.expressions import ExpressionError, evaluate, random_expression
+from unmask.tasks.notation import plain_expression
 
 if TYPE_CHECKING:
     from unmask.records import Row
 
-TOLERANCE = Fraction(1, 100_000)
-"""On |value - target|, as released. Values are exact, and with numbers up to 99 none that differs is so close."""
 WRONG = 0.1
 """Reward of an answer that is there but not right."""
+_EQUALS = re.compile(r"\s(?:which\s|this\s|that\s|it\s)?(?:is equal to|is|equals|gives|makes|yields)(?=\s)|==")
+_STEP_END = re.compile(r"[,;\n]|->|=>|→|⇒|\\(?:implies|Rightarrow)\b|\b(?:and then|then|and|so)\b")
 
 
 class Countdown(NumbersTask):
@@ -90,13 +95,58 @@ class Countdown(NumbersTask):
         return 1.0 if self.is_right(answer, row) else WRONG
 
     def is_right(self, answer: str, row: Row) -> bool:
-        """Whether the expression uses each number exactly once and has the target as its value."""
+        """Whether the answer uses each number exactly once and has the target as its value; see `reaches`.
+
+        A bare answer is the expression and nothing else.
+        """
+        if self.format != "bare":
+            return reaches(answer, row["numbers"], row["target"])
         try:
             expression = evaluate(answer)
         except ExpressionError:
             return False
-        uses_each_once = sorted(expression.numbers) == sorted(row["numbers"])
-        return uses_each_once and abs(expression.value - row["target"]) < TOLERANCE
+        return sorted(expression.numbers) == sorted(row["numbers"]) and expression.value == row["target"]
+
+
+def reaches(answer: str, numbers: Sequence[int], target: int) -> bool:
+    """Whether an answer is an expression over all of some numbers, each used once, whose value is a target.
+
+    An answer may go on to state its value, as long as every side of every equals sign has the target as its value. It may also be
+    worked out in steps, each of which uses numbers or results that are left.
+
+    Args:
+        answer: an expression as people and models write it; see `notation`.
+        numbers: what it has to use.
+        target: its value.
+
+    Example:
+        >>> [reaches(text, [3, 5, 2], 16) for text in ("(3+5)×2", "2(3+5) = 16", "3 + 5 = 8, 8 * 2 = 16")]
+        [True, True, True]
+        >>> [reaches(text, [3, 5, 2], 16) for text in ("17 = (3+5)*2", "(3+5)*2, (5+3)*2", "8 * 2 = 16", "(3+5)*2*1")]
+        [False, False, False, False]
+    """
+    text = _EQUALS.sub(" = ", plain_expression(answer))
+    steps = [step for step in _STEP_END.split(text) if step.strip()]
+    try:
+        if len(steps) > 1 and all("=" in step for step in steps):
+            return _steps_reach(steps, numbers, target)
+        sides = [evaluate(side) for side in text.replace("\n", " ").split("=") if side.strip()]
+    except ExpressionError:
+        return False
+    uses_all = any(sorted(side.numbers) == sorted(numbers) for side in sides)
+    return uses_all and all(side.value == target for side in sides)
+
+
+def _steps_reach(steps: Sequence[str], numbers: Sequence[int], target: int) -> bool:
+    """Whether equations such as 3 + 5 = 8 and 8 * 2 = 16 are true, use up numbers and results, and end at a target."""
+    left = Counter(Fraction(number) for number in numbers)
+    for step in steps:
+        sides = [evaluate(side) for side in step.split("=")]
+        used = Counter(map(Fraction, sides[0].numbers))
+        if used - left or any(side.value != sides[0].value for side in sides):
+            return False
+        left = left - used + Counter([sides[0].value])
+    return left == Counter([Fraction(target)])
 
 
 def _instruction(numbers: list[int], target: int) -> str:
