@@ -37,6 +37,18 @@ def monty() -> Sandbox:
     return sandbox_of("monty", 5.0)
 
 
+@pytest.fixture
+def bubblewrap() -> Sandbox:
+    return sandbox_of("bubblewrap", 5.0)
+
+
+@pytest.fixture
+def auto() -> Sandbox:
+    """Monty with bubblewrap behind it; skipped where bubblewrap cannot work."""
+    sandbox_of("bubblewrap", 5.0)
+    return sandbox_of("auto", 5.0)
+
+
 @pytest.fixture(params=["bubblewrap", "none"])
 def cpython(request: pytest.FixtureRequest) -> Sandbox:
     return sandbox_of(request.param, 5.0)

@@ -73,6 +73,8 @@ class Verdict:
     status: Status
     reason: str = ""
     """Why, where it did not pass: in the words of the exception. Of the program's making, so it is for people to read."""
+    may_differ: bool = False
+    """Whether full CPython may reach another verdict: the interpreter may be what failed, rather than the program."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,6 +105,17 @@ class Result:
         return all(verdict.reason != NOT_BEGUN for verdict in self.verdicts)
 
     @property
+    def is_judged(self) -> bool:
+        """Whether the result says something about the program: every test was begun, or the program itself used up the time."""
+        hung = any(verdict.status == "timed_out" and verdict.reason != NOT_BEGUN for verdict in self.verdicts)
+        return self.was_run or hung
+
+    @property
+    def may_differ(self) -> bool:
+        """Whether full CPython may reach another verdict on a test."""
+        return any(verdict.may_differ for verdict in self.verdicts)
+
+    @property
     def is_supported(self) -> bool:
         """Whether every test could be run."""
         return all(verdict.status != "unsupported" for verdict in self.verdicts)
@@ -116,7 +129,10 @@ class Sandbox(ABC):
 
     def run(self, jobs: Sequence[Job]) -> list[Result]:
         """The result of each job, in order; `config.workers` at the same time, and no test begun after `config.batch_timeout`."""
-        end = time.monotonic() + budget(self.config.batch_timeout)
+        return self.run_until(jobs, time.monotonic() + budget(self.config.batch_timeout))
+
+    def run_until(self, jobs: Sequence[Job], end: float) -> list[Result]:
+        """The result of each job, in order; no test is begun after `end` on the monotonic clock."""
 
         def work(job: Job) -> Result:
             return self.run_one(job, end)
@@ -143,7 +159,7 @@ class Sandbox(ABC):
         """Give back processes that are kept for the next job."""
 
 
-def verdict(status: Status, reason: object = "") -> Verdict:
+def verdict(status: Status, reason: object = "", may_differ: bool = False) -> Verdict:
     """A verdict with its reason cut to a line of `MAX_REASON` printable characters."""
     text = " ".join(str(reason)[: 2 * MAX_REASON].split())
-    return Verdict(status, text.encode("utf-8", "replace").decode()[:MAX_REASON])
+    return Verdict(status, text.encode("utf-8", "replace").decode()[:MAX_REASON], may_differ)
