@@ -116,3 +116,130 @@ def test_a_crash_costs_one_test_and_the_rest_is_run_anew(cpython: Sandbox) -> No
 def test_a_program_is_no_main_module(cpython: Sandbox) -> None:
     code = "if __name__ == '__main__':\n    raise SystemExit\nLIMIT = 3"
     assert status(cpython, "assert LIMIT == 3", code) == "passed"
+
+
+FORGED = """
+import json, os, struct
+def order(*values):
+    data = json.dumps(REPLY).encode()
+    for fileno in range(3, 64):
+        try:
+            os.write(fileno, struct.pack(">I", len(data)) + data)
+        except OSError:
+            pass
+    while True:
+        pass
+"""
+
+
+@pytest.mark.parametrize(
+    ("reply", "test"),
+    [
+        ({"value": [], "changed": [[]]}, "data = [3, 1, 2]\nassert order(data) == sorted(data)"),
+        ({"value": 7, "changed": [1, [7]]}, "want = [12345]\nassert [order(1, want)] == want"),
+        ({"value": {"dict": []}, "changed": [{"dict": []}]}, "data = {1: 2}\nassert order(data) == dict(data)"),
+    ],
+)
+def test_a_reply_with_a_value_changes_no_arguments(cpython: Sandbox, reply: object, test: str) -> None:
+    assert status(cpython, test, FORGED.replace("REPLY", repr(reply))) == "failed"
+
+
+def test_a_forged_reply_is_worth_what_the_same_value_is_worth(cpython: Sandbox) -> None:
+    code = FORGED.replace("REPLY", repr({"value": 7}))
+    assert status(cpython, "assert order() == 7", code) == "passed"
+    assert status(cpython, "assert order() == 8", code) == "failed"
+
+
+ARRAY = """
+class Array:
+    __array_interface__ = {"version": 3, "shape": (0, 1), "typestr": "<f8", "data": (0, True)}
+def order(x):
+    return Array()
+"""
+
+
+@pytest.mark.parametrize(
+    "test",
+    [
+        "assert np.allclose(order(3), [1.5, 2.5])",
+        "assert (np.array(order(3)) == [1.5, 2.5]).all()",
+        "assert pytest.approx(5.0) == order(3)",
+    ],
+)
+def test_numpy_takes_no_array_from_the_program(cpython: Sandbox, test: str) -> None:
+    pytest.importorskip("numpy")
+    assert status(cpython, test, ARRAY, "import pytest\nimport numpy as np") in ("failed", "error")
+
+
+@pytest.mark.parametrize(
+    "name", ["__array__", "__array_struct__", "__float__", "__buffer__", "__deepcopy__", "__bases__", "__no__"]
+)
+def test_names_of_protocols_are_not_answered(cpython: Sandbox, name: str) -> None:
+    code = f"class Answer:\n    {name} = 5\ndef order():\n    return Answer()"
+    assert status(cpython, f"assert not hasattr(order(), {name!r})", code) == "passed"
+    assert (
+        status(cpython, "assert order.__name__ == 'order' and order().real == 5", code.replace(name, "real"))
+        == "passed"
+    )
+
+
+LIAR = """
+class Liar:
+    def __len__(self):
+        return 2
+    def __iter__(self):
+        return iter(ITEMS)
+    __reversed__ = __iter__
+def order():
+    return Liar()
+"""
+
+
+@pytest.mark.parametrize(
+    "test",
+    [
+        "r = order()\nassert len(r) == 2\nassert all(a == b for a, b in zip(r, [5, 6]))",
+        "r = order()\nassert all(a == b for a, b in zip(r, [5, 6]))\nassert len(r) == 2",
+        "r = order()\nassert len(r) == 2\nassert all(a == b for a, b in zip([5, 6], r))",
+        "r = order()\nassert len(r) == 2\nassert all(a == b for a, b in zip(reversed(r), [5, 6]))",
+    ],
+)
+def test_an_object_hands_out_as_many_items_as_it_says(cpython: Sandbox, test: str) -> None:
+    assert status(cpython, test, LIAR.replace("ITEMS", "[]")) == "error"
+    assert status(cpython, test, LIAR.replace("ITEMS", "[5, 6]")) == "passed"
+
+
+def test_a_length_is_asked_again_after_a_call(cpython: Sandbox) -> None:
+    code = "class Stack:\n    n = 0\n    def push(self):\n        self.n += 1\n    def __len__(self):\n        return self.n\n"
+    code += "    def __iter__(self):\n        return iter(range(self.n))\ndef order():\n    return Stack()"
+    test = "s = order()\nassert len(s) == 0 and list(s) == []\ns.push()\nassert list(s) == [0] and len(s) == 1"
+    assert status(cpython, test, code) == "passed"
+
+
+def test_a_generator_is_read_once(cpython: Sandbox) -> None:
+    code = "def order():\n    yield from [1, 2]"
+    assert status(cpython, "g = order()\nassert list(g) == [1, 2] and list(g) == []", code) == "passed"
+
+
+def test_a_few_files_are_allowed_and_a_great_many_are_not(bubblewrap: Sandbox) -> None:
+    code = "import os\ndef order(n):\n    for i in range(n):\n        open(f'/tmp/{i}', 'w').close()\n"
+    code += "    return len(os.listdir('/tmp'))"
+    assert status(bubblewrap, "assert order(500) == 500", code) == "passed"
+    result = bubblewrap.run_one(Job(code, ("order(10**6)",), ("order",)))
+    assert result.status == "error"
+    assert "files" in result.verdicts[0].reason
+
+
+USES = {
+    "terminal": "import sys\n    return sys.stdout.isatty() is False",
+    "text file": "open('/tmp/a', 'w').write('b')\n    return open('/tmp/a').read() == 'b'",
+    "sqlite": "import sqlite3\n    return sqlite3.connect(':memory:').execute('select 1').fetchone() == (1,)",
+    "pipe": "import os\n    r, w = os.pipe()\n    os.set_inheritable(r, True)\n    os.set_blocking(r, False)\n    return True",
+    "threads": "from concurrent.futures import ThreadPoolExecutor as T\n    return list(T(4).map(abs, [-1])) == [1]",
+}
+
+
+@pytest.mark.parametrize("what", USES)
+def test_the_filter_leaves_what_programs_use(bubblewrap: Sandbox, what: str) -> None:
+    """Each of them uses `ioctl`, `fcntl`, or another call that the filter narrows."""
+    assert status(bubblewrap, "assert order()", f"def order():\n    {USES[what]}") == "passed"

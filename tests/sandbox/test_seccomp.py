@@ -15,11 +15,11 @@ THREAD = 0x3D0F00  # what glibc's pthread_create asks of clone
 FORK = 0x1200011  # what its fork asks
 
 
-def verdict(machine: str, arch: int, number: int, first: int = 0) -> int:
+def verdict(machine: str, arch: int, number: int, first: int = 0, second: int = 0) -> int:
     """What the filter says of a system call: the meaning of each instruction is that of `man 2 seccomp` and of BPF."""
     program = filter_program(machine)
     steps = [struct.unpack("<HBBI", program[i : i + 8]) for i in range(0, len(program), 8)]
-    data = struct.pack("<IIQQ", number, arch, 0, first)
+    data = struct.pack("<IIQQQ", number, arch, 0, first, second)
     place, loaded = 0, 0
     while True:
         code, if_true, if_false, value = steps[place]
@@ -63,6 +63,31 @@ def test_clone_makes_threads_and_no_processes() -> None:
     assert verdict("x86_64", X86, 56, FORK) == EPERM
     assert verdict("aarch64", ARM, 220, THREAD) == ALLOW
     assert verdict("aarch64", ARM, 220, FORK) == EPERM
+
+
+@pytest.mark.parametrize(
+    ("machine", "arch", "numbers"),
+    [("x86_64", X86, [73, 206, 253, 294, 300, 303]), ("aarch64", ARM, [0, 26, 32, 262, 264])],
+)
+def test_watches_locks_and_queues_of_the_host_are_refused(machine: str, arch: int, numbers: list[int]) -> None:
+    """inotify, fanotify, flock, io_setup, name_to_handle_at."""
+    assert {verdict(machine, arch, number) for number in numbers} == {EPERM}
+
+
+@pytest.mark.parametrize(("machine", "arch", "ioctl", "fcntl"), [("x86_64", X86, 16, 72), ("aarch64", ARM, 29, 25)])
+def test_of_ioctl_and_fcntl_a_few_requests_remain(machine: str, arch: int, ioctl: int, fcntl: int) -> None:
+    is_terminal, close_on_exec = 0x5401, 0x5451
+    interface_name, hardware_address, entropy = 0x8910, 0x8927, 0x5201
+    for request in (is_terminal, close_on_exec):
+        assert verdict(machine, arch, ioctl, 3, request) == ALLOW
+    for request in (interface_name, hardware_address, entropy, 0x5412):
+        assert verdict(machine, arch, ioctl, 3, request) == EPERM
+    get_flags, duplicate = 3, 1030
+    lease, notify, lock, open_lock = 1024, 1026, 6, 37
+    for request in (get_flags, duplicate):
+        assert verdict(machine, arch, fcntl, 3, request) == ALLOW
+    for request in (lease, notify, lock, open_lock, 8):
+        assert verdict(machine, arch, fcntl, 3, request) == EPERM
 
 
 def test_clone3_does_not_exist() -> None:

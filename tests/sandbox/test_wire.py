@@ -5,8 +5,9 @@ from __future__ import annotations
 import contextlib
 import json
 import math
-import socket
+import os
 import struct
+import threading
 from collections import Counter, OrderedDict, deque, namedtuple
 from datetime import date, datetime, time, timedelta
 from decimal import Decimal
@@ -39,9 +40,10 @@ def there_and_back(value: Any) -> Any:
     return decode(json.loads(json.dumps(encode(value, no_handles))), no_handles)
 
 
-def channels() -> tuple[Channel, socket.socket]:
-    ours, theirs = socket.socketpair()
-    return Channel(ours.detach()), theirs
+def channels() -> tuple[Channel, Channel]:
+    """The two ends of a connection."""
+    to_second, to_first = os.pipe(), os.pipe()
+    return Channel(to_first[0], to_second[1]), Channel(to_second[0], to_first[1])
 
 
 @given(PLAIN)
@@ -110,23 +112,32 @@ def test_malformed_values_are_wire_errors(tree: Any) -> None:
      struct.pack(">I", MAX_MESSAGE + 1) + b"x", struct.pack(">I", 100_000) + b"[" * 100_000, b"\xff" * 100],
 )  # fmt: skip
 def test_whatever_else_arrives_is_a_wire_error(data: bytes) -> None:
-    channel, peer = channels()
-    with peer:
-        peer.sendall(data)
-        peer.shutdown(socket.SHUT_WR)
-        with pytest.raises(WireError):
-            channel.receive()
+    reader, writer = os.pipe()
+    sender = threading.Thread(target=lambda: (os.write(writer, data), os.close(writer)))
+    sender.start()
+    with pytest.raises(WireError):
+        Channel(reader, -1).receive()
+    os.close(reader)
+    sender.join()
 
 
 def test_messages_arrive_whole_and_in_order() -> None:
-    channel, peer = channels()
-    other = Channel(peer.detach())
+    channel, other = channels()
     for number in range(3):
         channel.send({"number": number, "text": "x" * 1000 * number})
     assert [other.receive()["number"] for _ in range(3)] == [0, 1, 2]
 
 
+def test_a_message_that_is_longer_than_the_pipe_arrives_whole() -> None:
+    channel, other = channels()
+    text = "x" * 2**20
+    sender = threading.Thread(target=lambda: channel.send({"text": text}))
+    sender.start()
+    assert other.receive() == {"text": text}
+    sender.join()
+
+
 def test_a_message_that_is_too_large_is_not_sent() -> None:
-    channel, peer = channels()
-    with peer, pytest.raises(WireError, match="more than"):
+    channel, _ = channels()
+    with pytest.raises(WireError, match="more than"):
         channel.send({"text": "x" * MAX_MESSAGE})

@@ -14,18 +14,20 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from unmask.errors import ConfigError
 from unmask.sandbox.base import SandboxConfig
-from unmask.sandbox.processes import ProcessSandbox, Role, interpreter_flags
+from unmask.sandbox.processes import Pipes, ProcessSandbox, Role, interpreter_flags
 from unmask.sandbox.seccomp import filter_program
 
 GUEST = Path(__file__).parent / "guest"
 DEVICES = ("/dev/null", "/dev/zero", "/dev/urandom", "/dev/random")
 TMP_BYTES = 16 * 2**20
+MAX_FILES = 2000
+MAX_THREADS = 200
 _LIBRARIES = ("/lib", "/lib64", "/lib32", "/usr/lib", "/usr/lib64")
 
 
@@ -43,7 +45,7 @@ class Bubblewrap(ProcessSandbox):
         self._check()
 
     @contextmanager
-    def command(self, role: Role, fileno: int, packages: str) -> Iterator[tuple[list[str], list[int], dict[str, Any]]]:
+    def command(self, role: Role, pipes: Pipes, packages: str) -> Iterator[tuple[list[str], list[int], dict[str, Any]]]:
         mounts = ["--ro-bind", packages, packages] if packages else []
         # Read-only at last: the mount points above are made in it.
         seal = ["--remount-ro", "/", "--chdir", "/tmp"]
@@ -51,12 +53,27 @@ class Bubblewrap(ProcessSandbox):
         try:
             os.write(write_end, self.filter)  # less than a pipe holds
             os.close(write_end)
-            python = [_interpreter(), *interpreter_flags(fileno, "/guest", role)]
+            python = [_interpreter(), *interpreter_flags(pipes, "/guest", role)]
             seccomp = ["--seccomp", str(read_end)]
             # bwrap is process 1 in there: what it was started with must not be worth having.
             yield [*self.arguments, *mounts, *seal, *seccomp, "--", *python], [read_end], {"env": {}}
         finally:
             os.close(read_end)
+
+    def excess(self, process: int) -> str:
+        """Files in the program's /tmp and threads: the kernel's memory for them counts towards no limit of the program.
+
+        Bubblewrap sets a tmpfs no limit of files, and `RLIMIT_NPROC` does not bind what root started. So this looks from outside.
+        """
+        for inside in _descendants(process):
+            with suppress(OSError, ValueError, IndexError):
+                tmp = os.statvfs(f"/proc/{inside}/root/tmp")
+                # Before the sandbox is complete, its /tmp is that of the host.
+                if tmp.f_blocks * tmp.f_frsize == TMP_BYTES and tmp.f_files - tmp.f_ffree > MAX_FILES:
+                    return f"more than {MAX_FILES} files"
+                if len(os.listdir(f"/proc/{inside}/task")) > MAX_THREADS:
+                    return f"more than {MAX_THREADS} threads"
+        return ""
 
     def _check(self) -> None:
         """Start an interpreter once."""
@@ -72,6 +89,15 @@ class Bubblewrap(ProcessSandbox):
                 "kernel.apparmor_restrict_unprivileged_userns; in a container, a seccomp profile that allows unshare). "
                 "Or use sandbox.backend = monty."
             )
+
+
+def _descendants(process: int) -> list[int]:
+    """Processes that a process has started, directly or not; none where the system does not say."""
+    try:
+        children = [int(child) for child in Path(f"/proc/{process}/task/{process}/children").read_text().split()]
+    except OSError:
+        return []
+    return [*children, *(other for child in children for other in _descendants(child))]
 
 
 def find_bubblewrap() -> str:

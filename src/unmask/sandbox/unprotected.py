@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from unmask.sandbox.base import SandboxConfig
-from unmask.sandbox.processes import ProcessSandbox, Role, interpreter_flags
+from unmask.sandbox.processes import Pipes, ProcessSandbox, Role, interpreter_flags
 
 
 class Unprotected(ProcessSandbox):
@@ -26,7 +26,7 @@ class Unprotected(ProcessSandbox):
         )
 
     @contextmanager
-    def command(self, role: Role, fileno: int, packages: str) -> Iterator[tuple[list[str], list[int], dict[str, Any]]]:
-        flags = interpreter_flags(fileno, str(Path(__file__).parent), role)
+    def command(self, role: Role, pipes: Pipes, packages: str) -> Iterator[tuple[list[str], list[int], dict[str, Any]]]:
+        flags = interpreter_flags(pipes, str(Path(__file__).parent), role)
         options = {"env": {"OPENBLAS_NUM_THREADS": "1"}, "cwd": tempfile.gettempdir()}
         yield [sys.executable, *flags], [], options

@@ -24,6 +24,10 @@ _NONSENSE = (WireError, KeyError, IndexError, TypeError, ValueError, RecursionEr
 """What reading a hostile message can raise."""
 
 
+CHANGING = frozenset(("call", "setattr", "setitem", "delitem", "enter", "leave"))
+"""Operations after which an object of the program's may have another length."""
+
+
 class LostError(BaseException):
     """The program's process is of no more use. Not an Exception, so that tests seldom catch it; and if, it is remembered."""
 
@@ -41,16 +45,25 @@ class Judge:
         self.functions: list[Callable[..., Any]] = []
         """Functions of the tests that the program was given."""
         self.error_classes: dict[str, type[BaseException]] = {}
+        self.lengths: dict[int, int] = {}
+        """What the program's objects say of their lengths, by number, since the tests last did something that may change one."""
+        self.counts: dict[int, int] = {}
+        """How many items they handed out, since then."""
 
     def ask(self, operation: str, *arguments: Any) -> Any:
         """Have the program's process do something, and wait for the value; raise what it raised."""
         tree = encode(list(arguments), self._give)
+        if operation in CHANGING:
+            self.lengths.clear()
+            self.counts.clear()
         try:
             self.channel.send({"do": operation, "with": tree})
             reply = self._reply()
             error = self._error(reply["raised"]) if "raised" in reply else None
             value = decode(reply.get("value"), self._take)
-            changed = decode(reply["changed"], self._take) if "changed" in reply and operation == "call" else None
+            # A function works in place or returns a value. One that did both could make the test's data fit its value.
+            is_in_place = operation == "call" and value is None and error is None
+            changed = decode(reply["changed"], self._take) if is_in_place and "changed" in reply else None
         except _NONSENSE as fault:
             raise self.give_up("error", f"the program ended: {fault}") from None
         if isinstance(error, StopIteration) and operation != "next":
@@ -212,14 +225,14 @@ def _values(row: Any, count: int) -> Any:
     return (row,) if count == 1 else row
 
 
-def main(socket_fileno: int) -> None:
+def main(reader: int, writer: int) -> None:
     """Read the tests from standard input, run them in order, and report on each until the program is lost."""
     given = json.load(sys.stdin)
     report = os.dup(1)
-    keep_only(report, socket_fileno)
+    keep_only(report, reader, writer)
     sys.path.extend(given["path"])
     set_limits(given["limits"])
-    judge = Judge(Channel(socket_fileno), given["seconds"])
+    judge = Judge(Channel(reader, writer), given["seconds"])
     kind = "load"
 
     def say(status: str, reason: str) -> None:

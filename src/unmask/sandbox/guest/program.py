@@ -130,11 +130,11 @@ def keep_only(*filenos: int) -> None:
                 os.close(fileno)
 
 
-def main(socket_fileno: int) -> None:
+def main(reader: int, writer: int) -> None:
     """Read the program from standard input, run it, and serve."""
     given = json.load(sys.stdin)
-    keep_only(socket_fileno)
-    channel = Channel(socket_fileno)
+    keep_only(reader, writer)
+    channel = Channel(reader, writer)
     sys.path.extend(given["path"])
     set_limits(given["limits"])
     program = Program(channel)

@@ -1,7 +1,9 @@
 """What tests hold in place of a program's functions and objects.
 
-A `Remote` does by asking the program's process. It compares and computes with other remotes only: against plain data it is
-unequal, so that an object which claims to equal everything equals nothing that a test expects.
+A `Remote` does what it does by asking the program's process. It compares and computes with other remotes only: against plain data
+it is unequal, so that an object which claims to equal everything equals nothing that a test expects. It answers to no name of a
+protocol (`__array_interface__`), by which a library would take the program's word for what the object is, or a pointer for
+memory. And what it says of its length is held against what it hands out.
 """
 
 from __future__ import annotations
@@ -13,8 +15,16 @@ BINARY = ("lt", "le", "gt", "ge", "add", "sub", "mul", "truediv", "floordiv", "m
 """Operations on two objects, by their names in `operator`, that remotes have among themselves."""
 
 
+_NAMES = frozenset(("__name__", "__qualname__"))
+"""Names with double underscores that tests may read: they are text, and no protocol."""
+
+
 class Peer(Protocol):
     """Whoever can ask the program for something."""
+
+    lengths: dict[int, int]
+    counts: dict[int, int]
+    """What objects say of their lengths, and how many items they handed out, by number, until something may change them."""
 
     def ask(self, operation: str, *arguments: Any) -> Any:
         """What the program answers, as a value; what it raises is raised."""
@@ -32,19 +42,25 @@ class Remote:
         return self._peer.ask("call", self, list(args), kwargs)
 
     def __getattr__(self, name: str) -> Any:
+        if name.startswith("__") and name.endswith("__") and name not in _NAMES:
+            raise AttributeError(f"the tests cannot read {name} of an object of the program")
         return self._peer.ask("getattr", self, name)
 
     def __setattr__(self, name: str, value: Any) -> None:
         self._peer.ask("setattr", self, name, value)
 
     def __iter__(self) -> Iterator[Any]:
-        return self._peer.ask("iter", self)  # type: ignore[no-any-return]
+        return Items(self, self._peer.ask("iter", self))
 
     def __next__(self) -> Any:
         return self._peer.ask("next", self)
 
     def __len__(self) -> int:
-        return self._peer.ask("len", self)  # type: ignore[no-any-return]
+        lengths = self._peer.lengths
+        if self._number not in lengths:
+            lengths[self._number] = self._peer.ask("len", self)
+            _compare(self._peer, self._number)
+        return lengths[self._number]  # type: ignore[no-any-return]
 
     def __bool__(self) -> bool:
         return self._peer.ask("bool", self) is True
@@ -71,7 +87,7 @@ class Remote:
         self._peer.ask("delitem", self, key)
 
     def __reversed__(self) -> Any:
-        return self._peer.ask("reversed", self)
+        return Items(self, self._peer.ask("reversed", self))
 
     def __enter__(self) -> Any:
         return self._peer.ask("enter", self)
@@ -87,6 +103,39 @@ class Remote:
 
     def __ne__(self, other: object) -> Any:
         return not isinstance(other, Remote) or self._peer.ask("ne", self, other)
+
+
+class Items:
+    """The items of an object in the program's process, which must be as many as its length says.
+
+    Otherwise `len(result) == 2` and `all(... for a, b in zip(result, expected))` would both hold for an object that says 2 and
+    hands out nothing. There is nothing to compare where the object has no length, or its length was not asked.
+    """
+
+    def __init__(self, whole: Remote, items: Any) -> None:
+        self._peer: Peer = whole._peer
+        self._number: int = whole._number
+        self._items = items
+        self._count = 0
+
+    def __iter__(self) -> Items:
+        return self
+
+    def __next__(self) -> Any:
+        try:
+            item = next(self._items)
+        except StopIteration:
+            self._peer.counts[self._number] = self._count
+            _compare(self._peer, self._number)
+            raise
+        self._count += 1
+        return item
+
+
+def _compare(peer: Peer, number: int) -> None:
+    length, count = peer.lengths.get(number), peer.counts.get(number)
+    if length is not None and count is not None and length != count:
+        raise RuntimeError(f"an object says that it has {length} items and hands out {count}")
 
 
 def _binary(operation: str) -> Callable[[Remote, object], Any]:

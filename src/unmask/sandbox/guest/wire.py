@@ -1,4 +1,4 @@
-"""Plain data across a socket between the judge and the untrusted program.
+"""Plain data across two pipes between the judge and the untrusted program.
 
 A message is a length and JSON. Values of exact, plain types cross as copies; anything else as a number that only its owner
 can look up. Decoding builds data and nothing else, whatever arrives.
@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import math
-import socket
+import os
 import struct
 from collections import deque
 from collections.abc import Callable
@@ -34,10 +34,13 @@ class WireError(Exception):
 
 
 class Channel:
-    """One end of the socket: whole messages out and in."""
+    """One end of the connection: whole messages out and in.
 
-    def __init__(self, fileno: int) -> None:
-        self._socket = socket.socket(fileno=fileno)
+    Two pipes and no socket: a socket belongs to the host's network, and would answer questions about it.
+    """
+
+    def __init__(self, reader: int, writer: int) -> None:
+        self._reader, self._writer = reader, writer
 
     def send(self, message: dict[str, Any]) -> None:
         """Send one message.
@@ -48,8 +51,10 @@ class Channel:
         data = json.dumps(message, separators=(",", ":")).encode()
         if len(data) > MAX_MESSAGE:
             raise WireError(f"a value of {len(data)} bytes is more than {MAX_MESSAGE}")
+        left = memoryview(struct.pack(">I", len(data)) + data)
         try:
-            self._socket.sendall(struct.pack(">I", len(data)) + data)
+            while left:
+                left = left[os.write(self._writer, left) :]
         except OSError as error:
             raise WireError("the other side is gone") from error
 
@@ -74,7 +79,7 @@ class Channel:
         data = bytearray()
         while len(data) < size:
             try:
-                part = self._socket.recv(min(size - len(data), 2**16))
+                part = os.read(self._reader, min(size - len(data), 2**16))
             except OSError as error:
                 raise WireError("the other side is gone") from error
             if not part:
