@@ -113,12 +113,29 @@ def test_a_program_is_run_once_for_reward_and_verdict_unless_there_was_no_time(
 
     monkeypatch.setattr("unmask.tasks.code.make_sandbox", Counting)
     row = task.rows("test", 1)[0]
-    assert reward(task, "once = 1", "once = 1", "late = 1") == [(0.0, "timed_out")] * 3
+    assert reward(task, "once = 1", "once = 1") == [(0.0, "timed_out")] * 2
     assert not task.solved("once = 1", row)
-    assert len(seen) == 2
+    assert len(seen) == 1
+    assert not task.solved("late = 1", row)
     assert not task.solved("late = 1", row)
     assert len(seen) == 3
     assert isinstance(task.results(["once = 1"], [row])[0], Result)
+
+
+def test_a_right_program_beside_many_that_hang_is_judged_or_left_out(tmp_path: Path) -> None:
+    """Nothing is known of a program that was never begun; 0 would teach that it is wrong."""
+    row = {"text": "Add one.", "test_list": ["assert f(1) == 2"], "code": "def f(x):\n    return x + 1\n"}
+    file = tmp_path / "rows.jsonl"
+    file.write_text(json.dumps(row))
+    limits = SandboxConfig(timeout=0.3, batch_timeout=0.6, workers=1)
+    task = MBPP(source=str(file), test_source=str(file), sandbox=limits)
+    (row,) = task.rows("test", 1)
+    programs = [f"def f(x):\n    while {i}: pass" for i in range(1, 24)] + ["def f(x):\n    return x + 1"]
+    columns = {name: [row[name]] * len(programs) for name in row if name != "prompt"}
+    scores = task.rewards()["mbpp"]([row["prompt"]] * len(programs), programs, **columns)
+    assert scores[-1] in (1.0, None)
+    assert scores[0] == 0.0
+    assert None in scores
 
 
 def test_solved_is_all_tests_passed(task: MBPP) -> None:

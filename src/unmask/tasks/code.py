@@ -55,10 +55,15 @@ class ProgramTask(Task):
 
     @reports("unparsed", "failed", "error", "timed_out", "unsupported")
     def _reward(self, prompts: Sequence[Any], completions: Sequence[Any], **columns: Any) -> list[float | None]:
-        """The share of each completion's tests that pass, with the status of the first that does not as its reason."""
+        """The share of each completion's tests that pass, with the status of the first that does not as its reason.
+
+        None where other completions used up the time of the batch, so that nothing is known about this one.
+        """
         rows = self._reward_rows(columns, len(completions))
         answers = [self._answer(completion) for completion in completions]
-        return [_score(result) for result in self.results(answers, rows)]
+        return [
+            _score(result) if result is None or result.is_judged else None for result in self.results(answers, rows)
+        ]
 
     def _reward_rows(self, columns: dict[str, Any], count: int) -> list[Row]:
         for name in self.reward_columns:
