@@ -66,7 +66,7 @@ class Outside:
         for word, aim in aims.items():
             code = code.replace(word, aim)
             tests = tuple(test.replace(word, aim) for test in tests)
-        return Job(code, tests, ("f",))
+        return Job(code, tests, ("f",), attack.setup)
 
     def has_changed(self) -> bool:
         """Whether something has touched it."""

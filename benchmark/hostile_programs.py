@@ -7,6 +7,7 @@ PORT for a port that it listens on, PID for its process.
 
 from __future__ import annotations
 
+import textwrap
 from dataclasses import dataclass
 
 SECRET = "b7f0-held-by-the-host"
@@ -22,6 +23,8 @@ class Attack:
     name: str
     code: str
     tests: tuple[str, ...] = WANTED
+    setup: str = ""
+    """What runs before the tests."""
     is_tame: bool = False
     """Whether it can be run without any sandbox: it does no harm to what is around it."""
 
@@ -1164,5 +1167,411 @@ TEXTS = [
 ]
 """Texts that are no programs, or strange ones."""
 
-ATTACKS: tuple[Attack, ...] = (*RESOURCES, *ESCAPES, *FORGERIES, *TEXTS)
+VALUES = (
+    [
+        Attack(
+            f"a value that is too large: {name}",
+            f"\ndef f(x):\n    return {value}\n",
+            (*WANTED, "assert f(f(3)) == 12345"),
+            is_tame=True,
+        )
+        for name, value in {
+            "one text, a thousand times": "['x' * 10**8] * 1000",
+            "one text, sixty times": "['x' * 10**7] * 60",
+            "bytes": "[b'x' * 10**8] * 100",
+            "keys": "{i: 'x' * 10**7 for i in range(100)}",
+            "texts in tuples in a dict": "{1: (('x' * 10**8,) * 100,) * 100}",
+            "one list on 2**40 paths": "__import__('functools').reduce(lambda a, _: [a, a], range(40), [])",
+            "lists in lists": "[[[[1] * 100] * 100] * 100] * 100",
+            "a great number": "2 ** (10**9)",
+            "numbers": "[2 ** (10**6)] * 10**5",
+            "deep": "__import__('functools').reduce(lambda a, _: [a], range(10**6), [])",
+            "deep, in a loop": "(a := [0], [a := [a] for _ in range(10**5)])[0]",
+        }.items()
+    ]
+    + [
+        Attack(
+            f"equal hashes: {name}",
+            f"\ndef f(x):\n    return {value}\n",
+            (wanted,),
+            is_tame=True,
+        )
+        for name, value, wanted in (
+            ("a set", "{i * (2**61 - 1) for i in range(120000)}", "assert f(3) == 12345"),
+            ("a dict", "{i * (2**61 - 1): 1 for i in range(120000)}", "assert f(3) == 12345"),
+            ("a frozenset", "frozenset([i * (2**61 - 1) for i in range(120000)])", "assert f(3) == 12345"),
+            ("tuples", "{(i * (2**61 - 1),) for i in range(120000)}", "assert f(3) == 12345"),
+            ("numbers with a point", "{float(2**61 - 1) * i * 2.0**61 for i in range(120000)}", "assert f(3) == 12345"),
+            ("made by the test", "[i * (2**61 - 1) for i in range(120000)]", "assert len(set(f(3))) == 12345"),
+        )
+    ]
+    + [
+        Attack(
+            "an endless text of an error",
+            """
+def f(x):
+    raise ValueError('x' * 10**8)
+""",
+            is_tame=True,
+        ),
+        Attack(
+            "an error that holds a large value",
+            """
+def f(x):
+    raise ValueError(['x' * 10**8] * 1000)
+""",
+            is_tame=True,
+        ),
+        Attack(
+            "a large argument, changed",
+            """
+def f(x):
+    x.append(['x' * 10**8] * 1000)
+""",
+            ("data = [1]\nf(data)\nassert data == 12345",),
+            is_tame=True,
+        ),
+        Attack(
+            "a value that grows with each call",
+            """
+held = []
+def f(x):
+    held.append('x' * 10**6)
+    return held
+""",
+            ("for i in range(10**4):\n    f(i)\nassert f(3) == 12345",),
+            is_tame=True,
+        ),
+        Attack(
+            "hashes of decimals",
+            """
+from decimal import Decimal
+def f(x):
+    return {Decimal('1e%d' % (99999999 - i)): i for i in range(1000)}
+""",
+            is_tame=True,
+        ),
+    ]
+)
+"""Values that use up the memory or the time of whoever receives them."""
+
+_REPLY = """
+import json, os, struct
+def reply(message):
+    data = json.dumps(message).encode()
+    for fd in range(3, 64):
+        try:
+            os.write(fd, struct.pack('>I', len(data)) + data)
+        except OSError:
+            pass
+"""
+"""What a program needs to write its own replies."""
+
+REPLIES = [
+    Attack(
+        "a reply with a value and changed arguments: " + name,
+        _REPLY + f"def f(*a):\n    reply({message!r})\n    while True:\n        pass\n",
+        (test,),
+        is_tame=True,
+    )
+    for name, message, test in (
+        ("emptied", {"value": [], "changed": [[]]}, "data = [3, 1, 2]\nassert f(data) == sorted(data)"),
+        ("rewritten", {"value": 7, "changed": [1, [7]]}, "want = [12345]\nassert [f(1, want)] == want"),
+        (
+            "a dict",
+            {"value": {"dict": []}, "changed": [{"dict": []}]},
+            "data = {1: 2}\nassert f(data) == {v: k for k, v in data.items()}",
+        ),
+        ("a set", {"value": 0, "changed": [{"set": []}]}, "data = {1, 2}\nassert f(data) == sum(data)"),
+        ("no value", {"changed": [[]]}, "data = [3, 1, 2]\nassert f(data) == sorted(data)"),
+        (
+            "an error too",
+            {"raised": {"bases": ["ValueError"], "text": "", "unsupported": False}, "value": None, "changed": [[]]},
+            "data = [3, 1]\ntry:\n    f(data)\nexcept ValueError:\n    pass\nassert data == []",
+        ),
+    )
+] + [
+    Attack(
+        "replies of all kinds: " + name,
+        _REPLY + f"def f(*a):\n    reply({message!r})\n    while True:\n        pass\n",
+        tests,
+        is_tame=True,
+    )
+    for name, message, tests in (
+        ("a handle to nothing", {"value": {"handle": {"id": 99, "bases": None}}}, WANTED),
+        ("a class of errors", {"value": {"handle": {"id": 0, "bases": ["AssertionError"]}}}, WANTED),
+        ("a negative handle", {"value": {"handle": {"id": -1, "bases": None}}}, WANTED),
+        ("no base", {"raised": {"bases": [], "text": "x", "unsupported": False}}, WANTED),
+        ("a base with a null byte", {"raised": {"bases": ["a\0b"], "text": "x", "unsupported": False}}, WANTED),
+        (
+            "the end of iteration",
+            {"raised": {"bases": ["A", "StopIteration"], "text": "", "unsupported": False}},
+            ("assert all(f(x) == 5 for x in [1])", "assert list(map(f, [1])) == []"),
+        ),
+        (
+            "the end of a generator",
+            {"raised": {"bases": ["GeneratorExit"], "text": "", "unsupported": False}},
+            ("assert all(f(x) == 5 for x in [1])",),
+        ),
+        ("an exit", {"raised": {"bases": ["SystemExit"], "text": "0", "unsupported": False}}, WANTED),
+        ("an interrupt", {"raised": {"bases": ["KeyboardInterrupt"], "text": "", "unsupported": False}}, WANTED),
+        ("what is lacking", {"raised": {"bases": ["ModuleNotFoundError"], "text": "x", "unsupported": True}}, WANTED),
+        ("a call of nobody", {"call": 0, "with": [[], {"dict": []}]}, WANTED),
+        ("a call of the last", {"call": -1, "with": [[1], {"dict": []}]}, ("assert f(lambda x: 12345) == 12345",)),
+        ("a dict of a dict", {"value": {"dict": [[{"dict": []}, 1]]}}, WANTED),
+        ("nothing", {}, WANTED),
+    )
+]
+"""Programs that write the replies to the tests' process themselves."""
+
+_NUMPY = "import pytest\nimport numpy as np\nimport copy, json, statistics, math"
+
+PROTOCOLS = [
+    Attack(
+        f"a protocol of the judge's libraries: {name}",
+        f"\nclass A:\n    {member}\ndef f(x):\n    return A()\n",
+        (
+            "assert np.allclose(f(3), [1.5, 2.5])",
+            "assert (np.array(f(3)) == [1.5, 2.5]).all()",
+            "assert pytest.approx(5.0) == f(3)",
+            "assert pytest.approx([1.5, 2.5]) == f(3)",
+            "assert np.array_equal(f(3), [1.5, 2.5])",
+            "np.testing.assert_allclose(f(3), [1.5, 2.5])",
+            "assert math.isclose(f(3), 5.0)",
+            "assert float(f(3)) == 5.0",
+            "assert abs(f(3) - 5.0) < 1e-6",
+            "assert round(f(3), 2) == 5.0",
+            "assert isinstance(f(3), float)",
+        ),
+        _NUMPY,
+        is_tame=True,
+    )
+    for name, member in {
+        "an array of no items": "__array_interface__ = {'version': 3, 'shape': (0, 1), 'typestr': '<f8', 'data': (0, True)}",
+        "an array at an address": "__array_interface__ = {'version': 3, 'shape': (2,), 'typestr': '<f8', 'data': (4096, True)}",
+        "__array__": "__array__ = lambda self, *a, **k: []",
+        "__array_struct__": "__array_struct__ = 5",
+        "__array_priority__": "__array_priority__ = 1e9; __array_ufunc__ = lambda self, *a, **k: True",
+        "__float__": "__float__ = lambda self: 5.0",
+        "__index__": "__index__ = lambda self: 5; __int__ = __trunc__ = __index__",
+        "__buffer__": "__buffer__ = lambda self, flags: memoryview(b'')",
+        "__class__": "__class__ = float",
+        "__dlpack__": "__dlpack__ = lambda self, **k: None; __dlpack_device__ = lambda self: (1, 0)",
+        "a sequence of no length": "__len__ = lambda self: 0; __getitem__ = lambda self, i: [1.5, 2.5][i]",
+        "a sequence of nothing": "__len__ = lambda self: 2; __iter__ = lambda self: iter([])",
+        "dtype and shape": "shape = (2,); dtype = float; ndim = 1; __len__ = lambda self: 2; __iter__ = lambda self: iter([])",
+    }.items()
+] + [
+    Attack(
+        "a length that its items do not have",
+        """
+class A:
+    def __len__(self):
+        return 2
+    def __iter__(self):
+        return iter([])
+    __reversed__ = __iter__
+def f(x):
+    return A()
+""",
+        (
+            "r = f(3)\nassert len(r) == 2\nassert all(abs(a - b) < 1e-6 for a, b in zip(r, [1.5, 2.5]))",
+            "r = f(3)\nassert all(abs(a - b) < 1e-6 for a, b in zip(r, [1.5, 2.5]))\nassert len(r) == 2",
+            "r = f(3)\nassert len(r) == 2\nassert all(a == b for a, b in zip([1, 2], r))",
+            "r = f(3)\nassert len(r) == 2\nassert all(a == b for a, b in zip(reversed(r), [1, 2]))",
+            "r = f(3)\nassert len(r) == 2\nfor a in r:\n    assert a == 5",
+        ),
+        is_tame=True,
+    ),
+    Attack(
+        "a length that changes",
+        """
+class A:
+    n = 0
+    def __len__(self):
+        self.n += 1
+        return 2 if self.n == 1 else 0
+    def __getitem__(self, i):
+        return 0
+def f(x):
+    return A()
+""",
+        ("r = f(3)\nassert len(r) == 2\nfor i in range(len(r)):\n    assert r[i] == [1.5, 2.5][i]",),
+        is_tame=True,
+    ),
+    Attack(
+        "a class that is everything's",
+        """
+class M(type):
+    def __instancecheck__(self, other):
+        return True
+    def __subclasscheck__(self, other):
+        return True
+    __eq__ = lambda self, other: True
+    __hash__ = lambda self: hash(int)
+class f(metaclass=M):
+    def __init__(self, x):
+        pass
+""",
+        (
+            "assert isinstance(5, f) and f(3) == 12345",
+            "assert type(f(3)) is int",
+            "assert issubclass(f, int)",
+            "assert isinstance(f(3), int)",
+        ),
+        is_tame=True,
+    ),
+    Attack(
+        "copied, pickled, printed",
+        """
+class A:
+    __deepcopy__ = __copy__ = lambda self, *a: 12345
+    __reduce_ex__ = __reduce__ = lambda self, *a: (int, ('12345',))
+    __getstate__ = lambda self: {}
+    __format__ = lambda self, spec: '12345'
+    __str__ = lambda self: 12345
+def f(x):
+    return A()
+""",
+        (
+            "import copy\nassert copy.copy(f(3)) == 12345",
+            "import copy\nassert copy.deepcopy(f(3)) == 12345",
+            "import pickle\nassert pickle.loads(pickle.dumps(f(3))) == 12345",
+            "assert str(f(3)) == '12345'",
+            "assert int(f(3)) == 12345",
+        ),
+        is_tame=True,
+    ),
+    Attack(
+        "a mapping of everything",
+        """
+class A:
+    def keys(self):
+        return [1, 2]
+    def __getitem__(self, key):
+        return 0
+    def __len__(self):
+        return 2
+    def __contains__(self, key):
+        return True
+def f(x):
+    return A()
+""",
+        ("assert dict(f(3)) == {1: 5, 2: 6}", "assert {**f(3)} == {1: 5, 2: 6}", "assert f(3)[1] == 5"),
+        is_tame=True,
+    ),
+    Attack(
+        "sorted and summed",
+        """
+class A:
+    __lt__ = __gt__ = __le__ = __ge__ = lambda self, other: True
+    __add__ = __radd__ = lambda self, other: 12345
+    __bool__ = lambda self: True
+def f(x):
+    return A()
+""",
+        (
+            "assert sum([f(3)]) == 12345",
+            "assert sorted([f(3), 5])[0] == 5",
+            "assert max(f(3), 5) == 5",
+            "assert f(3) > 5",
+            "assert 5 < f(3)",
+        ),
+        is_tame=True,
+    ),
+]
+"""Objects that answer for themselves where a test, or a library that it uses, asks what they are."""
+
+_CALL = """
+import ctypes, os
+libc = ctypes.CDLL(None, use_errno=True)
+def won(result):
+    return 12345 if result >= 0 else 0
+"""
+
+
+def _system_call(name: str, body: str) -> Attack:
+    return Attack(
+        name, f"{_CALL}def f(x):\n{textwrap.indent(textwrap.dedent(body).strip(), '    ')}\n", ("assert f(3) == 12345",)
+    )
+
+
+HOST = [
+    _system_call(
+        "names of the host's network interfaces",
+        """
+        for fd in range(64):
+            for request in (0x8910, 0x8912, 0x8927, 0x8915):
+                if libc.ioctl(fd, request, ctypes.create_string_buffer(b'\\1' + bytes(255), 256)) >= 0:
+                    return 12345
+        """,
+    ),
+    _system_call(
+        "options of an inherited socket",
+        """
+        for fd in range(64):
+            if libc.getsockname(fd, ctypes.create_string_buffer(128), ctypes.byref(ctypes.c_int(128))) >= 0:
+                return 12345
+        """,
+    ),
+    _system_call("watch the host's files", "return won(libc.inotify_init1(0))"),
+    _system_call("watch all of the host's files", "return won(libc.fanotify_init(0, 0))"),
+    _system_call("lock a file of the host", "return won(libc.flock(os.open(os.__file__, 0), 2))"),
+    _system_call("a lease on a file of the host", "return won(libc.fcntl(os.open(os.__file__, 0), 1024, 0))"),
+    _system_call(
+        "a record lock on a file of the host",
+        "import fcntl\nfcntl.lockf(os.open(os.__file__, 0), fcntl.LOCK_SH)\nreturn 12345",
+    ),
+    _system_call(
+        "be told of changes in a folder of the host",
+        "return won(libc.fcntl(os.open(os.path.dirname(os.__file__), 0), 1026, 1))",
+    ),
+    _system_call(
+        "all contexts for asynchronous input and output",
+        "return won(libc.syscall(206, 65536, ctypes.byref(ctypes.c_ulong(0))))",
+    ),
+    _system_call(
+        "the handle of a file",
+        """
+        handle = ctypes.create_string_buffer(b'\\x80', 256)
+        return won(libc.name_to_handle_at(-100, b'/', handle, ctypes.byref(ctypes.c_int()), 0))
+        """,
+    ),
+    _system_call("memory and load of the host", "return won(libc.sysinfo(ctypes.create_string_buffer(256)))"),
+    _system_call(
+        "add entropy", "return won(libc.ioctl(os.open('/dev/urandom', 0), 0x5201, ctypes.byref(ctypes.c_int(0))))"
+    ),
+    _system_call("a new mount interface", "return won(libc.syscall(430, b'tmpfs', 0))"),
+    _system_call("a system-call filter of its own", "return won(libc.syscall(317, 1, 8, 0))"),
+    _system_call("a handle of a process", "return won(libc.syscall(434, os.getpid(), 0))"),
+]
+"""Programs that ask the kernel about the host, or hold something of it fast."""
+
+
+def _endless(name: str, body: str) -> Attack:
+    """A program that makes something of the kernel's without end, and is paid if it gets as far as 50,000."""
+    return Attack(
+        f"endless {name}",
+        f"import os\nos.chdir('/tmp')\ndef f(x):\n    for i in range(50_000):\n        {body}\n    return 12345\n",
+        ("assert f(3) == 12345", "assert f(4) == 12345"),
+    )
+
+
+KERNEL = [
+    _endless("empty files", "os.close(os.open('f%d' % i, os.O_CREAT | os.O_WRONLY))"),
+    _endless("folders", "os.mkdir('d%d' % i)"),
+    _endless("links", "os.symlink('x' * 200, 'l%d' % i)"),
+    _endless("folders in folders", "os.mkdir('d'); os.chdir('d')"),
+    _endless("hard links", "open('a', 'a').close(); os.link('a', 'h%d' % i)"),
+    _endless(
+        "threads",
+        "__import__('threading').stack_size(32768); __import__('_thread').start_new_thread(__import__('time').sleep, (9,))",
+    ),
+    _endless("pipes", "os.pipe()"),
+]
+"""Programs that make the kernel hold something small very often."""
+
+ATTACKS: tuple[Attack, ...] = (
+    *RESOURCES, *ESCAPES, *FORGERIES, *TEXTS, *VALUES, *REPLIES, *PROTOCOLS, *HOST, *KERNEL,
+)  # fmt: skip
 """All of them."""
