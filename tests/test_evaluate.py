@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 
 from unmask.config import SamplerConfig
-from unmask.errors import ConfigError, DataError
-from unmask.evaluate import SCORED_AT_ONCE, Evaluation, check, evaluate
+from unmask.errors import ConfigError
+from unmask.evaluate import SCORED_AT_ONCE, Evaluation, check_samples, evaluate
 from unmask.functional.intervals import wilson_interval
 from unmask.functional.pass_at_k import pass_at_k
 from unmask.models import Denoiser, char_tokenizer, load_model
@@ -141,17 +141,12 @@ def test_rows_that_are_all_alike_are_no_proof(scripted: Callable[[list[str]], Ev
     assert scripted([""] * 4).measures["cells"] == (0.0, *wilson_interval(0, 4))
 
 
-def test_what_cannot_be_evaluated_is_known_before_anything_is(lively: Denoiser) -> None:
-    tokenizer = char_tokenizer(TASK.alphabet)
+def test_several_samples_at_temperature_0_are_refused_before_anything_is_done() -> None:
     greedy = SAMPLER.model_copy(update={"temperature": 0.0})
-    check(lively, tokenizer, ROWS, [SAMPLER, greedy], samples=1)
+    check_samples(SAMPLER, 2)
+    check_samples(greedy, 1)
     with pytest.raises(ConfigError, match="2 samples at temperature 0"):
-        check(lively, tokenizer, ROWS, [SAMPLER, greedy], samples=2)
-    long = SamplerConfig(max_completion_length=512, num_steps=4)
-    with pytest.raises(DataError, match="max_completion_length = 512 do not fit"):
-        check(lively, tokenizer, ROWS, [SAMPLER, long], samples=1)
-    with pytest.raises(DataError, match="has no chat template. Use the task's option format=plain"):
-        check(lively, tokenizer, Sudoku(format="tagged").rows("test", 1), [SAMPLER], samples=1)
+        check_samples(greedy, 2)
 
 
 def test_an_observer_is_told_the_share_of_steps_that_is_done(run: Callable[..., Evaluation]) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import itertools
 import statistics
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeVar
@@ -24,7 +24,7 @@ from unmask.functional.paired import bootstrap_interval
 from unmask.functional.pass_at_k import pass_at_k
 from unmask.models import Denoiser
 from unmask.records import Row
-from unmask.rollout import check_prompts, decode, generate, row_seeds
+from unmask.rollout import decode, generate, row_seeds
 from unmask.samplers import Snapshot
 from unmask.score import Scorer
 from unmask.tasks import Task
@@ -131,7 +131,7 @@ def evaluate(
     Raises:
         ConfigError: several samples at temperature 0.
     """
-    _check_samples(sampler, samples)
+    check_samples(sampler, samples)
     share = processes.share(len(rows)) if processes else slice(0, len(rows))
     with processes.agreed() if processes else nullcontext():
         with processes.lockstep(denoiser) if processes else nullcontext():
@@ -176,27 +176,12 @@ def evaluate(
     )
 
 
-def check(
-    denoiser: Denoiser,
-    tokenizer: PreTrainedTokenizerBase,
-    rows: Sequence[Row],
-    samplers: Iterable[SamplerConfig],
-    samples: int,
-) -> None:
-    """Raise before the first of several evaluations what one of them would raise about its rows and settings.
+def check_samples(sampler: SamplerConfig, samples: int) -> None:
+    """Refuse several samples of each row where they would all be the same.
 
     Raises:
         ConfigError: several samples at temperature 0.
-        DataError: a prompt that the tokenizer cannot encode, or that does not fit into the model with the longest completion.
     """
-    samplers = list(samplers)
-    for sampler in samplers:
-        _check_samples(sampler, samples)
-    prompts = [row["prompt"] for row in rows]
-    check_prompts(denoiser, tokenizer, prompts, max(sampler.max_completion_length for sampler in samplers))
-
-
-def _check_samples(sampler: SamplerConfig, samples: int) -> None:
     if samples > 1 and sampler.temperature == 0:
         raise ConfigError(
             f"{samples} samples at temperature 0 are {samples} times the same. Use a temperature above 0."

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import random
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
@@ -29,9 +29,9 @@ from unmask.models import Denoiser, char_tokenizer, tiny_denoiser
 from unmask.models.adapters import save_adapted
 from unmask.models.from_run import describe, locate
 from unmask.recipe import PretrainRecipe, completed
-from unmask.records import Readout
+from unmask.records import Readout, Row
 from unmask.rollout import check_room, encode_batch
-from unmask.run_folder import RunFolder
+from unmask.run_folder import RunFolder, disk_faults_explained
 from unmask.samplers.predict import predict, read
 from unmask.trainer import engine
 from unmask.trainer.accelerator import finish_trackers, make_accelerator, start_trackers
@@ -42,6 +42,7 @@ from unmask.trainer.shards import prepare
 from unmask.trainer.state import RunState
 from unmask.trainer.stopping import RunStoppedError, StopSignals
 from unmask.trainer.watchdog import Watchdog, losses_explained
+from unmask.usable import Usable, faults_for, usable_rows
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -67,20 +68,31 @@ def pretrain(
         if recipe.model is not None:
             # Recorded as what it stands for now, so that a resumed run does not start from another checkpoint.
             recipe = recipe.model_copy(update={"model": locate(recipe.model)})
+        place = Path(recipe.output_dir or "runs/pretrain")
+        recipe = recipe.model_copy(update={"task": recipe.task.kept_in(place)})
+        denoiser, tokenizer = _start_model(recipe)
+        usable = _usable(recipe, denoiser, tokenizer)
+        source = recipe.task.provenance()
         folder = RunFolder(
-            Path(recipe.output_dir or "runs/pretrain"),
+            place,
             recipe.model_dump(mode="json"),
             resume=resume,
             is_main=accelerator.is_main_process,
-            data=recipe.task.provenance(),
+            data=source | usable.record() if source else source,
             completed=completed(PretrainRecipe),
         )
     try:
+        with ranks.agreed():
+            if folder.is_main:
+                with disk_faults_explained(place):
+                    recipe.task.write_rows(place)
         if not ranks.from_main(_is_finished(folder, recipe.max_steps) if folder.is_main else False):
             watchdog = Watchdog(ranks.index, ranks.count, recipe.stuck_timeout, folder.path)
             folder.working = watchdog.live
             with StopSignals() as signals, losses_explained(ranks.count), watchdog:
-                _run(recipe, accelerator, folder, signals, watchdog, observe)
+                _run(
+                    recipe, accelerator, (denoiser, tokenizer), usable.rows["train"], folder, signals, watchdog, observe
+                )
             if recipe.push_to_hub and accelerator.is_main_process:
                 push(folder.final, recipe.push_to_hub)
     finally:
@@ -99,6 +111,8 @@ def _is_finished(folder: RunFolder, max_steps: int) -> bool:
 def _run(
     recipe: PretrainRecipe,
     accelerator: Accelerator,
+    start: tuple[Denoiser, PreTrainedTokenizerBase],
+    rows: Sequence[Row],
     folder: RunFolder,
     signals: StopSignals,
     watchdog: Watchdog,
@@ -111,9 +125,9 @@ def _run(
             raise ConfigError(
                 f"batch_size = {recipe.batch_size} cannot be shared by {ranks.count} processes. Use a multiple."
             )
-        denoiser, tokenizer = _start_model(recipe)
+        denoiser, tokenizer = start
         adapters = equip(recipe, denoiser, recipe.model)
-        corpus = Corpus(recipe, denoiser, tokenizer)
+        corpus = Corpus(recipe, denoiser, tokenizer, rows)
         mark = base_mark(denoiser, adapters)
     optimizers = _optimizers(recipe, denoiser)
     peaks = [optimizer.param_groups[0]["lr"] for optimizer in optimizers]
@@ -226,17 +240,20 @@ class Corpus:
     """Encoded demonstrations, and the loss of a random batch of them.
 
     Args:
-        recipe: names the task, the number of rows and the share of sloppy demonstrations.
+        recipe: names the task and the share of sloppy demonstrations.
         denoiser: whose special tokens are used.
         tokenizer: of that model.
+        rows: whose demonstrations they are; default the task's, all of which have to fit.
 
     Raises:
         DataError: a demonstration that is longer than the completion.
     """
 
-    def __init__(self, recipe: PretrainRecipe, denoiser: Denoiser, tokenizer: PreTrainedTokenizerBase) -> None:
-        rows = recipe.task.rows("train", recipe.num_rows, recipe.seed)
-        length = recipe.max_completion_length or recipe.task.completion_length
+    def __init__(
+        self, recipe: PretrainRecipe, denoiser: Denoiser, tokenizer: PreTrainedTokenizerBase, rows: Sequence[Row] = ()
+    ) -> None:
+        rows = rows or recipe.task.rows("train", recipe.num_rows, recipe.seed)
+        length = _completion_length(recipe)
         completions = []
         for i, row in enumerate(rows):
             rng = random.Random(f"{recipe.seed}/demonstration/{i}")
@@ -312,6 +329,19 @@ def _seeded(seed: int, step: int, process: int, device: torch.device) -> Iterato
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         torch.manual_seed(named_generator(seed, "dropout", step, process).initial_seed())
         yield
+
+
+def _completion_length(recipe: PretrainRecipe) -> int:
+    return recipe.max_completion_length or recipe.task.completion_length
+
+
+def _usable(recipe: PretrainRecipe, denoiser: Denoiser, tokenizer: PreTrainedTokenizerBase) -> Usable:
+    """The rows to learn from: those whose prompt and demonstration fit into the model."""
+    candidates = recipe.task.candidates("train", recipe.num_rows, recipe.seed)
+    faults_of = faults_for(
+        recipe.task, denoiser, tokenizer, _completion_length(recipe), needs_answer=True, is_learnt=True
+    )
+    return usable_rows({"train": candidates}, faults_of)
 
 
 def _start_model(recipe: PretrainRecipe) -> tuple[Denoiser, PreTrainedTokenizerBase]:

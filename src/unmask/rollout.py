@@ -20,6 +20,9 @@ if TYPE_CHECKING:
 Prompt = str | list[dict[str, str]]
 """Plain text, or chat messages for the tokenizer's template."""
 
+ENCODED_AT_ONCE = 1024
+"""Prompts that are encoded in one call when they are checked."""
+
 
 def generate(
     denoiser: Denoiser,
@@ -89,15 +92,40 @@ def generate(
     return Trajectory.cat(parts).rows(back.to(device))
 
 
-def check_prompts(
+def prompt_faults(
     denoiser: Denoiser, tokenizer: PreTrainedTokenizerBase, prompts: Sequence[Prompt], completion_length: int
-) -> None:
-    """Refuse prompts that `generate` would refuse, before anything is denoised.
+) -> list[str | None]:
+    """For each prompt why `generate` would refuse it, as a clause, or None where it would not; nothing is denoised.
 
-    Raises:
-        DataError: a prompt that the tokenizer cannot encode, or one too long for the model.
+    Equal prompts are encoded once, and texts many at a time.
     """
-    check_room(denoiser, max(map(len, _encode_all(tokenizer, prompts))), completion_length)
+    room = getattr(denoiser.backbone.config, "max_position_embeddings", None)
+    found: dict[str, str | None] = {}
+    distinct = list({str(prompt): prompt for prompt in prompts}.items())
+    for start in range(0, len(distinct), ENCODED_AT_ONCE):
+        part = distinct[start : start + ENCODED_AT_ONCE]
+        for (key, _), length in zip(part, _lengths(tokenizer, [prompt for _, prompt in part]), strict=True):
+            if isinstance(length, str):
+                found[key] = length
+            elif room is not None and length + completion_length > room:
+                found[key] = _too_long(length, completion_length, room).removesuffix(".")
+    return [found.get(str(prompt)) for prompt in prompts]
+
+
+def _lengths(tokenizer: PreTrainedTokenizerBase, prompts: list[Prompt]) -> list[int | str]:
+    """Tokens of each prompt, or the reason why it cannot be encoded."""
+    if all(isinstance(prompt, str) for prompt in prompts):
+        try:
+            return [len(ids) for ids in tokenizer(prompts, add_special_tokens=False, verbose=False).input_ids]
+        except Exception:  # of which of them, the loop below finds out
+            pass
+    lengths: list[int | str] = []
+    for prompt in prompts:
+        try:
+            lengths.append(len(_encode(tokenizer, prompt)))
+        except DataError as error:
+            lengths.append(str(error).removesuffix("."))
+    return lengths
 
 
 def batches_by_length(
@@ -128,10 +156,14 @@ def check_room(denoiser: Denoiser, prompt_length: int, completion_length: int) -
     """Raise DataError if a prompt and a completion of these many tokens do not fit into the model's positions."""
     room = getattr(denoiser.backbone.config, "max_position_embeddings", None)
     if room is not None and prompt_length + completion_length > room:
-        raise DataError(
-            f"a prompt of {prompt_length} tokens and max_completion_length = {completion_length} do not fit into the "
-            f"model's {room} positions. Shorten one of them."
-        )
+        raise DataError(_too_long(prompt_length, completion_length, room))
+
+
+def _too_long(prompt_length: int, completion_length: int, room: int) -> str:
+    return (
+        f"a prompt of {prompt_length} tokens and max_completion_length = {completion_length} do not fit into the "
+        f"model's {room} positions. Shorten one of them."
+    )
 
 
 def row_seeds(num_rows: int, generator: torch.Generator) -> Tensor:

@@ -62,6 +62,7 @@ FREE_TO_CHANGE = frozenset(
         "reference_offload",
         "gradient_checkpointing",
         "compile",
+        "task.unusable_rows",
         "evaluation.batch_size",
     }
 )
@@ -355,7 +356,8 @@ class RunFolder:
             )
         recorded = dict(completed(read_yaml(self.path / "config.yaml")))
         if (self.path / "data.json").exists():
-            recorded, config = recorded | {"data": self.data}, config | {"data": data}
+            before_rows, rows = _rows_that_count(self.data, data)
+            recorded, config = recorded | {"data": before_rows}, config | {"data": rows}
         before, now = flat(recorded), flat(config)
         changed = {key for key in {*before, *now} if before.get(key) != now.get(key)} - FREE_TO_CHANGE
         if changed == {"max_steps"}:
@@ -419,6 +421,16 @@ def _step_of(line: str) -> float:
     """The step of a line of metrics; infinite for half a line of a process that was killed while it wrote."""
     found = parse_line(line)
     return math.inf if found is None else found["step"]
+
+
+def _rows_that_count(before: Mapping[str, Any], now: Mapping[str, Any]) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
+    """What must be the same of two records of data: the rows that are used, in their order, whatever else a file holds.
+
+    A run that did not record that must find all that it did record.
+    """
+    if "used" in before and "used" in now:
+        return before["used"], now["used"]
+    return before, {name: facts for name, facts in now.items() if name not in ("used", "left_out")}
 
 
 def flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -334,7 +334,7 @@ def test_without_its_base_a_run_fails_with_the_bases_message(tmp_path: Path) -> 
     recipe = small(tmp_path, "tuning=", "seeds=[0]", "tasks.sudoku.base_overrides.max_completion_length=3")
     compare(recipe, tell=quiet)
     failed = {r["stage"]: r["failed"] for r in read_lines(recipe.folder / "cells.jsonl")}
-    assert failed["pretraining"].startswith("a demonstration of 16 tokens does not fit")
+    assert "the demonstration has 16 tokens and does not fit" in failed["pretraining"]
     assert failed["base"] == failed["final"] == f"its base failed: {failed['pretraining']}"
 
 

@@ -90,30 +90,42 @@ def _evaluate(
     from unmask.console import comparison_table, evaluation_progress, results_table
     from unmask.errors import DataError
     from unmask.eval_results import Earlier, check_place, compare, default_place, facts_of, items_path, save, setting_of
-    from unmask.evaluate import check, evaluate
+    from unmask.evaluate import check_samples, evaluate
     from unmask.models import load_model
     from unmask.score import Scorer, by_name, load_reward
+    from unmask.usable import faults_for, usable_rows
 
     # Everything that can be wrong is checked first: an evaluation of a large model takes hours.
     task, rows = recipe.task, recipe.evaluation
+    for sampler in samplers:
+        check_samples(sampler, recipe.samples)
     if output is not None:
         check_place(output)
     rewards = by_name(map(load_reward, recipe.reward_funcs)) if recipe.reward_funcs else task.rewards()
     scorer = Scorer(rewards, recipe.reward_weights, recipe.reward_timeout)
-    items = task.rows(rows.split, rows.num_rows, recipe.seed)  # type: ignore[arg-type]
-    if not items:
+    candidates = task.candidates(rows.split, rows.num_rows, recipe.seed)  # type: ignore[arg-type]
+    if not candidates.rows:
         raise DataError(f"the task has no rows in the {rows.split} split.")
+    items, _ = candidates.take()
     scorer.check_columns(items[0])
     earlier = Earlier.read(against) if against else None
-    if earlier is not None:
+    if earlier is not None and not candidates.drop:
         earlier.check(items, list(map(setting_of, samplers)), recipe.samples)
     denoiser, tokenizer = load_model(model)
     if _has_gpu():
         denoiser.to("cuda")
-    check(denoiser, tokenizer, items, samplers, recipe.samples)
+    longest = max(sampler.max_completion_length for sampler in samplers)
+    faults_of = faults_for(task, denoiser, tokenizer, longest, needs_answer=not recipe.reward_funcs)
+    usable = usable_rows({rows.split: candidates}, faults_of)
+    items = usable.rows[rows.split]
+    if earlier is not None and candidates.drop:
+        # Which rows these are is known only with the model.
+        earlier.check(items, list(map(setting_of, samplers)), recipe.samples)
 
     ran: dict[str, Any] = {"seed": recipe.seed, "batch_size": rows.batch_size, "samples": recipe.samples}
     facts = facts_of(model, denoiser, task, items, samplers, sorted(scorer.functions), split=rows.split, **ran)
+    if usable.left_out:
+        facts["left_out"] = usable.record()["left_out"]
     place, results = output or default_place(facts), []
     for sampler in samplers:
         with evaluation_progress(sampler) as view:

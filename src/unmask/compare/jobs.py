@@ -31,6 +31,7 @@ from unmask.recipe import PretrainRecipe, RunRecipe, TrainRecipe
 from unmask.score import Scorer, by_name, load_reward
 from unmask.trainer import Trainer
 from unmask.trainer.accelerator import make_accelerator
+from unmask.usable import faults_for, usable_rows
 
 Record = dict[str, Any]
 """A line of cells.jsonl."""
@@ -205,7 +206,10 @@ class Cell(Job):
         denoiser.to(make_accelerator(recipe).device)
         rewards = by_name(map(load_reward, recipe.reward_funcs)) if recipe.reward_funcs else recipe.task.rewards()
         scorer = Scorer(rewards, recipe.reward_weights, recipe.reward_timeout)
-        rows = recipe.task.rows(measure.split, measure.num_rows, recipe.seed)
+        longest = recipe.sampler.max_completion_length
+        faults_of = faults_for(recipe.task, denoiser, tokenizer, longest, needs_answer=not recipe.reward_funcs)
+        candidates = recipe.task.candidates(measure.split, measure.num_rows, recipe.seed)
+        rows = usable_rows({measure.split: candidates}, faults_of).rows[measure.split]
 
         def at(temperature: float, steps: int) -> tuple[float, float]:
             found = evaluate(

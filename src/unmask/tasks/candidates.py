@@ -78,8 +78,8 @@ class Candidates:
 def refuse(faults: Sequence[str], num_rows: int, where: str, drop: bool | None) -> None:
     """Raise a DataError that names the first of the rows that cannot be used, and what to do."""
     if len(faults) == num_rows and num_rows > 1:
-        raise DataError(f"none of the {num_rows} rows of {where} can be used. {faults[0]}")
-    shown = "".join(f"\n  {fault}" for fault in faults[:SHOWN])
+        raise DataError(f"none of the {num_rows} rows of {where} can be used. {faults[0].removesuffix('.')}.")
+    shown = "".join(f"\n  {fault.removesuffix('.')}." for fault in faults[:SHOWN])
     more = f"\n  and {len(faults) - SHOWN} more" if len(faults) > SHOWN else ""
     remedy = "" if drop is None else _REMEDY
     raise DataError(f"{len(faults)} of {num_rows} rows of {where} cannot be used:{shown}{more}{remedy}")

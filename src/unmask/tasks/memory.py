@@ -92,6 +92,8 @@ def plain_rows(value: Any) -> list[dict[str, Any]]:
 
 
 def _listed(value: Any, kind: str) -> Sequence[Any]:
+    if kind == "IterableDataset":
+        raise DataError("an IterableDataset has no known end. Give list(data.take(NUMBER)), or a Dataset.")
     for method in ("to_list", "to_pylist", "to_dicts"):
         if hasattr(value, method):
             return list(getattr(value, method)())
@@ -105,8 +107,6 @@ def _listed(value: Any, kind: str) -> Sequence[Any]:
                 f"the {kind} of rows must map names of columns to lists of one length; its keys: {', '.join(map(str, value))}."
             )
         return rows
-    if kind == "IterableDataset":
-        raise DataError("an IterableDataset has no known end. Give list(data.take(NUMBER)), or a Dataset.")
     if isinstance(value, Iterable) and not isinstance(value, bytes):
         return list(value)
     raise DataError(

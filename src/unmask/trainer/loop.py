@@ -37,6 +37,7 @@ from unmask.trainer.shards import prepare
 from unmask.trainer.state import RunState
 from unmask.trainer.stopping import RunStoppedError, StopSignals
 from unmask.trainer.watchdog import Watchdog, losses_explained
+from unmask.usable import faults_for, usable_rows
 from unmask.workers import Isolated
 
 Observer = Callable[[int, dict[str, Any]], None]
@@ -88,8 +89,10 @@ class Trainer:
         self.accelerator = make_accelerator(recipe)
         self.ranks = Ranks(self.accelerator)
         with self.ranks.agreed():
-            # Recorded as what it stands for now, so that a resumed run does not start from another checkpoint.
-            self.recipe = recipe = recipe.model_copy(update={"model": locate(recipe.model)})
+            # Recorded as what it stands for now, so that a resumed run does not start from another checkpoint or other rows.
+            place = Path(recipe.output_dir or "runs/train")
+            kept = {"model": locate(recipe.model), "task": recipe.task.kept_in(place)}
+            self.recipe = recipe = recipe.model_copy(update=kept)
             self._set_up(recipe, reward_funcs, resume)
         # From here on every process does the same, and what it does is collective.
         self.model, prepared = prepare(self.accelerator, self.denoiser, [self.policy.optimizer])
@@ -123,14 +126,21 @@ class Trainer:
                 f"Use a multiple of {processes}."
             )
         self.scorer = Scorer(_rewards(recipe, reward_funcs), recipe.reward_weights, recipe.reward_timeout)
-        self.rows = recipe.task.rows("train", recipe.num_rows, recipe.seed)
-        self.eval_rows = recipe.task.rows(recipe.evaluation.split, recipe.evaluation.num_rows, recipe.seed)
-        if not self.rows or not self.eval_rows:
-            raise DataError("the task has no rows to train on or none to evaluate on.")
-        for row in (self.rows[0], self.eval_rows[0]):
-            self.scorer.check_columns(row)
+        candidates = {
+            "train": recipe.task.candidates("train", recipe.num_rows, recipe.seed),
+            "evaluation": recipe.task.candidates(recipe.evaluation.split, recipe.evaluation.num_rows, recipe.seed),
+        }
+        for pool in candidates.values():
+            if not pool.rows:
+                raise DataError("the task has no rows to train on or none to evaluate on.")
+            self.scorer.check_columns(pool.rows[0])
         self.policy = make_policy(recipe, self.accelerator.device)
         self.denoiser, self.tokenizer = self.policy.denoiser, self.policy.tokenizer
+        length, is_own = recipe.sampler.max_completion_length, not (reward_funcs or recipe.reward_funcs)
+        faults_of = faults_for(recipe.task, self.denoiser, self.tokenizer, length, needs_answer=is_own)
+        usable = usable_rows(candidates, faults_of)
+        self.rows, self.eval_rows = usable.rows["train"], usable.rows["evaluation"]
+        source = recipe.task.provenance()
         if recipe.sync_ref_model and is_sharded(self.accelerator):
             raise ConfigError(
                 "sync_ref_model moves whole weights, and this preset keeps them in shards. Use ddp or zero2, or set it to false."
@@ -140,9 +150,12 @@ class Trainer:
             recipe.model_dump(mode="json"),
             resume=resume,
             is_main=self.accelerator.is_main_process,
-            data=recipe.task.provenance(),
+            data=source | usable.record() if source else source,
             completed=completed(TrainRecipe),
         )
+        if self.folder.is_main:
+            with disk_faults_explained(self.folder.path):
+                recipe.task.write_rows(self.folder.path)
 
     def train(self) -> Path:
         """Run to the end and return the run folder.
