@@ -28,8 +28,10 @@ _ACCUMULATION = (
 _LENGTH = ("`sampler.max_completion_length`", "`max_completion_length`")
 _ORDER = "The order in which positions are committed is `sampler.order`."
 _PROMPT_LENGTH = (
-    "Prompts are never cut: a prompt and `sampler.max_completion_length` must fit into the model together.",
-    "Prompts are never cut: a prompt and `max_completion_length` must fit into the model together.",
+    "Prompts are never cut: a prompt and `sampler.max_completion_length` must fit into the model together. Rows of a data set "
+    "whose prompts do not fit are left out with task.unusable_rows=drop.",
+    "Prompts are never cut: a prompt and `max_completion_length` must fit into the model together. Rows of a data set whose "
+    "prompts or demonstrations do not fit are left out with task.unusable_rows=drop.",
 )
 _LORA = "Low-rank adapters are trained when a key of `lora` is set, such as lora.r=16."
 _SCHEDULE = "The schedule has `optim.warmup_steps`, `optim.lr_schedule` and `optim.lr_floor`."
