@@ -1,6 +1,6 @@
 """How the mathematics rewards judge: every gold answer as a model would write it, and answers that must earn nothing.
 
-    python -m benchmark.grading --data ../shared/data       # two minutes on two cores; writes benchmark/results/grading.md
+    python -m benchmark.grading --data ../shared/data       # five minutes on two cores; writes benchmark/results/grading.md
 
 The folder holds gsm8k_train, gsm8k_test, math_train and math500_test as .parquet, .jsonl or .csv, in the hub's columns.
 """
@@ -13,6 +13,7 @@ from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
+from benchmark import answer_variants, latex_variants
 from benchmark.wrong_answers import GSM8K as WRONG_GSM8K
 from benchmark.wrong_answers import MATH as WRONG_MATH
 from benchmark.wrong_answers import Wrong
@@ -82,6 +83,39 @@ def wrong_scores(task: MathsTask, corpus: list[Wrong]) -> list[tuple[Wrong, floa
     return [(w, float(s), getattr(s, "reason", "")) for w, s in zip(corpus, scores, strict=True)]
 
 
+def number_variants(task: MathsTask, rows: list[Row]) -> list[tuple[str, int, int]]:
+    """Variants of every gold number but 0 and 7, which some of the wrong ones say: what they are, how many, how many score."""
+    (reward,) = task.rewards().values()
+    golds = sorted({str(row["answer"]).replace(",", "") for row in rows} - {"0", "7"})
+    counts = []
+    for name, variants in (("the same", answer_variants.same), ("another", answer_variants.other)):
+        pairs = [(gold, text) for gold in golds for text in variants(gold)]
+        scores = reward(
+            [None] * len(pairs), [f"<answer>{text}</answer>" for _, text in pairs], answer=[g for g, _ in pairs]
+        )
+        counts.append((name, len(pairs), sum(score == 1.0 for score in scores)))
+    return counts
+
+
+def expression_variants(task: MathsTask, rows: list[Row]) -> list[tuple[str, int, int]]:
+    """Variants of every gold expression: what they are, how many, how many score."""
+    (reward,) = task.rewards().values()
+    golds = sorted({str(row["answer"]) for row in rows})
+    counts = []
+    for name, table in (("the same", latex_variants.SAME), ("another", latex_variants.OTHER)):
+        for kind, rewrite in table.items():
+            pairs = [(gold, text) for gold in golds if (text := rewrite(gold)) is not None]
+            scored = 0
+            for start in range(0, len(pairs), 200):
+                batch = pairs[start : start + 200]
+                texts = [f"<answer>{text}</answer>" for _, text in batch]
+                scored += sum(
+                    score == 1.0 for score in reward([None] * len(batch), texts, answer=[g for g, _ in batch])
+                )
+            counts.append((f"{name}, {kind}", len(pairs), scored))
+    return counts
+
+
 def source(folder: Path, name: str) -> str:
     """The file of a data set in the folder."""
     found = [str(folder / f"{name}{suffix}") for suffix in READERS if (folder / f"{name}{suffix}").is_file()]
@@ -127,7 +161,12 @@ def tables(folder: Path) -> str:
             Counter(w.kind for w, _, reason in results if reason),
         )
         kinds += [f"| {name} | {kind} | {total[kind]} | {none[kind]} | {reasons[kind]} |" for kind in total]
-    return "\n\n".join("\n".join(table) for table in (summary, ways, kinds))
+    variants = ["| distinct gold answers of | variants that say | judged | reward 1 |", "|---|---|---|---|"]
+    numbers = number_variants(gsm8k, gsm8k._load("test"))
+    expressions = expression_variants(math, math._load("test") + math._load("train"))
+    variants += [f"| GSM8K test | {name} | {judged} | {scored} |" for name, judged, scored in numbers]
+    variants += [f"| MATH | {name} | {judged} | {scored} |" for name, judged, scored in expressions]
+    return "\n\n".join("\n".join(table) for table in (summary, ways, kinds, variants))
 
 
 if __name__ == "__main__":

@@ -10,7 +10,10 @@ from typing import Any
 import pytest
 
 from benchmark.grading import ANY_TASK, EXPRESSIONS, full_scores, source, wrong_scores
+from benchmark.latex_variants import OTHER, SAME
 from benchmark.wrong_answers import MATH as WRONG
+from tests.tasks.math_answers import RIGHT, pairs
+from tests.tasks.math_answers import WRONG as OTHERS
 from unmask.errors import DataError
 from unmask.reward import reasons_of
 from unmask.tasks import verifier
@@ -82,6 +85,55 @@ def test_equal_expressions_score_one_and_the_rest_none_with_the_reason() -> None
     row = {"answer": r"2\sqrt{2}"}
     assert [task.solved(text, row) for text in texts] == [True, True, True, False, False]
     assert reasons_of(reward) == ("unparsed", "timeout")
+
+
+def rewards_of(answers: list[tuple[str, str]], wrap: str) -> list[float]:
+    (reward,) = Math(test_source=None).rewards().values()
+    texts = [wrap.replace("ANSWER", answer) for _, answer in answers]
+    return [float(score or 0) for score in reward([None] * len(texts), texts, answer=[gold for gold, _ in answers])]
+
+
+@pytest.mark.parametrize(
+    "wrap", ["<answer>\\boxed{ANSWER}</answer>", "<answer>ANSWER</answer>", "So it is $\\boxed{ANSWER}$."]
+)
+@pytest.mark.parametrize(("table", "score"), [(RIGHT, 1.0), (OTHERS, 0.0)])
+def test_right_answers_in_other_forms_are_paid_and_wrong_ones_not(table: str, score: float, wrap: str) -> None:
+    answers = pairs(table)
+    assert len(answers) > 100
+    scores = rewards_of(answers, wrap)
+    assert [pair for pair, given in zip(answers, scores, strict=True) if given != score] == []
+
+
+GOLDS = [
+    *(
+        r"\frac{14}{3}",
+        r"2\sqrt{5}",
+        r"\sqrt{51}",
+        "9",
+        "-3",
+        r"\frac{\pi}{4}",
+        "(8,-2)",
+        r"(-\infty, 2) \cup (3, \infty)",
+    ),
+    *("p - q", "R^2 - r^2", "x^2 + 2x + 1", r"76^\circ", "1 + 2i", "[0, 1)", r"\{1, 2\}", "3, 5, 8", "2516_8", "x = 5"),
+    *(
+        r"\begin{pmatrix} 1 \\ 2 \end{pmatrix}",
+        r"\text{Evelyn}",
+        r"\text{(B)}",
+        r"1 \pm \sqrt{19}",
+        "10,080",
+        "y = 2x + 3",
+    ),
+]
+
+
+@pytest.mark.parametrize(("table", "score"), [(SAME, 1.0), (OTHER, 0.0)])
+def test_variants_of_right_expressions_are_paid_if_they_say_the_same(table: dict[str, Any], score: float) -> None:
+    made = [(name, gold, rewrite(gold)) for name, rewrite in table.items() for gold in GOLDS]
+    found = [(name, gold, text) for name, gold, text in made if text is not None]
+    assert len(found) > 200
+    scores = rewards_of([(gold, text) for _, gold, text in found], "<answer>ANSWER</answer>")
+    assert [case for case, given in zip(found, scores, strict=True) if given != score] == []
 
 
 @pytest.fixture

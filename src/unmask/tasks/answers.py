@@ -44,6 +44,8 @@ _BEHIND = re.compile(r"[-+]?[^\s$<{}\\]+")
 _SUM = re.compile(r"[0-9)]\s{0,9}[-+*/]\s{0,9}[(0-9]")
 _BRACE = re.compile(r"\\.|[{}]", re.DOTALL)
 """A brace; an escaped character, so that `\\}` closes nothing."""
+_GROUP = re.compile(r"(?:\\(?:boxed|fbox|mathbf|boldsymbol|bm|underline|displaystyle|mathrm)\s?)?\{")
+"""The start of braces that may hold all of an answer."""
 _TRIED_BOXES = 8
 """How many of the last boxes are looked at for one that is not empty; bounds the time."""
 _BETWEEN_BOXES = re.compile(r"(?:[\s$,;.&]|\\[()\[\],;: ]|\band\b|\bor\b|\\text\{\s*(?:and|or),?\s*\}|\\quad)*")
@@ -227,8 +229,22 @@ def unwrapped(text: str) -> str:
             if text.startswith(opening) and text.endswith(closing) and len(text) > len(opening) + len(closing):
                 inner = text[len(opening) : -len(closing)].strip()
                 text = text if closing in inner.replace("\\$", "") else inner
+        text = _without_group(text)
         if text == before:
             break
+    return text
+
+
+def _without_group(text: str) -> str:
+    """A text without the braces around all of it, and the font or box that these belong to."""
+    group = _GROUP.match(text)
+    if group is None or not text.endswith("}"):
+        return text
+    depth = 1
+    for match in _BRACE.finditer(text, group.end()):
+        depth += (match.group() == "{") - (match.group() == "}")
+        if depth == 0:
+            return text[group.end() : -1].strip() or text if match.end() == len(text) else text
     return text
 
 

@@ -10,8 +10,8 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from unmask.reward import Score, reports
-from unmask.tasks.answers import last_boxed, unwrapped
-from unmask.tasks.latex import as_latex, same_answer
+from unmask.tasks.answers import last_boxed
+from unmask.tasks.latex import comparisons
 from unmask.tasks.maths import MathsTask, text_column
 from unmask.tasks.verifier import verify_all
 
@@ -78,11 +78,12 @@ def grade(answers: Sequence[str], golds: Sequence[str]) -> list[float]:
     Raises:
         ConfigError: math-verify is not installed.
     """
-    answers, golds = [unwrapped(answer) for answer in answers], [unwrapped(gold) for gold in golds]
-    seen = [same_answer(answer, gold) for answer, gold in zip(answers, golds, strict=True)]
-    open_pairs = [
-        (gold, as_latex(answer)) for verdict, answer, gold in zip(seen, answers, golds, strict=True) if verdict is None
-    ]
-    settled = iter(verify_all(open_pairs))
-    verdicts = [next(settled) if verdict is None else verdict for verdict in seen]
+    found = [comparisons(answer, gold) for answer, gold in zip(answers, golds, strict=True)]
+    settled = iter(verify_all(pair for result in found if not isinstance(result, bool) for pair in result))
+    verdicts = [result if isinstance(result, bool) else _all_hold([next(settled) for _ in result]) for result in found]
     return [Score(0.0, "timeout") if verdict is None else float(verdict) for verdict in verdicts]
+
+
+def _all_hold(verdicts: Sequence[bool | None]) -> bool | None:
+    """Whether all comparisons of an answer hold; None if one did not end and no other failed."""
+    return False if False in verdicts else None if None in verdicts else True

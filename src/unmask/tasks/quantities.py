@@ -8,6 +8,7 @@ they are known to be harmless.
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from typing import NamedTuple
 
 from unmask.tasks.number_words import NUMBER_WORDS, PART_WORDS, SCALES
@@ -97,6 +98,8 @@ _CURRENCY = re.compile(
 _NAME = re.compile(
     r"(?:\\?[A-Za-z]\w{0,15}(?:\ [A-Za-z]\w{0,15})?(?:_\{[^{}]{1,8}\})?(?:\([^()=]{1,9}\))?|\|[A-Z]{2}\|)\ ?(?:=|\\approx|≈|:)"
 )
+_MATHEMATICAL = _words("mod pi sin cos tan cot csc sqrt ln exp max add is are")
+"""Words that are a part of an expression."""
 _NAMES = _words("i point sin cos tan pi limit minimum maximum")
 """Words that doubt a number elsewhere, and may be a part of a quantity's name."""
 _VERBS = _words(
@@ -164,6 +167,17 @@ def read_unit(text: str, in_prose: bool = True) -> Unit | None:
     if not _UNIT.fullmatch(text) or text.rstrip().endswith(("-", "/")) or not _is_harmless(text):
         return None
     return Unit(factor, bool(_PERCENT.search(text)))
+
+
+def are_harmless(words: Iterable[str]) -> bool:
+    """Whether none of some words doubts an expression, denies it or stands for another one.
+
+    Example:
+        >>> are_harmless(["cm"]), are_harmless(["is", "wrong"]), are_harmless(["maybe"])
+        (True, False, False)
+    """
+    refused = (_DOUBT - _MATHEMATICAL) | NUMBER_WORDS | _MULTIPLIERS.keys()
+    return not any(word.lower() in refused for word in words)
 
 
 def _is_harmless(text: str) -> bool:
