@@ -100,3 +100,118 @@ def test_a_tagged_answer_needs_no_padding() -> None:
     task = Arithmetic(num_operands=4, format="tagged")
     assert task.solved("3+4 is 7 ...\n<answer>7, -2, 3</answer>", ROW)
     assert not task.solved("7, -2, 3", ROW)
+
+
+# --- answers as language models write them ---
+
+
+def paid(answer: str) -> float:
+    """The reward of a completion with this answer to 3+4-9 in its tag."""
+    (function,) = Arithmetic(format="tagged").rewards().values()
+    (score,) = function([None], [f"<answer>{answer}</answer>"], running=[[7, -2]])
+    assert score is not None
+    return score
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        "7, −2",
+        "7, –2",
+        "7, minus 2",
+        "7, negative 2",
+        "-2",
+        "7 -2",
+        "7\n-2",
+        "7; -2",
+        "[7, -2]",
+        "(7, -2)",
+        "{7, -2}",
+        "$7, -2$",
+        "\\boxed{7, -2}",
+        "\\boxed{-2}",
+        "7, -2.",
+        "+07,-02",
+        "7, -2.0",
+        "3+4=7, 7-9=-2",
+        "3 + 4 = 7\n7 - 9 = -2",
+        "7 → -2",
+        "7 -> -2",
+        "Step 1: 7\nStep 2: -2",
+        "**7, -2**",
+        "7,-2)",
+        "7, -2 (2 steps)",
+        "7,-02 is the result of step 2",
+        "9999,-2",
+        "3+4-9 = -2",
+        "3+4-9=-2",
+        "The answer is -2",
+        "Answer: 7, -2",
+        "7 and -2",
+        "７，−２",
+        "7,\xa0−2",
+        "7, ‑2",
+        "7, \\; -2",
+        "\\(7, -2\\)",
+        "xxx,-02",
+        "7 , -2",
+        "1) 7\n2) -2",
+        "`7, -2`",
+        "7, -2,",
+        "7, -2\\\\",
+        "3+4 = 7, 7 - 9 = -2, 3+4-9 = -2",
+        "7;-2",
+    ],
+)
+def test_a_right_result_is_paid_as_models_write_it(answer: str) -> None:
+    assert paid(answer) == 1.0
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        "0-2",
+        "5-2",
+        "3 or -2",
+        "10-2",
+        "2",
+        "-2, 7",
+        "7",
+        "7, -2 or 2",
+        "7, -2 is wrong",
+        "not -2",
+        "7, --2",
+        "7, -2.5",
+        "7, -20",
+        "7, - 2 + 1",
+        "-2 dozen",
+        "7, -2%",
+        "7/-2",
+        "7--2",
+        "7*-2",
+        "-2 -3",
+        "7, -2 is not the result",
+        "-2?",
+        "7, ~2",
+        "7 - 2",
+        "7, 2-",
+        "between 7 and -2",
+        "7, -2!",
+        "nan",
+        "7, -1-1",
+        "either 7, -2",
+        "-2, or 3",
+        "-2 or so",
+        "maybe, -2",
+        "wrong: -2",
+        "7, -02 is the result of step 2 or not",
+        "7e0,-2e1",
+        "7 = -2",
+    ],
+)
+def test_a_hedge_a_sum_or_a_denial_is_no_result(answer: str) -> None:
+    assert paid(answer) <= 0.1
+
+
+def test_right_working_earns_a_tenth_however_it_is_written() -> None:
+    assert paid("7, -3") == paid("Step 1: 7\nStep 2: −3") == paid("3+4 = 7, 7-9 = -3") == 0.1

@@ -184,3 +184,88 @@ def test_cells_are_measured_beside_whole_puzzles_whatever_the_reward_is() -> Non
 def test_an_evaluation_takes_the_lengths_of_the_papers_or_the_tiny_tasks_own() -> None:
     assert Sudoku().evaluation_lengths == (16,)
     assert Sudoku(format="tagged").evaluation_lengths == (128, 256, 512)
+
+
+# --- grids as language models write them ---
+
+SOLUTION = {"puzzle": "0001412310000300", "answer": "3241412314322314"}
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        "3241412314322314",
+        "3241\n4123\n1432\n2314",
+        "3 2 4 1\n4 1 2 3\n1 4 3 2\n2 3 1 4",
+        "3 2 4 1 4 1 2 3 1 4 3 2 2 3 1 4",
+        "3,2,4,1,4,1,2,3,1,4,3,2,2,3,1,4",
+        "Row 1: 3241\nRow 2: 4123\nRow 3: 1432\nRow 4: 2314",
+        "Row 1: 3 2 4 1\nRow 2: 4 1 2 3\nRow 3: 1 4 3 2\nRow 4: 2 3 1 4",
+        "r1: 3241 r2: 4123 r3: 1432 r4: 2314",
+        "Row 1: 3241, Row 2: 4123, Row 3: 1432, Row 4: 2314",
+        "Solution: 3241412314322314",
+        "The 4x4 grid is 3241412314322314",
+        "3241412314322314 (16 digits)",
+        "```\n3241\n4123\n1432\n2314\n```",
+        "[[3,2,4,1],[4,1,2,3],[1,4,3,2],[2,3,1,4]]",
+        "|3|2|4|1|\n|4|1|2|3|\n|1|4|3|2|\n|2|3|1|4|",
+        "+---+---+\n| 3 2 | 4 1 |\n| 4 1 | 2 3 |\n| 1 4 | 3 2 |\n| 2 3 | 1 4 |\n+---+---+",
+        "\\begin{bmatrix}3 & 2 & 4 & 1\\\\4 & 1 & 2 & 3\\\\1 & 4 & 3 & 2\\\\2 & 3 & 1 & 4\\end{bmatrix}",
+        "\\begin{array}{|c|c|c|c|} \\hline 3 & 2 & 4 & 1\\\\ 4 & 1 & 2 & 3\\\\ 1 & 4 & 3 & 2\\\\ 2 & 3 & 1 & 4\\\\ \\end{array}",
+        "\\boxed{3241412314322314}",
+        "$$3241412314322314$$",
+        "**3241412314322314**",
+        "The answer is 3241412314322314.",
+        "The solved grid is:\n3 2 4 1\n4 1 2 3\n1 4 3 2\n2 3 1 4",
+        "1. 3241\n2. 4123\n3. 1432\n4. 2314",
+        "1) 3 2 4 1\n2) 4 1 2 3\n3) 1 4 3 2\n4) 2 3 1 4",
+        "R1 = 3241\nR2 = 4123\nR3 = 1432\nR4 = 2314",
+        "3241-4123-1432-2314",
+        "3241 / 4123 / 1432 / 2314",
+        '"3241412314322314"',
+        "3241 4123 1432 2314",
+        "Row1: 3241\nRow2: 4123\nRow3: 1432\nRow4: 2314",
+        "First row: 3241\nSecond row: 4123\nThird row: 1432\nFourth row: 2314",
+        "row 1 is 3 2 4 1, row 2 is 4 1 2 3, row 3 is 1 4 3 2, row 4 is 2 3 1 4",
+        "\\text{3241412314322314}",
+        "３２４１４１２３１４３２２３１４",
+        "3241\\\\\n4123\\\\\n1432\\\\\n2314\\\\",
+        "Grid (4x4):\n3241\n4123\n1432\n2314",
+        "3241412314322314<|eot_id|>",
+        "Line 1: 3241\nLine 2: 4123\nLine 3: 1432\nLine 4: 2314",
+        "1: 3241\n2: 4123\n3: 1432\n4: 2314",
+        "┌─┐\n│3│2│4│1│\n│4│1│2│3│\n│1│4│3│2│\n│2│3│1│4│",
+        "| A | B | C | D |\n|---|---|---|---|\n| 3 | 2 | 4 | 1 |\n| 4 | 1 | 2 | 3 |\n| 1 | 4 | 3 | 2 |\n| 2 | 3 | 1 | 4 |",
+    ],
+)
+def test_a_solved_grid_is_read_as_models_write_it(answer: str) -> None:
+    task = Sudoku(format="tagged")
+    assert task.solved(f"<answer>{answer}</answer>", SOLUTION)
+    assert task.measures(f"<answer>{answer}</answer>", SOLUTION) == {"cells": 1.0}
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        "3241412314322311",
+        "32414123143223143241412314322314",
+        "32414123143223141",
+        "324141231432231",
+        "0001412310000300",
+        "4132234132141423",
+        "not 3241412314322314",
+        "3241412314322314 is wrong",
+        "3241412314322314 or 4132234132141423",
+        "3241412314322314, 4132234132141423",
+        "The first is 3241412314322314, the second 4132234132141423",
+        "1111111111111111",
+        "3241412314322314 maybe",
+        "r1: 3241 r2: 4123 r3: 1432",
+        "2314\n1432\n4123\n3241",
+        "53241412314322314",
+        "3241412314322314 1",
+        "x324141231432231x4 1 2",
+    ],
+)
+def test_a_grid_that_is_wrong_doubtful_or_one_of_two_is_not_solved(answer: str) -> None:
+    assert not Sudoku(format="tagged").solved(f"<answer>{answer}</answer>", SOLUTION)

@@ -7,7 +7,9 @@ result.
 
 from __future__ import annotations
 
+import math
 import random
+import re
 from itertools import accumulate
 from typing import TYPE_CHECKING, ClassVar, Literal, Self
 
@@ -15,6 +17,8 @@ from pydantic import Field, model_validator
 
 from unmask.tasks.answers import numbers_in
 from unmask.tasks.base import NumbersTask
+from unmask.tasks.expressions import ExpressionError, evaluate
+from unmask.tasks.notation import plain_expression, symbols
 
 if TYPE_CHECKING:
     from unmask.records import Row
@@ -23,6 +27,20 @@ WORKING = 0.1
 """Reward of a wrong result after working that is right throughout."""
 GUESS = 4
 """How far a sloppy guess may be from the result."""
+
+_NUMBER = r"[+-]?[0-9]{1,12}(?:\.[0-9]{1,12})?"
+_LIST = re.compile(rf"{_NUMBER}(?:\s+{_NUMBER})*")
+_SEPARATOR = re.compile(r"[,;\n]|->|=>|→|⇒|\\(?:to|rightarrow|Rightarrow)\b|\b(?:and then|then|and)\b")
+_MINUS = re.compile(r"\b(?:minus|negative)\s+(?=[0-9])", re.IGNORECASE)
+_REMARK = re.compile(r"\([^()]{0,60}[A-Za-z][^()]{0,60}\)")
+_LABEL = re.compile(r"\A(?:(?:after\s)?(?:step|result)\s?[0-9]{0,2}|[0-9]{1,2}\))\s?[:.=)]?\s+(?=\S)", re.IGNORECASE)
+_TRAILER = re.compile(
+    r"(?<=[0-9])\s+(?:is|as|=)\s+(?:the\s+)?(?:final\s+|running\s+)?(?:results?|answer|total|sum)\b(?!.*\b(?:not|wrong|or|no)\b).*",
+    re.IGNORECASE | re.DOTALL,
+)
+_WORDS = re.compile(r"[A-Za-z]")
+_PLACEHOLDER = re.compile(r"[xX?_.]+")
+"""Working that is left out."""
 
 
 class Arithmetic(NumbersTask):
@@ -82,12 +100,16 @@ class Arithmetic(NumbersTask):
         if self.is_right(answer, row):
             return 1.0
         *working, _ = row["running"]
-        right = sum(a == b for a, b in zip(numbers_in(answer)[:-1], working, strict=False))
+        right = sum(a == b for a, b in zip(self._results(answer)[:-1], working, strict=False))
         return WORKING * right / len(working) if working else 0.0
 
     def is_right(self, answer: str, row: Row) -> bool:
         """Whether the last number is the result; the working before it is not looked at."""
-        return bool(numbers_in(answer)[-1:] == row["running"][-1:])
+        return bool(self._results(answer)[-1:] == row["running"][-1:])
+
+    def _results(self, answer: str) -> list[float]:
+        """The numbers of an answer. A bare one is nothing but signs, digits and commas."""
+        return numbers_in(answer) if self.format == "bare" else running_results(answer)
 
     @property
     def _num_digits(self) -> int:
@@ -96,6 +118,46 @@ class Arithmetic(NumbersTask):
 
     def _padded(self, number: int) -> str:
         return f"{number:+0{1 + self._num_digits}d}"
+
+
+def running_results(answer: str) -> list[float]:
+    """The results that an answer lists, as values, NaN for one that is no number; nothing where words make the list doubtful.
+
+    Results stand on lines of their own or between commas, semicolons, arrows or spaces. One may be written as an equation, if it is
+    true: 7 - 9 = -2. Remarks in brackets, "Step 2:" and "is the result of step 2" are no part of a result.
+
+    Args:
+        answer: any text.
+
+    Example:
+        >>> running_results("7, −2"), running_results("3+4 = 7; 7-9 = -2"), running_results("Step 1: 7\\nStep 2: minus 2 (done)")
+        ([7.0, -2.0], [7.0, -2.0], [7.0, -2.0])
+        >>> running_results("5-2"), running_results("7, 3 or -2"), running_results("7, -2 is wrong")
+        ([nan], [], [])
+    """
+    text = _MINUS.sub("-", _REMARK.sub(" ", symbols(answer)).strip("()[] \n"))
+    results: list[float] = []
+    for item in filter(str.strip, _SEPARATOR.split(text)):
+        item = _TRAILER.sub("", _LABEL.sub("", item.strip(" ()[]"))).rstrip(". ")
+        if _LIST.fullmatch(item):
+            results += numbers_in(item)
+        elif _WORDS.search(item) and not _PLACEHOLDER.fullmatch(item):
+            return []
+        else:
+            results.append(_stated_value(item))
+    return results
+
+
+def _stated_value(item: str) -> float:
+    """The value of a true equation that ends in a number, else NaN."""
+    sides = item.split("=")
+    if len(sides) < 2 or not _LIST.fullmatch(sides[-1].strip()):
+        return math.nan
+    try:
+        values = {evaluate(plain_expression(side)).value for side in sides if side.strip()}
+    except ExpressionError:
+        return math.nan
+    return float(values.pop()) if len(values) == 1 else math.nan
 
 
 def _instruction(expression: str) -> str:

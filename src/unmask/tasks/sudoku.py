@@ -7,6 +7,7 @@ grids, so a split by puzzle leaks every answer (the release's 500 test puzzles h
 from __future__ import annotations
 
 import random
+import re
 from functools import lru_cache
 from typing import TYPE_CHECKING, ClassVar, Literal, Self
 
@@ -14,6 +15,7 @@ from pydantic import Field, model_validator
 
 from unmask.tasks.answers import first_digits
 from unmask.tasks.base import Split, Task, stable_hash
+from unmask.tasks.notation import symbols
 
 if TYPE_CHECKING:
     from unmask.records import Row
@@ -21,6 +23,17 @@ if TYPE_CHECKING:
 CELLS = 16
 NUM_TEST, NUM_VALIDATION = 88, 24
 """Grids of the test and validation splits, out of 288; 176 are left to train on."""
+_LETTERS = re.compile(r"[A-Za-z]")
+_LATEX = re.compile(r"\\(?:begin|end)\s?\([a-z*]{1,20}\)(?:\([lcr|@ ]{0,30}\))?|\\[A-Za-z]+")
+_NO_CELLS = re.compile(
+    r"\b(?:rows?|r|lines?|l|columns?|c|box|step)\s?#?[1-4]\b(?!\s?[0-9]\s[0-9])\s?(?:is\b|[:.)=-])?|\b[24]\s?[x*×]\s?[24]\b"
+    r"|\b16[\s-](?:digits?|cells?|numbers?|characters?)\b|\b(?:digits?\s)?(?:from\s)?1\s?(?:-|to)\s?4\b",
+    re.IGNORECASE,
+)
+"""Numbers that are no cells: labels of rows, sizes, ranges."""
+_NUMBER_OF_LINE = re.compile(r"\s*([1-4])\s?[.):]\s?(?=[^0-9]*[0-9][^0-9]*[0-9][^0-9]*[0-9])")
+_DOUBT = re.compile(r"\b(?:not|no|or|wrong|incorrect|maybe|cannot|either|if)\b|n't\b", re.IGNORECASE)
+_RUN = re.compile(r"(?<![0-9])[0-9]{16}(?![0-9])")
 
 
 class Sudoku(Task):
@@ -28,9 +41,9 @@ class Sudoku(Task):
 
     Bare prompt: the 16 cells row by row, 0 for a blank, then "="; completion: the 16 digits of the solution.
 
-    An answer is read as its digits, in order. The release pads them with zeros or cuts them to 16; here the cells that
-    are there are scored by position, which comes to the same: missing cells are wrong and digits beyond the 16th earn
-    nothing. But an answer of more or fewer than 16 digits is never `solved`.
+    An answer is read as the digits of its grid, in order; see `cells_of`. The release pads them with zeros or cuts them to 16; here
+    the cells that are there are scored by position, which comes to the same: missing cells are wrong and digits beyond the 16th
+    earn nothing. But an answer of more or fewer than 16 digits is never `solved`.
     """
 
     type: Literal["sudoku"] = "sudoku"
@@ -90,7 +103,7 @@ class Sudoku(Task):
 
     def is_right(self, answer: str, row: Row) -> bool:
         """Whether the answer's digits are the 16 of the solution, clues included."""
-        return first_digits(answer, CELLS + 1) == str(row["answer"])
+        return cells_of(answer) == str(row["answer"])
 
     def measures(self, completion: str, row: Row) -> dict[str, float]:
         """`cells`: the share of blank cells that are right, which the papers report as accuracy."""
@@ -98,8 +111,42 @@ class Sudoku(Task):
         return {"cells": 0.0 if answer is None else _share_of_blanks(answer, row)}
 
 
+def cells_of(answer: str) -> str:
+    """The digits of the grid that an answer shows: 17 at most, so that one of 16 is whole and one of 17 is too long.
+
+    Labels of rows ("Row 1:", "r1", "1."), sizes ("4x4", "16 digits"), LaTeX and the lines of a table are no part of the grid. One
+    run of exactly 16 digits among words is the grid. An answer that denies its grid, or gives two, has none.
+
+    Args:
+        answer: any text.
+
+    Example:
+        >>> cells_of("Row 1: 3241\\nRow 2: 4123\\nRow 3: 1432\\nRow 4: 2314"), cells_of("The 4x4 grid is 3241412314322314")
+        ('3241412314322314', '3241412314322314')
+        >>> cells_of("3241|4123"), cells_of("not 3241412314322314")
+        ('32414123', '')
+    """
+    text = symbols(answer)
+    if not _LETTERS.search(text):
+        return first_digits(_numbered(text), CELLS + 1)
+    text = _NO_CELLS.sub(" ", _LATEX.sub(" ", text))
+    if _DOUBT.search(text):
+        return ""
+    whole = set(_RUN.findall(text))
+    return whole.pop() if len(whole) == 1 else first_digits(_numbered(text), CELLS + 1)
+
+
+def _numbered(text: str) -> str:
+    """A text without the numbers in front of its lines, where these count the lines: "1. 3241", "2) 4123"."""
+    lines = [line for line in text.splitlines() if line.strip()]
+    labels = [_NUMBER_OF_LINE.match(line) for line in lines]
+    if len(lines) < 2 or any(label is None or int(label[1]) != i for i, label in enumerate(labels, 1)):
+        return text
+    return "\n".join(line[label.end() :] for line, label in zip(lines, labels, strict=True) if label)
+
+
 def _share_of_blanks(answer: str, row: Row) -> float:
-    digits = first_digits(answer, CELLS).ljust(CELLS)
+    digits = cells_of(answer)[:CELLS].ljust(CELLS)
     blanks = [i for i, clue in enumerate(row["puzzle"]) if clue == "0"]
     solution: str = row["answer"]
     return sum(digits[i] == solution[i] for i in blanks) / len(blanks)
