@@ -125,3 +125,154 @@ def test_a_tagged_answer_is_read_from_its_tag() -> None:
     task = ProgramFromExamples(format="tagged")
     assert task.solved("It rises by 3.\n<answer>\n3*x+2\n</answer>", ROW)
     assert not task.solved("3*x+2", ROW)
+
+
+# --- answers as language models write them ---
+
+LINE = [[x, 3 * x + 2] for x in HIDDEN]
+SQUARE = [[x, x**2 + 1] for x in HIDDEN]
+LARGER = [[x, max(x, 4)] for x in HIDDEN]
+
+
+def paid(answer: str, hidden: list[list[int]]) -> float:
+    """The reward of a completion with this answer in its tag."""
+    (function,) = ProgramFromExamples(format="tagged").rewards().values()
+    (score,) = function([None], [f"<answer>{answer}</answer>"], hidden=[hidden])
+    assert score is not None
+    return score
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        "3*x+2",
+        "return 3*x+2",
+        "y = 3*x+2",
+        "f(x) = 3*x+2",
+        "lambda x: 3*x+2",
+        "f = lambda x: 3*x+2",
+        "def f(x):\n    return 3*x+2",
+        "def solve(x): return 3*x+2",
+        "```\n3*x+2\n```",
+        "```python\n3*x+2\n```",
+        "```python\ndef g(x):\n    return 3*x+2\n```",
+        "```python\nreturn 3*x+2\n```",
+        "`3*x+2`",
+        "$3x+2$",
+        "$3*x+2$",
+        "$f(x) = 3x + 2$",
+        "\\(3x+2\\)",
+        "\\[f(x)=3x+2\\]",
+        "$3 \\cdot x + 2$",
+        "3*x+2 # line",
+        "(y:=3*x)+2",
+        "(lambda: 3*x+2)()",
+        "int(3*x+2)",
+        "2+3*x",
+        "3×x+2",
+        "3 · x + 2",
+        "3*x+2\n",
+        "y=3*x\nreturn y+2",
+        "y = 3*x\ny + 2",
+        "The answer is 3*x+2",
+        "Answer: 3*x+2",
+        "The expression is 3*x+2",
+        "**3*x+2**",
+        "f(x)=3*x+2",
+        "g = lambda n: 3*n+2",
+        "result = 3 * x + 2",
+        "3 * x + 2.",
+        "def f(x):\n    return 3*x+2\n\nprint(f(1))",
+        "def f(x: int) -> int:\n    return 3*x+2",
+        "y: 3*x+2",
+        "x -> 3*x+2",
+        "= 3*x+2",
+        "3*x−(−2)",
+        "```3*x+2```",
+        "```python 3*x+2```",
+        "(3*x) + 2",
+        "```python\ndef f(x):\n    y = 3*x\n    return y + 2\n```<|eot_id|>",
+        "import math\ndef f(x):\n    return 3*x+2",
+        "3*x+2;",
+        "f(x): 3*x+2",
+        "python\n3*x+2",
+        "def f(x):\n  a = 3\n  return a*x+2",
+        "h(x) = 3*x + 2",
+        "3*(x)+2",
+        "\\boxed{3*x+2}",
+        "$\\boxed{3x+2}$",
+        "x*3+2",
+        "```python\nlambda x: 3*x+2\n```",
+        "Expression: 3*x+2",
+        "expression: `3*x+2`",
+        "The expression is `3*x+2`.",
+        "3*x+1+1",
+        "x+x+x+2",
+    ],
+)
+def test_a_right_expression_is_paid_however_it_is_stated(answer: str) -> None:
+    assert paid(answer, LINE) == 1.0
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        "x",
+        "f(x)",
+        "3*x-2",
+        "3x+2",
+        "3*X+2",
+        "True",
+        "3*x+2 or 2*x",
+        "3*x+2, 5*x",
+        "3*x+2\n2*x",
+        "not 3*x+2",
+        "3*x+2 is wrong",
+        "2",
+        "y",
+        "lambda: 3*x+2",
+        "lambda x: 3*x",
+        "3*y+2",
+        "None",
+        "exit()",
+        "while 1: pass",
+        "3*x+2 and 7",
+        "[3*x+2]",
+        "str(3*x+2)",
+        "'3*x+2'",
+        "f(x) = 2*x+3",
+        "return",
+        "def f(x): pass",
+        "class A: pass",
+        "import os",
+        "3*x+2 or 3*x+3",
+        "3*x+2 = 7*x",
+        "x^3+2",
+        "def f(x, y): return 3*x+2",
+        "3*x+2 == 3*x+2",
+        "$3x-2$",
+        "5 or 7",
+        "maybe 3*x+2",
+    ],
+)
+def test_another_expression_a_hedge_or_no_python_is_not_paid(answer: str) -> None:
+    assert paid(answer, LINE) < 1.0
+
+
+@pytest.mark.parametrize(
+    "answer", ["$x^2+1$", "x**2+1", "$x^{2} + 1$", "x²+1", "y = x**2 + 1", "$y = x^2+1$", r"$$f(x) = x^2 + 1$$"]
+)
+def test_a_square_may_be_set_as_mathematics(answer: str) -> None:
+    assert paid(answer, SQUARE) == 1.0
+
+
+def test_a_caret_in_python_is_no_power() -> None:
+    assert paid("x^2+1", SQUARE) < 1.0
+
+
+@pytest.mark.parametrize(
+    "answer",
+    ["max(x,4)", r"$\max(x,4)$", "y = max(4, x)", "x if x > 4 else 4", "if x > 4:\n    return x\nelse:\n    return 4"],
+)
+def test_the_larger_of_two_may_be_a_call_a_condition_or_a_statement(answer: str) -> None:
+    assert paid(answer, LARGER) == 1.0

@@ -123,8 +123,9 @@ class Arithmetic(NumbersTask):
 def running_results(answer: str) -> list[float]:
     """The results that an answer lists, as values, NaN for one that is no number; nothing where words make the list doubtful.
 
-    Results stand on lines of their own or between commas, semicolons, arrows or spaces. One may be written as an equation, if it is
-    true: 7 - 9 = -2. Remarks in brackets, "Step 2:" and "is the result of step 2" are no part of a result.
+    Results stand on lines of their own or between commas, semicolons, arrows or spaces. An equation counts
+    with its value if it is true: 7 - 9 = -2. Remarks in brackets, "Step 2:" and "is the result of step 2" are not
+    part of a result.
 
     Args:
         answer: any text.

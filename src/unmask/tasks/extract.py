@@ -38,6 +38,7 @@ _LANGUAGE = re.compile(r"\s*(?:'''|\"\"\"|``?)?(?:python ?3?|py3?)[ \t]*:?[ \t]*
 _INLINE_LANGUAGE = re.compile(
     r"\s*(?:python3?|py3?)[ \t]+(?=(?:import|from|async|def|class|return|lambda)\b|@)", re.IGNORECASE
 )
+_LANGUAGE_WORD = re.compile(r"\A\s*(?:python3?|py3?)\s+", re.IGNORECASE)
 _WRAPPER = re.compile(
     r"\A\s*(?:<(?:pre|code|python)\b[^<>\n]{0,40}>\s*)+|(?:</(?:pre|code|python)>\s*)+\Z|\A\s*``?(?!`)|(?:'''|\"\"\"|``?)\s*\Z"
 )
@@ -83,7 +84,7 @@ def code_in(text: str, names: Sequence[str] = ()) -> str:
         if region is tagged and _is_code(region):
             break
     first = next((region for region in regions if _fenced(region) or _is_code(region)), regions[0])
-    return next((_repaired(block) for block in _fenced(first)), first)
+    return next(map(_repaired, _fenced(first)), _repaired(first))
 
 
 def continued(start: str, code: str, is_exact: bool) -> str:
@@ -122,7 +123,7 @@ def _fenced(text: str) -> list[str]:
         line_end = text.find("\n", fence.end())
         line_end = len(text) if line_end < 0 else line_end
         if (close := text.find(mark, fence.end(), line_end)) >= 0:
-            blocks.append(text[fence.end() : close])
+            blocks.append(_LANGUAGE_WORD.sub("", text[fence.end() : close], count=1))
             place = close + len(mark)
             continue
         begin = fence.end() + _code_on_line(text[fence.end() : line_end])

@@ -38,11 +38,12 @@ _SHORT_FRACTION = re.compile(r"\\{1,2}[dtc]?frac\s?([0-9])\s?([0-9])(?![0-9])")
 _MIXED = re.compile(r"[0-9)]\s?\\{1,2}[dtc]?frac")
 _BRACKETS = str.maketrans("[]{}", "()()")
 _RESULT_IN_BRACKETS = re.compile(r"\(\s*=\s*([^()]{1,40})\)")
-_ANNOUNCED = re.compile(
+ANNOUNCED = re.compile(
     r"\s*(?:so,?\s|thus,?\s)?(?:the\s|a\s|my\s)?(?:final\s|correct\s|right\s)?(?:expression|equation|calculation|formula)"
     r"(?:\sis\b|\s?:)\s?:?\s*",
     re.IGNORECASE,
 )
+"""What announces an expression: "The expression is"."""
 _TIMES = re.compile(r"(?<=[0-9)])(\s*)[xX](?=\s*[(0-9+-])")
 _RATIO = re.compile(r"(?<=[0-9)])\s*:(?=\s*[(0-9])")
 _PRODUCT = re.compile(r"(?<=[0-9)])\s*(?=\()|(?<=\))\s*(?=[0-9])")
@@ -69,7 +70,7 @@ def symbols(text: str) -> str:
     for command, plain in _COMMANDS:
         text = command.sub(plain, text)
     text = text.translate(_BRACKETS)
-    announced = _ANNOUNCED.match(text)
+    announced = ANNOUNCED.match(text)
     return text[announced.end() if announced else 0 :].strip()
 
 

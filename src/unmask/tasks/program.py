@@ -8,14 +8,20 @@ from __future__ import annotations
 
 import ast
 import random
+import re
+import textwrap
 import warnings
 from collections.abc import Callable, Sequence
 from functools import lru_cache
 from typing import TYPE_CHECKING, ClassVar, Literal, NamedTuple
 
 from unmask.sandbox import Job
+from unmask.tasks.answers import before_end, last_boxed, tagged_answer, unwrapped
 from unmask.tasks.base import Split, stable_hash
 from unmask.tasks.code import ProgramTask
+from unmask.tasks.extract import code_in
+from unmask.tasks.notation import ANNOUNCED, symbols
+from unmask.tasks.syntax import parse
 
 if TYPE_CHECKING:
     from unmask.records import Row
@@ -24,8 +30,17 @@ SHOWN = (0, 1, 2, 10)
 """Inputs of the examples in the prompt: at 0 and 10 a line's constants can be read off, the others tell it from the rest."""
 HIDDEN = (-3, 3, 4, 5, 6, 9)
 """Inputs that the reward is counted on."""
-MAX_EXPRESSION = 100
-"""Characters of an answer that is looked at."""
+MAX_EXPRESSION, MAX_PROGRAM = 100, 2000
+"""Characters of an answer that is looked at: a bare one, and one with words or statements around its expression."""
+_HEAD = re.compile(r"(?:[A-Za-z]\w{0,15}\s?(?:\(\s?x\s?\))?\s?(?:=(?!=)|:(?!=)|->)|x\s?(?:->|=>|↦|\|->)|=)\s?")
+"""What stands before the expression in "f(x) = 3*x+2", "y: 3*x+2" or "x -> 3*x+2"."""
+_PRODUCT = re.compile(r"(?<=[0-9)])\s?(?=[x(])|(?<=(?<![a-z])x)\s?(?=\()")
+_FUNCTION = re.compile(r"\\{1,2}(?=(?:max|min)\b)")
+_SIGNS = str.maketrans(
+    dict.fromkeys("×·⋅∗＊", "*")
+    | dict.fromkeys("−–", "-")
+    | {"÷": "/", "²": "**2", "³": "**3", "＋": "+", "\u00a0": " "}
+)
 
 
 class Shape(NamedTuple):
@@ -102,11 +117,99 @@ class ProgramFromExamples(ProgramTask):
         return f"{rng.randint(2, 9)}*x{constant:+d}"
 
     def job(self, answer: str, row: Row) -> Job | None:
-        """The answer as a function of x, and an assertion for each hidden input; None if it is no expression."""
-        if not _is_expression(answer):
+        """The answer as a function of x, and an assertion for each hidden input; None if it is no program."""
+        program = _bare_program(answer) if self.format == "bare" else function_of_x(answer)
+        if program is None:
             return None
         tests = tuple(f"assert f({x}) == {y}" for x, y in row["hidden"])
-        return Job(f"def f(x):\n    return ({answer})\n", tests, ("f",))
+        return Job(program, tests, ("f",))
+
+    def _answer(self, completion: object) -> str | None:
+        """The last answer tag, with its line breaks and fences; or a box, as the mathematics that it is; or what is announced."""
+        if self.format == "bare" or not isinstance(completion, str):
+            return super()._answer(completion)
+        tagged = tagged_answer(completion)
+        boxed = last_boxed(tagged or before_end(completion))
+        if boxed is None and tagged is not None:
+            return tagged
+        answer = super()._answer(completion)
+        return f"${answer}$" if answer is not None and answer == boxed else answer
+
+
+def function_of_x(answer: str) -> str | None:
+    r"""A program that defines f(x), from an answer that is an expression in x or a way to state one.
+
+    Taken are an expression alone, `return 3*x+2`, `y = 3*x+2`, `f(x) = 3*x+2`, a lambda, a whole function of any name, statements
+    that end in one of these, each of them in a fence, in backticks or behind "The answer is". Between dollars stands mathematics,
+    so that `$3x+2$` and `$x^2$` mean what they mean there.
+
+    Args:
+        answer: any text.
+
+    Returns:
+        The program; None for what is no Python, more than one expression ("3*x+2 or 2*x"), or too long.
+
+    Example:
+        >>> function_of_x("y = 3*x+2"), function_of_x("$3x+2$"), function_of_x("3x+2")
+        ('def f(x):\n    return 3 * x + 2', 'def f(x):\n    return 3 * x + 2', None)
+    """
+    if len(answer) > MAX_PROGRAM:
+        return None
+    text = answer.strip()
+    if announced := ANNOUNCED.match(text):
+        text = text[announced.end() :]
+    if _is_mathematics(text):
+        text = _as_python(symbols(text))
+    elif "\n" not in text and "```" not in text:
+        text = unwrapped(text).translate(_SIGNS)
+    block = code_in(text).strip()
+    for reading in (block, _HEAD.sub("", block, count=1)):
+        if (tree := parse(reading)) is not None and (program := _program(tree)) is not None:
+            return program
+    return None
+
+
+def _program(tree: ast.Module) -> str | None:
+    """A module as the definition of f: its last function, its body if it returns, or its last statement's value."""
+    functions = [node.name for node in tree.body if isinstance(node, ast.FunctionDef)]
+    if functions:
+        renamed = "" if functions[-1] == "f" else f"\nf = {functions[-1]}"
+        return ast.unparse(ast.Module([node for node in tree.body if not isinstance(node, ast.Expr)], [])) + renamed
+    *before, last = tree.body or [ast.Pass()]
+    match last:
+        case ast.Expr(value=value) | ast.Return(value=ast.expr() as value):
+            pass
+        case (
+            ast.Assign(targets=[ast.Name()], value=value) | ast.AnnAssign(target=ast.Name(), value=ast.expr() as value)
+        ):
+            pass
+        case ast.If():
+            return _with_body(tree.body)
+        case _:
+            return None
+    if isinstance(value, ast.Lambda):
+        return ast.unparse(ast.Module([*before, ast.Assign([ast.Name("f", ast.Store())], value, lineno=1)], []))
+    if isinstance(value, ast.BoolOp):  # "3*x+2 or 2*x" gives two answers
+        return None
+    return _with_body([*before, ast.Return(value)])
+
+
+def _with_body(statements: list[ast.stmt]) -> str:
+    return "def f(x):\n" + textwrap.indent(ast.unparse(ast.Module(statements, [])), "    ")
+
+
+def _bare_program(answer: str) -> str | None:
+    return f"def f(x):\n    return ({answer})\n" if _is_expression(answer) else None
+
+
+def _is_mathematics(text: str) -> bool:
+    """Whether a text is set as mathematics: between dollars, or with LaTeX in it."""
+    return text.startswith(("$", "\\(", "\\[")) or "\\" in text
+
+
+def _as_python(text: str) -> str:
+    """A formula in x as Python: powers, functions, and products that are not written."""
+    return _PRODUCT.sub("*", _FUNCTION.sub("", text.replace("^", "**")))
 
 
 @lru_cache(maxsize=1)

@@ -41,9 +41,9 @@ class Sudoku(Task):
 
     Bare prompt: the 16 cells row by row, 0 for a blank, then "="; completion: the 16 digits of the solution.
 
-    An answer is read as the digits of its grid, in order; see `cells_of`. The release pads them with zeros or cuts them to 16; here
-    the cells that are there are scored by position, which comes to the same: missing cells are wrong and digits beyond the 16th
-    earn nothing. But an answer of more or fewer than 16 digits is never `solved`.
+    An answer is read as the digits of its grid, in order; see `cells_of`. The release pads them with zeros or cuts them to 16.
+    Here the cells that are there are scored by position, which comes to the same: missing cells are wrong and digits beyond the
+    16th earn nothing. But an answer of more or fewer than 16 digits is never `solved`.
     """
 
     type: Literal["sudoku"] = "sudoku"
