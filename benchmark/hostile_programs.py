@@ -1422,6 +1422,23 @@ class f(metaclass=M):
         is_tame=True,
     ),
     Attack(
+        "names for a star import",
+        """
+__all__ = ['f', 'all', 'abs', 'isinstance', 'sorted', 'AssertionError']
+def f(x):
+    return 0
+all = isinstance = lambda *a: True
+abs = sorted = lambda *a, **k: 0
+""",
+        (
+            "from solution import *\nassert all(f(x) == 5 for x in [1])",
+            "from solution import *\nassert abs(f(3) - 5) < 1e-6",
+            "from solution import *\nassert isinstance(f(3), str)",
+            "import solution\nassert [*map(solution.f, [1])] == [5]",
+        ),
+        is_tame=True,
+    ),
+    Attack(
         "copied, pickled, printed",
         """
 class A:

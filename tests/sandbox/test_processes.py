@@ -183,6 +183,22 @@ def test_names_of_protocols_are_not_answered(cpython: Sandbox, name: str) -> Non
     )
 
 
+def test_the_program_does_not_choose_what_a_star_import_brings(cpython: Sandbox) -> None:
+    code = "__all__ = ['order', 'all', 'abs']\ndef order(x):\n    return 0\nall = abs = lambda *a: 1"
+    assert status(cpython, "from solution import *\nassert all(order(x) == 5 for x in [1])", code) == "failed"
+    assert status(cpython, "from solution import *\nassert order(1) == 0", code) == "passed"
+
+
+def test_a_machine_without_processes_says_nothing_about_the_program(
+    cpython: Sandbox, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise BlockingIOError("Resource temporarily unavailable")
+
+    monkeypatch.setattr("subprocess.Popen", full)
+    assert status(cpython, "assert LIMIT == 7") == "unsupported"
+
+
 LIAR = """
 class Liar:
     def __len__(self):

@@ -14,7 +14,7 @@ from unmask.errors import ConfigError, RewardError
 from unmask.sandbox.base import Job, Sandbox, SandboxConfig, Verdict, verdict
 from unmask.workers import Outcome, Workers
 
-JUDGE_MEMORY_MB = 768
+JUDGE_MEMORY_MB = 512
 """Address space of a worker and of each interpreter that it starts, beyond the heap of a program."""
 GRACE_SECONDS = 3.0
 """What a worker may take beyond the limits that it keeps itself, to start its interpreters and to return."""
@@ -44,12 +44,12 @@ class MontySandbox(Sandbox):
             "names": job.names,
             "setup": job.setup,
             "limits": (self.config.timeout, self.config.total_timeout, self.config.memory_mb, left),
-            "quiet": True,
+            "is_worker": True,
         }
         try:
             # Whoever limits the batch has little time to spare after `end`: no more than a step takes.
             [outcome] = self._pool().map([call], max(left, 0.0) + self.config.timeout + GRACE_SECONDS)
-        except RewardError as error:
+        except (RewardError, OSError) as error:
             if not self._has_worked:
                 raise ConfigError(f"monty's worker process does not start: {error}") from error
             return [verdict("unsupported", f"monty's worker process did not start again: {error}")] * len(job.tests)

@@ -6,6 +6,7 @@ A call that a test makes goes through this process as plain data. Interpreters a
 from __future__ import annotations
 
 import faulthandler
+import math
 import os
 import re
 import time
@@ -51,7 +52,7 @@ def judge(
     names: Sequence[str],
     setup: str,
     limits: tuple[float, float, int, float],
-    quiet: bool = False,
+    is_worker: bool = False,
 ) -> list[tuple[str, str, bool]] | str:
     """The verdicts of a job's tests, or a text that says why monty cannot be used here.
 
@@ -61,26 +62,28 @@ def judge(
         names: what the tests take from the program.
         setup: statements that run before the tests.
         limits: seconds for one step, seconds for all, megabytes of a program's heap, and seconds in which tests may begin.
-        quiet: close this process's error output, into which an interpreter that runs out of memory writes its trace.
+        is_worker: whether this process is for nothing else. It then is the first to go where the machine runs out of memory,
+            and its error output is closed, into which an interpreter that dies writes its trace.
     """
-    if quiet:
-        os.dup2(_nowhere().fileno(), 2)
+    if is_worker:
+        _become_worker()
     step, total, memory_mb, left = limits
     now = time.monotonic()
+    watchdog = Watchdog(step)
     try:
-        attempts = Attempts(Job(code, tuple(tests), tuple(names), setup), _workers(step), step, memory_mb)
+        attempts = Attempts(Job(code, tuple(tests), tuple(names), setup), _workers(step), watchdog, step, memory_mb)
         return [(v.status, v.reason, v.may_differ) for v in attempts.verdicts(now + total, now + left)]
     except ConfigError as error:
         return str(error)
     finally:
-        faulthandler.cancel_dump_traceback_later()
+        watchdog.close()
 
 
 class Attempts:
     """One job, begun anew after each test that took its program's session with it."""
 
-    def __init__(self, job: Job, workers: Monty, step: float, memory_mb: int) -> None:
-        self.job, self.workers, self.step = job, workers, step
+    def __init__(self, job: Job, workers: Monty, watchdog: Watchdog, step: float, memory_mb: int) -> None:
+        self.job, self.workers, self.watchdog = job, workers, watchdog
         self.limits = {
             "max_feed_duration_secs": step,
             "max_memory": memory_mb * 2**20,
@@ -105,11 +108,11 @@ class Attempts:
         """The verdicts from test `first` to the one that ended a session, or to the last."""
         job, rest = self.job, len(self.job.tests) - first
         with self._session() as program, self._session() as tests:
-            _watch(self.step)
+            self.watchdog.step_begins()
             if loaded := _run(program, job.code, self.program):
                 status: Status = "error" if loaded.status == "failed" else loaded.status
                 return [replace(loaded.verdict, status=status)] * rest
-            calls = Calls(program, self.program, self.step, deadline)
+            calls = Calls(program, self.program, self.watchdog, deadline)
             lookup = {f"program_{name}": calls.of(name) for name in job.names}
             # By assignment: monty asks for names that it does not know only, and a program may define its own `sum`.
             taken = "".join(f"{name} = program_{name}\n" for name in job.names)
@@ -128,7 +131,7 @@ class Attempts:
     def _test(self, tests: MontySession, test: str, calls: Calls, lookup: dict[str, Any]) -> Verdict:
         """Run one test; `calls.is_over` says whether a session ended with it."""
         calls.fault = None
-        _watch(self.step)
+        self.watchdog.step_begins()
         source = Source(test, "\n".join(("", self.job.code, self.job.setup, *self.job.names)))
         outcome = _run(tests, test, source, lookup, calls.errors)
         # What ended the program's session counts, even where the test went on.
@@ -165,10 +168,10 @@ class Outcome(Verdict):
 class Calls:
     """The program's functions, as the tests call them."""
 
-    def __init__(self, program: MontySession, source: Source, step: float, deadline: float) -> None:
+    def __init__(self, program: MontySession, source: Source, watchdog: Watchdog, deadline: float) -> None:
         self.program = program
         self.source = source
-        self.step = step
+        self.watchdog = watchdog
         self.deadline = deadline
         """When no more calls are made. Monty's own limit is for each of them, and not for a test that waits for them."""
         self.fault: Verdict | None = None
@@ -191,7 +194,7 @@ class Calls:
             raise RuntimeError("the program has ended")
         if time.monotonic() > self.deadline:
             raise self._refuse("timed_out", "no time left for its calls")
-        _watch(self.step)
+        self.watchdog.step_begins()
         inputs = {"given_args": list(args), "given_kwargs": kwargs}
         if why := unfit(inputs):
             raise self._refuse("unsupported", f"a test passes {name} {why}")
@@ -205,7 +208,7 @@ class Calls:
         if value is None and after != inputs["given_args"]:
             # The test holds its own copies, which a function that works in place cannot reach.
             self._refuse("unsupported", f"{name} changes its arguments in place")
-        _watch(self.step)
+        self.watchdog.step_begins()
         return value
 
     def _refuse(self, status: Status, reason: str) -> RuntimeError:
@@ -222,13 +225,34 @@ class Calls:
         return inner if isinstance(inner, Exception) else RuntimeError(str(inner))
 
 
-def _watch(step: float) -> None:
-    """End this process if the step that begins now takes far too long.
+class Watchdog:
+    """Ends this process if one step takes far too long.
 
     Values are built and compared in C with the interpreter's lock held, where no signal handler and no thread of Python's runs.
-    This watchdog is a thread of C that needs no lock.
+    The watchdog is a thread of C that needs no lock.
     """
-    faulthandler.dump_traceback_later(step + GRACE_SECONDS, exit=True, file=_nowhere())
+
+    def __init__(self, step: float) -> None:
+        self.seconds = step + GRACE_SECONDS
+        self.since = -math.inf
+
+    def step_begins(self) -> None:
+        """Count from now; to a second, for a thread is started each time."""
+        if time.monotonic() > self.since + 1.0:
+            self.since = time.monotonic()
+            faulthandler.dump_traceback_later(self.seconds, exit=True, file=_nowhere())
+
+    def close(self) -> None:
+        """Count no more."""
+        self.since = -math.inf
+        faulthandler.cancel_dump_traceback_later()
+
+
+@lru_cache(maxsize=1)
+def _become_worker() -> None:
+    os.dup2(_nowhere().fileno(), 2)
+    with suppress(OSError), open("/proc/self/oom_score_adj", "w") as file:
+        file.write("1000")
 
 
 @lru_cache(maxsize=1)

@@ -72,7 +72,11 @@ class ProcessSandbox(Sandbox):
     def _attempt(self, job: Job, first: int, seconds: float) -> list[Verdict]:
         """The verdicts from test `first` to the one that ended the program's process, or to the last."""
         rest = len(job.tests) - first
-        report, complaint = self._start(job, first, seconds)
+        try:
+            report, complaint = self._start(job, first, seconds)
+        except OSError as error:
+            # The machine has no process, file or memory left: that is no fault of the program.
+            return [verdict("unsupported", f"the sandbox cannot be started: {error}")] * rest
         found: list[Verdict] = []
         for kind, status, reason in _lines(report):
             if kind == "load":

@@ -112,6 +112,9 @@ class Judge:
         exec(compile(code, "<setup>", "exec"), namespace)
 
     def _member(self, name: str) -> Any:
+        if name.startswith("__") and name.endswith("__"):
+            # By `__all__`, `from solution import *` would let the program replace the tests' own `all` or `abs`.
+            raise AttributeError(f"the tests cannot read {name} of the program")
         try:
             return self.ask("name", name)
         except KeyError:
