@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import errno
+import importlib.util
 import json
+import logging
 import re
 import shutil
 import signal
@@ -18,6 +20,7 @@ from tests.small_runs import PRETRAIN, TRAIN, metrics, steps_saved, unmask, unma
 from unmask.functional.intervals import wilson_interval
 from unmask.methods import METHODS
 from unmask.models import TinyConfig, char_tokenizer, save_model, tiny_denoiser
+from unmask.recipe import find_recipe
 from unmask.records import Rollout
 from unmask.run_folder import RunFolder
 from unmask.tasks import TASKS
@@ -560,6 +563,182 @@ def test_methods_and_tasks_list_what_there_is(capsys: pytest.CaptureFixture[str]
     listing = capsys.readouterr().out
     assert {name for name in TASKS if re.search(rf"^\W*{name}\s", listing, flags=re.MULTILINE)} == set(TASKS)
     assert "min_blanks" in listing
+
+
+@pytest.mark.parametrize(
+    "command",
+    ["", "train", "pretrain", "compare", "launch", "demo", "eval", "sample", "data check", "report", "plot", "models"]
+    + ["convert", "merge", "methods", "tasks", "recipes", "estimate", "doctor"],
+)
+def test_every_command_has_help_under_both_names(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert unmask(*command.split(), "-h") == 0
+    short = capsys.readouterr().out
+    assert unmask(*command.split(), "--help") == 0
+    assert short == capsys.readouterr().out
+    assert short.startswith(f"Usage: unmask {command}".strip())
+
+
+def test_harness_has_help_without_the_package_that_it_needs(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    find = importlib.util.find_spec
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None if name == "lm_eval" else find(name))
+    for option in ("-h", "--help"):
+        assert unmask("harness", option) == 0
+        shown = capsys.readouterr().out
+        assert shown.startswith("Usage: unmask harness")
+        assert 'pip install "unmask[lm-eval]"' in shown
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["train", "sudoku-tiny", "--learning_rate", "1e-4"], "without dashes: optim.learning_rate=1e-4."),
+        (["train", "sudoku-tiny", "--lr=1e-4"], "without dashes: optim.learning_rate=1e-4."),
+        (["train", "sudoku-tiny", "--max-steps", "3"], "without dashes: max_steps=3."),
+        (["train", "sudoku-tiny", "--num_train_epochs", "3"], "There are no epochs: max_steps is the number"),
+        (["pretrain", "sudoku-tiny-base", "--batch-size", "3"], "without dashes: batch_size=3."),
+        (["compare", "paper-tiny", "--seed", "3"], "without dashes: seeds=3."),
+        (["estimate", "sudoku-tiny", "--bf16", "true"], "Set mixed_precision to bf16."),
+        (["eval", "m", "--task", "sudoku", "--num_rows", "3"], "without dashes: evaluation.num_rows=3."),
+        (["eval", "m", "--task", "sudoku", "--guidance=1"], "without dashes: sampler.guidance=1."),
+    ],
+    ids=lambda value: " ".join(value[:3]) if isinstance(value, list) else "",
+)
+def test_an_option_that_is_a_setting_is_answered_with_the_setting(
+    arguments: list[str], told: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert unmask(*arguments) == 2
+    shown = " ".join(capsys.readouterr().err.split())
+    assert f"No such option: {arguments[-1 if '=' in arguments[-1] else -2].partition('=')[0]}." in shown
+    assert told in shown
+    # typer's own guess shares a few letters with the option and nothing else.
+    assert "Possible options" not in shown
+
+
+def test_a_shipped_recipe_is_printed_as_it_stands(capsys: pytest.CaptureFixture[str]) -> None:
+    for name, path in (
+        ("sudoku-tiny", find_recipe("sudoku-tiny")),
+        ("published/espo-llada-countdown", find_recipe("published/espo-llada-countdown")),
+        ("espo-llada-countdown", find_recipe("published/espo-llada-countdown")),
+        ("paper-tiny", find_recipe("paper-tiny", "compare")),
+    ):
+        assert unmask("recipes", name) == 0
+        assert capsys.readouterr().out == path.read_text()
+    assert unmask("recipes", "llada") == 0
+    listed = capsys.readouterr().out
+    assert "published/espo-llada-countdown" in listed
+    assert "sudoku-tiny" not in listed
+    assert unmask("recipes", "sudoku-tinny") == 2
+    assert 'no shipped recipe has "sudoku-tinny" in its name. Did you mean sudoku-tiny?' in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_a_task_is_shown_with_its_options(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert unmask("tasks", name) == 0
+    shown = capsys.readouterr().out
+    assert shown.startswith(f"{name}: ")
+    for option in TASKS[name].model_fields:
+        assert option == "type" or re.search(rf"^{option}\s", shown, re.MULTILINE)
+    assert "xample row" in shown
+
+
+def test_a_task_is_shown_with_an_example_row(places: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert unmask("tasks", "sudoku", "min_blanks=5", "max_blanks=5") == 0
+    row = TASKS["sudoku"].model_validate({"min_blanks": 5, "max_blanks": 5}).rows("train", 1)[0]
+    shown = capsys.readouterr().out.splitlines()
+    assert [f"prompt: {row['prompt']}", f"answer: {row['answer']}"] == shown[-3:-1]
+    assert unmask("tasks", "dataset", f"path={places}/rows.jsonl", "prompt_column=question") == 0
+    assert re.search(r"^prompt: \d{16}=$", capsys.readouterr().out, re.MULTILINE)
+    assert unmask("tasks", "sudku") == 2
+    assert message(capsys).startswith('ConfigError: unknown task "sudku". Did you mean "sudoku"?')
+    assert unmask("tasks", "sudoku", "min_blank=5") == 2
+    assert 'Did you mean "min_blanks"?' in message(capsys)
+
+
+def test_eval_takes_settings_as_train_does(
+    tiny_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    output = tmp_path / "eval.json"
+    settings = ["task.type=sudoku", "task.min_blanks=5", "sampler.num_steps=2", "sampler.order=random", "seed=3"]
+    settings += ["evaluation.num_rows=3", "evaluation.temperatures=[0,0.9]", "evaluation.split=validation"]
+    # A setting wins over the option that is its short name.
+    assert unmask("eval", tiny_model, *settings, "--rows", 5, "--output", output) == 0
+    facts = json.loads(output.read_text())
+    assert (facts["task"]["min_blanks"], facts["split"], facts["seed"], facts["order"]) == (
+        5,
+        "validation",
+        3,
+        "random",
+    )
+    assert [(r["steps"], r["temperature"], r["num_rows"]) for r in facts["results"]] == [(2, 0.0, 3), (2, 0.9, 3)]
+    capsys.readouterr()
+    for override, told in (
+        ("temperature=1", 'unknown key "temperature". Did you mean "sampler.temperature"'),
+        ("optim.learning_rate=1", 'unknown key "optim". Available: '),
+        ("sampler.ordr=random", 'unknown key in sampler "ordr". Did you mean "order"?'),
+        ("sampler.num_steps=17", "num_steps = 17 is more than max_completion_length = 16"),
+    ):
+        assert unmask("eval", tiny_model, "--task", "sudoku", override) == 2
+        assert message(capsys).startswith(f"ConfigError: {told}")
+
+
+HOSTILE = "\x1b]0;owned\x07\x1b[2J"
+
+
+def test_no_text_of_a_row_a_file_or_a_model_controls_the_terminal(
+    tiny_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text(
+        "".join(json.dumps({"prompt": f"{i}=", "answer": HOSTILE, HOSTILE: 1}) + "\n" for i in range(10, 40))
+    )
+    options = ["--task", "dataset", "--option", f"path={rows}", "--length", 4, "--steps", 2]
+    unmask("sample", tiny_model, *options)
+    unmask("sample", tiny_model, *options, "--option", "prompt_column=text")
+    unmask("tasks", "dataset", f"path={rows}")
+    unmask("data", "check", "dataset", "--option", f"path={rows}")
+    hostile_model = tmp_path / "model"
+    shutil.copytree(tiny_model, hostile_model)
+    config = json.loads((hostile_model / "config.json").read_text())
+    (hostile_model / "config.json").write_text(json.dumps(config | {"architectures": [HOSTILE]}))
+    unmask("sample", hostile_model, "--prompt", "1=")
+    unmask("eval", hostile_model, "--task", "sudoku")
+    captured = capsys.readouterr()
+    shown = captured.out + captured.err
+    assert "owned" in shown
+    # rich may write colours, and nothing else.
+    assert not re.findall(r"\x1b(?!\[[0-9;]*m)", shown)
+    assert "\x07" not in shown
+
+
+def test_a_warning_does_not_control_the_terminal() -> None:
+    unmask("--version")
+    # The handler of warnings where nobody has set another, as pytest has.
+    handler = logging.lastResort
+    assert handler is not None
+    record = logging.LogRecord("unmask", logging.WARNING, "", 0, "a column %s", (HOSTILE,), None)
+    assert handler.format(record) == "a column ␛]0;owned␇␛[2J"
+
+
+def test_a_name_that_is_no_folder_is_answered_without_asking_the_hub_again_and_again(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[str] = []
+
+    def unreachable(self: object, name: str, **_: object) -> None:
+        asked.append(name)
+        raise OSError("Name or service not known")
+
+    monkeypatch.setattr("huggingface_hub.HfApi.model_info", unreachable)
+    monkeypatch.setattr(
+        "transformers.PreTrainedConfig.get_config_dict", lambda *_, **__: pytest.fail("asked the hub once more")
+    )
+    assert unmask("eval", "typo", "--task", "sudoku") == 2
+    assert asked == ["typo"]
+    assert message(capsys).startswith(
+        f"ModelError: no model at typo: there is no such folder in {Path.cwd()}, and the hub"
+    )
 
 
 def test_the_version_is_that_of_the_package(capsys: pytest.CaptureFixture[str]) -> None:

@@ -12,6 +12,8 @@ from rich.console import Console
 from unmask import console
 from unmask.console import ProgressView, accuracies, progress, results_table, table
 from unmask.evaluate import Evaluation
+from unmask.methods import METHODS
+from unmask.models.families import FAMILIES
 from unmask.style import temperature_name
 
 EVALUATED = {"eval/test@0/accuracy": 0.25, "eval/test@0/low": 0.1, "eval/test@0.9/accuracy": 0.125}
@@ -108,6 +110,27 @@ def test_a_table_takes_its_cells_literally(capsys: pytest.CaptureFixture[str]) -
     assert printed.startswith("[bold]title\n")
     assert re.search(r"\[red\]x\[/red\]\s+1", printed)
     assert re.search(r"y\s+None", printed)
+
+
+def test_a_table_spells_out_what_would_control_the_terminal(capsys: pytest.CaptureFixture[str]) -> None:
+    table(["name"], [["a\x1b]0;owned\x07b"]], "title\x1b[2J")
+    printed = capsys.readouterr().out
+    assert "\x1b]" not in printed
+    assert "\x1b[2J" not in printed
+    assert "a␛]0;owned␇b" in printed
+
+
+@pytest.mark.parametrize("width", [30, 60, 80, 120])
+def test_a_listing_cuts_no_name_on_a_narrow_terminal(
+    width: int, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", str(width))
+    console.methods_table()
+    console.families_table()
+    words = capsys.readouterr().out.split()
+    wanted = [*METHODS, *(method.paper.removeprefix("arXiv:") for method in METHODS.values()), *FAMILIES]
+    wanted += [family.native_class for family in FAMILIES.values()]
+    assert {word for name in wanted for word in name.split() if len(word) < 20} <= {*words}
 
 
 def test_results_fit_into_80_columns(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:

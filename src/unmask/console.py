@@ -74,6 +74,8 @@ class ProgressView:
 
     def __exit__(self, *_: object) -> None:
         if self._live:
+            # In a notebook rich does not draw the last state by itself.
+            self._live.refresh()
             self._live.stop()
 
     def __call__(self, step: int, metrics: Mapping[str, Any]) -> None:

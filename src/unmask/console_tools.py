@@ -109,7 +109,7 @@ def _print_example(task: Task) -> None:
     print(f"An example row ({split} split, seed 0):\n")
     for column, value in row.items():
         text = visible(str(value))
-        print(f"{column}: {text[:EXAMPLE_SHOWN]}{' ...' if len(text) > EXAMPLE_SHOWN else ''}")
+        print(f"{visible(column)}: {text[:EXAMPLE_SHOWN]}{' ...' if len(text) > EXAMPLE_SHOWN else ''}")
 
 
 def _recipes() -> Iterator[tuple[str, str, str, str, str]]:

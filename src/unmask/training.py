@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -69,7 +69,8 @@ class Trainer(trainer.Trainer):
         self._progress = progress
         self._observers = [observe] if observe else []
         self._examples = [example] if example else []
-        super().__init__(loaded, functions, resume=resume, observe=self._observe, example=self._example)
+        with quiet_libraries():
+            super().__init__(loaded, functions, resume=resume, observe=self._observe, example=self._example)
         self.pictures: dict[str, str] = {}
         """Where the curve and the report of a finished run are, or why there is none."""
 
@@ -86,13 +87,14 @@ class Trainer(trainer.Trainer):
             UnmaskError: anything that a user can correct; the state before the failing step was saved.
         """
         is_shown = self._progress and self.is_main
-        with shown_progress("train", self.recipe.max_steps) if is_shown else nullcontext() as view:
-            if view is not None:
-                self._observers.append(view)
-                self._examples.append(view.example)
-            folder = super().train()
-        if self.is_main:
-            self.pictures = pictures(folder)
+        with quiet_libraries():
+            with shown_progress("train", self.recipe.max_steps) if is_shown else nullcontext() as view:
+                if view is not None:
+                    self._observers.append(view)
+                    self._examples.append(view.example)
+                folder = super().train()
+            if self.is_main:
+                self.pictures = pictures(folder)
         return folder
 
     def _observe(self, step: int, metrics: dict[str, Any]) -> None:
@@ -102,6 +104,22 @@ class Trainer(trainer.Trainer):
     def _example(self, completion: str, reward: float) -> None:
         for example in self._examples:
             example(completion, reward)
+
+
+@contextmanager
+def quiet_libraries() -> Iterator[None]:
+    """Keep transformers from drawing progress bars of its own into ours, and from warning of padding without a mask."""
+    from transformers.utils import logging
+
+    had_bars, verbosity = logging.is_progress_bar_enabled(), logging.get_verbosity()
+    logging.disable_progress_bar()
+    logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(verbosity)
+        if had_bars:
+            logging.enable_progress_bar()
 
 
 def pictures(folder: Path) -> dict[str, str]:

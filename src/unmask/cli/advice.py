@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from unmask.cli.options import Overrides, SettingsCommand
+from unmask.cli.options import Overrides, SettingsCommand, say
 
 advice = typer.Typer()
 
@@ -57,7 +57,7 @@ def estimate(
         rates=rates,
         on_gpu=room is not None,
     )
-    typer.echo(json.dumps(found.summary(), indent=1) if as_json else described(found, room))
+    say(json.dumps(found.summary(), indent=1) if as_json else described(found, room))
 
 
 @advice.command()

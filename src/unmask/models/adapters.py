@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from unmask.checkpoints import is_checkpoint
 from unmask.config import LoraConfig
-from unmask.errors import ConfigError, ModelError, reason, unknown_name
+from unmask.errors import ConfigError, ModelError, no_file, reason, unknown_name
 from unmask.models.denoiser import Denoiser
 from unmask.models.from_run import ADAPTER_CONFIG, base_of, load_checkpoint, locate
 from unmask.models.loading import load_folder, load_model, save_model
@@ -323,7 +323,7 @@ def find_adapter(source: Path) -> Path:
         if (place / CONFIG_FILE).is_file():
             return place
     if not source.exists():
-        raise ModelError(f"there is no folder {source}.")
+        raise ModelError(no_file(source, "folder"))
     if list(source.glob("model*.safetensors")):
         raise ModelError(f"{source} holds a plain checkpoint, without an adapter: there is nothing to merge.")
     raise ModelError(f"{source} holds no adapter: neither it nor adapter/ in it has an {CONFIG_FILE}.")

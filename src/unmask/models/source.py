@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from unmask.errors import ModelError, reason
+from unmask.errors import ModelError, no_file, reason
 from unmask.files import read_json_object
 
 DATA_FILES = ("*.json", "*.safetensors", "*.txt", "*.jinja", "*.model")
@@ -51,7 +51,7 @@ def local_folder(
     folder = Path(source).expanduser()
     if not folder.exists():
         if not is_hub_id(source):
-            raise ModelError(f"there is no folder {source}. Name one that is there, or a hub id.")
+            raise ModelError(f"{no_file(source, 'folder')} Name one that is there, or a hub id.")
         from huggingface_hub import snapshot_download
 
         tell(f"fetching {source} from the hub, what is not in its cache")

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from unmask import __version__
-from unmask.errors import RunError
+from unmask.errors import RunError, no_file
 from unmask.files import write_atomically
 from unmask.kept import Kept
 from unmask.report.comparison import comparison_of, is_comparison
@@ -130,7 +130,7 @@ def _check(folder: Path) -> None:
     if is_comparison(folder) or (folder / "metrics.jsonl").is_file():
         return
     if not folder.exists():
-        raise RunError(f"there is no folder {folder}.")
+        raise RunError(no_file(folder, "folder"))
     if not folder.is_dir():
         raise RunError(f"{folder} is a file. Give the folder of a run, which holds config.yaml and metrics.jsonl.")
     inside = sorted(path.parent for path in folder.glob("*/metrics.jsonl"))

@@ -17,7 +17,7 @@ from typing import Annotated, Any
 
 from pydantic import BeforeValidator
 
-from unmask.errors import ConfigError, DataError, reason
+from unmask.errors import ConfigError, DataError, no_file, reason
 from unmask.tasks.memory import PREFIX, is_in_memory, is_table, plain_rows, remember, rows_in_memory
 from unmask.tasks.readers import NAMED_ENDINGS, READERS, ending_of, read_file
 
@@ -123,7 +123,7 @@ def content_hash(rows: Iterable[dict[str, Any]]) -> str:
 def _stamp(path: Path) -> tuple[int, int]:
     """What changes when the file does, so that an unchanged one is parsed once."""
     if not os.path.isfile(path):
-        raise DataError(f"there is no file {path}.")
+        raise DataError(no_file(path))
     status = path.stat()
     return status.st_mtime_ns, status.st_size
 
