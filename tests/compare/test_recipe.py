@@ -11,8 +11,9 @@ import yaml
 
 from tests.compare.small import SMALL, small
 from unmask.compare.recipe import CompareRecipe, base_recipe, decoded, load_compare, named, run_recipe
+from unmask.compare.run import _refuse_changed
 from unmask.config import SamplerConfig
-from unmask.errors import ConfigError
+from unmask.errors import ConfigError, RunError
 from unmask.methods.egspo import EGSPO
 from unmask.recipe import dump, shipped_recipes
 
@@ -224,6 +225,16 @@ def test_a_pick_that_is_not_there_is_told_with_those_that_are(tmp_path: Path) ->
 def test_one_task_method_and_seed_of_a_shipped_comparison_can_be_picked() -> None:
     recipe = load_compare("paper-tiny", ["tasks=sudoku", "methods=[egspo_sa]", "seeds=3"])
     assert (list(recipe.pairs()), recipe.seeds) == ([("sudoku", "EGSPO-SA")], (3,))
+
+
+def test_a_folder_of_the_whole_comparison_takes_a_part_of_it_and_the_other_way_round(tmp_path: Path) -> None:
+    whole, part = two_by_two(tmp_path), two_by_two(tmp_path, "tasks=[two]", "methods=[both]")
+    (tmp_path / "recipe.yaml").write_text(dump(whole))
+    _refuse_changed(tmp_path, part)
+    (tmp_path / "recipe.yaml").write_text(dump(part))
+    _refuse_changed(tmp_path, whole)
+    with pytest.raises(RunError, match="methods.both.by_task.two.num_prompts: 6 -> 8"):
+        _refuse_changed(tmp_path, two_by_two(tmp_path, "methods.both.by_task.two.num_prompts=8"))
 
 
 def test_a_grid_of_one_value_needs_no_list(tmp_path: Path) -> None:

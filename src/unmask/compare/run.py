@@ -311,6 +311,11 @@ def _refuse_changed(folder: Path, recipe: CompareRecipe) -> None:
         validate(CompareRecipe, read_tree(recorded)).model_dump(mode="json"),
         recipe.model_dump(mode="json"),
     ]
+    # What a method changes on a task that only one of the two has touches no cell of the other.
+    both = trees[0]["tasks"].keys() & trees[1]["tasks"]
+    for tree in trees:
+        for method in tree["methods"].values():
+            method["by_task"] = {task: changes for task, changes in method["by_task"].items() if task in both}
     # Entries that only one of the two has, and the lists of what is run, add or leave out cells and change none.
     shared = tuple(
         f"{group}.{name}." for group in ("tasks", "methods") for name in trees[0][group].keys() & trees[1][group]
