@@ -24,6 +24,7 @@ from unmask.recipe import find_recipe
 from unmask.records import Rollout
 from unmask.run_folder import RunFolder
 from unmask.tasks import TASKS
+from unmask.trainer.stopping import RunStoppedError
 
 REWARDS = """
 import os, signal, time
@@ -766,6 +767,15 @@ def test_the_demo_pretrains_trains_and_compares_and_goes_on_where_it_stopped(
         assert re.findall(r"[+-]?\d\.\d{3}", row)[-1] == f"{trained - base:+.3f}"
     assert (tmp_path / "demo" / "egspo_sa" / "curve.png").is_file()
     assert f"unmask sample {tmp_path / 'demo' / 'egspo_sa' / 'final'} --task sudoku" in first.out
+
+    def stopped(*_: Any) -> None:
+        raise RunStoppedError(3, 6, tmp_path / "demo", signal.SIGINT)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(demo, "pretrain", lambda *_, **__: stopped())
+        assert unmask("demo", "--output-dir", tmp_path / "demo", "--seed", 3) == 130
+    # The demo resumes by itself and has no such option.
+    assert message(capsys).endswith("To continue, give the same command again.")
 
     before = weights(tmp_path / "demo" / "base"), weights(tmp_path / "demo" / "egspo_sa")
     assert unmask("demo", "--output-dir", tmp_path / "demo", "--seed", 3) == 0

@@ -207,7 +207,12 @@ def test_a_report_needs_no_run_folder_and_runs_nothing(
     assert unmask("compare", tmp_path / "small.yaml", "tuning=", "--report") == 0
     out = capsys.readouterr().out
     assert "| entropy - late steps | 2 | +0.000 ± 0.000 | +0.000 ± 0.000 |" in out
-    assert out.endswith(f"table: {recipe.folder / 'table.md'}\n")
+    assert out.splitlines()[-4:] == [
+        f"table: {recipe.folder / 'table.md'}",
+        f"figure: {recipe.folder / 'compute.png'}",
+        f"figure: {recipe.folder / 'decoding.png'}",
+        f"all of it on one page: unmask report {recipe.folder}",
+    ]
     assert sorted(path.name for path in recipe.folder.iterdir()) == sorted(
         ["cells.jsonl", "table.md", "table.csv"]
         + [f"{name}.{suffix}" for name in ("compute", "decoding") for suffix in ("csv", "png", "svg")]

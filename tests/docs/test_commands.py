@@ -312,10 +312,13 @@ def test_every_piece_of_python_on_the_page_runs(page: Page, world: Path, monkeyp
 
     write(world, page.files())
     has_model("runs/base/final")
+    has_model("runs/sudoku-tiny-base/final")
     if "final/adapter" in page.text:
         train(["sudoku-tiny", "lora={}", f"model={has_model('path/to/base')}", "output_dir=runs/mine"])
     tiny = [*overrides(TINY_TRAIN), "num_generations=2"]
-    monkeypatch.setattr(package, "load_recipe", lambda source, given=(): load_recipe(source, [*given, *tiny]))
+    monkeypatch.setattr(
+        package, "load_recipe", lambda source, given=(), **more: load_recipe(load_recipe(source, given, **more), tiny)
+    )
     shutil.rmtree("runs/from-python", ignore_errors=True)
     for source in page.python():
         exec(compile(source, page.name, "exec"), {"__name__": "shown"})
