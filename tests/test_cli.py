@@ -447,6 +447,74 @@ def test_eval_compares_row_by_row_with_an_earlier_one(
     assert message(capsys).startswith(f"DataError: {tmp_path / 'a.json'} is of other rows: row 0 has the prompt ")
 
 
+def test_eval_overwrites_nothing_but_results_of_an_earlier_evaluation(
+    tiny_model: Path, whole: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(whole, run)
+    logged = (run / "metrics.jsonl").read_bytes()
+    options = ["--task", "sudoku", "--rows", 2, "--steps", 4]
+    assert unmask("eval", tiny_model, *options, "--output", run / "metrics.json") == 2
+    assert message(capsys) == (
+        f"ConfigError: --output {run}/metrics.json would overwrite {run}/metrics.jsonl, which is not the result of an earlier "
+        "evaluation. Name another file."
+    )
+    assert (run / "metrics.jsonl").read_bytes() == logged
+    assert unmask("eval", tiny_model, *options, "--output", run / "final" / "config.json") == 2
+    assert "would overwrite" in message(capsys)
+    first, other = tmp_path / "a.json", tmp_path / "b.json"
+    assert unmask("eval", tiny_model, *options, "--output", first) == 0
+    kept = first.with_suffix(".jsonl").read_bytes()
+    # The same place again is the same result again, unless it is what the new result is compared with.
+    assert unmask("eval", tiny_model, *options, "--output", first) == 0
+    for against in (first, first.with_suffix(".jsonl")):
+        assert unmask("eval", tiny_model, *options, "--output", first, "--against", against) == 2
+        assert f"--output {first} would overwrite {against}, which --against compares with" in capsys.readouterr().err
+    assert first.with_suffix(".jsonl").read_bytes() == kept
+    assert unmask("eval", tiny_model, *options, "--output", other, "--against", first) == 0
+
+
+def test_eval_without_a_place_does_not_write_over_what_it_compares_with(
+    tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    options = ["--task", "sudoku", "--rows", 2, "--steps", 4]
+    assert unmask("eval", tiny_model, *options) == 0
+    (first,) = Path("runs/eval").glob("*.json")
+    before = first.read_bytes()
+    assert unmask("eval", tiny_model, *options, "--against", first) == 0
+    assert first.read_bytes() == before
+    assert first.with_stem(f"{first.stem}-again").is_file()
+
+
+def test_two_temperatures_and_fewer_rows_are_told_apart_in_a_comparison(
+    tiny_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = ["--task", "sudoku", "--steps", 4, "--temperature", "0,0.9"]
+    base = tmp_path / "base.json"
+    assert unmask("eval", tiny_model, *options, "--rows", 4, "--output", base) == 0
+    capsys.readouterr()
+    assert unmask("eval", tiny_model, *options, "--rows", 4, "--output", tmp_path / "b.json", "--against", base) == 0
+    printed = capsys.readouterr().out
+    table = printed[printed.index("row by row") :]
+    assert "sampling" in table
+    assert "greedy" in table
+    assert "T = 0.9" in table
+    assert unmask("eval", tiny_model, *options, "--rows", 3, "--output", tmp_path / "c.json", "--against", base) == 2
+    assert f"{base} is of 4 rows, this evaluation of 3. Use the same --rows for both" in capsys.readouterr().err
+
+
+def test_a_fault_of_the_file_system_that_nobody_foresaw_ends_with_its_place(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail(*_: Any, **__: Any) -> None:
+        raise OSError(errno.EMFILE, "Too many open files", "/some/where")
+
+    monkeypatch.setattr("unmask.console.families_table", fail)
+    assert unmask("models") == 2
+    assert message(capsys) == "RunError: /some/where: Too many open files. Look at that place, or name another one."
+
+
 def test_eval_of_a_task_for_language_models_takes_the_papers_lengths_and_half_as_many_steps(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

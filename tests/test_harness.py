@@ -220,6 +220,19 @@ def test_local_tasks_give_the_numbers_that_their_rows_have(lm: DenoiserLM, tasks
     assert found["results"]["choice"]["acc,none"] == pytest.approx(wanted)
 
 
+def test_the_command_takes_the_device_that_is_there(
+    lm: DenoiserLM, tasks: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    options = ["--tasks", "digits", "--include_path", tasks, "--output_path", tmp_path / "out"]
+    assert unmask("harness", "--model_args", f"pretrained={lm.pretrained},length=4", *options) == 0
+    (written,) = (tmp_path / "out").rglob("results_*.json")
+    assert json.loads(written.read_text())["config"]["device"] == "cpu"
+    given = [*options, "--device", "cuda:1"]
+    assert unmask("harness", "--model_args", f"pretrained={lm.pretrained},length=4", *given) == 2
+    assert "ConfigError: there is no cuda:1 on this machine. Give --device cpu." in capsys.readouterr().err
+
+
 def test_the_command_runs_a_task_and_writes_what_it_found(
     lm: DenoiserLM, tasks: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import os
 import re
 import shutil
 from collections.abc import Callable, Iterator, Sequence
@@ -42,7 +43,7 @@ def step_of(checkpoint: Path) -> int:
 
 def is_checkpoint(folder: Path) -> bool:
     """Whether a folder is a checkpoint of a run, by its name and its manifest."""
-    return bool(_NAME.fullmatch(folder.resolve().name)) and (folder / MANIFEST).is_file()
+    return bool(_NAME.fullmatch(os.path.basename(os.path.realpath(folder)))) and (folder / MANIFEST).is_file()
 
 
 def write_manifest(folder: Path, run: str, step: int, reading: Callable[[], None] = _nothing) -> None:

@@ -296,7 +296,7 @@ def results_table(results: Sequence[Evaluation], title: str) -> None:
             [
                 r.length,
                 r.steps,
-                "greedy" if r.temperature == 0 else f"T = {r.temperature:g}",
+                _sampling(r.temperature),
                 f"{r.num_solved} of {r.num_rows * r.samples}",
                 _with_interval(r.accuracy, r.low, r.high),
                 *(_with_interval(*estimates[i]) for estimates in extra.values()),
@@ -311,11 +311,12 @@ def results_table(results: Sequence[Evaluation], title: str) -> None:
 def comparison_table(comparisons: Iterable[Comparison], place: object) -> None:
     """Print comparisons with an earlier evaluation, one a line, and which rows changed."""
     table(
-        ["length", "steps", "before", "now", "difference (95 % CI)", "gained", "lost", "p (McNemar)"],
+        ["length", "steps", "sampling", "before", "now", "difference (95 % CI)", "gained", "lost", "p (McNemar)"],
         [
             [
                 _change(c.against[0], c.setting[0]),
                 _change(c.against[1], c.setting[1]),
+                _change(_sampling(c.against[2]), _sampling(c.setting[2])),
                 f"{c.before:.3f}",
                 f"{c.now:.3f}",
                 f"{c.difference:+.3f} ({c.low:+.3f} to {c.high:+.3f})",
@@ -352,7 +353,11 @@ def _with_interval(value: float, low: float, high: float) -> str:
     return f"{value:.3f} ({low:.3f} to {high:.3f})"
 
 
-def _change(before: int, now: int) -> str:
+def _sampling(temperature: float) -> str:
+    return "greedy" if temperature == 0 else f"T = {temperature:g}"
+
+
+def _change(before: object, now: object) -> str:
     return str(now) if before == now else f"{before} -> {now}"
 
 

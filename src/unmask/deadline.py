@@ -5,7 +5,9 @@ A reward that is late stops the run; a program or a comparison that was not begu
 
 from __future__ import annotations
 
+import ctypes
 import math
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -39,3 +41,43 @@ def budget(seconds: float) -> float:
     """
     left = _end.get() - time.monotonic()
     return max(0.0, min(seconds, max(left - RESERVE, left / 2)))
+
+
+class _Interrupted(BaseException):
+    """Raised in the thread that takes too long."""
+
+
+@contextmanager
+def interrupted_after(seconds: float, message: str) -> Iterator[None]:
+    """End Python code that takes longer than so many seconds, in any thread.
+
+    It interrupts between two instructions of the interpreter, and so not within one call of a C function.
+
+    Raises:
+        TimeoutError: with `message`.
+
+    Example:
+        >>> with interrupted_after(0.1, "too slow"):
+        ...     while True: pass
+        Traceback (most recent call last):
+        TimeoutError: too slow
+    """
+    thread, is_over, lock = threading.get_ident(), False, threading.Lock()
+
+    def interrupt() -> None:
+        with lock:
+            if not is_over:
+                ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(thread), ctypes.py_object(_Interrupted))
+
+    timer = threading.Timer(seconds, interrupt)
+    timer.daemon = True
+    try:
+        try:
+            timer.start()
+            yield
+        finally:
+            with lock:
+                is_over = True
+            timer.cancel()
+    except _Interrupted:
+        raise TimeoutError(message) from None

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -21,7 +22,7 @@ from unmask.config import SamplerConfig
 from unmask.environment import environment, weights_hash
 from unmask.errors import ConfigError, DataError, RunError
 from unmask.evaluate import Evaluation
-from unmask.files import write_atomically
+from unmask.files import parse_json, read_json_object, read_text, write_atomically
 from unmask.functional.noise import named_generator
 from unmask.functional.paired import bootstrap_interval, mcnemar_exact
 from unmask.models import Denoiser
@@ -100,11 +101,15 @@ def data_facts(task: Task, rows: Sequence[Row]) -> dict[str, Any]:
     return {"num_rows": len(rows), "sha256": digest.hexdigest()} | ({"source": source} if source else {})
 
 
-def default_place(facts: dict[str, Any]) -> Path:
-    """A file of its own for each combination of model, task and settings; the same ones write to the same file again."""
+def default_place(facts: dict[str, Any], against: Path | None = None) -> Path:
+    """A file of its own for each combination of model, task and settings; the same ones write to the same file again.
+
+    The file that is compared `against` is never written to.
+    """
     settings = {key: value for key, value in facts.items() if key not in ("environment", "batch_size")}
     digest = hashlib.sha256(json.dumps(settings, sort_keys=True, default=str).encode()).hexdigest()
-    return Path("runs/eval") / f"{facts['task']['type']}-{facts['split']}-{digest[:8]}.json"
+    place = Path("runs/eval") / f"{facts['task']['type']}-{facts['split']}-{digest[:8]}.json"
+    return place.with_stem(f"{place.stem}-again") if against is not None and _is_same(place, against) else place
 
 
 def items_path(place: Path) -> Path:
@@ -130,19 +135,55 @@ def save(
         write_atomically(place, json.dumps(tree, indent=1, default=str))
 
 
-def check_place(place: Path) -> None:
-    """Refuse a place for results that has another ending or cannot be written, before hours of work are put into them.
+def check_place(place: Path, against: Path | None = None) -> None:
+    """Refuse a place for results before hours of work are put into them.
+
+    Args:
+        place: where results are to go; the completions go into a .jsonl file beside it.
+        against: the earlier evaluation that they are compared with.
 
     Raises:
-        ConfigError: it does not end in .json.
+        ConfigError: the place does not end in .json, is the file that is compared against, or holds something else than
+            results of an earlier evaluation.
         RunError: it cannot be written.
     """
     if place.suffix != ".json":
         raise ConfigError(f"--output {place} must end in .json; the completions go into a .jsonl file beside it.")
+    if against is not None and _is_same(place, against):
+        raise ConfigError(
+            f"--output {place} would overwrite {against}, which --against compares with. Name another file."
+        )
     with _explained(place):
+        for path, is_ours in ((place, _holds_results), (items_path(place), _holds_completions)):
+            if path.is_dir() or (path.exists() and path.stat().st_size and not is_ours(path)):
+                raise ConfigError(
+                    f"--output {place} would overwrite {path}, which is not the result of an earlier evaluation. Name another "
+                    "file."
+                )
         place.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=place.parent):
             pass
+
+
+def _is_same(place: Path, other: Path) -> bool:
+    """Whether two places of results are the same files, either of which may be named by its .json or its .jsonl."""
+    return os.path.realpath(items_path(place)) == os.path.realpath(items_path(other))
+
+
+def _holds_results(path: Path) -> bool:
+    try:
+        return {"model", "results"} <= read_json_object(path).keys()
+    except RunError:
+        return False
+
+
+def _holds_completions(path: Path) -> bool:
+    try:
+        with path.open(encoding="utf-8") as file:
+            _parsed(file.readline(), str(path))
+    except (DataError, UnicodeDecodeError):
+        return False
+    return True
 
 
 @contextmanager
@@ -150,7 +191,7 @@ def _explained(place: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise RunError(f"{place} cannot be written: {error.strerror}. Give --output another place.") from error
+        raise RunError(f"{place} cannot be written: {error.strerror or error}. Give --output another place.") from error
 
 
 @dataclass(frozen=True, slots=True)
@@ -170,12 +211,10 @@ class Earlier:
         """
         path = items_path(place)
         found: dict[Setting, list[Row]] = {}
-        try:
-            for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+        for number, line in enumerate(read_text(path, DataError).split("\n"), start=1):
+            if line:
                 setting, item = _parsed(line, f"line {number} of {path}")
                 found.setdefault(setting, []).append(item)
-        except (OSError, UnicodeDecodeError) as error:
-            raise DataError(f"{path} cannot be read: {error}. Give the .jsonl file that unmask eval wrote.") from error
         if not found:
             raise DataError(f"{path} holds no completions.")
         return cls(place, found)
@@ -209,9 +248,13 @@ class Earlier:
             before: dict[int, list[Row]] = {}
             for item in self.items[setting]:
                 before.setdefault(item["row"], []).append(item)
-            for number in range(max(len(rows), 1 + max(before))):
-                now = rows[number] if number < len(rows) else {}
-                there = before.get(number, [{}])
+            if before.keys() != set(range(len(rows))):
+                raise DataError(
+                    f"{self.place} is of {len(before)} rows, this evaluation of {len(rows)}. Use the same --rows for both, and "
+                    "the same task options, split and seed."
+                )
+            for number, now in enumerate(rows):
+                there = before[number]
                 # An answer that was not kept cannot differ.
                 for name in ("prompt", "answer") if there[0].get("answer") is not None else ("prompt",):
                     if now.get(name) != there[0].get(name):
@@ -277,13 +320,13 @@ def _compared(
 def _parsed(line: str, place: str) -> tuple[Setting, Row]:
     """The setting of a line that `save` wrote, and what a comparison reads of it."""
     try:
-        item = json.loads(line)
+        item = parse_json(line)
         setting = (int(item["length"]), int(item["steps"]), float(item["temperature"]))
         read = {"row": int(item["row"]), "prompt": item["prompt"], "solved": bool(item["solved"])}
         return setting, read | {"answer": item.get("answer")}
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, OverflowError) as error:
         raise DataError(
-            f"{place} is no completion of an evaluation ({type(error).__name__}: {error}). "
+            f"{place} is not a completion of an evaluation ({type(error).__name__}: {error}). "
             "Give the .jsonl file that unmask eval wrote."
         ) from error
 

@@ -39,8 +39,8 @@ def parse_yaml(text: str) -> Any:
     """
     if len(text) > MOST_YAML_BYTES:
         raise YamlError(f"it has {len(text):,} characters, and at most {MOST_YAML_BYTES:,} are read")
-    loader = yaml.SafeLoader(text)
     try:
+        loader = yaml.SafeLoader(text)
         node = loader.get_single_node()
         if node is None:
             return None
@@ -52,8 +52,6 @@ def parse_yaml(text: str) -> Any:
         raise YamlError("its values are nested too deeply") from error
     except Exception as error:  # PyYAML raises ValueError and others for values such as 2024-99-99 or 0x_
         raise YamlError(str(error) or reason(error)) from error
-    finally:
-        loader.dispose()
 
 
 def _count_nodes(root: yaml.Node) -> int:

@@ -16,12 +16,13 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from unmask.errors import ConfigError, DataError
+from unmask.deadline import interrupted_after
+from unmask.errors import ConfigError, DataError, reason
 from unmask.functional.elbo import elbo_weight, masks_of_counts, stratified_counts
 from unmask.functional.noise import named_generator
 from unmask.models import Denoiser, load_model
 from unmask.recipe import make_sampler
-from unmask.rollout import decode, generate, left_pad, row_seeds
+from unmask.rollout import MOST_SECONDS, decode, generate, left_pad, row_seeds
 from unmask.samplers import denoise
 from unmask.samplers.predict import predict
 
@@ -70,6 +71,8 @@ class DenoiserLM(LM):  # type: ignore[misc]  # the package ships no types
             raise ConfigError(f"model_args {', '.join(sorted(unknown))} are not known to the model unmask.")
         if num_draws < 1:
             raise ConfigError(f"num_draws = {num_draws} must be at least 1.")
+        if str(device).startswith("cuda") and not torch.cuda.is_available():
+            raise ConfigError(f"there is no {device} on this machine. Give --device cpu.")
         self.length, self.steps, self.block_length, self.order = length, steps, block_length, order
         self.num_draws, self.seed = num_draws, seed
         self.batch_size = int(batch_size) if str(batch_size).isdigit() else 32
@@ -77,7 +80,7 @@ class DenoiserLM(LM):  # type: ignore[misc]  # the package ships no types
         self.denoiser: Denoiser
         self.tokenizer: PreTrainedTokenizerBase
         self.denoiser, self.tokenizer = load_model(pretrained)
-        self._device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        self._device = torch.device(device or default_device())
         self.denoiser.to(self._device)
 
     def loglikelihood(self, requests: Sequence[Any], disable_tqdm: bool = False) -> list[tuple[float, bool]]:
@@ -167,14 +170,18 @@ class DenoiserLM(LM):  # type: ignore[misc]  # the package ships no types
 
     def apply_chat_template(self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
         """Messages as the tokenizer's template has them."""
-        return str(
-            self.tokenizer.apply_chat_template(
-                chat_history,
-                tokenize=False,
-                add_generation_prompt=add_generation_prompt,
-                continue_final_message=not add_generation_prompt,
-            )
-        )
+        try:
+            with interrupted_after(MOST_SECONDS, "its chat template does not end"):
+                return str(
+                    self.tokenizer.apply_chat_template(
+                        chat_history,
+                        tokenize=False,
+                        add_generation_prompt=add_generation_prompt,
+                        continue_final_message=not add_generation_prompt,
+                    )
+                )
+        except Exception as error:  # a template can raise what it likes
+            raise DataError(f"the chat template of {self.pretrained} cannot be used: {reason(error)}.") from error
 
     @property
     def tokenizer_name(self) -> str:
@@ -270,9 +277,20 @@ def _cut(text: str, until: str | Sequence[str]) -> str:
     return text[: min([place for stop in stops if stop and (place := text.find(stop)) >= 0], default=len(text))]
 
 
+def default_device() -> str:
+    """A CUDA GPU if there is one, otherwise the CPU."""
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
 def run(arguments: Sequence[str]) -> None:
-    """The harness's own command `run`, with this model."""
+    """Run the harness's own command `run` with this model, on the device that other commands choose, too.
+
+    The harness itself takes a CUDA GPU unless it is told otherwise.
+    """
     from lm_eval.__main__ import cli_evaluate
 
-    sys.argv = ["lm_eval", "run", "--model", "unmask", *arguments]
+    # A file given by --config may name a device, too.
+    is_chosen = any(argument.partition("=")[0] in ("--device", "--config", "-C") for argument in arguments)
+    device = [] if is_chosen else ["--device", default_device()]
+    sys.argv = ["lm_eval", "run", "--model", "unmask", *device, *arguments]
     cli_evaluate()

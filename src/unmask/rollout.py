@@ -9,13 +9,17 @@ import torch
 from torch import Tensor
 
 from unmask.config import SamplerConfig
-from unmask.errors import DataError
+from unmask.deadline import interrupted_after
+from unmask.errors import DataError, reason
 from unmask.models import Denoiser
 from unmask.records import Needs, Trajectory
 from unmask.samplers import Snapshot, denoise
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
+
+MOST_SECONDS = 10.0
+"""Longest time in which one prompt is encoded: a chat template is a program of others, and may loop."""
 
 Prompt = str | list[dict[str, str]]
 """Plain text, or chat messages for the tokenizer's template."""
@@ -188,11 +192,12 @@ def _encode_all(tokenizer: PreTrainedTokenizerBase, prompts: Sequence[Prompt]) -
 
 def _encode(tokenizer: PreTrainedTokenizerBase, prompt: Prompt) -> list[int]:
     try:
-        ids: Any = (
-            tokenizer(prompt, add_special_tokens=False).input_ids
-            if isinstance(prompt, str)
-            else tokenizer.apply_chat_template(prompt, add_generation_prompt=True, return_dict=False)
-        )
+        with interrupted_after(MOST_SECONDS, "its chat template does not end"):
+            ids: Any = (
+                tokenizer(prompt, add_special_tokens=False).input_ids
+                if isinstance(prompt, str)
+                else tokenizer.apply_chat_template(prompt, add_generation_prompt=True, return_dict=False)
+            )
     except Exception as error:  # tokenizers raise bare Exceptions of their own
         if not isinstance(prompt, str) and not tokenizer.chat_template:
             raise DataError(
@@ -200,7 +205,7 @@ def _encode(tokenizer: PreTrainedTokenizerBase, prompt: Prompt) -> list[int]:
                 "Use the task's option format=plain (or bare), or a model with one."
             ) from error
         raise DataError(
-            f"the tokenizer cannot encode the prompt {str(prompt)[:80]!r} ({str(error).splitlines()[0]}). "
+            f"the tokenizer cannot encode the prompt {str(prompt)[:80]!r} ({reason(error)}). "
             "Is the model made for this task?"
         ) from error
     return list(ids)

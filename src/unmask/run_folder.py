@@ -133,13 +133,15 @@ class RunFolder:
     def data(self) -> dict[str, Any]:
         """Where the rows come from, by data.json; empty where the task makes them."""
         path = self.path / "data.json"
-        return read_json_object(path) if path.exists() else {}
+        with _restoring_advised():
+            return read_json_object(path) if path.exists() else {}
 
     @property
     def facts(self) -> dict[str, Any]:
         """What run.json holds: the id, ids that trackers gave the run, and notes on how it was extended."""
         path = self.path / "run.json"
-        return read_json_object(path) if path.exists() else {}
+        with _restoring_advised():
+            return read_json_object(path) if path.exists() else {}
 
     def add_facts(self, **facts: Any) -> None:
         """Write facts into run.json, beside those that are there."""
@@ -312,7 +314,14 @@ class RunFolder:
 
     def _lines_until(self, step: int) -> list[str]:
         """The lines of metrics.jsonl up to a step; what a killed process left half written is dropped."""
-        kept = [line for line in read_text(self.metrics_path).split("\n") if line and _step_of(line) <= step]
+        lines = [line for line in read_text(self.metrics_path).split("\n") if line]
+        for number, line in enumerate(lines[:-1], 1):
+            if parse_line(line) is None:
+                raise RunError(
+                    f"{self.metrics_path}, line {number} is not a line of metrics: {line[:60]!r}. Restore the file, or remove "
+                    "the line."
+                )
+        kept = [line for line in lines if _step_of(line) <= step]
         if step > 0 and max(map(_step_of, kept), default=0) < step:
             logger.warning(
                 f"{self.metrics_path} does not reach step {step}, from which the run goes on: its curves will have a gap."
@@ -354,7 +363,8 @@ class RunFolder:
             raise RunError(
                 f"{self.path} already holds a run. Add --resume to go on with it, or set output_dir to another folder."
             )
-        recorded = dict(completed(read_yaml(self.path / "config.yaml")))
+        with _restoring_advised():
+            recorded = dict(completed(read_yaml(self.path / "config.yaml")))
         if (self.path / "data.json").exists():
             before_rows, rows = _rows_that_count(self.data, data)
             recorded, config = recorded | {"data": before_rows}, config | {"data": rows}
@@ -406,6 +416,16 @@ def disk_faults_explained(path: Path, last_step: int = 0) -> Iterator[None]:
                 f"{path} cannot be written ({what}{error.strerror or reason(error)}).{safe} "
                 "Allow it, or set output_dir to another folder."
             ) from error
+        raise
+
+
+@contextlib.contextmanager
+def _restoring_advised() -> Iterator[None]:
+    """Say what to do about a file of the run that cannot be read."""
+    try:
+        yield
+    except RunError as error:
+        error.add_note("Restore that file from a copy, or set output_dir to another folder.")
         raise
 
 

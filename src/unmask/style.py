@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import csv
+import io
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from math import isnan
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from unmask.files import replaced_whole, writing_explained
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -25,7 +28,12 @@ PANEL_WIDTH, PANEL_HEIGHT = 3.6, 4.0
 
 def temperature_name(temperature: str | float) -> str:
     """`greedy` for temperature 0, otherwise `sampled at` it."""
-    return "greedy" if float(temperature) == 0 else f"sampled at {float(temperature):g}"
+    try:
+        value = float(temperature)
+    except ValueError:
+        # A metric's name may hold anything.
+        return f"sampled at {temperature}"
+    return "greedy" if value == 0 else f"sampled at {value:g}"
 
 
 def line_style(index: int) -> dict[str, Any]:
@@ -45,11 +53,13 @@ def panels(
     from matplotlib import pyplot as plt
 
     size = (width or 1.2 + PANEL_WIDTH * number, height)
-    figure, axes = plt.subplots(1, number, figsize=size, layout="constrained", squeeze=False)
-    try:
-        yield figure, list(axes[0])
-    finally:
-        plt.close(figure)
+    # A name with a dollar sign is a name, not a formula.
+    with matplotlib.rc_context({"text.parse_math": False}):
+        figure, axes = plt.subplots(1, number, figsize=size, layout="constrained", squeeze=False)
+        try:
+            yield figure, list(axes[0])
+        finally:
+            plt.close(figure)
 
 
 def draw_line(
@@ -81,13 +91,18 @@ def legend_below(figure: Figure, lines: dict[str, Any]) -> None:
 
 
 def save_figure(figure: Figure, target: Path) -> None:
-    """Write PNG or SVG, as the ending says; equal numbers give equal files."""
+    """Write PNG or SVG, as the ending says, whole or not at all; equal numbers give equal files.
+
+    Raises:
+        RunError: the file cannot be written.
+    """
     import matplotlib
 
     # Text stays text in an SVG: it can be selected and searched. No date, no random ids.
     with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "unmask"}):
         metadata = {"Date": None} if target.suffix == ".svg" else None
-        figure.savefig(target, dpi=150, metadata=metadata)
+        with writing_explained(target, "Name another place with --output."), replaced_whole(target) as aside:
+            figure.savefig(aside, dpi=150, metadata=metadata)
 
 
 def save_both(figure: Figure, target: Path) -> None:
@@ -97,8 +112,21 @@ def save_both(figure: Figure, target: Path) -> None:
 
 
 def save_table(target: Path, columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
-    """Write CSV."""
-    with target.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file)
+    """Write CSV, whole or not at all.
+
+    Spreadsheets run a cell that begins with =, +, - or @ as a formula; names of metrics and folders are written as text.
+
+    Raises:
+        RunError: the file cannot be written.
+    """
+    with writing_explained(target, "Name another place with --output."), replaced_whole(target) as aside:
+        text = io.StringIO(newline="")
+        writer = csv.writer(text)
         writer.writerow(columns)
-        writer.writerows(rows)
+        writer.writerows([_as_text(cell) for cell in row] for row in rows)
+        aside.write_text(text.getvalue(), encoding="utf-8", newline="")
+
+
+def _as_text(cell: Any) -> Any:
+    """A cell that no spreadsheet takes for a formula."""
+    return f"'{cell}" if isinstance(cell, str) and cell.lstrip().startswith(("=", "+", "-", "@")) else cell

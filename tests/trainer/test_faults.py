@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import select
 import signal
 import subprocess
 import sys
@@ -184,6 +185,32 @@ def test_a_process_whose_reward_hangs_says_so_and_ends(tiny_model: Path, tmp_pat
     assert ended.returncode == 2
     assert 'RewardError: reward function "hangs" did not return within 0.5 s' in ended.stderr
     assert "Traceback" not in ended.stderr
+
+
+def test_a_terminal_that_is_closed_stops_the_run_in_good_order(tiny_model: Path, tmp_path: Path) -> None:
+    """The process leads a session on a terminal of its own, whose other end is closed after the first lines."""
+    settings = [*TRAIN, "max_steps=100000", f"model={tiny_model}", f"output_dir={tmp_path / 'run'}"]
+    code = "import os, fcntl, termios, sys; fcntl.ioctl(0, termios.TIOCSCTTY, 0); from unmask.cli import main; main()"
+    ours, theirs = os.openpty()
+    process = subprocess.Popen(
+        [sys.executable, "-c", code, "train", "sudoku-tiny", *settings],
+        stdin=theirs,
+        stdout=theirs,
+        stderr=theirs,
+        start_new_session=True,
+    )
+    os.close(theirs)
+    try:
+        while not steps_saved(tmp_path / "run"):
+            assert process.poll() is None
+            if select.select([ours], [], [], 0.1)[0]:
+                os.read(ours, 65536)
+        os.close(ours)
+        assert process.wait(120) == 128 + signal.SIGHUP
+    finally:
+        process.kill()
+    last = steps_saved(tmp_path / "run")[-1]
+    assert metrics(tmp_path / "run")[-1]["step"] == last
 
 
 def test_a_disk_without_room_for_a_checkpoint_is_told_before_the_first_step(

@@ -161,7 +161,16 @@ def test_a_finished_run_is_left_as_it_is_by_a_resume(whole: Path, tiny_model: Pa
     assert ((whole / "metrics.jsonl").read_bytes(), weights(whole)) == before
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.fixture
+def hangup() -> Iterator[None]:
+    """SIGHUP as a terminal has it, even where the tests run under nohup."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGHUP, before)
+
+
+@pytest.mark.usefixtures("hangup")
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
 def test_a_signal_finishes_the_step_saves_and_says_how_to_go_on(
     whole: Path, tiny_model: Path, tmp_path: Path, number: signal.Signals
 ) -> None:
@@ -184,6 +193,19 @@ def test_a_signal_finishes_the_step_saves_and_says_how_to_go_on(
     assert not (tmp_path / "run" / "final").exists()
     folder = train(recipe, resume=True)
     assert metrics(folder) == metrics(whole)
+    assert weights(folder) == weights(whole)
+
+
+def test_a_hangup_that_is_ignored_stays_ignored(whole: Path, tiny_model: Path, tmp_path: Path) -> None:
+    def hang_up(step: int, _: dict[str, Any]) -> None:
+        if step == 3:
+            os.kill(os.getpid(), signal.SIGHUP)
+
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        folder = train(train_recipe(tiny_model, tmp_path / "run"), observe=hang_up)
+    finally:
+        signal.signal(signal.SIGHUP, before)
     assert weights(folder) == weights(whole)
 
 

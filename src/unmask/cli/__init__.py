@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 import sys
@@ -17,7 +18,7 @@ from unmask.cli.evaluation import evaluation
 from unmask.cli.options import say
 from unmask.cli.results import results
 from unmask.cli.training import training
-from unmask.errors import LostProcessError, UnmaskError
+from unmask.errors import LostProcessError, RunError, UnmaskError
 from unmask.text import visible
 
 app = typer.Typer(
@@ -84,3 +85,10 @@ def main() -> None:
             sys.stderr.flush()
             os._exit(error.exit_code)
         sys.exit(error.exit_code)
+    except OSError as error:
+        # A pipe whose reader has left is no fault, and what has no number does not come from the file system.
+        if error.errno in (None, errno.EPIPE):
+            raise
+        place = f"{error.filename}: " if error.filename else ""
+        say(f"{RunError.__name__}: {place}{error.strerror}. Look at that place, or name another one.", err=True)
+        sys.exit(UnmaskError.exit_code)

@@ -100,7 +100,7 @@ def _evaluate(
     for sampler in samplers:
         check_samples(sampler, recipe.samples)
     if output is not None:
-        check_place(output)
+        check_place(output, against)
     rewards = by_name(map(load_reward, recipe.reward_funcs)) if recipe.reward_funcs else task.rewards()
     scorer = Scorer(rewards, recipe.reward_weights, recipe.reward_timeout)
     candidates = task.candidates(rows.split, rows.num_rows, recipe.seed)  # type: ignore[arg-type]
@@ -126,7 +126,7 @@ def _evaluate(
     facts = facts_of(model, denoiser, task, items, samplers, sorted(scorer.functions), split=rows.split, **ran)
     if usable.left_out:
         facts["left_out"] = usable.record()["left_out"]
-    place, results = output or default_place(facts), []
+    place, results = output or default_place(facts, against), []
     for sampler in samplers:
         with evaluation_progress(sampler) as view:
             results.append(evaluate(denoiser, tokenizer, task, scorer, items, sampler, observe=view, **ran))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Iterable, Mapping, Sequence
 from math import isnan
 from pathlib import Path
@@ -11,7 +10,7 @@ from typing import Any
 from unmask.compare.recipe import CompareRecipe, named
 from unmask.compare.results import Mean, Results, Trial, is_at_edge
 from unmask.files import write_atomically
-from unmask.style import temperature_name
+from unmask.style import save_table, temperature_name
 
 
 def write_tables(results: Results, folder: Path) -> Path:
@@ -24,7 +23,7 @@ def write_tables(results: Results, folder: Path) -> Path:
         lines = [f"- {r['method']} on {r['task']}, seed {r['seed']}: {r['failed']}" for r in results.failed]
         sections.append("\n".join(["## Failed", "", *lines]))
     write_atomically(folder / "table.md", "\n\n".join(sections) + "\n")
-    _write_csv(
+    save_table(
         folder / "table.csv",
         ["task", "method", "minus", "settings", "temperature", "seeds", "accuracy", "half_width", "se"]
         + ["reward", "steps", "token_passes", "reward_calls", "seconds"],
@@ -62,7 +61,7 @@ def write_trials(
         "seeds is chosen, of equals the one of larger reward; the test split had no part in it."
     )
     write_atomically(folder / "tuning.md", f"{text}\n\n{_markdown(columns, body)}\n")
-    _write_csv(
+    save_table(
         folder / "tuning.csv",
         ["task", "method", "settings", "seeds", *(f"accuracy@{t}" for t in temperatures), "mean", "reward", "verdict"],
         [
@@ -163,10 +162,3 @@ def _millions(number: float) -> str:
 def _markdown(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     lines = [columns, ["---"] * len(columns), *rows]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
-
-
-def _write_csv(path: Path, columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
-    with path.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file)
-        writer.writerow(columns)
-        writer.writerows(rows)

@@ -8,10 +8,12 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from unmask.checkpoints import is_checkpoint
 from unmask.errors import ConfigError, ModelError
 from unmask.models import Denoiser
 from unmask.models.adapters import Adapters
 from unmask.models.families import FAMILIES, family_of
+from unmask.models.from_run import base_of, locate
 from unmask.models.layout import native_config
 from unmask.models.native import NATIVE_CLASSES
 from unmask.models.source import local_folder, read_json
@@ -70,7 +72,7 @@ def config_of(recipe: TrainRecipe, shape: str = "") -> tuple[PreTrainedConfig, s
     """
     if shape:
         return _built(_numbers(shape)), f"--shape {shape}"
-    model = recipe.model
+    model = _described(recipe.model)
     name = Path(model).name.lower()
     if not Path(model).exists():
         # By name, as the hub has it or as `unmask convert` is told to write it.
@@ -90,6 +92,12 @@ def config_of(recipe: TrainRecipe, shape: str = "") -> tuple[PreTrainedConfig, s
     if family is None:
         raise ModelError(f"{model} is of no family that unmask knows ({', '.join(FAMILIES)}). Give --shape instead.")
     return native_config(raw, family, FAMILIES[family]), f"{model}/config.json"
+
+
+def _described(model: str) -> str:
+    """The folder that holds the config and the tokenizer of a model: of a run's, or of the one under a checkpoint's adapter."""
+    place = locate(model)
+    return (base_of(Path(place)) or place) if is_checkpoint(Path(place)) else place
 
 
 def build(config: PreTrainedConfig, recipe: TrainRecipe, num_layers: int) -> Denoiser:
@@ -169,7 +177,7 @@ def _tiny(recipe: PretrainRecipe) -> PreTrainedConfig:
 def prompt_tokens(recipe: TrainRecipe) -> tuple[int, str]:
     """P, the tokens of a prompt with its template, and where the number is from: the task's first rows where the tokenizer is
     here, otherwise 200, to which the EGSPO release cuts its prompts."""
-    model = recipe.model
+    model = _described(recipe.model)
     try:
         if not Path(model).exists():
             if not model.startswith("runs/"):

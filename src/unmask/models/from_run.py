@@ -54,7 +54,7 @@ def locate(source: str | os.PathLike[str]) -> str:
         raise ModelError(f"{source} cannot be read ({error.strerror}). Set model to a folder or a hub id.") from error
     if not is_folder or (folder / "config.json").exists() or is_checkpoint(folder):
         return str(source)
-    if folder.resolve().name == "checkpoints" and checkpoints_in(folder.parent):
+    if os.path.basename(os.path.realpath(folder)) == "checkpoints" and checkpoints_in(folder.parent):
         found = ", ".join(path.name for path in checkpoints_in(folder.parent)[-3:])
         raise ModelError(f"{source} holds several checkpoints of a run. Name one of them: {found}.")
     if not (folder / "run.lock").exists() and not (folder / "checkpoints").exists():

@@ -52,7 +52,7 @@ def evaluations_of(lines: list[dict[str, Any]]) -> dict[str, list[dict[str, floa
             if key.startswith("eval/") and key.endswith("/accuracy") and "@" in key:
                 name = key.removesuffix("/accuracy")
                 point = {field: line.get(f"{name}/{field}", nan) for field in ("accuracy", "low", "high")}
-                if not all(map(isfinite, point.values())):
+                if not all(isinstance(value, int | float) and isfinite(value) for value in point.values()):
                     continue
                 point["step"] = line["step"]
                 split, _, temperature = name.removeprefix("eval/").partition("@")

@@ -15,7 +15,7 @@ from statistics import fmean
 from typing import Any
 
 from unmask.errors import ConfigError, RunError, unknown_name
-from unmask.files import read_yaml
+from unmask.files import read_yaml, writing_explained
 from unmask.functional.intervals import mean_interval
 from unmask.metrics_file import read_metrics
 from unmask.run_folder import FREE_TO_CHANGE, flat
@@ -85,6 +85,11 @@ def plot_metrics(
     read = {run: read_metrics(run) for run in runs}
     groups = group_runs(runs, across)
     chosen = list(metrics) or _usual(read)
+    if not chosen:
+        raise RunError(
+            f"{', '.join(map(str, runs))}: there is no accuracy, reward or loss that all have logged. Name what to draw with "
+            "--metric."
+        )
     drawn = {
         metric: [series_of(label, [read[run] for run in group], metric, x, smooth) for label, group in groups.items()]
         for metric in chosen
@@ -104,7 +109,8 @@ def plot_metrics(
                 axis.set_ylim(0, 1)
             tidy(axis)
         legend_below(figure, lines)
-        target.parent.mkdir(parents=True, exist_ok=True)
+        with writing_explained(target, "Name another place with --output."):
+            target.parent.mkdir(parents=True, exist_ok=True)
         save_both(figure, target)
     extra = [] if x == "step" else [x]
     save_table(

@@ -99,7 +99,7 @@ def start_trackers(accelerator: Accelerator, recipe: RunRecipe, folder: RunFolde
     settings: dict[str, dict[str, Any]] = {
         "wandb": {"name": name, "id": folder.id, "resume": "allow"},
         # Points that an earlier process wrote after that step are hidden.
-        "tensorboard": {"purge_step": logged + 1} if logged else {},
+        "tensorboard": {"purge_step": logged + 1},
         "trackio": {"name": name, "resume": "allow"},
         "mlflow": {"run_name": name, "run_id": facts.get("mlflow_run_id")},
         "comet_ml": {"experiment_key": folder.id, "mode": "get_or_create"},

@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from unmask.errors import ConfigError
-from unmask.files import write_atomically
+from unmask.errors import ConfigError, RunError
+from unmask.files import read_json_object, write_atomically
 from unmask.recipe import TrainRecipe
 from unmask.records import Rollout, Row, Trajectory, Views
 from unmask.rollout import encode_batch, generate
@@ -89,8 +89,10 @@ def find_room(
             "hold up the others. Give a number; unmask estimate RECIPE helps to choose it."
         )
     ranks = Ranks(accelerator)
-    if kept := ranks.from_main((folder / FILE).read_text() if (folder / FILE).exists() else ""):
-        return Room(**json.loads(kept))
+    with ranks.agreed():
+        kept = _kept(folder / FILE) if accelerator.is_main_process else None
+    if kept := ranks.from_main(kept):
+        return kept
     with ranks.agreed():
         probe = _Probe(recipe, policy, accelerator, rows)
         found = [probe.find(probe.rollout), probe.find(probe.update)]
@@ -102,6 +104,18 @@ def find_room(
             f"(rows of {probe.width} tokens). Kept in {folder / FILE}; remove that to find it anew on other hardware."
         )
     return room
+
+
+def _kept(path: Path) -> Room | None:
+    """What was found when the run began; None if nothing was yet."""
+    if not path.exists():
+        return None
+    facts = read_json_object(path)
+    if facts.keys() != {"rollout", "update"} or not all(
+        isinstance(value, int) and value > 0 for value in facts.values()
+    ):
+        raise RunError(f"{path} does not hold the tokens that fit into memory. Remove it, and they are found anew.")
+    return Room(**facts)
 
 
 def tokens_that_fit(measured: list[tuple[int, int]], free: float) -> int:
