@@ -18,7 +18,19 @@ import unmask
 PACKAGE = Path(unmask.__file__).parent
 FILES = sorted(path.relative_to(PACKAGE) for path in PACKAGE.rglob("*.py"))
 
-LAYER_0 = {"text", "errors", "files", "records", "kept", "config", "functional", "reward", "workers", "deadline"}
+LAYER_0 = {
+    "text",
+    "errors",
+    "files",
+    "records",
+    "kept",
+    "config",
+    "functional",
+    "reward",
+    "workers",
+    "deadline",
+    "isolated",
+}
 LAYER_1 = {"models", "samplers", "tasks", "sandbox"}
 LAYER_2 = {"methods", "rollout", "score", "recipe", "run_folder", "checkpoints", "environment"} | {
     "metrics_file",
@@ -43,17 +55,18 @@ MAY_IMPORT: dict[str, set[str]] = {
     "kept": {"errors", "records"},
     "config": {"errors"},
     "functional": {"errors"},
-    "reward": {"errors"},
+    "reward": {"errors", "deadline"},
     "deadline": set(),
     "workers": {"errors", "reward", "deadline"},
+    "isolated": {"errors", "reward", "workers"},
     "models": LAYER_0 | {"checkpoints"},
     "samplers": LAYER_0,
     "tasks": LAYER_0 | {"sandbox"},
     "sandbox": LAYER_0,
     "methods": LAYER_0,
     "rewards": LAYER_0 | {"tasks"},
-    "score": LAYER_0,
-    "rollout": LAYER_0 | {"models", "samplers"},
+    "score": LAYER_0 | {"recipe"},
+    "rollout": LAYER_0 | {"models", "samplers", "tasks"},
     "elsewhere": set(),
     "keys": LAYER_0 | {"elsewhere", "methods", "tasks"},
     "faults": LAYER_0 | {"keys"},

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import json
+from dataclasses import replace
+
 import pytest
 import torch
 
+from tests.models.minis import mini_checkpoint
 from unmask.config import SamplerConfig
 from unmask.errors import DataError
 from unmask.models import char_tokenizer
+from unmask.models.families import FAMILIES
+from unmask.models.tokenizers import complete_tokenizer
 from unmask.records import Needs
-from unmask.rollout import decode, encode_batch, generate, row_seeds
+from unmask.rollout import decode, encode_batch, generate, row_seeds, turn_end
 from unmask.tasks.sudoku import Sudoku
 
 L = 6
@@ -97,9 +103,84 @@ def test_chat_messages_go_through_the_tokenizers_template(lively, tokenizer):
     tokenizer.chat_template = (
         "{% for m in messages %}{{ m['content'] }}={% endfor %}{% if add_generation_prompt %}0{% endif %}"
     )
-    messages = [{"role": "user", "content": "12"}, {"role": "assistant", "content": "3"}]
+    messages = [
+        {"role": "user", "content": "12"},
+        {"role": "assistant", "content": "3"},
+        {"role": "user", "content": "4"},
+    ]
     path = generate(lively, tokenizer, [messages], SAMPLER, SEED[:1])
-    assert tokenizer.decode(path.prompt_ids[0]) == "12=3=0"
+    assert tokenizer.decode(path.prompt_ids[0]) == "12=3=4=0"
+
+
+ENDS_TURNS = (
+    "{% for m in messages %}{{ m['content'] }}{% if m['role'] == 'assistant' %}<eot>{% else %}={% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}0{% endif %}"
+)
+
+
+@pytest.fixture
+def chat(tokenizer):
+    """A tokenizer whose template ends the assistant's turns with a token of their own."""
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<eot>"]})
+    tokenizer.chat_template = ENDS_TURNS
+    return tokenizer
+
+
+def encoded(tokenizer, messages):
+    ids, _ = encode_batch(tokenizer, [messages], 0)
+    return tokenizer.decode(ids[0])
+
+
+def test_a_conversation_that_ends_with_the_assistant_is_continued(chat):
+    asked = {"role": "user", "content": "12"}
+    assert encoded(chat, [asked]) == "12=0"
+    assert encoded(chat, [asked, {"role": "assistant", "content": "3"}]) == "12=3"
+    assert encoded(chat, [asked, {"role": "assistant", "content": "3"}, asked]) == "12=3<eot>12=0"
+
+
+@pytest.mark.parametrize(
+    ("messages", "told"),
+    [
+        ([{"role": "user", "content": [{"type": "text", "text": "12"}]}], "message 1 .* content in parts"),
+        (
+            [{"role": "user", "content": "1"}, {"role": "assistant"}],
+            'message 2 of the prompt has no text under "content"',
+        ),
+        ([{"content": "12"}], 'message 1 of the prompt has no "role"'),
+        (["12"], "message 1 of the prompt is '12'"),
+        ([], "an empty list of chat messages"),
+    ],
+)
+def test_messages_that_are_none_are_named(chat, messages, told):
+    with pytest.raises(DataError, match=told):
+        encode_batch(chat, [messages], 0)
+
+
+def test_text_is_cut_at_the_end_of_the_turn(chat, tokenizer):
+    ids = chat("42<eot>42<eos>").input_ids
+    assert decode(chat, torch.tensor([ids, ids[:2] + [ids[-1]] * 4])) == ["42", "42"]
+    chat.chat_template = None
+    assert decode(chat, torch.tensor([ids])) == ["4242"], "without a template no token ends a turn"
+
+
+def test_length_and_text_agree_on_the_end_of_the_turn(lively, chat):
+    path = generate(lively, chat, ["12="], SAMPLER, SEED[:1])
+    ids = chat("42<eot>4<eos>2").input_ids
+    path = replace(path, tokens=torch.tensor([ids]))
+    assert path.turn_end_id == chat.convert_tokens_to_ids("<eot>")
+    assert path.is_text().tolist() == [[True, True, False, False, False, False]]
+    assert decode(chat, path.tokens) == ["42"]
+
+
+@pytest.mark.parametrize(("family", "token"), [("llada", "<|eot_id|>"), ("dream", "<|im_end|>")])
+def test_the_end_of_a_turn_is_that_of_the_released_templates(tmp_path, family, token):
+    folder = mini_checkpoint(family, tmp_path / "mini")
+    tokenizer = complete_tokenizer(folder, FAMILIES[family], json.loads((folder / "config.json").read_text()))
+    assert turn_end(tokenizer) == tokenizer.convert_tokens_to_ids(token) != tokenizer.eos_token_id
+    ids = tokenizer(f"42{token}42<|endoftext|>", add_special_tokens=False).input_ids
+    assert decode(tokenizer, torch.tensor([ids])) == ["42"]
+    prompt = [{"role": "user", "content": "6*7?"}, {"role": "assistant", "content": "The answer is "}]
+    assert encoded(tokenizer, prompt) == encoded(tokenizer, prompt[:1]) + "The answer is "
 
 
 def test_a_character_that_the_tokenizer_does_not_know_is_a_data_error(lively, tokenizer):

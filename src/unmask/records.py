@@ -17,11 +17,11 @@ from torch import Tensor
 
 from unmask.errors import RunError
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 """Of a rollout on disk; raised whenever a field changes its meaning, or a reader of before would stumble over what is new."""
 
-READABLE_VERSIONS = (1, 2)
-"""Those that `Rollout.load` reads. Version 1 has no notes."""
+READABLE_VERSIONS = (1, 2, 3)
+"""Those that `Rollout.load` reads. Version 1 has no notes, and version 2 no end of the turn."""
 
 _NOTE = "note/"
 
@@ -116,6 +116,8 @@ class Trajectory:
     """[B, K, L] int32: x̂_k, the state before step k with every masked position filled by its likeliest token."""
     fill_tokens: Tensor | None = None
     """[B, K, M, L] int32: other completions of the same states, as `Needs.fills` asks for them."""
+    turn_end_id: int | None = None
+    """The token that ends an assistant's turn, where the model has another than EOS: what follows is not of the completion."""
     schema_version: int = SCHEMA_VERSION
 
     def __len__(self) -> int:
@@ -143,8 +145,11 @@ class Trajectory:
         return first.long().masked_fill(~is_state, -1)
 
     def is_text(self) -> Tensor:
-        """[B, L] bool: positions before the first EOS, those that make the completion's text."""
-        return (self.tokens == self.eos_id).cumsum(-1) == 0
+        """[B, L] bool: positions before the first EOS or end of the turn, those that make the completion's text."""
+        is_end = self.tokens == self.eos_id
+        if self.turn_end_id is not None:
+            is_end |= self.tokens == self.turn_end_id
+        return is_end.cumsum(-1) == 0
 
     def to(self, device: torch.device | str) -> Trajectory:
         """The same record with its tensors on `device`."""

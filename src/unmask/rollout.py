@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
+from itertools import takewhile
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -14,6 +16,7 @@ from unmask.errors import DataError, reason
 from unmask.models import Denoiser
 from unmask.records import Needs, Trajectory
 from unmask.samplers import Snapshot, denoise
+from unmask.tasks.prompts import fault_of_prompt
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -22,7 +25,7 @@ MOST_SECONDS = 10.0
 """Longest time in which one prompt is encoded: a chat template is a program of others, and may loop."""
 
 Prompt = str | list[dict[str, str]]
-"""Plain text, or chat messages for the tokenizer's template."""
+"""Plain text, or chat messages for the tokenizer's template. Where the last message is the assistant's, it is continued."""
 
 ENCODED_AT_ONCE = 1024
 """Prompts that are encoded in one call when they are checked."""
@@ -93,7 +96,7 @@ def generate(
         )
     denoiser.train(was_training)
     back = torch.tensor([i for index in batches for i in index]).argsort()
-    return Trajectory.cat(parts).rows(back.to(device))
+    return replace(Trajectory.cat(parts).rows(back.to(device)), turn_end_id=turn_end(tokenizer))
 
 
 def prompt_faults(
@@ -176,12 +179,31 @@ def row_seeds(num_rows: int, generator: torch.Generator) -> Tensor:
 
 
 def decode(tokenizer: PreTrainedTokenizerBase, tokens: Tensor) -> list[str]:
-    """The text of completions [B, L]: up to the first EOS, special tokens left out."""
-    eos_id = tokenizer.eos_token_id
-    rows = tokens.tolist()
-    cut = [row[: row.index(eos_id)] if eos_id in row else row for row in rows]
+    """The text of completions [B, L]: up to the first EOS or end of the assistant's turn, special tokens left out."""
+    ends = {tokenizer.eos_token_id, turn_end(tokenizer)}
+    cut = [list(takewhile(lambda token: token not in ends, row)) for row in tokens.tolist()]
     texts: list[str] = tokenizer.batch_decode(cut, skip_special_tokens=True)
     return texts
+
+
+def turn_end(tokenizer: PreTrainedTokenizerBase) -> int | None:
+    """The special token with which the chat template ends an assistant's turn; None where there is no such token.
+
+    Models that fill the rest of a completion with EOS end the answer itself with this token: LLaDA with <|eot_id|>, Dream with
+    <|im_end|>.
+    """
+    if not tokenizer.chat_template:
+        return None
+    answer = "answer"
+    messages = [{"role": "user", "content": "question"}, {"role": "assistant", "content": answer}]
+    try:
+        with interrupted_after(MOST_SECONDS, "its chat template does not end"):
+            text = str(tokenizer.apply_chat_template(messages, tokenize=False))
+        ids = tokenizer(text.rpartition(answer)[2], add_special_tokens=False).input_ids
+    except Exception:  # a template of a model's own may refuse any conversation, and then it says nothing of its turns
+        return None
+    token = tokenizer.added_tokens_decoder.get(ids[0]) if ids else None
+    return int(ids[0]) if token is not None and token.special else None
 
 
 def _encode_all(tokenizer: PreTrainedTokenizerBase, prompts: Sequence[Prompt]) -> list[list[int]]:
@@ -190,13 +212,27 @@ def _encode_all(tokenizer: PreTrainedTokenizerBase, prompts: Sequence[Prompt]) -
     return [cache[key] if (key := str(p)) in cache else cache.setdefault(key, _encode(tokenizer, p)) for p in prompts]
 
 
+def _chat_ids(tokenizer: PreTrainedTokenizerBase, messages: list[dict[str, str]]) -> Any:
+    """Messages by the tokenizer's template, and the start of the assistant's turn, which may have begun in the last message."""
+    if messages[-1]["role"] != "assistant":
+        return tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=False)
+    text = str(tokenizer.apply_chat_template(messages, tokenize=False, continue_final_message=True))
+    begun = messages[-1]["content"]
+    # Templates trim what they are given, and the space before the next word is the user's.
+    whole = text if text.endswith(begun) else text.rstrip() + begun[len(begun.rstrip()) :]
+    return tokenizer(whole, add_special_tokens=False).input_ids
+
+
 def _encode(tokenizer: PreTrainedTokenizerBase, prompt: Prompt) -> list[int]:
+    fault = None if isinstance(prompt, str) else fault_of_prompt(prompt)
+    if fault:
+        raise DataError(f"{fault}: {str(prompt)[:80]!r}.")
     try:
         with interrupted_after(MOST_SECONDS, "its chat template does not end"):
             ids: Any = (
                 tokenizer(prompt, add_special_tokens=False).input_ids
                 if isinstance(prompt, str)
-                else tokenizer.apply_chat_template(prompt, add_generation_prompt=True, return_dict=False)
+                else _chat_ids(tokenizer, prompt)
             )
     except Exception as error:  # tokenizers raise bare Exceptions of their own
         if not isinstance(prompt, str) and not tokenizer.chat_template:

@@ -196,7 +196,7 @@ _LLADA = Family(
     notes=(
         "Its gate is named ff_proj and its down projection ff_out: LoRA targets named as Llama's miss them in its own class.",
         "With a padded attention mask its own code turns causal; the native class does not.",
-        "An answer ends with <|eot_id|> (126348) and is filled with <|endoftext|>; rows end at the latter.",
+        "An answer ends with <|eot_id|> (126348) and is filled with <|endoftext|>; the text ends at the first of the two.",
     ),
 )
 _DREAM = Family(
@@ -224,7 +224,7 @@ _DREAM = Family(
     notes=(
         "Heads predict the next position; position 0, which no head speaks of, is a completion's only where there is no prompt.",
         "Its tokenizer config names a class that exists as code only; Qwen2Tokenizer reads the same files.",
-        "An answer ends with <|im_end|> (151645) and is filled with <|endoftext|>; rows end at the latter.",
+        "An answer ends with <|im_end|> (151645) and is filled with <|endoftext|>; the text ends at the first of the two.",
     ),
 )
 
