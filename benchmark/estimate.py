@@ -26,6 +26,9 @@ from typing import Any
 RESULTS = Path(__file__).parent / "results" / "estimate.jsonl"
 
 REWARD = '''
+from unmask.reward import per_completion
+
+@per_completion
 def variety(prompts, completions, **columns):
     """Share of different characters."""
     return [len(set(text)) / max(1, len(text)) for text in completions]

@@ -21,8 +21,8 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
 from unmask import rewards
+from unmask.deadline import within
 from unmask.reward import RewardFunc
-from unmask.score import within
 from unmask.tasks import Arithmetic, Countdown, Sudoku
 from unmask.tasks.gsm8k import GSM8K
 from unmask.tasks.hendrycks_math import Math

@@ -3,7 +3,8 @@
     python examples/custom_reward.py runs/demo/base/final
 
 A reward function takes prompts, completions and the rows' other columns, and returns one number (or None) for each
-completion. From a recipe or the command line it is named by path:
+completion. This one judges each completion by itself and says so with `@per_completion`, because EGSPO-SA, the method of the
+recipe, also scores unfinished completions. From a recipe or the command line it is named by path:
 
     unmask train sudoku-tiny 'reward_funcs=[examples/custom_reward.py:row_variety]' output_dir=runs/variety
 """
@@ -14,8 +15,10 @@ import argparse
 from typing import Any
 
 from unmask import Trainer, load_recipe
+from unmask.reward import per_completion
 
 
+@per_completion
 def row_variety(prompts: list[str], completions: list[str], **columns: Any) -> list[float]:
     """Share of the four rows of a grid that hold four different digits: a weaker rule than Sudoku's."""
     return [sum(len(set(text[i : i + 4])) == 4 for i in range(0, 16, 4)) / 4 for text in completions]

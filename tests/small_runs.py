@@ -30,6 +30,9 @@ TRAIN = (
 )
 """Overrides of `sudoku-tiny`: 6 steps of 4 completions, a checkpoint every 2 steps, an evaluation every 3."""
 
+IN_PROCESS = "reward_workers=0"
+"""Spares a worker process that would import the tests; tests/test_isolated.py has runs with one."""
+
 PRETRAIN = (
     "max_steps=6",
     "batch_size=4",
@@ -54,7 +57,7 @@ PRELOADED = [
 
 
 def train_recipe(model: Path, output: Path, *overrides: str) -> TrainRecipe:
-    return load_recipe("sudoku-tiny", [*TRAIN, f"model={model}", f"output_dir={output}", *overrides])
+    return load_recipe("sudoku-tiny", [*TRAIN, IN_PROCESS, f"model={model}", f"output_dir={output}", *overrides])
 
 
 def pretrain_recipe(output: Path, *overrides: str) -> PretrainRecipe:

@@ -28,44 +28,53 @@ from unmask.trainer.stopping import RunStoppedError
 
 REWARDS = """
 import os, signal, time
+from unmask.reward import per_completion
 
 STATE = {"calls": 0}
 
 def _values(completions):
     return [text.count("1") + 0.1 * len(text) for text in completions]
 
+@per_completion
 def good(completions, **_):
     return _values(completions)
 
+@per_completion
 def flawed(completions, **_):
     STATE["calls"] += 1
-    if STATE["calls"] > 3 and "MENDED" not in os.environ:
+    if STATE["calls"] > 6 and "MENDED" not in os.environ:
         raise ZeroDivisionError("no reward today")
     return _values(completions)
 
+@per_completion
 def stopping(completions, **_):
     STATE["calls"] += 1
-    if STATE["calls"] == 3:
-        os.kill(os.getpid(), signal.SIGTERM)
+    if STATE["calls"] == 5:
+        os.kill(os.getppid(), signal.SIGTERM)
     return _values(completions)
 
+@per_completion
 def raises(completions, **_):
     raise ZeroDivisionError("no reward today")
 
+@per_completion
 def nan(completions, **_):
     return [float("nan")] * len(completions)
 
+@per_completion
 def short(completions, **_):
     return [1.0]
 
+@per_completion
 def hangs(completions, **_):
     time.sleep(30)
 
+@per_completion
 def needy(completions, difficulty, **_):
     return difficulty
 """
 
-# Without evaluations on the way, the reward is called once a step.
+# Without evaluations on the way, the reward is called twice a step: for finished and for one-step completions.
 SHORT = ("evaluation.temperatures=[0.9]", "evaluation.eval_steps=0")
 
 
@@ -223,12 +232,12 @@ def same(folder: Path, whole: Path) -> bool:
 @pytest.mark.parametrize(
     ("name", "told"),
     [
-        ("raises", 'reward function "raises" raised ZeroDivisionError: no reward today (mine.py, line 25)'),
+        ("raises", 'reward function "raises" raised ZeroDivisionError: no reward today (mine.py, line 30)'),
         ("nan", 'reward function "nan" returned nan for the completion '),
-        ("short", 'reward function "short" returned 1 rewards for 8 completions; it must return one for each.'),
+        ("short", 'reward function "short" returned 1 rewards for 4 completions; it must return one for each.'),
         (
             "hangs",
-            'reward function "hangs" did not return within 0.2 s for 8 completions. Make it faster, or raise rew',
+            'reward function "hangs" did not return within 0.2 s for 4 completions. Make it faster, or raise rew',
         ),
     ],
 )
@@ -253,7 +262,7 @@ def test_a_reward_that_fails_in_the_middle_is_mended_and_the_run_goes_on(
     overrides = [*SHORT, f"reward_funcs=[{places}/mine.py:flawed]"]
     assert unmask_train(tiny_model, tmp_path / "run", *overrides) == 2
     assert message(capsys) == (
-        'RewardError: reward function "flawed" raised ZeroDivisionError: no reward today (mine.py, line 15) '
+        'RewardError: reward function "flawed" raised ZeroDivisionError: no reward today (mine.py, line 18) '
         "The state after step 3 is saved: mend this, then add --resume."
     )
     monkeypatch.setenv("MENDED", "1")

@@ -14,6 +14,7 @@ import pytest
 
 from tests.small_runs import metrics, train_recipe
 from unmask.methods import METHODS
+from unmask.reward import per_completion
 from unmask.trainer import Trainer
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -43,6 +44,7 @@ OWN_SETTINGS: dict[str, tuple[str, ...]] = {
 """What a method's run sets besides, later than `SETTINGS`: its own options at this size, or a rate at which its reward climbs."""
 
 
+@per_completion
 def share_of_ones(completions: list[str], **_: Any) -> list[float]:
     """A reward that an untrained model can climb in 20 steps."""
     return [text.count("1") / 16 for text in completions]

@@ -95,8 +95,8 @@ def test_a_tiny_model_is_pretrained_and_trained_on_rows_of_a_file(
 
 def test_a_reward_that_hangs_on_some_completions_runs_in_workers_and_the_run_goes_on(tmp_path: Path) -> None:
     (tmp_path / "mine.py").write_text(
-        "import time\n\ndef fickle(completions, answer, **columns):\n"
-        "    if completions[0]:\n        time.sleep(60)\n    return [1.0]\n"
+        "import time\nfrom unmask.reward import per_completion\n\n@per_completion\ndef fickle(completions, answer, **columns):\n"
+        "    if any(len(text) % 2 for text in completions):\n        time.sleep(60)\n    return [1.0] * len(completions)\n"
     )
     task = f"task: {{type: gsm8k, format: bare, source: {write(tmp_path / 'rows.jsonl', GSM8K)}}}"
     assert unmask("pretrain", recipe(tmp_path / "base.yaml", task), *PRETRAIN, f"output_dir={tmp_path}/base") == 0
@@ -109,6 +109,6 @@ def test_a_reward_that_hangs_on_some_completions_runs_in_workers_and_the_run_goe
     )
     assert unmask("train", run, *TRAIN, *workers, "evaluation.split=validation", f"output_dir={tmp_path}/run") == 0
     (line,) = metrics(tmp_path / "run")[-1:]
-    # A model that has learnt nothing writes something nearly always.
+    # A model that has learnt nothing writes texts of every length.
     assert line["rewards/fickle/timeout"] > 0
     assert line["rewards/fickle/mean"] == 1 - line["rewards/fickle/timeout"]

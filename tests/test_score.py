@@ -16,7 +16,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from unmask.errors import ConfigError, DataError, RewardError, UnmaskError
-from unmask.reward import Score, reports
+from unmask.reward import Score, per_completion, reports
+from unmask.rewards import answer_tag, correct_number
 from unmask.score import Scorer, by_name, load_reward
 
 ROWS = [{"prompt": "2+2=", "answer": "4"}, {"prompt": "3+4=", "answer": "7"}]
@@ -54,6 +55,7 @@ def test_prompts_arrive_beside_their_completions() -> None:
 def test_equal_texts_of_a_row_are_scored_once_and_every_place_gets_its_score() -> None:
     seen: list[tuple[str, str]] = []
 
+    @per_completion
     def count(prompts: list[str], completions: list[str], **_: Any) -> list[float]:
         seen.extend(zip(prompts, completions, strict=True))
         return [10.0 * (prompt == "3+4=") + len(text) for prompt, text in zip(prompts, completions, strict=True)]
@@ -65,9 +67,118 @@ def test_equal_texts_of_a_row_are_scored_once_and_every_place_gets_its_score() -
     assert sorted(seen) == [("2+2=", "a"), ("2+2=", "bb"), ("3+4=", "a"), ("3+4=", "ccc")]
 
 
+def test_a_function_that_may_compare_sees_every_completion_in_order() -> None:
+    seen: list[list[str]] = []
+
+    def rank(completions: list[str], **_: Any) -> list[float]:
+        seen.append(completions)
+        return [float(completions[: i + 1].count(text)) for i, text in enumerate(completions)]
+
+    scorer = Scorer({"rank": rank})
+    assert scorer([ROWS[0]] * 3 + [ROWS[1]] * 3, ["a", "a", "b", "a", "c", "c"]).total == [1, 2, 1, 3, 1, 2]
+    assert seen == [["a", "a", "b", "a", "c", "c"]]
+    assert scorer.take() == 6
+
+
+def test_unfinished_completions_are_a_call_of_their_own_and_what_is_known_is_not_scored_again() -> None:
+    seen: list[list[str]] = []
+
+    @per_completion
+    def length(completions: list[str], **_: Any) -> list[float]:
+        seen.append(completions)
+        return [float(len(text)) for text in completions]
+
+    scorer = Scorer({"length": length})
+    assert scorer([ROWS[0], ROWS[0], ROWS[1]], ["a", "bb", "a"]).total == [1, 2, 1]
+    assert scorer.unfinished([ROWS[0], ROWS[1], ROWS[1]], ["bb", "bb", "ccc"]).total == [2, 2, 3]
+    assert seen == [["a", "bb", "a"], ["bb", "ccc"]]
+    assert scorer.take() == 5
+    assert scorer([ROWS[0]], ["a"]).total == [1]
+    assert seen[2:] == [["a"]], "what is known is forgotten with the next finished completions"
+
+
+def test_a_function_that_may_compare_scores_no_unfinished_completions() -> None:
+    scorer = Scorer({"right": per_completion(right), "rank": lambda completions: [0.0] * len(completions)})
+    for ask in (lambda: scorer.check_unfinished("egspo_sa"), lambda: scorer.unfinished(ROWS, ["4", "7"])):
+        with pytest.raises(ConfigError) as caught:
+            ask()
+        told = str(caught.value)
+        assert told.startswith('reward function "rank" does not say that it judges each completion by itself, and ')
+        assert "from unmask.reward import per_completion\n\n      @per_completion\n      def rank(" in told
+        assert told.endswith("method.type=diffu_grpo.")
+
+
+def test_a_lone_completion_is_a_group_of_equal_ones_to_a_function_that_compares() -> None:
+    seen: list[list[str]] = []
+
+    def first(prompts: list[str], completions: list[str]) -> list[float]:
+        seen.append(completions)
+        assert len(completions) % 3 == 0
+        return [float(len(text) + i % 3) for i, text in enumerate(completions)]
+
+    scores = Scorer({"first": first, "right": per_completion(right)}, group_size=3).single(ROWS, ["4", "77"])
+    assert seen == [["4", "4", "4", "77", "77", "77"]]
+    assert scores.by_function == {"first": [1, 2], "right": [1, 0]}
+    assert scores.total == [2, 2]
+    alone = Scorer({"right": per_completion(right)}, group_size=3)
+    assert alone.single(ROWS, ["4", "7"]).total == [1, 1]
+    assert alone.take() == 2
+
+
+def test_completions_of_chat_rows_are_messages_as_in_trl() -> None:
+    def shape(prompts: list[Any], completions: list[Any]) -> list[float]:
+        return [
+            float(completion == ([{"role": "assistant", "content": "4"}] if isinstance(prompt, list) else "4"))
+            for prompt, completion in zip(prompts, completions, strict=True)
+        ]
+
+    rows = [{"prompt": [{"role": "user", "content": "2+2?"}]}, {"prompt": "2+2="}]
+    assert Scorer({"shape": shape})(rows, ["4", "4"]).total == [1.0, 1.0]
+
+
+def test_the_packages_own_rewards_take_both_forms() -> None:
+    from unmask.tasks import Sudoku
+
+    task = Sudoku(format="tagged")
+    (row,) = task.rows("test", 1)
+    chat = Scorer(task.rewards())([row, row], [f"<answer>{row['answer']}</answer>", "no"])
+    assert chat.total == [1.0, 0.0]
+    messages = [[{"role": "assistant", "content": "<answer>18</answer>"}]]
+    assert correct_number(messages, ["18"]) == correct_number(["<answer>18</answer>"], ["18"]) == [1.0]
+    assert answer_tag(messages) == [1.0]
+
+
+def test_what_a_function_does_to_its_arguments_reaches_nobody_else() -> None:
+    row = {"prompt": [{"role": "user", "content": "?"}], "tags": ["a"], "answer": "4"}
+
+    def spoil(prompts: list[Any], completions: list[Any], tags: list[Any], answer: list[Any]) -> list[float]:
+        sizes = [float(len(p) + len(c) + len(t)) for p, c, t in zip(prompts, completions, tags, strict=True)]
+        for values in (*prompts, *completions, *tags, prompts, completions, tags, answer):
+            values.append("spoilt")
+        answer[:] = []
+        return sizes
+
+    scorer = Scorer({"spoil": spoil, "again": spoil})
+    for _ in range(2):
+        assert scorer([row, row], ["x", "x"]).by_function == {"spoil": [3, 3], "again": [3, 3]}
+    assert row == {"prompt": [{"role": "user", "content": "?"}], "tags": ["a"], "answer": "4"}
+
+
+def test_none_from_every_function_is_named_once(caplog: pytest.LogCaptureFixture) -> None:
+    scorer = Scorer({"never": lambda completions: [None] * len(completions), "right": right})
+    scorer(ROWS, ["4", "7"])
+    assert not caplog.messages
+    scorer = Scorer({"never": lambda completions: [None, *[1.0] * (len(completions) - 1)]})
+    for _ in range(2):
+        scorer(ROWS, ["4", "7"])
+    (told,) = caplog.messages
+    assert "every reward function (never) returned None for 1 of 2 completions." in told
+
+
 @settings(max_examples=50)
 @given(st.lists(st.tuples(st.sampled_from(ROWS), st.text("ab", max_size=2)), min_size=1, max_size=12))
 def test_the_cache_changes_no_score(items: list[tuple[dict[str, str], str]]) -> None:
+    @per_completion
     def value(prompts: list[str], completions: list[str], **_: Any) -> list[float]:
         return [len(prompt) + 0.5 * len(text) for prompt, text in zip(prompts, completions, strict=True)]
 
@@ -125,6 +236,9 @@ def test_reasons_are_told_for_every_completion_of_the_functions_that_report_them
         ([1.0, 2.0, 3.0], "returned 3 rewards for 2 completions; it must return one for each."),
         (None, "returned NoneType; it must return a list."),
         (0.5, "returned float; it must return a list."),
+        ({1.0, 0.0}, "returned set; it must return a list."),
+        ({"4": 1.0, "7": 0.0}, "returned dict; it must return a list."),
+        ("10", "returned str; it must return a list."),
         ([1.0, "good"], "returned 'good' for the completion '7'; each reward must be a number or None."),
         ([float("nan"), 1.0], "returned nan for the completion '4'."),
         ([1.0, float("-inf")], "returned -inf for the completion '7'."),
@@ -144,7 +258,7 @@ def test_a_generator_is_a_list_of_rewards_whose_errors_are_its_own() -> None:
         yield 1.0
         raise KeyError("gone")
 
-    def hangs(completions: list[str]) -> Iterator[float]:
+    def endless(completions: list[str]) -> Iterator[float]:
         while True:
             yield 1.0
 
@@ -152,8 +266,8 @@ def test_a_generator_is_a_list_of_rewards_whose_errors_are_its_own() -> None:
     assert Scorer({"right": right})(rows, ["a", "b"]).total == [1.0, 0.0]
     with pytest.raises(RewardError, match="raised KeyError"):
         Scorer({"raises": raises})(rows, ["a", "b"])
-    with pytest.raises(RewardError, match="did not return within"):
-        Scorer({"hangs": hangs}, timeout=0.2)(rows, ["a", "b"])
+    with pytest.raises(RewardError, match="returned more than 2 rewards for 2 completions"):
+        Scorer({"endless": endless})(rows, ["a", "b"])
 
 
 def test_a_number_that_no_float_holds_is_an_error_for_people() -> None:
@@ -219,6 +333,67 @@ def test_a_function_that_catches_its_own_errors_is_given_up_too() -> None:
 
     with pytest.raises(RewardError, match="did not return within 0.2 s"):
         Scorer({"stubborn": stubborn}, timeout=0.2)(ROWS, ["4", "7"])
+
+
+class Late:
+    """A value, or a list of values, that is never there."""
+
+    def __float__(self) -> float:
+        while True:
+            with contextlib.suppress(BaseException):
+                time.sleep(60)
+
+    def __iter__(self) -> Iterator[float]:
+        yield float(self)
+
+
+async def retries(completions: list[str]) -> list[float]:
+    while True:
+        try:  # noqa: SIM105 (as users write it)
+            await asyncio.sleep(0)
+        except:  # noqa: E722
+            pass
+
+
+def swallows(completions: list[str]) -> list[float]:
+    while True:
+        try:  # noqa: SIM105 (as users write it)
+            time.sleep(60)
+        except:  # noqa: E722
+            pass
+
+
+@pytest.mark.parametrize(
+    "function",
+    [swallows, retries, lambda completions: [Late(), Late()], lambda completions: Late()],
+    ids=["swallows", "retries", "late numbers", "late list"],
+)
+def test_a_time_limit_holds_for_what_catches_everything_and_for_what_comes_late(function: Any) -> None:
+    with pytest.raises(RewardError, match="did not return within 0.1 s"):
+        Scorer({"stubborn": function}, timeout=0.1)(ROWS, ["4", "7"])
+    # The alarm is off, and the next call has its own.
+    time.sleep(0.01)
+    assert Scorer({"right": right}, timeout=5.0)(ROWS, ["4", "7"]).total == [1.0, 1.0]
+
+
+def test_an_asynchronous_function_is_awaited_in_a_notebook() -> None:
+    async def slow(completions: list[str], **_: Any) -> list[float]:
+        await asyncio.sleep(0.01)
+        return [float(len(text)) for text in completions]
+
+    async def cell() -> list[float]:
+        return Scorer({"slow": slow}, timeout=5.0)(ROWS, ["", "abc"]).total
+
+    async def hanging_cell() -> None:
+        Scorer({"retries": hang}, timeout=0.1)(ROWS, ["", "abc"])
+
+    async def hang(completions: list[str]) -> list[float]:
+        await asyncio.sleep(60)
+        return []
+
+    assert asyncio.run(cell()) == [0.0, 3.0]
+    with pytest.raises(RewardError, match="did not return within 0.1 s"):
+        asyncio.run(hanging_cell())
 
 
 def test_outside_the_main_thread_a_time_limit_holds_as_well() -> None:

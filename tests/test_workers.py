@@ -1,4 +1,4 @@
-"""Worker processes: what comes back, what a hang or a death costs, and reward functions that run in them."""
+"""Worker processes: what comes back, and what a hang, a death or a stray write costs."""
 
 from __future__ import annotations
 
@@ -14,14 +14,26 @@ from typing import Any
 
 import pytest
 
-from unmask.errors import ConfigError, RewardError
-from unmask.reward import Score, reasons_of
-from unmask.score import Scorer
-from unmask.workers import Isolated, Outcome, Workers
+from unmask.errors import RewardError
+from unmask.workers import Outcome, Workers
 
 MODULE = """
 import os, re, signal, sys, time
-from unmask.reward import Score, reports
+from unmask.reward import Score
+
+def descriptors():
+    return [int(name) for name in os.listdir("/proc/self/fd") if int(name) > 2 and writes(int(name))]
+
+def writes(end):
+    import fcntl
+    try:
+        return fcntl.fcntl(end, fcntl.F_GETFL) & os.O_ACCMODE == os.O_WRONLY
+    except OSError:
+        return False
+
+def scribble():
+    for end in descriptors():
+        os.write(end, b'["forged", ""]\\n[[9.0], ""]\\nno end of line')
 
 def do(what):
     if what == "hang":
@@ -44,24 +56,21 @@ def do(what):
         print("noise" * 1000); sys.stdin.read()
     if what == "pid":
         return os.getpid()
+    if what == "fork" and not os.fork():
+        return "the child's"
+    if what == "fork and raise" and not os.fork():
+        raise ValueError("the child's")
+    if what == "fork and go on" and not os.fork():
+        while True:
+            time.sleep(0.01)
+            scribble()
+    if what == "scribble":
+        scribble()
+    if what == "flood":
+        while True:
+            for end in descriptors():
+                os.write(end, b"x" * 2**16)
     return [what, (1, 2.5), None, Score(0.5, "unparsed")]
-
-@reports("unparsed")
-def reward(completions, answer, **columns):
-    if completions[0] == "hang":
-        time.sleep(60)
-    if completions[0] == "raise":
-        return 1 / 0
-    if completions[0] == "none":
-        return [None]
-    if completions[0] == "two":
-        return [1, 2]
-    if not completions[0]:
-        return [Score(0.0, "unparsed")]
-    return [float(completions[0] == answer[0])]
-
-async def later(completions):
-    return [len(completions[0])]
 """
 
 
@@ -136,6 +145,28 @@ def test_what_a_call_prints_or_reads_does_not_get_between_the_replies(workers: W
     assert outcomes[0].value[0] == "print"
 
 
+@pytest.mark.parametrize("what", ["fork", "fork and raise", "scribble", "fork and go on"])
+def test_what_others_write_is_taken_for_no_reply(workers: Workers, what: str) -> None:
+    outcomes = asked(workers, what, "a", "b", what, "c", "d", "e")
+    assert [outcome.failure for outcome in outcomes] == [None] * 7
+    assert [outcome.value[0] for outcome in outcomes] == [what, "a", "b", what, "c", "d", "e"]
+    workers.close()
+
+
+def test_a_reply_without_an_end_is_cut_before_it_fills_the_memory(
+    workers: Workers, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import unmask.workers
+
+    monkeypatch.setattr(unmask.workers, "LARGEST_REPLY", 2**20)
+    assert [outcome.failure for outcome in asked(workers, "flood", "a")] == ["crash", None]
+
+
+def test_arguments_that_cannot_be_sent_are_an_error_for_the_user(workers: Workers) -> None:
+    with pytest.raises(RewardError, match=r"cannot be sent to a worker process .*reward_workers = 0"):
+        workers.map([{"what": threading.Lock()}])
+
+
 def test_calls_that_have_not_begun_within_the_budget_are_given_up(workers: Workers) -> None:
     started = time.perf_counter()
     outcomes = asked(workers, *["hang"] * 20, budget=1.5)
@@ -188,38 +219,3 @@ def _is_running(pid: int) -> bool:
         return "\nState:\tZ" not in Path(f"/proc/{pid}/status").read_text()
     except (ProcessLookupError, FileNotFoundError):
         return False
-
-
-# --- reward functions ---
-
-
-def test_an_isolated_reward_function_scores_as_it_would_here(path: str) -> None:
-    function = Isolated(f"{path}:reward", 1, timeout=5.0, budget=20.0)
-    rows = [{"prompt": "2+2=", "answer": "4"}, {"prompt": "3+4=", "answer": "7"}]
-    scorer = Scorer({function.__name__: function})
-    scorer.check_columns(rows[0])
-    scores = scorer([rows[0], rows[1], rows[0], rows[0]], ["4", "4", "", "none"])
-    assert scores.by_function == {"reward": [1.0, 0.0, 0.0, None]}
-    assert scores.reasons == {"reward": {"timeout": [False] * 4, "unparsed": [False, False, True, False]}}
-    with pytest.raises(RewardError, match='"reward" raised ZeroDivisionError: division by zero'):
-        scorer(rows[:1], ["raise"])
-    with pytest.raises(RewardError, match=r'"reward" returned \[1, 2\] for one completion'):
-        scorer(rows[:1], ["two"])
-
-
-def test_an_isolated_function_that_hangs_costs_its_completion_the_reward_and_not_the_run(path: str) -> None:
-    function = Isolated(f"{path}:reward", 2, timeout=0.5, budget=20.0)
-    assert reasons_of(function) == ("timeout", "unparsed")
-    values = function(completions=["4", "hang", "5"], answer=["4"] * 3)
-    assert values == [1.0, 0.0, 0.0]
-    assert [getattr(value, "reason", None) for value in values] == [None, "timeout", None]
-    assert isinstance(values[1], Score)
-
-
-def test_an_isolated_function_may_be_asynchronous(path: str) -> None:
-    assert Isolated(f"{path}:later", 1, timeout=5.0, budget=20.0)(completions=["ab", "c"]) == [2, 1]
-
-
-def test_an_isolated_function_must_be_there(path: str) -> None:
-    with pytest.raises(ConfigError, match="has no attribute 'missing'"):
-        Isolated(f"{path}:missing", 1, timeout=5.0, budget=20.0)

@@ -232,9 +232,12 @@ def _scored(
 ) -> list[dict[str, Any]]:
     repeated = [row for row in rows for _ in range(samples)]
     rewards: list[float] = []
-    for start in range(0, len(texts), SCORED_AT_ONCE):
-        block = slice(start, start + SCORED_AT_ONCE)
-        rewards += scorer(repeated[block], texts[block]).total
+    # Calls of whole groups: those of a row, or the equal ones that a function which compares sees in their place.
+    group_size = samples if samples > 1 or scorer.judges_each else scorer.group_size
+    size = max(1, SCORED_AT_ONCE // group_size) * samples
+    for start in range(0, len(texts), size):
+        block = slice(start, start + size)
+        rewards += (scorer if samples > 1 else scorer.single)(repeated[block], texts[block]).total
     return [
         {
             "row": first + place // samples,

@@ -132,11 +132,12 @@ class TrainRecipe(RunRecipe):
     """One for each reward function; default 1."""
     reward_timeout: float = Field(60.0, gt=0)
     """Seconds that one call of a reward function, for all completions of a step, may take."""
-    reward_workers: int = Field(0, ge=0)
-    """Processes in which the functions of `reward_funcs` run, one completion at a time: one that hangs or dies costs its
-    completion the reward, not the run. 0: in this process, all completions in one call."""
+    reward_workers: int = Field(1, ge=0)
+    """Processes for each function of `reward_funcs`. A completion on which a function hangs or dies there scores 0, and the run
+    goes on. More than one share the completions of a function that judges each by itself. 0: in the training process, where a
+    function that hangs ends the run."""
     reward_item_timeout: float = Field(5.0, gt=0)
-    """Seconds for one completion in a worker process."""
+    """Seconds for each completion in a worker process, where a function judges each by itself."""
     log_rollouts_steps: int = Field(25, ge=0)
     """Run steps between kept rollouts; 0 keeps none."""
     log_rollouts_groups: int = Field(2, ge=1)
@@ -175,10 +176,6 @@ class TrainRecipe(RunRecipe):
             raise ValueError(
                 f"max_tokens_per_forward = {room} does not hold one completion of {length} tokens. Set it to the tokens of a "
                 "prompt and a completion, times the rows that memory holds, or to auto."
-            )
-        if self.reward_workers and not self.reward_funcs:
-            raise ValueError(
-                "reward_workers without reward_funcs: a task's own rewards need none. Name functions, or set it to 0."
             )
         if self.reward_weights and self.reward_funcs and len(self.reward_weights) != len(self.reward_funcs):
             raise ValueError(

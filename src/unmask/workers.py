@@ -3,13 +3,15 @@
 A call that runs too long, or a process that dies of it, costs that call its value and the pool one process, which is
 started again. Nothing else is lost: that is what an alarm or a thread cannot promise.
 
-Run as a program, this module is a worker: `python -m unmask.workers PATH MEMORY TIMEOUT`.
+Each reply carries the random number of its request. What the function, its threads or its forked children write between the
+replies is skipped, so it can never be taken for a reply, and no reply for that of another request.
+
+Run as a program, this module is a worker: `python -m unmask.workers PATH MEMORY KIND`.
 """
 
 from __future__ import annotations
 
 import asyncio
-import atexit
 import contextlib
 import inspect
 import json
@@ -17,25 +19,33 @@ import os
 import pickle
 import queue
 import resource
+import secrets
 import signal
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Mapping, Sequence
+import weakref
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 from unmask.deadline import budget as time_for
+from unmask.deadline import time_limit
 from unmask.errors import ConfigError, RewardError
-from unmask.reward import Score, load_reward, reasons_of
+from unmask.reward import RewardFunc, Score, call_reward, judges_each, load_reward, reasons_of
 
 START_SECONDS = 120.0
 """What a worker may take to import its function."""
 PATIENCE = 4.0
 """Times its limit that a call may take by the clock on the wall where others hold the processors."""
+LARGEST_REPLY = 64 * 2**20
+"""Bytes of a reply. A process that writes more without ending the line is stopped before it fills the memory of this one."""
+
+Kind = Literal["function", "reward"]
+"""What a worker does with its function: call it and reply with its value, or call it by the contract of reward functions."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +56,7 @@ class Outcome:
     """What the function returned, by way of JSON."""
     failure: Literal["timeout", "no time", "crash", "error"] | None = None
     """`timeout`: stopped at its limit; `no time`: stopped before it, or never begun, because the time for all was up;
-    `crash`: the process died, of memory for instance; `error`: the function raised."""
+    `crash`: the process died, for want of memory for instance; `error`: the function raised."""
     message: str = ""
     """Of the error."""
 
@@ -55,45 +65,60 @@ NO_TIME = Outcome(failure="no time")
 
 
 class Workers:
-    """A pool of processes for one function. They start when first needed and end with this process.
+    """A pool of processes for one function. They start when first needed, and end with this object or with this process.
 
     Args:
         path: the function, as `package.module:function` or `file.py:function`.
         num: processes.
         timeout: seconds that one call may take; those in which its process was ready and got no processor do not count (Linux),
-            up to `PATIENCE` times the limit. Right answers are not to be late because the machine is busy.
+            up to `PATIENCE` times the limit. A right answer must not be late because the machine is busy.
         memory: bytes of address space of each process; 0 sets no limit.
+        kind: how the function is called.
+        start_seconds: what a process may take to import the function.
     """
 
-    def __init__(self, path: str, num: int = 1, timeout: float = 5.0, memory: int = 0) -> None:
+    def __init__(
+        self,
+        path: str,
+        num: int = 1,
+        timeout: float = 5.0,
+        memory: int = 0,
+        kind: Kind = "function",
+        start_seconds: float = START_SECONDS,
+    ) -> None:
         self.path, self.num, self.timeout, self.memory = path, num, timeout, memory
         self._idle: queue.SimpleQueue[_Worker] = queue.SimpleQueue()
-        self._all = [_Worker(path, timeout, memory) for _ in range(num)]
+        # One process may use all cores; several share them.
+        environment = {"OMP_NUM_THREADS": "1"} if num > 1 or kind == "function" else {}
+        self._all = [_Worker(path, memory, kind, start_seconds, environment) for _ in range(num)]
         for worker in self._all:
             self._idle.put(worker)
-        atexit.register(self.close)
+        self._end = weakref.finalize(self, _kill_all, self._all)
 
-    def map(self, calls: Sequence[Mapping[str, Any]], budget: float = float("inf")) -> list[Outcome]:
+    def map(
+        self, calls: Sequence[Mapping[str, Any]], budget: float = float("inf"), timeouts: Sequence[float] = ()
+    ) -> list[Outcome]:
         """Call the function once with each set of keyword arguments.
 
         Args:
             calls: values that pickle knows.
             budget: seconds for all; calls that have not begun by then are given up. Less where the time limit around this leaves
                 less (`unmask.deadline`).
+            timeouts: of each call, where they differ from the pool's.
 
         Returns:
             An outcome for each, in order.
 
         Raises:
-            RewardError: the processes cannot be started.
+            RewardError: the processes cannot be started, or arguments cannot be sent to one.
         """
         deadline = time.monotonic() + time_for(budget)
 
-        def one(arguments: Mapping[str, Any]) -> Outcome:
+        def one(arguments: Mapping[str, Any], timeout: float) -> Outcome:
             worker = self._idle.get()
             try:
                 left = deadline - time.monotonic()
-                outcome = worker.call(arguments, self.timeout, left) if left > 0 else NO_TIME
+                outcome = worker.call(arguments, timeout, left) if left > 0 else NO_TIME
                 is_cut = outcome.failure == "timeout" and time.monotonic() >= deadline
                 return NO_TIME if is_cut else outcome
             finally:
@@ -101,50 +126,79 @@ class Workers:
 
         threads = ThreadPoolExecutor(min(self.num, len(calls) or 1))
         try:
-            return list(threads.map(one, calls))
+            return list(threads.map(one, calls, timeouts or [self.timeout] * len(calls)))
         finally:
             # Not waited for: whoever interrupts this need not sit out the calls that are running.
             threads.shutdown(wait=False, cancel_futures=True)
 
+    def facts(self) -> dict[str, Any]:
+        """What a worker says of its function when it starts: parameters, reasons and declarations.
+
+        Raises:
+            ConfigError: there is no such function, or its module cannot be imported.
+        """
+        worker = self._idle.get()
+        try:
+            return worker.start()
+        finally:
+            self._idle.put(worker)
+
     def close(self) -> None:
-        """End the processes."""
-        for worker in self._all:
-            worker.kill()
+        """End the processes; a further call starts them again."""
+        _kill_all(self._all)
+
+
+def _kill_all(workers: Sequence[_Worker]) -> None:
+    for worker in workers:
+        worker.kill()
 
 
 class _Worker:
     """One process, started again whenever it had to be killed."""
 
-    def __init__(self, path: str, timeout: float, memory: int) -> None:
-        self.command = [sys.executable, "-m", "unmask.workers", path, str(memory), str(timeout)]
-        self.path = path
+    def __init__(
+        self, path: str, memory: int, kind: Kind, start_seconds: float, environment: Mapping[str, str]
+    ) -> None:
+        self.command = [sys.executable, "-m", "unmask.workers", path, str(memory), kind]
+        self.path, self.start_seconds, self.environment = path, start_seconds, environment
         self.process: subprocess.Popen[bytes] | None = None
 
     def call(self, arguments: Mapping[str, Any], timeout: float, left: float) -> Outcome:
-        """Send the arguments and wait for the reply, so long and no longer; never longer than what is left for all."""
-        payload = pickle.dumps(dict(arguments))
+        """Send the arguments and wait for the reply, no longer than `timeout`, nor than what is left for all."""
+        token = secrets.token_hex(16)
+        try:
+            payload = pickle.dumps((token, timeout, dict(arguments)))
+        except Exception as error:  # pickle, and the objects in a row, raise what they like
+            raise RewardError(
+                f'the arguments of "{self.path}" cannot be sent to a worker process ({type(error).__name__}: {error}). '
+                "Leave such columns out of the rows, or set reward_workers = 0."
+            ) from error
         if self.process is None or self.process.poll() is not None:
-            self._start()
-        line, is_late = self._exchange(payload, timeout, min(PATIENCE * timeout, left))
-        if is_late or not line.endswith(b"\n"):
+            try:
+                self.start()
+            except ConfigError as error:
+                raise RewardError(f'a worker process for "{self.path}" could not be started: {error}') from None
+        reply, is_late = self._exchange(payload, token, timeout, min(PATIENCE * timeout, left))
+        if reply is None:
             self.kill()
             return Outcome(failure="timeout" if is_late else "crash")
-        value, message = json.loads(line)
+        value, message = reply
         return Outcome(failure="error", message=message) if message else Outcome(value)
 
     def kill(self) -> None:
         """End the process and what it started."""
-        if self.process is not None:
+        process, self.process = self.process, None
+        if process is not None:
             with contextlib.suppress(ProcessLookupError, PermissionError):
-                os.killpg(self.process.pid, signal.SIGKILL)
-            self.process.wait()
-            for pipe in (self.process.stdin, self.process.stdout):
+                os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+            for pipe in (process.stdin, process.stdout):
                 assert pipe is not None
                 with contextlib.suppress(OSError):
                     pipe.close()
-            self.process = None
 
-    def _start(self) -> None:
+    def start(self) -> dict[str, Any]:
+        """Start the process, and return what it says of its function; raise a ConfigError if it cannot load it."""
         self.kill()
         # A session of its own: Ctrl-C is for the run, which finishes its step and needs its rewards for that.
         self.process = subprocess.Popen(
@@ -152,21 +206,26 @@ class _Worker:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             start_new_session=True,
-            # It finds what this process finds, and does not take all cores for what one call needs.
-            env=os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path)), "OMP_NUM_THREADS": "1"},
+            # It finds what this process finds.
+            env=os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path)), **self.environment},
         )
-        line, is_late = self._exchange(b"", START_SECONDS, START_SECONDS)
-        message = json.loads(line)[1] if line.endswith(b"\n") else "it " + ("hung" if is_late else "died")
-        if message or is_late:
+        token = secrets.token_hex(16)
+        reply, is_late = self._exchange(pickle.dumps(token), token, self.start_seconds, self.start_seconds)
+        if reply is None or reply[1]:
             self.kill()
-            raise RewardError(f'a worker process for "{self.path}" could not be started: {message}')
+            raise ConfigError(
+                reply[1] if reply else f'"{self.path}" {"hung" if is_late else "died"} as it was imported.'
+            )
+        facts: dict[str, Any] = reply[0]
+        return facts
 
-    def _exchange(self, payload: bytes, timeout: float, at_most: float) -> tuple[bytes, bool]:
-        """Write and read a line; whether the time was up first, which kills the process and so ends both."""
+    def _exchange(
+        self, payload: bytes, token: str, timeout: float, at_most: float
+    ) -> tuple[tuple[Any, str] | None, bool]:
+        """Write a request and read its reply; whether the time was up first, which kills the process and so ends both."""
         process, is_done, is_late = self.process, threading.Event(), threading.Event()
         assert process is not None
         assert process.stdin is not None
-        assert process.stdout is not None
 
         def watch() -> None:
             start, waited = time.monotonic(), _waited(process.pid)
@@ -184,13 +243,28 @@ class _Worker:
         try:
             process.stdin.write(payload)
             process.stdin.flush()
-            line = process.stdout.readline()
+            reply = _reply(process, token.encode())
         except OSError:
-            line = b""
+            reply = None
         finally:
             is_done.set()
             watcher.join()
-        return line, is_late.is_set()
+        return reply, is_late.is_set()
+
+
+def _reply(process: subprocess.Popen[bytes], token: bytes) -> tuple[Any, str] | None:
+    """The reply with this number, or None where the process ends, or breaks the line, first."""
+    assert process.stdout is not None
+    while line := process.stdout.readline(LARGEST_REPLY):
+        if line.startswith(token):
+            try:
+                value, message = json.loads(line[len(token) :])
+            except (ValueError, TypeError):
+                return None
+            return value, message
+        if not line.endswith(b"\n"):
+            return None
+    return None
 
 
 def _waited(pid: int) -> float:
@@ -201,50 +275,6 @@ def _waited(pid: int) -> float:
         return 0.0
 
 
-class Isolated:
-    """A reward function in worker processes: the same signature, but called with one completion at a time.
-
-    A completion whose call takes too long or kills its process scores 0 for the reason "timeout". An error that the function
-    raises is still an error.
-
-    Args:
-        path: the function, as `package.module:function` or `file.py:function`.
-        num: processes.
-        timeout: seconds for one completion.
-        budget: seconds for all completions of a call; what has not begun by then is a timeout as well.
-
-    Raises:
-        ConfigError: nothing callable there.
-    """
-
-    def __init__(self, path: str, num: int, timeout: float, budget: float) -> None:
-        self.__name__, function = load_reward(path)
-        self.__signature__ = inspect.signature(function)
-        self.reasons = tuple(dict.fromkeys(("timeout", *reasons_of(function))))
-        self._budget = budget
-        self._workers = Workers(path, num, timeout)
-
-    def __call__(self, **columns: Sequence[Any]) -> list[Any]:
-        """A number, a `Score` or None for each completion; `completions` must be among the columns if the function names it.
-
-        Raises:
-            RewardError: the function raised, or gave something else than a list of one.
-        """
-        count = len(next(iter(columns.values())))
-        calls = [{name: [values[i]] for name, values in columns.items()} for i in range(count)]
-        return [self._value(outcome) for outcome in self._workers.map(calls, self._budget)]
-
-    def _value(self, outcome: Outcome) -> Any:
-        if outcome.failure == "error":
-            raise RewardError(f'reward function "{self.__name__}" {outcome.message}')
-        if outcome.failure:
-            return Score(0.0, "timeout")
-        if not isinstance(outcome.value, list) or len(outcome.value) != 1:
-            raise RewardError(f'reward function "{self.__name__}" returned {outcome.value!r} for one completion.')
-        (value,) = outcome.value
-        return Score(value["score"], value["reason"]) if isinstance(value, dict) else value
-
-
 def _plain(value: Any) -> Any:
     """A value as JSON has it; a `Score` keeps its reason, tensors and arrays become lists."""
     if isinstance(value, Score):
@@ -253,45 +283,84 @@ def _plain(value: Any) -> Any:
         return value
     if hasattr(value, "tolist"):
         return value.tolist()
+    if isinstance(value, dict):
+        return {str(key): _plain(item) for key, item in value.items()}
     return [_plain(item) for item in value] if isinstance(value, list | tuple) else repr(value)
 
 
-def _serve(path: str, memory: int, timeout: float) -> None:
-    """The worker's side: read arguments, call, reply with a line of JSON, until the pipe is closed."""
-    inbox, outbox = os.fdopen(os.dup(0), "rb"), os.fdopen(os.dup(1), "wb")
-    # What the function prints, or reads, must not get between the replies.
-    os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
-    os.dup2(2, 1)
+def _call(function: Callable[..., Any], arguments: Mapping[str, Any]) -> Any:
+    """What a function returns, awaited if need be."""
+    try:
+        value = function(**arguments)
+        return asyncio.run(value) if inspect.iscoroutine(value) else value
+    except BaseException as error:
+        raise RewardError(f"raised {type(error).__name__}: {error}") from error
+
+
+def _facts_of(function: RewardFunc) -> dict[str, Any]:
+    """What the other side must know of a function that it does not import."""
+    try:
+        parameters = [
+            (parameter.name, int(parameter.kind), parameter.default is parameter.empty)
+            for parameter in inspect.signature(function).parameters.values()
+        ]
+    except (TypeError, ValueError):  # some callables in C do not tell their arguments
+        parameters = []
+    return {"parameters": parameters, "reasons": list(reasons_of(function)), "judges_each": judges_each(function)}
+
+
+class _Server:
+    """The worker's side: read a request, call, reply with a line of JSON, until the pipe is closed."""
+
+    def __init__(self, kind: Kind) -> None:
+        self.kind, self.pid = kind, os.getpid()
+        self.inbox, self.outbox = os.fdopen(os.dup(0), "rb"), os.fdopen(os.dup(1), "wb")
+        # What the function prints, or reads, must not get between the replies.
+        os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+        os.dup2(2, 1)
+
+    def serve(self, path: str) -> None:
+        """Load the function and answer until nobody asks any more."""
+        token = pickle.load(self.inbox)
+        try:
+            name, function = load_reward(path)
+        except ConfigError as error:
+            self._reply(token, None, str(error))
+            return
+        self._reply(token, _facts_of(function))
+        while True:
+            try:
+                token, timeout, arguments = pickle.load(self.inbox)
+            except EOFError:
+                return
+            # The pool stops a call that is late. Should the pool be gone, the process stops itself.
+            signal.setitimer(signal.ITIMER_REAL, PATIENCE * timeout + 5)
+            try:
+                with time_limit(timeout):
+                    is_reward = self.kind == "reward"
+                    value = call_reward(name, function, arguments) if is_reward else _call(function, arguments)
+                self._reply(token, value)
+            except BaseException as error:
+                self._reply(token, None, str(error) or type(error).__name__)
+            finally:
+                signal.setitimer(signal.ITIMER_REAL, 0)
+
+    def _reply(self, token: str, value: Any, message: str = "") -> None:
+        if os.getpid() != self.pid:
+            # A child that the function has forked and let return. The answer is its parent's to give.
+            os._exit(0)
+        # On a line of its own, whatever somebody else has written before.
+        self.outbox.write(f"\n{token}{json.dumps([_plain(value), message])}\n".encode())
+        self.outbox.flush()
+
+
+def _main(path: str, memory: int, kind: Kind) -> None:
+    server = _Server(kind)
     if memory:
         with contextlib.suppress(ValueError, OSError):  # not every system has this limit
             resource.setrlimit(resource.RLIMIT_AS, (memory, memory))
-
-    def reply(value: Any, message: str = "") -> None:
-        outbox.write(json.dumps([_plain(value), message]).encode() + b"\n")
-        outbox.flush()
-
-    try:
-        _, function = load_reward(path)
-    except ConfigError as error:
-        reply(None, str(error))
-        return
-    reply(None)
-    while True:
-        try:
-            arguments = pickle.load(inbox)
-        except EOFError:
-            return
-        # The pool stops a call that is late. Should the pool be gone, the process stops itself.
-        signal.setitimer(signal.ITIMER_REAL, PATIENCE * timeout + 5)
-        try:
-            value = function(**arguments)
-            value = asyncio.run(value) if inspect.iscoroutine(value) else value
-            reply(value)
-        except BaseException as error:
-            reply(None, f"raised {type(error).__name__}: {error}")
-        finally:
-            signal.setitimer(signal.ITIMER_REAL, 0)
+    server.serve(path)
 
 
 if __name__ == "__main__":
-    _serve(sys.argv[1], int(sys.argv[2]), float(sys.argv[3]))
+    _main(sys.argv[1], int(sys.argv[2]), "reward" if sys.argv[3] == "reward" else "function")

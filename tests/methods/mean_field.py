@@ -16,6 +16,7 @@ from tests.small_runs import train_recipe
 from unmask.functional.noise import named_generator
 from unmask.models import char_tokenizer
 from unmask.records import LossInputs
+from unmask.reward import per_completion
 from unmask.samplers import Scoring, score_views
 from unmask.score import Scorer
 from unmask.tasks import Sudoku
@@ -111,7 +112,8 @@ class OneUpdate:
 
     def rollout(self, recipe):
         self.denoiser.load_state_dict(self.start)
-        scorer = Scorer({"ones": lambda completions, **_: [text.count("1") + 0.1 * len(text) for text in completions]})
+        ones = per_completion(lambda completions, **_: [text.count("1") + 0.1 * len(text) for text in completions])
+        scorer = Scorer({"ones": ones})
         rows = Sudoku().rows("train", 4)
         return collect(self.denoiser, self.TOKENIZER, scorer, recipe, rows, 0, slice(None), Tally())
 

@@ -16,6 +16,7 @@ from tests.several import exit_codes_of_two, printed, raise_after, said, train_b
 from tests.small_runs import metrics, steps_saved, train_recipe, unmask_train
 from unmask.errors import LostProcessError, RunError, UnmaskError
 from unmask.recipe import TrainRecipe
+from unmask.reward import per_completion
 from unmask.trainer import Trainer
 
 SAME = 1e-5
@@ -25,6 +26,9 @@ MOVED = 1e-3
 """Least distance that some weight travels in those runs, without which being the same would say nothing."""
 
 COUNT_ONES = """
+from unmask.reward import per_completion
+
+@per_completion
 def ones(completions, **_):
     return [text.count("1") + 0.1 * len(text) for text in completions]
 """
@@ -187,6 +191,7 @@ def train_and_fail(failing_rank: int, failing_call: int, rank: int, recipe: Trai
     """Train with a reward that fails at one call on one process, and leave with 2 for a user's mistake that was told."""
     calls = 0
 
+    @per_completion
     def ones(completions: list[str], **_: Any) -> list[float]:
         nonlocal calls
         calls += 1

@@ -15,6 +15,7 @@ from unmask.errors import RewardError
 from unmask.functional.noise import named_generator
 from unmask.methods import METHODS
 from unmask.models import Denoiser, char_tokenizer
+from unmask.reward import per_completion
 from unmask.score import Scorer
 from unmask.tasks import Sudoku
 from unmask.trainer import Trainer
@@ -38,6 +39,7 @@ SETTINGS = (
 )
 
 
+@per_completion
 def ones(completions: list[str], **_: Any) -> list[float]:
     return [text.count("1") + 0.1 * len(text) for text in completions]
 
@@ -46,6 +48,7 @@ class OnesUntil:
     """The same reward, but for one call, at which it gives up."""
 
     __name__ = "ones"
+    per_completion = True
 
     def __init__(self, call: int) -> None:
         self.left = call

@@ -13,9 +13,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.small_runs import train_recipe
+from unmask.errors import ConfigError
 from unmask.models import Denoiser, char_tokenizer
 from unmask.recipe import TrainRecipe
 from unmask.records import Rollout
+from unmask.reward import per_completion
 from unmask.rollout import decode
 from unmask.score import Scorer
 from unmask.tasks import Sudoku
@@ -27,6 +29,7 @@ TOKENIZER = char_tokenizer(TASK.alphabet)
 ROWS = TASK.rows("train", 4)
 
 
+@per_completion
 def count_ones(completions: list[str], **_: Any) -> list[float]:
     """A reward that tells any two different completions of a random model apart, more or less."""
     return [text.count("1") + 0.1 * len(text) for text in completions]
@@ -82,9 +85,8 @@ def rolled(lively: Denoiser, tmp_path: Path) -> Any:
     def _rolled(
         *overrides: str, share: slice = slice(None), reward: Any = count_ones
     ) -> tuple[Rollout, dict[str, float]]:
-        recipe = train_recipe(
-            tmp_path, tmp_path, "num_generations=3", "num_prompts=4", "method.num_selected=2", *overrides
-        )
+        selected = () if "method.type=diffu_grpo" in overrides else ("method.num_selected=2",)
+        recipe = train_recipe(tmp_path, tmp_path, "num_generations=3", "num_prompts=4", *selected, *overrides)
         tally = Tally()
         scorer = Scorer({"ones": reward})
         rollout = collect(lively, TOKENIZER, scorer, recipe, ROWS, 5, share, tally)
@@ -105,6 +107,7 @@ def test_groups_of_a_prompt_stand_together_and_members_differ(rolled: Any) -> No
 
 
 def test_rewards_are_those_of_the_texts_and_of_the_one_step_texts(rolled: Any) -> None:
+    @per_completion
     def reward(completions: list[str], **_: Any) -> list[float]:
         return [5.0 + value for value in count_ones(completions)]
 
@@ -118,22 +121,47 @@ def test_rewards_are_those_of_the_texts_and_of_the_one_step_texts(rolled: Any) -
     assert torch.equal(rollout.one_step_reward, wanted.masked_fill(~filled, 0.0))
 
 
-def test_one_call_scores_finished_and_one_step_completions_and_no_text_twice(rolled: Any) -> None:
+def test_finished_and_one_step_completions_are_scored_in_calls_of_their_own_and_no_text_twice(rolled: Any) -> None:
     calls: list[list[tuple[str, str]]] = []
 
+    @per_completion
     def reward(prompts: list[str], completions: list[str], **_: Any) -> list[float]:
         calls.append(list(zip(prompts, completions, strict=True)))
         return [0.0] * len(completions)
 
     rollout, _ = rolled(reward=reward)
-    (asked,) = calls
+    first, second = calls
     path = rollout.trajectory
     prompts = [row["prompt"] for row in ROWS for _ in range(3)]
-    wanted = set(zip(prompts, decode(TOKENIZER, path.tokens), strict=True))
-    wanted |= set(
+    finished = set(zip(prompts, decode(TOKENIZER, path.tokens), strict=True))
+    one_step = set(
         zip([p for p in prompts for _ in range(2)], decode(TOKENIZER, path.greedy_tokens.flatten(0, 1)), strict=True)
     )
-    assert Counter(asked) == Counter(wanted)
+    assert Counter(first) == Counter(finished)
+    assert Counter(second) == Counter(one_step - finished)
+
+
+def test_a_function_that_compares_sees_whole_groups_in_order_with_repeated_texts(rolled: Any) -> None:
+    calls: list[list[tuple[str, str]]] = []
+
+    def longest(prompts: list[str], completions: list[str], **_: Any) -> list[float]:
+        calls.append(list(zip(prompts, completions, strict=True)))
+        groups = [completions[i : i + 3] for i in range(0, len(completions), 3)]
+        return [float(len(text) == max(map(len, group))) for group in groups for text in group]
+
+    # Two tokens at most, so that texts repeat.
+    small = ("sampler.max_completion_length=2", "sampler.num_steps=2", "sampler.temperature=0.1")
+    rollout, _ = rolled("method.type=diffu_grpo", *small, reward=longest)
+    texts = decode(TOKENIZER, rollout.trajectory.tokens)
+    assert len(set(texts)) < 12
+    assert calls == [list(zip([row["prompt"] for row in ROWS for _ in range(3)], texts, strict=True))]
+    assert (rollout.reward.view(4, 3).max(dim=1).values == 1).all()
+
+
+def test_a_function_that_compares_is_refused_before_anything_is_denoised(rolled: Any, lively: Denoiser) -> None:
+    lively.forward = None  # type: ignore[method-assign, assignment]
+    with pytest.raises(ConfigError, match='reward function "ones" does not say that it judges each .* egspo_sa also'):
+        rolled(reward=lambda completions, **_: [0.0] * len(completions))
 
 
 def test_a_method_without_one_step_values_gets_none(rolled: Any) -> None:
@@ -177,12 +205,13 @@ def test_metrics_describe_the_rollout(rolled: Any) -> None:
 
 
 def test_groups_of_one_reward_are_counted(rolled: Any) -> None:
-    _, metrics = rolled(reward=lambda completions, **_: [1.0] * len(completions))
+    _, metrics = rolled(reward=per_completion(lambda completions, **_: [1.0] * len(completions)))
     assert (metrics["frac_reward_zero_std"], metrics["reward_std"]) == (1.0, 0.0)
 
 
 def test_a_function_that_abstains_lowers_no_mean(rolled: Any) -> None:
-    _, metrics = rolled(reward=lambda completions, **_: [None if len(text) % 2 else 2.0 for text in completions])
+    abstains = per_completion(lambda completions, **_: [None if len(text) % 2 else 2.0 for text in completions])
+    _, metrics = rolled(reward=abstains)
     assert metrics["rewards/ones/mean"] == 2.0
     assert 0.0 < metrics["reward"] < 2.0
 

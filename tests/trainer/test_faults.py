@@ -173,7 +173,9 @@ def test_a_run_killed_from_outside_again_and_again_comes_to_the_same_end(
 
 
 def test_a_process_whose_reward_hangs_says_so_and_ends(tiny_model: Path, tmp_path: Path) -> None:
-    (tmp_path / "mine.py").write_text("import time\n\ndef hangs(completions, **_):\n    time.sleep(10_000)\n")
+    (tmp_path / "mine.py").write_text(
+        "import time\n\ndef hangs(completions, **_):\n    time.sleep(10_000)\n\nhangs.per_completion = True\n"
+    )
     settings = [*TRAIN, f"model={tiny_model}", f"output_dir={tmp_path / 'run'}", "reward_timeout=0.5"]
     ended = subprocess.run(
         [sys.executable, "-m", "unmask", "train", "sudoku-tiny", *settings, f"reward_funcs=[{tmp_path}/mine.py:hangs]"],

@@ -15,6 +15,7 @@ from unmask.kept import Kept
 from unmask.methods import METHODS
 from unmask.models import load_model
 from unmask.report.film import Vocabulary, film_of
+from unmask.reward import per_completion
 from unmask.rollout import decode
 from unmask.samplers.guess import one_step_guesses
 from unmask.tasks.sudoku import Sudoku
@@ -23,6 +24,7 @@ from unmask.trainer import Trainer
 KEEP = ("log_rollouts_steps=1", "log_rollouts_groups=2", "max_steps=1")
 
 
+@per_completion
 def share_of_ones(completions: list[str], **_: Any) -> list[float]:
     return [text.count("1") / 16 for text in completions]
 
@@ -145,10 +147,11 @@ def test_a_reward_that_fails_on_guesses_costs_the_run_nothing(
 ) -> None:
     calls = []
 
+    @per_completion
     def fails_later(completions: list[str], **_: Any) -> list[float]:
         calls.append(len(completions))
-        # The first call is of the rollout, the second of its guesses.
-        if len(calls) == 2:
+        # The first two calls are of the rollout, the third of its guesses.
+        if len(calls) == 3:
             raise RuntimeError("no guesses please")
         return share_of_ones(completions)
 

@@ -17,6 +17,7 @@ from unmask.methods.egspo import EGSPO
 from unmask.models import Denoiser, TinyConfig, char_tokenizer, tiny_denoiser
 from unmask.recipe import TrainRecipe
 from unmask.records import LossInputs, LossOutput, Rollout
+from unmask.reward import per_completion
 from unmask.score import Scorer
 from unmask.tasks import Sudoku
 from unmask.trainer.experience import collect
@@ -37,6 +38,7 @@ SETTINGS = (
 )
 
 
+@per_completion
 def count_ones(completions: list[str], **_: Any) -> list[float]:
     return [text.count("1") + 0.1 * len(text) for text in completions]
 

@@ -19,6 +19,7 @@ from unmask.errors import ConfigError, DataError, RewardError, RunError
 from unmask.models import load_model
 from unmask.recipe import TrainRecipe, validate
 from unmask.records import Rollout
+from unmask.reward import per_completion
 from unmask.rollout import decode
 from unmask.tasks import Sudoku
 from unmask.trainer import Trainer
@@ -27,6 +28,8 @@ from unmask.trainer.stopping import RunStoppedError
 
 class Reward:
     """A reward that varies, and that fails at chosen calls (from 1) in a chosen way."""
+
+    per_completion = True
 
     def __init__(self, fail_at: int | None = None, failure: Callable[[list[float]], Any] | None = None) -> None:
         self.calls, self.fail_at, self.failure = 0, fail_at, failure
@@ -228,8 +231,9 @@ def test_a_second_signal_ends_the_run_at_once(tiny_model: Path, tmp_path: Path) 
         train(train_recipe(tiny_model, tmp_path / "run"), observe=stop)
 
 
-# Calls of the reward: 1 and 2 are the evaluation at step 0 (greedy, sampled), then one a step; 6 and 7 that after step 3.
-IN_STEP_4, AFTER_STEP_3 = 8, 7
+# Calls of the reward: 1 and 2 are the evaluation at step 0 (greedy, sampled), then two a step, of finished and of one-step
+# completions; 9 and 10 are the evaluation after step 3.
+IN_STEP_4, AFTER_STEP_3 = 11, 10
 
 
 @pytest.mark.parametrize(
@@ -238,7 +242,7 @@ IN_STEP_4, AFTER_STEP_3 = 8, 7
         (lambda values: 1 / 0, "raised ZeroDivisionError: division by zero"),
         (lambda values: [float("nan")] * len(values), "returned nan for the completion"),
         (lambda values: values[1:], "rewards for"),
-        (lambda values: "no", "rewards for"),
+        (lambda values: "no", "returned str; it must return a list"),
     ],
     ids=["raises", "nan", "wrong count", "no list"],
 )
@@ -258,7 +262,7 @@ def test_a_reward_that_fails_loses_nothing(
 
 def test_an_evaluation_that_fails_twice_still_loses_nothing(whole: Path, tiny_model: Path, tmp_path: Path) -> None:
     recipe = train_recipe(tiny_model, tmp_path / "run")
-    for resume, call in ((False, AFTER_STEP_3), (True, 1), (True, 4)):
+    for resume, call in ((False, AFTER_STEP_3), (True, 1), (True, 5)):
         # At the third time the evaluation after step 3 passes, and the run fails in step 5.
         with pytest.raises(RewardError):
             train(recipe, Reward(call, lambda _: None), resume=resume)
@@ -342,6 +346,7 @@ def test_a_loss_that_is_not_finite_names_the_step_and_overwrites_nothing(tiny_mo
 def test_rows_without_a_column_that_the_reward_needs_are_refused_before_anything_is_written(
     tiny_model: Path, tmp_path: Path
 ) -> None:
+    @per_completion
     def needs(completions: list[str], difficulty: list[int]) -> list[float]:
         return [float(d) for d in difficulty]
 
@@ -454,6 +459,7 @@ def test_a_launcher_that_would_skip_updates_is_refused(
 def test_a_run_that_learns_nothing_says_so_once(
     tiny_model: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
+    @per_completion
     def same(completions: list[str], **_: Any) -> list[float]:
         return [0.5] * len(completions)
 

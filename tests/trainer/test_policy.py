@@ -19,6 +19,7 @@ from tests.small_runs import metrics, pretrain_recipe, train_recipe, weights
 from unmask.errors import ConfigError, RunError
 from unmask.models import Denoiser, char_tokenizer, load_model, save_model
 from unmask.pretrain import pretrain
+from unmask.reward import per_completion
 from unmask.tasks import Sudoku
 from unmask.trainer import Trainer
 from unmask.trainer.policy import make_policy, trainable
@@ -29,6 +30,7 @@ TRAINING = ("optim.learning_rate=1e-2", "optim.warmup_steps=0", "num_iterations=
 CPU = torch.device("cpu")
 
 
+@per_completion
 def ones(completions: list[str], **_: Any) -> list[float]:
     """A reward that differs between any two completions of an untrained model."""
     return [text.count("1") + 0.1 * len(text) for text in completions]

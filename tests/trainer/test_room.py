@@ -22,6 +22,7 @@ from unmask.methods import METHODS
 from unmask.models import Denoiser, char_tokenizer
 from unmask.recipe import TrainRecipe
 from unmask.records import Row
+from unmask.reward import per_completion
 from unmask.score import Scorer
 from unmask.tasks import Sudoku
 from unmask.trainer import Trainer, room
@@ -39,6 +40,7 @@ TOKENIZER = char_tokenizer(Sudoku().alphabet)
 ROWS: list[Row] = [row | {"prompt": row["prompt"][: 4 * i + 4]} for i, row in enumerate(Sudoku().rows("train", 4))]
 
 
+@per_completion
 def count_ones(completions: list[str], **_: Any) -> list[float]:
     return [text.count("1") + 0.1 * len(text) for text in completions]
 

@@ -92,7 +92,7 @@ def _evaluate(
     from unmask.eval_results import Earlier, check_place, compare, default_place, facts_of, items_path, save, setting_of
     from unmask.evaluate import check_samples, evaluate
     from unmask.models import load_model
-    from unmask.score import Scorer, by_name, load_reward
+    from unmask.score import make_scorer
     from unmask.usable import faults_for, usable_rows
 
     # Everything that can be wrong is checked first: an evaluation of a large model takes hours.
@@ -101,8 +101,7 @@ def _evaluate(
         check_samples(sampler, recipe.samples)
     if output is not None:
         check_place(output, against)
-    rewards = by_name(map(load_reward, recipe.reward_funcs)) if recipe.reward_funcs else task.rewards()
-    scorer = Scorer(rewards, recipe.reward_weights, recipe.reward_timeout)
+    scorer = make_scorer(recipe.reward_funcs, task.rewards(), recipe.reward_weights, timeout=recipe.reward_timeout)
     candidates = task.candidates(rows.split, rows.num_rows, recipe.seed)  # type: ignore[arg-type]
     if not candidates.rows:
         raise DataError(f"the task has no rows in the {rows.split} split.")

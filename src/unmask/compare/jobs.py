@@ -28,7 +28,7 @@ from unmask.files import parse_json, read_text
 from unmask.models import load_model
 from unmask.pretrain import pretrain
 from unmask.recipe import PretrainRecipe, RunRecipe, TrainRecipe
-from unmask.score import Scorer, by_name, load_reward
+from unmask.score import scorer_of
 from unmask.trainer import Trainer
 from unmask.trainer.accelerator import make_accelerator
 from unmask.usable import faults_for, usable_rows
@@ -204,8 +204,7 @@ class Cell(Job):
         recipe, measure = self.recipe, self.measure
         denoiser, tokenizer = load_model(recipe.model if self.method == BASE else self.folder / "final")
         denoiser.to(make_accelerator(recipe).device)
-        rewards = by_name(map(load_reward, recipe.reward_funcs)) if recipe.reward_funcs else recipe.task.rewards()
-        scorer = Scorer(rewards, recipe.reward_weights, recipe.reward_timeout)
+        scorer = scorer_of(recipe)
         longest = recipe.sampler.max_completion_length
         faults_of = faults_for(recipe.task, denoiser, tokenizer, longest, needs_answer=not recipe.reward_funcs)
         candidates = recipe.task.candidates(measure.split, measure.num_rows, recipe.seed)

@@ -6,16 +6,20 @@ reward_weights: [2.0, 0.5, 0.5]
 
 from __future__ import annotations
 
+from unmask.reward import Score, per_completion, reports
 from unmask.rewards.format import answer_tag, boxed_answer, integer_answer, reasoning_then_answer, tag_count
 from unmask.rewards.maths import correct_math, correct_number, exact_answer
 
 __all__ = [
+    "Score",
     "answer_tag",
     "boxed_answer",
     "correct_math",
     "correct_number",
     "exact_answer",
     "integer_answer",
+    "per_completion",
     "reasoning_then_answer",
+    "reports",
     "tag_count",
 ]

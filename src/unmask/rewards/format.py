@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from unmask.reward import reads_text
 from unmask.tasks.answers import CLOSE, OPEN, answer_in, last_boxed
 from unmask.tasks.numerals import read_number
 
@@ -17,6 +18,7 @@ _REASONING, _REASONING_END = "<reasoning>", "</reasoning>"
 _TAGS = (_REASONING, _REASONING_END, OPEN, CLOSE)
 
 
+@reads_text
 def answer_tag(completions: Sequence[str], **columns: Any) -> list[float]:
     """1 for exactly one answer tag, closed and not empty; else 0.
 
@@ -27,6 +29,7 @@ def answer_tag(completions: Sequence[str], **columns: Any) -> list[float]:
     return [float(_holds_once(text, OPEN, CLOSE)) for text in completions]
 
 
+@reads_text
 def reasoning_then_answer(completions: Sequence[str], **columns: Any) -> list[float]:
     """1 for a completion that is a reasoning block and then an answer tag, each once and not empty, and only white space around.
 
@@ -38,6 +41,7 @@ def reasoning_then_answer(completions: Sequence[str], **columns: Any) -> list[fl
     return [float(_is_whole(text.strip())) for text in completions]
 
 
+@reads_text
 def tag_count(completions: Sequence[str], **columns: Any) -> list[float]:
     """A quarter for each of the four tags of reasoning and answer that is there exactly once.
 
@@ -48,6 +52,7 @@ def tag_count(completions: Sequence[str], **columns: Any) -> list[float]:
     return [sum(text.count(tag) == 1 for tag in _TAGS) / len(_TAGS) for text in completions]
 
 
+@reads_text
 def boxed_answer(completions: Sequence[str], **columns: Any) -> list[float]:
     r"""A half for an answer tag and a half for a \boxed{} with something in it. Released: a quarter for no box, or any.
 
@@ -58,6 +63,7 @@ def boxed_answer(completions: Sequence[str], **columns: Any) -> list[float]:
     return [(_holds_once(text, OPEN, CLOSE) + (last_boxed(text) is not None)) / 2 for text in completions]
 
 
+@reads_text
 def integer_answer(completions: Sequence[str], **columns: Any) -> list[float]:
     """1 for an answer that is a whole number, right or not, as "-3", "1,000" and "3.0" are.
 

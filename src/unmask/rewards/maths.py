@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from unmask.reward import Score, reports
+from unmask.reward import Score, reads_text, reports
 from unmask.tasks.answers import answer_in, tagged_answer
 from unmask.tasks.hendrycks_math import grade
 from unmask.tasks.numerals import read_number
 
 
+@reads_text
 @reports("unparsed")
 def exact_answer(completions: Sequence[str], answer: Sequence[Any], **columns: Any) -> list[float]:
     """1 where the last answer tag holds the row's answer, letter for letter but for outer white space.
@@ -26,6 +27,7 @@ def exact_answer(completions: Sequence[str], answer: Sequence[Any], **columns: A
     ]
 
 
+@reads_text
 @reports("unparsed")
 def correct_number(completions: Sequence[str], answer: Sequence[Any], **columns: Any) -> list[float]:
     """1 where the last answer tag, or without one the last box, holds the row's number, however it is written.
@@ -48,6 +50,7 @@ def correct_number(completions: Sequence[str], answer: Sequence[Any], **columns:
     return scores
 
 
+@reads_text
 @reports("unparsed", "timeout")
 def correct_math(completions: Sequence[str], answer: Sequence[Any], **columns: Any) -> list[float]:
     """1 where the last answer tag, or without one the last box, holds an expression equal to the row's, by math-verify.

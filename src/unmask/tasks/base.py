@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self, get_args
 
 from unmask.config import Config
 from unmask.errors import DataError, unknown_name
-from unmask.reward import Score, reports
+from unmask.reward import Score, per_completion, reports, text_of
 from unmask.tasks.answers import answer_in, before_end
 from unmask.tasks.candidates import Candidates
 
@@ -149,6 +149,7 @@ class Task(Config, ABC):
         answer = self._answer(completion)
         return answer is not None and self.is_right(answer, row)
 
+    @per_completion
     @reports("unparsed")
     def _reward(self, prompts: Sequence[Any], completions: Sequence[Any], **columns: Any) -> list[float | None]:
         """`grade` of the completions' answers, 0.0 where there is none. Columns that it does not read may be there."""
@@ -162,7 +163,7 @@ class Task(Config, ABC):
             dict(zip(self.reward_columns, values, strict=True))
             for values in zip(*(columns[name] for name in self.reward_columns), strict=True)
         ]
-        answers = [self._answer(completion) for completion in completions]
+        answers = [self._answer(text_of(completion)) for completion in completions]
         found = [(answer, row) for answer, row in zip(answers, rows, strict=True) if answer is not None]
         grades = iter(self.grade([answer for answer, _ in found], [row for _, row in found]))
         return [Score(0.0, "unparsed") if answer is None else next(grades) for answer in answers]

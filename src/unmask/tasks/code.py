@@ -14,7 +14,7 @@ from importlib import resources
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from unmask.errors import DataError
-from unmask.reward import Score, reports
+from unmask.reward import Score, per_completion, reports, text_of
 from unmask.sandbox import Job, Result, SandboxConfig, make_sandbox
 from unmask.tasks.answers import before_end
 from unmask.tasks.base import Task
@@ -53,6 +53,7 @@ class ProgramTask(Task):
         result = self.results([answer], [row])[0]
         return result is not None and result.passed
 
+    @per_completion
     @reports("unparsed", "failed", "error", "timed_out", "unsupported")
     def _reward(self, prompts: Sequence[Any], completions: Sequence[Any], **columns: Any) -> list[float | None]:
         """The share of each completion's tests that pass, with the status of the first that does not as its reason.
@@ -60,7 +61,7 @@ class ProgramTask(Task):
         None where other completions used up the time of the batch, so that nothing is known about this one.
         """
         rows = self._reward_rows(columns, len(completions))
-        answers = [self._answer(completion) for completion in completions]
+        answers = [self._answer(text_of(completion)) for completion in completions]
         return [
             _score(result) if result is None or result.is_judged else None for result in self.results(answers, rows)
         ]

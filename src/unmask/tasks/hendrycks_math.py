@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from unmask.reward import Score, reports
+from unmask.reward import Score, per_completion, reports
 from unmask.tasks.answers import last_boxed
 from unmask.tasks.latex import comparisons
 from unmask.tasks.maths import MathsTask, text_column
@@ -46,6 +46,7 @@ class Math(MathsTask):
         answer, problem = text_column(raw, "answer", place), text_column(raw, "problem", place)
         return self.item(problem.strip(), solution.strip(), answer.strip())
 
+    @per_completion
     @reports("unparsed", "timeout")
     def _reward(self, prompts: Sequence[Any], completions: Sequence[Any], **columns: Any) -> list[float | None]:
         return super()._reward(prompts, completions, **columns)

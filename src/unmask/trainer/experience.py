@@ -13,6 +13,7 @@ from torch import Tensor
 from unmask.functional.advantage import constant_group_share
 from unmask.functional.noise import BRANCH_STREAM, counter_uniform, named_generator
 from unmask.functional.selection import step_sum
+from unmask.methods import Method
 from unmask.models import Denoiser
 from unmask.recipe import TrainRecipe
 from unmask.records import Rollout, Row, Trajectory
@@ -36,6 +37,17 @@ def prompts_of_step(rows: Sequence[Row], step: int, num_prompts: int, seed: int)
             order = torch.randperm(len(rows), generator=named_generator(seed, "epoch", epoch))
         picked.append(rows[int(order[offset])])
     return picked
+
+
+def check_rewards(scorer: Scorer, method: Method) -> None:
+    """Refuse reward functions that compare completions, under a method that also scores unfinished ones.
+
+    Raises:
+        ConfigError: names the function and says what to do.
+    """
+    needs = method.needs()
+    if needs.greedy or needs.fills:
+        scorer.check_unfinished(method.type)
 
 
 def collect(
@@ -63,12 +75,17 @@ def collect(
         tally: takes the metrics.
         max_tokens: rows times tokens that are denoised together; default `rollout_batch_size` rows.
         lockstep: open around the forwards, so that every process runs as many.
+
+    Raises:
+        ConfigError: a reward function that compares completions, under a method that also scores unfinished ones.
+        RewardError: a reward function that failed.
     """
     group_size = recipe.num_generations
     # Seeds are drawn for all processes' rows, so that the number of processes does not change a rollout.
     seeds = row_seeds(len(rows) * group_size, named_generator(recipe.seed, "rollout", step))
     own = [row for row in rows[share] for _ in range(group_size)]
     own_seeds = seeds.view(len(rows), group_size)[share].reshape(-1)
+    check_rewards(scorer, recipe.method)
     needs = recipe.method.needs()
     with lockstep or nullcontext():
         trajectory = generate(
@@ -84,34 +101,47 @@ def collect(
         )
         if needs.fills and needs.fills.finish == "rollout":
             trajectory = _branched(denoiser, tokenizer, own, recipe, trajectory, max_tokens)
-    # One call for finished and one-step completions: equal texts of a row are scored once.
-    parts = {"reward": trajectory.tokens}
-    if needs.greedy and trajectory.greedy_tokens is not None:
-        parts["one_step_reward"] = trajectory.greedy_tokens
-    if trajectory.fill_tokens is not None:
-        parts["fill_reward"] = trajectory.fill_tokens
-    is_filled = {name: _filled(tokens, trajectory.greedy_step) for name, tokens in parts.items()}
-    wanted = {name: tokens[is_filled[name]].long() for name, tokens in parts.items()}
-    of_row = [own[int(i)] for filled in is_filled.values() for i in filled.nonzero()[:, 0]]
-    scores = scorer(of_row, decode(tokenizer, torch.cat(list(wanted.values()))))
-    total = torch.tensor(scores.total, device=trajectory.tokens.device)
-    rewards = {}
-    for name, values in zip(parts, total.split([len(tokens) for tokens in wanted.values()]), strict=True):
-        rewards[name] = total.new_zeros(is_filled[name].shape).masked_scatter(is_filled[name], values)
-        if name != "reward":
-            tally.add(f"diffusion/{name}", values)
-    rollout = Rollout(trajectory, group_size, **rewards)
-    _describe(rollout, {name: values[: len(own)] for name, values in scores.by_function.items()}, tally)
+    # Whole groups of finished completions first, in a call of their own.
+    scores = scorer(own, decode(tokenizer, trajectory.tokens))
+    reward = torch.tensor(scores.total, device=trajectory.tokens.device)
+    rewards = _unfinished_rewards(tokenizer, scorer, own, trajectory, bool(needs.greedy), tally)
+    rollout = Rollout(trajectory, group_size, reward, **rewards)
+    _describe(rollout, scores.by_function, tally)
     for name, reasons in scores.reasons.items():
         for reason, happened in reasons.items():
-            tally.add(f"rewards/{name}/{reason}", torch.tensor(happened[: len(own)]))
+            tally.add(f"rewards/{name}/{reason}", torch.tensor(happened))
     return rollout
 
 
+def _unfinished_rewards(
+    tokenizer: PreTrainedTokenizerBase,
+    scorer: Scorer,
+    rows: Sequence[Row],
+    path: Trajectory,
+    has_greedy: bool,
+    tally: Tally,
+) -> dict[str, Tensor]:
+    """Rewards of one-step completions, fills and branches, by their field of `Rollout`; 0 in empty slots."""
+    parts = {"one_step_reward": path.greedy_tokens if has_greedy else None, "fill_reward": path.fill_tokens}
+    there = {name: tokens for name, tokens in parts.items() if tokens is not None}
+    if not there:
+        return {}
+    is_filled = {name: _filled(tokens, path.greedy_step) for name, tokens in there.items()}
+    chosen = {name: tokens[is_filled[name]].long() for name, tokens in there.items()}
+    of_row = [rows[int(i)] for filled in is_filled.values() for i in filled.nonzero()[:, 0]]
+    texts = decode(tokenizer, torch.cat(list(chosen.values())))
+    total = torch.tensor(scorer.unfinished(of_row, texts).total, device=path.tokens.device)
+    rewards = {}
+    for name, values in zip(there, total.split([len(tokens) for tokens in chosen.values()]), strict=True):
+        rewards[name] = total.new_zeros(is_filled[name].shape).masked_scatter(is_filled[name], values)
+        tally.add(f"diffusion/{name}", values)
+    return rewards
+
+
 def _filled(tokens: Tensor, greedy_step: Tensor | None) -> Tensor:
-    """Which completions of [B, ..., L] tokens there are: all finished ones, and those of slots that hold a step."""
+    """Which completions of [B, K, ..., L] tokens there are: those of slots that hold a step."""
     shape = tokens.shape[:-1]
-    if len(shape) == 1 or greedy_step is None:
+    if greedy_step is None:
         return torch.ones(shape, dtype=torch.bool, device=tokens.device)
     return (greedy_step >= 0).view(*greedy_step.shape, *[1] * (len(shape) - 2)).expand(shape)
 

@@ -47,7 +47,7 @@ def guesses_of(denoiser: Denoiser, path: Trajectory, count: int, batch_size: int
 
 
 def scored(guesses: Guesses, scorer: Scorer, tokenizer: PreTrainedTokenizerBase, rows: Sequence[Row]) -> Guesses:
-    """The guesses with their rewards; a reward function that fails on them costs the report these, and the run nothing.
+    """The guesses with their rewards; without them where a reward function fails, or compares the completions of a group.
 
     Args:
         guesses: of B completions.
@@ -55,11 +55,13 @@ def scored(guesses: Guesses, scorer: Scorer, tokenizer: PreTrainedTokenizerBase,
         tokenizer: the model's.
         rows: B of them, what each completion answers.
     """
+    if not scorer.judges_each:
+        return guesses
     shape = guesses.tokens.shape[:2]
     of_row = [row for row in rows for _ in range(shape[1])]
     counted = scorer.count
     try:
-        total = scorer(of_row, decode(tokenizer, guesses.tokens.flatten(0, 1).long())).total
+        total = scorer.unfinished(of_row, decode(tokenizer, guesses.tokens.flatten(0, 1).long())).total
     except RewardError as error:
         logger.warning("the one-step guesses that are kept of this step have no rewards: %s", error)
         return guesses

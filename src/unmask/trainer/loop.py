@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -22,11 +22,11 @@ from unmask.recipe import TrainRecipe, completed
 from unmask.records import Rollout, Row
 from unmask.rollout import decode
 from unmask.run_folder import RunFolder, disk_faults_explained
-from unmask.score import RewardFunc, Scorer, by_name, load_reward
+from unmask.score import RewardFunc, scorer_of
 from unmask.trainer.accelerator import finish_trackers, make_accelerator, start_trackers
 from unmask.trainer.best import Best, best_in, better, validation_accuracy
 from unmask.trainer.engine import is_sharded
-from unmask.trainer.experience import collect, entropy_by_step, prompts_of_step
+from unmask.trainer.experience import check_rewards, collect, entropy_by_step, prompts_of_step
 from unmask.trainer.keep import guesses_of, scored, selected_by_step, to_keep
 from unmask.trainer.learn import Learner
 from unmask.trainer.metrics import Tally, TokenPasses
@@ -38,16 +38,12 @@ from unmask.trainer.state import RunState
 from unmask.trainer.stopping import RunStoppedError, StopSignals
 from unmask.trainer.watchdog import Watchdog, losses_explained
 from unmask.usable import faults_for, usable_rows
-from unmask.workers import Isolated
 
 Observer = Callable[[int, dict[str, Any]], None]
 """Called on the main process with the step (from 1; 0 is before the first) and its metrics."""
 
 UNLOGGED = "unlogged.json"
 """In a checkpoint: metrics of its step, which wait for an evaluation that failed."""
-
-SHARE_OF_TIMEOUT = 0.8
-"""Of `reward_timeout`, after which worker processes begin no more completions, so that those that hang do not stop the run."""
 
 NO_SIGNAL_STEPS = 5
 """Steps in a row without a group whose rewards differ, after which a warning is due."""
@@ -66,7 +62,7 @@ class Trainer:
 
     Args:
         recipe: the run's settings.
-        reward_funcs: reward functions to use instead of the recipe's or the task's.
+        reward_funcs: reward functions, or paths of some, to use instead of the recipe's or the task's.
         resume: go on from the newest checkpoint of the run folder.
         observe: called after every step.
         example: called in every step with a completion and its reward, on the main process.
@@ -78,7 +74,7 @@ class Trainer:
     def __init__(
         self,
         recipe: TrainRecipe,
-        reward_funcs: Sequence[RewardFunc] = (),
+        reward_funcs: Sequence[str | RewardFunc] = (),
         *,
         resume: bool = False,
         observe: Observer | None = None,
@@ -112,7 +108,7 @@ class Trainer:
         self.best: Best | None = None
         self.room = Room()
 
-    def _set_up(self, recipe: TrainRecipe, reward_funcs: Sequence[RewardFunc], resume: bool) -> None:
+    def _set_up(self, recipe: TrainRecipe, reward_funcs: Sequence[str | RewardFunc], resume: bool) -> None:
         """All that a user can get wrong, before processes wait for each other."""
         processes = self.ranks.count
         if processes > 1 and recipe.stuck_timeout <= recipe.reward_timeout:
@@ -125,7 +121,8 @@ class Trainer:
                 f"num_prompts = {recipe.num_prompts} cannot be shared by {processes} processes: each owns whole groups. "
                 f"Use a multiple of {processes}."
             )
-        self.scorer = Scorer(_rewards(recipe, reward_funcs), recipe.reward_weights, recipe.reward_timeout)
+        self.scorer = scorer_of(recipe, reward_funcs)
+        check_rewards(self.scorer, recipe.method)
         candidates = {
             "train": recipe.task.candidates("train", recipe.num_rows, recipe.seed),
             "evaluation": recipe.task.candidates(recipe.evaluation.split, recipe.evaluation.num_rows, recipe.seed),
@@ -172,6 +169,7 @@ class Trainer:
                 push(self.folder.final, self.recipe.push_to_hub)
         finally:
             self.folder.close()
+            self.scorer.close()
         return self.folder.path
 
     def _run(self) -> None:
@@ -389,19 +387,3 @@ class Trainer:
         if asked and step < self.recipe.max_steps:
             self._save(step)
             raise RunStoppedError(step, self.recipe.max_steps, self.folder.path, asked)
-
-
-def _rewards(recipe: TrainRecipe, given: Sequence[RewardFunc]) -> Mapping[str, RewardFunc]:
-    if given and recipe.reward_workers:
-        raise ConfigError(
-            "reward_workers run functions by their path: name them in reward_funcs, or set reward_workers = 0."
-        )
-    if given:
-        return by_name((getattr(function, "__name__", type(function).__name__), function) for function in given)
-    if recipe.reward_workers:
-        limits = (recipe.reward_workers, recipe.reward_item_timeout, SHARE_OF_TIMEOUT * recipe.reward_timeout)
-        isolated = [Isolated(path, *limits) for path in recipe.reward_funcs]
-        return by_name((function.__name__, function) for function in isolated)
-    if recipe.reward_funcs:
-        return by_name(load_reward(path) for path in recipe.reward_funcs)
-    return recipe.task.rewards()
