@@ -114,7 +114,7 @@ def scorer(path: str) -> Iterator[Any]:
     """`scorer(name)`: a scorer of one function of the module, in a worker."""
     made: list[Scorer] = []
 
-    def _scorer(name: str, workers: int = 1, timeout: float = 4.0, item_timeout: float = 1.0) -> Scorer:
+    def _scorer(name: str, workers: int = 1, timeout: float = 8.0, item_timeout: float = 0.5) -> Scorer:
         made.append(make_scorer([f"{path}:{name}"], {}, workers=workers, timeout=timeout, item_timeout=item_timeout))
         return made[-1]
 
