@@ -1,0 +1,90 @@
+"""A reward that compares the completions of a prompt, under every method: the same values, or a refusal before the first step."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.small_runs import metrics, train_recipe
+from tests.test_golden import OWN_SETTINGS
+from unmask.errors import ConfigError
+from unmask.methods import METHODS
+from unmask.models import Denoiser, char_tokenizer
+from unmask.rollout import decode
+from unmask.score import scorer_of
+from unmask.tasks import Sudoku
+from unmask.trainer import Trainer
+from unmask.trainer.experience import collect
+from unmask.trainer.metrics import Tally
+
+G = 3
+SETTINGS = (f"num_generations={G}", "num_prompts=4", "sampler.max_completion_length=4", "sampler.num_steps=4")
+
+
+def longest(completions: list[str], **_: Any) -> list[float]:
+    """1 for the longest completions of each prompt, found by reshaping to (-1, G)."""
+    assert len(completions) % G == 0
+    groups = [completions[i : i + G] for i in range(0, len(completions), G)]
+    return [float(len(text) == max(map(len, group))) for group in groups for text in group]
+
+
+def rewards_under(method: str, denoiser: Denoiser, folder: Path) -> tuple[list[str], list[float]]:
+    """The texts of one step and what they earn."""
+    tokenizer = char_tokenizer(Sudoku().alphabet)
+    own = [setting for setting in OWN_SETTINGS.get(method, ()) if not setting.startswith("sampler.num_steps")]
+    recipe = train_recipe(folder, folder, f"method={{type: {method}}}", *own, *SETTINGS)
+    rows = Sudoku().rows("train", 4)
+    rollout = collect(denoiser, tokenizer, scorer_of(recipe, [longest]), recipe, rows, 0, slice(None), Tally())
+    return decode(tokenizer, rollout.trajectory.tokens), rollout.reward.tolist()
+
+
+def scores_unfinished(method: str) -> bool:
+    needs = METHODS[method]().needs()
+    return needs.greedy or needs.fills is not None
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_group_has_its_winner_under_every_method_that_takes_the_reward(
+    method: str, lively: Denoiser, tmp_path: Path
+) -> None:
+    if scores_unfinished(method):
+        with pytest.raises(ConfigError, match=f'"longest" does not say .* {method} also scores unfinished completions'):
+            rewards_under(method, lively, tmp_path)
+        return
+    texts, rewards = rewards_under(method, lively, tmp_path)
+    assert rewards == longest(texts)
+    assert len(set(texts)) > 4
+    assert 4 <= sum(rewards) < len(rewards), "each group has a winner, and some group a loser"
+    if not any(setting.startswith("sampler.") for setting in OWN_SETTINGS.get(method, ())):
+        assert (texts, rewards) == rewards_under("diffu_grpo", lively, tmp_path), "the same paths, and the same rewards"
+
+
+def test_both_kinds_of_method_are_there() -> None:
+    kinds = [scores_unfinished(method) for method in METHODS]
+    assert sum(kinds) >= 2
+    assert len(kinds) - sum(kinds) >= 8
+
+
+@pytest.mark.parametrize("num_rows", [4, 5])
+def test_a_run_with_its_evaluations_only_calls_with_whole_groups(
+    tiny_model: Path, tmp_path: Path, num_rows: int
+) -> None:
+    settings = (
+        "method={type: diffu_grpo}",
+        *SETTINGS,
+        "num_prompts=2",
+        f"evaluation.num_rows={num_rows}",
+        "max_steps=2",
+    )
+    folder = Trainer(train_recipe(tiny_model, tmp_path / "run", *settings), [longest]).train()
+    lines = metrics(folder)
+    # A lone completion is the longest of a group of its equals.
+    assert {line[key] for line in lines for key in line if key.startswith("eval/") and key.endswith("/reward")} == {1.0}
+    assert all(line["rewards/longest/mean"] >= 1 / G for line in lines if "rewards/longest/mean" in line)
+
+
+def test_the_default_method_refuses_it_before_a_model_is_loaded(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="from unmask.reward import per_completion"):
+        Trainer(train_recipe(tmp_path / "no-model", tmp_path / "run"), [longest])
