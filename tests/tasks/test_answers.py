@@ -168,6 +168,24 @@ def test_boxes_side_by_side_and_words_of_doubt_are_part_of_the_answer(text: str,
 @pytest.mark.parametrize(
     ("text", "answer"),
     [
+        ("The answer is not <answer>5</answer>.", "not 5"),
+        ("<answer>5</answer> is wrong.", "5 is wrong."),
+        ("<answer>4</answer> or <answer>5</answer>", "or 5"),
+        ("maybe <answer>5</answer>", "maybe 5"),
+        ("<answer>5</answer>?", "5 ?"),
+        ("<answer>4</answer>, no: <answer>5</answer>", "5"),
+        ("<answer>5</answer> miles", "5"),
+    ],
+)
+def test_words_of_doubt_beside_a_tag_are_part_of_the_answer(text: str, answer: str) -> None:
+    found = answer_in(text)
+    assert found is not None
+    assert found.rstrip(".") == answer.rstrip(".")
+
+
+@pytest.mark.parametrize(
+    ("text", "answer"),
+    [
         ("<think>17</think>\nThe answer is 18.", "18"),
         ("The answer is **18**.", "18"),
         ("**Answer:** 18", "18"),

@@ -110,7 +110,8 @@ def answer_in(text: str) -> str | None:
 
     Returns:
         The answer, stripped of outer white space and of tag and box, but else as written (see `unwrapped`). Boxes side by side
-        come as one answer: "3, 4". A box that the words beside it deny or change comes with these words. None if there is none.
+        come as one answer: "3, 4". An answer comes with the words beside its box or tag that deny or change it. None if there is
+        none.
 
     Example:
         >>> answer_in(r"<answer>It is \boxed{5}.</answer>"), answer_in(r"It is \boxed{5}."), answer_in("5")
@@ -295,10 +296,10 @@ def _answer_of(text: str) -> str | None:
     if span is None:
         boxed = _boxed_with_doubts(text)
         return boxed if boxed is not None else _stated(text)
+    start, end = span
     # With its closing tag, which says whether a box is left open in the middle of a line.
-    if _BOX.search(text, *span):
-        return _boxed_with_doubts(text[span[0] : span[1] + len(CLOSE)])
-    return _inside(text, span)
+    found = _boxed_with_doubts(text[start : end + len(CLOSE)]) if _BOX.search(text, *span) else _inside(text, span)
+    return found and _with_doubts(text, start - len(OPEN), end + len(CLOSE), found)
 
 
 def _inside(text: str, span: tuple[int, int]) -> str:
@@ -407,7 +408,11 @@ def _boxed_with_doubts(text: str) -> str | None:
     parts = list(dict.fromkeys(content for _, _, content in group))
     joined = text[group[0][1] : group[-1][0]]
     answer = (" or " if re.search(r"\bor\b", joined) else ", ").join(parts)
-    start, end = group[0][0], group[-1][1]
+    return _with_doubts(text, group[0][0], group[-1][1], answer)
+
+
+def _with_doubts(text: str, start: int, end: int, answer: str) -> str:
+    """An answer, with the words of its line that stand right before or behind it if they deny or change it."""
     before = text[max(text.rfind("\n", 0, start) + 1, start - _CONTEXT) : start]
     stop = text.find("\n", end)
     after = text[end : min(stop if stop >= 0 else len(text), end + _CONTEXT)]

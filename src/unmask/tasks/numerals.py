@@ -25,6 +25,7 @@ _WRAPPERS = re.compile(
 _STYLES = re.compile(
     r"\\(?:displaystyle|textstyle|large|Large|LARGE|huge|normalsize|small|bf|rm|it)(?![A-Za-z])|\\color\{\w{1,12}\}"
 )
+_DEGREES = re.compile(r"\s?\^\s?\{?\s?(?:\\(?:text|mathrm|textrm)\{\s?o\s?\}|o)\s?\}?(?![A-Za-z0-9])")
 _BOLD = re.compile(r"\*\*([^*]{1,80})\*\*")
 _NO_SPACE = re.compile(r"\\[!,]\s*|(?<=[0-9])[\u2009\u202f](?=[0-9]{3})")
 _SPACE = re.compile(r"(?:\\[;: ]|\\quad|\\qquad|(?<=\S)~|[\s\u200b])+")
@@ -42,6 +43,9 @@ _BRACKETED = re.compile(r"""\([^(),]*\)|\[[^][,]*\]|\{[^{}]*\}|"[^"]*"|'[^']*'""
 """A number set apart; `(1, 2)` and `{1}{2}` are more than one."""
 _CLOCK = re.compile(r"([0-9]{1,2}):00(?=\ ?[ap]\.?\ ?m\b)", re.IGNORECASE)
 _ALTERNATIVES = re.compile(r"\s*,?\s+or\s+", re.IGNORECASE)
+
+_ASIDE = re.compile(r"(.*\S)\s*\(([^()]{1,40})\)")
+"""A number said twice: five (5)."""
 
 _INTEGER = r"[0-9]{1,3}(?:,[0-9]{3})+|[0-9]+"
 _DECIMAL = rf"(?:(?:{_INTEGER})(?:\.[0-9]+)?|\.[0-9]+)"
@@ -114,6 +118,8 @@ def read_number(text: str, in_prose: bool = False) -> Numeral | None:
         return None
     plain = _plain(text)
     alternatives = _ALTERNATIVES.split(plain)
+    if (aside := _ASIDE.fullmatch(plain)) is not None and _one(aside[2], in_prose) is not None:
+        alternatives = [aside[1], aside[2]]
     if len(alternatives) == 1:
         return _one(plain, in_prose)
     read = [_one(alternative, in_prose) for alternative in alternatives]
@@ -149,7 +155,7 @@ def _plain(text: str) -> str:
     text = unwrapped(text)
     for written, plain in _REPLACED:
         text = text.replace(written, plain)
-    text = _STYLES.sub("", text)
+    text = _DEGREES.sub("°", _STYLES.sub("", text))
     text = _BOLD.sub(r"\1", text)
     for _ in range(3):
         text = _WRAPPERS.sub(r" \1", text).strip()

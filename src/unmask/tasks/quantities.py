@@ -20,6 +20,10 @@ def _words(text: str) -> frozenset[str]:
 
 _MULTIPLIERS = SCALES | {
     "dozen": 12,
+    "doz": 12,
+    "dz": 12,
+    "bil": 10**9,
+    "mill": 10**6,
     "score": 20,
     "gross": 144,
     "grand": 10**3,
@@ -36,7 +40,7 @@ _DOUBT = _words(
     # Guesses and bounds.
     """
     maybe perhaps probably possibly presumably apparently supposedly roughly approximately approx approximate around nearly almost
-    circa ish guess guessing guessed think thinks believe suppose assume assuming estimate estimated likely unlikely might may
+    circa ish guess guessing guessed think thinks believe suppose assume assuming estimate estimated est likely unlikely might may
     could should would can cannot must seem seems uncertain unsure unclear sure doubt doubtful hopefully somewhere something so
     least most minimum maximum upwards upward onwards onward up under below above beyond between through thru until till within
     exceeding exceeds lower upper bound limit range ranging tops max odd change lots counting depending depends varies
@@ -51,7 +55,7 @@ _DOUBT = _words(
     # Arithmetic that is left to do, and parts of a larger number.
     """
     plus add added divided multiplied subtracted squared cubed root roots factorial remainder rem modulo mod choose over by point
-    power doubled tripled halved quadrupled fewer short shy pair pairs couple couples twice double triple half
+    power doubled tripled halved quadrupled fewer short shy pair pairs couple couples trio trios twice double triple half
     recurring itself pi sin cos tan cot csc sqrt ln exp infinity et al etc
     """
     # Clauses.
@@ -72,7 +76,7 @@ _LY = _words(
     """
 )
 """Words in -ly that neither doubt nor change a number."""
-_ORDINAL = frozenset({"st", "nd", "rd", "th"})
+_ORDINAL = frozenset({"st", "nd", "rd", "th", "ths"})
 _LONE_LETTERS = frozenset("a s")
 _UNIT_LETTERS = frozenset("mgshlLpcdtWVANJFCPRQ")
 _UNIT = re.compile(
