@@ -6,6 +6,7 @@ import ast
 import inspect
 import random
 import textwrap
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -116,8 +117,7 @@ def test_the_reward_is_the_packages_score_of_the_tagged_answer() -> None:
     ]
     (reward,) = task.rewards().values()
     given = reward(prompts=[r["prompt"] for r in rows], completions=texts, entry=[r["entry"] for r in rows])
-    assert given[:3] == [1.0, 0.0, 0.0]
-    assert given[3] == pytest.approx(len(rows[3]["answer"]) / len(f"{rows[3]['answer']} or 7"))
+    assert given == [1.0, 0.0, 0.0, 0.0]
     assert [task.solved(text, row) for text, row in zip(texts, rows, strict=True)] == [True, False, False, False]
 
 
@@ -168,6 +168,157 @@ def test_a_score_is_a_number_within_bounds(monkeypatch: pytest.MonkeyPatch) -> N
         for text in ("high", "low", "nan", "none", "half", "?")
     }
     assert scored == {"high": 1.0, "low": 0.0, "nan": 0.0, "none": 0.0, "half": 0.5, "?": 0.0}
+
+
+# --- the guard: what is paid for a text that is not the answer ---
+
+CONSTANTS = [
+    *(
+        "nan",
+        "inf",
+        "None",
+        "0",
+        "1",
+        "-1",
+        "10",
+        "100",
+        "0.5",
+        "1/2",
+        "x",
+        "?",
+        "-",
+        "()",
+        "{}",
+        "the answer",
+        "0 1 2 3",
+    ),
+    *("True", "yes", "No", "Monday", "1.0 + 1.0i", "(P ∨ ¬P)"),
+]
+
+
+def package_score(name: str, answer: str, entry: dict[str, Any]) -> float:
+    from unmask.tasks import reasoning_gym_items
+
+    return reasoning_gym_items.score_entry(name, "{}", answer, entry)
+
+
+@pytest.mark.parametrize("name", sorted(set(available()) - RUNNING))
+def test_no_task_pays_for_a_constant_or_for_the_answer_among_others(name: str) -> None:
+    from unmask.tasks.reasoning_gym_items import entries_of
+
+    entries = entries_of(name, "{}", "train", 3, 0)
+    answers = [str(entry["answer"] or "") for entry in entries]
+    for text in CONSTANTS:
+        # A constant may be the answer to an item, or to two; it is never that to all of these.
+        full = [
+            package_score(name, text, entry) for entry, own in zip(entries, answers, strict=True) if not same(text, own)
+        ]
+        assert all(score < 1.0 for score in full), text
+    for entry, own in zip(entries, answers, strict=True):
+        if not own:
+            continue
+        other = next((text for text in answers if text != own), "1234567")
+        assert package_score(name, own, entry) == 1.0
+        for text in (
+            f"{own} or {other}",
+            f"{other} or {own}",
+            f"not {own}",
+            f"{own} is wrong",
+            f"{own}\n{other}",
+            f"{own}, {other}",
+        ):
+            assert package_score(name, text, entry) == 0.0, text
+
+
+def same(text: str, own: str) -> bool:
+    """Whether a constant is an answer."""
+    try:
+        return text.casefold() == own.casefold() or float(Fraction(text)) == float(own)
+    except (ValueError, ZeroDivisionError):
+        return False
+
+
+@pytest.mark.parametrize(
+    ("name", "wrong"),
+    [
+        ("coin_flip", "{0:.2}"),  # a prefix
+        ("decimal_arithmetic", "{0}1"),  # a value within the tolerance
+        ("number_format", "{0}1"),
+        ("power_function", "{0}e0 nan"),
+        ("complex_arithmetic", "nan"),
+        ("gsm_symbolic", "{0} {0}1"),  # the first number of several
+        ("game_of_life_halting", "anything"),
+        ("spell_backward", "{0}x"),
+        ("word_sorting", "{0}, more"),
+        ("letter_jumble", "{0} more"),
+        ("kakurasu", "the grid\n{0}"),
+    ],
+)
+def test_a_text_that_begins_with_ends_in_or_is_near_the_answer_earns_nothing(name: str, wrong: str) -> None:
+    from unmask.tasks.reasoning_gym_items import entries_of
+
+    for entry in entries_of(name, "{}", "train", 4, 0):
+        text = wrong.format(entry["answer"])
+        if text != entry["answer"]:
+            assert package_score(name, text, entry) == 0.0, (text, entry["answer"])
+
+
+@pytest.mark.parametrize(
+    ("name", "entry", "paid", "unpaid"),
+    [
+        (
+            "coin_flip",
+            {"answer": "0.24609375", "question": "What is the probability?", "metadata": {}},
+            ["63/256", "0.246", "0.2461", "0.24609375", "0.246093750"],
+            ["0.2462", "0.24", "0", "0.25", "0.2461 or 0.5"],
+        ),
+        (
+            "power_function",
+            {
+                "answer": "-0.0014888651497612232",
+                "question": "Return it correct to 3 significant figures.",
+                "metadata": {},
+            },
+            ["-1.49e-3", "-0.00149", "-0.001489"],
+            ["-1.5e-3", "-1.48e-3", "1.49e-3", "-0.0014888651497612233", "nan"],
+        ),
+        (
+            "puzzle24",
+            {"answer": "3*(4 + 6 - 2)", "question": "Make 24 using 4, 6, 2, 3.", "metadata": {"numbers": [4, 6, 2, 3]}},
+            ["3*(4 + 6 - 2)", "3 * (6 + 4 - 2)", "(6 - 2 + 4) * 3"],
+            ["4*6*1*1", "4*6", "12 + 12", "6*4 + 3*2 - 6", "3*(4 + 6 - 2) = 24"],
+        ),
+        (
+            "gsm_symbolic",
+            {"answer": "18", "question": "How many eggs are left?", "metadata": {}},
+            ["18", "18.0", "18 eggs", "**18**", "The answer is 18."],
+            ["18 or 5 or 7", "18, 5", "18 5", "5 18", "not 18", "18 is wrong", "19"],
+        ),
+        (
+            "polynomial_equations",
+            {"answer": "", "question": "Solve it.", "metadata": {}},
+            ['""', "no real solutions"],
+            ["anything", "x", "0", "nan"],
+        ),
+        (
+            "calendar_arithmetic",
+            {"answer": "-1", "question": "On which day?", "metadata": {"task": "recurring_event_day"}},
+            ["-1"],
+            ["100", "5", "1"],
+        ),
+        (
+            "time_intervals",
+            {"answer": "5 days", "question": "How many days?", "metadata": {"task_type": "date"}},
+            ["5 days", "5 day"],
+            ["5 7 9", "5 days, 7 days", "5 or 7 days", "5 wrong"],
+        ),
+    ],
+)
+def test_what_a_careful_reader_pays_on_an_item(
+    name: str, entry: dict[str, Any], paid: list[str], unpaid: list[str]
+) -> None:
+    assert {text: package_score(name, text, entry) for text in paid} == dict.fromkeys(paid, 1.0)
+    assert {text: package_score(name, text, entry) for text in unpaid if package_score(name, text, entry) >= 0.5} == {}
 
 
 # --- what is refused ---

@@ -36,10 +36,8 @@ class HumanEval(CodeTask):
     def build(self, raw: Row, place: str) -> Row:
         start, name = text_column(raw, "prompt", place), text_column(raw, "entry_point", place)
         tree = parse(start)
-        if tree is None or not name.isidentifier():
-            raise DataError(
-                f'{place}: the column "prompt" holds {start[:60]!r}, which is not the beginning of a function.'
-            )
+        if tree is None or name not in defined_names(tree):
+            raise DataError(f'{place}: the column "prompt" holds {start[:60]!r}, not the beginning of {name!r}.')
         # What precedes the function belongs to the problem: imports and helpers, which the tests use too.
         before = [node for node in tree.body if not (isinstance(node, ast.FunctionDef) and node.name == name)]
         prelude = ast.unparse(ast.Module(before, [])) + "\n"

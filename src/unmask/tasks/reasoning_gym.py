@@ -1,4 +1,4 @@
-"""Any task of the package `reasoning-gym` (arXiv:2505.24760) by name, its own scorer as the reward.
+"""Any task of the package `reasoning-gym` (arXiv:2505.24760) by name, its own scorer as the reward, behind a guard.
 
 The package makes item i of a dataset from `seed + i`, so neighbouring seeds share nearly all items. Here each split has a
 range of seeds of its own, and a stable hash of the question says which split may keep an item, so that one that two seeds can
@@ -49,8 +49,8 @@ RUNNING = frozenset({"codeio"})
 NOT_ONE = frozenset({"composite"})
 """Names in the package's table that are no task by themselves."""
 
-SECONDS, MEMORY = 5.0, 4 * 2**30
-"""Limits of scoring one answer."""
+SECONDS, MEMORY = 15.0, 4 * 2**30
+"""Limits of scoring one answer, and the texts that it is compared with."""
 
 
 class ReasoningGym(Task):
@@ -125,7 +125,7 @@ class ReasoningGym(Task):
         return answer
 
     def score(self, answer: str, row: Row) -> float:
-        """What the package's scorer gives, within [0, 1]; 0 where it raises, hangs, or runs out of memory."""
+        """What the package's scorer gives behind the guard; 0 where it raises, hangs, or runs out of memory."""
         return self.grade([answer], [row])[0]
 
     def grade(self, answers: Sequence[str], rows: Sequence[Row]) -> list[float]:

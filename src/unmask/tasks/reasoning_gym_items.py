@@ -6,6 +6,7 @@ Imports the package, so that a worker process that scores has it before its firs
 from __future__ import annotations
 
 import contextlib
+import copy
 import io
 import json
 import math
@@ -18,6 +19,7 @@ import reasoning_gym
 
 from unmask.errors import ConfigError
 from unmask.tasks.base import Split, stable_hash
+from unmask.tasks.reasoning_gym_guard import guarded
 
 _SEEDS: dict[Split, tuple[int, int]] = {
     "train": (0, 2**30),
@@ -96,7 +98,7 @@ def dataset_of(name: str, options: str, seed: int) -> Any:
 
 
 def score_entry(name: str, options: str, answer: str, entry: dict[str, Any]) -> float:
-    """The package's score of one answer, for a worker process.
+    """The guarded score of one answer, for a worker process.
 
     Args:
         name: of the task.
@@ -107,9 +109,28 @@ def score_entry(name: str, options: str, answer: str, entry: dict[str, Any]) -> 
     Returns:
         In [0, 1]; 0 where the scorer raises or gives something that is no number.
     """
+    # An answer is asked for once, and so are the texts that it is compared with: other answers to the item have the same.
+    texts = _scores_of(name, options, json.dumps(entry, sort_keys=True, default=str))
+
+    def score(text: str) -> float:
+        if text not in texts:
+            texts[text] = _package_score(name, options, text, entry)
+        return texts[text]
+
+    return guarded(score, answer, entry)
+
+
+@lru_cache(maxsize=64)
+def _scores_of(name: str, options: str, entry: str) -> dict[str, float]:
+    """Scores of texts on one item so far."""
+    return {}
+
+
+def _package_score(name: str, options: str, answer: str, entry: dict[str, Any]) -> float:
     try:
         with _quiet():
-            score = float(dataset_of(name, options, 0).score_answer(answer, entry))
+            # Some scorers add to the item.
+            score = float(dataset_of(name, options, 0).score_answer(answer, copy.deepcopy(entry)))
     except Exception:  # a scorer that a text makes raise gives that text nothing
         return 0.0
     return min(1.0, max(0.0, score)) if math.isfinite(score) else 0.0
