@@ -444,13 +444,14 @@ def _step_of(line: str) -> float:
 
 
 def _rows_that_count(before: Mapping[str, Any], now: Mapping[str, Any]) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
-    """What must be the same of two records of data: the rows that are used, in their order, whatever else a file holds.
+    """What must be the same of two records of data: nothing where the rows that are used are the same, in the same order.
 
-    A run that did not record that must find all that it did record.
+    Otherwise everything, so that a message says what changed; a run that did not record its rows must find all it did record.
     """
-    if "used" in before and "used" in now:
-        return before["used"], now["used"]
-    return before, {name: facts for name, facts in now.items() if name not in ("used", "left_out")}
+    if "used" in before and before["used"] == now.get("used"):
+        return {}, {}
+    names = {*before} - {"left_out"}
+    return {name: before[name] for name in names}, {name: facts for name, facts in now.items() if name in names}
 
 
 def flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

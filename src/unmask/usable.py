@@ -56,7 +56,9 @@ def usable_rows(candidates: Mapping[str, Candidates], faults_of: FaultsOf) -> Us
     distinct = tuple(dict.fromkeys(left_out))
     if distinct:
         more = f"; and {len(distinct) - SHOWN} more" if len(distinct) > SHOWN else ""
-        logger.warning(f"{len(distinct)} rows cannot be used and are left out: {'; '.join(distinct[:SHOWN])}{more}")
+        logger.warning(
+            f"rows left out because they cannot be used: {len(distinct)} ({'; '.join(distinct[:SHOWN])}{more})"
+        )
     return Usable(rows, distinct)
 
 

@@ -190,6 +190,7 @@ CONTENTS = [
         "the prompt is a list of chat messages written as text; use .jsonl or .parquet, which can hold lists",
     ),
     ("half \ud83d", 'the column "prompt" holds half a surrogate pair'),
+    (json.loads("[" * 200 + "]" * 200), 'the column "prompt" is nested more than 100 levels deep'),
 ]
 
 
@@ -255,6 +256,23 @@ def test_rows_that_a_run_would_not_use_are_not_checked_unless_they_are_dropped(w
     Dataset(**options, unusable_rows="drop").candidates("train", 10).take(count)
     assert seen[0] == 10
     assert seen[1] > 80
+
+
+def test_half_a_surrogate_pair_is_found_in_names_and_values_of_every_column_of_its_row_alone(write: Write) -> None:
+    broken: list[dict[str, Any]] = [{"\udc00": 1}, {"note": {"a": ["\ud83d"]}}, {"note": {"\ud83d": 1}}]
+    path = write([*ROWS, *({"prompt": "1", "answer": "1"} | extra for extra in broken)])
+    lines = refusal(Dataset(path=path)).splitlines()
+    assert [line.split(": the column ")[0] for line in lines[1:4]] == ["  line 101", "  line 102", "  line 103"]
+    assert len(Dataset(path=path, unusable_rows="drop").rows("train", 1000)) == len(
+        Dataset(path=write(ROWS, "clean.jsonl")).rows("train", 1000)
+    )
+
+
+def test_a_column_may_be_called_self(write: Write) -> None:
+    task = Dataset(path=write([row | {"self": 1, "class": 2} for row in ROWS]))
+    row = task.rows("train", 1)[0]
+    columns = {name: [value] for name, value in row.items() if name != "prompt"}
+    assert task.rewards()["dataset"](prompts=[row["prompt"]], completions=[row["answer"]], **columns) == [1.0]
 
 
 # --- types ---
@@ -341,7 +359,7 @@ def test_an_answer_that_no_completion_can_equal_is_a_fault(write: Write, answer:
         ("rows.xlsx", "[]", "{} cannot be read: its name must end in .jsonl"),
         ("rows.jsonl", "", "{} holds no rows."),
         ("rows.csv", "prompt,answer\n", "{} holds no rows."),
-        ("rows.jsonl", '{"prompt": "1"}\n{"prompt": ', "{}: 1 of 2 lines are not JSON: line 2: Expecting value"),
+        ("rows.jsonl", '{"prompt": "1"}\n{"prompt": ', "{}: 1 of 2 lines cannot be read: line 2: Expecting value"),
     ],
 )
 def test_a_file_that_cannot_be_used_is_named_with_the_reason(

@@ -100,8 +100,8 @@ def test_what_is_taken_reads_back_from_json_as_it_is() -> None:
             [{"prompt": "a", "f": [object()]}],
             'row 1 of the list, column "f": a value of the type object cannot be written',
         ),
-        (7, "rows cannot be taken from a int. Give the path of a file"),
-        (b"rows.jsonl", "rows cannot be taken from a bytes"),
+        (7, "rows cannot be taken from a value of the type int. Give the path of a file"),
+        (b"rows.jsonl", "rows cannot be taken from a value of the type bytes"),
     ],
 )
 def test_what_cannot_be_taken_is_refused_with_the_place(rows: Any, message: str) -> None:
@@ -137,7 +137,7 @@ def test_equal_rows_have_one_name_and_the_hash_of_the_same_rows_in_a_file(tmp_pa
 
 def test_a_fault_of_a_row_names_it_among_the_rows_given() -> None:
     with pytest.raises(
-        DataError, match="^1 of 41 rows of the rows given in Python cannot be used:\n  row 41: the prompt is empty"
+        DataError, match="^1 of 41 rows of the data given in Python cannot be used:\n  row 41: the prompt is empty"
     ):
         found([*ROWS, {"prompt": "", "answer": 1}])
 

@@ -139,7 +139,7 @@ def test_nested_values_numbers_and_missing_keys_are_kept(tmp_path: Path) -> None
             LINES.encode("latin-1") + "é".encode("latin-1"),
             "FILE is not in UTF-8 .* iconv -f WINDOWS-1252 ",
         ),
-        ("rows.jsonl", '{"a": 1}\n{"a": \n{"a": 2}\n{\n', "FILE: 2 of 4 lines are not JSON: line 2: .*; line 4: "),
+        ("rows.jsonl", '{"a": 1}\n{"a": \n{"a": 2}\n{\n', "FILE: 2 of 4 lines cannot be read: line 2: .*; line 4: "),
         ("rows.jsonl", "[" * 100_000, "FILE.* "),
         ("rows.jsonl", json.dumps(ROWS, indent=1), "FILE holds a JSON list, not one JSON object in each line. Rename"),
         (
@@ -150,15 +150,19 @@ def test_nested_values_numbers_and_missing_keys_are_kept(tmp_path: Path) -> None
         ("rows.json", '[{"a": 1}, 2]', "FILE: each row must be a JSON object with columns, but row 2 is '2'."),
         ("rows.json", '{"a": [1], "b": [1, 2]}', "FILE must hold a list of objects, or an object of columns"),
         ("rows.json", '"text"', "FILE must hold a list of objects"),
-        ("rows.json", '{"a": [1', "FILE is not JSON: "),
-        ("rows.json", "[" * 100_000, "FILE is not JSON: "),
+        ("rows.json", '{"a": [1', "FILE cannot be read as JSON: "),
+        ("rows.json", "[" * 100_000, "FILE cannot be read as JSON: "),
         (
             "rows.jsonl",
             '{"answer": 1, "answer": 2}\n',
-            'FILE: 1 of 1 lines are not JSON: line 1: the key "answer" occurs 2',
+            'FILE: 1 of 1 lines cannot be read: line 1: the key "answer" occurs 2',
         ),
-        ("rows.json", '[{"a": {"b": 1, "b": 2}}]', 'FILE is not JSON: the key "b" occurs 2 times in one object'),
-        ("rows.jsonl", '{"a": ' + "9" * 5000 + "}\n", "FILE: 1 of 1 lines are not JSON: line 1: Exceeds the limit"),
+        (
+            "rows.json",
+            '[{"a": {"b": 1, "b": 2}}]',
+            'FILE cannot be read as JSON: the key "b" occurs 2 times in one object',
+        ),
+        ("rows.jsonl", '{"a": ' + "9" * 5000 + "}\n", "FILE: 1 of 1 lines cannot be read: line 1: Exceeds the limit"),
         ("rows.parquet", "PAR1 but no more", "FILE cannot be read as parquet: "),
     ],
 )

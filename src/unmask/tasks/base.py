@@ -151,7 +151,7 @@ class Task(Config, ABC):
 
     @per_completion
     @reports("unparsed")
-    def _reward(self, prompts: Sequence[Any], completions: Sequence[Any], **columns: Any) -> list[float | None]:
+    def _reward(self, /, prompts: Sequence[Any], completions: Sequence[Any], **columns: Any) -> list[float | None]:
         """`grade` of the completions' answers, 0.0 where there is none. Columns that it does not read may be there."""
         for name in self.reward_columns:
             if name not in columns:

@@ -55,7 +55,7 @@ class ProgramTask(Task):
 
     @per_completion
     @reports("unparsed", "failed", "error", "timed_out", "unsupported")
-    def _reward(self, prompts: Sequence[Any], completions: Sequence[Any], **columns: Any) -> list[float | None]:
+    def _reward(self, /, prompts: Sequence[Any], completions: Sequence[Any], **columns: Any) -> list[float | None]:
         """The share of each completion's tests that pass, with the status of the first that does not as its reason.
 
         None where other completions used up the time of the batch, so that nothing is known about this one.

@@ -14,7 +14,7 @@ from unmask.errors import DataError
 from unmask.tasks.base import RewardFunc
 from unmask.tasks.memory import shown
 from unmask.tasks.source import Source, Table
-from unmask.tasks.sourced import SourcedTask
+from unmask.tasks.sourced import SourcedTask, fault_of_value
 
 if TYPE_CHECKING:
     from unmask.records import Row
@@ -165,10 +165,12 @@ class Dataset(SourcedTask):
     def _table(self, name: str) -> Table:
         """The rows, with None where a row lacks a column that others have: reward functions get each column for all rows."""
         table = super()._table(name)
-        columns = list(dict.fromkeys(column for row in table.rows for column in row))
+        columns = dict.fromkeys(column for row in table.rows for column in row)
         if all(len(row) == len(columns) for row in table.rows):
             return table
-        return replace(table, rows=[{column: row.get(column) for column in columns} for row in table.rows])
+        # A name that cannot be written is the fault of its own rows alone.
+        missing = dict.fromkeys(column for column in columns if fault_of_value(column) is None)
+        return replace(table, rows=[missing | row for row in table.rows])
 
 
 def _text(row: Row) -> str:

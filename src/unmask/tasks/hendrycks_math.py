@@ -48,7 +48,7 @@ class Math(MathsTask):
 
     @per_completion
     @reports("unparsed", "timeout")
-    def _reward(self, prompts: Sequence[Any], completions: Sequence[Any], **columns: Any) -> list[float | None]:
+    def _reward(self, /, prompts: Sequence[Any], completions: Sequence[Any], **columns: Any) -> list[float | None]:
         return super()._reward(prompts, completions, **columns)
 
     def grade(self, answers: Sequence[str], rows: Sequence[Row]) -> list[float]:

@@ -46,7 +46,7 @@ def rows_in_memory(source: str) -> list[dict[str, Any]]:
 
 def shown(source: str) -> str:
     """What messages call a source."""
-    return "the rows given in Python" if source in _ROWS else source
+    return "the data given in Python" if source in _ROWS else source
 
 
 def remember(name: str, rows: list[dict[str, Any]]) -> str:
@@ -110,8 +110,8 @@ def _listed(value: Any, kind: str) -> Sequence[Any]:
     if isinstance(value, Iterable) and not isinstance(value, bytes):
         return list(value)
     raise DataError(
-        f"rows cannot be taken from a {kind}. Give the path of a file, a data set of the hub, a list of dicts, a "
-        "datasets.Dataset or a data frame."
+        f"rows cannot be taken from a value of the type {kind}. Give the path of a file, a data set of the hub, a list of "
+        "dicts, a datasets.Dataset or a data frame."
     )
 
 

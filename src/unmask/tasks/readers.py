@@ -206,7 +206,7 @@ def _json_lines(text: str, path: Path) -> Contents:
         if text.lstrip().startswith("[") and not rows:
             raise DataError(f"{path} holds a JSON list, not one JSON object in each line. Rename it to end in .json.")
         raise DataError(
-            f"{path}: {len(faults)} of {len(faults) + len(rows)} lines are not JSON: {several(faults)}. Each line must be one "
+            f"{path}: {len(faults)} of {len(faults) + len(rows)} lines cannot be read: {several(faults)}. Each line must be one "
             "JSON object."
         )
     _check_objects(rows, numbers, "line", path)
@@ -224,9 +224,9 @@ def _read_json(content: bytes, path: Path) -> Contents:
         if error.msg == "Extra data":
             # Files of one object a line are often called .json.
             return _json_lines(text, path)
-        raise DataError(f"{path} is not JSON: {error}.") from error
+        raise DataError(f"{path} cannot be read as JSON: {error}.") from error
     except (ValueError, RecursionError) as error:
-        raise DataError(f"{path} is not JSON: {reason(error)}.") from error
+        raise DataError(f"{path} cannot be read as JSON: {reason(error)}.") from error
     rows = _rows_of(tree)
     if rows is None:
         raise DataError(

@@ -114,7 +114,10 @@ def content_hash(rows: Iterable[dict[str, Any]]) -> str:
     """
     digest = hashlib.sha256()
     for row in rows:
-        line = json.dumps(row, sort_keys=True, separators=(",", ":"), ensure_ascii=False, default=str)
+        try:
+            line = json.dumps(row, sort_keys=True, separators=(",", ":"), ensure_ascii=False, default=str)
+        except (RecursionError, TypeError) as error:
+            raise DataError(f"the row {str(row)[:60]!r} cannot be written as JSON: {reason(error)}.") from error
         # A lone surrogate is legal in JSON and has no UTF-8 of its own.
         digest.update(line.encode(errors="surrogatepass") + b"\n")
     return digest.hexdigest()

@@ -202,11 +202,8 @@ class SourcedTask(Task):
     def _checked(self, raw: Row, place: str) -> Row | None:
         """`build`, refusing what no task can use."""
         for name, value in raw.items():
-            if not is_text(name) or not is_text(value):
-                raise DataError(
-                    f"{place}: the column {json.dumps(name)} holds half a surrogate pair, which is not a character. It is "
-                    "usually half of an emoji that was cut in two."
-                )
+            if (fault := fault_of_value({name: value})) is not None:
+                raise DataError(f"{place}: the column {json.dumps(name)} {fault}.")
         row = self.build(raw, place)
         if row is not None and (fault := fault_of_prompt(row["prompt"])) is not None:
             raise DataError(f"{place}: {fault}.")
@@ -228,19 +225,28 @@ class SourcedTask(Task):
         return [self.demonstration(row, random.Random(0), sloppy=False) for row in self._all()]
 
 
-def is_text(value: Any) -> bool:
-    """Whether all texts in a value can be written in UTF-8, which half a surrogate pair cannot.
+MAX_DEPTH = 100
+"""Levels of lists and objects in a column; far below what Python can copy or compare."""
+
+
+def fault_of_value(value: Any, depth: int = 0) -> str | None:
+    """Why a value cannot be written down again, as a clause; None where it can.
 
     Example:
-        >>> is_text({"a": ["é"]}), is_text(["\\ud83d"])
-        (True, False)
+        >>> fault_of_value({"a": ["é"]})
+        >>> fault_of_value(["\\ud83d"])
+        'holds half a surrogate pair, which is not a character (usually half of an emoji that was cut in two)'
     """
     if isinstance(value, str):
         try:
             value.encode()
         except UnicodeEncodeError:
-            return False
-        return True
-    if isinstance(value, dict):
-        return all(is_text(key) and is_text(item) for key, item in value.items())
-    return all(map(is_text, value)) if isinstance(value, list | tuple) else True
+            return (
+                "holds half a surrogate pair, which is not a character (usually half of an emoji that was cut in two)"
+            )
+    if not isinstance(value, dict | list | tuple):
+        return None
+    if depth > MAX_DEPTH:
+        return f"is nested more than {MAX_DEPTH} levels deep"
+    inner = (*value, *value.values()) if isinstance(value, dict) else value
+    return next((fault for item in inner if (fault := fault_of_value(item, depth + 1)) is not None), None)
