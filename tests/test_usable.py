@@ -14,6 +14,7 @@ from unmask.models import char_tokenizer, tiny_denoiser
 from unmask.models.tiny import TinyConfig
 from unmask.pretrain import pretrain
 from unmask.recipe import PretrainRecipe, TrainRecipe, load, load_recipe
+from unmask.reward import per_completion
 from unmask.rollout import prompt_faults
 from unmask.tasks import Dataset, Sudoku
 from unmask.tasks.base import stable_hash
@@ -147,7 +148,8 @@ def test_a_run_that_drops_rows_is_the_run_without_them_and_resumes_after_they_ar
         written(tmp_path / "mixed-test.jsonl", [*TEST[:3], bad[0] | {"prompt": "3" * 60}, *TEST[3:]]),
     )
     (tmp_path / "mine.py").write_text(
-        "def ones(completions, **columns):\n    return [c.count('1') for c in completions]\n"
+        "from unmask.reward import per_completion\n\n@per_completion\ndef ones(completions, **columns):\n"
+        "    return [completion.count('1') for completion in completions]\n"
     )
     same = ["optim.lr_schedule=constant", f"reward_funcs=[{tmp_path}/mine.py:ones]"]
     Trainer(recipe(base, tmp_path / "clean", *clean, *same)).train()
@@ -199,6 +201,7 @@ def test_a_row_without_an_answer_is_a_fault_for_the_tasks_own_rewards_alone(base
     Trainer(recipe(base, tmp_path / "mine", *paths), reward_funcs=[_one])
 
 
+@per_completion
 def _one(completions: list[str], **columns: Any) -> list[float | None]:
     return [1.0] * len(completions)
 
