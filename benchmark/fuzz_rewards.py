@@ -24,8 +24,13 @@ from unmask import rewards
 from unmask.deadline import within
 from unmask.reward import RewardFunc
 from unmask.tasks import Arithmetic, Countdown, Sudoku
+from unmask.tasks.answers import tagged_answer
+from unmask.tasks.extract import code_in
 from unmask.tasks.gsm8k import GSM8K
 from unmask.tasks.hendrycks_math import Math
+from unmask.tasks.program import function_of_x
+from unmask.tasks.reasoning_gym import available
+from unmask.tasks.syntax import parse
 
 RESULTS = Path(__file__).parent / "results" / "fuzz_rewards.md"
 BATCH = 20
@@ -110,7 +115,29 @@ _LATEX = [
     r"\!",
     r"\,",
 ]
-_PIECES = st.sampled_from(_TAGS + _NUMBERS + _OPERATORS + _LATEX)
+_CODE = [
+    "def f(x):\n",
+    "    return x\n",
+    "return 3*x+2",
+    "3*x+2",
+    "f(x) = ",
+    "lambda x: ",
+    "import numpy as np\n",
+    "```python\n",
+    "~~~",
+    "python\n",
+    "'''",
+    ">>> ",
+    "@f\n",
+    "class f:\n",
+    "else:\n",
+    "Row 1: ",
+    "Step 2: ",
+    " or ",
+    "<think>",
+    "</think>",
+]
+_PIECES = st.sampled_from(_TAGS + _NUMBERS + _OPERATORS + _LATEX + _CODE)
 _INSIDE = st.lists(_PIECES | st.text(max_size=3), max_size=12).map("".join)
 _ANY = st.lists(_PIECES | st.characters(), max_size=30).map("".join)
 
@@ -191,8 +218,31 @@ def subjects() -> list[Subject]:
         found += [Subject(f"{name}, {task.format}", f, columns) for name, f in task.rewards().items()]
     found += [Subject(f"gsm8k, {form}", GSM8K(format=form)._reward, {"answer": NUMBERS}) for form in ("bare", "tagged")]
     found += [Subject("math, tagged", Math(test_source=None)._reward, {"answer": EXPRESSIONS})]
+    found += [Subject("program, the function found", _found(function_of_x), {})]
+    found += [Subject("code, the program found", _found(lambda text: parse(code_in(text, ["f"]))), {})]
+    if available():
+        found += [_guarded(name) for name in ("gsm_symbolic", "coin_flip", "mini_sudoku", "word_sorting")]
     named = [getattr(rewards, name) for name in rewards.__all__]
     return found + [Subject(f.__name__, f, {"answer": EXPRESSIONS + NUMBERS}) for f in named]
+
+
+def _found(find: Callable[[str], object]) -> RewardFunc:
+    """Whether something is found in a completion, as a reward; nothing is run."""
+
+    def reward(completions: Sequence[str], **columns: Any) -> list[float | None]:
+        return [float(bool(find(tagged_answer(text) or text))) for text in completions]
+
+    return reward
+
+
+def _guarded(name: str) -> Subject:
+    """A scorer of reasoning-gym behind its guard, in this process."""
+    from unmask.tasks.reasoning_gym_items import entries_of, score_entry
+
+    def reward(completions: Sequence[str], entry: Sequence[dict[str, Any]], **columns: Any) -> list[float | None]:
+        return [score_entry(name, "{}", text, item) for text, item in zip(completions, entry, strict=True)]
+
+    return Subject(f"reasoning_gym:{name}", reward, {"entry": list(entries_of(name, "{}", "train", 3, 0))})
 
 
 def fuzz(subject: Subject, cases: int) -> None:

@@ -35,6 +35,8 @@ _QUARTERS: dict[Split, frozenset[int]] = {
 """Which remainders by 4 of the question's hash belong to a split: at most four items are made for each that is kept."""
 _CHUNK = 256
 """Items of one dataset object; some of the package's datasets prepare all of theirs when they are made."""
+_LONGEST_KEPT, _MOST_KEPT = 1000, 256
+"""Characters of a text whose score is kept, and texts of an item; bounds the memory."""
 _GIVE_UP = 2000
 """Items in a row that are no new ones, after which a split is taken to have no more."""
 
@@ -113,9 +115,12 @@ def score_entry(name: str, options: str, answer: str, entry: dict[str, Any]) -> 
     texts = _scores_of(name, options, json.dumps(entry, sort_keys=True, default=str))
 
     def score(text: str) -> float:
-        if text not in texts:
-            texts[text] = _package_score(name, options, text, entry)
-        return texts[text]
+        if text in texts:
+            return texts[text]
+        paid = _package_score(name, options, text, entry)
+        if len(text) <= _LONGEST_KEPT and len(texts) < _MOST_KEPT:
+            texts[text] = paid
+        return paid
 
     return guarded(score, answer, entry)
 
