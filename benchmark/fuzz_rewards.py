@@ -14,6 +14,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
@@ -222,7 +223,7 @@ def subjects() -> list[Subject]:
     found += [Subject("code, the program found", _found(lambda text: parse(code_in(text, ["f"]))), {})]
     if available():
         found += [_guarded(name) for name in ("gsm_symbolic", "coin_flip", "mini_sudoku", "word_sorting")]
-    named = [getattr(rewards, name) for name in rewards.__all__]
+    named = [f for name in rewards.__all__ if "completions" in signature(f := getattr(rewards, name)).parameters]
     return found + [Subject(f.__name__, f, {"answer": EXPRESSIONS + NUMBERS}) for f in named]
 
 
