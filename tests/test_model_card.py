@@ -20,6 +20,7 @@ from unmask.methods.papers import PAPERS
 from unmask.model_card import pretraining_card, training_card
 from unmask.pretrain import pretrain
 from unmask.recipe import load_recipe
+from unmask.trainer import Trainer
 
 LINES = [
     {
@@ -172,3 +173,27 @@ def test_a_push_that_fails_loses_nothing_and_says_how_to_do_it_later(
 def test_a_name_that_is_no_repository_is_refused_before_the_run() -> None:
     with pytest.raises(ConfigError, match='push_to_hub: "a b" is not a repository of the hub. Write it as owner/name.'):
         load_recipe("sudoku-tiny", ["push_to_hub=a b"])
+
+
+def test_the_card_counts_the_rows_that_were_there_and_speaks_of_before_only_where_that_was_measured(
+    tiny_model: Path, tmp_path: Path
+) -> None:
+    places = {"path": tmp_path / "rows.jsonl", "test_path": tmp_path / "held-out.jsonl"}
+    for start, place in enumerate(places.values()):
+        items = [{"prompt": f"{start}{i % 5}{i // 5}=", "answer": str(i % 5)} for i in range(24)]
+        place.write_text("".join(json.dumps(item) + "\n" for item in items))
+    mine = tmp_path / "mine.py"
+    mine.write_text(
+        "def right(completions, answer, **_):\n    return [float(c == a) for c, a in zip(completions, answer)]\n"
+    )
+    rows = [f"task.{key}={place}" for key, place in places.items()]
+    settings = ("task.type=dataset", "task.format=bare", "num_rows=20", f"reward_funcs=[{mine}:right]", *rows)
+    once = train_recipe(tiny_model, tmp_path / "once", *settings, "evaluation.num_rows=256", "evaluation.eval_steps=0")
+    card = (Trainer(once).train() / "final" / "README.md").read_text()
+    assert "256 rows" not in card
+    assert "On 24 rows that training never saw. Measured once, after step 6." in card
+    assert "| rows | sampling | solved after (95 %) | mean reward |" in card
+    twice = train_recipe(tiny_model, tmp_path / "twice", *settings, "evaluation.num_rows=20", "evaluation.eval_steps=3")
+    card = (Trainer(twice).train() / "final" / "README.md").read_text()
+    assert "On 20 rows that training never saw. Before is step 0, after is step 6." in card
+    assert "| rows | sampling | solved before (95 %) | solved after (95 %) | mean reward |" in card

@@ -284,11 +284,13 @@ class RunFolder:
             raise RunError(
                 f"output_dir {path} holds files that are no run's, which a run might overwrite. Set output_dir to a new folder."
             )
-        for place in (path, path / "checkpoints", path / "rollouts"):
-            if place.is_symlink() and not place.exists():
+        folders = (path, path / "checkpoints", path / "rollouts")
+        for place in (*folders, path / "config.yaml", path / "run.json", path / "data.json", self.metrics_path):
+            if place.is_symlink() and not os.path.exists(place):
                 raise RunError(
-                    f"{place} is a link to {os.readlink(place)}, which is not there. Make that folder, or remove the link."
+                    f"{place} is a link to {os.readlink(place)}, which is not there. Put that back, or remove the link."
                 )
+        for place in folders:
             if place.exists() and not place.is_dir():
                 raise RunError(f"{place} is a file, and a run keeps a folder there. Remove the file.")
 

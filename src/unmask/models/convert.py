@@ -102,9 +102,15 @@ def convert(
             return convert(plain, destination, **settings, shard_bytes=shard_bytes, tell=tell)  # type: ignore[arg-type]
     folder = local_folder(source, tell)
     raw = read_json(folder / "config.json")
-    name, family = _family(str(source), raw, to)
-    _check_direction(str(source), raw, family, to)
-    config = native_config(raw, name, family, block_length or family.block_length_of(str(source)))
+    try:
+        name, family = _family(str(source), raw, to)
+        _check_direction(str(source), raw, family, to)
+        config = native_config(raw, name, family, block_length or family.block_length_of(str(source)))
+    except ModelError:
+        raise
+    except Exception as error:  # a config can be wrong in more ways than can be listed
+        what = " ".join(str(error).split()) or type(error).__name__
+        raise ModelError(f"{folder / 'config.json'} cannot be used: {what}. Copy the checkpoint again.") from error
     pieces = _plan(folder, family, config, is_native(raw, family), dtype)
     words = local_folder(tokenizer, tell, is_model=False) if tokenizer else folder
     carried = complete_tokenizer(words, family, raw)

@@ -58,7 +58,8 @@ def load_folder(
     import transformers
 
     config = _read_config(source)
-    architecture = (config.architectures or ["none"])[0]
+    named = config.architectures if isinstance(config.architectures, list) else [config.architectures]
+    architecture = str((named or ["none"])[0])
     if architecture not in NATIVE_CLASSES:
         raise ModelError(
             f"{source} holds a {architecture}, which is not a known class. Known: {', '.join(NATIVE_CLASSES)}. "
@@ -102,7 +103,14 @@ def load_folder(
         )
     denoiser = Denoiser(backbone, tokenizer.mask_token_id, tokenizer.eos_token_id, _pad_id(tokenizer))
     denoiser.eval()
-    check_bidirectional(denoiser)
+    try:
+        check_bidirectional(denoiser)
+    except ModelError:
+        raise
+    except Exception as error:  # sizes that do not fit each other show when the model is run
+        raise ModelError(
+            f"{source} cannot be run: {reason(error)}. Correct its config.json, or copy the checkpoint again."
+        ) from error
     return denoiser, tokenizer
 
 
