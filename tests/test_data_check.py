@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import random
 from pathlib import Path
@@ -121,3 +122,25 @@ def test_the_command_finds_no_shared_solution_in_sudoku(capsys: pytest.CaptureFi
     assert unmask("data", "check", "sudoku", "--rows", 1000, "--option", "format=tagged") == 0
     lines = [x.split()[:4] for x in capsys.readouterr().out.splitlines() if " answer " in x]
     assert lines == [["validation", "answer", "24", "0"], ["test", "answer", "88", "0"]]
+
+
+@pytest.mark.parametrize("name", ["rows.csv", "rows.TSV", "rows.json", "rows.jsonl.gz"])
+def test_the_command_reads_every_kind_of_file_and_names_or_leaves_out_bad_rows(
+    tmp_path: Path, name: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = [{"prompt": f"question {i}", "answer": str(i)} for i in range(60)] + [{"prompt": " ", "answer": "1"}]
+    sign = "\t" if name.endswith("TSV") else ";"
+    content = {
+        "json": json.dumps(rows),
+        "gz": "".join(json.dumps(one) + "\n" for one in rows),
+    }.get(
+        name.rpartition(".")[2],
+        "".join(f"{a}{sign}{b}\n" for a, b in [("prompt", "answer"), *(r.values() for r in rows)]),
+    )
+    path = tmp_path / name
+    path.write_bytes(gzip.compress(content.encode()) if name.endswith("gz") else content.encode())
+    check = ["data", "check", "dataset", f"--option=path={path}"]
+    assert unmask(*check) == 2
+    assert f"1 of 61 rows of {path} cannot be used" in capsys.readouterr().err.replace("\n", " ")
+    assert unmask(*check, "--option=unusable_rows=drop") == 0
+    assert "left out, because they cannot be used: 1, the first of them" in capsys.readouterr().out.replace("\n", " ")

@@ -219,6 +219,7 @@ def test_pretraining_and_evaluation_name_the_row_too(
         pretrain(load(PretrainRecipe, "sudoku-tiny-base", [*settings, *shape]))
     folder = pretrain(load(PretrainRecipe, "sudoku-tiny-base", [*settings, *shape, "task.unusable_rows=drop"]))
     assert json.loads((folder / "data.json").read_text())["left_out"]["num_rows"] == 1
+    assert "| rows left out | 1 that could not be used |" in (folder / "final" / "README.md").read_text()
     test = written(tmp_path / "test.jsonl", [*TEST, bad])
     evaluation = [
         "eval",
@@ -266,3 +267,34 @@ def test_rows_given_in_python_are_kept_in_the_run_folder_and_resumed_from_the_co
     with pytest.raises(RunError, match=r"task.path"):
         Trainer(other, resume=True)
     assert "rows/" in (tmp_path / "run" / "final" / "README.md").read_text()
+
+
+# --- answers as reward functions see them ---
+
+
+@pytest.mark.parametrize("name", ["rows.jsonl", "rows.csv"])
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_reward_may_compare_texts_and_is_stopped_where_it_compares_a_number_with_an_answer(
+    base: Path, tmp_path: Path, name: str, workers: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    numbers = [row | {"answer": int(row["answer"])} for row in ROWS]
+    path = tmp_path / name
+    if name == "rows.csv":
+        path.write_text("prompt,answer\n" + "".join(f"{row['prompt']},{row['answer']}\n" for row in numbers))
+    else:
+        written(path, numbers)
+    (tmp_path / "mine.py").write_text(
+        "from unmask.reward import per_completion\n\n"
+        "@per_completion\ndef texts(completions, answer, **columns):\n"
+        "    assert all(type(a + '') is str for a in answer)\n"
+        "    return [float(a == str(int(a))) for a in answer]\n\n"
+        "@per_completion\ndef numbers(completions, answer, **columns):\n"
+        "    return [float(7 == a) for a in answer]\n"
+    )
+    more = [f"reward_workers={workers}", "max_steps=1", "task.test_path=null"]
+    command = ["train", "sudoku-tiny", *overrides(base, tmp_path / "run", path, "null", *more)]
+    assert unmask(*command, f"reward_funcs=[{tmp_path}/mine.py:texts]") == 0
+    assert metrics(tmp_path / "run")[-1]["reward"] == 1.0
+    again = [argument.replace("/run", "/again") for argument in command]
+    assert unmask(*again, f"reward_funcs=[{tmp_path}/mine.py:numbers]") == 2
+    assert "is text and never equals the number 7" in capsys.readouterr().err.replace("\n", " ")

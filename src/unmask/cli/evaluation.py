@@ -222,9 +222,12 @@ def check_data(
     from unmask.data_check import check_splits, rows_of_splits
     from unmask.recipe import make_task
 
-    splits = rows_of_splits(make_task(task, option or ()), rows, seed)
+    chosen = make_task(task, option or ())
+    splits = rows_of_splits(chosen, rows, seed)
     overlaps = check_splits(splits, n=ngram)
     overlap_table(overlaps, f"{task}: {len(splits['train'])} training rows looked at")
+    if left_out := chosen.candidates("train", rows, seed).left_out:
+        say(f"left out, because they cannot be used: {len(left_out)}, the first of them {left_out[0]}")
     if any(o.num_found for o in overlaps if o.kind == "prompt"):
         raise typer.Exit(1)
 
