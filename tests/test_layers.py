@@ -88,7 +88,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "pretrain": BELOW_3 | {"evaluate", "model_card", "trainer"},
     "compare": BELOW_3 | {"evaluate", "trainer", "pretrain"},
     "report": LAYER_0 | {"recipe", "run_folder", "metrics_file", "style", "compare"},
-    "console": BELOW_3 | {"evaluate", "eval_results", "report"},
+    "console": BELOW_3 | {"evaluate", "eval_results", "report", "compare"},
     "watch": BELOW_3 | {"report"},
     "training": BELOW_3 | {"trainer", "report", "console"},
     "demo": BELOW_3 | LAYER_3 | {"console", "training"},

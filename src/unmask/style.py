@@ -1,12 +1,13 @@
-"""How every figure looks: colours, dashes, bands, names, and files that hold the same bytes whenever the numbers are the same."""
+"""How every figure looks: colours, dashes, marks, bands, names, and files that hold the same bytes for the same numbers."""
 
 from __future__ import annotations
 
 import csv
 import io
+import textwrap
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from math import isnan
+from math import ceil, isnan, nan
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,30 +17,46 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-# Okabe and Ito's, which people of any colour vision can tell apart; dashes tell the second round from the first.
+# Okabe and Ito's, which people of any colour vision can tell apart. Colours, dashes and marks go round at different lengths, so
+# that neighbours differ in all three, and no two of the first 28 lines are alike in colour and dash.
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#222222")
-DASHES = ("-", "--", ":")
-UNTRAINED = {"color": "#888888", "linestyle": "-"}
+DASHES = ("-", "--", ":", "-.")
+MARKS = ("o", "s", "^", "D", "v", "P", "X", "<", ">", "*")
+UNTRAINED = {"color": "#888888", "linestyle": "-", "marker": "."}
 """Of a model before training."""
 
-PANEL_WIDTH, PANEL_HEIGHT = 3.6, 4.0
+TIME_PARTS = ("rollout", "update", "evaluation", "guesses", "step")
+"""What a run's seconds go to (`time/NAME` in its metrics). A part's place here is its colour in every picture."""
+
+MOST_BANDS = 6
+"""Bands that a panel shows; more of them cover one another."""
+SUFFIXES = (".png", ".svg", ".pdf")
+"""A figure is written as each of these."""
+
+PANEL_WIDTH, PANEL_HEIGHT, LEGEND_ROW = 3.6, 4.0, 0.24
 """Inches."""
 
 
 def temperature_name(temperature: str | float) -> str:
-    """`greedy` for temperature 0, otherwise `sampled at` it."""
+    """`greedy` for temperature 0, otherwise `sampled at` it; text that is no number stays as it is."""
     try:
-        value = float(temperature)
+        number = float(temperature)
     except ValueError:
-        # A metric's name may hold anything.
         return f"sampled at {temperature}"
-    return "greedy" if value == 0 else f"sampled at {value:g}"
+    return "greedy" if number == 0 else f"sampled at {number:g}"
 
 
 def line_style(index: int) -> dict[str, Any]:
-    """Colour and dash of the line `index`, counted from 0."""
-    round_, place = divmod(index, len(COLOURS))
-    return {"color": COLOURS[place], "linestyle": DASHES[round_ % len(DASHES)]}
+    """Colour, dash and mark of the line `index`, counted from 0."""
+    return {
+        name: cycle[index % len(cycle)]
+        for name, cycle in (("color", COLOURS), ("linestyle", DASHES), ("marker", MARKS))
+    }
+
+
+def with_bands(last_means: Sequence[float]) -> set[int]:
+    """Which of some lines get a band: all if they are few, otherwise the `MOST_BANDS` that end highest."""
+    return set(sorted(range(len(last_means)), key=lambda i: -last_means[i])[:MOST_BANDS])
 
 
 @contextmanager
@@ -53,7 +70,7 @@ def panels(
     from matplotlib import pyplot as plt
 
     size = (width or 1.2 + PANEL_WIDTH * number, height)
-    # A name with a dollar sign is a name, not a formula.
+    # Names are shown as they are: a $ in one begins no formula.
     with matplotlib.rc_context({"text.parse_math": False}):
         figure, axes = plt.subplots(1, number, figsize=size, layout="constrained", squeeze=False)
         try:
@@ -65,13 +82,30 @@ def panels(
 def draw_line(
     axis: Axes, x: Sequence[float], mean: Sequence[float], low: Sequence[float], high: Sequence[float], **style: Any
 ) -> Any:
-    """A line with a dot for each measurement, and the band of its interval; a bound that is nan has no band. Returns the line."""
-    # Dots say where something was measured; where they would touch, the line says it.
-    marker: dict[str, Any] = {"marker": "o", "markersize": 3} if len(x) <= 40 else {}
-    (line,) = axis.plot(x, mean, linewidth=1.5, **(marker | style))
+    """Draw and return a line with a mark for each measurement, and the band of its interval where the bounds are not nan."""
+    # Marks say where something was measured; where they would touch, some of them tell the line from others.
+    marks = {"markersize": 4, "markevery": max(1, len(x) // 20) if len(x) > 40 else 1}
+    (line,) = axis.plot(x, mean, linewidth=1.5, **(marks | style))
     known = [not (isnan(a) or isnan(b)) for a, b in zip(low, high, strict=True)]
-    axis.fill_between(x, low, high, where=known, color=style.get("color"), alpha=0.15, linewidth=0)
+    axis.fill_between(x, low, high, where=known, color=style.get("color"), alpha=0.13, linewidth=0)
     return line
+
+
+def without_band(values: Sequence[float]) -> list[float]:
+    """Bounds of a line that gets no band."""
+    return [nan] * len(values)
+
+
+def ticks_at(axis: Axes, places: Iterable[float]) -> None:
+    """Put the ticks of the x axis where something was measured; evenly, if each place is about double the one before."""
+    from matplotlib.ticker import FixedFormatter, FixedLocator, NullLocator
+
+    found = sorted(set(places))
+    if found and found[0] > 0 and found[-1] >= 4 * found[0]:
+        axis.set_xscale("log", base=2)
+    axis.xaxis.set_major_locator(FixedLocator(found))
+    axis.xaxis.set_major_formatter(FixedFormatter([f"{place:g}" for place in found]))
+    axis.xaxis.set_minor_locator(NullLocator())
 
 
 def tidy(axis: Axes) -> None:
@@ -80,53 +114,78 @@ def tidy(axis: Axes) -> None:
     axis.grid(alpha=0.2)
 
 
-def legend_below(figure: Figure, lines: dict[str, Any]) -> None:
-    """One legend for all panels, by label, under them."""
-    if lines:
-        longest = max(map(len, lines))
-        columns = 4 if longest < 24 else 2 if longest < 48 else 1
-        figure.legend(
-            lines.values(), lines.keys(), loc="outside lower center", ncols=min(columns, len(lines)), frameon=False
-        )
+def wrapped(text: str, inches: float) -> str:
+    """Small text in lines that fit into this width."""
+    return textwrap.fill(text, max(20, int(inches * 16)))
+
+
+def legend_below(figure: Figure, lines: dict[str, Any], note: str = "") -> None:
+    """One legend for all panels, by label, under them; the note stands above it."""
+    if not lines:
+        return
+    longest = max(map(len, lines))
+    columns = min(4 if longest < 24 else 2 if longest < 48 else 1, len(lines))
+    width, height = figure.get_size_inches()
+    # A long legend takes its room from the page and not from the panels.
+    figure.set_size_inches(width, height + LEGEND_ROW * max(0, ceil(len(lines) / columns) - 2))
+    legend = figure.legend(
+        lines.values(),
+        # The legend leaves out names that begin with an underscore, so these are set afterwards.
+        [f" {name}" for name in lines],
+        loc="outside lower center",
+        ncols=columns,
+        frameon=False,
+        handlelength=3,
+        title=wrapped(note, width) or None,
+        title_fontsize=8,
+    )
+    for text, name in zip(legend.get_texts(), lines, strict=True):
+        text.set_text(name)
 
 
 def save_figure(figure: Figure, target: Path) -> None:
-    """Write PNG or SVG, as the ending says, whole or not at all; equal numbers give equal files.
+    """Write PNG, SVG or PDF, as the ending says; equal numbers give equal files.
 
     Raises:
-        RunError: the file cannot be written.
+        RunError: the file cannot be written; what was there is still there.
     """
     import matplotlib
 
-    # Text stays text in an SVG: it can be selected and searched. No date, no random ids.
-    with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "unmask"}):
-        metadata = {"Date": None} if target.suffix == ".svg" else None
-        with writing_explained(target, "Name another place with --output."), replaced_whole(target) as aside:
-            figure.savefig(aside, dpi=150, metadata=metadata)
+    dates = {".svg": {"Date": None}, ".pdf": {"CreationDate": None}}
+    # Text stays text: it can be selected and searched, and a PDF holds its font. No date, no random ids.
+    with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "unmask", "pdf.fonttype": 42}):
+        drawn = io.BytesIO()
+        form = target.suffix.removeprefix(".").lower()
+        figure.savefig(drawn, format=form, dpi=150, metadata=dates.get(target.suffix.lower()))
+    _write(target, drawn.getvalue())
 
 
-def save_both(figure: Figure, target: Path) -> None:
-    """Write `target` as .png and as .svg."""
-    for suffix in (".png", ".svg"):
+def save_all(figure: Figure, target: Path) -> None:
+    """Write `target` with each of the endings in `SUFFIXES`."""
+    for suffix in SUFFIXES:
         save_figure(figure, target.with_suffix(suffix))
 
 
 def save_table(target: Path, columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
-    """Write CSV, whole or not at all.
-
-    Spreadsheets run a cell that begins with =, +, - or @ as a formula; names of metrics and folders are written as text.
+    """Write CSV.
 
     Raises:
-        RunError: the file cannot be written.
+        RunError: the file cannot be written; what was there is still there.
     """
-    with writing_explained(target, "Name another place with --output."), replaced_whole(target) as aside:
-        text = io.StringIO(newline="")
-        writer = csv.writer(text)
-        writer.writerow(columns)
-        writer.writerows([_as_text(cell) for cell in row] for row in rows)
-        aside.write_text(text.getvalue(), encoding="utf-8", newline="")
+    text = io.StringIO(newline="")
+    writer = csv.writer(text)
+    writer.writerow(columns)
+    writer.writerows([_cell(value) for value in row] for row in rows)
+    _write(target, text.getvalue().encode(errors="backslashreplace"))
 
 
-def _as_text(cell: Any) -> Any:
-    """A cell that no spreadsheet takes for a formula."""
-    return f"'{cell}" if isinstance(cell, str) and cell.lstrip().startswith(("=", "+", "-", "@")) else cell
+def _cell(value: Any) -> Any:
+    """A value as a spreadsheet may read it: text that it would take for a formula begins with an apostrophe."""
+    return f"'{value}" if isinstance(value, str) and value.lstrip().startswith(("=", "+", "-", "@")) else value
+
+
+def _write(target: Path, content: bytes) -> None:
+    with writing_explained(target, "Name another place with --output."):
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with replaced_whole(target) as aside:
+            aside.write_bytes(content)

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import csv
+import errno
 import json
+import os
 import shutil
+from collections.abc import Iterator
+from math import inf
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +19,8 @@ from matplotlib.figure import Figure
 
 from tests.small_runs import unmask
 from unmask.errors import ConfigError, RunError
-from unmask.report.plot import group_runs, plot_metrics
+from unmask.report.curve import plot_curve
+from unmask.report.plot import group_runs, plot_metrics, range_of
 
 RESULTS = Path(__file__).parent.parent.parent / "benchmark" / "results"
 GREEDY = "eval/test@0/accuracy"
@@ -27,7 +32,10 @@ def run(folder: Path, values: list[float], accuracies: dict[int, float], passes:
     own = {"seed": 0, "output_dir": str(folder), "method": {"type": "egspo", "beta": 0.0}, "max_steps": len(values)}
     (folder / "config.yaml").write_text(yaml.safe_dump(own | settings))
     lines: list[dict[str, Any]] = [{"step": 0}]
-    lines += [{"step": i + 1, "reward": v, "compute/token_passes": passes, "curve": [1]} for i, v in enumerate(values)]
+    lines += [
+        {"step": i + 1, "reward": v, "loss": v, "compute/token_passes": passes, "curve": [1]}
+        for i, v in enumerate(values)
+    ]
     for line in lines:
         if (accuracy := accuracies.get(line["step"])) is not None:
             line |= {GREEDY: accuracy, "eval/test@0/low": accuracy / 2, "eval/test@0/high": (1 + accuracy) / 2}
@@ -36,10 +44,14 @@ def run(folder: Path, values: list[float], accuracies: dict[int, float], passes:
 
 
 @pytest.fixture
-def drawn(monkeypatch: pytest.MonkeyPatch) -> list[Figure]:
+def drawn(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Figure]]:
+    """Figures that were saved, kept open until the test ends."""
     figures: list[Figure] = []
+    close = plt.close
     monkeypatch.setattr(plt, "close", figures.append)
-    return figures
+    yield figures
+    for figure in figures:
+        close(figure)
 
 
 def rows(path: Path) -> list[dict[str, str]]:
@@ -49,7 +61,7 @@ def rows(path: Path) -> list[dict[str, str]]:
 
 def test_a_single_run_has_the_wilson_interval_that_it_logged(tmp_path: Path, drawn: list[Figure]) -> None:
     folder = run(tmp_path / "a", [0.5, 0.75], {0: 0.25, 2: 0.5})
-    assert plot_metrics([folder], [], tmp_path / "x.svg") == tmp_path / "x.png"
+    assert plot_metrics([folder], [], tmp_path / "x.svg") == tmp_path / "x.svg"
     accuracy, reward = drawn[0].axes
     assert accuracy.lines[0].get_xydata().tolist() == [[0, 0.25], [2, 0.5]]
     assert reward.lines[0].get_xydata().tolist() == [[1, 0.5], [2, 0.75]]
@@ -74,7 +86,11 @@ def test_runs_of_other_seeds_are_one_line_with_the_interval_over_seeds(tmp_path:
         assert (row["metric"], row["runs"], float(row["token_passes"])) == (name, "3", 11)
         # t of 2 degrees of freedom, and a standard deviation of (0.07)^0.5.
         half = 4.302653 * (0.07 / 3) ** 0.5
-        assert [float(row[key]) for key in ("mean", "low", "high")] == pytest.approx([0.4, 0.4 - half, 0.4 + half])
+        assert half > 0.6, "so both are cut to the range of a share, and of a task's own reward"
+        assert [float(row[key]) for key in ("mean", "low", "high")] == pytest.approx([0.4, 0.0, 1.0])
+    plot_metrics(folders, ["loss"], tmp_path / "y.png")
+    (row,) = rows(tmp_path / "y.csv")
+    assert [float(row[key]) for key in ("mean", "low", "high")] == pytest.approx([0.4, 0.4 - half, 0.4 + half])
     assert drawn[0].axes[0].lines[0].get_xdata().tolist() == [11e-6]
     assert "over seeds" in drawn[0].axes[0].get_title()
 
@@ -125,8 +141,8 @@ def test_what_cannot_be_drawn_is_told(tmp_path: Path) -> None:
         plot_metrics([folder], ["rewrd"], tmp_path / "x.png")
     with pytest.raises(ConfigError, match="--metric curve is a list"):
         plot_metrics([folder], ["curve"], tmp_path / "x.png")
-    with pytest.raises(ConfigError, match=r"must end in .png or .svg"):
-        plot_metrics([folder], [], tmp_path / "x.pdf")
+    with pytest.raises(ConfigError, match=r"must end in .png, .svg, .pdf"):
+        plot_metrics([folder], [], tmp_path / "x.jpg")
     with pytest.raises(ConfigError, match='unknown axis "steps". Did you mean "step"'):
         plot_metrics([folder], [], tmp_path / "x.png", x="steps")
     (tmp_path / "none").mkdir()
@@ -142,8 +158,16 @@ def test_the_command_draws_runs_and_comparisons(tmp_path: Path, capsys: pytest.C
     shutil.copytree(RESULTS / "paper-tiny", place)
     assert unmask("plot", place, "--output", tmp_path / "b.svg") == 0
     # This comparison measured no accuracy at other numbers of denoising steps.
-    assert capsys.readouterr().out == f"figure: {tmp_path / 'b-compute.png'}\n"
-    assert (tmp_path / "b-compute.csv").read_text() == (RESULTS / "paper-tiny" / "compute.csv").read_text()
+    assert capsys.readouterr().out == f"figure: {tmp_path / 'b.svg'}\n"
+    assert sorted(path.name for path in tmp_path.glob("b*")) == ["b.csv", "b.pdf", "b.png", "b.svg"]
+    assert (tmp_path / "b.csv").read_text() == (RESULTS / "paper-tiny" / "compute.csv").read_text()
+    place = tmp_path / "compare-2"
+    shutil.copytree(RESULTS / "counterfactual-tiny", place)
+    assert unmask("plot", place, "--output", tmp_path / "against.png") == 0
+    assert (
+        capsys.readouterr().out == f"figure: {tmp_path / 'against.png'}\nfigure: {tmp_path / 'against-decoding.png'}\n"
+    )
+    assert (tmp_path / "against.png").is_file()
     assert unmask("plot", place, folder) == 2
     assert "Name its folder alone" in capsys.readouterr().err
 
@@ -155,3 +179,62 @@ def test_labels_of_steps_are_whole_numbers(tmp_path: Path, drawn: list[Figure]) 
     step, passes = ([float(tick) for tick in figure.axes[0].get_xticks()] for figure in drawn)
     assert all(tick.is_integer() for tick in step)
     assert not all(tick.is_integer() for tick in passes)
+
+
+@pytest.mark.parametrize(
+    ("metric", "config", "expected"),
+    [
+        ("eval/test@0/accuracy", {}, (0, 1)),
+        ("completions/ended_share", {}, (0, 1)),
+        ("clip_ratio/region_mean", {}, (0, 1)),
+        ("frac_reward_zero_std", {}, (0, 1)),
+        ("rewards/sudoku/unparsed", {"reward_funcs": ["a.py:f"]}, (0, 1)),
+        ("reward", {}, (0, 1)),
+        ("reward", {"reward_weights": [2.0]}, (0, 2)),
+        ("reward", {"reward_funcs": ["a.py:f"]}, (-inf, inf)),
+        ("eval/test@0/reward", {}, (0, 1)),
+        ("rewards/sudoku/mean", {"reward_weights": [2.0]}, (0, 1)),
+        ("diffusion/one_step_reward", {}, (0, 1)),
+        ("time/rollout", {}, (0, inf)),
+        ("loss", {}, (-inf, inf)),
+        ("kl", {}, (-inf, inf)),
+    ],
+)
+def test_the_range_of_a_metric(metric: str, config: dict[str, Any], expected: tuple[float, float]) -> None:
+    assert range_of(metric, config) == expected
+
+
+def test_more_than_six_lines_have_six_bands(tmp_path: Path, drawn: list[Figure]) -> None:
+    folders = [run(tmp_path / str(i), [0.5], {1: i / 10}, optim={"learning_rate": i}) for i in range(8)]
+    plot_metrics(folders, [GREEDY], tmp_path / "x.png")
+    (panel,) = drawn[0].axes
+    assert [len(c.get_paths()) > 0 for c in panel.collections] == [False, False, *[True] * 6]
+    assert "of the 6 that end highest" in panel.get_title().replace("\n", " ")
+
+
+def test_strange_names_and_numbers_are_drawn_or_told(tmp_path: Path) -> None:
+    folder = run(tmp_path / "a$x_$", [0.5, 0.75], {}, optim={"learning_rate": "$1^$"})
+    with (folder / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 3, "eval/test@x/accuracy": 0.5, "eval/test@0/accuracy": [1]}\n')
+    plot_metrics([folder], ["eval/test@x/accuracy"], tmp_path / "x.png")
+    assert "test accuracy, sampled at x" in (tmp_path / "x.svg").read_text()
+    plot_curve(folder, tmp_path / "curve.png")
+
+
+def test_a_place_that_cannot_be_written_is_told_and_leaves_nothing_half_done(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, target = run(tmp_path / "a", [0.5], {1: 0.5}), tmp_path / "x.png"
+    target.write_text("before")
+    (tmp_path / "file").write_text("")
+    with pytest.raises(RunError, match=r"file/x\.png cannot be written"):
+        plot_metrics([folder], [], tmp_path / "file" / "x.png")
+
+    def full(_self: Path, _content: bytes) -> int:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(Path, "write_bytes", full)
+    with pytest.raises(RunError, match=r"x\.png cannot be written \(No space left on device\)"):
+        plot_metrics([folder], [], target)
+    assert target.read_text() == "before"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a", "file", "x.png"]

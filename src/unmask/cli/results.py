@@ -47,7 +47,7 @@ def plot(
         str, typer.Option(help="Keys of metrics.jsonl, comma-separated; default accuracies and reward.")
     ] = "",
     output: Annotated[
-        Path | None, typer.Option(help="A .png or .svg file; both are written, and the numbers as .csv.")
+        Path | None, typer.Option(help="A .png, .svg or .pdf file; all are written, and the numbers as .csv.")
     ] = None,
     x: Annotated[str, typer.Option(help="Against what: step, token_passes, reward_calls or seconds.")] = "step",
     smooth: Annotated[int, typer.Option(min=1, help="Draw means of this many measurements; not of accuracies.")] = 1,
@@ -59,8 +59,8 @@ def plot(
 
     Over seeds, or Wilson's of one run's accuracy.
 
-    Runs of one recipe with different seeds are one line. Of a comparison, accuracy against compute and against denoising
-    steps are drawn anew.
+    Runs of one recipe with different seeds are one line. Of a comparison, accuracy against compute is drawn anew into
+    --output, and accuracy against denoising steps, where that was measured, into NAME-decoding beside it.
     """
     from unmask.compare.report import replot
     from unmask.errors import ConfigError
@@ -75,3 +75,5 @@ def plot(
         metrics, others = numbers(metric, str, "--metric"), numbers(across, str, "--across")
         drawn = [plot_metrics(folders, metrics, output or Path("plot.png"), x=x, smooth=smooth, across=others)]
     say("\n".join(f"figure: {path}" for path in drawn))
+    if not drawn:
+        say("nothing to draw: the comparison has neither points along its runs nor decoding steps.", err=True)

@@ -79,6 +79,26 @@ def mean_interval(values: Sequence[float], confidence: float = 0.95) -> tuple[fl
     return fmean(values), t_quantile(confidence, len(values) - 1) * stdev(values) / sqrt(len(values))
 
 
+def cut(interval: tuple[float, float], lowest: float, highest: float) -> tuple[float, float]:
+    """The part of an interval that lies in the range of its quantity.
+
+    The true value lies in the range, so what is cut off cannot hold it: the part covers it exactly as often as the whole does.
+
+    Args:
+        interval: lower and upper end; nan stays nan.
+        lowest: the least value that the quantity can have.
+        highest: the largest.
+
+    Example:
+        >>> mean, half = mean_interval([0.875, 1.0])
+        >>> low, high = cut((mean - half, mean + half), 0.0, 1.0)
+        >>> f"{low:.3f} {high:.3f}"
+        '0.143 1.000'
+    """
+    low, high = interval
+    return (lowest if low < lowest else low, highest if high > highest else high)
+
+
 def t_quantile(confidence: float, degrees: int) -> float:
     """The t with P(|T| < t) = confidence, of Student's distribution with a whole number of degrees of freedom.
 

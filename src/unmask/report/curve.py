@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from math import isfinite, nan
+from math import isfinite
 from pathlib import Path
 from typing import Any
 
@@ -22,11 +22,14 @@ def plot_curve(run: Path, target: Path) -> Path:
             x, mean, low, high = ([point[key] for point in points] for key in ("step", "accuracy", "low", "high"))
             draw_line(left, x, mean, low, high, label=name, **line_style(index))
         left.set(
-            xlabel="run step", ylabel="solved share of held-out rows", ylim=(0, 1), title="accuracy, 95 % interval"
+            xlabel="run step",
+            ylabel="solved share of held-out rows",
+            ylim=(0, 1),
+            title="accuracy of one run\nband: 95 % Wilson interval of its rows",
         )
         if evaluations:
             left.legend(loc="lower right", frameon=False)
-        rewards = [(line["step"], line["reward"]) for line in lines if "reward" in line]
+        rewards = [(line["step"], value) for line in lines if (value := number_of(line.get("reward"))) is not None]
         right.plot([step for step, _ in rewards], [reward for _, reward in rewards], color="#444444", linewidth=1)
         right.set(xlabel="run step", ylabel="mean reward of a batch", title="training reward")
         for axis in (left, right):
@@ -44,6 +47,11 @@ def plot_curve(run: Path, target: Path) -> Path:
     return target
 
 
+def number_of(value: object) -> float | None:
+    """A value of a line of metrics, which may hold lists too; None if it is not a number."""
+    return float(value) if isinstance(value, int | float) else None
+
+
 def evaluations_of(lines: list[dict[str, Any]]) -> dict[str, list[dict[str, float]]]:
     """For each evaluation of a run its points: step, accuracy, low, high; those without a number or an interval left out."""
     found: dict[str, list[dict[str, float]]] = {}
@@ -51,8 +59,9 @@ def evaluations_of(lines: list[dict[str, Any]]) -> dict[str, list[dict[str, floa
         for key in line:
             if key.startswith("eval/") and key.endswith("/accuracy") and "@" in key:
                 name = key.removesuffix("/accuracy")
-                point = {field: line.get(f"{name}/{field}", nan) for field in ("accuracy", "low", "high")}
-                if not all(isinstance(value, int | float) and isfinite(value) for value in point.values()):
+                numbers = {field: number_of(line.get(f"{name}/{field}")) for field in ("accuracy", "low", "high")}
+                point = {field: value for field, value in numbers.items() if value is not None and isfinite(value)}
+                if len(point) < len(numbers):
                     continue
                 point["step"] = line["step"]
                 split, _, temperature = name.removeprefix("eval/").partition("@")

@@ -1,7 +1,8 @@
-"""Any metric of any runs against steps or compute, for a paper: PNG, SVG and the numbers drawn. Every line with its interval.
+"""Any metric of any runs against steps or compute, for a paper: PNG, SVG, PDF, and the numbers drawn, with their intervals.
 
-Runs that differ in their seed alone are one line: the mean over seeds with its 95 % Student-t interval. A single run's accuracy
-has the 95 % Wilson interval that the run logged; another metric of a single run has none, and its label says so.
+Runs that differ in their seed alone are one line: the mean over seeds with its 95 % Student-t interval, cut to the range of the
+metric where that is known. A single run's accuracy has the 95 % Wilson interval that the run logged; another metric of a single
+run has none, and its label says so.
 """
 
 from __future__ import annotations
@@ -9,17 +10,33 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from math import nan
+from math import inf, nan
 from pathlib import Path
 from statistics import fmean
 from typing import Any
 
 from unmask.errors import ConfigError, RunError, unknown_name
-from unmask.files import read_yaml, writing_explained
-from unmask.functional.intervals import mean_interval
+from unmask.functional.intervals import cut, mean_interval
 from unmask.metrics_file import read_metrics
+from unmask.report.curve import number_of
+from unmask.report.runs import read_config
 from unmask.run_folder import FREE_TO_CHANGE, flat
-from unmask.style import draw_line, legend_below, line_style, panels, save_both, save_table, temperature_name, tidy
+from unmask.style import (
+    MOST_BANDS,
+    PANEL_WIDTH,
+    SUFFIXES,
+    draw_line,
+    legend_below,
+    line_style,
+    panels,
+    save_all,
+    save_table,
+    temperature_name,
+    tidy,
+    with_bands,
+    without_band,
+    wrapped,
+)
 
 Lines = list[dict[str, Any]]
 
@@ -63,23 +80,25 @@ def plot_metrics(
     smooth: int = 1,
     across: Sequence[str] = (),
 ) -> Path:
-    """Write `target` as .png, .svg and .csv, and return the first.
+    """Write and return `target`, with the figure in the other forms and the numbers as .csv beside it.
 
     Args:
         runs: run folders.
         metrics: keys of metrics.jsonl, a panel each; none: every accuracy that all runs have, and the reward.
-        target: a .png or .svg file; the other two are written beside it.
+        target: a .png, .svg or .pdf file; the other two and a .csv file are written beside it.
         x: a name of `X_AXES`.
         smooth: draw the mean of a measurement and the `smooth` - 1 before it. Each run is smoothed before means over runs
             are taken; accuracies are never smoothed, since their intervals would no longer be theirs.
         across: settings that may differ within a line besides the seed, such as `model` where bases were reseeded too.
 
     Raises:
-        RunError: a folder that is no run, or that lacks the metric.
+        RunError: a folder is not a run, lacks the metric, or the files cannot be written.
         ConfigError: a target, axis or metric that cannot be used.
     """
-    if target.suffix not in (".png", ".svg"):
-        raise ConfigError(f"--output {target} must end in .png or .svg; both are written, and the numbers as .csv.")
+    if target.suffix.lower() not in SUFFIXES:
+        raise ConfigError(
+            f"--output {target} must end in {', '.join(SUFFIXES)}; all of them are written, and the numbers as .csv."
+        )
     if x not in X_AXES:
         raise ConfigError(unknown_name("axis", x, X_AXES))
     read = {run: read_metrics(run) for run in runs}
@@ -91,15 +110,20 @@ def plot_metrics(
             "--metric."
         )
     drawn = {
-        metric: [series_of(label, [read[run] for run in group], metric, x, smooth) for label, group in groups.items()]
+        metric: [
+            series_of(label, [read[run] for run in group], metric, x, smooth, range_of(metric, read_config(group[0])))
+            for label, group in groups.items()
+        ]
         for metric in chosen
     }
     with panels(len(chosen)) as (figure, axes):
         lines: dict[str, Any] = {}
         for axis, (metric, found) in zip(axes, drawn.items(), strict=True):
+            banded = _banded(found)
             for index, series in enumerate(found):
                 places = [place / X_AXES[x][1] for place in series.x]
-                line = draw_line(axis, places, series.mean, series.low, series.high, **line_style(index))
+                low, high = (series.low, series.high) if index in banded else (without_band(series.low),) * 2
+                line = draw_line(axis, places, series.mean, low, high, **line_style(index))
                 lines.setdefault(_with_number(series), line)
             axis.set_xlabel(X_AXES[x][0])
             if x == "step":
@@ -109,9 +133,7 @@ def plot_metrics(
                 axis.set_ylim(0, 1)
             tidy(axis)
         legend_below(figure, lines)
-        with writing_explained(target, "Name another place with --output."):
-            target.parent.mkdir(parents=True, exist_ok=True)
-        save_both(figure, target)
+        save_all(figure, target)
     extra = [] if x == "step" else [x]
     save_table(
         target.with_suffix(".csv"),
@@ -123,7 +145,7 @@ def plot_metrics(
             for step, place, mean, low, high in zip(s.step, s.x, s.mean, s.low, s.high, strict=True)
         ],
     )
-    return target.with_suffix(".png")
+    return target
 
 
 def group_runs(runs: Sequence[Path], across: Sequence[str] = ()) -> dict[str, list[Path]]:
@@ -137,7 +159,7 @@ def group_runs(runs: Sequence[Path], across: Sequence[str] = ()) -> dict[str, li
     for run in runs:
         groups.setdefault(json.dumps(settings[run], sort_keys=True, default=str), []).append(run)
     for group in groups.values():
-        seeds = [_config(run).get("seed") for run in group]
+        seeds = [read_config(run).get("seed") for run in group]
         if len(set(seeds)) < len(seeds) and not across:
             raise RunError(
                 f"{', '.join(map(str, group))} have the same settings, and two of them the same seed, so they are one run "
@@ -148,8 +170,45 @@ def group_runs(runs: Sequence[Path], across: Sequence[str] = ()) -> dict[str, li
     return dict(zip(named, groups.values(), strict=True))
 
 
-def series_of(label: str, runs: Sequence[Lines], metric: str, x: str, smooth: int) -> Series:
-    """A metric of the runs of one recipe, at the steps at which all of them have it."""
+def range_of(metric: str, config: Mapping[str, Any]) -> tuple[float, float]:
+    """The least and the largest value that a metric of a run with this recipe can have, as far as that is known.
+
+    A task's own reward is from 0 to 1, times its weight; what a reward function of one's own may return is not known.
+
+    Example:
+        >>> range_of("completions/ended_share", {}), range_of("reward", {"reward_funcs": ["mine.py:f"]})
+        ((0.0, 1.0), (-inf, inf))
+    """
+    first, _, last = metric.rpartition("/")
+    if metric.endswith((_ACCURACY, "_share")) or first == "clip_ratio" or last.startswith("frac_"):
+        return 0.0, 1.0
+    if first.startswith("rewards/") and last != "mean":
+        return 0.0, 1.0  # the share of completions with a reason
+    if last in ("reward", "one_step_reward", "fill_reward") or first.startswith("rewards/"):
+        if config.get("reward_funcs"):
+            return -inf, inf
+        weight = 1.0 if first.startswith("rewards/") else float((config.get("reward_weights") or [1])[0])
+        return min(0.0, weight), max(0.0, weight)
+    if first in ("compute", "time") or last in (
+        "reward_std",
+        "grad_norm",
+        "learning_rate",
+        "mean_length",
+        "path_entropy",
+    ):
+        return 0.0, inf
+    return -inf, inf
+
+
+def series_of(
+    label: str,
+    runs: Sequence[Lines],
+    metric: str,
+    x: str,
+    smooth: int,
+    limits: tuple[float, float] = (-inf, inf),
+) -> Series:
+    """A metric of the runs of one recipe, at the steps at which all of them have it; its interval ends where its range does."""
     is_accuracy = metric.endswith(_ACCURACY)
     columns = [_smoothed(_column(lines, metric, x), _window(metric, smooth)) for lines in runs]
     steps = sorted(set.intersection(*(set(column) for column in columns)))
@@ -157,7 +216,8 @@ def series_of(label: str, runs: Sequence[Lines], metric: str, x: str, smooth: in
         raise RunError(f"the runs of {label} have {metric} at no step in common.")
     points = [[column[step] for column in columns] for step in steps]
     means = [mean_interval([value for _, value in values]) for values in points]
-    low, high = [mean - half for mean, half in means], [mean + half for mean, half in means]
+    ends = [cut((mean - half, mean + half), *limits) for mean, half in means]
+    low, high = [end for end, _ in ends], [end for _, end in ends]
     if len(runs) == 1:
         name = metric.removesuffix(_ACCURACY)
         logged = {line["step"]: line for line in runs[0]}
@@ -175,11 +235,12 @@ def _column(lines: Lines, metric: str, x: str) -> dict[int, tuple[float, float]]
     found: dict[int, tuple[float, float]] = {}
     spent = 0.0
     for line in lines:
-        spent += sum(line.get(key, 0.0) for key in X_AXES[x][2])
+        spent += sum(number_of(line.get(key, 0.0)) or 0.0 for key in X_AXES[x][2])
         if metric in line:
-            if not isinstance(line[metric], int | float):
+            if isinstance(line[metric], list):
                 raise ConfigError(f"--metric {metric} is a list, not a number, and cannot be drawn against steps.")
-            found[line["step"]] = (float(line["step"]) if x == "step" else spent, float(line[metric]))
+            if (value := number_of(line[metric])) is not None:
+                found[line["step"]] = (float(line["step"]) if x == "step" else spent, value)
     if not found:
         known = sorted(
             {key for line in lines for key, value in line.items() if isinstance(value, int | float)} - {"step"}
@@ -209,19 +270,12 @@ def _usual(read: Mapping[Path, Lines]) -> list[str]:
     return [*sorted(key for key in common if key.startswith("eval/") and key.endswith(_ACCURACY)), *rest]
 
 
-def _config(run: Path) -> dict[str, Any]:
-    path = run / "config.yaml"
-    if not path.is_file():
-        raise RunError(f"{run} is not a run folder: it has no config.yaml.")
-    return read_yaml(path)
-
-
 def _settings(run: Path, across: Iterable[str]) -> dict[str, Any]:
     """What makes a run's recipe: all keys, flat, but those that do not."""
     left_out = (*_NOT_A_SETTING, *across)
     return {
         key: value
-        for key, value in flat(_config(run)).items()
+        for key, value in flat(read_config(run)).items()
         if not any(key == name or key.startswith(f"{name}.") for name in left_out)
     }
 
@@ -235,6 +289,12 @@ def _labels(recipes: Sequence[Mapping[str, Any]]) -> list[str]:
     return [", ".join(f"{key.removeprefix('method.')} {own[key]}" for key in keys if key in own) for own in recipes]
 
 
+def _banded(found: Sequence[Series]) -> set[int]:
+    """Which lines of a panel get a band."""
+    with_interval = [i for i, series in enumerate(found) if series.has_interval]
+    return {with_interval[i] for i in with_bands([found[i].mean[-1] for i in with_interval])}
+
+
 def _with_number(series: Series) -> str:
     return f"{series.label} ({series.num_runs} run{'s' if series.num_runs > 1 else ''})"
 
@@ -246,8 +306,12 @@ def _title(metric: str, found: Sequence[Series], smooth: int) -> str:
         title = f"{name} accuracy, {temperature_name(temperature or 0)}"
     else:
         title = metric
-    bands = {"over seeds" if s.num_runs > 1 else "of rows (Wilson)" for s in found if s.has_interval}
-    notes = [f"95 % interval {' or '.join(sorted(bands))}" if bands else "one run: no interval"]
+    bands = {
+        f"(t) over seeds ({s.num_runs})" if s.num_runs > 1 else "of rows (Wilson)" for s in found if s.has_interval
+    }
+    notes = [f"band: 95 % interval {' or '.join(sorted(bands))}" if bands else "one run: no interval"]
+    if len([s for s in found if s.has_interval]) > MOST_BANDS:
+        notes.append(f"of the {MOST_BANDS} that end highest")
     if (window := _window(metric, smooth)) > 1:
         notes.append(f"mean of {window} measurements")
-    return f"{title}\n{', '.join(notes)}"
+    return f"{title}\n{wrapped(', '.join(notes), PANEL_WIDTH)}"
