@@ -25,6 +25,7 @@ from unmask.text import visible
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
+    from unmask.compare.report import Shown
     from unmask.config import SamplerConfig
     from unmask.data_check import Overlap
     from unmask.eval_results import Comparison
@@ -151,7 +152,7 @@ def table(columns: Sequence[str], rows: Iterable[Sequence[object]], title: str |
         console = Console(width=PIPE_WIDTH)
     cells = [[visible(str(cell)) for cell in row] for row in rows]
     for row in cells:
-        drawn.add_row(*map(escape, row))
+        drawn.add_row(*map(_bold, row))
     if title:
         console.print(visible(title), style="italic", markup=False, highlight=False, soft_wrap=True)
     if _narrowest(columns, cells) <= console.width:
@@ -176,6 +177,23 @@ def _print_entries(console: Console, columns: Sequence[str], rows: Sequence[Sequ
         for column, cell in zip(columns[1:], rest, strict=True):
             if cell:
                 console.print(Padding(Text(f"{column}: {cell}"), (0, 0, 0, 2)))
+
+
+def _bold(text: str) -> str:
+    """A cell as rich reads it: **text between stars** is bold, and nothing else in it is markup."""
+    inner = text.removeprefix("**").removesuffix("**")
+    return f"[bold]{escape(inner)}[/]" if text == f"**{inner}**" else escape(text)
+
+
+def comparison_results(shown: Shown) -> None:
+    """Print what `unmask compare` found: the tables, and below them what a reader must know."""
+    console = Console()
+    for found in shown.tables:
+        table(found.columns, found.rows, found.title)
+        console.print()
+    for note in shown.notes:
+        console.print(Text(visible(note.replace("**", "").replace("`", ""))), soft_wrap=not console.is_terminal)
+        console.print()
 
 
 def methods_table() -> None:

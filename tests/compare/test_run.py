@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import signal
@@ -20,6 +21,7 @@ from unmask.compare.plan import Plan
 from unmask.compare.recipe import CompareRecipe
 from unmask.compare.report import report
 from unmask.compare.run import CompareStoppedError, _said, compare
+from unmask.compare.sources import PACKAGE
 from unmask.errors import ConfigError, RunError
 from unmask.recipe import find_recipe
 from unmask.trainer import Trainer
@@ -119,7 +121,7 @@ def test_the_setting_that_did_best_on_validation_rows_is_the_one_that_is_compare
         finals = [r for r in cells(whole[0].folder, "final") if r["method"] == method]
         assert {r["settings"]["optim.learning_rate"] for r in finals} == {best["settings"]["optim.learning_rate"]}
         for record in (*trials, *finals):
-            (run,) = (whole[0].folder / "runs").glob(f"*-{record['seed']}-{record['variant']}")
+            (run,) = (whole[0].folder / "runs").glob(f"*-{record['seed']}-{record['variant']}_*")
             config = yaml.safe_load((run / "config.yaml").read_text())
             assert config["optim"]["learning_rate"] == record["settings"]["optim.learning_rate"]
             assert config["evaluation"]["split"] == ("validation" if record["stage"] == "tuning" else "test")
@@ -290,6 +292,189 @@ def test_a_change_of_a_recipe_that_a_task_names_is_refused_too(tmp_path: Path) -
     assert not (tmp_path / "other" / "superseded.jsonl").exists()
     compare(changed, rerun_changed=True, tell=quiet)
     assert len(facts(tmp_path / "other")) == len(before) + 1, "one probe more"
+
+
+# --- edited code ---
+
+
+class Lab:
+    """A folder with a reward of one's own in a file, and a comparison that uses it."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.file = folder, folder / "mine.py"
+        self.write(1.0)
+
+    def write(self, value: float) -> None:
+        """Edit the reward."""
+        self.file.write_text(f"def reward(completions, **_):\n    return [{value} * len(c) for c in completions]\n")
+
+    def recipe(self, **changes: Any) -> CompareRecipe:
+        sound = SMALL["methods"]["entropy"]
+        mine = {"settings": sound["settings"] | {"reward_funcs": [f"{self.file}:reward"]}}
+        return small(
+            self.folder,
+            "tuning=",
+            **{"methods": {"mine": mine, "sound": sound}, "seeds": [0], "baselines": []} | changes,
+        )
+
+    def rewards(self) -> dict[str, float]:
+        return {r["method"]: r["reward"]["0"] for r in cells(self.folder / "small", "final")}
+
+
+@pytest.fixture
+def lab(tmp_path: Path) -> Lab:
+    made = Lab(tmp_path)
+    compare(made.recipe(), tell=quiet)
+    return made
+
+
+def test_results_of_code_that_was_edited_are_refused_by_cell_and_file(lab: Lab) -> None:
+    before = facts(lab.folder / "small")
+    lab.write(-1.0)
+    with pytest.raises(RunError) as caught:
+        compare(lab.recipe(), tell=quiet)
+    said = str(caught.value)
+    assert "has results of code that was edited since:\n  final  sudoku  mine: 1 result\n" in said
+    assert f"Edited: {lab.file}." in said
+    assert "--rerun-changed" in said
+    assert "sound" not in said
+    # The probe of the edited reward alone is gone: it is repeated.
+    assert [r for r in before if r["stage"] != "probe"] == [
+        r for r in facts(lab.folder / "small") if r["stage"] != "probe"
+    ]
+    # Undoing the edit makes the results current again.
+    lab.write(1.0)
+    compare(lab.recipe(), tell=quiet)
+    assert [r for r in facts(lab.folder / "small") if r["stage"] == "final"] == [
+        r for r in before if r["stage"] == "final"
+    ]
+
+
+def test_what_an_edit_touches_is_run_again_if_asked_and_comes_back_if_it_is_undone(lab: Lab) -> None:
+    before = lab.rewards()
+    lab.write(-1.0)
+    told: list[str] = []
+    compare(lab.recipe(), rerun_changed=True, tell=told.append)
+    assert told[0].startswith("1 results of code that was edited since go to superseded.jsonl")
+    assert [line.split(":")[0] for line in told[1:]] == [f"{s} 1/1  sudoku  mine  seed 0" for s in ("probe", "final")]
+    assert lab.rewards()["mine"] < 0 < before["mine"]
+    assert lab.rewards()["sound"] == before["sound"]
+    lab.write(1.0)
+    told.clear()
+    compare(lab.recipe(), rerun_changed=True, tell=told.append)
+    assert (len(told), lab.rewards()) == (1, before), "nothing is run"
+
+
+def test_results_of_edited_code_are_kept_if_asked_and_marked_in_the_tables(lab: Lab) -> None:
+    lab.write(-1.0)
+    compare(lab.recipe(seeds=[0, 1]), keep_changed=True, tell=quiet)
+    records = cells(lab.folder / "small", "final")
+    assert [(r["method"], r["seed"], r["reward"]["0"] > 0) for r in records if r["method"] == "mine"] == [
+        ("mine", 0, True),
+        ("mine", 1, False),
+    ]
+    table = report(lab.recipe(seeds=[0, 1])).read_text()
+    assert "| mine † |" in table
+    assert "| sound |" in table
+    assert f"made by code that was edited since: {lab.file}" in table
+    with pytest.raises(ConfigError, match="exclude each other"):
+        compare(lab.recipe(), keep_changed=True, rerun_changed=True, tell=quiet)
+
+
+def test_a_run_that_was_cut_off_does_not_go_on_with_edited_code(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
+    begun = list[tuple[str, int]]()
+
+    class Stopping(Trainer):
+        """Is told to stop after the third step of the first run."""
+
+        def train(self) -> Path:
+            begun.append((self.folder.path.name.split("_")[0], self.folder.last_step()))
+            return super().train()
+
+        def _step(self, step: int) -> dict[str, Any]:
+            if step == 2 and len(begun) == 1:
+                os.kill(os.getpid(), signal.SIGTERM)
+            return super()._step(step)
+
+    monkeypatch.setattr(jobs_module, "Trainer", Stopping)
+    with pytest.raises(CompareStoppedError):
+        compare(lab.recipe(seeds=[1]), tell=quiet)
+    lab.write(3.0)
+    compare(lab.recipe(seeds=[1]), tell=quiet)
+    run, last_step = begun[0]
+    assert run.startswith("final-sudoku-mine-1-")
+    # With the edit the run and its probe begin anew; without it they would go on at step 3.
+    assert [step for name, step in begun[1:] if name == run] == [0]
+    lab.write(1.0)
+    compare(lab.recipe(seeds=[1]), rerun_changed=True, tell=quiet)
+    assert [step for name, step in begun[1:] if name == run] == [0, 3]
+
+
+def test_an_edit_while_a_run_is_under_way_is_noticed(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Editing(Trainer):
+        def train(self) -> Path:
+            lab.write(5.0)
+            return super().train()
+
+    monkeypatch.setattr(jobs_module, "Trainer", Editing)
+    with pytest.raises(RunError, match="of mine on sudoku were edited while it ran, so its result is not kept"):
+        compare(lab.recipe(seeds=[0, 1]), tell=quiet)
+    assert [(r["method"], r["seed"]) for r in cells(lab.folder / "small", "final")] == [("mine", 0), ("sound", 0)]
+
+
+def test_results_of_a_version_that_kept_no_track_of_code_stay_and_say_so(lab: Lab) -> None:
+    path = lab.folder / "small" / "cells.jsonl"
+    old = [{k: v for k, v in record.items() if k != "code"} for record in read_lines(path)]
+    path.write_text("".join(json.dumps(record) + "\n" for record in old))
+    (lab.folder / "small" / "code.json").unlink()
+    # Its folders were named without the code.
+    for folder in (lab.folder / "small" / "runs").iterdir():
+        folder.rename(folder.with_name(folder.name.rpartition("_")[0]))
+    lab.write(-1.0)
+    told: list[str] = []
+    compare(lab.recipe(), tell=told.append)
+    assert (told, facts(path.parent)) == ([], [{k: r[k] for k in KEPT if k in r} for r in old])
+    assert "made by a version of unmask that kept no track of code" in report(lab.recipe()).read_text()
+    # A method is added, and starts from the base that is there.
+    more = lab.recipe(methods={"late": SMALL["methods"]["late steps"], "sound": SMALL["methods"]["entropy"]})
+    compare(more, tell=told.append)
+    assert [line.split(" ")[0] for line in told] == ["probe", "final"]
+
+
+def test_a_method_of_the_package_is_edited_between_two_comparisons(tmp_path: Path) -> None:
+    """In a copy of the package, and by the command, since a process runs the code that it began with."""
+    package = tmp_path / "src" / "unmask"
+    shutil.copytree(PACKAGE, package, ignore=shutil.ignore_patterns("__pycache__"))
+    small(tmp_path, "tuning=", seeds=[0], evaluation=SMALL["evaluation"] | {"curve_points": 1})
+    environment = os.environ | {"PYTHONPATH": str(tmp_path / "src"), "PYTHONDONTWRITEBYTECODE": "1"}
+
+    def run(*options: str) -> subprocess.CompletedProcess[str]:
+        command = ["compare", str(tmp_path / "small.yaml"), "tuning=", "seeds=[0]", *options]
+        return subprocess.run(
+            [sys.executable, "-m", "unmask", *command], env=environment, capture_output=True, text=True, check=False
+        )
+
+    first = run()
+    assert first.returncode == 0, first.stderr
+    method = package / "methods" / "egspo.py"
+    text = method.read_text()
+    method.write_text(text.replace("inputs.weight * surrogate", "-inputs.weight * surrogate"))
+    assert method.read_text() != text
+    again = run()
+    assert again.returncode == 2
+    assert "Edited: unmask/methods/egspo.py." in again.stderr
+    assert "final  sudoku  entropy: 1 result" in again.stderr
+    changed = run("--rerun-changed")
+    assert changed.returncode == 0, changed.stderr
+    before, after = (
+        {r["method"]: r["code"] for r in read_lines(tmp_path / "small" / f"{name}.jsonl") if r["stage"] == "final"}
+        for name in ("superseded", "cells")
+    )
+    assert before.keys() == after.keys() == {"entropy", "late steps"}
+    assert all(before[name] != after[name] for name in before)
+    # What is only said about the code changes nothing.
+    method.write_text(method.read_text().replace('"""', '"""In other words. ', 1))
+    assert run("--report").returncode == run().returncode == 0
 
 
 # --- faults ---

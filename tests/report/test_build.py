@@ -227,23 +227,25 @@ def test_a_comparison_is_the_numbers_of_its_table(tmp_path: Path) -> None:
     seen = 0
     for task in comparison["tasks"]:
         for method in task["methods"]:
-            for temperature, (mean, half) in method["accuracy"].items():
+            for temperature, (mean, half, low, high) in method["accuracy"].items():
                 (row,) = [
                     r for r in rows
                     if (r["task"], r["method"], r["minus"]) == (task["name"], method["name"], "")
                     and float(r["temperature"]) == float(temperature)
                 ]  # fmt: skip
-                assert (mean, half) == pytest.approx((float(row["accuracy"]), float(row["half_width"])), abs=1e-5)
+                expected = [float(row[key]) for key in ("accuracy", "half_width", "low", "high")]
+                assert [mean, half, low, high] == pytest.approx(expected, abs=1e-5)
                 seen += 1
         for difference in task["differences"]:
             method, baseline = difference["name"].split(" − ")
-            for temperature, (mean, half) in difference["by"].items():
+            for temperature, (mean, half, low, high) in difference["by"].items():
                 (row,) = [
                     r for r in rows
                     if (r["task"], r["method"], r["minus"]) == (task["name"], method, baseline)
                     and float(r["temperature"]) == float(temperature)
                 ]  # fmt: skip
-                assert (mean, half) == pytest.approx((float(row["accuracy"]), float(row["half_width"])), abs=1e-5)
+                expected = [float(row[key]) for key in ("accuracy", "half_width", "low", "high")]
+                assert [mean, half, low, high] == pytest.approx(expected, abs=1e-5)
                 seen += 1
     assert seen == len(rows)
     curve = list(csv.DictReader((folder / "compute.csv").open()))

@@ -68,7 +68,10 @@ def compare(
         bool, typer.Option("--report", help="Only make tables and figures of the results so far.")
     ] = False,
     rerun_changed: Annotated[
-        bool, typer.Option("--rerun-changed", help="Run again what settings other than the folder's touch.")
+        bool, typer.Option("--rerun-changed", help="Run again what changed settings or edited code touch.")
+    ] = False,
+    keep_changed: Annotated[
+        bool, typer.Option("--keep-changed", help="Go on beside results of code edited since; tables mark them.")
     ] = False,
     retry_failed: Annotated[bool, typer.Option("--retry-failed", help="Run again what failed before.")] = False,
     tasks: Annotated[str, typer.Option(help="Only these tasks of the recipe, comma-separated.")] = "",
@@ -86,7 +89,9 @@ def compare(
     """
     from unmask.compare.recipe import load_compare
     from unmask.compare.report import report as make_report
+    from unmask.compare.report import shown
     from unmask.compare.run import compare as run
+    from unmask.console import comparison_results
 
     picked = {"tasks": numbers(tasks, str, "--tasks"), "methods": numbers(methods, str, "--methods")}
     picked["seeds"] = numbers(seeds, int, "--seeds")
@@ -97,14 +102,15 @@ def compare(
             loaded,
             jobs=jobs,
             rerun_changed=rerun_changed,
+            keep_changed=keep_changed,
             retry_failed=retry_failed,
             tell=lambda line: say(line, err=True),
         )
     table = make_report(loaded)
-    say(f"{table.read_text()}\ntable: {table}")
-    for name in ("compute", "decoding"):
-        if (figure := loaded.folder / f"{name}.png").exists():
-            say(f"figure: {figure}")
+    comparison_results(found := shown(loaded))
+    say(f"table: {table}")
+    for figure in found.figures:
+        say(f"figure: {figure}")
     say(f"all of it on one page: unmask report {quote(str(loaded.folder))}")
 
 

@@ -1,8 +1,8 @@
 """What a comparison consists of: pretrainings, probes and cells. Each is done by one process and leaves one record.
 
 A job is known by what it depends on: its `variant` is a hash of the resolved recipe and of what is measured, with the seed beside
-it. One that has a record is not done again; one whose recipe changed is another job. Code is not part of it: a record says
-which version made it.
+it. A job that has a record is not done again, unless the code that made the record was edited since (see `sources`). A job
+whose recipe changed is another job.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from typing import Any, Literal
 
 from unmask import __version__
 from unmask.compare.recipe import BASE, decoded
+from unmask.compare.sources import digest_of, engine_files, own_files
 from unmask.config import Config, EvalConfig
 from unmask.errors import ConfigError, RunError
 from unmask.evaluate import evaluate
@@ -65,6 +66,8 @@ class Job(ABC):
     task: str
     method: str
     seed: int
+    code: tuple[str, ...] = field(default=(), kw_only=True)
+    """Names of `files` as they were when the job began; empty before that."""
 
     @property
     @abstractmethod
@@ -72,10 +75,24 @@ class Job(ABC):
         """A hash of everything that the result depends on but for the seed."""
 
     @property
+    def recipes(self) -> tuple[RunRecipe, ...]:
+        """Of the run, and of the base that it starts from."""
+        return ()
+
+    @property
+    def files(self) -> tuple[Mapping[str, str], Mapping[str, str]]:
+        """Hashes of all files that the result depends on: those that every run goes through, and the others."""
+        return engine_files(), own_files(self.recipes)
+
+    @property
+    def code_now(self) -> tuple[str, ...]:
+        """Names of `files` as they are now."""
+        return tuple(digest_of(files) for files in self.files)
+
+    @property
     def folder(self) -> Path:
-        """Of the run."""
-        name = re.sub(r"\W+", "-", f"{self.stage} {self.task} {self.method} {self.seed} {self.variant}")
-        return self.root / "runs" / name
+        """Of the run; edited code writes into a folder of its own, so that it never goes on with what other code began."""
+        return folder_of(self.root, self.record(code=self.code or self.code_now))
 
     @abstractmethod
     def run(self) -> Record:
@@ -89,7 +106,7 @@ class Job(ABC):
     def record(self, **facts: Any) -> Record:
         """The line of cells.jsonl."""
         labels = {name: getattr(self, name) for name in ("stage", "task", "method", "seed", "variant")}
-        return labels | facts | {"version": __version__}
+        return labels | facts | {"version": __version__} | ({"code": list(self.code)} if self.code else {})
 
     def clean_up(self) -> None:
         """Remove what only a run that goes on would need."""
@@ -101,6 +118,14 @@ def key_of(record: Record) -> Key:
     return tuple(record[name] for name in ("stage", "task", "method", "seed", "variant"))
 
 
+def folder_of(root: Path, record: Record) -> Path:
+    """The run folder of the job that left a record."""
+    labels = " ".join(str(part) for part in key_of(record))
+    # Versions that kept no track of code named folders without it.
+    code = f"_{_hash(list(record['code']))[:8]}" if "code" in record else ""
+    return root / "runs" / re.sub(r"\W+", "-", labels + code)
+
+
 @dataclass(frozen=True)
 class Pretraining(Job):
     """The base of a seed, for all tasks that start from it."""
@@ -110,6 +135,10 @@ class Pretraining(Job):
     @property
     def variant(self) -> str:
         return _hash(_varying(self.recipe))
+
+    @property
+    def recipes(self) -> tuple[RunRecipe, ...]:
+        return (self.recipe,)
 
     def run(self) -> Record:
         folder = pretrain(self.recipe.model_copy(update={"output_dir": str(self.folder)}), resume=True)
@@ -142,6 +171,8 @@ class Cell(Job):
     start: str
     """What it starts from, whatever the seed: the variant of the base, or the model's name."""
     measure: Measure
+    base: PretrainRecipe | None = None
+    """How what it starts from was pretrained; None if that is a model that was there."""
     settings: Mapping[str, Any] = field(default_factory=dict)
     """The grid point among its settings."""
     budget: int = 0
@@ -154,12 +185,21 @@ class Cell(Job):
         return _hash(self.stage, _varying(self.recipe), self.start, self.budget, self.measure.model_dump())
 
     @property
+    def recipes(self) -> tuple[RunRecipe, ...]:
+        return (self.recipe, *([self.base] if self.base else []))
+
+    @property
+    def files(self) -> tuple[Mapping[str, str], Mapping[str, str]]:
+        return engine_files(), own_files(self.recipes, model=None if self.base else self.start)
+
+    @property
     def cost_variant(self) -> str:
         """A hash of what the cost of a step depends on, which the optimizer's settings are no part of."""
         return _hash(_varying(self.recipe) | {"optim": None}, self.start)
 
     def record(self, **facts: Any) -> Record:
-        return super().record(settings=dict(self.settings), budget=self.budget, **facts)
+        shape = {"num_prompts": self.recipe.num_prompts, "num_generations": self.recipe.num_generations}
+        return super().record(settings=dict(self.settings), budget=self.budget, **shape, **facts)
 
     def run(self) -> Record:
         if self.method == BASE:
@@ -246,6 +286,10 @@ class Probe(Job):
     def variant(self) -> str:
         return self.cell.cost_variant
 
+    @property
+    def files(self) -> tuple[Mapping[str, str], Mapping[str, str]]:
+        return self.cell.files
+
     def run(self) -> Record:
         recipe = self.cell.recipe
         with tempfile.TemporaryDirectory() as folder:
@@ -276,7 +320,11 @@ def steps_within(budget: int, cost: float, task: str) -> int:
 
 
 def read_lines(path: Path) -> list[Record]:
-    """The lines of a JSONL file; half a line at its end, which a killed process leaves, is not one."""
+    """The lines of a JSONL file; half a line at its end, which a killed process leaves, does not count.
+
+    Raises:
+        RunError: the file cannot be read, or a line of it is not a JSON object.
+    """
     if not path.exists():
         return []
     *whole, _ = read_text(path).split("\n")
@@ -291,7 +339,8 @@ def _record(path: Path, number: int, text: str) -> Record:
         record = None
     if not isinstance(record, dict):
         raise RunError(
-            f"{path}, line {number} is not a JSON object: {text[:60]!r}. Remove the line, or restore the file."
+            f"{path}, line {number} is not a JSON object: {text[:60]!r}. Restore the file, or remove the line; what it recorded "
+            "is then run again."
         )
     return record
 

@@ -77,11 +77,8 @@ class Plan:
 
     def _cell(self, stage: Stage, task: str, method: str, seed: int, point: Mapping[str, Any]) -> Cell:
         setting, evaluation, tuning = self.recipe.tasks[task], self.recipe.evaluation, self.recipe.tuning
-        if self._has_base(task):
-            base = self._pretraining(task, seed)
-            start, model = base.variant, str(base.folder / "final")
-        else:
-            start = model = str(setting.model)
+        base = self.base_of(task, seed)
+        start, model = (base.variant, str(base.folder / "final")) if base else (str(setting.model),) * 2
         measure = Measure(
             split="test",
             num_rows=evaluation.num_rows,
@@ -106,6 +103,7 @@ class Plan:
             recipe=run_recipe(self.recipe, task, method, dict(point), seed).model_copy(update={"model": model}),
             start=start,
             measure=measure,
+            base=base.recipe if base else None,
             settings=point,
             budget=0 if stage == "base" else budget,
         )

@@ -2,69 +2,108 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 
 from unmask.compare.figures import plot_compute, plot_decoding
-from unmask.compare.jobs import Record
 from unmask.compare.ledger import Ledger
 from unmask.compare.recipe import CompareRecipe, load_compare
 from unmask.compare.results import Results, choose, tried
-from unmask.compare.tables import write_tables, write_trials
+from unmask.compare.tables import Table, introduction, tables_of, warnings, write_tables, write_trials
 from unmask.errors import ConfigError, RunError
 from unmask.run_folder import disk_faults_explained
+from unmask.style import SUFFIXES
+
+
+@dataclass(frozen=True)
+class Shown:
+    """What a terminal shows of a comparison."""
+
+    notes: list[str]
+    """What the numbers are, and what a reader must know before them."""
+    tables: list[Table]
+    figures: list[Path]
 
 
 def replot(folder: Path, target: Path | None = None) -> list[Path]:
-    """Draw the two figures of a comparison anew from its folder's recipe.yaml and cells.jsonl, and return the PNGs.
+    """Draw the figures of a comparison anew from its folder's recipe.yaml and cells.jsonl.
 
     Args:
         folder: of the comparison.
-        target: a .png or .svg file `NAME`; NAME-compute and NAME-decoding are written, as .png, .svg and .csv each. Default
-            compute and decoding in the folder.
+        target: a .png, .svg or .pdf file for accuracy against compute, which is written as all three and as .csv. Accuracy
+            against denoising steps, where that was measured, goes beside it into NAME-decoding. Default compute.png and
+            decoding.png in the folder.
+
+    Returns:
+        The figures, in the form that `target` asks for: the first is `target` itself.
 
     Raises:
         RunError: there are no results, or no recipe, in the folder.
-        ConfigError: the target is neither.
+        ConfigError: the target ends in something else.
     """
-    if target is not None and target.suffix not in (".png", ".svg"):
-        raise ConfigError(f"--output {target} must end in .png or .svg; both are written, and the numbers as .csv.")
+    if target is not None and target.suffix.lower() not in SUFFIXES:
+        raise ConfigError(
+            f"--output {target} must end in {', '.join(SUFFIXES)}; all of them are written, and the numbers as .csv."
+        )
     if not (folder / "recipe.yaml").is_file():
-        raise RunError(f"{folder} is no comparison's folder: it has no recipe.yaml.")
+        raise RunError(f"{folder} is not the folder of a comparison: it has no recipe.yaml.")
     recipe = load_compare(str(folder / "recipe.yaml"), [f"output_dir={folder}"])
-    results = Results(recipe, _records(folder))
-    stem = folder if target is None else target.parent
-    stem.mkdir(parents=True, exist_ok=True)
-    prefix = "" if target is None else f"{target.stem}-"
-    drawn = []
-    for name, plot in (("compute", plot_compute), ("decoding", plot_decoding)):
-        plot(results, stem / f"{prefix}{name}")
-        # A comparison without decoding steps, or without points on the way, has one figure.
-        drawn += [path for path in [stem / f"{prefix}{name}.png"] if path.exists()]
-    return drawn
+    results = _results(recipe, Ledger(folder))
+    if target is None:
+        plots = [(plot_compute, folder / "compute.png"), (plot_decoding, folder / "decoding.png")]
+        return [path for plot, path in plots if plot(results, path)]
+    if not plot_compute(results, target):
+        # Nothing was measured on the way, so the other figure is the only one, and has the name that was given.
+        return [target] if plot_decoding(results, target) else []
+    second = target.with_stem(f"{target.stem}-decoding")
+    return [target, *([second] if plot_decoding(results, second) else [])]
 
 
 def report(recipe: CompareRecipe) -> Path:
     """Write all tables and figures of what there is so far beside cells.jsonl, and return table.md.
 
     Raises:
-        RunError: there is nothing yet.
+        RunError: there is nothing yet, or a file is damaged or cannot be written.
     """
-    folder = recipe.folder
-    records = _records(folder)
-    results = Results(recipe, records)
+    folder, ledger = recipe.folder, Ledger(recipe.folder)
+    results = _results(recipe, ledger)
     with disk_faults_explained(folder):
-        table = write_tables(results, folder)
-        if trials := tried(recipe, records):
+        table = write_tables(results, folder, _code_notes(results, ledger))
+        if trials := tried(recipe, ledger.records):
             write_trials(recipe, trials, choose(recipe, trials), folder)
-        plot_compute(results, folder / "compute")
-        plot_decoding(results, folder / "decoding")
+        plot_compute(results, folder / "compute.png")
+        plot_decoding(results, folder / "decoding.png")
     return table
 
 
-def _records(folder: Path) -> list[Record]:
-    records = Ledger(folder).records
-    if not records:
+def shown(recipe: CompareRecipe) -> Shown:
+    """What a terminal shows once `report` has written the files."""
+    folder, ledger = recipe.folder, Ledger(recipe.folder)
+    results = _results(recipe, ledger)
+    tables = [table for task in recipe.tasks if results.methods(task) for table in tables_of(results, task)]
+    # The files have these; a terminal has no room for them.
+    narrow = [table.without("tuned", "prompts x completions", "steps") for table in tables]
+    notes = [introduction(results), *warnings(results), *_code_notes(results, ledger)]
+    return Shown(
+        notes, narrow, [path for name in ("compute", "decoding") if (path := folder / f"{name}.png").is_file()]
+    )
+
+
+def _results(recipe: CompareRecipe, ledger: Ledger) -> Results:
+    if not ledger.records:
         raise RunError(
-            f"{folder} has no results yet: it has no cells.jsonl, or an empty one. Run the comparison first."
+            f"{ledger.folder} has no results yet: it has no cells.jsonl, or an empty one. Run the comparison first."
         )
-    return records
+    return Results(recipe, ledger.records, ledger.edited)
+
+
+def _code_notes(results: Results, ledger: Ledger) -> list[str]:
+    """What is not known of the code that made the results."""
+    notes = []
+    if all("code" not in record for record in results.shown):
+        notes.append("These results were made by a version of unmask that kept no track of code.")
+    elif number := sum("code" not in record for record in results.shown):
+        notes.append(f"{number} of these results were made by a version of unmask that kept no track of code.")
+    if files := sorted({name for record in results.shown for name in ledger.unchecked(record)}):
+        notes.append(f"Not here, so that it is not known whether they were edited since: {', '.join(files)}.")
+    return notes

@@ -3,15 +3,23 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from math import nan, sqrt
+from math import floor, inf, isnan, nan, sqrt
 from statistics import fmean, stdev
 from typing import Any
 
-from unmask.compare.jobs import Record
+from unmask.compare.jobs import Record, key_of
+from unmask.compare.plan import Plan
 from unmask.compare.recipe import BASE, CompareRecipe
-from unmask.functional.intervals import mean_interval
+from unmask.errors import RunError, UnmaskError
+from unmask.functional.intervals import cut, mean_interval
+
+FEW_SEEDS = 5
+"""With fewer seeds than these an interval over seeds says little, and tables and figures say so."""
+_SHARES = ("accuracy", "decoding_accuracy")
+SPENT = ("steps", "token_passes", "reward_calls")
+"""Numbers of a record that count something."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,12 +33,26 @@ class Mean:
     """Standard error; nan for a single seed."""
     number: int
     """Of seeds."""
+    low: float
+    """Ends of the interval, cut to the range of the quantity; nan for a single seed."""
+    high: float
 
     @classmethod
-    def of(cls, values: Sequence[float]) -> Mean:
-        """Of at least one value."""
+    def of(cls, values: Sequence[float], lowest: float = -inf, highest: float = inf) -> Mean:
+        """Of at least one value of a quantity with this range."""
         mean, half = mean_interval(values)
-        return cls(mean, half, stdev(values) / sqrt(len(values)) if len(values) > 1 else nan, len(values))
+        se = stdev(values) / sqrt(len(values)) if len(values) > 1 else nan
+        return cls(mean, half, se, len(values), *cut((mean - half, mean + half), lowest, highest))
+
+    @property
+    def is_cut(self) -> bool:
+        """Whether mean ± half would leave the range."""
+        return not isnan(self.half) and (self.low, self.high) != (self.mean - self.half, self.mean + self.half)
+
+    @property
+    def is_above_zero(self) -> bool:
+        """Whether the whole interval is; False for a single seed, which has none."""
+        return self.low > 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +81,7 @@ def tried(recipe: CompareRecipe, records: Iterable[Record]) -> list[Trial]:
     found: dict[tuple[str, str, str], list[Record]] = {}
     for record in records:
         if record["stage"] == "tuning" and record["seed"] in seeds:
+            _check(record)
             found.setdefault((record["task"], record["method"], json.dumps(record["settings"])), []).append(record)
     return [
         _trial(found[key])
@@ -94,25 +117,91 @@ def is_at_edge(recipe: CompareRecipe, trial: Trial) -> bool:
     )
 
 
+def whole(number: float) -> int:
+    """A count as it is shown everywhere: rounded to a whole number, a half upwards."""
+    return floor(number + 0.5)
+
+
 class Results:
     """The runs that are compared, and the untrained models beside them.
 
     Args:
         recipe: which tasks, methods and seeds, and in which order.
         records: the lines of cells.jsonl.
+        edited: gives the files that were edited since a record was made.
+
+    Raises:
+        RunError: a record lacks something that tables are made of.
     """
 
-    def __init__(self, recipe: CompareRecipe, records: Iterable[Record]) -> None:
+    def __init__(
+        self,
+        recipe: CompareRecipe,
+        records: Iterable[Record],
+        edited: Callable[[Record], Sequence[str]] = lambda _record: (),
+    ) -> None:
         self.recipe = recipe
         self.temperatures = [f"{t:g}" for t in sorted(recipe.evaluation.temperatures, reverse=True)]
         self.failed: list[Record] = []
+        self.edited_files: set[str] = set()
+        """Files that were edited since one of the runs."""
+        self._edited: set[tuple[str, str]] = set()
+        self._shapes: dict[tuple[str, str], str] = {}
         self._runs: dict[tuple[str, str], dict[int, Record]] = {}
         for record in records:
             if record["stage"] in ("base", "final") and record["seed"] in recipe.seeds:
                 if "failed" in record:
                     self.failed.append(record)
-                else:
-                    self._runs.setdefault((record["task"], record["method"]), {})[record["seed"]] = record
+                    continue
+                _check(record, self.temperatures)
+                pair = record["task"], record["method"]
+                self._runs.setdefault(pair, {})[record["seed"]] = record
+                if files := edited(record):
+                    self._edited.add(pair)
+                    self.edited_files |= set(files)
+
+    @property
+    def shown(self) -> list[Record]:
+        """The records of all runs that are shown."""
+        return [
+            record
+            for task in self.recipe.tasks
+            for method in self.methods(task)
+            for record in self.runs(task, method).values()
+        ]
+
+    @property
+    def fewest_seeds(self) -> int:
+        """Of all methods on all tasks."""
+        return min((len(self.runs(task, m)) for task in self.recipe.tasks for m in self.methods(task)), default=0)
+
+    def is_edited(self, task: str, method: str) -> bool:
+        """Whether one of the runs was made by code that was edited since."""
+        return (task, method) in self._edited
+
+    def spent(self, task: str, method: str) -> dict[str, int]:
+        """Mean steps, token passes and reward calls of a run, as whole numbers."""
+        return {name: whole(self.mean(task, method, name).mean) for name in SPENT}
+
+    def shape(self, task: str, method: str) -> str:
+        """Prompts and completions of a step, as in `8 x 4`; empty where they are not known, as of the untrained model."""
+        if (task, method) not in self._shapes:
+            record = next(iter(self.runs(task, method).values()))
+            self._shapes[task, method] = "" if method == BASE else _shape_of(self.recipe, record)
+        return self._shapes[task, method]
+
+    def best(self, task: str, *path: str) -> str | None:
+        """The method with the largest mean, if its interval says so: None unless it is certain.
+
+        Certain means that the 95 % interval of its difference from every other line of the task, paired by seed, is above
+        zero. Lines of code that was edited since take no part.
+        """
+        methods = [method for method in self.methods(task) if not self.is_edited(task, method)]
+        if len(methods) < 2:
+            return None
+        first = max(methods, key=lambda method: self.mean(task, method, *path).mean)
+        others = [self.difference(task, first, other, *path) for other in methods if other != first]
+        return first if all(found is not None and found.is_above_zero for found in others) else None
 
     def methods(self, task: str) -> list[str]:
         """Those with results on a task, the untrained model first."""
@@ -124,7 +213,8 @@ class Results:
 
     def mean(self, task: str, method: str, *path: str) -> Mean:
         """Of a number of the records, given by its keys: `mean("sudoku", "egspo", "accuracy", "0.9")`."""
-        return Mean.of([_at(record, path) for record in self.runs(task, method).values()])
+        values = [_at(record, path) for record in self.runs(task, method).values()]
+        return Mean.of(values, 0.0, 1.0) if path[0] in _SHARES else Mean.of(values)
 
     def difference(self, task: str, method: str, baseline: str, *path: str) -> Mean | None:
         """Mean over the seeds that both have of method minus baseline; None if there are none.
@@ -134,7 +224,9 @@ class Results:
         """
         ours, theirs = self.runs(task, method), self.runs(task, baseline)
         differences = [_at(ours[seed], path) - _at(theirs[seed], path) for seed in ours if seed in theirs]
-        return Mean.of(differences) if differences else None
+        if not differences:
+            return None
+        return Mean.of(differences, -1.0, 1.0) if path[0] in _SHARES else Mean.of(differences)
 
     def curve(self, task: str, method: str, temperature: str) -> list[tuple[float, Mean]]:
         """Mean token passes, and the accuracy, at each evaluation along the runs."""
@@ -142,7 +234,7 @@ class Results:
         return [
             (
                 fmean(point["token_passes"] for point in points),
-                Mean.of([point["accuracy"][temperature] for point in points]),
+                Mean.of([point["accuracy"][temperature] for point in points], 0.0, 1.0),
             )
             for points in zip(*curves, strict=False)
         ]
@@ -152,6 +244,40 @@ class Results:
         runs = self.runs(task, method).values()
         steps = sorted({int(steps) for record in runs for steps in record["decoding_accuracy"]})
         return [(n, self.mean(task, method, "decoding_accuracy", str(n))) for n in steps]
+
+
+def _shape_of(recipe: CompareRecipe, record: Record) -> str:
+    if "num_prompts" in record:
+        return f"{record['num_prompts']} x {record['num_generations']}"
+    # Earlier versions did not record it: it is known if the recipe still resolves to what was run.
+    task, method, seed = (record[name] for name in ("task", "method", "seed"))
+    try:
+        plan = Plan(recipe.model_copy(update={"seeds": (seed,)}))
+        found = [
+            cell.recipe for cell in plan.finals({(task, method): record["settings"]}) if cell.key == key_of(record)
+        ]
+    except UnmaskError:
+        return ""
+    return f"{found[0].num_prompts} x {found[0].num_generations}" if found else ""
+
+
+def _check(record: Record, temperatures: Sequence[str] = ()) -> None:
+    """Raise RunError if a record lacks something that tables are made of."""
+    kinds: dict[str, Any] = {"settings": dict}
+    if "failed" not in record:
+        kinds |= {"accuracy": dict, "reward": dict, "decoding_accuracy": dict}
+        kinds |= dict.fromkeys((*SPENT, "seconds"), int | float)
+    wrong = [name for name, kind in kinds.items() if not isinstance(record.get(name), kind)]
+    which = f"the line of cells.jsonl of {record['method']} on {record['task']}, seed {record['seed']}"
+    if wrong:
+        raise RunError(f"{which}, has no usable {', '.join(wrong)}. Remove the line; the run is then done again.")
+    for name in ("accuracy", "reward") if temperatures else ():
+        values = record[name]
+        if lacking := [t for t in temperatures if not isinstance(values.get(t), int | float)]:
+            raise RunError(
+                f"{which}, has no {name} at temperature {', '.join(lacking)}; it has {', '.join(values) or 'none'}. Set "
+                "evaluation.temperatures to these."
+            )
 
 
 def _trial(records: Sequence[Record]) -> Trial:

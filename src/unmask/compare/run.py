@@ -8,7 +8,8 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Executor, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
@@ -18,7 +19,7 @@ from typing import Any, TypeVar
 
 import torch
 
-from unmask.compare.jobs import Cell, Job, Record, steps_within
+from unmask.compare.jobs import Cell, Job, Key, Probe, Record, key_of, steps_within
 from unmask.compare.ledger import Ledger
 from unmask.compare.plan import Plan
 from unmask.compare.recipe import BASE, CompareRecipe, flat, named
@@ -34,6 +35,8 @@ JobT = TypeVar("JobT", bound=Job)
 
 POLL = 0.2
 """Seconds between looks at whether a signal has come."""
+MOST_NAMED = 8
+"""Edited files that a message names."""
 
 
 class CompareStoppedError(RunError):
@@ -50,6 +53,7 @@ def compare(
     *,
     jobs: int = 1,
     rerun_changed: bool = False,
+    keep_changed: bool = False,
     retry_failed: bool = False,
     tell: Callable[[str], None] = print,
 ) -> Path:
@@ -58,14 +62,17 @@ def compare(
     Args:
         recipe: what is compared.
         jobs: processes at a time, one thread each; 1 works in this process, with all the threads it has.
-        rerun_changed: run again what other settings than the folder's touch, instead of refusing them.
+        rerun_changed: run again what changed settings or edited code touch, instead of refusing to go on.
+        keep_changed: go on beside results of code that was edited since; tables mark them.
         retry_failed: run again what has failed before.
         tell: shown a line for each job that ends.
 
     Raises:
         CompareStoppedError: SIGINT or SIGTERM; the runs under way were saved.
-        RunError: the folder belongs to another comparison, or is in use.
+        RunError: the folder belongs to another comparison, is in use, is damaged, or has results of code that was edited since.
     """
+    if rerun_changed and keep_changed:
+        raise ConfigError("--rerun-changed and --keep-changed exclude each other. Give one of them.")
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise ConfigError("a comparison starts its own processes. Run it without accelerate launch, and set --jobs.")
     folder = recipe.folder
@@ -74,9 +81,11 @@ def compare(
     with _owned(folder):
         if not rerun_changed:
             _refuse_changed(folder, recipe)
+        ledger = Ledger(folder)
+        _settle_edited(ledger, recipe, rerun_changed, keep_changed, tell)
         write_atomically(folder / "recipe.yaml", dump(recipe))
         with StopSignals() as signals, _workers(jobs) as workers:
-            _Comparison(recipe, workers, jobs, signals, rerun_changed, retry_failed, tell).run()
+            _Comparison(recipe, ledger, workers, jobs, signals, rerun_changed, retry_failed, tell).run()
     return folder
 
 
@@ -85,6 +94,7 @@ class _Comparison:
     """The stages, and what they share."""
 
     recipe: CompareRecipe
+    ledger: Ledger
     workers: Executor
     num_workers: int
     signals: StopSignals
@@ -93,7 +103,7 @@ class _Comparison:
     tell: Callable[[str], None]
 
     def __post_init__(self) -> None:
-        self.plan, self.ledger, self.clock = Plan(self.recipe), Ledger(self.recipe.folder), _Clock()
+        self.plan, self.clock = Plan(self.recipe), _Clock()
 
     def run(self) -> None:
         """Bases, then trials, then the runs that are compared."""
@@ -118,7 +128,7 @@ class _Comparison:
         undone = self._undone(cells)
         self.clock.start(sum(cell.budget for cell in [*undone, *later]))
         unknown = [cell for cell in undone if "cost" not in self._probed(cell)]
-        self._perform(self._undone(self.plan.probes(unknown)), self._on_its_base)
+        self._perform(self._undone(self.plan.probes(unknown)), self._probe_on_its_base)
         self._perform(undone, self._with_steps)
 
     def _settle(self, jobs: Sequence[Job]) -> None:
@@ -144,16 +154,26 @@ class _Comparison:
 
         return [job for job in jobs if not is_done(job)]
 
-    def _on_its_base(self, job: Job) -> Job:
-        """The job, unless the base that it starts from is not there."""
-        base = self.plan.base_of(job.task, job.seed)
-        if base is not None and "failed" in (record := self.ledger.of(base) or {}):
+    def _on_its_base(self, cell: Cell) -> Cell:
+        """The cell with the model that it starts from.
+
+        Raises:
+            RunError: there is none, because its pretraining failed.
+        """
+        base = self.plan.base_of(cell.task, cell.seed)
+        if base is None:
+            return cell
+        if "failed" in (record := self.ledger.of(base) or {}):
             raise RunError(f"its base failed: {record['failed']}")
-        return job
+        model = str(self.ledger.folder_of(base) / "final")
+        return replace(cell, recipe=cell.recipe.model_copy(update={"model": model}))
+
+    def _probe_on_its_base(self, probe: Probe) -> Probe:
+        return replace(probe, cell=self._on_its_base(probe.cell))
 
     def _with_steps(self, cell: Cell) -> Cell:
         """The cell with as many steps as its budget buys."""
-        self._on_its_base(cell)
+        cell = self._on_its_base(cell)
         probe = self._probed(cell)
         if "failed" in probe:
             raise RunError(f"its probe failed: {probe['failed']}")
@@ -173,7 +193,7 @@ class _Comparison:
         def finish(job: Job, facts: Record) -> None:
             nonlocal ended
             ended += 1
-            self.ledger.add(job.record(**facts))
+            self.ledger.add(job.record(**facts), _unedited(job))
             job.clean_up()
             left = self.clock.tick(job.budget) if isinstance(job, Cell) else ""
             self.tell(f"{job.stage} {ended}/{len(jobs)}  {_said(job, facts)}{left}")
@@ -184,6 +204,7 @@ class _Comparison:
                 for child in multiprocessing.active_children():
                     os.kill(child.pid or 0, signal.SIGINT)
             while not asked and len(running) < self.num_workers and (job := next(waiting, None)) is not None:
+                job = replace(job, code=job.code_now)
                 try:
                     ready = prepare(job)
                 except UnmaskError as error:
@@ -241,7 +262,15 @@ def _workers(jobs: int) -> Executor:
     if jobs == 1:
         return _Here()
     # Spawned: a forked child of a process that has used torch's threads hangs.
-    return ProcessPoolExecutor(jobs, mp_context=multiprocessing.get_context("spawn"), initializer=_begin_worker)
+    pool = ProcessPoolExecutor(jobs, mp_context=multiprocessing.get_context("spawn"), initializer=_begin_worker)
+    for _ in range(jobs):
+        # All begin now, with the code as it is now: a process that began later would run what was edited until then.
+        pool.submit(_nothing)
+    return pool
+
+
+def _nothing() -> None:
+    """The work that starts a worker."""
 
 
 def _begin_worker() -> None:
@@ -283,6 +312,64 @@ def _result(future: Future[Record]) -> Record:
 
 def _as_it_is(job: Job) -> Job:
     return job
+
+
+def _unedited(job: Job) -> tuple[Mapping[str, str], ...]:
+    """The files that a finished job depends on.
+
+    Raises:
+        RunError: some were edited while it ran, so nobody knows which code made the result.
+    """
+    if job.code_now != job.code:
+        raise RunError(
+            f"code or files of {job.method} on {job.task} were edited while it ran, so its result is not kept. All other results "
+            "are. Give the same command again when the edits are done."
+        )
+    return job.files
+
+
+def _settle_edited(ledger: Ledger, recipe: CompareRecipe, rerun: bool, keep: bool, tell: Callable[[str], None]) -> None:
+    """See to it that no result of code that was edited since is taken for a current one.
+
+    Raises:
+        RunError: there are such results, and neither `rerun` nor `keep` says what to do with them.
+    """
+    stale = _edited(ledger, recipe)
+    records = [record for record in ledger.records if key_of(record) in stale]
+    # There is nothing to lose in a failure, and a probe costs two steps, so these are repeated without a word.
+    results = [record for record in records if record["stage"] != "probe" and "failed" not in record]
+    if slight := [record for record in records if record not in results]:
+        ledger.set_aside(slight)
+    if not results or keep:
+        return
+    if rerun:
+        ledger.set_aside(results)
+        tell(f"{len(results)} results of code that was edited since go to superseded.jsonl, and are run again.")
+        return
+    shown = Counter(f"{record['stage']}  {record['task']}  {record['method']}" for record in results)
+    files = sorted({name for names in stale.values() for name in names})
+    lines = [f"  {label}: {number} result{'s' if number > 1 else ''}" for label, number in shown.items()]
+    raise RunError(
+        f"{ledger.path} has results of code that was edited since:\n"
+        + "\n".join(lines)
+        + f"\nEdited: {', '.join(files[:MOST_NAMED])}"
+        + (f" and {len(files) - MOST_NAMED} more" if len(files) > MOST_NAMED else "")
+        + ".\nAdd --rerun-changed to run them again (the old results go to superseded.jsonl), or --keep-changed to go on beside "
+        "them, if the edits change no result; tables then mark them. Or undo the edits."
+    )
+
+
+def _edited(ledger: Ledger, recipe: CompareRecipe) -> dict[Key, list[str]]:
+    """For the records that the recipe asks for, and the probes, the files that were edited since."""
+    asked = {*recipe.pairs(), *((task, BASE) for task in recipe.tasks)}
+    asked |= {(job.task, job.method) for job in Plan(recipe).pretrainings()}
+    seeds = {*recipe.seeds, *(recipe.tuning.seeds if recipe.tuning else ())}
+    return {
+        key_of(record): files
+        for record in ledger.records
+        if record["stage"] == "probe" or ((record["task"], record["method"]) in asked and record["seed"] in seeds)
+        if (files := ledger.edited(record))
+    }
 
 
 def _said(job: Job, facts: Record) -> str:

@@ -27,16 +27,20 @@ def comparison_of(folder: Path, name: str) -> dict[str, Any]:
     from unmask.compare.ledger import Ledger
     from unmask.compare.recipe import CompareRecipe
     from unmask.compare.results import Results
+    from unmask.compare.tables import introduction, warnings
     from unmask.recipe import read_tree, validate
 
     recipe = validate(CompareRecipe, read_tree(folder / "recipe.yaml"))
-    results = Results(recipe, Ledger(folder).records)
+    ledger = Ledger(folder)
+    results = Results(recipe, ledger.records, ledger.edited)
     return {
         "name": visible(name),
         "folder": visible(str(folder)),
         "seeds": len(recipe.seeds),
         "rows": recipe.evaluation.num_rows,
         "temperatures": results.temperatures,
+        "caption": visible(introduction(results).replace("**", "")),
+        "warnings": [visible(text.replace("**", "").replace("`", "")) for text in warnings(results)],
         "methods": [visible(method) for method in ("base", *recipe.methods)],
         "tasks": [_task(results, task) for task in recipe.tasks if results.methods(task)],
         "failed": [visible(f"{r['method']} on {r['task']}, seed {r['seed']}: {r['failed']}") for r in results.failed],
@@ -44,16 +48,31 @@ def comparison_of(folder: Path, name: str) -> dict[str, Any]:
 
 
 def _task(results: Results, task: str) -> dict[str, Any]:
+    """A task's lines and differences.
+
+    Means are lists of the mean, half the width of its interval, and the interval's ends, which are cut to the range of the
+    quantity. `text` has a line's counts as table.md has them. `best` names, for each temperature, the one method that is
+    certainly best, or nobody.
+    """
+    from unmask.compare.tables import counted, millions, pairs
+
     methods = results.methods(task)
+    budget = results.recipe.tasks[task].budget
+    best = {t: results.best(task, "accuracy", t) for t in results.temperatures}
     return {
         "name": visible(task),
-        "budget": results.recipe.tasks[task].budget,
+        "budget": budget,
+        "text": {"budget": millions(budget)},
+        "best": {t: None if method is None else visible(method) for t, method in best.items()},
         "methods": [
             {
                 "name": visible(method),
                 "seeds": len(results.runs(task, method)),
-                "passes": results.mean(task, method, "token_passes").mean,
-                "calls": results.mean(task, method, "reward_calls").mean,
+                "shape": visible(results.shape(task, method)),
+                "edited": results.is_edited(task, method),
+                "passes": results.spent(task, method)["token_passes"],
+                "calls": results.spent(task, method)["reward_calls"],
+                "text": counted(results, task, method),
                 "accuracy": {t: _mean(results.mean(task, method, "accuracy", t)) for t in results.temperatures},
                 "curve": {
                     t: [[passes, *_mean(value)] for passes, value in results.curve(task, method, t)]
@@ -72,14 +91,11 @@ def _task(results: Results, task: str) -> dict[str, Any]:
                     if (found := results.difference(task, method, baseline, "accuracy", t)) is not None
                 },
             }
-            for i, baseline in enumerate(results.recipe.baselines)
-            for method in results.recipe.methods
-            # Two baselines are held against each other once.
-            if method not in results.recipe.baselines[: i + 1] and {method, baseline} <= set(methods)
+            for baseline, method in pairs(results, task)
         ],
     }
 
 
 def _mean(value: Mean) -> list[float | None]:
-    """The mean, and half the width of its interval where there is one."""
-    return [round(value.mean, 6), None if isnan(value.half) else round(value.half, 6)]
+    """The mean, and where there is an interval half its width and its ends."""
+    return [round(value.mean, 6), *(None if isnan(n) else round(n, 6) for n in (value.half, value.low, value.high))]
