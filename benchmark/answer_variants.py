@@ -72,7 +72,7 @@ def patterns(text: str) -> list[str]:
 
 def same(number: str) -> list[str]:
     """Texts that say a number."""
-    return [_filled(pattern, number) for pattern in patterns(SAME)]
+    return [_filled(pattern, number) for pattern in patterns(SAME) if number[0] != "-" or pattern != "+N"]
 
 
 def other(number: str) -> list[str]:

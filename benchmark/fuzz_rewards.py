@@ -39,7 +39,26 @@ BATCH = 20
 BATCH_SECONDS = 60.0
 """What a call of a reward function may take at most: the default `reward_timeout`."""
 
-_TAGS = ["<answer>", "</answer>", "<reasoning>", "</reasoning>", "####", "```", "\n", " ", "<eos>", "\0", "answer"]
+_TAGS = [
+    "<answer>",
+    "</answer>",
+    "The answer is ",
+    "not ",
+    " or ",
+    " dozen",
+    " is wrong",
+    "</think>",
+    "<|eot_id|>",
+    "<reasoning>",
+    "</reasoning>",
+    "####",
+    "```",
+    "\n",
+    " ",
+    "<eos>",
+    "\0",
+    "answer",
+]
 _NUMBERS = [
     "0",
     "1",

@@ -31,7 +31,7 @@ def _with_plain_roots(gold: str) -> str | None:
 
 
 def _named(gold: str) -> str | None:
-    return None if re.search(r"[=<>]|\\(?:le|ge|in|text|begin)\b|,", gold) else f"Q = {gold}"
+    return None if re.search(r"[=<>]|\\(?:le|ge|in|text|mbox|begin)\b|,", gold) else f"Q = {gold}"
 
 
 SAME: dict[str, Rewrite] = {

@@ -27,7 +27,7 @@ _END = re.compile(
 _THOUGHT_END = re.compile(r"</(?:think|thinking|reasoning|thought)>")
 _TAG, _ANY_TAG = re.compile(r"</?answer>"), re.compile(r"</?\w{0,20}>")
 _MENTION = re.compile(
-    r"[\s\"'`*,.:;…]*(?:(?:and|or|to|with|then|the|a|an|closing|opening|tags?|answer|here|your|my|final|it|goes|holds|is|in|"
+    r"[\s\"'`*,.:;…]*(?:(?:and|or|to|with|then|the|closing|opening|tags?|answer|here|your|my|final|it|goes|holds|is|in|"
     r"inside|contains|there|as|asked|requested)\b[\s\"'`*,.:;…]*)*"
 )
 """What stands between tags that are only spoken of: "<answer> and </answer>", "<answer>...</answer>"."""

@@ -104,7 +104,8 @@ def comparisons(answer: str, gold: str) -> bool | Pairs:
     if gold.isalpha():
         answer = _TEXT.sub(r"\1", answer).strip()
     if _TIME.fullmatch(gold):
-        answer = _TIME_OF_DAY.sub("", plain_latex(answer))
+        sides = _sides(plain_latex(answer))
+        answer = _TIME_OF_DAY.sub("", sides[1] if len(sides) == 2 and _is_name(sides[0]) else sides[0])
         return spelling(answer) == spelling(gold)
     if (number := read_number(gold)) is not None and "=" not in gold:
         sides = _sides(answer)
@@ -156,14 +157,14 @@ def _lists(answer: Listing, gold: Listing, whole: tuple[str, str]) -> bool | Pai
     is_same_kind = answer.brackets == gold.brackets
     is_loose = (gold.brackets, answer.brackets) in {("()", ""), ("", "()")}
     if gold.brackets in ("", "{}") and answer.brackets in ("", "{}"):
-        return [(_as_set(gold), _as_set(answer))]
+        return [_pair(_as_set(gold), _as_set(answer))]
     if not (is_same_kind or is_loose) or len(answer.parts) != len(gold.parts):
         return False
     return _all(comparisons(a, g) for a, g in zip(answer.parts, gold.parts, strict=True))
 
 
 def _as_set(parts: Listing) -> str:
-    return exact_latex("\\{" + ", ".join(parts.parts) + "\\}")
+    return "\\{" + ", ".join(parts.parts) + "\\}"
 
 
 def _all(found: object) -> bool | Pairs:

@@ -48,6 +48,8 @@ def same_words(answer: str, gold: str) -> bool:
         [True, True, False]
     """
     wanted, given = _bare(gold), _bare(answer)
+    if "?" in given and "?" not in wanted:
+        return False
     if given == wanted:
         return True
     choice = _CHOICE.fullmatch(wanted)
