@@ -25,9 +25,6 @@ MARKS = ("o", "s", "^", "D", "v", "P", "X", "<", ">", "*")
 UNTRAINED = {"color": "#888888", "linestyle": "-", "marker": "."}
 """Of a model before training."""
 
-TIME_PARTS = ("rollout", "update", "evaluation", "guesses", "step")
-"""What a run's seconds go to (`time/NAME` in its metrics). A part's place here is its colour in every picture."""
-
 MOST_BANDS = 6
 """Bands that a panel shows; more of them cover one another."""
 SUFFIXES = (".png", ".svg", ".pdf")

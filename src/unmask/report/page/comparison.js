@@ -1,10 +1,14 @@
 // A comparison: accuracy against what training cost, and against denoising steps, with intervals over seeds; and the table.
 
-const mean = ([value, half], signed = false) =>
-    number(value, 3, signed) + (half === null || half === undefined ? "" : ` ± ${number(half, 3)}`);
+/** A mean with its interval, which is given by its ends where it was cut to the range of the quantity. */
+function mean([value, half, low, high], signed = false) {
+    const text = number(value, 3, signed);
+    if (half === null || half === undefined) return text;
+    const isCut = low > value - half + 2e-6 || high < value + half - 2e-6;
+    return isCut ? `${text} (${number(low, 3, signed)} to ${number(high, 3, signed)})` : `${text} ± ${number(half, 3)}`;
+}
 const temperatureName = (t) => (Number(t) === 0 ? "greedy" : `sampled at ${t}`);
-const withBand = ([x, value, half]) =>
-    half === null || half === undefined ? [x, value] : [x, value, value - half, value + half];
+const withBand = ([x, value, half, low, high]) => (half === null || half === undefined ? [x, value] : [x, value, low, high]);
 
 function comparisonSection(comparison, number_) {
     const id = `comparison-${number_}`;
@@ -12,10 +16,8 @@ function comparisonSection(comparison, number_) {
         "section",
         { id, "aria-labelledby": `${id}-title` },
         el("h2", { id: `${id}-title`, text: `The comparison ${comparison.name}` }),
-        el("p", {
-            class: "lead",
-            text: `Share of ${short(comparison.rows)} test rows solved: means over ${comparison.seeds} seeds with 95 % Student-t intervals. Every method may spend the same number of token passes: a token in a forward counts once, in a forward with backward three times.`,
-        }),
+        el("p", { class: "lead", text: comparison.caption }),
+        comparison.warnings.map((text) => el("p", { class: "lead", text })),
     );
     let temperature = comparison.temperatures[0];
     const host = el("div", {});
@@ -27,7 +29,7 @@ function comparisonSection(comparison, number_) {
                     "section",
                     { class: "task", "aria-label": task.name },
                     el("h3", { text: task.name }),
-                    el("p", { class: "soft", text: `Budget: ${short(task.budget)} token passes.` }),
+                    el("p", { class: "soft", text: `Budget: ${task.text.budget} token passes.` }),
                     el(
                         "div",
                         { class: "charts wide" },
@@ -68,25 +70,27 @@ function comparisonSection(comparison, number_) {
         );
     }
     function table(task) {
-        const best = Math.max(...task.methods.map((m) => m.accuracy[temperature]?.[0] ?? 0));
+        // The one method that is certainly best, if there is one; its mean alone is bold.
+        const best = task.best[temperature];
         const rows = [...task.methods].sort((a, b) => b.accuracy[temperature][0] - a.accuracy[temperature][0]);
         const columns = [
             "method",
+            "prompts × completions",
             "seeds",
             "token passes",
             "reward calls",
             ...comparison.temperatures.map(temperatureName),
             "interval",
         ];
-        const strip = ([value, half]) =>
+        const strip = ([value, , low, high]) =>
             el(
                 "span",
                 {
                     class: "strip",
                     "aria-hidden": "true",
                     vars: {
-                        "--low": clamp(value - (half ?? 0), 0, 1),
-                        "--high": clamp(value + (half ?? 0), 0, 1),
+                        "--low": low ?? value,
+                        "--high": high ?? value,
                         "--mid": value,
                     },
                 },
@@ -115,11 +119,12 @@ function comparisonSection(comparison, number_) {
                     rows.map((m) =>
                         el(
                             "tr",
-                            { class: m.accuracy[temperature][0] === best ? "best" : null },
-                            el("th", { scope: "row", text: m.name }),
+                            { class: m.name === best ? "best" : null },
+                            el("th", { scope: "row", text: m.edited ? `${m.name} †` : m.name }),
+                            el("td", { text: m.shape.replace("x", "×") || "–" }),
                             el("td", { text: String(m.seeds) }),
-                            el("td", { text: short(m.passes) }),
-                            el("td", { text: short(m.calls) }),
+                            el("td", { text: m.text.passes }),
+                            el("td", { text: m.text.calls }),
                             comparison.temperatures.map((t) => el("td", { text: m.accuracy[t] ? mean(m.accuracy[t]) : "–" })),
                             el("td", {}, strip(m.accuracy[temperature])),
                         ),
@@ -139,6 +144,7 @@ function comparisonSection(comparison, number_) {
                                   "tr",
                                   {},
                                   el("th", { scope: "row", text: d.name }),
+                                  el("td", {}),
                                   el("td", {}),
                                   el("td", {}),
                                   el("td", {}),
