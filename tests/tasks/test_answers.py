@@ -11,11 +11,11 @@ from unmask.tasks.answers import (
     answer_in,
     before_end,
     first_digits,
-    last_boxed,
     numbers_in,
     tagged_answer,
-    unwrapped,
 )
+from unmask.tasks.boxes import last_boxed
+from unmask.tasks.wrapping import unwrapped
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from unmask.reward import reads_text
-from unmask.tasks.answers import CLOSE, OPEN, answer_in, last_boxed
+from unmask.tasks.answers import answer_in
+from unmask.tasks.boxes import CLOSE, OPEN, last_boxed
 from unmask.tasks.numerals import read_number
 
 _REASONING, _REASONING_END = "<reasoning>", "</reasoning>"

@@ -15,7 +15,7 @@ import math
 import re
 from itertools import islice
 
-OPEN, CLOSE = "<answer>", "</answer>"
+from unmask.tasks.boxes import BOX, CLOSE, OPEN, find_boxes, without_loose_ends
 
 _NUMBER = re.compile(r"[+-]?[0-9]+(?:\.[0-9]+)?")
 _LONGEST_NUMBER = 32
@@ -31,26 +31,8 @@ _MENTION = re.compile(
     r"inside|contains|there|as|asked|requested)\b[\s\"'`*,.:;…]*)*"
 )
 """What stands between tags that are only spoken of: "<answer> and </answer>", "<answer>...</answer>"."""
-_LOOSE_END = re.compile(r"(?:</?[A-Za-z]{0,12}[}>]?|```|>)$")
-"""A closing tag that is broken, at the end of a text."""
-
-_BOX = re.compile(
-    r"(?:\\|(?<![A-Za-z\\]))(?:[bB]oxed|fbox|framebox)[^\S\n]{0,9}(\{)|\\boxed[^\S\n]{0,9}(?=[-+.]?[0-9]|\\frac)"
-)
-"""The start of a box, with its brace or, as in `\\boxed 5`, without. The backslash may be lost, but not both."""
-_REST_OF_LINE, _WORD = re.compile(r"\s*[^\n]*"), re.compile(r"[^\s$<]*")
-_BEHIND = re.compile(r"[-+]?[^\s$<{}\\]+")
-"""What stands right behind an empty box."""
-_SUM = re.compile(r"[0-9)]\s{0,9}[-+*/]\s{0,9}[(0-9]")
-_BRACE = re.compile(r"\\.|[{}]", re.DOTALL)
-"""A brace; an escaped character, so that `\\}` closes nothing."""
-_GROUP = re.compile(r"(?:\\(?:boxed|fbox|mathbf|boldsymbol|bm|underline|displaystyle|mathrm)\s?)?\{")
-"""The start of braces that may hold all of an answer."""
-_TRIED_BOXES = 8
-"""How many of the last boxes are looked at for one that is not empty; bounds the time."""
 _BETWEEN_BOXES = re.compile(r"(?:[\s$,;.&]|\\[()\[\],;: ]|\band\b|\bor\b|\\text\{\s*(?:and|or),?\s*\}|\\quad)*")
 """What joins boxes into one answer of several parts."""
-
 _CONTEXT = 60
 """Characters on either side of a box that may change what it says."""
 _DOUBT_BEFORE = re.compile(
@@ -66,16 +48,6 @@ _DOUBT_AFTER = re.compile(
     r"|\(?(?:wrong|incorrect|not)\b|\?)",
     re.IGNORECASE,
 )
-
-_LEAD_IN = re.compile(
-    r"(?:\#{2,6}\s*"
-    r"|(?:(?:so|thus|hence|therefore),?\s{1,3})?(?:the\s{1,3}|my\s{1,3}|our\s{1,3})?(?:final\s{1,3}|correct\s{1,3}|right\s{1,3})?"
-    r"(?:answer|solution|result|total|sum|value|number)(?:\s{1,3}(?:is|was|equals|=)(?![A-Za-z])\s{0,3}:?|\s{0,3}[:=])\s{0,3}"
-    r"|(?:the\s{1,3})?(?:final\s{1,3}|correct\s{1,3})?answer\s{1,3})"
-    r"(?=\S)",
-    re.IGNORECASE,
-)
-"""What announces an answer inside its tag. No name, no verb but "is": what follows must be the answer alone."""
 _STATED = re.compile(
     r"(?:\#{4}[^\S\n]*|\b(?:final[^\S\n]+|correct[^\S\n]+)?answer(?:\**[^\S\n]*:\**|[^\S\n]+is\b[^\S\n]*:?)[^\S\n]*)([^\n]+)",
     re.IGNORECASE,
@@ -85,18 +57,6 @@ _TAKEN_BACK = re.compile(
     r"\b(?:wait|no|not|actually|but|however|mistake|wrong|incorrect|instead|correction|should)\b", re.IGNORECASE
 )
 _SENTENCE_END = re.compile(r"[.!](?:\s|$)")
-_DELIMITERS = (
-    ("**", "**"),
-    ("__", "__"),
-    ("$$", "$$"),
-    ("$", "$"),
-    ("\\(", "\\)"),
-    ("\\[", "\\]"),
-    ("```", "```"),
-    ("`", "`"),
-    ("*", "*"),
-)
-_TRAILING = re.compile(r"(?:\\[,;!]|\\\\|~|…|<br ?/?>|\.{1,3}|,|;)$")
 
 
 def answer_in(text: str) -> str | None:
@@ -109,7 +69,7 @@ def answer_in(text: str) -> str | None:
         text: a completion, any length.
 
     Returns:
-        The answer, stripped of outer white space and of tag and box, but else as written (see `unwrapped`). Boxes side by side
+        The answer, stripped of outer white space and of tag and box, else as written (see `unwrapped`). Boxes side by side
         come as one answer: "3, 4". An answer comes with the words beside its box or tag that deny or change it. None if there is
         none.
 
@@ -188,67 +148,6 @@ def tagged_answer(text: str) -> str | None:
     return None if span is None else _inside(text, span)
 
 
-def last_boxed(text: str) -> str | None:
-    r"""What stands in the last \boxed{} that has something in it, braces inside it matched, stripped of outer white space.
-
-    A box that is never closed reaches to the end of its line; the content of an empty one stands right behind it.
-
-    Args:
-        text: a completion, any length.
-
-    Returns:
-        The content, or None if there is no box, or nothing in the last ones.
-
-    Example:
-        >>> last_boxed(r"so \boxed{7}, or \boxed{\frac{1}{\sqrt{2}}}."), last_boxed("boxed{4}"), last_boxed(r"\boxed{}101")
-        ('\\frac{1}{\\sqrt{2}}', '4', '101')
-    """
-    boxes = _boxes(text)
-    return boxes[-1][2] if boxes else None
-
-
-def unwrapped(text: str) -> str:
-    r"""An answer without what surrounds it in prose or LaTeX: white space, "The answer is", `**`, math delimiters, punctuation.
-
-    Args:
-        text: an answer, any text.
-
-    Returns:
-        What is inside.
-
-    Example:
-        >>> [unwrapped(text) for text in (r" \[ x^2 \] ", "$ 5 $.", "**5**", "$5", "5,", "**Answer:** 5", "The total is $5$.")]
-        ['x^2', '5', '5', '$5', '5', '5', '5']
-    """
-    for _ in range(3):
-        before = text
-        text = _without_trailing(text.strip())
-        bare = re.sub(r"\A\*\*([^*\n]{1,40}?)(:?)\*\*\s*(:?)", r"\1\2\3 ", text) if text.startswith("**") else text
-        if lead_in := _LEAD_IN.match(bare):
-            text = bare[lead_in.end() :].strip()
-        for opening, closing in _DELIMITERS:
-            if text.startswith(opening) and text.endswith(closing) and len(text) > len(opening) + len(closing):
-                inner = text[len(opening) : -len(closing)].strip()
-                text = text if closing in inner.replace("\\$", "") else inner
-        text = _without_group(text)
-        if text == before:
-            break
-    return text
-
-
-def _without_group(text: str) -> str:
-    """A text without the braces around all of it, and the font or box that these belong to."""
-    group = _GROUP.match(text)
-    if group is None or not text.endswith("}"):
-        return text
-    depth = 1
-    for match in _BRACE.finditer(text, group.end()):
-        depth += (match.group() == "{") - (match.group() == "}")
-        if depth == 0:
-            return text[group.end() : -1].strip() or text if match.end() == len(text) else text
-    return text
-
-
 def first_digits(text: str, limit: int) -> str:
     """The first ASCII digits of a text, run together, whatever stands between them.
 
@@ -282,13 +181,6 @@ def numbers_in(text: str) -> list[float]:
     return [float(n) if len(n) <= _LONGEST_NUMBER else math.nan for n in _NUMBER.findall(text)]
 
 
-def _without_trailing(text: str) -> str:
-    """An answer without the punctuation at its end."""
-    while (trailing := _TRAILING.search(text, max(0, len(text) - 6))) is not None:
-        text = text[: trailing.start()].rstrip()
-    return text
-
-
 def _answer_of(text: str) -> str | None:
     """The answer of a part of a completion: tag, box or announcement."""
     tags = list(_TAG.finditer(text))
@@ -298,13 +190,13 @@ def _answer_of(text: str) -> str | None:
         return boxed if boxed is not None else _stated(text)
     start, end = span
     # With its closing tag, which says whether a box is left open in the middle of a line.
-    found = _boxed_with_doubts(text[start : end + len(CLOSE)]) if _BOX.search(text, *span) else _inside(text, span)
+    found = _boxed_with_doubts(text[start : end + len(CLOSE)]) if BOX.search(text, *span) else _inside(text, span)
     return found and _with_doubts(text, start - len(OPEN), end + len(CLOSE), found)
 
 
 def _inside(text: str, span: tuple[int, int]) -> str:
     content = text[slice(*span)]
-    return (content if text.startswith(CLOSE, span[1]) else _without_loose_ends(content)).strip()
+    return (content if text.startswith(CLOSE, span[1]) else without_loose_ends(content)).strip()
 
 
 def _tag_span(text: str, tags: list[re.Match[str]]) -> tuple[int, int] | None:
@@ -323,7 +215,7 @@ def _tag_span(text: str, tags: list[re.Match[str]]) -> tuple[int, int] | None:
 
 def _before_lone_close(text: str, tags: list[re.Match[str]]) -> tuple[int, int] | None:
     """Where the few words are that stand alone before a closing tag without an opening one; None if they are part of a text."""
-    if not tags or any(tag.group() == OPEN for tag in tags) or _BOX.search(text):
+    if not tags or any(tag.group() == OPEN for tag in tags) or BOX.search(text):
         return None
     end = tags[0].start()
     before = text[:end].rstrip()
@@ -332,71 +224,9 @@ def _before_lone_close(text: str, tags: list[re.Match[str]]) -> tuple[int, int] 
     return (start, end) if 0 < len(content.split()) <= 3 and not _MENTION.fullmatch(content) else None
 
 
-def _boxes(text: str) -> list[tuple[int, int, str]]:
-    """The last boxes of a text that are not empty, in order: start, end and content."""
-    starts = list(_BOX.finditer(text))
-    if not starts:
-        return []
-    # One pass over the braces of all boxes.
-    opened: list[int] = []
-    closing: dict[int, int] = {}
-    for match in _BRACE.finditer(text, starts[0].end() - bool(starts[0][1])):
-        if match.group() == "{":
-            opened.append(match.end())
-        elif match.group() == "}" and opened:
-            closing[opened.pop()] = match.start()
-    found: list[tuple[int, int, str]] = []
-    for match in starts[-_TRIED_BOXES:]:
-        end, content = _content(text, match, closing.get(match.end()))
-        if content and not _BOX.search(content):
-            found.append((match.start(), end, content))
-    return found
-
-
-def _content(text: str, box: re.Match[str], closing: int | None) -> tuple[int, str]:
-    """The end and the content of a box: closed, left open, empty, or without a brace."""
-    start = box.end()
-    if not box[1]:
-        end = _end_of(_WORD, text, start)
-        return end, text[start:end].rstrip(".,;")
-    if closing is None or CLOSE[:-1] in text[start:closing]:
-        end = _end_of(_REST_OF_LINE, text, start)
-        # A closing tag where the brace should be: what is in the box may be cut short. The end of a line shows that it is not.
-        content = "" if CLOSE in text[start:end] else _without_loose_ends(text[start:end]).rstrip(" >$")
-        # A number is whole in front of a stray ">"; a sum may go on there.
-        is_cut = text[start:end].rstrip().endswith(">") and _SUM.search(content) is not None
-        return end, _balanced(content.strip()) + (" >" if is_cut else "")
-    if content := text[start:closing].strip():
-        return closing + 1, content
-    behind = _BEHIND.match(text, closing + 1)
-    return (behind.end(), behind.group()) if behind and behind.group()[-1:].isalnum() else (closing + 1, "")
-
-
-def _end_of(pattern: re.Pattern[str], text: str, start: int) -> int:
-    """Where what a pattern matches from a place on ends."""
-    match = pattern.match(text, start)
-    return match.end() if match else start
-
-
-def _without_loose_ends(text: str) -> str:
-    """A text without broken closing tags at its end."""
-    text = text.rstrip()
-    while (loose := _LOOSE_END.search(text, max(0, len(text) - 16))) is not None:
-        text = text[: loose.start()].rstrip()
-    return text
-
-
-def _balanced(content: str) -> str:
-    """A content that was cut off, with the braces closed that it leaves open."""
-    depth = 0
-    for match in _BRACE.finditer(content):
-        depth += (match.group() == "{") - (match.group() == "}")
-    return content + "}" * max(depth, 0)
-
-
 def _boxed_with_doubts(text: str) -> str | None:
     """The last box, with those side by side with it, and with words beside it that deny or change it."""
-    boxes = _boxes(text)
+    boxes = find_boxes(text)
     if not boxes:
         return None
     group = [boxes[-1]]

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from unmask.reward import Score, per_completion, reports
-from unmask.tasks.answers import last_boxed
+from unmask.tasks.boxes import last_boxed
 from unmask.tasks.latex import comparisons
 from unmask.tasks.maths import MathsTask, text_column
 from unmask.tasks.verifier import verify_all

@@ -10,12 +10,12 @@ from __future__ import annotations
 
 import re
 
-from unmask.tasks.answers import unwrapped
 from unmask.tasks.latex_forms import exact_latex, plain_latex, spelling
 from unmask.tasks.latex_lists import Listing, as_intervals, listing, split_top
 from unmask.tasks.numerals import read_number
 from unmask.tasks.quantities import are_harmless, read_unit
 from unmask.tasks.worded import is_worded, same_words
+from unmask.tasks.wrapping import unwrapped
 
 LONGEST = 1000
 """Characters of an answer that is looked at. The longest of MATH has 159."""

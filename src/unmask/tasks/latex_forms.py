@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 
-from unmask.tasks.answers import unwrapped
+from unmask.tasks.wrapping import unwrapped
 
 _FONTS = re.compile(
     r"\\(?:mathbf|mathit|mathsf|mathtt|mathcal|boldsymbol|bm|underline|boxed|fbox|mathrm|operatorname|ensuremath)\s?\{([^{}]*)\}"

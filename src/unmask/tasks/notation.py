@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 
-from unmask.tasks.answers import unwrapped
+from unmask.tasks.wrapping import unwrapped
 
 LONGEST = 1000
 """Characters of an answer that is looked at; bounds the time."""

@@ -11,9 +11,9 @@ import re
 from dataclasses import dataclass
 from fractions import Fraction
 
-from unmask.tasks.answers import unwrapped
 from unmask.tasks.number_words import read_words
 from unmask.tasks.quantities import read_introduction, read_unit
+from unmask.tasks.wrapping import unwrapped
 
 LONGEST = 200
 """Characters that are looked at; bounds the time."""

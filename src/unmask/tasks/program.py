@@ -16,12 +16,14 @@ from functools import lru_cache
 from typing import TYPE_CHECKING, ClassVar, Literal, NamedTuple
 
 from unmask.sandbox import Job
-from unmask.tasks.answers import before_end, last_boxed, tagged_answer, unwrapped
+from unmask.tasks.answers import before_end, tagged_answer
 from unmask.tasks.base import Split, stable_hash
+from unmask.tasks.boxes import last_boxed
 from unmask.tasks.code import ProgramTask
 from unmask.tasks.extract import code_in
 from unmask.tasks.notation import ANNOUNCED, symbols
 from unmask.tasks.syntax import parse
+from unmask.tasks.wrapping import unwrapped
 
 if TYPE_CHECKING:
     from unmask.records import Row

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import re
 
-from unmask.tasks.answers import unwrapped
 from unmask.tasks.latex_forms import plain_latex
 from unmask.tasks.quantities import are_harmless
+from unmask.tasks.wrapping import unwrapped
 
 _ONE_TEXT = re.compile(r"\\text\s?\{\s*([^{}\\]+)\}")
 _FONT = re.compile(r"\\(?:text|textrm|textbf|textit|mathrm|mathbf|mbox)\s?\{([^{}]*)\}")
