@@ -126,6 +126,9 @@ def test_every_way_to_write_the_right_number_is_paid_and_no_way_to_write_another
         ("0.75", "75", False),
         ("75", "0.75", False),
         ("3", "300%", False),
+        ("2", "2(2)", False),
+        ("5", "five (5)", True),
+        ("5", "5 (6)", False),
     ],
 )
 def test_words_and_signs_change_a_number_as_they_do_for_a_reader(gold: str, answer: str, is_right: bool) -> None:

@@ -104,8 +104,9 @@ def comparisons(answer: str, gold: str) -> bool | Pairs:
     if gold.isalpha():
         answer = _TEXT.sub(r"\1", answer).strip()
     if _TIME.fullmatch(gold):
-        sides = _sides(plain_latex(answer))
-        answer = _TIME_OF_DAY.sub("", sides[1] if len(sides) == 2 and _is_name(sides[0]) else sides[0])
+        answer = plain_latex(answer)
+        sides = _sides(answer)
+        answer = _TIME_OF_DAY.sub("", sides[1] if len(sides) == 2 and _is_name(sides[0]) else answer)
         return spelling(answer) == spelling(gold)
     if (number := read_number(gold)) is not None and "=" not in gold:
         sides = _sides(answer)

@@ -44,7 +44,7 @@ _BRACKETED = re.compile(r"""\([^(),]*\)|\[[^][,]*\]|\{[^{}]*\}|"[^"]*"|'[^']*'""
 _CLOCK = re.compile(r"([0-9]{1,2}):00(?=\ ?[ap]\.?\ ?m\b)", re.IGNORECASE)
 _ALTERNATIVES = re.compile(r"\s*,?\s+or\s+", re.IGNORECASE)
 
-_ASIDE = re.compile(r"(.*\S)\s*\(([^()]{1,40})\)")
+_ASIDE = re.compile(r"(?=.*[A-Za-z])(.*\S)\s+\(([^()]{1,40})\)")
 """A number said twice: five (5)."""
 
 _INTEGER = r"[0-9]{1,3}(?:,[0-9]{3})+|[0-9]+"
