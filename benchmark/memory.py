@@ -49,15 +49,9 @@ def views_of(denoiser: Denoiser, options: argparse.Namespace) -> tuple[Trajector
         logprob=zeros,
         entropy=zeros,
         seed=torch.arange(rows),
-        num_steps=1,
+        sampler=SamplerConfig(max_completion_length=length, num_steps=1, order="random"),
         mask_id=denoiser.mask_id,
         eos_id=denoiser.eos_id,
-        temperature=0.9,
-        top_k=0,
-        top_p=1.0,
-        guidance=0.0,
-        order="random",
-        block_length=length,
     )
     whole = torch.ones(rows, length, dtype=torch.bool)
     index = torch.arange(rows)

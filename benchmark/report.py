@@ -26,6 +26,7 @@ from typing import Any
 import torch
 import yaml
 
+from unmask.config import SamplerConfig
 from unmask.kept import Guesses, Kept, Trained
 from unmask.records import Rollout, Trajectory
 
@@ -112,15 +113,9 @@ def _kept(shape: Shape, generator: torch.Generator) -> Kept:
         logprob=-entropy,
         entropy=entropy,
         seed=torch.arange(rows),
-        num_steps=steps,
+        sampler=SamplerConfig(max_completion_length=length, num_steps=steps),
         mask_id=0,
         eos_id=1,
-        temperature=0.9,
-        top_k=0,
-        top_p=1.0,
-        guidance=0.0,
-        order="low_confidence",
-        block_length=length,
     )
     at = torch.linspace(0, steps - 1, shape.num_guesses).round().long()
     is_other = torch.rand(rows, len(at), length, generator=generator) < 0.5

@@ -15,6 +15,7 @@ from examples import minimal
 from examples.custom_method import RandomStep
 from examples.custom_reward import row_variety
 from tests.small_runs import metrics, weights
+from unmask.config import SamplerConfig
 from unmask.records import LossInputs, Rollout, Trajectory
 from unmask.tasks import Sudoku
 
@@ -88,15 +89,9 @@ def path_of(unmask_step: list[list[int]], tokens: list[list[int]]) -> Trajectory
         logprob=torch.zeros(shape),
         entropy=torch.ones(shape),
         seed=torch.arange(shape[0]),
-        num_steps=4,
+        sampler=SamplerConfig(max_completion_length=4, num_steps=4, order="random"),
         mask_id=1,
         eos_id=2,
-        temperature=0.9,
-        top_k=0,
-        top_p=1.0,
-        guidance=0.0,
-        order="random",
-        block_length=4,
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -61,6 +62,12 @@ def as_version(file: Path, version: int) -> None:
         facts: dict[str, Any] = json.loads(opened.metadata()["unmask"])
         tensors = {name: opened.get_tensor(name) for name in opened.keys() if "note/" not in name}  # noqa: SIM118 (not a dict)
     facts["trajectory"]["schema_version"] = version
+    if version < 4:
+        sampler = facts["trajectory"].pop("sampler")
+        length = sampler.pop("max_completion_length")
+        # Those versions wrote what the settings stand for.
+        facts["trajectory"] |= sampler | {"block_length": sampler["block_length"] or length}
+        del facts["trajectory"]["policy_version"]
     save_file(tensors, file, {"unmask": json.dumps(facts)})
 
 
@@ -69,7 +76,9 @@ def test_a_file_of_version_1_is_read_without_what_it_lacks(tmp_path: Path) -> No
     rollout().save(file, {"completions": ["a"] * 6})
     as_version(file, 1)
     old = Kept.load(file)
-    assert_same(old.rollout.trajectory, rollout().trajectory)
+    path, new = old.rollout.trajectory, rollout().trajectory
+    assert (path.sampler.block, path.num_steps) == (new.sampler.block, new.num_steps)
+    assert_same(replace(path, sampler=new.sampler), new)
     assert old.rollout.trajectory.schema_version == SCHEMA_VERSION
     assert (old.completions, old.prompts, old.pieces, old.guesses, old.trained) == (["a"] * 6, [], {}, None, None)
 

@@ -10,6 +10,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
+from unmask.config import SamplerConfig
 from unmask.errors import RunError
 from unmask.records import GIVEN, SCHEMA_VERSION, Rollout, Trajectory, Views
 
@@ -32,15 +33,11 @@ def trajectory(num_rows=4, prompt_length=3, greedy=True, seed=0):
         logprob=-torch.rand(num_rows, 5, generator=generator),
         entropy=torch.rand(num_rows, 5, generator=generator),
         seed=integers(0, 2**62, num_rows),
-        num_steps=T,
+        sampler=SamplerConfig(
+            max_completion_length=5, num_steps=T, order="random", temperature=0.9, top_k=4, top_p=0.95, guidance=0.5
+        ),
         mask_id=MASK,
         eos_id=EOS,
-        temperature=0.9,
-        top_k=4,
-        top_p=0.95,
-        guidance=0.5,
-        order="random",
-        block_length=4,
         greedy_step=integers(-1, T, num_rows, 2).int() if greedy else None,
         greedy_tokens=integers(2, 9, num_rows, 2, 5).int() if greedy else None,
     )

@@ -15,13 +15,14 @@ from typing import Any, Literal, Protocol
 import torch
 from torch import Tensor
 
+from unmask.config import SamplerConfig
 from unmask.errors import RunError
 
-SCHEMA_VERSION = 3
-"""Of a rollout on disk; raised whenever a field changes its meaning, or a reader of before would stumble over what is new."""
+SCHEMA_VERSION = 4
+"""Version of the file format of a saved rollout. It rises when a field changes its meaning or when older code cannot read it."""
 
-READABLE_VERSIONS = (1, 2, 3)
-"""Those that `Rollout.load` reads. Version 1 has no notes, and version 2 no end of the turn."""
+READABLE_VERSIONS = (1, 2, 3, 4)
+"""Versions that `Rollout.load` reads: 1 has no notes, 2 no end of the turn, and up to 3 the sampler settings stand one by one."""
 
 _NOTE = "note/"
 
@@ -93,19 +94,10 @@ class Trajectory:
     """[B, L] float32, nats: of the distribution being differentiated, at the moment of commitment; 0 where none was."""
     seed: Tensor
     """[B] int64: all randomness of a row is a hash of its seed, so a row does not depend on its batch."""
-    num_steps: int
-    """T."""
+    sampler: SamplerConfig
+    """Settings with which the completions were sampled; a replay of the path needs them."""
     mask_id: int
     eos_id: int
-    temperature: float
-    top_k: int
-    top_p: float
-    guidance: float
-    order: str
-    """Order and, below, block length: what a replay of the choice of positions needs."""
-    block_length: int
-    order_temperature: float = 0.5
-    """Of an order that draws positions in proportion to a score."""
     choice_rank: Tensor | None = None
     """[B, L] int32: place of the position in its step's draw, from 0; only under an order whose choice has a probability."""
     choice_logprob: Tensor | None = None
@@ -118,10 +110,17 @@ class Trajectory:
     """[B, K, M, L] int32: other completions of the same states, as `Needs.fills` asks for them."""
     turn_end_id: int | None = None
     """The token that ends an assistant's turn, where the model has another than EOS: what follows is not of the completion."""
+    policy_version: int = 0
+    """Version of the weights that sampled the completions: the number of training steps that they had been through."""
     schema_version: int = SCHEMA_VERSION
 
     def __len__(self) -> int:
         return self.tokens.shape[0]
+
+    @property
+    def num_steps(self) -> int:
+        """T, the number of denoising steps of the sampler."""
+        return self.sampler.steps
 
     def state_before(self, step: Tensor | int) -> Tensor:
         """[B, L] int64: the completion as the policy saw it at `step` (an int or [B]); step 0 is the starting state."""
@@ -228,6 +227,7 @@ class Rollout:
 
         tensors = self.trajectory.tensors() | self._rewards()
         scalars = {f.name: getattr(self.trajectory, f.name) for f in fields(self.trajectory) if f.name not in tensors}
+        scalars["sampler"] = self.trajectory.sampler.model_dump(mode="json")
         tensors |= {_NOTE + name: value for name, value in (notes or {}).items()}
         facts = {"group_size": self.group_size, "trajectory": scalars, **extra}
         path.write_bytes(save({k: v.cpu().contiguous() for k, v in tensors.items()}, {"unmask": json.dumps(facts)}))
@@ -248,8 +248,17 @@ class Rollout:
         version = scalars.pop("schema_version")
         if version not in READABLE_VERSIONS:
             raise RunError(f"{path} was written with schema version {version}; this is version {SCHEMA_VERSION}.")
+        scalars["sampler"] = _sampler_of(scalars, tensors["tokens"].shape[1])
         rewards = {name: tensors.pop(name) for name in ("reward", "one_step_reward", "fill_reward") if name in tensors}
         return Rollout(Trajectory(**tensors, **scalars), facts.pop("group_size"), **rewards), facts
+
+
+def _sampler_of(scalars: dict[str, Any], length: int) -> SamplerConfig:
+    """Returns the sampler settings of a saved rollout, and removes those that older versions wrote one by one."""
+    if "sampler" in scalars:
+        return SamplerConfig.model_validate(scalars["sampler"])
+    names = SamplerConfig.model_fields.keys() & scalars.keys()
+    return SamplerConfig(max_completion_length=length, **{name: scalars.pop(name) for name in names})
 
 
 def read_notes(path: Path) -> dict[str, Tensor]:

@@ -29,15 +29,9 @@ def rollout():
         logprob=torch.full((2, 6), -1.0),
         entropy=torch.tensor([[0.5, 0.1, 0.2, 0.9, 0.5, 0.7], [0.1, 0.3, 0.4, 0.1, 0.0, 0.0]]),
         seed=torch.tensor([11, 12]),
-        num_steps=T,
+        sampler=SamplerConfig(max_completion_length=6, num_steps=T, order="random"),
         mask_id=MASK,
         eos_id=EOS,
-        temperature=0.9,
-        top_k=0,
-        top_p=1.0,
-        guidance=0.0,
-        order="random",
-        block_length=6,
     )
     return Rollout(trajectory, 2, torch.tensor([1.0, 0.25]))
 

@@ -16,6 +16,7 @@ from dataclasses import dataclass, field, replace
 
 import torch
 
+from unmask.config import SamplerConfig
 from unmask.records import LossInputs, Rollout, Trajectory
 from unmask.samplers import Scoring, score_views
 
@@ -211,16 +212,16 @@ class Toy:
             logprob=logprob.float(),
             entropy=entropy.float(),
             seed=torch.zeros(len(paths), dtype=torch.long) if seed is None else seed,
-            num_steps=self.num_steps,
+            sampler=SamplerConfig(
+                max_completion_length=self.L,
+                num_steps=self.num_steps,
+                order=self.order,
+                order_temperature=self.order_temperature,
+                temperature=self.temperature,
+                top_k=self.top_k,
+            ),
             mask_id=self.denoiser.mask_id,
             eos_id=self.denoiser.eos_id,
-            temperature=self.temperature,
-            top_k=self.top_k,
-            top_p=1.0,
-            guidance=0.0,
-            order=self.order,
-            block_length=self.L,
-            order_temperature=self.order_temperature,
             choice_rank=rank if is_drawn else None,
             choice_logprob=picked.float() if is_drawn else None,
         )

@@ -16,6 +16,7 @@ import torch
 import yaml
 
 from tests.small_runs import train_recipe
+from unmask.config import SamplerConfig
 from unmask.kept import Kept
 from unmask.records import Rollout, Trajectory
 from unmask.trainer import Trainer
@@ -83,15 +84,9 @@ def hand_made(folder: Path, prompts: Sequence[str], completions: Sequence[Sequen
         logprob=torch.full(shape, -0.5),
         entropy=torch.linspace(0, 1, length).expand(shape).contiguous(),
         seed=torch.arange(len(tokens)),
-        num_steps=length,
+        sampler=SamplerConfig(max_completion_length=length, num_steps=length, order="random"),
         mask_id=0,
         eos_id=1,
-        temperature=0.9,
-        top_k=0,
-        top_p=1.0,
-        guidance=0.0,
-        order="random",
-        block_length=length,
     )
     size = len(completions) // len(prompts)
     rollout = Rollout(path, size, torch.linspace(0, 1, len(tokens)))

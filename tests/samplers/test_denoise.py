@@ -283,7 +283,7 @@ def test_temperature_zero_commits_the_likeliest_tokens_and_is_recorded_at_temper
         torch.testing.assert_close(path.logprob[at], logprobs.amax(-1)[at], rtol=0, atol=1e-5)
         entropy = torch.distributions.Categorical(logits=logprobs[at]).entropy()
         torch.testing.assert_close(path.entropy[at], entropy, rtol=0, atol=1e-5)
-    assert path.temperature == 0.0
+    assert path.sampler.temperature == 0.0
 
 
 @pytest.mark.parametrize("entropy_temperature", [None, 1.0, 0.5])
@@ -321,7 +321,7 @@ def test_guidance_moves_the_logits_away_from_those_of_a_masked_prompt(spy):
         logprob = (logits / 0.9).log_softmax(-1).gather(-1, path.tokens.unsqueeze(-1)).squeeze(-1)
         at = path.unmask_step == step
         torch.testing.assert_close(path.logprob[at], logprob[at], rtol=0, atol=2e-5)
-    assert path.guidance == w
+    assert path.sampler.guidance == w
 
 
 def test_without_guidance_a_step_is_one_forward(spy):

@@ -102,9 +102,9 @@ def test_what_is_kept_is_the_argmax_fill_of_the_state_before_each_selected_step(
         state = path.state_before(step)
         with torch.no_grad():
             logits = plain(torch.cat([prompt, state], dim=1), None, positions)
-            if path.guidance:
+            if path.sampler.guidance:
                 blind = plain(torch.cat([torch.full_like(prompt, MASK), state], dim=1), None, positions)
-                logits = blind + (1 + path.guidance) * (logits - blind)
+                logits = blind + (1 + path.sampler.guidance) * (logits - blind)
         logits[..., MASK] = -torch.inf
         expected = torch.where(state == MASK, logits.argmax(-1), state)
         kept = path.greedy_tokens[:, slot]
@@ -229,7 +229,7 @@ def test_fills_are_drawn_from_the_policys_own_distribution_at_the_state(spy, sco
     with torch.no_grad():
         logits = denoiser(torch.cat([path.prompt_ids, state], 1), None, torch.arange(5, 5 + L).expand(4, -1))
     logits[..., MASK] = -torch.inf
-    expected = token_logprobs(logits, path.temperature, path.top_k).exp()
+    expected = token_logprobs(logits, path.sampler.temperature, path.sampler.top_k).exp()
     drawn = state == MASK if scope == "all" else path.unmask_step == step.unsqueeze(-1)
     fills = path.fill_tokens[:, 1].long()
     frequency = torch.nn.functional.one_hot(fills, logits.shape[-1]).double().mean(1)

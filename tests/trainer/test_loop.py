@@ -127,7 +127,7 @@ def test_rollouts_are_kept_with_their_texts_and_every_state_can_be_derived(tiny_
     ]
     rollout, facts = Rollout.load(folder / "rollouts" / "step-00000003.safetensors")
     path, (_, tokenizer) = rollout.trajectory, load_model(tiny_model)
-    assert (len(path), rollout.group_size, path.num_steps, path.temperature) == (2, 2, 4, 0.9)
+    assert (len(path), rollout.group_size, path.num_steps, path.sampler.temperature) == (2, 2, 4, 0.9)
     assert facts["completions"] == decode(tokenizer, path.tokens)
     assert rollout.reward.tolist() == pytest.approx(Reward()(facts["completions"]))
     assert (path.state_before(0) == path.mask_id).all()

@@ -57,7 +57,7 @@ class SPG(Method):
         """m views of each completion; their weight is the number of its tokens."""
         path = rollout.trajectory
         target = scored_tokens(path)
-        masks, before = block_masks(target, path.block_length, self.num_views, generator)
+        masks, before = block_masks(target, path.sampler.block, self.num_views, generator)
         ratio = torch.full((len(target) * self.num_views,), self.noise_ratio)
         noise = mask_at_times(ratio, before.flatten(0, 1), generator).view(masks.shape)
         prompt = mask_at_times(ratio, path.prompt_mask.repeat_interleave(self.num_views, dim=0), generator)

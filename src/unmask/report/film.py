@@ -80,8 +80,8 @@ def film_of(
     film = {
         "step": step,
         "num_steps": path.num_steps,
-        "temperature": path.temperature,
-        "order": visible(path.order),
+        "temperature": path.sampler.temperature,
+        "order": visible(path.sampler.order),
         "eos": vocabulary.ids.index(path.eos_id) if path.eos_id in vocabulary.ids else -1,
         "groups": [
             {

@@ -40,7 +40,7 @@ def one_step_guesses(
         state, hidden = path.state_before(step[chunk]), path.unmask_step >= step[chunk].unsqueeze(-1)
         positions, is_hidden = wanted_columns(hidden)
         logits = predict(
-            denoiser, path.prompt_ids, path.prompt_mask, state, positions, path.mask_id, trajectory.guidance
+            denoiser, path.prompt_ids, path.prompt_mask, state, positions, path.mask_id, trajectory.sampler.guidance
         )
         likeliest = torch.where(is_hidden, logits.argmax(-1), state.gather(1, positions))
         parts.append(state.scatter(1, positions, likeliest).int())

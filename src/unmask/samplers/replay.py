@@ -31,7 +31,7 @@ class Scoring:
         """That of the sampler (the unbiased choice), or a fixed temperature without top-k and top-p (published codes: 1)."""
         if logprob_temperature == "sampling":
             # A greedy rollout has no sampling distribution; it is recorded at temperature 1.
-            return Scoring(trajectory.temperature or 1.0, trajectory.top_k, trajectory.top_p)
+            return Scoring(trajectory.sampler.temperature or 1.0, trajectory.sampler.top_k, trajectory.sampler.top_p)
         return Scoring(logprob_temperature, 0, 1.0)
 
 
@@ -87,21 +87,21 @@ def score_views(
         positions,
         trajectory.mask_id,
     )
-    choice_score = CHOICE_SCORES[trajectory.order] if choice else None
+    choice_score = CHOICE_SCORES[trajectory.sampler.order] if choice else None
 
     def read_out(logits: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
         """Log-probabilities of tokens, of all tokens, and scores of positions, from [..., V] logits."""
         logprobs = token_logprobs(logits, scoring.temperature, scoring.top_k, scoring.top_p, keep=tokens)
-        score = None if choice_score is None else choice_score(logits, trajectory.order_temperature)
+        score = None if choice_score is None else choice_score(logits, trajectory.sampler.order_temperature)
         return logprobs.gather(-1, tokens), logprobs, score
 
     def numbers(logits: Tensor, tokens: Tensor) -> Tensor:
         chosen, _, score = read_out(logits, tokens)
         return chosen if score is None else torch.cat([chosen, score.unsqueeze(-1).to(chosen.dtype)], dim=-1)
 
-    whole = distribution or bool(trajectory.guidance)
+    whole = distribution or bool(trajectory.sampler.guidance)
     if whole or positions_at_once is None or positions.numel() <= positions_at_once:
-        chosen, logprobs, score = read_out(predict(denoiser, *asked, trajectory.guidance), tokens)
+        chosen, logprobs, score = read_out(predict(denoiser, *asked, trajectory.sampler.guidance), tokens)
     else:
         found = read(denoiser, *asked, Readout(numbers, tokens, positions_at_once))
         chosen, score = found[..., : tokens.shape[-1]], found[..., -1] if choice else None
@@ -130,7 +130,7 @@ def _choice(
     length = trajectory.tokens.shape[1]
     # Steps first, then places within a step: the order in which the path committed.
     turn = trajectory.unmask_step[views.row].long() * length + trajectory.choice_rank[views.row].long()
-    block = positions // trajectory.block_length
+    block = positions // trajectory.sampler.block
     picked = plackett_luce_logprob(score, turn.gather(1, positions), is_hidden, block)
     picked = torch.where(is_target, picked, torch.zeros_like(picked))
     return picked.new_zeros(views.target.shape).scatter(1, positions, picked)

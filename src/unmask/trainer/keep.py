@@ -40,7 +40,7 @@ def guesses_of(denoiser: Denoiser, path: Trajectory, count: int, batch_size: int
     )
     was_training = denoiser.training
     denoiser.eval()
-    states = max(1, batch_size * path.block_length // path.tokens.shape[1])
+    states = max(1, batch_size * path.sampler.block // path.tokens.shape[1])
     tokens = one_step_guesses(denoiser, path, spaced, batch_size=states)
     denoiser.train(was_training)
     return Guesses(torch.tensor(list(spaced), dtype=torch.int32), tokens)

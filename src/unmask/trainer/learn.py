@@ -315,7 +315,7 @@ class Learner:
     def _compare_with_rollout(self, rollout: Rollout, part: Views, scores: ViewScores, tally: Tally) -> None:
         """Log how far the log-probabilities of the first update are from those recorded by the rollout, in the same states."""
         path = rollout.trajectory
-        if self.recipe.logprob_temperature != "sampling" or not path.temperature or part.tokens is not None:
+        if self.recipe.logprob_temperature != "sampling" or not path.sampler.temperature or part.tokens is not None:
             return
         step = path.step_read(part).unsqueeze(-1)
         seen = part.target & (path.unmask_step[part.row] == step) & (step >= 0)
