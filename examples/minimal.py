@@ -16,12 +16,13 @@ import argparse
 import torch
 
 from unmask.config import SamplerConfig
+from unmask.engine import LocalEngine
 from unmask.functional.advantage import stepwise_advantage
 from unmask.functional.noise import named_generator
 from unmask.functional.surrogate import clipped_surrogate
 from unmask.models import load_model
 from unmask.records import Needs, Views
-from unmask.rollout import decode, generate, row_seeds
+from unmask.rollout import decode, row_seeds
 from unmask.samplers import Scoring, score_views
 from unmask.tasks import Sudoku
 
@@ -31,7 +32,8 @@ STEPWISE_WEIGHT, LEARNING_RATE = 0.5, 6e-4
 
 def train(model_folder: str, num_steps: int, seed: int = 0) -> float:
     """Train for `num_steps` and return the solve rate, sampled, of the last step's completions."""
-    denoiser, tokenizer = load_model(model_folder)
+    engine = LocalEngine(load_model(model_folder))
+    denoiser, tokenizer = engine.policy
     task = Sudoku()
     reward = task.rewards()["sudoku"]
     rows = task.rows("train", 8000, seed)
@@ -47,7 +49,7 @@ def train(model_folder: str, num_steps: int, seed: int = 0) -> float:
         batch = [rows[i] for i in picked for _ in range(GROUP_SIZE)]
         seeds = row_seeds(len(batch), generator)
         # (2) The sampler keeps x̂_k of the steps that the selection takes: their logits were there anyway.
-        path = generate(denoiser, tokenizer, [row["prompt"] for row in batch], sampler, seeds, needs=needs)
+        path = engine.rollout([row["prompt"] for row in batch], sampler, seeds, needs=needs)
         assert path.greedy_step is not None
         assert path.greedy_tokens is not None
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Callable
 from dataclasses import fields
@@ -11,11 +12,12 @@ from typing import Any
 import pytest
 
 from unmask.config import SamplerConfig
+from unmask.engine import BatchLimits, LocalEngine
 from unmask.errors import ConfigError
 from unmask.evaluate import SCORED_AT_ONCE, Evaluation, check_samples, evaluate
 from unmask.functional.intervals import wilson_interval
 from unmask.functional.pass_at_k import pass_at_k
-from unmask.models import Denoiser, char_tokenizer, load_model
+from unmask.models import Denoiser, Policy, char_tokenizer, load_model
 from unmask.records import Row
 from unmask.score import Scorer
 from unmask.tasks import Sudoku
@@ -27,9 +29,12 @@ SAMPLER = SamplerConfig(max_completion_length=16, num_steps=4, temperature=0.9)
 
 @pytest.fixture
 def run(lively: Denoiser) -> Callable[..., Evaluation]:
-    def _run(sampler: SamplerConfig = SAMPLER, rows: list[Any] = ROWS, **options: Any) -> Evaluation:
+    def _run(
+        sampler: SamplerConfig = SAMPLER, rows: list[Any] = ROWS, batch_size: int = 256, **options: Any
+    ) -> Evaluation:
         scorer = Scorer({"ones": lambda completions, **_: [text.count("1") for text in completions]})
-        return evaluate(lively, char_tokenizer(TASK.alphabet), TASK, scorer, rows, sampler, **options)
+        engine = LocalEngine(Policy(lively, char_tokenizer(TASK.alphabet)), BatchLimits(batch_size))
+        return evaluate(engine, TASK, scorer, rows, sampler, **options)
 
     return _run
 
@@ -41,7 +46,7 @@ def scripted(monkeypatch: pytest.MonkeyPatch, tiny_model: Path) -> Callable[[lis
     def _scripted(texts: list[str]) -> Evaluation:
         monkeypatch.setattr("unmask.evaluate.decode", lambda *_: texts)
         rows = ROWS[: len(texts)]
-        return evaluate(*load_model(tiny_model), TASK, Scorer(TASK.rewards()), rows, SAMPLER)
+        return evaluate(LocalEngine(load_model(tiny_model)), TASK, Scorer(TASK.rewards()), rows, SAMPLER)
 
     return _scripted
 
@@ -152,7 +157,9 @@ def test_several_samples_at_temperature_0_are_refused_before_anything_is_done() 
 def test_an_observer_is_told_the_share_of_steps_that_is_done(run: Callable[..., Evaluation]) -> None:
     seen: list[float] = []
     assert run(batch_size=3, observe=seen.append) == run()
-    assert seen == pytest.approx([i / 12 for i in range(1, 13)])
+    # Four steps of three rows, of three, and of two.
+    done = itertools.accumulate([3] * 8 + [2] * 4)
+    assert seen == pytest.approx([rows / 32 for rows in done])
 
 
 # --- several samples ---
@@ -163,7 +170,7 @@ def test_known_samples_give_known_pass_at_k(monkeypatch: pytest.MonkeyPatch, tin
     counts = (4, 1, 0)
     texts = [row["answer"] if i < count else "" for row, count in zip(ROWS, counts, strict=False) for i in range(4)]
     monkeypatch.setattr("unmask.evaluate.decode", lambda *_: texts)
-    result = evaluate(*load_model(tiny_model), TASK, Scorer(TASK.rewards()), ROWS[:3], SAMPLER, samples=4)
+    result = evaluate(LocalEngine(load_model(tiny_model)), TASK, Scorer(TASK.rewards()), ROWS[:3], SAMPLER, samples=4)
     assert (result.num_rows, result.num_solved, result.accuracy) == (3, 5, 5 / 12)
     assert {k: estimate.value for k, estimate in result.pass_at.items()} == {
         k: pytest.approx(sum(pass_at_k(4, c, k) for c in counts) / 3) for k in (1, 2, 4)
@@ -198,6 +205,8 @@ def test_rewards_are_asked_for_few_completions_at_a_time(lively: Denoiser) -> No
 
     rows = TASK.rows("test", SCORED_AT_ONCE + 6)
     sampler = SAMPLER.model_copy(update={"num_steps": 1})
-    result = evaluate(lively, char_tokenizer(TASK.alphabet), TASK, Scorer({"n": counting}), rows, sampler)
+    result = evaluate(
+        LocalEngine(Policy(lively, char_tokenizer(TASK.alphabet))), TASK, Scorer({"n": counting}), rows, sampler
+    )
     assert calls == [SCORED_AT_ONCE, 6]
     assert [item["reward"] for item in result.items] == [1.0] * SCORED_AT_ONCE + [2.0] * 6

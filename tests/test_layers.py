@@ -32,7 +32,7 @@ LAYER_0 = {
     "isolated",
 }
 LAYER_1 = {"models", "samplers", "tasks", "sandbox"}
-LAYER_2 = {"methods", "rollout", "score", "recipe", "run_folder", "checkpoints", "environment"} | {
+LAYER_2 = {"methods", "rollout", "engine", "score", "recipe", "run_folder", "checkpoints", "environment"} | {
     "metrics_file",
     "extension",
     "data_check",
@@ -67,6 +67,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "rewards": LAYER_0 | {"tasks"},
     "score": LAYER_0 | {"recipe"},
     "rollout": LAYER_0 | {"models", "samplers", "tasks"},
+    "engine": LAYER_0 | {"models", "samplers", "rollout"},
     "elsewhere": set(),
     "keys": LAYER_0 | {"elsewhere", "methods", "tasks"},
     "faults": LAYER_0 | {"keys"},

@@ -8,6 +8,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+from tests.helpers.rollouts import generate
 from tests.models.minis import mini_checkpoint
 from unmask.config import SamplerConfig
 from unmask.errors import DataError
@@ -15,7 +16,7 @@ from unmask.models import char_tokenizer
 from unmask.models.families import FAMILIES
 from unmask.models.tokenizers import complete_tokenizer
 from unmask.records import Needs
-from unmask.rollout import decode, encode_batch, generate, row_seeds, turn_end
+from unmask.rollout import decode, encode_batch, row_seeds, turn_end
 from unmask.tasks.sudoku import Sudoku
 
 L = 6

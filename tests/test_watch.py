@@ -49,7 +49,7 @@ def test_watching_on_a_terminal_draws_the_states_in_one_place(
     monkeypatch.setattr(film.time, "sleep", naps.append)
     console = terminal()
     sampler = SamplerConfig(max_completion_length=8, num_steps=4, temperature=0.9)
-    watch(*load_model(tiny_model), "1234=", sampler, seed=1, delay=0.25, console=console)
+    watch(load_model(tiny_model), "1234=", sampler, seed=1, delay=0.25, console=console)
     assert naps == [0.25] * 4
     assert "step   4/4" in plain(console)
     assert "entropy at commitment, nats" in plain(console)
@@ -61,7 +61,7 @@ def test_watching_on_a_terminal_draws_the_states_in_one_place(
 
 def test_a_pipe_gets_a_line_for_each_step_without_escapes(tiny_model: Path) -> None:
     out = io.StringIO()
-    watch(*load_model(tiny_model), PUZZLE, SAMPLER, seed=1, delay=9.0, verdict=len, console=Console(file=out))  # type: ignore[arg-type]
+    watch(load_model(tiny_model), PUZZLE, SAMPLER, seed=1, delay=9.0, verdict=len, console=Console(file=out))  # type: ignore[arg-type]
     lines = out.getvalue().splitlines()
     assert lines[0] == f"prompt: {PUZZLE}"
     assert [line[:10] for line in lines[1:5]] == [f"step   {k}/4" for k in (1, 2, 3, 4)]

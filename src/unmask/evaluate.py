@@ -7,30 +7,26 @@ are 0 or all are 1.
 
 from __future__ import annotations
 
-import itertools
 import statistics
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, field
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeVar
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 import torch
 
 from unmask.config import SamplerConfig
+from unmask.engine import RolloutEngine
 from unmask.errors import ConfigError
 from unmask.functional.intervals import wilson_interval
 from unmask.functional.noise import named_generator
 from unmask.functional.paired import bootstrap_interval
 from unmask.functional.pass_at_k import pass_at_k
-from unmask.models import Denoiser
 from unmask.records import Row
-from unmask.rollout import decode, generate, row_seeds
+from unmask.rollout import decode, row_seeds
 from unmask.samplers import Snapshot
 from unmask.score import Scorer
 from unmask.tasks import Task
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
 
 T = TypeVar("T")
 
@@ -92,10 +88,6 @@ class Processes(Protocol):
         """Which of `total` rows are this process's."""
         ...
 
-    def lockstep(self, denoiser: Denoiser) -> AbstractContextManager[None]:
-        """Around the forwards, whose number differs from process to process."""
-        ...
-
     def agreed(self) -> AbstractContextManager[None]:
         """Around the scoring: a mistake on one process stops them all."""
         ...
@@ -106,27 +98,32 @@ class Processes(Protocol):
 
 
 def evaluate(
-    denoiser: Denoiser,
-    tokenizer: PreTrainedTokenizerBase,
+    engine: RolloutEngine,
     task: Task,
     scorer: Scorer,
     rows: Sequence[Row],
     sampler: SamplerConfig,
     *,
     seed: int = 0,
-    batch_size: int = 256,
-    max_tokens: int | None = None,
     samples: int = 1,
     observe: Callable[[float], None] | None = None,
     processes: Processes | None = None,
 ) -> Evaluation:
-    """Denoise completions for each row and say how many are right.
+    """Denoise completions for each row and count those that are right.
 
-    At temperature 0 the seed matters only to an order that draws. A row's result depends neither on its batch nor on how many
-    rows or samples are asked beside it, so processes that share the rows find what one alone would.
+    At temperature 0 the seed matters only to an order that draws. A row's result depends neither on its batch nor on the number
+    of rows and samples beside it, so ranks that share the rows get the result of a single process.
 
     Args:
-        observe: called after each denoising step with the share of them that is done.
+        engine: samples the completions.
+        task: decides which completions are right.
+        scorer: the reward functions.
+        rows: the examples to evaluate on.
+        sampler: sampler settings.
+        seed: seed of the draws.
+        samples: completions of each row.
+        observe: is called after each denoising step with the share of the work that is done.
+        processes: the ranks that share the rows; default this process alone.
 
     Raises:
         ConfigError: several samples at temperature 0.
@@ -134,10 +131,8 @@ def evaluate(
     check_samples(sampler, samples)
     share = processes.share(len(rows)) if processes else slice(0, len(rows))
     with processes.agreed() if processes else nullcontext():
-        with processes.lockstep(denoiser) if processes else nullcontext():
-            texts = _completions(
-                denoiser, tokenizer, rows, share, sampler, seed, batch_size, max_tokens, samples, observe
-            )
+        with engine.session():
+            texts = _completions(engine, rows, share, sampler, seed, samples, observe)
         items = _scored(task, scorer, rows[share], texts, samples, share.start)
     items = processes.gathered(items) if processes else items
     right = [sum(item["solved"] for item in items[i : i + samples]) for i in range(0, len(items), samples)]
@@ -189,14 +184,11 @@ def check_samples(sampler: SamplerConfig, samples: int) -> None:
 
 
 def _completions(
-    denoiser: Denoiser,
-    tokenizer: PreTrainedTokenizerBase,
+    engine: RolloutEngine,
     rows: Sequence[Row],
     share: slice,
     sampler: SamplerConfig,
     seed: int,
-    batch_size: int,
-    max_tokens: int | None,
     samples: int,
     observe: Callable[[float], None] | None,
 ) -> list[str]:
@@ -208,23 +200,16 @@ def _completions(
     if not prompts:
         return []
     by_row = torch.stack(seeds, dim=1)[share].flatten()
-    done, total = itertools.count(1), sampler.steps * -(-len(prompts) // batch_size)
+    done, total = 0, sampler.steps * len(prompts)
 
-    def count(_: Snapshot) -> None:
+    def count(snapshot: Snapshot) -> None:
+        nonlocal done
+        done += len(snapshot.tokens)
         if observe is not None:
-            observe(next(done) / total)
+            observe(done / total)
 
-    path = generate(
-        denoiser,
-        tokenizer,
-        prompts,
-        sampler,
-        by_row,
-        batch_size=batch_size,
-        max_tokens=max_tokens,
-        observe=count if observe else None,
-    )
-    return decode(tokenizer, path.tokens)
+    path = engine.rollout(prompts, sampler, by_row, observe=count if observe else None)
+    return decode(engine.tokenizer, path.tokens)
 
 
 def _scored(

@@ -17,12 +17,13 @@ import torch
 from torch import Tensor
 
 from unmask.deadline import interrupted_after
+from unmask.engine import BatchLimits, LocalEngine
 from unmask.errors import ConfigError, DataError, reason
 from unmask.functional.elbo import elbo_weight, masks_of_counts, stratified_counts
 from unmask.functional.noise import named_generator
-from unmask.models import Denoiser, load_model
+from unmask.models import Denoiser, Policy, load_model
 from unmask.recipe import make_sampler
-from unmask.rollout import MOST_SECONDS, decode, generate, left_pad, row_seeds
+from unmask.rollout import MOST_SECONDS, decode, left_pad, row_seeds
 from unmask.samplers import denoise
 from unmask.samplers.predict import predict
 
@@ -122,14 +123,8 @@ class DenoiserLM(LM):  # type: ignore[misc]  # the package ships no types
         for same in places.values():
             settings = requests[same[0]].args[1]
             contexts = [requests[place].args[0] for place in same]
-            path = generate(
-                self.denoiser,
-                self.tokenizer,
-                contexts,
-                self._sampler(settings),
-                self._seeds(contexts),
-                batch_size=self.batch_size,
-            )
+            engine = LocalEngine(Policy(self.denoiser, self.tokenizer), BatchLimits(self.batch_size))
+            path = engine.rollout(contexts, self._sampler(settings), self._seeds(contexts))
             for place, text in zip(same, decode(self.tokenizer, path.tokens), strict=True):
                 texts[place] = _cut(text, settings.get("until") or [])
                 self.cache_hook.add_partial("generate_until", requests[place].args, texts[place])

@@ -25,7 +25,7 @@ from unmask.functional.noise import named_generator
 from unmask.functional.schedule import learning_rate_factor
 from unmask.metrics_file import read_metrics
 from unmask.model_card import pretraining_card, push
-from unmask.models import Denoiser, char_tokenizer, tiny_denoiser
+from unmask.models import Denoiser, Policy, char_tokenizer, tiny_denoiser
 from unmask.models.adapters import save_adapted
 from unmask.models.from_run import describe, locate
 from unmask.recipe import PretrainRecipe, completed
@@ -91,7 +91,14 @@ def pretrain(
             folder.working = watchdog.live
             with StopSignals() as signals, losses_explained(ranks.count), watchdog:
                 _run(
-                    recipe, accelerator, (denoiser, tokenizer), usable.rows["train"], folder, signals, watchdog, observe
+                    recipe,
+                    accelerator,
+                    Policy(denoiser, tokenizer),
+                    usable.rows["train"],
+                    folder,
+                    signals,
+                    watchdog,
+                    observe,
                 )
             if recipe.push_to_hub and accelerator.is_main_process:
                 push(folder.final, recipe.push_to_hub)
@@ -111,7 +118,7 @@ def _is_finished(folder: RunFolder, max_steps: int) -> bool:
 def _run(
     recipe: PretrainRecipe,
     accelerator: Accelerator,
-    start: tuple[Denoiser, PreTrainedTokenizerBase],
+    start: Policy,
     rows: Sequence[Row],
     folder: RunFolder,
     signals: StopSignals,
@@ -344,11 +351,11 @@ def _usable(recipe: PretrainRecipe, denoiser: Denoiser, tokenizer: PreTrainedTok
     return usable_rows({"train": candidates}, faults_of)
 
 
-def _start_model(recipe: PretrainRecipe) -> tuple[Denoiser, PreTrainedTokenizerBase]:
+def _start_model(recipe: PretrainRecipe) -> Policy:
     if recipe.model is not None:
         return load_policy(recipe, recipe.model)
     tokenizer = char_tokenizer(recipe.task.alphabet)
-    return tiny_denoiser(recipe.tiny, tokenizer, recipe.seed).to(getattr(torch, recipe.dtype)), tokenizer
+    return Policy(tiny_denoiser(recipe.tiny, tokenizer, recipe.seed).to(getattr(torch, recipe.dtype)), tokenizer)
 
 
 def _optimizers(recipe: PretrainRecipe, denoiser: Denoiser) -> list[torch.optim.Optimizer]:

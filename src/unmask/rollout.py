@@ -1,21 +1,17 @@
-"""Prompts in, trajectories out: one way for training, evaluation and `sample`."""
+"""Text and tokens: prompts are encoded and batched, completions are decoded, and seeds are drawn for them."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import replace
+from collections.abc import Sequence
 from itertools import takewhile
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
-from unmask.config import SamplerConfig
 from unmask.deadline import interrupted_after
 from unmask.errors import DataError, reason
 from unmask.models import Denoiser
-from unmask.records import Needs, Trajectory
-from unmask.samplers import Snapshot, denoise
 from unmask.tasks.prompts import fault_of_prompt
 
 if TYPE_CHECKING:
@@ -31,78 +27,10 @@ ENCODED_AT_ONCE = 1024
 """Prompts that are encoded in one call when they are checked."""
 
 
-def generate(
-    denoiser: Denoiser,
-    tokenizer: PreTrainedTokenizerBase,
-    prompts: Sequence[Prompt],
-    sampler: SamplerConfig,
-    seed: Tensor,
-    *,
-    batch_size: int = 256,
-    max_tokens: int | None = None,
-    completion: Tensor | None = None,
-    first_step: Tensor | None = None,
-    needs: Needs | None = None,
-    entropy_temperature: float | None = None,
-    observe: Callable[[Snapshot], None] | None = None,
-) -> Trajectory:
-    """Denoise one completion for each prompt.
-
-    Rows of like prompt length go together, so that little is padded; `batch_size` and `max_tokens` change speed and memory, not
-    results.
-
-    Args:
-        denoiser: the policy; put into evaluation mode for the rollout.
-        tokenizer: its tokenizer.
-        prompts: B of them, repeated where several completions are wanted.
-        sampler: the settings.
-        seed: [B] int64, one for each row.
-        batch_size: completions denoised together.
-        max_tokens: if given, as many are denoised together as hold no more tokens, of prompts and completions, padding included.
-        completion: [B, L] int64 to start from; see `denoise`.
-        first_step: [B] int64; see `denoise`.
-        needs: of the method that will read the rollout.
-        entropy_temperature: see `denoise`.
-        observe: see `denoise`; sees batch by batch.
-
-    Returns:
-        The trajectory of all rows, in the order of the prompts.
-
-    Raises:
-        DataError: a prompt that the tokenizer cannot encode, or one too long for the model.
-    """
-    device = next(denoiser.parameters()).device
-    encoded = _encode_all(tokenizer, prompts)
-    check_room(denoiser, max(len(ids) for ids in encoded), sampler.max_completion_length)
-    batches = batches_by_length([len(ids) for ids in encoded], sampler.max_completion_length, batch_size, max_tokens)
-    was_training = denoiser.training
-    denoiser.eval()
-    parts = []
-    for index in batches:
-        ids, mask = left_pad([encoded[i] for i in index], denoiser.pad_id)
-        parts.append(
-            denoise(
-                denoiser,
-                ids.to(device),
-                mask.to(device),
-                sampler,
-                seed[index].to(device),
-                completion=None if completion is None else completion[index].to(device),
-                first_step=None if first_step is None else first_step[index].to(device),
-                needs=needs,
-                entropy_temperature=entropy_temperature,
-                observe=observe,
-            )
-        )
-    denoiser.train(was_training)
-    back = torch.tensor([i for index in batches for i in index]).argsort()
-    return replace(Trajectory.cat(parts).rows(back.to(device)), turn_end_id=turn_end(tokenizer))
-
-
 def prompt_faults(
     denoiser: Denoiser, tokenizer: PreTrainedTokenizerBase, prompts: Sequence[Prompt], completion_length: int
 ) -> list[str | None]:
-    """For each prompt why `generate` would refuse it, as a clause, or None where it would not; nothing is denoised.
+    """For each prompt the reason why it cannot be used, as a clause, or None if it can be used; nothing is denoised.
 
     Equal prompts are encoded once, and texts many at a time.
     """
@@ -206,7 +134,7 @@ def turn_end(tokenizer: PreTrainedTokenizerBase) -> int | None:
     return int(ids[0]) if token is not None and token.special else None
 
 
-def _encode_all(tokenizer: PreTrainedTokenizerBase, prompts: Sequence[Prompt]) -> list[list[int]]:
+def encode_all(tokenizer: PreTrainedTokenizerBase, prompts: Sequence[Prompt]) -> list[list[int]]:
     # Completions of one prompt stand side by side; encode each prompt once.
     cache: dict[str, list[int]] = {}
     return [cache[key] if (key := str(p)) in cache else cache.setdefault(key, _encode(tokenizer, p)) for p in prompts]
@@ -249,7 +177,7 @@ def _encode(tokenizer: PreTrainedTokenizerBase, prompt: Prompt) -> list[int]:
 
 def encode_batch(tokenizer: PreTrainedTokenizerBase, prompts: Sequence[Prompt], pad_id: int) -> tuple[Tensor, Tensor]:
     """Prompts as one left-padded batch: ids [B, P] int64 and mask [B, P] bool, False at padding."""
-    return left_pad(_encode_all(tokenizer, prompts), pad_id)
+    return left_pad(encode_all(tokenizer, prompts), pad_id)
 
 
 def left_pad(rows: Sequence[list[int]], pad_id: int) -> tuple[Tensor, Tensor]:

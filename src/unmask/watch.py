@@ -15,8 +15,9 @@ from typing import TYPE_CHECKING
 from rich.console import Console, Group
 from rich.text import Text
 
+from unmask.engine import LocalEngine
 from unmask.functional.noise import named_generator
-from unmask.rollout import decode, generate, row_seeds
+from unmask.rollout import decode, row_seeds
 from unmask.text import visible
 
 if TYPE_CHECKING:
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
     from unmask.config import SamplerConfig
-    from unmask.models import Denoiser
+    from unmask.models import Policy
     from unmask.rollout import Prompt
     from unmask.samplers import Snapshot
 
@@ -37,8 +38,7 @@ PROMPT_SHOWN = 400
 
 
 def watch(
-    denoiser: Denoiser,
-    tokenizer: PreTrainedTokenizerBase,
+    policy: Policy,
     prompt: Prompt,
     sampler: SamplerConfig,
     *,
@@ -50,8 +50,7 @@ def watch(
     """Show one completion being denoised.
 
     Args:
-        denoiser: the model.
-        tokenizer: of that model.
+        policy: the model and its tokenizer.
         prompt: what it answers.
         sampler: how it is denoised.
         seed: of the draws.
@@ -61,8 +60,8 @@ def watch(
     """
     from rich.live import Live
 
-    console = console or Console()
-    film = Film(tokenizer, prompt, sampler, denoiser.mask_id)
+    console, tokenizer = console or Console(), policy.tokenizer
+    film = Film(tokenizer, prompt, sampler, policy.denoiser.mask_id)
     live = Live(console=console, auto_refresh=False) if console.is_terminal else None
 
     def show(snapshot: Snapshot) -> None:
@@ -75,9 +74,8 @@ def watch(
 
     console.print(Text(f"prompt: {shortened(visible(str(prompt)))}"), soft_wrap=True)
     with live or nullcontext():
-        path = generate(
-            denoiser, tokenizer, [prompt], sampler, row_seeds(1, named_generator(seed, "sample")), observe=show
-        )
+        seeds = row_seeds(1, named_generator(seed, "sample"))
+        path = LocalEngine(policy).rollout([prompt], sampler, seeds, observe=show)
     completion = decode(tokenizer, path.tokens)[0]
     said = f"\n{visible(verdict(completion))}" if verdict else ""
     entropy = f"entropy of the whole path: {float(path.entropy.sum()):.2f} nats"

@@ -9,6 +9,7 @@ import pytest
 from tests.compare.small import SMALL, small
 from unmask.compare.jobs import _curve, read_lines, steps_within
 from unmask.compare.plan import Plan
+from unmask.engine import LocalEngine
 from unmask.errors import ConfigError
 from unmask.evaluate import evaluate
 from unmask.models import load_model
@@ -22,13 +23,13 @@ def test_what_a_cell_measures_is_what_evaluate_finds_on_the_rows_of_its_seed(tin
     cell = Plan(recipe).bases()[1]
     assert (cell.seed, cell.measure.num_rows) == (1, 16)
     facts = cell.run()
-    denoiser, tokenizer = load_model(tiny_model)
+    engine = LocalEngine(load_model(tiny_model))
     sudoku = cell.recipe.task
 
     def by_hand(temperature: float, steps: int, seed: int) -> float:
         sampler = make_sampler(max_completion_length=16, num_steps=steps, temperature=temperature)
         rows, scorer = sudoku.rows("test", 16, seed), Scorer(sudoku.rewards())
-        return evaluate(denoiser, tokenizer, sudoku, scorer, rows, sampler, seed=seed).reward
+        return evaluate(engine, sudoku, scorer, rows, sampler, seed=seed).reward
 
     assert facts["reward"] == {"0": by_hand(0.0, 4, 1), "0.9": by_hand(0.9, 4, 1)}
     assert facts["decoding_reward"] == {str(steps): by_hand(0.0, steps, 1) for steps in (2, 4, 8)}

@@ -11,6 +11,7 @@ import torch
 from accelerate import Accelerator
 from torch import nn
 
+from tests.helpers.rollouts import collect
 from tests.methods.toy import Toy
 from tests.small_runs import train_recipe
 from unmask.functional.noise import named_generator
@@ -20,7 +21,6 @@ from unmask.reward import per_completion
 from unmask.samplers import Scoring, score_views
 from unmask.score import Scorer
 from unmask.tasks import Sudoku
-from unmask.trainer.experience import collect
 from unmask.trainer.learn import Learner
 from unmask.trainer.metrics import Tally
 

@@ -8,12 +8,12 @@ from pathlib import Path
 import pytest
 import torch
 
+from tests.helpers.rollouts import generate
 from unmask.config import SamplerConfig
 from unmask.functional.selection import step_sum
 from unmask.models import load_model
 from unmask.records import Needs, Rollout
 from unmask.report.filmstrip import plot_filmstrip
-from unmask.rollout import generate
 
 
 @pytest.fixture

@@ -9,6 +9,7 @@ import pytest
 import torch
 from accelerate import Accelerator
 
+from tests.helpers.rollouts import collect
 from tests.small_runs import train_recipe, weights
 from tests.test_golden import OWN_SETTINGS
 from unmask.errors import RewardError
@@ -19,7 +20,6 @@ from unmask.reward import per_completion
 from unmask.score import Scorer
 from unmask.tasks import Sudoku
 from unmask.trainer import Trainer
-from unmask.trainer.experience import collect
 from unmask.trainer.learn import Learner
 from unmask.trainer.metrics import Tally
 from unmask.trainer.reference import FrozenCopy

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from tests.helpers.rollouts import collect
 from tests.small_runs import metrics, train_recipe
 from tests.test_golden import OWN_SETTINGS
 from unmask.errors import ConfigError
@@ -16,7 +17,6 @@ from unmask.rollout import decode
 from unmask.score import scorer_of
 from unmask.tasks import Sudoku
 from unmask.trainer import Trainer
-from unmask.trainer.experience import collect
 from unmask.trainer.metrics import Tally
 
 G = 3

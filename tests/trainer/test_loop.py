@@ -15,6 +15,7 @@ import torch
 import yaml
 
 from tests.small_runs import metrics, steps_saved, train_recipe, weights
+from unmask.engine import LocalEngine
 from unmask.errors import ConfigError, DataError, RewardError, RunError
 from unmask.models import load_model
 from unmask.recipe import TrainRecipe, validate
@@ -96,7 +97,7 @@ def test_an_evaluation_is_what_its_model_gives_on_rows_that_training_never_sees(
     recipe = train_recipe(tiny_model, whole)
     rows = Sudoku().rows("test", 4)
     sampler = recipe.sampler.model_copy(update={"temperature": 0.9})
-    result = evaluate(*load_model(whole / "final"), Sudoku(), Scorer({"r": Reward()}), rows, sampler)
+    result = evaluate(LocalEngine(load_model(whole / "final")), Sudoku(), Scorer({"r": Reward()}), rows, sampler)
     last = metrics(whole)[-1]
     names = ("accuracy", "low", "high", "reward")
     assert [last[f"eval/test@0.9/{name}"] for name in names] == [getattr(result, name) for name in names]

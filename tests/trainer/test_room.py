@@ -13,6 +13,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
+from tests.helpers.rollouts import collect
 from tests.several import exit_codes_of_two
 from tests.small_runs import metrics, train_recipe
 from tests.test_golden import OWN_SETTINGS
@@ -26,7 +27,6 @@ from unmask.reward import per_completion
 from unmask.score import Scorer
 from unmask.tasks import Sudoku
 from unmask.trainer import Trainer, room
-from unmask.trainer.experience import collect
 from unmask.trainer.learn import Learner
 from unmask.trainer.metrics import Tally
 from unmask.trainer.peak import peak_bytes

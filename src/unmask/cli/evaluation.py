@@ -88,6 +88,7 @@ def _evaluate(
 ) -> None:
     """Evaluate, print tables, and write the results after each setting."""
     from unmask.console import comparison_table, evaluation_progress, results_table
+    from unmask.engine import BatchLimits, LocalEngine
     from unmask.errors import DataError
     from unmask.eval_results import Earlier, check_place, compare, default_place, facts_of, items_path, save, setting_of
     from unmask.evaluate import check_samples, evaluate
@@ -110,9 +111,11 @@ def _evaluate(
     earlier = Earlier.read(against) if against else None
     if earlier is not None and not candidates.drop:
         earlier.check(items, list(map(setting_of, samplers)), recipe.samples)
-    denoiser, tokenizer = load_model(model)
+    policy = load_model(model)
+    denoiser, tokenizer = policy
     if _has_gpu():
         denoiser.to("cuda")
+    engine = LocalEngine(policy, BatchLimits(rows.batch_size))
     longest = max(sampler.max_completion_length for sampler in samplers)
     faults_of = faults_for(task, denoiser, tokenizer, longest, needs_answer=not recipe.reward_funcs)
     usable = usable_rows({rows.split: candidates}, faults_of)
@@ -121,14 +124,15 @@ def _evaluate(
         # Which rows these are is known only with the model.
         earlier.check(items, list(map(setting_of, samplers)), recipe.samples)
 
-    ran: dict[str, Any] = {"seed": recipe.seed, "batch_size": rows.batch_size, "samples": recipe.samples}
-    facts = facts_of(model, denoiser, task, items, samplers, sorted(scorer.functions), split=rows.split, **ran)
+    ran: dict[str, Any] = {"seed": recipe.seed, "samples": recipe.samples}
+    settings = {"split": rows.split, "batch_size": rows.batch_size, **ran}
+    facts = facts_of(model, denoiser, task, items, samplers, sorted(scorer.functions), **settings)
     if usable.left_out:
         facts["left_out"] = usable.record()["left_out"]
     place, results = output or default_place(facts, against), []
     for sampler in samplers:
         with evaluation_progress(sampler) as view:
-            results.append(evaluate(denoiser, tokenizer, task, scorer, items, sampler, observe=view, **ran))
+            results.append(evaluate(engine, task, scorer, items, sampler, observe=view, **ran))
         # What is done is kept, whatever becomes of the other settings.
         save(place, facts, results)
     named = getattr(task, "name", "")
@@ -180,8 +184,7 @@ def sample(
         order=order,
         block_length=block_length,
     )
-    denoiser, tokenizer = load_model(model)
-    watch(denoiser, tokenizer, prompt, sampler, seed=seed, delay=delay, verdict=verdict)
+    watch(load_model(model), prompt, sampler, seed=seed, delay=delay, verdict=verdict)
 
 
 @evaluation.command(

@@ -23,6 +23,7 @@ from unmask import __version__
 from unmask.compare.recipe import BASE, decoded
 from unmask.compare.sources import digest_of, engine_files, own_files
 from unmask.config import Config, EvalConfig
+from unmask.engine import BatchLimits, LocalEngine
 from unmask.errors import ConfigError, RunError
 from unmask.evaluate import evaluate
 from unmask.files import parse_json, read_text
@@ -242,8 +243,10 @@ class Cell(Job):
     def _measured(self) -> Record:
         """Accuracy and reward at each temperature, and of greedy decoding at each number of steps."""
         recipe, measure = self.recipe, self.measure
-        denoiser, tokenizer = load_model(recipe.model if self.method == BASE else self.folder / "final")
+        policy = load_model(recipe.model if self.method == BASE else self.folder / "final")
+        denoiser, tokenizer = policy
         denoiser.to(make_accelerator(recipe).device)
+        engine = LocalEngine(policy, BatchLimits(recipe.evaluation.batch_size))
         scorer = scorer_of(recipe)
         longest = recipe.sampler.max_completion_length
         faults_of = faults_for(recipe.task, denoiser, tokenizer, longest, needs_answer=not recipe.reward_funcs)
@@ -251,16 +254,8 @@ class Cell(Job):
         rows = usable_rows({measure.split: candidates}, faults_of).rows[measure.split]
 
         def at(temperature: float, steps: int) -> tuple[float, float]:
-            found = evaluate(
-                denoiser,
-                tokenizer,
-                recipe.task,
-                scorer,
-                rows,
-                decoded(recipe.sampler, steps, temperature),
-                seed=recipe.seed,
-                batch_size=recipe.evaluation.batch_size,
-            )
+            sampler = decoded(recipe.sampler, steps, temperature)
+            found = evaluate(engine, recipe.task, scorer, rows, sampler, seed=recipe.seed)
             return found.accuracy, found.reward
 
         own = recipe.sampler.steps

@@ -3,10 +3,12 @@
 from unmask.models.convert import convert
 from unmask.models.denoiser import Denoiser, check_bidirectional
 from unmask.models.loading import load_model, save_model
+from unmask.models.policy import Policy
 from unmask.models.tiny import TinyConfig, char_tokenizer, tiny_denoiser
 
 __all__ = [
     "Denoiser",
+    "Policy",
     "TinyConfig",
     "char_tokenizer",
     "check_bidirectional",

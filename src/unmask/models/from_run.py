@@ -16,6 +16,7 @@ from torch import Tensor
 from unmask.checkpoints import checkpoints_in, fault_of, is_checkpoint
 from unmask.errors import ModelError
 from unmask.files import read_json_object
+from unmask.models.policy import Policy
 from unmask.models.state_files import BUFFER, EXTRA, WEIGHT, StateFiles
 
 if TYPE_CHECKING:
@@ -33,7 +34,7 @@ _BACKBONE = "backbone."
 _MARK = "base model "
 """Before the fingerprint of the model under an adapter."""
 
-Load = Callable[..., "tuple[Denoiser, PreTrainedTokenizerBase]"]
+Load = Callable[..., "Policy"]
 
 logger = logging.getLogger("unmask")
 
@@ -92,9 +93,7 @@ def describe(folder: Path, denoiser: Denoiser, tokenizer: PreTrainedTokenizerBas
     tokenizer.save_pretrained(folder)
 
 
-def load_checkpoint(
-    folder: Path, load: Load, dtype: str = "auto", base: str | None = None
-) -> tuple[Denoiser, PreTrainedTokenizerBase]:
+def load_checkpoint(folder: Path, load: Load, dtype: str = "auto", base: str | None = None) -> Policy:
     """Load the model of a checkpoint, with adapters merged in, as RUN/final would hold it had the run ended there.
 
     Args:
@@ -139,9 +138,7 @@ def base_mark(denoiser: Denoiser) -> str:
     return f"{_MARK}{fingerprint(denoiser)}"
 
 
-def _merged(
-    folder: Path, weights: dict[str, Tensor], marks: list[str], dtype: str, base: str | None
-) -> tuple[Denoiser, PreTrainedTokenizerBase]:
+def _merged(folder: Path, weights: dict[str, Tensor], marks: list[str], dtype: str, base: str | None) -> Policy:
     """The base model of a checkpoint with the adapter added in."""
     from unmask.models.adapters import Adapters
     from unmask.models.loading import load_model
@@ -163,4 +160,4 @@ def _merged(
             f"back; unmask merge {quote(str(folder))} FOLDER --base {quote(under)} merges into it all the same."
         )
     adapters.merge_in_place()
-    return (denoiser if dtype == "auto" else denoiser.to(getattr(torch, dtype))), tokenizer
+    return Policy(denoiser if dtype == "auto" else denoiser.to(getattr(torch, dtype)), tokenizer)

@@ -16,6 +16,7 @@ from unmask.models.denoiser import Denoiser, check_bidirectional
 from unmask.models.families import FAMILIES, UNSUPPORTED
 from unmask.models.from_run import load_checkpoint, locate
 from unmask.models.native import NATIVE_CLASSES, twins_of
+from unmask.models.policy import Policy
 from unmask.models.size import check_size, sizes_of_tensors
 from unmask.models.source import check_on_hub, is_hub_id, refuse_pickles
 
@@ -23,9 +24,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
 
-def load_model(
-    source: str | os.PathLike[str], dtype: str = "auto", quantization_config: object = None
-) -> tuple[Denoiser, PreTrainedTokenizerBase]:
+def load_model(source: str | os.PathLike[str], dtype: str = "auto", quantization_config: object = None) -> Policy:
     """Load a denoiser and its tokenizer, and check that it is what it should be.
 
     Args:
@@ -53,7 +52,7 @@ def load_folder(
     dtype: str = "auto",
     quantization_config: object = None,
     weights: Mapping[str, Tensor] | None = None,
-) -> tuple[Denoiser, PreTrainedTokenizerBase]:
+) -> Policy:
     """Load the model of a folder or a hub id; `weights` of the backbone are used instead of those that the folder holds."""
     import transformers
 
@@ -111,7 +110,7 @@ def load_folder(
         raise ModelError(
             f"{source} cannot be run: {reason(error)}. Correct its config.json, or copy the checkpoint again."
         ) from error
-    return denoiser, tokenizer
+    return Policy(denoiser, tokenizer)
 
 
 def save_model(

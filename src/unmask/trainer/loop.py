@@ -7,9 +7,11 @@ import logging
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+from unmask.engine import BatchLimits, LocalEngine, RolloutEngine
 from unmask.errors import ConfigError, DataError, RunError, UnmaskError
 from unmask.evaluate import evaluate
 from unmask.files import read_json_object
@@ -17,6 +19,7 @@ from unmask.functional.noise import named_generator
 from unmask.kept import Guesses, Kept
 from unmask.metrics_file import read_metrics
 from unmask.model_card import push, training_card
+from unmask.models import Policy
 from unmask.models.from_run import locate
 from unmask.recipe import TrainRecipe, completed
 from unmask.records import Rollout, Row
@@ -25,8 +28,8 @@ from unmask.run_folder import RunFolder, disk_faults_explained
 from unmask.score import RewardFunc, scorer_of
 from unmask.trainer.accelerator import finish_trackers, make_accelerator, start_trackers
 from unmask.trainer.best import Best, best_in, better, validation_accuracy
+from unmask.trainer.collect import Collector, check_rewards, entropy_by_step, prompts_of_step
 from unmask.trainer.engine import is_sharded
-from unmask.trainer.experience import check_rewards, collect, entropy_by_step, prompts_of_step
 from unmask.trainer.keep import guesses_of, scored, selected_by_step, to_keep
 from unmask.trainer.learn import Learner
 from unmask.trainer.metrics import Tally, TokenPasses
@@ -66,6 +69,7 @@ class Trainer:
         resume: go on from the newest checkpoint of the run folder.
         observe: called after every step.
         example: called in every step with a completion and its reward, on the main process.
+        engine: samples the rollouts and evaluations; default a `LocalEngine`.
 
     Raises:
         UnmaskError: whatever of the recipe, the model, the rows or the run folder cannot be used.
@@ -79,9 +83,10 @@ class Trainer:
         resume: bool = False,
         observe: Observer | None = None,
         example: Callable[[str, float], None] | None = None,
+        engine: RolloutEngine | None = None,
     ) -> None:
         self.recipe = recipe
-        self.observe, self.example = observe, example
+        self.observe, self.example, self.given_engine = observe, example, engine
         self.accelerator = make_accelerator(recipe)
         self.ranks = Ranks(self.accelerator)
         with self.ranks.agreed():
@@ -183,6 +188,7 @@ class Trainer:
         start_trackers(self.accelerator, recipe, folder, done if unlogged is None else done - 1)
         self.room = find_room(recipe, self.policy, self.accelerator, self.rows, folder.path)
         self.learner.max_tokens = self.room.update
+        self._make_engines()
         if unlogged is not None and (metrics := unlogged | self._evaluation(done, unlogged)):
             self._log(done, metrics)
         without_signal = 0
@@ -200,28 +206,28 @@ class Trainer:
         self._save_model(folder.final)
         finish_trackers(self.accelerator)
 
+    def _make_engines(self) -> None:
+        """The engines of rollouts and of evaluations; both are the given one, if there is one."""
+        tokens, recipe = self.room.rollout, self.recipe
+        lockstep = partial(self.ranks.lockstep, self.denoiser)
+        policy = Policy(self.denoiser, self.tokenizer)
+        self.engine, self.evaluation_engine = (
+            self.given_engine or LocalEngine(policy, BatchLimits(size, tokens), lockstep)
+            for size in (recipe.rollout_batch_size, recipe.evaluation.batch_size)
+        )
+        self.collector = Collector(self.engine, self.scorer, recipe)
+
     def _step(self, step: int) -> dict[str, Any]:
-        """One step: collect and learn."""
+        """One training step: collect a rollout and learn from it."""
         recipe, tally = self.recipe, Tally()
         self.meter.take()
         self.scorer.take()
         started = time.perf_counter()
         rows = prompts_of_step(self.rows, step, recipe.num_prompts, recipe.seed)
-        share, lockstep = self.ranks.share(len(rows)), self.ranks.lockstep(self.denoiser)
         self.watchdog.begin(step + 1, "rollout and rewards")
         with self._saved_on_mistake(step):
-            own = collect(
-                self.denoiser,
-                self.tokenizer,
-                self.scorer,
-                recipe,
-                rows,
-                step,
-                share,
-                tally,
-                self.room.rollout,
-                lockstep,
-            )
+            self.engine.update_weights(self.denoiser, step)
+            own = self.collector.collect(rows, step, self.ranks.share(len(rows)), tally)
         self.watchdog.begin(step + 1, "exchange of rollouts")
         rollout = self.ranks.rollout(own)
         collected = time.perf_counter()
@@ -267,24 +273,22 @@ class Trainer:
             return {}
         self.watchdog.begin(step, "evaluation")
         with self._saved_on_mistake(step, unlogged):
-            metrics = self._evaluate()
+            metrics = self._evaluate(step)
         return metrics | self._keep_best(step, metrics)
 
-    def _evaluate(self) -> dict[str, Any]:
+    def _evaluate(self, step: int) -> dict[str, Any]:
         setting, recipe = self.recipe.evaluation, self.recipe
         started = time.perf_counter()
         metrics: dict[str, Any] = {}
         for temperature in setting.temperatures:
+            self.evaluation_engine.update_weights(self.denoiser, step)
             result = evaluate(
-                self.denoiser,
-                self.tokenizer,
+                self.evaluation_engine,
                 recipe.task,
                 self.scorer,
                 self.eval_rows,
                 recipe.sampler.model_copy(update={"temperature": temperature}),
                 seed=recipe.seed,
-                batch_size=setting.batch_size,
-                max_tokens=self.room.rollout,
                 processes=self.ranks,
             )
             name = f"eval/{setting.split}@{temperature:g}"

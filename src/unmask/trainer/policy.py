@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from unmask.errors import ConfigError
-from unmask.models import Denoiser, from_run, load_model
+from unmask.models import Denoiser, Policy, from_run, load_model
 from unmask.models.adapters import Adapters, save_adapted
 from unmask.recipe import RunRecipe, TrainRecipe
 from unmask.trainer.reference import FrozenCopy, Reference, SecondAdapter, WithoutAdapters
@@ -25,8 +25,8 @@ logger = logging.getLogger("unmask")
 
 
 @dataclass(frozen=True, slots=True)
-class Policy:
-    """A policy that is ready to be wrapped for training."""
+class TrainedPolicy:
+    """A policy with what its training needs: adapters, reference and optimizer."""
 
     denoiser: Denoiser
     """Bare; rollouts and evaluations run it."""
@@ -57,7 +57,7 @@ class Policy:
         save_adapted(self.denoiser, self.tokenizer, self.adapters, folder, weights)
 
 
-def make_policy(recipe: TrainRecipe, device: torch.device) -> Policy:
+def make_policy(recipe: TrainRecipe, device: torch.device) -> TrainedPolicy:
     """What a training recipe asks for, before anything is wrapped.
 
     Raises:
@@ -80,10 +80,10 @@ def make_policy(recipe: TrainRecipe, device: torch.device) -> Policy:
         weight_decay=recipe.optim.weight_decay,
         fused=True,
     )
-    return Policy(denoiser, tokenizer, adapters, reference, optimizer, base_mark(denoiser, adapters))
+    return TrainedPolicy(denoiser, tokenizer, adapters, reference, optimizer, base_mark(denoiser, adapters))
 
 
-def load_policy(recipe: RunRecipe, model: str) -> tuple[Denoiser, PreTrainedTokenizerBase]:
+def load_policy(recipe: RunRecipe, model: str) -> Policy:
     """The model in the recipe's precision, as `load_model` gives it."""
     quantization = _four_bits(recipe) if recipe.lora and recipe.lora.quantize == "4bit" else None
     return load_model(model, recipe.dtype, quantization)

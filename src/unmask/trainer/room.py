@@ -17,15 +17,17 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from unmask.engine import BatchLimits, LocalEngine
 from unmask.errors import ConfigError, RunError
 from unmask.files import read_json_object, write_atomically
+from unmask.models import Policy
 from unmask.recipe import TrainRecipe
 from unmask.records import Rollout, Row, Trajectory, Views
-from unmask.rollout import encode_batch, generate
+from unmask.rollout import encode_batch
 from unmask.samplers import Scoring, score_views
 from unmask.trainer.learn import positions_at_once
 from unmask.trainer.peak import free_bytes, peak_bytes
-from unmask.trainer.policy import Policy, trainable
+from unmask.trainer.policy import TrainedPolicy, trainable
 from unmask.trainer.ranks import Ranks
 
 if TYPE_CHECKING:
@@ -64,7 +66,7 @@ def given_room(recipe: TrainRecipe) -> Room | None:
 
 def find_room(
     recipe: TrainRecipe,
-    policy: Policy,
+    policy: TrainedPolicy,
     accelerator: Accelerator,
     rows: list[Row],
     folder: Path,
@@ -156,7 +158,7 @@ class _Probe:
     def __init__(
         self,
         recipe: TrainRecipe,
-        policy: Policy,
+        policy: TrainedPolicy,
         accelerator: Accelerator,
         rows: list[Row],
     ) -> None:
@@ -224,15 +226,9 @@ class _Probe:
         return path, self.recipe.method.plan(rollout, torch.Generator().manual_seed(0))
 
     def _denoised(self, rows: int, steps: int) -> Trajectory:
-        return generate(
-            self.policy.denoiser,
-            self.policy.tokenizer,
-            [self.prompt] * rows,
-            self.recipe.sampler.model_copy(update={"num_steps": steps}),
-            torch.arange(rows),
-            batch_size=rows,
-            needs=self.recipe.method.needs(),
-        )
+        engine = LocalEngine(Policy(self.policy.denoiser, self.policy.tokenizer), BatchLimits(rows))
+        sampler = self.recipe.sampler.model_copy(update={"num_steps": steps})
+        return engine.rollout([self.prompt] * rows, sampler, torch.arange(rows), needs=self.recipe.method.needs())
 
     def _peak(self, run: Callable[[int], object], rows: int) -> int:
         return peak_bytes(lambda: run(rows), self.policy.denoiser, device=self.accelerator.device)

@@ -12,6 +12,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.helpers.rollouts import collect
 from tests.small_runs import train_recipe
 from unmask.errors import ConfigError
 from unmask.models import Denoiser, char_tokenizer
@@ -21,7 +22,7 @@ from unmask.reward import per_completion
 from unmask.rollout import decode
 from unmask.score import Scorer
 from unmask.tasks import Sudoku
-from unmask.trainer.experience import collect, entropy_by_step, prompts_of_step
+from unmask.trainer.collect import entropy_by_step, prompts_of_step
 from unmask.trainer.metrics import Tally
 
 TASK = Sudoku()

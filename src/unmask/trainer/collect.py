@@ -1,0 +1,179 @@
+"""The first half of a training step: prompts, rollout and rewards, which make a scored `Rollout` of whole groups."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from unmask.engine import RolloutEngine
+from unmask.functional.advantage import constant_group_share
+from unmask.functional.noise import BRANCH_STREAM, counter_uniform, named_generator
+from unmask.functional.selection import step_sum
+from unmask.methods import Method
+from unmask.recipe import TrainRecipe
+from unmask.records import Rollout, Row, Trajectory
+from unmask.rollout import decode, row_seeds
+from unmask.score import Scorer
+from unmask.trainer.metrics import Tally
+
+
+def prompts_of_step(rows: Sequence[Row], step: int, num_prompts: int, seed: int) -> list[Row]:
+    """The rows that step `step` (from 0) trains on: epoch after epoch, each in an order of its own.
+
+    A function of its arguments alone, so a resumed run sees what the uninterrupted one would have seen.
+    """
+    picked: list[Row] = []
+    for position in range(step * num_prompts, (step + 1) * num_prompts):
+        epoch, offset = divmod(position, len(rows))
+        if not picked or offset == 0:
+            order = torch.randperm(len(rows), generator=named_generator(seed, "epoch", epoch))
+        picked.append(rows[int(order[offset])])
+    return picked
+
+
+def check_rewards(scorer: Scorer, method: Method) -> None:
+    """Refuse reward functions that compare completions, under a method that also scores unfinished ones.
+
+    Raises:
+        ConfigError: names the function and says what to do.
+    """
+    needs = method.needs()
+    if needs.greedy or needs.fills:
+        scorer.check_unfinished(method.type)
+
+
+class Collector:
+    """The first half of a training step: rolls out and scores the step's groups. `Learner` is the second half.
+
+    Args:
+        engine: samples the completions.
+        scorer: the reward functions.
+        recipe: the run's settings.
+
+    Raises:
+        ConfigError: a reward function compares completions, and the method also scores unfinished ones.
+    """
+
+    def __init__(self, engine: RolloutEngine, scorer: Scorer, recipe: TrainRecipe) -> None:
+        check_rewards(scorer, recipe.method)
+        self.engine, self.scorer, self.recipe = engine, scorer, recipe
+        self.needs = recipe.method.needs()
+
+    def collect(self, rows: Sequence[Row], step: int, share: slice, tally: Tally) -> Rollout:
+        """Returns the scored rollout of this rank's groups.
+
+        Args:
+            rows: the step's examples, of all ranks.
+            step: index of the training step, from 0.
+            share: the examples that this rank owns; it owns whole groups.
+            tally: takes the metrics.
+
+        Raises:
+            RewardError: a reward function failed.
+        """
+        own = [row for row in rows[share] for _ in range(self.recipe.num_generations)]
+        trajectory = self._rollout(rows, own, step, share)
+        # Whole groups of finished completions first, in a call of their own.
+        scores = self.scorer(own, decode(self.engine.tokenizer, trajectory.tokens))
+        reward = torch.tensor(scores.total, device=trajectory.tokens.device)
+        rewards = self._unfinished_rewards(own, trajectory, tally)
+        rollout = Rollout(trajectory, self.recipe.num_generations, reward, **rewards)
+        _describe(rollout, scores.by_function, tally)
+        for name, reasons in scores.reasons.items():
+            for reason, happened in reasons.items():
+                tally.add(f"rewards/{name}/{reason}", torch.tensor(happened))
+        return rollout
+
+    def _rollout(self, rows: Sequence[Row], own: Sequence[Row], step: int, share: slice) -> Trajectory:
+        recipe, group_size = self.recipe, self.recipe.num_generations
+        # Seeds are drawn for the rows of all ranks, so that the number of ranks does not change a rollout.
+        seeds = row_seeds(len(rows) * group_size, named_generator(recipe.seed, "rollout", step))
+        with self.engine.session():
+            trajectory = self.engine.rollout(
+                [row["prompt"] for row in own],
+                recipe.sampler,
+                seeds.view(len(rows), group_size)[share].reshape(-1),
+                needs=self.needs,
+                entropy_temperature=None if recipe.logprob_temperature == "sampling" else recipe.logprob_temperature,
+            )
+            if self.needs.fills and self.needs.fills.finish == "rollout":
+                trajectory = self._branched(own, trajectory)
+        return trajectory
+
+    def _unfinished_rewards(self, rows: Sequence[Row], path: Trajectory, tally: Tally) -> dict[str, Tensor]:
+        """Rewards of one-step completions, fills and branches, by their field of `Rollout`; 0 in empty slots."""
+        greedy = path.greedy_tokens if self.needs.greedy else None
+        parts = {"one_step_reward": greedy, "fill_reward": path.fill_tokens}
+        there = {name: tokens for name, tokens in parts.items() if tokens is not None}
+        if not there:
+            return {}
+        is_filled = {name: _filled(tokens, path.greedy_step) for name, tokens in there.items()}
+        chosen = {name: tokens[is_filled[name]].long() for name, tokens in there.items()}
+        of_row = [rows[int(i)] for filled in is_filled.values() for i in filled.nonzero()[:, 0]]
+        texts = decode(self.engine.tokenizer, torch.cat(list(chosen.values())))
+        total = torch.tensor(self.scorer.unfinished(of_row, texts).total, device=path.tokens.device)
+        rewards = {}
+        for name, values in zip(there, total.split([len(tokens) for tokens in chosen.values()]), strict=True):
+            rewards[name] = total.new_zeros(is_filled[name].shape).masked_scatter(is_filled[name], values)
+            tally.add(f"diffusion/{name}", values)
+        return rewards
+
+    def _branched(self, rows: Sequence[Row], path: Trajectory) -> Trajectory:
+        """Returns the trajectory with each fill denoised further from the state after its step, instead of finished at once.
+
+        A branch shares its state with the path, so it costs the T - k - 1 forward passes that are left.
+        """
+        assert path.greedy_step is not None
+        assert path.fill_tokens is not None
+        row, slot = (path.greedy_step >= 0).nonzero(as_tuple=True)
+        num = path.fill_tokens.shape[2]
+        step = path.greedy_step[row, slot].unsqueeze(-1)
+        when, shown = path.unmask_step[row], path.tokens[row].masked_fill(path.unmask_step[row] > step, path.mask_id)
+        state = torch.where((when == step).unsqueeze(1), path.fill_tokens[row, slot].long(), shown.unsqueeze(1))
+        draw = torch.arange(num, device=state.device)
+        # A branch's draws are its own: a hash of the path's seed, the slot's step and the number of the fill.
+        seed = (counter_uniform(path.seed[row].unsqueeze(-1), BRANCH_STREAM, step, draw) * 2**53).long()
+        branches = self.engine.rollout(
+            [rows[int(i)]["prompt"] for i in row for _ in range(num)],
+            self.recipe.sampler,
+            seed.flatten().cpu(),
+            completion=state.flatten(0, 1),
+            first_step=(step + 1).expand(-1, num).flatten(),
+        )
+        fill_tokens = path.fill_tokens.clone()
+        fill_tokens[row, slot] = branches.tokens.view(state.shape).int()
+        return replace(path, fill_tokens=fill_tokens)
+
+
+def _filled(tokens: Tensor, greedy_step: Tensor | None) -> Tensor:
+    """Which completions of [B, K, ..., L] tokens there are: those of slots that hold a step."""
+    shape = tokens.shape[:-1]
+    if greedy_step is None:
+        return torch.ones(shape, dtype=torch.bool, device=tokens.device)
+    return (greedy_step >= 0).view(*greedy_step.shape, *[1] * (len(shape) - 2)).expand(shape)
+
+
+def _describe(rollout: Rollout, by_function: dict[str, list[float | None]], tally: Tally) -> None:
+    """TRL's rollout metrics, and the path's own."""
+    path, reward = rollout.trajectory, rollout.reward
+    groups = reward.view(-1, rollout.group_size)
+    tally.add("reward", reward)
+    if rollout.group_size > 1:
+        tally.add("reward_std", groups.std(dim=1, unbiased=False))
+        tally.add("frac_reward_zero_std", constant_group_share(reward, rollout.group_size))
+    for name, values in by_function.items():
+        tally.add(f"rewards/{name}/mean", torch.tensor([v for v in values if v is not None]))
+    length = path.is_text().sum(-1)
+    tally.add("completions/mean_length", length)
+    tally.add("completions/ended_share", (length < path.tokens.shape[1]).float())
+    entropy = step_sum(path.entropy, path.unmask_step, path.num_steps)
+    tally.add("diffusion/path_entropy", entropy.sum(-1))
+
+
+def entropy_by_step(rollout: Rollout) -> Tensor:
+    """[T] mean joint entropy of each step over the completions, nats."""
+    path = rollout.trajectory
+    return step_sum(path.entropy, path.unmask_step, path.num_steps).mean(0)
