@@ -61,7 +61,15 @@ def test_watching_on_a_terminal_draws_the_states_in_one_place(
 
 def test_a_pipe_gets_a_line_for_each_step_without_escapes(tiny_model: Path) -> None:
     out = io.StringIO()
-    watch(load_model(tiny_model), PUZZLE, SAMPLER, seed=1, delay=9.0, verdict=len, console=Console(file=out))  # type: ignore[arg-type]
+    watch(
+        load_model(tiny_model),
+        PUZZLE,
+        SAMPLER,
+        seed=1,
+        delay=9.0,
+        verdict=lambda _: "solved",
+        console=Console(file=out),
+    )
     lines = out.getvalue().splitlines()
     assert lines[0] == f"prompt: {PUZZLE}"
     assert [line[:10] for line in lines[1:5]] == [f"step   {k}/4" for k in (1, 2, 3, 4)]
