@@ -18,7 +18,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from unmask.metrics_file import read_metrics
+from unmask.runs.metrics import read_metrics
 
 RESULTS = Path(__file__).parent / "results" / "demo.jsonl"
 WORK = Path("runs/benchmark/demo")

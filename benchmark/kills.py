@@ -123,7 +123,7 @@ def train(rank: int, processes: int, port: int, recipe: Any, resume: bool, print
 
 def die_while_saving(point: Point) -> None:
     """Be killed at one of the file operations of the checkpoint after the point's step."""
-    from unmask.run_folder import RunFolder
+    from unmask.runs.folder import RunFolder
 
     save, seen = RunFolder.save_checkpoint, 0
 

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from unmask.functional.intervals import mean_interval
-from unmask.metrics_file import read_metrics
+from unmask.runs.metrics import read_metrics
 
 RESULTS = Path(__file__).parent / "results" / "lift.jsonl"
 WORK = Path("runs/benchmark/lift")

@@ -27,8 +27,8 @@ import torch
 import yaml
 
 from unmask.config import SamplerConfig
-from unmask.kept import Guesses, Kept, Trained
 from unmask.records import Rollout, Trajectory
+from unmask.runs.saved_rollouts import Guesses, Kept, Trained
 
 RESULTS = Path(__file__).parent / "results" / "report.md"
 

@@ -65,8 +65,8 @@ def base_model(task: str, seed: int) -> Path:
 
 def run_cell(cell: Cell) -> dict[str, Any]:
     """Train one cell and evaluate it at the end."""
-    from unmask.metrics_file import read_metrics
     from unmask.recipe import load_recipe
+    from unmask.runs.metrics import read_metrics
     from unmask.trainer import Trainer
 
     folder = WORK / f"{cell.task}-{cell.arm.replace(', ', '-')}-{cell.num_selected}-{cell.seed}"

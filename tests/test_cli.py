@@ -22,7 +22,7 @@ from unmask.methods import METHODS
 from unmask.models import TinyConfig, char_tokenizer, save_model, tiny_denoiser
 from unmask.recipe import find_recipe
 from unmask.records import Rollout
-from unmask.run_folder import RunFolder
+from unmask.runs.folder import RunFolder
 from unmask.tasks import TASKS
 from unmask.trainer.stopping import RunStoppedError
 

@@ -10,12 +10,12 @@ from typing import Any
 import pytest
 import torch
 
-from unmask.environment import environment, weights_hash
 from unmask.errors import DataError, RunError
 from unmask.eval_results import Comparison, Earlier, check_place, compare, data_facts, default_place, items_path, save
 from unmask.evaluate import Evaluation
 from unmask.functional.paired import mcnemar_exact
 from unmask.models import Denoiser
+from unmask.runs.environment import environment, weights_hash
 from unmask.tasks import Sudoku
 
 BEFORE = [True] * 20 + [False] * 20

@@ -13,9 +13,10 @@ from matplotlib import pyplot as plt
 from tests.small_runs import unmask
 from unmask.deadline import interrupted_after
 from unmask.errors import ConfigError, RunError
-from unmask.files import MOST_YAML_NODES, YamlError, parse_yaml, read_json_object, read_text, read_yaml, replaced_whole
-from unmask.metrics_file import parse_line, read_metrics
+from unmask.files import MOST_YAML_NODES, YamlError, parse_yaml, read_json_object, read_text, read_yaml
 from unmask.recipe import load_recipe
+from unmask.runs.atomic import replaced_whole
+from unmask.runs.metrics import parse_line, read_metrics
 from unmask.style import panels, save_figure, save_table, temperature_name
 
 BOMB = "a: &a [x, x, x, x, x, x, x, x, x, x]\n" + "".join(

@@ -23,7 +23,7 @@ from unmask.tasks import TASKS, Task
 from unmask.tasks.sourced import SourcedTask
 
 API = {
-    "Runs": ["trainer.loop", "pretrain", "evaluate", "score", "rollout", "run_folder", "compare"],
+    "Runs": ["trainer.loop", "pretrain", "evaluate", "score", "rollout", "runs.*", "compare"],
     "Recipes": ["recipe", "config"],
     "Records": ["records"],
     "Methods": ["methods.base", "methods.views"],

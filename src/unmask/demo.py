@@ -8,13 +8,13 @@ from pathlib import Path
 from rich.console import Console
 
 from unmask.console import progress, table
-from unmask.metrics_file import read_metrics
 from unmask.models import load_model
 from unmask.pretrain import pretrain
 from unmask.recipe import PretrainRecipe, load, load_recipe
 from unmask.records import Rollout
 from unmask.report.filmstrip import plot_filmstrip
-from unmask.run_folder import disk_faults_explained
+from unmask.runs.folder import disk_faults_explained
+from unmask.runs.metrics import read_metrics
 from unmask.style import temperature_name
 from unmask.trainer.stopping import RunStoppedError
 from unmask.training import Trainer

@@ -22,8 +22,8 @@ from typing import Any, Literal
 
 import torch
 
-from unmask.environment import environment
 from unmask.errors import UnmaskError
+from unmask.runs.environment import environment
 
 Status = Literal["ok", "note", "failed"]
 

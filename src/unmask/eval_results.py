@@ -19,14 +19,15 @@ from typing import Any
 import torch
 
 from unmask.config import SamplerConfig
-from unmask.environment import environment, weights_hash
 from unmask.errors import ConfigError, DataError, RunError
 from unmask.evaluate import Evaluation
-from unmask.files import parse_json, read_json_object, read_text, write_atomically
+from unmask.files import parse_json, read_json_object, read_text
 from unmask.functional.noise import named_generator
 from unmask.functional.paired import bootstrap_interval, mcnemar_exact
 from unmask.models import Denoiser
 from unmask.records import Row
+from unmask.runs.atomic import write_atomically
+from unmask.runs.environment import environment, weights_hash
 from unmask.tasks import Task
 
 Setting = tuple[int, int, float]

@@ -8,10 +8,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from unmask.environment import environment
 from unmask.eval_results import data_facts
 from unmask.methods.papers import PAPERS, bibtex
 from unmask.recipe import PretrainRecipe, RunRecipe, TrainRecipe, dump
+from unmask.runs.environment import environment
 from unmask.style import temperature_name
 
 if TYPE_CHECKING:
@@ -43,7 +43,7 @@ def training_card(
         data: of its data.json; empty where the task makes its rows.
         rows: the held-out rows of its evaluations.
         model: the finished one.
-        notes: in what the run differs from one that its recipe alone describes; see `unmask.extension`.
+        notes: in what the run differs from one that its recipe alone describes; see `unmask.runs.extension`.
     """
     method = recipe.method
     evaluated = [line for line in lines if _evaluations(line)]

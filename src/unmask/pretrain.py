@@ -23,7 +23,6 @@ from unmask.functional.distribution import token_logprobs
 from unmask.functional.elbo import elbo, mask_at_times, stratified_times
 from unmask.functional.noise import named_generator
 from unmask.functional.schedule import learning_rate_factor
-from unmask.metrics_file import read_metrics
 from unmask.model_card import pretraining_card, push
 from unmask.models import Denoiser, Policy, char_tokenizer, tiny_denoiser
 from unmask.models.adapters import save_adapted
@@ -31,7 +30,8 @@ from unmask.models.from_run import describe, locate
 from unmask.recipe import PretrainRecipe, completed
 from unmask.records import Readout, Row
 from unmask.rollout import check_room, encode_batch
-from unmask.run_folder import RunFolder, disk_faults_explained
+from unmask.runs.folder import RunFolder, disk_faults_explained
+from unmask.runs.metrics import read_metrics
 from unmask.samplers.predict import predict, read
 from unmask.trainer import engine
 from unmask.trainer.accelerator import finish_trackers, make_accelerator, start_trackers

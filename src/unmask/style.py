@@ -11,7 +11,7 @@ from math import ceil, isnan, nan
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from unmask.files import replaced_whole, writing_explained
+from unmask.runs.atomic import replaced_whole, writing_explained
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

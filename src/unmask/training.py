@@ -13,7 +13,7 @@ from unmask.console import progress as shown_progress
 from unmask.errors import ConfigError, UnmaskError
 from unmask.recipe import Source, TrainRecipe, load_recipe
 from unmask.reward import RewardFunc, load_reward
-from unmask.run_folder import disk_faults_explained
+from unmask.runs.folder import disk_faults_explained
 from unmask.trainer.loop import Observer
 
 Rewards = RewardFunc | str | Sequence[RewardFunc | str]

@@ -17,8 +17,8 @@ import yaml
 
 from tests.small_runs import train_recipe
 from unmask.config import SamplerConfig
-from unmask.kept import Kept
 from unmask.records import Rollout, Trajectory
+from unmask.runs.saved_rollouts import Kept
 from unmask.trainer import Trainer
 
 KEEP_ALL = (

@@ -12,13 +12,13 @@ import pytest
 import torch
 
 from tests.report.small import hand_made, page_block, page_data, real_run, write_run
+from tests.runs.test_saved_rollouts import as_version
 from tests.small_runs import train_recipe, unmask
-from tests.test_kept import as_version
 from unmask.errors import RunError
 from unmask.functional.selection import step_sum
-from unmask.kept import Kept
 from unmask.report.build import write_report
 from unmask.report.html import SCRIPTS, _file, embed, page
+from unmask.runs.saved_rollouts import Kept
 from unmask.text import LONGEST, visible
 from unmask.trainer import Trainer
 

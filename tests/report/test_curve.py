@@ -12,8 +12,8 @@ from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
 
 from unmask.errors import RunError
-from unmask.metrics_file import read_metrics
 from unmask.report.curve import plot_curve
+from unmask.runs.metrics import read_metrics
 
 EVALUATIONS = [
     {"eval/test@0/accuracy": 0.25, "eval/test@0/low": 0.125, "eval/test@0/high": 0.5}

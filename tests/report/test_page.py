@@ -14,10 +14,10 @@ import pytest
 import torch
 
 from tests.report.small import hand_made, real_run, write_run
-from unmask.kept import Kept
 from unmask.models import load_model
 from unmask.records import Rollout, read_notes
 from unmask.report.build import write_report
+from unmask.runs.saved_rollouts import Kept
 
 Opened = Callable[..., Any]
 

@@ -294,7 +294,7 @@ def test_a_gradient_that_is_not_finite_under_zero3_stops_both_and_nothing_is_sav
 
 def fill_the_disk_before_the_second_line(rank: int) -> None:
     """The main process alone finds the disk full, where it logs and no other process writes."""
-    from unmask.run_folder import RunFolder
+    from unmask.runs.folder import RunFolder
 
     log = RunFolder.log
 
@@ -308,7 +308,7 @@ def fill_the_disk_before_the_second_line(rank: int) -> None:
 
 def refuse_a_folder_for_checkpoints(rank: int) -> None:
     """The main process alone cannot make the folder, with weights in shards that all gather for it."""
-    from unmask.run_folder import RunFolder
+    from unmask.runs.folder import RunFolder
 
     open_metrics = RunFolder.open_metrics
 

@@ -11,12 +11,12 @@ import torch
 
 from tests.small_runs import metrics, train_recipe, weights
 from unmask.functional.noise import named_generator
-from unmask.kept import Kept
 from unmask.methods import METHODS
 from unmask.models import load_model
 from unmask.report.film import Vocabulary, film_of
 from unmask.reward import per_completion
 from unmask.rollout import decode
+from unmask.runs.saved_rollouts import Kept
 from unmask.samplers.guess import one_step_guesses
 from unmask.tasks.sudoku import Sudoku
 from unmask.trainer import Trainer

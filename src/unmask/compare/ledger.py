@@ -9,8 +9,9 @@ from pathlib import Path
 from unmask.compare import sources
 from unmask.compare.jobs import Job, Key, Record, folder_of, key_of, read_lines
 from unmask.errors import RunError
-from unmask.files import read_json_object, write_atomically
-from unmask.run_folder import disk_faults_explained
+from unmask.files import read_json_object
+from unmask.runs.atomic import write_atomically
+from unmask.runs.folder import disk_faults_explained
 
 
 class Ledger:

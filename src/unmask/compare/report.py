@@ -11,7 +11,7 @@ from unmask.compare.recipe import CompareRecipe, load_compare
 from unmask.compare.results import Results, choose, tried
 from unmask.compare.tables import Table, introduction, tables_of, warnings, write_tables, write_trials
 from unmask.errors import ConfigError, RunError
-from unmask.run_folder import disk_faults_explained
+from unmask.runs.folder import disk_faults_explained
 from unmask.style import SUFFIXES
 
 

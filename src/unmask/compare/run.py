@@ -25,9 +25,9 @@ from unmask.compare.plan import Plan
 from unmask.compare.recipe import BASE, CompareRecipe, flat, named
 from unmask.compare.results import choose, tried
 from unmask.errors import ConfigError, RunError, UnmaskError
-from unmask.files import write_atomically
 from unmask.recipe import dump, read_tree, validate
-from unmask.run_folder import disk_faults_explained
+from unmask.runs.atomic import write_atomically
+from unmask.runs.folder import disk_faults_explained
 from unmask.style import temperature_name
 from unmask.trainer.stopping import RunStoppedError, StopSignals
 

@@ -36,7 +36,8 @@ _LEFT_OUT = {
     # These name every method, task and order; a result depends on its own alone.
     *("__init__.py", "methods/__init__.py", "tasks/__init__.py", "samplers/orders/__init__.py"),
     # These write files and messages, and compute no number of a result.
-    *("checkpoints.py", "environment.py", "errors.py", "eval_results.py", "kept.py", "model_card.py", "run_folder.py"),
+    *("errors.py", "eval_results.py", "model_card.py", "runs/__init__.py", "runs/atomic.py", "runs/checkpoints.py"),
+    *("runs/environment.py", "runs/folder.py", "runs/saved_rollouts.py"),
 }
 
 

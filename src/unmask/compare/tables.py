@@ -10,7 +10,7 @@ from typing import Any
 
 from unmask.compare.recipe import BASE, CompareRecipe, named
 from unmask.compare.results import FEW_SEEDS, Mean, Results, Trial, is_at_edge
-from unmask.files import write_atomically
+from unmask.runs.atomic import write_atomically
 from unmask.style import save_table, temperature_name
 
 EDITED = "†"

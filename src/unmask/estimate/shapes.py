@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from unmask.checkpoints import is_checkpoint
 from unmask.errors import ConfigError, ModelError
 from unmask.models import Denoiser
 from unmask.models.adapters import Adapters
@@ -19,6 +18,7 @@ from unmask.models.native import NATIVE_CLASSES
 from unmask.models.source import local_folder, read_json
 from unmask.recipe import PretrainRecipe, TrainRecipe, load, shipped_recipes
 from unmask.rollout import encode_batch
+from unmask.runs.checkpoints import is_checkpoint
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig

@@ -16,13 +16,13 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from unmask.checkpoints import is_checkpoint
 from unmask.config import LoraConfig
 from unmask.errors import ConfigError, ModelError, no_file, reason, unknown_name
 from unmask.models.denoiser import Denoiser
 from unmask.models.from_run import ADAPTER_CONFIG, base_of, load_checkpoint, locate
 from unmask.models.loading import load_folder, load_model, save_model
 from unmask.models.source import read_json
+from unmask.runs.checkpoints import is_checkpoint
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase

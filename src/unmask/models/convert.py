@@ -17,7 +17,6 @@ from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from unmask.checkpoints import is_checkpoint
 from unmask.errors import ModelError
 from unmask.models.families import FAMILIES, UNSUPPORTED, Family, family_of
 from unmask.models.from_run import locate
@@ -27,6 +26,7 @@ from unmask.models.native import NATIVE_CLASSES, twins_of
 from unmask.models.size import built_empty, check_size, sizes_of_tensors
 from unmask.models.source import local_folder, read_json, refuse_pickles
 from unmask.models.tokenizers import complete_tokenizer
+from unmask.runs.checkpoints import is_checkpoint
 
 if TYPE_CHECKING:
     import torch

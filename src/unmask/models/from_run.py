@@ -13,11 +13,11 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from unmask.checkpoints import checkpoints_in, fault_of, is_checkpoint
 from unmask.errors import ModelError
 from unmask.files import read_json_object
 from unmask.models.policy import Policy
 from unmask.models.state_files import BUFFER, EXTRA, WEIGHT, StateFiles
+from unmask.runs.checkpoints import checkpoints_in, fault_of, is_checkpoint
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
-from unmask.checkpoints import is_checkpoint
 from unmask.errors import ModelError, no_file, reason
 from unmask.models.denoiser import Denoiser, check_bidirectional
 from unmask.models.families import FAMILIES, UNSUPPORTED
@@ -19,6 +18,7 @@ from unmask.models.native import NATIVE_CLASSES, twins_of
 from unmask.models.policy import Policy
 from unmask.models.size import check_size, sizes_of_tensors
 from unmask.models.source import check_on_hub, is_hub_id, refuse_pickles
+from unmask.runs.checkpoints import is_checkpoint
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedTokenizerBase

@@ -10,12 +10,12 @@ from typing import Any
 
 from unmask import __version__
 from unmask.errors import RunError, no_file
-from unmask.files import write_atomically
-from unmask.kept import Kept
 from unmask.report.comparison import comparison_of, is_comparison
 from unmask.report.film import Vocabulary, entropy_scale, film_of
 from unmask.report.html import pack, page
 from unmask.report.runs import read_config, run_curves, run_facts
+from unmask.runs.atomic import write_atomically
+from unmask.runs.saved_rollouts import Kept
 from unmask.text import visible
 
 MOST_ROLLOUTS = 200

@@ -6,7 +6,7 @@ from math import isfinite
 from pathlib import Path
 from typing import Any
 
-from unmask.metrics_file import read_metrics
+from unmask.runs.metrics import read_metrics
 from unmask.style import draw_line, line_style, panels, save_figure, save_table, temperature_name, tidy
 
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from unmask.functional.selection import step_sum
-from unmask.kept import Kept
+from unmask.runs.saved_rollouts import Kept
 from unmask.text import visible
 
 CODE_TASKS = frozenset({"humaneval", "mbpp", "kodcode", "program"})

@@ -17,10 +17,10 @@ from typing import Any
 
 from unmask.errors import ConfigError, RunError, unknown_name
 from unmask.functional.intervals import cut, mean_interval
-from unmask.metrics_file import read_metrics
 from unmask.report.curve import number_of
 from unmask.report.runs import read_config
-from unmask.run_folder import FREE_TO_CHANGE, flat
+from unmask.runs.folder import FREE_TO_CHANGE, flat
+from unmask.runs.metrics import read_metrics
 from unmask.style import (
     MOST_BANDS,
     PANEL_WIDTH,

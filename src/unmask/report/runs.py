@@ -11,8 +11,8 @@ from typing import Any
 import yaml
 
 from unmask.files import read_yaml
-from unmask.metrics_file import read_metrics
 from unmask.report.curve import evaluations_of
+from unmask.runs.metrics import read_metrics
 from unmask.text import visible
 
 MOST_POINTS = 2000

@@ -12,7 +12,7 @@ import torch
 
 from unmask.errors import ConfigError, unknown_name
 from unmask.recipe import RunRecipe
-from unmask.run_folder import RunFolder
+from unmask.runs.folder import RunFolder
 
 if TYPE_CHECKING:
     from accelerate import Accelerator

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from unmask.metrics_file import FILE, read_metrics
+from unmask.runs.metrics import FILE, read_metrics
 
 STEP, ACCURACY = "eval/best_step", "eval/best_accuracy"
 """Keys of the metrics that say which evaluation is the best so far."""

@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 
 from unmask.errors import RewardError
-from unmask.kept import Guesses, Kept, Trained
 from unmask.models import Denoiser
 from unmask.records import Rollout, Row, Trajectory, Views
 from unmask.rollout import decode
+from unmask.runs.saved_rollouts import Guesses, Kept, Trained
 from unmask.samplers.guess import one_step_guesses
 from unmask.score import Scorer
 

@@ -16,15 +16,15 @@ from unmask.errors import ConfigError, DataError, RunError, UnmaskError
 from unmask.evaluate import evaluate
 from unmask.files import read_json_object
 from unmask.functional.noise import named_generator
-from unmask.kept import Guesses, Kept
-from unmask.metrics_file import read_metrics
 from unmask.model_card import push, training_card
 from unmask.models import Policy
 from unmask.models.from_run import locate
 from unmask.recipe import TrainRecipe, completed
 from unmask.records import Rollout, Row
 from unmask.rollout import decode
-from unmask.run_folder import RunFolder, disk_faults_explained
+from unmask.runs.folder import RunFolder, disk_faults_explained
+from unmask.runs.metrics import read_metrics
+from unmask.runs.saved_rollouts import Guesses, Kept
 from unmask.score import RewardFunc, scorer_of
 from unmask.trainer.accelerator import finish_trackers, make_accelerator, start_trackers
 from unmask.trainer.best import Best, best_in, better, validation_accuracy

@@ -19,11 +19,12 @@ import torch
 
 from unmask.engine import BatchLimits, LocalEngine
 from unmask.errors import ConfigError, RunError
-from unmask.files import read_json_object, write_atomically
+from unmask.files import read_json_object
 from unmask.models import Policy
 from unmask.recipe import TrainRecipe
 from unmask.records import Rollout, Row, Trajectory, Views
 from unmask.rollout import encode_batch
+from unmask.runs.atomic import write_atomically
 from unmask.samplers import Scoring, score_views
 from unmask.trainer.learn import positions_at_once
 from unmask.trainer.peak import free_bytes, peak_bytes

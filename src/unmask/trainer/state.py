@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from unmask.checkpoints import check_room, damage_explained, step_of
 from unmask.errors import RunError
 from unmask.models.state_files import BUFFER, EXTRA, STATE, WEIGHT, StateFiles
-from unmask.run_folder import RunFolder
+from unmask.runs.checkpoints import check_room, damage_explained, step_of
+from unmask.runs.folder import RunFolder
 from unmask.trainer.engine import is_sharded
 from unmask.trainer.ranks import Ranks
 from unmask.trainer.shards import Holder, holder_of

@@ -23,7 +23,10 @@ from typing import Any, TextIO
 
 import yaml
 
-from unmask.checkpoints import (
+from unmask.errors import RunError, reason
+from unmask.files import read_json_object, read_text, read_yaml
+from unmask.runs.atomic import flush, write_atomically
+from unmask.runs.checkpoints import (
     checkpoints_in,
     damage_explained,
     fault_of,
@@ -32,11 +35,9 @@ from unmask.checkpoints import (
     to_delete,
     write_manifest,
 )
-from unmask.errors import RunError, reason
-from unmask.extension import difference_of
-from unmask.files import flush, read_json_object, read_text, read_yaml, write_atomically
-from unmask.metrics_file import FILE as METRICS
-from unmask.metrics_file import parse_line
+from unmask.runs.extension import difference_of
+from unmask.runs.metrics import FILE as METRICS
+from unmask.runs.metrics import parse_line
 
 _ASIDE = ".incomplete-"
 _REPLACED = ".replaced-"

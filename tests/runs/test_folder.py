@@ -16,10 +16,10 @@ import pytest
 import yaml
 
 from tests.small_runs import start
-from unmask.checkpoints import check_room, fault_of
 from unmask.errors import RunError
-from unmask.files import write_atomically
-from unmask.run_folder import RunFolder
+from unmask.runs.atomic import write_atomically
+from unmask.runs.checkpoints import check_room, fault_of
+from unmask.runs.folder import RunFolder
 
 CONFIG: dict[str, Any] = {"seed": 0, "save_steps": 25, "optim": {"learning_rate": 1e-3, "betas": [0.9, 0.95]}}
 
@@ -239,7 +239,7 @@ def test_a_checkpoint_that_does_not_read_back_stops_the_run_before_anything_is_d
     folder: RunFolder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder.save_checkpoint(1, checkpoint("good"), keep=1)
-    monkeypatch.setattr("unmask.run_folder.fault_of", lambda *_, **__: "state holds other bytes than were written")
+    monkeypatch.setattr("unmask.runs.folder.fault_of", lambda *_, **__: "state holds other bytes than were written")
     with pytest.raises(RunError, match="does not read back: state holds other bytes .* nothing was deleted"):
         folder.save_checkpoint(2, checkpoint("bad"), keep=1)
     assert [p.name[-1] for p in folder.checkpoints()] == ["1", "2"]

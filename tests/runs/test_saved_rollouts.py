@@ -14,8 +14,8 @@ from safetensors.torch import save_file
 
 from tests.test_records import assert_same, rollout
 from unmask.errors import RunError
-from unmask.kept import Guesses, Kept, Trained
 from unmask.records import SCHEMA_VERSION, Rollout
+from unmask.runs.saved_rollouts import Guesses, Kept, Trained
 
 
 def kept(advantage: torch.Tensor) -> Kept:
