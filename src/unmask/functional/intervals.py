@@ -1,10 +1,10 @@
-"""How sure a solve rate is, and a mean over seeds. Standard library only."""
+"""Confidence intervals of a solve rate and of a mean over seeds."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from math import cos, fsum, nan, pi, sin, sqrt, tan
-from statistics import NormalDist, fmean, stdev
+from math import nan, sqrt
+from statistics import fmean, stdev
 
 
 def wilson_interval(successes: int, trials: int, confidence: float = 0.95) -> tuple[float, float]:
@@ -13,7 +13,7 @@ def wilson_interval(successes: int, trials: int, confidence: float = 0.95) -> tu
     (p̂ + z²/2n ± z √(p̂(1-p̂)/n + z²/4n²)) / (1 + z²/n). Unlike p̂ ± z s.e. it keeps its coverage near 0 and 1 and
     never has width 0, which matters for small evaluation sets.
 
-    Not the spread over seeds: it covers the choice of rows only, and assumes that rows are independent.
+    The interval covers only the choice of the examples, which must be independent. It does not cover the spread over seeds.
 
     Args:
         successes: 0 <= successes <= trials.
@@ -37,30 +37,26 @@ def wilson_interval(successes: int, trials: int, confidence: float = 0.95) -> tu
         )
     if not 0 < confidence < 1:
         raise ValueError(f"wilson_interval: confidence must be between 0 and 1; got {confidence}")
-    z = NormalDist().inv_cdf((1 + confidence) / 2)
-    share, doubt = successes / trials, z * z / trials
-    centre = share + doubt / 2
-    half_width = z * sqrt(share * (1 - share) / trials + doubt / (4 * trials))
-    # The two ends are exact by algebra and would miss 0 and 1 by rounding.
-    lower = 0.0 if successes == 0 else (centre - half_width) / (1 + doubt)
-    upper = 1.0 if successes == trials else (centre + half_width) / (1 + doubt)
-    return lower, upper
+    from scipy.stats import binomtest
+
+    lower, upper = binomtest(successes, trials).proportion_ci(confidence, method="wilson")
+    return float(lower), float(upper)
 
 
 def mean_interval(values: Sequence[float], confidence: float = 0.95) -> tuple[float, float]:
     """Mean of a few independent values, and half the width of its Student-t interval (Student, Biometrika 6, 1908).
 
-    x̄ ± t s / √n, with s the standard deviation (divisor n - 1) and t the quantile at (1 + confidence) / 2 of n - 1 degrees
-    of freedom. For the results of n seeds: exact if they are normal, near enough if they are not far from it.
+    x̄ ± t s / √n, with s the standard deviation (divisor n - 1) and t the quantile at (1 + confidence) / 2 with n - 1 degrees
+    of freedom. The interval is exact if the values, such as the results of n seeds, are normally distributed.
 
-    Not an interval for the next seed's result, which is √(n + 1) times as wide.
+    A prediction interval for the result of one more seed is √(n + 1) times as wide.
 
     Args:
-        values: n >= 1 of them.
+        values: n >= 1 values.
         confidence: in (0, 1).
 
     Returns:
-        (mean, half width); a single value says nothing of its spread, and its half width is nan.
+        (mean, half width). The half width of a single value is nan, because one value does not show a spread.
 
     Raises:
         ValueError: no value, or confidence out of range.
@@ -82,12 +78,12 @@ def mean_interval(values: Sequence[float], confidence: float = 0.95) -> tuple[fl
 def cut(interval: tuple[float, float], lowest: float, highest: float) -> tuple[float, float]:
     """The part of an interval that lies in the range of its quantity.
 
-    The true value lies in the range, so what is cut off cannot hold it: the part covers it exactly as often as the whole does.
+    The true value lies in the range, so it is never in the part that is cut off, and the coverage stays the same.
 
     Args:
         interval: lower and upper end; nan stays nan.
-        lowest: the least value that the quantity can have.
-        highest: the largest.
+        lowest: the smallest value that the quantity can have.
+        highest: the largest value.
 
     Example:
         >>> mean, half = mean_interval([0.875, 1.0])
@@ -100,14 +96,11 @@ def cut(interval: tuple[float, float], lowest: float, highest: float) -> tuple[f
 
 
 def t_quantile(confidence: float, degrees: int) -> float:
-    """The t with P(|T| < t) = confidence, of Student's distribution with a whole number of degrees of freedom.
-
-    With t = √ν tan θ the probability is a finite sum of powers of cos θ (Abramowitz and Stegun, 26.7.3 and 26.7.4), all its
-    terms positive; it is inverted by halving the interval of θ, which cannot miss.
+    """The two-sided quantile of Student's t distribution: the t with P(|T| < t) = confidence.
 
     Args:
         confidence: two-sided, in (0, 1).
-        degrees: ν >= 1.
+        degrees: degrees of freedom, ν >= 1.
 
     Raises:
         ValueError: an argument out of range.
@@ -120,23 +113,6 @@ def t_quantile(confidence: float, degrees: int) -> float:
         raise ValueError(
             f"t_quantile: needs 0 < confidence < 1 and degrees >= 1; got {confidence} and {degrees} degrees of freedom"
         )
-    low, high = 0.0, pi / 2
-    while low < (middle := (low + high) / 2) < high:
-        if _t_probability(middle, degrees) < confidence:
-            low = middle
-        else:
-            high = middle
-    return sqrt(degrees) * tan(low)
+    from scipy.special import stdtrit
 
-
-def _t_probability(angle: float, degrees: int) -> float:
-    """P(|T| < √ν tan θ)."""
-    cosine, odd = cos(angle), degrees % 2
-    # 1 + (1/2) cos² + (1·3)/(2·4) cos⁴ + ... for even ν, and cos + (2/3) cos³ + (2·4)/(3·5) cos⁵ + ... for odd.
-    terms = [cosine if odd else 1.0]
-    for k in range(2 + odd, degrees - 1, 2):
-        terms.append(terms[-1] * cosine**2 * (k - 1) / k)
-    series = sin(angle) * fsum(terms)
-    if not odd:
-        return series
-    return 2 / pi * (angle + (series if degrees > 1 else 0.0))
+    return float(stdtrit(degrees, (1 + confidence) / 2))

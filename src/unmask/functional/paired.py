@@ -1,7 +1,7 @@
-"""Two results on the same rows: the difference with a bootstrap interval, and an exact test of the rows that changed.
+"""Comparison of two results on the same examples: a bootstrap interval of the difference, and an exact test of the changes.
 
-Rows differ in difficulty far more than two models differ on a row, so a comparison row by row needs many fewer of them than two
-separate intervals suggest.
+Examples differ in difficulty far more than two models differ on one example, so a paired comparison needs many fewer examples
+than two separate intervals suggest.
 """
 
 from __future__ import annotations
@@ -10,25 +10,25 @@ import torch
 from torch import Tensor
 
 _DRAWS_AT_ONCE = 4_000_000
-"""Indices of one block of resamples: 32 MB."""
+"""Number of indices drawn in one block of resamples, which takes 32 MB."""
 
 
 def bootstrap_interval(
     values: Tensor, generator: torch.Generator, *, resamples: int = 10_000, confidence: float = 0.95
 ) -> tuple[float, float]:
-    """Percentile interval of a mean over rows (Efron and Tibshirani, An Introduction to the Bootstrap, 1993, ch. 13).
+    """Percentile interval of a mean over examples (Efron and Tibshirani, An Introduction to the Bootstrap, 1993, ch. 13).
 
-    The means of `resamples` draws of n rows with replacement; the interval holds the middle `confidence` of them. On the
-    differences of two results, row by row, it is the paired bootstrap.
+    The mean of n values is computed for `resamples` draws of n values with replacement, and the interval holds the middle
+    `confidence` of these means. For the differences of two results on the same examples, this is the paired bootstrap.
 
     Args:
-        values: [n] one number for each row, such as the share of its completions that are right, or a difference of two such.
+        values: [n] one number for each example, such as its share of correct completions or a difference of two such shares.
         generator: the source of randomness.
-        resamples: how many, at least 1.
+        resamples: the number of draws, at least 1.
         confidence: in (0, 1).
 
     Returns:
-        (lower, upper), in the unit of the values; both the value itself where all are equal.
+        (lower, upper), in the unit of the values. If all values are equal, both ends are that value.
 
     Raises:
         ValueError: no value, or an argument out of range.
@@ -56,17 +56,17 @@ def bootstrap_interval(
 
 
 def mcnemar_exact(gained: int, lost: int) -> float:
-    """Two-sided exact p-value that as many rows are gained as lost (McNemar, Psychometrika 12, 1947, by the binomial).
+    """Two-sided exact p-value for the hypothesis that as many examples are gained as lost (McNemar, Psychometrika 12, 1947).
 
-    Rows that both results solve or both miss say nothing of the difference. If neither is better, each row that changed is a
-    fair coin: p = P(|X - m/2| >= |gained - m/2|), X ~ Binomial(m, 1/2), m = gained + lost.
+    Examples that both results solve or both miss do not count. If neither result is better, each changed example is a fair coin
+    flip: p = P(|X - m/2| >= |gained - m/2|), X ~ Binomial(m, 1/2), m = gained + lost.
 
     Args:
-        gained: rows that only the new result solves.
-        lost: rows that only the old one solves.
+        gained: the number of examples that only the new result solves.
+        lost: the number of examples that only the old result solves.
 
     Returns:
-        In [0, 1]; 1 where nothing changed.
+        The p-value, in [0, 1]. It is 1 if nothing changed.
 
     Raises:
         ValueError: a negative count.
@@ -79,11 +79,8 @@ def mcnemar_exact(gained: int, lost: int) -> float:
     """
     if min(gained, lost) < 0:
         raise ValueError(f"mcnemar_exact: counts must not be negative; got {gained} and {lost}")
-    changed = gained + lost
-    # Whole numbers throughout, each coefficient from the one before: as floats they would be lost long before their sum.
-    tail = coefficient = 1
-    for k in range(min(gained, lost)):
-        coefficient = coefficient * (changed - k) // (k + 1)
-        tail += coefficient
-    p_value: float = min(1.0, 2 * tail / 2**changed)
-    return p_value
+    if not gained + lost:
+        return 1.0
+    from scipy.stats import binomtest
+
+    return float(binomtest(min(gained, lost), gained + lost).pvalue)
