@@ -14,7 +14,7 @@ from unmask.console import ProgressView, accuracies, progress, results_table, ta
 from unmask.evaluate import Evaluation
 from unmask.methods import METHODS
 from unmask.models.families import FAMILIES
-from unmask.style import temperature_name
+from unmask.runs.metrics import temperature_name
 
 EVALUATED = {"eval/test@0/accuracy": 0.25, "eval/test@0/low": 0.1, "eval/test@0.9/accuracy": 0.125}
 

@@ -13,11 +13,18 @@ from matplotlib import pyplot as plt
 from tests.small_runs import unmask
 from unmask.deadline import interrupted_after
 from unmask.errors import ConfigError, RunError
-from unmask.files import MOST_YAML_NODES, YamlError, parse_yaml, read_json_object, read_text, read_yaml
+from unmask.files import (
+    MOST_YAML_NODES,
+    YamlError,
+    parse_yaml,
+    read_json_lines,
+    read_json_object,
+    read_text,
+    read_yaml,
+)
 from unmask.recipe import load_recipe
 from unmask.runs.atomic import replaced_whole
-from unmask.runs.metrics import parse_line, read_metrics
-from unmask.style import panels, save_figure, save_table, temperature_name
+from unmask.style import panels, save_figure, save_table
 
 BOMB = "a: &a [x, x, x, x, x, x, x, x, x, x]\n" + "".join(
     f"{new}: &{new} [{', '.join([f'*{old}'] * 10)}]\n" for old, new in zip("abcdefgh", "bcdefghi", strict=True)
@@ -94,47 +101,16 @@ def test_files_that_are_no_text_name_themselves(tmp_path: Path) -> None:
         read_text(tmp_path / ("x" * 300))
 
 
-@pytest.mark.parametrize(
-    "line",
-    [
-        *(
-            "",
-            "{",
-            "[1]",
-            "null",
-            "3",
-            '{"reward": 1}',
-            '{"step": "1"}',
-            '{"step": NaN}',
-            '{"step": -1}',
-            '{"step": 1.5}',
-        ),
-        f'{{"step": 1, "reward": 1{"0" * 400}}}',
-        f'{{"step": 1{"0" * 400}}}',
-        f'{{"step": 1, "reward": 1{"0" * 5000}}}',
-        '{"step": 1, "reward": "high"}',
-        '{"step": 1, "reward": null}',
-        '{"step": 1, "reward": {"a": 1}}',
-        f'{{"step": 1, "a": [1, 1{"0" * 400}]}}',
-        '{"step": 1, "a": ' + "[" * 100_000,
-    ],
-)
-def test_what_is_no_line_of_metrics_is_told_with_its_number(tmp_path: Path, line: str) -> None:
-    assert parse_line(line) is None
-    (tmp_path / "metrics.jsonl").write_text('{"step": 0}\n' + line + '\n{"step": 2}\n')
-    with pytest.raises(RunError, match=r"metrics.jsonl, line 2 is not a line of metrics"):
-        read_metrics(tmp_path)
-
-
-def test_odd_names_of_evaluations_do_not_stop_a_plot(tmp_path: Path) -> None:
-    run = tmp_path / "run"
-    run.mkdir()
-    (run / "config.yaml").write_text("seed: 0\nmethod: {type: '=cmd()'}\n")
-    line = '{"step": %d, "reward": 1, "eval/test@x$y$/accuracy": 0.5, "eval/test@x$y$/low": 0.4, "eval/test@x$y$/high": 0.6}\n'
-    (run / "metrics.jsonl").write_text(line % 1 + line % 2)
-    assert unmask("plot", run, "--output", tmp_path / "a.png") == 0
-    assert unmask("report", run) == 0
-    assert temperature_name("x$y$") == "sampled at x$y$"
+def test_lines_of_json_are_read_up_to_one_that_is_half_written(tmp_path: Path) -> None:
+    path = tmp_path / "lines.jsonl"
+    for text in ('{"a": 1}\n{"a": 2}\n{"a"', '{"a": 1}\n{"a": 2}\n', '{"a": 1}\n{"a": 2}', '{"a": 1}\n{"a": 2}\n[3]'):
+        path.write_text(text)
+        assert read_json_lines(path) == [{"a": 1}, {"a": 2}]
+    path.write_text("")
+    assert read_json_lines(path) == []
+    path.write_text('{"a": 1}\n{"a"\n{"a": 2}\n')
+    with pytest.raises(RunError, match=r"lines\.jsonl, line 2 is not a JSON object: '\{\"a\"'. Remove it"):
+        read_json_lines(path, advice="Remove it.")
 
 
 def test_a_name_with_dollars_is_shown_as_text(tmp_path: Path) -> None:
@@ -159,17 +135,18 @@ def test_a_figure_or_table_that_cannot_be_written_leaves_the_old_one(
 ) -> None:
     (tmp_path / "a.png").write_bytes(b"old")
 
-    def half(self: object, target: Path, **_: object) -> None:
-        Path(target).write_bytes(b"half")
+    def half(target: Path, content: bytes) -> None:
+        with target.open("wb") as file:
+            file.write(content[:4])
         raise OSError(28, "No space left on device")
 
-    with panels(1) as (figure, _):
-        monkeypatch.setattr(type(figure), "savefig", half)
+    with panels(1) as (figure, _), monkeypatch.context() as patch:
+        patch.setattr(Path, "write_bytes", half)
         with pytest.raises(RunError, match=r"a.png cannot be written \(No space left on device\)"):
             save_figure(figure, tmp_path / "a.png")
     assert [(path.name, path.read_bytes()) for path in tmp_path.iterdir()] == [("a.png", b"old")]
     with pytest.raises(RunError, match="cannot be written"):
-        save_table(tmp_path / "none" / "a.csv", ["a"], [[1]])
+        save_table(tmp_path / "a.png" / "a.csv", ["a"], [[1]])
     plt.close("all")
 
 

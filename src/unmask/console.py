@@ -19,7 +19,7 @@ from rich.padding import Padding
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 from rich.text import Text
 
-from unmask.style import temperature_name
+from unmask.runs.metrics import evaluations, temperature_name
 from unmask.text import visible
 
 if TYPE_CHECKING:
@@ -111,13 +111,9 @@ def _has_widgets(console: Console) -> bool:
 
 
 def accuracies(metrics: Mapping[str, Any]) -> str:
-    """The evaluations among a step's metrics, in words."""
-    found = []
-    for key, value in metrics.items():
-        if key.startswith("eval/") and key.endswith("/accuracy"):
-            name = key.removesuffix("/accuracy")
-            found.append(f"{temperature_name(name.partition('@')[2])} {value:.3f}")
-    return ("solved: " + ", ".join(found)) if found else ""
+    """Return the accuracies among a step's metrics in words; empty if there are none."""
+    shares = [f"{point.sampling} {point.accuracy:.3f}" for point in evaluations(metrics)]
+    return ("solved: " + ", ".join(shares)) if shares else ""
 
 
 @contextmanager

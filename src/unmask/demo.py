@@ -14,8 +14,7 @@ from unmask.recipe import PretrainRecipe, load, load_recipe
 from unmask.records import Rollout
 from unmask.report.filmstrip import plot_filmstrip
 from unmask.runs.folder import disk_faults_explained
-from unmask.runs.metrics import read_metrics
-from unmask.style import temperature_name
+from unmask.runs.metrics import evaluations, read_metrics
 from unmask.trainer.stopping import RunStoppedError
 from unmask.training import Trainer
 
@@ -46,14 +45,9 @@ def _run(output_dir: Path, seed: int) -> None:
     lines = read_metrics(folder)
     first, last = lines[0], lines[-1]
     rows = []
-    for temperature in recipe.evaluation.temperatures:
-        name = f"eval/{recipe.evaluation.split}@{temperature:g}"
-        cells = [
-            f"{line[f'{name}/accuracy']:.3f} ({line[f'{name}/low']:.3f} to {line[f'{name}/high']:.3f})"
-            for line in (first, last)
-        ]
-        rise = last[f"{name}/accuracy"] - first[f"{name}/accuracy"]
-        rows.append([temperature_name(temperature), *cells, f"{rise:+.3f}"])
+    for before, after in zip(evaluations(first), evaluations(last), strict=True):
+        cells = [f"{point.accuracy:.3f} ({point.low:.3f} to {point.high:.3f})" for point in (before, after)]
+        rows.append([before.sampling, *cells, f"{after.accuracy - before.accuracy:+.3f}"])
     table(
         ["sampling", "base", "trained", "rise"],
         rows,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -130,6 +131,44 @@ def parse_json(text: str) -> Any:
         return json.loads(text)
     except RecursionError as error:
         raise ValueError("its values are nested too deeply") from error
+
+
+def parse_object(text: str) -> dict[str, Any] | None:
+    """Read the text of one JSON object; None if the text is something else."""
+    try:
+        content = parse_json(text)
+    except ValueError:
+        return None
+    return content if isinstance(content, dict) else None
+
+
+def read_json_lines(
+    path: Path,
+    parse: Callable[[str], dict[str, Any] | None] = parse_object,
+    name: str = "a JSON object",
+    advice: str = "Restore the file, or remove the line.",
+) -> list[dict[str, Any]]:
+    """Read a file of JSON objects, one a line, to which a process may be writing.
+
+    The text after the last newline counts if it is a whole object. Otherwise it is dropped: it is the beginning of a line that
+    a process is writing, or was writing when it was killed.
+
+    Args:
+        path: the file.
+        parse: reads a line, and returns None if it cannot be used.
+        name: what a line has to be, for the message.
+        advice: what to do about a damaged line, for the message.
+
+    Raises:
+        RunError: the file cannot be read, or a line before the last newline cannot be used.
+    """
+    *ended, last = read_text(path).split("\n")
+    lines = []
+    for number, text in enumerate(ended, 1):
+        if (line := parse(text)) is None:
+            raise RunError(f"{path}, line {number} is not {name}: {text[:60]!r}. {advice}")
+        lines.append(line)
+    return lines if (line := parse(last)) is None else [*lines, line]
 
 
 def read_json_object(path: Path, error: type[UnmaskError] = RunError) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from unmask.eval_results import data_facts
 from unmask.methods.papers import PAPERS, bibtex
 from unmask.recipe import PretrainRecipe, RunRecipe, TrainRecipe, dump
 from unmask.runs.environment import environment
-from unmask.style import temperature_name
+from unmask.runs.metrics import evaluations, temperature_name
 
 if TYPE_CHECKING:
     from torch import nn
@@ -254,12 +254,8 @@ def _links(paper: str) -> str:
 
 
 def _evaluations(line: Mapping[str, Any]) -> list[tuple[str, float, float, float, float]]:
-    """Name (`test@0`), accuracy, low, high and reward of each evaluation in a line of metrics."""
-    names = [key.removesuffix("/accuracy") for key in line if key.startswith("eval/") and key.endswith("/accuracy")]
-    return [
-        (name.removeprefix("eval/"), *(line[f"{name}/{field}"] for field in ("accuracy", "low", "high", "reward")))
-        for name in names
-    ]
+    """Return the name (`test@0`), accuracy, low, high and reward of each evaluation in a line of metrics."""
+    return [(f"{p.split}@{p.temperature}", p.accuracy, p.low, p.high, p.reward) for p in evaluations(line)]
 
 
 def _rewards(lines: Lines) -> list[str]:

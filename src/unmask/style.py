@@ -34,15 +34,6 @@ PANEL_WIDTH, PANEL_HEIGHT, LEGEND_ROW = 3.6, 4.0, 0.24
 """Inches."""
 
 
-def temperature_name(temperature: str | float) -> str:
-    """`greedy` for temperature 0, otherwise `sampled at` it; text that is no number stays as it is."""
-    try:
-        number = float(temperature)
-    except ValueError:
-        return f"sampled at {temperature}"
-    return "greedy" if number == 0 else f"sampled at {number:g}"
-
-
 def line_style(index: int) -> dict[str, Any]:
     """Colour, dash and mark of the line `index`, counted from 0."""
     return {

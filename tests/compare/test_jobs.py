@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from tests.compare.small import SMALL, small
-from unmask.compare.jobs import _curve, read_lines, steps_within
+from unmask.compare.jobs import _curve, steps_within
 from unmask.compare.plan import Plan
 from unmask.engine import LocalEngine
 from unmask.errors import ConfigError
@@ -43,16 +43,10 @@ def test_a_curve_is_accuracies_against_what_was_spent_until_then() -> None:
         {"step": 1, "compute/token_passes": 100.0},
         {"step": 2, "compute/token_passes": 50.0, "eval/test@0/accuracy": 0.5, "eval/validation@0/accuracy": 1.0},
     ]
-    assert _curve(lines, "eval/test@") == [
+    assert _curve(lines, "test") == [
         {"step": 0, "token_passes": 0, "accuracy": {"0": 0.25, "0.9": 0.125}},
         {"step": 2, "token_passes": 150, "accuracy": {"0": 0.5}},
     ]
-
-
-def test_half_a_line_is_no_line_and_no_file_has_none(tmp_path: Path) -> None:
-    (tmp_path / "lines").write_text('{"a": 1}\n{"a": 2}\n{"a"')
-    assert read_lines(tmp_path / "lines") == [{"a": 1}, {"a": 2}]
-    assert read_lines(tmp_path / "none") == []
 
 
 def test_a_budget_buys_whole_steps_and_says_so_if_it_buys_none() -> None:

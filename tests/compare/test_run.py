@@ -16,13 +16,13 @@ import yaml
 
 from tests.compare.small import PASSES, SMALL, small
 from unmask.compare import jobs as jobs_module
-from unmask.compare.jobs import read_lines
 from unmask.compare.plan import Plan
 from unmask.compare.recipe import CompareRecipe
 from unmask.compare.report import report
 from unmask.compare.run import CompareStoppedError, _said, compare
 from unmask.compare.sources import PACKAGE
 from unmask.errors import ConfigError, RunError
+from unmask.files import read_json_lines
 from unmask.recipe import find_recipe
 from unmask.trainer import Trainer
 
@@ -35,11 +35,11 @@ def quiet(_line: str) -> None:
 
 def facts(folder: Path) -> list[dict[str, Any]]:
     """The lines of cells.jsonl, but for the times."""
-    return [{key: r[key] for key in KEPT if key in r} for r in read_lines(folder / "cells.jsonl")]
+    return [{key: r[key] for key in KEPT if key in r} for r in read_json_lines(folder / "cells.jsonl")]
 
 
 def cells(folder: Path, stage: str) -> list[dict[str, Any]]:
-    return [record for record in read_lines(folder / "cells.jsonl") if record["stage"] == stage]
+    return [record for record in read_json_lines(folder / "cells.jsonl") if record["stage"] == stage]
 
 
 def run_folder(folder: Path, stage: str, method: str, seed: int) -> Path:
@@ -66,7 +66,7 @@ def copy(whole: tuple[CompareRecipe, list[str]], tmp_path: Path) -> Path:
 
 
 def test_every_job_leaves_a_line_stage_by_stage_and_seed_by_seed(whole: tuple[CompareRecipe, list[str]]) -> None:
-    lines = read_lines(whole[0].folder / "cells.jsonl")
+    lines = read_json_lines(whole[0].folder / "cells.jsonl")
     assert [(r["stage"], r["method"], r["seed"]) for r in lines] == [
         *(("pretraining", "base", seed) for seed in (100, 0, 1)),
         *(("base", "base", seed) for seed in (0, 1)),
@@ -89,7 +89,7 @@ def test_all_methods_start_from_the_model_of_their_seed_and_see_its_prompts(
         for method in ("entropy", "late steps"):
             run = run_folder(folder, "final", method, seed)
             config = yaml.safe_load((run / "config.yaml").read_text())
-            line = next(line for line in read_lines(run / "metrics.jsonl") if line["step"] == 1)
+            line = next(line for line in read_metrics(run) if line["step"] == 1)
             # Prompts, draws and model all have their part in these.
             first[seed, method] = (config["model"], line["reward"], line["diffusion/path_entropy"])
     assert first[0, "entropy"] == first[0, "late steps"]
@@ -424,7 +424,7 @@ def test_an_edit_while_a_run_is_under_way_is_noticed(lab: Lab, monkeypatch: pyte
 
 def test_results_of_a_version_that_kept_no_track_of_code_stay_and_say_so(lab: Lab) -> None:
     path = lab.folder / "small" / "cells.jsonl"
-    old = [{k: v for k, v in record.items() if k != "code"} for record in read_lines(path)]
+    old = [{k: v for k, v in record.items() if k != "code"} for record in read_json_lines(path)]
     path.write_text("".join(json.dumps(record) + "\n" for record in old))
     (lab.folder / "small" / "code.json").unlink()
     # Its folders were named without the code.
@@ -467,7 +467,7 @@ def test_a_method_of_the_package_is_edited_between_two_comparisons(tmp_path: Pat
     changed = run("--rerun-changed")
     assert changed.returncode == 0, changed.stderr
     before, after = (
-        {r["method"]: r["code"] for r in read_lines(tmp_path / "small" / f"{name}.jsonl") if r["stage"] == "final"}
+        {r["method"]: r["code"] for r in read_json_lines(tmp_path / "small" / f"{name}.jsonl") if r["stage"] == "final"}
         for name in ("superseded", "cells")
     )
     assert before.keys() == after.keys() == {"entropy", "late steps"}
@@ -493,7 +493,7 @@ def test_a_run_that_fails_is_recorded_and_stops_no_other_and_can_be_tried_again(
     assert any(line.startswith("final 1/2  sudoku  flawed  seed 5: FAILED: its probe failed: reward") for line in told)
     assert "- flawed on sudoku, seed 5: its probe failed" in report(recipe).read_text()
     compare(recipe, tell=quiet)
-    assert len(read_lines(recipe.folder / "cells.jsonl")) == len(told)
+    assert len(read_json_lines(recipe.folder / "cells.jsonl")) == len(told)
     (tmp_path / "mine.py").write_text(
         "def flawed(completions, **_):\n    return [float(len(c)) for c in completions]\n"
     )
@@ -518,7 +518,7 @@ def test_a_setting_whose_loss_is_no_number_is_recorded_as_failed_and_not_chosen(
 def test_without_its_base_a_run_fails_with_the_bases_message(tmp_path: Path) -> None:
     recipe = small(tmp_path, "tuning=", "seeds=[0]", "tasks.sudoku.base_overrides.max_completion_length=3")
     compare(recipe, tell=quiet)
-    failed = {r["stage"]: r["failed"] for r in read_lines(recipe.folder / "cells.jsonl")}
+    failed = {r["stage"]: r["failed"] for r in read_json_lines(recipe.folder / "cells.jsonl")}
     assert "the demonstration has 16 tokens and does not fit" in failed["pretraining"]
     assert failed["base"] == failed["final"] == f"its base failed: {failed['pretraining']}"
 

@@ -11,9 +11,7 @@ import pytest
 from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
 
-from unmask.errors import RunError
 from unmask.report.curve import plot_curve
-from unmask.runs.metrics import read_metrics
 
 EVALUATIONS = [
     {"eval/test@0/accuracy": 0.25, "eval/test@0/low": 0.125, "eval/test@0/high": 0.5}
@@ -79,12 +77,3 @@ def test_every_evaluation_of_many_is_drawn(tmp_path: Path, drawn: list[Figure]) 
 def test_a_run_without_evaluations_or_rewards_is_still_drawn(tmp_path: Path) -> None:
     assert plot_curve(run_folder(tmp_path, [{"step": 1, "loss": 2.0}]), tmp_path / "curve.svg").stat().st_size > 0
     assert (tmp_path / "curve.csv").read_text().splitlines() == ["step,evaluation,accuracy,low,high"]
-
-
-def test_metrics_are_read_line_by_line_and_half_a_line_is_left_out(tmp_path: Path) -> None:
-    assert read_metrics(run_folder(tmp_path, LINES, tail='{"step": 3, "rew')) == LINES
-
-
-def test_a_folder_that_is_no_run_is_told(tmp_path: Path) -> None:
-    with pytest.raises(RunError, match=f"^{tmp_path} is not a run folder: it has no metrics.jsonl.$"):
-        read_metrics(tmp_path)

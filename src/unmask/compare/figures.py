@@ -14,6 +14,7 @@ from unmask.compare.recipe import BASE
 from unmask.compare.results import FEW_SEEDS, Mean, Results
 from unmask.compare.tables import EDITED
 from unmask.functional.intervals import wilson_interval
+from unmask.runs.metrics import temperature_name
 from unmask.style import (
     MOST_BANDS,
     UNTRAINED,
@@ -23,7 +24,6 @@ from unmask.style import (
     panels,
     save_all,
     save_table,
-    temperature_name,
     ticks_at,
     tidy,
     with_bands,

@@ -24,12 +24,12 @@ from unmask.compare.recipe import BASE, decoded
 from unmask.compare.sources import digest_of, engine_files, own_files
 from unmask.config import Config, EvalConfig
 from unmask.engine import BatchLimits, LocalEngine
-from unmask.errors import ConfigError, RunError
+from unmask.errors import ConfigError
 from unmask.evaluate import evaluate
-from unmask.files import parse_json, read_text
 from unmask.models import load_model
 from unmask.pretrain import pretrain
 from unmask.recipe import PretrainRecipe, RunRecipe, TrainRecipe
+from unmask.runs.metrics import evaluations, read_metrics
 from unmask.score import scorer_of
 from unmask.trainer import Trainer
 from unmask.trainer.accelerator import make_accelerator
@@ -143,7 +143,7 @@ class Pretraining(Job):
 
     def run(self) -> Record:
         folder = pretrain(self.recipe.model_copy(update={"output_dir": str(self.folder)}), resume=True)
-        lines = read_lines(folder / "metrics.jsonl")
+        lines = read_metrics(folder)
         return {
             "steps": self.recipe.max_steps,
             "seconds": round(sum(line["time/step"] for line in lines), 1),
@@ -223,14 +223,14 @@ class Cell(Job):
             }
         )
         folder = Trainer(recipe, resume=True).train()
-        lines = read_lines(folder / "metrics.jsonl")
+        lines = read_metrics(folder)
         facts = {
             "steps": self.max_steps,
             "token_passes": int(_total(lines, "compute/token_passes")),
             "reward_calls": int(_total(lines, "compute/reward_calls")),
             "seconds": round(_total(lines, "time/rollout") + _total(lines, "time/update"), 1),
         }
-        curve = _curve(lines, f"eval/{measure.split}@") if measure.curve_points else []
+        curve = _curve(lines, measure.split) if measure.curve_points else []
         return facts | self._measured() | {"curve": curve}
 
     def clean_up(self) -> None:
@@ -296,7 +296,7 @@ class Probe(Job):
                 # One probe serves all learning rates, the one that ruins the model included.
                 "optim": recipe.optim.model_copy(update={"learning_rate": 1e-9}),
             }
-            lines = read_lines(Trainer(recipe.model_copy(update=update)).train() / "metrics.jsonl")
+            lines = read_metrics(Trainer(recipe.model_copy(update=update)).train())
         return {"cost": max(line["compute/token_passes"] for line in lines if "compute/token_passes" in line)}
 
 
@@ -314,32 +314,6 @@ def steps_within(budget: int, cost: float, task: str) -> int:
     return int(budget // cost)
 
 
-def read_lines(path: Path) -> list[Record]:
-    """The lines of a JSONL file; half a line at its end, which a killed process leaves, does not count.
-
-    Raises:
-        RunError: the file cannot be read, or a line of it is not a JSON object.
-    """
-    if not path.exists():
-        return []
-    *whole, _ = read_text(path).split("\n")
-    return [_record(path, number, line) for number, line in enumerate(whole, 1)]
-
-
-def _record(path: Path, number: int, text: str) -> Record:
-    """One line of a JSONL file."""
-    try:
-        record = parse_json(text)
-    except ValueError:
-        record = None
-    if not isinstance(record, dict):
-        raise RunError(
-            f"{path}, line {number} is not a JSON object: {text[:60]!r}. Restore the file, or remove the line; what it recorded "
-            "is then run again."
-        )
-    return record
-
-
 def _varying(recipe: RunRecipe) -> dict[str, Any]:
     """What tells a recipe from others; of a training recipe, its start and its length are told apart elsewhere.
 
@@ -353,18 +327,13 @@ def _varying(recipe: RunRecipe) -> dict[str, Any]:
     return {key: value for key, value in tree.items() if key not in skipped} | types
 
 
-def _curve(lines: list[Record], prefix: str) -> list[Record]:
-    """Accuracies by temperature along a run, against the token passes spent until then."""
+def _curve(lines: list[Record], split: str) -> list[Record]:
+    """Return the accuracies on a split by temperature along a run, against the token passes spent until then."""
     curve, spent = [], 0.0
     for line in lines:
         spent += line.get("compute/token_passes", 0)
-        found = {
-            key.removeprefix(prefix).removesuffix("/accuracy"): value
-            for key, value in line.items()
-            if key.startswith(prefix) and key.endswith("/accuracy")
-        }
-        if found:
-            curve.append({"step": line["step"], "token_passes": int(spent), "accuracy": found})
+        if accuracy := {point.temperature: point.accuracy for point in evaluations(line) if point.split == split}:
+            curve.append({"step": line["step"], "token_passes": int(spent), "accuracy": accuracy})
     return curve
 
 

@@ -7,9 +7,9 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
 from unmask.compare import sources
-from unmask.compare.jobs import Job, Key, Record, folder_of, key_of, read_lines
+from unmask.compare.jobs import Job, Key, Record, folder_of, key_of
 from unmask.errors import RunError
-from unmask.files import read_json_object
+from unmask.files import read_json_lines, read_json_object
 from unmask.runs.atomic import write_atomically
 from unmask.runs.folder import disk_faults_explained
 
@@ -124,13 +124,15 @@ def _full_key(record: Record) -> Key:
 
 
 def _read(path: Path) -> list[Record]:
-    records = read_lines(path)
+    if not path.exists():
+        return []
+    advice = "Restore the file, or remove the line; what it recorded is then run again."
+    records = read_json_lines(path, advice=advice)
     labels = {"stage": str, "task": str, "method": str, "seed": int, "variant": str}
     for number, record in enumerate(records, 1):
         if not all(isinstance(record.get(name), kind) for name, kind in labels.items()):
             raise RunError(
-                f"{path}, line {number} is not a record of a comparison: it does not say {', '.join(labels)}. Restore the file, "
-                "or remove the line; what it recorded is then run again."
+                f"{path}, line {number} is not a record of a comparison: it lacks one of {', '.join(labels)}. {advice}"
             )
     return records
 

@@ -28,7 +28,7 @@ from unmask.errors import ConfigError, RunError, UnmaskError
 from unmask.recipe import dump, read_tree, validate
 from unmask.runs.atomic import write_atomically
 from unmask.runs.folder import disk_faults_explained
-from unmask.style import temperature_name
+from unmask.runs.metrics import temperature_name
 from unmask.trainer.stopping import RunStoppedError, StopSignals
 
 JobT = TypeVar("JobT", bound=Job)

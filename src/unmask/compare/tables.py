@@ -11,7 +11,8 @@ from typing import Any
 from unmask.compare.recipe import BASE, CompareRecipe, named
 from unmask.compare.results import FEW_SEEDS, Mean, Results, Trial, is_at_edge
 from unmask.runs.atomic import write_atomically
-from unmask.style import save_table, temperature_name
+from unmask.runs.metrics import temperature_name
+from unmask.style import save_table
 
 EDITED = "†"
 """Marks lines of code that was edited since."""

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from math import isfinite
 from pathlib import Path
-from typing import Any
 
-from unmask.runs.metrics import read_metrics
-from unmask.style import draw_line, line_style, panels, save_figure, save_table, temperature_name, tidy
+from unmask.report.runs import evaluations_of
+from unmask.runs.metrics import number_of, read_metrics
+from unmask.style import draw_line, line_style, panels, save_figure, save_table, tidy
 
 
 def plot_curve(run: Path, target: Path) -> Path:
@@ -45,25 +44,3 @@ def plot_curve(run: Path, target: Path) -> Path:
         ],
     )
     return target
-
-
-def number_of(value: object) -> float | None:
-    """A value of a line of metrics, which may hold lists too; None if it is not a number."""
-    return float(value) if isinstance(value, int | float) else None
-
-
-def evaluations_of(lines: list[dict[str, Any]]) -> dict[str, list[dict[str, float]]]:
-    """For each evaluation of a run its points: step, accuracy, low, high; those without a number or an interval left out."""
-    found: dict[str, list[dict[str, float]]] = {}
-    for line in lines:
-        for key in line:
-            if key.startswith("eval/") and key.endswith("/accuracy") and "@" in key:
-                name = key.removesuffix("/accuracy")
-                numbers = {field: number_of(line.get(f"{name}/{field}")) for field in ("accuracy", "low", "high")}
-                point = {field: value for field, value in numbers.items() if value is not None and isfinite(value)}
-                if len(point) < len(numbers):
-                    continue
-                point["step"] = line["step"]
-                split, _, temperature = name.removeprefix("eval/").partition("@")
-                found.setdefault(f"{split}, {temperature_name(temperature)}", []).append(point)
-    return found

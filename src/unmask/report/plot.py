@@ -17,10 +17,9 @@ from typing import Any
 
 from unmask.errors import ConfigError, RunError, unknown_name
 from unmask.functional.intervals import cut, mean_interval
-from unmask.report.curve import number_of
 from unmask.report.runs import read_config
 from unmask.runs.folder import FREE_TO_CHANGE, flat
-from unmask.runs.metrics import read_metrics
+from unmask.runs.metrics import evaluation_of, evaluations, number_of, read_metrics, temperature_name
 from unmask.style import (
     MOST_BANDS,
     PANEL_WIDTH,
@@ -31,7 +30,6 @@ from unmask.style import (
     panels,
     save_all,
     save_table,
-    temperature_name,
     tidy,
     with_bands,
     without_band,
@@ -48,7 +46,6 @@ X_AXES = {
 }
 """What a metric can be drawn against: label, the label's unit, and the metrics that are summed up to it."""
 
-_ACCURACY = "/accuracy"
 _NOT_A_SETTING = FREE_TO_CHANGE | {"seed"}
 
 
@@ -129,7 +126,7 @@ def plot_metrics(
             if x == "step":
                 axis.locator_params("x", integer=True)
             axis.set_title(_title(metric, found, smooth), fontsize=9)
-            if metric.endswith(_ACCURACY):
+            if evaluation_of(metric):
                 axis.set_ylim(0, 1)
             tidy(axis)
         legend_below(figure, lines)
@@ -180,7 +177,7 @@ def range_of(metric: str, config: Mapping[str, Any]) -> tuple[float, float]:
         ((0.0, 1.0), (-inf, inf))
     """
     first, _, last = metric.rpartition("/")
-    if metric.endswith((_ACCURACY, "_share")) or first == "clip_ratio" or last.startswith("frac_"):
+    if metric.endswith(("/accuracy", "_share")) or first == "clip_ratio" or last.startswith("frac_"):
         return 0.0, 1.0
     if first.startswith("rewards/") and last != "mean":
         return 0.0, 1.0  # the share of completions with a reason
@@ -209,7 +206,6 @@ def series_of(
     limits: tuple[float, float] = (-inf, inf),
 ) -> Series:
     """A metric of the runs of one recipe, at the steps at which all of them have it; its interval ends where its range does."""
-    is_accuracy = metric.endswith(_ACCURACY)
     columns = [_smoothed(_column(lines, metric, x), _window(metric, smooth)) for lines in runs]
     steps = sorted(set.intersection(*(set(column) for column in columns)))
     if not steps:
@@ -219,13 +215,8 @@ def series_of(
     ends = [cut((mean - half, mean + half), *limits) for mean, half in means]
     low, high = [end for end, _ in ends], [end for _, end in ends]
     if len(runs) == 1:
-        name = metric.removesuffix(_ACCURACY)
-        logged = {line["step"]: line for line in runs[0]}
-        bounds = [
-            [logged[step].get(f"{name}/{end}", nan) if is_accuracy else nan for step in steps]
-            for end in ("low", "high")
-        ]
-        low, high = bounds
+        bounds = {line["step"]: (p.low, p.high) for line in runs[0] for p in evaluations(line) if p.key == metric}
+        low, high = ([bounds.get(step, (nan, nan))[end] for step in steps] for end in (0, 1))
     places = [fmean(place for place, _ in values) for values in points]
     return Series(label, len(runs), steps, places, [mean for mean, _ in means], low, high)
 
@@ -250,7 +241,7 @@ def _column(lines: Lines, metric: str, x: str) -> dict[int, tuple[float, float]]
 
 
 def _window(metric: str, smooth: int) -> int:
-    return 1 if metric.endswith(_ACCURACY) else smooth
+    return 1 if evaluation_of(metric) else smooth
 
 
 def _smoothed(column: Mapping[int, tuple[float, float]], over: int) -> dict[int, tuple[float, float]]:
@@ -267,7 +258,7 @@ def _usual(read: Mapping[Path, Lines]) -> list[str]:
     keys = [{key for line in lines for key in line} for lines in read.values()]
     common = set.intersection(*keys)
     rest = [name for name in ("reward", "loss") if name in common][:1]
-    return [*sorted(key for key in common if key.startswith("eval/") and key.endswith(_ACCURACY)), *rest]
+    return [*sorted(key for key in common if evaluation_of(key)), *rest]
 
 
 def _settings(run: Path, across: Iterable[str]) -> dict[str, Any]:
@@ -301,11 +292,8 @@ def _with_number(series: Series) -> str:
 
 def _title(metric: str, found: Sequence[Series], smooth: int) -> str:
     """The metric, what its band is, and whether it is smoothed."""
-    if metric.endswith(_ACCURACY):
-        name, _, temperature = metric.removesuffix(_ACCURACY).removeprefix("eval/").partition("@")
-        title = f"{name} accuracy, {temperature_name(temperature or 0)}"
-    else:
-        title = metric
+    place = evaluation_of(metric)
+    title = f"{place[0]} accuracy, {temperature_name(place[1])}" if place else metric
     bands = {
         f"(t) over seeds ({s.num_runs})" if s.num_runs > 1 else "of rows (Wilson)" for s in found if s.has_interval
     }

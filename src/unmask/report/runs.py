@@ -11,8 +11,7 @@ from typing import Any
 import yaml
 
 from unmask.files import read_yaml
-from unmask.report.curve import evaluations_of
-from unmask.runs.metrics import read_metrics
+from unmask.runs.metrics import evaluations, read_metrics
 from unmask.text import visible
 
 MOST_POINTS = 2000
@@ -98,6 +97,20 @@ def run_curves(run: Path) -> dict[str, Any]:
             for key in sorted({key for line in lines for key in line if key.startswith("time/")})
         },
     }
+
+
+def evaluations_of(lines: Sequence[Mapping[str, Any]]) -> dict[str, list[dict[str, float]]]:
+    """Collect the points of each evaluation of a run, by its label: step, accuracy, low, high.
+
+    Points that lack the accuracy or its interval are left out.
+    """
+    found: dict[str, list[dict[str, float]]] = {}
+    for line in lines:
+        for point in evaluations(line):
+            values = {"accuracy": point.accuracy, "low": point.low, "high": point.high}
+            if all(map(math.isfinite, values.values())):
+                found.setdefault(point.label, []).append({"step": line["step"], **values})
+    return found
 
 
 def _heat(lines: Sequence[Mapping[str, Any]], key: str) -> dict[str, Any] | None:

@@ -12,7 +12,6 @@ import errno
 import fcntl
 import json
 import logging
-import math
 import os
 import re
 import shutil
@@ -24,7 +23,7 @@ from typing import Any, TextIO
 import yaml
 
 from unmask.errors import RunError, reason
-from unmask.files import read_json_object, read_text, read_yaml
+from unmask.files import read_json_object, read_yaml
 from unmask.runs.atomic import flush, write_atomically
 from unmask.runs.checkpoints import (
     checkpoints_in,
@@ -37,7 +36,7 @@ from unmask.runs.checkpoints import (
 )
 from unmask.runs.extension import difference_of
 from unmask.runs.metrics import FILE as METRICS
-from unmask.runs.metrics import parse_line
+from unmask.runs.metrics import read_metrics
 
 _ASIDE = ".incomplete-"
 _REPLACED = ".replaced-"
@@ -236,13 +235,18 @@ class RunFolder:
             raise
 
     def open_metrics(self, step: int) -> None:
-        """Begin to append to metrics.jsonl, dropping lines of steps after `step`, which are about to be done again."""
+        """Open metrics.jsonl to append to it, and drop the lines of steps after `step`, which the run does again."""
         if not self.is_main:
             return
         with disk_faults_explained(self.path):
             if self.metrics_path.exists():
-                kept = self._lines_until(step)
-                write_atomically(self.metrics_path, "".join(line + "\n" for line in kept))
+                lines = [line for line in read_metrics(self.path) if line["step"] <= step]
+                if step > 0 and max((line["step"] for line in lines), default=0) < step:
+                    logger.warning(
+                        f"{self.metrics_path} ends before step {step}, from which the run continues: its curves will have a "
+                        "gap."
+                    )
+                write_atomically(self.metrics_path, "".join(json.dumps(line) + "\n" for line in lines))
             self._metrics = self.metrics_path.open("a", encoding="utf-8")
 
     def log(self, metrics: Mapping[str, Any]) -> None:
@@ -314,22 +318,6 @@ class RunFolder:
             )
         self.id = uuid.uuid4().hex
         self.add_facts(id=self.id)
-
-    def _lines_until(self, step: int) -> list[str]:
-        """The lines of metrics.jsonl up to a step; what a killed process left half written is dropped."""
-        lines = [line for line in read_text(self.metrics_path).split("\n") if line]
-        for number, line in enumerate(lines[:-1], 1):
-            if parse_line(line) is None:
-                raise RunError(
-                    f"{self.metrics_path}, line {number} is not a line of metrics: {line[:60]!r}. Restore the file, or remove "
-                    "the line."
-                )
-        kept = [line for line in lines if _step_of(line) <= step]
-        if step > 0 and max(map(_step_of, kept), default=0) < step:
-            logger.warning(
-                f"{self.metrics_path} does not reach step {step}, from which the run goes on: its curves will have a gap."
-            )
-        return kept
 
     def _tidy(self) -> None:
         """Remove what a process left that was killed while it wrote, and put back what it was about to replace."""
@@ -438,12 +426,6 @@ def _remove(path: Path) -> None:
         shutil.rmtree(path, ignore_errors=True)
     else:
         path.unlink(missing_ok=True)
-
-
-def _step_of(line: str) -> float:
-    """The step of a line of metrics; infinite for half a line of a process that was killed while it wrote."""
-    found = parse_line(line)
-    return math.inf if found is None else found["step"]
 
 
 def _rows_that_count(before: Mapping[str, Any], now: Mapping[str, Any]) -> tuple[Mapping[str, Any], Mapping[str, Any]]:

@@ -1,33 +1,123 @@
-"""Reading metrics.jsonl, in which a run logs one JSON object for each step."""
+"""The lines of metrics.jsonl, in which a run logs one JSON object for each training step.
+
+The results of an evaluation stand under keys such as `eval/test@0.9/accuracy`: the split, the sampling temperature, and the name
+of the number. This module writes and reads these keys.
+"""
 
 from __future__ import annotations
 
 import math
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from unmask.errors import RunError
-from unmask.files import parse_json, read_text
+from unmask.files import parse_json, read_json_lines
 
 FILE = "metrics.jsonl"
+"""Name of the file in a run folder."""
+_EVALUATION = re.compile(r"eval/(?P<split>[^@]+)@(?P<temperature>.+)/(?P<name>[^/]+)")
+_NUMBERS = ("accuracy", "low", "high", "reward")
+
+
+@dataclass(frozen=True, slots=True)
+class EvaluationPoint:
+    """One evaluation of a run, as a line of metrics records it."""
+
+    split: str
+    temperature: str
+    """The temperature as it stands in the key, such as `0` or `0.9`."""
+    accuracy: float
+    low: float = math.nan
+    """Lower end of the 95 % interval of the accuracy; NaN if the line does not have it."""
+    high: float = math.nan
+    reward: float = math.nan
+
+    @property
+    def key(self) -> str:
+        """The key of the accuracy."""
+        return f"eval/{self.split}@{self.temperature}/accuracy"
+
+    @property
+    def sampling(self) -> str:
+        """The temperature in words."""
+        return temperature_name(self.temperature)
+
+    @property
+    def label(self) -> str:
+        """The split and the temperature in words.
+
+        Example:
+            >>> EvaluationPoint("test", "0.9", accuracy=0.5).label
+            'test, sampled at 0.9'
+        """
+        return f"{self.split}, {self.sampling}"
+
+    def metrics(self) -> dict[str, float]:
+        """The evaluation as entries of a line of metrics."""
+        name = f"eval/{self.split}@{self.temperature}"
+        return {f"{name}/{field}": getattr(self, field) for field in _NUMBERS}
+
+
+def evaluations(line: Mapping[str, Any]) -> list[EvaluationPoint]:
+    """Find the evaluations in a line of metrics, in the order of their keys in the line.
+
+    Example:
+        >>> evaluations({"step": 4, "loss": 0.5, "eval/test@0/accuracy": 0.25, "eval/best_step": 4})
+        [EvaluationPoint(split='test', temperature='0', accuracy=0.25, low=nan, high=nan, reward=nan)]
+    """
+    found: dict[tuple[str, str], dict[str, float]] = {}
+    for key, value in line.items():
+        if (parts := _EVALUATION.fullmatch(key)) and (number := number_of(value)) is not None:
+            found.setdefault((parts["split"], parts["temperature"]), {})[parts["name"]] = number
+    return [
+        EvaluationPoint(split, temperature, *(numbers.get(name, math.nan) for name in _NUMBERS))
+        for (split, temperature), numbers in found.items()
+        if "accuracy" in numbers
+    ]
+
+
+def evaluation_of(metric: str) -> tuple[str, str] | None:
+    """Return the split and the temperature in the key of an evaluation's accuracy; None for any other key.
+
+    Example:
+        >>> evaluation_of("eval/test@0.9/accuracy"), evaluation_of("eval/test@0.9/reward")
+        (('test', '0.9'), None)
+    """
+    parts = _EVALUATION.fullmatch(metric)
+    return (parts["split"], parts["temperature"]) if parts and parts["name"] == "accuracy" else None
+
+
+def temperature_name(temperature: str | float) -> str:
+    """Name a sampling temperature in words: `greedy` for 0, otherwise `sampled at` and the number, or the text as it is."""
+    try:
+        number = float(temperature)
+    except ValueError:
+        return f"sampled at {temperature}"
+    return "greedy" if number == 0 else f"sampled at {number:g}"
+
+
+def number_of(value: object) -> float | None:
+    """Return a value of a line of metrics as a float; None if it is not a number, as some values are lists."""
+    return float(value) if isinstance(value, int | float) else None
 
 
 def read_metrics(run: Path) -> list[dict[str, Any]]:
-    """Read the lines of a run's metrics.jsonl.
+    """Read the lines of a run's metrics.jsonl; see `read_json_lines` for a last line that is half written.
 
     Raises:
-        RunError: there is no such file, it is not UTF-8 text, or one of its lines is damaged; the last line may be half
-            written, by a process that is at work or was killed.
+        RunError: the file does not exist, is not UTF-8 text, or one of its lines is damaged.
     """
     path = run / FILE
-    if not path.is_file():
+    if not path.exists():
         raise RunError(f"{run} is not a run folder: it has no {FILE}.")
-    *whole, _ = read_text(path).split("\n")
-    return [_checked(path, number, line) for number, line in enumerate(whole, 1)]
+    return read_json_lines(path, parse_line, "a line of metrics")
 
 
 def parse_line(text: str) -> dict[str, Any] | None:
-    """Read one line of metrics; None if it is not one.
+    """Read one line of metrics; None if the text is something else.
 
     A line is an object of numbers and lists of numbers, all of which fit into a float; its `step` is a whole number from 0.
 
@@ -46,16 +136,6 @@ def parse_line(text: str) -> dict[str, Any] | None:
         return None
     parts = [part for value in line.values() for part in (value if isinstance(value, list) else [value])]
     return line | {"step": int(step)} if all(map(_is_number, parts)) else None
-
-
-def _checked(path: Path, number: int, text: str) -> dict[str, Any]:
-    line = parse_line(text)
-    if line is None:
-        raise RunError(
-            f"{path}, line {number} is not a line of metrics: {text[:60]!r}. If a process was killed while it wrote, "
-            "remove the line."
-        )
-    return line
 
 
 def _is_number(value: Any) -> bool:

@@ -12,12 +12,10 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from unmask.runs.metrics import FILE, read_metrics
+from unmask.runs.metrics import FILE, evaluations, read_metrics
 
 STEP, ACCURACY = "eval/best_step", "eval/best_accuracy"
 """Keys of the metrics that say which evaluation is the best so far."""
-
-_PREFIX, _SUFFIX = "eval/validation@", "/accuracy"
 
 
 class Best(NamedTuple):
@@ -40,7 +38,7 @@ def validation_accuracy(metrics: Mapping[str, Any]) -> float | None:
         >>> validation_accuracy({"eval/test@0/accuracy": 0.5}) is None
         True
     """
-    values = [value for key, value in metrics.items() if key.startswith(_PREFIX) and key.endswith(_SUFFIX)]
+    values = [point.accuracy for point in evaluations(metrics) if point.split == "validation"]
     return statistics.fmean(values) if values else None
 
 

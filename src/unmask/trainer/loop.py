@@ -23,7 +23,7 @@ from unmask.recipe import TrainRecipe, completed
 from unmask.records import Rollout, Row
 from unmask.rollout import decode
 from unmask.runs.folder import RunFolder, disk_faults_explained
-from unmask.runs.metrics import read_metrics
+from unmask.runs.metrics import EvaluationPoint, read_metrics
 from unmask.runs.saved_rollouts import Guesses, Kept
 from unmask.score import RewardFunc, scorer_of
 from unmask.trainer.accelerator import finish_trackers, make_accelerator, start_trackers
@@ -291,13 +291,10 @@ class Trainer:
                 seed=recipe.seed,
                 processes=self.ranks,
             )
-            name = f"eval/{setting.split}@{temperature:g}"
-            metrics |= {
-                f"{name}/accuracy": result.accuracy,
-                f"{name}/low": result.low,
-                f"{name}/high": result.high,
-                f"{name}/reward": result.reward,
-            }
+            point = EvaluationPoint(
+                setting.split, f"{temperature:g}", result.accuracy, result.low, result.high, result.reward
+            )
+            metrics |= point.metrics()
         return metrics | {"time/evaluation": time.perf_counter() - started}
 
     def _keep_best(self, step: int, metrics: dict[str, Any]) -> dict[str, Any]:
