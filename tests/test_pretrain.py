@@ -18,7 +18,7 @@ from unmask.errors import ConfigError, DataError, ModelError, RunError
 from unmask.functional.elbo import mask_at_times, stratified_times
 from unmask.functional.noise import named_generator
 from unmask.models import Denoiser, char_tokenizer, convert, load_model
-from unmask.pretrain import Corpus, _add_gradient, _optimizers, pretrain
+from unmask.pretrain import Corpus, _add_gradient, pretrain
 from unmask.rollout import decode
 from unmask.trainer.stopping import RunStoppedError
 
@@ -140,26 +140,6 @@ def test_a_demonstration_that_does_not_fit_is_shown(lively: Denoiser, tmp_path: 
         DataError, match="^a demonstration of 16 tokens does not fit into max_completion_length = 12: '"
     ):
         Corpus(pretrain_recipe(tmp_path, "max_completion_length=12"), lively, TOKENIZER)
-
-
-# --- the optimizers ---
-
-
-def test_muon_takes_the_matrices_of_the_blocks_and_adamw_the_rest(lively: Denoiser, tmp_path: Path) -> None:
-    names = {id(p): name for name, p in lively.named_parameters()}
-    adamw, muon = _optimizers(pretrain_recipe(tmp_path), lively)
-    taken = [{names[id(p)] for group in o.param_groups for p in group["params"]} for o in (adamw, muon)]
-    assert taken[0] | taken[1] == set(names.values())
-    assert not taken[0] & taken[1]
-    assert taken[1] == {
-        name for name in names.values() if ".h." in name and name.endswith("weight") and ".ln_" not in name
-    }
-    assert [o.param_groups[0]["lr"] for o in (adamw, muon)] == [3e-3, 0.03]
-
-
-def test_without_muon_adamw_takes_all(lively: Denoiser, tmp_path: Path) -> None:
-    (adamw,) = _optimizers(pretrain_recipe(tmp_path, "muon_learning_rate=0"), lively)
-    assert sum(len(group["params"]) for group in adamw.param_groups) == len(list(lively.parameters()))
 
 
 # --- runs ---

@@ -22,7 +22,6 @@ from unmask.errors import ConfigError, DataError, RunError
 from unmask.functional.distribution import token_logprobs
 from unmask.functional.elbo import elbo, mask_at_times, stratified_times
 from unmask.functional.noise import named_generator
-from unmask.functional.schedule import learning_rate_factor
 from unmask.model_card import pretraining_card, push
 from unmask.models import Denoiser, Policy, char_tokenizer, tiny_denoiser
 from unmask.models.adapters import save_adapted
@@ -36,7 +35,8 @@ from unmask.samplers.predict import predict, read
 from unmask.trainer import engine
 from unmask.trainer.accelerator import finish_trackers, make_accelerator, start_trackers
 from unmask.trainer.learn import positions_at_once
-from unmask.trainer.policy import base_mark, equip, load_policy, trainable
+from unmask.trainer.optimizer import make_optimizers, set_learning_rate
+from unmask.trainer.policy import base_mark, equip, load_policy
 from unmask.trainer.ranks import Ranks
 from unmask.trainer.shards import prepare
 from unmask.trainer.state import RunState
@@ -136,11 +136,16 @@ def _run(
         adapters = equip(recipe, denoiser, recipe.model)
         corpus = Corpus(recipe, denoiser, tokenizer, rows)
         mark = base_mark(denoiser, adapters)
-    optimizers = _optimizers(recipe, denoiser)
-    peaks = [optimizer.param_groups[0]["lr"] for optimizer in optimizers]
+    optimizers = make_optimizers(denoiser, recipe.optim, recipe.muon_learning_rate)
     model, prepared = prepare(accelerator, denoiser, optimizers)
     state = RunState(
-        accelerator, denoiser, model, prepared, mark, lambda target: describe(target, denoiser, tokenizer, adapters)
+        accelerator,
+        denoiser,
+        model,
+        prepared,
+        recipe.optim,
+        mark,
+        lambda target: describe(target, denoiser, tokenizer, adapters),
     )
     state.ranks.meeting = watchdog.meet
     watchdog.count_forwards(denoiser)
@@ -164,13 +169,9 @@ def _run(
         mean = sum(losses) / len(losses)
         if not math.isfinite(mean):
             raise _not_finite(f"the loss at step {step + 1} is {mean}")
-        optim = recipe.optim
-        factor = learning_rate_factor(step, recipe.max_steps, optim.warmup_steps, optim.lr_schedule, optim.lr_floor)
-        for optimizer, peak in zip(prepared, peaks, strict=True):
-            for group in optimizer.param_groups:
-                group["lr"] = peak * factor
+        set_learning_rate(prepared, recipe.optim, step, recipe.max_steps)
         try:
-            engine.step(accelerator, model, prepared, optim.max_grad_norm)
+            engine.step(accelerator, model, prepared, recipe.optim.max_grad_norm)
         except FloatingPointError as error:
             raise _not_finite(f"step {step + 1}: {error}") from error
         metrics = {"loss": mean, "time/step": time.perf_counter() - started}
@@ -356,32 +357,6 @@ def _start_model(recipe: PretrainRecipe) -> Policy:
         return load_policy(recipe, recipe.model)
     tokenizer = char_tokenizer(recipe.task.alphabet)
     return Policy(tiny_denoiser(recipe.tiny, tokenizer, recipe.seed).to(getattr(torch, recipe.dtype)), tokenizer)
-
-
-def _optimizers(recipe: PretrainRecipe, denoiser: Denoiser) -> list[torch.optim.Optimizer]:
-    """Muon for the matrices of the blocks, AdamW for embeddings, head, norms and biases."""
-    outside = {
-        id(p)
-        for m in (denoiser.backbone.get_input_embeddings(), denoiser.backbone.get_output_embeddings())
-        for p in m.parameters()
-    }
-    outside |= {id(p) for m in denoiser.modules() if isinstance(m, torch.nn.Embedding) for p in m.parameters()}
-    matrices = [p for p in denoiser.parameters() if p.ndim == 2 and id(p) not in outside]
-    if not recipe.muon_learning_rate:
-        matrices = []
-    taken = {id(p) for p in matrices}
-    rest = [p for p in trainable(denoiser) if id(p) not in taken]
-    optim = recipe.optim
-    optimizers: list[torch.optim.Optimizer] = [
-        torch.optim.AdamW(rest, lr=optim.learning_rate, betas=optim.betas, weight_decay=optim.weight_decay, fused=True)
-    ]
-    if matrices:
-        optimizers.append(
-            torch.optim.Muon(
-                matrices, lr=recipe.muon_learning_rate, momentum=0.95, weight_decay=0.01, adjust_lr_fn="original"
-            )
-        )
-    return optimizers
 
 
 def _not_finite(what: str) -> RunError:

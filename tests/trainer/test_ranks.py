@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from tests.several import exit_codes_of_two
+from unmask.config import OptimConfig
 from unmask.errors import DataError, UnmaskError
 from unmask.models import load_model
 from unmask.trainer.ranks import Ranks
@@ -108,13 +109,13 @@ def write_sharded(rank: int, model: Path, folder: Path) -> None:
     if rank == 0:
         folder.mkdir()
     accelerator.wait_for_everyone()
-    RunState(accelerator, denoiser, denoiser, [optimizer]).write(folder)  # type: ignore[arg-type]
+    RunState(accelerator, denoiser, denoiser, [optimizer], OptimConfig()).write(folder)  # type: ignore[arg-type]
 
 
 def read_sharded(rank: int, model: Path, folder: Path) -> None:
     """Read a plain process's state into shards, and find it there."""
     accelerator, denoiser, optimizer = sharded_model(model)
-    state = RunState(accelerator, denoiser, denoiser, [optimizer])  # type: ignore[arg-type]
+    state = RunState(accelerator, denoiser, denoiser, [optimizer], OptimConfig())  # type: ignore[arg-type]
     state.load(folder)
     other, _ = load_model(model)
     others = torch.optim.AdamW(other.parameters(), lr=1e-2)
@@ -142,7 +143,7 @@ def plain_state(model: Path) -> tuple[RunState, nn.Module, torch.optim.Optimizer
 
     denoiser, _ = load_model(model)
     optimizer = torch.optim.AdamW(denoiser.parameters(), lr=1e-2)
-    return RunState(Accelerator(cpu=True), denoiser, denoiser, [optimizer]), denoiser, optimizer
+    return RunState(Accelerator(cpu=True), denoiser, denoiser, [optimizer], OptimConfig()), denoiser, optimizer
 
 
 def test_what_sharded_processes_write_one_process_reads(tiny_model: Path, tmp_path: Path) -> None:

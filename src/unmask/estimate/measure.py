@@ -18,6 +18,7 @@ from unmask.estimate.shapes import build
 from unmask.estimate.work import Pass, Work, asked_at, synthetic_rollout
 from unmask.recipe import TrainRecipe
 from unmask.samplers import Scoring, denoise, score_views
+from unmask.trainer.optimizer import make_optimizer, trainable
 from unmask.trainer.peak import free_bytes
 
 if TYPE_CHECKING:
@@ -68,8 +69,7 @@ def measure(
     path = work.rollout.trajectory.to(device)
     part = work.views.take(slice(0, update.rows))
     scoring = Scoring.of(path, recipe.logprob_temperature)
-    trained = [p for p in denoiser.parameters() if p.requires_grad]
-    optimizer = torch.optim.AdamW(trained, lr=0.0)
+    optimizer = make_optimizer(trainable(denoiser), recipe.optim)
 
     def score() -> torch.Tensor:
         with torch.autocast(device.type, torch.bfloat16, enabled=recipe.mixed_precision == "bf16"):

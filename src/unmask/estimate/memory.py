@@ -22,6 +22,7 @@ from unmask.models import Denoiser
 from unmask.recipe import TrainRecipe
 from unmask.samplers import Scoring
 from unmask.samplers.reading import PART_ON_CPU, PART_ON_GPU, Reader
+from unmask.trainer.optimizer import state_bytes
 from unmask.trainer.peak import peak_bytes
 
 if TYPE_CHECKING:
@@ -165,8 +166,9 @@ def _resident(recipe: TrainRecipe, whole: Callable[[str], float], share: dict[st
     lines.append(
         Line("gradients", trained * trained_size / share["gradients"], f"{number} x {trained_size} B" + of["gradients"])
     )
-    words = f"AdamW: 2 x {number} x {trained_size} B"
-    lines.append(Line("optimizer", 2 * trained * trained_size / share["optimizer"], words + of["optimizer"]))
+    state = state_bytes(trained * trained_size, recipe.optim)
+    words = f"state: {state / (trained * trained_size):.3g} x {number} x {trained_size} B"
+    lines.append(Line("optimizer", state / share["optimizer"], words + of["optimizer"]))
     if recipe.method.needs().reference != "none":
         if not recipe.lora:
             where = 0 if recipe.reference_offload else trained * size

@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from unmask.functional.schedule import learning_rate_factor
 from unmask.functional.surrogate import exact_kl
 from unmask.methods.views import scored_tokens
 from unmask.models import Denoiser
@@ -24,6 +23,7 @@ from unmask.rollout import batches_by_length
 from unmask.samplers import Scoring, score_views
 from unmask.trainer import engine
 from unmask.trainer.metrics import Tally
+from unmask.trainer.optimizer import set_learning_rate
 from unmask.trainer.ranks import Ranks
 from unmask.trainer.reference import Reference
 
@@ -150,11 +150,7 @@ class Learner:
         # All plans are scored by the policy as it is now, before the first update.
         num_plans = recipe.num_iterations if method.fresh_views else 1
         batches = [self._batch(rollout, generator) for _ in range(num_plans)]
-        rate = recipe.optim.learning_rate * learning_rate_factor(
-            step, recipe.max_steps, recipe.optim.warmup_steps, recipe.optim.lr_schedule, recipe.optim.lr_floor
-        )
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate
+        rate = set_learning_rate([self.optimizer], recipe.optim, step, recipe.max_steps)
         is_first = True
         # A loss that is not separable may compare the members of a group.
         unit = 1 if method.separable else rollout.group_size

@@ -16,6 +16,7 @@ from unmask.errors import ConfigError
 from unmask.models import Denoiser, Policy, from_run, load_model
 from unmask.models.adapters import Adapters, save_adapted
 from unmask.recipe import RunRecipe, TrainRecipe
+from unmask.trainer.optimizer import make_optimizer, trainable
 from unmask.trainer.reference import FrozenCopy, Reference, SecondAdapter, WithoutAdapters
 
 if TYPE_CHECKING:
@@ -73,13 +74,7 @@ def make_policy(recipe: TrainRecipe, device: torch.device) -> TrainedPolicy:
     adapters = equip(recipe, denoiser, recipe.model)
     if needs_reference and adapters:
         reference = SecondAdapter(adapters) if recipe.sync_ref_model else WithoutAdapters(adapters)
-    optimizer = torch.optim.AdamW(
-        trainable(denoiser),
-        lr=recipe.optim.learning_rate,
-        betas=recipe.optim.betas,
-        weight_decay=recipe.optim.weight_decay,
-        fused=True,
-    )
+    optimizer = make_optimizer(trainable(denoiser), recipe.optim)
     return TrainedPolicy(denoiser, tokenizer, adapters, reference, optimizer, base_mark(denoiser, adapters))
 
 
@@ -111,11 +106,6 @@ def equip(recipe: RunRecipe, denoiser: Denoiser, base: str | None) -> Adapters |
 def base_mark(denoiser: Denoiser, adapters: Adapters | None) -> dict[str, Tensor]:
     """A tensor whose name tells the model under the adapters; a checkpoint with another name is refused."""
     return {from_run.base_mark(denoiser): torch.zeros(1)} if adapters else {}
-
-
-def trainable(denoiser: Denoiser) -> list[torch.nn.Parameter]:
-    """Parameters that the optimizer gets."""
-    return [parameter for parameter in denoiser.parameters() if parameter.requires_grad]
 
 
 def _four_bits(recipe: RunRecipe) -> object:

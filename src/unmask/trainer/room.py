@@ -27,8 +27,9 @@ from unmask.rollout import encode_batch
 from unmask.runs.atomic import write_atomically
 from unmask.samplers import Scoring, score_views
 from unmask.trainer.learn import positions_at_once
+from unmask.trainer.optimizer import state_bytes, trainable
 from unmask.trainer.peak import free_bytes, peak_bytes
-from unmask.trainer.policy import TrainedPolicy, trainable
+from unmask.trainer.policy import TrainedPolicy
 from unmask.trainer.ranks import Ranks
 
 if TYPE_CHECKING:
@@ -235,8 +236,6 @@ class _Probe:
         return peak_bytes(lambda: run(rows), self.policy.denoiser, device=self.accelerator.device)
 
     def _plannable(self) -> float:
-        return SHARE * free_bytes(self.accelerator.device) - self._state_bytes()
-
-    def _state_bytes(self) -> int:
-        """AdamW's two moments of each weight, which are not there before the first update."""
-        return sum(2 * p.numel() * p.element_size() for p in trainable(self.policy.denoiser))
+        # The optimizer has no state before the first update.
+        weight_bytes = sum(p.numel() * p.element_size() for p in trainable(self.policy.denoiser))
+        return SHARE * free_bytes(self.accelerator.device) - state_bytes(weight_bytes, self.recipe.optim)

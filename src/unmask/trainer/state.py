@@ -14,11 +14,13 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from unmask.config import OptimConfig
 from unmask.errors import RunError
 from unmask.models.state_files import BUFFER, EXTRA, STATE, WEIGHT, StateFiles
 from unmask.runs.checkpoints import check_room, damage_explained, step_of
 from unmask.runs.folder import RunFolder
 from unmask.trainer.engine import is_sharded
+from unmask.trainer.optimizer import state_bytes
 from unmask.trainer.ranks import Ranks
 from unmask.trainer.shards import Holder, holder_of
 
@@ -40,6 +42,7 @@ class RunState:
         module: the policy itself.
         model: the policy as it was prepared.
         optimizers: as they were prepared.
+        optim: the settings that they were made by.
         extra: tensors besides, by name, that every process holds whole; read back in place.
         describe: writes into a checkpoint what `load_model` needs to read a model from it; default nothing.
     """
@@ -50,10 +53,11 @@ class RunState:
         module: nn.Module,
         model: nn.Module,
         optimizers: list[Any],
+        optim: OptimConfig,
         extra: Mapping[str, Tensor] | None = None,
         describe: Callable[[Path], None] = lambda _: None,
     ) -> None:
-        self.describe = describe
+        self.describe, self.optim = describe, optim
         self.accelerator, self.module, self.extra = accelerator, module, dict(extra or {})
         self.ranks = Ranks(accelerator)
         self.holder: Holder = holder_of(accelerator, model, optimizers)
@@ -112,9 +116,13 @@ class RunState:
                 check_room(folder.path, size, folder.last_step())
 
     def size(self) -> int:
-        """Bytes that a checkpoint takes, about: weights and, for AdamW, two numbers beside each."""
-        elements = [getattr(p, "ds_numel", p.numel()) for _, p in self._parameters()]
-        return 3 * 4 * sum(elements) + sum(value.numel() * value.element_size() for _, value in self._plain())
+        """Returns about how many bytes a checkpoint takes: float32 weights, the optimizer's state and everything else."""
+        weights = 4 * sum(getattr(p, "ds_numel", p.numel()) for _, p in self._parameters())
+        return (
+            weights
+            + int(state_bytes(weights, self.optim))
+            + sum(value.numel() * value.element_size() for _, value in self._plain())
+        )
 
     def write(self, folder: Path, working: Callable[[], None] = lambda: None) -> None:
         """Write the state's files; the main process writes, all gather. `working` is called before each file is written."""
