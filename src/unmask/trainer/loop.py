@@ -99,9 +99,9 @@ class Trainer:
         self.model, prepared = prepare(self.accelerator, self.denoiser, [self.policy.optimizer])
         reference = self.policy.reference
         self.learner = Learner(self.accelerator, self.model, prepared[0], reference, recipe)
-        kept = self.policy.kept(recipe)
+        also = self.policy.kept(recipe)
         self.state = RunState(
-            self.accelerator, self.denoiser, self.model, prepared, recipe.optim, kept, self.policy.describe
+            self.accelerator, self.denoiser, self.model, prepared, recipe.optim, also, self.policy.describe
         )
         # Where the reference is another module, what it spends counts too.
         self.meter = TokenPasses(self.denoiser, *(reference.modules() if reference else []))

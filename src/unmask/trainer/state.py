@@ -118,11 +118,8 @@ class RunState:
     def size(self) -> int:
         """Returns about how many bytes a checkpoint takes: float32 weights, the optimizer's state and everything else."""
         weights = 4 * sum(getattr(p, "ds_numel", p.numel()) for _, p in self._parameters())
-        return (
-            weights
-            + int(state_bytes(weights, self.optim))
-            + sum(value.numel() * value.element_size() for _, value in self._plain())
-        )
+        plain = sum(value.numel() * value.element_size() for _, value in self._plain())
+        return weights + int(state_bytes(weights, self.optim)) + plain
 
     def write(self, folder: Path, working: Callable[[], None] = lambda: None) -> None:
         """Write the state's files; the main process writes, all gather. `working` is called before each file is written."""
