@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import fcntl
 import multiprocessing
 import os
 import signal
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Executor, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -26,7 +24,7 @@ from unmask.compare.recipe import BASE, CompareRecipe, flat, named
 from unmask.compare.results import choose, tried
 from unmask.errors import ConfigError, RunError, UnmaskError
 from unmask.recipe import dump, read_tree, validate
-from unmask.runs.atomic import write_atomically
+from unmask.runs.atomic import take_lock, write_atomically
 from unmask.runs.folder import disk_faults_explained
 from unmask.runs.metrics import temperature_name
 from unmask.trainer.stopping import RunStoppedError, StopSignals
@@ -78,7 +76,7 @@ def compare(
     folder = recipe.folder
     with disk_faults_explained(folder):
         folder.mkdir(parents=True, exist_ok=True)
-    with _owned(folder):
+    with take_lock(folder / "compare.lock"):
         if not rerun_changed:
             _refuse_changed(folder, recipe)
         ledger = Ledger(folder)
@@ -423,16 +421,3 @@ def _refuse_changed(folder: Path, recipe: CompareRecipe) -> None:
             + "\n".join(lines)
             + "\nSet them back, set output_dir to another folder, or add --rerun-changed to run again what they touch."
         )
-
-
-@contextmanager
-def _owned(folder: Path) -> Iterator[None]:
-    """Keep other processes from working in the same folder."""
-    with (folder / "compare.lock").open("a") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise RunError(
-                f"{folder} is in use by another process. Wait for it, or set output_dir to another."
-            ) from None
-        yield

@@ -26,6 +26,7 @@ from unmask.models.native import NATIVE_CLASSES, twins_of
 from unmask.models.size import built_empty, check_size, sizes_of_tensors
 from unmask.models.source import local_folder, read_json, refuse_pickles
 from unmask.models.tokenizers import complete_tokenizer
+from unmask.runs.atomic import folder_replaced_whole
 from unmask.runs.checkpoints import is_checkpoint
 
 if TYPE_CHECKING:
@@ -302,25 +303,20 @@ def refuse_existing(destination: Path) -> None:
 
 @contextmanager
 def written_aside(destination: Path) -> Iterator[Path]:
-    """A folder beside the destination that takes its name at the end; on any failure nothing is left.
+    """Give a folder to write into, which becomes the destination at the end; after an error nothing is left.
 
     Raises:
-        ModelError: the destination is there already, or the disk did not take all of it.
+        ModelError: the destination exists already, or the disk did not take all of it.
     """
     refuse_existing(destination)
-    with _beside(destination) as aside:
+    with _beside(destination) as place, folder_replaced_whole(destination, place / "model") as aside:
         yield aside
-        with _explained(destination):
-            for path in [*aside.rglob("*"), aside]:
-                _sync(path)
-            aside.chmod(0o755)
-            aside.rename(destination)
-            _sync(destination.parent)
+        refuse_existing(destination)
 
 
 @contextmanager
 def _beside(destination: Path) -> Iterator[Path]:
-    """A folder on the destination's disk that is gone at the end."""
+    """Give a folder on the destination's disk, which is removed at the end."""
     with _explained(destination):
         destination.parent.mkdir(parents=True, exist_ok=True)
         aside = Path(tempfile.mkdtemp(prefix=f".{destination.name[:64]}.", dir=destination.parent))
@@ -343,11 +339,3 @@ def _explained(destination: Path) -> Iterator[None]:
             f"{destination} could not be written: {getattr(error, 'strerror', None) or error}. Nothing was left behind; name "
             "another destination."
         ) from error
-
-
-def _sync(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

@@ -1,19 +1,30 @@
-"""Files that are written whole or not at all."""
+"""Files and folders that are written whole or not at all, and locks on folders.
+
+What is written stands aside under a hidden name, is flushed to the disk, and is then renamed. So a process that is killed leaves
+either the old content or the new.
+"""
 
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import os
 import secrets
-from collections.abc import Iterator
+import shutil
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TextIO
 
 from unmask.errors import RunError, reason
+
+INCOMPLETE = ".incomplete-"
+"""Prefix of the name of a folder that is being written."""
+_REPLACED = ".replaced-"
 
 
 @contextlib.contextmanager
 def replaced_whole(path: Path) -> Iterator[Path]:
-    """A path to write to, which replaces `path` when the block ends well; otherwise `path` stays as it was.
+    """Give a path to write to, which replaces `path` if the block ends without an error; otherwise `path` stays as it was.
 
     The name keeps the ending of `path`, from which libraries derive the format.
     """
@@ -32,6 +43,62 @@ def write_atomically(path: Path, text: str) -> None:
         aside.write_text(text, encoding="utf-8")
 
 
+@contextlib.contextmanager
+def folder_replaced_whole(target: Path, aside: Path, working: Callable[[], None] = lambda: None) -> Iterator[Path]:
+    """Give an empty folder to write into, which replaces the folder `target` if the block ends without an error.
+
+    Args:
+        target: the folder; it does not have to exist.
+        aside: where to write, on the same disk. `tidy` finds it by the prefix `INCOMPLETE` if the process is killed.
+        working: called before each file is flushed, which may take long.
+    """
+    try:
+        shutil.rmtree(aside, ignore_errors=True)
+        aside.mkdir(parents=True)
+        yield aside
+        for path in [*aside.rglob("*"), aside]:
+            working()
+            flush(path)
+        replaced = target.parent / f"{_REPLACED}{target.name}"
+        if target.exists():
+            target.rename(replaced)
+        aside.rename(target)
+        flush(target.parent)
+        _remove(replaced)
+    except BaseException:
+        shutil.rmtree(aside, ignore_errors=True)
+        raise
+
+
+def tidy(folder: Path) -> None:
+    """Remove the folders that a killed process was writing in `folder`, and put back those that it was about to replace."""
+    for leftover in folder.glob(f"{INCOMPLETE}*"):
+        _remove(leftover)
+    for replaced in folder.glob(f"{_REPLACED}*"):
+        target = replaced.with_name(replaced.name.removeprefix(_REPLACED))
+        if target.exists():
+            _remove(replaced)
+        else:
+            replaced.rename(target)
+
+
+def take_lock(path: Path) -> TextIO:
+    """Lock a folder by a file in it. The lock is held until the file that is returned is closed.
+
+    Raises:
+        RunError: another process holds the lock.
+    """
+    lock = path.open("a+")
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        lock.close()
+        raise RunError(
+            f"{path.parent} is in use by another process. Wait for it, or set output_dir to another folder."
+        ) from None
+    return lock
+
+
 def flush(path: Path) -> None:
     """Wait until a file or folder is on the disk."""
     descriptor = os.open(path, os.O_RDONLY)
@@ -46,10 +113,18 @@ def writing_explained(path: Path, advice: str) -> Iterator[None]:
     """Turn an error of the file system into a RunError that names `path` and says what to do.
 
     Args:
-        path: what is written.
+        path: the file that is written.
         advice: a sentence, such as "Name another file with --output."
     """
     try:
         yield
     except OSError as error:
         raise RunError(f"{path} cannot be written ({error.strerror or reason(error)}). {advice}") from error
+
+
+def _remove(path: Path) -> None:
+    """Remove a folder or a file, if it exists."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)

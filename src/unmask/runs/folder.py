@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import fcntl
 import json
 import logging
 import os
@@ -24,7 +23,7 @@ import yaml
 
 from unmask.errors import RunError, reason
 from unmask.files import read_json_object, read_yaml
-from unmask.runs.atomic import flush, write_atomically
+from unmask.runs.atomic import INCOMPLETE, folder_replaced_whole, take_lock, tidy, write_atomically
 from unmask.runs.checkpoints import (
     checkpoints_in,
     damage_explained,
@@ -38,8 +37,6 @@ from unmask.runs.extension import difference_of
 from unmask.runs.metrics import FILE as METRICS
 from unmask.runs.metrics import read_metrics
 
-_ASIDE = ".incomplete-"
-_REPLACED = ".replaced-"
 logger = logging.getLogger("unmask")
 
 FREE_TO_CHANGE = frozenset(
@@ -111,7 +108,7 @@ class RunFolder:
         try:
             with disk_faults_explained(path):
                 path.mkdir(parents=True, exist_ok=True)
-                self._take_lock()
+                self._lock = take_lock(path / "run.lock")
                 if self._holds_run():
                     self._check_same(dict(config), dict(data or {}), resume, completed)
                     self._check_steps(config.get("max_steps"))
@@ -119,7 +116,8 @@ class RunFolder:
                 write_atomically(path / "config.yaml", yaml.safe_dump(dict(config), sort_keys=False))
                 if data:
                     write_atomically(path / "data.json", json.dumps(data, indent=1) + "\n")
-                self._tidy()
+                for place in (path, path / "checkpoints"):
+                    tidy(place)
         except BaseException:
             self.close()
             raise
@@ -209,30 +207,16 @@ class RunFolder:
 
     @contextlib.contextmanager
     def written_aside(self, target: Path) -> Iterator[Path]:
-        """A folder to write into that becomes `target` when the block ends well, and vanishes when it does not."""
-        aside = target.parent / f"{_ASIDE}{target.name}"
+        """Give a folder to write into, which replaces `target` if the block ends without an error.
+
+        Every process enters the block and gets the same folder; the one that owns the run folder renames it.
+        """
+        aside = target.parent / f"{INCOMPLETE}{target.name}"
         if not self.is_main:
             yield aside
             return
-        try:
-            # Inside, so that a full disk is looked at before what filled it is removed.
-            with disk_faults_explained(self.path, self.last_step()):
-                shutil.rmtree(aside, ignore_errors=True)
-                aside.mkdir(parents=True)
-                yield aside
-                for file in aside.rglob("*"):
-                    if file.is_file():
-                        self.working()
-                        flush(file)
-                replaced = target.parent / f"{_REPLACED}{target.name}"
-                if target.exists():
-                    target.rename(replaced)
-                aside.rename(target)
-                flush(target.parent)
-                _remove(replaced)
-        except BaseException:
-            shutil.rmtree(aside, ignore_errors=True)
-            raise
+        with disk_faults_explained(self.path, self.last_step()), folder_replaced_whole(target, aside, self.working):
+            yield aside
 
     def open_metrics(self, step: int) -> None:
         """Open metrics.jsonl to append to it, and drop the lines of steps after `step`, which the run does again."""
@@ -272,7 +256,7 @@ class RunFolder:
             RunError: the folder is read-only, the quota is used up, or the like.
         """
         with disk_faults_explained(self.path, self.last_step()):
-            trial = self.path / "checkpoints" / f"{_ASIDE}trial"
+            trial = self.path / "checkpoints" / f"{INCOMPLETE}trial"
             trial.mkdir(parents=True, exist_ok=True)
             trial.rmdir()
 
@@ -318,29 +302,6 @@ class RunFolder:
             )
         self.id = uuid.uuid4().hex
         self.add_facts(id=self.id)
-
-    def _tidy(self) -> None:
-        """Remove what a process left that was killed while it wrote, and put back what it was about to replace."""
-        for place in (self.path, self.path / "checkpoints"):
-            for leftover in place.glob(f"{_ASIDE}*"):
-                _remove(leftover)
-            for replaced in place.glob(f"{_REPLACED}*"):
-                target = replaced.with_name(replaced.name.removeprefix(_REPLACED))
-                if target.exists():
-                    _remove(replaced)
-                else:
-                    replaced.rename(target)
-
-    def _take_lock(self) -> None:
-        lock = (self.path / "run.lock").open("a+")
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            lock.close()
-            raise RunError(
-                f"{self.path} is in use by another process. Wait for it, or set output_dir to another folder."
-            ) from None
-        self._lock = lock
 
     def _check_same(
         self,
@@ -418,14 +379,6 @@ def _restoring_advised() -> Iterator[None]:
     except RunError as error:
         error.add_note("Restore that file from a copy, or set output_dir to another folder.")
         raise
-
-
-def _remove(path: Path) -> None:
-    """Remove a folder or a file."""
-    if path.is_dir() and not path.is_symlink():
-        shutil.rmtree(path, ignore_errors=True)
-    else:
-        path.unlink(missing_ok=True)
 
 
 def _rows_that_count(before: Mapping[str, Any], now: Mapping[str, Any]) -> tuple[Mapping[str, Any], Mapping[str, Any]]:

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from unmask.errors import DataError
+from unmask.runs.atomic import replaced_whole
 from unmask.tasks.readers import check_columns, rows_of_columns
 
 PREFIX = "memory:"
@@ -145,10 +146,8 @@ def _plain(value: Any, is_frame: bool) -> Any:
 
 
 def write_jsonl(rows: Iterable[Mapping[str, Any]], path: Path) -> None:
-    """Write rows that `plain_rows` made, so that reading the file gives them back."""
+    """Write rows that `plain_rows` made; reading the file gives them back."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(f".{path.name}.tmp")
-    with aside.open("w", encoding="utf-8") as file:
-        # Escaped, so that half a surrogate pair can be written too: it is refused where rows are checked, by its row.
+    with replaced_whole(path) as aside, aside.open("w", encoding="utf-8") as file:
+        # Non-ASCII text is escaped, so that an unpaired surrogate can be written too; the check of the rows refuses it.
         file.writelines(json.dumps(row) + "\n" for row in rows)
-    aside.rename(path)
