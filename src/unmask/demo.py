@@ -8,19 +8,15 @@ from pathlib import Path
 from rich.console import Console
 
 from unmask.console import progress, table
-from unmask.models import load_model
 from unmask.pretrain import pretrain
 from unmask.recipe import PretrainRecipe, load, load_recipe
-from unmask.records import Rollout
-from unmask.report.filmstrip import plot_filmstrip
-from unmask.runs.folder import disk_faults_explained
 from unmask.runs.metrics import evaluations, read_metrics
 from unmask.trainer.stopping import RunStoppedError
 from unmask.training import Trainer
 
 
 def run(output_dir: Path, seed: int) -> None:
-    """Do it all and print the results; a demo that was interrupted continues where it stopped."""
+    """Pretrain, train, evaluate and print the results. A demo that was interrupted continues where it stopped."""
     try:
         _run(output_dir, seed)
     except RunStoppedError as stop:
@@ -40,8 +36,6 @@ def _run(output_dir: Path, seed: int) -> None:
     )
     trainer = Trainer(recipe, resume=True)
     folder = trainer.train()
-    with disk_faults_explained(folder):
-        film = _film(folder)
     lines = read_metrics(folder)
     first, last = lines[0], lines[-1]
     rows = []
@@ -56,17 +50,10 @@ def _run(output_dir: Path, seed: int) -> None:
     )
     Console().print(
         f"report   {trainer.pictures['report']}\n"
-        f"curve    {trainer.pictures['curve']}\nfilm     {film}\n"
+        f"curve    {trainer.pictures['curve']}\n"
         f"model    {folder / 'final'}\nmetrics  {folder / 'metrics.jsonl'}\n"
         f"time     {time.perf_counter() - started:.0f} s\n"
         f"watch    unmask sample {folder / 'final'} --task sudoku",
         highlight=False,
         soft_wrap=True,
     )
-
-
-def _film(run: Path) -> Path:
-    """The first completion of the first rollout that the run kept, as a film strip."""
-    rollout, _ = Rollout.load(sorted((run / "rollouts").glob("*.safetensors"))[0])
-    _, tokenizer = load_model(run / "final")
-    return plot_filmstrip(rollout, 0, lambda token: str(tokenizer.decode([token])), run / "film.png")

@@ -123,16 +123,16 @@ def quiet_libraries() -> Iterator[None]:
 
 
 def pictures(folder: Path) -> dict[str, str]:
-    """Draw the curve of a finished run and write its report; where each is, or why it could not be written.
+    """Draw the learning curve of a finished run and write its report; return the path of each, or why it was not written.
 
-    The run itself is complete: a fault here must not make it look like a failure.
+    The run itself is complete, so an error here must not make it look like a failure.
     """
     from unmask.report.build import write_report
-    from unmask.report.curve import plot_curve
+    from unmask.report.plot import plot_metrics
 
     made: dict[str, str] = {}
     steps: dict[str, Callable[[], Path]] = {
-        "curve": lambda: plot_curve(folder, folder / "curve.png"),
+        "curve": lambda: plot_metrics([folder], [], folder / "curve.png", suffixes=[".png"]),
         "report": lambda: write_report([folder]).path,
     }
     for name, make in steps.items():

@@ -19,7 +19,6 @@ from matplotlib.figure import Figure
 
 from tests.small_runs import unmask
 from unmask.errors import ConfigError, RunError
-from unmask.report.curve import plot_curve
 from unmask.report.plot import group_runs, plot_metrics, range_of
 
 RESULTS = Path(__file__).parent.parent.parent / "benchmark" / "results"
@@ -59,6 +58,17 @@ def rows(path: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
+def assert_same_table(path: Path, expected: Path) -> None:
+    """Assert that two CSV files hold the same texts, and the same numbers up to rounding."""
+    for row, wanted in zip(rows(path), rows(expected), strict=True):
+        assert list(row) == list(wanted)
+        for value, other in zip(row.values(), wanted.values(), strict=True):
+            try:
+                assert float(value) == pytest.approx(float(other), rel=1e-9, nan_ok=True)
+            except ValueError:
+                assert value == other
+
+
 def test_a_single_run_has_the_wilson_interval_that_it_logged(tmp_path: Path, drawn: list[Figure]) -> None:
     folder = run(tmp_path / "a", [0.5, 0.75], {0: 0.25, 2: 0.5})
     assert plot_metrics([folder], [], tmp_path / "x.svg") == tmp_path / "x.svg"
@@ -77,6 +87,12 @@ def test_a_single_run_has_the_wilson_interval_that_it_logged(tmp_path: Path, dra
     ]
     assert (tmp_path / "x.png").read_bytes().startswith(b"\x89PNG")
     assert "test accuracy, greedy" in (tmp_path / "x.svg").read_text()
+
+
+def test_only_the_formats_that_are_named_are_written(tmp_path: Path) -> None:
+    folder = run(tmp_path / "a", [0.5, 0.75], {0: 0.25, 2: 0.5})
+    plot_metrics([folder], [], tmp_path / "x.png", suffixes=[".png"])
+    assert sorted(path.name for path in tmp_path.glob("x*")) == ["x.csv", "x.png"]
 
 
 def test_runs_of_other_seeds_are_one_line_with_the_interval_over_seeds(tmp_path: Path, drawn: list[Figure]) -> None:
@@ -160,7 +176,7 @@ def test_the_command_draws_runs_and_comparisons(tmp_path: Path, capsys: pytest.C
     # This comparison measured no accuracy at other numbers of denoising steps.
     assert capsys.readouterr().out == f"figure: {tmp_path / 'b.svg'}\n"
     assert sorted(path.name for path in tmp_path.glob("b*")) == ["b.csv", "b.pdf", "b.png", "b.svg"]
-    assert (tmp_path / "b.csv").read_text() == (RESULTS / "paper-tiny" / "compute.csv").read_text()
+    assert_same_table(tmp_path / "b.csv", RESULTS / "paper-tiny" / "compute.csv")
     place = tmp_path / "compare-2"
     shutil.copytree(RESULTS / "counterfactual-tiny", place)
     assert unmask("plot", place, "--output", tmp_path / "against.png") == 0
@@ -218,7 +234,17 @@ def test_strange_names_and_numbers_are_drawn_or_told(tmp_path: Path) -> None:
         file.write('{"step": 3, "eval/test@x/accuracy": 0.5, "eval/test@0/accuracy": [1]}\n')
     plot_metrics([folder], ["eval/test@x/accuracy"], tmp_path / "x.png")
     assert "test accuracy, sampled at x" in (tmp_path / "x.svg").read_text()
-    plot_curve(folder, tmp_path / "curve.png")
+    with (folder / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 4, "eval/test@1/accuracy": 0.5, "eval/test@1/low": [1], "eval/test@1/high": 1}\n')
+    plot_metrics([folder], [], tmp_path / "curve.png")
+    assert [(r["metric"], r["low"]) for r in rows(tmp_path / "curve.csv") if "@1" in r["metric"]] == [
+        ("eval/test@1/accuracy", "nan")
+    ]
+    assert {r["metric"] for r in rows(tmp_path / "curve.csv")} == {
+        "eval/test@x/accuracy",
+        "eval/test@1/accuracy",
+        "reward",
+    }
 
 
 def test_a_place_that_cannot_be_written_is_told_and_leaves_nothing_half_done(

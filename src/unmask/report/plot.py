@@ -28,7 +28,7 @@ from unmask.style import (
     legend_below,
     line_style,
     panels,
-    save_all,
+    save_figure,
     save_table,
     tidy,
     with_bands,
@@ -76,17 +76,19 @@ def plot_metrics(
     x: str = "step",
     smooth: int = 1,
     across: Sequence[str] = (),
+    suffixes: Sequence[str] = SUFFIXES,
 ) -> Path:
-    """Write and return `target`, with the figure in the other forms and the numbers as .csv beside it.
+    """Draw metrics of runs into `target`, write the numbers as CSV beside it, and return `target`.
 
     Args:
         runs: run folders.
-        metrics: keys of metrics.jsonl, a panel each; none: every accuracy that all runs have, and the reward.
-        target: a .png, .svg or .pdf file; the other two and a .csv file are written beside it.
+        metrics: keys of metrics.jsonl, one panel each. If empty, every accuracy that all runs have, and the reward.
+        target: a .png, .svg or .pdf file.
         x: a name of `X_AXES`.
         smooth: draw the mean of a measurement and the `smooth` - 1 before it. Each run is smoothed before means over runs
-            are taken; accuracies are never smoothed, since their intervals would no longer be theirs.
-        across: settings that may differ within a line besides the seed, such as `model` where bases were reseeded too.
+            are taken. Accuracies are never smoothed, because their intervals would no longer fit.
+        across: settings that may differ within a line besides the seed, such as `model` if each seed has its own base model.
+        suffixes: the file formats to write; each gets the name of `target` with its own suffix.
 
     Raises:
         RunError: a folder is not a run, lacks the metric, or the files cannot be written.
@@ -130,7 +132,8 @@ def plot_metrics(
                 axis.set_ylim(0, 1)
             tidy(axis)
         legend_below(figure, lines)
-        save_all(figure, target)
+        for suffix in suffixes:
+            save_figure(figure, target.with_suffix(suffix))
     extra = [] if x == "step" else [x]
     save_table(
         target.with_suffix(".csv"),
@@ -254,9 +257,10 @@ def _smoothed(column: Mapping[int, tuple[float, float]], over: int) -> dict[int,
 
 
 def _usual(read: Mapping[Path, Lines]) -> list[str]:
-    """Accuracies that all runs have, and the reward, or else the loss."""
+    """The accuracies that all runs have, and the reward, or else the loss. A metric that is a list anywhere is left out."""
     keys = [{key for line in lines for key in line} for lines in read.values()]
-    common = set.intersection(*keys)
+    lists = {key for lines in read.values() for line in lines for key in line if isinstance(line[key], list)}
+    common = set.intersection(*keys) - lists
     rest = [name for name in ("reward", "loss") if name in common][:1]
     return [*sorted(key for key in common if evaluation_of(key)), *rest]
 
