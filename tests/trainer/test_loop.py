@@ -14,6 +14,7 @@ import pytest
 import torch
 import yaml
 
+import unmask
 from tests.small_runs import metrics, steps_saved, train_recipe, weights
 from unmask.engine import LocalEngine
 from unmask.errors import ConfigError, DataError, RewardError, RunError
@@ -141,12 +142,36 @@ def test_rollouts_are_kept_with_their_texts_and_every_state_can_be_derived(tiny_
 
 
 def test_every_metric_is_explained(whole: Path, tiny_model: Path, tmp_path: Path) -> None:
-    page = Path(__file__).parents[2] / "docs" / "metrics.md"
-    explained = set(re.findall(r"`([^`]+)`", page.read_text()))
-    leaves = {name.rpartition("/")[2] for name in explained}
+    explained = [re.sub(r"\\{\w+\\}", "[^/]+", re.escape(key)) for key in metrics_page()] + ["step"]
     with_reference = train(train_recipe(tiny_model, tmp_path / "run", "method.beta=0.04", "max_steps=1"))
     for key in {key for folder in (whole, with_reference) for line in metrics(folder) for key in line}:
-        assert key in explained or key.rpartition("/")[2] in leaves, key
+        assert any(re.fullmatch(pattern, key) for pattern in explained), key
+
+
+def test_the_file_that_a_metric_is_said_to_be_computed_in_holds_its_whole_key() -> None:
+    for key, file in metrics_page().items():
+        assert f'"{key}"' in (SOURCES / file).read_text(), (key, file)
+
+
+def test_every_key_of_a_metric_in_the_code_is_explained() -> None:
+    page = metrics_page()
+    spaces = "|".join({key.partition("/")[0] for key in page if "/" in key})
+    files = [*(SOURCES / "trainer").glob("*.py"), *(SOURCES / "methods").glob("*.py"), SOURCES / "pretrain.py"]
+    found = {key for file in files for key in re.findall(rf'"((?:{spaces})/[^"]+)"', file.read_text())}
+    assert len(found) > 20
+    assert {re.sub(r":\w+\}", "}", key) for key in found} - page.keys() - EXAMPLES == set()
+
+
+SOURCES = Path(unmask.__file__).parent
+EXAMPLES = {"eval/validation@0/accuracy", "eval/validation@0.9/accuracy", "eval/test@0/accuracy"}
+"""Keys that stand in examples of docstrings."""
+
+
+def metrics_page() -> dict[str, str]:
+    """Returns the keys in the table of docs/metrics.md, each with the file that computes it."""
+    text = (Path(__file__).parents[2] / "docs" / "metrics.md").read_text()
+    rows = re.findall(r"^\| (`.+?) \| .* \| `(\S+)` \|$", text, flags=re.MULTILINE)
+    return {key: file for keys, file in rows for key in re.findall(r"`([^`]+)`", keys)}
 
 
 def test_an_observer_sees_each_line(tiny_model: Path, tmp_path: Path) -> None:

@@ -88,9 +88,9 @@ def run_curves(run: Path) -> dict[str, Any]:
             for label, points in sorted(evaluations_of(lines).items())
         ],
         "heat": {
-            name: heat
-            for name in ("selected_by_step", "entropy_by_step")
-            if (heat := _heat(trained, f"diffusion/{name}"))
+            key.removeprefix("diffusion/"): heat
+            for key in ("diffusion/selected_by_step", "diffusion/entropy_by_step")
+            if (heat := _heat(trained, key))
         },
         "seconds": {
             visible(key.removeprefix("time/")): round(sum(line.get(key, 0.0) for line in lines), 3)

@@ -57,8 +57,13 @@ class EvaluationPoint:
 
     def metrics(self) -> dict[str, float]:
         """The evaluation as entries of a line of metrics."""
-        name = f"eval/{self.split}@{self.temperature}"
-        return {f"{name}/{field}": getattr(self, field) for field in _NUMBERS}
+        split, temperature = self.split, self.temperature
+        return {
+            f"eval/{split}@{temperature}/accuracy": self.accuracy,
+            f"eval/{split}@{temperature}/low": self.low,
+            f"eval/{split}@{temperature}/high": self.high,
+            f"eval/{split}@{temperature}/reward": self.reward,
+        }
 
 
 def evaluations(line: Mapping[str, Any]) -> list[EvaluationPoint]:

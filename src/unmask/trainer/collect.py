@@ -19,6 +19,9 @@ from unmask.rollout import decode, row_seeds
 from unmask.score import Scorer
 from unmask.trainer.metrics import Tally
 
+_METRICS = {"one_step_reward": "diffusion/one_step_reward", "fill_reward": "diffusion/fill_reward"}
+"""The metric of each reward of an unfinished completion."""
+
 
 def prompts_of_step(rows: Sequence[Row], step: int, num_prompts: int, seed: int) -> list[Row]:
     """The rows that step `step` (from 0) trains on: epoch after epoch, each in an order of its own.
@@ -118,7 +121,7 @@ class Collector:
         rewards = {}
         for name, values in zip(there, total.split([len(tokens) for tokens in chosen.values()]), strict=True):
             rewards[name] = total.new_zeros(is_filled[name].shape).masked_scatter(is_filled[name], values)
-            tally.add(f"diffusion/{name}", values)
+            tally.add(_METRICS[name], values)
         return rewards
 
     def _branched(self, rows: Sequence[Row], path: Trajectory) -> Trajectory:

@@ -11,6 +11,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+
 from unmask.engine import BatchLimits, LocalEngine, RolloutEngine
 from unmask.errors import ConfigError, DataError, RunError, UnmaskError
 from unmask.evaluate import evaluate
@@ -257,13 +259,12 @@ class Trainer:
             with self.ranks.agreed():
                 if self.folder.is_main:
                     self._keep(to_keep(sample, rows, self.tokenizer, guesses, views, advantage), step + 1)
-        for name, count in (("token_passes", self.meter.take()), ("reward_calls", self.scorer.take())):
-            tally.add(f"compute/{name}", float(count * self.ranks.count))
+        tally.add("compute/token_passes", float(self.meter.take() * self.ranks.count))
+        tally.add("compute/reward_calls", float(self.scorer.take() * self.ranks.count))
         metrics: dict[str, Any] = tally.reduce(self.accelerator)
-        by_step = {"entropy": entropy_by_step(rollout), "selected": selected_by_step(rollout.trajectory, views)}
-        for name, values in by_step.items():
-            if name != "selected" or values.any():
-                metrics[f"diffusion/{name}_by_step"] = [round(value, 6) for value in values.tolist()]
+        metrics["diffusion/entropy_by_step"] = _rounded(entropy_by_step(rollout))
+        if (selected := selected_by_step(rollout.trajectory, views)).any():
+            metrics["diffusion/selected_by_step"] = _rounded(selected)
         times = {"time/rollout": collected - started, "time/update": learnt - looked}
         return metrics | times | ({"time/guesses": looked - collected} if is_kept else {})
 
@@ -389,3 +390,7 @@ class Trainer:
         if asked and step < self.recipe.max_steps:
             self._save(step)
             raise RunStoppedError(step, self.recipe.max_steps, self.folder.path, asked)
+
+
+def _rounded(values: Tensor) -> list[float]:
+    return [round(value, 6) for value in values.tolist()]
