@@ -95,7 +95,10 @@ def test_base_data_and_results_with_their_intervals_are_told() -> None:
     found = ModelCard(card).data
     assert (found.base_model, found.datasets) == ("GSAI-ML/LLaDA-8B-Instruct", ["openai/gsm8k"])
     assert "| train rows | openai/gsm8k:main at abc, 60 rows, sha256 `f00d` |" in card
-    assert "| test | greedy | 0.250 (0.125 to 0.500) | 0.750 (0.500 to 0.875) | 0.800 |" in card
+    assert (
+        "| rows | sampling | solved before (95 %) | solved after (95 %) | mean reward |\n|---|---|---|---|---|\n"
+        "| test | greedy | 0.250 (0.125 to 0.500) | 0.750 (0.500 to 0.875) | 0.800 |\n\n"
+    ) in card
     assert "| rewards | `mine` |" in card
     assert "| token passes | 600 |" in card
     assert "# mine\n" in card
@@ -184,6 +187,7 @@ def test_the_card_counts_the_rows_that_were_there_and_speaks_of_before_only_wher
         place.write_text("".join(json.dumps(item) + "\n" for item in items))
     mine = tmp_path / "mine.py"
     mine.write_text(
+        "from unmask.reward import per_completion\n\n@per_completion\n"
         "def right(completions, answer, **_):\n    return [float(c == a) for c, a in zip(completions, answer)]\n"
     )
     rows = [f"task.{key}={place}" for key, place in places.items()]
