@@ -28,7 +28,7 @@ import yaml
 
 from unmask.config import SamplerConfig
 from unmask.records import Rollout, Trajectory
-from unmask.runs.saved_rollouts import Guesses, Kept, Trained
+from unmask.runs.saved_rollouts import Guesses, SavedRollout, TrainedViews
 
 RESULTS = Path(__file__).parent / "results" / "report.md"
 
@@ -98,7 +98,7 @@ def _line(step: int, shape: Shape, noise: list[float]) -> str:
     return json.dumps(line) + "\n"
 
 
-def _kept(shape: Shape, generator: torch.Generator) -> Kept:
+def _kept(shape: Shape, generator: torch.Generator) -> SavedRollout:
     """Groups with paths that could have been walked, and guesses that come nearer to what was written with every step."""
     rows, length, steps = shape.num_groups * shape.group_size, shape.length, shape.steps
     tokens = _words(shape, (rows, length), generator)
@@ -129,14 +129,14 @@ def _kept(shape: Shape, generator: torch.Generator) -> Kept:
     row = torch.arange(rows).repeat_interleave(8)
     step = torch.randint(0, steps, (len(row),), generator=generator)
     credit = torch.randn(len(row), generator=generator)
-    trained = Trained(row.int(), step.int(), torch.zeros_like(row).int(), credit)
+    trained = TrainedViews(row.int(), step.int(), torch.zeros_like(row).int(), credit)
     words = ["return ", "    ", "\n", "for ", "x", " = ", "(", ")", ":", "0123456789"]
     pieces = {i: words[i % 10] if shape.task != "sudoku" else str(i - 1) for i in range(2, shape.vocabulary)}
     rewards = torch.rand(rows, generator=generator)
     texts = ["".join(pieces[i] for i in tokens[r].tolist()) for r in range(rows)]
     prompts = ["1002040001044031=" if shape.task == "sudoku" else "Write a function. " * 20] * shape.num_groups
     rollout = Rollout(path, shape.group_size, rewards)
-    return Kept(rollout, texts, prompts, [None] * shape.num_groups, pieces, guesses, trained)
+    return SavedRollout(rollout, texts, prompts, [None] * shape.num_groups, pieces, guesses, trained)
 
 
 def _words(shape: Shape, size: tuple[int, ...], generator: torch.Generator) -> torch.Tensor:

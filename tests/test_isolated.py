@@ -320,8 +320,8 @@ def test_a_judge_that_appends_to_its_messages_lengthens_no_prompt(
         "log_rollouts_steps=8",
     )
     assert unmask("train", "sudoku-tiny", *settings) == 0
-    from unmask.records import Rollout
+    from unmask.runs.saved_rollouts import SavedRollout
 
-    path = Rollout.load(tmp_path / "run" / "rollouts" / "step-00000008.safetensors")[0].trajectory
+    path = SavedRollout.load(tmp_path / "run" / "rollouts" / "step-00000008.safetensors").rollout.trajectory
     assert path.prompt_mask.sum(-1).tolist() == [3] * len(path)
     assert "rewards/judge/mean" in metrics(tmp_path / "run")[-1]

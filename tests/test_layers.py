@@ -49,7 +49,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "text": set(),
     "errors": {"text"},
     "files": {"errors"},
-    "records": {"errors", "config"},
+    "records": {"config"},
     "runs": {"errors", "text", "files", "config", "records", "functional"},
     "config": {"errors"},
     "functional": {"errors"},
@@ -102,7 +102,7 @@ MAY_IMPORT: dict[str, set[str]] = {
 ONLY: dict[str, set[str]] = {
     "text": set(),
     "errors": set(),
-    "records": {"torch", "safetensors"},
+    "records": {"torch"},
     "config": {"pydantic"},
     "functional": {"torch", "jaxtyping", "numpy", "scipy"},
     "reward": set(),

@@ -10,7 +10,7 @@ import pytest
 
 from tests.small_runs import metrics, unmask
 from unmask.models import TinyConfig, char_tokenizer, save_model, tiny_denoiser
-from unmask.records import Rollout
+from unmask.runs.saved_rollouts import SavedRollout
 
 README = (Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8")
 
@@ -49,10 +49,10 @@ def test_the_files_of_the_readme_train_on_a_csv(place: Path) -> None:
     assert [line["step"] for line in lines] == [0, 1, 2]
     assert "rewards/short_and_right/mean" in lines[1]
     # Its reward is the README's: 1 for the right text, less a hundredth for each character.
-    rollout, facts = Rollout.load(run / "rollouts" / "step-00000001.safetensors")
-    for text, reward in zip(facts["completions"], rollout.reward.tolist(), strict=True):
+    saved = SavedRollout.load(run / "rollouts" / "step-00000001.safetensors")
+    for text, reward in zip(saved.completions, saved.rollout.reward.tolist(), strict=True):
         assert reward == pytest.approx(-0.01 * len(text), abs=1e-6) or reward == pytest.approx(1 - 0.01 * len(text))
-    assert lines[1]["reward"] == pytest.approx(sum(rollout.reward.tolist()) / 4)
+    assert lines[1]["reward"] == pytest.approx(sum(saved.rollout.reward.tolist()) / 4)
 
 
 def test_the_same_rows_and_reward_are_evaluated(place: Path) -> None:

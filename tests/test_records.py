@@ -1,55 +1,14 @@
-"""The records: states derived from what and when, rows and groups picked and joined, and a file that reads back."""
+"""The records: states derived from what and when, rows and groups picked, joined and moved."""
 
 from __future__ import annotations
 
-import json
 from dataclasses import replace
 
 import pytest
 import torch
-from safetensors import safe_open
-from safetensors.torch import save_file
 
-from unmask.config import SamplerConfig
-from unmask.errors import RunError
-from unmask.records import GIVEN, SCHEMA_VERSION, Rollout, Trajectory, Views
-
-MASK, EOS = 1, 2
-T = 3
-
-
-def trajectory(num_rows=4, prompt_length=3, greedy=True, seed=0):
-    """Random but plausible: T = 3 steps, L = 5."""
-    generator = torch.Generator().manual_seed(seed)
-
-    def integers(low, high, *shape):
-        return torch.randint(low, high, shape, generator=generator)
-
-    return Trajectory(
-        prompt_ids=integers(3, 9, num_rows, prompt_length),
-        prompt_mask=integers(0, 2, num_rows, prompt_length).bool(),
-        tokens=integers(2, 9, num_rows, 5),
-        unmask_step=integers(-1, T + 1, num_rows, 5).int(),
-        logprob=-torch.rand(num_rows, 5, generator=generator),
-        entropy=torch.rand(num_rows, 5, generator=generator),
-        seed=integers(0, 2**62, num_rows),
-        sampler=SamplerConfig(
-            max_completion_length=5, num_steps=T, order="random", temperature=0.9, top_k=4, top_p=0.95, guidance=0.5
-        ),
-        mask_id=MASK,
-        eos_id=EOS,
-        greedy_step=integers(-1, T, num_rows, 2).int() if greedy else None,
-        greedy_tokens=integers(2, 9, num_rows, 2, 5).int() if greedy else None,
-    )
-
-
-def assert_same(one, other):
-    assert one.tensors().keys() == other.tensors().keys()
-    for name, value in one.tensors().items():
-        assert value.dtype == other.tensors()[name].dtype, name
-        assert torch.equal(value, other.tensors()[name]), name
-    assert replace(one, **dict.fromkeys(one.tensors())) == replace(other, **dict.fromkeys(other.tensors()))
-
+from tests.helpers.rollouts import EOS, MASK, T, assert_same, rollout, trajectory
+from unmask.records import GIVEN, Trajectory, Views
 
 # Trajectory
 
@@ -128,11 +87,6 @@ def test_a_completion_token_takes_twenty_bytes():
 # Rollout
 
 
-def rollout(greedy=True):
-    path = trajectory(6, greedy=greedy)
-    return Rollout(path, 2, torch.arange(6.0), torch.arange(12.0).view(6, 2) if greedy else None)
-
-
 @pytest.mark.parametrize("greedy", [True, False])
 def test_whole_groups_are_picked(greedy):
     whole = rollout(greedy)
@@ -144,39 +98,6 @@ def test_whole_groups_are_picked(greedy):
         assert part.one_step_reward.tolist() == [[4.0, 5.0], [6.0, 7.0], [8.0, 9.0], [10.0, 11.0]]
     else:
         assert part.one_step_reward is None
-
-
-@pytest.mark.parametrize("greedy", [True, False])
-def test_a_saved_rollout_reads_back_with_its_facts(greedy, tmp_path):
-    saved, facts = rollout(greedy), {"step": 7, "texts": ["a", "ü"], "nested": {"x": None}}
-    saved.save(tmp_path / "r.safetensors", facts)
-    again, read = Rollout.load(tmp_path / "r.safetensors")
-    assert read == facts
-    assert again.group_size == 2
-    assert_same(again.trajectory, saved.trajectory)
-    assert torch.equal(again.reward, saved.reward)
-    if greedy:
-        assert torch.equal(again.one_step_reward, saved.one_step_reward)
-    else:
-        assert again.one_step_reward is None
-
-
-def test_a_rollout_of_picked_rows_saves_those_rows_only(tmp_path):
-    part = rollout().groups(slice(0, 1))
-    part.save(tmp_path / "r.safetensors", {})
-    assert_same(Rollout.load(tmp_path / "r.safetensors")[0].trajectory, part.trajectory)
-
-
-def test_a_file_of_another_schema_version_is_refused(tmp_path):
-    file = tmp_path / "r.safetensors"
-    rollout().save(file, {})
-    with safe_open(file, framework="pt") as opened:
-        facts = json.loads(opened.metadata()["unmask"])
-        tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118 (not a dict)
-    facts["trajectory"]["schema_version"] = SCHEMA_VERSION + 1
-    save_file(tensors, file, {"unmask": json.dumps(facts)})
-    with pytest.raises(RunError, match=f"schema version {SCHEMA_VERSION + 1}; this is version {SCHEMA_VERSION}"):
-        Rollout.load(file)
 
 
 # Views

@@ -6,25 +6,14 @@ positions, T denoising steps, V vocabulary, N views. Steps run in execution orde
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
-from pathlib import Path
 from typing import Any, Literal, Protocol
 
 import torch
 from torch import Tensor
 
 from unmask.config import SamplerConfig
-from unmask.errors import RunError
-
-SCHEMA_VERSION = 4
-"""Version of the file format of a saved rollout. It rises when a field changes its meaning or when older code cannot read it."""
-
-READABLE_VERSIONS = (1, 2, 3, 4)
-"""Versions that `Rollout.load` reads: 1 has no notes, 2 no end of the turn, and up to 3 the sampler settings stand one by one."""
-
-_NOTE = "note/"
 
 GIVEN = -1
 """`unmask_step` of a completion token that was there before the first step (infilling, branching)."""
@@ -112,7 +101,6 @@ class Trajectory:
     """The token that ends an assistant's turn, where the model has another than EOS: what follows is not of the completion."""
     policy_version: int = 0
     """Version of the weights that sampled the completions: the number of training steps that they had been through."""
-    schema_version: int = SCHEMA_VERSION
 
     def __len__(self) -> int:
         return self.tokens.shape[0]
@@ -198,76 +186,25 @@ class Rollout:
     def groups(self, index: slice) -> Rollout:
         """The groups that `index` picks."""
         rows = torch.arange(len(self.trajectory)).view(-1, self.group_size)[index].flatten()
-        rewards = {name: value[rows] for name, value in self._rewards().items()}
+        rewards = {name: value[rows] for name, value in self.rewards().items()}
         return replace(self, trajectory=self.trajectory.rows(rows), **rewards)
 
     def to(self, device: torch.device | str) -> Rollout:
         """The same record with its tensors on `device`."""
-        rewards = {name: value.to(device) for name, value in self._rewards().items()}
+        rewards = {name: value.to(device) for name, value in self.rewards().items()}
         return replace(self, trajectory=self.trajectory.to(device), **rewards)
 
     @staticmethod
     def cat(parts: Sequence[Rollout]) -> Rollout:
         """Join rollouts of one sampler setting and group size, in order."""
-        columns = [part._rewards() for part in parts]
+        columns = [part.rewards() for part in parts]
         rewards: dict[str, Any] = {name: torch.cat([column[name] for column in columns]) for name in columns[0]}
         return replace(parts[0], trajectory=Trajectory.cat([part.trajectory for part in parts]), **rewards)
 
-    def _rewards(self) -> dict[str, Any]:
-        """The rewards that are set, by name."""
+    def rewards(self) -> dict[str, Any]:
+        """Return the tensors of rewards that are set, by name."""
         names = ("reward", "one_step_reward", "fill_reward")
         return {name: getattr(self, name) for name in names if getattr(self, name) is not None}
-
-    def save(self, path: Path, extra: Mapping[str, Any], notes: Mapping[str, Tensor] | None = None) -> None:
-        """Write one safetensors file: tensors by name, everything else as JSON in its metadata, `extra` included.
-
-        `notes` are tensors about the rollout that are not part of it; `read_notes` reads them back.
-        """
-        from safetensors.torch import save
-
-        tensors = self.trajectory.tensors() | self._rewards()
-        scalars = {f.name: getattr(self.trajectory, f.name) for f in fields(self.trajectory) if f.name not in tensors}
-        scalars["sampler"] = self.trajectory.sampler.model_dump(mode="json")
-        tensors |= {_NOTE + name: value for name, value in (notes or {}).items()}
-        facts = {"group_size": self.group_size, "trajectory": scalars, **extra}
-        path.write_bytes(save({k: v.cpu().contiguous() for k, v in tensors.items()}, {"unmask": json.dumps(facts)}))
-
-    @staticmethod
-    def load(path: Path) -> tuple[Rollout, dict[str, Any]]:
-        """Read what `save` wrote: the rollout, and the extra facts.
-
-        Raises:
-            RunError: the file is of another schema version.
-        """
-        from safetensors import safe_open
-
-        with safe_open(path, framework="pt") as file:
-            facts = json.loads(file.metadata()["unmask"])
-            tensors = {name: file.get_tensor(name) for name in file.keys() if not name.startswith(_NOTE)}  # noqa: SIM118 (not a dict)
-        scalars = facts.pop("trajectory")
-        version = scalars.pop("schema_version")
-        if version not in READABLE_VERSIONS:
-            raise RunError(f"{path} was written with schema version {version}; this is version {SCHEMA_VERSION}.")
-        scalars["sampler"] = _sampler_of(scalars, tensors["tokens"].shape[1])
-        rewards = {name: tensors.pop(name) for name in ("reward", "one_step_reward", "fill_reward") if name in tensors}
-        return Rollout(Trajectory(**tensors, **scalars), facts.pop("group_size"), **rewards), facts
-
-
-def _sampler_of(scalars: dict[str, Any], length: int) -> SamplerConfig:
-    """Returns the sampler settings of a saved rollout, and removes those that older versions wrote one by one."""
-    if "sampler" in scalars:
-        return SamplerConfig.model_validate(scalars["sampler"])
-    names = SamplerConfig.model_fields.keys() & scalars.keys()
-    return SamplerConfig(max_completion_length=length, **{name: scalars.pop(name) for name in names})
-
-
-def read_notes(path: Path) -> dict[str, Tensor]:
-    """The notes that `Rollout.save` wrote beside a rollout, by name."""
-    from safetensors import safe_open
-
-    with safe_open(path, framework="pt") as file:
-        names = [name for name in file.keys() if name.startswith(_NOTE)]  # noqa: SIM118 (not a dict)
-        return {name.removeprefix(_NOTE): file.get_tensor(name) for name in names}
 
 
 @dataclass(frozen=True, slots=True)

@@ -24,6 +24,7 @@ from unmask.compare.sources import PACKAGE
 from unmask.errors import ConfigError, RunError
 from unmask.files import read_json_lines
 from unmask.recipe import find_recipe
+from unmask.runs.metrics import read_metrics
 from unmask.trainer import Trainer
 
 KEPT = ("stage", "task", "method", "seed", "variant", "steps", "token_passes", "accuracy", "reward", "curve", "failed")

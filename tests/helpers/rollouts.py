@@ -1,11 +1,60 @@
-"""Rollouts by the local engine, from a model, a tokenizer and the limits of a batch."""
+"""Trajectories and rollouts: random ones, and those of the local engine."""
 
 from __future__ import annotations
 
+from dataclasses import replace
+
+import torch
+
+from unmask.config import SamplerConfig
 from unmask.engine import BatchLimits, LocalEngine
 from unmask.models import Policy
+from unmask.records import Rollout, Trajectory
 from unmask.trainer.collect import Collector
 from unmask.trainer.metrics import Tally
+
+MASK, EOS = 1, 2
+T = 3
+
+
+def trajectory(num_rows=4, prompt_length=3, greedy=True, seed=0):
+    """Returns a random trajectory with T = 3 steps and L = 5 positions."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def integers(low, high, *shape):
+        return torch.randint(low, high, shape, generator=generator)
+
+    return Trajectory(
+        prompt_ids=integers(3, 9, num_rows, prompt_length),
+        prompt_mask=integers(0, 2, num_rows, prompt_length).bool(),
+        tokens=integers(2, 9, num_rows, 5),
+        unmask_step=integers(-1, T + 1, num_rows, 5).int(),
+        logprob=-torch.rand(num_rows, 5, generator=generator),
+        entropy=torch.rand(num_rows, 5, generator=generator),
+        seed=integers(0, 2**62, num_rows),
+        sampler=SamplerConfig(
+            max_completion_length=5, num_steps=T, order="random", temperature=0.9, top_k=4, top_p=0.95, guidance=0.5
+        ),
+        mask_id=MASK,
+        eos_id=EOS,
+        greedy_step=integers(-1, T, num_rows, 2).int() if greedy else None,
+        greedy_tokens=integers(2, 9, num_rows, 2, 5).int() if greedy else None,
+    )
+
+
+def assert_same(one, other):
+    """Asserts that two trajectories hold the same values in the same types."""
+    assert one.tensors().keys() == other.tensors().keys()
+    for name, value in one.tensors().items():
+        assert value.dtype == other.tensors()[name].dtype, name
+        assert torch.equal(value, other.tensors()[name]), name
+    assert replace(one, **dict.fromkeys(one.tensors())) == replace(other, **dict.fromkeys(other.tensors()))
+
+
+def rollout(greedy=True):
+    """Returns a random rollout of three groups of two completions."""
+    path = trajectory(6, greedy=greedy)
+    return Rollout(path, 2, torch.arange(6.0), torch.arange(12.0).view(6, 2) if greedy else None)
 
 
 def generate(denoiser, tokenizer, prompts, sampler, seeds, *, batch_size=256, max_tokens=None, **options):

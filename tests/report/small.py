@@ -18,7 +18,7 @@ import yaml
 from tests.small_runs import train_recipe
 from unmask.config import SamplerConfig
 from unmask.records import Rollout, Trajectory
-from unmask.runs.saved_rollouts import Kept
+from unmask.runs.saved_rollouts import SavedRollout
 from unmask.trainer import Trainer
 
 KEEP_ALL = (
@@ -92,7 +92,9 @@ def hand_made(folder: Path, prompts: Sequence[str], completions: Sequence[Sequen
     rollout = Rollout(path, size, torch.linspace(0, 1, len(tokens)))
     texts = ["".join(row) for row in completions]
     (folder / "rollouts").mkdir(parents=True)
-    kept = Kept(rollout, texts, list(prompts), [None] * len(prompts), {i: p for p, i in ids.items()} | {1: "<eos>"})
+    kept = SavedRollout(
+        rollout, texts, list(prompts), [None] * len(prompts), {i: p for p, i in ids.items()} | {1: "<eos>"}
+    )
     kept.save(folder / "rollouts" / "step-00000001.safetensors")
     write_run(folder, [{"step": 1, "reward": 0.5}], {"task": {"type": "dataset"}, "method": {"type": "egspo"}} | config)
     return folder

@@ -18,7 +18,7 @@ from unmask.errors import RunError
 from unmask.functional.selection import step_sum
 from unmask.report.build import write_report
 from unmask.report.html import SCRIPTS, _file, embed, page
-from unmask.runs.saved_rollouts import Kept
+from unmask.runs.saved_rollouts import SavedRollout
 from unmask.text import LONGEST, visible
 from unmask.trainer import Trainer
 
@@ -35,8 +35,8 @@ def made(run: Path) -> Path:
     return write_report([run]).path
 
 
-def kept_of(run: Path, step: int) -> Kept:
-    return Kept.load(run / "rollouts" / f"step-{step:08d}.safetensors")
+def kept_of(run: Path, step: int) -> SavedRollout:
+    return SavedRollout.load(run / "rollouts" / f"step-{step:08d}.safetensors")
 
 
 def test_the_page_is_in_the_run_folder_and_has_a_film_of_every_kept_rollout(run: Path, made: Path) -> None:
@@ -188,7 +188,7 @@ def test_a_run_without_rollouts_says_why_and_how_to_keep_some(tmp_path: Path, co
 def test_a_run_that_diverged_has_a_report_all_the_same(tmp_path: Path) -> None:
     folder = hand_made(tmp_path / "run", ["p"], [["a", "b"], ["a", "c"]])
     file = folder / "rollouts" / "step-00000001.safetensors"
-    kept = Kept.load(file)
+    kept = SavedRollout.load(file)
     kept.rollout.reward[0] = math.nan
     kept.save(file)
     evaluated = {"eval/test@0/accuracy": 0.5, "eval/test@0/low": 0.1, "eval/test@0/high": 0.9}

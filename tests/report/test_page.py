@@ -11,13 +11,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
 from tests.report.small import hand_made, real_run, write_run
 from unmask.models import load_model
-from unmask.records import Rollout, read_notes
+from unmask.records import Rollout
 from unmask.report.build import write_report
-from unmask.runs.saved_rollouts import Kept
+from unmask.runs.saved_rollouts import SavedRollout
 
 Opened = Callable[..., Any]
 
@@ -50,18 +49,18 @@ class Made:
     page: Path
     tokenizer: Any
 
-    def rollout(self, step: int) -> tuple[Rollout, dict[str, torch.Tensor], dict[str, Any]]:
-        file = self.folder / "rollouts" / f"step-{step:08d}.safetensors"
-        rollout, facts = Rollout.load(file)
-        return rollout, read_notes(file), facts
+    def saved(self, step: int) -> SavedRollout:
+        return SavedRollout.load(self.folder / "rollouts" / f"step-{step:08d}.safetensors")
 
     def text(self, token: int) -> str:
         return "∎" if token == self.tokenizer.eos_token_id else str(self.tokenizer.decode([token]))
 
     def expected(self, step: int, row: int, k: int) -> dict[str, Any]:
         """What the frame of denoising step k of a completion shows."""
-        rollout, notes, _ = self.rollout(step)
-        path = rollout.trajectory
+        saved = self.saved(step)
+        path, guesses = saved.rollout.trajectory, saved.guesses
+        assert guesses is not None
+        assert guesses.reward is not None
         when, now = path.unmask_step[row].tolist(), path.unmask_step[row] == k
         slots = path.kept_steps[row].tolist()
         frame = {
@@ -75,9 +74,9 @@ class Made:
         if k < STEPS:
             frame |= {
                 "entropy": float(path.entropy[row, now].double().sum()),
-                "guess": [self.text(t) for t in notes["guess_tokens"][row, k].tolist()],
-                "value": float(notes["guess_reward"][row, k]),
-                "advantage": self.advantage(rollout, row, slots.index(k)) if k in slots else None,
+                "guess": [self.text(t) for t in guesses.tokens[row, k].tolist()],
+                "value": float(guesses.reward[row, k]),
+                "advantage": self.advantage(saved.rollout, row, slots.index(k)) if k in slots else None,
             }
         return frame
 
@@ -105,8 +104,7 @@ def assert_shows(page: Any, made: Made, step: int, row: int, k: int) -> None:
     assert shown["state"] == expected["state"]
     assert [state == "now" for state in shown["states"]] == expected["now"]
     assert [state == "hidden" for state in shown["states"]] == [text == HIDDEN for text in expected["state"]]
-    rollout, _, _ = made.rollout(step)
-    size = rollout.group_size
+    size = made.saved(step).rollout.group_size
     group = row // size * size
     assert [mate["is"] for mate in shown["mates"]] == [str(group + i == row).lower() for i in range(size)]
     for i, mate in enumerate(shown["mates"]):
@@ -237,13 +235,13 @@ def test_every_step_of_members_prompts_and_steps_of_training_is_what_the_folder_
         page.get_by_role("slider", name="Training step").fill(str(film))
         page.get_by_role("combobox", name="Prompt").select_option(str(group))
         pick(page, "Member of the group", str(member + 1))
-        size = made.rollout(step)[0].group_size
+        size = made.saved(step).rollout.group_size
         to_first(page)
         for k in range(STEPS + 1):
             assert_shows(page, made, step, group * size + member, k)
             page.get_by_role("button", name="One step on").click()
             wait_for(page, f"document.querySelector('.scrub').value === '{min(k + 1, STEPS)}'")
-        assert page.get_by_role("region", name="Prompt").text_content() == made.rollout(step)[2]["prompts"][group]
+        assert page.get_by_role("region", name="Prompt").text_content() == made.saved(step).prompts[group]
 
 
 def test_dragging_the_slider_goes_to_the_step_under_the_hand(made: Made, opened: Opened) -> None:
@@ -294,7 +292,7 @@ def test_keys_do_what_the_hand_does(made: Made, opened: Opened) -> None:
     token.focus()
     token.press("ArrowDown")
     assert page.evaluate("document.activeElement.dataset.i") == "4"
-    path = made.rollout(4)[0].trajectory
+    path = made.saved(4).rollout.trajectory
     said = page.locator(".detail").text_content()
     when = int(path.unmask_step[1, 4])
     assert f"Position 4: “{made.text(int(path.tokens[1, 4]))}”" in said
@@ -306,7 +304,7 @@ def test_a_page_that_shows_something_else_is_noticed(made: Made, opened: Opened,
     # What the tests above would not notice if they compared the page with itself.
     folder = Path(shutil.copytree(made.folder, tmp_path / "run"))
     file = folder / "rollouts" / "step-00000002.safetensors"
-    kept = Kept.load(file)
+    kept = SavedRollout.load(file)
     rollout, path = kept.rollout, kept.rollout.trajectory
     assert rollout.one_step_reward is not None
     assert kept.guesses is not None
@@ -399,14 +397,15 @@ def test_the_last_guess_that_was_kept_is_shown_and_said_to_be_that(
 ) -> None:
     folder = real_run(tiny_model, tmp_path / "few", "method={type: egspo, num_selected: 1}", "log_rollouts_guesses=2")
     page = opened(write_report([folder]).path)
-    notes = read_notes(folder / "rollouts" / "step-00000002.safetensors")
-    assert notes["guess_step"].tolist() == [0, STEPS - 1]
+    guesses = SavedRollout.load(folder / "rollouts" / "step-00000002.safetensors").guesses
+    assert guesses is not None
+    assert guesses.step.tolist() == [0, STEPS - 1]
     tokenizer = load_model(tiny_model)[1]
     to_first(page)
     for k in range(STEPS):
         at = k // (STEPS - 1)
         shown = page.evaluate(READ)
-        texts = [tokenizer.decode([token]) for token in notes["guess_tokens"][0, at].tolist()]
+        texts = [tokenizer.decode([token]) for token in guesses.tokens[0, at].tolist()]
         assert [text.replace("∎", "<eos>") for text in shown["guess"]] == texts
         title = page.locator(".side h3").first.text_content()
         assert title == ("One-step guess" if k in (0, STEPS - 1) else "One-step guess at k = 0")
@@ -464,7 +463,7 @@ def test_labels_of_a_chart_are_whole_and_steps_are_whole_numbers(opened: Opened,
 def test_other_actions_are_listed_where_a_method_draws_them(tiny_model: Path, tmp_path: Path, opened: Opened) -> None:
     folder = real_run(tiny_model, tmp_path / "ca", "method={type: egspo_ca, num_selected: 1, num_actions: 6}")
     page = opened(write_report([folder]).path)
-    rollout, _ = Rollout.load(folder / "rollouts" / "step-00000002.safetensors")
+    rollout = SavedRollout.load(folder / "rollouts" / "step-00000002.safetensors").rollout
     assert rollout.trajectory.kept_steps is not None
     page.get_by_role("slider", name="Denoising step", exact=True).fill(str(int(rollout.trajectory.kept_steps[0, 0])))
     rows = page.locator(".fills tbody tr")

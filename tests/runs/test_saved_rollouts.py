@@ -1,4 +1,4 @@
-"""What is kept of a rollout reads back whole, and files of earlier versions still do."""
+"""A saved rollout reads back whole, and so do files of earlier versions."""
 
 from __future__ import annotations
 
@@ -12,45 +12,63 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from tests.test_records import assert_same, rollout
+from tests.helpers.rollouts import assert_same, rollout
 from unmask.errors import RunError
-from unmask.records import SCHEMA_VERSION, Rollout
-from unmask.runs.saved_rollouts import Guesses, Kept, Trained
+from unmask.runs.saved_rollouts import SCHEMA_VERSION, Guesses, SavedRollout, TrainedViews, saved_path, saved_steps
 
 
-def kept(advantage: torch.Tensor) -> Kept:
-    return Kept(
+def saved_rollout(advantage: torch.Tensor) -> SavedRollout:
+    return SavedRollout(
         rollout(),
         completions=["a\nb", "", "ü", "x", "</script>", "\ud800"],
         prompts=["p", [{"role": "user", "content": "q"}], "r"],
         answers=["1", None, "3"],
         pieces={2: "<eos>", 7: "\x00"},
         guesses=Guesses(torch.tensor([0, 2], dtype=torch.int32), torch.ones(6, 2, 5).int(), torch.rand(6, 2)),
-        trained=Trained(*(torch.tensor([0, 3], dtype=torch.int32) for _ in range(3)), advantage),
+        trained=TrainedViews(*(torch.tensor([0, 3], dtype=torch.int32) for _ in range(3)), advantage),
     )
 
 
 @pytest.mark.parametrize("advantage", [torch.tensor([0.5, -0.5]), torch.rand(2, 4)])
-def test_what_is_kept_reads_back(tmp_path: Path, advantage: torch.Tensor) -> None:
-    saved, file = kept(advantage), tmp_path / "r.safetensors"
+def test_a_saved_rollout_reads_back(tmp_path: Path, advantage: torch.Tensor) -> None:
+    saved, file = saved_rollout(advantage), tmp_path / "r.safetensors"
     saved.save(file)
-    again = Kept.load(file)
+    again = SavedRollout.load(file)
     assert_same(again.rollout.trajectory, saved.rollout.trajectory)
     for name in ("completions", "prompts", "answers", "pieces"):
         assert getattr(again, name) == getattr(saved, name)
     for record in ("guesses", "trained"):
         ours, theirs = getattr(saved, record), getattr(again, record)
         assert all(torch.equal(getattr(ours, name), getattr(theirs, name)) for name in ours.__slots__)
-    # Whoever wants the rollout alone finds it.
-    assert_same(Rollout.load(file)[0].trajectory, saved.rollout.trajectory)
+    assert again.rollout.group_size == saved.rollout.group_size
+    assert again.rollout.rewards().keys() == saved.rollout.rewards().keys()
+    for name, value in saved.rollout.rewards().items():
+        assert torch.equal(again.rollout.rewards()[name], value)
+
+
+@pytest.mark.parametrize("greedy", [True, False])
+def test_only_the_groups_and_tensors_that_a_rollout_has_are_saved(tmp_path: Path, greedy: bool) -> None:
+    part = rollout(greedy).groups(slice(0, 1))
+    SavedRollout(part, [], [], [], {}).save(tmp_path / "r.safetensors")
+    again = SavedRollout.load(tmp_path / "r.safetensors").rollout
+    assert_same(again.trajectory, part.trajectory)
+    assert (again.one_step_reward is None) == (not greedy)
+
+
+def test_the_saved_steps_of_a_run_are_found_by_the_names_of_the_files(tmp_path: Path) -> None:
+    assert saved_steps(tmp_path) == []
+    for step in (12, 3):
+        SavedRollout(rollout(), [], [], [], {}).save(saved_path(tmp_path, step))
+    (tmp_path / "rollouts" / "step-x.safetensors").write_text("")
+    assert saved_steps(tmp_path) == [3, 12]
 
 
 def test_guesses_without_rewards_read_back_so(tmp_path: Path) -> None:
-    whole = kept(torch.zeros(2))
+    whole = saved_rollout(torch.zeros(2))
     assert whole.guesses is not None
     bare = Guesses(whole.guesses.step, whole.guesses.tokens)
-    Kept(rollout(), [], [], [], {}, bare).save(tmp_path / "r.safetensors")
-    again = Kept.load(tmp_path / "r.safetensors")
+    SavedRollout(rollout(), [], [], [], {}, bare).save(tmp_path / "r.safetensors")
+    again = SavedRollout.load(tmp_path / "r.safetensors")
     assert again.guesses is not None
     assert again.guesses.reward is None
     assert again.trained is None
@@ -62,6 +80,9 @@ def as_version(file: Path, version: int) -> None:
         facts: dict[str, Any] = json.loads(opened.metadata()["unmask"])
         tensors = {name: opened.get_tensor(name) for name in opened.keys() if "note/" not in name}  # noqa: SIM118 (not a dict)
     facts["trajectory"]["schema_version"] = version
+    if version == 1:
+        for name in ("prompts", "answers", "pieces"):
+            del facts[name]
     if version < 4:
         sampler = facts["trajectory"].pop("sampler")
         length = sampler.pop("max_completion_length")
@@ -73,22 +94,21 @@ def as_version(file: Path, version: int) -> None:
 
 def test_a_file_of_version_1_is_read_without_what_it_lacks(tmp_path: Path) -> None:
     file = tmp_path / "r.safetensors"
-    rollout().save(file, {"completions": ["a"] * 6})
+    SavedRollout(rollout(), ["a"] * 6, [], [], {}).save(file)
     as_version(file, 1)
-    old = Kept.load(file)
+    old = SavedRollout.load(file)
     path, new = old.rollout.trajectory, rollout().trajectory
     assert (path.sampler.block, path.num_steps) == (new.sampler.block, new.num_steps)
     assert_same(replace(path, sampler=new.sampler), new)
-    assert old.rollout.trajectory.schema_version == SCHEMA_VERSION
     assert (old.completions, old.prompts, old.pieces, old.guesses, old.trained) == (["a"] * 6, [], {}, None, None)
 
 
 def test_a_file_of_a_later_version_and_a_damaged_one_are_told(tmp_path: Path) -> None:
     file = tmp_path / "r.safetensors"
-    rollout().save(file, {})
+    SavedRollout(rollout(), [], [], [], {}).save(file)
     as_version(file, SCHEMA_VERSION + 1)
     with pytest.raises(RunError, match=f"schema version {SCHEMA_VERSION + 1}; this is version {SCHEMA_VERSION}"):
-        Kept.load(file)
+        SavedRollout.load(file)
     file.write_bytes(file.read_bytes()[:100])
     with pytest.raises(RunError, match=r"r\.safetensors cannot be read"):
-        Kept.load(file)
+        SavedRollout.load(file)

@@ -16,7 +16,7 @@ from unmask.models import load_model
 from unmask.report.film import Vocabulary, film_of
 from unmask.reward import per_completion
 from unmask.rollout import decode
-from unmask.runs.saved_rollouts import Kept
+from unmask.runs.saved_rollouts import SavedRollout
 from unmask.samplers.guess import one_step_guesses
 from unmask.tasks.sudoku import Sudoku
 from unmask.trainer import Trainer
@@ -29,9 +29,9 @@ def share_of_ones(completions: list[str], **_: Any) -> list[float]:
     return [text.count("1") / 16 for text in completions]
 
 
-def kept_of(model: Path, folder: Path, *overrides: str, step: int = 1) -> Kept:
+def kept_of(model: Path, folder: Path, *overrides: str, step: int = 1) -> SavedRollout:
     run = Trainer(train_recipe(model, folder, *KEEP, *overrides), [share_of_ones]).train()
-    return Kept.load(run / "rollouts" / f"step-{step:08d}.safetensors")
+    return SavedRollout.load(run / "rollouts" / f"step-{step:08d}.safetensors")
 
 
 def test_texts_and_pieces_are_those_of_the_tokens(tiny_model: Path, tmp_path: Path) -> None:
@@ -80,7 +80,7 @@ def test_what_was_trained_is_the_methods_own_plan_and_advantage(tiny_model: Path
     options = [f"method.type={method}", *own.get(method, [])]
     recipe = train_recipe(tiny_model, tmp_path / "run", *KEEP, *options)
     Trainer(recipe, [share_of_ones]).train()
-    kept = Kept.load(tmp_path / "run" / "rollouts" / "step-00000001.safetensors")
+    kept = SavedRollout.load(tmp_path / "run" / "rollouts" / "step-00000001.safetensors")
     path, trained = kept.rollout.trajectory, kept.trained
     assert trained is not None
     # All groups are kept, so the method can be asked again.
@@ -158,7 +158,7 @@ def test_a_reward_that_fails_on_guesses_costs_the_run_nothing(
     recipe = train_recipe(tiny_model, tmp_path / "run", *KEEP, "evaluation.eval_steps=0")
     with caplog.at_level(logging.WARNING, logger="unmask"):
         Trainer(recipe, [fails_later]).train()
-    kept = Kept.load(tmp_path / "run" / "rollouts" / "step-00000001.safetensors")
+    kept = SavedRollout.load(tmp_path / "run" / "rollouts" / "step-00000001.safetensors")
     assert kept.guesses is not None
     assert kept.guesses.reward is None
     assert "the one-step guesses that are kept of this step have no rewards" in caplog.text

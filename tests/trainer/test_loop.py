@@ -20,9 +20,9 @@ from unmask.engine import LocalEngine
 from unmask.errors import ConfigError, DataError, RewardError, RunError
 from unmask.models import load_model
 from unmask.recipe import TrainRecipe, validate
-from unmask.records import Rollout
 from unmask.reward import per_completion
 from unmask.rollout import decode
+from unmask.runs.saved_rollouts import SavedRollout
 from unmask.tasks import Sudoku
 from unmask.trainer import Trainer
 from unmask.trainer.stopping import RunStoppedError
@@ -127,11 +127,12 @@ def test_rollouts_are_kept_with_their_texts_and_every_state_can_be_derived(tiny_
         "step-00000003.safetensors",
         "step-00000006.safetensors",
     ]
-    rollout, facts = Rollout.load(folder / "rollouts" / "step-00000003.safetensors")
+    saved = SavedRollout.load(folder / "rollouts" / "step-00000003.safetensors")
+    rollout = saved.rollout
     path, (_, tokenizer) = rollout.trajectory, load_model(tiny_model)
     assert (len(path), rollout.group_size, path.num_steps, path.sampler.temperature) == (2, 2, 4, 0.9)
-    assert facts["completions"] == decode(tokenizer, path.tokens)
-    assert rollout.reward.tolist() == pytest.approx(Reward()(facts["completions"]))
+    assert saved.completions == decode(tokenizer, path.tokens)
+    assert rollout.reward.tolist() == pytest.approx(Reward()(saved.completions))
     assert (path.state_before(0) == path.mask_id).all()
     for step in range(4):
         before, after = path.state_before(step), path.state_before(step + 1)

@@ -15,11 +15,11 @@ from unmask.report.film import Vocabulary, entropy_scale, film_of
 from unmask.report.html import pack, page
 from unmask.report.runs import read_config, run_curves, run_facts
 from unmask.runs.atomic import write_atomically
-from unmask.runs.saved_rollouts import Kept
+from unmask.runs.saved_rollouts import SavedRollout, saved_path, saved_steps
 from unmask.text import visible
 
 MOST_ROLLOUTS = 200
-"""Kept rollouts of a run that are shown, unless more are asked for."""
+"""SavedRollout rollouts of a run that are shown, unless more are asked for."""
 
 
 @dataclass
@@ -75,29 +75,29 @@ def write_report(folders: Sequence[Path], output: Path | None = None, rollouts: 
 def _run(folder: Path, name: str, number: int, rollouts: int) -> tuple[dict[str, Any], dict[str, str], list[str]]:
     """A run's entry, its blocks by id, and what could not be shown."""
     run, config = run_facts(folder, name), read_config(folder)
-    files = sorted((folder / "rollouts").glob("step-*.safetensors"))
-    chosen = _spaced(files, rollouts)
-    kept, notes = [], []
-    for file in chosen:
+    steps = saved_steps(folder)
+    chosen = _spaced(steps, rollouts)
+    saved, notes = [], []
+    for step in chosen:
         try:
-            kept.append((int(file.stem.removeprefix("step-")), Kept.load(file)))
-        except (RunError, ValueError) as error:
-            notes.append(str(error) if isinstance(error, RunError) else f"{file} is no kept rollout.")
-    vocabulary = Vocabulary(one for _, one in kept)
+            saved.append((step, SavedRollout.load(saved_path(folder, step))))
+        except RunError as error:
+            notes.append(str(error))
+    vocabulary = Vocabulary(one for _, one in saved)
     blocks = {f"run-{number}": pack(run_curves(folder)), f"pieces-{number}": pack(vocabulary.pieces)}
-    for step, one in kept:
+    for step, one in saved:
         blocks[f"film-{number}-{step}"] = pack(*film_of(one, step, config, vocabulary))
-    if not files:
+    if not steps:
         shown = f"This run has kept no rollouts, so there is no film of it. {_why_none(config)}"
     elif not chosen:
-        shown = f"None of the {len(files)} kept rollouts are in this report: it was asked for none (--rollouts 0)."
-    elif len(chosen) < len(files):
-        shown = f"{len(chosen)} of the {len(files)} kept rollouts are in this report, evenly spaced (--rollouts shows more)."
+        shown = f"None of the {len(steps)} kept rollouts are in this report: it was asked for none (--rollouts 0)."
+    elif len(chosen) < len(steps):
+        shown = f"{len(chosen)} of the {len(steps)} kept rollouts are in this report, evenly spaced (--rollouts shows more)."
     else:
         shown = ""
     run |= {
-        "films": [step for step, _ in kept],
-        "scale": entropy_scale([one for _, one in kept]),
+        "films": [step for step, _ in saved],
+        "scale": entropy_scale([one for _, one in saved]),
         "shown": shown,
         "notes": [visible(note) for note in notes],
     }
@@ -116,13 +116,13 @@ def _why_none(config: Mapping[str, Any]) -> str:
     return "Train with log_rollouts_steps above 0 to keep some."
 
 
-def _spaced(files: Sequence[Path], count: int) -> list[Path]:
-    """`count` of them, evenly spaced, the first and the last among them."""
-    if len(files) <= count:
-        return list(files)
+def _spaced(steps: Sequence[int], count: int) -> list[int]:
+    """Return `count` of the steps, evenly spaced, with the first and the last among them."""
+    if len(steps) <= count:
+        return list(steps)
     if count < 2:
-        return list(files[:count])
-    return [files[math.floor(i * (len(files) - 1) / (count - 1))] for i in range(count)]
+        return list(steps[:count])
+    return [steps[math.floor(i * (len(steps) - 1) / (count - 1))] for i in range(count)]
 
 
 def _check(folder: Path) -> None:

@@ -1,4 +1,4 @@
-"""A kept rollout as the report's film: what was written when, what each state promised, and what was trained."""
+"""A saved rollout as the report's film: what was written when, what each state promised, and what was trained."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from unmask.functional.selection import step_sum
-from unmask.runs.saved_rollouts import Kept
+from unmask.runs.saved_rollouts import SavedRollout
 from unmask.text import visible
 
 CODE_TASKS = frozenset({"humaneval", "mbpp", "kodcode", "program"})
@@ -26,19 +26,19 @@ NATS = 2e-4
 
 
 class Vocabulary:
-    """The tokens that occur in a run's kept rollouts, numbered from 0 in order of their ids.
+    """The tokens that occur in a run's saved rollouts, numbered from 0 in order of their ids.
 
     Args:
         rollouts: all of them.
     """
 
-    def __init__(self, rollouts: Iterable[Kept]) -> None:
+    def __init__(self, rollouts: Iterable[SavedRollout]) -> None:
         texts: dict[int, str] = {}
-        for kept in rollouts:
-            path = kept.rollout.trajectory
+        for saved in rollouts:
+            path = saved.rollout.trajectory
             # Files of version 1 have no texts.
-            texts |= kept.pieces or {i: f"#{i}" for i in path.tokens.unique().tolist()}
-            if path.greedy_tokens is not None and not kept.pieces:
+            texts |= saved.pieces or {i: f"#{i}" for i in path.tokens.unique().tolist()}
+            if path.greedy_tokens is not None and not saved.pieces:
                 texts |= {i: f"#{i}" for i in path.greedy_tokens.unique().tolist() if i not in texts}
         self.ids = sorted(texts)
         self.pieces = [visible(texts[i]) for i in self.ids]
@@ -55,22 +55,22 @@ class Vocabulary:
 
 
 def film_of(
-    kept: Kept, step: int, config: Mapping[str, Any], vocabulary: Vocabulary
+    saved: SavedRollout, step: int, config: Mapping[str, Any], vocabulary: Vocabulary
 ) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """Everything that the film of one kept rollout shows, as JSON and arrays; numbers as fine as a page can show.
+    """Everything that the film of one saved rollout shows, as JSON and arrays; numbers as fine as a page can show.
 
     Args:
-        kept: the rollout with its notes.
+        saved: the rollout with its notes.
         step: of the run.
         config: of the run, whose task says how a completion looks.
         vocabulary: of the run.
     """
-    path, size = kept.rollout.trajectory, kept.rollout.group_size
-    guesses, guess_tokens = _guesses(kept, vocabulary)
-    values, credit = _values(kept), _credit(kept, vocabulary)
+    path, size = saved.rollout.trajectory, saved.rollout.group_size
+    guesses, guess_tokens = _guesses(saved, vocabulary)
+    values, credit = _values(saved), _credit(saved, vocabulary)
     members = [
         {
-            "reward": _round(float(kept.rollout.reward[row])),
+            "reward": _round(float(saved.rollout.reward[row])),
             "values": values[row],
             "guesses": guesses[row],
             **credit[row],
@@ -85,9 +85,9 @@ def film_of(
         "eos": vocabulary.ids.index(path.eos_id) if path.eos_id in vocabulary.ids else -1,
         "groups": [
             {
-                "prompt": visible(prompt_text(kept.prompts[i])) if kept.prompts else None,
-                "answer": visible(answer) if kept.answers and (answer := kept.answers[i]) is not None else None,
-                "layout": layout_of(config, kept.prompts[i] if kept.prompts else None, path.tokens.shape[1]),
+                "prompt": visible(prompt_text(saved.prompts[i])) if saved.prompts else None,
+                "answer": visible(answer) if saved.answers and (answer := saved.answers[i]) is not None else None,
+                "layout": layout_of(config, saved.prompts[i] if saved.prompts else None, path.tokens.shape[1]),
                 "members": members[i * size : (i + 1) * size],
             }
             for i in range(len(path) // size)
@@ -127,7 +127,7 @@ def prompt_text(prompt: object) -> str:
     return str(prompt)
 
 
-def entropy_scale(rollouts: Sequence[Kept]) -> float:
+def entropy_scale(rollouts: Sequence[SavedRollout]) -> float:
     """Nats at which the colour ends: what 98 of 100 written tokens stay below, rounded up to a number that reads well."""
     entropy = [k.rollout.trajectory.entropy[k.rollout.trajectory.entropy > 0].flatten() for k in rollouts]
     joined = torch.cat(entropy).double().sort().values if entropy else torch.zeros(0)
@@ -137,9 +137,9 @@ def entropy_scale(rollouts: Sequence[Kept]) -> float:
     return next((nice for nice in (0.25, 0.5, 0.75, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0, 8.0) if nice >= high), 12.0)
 
 
-def _values(kept: Kept) -> list[dict[int, float]]:
+def _values(saved: SavedRollout) -> list[dict[int, float]]:
     """For each completion V_k = r(x̂_k) by step: the rollout's own where it has one, else that of the guess."""
-    rollout, guesses = kept.rollout, kept.guesses
+    rollout, guesses = saved.rollout, saved.guesses
     found: list[dict[int, float]] = [{} for _ in range(len(rollout.trajectory))]
     if guesses is not None and guesses.reward is not None:
         for row, rewards in enumerate(guesses.reward.tolist()):
@@ -148,19 +148,19 @@ def _values(kept: Kept) -> list[dict[int, float]]:
         for row, rewards in enumerate(rollout.one_step_reward.tolist()):
             own = zip(rollout.trajectory.kept_steps[row].tolist(), rewards, strict=True)
             found[row] |= {step: _round(reward) for step, reward in own if step >= 0}
-    return [_of_steps_that_wrote(kept, row, by_step) for row, by_step in enumerate(found)]
+    return [_of_steps_that_wrote(saved, row, by_step) for row, by_step in enumerate(found)]
 
 
-def _guesses(kept: Kept, vocabulary: Vocabulary) -> tuple[list[dict[int, int]], Tensor]:
+def _guesses(saved: SavedRollout, vocabulary: Vocabulary) -> tuple[list[dict[int, int]], Tensor]:
     """For each completion, by step, which row of the second holds x̂_k; [n, L] tokens, `SAME` where as finally written."""
-    path = kept.rollout.trajectory
+    path = saved.rollout.trajectory
     final = vocabulary.places(path.tokens)
     found: list[dict[int, Tensor]] = [{} for _ in range(len(path))]
-    if kept.guesses is not None:
-        places = vocabulary.places(kept.guesses.tokens)
+    if saved.guesses is not None:
+        places = vocabulary.places(saved.guesses.tokens)
         places = places.masked_fill(places == final.unsqueeze(1), SAME)
         for row in range(len(path)):
-            found[row] |= dict(zip(kept.guesses.step.tolist(), places[row], strict=True))
+            found[row] |= dict(zip(saved.guesses.step.tolist(), places[row], strict=True))
     if path.greedy_tokens is not None:
         places = vocabulary.places(path.greedy_tokens)
         places = places.masked_fill(places == final.unsqueeze(1), SAME)
@@ -169,21 +169,21 @@ def _guesses(kept: Kept, vocabulary: Vocabulary) -> tuple[list[dict[int, int]], 
     index: list[dict[int, int]] = []
     rows: list[Tensor] = []
     for row, by_step in enumerate(found):
-        shown = _of_steps_that_wrote(kept, row, by_step)
+        shown = _of_steps_that_wrote(saved, row, by_step)
         index.append({step: len(rows) + i for i, step in enumerate(shown)})
         rows += shown.values()
     return index, vocabulary.narrow(torch.stack(rows) if rows else torch.zeros(0, path.tokens.shape[1]).int())
 
 
-def _of_steps_that_wrote(kept: Kept, row: int, by_step: dict[int, Any]) -> dict[int, Any]:
+def _of_steps_that_wrote(saved: SavedRollout, row: int, by_step: dict[int, Any]) -> dict[int, Any]:
     """Only those of steps that committed something: a row that has ended asks the policy nothing."""
-    wrote = set(kept.rollout.trajectory.unmask_step[row].tolist())
+    wrote = set(saved.rollout.trajectory.unmask_step[row].tolist())
     return {step: value for step, value in sorted(by_step.items()) if step in wrote}
 
 
-def _credit(kept: Kept, vocabulary: Vocabulary) -> list[dict[str, Any]]:
+def _credit(saved: SavedRollout, vocabulary: Vocabulary) -> list[dict[str, Any]]:
     """For each completion: `selected` steps, `advantages` by step, the `whole` completion's one, other `fills` by step."""
-    path, trained = kept.rollout.trajectory, kept.trained
+    path, trained = saved.rollout.trajectory, saved.trained
     credit: list[dict[str, Any]] = [
         {"selected": [], "advantages": {}, "whole": None, "fills": {}} for _ in range(len(path))
     ]
@@ -199,7 +199,7 @@ def _credit(kept: Kept, vocabulary: Vocabulary) -> list[dict[str, Any]]:
         if step >= 0:
             credit[row]["selected"].append(step)
         if isinstance(advantage, list) and slot >= 0:
-            credit[row]["fills"][step] = _fills(kept, vocabulary, row, slot, advantage)
+            credit[row]["fills"][step] = _fills(saved, vocabulary, row, slot, advantage)
         else:
             # Of several readings of what was written, the sum counts.
             total = sum(advantage) if isinstance(advantage, list) else advantage
@@ -215,9 +215,11 @@ def _credit(kept: Kept, vocabulary: Vocabulary) -> list[dict[str, Any]]:
     return credit
 
 
-def _fills(kept: Kept, vocabulary: Vocabulary, row: int, slot: int, advantage: Sequence[float]) -> list[dict[str, Any]]:
+def _fills(
+    saved: SavedRollout, vocabulary: Vocabulary, row: int, slot: int, advantage: Sequence[float]
+) -> list[dict[str, Any]]:
     """The different actions drawn at a state, the most frequent first: where they differ, reward, advantage of all together."""
-    path, rewards = kept.rollout.trajectory, kept.rollout.fill_reward
+    path, rewards = saved.rollout.trajectory, saved.rollout.fill_reward
     assert path.fill_tokens is not None
     assert rewards is not None
     tokens = [tuple(fill) for fill in path.fill_tokens[row, slot].tolist()]

@@ -13,7 +13,7 @@ from unmask.errors import RewardError
 from unmask.models import Denoiser
 from unmask.records import Rollout, Row, Trajectory, Views
 from unmask.rollout import decode
-from unmask.runs.saved_rollouts import Guesses, Kept, Trained
+from unmask.runs.saved_rollouts import Guesses, SavedRollout, TrainedViews
 from unmask.samplers.guess import one_step_guesses
 from unmask.score import Scorer
 
@@ -78,7 +78,7 @@ def to_keep(
     guesses: Guesses | None,
     views: Views,
     advantage: Tensor,
-) -> Kept:
+) -> SavedRollout:
     """All that is kept.
 
     Args:
@@ -92,8 +92,8 @@ def to_keep(
     path = rollout.trajectory
     is_kept = views.row < len(path)
     views, advantage = views.take(is_kept), advantage[is_kept]
-    trained = Trained(views.row.int(), path.step_read(views).int(), _fills_read(path, views), advantage)
-    return Kept(
+    trained = TrainedViews(views.row.int(), path.step_read(views).int(), _fills_read(path, views), advantage)
+    return SavedRollout(
         rollout,
         decode(tokenizer, path.tokens),
         [row["prompt"] for row in rows],

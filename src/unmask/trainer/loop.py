@@ -26,7 +26,7 @@ from unmask.records import Rollout, Row
 from unmask.rollout import decode
 from unmask.runs.folder import RunFolder, disk_faults_explained
 from unmask.runs.metrics import EvaluationPoint, read_metrics
-from unmask.runs.saved_rollouts import Guesses, Kept
+from unmask.runs.saved_rollouts import Guesses, SavedRollout, saved_path
 from unmask.score import RewardFunc, scorer_of
 from unmask.trainer.accelerator import finish_trackers, make_accelerator, start_trackers
 from unmask.trainer.best import Best, best_in, better, validation_accuracy
@@ -375,15 +375,10 @@ class Trainer:
         of_row = [row for row in rows[: recipe.log_rollouts_groups] for _ in range(rollout.group_size)]
         return scored(guesses, self.scorer, self.tokenizer, of_row)
 
-    def _keep(self, sample: Kept, step: int) -> None:
-        """Write what is kept of a step to rollouts/."""
-        folder = self.folder.path / "rollouts"
+    def _keep(self, sample: SavedRollout, step: int) -> None:
+        """Save the rollout of a step, as far as it is kept."""
         with disk_faults_explained(self.folder.path, self.folder.last_step()):
-            folder.mkdir(exist_ok=True)
-            target = folder / f"step-{step:08d}.safetensors"
-            aside = target.with_name(f".{target.name}.tmp")
-            sample.save(aside)
-            aside.rename(target)
+            sample.save(saved_path(self.folder.path, step))
 
     def _stop_if_asked(self, step: int) -> None:
         asked = self.ranks.largest(self.signals.asked)
