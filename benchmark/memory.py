@@ -15,7 +15,7 @@ from collections.abc import Callable, Sequence
 
 import torch
 
-from unmask.config import LoraConfig
+from unmask.config import LoraConfig, SamplerConfig
 from unmask.models import Denoiser, TinyConfig, char_tokenizer, tiny_denoiser
 from unmask.models.adapters import Adapters
 from unmask.records import Trajectory, Views

@@ -104,7 +104,8 @@ def assert_shows(page: Any, made: Made, step: int, row: int, k: int) -> None:
     assert shown["state"] == expected["state"]
     assert [state == "now" for state in shown["states"]] == expected["now"]
     assert [state == "hidden" for state in shown["states"]] == [text == HIDDEN for text in expected["state"]]
-    size = made.saved(step).rollout.group_size
+    rollout = made.saved(step).rollout
+    size = rollout.group_size
     group = row // size * size
     assert [mate["is"] for mate in shown["mates"]] == [str(group + i == row).lower() for i in range(size)]
     for i, mate in enumerate(shown["mates"]):
