@@ -198,3 +198,16 @@ class EvalConfig(Config):
     """One result for each: 0 is greedy."""
     batch_size: int = Field(256, ge=1)
     """Completions denoised together."""
+
+
+def flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Return a tree of settings as values by dotted key. Keys may be dotted already; later entries win.
+
+    Example:
+        >>> flat({"method": {"type": "egspo", "beta": 0.0}, "optim.learning_rate": 1e-3})
+        {'method.type': 'egspo', 'method.beta': 0.0, 'optim.learning_rate': 0.001}
+    """
+    values: dict[str, Any] = {}
+    for key, value in tree.items():
+        values |= flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
+    return values

@@ -15,7 +15,7 @@ from typing import Annotated, Any, ClassVar
 
 from pydantic import BeforeValidator, Field, model_validator
 
-from unmask.config import Config, SamplerConfig
+from unmask.config import Config, SamplerConfig, flat
 from unmask.errors import ConfigError, unknown_name
 from unmask.files import YamlError, parse_yaml
 from unmask.recipe import (
@@ -29,19 +29,6 @@ from unmask.recipe import (
     validate,
     write_key,
 )
-
-
-def flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """A tree as values by dotted key; keys may be dotted already. Later entries win.
-
-    Example:
-        >>> flat({"method": {"type": "egspo", "beta": 0.0}, "optim.learning_rate": 1e-3})
-        {'method.type': 'egspo', 'method.beta': 0.0, 'optim.learning_rate': 0.001}
-    """
-    found: dict[str, Any] = {}
-    for key, value in tree.items():
-        found |= flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
-    return found
 
 
 def _flat_if_tree(value: object) -> object:

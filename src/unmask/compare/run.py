@@ -20,8 +20,9 @@ import torch
 from unmask.compare.jobs import Cell, Job, Key, Probe, Record, key_of, steps_within
 from unmask.compare.ledger import Ledger
 from unmask.compare.plan import Plan
-from unmask.compare.recipe import BASE, CompareRecipe, flat, named
+from unmask.compare.recipe import BASE, CompareRecipe, named
 from unmask.compare.results import choose, tried
+from unmask.config import flat
 from unmask.errors import ConfigError, RunError, UnmaskError
 from unmask.recipe import dump, read_tree, validate
 from unmask.runs.atomic import take_lock, write_atomically

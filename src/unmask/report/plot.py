@@ -15,10 +15,11 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
+from unmask.config import flat
 from unmask.errors import ConfigError, RunError, unknown_name
 from unmask.functional.intervals import cut, mean_interval
 from unmask.report.runs import read_config
-from unmask.runs.folder import FREE_TO_CHANGE, flat
+from unmask.runs.folder import FREE_TO_CHANGE
 from unmask.runs.metrics import evaluation_of, evaluations, number_of, read_metrics, temperature_name
 from unmask.style import (
     MOST_BANDS,

@@ -21,6 +21,7 @@ from typing import Any, TextIO
 
 import yaml
 
+from unmask.config import flat
 from unmask.errors import RunError, reason
 from unmask.files import read_json_object, read_yaml
 from unmask.runs.atomic import INCOMPLETE, folder_replaced_whole, take_lock, tidy, write_atomically
@@ -390,14 +391,3 @@ def _rows_that_count(before: Mapping[str, Any], now: Mapping[str, Any]) -> tuple
         return {}, {}
     names = {*before} - {"left_out"}
     return {name: before[name] for name in names}, {name: facts for name, facts in now.items() if name in names}
-
-
-def flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """A tree of settings as one level of dotted keys."""
-    found: dict[str, Any] = {}
-    for key, value in tree.items():
-        if isinstance(value, Mapping):
-            found |= flat(value, f"{prefix}{key}.")
-        else:
-            found[prefix + key] = list(value) if isinstance(value, tuple) else value
-    return found

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Mapping
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 import torch
 
+from unmask.config import flat
 from unmask.errors import ConfigError, unknown_name
 from unmask.recipe import RunRecipe
 from unmask.runs.folder import RunFolder
@@ -104,7 +104,7 @@ def start_trackers(accelerator: Accelerator, recipe: RunRecipe, folder: RunFolde
         "mlflow": {"run_name": name, "run_id": facts.get("mlflow_run_id")},
         "comet_ml": {"experiment_key": folder.id, "mode": "get_or_create"},
     }
-    config = _flat_for_trackers(recipe.model_dump(mode="json"))
+    config = {key: str(value) for key, value in flat(recipe.model_dump(mode="json")).items()}
     accelerator.init_trackers(
         "unmask", config=config, init_kwargs={key: settings.get(key, {}) for key in recipe.report_to}
     )
@@ -139,12 +139,3 @@ def _check_deepspeed() -> None:
         import deepspeed  # noqa: F401
     except ImportError as error:
         raise ConfigError('the zero presets need DeepSpeed: pip install "unmask[zero]"') from error
-
-
-def _flat_for_trackers(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in tree.items():
-        flat |= (
-            _flat_for_trackers(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {prefix + key: str(value)}
-        )
-    return flat
