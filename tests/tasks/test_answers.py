@@ -90,6 +90,8 @@ def test_what_stands_behind_the_end_of_the_turn_is_not_read(token: str) -> None:
         (r"boxed{7}", "7"),
         (r"\.boxed{7}", "7"),
         (r"\boxed{}7", "7"),
+        (r"\boxed{}7 * 8 + 12", "7 * 8 + 12"),
+        (r"\boxed{}7 is it", "7"),
         (r"\boxed{7} then \boxed{}", "7"),
         (r"\boxed>" + "\n" + r"\boxed{7}", "7"),
         (r"\boxed{\{1, 2\}}", r"\{1, 2\}"),
@@ -221,16 +223,26 @@ def test_what_surrounds_an_answer_is_taken_off() -> None:
         "5..",
         "5…",
         r"5 \\",
+        '"5"',
+        "'5'",
+        "“5”",
+        "```\n5\n```",
+        "```text\n5\n```",
     ]
     led_in = ["The answer is 5", "**Answer:** 5", "**The answer is 5**", "Total: 5", "Total = $5$", "#### 5", "5 <br>"]
     assert [unwrapped(text) for text in fives + led_in] == ["5"] * (len(fives) + len(led_in))
-    assert [unwrapped(text) for text in ["$5", ".5", "$", "**", "", "$5$ and $6$"]] == [
+    assert [
+        unwrapped(text) for text in ["$5", ".5", "$", "**", "", "$5$ and $6$", '"5" or "6"', "5'", "```\n5\n6\n```"]
+    ] == [
         "$5",
         ".5",
         "$",
         "**",
         "",
         "$5$ and $6$",
+        '"5" or "6"',
+        "5'",
+        "5\n6",
     ]
 
 

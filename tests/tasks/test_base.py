@@ -8,7 +8,6 @@ import pickle
 import random
 import subprocess
 import sys
-import time
 from typing import Any
 
 import pytest
@@ -218,21 +217,30 @@ def test_demonstrations_follow_their_generator(task: Task) -> None:
 
 @every_task
 @pytest.mark.parametrize("completion", HOSTILE, ids=lambda text: repr(text[:24]))
-def test_hostile_completions_score_low_and_at_once(task: Task, completion: str) -> None:
+def test_hostile_completions_score_low(task: Task, completion: str) -> None:
     row = task.row("test", 0, 0)
-    start = time.perf_counter()
     # A stray digit may hit one of Sudoku's nine blank cells; an answer that is wrong earns 0.1 in Countdown.
     assert 0 <= reward(task, completion, row) < 0.12
     assert not task.solved(completion, row)
-    assert time.perf_counter() - start < 1
 
 
 @every_task
-@pytest.mark.parametrize("completion", [None, 7, [{"role": "assistant", "content": "7"}], b"7"], ids=repr)
-def test_what_is_no_text_counts_as_no_answer(task: Task, completion: Any) -> None:
+@pytest.mark.parametrize("completion", [None, 7, b"7", [], ["7"], [{"role": "assistant", "content": None}]], ids=repr)
+def test_what_is_neither_text_nor_a_list_of_messages_counts_as_no_answer(task: Task, completion: Any) -> None:
     row = task.row("test", 0, 0)
     assert reward(task, completion, row) == 0
     assert not task.solved(completion, row)
+
+
+@every_task
+def test_a_list_of_messages_counts_as_the_text_of_its_last_one_in_reward_verdict_and_measures(task: Task) -> None:
+    row, another = task.rows("test", 2)
+    for text in (written(task, row["answer"]), written(task, another["answer"]), "", "<answer>7</answer>"):
+        messages = [{"role": "assistant", "content": "<answer>no</answer>"}, {"role": "assistant", "content": text}]
+        assert reward(task, messages, row) == reward(task, text, row)
+        assert task.solved(messages, row) == task.solved(text, row)
+        assert task.measures(messages, row) == task.measures(text, row)
+    assert task.solved([{"role": "assistant", "content": written(task, row["answer"])}], row)
 
 
 @every_task

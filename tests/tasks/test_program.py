@@ -208,6 +208,13 @@ def paid(answer: str, hidden: list[list[int]]) -> float:
         "The expression is `3*x+2`.",
         "3*x+1+1",
         "x+x+x+2",
+        "'3*x+2'",
+        "print(3*x+2)",
+        "y = 3*x + 2\nprint(y)",
+        "f: x -> 3*x+2",
+        "```python\n2*x\n```\nCorrected:\n```python\n3*x+2\n```",
+        "```python\n3*x+2\n```\nUsage:\n```python\nprint(f(3))\n```",
+        "```python\ndef f(x):\n    return 3*x+2\n```\nUsage:\n```python\nprint(f(3))\n```",
     ],
 )
 def test_a_right_expression_is_paid_however_it_is_stated(answer: str) -> None:
@@ -239,7 +246,9 @@ def test_a_right_expression_is_paid_however_it_is_stated(answer: str) -> None:
         "3*x+2 and 7",
         "[3*x+2]",
         "str(3*x+2)",
-        "'3*x+2'",
+        "print('3*x+2')",
+        "```python\n3*x+2\n```\n```python\n2*x\n```",
+        "3*x+2 = y = 2*x",
         "f(x) = 2*x+3",
         "return",
         "def f(x): pass",
@@ -264,6 +273,15 @@ def test_another_expression_a_hedge_or_no_python_is_not_paid(answer: str) -> Non
 )
 def test_a_square_may_be_set_as_mathematics(answer: str) -> None:
     assert paid(answer, SQUARE) == 1.0
+
+
+def test_a_fence_is_an_answer_where_there_is_neither_tag_nor_box() -> None:
+    task = ProgramFromExamples(format="tagged")
+    row = {"hidden": LINE}
+    assert task.solved("Draft:\n```python\n2*x\n```\nBetter:\n```python\n3*x+2\n```\nIt is a line.", row)
+    assert task.solved("Here it is:\n```python\ndef f(x):\n    return 3*x+2\n```", row)
+    assert not task.solved("```python\n3*x+2\n```\n<answer>2*x</answer>", row)
+    assert not task.solved("It is 3*x+2.", row)
 
 
 def test_a_caret_in_python_is_no_power() -> None:

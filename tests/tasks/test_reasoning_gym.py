@@ -291,8 +291,20 @@ def test_a_text_that_begins_with_ends_in_or_is_near_the_answer_earns_nothing(nam
         (
             "gsm_symbolic",
             {"answer": "18", "question": "How many eggs are left?", "metadata": {}},
-            ["18", "18.0", "18 eggs", "**18**", "The answer is 18."],
-            ["18 or 5 or 7", "18, 5", "18 5", "5 18", "not 18", "18 is wrong", "19"],
+            ["18", "18.0", "18 eggs", "**18**", '"18"', "```text\n18\n```", "The answer is 18."],
+            ["I guess 18", "roughly 18", "18 or 5 or 7", "18, 5", "18 5", "5 18", "not 18", "18 is wrong", "19"],
+        ),
+        (
+            "sentence_reordering",
+            {"answer": "Why, at the door.", "question": "Restore the order: door. at Why, the", "metadata": {}},
+            [
+                "Why, at the door.",
+                "Why, at the door",
+                "**Why, at the door.**",
+                '"Why, at the door."',
+                "The answer is Why, at the door.",
+            ],
+            ["not Why, at the door.", "the door", "Why, at the door. or Why, the door at."],
         ),
         (
             "polynomial_equations",

@@ -18,7 +18,7 @@ from pydantic import Field, model_validator
 from unmask.tasks.answers import numbers_in
 from unmask.tasks.base import NumbersTask
 from unmask.tasks.expressions import ExpressionError, evaluate
-from unmask.tasks.notation import plain_expression, symbols
+from unmask.tasks.notation import plain_expression, symbols, without_labels, without_remarks
 
 if TYPE_CHECKING:
     from unmask.records import Row
@@ -30,10 +30,11 @@ GUESS = 4
 
 _NUMBER = r"[+-]?[0-9]{1,12}(?:\.[0-9]{1,12})?"
 _LIST = re.compile(rf"{_NUMBER}(?:\s+{_NUMBER})*")
-_SEPARATOR = re.compile(r"[,;\n]|->|=>|→|⇒|\\(?:to|rightarrow|Rightarrow)\b|\b(?:and then|then|and)\b")
+_SEPARATOR = re.compile(r"[,;\n]|\s\|\s|->|=>|→|⇒|\\(?:to|rightarrow|Rightarrow)\b|\b(?:and then|then|and)\b")
 _MINUS = re.compile(r"\b(?:minus|negative)\s+(?=[0-9])", re.IGNORECASE)
-_REMARK = re.compile(r"\([^()]{0,60}[A-Za-z][^()]{0,60}\)")
-_LABEL = re.compile(r"\A(?:(?:after\s)?(?:step|result)\s?[0-9]{0,2}|[0-9]{1,2}\))\s?[:.=)]?\s+(?=\S)", re.IGNORECASE)
+_LABEL = re.compile(
+    r"\A(?:(?:after\s)?(?:step|result)\s?[0-9]{0,2}\s?[:.=)]?|[0-9]{1,2}\)|[a-z]\s?=)\s+(?=\S)", re.IGNORECASE
+)
 _TRAILER = re.compile(
     r"(?<=[0-9])\s+(?:is|as|=)\s+(?:the\s+)?(?:final\s+|running\s+)?(?:results?|answer|total|sum)\b(?!.*\b(?:not|wrong|or|no)\b).*",
     re.IGNORECASE | re.DOTALL,
@@ -136,7 +137,7 @@ def running_results(answer: str) -> list[float]:
         >>> running_results("5-2"), running_results("7, 3 or -2"), running_results("7, -2 is wrong")
         ([nan], [], [])
     """
-    text = _MINUS.sub("-", _REMARK.sub(" ", symbols(answer)).strip("()[] \n"))
+    text = _MINUS.sub("-", without_labels(without_remarks(symbols(answer)).strip("()[] \n")))
     results: list[float] = []
     for item in filter(str.strip, _SEPARATOR.split(text)):
         item = _TRAILER.sub("", _LABEL.sub("", item.strip(" ()[]"))).rstrip(". ")

@@ -130,23 +130,24 @@ class Task(Config, ABC):
         """Completion lengths of an evaluation, unless others are asked: the task's own if bare, else the published ones."""
         return (self.completion_length,) if self.format == "bare" else PUBLISHED_LENGTHS
 
-    def measures(self, completion: str, row: Row) -> dict[str, float]:
+    def measures(self, completion: object, row: Row) -> dict[str, float]:
         """What else is reported of a completion beside `solved`, by name; the same names for every completion.
 
         Args:
-            completion: text cut at EOS; anything that is no text counts as an empty one.
+            completion: text cut at EOS, or TRL's list of messages; anything else counts as an empty text.
             row: the item it answers.
         """
         return {}
 
-    def solved(self, completion: str, row: Row) -> bool:
+    def solved(self, completion: object, row: Row) -> bool:
         """Whether a completion gets the whole item right: the accuracy that evaluation reports.
 
         Args:
-            completion: text cut at EOS; anything that is no text counts as an empty one.
+            completion: text cut at EOS, or TRL's list of messages, of which the last one counts; anything else counts as an empty
+                text.
             row: the item it answers.
         """
-        answer = self._answer(completion)
+        answer = self._answer(text_of(completion))
         return answer is not None and self.is_right(answer, row)
 
     @per_completion
@@ -168,10 +169,8 @@ class Task(Config, ABC):
         grades = iter(self.grade([answer for answer, _ in found], [row for _, row in found]))
         return [Score(0.0, "unparsed") if answer is None else next(grades) for answer in answers]
 
-    def _answer(self, completion: object) -> str | None:
+    def _answer(self, completion: str) -> str | None:
         """The answer in a completion, or None."""
-        if not isinstance(completion, str):
-            return None
         return before_end(completion).strip() or None if self.format == "bare" else answer_in(completion)
 
     def _prompt(self, bare: str, instruction: str) -> str | list[dict[str, str]]:

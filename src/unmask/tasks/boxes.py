@@ -12,7 +12,7 @@ BOX = re.compile(
 )
 """The start of a box, with its brace or, as in `\\boxed 5`, without. The backslash may be lost, but not both."""
 _REST_OF_LINE, _WORD = re.compile(r"\s*[^\n]*"), re.compile(r"[^\s$<]*")
-_BEHIND = re.compile(r"[-+]?[^\s$<{}\\]+")
+_BEHIND = re.compile(r"[-+]?[^\s$<{}\\]+(?: ?[-+*/=×÷] ?[^\s$<{}\\]+)*")
 """What stands right behind an empty box."""
 _SUM = re.compile(r"[0-9)]\s{0,9}[-+*/]\s{0,9}[(0-9]")
 BRACE = re.compile(r"\\.|[{}]", re.DOTALL)

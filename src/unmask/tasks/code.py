@@ -119,9 +119,9 @@ class CodeTask(ProgramTask, SourcedTask):
         rng = random.Random(0)
         return [self.demonstration(row, rng, sloppy=False) for row in self._all() if row["answer"]]
 
-    def _answer(self, completion: object) -> str | None:
+    def _answer(self, completion: str) -> str | None:
         """The completion up to its end-of-turn token. `job` finds the program in it, for which it needs the row's names."""
-        text = before_end(completion) if isinstance(completion, str) else ""
+        text = before_end(completion)
         return text if text.strip() else None
 
 

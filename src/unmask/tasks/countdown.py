@@ -26,7 +26,11 @@ if TYPE_CHECKING:
 WRONG = 0.1
 """Reward of an answer that is there but not right."""
 _EQUALS = re.compile(r"\s(?:which\s|this\s|that\s|it\s)?(?:is equal to|is|equals|gives|makes|yields)(?=\s)|==")
-_STEP_END = re.compile(r"[,;\n]|->|=>|→|⇒|\\(?:implies|Rightarrow)\b|\b(?:and then|then|and|so)\b")
+_ARROW = r"->|=>|→|⇒|\\(?:implies|to|rightarrow|Rightarrow)\b"
+_BEFORE_VALUE = re.compile(rf"\s(?:{_ARROW})(?=\s*[0-9]+\s*$)")
+_STEP_END = re.compile(
+    rf"[,;\n]|\.(?=\s|$)|{_ARROW}|\b(?:and then|then|and|so|first|second|next|now|finally)\b", re.IGNORECASE
+)
 
 
 class Countdown(NumbersTask):
@@ -130,7 +134,7 @@ def reaches(answer: str, numbers: Sequence[int], target: int) -> bool:
     try:
         if len(steps) > 1 and all("=" in step for step in steps):
             return _steps_reach(steps, numbers, target)
-        sides = [evaluate(side) for side in text.replace("\n", " ").split("=") if side.strip()]
+        sides = [evaluate(side) for side in _BEFORE_VALUE.sub("=", text).replace("\n", " ").split("=") if side.strip()]
     except ExpressionError:
         return False
     uses_all = any(sorted(side.numbers) == sorted(numbers) for side in sides)

@@ -78,13 +78,13 @@ def code_in(text: str, names: Sequence[str] = ()) -> str:
     whole, tagged = before_end(text), tagged_answer(text)
     regions = [region for region in (tagged, after_thoughts(whole), whole) if region is not None]
     for region in regions:
-        for blocks in (_fenced(region), _FENCE_MARK.split(region)[-_MOST_BLOCKS:]):
+        for blocks in (fenced_blocks(region), _FENCE_MARK.split(region)[-_MOST_BLOCKS:]):
             if (program := _joined([_repaired(block) for block in blocks], names)) is not None:
                 return program
         if region is tagged and _is_code(region):
             break
-    first = next((region for region in regions if _fenced(region) or _is_code(region)), regions[0])
-    return next(map(_repaired, _fenced(first)), _repaired(first))
+    first = next((region for region in regions if fenced_blocks(region) or _is_code(region)), regions[0])
+    return next(map(_repaired, fenced_blocks(first)), _repaired(first))
 
 
 def continued(start: str, code: str, is_exact: bool) -> str:
@@ -114,7 +114,7 @@ def is_indented(text: str) -> bool:
     return first[:1].isspace() and not first.lstrip().startswith(("```", "~~~"))
 
 
-def _fenced(text: str) -> list[str]:
+def fenced_blocks(text: str) -> list[str]:
     """What stands between fences: the last blocks of the text."""
     blocks: list[str] = []
     place = 0

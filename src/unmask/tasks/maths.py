@@ -92,9 +92,7 @@ class MathsTask(SourcedTask):
         """Whether the answer equals the row's."""
         return self.score(answer, row) == 1.0
 
-    def _answer(self, completion: object) -> str | None:
-        if not isinstance(completion, str):
-            return None
+    def _answer(self, completion: str) -> str | None:
         return answer_in(completion) or (before_end(completion).strip() or None if self.format == "bare" else None)
 
 

@@ -20,7 +20,7 @@ from unmask.tasks.answers import before_end, tagged_answer
 from unmask.tasks.base import Split, stable_hash
 from unmask.tasks.boxes import last_boxed
 from unmask.tasks.code import ProgramTask
-from unmask.tasks.extract import code_in
+from unmask.tasks.extract import code_in, fenced_blocks
 from unmask.tasks.notation import ANNOUNCED, symbols
 from unmask.tasks.syntax import parse
 from unmask.tasks.wrapping import unwrapped
@@ -126,16 +126,18 @@ class ProgramFromExamples(ProgramTask):
         tests = tuple(f"assert f({x}) == {y}" for x, y in row["hidden"])
         return Job(program, tests, ("f",))
 
-    def _answer(self, completion: object) -> str | None:
-        """The last answer tag, with its line breaks and fences; or a box, as the mathematics that it is; or what is announced."""
-        if self.format == "bare" or not isinstance(completion, str):
+    def _answer(self, completion: str) -> str | None:
+        """The last answer tag, with its line breaks and fences; a box, as mathematics; an announcement; or the last fence."""
+        if self.format == "bare":
             return super()._answer(completion)
         tagged = tagged_answer(completion)
         boxed = last_boxed(tagged or before_end(completion))
         if boxed is None and tagged is not None:
             return tagged
         answer = super()._answer(completion)
-        return f"${answer}$" if answer is not None and answer == boxed else answer
+        if answer is None:
+            return next(reversed(fenced_blocks(before_end(completion))), None)
+        return f"${answer}$" if answer == boxed else answer
 
 
 def function_of_x(answer: str) -> str | None:
@@ -164,11 +166,29 @@ def function_of_x(answer: str) -> str | None:
         text = _as_python(symbols(text))
     elif "\n" not in text and "```" not in text:
         text = unwrapped(text).translate(_SIGNS)
-    block = code_in(text).strip()
-    for reading in (block, _HEAD.sub("", block, count=1)):
-        if (tree := parse(reading)) is not None and (program := _program(tree)) is not None:
+    whole = _program_in(text)
+    if whole is not None and "def " in code_in(text):
+        return whole
+    # Of several expressions the last one counts, because a corrected version follows a draft.
+    programs = [program for block in fenced_blocks(text) if (program := _program_in(block)) is not None]
+    return next((program for program in reversed(programs) if _reads_x(program)), whole)
+
+
+def _program_in(block: str) -> str | None:
+    """A block as the definition of f: as it stands, or without "y =", "f(x) =" and "f: x ->" in front of its expression."""
+    block = code_in(block).strip()
+    for _ in range(3):
+        if (tree := parse(block)) is not None and (program := _program(tree)) is not None:
             return program
+        block = _HEAD.sub("", block, count=1)
     return None
+
+
+def _reads_x(program: str) -> bool:
+    """Whether a function reads its argument: a line that only calls another one does not."""
+    nodes = list(ast.walk(ast.parse(program)))
+    arguments = {node.arg for node in nodes if isinstance(node, ast.arg)}
+    return any(isinstance(node, ast.Name) and node.id in arguments for node in nodes)
 
 
 def _program(tree: ast.Module) -> str | None:
@@ -179,6 +199,8 @@ def _program(tree: ast.Module) -> str | None:
         return ast.unparse(ast.Module([node for node in tree.body if not isinstance(node, ast.Expr)], [])) + renamed
     *before, last = tree.body or [ast.Pass()]
     match last:
+        case ast.Expr(value=ast.Call(func=ast.Name("print"), args=[value], keywords=[])):
+            pass
         case ast.Expr(value=value) | ast.Return(value=ast.expr() as value):
             pass
         case (

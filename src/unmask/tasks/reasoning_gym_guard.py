@@ -45,7 +45,8 @@ _NUMBER = re.compile(
 _MANTISSA = re.compile(r"(?<![\w.])[0-9][0-9,]*(?:\.[0-9]+)?(?=[eE][+-]?[0-9]|[^\w.]|\.?$)")
 _NOT_FINITE = re.compile(r"\b(?:nan|inf|infinity|none|null)\b", re.IGNORECASE)
 _DOUBT = re.compile(
-    r"\b(?:or|nor|not|no|wrong|incorrect|false|maybe|perhaps|possibly|probably|either|neither|but|isn't|unknown)\b",
+    r"\b(?:or|nor|not|no|wrong|incorrect|false|maybe|perhaps|possibly|probably|guess|unsure|roughly|approximately|either|neither|"
+    r"but|isn't|unknown)\b",
     re.IGNORECASE,
 )
 _EMPTY = re.compile(
@@ -75,7 +76,11 @@ def guarded(score: Scorer, answer: str, entry: dict[str, Any]) -> float:
     plain = unwrapped(answer)
     question = str(entry.get("question", ""))
     if gold is not None and (
-        _is_same(answer, gold, question) or _is_same(plain, gold, question) or _is_rounding(plain, gold, question)
+        _is_same(answer, gold, question)
+        or _is_same(plain, gold, question)
+        # A sentence ends in a full stop that `unwrapped` takes for that of the sentence around it.
+        or (" " in gold and _lines(plain) == _lines(unwrapped(gold)))
+        or _is_rounding(plain, gold, question)
     ):
         return 1.0
     if _is_doubtful(answer, gold or ""):
@@ -90,7 +95,7 @@ def _is_same(answer: str, gold: str, question: str = "") -> bool:
     """Whether an answer is the item's own: the same text but for white space, the same word, or the same number."""
     if not gold.strip():
         return _EMPTY.fullmatch(answer) is not None
-    if answer.split() == gold.split():
+    if _lines(answer) == _lines(gold):
         return True
     if gold.casefold() in ("true", "false", "yes", "no"):
         return answer.casefold().strip(" .") == gold.casefold()
@@ -100,6 +105,11 @@ def _is_same(answer: str, gold: str, question: str = "") -> bool:
     # A unit is one if the question speaks of it: "6 legs", but not "6 Saturday".
     units = set(re.findall(r"[a-z]{2,}", answer.casefold())) - set(re.findall(r"[a-z]{2,}", question.casefold()))
     return a is not None and b is not None and a.value == b.value and not units
+
+
+def _lines(text: str) -> list[list[str]]:
+    """The words of each line that is not empty: a column of numbers is not a row of them."""
+    return [words for line in text.splitlines() if (words := line.split())]
 
 
 def _is_rounding(answer: str, gold: str, question: str) -> bool:

@@ -13,9 +13,10 @@ from typing import TYPE_CHECKING, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
+from unmask.reward import text_of
 from unmask.tasks.answers import first_digits
 from unmask.tasks.base import Split, Task, stable_hash
-from unmask.tasks.notation import symbols
+from unmask.tasks.notation import symbols, without_numbering
 
 if TYPE_CHECKING:
     from unmask.records import Row
@@ -26,13 +27,18 @@ NUM_TEST, NUM_VALIDATION = 88, 24
 _LETTERS = re.compile(r"[A-Za-z]")
 _LATEX = re.compile(r"\\(?:begin|end)\s?\([a-z*]{1,20}\)(?:\([lcr|@ ]{0,30}\))?|\\[A-Za-z]+")
 _NO_CELLS = re.compile(
-    r"\b(?:rows?|r|lines?|l|columns?|c|box|step)\s?#?[1-4]\b(?!\s?[0-9]\s[0-9])\s?(?:is\b|[:.)=-])?|\b[24]\s?[x*×]\s?[24]\b"
+    r"\b(?:1st|2nd|3rd|4th)\b|\b(?:rows?|r|lines?|l|columns?|c|box|step)\s?#?[1-4]\b(?!\s?[0-9]\s[0-9])\s?(?:is\b|[:.)=-])?|\b[24]\s?[x*×]\s?[24]\b"
     r"|\b16[\s-](?:digits?|cells?|numbers?|characters?)\b|\b(?:digits?\s)?(?:from\s)?1\s?(?:-|to)\s?4\b",
     re.IGNORECASE,
 )
 """Numbers that are no cells: labels of rows, sizes, ranges."""
 _NUMBER_OF_LINE = re.compile(r"\s*([1-4])\s?[.):]\s?(?=[^0-9]*[0-9][^0-9]*[0-9][^0-9]*[0-9])")
-_DOUBT = re.compile(r"\b(?:not|no|or|wrong|incorrect|maybe|cannot|either|if)\b|n't\b", re.IGNORECASE)
+_DOUBT = re.compile(
+    r"\b(?:not|no|or|nor|wrong|incorrect|invalid|false|impossible|maybe|perhaps|possibly|probably|guess|unsure|cannot|either|if)\b"
+    r"|n't\b|\?\s*$",
+    re.IGNORECASE,
+)
+_SOLVED = re.compile(r"\b(?:solution|solved|answer)\b", re.IGNORECASE)
 _RUN = re.compile(r"(?<![0-9])[0-9]{16}(?![0-9])")
 
 
@@ -103,50 +109,48 @@ class Sudoku(Task):
 
     def is_right(self, answer: str, row: Row) -> bool:
         """Whether the answer's digits are the 16 of the solution, clues included."""
-        return cells_of(answer) == str(row["answer"])
+        return cells_of(answer, row["puzzle"]) == str(row["answer"])
 
-    def measures(self, completion: str, row: Row) -> dict[str, float]:
+    def measures(self, completion: object, row: Row) -> dict[str, float]:
         """`cells`: the share of blank cells that are right, which the papers report as accuracy."""
-        answer = self._answer(completion)
+        answer = self._answer(text_of(completion))
         return {"cells": 0.0 if answer is None else _share_of_blanks(answer, row)}
 
 
-def cells_of(answer: str) -> str:
+def cells_of(answer: str, puzzle: str = "") -> str:
     """The digits of the grid that an answer shows: 17 at most, so that one of 16 is whole and one of 17 is too long.
 
     Labels of rows ("Row 1:", "r1", "1."), sizes ("4x4", "16 digits"), LaTeX and the lines of a table are no part of the grid. One
-    run of exactly 16 digits among words is the grid. An answer that denies its grid, or gives two, has none.
+    run of exactly 16 digits among words is the grid. An answer that denies its grid, or gives two, has none; the puzzle in front
+    of the solution is not a second one.
 
     Args:
         answer: any text.
+        puzzle: the cells that were given.
 
     Example:
         >>> cells_of("Row 1: 3241\\nRow 2: 4123\\nRow 3: 1432\\nRow 4: 2314"), cells_of("The 4x4 grid is 3241412314322314")
         ('3241412314322314', '3241412314322314')
         >>> cells_of("3241|4123"), cells_of("not 3241412314322314")
         ('32414123', '')
+        >>> cells_of("Puzzle: 0001412310000300\\nSolution: 3241412314322314", "0001412310000300")
+        '3241412314322314'
     """
     text = symbols(answer)
-    if not _LETTERS.search(text):
-        return first_digits(_numbered(text), CELLS + 1)
-    text = _NO_CELLS.sub(" ", _LATEX.sub(" ", text))
+    _, shown, behind = text.partition(puzzle or "\0")
+    if shown and len(first_digits(behind, CELLS)) == CELLS and not _SOLVED.search(answer.partition(puzzle)[0]):
+        text = behind
     if _DOUBT.search(text):
         return ""
+    if not _LETTERS.search(text):
+        return first_digits(without_numbering(text, _NUMBER_OF_LINE), CELLS + 1)
+    text = _NO_CELLS.sub(" ", _LATEX.sub(" ", text))
     whole = set(_RUN.findall(text))
-    return whole.pop() if len(whole) == 1 else first_digits(_numbered(text), CELLS + 1)
-
-
-def _numbered(text: str) -> str:
-    """A text without the numbers in front of its lines, where these count the lines: "1. 3241", "2) 4123"."""
-    lines = [line for line in text.splitlines() if line.strip()]
-    labels = [_NUMBER_OF_LINE.match(line) for line in lines]
-    if len(lines) < 2 or any(label is None or int(label[1]) != i for i, label in enumerate(labels, 1)):
-        return text
-    return "\n".join(line[label.end() :] for line, label in zip(lines, labels, strict=True) if label)
+    return whole.pop() if len(whole) == 1 else first_digits(without_numbering(text, _NUMBER_OF_LINE), CELLS + 1)
 
 
 def _share_of_blanks(answer: str, row: Row) -> float:
-    digits = cells_of(answer)[:CELLS].ljust(CELLS)
+    digits = cells_of(answer, row["puzzle"])[:CELLS].ljust(CELLS)
     blanks = [i for i, clue in enumerate(row["puzzle"]) if clue == "0"]
     solution: str = row["answer"]
     return sum(digits[i] == solution[i] for i in blanks) / len(blanks)

@@ -27,12 +27,18 @@ _DELIMITERS = (
     ("```", "```"),
     ("`", "`"),
     ("*", "*"),
+    ('"', '"'),
+    ("'", "'"),
+    ("“", "”"),
 )
+_LANGUAGE = re.compile(r"[A-Za-z]{1,12}[ \t]*\n")
+"""The word behind a fence that says which language follows."""
 _TRAILING = re.compile(r"(?:\\[,;!]|\\\\|~|…|<br ?/?>|\.{1,3}|,|;)$")
 
 
 def unwrapped(text: str) -> str:
-    r"""An answer without what surrounds it in prose or LaTeX: white space, "The answer is", `**`, math delimiters, punctuation.
+    r"""An answer without what surrounds it in prose or LaTeX: white space, "The answer is", `**`, quotes, math delimiters,
+    punctuation.
 
     Args:
         text: an answer, any text.
@@ -52,7 +58,9 @@ def unwrapped(text: str) -> str:
             text = bare[lead_in.end() :].strip()
         for opening, closing in _DELIMITERS:
             if text.startswith(opening) and text.endswith(closing) and len(text) > len(opening) + len(closing):
-                inner = text[len(opening) : -len(closing)].strip()
+                inner = text[len(opening) : -len(closing)]
+                language = _LANGUAGE.match(inner) if opening == "```" else None
+                inner = inner[language.end() if language else 0 :].strip()
                 text = text if closing in inner.replace("\\$", "") else inner
         text = _without_group(text)
         if text == before:
