@@ -175,6 +175,15 @@ WRAPPED = {
         "```python\ndef add(a, b):\n    return helper(a, b)\n\ndef helper(a, b):\n    return a + b\n\nprint(add(1,"
     ),
     "cut string": (f'```python\n{ADD}\nassert add(1, 2) == 3, "it is'),
+    "cut behind examples": (
+        '```python\ndef add(a, b):\n    """\n    >>> add(1, 2)\n    3\n    """\n    return a + b\n\n'
+        "def test_add():\n    assert add(1,"
+    ),
+    "cut print behind examples": (
+        '<answer>\ndef add(a, b):\n    """\n    >>> add(1, 2)\n    3\n    """\n    return a + b\n\nprint(add(1, 2'
+    ),
+    "quoted": ("> Here it is:\n> ```python\n" + "\n".join(f"> {line}" for line in ADD.splitlines()) + "\n> ```"),
+    "session in prose": ("Here it is:\n>>> def add(a, b):\n...     return a + b\n...\n>>> add(1, 2)\n3"),
     "cut def": (f"```python\n{ADD}\n\ndef test_add():\n    assert add(1,"),
     "closing only": (f"{ADD}```"),
     "closing only2": (f"{ADD}```\nThis function adds."),

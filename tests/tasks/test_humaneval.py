@@ -59,6 +59,8 @@ def test_an_answer_continues_the_prompt_or_writes_the_function_whole(tmp_path: P
         "<answer>\n    return half(math.pi * r ** 2)\n</answer>",
         " Sure!\n```python\ndef area(r):\n    return half(math.pi * r ** 2)```",
         "```python\nreturn half(math.pi * r ** 2)\n```",
+        "<answer>\n    whole = math.pi * r ** 2\n    result = half(whole)\n    return result\n</answer>",
+        "<answer>\n    area = 0\n    for _ in range(1):\n        area = half(math.pi * r ** 2)\n\n    return area\n</answer>",
         "Here it is:\n\ndef area(r):\n    return half(math.pi * r ** 2)\n\nThat's all.",
     ],
 )

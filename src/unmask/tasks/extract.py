@@ -52,7 +52,10 @@ _STATEMENT = re.compile(
 _CLAUSE = re.compile(r"(?:else|elif|except|finally)\b")
 _PROMPT = re.compile(r"^[ \t]*(?:>>>|\.\.\.)(?: |$)", re.MULTILINE)
 _UNINDENTED = re.compile(r"\n(?=[^\s)\]}])")
+_INDENT = re.compile(r"(?<=\n)[ \t]*(?=\S)")
 _INDENTED_LINES = re.compile(r"(?:^[ \t]+\S[^\n]*\n?(?:[ \t]*\n)*)+", re.MULTILINE)
+_QUOTED_FENCE, _QUOTE = re.compile(r"^> ?(?:```|~~~)", re.MULTILINE), re.compile(r"^>(?!>) ?", re.MULTILINE)
+"""A block that Markdown sets as a quotation."""
 _TYPESET = str.maketrans({"‘": "'", "’": "'", "“": '"', "”": '"', "\u00a0": " ", "\u200b": "", "\ufeff": ""})
 
 
@@ -75,6 +78,8 @@ def code_in(text: str, names: Sequence[str] = ()) -> str:
         >>> code_in("Here it is:\\ndef f(x):\\n    return x\\nIt isn't hard.", ["f"])
         'def f(x):\\n    return x'
     """
+    if _QUOTED_FENCE.search(text):
+        text = _QUOTE.sub("", text)
     whole, tagged = before_end(text), tagged_answer(text)
     regions = [region for region in (tagged, after_thoughts(whole), whole) if region is not None]
     for region in regions:
@@ -174,12 +179,16 @@ def _readings(block: str) -> Iterator[str]:
     code = block[language.end() :] if language else block
     yield code
     yield (plain := textwrap.dedent(code.strip("\n")))
-    if _PROMPT.search(code):
-        yield "\n".join(line[prompt.end() :] for line in code.splitlines() if (prompt := _PROMPT.match(line)))
+    # The tag around a body has stripped the indent of its first line.
+    if indents := _INDENT.findall(plain):
+        yield textwrap.dedent(min(indents, key=len) + plain)
     yield (plain := html.unescape(_WRAPPER.sub("", plain)).translate(_TYPESET))
     if len(plain) <= MAX_CODE:
         yield _statements(plain)
         yield _statements("\n".join(textwrap.dedent(lines) for lines in _INDENTED_LINES.findall(plain)))
+    # Last, because docstrings hold examples with prompts.
+    if _PROMPT.search(code):
+        yield "\n".join(line[prompt.end() :] for line in code.splitlines() if (prompt := _PROMPT.match(line)))
 
 
 def _statements(text: str) -> str:

@@ -10,7 +10,7 @@ from unmask.sandbox import Job
 from unmask.tasks.code import CodeTask, code_text
 from unmask.tasks.extract import code_in, continued, is_indented
 from unmask.tasks.maths import text_column
-from unmask.tasks.syntax import MAX_CODE, defined_names, parse
+from unmask.tasks.syntax import MAX_CODE, defined_names, parse, returns
 
 if TYPE_CHECKING:
     from unmask.records import Row
@@ -62,7 +62,7 @@ class HumanEval(CodeTask):
         if not code.strip() or len(code) > MAX_CODE:
             return None
         tree = parse(code)
-        if tree is not None and row["names"][0] in defined_names(tree):
+        if tree is not None and row["names"][0] in defined_names(tree) and not returns(tree):
             program = row["prelude"] + code
         else:
             # A fence in what continues the prompt comes after the function.

@@ -48,6 +48,23 @@ def names_of(node: ast.stmt) -> set[str]:
     return set()
 
 
+def returns(tree: ast.Module) -> bool:
+    """Whether a module has a `return` outside of its functions, so that it is the body of one.
+
+    Example:
+        >>> returns(ast.parse("for y in x:\\n    return y")), returns(ast.parse("def f(x):\\n    return x"))
+        (True, False)
+    """
+    inner: list[ast.AST] = list(tree.body)
+    while inner:
+        node = inner.pop()
+        if isinstance(node, ast.Return):
+            return True
+        if not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef | ast.expr):
+            inner += ast.iter_child_nodes(node)
+    return False
+
+
 def free_names(tree: ast.AST) -> set[str]:
     """Names that a tree reads and binds nowhere, builtins included."""
     read: set[str] = set()
