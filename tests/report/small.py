@@ -18,7 +18,7 @@ import yaml
 from tests.small_runs import train_recipe
 from unmask.config import SamplerConfig
 from unmask.records import Rollout, Trajectory
-from unmask.runs.saved_rollouts import SavedRollout
+from unmask.runs.saved_rollouts import Guesses, SavedRollout
 from unmask.trainer import Trainer
 
 KEEP_ALL = (
@@ -65,6 +65,8 @@ def page_block(page: Path, name: str) -> Any:
 def hand_made(folder: Path, prompts: Sequence[str], completions: Sequence[Sequence[str]], **config: Any) -> Path:
     """A run folder with one kept rollout; a completion is given piece by piece, and one piece is written a step.
 
+    The guess at every eighth step is the finished completion.
+
     Args:
         folder: where; its name is the run's.
         prompts: one for each group.
@@ -92,9 +94,12 @@ def hand_made(folder: Path, prompts: Sequence[str], completions: Sequence[Sequen
     rollout = Rollout(path, size, torch.linspace(0, 1, len(tokens)))
     texts = ["".join(row) for row in completions]
     (folder / "rollouts").mkdir(parents=True)
-    kept = SavedRollout(
-        rollout, texts, list(prompts), [None] * len(prompts), {i: p for p, i in ids.items()} | {1: "<eos>"}
+    steps = torch.arange(0, length, 8).int()
+    guesses = Guesses(
+        steps, tokens[:, None].expand(-1, len(steps), -1).int().contiguous(), torch.ones(len(tokens), len(steps))
     )
+    pieces_by_id = {i: p for p, i in ids.items()} | {1: "<eos>"}
+    kept = SavedRollout(rollout, texts, list(prompts), [None] * len(prompts), pieces_by_id, guesses)
     kept.save(folder / "rollouts" / "step-00000001.safetensors")
     write_run(folder, [{"step": 1, "reward": 0.5}], {"task": {"type": "dataset"}, "method": {"type": "egspo"}} | config)
     return folder

@@ -166,9 +166,9 @@ def test_playing_shows_every_step_and_ends_at_the_finished_completion(made: Made
     assert_shows(page, made, 2, 0, STEPS)
 
 
-def parts_outside(page: Any) -> list[str]:
-    """Parts of the film that do not lie wholly inside the window."""
-    parts = (".stage-main .tokens", ".play", ".rows", ".scrub")
+def parts_outside(page: Any, completion: str = ".stage-main .tokens") -> list[str]:
+    """Parts of the film that do not lie wholly inside the window; a long completion scrolls in a part of it."""
+    parts = (completion, ".play", ".rows", ".scrub")
     rects = [page.locator(part).bounding_box() for part in parts]
     height = page.viewport_size["height"]
     return [p for p, r in zip(parts, rects, strict=True) if r["y"] < 0 or r["y"] + r["height"] > height]
@@ -185,6 +185,22 @@ def test_board_play_and_timeline_are_in_one_view_from_the_first_frame(
     assert parts_outside(page) == []
     page.get_by_role("button", name="One step on").click()
     assert parts_outside(page) == []
+
+
+@pytest.mark.parametrize(("width", "height"), [(1280, 720), (390, 844)])
+@pytest.mark.parametrize("task", ["dataset", "kodcode"])
+def test_a_long_text_and_its_guess_leave_play_and_timeline_in_view(
+    opened: Opened, tmp_path: Path, task: str, width: int, height: int
+) -> None:
+    words = [f"word{i} " if i % 9 else "\n    " for i in range(200)]
+    folder = hand_made(tmp_path / "long", ["Why? " * 40], [words, words[::-1]], task={"type": task})
+    page = opened(write_report([folder]).path, viewport={"width": width, "height": height}, reduced_motion="reduce")
+    page.locator("nav a[href='#film']").click()
+    wait_for(page, "document.querySelector('#film').getBoundingClientRect().top < 100")
+    assert page.locator(".stage-guess .token").count() == 200
+    assert parts_outside(page, ".stage-main") == []
+    page.get_by_role("button", name="Finished completion").click()
+    assert parts_outside(page, ".stage-main") == []
 
 
 def test_a_window_that_is_too_low_is_noticed(made: Made, opened: Opened) -> None:
@@ -484,14 +500,53 @@ def test_a_comparison_shows_its_table_for_either_sampling(opened: Opened, tmp_pa
     for row in section.locator("tbody").first.locator("tr").all():
         name, *cells = row.locator("th, td").all_text_contents()
         line = next(line for line in table.splitlines() if line.startswith(f"| {name} |"))
-        # Seeds, token passes, reward calls and both accuracies, to the last digit.
-        assert all(f" {cell} " in line.replace("**", " ") for cell in cells[1:6])
-    assert section.locator("tr.best th").all_text_contents() == ["EGSPO-SA"], "as in table.md"
-    assert page.get_by_role("region", name="Table of countdown").locator("tr.best").count() == 0
+        # Both accuracies, seeds, token passes and reward calls, to the last digit; the interval has no text.
+        assert len(cells) == 7
+        assert all(f" {cell} " in line.replace("**", " ") for cell in (*cells[:2], *cells[4:]))
+        assert [f"**{cell}**" in line for cell in cells[:2]] == [
+            "best" in (cell.get_attribute("class") or "") for cell in row.locator("td").all()[:2]
+        ]
+    assert section.locator("td.best").count() > 0
+    assert page.get_by_role("region", name="Table of countdown").locator("td.best").count() == 0
     heading = page.get_by_role("heading", name="Accuracy against compute, sampled at 0.9").first
     assert heading.is_visible()
     pick(page, "Sampling", "greedy")
     assert page.get_by_role("heading", name="Accuracy against compute, greedy").first.is_visible()
+
+
+def test_a_phone_shows_the_accuracies_of_a_comparison_without_scrolling(opened: Opened, tmp_path: Path) -> None:
+    folder = Path(__file__).parents[2] / "benchmark" / "results" / "counterfactual-tiny"
+    page = opened(write_report([folder], tmp_path / "c.html").path, viewport={"width": 390, "height": 844})
+    table = page.get_by_role("region", name="Table of sudoku").first
+    heads = table.locator("thead th").all()
+    assert [head.text_content() for head in heads] == [
+        *("method", "sampled at 0.9", "greedy", "interval"),
+        *("prompts × completions", "seeds", "token passes", "reward calls"),
+    ]
+    edge = table.bounding_box()["x"] + table.bounding_box()["width"]
+    assert all(head.bounding_box()["x"] + head.bounding_box()["width"] <= edge + 1 for head in heads[:4])
+
+
+def test_labels_of_denoising_steps_are_where_measurements_are(opened: Opened, tmp_path: Path) -> None:
+    folder = Path(__file__).parents[2] / "benchmark" / "results" / "counterfactual-tiny"
+    page = opened(write_report([folder], tmp_path / "c.html").path, viewport={"width": 1280, "height": 720})
+    chart = page.locator("figure.chart", has_text="Accuracy against denoising steps").first
+    assert chart.locator("text.tick").all_text_contents()[-6:] == ["1", "1", "2", "4", "8", "16"], (
+        "behind the 1 of the share"
+    )
+
+
+def test_of_many_lines_the_six_that_end_highest_show_bands(opened: Opened, tmp_path: Path) -> None:
+    folder = Path(__file__).parents[2] / "benchmark" / "results" / "paper-tiny"
+    page = opened(write_report([folder], tmp_path / "c.html").path, viewport={"width": 1280, "height": 720})
+    chart = page.locator("figure.chart").first
+    bands = chart.locator(".band:visible")
+    assert chart.locator("[data-series]").count() > 6
+    assert bands.count() == 6
+    # A line that is hidden makes room for the next one.
+    chart.get_by_role("button", name="EGSPO-SA").click()
+    assert bands.count() == 6
+    assert chart.locator("[data-series].off:not(.plain)").count() == 0
 
 
 HOSTILE = [
@@ -512,7 +567,7 @@ def test_hostile_texts_are_shown_as_text(opened: Opened, tmp_path: Path) -> None
     prompt = "".join(HOSTILE)
     folder = hand_made(tmp_path / "run", [prompt], [HOSTILE, [*reversed(HOSTILE)]], model="<i>x</i>\u202e")
     page = opened(write_report([folder]).path, viewport={"width": 390, "height": 800})
-    page.get_by_role("button", name="To the finished completion").click()
+    page.get_by_role("button", name="Finished completion").click()
     shown = page.evaluate(READ)["state"]
     # As it is, but for what cannot be seen: that is spelt out.
     spelt = {"\x00": "␀", "\x07": "␇", "\x1b": "␛", "\x7f": "␡"}
@@ -530,7 +585,7 @@ def test_very_long_texts_stay_inside_the_page(opened: Opened, tmp_path: Path) ->
     long = ["x" * 5000, "\n".join(str(i) for i in range(300)), "W" * 300, " ".join("word" for _ in range(400))]
     folder = hand_made(tmp_path / "run", ["p" * 30_000], [long, long], task={"type": "mbpp"})
     page = opened(write_report([folder]).path, viewport={"width": 390, "height": 800})
-    page.get_by_role("button", name="To the finished completion").click()
+    page.get_by_role("button", name="Finished completion").click()
     assert page.evaluate("document.documentElement.scrollWidth") <= 390
     first, second, *_ = page.evaluate(READ)["state"]
     assert first == long[0]

@@ -3,6 +3,7 @@
 const DASHES = ["", "7 3", "2 3", "9 3 2 3", "4 2", "1 2"];
 
 const COLOURS = 8;
+const BANDS = 6;
 const dash = (style) => DASHES[(style + Math.floor(style / COLOURS)) % DASHES.length];
 const colour = (style) => `s${style % COLOURS}`;
 
@@ -21,6 +22,13 @@ function ticks(low, high, count = 4) {
     const found = [];
     for (let i = Math.floor(low / step + 1e-9); i <= Math.ceil(high / step - 1e-9); i++)
         found.push(Number((i * step).toPrecision(10)));
+    return found;
+}
+
+/** Of ascending values as many as have room for a label of their own; the last one is always among them. */
+function spaced(values, x, room = 18) {
+    const found = [];
+    for (const value of [...values].reverse()) if (!found.length || x(found[0]) - x(value) >= room) found.unshift(value);
     return found;
 }
 
@@ -47,7 +55,8 @@ function swatch(style) {
 /**
  * A chart of lines.
  * series: [{name, style, points: [[x, y, low, high]]}], ascending in x; a point without low and high has no band.
- * isShare: y is from 0 to at most 1; isWhole: x counts something, so no label stands between its numbers.
+ * isShare: y is from 0 to at most 1; isWhole: x counts something, so no label stands between its numbers; isMarked: labels of x
+ * stand where points are, as far as there is room. Of many lines, those in sight that end highest show their bands.
  */
 function lineChart({
     title,
@@ -61,12 +70,13 @@ function lineChart({
     xFormat = short,
     dots = false,
     isWhole = false,
+    isMarked = false,
 }) {
     series = series.filter((s) => s.points.length);
     const every = [...new Set(series.flatMap((s) => s.points.map((p) => p[0])))].sort((a, b) => a - b);
     const figure = el(
         "figure",
-        { class: series.length > 6 ? "chart crowded" : "chart" },
+        { class: "chart" },
         el("figcaption", {}, el("h4", { text: title }), note && el("p", { text: note })),
     );
     if (!every.length) return figure;
@@ -95,8 +105,14 @@ function lineChart({
         slider
             .querySelectorAll("[data-series]")
             .forEach((g) => g.classList.toggle("back", s !== null && Number(g.dataset.series) !== s.style));
-    const dim = () =>
-        slider.querySelectorAll("[data-series]").forEach((g) => g.classList.toggle("off", off.has(Number(g.dataset.series))));
+    const dim = () => {
+        const inSight = series.filter((s) => !off.has(s.style)).sort((a, b) => b.points.at(-1)[1] - a.points.at(-1)[1]);
+        const banded = new Set(inSight.slice(0, BANDS).map((s) => s.style));
+        slider.querySelectorAll("[data-series]").forEach((g) => {
+            g.classList.toggle("off", off.has(Number(g.dataset.series)));
+            g.classList.toggle("plain", !banded.has(Number(g.dataset.series)));
+        });
+    };
     figure.append(
         el(
             "ul",
@@ -168,9 +184,11 @@ function lineChart({
                 draw("text", { class: "tick", x: left - 6, y: y(mark) + 4, "text-anchor": "end", text: short(mark) }),
             );
         }
-        const ends = ticks(every[0], every.at(-1), width < 330 ? 2 : 4).filter(
-            (t) => t >= every[0] && t <= every.at(-1) && (!isWhole || Number.isInteger(t)),
-        );
+        const ends = isMarked
+            ? spaced(every, x)
+            : ticks(every[0], every.at(-1), width < 330 ? 2 : 4).filter(
+                  (t) => t >= every[0] && t <= every.at(-1) && (!isWhole || Number.isInteger(t)),
+              );
         for (const mark of ends)
             svg.append(
                 draw("text", {

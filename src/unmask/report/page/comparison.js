@@ -56,6 +56,7 @@ function comparisonSection(comparison, number_) {
                                   height: 250,
                                   dots: true,
                                   xLabel: "denoising steps",
+                                  isMarked: true,
                                   series: task.methods.map((m) => ({
                                       name: m.name,
                                       style: styleOf(m.name),
@@ -70,17 +71,16 @@ function comparisonSection(comparison, number_) {
         );
     }
     function table(task) {
-        // The one method that is certainly best, if there is one; its mean alone is bold.
-        const best = task.best[temperature];
         const rows = [...task.methods].sort((a, b) => b.accuracy[temperature][0] - a.accuracy[temperature][0]);
+        // What is compared comes first, because a phone shows the first columns only until one scrolls.
         const columns = [
             "method",
+            ...comparison.temperatures.map(temperatureName),
+            "interval",
             "prompts × completions",
             "seeds",
             "token passes",
             "reward calls",
-            ...comparison.temperatures.map(temperatureName),
-            "interval",
         ];
         const strip = ([value, , low, high]) =>
             el(
@@ -119,14 +119,20 @@ function comparisonSection(comparison, number_) {
                     rows.map((m) =>
                         el(
                             "tr",
-                            { class: m.name === best ? "best" : null },
+                            {},
                             el("th", { scope: "row", text: m.edited ? `${m.name} †` : m.name }),
+                            comparison.temperatures.map((t) =>
+                                el("td", {
+                                    // Bold is a mean that is certainly the best of its column.
+                                    class: m.name === task.best[t] ? "best" : null,
+                                    text: m.accuracy[t] ? mean(m.accuracy[t]) : "–",
+                                }),
+                            ),
+                            el("td", {}, strip(m.accuracy[temperature])),
                             el("td", { text: m.shape.replace("x", "×") || "–" }),
                             el("td", { text: String(m.seeds) }),
                             el("td", { text: m.text.passes }),
                             el("td", { text: m.text.calls }),
-                            comparison.temperatures.map((t) => el("td", { text: m.accuracy[t] ? mean(m.accuracy[t]) : "–" })),
-                            el("td", {}, strip(m.accuracy[temperature])),
                         ),
                     ),
                 ),
@@ -144,12 +150,8 @@ function comparisonSection(comparison, number_) {
                                   "tr",
                                   {},
                                   el("th", { scope: "row", text: d.name }),
-                                  el("td", {}),
-                                  el("td", {}),
-                                  el("td", {}),
-                                  el("td", {}),
                                   comparison.temperatures.map((t) => el("td", { text: d.by[t] ? mean(d.by[t], true) : "–" })),
-                                  el("td", {}),
+                                  el("td", { colspan: columns.length - 1 - comparison.temperatures.length }),
                               ),
                           ),
                       )
