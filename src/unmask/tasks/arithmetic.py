@@ -30,10 +30,13 @@ GUESS = 4
 
 _NUMBER = r"[+-]?[0-9]{1,12}(?:\.[0-9]{1,12})?"
 _LIST = re.compile(rf"{_NUMBER}(?:\s+{_NUMBER})*")
-_SEPARATOR = re.compile(r"[,;\n]|\s\|\s|->|=>|→|⇒|\\(?:to|rightarrow|Rightarrow)\b|\b(?:and then|then|and)\b")
+_SEPARATOR = re.compile(
+    r"[,;\n]|\s\|\s|->|=>|→|⇒|\\(?:to|rightarrow|Rightarrow)\b|\b(?:and|first|then|next|finally)\b", re.IGNORECASE
+)
 _MINUS = re.compile(r"\b(?:minus|negative)\s+(?=[0-9])", re.IGNORECASE)
 _LABEL = re.compile(
-    r"\A(?:(?:after\s)?(?:step|result)\s?[0-9]{0,2}\s?[:.=)]?|[0-9]{1,2}\)|[a-z]\s?=)\s+(?=\S)", re.IGNORECASE
+    r"\A(?:(?:after\s)?(?:step|result)\s?[0-9]{0,2}\s?[:.=)]?|[0-9]{1,2}\)|[a-z]\s?=|(?:the\s)?(?:running\s|intermediate\s)?results\sare)\s+(?=\S)",
+    re.IGNORECASE,
 )
 _TRAILER = re.compile(
     r"(?<=[0-9])\s+(?:is|as|=)\s+(?:the\s+)?(?:final\s+|running\s+)?(?:results?|answer|total|sum)\b(?!.*\b(?:not|wrong|or|no)\b).*",

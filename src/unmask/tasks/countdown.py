@@ -29,7 +29,8 @@ _EQUALS = re.compile(r"\s(?:which\s|this\s|that\s|it\s)?(?:is equal to|is|equals
 _ARROW = r"->|=>|→|⇒|\\(?:implies|to|rightarrow|Rightarrow)\b"
 _BEFORE_VALUE = re.compile(rf"\s(?:{_ARROW})(?=\s*[0-9]+\s*$)")
 _STEP_END = re.compile(
-    rf"[,;\n]|\.(?=\s|$)|{_ARROW}|\b(?:and then|then|and|so|first|second|next|now|finally)\b", re.IGNORECASE
+    rf"[,;\n]|\.(?=\s|$)|{_ARROW}|\b(?:and then|then|and|so|first|second|next|now|finally|add|subtract|multiply|divide)\b",
+    re.IGNORECASE,
 )
 
 

@@ -48,10 +48,10 @@ _MIXED = re.compile(r"[0-9)]\s?\\{1,2}[dtc]?frac")
 _BRACKETS = str.maketrans("[]{}", "()()")
 _RESULT_IN_BRACKETS = re.compile(r"\(\s*=\s*([^()]{1,40})\)")
 ANNOUNCED = re.compile(
-    r"\s*(?:(?:so|thus|hence|therefore),?\s)?(?:(?:the|a|my|our|one)\s)?(?:(?:final|correct|right|valid|possible|resulting)\s)?"
-    r"(?:expression|equation|calculation|formula|solution|answer)"
-    r"(?:\s(?:that|which)\s(?:evaluates\sto|equals|is\sequal\sto|gives|makes|reaches|results\sin)\s(?:the\s)?(?:target\s?)?(?:of\s)?"
-    r"[0-9]{0,6})?(?:\s?is\b|\s?:)\s?:?\s*"
+    r"\s*\*{0,2}(?:(?:so|thus|hence|therefore),?\s)?(?:(?:the|a|an|my|our|one)\s)?"
+    r"(?:(?:final|correct|right|valid|possible|resulting|python)\s){0,2}(?:expression|equation|calculation|formula|solution|answer)"
+    r"(?:\s(?:that|which)\s(?:fits|works|(?:evaluates\sto|equals|is\sequal\sto|gives|makes|reaches|results\sin)\s(?:the\s)?(?:target\s?)?"
+    r"(?:of\s)?[0-9]{0,6}))?(?:\s?is\b|\s?:)\s?:?\*{0,2}:?\s*"
     r"|\s*(?:so\s)?we\s(?:can\s)?(?:use|write|have|get|compute|calculate)\s?:?\s",
     re.IGNORECASE,
 )
@@ -59,8 +59,9 @@ ANNOUNCED = re.compile(
 _REMARK = re.compile(
     r"\(([^()+*/=]{0,60}[A-Za-z]{2}[^()+*/=]{0,60})\)|,\s((?:which\s)?(?:uses|using)\s[A-Za-z ]{1,60})$"
 )
-_NUMBER_OF_LINE = re.compile(r"\s*([0-9]{1,2})\s?[.):]\s+(?=\S)")
+_NUMBER_OF_LINE = re.compile(r"\s*\(?([0-9]{1,2})\s?[.):]\s+(?=\S)")
 _BULLET = re.compile(r"\s*[-*+•]\s+(?=[^\n]*=)")
+_LABEL = re.compile(r"^\s*([A-Za-z][A-Za-z ]{0,24})[0-9]{0,2}\s?:\s+(?=\S)", re.MULTILINE)
 _STEP = re.compile(r"^\s*(?:after\s)?(?:step|result)\s?[0-9]{0,2}\s?[:.=)]?\s+(?=\S)", re.IGNORECASE | re.MULTILINE)
 _TIMES = re.compile(r"(?<=[0-9)])(\s*)[xX](?=\s*[(0-9+-])")
 _RATIO = re.compile(r"(?<=[0-9)])\s*:(?=\s*[(0-9])")
@@ -120,13 +121,14 @@ def without_remarks(text: str) -> str:
 
 
 def without_labels(text: str) -> str:
-    """Lines without what counts them or makes them a list: "Step 1:", "2.", and bullets in front of equations.
+    """Lines without what counts or names them: "Step 1:", "2.", "Multiply:", and bullets in front of equations.
 
     Example:
         >>> without_labels("1. 3+5 = 8\\n2. 8*2 = 16"), without_labels("- 3+5 = 8\\n- 8*2 = 16"), without_labels("-3 + 5")
         ('3+5 = 8\\n8*2 = 16', '3+5 = 8\\n8*2 = 16', '-3 + 5')
     """
-    text = without_numbering(_STEP.sub("", text), _NUMBER_OF_LINE)
+    text = _LABEL.sub(lambda label: "" if are_harmless(label[1].split()) else label.group(), _STEP.sub("", text))
+    text = without_numbering(text, _NUMBER_OF_LINE)
     lines = [line for line in text.splitlines() if line.strip()]
     bullets = [bullet for line in lines if (bullet := _BULLET.match(line))]
     if len(lines) < 2 or len(bullets) < len(lines):

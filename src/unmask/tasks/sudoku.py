@@ -27,7 +27,7 @@ NUM_TEST, NUM_VALIDATION = 88, 24
 _LETTERS = re.compile(r"[A-Za-z]")
 _LATEX = re.compile(r"\\(?:begin|end)\s?\([a-z*]{1,20}\)(?:\([lcr|@ ]{0,30}\))?|\\[A-Za-z]+")
 _NO_CELLS = re.compile(
-    r"\b(?:1st|2nd|3rd|4th)\b|\b(?:rows?|r|lines?|l|columns?|c|box|step)\s?#?[1-4]\b(?!\s?[0-9]\s[0-9])\s?(?:is\b|[:.)=-])?|\b[24]\s?[x*×]\s?[24]\b"
+    r"\b(?:1st|2nd|3rd|4th|4(?=\s(?:rows|columns|lines|boxes)))\b|\b(?:rows?|r|lines?|l|columns?|c|box|step)\s?#?[1-4]\b(?!\s?[0-9]\s[0-9])\s?(?:is\b|[:.)=-])?|\b[24]\s?[x*×]\s?[24]\b"
     r"|\b16[\s-](?:digits?|cells?|numbers?|characters?)\b|\b(?:digits?\s)?(?:from\s)?1\s?(?:-|to)\s?4\b",
     re.IGNORECASE,
 )
