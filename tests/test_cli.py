@@ -580,7 +580,7 @@ def test_a_place_or_an_earlier_evaluation_that_will_not_do_is_told_before_anythi
     options = ["--task", "sudoku", "--rows", 2]
     taken = places / "taken" / "eval.json"
     assert unmask("eval", tiny_model, *options, "--output", taken) == 2
-    assert message(capsys).startswith(f"RunError: {taken} cannot be written: ")
+    assert message(capsys).startswith(f"RunError: {taken} cannot be written (")
     output = ["--output", tmp_path / "eval.json"]
     assert unmask("eval", tiny_model, *options, *output, "--against", tmp_path / "none.jsonl") == 2
     assert "none.jsonl cannot be read" in message(capsys)

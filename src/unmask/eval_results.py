@@ -10,8 +10,7 @@ import hashlib
 import json
 import os
 import tempfile
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -26,7 +25,7 @@ from unmask.functional.noise import named_generator
 from unmask.functional.paired import bootstrap_interval, mcnemar_exact
 from unmask.models import Denoiser
 from unmask.records import Row
-from unmask.runs.atomic import write_atomically
+from unmask.runs.atomic import write_atomically, writing_explained
 from unmask.runs.environment import environment, weights_hash
 from unmask.tasks import Task
 
@@ -130,7 +129,7 @@ def save(
     tree = facts | {"results": [result.summary() for result in results]}
     if compared:
         tree["compared"] = [comparison.summary() for comparison in compared]
-    with _explained(place):
+    with writing_explained(place, "Name another file with --output."):
         place.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(items_path(place), "".join(lines))
         write_atomically(place, json.dumps(tree, indent=1, default=str))
@@ -154,7 +153,7 @@ def check_place(place: Path, against: Path | None = None) -> None:
         raise ConfigError(
             f"--output {place} would overwrite {against}, which --against compares with. Name another file."
         )
-    with _explained(place):
+    with writing_explained(place, "Name another file with --output."):
         for path, is_ours in ((place, _holds_results), (items_path(place), _holds_completions)):
             if path.is_dir() or (path.exists() and path.stat().st_size and not is_ours(path)):
                 raise ConfigError(
@@ -185,14 +184,6 @@ def _holds_completions(path: Path) -> bool:
     except (DataError, UnicodeDecodeError):
         return False
     return True
-
-
-@contextmanager
-def _explained(place: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise RunError(f"{place} cannot be written: {error.strerror or error}. Give --output another place.") from error
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,7 +18,7 @@ import yaml
 from tests.small_runs import start
 from unmask.errors import RunError
 from unmask.runs.atomic import write_atomically
-from unmask.runs.checkpoints import check_room, fault_of
+from unmask.runs.checkpoints import check_disk_space, fault_of
 from unmask.runs.folder import RunFolder
 
 CONFIG: dict[str, Any] = {"seed": 0, "save_steps": 25, "optim": {"learning_rate": 1e-3, "betas": [0.9, 0.95]}}
@@ -271,9 +271,9 @@ def test_a_folder_that_was_being_replaced_when_the_process_was_killed_is_put_bac
 
 def test_a_disk_without_room_refuses_before_anything_is_written(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("shutil.disk_usage", lambda _: SimpleNamespace(free=100 * 2**20))
-    check_room(path, 50 * 2**20, 7)
+    check_disk_space(path, 50 * 2**20, 7)
     with pytest.raises(RunError) as caught:
-        check_room(path, 90 * 2**20, 7)
+        check_disk_space(path, 90 * 2**20, 7)
     assert str(caught.value) == (
         f"{path}: the disk has 100.0 MiB left, and a checkpoint takes 90.0 MiB, with 16.0 MiB to spare. "
         "The checkpoint of step 7 is complete. Make room, then add --resume."

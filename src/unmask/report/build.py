@@ -14,7 +14,7 @@ from unmask.report.comparison import comparison_of, is_comparison
 from unmask.report.film import Vocabulary, entropy_scale, film_of
 from unmask.report.html import pack, page
 from unmask.report.runs import read_config, run_curves, run_facts
-from unmask.runs.atomic import write_atomically
+from unmask.runs.atomic import write_atomically, writing_explained
 from unmask.runs.saved_rollouts import SavedRollout, saved_path, saved_steps
 from unmask.text import visible
 
@@ -64,11 +64,9 @@ def write_report(folders: Sequence[Path], output: Path | None = None, rollouts: 
     target = output or folders[0] / "report.html"
     data = {"version": __version__, "runs": runs, "comparisons": comparisons}
     text = page(f"unmask: {', '.join(map(visible, names))}", data, blocks)
-    try:
+    with writing_explained(target, "Name another file with --output."):
         target.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(target, text)
-    except OSError as error:
-        raise RunError(f"{target} cannot be written ({error.strerror}). Name another file with --output.") from error
     return Report(target, len(text.encode()), notes)
 
 

@@ -1,4 +1,4 @@
-"""Folders of checkpoints: which there are, what is complete, what may be deleted, and whether there is room for the next one."""
+"""Checkpoint folders: listing them, checking that they are complete, choosing which to delete, and checking the disk space."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from unmask.errors import RunError
 from unmask.files import parse_json
 
 MANIFEST = "manifest.json"
-"""File in a checkpoint that holds the run's id, the step, and the size in bytes and SHA-256 of each other file."""
+"""Name of the file in a checkpoint that holds the run's id, the step, and the size and SHA-256 of each other file."""
 ROOM_TO_SPARE = 16 * 2**20
-"""Bytes that a disk should have left after a checkpoint, for metrics, rollouts and whatever else writes."""
+"""Number of bytes that have to stay free after a checkpoint, for metrics, rollouts and other programs."""
 _NAME = re.compile(r"step-(\d{8,18})")
 
 
@@ -37,22 +37,22 @@ def checkpoints_in(run: Path) -> list[Path]:
 
 
 def step_of(checkpoint: Path) -> int:
-    """Steps done at a checkpoint, by the name of its folder."""
+    """Return the number of training steps at a checkpoint, by the name of its folder."""
     return int(checkpoint.name.removeprefix("step-"))
 
 
 def is_checkpoint(folder: Path) -> bool:
-    """Whether a folder is a checkpoint of a run, by its name and its manifest."""
+    """Check by its name and its manifest whether a folder is a checkpoint of a run."""
     return bool(_NAME.fullmatch(os.path.basename(os.path.realpath(folder)))) and (folder / MANIFEST).is_file()
 
 
 def write_manifest(folder: Path, run: str, step: int, reading: Callable[[], None] = _nothing) -> None:
-    """Write down what the files of a folder hold, when all of them are there.
+    """Record the size and the hash of every file in a checkpoint that is complete.
 
     Args:
         folder: the checkpoint.
         run: id of the run that it belongs to.
-        step: steps done.
+        step: number of training steps.
         reading: called before each file is read.
     """
     paths = sorted(path for path in folder.rglob("*") if path.is_file())
@@ -61,11 +61,11 @@ def write_manifest(folder: Path, run: str, step: int, reading: Callable[[], None
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:
-    """Read what `write_manifest` wrote.
+    """Read the manifest of a checkpoint.
 
     Raises:
-        ValueError: it is missing, damaged, names no files, or is of another step than the folder's name; the message says
-            which, as a clause.
+        ValueError: the manifest is missing or damaged, names no files, or has another step than the folder's name. The message is
+            a clause that says which.
     """
     try:
         manifest = parse_json((folder / MANIFEST).read_text(encoding="utf-8"))
@@ -82,11 +82,11 @@ def read_manifest(folder: Path) -> dict[str, Any]:
 
 
 def fault_of(folder: Path, *, thorough: bool = True, reading: Callable[[], None] = _nothing) -> str | None:
-    """Say what is wrong with a checkpoint, as a clause; None if it is as it was written.
+    """Return a clause that says what is wrong with a checkpoint; None if it is as it was written.
 
     Args:
         folder: the checkpoint.
-        thorough: read every byte again; otherwise look at names and sizes only.
+        thorough: read every byte; otherwise compare names and sizes only.
         reading: called before each file is read.
     """
     try:
@@ -108,7 +108,7 @@ def fault_of(folder: Path, *, thorough: bool = True, reading: Callable[[], None]
 
 
 def is_of_another(folder: Path, run: str) -> bool:
-    """Whether a checkpoint says that it belongs to another run."""
+    """Check whether the manifest of a checkpoint names another run."""
     try:
         return bool(read_manifest(folder)["run"] != run)
     except ValueError:
@@ -116,10 +116,15 @@ def is_of_another(folder: Path, run: str) -> bool:
 
 
 def to_delete(checkpoints: Sequence[Path], keep: int, run: str) -> list[Path]:
-    """Choose the checkpoints of a run, listed oldest first, that are beyond the newest `keep` good ones.
+    """Choose which checkpoints of a run to delete so that its newest `keep` good ones stay.
 
-    Each was read again in full when it was written, so here names and sizes are enough. A damaged one counts as none, so the last
-    good one stays whatever is newer. Checkpoints of other runs are left alone.
+    Each checkpoint was read in full when it was written, so comparing names and sizes is enough here. A damaged checkpoint does
+    not count, so the last good one always stays. Checkpoints of other runs are never chosen.
+
+    Args:
+        checkpoints: all checkpoints in the folder, oldest first.
+        keep: number of good checkpoints that stay.
+        run: id of the run.
     """
     own = [checkpoint for checkpoint in checkpoints if not is_of_another(checkpoint, run)]
     good = 0
@@ -132,7 +137,7 @@ def to_delete(checkpoints: Sequence[Path], keep: int, run: str) -> list[Path]:
 
 @contextlib.contextmanager
 def damage_explained(checkpoint: Path) -> Iterator[None]:
-    """Turn whatever a damaged file raises into a RunError that says what to do."""
+    """Turn any error that a damaged file raises into a RunError that says what to do."""
     try:
         yield
     except Exception as error:  # whatever a damaged file makes torch or safetensors raise
@@ -142,11 +147,11 @@ def damage_explained(checkpoint: Path) -> Iterator[None]:
         ) from error
 
 
-def check_room(path: Path, size: int, last_step: int = 0) -> None:
-    """Refuse to write `size` bytes where they do not fit, before anything is half written.
+def check_disk_space(path: Path, size: int, last_step: int = 0) -> None:
+    """Check that `size` bytes fit on the disk, before anything is written.
 
     Raises:
-        RunError: there is too little room.
+        RunError: the disk has too little free space.
     """
     free = shutil.disk_usage(path).free
     if free < size + ROOM_TO_SPARE:
@@ -158,12 +163,12 @@ def check_room(path: Path, size: int, last_step: int = 0) -> None:
 
 
 def size_of(folder: Path) -> int:
-    """Bytes that the files of a folder take."""
+    """Return the total size in bytes of the files in a folder."""
     return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
 
 
 def _is_inside(name: str) -> bool:
-    """Whether a name in a manifest is of a file in its folder."""
+    """Check that a name in a manifest stays inside the checkpoint's folder."""
     return not Path(name).is_absolute() and ".." not in Path(name).parts
 
 

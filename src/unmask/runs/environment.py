@@ -1,7 +1,7 @@
-"""What a result was made with: hardware, precision and library versions, to be written beside it.
+"""The hardware, the precision and the library versions that a result was made with, to be recorded beside it.
 
-The same checkpoint with the same settings has been seen to score several points apart on two kinds of GPU, so a number without
-these is only half reported.
+The same checkpoint with the same settings can score several points apart on two kinds of GPU, so a number is not fully reported
+without them.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ LIBRARIES = (
     *("torch", "transformers", "tokenizers", "accelerate", "peft", "numpy"),
     *("math-verify", "latex2sympy2-extended", "sympy", "pydantic-monty", "reasoning-gym", "datasets"),
 )
-"""Those whose version can change a number: of the forward, of a grader, of the rows."""
+"""Libraries whose version can change a number, through the forward pass, a grader or the examples."""
 
 
 def environment(model: nn.Module) -> dict[str, Any]:
-    """Facts about the machine and the libraries, and the device and precision of a model's weights.
+    """Describe the machine, the libraries, and the device and precision of a model's weights.
 
     Returns:
         Plain values by name: device, accelerator, cpu, cores, threads, system, dtype, versions.
@@ -45,9 +45,9 @@ def environment(model: nn.Module) -> dict[str, Any]:
 
 
 def weights_hash(model: nn.Module) -> str:
-    """SHA-256 over a model's weights: name, precision, shape and bytes of each, in the order of the names.
+    """Compute a SHA-256 over the name, precision, shape and bytes of each weight of a model, in the order of the names.
 
-    A path says where a model was, which another run may have written to since; this says which model it was.
+    A path only says where a model was stored, and another run may have written there since. The hash says which model it was.
 
     Returns:
         64 hexadecimal digits.
@@ -66,7 +66,7 @@ def _installed() -> dict[str, str]:
             found[name] = metadata.version(name)
         except metadata.PackageNotFoundError:
             continue
-    # The build (+cpu, +cu128) is not in the package's metadata everywhere.
+    # The package's metadata does not always name the build, such as +cpu or +cu128.
     return found | {"torch": torch.__version__}
 
 

@@ -1,4 +1,4 @@
-"""Resuming a run with another number of steps: what that does to the learning rate, which of the two runs it is then."""
+"""What resuming a run with another `max_steps` does to its learning rate."""
 
 from __future__ import annotations
 
@@ -9,18 +9,18 @@ from unmask.functional.schedule import learning_rate_factor
 
 
 def difference_of(before: Mapping[str, Any], now: Mapping[str, Any], done: int) -> str | None:
-    """Say in what a run that goes on to another `max_steps` differs from one that is started with it.
+    """Describe how a run that continues to another `max_steps` differs from a run that is started with it.
 
-    Where the learning rate has not depended on `max_steps` so far, there is no difference, bit for bit. Otherwise the rates of
-    the steps that are done were those of the old number: the run may go on, but has to say so.
+    If the learning rate has not depended on `max_steps` so far, the two are the same, bit for bit. Otherwise the finished steps
+    used the rates of the old `max_steps`: the run may continue, but the difference has to be recorded.
 
     Args:
-        before: the settings that the run was started with, as one level of dotted keys.
+        before: the settings that the run was started with, as values by dotted key.
         now: the settings that it is resumed with.
-        done: steps done at the newest checkpoint.
+        done: number of training steps at the newest checkpoint.
 
     Returns:
-        The difference in a few sentences; None where there is none.
+        A few sentences; None if there is no difference.
     """
     old, new = int(before["max_steps"]), int(now["max_steps"])
     rates = [

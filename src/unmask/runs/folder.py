@@ -1,8 +1,8 @@
 """A run folder: config.yaml, run.json, data.json, metrics.jsonl, rollouts/, checkpoints/, best/, final/.
 
-Nothing in it is ever half written. One process at a time owns a folder (a lock on run.lock); the others of a distributed run
-only read. A checkpoint is complete or absent: it is written aside, flushed to disk and renamed. A manifest says which run it
-belongs to and what its files hold.
+No file in it is ever half written. One process at a time owns a folder, by a lock on run.lock; the other ranks of a distributed
+run only read. A checkpoint is complete or absent: it is written aside, flushed to the disk and renamed. Its manifest says which
+run it belongs to and what its files hold.
 """
 
 from __future__ import annotations
@@ -64,24 +64,24 @@ FREE_TO_CHANGE = frozenset(
         "evaluation.batch_size",
     }
 )
-"""Settings that a resumed run may change: none of them touches what is computed, but for rounding in other batches."""
+"""Settings that a resumed run may change. They do not affect what is computed, except for rounding when batches differ."""
 
 
 class RunFolder:
     """The files of one run.
 
     Args:
-        path: the folder; made if need be.
-        config: the resolved recipe as a tree; compared with that of the run that is resumed.
-        resume: go on from the newest checkpoint, if there is one.
+        path: the folder; it is created if it does not exist.
+        config: the resolved recipe as a tree. It is compared with the recipe of a run that is resumed.
+        resume: continue from the newest checkpoint, if there is one.
         is_main: whether this process writes.
-        data: where the rows come from, with their hashes; kept in data.json and compared like the config.
-        completed: gives a recorded config the settings that it lacks because they did not exist yet, so that it compares equal to
-            one that has them at their defaults.
+        data: where the examples come from, with their hashes. It is stored in data.json and compared like the recipe.
+        completed: fills in the settings that a recorded recipe lacks because they were added later, so that it compares equal to
+            a recipe that has their defaults.
 
     Raises:
-        RunError: no folder, or not writable; in use by another process; holds a run and `resume` is not set; holds a run
-            with other settings, or on other rows.
+        RunError: the folder is not a folder, cannot be written, or is in use by another process; or it holds a run, and `resume`
+            is not set or the settings or the examples differ.
     """
 
     def __init__(
@@ -97,9 +97,9 @@ class RunFolder:
         self.path = path
         self.is_main = is_main
         self.id = ""
-        """Id of the run, which its checkpoints carry; empty on processes that only read."""
+        """Id of the run, which its checkpoints repeat; empty on ranks that only read."""
         self.working: Callable[[], None] = lambda: None
-        """Called now and then in what takes long where a checkpoint is large."""
+        """Called repeatedly while large files are read or written, as a sign of progress."""
         self._lock: TextIO | None = None
         self._metrics: TextIO | None = None
         if not is_main:
@@ -125,25 +125,25 @@ class RunFolder:
 
     @property
     def metrics_path(self) -> Path:
-        """One JSON object a line."""
+        """The file that holds one JSON object for each training step; see `unmask.runs.metrics`."""
         return self.path / METRICS
 
     @property
     def data(self) -> dict[str, Any]:
-        """Where the rows come from, by data.json; empty where the task makes them."""
+        """What data.json records of where the examples come from; empty if the task generates them."""
         path = self.path / "data.json"
         with _restoring_advised():
             return read_json_object(path) if path.exists() else {}
 
     @property
     def facts(self) -> dict[str, Any]:
-        """What run.json holds: the id, ids that trackers gave the run, and notes on how it was extended."""
+        """The content of run.json: the run's id, the ids that trackers gave it, and notes on how it was extended."""
         path = self.path / "run.json"
         with _restoring_advised():
             return read_json_object(path) if path.exists() else {}
 
     def add_facts(self, **facts: Any) -> None:
-        """Write facts into run.json, beside those that are there."""
+        """Add facts to run.json."""
         with disk_faults_explained(self.path, self.last_step()):
             write_atomically(self.path / "run.json", json.dumps(self.facts | facts, indent=1) + "\n")
 
@@ -154,25 +154,25 @@ class RunFolder:
 
     @property
     def best(self) -> Path:
-        """The model of the best evaluation on the validation split, in the same format; absent if that was not evaluated."""
+        """The model of the best evaluation on the validation split, in the same format; absent without such evaluations."""
         return self.path / "best"
 
     def checkpoints(self) -> list[Path]:
-        """Complete checkpoints, oldest first."""
+        """List the complete checkpoints, oldest first."""
         return checkpoints_in(self.path)
 
     def last_step(self) -> int:
-        """Steps done at the newest checkpoint; 0 if there is none."""
+        """Return the number of training steps at the newest checkpoint; 0 if there is no checkpoint."""
         found = self.checkpoints()
         return step_of(found[-1]) if found else 0
 
     def save_checkpoint(self, step: int, write: Callable[[Path], None], keep: int) -> None:
-        """Write a checkpoint aside with `write(folder)`, complete it by a rename, and drop all but the newest `keep` good ones.
+        """Write a checkpoint aside with `write(folder)`, rename it when it is complete, and delete older ones.
 
-        Every process calls it; `write` holds whatever barriers they need.
+        The newest `keep` good checkpoints stay. Every rank calls this method; `write` contains the barriers that they need.
 
         Raises:
-            RunError: it reads back otherwise than it was written; older ones are left alone then.
+            RunError: the checkpoint does not read back as it was written. Then no older checkpoint is deleted.
         """
         target = self.path / "checkpoints" / f"step-{step:08d}"
         with self.written_aside(target) as folder:
@@ -188,10 +188,10 @@ class RunFolder:
                 shutil.rmtree(old)
 
     def newest_checkpoint(self) -> Path | None:
-        """The newest checkpoint, read again in full; None if there is none.
+        """Read the newest checkpoint again in full and return its folder; None if there is no checkpoint.
 
         Raises:
-            RunError: it is damaged, or belongs to another run.
+            RunError: the checkpoint is damaged, or belongs to another run.
         """
         found = self.checkpoints()
         if not found:
@@ -242,19 +242,19 @@ class RunFolder:
                 self._metrics.flush()
 
     def close(self) -> None:
-        """Close the files and give the folder back."""
+        """Close the files and release the lock."""
         for file in (self._metrics, self._lock):
             if file is not None:
-                # A full disk shows here again; it was explained when the line was written.
+                # A full disk fails here again; the error was explained when the line was written.
                 with contextlib.suppress(OSError):
                     file.close()
         self._metrics = self._lock = None
 
     def check_writable(self) -> None:
-        """Raise what is in the way of another checkpoint's folder, before other processes count on this one to write it.
+        """Check that a folder for another checkpoint can be created, before other ranks rely on this one to write it.
 
         Raises:
-            RunError: the folder is read-only, the quota is used up, or the like.
+            RunError: the folder is read-only, the quota is exceeded, or the like.
         """
         with disk_faults_explained(self.path, self.last_step()):
             trial = self.path / "checkpoints" / f"{INCOMPLETE}trial"
@@ -262,7 +262,7 @@ class RunFolder:
             trial.rmdir()
 
     def _check_place(self) -> None:
-        """Refuse a place that cannot be a run folder, before anything is written."""
+        """Refuse a path that cannot be a run folder, before anything is written."""
         path = self.path
         if "\0" in str(path):
             raise RunError(
@@ -285,13 +285,13 @@ class RunFolder:
                 raise RunError(f"{place} is a file, and a run keeps a folder there. Remove the file.")
 
     def _holds_run(self) -> bool:
-        """Whether there is a run to go on with: a start that failed before its first line of metrics leaves nothing to lose."""
+        """Whether the folder holds a run. A start that failed before its first line of metrics leaves nothing to lose."""
         metrics = self.metrics_path
         has_metrics = metrics.exists() and (not metrics.is_file() or metrics.stat().st_size > 0)
         return has_metrics or bool(self.checkpoints())
 
     def _take_id(self) -> None:
-        """Take the run's id from run.json, or give it one."""
+        """Read the run's id from run.json, or create one."""
         found = self.facts.get("id")
         if isinstance(found, str) and found:
             self.id = found
@@ -311,7 +311,7 @@ class RunFolder:
         resume: bool,
         completed: Callable[[Mapping[str, Any]], Mapping[str, Any]],
     ) -> None:
-        """Refuse to go on with a run in this folder unless that is asked for, with the same settings and rows."""
+        """Refuse to continue the run in this folder unless `resume` is set and settings and examples are the same."""
         if not resume:
             raise RunError(
                 f"{self.path} already holds a run. Add --resume to go on with it, or set output_dir to another folder."
@@ -334,7 +334,7 @@ class RunFolder:
             )
 
     def _check_steps(self, max_steps: int | None) -> None:
-        """Refuse a number of steps that the run has passed already."""
+        """Refuse a `max_steps` that the run has already passed."""
         done = self.last_step()
         if max_steps is not None and done > max_steps:
             raise RunError(
@@ -343,7 +343,7 @@ class RunFolder:
             )
 
     def _extend(self, before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
-        """Go on to another number of steps; run.json keeps what that changes."""
+        """Accept another `max_steps`, and record in run.json what that changes."""
         if difference := difference_of(before, now, self.last_step()):
             logger.warning(f"{self.path}: {difference}")
             self.add_facts(extended=[*self.facts.get("extended", ()), difference])
@@ -351,13 +351,13 @@ class RunFolder:
 
 @contextlib.contextmanager
 def disk_faults_explained(path: Path, last_step: int = 0) -> Iterator[None]:
-    """Turn "no space left" and "not writable" into a RunError that says what is safe and what to do."""
+    """Turn errors of the file system into a RunError that says which checkpoint is complete and what to do."""
     try:
         yield
     except Exception as error:
         safe = f" The checkpoint of step {last_step} is complete." if last_step else ""
         number = error.errno if isinstance(error, OSError) else None
-        # safetensors wraps the system's error in its own; torch.save says in several ways that it got less far than it wrote.
+        # safetensors wraps the system's error in its own; torch.save has several messages for a write that fell short.
         wrapped = re.search(
             r"No space left|os error 28|PytorchStreamWriter|iostream|unexpected pos \d+ vs \d+", str(error)
         )
@@ -374,7 +374,7 @@ def disk_faults_explained(path: Path, last_step: int = 0) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _restoring_advised() -> Iterator[None]:
-    """Say what to do about a file of the run that cannot be read."""
+    """Add to an error about an unreadable file of the run what to do about it."""
     try:
         yield
     except RunError as error:
@@ -383,9 +383,10 @@ def _restoring_advised() -> Iterator[None]:
 
 
 def _rows_that_count(before: Mapping[str, Any], now: Mapping[str, Any]) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
-    """What must be the same of two records of data: nothing where the rows that are used are the same, in the same order.
+    """Return the parts of two data records that have to agree.
 
-    Otherwise everything, so that a message says what changed; a run that did not record its rows must find all it did record.
+    They are empty if the runs use the same examples in the same order. Otherwise they are whole, so that a message can say what
+    changed. A run of an earlier version, which did not record the examples used, has to agree in all that it recorded.
     """
     if "used" in before and before["used"] == now.get("used"):
         return {}, {}

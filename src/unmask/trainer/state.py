@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from unmask.config import OptimConfig
 from unmask.errors import RunError
 from unmask.models.state_files import BUFFER, EXTRA, STATE, WEIGHT, StateFiles
-from unmask.runs.checkpoints import check_room, damage_explained, step_of
+from unmask.runs.checkpoints import check_disk_space, damage_explained, step_of
 from unmask.runs.folder import RunFolder
 from unmask.trainer.engine import is_sharded
 from unmask.trainer.optimizer import state_bytes
@@ -84,7 +84,7 @@ class RunState:
                 for name, text in (notes or {}).items():
                     (target / name).write_text(text, encoding="utf-8")
 
-        self._check_room(folder)
+        self._check_disk_space(folder)
         with self.ranks.agreed():
             if folder.is_main:
                 folder.check_writable()
@@ -99,7 +99,7 @@ class RunState:
             RunError: it is damaged, or of another model, or the disk has no room for the next one; on all processes.
         """
         # Now, not after hours of work.
-        self._check_room(folder)
+        self._check_disk_space(folder)
         with self.ranks.agreed():
             newest = folder.newest_checkpoint() if folder.is_main else None
         newest = self.ranks.from_main(newest)
@@ -109,11 +109,11 @@ class RunState:
             self.load(newest, folder.working)
         return step_of(newest)
 
-    def _check_room(self, folder: RunFolder) -> None:
+    def _check_disk_space(self, folder: RunFolder) -> None:
         size = self.size()
         with self.ranks.agreed():
             if folder.is_main:
-                check_room(folder.path, size, folder.last_step())
+                check_disk_space(folder.path, size, folder.last_step())
 
     def size(self) -> int:
         """Returns about how many bytes a checkpoint takes: float32 weights, the optimizer's state and everything else."""
