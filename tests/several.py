@@ -7,18 +7,21 @@ import os
 import signal
 import sys
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 
+from torch.distributed.elastic.utils.distributed import get_free_port
+
 from tests.small_runs import start, unmask_train
-from unmask.launch import find_preset, free_port, preset_environment
+from unmask.recipe import shipped_recipes
 
 
 def exit_codes_of_two(
     target: Callable[..., object], *arguments: object, preset: str = "ddp", timeout: float = 120
 ) -> list[int | None]:
-    """Run `target(rank, *arguments)` as two processes, as `unmask launch --cpu --preset PRESET` would start them."""
-    port = free_port()
-    processes = [start(_as_one_of_two, rank, port, preset, target, *arguments) for rank in (0, 1)]
+    """Run `target(rank, *arguments)` as two processes, as `accelerate launch` with that preset would start them."""
+    port, environment = get_free_port(), preset_environment(preset)
+    processes = [start(_as_one_of_two, rank, port, environment, target, *arguments) for rank in (0, 1)]
     for process in processes:
         process.join(timeout)
     codes = [process.exitcode for process in processes]
@@ -27,12 +30,29 @@ def exit_codes_of_two(
     return codes
 
 
-def _as_one_of_two(rank: int, port: int, preset: str, target: Callable[..., object], *arguments: object) -> None:
+def _as_one_of_two(
+    rank: int, port: int, environment: dict[str, str], target: Callable[..., object], *arguments: object
+) -> None:
     facts = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": 2, "LOCAL_WORLD_SIZE": 2, "MASTER_PORT": port}
     os.environ.update({name: str(value) for name, value in facts.items()})
     os.environ.update({"MASTER_ADDR": "127.0.0.1", "ACCELERATE_USE_CPU": "true"})
-    os.environ.update(preset_environment(find_preset(preset)))
+    os.environ.update(environment)
     target(rank, *arguments)
+
+
+@cache
+def preset_environment(preset: str) -> dict[str, str]:
+    """The variables that `accelerate launch` sets for a shipped preset."""
+    from accelerate.commands.launch import _validate_launch_command, launch_command_parser
+    from accelerate.utils.launch import prepare_deepspeed_cmd_env, prepare_multi_gpu_env
+
+    words = ["--config_file", str(shipped_recipes("accelerate")[preset]), "--num_processes", "2"]
+    words += ["--main_process_port", "0", "-m", "unmask"]
+    args, defaults, _ = _validate_launch_command(launch_command_parser().parse_args(words))
+    args.deepspeed_fields_from_accelerate_config = ",".join(defaults.deepspeed_config)
+    found = prepare_deepspeed_cmd_env(args)[1] if args.use_deepspeed else prepare_multi_gpu_env(args)
+    prefixes = ("ACCELERATE_", "FSDP_")
+    return {name: value for name, value in found.items() if name.startswith(prefixes) and name not in os.environ}
 
 
 def train_by_command(

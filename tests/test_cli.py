@@ -645,8 +645,8 @@ def test_methods_and_tasks_list_what_there_is(capsys: pytest.CaptureFixture[str]
 
 @pytest.mark.parametrize(
     "command",
-    ["", "train", "pretrain", "compare", "launch", "demo", "eval", "sample", "data check", "report", "plot", "models"]
-    + ["convert", "merge", "methods", "tasks", "recipes", "estimate", "doctor"],
+    ["", "train", "pretrain", "compare", "demo", "eval", "sample", "data check", "report", "plot", "models"]
+    + ["convert", "merge", "methods", "tasks", "recipes", "preset", "estimate", "doctor"],
 )
 def test_every_command_has_help_under_both_names(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert unmask(*command.split(), "-h") == 0

@@ -89,11 +89,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "estimate": BELOW_3 | {"trainer"},
     "doctor": BELOW_3,
     "console_tools": BELOW_3 | {"console", "estimate", "doctor"},
-    "launch": {"errors", "recipe"},
-    "cli": BELOW_3
-    | LAYER_3
-    | {"console", "console_tools", "demo", "training", "watch", "launch"}
-    | {"estimate", "doctor"},
+    "cli": BELOW_3 | LAYER_3 | {"console", "console_tools", "demo", "training", "watch"} | {"estimate", "doctor"},
     "__main__": {"cli"},
     "__init__": {"models", "recipe", "training"},
 }

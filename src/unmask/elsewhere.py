@@ -42,7 +42,10 @@ _ENGINE = (
     "Completions are denoised by the model itself; engines for autoregressive generation do not run diffusion models."
 )
 _TOKENS = "Diffusion models fill positions in any order, so settings of autoregressive generation do not apply."
-_PROCESSES = "How processes share a model is chosen outside the recipe: unmask launch --preset NAME train RECIPE."
+_PROCESSES = (
+    "How ranks share a model is chosen outside the recipe: "
+    'accelerate launch --config_file "$(unmask preset zero3)" -m unmask train RECIPE.'
+)
 _LOADER = "Rows are held in memory, so there is no data loader to set."
 _HUB = "The finished model is pushed to the repository that `push_to_hub` names; nothing else of the hub is a setting."
 _MEMORY = "Memory depends on `rollout_batch_size`, `views_per_forward`, `max_tokens_per_forward` and `gradient_checkpointing`."

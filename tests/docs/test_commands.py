@@ -15,6 +15,8 @@ from typing import Any
 import pytest
 import typer
 import yaml
+from accelerate.commands.launch import launch_command_parser
+from torch.distributed.run import get_args_parser
 
 from tests.docs.shown import ROOT, Page, pages
 from tests.small_runs import unmask
@@ -31,7 +33,7 @@ NOT_RUN = {
     r"unmask harness": "its tasks are on the hub; tests/test_harness.py runs it on tasks of its own",
     r"unmask compare (paper-tiny|counterfactual-\w+) --jobs": "hours; its recipe is validated, tests/compare runs small ones",
     r"unmask demo": "a minute; tests/test_cli.py runs it at tiny size",
-    r"(accelerate|(srun )?unmask) launch ": "processes of their own; recipes and options are checked here",
+    r"accelerate launch\b|torchrun |srun ": "processes of their own; recipes and options are checked here",
     r"make |pip |git |\.venv/bin/": "it sets the repository up, or runs these tests; targets, extras and paths are looked up",
     r"python -m benchmark\.": "minutes to hours; its module and its options are looked up here",
     r"python examples/": "tests/test_examples.py runs it at tiny size",
@@ -218,19 +220,15 @@ def checked(words: list[str]) -> None:
             if "=" not in rest[0]:
                 for path in load_recipe(rest[0], [word for word in rest[1:] if word != "--resume"]).reward_funcs:
                     load_reward(path)
-        case ["srun", *rest]:
-            checked(rest)
-        case ["accelerate", "launch", *rest] if "-m" in rest:
-            assert rest[rest.index("-m") + 1] == "unmask"
+        case ["srun", "bash", script, *rest]:
+            assert (ROOT / script).is_file()
+            checked(["unmask", *rest])
+        case ["accelerate", "launch", *rest] | ["torchrun", *rest] if "-m" in rest:
+            parser = launch_command_parser() if words[0] == "accelerate" else get_args_parser()
+            assert parser.parse_known_args(rest)[0].training_script == "unmask"
             checked(["unmask", *rest[rest.index("unmask") + 1 :]])
         case ["accelerate", "launch" | "config", *_]:
             pass
-        case ["unmask", "launch", *rest]:
-            inner = next((i for i, word in enumerate(rest) if word in ("train", "pretrain")), len(rest))
-            known = {option for parameter in command_of("launch").params for option in parameter.opts}
-            assert {word for word in rest[:inner] if word.startswith("--")} <= known
-            if rest[inner:]:
-                checked(["unmask", *rest[inner:]])
         case ["unmask", *rest]:
             command = typer.main.get_command(app)
             while hasattr(command, "commands"):

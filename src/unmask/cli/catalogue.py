@@ -1,4 +1,4 @@
-"""Commands that list what there is: methods, tasks, recipes."""
+"""The commands that list what is shipped: methods, tasks, recipes and presets."""
 
 from __future__ import annotations
 
@@ -76,3 +76,20 @@ def recipes(
 
     if not (name and recipe_page(name)):
         recipes_table(name)
+
+
+@catalogue.command()
+def preset(
+    name: Annotated[str, typer.Argument(help="ddp, zero2, zero3 or fsdp2.")],
+) -> None:
+    """Print the path of a shipped accelerate config file.
+
+    Such as: accelerate launch --config_file "$(unmask preset zero3)" --num_processes 8 -m unmask train RECIPE
+    """
+    from unmask.errors import ConfigError, unknown_name
+    from unmask.recipe import shipped_recipes
+
+    presets = shipped_recipes("accelerate")
+    if name not in presets:
+        raise ConfigError(unknown_name("preset", name, presets))
+    typer.echo(presets[name])

@@ -1,10 +1,8 @@
-"""Commands that make a model better: train, pretrain, compare, launch, demo."""
+"""The commands that train models: train, pretrain, compare and demo."""
 
 from __future__ import annotations
 
 import json
-import os
-import sys
 from pathlib import Path
 from shlex import quote
 from typing import Annotated
@@ -114,57 +112,6 @@ def compare(
     say(f"all of it on one page: unmask report {quote(str(loaded.folder))}")
 
 
-@training.command(context_settings={"allow_interspersed_args": False})
-def launch(
-    command: Annotated[
-        list[str] | None, typer.Argument(metavar="COMMAND...", help="train or pretrain, with all that follows it.")
-    ] = None,
-    preset: Annotated[
-        str, typer.Option(help="How weights lie: ddp, fsdp2, zero2, zero3, or a file of accelerate's.")
-    ] = "ddp",
-    processes: Annotated[int, typer.Option(min=0, help="On this machine; default one for each GPU.")] = 0,
-    cpu: Annotated[bool, typer.Option("--cpu", help="On the CPU, over gloo (ddp, zero2 and zero3).")] = False,
-    nodes: Annotated[int, typer.Option(min=1, help="Machines, each started by this command.")] = 1,
-    node_rank: Annotated[int, typer.Option(min=0, help="Which of them this is.")] = 0,
-    main: Annotated[str, typer.Option(help="Address of the first machine.")] = "127.0.0.1",
-    port: Annotated[int, typer.Option(min=0, help="Free port there; 0 finds one, with one machine.")] = 0,
-    slurm: Annotated[
-        bool, typer.Option("--slurm", help="Be one process, which srun started; it says how many there are.")
-    ] = False,
-    show: Annotated[
-        str | None, typer.Option(metavar="PRESET", help="Only print the file of a preset, for accelerate launch.")
-    ] = None,
-) -> None:
-    """Run train or pretrain as several processes.
-
-    Such as: unmask launch --preset zero3 --processes 8 train RECIPE
-    """
-    from unmask.errors import ConfigError
-    from unmask.launch import find_preset, preset_environment, run_processes, slurm_environment
-
-    if show is not None:
-        say(str(find_preset(show)))
-        return
-    if not command or command[0] not in ("train", "pretrain"):
-        raise ConfigError(
-            f"launch runs train or pretrain, not {(command or ['nothing'])[0]}: unmask launch --processes 2 train RECIPE"
-        )
-    environment = preset_environment(find_preset(preset)) | ({"ACCELERATE_USE_CPU": "true"} if cpu else {})
-    if cpu and "ACCELERATE_USE_FSDP" in environment:
-        raise ConfigError("accelerate runs FSDP on GPUs only. With --cpu use --preset ddp, zero2 or zero3.")
-    if slurm:
-        everything = {**os.environ, **environment, **slurm_environment(os.environ)}
-        os.execve(sys.executable, [sys.executable, "-m", "unmask", *command], everything)
-    if nodes > 1 and not (port and node_rank < nodes):
-        raise ConfigError(
-            f"{nodes} machines need a --port that is free on the first (--main), and --node-rank 0 to {nodes - 1}."
-        )
-    count = processes or _num_gpus()
-    code = run_processes(command, environment, count, nodes=nodes, node_rank=node_rank, address=main, port=port)
-    if code:
-        raise typer.Exit(code)
-
-
 @training.command()
 def demo(
     output_dir: Annotated[Path, typer.Option(help="Where everything goes.")] = Path("runs/demo"),
@@ -179,14 +126,8 @@ def demo(
     run(output_dir.expanduser(), seed)
 
 
-def _num_gpus() -> int:
-    import torch
-
-    return max(1, int(torch.cuda.device_count()))
-
-
 def _is_main() -> bool:
-    """Whether this is the process that speaks for all of a distributed run."""
+    """Whether this is rank 0, which prints for all ranks of a distributed run."""
     from accelerate import PartialState
 
     return bool(PartialState().is_main_process)
