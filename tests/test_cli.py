@@ -21,8 +21,8 @@ from unmask.functional.intervals import wilson_interval
 from unmask.methods import METHODS
 from unmask.models import TinyConfig, char_tokenizer, save_model, tiny_denoiser
 from unmask.recipe import find_recipe
-from unmask.records import Rollout
 from unmask.runs.folder import RunFolder
+from unmask.runs.saved_rollouts import SavedRollout
 from unmask.tasks import TASKS
 from unmask.trainer.stopping import RunStoppedError
 
@@ -306,7 +306,7 @@ def full_disk(monkeypatch: pytest.MonkeyPatch, place: str) -> None:
 
         monkeypatch.setattr(RunFolder, "log", full)
     elif place == "rollouts":
-        monkeypatch.setattr(Rollout, "save", fail)
+        monkeypatch.setattr(SavedRollout, "save", fail)
     elif place == "checkpoint":
         save = RunFolder.save_checkpoint
 
