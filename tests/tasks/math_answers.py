@@ -1,6 +1,28 @@
 """Answers to gold answers of MATH's kind, hand-made: "gold | answer" on each line."""
 
 WRONG = r"""
+60^\circ | 60 \text{ radians}
+60^\circ | 60\text{ rad}
+\frac{5\pi}{6} | \frac{5\pi}{6}^\circ
+\frac{5\pi}{6} | \frac{5\pi}{6} \text{ degrees}
+17 | 17 \approx 18
+17 | 17 \text{ hmm}
+17 | 17\,dx
+[-4,7) | \{x : -4 < x < 7\}
+[-4,7) | 7 \ge x \ge -4
+[-4,7) | x \ge -4 \text{ or } x < 7
+[-4,7) | 7 > x > -4
+x \in [-4,7) | y \in [-4,7)
+x \in [-4,7) | X \in [-4,7)
+x \in [-4,7) | [-4,7]
+(-\infty,-1)\cup(5,\infty) | \{x : x>-1 \text{ or } x>5\}
+(-\infty,-1)\cup(5,\infty) | (-\infty,-1], [5,\infty)
+(2,-3) | \text{Vertex: } (-3,2)
+(2,-3) | \text{not the vertex } (2,-3)
+(2,-3) | x = -3;\; y = 2
+\begin{pmatrix} 3 \\ -1 \end{pmatrix} | \begin{pmatrix} -1 \\[4pt] 3 \end{pmatrix}
+\text{even} | \text{It is odd}
+\text{even} | \text{It is not even}
 p - q | P - Q
 R^2-r^2 | r^2-R^2
 (8,-2) | [8,-2]
@@ -118,6 +140,37 @@ ab | AB
 """Another answer, or none."""
 
 RIGHT = r"""
+\frac{7}{12} | {7\over12}
+\frac{7}{12} | \nicefrac{7}{12}
+\frac{7}{12} | \left.\frac{7}{12}\right.
+\frac{7}{12} | \Bigg(\frac{7}{12}\Bigg)
+\frac{7}{12} | \textcolor{red}{\frac{7}{12}}
+\frac{7}{12} | \frac{7}{12}\hspace{1cm}
+\frac{7}{12} | \therefore \frac{7}{12}
+\frac{7}{12} | 7 \div 12
+3\sqrt{7} | \bigl(3\sqrt{7}\bigr)
+3\sqrt{7} | \textcolor{red}{3\sqrt{7}}
+3\sqrt{7} | 3\sqrt{7} \approx 7.94
+17.3 | 17.3 \approx 17
+[-4,7) | 7 > x \ge -4
+[-4,7) | \{x \mid -4 \le x < 7\}
+[-4,7) | \{x \in \mathbb{R} : -4 \le x < 7\}
+x \in [-4,7) | -4 \le x < 7
+x \in [-4,7) | x\in[-4,7)
+x \in [-4,7) | [-4,7)
+(-\infty,-1)\cup(5,\infty) | -1 > x \text{ or } 5 < x
+(-\infty,-1)\cup(5,\infty) | \{x | x < -1 \text{ or } x > 5\}
+(-\infty,-1)\cup(5,\infty) | (-\infty, -1) \text{ or } (5, \infty)
+(-\infty,-1)\cup(5,\infty) | (-\infty, -1), (5, \infty)
+(-\infty,-1)\cup(5,\infty) | (-\infty,-1) U (5,\infty)
+(2,-3) | A(2,-3)
+(2,-3) | \text{Vertex: } (2,-3)
+(2,-3) | \text{center } (2,-3)
+(2,-3) | The point is $(2, -3)$.
+(2,-3) | x=2;\; y=-3
+\begin{pmatrix} 3 \\ -1 \end{pmatrix} | \begin{pmatrix} 3 \\[4pt] -1 \end{pmatrix}
+\begin{pmatrix} 3 \\ -1 \end{pmatrix} | \begin{pmatrix} 3 \cr -1 \end{pmatrix}
+\text{even} | \text{It is even}
 \frac{1}{3} | 0.\overline{3}
 \frac{1}{3} | 0.\bar{3}
 \text{October 30} | October 30

@@ -272,6 +272,62 @@ def test_a_completion_of_one_piece_many_times_over_is_read_in_linear_time(piece:
     assert time.process_time() - start < 10
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        r"x = \boxed{42}",
+        r"$23 + 19 = \boxed{42}$",
+        r"- \boxed{42}",
+        r"* \boxed{42}",
+        r"**\boxed{42}**",
+        r"\boxed{42}!",
+        r"--> \boxed{42}",
+        r"\boxed{42} (= 23 + 19)",
+        r"\boxed{42} = 23 + 19",
+        r"\boxed{42}{42}",
+        r"\boxed{42}^\circ",
+        r"\boxed{42}\%",
+        r"\$\boxed{42}",
+        r"\boxed{42} - the total",
+        r"is\boxed{42}",
+        r"they received 42\boxed{42}",
+        r"\mathbf{\boxed{42}}",
+        r"\boxed{42} \text{ cm}^2",
+        r"\approx \boxed{42}",
+    ],
+)
+def test_what_leads_up_to_a_box_leaves_it_alone(text: str) -> None:
+    assert answer_in(f"so\n<answer>\n{text}\n</answer>") == answer_in(f"so\n{text}") == "42"
+
+
+@pytest.mark.parametrize(
+    ("text", "answer"),
+    [
+        (r"-\boxed{42}", "-42"),
+        (r"$-$\boxed{42}", "-42"),
+        (r"x = - \boxed{42}", "-42"),
+        (r"-\boxed{x-2}", "-(x-2)"),
+        (r"\boxed{5}K", "5K"),
+        (r"\boxed{42}x", "42x"),
+        (r"\boxed{42} - 3", "(42)- 3"),
+        (r"3 \times \boxed{42}", r"\times (42)"),
+        (r"\boxed{42}^2", "(42)^2"),
+        (r"\sqrt{\boxed{42}}", r"\sqrt{(42)}"),
+        (r"\boxed{42}\pi", r"(42)\pi"),
+        (r"\boxed{1}000", "(1)000"),
+        (r"\boxed{42}{3}", "(42){3}"),
+        (r"x \le \boxed{42}", r"\le (42)"),
+        (r"about \boxed{42}", "about 42"),
+        (r"\boxed{}\frac{7}{12}", r"\frac{7}{12}"),
+        ("**Final Answer**\n\n42 miles.", "42 miles"),
+    ],
+)
+def test_a_box_in_a_formula_is_read_with_it(text: str, answer: str) -> None:
+    found = answer_in(f"so\n{text}")
+    assert found is not None
+    assert found.replace(" ", "") == answer.replace(" ", "")
+
+
 def test_digits_are_ascii_and_no_more_than_the_limit() -> None:
     assert first_digits("1|2 3²٣4", 16) == "1234"
     assert first_digits("12345", 3) == "123"

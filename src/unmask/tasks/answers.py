@@ -15,7 +15,7 @@ import math
 import re
 from itertools import islice
 
-from unmask.tasks.boxes import BOX, CLOSE, OPEN, find_boxes, without_loose_ends
+from unmask.tasks.boxes import BOX, CLOSE, OPEN, find_boxes, in_formula, without_loose_ends
 
 _NUMBER = re.compile(r"[+-]?[0-9]+(?:\.[0-9]+)?")
 _LONGEST_NUMBER = 32
@@ -38,7 +38,8 @@ _CONTEXT = 60
 _DOUBT_BEFORE = re.compile(
     r"(?:\bnot|n't(?: be)?|n't equal(?: to)?|\bnever|\bneither|\bnor|\bor|\beither|\bwrong|\bincorrect|\bfalse|\bmaybe|\bperhaps|"
     r"\bpossibly|\bprobably|\bat least|\bat most|\b(?:more|less|fewer|greater|higher|lower|larger|smaller|rather|other) than|"
-    r"\bbetween|\bunder|\bover|\bnegative|\bminus|\bguess)(?: is| are| be)?[\s:$(\\\[]*$",
+    r"\bbetween|\bunder|\bover|\bnegative|\bminus|\bguess|"
+    r"^\s*(?:about|around|roughly|approximately|nearly|almost|close to))(?: is| are| be)?[\s:$(\\\[]*$",
     re.IGNORECASE,
 )
 _DOUBT_AFTER = re.compile(
@@ -49,8 +50,9 @@ _DOUBT_AFTER = re.compile(
     re.IGNORECASE,
 )
 _STATED = re.compile(
-    r"(?:\#{4}[^\S\n]*|\b(?:final[^\S\n]+|correct[^\S\n]+)?answer(?:\**[^\S\n]*:\**|[^\S\n]+is\b[^\S\n]*:?)[^\S\n]*)([^\n]+)",
-    re.IGNORECASE,
+    r"(?:\#{4}[^\S\n]*|^[#*\s]{0,9}final answer[*:\s]{0,9}\n\s{0,9}|"
+    r"\b(?:final[^\S\n]+|correct[^\S\n]+)?answer(?:\**[^\S\n]*:\**|[^\S\n]+is\b[^\S\n]*:?)[^\S\n]*)([^\n]+)",
+    re.IGNORECASE | re.MULTILINE,
 )
 """An answer announced in prose, with neither tag nor box."""
 _TAKEN_BACK = re.compile(
@@ -235,6 +237,8 @@ def _boxed_with_doubts(text: str) -> str | None:
         if not _BETWEEN_BOXES.fullmatch(text, earlier[1], group[0][0]):
             break
         group.insert(0, earlier)
+    if len(group) == 1:
+        group = [(*group[0][:2], in_formula(text, *group[0]))]
     parts = list(dict.fromkeys(content for _, _, content in group))
     joined = text[group[0][1] : group[-1][0]]
     answer = (" or " if re.search(r"\bor\b", joined) else ", ").join(parts)

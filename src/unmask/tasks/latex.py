@@ -47,8 +47,13 @@ _TEXT = re.compile(r"\\text\{([^{}]*)\}")
 _CONDITION = re.compile(
     r"(?:,|\\text\{,? ?(?:where|for|with|if) ?\}|\bwhere\b|\bfor\b)\s*[a-z]\s*\\ne\s*[-0-9a-z,\\ ]+$"
 )
-_APPROXIMATION = re.compile(r"(?<=\S)\s*(?:\\approx|≈)\s*-?[0-9.]+$")
+_APPROXIMATION = re.compile(r"(?<=\S)\s*(?:\\approx|≈)\s*(-?[0-9.]+)$")
 """A rounded value behind the exact one."""
+_ANGLE_UNIT = re.compile(r"\^\s?\{?\s?\\circ|°|\\degree|\b(?:degrees?|deg)\b")
+_RADIANS = re.compile(r"\b(?:radians?|rad)\b")
+_MEMBER_NAME = re.compile(r"([A-Za-z])\s*\\in(?![A-Za-z])")
+_LABEL = re.compile(r"(?:\\text\{([^{}]{1,40})\}|([A-Za-z][A-Za-z ]{0,30}))\s*:?\s*(?=[(\[])")
+"""What a point or an interval is called: "Vertex: (1,2)", "A(1,2)"."""
 _TIME = re.compile(r"[0-9]{1,2}\s*:\s*[0-9]{2}")
 _TIME_OF_DAY = re.compile(r"(?:\\text\{)?\s*[ap]\.?\s?m\.?\s*\}?$", re.IGNORECASE)
 _SENTENCE = re.compile(r"(?:\\text\{\s*)?((?:[A-Za-z]{1,15}\s+){1,8})(?:is|are|equals)\b\s*:?\s*\}?\s*(?=\S)")
@@ -100,7 +105,9 @@ def comparisons(answer: str, gold: str) -> bool | Pairs:
         return False
     if answer.strip() == gold.strip():
         return True
-    answer, gold = _APPROXIMATION.sub("", unwrapped(answer)), unwrapped(gold)
+    if _is_other_angle(answer, gold):
+        return False
+    answer, gold = _without_rounded(unwrapped(answer)), unwrapped(gold)
     if gold.isalpha():
         answer = _TEXT.sub(r"\1", answer).strip()
     if _TIME.fullmatch(gold):
@@ -124,6 +131,23 @@ def comparisons(answer: str, gold: str) -> bool | Pairs:
     return _by_parts(_without_remarks(plain_latex(answer), gold), _without_remarks(plain_latex(gold), gold))
 
 
+def _is_other_angle(answer: str, gold: str) -> bool:
+    """Whether one of two angles is in degrees and the other one in radians."""
+    in_degrees = bool(_ANGLE_UNIT.search(gold))
+    is_in_degrees, is_in_radians = bool(_ANGLE_UNIT.search(answer)), bool(_RADIANS.search(answer))
+    return (in_degrees and is_in_radians) or ("\\pi" in gold and not in_degrees and is_in_degrees)
+
+
+def _without_rounded(answer: str) -> str:
+    """An answer without the rounded value behind it; with it, where the two are plain numbers that are not close."""
+    match = _APPROXIMATION.search(answer)
+    if match is None:
+        return answer
+    exact, rounded = read_number(answer[: match.start()]), read_number(match[1])
+    is_close = exact is None or rounded is None or abs(exact.value - rounded.value) * 20 <= abs(exact.value)
+    return answer[: match.start()] if is_close else answer
+
+
 def _by_parts(answer: str | None, gold: str | None) -> bool | Pairs:
     """The comparison of two expressions: names first, then lists, then the whole."""
     if answer is None or gold is None:
@@ -144,8 +168,13 @@ def _by_parts(answer: str | None, gold: str | None) -> bool | Pairs:
             answer_sides = answer_sides[1:]
         return _all(comparisons(side, gold) for side in answer_sides)
     gold_list = listing(gold)
+    if (named := _MEMBER_NAME.match(answer)) and gold[0].isalpha() and named[1] != gold[0]:
+        return False
+    if "\\in" in gold and (interval := as_intervals(gold)) != gold:
+        gold, gold_list = interval, listing(interval)
     if "\\cup" in gold or (gold_list and gold_list.brackets not in ("", "{}")):
-        answer = as_intervals(answer)
+        label = _LABEL.match(answer)
+        answer = as_intervals(answer[label.end() :] if label and are_harmless(_WORD.findall(label.group())) else answer)
     if gold_list is not None and (answer_list := listing(answer)) is not None:
         return _lists(answer_list, gold_list, _pair(gold, answer))
     if "\\begin" in gold and answer.startswith("[["):
@@ -205,7 +234,7 @@ def _without_names(answer: str, gold: str) -> str:
     """A list whose parts all have names, without these: x = 3, x = 5 for a gold list, x = 1, y = 2 for a gold point."""
     if "=" in gold:
         return answer
-    sides = [_sides(part) for part in split_top(answer, ",")]
+    sides = [_sides(part) for part in split_top(answer, ",;")]
     if len(sides) < 2 or not all(len(side) == 2 and _is_name(side[0].strip()) for side in sides):
         return answer
     names = {side[0].strip() for side in sides}

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 
+from unmask.tasks.styles import without_styles
 from unmask.tasks.wrapping import unwrapped
 
 _FONTS = re.compile(
@@ -15,18 +16,9 @@ _FONTS = re.compile(
 )
 _ROMAN_WORD = re.compile(r"\\(?:mathrm|operatorname)\s?\{\s*[A-Za-z][A-Za-z. ]{2,}\}")
 _TEXTS = re.compile(r"\\(?:textrm|textnormal|textbf|textit|textsf|texttt|mbox|hbox|emph)(?=\s?\{)")
-_DROPPED = re.compile(
-    r"\\left(?![a-zA-Z])\.?|\\right(?![a-zA-Z])\.?|\\(?:displaystyle|textstyle|large|Large|bf|rm|it|limits|nolimits|bigl?|bigr|Bigl?|Bigr)"
-    r"(?![a-zA-Z])|\\color\{\w{1,12}\}|(?<!\\)\\[!,;: ]|\\q?quad(?![a-zA-Z])|\\(?=[$%])|[$~]"
-)
+_DROPPED = re.compile(r"(?<!\\)\\[!,;: ]|\\q?quad(?![a-zA-Z])|\\(?=[$%])|[$~]")
 _REPLACED = (
-    *(
-        ("\\dfrac", "\\frac"),
-        ("\\tfrac", "\\frac"),
-        ("\\cfrac", "\\frac"),
-        ("\\dbinom", "\\binom"),
-        ("\\tbinom", "\\binom"),
-    ),
+    *(("\\dbinom", "\\binom"), ("\\tbinom", "\\binom")),
     *(("\\leqslant", "\\le"), ("\\geqslant", "\\ge"), ("\\leq", "\\le"), ("\\geq", "\\ge"), ("\\neq", "\\ne")),
     *(
         ("≤", "\\le "),
@@ -61,6 +53,8 @@ _PATTERNS = (
     (re.compile(r"(?<![a-zA-Z\\])(sin|cos|tan|cot|sec|csc|log|ln|exp)(?=[\s(^\\])"), r"\\\1"),
     (re.compile(r"\+\s?(?=\\infty)"), ""),
     (re.compile(r"\\log_\{?e\}?(?![a-zA-Z])"), r"\\ln"),
+    (re.compile(r"\\cr(?![a-zA-Z])|\\\\\[[0-9.]{1,5}[a-z]{2}\]"), r"\\\\"),
+    (re.compile(r"(?<=[)\]])\s*U\s*(?=[(\[])"), r"\\cup "),
 )
 _SUPERSCRIPTS = str.maketrans("⁰¹²³⁴⁵⁶⁷⁸⁹⁻", "0123456789-")
 _SUPERSCRIPT = re.compile(r"[⁰¹²³⁴⁵⁶⁷⁸⁹⁻]+")
@@ -83,7 +77,9 @@ def plain_latex(text: str) -> str:
         >>> plain_latex(r"\left( 3, \dfrac{\pi}{2} \right)"), plain_latex("2√3 + x²"), plain_latex(r"{1+2\mathrm{i}}")
         ('( 3, \\frac{\\pi}{2} )', '2\\sqrt{3} + x^{2}', '1+2i')
     """
-    text = _SUPERSCRIPT.sub(lambda match: f"^{{{match.group().translate(_SUPERSCRIPTS)}}}", unwrapped(text))
+    text = _SUPERSCRIPT.sub(
+        lambda match: f"^{{{match.group().translate(_SUPERSCRIPTS)}}}", without_styles(unwrapped(text))
+    )
     text = _SUBSCRIPT.sub(lambda match: f"_{{{match.group().translate(_SUBSCRIPTS)}}}", text)
     text = _ROMAN_WORD.sub(lambda match: "\\text" + match.group()[match.group().index("{") :], text)
     text = _TEXTS.sub(r"\\text", text)

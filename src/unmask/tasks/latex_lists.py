@@ -8,6 +8,16 @@ from typing import NamedTuple
 _SET = re.compile(r"\\\{(.*)\\\}", re.DOTALL)
 _BOUND = r"(-?[^<>,=\\]{1,30}|-?\\frac\{[^{}]*\}\{[^{}]*\}|-?[0-9]*\\sqrt\{[^{}]*\})"
 _LESS = re.compile(rf"\s*(?:{_BOUND}\s*(<|\\le)\s*)?([a-z])\s*(<|>|\\le|\\ge)\s*{_BOUND}\s*")
+_GREATER = re.compile(rf"\s*{_BOUND}\s*(<|>|\\le|\\ge)\s*([a-z])(?:\s*(>|\\ge)\s*{_BOUND})?\s*")
+"""Inequalities with the bound first, and those from the upper bound down: 5 < x, 7 > x \\ge -4."""
+_TURNED = {"<": ">", ">": "<", "\\le": "\\ge", "\\ge": "\\le"}
+_TURNED_DOWN = (">", "\\ge")
+_MEMBER = re.compile(r"[a-z]\s*\\in\s*(?=[(\[]|\\\{|\\mathbb)")
+_SUCH_THAT = re.compile(
+    r"\\\{\s*([a-z])(?:\s*\\in\s*(?:\\mathbb\s?\{R\}|\\mathbb R|R))?\s*(?::|\||\\mid|\\vert|\\colon)\s*(.+)\\\}",
+    re.DOTALL,
+)
+"""The set of the numbers with a property."""
 
 
 class Listing(NamedTuple):
@@ -58,17 +68,36 @@ def split_top(text: str, separators: str) -> list[str]:
 
 
 def as_intervals(text: str) -> str:
-    r"""Inequalities of one variable as intervals, joined where there are several; any other text as it is.
+    r"""Inequalities of one variable and sets of numbers as intervals, joined where there are several; any other text as it is.
 
     Example:
-        >>> as_intervals("x<2, x>3"), as_intervals(r"3 < x \le 4"), as_intervals("x = 2")
+        >>> as_intervals("x<2, x>3"), as_intervals(r"4 \ge x > 3"), as_intervals("x = 2")
         ('(-\\infty,2)\\cup(3,\\infty)', '(3,4]', 'x = 2')
+        >>> as_intervals(r"\{x \mid x < 2\}"), as_intervals(r"x \in (1,2)"), as_intervals("(1,2), (3,4)")
+        ('(-\\infty,2)', '(1,2)', '(1,2)\\cup(3,4)')
     """
-    found = [_LESS.fullmatch(part) for part in split_top(text, ",")]
+    text = _MEMBER.sub("", text.strip(), count=1) if _MEMBER.match(text.strip()) else text
+    if (such_that := _SUCH_THAT.fullmatch(text.strip())) is not None:
+        text = such_that[2]
+    pieces = [piece.strip() for piece in split_top(text, ",")]
+    if len(pieces) > 1 and all(listing(piece) and piece[:1] in "([" for piece in pieces):
+        return "\\cup".join(pieces)
+    found = [_LESS.fullmatch(turned) for turned in map(_from_below, pieces)]
     parts = [part for part in found if part is not None]
     if len(parts) < len(found) or len({part[3] for part in parts}) > 1:
         return text
     return "\\cup".join(_interval(*part.groups()) for part in parts)
+
+
+def _from_below(inequality: str) -> str:
+    """An inequality with its variable first, or with its lower bound first if it has two: x > 5 for 5 < x."""
+    match = _GREATER.fullmatch(inequality)
+    if match is None or (match[4] and match[2] not in _TURNED_DOWN):
+        return inequality
+    bound, sign, variable, second, lower = match.groups()
+    if second is None:
+        return f"{variable} {_TURNED[sign]} {bound}"
+    return f"{lower} {_TURNED[second]} {variable} {_TURNED[sign]} {bound}"
 
 
 def _interval(low: str | None, low_sign: str | None, _variable: str, sign: str, bound: str) -> str:

@@ -13,6 +13,7 @@ from fractions import Fraction
 
 from unmask.tasks.number_words import read_words
 from unmask.tasks.quantities import read_introduction, read_unit
+from unmask.tasks.styles import without_styles
 from unmask.tasks.wrapping import unwrapped
 
 LONGEST = 200
@@ -20,17 +21,14 @@ LONGEST = 200
 
 _WRAPPERS = re.compile(
     r"\\(?:text|textrm|textnormal|textsf|texttt|mbox|hbox|mathrm|operatorname|textbf|mathbf|bf|textit|mathit|emph|underline|"
-    r"boldsymbol|bm|mathsf|mathtt|boxed)\s?\{([^{}]{0,80})\}"
-)
-_STYLES = re.compile(
-    r"\\(?:displaystyle|textstyle|large|Large|LARGE|huge|normalsize|small|bf|rm|it)(?![A-Za-z])|\\color\{\w{1,12}\}"
+    r"boldsymbol|bm|mathsf|mathtt|boxed|ensuremath)\s?\{([^{}]{0,80})\}"
 )
 _DEGREES = re.compile(r"\s?\^\s?\{?\s?(?:\\(?:text|mathrm|textrm)\{\s?o\s?\}|o)\s?\}?(?![A-Za-z0-9])")
 _BOLD = re.compile(r"\*\*([^*]{1,80})\*\*")
 _NO_SPACE = re.compile(r"\\[!,]\s*|(?<=[0-9])[\u2009\u202f](?=[0-9]{3})")
 _SPACE = re.compile(r"(?:\\[;: ]|\\quad|\\qquad|(?<=\S)~|[\s\u200b])+")
 _REPLACED = (
-    *(("\\dfrac", "\\frac"), ("\\tfrac", "\\frac"), ("\\cfrac", "\\frac"), ("\\left", ""), ("\\right", "")),
+    *(("\\div", "/"), ("÷", "/"), ("{~", "{")),
     *(("\\$", "$"), ("\\%", "%"), ("\\#", "#"), ("{,}", ","), ("^{\\circ}", "°"), ("^\\circ", "°"), ("\\circ", "°")),
     *(("\\degree", "°"), ("\\pounds", "£"), ("\\euro", "€"), ("\\cents", "¢"), ("\\yen", "¥"), ("º", "°")),
     *((sign, "-") for sign in "−–‐‑‒—﹣－"),
@@ -152,10 +150,10 @@ def _one(text: str, in_prose: bool) -> Numeral | None:
 
 def _plain(text: str) -> str:
     """The text with LaTeX's ways of writing plain things undone."""
-    text = unwrapped(text)
+    text = without_styles(unwrapped(text))
     for written, plain in _REPLACED:
         text = text.replace(written, plain)
-    text = _DEGREES.sub("°", _STYLES.sub("", text))
+    text = _DEGREES.sub("°", text)
     text = _BOLD.sub(r"\1", text)
     for _ in range(3):
         text = _WRAPPERS.sub(r" \1", text).strip()

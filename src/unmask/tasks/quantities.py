@@ -42,6 +42,8 @@ _DOUBT = _words(
     maybe perhaps probably possibly presumably apparently supposedly roughly approximately approx approximate around nearly almost
     circa ish guess guessing guessed think thinks believe suppose assume assuming estimate estimated est likely unlikely might may
     could should would can cannot must seem seems uncertain unsure unclear sure doubt doubtful hopefully somewhere something so
+    tentative provisional speculative hypothetical dubious questionable arguable debatable ballpark thereabouts
+    hmm hm huh um uh eh er idk dunno lol whatever whichever whoever too
     least most minimum maximum upwards upward onwards onward up under below above beyond between through thru until till within
     exceeding exceeds lower upper bound limit range ranging tops max odd change lots counting depending depends varies
     """
@@ -50,11 +52,14 @@ _DOUBT = _words(
     or and nor not no never none neither either both but yet though although however except excluding unless if whether rather
     instead versus vs alternatively otherwise else also wrong incorrect false invalid untrue mistaken impossible nonsense wait
     actually sorry oops correction nope nah without minus negative error mistake unknown undefined unverified rejected disproved
-    nobody nothing nowhere hardly barely scarcely denied denies rough rounded opposite
+    inaccurate inexact erroneous flawed bogus unproven untested refuted miscalculated misread fails contradicts ignoring
+    disregarding nobody nothing nowhere hardly barely scarcely denied denies rough rounded opposite
     """
     # Arithmetic that is left to do, and parts of a larger number.
     """
-    plus add added divided multiplied subtracted squared cubed root roots factorial remainder rem modulo mod choose over by point
+    plus add adding added subtracting divided multiplied subtracted squared cubed root roots factorial remainder rem modulo mod
+    incremented decremented looks appears sounds approximated reversed inverted backwards binary octal hex hexadecimal mega giga
+    thou googol googols myriad myriads grosses dx dy dt choose over by point
     power doubled tripled halved quadrupled fewer short shy pair pairs couple couples trio trios twice double triple half
     recurring itself pi sin cos tan cot csc sqrt ln exp infinity et al etc
     """
@@ -63,9 +68,35 @@ _DOUBT = _words(
     i we you it is was are were be been isn wasn aren weren don doesn didn won cant wont because since where when which who
     """
 )
+_LARGE_OR_PART = re.compile(
+    r"[a-z]*illions?|(?:[a-z]+teen|six|seven|eigh|nin|ten|eleven|twelf|hundred|thousand|[a-z]+illion|[a-z]+tie)ths?"
+)
+"""Further names of large numbers and of parts: gazillion, elevenths."""
+_BEHIND_A_NOUN = _words(
+    """
+    and who which that is are was were be been have has had do did does can will must off out until till when since between over
+    above below under beyond through within because where there it you they
+    """
+)
+"""Words that change a number right behind it ("5 and a half", "5 over 2"), but tell more of what is counted behind a noun."""
+_NO_NOUN = _words("a an the another other some several many more few one any in of on for with then this those")
+_MORE = re.compile(
+    r"\b(?:and|plus|with)\s+(?:an?|another|some|several|many|more|few|extra|counting|also|then|so)\b"
+    r"|\b(?:is|was|does|it)\b(?!.*\b(?:left|remaining|needed)\b)|\b(?:be|been|it|you|are|were|there|that)\s*$",
+    re.IGNORECASE,
+)
+"""What adds to a number, or judges it, even behind a noun."""
+_COMPOUND = re.compile(
+    r"(?<=\s)(?:one|two|three|four|five|six|seven|eight|nine|ten|twelve|twenty|fifty|hundred|first|second|third|"
+    r"fourth|fifth|half|double|triple|short|over|under|above|low|odd|[A-Za-z])-(?=([A-Za-z]{3,}))",
+    re.IGNORECASE,
+)
+"""The first half of an adjective or a noun: two-liter bottles, third-graders, T-shirts."""
 _HARMLESS_AFTER = re.compile(
     r"\b(?:left over|(?:is|are|was|were) (?:left(?: over)?|remaining|needed|the (?:final |correct |right )?answer)|"
-    r"is (?:correct|right)|points?\b(?! (?:five|one|two|three|four|six|seven|eight|nine|zero))|"
+    r"is (?:correct|right)|"
+    r"(?:who|that) (?:do|did|does|are|were|is|was|have|has) not|"
+    r"point\b(?! (?:five|one|two|three|four|six|seven|eight|nine|zero))|"
     r"(?:square|cube) roots|for sure|in between|about$|so far|or so of)\b|-and-",
     re.IGNORECASE,
 )
@@ -89,6 +120,7 @@ _UNIT = re.compile(
     """,
     re.VERBOSE,
 )
+_AREA = re.compile(r"\s?(?:sq|cu|square|cubic)\b")
 _FACTOR = re.compile(r"[A-Za-z](?![A-Za-z])|\ ?-\ ?[A-Za-z](?![A-Za-z])")
 _PARENTHESIS = re.compile(r"\(([A-Za-z$€£%°/ .'-]{1,60})\)$")
 _PERCENT = re.compile(r"%|\b(?:percent|per ?cent|pct)\b", re.IGNORECASE)
@@ -102,14 +134,15 @@ _CURRENCY = re.compile(
 _NAME = re.compile(
     r"(?:\\?[A-Za-z]\w{0,15}(?:\ [A-Za-z]\w{0,15})?(?:_\{[^{}]{1,8}\})?(?:\([^()=]{1,9}\))?|\|[A-Z]{2}\|)\ ?(?:=|\\approx|≈|:)"
 )
-_MATHEMATICAL = _words("mod pi sin cos tan cot csc sqrt ln exp max add is are")
+_MATHEMATICAL = _words("mod pi sin cos tan cot csc sqrt ln exp max add is are point points")
 """Words that are a part of an expression."""
 _NAMES = _words("i point sin cos tan pi limit minimum maximum")
 """Words that doubt a number elsewhere, and may be a part of a quantity's name."""
 _VERBS = _words(
     """
     is are was were be equals equal has have had get gets got make makes made earn earns earned cost costs need needs needed take
-    takes took spend spends spent pay pays paid save saves saved sell sells sold eat eats ate buy buys bought use uses used leave
+    takes took spend spends spent ends
+    ended pay pays paid save saves saved sell sells sold eat eats ate buy buys bought use uses used leave
     leaves left remain remains contain contains weigh weighs charge charges drive drives walk walks run runs ran read reads
     receive receives received owe owes give gives gave produce produces collect collects collected total totals totaling
     """
@@ -118,12 +151,21 @@ _VERBS = _words(
 _AMOUNT_OF = re.compile(
     r"\b(?:total|amount|answer|result|value|profit|cost|price|distance|average|number) of$", re.IGNORECASE
 )
-_DISOWNED = _words("bad draft previous old first earlier former another other second")
+_DISOWNED = _words(
+    "bad draft previous old first earlier former another other second counterexample example hint trap decoy"
+)
 """Words before a number that give it as an answer that does not count."""
 _LINKING = _words("is are was were be it we you i so can would by when which")
 """Words that doubt a number behind it, but not before it."""
+_MODAL = re.compile(r"\b(?:must|should|could)(?= (?!be\b|have\b|not\b)[a-z])", re.IGNORECASE)
+"""A verb of duty or ability with another verb: "She should pay 42" says 42, "It could be 42" does not."""
+_OBJECT = re.compile(
+    r"\b(takes?|took|costs?|leaves?|left|gives?|gave|earns?|earned|makes?|made|ends?|ended|saves?|saved|pays?|paid|need|needs)"
+    r" (?:(?:him|her|them|us|you|me|it|each|[A-Z][a-z]+)(?: with)?|up with|with)$"
+)
+"""A verb with whom it is about, or with its preposition: "It takes Tom", "She ends up with"."""
 _ADVERBS = re.compile(
-    r"(?:\b(?:exactly|just|now|then|only|still|in total|in all|altogether)\b[\s,:]*)+$", re.IGNORECASE
+    r"(?:\b(?:exactly|precisely|just|now|then|only|still|in total|in all|altogether)\b[\s,:]*)+$", re.IGNORECASE
 )
 
 
@@ -187,31 +229,44 @@ def are_harmless(words: Iterable[str]) -> bool:
 def _is_harmless(text: str) -> bool:
     """Whether none of the words behind a number may change or doubt it."""
     is_close = not text.startswith((" ", "-"))
+    text = _COMPOUND.sub(lambda match: match.group() if _is_number_word(match[1].lower()) else "", text)
     words = _WORD.findall(_HARMLESS_AFTER.sub(" ", text).replace("'s", "").replace("’s", ""))
+    noun = next((place for place, word in enumerate(words) if _may_be_noun(word.lower())), len(words))
     for place, word in enumerate(words):
         lower = word.lower()
-        if (
-            lower in _DOUBT
-            or lower in NUMBER_WORDS
-            or lower in PART_WORDS
-            or lower.removesuffix("s") in _MULTIPLIERS
-            or lower in _ORDINAL
-        ):
+        tells_more = noun < place < len(words) - 1 and lower in _BEHIND_A_NOUN
+        if (lower in _DOUBT and not tells_more) or _is_number_word(lower) or lower in _ORDINAL:
             return False
         if lower.endswith("ly") and lower not in _LY:
             return False
-        if (
-            len(word) == 1
-            and word not in _LONE_LETTERS
-            and not (place > 1 and word.isupper())
-            and not (word in _UNIT_LETTERS and (place == 0 or "/" in text))
-        ):
+        if len(word) == 1 and not _may_stand_alone(word, place, text):
             return False
         if lower == "than" and place + 1 == len(words):
             return False
-    if re.match(r"\s?-\s?[A-Za-z]\b", text):
+    if re.match(r"\s?-\s?[A-Za-z]\b", text) or (noun < len(words) and _MORE.search(text)):
+        return False
+    if words and not is_close and words[0].lower() == "off":
         return False
     return not (is_close and words and words[0].lower() in ("ish", "x", "e"))
+
+
+def _is_number_word(word: str) -> bool:
+    """Whether a word in lower case is a number, a part of one, or multiplies one."""
+    is_listed = (
+        word in NUMBER_WORDS or word in PART_WORDS or word.removesuffix("s") in _MULTIPLIERS or word in _MULTIPLIERS
+    )
+    return is_listed or _LARGE_OR_PART.fullmatch(word) is not None
+
+
+def _may_be_noun(word: str) -> bool:
+    """Whether a word in lower case may name what is counted."""
+    return word not in _DOUBT and word not in _NO_NOUN and len(word) > 1
+
+
+def _may_stand_alone(letter: str, place: int, text: str) -> bool:
+    """Whether a single letter is an article, a unit or a name: a week, 60 m, $60/h, boxes for John D."""
+    is_unit = letter in _UNIT_LETTERS and (place == 0 or "/" in text or bool(_AREA.match(text)))
+    return letter in _LONE_LETTERS or is_unit or (place > 1 and letter.isupper())
 
 
 def read_introduction(text: str) -> int | None:
@@ -252,7 +307,10 @@ def _leads_up(text: str) -> bool:
     if len(text) > 120 or re.search(r"[0-9\\<>~|?!^+*/;]", text):
         return False
     is_label = text.endswith((":", "="))
-    body = _ADVERBS.sub("", text.rstrip(":= ")).strip()
+    body = _OBJECT.sub(r"\1", _ADVERBS.sub("", f" {text.rstrip(':= ')}")).strip()
+    body = _MODAL.sub("", body)
+    if not body:
+        return not is_label
     words = [word.lower() for word in _WORD.findall(body)]
     if not words or any(
         w in _DISOWNED or w in _DOUBT - _LINKING or w in NUMBER_WORDS or w in PART_WORDS for w in words

@@ -89,4 +89,4 @@ def _bare(text: str) -> str:
     for _ in range(2):
         text = _FONT.sub(r"\1", text)
     text = unwrapped(re.sub(r"\\[,;: !]|[~$]", " ", text).strip())
-    return " ".join(text.strip(" .").split()).casefold()
+    return re.sub(r"\A(?:it|this|that)(?: is|'s) ", "", " ".join(text.strip(" .").split()).casefold())

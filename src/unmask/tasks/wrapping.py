@@ -33,7 +33,8 @@ _DELIMITERS = (
 )
 _LANGUAGE = re.compile(r"[A-Za-z]{1,12}[ \t]*\n")
 """The word behind a fence that says which language follows."""
-_TRAILING = re.compile(r"(?:\\[,;!]|\\\\|~|…|<br ?/?>|\.{1,3}|,|;)$")
+_ARROW = re.compile(r"\A\s*(?:\\(?:[Rr]ightarrow|[Ll]ongrightarrow|implies|therefore)(?![A-Za-z])|[⇒→∴])\s*(?=\S)")
+_TRAILING = re.compile(r"(?:\\[,;!]|\\\\|\\|~|…|<br ?/?>|\.{1,3}|,|;)$")
 
 
 def unwrapped(text: str) -> str:
@@ -52,7 +53,7 @@ def unwrapped(text: str) -> str:
     """
     for _ in range(3):
         before = text
-        text = _without_trailing(text.strip())
+        text = _without_trailing(_ARROW.sub("", text).strip())
         bare = re.sub(r"\A\*\*([^*\n]{1,40}?)(:?)\*\*\s*(:?)", r"\1\2\3 ", text) if text.startswith("**") else text
         if lead_in := _LEAD_IN.match(bare):
             text = bare[lead_in.end() :].strip()
