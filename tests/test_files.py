@@ -23,7 +23,6 @@ from unmask.files import (
     read_yaml,
 )
 from unmask.recipe import load_recipe
-from unmask.runs.atomic import replaced_whole
 from unmask.style import panels, save_figure, save_table
 
 BOMB = "a: &a [x, x, x, x, x, x, x, x, x, x]\n" + "".join(
@@ -148,17 +147,6 @@ def test_a_figure_or_table_that_cannot_be_written_leaves_the_old_one(
     with pytest.raises(RunError, match="cannot be written"):
         save_table(tmp_path / "a.png" / "a.csv", ["a"], [[1]])
     plt.close("all")
-
-
-def test_what_fails_while_a_file_is_replaced_leaves_nothing(tmp_path: Path) -> None:
-    def fail() -> None:
-        with replaced_whole(tmp_path / "a.txt") as aside:
-            aside.write_text("half")
-            raise KeyError
-
-    with pytest.raises(KeyError):
-        fail()
-    assert list(tmp_path.iterdir()) == []
 
 
 def test_code_that_takes_too_long_is_ended_and_quick_code_is_not() -> None:

@@ -17,7 +17,6 @@ import yaml
 
 from tests.small_runs import start
 from unmask.errors import RunError
-from unmask.runs.atomic import write_atomically
 from unmask.runs.checkpoints import check_disk_space, fault_of
 from unmask.runs.folder import RunFolder
 
@@ -378,21 +377,6 @@ def test_a_disk_that_is_full_when_a_line_is_logged_is_explained(
     monkeypatch.setattr(folder, "_metrics", FullDisk())
     with pytest.raises(RunError, match=re.escape(f"{path}: the disk is full. The checkpoint of step 4 is complete.")):
         folder.log({"step": 5})
-
-
-def test_a_file_is_replaced_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    target = tmp_path / "results.json"
-    write_atomically(target, "old")
-    write_atomically(target, "new")
-    assert target.read_text() == "new"
-
-    def fail(_: int) -> None:
-        raise OSError(errno.EIO, "Input/output error")
-
-    monkeypatch.setattr("os.fsync", fail)
-    with pytest.raises(OSError, match="Input/output error"):
-        write_atomically(target, "lost")
-    assert target.read_text() == "new"
 
 
 def test_a_folder_with_other_files_is_refused_and_left_alone(path: Path) -> None:
