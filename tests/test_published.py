@@ -12,7 +12,7 @@ import typer
 
 from unmask.cli import app
 from unmask.recipe import load_recipe, make_task, shipped_recipes
-from unmask.score import load_reward
+from unmask.reward import load_reward
 
 ROOT = Path(__file__).parent.parent
 TEXT = (ROOT / "docs" / "evaluation.md").read_text(encoding="utf-8")

@@ -16,9 +16,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from unmask.errors import ConfigError, DataError, RewardError, UnmaskError
-from unmask.reward import Score, per_completion, reports
+from unmask.reward import Score, load_reward, per_completion, reports
 from unmask.rewards import answer_tag, correct_number
-from unmask.score import Scorer, by_name, load_reward
+from unmask.score import Scorer, by_name
 
 ROWS = [{"prompt": "2+2=", "answer": "4"}, {"prompt": "3+4=", "answer": "7"}]
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from unmask.eval_results import data_facts
-from unmask.methods.papers import PAPERS, bibtex
+from unmask.methods.papers import bibtex
 from unmask.recipe import PretrainRecipe, RunRecipe, TrainRecipe, dump
 from unmask.runs.environment import environment
 from unmask.runs.metrics import EvaluationPoint, evaluations
@@ -75,7 +75,7 @@ def training_card(
         last_step=last.get("step"),
         num_held_out=len(rows),
         is_own_method=is_own,
-        citations=[bibtex(number) for number in [*numbers, *([_EGSPO] if is_own else [])] if number in PAPERS],
+        citations=[bibtex(number) for number in [*numbers, *([_EGSPO] if is_own and numbers else [])]],
     )
 
 

@@ -397,6 +397,3 @@ def _path_of(function: RewardFunc) -> str | None:
     # A file that `load_reward` has read is no module that another process could import.
     is_read = module.startswith(FILE_MODULE)
     return f"{sys.modules[module].__file__ if is_read else module}:{name}"
-
-
-__all__ = ["RewardFunc", "Scorer", "Scores", "by_name", "load_reward", "make_scorer", "scorer_of"]

@@ -24,7 +24,7 @@ from unmask.cli import app
 from unmask.errors import ConfigError
 from unmask.models import TinyConfig, char_tokenizer, save_model, tiny_denoiser
 from unmask.recipe import PretrainRecipe, TrainRecipe, load, load_recipe
-from unmask.score import load_reward
+from unmask.reward import load_reward
 
 NOT_RUN = {
     r"unmask (train|eval|data check) .*\b(gsm8k|math|math500|kodcode|humaneval|mbpp)\b": "its rows are on the hub",

@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 
 from unmask.recipe import load_recipe
-from unmask.reward import Score, reasons_of
+from unmask.reward import Score, load_reward, reasons_of
 from unmask.rewards import correct_math, correct_number, exact_answer
-from unmask.score import Scorer, load_reward
+from unmask.score import Scorer
 
 
 def test_numbers_are_compared_as_values_and_not_as_strings() -> None:

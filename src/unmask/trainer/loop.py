@@ -23,11 +23,12 @@ from unmask.models import Policy
 from unmask.models.from_run import locate
 from unmask.recipe import TrainRecipe, completed
 from unmask.records import Rollout, Row
+from unmask.reward import RewardFunc
 from unmask.rollout import decode
 from unmask.runs.folder import RunFolder, disk_faults_explained
 from unmask.runs.metrics import EvaluationPoint, read_metrics
 from unmask.runs.saved_rollouts import Guesses, SavedRollout, saved_path
-from unmask.score import RewardFunc, scorer_of
+from unmask.score import scorer_of
 from unmask.trainer.accelerator import finish_trackers, make_accelerator, start_trackers
 from unmask.trainer.best import Best, best_in, better, validation_accuracy
 from unmask.trainer.collect import Collector, check_rewards, entropy_by_step, prompts_of_step
