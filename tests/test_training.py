@@ -17,14 +17,17 @@ from tests.small_runs import metrics, train_recipe
 from unmask import Trainer
 from unmask.console import progress
 from unmask.errors import ConfigError
+from unmask.reward import per_completion
 
 SHORT = ("max_steps=2", "evaluation.eval_steps=0", "evaluation.temperatures=0.9")
 
 
+@per_completion
 def ones(completions: Sequence[str], **_: Any) -> list[float]:
     return [float(text.count("1")) for text in completions]
 
 
+@per_completion
 def length(completions: Sequence[str], **_: Any) -> list[float]:
     return [float(len(text)) for text in completions]
 
@@ -32,7 +35,10 @@ def length(completions: Sequence[str], **_: Any) -> list[float]:
 @pytest.fixture
 def reward_file(tmp_path: Path) -> Path:
     path = tmp_path / "mine.py"
-    path.write_text("def ones(completions, **_):\n    return [float(text.count('1')) for text in completions]\n")
+    path.write_text(
+        "from unmask.reward import per_completion\n\n@per_completion\n"
+        "def ones(completions, **_):\n    return [float(text.count('1')) for text in completions]\n"
+    )
     return path
 
 
@@ -125,6 +131,7 @@ def test_rows_of_python_are_trained_on(tiny_model: Path, tmp_path: Path) -> None
     recipe = train_recipe(tiny_model, tmp_path / "run", *SHORT, "evaluation.num_rows=2")
     given: list[int] = []
 
+    @per_completion
     def reward(completions: Sequence[str], n: Sequence[int], **_: Any) -> list[float]:
         given.extend(n)
         return ones(completions)
