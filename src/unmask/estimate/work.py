@@ -6,6 +6,7 @@ Nothing is tabulated by method: a rollout of the right shape is made up, and the
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cache
 
 import torch
 from torch import Tensor
@@ -177,13 +178,9 @@ def synthetic_rollout(recipe: TrainRecipe, count: int, prompt: int, sampler: Sam
 
 
 def _schedule(sampler: SamplerConfig, block: int, count: int, generator: torch.Generator) -> Tensor:
-    """[count, block] int32: when each position of a block is committed."""
+    """Return the step at which each position of a block is committed, [count, block] int32."""
     steps = sampler.steps * sampler.block // sampler.max_completion_length
-    left, edges = sampler.block, []
-    for step in range(steps):
-        committed = int(tokens_at_step(torch.tensor([left]), steps - step))
-        edges += [block * steps + step] * committed
-        left -= committed
+    edges = [block * steps + step for step, share in enumerate(_shares(sampler.block, steps)) for _ in range(share)]
     order = torch.rand(count, sampler.block, generator=generator).argsort(dim=1)
     return torch.tensor(edges, dtype=torch.int32)[order]
 
@@ -218,12 +215,13 @@ def asked_at(sampler: SamplerConfig, step: int, keeps: bool) -> int:
     return hidden + later
 
 
-def _shares(positions: int, steps: int) -> list[int]:
-    """Positions committed at each of a block's steps."""
+@cache
+def _shares(positions: int, steps: int) -> tuple[int, ...]:
+    """Return the number of positions that each denoising step of a block commits."""
     shares: list[int] = []
     for step in range(steps):
-        shares.append(-(-(positions - sum(shares)) // (steps - step)))
-    return shares
+        shares.append(int(tokens_at_step(torch.tensor([positions - sum(shares)]), steps - step)))
+    return tuple(shares)
 
 
 def _branch_pass(recipe: TrainRecipe, path: Trajectory, length: int) -> Pass:
