@@ -300,6 +300,28 @@ def test_what_leads_up_to_a_box_leaves_it_alone(text: str) -> None:
     assert answer_in(f"so\n<answer>\n{text}\n</answer>") == answer_in(f"so\n{text}") == "42"
 
 
+TOLD_OF = """
+\\boxed{42} apples | \\boxed{42} years old in 3 years. | \\boxed{42} dollars per week. | \\boxed{42}. Half of them are red.
+| \\boxed{42} is the total. | \\boxed{42} more cupcakes | \\boxed{42} \\text{ hours} | \\(\\boxed{42}\\) seconds |
+\\boxed{42} days to save his money. | Thus, he has \\boxed{42} screws left over. | \\boxed{42} eggs in a week.
+"""
+CHANGED = """
+\\boxed{42} gazillion | \\boxed{42} and counting | \\boxed{42} times two | \\boxed{42} out of 50 | \\boxed{42} fewer |
+\\boxed{42} I guess | \\boxed{42} to 45 | \\boxed{42} in binary | \\boxed{42} hundredths | \\boxed{42} feet 6 inches |
+\\boxed{42}:30 | \\boxed{42} remainder 2 | \\boxed{42} hours and 30 minutes | \\boxed{42} with 2 left | \\boxed{42} too many
+| \\boxed{42} halves | \\boxed{42} at least | anything but \\boxed{42} | double \\boxed{42} | half of \\boxed{42} | twice
+\\boxed{42} | \\boxed{42} \\text{ thousandths}
+"""
+
+
+def test_a_sentence_around_the_box_of_a_tag_is_read_unless_it_changes_the_number() -> None:
+    def found(line: str) -> str | None:
+        return answer_in(f"so\n<answer>\n{' '.join(line.split())}\n</answer>")
+
+    assert [line for line in TOLD_OF.split("|") if found(line) != "42"] == []
+    assert [line for line in CHANGED.split("|") if found(line) in ("42", None)] == []
+
+
 @pytest.mark.parametrize(
     ("text", "answer"),
     [

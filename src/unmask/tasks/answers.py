@@ -16,6 +16,7 @@ import re
 from itertools import islice
 
 from unmask.tasks.boxes import BOX, CLOSE, OPEN, find_boxes, in_formula, without_loose_ends
+from unmask.tasks.quantities import begins_with_change
 
 _NUMBER = re.compile(r"[+-]?[0-9]+(?:\.[0-9]+)?")
 _LONGEST_NUMBER = 32
@@ -39,7 +40,8 @@ _DOUBT_BEFORE = re.compile(
     r"(?:\bnot|n't(?: be)?|n't equal(?: to)?|\bnever|\bneither|\bnor|\bor|\beither|\bwrong|\bincorrect|\bfalse|\bmaybe|\bperhaps|"
     r"\bpossibly|\bprobably|\bat least|\bat most|\b(?:more|less|fewer|greater|higher|lower|larger|smaller|rather|other) than|"
     r"\bbetween|\bunder|\bover|\bnegative|\bminus|\bguess|"
-    r"^\s*(?:about|around|roughly|approximately|nearly|almost|close to))(?: is| are| be)?[\s:$(\\\[]*$",
+    r"^\s*(?:about|around|roughly|approximately|nearly|almost|close to|"
+    r"(?:half|twice|double|triple)(?: of)?)|\b(?:anything|everything|all) but)(?: is| are| be)?[\s:$(\\\[]*$",
     re.IGNORECASE,
 )
 _DOUBT_AFTER = re.compile(
@@ -192,7 +194,11 @@ def _answer_of(text: str) -> str | None:
         return boxed if boxed is not None else _stated(text)
     start, end = span
     # With its closing tag, which says whether a box is left open in the middle of a line.
-    found = _boxed_with_doubts(text[start : end + len(CLOSE)]) if BOX.search(text, *span) else _inside(text, span)
+    found = (
+        _boxed_with_doubts(text[start : end + len(CLOSE)], in_tag=True)
+        if BOX.search(text, *span)
+        else _inside(text, span)
+    )
     return found and _with_doubts(text, start - len(OPEN), end + len(CLOSE), found)
 
 
@@ -226,7 +232,7 @@ def _before_lone_close(text: str, tags: list[re.Match[str]]) -> tuple[int, int] 
     return (start, end) if 0 < len(content.split()) <= 3 and not _MENTION.fullmatch(content) else None
 
 
-def _boxed_with_doubts(text: str) -> str | None:
+def _boxed_with_doubts(text: str, in_tag: bool = False) -> str | None:
     """The last box, with those side by side with it, and with words beside it that deny or change it."""
     boxes = find_boxes(text)
     if not boxes:
@@ -242,17 +248,18 @@ def _boxed_with_doubts(text: str) -> str | None:
     parts = list(dict.fromkeys(content for _, _, content in group))
     joined = text[group[0][1] : group[-1][0]]
     answer = (" or " if re.search(r"\bor\b", joined) else ", ").join(parts)
-    return _with_doubts(text, group[0][0], group[-1][1], answer)
+    return _with_doubts(text, group[0][0], group[-1][1], answer, in_tag)
 
 
-def _with_doubts(text: str, start: int, end: int, answer: str) -> str:
+def _with_doubts(text: str, start: int, end: int, answer: str, in_tag: bool = False) -> str:
     """An answer, with the words of its line that stand right before or behind it if they deny or change it."""
     before = text[max(text.rfind("\n", 0, start) + 1, start - _CONTEXT) : start]
     stop = text.find("\n", end)
     after = text[end : min(stop if stop >= 0 else len(text), end + _CONTEXT)]
     if doubt := _DOUBT_BEFORE.search(before):
         answer = f"{doubt.group().strip(' :$([' + chr(92))} {answer}"
-    if _DOUBT_AFTER.match(after):
+    # Prose around a box goes on with all kinds of words; a tag holds the answer alone.
+    if _DOUBT_AFTER.match(after) or (in_tag and begins_with_change(after)):
         answer = f"{answer} {_SENTENCE_END.split(after.partition(CLOSE)[0].strip(' $)' + chr(92)))[0]}"
     return answer
 

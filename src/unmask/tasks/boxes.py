@@ -28,7 +28,7 @@ _FACTOR_BEFORE = re.compile(
 )
 _FACTOR_BEHIND = re.compile(
     r"[)}$!]{0,2}\s?(?:\\(?:times|cdot|div|pm|mp|pi|sqrt|[dtc]?frac)(?![A-Za-z])|[-−+/×·÷*]\s?(?=[0-9.]|\\[a-z]|[b-zB-HJ-Z](?![A-Za-z]))|[±²³√])"
-    r"|\^(?!\s?\{?\s?\\?(?:circ|text|mathrm|o\b))|_|\.?[0-9]|[A-Za-z](?![A-Za-z.'’])|\{(?=[^{}<>]*\})"
+    r"|\^(?!\s?\{?\s?\\?(?:circ|text|mathrm|o\b))|_|[.:]?[0-9]|[A-Za-z](?![A-Za-z.'’])|\{(?=[^{}<>]*\})"
 )
 """What makes a box a part of a larger formula: a sign, a bound, an operation, a function, a power, digits or a letter that go on.
 

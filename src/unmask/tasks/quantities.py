@@ -86,6 +86,21 @@ _MORE = re.compile(
     re.IGNORECASE,
 )
 """What adds to a number, or judges it, even behind a noun."""
+_SENTENCE_GOES_ON = _words(
+    """
+    and or but so i we you it is was are were be by can would will since because where when which who if though although however
+    also yet while then not no max wait actually point
+    """
+)
+"""Words behind a box with which a sentence about it goes on."""
+_FIRST_WORD = re.compile(r"(?:\s|\$|\\[ ,;)]|\\(?:text|mathrm)\{|\()*([A-Za-z]+)(?![A-Za-z-])")
+_GOES_ON = re.compile(
+    r"(?:\s|\$|\\\)|\\text\{)*(?:[A-Za-z]{2,12},?\s(?:and\s)?[0-9]+(?![0-9]*[,.:]?[0-9]*\s?[-+*/=])"
+    r"|(?:to|with|out of|in|for|per|and|over|by)\s[0-9]|and (?:a|an|one|some|then|counting|change|more)\b|too (?:many|few|much)\b"
+    r"|at (?:least|most)\b|times (?:two|three|four|five|six|ten|[0-9])|I (?:guess|think|believe)\b|in (?:binary|hex|octal)\b)",
+    re.IGNORECASE,
+)
+"""A number that goes on behind its first part: 5 feet 6 inches, 5 and a half, 5 out of 6."""
 _COMPOUND = re.compile(
     r"(?<=\s)(?:one|two|three|four|five|six|seven|eight|nine|ten|twelve|twenty|fifty|hundred|first|second|third|"
     r"fourth|fifth|half|double|triple|short|over|under|above|low|odd|[A-Za-z])-(?=([A-Za-z]{3,}))",
@@ -224,6 +239,24 @@ def are_harmless(words: Iterable[str]) -> bool:
     """
     refused = (_DOUBT - _MATHEMATICAL) | NUMBER_WORDS | _MULTIPLIERS.keys()
     return not any(word.lower() in refused for word in words)
+
+
+def begins_with_change(text: str) -> bool:
+    """Whether the words right behind a box go on with its number, doubt it or change it, however the sentence ends.
+
+    Example:
+        >>> [begins_with_change(text) for text in (" fewer", " halves", " feet 6 inches", " and a half", " to 45", " out of 50")]
+        [True, True, True, True, True, True]
+        >>> [begins_with_change(text) for text in (" apples", " years old in 3 years.", " is the total", ". Half of them", "")]
+        [False, False, False, False, False]
+    """
+    if _GOES_ON.match(text):
+        return True
+    first = _FIRST_WORD.match(text)
+    if first is None:
+        return False
+    word = first[1].lower()
+    return (word in _DOUBT and word not in _SENTENCE_GOES_ON) or _is_number_word(word)
 
 
 def _is_harmless(text: str) -> bool:
