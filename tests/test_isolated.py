@@ -36,6 +36,23 @@ def obey(text):
         os.fork()
     if text == "raise":
         raise ZeroDivisionError("no reward today")
+    if text == "raise long":
+        raise ValueError("x" * 10**6)
+    if text == "raise mute":
+        raise Mute
+    if text == "interrupt":
+        raise KeyboardInterrupt
+
+class Mute(Exception):
+    def __str__(self):
+        raise RuntimeError
+
+class Opaque:
+    __signature__ = "unknown"
+    def __call__(self, **arguments):
+        return [float(text == a) for text, a in zip(arguments["completions"], arguments["answer"], strict=True)]
+
+opaque = Opaque()
 
 @per_completion
 @reports("unparsed")
@@ -140,6 +157,21 @@ def test_an_isolated_function_scores_as_it_would_here(scorer: Any, path: str) ->
     assert there.functions["each"].reasons == ("timeout", "unparsed")
 
 
+@pytest.mark.parametrize("name", ["each", "longest", "wrong"])
+def test_what_is_logged_does_not_depend_on_where_a_function_runs(scorer: Any, path: str, name: str) -> None:
+    here = make_scorer([f"{path}:{name}"], {}, workers=0)
+    assert scorer(name).functions[name].reasons == here.functions[name].reasons
+    assert "timeout" in here.functions[name].reasons
+    assert make_scorer(["unmask.rewards:answer_tag"], {}).functions["answer_tag"].reasons == ()
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_function_that_does_not_tell_its_arguments_gets_all(path: str, workers: int) -> None:
+    one = make_scorer([f"{path}:opaque"], {}, workers=workers)
+    assert one(ROWS, ["4", "x"]).total == [1.0, 0.0]
+    one.close()
+
+
 def test_whole_groups_are_in_one_call_and_the_process_is_kept(scorer: Any) -> None:
     one = scorer("calls", workers=2)
     rows = [row for row in ROWS for _ in range(3)]
@@ -209,6 +241,8 @@ def test_a_function_that_never_returns_is_an_error_and_no_completions_fault(scor
     assert str(caught.value) == (
         'reward function "each" did not return within 0.5 s for 2 completions. Make it faster, or raise reward_timeout.'
     )
+    with pytest.raises(RewardError, match="not return within 0.4 s for 2 .* raise reward_item_timeout"):
+        scorer("each", item_timeout=0.2)(rows, ["hang", "hang"])
     with pytest.raises(RewardError, match='"each" ended its process for 2 completions'):
         scorer("each")(rows, ["die", "die"])
 
@@ -230,10 +264,15 @@ def test_the_only_completion_of_a_call_stops_no_run(scorer: Any) -> None:
 
 
 def test_errors_and_wrong_values_are_told_as_they_are_here(scorer: Any) -> None:
-    with pytest.raises(
-        RewardError, match=r'^reward function "each" raised ZeroDivisionError: no reward today \(mine.py, line 19\)$'
-    ):
-        scorer("each")(ROWS, ["4", "raise"])
+    one = scorer("each")
+    for text, told in [
+        ("raise", r"ZeroDivisionError: no reward today"),
+        ("raise long", r"ValueError: x{500} \.\.\."),
+        ("raise mute", "Mute"),
+        ("interrupt", "KeyboardInterrupt"),
+    ]:
+        with pytest.raises(RewardError, match=rf'^reward function "each" raised {told} \(mine.py, line \d+\)$'):
+            one(ROWS, ["4", text])
     with pytest.raises(RewardError, match="^reward function \"wrong\" returned nan for the completion '4'.$"):
         scorer("wrong")(ROWS, ["4", "7"])
 

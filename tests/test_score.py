@@ -223,7 +223,11 @@ def test_reasons_are_told_for_every_completion_of_the_functions_that_report_them
         [ROWS[0], ROWS[1], ROWS[0]], ["?", "7", "?"]
     )
     assert scores.total == [1.0, 3.0, 1.0]
-    assert scores.reasons == {"graded": {"unparsed": [True, False, True], "timeout": [False] * 3}, "right": {}}
+    never = [False] * 3
+    assert scores.reasons == {
+        "graded": {"unparsed": [True, False, True], "timeout": never},
+        "right": {"timeout": never},
+    }
 
 
 # --- what it returns ---
@@ -287,6 +291,17 @@ def test_a_function_that_raises_is_named_with_the_line(tmp_path: Path) -> None:
     name, function = load_reward(f"{tmp_path}/mine.py:parse")
     with pytest.raises(RewardError, match='^reward function "parse" raised JSONDecodeError: .* \\(mine.py, line 4\\)$'):
         Scorer({name: function})(ROWS, ["4", "7"])
+
+
+@pytest.mark.parametrize(("text", "told"), [("x" * 10**6, f"{'x' * 500} ... "), ("", "")])
+def test_what_a_function_raises_is_told_in_short(text: str, told: str) -> None:
+    def loud(completions: list[str]) -> list[float]:
+        raise ValueError(text)
+
+    with pytest.raises(RewardError) as caught:
+        Scorer({"loud": loud})(ROWS[:1], ["a"])
+    where = "(test_score.py, line "
+    assert str(caught.value).startswith(f'reward function "loud" raised ValueError{": " if told else " "}{told}{where}')
 
 
 def test_a_function_that_ends_the_process_is_only_an_error() -> None:

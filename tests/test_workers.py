@@ -64,6 +64,16 @@ def do(what):
         while True:
             time.sleep(0.01)
             scribble()
+    if what.startswith("leave a child "):
+        if not os.fork():
+            os.setsid()
+            with open(what.removeprefix("leave a child "), "w") as file:
+                file.write(str(os.getpid()))
+            time.sleep(30)
+            os._exit(0)
+        while not os.path.exists(what.removeprefix("leave a child ")):
+            time.sleep(0.01)
+        os._exit(1)
     if what == "scribble":
         scribble()
     if what == "flood":
@@ -129,6 +139,23 @@ def test_time_without_a_processor_does_not_count(workers: Workers, monkeypatch: 
 
 def test_a_call_that_kills_its_process_costs_only_itself(workers: Workers) -> None:
     assert [outcome.failure for outcome in asked(workers, "die", "a", "die", "b")] == ["crash", None, "crash", None]
+
+
+def test_a_child_that_outlives_its_process_holds_nobody_up(workers: Workers, tmp_path: Path) -> None:
+    (outcome,) = asked(workers, f"leave a child {tmp_path}/pid")
+    assert outcome.failure == "crash"
+    os.kill(int((tmp_path / "pid").read_text()), signal.SIGKILL)  # it is still there, and was not waited for
+    assert asked(workers, "a")[0].failure is None
+
+
+def test_a_file_in_the_current_folder_takes_the_place_of_no_module(
+    path: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "queue.py").write_text("raise SystemExit('not the standard library')")
+    monkeypatch.chdir(tmp_path)
+    pool = Workers(f"{path}:do", timeout=5.0)
+    assert asked(pool, "a")[0].failure is None
+    pool.close()
 
 
 def test_an_error_is_told_and_the_process_goes_on(workers: Workers) -> None:

@@ -61,7 +61,7 @@ class Isolated:
             for name, kind, is_required in facts["parameters"]
         }
         self.judges_each: bool = facts["judges_each"]
-        self.reasons = tuple(dict.fromkeys(("timeout", *facts["reasons"])))
+        self.reasons = with_timeout(facts["reasons"])
         self._has_returned = self._is_told = False
 
     def __call__(
@@ -103,15 +103,17 @@ class Isolated:
     ) -> list[Outcome]:
         """The outcomes of calls with one part each."""
         calls = [{name: values[part.start : part.stop] for name, values in arguments.items()} for part in parts]
-        if self.judges_each:
-            limits = [min(self.timeout, self.item_timeout * len(part)) for part in parts]
-        else:
-            limits = [self.timeout if is_whole else min(self.timeout, self.item_timeout)] * len(parts)
-        outcomes = self._workers.map(calls, self.timeout, limits)
+        outcomes = self._workers.map(calls, self.timeout, [self._limit(part, is_whole) for part in parts])
         for outcome in outcomes:
             if outcome.failure == "error":
                 raise RewardError(outcome.message)
         return outcomes
+
+    def _limit(self, part: Part, is_whole: bool) -> float:
+        """Seconds that a call with these completions may take."""
+        if self.judges_each:
+            return min(self.timeout, self.item_timeout * len(part))
+        return self.timeout if is_whole else min(self.timeout, self.item_timeout)
 
     def _tell(
         self, outcomes: Mapping[Part, Outcome], parts: Sequence[Part], arguments: Mapping[str, Sequence[Any]]
@@ -120,9 +122,11 @@ class Isolated:
         lost = [part for part in parts if part in outcomes and outcomes[part].failure]
         count, total = sum(map(len, lost)), sum(map(len, parts))
         died = any(outcome.failure == "crash" for outcome in outcomes.values())
-        what = "ended its process" if died else f"did not return within {self.timeout:g} s"
         if not self._has_returned and len(parts) > 1:
-            advice = "Run it by itself to see why." if died else "Make it faster, or raise reward_timeout."
+            limit = self._limit(range(total), is_whole=True)
+            setting = "reward_timeout" if limit == self.timeout else "reward_item_timeout"
+            what = "ended its process" if died else f"did not return within {limit:g} s"
+            advice = "Run it by itself to see why." if died else f"Make it faster, or raise {setting}."
             raise RewardError(f'reward function "{self.name}" {what} for {total} completions. {advice}')
         if lost and not self._is_told:
             self._is_told = True
@@ -136,6 +140,11 @@ class Isolated:
                 self.name,
                 shown,
             )
+
+
+def with_timeout(reasons: Sequence[str]) -> tuple[str, ...]:
+    """The reasons that a function reports, and "timeout", for a completion on which it does not return."""
+    return tuple(dict.fromkeys(("timeout", *reasons)))
 
 
 def _joined(parts: Sequence[Part], count: int) -> list[Part]:

@@ -29,6 +29,9 @@ without `**columns` receives the arguments that it names."""
 FILE_MODULE = "unmask_reward_"
 """Begins the name of a module that was read from a file by its path."""
 
+MOST_OF_ERROR = 500
+"""Characters of what an exception says that a message repeats; some hold a whole completion or table."""
+
 FunctionT = TypeVar("FunctionT", bound=Callable[..., Any])
 
 
@@ -96,6 +99,19 @@ def judges_each(function: RewardFunc) -> bool:
 def reasons_of(function: RewardFunc) -> tuple[str, ...]:
     """The reasons that a function reports; empty for a function that declares none."""
     return tuple(getattr(_marked(function), "reasons", ()))
+
+
+def parameters_of(function: RewardFunc) -> Mapping[str, inspect.Parameter]:
+    """The parameters of a function by name; `**columns` for a callable that does not tell them, such as some in C.
+
+    Example:
+        >>> list(parameters_of(lambda prompts, completions: [])), list(parameters_of(type))
+        (['prompts', 'completions'], ['columns'])
+    """
+    try:
+        return inspect.signature(function).parameters
+    except (TypeError, ValueError):
+        return {"columns": inspect.Parameter("columns", inspect.Parameter.VAR_KEYWORD)}
 
 
 def _marked(function: RewardFunc) -> RewardFunc:
@@ -173,9 +189,17 @@ def call_reward(name: str, function: RewardFunc, arguments: Mapping[str, Any]) -
     except (KeyboardInterrupt, TimeLimitError, RewardError):
         raise
     except BaseException as error:  # SystemExit and CancelledError of a function end no run
-        raise RewardError(
-            f'reward function "{name}" raised {type(error).__name__}: {error} ({_place_of(function, error)})'
-        ) from error
+        raise raised(name, function, error) from error
+
+
+def raised(name: str, function: RewardFunc, error: BaseException) -> RewardError:
+    """The error for people of a reward function that raised: what it raised, and where."""
+    try:
+        text = str(error)
+    except Exception:  # the text of an exception is its author's code
+        text = ""
+    text = f": {text[:MOST_OF_ERROR]}{' ...' if len(text) > MOST_OF_ERROR else ''}" if text else ""
+    return RewardError(f'reward function "{name}" raised {type(error).__name__}{text} ({_place_of(function, error)})')
 
 
 def _place_of(function: RewardFunc, error: BaseException) -> str:

@@ -8,7 +8,6 @@ completions: EGSPO-SA scores K + 1 completions of every rollout, and late in tra
 from __future__ import annotations
 
 import copy
-import inspect
 import logging
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -17,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from unmask.deadline import TimeLimitError, time_limit, within
 from unmask.errors import ConfigError, DataError, RewardError
-from unmask.isolated import Isolated, Part
+from unmask.isolated import Isolated, Part, with_timeout
 from unmask.records import Row
 from unmask.reward import (
     FILE_MODULE,
@@ -27,11 +26,15 @@ from unmask.reward import (
     judges_each,
     load_reward,
     name_of,
+    parameters_of,
     reasons_of,
 )
 
 if TYPE_CHECKING:
     from unmask.recipe import TrainRecipe
+
+OWN = ("unmask.", "unmask:")
+"""Begin the paths of the package's own reward functions."""
 
 logger = logging.getLogger("unmask")
 
@@ -59,8 +62,11 @@ class Local:
 
     def __init__(self, name: str, function: RewardFunc, timeout: float) -> None:
         self.name, self.function, self.timeout = name, function, timeout
-        self.parameters: Mapping[str, inspect.Parameter] = inspect.signature(function).parameters
+        self.parameters = parameters_of(function)
         self.judges_each, self.reasons = judges_each(function), reasons_of(function)
+        if not _is_own(function):
+            # What is logged does not depend on where a function runs.
+            self.reasons = with_timeout(self.reasons)
 
     def __call__(
         self, arguments: Mapping[str, Sequence[Any]], parts: Sequence[Part], calling: Callable[[], None]
@@ -379,12 +385,17 @@ def make_scorer(
     def made(function: str | RewardFunc) -> tuple[str, RewardFunc | Isolated]:
         path = function if isinstance(function, str) else _path_of(function)
         # The package's own are fast and raise on no text, so they need no process.
-        if path and workers and not path.startswith(("unmask.", "unmask:")):
+        if path and workers and not path.startswith(OWN):
             isolated = Isolated(path, workers, timeout, item_timeout)
             return isolated.name, isolated
         return load_reward(function) if isinstance(function, str) else (name_of(function), function)
 
     return Scorer(by_name(map(made, functions)) if functions else default, weights, timeout, group_size)
+
+
+def _is_own(function: RewardFunc) -> bool:
+    """Whether a function, or the class of a callable object, is the package's own."""
+    return f"{getattr(function, '__module__', None)}:".startswith(OWN)
 
 
 def _path_of(function: RewardFunc) -> str | None:

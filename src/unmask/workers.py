@@ -35,7 +35,7 @@ from typing import Any, Literal
 from unmask.deadline import budget as time_for
 from unmask.deadline import time_limit
 from unmask.errors import ConfigError, RewardError
-from unmask.reward import RewardFunc, Score, call_reward, judges_each, load_reward, reasons_of
+from unmask.reward import RewardFunc, Score, call_reward, judges_each, load_reward, parameters_of, raised, reasons_of
 
 START_SECONDS = 120.0
 """What a worker may take to import its function."""
@@ -159,7 +159,8 @@ class _Worker:
     def __init__(
         self, path: str, memory: int, kind: Kind, start_seconds: float, environment: Mapping[str, str]
     ) -> None:
-        self.command = [sys.executable, "-m", "unmask.workers", path, str(memory), kind]
+        # Without the current folder ahead of the standard library (-P): a queue.py of the user's would take its place.
+        self.command = [sys.executable, "-P", "-m", "unmask.workers", path, str(memory), kind]
         self.path, self.start_seconds, self.environment = path, start_seconds, environment
         self.process: subprocess.Popen[bytes] | None = None
 
@@ -207,7 +208,7 @@ class _Worker:
             stdout=subprocess.PIPE,
             start_new_session=True,
             # It finds what this process finds.
-            env=os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path)), **self.environment},
+            env=os.environ | {"PYTHONPATH": os.pathsep.join(p or os.getcwd() for p in sys.path), **self.environment},
         )
         token = secrets.token_hex(16)
         reply, is_late = self._exchange(pickle.dumps(token), token, self.start_seconds, self.start_seconds)
@@ -299,13 +300,10 @@ def _call(function: Callable[..., Any], arguments: Mapping[str, Any]) -> Any:
 
 def _facts_of(function: RewardFunc) -> dict[str, Any]:
     """What the other side must know of a function that it does not import."""
-    try:
-        parameters = [
-            (parameter.name, int(parameter.kind), parameter.default is parameter.empty)
-            for parameter in inspect.signature(function).parameters.values()
-        ]
-    except (TypeError, ValueError):  # some callables in C do not tell their arguments
-        parameters = []
+    parameters = [
+        (parameter.name, int(parameter.kind), parameter.default is parameter.empty)
+        for parameter in parameters_of(function).values()
+    ]
     return {"parameters": parameters, "reasons": list(reasons_of(function)), "judges_each": judges_each(function)}
 
 
@@ -318,6 +316,14 @@ class _Server:
         # What the function prints, or reads, must not get between the replies.
         os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
         os.dup2(2, 1)
+        os.register_at_fork(after_in_child=self._leave)
+
+    def _leave(self) -> None:
+        """Let go of the pipes in a forked child, which would keep them open beyond the end of this process."""
+        for pipe, flags in ((self.inbox, os.O_RDONLY), (self.outbox, os.O_WRONLY)):
+            nowhere = os.open(os.devnull, flags)
+            os.dup2(nowhere, pipe.fileno(), inheritable=False)
+            os.close(nowhere)
 
     def serve(self, path: str) -> None:
         """Load the function and answer until nobody asks any more."""
@@ -340,6 +346,8 @@ class _Server:
                     is_reward = self.kind == "reward"
                     value = call_reward(name, function, arguments) if is_reward else _call(function, arguments)
                 self._reply(token, value)
+            except KeyboardInterrupt as error:
+                self._reply(token, None, str(raised(name, function, error)))
             except BaseException as error:
                 self._reply(token, None, str(error) or type(error).__name__)
             finally:
@@ -356,6 +364,9 @@ class _Server:
 
 def _main(path: str, memory: int, kind: Kind) -> None:
     server = _Server(kind)
+    with contextlib.suppress(OSError), open("/proc/self/oom_score_adj", "w") as file:
+        # Where the machine runs out of memory, Linux ends this process before the one that trains.
+        file.write("1000")
     if memory:
         with contextlib.suppress(ValueError, OSError):  # not every system has this limit
             resource.setrlimit(resource.RLIMIT_AS, (memory, memory))

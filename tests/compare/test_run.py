@@ -16,7 +16,7 @@ import yaml
 
 from tests.compare.small import PASSES, SMALL, small
 from unmask.compare import jobs as jobs_module
-from unmask.compare.plan import Plan
+from unmask.compare.plan import Plan, check_reward_functions
 from unmask.compare.recipe import CompareRecipe
 from unmask.compare.report import report
 from unmask.compare.run import CompareStoppedError, _said, compare
@@ -61,6 +61,48 @@ def copy(whole: tuple[CompareRecipe, list[str]], tmp_path: Path) -> Path:
     """A folder with the finished comparison `small` in it, to go on with."""
     shutil.copytree(whole[0].folder, tmp_path / "small")
     return tmp_path
+
+
+# --- before anything runs ---
+
+REWARDS = """
+from unmask.reward import per_completion
+
+def longest(completions, **columns):
+    return [float(len(text) == max(map(len, completions))) for text in completions]
+
+@per_completion
+def short(completions, **columns):
+    return [-len(text) for text in completions]
+"""
+
+
+@pytest.mark.parametrize(
+    ("reward", "told"),
+    [
+        (
+            "longest",
+            'guesses on sudoku: reward function "longest" does not say that it judges each completion by itself',
+        ),
+        ("missing", "entropy on sudoku: reward function .* has no attribute 'missing'"),
+    ],
+)
+def test_a_reward_that_a_method_cannot_use_is_refused_before_anything_runs(
+    tmp_path: Path, reward: str, told: str
+) -> None:
+    (tmp_path / "mine.py").write_text(REWARDS)
+    methods = SMALL["methods"] | {"guesses": {"settings": {"method.type": "egspo_sa", "method.num_selected": 1}}}
+    tasks = {"sudoku": SMALL["tasks"]["sudoku"]}
+    tasks["sudoku"] = tasks["sudoku"] | {
+        "overrides": tasks["sudoku"]["overrides"] | {"reward_funcs": [f"{tmp_path}/mine.py:{reward}"]}
+    }
+    recipe = small(tmp_path, tasks=tasks, methods=methods, tuning=None)
+    with pytest.raises(ConfigError, match=told):
+        compare(recipe, tell=quiet)
+    assert not recipe.folder.exists()
+    if reward == "longest":
+        (tmp_path / "mine.py").write_text(REWARDS.replace("def longest", "@per_completion\ndef longest"))
+        check_reward_functions(recipe)  # the declaration is the remedy
 
 
 # --- a whole one ---

@@ -215,9 +215,12 @@ def test_two_processes_take_as_many_minibatches_each_however_few_their_views(tin
     assert [line["step"] for line in metrics(tmp_path / "run")] == [0, 1, 2]
 
 
-# Each evaluates its share: its calls are one at step 0, then one for each of the two steps, then one at the end.
+# Calls of each process: its share of the evaluation at step 0, two for each of the two steps (finished completions, then
+# one-step completions), and its share of the evaluation at the end.
 @pytest.mark.parametrize(
-    ("rank", "call", "saved"), [(1, 3, [1]), (1, 4, [1, 2])], ids=["in a step", "in an evaluation"]
+    ("rank", "call", "saved"),
+    [(1, 4, [1]), (1, 5, [1]), (1, 6, [1, 2])],
+    ids=["on finished completions", "on one-step completions", "in an evaluation"],
 )
 def test_a_mistake_on_one_process_stops_both_and_loses_nothing(
     tiny_model: Path, tmp_path: Path, rank: int, call: int, saved: list[int]
@@ -324,7 +327,7 @@ def refuse_a_folder_for_checkpoints(rank: int) -> None:
     ("prepare", "preset", "message"),
     [
         (fill_the_disk_before_the_second_line, "ddp", "the disk is full"),
-        (refuse_a_folder_for_checkpoints, "zero3", "cannot be written (Not a directory)"),
+        (refuse_a_folder_for_checkpoints, "zero3", ".incomplete-trial: Not a directory)"),
     ],
     ids=["metrics", "checkpoint"],
 )

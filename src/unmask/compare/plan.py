@@ -8,6 +8,33 @@ from typing import Any
 
 from unmask.compare.jobs import Cell, Measure, Pretraining, Probe, Stage
 from unmask.compare.recipe import BASE, CompareRecipe, base_recipe, run_recipe
+from unmask.errors import ConfigError
+from unmask.score import scorer_of
+from unmask.trainer.collect import check_rewards
+
+
+def check_reward_functions(recipe: CompareRecipe) -> None:
+    """Load the reward functions of all runs, each once, before anything is run.
+
+    Raises:
+        ConfigError: one cannot be loaded, or does not go with a method that is to train on it.
+    """
+    seen: set[str] = set()
+    for task, label in recipe.pairs():
+        for point in recipe.points(label):
+            run = run_recipe(recipe, task, label, point, recipe.seeds[0])
+            key = repr((run.task, run.method.type, run.reward_funcs, run.reward_weights))
+            if key in seen:
+                continue
+            seen.add(key)
+            try:
+                scorer = scorer_of(run)
+                try:
+                    check_rewards(scorer, run.method)
+                finally:
+                    scorer.close()
+            except ConfigError as error:
+                raise ConfigError(f"{label} on {task}: {error}") from error
 
 
 class Plan:

@@ -19,7 +19,7 @@ import torch
 
 from unmask.compare.jobs import Cell, Job, Key, Probe, Record, key_of, steps_within
 from unmask.compare.ledger import Ledger
-from unmask.compare.plan import Plan
+from unmask.compare.plan import Plan, check_reward_functions
 from unmask.compare.recipe import BASE, CompareRecipe, named
 from unmask.compare.results import choose, tried
 from unmask.config import flat
@@ -68,12 +68,14 @@ def compare(
 
     Raises:
         CompareStoppedError: SIGINT or SIGTERM; the runs under way were saved.
+        ConfigError: a reward function cannot be loaded, or does not go with a method that is to train on it.
         RunError: the folder belongs to another comparison, is in use, is damaged, or has results of code that was edited since.
     """
     if rerun_changed and keep_changed:
         raise ConfigError("--rerun-changed and --keep-changed exclude each other. Give one of them.")
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise ConfigError("a comparison starts its own processes. Run it without accelerate launch, and set --jobs.")
+    check_reward_functions(recipe)
     folder = recipe.folder
     with disk_faults_explained(folder):
         folder.mkdir(parents=True, exist_ok=True)

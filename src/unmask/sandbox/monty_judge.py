@@ -62,8 +62,8 @@ def judge(
         names: what the tests take from the program.
         setup: statements that run before the tests.
         limits: seconds for one step, seconds for all, megabytes of a program's heap, and seconds in which tests may begin.
-        is_worker: whether this process is for nothing else. It then is the first to go where the machine runs out of memory,
-            and its error output is closed, into which an interpreter that dies writes its trace.
+        is_worker: whether this process is for nothing else. Its error output is then closed, into which an interpreter that dies
+            writes its trace.
     """
     if is_worker:
         _become_worker()
@@ -251,8 +251,6 @@ class Watchdog:
 @lru_cache(maxsize=1)
 def _become_worker() -> None:
     os.dup2(_nowhere().fileno(), 2)
-    with suppress(OSError), open("/proc/self/oom_score_adj", "w") as file:
-        file.write("1000")
 
 
 @lru_cache(maxsize=1)
