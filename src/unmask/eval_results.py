@@ -25,7 +25,7 @@ from unmask.functional.noise import named_generator
 from unmask.functional.paired import bootstrap_interval, mcnemar_exact
 from unmask.models import Denoiser
 from unmask.records import Row
-from unmask.runs.atomic import write_atomically, writing_explained
+from unmask.runs.atomic import refuse_to_overwrite, write_atomically, writing_explained
 from unmask.runs.environment import environment, weights_hash
 from unmask.tasks import Task
 
@@ -155,11 +155,7 @@ def check_place(place: Path, against: Path | None = None) -> None:
         )
     with writing_explained(place, "Name another file with --output."):
         for path, is_ours in ((place, _holds_results), (items_path(place), _holds_completions)):
-            if path.is_dir() or (path.exists() and path.stat().st_size and not is_ours(path)):
-                raise ConfigError(
-                    f"--output {place} would overwrite {path}, which is not the result of an earlier evaluation. Name another "
-                    "file."
-                )
+            refuse_to_overwrite(path, place, is_ours, "the result of an earlier evaluation")
         place.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=place.parent):
             pass

@@ -112,13 +112,18 @@ def read_yaml(path: Path, error: type[UnmaskError] = RunError) -> dict[str, Any]
     try:
         tree = parse_yaml(text)
     except YamlError as fault:
-        raise error(f"{path} cannot be read as YAML: {fault}") from fault
+        raise error(f"{path} cannot be read as YAML: {_sentence(str(fault))}") from fault
     if not isinstance(tree, dict) or not all(isinstance(key, str) for key in tree):
         held = "nothing" if tree is None else f"a {type(tree).__name__}"
         raise error(
             f"{path} must hold `key: value` lines, and holds {held if not isinstance(tree, dict) else 'other keys'}."
         )
     return tree
+
+
+def _sentence(text: str) -> str:
+    """A fault of one line ends as a sentence does; those of several lines, which quote the file, stay as they are."""
+    return text if "\n" in text or text.endswith(".") else f"{text}."
 
 
 def parse_json(text: str) -> Any:
@@ -181,7 +186,7 @@ def read_json_object(path: Path, error: type[UnmaskError] = RunError) -> dict[st
     try:
         content = parse_json(text)
     except ValueError as fault:
-        raise error(f"{path} cannot be read as JSON: {fault}") from fault
+        raise error(f"{path} cannot be read as JSON: {_sentence(str(fault))}") from fault
     if not isinstance(content, dict):
         raise error(f"{path} must hold a JSON object, not {type(content).__name__}.")
     return content

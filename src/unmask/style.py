@@ -11,7 +11,8 @@ from math import ceil, isnan, nan
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from unmask.runs.atomic import replaced_whole, writing_explained
+from unmask.errors import ConfigError
+from unmask.runs.atomic import refuse_to_overwrite, replaced_whole, writing_explained
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -29,6 +30,9 @@ MOST_BANDS = 6
 """Bands that a panel shows; more of them cover one another."""
 SUFFIXES = (".png", ".svg", ".pdf")
 """A figure is written as each of these."""
+
+_MARGIN = 4096
+"""Bytes at either end of a file by which a figure is recognised."""
 
 PANEL_WIDTH, PANEL_HEIGHT, LEGEND_ROW = 3.6, 4.0, 0.24
 """Inches."""
@@ -146,6 +150,39 @@ def save_figure(figure: Figure, target: Path) -> None:
         form = target.suffix.removeprefix(".").lower()
         figure.savefig(drawn, format=form, dpi=150, metadata=dates.get(target.suffix.lower()))
     _write(target, drawn.getvalue())
+
+
+def check_target(target: Path, suffixes: Sequence[str] = SUFFIXES) -> None:
+    """Refuse a place for a figure before it is drawn, where the file or one of those beside it holds something else.
+
+    Args:
+        target: the figure.
+        suffixes: the figure is written with each of these, and its numbers as .csv.
+
+    Raises:
+        ConfigError: another ending, or a file that is there does not look like a figure or its numbers.
+    """
+    if target.suffix.lower() not in SUFFIXES:
+        raise ConfigError(
+            f"--output {target} must end in {', '.join(SUFFIXES)}; all of them are written, and the numbers as .csv."
+        )
+    for suffix in suffixes:
+        refuse_to_overwrite(target.with_suffix(suffix), target, _is_drawn, "a figure drawn by Matplotlib")
+    refuse_to_overwrite(target.with_suffix(".csv"), target, _is_table, "a figure's table of numbers")
+
+
+def _is_drawn(path: Path) -> bool:
+    """Whether a file says that Matplotlib made it, as PNG and SVG do at their beginning and PDF at its end."""
+    with path.open("rb") as file:
+        beginning = file.read(_MARGIN)
+        file.seek(max(0, path.stat().st_size - _MARGIN))
+        return b"Matplotlib" in beginning + file.read(_MARGIN)
+
+
+def _is_table(path: Path) -> bool:
+    """Whether the columns of a file end as those of every figure's table do."""
+    with path.open("rb") as file:
+        return file.readline(_MARGIN).rstrip().endswith(b",low,high")
 
 
 def save_all(figure: Figure, target: Path) -> None:

@@ -323,6 +323,19 @@ def test_a_folder_that_cannot_be_written_is_told(tmp_path: Path, capsys: pytest.
     assert f"--output {tmp_path} is a folder. Name a file in it" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("name", ["page.html", "rows.csv"])
+def test_a_report_overwrites_an_earlier_one_and_nothing_else(
+    tmp_path: Path, name: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder, target = write_run(tmp_path / "run", [{"step": 1, "reward": 0.5}], {"seed": 0}), tmp_path / name
+    for _ in range(2):
+        assert unmask("report", folder, "--output", target) == 0
+    target.write_text("<!doctype html><title>my page</title>")
+    assert unmask("report", folder, "--output", target) == 2
+    assert f"--output {target} would overwrite {target}, which is not an earlier report." in capsys.readouterr().err
+    assert target.read_text() == "<!doctype html><title>my page</title>"
+
+
 # --- hostile texts ---
 
 

@@ -251,7 +251,7 @@ def test_a_place_that_cannot_be_written_is_told_and_leaves_nothing_half_done(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder, target = run(tmp_path / "a", [0.5], {1: 0.5}), tmp_path / "x.png"
-    target.write_text("before")
+    target.write_text("before, by Matplotlib")
     (tmp_path / "file").write_text("")
     with pytest.raises(RunError, match=r"file/x\.png cannot be written"):
         plot_metrics([folder], [], tmp_path / "file" / "x.png")
@@ -262,5 +262,37 @@ def test_a_place_that_cannot_be_written_is_told_and_leaves_nothing_half_done(
     monkeypatch.setattr(Path, "write_bytes", full)
     with pytest.raises(RunError, match=r"x\.png cannot be written \(No space left on device\)"):
         plot_metrics([folder], [], target)
-    assert target.read_text() == "before"
+    assert target.read_text() == "before, by Matplotlib"
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a", "file", "x.png"]
+
+
+@pytest.mark.parametrize("suffix", [".png", ".pdf", ".svg", ".csv"])
+def test_a_figure_overwrites_earlier_figures_and_nothing_else(
+    tmp_path: Path, suffix: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder, target = run(tmp_path / "a", [0.5], {1: 0.5}), tmp_path / "paper.png"
+    for _ in range(2):
+        assert unmask("plot", folder, "--output", target) == 0
+    other = target.with_suffix(suffix)
+    for content, code in [(b"prompt,answer\n1+1=,2\n" * 500, 2), (b"", 0)]:
+        other.write_bytes(content)
+        capsys.readouterr()
+        assert unmask("plot", folder, "--output", target) == code
+        if code:
+            assert f"--output {target} would overwrite {other}, which is not a figure" in capsys.readouterr().err
+            assert other.read_bytes() == content
+    other.unlink()
+    other.mkdir()
+    assert unmask("plot", folder, "--output", target) == 2
+
+
+def test_the_second_figure_of_a_comparison_overwrites_nothing_either(tmp_path: Path) -> None:
+    place = tmp_path / "compare"
+    shutil.copytree(RESULTS / "counterfactual-tiny", place)
+    assert unmask("plot", place, "--output", tmp_path / "x.png") == 0
+    assert unmask("plot", place, "--output", tmp_path / "x.png") == 0
+    (tmp_path / "x-decoding.pdf").write_text("my paper")
+    (tmp_path / "x.png").unlink()
+    assert unmask("plot", place, "--output", tmp_path / "x.png") == 2
+    assert (tmp_path / "x-decoding.pdf").read_text() == "my paper"
+    assert not (tmp_path / "x.png").exists()

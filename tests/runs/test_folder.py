@@ -8,6 +8,7 @@ import json
 import multiprocessing
 import re
 from collections.abc import Iterator, Mapping
+from contextlib import closing
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -379,10 +380,24 @@ def test_a_disk_that_is_full_when_a_line_is_logged_is_explained(
         folder.log({"step": 5})
 
 
+@pytest.mark.parametrize("target", ["nowhere", "elsewhere"])
+def test_a_link_in_the_place_of_a_model_is_replaced_and_not_followed(path: Path, target: str) -> None:
+    (path.parent / "elsewhere").mkdir()
+    (path.parent / "elsewhere" / "mine").write_text("kept")
+    with closing(RunFolder(path, {}, resume=False)) as folder:
+        folder.final.symlink_to(path.parent / target)
+        with folder.written_aside(folder.final) as aside:
+            (aside / "config.json").write_text("{}")
+        assert [file.name for file in folder.final.iterdir()] == ["config.json"]
+        assert not folder.final.is_symlink()
+    assert (path.parent / "elsewhere" / "mine").read_text() == "kept"
+    assert not list(path.glob(".*"))
+
+
 def test_a_folder_with_other_files_is_refused_and_left_alone(path: Path) -> None:
     path.mkdir()
     (path / "config.yaml").write_text("mine: 1  # and a comment\n")
-    with pytest.raises(RunError, match="holds files that are no run's"):
+    with pytest.raises(RunError, match="is not a run folder, and a run might overwrite the files in it"):
         RunFolder(path, {}, resume=True)
     assert (path / "config.yaml").read_text() == "mine: 1  # and a comment\n"
     assert [file.name for file in path.iterdir()] == ["config.yaml"]

@@ -10,9 +10,9 @@ from unmask.compare.ledger import Ledger
 from unmask.compare.recipe import CompareRecipe, load_compare
 from unmask.compare.results import Results, choose, tried
 from unmask.compare.tables import Table, introduction, tables_of, warnings, write_tables, write_trials
-from unmask.errors import ConfigError, RunError
+from unmask.errors import RunError
 from unmask.runs.folder import disk_faults_explained
-from unmask.style import SUFFIXES
+from unmask.style import check_target
 
 
 @dataclass(frozen=True)
@@ -39,12 +39,11 @@ def replot(folder: Path, target: Path | None = None) -> list[Path]:
 
     Raises:
         RunError: there are no results, or no recipe, in the folder.
-        ConfigError: the target ends in something else.
+        ConfigError: the target ends in something else, or would overwrite a file that is not a figure.
     """
-    if target is not None and target.suffix.lower() not in SUFFIXES:
-        raise ConfigError(
-            f"--output {target} must end in {', '.join(SUFFIXES)}; all of them are written, and the numbers as .csv."
-        )
+    if target is not None:
+        check_target(target)
+        check_target(_decoding_beside(target))
     if not (folder / "recipe.yaml").is_file():
         raise RunError(f"{folder} is not the folder of a comparison: it has no recipe.yaml.")
     recipe = load_compare(str(folder / "recipe.yaml"), [f"output_dir={folder}"])
@@ -55,8 +54,13 @@ def replot(folder: Path, target: Path | None = None) -> list[Path]:
     if not plot_compute(results, target):
         # Nothing was measured on the way, so the other figure is the only one, and has the name that was given.
         return [target] if plot_decoding(results, target) else []
-    second = target.with_stem(f"{target.stem}-decoding")
+    second = _decoding_beside(target)
     return [target, *([second] if plot_decoding(results, second) else [])]
+
+
+def _decoding_beside(target: Path) -> Path:
+    """Where the figure of denoising steps goes if the other goes to `target`."""
+    return target.with_stem(f"{target.stem}-decoding")
 
 
 def report(recipe: CompareRecipe) -> Path:

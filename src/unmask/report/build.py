@@ -14,12 +14,16 @@ from unmask.report.comparison import comparison_of, is_comparison
 from unmask.report.film import Vocabulary, entropy_scale, film_of
 from unmask.report.html import pack, page
 from unmask.report.runs import read_config, run_curves, run_facts
-from unmask.runs.atomic import write_atomically, writing_explained
+from unmask.runs.atomic import refuse_to_overwrite, write_atomically, writing_explained
 from unmask.runs.saved_rollouts import SavedRollout, saved_path, saved_steps
 from unmask.text import visible
 
+TITLE = "unmask: "
+"""Begins the title of every report; the names of the runs follow."""
+MOST_HEAD = 4096
+"""Bytes within which a report's title begins."""
 MOST_ROLLOUTS = 200
-"""SavedRollout rollouts of a run that are shown, unless more are asked for."""
+"""Saved rollouts of a run that are shown, unless more are asked for."""
 
 
 @dataclass
@@ -42,11 +46,14 @@ def write_report(folders: Sequence[Path], output: Path | None = None, rollouts: 
 
     Raises:
         RunError: a folder is neither a run nor a comparison, what it logged is damaged, or the file cannot be written.
+        ConfigError: `output` would overwrite a file that is not a report.
     """
     for folder in folders:
         _check(folder)
     if output is not None and output.is_dir():
         raise RunError(f"--output {output} is a folder. Name a file in it, such as {output / 'report.html'}.")
+    if output is not None:
+        refuse_to_overwrite(output, output, _is_report, "an earlier report")
     names = _names(folders)
     runs: list[dict[str, Any]] = []
     comparisons: list[dict[str, Any]] = []
@@ -63,11 +70,17 @@ def write_report(folders: Sequence[Path], output: Path | None = None, rollouts: 
         notes += told
     target = output or folders[0] / "report.html"
     data = {"version": __version__, "runs": runs, "comparisons": comparisons}
-    text = page(f"unmask: {', '.join(map(visible, names))}", data, blocks)
+    text = page(f"{TITLE}{', '.join(map(visible, names))}", data, blocks)
     with writing_explained(target, "Name another file with --output."):
         target.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(target, text)
     return Report(target, len(text.encode()), notes)
+
+
+def _is_report(path: Path) -> bool:
+    """Whether a file begins as a report does."""
+    with path.open("rb") as file:
+        return f"<title>{TITLE}".encode() in file.read(MOST_HEAD)
 
 
 def _run(folder: Path, name: str, number: int, rollouts: int) -> tuple[dict[str, Any], dict[str, str], list[str]]:

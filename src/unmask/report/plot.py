@@ -25,6 +25,7 @@ from unmask.style import (
     MOST_BANDS,
     PANEL_WIDTH,
     SUFFIXES,
+    check_target,
     draw_line,
     legend_below,
     line_style,
@@ -95,10 +96,7 @@ def plot_metrics(
         RunError: a folder is not a run, lacks the metric, or the files cannot be written.
         ConfigError: a target, axis or metric that cannot be used.
     """
-    if target.suffix.lower() not in SUFFIXES:
-        raise ConfigError(
-            f"--output {target} must end in {', '.join(SUFFIXES)}; all of them are written, and the numbers as .csv."
-        )
+    check_target(target, suffixes)
     if x not in X_AXES:
         raise ConfigError(unknown_name("axis", x, X_AXES))
     read = {run: read_metrics(run) for run in runs}

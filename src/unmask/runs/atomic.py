@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TextIO
 
-from unmask.errors import RunError, reason
+from unmask.errors import ConfigError, RunError, reason
 
 INCOMPLETE = ".incomplete-"
 """Prefix of the name of a folder that is being written."""
@@ -60,7 +60,7 @@ def folder_replaced_whole(target: Path, aside: Path, working: Callable[[], None]
             working()
             flush(path)
         replaced = target.parent / f"{_REPLACED}{target.name}"
-        if target.exists():
+        if os.path.lexists(target):  # also a link to nothing
             target.rename(replaced)
         aside.rename(target)
         flush(target.parent)
@@ -120,6 +120,24 @@ def writing_explained(path: Path, advice: str) -> Iterator[None]:
         yield
     except OSError as error:
         raise RunError(f"{path} cannot be written ({error.strerror or reason(error)}). {advice}") from error
+
+
+def refuse_to_overwrite(path: Path, given: Path, is_ours: Callable[[Path], bool], what: str) -> None:
+    """Refuse a path of an option where there is something that the command has not made.
+
+    Args:
+        path: what would be written.
+        given: what the user gave as --output, from which `path` follows.
+        is_ours: whether a file that is not empty looks like what the command writes; may raise OSError.
+        what: what the command writes, such as "a figure".
+
+    Raises:
+        ConfigError: there is a folder, or a file that `is_ours` does not recognise.
+        RunError: the file cannot be read.
+    """
+    with writing_explained(path, "Name another file with --output."):
+        if path.is_dir() or (path.exists() and path.stat().st_size and not is_ours(path)):
+            raise ConfigError(f"--output {given} would overwrite {path}, which is not {what}. Name another file.")
 
 
 def _remove(path: Path) -> None:

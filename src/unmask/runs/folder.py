@@ -272,7 +272,8 @@ class RunFolder:
             raise RunError(f"output_dir {path} is a file. Set output_dir to a folder, there or yet to be made.")
         if path.is_dir() and any(path.iterdir()) and not (path / "run.lock").exists():
             raise RunError(
-                f"output_dir {path} holds files that are no run's, which a run might overwrite. Set output_dir to a new folder."
+                f"output_dir {path} is not a run folder, and a run might overwrite the files in it. "
+                "Set output_dir to a new folder."
             )
         folders = (path, path / "checkpoints", path / "rollouts")
         for place in (*folders, path / "config.yaml", path / "run.json", path / "data.json", self.metrics_path):
