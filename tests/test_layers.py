@@ -98,7 +98,7 @@ MAY_IMPORT: dict[str, set[str]] = {
 ONLY: dict[str, set[str]] = {
     "text": set(),
     "errors": set(),
-    "records": {"torch"},
+    "records": {"jaxtyping", "torch"},
     "config": {"pydantic"},
     "functional": {"torch", "jaxtyping", "numpy", "scipy"},
     "reward": set(),

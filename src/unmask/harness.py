@@ -233,7 +233,7 @@ class DenoiserLM(LM):  # type: ignore[misc]  # the package ships no types
         )
 
     def _seeds(self, contexts: Sequence[str]) -> Tensor:
-        """[N] int64: a hash of the context, and of how often it came before, so that repeats are other samples."""
+        """[B] int64: a hash of the context, and of how often it came before, so that repeats are other samples."""
         seen: dict[str, int] = {}
 
         def seeds() -> Iterator[Tensor]:

@@ -1,16 +1,16 @@
 """The records that everything hangs on: what a rollout was, which corrupted readings of it are scored, what a loss is.
 
-Dimension letters, here and everywhere: B completions, G group size, K selected steps, L completion positions, P prompt
-positions, T denoising steps, V vocabulary, N views. Steps run in execution order, k = 0 (all masked) to T - 1.
+docs/symbols.md lists the letters of the dimensions, which mean the same everywhere. Steps run in execution order, k = 0 (all
+masked) to T - 1. The test run checks the annotated shapes and types whenever a record is made; that check reads annotations as
+they stand, so this module does without `from __future__ import annotations`.
 """
-
-from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import Any, Literal, Protocol
 
 import torch
+from jaxtyping import Bool, Float, Int, Int32
 from torch import Tensor
 
 from unmask.config import SamplerConfig
@@ -28,7 +28,7 @@ class PrefixCache:
     layers: list[tuple[Tensor, Tensor]] = field(default_factory=list)
     """Of each layer, [B, heads, length, width of a head] each."""
 
-    def rows(self, index: Tensor) -> PrefixCache:
+    def rows(self, index: Tensor) -> "PrefixCache":
         """The rows that `index` picks, copied."""
         return PrefixCache(self.length, [(keys[index], values[index]) for keys, values in self.layers])
 
@@ -53,7 +53,7 @@ class Readout:
     """What is wanted of the logits of each position, so that a denoiser need not have them all at once."""
 
     read: Callable[[Tensor, Tensor], Tensor]
-    """[m, V] logits at temperature 1 and [m, M] facts of the positions to [m, c]; each position by itself."""
+    """Maps [n, V] logits at temperature 1 and [n, M] facts of the positions to [n, c]; each position by itself."""
     facts: Tensor
     """[B, n, M] int64, such as the tokens whose probabilities are asked."""
     at_once: int
@@ -67,35 +67,35 @@ class Trajectory:
     20 bytes a completion token, and 4 K bytes more where greedy one-step completions are kept.
     """
 
-    prompt_ids: Tensor
+    prompt_ids: Int[Tensor, "B P"]
     """[B, P] int64, left-padded."""
-    prompt_mask: Tensor
+    prompt_mask: Bool[Tensor, "B P"]
     """[B, P] bool, False at padding."""
-    tokens: Tensor
+    tokens: Int[Tensor, "B L"]
     """[B, L] int64, the finished completion."""
-    unmask_step: Tensor
+    unmask_step: Int[Tensor, "B L"]
     """[B, L] int32: the step that committed the position; GIVEN (-1) if it was there from the start, T if it was filled with
     EOS after the row had ended, so that it is masked in every state that the policy saw."""
-    logprob: Tensor
+    logprob: Float[Tensor, "B L"]
     """[B, L] float32, nats: of the committed token under the behaviour policy at its temperature and support; 0 where none was
     committed."""
-    entropy: Tensor
+    entropy: Float[Tensor, "B L"]
     """[B, L] float32, nats: of the distribution being differentiated, at the moment of commitment; 0 where none was."""
-    seed: Tensor
+    seed: Int[Tensor, "B"]
     """[B] int64: all randomness of a row is a hash of its seed, so a row does not depend on its batch."""
     sampler: SamplerConfig
     """Settings with which the completions were sampled; a replay of the path needs them."""
     mask_id: int
     eos_id: int
-    choice_rank: Tensor | None = None
+    choice_rank: Int[Tensor, "B L"] | None = None
     """[B, L] int32: place of the position in its step's draw, from 0; only under an order whose choice has a probability."""
-    choice_logprob: Tensor | None = None
+    choice_logprob: Float[Tensor, "B L"] | None = None
     """[B, L] float32, nats: with which the position was drawn from those that were left in its block; with `choice_rank`."""
-    greedy_step: Tensor | None = None
+    greedy_step: Int32[Tensor, "B K"] | None = None
     """[B, K] int32: steps whose one-step completions were kept, in the order of the selection; -1 for an empty slot."""
-    greedy_tokens: Tensor | None = None
+    greedy_tokens: Int[Tensor, "B K L"] | None = None
     """[B, K, L] int32: x̂_k, the state before step k with every masked position filled by its likeliest token."""
-    fill_tokens: Tensor | None = None
+    fill_tokens: Int[Tensor, "B K M L"] | None = None
     """[B, K, M, L] int32: other completions of the same states, as `Needs.fills` asks for them."""
     turn_end_id: int | None = None
     """The token that ends an assistant's turn, where the model has another than EOS: what follows is not of the completion."""
@@ -110,19 +110,19 @@ class Trajectory:
         """T, the number of denoising steps of the sampler."""
         return self.sampler.steps
 
-    def state_before(self, step: Tensor | int) -> Tensor:
+    def state_before(self, step: Int[Tensor, "B"] | int) -> Int[Tensor, "B L"]:
         """[B, L] int64: the completion as the policy saw it at `step` (an int or [B]); step 0 is the starting state."""
         if isinstance(step, Tensor):
             step = step.unsqueeze(-1)
         return self.tokens.masked_fill(self.unmask_step >= step, self.mask_id)
 
     @property
-    def kept_steps(self) -> Tensor:
-        """[B, K] int64: `greedy_step`, for a method that asked for one-step completions."""
+    def kept_steps(self) -> Int32[Tensor, "B K"]:
+        """`greedy_step`, for a method that asked for one-step completions."""
         assert self.greedy_step is not None
-        return self.greedy_step.long()
+        return self.greedy_step
 
-    def step_read(self, views: Views) -> Tensor:
+    def step_read(self, views: "Views") -> Int[Tensor, "N"]:
         """[N] int64: the step whose state each view shows, the first of its targets'; -1 where it shows no state of the path."""
         when = self.unmask_step[views.row]
         first = when.masked_fill(~views.target, self.num_steps).min(-1).values
@@ -131,18 +131,18 @@ class Trajectory:
             is_state &= ~views.prompt_hidden.any(-1)
         return first.long().masked_fill(~is_state, -1)
 
-    def is_text(self) -> Tensor:
+    def is_text(self) -> Bool[Tensor, "B L"]:
         """[B, L] bool: positions before the first EOS or end of the turn, those that make the completion's text."""
         is_end = self.tokens == self.eos_id
         if self.turn_end_id is not None:
             is_end |= self.tokens == self.turn_end_id
         return is_end.cumsum(-1) == 0
 
-    def to(self, device: torch.device | str) -> Trajectory:
+    def to(self, device: torch.device | str) -> "Trajectory":
         """The same record with its tensors on `device`."""
         return self._with({name: value.to(device) for name, value in self.tensors().items()})
 
-    def rows(self, index: Tensor | slice) -> Trajectory:
+    def rows(self, index: Tensor | slice) -> "Trajectory":
         """The record of the rows that `index` picks."""
         return self._with({name: value[index] for name, value in self.tensors().items()})
 
@@ -152,7 +152,7 @@ class Trajectory:
         return {name: value for name, value in values.items() if isinstance(value, Tensor)}
 
     @staticmethod
-    def cat(parts: Sequence[Trajectory]) -> Trajectory:
+    def cat(parts: Sequence["Trajectory"]) -> "Trajectory":
         """Join records of one sampler setting, left-padding prompts to the longest."""
         width = max(part.prompt_ids.shape[1] for part in parts)
 
@@ -165,7 +165,7 @@ class Trajectory:
         columns = [padded(part) for part in parts]
         return parts[0]._with({name: torch.cat([column[name] for column in columns]) for name in columns[0]})
 
-    def _with(self, tensors: Mapping[str, Any]) -> Trajectory:
+    def _with(self, tensors: Mapping[str, Any]) -> "Trajectory":
         return replace(self, **tensors)
 
 
@@ -176,26 +176,26 @@ class Rollout:
     trajectory: Trajectory
     group_size: int
     """G."""
-    reward: Tensor
+    reward: Float[Tensor, "B"]
     """[B] float32: weighted sum of the reward functions on the finished completion."""
-    one_step_reward: Tensor | None = None
+    one_step_reward: Float[Tensor, "B K"] | None = None
     """[B, K] float32: the same for the greedy one-step completions; 0 in an empty slot."""
-    fill_reward: Tensor | None = None
+    fill_reward: Float[Tensor, "B K M"] | None = None
     """[B, K, M] float32: the same for the fills; 0 in an empty slot."""
 
-    def groups(self, index: slice) -> Rollout:
+    def groups(self, index: slice) -> "Rollout":
         """The groups that `index` picks."""
         rows = torch.arange(len(self.trajectory)).view(-1, self.group_size)[index].flatten()
         rewards = {name: value[rows] for name, value in self.rewards().items()}
         return replace(self, trajectory=self.trajectory.rows(rows), **rewards)
 
-    def to(self, device: torch.device | str) -> Rollout:
+    def to(self, device: torch.device | str) -> "Rollout":
         """The same record with its tensors on `device`."""
         rewards = {name: value.to(device) for name, value in self.rewards().items()}
         return replace(self, trajectory=self.trajectory.to(device), **rewards)
 
     @staticmethod
-    def cat(parts: Sequence[Rollout]) -> Rollout:
+    def cat(parts: Sequence["Rollout"]) -> "Rollout":
         """Join rollouts of one sampler setting and group size, in order."""
         columns = [part.rewards() for part in parts]
         rewards: dict[str, Any] = {name: torch.cat([column[name] for column in columns]) for name in columns[0]}
@@ -211,26 +211,26 @@ class Rollout:
 class Views:
     """N corrupted readings of completions, made once by a method's plan and evaluated under every policy."""
 
-    row: Tensor
+    row: Int[Tensor, "N"]
     """[N] int64: the completion that is read."""
-    hidden: Tensor
+    hidden: Bool[Tensor, "N L"]
     """[N, L] bool: shown as MASK."""
-    target: Tensor
+    target: Bool[Tensor, "N L"]
     """[N, L] bool: positions whose log-probabilities are read; a subset of `hidden`."""
-    weight: Tensor
+    weight: Float[Tensor, "N"]
     """[N] float32: of the view in the loss, whose views are added up and divided by the number of completions."""
-    slot: Tensor
+    slot: Int[Tensor, "N"]
     """[N] int64: the column of the advantage that the view takes."""
-    prompt_hidden: Tensor | None = None
+    prompt_hidden: Bool[Tensor, "N P"] | None = None
     """[N, P] bool: prompt positions shown as MASK."""
-    tokens: Tensor | None = None
+    tokens: Int[Tensor, "N M L"] | None = None
     """[N, M, L] int: M readings of the same state, whose log-probabilities at the targets come from one forward; default the
     completion's own tokens, without the axis M."""
 
     def __len__(self) -> int:
         return self.row.shape[0]
 
-    def take(self, index: Tensor | slice) -> Views:
+    def take(self, index: Tensor | slice) -> "Views":
         """The views that `index` picks."""
         values = {f.name: getattr(self, f.name) for f in fields(self)}
         return replace(self, **{name: value[index] for name, value in values.items() if value is not None})
@@ -240,12 +240,12 @@ class Views:
 class ViewScores:
     """What one policy says of a set of views."""
 
-    logprob: Tensor
+    logprob: Float[Tensor, "N *M L"]
     """[N, L] float32, nats: of the targets, at the scoring temperature and support; 0 elsewhere. [N, M, L] where the views bring
     M readings."""
-    choice: Tensor | None = None
+    choice: Float[Tensor, "N L"] | None = None
     """[N, L] float32, nats: of the choice of each target's position among those left in its block; where asked for and known."""
-    distribution: Tensor | None = None
+    distribution: Float[Tensor, "n V"] | None = None
     """[n, V] float32 log-probabilities at the n targets in row-major order, where asked for."""
 
 
@@ -254,18 +254,18 @@ class Fills:
     """Other one-step completions of the states at the selected steps, drawn from the logits that the rollout has in hand."""
 
     num: int
-    """M, fresh draws of each state."""
+    """Fresh draws of each state."""
     scope: Literal["step", "all"] = "step"
     """What is drawn: the positions that the step committed, or every masked one."""
     finish: Literal["greedy", "sampled", "rollout"] = "greedy"
-    """How the rest is filled under scope `step`: with the likeliest tokens; with one sample that all M share; or by denoising on
-    from there, which is the only one that costs forward passes."""
+    """How the rest is filled under scope `step`: with the likeliest tokens; with one sample that all draws share; or by denoising
+    on from there, which is the only one that costs forward passes."""
     with_taken: bool = False
-    """Put first, before the draws, the fill that holds what the rollout itself committed: M + 1 fills in all."""
+    """Put first, before the draws, the fill that holds what the rollout itself committed, as one more."""
 
     @property
     def count(self) -> int:
-        """Fills kept of each state."""
+        """M, the number of fills kept of each state."""
         return self.num + self.with_taken
 
 
@@ -292,29 +292,29 @@ class LossInputs:
     """Views with everything that a loss may read: any chunk of them where the method is separable, otherwise all views of whole
     groups. All [N, L] float32 nats are 0 outside `target`."""
 
-    new: Tensor
+    new: Float[Tensor, "N *M L"]
     """[N, L] log-probabilities under the policy being trained, with graph; [N, M, L] where the views bring M readings."""
-    old: Tensor
+    old: Float[Tensor, "N *M L"]
     """The same under the policy at the start of the update."""
-    reference: Tensor | None
+    reference: Float[Tensor, "N *M L"] | None
     """The same under the reference policy."""
-    exact_kl: Tensor | None
+    exact_kl: Float[Tensor, "N L"] | None
     """[N, L] KL(new || reference) of the whole distribution at each target, with graph."""
-    row: Tensor
+    row: Int[Tensor, "N"]
     """[N] int64: the completion that a view reads."""
-    target: Tensor
+    target: Bool[Tensor, "N L"]
     """[N, L] bool."""
-    weight: Tensor
+    weight: Float[Tensor, "N"]
     """[N] float32."""
-    advantage: Tensor
+    advantage: Float[Tensor, "N *M"]
     """[N] float32, or [N, M]."""
-    slot: Tensor | None = None
+    slot: Int[Tensor, "N"] | None = None
     """[N] int64: the view's slot."""
     group_size: int = 1
     """G; completion b belongs to group b // G."""
-    new_choice: Tensor | None = None
+    new_choice: Float[Tensor, "N L"] | None = None
     """[N, L] log-probabilities of the choice of positions under the policy being trained, where asked for and known."""
-    old_choice: Tensor | None = None
+    old_choice: Float[Tensor, "N L"] | None = None
     """The same under the policy at the start of the update."""
     mean_tokens: float | None = None
     """Scored tokens of a completion, mean over the whole step, all processes and minibatches; None: over those given here."""
@@ -331,7 +331,7 @@ class LossInputs:
 class LossOutput:
     """Losses; the trainer adds them up, in whatever chunks, and divides by the number of completions."""
 
-    loss: Tensor
+    loss: Float[Tensor, "..."]
     """[N] float32 with graph, one for each view; of any shape where the method is not separable."""
     metrics: dict[str, Tensor] = field(default_factory=dict)
     """Of any shape each, no graph; averaged, or the largest taken where the name ends in `_max`."""

@@ -41,7 +41,7 @@ logger = logging.getLogger("unmask")
 
 @dataclass(frozen=True, slots=True)
 class Scores:
-    """Rewards of N completions."""
+    """Rewards of B completions."""
 
     total: list[float]
     """Weighted sum over the functions, None counting as 0."""

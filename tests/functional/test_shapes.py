@@ -1,4 +1,4 @@
-"""The test run checks the annotated shapes of the mathematics, and notices a shape, a dtype or a result that is wrong."""
+"""The test run checks annotated shapes: it notices a wrong shape or dtype in the mathematics, the records and the plans."""
 
 from __future__ import annotations
 
@@ -7,9 +7,12 @@ import torch
 from jaxtyping import Float, TypeCheckError, jaxtyped
 from torch import Tensor
 
+from unmask.config import SamplerConfig
 from unmask.functional.advantage import stepwise_advantage
 from unmask.functional.elbo import elbo
 from unmask.functional.selection import step_sum
+from unmask.methods.views import masked_views
+from unmask.records import LossInputs, Rollout, Trajectory, Views, ViewScores
 
 
 def test_a_dimension_that_differs_between_arguments_is_noticed():
@@ -37,3 +40,64 @@ def test_a_result_of_another_shape_is_noticed():
     assert checked(torch.zeros(2, 2)).shape == (2,)
     with pytest.raises(TypeCheckError, match="return"):
         checked(torch.zeros(2, 3))
+
+
+def trajectory(**changes):
+    """Two completions of five tokens, with what a test changes of them."""
+    right = {
+        "prompt_ids": torch.ones(2, 3, dtype=torch.long),
+        "prompt_mask": torch.ones(2, 3, dtype=torch.bool),
+        "tokens": torch.ones(2, 5, dtype=torch.long),
+        "unmask_step": torch.zeros(2, 5, dtype=torch.int32),
+        "logprob": torch.zeros(2, 5),
+        "entropy": torch.zeros(2, 5),
+        "seed": torch.zeros(2, dtype=torch.long),
+        "sampler": SamplerConfig(max_completion_length=5),
+        "mask_id": 0,
+        "eos_id": 2,
+    }
+    return Trajectory(**(right | changes))
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("logprob", torch.zeros(2, 4)),
+        ("unmask_step", torch.zeros(2, 5)),
+        ("seed", torch.zeros(3, dtype=torch.long)),
+        ("greedy_step", torch.zeros(2, 1, dtype=torch.long)),
+        ("greedy_tokens", torch.zeros(2, 5, dtype=torch.int32)),
+    ],
+)
+def test_a_trajectory_with_a_wrong_shape_or_dtype_is_noticed(name, value):
+    assert len(trajectory()) == 2
+    with pytest.raises(TypeCheckError, match=name):
+        trajectory(**{name: value})
+
+
+def test_a_rollout_with_rewards_of_another_shape_is_noticed():
+    with pytest.raises(TypeCheckError, match="one_step_reward"):
+        Rollout(trajectory(), 2, torch.zeros(2), one_step_reward=torch.zeros(3, 1))
+
+
+def test_views_and_scores_of_different_lengths_are_noticed():
+    which, masks = torch.zeros(2, dtype=torch.long), torch.ones(2, 5, dtype=torch.bool)
+    assert len(Views(which, masks, masks, torch.ones(2), which)) == 2
+    with pytest.raises(TypeCheckError, match="weight"):
+        Views(which, masks, masks, torch.ones(3), which)
+    with pytest.raises(TypeCheckError, match="choice"):
+        ViewScores(torch.zeros(2, 3, 5), choice=torch.zeros(2, 4))
+
+
+def test_loss_inputs_whose_readings_differ_in_number_are_noticed():
+    which, target = torch.zeros(2, dtype=torch.long), torch.ones(2, 5, dtype=torch.bool)
+    new, weight = torch.zeros(2, 3, 5), torch.ones(2)
+    assert LossInputs(new, new, None, None, which, target, weight, torch.zeros(2, 3)).group_size == 1
+    for advantage in (torch.zeros(2, 4), torch.zeros(3)):
+        with pytest.raises(TypeCheckError, match="advantage"):
+            LossInputs(new, new, None, None, which, target, weight, advantage)
+
+
+def test_a_plan_with_weights_of_a_wrong_shape_is_noticed():
+    with pytest.raises(TypeCheckError, match="weight"):
+        masked_views(torch.ones(2, 3, 5, dtype=torch.bool), torch.ones(2))

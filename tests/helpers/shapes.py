@@ -1,4 +1,4 @@
-"""The test run checks the annotated shapes and types of `unmask.functional`; here is how a test gets around that check."""
+"""The test run checks annotated shapes and types (functional, records, methods); here is how a test gets around that check."""
 
 from __future__ import annotations
 

@@ -10,6 +10,7 @@ from scipy.stats import binomtest
 
 from tests.methods.mean_field import EXACT, OneUpdate, PromptToy, scored, surrogate_gradient, token_logprobs
 from tests.methods.toy import distance, expected_gradient
+from unmask.config import SamplerConfig
 from unmask.errors import ConfigError
 from unmask.methods import METHODS
 from unmask.methods.diffu_grpo import DiffuGRPO
@@ -38,7 +39,7 @@ def test_the_defaults_are_the_published_settings():
     assert DiffuGRPO().needs() == Needs(reference="logprob")
     assert DiffuGRPO(beta=0.0).needs() == Needs()
     with pytest.raises(ConfigError, match="num_generations = 1"):
-        DiffuGRPO().check(None, 1)
+        DiffuGRPO().check(SamplerConfig(), 1)
 
 
 # Plan

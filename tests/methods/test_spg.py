@@ -12,6 +12,7 @@ from scipy.stats import binomtest, chisquare
 
 from tests.methods.mean_field import EXACT, OneUpdate, all_masks, surrogate_gradient, token_logprobs
 from tests.methods.toy import distance, expected_gradient
+from unmask.config import SamplerConfig
 from unmask.errors import ConfigError
 from unmask.functional.masking import block_masks, evidence_upper_bound
 from unmask.methods import METHODS
@@ -30,7 +31,7 @@ def test_the_defaults_are_the_published_settings():
     }
     assert SPG().needs() == Needs(), "no reference and no old policy"
     with pytest.raises(ConfigError, match="num_generations = 1"):
-        SPG().check(None, 1)
+        SPG().check(SamplerConfig(), 1)
 
 
 # Blocks
@@ -97,7 +98,9 @@ def synthetic(toy, num_rows=1500):
         path,
         tokens=tokens,
         unmask_step=torch.zeros(num_rows, 6, dtype=torch.int32),
-        block_length=2,
+        logprob=torch.zeros(num_rows, 6),
+        entropy=torch.zeros(num_rows, 6),
+        sampler=SamplerConfig(max_completion_length=6, block_length=2),
         prompt_ids=prompt.long(),
         prompt_mask=prompt,
     )

@@ -9,6 +9,7 @@ import torch
 
 from tests.methods.mean_field import EXACT, OneUpdate, PromptToy, scored, surrogate_gradient, token_logprobs
 from tests.methods.toy import distance, expected_gradient
+from unmask.config import SamplerConfig
 from unmask.errors import ConfigError
 from unmask.functional.advantage import softmax_advantage
 from unmask.methods import METHODS
@@ -22,7 +23,7 @@ def test_the_defaults_are_the_published_settings():
     assert METHODS["wd1"]().model_dump() == {"type": "wd1", "prompt_mask_ratio": 0.15}
     assert WD1().needs() == Needs(), "no reference, no one-step completions"
     with pytest.raises(ConfigError, match="num_generations = 1"):
-        WD1().check(None, 1)
+        WD1().check(SamplerConfig(), 1)
 
 
 # Weights

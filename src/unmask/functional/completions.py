@@ -6,7 +6,7 @@ from jaxtyping import Int, Real
 from torch import Tensor
 
 
-def sum_by_completion(value: Real[Tensor, "N"], row: Int[Tensor, "N"]) -> Real[Tensor, "n"]:
+def sum_by_completion(value: Real[Tensor, "N"], row: Int[Tensor, "N"]) -> Real[Tensor, "B"]:
     """Sum of a value over the views of each completion.
 
     Args:
@@ -25,7 +25,7 @@ def sum_by_completion(value: Real[Tensor, "N"], row: Int[Tensor, "N"]) -> Real[T
     return value.new_zeros(len(completion)).index_add(0, index, value)
 
 
-def one_by_completion(value: Real[Tensor, "N"], row: Int[Tensor, "N"]) -> Real[Tensor, "n"]:
+def one_by_completion(value: Real[Tensor, "N"], row: Int[Tensor, "N"]) -> Real[Tensor, "B"]:
     """The value that all views of a completion share.
 
     Args:

@@ -235,13 +235,13 @@ def elbo_weight(
 
 
 def gauss_legendre(num_nodes: int) -> tuple[Float[Tensor, "{num_nodes}"], Float[Tensor, "{num_nodes}"]]:
-    """Nodes and weights of Gauss-Legendre quadrature on (0, 1): ∫ f ≈ Σ_n w_n f(t_n), exact up to degree 2 N - 1.
+    """Nodes and weights of Gauss-Legendre quadrature on (0, 1): ∫ f ≈ Σ_m w_m f(t_m), exact up to degree 2 M - 1.
 
     Args:
-        num_nodes: N >= 1.
+        num_nodes: M >= 1.
 
     Returns:
-        Two [N] float64 tensors: the nodes in ascending order, and the weights, which sum to 1.
+        Two [M] float64 tensors: the nodes in ascending order, and the weights, which sum to 1.
 
     Raises:
         ValueError: num_nodes is below 1.

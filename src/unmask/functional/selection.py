@@ -140,7 +140,7 @@ def step_priority(
 def _evenly_spaced(
     is_candidate: Bool[Tensor, "B T"], num_selected: int, noise: Float[Tensor, "B T"]
 ) -> Int[Tensor, "B {num_selected}"]:
-    """[B, K] int64: candidate number floor((u + j) N / K) for slot j, or all N where N < K; -1 in an empty slot."""
+    """[B, K] int64: candidate number floor((u + j) C / K) for slot j, or all C where C < K; -1 in an empty slot."""
     count = is_candidate.sum(dim=-1, keepdim=True)
     slot = torch.arange(num_selected, device=is_candidate.device)
     # In 32-bit fixed point, hence exact: in floating point u + j can round up to j + 1 and take one candidate twice.
@@ -156,12 +156,12 @@ def inclusion_probability(
 ) -> Float[Tensor, "B T"]:
     """Probability with which `entropy_sampled` selects each step: in proportion to its entropy, with a floor, K in sum.
 
-    π_k = min(1, c ((1 - f) H_k / Σ H + f / N)), c such that Σ_k π_k = min(K, N). A kept step weighted by 1 / π_k makes the kept
-    sum unbiased, whatever the entropies depend on (Horvitz and Thompson 1952); the floor bounds the weights by N / (f K).
+    π_k = min(1, c ((1 - f) H_k / Σ H + f / C)), c such that Σ_k π_k = min(K, C). A kept step weighted by 1 / π_k makes the kept
+    sum unbiased, whatever the entropies depend on (Horvitz and Thompson 1952); the floor bounds the weights by C / (f K).
 
     Args:
         entropy: [B, T] real >= 0, joint entropy of each step, nats.
-        is_candidate: [B, T] bool; N of them.
+        is_candidate: [B, T] bool; C of them.
         num_selected: K >= 1.
         floor: f in (0, 1], share that is given out evenly; 1 is uniform.
 
@@ -190,7 +190,7 @@ def inclusion_probability(
         rest = share.masked_fill(is_certain, 0.0)
         left = wanted - is_certain.sum(dim=-1, keepdim=True)
         scaled = rest * left / rest.sum(dim=-1, keepdim=True).clamp(min=1e-300)
-        # N <= K leaves every candidate at exactly 1 but for rounding.
+        # C <= K leaves every candidate at exactly 1 but for rounding.
         is_certain = is_certain | (scaled > 1 - 1e-12)
     return torch.where(is_certain, 1.0, scaled)
 
@@ -220,8 +220,8 @@ def select_steps(
     - entropy_sampled: K at random without replacement, step k with `inclusion_probability`. Systematic sampling from the draw
       u = noise[:, 0], so that the steps are spread in time. Weighted by the inverse probabilities, unbiased.
     - uniform: K at random without replacement, by the largest noise.
-    - low_discrepancy: with N candidates, number floor((u + j) N / K) for j = 0..K-1 and one draw u = noise[:, 0].
-      Evenly spaced in time, and each candidate is still included with probability K / N.
+    - low_discrepancy: with C candidates, number floor((u + j) C / K) for j = 0..K-1 and one draw u = noise[:, 0].
+      Evenly spaced in time, and each candidate is still included with probability K / C.
     - last_k: the latest first. On short tasks these are often the most entropic too.
     - lowest_entropy: the reverse of entropy_topk, a negative control.
     - all: every candidate in order of time; num_selected is ignored and K = T. Made for every step that committed

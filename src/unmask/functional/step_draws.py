@@ -13,16 +13,16 @@ from torch import Tensor
 
 
 def low_discrepancy_uniform(count: int, generator: torch.Generator) -> Float[Tensor, "{count}"]:
-    """Uniform numbers that cover [0, 1) evenly together, (π(i) + U_i) / S: one in each of S equal strata, in random order.
+    """Uniform numbers that cover [0, 1) evenly together, (π(i) + U_i) / M: one in each of M equal strata, in random order.
 
-    Each alone is uniform, so a mean over them is unbiased; in every interval lie S times its length of them, give or take two.
+    Each alone is uniform, so a mean over them is unbiased; in every interval lie M times its length of them, give or take two.
 
     Args:
-        count: S >= 1.
+        count: M >= 1.
         generator: of the CPU.
 
     Returns:
-        [S] float64 in [0, 1).
+        [M] float64 in [0, 1).
 
     Raises:
         ValueError: count below 1.
@@ -46,10 +46,10 @@ def step_counts(probability: Float[Tensor, "B T"], uniform: Float[Tensor, "B K"]
 
     Args:
         probability: [B, T] real >= 0; rows are taken in proportion to their sum.
-        uniform: [B, S] in [0, 1).
+        uniform: [B, M] in [0, 1).
 
     Returns:
-        [B, T] int64, S in each row; 0 at every step of probability 0, and throughout a row that has no other.
+        [B, T] int64, M in each row; 0 at every step of probability 0, and throughout a row that has no other.
 
     Raises:
         ValueError: the two disagree on B.
@@ -61,7 +61,7 @@ def step_counts(probability: Float[Tensor, "B T"], uniform: Float[Tensor, "B K"]
     """
     if len(probability) != len(uniform):
         raise ValueError(
-            "step_counts: probability [B, T] and uniform [B, S] must agree on B; "
+            "step_counts: probability [B, T] and uniform [B, M] must agree on B; "
             f"got {tuple(probability.shape)}, {tuple(uniform.shape)}"
         )
     running = probability.double().cumsum(dim=-1)

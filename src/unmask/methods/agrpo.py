@@ -11,6 +11,7 @@ from __future__ import annotations
 from typing import ClassVar, Literal
 
 import torch
+from jaxtyping import Float
 from pydantic import Field
 from torch import Tensor
 
@@ -27,11 +28,11 @@ ENTROPY_FLOOR = 1e-8
 
 
 class AGRPO(RatioMethod):
-    """Amortised group-relative policy optimisation: S steps drawn by Monte Carlo, a ratio for each token."""
+    """Amortised group-relative policy optimisation: M steps drawn by Monte Carlo, a ratio for each token."""
 
     type: Literal["agrpo"] = "agrpo"
     mc_samples: int = Field(24, ge=1)
-    """S, draws for each completion. Default of the release."""
+    """M, draws for each completion. Default of the release."""
     step_sampling: Literal["uniform", "entropy"] = "entropy"
     """How a step is drawn: evenly, or in proportion to its joint entropy. Default of the release."""
     draws: Literal["low_discrepancy", "independent"] = "low_discrepancy"
@@ -50,14 +51,14 @@ class AGRPO(RatioMethod):
     estimates: ClassVar[str] = (
         "the policy gradient over T, exactly with baseline=leave_one_out, but for low_confidence order"
     )
-    cost: ClassVar[str] = "S f+b at most, less where a step is drawn twice (+ S f old, S f reference)"
+    cost: ClassVar[str] = "M f+b at most, less where a step is drawn twice (+ M f old, M f reference)"
 
     def needs(self) -> Needs:
         """The reference where β > 0, and the choice of positions where the order has a probability."""
         return Needs(reference="logprob" if self.beta else "none", choice=True)
 
     def plan(self, rollout: Rollout, generator: torch.Generator) -> Views:
-        """One view for each step that was drawn, its weight (1/H) / P for every time, over S."""
+        """One view for each step that was drawn, its weight (1/H) / P for every time, over M."""
         path = rollout.trajectory
         is_eos = (path.tokens == path.eos_id) & (self.horizon == "last_text")
         is_candidate = candidate_steps(path.unmask_step, is_eos, path.num_steps)
@@ -74,7 +75,7 @@ class AGRPO(RatioMethod):
         horizon = is_candidate.sum(-1, keepdim=True) if self.horizon == "last_text" else path.num_steps
         return step_views(path, steps, (counts / (self.mc_samples * horizon * probability)).float())
 
-    def advantage(self, rollout: Rollout) -> Tensor:
+    def advantage(self, rollout: Rollout) -> Float[Tensor, "B *K"]:
         """[B] the reward less its group's baseline; no division by a deviation."""
         return group_advantage(rollout.reward, rollout.group_size, self.baseline)
 

@@ -9,6 +9,7 @@ from abc import ABC, abstractmethod
 from typing import ClassVar, Literal
 
 import torch
+from jaxtyping import Bool, Float
 from pydantic import Field, field_validator
 from torch import Tensor
 
@@ -59,8 +60,8 @@ class Method(Config, ABC):
         """The corrupted readings that are scored, made once and evaluated under old, reference and new policy."""
 
     @abstractmethod
-    def advantage(self, rollout: Rollout) -> Tensor:
-        """[B], or [B, K] where each slot of a completion has its own."""
+    def advantage(self, rollout: Rollout) -> Float[Tensor, "B *K"]:
+        """Returns [B], [B, K] where each slot of a completion has its own, or [B, K, M] where each action of a slot has."""
 
     @abstractmethod
     def loss(self, inputs: LossInputs) -> LossOutput:
@@ -143,7 +144,12 @@ class RatioMethod(Method):
                 f"has ratios of {self.samples}. Set it to clip or none."
             )
 
-    def surrogate(self, log_ratio: Tensor, advantage: Tensor, new_logprob: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+    def surrogate(
+        self,
+        log_ratio: Float[Tensor, "*batch"],
+        advantage: Float[Tensor, "*#batch"],
+        new_logprob: Float[Tensor, "*#batch"],
+    ) -> tuple[Float[Tensor, "*batch"], dict[str, Tensor]]:
         """The loss of each element, -ρ A within the trust region, and its metrics.
 
         Args:
@@ -170,28 +176,28 @@ class RatioMethod(Method):
 
     def token_loss(
         self,
-        new: Tensor,
-        old: Tensor,
-        advantage: Tensor,
-        target: Tensor,
-        reference: Tensor | None = None,
+        new: Float[Tensor, "N L"],
+        old: Float[Tensor, "N L"],
+        advantage: Float[Tensor, "N"],
+        target: Bool[Tensor, "N L"],
+        reference: Float[Tensor, "N L"] | None = None,
         beta: float = 0.0,
-        choice: tuple[Tensor, Tensor] | None = None,
-    ) -> tuple[Tensor, dict[str, Tensor]]:
+        choice: tuple[Float[Tensor, "N L"], Float[Tensor, "N L"]] | None = None,
+    ) -> tuple[Float[Tensor, "N L"], dict[str, Tensor]]:
         """The loss of each token with a ratio of its own, -ρ A within the trust region plus β k3, and its metrics.
 
         Args:
-            new: [n, L] nats, with graph.
-            old: [n, L] nats.
-            advantage: [n].
-            target: [n, L] bool: tokens that count.
-            reference: [n, L] nats; read where β > 0.
+            new: [N, L] nats, with graph.
+            old: [N, L] nats.
+            advantage: [N].
+            target: [N, L] bool: tokens that count.
+            reference: [N, L] nats; read where β > 0.
             beta: β >= 0, weight of the KL to the reference, which is of the tokens alone.
-            choice: [n, L] nats each, log-probabilities of the choice of each position under the new and the old policy, which the
+            choice: [N, L] nats each, log-probabilities of the choice of each position under the new and the old policy, which the
                 ratio then counts; see `choices`.
 
         Returns:
-            [n, L], 0 outside `target`; and the metrics of the targets alone.
+            [N, L], 0 outside `target`; and the metrics of the targets alone.
         """
         log_ratio, log_action = new - old, new
         if choice is not None:

@@ -12,6 +12,7 @@ from __future__ import annotations
 from typing import ClassVar, Literal
 
 import torch
+from jaxtyping import Float
 from pydantic import Field
 from torch import Tensor
 
@@ -59,7 +60,7 @@ class BGPO(RatioMethod):
         masks = masks_of_counts(counts, is_maskable, generator)
         return masked_views(masks, elbo_weight(masks, is_maskable, coupled=False) / is_maskable.shape[1])
 
-    def advantage(self, rollout: Rollout) -> Tensor:
+    def advantage(self, rollout: Rollout) -> Float[Tensor, "B *K"]:
         """r less the group's baseline, or in standard deviations of the group."""
         if self.scale == "deviation":
             return z_score(rollout.reward, rollout.group_size, correction=1, floor=1e-6)

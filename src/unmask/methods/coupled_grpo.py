@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import ClassVar, Literal
 
 import torch
+from jaxtyping import Float
 from pydantic import Field
 from torch import Tensor
 
@@ -75,7 +76,7 @@ class CoupledGRPO(RatioMethod):
         weight = torch.stack([torch.ones_like(time), 1 / time, 1 / (1 - time)], dim=1) / 2
         return text_views(rollout.trajectory, torch.stack([target, masked, target & ~masked], dim=1), weight)
 
-    def advantage(self, rollout: Rollout) -> Tensor:
+    def advantage(self, rollout: Rollout) -> Float[Tensor, "B *K"]:
         """r less the group's baseline."""
         return group_advantage(rollout.reward, rollout.group_size, self.baseline)
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 from typing import ClassVar, Literal
 
 import torch
+from jaxtyping import Float
 from pydantic import Field
 from torch import Tensor
 
@@ -55,7 +56,7 @@ class DiffuGRPO(RatioMethod):
         weight = token_mean_weight(scored_tokens(rollout.trajectory).sum(-1))
         return mean_field_views(rollout.trajectory, weight, self.prompt_mask_ratio, generator)
 
-    def advantage(self, rollout: Rollout) -> Tensor:
+    def advantage(self, rollout: Rollout) -> Float[Tensor, "B *K"]:
         """r less the group's baseline."""
         return group_advantage(rollout.reward, rollout.group_size, self.baseline)
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 from typing import ClassVar, Literal
 
 import torch
+from jaxtyping import Float
 from pydantic import Field
 from torch import Tensor
 
@@ -47,7 +48,7 @@ class DiSPO(RatioMethod):
     estimates: ClassVar[str] = (
         "the gradient of the one-step reward at the states drawn, plus diffu-GRPO's mean-field gradient"
     )
-    cost: ClassVar[str] = "1 + S f+b (+ 1 + S f old); S M reward calls"
+    cost: ClassVar[str] = "1 + K f+b (+ 1 + K f old); K M reward calls"
 
     def needs(self) -> Needs:
         """Fills of every masked position at the chosen states."""
@@ -86,8 +87,8 @@ class DiSPO(RatioMethod):
         )
         return views.take(views.weight > 0)
 
-    def advantage(self, rollout: Rollout) -> Tensor:
-        """[B, 1 + S, M]: the group's, in the completion's first reading; for a state's fills (r_m - mean r) / (M - 1)."""
+    def advantage(self, rollout: Rollout) -> Float[Tensor, "B *K"]:
+        """[B, 1 + K, M]: the group's, in the completion's first reading; for a state's fills (r_m - mean r) / (M - 1)."""
         assert rollout.fill_reward is not None
         of_fills = counterfactual_advantage(rollout.fill_reward)
         terminal = torch.zeros_like(of_fills[:, :1])

@@ -13,6 +13,7 @@ from __future__ import annotations
 from typing import ClassVar, Literal
 
 import torch
+from jaxtyping import Float
 from pydantic import Field
 from torch import Tensor
 
@@ -96,7 +97,7 @@ class EGSPO(RatioMethod):
         weight = 1 / (steps.shape[1] * tokens_per_step)
         return step_views(path, steps, torch.full(steps.shape, weight, device=steps.device))
 
-    def advantage(self, rollout: Rollout) -> Tensor:
+    def advantage(self, rollout: Rollout) -> Float[Tensor, "B *K"]:
         """A_k = (R_k - R̄_k) - c (r(x̂_k) - its mean over the slot), R = r unless credit telescopes; no division by a deviation."""
         if rollout.one_step_reward is None or not self.needs().greedy:
             return group_advantage(rollout.reward, rollout.group_size, self.baseline)

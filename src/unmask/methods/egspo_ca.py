@@ -13,6 +13,7 @@ from __future__ import annotations
 from typing import ClassVar, Literal
 
 import torch
+from jaxtyping import Float
 from pydantic import Field
 from torch import Tensor
 
@@ -99,7 +100,7 @@ class EGSPOCA(RatioMethod):
         target = views.hidden if self.scope == "all" else views.target
         return Views(views.row, views.hidden, target, views.weight, slot, tokens=path.fill_tokens[views.row, slot])
 
-    def advantage(self, rollout: Rollout) -> Tensor:
+    def advantage(self, rollout: Rollout) -> Float[Tensor, "B *K"]:
         """[B, K, M]: (Q̂_m - mean Q̂) / (M - 1); in the unbiased forms [B, K, 1 + M], the action taken first."""
         value = rollout.fill_reward
         assert value is not None

@@ -12,6 +12,7 @@ from __future__ import annotations
 from typing import ClassVar, Literal
 
 import torch
+from jaxtyping import Float
 from pydantic import Field
 from torch import Tensor
 
@@ -63,7 +64,7 @@ class ESPO(RatioMethod):
         weight = elbo_weight(masks, is_maskable, coupled=True)
         return masked_views(masks, weight / (2 * self.num_samples))
 
-    def advantage(self, rollout: Rollout) -> Tensor:
+    def advantage(self, rollout: Rollout) -> Float[Tensor, "B *K"]:
         """r less the baseline of the group; no division by a deviation."""
         return group_advantage(rollout.reward, rollout.group_size, self.baseline)
 

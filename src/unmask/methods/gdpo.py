@@ -1,8 +1,8 @@
 """GDPO, group diffusion policy optimisation (arXiv:2510.08554): a sequence ratio of ELBOs, integrated over time by quadrature.
 
 ELBO = ∫ (1/t) E[Σ_{i masked} log p_i] dt over (0, 1). Most of the variance of a random estimate comes from t, and the integrand
-is smooth in it, so t takes the N nodes of Gauss-Legendre quadrature; only the mask at each node is random. The rule is exact
-for 2 N >= L positions, and biased below.
+is smooth in it, so t takes the M nodes of Gauss-Legendre quadrature; only the mask at each node is random. The rule is exact
+for 2 M >= L positions, and biased below.
 
 Departures, and what could not be read of the paper, are in docs/methods/gdpo.md.
 """
@@ -12,6 +12,7 @@ from __future__ import annotations
 from typing import ClassVar, Literal
 
 import torch
+from jaxtyping import Float
 from pydantic import Field
 from torch import Tensor
 
@@ -29,7 +30,7 @@ class GDPO(RatioMethod):
 
     type: Literal["gdpo"] = "gdpo"
     num_nodes: int = Field(3, ge=1)
-    """N, times at which the ELBO's integrand is read, one random mask each. Paper: 2 or 3."""
+    """M, times at which the ELBO's integrand is read, one random mask each. Paper: 2 or 3."""
     baseline: Literal["group_mean", "leave_one_out"] = "group_mean"
     """Over the group, without division by its deviation. Paper; leave-one-out is G / (G - 1) times as large."""
     epsilon: float = Field(0.5, ge=0)
@@ -43,9 +44,9 @@ class GDPO(RatioMethod):
     summary: ClassVar[str] = "one ratio of ELBOs for each completion, at fixed quadrature times"
     unbiased: ClassVar[str] = "no"
     estimates: ClassVar[str] = (
-        "E[A ∇Q] / L, with Q the ELBO as N nodes integrate it: off by the rule's error, and the ELBO is not the log-probability"
+        "E[A ∇Q] / L, with Q the ELBO as M nodes integrate it: off by the rule's error, and the ELBO is not the log-probability"
     )
-    cost: ClassVar[str] = "N f+b (+ N f old, N f reference), two passes"
+    cost: ClassVar[str] = "M f+b (+ M f old, M f reference), two passes"
     samples: ClassVar[str] = "whole completions"
     on_path: ClassVar[bool] = False
     separable: ClassVar[bool] = False
@@ -56,7 +57,7 @@ class GDPO(RatioMethod):
         return Needs(reference="logprob" if self.beta else "none")
 
     def plan(self, rollout: Rollout, generator: torch.Generator) -> Views:
-        """N views for each completion: at node t each position is masked with probability t; weight w_n / t_n."""
+        """M views for each completion: at node t each position is masked with probability t; weight w_n / t_n."""
         is_maskable = rollout.trajectory.unmask_step != GIVEN
         times, weight = gauss_legendre(self.num_nodes)
         num_rows, length = is_maskable.shape
@@ -64,7 +65,7 @@ class GDPO(RatioMethod):
         by_node = (weight / times).float().to(is_maskable.device).expand(num_rows, -1)
         return masked_views(each.view(num_rows, self.num_nodes, length), by_node)
 
-    def advantage(self, rollout: Rollout) -> Tensor:
+    def advantage(self, rollout: Rollout) -> Float[Tensor, "B *K"]:
         """r less the group's baseline."""
         return group_advantage(rollout.reward, rollout.group_size, self.baseline)
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import ClassVar, Literal
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from unmask.config import SamplerConfig
@@ -56,7 +57,7 @@ class JustGRPO(RatioMethod):
         weight = torch.full(steps.shape, 1 / path.tokens.shape[1], device=steps.device)
         return segment_views(path, steps, path.num_steps, weight)
 
-    def advantage(self, rollout: Rollout) -> Tensor:
+    def advantage(self, rollout: Rollout) -> Float[Tensor, "B *K"]:
         """[B] of each completion."""
         if self.baseline == "z_score":
             return z_score(rollout.reward, rollout.group_size, correction=1)

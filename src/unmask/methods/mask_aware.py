@@ -10,6 +10,7 @@ from __future__ import annotations
 from typing import ClassVar, Literal
 
 import torch
+from jaxtyping import Float
 from pydantic import Field
 from torch import Tensor
 
@@ -28,7 +29,7 @@ class MaskAware(RatioMethod):
 
     type: Literal["mask_aware"] = "mask_aware"
     num_segments: int = Field(32, ge=0)
-    """N, segments that the steps are merged into; 0 makes every step a segment of its own. Paper."""
+    """R, segments that the steps are merged into; 0 makes every step a segment of its own. Paper."""
     num_sampled: int = Field(12, ge=1)
     """M, segments that are read, drawn anew for each completion. Paper."""
     baseline: Literal["group_mean", "leave_one_out"] = "group_mean"
@@ -55,7 +56,7 @@ class MaskAware(RatioMethod):
         return Needs(choice=True)
 
     def check(self, sampler: SamplerConfig, num_generations: int) -> None:
-        """Also refuse an order without a probability, N > T, and M > N."""
+        """Also refuse an order without a probability, R > T, and M > R."""
         super().check(sampler, num_generations)
         if sampler.order != "plackett_luce":
             raise ConfigError(
@@ -82,7 +83,7 @@ class MaskAware(RatioMethod):
         weight = count / count.clamp(max=self.num_sampled).clamp(min=1) / path.tokens.shape[1]
         return segment_views(path, segments, num_segments, weight.expand(segments.shape))
 
-    def advantage(self, rollout: Rollout) -> Tensor:
+    def advantage(self, rollout: Rollout) -> Float[Tensor, "B *K"]:
         """[B] the reward less the group's baseline."""
         return group_advantage(rollout.reward, rollout.group_size, self.baseline)
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import ClassVar, Literal
 
 import torch
+from jaxtyping import Float
 from pydantic import Field
 from torch import Tensor
 
@@ -64,7 +65,7 @@ class SPG(Method):
         weight = target.sum(-1, keepdim=True).float().expand(-1, self.num_views)
         return text_views(path, masks | noise, weight, prompt.view(len(target), self.num_views, -1))
 
-    def advantage(self, rollout: Rollout) -> Tensor:
+    def advantage(self, rollout: Rollout) -> Float[Tensor, "B *K"]:
         """r less the group's baseline."""
         return group_advantage(rollout.reward, rollout.group_size, self.baseline)
 

@@ -1,7 +1,7 @@
 """StepMerge (d2, arXiv:2509.21474), and TraceRL (arXiv:2509.06949) and CJ-GRPO (arXiv:2509.23924) as settings of it.
 
-The steps of a path are cut into N segments, and the tokens of a segment are read in the state before its first step: N forwards
-instead of T. N = T replays the path as it was; N = 1 is the mean-field likelihood of diffu-GRPO with the prompt left whole.
+The steps of a path are cut into R segments, and the tokens of a segment are read in the state before its first step: R forwards
+instead of T. R = T replays the path as it was; R = 1 is the mean-field likelihood of diffu-GRPO with the prompt left whole.
 Departures of all three are described in docs/methods/step_merge.md.
 """
 
@@ -10,6 +10,7 @@ from __future__ import annotations
 from typing import ClassVar, Literal
 
 import torch
+from jaxtyping import Float
 from pydantic import Field
 from torch import Tensor
 
@@ -22,11 +23,11 @@ from unmask.records import LossInputs, LossOutput, Needs, Rollout, Views
 
 
 class StepMerge(RatioMethod):
-    """d2 with its likelihood of a path from N states, a ratio for each token."""
+    """d2 with its likelihood of a path from R states, a ratio for each token."""
 
     type: Literal["step_merge"] = "step_merge"
     num_segments: int = Field(16, ge=0)
-    """N; 0 makes every step a segment of its own. Paper: 16 on Sudoku and Countdown."""
+    """R; 0 makes every step a segment of its own. Paper: 16 on Sudoku and Countdown."""
     baseline: Literal["group_mean", "leave_one_out", "z_score"] = "group_mean"
     """Over the group. `z_score` also divides by the group's standard deviation (of the population, as in TraceRL)."""
     epsilon: float = Field(0.5, ge=0)
@@ -39,13 +40,13 @@ class StepMerge(RatioMethod):
     """Policy that the KL holds to: the reference, or the one at the start of the update, which needs no pass of its own."""
 
     paper: ClassVar[str] = "arXiv:2509.21474"
-    summary: ClassVar[str] = "the path's steps merged into N segments, each read in the state before it"
+    summary: ClassVar[str] = "the path's steps merged into R segments, each read in the state before it"
     unbiased: ClassVar[str] = "with num_segments=0 and leave_one_out"
     estimates: ClassVar[str] = (
         "the policy gradient over L where every step is a segment, with baseline=leave_one_out, but for low_confidence "
         "order; otherwise tokens of a segment are taken as independent of each other"
     )
-    cost: ClassVar[str] = "N f+b (+ N f old, N f reference)"
+    cost: ClassVar[str] = "R f+b (+ R f old, R f reference)"
 
     def needs(self) -> Needs:
         """The reference where the KL is to it."""
@@ -53,7 +54,7 @@ class StepMerge(RatioMethod):
         return Needs(reference=reference, choice=True)
 
     def check(self, sampler: SamplerConfig, num_generations: int) -> None:
-        """Also refuse N > T."""
+        """Also refuse R > T."""
         super().check(sampler, num_generations)
         if self.num_segments > sampler.steps:
             raise ConfigError(
@@ -69,7 +70,7 @@ class StepMerge(RatioMethod):
         weight = torch.full(segments.shape, 1 / path.tokens.shape[1], device=segments.device)
         return segment_views(path, segments, num_segments, weight)
 
-    def advantage(self, rollout: Rollout) -> Tensor:
+    def advantage(self, rollout: Rollout) -> Float[Tensor, "B *K"]:
         """[B] of each completion."""
         if self.baseline == "z_score":
             return z_score(rollout.reward, rollout.group_size, correction=0)
@@ -89,7 +90,7 @@ class TraceRL(StepMerge):
 
     type: Literal["trace_rl"] = "trace_rl"  # type: ignore[assignment]
     num_segments: int = Field(64, ge=0)
-    """N. Release for LLaDA: 512 steps, merged 8 at a time."""
+    """R. Release for LLaDA: 512 steps, merged 8 at a time."""
     baseline: Literal["group_mean", "leave_one_out", "z_score"] = "z_score"
     """Over the group. Release."""
     epsilon: float = Field(0.2, ge=0)
@@ -103,7 +104,7 @@ class TraceRL(StepMerge):
 
     paper: ClassVar[str] = "arXiv:2509.06949"
     summary: ClassVar[str] = "StepMerge with standardised advantages and a KL to the old policy"
-    cost: ClassVar[str] = "N f+b (+ N f old)"
+    cost: ClassVar[str] = "R f+b (+ R f old)"
 
 
 class CJGRPO(StepMerge):
@@ -111,7 +112,7 @@ class CJGRPO(StepMerge):
 
     type: Literal["cj_grpo"] = "cj_grpo"  # type: ignore[assignment]
     num_segments: int = Field(0, ge=0)
-    """N; 0 makes every step a segment of its own. Paper."""
+    """R; 0 makes every step a segment of its own. Paper."""
 
     paper: ClassVar[str] = "arXiv:2509.23924"
     summary: ClassVar[str] = "every step of the path replayed, a ratio for each token"

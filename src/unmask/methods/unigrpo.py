@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import ClassVar, Literal
 
 import torch
+from jaxtyping import Float
 from pydantic import Field
 from torch import Tensor
 
@@ -73,7 +74,7 @@ class UniGRPO(RatioMethod):
         masks = masks.view(len(rollout.trajectory), self.num_views, -1)
         return text_views(rollout.trajectory, masks, 1 / (self.num_views * masks.sum(-1).clamp(min=1)))
 
-    def advantage(self, rollout: Rollout) -> Tensor:
+    def advantage(self, rollout: Rollout) -> Float[Tensor, "B *K"]:
         """r less the group's baseline."""
         return group_advantage(rollout.reward, rollout.group_size, self.baseline)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+from jaxtyping import Bool, Float, Int, Real
 from torch import Tensor
 
 from unmask.functional.elbo import mask_at_times
@@ -10,12 +11,12 @@ from unmask.functional.masking import until_eos
 from unmask.records import GIVEN, LossInputs, Trajectory, Views
 
 
-def scored_tokens(trajectory: Trajectory) -> Tensor:
+def scored_tokens(trajectory: Trajectory) -> Bool[Tensor, "B L"]:
     """[B, L] bool: what the policy answers for: up to and including the first EOS, but for tokens given from the start."""
     return until_eos(trajectory.tokens == trajectory.eos_id) & (trajectory.unmask_step != GIVEN)
 
 
-def mean_tokens(num_tokens: Tensor, inputs: LossInputs) -> Tensor:
+def mean_tokens(num_tokens: Real[Tensor, "B"], inputs: LossInputs) -> Float[Tensor, ""]:
     """[] scored tokens of a completion, mean over the batch of which `num_tokens` [B] are a part; above 0.
 
     A loss that is to be divided by the tokens of the batch is divided by this: the trainer divides by the number of completions.
@@ -25,7 +26,7 @@ def mean_tokens(num_tokens: Tensor, inputs: LossInputs) -> Tensor:
 
 
 def mean_field_views(
-    trajectory: Trajectory, weight: Tensor, prompt_mask_ratio: float, generator: torch.Generator
+    trajectory: Trajectory, weight: Float[Tensor, "B"], prompt_mask_ratio: float, generator: torch.Generator
 ) -> Views:
     """One view for each completion: none of it is shown, and each prompt token is masked with a probability.
 
@@ -52,7 +53,12 @@ def mean_field_views(
     )
 
 
-def text_views(trajectory: Trajectory, masks: Tensor, weight: Tensor, prompt_hidden: Tensor | None = None) -> Views:
+def text_views(
+    trajectory: Trajectory,
+    masks: Bool[Tensor, "B M L"],
+    weight: Float[Tensor, "B M"],
+    prompt_hidden: Bool[Tensor, "B M P"] | None = None,
+) -> Views:
     """One view for each set of scored tokens, the empty ones too: they are hidden and asked for, and what follows is hidden.
 
     The first EOS ends a completion; to show what stands behind it would tell where it ends.
@@ -78,12 +84,12 @@ def text_views(trajectory: Trajectory, masks: Tensor, weight: Tensor, prompt_hid
     )
 
 
-def step_views(trajectory: Trajectory, steps: Tensor, weight: Tensor) -> Views:
+def step_views(trajectory: Trajectory, steps: Int[Tensor, "B K"], weight: Float[Tensor, "B K"]) -> Views:
     """One view for each selected denoising step: the state before it, with the tokens it committed as targets.
 
     Args:
         trajectory: B completions.
-        steps: [B, K] int64, -1 for an empty slot, which gives no view.
+        steps: [B, K] int, -1 for an empty slot, which gives no view.
         weight: [B, K] float32.
 
     Returns:
@@ -95,7 +101,7 @@ def step_views(trajectory: Trajectory, steps: Tensor, weight: Tensor) -> Views:
     return Views(row=row, hidden=unmask_step >= step, target=unmask_step == step, weight=weight[row, slot], slot=slot)
 
 
-def masked_views(masks: Tensor, weight: Tensor) -> Views:
+def masked_views(masks: Bool[Tensor, "B M L"], weight: Float[Tensor, "B M"]) -> Views:
     """One view for each set of masked positions that is not empty: the rest is shown, the masked tokens are targets.
 
     Args:
@@ -110,17 +116,19 @@ def masked_views(masks: Tensor, weight: Tensor) -> Views:
     return Views(row=row, hidden=hidden, target=hidden, weight=weight[row, slot], slot=slot)
 
 
-def segment_views(trajectory: Trajectory, segments: Tensor, num_segments: int, weight: Tensor) -> Views:
+def segment_views(
+    trajectory: Trajectory, segments: Int[Tensor, "B K"], num_segments: int, weight: Float[Tensor, "B K"]
+) -> Views:
     """One view for each segment of steps: the state before its first step, with all tokens that it committed as targets.
 
-    Segment s of N holds the steps k with floor(k N / T) = s, as even as can be (StepMerge of d2, arXiv:2509.21474). Its later
-    steps' tokens are read in a state that they were not drawn in. With N = T a segment is a step.
+    Segment s holds the steps k with floor(k num_segments / T) = s, as even as can be (StepMerge of d2, arXiv:2509.21474). Its
+    later steps' tokens are read in a state that they were not drawn in. With num_segments = T a segment is a step.
 
     Args:
         trajectory: B completions.
-        segments: [B, M] int64, -1 for an empty slot.
-        num_segments: N.
-        weight: [B, M] float32.
+        segments: [B, K] int64, -1 for an empty slot.
+        num_segments: the number of segments in T steps.
+        weight: [B, K] float32.
 
     Returns:
         One view for each segment that committed something, rows in order, slots ascending within a row.

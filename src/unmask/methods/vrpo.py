@@ -13,6 +13,7 @@ from dataclasses import replace
 from typing import ClassVar, Literal
 
 import torch
+from jaxtyping import Float
 from pydantic import Field
 from torch import Tensor
 from torch.nn.functional import logsigmoid
@@ -57,7 +58,7 @@ class VRPO(Method):
         views = masked_views(masks, elbo_weight(masks, is_maskable, coupled=False) / self.num_samples)
         return replace(views, row=row[views.row])
 
-    def advantage(self, rollout: Rollout) -> Tensor:
+    def advantage(self, rollout: Rollout) -> Float[Tensor, "B *K"]:
         """1 for the best completion of a group, -1 for the worst, 0 for the rest and where all rewards are equal."""
         reward = rollout.reward.view(-1, rollout.group_size)
         sign = torch.zeros_like(reward)

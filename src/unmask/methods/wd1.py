@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import ClassVar, Literal
 
 import torch
+from jaxtyping import Float
 from pydantic import Field
 from torch import Tensor
 
@@ -43,7 +44,7 @@ class WD1(Method):
         """One view of each completion."""
         return mean_field_views(rollout.trajectory, torch.ones_like(rollout.reward), self.prompt_mask_ratio, generator)
 
-    def advantage(self, rollout: Rollout) -> Tensor:
+    def advantage(self, rollout: Rollout) -> Float[Tensor, "B *K"]:
         """G (softmax(A) - softmax(-A)) over the group."""
         return softmax_advantage(rollout.reward, rollout.group_size)
 

@@ -1,4 +1,4 @@
-"""The head, read in parts: [N, V] logits of a language model are more memory than its activations, and nobody needs them all.
+"""The head, read in parts: [n, V] logits of a language model are more memory than its activations, and nobody needs them all.
 
 The log-probability of a token takes one number out of V. So the head, the softmax and whatever is read of them run on a few
 positions at a time, and the backward pass runs them again instead of finding them kept. Libraries that fuse the head into a

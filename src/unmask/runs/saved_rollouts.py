@@ -33,25 +33,25 @@ class Guesses:
     """Greedy one-step completions x̂_k of states along the paths, under the policy that sampled the paths."""
 
     step: Tensor
-    """[S] int32, ascending: the steps k."""
+    """[J] int32, ascending: the steps k."""
     tokens: Tensor
-    """[B, S, L] int32: the state before step k with every masked position filled by its most likely token."""
+    """[B, J, L] int32: the state before step k with every masked position filled by its most likely token."""
     reward: Tensor | None = None
-    """[B, S] float32; None if the reward functions failed on them."""
+    """[B, J] float32; None if the reward functions failed on them."""
 
 
 @dataclass(frozen=True, slots=True)
 class TrainedViews:
-    """The n views of the saved completions that the update was made on."""
+    """The N views of the saved completions that the update was made on."""
 
     row: Tensor
-    """[n] int32: the completion."""
+    """[N] int32: the completion."""
     step: Tensor
-    """[n] int32: the step whose state the view shows; -1 if the view does not show a state of the path."""
+    """[N] int32: the step whose state the view shows; -1 if the view does not show a state of the path."""
     slot: Tensor
-    """[n] int32: whose branches the view reads, by their slot in the rollout; -1 if it reads the completion itself."""
+    """[N] int32: whose branches the view reads, by their slot in the rollout; -1 if it reads the completion itself."""
     advantage: Tensor
-    """[n] float32, or [n, M] where M actions of a state have one each."""
+    """[N] float32, or [N, M] where M actions of a state have one each."""
 
 
 @dataclass(frozen=True, slots=True)

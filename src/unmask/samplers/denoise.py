@@ -208,7 +208,7 @@ class _Run:
     def _one_step_fills(
         self, read: Reading, beyond: Tensor, committed: Tensor, seed: Tensor, step: int, positions: Tensor
     ) -> Tensor:
-        """[b, 1 + F, n] tokens at all n masked positions, of which the first columns were read and the rest are `beyond`."""
+        """[b, 1 + M, n] tokens at all n masked positions, of which the first columns were read and the rest are `beyond`."""
         greedy, draws, proposed, width = read.greedy, read.draws, read.proposed, committed.shape[1]
         assert greedy is not None
         if beyond.shape[1]:

@@ -16,7 +16,7 @@ from unmask.records import Fills
 
 
 def draw_fills(fills: Fills, logprobs: Tensor, seed: Tensor, step: int, positions: Tensor) -> Tensor:
-    """[b, n, M + 1] tokens from the sampling distribution: one draw more than asked for, which can finish all the others.
+    """[b, n, num + 1] tokens from the sampling distribution: one draw more than asked for, which can finish all the others.
 
     Args:
         fills: what is wanted.
@@ -37,12 +37,12 @@ def one_step_fills(
     Args:
         fills: what is wanted beside the greedy one.
         greedy: [b, n] int64, likeliest token at each masked position.
-        draws: [b, n, M + 1] int64, of `draw_fills`; may be None where `fills` is.
+        draws: [b, n, num + 1] int64, of `draw_fills`; may be None where `fills` is.
         proposed: [b, n] int64, what the rollout drew there.
         committed: [b, n] bool, whether it was committed.
 
     Returns:
-        [b, 1 + F, n] int64 tokens.
+        [b, 1 + M, n] int64 tokens.
     """
     if fills is None:
         return greedy.unsqueeze(1)
@@ -58,7 +58,7 @@ def one_step_fills(
 
 
 class FillKeeper:
-    """A running selection of steps with F one-step completions of each.
+    """A running selection of steps with 1 + M one-step completions of each: the greedy one, then the fills.
 
     Steps that commit nothing but EOS count only if a later step commits something else (`candidate_steps`), so they wait
     in a second buffer until one does. Rules whose choice needs more than a priority keep every step.
@@ -69,7 +69,7 @@ class FillKeeper:
         shape: (B, L).
         num_steps: T.
         device: of the buffers.
-        num_fills: F.
+        num_completions: 1 + M.
     """
 
     def __init__(
@@ -79,13 +79,13 @@ class FillKeeper:
         shape: tuple[int, int],
         num_steps: int,
         device: torch.device,
-        num_fills: int = 1,
+        num_completions: int = 1,
     ) -> None:
         rows, length = shape
         self.rule = rule
         self.capacity = num_selected if rule in PRIORITY_RULES else num_steps
-        self._kept = _Buffer(rows, self.capacity, (num_fills, length), device)
-        self._waiting = _Buffer(rows, self.capacity if rule in PRIORITY_RULES else 0, (num_fills, length), device)
+        self._kept = _Buffer(rows, self.capacity, (num_completions, length), device)
+        self._waiting = _Buffer(rows, self.capacity if rule in PRIORITY_RULES else 0, (num_completions, length), device)
 
     def push(self, rows: Tensor, step: int, entropy: Tensor, noise: Tensor, fills: Tensor, only_eos: Tensor) -> None:
         """Offer one step.
@@ -95,7 +95,7 @@ class FillKeeper:
             step: k.
             entropy: [b] float, joint entropy H_k.
             noise: [b] float64, the rows' selection noise at this step.
-            fills: [b, F, L] int64, completions of the state before the step.
+            fills: [b, 1 + M, L] int64, completions of the state before the step.
             only_eos: [b] bool, whether the step committed nothing but EOS.
         """
         if self.rule not in PRIORITY_RULES:
@@ -117,7 +117,7 @@ class FillKeeper:
             target.put(index, _Buffer.best(sources, self.capacity))
 
     def finish(self, steps: Tensor) -> Tensor:
-        """[B, K, F, L] int32: the fills of the selected `steps` [B, K]; zeros in empty slots (-1).
+        """[B, K, 1 + M, L] int32: the one-step completions of the selected `steps` [B, K]; zeros in empty slots (-1).
 
         Raises:
             ValueError: a selected step was not kept.
@@ -134,7 +134,7 @@ class FillKeeper:
 
 
 class _Buffer:
-    """Up to C steps of each row, best first: priority [B, C] float64, step [B, C] int64 (-1 empty), fills [B, C, F, L]."""
+    """Up to C steps of each row, best first: priority [B, C] float64, step [B, C] int64 (-1 empty), fills [B, C, 1 + M, L]."""
 
     def __init__(self, rows: int, capacity: int, shape: tuple[int, int], device: torch.device) -> None:
         self.priority = torch.full((rows, capacity), -torch.inf, dtype=torch.float64, device=device)

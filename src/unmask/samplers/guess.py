@@ -24,11 +24,11 @@ def one_step_guesses(
     Args:
         denoiser: the policy that walked the paths, in evaluation mode.
         trajectory: B paths.
-        steps: S of them.
+        steps: J of them.
         batch_size: states in a forward.
 
     Returns:
-        [B, S, L] int32.
+        [B, J, L] int32.
     """
     device = trajectory.tokens.device
     row = torch.arange(len(trajectory), device=device).repeat_interleave(len(steps))

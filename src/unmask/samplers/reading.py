@@ -40,7 +40,7 @@ class Reading:
     greedy: Tensor | None
     """[B, n] int64 likeliest tokens, where one-step completions are kept."""
     draws: Tensor | None
-    """[B, n, F + 1] int64 tokens for other completions, where they are asked for."""
+    """[B, n, num + 1] int64 tokens for other completions, where they are asked for."""
 
 
 @dataclass(frozen=True, slots=True)

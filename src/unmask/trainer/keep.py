@@ -105,7 +105,7 @@ def to_keep(
 
 
 def _fills_read(path: Trajectory, views: Views) -> Tensor:
-    """[n] int32: the slot whose fills each view reads; -1 where it reads the completion itself."""
+    """[N] int32: the slot whose fills each view reads; -1 where it reads the completion itself."""
     if views.tokens is None or path.fill_tokens is None or path.fill_tokens.shape[2] != views.tokens.shape[1]:
         return torch.full_like(views.row, -1, dtype=torch.int32)
     is_read = (path.fill_tokens[views.row] == views.tokens.unsqueeze(1)).flatten(2).all(-1)

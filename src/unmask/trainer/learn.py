@@ -75,7 +75,7 @@ class _Batch:
         )
 
     def _exact_kl(self, scores: ViewScores, chunk: Tensor) -> Tensor | None:
-        """[n, L] KL(new || reference) at the chunk's targets, where distributions were asked for."""
+        """[N, L] KL(new || reference) at the chunk's targets, where distributions were asked for."""
         if scores.distribution is None or self.reference is None or self.reference.distribution is None:
             return None
         # Targets lie in view order in the reference, and in the order of the chunk in the new scores.
