@@ -62,13 +62,13 @@ def pretrain(
         RunStoppedError: SIGINT, SIGTERM, SIGHUP or SIGUSR1; the step was finished and saved.
         UnmaskError: whatever of the recipe, the model, the rows or the run folder cannot be used.
     """
-    accelerator = make_accelerator(recipe)
-    ranks = Ranks(accelerator)
+    accelerator, place = make_accelerator(recipe), Path(recipe.output_dir or "runs/pretrain")
+    watchdog = Watchdog(accelerator.process_index, accelerator.num_processes, recipe.stuck_timeout, place)
+    ranks = Ranks(accelerator, watchdog.meet)
     with ranks.agreed():
         if recipe.model is not None:
             # Recorded as what it stands for now, so that a resumed run does not start from another checkpoint.
             recipe = recipe.model_copy(update={"model": locate(recipe.model)})
-        place = Path(recipe.output_dir or "runs/pretrain")
         recipe = recipe.model_copy(update={"task": recipe.task.kept_in(place)})
         denoiser, tokenizer = _start_model(recipe)
         usable = _usable(recipe, denoiser, tokenizer)
@@ -80,6 +80,7 @@ def pretrain(
             is_main=accelerator.is_main_process,
             data=source | usable.record() if source else source,
             completed=completed(PretrainRecipe),
+            working=watchdog.live,
         )
     try:
         with ranks.agreed():
@@ -87,12 +88,11 @@ def pretrain(
                 with disk_faults_explained(place):
                     recipe.task.write_rows(place)
         if not ranks.from_main(_is_finished(folder, recipe.max_steps) if folder.is_main else False):
-            watchdog = Watchdog(ranks.index, ranks.count, recipe.stuck_timeout, folder.path)
-            folder.working = watchdog.live
             with StopSignals() as signals, losses_explained(ranks.count), watchdog:
                 _run(
                     recipe,
                     accelerator,
+                    ranks,
                     Policy(denoiser, tokenizer),
                     usable.rows["train"],
                     folder,
@@ -118,6 +118,7 @@ def _is_finished(folder: RunFolder, max_steps: int) -> bool:
 def _run(
     recipe: PretrainRecipe,
     accelerator: Accelerator,
+    ranks: Ranks,
     start: Policy,
     rows: Sequence[Row],
     folder: RunFolder,
@@ -125,8 +126,6 @@ def _run(
     watchdog: Watchdog,
     observe: Callable[[int, dict[str, Any]], None] | None,
 ) -> None:
-    ranks = Ranks(accelerator)
-    ranks.meeting = watchdog.meet
     with ranks.agreed():
         if recipe.batch_size % ranks.count:
             raise ConfigError(
@@ -146,8 +145,8 @@ def _run(
         recipe.optim,
         mark,
         lambda target: describe(target, denoiser, tokenizer, adapters),
+        ranks,
     )
-    state.ranks.meeting = watchdog.meet
     watchdog.count_forwards(denoiser)
     done = state.resume(folder)
     with ranks.agreed():

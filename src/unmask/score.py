@@ -101,6 +101,7 @@ class Scorer:
         weights: one for each; default 1.
         timeout: seconds that one call of a function in this process may take.
         group_size: completions of a prompt that a function sees together in training.
+        calling: called before each call of a function.
 
     Raises:
         ConfigError: no function, or weights that do not match.
@@ -112,6 +113,7 @@ class Scorer:
         weights: Sequence[float] = (),
         timeout: float = 60.0,
         group_size: int = 1,
+        calling: Callable[[], None] = lambda: None,
     ) -> None:
         if not functions:
             raise ConfigError("no reward function: the task brings none, so set reward_funcs.")
@@ -124,11 +126,9 @@ class Scorer:
             for name, function in functions.items()
         }
         self.weights = tuple(weights) or (1.0,) * len(functions)
-        self.group_size = group_size
+        self.group_size, self.calling = group_size, calling
         self.count = 0
         """Completions scored since the last `take`; equal texts of a row count once where all functions judge each by itself."""
-        self.calling: Callable[[], None] = lambda: None
-        """Called before each call of a function."""
         self._known: dict[tuple[str, int, str], float | None] = {}
         self._known_rows: list[Row] = []
         self._has_warned = False
@@ -336,12 +336,15 @@ def by_name(functions: Iterable[tuple[str, RewardFunc | Isolated]]) -> dict[str,
     return named
 
 
-def scorer_of(recipe: TrainRecipe, given: Sequence[str | RewardFunc] = ()) -> Scorer:
+def scorer_of(
+    recipe: TrainRecipe, given: Sequence[str | RewardFunc] = (), calling: Callable[[], None] = lambda: None
+) -> Scorer:
     """The scorer of a training recipe.
 
     Args:
         recipe: its settings.
         given: reward functions, as objects or paths, to use instead of the recipe's or the task's.
+        calling: called before each call of a function.
 
     Raises:
         ConfigError: a function that cannot be loaded, two of one name, or none at all.
@@ -354,6 +357,7 @@ def scorer_of(recipe: TrainRecipe, given: Sequence[str | RewardFunc] = ()) -> Sc
         workers=recipe.reward_workers,
         item_timeout=recipe.reward_item_timeout,
         group_size=recipe.num_generations,
+        calling=calling,
     )
 
 
@@ -366,6 +370,7 @@ def make_scorer(
     workers: int = 1,
     item_timeout: float = 5.0,
     group_size: int = 1,
+    calling: Callable[[], None] = lambda: None,
 ) -> Scorer:
     """A scorer of reward functions: those of other people in worker processes, our own in this one.
 
@@ -377,6 +382,7 @@ def make_scorer(
         workers: processes for each function; 0 runs all in this process.
         item_timeout: seconds for one completion in a worker process.
         group_size: see `Scorer`.
+        calling: see `Scorer`.
 
     Raises:
         ConfigError: a function that cannot be loaded, two of one name, or none at all.
@@ -390,7 +396,7 @@ def make_scorer(
             return isolated.name, isolated
         return load_reward(function) if isinstance(function, str) else (name_of(function), function)
 
-    return Scorer(by_name(map(made, functions)) if functions else default, weights, timeout, group_size)
+    return Scorer(by_name(map(made, functions)) if functions else default, weights, timeout, group_size, calling)
 
 
 def _is_own(function: RewardFunc) -> bool:

@@ -19,10 +19,13 @@ from tests.small_runs import metrics, pretrain_recipe, train_recipe, weights
 from unmask.errors import ConfigError, RunError
 from unmask.models import Denoiser, char_tokenizer, load_model, save_model
 from unmask.pretrain import pretrain
+from unmask.records import Rollout
 from unmask.reward import per_completion
 from unmask.tasks import Sudoku
 from unmask.trainer import Trainer
-from unmask.trainer.policy import make_policy, trainable
+from unmask.trainer.learn import Learner
+from unmask.trainer.optimizer import trainable
+from unmask.trainer.policy import make_policy
 from unmask.trainer.reference import FrozenCopy, SecondAdapter, WithoutAdapters
 
 LORA = ("lora.r=3", "lora.alpha=6", "method.beta=0.04")
@@ -278,7 +281,11 @@ def test_adapters_are_not_resumed_on_another_model(model: Path, tmp_path: Path, 
 
 @pytest.mark.parametrize("adapters", [(), LORA], ids=["all weights", "adapters"])
 def test_bfloat16_weights_train_with_log_probabilities_in_float32(
-    model: Path, tmp_path: Path, adapters: tuple[str, ...], caplog: pytest.LogCaptureFixture
+    model: Path,
+    tmp_path: Path,
+    adapters: tuple[str, ...],
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     recipe = train_recipe(model, tmp_path / "run", "method.beta=0.04", "dtype=bfloat16", *adapters, *TRAINING)
     with caplog.at_level(logging.WARNING, logger="unmask"):
@@ -288,8 +295,13 @@ def test_bfloat16_weights_train_with_log_probabilities_in_float32(
         {torch.bfloat16, torch.float32} if adapters else {torch.bfloat16}
     )
     paths = []
-    update = trainer.learner.update
-    trainer.learner.update = lambda rollout, *rest: (paths.append(rollout.trajectory), update(rollout, *rest))[1]  # type: ignore[method-assign]
+    update = Learner.update
+
+    def noted(learner: Learner, rollout: Rollout, *rest: Any) -> Any:
+        paths.append(rollout.trajectory)
+        return update(learner, rollout, *rest)
+
+    monkeypatch.setattr(Learner, "update", noted)
     folder = trainer.train()
     assert {(path.logprob.dtype, path.entropy.dtype) for path in paths} == {(torch.float32, torch.float32)}
     # float32 numbers: few of them are ones that bfloat16 could hold.

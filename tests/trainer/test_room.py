@@ -70,7 +70,7 @@ def step(denoiser: Denoiser, recipe: TrainRecipe) -> tuple[Tensor, dict[str, flo
         for parameter in reference.parameters():
             parameter.mul_(0.9)
     optimizer = torch.optim.SGD(denoiser.parameters(), lr=0.0)
-    learner = Learner(accelerator, denoiser, accelerator.prepare(optimizer), FrozenCopy(reference), recipe)
+    learner = Learner(accelerator, denoiser, accelerator.prepare(optimizer), FrozenCopy(reference), recipe, tokens)
     learner.update(rollout, 0, named_generator(0, "update"), tally)
     gradient = torch.cat([p.grad.flatten() for p in denoiser.parameters() if p.grad is not None])
     return gradient, tally.reduce(accelerator), watched

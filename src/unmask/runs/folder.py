@@ -78,6 +78,7 @@ class RunFolder:
         data: where the examples come from, with their hashes. It is stored in data.json and compared like the recipe.
         completed: fills in the settings that a recorded recipe lacks because they were added later, so that it compares equal to
             a recipe that has their defaults.
+        working: called repeatedly while large files are read or written, as a sign of progress.
 
     Raises:
         RunError: the folder is not a folder, cannot be written, or is in use by another process; or it holds a run, and `resume`
@@ -93,13 +94,13 @@ class RunFolder:
         is_main: bool = True,
         data: Mapping[str, Any] | None = None,
         completed: Callable[[Mapping[str, Any]], Mapping[str, Any]] = dict,
+        working: Callable[[], None] = lambda: None,
     ) -> None:
         self.path = path
         self.is_main = is_main
+        self.working = working
         self.id = ""
         """Id of the run, which its checkpoints repeat; empty on ranks that only read."""
-        self.working: Callable[[], None] = lambda: None
-        """Called repeatedly while large files are read or written, as a sign of progress."""
         self._lock: TextIO | None = None
         self._metrics: TextIO | None = None
         if not is_main:

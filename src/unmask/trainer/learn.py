@@ -112,8 +112,8 @@ class Learner:
         optimizer: the prepared optimizer.
         reference: the reference policy, where the method needs one.
         recipe: the run's settings.
-
-    `max_tokens`, rows times tokens in one forward, is the recipe's; None counts views instead.
+        max_tokens: rows times tokens in one forward pass; None limits the number of views instead.
+        ranks: of the run; default the accelerator's.
     """
 
     def __init__(
@@ -123,13 +123,14 @@ class Learner:
         optimizer: torch.optim.Optimizer,
         reference: Reference | None,
         recipe: TrainRecipe,
+        max_tokens: int | None = None,
+        ranks: Ranks | None = None,
     ) -> None:
-        given = recipe.max_tokens_per_forward
-        self.max_tokens = None if given == "auto" else given
+        self.max_tokens = max_tokens
         self._positions_at_once = positions_at_once(engine.unwrapped(model))
         self.accelerator, self.model, self.optimizer = accelerator, model, optimizer
         self.reference, self.recipe = reference, recipe
-        self.ranks = Ranks(accelerator)
+        self.ranks = ranks or Ranks(accelerator)
         self._fault = ""
 
     def update(self, rollout: Rollout, step: int, generator: torch.Generator, tally: Tally) -> tuple[Views, Tensor]:

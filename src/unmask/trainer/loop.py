@@ -90,29 +90,31 @@ class Trainer:
     ) -> None:
         self.recipe = recipe
         self.observe, self.example, self.given_engine = observe, example, engine
-        self.accelerator = make_accelerator(recipe)
-        self.ranks = Ranks(self.accelerator)
+        accelerator = self.accelerator = make_accelerator(recipe)
+        place = Path(recipe.output_dir or "runs/train")
+        rank, count = accelerator.process_index, accelerator.num_processes
+        self.watchdog = Watchdog(rank, count, recipe.stuck_timeout, place)
+        self.ranks = Ranks(accelerator, self.watchdog.meet)
         with self.ranks.agreed():
             # Recorded as what it stands for now, so that a resumed run does not start from another checkpoint or other rows.
-            place = Path(recipe.output_dir or "runs/train")
             kept = {"model": locate(recipe.model), "task": recipe.task.kept_in(place)}
             self.recipe = recipe = recipe.model_copy(update=kept)
             self._set_up(recipe, reward_funcs, resume)
         # From here on every process does the same, and what it does is collective.
-        self.model, prepared = prepare(self.accelerator, self.denoiser, [self.policy.optimizer])
-        reference = self.policy.reference
-        self.learner = Learner(self.accelerator, self.model, prepared[0], reference, recipe)
-        also = self.policy.kept(recipe)
+        self.model, [self.optimizer] = prepare(accelerator, self.denoiser, [self.policy.optimizer])
         self.state = RunState(
-            self.accelerator, self.denoiser, self.model, prepared, recipe.optim, also, self.policy.describe
+            accelerator,
+            self.denoiser,
+            self.model,
+            [self.optimizer],
+            recipe.optim,
+            self.policy.kept(recipe),
+            self.policy.describe,
+            self.ranks,
         )
         # Where the reference is another module, what it spends counts too.
-        self.meter = TokenPasses(self.denoiser, *(reference.modules() if reference else []))
-        self.watchdog = Watchdog(self.ranks.index, self.ranks.count, recipe.stuck_timeout, self.folder.path)
+        self.meter = TokenPasses(self.denoiser, *(self.policy.reference.modules() if self.policy.reference else []))
         self.watchdog.count_forwards(self.denoiser)
-        for ranks in (self.ranks, self.learner.ranks, self.state.ranks):
-            ranks.meeting = self.watchdog.meet
-        self.scorer.calling = self.folder.working = self.watchdog.live
         self.signals = StopSignals()
         self.best: Best | None = None
         self.room = Room()
@@ -130,7 +132,7 @@ class Trainer:
                 f"num_prompts = {recipe.num_prompts} cannot be shared by {processes} processes: each owns whole groups. "
                 f"Use a multiple of {processes}."
             )
-        self.scorer = scorer_of(recipe, reward_funcs)
+        self.scorer = scorer_of(recipe, reward_funcs, self.watchdog.live)
         check_rewards(self.scorer, recipe.method)
         candidates = {
             "train": recipe.task.candidates("train", recipe.num_rows, recipe.seed),
@@ -158,6 +160,7 @@ class Trainer:
             is_main=self.accelerator.is_main_process,
             data=source | usable.record() if source else source,
             completed=completed(TrainRecipe),
+            working=self.watchdog.live,
         )
         if self.folder.is_main:
             with disk_faults_explained(self.folder.path):
@@ -191,8 +194,7 @@ class Trainer:
         self.best = self.ranks.from_main(best_in(folder.path) if folder.is_main else None)
         start_trackers(self.accelerator, recipe, folder, done if unlogged is None else done - 1)
         self.room = find_room(recipe, self.policy, self.accelerator, self.rows, folder.path)
-        self.learner.max_tokens = self.room.update
-        self._make_engines()
+        self._make_halves()
         if unlogged is not None and (metrics := unlogged | self._evaluation(done, unlogged)):
             self._log(done, metrics)
         without_signal = 0
@@ -210,8 +212,8 @@ class Trainer:
         self._save_model(folder.final)
         finish_trackers(self.accelerator)
 
-    def _make_engines(self) -> None:
-        """The engines of rollouts and of evaluations; both are the given one, if there is one."""
+    def _make_halves(self) -> None:
+        """Make the two halves of a training step, and the engines of rollouts and evaluations, which may be the given one."""
         tokens, recipe = self.room.rollout, self.recipe
         lockstep = partial(self.ranks.lockstep, self.denoiser)
         policy = Policy(self.denoiser, self.tokenizer)
@@ -220,6 +222,15 @@ class Trainer:
             for size in (recipe.rollout_batch_size, recipe.evaluation.batch_size)
         )
         self.collector = Collector(self.engine, self.scorer, recipe)
+        self.learner = Learner(
+            self.accelerator,
+            self.model,
+            self.optimizer,
+            self.policy.reference,
+            recipe,
+            self.room.update,
+            self.ranks,
+        )
 
     def _step(self, step: int) -> dict[str, Any]:
         """One training step: collect a rollout and learn from it."""

@@ -26,14 +26,13 @@ class Ranks:
 
     Args:
         accelerator: of the run.
+        meeting: called whenever this rank enters a collective.
     """
 
-    def __init__(self, accelerator: Accelerator) -> None:
-        self.accelerator = accelerator
+    def __init__(self, accelerator: Accelerator, meeting: Callable[[], None] = lambda: None) -> None:
+        self.accelerator, self.meeting = accelerator, meeting
         self.index: int = accelerator.process_index
         self.count: int = accelerator.num_processes
-        self.meeting: Callable[[], None] = lambda: None
-        """Called when this process comes to a collective."""
 
     def share(self, total: int) -> slice:
         """Which of `total` things are this process's: consecutive ones, as even as can be."""

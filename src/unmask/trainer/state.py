@@ -45,6 +45,7 @@ class RunState:
         optim: the settings that they were made by.
         extra: tensors besides, by name, that every process holds whole; read back in place.
         describe: writes into a checkpoint what `load_model` needs to read a model from it; default nothing.
+        ranks: of the run; default the accelerator's.
     """
 
     def __init__(
@@ -56,10 +57,11 @@ class RunState:
         optim: OptimConfig,
         extra: Mapping[str, Tensor] | None = None,
         describe: Callable[[Path], None] = lambda _: None,
+        ranks: Ranks | None = None,
     ) -> None:
         self.describe, self.optim = describe, optim
         self.accelerator, self.module, self.extra = accelerator, module, dict(extra or {})
-        self.ranks = Ranks(accelerator)
+        self.ranks = ranks or Ranks(accelerator)
         self.holder: Holder = holder_of(accelerator, model, optimizers)
 
     def save(self, folder: RunFolder, step: int, keep: int, notes: Mapping[str, str] | None = None) -> None:
