@@ -122,6 +122,20 @@ def test_a_paper_that_is_not_in_the_list_is_cited_by_its_number() -> None:
     assert "```bibtex\n@article{arxiv1706_03762,\n" in card
 
 
+@pytest.mark.parametrize(
+    ("paper", "said"),
+    [
+        ("", "is not a part of unmask and states no paper"),
+        ("a talk", "a talk"),
+    ],
+)
+def test_a_method_without_a_known_citation_says_so(paper: str, said: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(METHODS["egspo_sa"], "paper", paper)
+    card = training_card(load_recipe("sudoku-tiny"), LINES, {}, [], model())
+    assert said in card.partition("## Citation")[2]
+    assert "bibtex" not in card
+
+
 def test_a_run_without_evaluations_has_a_card_too() -> None:
     card = training_card(load_recipe("sudoku-tiny", []), [{"step": 1, "reward": 0.5}], {}, [], model())
     assert "The run measured no accuracy." in card
@@ -198,6 +212,7 @@ def test_the_card_counts_the_rows_that_were_there_and_speaks_of_before_only_wher
     mine.write_text(
         "from unmask.reward import per_completion\n\n@per_completion\n"
         "def right(completions, answer, **_):\n    return [float(c == a) for c, a in zip(completions, answer)]\n"
+        "right.per_completion = True\n"
     )
     rows = [f"task.{key}={place}" for key, place in places.items()]
     settings = ("task.type=dataset", "task.format=bare", "num_rows=20", f"reward_funcs=[{mine}:right]", *rows)

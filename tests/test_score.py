@@ -485,14 +485,14 @@ def test_a_function_is_found_in_a_module_or_a_file(tmp_path: Path) -> None:
         ("no_colon", "must be given as package.module:function or file.py:function."),
         ("no_such_package.rewards:f", "cannot be loaded: ModuleNotFoundError: No module named 'no_such_package'"),
         ("{}/none.py:f", "cannot be loaded: there is no file {}/none.py."),
-        ("{}/mine.py:f", "cannot be loaded: AttributeError: module 'unmask_reward_mine' has no attribute 'f'"),
+        ("{}/mine.py:f", 'cannot be loaded: unknown name "f". Available: also.'),
         ("{}/mine.py:HALF", "is a float, not a function."),
         ("{}/broken.py:f", "cannot be loaded: SyntaxError: '(' was never closed (broken.py, line 1)"),
-        ("{}/raising.py:f", "cannot be loaded: ZeroDivisionError: division by zero"),
+        ("{}/raising.py:f", "cannot be loaded: ZeroDivisionError: division by zero (raising.py, line 1)"),
     ],
 )
 def test_a_path_without_a_function_is_told_with_the_reason(tmp_path: Path, path: str, message: str) -> None:
-    (tmp_path / "mine.py").write_text("HALF = 0.5\n")
+    (tmp_path / "mine.py").write_text("HALF = 0.5\ndef also():\n    pass\n")
     (tmp_path / "broken.py").write_text("def f(\n")
     (tmp_path / "raising.py").write_text("1 / 0\n")
     path, message = path.format(tmp_path), message.format(tmp_path)

@@ -14,6 +14,7 @@ from typing import Annotated, Any, ClassVar, Literal, Union, get_args, get_origi
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 from pydantic.fields import FieldInfo
 
+from unmask.by_path import is_path, load_callable, load_object, path_of
 from unmask.errors import ConfigError, unknown_name
 
 ORDER_NAMES = ("entropy", "left_to_right", "low_confidence", "margin", "plackett_luce", "random")
@@ -46,6 +47,46 @@ class Config(BaseModel):
                 f'Load it again with the other value: load_recipe(recipe, {{"{key}": {value!r}}}).'
             )
         super().__setattr__(name, value)
+
+
+class Named(Config):
+    """Base of methods and tasks, which a recipe selects by `type`: a name in the package's table, or the path of a class.
+
+    A class outside the package needs no `type` of its own. It gets its path, whatever it derives from.
+    """
+
+    type: str
+
+    @classmethod
+    def __pydantic_init_subclass__(cls, **settings: Any) -> None:
+        super().__pydantic_init_subclass__(**settings)
+        if cls.is_outside():
+            cls.model_fields["type"] = FieldInfo(annotation=str, default=path_of(cls))
+            cls.model_rebuild(force=True)
+
+    @classmethod
+    def is_outside(cls) -> bool:
+        """Returns whether the class is defined outside the package."""
+        return cls.__module__.partition(".")[0] != __package__
+
+    @property
+    def type_name(self) -> str:
+        """The type without the path: of a class outside the package, the name of the class."""
+        return self.type.rpartition(":")[2]
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        if is_path(self.type):
+            # Another process has to read the file before it knows the class.
+            return _restored, (self.type, self.section, self.__getstate__())
+        return super().__reduce_ex__(protocol)
+
+
+def _restored(path: str, what: str, state: dict[Any, Any]) -> Named:
+    """Unpickle settings whose class lives outside the package."""
+    cls = load_object(path, what)
+    settings: Named = cls.__new__(cls)
+    settings.__setstate__(state)
+    return settings
 
 
 def _listed(value: Any, field: FieldInfo | None) -> Any:
@@ -83,7 +124,8 @@ class SamplerConfig(Config):
     block_length: int | None = Field(None, ge=1)
     """Positions of one semi-autoregressive block; must tile L, and the blocks must share T evenly. Default L: one block."""
     order: str = "low_confidence"
-    """Which masked positions are committed at a step: entropy, left_to_right, low_confidence, margin, plackett_luce or random."""
+    """Which masked positions are committed at a step: entropy, left_to_right, low_confidence, margin, plackett_luce or random, or
+    the path of a function, as in my_order.py:mine."""
     order_temperature: float = Field(0.5, gt=0)
     """τ of order `plackett_luce`, which draws positions in proportion to exp(confidence / τ); default of arXiv:2607.15200."""
     temperature: float = Field(0.9, ge=0)
@@ -108,8 +150,11 @@ class SamplerConfig(Config):
     @field_validator("order")
     @classmethod
     def _check_order(cls, order: str) -> str:
-        if order not in ORDER_NAMES:
-            raise ConfigError(unknown_name("order", order, ORDER_NAMES))
+        # A recorded path is not loaded here: a saved rollout can be read where the file of its order is not.
+        if order not in ORDER_NAMES and not is_path(order):
+            raise ConfigError(
+                f"{unknown_name('order', order, ORDER_NAMES)} Or give the path of a function, as in my_order.py:mine."
+            )
         return order
 
     @model_validator(mode="after")
@@ -168,7 +213,7 @@ class OptimConfig(Config):
     section: ClassVar[str] = "optim"
 
     learning_rate: float = Field(3e-5, gt=0)
-    """Peak rate of AdamW."""
+    """Peak learning rate."""
     betas: tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]] = (0.9, 0.95)
     """AdamW's moment decays."""
     weight_decay: float = Field(0.0, ge=0)
@@ -181,6 +226,31 @@ class OptimConfig(Config):
     """Share of the peak rate that is left at the end."""
     max_grad_norm: float = Field(1.0, gt=0)
     """Gradient clipping, by global L2 norm."""
+    type: str = "adamw"
+    """`adamw`, or the path of an optimizer class or of a function that makes one, as in torch.optim.SGD or my_optim.py:make. It
+    is called with the parameters, `lr`, those of `betas` and `weight_decay` that it has arguments for, and `options`."""
+    options: dict[str, Any] = {}
+    """Further arguments of an optimizer that is given by path, as in {momentum: 0.9}."""
+
+    @property
+    def path(self) -> str:
+        """The path of an optimizer outside the package; a dotted name such as torch.optim.SGD is one too."""
+        return self.type if is_path(self.type) else ":".join(self.type.rpartition(".")[::2])
+
+    @model_validator(mode="after")
+    def _check_type(self) -> OptimConfig:
+        if self.type == "adamw":
+            if self.options:
+                raise ValueError(
+                    f"optim.options = {self.options} is for an optimizer that optim.type names by its path."
+                )
+        elif not is_path(self.type) and (self.type.endswith(".py") or "." not in self.type):
+            raise ValueError(
+                f"type = {self.type} is neither adamw nor the path of an optimizer, as in torch.optim.SGD or my_optim.py:make."
+            )
+        else:
+            load_callable(self.path, "optimizer")
+        return self
 
 
 class EvalConfig(Config):

@@ -23,6 +23,7 @@ from unmask.runs.metrics import evaluations, temperature_name
 from unmask.text import visible
 
 if TYPE_CHECKING:
+    from pydantic.fields import FieldInfo
     from rich.console import RenderableType
 
     from unmask.compare.report import Shown
@@ -218,11 +219,16 @@ def methods_table() -> None:
 
 
 def method_page(name: str) -> None:
-    """Print a method with all its options."""
-    from unmask.methods import METHODS
+    """Print a method, given by name or by path, with all its options.
 
-    method = METHODS[name]
-    print(f"{name} ({method.paper}): {method.summary}\n")
+    Raises:
+        ConfigError: there is no such method.
+    """
+    from unmask.keys import find_class
+    from unmask.methods import Method
+
+    method = find_class(Method, name)  # type: ignore[type-abstract]
+    print(f"{name} ({method.paper or 'no paper stated'}): {method.summary}\n")
     for title, text in (
         ("estimates", method.estimates),
         ("unbiased", method.unbiased),
@@ -234,11 +240,16 @@ def method_page(name: str) -> None:
     table(
         ["option", "default", "what it is"],
         [
-            [key, field.get_default(), " ".join((field.description or "").split())]
+            [key, default_of(field), " ".join((field.description or "").split())]
             for key, field in method.model_fields.items()
             if key != "type"
         ],
     )
+
+
+def default_of(field: FieldInfo) -> object:
+    """What an option is if it is not set, as tables show it."""
+    return "(must be set)" if field.is_required() else field.get_default(call_default_factory=True)
 
 
 def families_table() -> None:

@@ -11,10 +11,11 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 from rich.text import Text
 
-from unmask.console import PIPE_WIDTH, table
-from unmask.errors import ConfigError, DataError, nearest, unknown_name
-from unmask.recipe import COLLECTIONS, find_shipped, make_task, read_tree, shipped_recipes
-from unmask.tasks import TASKS, Task
+from unmask.console import PIPE_WIDTH, default_of, table
+from unmask.errors import ConfigError, DataError, nearest
+from unmask.keys import find_class
+from unmask.recipe import COLLECTIONS, find_shipped, make_task, read_tree, shipped_recipes, task_settings
+from unmask.tasks import Task
 from unmask.tasks.sourced import SourcedTask
 from unmask.text import visible
 
@@ -63,17 +64,15 @@ def task_page(name: str, options: Sequence[str] = ()) -> None:
     Raises:
         ConfigError: there is no such task, or it has no such option.
     """
-    kind = name.partition(":")[0]
-    if kind not in TASKS:
-        raise ConfigError(unknown_name("task", kind, TASKS))
-    cls = TASKS[kind]
+    kind = str(task_settings(name)["type"])
+    cls = find_class(Task, kind)  # type: ignore[type-abstract]
     print(f"{name}: {' '.join((cls.__doc__ or '').split())}\n")
     table(
         ["option", "default", "what it is"],
         [
             [
                 key,
-                "(must be set)" if field.is_required() else field.get_default(),
+                default_of(field),
                 " ".join((field.description or "").split()),
             ]
             for key, field in cls.model_fields.items()
@@ -81,7 +80,7 @@ def task_page(name: str, options: Sequence[str] = ()) -> None:
         ],
     )
     missing = [key for key, field in cls.model_fields.items() if field.is_required()]
-    if "name" in missing and ":" in name:
+    if "name" in missing and kind != name:
         missing.remove("name")
     missing = [key for key in missing if not any(option.partition("=")[0] == key for option in options)]
     print()

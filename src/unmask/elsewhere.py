@@ -96,7 +96,7 @@ ELSEWHERE: dict[str, str | tuple[str, ...]] = {
     "adam_beta2": _BETAS,
     "adam_epsilon": "AdamW's epsilon is fixed at torch's default.",
     "optimizer": "`optim`",
-    "optim_*": "The optimizer is AdamW; its settings are `optim.learning_rate`, `optim.betas` and `optim.weight_decay`.",
+    "optim_*": "The optimizer is `optim.type`; its settings are `optim.learning_rate`, `optim.betas` and `optim.options`.",
     "clip_grad_norm": "`optim.max_grad_norm`",
     "grad_clip": "`optim.max_grad_norm`",
     "gradient_clipping": "`optim.max_grad_norm`",

@@ -7,8 +7,7 @@ from typing import Any, get_args, get_origin
 
 from pydantic import BaseModel
 
-from unmask.errors import unknown_name
-from unmask.keys import TABLES, explain_unknown
+from unmask.keys import TABLES, class_named, explain_unknown, unknown_type
 
 LONGEST_VALUE = 200
 """Characters of a value that a message quotes."""
@@ -22,7 +21,7 @@ def explain(kind: type[BaseModel], fault: Any, tree: Mapping[str, Any]) -> str:
         fault: an entry of `ValidationError.errors()`.
         tree: what was validated.
     """
-    path, model = _located(kind, fault)
+    path, model = _located(kind, fault, tree)
     key, given = ".".join(path), repr(fault["input"])
     if len(given) > LONGEST_VALUE:
         given = f"{given[:LONGEST_VALUE]}..."
@@ -32,7 +31,7 @@ def explain(kind: type[BaseModel], fault: Any, tree: Mapping[str, Any]) -> str:
         case "missing":
             return f"{key} is missing; the recipe must set it."
         case "union_tag_invalid":
-            return unknown_name(key, str(fault["ctx"]["tag"]), TABLES[key])
+            return unknown_type(key, str(fault["ctx"]["tag"]))
         case "union_tag_not_found":
             return f"{key}.type is missing; it names the {key}."
         case "value_error":
@@ -51,7 +50,7 @@ def explain(kind: type[BaseModel], fault: Any, tree: Mapping[str, Any]) -> str:
             return f"{key} = {given}: {fault['msg'][0].lower()}{fault['msg'][1:]}."
 
 
-def _located(kind: type[BaseModel], fault: Any) -> tuple[list[str], type[BaseModel] | None]:
+def _located(kind: type[BaseModel], fault: Any, tree: Mapping[str, Any]) -> tuple[list[str], type[BaseModel] | None]:
     """The key at fault, and the model at the end of its path."""
     path: list[str] = []
     model: type[BaseModel] | None = kind
@@ -72,6 +71,9 @@ def _located(kind: type[BaseModel], fault: Any) -> tuple[list[str], type[BaseMod
         field = model.model_fields.get(str(part)) if model else None
         entry_is_next = field is not None and get_origin(field.annotation) is dict
         model = _field_model(model, str(part))
+        section = tree.get(str(part)) if len(path) == 1 else None
+        if isinstance(section, Mapping):
+            model = class_named(str(part), section.get("type")) or model
     return path, model
 
 

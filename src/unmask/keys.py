@@ -9,19 +9,56 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from fnmatch import fnmatchcase
-from typing import Any, get_args, get_origin
+from typing import Any, TypeVar, cast, get_args, get_origin
 
 from pydantic import BaseModel
 
-from unmask.config import Config
+from unmask.by_path import is_path, load_class
+from unmask.config import Config, Named
 from unmask.elsewhere import ELSEWHERE, OVERLOADED
-from unmask.errors import nearest
-from unmask.methods import METHODS
-from unmask.tasks import TASKS
+from unmask.errors import ConfigError, nearest, unknown_name
+from unmask.methods import METHODS, Method
+from unmask.tasks import TASKS, Task
 
 TABLES: dict[str, Mapping[str, type[BaseModel]]] = {"method": METHODS, "task": TASKS}
 """Sections of a training recipe whose keys depend on their `type`."""
+
+NamedT = TypeVar("NamedT", bound=Named)
+
+
+def find_class(base: type[NamedT], name: str) -> type[NamedT]:
+    """Returns the method or task of a name in its table, or the class at a path, as in my_method.py:MyMethod.
+
+    Args:
+        base: `Method` or `Task`.
+        name: as `type` has it in a recipe.
+
+    Raises:
+        ConfigError: no such name, or no such class at the path.
+    """
+    table = TABLES[base.section]
+    if name in table:
+        return cast("type[NamedT]", table[name])
+    if is_path(name) and name.partition(":")[0] not in table:
+        return load_class(name, base, base.section)
+    raise ConfigError(unknown_type(base.section, name))
+
+
+def unknown_type(section: str, name: str) -> str:
+    """Returns the message for a name that no method or task has."""
+    own = f"my_{section}.py:My{section.capitalize()}"
+    return f"{unknown_name(section, name, TABLES[section])} Or give the path of your own class, as in {own}."
+
+
+def class_named(section: str, name: object) -> type[BaseModel] | None:
+    """Returns the class whose fields are the keys of a section, by its `type`; None if there is none."""
+    bases: dict[str, type[Named]] = {"method": Method, "task": Task}
+    base = bases.get(section)
+    with suppress(ConfigError):
+        return find_class(base, name) if base and isinstance(name, str) else None
+    return None
 
 
 def explain_unknown(kind: type[BaseModel], path: Sequence[str], value: object, tree: Mapping[str, Any]) -> str:
@@ -80,6 +117,10 @@ class Places:
         """For each dotted key the methods or tasks whose option it is; empty for a key that every recipe has."""
         for key, owner in _keys(kind):
             self.owners.setdefault(key, set()).update({owner} if owner else ())
+        for section, name in self.types.items():
+            if name and f"{section}.type" in self.owners and (cls := class_named(section, name)):
+                for option in cls.model_fields.keys() - {"type"}:
+                    self.owners.setdefault(f"{section}.{option}", set()).add(name)
 
     def beside(self, parents: Sequence[str]) -> list[str]:
         """Names of the keys directly in a section."""

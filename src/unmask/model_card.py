@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from unmask.by_path import is_path, source_of
 from unmask.eval_results import data_facts
 from unmask.methods.papers import bibtex
 from unmask.recipe import PretrainRecipe, RunRecipe, TrainRecipe, dump
@@ -55,7 +56,7 @@ def training_card(
     is_own = method.paper.startswith("ours")
     return _card(
         recipe,
-        _metadata(recipe, [method.type, "reinforcement-learning"], data, last),
+        _metadata(recipe, [method.type_name, "reinforcement-learning"], data, last),
         _facts(recipe, data, lines, rows, model, notes),
         method=method,
         paper=_links(method.paper),
@@ -98,6 +99,7 @@ def _card(recipe: RunRecipe, metadata: ModelCardData, facts: Mapping[str, str], 
         facts={key: _cell(value) for key, value in facts.items()},
         arguments=_arguments(recipe),
         recipe_yaml=dump(recipe),
+        own_files=sorted({path.rpartition(":")[0] for path in _own_paths(recipe)}),
         **values,
     )
     return f"{card}\n"
@@ -136,8 +138,8 @@ def _metadata(recipe: RunRecipe, tags: list[str], data: Mapping[str, Any], last:
     results = [
         EvalResult(
             task_type="text-generation",
-            dataset_type=recipe.task.type,
-            dataset_name=recipe.task.type,
+            dataset_type=recipe.task.type_name,
+            dataset_name=recipe.task.type_name,
             dataset_split=point.split,
             metric_type="accuracy",
             metric_name=f"solved share, {point.sampling} (95 % interval {point.low:.3f} to {point.high:.3f})",
@@ -176,7 +178,7 @@ def _facts(
     if isinstance(recipe, TrainRecipe):
         method = recipe.method
         facts |= {
-            "method": f"`{method.type}`: {method.summary}; {_links(method.paper)}",
+            "method": f"`{method.type}`: {method.summary or 'no summary'}; {_links(method.paper) or 'no paper stated'}",
             "rewards": ", ".join(f"`{name}`" for name in _rewards(lines)),
             "a step": f"{recipe.num_prompts} prompts x {recipe.num_generations} completions",
         }
@@ -186,6 +188,9 @@ def _facts(
     for key, name in (("compute/token_passes", "token passes"), ("compute/reward_calls", "reward calls")):
         if total := sum(line.get(key, 0) for line in steps):
             facts[name] = f"{total:,.0f}"
+    for path in _own_paths(recipe):
+        if (source_file := source_of(path)) is not None:
+            facts[f"code `{path}`"] = f"`{Path(source_file[0]).name}`, sha256 `{source_file[1]}`"
     facts["seed"] = str(recipe.seed)
     for name, source in data.items():
         if isinstance(source, Mapping) and "sha256" in source:
@@ -214,6 +219,14 @@ def _arguments(recipe: RunRecipe) -> str:
         options += [f"--block-length {sampler.block_length}"] if sampler.block_length else []
         options += [f"--order {sampler.order}"] if sampler.order != "low_confidence" else []
     return " ".join(["FOLDER", f"--task {recipe.task.type}", *options])
+
+
+def _own_paths(recipe: RunRecipe) -> list[str]:
+    """Return the paths of the recipe's classes and functions that are not a part of unmask."""
+    paths = [recipe.task.type, recipe.optim.type]
+    if isinstance(recipe, TrainRecipe):
+        paths += [recipe.method.type, recipe.sampler.order, *recipe.reward_funcs]
+    return [path for path in paths if is_path(path) and not path.startswith("unmask.")]
 
 
 def _links(paper: str) -> str:

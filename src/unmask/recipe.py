@@ -13,30 +13,49 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 
 import yaml
-from pydantic import Field, SerializeAsAny, ValidationError, field_validator, model_validator
+from pydantic import Field, SerializeAsAny, ValidationError, WrapValidator, field_validator, model_validator
 
-from unmask.config import Config, EvalConfig, LoraConfig, OptimConfig, SamplerConfig
+from unmask.by_path import is_path, load_callable
+from unmask.config import Config, EvalConfig, LoraConfig, Named, OptimConfig, SamplerConfig
 from unmask.errors import ConfigError, no_file, unknown_name
 from unmask.faults import explain
 from unmask.files import YamlError, parse_yaml, read_yaml
+from unmask.keys import TABLES, find_class
 from unmask.methods import METHODS, Method
 from unmask.models.tiny import TinyConfig
 from unmask.tasks import TASKS, Task
+
+
+def _or_by_path(base: type[Named]) -> WrapValidator:
+    """Returns a validator that uses the class at the path that `type` holds, and leaves the names of the table to the union."""
+
+    def validate(value: Any, by_name: Callable[[Any], Any]) -> Any:
+        kind: Any = value.get("type") if isinstance(value, Mapping) else getattr(value, "type", None)
+        if isinstance(kind, type) and issubclass(kind, Named):
+            kind = kind.model_fields["type"].default
+            value = {**value, "type": kind}
+        if not is_path(kind) or kind.partition(":")[0] in TABLES[base.section]:
+            return by_name(value)
+        cls = find_class(base, kind)
+        return value if isinstance(value, base) else cls.model_validate(value)
+
+    return WrapValidator(validate)
+
 
 if TYPE_CHECKING:
     AnyMethod = Method
     AnyTask = Task
 else:
     # The tables are the unions: a new method or task needs no change here.
-    AnyMethod = Annotated[reduce(or_, METHODS.values()), Field(discriminator="type")]
-    AnyTask = Annotated[reduce(or_, TASKS.values()), Field(discriminator="type")]
+    AnyMethod = Annotated[reduce(or_, METHODS.values()), Field(discriminator="type"), _or_by_path(Method)]
+    AnyTask = Annotated[reduce(or_, TASKS.values()), Field(discriminator="type"), _or_by_path(Task)]
 
 
 class RunRecipe(Config):
     """What training and pretraining have in common."""
 
     task: SerializeAsAny[AnyTask]
-    """What is learnt: a name of `TASKS` under `type`, and its options."""
+    """What is learnt: under `type` a name in `TASKS` or the path of a class, as in my_task.py:MyTask; and its options."""
     output_dir: str | None = None
     """Run folder; default runs/NAME of the recipe."""
     seed: int = 0
@@ -94,7 +113,7 @@ class TrainRecipe(RunRecipe):
     model: str
     """Folder or hub id of the model to start from."""
     method: SerializeAsAny[AnyMethod]
-    """How it learns: a name of `METHODS` under `type`, and its options."""
+    """How it learns: under `type` a name in `METHODS` or the path of a class, as in my_method.py:MyMethod; and its options."""
     sampler: SamplerConfig = SamplerConfig()
     """How rollouts are denoised; evaluation uses the same but for its own temperature."""
     evaluation: EvalConfig = EvalConfig()
@@ -154,6 +173,7 @@ class TrainRecipe(RunRecipe):
 
     @model_validator(mode="after")
     def _check_together(self) -> TrainRecipe:
+        _check_order(self.sampler)
         self.method.check(self.sampler, self.num_generations)
         if not self.sampler.temperature:
             raise ValueError(
@@ -406,7 +426,10 @@ def write_key(tree: dict[str, Any], key: str, value: object) -> None:
             raise ConfigError(f"{name} is a single value and has nothing below it.")
     if leaf == "type" and tree.get("type", value) != value:
         # Options of one name mean different things to different methods and tasks.
-        tree.clear()
+        if parents[-1:] == ["optim"]:
+            tree.pop("options", None)
+        else:
+            tree.clear()
     tree[leaf] = value
 
 
@@ -431,20 +454,38 @@ def completed(kind: type[ConfigT]) -> Callable[[Mapping[str, Any]], Mapping[str,
 
 
 def make_task(name: str, options: Sequence[str] = ()) -> Task:
-    """The task `name` with `key=value` options; TYPE:NAME, as in reasoning_gym:chain_sum, sets the option `name` too."""
-    kind, colon, own_name = name.partition(":")
-    tree: dict[str, Any] = {"type": kind} | ({"name": own_name} if colon else {})
+    """The task `name` with `key=value` options; see `task_settings`."""
+    tree = task_settings(name)
     for option in options:
         apply_override(tree, option)
     return validate(RunRecipe, {"task": tree}).task
 
 
+def task_settings(name: str) -> dict[str, Any]:
+    """Returns the settings that a task's name on the command line stands for: TYPE:NAME also sets the option `name`.
+
+    Example:
+        >>> task_settings("reasoning_gym:chain_sum"), task_settings("my_task.py:Mine")
+        ({'type': 'reasoning_gym', 'name': 'chain_sum'}, {'type': 'my_task.py:Mine'})
+    """
+    kind, colon, own_name = name.partition(":")
+    return {"type": kind, "name": own_name} if colon and kind in TASKS else {"type": name}
+
+
 def make_sampler(**settings: Any) -> SamplerConfig:
     """A sampler from keyword settings, with faults as ConfigErrors."""
     try:
-        return SamplerConfig(**settings)
+        sampler = SamplerConfig(**settings)
     except ValidationError as error:
         raise ConfigError("\n".join(explain(SamplerConfig, fault, settings) for fault in error.errors())) from error
+    _check_order(sampler)
+    return sampler
+
+
+def _check_order(sampler: SamplerConfig) -> None:
+    """Raise ConfigError if the order is a path under which no function can be loaded."""
+    if is_path(sampler.order):
+        load_callable(sampler.order, "order")
 
 
 def dump(recipe: Config) -> str:

@@ -4,12 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
-import importlib
-import importlib.util
 import inspect
 import math
-import os
-import sys
 import threading
 import traceback
 from collections.abc import Callable, Mapping, Sequence
@@ -19,15 +15,13 @@ from pathlib import Path
 from queue import SimpleQueue
 from typing import Any, TypeVar, cast
 
+from unmask.by_path import load_callable
 from unmask.deadline import TimeLimitError
-from unmask.errors import ConfigError, RewardError, no_file
+from unmask.errors import RewardError
 
 RewardFunc = Callable[..., Any]
 """f(prompts, completions, **columns) -> list[float | None], sync or async; None where the function does not apply. A function
 without `**columns` receives the arguments that it names."""
-
-FILE_MODULE = "unmask_reward_"
-"""Begins the name of a module that was read from a file by its path."""
 
 MOST_OF_ERROR = 500
 """Characters of what an exception says that a message repeats; some hold a whole completion or table."""
@@ -288,32 +282,6 @@ def load_reward(path: str) -> tuple[str, RewardFunc]:
     """Load the function at `package.module:function` or `file.py:function`, and return it after its name.
 
     Raises:
-        ConfigError: there is no callable object at this path, or its file cannot be run.
+        ConfigError: there is no callable object at this path, or its file cannot be executed.
     """
-    where, colon, attribute = path.rpartition(":")
-    if not colon:
-        raise ConfigError(f'reward function "{path}" must be given as package.module:function or file.py:function.')
-    where = os.path.expanduser(where)
-    if where.endswith(".py") and not Path(where).is_file():
-        raise ConfigError(f'reward function "{path}" cannot be loaded: {no_file(where)}')
-    # As Python itself would: the function's neighbours can be imported.
-    folder = str(Path(where).resolve().parent if where.endswith(".py") else Path.cwd())
-    if folder not in sys.path:
-        sys.path.insert(0, folder)
-    try:
-        if where.endswith(".py"):
-            module_name = f"{FILE_MODULE}{Path(where).stem}"
-            spec = importlib.util.spec_from_file_location(module_name, where)
-            assert spec is not None
-            assert spec.loader is not None
-            module = importlib.util.module_from_spec(spec)
-            sys.modules[module_name] = module
-            spec.loader.exec_module(module)
-        else:
-            module = importlib.import_module(where)
-        function = getattr(module, attribute)
-    except (Exception, SystemExit) as error:  # the file is the user's, and may raise anything
-        raise ConfigError(f'reward function "{path}" cannot be loaded: {type(error).__name__}: {error}') from error
-    if not callable(function):
-        raise ConfigError(f'reward function "{path}" is a {type(function).__name__}, not a function.')
-    return attribute, function
+    return path.rpartition(":")[2], load_callable(path, "reward function")

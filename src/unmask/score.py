@@ -14,12 +14,12 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from unmask.by_path import FILE_MODULE
 from unmask.deadline import TimeLimitError, time_limit, within
 from unmask.errors import ConfigError, DataError, RewardError
 from unmask.isolated import Isolated, Part, with_timeout
 from unmask.records import Row
 from unmask.reward import (
-    FILE_MODULE,
     RewardFunc,
     call_reward,
     completion_for,
@@ -411,6 +411,6 @@ def _path_of(function: RewardFunc) -> str | None:
         return None
     if getattr(sys.modules[module], name, None) is not function:
         return None
-    # A file that `load_reward` has read is no module that another process could import.
+    # Another process cannot import a module that was read from a file by path; it reads the file.
     is_read = module.startswith(FILE_MODULE)
     return f"{sys.modules[module].__file__ if is_read else module}:{name}"

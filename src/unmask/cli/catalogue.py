@@ -11,24 +11,28 @@ catalogue = typer.Typer()
 
 @catalogue.command()
 def methods(
-    name: Annotated[str | None, typer.Argument(help="Show this method with all its options.")] = None,
+    name: Annotated[
+        str | None,
+        typer.Argument(help="Show this method with all its options: a name, or a path as in my_method.py:Mine."),
+    ] = None,
 ) -> None:
     """List the methods, or show one with its options and sources."""
     from unmask.console import method_page, methods_table
-    from unmask.errors import ConfigError, unknown_name
-    from unmask.methods import METHODS
 
     if name is None:
         methods_table()
-    elif name in METHODS:
-        method_page(name)
     else:
-        raise ConfigError(unknown_name("method", name, METHODS))
+        method_page(name)
 
 
 @catalogue.command()
 def tasks(
-    name: Annotated[str | None, typer.Argument(help="Show this task with all its options and an example row.")] = None,
+    name: Annotated[
+        str | None,
+        typer.Argument(
+            help="Show this task with all its options and an example row: a name, or a path as in my_task.py:Mine."
+        ),
+    ] = None,
     options: Annotated[
         list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Options of the task, such as max_blanks=6.")
     ] = None,

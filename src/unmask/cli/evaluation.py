@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from unmask.cli.options import Model, Overrides, SettingsCommand, TaskOptions, numbers, say
+from unmask.cli.options import Model, Order, Overrides, SettingsCommand, TaskOptions, numbers, say
 
 if TYPE_CHECKING:
     from unmask.config import SamplerConfig
@@ -27,7 +27,9 @@ def evaluate_(
     context: typer.Context,
     model: Model,
     overrides: Overrides = None,
-    task: Annotated[str, typer.Option(help="A task's name, or task.type=NAME among the settings.")] = "",
+    task: Annotated[
+        str, typer.Option(help="A task: a name, or a path as in my_task.py:Mine. Or task.type=NAME among the settings.")
+    ] = "",
     option: TaskOptions = None,
     reward: Annotated[
         list[str] | None, typer.Option(help="A reward function's path instead of the task's own; may be repeated.")
@@ -38,7 +40,7 @@ def evaluate_(
     steps: Annotated[str, typer.Option(help="Denoising steps, comma-separated; default half the length.")] = "",
     temperature: Annotated[str, typer.Option(help="Temperatures, comma-separated; 0 is greedy.")] = "0",
     samples: Annotated[int, typer.Option(min=1, help="Completions of each row, for pass@k.")] = 1,
-    order: Annotated[str, typer.Option(help="Order in which positions are committed.")] = "low_confidence",
+    order: Order = "low_confidence",
     block_length: Annotated[int | None, typer.Option(help="Block length; default one block.")] = None,
     split: Annotated[str, typer.Option(help="train, validation or test.")] = "test",
     rows: Annotated[int, typer.Option(min=1, help="How many rows.")] = 256,
@@ -58,14 +60,13 @@ def evaluate_(
     evaluation.num_rows=64, and sampler.guidance=1.0 has no short name. Where both are given, key=value wins.
     """
     from unmask.eval_recipe import load_evaluation
+    from unmask.recipe import task_settings
 
     changes = [*(f"task.{text}" for text in option or ()), *(overrides or ())]
     if not task and not any(text.startswith(("task.type=", "task=")) for text in changes):
         raise typer.BadParameter("name a task: --task NAME, or task.type=NAME. unmask tasks lists them.", ctx=context)
-    kind, _, name = task.partition(":")
     settings: dict[str, Any] = {
-        **({"task.type": kind} if kind else {}),
-        **({"task.name": name} if name else {}),
+        **({f"task.{key}": value for key, value in task_settings(task).items()} if task else {}),
         "reward_funcs": reward or [],
         "evaluation.temperatures": numbers(temperature, float, "--temperature"),
         "samples": samples,
@@ -154,7 +155,7 @@ def sample(
     length: Annotated[int | None, typer.Option(help="Completion length in tokens.")] = None,
     steps: Annotated[int | None, typer.Option(help="Denoising steps; default half the length.")] = None,
     temperature: Annotated[float, typer.Option(help="0 is greedy.")] = 0.0,
-    order: Annotated[str, typer.Option(help="Order in which positions are committed.")] = "low_confidence",
+    order: Order = "low_confidence",
     block_length: Annotated[int | None, typer.Option(help="Block length; default one block.")] = None,
     delay: Annotated[float, typer.Option(help="Seconds to show each step on a terminal.")] = 0.25,
     seed: Annotated[int, typer.Option(help="Of the sampling.")] = 0,

@@ -18,6 +18,9 @@ Overrides = Annotated[
 ]
 Resume = Annotated[bool, typer.Option("--resume", help="Continue from the newest checkpoint of the run folder.")]
 Model = Annotated[str, typer.Argument(help="Folder or hub id of a masked diffusion model.")]
+Order = Annotated[
+    str, typer.Option(help="Order in which positions are committed: a name, or a path as in my_order.py:mine.")
+]
 TaskOptions = Annotated[
     list[str] | None, typer.Option("--option", help="An option of the task, as key=value; may be repeated.")
 ]

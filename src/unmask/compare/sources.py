@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from unmask.recipe import RunRecipe, TrainRecipe
-from unmask.samplers import ORDERS
+from unmask.samplers.orders import ORDERS
 
 Files = dict[str, str]
 """Hashes of files, by name: `unmask/tasks/sudoku.py` for a module of the package, otherwise the absolute path."""
@@ -86,9 +86,11 @@ def missing(recorded: Mapping[str, str]) -> list[str]:
 
 def _named(recipe: RunRecipe) -> Iterator[Path]:
     """The modules of a recipe's task, method and order, and the files that its values name."""
-    parts: list[Any] = [type(recipe.task)]
+    # A class depends on those that it derives from, which its file need not import from where they are defined.
+    parts: list[Any] = [*type(recipe.task).__mro__]
     if isinstance(recipe, TrainRecipe):
-        parts += [type(recipe.method), ORDERS[recipe.sampler.order]]
+        # An order outside the package is among the files that the recipe names.
+        parts += [*type(recipe.method).__mro__, ORDERS.get(recipe.sampler.order)]
     for part in parts:
         with suppress(TypeError, OSError):  # as for a class that was typed into a notebook
             yield Path(inspect.getfile(part)).resolve()

@@ -6,39 +6,44 @@ The trainer samples, scores, shards, steps and writes; it never asks which metho
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from jaxtyping import Bool, Float
 from pydantic import Field, field_validator
 from torch import Tensor
 
-from unmask.config import Config, SamplerConfig
+from unmask.config import Named, SamplerConfig
 from unmask.errors import ConfigError
 from unmask.functional.surrogate import clipped_surrogate, divergence_masked_surrogate, kl_k3
 from unmask.records import LossInputs, LossOutput, Needs, Rollout, Views
 
+NOT_STATED = "not stated"
 
-class Method(Config, ABC):
-    """A policy-optimisation method; its options are the fields of the subclass."""
+
+class Method(Named, ABC):
+    """Base of all policy-optimisation methods. The options of a method are the fields of its class.
+
+    The class variables that describe a method are optional for a class outside the package.
+    """
 
     section: ClassVar[str] = "method"
 
     type: str
-    """Name in `METHODS`."""
+    """A name in `METHODS`, or the path of a class, as in my_method.py:MyMethod."""
 
-    paper: ClassVar[str]
-    """Where it is from."""
-    summary: ClassVar[str]
-    """One line for `unmask methods`."""
-    unbiased: ClassVar[str]
+    paper: ClassVar[str] = ""
+    """Its source, such as arXiv:2603.12554; empty if none is stated."""
+    summary: ClassVar[str] = ""
+    """One line for `unmask methods`; default the first line of the docstring."""
+    unbiased: ClassVar[str] = NOT_STATED
     """Whether its gradient, on-policy, is unbiased for the policy gradient up to a factor: yes, no, or with which settings; under
     the orders `random`, `left_to_right`, `entropy` and `margin`, and `plackett_luce` where the method counts its choice."""
-    estimates: ClassVar[str]
+    estimates: ClassVar[str] = NOT_STATED
     """What its gradient is an estimate of, and how exactly."""
     sampler: ClassVar[str] = ""
     """What it asks of the sampler's settings, in words."""
-    cost: ClassVar[str]
+    cost: ClassVar[str] = NOT_STATED
     """Forwards (f) and forwards with backward (f+b) of a completion in one update, beside the rollout's T forwards."""
     separable: ClassVar[bool] = True
     """Whether the loss is a sum over views, so that any chunk of them can be back-propagated alone. If not, the loss is given all
@@ -50,6 +55,17 @@ class Method(Config, ABC):
     was drawn, so likelihoods there are of the whole vocabulary, at the sampling temperature."""
     fresh_views: ClassVar[bool] = False
     """Whether each of the `num_iterations` passes gets a plan of its own; otherwise all share one."""
+
+    @classmethod
+    def __pydantic_init_subclass__(cls, **settings: Any) -> None:
+        super().__pydantic_init_subclass__(**settings)
+        if not cls.is_outside():
+            return
+        own = vars(cls)
+        if "summary" not in own and cls.__doc__:
+            cls.summary = cls.__doc__.strip().splitlines()[0].rstrip(".")
+        # What holds of a method of the package need not hold of a class that changes it.
+        cls.unbiased, cls.estimates = own.get("unbiased", NOT_STATED), own.get("estimates", NOT_STATED)
 
     @abstractmethod
     def needs(self) -> Needs:
@@ -89,7 +105,9 @@ class Method(Config, ABC):
 
     @classmethod
     def needed(cls) -> str:
-        """What its defaults ask of a run, in words."""
+        """Returns in words what its defaults ask of a run; a method with options that must be set has none."""
+        if any(field.is_required() for field in cls.model_fields.values()):
+            return NOT_STATED
         needs = cls.model_validate({}).needs()
         parts = [
             "a group" if needs.group else "",

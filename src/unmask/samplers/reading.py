@@ -7,7 +7,7 @@ a position by itself, so they are done part by part, with the same numbers.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 
 import torch
 from torch import Tensor
@@ -17,7 +17,7 @@ from unmask.functional.distribution import sample_tokens, token_entropy, token_l
 from unmask.functional.noise import TOKEN_STREAM, counter_uniform
 from unmask.records import Fills
 from unmask.samplers.fills import draw_fills
-from unmask.samplers.orders import CHOICE_SCORES, ORDERS, Proposal
+from unmask.samplers.orders import CHOICE_SCORES, Order, Proposal, order_of
 
 PART_ON_CPU, PART_ON_GPU = 2**18, 2**24
 """Logits that are read at a time: float64 arrays of that many fit a core's cache, or keep a GPU busy."""
@@ -58,6 +58,10 @@ class Reader:
     entropy_temperature: float | None = None
     keeps_greedy: bool = False
     fills: Fills | None = None
+    order: Order = field(init=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "order", order_of(self.sampler.order))
 
     def read(self, logits: Tensor, seed: Tensor, step: int, positions: Tensor) -> Reading:
         """Propose tokens and score positions.
@@ -89,7 +93,7 @@ class Reader:
             proposed,
             logprobs.gather(-1, proposed.unsqueeze(-1)).squeeze(-1).float(),
             token_entropy(differentiated).float(),
-            ORDERS[sampler.order](proposal).double(),
+            self.order(proposal).double(),
             None if choice_score is None else choice_score(logits, sampler.order_temperature),
             logits.argmax(-1) if self.keeps_greedy else None,
             None if self.fills is None else draw_fills(self.fills, logprobs, seed, step, positions),

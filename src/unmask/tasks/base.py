@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self, get_args
 
-from unmask.config import Config
+from unmask.config import Named
 from unmask.errors import DataError, unknown_name
 from unmask.reward import Score, per_completion, reports, text_of
 from unmask.tasks.answers import answer_in, before_end
@@ -31,13 +31,13 @@ PUBLISHED_LENGTHS = (128, 256, 512)
 """Completion lengths at which the papers evaluate language models, with half as many steps."""
 
 
-class Task(Config, ABC):
+class Task(Named, ABC):
     """Base of all tasks. A subclass says how an item is made, what an answer is worth and when it is right."""
 
     section: ClassVar[str] = "task"
 
     type: str
-    """The task's name in a recipe."""
+    """A name in `TASKS`, or the path of a class, as in my_task.py:MyTask."""
     format: Literal["bare", "plain", "tagged"] = "bare"
     """`bare`: a compact prompt whose completion is the answer and nothing else, for tiny character models. `tagged`: an
     instruction as a chat message, for language models, that asks for the answer in <answer></answer>. `plain`: the same as text,
@@ -108,7 +108,7 @@ class Task(Config, ABC):
 
     def rewards(self) -> dict[str, RewardFunc]:
         """The task's reward functions by name."""
-        return {self.type: self._reward}
+        return {self.type_name: self._reward}
 
     def provenance(self) -> dict[str, Any]:
         """Where rows that are read come from, as the run folder keeps it in data.json; nothing for a task that makes its own."""
@@ -180,7 +180,7 @@ class Task(Config, ABC):
 
     def _rng(self, split: Split, index: int, seed: int) -> random.Random:
         # A text seed is hashed with SHA-512, so neighbouring indices are unrelated.
-        return random.Random(f"{self.type}/{seed}/{split}/{index}")
+        return random.Random(f"{self.type_name}/{seed}/{split}/{index}")
 
 
 class NumbersTask(Task):
@@ -207,7 +207,7 @@ class NumbersTask(Task):
         Returns:
             The same split for every order, in every process.
         """
-        share = stable_hash(f"{self.type} {','.join(map(str, sorted(numbers)))}") % 10
+        share = stable_hash(f"{self.type_name} {','.join(map(str, sorted(numbers)))}") % 10
         return "train" if share < 7 else "validation" if share < 8 else "test"
 
     def row(self, split: Split, index: int, seed: int) -> Row:

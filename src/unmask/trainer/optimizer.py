@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from unmask.by_path import load_callable
 from unmask.config import OptimConfig
+from unmask.errors import ConfigError
 from unmask.functional.schedule import learning_rate_factor
 from unmask.models import Denoiser
 
@@ -17,10 +20,34 @@ PEAK = "peak_lr"
 
 
 def make_optimizer(parameters: Iterable[nn.Parameter], optim: OptimConfig) -> torch.optim.Optimizer:
-    """Returns the optimizer that the settings name, over `parameters`."""
-    return torch.optim.AdamW(
-        parameters, lr=optim.learning_rate, betas=optim.betas, weight_decay=optim.weight_decay, fused=True
-    )
+    """Returns the optimizer that the settings name, over `parameters`.
+
+    Raises:
+        ConfigError: an optimizer outside the package that cannot be made with these settings.
+    """
+    if optim.type == "adamw":
+        return torch.optim.AdamW(
+            parameters, lr=optim.learning_rate, betas=optim.betas, weight_decay=optim.weight_decay, fused=True
+        )
+    make = load_callable(optim.path, "optimizer")
+    accepted = inspect.signature(make).parameters
+    settings = {"lr": optim.learning_rate} | {
+        name: getattr(optim, name) for name in ("betas", "weight_decay") if name in accepted
+    }
+    try:
+        made = make(list(parameters), **settings | optim.options)
+    except (TypeError, ValueError) as error:
+        called = ", ".join(settings | optim.options)
+        raise ConfigError(
+            f'optimizer "{optim.type}" cannot be made: {error}. It is called with the parameters and with {called}; '
+            "optim.options holds further arguments."
+        ) from error
+    if not isinstance(made, torch.optim.Optimizer):
+        raise ConfigError(f'optimizer "{optim.type}" gave a {type(made).__name__}, not a torch.optim.Optimizer.')
+    for group in made.param_groups:
+        # A function may give its groups learning rates of their own, which the schedule scales alike.
+        group.setdefault(PEAK, group["lr"])
+    return made
 
 
 def make_optimizers(

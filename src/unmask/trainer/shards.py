@@ -93,6 +93,12 @@ class Native:
     def state(self, parameter: nn.Parameter) -> dict[str, Tensor]:
         """See `Holder`."""
         found: dict[str, Any] = next((o.state[parameter] for o in self.optimizers if parameter in o.state), {})
+        for key, value in found.items():
+            if value is not None and not isinstance(value, Tensor):
+                raise ConfigError(
+                    f'the optimizer keeps "{key}" as {type(value).__name__}, and a checkpoint holds tensors only, so a resumed '
+                    "run would lose it. Keep it as a tensor in the optimizer's state."
+                )
         return {key: _whole(value) for key, value in found.items() if isinstance(value, Tensor)}
 
     @torch.no_grad()

@@ -11,6 +11,8 @@ from collections.abc import Callable
 
 from torch import Tensor
 
+from unmask.by_path import load_callable
+from unmask.errors import ConfigError
 from unmask.samplers.orders.entropy import entropy
 from unmask.samplers.orders.left_to_right import left_to_right
 from unmask.samplers.orders.low_confidence import low_confidence
@@ -33,4 +35,29 @@ ORDERS: dict[str, Order] = {
 CHOICE_SCORES: dict[str, Callable[[Tensor, float], Tensor]] = {"plackett_luce": choice_score}
 """For the orders that draw positions by a Plackett-Luce distribution which depends on θ: its scores, of logits and τ."""
 
-__all__ = ["CHOICE_SCORES", "ORDERS", "Order", "Proposal"]
+
+def order_of(name: str) -> Order:
+    """Returns the order of a name in ORDERS, or the one at a path such as `my_order.py:mine`, which may be a function, or a class
+    that is called after it was made without arguments.
+
+    Raises:
+        ConfigError: there is none, or it gives scores of another shape than the positions'.
+    """
+    if name in ORDERS:
+        return ORDERS[name]
+    own = load_callable(name, "order")
+    order: Order = own() if isinstance(own, type) else own
+
+    def checked(proposal: Proposal) -> Tensor:
+        score, shape = order(proposal), tuple(proposal.positions.shape)
+        if not isinstance(score, Tensor) or tuple(score.shape) != shape:
+            given = f"a tensor of shape {list(score.shape)}" if isinstance(score, Tensor) else type(score).__name__
+            raise ConfigError(
+                f'order "{name}" returned {given}. It must return a tensor of shape {list(shape)}: a score for each position.'
+            )
+        return score
+
+    return checked
+
+
+__all__ = ["CHOICE_SCORES", "ORDERS", "Order", "Proposal", "order_of"]
