@@ -14,7 +14,7 @@ import torch
 from examples import minimal
 from examples.custom_method import RandomStep
 from examples.custom_reward import row_variety
-from tests.small_runs import metrics, weights
+from tests.small_runs import metrics, unmask, weights
 from unmask.config import SamplerConfig
 from unmask.records import LossInputs, Rollout, Trajectory
 from unmask.tasks import Sudoku
@@ -126,7 +126,10 @@ def test_the_loss_of_the_method_of_ones_own_is_that_of_reinforce() -> None:
     assert output.loss.tolist() == [6.0, -6.0]
 
 
-def test_the_method_of_ones_own_trains(tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    run(monkeypatch, "custom_method.py", tiny_model, "--steps", 1, "--output", tmp_path / "run")
+def test_the_method_of_ones_own_trains(tiny_model: Path, tmp_path: Path) -> None:
+    # As its first lines say.
+    path = f"{EXAMPLES / 'custom_method.py'}:RandomStep"
+    settings = (f"model={tiny_model}", f"method.type={path}", "num_iterations=1", "max_steps=1")
+    assert unmask("train", "sudoku-tiny", *settings, f"output_dir={tmp_path / 'run'}", "num_rows=64") == 0
     assert metrics(tmp_path / "run")[1]["diffusion/num_views"] == 64.0
     assert weights(tmp_path / "run") != (tiny_model / "model.safetensors").read_bytes()
