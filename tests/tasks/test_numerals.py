@@ -92,25 +92,26 @@ answer = 9 + 9
 
 
 IN_PROSE = """
-42 students who passed | 42 people who like tea | 42 kids who did not eat | 42 guests who were invited | 42 girls that play
-chess | 42 red and white marbles | 42 cats and dogs | 42 pens and pencils left | 42 cookies were eaten | 42 will be left | 42
-people can fit | 42 boxes will be needed | 42 minutes until the movie starts | 42 feet above ground | 42 points above average
-| 42 days off | 42 two-liter bottles | 42 ten-dollar bills | 42 third-graders | 42 half-price tickets | 42 T-shirts | 42
-short-sleeved shirts | 42 students failed | 42 bad apples | 42 tickets sold | exactly 42 | only 42 | just 42 minutes | 42 sq.
-m | It takes him 42 minutes | It takes Tom 42 minutes | This leaves her with 42 apples | She ends up with 42 dollars | She
-should pay $42 | He could make 42 sandwiches | Tom must drive 42 miles | 42 \\mathrm{~cm} | \\text{\\$}42 | 84 \\div 2 |
-\\Rightarrow 42 | \\left.42\\right. | \\textcolor{blue}{42} | \\bigl(42\\bigr) | 42\\hspace{1mm} | {84 \\over 2} |
+Hence, 42 | The minimum number of buses is 42. | Her change is $42 | 42 laps around the track | <b>42</b> | _42_ | 42 ✓ | The
+remainder is 42 | 42 students who passed | 42 people who like tea | 42 kids who did not eat | 42 guests who were invited | 42
+girls that play chess | 42 red and white marbles | 42 cats and dogs | 42 pens and pencils left | 42 cookies were eaten | 42
+will be left | 42 people can fit | 42 boxes will be needed | 42 minutes until the movie starts | 42 feet above ground | 42
+points above average | 42 days off | 42 two-liter bottles | 42 ten-dollar bills | 42 third-graders | 42 half-price tickets |
+42 T-shirts | 42 short-sleeved shirts | 42 students failed | 42 bad apples | 42 tickets sold | exactly 42 | only 42 | just 42
+minutes | 42 sq. m | It takes him 42 minutes | It takes Tom 42 minutes | This leaves her with 42 apples | She ends up with 42
+dollars | She should pay $42 | He could make 42 sandwiches | Tom must drive 42 miles | 42 \\mathrm{~cm} | \\text{\\$}42 | 84
+\\div 2 | \\Rightarrow 42 | \\left.42\\right. | \\textcolor{blue}{42} | \\bigl(42\\bigr) | 42\\hspace{1mm} | {84 \\over 2} |
 \\nicefrac{84}{2} | 42\\ | 42 \\quad
 """
 
 NOT_IN_PROSE = """
-42 gazillion | 42 zillions | 42 quintillion | 42 elevenths | 42 twentieths | 42 sevenths | 42 grosses | 42 thou | 42 myriads |
-42 in binary | 42 hmm | 42 idk | 42 dubious | 42 tentative | 42 inaccurate | 42 bogus | 42 refuted | 42 fails the check | 42
-looks suspicious | 42 too high | 42 ignoring tax | 42 off | 42 and change | 42 and counting | 42 dollars and a dime | 42
-apples and some pears | 42 apples and another apple | 42 apples and one pear | 42 hours and a half | 42 apples and ten pears |
-42 apples is it | 42 dollars is too much | 42 over two | 42 until ten | 42 students who maybe passed | 42 half-dozen | 42
-twenty-one | It could be 42 | It should not be 42 | counterexample: 42 | about 42 | almost 42 | It takes about 42 | 42
-incremented | 42 apples are ten
+a minimum of 42 | There are at least 42 | The minimum is at least 42 | a change of 42 or 43 | 42 gazillion | 42 zillions | 42
+quintillion | 42 elevenths | 42 twentieths | 42 sevenths | 42 grosses | 42 thou | 42 myriads | 42 in binary | 42 hmm | 42 idk
+| 42 dubious | 42 tentative | 42 inaccurate | 42 bogus | 42 refuted | 42 fails the check | 42 looks suspicious | 42 too high |
+42 ignoring tax | 42 off | 42 and change | 42 and counting | 42 dollars and a dime | 42 apples and some pears | 42 apples and
+another apple | 42 apples and one pear | 42 hours and a half | 42 apples and ten pears | 42 apples is it | 42 dollars is too
+much | 42 over two | 42 until ten | 42 students who maybe passed | 42 half-dozen | 42 twenty-one | It could be 42 | It should
+not be 42 | counterexample: 42 | about 42 | almost 42 | It takes about 42 | 42 incremented | 42 apples are ten
 """
 
 

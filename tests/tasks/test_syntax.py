@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import pytest
 
+from unmask.tasks.extract import code_in
+from unmask.tasks.program import function_of_x
 from unmask.tasks.syntax import without_dead_code
 
 F = "def f(x):\n    return x"
@@ -50,3 +52,10 @@ def test_a_program_that_uses_all_of_its_imports_stays_as_it_is(code: str) -> Non
 
 def test_an_import_that_the_tests_call_stays() -> None:
     assert without_dead_code("from math import gcd", ["gcd"]) == "from math import gcd"
+
+
+@pytest.mark.parametrize("text", ["-3" * 659, "return x" + "+1" * 700, "[" * 90 + "x" + "]" * 90, "f(" * 80 + ")" * 80])
+def test_a_program_of_any_depth_is_read_or_refused(text: str) -> None:
+    function_of_x(text)
+    code_in(f"```python\nimport os\ndef f(x):\n    {text}\n```", ["f"])
+    without_dead_code(f"import os\n{text}")

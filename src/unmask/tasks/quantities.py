@@ -75,7 +75,7 @@ _LARGE_OR_PART = re.compile(
 _BEHIND_A_NOUN = _words(
     """
     and who which that is are was were be been have has had do did does can will must off out until till when since between over
-    above below under beyond through within because where there it you they
+    above below under beyond around through within because where there it you they
     """
 )
 """Words that change a number right behind it ("5 and a half", "5 over 2"), but tell more of what is counted behind a noun."""
@@ -155,11 +155,13 @@ _NAMES = _words("i point sin cos tan pi limit minimum maximum")
 """Words that doubt a number elsewhere, and may be a part of a quantity's name."""
 _VERBS = _words(
     """
-    is are was were be equals equal has have had get gets got make makes made earn earns earned cost costs need needs needed take
-    takes took spend spends spent ends
-    ended pay pays paid save saves saved sell sells sold eat eats ate buy buys bought use uses used leave
-    leaves left remain remains contain contains weigh weighs charge charges drive drives walk walks run runs ran read reads
-    receive receives received owe owes give gives gave produce produces collect collects collected total totals totaling
+    is are was were be equals equal has have had get gets got make makes made earn earns earned cost costs need needs needed
+    take takes took spend spends spent ends ended pay pays paid save saves saved sell sells sold eat eats ate buy buys bought
+    use uses used leave leaves left remain remains contain contains weigh weighs charge charges drive drives drove walk walks
+    walked run runs ran read reads score scores scored bake bakes baked pick picks picked plant plants planted lose loses lost
+    win wins won find finds found donate donates donated travel travels traveled work works worked hold holds fit fits grow
+    grows grew catch catches caught receive receives received owe owes give gives gave produce produces collect collects
+    collected total totals totaling
     """
 )
 """The last word of a sentence that leads up to its number."""
@@ -174,13 +176,20 @@ _LINKING = _words("is are was were be it we you i so can would by when which")
 """Words that doubt a number behind it, but not before it."""
 _MODAL = re.compile(r"\b(?:must|should|could)(?= (?!be\b|have\b|not\b)[a-z])", re.IGNORECASE)
 """A verb of duty or ability with another verb: "She should pay 42" says 42, "It could be 42" does not."""
+_NAMED = re.compile(
+    r"\b(?:change|(?<!a )(?<!at )(?:minimum|maximum)|remainder|range|limit|the (?:least|most))\b"
+    r"(?=[a-z' ]*\b(?:is|was|are|equals)$)",
+    re.IGNORECASE,
+)
+"""Names of quantities that are words of doubt elsewhere: "Her change is 5", "The minimum number of buses is 5"."""
 _OBJECT = re.compile(
-    r"\b(takes?|took|costs?|leaves?|left|gives?|gave|earns?|earned|makes?|made|ends?|ended|saves?|saved|pays?|paid|need|needs)"
-    r" (?:(?:him|her|them|us|you|me|it|each|[A-Z][a-z]+)(?: with)?|up with|with)$"
+    r"\b(gets?|got|takes?|took|costs?|leaves?|left|gives?|gave|earns?|earned|makes?|made|ends?|ended|saves?|saved|pays?|paid|need|needs)"
+    r" (?:(?:him|her|them|us|you|me|it|each|[A-Z][a-z]+)(?: with)?|up with|with|back)$"
 )
 """A verb with whom it is about, or with its preposition: "It takes Tom", "She ends up with"."""
 _ADVERBS = re.compile(
-    r"(?:\b(?:exactly|precisely|just|now|then|only|still|in total|in all|altogether)\b[\s,:]*)+$", re.IGNORECASE
+    r"(?:\b(?:exactly|precisely|just|so|thus|hence|therefore|finally|now|then|only|still|in total|in all|altogether)\b[\s,:]*)+$",
+    re.IGNORECASE,
 )
 
 
@@ -341,7 +350,7 @@ def _leads_up(text: str) -> bool:
         return False
     is_label = text.endswith((":", "="))
     body = _OBJECT.sub(r"\1", _ADVERBS.sub("", f" {text.rstrip(':= ')}")).strip()
-    body = _MODAL.sub("", body)
+    body = _NAMED.sub(" ", _MODAL.sub("", body)).strip()
     if not body:
         return not is_label
     words = [word.lower() for word in _WORD.findall(body)]

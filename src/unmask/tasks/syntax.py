@@ -10,6 +10,8 @@ from functools import lru_cache
 
 MAX_CODE = 2**16
 """Characters of a program that are looked at; a longer one is not run."""
+_MAX_DEPTH = 200
+"""Levels of nesting that `ast.unparse`, which calls itself for each, can write within Python's recursion limit."""
 BUILTINS = frozenset(dir(builtins))
 _READS_ANY_NAME = frozenset({"eval", "exec", "globals", "locals", "vars", "compile", "__import__", "__all__"})
 """Names by which a program may read others that its text does not show."""
@@ -17,16 +19,31 @@ _READS_ANY_NAME = frozenset({"eval", "exec", "globals", "locals", "vars", "compi
 
 @lru_cache(maxsize=64)
 def parse(code: str) -> ast.Module | None:
-    """The syntax tree of a text, or None if it is no Python or too long to look at. Callers share it: do not change it."""
+    """The syntax tree of a text, or None if it is no Python, too long or too deep. Callers share it: do not change it.
+
+    Example:
+        >>> parse("x + 1") is None, parse("x +") is None, parse("x + " * 300 + "1") is None
+        (False, True, True)
+    """
     if len(code) > MAX_CODE:
         return None
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            return ast.parse(code)
+            tree = ast.parse(code)
+            return tree if _depth(tree) <= _MAX_DEPTH else None
     # CPython reports nesting beyond its parser's stack as any of these, depending on version and depth.
     except (SyntaxError, ValueError, MemoryError, RecursionError):
         return None
+
+
+def _depth(tree: ast.AST) -> int:
+    """How deep a tree is nested, up to the first level beyond the limit."""
+    depth, level = 0, [tree]
+    while level and depth <= _MAX_DEPTH:
+        level = [child for node in level for child in ast.iter_child_nodes(node)]
+        depth += 1
+    return depth
 
 
 def defined_names(tree: ast.Module) -> set[str]:

@@ -27,6 +27,8 @@ _DELIMITERS = (
     ("```", "```"),
     ("`", "`"),
     ("*", "*"),
+    ("_", "_"),
+    ("<b>", "</b>"),
     ('"', '"'),
     ("'", "'"),
     ("“", "”"),
@@ -34,7 +36,7 @@ _DELIMITERS = (
 _LANGUAGE = re.compile(r"[A-Za-z]{1,12}[ \t]*\n")
 """The word behind a fence that says which language follows."""
 _ARROW = re.compile(r"\A\s*(?:\\(?:[Rr]ightarrow|[Ll]ongrightarrow|implies|therefore)(?![A-Za-z])|[⇒→∴])\s*(?=\S)")
-_TRAILING = re.compile(r"(?:\\[,;!]|\\\\|\\|~|…|<br ?/?>|\.{1,3}|,|;)$")
+_TRAILING = re.compile(r"(?:\\[,;!]|\\\\|\\|~|…|[✓✔✅]\ufe0f?|<br ?/?>|\.{1,3}|,|;)$")
 
 
 def unwrapped(text: str) -> str:
