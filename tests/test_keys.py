@@ -10,11 +10,12 @@ import pytest
 from unmask.compare.recipe import CompareRecipe
 from unmask.elsewhere import ELSEWHERE
 from unmask.errors import ConfigError
+from unmask.eval_recipe import EvalRecipe, load_evaluation
 from unmask.keys import Places, counterpart, explain_unknown
 from unmask.methods import METHODS
 from unmask.recipe import PretrainRecipe, RunRecipe, TrainRecipe, load, load_recipe
 
-KINDS = (TrainRecipe, PretrainRecipe, CompareRecipe)
+KINDS = (TrainRecipe, PretrainRecipe, CompareRecipe, EvalRecipe)
 
 # What TRL's GRPOConfig has beside transformers' TrainingArguments.
 GRPO = """
@@ -61,7 +62,40 @@ EXPECTED = {
     "max-steps": "max_steps",
     "min_blanks": "task.min_blanks",
     "tempreature": "sampler.temperature",
+    "task_type": "task.type",
+    "eval_num_rows": "evaluation.num_rows",
+    "eval_freq": "evaluation.eval_steps",
+    "save_freq": "save_steps",
+    "k": "method.num_selected",
+    "G": "num_generations",
+    "logger": "report_to",
+    "beta1": "optim.betas",
 }
+
+SECTIONS = {
+    "evaluation.temperature": "temperatures",
+    "evaluation.steps": "eval_steps",
+    "evaluation.n": "num_rows",
+    "eval.num_rows": "evaluation.num_rows",
+    "optim.beta1": "optim.betas",
+    "sampler.seed": "seed",
+    "method.k": "num_selected",
+    "actor_rollout_ref.rollout.n": "num_generations",
+    "actor_rollout_ref.actor.optim.lr": "optim.learning_rate",
+    "actor_rollout_ref.actor.ppo_mini_batch_size": "num_minibatches",
+    "actor_rollout_ref.actor.ppo_micro_batch_size_per_gpu": "views_per_forward",
+    "actor_rollout_ref.actor.kl_loss_coef": "method.beta",
+    "actor_rollout_ref.model.path": "model",
+    "algorithm.kl_ctrl.kl_coef": "method.beta",
+    "algorithm.adv_estimator": "method.type",
+    "data.train_files": "task.type",
+    "data.max_response_length": "sampler.max_completion_length",
+    "trainer.total_epochs": "max_steps",
+    "trainer.test_freq": "evaluation.eval_steps",
+    "custom_reward_function.path": "reward_funcs",
+    "reward_model.enable": "reward_funcs",
+}
+"""Names of verl, and names in sections of this project where they have a meaning of their own."""
 
 
 def refused(override: str, kind: type[RunRecipe] = TrainRecipe, source: str = "sudoku-tiny") -> str:
@@ -83,6 +117,37 @@ def test_a_name_from_elsewhere_is_answered_with_the_key(name: str, key: str) -> 
     assert message.startswith(f'unknown key "{name}". ')
     assert re.search(rf"(?<![\w.]){re.escape(key)}(?![\w.]*\w)", message.partition("Available:")[0])
     assert "\n" not in message
+
+
+@pytest.mark.parametrize(("name", "key"), SECTIONS.items())
+def test_a_name_in_a_section_is_answered_with_the_key(name: str, key: str) -> None:
+    message = refused(f"{name}=1")
+    assert message.startswith(f'unknown key in {name.rpartition(".")[0]} "{name.rpartition(".")[2]}". ')
+    assert re.search(rf"(?<![\w.]){re.escape(key)}(?![\w.]*\w)", message)
+
+
+def test_each_known_key_of_a_section_that_does_not_exist_is_answered() -> None:
+    with pytest.raises(ConfigError) as caught:
+        load_recipe("sudoku-tiny", {"trainer": {"logger": "wandb", "save_freq": 5, "frobnicate": 1}})
+    assert str(caught.value).splitlines() == [
+        'unknown key in trainer "logger". Did you mean "report_to"?',
+        'unknown key in trainer "save_freq". Did you mean "save_steps"?',
+    ]
+    assert refused("trainer.frobnicate=1").startswith('unknown key "trainer". Available: ')
+
+
+def test_a_value_model_is_not_answered_with_the_policy() -> None:
+    assert "There is no value model" in refused("critic.model.path=x")
+
+
+def test_a_setting_of_another_command_is_told_as_that() -> None:
+    for override in ("max_steps=3", "optim.learning_rate=1", "method.type=espo", "evaluation.eval_steps=5"):
+        with pytest.raises(ConfigError, match=r"It is a setting of unmask train\."):
+            load_evaluation({"task.type": "sudoku"}, [override])
+    with pytest.raises(ConfigError, match='Did you mean "samples"'):
+        load_evaluation({"task.type": "sudoku"}, ["num_generations=4"])
+    assert "It is a setting of unmask pretrain." in refused("tiny.width=32")
+    assert "It is a setting of unmask pretrain." in refused("sloppy_share=0.5")
 
 
 def test_every_setting_of_trl_and_transformers_is_a_key_or_is_explained() -> None:
@@ -115,7 +180,7 @@ def test_a_key_of_one_section_is_found_from_another() -> None:
     assert refused("optim.temperature=1") == 'unknown key in optim "temperature". Did you mean "sampler.temperature"?'
     assert refused("optim.lr=1") == 'unknown key in optim "lr". Did you mean "learning_rate"?'
     assert refused("trainer.max_steps=1") == 'unknown key in trainer "max_steps". Did you mean "max_steps"?'
-    assert refused("eval.num_rows=1") == 'unknown key "eval". Did you mean "evaluation"?'
+    assert refused("eval.num_rows=1") == 'unknown key in eval "num_rows". Did you mean "evaluation.num_rows"?'
     assert refused("optim.num_rows=1") == 'unknown key in optim "num_rows". Did you mean "num_rows"?'
 
 

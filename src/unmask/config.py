@@ -28,6 +28,8 @@ class Config(BaseModel):
 
     section: ClassVar[str] = ""
     """The key in a recipe under which the settings of this class stand, for messages."""
+    command: ClassVar[str] = ""
+    """The command that takes a whole recipe of this class, for messages."""
     leads_to: ClassVar[Mapping[str, type[Config]]] = {}
     """Fields that hold changes to a recipe as dotted keys, with the kind of that recipe."""
 

@@ -1,8 +1,8 @@
-"""What settings are called elsewhere: in TRL, transformers, peft, released diffusion code and on the command line.
+"""What settings are called elsewhere: in TRL, transformers, peft, verl, released diffusion code and on the command line.
 
 For each name what to use instead. A key in backquotes alone is the same setting under another name; a sentence explains what
 is different, and its keys are in backquotes too. Of several answers the first is taken whose keys the recipe can have. `*`
-stands for any letters.
+stands for any letters. A name with a dot is one in that section alone, because there it means something else than elsewhere.
 """
 
 from __future__ import annotations
@@ -58,6 +58,30 @@ _NONE = "It is a setting of transformers' Trainer or of TRL that has no counterp
 _DATA = "Rows come from the task: set `task.type` to dataset and task.path to a file."
 _METHOD = "The method decides the loss and its terms: `method.type`; unmask methods lists them."
 _WEIGHTS = "Weights are loaded in `dtype`; all forwards run in `mixed_precision`."
+_DEVICE = (
+    "A GPU is used if there is one. The environment variable CUDA_VISIBLE_DEVICES chooses which; empty, it hides all."
+)
+_CRITIC = "There is no value model: advantages compare the completions of a prompt, and `method.type` says how."
+_DRAWS = (
+    "How many random masks a likelihood is estimated with is an option of the method; unmask methods NAME shows it."
+)
+_STOPPING = "Training ends after `max_steps` steps; nothing stops it earlier."
+_TOKENIZER = "The tokenizer is the one in the model's folder."
+_HUB_ACCESS = "How the hub is reached is set by its environment variables, such as HF_TOKEN and HF_HOME."
+_REMOTE_CODE = "No code of a checkpoint is ever run; unmask convert makes a native model of a released one."
+_TRACKER = (
+    "Set `report_to` to the tracker's name. A run is called what its folder is called; the tracker's own environment variables "
+    "set the rest."
+)
+_FOLDER = "`output_dir` is the run folder. It is never overwritten: use another one, or --resume to continue it."
+_START = (
+    "A run starts from the folder that `model` names, which may be a checkpoint of a run; --resume continues a run."
+)
+_SYSTEM = "A system message is part of a row's prompt, as the first of its chat messages."
+_EVAL_STEPS = ("`evaluation.eval_steps`",)
+_EVAL_ROWS = ("`evaluation.num_rows`", "`num_rows`")
+_KL = ("`method.beta`",)
+_GROUP = ("`num_generations`", "`samples`")
 _ADVANTAGE = "Advantages are differences of rewards; they are not divided by a standard deviation."
 
 OVERLOADED = frozenset({"batch_size", "seed"})
@@ -79,7 +103,6 @@ ELSEWHERE: dict[str, str | tuple[str, ...]] = {
     "per_device_eval_batch_size": "`evaluation.batch_size`",
     "eval_batch_size": "`evaluation.batch_size`",
     "generation_batch_size": "`rollout_batch_size`",
-    "mini_batch_size": "`num_minibatches`",
     "steps_per_generation": "Completions are used for `num_iterations` passes, each of `num_minibatches` updates.",
     "gradient_accumulation_steps": _ACCUMULATION,
     "group_size": "`num_generations`",
@@ -126,7 +149,8 @@ ELSEWHERE: dict[str, str | tuple[str, ...]] = {
     "log_with": "`report_to`",
     "loggers": "`report_to`",
     "trackers": "`report_to`",
-    "wandb*": "Set `report_to` to wandb.",
+    "wandb": "Set `report_to` to wandb.",
+    "wandb_*": _TRACKER,
     "log_completions*": "Rollouts are kept in the run folder every `log_rollouts_steps` steps.",
     "log_unique_prompts": "Of a kept rollout, `log_rollouts_groups` prompts with all their completions are kept.",
     "num_completions_to_print": "Of a kept rollout, `log_rollouts_groups` prompts with all their completions are kept.",
@@ -152,11 +176,12 @@ ELSEWHERE: dict[str, str | tuple[str, ...]] = {
     "resume_from_checkpoint": "To continue a run, give the same command again with --resume.",
     "ignore_data_skip": "To continue a run, give the same command again with --resume.",
     "do_train": "unmask train trains, and unmask eval evaluates.",
-    "do_eval": "unmask train trains, and unmask eval evaluates.",
+    "do_eval": _EVAL,
     "do_predict": "unmask train trains, and unmask eval evaluates.",
-    "use_cpu": _PROCESSES,
-    "no_cuda": _PROCESSES,
-    "device": "A GPU is used if there is one.",
+    "use_cpu": _DEVICE,
+    "no_cuda": _DEVICE,
+    "device": _DEVICE,
+    "device_map": _DEVICE,
     "deepspeed": _PROCESSES,
     "fsdp*": _PROCESSES,
     "ddp_*": _PROCESSES,
@@ -243,7 +268,124 @@ ELSEWHERE: dict[str, str | tuple[str, ...]] = {
     "load_in_4bit": "Set `lora.quantize` to 4bit.",
     "load_in_8bit": "Weights can be quantized to 4 bits only: `lora.quantize`.",
     "use_4bit": "Set `lora.quantize` to 4bit.",
+    # verl, OpenRLHF and open-r1
+    "*rollout_ref.model.*": "`model`",
+    "critic.*": _CRITIC,
+    "critic*": _CRITIC,
+    "value_coef*": _CRITIC,
+    "vf_coef": _CRITIC,
+    "gae_lambda": _CRITIC,
+    "custom_reward_function.*": "`reward_funcs`",
+    "reward_model.*": "`reward_funcs`",
+    "reward_function": "`reward_funcs`",
+    "data.*files": _DATA,
+    "*train_files": _DATA,
+    "*val_files": _DATA,
+    "*validation_file": _DATA,
+    "test_file": _DATA,
+    "eval_file": _DATA,
+    "*prompt_key": "`task.prompt_column`",
+    "val_batch_size": "`evaluation.batch_size`",
+    "max_response_length": _LENGTH,
+    "response_length": _LENGTH,
+    "generate_max_len": _LENGTH,
+    "*rollout.n": "`num_generations`",
+    "n_samples_per_prompt": _GROUP,
+    "samples_per_prompt": _GROUP,
+    "num_samples_per_prompt": _GROUP,
+    "num_generations": "`samples`",
+    "num_samples": "`samples`",
+    "*mini_batch_size": "`num_minibatches`",
+    "*micro_batch_size*": _ACCUMULATION,
+    "*_epochs": _EPOCHS,
+    "*_epoch": _EPOCHS,
+    "total_training_steps": "`max_steps`",
+    "total_steps": "`max_steps`",
+    "*kl_loss_coef": _KL,
+    "*kl_loss_type": "`method.kl`",
+    "use_kl_loss": "A KL term is there when its weight is above 0: `method.beta`.",
+    "use_kl_in_reward": "A KL term is part of the loss: `method.beta`.",
+    "adv_estimator": "`method.type`",
+    "advantage*": _METHOD,
+    "loss_agg_mode": _METHOD,
+    "norm_adv_by_std*": _ADVANTAGE,
+    "*gpu_memory_utilization": _ENGINE,
+    "tensor_model_parallel_size": _ENGINE,
+    "*gpus_per_node": _PROCESSES,
+    "num_gpus": _PROCESSES,
+    "n_gpu*": _PROCESSES,
+    "nnodes": _PROCESSES,
+    "num_nodes": _PROCESSES,
+    "num_processes": _PROCESSES,
+    "world_size": _PROCESSES,
+    "master_*": _PROCESSES,
+    "enable_gradient_checkpointing": "`gradient_checkpointing`",
+    "save_freq": "`save_steps`",
+    "save_interval": "`save_steps`",
+    "checkpoint_interval": "`save_steps`",
+    "test_freq": _EVAL_STEPS,
+    "eval_freq": _EVAL_STEPS,
+    "eval_interval": _EVAL_STEPS,
+    "eval_every*": _EVAL_STEPS,
+    "evaluation.steps": _EVAL_STEPS,
+    "evaluation.every": _EVAL_STEPS,
+    "evaluation.interval": _EVAL_STEPS,
+    "evaluation.freq*": _EVAL_STEPS,
+    "val_before_train": _EVAL,
+    "evaluation.n": _EVAL_ROWS,
+    "evaluation.batch": "`evaluation.batch_size`",
+    "*eval_samples": _EVAL_ROWS,
+    "eval_rows": _EVAL_ROWS,
+    "test_rows": _EVAL_ROWS,
+    "limit": _EVAL_ROWS,
+    "log_freq": _LOG,
+    "log_every*": _LOG,
+    "logger": "`report_to`",
+    "project_name": _TRACKER,
+    "experiment_name": _TRACKER,
+    "entity": _TRACKER,
+    "default_local_dir": _FOLDER,
+    "overwrite_output_dir": _FOLDER,
+    "checkpoint*": _START,
+    "ckpt*": _START,
+    "init_from": _START,
+    "resume_mode": "To continue a run, give the same command again with --resume.",
+    "early_stopping*": _STOPPING,
+    "patience": _STOPPING,
+    "system_prompt": _SYSTEM,
+    "tokenizer*": _TOKENIZER,
+    "padding_side": _TOKENIZER,
+    "pad_token*": _TOKENIZER,
+    "trust_remote_code": _REMOTE_CODE,
+    "cache_dir": _HUB_ACCESS,
+    "hf_token": _HUB_ACCESS,
+    "token": _HUB_ACCESS,
+    "attn_implementation": "Attention runs as the model's class implements it; it is not a setting.",
+    "model_revision": (
+        "Download the revision first and set `model` to its folder: hf download ID --revision NAME --local-dir FOLDER."
+    ),
+    "quantization*": "Weights can be quantized to 4 bits: `lora.quantize`.",
+    "amp": "`mixed_precision`",
+    "fp8": "Set `mixed_precision` to bf16 or no; fp8 is not offered.",
+    "config": "The recipe is the command's first argument, a shipped name or a YAML file.",
+    "recipe": "The recipe is the command's first argument, a shipped name or a YAML file.",
+    "*clip_epsilon": "`method.epsilon`",
+    "clip_grad*": "`optim.max_grad_norm`",
+    "beta1": _BETAS,
+    "beta2": _BETAS,
+    # letters of the papers
+    "task.?": "The options of a task are shown by unmask tasks NAME.",
+    "*.seed": ("`seed`", "`seeds`"),
+    "g": _GROUP,
+    "k": "`method.num_selected`",
+    "n": _GROUP,
     # released code of diffusion language models
+    "num_mc*": _DRAWS,
+    "mc_num": _DRAWS,
+    "*remask*": _ORDER,
+    "rollout_temperature": "`sampler.temperature`",
+    "sampling_temperature": "`sampler.temperature`",
+    "sampler.eval_temperature": "`evaluation.temperatures`",
     "diffusion_steps": "`sampler.num_steps`",
     "denoising_steps": "`sampler.num_steps`",
     "num_inference_steps": "`sampler.num_steps`",

@@ -1,8 +1,8 @@
 """Which key was meant: an unknown key is answered with the right one, wherever that is in the recipe's tree.
 
-The answer comes from the first of these that has one: a key of the same name elsewhere in the tree, the table of names that
-other libraries and the command line use (`ELSEWHERE`), an option of the same name that another method or task has, and a key of
-which the name is a misspelling.
+The answer comes from the first of these that has one: a key of the same section of which the name is a misspelling, a key of the
+same name elsewhere in the tree, the table of names that other libraries and the command line use (`ELSEWHERE`), an option of the
+same name that another method or task has, a setting of another command, and any key of which the name is a misspelling.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import Any, TypeVar, cast, get_args, get_origin
 from pydantic import BaseModel
 
 from unmask.by_path import is_path, load_class
-from unmask.config import Config, Named
+from unmask.config import Config, Named, flat
 from unmask.elsewhere import ELSEWHERE, OVERLOADED
 from unmask.errors import ConfigError, nearest, unknown_name
 from unmask.methods import METHODS, Method
@@ -24,6 +24,9 @@ from unmask.tasks import TASKS, Task
 
 TABLES: dict[str, Mapping[str, type[BaseModel]]] = {"method": METHODS, "task": TASKS}
 """Sections of a training recipe whose keys depend on their `type`."""
+
+SHOWN = 5
+"""Keys of one unknown section that are answered."""
 
 NamedT = TypeVar("NamedT", bound=Named)
 
@@ -62,7 +65,7 @@ def class_named(section: str, name: object) -> type[BaseModel] | None:
 
 
 def explain_unknown(kind: type[BaseModel], path: Sequence[str], value: object, tree: Mapping[str, Any]) -> str:
-    """One line about a key that does not exist, with the key that was probably meant.
+    """What to use instead of a key that does not exist: one line, or one for each key of a section that does not exist.
 
     Args:
         kind: the kind of recipe.
@@ -74,18 +77,24 @@ def explain_unknown(kind: type[BaseModel], path: Sequence[str], value: object, t
         >>> from unmask.recipe import TrainRecipe
         >>> explain_unknown(TrainRecipe, ["temperature"], 0.9, {})
         'unknown key "temperature". Did you mean "sampler.temperature"?'
+        >>> explain_unknown(TrainRecipe, ["trainer"], {"total_epochs": 3, "logger": "wandb"}, {}).splitlines()[1]
+        'unknown key in trainer "logger". Did you mean "report_to"?'
     """
-    *parents, leaf = path
     known = Places(kind, tree)
-    if (answer := known.answer(path)) is None and isinstance(value, Mapping) and value:
-        inner = next(iter(value))
-        if known.answer([*path, *str(inner).split(".")]) is not None:
-            return explain_unknown(kind, [*path, str(inner)], value[inner], tree)
-    section = f" in {'.'.join(parents)}" if parents else ""
+    inner = [[*path, *key.split(".")] for key in flat(value)] if isinstance(value, Mapping) else []
+    answered = [(keys, answer) for keys in inner if (answer := known.answer(keys)) is not None]
+    if answered:
+        return "\n".join(_unknown(keys, answer) for keys, answer in answered[:SHOWN])
+    answer = known.answer(path)
     if answer is None:
-        near = f"{_meant(keys, parents)} " if (keys := known.close(path)) else ""
-        answer = f"{near}Available: {', '.join(sorted(known.beside(parents)))}."
-    return f'unknown key{section} "{leaf}". {answer}'
+        near = f"{_meant(keys, path[:-1])} " if (keys := known.close(path)) else ""
+        answer = f"{near}Available: {', '.join(sorted(known.beside(path[:-1])))}."
+    return _unknown(path, answer)
+
+
+def _unknown(path: Sequence[str], answer: str) -> str:
+    section = f" in {'.'.join(path[:-1])}" if len(path) > 1 else ""
+    return f'unknown key{section} "{path[-1]}". {answer}'
 
 
 def counterpart(kind: type[BaseModel], name: str, value: str = "VALUE") -> str | None:
@@ -112,6 +121,7 @@ class Places:
     """
 
     def __init__(self, kind: type[BaseModel], tree: Mapping[str, Any]) -> None:
+        self.kind = kind
         self.types = {name: _type_of(tree.get(name)) for name in TABLES}
         self.owners: dict[str, set[str]] = {}
         """For each dotted key the methods or tasks whose option it is; empty for a key that every recipe has."""
@@ -133,20 +143,60 @@ class Places:
 
     def answer(self, path: Sequence[str]) -> str | None:
         """What is known of a key that does not exist: where it is instead, or why it is nowhere; None if nothing is."""
+        if len(path) > 1 and (command := self._other_command(path)):
+            return command
         if keys := self.instead(path):
             return _meant(keys, path[:-1])
-        sentences = (self._filled(text, path) for text in _elsewhere(path[-1]))
-        return next(filter(None, sentences), None) or self._of_others(path)
+        if self._is_misspelt(path):
+            return None
+        sentences = (self._filled(text, path) for text in _elsewhere(path))
+        return next(filter(None, sentences), None) or self._of_others(path) or self._other_command(path)
 
     def instead(self, path: Sequence[str]) -> list[str]:
         """The keys that are the same setting: of the same name elsewhere in the tree, or of the name that it has here."""
+        path = self._renamed(path)
         alike = self._alike(path)
-        if alike and (_plain(path[-1]) not in OVERLOADED or self._beside(path)):
+        if alike and _is_here(alike, path):
             return alike
-        for text in _elsewhere(path[-1]):
+        if self._is_misspelt(path):
+            return []
+        # A name in a section of another library may have another meaning there, and the table knows it with its section.
+        if alike and _plain(path[-1]) not in OVERLOADED and not _with_section(path):
+            return alike
+        if joined := self._joined(path):
+            return joined
+        for text in _elsewhere(path):
             if self._filled(text, path):
                 return self._alike([*path[:-1], text.strip("`")]) if re.fullmatch(r"`[^`]+`", text) else []
         return []
+
+    def _is_misspelt(self, path: Sequence[str]) -> bool:
+        """Whether a section has a key of nearly this name, which is then meant rather than one elsewhere."""
+        return len(path) > 1 and bool(nearest(_plain(path[-1]), self.beside(path[:-1])))
+
+    def _renamed(self, path: Sequence[str]) -> list[str]:
+        """The path with its first section called as it is here, where only its name is another, as in eval.num_rows."""
+        first = _elsewhere(path[:1])[:1] if len(path) > 1 and path[0] not in self.owners else []
+        name = first[0].strip("`") if first else ""
+        is_section = any(key.startswith(f"{name}.") for key in self.owners)
+        return [name, *path[1:]] if first and is_section and first[0] == f"`{name}`" else list(path)
+
+    def _joined(self, path: Sequence[str]) -> list[str]:
+        """The key whose section and name are written as one, as in task_type or eval_num_rows."""
+        if len(path) > 1:
+            return []
+        names = {_plain(path[0]), re.sub("^eval_", "evaluation_", _plain(path[0]))}
+        return [key for key in self.owners if key.replace(".", "_") in names and self._is_open(key)]
+
+    def _other_command(self, path: Sequence[str]) -> str | None:
+        """Which command has this key, if this one does not."""
+        key = ".".join(map(_plain, path))
+        if any(own == key or own.endswith(f".{key}") for own in self.owners):
+            return None
+        for other in _kinds(Config):
+            if other.command and other is not self.kind and any(own == key for own, _ in _keys(other)):
+                return f"It is a setting of unmask {other.command}."
+        return None
 
     def _filled(self, text: str, path: Sequence[str]) -> str:
         """A sentence with its keys as this recipe has them; empty if it lacks one of them."""
@@ -173,6 +223,8 @@ class Places:
         prefix = "".join(f"{part}." for part in path[:-1])
         if near := nearest(name, beside):
             return [prefix + near[0]]
+        if len(path) > 1:
+            return []
         leaves = {key.rpartition(".")[2] for key in self.owners if self._is_open(key)}
         near = nearest(name, leaves)
         return self._alike(near) if near else []
@@ -225,11 +277,31 @@ def _parts(annotation: Any) -> Iterator[Any]:
         yield from _parts(part)
 
 
-def _elsewhere(name: str) -> list[str]:
-    """What the table says of a name, the first that fits the kind of recipe to be taken."""
-    plain = _plain(name)
-    found = ELSEWHERE.get(plain) or next((text for p, text in ELSEWHERE.items() if fnmatchcase(plain, p)), ())
+def _kinds(kind: type[Config]) -> Iterator[type[Config]]:
+    for inner in kind.__subclasses__():
+        yield inner
+        yield from _kinds(inner)
+
+
+def _is_here(keys: Sequence[str], path: Sequence[str]) -> bool:
+    """Whether the one key that was found lies in the section in which it was looked for."""
+    return len(keys) == 1 and len(path) > 1 and keys[0].rpartition(".")[0] == ".".join(path[:-1])
+
+
+def _elsewhere(path: Sequence[str]) -> list[str]:
+    """What the table says of a name, with its section or without; the first that fits the kind of recipe to be taken."""
+    plain = _plain(path[-1])
+    found = _with_section(path) or ELSEWHERE.get(plain)
+    if found is None:
+        found = next((text for name, text in ELSEWHERE.items() if fnmatchcase(plain, name)), ())
     return [found] if isinstance(found, str) else list(found)
+
+
+def _with_section(path: Sequence[str]) -> str | tuple[str, ...] | None:
+    """What the table says of a name in this section in particular."""
+    whole = ".".join(map(_plain, path))
+    names = (name for name in ELSEWHERE if "." in name)
+    return next((ELSEWHERE[name] for name in names if fnmatchcase(whole, name)), None)
 
 
 def _plain(name: str) -> str:

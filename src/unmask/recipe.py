@@ -10,7 +10,7 @@ from functools import reduce
 from importlib import resources
 from operator import or_
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, TypeVar
 
 import yaml
 from pydantic import Field, SerializeAsAny, ValidationError, WrapValidator, field_validator, model_validator
@@ -110,6 +110,8 @@ class RunRecipe(Config):
 class TrainRecipe(RunRecipe):
     """Reinforcement learning of a denoiser on a task with a reward."""
 
+    command: ClassVar[str] = "train"
+
     model: str
     """Folder or hub id of the model to start from."""
     method: SerializeAsAny[AnyMethod]
@@ -206,6 +208,8 @@ class TrainRecipe(RunRecipe):
 
 class PretrainRecipe(RunRecipe):
     """Masked-diffusion ELBO training on a task's demonstrations: a tiny base from scratch, or SFT of a checkpoint."""
+
+    command: ClassVar[str] = "pretrain"
 
     model: str | None = None
     """Checkpoint to start from; none builds `tiny`."""
