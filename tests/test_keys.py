@@ -150,6 +150,16 @@ def test_a_setting_of_another_command_is_told_as_that() -> None:
     assert "It is a setting of unmask pretrain." in refused("sloppy_share=0.5")
 
 
+def test_two_temperatures_of_an_evaluation_are_refused_rather_than_one_ignored() -> None:
+    with pytest.raises(ConfigError, match="both sampler.temperature and evaluation.temperatures are set"):
+        load_evaluation({"task.type": "sudoku"}, ["sampler.temperature=0.5", "evaluation.temperatures=0.9"])
+    # The default of --temperature is no second answer.
+    _, samplers = load_evaluation(
+        {"task.type": "sudoku", "evaluation.temperatures": [0.0]}, ["sampler.temperature=0.5"]
+    )
+    assert [sampler.temperature for sampler in samplers] == [0.5]
+
+
 def test_every_setting_of_trl_and_transformers_is_a_key_or_is_explained() -> None:
     from transformers import TrainingArguments
 

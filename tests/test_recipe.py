@@ -436,3 +436,31 @@ def test_a_new_model_has_nothing_to_adapt() -> None:
         load(PretrainRecipe, "sudoku-tiny-base", ["lora.r=4", "model=m", "muon_learning_rate=0.02"])
     loaded = load(PretrainRecipe, "sudoku-tiny-base", ["lora.r=4", "model=m", "muon_learning_rate=0"])
     assert loaded.lora == LoraConfig(r=4)
+
+
+@pytest.mark.parametrize(
+    ("source", "words"),
+    [
+        ("sudoku-tiny.yaml", "The shipped recipe is called sudoku-tiny."),
+        ("paper-tiny", "paper-tiny is a recipe for another command: unmask compare paper-tiny"),
+        ("max_steps=3", "the recipe comes first, and then settings such as max_steps=3."),
+        ("SUDOKU-TINY", 'Did you mean "sudoku-tiny"?'),
+        ("sudoku_tiny", 'Did you mean "sudoku-tiny"?'),
+    ],
+)
+def test_a_source_that_is_nearly_right_is_answered_with_the_right_one(source: str, words: str) -> None:
+    with pytest.raises(ConfigError, match=re.escape(words)):
+        load_recipe(source)
+
+
+def test_a_folder_is_no_recipe_and_that_of_a_run_names_the_one_in_it(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="is a folder; a recipe is a YAML file or a shipped name.$"):
+        load_recipe(str(tmp_path))
+    (tmp_path / "config.yaml").touch()
+    with pytest.raises(ConfigError, match=r"The recipe of the run in it is .*config.yaml\.$"):
+        load_recipe(str(tmp_path))
+
+
+def test_a_method_in_capitals_is_answered_with_its_name() -> None:
+    with pytest.raises(ConfigError, match='unknown method "EGSPO-SA". Did you mean "egspo_sa"'):
+        load_recipe("sudoku-tiny", ["method.type=EGSPO-SA"])

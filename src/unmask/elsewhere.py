@@ -84,7 +84,7 @@ _KL = ("`method.beta`",)
 _GROUP = ("`num_generations`", "`samples`")
 _ADVANTAGE = "Advantages are differences of rewards; they are not divided by a standard deviation."
 
-OVERLOADED = frozenset({"batch_size", "seed"})
+OVERLOADED = frozenset({"batch_size", "config", "seed"})
 """Names of keys that mostly mean something else where they are not a key."""
 
 ELSEWHERE: dict[str, str | tuple[str, ...]] = {

@@ -91,11 +91,17 @@ def nearest(name: str, names: Iterable[str], cutoff: float = MISSPELT) -> list[s
     """The name that this one is a misspelling of: nearly all letters are the same, or the same letters are in another order.
 
     Example:
-        >>> nearest("widht", ["width", "depth"]), nearest("max_steps", ["eval_steps"])
-        (['width'], [])
+        >>> nearest("widht", ["width", "depth"]), nearest("max_steps", ["eval_steps"]), nearest("EGSPO-SA", ["egspo_sa"])
+        (['width'], [], ['egspo_sa'])
     """
     names = sorted(names)
-    return [n for n in names if sorted(n) == sorted(name)][:1] or get_close_matches(name, names, n=1, cutoff=cutoff)
+    alike = [n for n in names if _letters(n) == _letters(name)]
+    return alike[:1] or get_close_matches(name, names, n=1, cutoff=cutoff)
+
+
+def _letters(name: str) -> list[str]:
+    """The letters of a name in an order of their own, whatever their case, with dashes for underscores."""
+    return sorted(name.lower().replace("_", "-"))
 
 
 def unknown_name(kind: str, name: str, available: Iterable[str]) -> str:

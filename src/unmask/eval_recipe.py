@@ -7,7 +7,8 @@ from typing import Annotated, Any, ClassVar
 
 from pydantic import Field, SerializeAsAny
 
-from unmask.config import Config, SamplerConfig
+from unmask.config import Config, SamplerConfig, flat
+from unmask.errors import ConfigError
 from unmask.recipe import AnyTask, make_sampler, override, validate
 
 
@@ -65,6 +66,9 @@ def load_evaluation(
     Raises:
         ConfigError: an unknown key or a value that cannot be used.
     """
+    typed: dict[str, Any] = {}
+    override(typed, overrides)
+    _check_temperatures(typed)
     tree: dict[str, Any] = {}
     override(tree, settings)
     override(tree, overrides)
@@ -82,3 +86,13 @@ def load_evaluation(
         for temperature in temperatures or (0.0,)
     ]
     return recipe, samplers
+
+
+def _check_temperatures(tree: Mapping[str, Any]) -> None:
+    """Refuse two answers to one question, of which one would be ignored."""
+    keys = flat(tree)
+    if "sampler.temperature" in keys and "evaluation.temperatures" in keys:
+        raise ConfigError(
+            "both sampler.temperature and evaluation.temperatures are set, and they mean the same here. Set one of them; "
+            "evaluation.temperatures takes several, as in evaluation.temperatures=[0, 0.9]."
+        )

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, get_args, get_origin
 
 from pydantic import BaseModel
 
+from unmask.errors import nearest
 from unmask.keys import TABLES, class_named, explain_unknown, unknown_type
 
 LONGEST_VALUE = 200
@@ -29,7 +30,7 @@ def explain(kind: type[BaseModel], fault: Any, tree: Mapping[str, Any]) -> str:
         case "extra_forbidden":
             return explain_unknown(kind, path, fault["input"], tree)
         case "missing":
-            return f"{key} is missing; the recipe must set it."
+            return f"{key} is missing; the recipe must set it.{_misnamed(path, tree)}"
         case "union_tag_invalid":
             return unknown_type(key, str(fault["ctx"]["tag"]))
         case "union_tag_not_found":
@@ -50,7 +51,8 @@ def explain(kind: type[BaseModel], fault: Any, tree: Mapping[str, Any]) -> str:
             return f"{key} = {given}: {fault['msg'][0].lower()}{fault['msg'][1:]}."
 
 
-def _located(kind: type[BaseModel], fault: Any, tree: Mapping[str, Any]) -> tuple[list[str], type[BaseModel] | None]:
+from unmask.errors import nearest
+from unmask.keys import TABLES, class_named, explain_unknown, unknown_type
     """The key at fault, and the model at the end of its path."""
     path: list[str] = []
     model: type[BaseModel] | None = kind

@@ -107,9 +107,12 @@ def counterpart(kind: type[BaseModel], name: str, value: str = "VALUE") -> str |
     """
     path = _plain(name).split(".")
     known = Places(kind, {})
-    if keys := [key for key in known.owners if key == ".".join(path)] or known.instead(path) or known.close(path):
+    keys = [key for key in known.owners if key == ".".join(path)] or known.instead(path)
+    if not keys and (answer := known.answer(path)):
+        return answer
+    if keys := keys or known.close(path):
         return f"Settings are given as key=value, without dashes: {' or '.join(f'{key}={value}' for key in keys[:3])}."
-    return known.answer(path)
+    return None
 
 
 class Places:

@@ -333,10 +333,17 @@ def find_recipe(source: str, kind: str = "") -> Path:
     A recipe of a collection may be named without its folder.
     """
     file = Path(source).expanduser()
+    if file.is_dir():
+        inside = file / "config.yaml"
+        hint = f" The recipe of the run in it is {inside}." if inside.is_file() else ""
+        raise ConfigError(f"{file} is a folder; a recipe is a YAML file or a shipped name.{hint}")
     if source.endswith((".yaml", ".yml")) or file.is_file():
         if not file.is_file():
-            raise ConfigError(no_file(file, "recipe file"))
+            shipped = f" The shipped recipe is called {file.stem}." if file.stem in shipped_recipes(kind) else ""
+            raise ConfigError(no_file(file, "recipe file") + shipped)
         return file
+    if "=" in source:
+        raise ConfigError(f"the recipe comes first, and then settings such as {source}.")
     return find_shipped(source, kind)
 
 
@@ -352,11 +359,22 @@ def find_shipped(source: str, kind: str = "") -> Path:
     for names in (own, further, by_stem):
         if source in names:
             return names[source]
+    if command := _other_command(source, kind):
+        raise ConfigError(f"{source} is a recipe for another command: unmask {command} {source}")
     near = get_close_matches(source, [*own, *further, *by_stem], n=1, cutoff=0.5)
     listed = unknown_name("recipe", source, [*own, *near] if near and near[0] not in own else own)
     raise ConfigError(
         f"{listed} Or give a .yaml file." + ("" if kind else " unmask recipes lists all that are shipped.")
     )
+
+
+def _other_command(source: str, kind: str) -> str | None:
+    """Which command takes the shipped recipe of this name, if it is of a run and a comparison is looked for, or the reverse."""
+    if kind == "" and source in shipped_recipes("compare"):
+        return "compare"
+    if kind == "compare" and (path := shipped_recipes().get(source)):
+        return "train" if "method" in read_tree(path) else "pretrain"
+    return None
 
 
 def shipped_recipes(kind: str = "") -> dict[str, Path]:

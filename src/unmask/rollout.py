@@ -170,7 +170,7 @@ def _encode(tokenizer: PreTrainedTokenizerBase, prompt: Prompt) -> list[int]:
             ) from error
         raise DataError(
             f"the tokenizer cannot encode the prompt {str(prompt)[:80]!r} ({reason(error)}). "
-            "Is the model made for this task?"
+            "The model may be made for another task."
         ) from error
     return list(ids)
 

@@ -178,7 +178,12 @@ class Scorer:
         """
         for name, function in self.functions.items():
             if not function.judges_each:
-                raise ConfigError(_UNDECLARED.format(name=name, method=method))
+                how = (
+                    f"@per_completion\n      def {name}(...):"
+                    if name.isidentifier()
+                    else "reward_funcs=per_completion(...)"
+                )
+                raise ConfigError(_UNDECLARED.format(name=name, method=method, how=how))
 
     def __call__(self, rows: Sequence[Row], completions: Sequence[str]) -> Scores:
         """Score finished completions, one for each row; those of a group stand side by side.
@@ -292,12 +297,11 @@ class Scorer:
 
 _UNDECLARED = """reward function "{name}" does not say that it judges each completion by itself, and {method} also scores \
 unfinished completions, outside of their groups.
-  If it judges each completion by itself, say so above its definition:
+  If it judges each completion by itself, say so:
 
       from unmask.reward import per_completion
 
-      @per_completion
-      def {name}(...):
+      {how}
 
   If it compares the completions of a prompt, use a method that scores finished completions only, such as \
 method.type=diffu_grpo."""

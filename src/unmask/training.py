@@ -163,7 +163,7 @@ def _with_rewards(recipe: TrainRecipe, given: Rewards) -> tuple[TrainRecipe, lis
         raise ConfigError(
             "reward_funcs is a function, its path or a list of them, not a dict; weights are reward_weights."
         )
-    several = [given] if isinstance(given, str | os.PathLike) or callable(given) else list(given)
+    several: list[Any] = list(given) if isinstance(given, list | tuple) else [given]
     for one in several:
         if not isinstance(one, str | os.PathLike) and not callable(one):
             raise ConfigError(

@@ -240,3 +240,12 @@ def test_a_folder_of_the_whole_comparison_takes_a_part_of_it_and_the_other_way_r
 def test_a_grid_of_one_value_needs_no_list(tmp_path: Path) -> None:
     recipe = small(tmp_path, "tuning.grid={optim.learning_rate: 0.5}")
     assert recipe.points("entropy") == [{"optim.learning_rate": 0.5}]
+
+
+def test_recipes_and_tasks_that_are_nearly_right_are_answered() -> None:
+    with pytest.raises(ConfigError, match="sudoku-tiny is a recipe for another command: unmask train sudoku-tiny"):
+        load_compare("sudoku-tiny")
+    with pytest.raises(ConfigError, match="unmask pretrain sudoku-tiny-base"):
+        load_compare("sudoku-tiny-base")
+    with pytest.raises(ConfigError, match=r"tasks.sudoko.recipe is missing; .* Did you mean tasks.sudoku\?"):
+        load_compare("paper-tiny", ["tasks.sudoko.budget=3"])

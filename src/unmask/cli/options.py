@@ -44,10 +44,11 @@ class SettingsCommand(TyperCommand):
             # typer brings its own copy of click in some versions and imports it in others, so the class has no fixed home.
             name = getattr(error, "option_name", None)
             if type(error).__name__ == "NoSuchOption" and name:
-                hint = _hint(self.name or "", name, given)
+                options = [option for parameter in self.params for option in parameter.opts]
+                own = [option for option in options if option.rstrip("s") == name.replace("_", "-").rstrip("s")]
+                hint = f"Did you mean {own[0]}?" if own else _hint(self.name or "", name, given)
                 error.message += f". {hint}" if hint else ""  # type: ignore[attr-defined]
                 # typer names whatever option shares a few letters.
-                options = [option for parameter in self.params for option in parameter.opts]
                 error.possibilities = [] if hint else nearest(name, options)  # type: ignore[attr-defined]
             raise
 

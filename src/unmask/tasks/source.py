@@ -125,6 +125,8 @@ def content_hash(rows: Iterable[dict[str, Any]]) -> str:
 
 def _stamp(path: Path) -> tuple[int, int]:
     """What changes when the file does, so that an unchanged one is parsed once."""
+    if os.path.isdir(path):
+        raise DataError(f"{path} is a folder. Name a file in it that ends in {NAMED_ENDINGS}.")
     if not os.path.isfile(path):
         raise DataError(no_file(path))
     status = path.stat()
