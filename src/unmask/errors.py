@@ -80,8 +80,12 @@ def no_file(path: str | os.PathLike[str], what: str = "file") -> str:
         'there is no file /data/rows.csv.'
     """
     where = "" if Path(path).is_absolute() else f" Relative paths are read from the current folder, {Path.cwd()}."
-    return f"there is no {what} {path}.{where}"
+    shown = str(path) if len(str(path)) <= LONGEST_PATH else f"{str(path)[:LONGEST_PATH]}..."
+    return f"there is no {what} {shown}.{where}"
 
+
+LONGEST_PATH = 300
+"""Characters of a path that a message quotes: rows that are given where a path belongs may be very long."""
 
 MISSPELT = 0.85
 """Share of letters in common, as difflib counts them, from which on a name counts as a misspelling of another."""
