@@ -756,7 +756,7 @@ def test_eval_takes_settings_as_train_does(
     capsys.readouterr()
     for override, told in (
         ("temperature=1", 'unknown key "temperature". Did you mean "sampler.temperature"'),
-        ("optim.learning_rate=1", 'unknown key "optim". Available: '),
+        ("optim.learning_rate=1", 'unknown key in optim "learning_rate". It is a setting of unmask train.'),
         ("sampler.ordr=random", 'unknown key in sampler "ordr". Did you mean "order"?'),
         ("sampler.num_steps=17", "num_steps = 17 is more than max_completion_length = 16"),
     ):

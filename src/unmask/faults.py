@@ -51,8 +51,15 @@ def explain(kind: type[BaseModel], fault: Any, tree: Mapping[str, Any]) -> str:
             return f"{key} = {given}: {fault['msg'][0].lower()}{fault['msg'][1:]}."
 
 
-from unmask.errors import nearest
-from unmask.keys import TABLES, class_named, explain_unknown, unknown_type
+def _misnamed(path: Sequence[str], tree: Mapping[str, Any]) -> str:
+    """The question whether the section that lacks a key is a misspelling of one beside it, as in tasks.sudoko."""
+    if len(path) != 3 or not isinstance(beside := tree.get(path[0]), Mapping):
+        return ""
+    near = nearest(path[1], [name for name in beside if name != path[1]], cutoff=0.6)
+    return f" Did you mean {path[0]}.{near[0]}?" if near else ""
+
+
+def _located(kind: type[BaseModel], fault: Any, tree: Mapping[str, Any]) -> tuple[list[str], type[BaseModel] | None]:
     """The key at fault, and the model at the end of its path."""
     path: list[str] = []
     model: type[BaseModel] | None = kind
