@@ -210,6 +210,11 @@ def test_a_checkpoint_of_another_run_of_the_same_shape_is_refused(tiny_model: Pa
     with pytest.raises(RunError, match=r"step-00000008 belongs to another run than .*mine\. Remove that folder"):
         Trainer(settings, resume=True).train()
     assert (mine / "checkpoints" / "step-00000008").is_dir()
+    # Nor does the run stand for a model that is not its own.
+    with pytest.raises(ModelError, match="step-00000008, belongs to another run"):
+        locate(mine)
+    shutil.rmtree(mine / "checkpoints" / "step-00000008")
+    assert locate(mine) == str(mine / "checkpoints" / "step-00000006")
 
 
 def test_a_checkpoint_under_the_name_of_another_step_is_refused(tiny_model: Path, run: Path, tmp_path: Path) -> None:

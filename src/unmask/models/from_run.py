@@ -17,7 +17,7 @@ from unmask.errors import ModelError
 from unmask.files import read_json_object
 from unmask.models.policy import Policy
 from unmask.models.state_files import BUFFER, EXTRA, WEIGHT, StateFiles
-from unmask.runs.checkpoints import checkpoints_in, fault_of, is_checkpoint
+from unmask.runs.checkpoints import checkpoints_in, fault_of, is_checkpoint, is_of_another
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -46,7 +46,7 @@ def locate(source: str | os.PathLike[str]) -> str:
     Everything else stands for itself: a model's folder, RUN/best, RUN/final, RUN/checkpoints/step-N, a name on the hub.
 
     Raises:
-        ModelError: a run folder without any model, or a folder of checkpoints.
+        ModelError: a run folder without any model, or whose newest checkpoint is of another run, or a folder of checkpoints.
     """
     folder = Path(source)
     try:
@@ -68,6 +68,12 @@ def locate(source: str | os.PathLike[str]) -> str:
         raise ModelError(
             f"{source} is a run that has not ended, and has no checkpoint yet. Go on with it (--resume), or give "
             "another folder."
+        )
+    run_id = read_json_object(folder / "run.json", ModelError).get("id") if (folder / "run.json").exists() else None
+    if isinstance(run_id, str) and is_of_another(checkpoints[-1], run_id):
+        raise ModelError(
+            f"the newest checkpoint in {source}, {checkpoints[-1].name}, belongs to another run. Name the checkpoint that you "
+            f"want, such as {checkpoints[-1]}."
         )
     logger.warning(f"{source} has not ended: its newest checkpoint, {checkpoints[-1]}, is taken.")
     return str(checkpoints[-1])
