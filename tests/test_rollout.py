@@ -182,6 +182,10 @@ def test_the_end_of_a_turn_is_that_of_the_released_templates(tmp_path, family, t
     assert decode(tokenizer, torch.tensor([ids])) == ["42"]
     prompt = [{"role": "user", "content": "6*7?"}, {"role": "assistant", "content": "The answer is "}]
     assert encoded(tokenizer, prompt) == encoded(tokenizer, prompt[:1]) + "The answer is "
+    for blank in ("", " ", "\n\n"):
+        empty = {"role": "assistant", "content": blank}
+        assert encoded(tokenizer, [prompt[0], empty]) == encoded(tokenizer, prompt[:1]), "an empty turn is begun as any"
+        assert encoded(tokenizer, [prompt[0], empty, empty]) == encoded(tokenizer, prompt[:1])
 
 
 def test_a_character_that_the_tokenizer_does_not_know_is_a_data_error(lively, tokenizer):

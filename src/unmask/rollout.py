@@ -142,7 +142,10 @@ def encode_all(tokenizer: PreTrainedTokenizerBase, prompts: Sequence[Prompt]) ->
 
 def _chat_ids(tokenizer: PreTrainedTokenizerBase, messages: list[dict[str, str]]) -> Any:
     """Messages by the tokenizer's template, and the start of the assistant's turn, which may have begun in the last message."""
-    if messages[-1]["role"] != "assistant":
+    while messages and messages[-1]["role"] == "assistant" and not messages[-1]["content"].strip():
+        # Templates that trim would cut the start of the turn as well.
+        messages = messages[:-1]
+    if not messages or messages[-1]["role"] != "assistant":
         return tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=False)
     text = str(tokenizer.apply_chat_template(messages, tokenize=False, continue_final_message=True))
     begun = messages[-1]["content"]
