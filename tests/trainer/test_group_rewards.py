@@ -13,6 +13,7 @@ from tests.test_golden import OWN_SETTINGS
 from unmask.errors import ConfigError
 from unmask.methods import METHODS
 from unmask.models import Denoiser, char_tokenizer
+from unmask.reward import RewardFunc, per_completion
 from unmask.rollout import decode
 from unmask.score import scorer_of
 from unmask.tasks import Sudoku
@@ -30,13 +31,21 @@ def longest(completions: list[str], **_: Any) -> list[float]:
     return [float(len(text) == max(map(len, group))) for group in groups for text in group]
 
 
-def rewards_under(method: str, denoiser: Denoiser, folder: Path) -> tuple[list[str], list[float]]:
+@per_completion
+def length(completions: list[str], **_: Any) -> list[float]:
+    """What each completion earns by itself."""
+    return [float(len(text)) for text in completions]
+
+
+def rewards_under(
+    method: str, denoiser: Denoiser, folder: Path, reward: RewardFunc = longest
+) -> tuple[list[str], list[float]]:
     """The texts of one step and what they earn."""
     tokenizer = char_tokenizer(Sudoku().alphabet)
     own = [setting for setting in OWN_SETTINGS.get(method, ()) if not setting.startswith("sampler.num_steps")]
     recipe = train_recipe(folder, folder, f"method={{type: {method}}}", *own, *SETTINGS)
     rows = Sudoku().rows("train", 4)
-    rollout = collect(denoiser, tokenizer, scorer_of(recipe, [longest]), recipe, rows, 0, slice(None), Tally())
+    rollout = collect(denoiser, tokenizer, scorer_of(recipe, [reward]), recipe, rows, 0, slice(None), Tally())
     return decode(tokenizer, rollout.trajectory.tokens), rollout.reward.tolist()
 
 
@@ -52,6 +61,10 @@ def test_a_group_has_its_winner_under_every_method_that_takes_the_reward(
     if scores_unfinished(method):
         with pytest.raises(ConfigError, match=f'"longest" does not say .* {method} also scores unfinished completions'):
             rewards_under(method, lively, tmp_path)
+        # The remedy that the message names: a reward that judges each by itself is the same for finished completions.
+        texts, rewards = rewards_under(method, lively, tmp_path, length)
+        assert rewards == length(texts)
+        assert len(set(rewards)) > 1
         return
     texts, rewards = rewards_under(method, lively, tmp_path)
     assert rewards == longest(texts)
