@@ -278,7 +278,7 @@ def test_errors_and_wrong_values_are_told_as_they_are_here(scorer: Any) -> None:
 
 
 def test_a_function_that_is_not_there_is_told_before_anything_runs(path: str) -> None:
-    with pytest.raises(ConfigError, match="has no attribute 'missing'"):
+    with pytest.raises(ConfigError, match="unknown name .missing"):
         make_scorer([f"{path}:missing"], {})
 
 

@@ -220,7 +220,7 @@ def test_threads_may_share_a_pool(workers: Workers) -> None:
 
 
 def test_a_function_that_is_not_there_is_an_error_for_the_user(path: str) -> None:
-    with pytest.raises(RewardError, match="could not be started: .* has no attribute 'missing'"):
+    with pytest.raises(RewardError, match="could not be started: .* unknown name .missing"):
         Workers(f"{path}:missing").map([{}])
 
 

@@ -84,7 +84,7 @@ def short(completions, **columns):
             "longest",
             'guesses on sudoku: reward function "longest" does not say that it judges each completion by itself',
         ),
-        ("missing", "entropy on sudoku: reward function .* has no attribute 'missing'"),
+        ("missing", "entropy on sudoku: reward function .*missing"),
     ],
 )
 def test_a_reward_that_a_method_cannot_use_is_refused_before_anything_runs(

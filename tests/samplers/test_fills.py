@@ -151,7 +151,7 @@ def test_the_running_selection_holds_what_the_selection_takes_in_the_end(rule, d
     # 0 commits nothing, 1 EOS only, 2 text.
     kind = table(st.sampled_from([0, 1, 2]), "kind")
     noise = table(st.sampled_from([0.1, 0.3, 0.7]), "noise").double()
-    keeper = FillKeeper(rule, num_selected, (rows, 4), steps, torch.device("cpu"), num_fills=2)
+    keeper = FillKeeper(rule, num_selected, (rows, 4), steps, torch.device("cpu"), num_completions=2)
     for k in range(steps):
         index = (kind[:, k] > 0).nonzero().squeeze(-1)
         fill = (100 * index + k)[:, None, None].expand(-1, 2, 4)
