@@ -1,6 +1,6 @@
 """No completion makes a reward raise, hang or leave its bounds: hypothesis looks for one that does.
 
-    python -m benchmark.fuzz_rewards                 # 340,000 completions, a few minutes on two cores
+    python -m benchmark.fuzz_rewards                 # 460,000 completions, a few minutes on two cores
     python -m benchmark.fuzz_rewards --cases 500     # of each reward
 
 Results go to benchmark/results/fuzz_rewards.md.
