@@ -11,6 +11,8 @@ from rich.console import Console
 
 from unmask import console
 from unmask.console import ProgressView, accuracies, progress, results_table, table
+from unmask.console_tools import task_page
+from unmask.errors import ConfigError
 from unmask.evaluate import Evaluation
 from unmask.methods import METHODS
 from unmask.models.families import FAMILIES
@@ -161,3 +163,12 @@ def test_results_fit_into_80_columns(capsys: pytest.CaptureFixture[str], monkeyp
         "0.852 (0.818 to 0.880)",
         "0.953 ± 0.005",
     ]
+
+
+def test_a_wrong_option_of_a_task_is_told_without_the_page(capsys: pytest.CaptureFixture[str]) -> None:
+    for option in ("max_blank=3", "5"):
+        with pytest.raises(ConfigError):
+            task_page("sudoku", [option])
+        assert capsys.readouterr().out == ""
+    task_page("sudoku", ["max_blanks=8"])
+    assert "min_blanks" in capsys.readouterr().out

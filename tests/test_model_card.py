@@ -99,6 +99,8 @@ def test_base_data_and_results_with_their_intervals_are_told() -> None:
         "| rows | sampling | solved before (95 %) | solved after (95 %) | mean reward |\n|---|---|---|---|---|\n"
         "| test | greedy | 0.250 (0.125 to 0.500) | 0.750 (0.500 to 0.875) | 0.800 |\n\n"
     ) in card
+    part = training_card(recipe, LINES, DATA | {"used": {"train": {"num_rows": 48, "sha256": "0"}}}, [], model())
+    assert "| train rows | openai/gsm8k:main at abc, 60 rows, of which 48 were used, sha256 `f00d` |" in part
     assert "| rewards | `mine` |" in card
     assert "| token passes | 600 |" in card
     assert "# mine\n" in card
@@ -158,7 +160,9 @@ def test_the_data_of_a_run_on_files_is_hashed_on_its_card(tiny_model: Path, tmp_
     assert unmask_train(tiny_model, tmp_path / "run", f"task={{type: dataset, path: {path}}}") == 0
     data = json.loads((tmp_path / "run" / "data.json").read_text())
     card = (tmp_path / "run" / "final" / "README.md").read_text()
-    assert f"25 rows, sha256 `{data['train']['sha256']}`" in card
+    used = data["used"]["train"]["num_rows"]
+    assert 0 < used < 25
+    assert f"25 rows, of which {used} were used, sha256 `{data['train']['sha256']}`" in card
     # Its commands hold as they stand there.
     for command in re.findall(r"^unmask (.+)$", card, flags=re.MULTILINE):
         words = [word.replace("FOLDER", str(tmp_path / "run" / "final")) for word in command.split()]

@@ -66,6 +66,12 @@ def task_page(name: str, options: Sequence[str] = ()) -> None:
     """
     kind = str(task_settings(name)["type"])
     cls = find_class(Task, kind)  # type: ignore[type-abstract]
+    missing = [key for key, field in cls.model_fields.items() if field.is_required()]
+    if "name" in missing and kind != name:
+        missing.remove("name")
+    missing = [key for key in missing if not any(option.partition("=")[0] == key for option in options)]
+    # An option that does not exist is told before a page of those that do.
+    example = None if missing else make_task(name, options)
     print(f"{name}: {' '.join((cls.__doc__ or '').split())}\n")
     table(
         ["option", "default", "what it is"],
@@ -79,17 +85,13 @@ def task_page(name: str, options: Sequence[str] = ()) -> None:
             if key != "type"
         ],
     )
-    missing = [key for key, field in cls.model_fields.items() if field.is_required()]
-    if "name" in missing and kind != name:
-        missing.remove("name")
-    missing = [key for key in missing if not any(option.partition("=")[0] == key for option in options)]
     print()
-    if missing:
+    if example is None:
         print(f"For an example row, set {' and '.join(missing)}: unmask tasks {kind} {missing[0]}=VALUE")
     elif issubclass(cls, SourcedTask) and not options:
         print(f"Its rows are read when it is used. For an example row, name a file: {_with_file(kind, cls)}")
     else:
-        _print_example(make_task(name, options))
+        _print_example(example)
 
 
 def _with_file(kind: str, cls: type[Task]) -> str:

@@ -195,8 +195,10 @@ def _facts(
     for name, source in data.items():
         if isinstance(source, Mapping) and "sha256" in source:
             revision = f" at {source['revision']}" if source.get("revision") else ""
+            total, used = source.get("num_rows"), data.get("used", {}).get(name, {}).get("num_rows")
+            taken = "" if used in (None, total) else f" of which {used} were used,"
             facts[f"{name} rows"] = (
-                f"{source.get('source')}{revision}, {source.get('num_rows')} rows, sha256 `{source['sha256']}`"
+                f"{source.get('source')}{revision}, {total} rows,{taken} sha256 `{source['sha256']}`"
             )
     if left_out := data.get("left_out"):
         facts["rows left out"] = f"{left_out['num_rows']} that could not be used"

@@ -47,9 +47,8 @@ class Sudoku(Task):
 
     Bare prompt: the 16 cells row by row, 0 for a blank, then "="; completion: the 16 digits of the solution.
 
-    An answer is read as the digits of its grid, in order; see `cells_of`. The release pads them with zeros or cuts them to 16.
-    Here the cells that are there are scored by position, which comes to the same: missing cells are wrong and digits beyond the
-    16th earn nothing. But an answer of more or fewer than 16 digits is never `solved`.
+    Reward: the share of blank cells that are right. The digits of an answer are compared position by position, so a missing cell
+    is wrong and a digit beyond the 16th earns nothing. An answer with another number of digits than 16 is not solved.
     """
 
     type: Literal["sudoku"] = "sudoku"
