@@ -6,6 +6,7 @@ import errno
 import importlib.util
 import json
 import logging
+import os
 import re
 import shutil
 import signal
@@ -571,6 +572,28 @@ def test_eval_takes_rows_and_a_reward_of_ones_own(
     for item in items:
         assert item["reward"] == pytest.approx(item["completion"].count("1") + 0.1 * len(item["completion"]))
     assert (len(items), result["num_solved"]) == (5, 0)
+
+
+def test_eval_runs_rewards_where_and_as_long_as_it_is_set(
+    tiny_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "mine.py").write_text(
+        "import os, time\n"
+        "def place(completions, **columns):\n"
+        "    return [float(os.getpid())] * len(completions)\n"
+        "def slow(completions, **columns):\n"
+        "    time.sleep(60)\n"
+        "slow.per_completion = True\n"
+    )
+    options = ["--task", "sudoku", "--rows", 2, "--steps", 4, "--output", tmp_path / "eval.json", "reward_workers=0"]
+    assert unmask("eval", tiny_model, *options, "--reward", f"{tmp_path}/mine.py:place") == 0
+    (result,) = json.loads((tmp_path / "eval.json").read_text())["results"]
+    assert result["reward"] == os.getpid()
+    options[-1] = "reward_item_timeout=0.1"
+    assert unmask("eval", tiny_model, *options, "--reward", f"{tmp_path}/mine.py:slow") == 2
+    assert "did not return within 0.2 s for 2 completions. Make it faster, or raise reward_item_timeout." in message(
+        capsys
+    )
 
 
 def test_a_place_or_an_earlier_evaluation_that_will_not_do_is_told_before_anything_is_evaluated(

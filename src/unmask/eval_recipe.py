@@ -46,6 +46,11 @@ class EvalRecipe(Config):
     """One for each reward function; default 1."""
     reward_timeout: float = Field(60.0, gt=0)
     """Seconds for the rewards of 64 completions."""
+    reward_workers: int = Field(1, ge=0)
+    """Processes for each function of `reward_funcs`; 0: in the process that evaluates, where a function that hangs ends the
+    evaluation."""
+    reward_item_timeout: float = Field(5.0, gt=0)
+    """Seconds for each completion in a worker process, where a function judges each by itself."""
 
 
 def load_evaluation(

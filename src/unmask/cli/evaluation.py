@@ -103,7 +103,14 @@ def _evaluate(
         check_samples(sampler, recipe.samples)
     if output is not None:
         check_place(output, against)
-    scorer = make_scorer(recipe.reward_funcs, task.rewards(), recipe.reward_weights, timeout=recipe.reward_timeout)
+    scorer = make_scorer(
+        recipe.reward_funcs,
+        task.rewards(),
+        recipe.reward_weights,
+        timeout=recipe.reward_timeout,
+        workers=recipe.reward_workers,
+        item_timeout=recipe.reward_item_timeout,
+    )
     candidates = task.candidates(rows.split, rows.num_rows, recipe.seed)  # type: ignore[arg-type]
     if not candidates.rows:
         raise DataError(f"the task has no rows in the {rows.split} split.")
