@@ -50,10 +50,11 @@ class Player:
     def rollout(self, prompts, sampler, seeds, **options):
         path = next(self.tape)
         assert len(path) == len(prompts)
+        self.versions.append(self.version)
         return path
 
     def update_weights(self, model, version):
-        self.versions.append(version)
+        self.version = version
 
     def session(self):
         return nullcontext()

@@ -294,8 +294,8 @@ class Trainer:
         setting, recipe = self.recipe.evaluation, self.recipe
         started = time.perf_counter()
         metrics: dict[str, Any] = {}
+        self.evaluation_engine.update_weights(self.denoiser, step)
         for temperature in setting.temperatures:
-            self.evaluation_engine.update_weights(self.denoiser, step)
             result = evaluate(
                 self.evaluation_engine,
                 recipe.task,
