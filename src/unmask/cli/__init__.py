@@ -74,7 +74,7 @@ def main() -> None:
         # Warnings go to the terminal by this handler, and quote texts from outside as errors do.
         logging.lastResort.setFormatter(_Visible())
     try:
-        app()
+        app(prog_name="unmask")
     except UnmaskError as error:
         # What all processes of a run have agreed on is said by one of them.
         if not error.is_agreed or os.environ.get("RANK", "0") == "0":
