@@ -16,10 +16,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from unmask.config import SamplerConfig
+from unmask.core.config import SamplerConfig
+from unmask.core.records import Trajectory
 from unmask.models import Denoiser
-from unmask.records import Trajectory
-from unmask.samplers import denoise
+from unmask.sampling import denoise
 
 MASK, EOS, PAD, VOCABULARY = 511, -1, 509, 512
 """EOS is no token, so that all rows stay to the end."""

@@ -26,7 +26,7 @@ from typing import Any
 RESULTS = Path(__file__).parent / "results" / "estimate.jsonl"
 
 REWARD = '''
-from unmask.reward import per_completion
+from unmask.rewards import per_completion
 
 @per_completion
 def variety(prompts, completions, **columns):
@@ -79,7 +79,7 @@ def prepare(name: str, folder: Path) -> Any:
     import transformers
 
     from unmask.models import Denoiser, char_tokenizer, save_model
-    from unmask.recipe import TrainRecipe, validate
+    from unmask.recipes.schema import TrainRecipe, validate
 
     setting = SETTINGS[name]
     values = dict(setting["model"])
@@ -108,7 +108,7 @@ def prepare(name: str, folder: Path) -> Any:
 
 def estimated(name: str, folder: Path) -> dict[str, float]:
     """Bytes and CPU seconds of a step as `unmask estimate` has them."""
-    from unmask.estimate import estimate, measured_rates
+    from unmask.cli.estimate import estimate, measured_rates
 
     recipe = prepare(name, folder)
     rates = measured_rates(recipe, clock=time.process_time, repeats=3)

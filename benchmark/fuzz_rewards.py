@@ -22,16 +22,16 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
 from unmask import rewards
-from unmask.deadline import within
-from unmask.reward import RewardFunc
+from unmask.core.timeouts import within
+from unmask.rewards.grading.answers import tagged_answer
+from unmask.rewards.grading.extract import code_in
+from unmask.rewards.grading.syntax import parse
+from unmask.rewards.protocol import RewardFunc
 from unmask.tasks import Arithmetic, Countdown, Sudoku
-from unmask.tasks.answers import tagged_answer
-from unmask.tasks.extract import code_in
 from unmask.tasks.gsm8k import GSM8K
 from unmask.tasks.hendrycks_math import Math
 from unmask.tasks.program import function_of_x
 from unmask.tasks.reasoning_gym import available
-from unmask.tasks.syntax import parse
 
 RESULTS = Path(__file__).parent / "results" / "fuzz_rewards.md"
 BATCH = 20

@@ -17,11 +17,11 @@ from benchmark import answer_variants, latex_variants
 from benchmark.wrong_answers import GSM8K as WRONG_GSM8K
 from benchmark.wrong_answers import MATH as WRONG_MATH
 from benchmark.wrong_answers import Wrong
-from unmask.records import Row
+from unmask.core.records import Row
+from unmask.rewards.grading.numerals import read_number
 from unmask.tasks.gsm8k import GSM8K
 from unmask.tasks.hendrycks_math import Math
 from unmask.tasks.maths import MathsTask
-from unmask.tasks.numerals import read_number
 from unmask.tasks.readers import READERS
 
 RESULTS = Path(__file__).parent / "results" / "grading.md"

@@ -18,8 +18,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from benchmark.hostile_programs import ATTACKS, SECRET, Attack
-from unmask.sandbox import Job, Sandbox, SandboxConfig, make_sandbox
-from unmask.sandbox.bubblewrap import DEVICES
+from unmask.rewards.sandbox import Job, Sandbox, SandboxConfig, make_sandbox
+from unmask.rewards.sandbox.bubblewrap import DEVICES
 
 RESULTS = Path(__file__).parent / "results" / "hostile.md"
 TOO_LONG = 30.0

@@ -17,9 +17,9 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from unmask.sandbox import SandboxConfig, make_sandbox
+from unmask.rewards.grading.syntax import parse
+from unmask.rewards.sandbox import SandboxConfig, make_sandbox
 from unmask.tasks import MBPP, HumanEval
-from unmask.tasks.syntax import parse
 
 DEFAULT_FILES = ["../shared/data/humaneval_test.jsonl", "../shared/data/mbpp_test.parquet"]
 RESULTS = Path(__file__).parent / "results" / "humaneval.md"

@@ -150,7 +150,7 @@ def die_while_saving(point: Point) -> None:
 
 def fill_before_saving(point: Point) -> None:
     """Fill the disk, but for some bytes, just before the checkpoint after the point's step is written."""
-    from unmask.trainer.state import RunState
+    from unmask.trainer.distributed.state import RunState
 
     write = RunState.write
 

@@ -15,11 +15,11 @@ from collections.abc import Callable, Sequence
 
 import torch
 
-from unmask.config import LoraConfig, SamplerConfig
+from unmask.core.config import LoraConfig, SamplerConfig
+from unmask.core.records import Trajectory, Views
 from unmask.models import Denoiser, TinyConfig, char_tokenizer, tiny_denoiser
 from unmask.models.adapters import Adapters
-from unmask.records import Trajectory, Views
-from unmask.samplers import Scoring, score_views
+from unmask.sampling import LogprobSettings, view_logprobs
 from unmask.trainer.peak import peak_bytes
 from unmask.trainer.policy import trainable
 
@@ -63,11 +63,11 @@ def measure(options: argparse.Namespace, change: Callable[[Denoiser], object], p
     denoiser = build(options)
     change(denoiser)
     path, views = views_of(denoiser, options)
-    scoring = Scoring.of(path, "sampling")
+    scoring = LogprobSettings.of(path, "sampling")
     trained = trainable(denoiser)
 
     def update() -> None:
-        score_views(denoiser, path, views, scoring, positions_at_once=parts).logprob.sum().backward()
+        view_logprobs(denoiser, path, views, scoring, positions_at_once=parts).logprob.sum().backward()
         denoiser.zero_grad(set_to_none=True)
 
     update()

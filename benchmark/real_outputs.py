@@ -17,7 +17,7 @@ from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
-from unmask.records import Row
+from unmask.core.records import Row
 from unmask.tasks import Arithmetic, Countdown, ProgramFromExamples, Sudoku
 from unmask.tasks.base import Task
 from unmask.tasks.gsm8k import GSM8K

@@ -26,8 +26,8 @@ from typing import Any
 import torch
 import yaml
 
-from unmask.config import SamplerConfig
-from unmask.records import Rollout, Trajectory
+from unmask.core.config import SamplerConfig
+from unmask.core.records import Rollout, Trajectory
 from unmask.runs.saved_rollouts import Guesses, SavedRollout, TrainedViews
 
 RESULTS = Path(__file__).parent / "results" / "report.md"

@@ -54,8 +54,8 @@ def cells(num_seeds: int) -> list[Cell]:
 
 def base_model(task: str, seed: int) -> Path:
     """The base of one task and seed, pretrained once."""
-    from unmask.pretrain import pretrain
-    from unmask.recipe import PretrainRecipe, load
+    from unmask.recipes.schema import PretrainRecipe, load
+    from unmask.trainer.pretrain import pretrain
 
     folder = WORK / f"{task}-base-{seed}"
     if not (folder / "final").exists():
@@ -65,7 +65,7 @@ def base_model(task: str, seed: int) -> Path:
 
 def run_cell(cell: Cell) -> dict[str, Any]:
     """Train one cell and evaluate it at the end."""
-    from unmask.recipe import load_recipe
+    from unmask.recipes.schema import load_recipe
     from unmask.runs.metrics import read_metrics
     from unmask.trainer import Trainer
 
@@ -100,10 +100,10 @@ def run_cell(cell: Cell) -> dict[str, Any]:
 
 def base_accuracy(task: str, seed: int) -> dict[str, Any]:
     """What the base of one task and seed reaches before any RL."""
-    from unmask.evaluate import evaluate
+    from unmask.evaluation.evaluate import evaluate
     from unmask.models import load_model
-    from unmask.recipe import load_recipe
-    from unmask.score import Scorer
+    from unmask.recipes.schema import load_recipe
+    from unmask.rewards.scorer import Scorer
 
     model = base_model(task, seed)
     recipe = load_recipe(f"{task}-tiny", [f"model={model}", f"seed={seed}"])

@@ -21,12 +21,12 @@ import torch
 from torch import Tensor
 
 from benchmark import published
-from unmask.config import SamplerConfig
+from unmask.core.config import SamplerConfig
+from unmask.core.records import LossInputs, Rollout
 from unmask.functional.noise import named_generator
 from unmask.methods.egspo import EGSPOSA
 from unmask.models import Denoiser, TinyConfig, char_tokenizer, tiny_denoiser
-from unmask.records import LossInputs, Rollout
-from unmask.samplers import Scoring, denoise, score_views
+from unmask.sampling import LogprobSettings, denoise, view_logprobs
 
 SIZES = {
     "tiny": {},
@@ -89,7 +89,7 @@ class Setting:
         values = torch.rand(options.batch, options.selected, generator=generator)
         self.scored = Rollout(path, options.group, reward, values)
         self.views = self.method.plan(self.scored, generator)
-        self.scoring = Scoring.of(path, "sampling")
+        self.scoring = LogprobSettings.of(path, "sampling")
         self.old = self.scores()
 
     def rollout(self) -> Any:
@@ -106,7 +106,7 @@ class Setting:
     @torch.no_grad()
     def scores(self) -> Tensor:
         """The old or reference pass over the selected steps."""
-        return score_views(self.denoiser, self.scored.trajectory, self.views, self.scoring).logprob
+        return view_logprobs(self.denoiser, self.scored.trajectory, self.views, self.scoring).logprob
 
     def view_ids(self) -> Tensor:
         """As many rows as there are views."""
@@ -129,7 +129,7 @@ class Setting:
     def update(self) -> None:
         """One optimizer update on the views."""
         advantage = self.method.advantage(self.scored)[self.views.row, self.views.slot]
-        new = score_views(self.denoiser, self.scored.trajectory, self.views, self.scoring).logprob
+        new = view_logprobs(self.denoiser, self.scored.trajectory, self.views, self.scoring).logprob
         inputs = LossInputs(
             new=new,
             old=self.old,
@@ -174,7 +174,7 @@ class Setting:
         """The published way's loss: one completion and step at a time, all graphs kept until the end."""
         losses = [
             -published.step_logprob(self.denoiser, path, int(step))
-            for path, steps in zip(paths, self.scored.trajectory.greedy_step, strict=True)
+            for path, steps in zip(paths, self.scored.trajectory.selected_step, strict=True)
             for step in steps
         ]
         return torch.stack(losses).mean()
@@ -203,7 +203,7 @@ def record_bytes(setting: Setting) -> tuple[float, float]:
     sizes = {name: t.numel() * t.element_size() for name, t in path.tensors().items()}
     tokens = options.batch * options.length
     own = sum(sizes[name] for name in ("tokens", "unmask_step", "logprob", "entropy")) / tokens
-    return own, sizes["greedy_tokens"] / tokens
+    return own, sizes["one_step_tokens"] / tokens
 
 
 def saved_bytes(work: Callable[[], Any]) -> float:
@@ -226,7 +226,7 @@ def update_peak(setting: Setting, chunk: int, views: int) -> float:
 
     def one(start: int) -> None:
         part = setting.views.take(index[start : start + chunk])
-        score_views(setting.denoiser, setting.scored.trajectory, part, setting.scoring).logprob.sum().backward()
+        view_logprobs(setting.denoiser, setting.scored.trajectory, part, setting.scoring).logprob.sum().backward()
 
     return max(saved_bytes(lambda start=start: one(start)) for start in range(0, views, chunk))  # type: ignore[misc]
 

@@ -13,11 +13,11 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from unmask.core.records import LossInputs, LossOutput, Needs, Rollout, Views
 from unmask.functional.advantage import group_advantage
 from unmask.functional.selection import candidate_steps, selected_path_steps
 from unmask.methods import Method
 from unmask.methods.views import step_views
-from unmask.records import LossInputs, LossOutput, Needs, Rollout, Views
 
 
 class RandomStep(Method):

@@ -15,7 +15,7 @@ import argparse
 from typing import Any
 
 from unmask import Trainer, load_recipe
-from unmask.reward import per_completion
+from unmask.rewards import per_completion
 
 
 @per_completion

@@ -15,15 +15,15 @@ import argparse
 
 import torch
 
-from unmask.config import SamplerConfig
-from unmask.engine import LocalEngine
+from unmask.core.config import SamplerConfig
+from unmask.core.records import Needs, Views
 from unmask.functional.advantage import stepwise_advantage
 from unmask.functional.noise import named_generator
 from unmask.functional.surrogate import clipped_surrogate
 from unmask.models import load_model
-from unmask.records import Needs, Views
-from unmask.rollout import decode, row_seeds
-from unmask.samplers import Scoring, score_views
+from unmask.sampling import LogprobSettings, view_logprobs
+from unmask.sampling.engine import LocalEngine
+from unmask.sampling.generation import decode, row_seeds
 from unmask.tasks import Sudoku
 
 NUM_PROMPTS, GROUP_SIZE, NUM_SELECTED, NUM_ITERATIONS = 16, 4, 1, 2
@@ -50,8 +50,8 @@ def train(model_folder: str, num_steps: int, seed: int = 0) -> float:
         seeds = row_seeds(len(batch), generator)
         # (2) The sampler keeps x̂_k of the steps that the selection takes: their logits were there anyway.
         path = engine.rollout([row["prompt"] for row in batch], sampler, seeds, needs=needs)
-        assert path.greedy_step is not None
-        assert path.greedy_tokens is not None
+        assert path.selected_step is not None
+        assert path.one_step_tokens is not None
 
         # (3) Rewards of the finished completions, [B], and of the one-step completions, [B, K].
         columns = {key: [row[key] for row in batch] for key in batch[0] if key != "prompt"}
@@ -59,19 +59,19 @@ def train(model_folder: str, num_steps: int, seed: int = 0) -> float:
         r = torch.tensor(reward([row["prompt"] for row in batch], texts, **columns))
         values = [
             torch.tensor(reward([row["prompt"] for row in batch], decode(tokenizer, fill), **columns))
-            for fill in path.greedy_tokens.unbind(1)
+            for fill in path.one_step_tokens.unbind(1)
         ]
         solved = sum(task.solved(text, row) for text, row in zip(texts, batch, strict=True)) / len(batch)
 
         # (4) Stepwise advantages, centred within the group, slot by slot.
-        is_valid = path.greedy_step >= 0
+        is_valid = path.selected_step >= 0
         advantage = stepwise_advantage(
             r, torch.stack(values, dim=1), is_valid, GROUP_SIZE, STEPWISE_WEIGHT, "group_mean"
         )
 
         # (5) Each selected step is a view: the state before it, with the tokens it committed as targets.
         row, slot = is_valid.nonzero(as_tuple=True)
-        k = path.greedy_step[row, slot].unsqueeze(-1)
+        k = path.selected_step[row, slot].unsqueeze(-1)
         views = Views(
             row=row,
             hidden=path.unmask_step[row] >= k,
@@ -79,14 +79,14 @@ def train(model_folder: str, num_steps: int, seed: int = 0) -> float:
             weight=torch.ones(len(row)),
             slot=slot,
         )
-        scoring = Scoring.of(path, "sampling")
+        scoring = LogprobSettings.of(path, "sampling")
         with torch.no_grad():
-            old = score_views(denoiser, path, views, scoring).logprob.sum(-1)
+            old = view_logprobs(denoiser, path, views, scoring).logprob.sum(-1)
         factor = min(1.0, (step + 1) / 10) * (1 - 0.9 * step / max(1, num_steps - 1))
         for group in optimizer.param_groups:
             group["lr"] = LEARNING_RATE * factor
         for _ in range(NUM_ITERATIONS):
-            new = score_views(denoiser, path, views, scoring).logprob.sum(-1)
+            new = view_logprobs(denoiser, path, views, scoring).logprob.sum(-1)
             surrogate, _ = clipped_surrogate(new - old, advantage[row, slot], epsilon=0.2, epsilon_high=0.5)
             # A mean over completions and slots, per token of a step.
             loss = surrogate.sum() / (len(batch) * NUM_SELECTED) * sampler.steps / sampler.max_completion_length

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from benchmark import lift, memory, report, speed
-from unmask.recipe import PretrainRecipe, load, load_recipe
+from unmask.recipes.schema import PretrainRecipe, load, load_recipe
 
 
 def test_the_speed_table_has_every_row(capsys: pytest.CaptureFixture[str]) -> None:
@@ -62,7 +62,7 @@ def test_the_reports_of_made_up_runs_are_built_and_opened(tmp_path: Path) -> Non
 def test_the_pictures_of_the_report_are_made(tiny_model: Path, tmp_path: Path) -> None:
     pytest.importorskip("playwright")
     from benchmark import screenshots
-    from tests.report.small import real_run
+    from tests.helpers.reports import real_run
 
     folder = real_run(tiny_model, tmp_path / "run", "max_steps=2")
     screenshots.main([str(folder), f"--output={tmp_path}", "--schemes", "dark"])

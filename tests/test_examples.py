@@ -14,9 +14,9 @@ import torch
 from examples import minimal
 from examples.custom_method import RandomStep
 from examples.custom_reward import row_variety
-from tests.small_runs import metrics, unmask, weights
-from unmask.config import SamplerConfig
-from unmask.records import LossInputs, Rollout, Trajectory
+from tests.helpers.runs import metrics, unmask, weights
+from unmask.core.config import SamplerConfig
+from unmask.core.records import LossInputs, Rollout, Trajectory
 from unmask.tasks import Sudoku
 
 EXAMPLES = Path(minimal.__file__).parent

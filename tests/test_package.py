@@ -33,7 +33,7 @@ def test_importing_the_package_loads_nothing_heavy() -> None:
 
 
 def test_the_check_for_heavy_packages_can_fail() -> None:
-    assert "torch" in loaded_by("import unmask.records")
+    assert "torch" in loaded_by("import unmask.core.records")
 
 
 def test_importing_the_tasks_loads_no_torch() -> None:
@@ -47,7 +47,7 @@ def test_the_version_is_that_of_the_installed_distribution() -> None:
 
 @pytest.mark.parametrize(
     ("name", "home"),
-    [("Denoiser", "unmask.models"), ("Trainer", "unmask.training"), ("load_recipe", "unmask.recipe")],
+    [("Denoiser", "unmask.models"), ("Trainer", "unmask.cli.shell"), ("load_recipe", "unmask.recipes.schema")],
 )
 def test_a_public_name_is_the_object_of_the_module_that_defines_it(name: str, home: str) -> None:
     assert name in dir(unmask)

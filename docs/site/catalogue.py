@@ -15,22 +15,29 @@ import typer
 from pydantic import BaseModel
 from pydantic_core import PydanticUndefined
 
-from unmask import recipe
 from unmask.cli import app
 from unmask.methods import METHODS
 from unmask.models import families
+from unmask.recipes import schema as recipe
 from unmask.tasks import TASKS, Task
 from unmask.tasks.sourced import SourcedTask
 
 API = {
-    "Runs": ["trainer.loop", "pretrain", "evaluate", "score", "rollout", "runs.*", "compare"],
-    "Recipes": ["recipe", "config"],
-    "Records": ["records"],
+    "Runs": ["trainer.loop", "trainer.pretrain", "trainer.comparison", "evaluation.evaluate", "runs.*"],
+    "Recipes": ["recipes.schema", "core.config"],
+    "Records": ["core.records"],
     "Methods": ["methods.base", "methods.views"],
-    "Tasks and rewards": ["tasks.base", "tasks.sourced", "rewards", "rewards.maths", "rewards.format", "reward"],
+    "Tasks": ["tasks.base", "tasks.sourced"],
+    "Rewards": ["rewards", "rewards.maths", "rewards.format", "rewards.protocol", "rewards.scorer"],
     "Models": ["models.denoiser", "models.loading", "models.families", "models.tiny"],
-    "Samplers": ["samplers.denoise", "samplers.fills", "samplers.predict", "samplers.replay"],
-    "The sandbox": ["sandbox", "sandbox.base"],
+    "Sampling": [
+        "sampling.engine",
+        "sampling.generation",
+        "sampling.denoise",
+        "sampling.branches",
+        "sampling.logprobs",
+    ],
+    "The sandbox": ["rewards.sandbox", "rewards.sandbox.base"],
     "Mathematics": ["functional.*"],
     "Reports and plots": ["report.*"],
 }

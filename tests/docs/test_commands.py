@@ -18,21 +18,21 @@ import yaml
 from accelerate.commands.launch import launch_command_parser
 from torch.distributed.run import get_args_parser
 
-from tests.docs.shown import ROOT, Page, pages
-from tests.small_runs import unmask
+from tests.helpers.runs import unmask
+from tests.helpers.shown import ROOT, Page, pages
 from unmask.cli import app
-from unmask.errors import ConfigError
+from unmask.core.errors import ConfigError
 from unmask.models import TinyConfig, char_tokenizer, save_model, tiny_denoiser
-from unmask.recipe import PretrainRecipe, TrainRecipe, load, load_recipe
-from unmask.reward import load_reward
+from unmask.recipes.schema import PretrainRecipe, TrainRecipe, load, load_recipe
+from unmask.rewards.protocol import load_reward
 
 NOT_RUN = {
     r"unmask (train|eval|data check) .*\b(gsm8k|math|math500|kodcode|humaneval|mbpp)\b": "its rows are on the hub",
     r"unmask convert": "its checkpoint is on the hub; tests/models/test_whole_path.py converts mini ones, there and back",
     r"unmask train model=ORIGINAL": "it stands for a refusal",
-    r"unmask harness": "its tasks are on the hub; tests/test_harness.py runs it on tasks of its own",
-    r"unmask compare (paper-tiny|counterfactual-\w+) --jobs": "hours; its recipe is validated, tests/compare runs small ones",
-    r"unmask demo": "a minute; tests/test_cli.py runs it at tiny size",
+    r"unmask harness": "its tasks are on the hub; tests/evaluation/test_lm_eval.py runs it on tasks of its own",
+    r"unmask compare (paper-tiny|counterfactual-\w+) --jobs": "it takes hours; tests/trainer/comparison runs small ones",
+    r"unmask demo": "a minute; tests/cli/test_cli.py runs it at tiny size",
     r"accelerate launch\b|torchrun |srun ": "processes of their own; recipes and options are checked here",
     r"make |pip |git |\.venv/bin/": "it sets the repository up, or runs these tests; targets, extras and paths are looked up",
     r"python -m benchmark\.": "minutes to hours; its module and its options are looked up here",

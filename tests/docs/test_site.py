@@ -17,11 +17,10 @@ from mkdocs.commands.build import build
 from mkdocs.config import load_config
 from mkdocs.exceptions import Abort
 
+from tests.helpers.paths import ROOT
 from unmask.methods import METHODS
 from unmask.models.families import FAMILIES
 from unmask.tasks import TASKS
-
-ROOT = Path(__file__).parent.parent.parent
 
 
 class Page(HTMLParser):

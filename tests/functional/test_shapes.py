@@ -7,12 +7,12 @@ import torch
 from jaxtyping import Float, TypeCheckError, jaxtyped
 from torch import Tensor
 
-from unmask.config import SamplerConfig
+from unmask.core.config import SamplerConfig
+from unmask.core.records import LossInputs, Rollout, Trajectory, ViewLogprobs, Views
 from unmask.functional.advantage import stepwise_advantage
 from unmask.functional.elbo import elbo
 from unmask.functional.selection import step_sum
 from unmask.methods.views import masked_views
-from unmask.records import LossInputs, Rollout, Trajectory, Views, ViewScores
 
 
 def test_a_dimension_that_differs_between_arguments_is_noticed():
@@ -65,8 +65,8 @@ def trajectory(**changes):
         ("logprob", torch.zeros(2, 4)),
         ("unmask_step", torch.zeros(2, 5)),
         ("seed", torch.zeros(3, dtype=torch.long)),
-        ("greedy_step", torch.zeros(2, 1, dtype=torch.long)),
-        ("greedy_tokens", torch.zeros(2, 5, dtype=torch.int32)),
+        ("selected_step", torch.zeros(2, 1, dtype=torch.long)),
+        ("one_step_tokens", torch.zeros(2, 5, dtype=torch.int32)),
     ],
 )
 def test_a_trajectory_with_a_wrong_shape_or_dtype_is_noticed(name, value):
@@ -86,7 +86,7 @@ def test_views_and_scores_of_different_lengths_are_noticed():
     with pytest.raises(TypeCheckError, match="weight"):
         Views(which, masks, masks, torch.ones(3), which)
     with pytest.raises(TypeCheckError, match="choice"):
-        ViewScores(torch.zeros(2, 3, 5), choice=torch.zeros(2, 4))
+        ViewLogprobs(torch.zeros(2, 3, 5), choice=torch.zeros(2, 4))
 
 
 def test_loss_inputs_whose_readings_differ_in_number_are_noticed():

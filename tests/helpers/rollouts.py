@@ -6,10 +6,10 @@ from dataclasses import fields
 
 import torch
 
-from unmask.config import SamplerConfig
-from unmask.engine import BatchLimits, LocalEngine
+from unmask.core.config import SamplerConfig
+from unmask.core.records import Rollout, Trajectory
 from unmask.models import Policy
-from unmask.records import Rollout, Trajectory
+from unmask.sampling.engine import BatchLimits, LocalEngine
 from unmask.trainer.collect import Collector
 from unmask.trainer.metrics import Tally
 
@@ -37,8 +37,8 @@ def trajectory(num_rows=4, prompt_length=3, greedy=True, seed=0):
         ),
         mask_id=MASK,
         eos_id=EOS,
-        greedy_step=integers(-1, T, num_rows, 2).int() if greedy else None,
-        greedy_tokens=integers(2, 9, num_rows, 2, 5).int() if greedy else None,
+        selected_step=integers(-1, T, num_rows, 2).int() if greedy else None,
+        one_step_tokens=integers(2, 9, num_rows, 2, 5).int() if greedy else None,
     )
 
 

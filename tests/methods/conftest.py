@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tests.methods.toy import Toy
+from tests.helpers.toy import Toy
 
 
 @pytest.fixture

@@ -7,10 +7,10 @@ from dataclasses import replace
 import pytest
 import torch
 
-from tests.methods.toy import distance, expected_gradient, pinned
+from tests.helpers.toy import distance, expected_gradient, pinned
+from unmask.core.records import LossInputs, Needs, Rollout, Views
 from unmask.methods import METHODS
 from unmask.methods.agrpo import AGRPO
-from unmask.records import LossInputs, Needs, Rollout, Views
 
 EXACT = {"rtol": 0.0, "atol": 1e-10}
 

@@ -11,7 +11,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.methods.any_order import (
+from tests.helpers.any_order import (
     EXACT,
     against_the_mean,
     all_views,
@@ -22,12 +22,12 @@ from tests.methods.any_order import (
     weighted_elbo_gradient,
     with_given,
 )
-from tests.methods.toy import distance, expected_gradient
+from tests.helpers.toy import distance, expected_gradient
+from unmask.core.records import LossInputs, Needs
 from unmask.methods import METHODS
 from unmask.methods.bgpo import BGPO
 from unmask.methods.espo import ESPO
 from unmask.methods.views import scored_tokens
-from unmask.records import LossInputs, Needs
 
 FREE = {"trust_region": "none", "scale": "none"}
 

@@ -8,11 +8,11 @@ from dataclasses import replace
 import pytest
 import torch
 
-from tests.methods.toy import distance, expected_gradient
-from unmask.config import SamplerConfig
-from unmask.errors import ConfigError
+from tests.helpers.toy import distance, expected_gradient
+from unmask.core.config import SamplerConfig
+from unmask.core.errors import ConfigError
+from unmask.core.records import Branches, Rollout
 from unmask.methods.dispo import DiSPO
-from unmask.records import Fills, Rollout
 
 EXACT = {"rtol": 0.0, "atol": 1e-10}
 
@@ -21,7 +21,7 @@ def with_fills(small, step, group_size):
     """Groups of every path with every pair of fills of its state before `step`, each with its probability."""
     paths = small.paths()
     table = small.logprobs(small.temperature).detach().exp()
-    rows, fills, weight = [], [], []
+    rows, branches, weight = [], [], []
     of_path = small.probability(paths).detach()
     for b, path in enumerate(paths):
         state = [small.V if when >= step else token for token, when in zip(path.tokens, path.when, strict=True)]
@@ -35,18 +35,18 @@ def with_fills(small, step, group_size):
             every.append((tuple(fill), probability))
         for (one, p), (other, q) in itertools.product(every, repeat=2):
             rows.append(b)
-            fills.append([one, other])
+            branches.append([one, other])
             weight.append(float(of_path[b]) * p * q)
-    reward = torch.stack([torch.stack([small.reward_table[fill] for fill in row]) for row in fills]).unsqueeze(1)
+    reward = torch.stack([torch.stack([small.reward_table[fill] for fill in row]) for row in branches]).unsqueeze(1)
     path = replace(
         small.trajectory(paths).rows(torch.tensor(rows)),
-        greedy_step=torch.full((len(rows), 1), step, dtype=torch.int32),
-        fill_tokens=torch.tensor(fills, dtype=torch.int32).unsqueeze(1),
+        selected_step=torch.full((len(rows), 1), step, dtype=torch.int32),
+        branch_tokens=torch.tensor(branches, dtype=torch.int32).unsqueeze(1),
     )
-    single = Rollout(path, 1, small.reward(paths)[rows], fill_reward=reward)
+    single = Rollout(path, 1, small.reward(paths)[rows], branch_reward=reward)
     members = torch.cartesian_prod(*[torch.arange(len(rows))] * group_size).view(-1, group_size)
     index = members.flatten()
-    groups = Rollout(path.rows(index), group_size, single.reward[index], fill_reward=reward[index])
+    groups = Rollout(path.rows(index), group_size, single.reward[index], branch_reward=reward[index])
     return groups, torch.tensor(weight, dtype=torch.float64)[members].prod(-1)
 
 
@@ -120,7 +120,7 @@ def test_it_is_not_the_policy_gradient(toy):
 
 
 def test_what_it_asks_for():
-    assert DiSPO().needs().fills == Fills(4, "all")
+    assert DiSPO().needs().branches == Branches(4, "all")
     assert DiSPO(num_states=2).needs().selection == ("uniform", 2)
     assert DiSPO().needs().group
     assert not DiSPO(terminal_weight=0).needs().group

@@ -8,11 +8,11 @@ import pytest
 import torch
 from pydantic import ValidationError
 
-from unmask.config import SamplerConfig
-from unmask.errors import ConfigError
+from unmask.core.config import SamplerConfig
+from unmask.core.errors import ConfigError
+from unmask.core.records import LossInputs, Needs, Rollout, Trajectory
 from unmask.methods import METHODS
 from unmask.methods.egspo import EGSPO, EGSPOSA
-from unmask.records import LossInputs, Needs, Rollout, Trajectory
 
 MASK, EOS = 1, 2
 T = 4
@@ -166,7 +166,7 @@ def test_without_stepwise_weight_a_completion_has_one_advantage(rollout):
 
 
 def test_with_stepwise_weight_each_slot_has_its_own_and_an_empty_one_has_none(rollout):
-    path = replace(rollout.trajectory, greedy_step=torch.tensor([[1, 2, 3], [1, 0, -1]], dtype=torch.int32))
+    path = replace(rollout.trajectory, selected_step=torch.tensor([[1, 2, 3], [1, 0, -1]], dtype=torch.int32))
     scored = replace(rollout, trajectory=path, one_step_reward=torch.tensor([[0.0, 1.0, 0.5], [0.25, 0.0, 9.0]]))
     # R = r - V / 3: [1, 2/3, -] and [1/6, 1/4, -]. In the last slot one member has a value and nothing to compare it with.
     expected = [[5 / 12, 5 / 24, 0.375], [-5 / 12, -5 / 24, 0.0]]

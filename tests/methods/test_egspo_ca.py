@@ -8,11 +8,11 @@ from dataclasses import replace
 import pytest
 import torch
 
-from tests.methods.toy import distance, expected_gradient, pinned
-from unmask.config import SamplerConfig
-from unmask.errors import ConfigError
+from tests.helpers.toy import distance, expected_gradient, pinned
+from unmask.core.config import SamplerConfig
+from unmask.core.errors import ConfigError
+from unmask.core.records import Branches, LossInputs, Rollout
 from unmask.methods.egspo_ca import EGSPOCA
-from unmask.records import Fills, LossInputs, Rollout
 
 EXACT = {"rtol": 0.0, "atol": 1e-10}
 
@@ -43,22 +43,22 @@ def counterfactuals(small, step, *, scope="step", with_taken=False):
     """Every path with every pair of actions drawn at one of its steps, as rollouts of groups of one, and their probabilities."""
     paths = small.paths()
     of_path = small.probability(paths).detach()
-    rows, fills, weight = [], [], []
+    rows, branches, weight = [], [], []
     for b, path in enumerate(paths):
         positions, actions = actions_at(small, path, step, scope)
         taken = [fill_of(small, path, step, positions, [path.tokens[i] for i in positions])] if with_taken else []
         for (one, p), (other, q) in itertools.product(actions, repeat=2):
             drawn = [fill_of(small, path, step, positions, action) for action in (one, other)]
             rows.append(b)
-            fills.append([*taken, *drawn])
+            branches.append([*taken, *drawn])
             weight.append(float(of_path[b]) * p * q)
-    reward = torch.stack([torch.stack([small.reward_table[fill] for fill in row]) for row in fills])
+    reward = torch.stack([torch.stack([small.reward_table[fill] for fill in row]) for row in branches])
     path = replace(
         small.trajectory(paths).rows(torch.tensor(rows)),
-        greedy_step=torch.full((len(rows), 1), step, dtype=torch.int32),
-        fill_tokens=torch.tensor(fills, dtype=torch.int32).unsqueeze(1),
+        selected_step=torch.full((len(rows), 1), step, dtype=torch.int32),
+        branch_tokens=torch.tensor(branches, dtype=torch.int32).unsqueeze(1),
     )
-    rollout = Rollout(path, 1, small.reward(paths)[rows], fill_reward=reward.unsqueeze(1))
+    rollout = Rollout(path, 1, small.reward(paths)[rows], branch_reward=reward.unsqueeze(1))
     return rollout, torch.tensor(weight, dtype=torch.float64)
 
 
@@ -166,12 +166,14 @@ def test_the_combination_with_the_group_is_unbiased_whatever_gain_other_groups_s
         advantage = []
         for pair in pairs.tolist():
             rows = torch.tensor([*pair, *other])
-            batch = Rollout(single.trajectory.rows(rows), 2, single.reward[rows], fill_reward=single.fill_reward[rows])
+            batch = Rollout(
+                single.trajectory.rows(rows), 2, single.reward[rows], branch_reward=single.branch_reward[rows]
+            )
             advantage.append(method.advantage(batch)[:2])
         by_row = torch.cat(advantage)
         gains.append(float(by_row[..., 1:].abs().max()))
         rows = pairs.flatten()
-        groups = Rollout(single.trajectory.rows(rows), 2, single.reward[rows], fill_reward=single.fill_reward[rows])
+        groups = Rollout(single.trajectory.rows(rows), 2, single.reward[rows], branch_reward=single.branch_reward[rows])
         estimate = expected_gradient(small, method, groups, weight[pairs].prod(-1), advantage=by_row)
         torch.testing.assert_close(estimate, share_of_step(small, step), **EXACT)
     assert abs(gains[0] - gains[1]) > 0.05, "the two groups suggest different gains"
@@ -198,7 +200,7 @@ def test_actions_that_are_denoised_on_estimate_the_steps_share_of_the_policy_gra
     small = toy(num_tokens=2, length=2, num_steps=2, order="left_to_right")
     paths = small.paths()
     of_path, table = small.probability(paths).detach(), small.logprobs(small.temperature).detach().exp()
-    rows, fills, weight = [], [], []
+    rows, branches, weight = [], [], []
     for b, path in enumerate(paths):
         state = small.index(
             [small.V if when >= step else token for token, when in zip(path.tokens, path.when, strict=True)]
@@ -209,15 +211,15 @@ def test_actions_that_are_denoised_on_estimate_the_steps_share_of_the_policy_gra
                 continued(small, step, one, path), continued(small, step, other, path)
             ):
                 rows.append(b)
-                fills.append([first, second])
+                branches.append([first, second])
                 weight.append(float(of_path[b]) * drawn * p * q)
-    reward = torch.stack([torch.stack([small.reward_table[fill] for fill in row]) for row in fills])
+    reward = torch.stack([torch.stack([small.reward_table[fill] for fill in row]) for row in branches])
     record = replace(
         small.trajectory(paths).rows(torch.tensor(rows)),
-        greedy_step=torch.full((len(rows), 1), step, dtype=torch.int32),
-        fill_tokens=torch.tensor(fills, dtype=torch.int32).unsqueeze(1),
+        selected_step=torch.full((len(rows), 1), step, dtype=torch.int32),
+        branch_tokens=torch.tensor(branches, dtype=torch.int32).unsqueeze(1),
     )
-    rollout = Rollout(record, 1, small.reward(paths)[rows], fill_reward=reward.unsqueeze(1))
+    rollout = Rollout(record, 1, small.reward(paths)[rows], branch_reward=reward.unsqueeze(1))
     weight = torch.tensor(weight, dtype=torch.float64)
     assert float(weight.sum()) == pytest.approx(1, abs=1e-12)
     method = EGSPOCA(num_actions=2, finish="rollout")
@@ -231,16 +233,16 @@ def test_actions_that_are_denoised_on_estimate_the_steps_share_of_the_policy_gra
 def test_states_of_largest_spread_are_taken_and_empty_slots_are_not(toy):
     method = EGSPOCA(step_choice="spread", num_selected=2, num_actions=3)
     assert method.needs().selection == ("all", 2)
-    assert method.needs().fills == Fills(3, "step", "greedy", with_taken=False)
+    assert method.needs().branches == Branches(3, "step", "greedy", with_taken=False)
     small = toy()
     path = small.trajectory(small.paths()[:2])
     path = replace(
         path,
-        greedy_step=torch.tensor([[0, 1, 2], [0, 2, -1]], dtype=torch.int32),
-        fill_tokens=torch.zeros(2, 3, 3, 3, dtype=torch.int32),
+        selected_step=torch.tensor([[0, 1, 2], [0, 2, -1]], dtype=torch.int32),
+        branch_tokens=torch.zeros(2, 3, 3, 3, dtype=torch.int32),
     )
     value = torch.tensor([[[0, 0, 0], [0, 9, 0], [0, 2, 0]], [[1, 1, 1], [0, 1, 0], [0, 0, 0]]]).float()
-    views = method.plan(Rollout(path, 1, torch.zeros(2), fill_reward=value), torch.Generator())
+    views = method.plan(Rollout(path, 1, torch.zeros(2), branch_reward=value), torch.Generator())
     # The first row's steps 1 and 2; the second's steps 2 and 0, in the slots 1 and 0; its empty slot never.
     assert list(zip(views.row.tolist(), views.slot.tolist(), strict=True)) == [(0, 1), (0, 2), (1, 1), (1, 0)]
     step = [path.unmask_step[b][target].tolist() for b, target in zip(views.row, views.target, strict=True)]

@@ -8,7 +8,7 @@ import pytest
 import torch
 from scipy.stats import chisquare
 
-from tests.methods.any_order import (
+from tests.helpers.any_order import (
     EXACT,
     against_the_mean,
     all_masks,
@@ -20,10 +20,10 @@ from tests.methods.any_order import (
     weighted_elbo_gradient,
     with_given,
 )
-from tests.methods.toy import distance, expected_gradient
+from tests.helpers.toy import distance, expected_gradient
+from unmask.core.records import LossInputs, Needs, Rollout, Views
 from unmask.methods import METHODS
 from unmask.methods.espo import ESPO
-from unmask.records import LossInputs, Needs, Rollout, Views
 
 
 def coupled_probability(count, num_positions):

@@ -15,15 +15,15 @@ import torch
 from accelerate import Accelerator
 from scipy.stats import chisquare
 
-from tests.methods.toy import TEMPERATURE, Toy, distance, expected_gradient, merged, pinned
-from unmask.config import OptimConfig, SamplerConfig
+from tests.helpers.toy import TEMPERATURE, Toy, distance, expected_gradient, merged, pinned
+from unmask.core.config import OptimConfig, SamplerConfig
+from unmask.core.records import Rollout
 from unmask.functional import selection
 from unmask.functional.advantage import fitted_gain
 from unmask.functional.selection import inclusion_probability, selection_noise
 from unmask.methods.egspo import EGSPO
-from unmask.recipe import TrainRecipe
-from unmask.records import Rollout
-from unmask.samplers import denoise
+from unmask.recipes.schema import TrainRecipe
+from unmask.sampling import denoise
 from unmask.tasks.sudoku import Sudoku
 from unmask.trainer.learn import Learner
 from unmask.trainer.metrics import Tally
@@ -286,7 +286,7 @@ def test_k_uniform_steps_of_t_estimate_k_in_t_of_the_gradient(toy, num_selected,
     for seed in seeds_by_ranking(3):
         rollout, weight = small.groups(small.paths(), 2, stepwise=True, seed=seed)
         rank = selection_noise(torch.tensor([seed]), 3).argsort(-1, descending=True)[0, :num_selected]
-        path = replace(rollout.trajectory, greedy_step=rank.int().expand(len(rollout.reward), -1))
+        path = replace(rollout.trajectory, selected_step=rank.int().expand(len(rollout.reward), -1))
         rollout = replace(rollout, trajectory=path, one_step_reward=rollout.one_step_reward[:, rank])
         estimates.append(expected_estimate(small, chosen, rollout, weight))
     torch.testing.assert_close(torch.stack(estimates).mean(0), num_selected / 3 * small.grad_j(), **EXACT)
@@ -407,7 +407,7 @@ def with_kept_steps(rollout, chosen):
         chosen.needs().selection, path.unmask_step, path.entropy, path.tokens == 99, path.seed, path.num_steps
     )
     value = rollout.one_step_reward.gather(1, steps.clamp(min=0))
-    return replace(rollout, trajectory=replace(path, greedy_step=steps.int()), one_step_reward=value)
+    return replace(rollout, trajectory=replace(path, selected_step=steps.int()), one_step_reward=value)
 
 
 @pytest.mark.parametrize("num_selected", [1, 2])
@@ -507,7 +507,7 @@ def test_all_steps_estimate_the_gradient_where_rows_may_end_early_too(toy, order
     # be compared with those of all members, whether they have the slot or not.
     small = toy(eos=True, order=order)
     rollout, weight = small.groups(small.paths(), 2, stepwise=True)
-    assert (rollout.trajectory.greedy_step < 0).any()
+    assert (rollout.trajectory.selected_step < 0).any()
     options = {"stepwise_weight": stepwise_weight, "baseline": baseline}
     estimate = expected_estimate(small, method(**options), rollout, weight)
     torch.testing.assert_close(estimate, share * small.grad_j(), **EXACT)

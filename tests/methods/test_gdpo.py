@@ -8,7 +8,7 @@ import pytest
 import torch
 from scipy.stats import chisquare
 
-from tests.methods.any_order import (
+from tests.helpers.any_order import (
     EXACT,
     against_the_mean,
     all_masks,
@@ -17,11 +17,11 @@ from tests.methods.any_order import (
     weighted_elbo_gradient,
     with_given,
 )
-from tests.methods.toy import distance, expected_gradient
+from tests.helpers.toy import distance, expected_gradient
+from unmask.core.records import LossInputs, Needs
 from unmask.functional.elbo import gauss_legendre
 from unmask.methods import METHODS
 from unmask.methods.gdpo import GDPO
-from unmask.records import LossInputs, Needs
 
 TWO_NODES = (0.5 - 0.5 / math.sqrt(3), 0.5 + 0.5 / math.sqrt(3))
 

@@ -8,12 +8,12 @@ from dataclasses import replace
 import pytest
 import torch
 
-from tests.methods.toy import distance, expected_gradient, pinned
-from unmask.config import SamplerConfig
-from unmask.errors import ConfigError
+from tests.helpers.toy import distance, expected_gradient, pinned
+from unmask.core.config import SamplerConfig
+from unmask.core.errors import ConfigError
+from unmask.core.records import LossInputs, Needs, Rollout
 from unmask.methods import METHODS
 from unmask.methods.just_grpo import JustGRPO
-from unmask.records import LossInputs, Needs, Rollout
 
 EXACT = {"rtol": 0.0, "atol": 1e-10}
 

@@ -10,15 +10,15 @@ import pytest
 import torch
 from accelerate import Accelerator
 
-from tests.methods.mean_field import Watched
-from tests.methods.toy import distance, expected_gradient
-from unmask.config import OptimConfig, SamplerConfig
-from unmask.errors import ConfigError
+from tests.helpers.mean_field import Watched
+from tests.helpers.toy import distance, expected_gradient
+from unmask.core.config import OptimConfig, SamplerConfig
+from unmask.core.errors import ConfigError
+from unmask.core.records import LossInputs, Needs, Rollout
 from unmask.methods import METHODS
 from unmask.methods.mask_aware import MaskAware
-from unmask.recipe import TrainRecipe
-from unmask.records import LossInputs, Needs, Rollout
-from unmask.samplers import Scoring, score_views
+from unmask.recipes.schema import TrainRecipe
+from unmask.sampling import LogprobSettings, view_logprobs
 from unmask.tasks.sudoku import Sudoku
 from unmask.trainer.learn import Learner
 from unmask.trainer.metrics import Tally
@@ -258,12 +258,12 @@ def test_two_passes_give_the_update_of_one_graph_with_the_memory_of_one_chunk(to
     assert sum(rows) == 3 * 16
 
     views = chosen.plan(rollout, torch.Generator().manual_seed(3))
-    old = score_views(
-        start.denoiser, rollout.trajectory, views, Scoring.of(rollout.trajectory, "sampling"), choice=True
+    old = view_logprobs(
+        start.denoiser, rollout.trajectory, views, LogprobSettings.of(rollout.trajectory, "sampling"), choice=True
     )
     for _ in range(3):
-        new = score_views(
-            by_hand.denoiser, rollout.trajectory, views, Scoring.of(rollout.trajectory, "sampling"), choice=True
+        new = view_logprobs(
+            by_hand.denoiser, rollout.trajectory, views, LogprobSettings.of(rollout.trajectory, "sampling"), choice=True
         )
         given = LossInputs(
             new=new.logprob,

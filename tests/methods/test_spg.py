@@ -10,14 +10,14 @@ import pytest
 import torch
 from scipy.stats import binomtest, chisquare
 
-from tests.methods.mean_field import EXACT, OneUpdate, all_masks, surrogate_gradient, token_logprobs
-from tests.methods.toy import distance, expected_gradient
-from unmask.config import SamplerConfig
-from unmask.errors import ConfigError
+from tests.helpers.mean_field import EXACT, OneUpdate, all_masks, surrogate_gradient, token_logprobs
+from tests.helpers.toy import distance, expected_gradient
+from unmask.core.config import SamplerConfig
+from unmask.core.errors import ConfigError
+from unmask.core.records import GIVEN, LossInputs, Needs, Rollout, Views
 from unmask.functional.masking import block_masks, evidence_upper_bound
 from unmask.methods import METHODS
 from unmask.methods.spg import SPG
-from unmask.records import GIVEN, LossInputs, Needs, Rollout, Views
 
 
 def test_the_defaults_are_the_published_settings():

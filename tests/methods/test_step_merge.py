@@ -7,12 +7,12 @@ from dataclasses import replace
 import pytest
 import torch
 
-from tests.methods.toy import distance, expected_gradient, pinned
-from unmask.config import SamplerConfig
-from unmask.errors import ConfigError
+from tests.helpers.toy import distance, expected_gradient, pinned
+from unmask.core.config import SamplerConfig
+from unmask.core.errors import ConfigError
+from unmask.core.records import LossInputs, Needs, Rollout
 from unmask.methods import METHODS
 from unmask.methods.step_merge import CJGRPO, StepMerge, TraceRL
-from unmask.records import LossInputs, Needs, Rollout
 
 EXACT = {"rtol": 0.0, "atol": 1e-10}
 

@@ -9,14 +9,14 @@ import pytest
 import torch
 from accelerate import Accelerator
 
-from tests.methods.any_order import another, loss_of, many
-from tests.methods.mean_field import Watched
-from tests.methods.toy import TEMPERATURE
-from unmask.config import OptimConfig, SamplerConfig
+from tests.helpers.any_order import another, loss_of, many
+from tests.helpers.mean_field import Watched
+from tests.helpers.toy import TEMPERATURE
+from unmask.core.config import OptimConfig, SamplerConfig
 from unmask.methods.espo import ESPO
 from unmask.methods.gdpo import GDPO
 from unmask.methods.vrpo import VRPO
-from unmask.recipe import TrainRecipe
+from unmask.recipes.schema import TrainRecipe
 from unmask.tasks.sudoku import Sudoku
 from unmask.trainer.learn import Learner
 from unmask.trainer.metrics import Tally

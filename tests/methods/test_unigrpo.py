@@ -8,13 +8,13 @@ import pytest
 import torch
 from scipy.stats import binomtest, kstest
 
-from tests.methods.mean_field import EXACT, OneUpdate, all_masks, scored, surrogate_gradient, token_logprobs
-from tests.methods.toy import distance, expected_gradient
-from unmask.config import SamplerConfig
-from unmask.errors import ConfigError
+from tests.helpers.mean_field import EXACT, OneUpdate, all_masks, scored, surrogate_gradient, token_logprobs
+from tests.helpers.toy import distance, expected_gradient
+from unmask.core.config import SamplerConfig
+from unmask.core.errors import ConfigError
+from unmask.core.records import LossInputs, Needs, Rollout, Views
 from unmask.methods import METHODS, unigrpo
 from unmask.methods.unigrpo import UniGRPO
-from unmask.records import LossInputs, Needs, Rollout, Views
 
 METHOD = UniGRPO(beta=0.0, baseline="leave_one_out")
 

@@ -10,14 +10,14 @@ import pytest
 import torch
 from pydantic import ValidationError
 
-from tests.methods.any_order import EXACT, all_masks, all_views, another, elbos, loss_of, many
-from tests.methods.toy import distance
-from unmask.config import SamplerConfig
-from unmask.errors import ConfigError
+from tests.helpers.any_order import EXACT, all_masks, all_views, another, elbos, loss_of, many
+from tests.helpers.toy import distance
+from unmask.core.config import SamplerConfig
+from unmask.core.errors import ConfigError
+from unmask.core.records import Needs, Rollout, Views
 from unmask.methods import METHODS
 from unmask.methods.vrpo import VRPO
-from unmask.records import Needs, Rollout, Views
-from unmask.samplers import Scoring, score_views
+from unmask.sampling import LogprobSettings, view_logprobs
 
 
 def plain(count, n):
@@ -139,10 +139,10 @@ def test_with_shared_masks_the_margin_at_the_reference_is_zero_without_noise(toy
     assert output.loss.tolist() == pytest.approx([4 * math.log(2)] * 2)
 
     # The control: the reference read from masks of its own.
-    scoring, path = Scoring.of(rollout.trajectory, "sampling"), rollout.trajectory
+    scoring, path = LogprobSettings.of(rollout.trajectory, "sampling"), rollout.trajectory
     others = method.plan(rollout, torch.Generator().manual_seed(1))
     elbo = [
-        views.weight * score_views(small.denoiser, path, views, scoring).logprob.detach().sum(-1)
+        views.weight * view_logprobs(small.denoiser, path, views, scoring).logprob.detach().sum(-1)
         for views in (views, others)
     ]
     assert (elbo[0] - elbo[1]).abs().max() > 1

@@ -7,14 +7,14 @@ from dataclasses import replace
 import pytest
 import torch
 
-from tests.methods.mean_field import EXACT, OneUpdate, PromptToy, scored, surrogate_gradient, token_logprobs
-from tests.methods.toy import distance, expected_gradient
-from unmask.config import SamplerConfig
-from unmask.errors import ConfigError
+from tests.helpers.mean_field import EXACT, OneUpdate, PromptToy, scored, surrogate_gradient, token_logprobs
+from tests.helpers.toy import distance, expected_gradient
+from unmask.core.config import SamplerConfig
+from unmask.core.errors import ConfigError
+from unmask.core.records import LossInputs, Needs, Rollout
 from unmask.functional.advantage import softmax_advantage
 from unmask.methods import METHODS
 from unmask.methods.wd1 import WD1
-from unmask.records import LossInputs, Needs, Rollout
 
 PLAIN = WD1(prompt_mask_ratio=0.0)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from unmask.reward import per_completion
+from unmask.rewards import per_completion
 
 
 @per_completion

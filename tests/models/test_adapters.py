@@ -11,10 +11,10 @@ import torch
 import transformers
 from torch import Tensor
 
-from tests.models.native_configs import CONFIGS, EOS, MASK, PAD, TOKENIZER
-from tests.small_runs import unmask
-from unmask.config import LoraConfig
-from unmask.errors import ConfigError, ModelError
+from tests.helpers.native_configs import CONFIGS, EOS, MASK, PAD, TOKENIZER
+from tests.helpers.runs import unmask
+from unmask.core.config import LoraConfig
+from unmask.core.errors import ConfigError, ModelError
 from unmask.models import Denoiser, load_model, save_model
 from unmask.models.adapters import REFERENCE, Adapters, merge_adapter, save_adapted, target_modules
 from unmask.models.native import NATIVE_CLASSES

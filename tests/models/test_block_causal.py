@@ -10,13 +10,13 @@ from torch import nn
 from torch.nn.functional import pad
 
 from benchmark import blocks
-from tests.models.minis import mini_checkpoint
-from unmask.config import SamplerConfig
-from unmask.errors import ConfigError, ModelError
+from tests.helpers.minis import mini_checkpoint
+from unmask.core.config import SamplerConfig
+from unmask.core.errors import ConfigError, ModelError
+from unmask.core.records import Needs, PrefixCache, Views
 from unmask.models import Denoiser, check_bidirectional, convert, load_model
 from unmask.models.block_causal import block_causal_mask
-from unmask.records import Needs, PrefixCache, Views
-from unmask.samplers import Scoring, denoise, score_views
+from unmask.sampling import LogprobSettings, denoise, view_logprobs
 
 L, P = 12, 7
 
@@ -188,8 +188,8 @@ SETTINGS = {
 
 
 @pytest.mark.parametrize("options", SETTINGS.values(), ids=SETTINGS)
-@pytest.mark.parametrize("fills", [False, True])
-def test_trajectories_are_those_of_full_recomputation(sdar, options, fills):
+@pytest.mark.parametrize("branches", [False, True])
+def test_trajectories_are_those_of_full_recomputation(sdar, options, branches):
     sampler = SamplerConfig(
         **({"max_completion_length": L, "num_steps": 6, "block_length": 4, "order": "random"} | options)
     )
@@ -202,7 +202,7 @@ def test_trajectories_are_those_of_full_recomputation(sdar, options, fills):
     completion[4, 4:7] = 18
     first = torch.zeros(8, dtype=torch.long)
     first[5] = 3 if options.get("num_steps", 6) == 6 else 6
-    needs = Needs(greedy=True, selection=("entropy_topk", 2)) if fills else None
+    needs = Needs(greedy=True, selection=("entropy_topk", 2)) if branches else None
     seed = torch.arange(8)
     given = {"completion": completion, "first_step": first, "needs": needs}
     reference = Unblocked(sdar)
@@ -249,7 +249,7 @@ def test_the_log_probabilities_of_a_replay_are_those_of_the_rollout(sdar):
     when = path.unmask_step[row]
     ones = torch.ones(36)
     views = Views(row, hidden=when >= step, target=when == step, weight=ones, slot=torch.zeros(36, dtype=torch.long))
-    scores = score_views(sdar, path, views, Scoring.of(path, "sampling")).logprob
+    scores = view_logprobs(sdar, path, views, LogprobSettings.of(path, "sampling")).logprob
     torch.testing.assert_close(scores.view(6, 6, L).sum(1), path.logprob, rtol=0, atol=1e-5)
 
 

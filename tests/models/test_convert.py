@@ -13,8 +13,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
-from tests.models.minis import DATA, MINIS, mini_checkpoint
-from unmask.errors import ModelError
+from tests.helpers.minis import DATA, MINIS, mini_checkpoint
+from unmask.core.errors import ModelError
 from unmask.models import convert, load_model, save_model
 from unmask.models.families import FAMILIES, family_of
 from unmask.models.layout import native_config, renamed

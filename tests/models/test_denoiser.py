@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch.nn.functional import pad
 
-from unmask.errors import ModelError
+from unmask.core.errors import ModelError
 from unmask.models import Denoiser, check_bidirectional
 
 IDS = torch.randint(3, 9, (4, 10), generator=torch.Generator().manual_seed(0))

@@ -3,22 +3,22 @@
 from __future__ import annotations
 
 import re
-from pathlib import Path
 
 import pytest
 import torch
 import transformers
 
-from tests.models.minis import mini_checkpoint
-from tests.small_runs import unmask
-from unmask.errors import ModelError
+from tests.helpers.minis import mini_checkpoint
+from tests.helpers.paths import ROOT
+from tests.helpers.runs import unmask
+from unmask.core.errors import ModelError
 from unmask.models import convert
 from unmask.models.families import FAMILIES, UNSUPPORTED, family_of
 from unmask.models.layout import native_config, original_config, renamed
 from unmask.models.native import NATIVE_CLASSES
 from unmask.models.source import read_json
 
-GUIDE = (Path(__file__).parents[2] / "docs" / "models.md").read_text()
+GUIDE = (ROOT / "docs" / "models.md").read_text()
 
 
 @pytest.mark.parametrize("name", FAMILIES)

@@ -9,12 +9,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.small_runs import metrics, pretrain_recipe, train_recipe, unmask, unmask_train, weights
-from unmask.errors import ModelError, RunError
+from tests.helpers.runs import metrics, pretrain_recipe, train_recipe, unmask, unmask_train, weights
+from unmask.core.errors import ModelError, RunError
 from unmask.models import load_model
 from unmask.models.from_run import locate
-from unmask.pretrain import pretrain
 from unmask.trainer import Trainer
+from unmask.trainer.pretrain import pretrain
 
 LORA = ("lora.r=2", "lora.alpha=8", "optim.learning_rate=1e-2", "method.beta=0.04")
 EVAL = ("--task", "sudoku", "--rows", 4, "--steps", 4)

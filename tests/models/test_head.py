@@ -8,11 +8,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from unmask.config import SamplerConfig
+from unmask.core.config import SamplerConfig
+from unmask.core.records import Rollout, ViewLogprobs, Views
 from unmask.methods.egspo import EGSPO
 from unmask.models import Denoiser, TinyConfig, char_tokenizer, tiny_denoiser
-from unmask.records import Rollout, Views, ViewScores
-from unmask.samplers import Scoring, denoise, score_views
+from unmask.sampling import LogprobSettings, denoise, view_logprobs
 from unmask.tasks import Sudoku
 from unmask.trainer.learn import LOGITS_AT_ONCE, positions_at_once
 from unmask.trainer.peak import peak_bytes
@@ -34,12 +34,14 @@ def views_of(rolled: Rollout, readings: int = 0) -> Views:
     return replace(views, tokens=tokens)
 
 
-def scored(denoiser: Denoiser, rolled: Rollout, views: Views, at_once: int | None, **options: bool) -> ViewScores:
+def scored(denoiser: Denoiser, rolled: Rollout, views: Views, at_once: int | None, **options: bool) -> ViewLogprobs:
     path = rolled.trajectory
-    return score_views(denoiser, path, views, Scoring.of(path, "sampling"), positions_at_once=at_once, **options)
+    return view_logprobs(
+        denoiser, path, views, LogprobSettings.of(path, "sampling"), positions_at_once=at_once, **options
+    )
 
 
-def gradient(denoiser: Denoiser, scores: ViewScores) -> Tensor:
+def gradient(denoiser: Denoiser, scores: ViewLogprobs) -> Tensor:
     denoiser.zero_grad()
     loss = (scores.logprob * torch.linspace(-1, 1, scores.logprob.numel()).view(scores.logprob.shape)).sum()
     if scores.choice is not None:

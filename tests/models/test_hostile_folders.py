@@ -11,12 +11,12 @@ from typing import Any
 
 import pytest
 
-from tests.models.minis import mini_checkpoint
-from tests.small_runs import unmask
-from unmask import rollout
-from unmask.errors import DataError
+from tests.helpers.minis import mini_checkpoint
+from tests.helpers.runs import unmask
+from unmask.core.errors import DataError
 from unmask.models import load_model, save_model
-from unmask.rollout import encode_batch
+from unmask.sampling import generation as rollout
+from unmask.sampling.generation import encode_batch
 
 
 @pytest.fixture(scope="module")

@@ -11,8 +11,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, BertConfig, BertForMaskedLM
 
-from tests.models.minis import mini_checkpoint
-from unmask.errors import ModelError
+from tests.helpers.minis import mini_checkpoint
+from unmask.core.errors import ModelError
 from unmask.models import Denoiser, TinyConfig, char_tokenizer, convert, load_model, save_model, tiny_denoiser
 
 ALPHABET = "01234="

@@ -7,8 +7,8 @@ import torch
 import transformers
 from torch.nn.functional import pad
 
-from tests.models.native_configs import CONFIGS, EOS, MASK, PAD, V
-from unmask.errors import ModelError
+from tests.helpers.native_configs import CONFIGS, EOS, MASK, PAD, V
+from unmask.core.errors import ModelError
 from unmask.models import Denoiser, char_tokenizer, check_bidirectional, load_model, save_model
 from unmask.models.native import NATIVE_CLASSES
 

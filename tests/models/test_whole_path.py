@@ -11,8 +11,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from tests.models.minis import MINIS, mini_checkpoint
-from tests.small_runs import PRETRAIN, TRAIN, metrics, steps_saved, unmask, weights
+from tests.helpers.minis import MINIS, mini_checkpoint
+from tests.helpers.runs import PRETRAIN, TRAIN, metrics, steps_saved, unmask, weights
 from unmask.models import load_model
 from unmask.models.families import FAMILIES
 

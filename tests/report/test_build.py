@@ -11,18 +11,17 @@ from typing import Any
 import pytest
 import torch
 
-from tests.report.small import hand_made, page_block, page_data, real_run, write_run
+from tests.helpers.paths import RESULTS
+from tests.helpers.reports import hand_made, page_block, page_data, real_run, write_run
+from tests.helpers.runs import train_recipe, unmask
 from tests.runs.test_saved_rollouts import as_version
-from tests.small_runs import train_recipe, unmask
-from unmask.errors import RunError
+from unmask.core.errors import RunError
+from unmask.core.text import LONGEST, visible
 from unmask.functional.selection import step_sum
 from unmask.report.build import write_report
 from unmask.report.html import SCRIPTS, _file, embed, page
 from unmask.runs.saved_rollouts import SavedRollout
-from unmask.text import LONGEST, visible
 from unmask.trainer import Trainer
-
-RESULTS = Path(__file__).parents[2] / "benchmark" / "results"
 
 
 @pytest.fixture(scope="module")
@@ -66,7 +65,7 @@ def test_a_film_is_the_kept_rollout(run: Path, made: Path, step: int, tiny_model
     torch.testing.assert_close(torch.tensor(arrays["joint"]).double(), joint, atol=1e-5, rtol=0)
     advantage = train_recipe(tiny_model, run, "method.num_selected=2").method.advantage(kept.rollout)
     for row, member in enumerate(members):
-        slots = {k: s for s, k in enumerate(path.kept_steps[row].tolist()) if k >= 0}
+        slots = {k: s for s, k in enumerate(path.selected_steps[row].tolist()) if k >= 0}
         assert member["selected"] == sorted(slots)
         assert {int(k): a for k, a in member["advantages"].items()} == pytest.approx(
             {k: float(advantage[row, slot]) for k, slot in slots.items()}, abs=1e-5
@@ -92,7 +91,7 @@ def test_guesses_and_values_of_every_step_come_out_whole(run: Path, made: Path) 
             assert texts == [kept.pieces[i] for i in guesses.tokens[row, k].tolist()]
             assert member["values"][str(k)] == pytest.approx(float(guesses.reward[row, k]), abs=1e-5)
         # At the selected steps it is the rollout's own.
-        for slot, k in enumerate(path.kept_steps[row].tolist()):
+        for slot, k in enumerate(path.selected_steps[row].tolist()):
             assert member["values"][str(k)] == pytest.approx(float(kept.rollout.one_step_reward[row, slot]), abs=1e-5)
 
 
@@ -135,19 +134,19 @@ def test_a_long_run_is_drawn_in_means(tmp_path: Path) -> None:
 def test_actions_of_a_counterfactual_method_are_listed_with_their_credit(tiny_model: Path, tmp_path: Path) -> None:
     folder = real_run(tiny_model, tmp_path / "ca", "method={type: egspo_ca, num_selected: 1, num_actions: 6}")
     film, kept = page_block(write_report([folder]).path, "film-0-2"), kept_of(folder, 2)
-    path, rewards = kept.rollout.trajectory, kept.rollout.fill_reward
-    assert path.fill_tokens is not None
+    path, rewards = kept.rollout.trajectory, kept.rollout.branch_reward
+    assert path.branch_tokens is not None
     assert rewards is not None
     for row, member in enumerate(m for group in film["groups"] for m in group["members"]):
         (step,) = member["selected"]
-        assert path.kept_steps[row].tolist() == [step]
-        fills = member["fills"][str(step)]
-        assert sum(fill["times"] for fill in fills) == 6
-        assert sum(fill["times"] * fill["reward"] for fill in fills) == pytest.approx(
+        assert path.selected_steps[row].tolist() == [step]
+        branches = member["fills"][str(step)]
+        assert sum(fill["times"] for fill in branches) == 6
+        assert sum(fill["times"] * fill["reward"] for fill in branches) == pytest.approx(
             float(rewards[row, 0].sum()), abs=1e-3
         )
-        assert sum(fill["advantage"] for fill in fills) == pytest.approx(0, abs=1e-4)
-        assert len(fills) == len({tuple(fill) for fill in path.fill_tokens[row, 0].tolist()})
+        assert sum(fill["advantage"] for fill in branches) == pytest.approx(0, abs=1e-4)
+        assert len(branches) == len({tuple(fill) for fill in path.branch_tokens[row, 0].tolist()})
 
 
 def test_a_method_with_one_credit_for_a_completion_says_so(tiny_model: Path, tmp_path: Path) -> None:
@@ -405,7 +404,7 @@ def test_what_cannot_be_seen_is_spelt_out(text: str, shown: str) -> None:
 def test_training_ends_by_writing_a_report(
     tiny_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from tests.small_runs import unmask_train
+    from tests.helpers.runs import unmask_train
 
     assert unmask_train(tiny_model, tmp_path / "run", "max_steps=2", "log_rollouts_steps=1") == 0
     assert f"report: {tmp_path / 'run' / 'report.html'}" in capsys.readouterr().out
@@ -415,7 +414,7 @@ def test_training_ends_by_writing_a_report(
 def test_a_report_that_cannot_be_written_does_not_spoil_a_finished_run(
     tiny_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from tests.small_runs import unmask_train
+    from tests.helpers.runs import unmask_train
 
     def full(*_: Any) -> None:
         raise RunError("the disk is full.")

@@ -12,9 +12,10 @@ from typing import Any
 
 import pytest
 
-from tests.report.small import hand_made, real_run, write_run
+from tests.helpers.paths import RESULTS
+from tests.helpers.reports import hand_made, real_run, write_run
+from unmask.core.records import Rollout
 from unmask.models import load_model
-from unmask.records import Rollout
 from unmask.report.build import write_report
 from unmask.runs.saved_rollouts import SavedRollout
 
@@ -62,7 +63,7 @@ class Made:
         assert guesses is not None
         assert guesses.reward is not None
         when, now = path.unmask_step[row].tolist(), path.unmask_step[row] == k
-        slots = path.kept_steps[row].tolist()
+        slots = path.selected_steps[row].tolist()
         frame = {
             "state": [
                 self.text(token) if step <= k else HIDDEN
@@ -325,7 +326,7 @@ def test_a_page_that_shows_something_else_is_noticed(made: Made, opened: Opened,
     rollout, path = kept.rollout, kept.rollout.trajectory
     assert rollout.one_step_reward is not None
     assert kept.guesses is not None
-    k = int(path.kept_steps[0, 0])
+    k = int(path.selected_steps[0, 0])
     if altered == "reward":
         rollout.reward[1] += 0.25
     elif altered == "entropy":
@@ -481,18 +482,20 @@ def test_other_actions_are_listed_where_a_method_draws_them(tiny_model: Path, tm
     folder = real_run(tiny_model, tmp_path / "ca", "method={type: egspo_ca, num_selected: 1, num_actions: 6}")
     page = opened(write_report([folder]).path)
     rollout = SavedRollout.load(folder / "rollouts" / "step-00000002.safetensors").rollout
-    assert rollout.trajectory.kept_steps is not None
-    page.get_by_role("slider", name="Denoising step", exact=True).fill(str(int(rollout.trajectory.kept_steps[0, 0])))
+    assert rollout.trajectory.selected_steps is not None
+    page.get_by_role("slider", name="Denoising step", exact=True).fill(
+        str(int(rollout.trajectory.selected_steps[0, 0]))
+    )
     rows = page.locator(".fills tbody tr")
-    assert rollout.trajectory.fill_tokens is not None
+    assert rollout.trajectory.branch_tokens is not None
     rows.first.wait_for()
-    assert rows.count() == len({tuple(fill) for fill in rollout.trajectory.fill_tokens[0, 0].tolist()})
+    assert rows.count() == len({tuple(fill) for fill in rollout.trajectory.branch_tokens[0, 0].tolist()})
     times = [int(text.removesuffix("×")) for text in page.locator(".fills tbody td:nth-child(2)").all_text_contents()]
     assert sum(times) == 6
 
 
 def test_a_comparison_shows_its_table_for_either_sampling(opened: Opened, tmp_path: Path) -> None:
-    folder = Path(__file__).parents[2] / "benchmark" / "results" / "paper-tiny"
+    folder = RESULTS / "paper-tiny"
     page = opened(write_report([folder], tmp_path / "c.html").path)
     assert names_missing(page) == []
     table = (folder / "table.md").read_text()
@@ -515,7 +518,7 @@ def test_a_comparison_shows_its_table_for_either_sampling(opened: Opened, tmp_pa
 
 
 def test_a_phone_shows_the_accuracies_of_a_comparison_without_scrolling(opened: Opened, tmp_path: Path) -> None:
-    folder = Path(__file__).parents[2] / "benchmark" / "results" / "counterfactual-tiny"
+    folder = RESULTS / "counterfactual-tiny"
     page = opened(write_report([folder], tmp_path / "c.html").path, viewport={"width": 390, "height": 844})
     table = page.get_by_role("region", name="Table of sudoku").first
     heads = table.locator("thead th").all()
@@ -528,7 +531,7 @@ def test_a_phone_shows_the_accuracies_of_a_comparison_without_scrolling(opened: 
 
 
 def test_labels_of_denoising_steps_are_where_measurements_are(opened: Opened, tmp_path: Path) -> None:
-    folder = Path(__file__).parents[2] / "benchmark" / "results" / "counterfactual-tiny"
+    folder = RESULTS / "counterfactual-tiny"
     page = opened(write_report([folder], tmp_path / "c.html").path, viewport={"width": 1280, "height": 720})
     chart = page.locator("figure.chart", has_text="Accuracy against denoising steps").first
     assert chart.locator("text.tick").all_text_contents()[-6:] == ["1", "1", "2", "4", "8", "16"], (
@@ -537,7 +540,7 @@ def test_labels_of_denoising_steps_are_where_measurements_are(opened: Opened, tm
 
 
 def test_of_many_lines_the_six_that_end_highest_show_bands(opened: Opened, tmp_path: Path) -> None:
-    folder = Path(__file__).parents[2] / "benchmark" / "results" / "paper-tiny"
+    folder = RESULTS / "paper-tiny"
     page = opened(write_report([folder], tmp_path / "c.html").path, viewport={"width": 1280, "height": 720})
     chart = page.locator("figure.chart").first
     bands = chart.locator(".band:visible")

@@ -17,11 +17,11 @@ import yaml
 from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
 
-from tests.small_runs import unmask
-from unmask.errors import ConfigError, RunError
+from tests.helpers.paths import RESULTS
+from tests.helpers.runs import unmask
+from unmask.core.errors import ConfigError, RunError
 from unmask.report.plot import group_runs, plot_metrics, range_of
 
-RESULTS = Path(__file__).parent.parent.parent / "benchmark" / "results"
 GREEDY = "eval/test@0/accuracy"
 
 

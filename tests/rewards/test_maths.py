@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from unmask.recipe import load_recipe
-from unmask.reward import Score, load_reward, reasons_of
+from unmask.recipes.schema import load_recipe
 from unmask.rewards import correct_math, correct_number, exact_answer
-from unmask.score import Scorer
+from unmask.rewards.protocol import Score, load_reward, reasons_of
+from unmask.rewards.scorer import Scorer
 
 
 def test_numbers_are_compared_as_values_and_not_as_strings() -> None:

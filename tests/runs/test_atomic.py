@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from unmask.errors import RunError
+from unmask.core.errors import RunError
 from unmask.runs.atomic import folder_replaced_whole, replaced_whole, take_lock, tidy, write_atomically
 
 

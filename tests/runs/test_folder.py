@@ -16,8 +16,8 @@ from typing import Any
 import pytest
 import yaml
 
-from tests.small_runs import start
-from unmask.errors import RunError
+from tests.helpers.runs import start
+from unmask.core.errors import RunError
 from unmask.runs.checkpoints import check_disk_space, fault_of
 from unmask.runs.folder import RunFolder
 

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.small_runs import unmask
-from unmask.errors import RunError
+from tests.helpers.runs import unmask
+from unmask.core.errors import RunError
 from unmask.runs.metrics import EvaluationPoint, evaluation_of, evaluations, parse_line, read_metrics, temperature_name
 
 

@@ -13,7 +13,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from tests.helpers.rollouts import assert_same, rollout
-from unmask.errors import RunError
+from unmask.core.errors import RunError
 from unmask.runs.saved_rollouts import SCHEMA_VERSION, Guesses, SavedRollout, TrainedViews, saved_path, saved_steps
 
 
@@ -89,6 +89,10 @@ def as_version(file: Path, version: int) -> None:
         # Those versions wrote what the settings stand for.
         facts["trajectory"] |= sampler | {"block_length": sampler["block_length"] or length}
         del facts["trajectory"]["policy_version"]
+    if version < 5:
+        old = {"selected_step": "greedy_step", "one_step_tokens": "greedy_tokens"}
+        old |= {"branch_tokens": "fill_tokens", "branch_reward": "fill_reward"}
+        tensors = {old.get(name, name): tensor for name, tensor in tensors.items()}
     save_file(tensors, file, {"unmask": json.dumps(facts)})
 
 

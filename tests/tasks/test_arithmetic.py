@@ -9,8 +9,8 @@ from collections import Counter
 import pytest
 from pydantic import ValidationError
 
+from unmask.rewards.grading.expressions import evaluate
 from unmask.tasks import Arithmetic
-from unmask.tasks.expressions import evaluate
 
 ROW = {"prompt": "3+4-9+5=", "answer": "+07,-02,+03", "numbers": [3, 4, 9, 5], "running": [7, -2, 3]}
 

@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from unmask.errors import DataError
+from unmask.core.errors import DataError
 from unmask.tasks import TASKS, Arithmetic, Countdown, Sudoku, Task
 from unmask.tasks.base import stable_hash
 from unmask.tasks.sourced import SourcedTask

@@ -9,10 +9,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from unmask.errors import DataError
-from unmask.sandbox import SandboxConfig
+from unmask.core.errors import DataError
+from unmask.rewards.grading.syntax import MAX_CODE, defined_names, free_names, parse
+from unmask.rewards.sandbox import SandboxConfig
 from unmask.tasks import MBPP
-from unmask.tasks.syntax import MAX_CODE, defined_names, free_names, parse
 
 
 @pytest.mark.parametrize(
@@ -101,8 +101,8 @@ def test_any_text_scores_in_bounds_and_raises_nothing(text: str) -> None:
 def test_a_program_is_run_once_for_reward_and_verdict_unless_there_was_no_time(
     task: MBPP, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from unmask.sandbox import Job, Result, Sandbox, Verdict
-    from unmask.sandbox.base import NOT_BEGUN
+    from unmask.rewards.sandbox import Job, Result, Sandbox, Verdict
+    from unmask.rewards.sandbox.base import NOT_BEGUN
 
     seen: list[Job] = []
 

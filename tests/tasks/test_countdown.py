@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
+from unmask.rewards.grading.expressions import evaluate
 from unmask.tasks import Countdown
-from unmask.tasks.expressions import evaluate
 
 ROW = {"prompt": "2,3,6:18=", "answer": "(6+3)*2", "numbers": [2, 3, 6], "target": 18}
 

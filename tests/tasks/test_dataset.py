@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from unmask.errors import DataError
+from unmask.core.errors import DataError
 from unmask.tasks import TASKS, Dataset
 from unmask.tasks.base import stable_hash
 from unmask.tasks.dataset import answer_of

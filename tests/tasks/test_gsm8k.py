@@ -9,11 +9,12 @@ import pytest
 from benchmark.answer_variants import other, same
 from benchmark.grading import ANY_TASK, NUMBERS, full_scores, source, wrong_scores
 from benchmark.wrong_answers import GSM8K as WRONG
-from tests.small_rows import files, write
-from unmask.errors import DataError
+from tests.helpers.paths import SHARED
+from tests.helpers.rows import files, write
+from unmask.core.errors import DataError
 from unmask.tasks.gsm8k import GSM8K
 
-DATA = Path(__file__).parents[2] / ".." / "shared" / "data"
+DATA = SHARED / "data"
 needs_data = pytest.mark.skipif(
     not DATA.is_dir(), reason="the benchmark rows are not beside the repository, in ../shared/data"
 )

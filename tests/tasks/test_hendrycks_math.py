@@ -12,17 +12,18 @@ import pytest
 from benchmark.grading import ANY_TASK, EXPRESSIONS, full_scores, source, wrong_scores
 from benchmark.latex_variants import OTHER, SAME
 from benchmark.wrong_answers import MATH as WRONG
-from tests.tasks.math_answers import RIGHT, pairs
-from tests.tasks.math_answers import WRONG as OTHERS
-from unmask.errors import DataError
-from unmask.reward import reasons_of
-from unmask.tasks import verifier
+from tests.helpers.math_answers import RIGHT, pairs
+from tests.helpers.math_answers import WRONG as OTHERS
+from tests.helpers.paths import SHARED
+from unmask.core.errors import DataError
+from unmask.rewards.grading import verifier
+from unmask.rewards.protocol import reasons_of
+from unmask.rewards.workers import Workers
 from unmask.tasks.hendrycks_math import Math, Math500
-from unmask.workers import Workers
 
 pytest.importorskip("math_verify")
 
-DATA = Path(__file__).parents[2] / ".." / "shared" / "data"
+DATA = SHARED / "data"
 needs_data = pytest.mark.skipif(
     not DATA.is_dir(), reason="the benchmark rows are not beside the repository, in ../shared/data"
 )
@@ -139,7 +140,7 @@ def test_variants_of_right_expressions_are_paid_if_they_say_the_same(table: dict
 @pytest.fixture
 def quick(monkeypatch: pytest.MonkeyPatch) -> Any:
     """A pool that gives up soon, so that the hostile answers do not take the test's time."""
-    pool = Workers("unmask.tasks.algebra:check", 2, timeout=0.5, memory=verifier.MEMORY)
+    pool = Workers("unmask.rewards.grading.algebra:check", 2, timeout=0.5, memory=verifier.MEMORY)
     monkeypatch.setattr(verifier, "_workers", lambda _: pool)
     monkeypatch.setattr(verifier, "_verdicts", {})
     yield

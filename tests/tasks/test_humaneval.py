@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from unmask.errors import DataError
-from unmask.sandbox import Job, SandboxConfig
+from unmask.core.errors import DataError
+from unmask.rewards.sandbox import Job, SandboxConfig
 from unmask.tasks import HumanEval
 
 REAL = Path("../shared/data/humaneval_test.jsonl")

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from unmask.errors import ConfigError, DataError
-from unmask.sandbox import SandboxConfig, make_sandbox
+from unmask.core.errors import ConfigError, DataError
+from unmask.rewards.sandbox import SandboxConfig, make_sandbox
 from unmask.tasks import KodCode
 
 ROW = {

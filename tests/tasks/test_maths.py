@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.small_rows import files
-from unmask.errors import ConfigError
+from tests.helpers.rows import files
+from unmask.core.errors import ConfigError
 from unmask.tasks.gsm8k import GSM8K
 
 

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from unmask.errors import ConfigError, DataError
-from unmask.sandbox import SandboxConfig
+from unmask.core.errors import ConfigError, DataError
+from unmask.rewards.sandbox import SandboxConfig
 from unmask.tasks import MBPP
 
 REAL = Path("../shared/data/mbpp_test.parquet")

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from unmask.errors import DataError
+from unmask.core.errors import DataError
 from unmask.tasks.readers import read_file
 from unmask.tasks.source import content_hash, read_table
 

@@ -12,13 +12,13 @@ from typing import Any
 
 import pytest
 
-from tests.small_runs import TRAIN, metrics, unmask
-from unmask.errors import ConfigError, DataError
+from tests.helpers.runs import TRAIN, metrics, unmask
+from unmask.core.errors import ConfigError, DataError
 from unmask.models import TinyConfig, char_tokenizer, save_model, tiny_denoiser
-from unmask.recipe import make_task
+from unmask.recipes.schema import make_task
+from unmask.rewards.workers import Outcome
 from unmask.tasks import TASKS, Task
 from unmask.tasks.reasoning_gym import EVALUATING, RUNNING, ReasoningGym, available
-from unmask.workers import Outcome
 
 pytest.importorskip("reasoning_gym", reason="the extra reasoning-gym is not installed")
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from unmask.errors import ConfigError, DataError
+from unmask.core.errors import ConfigError, DataError
 from unmask.tasks.source import content_hash, read_table
 
 ROWS: list[dict[str, Any]] = [{"question": f"{i} + é?", "answer": f"work\n#### {i}"} for i in range(5)]

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.small_rows import RAW, files, write
-from unmask.errors import DataError
+from tests.helpers.rows import RAW, files, write
+from unmask.core.errors import DataError
 from unmask.tasks import TASKS
 from unmask.tasks.base import stable_hash
 from unmask.tasks.gsm8k import GSM8K

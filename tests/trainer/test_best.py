@@ -9,9 +9,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from tests.small_runs import metrics, train_recipe
+from tests.helpers.runs import metrics, train_recipe
 from unmask import Trainer
-from unmask.evaluate import Evaluation
+from unmask.evaluation.evaluate import Evaluation
 from unmask.models import load_model
 from unmask.trainer.best import Best, best_of, better
 

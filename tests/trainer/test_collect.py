@@ -13,14 +13,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.helpers.rollouts import collect
-from tests.small_runs import train_recipe
-from unmask.errors import ConfigError
+from tests.helpers.runs import train_recipe
+from unmask.core.errors import ConfigError
+from unmask.core.records import Rollout
 from unmask.models import Denoiser, char_tokenizer
-from unmask.recipe import TrainRecipe
-from unmask.records import Rollout
-from unmask.reward import per_completion
-from unmask.rollout import decode
-from unmask.score import Scorer
+from unmask.recipes.schema import TrainRecipe
+from unmask.rewards import per_completion
+from unmask.rewards.scorer import Scorer
+from unmask.sampling.generation import decode
 from unmask.tasks import Sudoku
 from unmask.trainer.collect import entropy_by_step, prompts_of_step
 from unmask.trainer.metrics import Tally
@@ -116,8 +116,8 @@ def test_rewards_are_those_of_the_texts_and_of_the_one_step_texts(rolled: Any) -
     rollout, _ = rolled("sampler.order=left_to_right", "method.num_selected=4", reward=reward)
     path = rollout.trajectory
     assert rollout.reward.tolist() == pytest.approx(reward(decode(TOKENIZER, path.tokens)))
-    filled = path.greedy_step >= 0
-    wanted = torch.tensor(reward(decode(TOKENIZER, path.greedy_tokens.flatten(0, 1)))).view(12, 4)
+    filled = path.selected_step >= 0
+    wanted = torch.tensor(reward(decode(TOKENIZER, path.one_step_tokens.flatten(0, 1)))).view(12, 4)
     assert 12 < filled.sum() < 48
     assert torch.equal(rollout.one_step_reward, wanted.masked_fill(~filled, 0.0))
 
@@ -136,7 +136,7 @@ def test_finished_and_one_step_completions_are_scored_in_calls_of_their_own_and_
     prompts = [row["prompt"] for row in ROWS for _ in range(3)]
     finished = set(zip(prompts, decode(TOKENIZER, path.tokens), strict=True))
     one_step = set(
-        zip([p for p in prompts for _ in range(2)], decode(TOKENIZER, path.greedy_tokens.flatten(0, 1)), strict=True)
+        zip([p for p in prompts for _ in range(2)], decode(TOKENIZER, path.one_step_tokens.flatten(0, 1)), strict=True)
     )
     assert Counter(first) == Counter(finished)
     assert Counter(second) == Counter(one_step - finished)
@@ -168,7 +168,7 @@ def test_a_function_that_compares_is_refused_before_anything_is_denoised(rolled:
 def test_a_method_without_one_step_values_gets_none(rolled: Any) -> None:
     rollout, metrics = rolled("method.type=egspo")
     assert rollout.one_step_reward is None
-    assert rollout.trajectory.greedy_step is None
+    assert rollout.trajectory.selected_step is None
     assert "diffusion/one_step_reward" not in metrics
 
 
@@ -198,7 +198,7 @@ def test_metrics_describe_the_rollout(rolled: Any) -> None:
     lengths = [row.index(eos) if eos in row else 16 for row in rollout.trajectory.tokens.tolist()]
     assert metrics["completions/mean_length"] == pytest.approx(sum(lengths) / 12)
     assert metrics["completions/ended_share"] == sum(n < 16 for n in lengths) / 12
-    filled = rollout.trajectory.greedy_step >= 0
+    filled = rollout.trajectory.selected_step >= 0
     assert metrics["diffusion/one_step_reward"] == pytest.approx(float(rollout.one_step_reward[filled].mean()))
     assert metrics["diffusion/path_entropy"] == pytest.approx(
         float(rollout.trajectory.entropy.sum(-1).mean()), rel=1e-6
@@ -239,15 +239,15 @@ def test_fills_are_scored_like_completions_and_equal_texts_of_a_prompt_once(
     recipe = recipe_of(tmp_path, f"method={{type: egspo_ca, num_selected: 2, num_actions: 3, {method}}}")
     scorer = Scorer({"ones": count_ones})
     rollout = collect(lively, TOKENIZER, scorer, recipe, ROWS, 0, slice(None), Tally())
-    fills = rollout.trajectory.fill_tokens
-    assert fills is not None
-    assert rollout.fill_reward is not None
-    assert fills.shape == (len(rollout.reward), 2, 3 + extra, 16)
-    expected = count_ones(decode(TOKENIZER, fills.flatten(0, 2).long()))
-    is_slot = (rollout.trajectory.greedy_step >= 0).unsqueeze(-1).expand(rollout.fill_reward.shape)
-    assert rollout.fill_reward[is_slot].tolist() == torch.tensor(expected).view(is_slot.shape)[is_slot].tolist()
+    branches = rollout.trajectory.branch_tokens
+    assert branches is not None
+    assert rollout.branch_reward is not None
+    assert branches.shape == (len(rollout.reward), 2, 3 + extra, 16)
+    expected = count_ones(decode(TOKENIZER, branches.flatten(0, 2).long()))
+    is_slot = (rollout.trajectory.selected_step >= 0).unsqueeze(-1).expand(rollout.branch_reward.shape)
+    assert rollout.branch_reward[is_slot].tolist() == torch.tensor(expected).view(is_slot.shape)[is_slot].tolist()
     assert rollout.one_step_reward is None, "nobody asked for the greedy completions' rewards"
-    texts = decode(TOKENIZER, torch.cat([rollout.trajectory.tokens, fills.flatten(0, 2).long()]))
+    texts = decode(TOKENIZER, torch.cat([rollout.trajectory.tokens, branches.flatten(0, 2).long()]))
     per_row = recipe.num_generations
     owner = [b // per_row for b in range(len(rollout.reward))]
     owner += [b // per_row for b in range(len(rollout.reward)) for _ in range(2 * (3 + extra))]
@@ -263,10 +263,10 @@ def test_branches_are_denoised_on_from_the_state_that_their_action_leaves(lively
         for r in (recipe, plain)
     )
     assert torch.equal(branched.tokens, finished.tokens)
-    row, slot = (branched.greedy_step >= 0).nonzero(as_tuple=True)
-    step = branched.greedy_step[row, slot].unsqueeze(-1)
+    row, slot = (branched.selected_step >= 0).nonzero(as_tuple=True)
+    step = branched.selected_step[row, slot].unsqueeze(-1)
     when = branched.unmask_step[row]
-    one, other = branched.fill_tokens[row, slot], finished.fill_tokens[row, slot]
+    one, other = branched.branch_tokens[row, slot], finished.branch_tokens[row, slot]
     settled = (when <= step).unsqueeze(1).expand_as(one)
     # The actions and what was there before them are the same; what follows was denoised, not filled at once.
     assert torch.equal(one[settled], other[settled])

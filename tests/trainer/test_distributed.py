@@ -12,11 +12,11 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from tests.several import exit_codes_of_two, printed, raise_after, said, train_by_command
-from tests.small_runs import metrics, steps_saved, train_recipe, unmask_train
-from unmask.errors import LostProcessError, RunError, UnmaskError
-from unmask.recipe import TrainRecipe
-from unmask.reward import per_completion
+from tests.helpers.processes import exit_codes_of_two, printed, raise_after, said, train_by_command
+from tests.helpers.runs import metrics, steps_saved, train_recipe, unmask_train
+from unmask.core.errors import LostProcessError, RunError, UnmaskError
+from unmask.recipes.schema import TrainRecipe
+from unmask.rewards import per_completion
 from unmask.trainer import Trainer
 
 SAME = 1e-5
@@ -26,7 +26,7 @@ MOVED = 1e-3
 """Least distance that some weight travels in those runs, without which being the same would say nothing."""
 
 COUNT_ONES = """
-from unmask.reward import per_completion
+from unmask.rewards import per_completion
 
 @per_completion
 def ones(completions, **_):

@@ -10,14 +10,14 @@ import torch
 from accelerate import Accelerator
 
 from tests.helpers.rollouts import collect
-from tests.small_runs import train_recipe, weights
-from tests.test_golden import OWN_SETTINGS
-from unmask.errors import RewardError
+from tests.helpers.runs import train_recipe, weights
+from tests.trainer.test_golden import OWN_SETTINGS
+from unmask.core.errors import RewardError
 from unmask.functional.noise import named_generator
 from unmask.methods import METHODS
 from unmask.models import Denoiser, char_tokenizer
-from unmask.reward import per_completion
-from unmask.score import Scorer
+from unmask.rewards import per_completion
+from unmask.rewards.scorer import Scorer
 from unmask.tasks import Sudoku
 from unmask.trainer import Trainer
 from unmask.trainer.learn import Learner

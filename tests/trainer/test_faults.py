@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from tests.small_runs import (
+from tests.helpers.runs import (
     TRAIN,
     exit_code_of,
     metrics,
@@ -24,11 +24,11 @@ from tests.small_runs import (
     train_recipe,
     weights,
 )
-from unmask.errors import RunError
-from unmask.pretrain import pretrain
-from unmask.recipe import PretrainRecipe, TrainRecipe
+from unmask.core.errors import RunError
+from unmask.recipes.schema import PretrainRecipe, TrainRecipe
 from unmask.runs.folder import RunFolder
 from unmask.trainer import Trainer
+from unmask.trainer.pretrain import pretrain
 
 
 def die() -> None:
@@ -40,7 +40,7 @@ def die() -> None:
 
 def while_a_checkpoint_is_written() -> None:
     """Its files are there, in part; it is not renamed yet."""
-    from unmask.trainer.state import RunState
+    from unmask.trainer.distributed.state import RunState
 
     write = RunState.write
 

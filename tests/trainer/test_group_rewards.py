@@ -8,14 +8,14 @@ from typing import Any
 import pytest
 
 from tests.helpers.rollouts import collect
-from tests.small_runs import metrics, train_recipe
-from tests.test_golden import OWN_SETTINGS
-from unmask.errors import ConfigError
+from tests.helpers.runs import metrics, train_recipe
+from tests.trainer.test_golden import OWN_SETTINGS
+from unmask.core.errors import ConfigError
 from unmask.methods import METHODS
 from unmask.models import Denoiser, char_tokenizer
-from unmask.reward import RewardFunc, per_completion
-from unmask.rollout import decode
-from unmask.score import scorer_of
+from unmask.recipes.scorer import scorer_of
+from unmask.rewards.protocol import RewardFunc, per_completion
+from unmask.sampling.generation import decode
 from unmask.tasks import Sudoku
 from unmask.trainer import Trainer
 from unmask.trainer.metrics import Tally
@@ -51,7 +51,7 @@ def rewards_under(
 
 def scores_unfinished(method: str) -> bool:
     needs = METHODS[method]().needs()
-    return needs.greedy or needs.fills is not None
+    return needs.greedy or needs.branches is not None
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -99,5 +99,5 @@ def test_a_run_with_its_evaluations_only_calls_with_whole_groups(
 
 
 def test_the_default_method_refuses_it_before_a_model_is_loaded(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="from unmask.reward import per_completion"):
+    with pytest.raises(ConfigError, match="from unmask.rewards import per_completion"):
         Trainer(train_recipe(tmp_path / "no-model", tmp_path / "run"), [longest])

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 
 import pytest
 
 from benchmark.kills import PLAN, RESULTS, Bench, Point, can_mount, points, run, table
+from tests.helpers.paths import ROOT
 
-DOCS = Path(__file__).parents[2] / "docs" / "distributed.md"
+DOCS = ROOT / "docs" / "distributed.md"
 
 
 @pytest.fixture(scope="module")

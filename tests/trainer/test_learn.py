@@ -12,14 +12,14 @@ from accelerate import Accelerator
 from torch import Tensor
 
 from tests.helpers.rollouts import collect
-from tests.small_runs import train_recipe
+from tests.helpers.runs import train_recipe
+from unmask.core.records import LossInputs, LossOutput, Rollout
 from unmask.functional.noise import named_generator
 from unmask.methods.egspo import EGSPO
 from unmask.models import Denoiser, TinyConfig, char_tokenizer, tiny_denoiser
-from unmask.recipe import TrainRecipe
-from unmask.records import LossInputs, LossOutput, Rollout
-from unmask.reward import per_completion
-from unmask.score import Scorer
+from unmask.recipes.schema import TrainRecipe
+from unmask.rewards import per_completion
+from unmask.rewards.scorer import Scorer
 from unmask.tasks import Sudoku
 from unmask.trainer.learn import Learner
 from unmask.trainer.metrics import Tally

@@ -15,17 +15,18 @@ import torch
 import yaml
 
 import unmask
-from tests.small_runs import metrics, steps_saved, train_recipe, weights
-from unmask.engine import LocalEngine
-from unmask.errors import ConfigError, DataError, RewardError, RunError
+from tests.helpers.paths import ROOT
+from tests.helpers.runs import metrics, steps_saved, train_recipe, weights
+from unmask.core.errors import ConfigError, DataError, RewardError, RunError
 from unmask.models import load_model
-from unmask.recipe import TrainRecipe, validate
-from unmask.reward import per_completion
-from unmask.rollout import decode
+from unmask.recipes.schema import TrainRecipe, validate
+from unmask.rewards import per_completion
 from unmask.runs.saved_rollouts import SavedRollout
+from unmask.sampling.engine import LocalEngine
+from unmask.sampling.generation import decode
 from unmask.tasks import Sudoku
 from unmask.trainer import Trainer
-from unmask.trainer.stopping import RunStoppedError
+from unmask.trainer.distributed.stopping import RunStoppedError
 
 
 class Reward:
@@ -92,8 +93,8 @@ def test_a_line_is_logged_for_every_step_and_evaluations_when_they_are_due(whole
 
 
 def test_an_evaluation_is_what_its_model_gives_on_rows_that_training_never_sees(whole: Path, tiny_model: Path) -> None:
-    from unmask.evaluate import evaluate
-    from unmask.score import Scorer
+    from unmask.evaluation.evaluate import evaluate
+    from unmask.rewards.scorer import Scorer
 
     recipe = train_recipe(tiny_model, whole)
     rows = Sudoku().rows("test", 4)
@@ -157,7 +158,7 @@ def test_the_file_that_a_metric_is_said_to_be_computed_in_holds_its_whole_key() 
 def test_every_key_of_a_metric_in_the_code_is_explained() -> None:
     page = metrics_page()
     spaces = "|".join({key.partition("/")[0] for key in page if "/" in key})
-    files = [*(SOURCES / "trainer").glob("*.py"), *(SOURCES / "methods").glob("*.py"), SOURCES / "pretrain.py"]
+    files = [*(SOURCES / "trainer").glob("*.py"), *(SOURCES / "methods").glob("*.py")]
     found = {key for file in files for key in re.findall(rf'"((?:{spaces})/[^"]+)"', file.read_text())}
     assert len(found) > 20
     assert {re.sub(r":\w+\}", "}", key) for key in found} - page.keys() - EXAMPLES == set()
@@ -170,7 +171,7 @@ EXAMPLES = {"eval/validation@0/accuracy", "eval/validation@0.9/accuracy", "eval/
 
 def metrics_page() -> dict[str, str]:
     """Returns the keys in the table of docs/metrics.md, each with the file that computes it."""
-    text = (Path(__file__).parents[2] / "docs" / "metrics.md").read_text()
+    text = (ROOT / "docs" / "metrics.md").read_text()
     rows = re.findall(r"^\| (`.+?) \| .* \| `(\S+)` \|$", text, flags=re.MULTILINE)
     return {key: file for keys, file in rows for key in re.findall(r"`([^`]+)`", keys)}
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from unmask.config import OptimConfig
+from unmask.core.config import OptimConfig
 from unmask.models import Denoiser
 from unmask.trainer import optimizer as module
 from unmask.trainer.optimizer import make_optimizer, make_optimizers, set_learning_rate, state_bytes

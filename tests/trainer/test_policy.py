@@ -14,18 +14,18 @@ from accelerate.state import AcceleratorState, PartialState
 from safetensors.torch import load_file
 from torch._dynamo.testing import CompileCounter
 
+from tests.helpers.runs import metrics, pretrain_recipe, train_recipe, weights
 from tests.models.test_adapters import train_by_hand
-from tests.small_runs import metrics, pretrain_recipe, train_recipe, weights
-from unmask.errors import ConfigError, RunError
+from unmask.core.errors import ConfigError, RunError
+from unmask.core.records import Rollout
 from unmask.models import Denoiser, char_tokenizer, load_model, save_model
-from unmask.pretrain import pretrain
-from unmask.records import Rollout
-from unmask.reward import per_completion
+from unmask.rewards import per_completion
 from unmask.tasks import Sudoku
 from unmask.trainer import Trainer
 from unmask.trainer.learn import Learner
 from unmask.trainer.optimizer import trainable
 from unmask.trainer.policy import make_policy
+from unmask.trainer.pretrain import pretrain
 from unmask.trainer.reference import FrozenCopy, SecondAdapter, WithoutAdapters
 
 LORA = ("lora.r=3", "lora.alpha=6", "method.beta=0.04")

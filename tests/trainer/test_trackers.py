@@ -12,7 +12,7 @@ import accelerate.tracking
 import pytest
 from accelerate import Accelerator
 
-from tests.small_runs import train_recipe
+from tests.helpers.runs import train_recipe
 from unmask.trainer import Trainer
 
 KINDS = ["wandb", "tensorboard", "trackio", "mlflow", "comet_ml"]

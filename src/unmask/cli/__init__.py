@@ -18,8 +18,8 @@ from unmask.cli.evaluation import evaluation
 from unmask.cli.options import say
 from unmask.cli.results import results
 from unmask.cli.training import training
-from unmask.errors import LostProcessError, RunError, UnmaskError
-from unmask.text import visible
+from unmask.core.errors import LostProcessError, RunError, UnmaskError
+from unmask.core.text import visible
 
 app = typer.Typer(
     name="unmask",

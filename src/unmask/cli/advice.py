@@ -38,11 +38,11 @@ def estimate(
     """
     import json
 
-    from unmask.console_tools import bytes_of
-    from unmask.estimate import estimate as run
-    from unmask.estimate import measured_rates
-    from unmask.estimate.text import described
-    from unmask.recipe import load_recipe
+    from unmask.cli.estimate import estimate as run
+    from unmask.cli.estimate import measured_rates
+    from unmask.cli.estimate.text import described
+    from unmask.cli.lists import bytes_of
+    from unmask.recipes.schema import load_recipe
 
     loaded = load_recipe(recipe, overrides or ())
     room = bytes_of(gpu_memory) if gpu_memory else None
@@ -73,8 +73,8 @@ def doctor(
     """
     import json
 
-    from unmask.console_tools import doctor_report
-    from unmask.doctor import checks
+    from unmask.cli.doctor import checks
+    from unmask.cli.lists import doctor_report
 
     if as_json:
         found = list(checks(hub=hub))

@@ -17,7 +17,7 @@ def methods(
     ] = None,
 ) -> None:
     """List the methods, or show one with its options and sources."""
-    from unmask.console import method_page, methods_table
+    from unmask.cli.console import method_page, methods_table
 
     if name is None:
         methods_table()
@@ -38,8 +38,8 @@ def tasks(
     ] = None,
 ) -> None:
     """List the tasks, or show one with its options and an example row."""
-    from unmask.console import table
-    from unmask.console_tools import task_page
+    from unmask.cli.console import table
+    from unmask.cli.lists import task_page
     from unmask.tasks import TASKS
     from unmask.tasks.reasoning_gym import available
 
@@ -76,7 +76,7 @@ def recipes(
     Small ones to run anywhere, the papers' settings (published/), and those for one GPU (single-gpu/). To change a copy:
     unmask recipes sudoku-tiny > mine.yaml
     """
-    from unmask.console_tools import recipe_page, recipes_table
+    from unmask.cli.lists import recipe_page, recipes_table
 
     if not (name and recipe_page(name)):
         recipes_table(name)
@@ -90,8 +90,8 @@ def preset(
 
     Such as: accelerate launch --config_file "$(unmask preset zero3)" --num_processes 8 -m unmask train RECIPE
     """
-    from unmask.errors import ConfigError, unknown_name
-    from unmask.recipe import shipped_recipes
+    from unmask.core.errors import ConfigError, unknown_name
+    from unmask.recipes.schema import shipped_recipes
 
     presets = shipped_recipes("accelerate")
     if name not in presets:

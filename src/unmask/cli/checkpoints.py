@@ -19,8 +19,8 @@ def models(
     ] = None,
 ) -> None:
     """List the model families, or show one with its checkpoints."""
-    from unmask.console import families_table, family_page
-    from unmask.errors import ConfigError, unknown_name
+    from unmask.cli.console import families_table, family_page
+    from unmask.core.errors import ConfigError, unknown_name
     from unmask.models.families import FAMILIES
 
     if name is None:

@@ -11,9 +11,9 @@ import typer
 from unmask.cli.options import Model, Order, Overrides, SettingsCommand, TaskOptions, numbers, say
 
 if TYPE_CHECKING:
-    from unmask.config import SamplerConfig
-    from unmask.eval_recipe import EvalRecipe
-    from unmask.records import Row
+    from unmask.core.config import SamplerConfig
+    from unmask.core.records import Row
+    from unmask.recipes.evaluation import EvalRecipe
     from unmask.tasks import Task
 
 evaluation = typer.Typer()
@@ -59,8 +59,8 @@ def evaluate_(
     The options are short names of settings, which are given as key=value like those of train: --rows 64 is
     evaluation.num_rows=64, and sampler.guidance=1.0 has no short name. Where both are given, key=value wins.
     """
-    from unmask.eval_recipe import load_evaluation
-    from unmask.recipe import task_settings
+    from unmask.recipes.evaluation import load_evaluation
+    from unmask.recipes.schema import task_settings
 
     changes = [*(f"task.{text}" for text in option or ()), *(overrides or ())]
     if not task and not any(text.startswith(("task.type=", "task=")) for text in changes):
@@ -88,14 +88,23 @@ def _evaluate(
     model: str, recipe: EvalRecipe, samplers: list[SamplerConfig], against: Path | None, output: Path | None
 ) -> None:
     """Evaluate, print tables, and write the results after each setting."""
-    from unmask.console import comparison_table, evaluation_progress, results_table
-    from unmask.engine import BatchLimits, LocalEngine
-    from unmask.errors import DataError
-    from unmask.eval_results import Earlier, check_place, compare, default_place, facts_of, items_path, save, setting_of
-    from unmask.evaluate import check_samples, evaluate
+    from unmask.cli.console import comparison_table, evaluation_progress, results_table
+    from unmask.core.errors import DataError
+    from unmask.evaluation.evaluate import check_samples, evaluate
+    from unmask.evaluation.results import (
+        Earlier,
+        check_place,
+        compare,
+        default_place,
+        facts_of,
+        items_path,
+        save,
+        setting_of,
+    )
+    from unmask.evaluation.usable import faults_for, usable_rows
     from unmask.models import load_model
-    from unmask.score import make_scorer
-    from unmask.usable import faults_for, usable_rows
+    from unmask.rewards.scorer import make_scorer
+    from unmask.sampling.engine import BatchLimits, LocalEngine
 
     # Everything that can be wrong is checked first: an evaluation of a large model takes hours.
     task, rows = recipe.task, recipe.evaluation
@@ -171,10 +180,10 @@ def sample(
 
     Each token is coloured by its entropy when it was committed.
     """
-    from unmask.errors import ConfigError
+    from unmask.cli.sample import watch
+    from unmask.core.errors import ConfigError
     from unmask.models import load_model
-    from unmask.recipe import make_sampler, make_task
-    from unmask.watch import watch
+    from unmask.recipes.schema import make_sampler, make_task
 
     chosen = make_task(task, option or ()) if task else None
     verdict = None
@@ -212,7 +221,7 @@ def harness(context: typer.Context) -> None:
     if {"-h", "--help"} & {*context.args} and find_spec("lm_eval") is None:
         typer.echo(context.get_help())
         return
-    from unmask.harness import run
+    from unmask.evaluation.lm_eval import run
 
     run(context.args)
 
@@ -229,9 +238,9 @@ def check_data(
 
     Exit code 1 if they share prompts.
     """
-    from unmask.console import overlap_table
-    from unmask.data_check import check_splits, rows_of_splits
-    from unmask.recipe import make_task
+    from unmask.cli.console import overlap_table
+    from unmask.recipes.schema import make_task
+    from unmask.tasks.contamination import check_splits, rows_of_splits
 
     chosen = make_task(task, option or ())
     splits = rows_of_splits(chosen, rows, seed)

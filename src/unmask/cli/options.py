@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from typer.core import TyperCommand
 
-from unmask.text import visible
+from unmask.core.text import visible
 
 if TYPE_CHECKING:
     from pydantic import BaseModel
@@ -35,7 +35,7 @@ class SettingsCommand(TyperCommand):
     """A command that takes key=value settings: an option that it lacks is answered with the setting that was meant."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        from unmask.errors import nearest
+        from unmask.core.errors import nearest
 
         given = list(args)
         try:
@@ -54,7 +54,7 @@ class SettingsCommand(TyperCommand):
 
 
 def _hint(command: str, option: str, given: list[str]) -> str | None:
-    from unmask.keys import counterpart
+    from unmask.recipes.keys import counterpart
 
     name, _, value = option.partition("=")
     for place, word in enumerate(given):
@@ -67,9 +67,9 @@ def _hint(command: str, option: str, given: list[str]) -> str | None:
 
 def _kind_of(command: str) -> type[BaseModel]:
     """The kind of recipe whose settings a command takes."""
-    from unmask.compare.recipe import CompareRecipe
-    from unmask.eval_recipe import EvalRecipe
-    from unmask.recipe import PretrainRecipe, TrainRecipe
+    from unmask.recipes.evaluation import EvalRecipe
+    from unmask.recipes.schema import PretrainRecipe, TrainRecipe
+    from unmask.trainer.comparison.recipe import CompareRecipe
 
     kinds: dict[str, type[BaseModel]] = {"pretrain": PretrainRecipe, "compare": CompareRecipe, "eval": EvalRecipe}
     return kinds.get(command, TrainRecipe)
@@ -77,7 +77,7 @@ def _kind_of(command: str) -> type[BaseModel]:
 
 def numbers(text: str, kind: type[Any], option: str) -> list[Any]:
     """The numbers of a comma-separated option, each once."""
-    from unmask.errors import ConfigError
+    from unmask.core.errors import ConfigError
 
     try:
         return list(dict.fromkeys(kind(part.strip()) for part in text.split(",") if part.strip()))

@@ -62,8 +62,8 @@ def plot(
     Runs of one recipe with different seeds are one line. Of a comparison, accuracy against compute is drawn anew into
     --output, and accuracy against denoising steps, where that was measured, into NAME-decoding beside it.
     """
-    from unmask.compare.report import replot
-    from unmask.errors import ConfigError
+    from unmask.core.errors import ConfigError
+    from unmask.report.comparison_files import replot
     from unmask.report.plot import plot_metrics
 
     folders, output = [folder.expanduser() for folder in folders], output and output.expanduser()

@@ -24,8 +24,8 @@ def train(
 
     unmask recipes lists those that are shipped, the papers' settings for LLaDA-8B and Dream-7B among them.
     """
-    from unmask.recipe import load_recipe
-    from unmask.training import Trainer
+    from unmask.cli.shell import Trainer
+    from unmask.recipes.schema import load_recipe
 
     trainer = Trainer(load_recipe(recipe, overrides or ()), resume=resume)
     folder = trainer.train()
@@ -44,9 +44,9 @@ def pretrain(
 
     A tiny one from scratch, or a checkpoint.
     """
-    from unmask.console import progress
-    from unmask.pretrain import pretrain as run
-    from unmask.recipe import PretrainRecipe, load
+    from unmask.cli.console import progress
+    from unmask.recipes.schema import PretrainRecipe, load
+    from unmask.trainer.pretrain import pretrain as run
 
     loaded = load(PretrainRecipe, recipe, overrides or ())
     with progress("pretrain", loaded.max_steps) as view:
@@ -85,11 +85,11 @@ def compare(
     seeds, methods and tasks can be added later. Everything is in runs/compare/NAME: table.md (read this first), tuning.md,
     compute.png, decoding.png, and cells.jsonl, from which --report makes them all.
     """
-    from unmask.compare.recipe import load_compare
-    from unmask.compare.report import report as make_report
-    from unmask.compare.report import shown
-    from unmask.compare.run import compare as run
-    from unmask.console import comparison_results
+    from unmask.cli.console import comparison_results
+    from unmask.report.comparison_files import report as make_report
+    from unmask.report.comparison_files import shown
+    from unmask.trainer.comparison.recipe import load_compare
+    from unmask.trainer.comparison.run import compare as run
 
     picked = {"tasks": numbers(tasks, str, "--tasks"), "methods": numbers(methods, str, "--methods")}
     picked["seeds"] = numbers(seeds, int, "--seeds")
@@ -121,7 +121,7 @@ def demo(
 
     Pretrain, train with EGSPO-SA, evaluate, report.
     """
-    from unmask.demo import run
+    from unmask.cli.demo import run
 
     run(output_dir.expanduser(), seed)
 

@@ -15,7 +15,7 @@ import hashlib
 import torch
 from torch import Tensor
 
-TOKEN_STREAM, ORDER_STREAM, SELECTION_STREAM, FILL_STREAM, BRANCH_STREAM = range(5)
+TOKEN_STREAM, ORDER_STREAM, SELECTION_STREAM, BRANCH_STREAM, CONTINUATION_STREAM = range(5)
 """Purposes of a row's draws, as the key after its seed: tokens, positions, steps to train, other fills of a state, seeds of
 continuations from a state."""
 

@@ -15,13 +15,13 @@ from jaxtyping import Float
 from pydantic import Field
 from torch import Tensor
 
+from unmask.core.records import LossInputs, LossOutput, Needs, Rollout, Views
 from unmask.functional.advantage import group_advantage
 from unmask.functional.selection import candidate_steps, step_sum
 from unmask.functional.step_draws import low_discrepancy_uniform, step_counts
 from unmask.functional.surrogate import kl_k3
 from unmask.methods.base import RatioMethod
 from unmask.methods.views import step_views
-from unmask.records import LossInputs, LossOutput, Needs, Rollout, Views
 
 ENTROPY_FLOOR = 1e-8
 """Added to a step's entropy, so that every step can be drawn; of the release."""

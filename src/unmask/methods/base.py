@@ -13,10 +13,10 @@ from jaxtyping import Bool, Float
 from pydantic import Field, field_validator
 from torch import Tensor
 
-from unmask.config import Named, SamplerConfig
-from unmask.errors import ConfigError
+from unmask.core.config import Named, SamplerConfig
+from unmask.core.errors import ConfigError
+from unmask.core.records import LossInputs, LossOutput, Needs, Rollout, Views
 from unmask.functional.surrogate import clipped_surrogate, divergence_masked_surrogate, kl_k3
-from unmask.records import LossInputs, LossOutput, Needs, Rollout, Views
 
 NOT_STATED = "not stated"
 
@@ -113,7 +113,7 @@ class Method(Named, ABC):
             "a group" if needs.group else "",
             "a reference" if needs.reference != "none" else "",
             "one-step rewards" if needs.greedy else "",
-            f"{needs.fills.count} other fills of a state" if needs.fills else "",
+            f"{needs.branches.count} other branches of a state" if needs.branches else "",
             cls.sampler,
         ]
         return ", ".join(filter(None, parts)) or "nothing"

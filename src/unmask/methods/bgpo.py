@@ -16,11 +16,11 @@ from jaxtyping import Float
 from pydantic import Field
 from torch import Tensor
 
+from unmask.core.records import LossInputs, LossOutput, Needs, Rollout, Views
 from unmask.functional.advantage import group_advantage, z_score
 from unmask.functional.elbo import elbo_weight, masks_of_counts, stratified_counts
 from unmask.methods.base import RatioMethod
 from unmask.methods.views import masked_views, scored_tokens
-from unmask.records import LossInputs, LossOutput, Needs, Rollout, Views
 
 
 class BGPO(RatioMethod):

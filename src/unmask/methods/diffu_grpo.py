@@ -14,11 +14,11 @@ from jaxtyping import Float
 from pydantic import Field
 from torch import Tensor
 
+from unmask.core.records import LossInputs, LossOutput, Needs, Rollout, Views
 from unmask.functional.advantage import group_advantage
 from unmask.functional.masking import token_mean_weight
 from unmask.methods.base import RatioMethod
 from unmask.methods.views import mean_field_views, scored_tokens
-from unmask.records import LossInputs, LossOutput, Needs, Rollout, Views
 
 
 class DiffuGRPO(RatioMethod):

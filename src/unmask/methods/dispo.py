@@ -15,12 +15,12 @@ from jaxtyping import Float
 from pydantic import Field
 from torch import Tensor
 
-from unmask.config import SamplerConfig
-from unmask.errors import ConfigError
+from unmask.core.config import SamplerConfig
+from unmask.core.errors import ConfigError
+from unmask.core.records import GIVEN, Branches, LossInputs, LossOutput, Needs, Rollout, Views
 from unmask.functional.advantage import counterfactual_advantage, group_advantage
 from unmask.methods.base import RatioMethod
 from unmask.methods.views import scored_tokens, step_views
-from unmask.records import GIVEN, Fills, LossInputs, LossOutput, Needs, Rollout, Views
 
 
 class DiSPO(RatioMethod):
@@ -54,7 +54,7 @@ class DiSPO(RatioMethod):
         """Fills of every masked position at the chosen states."""
         return Needs(
             selection=(self.state_choice, self.num_states),
-            fills=Fills(self.num_fills, "all"),
+            branches=Branches(self.num_fills, "all"),
             group=self.terminal_weight > 0,
         )
 
@@ -68,10 +68,10 @@ class DiSPO(RatioMethod):
     def plan(self, rollout: Rollout, generator: torch.Generator) -> Views:
         """Slot 0: the completion from all masks. The others: the chosen states, each read once for every fill."""
         path = rollout.trajectory
-        assert path.fill_tokens is not None
+        assert path.branch_tokens is not None
         length, num_rows = path.tokens.shape[1], len(path)
-        states = step_views(path, path.kept_steps, torch.ones_like(path.kept_steps, dtype=torch.float32))
-        fills = path.fill_tokens[states.row, states.slot]
+        states = step_views(path, path.selected_steps, torch.ones_like(path.selected_steps, dtype=torch.float32))
+        branches = path.branch_tokens[states.row, states.slot]
         per_state = self.state_weight / (self.num_states * length)
         written = path.unmask_step != GIVEN
         own = path.tokens.int().unsqueeze(1).expand(-1, self.num_fills, -1)
@@ -83,14 +83,14 @@ class DiSPO(RatioMethod):
                 [states.weight.new_full((num_rows,), self.terminal_weight / length), per_state * states.weight]
             ),
             slot=torch.cat([torch.zeros_like(path.seed), 1 + states.slot]),
-            tokens=torch.cat([own, fills]),
+            tokens=torch.cat([own, branches]),
         )
         return views.take(views.weight > 0)
 
     def advantage(self, rollout: Rollout) -> Float[Tensor, "B *K"]:
         """[B, 1 + K, M]: the group's, in the completion's first reading; for a state's fills (r_m - mean r) / (M - 1)."""
-        assert rollout.fill_reward is not None
-        of_fills = counterfactual_advantage(rollout.fill_reward)
+        assert rollout.branch_reward is not None
+        of_fills = counterfactual_advantage(rollout.branch_reward)
         terminal = torch.zeros_like(of_fills[:, :1])
         if self.terminal_weight:
             terminal[:, 0, 0] = group_advantage(rollout.reward, rollout.group_size, "group_mean")

@@ -17,13 +17,13 @@ from jaxtyping import Float
 from pydantic import Field
 from torch import Tensor
 
-from unmask.config import SamplerConfig
+from unmask.core.config import SamplerConfig
+from unmask.core.records import LossInputs, LossOutput, Needs, Rollout, Trajectory, Views
 from unmask.functional.advantage import controlled_advantage, fitted_gain, group_advantage
 from unmask.functional.selection import inverse_inclusion, selected_path_steps
 from unmask.functional.surrogate import kl_k3
 from unmask.methods.base import RatioMethod
 from unmask.methods.views import step_views
-from unmask.records import LossInputs, LossOutput, Needs, Rollout, Trajectory, Views
 
 
 class EGSPO(RatioMethod):
@@ -101,14 +101,14 @@ class EGSPO(RatioMethod):
         """A_k = (R_k - R̄_k) - c (r(x̂_k) - its mean over the slot), R = r unless credit telescopes; no division by a deviation."""
         if rollout.one_step_reward is None or not self.needs().greedy:
             return group_advantage(rollout.reward, rollout.group_size, self.baseline)
-        earned, value, is_valid = rollout.reward, rollout.one_step_reward, rollout.trajectory.kept_steps >= 0
+        earned, value, is_valid = rollout.reward, rollout.one_step_reward, rollout.trajectory.selected_steps >= 0
         if self.credit == "telescoped":
             # The state that a step leads to is the one before the next step, and after the last one the completion.
             after = torch.cat([value[:, 1:], value[:, :1]], dim=1)
             is_last = is_valid & ~torch.cat([is_valid[:, 1:], torch.zeros_like(is_valid[:, :1])], dim=1)
             earned = torch.where(is_last, rollout.reward.unsqueeze(-1), after)
             steps = self._steps(rollout.trajectory)
-            slot = (rollout.trajectory.kept_steps.unsqueeze(1) == steps.unsqueeze(-1)).int().argmax(-1)
+            slot = (rollout.trajectory.selected_steps.unsqueeze(1) == steps.unsqueeze(-1)).int().argmax(-1)
             earned, value, is_valid = earned.gather(1, slot), value.gather(1, slot), steps >= 0
         gain: float | Tensor = self.stepwise_weight / (1 + self.stepwise_weight) if self.credit == "return" else 1.0
         if self.gain == "fitted":

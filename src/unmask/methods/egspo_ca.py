@@ -17,12 +17,12 @@ from jaxtyping import Float
 from pydantic import Field
 from torch import Tensor
 
-from unmask.config import SamplerConfig
-from unmask.errors import ConfigError
+from unmask.core.config import SamplerConfig
+from unmask.core.errors import ConfigError
+from unmask.core.records import Branches, LossInputs, LossOutput, Needs, Rollout, Views
 from unmask.functional.advantage import counterfactual_advantage, fitted_gain, group_advantage
 from unmask.methods.base import RatioMethod
 from unmask.methods.views import step_views
-from unmask.records import Fills, LossInputs, LossOutput, Needs, Rollout, Views
 
 
 class EGSPOCA(RatioMethod):
@@ -66,7 +66,7 @@ class EGSPOCA(RatioMethod):
         by_spread = self.step_choice == "spread"
         return Needs(
             selection=("all" if by_spread else self.step_choice, self.num_selected),
-            fills=Fills(self.num_actions, self.scope, self.finish, with_taken=self.form != "counterfactual"),
+            branches=Branches(self.num_actions, self.scope, self.finish, with_taken=self.form != "counterfactual"),
             group=self.form == "combined",
         )
 
@@ -89,25 +89,25 @@ class EGSPOCA(RatioMethod):
     def plan(self, rollout: Rollout, generator: torch.Generator) -> Views:
         """One view for each chosen state, read M times: once for each action, with one forward."""
         path = rollout.trajectory
-        assert path.fill_tokens is not None
+        assert path.branch_tokens is not None
         slots = self._slots(rollout)
-        kept = path.kept_steps
+        kept = path.selected_steps
         steps = kept.gather(1, slots.clamp(min=0)).masked_fill(slots < 0, -1)
         tokens_per_step = path.tokens.shape[1] / path.num_steps
         weight = 1 / (steps.shape[1] * tokens_per_step)
         views = step_views(path, steps, torch.full(steps.shape, weight, device=steps.device))
         slot = slots[views.row, views.slot]
         target = views.hidden if self.scope == "all" else views.target
-        return Views(views.row, views.hidden, target, views.weight, slot, tokens=path.fill_tokens[views.row, slot])
+        return Views(views.row, views.hidden, target, views.weight, slot, tokens=path.branch_tokens[views.row, slot])
 
     def advantage(self, rollout: Rollout) -> Float[Tensor, "B *K"]:
         """[B, K, M]: (Q̂_m - mean Q̂) / (M - 1); in the unbiased forms [B, K, 1 + M], the action taken first."""
-        value = rollout.fill_reward
+        value = rollout.branch_reward
         assert value is not None
         if self.form == "counterfactual":
             return counterfactual_advantage(value)
         of_taken, drawn = value[..., 0], value[..., 1:]
-        is_valid = rollout.trajectory.kept_steps >= 0
+        is_valid = rollout.trajectory.selected_steps >= 0
         earned, gain = rollout.reward.unsqueeze(-1), torch.ones_like(rollout.reward)
         # The fresh draws' mean depends on the state only; it is the baseline of Q̂(a).
         baseline = torch.zeros_like(of_taken)
@@ -129,11 +129,11 @@ class EGSPOCA(RatioMethod):
     def _slots(self, rollout: Rollout) -> Tensor:
         """[B, K] which of the kept states are trained; -1 for none."""
         path = rollout.trajectory
-        kept = path.kept_steps
+        kept = path.selected_steps
         if self.step_choice != "spread":
             return torch.arange(kept.shape[1], device=kept.device).expand_as(kept).masked_fill(kept < 0, -1)
-        assert rollout.fill_reward is not None
-        drawn = rollout.fill_reward[..., -self.num_actions :]
+        assert rollout.branch_reward is not None
+        drawn = rollout.branch_reward[..., -self.num_actions :]
         spread = drawn.var(-1).masked_fill(kept < 0, -1.0)
         order = spread.argsort(dim=1, descending=True, stable=True)[:, : self.num_selected]
         return order.masked_fill(kept.gather(1, order) < 0, -1)

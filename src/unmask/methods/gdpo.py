@@ -16,13 +16,13 @@ from jaxtyping import Float
 from pydantic import Field
 from torch import Tensor
 
+from unmask.core.records import GIVEN, LossInputs, LossOutput, Needs, Rollout, Views
 from unmask.functional.advantage import group_advantage
 from unmask.functional.completions import one_by_completion, sum_by_completion
 from unmask.functional.elbo import gauss_legendre, mask_at_times
 from unmask.functional.surrogate import kl_k2
 from unmask.methods.base import RatioMethod
 from unmask.methods.views import masked_views
-from unmask.records import GIVEN, LossInputs, LossOutput, Needs, Rollout, Views
 
 
 class GDPO(RatioMethod):

@@ -12,12 +12,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from unmask.config import SamplerConfig
-from unmask.errors import ConfigError
+from unmask.core.config import SamplerConfig
+from unmask.core.errors import ConfigError
+from unmask.core.records import LossInputs, LossOutput, Needs, Rollout, Views
 from unmask.functional.advantage import group_advantage, z_score
 from unmask.methods.base import RatioMethod
 from unmask.methods.views import segment_views
-from unmask.records import LossInputs, LossOutput, Needs, Rollout, Views
 
 
 class JustGRPO(RatioMethod):

@@ -14,14 +14,14 @@ from jaxtyping import Float
 from pydantic import Field
 from torch import Tensor
 
-from unmask.config import SamplerConfig
-from unmask.errors import ConfigError
+from unmask.core.config import SamplerConfig
+from unmask.core.errors import ConfigError
+from unmask.core.records import LossInputs, LossOutput, Needs, Rollout, Views
 from unmask.functional.advantage import group_advantage
 from unmask.functional.completions import one_by_completion, sum_by_completion
 from unmask.functional.selection import step_sum
 from unmask.methods.base import RatioMethod
 from unmask.methods.views import segment_views
-from unmask.records import LossInputs, LossOutput, Needs, Rollout, Views
 
 
 class MaskAware(RatioMethod):

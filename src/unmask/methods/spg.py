@@ -13,12 +13,12 @@ from jaxtyping import Float
 from pydantic import Field
 from torch import Tensor
 
+from unmask.core.records import LossInputs, LossOutput, Needs, Rollout, Views
 from unmask.functional.advantage import group_advantage
 from unmask.functional.elbo import mask_at_times
 from unmask.functional.masking import block_masks, evidence_upper_bound
 from unmask.methods.base import Method
 from unmask.methods.views import mean_tokens, scored_tokens, text_views
-from unmask.records import LossInputs, LossOutput, Needs, Rollout, Views
 
 
 class SPG(Method):

@@ -13,13 +13,13 @@ from jaxtyping import Float
 from pydantic import Field
 from torch import Tensor
 
-from unmask.config import SamplerConfig
-from unmask.errors import ConfigError
+from unmask.core.config import SamplerConfig
+from unmask.core.errors import ConfigError
+from unmask.core.records import LossInputs, LossOutput, Needs, Rollout, Views
 from unmask.functional.advantage import group_advantage
 from unmask.functional.elbo import mask_at_times
 from unmask.methods.base import RatioMethod
 from unmask.methods.views import scored_tokens, text_views
-from unmask.records import LossInputs, LossOutput, Needs, Rollout, Views
 
 
 class UniGRPO(RatioMethod):

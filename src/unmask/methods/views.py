@@ -6,9 +6,9 @@ import torch
 from jaxtyping import Bool, Float, Int, Real
 from torch import Tensor
 
+from unmask.core.records import GIVEN, LossInputs, Trajectory, Views
 from unmask.functional.elbo import mask_at_times
 from unmask.functional.masking import until_eos
-from unmask.records import GIVEN, LossInputs, Trajectory, Views
 
 
 def scored_tokens(trajectory: Trajectory) -> Bool[Tensor, "B L"]:

@@ -18,11 +18,11 @@ from pydantic import Field
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
+from unmask.core.records import GIVEN, LossInputs, LossOutput, Needs, Rollout, Views
 from unmask.functional.completions import sum_by_completion
 from unmask.functional.elbo import elbo_weight, masks_of_counts, stratified_counts
 from unmask.methods.base import Method
 from unmask.methods.views import masked_views
-from unmask.records import GIVEN, LossInputs, LossOutput, Needs, Rollout, Views
 
 
 class VRPO(Method):

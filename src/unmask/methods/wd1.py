@@ -13,10 +13,10 @@ from jaxtyping import Float
 from pydantic import Field
 from torch import Tensor
 
+from unmask.core.records import LossInputs, LossOutput, Needs, Rollout, Views
 from unmask.functional.advantage import softmax_advantage
 from unmask.methods.base import Method
 from unmask.methods.views import mean_field_views
-from unmask.records import LossInputs, LossOutput, Needs, Rollout, Views
 
 
 class WD1(Method):

@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from unmask.config import LoraConfig
-from unmask.errors import ConfigError, ModelError, no_file, reason, unknown_name
+from unmask.core.config import LoraConfig
+from unmask.core.errors import ConfigError, ModelError, no_file, reason, unknown_name
 from unmask.models.denoiser import Denoiser
 from unmask.models.from_run import ADAPTER_CONFIG, base_of, load_checkpoint, locate
 from unmask.models.loading import load_folder, load_model, save_model

@@ -17,7 +17,7 @@ from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from unmask.errors import ModelError
+from unmask.core.errors import ModelError
 from unmask.models.families import FAMILIES, UNSUPPORTED, Family, family_of
 from unmask.models.from_run import locate
 from unmask.models.layout import is_native, native_config, original_config, renamed

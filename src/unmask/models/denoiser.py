@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from unmask.errors import ModelError
+from unmask.core.errors import ModelError
+from unmask.core.records import PrefixCache, Readout
 from unmask.models.block_causal import block_causal_mask
 from unmask.models.head import read_in_parts
 from unmask.models.native import NATIVE_CLASSES
-from unmask.records import PrefixCache, Readout
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from unmask.errors import ModelError
-from unmask.files import read_json_object
+from unmask.core.errors import ModelError
+from unmask.core.files import read_json_object
 from unmask.models.policy import Policy
 from unmask.models.state_files import BUFFER, EXTRA, WEIGHT, StateFiles
 from unmask.runs.checkpoints import checkpoints_in, fault_of, is_checkpoint, is_of_another

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from unmask.records import Readout
+from unmask.core.records import Readout
 
 
 def read_in_parts(head: Callable[[Tensor], Tensor], hidden: Tensor, readout: Readout) -> Tensor:

@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from unmask.errors import ModelError
+from unmask.core.errors import ModelError
 from unmask.models.families import Family
 from unmask.models.native import NATIVE_CLASSES
 

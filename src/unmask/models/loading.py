@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
-from unmask.errors import ModelError, no_file, reason
+from unmask.core.errors import ModelError, no_file, reason
 from unmask.models.denoiser import Denoiser, check_bidirectional
 from unmask.models.families import FAMILIES, UNSUPPORTED
 from unmask.models.from_run import load_checkpoint, locate

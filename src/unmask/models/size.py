@@ -12,8 +12,8 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
-from unmask.errors import ModelError, reason
-from unmask.files import parse_json
+from unmask.core.errors import ModelError, reason
+from unmask.core.files import parse_json
 
 MOST_HEADER_BYTES = 100_000_000
 """Largest header of a safetensors file, as the format has it."""

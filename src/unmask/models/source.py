@@ -7,8 +7,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from unmask.errors import ModelError, no_file, reason
-from unmask.files import read_json_object
+from unmask.core.errors import ModelError, no_file, reason
+from unmask.core.files import read_json_object
 
 DATA_FILES = ("*.json", "*.safetensors", "*.txt", "*.jinja", "*.model")
 """What may be fetched: no code and no pickle."""

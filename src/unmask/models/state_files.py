@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from unmask.errors import RunError
+from unmask.core.errors import RunError
 
 if TYPE_CHECKING:
     import torch

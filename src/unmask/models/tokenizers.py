@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from unmask.errors import ModelError
+from unmask.core.errors import ModelError
 from unmask.models.families import Family
 from unmask.models.source import DATA_FILES, read_json
 

@@ -9,14 +9,14 @@ from pathlib import Path
 from typing import Any
 
 from unmask import __version__
-from unmask.errors import RunError, no_file
+from unmask.core.errors import RunError, no_file
+from unmask.core.text import visible
 from unmask.report.comparison import comparison_of, is_comparison
 from unmask.report.film import Vocabulary, entropy_scale, film_of
 from unmask.report.html import pack, page
 from unmask.report.runs import read_config, run_curves, run_facts
 from unmask.runs.atomic import refuse_to_overwrite, write_atomically, writing_explained
 from unmask.runs.saved_rollouts import SavedRollout, saved_path, saved_steps
-from unmask.text import visible
 
 TITLE = "unmask: "
 """Begins the title of every report; the names of the runs follow."""

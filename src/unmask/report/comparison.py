@@ -6,10 +6,10 @@ from math import isnan
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from unmask.text import visible
+from unmask.core.text import visible
 
 if TYPE_CHECKING:
-    from unmask.compare.results import Mean, Results
+    from unmask.trainer.comparison.results import Mean, Results
 
 
 def is_comparison(folder: Path) -> bool:
@@ -24,11 +24,11 @@ def comparison_of(folder: Path, name: str) -> dict[str, Any]:
         folder: of the comparison; `cells.jsonl` and `recipe.yaml` are all that is read.
         name: what it is called on the page.
     """
-    from unmask.compare.ledger import Ledger
-    from unmask.compare.recipe import CompareRecipe
-    from unmask.compare.results import Results
-    from unmask.compare.tables import introduction, warnings
-    from unmask.recipe import read_tree, validate
+    from unmask.recipes.schema import read_tree, validate
+    from unmask.report.tables import introduction, warnings
+    from unmask.trainer.comparison.ledger import Ledger
+    from unmask.trainer.comparison.recipe import CompareRecipe
+    from unmask.trainer.comparison.results import Results
 
     recipe = validate(CompareRecipe, read_tree(folder / "recipe.yaml"))
     ledger = Ledger(folder)
@@ -54,7 +54,7 @@ def _task(results: Results, task: str) -> dict[str, Any]:
     quantity. `text` has a line's counts as table.md has them. `best` names, for each temperature, the one method that is
     certainly best, or nobody.
     """
-    from unmask.compare.tables import counted, millions, pairs
+    from unmask.report.tables import counted, millions, pairs
 
     methods = results.methods(task)
     budget = results.recipe.tasks[task].budget

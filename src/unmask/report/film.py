@@ -10,9 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from unmask.core.text import visible
 from unmask.functional.selection import step_sum
 from unmask.runs.saved_rollouts import SavedRollout
-from unmask.text import visible
 
 CODE_TASKS = frozenset({"humaneval", "mbpp", "kodcode", "program"})
 """Tasks whose completions are programs."""
@@ -38,8 +38,8 @@ class Vocabulary:
             path = saved.rollout.trajectory
             # Files of version 1 have no texts.
             texts |= saved.pieces or {i: f"#{i}" for i in path.tokens.unique().tolist()}
-            if path.greedy_tokens is not None and not saved.pieces:
-                texts |= {i: f"#{i}" for i in path.greedy_tokens.unique().tolist() if i not in texts}
+            if path.one_step_tokens is not None and not saved.pieces:
+                texts |= {i: f"#{i}" for i in path.one_step_tokens.unique().tolist() if i not in texts}
         self.ids = sorted(texts)
         self.pieces = [visible(texts[i]) for i in self.ids]
         self._place = torch.zeros(max(self.ids, default=0) + 1, dtype=torch.int32)
@@ -146,7 +146,7 @@ def _values(saved: SavedRollout) -> list[dict[int, float]]:
             found[row] |= dict(zip(guesses.step.tolist(), map(_round, rewards), strict=True))
     if rollout.one_step_reward is not None:
         for row, rewards in enumerate(rollout.one_step_reward.tolist()):
-            own = zip(rollout.trajectory.kept_steps[row].tolist(), rewards, strict=True)
+            own = zip(rollout.trajectory.selected_steps[row].tolist(), rewards, strict=True)
             found[row] |= {step: _round(reward) for step, reward in own if step >= 0}
     return [_of_steps_that_wrote(saved, row, by_step) for row, by_step in enumerate(found)]
 
@@ -161,10 +161,10 @@ def _guesses(saved: SavedRollout, vocabulary: Vocabulary) -> tuple[list[dict[int
         places = places.masked_fill(places == final.unsqueeze(1), SAME)
         for row in range(len(path)):
             found[row] |= dict(zip(saved.guesses.step.tolist(), places[row], strict=True))
-    if path.greedy_tokens is not None:
-        places = vocabulary.places(path.greedy_tokens)
+    if path.one_step_tokens is not None:
+        places = vocabulary.places(path.one_step_tokens)
         places = places.masked_fill(places == final.unsqueeze(1), SAME)
-        for row, steps in enumerate(path.kept_steps.tolist()):
+        for row, steps in enumerate(path.selected_steps.tolist()):
             found[row] |= {step: places[row, slot] for slot, step in enumerate(steps) if step >= 0}
     index: list[dict[int, int]] = []
     rows: list[Tensor] = []
@@ -182,14 +182,14 @@ def _of_steps_that_wrote(saved: SavedRollout, row: int, by_step: dict[int, Any])
 
 
 def _credit(saved: SavedRollout, vocabulary: Vocabulary) -> list[dict[str, Any]]:
-    """For each completion: `selected` steps, `advantages` by step, the `whole` completion's one, other `fills` by step."""
+    """For each completion: `selected` steps, `advantages` by step, the `whole` completion's one, other `branches` by step."""
     path, trained = saved.rollout.trajectory, saved.trained
     credit: list[dict[str, Any]] = [
         {"selected": [], "advantages": {}, "whole": None, "fills": {}} for _ in range(len(path))
     ]
     if trained is None:
-        if path.greedy_step is not None:
-            for row, steps in enumerate(path.greedy_step.tolist()):
+        if path.selected_step is not None:
+            for row, steps in enumerate(path.selected_step.tolist()):
                 credit[row]["selected"] = sorted({step for step in steps if step >= 0})
         return credit
     sums: dict[tuple[int, int], list[float]] = {}
@@ -219,10 +219,10 @@ def _fills(
     saved: SavedRollout, vocabulary: Vocabulary, row: int, slot: int, advantage: Sequence[float]
 ) -> list[dict[str, Any]]:
     """The different actions drawn at a state, the most frequent first: where they differ, reward, advantage of all together."""
-    path, rewards = saved.rollout.trajectory, saved.rollout.fill_reward
-    assert path.fill_tokens is not None
+    path, rewards = saved.rollout.trajectory, saved.rollout.branch_reward
+    assert path.branch_tokens is not None
     assert rewards is not None
-    tokens = [tuple(fill) for fill in path.fill_tokens[row, slot].tolist()]
+    tokens = [tuple(fill) for fill in path.branch_tokens[row, slot].tolist()]
     counts = Counter(tokens)
     first = {fill: tokens.index(fill) for fill in counts}
     return [

@@ -15,13 +15,10 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from unmask.config import flat
-from unmask.errors import ConfigError, RunError, unknown_name
+from unmask.core.config import flat
+from unmask.core.errors import ConfigError, RunError, unknown_name
 from unmask.functional.intervals import cut, mean_interval
-from unmask.report.runs import read_config
-from unmask.runs.folder import FREE_TO_CHANGE
-from unmask.runs.metrics import evaluation_of, evaluations, number_of, read_metrics, temperature_name
-from unmask.style import (
+from unmask.report.figure_style import (
     MOST_BANDS,
     PANEL_WIDTH,
     SUFFIXES,
@@ -37,6 +34,9 @@ from unmask.style import (
     without_band,
     wrapped,
 )
+from unmask.report.runs import read_config
+from unmask.runs.folder import FREE_TO_CHANGE
+from unmask.runs.metrics import evaluation_of, evaluations, number_of, read_metrics, temperature_name
 
 Lines = list[dict[str, Any]]
 
@@ -183,7 +183,7 @@ def range_of(metric: str, config: Mapping[str, Any]) -> tuple[float, float]:
         return 0.0, 1.0
     if first.startswith("rewards/") and last != "mean":
         return 0.0, 1.0  # the share of completions with a reason
-    if last in ("reward", "one_step_reward", "fill_reward") or first.startswith("rewards/"):
+    if last in ("reward", "one_step_reward", "branch_reward") or first.startswith("rewards/"):
         if config.get("reward_funcs"):
             return -inf, inf
         weight = 1.0 if first.startswith("rewards/") else float((config.get("reward_weights") or [1])[0])

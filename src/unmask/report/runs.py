@@ -10,9 +10,9 @@ from typing import Any
 
 import yaml
 
-from unmask.files import read_yaml
+from unmask.core.files import read_yaml
+from unmask.core.text import visible
 from unmask.runs.metrics import evaluations, read_metrics
-from unmask.text import visible
 
 MOST_POINTS = 2000
 """Of a curve; a longer run's points are means of so many steps each that they come to no more."""

@@ -6,9 +6,9 @@ reward_weights: [2.0, 0.5, 0.5]
 
 from __future__ import annotations
 
-from unmask.reward import Score, per_completion, reports
 from unmask.rewards.format import answer_tag, boxed_answer, integer_answer, reasoning_then_answer, tag_count
 from unmask.rewards.maths import correct_math, correct_number, exact_answer
+from unmask.rewards.protocol import Score, per_completion, reports
 
 __all__ = [
     "Score",

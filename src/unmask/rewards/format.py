@@ -10,10 +10,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from unmask.reward import reads_text
-from unmask.tasks.answers import answer_in
-from unmask.tasks.boxes import CLOSE, OPEN, last_boxed
-from unmask.tasks.numerals import read_number
+from unmask.rewards.grading.answers import answer_in
+from unmask.rewards.grading.boxes import CLOSE, OPEN, last_boxed
+from unmask.rewards.grading.numerals import read_number
+from unmask.rewards.protocol import reads_text
 
 _REASONING, _REASONING_END = "<reasoning>", "</reasoning>"
 _TAGS = (_REASONING, _REASONING_END, OPEN, CLOSE)

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from unmask.reward import Score, reads_text, reports
-from unmask.tasks.answers import answer_in, tagged_answer
-from unmask.tasks.hendrycks_math import grade
-from unmask.tasks.numerals import read_number
+from unmask.rewards.grading.answers import answer_in, tagged_answer
+from unmask.rewards.grading.numerals import read_number
+from unmask.rewards.grading.verifier import grade
+from unmask.rewards.protocol import Score, reads_text, reports
 
 
 @reads_text

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TextIO
 
-from unmask.errors import ConfigError, RunError, reason
+from unmask.core.errors import ConfigError, RunError, reason
 
 INCOMPLETE = ".incomplete-"
 """Prefix of the name of a folder that is being written."""

@@ -12,8 +12,8 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from unmask.errors import RunError
-from unmask.files import parse_json
+from unmask.core.errors import RunError
+from unmask.core.files import parse_json
 
 MANIFEST = "manifest.json"
 """Name of the file in a checkpoint that holds the run's id, the step, and the size and SHA-256 of each other file."""

@@ -21,9 +21,9 @@ from typing import Any, TextIO
 
 import yaml
 
-from unmask.config import flat
-from unmask.errors import RunError, reason
-from unmask.files import read_json_object, read_yaml
+from unmask.core.config import flat
+from unmask.core.errors import RunError, reason
+from unmask.core.files import read_json_object, read_yaml
 from unmask.runs.atomic import INCOMPLETE, folder_replaced_whole, take_lock, tidy, write_atomically
 from unmask.runs.checkpoints import (
     checkpoints_in,

@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from unmask.errors import RunError
-from unmask.files import parse_json, read_json_lines
+from unmask.core.errors import RunError
+from unmask.core.files import parse_json, read_json_lines
 
 FILE = "metrics.jsonl"
 """Name of the file in a run folder."""

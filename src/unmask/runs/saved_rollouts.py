@@ -13,16 +13,22 @@ from typing import Any
 
 from torch import Tensor
 
-from unmask.config import SamplerConfig
-from unmask.errors import RunError
-from unmask.records import Rollout, Trajectory
+from unmask.core.config import SamplerConfig
+from unmask.core.errors import RunError
+from unmask.core.records import Rollout, Trajectory
 from unmask.runs.atomic import replaced_whole
 
-SCHEMA_VERSION = 4
+SCHEMA_VERSION = 5
 """Version of the file format. It rises when a field changes its meaning or when older code cannot read it."""
-READABLE_VERSIONS = (1, 2, 3, 4)
-"""Versions that can be read. Version 1 has the rollout and the completions only, version 2 does not know the end of a turn, and
-up to version 3 the sampler settings stand one by one."""
+READABLE_VERSIONS = (1, 2, 3, 4, 5)
+"""Versions that can be read. Version 1 has the rollout and the completions only, version 2 does not know the end of a turn, up
+to version 3 the sampler settings stand one by one, and up to version 4 some tensors have other names."""
+_NAMES_BEFORE_5 = {
+    "greedy_step": "selected_step",
+    "greedy_tokens": "one_step_tokens",
+    "fill_tokens": "branch_tokens",
+    "fill_reward": "branch_reward",
+}
 
 _GUESSES, _TRAINED = "note/guess_", "note/trained_"
 """Prefixes of the names of tensors that are not part of the rollout."""
@@ -127,7 +133,7 @@ def _loaded(path: Path) -> SavedRollout:
         version = settings.pop("schema_version")
         if version not in READABLE_VERSIONS:
             raise RunError(f"{path} was written with schema version {version}; this is version {SCHEMA_VERSION}.")
-        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
+        tensors = {_NAMES_BEFORE_5.get(name, name): file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
     settings["sampler"] = _sampler_of(settings, tensors["tokens"].shape[1])
     guesses, trained = _taken(tensors, _GUESSES), _taken(tensors, _TRAINED)
     rewards = {f.name: tensors.pop(f.name) for f in fields(Rollout) if f.name in tensors}

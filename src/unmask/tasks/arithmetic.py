@@ -15,13 +15,13 @@ from typing import TYPE_CHECKING, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
-from unmask.tasks.answers import numbers_in
+from unmask.rewards.grading.answers import numbers_in
+from unmask.rewards.grading.expressions import ExpressionError, evaluate
+from unmask.rewards.grading.notation import plain_expression, symbols, without_labels, without_remarks
 from unmask.tasks.base import NumbersTask
-from unmask.tasks.expressions import ExpressionError, evaluate
-from unmask.tasks.notation import plain_expression, symbols, without_labels, without_remarks
 
 if TYPE_CHECKING:
-    from unmask.records import Row
+    from unmask.core.records import Row
 
 WORKING = 0.1
 """Reward of a wrong result after working that is right throughout."""

@@ -13,14 +13,14 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self, get_args
 
-from unmask.config import Named
-from unmask.errors import DataError, unknown_name
-from unmask.reward import Score, per_completion, reports, text_of
-from unmask.tasks.answers import answer_in, before_end
+from unmask.core.config import Named
+from unmask.core.errors import DataError, unknown_name
+from unmask.rewards.grading.answers import answer_in, before_end
+from unmask.rewards.protocol import Score, per_completion, reports, text_of
 from unmask.tasks.candidates import Candidates
 
 if TYPE_CHECKING:
-    from unmask.records import Row
+    from unmask.core.records import Row
 
 RewardFunc = Callable[..., list[float | None]]
 """TRL's signature: f(prompts, completions, **columns) -> one reward for each completion; None is "does not apply"."""

@@ -7,10 +7,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from unmask.errors import DataError
+from unmask.core.errors import DataError
 
 if TYPE_CHECKING:
-    from unmask.records import Row
+    from unmask.core.records import Row
 
 FaultsOf = Callable[[Sequence["Row"]], Sequence[str | None]]
 """What is wrong with each row for a model and its rewards, as a clause such as "the prompt has 900 tokens"; None: nothing."""

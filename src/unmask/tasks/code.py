@@ -13,17 +13,17 @@ from functools import lru_cache
 from importlib import resources
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from unmask.errors import DataError
-from unmask.reward import Score, per_completion, reports, text_of
-from unmask.sandbox import Job, Result, SandboxConfig, make_sandbox
-from unmask.tasks.answers import before_end
+from unmask.core.errors import DataError
+from unmask.rewards.grading.answers import before_end
+from unmask.rewards.grading.extract import code_in
+from unmask.rewards.grading.syntax import MAX_CODE, without_dead_code
+from unmask.rewards.protocol import Score, per_completion, reports, text_of
+from unmask.rewards.sandbox import Job, Result, SandboxConfig, make_sandbox
 from unmask.tasks.base import Task
-from unmask.tasks.extract import code_in
 from unmask.tasks.sourced import SourcedTask
-from unmask.tasks.syntax import MAX_CODE, without_dead_code
 
 if TYPE_CHECKING:
-    from unmask.records import Row
+    from unmask.core.records import Row
 
 MAX_RECENT = 4096
 """Results that are remembered for each sandbox."""

@@ -16,12 +16,12 @@ from typing import TYPE_CHECKING, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
+from unmask.rewards.grading.expressions import ExpressionError, evaluate, random_expression
+from unmask.rewards.grading.notation import plain_expression
 from unmask.tasks.base import NumbersTask
-from unmask.tasks.expressions import ExpressionError, evaluate, random_expression
-from unmask.tasks.notation import plain_expression
 
 if TYPE_CHECKING:
-    from unmask.records import Row
+    from unmask.core.records import Row
 
 WRONG = 0.1
 """Reward of an answer that is there but not right."""

@@ -10,14 +10,14 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import model_validator
 
-from unmask.errors import DataError
+from unmask.core.errors import DataError
 from unmask.tasks.base import RewardFunc
 from unmask.tasks.memory import shown
 from unmask.tasks.source import Source, Table
 from unmask.tasks.sourced import SourcedTask, fault_of_value
 
 if TYPE_CHECKING:
-    from unmask.records import Row
+    from unmask.core.records import Row
 
 
 class AnswerText(str):

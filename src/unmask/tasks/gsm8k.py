@@ -10,14 +10,14 @@ import re
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, ClassVar, Literal
 
-from unmask.errors import DataError
-from unmask.reward import Score
+from unmask.core.errors import DataError
+from unmask.rewards.grading.numerals import read_number
+from unmask.rewards.protocol import Score
 from unmask.tasks.maths import MathsTask, text_column
-from unmask.tasks.numerals import read_number
 from unmask.tasks.source import is_file
 
 if TYPE_CHECKING:
-    from unmask.records import Row
+    from unmask.core.records import Row
 
 _CALCULATOR = re.compile(r"<<[^<>]*>>")
 

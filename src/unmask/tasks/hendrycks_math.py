@@ -9,14 +9,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from unmask.reward import Score, per_completion, reports
-from unmask.tasks.boxes import last_boxed
-from unmask.tasks.latex import comparisons
+from unmask.rewards.grading.boxes import last_boxed
+from unmask.rewards.grading.verifier import grade
+from unmask.rewards.protocol import per_completion, reports
 from unmask.tasks.maths import MathsTask, text_column
-from unmask.tasks.verifier import verify_all
 
 if TYPE_CHECKING:
-    from unmask.records import Row
+    from unmask.core.records import Row
 
 
 class Math(MathsTask):
@@ -64,27 +63,3 @@ class Math500(Math):
 
     def sources(self) -> tuple[None, str]:
         return None, self.test_source
-
-
-def grade(answers: Sequence[str], golds: Sequence[str]) -> list[float]:
-    """Rewards of answers to MATH, all that need algebra in one go.
-
-    Args:
-        answers: any texts.
-        golds: the right answers, as LaTeX.
-
-    Returns:
-        1.0 or 0.0, a `Score` with the reason "timeout" where a comparison did not end.
-
-    Raises:
-        ConfigError: math-verify is not installed.
-    """
-    found = [comparisons(answer, gold) for answer, gold in zip(answers, golds, strict=True)]
-    settled = iter(verify_all(pair for result in found if not isinstance(result, bool) for pair in result))
-    verdicts = [result if isinstance(result, bool) else _all_hold([next(settled) for _ in result]) for result in found]
-    return [Score(0.0, "timeout") if verdict is None else float(verdict) for verdict in verdicts]
-
-
-def _all_hold(verdicts: Sequence[bool | None]) -> bool | None:
-    """Whether all comparisons of an answer hold; None if one did not end and no other failed."""
-    return False if False in verdicts else None if None in verdicts else True

@@ -5,15 +5,15 @@ from __future__ import annotations
 import ast
 from typing import TYPE_CHECKING, ClassVar, Literal
 
-from unmask.errors import DataError
-from unmask.sandbox import Job
+from unmask.core.errors import DataError
+from unmask.rewards.grading.extract import code_in, continued, is_indented
+from unmask.rewards.grading.syntax import MAX_CODE, defined_names, parse, returns
+from unmask.rewards.sandbox import Job
 from unmask.tasks.code import CodeTask, code_text
-from unmask.tasks.extract import code_in, continued, is_indented
 from unmask.tasks.maths import text_column
-from unmask.tasks.syntax import MAX_CODE, defined_names, parse, returns
 
 if TYPE_CHECKING:
-    from unmask.records import Row
+    from unmask.core.records import Row
 
 
 class HumanEval(CodeTask):

@@ -5,13 +5,13 @@ from __future__ import annotations
 import ast
 from typing import TYPE_CHECKING, ClassVar, Literal
 
-from unmask.sandbox import SandboxConfig
+from unmask.rewards.grading.syntax import parse
+from unmask.rewards.sandbox import SandboxConfig
 from unmask.tasks.code import CodeTask, code_text
 from unmask.tasks.maths import text_column
-from unmask.tasks.syntax import parse
 
 if TYPE_CHECKING:
-    from unmask.records import Row
+    from unmask.core.records import Row
 
 _TESTED_MODULE = "solution"
 

@@ -12,12 +12,12 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
-from unmask.errors import ConfigError, DataError
-from unmask.tasks.answers import answer_in, before_end
+from unmask.core.errors import ConfigError, DataError
+from unmask.rewards.grading.answers import answer_in, before_end
 from unmask.tasks.sourced import SourcedTask
 
 if TYPE_CHECKING:
-    from unmask.records import Row
+    from unmask.core.records import Row
 
 TEXTS = resources.files("unmask.tasks") / "texts"
 """Instructions (.txt) and worked examples (.jsonl), all our own."""

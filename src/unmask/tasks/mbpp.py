@@ -6,13 +6,13 @@ import ast
 import builtins
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from unmask.errors import DataError
+from unmask.core.errors import DataError
+from unmask.rewards.grading.syntax import free_names, parse
 from unmask.tasks.code import CodeTask, code_text
 from unmask.tasks.source import is_file
-from unmask.tasks.syntax import free_names, parse
 
 if TYPE_CHECKING:
-    from unmask.records import Row
+    from unmask.core.records import Row
 
 _MODULES = {"cmath", "collections", "datetime", "math", "re"}
 """Of the standard library: some assertions use one without importing it."""

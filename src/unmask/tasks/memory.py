@@ -15,7 +15,7 @@ from numbers import Integral, Real
 from pathlib import Path
 from typing import Any
 
-from unmask.errors import DataError
+from unmask.core.errors import DataError
 from unmask.runs.atomic import replaced_whole
 from unmask.tasks.readers import check_columns, rows_of_columns
 

@@ -15,18 +15,18 @@ from collections.abc import Callable, Sequence
 from functools import lru_cache
 from typing import TYPE_CHECKING, ClassVar, Literal, NamedTuple
 
-from unmask.sandbox import Job
-from unmask.tasks.answers import before_end, tagged_answer
+from unmask.rewards.grading.answers import before_end, tagged_answer
+from unmask.rewards.grading.boxes import last_boxed
+from unmask.rewards.grading.extract import code_in, fenced_blocks
+from unmask.rewards.grading.notation import ANNOUNCED, symbols
+from unmask.rewards.grading.syntax import parse
+from unmask.rewards.grading.wrapping import unwrapped
+from unmask.rewards.sandbox import Job
 from unmask.tasks.base import Split, stable_hash
-from unmask.tasks.boxes import last_boxed
 from unmask.tasks.code import ProgramTask
-from unmask.tasks.extract import code_in, fenced_blocks
-from unmask.tasks.notation import ANNOUNCED, symbols
-from unmask.tasks.syntax import parse
-from unmask.tasks.wrapping import unwrapped
 
 if TYPE_CHECKING:
-    from unmask.records import Row
+    from unmask.core.records import Row
 
 SHOWN = (0, 1, 2, 10)
 """Inputs of the examples in the prompt: at 0 and 10 a line's constants can be read off, the others tell it from the rest."""

@@ -19,7 +19,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from unmask.errors import ConfigError, DataError, reason
+from unmask.core.errors import ConfigError, DataError, reason
 
 SHOWN = 3
 """Faults of one kind that a message names."""

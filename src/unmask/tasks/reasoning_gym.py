@@ -21,12 +21,12 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
-from unmask.errors import ConfigError, DataError, unknown_name
+from unmask.core.errors import ConfigError, DataError, unknown_name
+from unmask.rewards.workers import Workers
 from unmask.tasks.base import Split, Task
-from unmask.workers import Workers
 
 if TYPE_CHECKING:
-    from unmask.records import Row
+    from unmask.core.records import Row
 
 EVALUATING = frozenset(
     {

@@ -30,9 +30,9 @@ from decimal import (
 )
 from typing import Any
 
-from unmask.tasks.expressions import ExpressionError, evaluate
-from unmask.tasks.numerals import read_number
-from unmask.tasks.wrapping import unwrapped
+from unmask.rewards.grading.expressions import ExpressionError, evaluate
+from unmask.rewards.grading.numerals import read_number
+from unmask.rewards.grading.wrapping import unwrapped
 
 Scorer = Callable[[str], float]
 """The package's score of one answer to one item, within 0 and 1; it never raises."""

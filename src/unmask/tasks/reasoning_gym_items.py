@@ -17,7 +17,7 @@ from typing import Any
 
 import reasoning_gym
 
-from unmask.errors import ConfigError
+from unmask.core.errors import ConfigError
 from unmask.tasks.base import Split, stable_hash
 from unmask.tasks.reasoning_gym_guard import guarded
 

@@ -17,7 +17,7 @@ from typing import Annotated, Any
 
 from pydantic import BeforeValidator
 
-from unmask.errors import ConfigError, DataError, no_file, reason
+from unmask.core.errors import ConfigError, DataError, no_file, reason
 from unmask.tasks.memory import PREFIX, is_in_memory, is_table, plain_rows, remember, rows_in_memory
 from unmask.tasks.readers import NAMED_ENDINGS, READERS, ending_of, read_file
 

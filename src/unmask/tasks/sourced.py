@@ -10,15 +10,15 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple, Self, get_
 
 from pydantic import Field
 
-from unmask.errors import DataError, unknown_name
+from unmask.core.errors import DataError, unknown_name
+from unmask.core.prompts import fault_of_prompt
 from unmask.tasks.base import Split, Task, stable_hash
 from unmask.tasks.candidates import Candidates, refuse
 from unmask.tasks.memory import PREFIX, remember, rows_in_memory, shown, write_jsonl
-from unmask.tasks.prompts import fault_of_prompt
 from unmask.tasks.source import Table, read_table
 
 if TYPE_CHECKING:
-    from unmask.records import Row
+    from unmask.core.records import Row
 
 
 class Loaded(NamedTuple):

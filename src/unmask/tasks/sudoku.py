@@ -13,13 +13,13 @@ from typing import TYPE_CHECKING, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
-from unmask.reward import text_of
-from unmask.tasks.answers import first_digits
+from unmask.rewards.grading.answers import first_digits
+from unmask.rewards.grading.notation import symbols, without_numbering
+from unmask.rewards.protocol import text_of
 from unmask.tasks.base import Split, Task, stable_hash
-from unmask.tasks.notation import symbols, without_numbering
 
 if TYPE_CHECKING:
-    from unmask.records import Row
+    from unmask.core.records import Row
 
 CELLS = 16
 NUM_TEST, NUM_VALIDATION = 88, 24

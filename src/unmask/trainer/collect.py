@@ -8,18 +8,18 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from unmask.engine import RolloutEngine
+from unmask.core.records import Rollout, Row, Trajectory
 from unmask.functional.advantage import constant_group_share
-from unmask.functional.noise import BRANCH_STREAM, counter_uniform, named_generator
+from unmask.functional.noise import CONTINUATION_STREAM, counter_uniform, named_generator
 from unmask.functional.selection import step_sum
 from unmask.methods import Method
-from unmask.recipe import TrainRecipe
-from unmask.records import Rollout, Row, Trajectory
-from unmask.rollout import decode, row_seeds
-from unmask.score import Scorer
+from unmask.recipes.schema import TrainRecipe
+from unmask.rewards.scorer import Scorer
+from unmask.sampling.engine import RolloutEngine
+from unmask.sampling.generation import decode, row_seeds
 from unmask.trainer.metrics import Tally
 
-_METRICS = {"one_step_reward": "diffusion/one_step_reward", "fill_reward": "diffusion/fill_reward"}
+_METRICS = {"one_step_reward": "diffusion/one_step_reward", "branch_reward": "diffusion/branch_reward"}
 """The metric of each reward of an unfinished completion."""
 
 
@@ -44,7 +44,7 @@ def check_rewards(scorer: Scorer, method: Method) -> None:
         ConfigError: names the function and says what to do.
     """
     needs = method.needs()
-    if needs.greedy or needs.fills:
+    if needs.greedy or needs.branches:
         scorer.check_unfinished(method.type)
 
 
@@ -102,18 +102,18 @@ class Collector:
                 needs=self.needs,
                 entropy_temperature=None if recipe.logprob_temperature == "sampling" else recipe.logprob_temperature,
             )
-            if self.needs.fills and self.needs.fills.finish == "rollout":
+            if self.needs.branches and self.needs.branches.finish == "rollout":
                 trajectory = self._branched(own, trajectory)
         return trajectory
 
     def _unfinished_rewards(self, rows: Sequence[Row], path: Trajectory, tally: Tally) -> dict[str, Tensor]:
         """Rewards of one-step completions, fills and branches, by their field of `Rollout`; 0 in empty slots."""
-        greedy = path.greedy_tokens if self.needs.greedy else None
-        parts = {"one_step_reward": greedy, "fill_reward": path.fill_tokens}
+        greedy = path.one_step_tokens if self.needs.greedy else None
+        parts = {"one_step_reward": greedy, "branch_reward": path.branch_tokens}
         there = {name: tokens for name, tokens in parts.items() if tokens is not None}
         if not there:
             return {}
-        is_filled = {name: _filled(tokens, path.greedy_step) for name, tokens in there.items()}
+        is_filled = {name: _filled(tokens, path.selected_step) for name, tokens in there.items()}
         chosen = {name: tokens[is_filled[name]].long() for name, tokens in there.items()}
         of_row = [rows[int(i)] for filled in is_filled.values() for i in filled.nonzero()[:, 0]]
         texts = decode(self.engine.tokenizer, torch.cat(list(chosen.values())))
@@ -129,16 +129,16 @@ class Collector:
 
         A branch shares its state with the path, so it costs the T - k - 1 forward passes that are left.
         """
-        assert path.greedy_step is not None
-        assert path.fill_tokens is not None
-        row, slot = (path.greedy_step >= 0).nonzero(as_tuple=True)
-        num = path.fill_tokens.shape[2]
-        step = path.greedy_step[row, slot].unsqueeze(-1)
+        assert path.selected_step is not None
+        assert path.branch_tokens is not None
+        row, slot = (path.selected_step >= 0).nonzero(as_tuple=True)
+        num = path.branch_tokens.shape[2]
+        step = path.selected_step[row, slot].unsqueeze(-1)
         when, shown = path.unmask_step[row], path.tokens[row].masked_fill(path.unmask_step[row] > step, path.mask_id)
-        state = torch.where((when == step).unsqueeze(1), path.fill_tokens[row, slot].long(), shown.unsqueeze(1))
+        state = torch.where((when == step).unsqueeze(1), path.branch_tokens[row, slot].long(), shown.unsqueeze(1))
         draw = torch.arange(num, device=state.device)
         # A branch's draws are its own: a hash of the path's seed, the slot's step and the number of the fill.
-        seed = (counter_uniform(path.seed[row].unsqueeze(-1), BRANCH_STREAM, step, draw) * 2**53).long()
+        seed = (counter_uniform(path.seed[row].unsqueeze(-1), CONTINUATION_STREAM, step, draw) * 2**53).long()
         branches = self.engine.rollout(
             [rows[int(i)]["prompt"] for i in row for _ in range(num)],
             self.recipe.sampler,
@@ -146,17 +146,17 @@ class Collector:
             completion=state.flatten(0, 1),
             first_step=(step + 1).expand(-1, num).flatten(),
         )
-        fill_tokens = path.fill_tokens.clone()
-        fill_tokens[row, slot] = branches.tokens.view(state.shape).int()
-        return replace(path, fill_tokens=fill_tokens)
+        branch_tokens = path.branch_tokens.clone()
+        branch_tokens[row, slot] = branches.tokens.view(state.shape).int()
+        return replace(path, branch_tokens=branch_tokens)
 
 
-def _filled(tokens: Tensor, greedy_step: Tensor | None) -> Tensor:
+def _filled(tokens: Tensor, selected_step: Tensor | None) -> Tensor:
     """Which completions of [B, K, ..., L] tokens there are: those of slots that hold a step."""
     shape = tokens.shape[:-1]
-    if greedy_step is None:
+    if selected_step is None:
         return torch.ones(shape, dtype=torch.bool, device=tokens.device)
-    return (greedy_step >= 0).view(*greedy_step.shape, *[1] * (len(shape) - 2)).expand(shape)
+    return (selected_step >= 0).view(*selected_step.shape, *[1] * (len(shape) - 2)).expand(shape)
 
 
 def _describe(rollout: Rollout, by_function: dict[str, list[float | None]], tally: Tally) -> None:

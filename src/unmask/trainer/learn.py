@@ -14,17 +14,17 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from unmask.core.records import LossInputs, LossOutput, Rollout, ViewLogprobs, Views
 from unmask.functional.surrogate import exact_kl
 from unmask.methods.views import scored_tokens
 from unmask.models import Denoiser
-from unmask.recipe import TrainRecipe
-from unmask.records import LossInputs, LossOutput, Rollout, Views, ViewScores
-from unmask.rollout import batches_by_length
-from unmask.samplers import Scoring, score_views
-from unmask.trainer import engine
+from unmask.recipes.schema import TrainRecipe
+from unmask.sampling import LogprobSettings, view_logprobs
+from unmask.sampling.generation import batches_by_length
+from unmask.trainer.distributed import backend
+from unmask.trainer.distributed.ranks import Ranks
 from unmask.trainer.metrics import Tally
 from unmask.trainer.optimizer import set_learning_rate
-from unmask.trainer.ranks import Ranks
 from unmask.trainer.reference import Reference
 
 if TYPE_CHECKING:
@@ -46,14 +46,14 @@ class _Batch:
     """This process's."""
     advantage: Tensor
     """[N] float32, of each of them."""
-    old: ViewScores | None
+    old: ViewLogprobs | None
     """None where there is one update, whose policy is the old one."""
-    reference: ViewScores | None
-    scoring: Scoring
+    reference: ViewLogprobs | None
+    scoring: LogprobSettings
     mean_tokens: float
     """Scored tokens of a completion of the rollout."""
 
-    def inputs(self, scores: ViewScores, chunk: Tensor) -> LossInputs:
+    def inputs(self, scores: ViewLogprobs, chunk: Tensor) -> LossInputs:
         """What the loss of the views `chunk` reads, given what the policy says of them."""
         old_choice = None
         if scores.choice is not None:
@@ -74,7 +74,7 @@ class _Batch:
             old_choice=old_choice,
         )
 
-    def _exact_kl(self, scores: ViewScores, chunk: Tensor) -> Tensor | None:
+    def _exact_kl(self, scores: ViewLogprobs, chunk: Tensor) -> Tensor | None:
         """[N, L] KL(new || reference) at the chunk's targets, where distributions were asked for."""
         if scores.distribution is None or self.reference is None or self.reference.distribution is None:
             return None
@@ -95,7 +95,7 @@ class _Outer:
     """[N, L] or [N, M, L]."""
     by_choice: Tensor | None
 
-    def dot(self, scores: ViewScores, chunk: Tensor) -> Tensor:
+    def dot(self, scores: ViewLogprobs, chunk: Tensor) -> Tensor:
         """What has the loss's gradient: the chunk's log-probabilities, each times its derivative."""
         total = (scores.logprob * self.by_logprob[chunk]).sum()
         if scores.choice is not None and self.by_choice is not None:
@@ -127,7 +127,7 @@ class Learner:
         ranks: Ranks | None = None,
     ) -> None:
         self.max_tokens = max_tokens
-        self._positions_at_once = positions_at_once(engine.unwrapped(model))
+        self._positions_at_once = positions_at_once(backend.unwrapped(model))
         self.accelerator, self.model, self.optimizer = accelerator, model, optimizer
         self.reference, self.recipe = reference, recipe
         self.ranks = ranks or Ranks(accelerator)
@@ -162,7 +162,7 @@ class Learner:
                 self._minibatch(batch, index, tally, is_first)
                 is_first = False
         if self.reference and recipe.sync_ref_model and (step + 1) % recipe.ref_model_sync_steps == 0:
-            self.reference.move(engine.unwrapped(self.model), recipe.ref_model_mixup_alpha)
+            self.reference.move(backend.unwrapped(self.model), recipe.ref_model_mixup_alpha)
         tally.add("learning_rate", rate)
         views, advantage = batches[0].plan
         tally.add("diffusion/num_views", float(len(views)))
@@ -177,7 +177,7 @@ class Learner:
         advantage = advantage[plan.row] if advantage.dim() == 1 else advantage[plan.row, plan.slot]
         own = self._own(plan, rollout)
         views = plan.take(own)
-        scoring = Scoring.of(rollout.trajectory, recipe.logprob_temperature)
+        scoring = LogprobSettings.of(rollout.trajectory, recipe.logprob_temperature)
         if not method.on_path:
             scoring = replace(scoring, top_k=0, top_p=1.0)
         single = recipe.num_iterations * recipe.num_minibatches == 1
@@ -204,10 +204,10 @@ class Learner:
         model: torch.nn.Module,
         rollout: Rollout,
         views: Views,
-        scoring: Scoring,
+        scoring: LogprobSettings,
         *,
         distribution: bool = False,
-    ) -> ViewScores:
+    ) -> ViewLogprobs:
         """What a policy says of all views, chunk by chunk, without graph."""
         model.eval()
         parts = []
@@ -220,14 +220,20 @@ class Learner:
             if len(chunk):
                 parts.append(scores)
         if not parts:
-            return ViewScores(rollout.trajectory.logprob[:0])
+            return ViewLogprobs(rollout.trajectory.logprob[:0])
         return _in_view_order(parts, torch.cat(chunks), views)
 
     def _score(
-        self, model: torch.nn.Module, rollout: Rollout, part: Views, scoring: Scoring, *, distribution: bool = False
-    ) -> ViewScores:
+        self,
+        model: torch.nn.Module,
+        rollout: Rollout,
+        part: Views,
+        scoring: LogprobSettings,
+        *,
+        distribution: bool = False,
+    ) -> ViewLogprobs:
         choice = self.recipe.method.needs().choice
-        return score_views(
+        return view_logprobs(
             model,  # type: ignore[arg-type]
             rollout.trajectory,
             part,
@@ -255,24 +261,24 @@ class Learner:
         self.optimizer.zero_grad()
         for i, places in enumerate(chunks):
             chunk, is_last = index[places], i == len(chunks) - 1
-            with engine.accumulating(self.accelerator, self.model, is_last):
+            with backend.accumulating(self.accelerator, self.model, is_last):
                 part = _views_of(chunk, batch.views, rollout)
                 whole = batch.reference is not None and batch.reference.distribution is not None
                 scores = self._score(self.model, rollout, part, batch.scoring, distribution=whole)
                 if not len(chunk):
-                    engine.backward(self.accelerator, self.model, scores.logprob.sum() * 0.0, is_last)
+                    backend.backward(self.accelerator, self.model, scores.logprob.sum() * 0.0, is_last)
                     continue
                 if outer is None:
                     loss = self._checked(recipe.method.loss(batch.inputs(scores, chunk)), part, share, tally)
                     total_loss += float(loss.detach())
                 else:
                     loss = outer.dot(scores, places)
-                engine.backward(self.accelerator, self.model, loss, is_last)
+                backend.backward(self.accelerator, self.model, loss, is_last)
             if is_first:
                 self._compare_with_rollout(rollout, part, scores, tally)
         total_loss = total_loss if outer is None else outer.loss
         self._stop_if_faulty()
-        norm = engine.step(self.accelerator, self.model, [self.optimizer], recipe.optim.max_grad_norm)
+        norm = backend.step(self.accelerator, self.model, [self.optimizer], recipe.optim.max_grad_norm)
         tally.add("loss", total_loss)
         tally.add("grad_norm", norm)
 
@@ -280,7 +286,7 @@ class Learner:
         """The first pass of a loss that is not separable: its value and its derivative by each log-probability."""
         part = _views_of(index, batch.views, batch.rollout)
         scores = self._scores(self.model, batch.rollout, part, batch.scoring)
-        leaves = ViewScores(
+        leaves = ViewLogprobs(
             scores.logprob.requires_grad_(), None if scores.choice is None else scores.choice.requires_grad_()
         )
         if not len(index):
@@ -309,7 +315,7 @@ class Learner:
         if self.ranks.largest(int(bool(self._fault))):
             raise FloatingPointError("; ".join(filter(None, self.ranks.objects(self._fault))))
 
-    def _compare_with_rollout(self, rollout: Rollout, part: Views, scores: ViewScores, tally: Tally) -> None:
+    def _compare_with_rollout(self, rollout: Rollout, part: Views, scores: ViewLogprobs, tally: Tally) -> None:
         """Log how far the log-probabilities of the first update are from those recorded by the rollout, in the same states."""
         path = rollout.trajectory
         if self.recipe.logprob_temperature != "sampling" or not path.sampler.temperature or part.tokens is not None:
@@ -347,7 +353,7 @@ def _minibatches(unit: Tensor, num_units: int, count: int, generator: torch.Gene
         yield torch.isin(unit.cpu(), part).nonzero().squeeze(-1)
 
 
-def _in_view_order(parts: list[ViewScores], places: Tensor, views: Views) -> ViewScores:
+def _in_view_order(parts: list[ViewLogprobs], places: Tensor, views: Views) -> ViewLogprobs:
     """The scores of chunks as those of all views; `places` says where the rows of the chunks, put together, belong."""
 
     def joined(values: list[Tensor | None]) -> Tensor | None:
@@ -358,12 +364,12 @@ def _in_view_order(parts: list[ViewScores], places: Tensor, views: Views) -> Vie
     choice, whole = joined([part.choice for part in parts]), joined([part.distribution for part in parts])
     back = places.argsort()
     if torch.equal(back, torch.arange(len(back))):
-        return ViewScores(logprob, choice, whole)
+        return ViewLogprobs(logprob, choice, whole)
     if whole is not None:
         # One row for each target; the targets of a view lie side by side.
         by_view = whole.split(views.target.sum(-1)[places].tolist())
         whole = torch.cat([by_view[int(i)] for i in back])
-    return ViewScores(logprob[back], None if choice is None else choice[back], whole)
+    return ViewLogprobs(logprob[back], None if choice is None else choice[back], whole)
 
 
 def _present(value: Tensor | None) -> Tensor:

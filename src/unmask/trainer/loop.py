@@ -13,37 +13,37 @@ from typing import Any
 
 from torch import Tensor
 
-from unmask.engine import BatchLimits, LocalEngine, RolloutEngine
-from unmask.errors import ConfigError, DataError, RunError, UnmaskError
-from unmask.evaluate import evaluate
-from unmask.files import read_json_object
+from unmask.core.errors import ConfigError, DataError, RunError, UnmaskError
+from unmask.core.files import read_json_object
+from unmask.core.records import Rollout, Row
+from unmask.evaluation.evaluate import evaluate
+from unmask.evaluation.model_card import push, training_card
+from unmask.evaluation.usable import faults_for, usable_rows
 from unmask.functional.noise import named_generator
-from unmask.model_card import push, training_card
 from unmask.models import Policy
 from unmask.models.from_run import locate
-from unmask.recipe import TrainRecipe, completed
-from unmask.records import Rollout, Row
-from unmask.reward import RewardFunc
-from unmask.rollout import decode
+from unmask.recipes.schema import TrainRecipe, completed
+from unmask.recipes.scorer import scorer_of
+from unmask.rewards.protocol import RewardFunc
 from unmask.runs.folder import RunFolder, disk_faults_explained
 from unmask.runs.metrics import EvaluationPoint, read_metrics
 from unmask.runs.saved_rollouts import Guesses, SavedRollout, saved_path
-from unmask.score import scorer_of
-from unmask.trainer.accelerator import finish_trackers, make_accelerator, start_trackers
+from unmask.sampling.engine import BatchLimits, LocalEngine, RolloutEngine
+from unmask.sampling.generation import decode
 from unmask.trainer.best import Best, best_in, better, validation_accuracy
 from unmask.trainer.collect import Collector, check_rewards, entropy_by_step, prompts_of_step
-from unmask.trainer.engine import is_sharded
-from unmask.trainer.keep import guesses_of, scored, selected_by_step, to_keep
+from unmask.trainer.distributed.accelerator import finish_trackers, make_accelerator, start_trackers
+from unmask.trainer.distributed.backend import is_sharded
+from unmask.trainer.distributed.ranks import Ranks
+from unmask.trainer.distributed.shards import prepare
+from unmask.trainer.distributed.state import RunState
+from unmask.trainer.distributed.stopping import RunStoppedError, StopSignals
+from unmask.trainer.distributed.watchdog import Watchdog, losses_explained
 from unmask.trainer.learn import Learner
 from unmask.trainer.metrics import Tally, TokenPasses
 from unmask.trainer.policy import make_policy
-from unmask.trainer.ranks import Ranks
-from unmask.trainer.room import Room, find_room
-from unmask.trainer.shards import prepare
-from unmask.trainer.state import RunState
-from unmask.trainer.stopping import RunStoppedError, StopSignals
-from unmask.trainer.watchdog import Watchdog, losses_explained
-from unmask.usable import faults_for, usable_rows
+from unmask.trainer.recorder import guesses_of, scored, selected_by_step, to_keep
+from unmask.trainer.token_budget import TokenBudget, find_token_budget
 
 Observer = Callable[[int, dict[str, Any]], None]
 """Called on the main process with the step (from 1; 0 is before the first) and its metrics."""
@@ -117,7 +117,7 @@ class Trainer:
         self.watchdog.count_forwards(self.denoiser)
         self.signals = StopSignals()
         self.best: Best | None = None
-        self.room = Room()
+        self.room = TokenBudget()
 
     def _set_up(self, recipe: TrainRecipe, reward_funcs: Sequence[str | RewardFunc], resume: bool) -> None:
         """All that a user can get wrong, before processes wait for each other."""
@@ -193,7 +193,7 @@ class Trainer:
             folder.open_metrics(done if unlogged is None else done - 1)
         self.best = self.ranks.from_main(best_in(folder.path) if folder.is_main else None)
         start_trackers(self.accelerator, recipe, folder, done if unlogged is None else done - 1)
-        self.room = find_room(recipe, self.policy, self.accelerator, self.rows, folder.path)
+        self.room = find_token_budget(recipe, self.policy, self.accelerator, self.rows, folder.path)
         self._make_halves()
         if unlogged is not None and (metrics := unlogged | self._evaluation(done, unlogged)):
             self._log(done, metrics)

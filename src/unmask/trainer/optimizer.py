@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from unmask.by_path import load_callable
-from unmask.config import OptimConfig
-from unmask.errors import ConfigError
+from unmask.core.by_path import load_callable
+from unmask.core.config import OptimConfig
+from unmask.core.errors import ConfigError
 from unmask.functional.schedule import learning_rate_factor
 from unmask.models import Denoiser
 

@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from unmask.errors import ConfigError
+from unmask.core.errors import ConfigError
 from unmask.models import Denoiser, Policy, from_run, load_model
 from unmask.models.adapters import Adapters, save_adapted
-from unmask.recipe import RunRecipe, TrainRecipe
+from unmask.recipes.schema import RunRecipe, TrainRecipe
 from unmask.trainer.optimizer import make_optimizer, trainable
 from unmask.trainer.reference import FrozenCopy, Reference, SecondAdapter, WithoutAdapters
 

@@ -12,7 +12,7 @@ const PANELS = [
         fromZero: true,
     },
     {
-        keys: ["diffusion/one_step_reward", "diffusion/fill_reward"],
+        keys: ["diffusion/one_step_reward", "diffusion/branch_reward"],
         title: "Reward of one-step completions",
         note: "of the selected states",
         absent: "one-step rewards",

@@ -1,0 +1,1 @@
+"""Foundations that every part uses: settings, records, errors, text and files."""

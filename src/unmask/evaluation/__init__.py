@@ -1,0 +1,1 @@
+"""Accuracy on held-out examples, its intervals, and what is published of it."""

@@ -1,0 +1,1 @@
+"""The settings of a run: schema, checks, messages, and the recipes that are shipped."""

@@ -1,0 +1,323 @@
+"""Which key was meant: an unknown key is answered with the right one, wherever that is in the recipe's tree.
+
+The answer comes from the first of these that has one: a key of the same section of which the name is a misspelling, a key of the
+same name elsewhere in the tree, the table of names that other libraries and the command line use (`ELSEWHERE`), an option of the
+same name that another method or task has, a setting of another command, and any key of which the name is a misspelling.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
+from fnmatch import fnmatchcase
+from typing import Any, TypeVar, cast, get_args, get_origin
+
+from pydantic import BaseModel
+
+from unmask.core.by_path import is_path, load_class
+from unmask.core.config import Config, Named, flat
+from unmask.core.errors import ConfigError, nearest, unknown_name
+from unmask.methods import METHODS, Method
+from unmask.recipes.other_names import ELSEWHERE, OVERLOADED
+from unmask.tasks import TASKS, Task
+
+TABLES: dict[str, Mapping[str, type[BaseModel]]] = {"method": METHODS, "task": TASKS}
+"""Sections of a training recipe whose keys depend on their `type`."""
+
+SHOWN = 5
+"""Keys of one unknown section that are answered."""
+
+NamedT = TypeVar("NamedT", bound=Named)
+
+
+def find_class(base: type[NamedT], name: str) -> type[NamedT]:
+    """Returns the method or task of a name in its table, or the class at a path, as in my_method.py:MyMethod.
+
+    Args:
+        base: `Method` or `Task`.
+        name: as `type` has it in a recipe.
+
+    Raises:
+        ConfigError: no such name, or no such class at the path.
+    """
+    table = TABLES[base.section]
+    if name in table:
+        return cast("type[NamedT]", table[name])
+    if is_path(name) and name.partition(":")[0] not in table:
+        return load_class(name, base, base.section)
+    raise ConfigError(unknown_type(base.section, name))
+
+
+def unknown_type(section: str, name: str) -> str:
+    """Returns the message for a name that no method or task has."""
+    own = f"my_{section}.py:My{section.capitalize()}"
+    return f"{unknown_name(section, name, TABLES[section])} Or give the path of your own class, as in {own}."
+
+
+def class_named(section: str, name: object) -> type[BaseModel] | None:
+    """Returns the class whose fields are the keys of a section, by its `type`; None if there is none."""
+    bases: dict[str, type[Named]] = {"method": Method, "task": Task}
+    base = bases.get(section)
+    with suppress(ConfigError):
+        return find_class(base, name) if base and isinstance(name, str) else None
+    return None
+
+
+def explain_unknown(kind: type[BaseModel], path: Sequence[str], value: object, tree: Mapping[str, Any]) -> str:
+    """What to use instead of a key that does not exist: one line, or one for each key of a section that does not exist.
+
+    Args:
+        kind: the kind of recipe.
+        path: the key and the sections above it.
+        value: what was given for it.
+        tree: the whole recipe, which says whose options `method` and `task` hold.
+
+    Example:
+        >>> from unmask.recipes.schema import TrainRecipe
+        >>> explain_unknown(TrainRecipe, ["temperature"], 0.9, {})
+        'unknown key "temperature". Did you mean "sampler.temperature"?'
+        >>> explain_unknown(TrainRecipe, ["trainer"], {"total_epochs": 3, "logger": "wandb"}, {}).splitlines()[1]
+        'unknown key in trainer "logger". Did you mean "report_to"?'
+    """
+    known = Places(kind, tree)
+    inner = [[*path, *key.split(".")] for key in flat(value)] if isinstance(value, Mapping) else []
+    answered = [(keys, answer) for keys in inner if (answer := known.answer(keys)) is not None]
+    if answered:
+        return "\n".join(_unknown(keys, answer) for keys, answer in answered[:SHOWN])
+    answer = known.answer(path)
+    if answer is None:
+        near = f"{_meant(keys, path[:-1])} " if (keys := known.close(path)) else ""
+        answer = f"{near}Available: {', '.join(sorted(known.beside(path[:-1])))}."
+    return _unknown(path, answer)
+
+
+def _unknown(path: Sequence[str], answer: str) -> str:
+    section = f" in {'.'.join(path[:-1])}" if len(path) > 1 else ""
+    return f'unknown key{section} "{path[-1]}". {answer}'
+
+
+def counterpart(kind: type[BaseModel], name: str, value: str = "VALUE") -> str | None:
+    """What to write as KEY=VALUE for an option that a command does not have, in one sentence; None if nothing is known of it.
+
+    Example:
+        >>> from unmask.recipes.schema import TrainRecipe
+        >>> counterpart(TrainRecipe, "lr", "1e-4")
+        'Settings are given as key=value, without dashes: optim.learning_rate=1e-4.'
+    """
+    path = _plain(name).split(".")
+    known = Places(kind, {})
+    keys = [key for key in known.owners if key == ".".join(path)] or known.instead(path)
+    if not keys and (answer := known.answer(path)):
+        return answer
+    if keys := keys or known.close(path):
+        return f"Settings are given as key=value, without dashes: {' or '.join(f'{key}={value}' for key in keys[:3])}."
+    return None
+
+
+class Places:
+    """The keys of a kind of recipe, by where they are.
+
+    Args:
+        kind: the kind of recipe.
+        tree: a recipe's values, of which `method.type` and `task.type` are read.
+    """
+
+    def __init__(self, kind: type[BaseModel], tree: Mapping[str, Any]) -> None:
+        self.kind = kind
+        self.types = {name: _type_of(tree.get(name)) for name in TABLES}
+        self.owners: dict[str, set[str]] = {}
+        """For each dotted key the methods or tasks whose option it is; empty for a key that every recipe has."""
+        for key, owner in _keys(kind):
+            self.owners.setdefault(key, set()).update({owner} if owner else ())
+        for section, name in self.types.items():
+            if name and f"{section}.type" in self.owners and (cls := class_named(section, name)):
+                for option in cls.model_fields.keys() - {"type"}:
+                    self.owners.setdefault(f"{section}.{option}", set()).add(name)
+
+    def beside(self, parents: Sequence[str]) -> list[str]:
+        """Names of the keys directly in a section."""
+        prefix = "".join(f"{name}." for name in self._generic(parents))
+        return [
+            key.removeprefix(prefix)
+            for key in self.owners
+            if key.startswith(prefix) and "." not in key.removeprefix(prefix) and self._is_open(key)
+        ]
+
+    def answer(self, path: Sequence[str]) -> str | None:
+        """What is known of a key that does not exist: where it is instead, or why it is nowhere; None if nothing is."""
+        if len(path) > 1 and (command := self._other_command(path)):
+            return command
+        if keys := self.instead(path):
+            return _meant(keys, path[:-1])
+        if self._is_misspelt(path):
+            return None
+        sentences = (self._filled(text, path) for text in _elsewhere(path))
+        return next(filter(None, sentences), None) or self._of_others(path) or self._other_command(path)
+
+    def instead(self, path: Sequence[str]) -> list[str]:
+        """The keys that are the same setting: of the same name elsewhere in the tree, or of the name that it has here."""
+        path = self._renamed(path)
+        alike = self._alike(path)
+        if alike and _is_here(alike, path):
+            return alike
+        if self._is_misspelt(path):
+            return []
+        # A name in a section of another library may have another meaning there, and the table knows it with its section.
+        if alike and _plain(path[-1]) not in OVERLOADED and not _with_section(path):
+            return alike
+        if joined := self._joined(path):
+            return joined
+        for text in _elsewhere(path):
+            if self._filled(text, path):
+                return self._alike([*path[:-1], text.strip("`")]) if re.fullmatch(r"`[^`]+`", text) else []
+        return []
+
+    def _is_misspelt(self, path: Sequence[str]) -> bool:
+        """Whether a section has a key of nearly this name, which is then meant rather than one elsewhere."""
+        return len(path) > 1 and bool(nearest(_plain(path[-1]), self.beside(path[:-1])))
+
+    def _renamed(self, path: Sequence[str]) -> list[str]:
+        """The path with its first section called as it is here, where only its name is another, as in eval.num_rows."""
+        first = _elsewhere(path[:1])[:1] if len(path) > 1 and path[0] not in self.owners else []
+        name = first[0].strip("`") if first else ""
+        is_section = any(key.startswith(f"{name}.") for key in self.owners)
+        return [name, *path[1:]] if first and is_section and first[0] == f"`{name}`" else list(path)
+
+    def _joined(self, path: Sequence[str]) -> list[str]:
+        """The key whose section and name are written as one, as in task_type or eval_num_rows."""
+        if len(path) > 1:
+            return []
+        names = {_plain(path[0]), re.sub("^eval_", "evaluation_", _plain(path[0]))}
+        return [key for key in self.owners if key.replace(".", "_") in names and self._is_open(key)]
+
+    def _other_command(self, path: Sequence[str]) -> str | None:
+        """Which command has this key, if this one does not."""
+        key = ".".join(map(_plain, path))
+        if any(own == key or own.endswith(f".{key}") for own in self.owners):
+            return None
+        for other in _kinds(Config):
+            if other.command and other is not self.kind and any(own == key for own, _ in _keys(other)):
+                return f"It is a setting of unmask {other.command}."
+        return None
+
+    def _filled(self, text: str, path: Sequence[str]) -> str:
+        """A sentence with its keys as this recipe has them; empty if it lacks one of them."""
+        keys = {key: self._alike([*path[:-1], key]) for key in re.findall(r"`(.+?)`", text)}
+        return re.sub(r"`(.+?)`", lambda key: keys[key[1]][0], text) if all(keys.values()) else ""
+
+    def _alike(self, path: Sequence[str]) -> list[str]:
+        """Keys that end in this name: the one in the same section, else one that is this name, else those elsewhere."""
+        name = _plain(path[-1])
+        if own := self._beside([*path[:-1], *name.split(".")]):
+            return [own]
+        if name in self.owners and self._is_open(name):
+            return [name]
+        return [key for key in self.owners if key.endswith(f".{name}") and self._is_open(key)]
+
+    def _beside(self, path: Sequence[str]) -> str:
+        """The key itself, or with underscores for dashes, if the recipe can have it; otherwise nothing."""
+        key = ".".join([*self._generic(path[:-1]), _plain(path[-1])])
+        return key if key in self.owners and self._is_open(key) else ""
+
+    def close(self, path: Sequence[str]) -> list[str]:
+        """Keys of which this one's name is a misspelling, those of the same section first."""
+        name, beside = _plain(path[-1]), self.beside(path[:-1])
+        prefix = "".join(f"{part}." for part in path[:-1])
+        if near := nearest(name, beside):
+            return [prefix + near[0]]
+        if len(path) > 1:
+            return []
+        leaves = {key.rpartition(".")[2] for key in self.owners if self._is_open(key)}
+        near = nearest(name, leaves)
+        return self._alike(near) if near else []
+
+    def _of_others(self, path: Sequence[str]) -> str | None:
+        """Which other methods or tasks have an option of this name."""
+        name = _plain(path[-1])
+        for section in TABLES:
+            if owners := self.owners.get(f"{section}.{name}"):
+                own = f", and this recipe's {section} is {self.types[section]}" if self.types[section] else ""
+                return f"{section}.{name} is an option of {', '.join(sorted(owners))}{own}."
+        return None
+
+    def _is_open(self, key: str) -> bool:
+        """Whether the recipe can have a key, as its method and its task are."""
+        chosen = self.types.get(key.partition(".")[0])
+        owners = self.owners[key]
+        return not owners or not chosen or chosen in owners
+
+    def _generic(self, parents: Sequence[str]) -> list[str]:
+        """The sections with NAME for each name that the user chose, as `Places` has it."""
+        generic: list[str] = []
+        for name in parents:
+            prefix = ".".join([*generic, "NAME"])
+            generic.append("NAME" if any(key.startswith(f"{prefix}.") for key in self.owners) else name)
+        return generic
+
+
+def _keys(kind: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, str | None]]:
+    """All dotted keys below a kind of recipe, each with the method or task whose option it is."""
+    for name, field in kind.model_fields.items():
+        key = f"{prefix}{name}"
+        yield key, None
+        inner = [part for part in _parts(field.annotation) if isinstance(part, type) and issubclass(part, BaseModel)]
+        if name in TABLES and len(inner) > 1:
+            yield f"{key}.type", None
+            for owner, model in TABLES[name].items():
+                yield from ((f"{key}.{option}", owner) for option in model.model_fields if option != "type")
+        elif inner:
+            named = ".NAME" if get_origin(field.annotation) is dict else ""
+            yield from _keys(inner[0], f"{key}{named}.")
+        elif issubclass(kind, Config) and name in kind.leads_to:
+            yield from _keys(kind.leads_to[name], f"{key}.")
+
+
+def _parts(annotation: Any) -> Iterator[Any]:
+    """An annotation and all that it is made of."""
+    yield annotation
+    for part in get_args(annotation):
+        yield from _parts(part)
+
+
+def _kinds(kind: type[Config]) -> Iterator[type[Config]]:
+    for inner in kind.__subclasses__():
+        yield inner
+        yield from _kinds(inner)
+
+
+def _is_here(keys: Sequence[str], path: Sequence[str]) -> bool:
+    """Whether the one key that was found lies in the section in which it was looked for."""
+    return len(keys) == 1 and len(path) > 1 and keys[0].rpartition(".")[0] == ".".join(path[:-1])
+
+
+def _elsewhere(path: Sequence[str]) -> list[str]:
+    """What the table says of a name, with its section or without; the first that fits the kind of recipe to be taken."""
+    plain = _plain(path[-1])
+    found = _with_section(path) or ELSEWHERE.get(plain)
+    if found is None:
+        found = next((text for name, text in ELSEWHERE.items() if fnmatchcase(plain, name)), ())
+    return [found] if isinstance(found, str) else list(found)
+
+
+def _with_section(path: Sequence[str]) -> str | tuple[str, ...] | None:
+    """What the table says of a name in this section in particular."""
+    whole = ".".join(map(_plain, path))
+    names = (name for name in ELSEWHERE if "." in name)
+    return next((ELSEWHERE[name] for name in names if fnmatchcase(whole, name)), None)
+
+
+def _plain(name: str) -> str:
+    return name.strip().strip("-").replace("-", "_").lower()
+
+
+def _type_of(section: object) -> str | None:
+    found = section.get("type") if isinstance(section, Mapping) else getattr(section, "type", None)
+    return found if isinstance(found, str) else None
+
+
+def _meant(keys: Sequence[str], section: Sequence[str]) -> str:
+    """The question whether these keys were meant; of keys in the section that has just been named, their own names."""
+    prefix = "".join(f"{name}." for name in section)
+    quoted = [f'"{key.removeprefix(prefix)}"' for key in keys[:3]]
+    return f"Did you mean {' or '.join(quoted)}?"

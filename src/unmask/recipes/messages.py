@@ -1,0 +1,98 @@
+"""What is wrong with a recipe: one line of plain English for each fault that pydantic finds."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, get_args, get_origin
+
+from pydantic import BaseModel
+
+from unmask.core.errors import nearest
+from unmask.recipes.keys import TABLES, class_named, explain_unknown, unknown_type
+
+LONGEST_VALUE = 200
+"""Characters of a value that a message quotes."""
+
+
+def explain(kind: type[BaseModel], fault: Any, tree: Mapping[str, Any]) -> str:
+    """One line of plain English for one fault.
+
+    Args:
+        kind: the kind of recipe.
+        fault: an entry of `ValidationError.errors()`.
+        tree: what was validated.
+    """
+    path, model = _located(kind, fault, tree)
+    key, given = ".".join(path), repr(fault["input"])
+    if len(given) > LONGEST_VALUE:
+        given = f"{given[:LONGEST_VALUE]}..."
+    match fault["type"]:
+        case "extra_forbidden":
+            return explain_unknown(kind, path, fault["input"], tree)
+        case "missing":
+            return f"{key} is missing; the recipe must set it.{_misnamed(path, tree)}"
+        case "union_tag_invalid":
+            return unknown_type(key, str(fault["ctx"]["tag"]))
+        case "union_tag_not_found":
+            return f"{key}.type is missing; it names the {key}."
+        case "value_error":
+            message = fault["msg"].removeprefix("Value error, ")
+            return f"{key}: {message}" if key else message
+        case "model_type" | "model_attributes_type" | "dict_type":
+            example = (
+                f"{key}.type={fault['input']}" if key in ("method", "task") else f"{key}.{_first_key(model)}=VALUE"
+            )
+            return f"{key} = {given}: this is a section, not a single value; set a key of it, as in {example}."
+        case "tuple_type" | "list_type":
+            return f"{key} = {given}: give a list, in square brackets."
+        case "int_parsing" | "float_parsing" if "," in str(fault["input"]):
+            return f"{key} = {given}: give several values as a list, in square brackets: [{fault['input']}]."
+        case _:
+            return f"{key} = {given}: {fault['msg'][0].lower()}{fault['msg'][1:]}."
+
+
+def _misnamed(path: Sequence[str], tree: Mapping[str, Any]) -> str:
+    """The question whether the section that lacks a key is a misspelling of one beside it, as in tasks.sudoko."""
+    if len(path) != 3 or not isinstance(beside := tree.get(path[0]), Mapping):
+        return ""
+    near = nearest(path[1], [name for name in beside if name != path[1]], cutoff=0.6)
+    return f" Did you mean {path[0]}.{near[0]}?" if near else ""
+
+
+def _located(kind: type[BaseModel], fault: Any, tree: Mapping[str, Any]) -> tuple[list[str], type[BaseModel] | None]:
+    """The key at fault, and the model at the end of its path."""
+    path: list[str] = []
+    model: type[BaseModel] | None = kind
+    entry_is_next = False
+    for part in fault["loc"]:
+        if entry_is_next:
+            # The name that the user gave to an entry of a mapping; below it are the keys of that entry.
+            path.append(str(part))
+            entry_is_next = False
+            continue
+        # The location of a union's fault holds the discriminator's tag, which is not a key of the user's.
+        if path and path[-1] in TABLES and part in TABLES[path[-1]]:
+            model = TABLES[path[-1]][part]
+            continue
+        path.append(str(part))
+        if fault["type"] == "extra_forbidden" and len(path) and part == fault["loc"][-1]:
+            break
+        field = model.model_fields.get(str(part)) if model else None
+        entry_is_next = field is not None and get_origin(field.annotation) is dict
+        model = _field_model(model, str(part))
+        section = tree.get(str(part)) if len(path) == 1 else None
+        if isinstance(section, Mapping):
+            model = class_named(str(part), section.get("type")) or model
+    return path, model
+
+
+def _first_key(model: type[BaseModel] | None) -> str:
+    return next(iter(model.model_fields)) if model else "KEY"
+
+
+def _field_model(model: type[BaseModel] | None, name: str) -> type[BaseModel] | None:
+    if model is None or name not in model.model_fields:
+        return None
+    annotation = model.model_fields[name].annotation
+    options = [annotation, *get_args(annotation)]
+    return next((o for o in options if isinstance(o, type) and issubclass(o, BaseModel)), None)

@@ -1,0 +1,166 @@
+"""The figures of a comparison: accuracy against training compute, and against denoising steps. Numbers beside them as CSV.
+
+The legend says what the bands are and of how many seeds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from math import isnan
+from pathlib import Path
+from typing import Any
+
+from unmask.functional.intervals import wilson_interval
+from unmask.report.figure_style import (
+    MOST_BANDS,
+    UNTRAINED,
+    draw_line,
+    legend_below,
+    line_style,
+    panels,
+    save_all,
+    save_table,
+    ticks_at,
+    tidy,
+    with_bands,
+    without_band,
+)
+from unmask.report.tables import EDITED
+from unmask.runs.metrics import temperature_name
+from unmask.trainer.comparison.recipe import BASE
+from unmask.trainer.comparison.results import FEW_SEEDS, Mean, Results
+
+Series = list[tuple[float, Mean]]
+
+_COLUMNS = ["seeds", "accuracy", "half_width", "se", "low", "high"]
+
+
+def plot_compute(results: Results, target: Path) -> bool:
+    """Draw accuracy on the way against token passes, sampled as in training, with a panel for each task.
+
+    Returns:
+        Whether there is anything to draw; then `target` is there as .png, .svg and .pdf, and the numbers as .csv.
+    """
+    shown, num_rows = results.temperatures[0], results.recipe.evaluation.curve_rows
+    rows = [
+        [task, method, t, passes, *_numbers(value, num_rows)]
+        for task in results.recipe.tasks
+        for method in results.methods(task)
+        for t in results.temperatures
+        for passes, value in results.curve(task, method, t)
+    ]
+    if not rows:
+        return False
+    save_table(target.with_suffix(".csv"), ["task", "method", "temperature", "token_passes", *_COLUMNS], rows)
+    _plot(
+        results,
+        lambda task, method: [(passes / 1e6, value) for passes, value in results.curve(task, method, shown)],
+        target,
+        num_rows,
+        xlabel="training compute, million token passes",
+        ylabel=f"solved share of test rows,\n{temperature_name(shown)}",
+    )
+    return True
+
+
+def plot_decoding(results: Results, target: Path) -> bool:
+    """Draw greedy accuracy of finished models against denoising steps, with a panel for each task.
+
+    Returns:
+        As of `plot_compute`.
+    """
+    num_rows = results.recipe.evaluation.num_rows
+    rows = [
+        [task, method, steps, *_numbers(value, num_rows)]
+        for task in results.recipe.tasks
+        for method in results.methods(task)
+        for steps, value in results.decoding(task, method)
+    ]
+    if not rows:
+        return False
+    save_table(target.with_suffix(".csv"), ["task", "method", "decoding_steps", *_COLUMNS], rows)
+    _plot(
+        results,
+        lambda task, method: [(float(steps), value) for steps, value in results.decoding(task, method)],
+        target,
+        num_rows,
+        xlabel="denoising steps",
+        ylabel="solved share of test rows,\ngreedy",
+        ticks_where_measured=True,
+    )
+    return True
+
+
+def _plot(
+    results: Results,
+    series: Callable[[str, str], Series],
+    target: Path,
+    num_rows: int,
+    *,
+    xlabel: str,
+    ylabel: str,
+    ticks_where_measured: bool = False,
+) -> None:
+    """One panel a task, one line a method, a band of the 95 % interval: over seeds, or of a single seed's rows."""
+    drawn = {
+        task: {method: points for method in results.methods(task) if (points := series(task, method))}
+        for task in results.recipe.tasks
+    }
+    drawn = {task: found for task, found in drawn.items() if found}
+    with panels(len(drawn)) as (figure, axes):
+        lines: dict[str, Any] = {}
+        for axis, (task, found) in zip(axes, drawn.items(), strict=True):
+            banded = with_bands([points[-1][1].mean for points in found.values()])
+            for i, (method, points) in enumerate(found.items()):
+                low, high = zip(*(_interval(value, num_rows) for _, value in points), strict=True)
+                x, mean = [position for position, _ in points], [value.mean for _, value in points]
+                if i not in banded:
+                    low = high = tuple(without_band(mean))
+                line = draw_line(axis, x, mean, low, high, **_style(results, method))
+                lines.setdefault(_label(results, method), line)
+            # From nothing, and as high as the panel needs: tasks differ in how much of them can be solved.
+            axis.set(title=task, xlabel=xlabel, ylim=(0, min(1.02, axis.get_ylim()[1])))
+            if ticks_where_measured:
+                ticks_at(axis, [position for points in found.values() for position, _ in points])
+            tidy(axis)
+        axes[0].set_ylabel(ylabel)
+        legend_below(figure, lines, _note(list(drawn.values())))
+        save_all(figure, target)
+
+
+def _note(drawn: list[dict[str, Series]]) -> str:
+    """What the bands are, of how many seeds, and of which lines."""
+    numbers = sorted({value.number for found in drawn for points in found.values() for _, value in points})
+    count = f"{numbers[0]} to {numbers[-1]} seeds" if len(numbers) > 1 else f"{numbers[0]} seeds"
+    if numbers == [1]:
+        note = "One seed. Bands: 95 % Wilson interval of its rows"
+    elif numbers[0] == 1:
+        note = f"{count}. Bands: 95 % Student-t interval over seeds, of a single seed the Wilson interval of its rows"
+    else:
+        note = f"{count}. Bands: 95 % Student-t interval over seeds, as far as it lies in [0, 1]"
+    if max(map(len, drawn)) > MOST_BANDS:
+        note += f"; in each panel of the {MOST_BANDS} lines that end highest"
+    few = " Few seeds: do not read much into it." if numbers[0] < FEW_SEEDS else ""
+    return f"{note}.{few}"
+
+
+def _label(results: Results, method: str) -> str:
+    """A method's name, marked if a result of it was made by code that was edited since."""
+    is_edited = any(results.is_edited(task, method) for task in results.recipe.tasks)
+    return f"{method} {EDITED}" if is_edited else method
+
+
+def _numbers(value: Mean, num_rows: int) -> list[Any]:
+    return [value.number, value.mean, value.half, value.se, *_interval(value, num_rows)]
+
+
+def _interval(value: Mean, num_rows: int) -> tuple[float, float]:
+    """The Student-t interval over seeds; of a single seed Wilson's over its rows, which knows nothing of other seeds."""
+    if isnan(value.half):
+        return wilson_interval(round(value.mean * num_rows), num_rows)
+    return value.low, value.high
+
+
+def _style(results: Results, method: str) -> dict[str, Any]:
+    """The same in every panel and figure."""
+    return UNTRAINED if method == BASE else line_style(list(results.recipe.methods).index(method))

@@ -1,0 +1,280 @@
+"""The tables of a comparison: Markdown and a terminal's lines for people, CSV with every number that these round."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from math import isnan
+from pathlib import Path
+from typing import Any
+
+from unmask.report.figure_style import save_table
+from unmask.runs.atomic import write_atomically
+from unmask.runs.metrics import temperature_name
+from unmask.trainer.comparison.recipe import BASE, CompareRecipe, named
+from unmask.trainer.comparison.results import FEW_SEEDS, Mean, Results, Trial, is_at_edge
+
+EDITED = "†"
+"""Marks lines of code that was edited since."""
+
+
+@dataclass(frozen=True)
+class Table:
+    """Columns and rows as text; a cell `**like this**` is bold."""
+
+    title: str
+    columns: list[str]
+    rows: list[list[str]]
+
+    def without(self, *columns: str) -> Table:
+        """The table without some of its columns."""
+        kept = [i for i, column in enumerate(self.columns) if column not in columns]
+        rows = [[row[i] for i in kept] for row in self.rows]
+        return Table(self.title, [self.columns[i] for i in kept], rows)
+
+
+def write_tables(results: Results, folder: Path, notes: Sequence[str] = ()) -> Path:
+    """Write table.md and table.csv, and return the first.
+
+    Args:
+        results: what is shown.
+        folder: where to.
+        notes: paragraphs that follow the introduction.
+    """
+    sections = [introduction(results), *warnings(results), *notes]
+    if len(results.recipe.tasks) > 1:
+        sections += ["## All tasks", _markdown(summary(results))]
+    for task in results.recipe.tasks:
+        if results.methods(task):
+            sections += [f"## {task}", _budget(results, task), *map(_markdown, tables_of(results, task))]
+    if results.failed:
+        lines = [f"- {r['method']} on {r['task']}, seed {r['seed']}: {r['failed']}" for r in results.failed]
+        sections.append("\n".join(["## Failed", "", *lines]))
+    write_atomically(folder / "table.md", "\n\n".join(sections) + "\n")
+    save_table(
+        folder / "table.csv",
+        [
+            "task",
+            "method",
+            "minus",
+            "settings",
+            "shape",
+            "temperature",
+            "seeds",
+            "accuracy",
+            "half_width",
+            "se",
+            "low",
+            "high",
+        ]
+        + ["is_best", "code_edited", "reward", "steps", "token_passes", "reward_calls", "seconds"],
+        _rows(results),
+    )
+    return folder / "table.md"
+
+
+def write_trials(
+    recipe: CompareRecipe, trials: Sequence[Trial], best: Mapping[tuple[str, str], Trial], folder: Path
+) -> None:
+    """Write tuning.md and tuning.csv: all that was tried."""
+    temperatures = sorted({t for trial in trials for t in trial.accuracy}, key=float, reverse=True)
+
+    def verdict(trial: Trial) -> str:
+        if best.get((trial.task, trial.method)) != trial:
+            return "; ".join(f"failed: {failure}" for failure in trial.failures)
+        return "chosen, at the edge of the grid" if is_at_edge(recipe, trial) else "chosen"
+
+    columns = ["task", "method", "settings", "seeds", *map(temperature_name, temperatures), "mean", ""]
+    body = [
+        [
+            trial.task,
+            trial.method,
+            named(trial.settings),
+            str(trial.num_seeds),
+            *(f"{trial.accuracy[t]:.3f}" if t in trial.accuracy else "" for t in temperatures),
+            "" if isnan(trial.score) else f"{trial.score:.3f}",
+            verdict(trial),
+        ]
+        for trial in trials
+    ]
+    text = (
+        "All settings that were tried, with their share of solved validation rows. The largest mean over temperatures and "
+        "seeds is chosen, of equals the one of larger reward; the test split had no part in it."
+    )
+    write_atomically(folder / "tuning.md", f"{text}\n\n{_markdown(Table('', columns, body))}\n")
+    save_table(
+        folder / "tuning.csv",
+        ["task", "method", "settings", "seeds", *(f"accuracy@{t}" for t in temperatures), "mean", "reward", "verdict"],
+        [
+            [trial.task, trial.method, named(trial.settings), trial.num_seeds]
+            + [trial.accuracy.get(t, "") for t in temperatures]
+            + [trial.score, trial.reward, verdict(trial)]
+            for trial in trials
+        ],
+    )
+
+
+def introduction(results: Results) -> str:
+    """What the numbers are, and what bold means."""
+    return (
+        f"Share of {results.recipe.evaluation.num_rows} test rows that are solved: mean ± half the width of the 95 % Student-t "
+        "interval over seeds; where that would leave the range from 0 to 1 (of a difference, from -1 to 1), the part of the "
+        "interval within the range stands in brackets. Bold: the largest mean of a column, if the 95 % interval of its "
+        "difference from every other line of the task, paired by seed, is above 0. All methods on a task may spend the same "
+        "number of token passes (a token in a forward counts once, in a forward with backward three times), start from the "
+        "same model of each seed, which is the line base, and see the same prompts."
+    )
+
+
+def warnings(results: Results) -> list[str]:
+    """What a reader must know before the numbers: too few seeds, and code that was edited since."""
+    found = []
+    if 0 < (number := results.fewest_seeds) < FEW_SEEDS:
+        count = "one seed" if number == 1 else f"{number} seeds"
+        found.append(
+            f"**Few seeds: {count}.** With fewer than five seeds these numbers say little, whatever their intervals, and other "
+            "seeds may put the methods in another order. Do not read much into them."
+        )
+    if results.edited_files:
+        found.append(
+            f"**Not current.** Lines with {EDITED} hold results that were made by code that was edited since: "
+            f"{', '.join(sorted(results.edited_files))}. `unmask compare` with `--rerun-changed` runs them again."
+        )
+    return found
+
+
+def summary(results: Results) -> Table:
+    """Every task in a line, with its budget, its base and all methods, at the highest temperature."""
+    t = results.temperatures[0]
+    methods = [m for m in (BASE, *results.recipe.methods) if any(m in results.methods(k) for k in results.recipe.tasks)]
+    tasks = [task for task in results.recipe.tasks if results.methods(task)]
+
+    def shapes(method: str) -> str:
+        found = dict.fromkeys(results.shape(task, method) for task in tasks if method in results.methods(task))
+        return f"{method}, {' or '.join(filter(None, found))}" if any(found) else method
+
+    rows = [
+        [
+            task,
+            millions(results.recipe.tasks[task].budget),
+            *(_accuracy(results, task, method, t) if method in results.methods(task) else "" for method in methods),
+        ]
+        for task in tasks
+    ]
+    columns = [temperature_name(t), "token passes", *map(shapes, methods)]
+    return Table("All tasks", columns, rows)
+
+
+def tables_of(results: Results, task: str) -> list[Table]:
+    """The lines of a task, and the differences that the baselines ask for."""
+    names = [temperature_name(t) for t in results.temperatures]
+    rows = []
+    for method in results.methods(task):
+        rows.append(
+            [_marked(results, task, method), _settings(results, task, method), results.shape(task, method)]
+            + [str(len(results.runs(task, method))), *counted(results, task, method).values()]
+            + [_accuracy(results, task, method, t) for t in results.temperatures]
+        )
+    columns = ["method", "tuned", "prompts x completions", "seeds", "steps", "token passes", "reward calls", *names]
+    tables = [Table(f"{task}: {_budget(results, task)}", columns, rows)]
+    differences = [
+        [f"{_marked(results, task, method)} - {_marked(results, task, baseline)}", str(found[0].number)]
+        + [said(difference, signed=True) for difference in found]
+        for baseline, method in pairs(results, task)
+        if (found := _differences(results, task, method, baseline))
+    ]
+    if differences:
+        tables.append(Table("", ["difference, paired by seed", "seeds", *names], differences))
+    return tables
+
+
+def counted(results: Results, task: str, method: str) -> dict[str, str]:
+    """What a run spent on average, as every table says it."""
+    spent = results.spent(task, method)
+    return {
+        "steps": str(spent["steps"]),
+        "passes": millions(spent["token_passes"]),
+        "calls": f"{spent['reward_calls']:,}",
+    }
+
+
+def pairs(results: Results, task: str) -> list[tuple[str, str]]:
+    """Baselines with the methods that are held against them; two baselines are held against each other once."""
+    baselines = results.recipe.baselines
+    return [
+        (baseline, method)
+        for i, baseline in enumerate(baselines)
+        for method in results.recipe.methods
+        if method not in baselines[: i + 1] and {method, baseline} <= set(results.methods(task))
+    ]
+
+
+def said(value: Mean, *, signed: bool = False) -> str:
+    """A mean with its interval."""
+    sign = "+" if signed else ""
+    mean = f"{value.mean:{sign}.3f}"
+    if isnan(value.half):
+        return mean
+    if value.is_cut:
+        return f"{mean} ({value.low:{sign}.3f} to {value.high:{sign}.3f})"
+    return f"{mean} ± {value.half:.3f}"
+
+
+def _accuracy(results: Results, task: str, method: str, temperature: str) -> str:
+    text = said(results.mean(task, method, "accuracy", temperature))
+    return f"**{text}**" if results.best(task, "accuracy", temperature) == method else text
+
+
+def _rows(results: Results) -> list[list[Any]]:
+    rows: list[list[Any]] = []
+    for task in results.recipe.tasks:
+        for method in results.methods(task):
+            spent = [
+                results.mean(task, method, key).mean for key in ("steps", "token_passes", "reward_calls", "seconds")
+            ]
+            for t in results.temperatures:
+                accuracy, reward = (results.mean(task, method, key, t) for key in ("accuracy", "reward"))
+                is_best = results.best(task, "accuracy", t) == method
+                rows.append(
+                    [task, method, "", _settings(results, task, method), results.shape(task, method), t]
+                    + [*_numbers(accuracy), is_best, results.is_edited(task, method), reward.mean, *spent]
+                )
+        for baseline, method in pairs(results, task):
+            is_edited = results.is_edited(task, method) or results.is_edited(task, baseline)
+            for t, found in zip(results.temperatures, _differences(results, task, method, baseline), strict=False):
+                rows.append([task, method, baseline, "", "", t, *_numbers(found), "", is_edited, *[""] * 5])
+    return rows
+
+
+def _numbers(value: Mean) -> list[float]:
+    return [value.number, value.mean, value.half, value.se, value.low, value.high]
+
+
+def _differences(results: Results, task: str, method: str, baseline: str) -> list[Mean]:
+    """At each temperature; none if the two have no seed in common."""
+    found = [results.difference(task, method, baseline, "accuracy", t) for t in results.temperatures]
+    return [difference for difference in found if difference is not None]
+
+
+def _settings(results: Results, task: str, method: str) -> str:
+    """What was chosen for a method; it is the same for all seeds."""
+    return named(next(iter(results.runs(task, method).values()))["settings"])
+
+
+def _marked(results: Results, task: str, method: str) -> str:
+    return f"{method} {EDITED}" if results.is_edited(task, method) else method
+
+
+def _budget(results: Results, task: str) -> str:
+    return f"Budget: {millions(results.recipe.tasks[task].budget)} token passes."
+
+
+def millions(number: float) -> str:
+    """A number of token passes."""
+    return f"{number / 1e6:.3g}M" if number >= 1e5 else f"{number:,.0f}"
+
+
+def _markdown(table: Table) -> str:
+    lines: Iterable[Sequence[str]] = [table.columns, ["---"] * len(table.columns), *table.rows]
+    # A bar in a name would begin another cell.
+    return "\n".join(f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in line)} |" for line in lines)

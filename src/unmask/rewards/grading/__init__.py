@@ -1,0 +1,1 @@
+"""Reading an answer in a completion and comparing it with the expected one."""

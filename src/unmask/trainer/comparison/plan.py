@@ -1,0 +1,136 @@
+"""From a recipe to jobs, in the order in which they are done: seed by seed, so that a comparison that is cut off is balanced."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from unmask.core.errors import ConfigError
+from unmask.recipes.scorer import scorer_of
+from unmask.trainer.collect import check_rewards
+from unmask.trainer.comparison.jobs import Cell, Measure, Pretraining, Probe, Stage
+from unmask.trainer.comparison.recipe import BASE, CompareRecipe, base_recipe, run_recipe
+
+
+def check_reward_functions(recipe: CompareRecipe) -> None:
+    """Load the reward functions of all runs, each once, before anything is run.
+
+    Raises:
+        ConfigError: one cannot be loaded, or does not go with a method that is to train on it.
+    """
+    seen: set[str] = set()
+    for task, label in recipe.pairs():
+        for point in recipe.points(label):
+            run = run_recipe(recipe, task, label, point, recipe.seeds[0])
+            key = repr((run.task, run.method.type, run.reward_funcs, run.reward_weights))
+            if key in seen:
+                continue
+            seen.add(key)
+            try:
+                scorer = scorer_of(run)
+                try:
+                    check_rewards(scorer, run.method)
+                finally:
+                    scorer.close()
+            except ConfigError as error:
+                raise ConfigError(f"{label} on {task}: {error}") from error
+
+
+class Plan:
+    """The jobs of a comparison.
+
+    Args:
+        recipe: what is compared.
+    """
+
+    def __init__(self, recipe: CompareRecipe) -> None:
+        self.recipe, self.folder = recipe, recipe.folder
+
+    @property
+    def is_tuned(self) -> bool:
+        """Whether there is anything to choose."""
+        return any(len(self.recipe.points(label)) > 1 for label in self.recipe.methods)
+
+    def pretrainings(self) -> list[Pretraining]:
+        """The bases, those of the trials first; one for all tasks that agree in everything about it."""
+        tuning = self.recipe.tuning
+        seeds = dict.fromkeys([*(tuning.seeds if tuning and self.is_tuned else ()), *self.recipe.seeds])
+        jobs = [self._pretraining(task, seed) for seed in seeds for task in self.recipe.tasks if self._has_base(task)]
+        return list({job.key: job for job in jobs}.values())
+
+    def bases(self) -> list[Cell]:
+        """An evaluation of what each seed begins with."""
+        return [self._cell("base", task, BASE, seed, {}) for seed in self.recipe.seeds for task in self.recipe.tasks]
+
+    def trials(self) -> list[Cell]:
+        """The runs from which settings are chosen."""
+        tuning = self.recipe.tuning
+        if tuning is None or not self.is_tuned:
+            return []
+        return [
+            self._cell("tuning", task, method, seed, point)
+            for seed in tuning.seeds
+            for task, method in self.recipe.pairs()
+            for point in self.recipe.points(method)
+        ]
+
+    def finals(self, chosen: Mapping[tuple[str, str], Mapping[str, Any]]) -> list[Cell]:
+        """The runs that are compared, for the methods and tasks whose settings are chosen."""
+        return [
+            self._cell("final", task, method, seed, chosen[task, method])
+            for seed in self.recipe.seeds
+            for task, method in self.recipe.pairs()
+            if (task, method) in chosen
+        ]
+
+    def probes(self, cells: Iterable[Cell]) -> list[Probe]:
+        """One for all cells whose steps cost the same."""
+        first: dict[str, Cell] = {}
+        for cell in cells:
+            first.setdefault(cell.cost_variant, cell)
+        return [Probe(self.folder, "probe", cell.task, cell.method, cell.seed, cell) for cell in first.values()]
+
+    def base_of(self, task: str, seed: int) -> Pretraining | None:
+        """The pretraining that runs of a task and seed start from; None if they start from a model that is there."""
+        return self._pretraining(task, seed) if self._has_base(task) else None
+
+    def _has_base(self, task: str) -> bool:
+        return self.recipe.tasks[task].base is not None
+
+    def _pretraining(self, task: str, seed: int) -> Pretraining:
+        name = Path(str(self.recipe.tasks[task].base)).stem
+        return Pretraining(self.folder, "pretraining", name, BASE, seed, base_recipe(self.recipe, task, seed))
+
+    def _cell(self, stage: Stage, task: str, method: str, seed: int, point: Mapping[str, Any]) -> Cell:
+        setting, evaluation, tuning = self.recipe.tasks[task], self.recipe.evaluation, self.recipe.tuning
+        base = self.base_of(task, seed)
+        start, model = (base.variant, str(base.folder / "final")) if base else (str(setting.model),) * 2
+        measure = Measure(
+            split="test",
+            num_rows=evaluation.num_rows,
+            temperatures=evaluation.temperatures,
+            decoding_steps=setting.decoding_steps,
+        )
+        budget = setting.budget
+        if stage == "tuning":
+            assert tuning is not None
+            budget = int(budget * tuning.budget_share)
+            # Never the test split: nothing is chosen by what is reported.
+            measure = Measure(split="validation", num_rows=tuning.num_rows, temperatures=evaluation.temperatures)
+        elif stage == "final":
+            curve = {"curve_points": evaluation.curve_points, "curve_rows": evaluation.curve_rows}
+            measure = measure.model_copy(update=curve)
+        return Cell(
+            root=self.folder,
+            stage=stage,
+            task=task,
+            method=method,
+            seed=seed,
+            recipe=run_recipe(self.recipe, task, method, dict(point), seed).model_copy(update={"model": model}),
+            start=start,
+            measure=measure,
+            base=base.recipe if base else None,
+            settings=point,
+            budget=0 if stage == "base" else budget,
+        )

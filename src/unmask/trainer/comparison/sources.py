@@ -1,0 +1,219 @@
+"""Hashes of the code and files that a run's result depends on, so that results of edited code are never taken for current ones.
+
+The rule: a result depends on the modules of its method, its task, its order and its reward functions, on every file that its
+recipe names, on the model folder that it starts from, on the modules that train and evaluate, and on everything that these
+import from unmask or from their own folder. Comments, docstrings and layout of Python code do not count. The rule does not
+see what imports do not show: installed packages, modules that are imported by a computed name, and files that code opens by
+itself.
+"""
+
+from __future__ import annotations
+
+import ast
+import hashlib
+import inspect
+import json
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from unmask.recipes.schema import RunRecipe, TrainRecipe
+from unmask.sampling.orders import ORDERS
+
+Files = dict[str, str]
+"""Hashes of files, by name: `unmask/tasks/sudoku.py` for a module of the package, otherwise the absolute path."""
+
+Stamp = tuple[int, ...]
+"""What changes when a file is written, so that unchanged files are read once."""
+
+PACKAGE = Path(__file__).resolve().parents[2]
+
+_ENGINE = ("trainer/comparison/jobs.py", "trainer/loop.py", "evaluation/evaluate.py", "trainer/pretrain.py")
+"""Where training and evaluation start."""
+_LEFT_OUT = {
+    # These name every method, task and order; a result depends on its own alone.
+    *("__init__.py", "methods/__init__.py", "tasks/__init__.py", "sampling/orders/__init__.py"),
+    # These write files and messages, and compute no number of a result.
+    *("core/errors.py", "evaluation/results.py", "evaluation/model_card.py"),
+    *(f"runs/{name}.py" for name in ("__init__", "atomic", "checkpoints", "environment", "folder", "saved_rollouts")),
+}
+
+
+@cache
+def engine_files() -> Mapping[str, str]:
+    """The modules that every run goes through, whatever its method and task."""
+    return _hashed(_closure(PACKAGE / name for name in _ENGINE))
+
+
+def own_files(recipes: Iterable[RunRecipe], model: str | None = None) -> Files:
+    """What recipes depend on besides `engine_files`.
+
+    Args:
+        recipes: the recipe of a run, and the recipe of the base that it starts from.
+        model: the model that it starts from instead; one of the hub, which is no folder here, is known by its name alone.
+    """
+    named = {path for recipe in recipes for path in _named(recipe)}
+    code = {path for path in named if path.suffix == ".py"}
+    weights = {path for path in Path(model).iterdir() if path.is_file()} if model and Path(model).is_dir() else set()
+    files = _hashed(_closure(code) | (named - code) | weights)
+    return {name: value for name, value in files.items() if name not in engine_files()}
+
+
+def digest_of(files: Mapping[str, str]) -> str:
+    """A name for these files with these contents."""
+    return hashlib.sha256(json.dumps(files, sort_keys=True).encode()).hexdigest()[:12]
+
+
+def edited(recorded: Mapping[str, str]) -> list[str]:
+    """Names of the files that differ from what was recorded. A file outside the package that is not here says nothing."""
+    found = []
+    for name, before in recorded.items():
+        path = _path(name)
+        if path.is_file():
+            if _hash(path) != before:
+                found.append(name)
+        elif path.is_relative_to(PACKAGE):
+            found.append(name)
+    return found
+
+
+def missing(recorded: Mapping[str, str]) -> list[str]:
+    """Names of the files outside the package that are not here, so that nobody can say whether they were edited."""
+    return [name for name in recorded if not (path := _path(name)).is_file() and not path.is_relative_to(PACKAGE)]
+
+
+def _named(recipe: RunRecipe) -> Iterator[Path]:
+    """The modules of a recipe's task, method and order, and the files that its values name."""
+    # A class depends on those that it derives from, which its file need not import from where they are defined.
+    parts: list[Any] = [*type(recipe.task).__mro__]
+    if isinstance(recipe, TrainRecipe):
+        # An order outside the package is among the files that the recipe names.
+        parts += [*type(recipe.method).__mro__, ORDERS.get(recipe.sampler.order)]
+    for part in parts:
+        with suppress(TypeError, OSError):  # as for a class that was typed into a notebook
+            yield Path(inspect.getfile(part)).resolve()
+    for value in _texts(recipe.model_dump(mode="json", exclude={"model", "output_dir"})):
+        # A value such as rows.jsonl is a file as it stands; mine.py:reward and package.module:reward name one before the colon.
+        where, colon, _ = value.rpartition(":")
+        candidates = [Path(value), *([Path(where)] if colon else [])]
+        found = next((path for path in candidates if path.suffix and _is_file(path)), None)
+        if found is None and colon:
+            found = _module_file(where, [Path.cwd()])
+        if found is not None:
+            yield found.resolve()
+
+
+def _texts(value: object) -> Iterator[str]:
+    """All texts among the values of a tree."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, Mapping | list | tuple):
+        for part in value.values() if isinstance(value, Mapping) else value:
+            yield from _texts(part)
+
+
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except (OSError, ValueError):  # such as a name that is longer than the system allows
+        return False
+
+
+def _closure(starts: Iterable[Path]) -> set[Path]:
+    """Python files, with all that they import from the package or from the folder that each is in."""
+    found: set[Path] = set()
+    waiting = list(starts)
+    while waiting:
+        path = waiting.pop()
+        if path in found or (path.is_relative_to(PACKAGE) and str(path.relative_to(PACKAGE)) in _LEFT_OUT):
+            continue
+        found.add(path)
+        waiting += _imported(path, _stamp(path))
+    return found
+
+
+@cache
+def _imported(path: Path, _stamp: Stamp) -> list[Path]:
+    """The files of the modules that a file imports, wherever in it the imports stand, as far as they are followed."""
+    around = [] if path.is_relative_to(PACKAGE) else [path.parent, Path.cwd()]
+    found = []
+    for node in ast.walk(_tree(path)):
+        if isinstance(node, ast.Import):
+            names, roots = [alias.name for alias in node.names], around
+        elif isinstance(node, ast.ImportFrom):
+            # The name after `import` is a module or something in one; each dot in front of a name goes up by a folder.
+            start = [node.module] if node.module else []
+            names = [*start, *(".".join([*start, alias.name]) for alias in node.names)]
+            roots = [path.parents[node.level - 1]] if 0 < node.level <= len(path.parents) else around
+        else:
+            continue
+        found += [file.resolve() for name in names if (file := _module_file(name, roots))]
+    return found
+
+
+def _module_file(name: str, roots: Iterable[Path]) -> Path | None:
+    """The file of a module of unmask, or of the first of some folders that has it; None for what is installed elsewhere."""
+    first, *_ = parts = name.split(".")
+    if not all(map(str.isidentifier, parts)):
+        return None
+    for root in [PACKAGE.parent] if first == PACKAGE.name else roots:
+        base = root.joinpath(*parts)
+        for path in (base.with_name(f"{base.name}.py"), base / "__init__.py"):
+            if _is_file(path):
+                return path
+    return None
+
+
+def _hashed(paths: Iterable[Path]) -> Files:
+    return {_name(path): _hash(path) for path in sorted(paths)}
+
+
+def _name(path: Path) -> str:
+    return str(path.relative_to(PACKAGE.parent)) if path.is_relative_to(PACKAGE) else str(path)
+
+
+def _path(name: str) -> Path:
+    return Path(name) if Path(name).is_absolute() else PACKAGE.parent / name
+
+
+def _stamp(path: Path) -> Stamp:
+    # A process runs the package as it was when the process began, so later edits of it are not looked at.
+    return () if path.is_relative_to(PACKAGE) else ((stat := path.stat()).st_mtime_ns, stat.st_size)
+
+
+def _hash(path: Path) -> str:
+    return _hash_at(path, _stamp(path))
+
+
+@cache
+def _hash_at(path: Path, _stamp: Stamp) -> str:
+    if path.suffix == ".py":
+        return hashlib.sha256(repr(_shape(_tree(path))).encode(errors="surrogatepass")).hexdigest()[:16]
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()[:16]
+
+
+def _tree(path: Path) -> ast.AST:
+    """A file's syntax; of a file that is no Python, its text alone."""
+    text = path.read_bytes()
+    try:
+        return ast.parse(text)
+    except (SyntaxError, ValueError):
+        return ast.Constant(text)
+
+
+def _shape(value: Any) -> Any:
+    """What a piece of syntax says, without docstrings and places, in a form that does not change with the version of Python."""
+    if isinstance(value, ast.AST):
+        fields = ((name, _shape(part)) for name, part in ast.iter_fields(value))
+        return (type(value).__name__, *(field for field in fields if field[1] not in ("None", ())))
+    if isinstance(value, list):
+        return tuple(_shape(part) for part in value if not _is_text_alone(part))
+    return repr(value)
+
+
+def _is_text_alone(node: object) -> bool:
+    """Whether a statement is a string and nothing else, as docstrings are."""
+    return isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) and isinstance(node.value.value, str)

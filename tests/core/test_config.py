@@ -1,0 +1,120 @@
+"""The building blocks of a recipe: defaults, immutability, and rules between fields."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from pydantic import ValidationError
+
+from unmask.core.config import ORDER_NAMES, Config, EvalConfig, OptimConfig, SamplerConfig
+from unmask.core.errors import ConfigError
+from unmask.sampling import ORDERS
+
+
+def message(**fields: object) -> str:
+    """What pydantic says of a sampler's fields, without its decoration."""
+    with pytest.raises(ValidationError) as caught:
+        SamplerConfig(**fields)  # type: ignore[arg-type]
+    (fault,) = caught.value.errors()
+    return fault["msg"].removeprefix("Value error, ")
+
+
+def test_half_the_positions_are_the_default_steps_and_one_block_the_default_tiling() -> None:
+    sampler = SamplerConfig(max_completion_length=48)
+    assert (sampler.steps, sampler.block) == (24, 48)
+    assert SamplerConfig(max_completion_length=1).steps == 1
+    sampler = SamplerConfig(max_completion_length=48, num_steps=12, block_length=8)
+    assert (sampler.steps, sampler.block) == (12, 8)
+
+
+def test_a_block_that_does_not_tile_is_refused_with_the_divisors() -> None:
+    assert message(max_completion_length=256, block_length=48) == (
+        "block_length = 48 does not tile max_completion_length = 256. "
+        "Use a divisor of 256 (8, 16, 32, 64, 128, 256) or another length."
+    )
+
+
+def test_more_steps_than_positions_are_refused() -> None:
+    assert message(max_completion_length=16, num_steps=17) == (
+        "num_steps = 17 is more than max_completion_length = 16: each step commits at least one token. "
+        "Set num_steps to 16 or less."
+    )
+
+
+def test_steps_that_blocks_cannot_share_are_refused() -> None:
+    assert message(max_completion_length=16, num_steps=6, block_length=4) == (
+        "num_steps = 6 cannot be shared evenly by 4 blocks of 4 positions. Use a multiple of 4."
+    )
+
+
+@settings(max_examples=50)
+@given(length=st.integers(1, 64), steps=st.integers(1, 70), block=st.integers(1, 70))
+def test_what_is_accepted_gives_every_block_its_steps_and_no_more_than_its_positions(
+    length: int, steps: int, block: int
+) -> None:
+    try:
+        SamplerConfig(max_completion_length=length, num_steps=steps, block_length=block)
+    except ValidationError:
+        assert steps > length or length % block or steps % (length // block)
+    else:
+        num_blocks = length // block
+        assert num_blocks * block == length
+        assert 1 <= steps // num_blocks <= block
+        assert steps % num_blocks == 0
+
+
+@pytest.mark.parametrize(
+    ("kind", "fields"),
+    [
+        (SamplerConfig, {"temperature": -0.1}),
+        (SamplerConfig, {"top_p": 0.0}),
+        (SamplerConfig, {"top_p": 1.1}),
+        (SamplerConfig, {"top_k": -1}),
+        (SamplerConfig, {"guidance": -1.0}),
+        (SamplerConfig, {"max_completion_length": 0}),
+        (OptimConfig, {"learning_rate": 0.0}),
+        (OptimConfig, {"lr_floor": 1.5}),
+        (OptimConfig, {"warmup_steps": -1}),
+        (OptimConfig, {"lr_schedule": "step"}),
+        (OptimConfig, {"max_grad_norm": 0.0}),
+        (EvalConfig, {"num_rows": 0}),
+        (EvalConfig, {"split": "train"}),
+        (EvalConfig, {"batch_size": 0}),
+    ],
+)
+def test_a_value_out_of_its_range_is_refused_by_name(kind: type[Config], fields: dict[str, object]) -> None:
+    with pytest.raises(ValidationError) as caught:
+        kind.model_validate(fields)
+    assert [fault["loc"] for fault in caught.value.errors()] == [tuple(fields)]
+
+
+@pytest.mark.parametrize("kind", [SamplerConfig, OptimConfig, EvalConfig])
+def test_settings_are_immutable_refuse_unknown_keys_and_explain_every_field(kind: type[Config]) -> None:
+    setting = kind()
+    name = next(iter(kind.model_fields))
+    with pytest.raises(ConfigError, match=rf"^{kind.section}\.{name} cannot be set .*load_recipe\(recipe, "):
+        setattr(setting, name, getattr(setting, name))
+    with pytest.raises(ValidationError, match="Extra inputs"):
+        kind.model_validate({"no_such_setting": 1})
+    assert all(field.description for field in kind.model_fields.values())
+
+
+def test_the_names_of_orders_are_those_that_a_sampler_takes() -> None:
+    assert sorted(ORDERS) == sorted(ORDER_NAMES)
+    for order in ORDERS:
+        assert SamplerConfig(order=order).order == order
+    with pytest.raises(ConfigError, match='^unknown order "randm". Did you mean "random"\\?'):
+        SamplerConfig(order="randm")
+
+
+def test_a_path_that_begins_with_a_tilde_is_in_the_home_folder(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "/home/someone")
+
+    class Paths(Config):
+        one: str = ""
+        several: tuple[str, ...] = ()
+
+    read = Paths.model_validate({"one": "~/x", "several": ["~/r.py:f", "a~/b"]})
+    assert (read.one, read.several) == ("/home/someone/x", ("/home/someone/r.py:f", "a~/b"))
+    assert Paths(one="~").one == "/home/someone"

@@ -1,0 +1,47 @@
+"""The time that is left for what is under way."""
+
+from __future__ import annotations
+
+import time
+
+import pytest
+
+from unmask.core.timeouts import budget, time_limit
+from unmask.rewards.sandbox import Job, SandboxConfig, make_sandbox
+from unmask.rewards.scorer import Scorer
+
+
+@pytest.mark.parametrize(("limit", "wanted", "given"), [(60, 40, 40), (60, 100, 50), (15, 40, 7.5), (0.0, 40, 0)])
+def test_a_budget_leaves_time_to_come_back(limit: float, wanted: float, given: float) -> None:
+    with time_limit(limit):
+        assert budget(wanted) == pytest.approx(given, abs=0.1)
+    assert budget(wanted) == wanted
+
+
+def test_a_limit_within_a_limit_cannot_lengthen_it() -> None:
+    with time_limit(10.0), time_limit(1000.0):
+        assert budget(100.0) < 10.0
+
+
+@pytest.mark.parametrize("is_async", [False, True])
+def test_a_reward_function_is_told_its_limit(is_async: bool) -> None:
+    def plain(completions: list[str]) -> list[float]:
+        return [budget(1000.0)] * len(completions)
+
+    async def waits(completions: list[str]) -> list[float]:
+        return plain(completions)
+
+    scorer = Scorer({"left": waits if is_async else plain}, timeout=30.0)
+    assert scorer([{"prompt": "p"}], ["c"]).total[0] == pytest.approx(20.0, abs=1.0)
+
+
+def test_programs_that_hang_cost_their_reward_and_not_the_run_however_short_its_time_limit() -> None:
+    sandbox = make_sandbox(SandboxConfig(timeout=0.4))
+    jobs = [Job(f"def f(x):\n    while True: {n}", ("f(1)",), ("f",)) for n in range(40)]
+    start = time.monotonic()
+
+    def run(completions: list[str]) -> list[float]:
+        return [result.share_passed for result in sandbox.run(jobs)[: len(completions)]]
+
+    assert Scorer({"run": run}, timeout=3.0)([{"prompt": "p"}], ["c"]).total == [0.0]
+    assert time.monotonic() - start < 3.0

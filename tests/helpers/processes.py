@@ -1,0 +1,104 @@
+"""Runs of two processes that talk over gloo, in processes that a server forks: DDP or ZeRO on the CPU, and what each said."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import sys
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+
+from torch.distributed.elastic.utils.distributed import get_free_port
+
+from tests.helpers.runs import start, unmask_train
+from unmask.recipes.schema import shipped_recipes
+
+
+def exit_codes_of_two(
+    target: Callable[..., object], *arguments: object, preset: str = "ddp", timeout: float = 120
+) -> list[int | None]:
+    """Run `target(rank, *arguments)` as two processes, as `accelerate launch` with that preset would start them."""
+    port, environment = get_free_port(), preset_environment(preset)
+    processes = [start(_as_one_of_two, rank, port, environment, target, *arguments) for rank in (0, 1)]
+    for process in processes:
+        process.join(timeout)
+    codes = [process.exitcode for process in processes]
+    for process in processes:
+        process.kill()
+    return codes
+
+
+def _as_one_of_two(
+    rank: int, port: int, environment: dict[str, str], target: Callable[..., object], *arguments: object
+) -> None:
+    facts = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": 2, "LOCAL_WORLD_SIZE": 2, "MASTER_PORT": port}
+    os.environ.update({name: str(value) for name, value in facts.items()})
+    os.environ.update({"MASTER_ADDR": "127.0.0.1", "ACCELERATE_USE_CPU": "true"})
+    os.environ.update(environment)
+    target(rank, *arguments)
+
+
+@cache
+def preset_environment(preset: str) -> dict[str, str]:
+    """The variables that `accelerate launch` sets for a shipped preset."""
+    from accelerate.commands.launch import _validate_launch_command, launch_command_parser
+    from accelerate.utils.launch import prepare_deepspeed_cmd_env, prepare_multi_gpu_env
+
+    words = ["--config_file", str(shipped_recipes("accelerate")[preset]), "--num_processes", "2"]
+    words += ["--main_process_port", "0", "-m", "unmask"]
+    args, defaults, _ = _validate_launch_command(launch_command_parser().parse_args(words))
+    args.deepspeed_fields_from_accelerate_config = ",".join(defaults.deepspeed_config)
+    found = prepare_deepspeed_cmd_env(args)[1] if args.use_deepspeed else prepare_multi_gpu_env(args)
+    prefixes = ("ACCELERATE_", "FSDP_")
+    return {name: value for name, value in found.items() if name.startswith(prefixes) and name not in os.environ}
+
+
+def train_by_command(
+    rank: int, model: Path, folder: Path, overrides: tuple[str, ...], prepare: Callable[[int], None] = lambda _: None
+) -> None:
+    """`unmask train`, with what this process prints in a file of its own; `prepare(rank)` may arrange a mishap before."""
+    from accelerate import PartialState
+
+    prepare(rank)
+    folder.parent.mkdir(exist_ok=True)
+    with printed(folder, rank).open("w") as file, contextlib.redirect_stdout(file), contextlib.redirect_stderr(file):
+        code = unmask_train(model, folder, *overrides)
+    assert PartialState().num_processes == 2
+    sys.exit(code)
+
+
+def printed(folder: Path, rank: int) -> Path:
+    """The file of what a process of the run in `folder` said."""
+    return folder.with_name(f"{folder.name}-{rank}.txt")
+
+
+def said(folder: Path) -> list[str]:
+    """The lines of both that are errors."""
+    lines = [line for rank in (0, 1) for line in printed(folder, rank).read_text().splitlines()]
+    return [line for line in lines if "Error" in line]
+
+
+def raise_after(step: int, rank: int, number: signal.Signals) -> Callable[[int], None]:
+    """A mishap: that process gets a signal when it has done that step."""
+    return _SignalAfter(step, rank, number)
+
+
+class _SignalAfter:
+    # A class, so that it can be sent to another process.
+    def __init__(self, step: int, rank: int, number: signal.Signals) -> None:
+        self.step, self.rank, self.number = step, rank, number
+
+    def __call__(self, rank: int) -> None:
+        from unmask.trainer.learn import Learner
+
+        update = Learner.update
+
+        def update_and_signal(learner, rollout, step, generator, tally):  # type: ignore[no-untyped-def]
+            found = update(learner, rollout, step, generator, tally)
+            if (step + 1, rank) == (self.step, self.rank):
+                os.kill(os.getpid(), self.number)
+            return found
+
+        Learner.update = update_and_signal  # type: ignore[method-assign]

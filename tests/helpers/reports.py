@@ -1,0 +1,112 @@
+"""Run folders for the report's tests: a real run, and one made by hand of whatever texts."""
+
+from __future__ import annotations
+
+import base64
+import gzip
+import json
+import math
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import yaml
+
+from tests.helpers.runs import train_recipe
+from unmask.core.config import SamplerConfig
+from unmask.core.records import Rollout, Trajectory
+from unmask.runs.saved_rollouts import Guesses, SavedRollout
+from unmask.trainer import Trainer
+
+KEEP_ALL = (
+    "log_rollouts_steps=2",
+    "log_rollouts_groups=2",
+    "num_generations=3",
+    "method.num_selected=2",
+    "sampler.num_steps=8",
+    "optim.learning_rate=1e-2",
+)
+"""Of a run whose kept rollouts are whole batches, so that advantages can be computed from the folder again."""
+
+
+def real_run(model: Path, folder: Path, *overrides: str) -> Path:
+    settings = [setting for setting in KEEP_ALL if "method" not in setting or not any("method" in o for o in overrides)]
+    return Trainer(train_recipe(model, folder, *settings, *overrides)).train()
+
+
+def page_data(page: Path) -> dict[str, Any]:
+    """What the page carries as plain JSON."""
+    found = re.search(r'<script type="application/json" id="data">(.*?)</script>', page.read_text(), flags=re.DOTALL)
+    assert found is not None
+    data: dict[str, Any] = json.loads(found[1])
+    return data
+
+
+def page_block(page: Path, name: str) -> Any:
+    """A packed block of the page; its arrays as nested lists under `arrays`."""
+    found = re.search(f'<script type="text/plain" id="{name}">(.*?)</script>', page.read_text())
+    assert found is not None, name
+    whole = gzip.decompress(base64.b64decode(found[1]))
+    length = int.from_bytes(whole[:4], "little")
+    head = json.loads(whole[4 : 4 + length])
+    start, arrays = 4 + length, {}
+    for key, kind, shape in head["arrays"]:
+        values = np.frombuffer(
+            whole, {"u16": "<u2", "i16": "<i2", "i32": "<i4", "f32": "<f4"}[kind], math.prod(shape), start
+        )
+        arrays[key] = values.reshape(shape).tolist()
+        start += -(-values.nbytes // 4) * 4
+    return head["data"] | {"arrays": arrays} if arrays else head["data"]
+
+
+def hand_made(folder: Path, prompts: Sequence[str], completions: Sequence[Sequence[str]], **config: Any) -> Path:
+    """A run folder with one kept rollout; a completion is given piece by piece, and one piece is written a step.
+
+    The guess at every eighth step is the finished completion.
+
+    Args:
+        folder: where; its name is the run's.
+        prompts: one for each group.
+        completions: of all groups, as many for each.
+        config: settings beside those of a plain text task.
+    """
+    pieces = sorted({piece for row in completions for piece in row})
+    ids = {piece: i + 2 for i, piece in enumerate(pieces)}
+    length = max(map(len, completions))
+    tokens = torch.tensor([[ids[p] for p in row] + [1] * (length - len(row)) for row in completions])
+    shape = tokens.shape
+    path = Trajectory(
+        prompt_ids=torch.ones(len(tokens), 1).long(),
+        prompt_mask=torch.ones(len(tokens), 1).bool(),
+        tokens=tokens,
+        unmask_step=torch.arange(length).expand(shape).int(),
+        logprob=torch.full(shape, -0.5),
+        entropy=torch.linspace(0, 1, length).expand(shape).contiguous(),
+        seed=torch.arange(len(tokens)),
+        sampler=SamplerConfig(max_completion_length=length, num_steps=length, order="random"),
+        mask_id=0,
+        eos_id=1,
+    )
+    size = len(completions) // len(prompts)
+    rollout = Rollout(path, size, torch.linspace(0, 1, len(tokens)))
+    texts = ["".join(row) for row in completions]
+    (folder / "rollouts").mkdir(parents=True)
+    steps = torch.arange(0, length, 8).int()
+    guesses = Guesses(
+        steps, tokens[:, None].expand(-1, len(steps), -1).int().contiguous(), torch.ones(len(tokens), len(steps))
+    )
+    pieces_by_id = {i: p for p, i in ids.items()} | {1: "<eos>"}
+    kept = SavedRollout(rollout, texts, list(prompts), [None] * len(prompts), pieces_by_id, guesses)
+    kept.save(folder / "rollouts" / "step-00000001.safetensors")
+    write_run(folder, [{"step": 1, "reward": 0.5}], {"task": {"type": "dataset"}, "method": {"type": "egspo"}} | config)
+    return folder
+
+
+def write_run(folder: Path, lines: Sequence[Mapping[str, Any]], config: Mapping[str, Any]) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "config.yaml").write_text(yaml.safe_dump(dict(config)))
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return folder

@@ -1,0 +1,504 @@
+"""Reward functions: how they are called, what is made of what they return, and every way in which they can fail."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import re
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from unmask.core.errors import ConfigError, DataError, RewardError, UnmaskError
+from unmask.rewards import answer_tag, correct_number
+from unmask.rewards.protocol import Score, load_reward, per_completion, reports
+from unmask.rewards.scorer import Scorer, by_name
+
+ROWS = [{"prompt": "2+2=", "answer": "4"}, {"prompt": "3+4=", "answer": "7"}]
+
+
+def right(prompts: list[str], completions: list[str], answer: list[str], **_: Any) -> list[float]:
+    return [float(text == wanted) for text, wanted in zip(completions, answer, strict=True)]
+
+
+def length(completions: list[str], **_: Any) -> list[int]:
+    return [len(text) for text in completions]
+
+
+def returning(value: Any) -> Scorer:
+    """A scorer whose only function, called `given`, returns `value`."""
+    return Scorer({"given": lambda **_: value}, timeout=5.0)
+
+
+# --- what is called ---
+
+
+def test_each_completion_is_scored_with_the_columns_of_its_row() -> None:
+    scores = Scorer({"right": right})([ROWS[0], ROWS[1], ROWS[1], ROWS[0]], ["4", "4", "7", "7"])
+    assert scores.total == [1.0, 0.0, 1.0, 0.0]
+    assert scores.by_function == {"right": [1.0, 0.0, 1.0, 0.0]}
+
+
+def test_prompts_arrive_beside_their_completions() -> None:
+    def echo(prompts: list[str], completions: list[str], **_: Any) -> list[float]:
+        return [float(text.startswith(prompt)) for prompt, text in zip(prompts, completions, strict=True)]
+
+    assert Scorer({"echo": echo})(ROWS, ["2+2=4", "2+2=4"]).total == [1.0, 0.0]
+
+
+def test_equal_texts_of_a_row_are_scored_once_and_every_place_gets_its_score() -> None:
+    seen: list[tuple[str, str]] = []
+
+    @per_completion
+    def count(prompts: list[str], completions: list[str], **_: Any) -> list[float]:
+        seen.extend(zip(prompts, completions, strict=True))
+        return [10.0 * (prompt == "3+4=") + len(text) for prompt, text in zip(prompts, completions, strict=True)]
+
+    first, second = ROWS
+    rows = [second, first, first, second, first, second]
+    total = Scorer({"count": count})(rows, ["a", "bb", "a", "a", "bb", "ccc"]).total
+    assert total == [11.0, 2.0, 1.0, 11.0, 2.0, 13.0]
+    assert sorted(seen) == [("2+2=", "a"), ("2+2=", "bb"), ("3+4=", "a"), ("3+4=", "ccc")]
+
+
+def test_a_function_that_may_compare_sees_every_completion_in_order() -> None:
+    seen: list[list[str]] = []
+
+    def rank(completions: list[str], **_: Any) -> list[float]:
+        seen.append(completions)
+        return [float(completions[: i + 1].count(text)) for i, text in enumerate(completions)]
+
+    scorer = Scorer({"rank": rank})
+    assert scorer([ROWS[0]] * 3 + [ROWS[1]] * 3, ["a", "a", "b", "a", "c", "c"]).total == [1, 2, 1, 3, 1, 2]
+    assert seen == [["a", "a", "b", "a", "c", "c"]]
+    assert scorer.take() == 6
+
+
+def test_unfinished_completions_are_a_call_of_their_own_and_what_is_known_is_not_scored_again() -> None:
+    seen: list[list[str]] = []
+
+    @per_completion
+    def length(completions: list[str], **_: Any) -> list[float]:
+        seen.append(completions)
+        return [float(len(text)) for text in completions]
+
+    scorer = Scorer({"length": length})
+    assert scorer([ROWS[0], ROWS[0], ROWS[1]], ["a", "bb", "a"]).total == [1, 2, 1]
+    assert scorer.unfinished([ROWS[0], ROWS[1], ROWS[1]], ["bb", "bb", "ccc"]).total == [2, 2, 3]
+    assert seen == [["a", "bb", "a"], ["bb", "ccc"]]
+    assert scorer.take() == 5
+    assert scorer([ROWS[0]], ["a"]).total == [1]
+    assert seen[2:] == [["a"]], "what is known is forgotten with the next finished completions"
+
+
+def test_a_function_that_may_compare_scores_no_unfinished_completions() -> None:
+    scorer = Scorer({"right": per_completion(right), "rank": lambda completions: [0.0] * len(completions)})
+    for ask in (lambda: scorer.check_unfinished("egspo_sa"), lambda: scorer.unfinished(ROWS, ["4", "7"])):
+        with pytest.raises(ConfigError) as caught:
+            ask()
+        told = str(caught.value)
+        assert told.startswith('reward function "rank" does not say that it judges each completion by itself, and ')
+        assert "from unmask.rewards import per_completion\n\n      @per_completion\n      def rank(" in told
+        assert told.endswith("method.type=diffu_grpo.")
+
+
+def test_a_lone_completion_is_a_group_of_equal_ones_to_a_function_that_compares() -> None:
+    seen: list[list[str]] = []
+
+    def first(prompts: list[str], completions: list[str]) -> list[float]:
+        seen.append(completions)
+        assert len(completions) % 3 == 0
+        return [float(len(text) + i % 3) for i, text in enumerate(completions)]
+
+    scores = Scorer({"first": first, "right": per_completion(right)}, group_size=3).single(ROWS, ["4", "77"])
+    assert seen == [["4", "4", "4", "77", "77", "77"]]
+    assert scores.by_function == {"first": [1, 2], "right": [1, 0]}
+    assert scores.total == [2, 2]
+    alone = Scorer({"right": per_completion(right)}, group_size=3)
+    assert alone.single(ROWS, ["4", "7"]).total == [1, 1]
+    assert alone.take() == 2
+
+
+def test_completions_of_chat_rows_are_messages_as_in_trl() -> None:
+    def shape(prompts: list[Any], completions: list[Any]) -> list[float]:
+        return [
+            float(completion == ([{"role": "assistant", "content": "4"}] if isinstance(prompt, list) else "4"))
+            for prompt, completion in zip(prompts, completions, strict=True)
+        ]
+
+    rows = [{"prompt": [{"role": "user", "content": "2+2?"}]}, {"prompt": "2+2="}]
+    assert Scorer({"shape": shape})(rows, ["4", "4"]).total == [1.0, 1.0]
+
+
+def test_the_packages_own_rewards_take_both_forms() -> None:
+    from unmask.tasks import Sudoku
+
+    task = Sudoku(format="tagged")
+    (row,) = task.rows("test", 1)
+    chat = Scorer(task.rewards())([row, row], [f"<answer>{row['answer']}</answer>", "no"])
+    assert chat.total == [1.0, 0.0]
+    messages = [[{"role": "assistant", "content": "<answer>18</answer>"}]]
+    assert correct_number(messages, ["18"]) == correct_number(["<answer>18</answer>"], ["18"]) == [1.0]
+    assert answer_tag(messages) == [1.0]
+
+
+def test_what_a_function_does_to_its_arguments_reaches_nobody_else() -> None:
+    row = {"prompt": [{"role": "user", "content": "?"}], "tags": ["a"], "answer": "4"}
+
+    def spoil(prompts: list[Any], completions: list[Any], tags: list[Any], answer: list[Any]) -> list[float]:
+        sizes = [float(len(p) + len(c) + len(t)) for p, c, t in zip(prompts, completions, tags, strict=True)]
+        for values in (*prompts, *completions, *tags, prompts, completions, tags, answer):
+            values.append("spoilt")
+        answer[:] = []
+        return sizes
+
+    scorer = Scorer({"spoil": spoil, "again": spoil})
+    for _ in range(2):
+        assert scorer([row, row], ["x", "x"]).by_function == {"spoil": [3, 3], "again": [3, 3]}
+    assert row == {"prompt": [{"role": "user", "content": "?"}], "tags": ["a"], "answer": "4"}
+
+
+def test_none_from_every_function_is_named_once(caplog: pytest.LogCaptureFixture) -> None:
+    scorer = Scorer({"never": lambda completions: [None] * len(completions), "right": right})
+    scorer(ROWS, ["4", "7"])
+    assert not caplog.messages
+    scorer = Scorer({"never": lambda completions: [None, *[1.0] * (len(completions) - 1)]})
+    for _ in range(2):
+        scorer(ROWS, ["4", "7"])
+    (told,) = caplog.messages
+    assert "every reward function (never) returned None for 1 of 2 completions." in told
+
+
+@settings(max_examples=50)
+@given(st.lists(st.tuples(st.sampled_from(ROWS), st.text("ab", max_size=2)), min_size=1, max_size=12))
+def test_the_cache_changes_no_score(items: list[tuple[dict[str, str], str]]) -> None:
+    @per_completion
+    def value(prompts: list[str], completions: list[str], **_: Any) -> list[float]:
+        return [len(prompt) + 0.5 * len(text) for prompt, text in zip(prompts, completions, strict=True)]
+
+    rows, texts = [row for row, _ in items], [text for _, text in items]
+    assert Scorer({"value": value})(rows, texts).total == value([row["prompt"] for row in rows], texts)
+
+
+def test_a_function_that_takes_no_keywords_is_given_what_it_names() -> None:
+    def plain(prompts: list[str], completions: list[str]) -> list[float]:
+        return [float(len(prompts))] * len(completions)
+
+    def named(completions: list[str], answer: list[str]) -> list[float]:
+        return [float(text == a) for text, a in zip(completions, answer, strict=True)]
+
+    assert Scorer({"plain": plain, "named": named})(ROWS, ["4", "4"]).by_function == {"plain": [2, 2], "named": [1, 0]}
+
+
+def test_an_asynchronous_function_is_awaited() -> None:
+    async def slow(completions: list[str], **_: Any) -> list[float]:
+        await asyncio.sleep(0.01)
+        return [float(len(text)) for text in completions]
+
+    assert Scorer({"slow": slow})(ROWS, ["", "abc"]).total == [0.0, 3.0]
+
+
+def test_functions_are_summed_by_weight_and_none_counts_as_nothing() -> None:
+    def sometimes(completions: list[str], **_: Any) -> list[float | None]:
+        return [None if text == "4" else 2.0 for text in completions]
+
+    scores = Scorer({"right": right, "sometimes": sometimes}, weights=(3.0, 0.5))(ROWS, ["4", "x"])
+    assert scores.total == [3.0, 1.0]
+    assert scores.by_function == {"right": [1.0, 0.0], "sometimes": [None, 2.0]}
+    assert Scorer({"right": right, "length": length})(ROWS, ["4", "77"]).total == [2.0, 2.0]
+
+
+def test_reasons_are_told_for_every_completion_of_the_functions_that_report_them() -> None:
+    @reports("unparsed", "timeout")
+    def graded(completions: list[str], **_: Any) -> list[float]:
+        return [Score(0.5, "unparsed") if text == "?" else 1.0 for text in completions]
+
+    scores = Scorer({"graded": graded, "right": right}, weights=(2.0, 1.0))(
+        [ROWS[0], ROWS[1], ROWS[0]], ["?", "7", "?"]
+    )
+    assert scores.total == [1.0, 3.0, 1.0]
+    never = [False] * 3
+    assert scores.reasons == {
+        "graded": {"unparsed": [True, False, True], "timeout": never},
+        "right": {"timeout": never},
+    }
+
+
+# --- what it returns ---
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        ([1.0], "returned 1 rewards for 2 completions; it must return one for each."),
+        ([1.0, 2.0, 3.0], "returned 3 rewards for 2 completions; it must return one for each."),
+        (None, "returned NoneType; it must return a list."),
+        (0.5, "returned float; it must return a list."),
+        ({1.0, 0.0}, "returned set; it must return a list."),
+        ({"4": 1.0, "7": 0.0}, "returned dict; it must return a list."),
+        ("10", "returned str; it must return a list."),
+        ([1.0, "good"], "returned 'good' for the completion '7'; each reward must be a number or None."),
+        ([float("nan"), 1.0], "returned nan for the completion '4'."),
+        ([1.0, float("-inf")], "returned -inf for the completion '7'."),
+    ],
+)
+def test_what_is_no_list_of_rewards_is_told_with_the_completion(value: Any, message: str) -> None:
+    with pytest.raises(RewardError) as caught:
+        returning(value)(ROWS, ["4", "7"])
+    assert str(caught.value) == f'reward function "given" {message}'
+
+
+def test_a_generator_is_a_list_of_rewards_whose_errors_are_its_own() -> None:
+    def right(completions: list[str]) -> Iterator[float]:
+        yield from (float(text == "a") for text in completions)
+
+    def raises(completions: list[str]) -> Iterator[float]:
+        yield 1.0
+        raise KeyError("gone")
+
+    def endless(completions: list[str]) -> Iterator[float]:
+        while True:
+            yield 1.0
+
+    rows = [{"prompt": "p"}, {"prompt": "q"}]
+    assert Scorer({"right": right})(rows, ["a", "b"]).total == [1.0, 0.0]
+    with pytest.raises(RewardError, match="raised KeyError"):
+        Scorer({"raises": raises})(rows, ["a", "b"])
+    with pytest.raises(RewardError, match="returned more than 2 rewards for 2 completions"):
+        Scorer({"endless": endless})(rows, ["a", "b"])
+
+
+def test_a_number_that_no_float_holds_is_an_error_for_people() -> None:
+    with pytest.raises(RewardError, match="must be a number or None"):
+        Scorer({"huge": lambda completions: [10**5000]})([{"prompt": "p"}], ["a"])
+
+
+def test_numbers_of_any_kind_are_rewards() -> None:
+    import torch
+
+    assert returning(torch.tensor([1.0, 0.25]))(ROWS, ["4", "7"]).total == [1.0, 0.25]
+    assert returning((True, 2))(ROWS, ["4", "7"]).total == [1.0, 2.0]
+
+
+def test_a_function_that_raises_is_named_with_the_line(tmp_path: Path) -> None:
+    (tmp_path / "mine.py").write_text("import json\n\ndef parse(completions, **_):\n    return json.loads('{')\n")
+    name, function = load_reward(f"{tmp_path}/mine.py:parse")
+    with pytest.raises(RewardError, match='^reward function "parse" raised JSONDecodeError: .* \\(mine.py, line 4\\)$'):
+        Scorer({name: function})(ROWS, ["4", "7"])
+
+
+@pytest.mark.parametrize(("text", "told"), [("x" * 10**6, f"{'x' * 500} ... "), ("", "")])
+def test_what_a_function_raises_is_told_in_short(text: str, told: str) -> None:
+    def loud(completions: list[str]) -> list[float]:
+        raise ValueError(text)
+
+    with pytest.raises(RewardError) as caught:
+        Scorer({"loud": loud})(ROWS[:1], ["a"])
+    where = "(test_scorer.py, line "
+    assert str(caught.value).startswith(f'reward function "loud" raised ValueError{": " if told else " "}{told}{where}')
+
+
+def test_a_function_that_ends_the_process_is_only_an_error() -> None:
+    def leave(**_: Any) -> None:
+        raise SystemExit("bye")
+
+    with pytest.raises(RewardError, match='"leave" raised SystemExit: bye'):
+        Scorer({"leave": leave})(ROWS, ["4", "7"])
+
+
+@pytest.mark.parametrize("is_async", [False, True])
+def test_a_function_that_hangs_is_given_up(is_async: bool) -> None:
+    may_end = threading.Event()
+
+    def hang(**_: Any) -> None:
+        may_end.wait(60)
+
+    async def hang_async(**_: Any) -> None:
+        await asyncio.to_thread(may_end.wait, 60)
+
+    started = time.perf_counter()
+    with pytest.raises(RewardError) as caught:
+        Scorer({"hang": hang_async if is_async else hang}, timeout=0.1)(ROWS, ["4", "7"])
+    assert time.perf_counter() - started < 10
+    assert str(caught.value) == (
+        'reward function "hang" did not return within 0.1 s for 2 completions. Make it faster, or raise reward_timeout.'
+    )
+    may_end.set()
+
+
+def test_a_function_that_never_gives_the_interpreter_back_is_given_up() -> None:
+    def backtrack(completions: list[str], **_: Any) -> list[float]:
+        return [float(bool(re.match(r"(a+)+b", "a" * 60))) for _ in completions]
+
+    with pytest.raises(RewardError, match="did not return within 0.2 s"):
+        Scorer({"backtrack": backtrack}, timeout=0.2)(ROWS, ["4", "7"])
+
+
+def test_a_function_that_catches_its_own_errors_is_given_up_too() -> None:
+    def stubborn(**_: Any) -> None:
+        while True:
+            with contextlib.suppress(Exception):
+                time.sleep(60)
+
+    with pytest.raises(RewardError, match="did not return within 0.2 s"):
+        Scorer({"stubborn": stubborn}, timeout=0.2)(ROWS, ["4", "7"])
+
+
+class Late:
+    """A value, or a list of values, that is never there."""
+
+    def __float__(self) -> float:
+        while True:
+            with contextlib.suppress(BaseException):
+                time.sleep(60)
+
+    def __iter__(self) -> Iterator[float]:
+        yield float(self)
+
+
+async def retries(completions: list[str]) -> list[float]:
+    while True:
+        try:  # noqa: SIM105 (as users write it)
+            await asyncio.sleep(0)
+        except:  # noqa: E722
+            pass
+
+
+def swallows(completions: list[str]) -> list[float]:
+    while True:
+        try:  # noqa: SIM105 (as users write it)
+            time.sleep(60)
+        except:  # noqa: E722
+            pass
+
+
+@pytest.mark.parametrize(
+    "function",
+    [swallows, retries, lambda completions: [Late(), Late()], lambda completions: Late()],
+    ids=["swallows", "retries", "late numbers", "late list"],
+)
+def test_a_time_limit_holds_for_what_catches_everything_and_for_what_comes_late(function: Any) -> None:
+    with pytest.raises(RewardError, match="did not return within 0.1 s"):
+        Scorer({"stubborn": function}, timeout=0.1)(ROWS, ["4", "7"])
+    # The alarm is off, and the next call has its own.
+    time.sleep(0.01)
+    assert Scorer({"right": right}, timeout=5.0)(ROWS, ["4", "7"]).total == [1.0, 1.0]
+
+
+def test_an_asynchronous_function_is_awaited_in_a_notebook() -> None:
+    async def slow(completions: list[str], **_: Any) -> list[float]:
+        await asyncio.sleep(0.01)
+        return [float(len(text)) for text in completions]
+
+    async def cell() -> list[float]:
+        return Scorer({"slow": slow}, timeout=5.0)(ROWS, ["", "abc"]).total
+
+    async def hanging_cell() -> None:
+        Scorer({"retries": hang}, timeout=0.1)(ROWS, ["", "abc"])
+
+    async def hang(completions: list[str]) -> list[float]:
+        await asyncio.sleep(60)
+        return []
+
+    assert asyncio.run(cell()) == [0.0, 3.0]
+    with pytest.raises(RewardError, match="did not return within 0.1 s"):
+        asyncio.run(hanging_cell())
+
+
+def test_outside_the_main_thread_a_time_limit_holds_as_well() -> None:
+    told: list[str] = []
+
+    def call() -> None:
+        try:
+            Scorer({"sleep": lambda **_: time.sleep(60)}, timeout=0.1)(ROWS, ["4", "7"])
+        except RewardError as error:
+            told.append(str(error))
+
+    thread = threading.Thread(target=call)
+    thread.start()
+    thread.join(10)
+    assert told
+    assert "did not return within 0.1 s" in told[0]
+
+
+# --- what is refused before anything runs ---
+
+
+def test_no_function_and_weights_that_do_not_match_are_refused() -> None:
+    with pytest.raises(ConfigError, match="^no reward function: the task brings none, so set reward_funcs.$"):
+        Scorer({})
+    with pytest.raises(ConfigError, match="^2 reward_weights for 1 reward functions; give one for each.$"):
+        Scorer({"right": right}, weights=(1.0, 2.0))
+
+
+def test_a_column_that_a_function_needs_is_missed_by_name() -> None:
+    scorer = Scorer({"right": right})
+    scorer.check_columns(ROWS[0])
+    with pytest.raises(DataError) as caught:
+        scorer.check_columns({"prompt": "2+2=", "solution": "4"})
+    assert str(caught.value) == (
+        'reward function "right" needs the column "answer", which the rows do not have. They have: prompt, solution.'
+    )
+
+
+def test_an_argument_with_a_default_needs_no_column() -> None:
+    def lenient(completions: list[str], difficulty: list[int] | None = None, *_: Any, **__: Any) -> list[float]:
+        return [0.0 if difficulty is None else 1.0] * len(completions)
+
+    scorer = Scorer({"lenient": lenient})
+    scorer.check_columns(ROWS[0])
+    assert scorer(ROWS, ["4", "7"]).total == [0.0, 0.0]
+
+
+@pytest.mark.parametrize("column", ["prompts", "completions"])
+def test_a_column_that_hides_an_argument_is_refused(column: str) -> None:
+    with pytest.raises(DataError, match=f'^the rows have a column "{column}", an argument of every reward function'):
+        Scorer({"right": right}).check_columns({**ROWS[0], column: "x"})
+
+
+def test_two_functions_of_one_name_are_refused() -> None:
+    assert by_name([("right", right), ("length", length)]) == {"right": right, "length": length}
+    with pytest.raises(ConfigError, match='^two reward functions are called "right"'):
+        by_name([("right", right), ("right", length)])
+
+
+# --- where functions are found ---
+
+
+def test_a_function_is_found_in_a_module_or_a_file(tmp_path: Path) -> None:
+    assert load_reward("statistics:fmean")[0] == "fmean"
+    (tmp_path / "mine.py").write_text("HALF = 0.5\ndef half(completions, **_):\n    return [HALF] * len(completions)\n")
+    name, function = load_reward(f"{tmp_path}/mine.py:half")
+    assert name == "half"
+    assert Scorer({name: function})(ROWS, ["4", "7"]).total == [0.5, 0.5]
+
+
+@pytest.mark.parametrize(
+    ("path", "message"),
+    [
+        ("no_colon", "must be given as package.module:function or file.py:function."),
+        ("no_such_package.rewards:f", "cannot be loaded: ModuleNotFoundError: No module named 'no_such_package'"),
+        ("{}/none.py:f", "cannot be loaded: there is no file {}/none.py."),
+        ("{}/mine.py:f", 'cannot be loaded: unknown name "f". Available: also.'),
+        ("{}/mine.py:HALF", "is a float, not a function."),
+        ("{}/broken.py:f", "cannot be loaded: SyntaxError: '(' was never closed (broken.py, line 1)"),
+        ("{}/raising.py:f", "cannot be loaded: ZeroDivisionError: division by zero (raising.py, line 1)"),
+    ],
+)
+def test_a_path_without_a_function_is_told_with_the_reason(tmp_path: Path, path: str, message: str) -> None:
+    (tmp_path / "mine.py").write_text("HALF = 0.5\ndef also():\n    pass\n")
+    (tmp_path / "broken.py").write_text("def f(\n")
+    (tmp_path / "raising.py").write_text("1 / 0\n")
+    path, message = path.format(tmp_path), message.format(tmp_path)
+    with pytest.raises(ConfigError, match="^" + re.escape(f'reward function "{path}" {message}') + "$"):
+        load_reward(path)
+
+
+def test_every_refusal_is_for_the_user() -> None:
+    assert all(issubclass(kind, UnmaskError) for kind in (ConfigError, DataError, RewardError))

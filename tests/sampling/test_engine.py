@@ -1,0 +1,121 @@
+"""A rollout engine is whatever returns trajectories: training and evaluation run on recorded ones, through the protocol alone."""
+
+from __future__ import annotations
+
+import json
+from contextlib import nullcontext
+
+import pytest
+import torch
+
+from tests.helpers.runs import train_recipe
+from unmask.core.config import SamplerConfig
+from unmask.core.errors import DataError
+from unmask.evaluation.evaluate import evaluate
+from unmask.models import load_model
+from unmask.rewards.scorer import Scorer
+from unmask.sampling.engine import BatchLimits, LocalEngine
+from unmask.tasks import Sudoku
+from unmask.trainer import Trainer
+
+
+class Recorder:
+    """Passes every call on to a local engine, and keeps what it returned."""
+
+    def __init__(self, policy, limits=None):
+        self.local, self.tape = LocalEngine(policy, limits or BatchLimits()), []
+
+    @property
+    def tokenizer(self):
+        return self.local.tokenizer
+
+    def rollout(self, prompts, sampler, seeds, **options):
+        self.tape.append(self.local.rollout(prompts, sampler, seeds, **options))
+        return self.tape[-1]
+
+    def update_weights(self, model, version):
+        self.local.policy = self.local.policy._replace(denoiser=model)
+        self.local.update_weights(model, version)
+
+    def session(self):
+        return nullcontext()
+
+
+class Player:
+    """The smallest engine: it returns recorded trajectories in their order, and has no model."""
+
+    def __init__(self, tokenizer, tape):
+        self.tokenizer, self.tape, self.versions = tokenizer, iter(tape), []
+
+    def rollout(self, prompts, sampler, seeds, **options):
+        path = next(self.tape)
+        assert len(path) == len(prompts)
+        self.versions.append(self.version)
+        return path
+
+    def update_weights(self, model, version):
+        self.version = version
+
+    def session(self):
+        return nullcontext()
+
+
+def metrics_of(folder):
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [{key: value for key, value in line.items() if not key.startswith("time/")} for line in lines]
+
+
+def test_recorded_trajectories_drive_training_and_evaluation(tiny_model, tmp_path):
+    policy = load_model(tiny_model)
+    recipe = train_recipe(tiny_model, tmp_path / "whole")
+    recorder = Recorder(policy)
+    Trainer(recipe, engine=recorder).train()
+    player = Player(policy.tokenizer, recorder.tape)
+    folder = Trainer(recipe.model_copy(update={"output_dir": str(tmp_path / "again")}), engine=player).train()
+    local = Trainer(recipe.model_copy(update={"output_dir": str(tmp_path / "local")})).train()
+    # The paths of a player cost no forward passes; all else is the same, number by number.
+    spent = "compute/token_passes"
+    played, recorded, own = (
+        [{k: v for k, v in line.items() if k != spent} for line in metrics_of(place)]
+        for place in (folder, tmp_path / "whole", local)
+    )
+    assert played == recorded == own
+    assert [path.policy_version for path in recorder.tape] == player.versions
+    assert player.versions == sorted(player.versions)
+    assert set(player.versions) == set(range(recipe.max_steps + 1))
+
+
+def test_an_engine_that_returns_other_paths_trains_another_model(tiny_model, tmp_path):
+    policy = load_model(tiny_model)
+    recipe = train_recipe(tiny_model, tmp_path / "whole")
+    recorder = Recorder(policy)
+    Trainer(recipe, engine=recorder).train()
+    rotated = [path.rows(torch.arange(len(path)).roll(1)) for path in recorder.tape]
+    other = recipe.model_copy(update={"output_dir": str(tmp_path / "other")})
+    Trainer(other, engine=Player(policy.tokenizer, rotated)).train()
+    assert metrics_of(tmp_path / "other")[1]["loss"] != metrics_of(tmp_path / "whole")[1]["loss"]
+
+
+def test_limits_change_no_completion(tiny_model):
+    engine = LocalEngine(load_model(tiny_model))
+    rows, sampler = Sudoku().rows("test", 6), SamplerConfig(max_completion_length=16, num_steps=4, temperature=0.9)
+    scorer = Scorer(Sudoku().rewards())
+    whole = evaluate(engine, Sudoku(), scorer, rows, sampler)
+    for limits in (BatchLimits(1), BatchLimits(4), BatchLimits(max_tokens=80)):
+        engine.limits = limits
+        assert evaluate(engine, Sudoku(), scorer, rows, sampler).items == whole.items
+
+
+def test_progress_ends_at_one_whatever_the_batches(tiny_model):
+    seen = []
+    engine = LocalEngine(load_model(tiny_model), BatchLimits(4))
+    sampler = SamplerConfig(max_completion_length=16, num_steps=4)
+    evaluate(engine, Sudoku(), Scorer(Sudoku().rewards()), Sudoku().rows("test", 6), sampler, observe=seen.append)
+    assert seen == sorted(seen)
+    assert (len(seen), seen[-1]) == (8, 1.0)
+
+
+def test_a_prompt_that_is_too_long_is_refused_before_anything_is_sampled(tiny_model):
+    engine = LocalEngine(load_model(tiny_model))
+    with pytest.raises(DataError, match="do not fit"):
+        engine.rollout(["1=", "1" * 5000], SamplerConfig(max_completion_length=16), torch.arange(2))

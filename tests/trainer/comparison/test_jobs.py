@@ -1,0 +1,57 @@
+"""One job: what it measures, what it reads from a run, and what its budget buys."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests.helpers.comparisons import SMALL, small
+from unmask.core.errors import ConfigError
+from unmask.evaluation.evaluate import evaluate
+from unmask.models import load_model
+from unmask.recipes.schema import make_sampler
+from unmask.rewards.scorer import Scorer
+from unmask.sampling.engine import LocalEngine
+from unmask.trainer.comparison.jobs import _curve, steps_within
+from unmask.trainer.comparison.plan import Plan
+
+
+def test_what_a_cell_measures_is_what_evaluate_finds_on_the_rows_of_its_seed(tiny_model: Path, tmp_path: Path) -> None:
+    task = {key: value for key, value in SMALL["tasks"]["sudoku"].items() if not key.startswith("base")}
+    recipe = small(tmp_path, tasks={"sudoku": task | {"model": str(tiny_model)}})
+    cell = Plan(recipe).bases()[1]
+    assert (cell.seed, cell.measure.num_rows) == (1, 16)
+    facts = cell.run()
+    engine = LocalEngine(load_model(tiny_model))
+    sudoku = cell.recipe.task
+
+    def by_hand(temperature: float, steps: int, seed: int) -> float:
+        sampler = make_sampler(max_completion_length=16, num_steps=steps, temperature=temperature)
+        rows, scorer = sudoku.rows("test", 16, seed), Scorer(sudoku.rewards())
+        return evaluate(engine, sudoku, scorer, rows, sampler, seed=seed).reward
+
+    assert facts["reward"] == {"0": by_hand(0.0, 4, 1), "0.9": by_hand(0.9, 4, 1)}
+    assert facts["decoding_reward"] == {str(steps): by_hand(0.0, steps, 1) for steps in (2, 4, 8)}
+    # Other rows and draws would have given other numbers.
+    assert facts["reward"]["0.9"] != by_hand(0.9, 4, 0)
+
+
+def test_a_curve_is_accuracies_against_what_was_spent_until_then() -> None:
+    lines = [
+        {"step": 0, "eval/test@0/accuracy": 0.25, "eval/test@0.9/accuracy": 0.125, "eval/test@0/low": 0.1},
+        {"step": 1, "compute/token_passes": 100.0},
+        {"step": 2, "compute/token_passes": 50.0, "eval/test@0/accuracy": 0.5, "eval/validation@0/accuracy": 1.0},
+    ]
+    assert _curve(lines, "test") == [
+        {"step": 0, "token_passes": 0, "accuracy": {"0": 0.25, "0.9": 0.125}},
+        {"step": 2, "token_passes": 150, "accuracy": {"0": 0.5}},
+    ]
+
+
+def test_a_budget_buys_whole_steps_and_says_so_if_it_buys_none() -> None:
+    assert [steps_within(budget, 1000.0, "t") for budget in (1000, 1999, 2000)] == [1, 1, 2]
+    with pytest.raises(
+        ConfigError, match="a budget of 999 token passes does not buy one step, which costs 1,000. Raise"
+    ):
+        steps_within(999, 1000.0, "t")

@@ -1,0 +1,251 @@
+"""What is compared: how a run's recipe follows from it, and one clear sentence for each mistake."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from tests.helpers.comparisons import SMALL, small
+from unmask.core.config import SamplerConfig
+from unmask.core.errors import ConfigError, RunError
+from unmask.methods.egspo import EGSPO
+from unmask.recipes.schema import dump, shipped_recipes
+from unmask.trainer.comparison.recipe import CompareRecipe, base_recipe, decoded, load_compare, named, run_recipe
+from unmask.trainer.comparison.run import _refuse_changed
+
+
+def refusal(folder: Path, *overrides: str, **changes: Any) -> str:
+    """The message with which a comparison is refused."""
+    with pytest.raises(ConfigError) as caught:
+        small(folder, *overrides, **changes)
+    return str(caught.value)
+
+
+@pytest.mark.parametrize("name", shipped_recipes("compare"))
+def test_every_shipped_comparison_is_valid_and_survives_a_dump(name: str, tmp_path: Path) -> None:
+    recipe = load_compare(name)
+    assert recipe.output_dir == f"runs/compare/{name}"
+    assert recipe.tuning is None or not set(recipe.tuning.seeds) & set(recipe.seeds)
+    (tmp_path / "copy.yaml").write_text(dump(recipe))
+    assert load_compare(str(tmp_path / "copy.yaml")) == recipe
+
+
+def test_shipped_comparisons_are_no_recipes_of_single_runs() -> None:
+    assert "paper-tiny" in shipped_recipes("compare")
+    assert "paper-tiny" not in shipped_recipes()
+
+
+# --- a run's recipe ---
+
+
+def test_a_method_of_its_own_type_has_none_of_the_options_of_the_recipes_method(tmp_path: Path) -> None:
+    # sudoku-tiny sets num_selected 1 and beta 0 for its egspo_sa.
+    methods = {"whole": {"settings": {"method.type": "egspo"}}, "changed": {"settings": {"method.epsilon": 0.3}}}
+    recipe = small(tmp_path, "tuning=", "baselines=[]", "tasks.sudoku.overrides.sampler.num_steps=8", methods=methods)
+    assert run_recipe(recipe, "sudoku", "whole", {}, 0).method == EGSPO()
+    changed = run_recipe(recipe, "sudoku", "changed", {}, 0).method
+    assert (changed.type, changed.model_dump()["num_selected"]) == ("egspo_sa", 1)
+    assert (changed.model_dump()["beta"], changed.model_dump()["epsilon"]) == (0.0, 0.3)
+
+
+def test_the_grid_point_wins_over_the_methods_task_over_the_method_over_the_task(tmp_path: Path) -> None:
+    overrides = SMALL["tasks"]["sudoku"]["overrides"] | {
+        "max_steps": 11,
+        "num_prompts": 11,
+        "seed": 11,
+        "num_minibatches": 11,
+    }
+    method = {
+        "settings": {"num_prompts": 12, "num_iterations": 12, "num_minibatches": 12},
+        "by_task": {"sudoku": {"num_iterations": 13, "num_minibatches": 13}},
+    }
+    recipe = small(
+        tmp_path,
+        "tuning=",
+        tasks={"sudoku": SMALL["tasks"]["sudoku"] | {"overrides": overrides}},
+        methods={"m": method},
+        baselines=[],
+    )
+    run = run_recipe(recipe, "sudoku", "m", {"num_minibatches": 14}, 15)
+    assert (run.max_steps, run.num_prompts, run.num_iterations, run.num_minibatches) == (11, 12, 13, 14)
+    assert run.seed == 15
+
+
+def test_a_tree_of_settings_says_the_same_as_dotted_keys(tmp_path: Path) -> None:
+    tree = small(tmp_path, "methods.entropy.settings.method.epsilon=0.3", "tuning.grid.optim.learning_rate=[1.0]")
+    assert tree.methods["entropy"].settings["method.epsilon"] == 0.3
+    assert tree.methods["late steps"].settings["method.step_choice"] == "last_k"
+    # An override comes after the file, whichever way each is written.
+    assert tree.points("entropy") == [{"optim.learning_rate": 1.0}]
+
+
+def test_a_base_is_that_of_its_recipe_with_the_tasks_changes_and_the_seed(tmp_path: Path) -> None:
+    base = base_recipe(small(tmp_path), "sudoku", 7)
+    assert (base.max_steps, base.tiny.width, base.seed, base.noise_share) == (4, 16, 7, 0.9)
+
+
+def test_the_grid_is_every_value_with_every_other(tmp_path: Path) -> None:
+    recipe = small(tmp_path, "tuning.grid={optim.learning_rate: [1.0, 2.0], method.epsilon: [3.0, 4.0]}")
+    rates = [(p["optim.learning_rate"], p["method.epsilon"]) for p in recipe.points("entropy")]
+    assert rates == [(1, 3), (1, 4), (2, 3), (2, 4)]
+    assert small(tmp_path, "tuning=").points("entropy") == [{}]
+
+
+def test_a_method_may_have_a_grid_of_its_own_if_it_is_as_large(tmp_path: Path) -> None:
+    recipe = small(tmp_path, "methods.entropy.tune={method.epsilon: [0.1, 0.3]}")
+    assert recipe.points("entropy") == [{"method.epsilon": 0.1}, {"method.epsilon": 0.3}]
+    assert recipe.points("late steps")[0] == {"optim.learning_rate": 0.01}
+    assert "different sizes (entropy 3, late steps 2)" in refusal(
+        tmp_path, "methods.entropy.tune={method.epsilon: [0.1, 0.2, 0.3]}"
+    )
+
+
+def test_a_method_is_run_on_the_tasks_that_it_names(tmp_path: Path) -> None:
+    tasks = {"one": SMALL["tasks"]["sudoku"], "two": SMALL["tasks"]["sudoku"]}
+    recipe = small(tmp_path, "methods.entropy.tasks=[two]", tasks=tasks)
+    assert list(recipe.pairs()) == [("one", "late steps"), ("two", "entropy"), ("two", "late steps")]
+
+
+def test_a_sampler_keeps_all_but_its_steps_and_temperature() -> None:
+    sampler = SamplerConfig(max_completion_length=8, num_steps=4, block_length=4, order="random", temperature=0.9)
+    changed = decoded(sampler, 8)
+    assert (changed.steps, changed.temperature) == (8, 0.0)
+    assert changed.model_copy(update={"num_steps": 4, "temperature": 0.9}) == sampler
+
+
+def test_settings_are_named_by_their_last_word() -> None:
+    assert named({"optim.learning_rate": 1e-4, "method.num_selected": 2}) == "learning_rate 0.0001, num_selected 2"
+
+
+# --- mistakes ---
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["tasks.sudoku.bugdet=3"], 'unknown key in tasks.sudoku "bugdet". Did you mean "budget"?'),
+        (["methods.entropy.setings={}"], 'unknown key in methods.entropy "setings". Did you mean "settings"?'),
+        (["evaluation.rows=3"], 'unknown key in evaluation "rows". Did you mean "num_rows"?'),
+        (["tuning.budget=3"], 'unknown key in tuning "budget".'),
+        (["seed=3"], 'unknown key "seed". Did you mean "seeds"?'),
+        (["tasks.sudoku.budget=0"], "tasks.sudoku.budget = 0: input should be greater than or equal to 1."),
+        (["tasks.sudoku.base="], "tasks.sudoku: neither of base and model is set. Set base to pretrain one"),
+        (["tasks.sudoku.model=m"], "tasks.sudoku: both of base and model is set. Set base to pretrain one"),
+        (["baselines=[entropi]"], 'unknown method in baselines "entropi". Did you mean "entropy"?'),
+        (["methods.entropy.tasks=[suduko]"], 'unknown task in methods.entropy "suduko". Did you mean "sudoku"?'),
+        (["methods.entropy.by_task.suduko.seed=1"], 'unknown task in methods.entropy "suduko". Did you mean "sudoku"?'),
+        (["methods.base={}"], 'a method is called "base", as the untrained model is. Give it another label.'),
+        (["seeds=[1, 2, 1]"], "seeds = [1, 2, 1] names a seed twice. Leave one of them out."),
+        (["tuning.seeds=[3, 3]"], "tuning.seeds = [3, 3] names a seed twice."),
+        (["tuning.budget_share=1.5"], "tuning.budget_share = 1.5: input should be less than or equal to 1."),
+        (["tasks.sudoku.recipe=sudoku"], 'entropy on sudoku: unknown recipe "sudoku". Did you mean "sudoku-tiny"?'),
+        (
+            ["tasks.sudoku.recipe=sudoku-tiny-base"],
+            "entropy on sudoku: sudoku-tiny-base is a recipe for the other command",
+        ),
+        (["tasks.sudoku.base=sudoku-tiny"], "tasks.sudoku.base: sudoku-tiny is a recipe for the other command"),
+        (
+            ["methods.late steps.settings.method.num_select=2"],
+            'late steps on sudoku: unknown key in method "num_select". Did you mean "num_selected"?',
+        ),
+        (["tuning.grid={optim.lr: [1.0, 2.0]}"], 'entropy on sudoku: unknown key in optim "lr".'),
+        (["tasks.sudoku.overrides={seed: 1, seed.x: 1}"], "entropy on sudoku: seed is a single value"),
+        (["tasks.sudoku.base_overrides.width=3"], 'tasks.sudoku.base: unknown key "width".'),
+        (
+            ["tasks.sudoku.decoding_steps=[4, 17]"],
+            "entropy on sudoku: num_steps = 17 is more than max_completion_length = 16",
+        ),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_a_mistake_is_told_with_its_place_and_what_to_do(tmp_path: Path, overrides: list[str], message: str) -> None:
+    assert refusal(tmp_path, *overrides).startswith(message)
+
+
+def test_a_recipe_of_a_single_run_is_told_as_that(tmp_path: Path) -> None:
+    path = tmp_path / "run.yaml"
+    path.write_text(yaml.safe_dump({"model": "m", "method": {"type": "egspo"}}))
+    with pytest.raises(ConfigError, match=f"^{re.escape(str(path))} is a recipe for another command: unmask train "):
+        load_compare(str(path))
+    with pytest.raises(ConfigError, match='^unknown recipe "paper-tinny". Did you mean "paper-tiny"'):
+        load_compare("paper-tinny")
+
+
+def test_a_comparison_of_nothing_is_refused(tmp_path: Path) -> None:
+    for key in ("tasks", "methods"):
+        assert refusal(tmp_path, **{key: {}}).startswith(f"{key} = {{}}: ")
+    assert isinstance(small(tmp_path), CompareRecipe)
+
+
+# --- picking from a comparison ---
+
+
+def two_by_two(folder: Path, *overrides: str) -> CompareRecipe:
+    tasks = {"one": SMALL["tasks"]["sudoku"], "two": SMALL["tasks"]["sudoku"]}
+    methods = {
+        "both": {"by_task": {"one": {"num_prompts": 4}, "two": {"num_prompts": 6}}},
+        "second": {"tasks": ["two"]},
+    }
+    return small(folder, "tuning=", *overrides, tasks=tasks, methods=methods, baselines=["both", "second"])
+
+
+@pytest.mark.parametrize("override", ["tasks=[two]", "tasks=two", "tasks.one="])
+def test_one_task_can_be_picked(tmp_path: Path, override: str) -> None:
+    recipe = two_by_two(tmp_path, override)
+    assert list(recipe.pairs()) == [("two", "both"), ("two", "second")]
+    assert recipe.methods["both"].by_task == {"two": {"num_prompts": 6}}
+    assert recipe.baselines == ("both", "second")
+
+
+def test_a_method_that_has_no_task_left_is_left_out_too(tmp_path: Path) -> None:
+    recipe = two_by_two(tmp_path, "tasks=[one]", "seeds=1")
+    assert list(recipe.pairs()) == [("one", "both")]
+    assert (list(recipe.methods), recipe.baselines, recipe.seeds) == (["both"], ("both",), (1,))
+
+
+def test_one_method_can_be_picked_and_a_pick_can_be_changed(tmp_path: Path) -> None:
+    recipe = two_by_two(tmp_path, "methods=[second]", "tasks.two.budget=7")
+    assert list(recipe.pairs()) == [("two", "second")]
+    assert (recipe.baselines, recipe.tasks["two"].budget) == (("second",), 7)
+
+
+def test_a_pick_that_is_not_there_is_told_with_those_that_are(tmp_path: Path) -> None:
+    for override, told in (
+        ("tasks=[three]", 'unknown task "three". Available: one, two.'),
+        ("methods=secnd", 'unknown method "secnd". Did you mean "second"? Available: both, second.'),
+    ):
+        with pytest.raises(ConfigError, match=f"^{re.escape(told)}$"):
+            two_by_two(tmp_path, override)
+
+
+def test_one_task_method_and_seed_of_a_shipped_comparison_can_be_picked() -> None:
+    recipe = load_compare("paper-tiny", ["tasks=sudoku", "methods=[egspo_sa]", "seeds=3"])
+    assert (list(recipe.pairs()), recipe.seeds) == ([("sudoku", "EGSPO-SA")], (3,))
+
+
+def test_a_folder_of_the_whole_comparison_takes_a_part_of_it_and_the_other_way_round(tmp_path: Path) -> None:
+    whole, part = two_by_two(tmp_path), two_by_two(tmp_path, "tasks=[two]", "methods=[both]")
+    (tmp_path / "recipe.yaml").write_text(dump(whole))
+    _refuse_changed(tmp_path, part)
+    (tmp_path / "recipe.yaml").write_text(dump(part))
+    _refuse_changed(tmp_path, whole)
+    with pytest.raises(RunError, match="methods.both.by_task.two.num_prompts: 6 -> 8"):
+        _refuse_changed(tmp_path, two_by_two(tmp_path, "methods.both.by_task.two.num_prompts=8"))
+
+
+def test_a_grid_of_one_value_needs_no_list(tmp_path: Path) -> None:
+    recipe = small(tmp_path, "tuning.grid={optim.learning_rate: 0.5}")
+    assert recipe.points("entropy") == [{"optim.learning_rate": 0.5}]
+
+
+def test_recipes_and_tasks_that_are_nearly_right_are_answered() -> None:
+    with pytest.raises(ConfigError, match="sudoku-tiny is a recipe for another command: unmask train sudoku-tiny"):
+        load_compare("sudoku-tiny")
+    with pytest.raises(ConfigError, match="unmask pretrain sudoku-tiny-base"):
+        load_compare("sudoku-tiny-base")
+    with pytest.raises(ConfigError, match=r"tasks.sudoko.recipe is missing; .* Did you mean tasks.sudoku\?"):
+        load_compare("paper-tiny", ["tasks.sudoko.budget=3"])

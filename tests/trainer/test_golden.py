@@ -1,0 +1,90 @@
+"""Seeded runs of 20 steps, one for each method: loss and reward of every step, to 4 digits.
+
+A change that is not meant to alter numbers leaves tests/golden/ as it is. One that is meant to regenerates it,
+`pytest tests/trainer/test_golden.py --regenerate-golden`, and the diff is part of what is reviewed.
+"""
+
+from __future__ import annotations
+
+from itertools import combinations
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.helpers.paths import ROOT
+from tests.helpers.runs import metrics, train_recipe
+from unmask.methods import METHODS
+from unmask.rewards import per_completion
+from unmask.trainer import Trainer
+
+GOLDEN = ROOT / "tests" / "golden"
+
+SETTINGS = (
+    "max_steps=20",
+    "save_steps=20",
+    "num_prompts=4",
+    "num_generations=4",
+    "num_iterations=2",
+    "evaluation.eval_steps=0",
+    "optim.learning_rate=1.0e-2",
+)
+
+OWN_SETTINGS: dict[str, tuple[str, ...]] = {
+    "agrpo": ("method.mc_samples=2",),
+    "dispo": ("method.state_weight=4.0",),
+    "egspo": ("method.num_selected=2", "method.beta=0.04"),
+    "egspo_ca": ("method.num_selected=2",),
+    "egspo_sa": ("method.num_selected=2", "method.beta=0.04"),
+    "gdpo": ("method.beta=0.004",),
+    "just_grpo": ("sampler.order=left_to_right", "sampler.num_steps=16"),
+    "mask_aware": ("method.num_segments=0", "method.num_sampled=2", "sampler.order=plackett_luce"),
+    "step_merge": ("method.num_segments=2",),
+    "trace_rl": ("method.num_segments=2",),
+}
+"""What a method's run sets besides, later than `SETTINGS`: its own options at this size, or a rate at which its reward climbs."""
+
+
+@per_completion
+def share_of_ones(completions: list[str], **_: Any) -> list[float]:
+    """A reward that an untrained model can climb in 20 steps."""
+    return [text.count("1") / 16 for text in completions]
+
+
+def run(model: Path, folder: Path, *overrides: str) -> str:
+    """A table of step, loss and reward."""
+    lines = metrics(Trainer(train_recipe(model, folder, *SETTINGS, *overrides), [share_of_ones]).train())
+    rows = [f"{line['step']:>4}  {line['loss']:10.3e}  {line['reward']:.4f}" for line in lines]
+    return "\n".join(["step        loss  reward", *rows]) + "\n"
+
+
+def numbers(table: str) -> list[tuple[float, float]]:
+    """(loss, reward) of each step."""
+    return [(float(loss), float(reward)) for _, loss, reward in map(str.split, table.splitlines()[1:])]
+
+
+def agree(table: str, other: str) -> bool:
+    """Whether two tables are equal but for the last digit, which another processor may round the other way."""
+    pairs = zip(numbers(table), numbers(other), strict=True)
+    return all(a == pytest.approx(b, rel=2e-3, abs=1e-6) for a, b in pairs)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_seeded_run_gives_the_numbers_on_file(
+    method: str, tiny_model: Path, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    table = run(tiny_model, tmp_path / "run", f"method={{type: {method}}}", *OWN_SETTINGS.get(method, ()))
+    path = GOLDEN / f"{method}.txt"
+    if request.config.getoption("--regenerate-golden"):
+        path.write_text(table)
+    assert agree(path.read_text(), table)
+
+
+def test_no_method_has_the_numbers_of_another_and_no_run_stands_still() -> None:
+    tables = {method: (GOLDEN / f"{method}.txt").read_text() for method in METHODS}
+    for one, other in combinations(METHODS, 2):
+        assert not agree(tables[one], tables[other])
+    for table in tables.values():
+        rewards = [reward for _, reward in numbers(table)]
+        assert len(rewards) == 20
+        assert sum(rewards[-10:]) > sum(rewards[:10]) + 0.5
