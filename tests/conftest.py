@@ -14,6 +14,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from tests.helpers.messages import SNAPSHOTS
 from unmask.models import Denoiser, TinyConfig, char_tokenizer, save_model, tiny_denoiser
 from unmask.tasks.sudoku import Sudoku
 
@@ -110,3 +111,13 @@ def spy(lively: Denoiser) -> Callable[..., Spy]:
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--regenerate-golden", action="store_true", help="rewrite tests/golden/ and read the diff")
+    parser.addoption("--regenerate-messages", action="store_true", help="rewrite tests/messages.txt and read the diff")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    SNAPSHOTS.regenerate = config.getoption("--regenerate-messages")
+
+
+def pytest_unconfigure(config: pytest.Config) -> None:
+    if SNAPSHOTS.regenerate:
+        SNAPSHOTS.save()

@@ -162,9 +162,7 @@ def synthetic_rollout(recipe: TrainRecipe, count: int, prompt: int, sampler: Sam
         choice_logprob=-entropy if has_choice else None,
         selected_step=None if kept is None else kept.int(),
         one_step_tokens=None if kept is None else torch.full((count, num_slots, length), 3, dtype=torch.int32),
-        branch_tokens=torch.full((count, num_slots, num_fills, length), 3, dtype=torch.int32)
-        if num_fills
-        else None,
+        branch_tokens=torch.full((count, num_slots, num_fills, length), 3, dtype=torch.int32) if num_fills else None,
     )
 
     def rewards(*shape: int) -> Tensor:
