@@ -6,7 +6,7 @@ import re
 import subprocess
 import sys
 from importlib import import_module
-from importlib.metadata import version
+from importlib.metadata import files, version
 
 import pytest
 
@@ -43,6 +43,10 @@ def test_importing_the_tasks_loads_no_torch() -> None:
 def test_the_version_is_that_of_the_installed_distribution() -> None:
     assert re.fullmatch(r"\d+\.\d+\.\d+", unmask.__version__)
     assert version("unmask") == unmask.__version__, "the install is older than the source: touch pyproject.toml, make"
+
+
+def test_the_installed_distribution_says_that_it_is_typed() -> None:
+    assert "unmask/py.typed" in map(str, files("unmask") or [])
 
 
 @pytest.mark.parametrize(
