@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from benchmark.hostile_programs import ATTACKS, SECRET, Attack
-from unmask.rewards.sandbox import Job, Sandbox, SandboxConfig, make_sandbox
+from unmask.rewards.sandbox import Sandbox, SandboxConfig, SandboxJob, make_sandbox
 from unmask.rewards.sandbox.bubblewrap import DEVICES
 
 RESULTS = Path(__file__).parent / "results" / "hostile.md"
@@ -59,14 +59,14 @@ class Outside:
         self.listener.setblocking(False)
         self.datagrams.setblocking(False)
 
-    def job(self, attack: Attack) -> Job:
+    def job(self, attack: Attack) -> SandboxJob:
         """The attack, aimed at this."""
         aims = {"OUTSIDE": str(self.folder), "PORT": str(self.port), "PID": str(self.bystander.pid)}
         code, tests = attack.code, attack.tests
         for word, aim in aims.items():
             code = code.replace(word, aim)
             tests = tuple(test.replace(word, aim) for test in tests)
-        return Job(code, tests, ("f",), attack.setup)
+        return SandboxJob(code, tests, ("f",), attack.setup)
 
     def has_changed(self) -> bool:
         """Whether something has touched it."""

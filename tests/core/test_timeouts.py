@@ -7,7 +7,7 @@ import time
 import pytest
 
 from unmask.core.timeouts import budget, time_limit
-from unmask.rewards.sandbox import Job, SandboxConfig, make_sandbox
+from unmask.rewards.sandbox import SandboxConfig, SandboxJob, make_sandbox
 from unmask.rewards.scorer import Scorer
 
 
@@ -37,7 +37,7 @@ def test_a_reward_function_is_told_its_limit(is_async: bool) -> None:
 
 def test_programs_that_hang_cost_their_reward_and_not_the_run_however_short_its_time_limit() -> None:
     sandbox = make_sandbox(SandboxConfig(timeout=0.4))
-    jobs = [Job(f"def f(x):\n    while True: {n}", ("f(1)",), ("f",)) for n in range(40)]
+    jobs = [SandboxJob(f"def f(x):\n    while True: {n}", ("f(1)",), ("f",)) for n in range(40)]
     start = time.monotonic()
 
     def run(completions: list[str]) -> list[float]:

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from unmask.core.errors import RewardError
-from unmask.rewards.workers import Outcome, Workers
+from unmask.rewards.workers import WorkerOutcome, Workers
 
 MODULE = """
 import os, re, signal, sys, time
@@ -98,7 +98,7 @@ def workers(path: str) -> Iterator[Workers]:
     pool.close()
 
 
-def asked(workers: Workers, *whats: str, **limits: float) -> list[Outcome]:
+def asked(workers: Workers, *whats: str, **limits: float) -> list[WorkerOutcome]:
     return workers.map([{"what": what} for what in whats], **limits)
 
 

@@ -101,13 +101,13 @@ def test_any_text_scores_in_bounds_and_raises_nothing(text: str) -> None:
 def test_a_program_is_run_once_for_reward_and_verdict_unless_there_was_no_time(
     task: MBPP, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from unmask.rewards.sandbox import Job, Result, Sandbox, Verdict
+    from unmask.rewards.sandbox import Result, Sandbox, SandboxJob, Verdict
     from unmask.rewards.sandbox.base import NOT_BEGUN
 
-    seen: list[Job] = []
+    seen: list[SandboxJob] = []
 
     class Counting(Sandbox):
-        def verdicts(self, job: Job, end: float) -> list[Verdict]:
+        def verdicts(self, job: SandboxJob, end: float) -> list[Verdict]:
             seen.append(job)
             return [Verdict("timed_out", NOT_BEGUN if "late" in job.code else "")] * len(job.tests)
 

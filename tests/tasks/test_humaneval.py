@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from unmask.core.errors import DataError
-from unmask.rewards.sandbox import Job, SandboxConfig
+from unmask.rewards.sandbox import SandboxConfig, SandboxJob
 from unmask.tasks import HumanEval
 
 REAL = Path("../shared/data/humaneval_test.jsonl")
@@ -125,5 +125,5 @@ def test_a_solution_of_another_problem_fails(real: HumanEval) -> None:
 
 def test_the_program_is_never_run_here(real: HumanEval) -> None:
     job = real.job("    raise SystemExit\n", real.rows("test", 1)[0])
-    assert isinstance(job, Job)
+    assert isinstance(job, SandboxJob)
     assert job.names == (real.rows("test", 1)[0]["names"][0],)

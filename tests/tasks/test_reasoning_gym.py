@@ -16,7 +16,7 @@ from tests.helpers.runs import TRAIN, metrics, unmask
 from unmask.core.errors import ConfigError, DataError
 from unmask.models import TinyConfig, char_tokenizer, save_model, tiny_denoiser
 from unmask.recipes.schema import make_task
-from unmask.rewards.workers import Outcome
+from unmask.rewards.workers import WorkerOutcome
 from unmask.tasks import TASKS, Task
 from unmask.tasks.reasoning_gym import EVALUATING, RUNNING, ReasoningGym, available
 
@@ -147,8 +147,8 @@ def test_hostile_answers_score_low_and_never_raise(name: str) -> None:
 
 def test_a_scorer_that_hangs_or_dies_gives_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     class Failing:
-        def map(self, calls: Any) -> list[Outcome]:
-            return [Outcome(failure=failure) for failure in ("timeout", "crash", "error")][: len(calls)]
+        def map(self, calls: Any) -> list[WorkerOutcome]:
+            return [WorkerOutcome(failure=failure) for failure in ("timeout", "crash", "error")][: len(calls)]
 
     monkeypatch.setattr("unmask.tasks.reasoning_gym._workers", lambda _process: Failing())
     row = {"entry": {}}

@@ -163,9 +163,9 @@ def _processes() -> tuple[Status, str]:
 
 
 def _sandbox(backend: Literal["monty", "bubblewrap"]) -> tuple[Status, str]:
-    from unmask.rewards.sandbox import Job, SandboxConfig, make_sandbox
+    from unmask.rewards.sandbox import SandboxConfig, SandboxJob, make_sandbox
 
-    job = Job("def twice(x):\n    return 2 * x", ("assert twice(2) == 4", "assert twice(2) == 5"), ("twice",))
+    job = SandboxJob("def twice(x):\n    return 2 * x", ("assert twice(2) == 4", "assert twice(2) == 5"), ("twice",))
     started = time.perf_counter()
     try:
         with warnings.catch_warnings():

@@ -36,7 +36,7 @@ SCORED_AT_ONCE = 64
 """Completions of one call of the reward functions, whose time limit is for one call."""
 
 
-class Estimate(NamedTuple):
+class MetricEstimate(NamedTuple):
     """A mean over rows and its 95 % interval."""
 
     value: float
@@ -68,9 +68,9 @@ class Evaluation:
     """For each completion: row, sample, prompt, answer, completion, reward, solved, measures. Those of a row stand together."""
     samples: int = 1
     """Completions of each row."""
-    pass_at: dict[int, Estimate] = field(default_factory=dict)
+    pass_at: dict[int, MetricEstimate] = field(default_factory=dict)
     """pass@k for k = 1, 2, 4, ... and the number of samples; empty where one is sampled."""
-    measures: dict[str, Estimate] = field(default_factory=dict)
+    measures: dict[str, MetricEstimate] = field(default_factory=dict)
     """Means of the task's secondary measures."""
 
     def summary(self) -> dict[str, Any]:
@@ -140,12 +140,12 @@ def evaluate(
     # Not the run's seed: greedy decoding gives the same result, interval included, with any.
     bootstrap = named_generator(0, "bootstrap")
 
-    def estimate(values: list[float]) -> Estimate:
+    def estimate(values: list[float]) -> MetricEstimate:
         mean = statistics.fmean(values)
         if len({*values}) == 1 and mean in (0.0, 1.0):
             # Resamples of rows that are all alike have no width, as if a few rows were proof.
-            return Estimate(mean, *wilson_interval(round(mean) * len(values), len(values)))
-        return Estimate(mean, *bootstrap_interval(torch.tensor(values), bootstrap, resamples=RESAMPLES))
+            return MetricEstimate(mean, *wilson_interval(round(mean) * len(values), len(values)))
+        return MetricEstimate(mean, *bootstrap_interval(torch.tensor(values), bootstrap, resamples=RESAMPLES))
 
     ks = sorted({k for k in (2**i for i in range(samples.bit_length())) if k <= samples} | {samples})
     pass_at = {k: estimate([pass_at_k(samples, count, k) for count in right]) for k in ks} if samples > 1 else {}

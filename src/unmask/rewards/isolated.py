@@ -13,7 +13,7 @@ from typing import Any
 
 from unmask.core.errors import ConfigError, RewardError
 from unmask.rewards.protocol import Score
-from unmask.rewards.workers import Outcome, Workers
+from unmask.rewards.workers import WorkerOutcome, Workers
 
 START_SECONDS = 900.0
 """What a process may take to import a reward function, which may load a model."""
@@ -100,7 +100,7 @@ class Isolated:
 
     def _asked(
         self, arguments: Mapping[str, Sequence[Any]], parts: Sequence[Part], is_whole: bool = False
-    ) -> list[Outcome]:
+    ) -> list[WorkerOutcome]:
         """The outcomes of calls with one part each."""
         calls = [{name: values[part.start : part.stop] for name, values in arguments.items()} for part in parts]
         outcomes = self._workers.map(calls, self.timeout, [self._limit(part, is_whole) for part in parts])
@@ -116,7 +116,7 @@ class Isolated:
         return self.timeout if is_whole else min(self.timeout, self.item_timeout)
 
     def _tell(
-        self, outcomes: Mapping[Part, Outcome], parts: Sequence[Part], arguments: Mapping[str, Sequence[Any]]
+        self, outcomes: Mapping[Part, WorkerOutcome], parts: Sequence[Part], arguments: Mapping[str, Sequence[Any]]
     ) -> None:
         """Warn of the first loss; raise where the function has never returned, so that no completion is to blame."""
         lost = [part for part in parts if part in outcomes and outcomes[part].failure]

@@ -44,7 +44,7 @@ Kind = Literal["function", "reward"]
 
 
 @dataclass(frozen=True, slots=True)
-class Outcome:
+class WorkerOutcome:
     """What became of one call."""
 
     value: Any = None
@@ -56,7 +56,7 @@ class Outcome:
     """Of the error."""
 
 
-NO_TIME = Outcome(failure="no time")
+NO_TIME = WorkerOutcome(failure="no time")
 
 
 class Workers:
@@ -92,7 +92,7 @@ class Workers:
 
     def map(
         self, calls: Sequence[Mapping[str, Any]], budget: float = float("inf"), timeouts: Sequence[float] = ()
-    ) -> list[Outcome]:
+    ) -> list[WorkerOutcome]:
         """Call the function once with each set of keyword arguments.
 
         Args:
@@ -109,7 +109,7 @@ class Workers:
         """
         deadline = time.monotonic() + time_for(budget)
 
-        def one(arguments: Mapping[str, Any], timeout: float) -> Outcome:
+        def one(arguments: Mapping[str, Any], timeout: float) -> WorkerOutcome:
             worker = self._idle.get()
             try:
                 left = deadline - time.monotonic()
@@ -159,7 +159,7 @@ class _Worker:
         self.path, self.start_seconds, self.environment = path, start_seconds, environment
         self.process: subprocess.Popen[bytes] | None = None
 
-    def call(self, arguments: Mapping[str, Any], timeout: float, left: float) -> Outcome:
+    def call(self, arguments: Mapping[str, Any], timeout: float, left: float) -> WorkerOutcome:
         """Send the arguments and wait for the reply, no longer than `timeout`, nor than what is left for all."""
         token = secrets.token_hex(16)
         try:
@@ -177,9 +177,9 @@ class _Worker:
         reply, is_late = self._exchange(payload, token, timeout, min(PATIENCE * timeout, left))
         if reply is None:
             self.kill()
-            return Outcome(failure="timeout" if is_late else "crash")
+            return WorkerOutcome(failure="timeout" if is_late else "crash")
         value, message = reply
-        return Outcome(failure="error", message=message) if message else Outcome(value)
+        return WorkerOutcome(failure="error", message=message) if message else WorkerOutcome(value)
 
     def kill(self) -> None:
         """End the process and what it started."""

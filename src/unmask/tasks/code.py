@@ -18,7 +18,7 @@ from unmask.rewards.grading.answers import before_end
 from unmask.rewards.grading.extract import code_in
 from unmask.rewards.grading.syntax import MAX_CODE, without_dead_code
 from unmask.rewards.protocol import Score, per_completion, reports, text_of
-from unmask.rewards.sandbox import Job, Result, SandboxConfig, make_sandbox
+from unmask.rewards.sandbox import Result, SandboxConfig, SandboxJob, make_sandbox
 from unmask.tasks.base import Task
 from unmask.tasks.sourced import SourcedTask
 
@@ -36,7 +36,7 @@ class ProgramTask(Task):
     """Where programs run, and what they may use up."""
 
     @abstractmethod
-    def job(self, answer: str, row: Row) -> Job | None:
+    def job(self, answer: str, row: Row) -> SandboxJob | None:
         """The program in an answer with the tests of its row, or None if there is no program."""
 
     def results(self, answers: Sequence[str | None], rows: Sequence[Row]) -> list[Result | None]:
@@ -100,15 +100,15 @@ class CodeTask(ProgramTask, SourcedTask):
             )
         return program if self.format == "bare" else f"<answer>\n```python\n{program}\n```\n</answer>"
 
-    def job(self, answer: str, row: Row) -> Job | None:
+    def job(self, answer: str, row: Row) -> SandboxJob | None:
         """The program in the answer, with the row's tests; None if there is no program, or too long a one."""
         code = code_in(answer, row["names"])
         return self.tested(code, row) if code.strip() and len(code) <= MAX_CODE else None
 
-    def tested(self, program: str, row: Row) -> Job:
+    def tested(self, program: str, row: Row) -> SandboxJob:
         """A program with the row's tests, without imports that it does not use: the sandbox may lack them."""
         program = without_dead_code(program, row["names"])
-        return Job(program, tuple(row["tests"]), tuple(row["names"]), row["setup"])
+        return SandboxJob(program, tuple(row["tests"]), tuple(row["names"]), row["setup"])
 
     @property
     def completion_length(self) -> int:
@@ -131,7 +131,7 @@ def code_text(name: str) -> str:
     return (resources.files("unmask.tasks") / "texts" / "code" / f"{name}.txt").read_text(encoding="utf-8").strip()
 
 
-def _run_all(config: SandboxConfig, jobs: Iterable[Job | None]) -> list[Result | None]:
+def _run_all(config: SandboxConfig, jobs: Iterable[SandboxJob | None]) -> list[Result | None]:
     """The result of each job. Those of late are remembered: an evaluation asks for reward and verdict of the same text."""
     jobs = list(jobs)
     known = _recent(config)
@@ -144,7 +144,7 @@ def _run_all(config: SandboxConfig, jobs: Iterable[Job | None]) -> list[Result |
 
 
 @lru_cache(maxsize=8)
-def _recent(config: SandboxConfig) -> dict[Job, Result]:
+def _recent(config: SandboxConfig) -> dict[SandboxJob, Result]:
     return {}
 
 

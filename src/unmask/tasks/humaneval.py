@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 from unmask.core.errors import DataError
 from unmask.rewards.grading.extract import code_in, continued, is_indented
 from unmask.rewards.grading.syntax import MAX_CODE, defined_names, parse, returns
-from unmask.rewards.sandbox import Job
+from unmask.rewards.sandbox import SandboxJob
 from unmask.tasks.code import CodeTask, code_text
 from unmask.tasks.maths import text_column
 
@@ -55,7 +55,7 @@ class HumanEval(CodeTask):
         """The function's beginning."""
         return str(row["start"])
 
-    def job(self, answer: str, row: Row) -> Job | None:
+    def job(self, answer: str, row: Row) -> SandboxJob | None:
         """The function whole, after the problem's imports and helpers; or, where the answer does not define it, the prompt
         continued."""
         code = code_in(answer, row["names"])

@@ -21,7 +21,7 @@ from unmask.rewards.grading.extract import code_in, fenced_blocks
 from unmask.rewards.grading.notation import ANNOUNCED, symbols
 from unmask.rewards.grading.syntax import parse
 from unmask.rewards.grading.wrapping import unwrapped
-from unmask.rewards.sandbox import Job
+from unmask.rewards.sandbox import SandboxJob
 from unmask.tasks.base import Split, stable_hash
 from unmask.tasks.code import ProgramTask
 
@@ -118,13 +118,13 @@ class ProgramFromExamples(ProgramTask):
         constant = dict(row["examples"])[0]
         return f"{rng.randint(2, 9)}*x{constant:+d}"
 
-    def job(self, answer: str, row: Row) -> Job | None:
+    def job(self, answer: str, row: Row) -> SandboxJob | None:
         """The answer as a function of x, and an assertion for each hidden input; None if it is no program."""
         program = _bare_program(answer) if self.format == "bare" else function_of_x(answer)
         if program is None:
             return None
         tests = tuple(f"assert f({x}) == {y}" for x, y in row["hidden"])
-        return Job(program, tests, ("f",))
+        return SandboxJob(program, tests, ("f",))
 
     def _answer(self, completion: str) -> str | None:
         """The last answer tag, with its line breaks and fences; a box, as mathematics; an announcement; or the last fence."""

@@ -199,7 +199,7 @@ def _run(
 
 
 def _add_gradient(
-    accelerator: Accelerator, model: torch.nn.Module, corpus: Corpus, batch: Batch, max_tokens: int | None
+    accelerator: Accelerator, model: torch.nn.Module, corpus: Corpus, batch: PretrainBatch, max_tokens: int | None
 ) -> float:
     """Back-propagate the loss of a batch, part by part, and return it."""
     loss, parts = 0.0, batch.split(max_tokens)
@@ -213,7 +213,7 @@ def _add_gradient(
 
 
 @dataclass(frozen=True, slots=True)
-class Batch:
+class PretrainBatch:
     """Demonstrations with what is masked of them."""
 
     prompt_ids: Tensor
@@ -232,7 +232,7 @@ class Batch:
     def __len__(self) -> int:
         return len(self.completion)
 
-    def split(self, max_tokens: int | None) -> list[Batch]:
+    def split(self, max_tokens: int | None) -> list[PretrainBatch]:
         """Parts of at most so many rows times tokens, and at least one row."""
         width = self.prompt_ids.shape[1] + self.completion.shape[1]
         rows = len(self) if max_tokens is None else max(1, max_tokens // width)
@@ -284,7 +284,7 @@ class Corpus:
         self.batch_size, self.min_time = recipe.batch_size, recipe.min_time
         self.positions_at_once = positions_at_once(denoiser) or len(completions) * length
 
-    def draw(self, generator: torch.Generator, share: slice, device: torch.device) -> Batch:
+    def draw(self, generator: torch.Generator, share: slice, device: torch.device) -> PretrainBatch:
         """A random batch; the `share` of it that this process owns."""
         # Drawn for all processes, so that their number does not change what is learnt.
         rows = torch.randint(len(self.completions), (self.batch_size,), generator=generator)
@@ -298,7 +298,7 @@ class Corpus:
             block = torch.randint(num_blocks, (self.batch_size, 1), generator=generator)
             masked &= torch.arange(masked.shape[1]) // self.block_length == block
         rows = rows[share]
-        return Batch(
+        return PretrainBatch(
             prompt_ids=self.prompt_ids[rows].to(device),
             prompt_mask=self.prompt_mask[rows].to(device),
             completion=self.completions[rows].to(device),
@@ -307,7 +307,7 @@ class Corpus:
             num_blocks=num_blocks,
         )
 
-    def loss(self, model: torch.nn.Module, batch: Batch) -> Tensor:
+    def loss(self, model: torch.nn.Module, batch: PretrainBatch) -> Tensor:
         """-ELBO per completion token of a batch, nats."""
         target, masked = batch.completion, batch.masked
         everywhere = torch.arange(target.shape[1], device=target.device).expand_as(target)

@@ -7,7 +7,7 @@ import time
 import pytest
 
 from unmask.core.errors import ConfigError
-from unmask.rewards.sandbox import Job, Result, Sandbox, SandboxConfig, Verdict, make_sandbox
+from unmask.rewards.sandbox import Result, Sandbox, SandboxConfig, SandboxJob, Verdict, make_sandbox
 from unmask.rewards.sandbox.base import MAX_REASON, verdict
 
 PASSED, FAILED, UNSUPPORTED = Verdict("passed"), Verdict("failed"), Verdict("unsupported")
@@ -15,7 +15,7 @@ PASSED, FAILED, UNSUPPORTED = Verdict("passed"), Verdict("failed"), Verdict("uns
 
 def statuses(sandbox: Sandbox, code: str, *tests: str, setup: str = "") -> list[str]:
     """What became of each test of `f`."""
-    return [v.status for v in sandbox.run_one(Job(code, tests, ("f",), setup)).verdicts]
+    return [v.status for v in sandbox.run_one(SandboxJob(code, tests, ("f",), setup)).verdicts]
 
 
 def test_a_result_is_the_share_of_tests_that_passed() -> None:
@@ -117,7 +117,8 @@ def test_memory_beyond_the_limit_is_an_error(sandbox: Sandbox) -> None:
 
 def test_results_come_in_the_order_of_the_jobs(sandbox: Sandbox) -> None:
     jobs = [
-        Job(f"def f(x):\n    return x + {i}", (f"assert f(1) == {1 + i}", "assert f(1) == 3"), ("f",)) for i in range(5)
+        SandboxJob(f"def f(x):\n    return x + {i}", (f"assert f(1) == {1 + i}", "assert f(1) == 3"), ("f",))
+        for i in range(5)
     ]
     assert [result.share_passed for result in sandbox.run(jobs)] == [0.5, 0.5, 1.0, 0.5, 0.5]
     assert sandbox.run([]) == []
@@ -125,7 +126,7 @@ def test_results_come_in_the_order_of_the_jobs(sandbox: Sandbox) -> None:
 
 def test_programs_that_hang_cost_their_own_reward_and_not_the_time_of_the_batch() -> None:
     sandbox = make_sandbox(SandboxConfig(timeout=0.3, batch_timeout=0.5))
-    jobs = [Job("def f(x):\n    while True:\n        pass", ("f(1)",), ("f",)) for _ in range(40)]
+    jobs = [SandboxJob("def f(x):\n    while True:\n        pass", ("f(1)",), ("f",)) for _ in range(40)]
     start = time.monotonic()
     results = sandbox.run(jobs)
     assert time.monotonic() - start < 10

@@ -8,7 +8,7 @@ import pytest
 
 from benchmark.hostile import Outside, attacks_on, attempt, outside
 from benchmark.hostile_programs import ATTACKS, ESCAPES, FORGERIES, HOST, PROTOCOLS, REPLIES, SECRET, TEXTS, Attack
-from unmask.rewards.sandbox import Job, Sandbox
+from unmask.rewards.sandbox import Sandbox, SandboxJob
 
 SLOW = {
     "small-stack thread bomb",
@@ -70,14 +70,14 @@ def test_what_uses_everything_up_gets_nothing(hasty: Sandbox, there: Outside, na
 
 
 def test_a_sandbox_goes_on_after_each(sandbox: Sandbox) -> None:
-    right = Job("def f(x):\n    return {3: 12345, 4: 54321}[x]", BY_NAME["fork bomb"].tests, ("f",))
+    right = SandboxJob("def f(x):\n    return {3: 12345, 4: 54321}[x]", BY_NAME["fork bomb"].tests, ("f",))
     assert sandbox.run_one(right).passed
 
 
 def test_a_secret_that_is_got_hold_of_would_be_paid(sandbox: Sandbox) -> None:
     """The tests of the escapes can be passed: by a program that knows."""
     stolen = BY_NAME["read the environment"].tests
-    assert sandbox.run_one(Job(f"def f(x):\n    return [{SECRET!r}]", stolen, ("f",))).passed
+    assert sandbox.run_one(SandboxJob(f"def f(x):\n    return [{SECRET!r}]", stolen, ("f",))).passed
 
 
 def test_a_mark_that_is_left_outside_is_seen() -> None:

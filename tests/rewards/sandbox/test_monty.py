@@ -12,15 +12,15 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from unmask.core.errors import ConfigError
-from unmask.rewards.sandbox import Job, Sandbox, SandboxConfig, make_sandbox
+from unmask.rewards.sandbox import Sandbox, SandboxConfig, SandboxJob, make_sandbox
 from unmask.rewards.sandbox.auto import Auto
 from unmask.rewards.sandbox.monty import MontySandbox
 from unmask.rewards.sandbox.monty_judge import MAX_BYTES, _workers, judge, unfit
-from unmask.rewards.workers import Outcome, Workers
+from unmask.rewards.workers import WorkerOutcome, Workers
 
 
 def status(sandbox: Sandbox, code: str, test: str = "f(1)") -> str:
-    return sandbox.run_one(Job(code, (test,), ("f",))).status
+    return sandbox.run_one(SandboxJob(code, (test,), ("f",))).status
 
 
 @pytest.mark.parametrize(
@@ -68,7 +68,7 @@ def test_a_function_that_works_in_place_is_unsupported(monty: Sandbox) -> None:
 
 
 def test_a_test_that_calls_the_program_from_within_a_builtin_is_unsupported(monty: Sandbox) -> None:
-    job = Job("def f(x):\n    return 2 * x\n", ("assert list(map(f, [1, 2])) == [2, 4]",), ("f",))
+    job = SandboxJob("def f(x):\n    return 2 * x\n", ("assert list(map(f, [1, 2])) == [2, 4]",), ("f",))
     assert monty.run_one(job).status == "unsupported"
 
 
@@ -76,7 +76,9 @@ def test_calls_that_are_quick_each_are_not_too_slow_together() -> None:
     sandbox = make_sandbox(SandboxConfig(timeout=2.0, total_timeout=1.0))
     start = time.monotonic()
     slow = "def f(x):\n    i = 0\n    while i < 200_000:\n        i += 1\n    return x\n"
-    result = sandbox.run_one(Job(slow, ("for i in range(10**4):\n    assert f(i) == i", "assert f(2) == 2"), ("f",)))
+    result = sandbox.run_one(
+        SandboxJob(slow, ("for i in range(10**4):\n    assert f(i) == i", "assert f(2) == 2"), ("f",))
+    )
     assert [verdict.status for verdict in result.verdicts] == ["timed_out", "timed_out"]
     assert time.monotonic() - start < 4.0
 
@@ -102,9 +104,9 @@ def test_monty_that_is_missing_is_an_error_that_says_what_to_install(monkeypatch
 
 def test_a_complaint_of_the_worker_is_a_configuration_error(monkeypatch: pytest.MonkeyPatch) -> None:
     sandbox = MontySandbox(SandboxConfig())
-    monkeypatch.setattr(Workers, "map", lambda *_: [Outcome("monty is missing")])
+    monkeypatch.setattr(Workers, "map", lambda *_: [WorkerOutcome("monty is missing")])
     with pytest.raises(ConfigError, match="monty is missing"):
-        sandbox.run_one(Job("", ("1",), ()))
+        sandbox.run_one(SandboxJob("", ("1",), ()))
 
 
 def test_a_test_that_passes_a_function_is_unsupported(monty: Sandbox) -> None:
@@ -115,7 +117,7 @@ def test_a_test_that_passes_a_function_is_unsupported(monty: Sandbox) -> None:
 def test_more_callers_than_workers_take_turns() -> None:
     sandbox = make_sandbox(SandboxConfig(workers=1, timeout=5.0))
     with ThreadPoolExecutor(8) as callers:
-        jobs = [Job("def f(x):\n    return x", (f"assert f({i}) == {i}",), ("f",)) for i in range(32)]
+        jobs = [SandboxJob("def f(x):\n    return x", (f"assert f({i}) == {i}",), ("f",)) for i in range(32)]
         assert all(result.passed for result in callers.map(sandbox.run_one, jobs))
 
 
@@ -153,8 +155,8 @@ def test_a_value_that_is_too_large_costs_its_own_job(monty: Sandbox, value: str)
 def test_a_value_that_takes_for_ever_to_build_holds_no_lock_here_and_costs_its_own_job() -> None:
     """Equal hashes make a set quadratic, in C: no signal handler and no other thread of that process runs."""
     hasty = make_sandbox(SandboxConfig(timeout=0.5, total_timeout=5.0, workers=2))
-    slow = Job("def f(x):\n    return {i * (2**61 - 1) for i in range(120000)}", ("assert f(3) == 1",), ("f",))
-    right = [Job("def f(x):\n    return x", (f"assert f({i}) == {i}",), ("f",)) for i in range(3)]
+    slow = SandboxJob("def f(x):\n    return {i * (2**61 - 1) for i in range(120000)}", ("assert f(3) == 1",), ("f",))
+    right = [SandboxJob("def f(x):\n    return x", (f"assert f({i}) == {i}",), ("f",)) for i in range(3)]
     ticks = threading.Event()
     heartbeat = threading.Thread(target=lambda: [ticks.wait(0.02) for _ in range(50)])
     heartbeat.start()
@@ -166,7 +168,7 @@ def test_a_value_that_takes_for_ever_to_build_holds_no_lock_here_and_costs_its_o
 
 
 def test_a_worker_that_is_killed_costs_its_own_job(monty: Sandbox) -> None:
-    job = Job("def f(x):\n    return x", ("assert f(1) == 1",), ("f",))
+    job = SandboxJob("def f(x):\n    return x", ("assert f(1) == 1",), ("f",))
     assert monty.run_one(job).passed
     assert isinstance(monty, MontySandbox)
     for worker in monty._pool()._all:
@@ -248,7 +250,7 @@ def test_a_right_program_that_monty_cannot_run_is_unsupported(monty: Sandbox, na
 
 def test_auto_hands_right_programs_to_cpython(auto: Sandbox) -> None:
     jobs = [
-        Job(f"{before}\ndef f(x):\n    return {value}", (f"assert f(3) == {expected}",), ("f",))
+        SandboxJob(f"{before}\ndef f(x):\n    return {value}", (f"assert f(3) == {expected}",), ("f",))
         for before, value, expected in (IDIOMS | SILENT).values()
     ]
     results = auto.run(jobs)
@@ -268,14 +270,14 @@ def test_a_program_that_is_surely_wrong_is_not_run_twice(
     auto: Sandbox, code: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert isinstance(auto, Auto)
-    second: list[Job] = []
+    second: list[SandboxJob] = []
     monkeypatch.setattr(auto.second, "verdicts", lambda job, _: second.append(job) or [])
-    assert auto.run_one(Job(code, ("assert f(1) == 1",), ("f",))).status in ("failed", "error")
+    assert auto.run_one(SandboxJob(code, ("assert f(1) == 1",), ("f",))).status in ("failed", "error")
     assert second == []
 
 
 def test_second_runs_take_no_time_that_the_batch_does_not_have(auto: Sandbox) -> None:
-    job = Job("def f(x):\n    return hash(str.lower(x))", ("f('a')",), ("f",))
+    job = SandboxJob("def f(x):\n    return hash(str.lower(x))", ("f('a')",), ("f",))
     [result] = auto.run_until([job], time.monotonic() - 1)
     assert not result.was_run
     assert not result.is_judged

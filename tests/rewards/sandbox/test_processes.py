@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from unmask.rewards.sandbox import Job, Sandbox
+from unmask.rewards.sandbox import Sandbox, SandboxJob
 
 POINT = """
 class Point:
@@ -37,7 +37,7 @@ NAMES = ("Point", "Unfit", "refuse", "apply", "order", "LIMIT")
 
 
 def status(sandbox: Sandbox, test: str, code: str = POINT, setup: str = "") -> str:
-    result = sandbox.run_one(Job(code, (test,), NAMES, setup))
+    result = sandbox.run_one(SandboxJob(code, (test,), NAMES, setup))
     return result.status
 
 
@@ -109,7 +109,7 @@ def test_an_object_of_the_tests_own_class_cannot_be_sent_and_is_unsupported(cpyt
 
 def test_a_crash_costs_one_test_and_the_rest_is_run_anew(cpython: Sandbox) -> None:
     code = "import os\ndef order(x):\n    if x: os._exit(0)\n    return 5"
-    job = Job(code, ("order(0)", "order(1)", "assert order(0) == 5", "assert order(0) == 6"), ("order",))
+    job = SandboxJob(code, ("order(0)", "order(1)", "assert order(0) == 5", "assert order(0) == 6"), ("order",))
     assert [v.status for v in cpython.run_one(job).verdicts] == ["passed", "error", "passed", "failed"]
 
 
@@ -241,7 +241,7 @@ def test_a_few_files_are_allowed_and_a_great_many_are_not(bubblewrap: Sandbox) -
     code = "import os\ndef order(n):\n    for i in range(n):\n        open(f'/tmp/{i}', 'w').close()\n"
     code += "    return len(os.listdir('/tmp'))"
     assert status(bubblewrap, "assert order(500) == 500", code) == "passed"
-    result = bubblewrap.run_one(Job(code, ("order(10**6)",), ("order",)))
+    result = bubblewrap.run_one(SandboxJob(code, ("order(10**6)",), ("order",)))
     assert result.status == "error"
     assert "files" in result.verdicts[0].reason
 

@@ -7,12 +7,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tests.helpers.comparisons import final, written
-from unmask.trainer.comparison.jobs import Job, Record
+from unmask.trainer.comparison.jobs import ComparisonJob, Record
 from unmask.trainer.comparison.ledger import Ledger
 
 
 @dataclass(frozen=True)
-class Piece(Job):
+class Piece(ComparisonJob):
     """A job with a variant of our choosing."""
 
     name: str

@@ -13,7 +13,7 @@ from unmask.cli.estimate.work import Work, work_of
 from unmask.core.errors import ConfigError
 from unmask.recipes.schema import TrainRecipe
 
-__all__ = ["Estimate", "Times", "estimate"]
+__all__ = ["StepEstimate", "Times", "estimate"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +42,7 @@ class Times:
 
 
 @dataclass(frozen=True, slots=True)
-class Estimate:
+class StepEstimate:
     """All that is known of a recipe without running it."""
 
     model: str
@@ -88,7 +88,7 @@ def estimate(
     flops: float | None = None,
     rates: Rates | None = None,
     on_gpu: bool = False,
-) -> Estimate:
+) -> StepEstimate:
     """Estimate a step of a recipe on one of `processes`.
 
     Args:
@@ -128,7 +128,7 @@ def estimate(
         times = Times(by_pass, work.updates * rates.optimizer, rates.words)
     elif flops:
         times = Times({p.name: costs.total(p) / flops for p in work.passes}, 0.0, f"{flops:.3g} FLOP/s as given")
-    return Estimate(model, source, processes, preset, memory.parameters, memory.trained, work, costs, memory, times)
+    return StepEstimate(model, source, processes, preset, memory.parameters, memory.trained, work, costs, memory, times)
 
 
 def measured_rates(

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from unmask.cli.estimate import Estimate
+from unmask.cli.estimate import StepEstimate
 from unmask.cli.estimate.memory import nice
 
 
-def described(estimate: Estimate, room: float | None = None) -> str:
+def described(estimate: StepEstimate, room: float | None = None) -> str:
     """The whole page.
 
     Args:
@@ -40,7 +40,7 @@ def described(estimate: Estimate, room: float | None = None) -> str:
     return "\n".join(parts)
 
 
-def _row(estimate: Estimate, name: str) -> tuple[str, str, str]:
+def _row(estimate: StepEstimate, name: str) -> tuple[str, str, str]:
     found = next(p for p in estimate.work.passes if p.name == name)
     costs = estimate.costs
     formula = f"{found.tokens:,} tokens x {_count(costs.trunk + costs.attention)}"
@@ -52,7 +52,7 @@ def _row(estimate: Estimate, name: str) -> tuple[str, str, str]:
     return name, _count(costs.total(found)), f"{formula}; {found.words}, {found.forwards} forwards"
 
 
-def _time(estimate: Estimate) -> Iterable[str]:
+def _time(estimate: StepEstimate) -> Iterable[str]:
     times = estimate.times
     if times is None:
         return [
@@ -70,7 +70,7 @@ def _time(estimate: Estimate) -> Iterable[str]:
     ]
 
 
-def _verdict(estimate: Estimate, room: float | None) -> list[str]:
+def _verdict(estimate: StepEstimate, room: float | None) -> list[str]:
     if room is None:
         return []
     total = estimate.memory.total

@@ -5,9 +5,9 @@ from __future__ import annotations
 import atexit
 from functools import lru_cache
 
-from unmask.rewards.sandbox.base import Job, Result, Sandbox, SandboxConfig, Status, Verdict
+from unmask.rewards.sandbox.base import Result, Sandbox, SandboxConfig, SandboxJob, Status, Verdict
 
-__all__ = ["Job", "Result", "Sandbox", "SandboxConfig", "Status", "Verdict", "make_sandbox"]
+__all__ = ["SandboxJob", "Result", "Sandbox", "SandboxConfig", "Status", "Verdict", "make_sandbox"]
 
 
 @lru_cache(maxsize=8)

@@ -8,7 +8,7 @@ import warnings
 from collections.abc import Sequence
 
 from unmask.core.errors import ConfigError
-from unmask.rewards.sandbox.base import Job, Result, Sandbox, SandboxConfig, Verdict
+from unmask.rewards.sandbox.base import Result, Sandbox, SandboxConfig, SandboxJob, Verdict
 from unmask.rewards.sandbox.bubblewrap import Bubblewrap
 from unmask.rewards.sandbox.monty import MontySandbox
 
@@ -34,7 +34,7 @@ class Auto(Sandbox):
         except ConfigError as error:
             warnings.warn(f"programs that monty does not support stay unsupported: {error}", stacklevel=2)
 
-    def run_until(self, jobs: Sequence[Job], end: float) -> list[Result]:
+    def run_until(self, jobs: Sequence[SandboxJob], end: float) -> list[Result]:
         """Monty's results, and bubblewrap's in place of those that may differ; those that only were too slow come last."""
         begin = time.monotonic()
         results = self.first.run_until(jobs, end)
@@ -50,11 +50,11 @@ class Auto(Sandbox):
                 results[i] = result if result.was_run or i in others else results[i]
         return results
 
-    def run_one(self, job: Job, end: float = math.inf) -> Result:
+    def run_one(self, job: SandboxJob, end: float = math.inf) -> Result:
         """The result of one job, of which no test is begun after `end` on the monotonic clock."""
         return self.run_until([job], end)[0]
 
-    def verdicts(self, job: Job, end: float) -> list[Verdict]:
+    def verdicts(self, job: SandboxJob, end: float) -> list[Verdict]:
         """The verdicts of one job."""
         return list(self.run_until([job], end)[0].verdicts)
 

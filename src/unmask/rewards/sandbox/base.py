@@ -2,7 +2,7 @@
 
 The program is what a model wrote, and nothing that it does may decide its own verdict. So it never shares an interpreter
 with its tests: they run beside it, in a process (or a session) of their own, and reach it only by calling the names in
-`Job.names`. Arguments and results cross as plain data. What a program may then do to be right is to return the right data.
+`SandboxJob.names`. Arguments and results cross as plain data. What a program may then do to be right is to return the right data.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ class SandboxConfig(Config):
 
 
 @dataclass(frozen=True, slots=True)
-class Job:
+class SandboxJob:
     """One untrusted program and the trusted tests for it."""
 
     code: str
@@ -127,14 +127,14 @@ class Sandbox(ABC):
     def __init__(self, config: SandboxConfig) -> None:
         self.config = config
 
-    def run(self, jobs: Sequence[Job]) -> list[Result]:
+    def run(self, jobs: Sequence[SandboxJob]) -> list[Result]:
         """The result of each job, in order; `config.workers` at the same time, and no test begun after `config.batch_timeout`."""
         return self.run_until(jobs, time.monotonic() + budget(self.config.batch_timeout))
 
-    def run_until(self, jobs: Sequence[Job], end: float) -> list[Result]:
+    def run_until(self, jobs: Sequence[SandboxJob], end: float) -> list[Result]:
         """The result of each job, in order; no test is begun after `end` on the monotonic clock."""
 
-        def work(job: Job) -> Result:
+        def work(job: SandboxJob) -> Result:
             return self.run_one(job, end)
 
         if len(jobs) < 2 or self.config.workers == 1:
@@ -146,13 +146,13 @@ class Sandbox(ABC):
             # Where the caller's own time is up, what has not begun is not begun.
             pool.shutdown(wait=False, cancel_futures=True)
 
-    def run_one(self, job: Job, end: float = math.inf) -> Result:
+    def run_one(self, job: SandboxJob, end: float = math.inf) -> Result:
         """The result of one job, of which no test is begun after `end` on the monotonic clock."""
         found = self.verdicts(job, end) if job.tests and time.monotonic() <= end else []
         return Result((*found, *[Verdict("timed_out", NOT_BEGUN)] * (len(job.tests) - len(found))))
 
     @abstractmethod
-    def verdicts(self, job: Job, end: float) -> list[Verdict]:
+    def verdicts(self, job: SandboxJob, end: float) -> list[Verdict]:
         """Verdicts of a job's tests, in order: of all of them, or of those that were begun before `end`."""
 
     def close(self) -> None:  # noqa: B027 (most have nothing to close)

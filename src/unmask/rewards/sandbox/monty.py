@@ -11,8 +11,8 @@ import threading
 import time
 
 from unmask.core.errors import ConfigError, RewardError
-from unmask.rewards.sandbox.base import Job, Sandbox, SandboxConfig, Verdict, verdict
-from unmask.rewards.workers import Outcome, Workers
+from unmask.rewards.sandbox.base import Sandbox, SandboxConfig, SandboxJob, Verdict, verdict
+from unmask.rewards.workers import WorkerOutcome, Workers
 
 JUDGE_MEMORY_MB = 512
 """Address space of a worker and of each interpreter that it starts, beyond the heap of a program."""
@@ -31,7 +31,7 @@ class MontySandbox(Sandbox):
         self._workers: Workers | None = None
         self._has_worked = False
 
-    def verdicts(self, job: Job, end: float) -> list[Verdict]:
+    def verdicts(self, job: SandboxJob, end: float) -> list[Verdict]:
         """Judge the job in a worker; a worker that is killed or dies costs this job alone.
 
         Raises:
@@ -67,7 +67,7 @@ class MontySandbox(Sandbox):
         if workers is not None:
             workers.close()
 
-    def _lost(self, outcome: Outcome) -> Verdict:
+    def _lost(self, outcome: WorkerOutcome) -> Verdict:
         """The verdict on every test of a job whose worker did not answer."""
         match outcome.failure:
             case "timeout" | "no time":

@@ -21,7 +21,7 @@ from importlib import metadata
 from typing import IO, TYPE_CHECKING, Any
 
 from unmask.core.errors import ConfigError
-from unmask.rewards.sandbox.base import Job, Status, Verdict, verdict
+from unmask.rewards.sandbox.base import SandboxJob, Status, Verdict, verdict
 from unmask.rewards.sandbox.monty_lacks import Source, is_unsupported
 
 if TYPE_CHECKING:
@@ -71,7 +71,9 @@ def judge(
     now = time.monotonic()
     watchdog = Watchdog(step)
     try:
-        attempts = Attempts(Job(code, tuple(tests), tuple(names), setup), _workers(step), watchdog, step, memory_mb)
+        attempts = Attempts(
+            SandboxJob(code, tuple(tests), tuple(names), setup), _workers(step), watchdog, step, memory_mb
+        )
         return [(v.status, v.reason, v.may_differ) for v in attempts.verdicts(now + total, now + left)]
     except ConfigError as error:
         return str(error)
@@ -82,7 +84,7 @@ def judge(
 class Attempts:
     """One job, begun anew after each test that took its program's session with it."""
 
-    def __init__(self, job: Job, workers: Monty, watchdog: Watchdog, step: float, memory_mb: int) -> None:
+    def __init__(self, job: SandboxJob, workers: Monty, watchdog: Watchdog, step: float, memory_mb: int) -> None:
         self.job, self.workers, self.watchdog = job, workers, watchdog
         self.limits = {
             "max_feed_duration_secs": step,
@@ -153,7 +155,7 @@ class Attempts:
 
 
 @dataclass(frozen=True, slots=True)
-class Outcome(Verdict):
+class MontyVerdict(Verdict):
     """Why a feed did not complete."""
 
     is_over: bool = False
@@ -264,7 +266,7 @@ def _run(
     source: Source,
     lookup: dict[str, Any] | None = None,
     own: set[str] | frozenset[str] = frozenset(),
-) -> Outcome | None:
+) -> MontyVerdict | None:
     """Run code in a session: None if it completed. `own` are texts of errors that are the program's fault."""
     try:
         session.feed_run(code, external_lookup=lookup or {}, print_callback=_discard)
@@ -273,25 +275,25 @@ def _run(
     return None
 
 
-def _explain(error: Exception, source: Source, own: set[str] | frozenset[str] = frozenset()) -> Outcome:
+def _explain(error: Exception, source: Source, own: set[str] | frozenset[str] = frozenset()) -> MontyVerdict:
     """The outcome that an exception of monty's stands for."""
     from pydantic_monty import MontyCrashedError, MontyError
 
     if isinstance(error, MontyCrashedError):
         reason = _line(f"the program's process ended: {error}")
-        return Outcome("timed_out" if error.timed_out else "error", reason, may_differ=True, is_over=True)
+        return MontyVerdict("timed_out" if error.timed_out else "error", reason, may_differ=True, is_over=True)
     if not isinstance(error, MontyError):
-        return Outcome("error", _line(f"{type(error).__name__}: {error}"), may_differ=True)
+        return MontyVerdict("error", _line(f"{type(error).__name__}: {error}"), may_differ=True)
     inner = _inner(error)
     text = _line(f"{type(inner).__name__}: {inner}")
     if isinstance(inner, TimeoutError) and "time limit exceeded" in str(inner):
-        return Outcome("timed_out", text, may_differ=True, is_over=True)
+        return MontyVerdict("timed_out", text, may_differ=True, is_over=True)
     if str(inner) not in own and is_unsupported(inner, source):
-        return Outcome("unsupported", text, may_differ=True)
+        return MontyVerdict("unsupported", text, may_differ=True)
     if isinstance(inner, AssertionError):
-        return Outcome("failed", text)
+        return MontyVerdict("failed", text)
     is_over = isinstance(inner, MemoryError) and "terminated" in str(inner)
-    return Outcome("error", text, not source.is_at_fault(inner), is_over)
+    return MontyVerdict("error", text, not source.is_at_fault(inner), is_over)
 
 
 def unfit(value: object) -> str:

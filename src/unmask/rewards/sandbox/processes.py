@@ -18,7 +18,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from typing import IO, Any, Literal
 
-from unmask.rewards.sandbox.base import Job, Sandbox, Status, Verdict, verdict
+from unmask.rewards.sandbox.base import Sandbox, SandboxJob, Status, Verdict, verdict
 
 Role = Literal["judge", "program"]
 
@@ -46,12 +46,12 @@ class ProcessSandbox(Sandbox):
         """What the program uses up that no limit of the system bounds, or nothing; asked again and again while it runs."""
         return ""
 
-    def package_folder(self, role: Role, job: Job) -> str:
+    def package_folder(self, role: Role, job: SandboxJob) -> str:
         """Folder of installed packages that a role may import from, or none: tests that use pytest need it."""
         wanted = self.config.packages or (role == "judge" and "pytest" in job.setup)
         return sysconfig.get_paths()["purelib"] if wanted else ""
 
-    def verdicts(self, job: Job, end: float) -> list[Verdict]:
+    def verdicts(self, job: SandboxJob, end: float) -> list[Verdict]:
         """Run the tests, starting anew after each that took the program's process with it."""
         found: list[Verdict] = []
         deadline = time.monotonic() + self.config.total_timeout
@@ -69,7 +69,7 @@ class ProcessSandbox(Sandbox):
             hung += found[-1].status == "timed_out"
         return found
 
-    def _attempt(self, job: Job, first: int, seconds: float) -> list[Verdict]:
+    def _attempt(self, job: SandboxJob, first: int, seconds: float) -> list[Verdict]:
         """The verdicts from test `first` to the one that ended the program's process, or to the last."""
         rest = len(job.tests) - first
         try:
@@ -92,7 +92,7 @@ class ProcessSandbox(Sandbox):
         rest -= len(found)
         return found + [verdict(status_of, complaint or f"more than {seconds:g} s")] * (rest if complaint else 1)
 
-    def _start(self, job: Job, first: int, seconds: float) -> tuple[str, str]:
+    def _start(self, job: SandboxJob, first: int, seconds: float) -> tuple[str, str]:
         """Run both processes to their end: the judge's report, and what went wrong in starting it."""
         given: dict[Role, dict[str, Any]] = {
             "judge": {
@@ -137,7 +137,7 @@ class ProcessSandbox(Sandbox):
                     complaint = f"the tests' process ended with status {judge.returncode}"
                 return report, complaint.strip()
 
-    def _spawn(self, role: Role, pipes: Pipes, given: dict[str, Any], job: Job) -> subprocess.Popen[str]:
+    def _spawn(self, role: Role, pipes: Pipes, given: dict[str, Any], job: SandboxJob) -> subprocess.Popen[str]:
         packages = self.package_folder(role, job)
         given |= {"limits": self._limits(role), "path": [packages] if packages else []}
         with _as_file(given) as standard_input, self.command(role, pipes, packages) as (command, extra, options):

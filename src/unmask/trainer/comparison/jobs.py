@@ -55,7 +55,7 @@ _SET_HERE = {
 
 
 @dataclass(frozen=True)
-class Job(ABC):
+class ComparisonJob(ABC):
     """One piece of work.
 
     `run` is called in the process that does it, and returns what the record says besides the labels.
@@ -128,7 +128,7 @@ def folder_of(root: Path, record: Record) -> Path:
 
 
 @dataclass(frozen=True)
-class Pretraining(Job):
+class Pretraining(ComparisonJob):
     """The base of a seed, for all tasks that start from it."""
 
     recipe: PretrainRecipe
@@ -164,7 +164,7 @@ class Measure(Config):
 
 
 @dataclass(frozen=True)
-class Cell(Job):
+class Cell(ComparisonJob):
     """One run of a method on a task; for the method `base`, no run but an evaluation of what all begin with."""
 
     recipe: TrainRecipe
@@ -272,7 +272,7 @@ class Cell(Job):
 
 
 @dataclass(frozen=True)
-class Probe(Job):
+class Probe(ComparisonJob):
     """The cost of a step, by taking a few; what a budget buys follows from it."""
 
     cell: Cell

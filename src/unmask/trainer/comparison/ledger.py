@@ -11,7 +11,7 @@ from unmask.core.files import read_json_lines, read_json_object
 from unmask.runs.atomic import write_atomically
 from unmask.runs.folder import disk_faults_explained
 from unmask.trainer.comparison import sources
-from unmask.trainer.comparison.jobs import Job, Key, Record, folder_of, key_of
+from unmask.trainer.comparison.jobs import ComparisonJob, Key, Record, folder_of, key_of
 
 
 class Ledger:
@@ -38,11 +38,11 @@ class Ledger:
         """All that count, oldest first."""
         return list(self._records.values())
 
-    def of(self, job: Job) -> Record | None:
+    def of(self, job: ComparisonJob) -> Record | None:
         """The record of a job, if it is done or has failed."""
         return self._records.get(job.key)
 
-    def folder_of(self, job: Job) -> Path:
+    def folder_of(self, job: ComparisonJob) -> Path:
         """The run folder of a job: of the run that left its record, if there is one."""
         record = self.of(job)
         return job.folder if record is None else folder_of(job.root, record)
@@ -66,12 +66,12 @@ class Ledger:
         """Names of the files of a record that are not here, so that it is not known whether they were edited."""
         return [name for part in self._parts(record) for name in sources.missing(part)]
 
-    def foreign(self, jobs: Sequence[Job]) -> list[Record]:
+    def foreign(self, jobs: Sequence[ComparisonJob]) -> list[Record]:
         """Records of the jobs' stages, tasks and methods that other settings than the jobs' made."""
         is_current = _currency(jobs)
         return [record for record in self.records if is_current(record) is False]
 
-    def settle(self, jobs: Sequence[Job]) -> None:
+    def settle(self, jobs: Sequence[ComparisonJob]) -> None:
         """Move what is `foreign` to superseded.jsonl, and what these settings and this code made before back.
 
         So no table mixes the two. Seeds that are no longer asked for are left where they are. Half a line that a killed
@@ -107,7 +107,7 @@ class Ledger:
         return [self._files.get(name, unknown) for name in record.get("code", ())]
 
 
-def _currency(jobs: Sequence[Job]) -> Callable[[Record], bool | None]:
+def _currency(jobs: Sequence[ComparisonJob]) -> Callable[[Record], bool | None]:
     """Whether a record's settings are those of the jobs; None where the jobs say nothing of its stage, task and method."""
     labels = {job.key[:3] for job in jobs}
     variants = {(*job.key[:3], job.variant) for job in jobs}

@@ -23,14 +23,14 @@ from unmask.recipes.schema import dump, read_tree, validate
 from unmask.runs.atomic import take_lock, write_atomically
 from unmask.runs.folder import disk_faults_explained
 from unmask.runs.metrics import temperature_name
-from unmask.trainer.comparison.jobs import Cell, Job, Key, Probe, Record, key_of, steps_within
+from unmask.trainer.comparison.jobs import Cell, ComparisonJob, Key, Probe, Record, key_of, steps_within
 from unmask.trainer.comparison.ledger import Ledger
 from unmask.trainer.comparison.plan import Plan, check_reward_functions
 from unmask.trainer.comparison.recipe import BASE, CompareRecipe, named
 from unmask.trainer.comparison.results import choose, tried
 from unmask.trainer.distributed.stopping import RunStoppedError, StopSignals
 
-JobT = TypeVar("JobT", bound=Job)
+JobT = TypeVar("JobT", bound=ComparisonJob)
 
 POLL = 0.2
 """Seconds between looks at whether a signal has come."""
@@ -132,7 +132,7 @@ class _Comparison:
         self._perform(self._undone(self.plan.probes(unknown)), self._probe_on_its_base)
         self._perform(undone, self._with_steps)
 
-    def _settle(self, jobs: Sequence[Job]) -> None:
+    def _settle(self, jobs: Sequence[ComparisonJob]) -> None:
         """See to it that the ledger holds no results of other settings under the jobs' labels."""
         if foreign := self.ledger.foreign(jobs):
             which = (
@@ -149,7 +149,7 @@ class _Comparison:
     def _undone(self, jobs: Sequence[JobT]) -> list[JobT]:
         """Jobs without a record, or without a good one where what failed is tried again."""
 
-        def is_done(job: Job) -> bool:
+        def is_done(job: ComparisonJob) -> bool:
             record = self.ledger.of(job)
             return record is not None and not (self.retry_failed and "failed" in record)
 
@@ -186,12 +186,12 @@ class _Comparison:
         probes = [r for r in self.ledger.records if r["stage"] == "probe" and r["variant"] == variant]
         return max(probes, key=lambda record: "cost" in record, default={})
 
-    def _perform(self, jobs: Sequence[JobT], prepare: Callable[[JobT], Job]) -> None:
+    def _perform(self, jobs: Sequence[JobT], prepare: Callable[[JobT], ComparisonJob]) -> None:
         """Do the jobs, as many at a time as there are workers, and record each as it ends."""
-        waiting, running = iter(jobs), dict[Future[Record], Job]()
+        waiting, running = iter(jobs), dict[Future[Record], ComparisonJob]()
         ended, asked = 0, self.signals.asked
 
-        def finish(job: Job, facts: Record) -> None:
+        def finish(job: ComparisonJob, facts: Record) -> None:
             nonlocal ended
             ended += 1
             self.ledger.add(job.record(**facts), _unedited(job))
@@ -291,7 +291,7 @@ def _end_with_parent() -> None:
     os._exit(1)
 
 
-def _work(job: Job) -> Record:
+def _work(job: ComparisonJob) -> Record:
     """What a worker does. A user's mistake is the job's result; anything else is a bug and stops the comparison."""
     try:
         return job.run()
@@ -311,11 +311,11 @@ def _result(future: Future[Record]) -> Record:
         ) from error
 
 
-def _as_it_is(job: Job) -> Job:
+def _as_it_is(job: ComparisonJob) -> ComparisonJob:
     return job
 
 
-def _unedited(job: Job) -> tuple[Mapping[str, str], ...]:
+def _unedited(job: ComparisonJob) -> tuple[Mapping[str, str], ...]:
     """The files that a finished job depends on.
 
     Raises:
@@ -373,7 +373,7 @@ def _edited(ledger: Ledger, recipe: CompareRecipe) -> dict[Key, list[str]]:
     }
 
 
-def _said(job: Job, facts: Record) -> str:
+def _said(job: ComparisonJob, facts: Record) -> str:
     """A job and its result in a line."""
     labels = [job.task, *([job.method] if job.method != BASE else []), f"seed {job.seed}"]
     if isinstance(job, Cell) and job.settings:
