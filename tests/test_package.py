@@ -51,7 +51,7 @@ def test_the_installed_distribution_says_that_it_is_typed() -> None:
 
 @pytest.mark.parametrize(
     ("name", "home"),
-    [("Denoiser", "unmask.models"), ("Trainer", "unmask.cli.shell"), ("load_recipe", "unmask.recipes.schema")],
+    [("Denoiser", "unmask.models"), ("Trainer", "unmask.report.api.trainer"), ("load_recipe", "unmask.recipes.schema")],
 )
 def test_a_public_name_is_the_object_of_the_module_that_defines_it(name: str, home: str) -> None:
     assert name in dir(unmask)

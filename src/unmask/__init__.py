@@ -16,15 +16,15 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from unmask.cli.shell import Trainer
     from unmask.models import Denoiser
     from unmask.recipes.schema import load_recipe
+    from unmask.report.api.trainer import Trainer
 
 __version__ = "0.1.0"
 __all__ = ["Denoiser", "Trainer", "__version__", "load_recipe"]
 
 # `evaluate` cannot stand here: the module of that name would replace it the first time anything imports it.
-_HOME = {"Denoiser": "unmask.models", "Trainer": "unmask.cli.shell", "load_recipe": "unmask.recipes.schema"}
+_HOME = {"Denoiser": "unmask.models", "Trainer": "unmask.report.api.trainer", "load_recipe": "unmask.recipes.schema"}
 
 
 _ELSEWHERE = frozenset({"GRPOTrainer", "GRPOConfig", "DiffuGRPOTrainer", "DiffuGRPOConfig", "TrainingArguments"})

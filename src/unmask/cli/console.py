@@ -5,26 +5,22 @@ from __future__ import annotations
 import os
 import shutil
 import sys
-import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from importlib.util import find_spec
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from rich import box
-from rich.console import Console, Group
-from rich.live import Live
+from rich.console import Console
 from rich.markup import escape
 from rich.padding import Padding
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 from rich.text import Text
 
 from unmask.core.text import visible
-from unmask.runs.metrics import evaluations, temperature_name
+from unmask.runs.metrics import temperature_name
 
 if TYPE_CHECKING:
     from pydantic.fields import FieldInfo
-    from rich.console import RenderableType
 
     from unmask.core.config import SamplerConfig
     from unmask.evaluation.evaluate import Evaluation
@@ -32,96 +28,8 @@ if TYPE_CHECKING:
     from unmask.report.comparison_files import Shown
     from unmask.tasks.contamination import Overlap
 
-SHOWN = ("loss", "reward", "frac_reward_zero_std", "grad_norm")
-"""Metrics in a step's line, beside accuracies."""
-EXAMPLE_SHOWN = 200
-"""Characters of the last completion."""
 PIPE_WIDTH = 160
 """Columns of a table that is not shown on a terminal."""
-
-
-class ProgressView:
-    """An observer for `Trainer` and `pretrain`: a bar, numbers and the last completion on a terminal, lines in a pipe.
-
-    Args:
-        name: what is being done.
-        total: steps to do.
-        console: where to show it.
-    """
-
-    def __init__(self, name: str, total: int, console: Console) -> None:
-        self.console, self.total, self.name = console, total, name
-        self._started, self._first = 0.0, -1
-        self._accuracy = self._numbers = self._example = ""
-        self._live: Live | None = None
-        if console.is_terminal or _has_widgets(console):
-            self._bar = Progress(
-                TextColumn("{task.description}"),
-                BarColumn(),
-                MofNCompleteColumn(),
-                TimeRemainingColumn(),
-                console=console,
-            )
-            self._task = self._bar.add_task(name, total=total)
-            self._live = Live(self, console=console, refresh_per_second=4)
-
-    def __rich__(self) -> RenderableType:
-        lines = [Text(line, no_wrap=True, overflow="ellipsis") for line in (self._numbers, self._example) if line]
-        return Group(self._bar, *lines)
-
-    def __enter__(self) -> ProgressView:
-        if self._live:
-            self._live.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self._live:
-            # In a notebook rich does not draw the last state by itself.
-            self._live.refresh()
-            self._live.stop()
-
-    def __call__(self, step: int, metrics: Mapping[str, Any]) -> None:
-        """Show one step."""
-        if self._first < 0:
-            self._started, self._first = time.perf_counter(), step
-        accuracy = accuracies(metrics)
-        self._accuracy = accuracy or self._accuracy
-        values = [f"{key} {metrics[key]:.3f}" for key in SHOWN if key in metrics]
-        if self._live:
-            self._bar.update(self._task, completed=step)
-            self._numbers = "  ".join([*values[:2], *([self._accuracy] if self._accuracy else [])])
-            if accuracy:
-                self.console.print(f"{self.name} step {step}: {accuracy}", highlight=False)
-            return
-        spent = time.perf_counter() - self._started
-        left = [f"{spent / (step - self._first) * (self.total - step):.0f} s left"] if step > self._first else []
-        line = "  ".join([*values, *([accuracy] if accuracy else []), *left])
-        self.console.print(f"{self.name} step {step}/{self.total}  {line}", highlight=False, soft_wrap=True)
-        if accuracy and self._example:
-            self.console.print(f"  {self._example}", highlight=False, soft_wrap=True, markup=False)
-
-    def example(self, completion: str, reward: float) -> None:
-        """Take note of a completion of the step that is being done: shown with the next numbers, in a pipe with accuracies."""
-        text = visible(" ".join(completion.split()))
-        self._example = f"last completion, reward {reward:.3f}: {text[:EXAMPLE_SHOWN] or '(empty)'}"
-
-
-def _has_widgets(console: Console) -> bool:
-    """Whether this is a notebook in which a display can be updated; without ipywidgets, lines are printed as in a pipe."""
-    return console.is_jupyter and find_spec("ipywidgets") is not None
-
-
-def accuracies(metrics: Mapping[str, Any]) -> str:
-    """Return the accuracies among a step's metrics in words; empty if there are none."""
-    shares = [f"{point.sampling} {point.accuracy:.3f}" for point in evaluations(metrics)]
-    return ("solved: " + ", ".join(shares)) if shares else ""
-
-
-@contextmanager
-def progress(name: str, total: int, console: Console | None = None) -> Iterator[ProgressView]:
-    """A `ProgressView` on standard error, so that standard output holds results only; in a notebook, below the cell."""
-    with ProgressView(name, total, console or Console(file=sys.stderr)) as view:
-        yield view
 
 
 @contextmanager

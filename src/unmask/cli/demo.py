@@ -7,9 +7,10 @@ from pathlib import Path
 
 from rich.console import Console
 
-from unmask.cli.console import progress, table
-from unmask.cli.shell import Trainer
+from unmask.cli.console import table
 from unmask.recipes.schema import PretrainRecipe, load, load_recipe
+from unmask.report.api.trainer import Trainer
+from unmask.report.progress import progress
 from unmask.runs.metrics import evaluations, read_metrics
 from unmask.trainer.distributed.stopping import RunStoppedError
 from unmask.trainer.pretrain import pretrain

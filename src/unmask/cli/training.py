@@ -24,8 +24,8 @@ def train(
 
     unmask recipes lists those that are shipped, the papers' settings for LLaDA-8B and Dream-7B among them.
     """
-    from unmask.cli.shell import Trainer
     from unmask.recipes.schema import load_recipe
+    from unmask.report.api.trainer import Trainer
 
     trainer = Trainer(load_recipe(recipe, overrides or ()), resume=resume)
     folder = trainer.train()
@@ -44,8 +44,8 @@ def pretrain(
 
     A tiny one from scratch, or a checkpoint.
     """
-    from unmask.cli.console import progress
     from unmask.recipes.schema import PretrainRecipe, load
+    from unmask.report.progress import progress
     from unmask.trainer.pretrain import pretrain as run
 
     loaded = load(PretrainRecipe, recipe, overrides or ())

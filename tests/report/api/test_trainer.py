@@ -2,20 +2,15 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
-from contextlib import nullcontext
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import pytest
 import yaml
-from rich.console import Console
 
 from tests.helpers.runs import metrics, train_recipe
 from unmask import Trainer
-from unmask.cli.console import progress
 from unmask.core.errors import ConfigError
 from unmask.rewards import per_completion
 
@@ -156,44 +151,3 @@ def test_rows_of_python_are_trained_on(tiny_model: Path, tmp_path: Path) -> None
 def test_arguments_of_other_trainers_are_answered_with_the_recipe(arguments: dict[str, Any], told: str) -> None:
     with pytest.raises(TypeError, match=told):
         Trainer(**arguments)
-
-
-@pytest.fixture
-def displayed(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
-    """What a notebook is given to display."""
-    shown: list[Any] = []
-    display = ModuleType("IPython.display")
-    display.display = shown.append  # type: ignore[attr-defined]
-    monkeypatch.setitem(sys.modules, "IPython", ModuleType("IPython"))
-    monkeypatch.setitem(sys.modules, "IPython.display", display)
-    return shown
-
-
-def test_a_notebook_without_widgets_is_shown_a_line_for_each_step(
-    displayed: list[Any], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("unmask.cli.console.find_spec", lambda _: None)
-    with progress("train", 2, Console(force_jupyter=True)) as view:
-        view(1, {"loss": 0.5, "reward": 0.25})
-        view(2, {"loss": 0.25, "reward": 0.5})
-    first, second = (part.text for part in displayed)
-    assert first.startswith("train step 1/2  loss 0.500  reward 0.250")
-    assert second.startswith("train step 2/2  loss 0.250  reward 0.500")
-
-
-def test_a_notebook_with_widgets_is_shown_a_bar_in_place(displayed: list[Any], monkeypatch: pytest.MonkeyPatch) -> None:
-    widgets = ModuleType("ipywidgets")
-
-    class Output(nullcontext[None]):
-        def clear_output(self, wait: bool) -> None:
-            pass
-
-    widgets.Output = Output  # type: ignore[attr-defined]
-    monkeypatch.setitem(sys.modules, "ipywidgets", widgets)
-    monkeypatch.setattr("unmask.cli.console.find_spec", lambda _: object())
-    with progress("train", 2, Console(force_jupyter=True, width=90)) as view:
-        view(1, {"loss": 0.5, "reward": 0.25})
-        view(2, {"loss": 0.25, "reward": 0.5})
-    last = [part.text for part in displayed if getattr(part, "text", "").strip()][-1]
-    assert "2/2" in last
-    assert "loss 0.250  reward 0.500" in last

@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from unmask import trainer
-from unmask.cli.console import progress as shown_progress
 from unmask.core.errors import ConfigError, UnmaskError
 from unmask.recipes.schema import Source, TrainRecipe, load_recipe
+from unmask.report.progress import progress as shown_progress
 from unmask.rewards.protocol import RewardFunc, load_reward
 from unmask.runs.folder import disk_faults_explained
 from unmask.trainer.loop import Observer
