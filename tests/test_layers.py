@@ -13,9 +13,8 @@ from pathlib import Path, PurePath
 
 import pytest
 
-import unmask
+from benchmark.module_graph import PACKAGE, imports
 
-PACKAGE = Path(unmask.__file__).parent
 FILES = sorted(path.relative_to(PACKAGE) for path in PACKAGE.rglob("*.py"))
 
 LAYERS = [
@@ -74,19 +73,10 @@ def may_import(part: str) -> set[str]:
 
 
 def names_used(source: str, file: PurePath) -> Iterator[tuple[int, str]]:
-    """Line and absolute dotted name of everything that a file imports, and of the attributes of torch that it reads."""
-    package = ["unmask", *file.parts[:-1]]
+    """Yield the line and the absolute dotted name of what a file imports, and of the attributes of torch that it reads."""
+    yield from imports(source, file)
     for node in ast.walk(ast.parse(source)):
         match node:
-            case ast.Import(names=aliases):
-                yield from ((node.lineno, alias.name) for alias in aliases)
-            case ast.ImportFrom(module=module, names=aliases, level=level):
-                base = package[: len(package) - level + 1] if level else []
-                prefix = ".".join([*base, module] if module else base)
-                yield from ((node.lineno, f"{prefix}.{alias.name}") for alias in aliases)
-            case ast.Call(func=ast.Name(id="import_module") | ast.Attribute(attr="import_module"), args=[first, *_]):
-                if isinstance(first, ast.Constant):
-                    yield node.lineno, str(first.value)
             case ast.Attribute(value=ast.Name(id="torch"), attr=attribute):
                 yield node.lineno, f"torch.{attribute}"
 

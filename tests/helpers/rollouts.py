@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import fields
+from pathlib import Path
+from typing import Any
 
 import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
 
 from unmask.core.config import SamplerConfig
 from unmask.core.records import Rollout, Trajectory
@@ -18,7 +23,7 @@ T = 3
 
 
 def trajectory(num_rows=4, prompt_length=3, greedy=True, seed=0):
-    """Returns a random trajectory with T = 3 steps and L = 5 positions."""
+    """Return a random trajectory with T = 3 steps and L = 5 positions."""
     generator = torch.Generator().manual_seed(seed)
 
     def integers(low, high, *shape):
@@ -43,7 +48,7 @@ def trajectory(num_rows=4, prompt_length=3, greedy=True, seed=0):
 
 
 def assert_same(one, other):
-    """Asserts that two trajectories hold the same values in the same types."""
+    """Assert that two trajectories hold the same values in the same types."""
     assert one.tensors().keys() == other.tensors().keys()
     for name, value in one.tensors().items():
         assert value.dtype == other.tensors()[name].dtype, name
@@ -53,18 +58,40 @@ def assert_same(one, other):
 
 
 def rollout(greedy=True):
-    """Returns a random rollout of three groups of two completions."""
+    """Return a random rollout of three groups of two completions."""
     path = trajectory(6, greedy=greedy)
     return Rollout(path, 2, torch.arange(6.0), torch.arange(12.0).view(6, 2) if greedy else None)
 
 
+def as_version(file: Path, version: int) -> None:
+    """Rewrite the file of a saved rollout as another schema version, without notes."""
+    with safe_open(file, framework="pt") as opened:
+        facts: dict[str, Any] = json.loads(opened.metadata()["unmask"])
+        tensors = {name: opened.get_tensor(name) for name in opened.keys() if "note/" not in name}  # noqa: SIM118 (not a dict)
+    facts["trajectory"]["schema_version"] = version
+    if version == 1:
+        for name in ("prompts", "answers", "pieces"):
+            del facts[name]
+    if version < 4:
+        sampler = facts["trajectory"].pop("sampler")
+        length = sampler.pop("max_completion_length")
+        # Those versions wrote what the settings stand for.
+        facts["trajectory"] |= sampler | {"block_length": sampler["block_length"] or length}
+        del facts["trajectory"]["policy_version"]
+    if version < 5:
+        old = {"selected_step": "greedy_step", "one_step_tokens": "greedy_tokens"}
+        old |= {"branch_tokens": "fill_tokens", "branch_reward": "fill_reward"}
+        tensors = {old.get(name, name): tensor for name, tensor in tensors.items()}
+    save_file(tensors, file, {"unmask": json.dumps(facts)})
+
+
 def generate(denoiser, tokenizer, prompts, sampler, seeds, *, batch_size=256, max_tokens=None, **options):
-    """Returns the trajectory of one completion for each prompt."""
+    """Return the trajectory of one completion for each prompt."""
     engine = LocalEngine(Policy(denoiser, tokenizer), BatchLimits(batch_size, max_tokens))
     return engine.rollout(prompts, sampler, seeds, **options)
 
 
 def collect(denoiser, tokenizer, scorer, recipe, rows, step=0, share=slice(None), tally=None, max_tokens=None):
-    """Returns the scored rollout of one training step."""
+    """Return the scored rollout of one training step."""
     engine = LocalEngine(Policy(denoiser, tokenizer), BatchLimits(recipe.rollout_batch_size, max_tokens))
     return Collector(engine, scorer, recipe).collect(rows, step, share, tally or Tally())

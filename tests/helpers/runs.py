@@ -43,6 +43,20 @@ PRETRAIN = (
 )
 """Overrides of `sudoku-tiny-base`."""
 
+OWN_SETTINGS: dict[str, tuple[str, ...]] = {
+    "agrpo": ("method.mc_samples=2",),
+    "dispo": ("method.state_weight=4.0",),
+    "egspo": ("method.num_selected=2", "method.beta=0.04"),
+    "egspo_ca": ("method.num_selected=2",),
+    "egspo_sa": ("method.num_selected=2", "method.beta=0.04"),
+    "gdpo": ("method.beta=0.004",),
+    "just_grpo": ("sampler.order=left_to_right", "sampler.num_steps=16"),
+    "mask_aware": ("method.num_segments=0", "method.num_sampled=2", "sampler.order=plackett_luce"),
+    "step_merge": ("method.num_segments=2",),
+    "trace_rl": ("method.num_segments=2",),
+}
+"""Overrides that the run of a method adds: its own options at this size, or settings under which its reward rises."""
+
 PRELOADED = [
     "unmask.trainer",
     "unmask.trainer.pretrain",

@@ -11,6 +11,7 @@ import torch
 import transformers
 from torch import Tensor
 
+from tests.helpers.adapters import EVERYWHERE, IDS, LORA, build, train_by_hand
 from tests.helpers.native_configs import CONFIGS, EOS, MASK, PAD, TOKENIZER
 from tests.helpers.runs import unmask
 from unmask.core.config import LoraConfig
@@ -19,9 +20,6 @@ from unmask.models import Denoiser, load_model, save_model
 from unmask.models.adapters import REFERENCE, Adapters, merge_adapter, save_adapted, target_modules
 from unmask.models.native import NATIVE_CLASSES
 
-IDS = torch.randint(3, len(TOKENIZER), (3, 9), generator=torch.Generator().manual_seed(0))
-EVERYWHERE = torch.arange(9).expand(3, 9)
-LORA = LoraConfig(r=3, alpha=6.0)
 LLAMA = ["down_proj", "gate_proj", "k_proj", "o_proj", "q_proj", "up_proj", "v_proj"]
 LINEARS = {
     "GPT2LMHeadModel": ["c_attn", "c_fc", "c_proj"],
@@ -33,31 +31,9 @@ LINEARS = {
 }
 
 
-def build(name: str = "LlamaForCausalLM", dtype: torch.dtype = torch.float32) -> Denoiser:
-    config = CONFIGS[name]()
-    if NATIVE_CLASSES[name].auto_class == "AutoModelForCausalLM":
-        config.is_causal = False
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        backbone = getattr(transformers, name)(config)
-        with torch.no_grad():
-            for parameter in backbone.parameters():
-                if parameter.dim() > 1:
-                    parameter.copy_(0.4 * torch.randn_like(parameter))
-    return Denoiser(backbone.to(dtype).eval(), MASK, EOS, PAD)
-
-
 @torch.no_grad()
 def logits(denoiser: Denoiser) -> Tensor:
     return denoiser(IDS, None, EVERYWHERE)
-
-
-@torch.no_grad()
-def train_by_hand(adapters: Adapters, seed: int = 1) -> None:
-    """Weights as training might leave them: B is no longer 0."""
-    generator = torch.Generator().manual_seed(seed)
-    for _, parameter in adapters.parameters():
-        parameter.add_(0.2 * torch.randn(parameter.shape, generator=generator))
 
 
 def test_every_family_of_the_table_is_adapted_here() -> None:

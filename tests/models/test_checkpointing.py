@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.models.test_adapters import EVERYWHERE, IDS, LORA, build, train_by_hand
+from tests.helpers.adapters import EVERYWHERE, IDS, LORA, build, train_by_hand
 from unmask.models import Denoiser
 from unmask.models.adapters import Adapters
 from unmask.models.native import NATIVE_CLASSES

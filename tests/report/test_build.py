@@ -13,8 +13,8 @@ import torch
 
 from tests.helpers.paths import RESULTS
 from tests.helpers.reports import hand_made, page_block, page_data, real_run, write_run
+from tests.helpers.rollouts import as_version
 from tests.helpers.runs import train_recipe, unmask
-from tests.runs.test_saved_rollouts import as_version
 from unmask.core.errors import RunError
 from unmask.core.text import LONGEST, visible
 from unmask.functional.selection import step_sum

@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
-from safetensors import safe_open
-from safetensors.torch import save_file
 
-from tests.helpers.rollouts import assert_same, rollout
+from tests.helpers.rollouts import as_version, assert_same, rollout
 from unmask.core.errors import RunError
 from unmask.runs.saved_rollouts import SCHEMA_VERSION, Guesses, SavedRollout, TrainedViews, saved_path, saved_steps
 
@@ -72,28 +68,6 @@ def test_guesses_without_rewards_read_back_so(tmp_path: Path) -> None:
     assert again.guesses is not None
     assert again.guesses.reward is None
     assert again.trained is None
-
-
-def as_version(file: Path, version: int) -> None:
-    """Rewrite a rollout's file as one of another version, without notes."""
-    with safe_open(file, framework="pt") as opened:
-        facts: dict[str, Any] = json.loads(opened.metadata()["unmask"])
-        tensors = {name: opened.get_tensor(name) for name in opened.keys() if "note/" not in name}  # noqa: SIM118 (not a dict)
-    facts["trajectory"]["schema_version"] = version
-    if version == 1:
-        for name in ("prompts", "answers", "pieces"):
-            del facts[name]
-    if version < 4:
-        sampler = facts["trajectory"].pop("sampler")
-        length = sampler.pop("max_completion_length")
-        # Those versions wrote what the settings stand for.
-        facts["trajectory"] |= sampler | {"block_length": sampler["block_length"] or length}
-        del facts["trajectory"]["policy_version"]
-    if version < 5:
-        old = {"selected_step": "greedy_step", "one_step_tokens": "greedy_tokens"}
-        old |= {"branch_tokens": "fill_tokens", "branch_reward": "fill_reward"}
-        tensors = {old.get(name, name): tensor for name, tensor in tensors.items()}
-    save_file(tensors, file, {"unmask": json.dumps(facts)})
 
 
 def test_a_file_of_version_1_is_read_without_what_it_lacks(tmp_path: Path) -> None:

@@ -10,8 +10,7 @@ import torch
 from accelerate import Accelerator
 
 from tests.helpers.rollouts import collect
-from tests.helpers.runs import train_recipe, weights
-from tests.trainer.test_golden import OWN_SETTINGS
+from tests.helpers.runs import OWN_SETTINGS, train_recipe, weights
 from unmask.core.errors import RewardError
 from unmask.functional.noise import named_generator
 from unmask.methods import METHODS

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from tests.helpers.paths import ROOT
-from tests.helpers.runs import metrics, train_recipe
+from tests.helpers.runs import OWN_SETTINGS, metrics, train_recipe
 from unmask.methods import METHODS
 from unmask.rewards import per_completion
 from unmask.trainer import Trainer
@@ -29,20 +29,6 @@ SETTINGS = (
     "evaluation.eval_steps=0",
     "optim.learning_rate=1.0e-2",
 )
-
-OWN_SETTINGS: dict[str, tuple[str, ...]] = {
-    "agrpo": ("method.mc_samples=2",),
-    "dispo": ("method.state_weight=4.0",),
-    "egspo": ("method.num_selected=2", "method.beta=0.04"),
-    "egspo_ca": ("method.num_selected=2",),
-    "egspo_sa": ("method.num_selected=2", "method.beta=0.04"),
-    "gdpo": ("method.beta=0.004",),
-    "just_grpo": ("sampler.order=left_to_right", "sampler.num_steps=16"),
-    "mask_aware": ("method.num_segments=0", "method.num_sampled=2", "sampler.order=plackett_luce"),
-    "step_merge": ("method.num_segments=2",),
-    "trace_rl": ("method.num_segments=2",),
-}
-"""What a method's run sets besides, later than `SETTINGS`: its own options at this size, or a rate at which its reward climbs."""
 
 
 @per_completion

@@ -8,8 +8,7 @@ from typing import Any
 import pytest
 
 from tests.helpers.rollouts import collect
-from tests.helpers.runs import metrics, train_recipe
-from tests.trainer.test_golden import OWN_SETTINGS
+from tests.helpers.runs import OWN_SETTINGS, metrics, train_recipe
 from unmask.core.errors import ConfigError
 from unmask.methods import METHODS
 from unmask.models import Denoiser, char_tokenizer

@@ -14,8 +14,8 @@ from accelerate.state import AcceleratorState, PartialState
 from safetensors.torch import load_file
 from torch._dynamo.testing import CompileCounter
 
+from tests.helpers.adapters import train_by_hand
 from tests.helpers.runs import metrics, pretrain_recipe, train_recipe, weights
-from tests.models.test_adapters import train_by_hand
 from unmask.core.errors import ConfigError, RunError
 from unmask.core.records import Rollout
 from unmask.models import Denoiser, char_tokenizer, load_model, save_model

@@ -15,8 +15,7 @@ from torch import Tensor
 
 from tests.helpers.processes import exit_codes_of_two
 from tests.helpers.rollouts import collect
-from tests.helpers.runs import metrics, train_recipe
-from tests.trainer.test_golden import OWN_SETTINGS
+from tests.helpers.runs import OWN_SETTINGS, metrics, train_recipe
 from unmask.core.errors import ConfigError, UnmaskError
 from unmask.core.records import Row
 from unmask.functional.noise import named_generator
