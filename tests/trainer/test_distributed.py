@@ -263,7 +263,7 @@ def test_a_loss_that_is_not_finite_on_one_process_stops_both_and_names_its_compl
     assert codes == [2, 2]
     (message,) = said(folder)
     # The second process owns the completions 4 to 7 of the eight.
-    assert message.startswith("RunError: step 1: the loss is nan; completions [4] of the rollout gave it.")
+    assert message.startswith("RunError: step 1: the loss is nan in completions [4] of the rollout.")
     assert not (folder / "final").exists()
 
 

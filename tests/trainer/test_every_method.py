@@ -22,6 +22,7 @@ from unmask.trainer import Trainer
 from unmask.trainer.learn import Learner
 from unmask.trainer.metrics import Tally
 from unmask.trainer.reference import FrozenCopy
+from unmask.trainer.view_batches import ViewBatches
 
 SETTINGS = (
     "max_steps=3",
@@ -129,5 +130,6 @@ def test_memory_at_32_views_of_a_completion_is_that_at_2(
 def test_the_measure_of_memory_can_fail(lively: Denoiser, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     espo = "method={type: espo, num_samples: 4}"
     chunked = peak_of_an_update(lively, tmp_path, espo)
-    monkeypatch.setattr(Learner, "_chunks", lambda self, views, rollout: [torch.arange(len(views))])
+    whole = ViewBatches.of
+    monkeypatch.setattr(ViewBatches, "of", lambda views, path, size, max_tokens: whole(views, path, len(views), None))
     assert peak_of_an_update(lively, tmp_path, espo) > 3 * chunked

@@ -339,7 +339,7 @@ def _nan_gradient(module: Any, arguments: Any, output: Tensor) -> Tensor | None:
 @pytest.mark.parametrize(
     ("hook", "message"),
     [
-        (_nan_with_gradient, r"^the loss is nan; completions \[0, 1, 2, 3, 4, 5, 6, 7\] of the rollout gave it$"),
+        (_nan_with_gradient, r"^the loss is nan in completions \[0, 1, 2, 3, 4, 5, 6, 7\] of the rollout$"),
         (_nan_gradient, "^the norm of the gradient is nan$"),
     ],
 )

@@ -359,7 +359,7 @@ def test_a_loss_that_is_not_finite_names_the_step_and_overwrites_nothing(tiny_mo
     with pytest.raises(RunError) as caught:
         trainer.train()
     message = str(caught.value)
-    assert message.startswith("step 4: the loss is nan; completions [0, 1, 2, 3] of the rollout gave it. ")
+    assert message.startswith("step 4: the loss is nan in completions [0, 1, 2, 3] of the rollout. ")
     assert "Nothing was overwritten; the checkpoint of step 2 is good." in message
     assert message.endswith(
         "train anew, with a smaller optim.learning_rate or a larger method.beta, in another output_dir."

@@ -1,0 +1,80 @@
+"""Which passes an update makes over the views of a plan: who scores them first, in which
+minibatches, in how many batches.
+
+`Learner` makes these passes, and `unmask estimate` counts them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from unmask.core.records import Rollout, Views
+from unmask.recipes.schema import TrainRecipe
+from unmask.trainer.view_batches import ViewBatches
+
+
+@dataclass(frozen=True, slots=True)
+class UpdatePasses:
+    """The passes over views in one training step, as far as the settings determine them.
+
+    Args:
+        recipe: settings of the run.
+        max_tokens: maximum number of tokens in one forward pass; None limits the number of views
+            instead.
+    """
+
+    recipe: TrainRecipe
+    max_tokens: int | None = None
+
+    @property
+    def num_plans(self) -> int:
+        """Number of plans that a training step makes and scores before its first update."""
+        return self.recipe.num_iterations if self.recipe.method.fresh_views else 1
+
+    @property
+    def num_updates(self) -> int:
+        """Number of optimizer steps in a training step."""
+        return self.recipe.num_iterations * self.recipe.num_minibatches
+
+    @property
+    def scores_old(self) -> bool:
+        """True if the old policy scores each plan; the policy of a single update is the old one
+        itself."""
+        return self.num_updates > 1
+
+    @property
+    def scores_reference(self) -> bool:
+        """True if the reference policy scores each plan."""
+        return self.recipe.method.needs().reference != "none"
+
+    def has_first_pass(self, num_batches: int) -> bool:
+        """Return True if an update computes the derivatives of its loss in a pass of their own,
+        before it back-propagates."""
+        return not self.recipe.method.separable and num_batches > 1
+
+    def minibatches(self, row: Tensor, rollout: Rollout, generator: torch.Generator) -> Iterator[Tensor]:
+        """Yield the indices of the views of each minibatch, always `num_minibatches` of them, on
+        every rank.
+
+        Args:
+            row: [N] int64: the completion of each view.
+            rollout: the completions of all ranks. Minibatches divide them whole; a loss that is not
+                separable may compare the members of a group, so its minibatches divide whole
+                groups.
+            generator: draws the order.
+        """
+        if self.recipe.num_minibatches == 1:
+            yield torch.arange(len(row))
+            return
+        unit = 1 if self.recipe.method.separable else rollout.group_size
+        order = torch.randperm(len(rollout.trajectory) // unit, generator=generator)
+        for part in order.tensor_split(self.recipe.num_minibatches):
+            yield torch.isin((row // unit).cpu(), part).nonzero().squeeze(-1)
+
+    def batches(self, views: Views, rollout: Rollout) -> ViewBatches:
+        """Divide the views of one rank into batches that one forward pass holds."""
+        return ViewBatches.of(views, rollout.trajectory, self.recipe.views_per_forward, self.max_tokens)

@@ -1,0 +1,90 @@
+"""Batches of views that fit into one forward pass, equally many on every rank."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from unmask.core.records import Trajectory, ViewLogprobs, Views
+from unmask.sampling.generation import batches_by_length
+
+
+@dataclass(frozen=True, slots=True)
+class ViewBatches:
+    """Views of one rank, divided into batches. Iteration gives pairs of an index and the views of
+    one batch.
+
+    The index of a dummy batch is empty, and its views are one placeholder. A rank runs dummy
+    batches because every forward pass may be a collective.
+    """
+
+    views: Views
+    """The views that are divided."""
+    path: Trajectory
+    """The completions that they show."""
+    indices: list[Tensor]
+    """[C] int64 each, on the CPU: the views of each batch."""
+
+    @classmethod
+    def of(cls, views: Views, path: Trajectory, size: int, max_tokens: int | None) -> ViewBatches:
+        """Divide views into batches.
+
+        Args:
+            views: the views of one rank.
+            path: the completions that they show.
+            size: number of views in a batch.
+            max_tokens: maximum number of tokens in a batch, which replaces `size` if given.
+        """
+        if max_tokens is None:
+            indices = list(torch.arange(len(views)).split(size)) if len(views) else []
+            return cls(views, path, indices)
+        lengths = path.prompt_mask[views.row].sum(-1).tolist()
+        batches = batches_by_length(lengths, path.tokens.shape[1], size, max_tokens)
+        # Views keep their order within a batch: the loss of whole groups relies on it.
+        return cls(views, path, [torch.tensor(sorted(batch)) for batch in batches])
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Views]]:
+        for index in self.indices:
+            yield index, self.views.take(index) if len(index) else _placeholder(self.path)
+
+    def padded(self, count: int) -> ViewBatches:
+        """Return the same batches, followed by dummy batches so that there are `count` of them."""
+        dummy = torch.zeros(0, dtype=torch.long)
+        return replace(self, indices=self.indices + [dummy] * (count - len(self)))
+
+    def in_order(self, parts: list[ViewLogprobs]) -> ViewLogprobs:
+        """Join the log-probabilities of all batches but the dummy ones, in the order of the
+        views."""
+        if not parts:
+            return ViewLogprobs(self.path.logprob[:0])
+        logprob = torch.cat([part.logprob for part in parts])
+        choice, distribution = _joined([p.choice for p in parts]), _joined([p.distribution for p in parts])
+        index = torch.cat(self.indices)
+        back = index.argsort()
+        if torch.equal(back, torch.arange(len(back))):
+            return ViewLogprobs(logprob, choice, distribution)
+        if distribution is not None:
+            # One row for each target; the targets of a view are adjacent.
+            by_view = distribution.split(self.views.target.sum(-1)[index].tolist())
+            distribution = torch.cat([by_view[int(i)] for i in back])
+        return ViewLogprobs(logprob[back], None if choice is None else choice[back], distribution)
+
+
+def _joined(parts: list[Tensor | None]) -> Tensor | None:
+    present = [part for part in parts if part is not None]
+    return torch.cat(present) if present else None
+
+
+def _placeholder(path: Trajectory) -> Views:
+    """Return one view that hides and reads the first position of the first completion."""
+    tokens = path.tokens[:1]
+    first = torch.zeros_like(tokens, dtype=torch.bool)
+    first[:, 0] = True
+    zero = torch.zeros(1, dtype=torch.long, device=tokens.device)
+    return Views(row=zero, hidden=first, target=first, weight=zero.float(), slot=zero)
