@@ -67,6 +67,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 def pytest_configure(config: pytest.Config) -> None:
     SNAPSHOTS.regenerate = config.getoption("--regenerate-messages")
+    if SNAPSHOTS.regenerate and getattr(config.option, "numprocesses", None):
+        raise pytest.UsageError("--regenerate-messages writes one file, so it needs one process: leave out -n")
 
 
 def pytest_unconfigure(config: pytest.Config) -> None:

@@ -6,7 +6,6 @@ import re
 import runpy
 import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -14,9 +13,9 @@ import torch
 from examples import minimal
 from examples.custom_method import RandomStep
 from examples.custom_reward import row_variety
+from tests.helpers.records import make_inputs, make_trajectory
 from tests.helpers.runs import metrics, unmask, weights
-from unmask.core.config import SamplerConfig
-from unmask.core.records import LossInputs, Rollout, Trajectory
+from unmask.core.records import Rollout, Trajectory
 from unmask.tasks import Sudoku
 
 EXAMPLES = Path(minimal.__file__).parent
@@ -79,20 +78,8 @@ def test_the_reward_of_ones_own_is_trained_on(
 
 
 def path_of(unmask_step: list[list[int]], tokens: list[list[int]]) -> Trajectory:
-    """A trajectory of these steps and tokens, EOS being 2, and nothing else of interest."""
-    shape = (len(tokens), len(tokens[0]))
-    return Trajectory(
-        prompt_ids=torch.zeros(shape[0], 1, dtype=torch.long),
-        prompt_mask=torch.ones(shape[0], 1, dtype=torch.bool),
-        tokens=torch.tensor(tokens),
-        unmask_step=torch.tensor(unmask_step, dtype=torch.int32),
-        logprob=torch.zeros(shape),
-        entropy=torch.ones(shape),
-        seed=torch.arange(shape[0]),
-        sampler=SamplerConfig(max_completion_length=4, num_steps=4, order="random"),
-        mask_id=1,
-        eos_id=2,
-    )
+    """Return a trajectory with these steps and tokens; EOS is 2."""
+    return make_trajectory(tokens, unmask_step=unmask_step)
 
 
 def test_the_method_of_ones_own_takes_one_step_and_weighs_it_by_the_number_of_candidates() -> None:
@@ -117,12 +104,7 @@ def test_the_method_of_ones_own_draws_its_step_uniformly() -> None:
 
 def test_the_loss_of_the_method_of_ones_own_is_that_of_reinforce() -> None:
     new = torch.tensor([[-1.0, -2.0], [-3.0, 0.0]])
-    inputs: dict[str, Any] = {"old": new, "reference": None, "exact_kl": None, "target": new < 0}
-    output = RandomStep().loss(
-        LossInputs(
-            new=new, row=torch.arange(2), weight=torch.tensor([4.0, 2.0]), advantage=torch.tensor([0.5, -1.0]), **inputs
-        )
-    )
+    output = RandomStep().loss(make_inputs(new, target=new < 0, weight=[4.0, 2.0], advantage=[0.5, -1.0]))
     assert output.loss.tolist() == [6.0, -6.0]
 
 

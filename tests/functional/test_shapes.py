@@ -7,8 +7,8 @@ import torch
 from jaxtyping import Float, TypeCheckError, jaxtyped
 from torch import Tensor
 
-from unmask.core.config import SamplerConfig
-from unmask.core.records import LossInputs, Rollout, Trajectory, ViewLogprobs, Views
+from tests.helpers.records import make_trajectory
+from unmask.core.records import LossInputs, Rollout, ViewLogprobs, Views
 from unmask.functional.advantage import stepwise_advantage
 from unmask.functional.elbo import elbo
 from unmask.functional.selection import step_sum
@@ -43,20 +43,8 @@ def test_a_result_of_another_shape_is_noticed():
 
 
 def trajectory(**changes):
-    """Two completions of five tokens, with what a test changes of them."""
-    right = {
-        "prompt_ids": torch.ones(2, 3, dtype=torch.long),
-        "prompt_mask": torch.ones(2, 3, dtype=torch.bool),
-        "tokens": torch.ones(2, 5, dtype=torch.long),
-        "unmask_step": torch.zeros(2, 5, dtype=torch.int32),
-        "logprob": torch.zeros(2, 5),
-        "entropy": torch.zeros(2, 5),
-        "seed": torch.zeros(2, dtype=torch.long),
-        "sampler": SamplerConfig(max_completion_length=5),
-        "mask_id": 0,
-        "eos_id": 2,
-    }
-    return Trajectory(**(right | changes))
+    """Return two completions of five tokens."""
+    return make_trajectory(torch.ones(2, 5, dtype=torch.long), **changes)
 
 
 @pytest.mark.parametrize(

@@ -29,31 +29,44 @@ class Snapshots:
     """Messages by the name of the test that provokes them.
 
     Args:
-        regenerate: whether to record messages instead of comparing them.
+        file: the snapshot file; it may be missing.
+        regenerate: record messages instead of comparing them.
     """
 
-    def __init__(self, regenerate: bool = False) -> None:
-        self.regenerate = regenerate
-        self.recorded = read(FILE)
+    def __init__(self, file: Path = FILE, regenerate: bool = False) -> None:
+        self.file, self.regenerate = file, regenerate
+        self.recorded = read(file)
         self.counts: dict[str, int] = {}
 
-    def check(self, error: BaseException) -> None:
-        """Compare a message with the recorded one, or record it."""
-        test = os.environ["PYTEST_CURRENT_TEST"].rpartition(" ")[0]
+    def check(self, message: str, test: str) -> None:
+        """Compare a message with the recorded one, or record it.
+
+        Args:
+            message: full text of the message.
+            test: name of the test. Its second message is recorded as `NAME #2`, and so on.
+        """
         self.counts[test] = self.counts.get(test, 0) + 1
         name = test if self.counts[test] == 1 else f"{test} #{self.counts[test]}"
-        message = normalised("\n".join([str(error), *getattr(error, "__notes__", ())]))
+        message = normalised(message)
         if self.regenerate:
             self.recorded[name] = message
         elif name not in self.recorded:
-            pytest.fail(f"{FILE.name} has no message of {name}. Run pytest --regenerate-messages on this test.")
+            pytest.fail(f"{self.file.name} has no message of {name}. Run pytest --regenerate-messages on this test.")
         else:
             assert message == self.recorded[name], "the message has changed: read it, then --regenerate-messages"
 
     def save(self) -> None:
-        """Write the recorded messages."""
-        blocks = (f"## {name}\n{message}\n" for name, message in sorted(self.recorded.items()))
-        FILE.write_text("\n".join(blocks), encoding="utf-8")
+        """Write the recorded messages, except those of tests that no longer exist."""
+        kept = {name: message for name, message in self.recorded.items() if exists(name)}
+        blocks = (f"## {name}\n{message}\n" for name, message in sorted(kept.items()))
+        self.file.write_text("\n".join(blocks), encoding="utf-8")
+
+
+def exists(name: str) -> bool:
+    """Return True if the repository has the test that a message is recorded for."""
+    path, _, test = name.partition("::")
+    file, function = ROOT / path, re.split(r"[\[ ]", test.rpartition("::")[2])[0]
+    return file.is_file() and f"def {function}(" in file.read_text(encoding="utf-8")
 
 
 def read(file: Path) -> dict[str, str]:
@@ -64,7 +77,7 @@ def read(file: Path) -> dict[str, str]:
 
 
 def normalised(message: str) -> str:
-    """Return a message without what differs between machines and runs: folders of the test run and of the repository."""
+    """Return a message in which temporary folders and the repository's folder have fixed names."""
     temporary = re.escape(tempfile.gettempdir()) + r"/pytest-of-\w+/pytest-\d+(?:/popen-gw\d+)?"
     message = re.sub(temporary, "<tmp>", message)
     return message.replace(str(ROOT), "<repository>").strip("\n")
@@ -81,9 +94,9 @@ def raises(
     """Expect an error whose message holds the given words and equals the recorded one.
 
     Args:
-        error: the class that must be raised, not a subclass of it.
+        error: class of the error; a subclass of it does not count.
         words: parts of the message that do not depend on its wording, such as a key, a value or a command.
-        snapshot: whether the message is compared with `tests/messages.txt`; False if it differs between runs.
+        snapshot: compare the message with `tests/messages.txt`. Set it to False if the message differs between runs.
     """
     with pytest.raises(error) as caught:
         yield caught
@@ -92,4 +105,4 @@ def raises(
     for word in words:
         assert word in message, f"{word!r} is missing in: {message}"
     if snapshot:
-        SNAPSHOTS.check(caught.value)
+        SNAPSHOTS.check(message, os.environ["PYTEST_CURRENT_TEST"].rpartition(" ")[0])

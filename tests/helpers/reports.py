@@ -15,9 +15,9 @@ import numpy as np
 import torch
 import yaml
 
+from tests.helpers.records import make_trajectory
 from tests.helpers.runs import train_recipe
-from unmask.core.config import SamplerConfig
-from unmask.core.records import Rollout, Trajectory
+from unmask.core.records import Rollout
 from unmask.runs.saved_rollouts import Guesses, SavedRollout
 from unmask.trainer import Trainer
 
@@ -78,17 +78,9 @@ def hand_made(folder: Path, prompts: Sequence[str], completions: Sequence[Sequen
     length = max(map(len, completions))
     tokens = torch.tensor([[ids[p] for p in row] + [1] * (length - len(row)) for row in completions])
     shape = tokens.shape
-    path = Trajectory(
-        prompt_ids=torch.ones(len(tokens), 1).long(),
-        prompt_mask=torch.ones(len(tokens), 1).bool(),
-        tokens=tokens,
-        unmask_step=torch.arange(length).expand(shape).int(),
-        logprob=torch.full(shape, -0.5),
-        entropy=torch.linspace(0, 1, length).expand(shape).contiguous(),
-        seed=torch.arange(len(tokens)),
-        sampler=SamplerConfig(max_completion_length=length, num_steps=length, order="random"),
-        mask_id=0,
-        eos_id=1,
+    entropy = torch.linspace(0, 1, length).expand(shape).contiguous()
+    path = make_trajectory(
+        tokens, prompt_ids=torch.ones(len(tokens), 1).long(), logprob=torch.full(shape, -0.5), entropy=entropy, eos_id=1
     )
     size = len(completions) // len(prompts)
     rollout = Rollout(path, size, torch.linspace(0, 1, len(tokens)))

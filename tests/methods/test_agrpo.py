@@ -7,8 +7,9 @@ from dataclasses import replace
 import pytest
 import torch
 
+from tests.helpers.records import make_inputs
 from tests.helpers.toy import distance, expected_gradient, pinned
-from unmask.core.records import LossInputs, Needs, Rollout, Views
+from unmask.core.records import Needs, Rollout, Views
 from unmask.methods import METHODS
 from unmask.methods.agrpo import AGRPO
 
@@ -209,16 +210,12 @@ def test_without_early_ends_the_two_horizons_agree(toy):
 def test_each_token_has_a_ratio_and_a_clip_of_its_own():
     up = torch.tensor(1.5).log().item()
     new = torch.tensor([[up, 0.1, 9.0], [up, -0.1, 9.0]], requires_grad=True)
-    target = torch.tensor([[True, True, False]] * 2)
-    given = LossInputs(
-        new=new,
-        old=torch.tensor([[0.0, 0.0, 9.0]] * 2),
-        reference=None,
-        exact_kl=None,
-        row=torch.tensor([0, 1]),
-        target=target,
-        weight=torch.tensor([2.0, 0.5]),
-        advantage=torch.tensor([1.0, -1.0]),
+    given = make_inputs(
+        new,
+        old=[[0.0, 0.0, 9.0]] * 2,
+        target=[[True, True, False]] * 2,
+        weight=[2.0, 0.5],
+        advantage=[1.0, -1.0],
     )
     output = AGRPO().loss(given)
     e = torch.tensor([0.1, -0.1]).exp()
@@ -234,16 +231,7 @@ def test_the_gradient_of_the_kl_term_is_that_of_the_kl_of_new_to_reference():
     other = torch.tensor([0.9, 0.2, -0.5], dtype=torch.float64).log_softmax(-1)
     logp = logits.log_softmax(-1)
     (exact,) = torch.autograd.grad((logp.exp() * (logp - other)).sum(), logits, retain_graph=True)
-    given = LossInputs(
-        new=logp.unsqueeze(-1),
-        old=logp.detach().unsqueeze(-1),
-        reference=other.unsqueeze(-1),
-        exact_kl=None,
-        row=torch.arange(3),
-        target=torch.ones(3, 1, dtype=torch.bool),
-        weight=logp.detach().exp(),
-        advantage=torch.zeros(3, dtype=torch.float64),
-    )
+    given = make_inputs(logp.unsqueeze(-1), reference=other.unsqueeze(-1), weight=logp.detach().exp(), advantage=0.0)
     output = AGRPO(beta=0.5).loss(given)
     (found,) = torch.autograd.grad(output.loss.sum(), logits)
     torch.testing.assert_close(found, 0.5 * exact, **EXACT)

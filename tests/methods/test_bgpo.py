@@ -22,8 +22,9 @@ from tests.helpers.any_order import (
     weighted_elbo_gradient,
     with_given,
 )
+from tests.helpers.records import make_inputs
 from tests.helpers.toy import distance, expected_gradient
-from unmask.core.records import LossInputs, Needs
+from unmask.core.records import Needs
 from unmask.methods import METHODS
 from unmask.methods.bgpo import BGPO
 from unmask.methods.espo import ESPO
@@ -38,18 +39,10 @@ def plain(length):
 
 
 def inputs(difference, advantage):
-    """One view of two tokens for each difference d, weight 1/2, the old log-probabilities -1."""
+    """Return one view of two tokens for each difference d, with weight 1/2 and old log-probabilities of -1."""
     new = torch.tensor(difference, dtype=torch.float64).unsqueeze(-1).expand(-1, 2) - 1
-    return LossInputs(
-        new=new.clone().requires_grad_(),
-        old=torch.full_like(new, -1.0),
-        reference=None,
-        exact_kl=None,
-        row=torch.zeros(len(new), dtype=torch.long),
-        target=torch.ones(len(new), 2, dtype=torch.bool),
-        weight=torch.full((len(new),), 0.5, dtype=torch.float64),
-        advantage=torch.full((len(new),), advantage, dtype=torch.float64),
-    )
+    new, row = new.clone().requires_grad_(), torch.zeros(len(new), dtype=torch.long)
+    return make_inputs(new, old=torch.full_like(new, -1.0), row=row, weight=0.5, advantage=advantage)
 
 
 def test_the_defaults_are_the_published_settings():

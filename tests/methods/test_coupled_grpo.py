@@ -9,10 +9,11 @@ import torch
 from scipy.stats import binomtest, kstest
 
 from tests.helpers.mean_field import EXACT, OneUpdate, all_masks, surrogate_gradient, token_logprobs
+from tests.helpers.records import make_inputs
 from tests.helpers.toy import distance, expected_gradient
 from unmask.core.config import SamplerConfig
 from unmask.core.errors import ConfigError
-from unmask.core.records import GIVEN, LossInputs, Needs, Rollout, Views
+from unmask.core.records import GIVEN, Needs, Rollout, Views
 from unmask.methods import METHODS
 from unmask.methods.coupled_grpo import CoupledGRPO
 
@@ -167,8 +168,14 @@ def test_the_ratio_is_of_the_averaged_log_probability_and_the_batch_shares_its_t
     new.requires_grad_()
     weight = torch.tensor([0.5, 1.25, 0.5 / 0.6, 0.5, 2.5, 0.625], dtype=torch.float64)
     advantage = torch.tensor([1.0, -2.0], dtype=torch.float64)
-    given = LossInputs(
-        new, old, reference, None, torch.tensor([4, 4, 4, 7, 7, 7]), target, weight, advantage.repeat_interleave(3)
+    given = make_inputs(
+        new,
+        old=old,
+        reference=reference,
+        row=[4, 4, 4, 7, 7, 7],
+        target=target,
+        weight=weight,
+        advantage=advantage.repeat_interleave(3),
     )
     output = CoupledGRPO(beta=0.1).loss(given)
     losses, ratios = [], []

@@ -9,10 +9,11 @@ import torch
 from scipy.stats import binomtest
 
 from tests.helpers.mean_field import EXACT, OneUpdate, PromptToy, scored, surrogate_gradient, token_logprobs
+from tests.helpers.records import make_inputs
 from tests.helpers.toy import distance, expected_gradient
 from unmask.core.config import SamplerConfig
 from unmask.core.errors import ConfigError
-from unmask.core.records import GIVEN, LossInputs, Needs, Rollout
+from unmask.core.records import GIVEN, Needs, Rollout
 from unmask.methods import METHODS
 from unmask.methods.diffu_grpo import DiffuGRPO
 
@@ -180,16 +181,7 @@ def test_dividing_by_the_batchs_number_of_tokens_is_a_bias_of_exactly_this_kind(
 
 
 def inputs(new, old, advantage, target, reference=None):
-    return LossInputs(
-        new=new,
-        old=old,
-        reference=reference,
-        exact_kl=None,
-        row=torch.arange(len(new)),
-        target=target,
-        weight=torch.full((len(new),), 0.25, dtype=new.dtype),
-        advantage=advantage,
-    )
+    return make_inputs(new, old=old, reference=reference, target=target, weight=0.25, advantage=advantage)
 
 
 def test_each_token_has_a_ratio_and_a_clip_of_its_own():

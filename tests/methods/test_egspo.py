@@ -8,9 +8,10 @@ import pytest
 import torch
 from pydantic import ValidationError
 
+from tests.helpers.records import make_inputs, make_trajectory
 from unmask.core.config import SamplerConfig
 from unmask.core.errors import ConfigError
-from unmask.core.records import LossInputs, Needs, Rollout, Trajectory
+from unmask.core.records import Needs, Rollout
 from unmask.methods import METHODS
 from unmask.methods.egspo import EGSPO, EGSPOSA
 
@@ -21,12 +22,11 @@ T = 4
 @pytest.fixture
 def rollout():
     """Two completions of six positions in four steps: the first commits [2, 2, 1, 1], the second ends after two steps."""
-    trajectory = Trajectory(
+    trajectory = make_trajectory(
+        [[3, 4, 5, 6, 7, 8], [3, 4, EOS, EOS, EOS, EOS]],
         prompt_ids=torch.tensor([[0, 5], [5, 6]]),
         prompt_mask=torch.tensor([[False, True], [True, True]]),
-        tokens=torch.tensor([[3, 4, 5, 6, 7, 8], [3, 4, EOS, EOS, EOS, EOS]]),
-        unmask_step=torch.tensor([[1, 0, 0, 2, 1, 3], [0, 1, 1, 0, T, T]], dtype=torch.int32),
-        logprob=torch.full((2, 6), -1.0),
+        unmask_step=[[1, 0, 0, 2, 1, 3], [0, 1, 1, 0, T, T]],
         entropy=torch.tensor([[0.5, 0.1, 0.2, 0.9, 0.5, 0.7], [0.1, 0.3, 0.4, 0.1, 0.0, 0.0]]),
         seed=torch.tensor([11, 12]),
         sampler=SamplerConfig(max_completion_length=6, num_steps=T, order="random"),
@@ -36,18 +36,9 @@ def rollout():
     return Rollout(trajectory, 2, torch.tensor([1.0, 0.25]))
 
 
-def inputs(new, old, advantage, target=None, reference=None, exact_kl=None, weight=0.5):
-    new = torch.tensor(new)
-    return LossInputs(
-        new=new.requires_grad_(),
-        old=torch.tensor(old),
-        reference=None if reference is None else torch.tensor(reference),
-        exact_kl=None if exact_kl is None else torch.tensor(exact_kl),
-        row=torch.arange(len(new)),
-        target=torch.ones_like(new, dtype=torch.bool) if target is None else torch.tensor(target),
-        weight=torch.full((len(new),), weight),
-        advantage=torch.tensor(advantage),
-    )
+def inputs(new, old, advantage, **changes):
+    """Return the inputs of a loss with weight 1/2."""
+    return make_inputs(new, old=old, advantage=advantage, **{"weight": 0.5} | changes)
 
 
 # Options

@@ -8,10 +8,11 @@ from dataclasses import replace
 import pytest
 import torch
 
+from tests.helpers.records import make_inputs
 from tests.helpers.toy import distance, expected_gradient, pinned
 from unmask.core.config import SamplerConfig
 from unmask.core.errors import ConfigError
-from unmask.core.records import Branches, LossInputs, Rollout
+from unmask.core.records import Branches, Rollout
 from unmask.methods.egspo_ca import EGSPOCA
 
 EXACT = {"rtol": 0.0, "atol": 1e-10}
@@ -252,16 +253,7 @@ def test_states_of_largest_spread_are_taken_and_empty_slots_are_not(toy):
 def test_the_loss_is_a_clipped_ratio_for_each_action_summed_over_actions():
     old = torch.tensor([[[-1.0, -0.5], [-2.0, 0.0], [-1.0, -1.0]]])
     new = (old + torch.tensor([[[0.3, 0.3], [0.1, 0.0], [-0.5, 0.0]]])).requires_grad_()
-    inputs = LossInputs(
-        new=new,
-        old=old,
-        reference=None,
-        exact_kl=None,
-        row=torch.zeros(1, dtype=torch.long),
-        target=torch.ones(1, 2, dtype=torch.bool),
-        weight=torch.tensor([0.5]),
-        advantage=torch.tensor([[1.0, 0.5, -1.5]]),
-    )
+    inputs = make_inputs(new, old=old, weight=0.5, advantage=[[1.0, 0.5, -1.5]])
     output = EGSPOCA(num_actions=3).loss(inputs)
     # ρ = e^.6 is clipped at 1.5, ρ = e^.1 is not, ρ = e^-.5 = .61 under a negative advantage is clipped at .8.
     expected = 0.5 * (-1.5 * 1.0 - torch.tensor(0.1).exp() * 0.5 + 0.8 * 1.5)

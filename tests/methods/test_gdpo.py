@@ -17,8 +17,9 @@ from tests.helpers.any_order import (
     weighted_elbo_gradient,
     with_given,
 )
+from tests.helpers.records import make_inputs
 from tests.helpers.toy import distance, expected_gradient
-from unmask.core.records import LossInputs, Needs
+from unmask.core.records import Needs
 from unmask.functional.elbo import gauss_legendre
 from unmask.methods import METHODS
 from unmask.methods.gdpo import GDPO
@@ -127,18 +128,9 @@ def test_the_bias_shrinks_with_the_nodes_until_half_as_many_as_positions_are_exa
 
 
 def inputs(new, old, advantage, reference=None):
-    """Two completions of three tokens, one view each that hides everything, weight 2."""
-    new = torch.tensor(new, dtype=torch.float64)
-    return LossInputs(
-        new=new.requires_grad_(),
-        old=torch.tensor(old, dtype=torch.float64),
-        reference=None if reference is None else torch.tensor(reference, dtype=torch.float64),
-        exact_kl=None,
-        row=torch.tensor([0, 1]),
-        target=torch.ones(2, 3, dtype=torch.bool),
-        weight=torch.full((2,), 2.0, dtype=torch.float64),
-        advantage=torch.tensor(advantage, dtype=torch.float64),
-    )
+    """Return the inputs of two completions of three tokens: one view each that hides all tokens, with weight 2."""
+    new = torch.tensor(new, dtype=torch.float64, requires_grad=True)
+    return make_inputs(new, old=old, advantage=advantage, reference=reference, weight=2.0)
 
 
 def test_the_ratio_is_of_whole_elbos_and_the_length_divides_outside_the_clip():

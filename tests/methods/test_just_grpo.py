@@ -8,10 +8,11 @@ from dataclasses import replace
 import pytest
 import torch
 
+from tests.helpers.records import make_inputs
 from tests.helpers.toy import distance, expected_gradient, pinned
 from unmask.core.config import SamplerConfig
 from unmask.core.errors import ConfigError
-from unmask.core.records import LossInputs, Needs, Rollout
+from unmask.core.records import Needs, Rollout
 from unmask.methods import METHODS
 from unmask.methods.just_grpo import JustGRPO
 
@@ -111,16 +112,8 @@ def test_dividing_by_the_deviation_gives_the_gradient_of_winning_against_another
 
 
 def test_the_ratio_of_each_token_is_clipped_by_itself():
-    new = torch.tensor([[0.3, 0.0], [0.1, 0.0]], requires_grad=True)
-    given = LossInputs(
-        new=new,
-        old=torch.zeros(2, 2),
-        reference=None,
-        exact_kl=None,
-        row=torch.tensor([0, 0]),
-        target=torch.tensor([[True, False]] * 2),
-        weight=torch.full((2,), 0.5),
-        advantage=torch.ones(2),
+    given = make_inputs(
+        [[0.3, 0.0], [0.1, 0.0]], old=torch.zeros(2, 2), row=[0, 0], target=[[True, False]] * 2, weight=0.5
     )
     output = JustGRPO().loss(given)
     torch.testing.assert_close(output.loss, -0.5 * torch.stack([torch.tensor(1.2), torch.tensor(0.1).exp()]))

@@ -11,10 +11,11 @@ import torch
 from accelerate import Accelerator
 
 from tests.helpers.mean_field import Watched
+from tests.helpers.records import make_inputs
 from tests.helpers.toy import distance, expected_gradient
 from unmask.core.config import OptimConfig, SamplerConfig
 from unmask.core.errors import ConfigError
-from unmask.core.records import LossInputs, Needs, Rollout
+from unmask.core.records import Needs, Rollout
 from unmask.methods import METHODS
 from unmask.methods.mask_aware import MaskAware
 from unmask.recipes.schema import TrainRecipe
@@ -191,15 +192,13 @@ def test_with_fewer_segments_the_bias_is_that_of_reading_later_actions_in_an_ear
 def test_tokens_and_positions_have_a_ratio_each_over_the_whole_completion_and_a_clip_of_their_own():
     new = torch.tensor([[0.1, 0.2], [0.4, 0.0], [-0.3, 0.0]], requires_grad=True)
     choice = torch.tensor([[0.5, 0.0], [0.1, 0.0], [0.2, 0.0]], requires_grad=True)
-    given = LossInputs(
-        new=new,
+    given = make_inputs(
+        new,
         old=torch.zeros(3, 2),
-        reference=None,
-        exact_kl=None,
-        row=torch.tensor([4, 4, 7]),
-        target=torch.tensor([[True, True], [True, False], [True, False]]),
-        weight=torch.tensor([0.5, 0.25, 2.0]),
-        advantage=torch.tensor([2.0, 2.0, -1.0]),
+        row=[4, 4, 7],
+        target=[[True, True], [True, False], [True, False]],
+        weight=[0.5, 0.25, 2.0],
+        advantage=[2.0, 2.0, -1.0],
         new_choice=choice,
         old_choice=torch.zeros(3, 2),
     )
@@ -265,11 +264,9 @@ def test_two_passes_give_the_update_of_one_graph_with_the_memory_of_one_chunk(to
         new = view_logprobs(
             by_hand.denoiser, rollout.trajectory, views, LogprobSettings.of(rollout.trajectory, "sampling"), choice=True
         )
-        given = LossInputs(
-            new=new.logprob,
+        given = make_inputs(
+            new.logprob,
             old=old.logprob.detach(),
-            reference=None,
-            exact_kl=None,
             row=views.row,
             target=views.target,
             weight=views.weight,

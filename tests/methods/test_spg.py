@@ -11,10 +11,11 @@ import torch
 from scipy.stats import binomtest, chisquare
 
 from tests.helpers.mean_field import EXACT, OneUpdate, all_masks, surrogate_gradient, token_logprobs
+from tests.helpers.records import make_inputs
 from tests.helpers.toy import distance, expected_gradient
 from unmask.core.config import SamplerConfig
 from unmask.core.errors import ConfigError
-from unmask.core.records import GIVEN, LossInputs, Needs, Rollout, Views
+from unmask.core.records import GIVEN, Needs, Rollout, Views
 from unmask.functional.masking import block_masks, evidence_upper_bound
 from unmask.methods import METHODS
 from unmask.methods.spg import SPG
@@ -344,15 +345,12 @@ def test_a_completion_counts_in_proportion_to_its_tokens_and_a_zero_advantage_fo
     )
     target = torch.tensor([[1, 0, 0], [1, 1, 0], [0, 1, 1], [1, 0, 0], [0, 0, 0], [1, 0, 0]], dtype=torch.bool)
     new.requires_grad_()
-    given = LossInputs(
-        new=new,
-        old=new.detach(),
-        reference=None,
-        exact_kl=None,
-        row=torch.arange(3).repeat_interleave(2),
+    given = make_inputs(
+        new,
+        row=[0, 0, 1, 1, 2, 2],
         target=target,
-        weight=torch.tensor([2.0, 2.0, 3.0, 3.0, 1.0, 1.0]),
-        advantage=torch.tensor([2.0, 2.0, -1.0, -1.0, 0.0, 0.0]),
+        weight=[2.0, 2.0, 3.0, 3.0, 1.0, 1.0],
+        advantage=[2.0, 2.0, -1.0, -1.0, 0.0, 0.0],
     )
     output = SPG(mixture=1.0, eubo_power=1.0).loss(given)
     # 6 tokens in 3 completions: 2, 3 and 1 over a mean of 2. ELBOs -1.25, -1.5; pooled in the second, token by token:

@@ -7,10 +7,11 @@ from dataclasses import replace
 import pytest
 import torch
 
+from tests.helpers.records import make_inputs
 from tests.helpers.toy import distance, expected_gradient, pinned
 from unmask.core.config import SamplerConfig
 from unmask.core.errors import ConfigError
-from unmask.core.records import LossInputs, Needs, Rollout
+from unmask.core.records import Needs, Rollout
 from unmask.methods import METHODS
 from unmask.methods.step_merge import CJGRPO, StepMerge, TraceRL
 
@@ -201,17 +202,8 @@ def test_dividing_by_the_deviation_gives_the_gradient_of_winning_against_another
 
 
 def inputs(new, old, reference):
-    new = torch.tensor(new, requires_grad=True)
-    return LossInputs(
-        new=new,
-        old=torch.tensor(old),
-        reference=torch.tensor(reference),
-        exact_kl=None,
-        row=torch.tensor([0]),
-        target=torch.tensor([[True, True, False]]),
-        weight=torch.tensor([0.5]),
-        advantage=torch.tensor([2.0]),
-    )
+    target = [[True, True, False]]
+    return make_inputs(new, old=old, reference=reference, target=target, weight=0.5, advantage=2.0)
 
 
 @pytest.mark.parametrize(("kl_to", "gap"), [("reference", (0.7, -0.3)), ("old", (-0.1, -0.2))])

@@ -9,10 +9,11 @@ import torch
 from scipy.stats import binomtest, kstest
 
 from tests.helpers.mean_field import EXACT, OneUpdate, all_masks, scored, surrogate_gradient, token_logprobs
+from tests.helpers.records import make_inputs
 from tests.helpers.toy import distance, expected_gradient
 from unmask.core.config import SamplerConfig
 from unmask.core.errors import ConfigError
-from unmask.core.records import LossInputs, Needs, Rollout, Views
+from unmask.core.records import Needs, Rollout, Views
 from unmask.methods import METHODS, unigrpo
 from unmask.methods.unigrpo import UniGRPO
 
@@ -213,7 +214,7 @@ def test_each_masked_token_has_a_ratio_and_a_clip_of_its_own():
     advantage = torch.tensor([1.0, -1.0, 0.5, -2.0], dtype=torch.float64)
     weight = torch.tensor([0.5, 0.25, 1.0, 0.1], dtype=torch.float64)
     new.requires_grad_()
-    given = LossInputs(new, old, reference, None, torch.arange(4), target, weight, advantage)
+    given = make_inputs(new, old=old, reference=reference, target=target, weight=weight, advantage=advantage)
     output = UniGRPO(beta=0.3).loss(given)
     ratio, a = (new - old).exp(), advantage.unsqueeze(-1)
     each = -torch.minimum(ratio * a, ratio.clamp(0.8, 1.2) * a) + 0.3 * (

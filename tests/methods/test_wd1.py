@@ -8,10 +8,11 @@ import pytest
 import torch
 
 from tests.helpers.mean_field import EXACT, OneUpdate, PromptToy, scored, surrogate_gradient, token_logprobs
+from tests.helpers.records import make_inputs
 from tests.helpers.toy import distance, expected_gradient
 from unmask.core.config import SamplerConfig
 from unmask.core.errors import ConfigError
-from unmask.core.records import LossInputs, Needs, Rollout
+from unmask.core.records import Needs, Rollout
 from unmask.functional.advantage import softmax_advantage
 from unmask.methods import METHODS
 from unmask.methods.wd1 import WD1
@@ -72,21 +73,16 @@ def test_every_scored_token_counts_the_same_however_long_the_batch_is(toy):
 
 
 def test_the_loss_has_no_ratio():
-    new = torch.tensor([[-1.0, -2.0], [-0.5, 0.0]], requires_grad=True)
-    given = LossInputs(
-        new=new,
+    given = make_inputs(
+        [[-1.0, -2.0], [-0.5, 0.0]],
         old=torch.full((2, 2), -9.0),
-        reference=None,
-        exact_kl=None,
-        row=torch.arange(2),
-        target=torch.tensor([[True, True], [True, False]]),
-        weight=torch.ones(2),
-        advantage=torch.tensor([2.0, -4.0]),
+        target=[[True, True], [True, False]],
+        advantage=[2.0, -4.0],
     )
     output = WD1().loss(given)
     assert output.loss.tolist() == [6.0, -2.0]
     output.loss.sum().backward()
-    assert new.grad.tolist() == [[-2.0, -2.0], [4.0, 4.0]]
+    assert given.new.grad.tolist() == [[-2.0, -2.0], [4.0, 4.0]]
 
 
 # What it estimates

@@ -63,6 +63,7 @@ def test_sizes_that_no_model_has_are_refused_by_eval(
     source = shutil.copytree(tiny_model, tmp_path / "source")
     change(source, **{key: value})
     refused(capsys, "eval", source, "--task", "sudoku", "--rows", 1, "--output", tmp_path / "a.json")
+    assert [path.name for path in tmp_path.iterdir()] == ["source"]
 
 
 @pytest.mark.parametrize("value", [5, {}, [5], [[]], "GPT2LMHeadModel", [], None], ids=str)

@@ -171,6 +171,7 @@ def test_a_start_that_failed_before_its_first_line_leaves_no_run(path: Path) -> 
     failed.open_metrics(-1)
     failed.close()
     RunFolder(path, {**CONFIG, "seed": 1}, resume=False).close()
+    assert yaml.safe_load((path / "config.yaml").read_text())["seed"] == 1
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import time
 from pathlib import Path
 from typing import Any
 
@@ -101,13 +100,11 @@ def real() -> HumanEval:
 
 def test_the_canonical_solutions_pass_or_are_unsupported_in_monty(real: HumanEval) -> None:
     rows = real.rows("test", 1000)
-    start = time.process_time()
     results = real.results([row["answer"] for row in rows], rows)
     assert len(rows) == 164
     passed = sum(result is not None and result.passed for result in results)
     assert passed >= 162
     assert all(result is not None and (result.passed or result.status == "unsupported") for result in results)
-    assert time.process_time() - start < 5
 
 
 def test_solutions_with_an_operator_changed_fail(real: HumanEval) -> None:

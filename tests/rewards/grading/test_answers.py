@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import time
 
 import pytest
 
@@ -264,12 +263,11 @@ def test_what_surrounds_an_answer_is_taken_off() -> None:
         *("the answer is ", "answer: 5\n", "#### 5", "</reasoning>", "<|eot_id|>", "**", "...", " , ", "\n", "$"),
     ],
 )
-def test_a_completion_of_one_piece_many_times_over_is_read_in_linear_time(piece: str) -> None:
-    start = time.process_time()
+def test_a_piece_repeated_many_times_is_read_like_a_few_of_them(piece: str) -> None:
     for read in (answer_in, tagged_answer, last_boxed, unwrapped):
-        read(piece * 30_000)
-    # A fraction of a second of CPU time; minutes if it were quadratic.
-    assert time.process_time() - start < 10
+        few, many = read(piece * 300), read(piece * 30_000)  # a quadratic search would take minutes
+        assert (few is None) == (many is None)
+        assert (few or "")[:20] == (many or "")[:20]
 
 
 @pytest.mark.parametrize(
@@ -362,8 +360,8 @@ def test_numbers_are_compared_as_values_not_as_strings() -> None:
     assert numbers_in("x٣²") == []
 
 
-def test_a_number_of_a_million_digits_is_no_number_and_costs_nothing() -> None:
-    start = time.perf_counter()
-    (number,) = numbers_in("9" * 1_000_000)
-    assert math.isnan(number)
-    assert time.perf_counter() - start < 1
+def test_a_number_with_too_many_digits_is_not_a_number() -> None:
+    assert numbers_in("9" * 32) == [1e32]
+    for digits in (33, 1_000_000):
+        (number,) = numbers_in("9" * digits)
+        assert math.isnan(number)

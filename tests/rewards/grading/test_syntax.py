@@ -54,8 +54,16 @@ def test_an_import_that_the_tests_call_stays() -> None:
     assert without_dead_code("from math import gcd", ["gcd"]) == "from math import gcd"
 
 
-@pytest.mark.parametrize("text", ["-3" * 659, "return x" + "+1" * 700, "[" * 90 + "x" + "]" * 90, "f(" * 80 + ")" * 80])
-def test_a_program_of_any_depth_is_read_or_refused(text: str) -> None:
-    function_of_x(text)
-    code_in(f"```python\nimport os\ndef f(x):\n    {text}\n```", ["f"])
-    without_dead_code(f"import os\n{text}")
+@pytest.mark.parametrize("text", ["-3" * 659, "return x" + "+1" * 700])
+def test_a_program_that_is_too_deep_is_refused(text: str) -> None:
+    assert function_of_x(text) is None
+    assert code_in(f"```python\nimport os\ndef f(x):\n    {text}\n```", ["f"]) == "import os"
+    assert without_dead_code(f"import os\n{text}") == f"import os\n{text}"
+
+
+@pytest.mark.parametrize("text", ["[" * 90 + "x" + "]" * 90, "f(" * 80 + ")" * 80])
+def test_a_program_that_is_nested_within_the_limit_is_read(text: str) -> None:
+    assert function_of_x(text) == f"def f(x):\n    return {text}"
+    program = f"import os\ndef f(x):\n    {text}"
+    assert code_in(f"```python\n{program}\n```", ["f"]).rstrip() == program
+    assert without_dead_code(f"import os\n{text}") == text

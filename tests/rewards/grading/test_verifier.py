@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib.util
 import threading
-import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -58,19 +57,18 @@ def test_equal_expressions_are_equal_and_others_are_not() -> None:
     assert verify_all(DIFFERENT) == [False] * len(DIFFERENT)
 
 
-def test_an_answer_that_takes_for_ever_has_no_verdict_and_costs_nothing_else(quick: Workers) -> None:
+def test_an_answer_whose_comparison_does_not_end_has_no_verdict_and_is_remembered(
+    quick: Workers, monkeypatch: pytest.MonkeyPatch
+) -> None:
     hostile = [(r"\sqrt{51}", "9^{9^{9^{9^9}}}"), (r"\sqrt{51}", r"10^{10^{10}}!")]
     pairs = [EQUAL[0], hostile[0], DIFFERENT[0], hostile[1], EQUAL[2]]
-    started = time.perf_counter()
     verdicts = verify_all(pairs)
     assert [verdicts[i] for i in (0, 2, 4)] == [True, False, True]
     assert all(verdicts[i] in (None, False) for i in (1, 3))
     assert None in verdicts
-    assert time.perf_counter() - started < 15
-    # Remembered, the time-outs too: asked again, they cost no time.
-    started = time.perf_counter()
+    # Verdicts are remembered, time-outs too: a second call needs no worker.
+    monkeypatch.setattr(verifier, "_workers", lambda _: pytest.fail("a worker was used"))
     assert verify_all(pairs) == verdicts
-    assert time.perf_counter() - started < 0.1
 
 
 def test_what_a_batch_has_no_time_for_is_asked_again(quick: Workers, monkeypatch: pytest.MonkeyPatch) -> None:
