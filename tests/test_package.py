@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import ast
 import re
 import subprocess
 import sys
 from importlib import import_module
 from importlib.metadata import files, version
+from pathlib import Path
 
 import pytest
 
@@ -49,13 +51,30 @@ def test_the_installed_distribution_says_that_it_is_typed() -> None:
     assert "unmask/py.typed" in map(str, files("unmask") or [])
 
 
-@pytest.mark.parametrize(
-    ("name", "home"),
-    [("Denoiser", "unmask.models"), ("Trainer", "unmask.report.api.trainer"), ("load_recipe", "unmask.recipes.schema")],
-)
-def test_a_public_name_is_the_object_of_the_module_that_defines_it(name: str, home: str) -> None:
+@pytest.mark.parametrize("name", [name for name in unmask.__all__ if name != "__version__"])
+def test_a_public_name_is_the_object_of_the_module_that_defines_it(name: str) -> None:
     assert name in dir(unmask)
-    assert getattr(unmask, name) is getattr(import_module(home), name)
+    assert getattr(unmask, name) is getattr(import_module(unmask._HOME[name]), name)
+
+
+def test_type_checkers_see_every_public_name() -> None:
+    tree = ast.parse(Path(unmask.__file__).read_text())
+    (block,) = (node for node in tree.body if isinstance(node, ast.If))
+    seen = {
+        alias.name: str(node.module) for node in block.body if isinstance(node, ast.ImportFrom) for alias in node.names
+    }
+    assert seen == unmask._HOME
+    assert {*unmask.__all__} == {*seen, "__version__"}
+
+
+def test_no_folder_of_the_package_replaces_a_public_name() -> None:
+    folders = {path.stem for path in Path(unmask.__file__).parent.iterdir()}
+    assert not folders & {*unmask.__all__}
+    assert run_python("-c", "import unmask, unmask.evaluation.evaluate; print(callable(unmask.evaluate))") == "True\n"
+
+
+def test_the_folders_of_the_package_need_no_import_of_their_own() -> None:
+    assert run_python("-c", "import unmask as um; print(um.tasks.Sudoku().completion_length)") == "16\n"
 
 
 def test_a_name_that_is_not_there_is_an_attribute_error() -> None:
@@ -64,7 +83,7 @@ def test_a_name_that_is_not_there_is_an_attribute_error() -> None:
 
 
 def test_a_name_of_another_library_is_an_import_error_with_advice() -> None:
-    with pytest.raises(ImportError, match="unmask has no GRPOTrainer. A run is described by a recipe.*load_recipe"):
+    with pytest.raises(ImportError, match='unmask has no GRPOTrainer. Use Trainer.*method="diffu_grpo"'):
         exec("from unmask import GRPOTrainer")
 
 

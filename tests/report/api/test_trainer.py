@@ -8,12 +8,17 @@ from typing import Any
 
 import pytest
 import yaml
+from torch import nn
 
-from tests.helpers.runs import metrics, train_recipe
-from unmask import Trainer
-from unmask.core.errors import ConfigError
+from tests.helpers.messages import raises
+from tests.helpers.runs import metrics, train_recipe, weights
+from unmask import Trainer, TrainRecipe, load_model, open_run
+from unmask.core.errors import ConfigError, RunError
 from unmask.rewards import per_completion
+from unmask.runs.environment import weights_hash
+from unmask.sampling.engine import LocalEngine
 
+ROWS = [{"prompt": f"{'01234'[i % 5]}{'01234'[i // 5 % 5]}{'01234'[i // 25]}=", "n": i} for i in range(75)]
 SHORT = ("max_steps=2", "evaluation.eval_steps=0", "evaluation.temperatures=0.9")
 
 
@@ -91,22 +96,6 @@ def test_a_path_of_a_reward_is_recorded_and_can_run_in_worker_processes(
     assert yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())["reward_funcs"] == [path]
 
 
-@pytest.mark.parametrize(
-    ("given", "told"),
-    [
-        ({"a": ones}, "reward_funcs is a function, its path or a list of them, not a dict"),
-        ([ones, 3], "reward_funcs holds 3, which is neither a function nor the path of one"),
-        (
-            "nowhere.py:f",
-            "cannot be loaded: there is no file nowhere.py. Relative paths are read from the current folder, ",
-        ),
-    ],
-)
-def test_what_is_no_reward_is_told(tiny_model: Path, tmp_path: Path, given: Any, told: str) -> None:
-    with pytest.raises(ConfigError, match=told):
-        Trainer(train_recipe(tiny_model, tmp_path / "run", *SHORT), reward_funcs=given)
-
-
 def test_a_recipe_may_be_a_name_or_a_dict(tiny_model: Path, tmp_path: Path) -> None:
     settings = {
         "model": str(tiny_model),
@@ -122,7 +111,6 @@ def test_a_recipe_may_be_a_name_or_a_dict(tiny_model: Path, tmp_path: Path) -> N
 
 
 def test_rows_of_python_are_trained_on(tiny_model: Path, tmp_path: Path) -> None:
-    rows = [{"prompt": f"{'01234'[i % 5]}{'01234'[i // 5 % 5]}{'01234'[i // 25]}=", "n": i} for i in range(75)]
     recipe = train_recipe(tiny_model, tmp_path / "run", *SHORT, "evaluation.num_rows=2")
     given: list[int] = []
 
@@ -131,23 +119,112 @@ def test_rows_of_python_are_trained_on(tiny_model: Path, tmp_path: Path) -> None
         given.extend(n)
         return ones(completions)
 
-    Trainer(recipe, reward_funcs=reward, train_dataset=rows, progress=False).train()
+    Trainer(recipe, reward_funcs=reward, train_dataset=ROWS, progress=False).train()
     assert given
     assert {*given} <= {*range(75)}
     assert [line["step"] for line in metrics(tmp_path / "run")] == [1, 2]
     assert yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())["task"]["type"] == "dataset"
-    with pytest.raises(ConfigError, match="eval_dataset without train_dataset"):
-        Trainer(recipe, eval_dataset=rows)
+
+
+def test_a_run_needs_no_recipe(tiny_model: Path, tmp_path: Path) -> None:
+    policy = load_model(tiny_model)
+    before = weights_hash(policy.denoiser)
+    folder = Trainer(
+        model=policy,
+        reward_funcs=[length],
+        train_dataset=ROWS,
+        args={"learning_rate": 1.0, "num_generations": 2, "temperature": 0.7},
+        learning_rate=1e-2,
+        num_prompts=2,
+        max_steps=3,
+        max_completion_length=16,
+        output_dir=tmp_path / "run",
+        progress=False,
+    ).train()
+    run = open_run(folder)
+    recipe = run.recipe
+    assert isinstance(recipe, TrainRecipe)
+    assert (recipe.method.type, recipe.optim.learning_rate, recipe.sampler.temperature) == ("egspo", 1e-2, 0.7)
+    assert [line["step"] for line in run.metrics] == [0, 1, 2, 3]
+    assert (folder / "report.html").is_file()
+    assert recipe.model == str(tmp_path / "run-start")
+    # The object is not trained; the run starts from a copy, and its result is in the run folder.
+    assert weights_hash(policy.denoiser) == before == weights_hash(load_model(tmp_path / "run-start").denoiser)
+    assert weights_hash(run.model().denoiser) != before
+    assert "run-start" in (folder / "final" / "README.md").read_text()
+
+
+def test_a_run_that_started_from_an_object_resumes_to_the_same_weights(tiny_model: Path, tmp_path: Path) -> None:
+    def trainer(name: str, **settings: Any) -> Trainer:
+        return Trainer(
+            model=load_model(tiny_model),
+            reward_funcs=length,
+            train_dataset=ROWS,
+            output_dir=str(tmp_path / name),
+            learning_rate=1e-2,
+            # A schedule that does not depend on the number of steps.
+            optim={"lr_schedule": "constant", "warmup_steps": 0},
+            num_prompts=2,
+            num_generations=2,
+            max_completion_length=16,
+            save_steps=1,
+            progress=False,
+            evaluation={"eval_steps": 0, "num_rows": 2},
+            **settings,
+        )
+
+    whole = trainer("whole", max_steps=2).train()
+    trainer("parts", max_steps=1).train()
+    parts = trainer("parts", max_steps=2, resume=True).train()
+    assert weights(parts) == weights(whole)
+    with raises(RunError, "already holds a run"):
+        trainer("parts", max_steps=2)
+
+
+def test_a_model_may_stand_first_as_in_trl(tiny_model: Path, tmp_path: Path) -> None:
+    trainer = Trainer(
+        str(tiny_model),
+        length,
+        train_dataset=ROWS,
+        max_completion_length=16,
+        output_dir=tmp_path / "run",
+        progress=False,
+    )
+    trainer.folder.close()
+    assert trainer.recipe.model == str(tiny_model)
+    assert list(trainer.scorer.functions) == ["length"]
+
+
+def test_an_engine_can_be_given(tiny_model: Path, tmp_path: Path) -> None:
+    versions: list[int] = []
+
+    class Counting(LocalEngine):
+        def update_weights(self, model: nn.Module, version: int) -> None:
+            versions.append(version)
+
+    engine = Counting(load_model(tiny_model))
+    Trainer(train_recipe(tiny_model, tmp_path / "run", *SHORT), engine=engine, progress=False).train()
+    # One rollout for each of two training steps, and the evaluation at the end.
+    assert versions == [0, 1, 2]
 
 
 @pytest.mark.parametrize(
-    ("arguments", "told"),
+    ("arguments", "words"),
     [
-        ({"model": "m", "train_dataset": []}, r"Trainer has no argument model. .*load_recipe\("),
-        ({"args": None}, "Trainer has no argument args. Everything about a run is in its recipe"),
-        ({}, "Trainer needs a recipe. Everything about a run is in its recipe"),
+        ({}, ("no model", "Trainer(model=policy")),
+        ({"model": "m"}, ("no rows or a task", "train_dataset=rows")),
+        (
+            {"recipe": "sudoku-tiny", "eval_dataset": [{"prompt": "1"}]},
+            ("eval_dataset", "train_dataset", "task.test_path"),
+        ),
+        ({"recipe": "sudoku-tiny", "per_device_train_batch_size": 4}, ("per_device_train_batch_size", "num_prompts")),
+        ({"recipe": "sudoku-tiny", "learnig_rate": 4}, ("learnig_rate", "optim.learning_rate")),
+        ({"recipe": "sudoku-tiny", "callbacks": []}, ("callbacks", "observe=")),
+        ({"recipe": "sudoku-tiny", "args": 3}, ("args has the type int", "dict")),
+        ({"model": 3, "task": "sudoku"}, ("model has the type int", "load_model")),
     ],
+    ids=["nothing", "no rows", "only rows to evaluate", "batch size", "misspelt", "callbacks", "args", "model"],
 )
-def test_arguments_of_other_trainers_are_answered_with_the_recipe(arguments: dict[str, Any], told: str) -> None:
-    with pytest.raises(TypeError, match=told):
+def test_an_argument_that_cannot_be_used_is_explained(arguments: dict[str, Any], words: tuple[str, ...]) -> None:
+    with raises(ConfigError, *words):
         Trainer(**arguments)

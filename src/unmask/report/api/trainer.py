@@ -1,109 +1,128 @@
-"""Training as a user sees it, in Python and on the command line: progress while it runs, the curve and the report at its end."""
+"""The public `Trainer`: training from Python and from the command line, with progress on the way and a report at the end."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import sys
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
 
 from unmask import trainer
 from unmask.core.errors import ConfigError, UnmaskError
-from unmask.recipes.schema import Source, TrainRecipe, load_recipe
-from unmask.report.progress import progress as shown_progress
+from unmask.models import Denoiser, Policy
+from unmask.recipes.schema import Source, TrainRecipe, load_recipe, recipe_tree
+from unmask.report.api.arguments import recipe_of
+from unmask.report.api.starting_model import ModelSource, model_of, write_starting_model
+from unmask.report.progress import ProgressView
+from unmask.rewards.given import RewardFuncs, reward_list
 from unmask.rewards.protocol import RewardFunc, load_reward
 from unmask.runs.folder import disk_faults_explained
+from unmask.sampling.engine import RolloutEngine
 from unmask.trainer.loop import Observer
 
-Rewards = RewardFunc | str | Sequence[RewardFunc | str]
-"""A reward function, its path as `file.py:function`, or several of them."""
-
-_ADVICE = (
-    "Everything about a run is in its recipe: "
-    'Trainer(load_recipe("sudoku-tiny", {"model": "FOLDER", "max_steps": 3}), reward_funcs=my_reward).train(). '
-    "unmask recipes lists those that are shipped, and a YAML file or a dict is one too."
-)
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 
 class Trainer(trainer.Trainer):
-    """Trains a denoiser as a recipe says, and shows how it goes.
+    """Train a masked diffusion model with reinforcement learning, show progress, and write a curve and a report.
+
+    A run is described by a recipe, by arguments with TRL's names, or by both:
+
+        Trainer(load_recipe("sudoku-tiny"), reward_funcs=my_reward).train()
+        Trainer(model=policy, reward_funcs=[my_reward], train_dataset=rows, max_steps=3, learning_rate=1e-4).train()
+
+    Without a recipe, the method is EGSPO and every other setting has its default (`unmask.report.api.arguments.DEFAULTS`).
+    The recipe that results is recorded in the run folder, so that the run can be resumed and its model card is complete.
 
     Args:
-        recipe: the run's settings: what `load_recipe` returns or takes.
-        reward_funcs: reward functions instead of the recipe's or the task's: a function, a path as `file.py:function`, or a
-            list of them.
-        train_dataset: rows instead of the recipe's task: a file, a data set of the hub, or rows in Python, as the task
-            `dataset` takes them for `path`.
-        eval_dataset: rows to evaluate on; without it a part of `train_dataset` is held out.
+        recipe: a recipe, its name, its file, or a dict of its settings. A model may stand in its place, as in TRL.
+        reward_funcs: a reward function, its path as `file.py:function`, or a list of them, instead of those of the recipe
+            or the task.
+        model: model to start from: a folder, a hub id, what `load_model` returns, or a `Denoiser` with its tokenizer as
+            `processing_class`. An object is not changed. It is written to OUTPUT_DIR-start, from which the run reads it.
+        train_dataset: rows to train on: a list of dicts, a `datasets.Dataset`, a data frame, a file, or a data set of the
+            hub, each with a column `prompt`.
+        eval_dataset: rows to evaluate on; default a held-out part of `train_dataset`.
+        args: dict of settings. Those that are given as keywords take precedence.
+        processing_class: tokenizer of a model that is given as a `Denoiser`.
         resume: continue from the newest checkpoint of the run folder.
-        observe: called after every step with its number and its metrics.
-        example: called in every step with a completion and its reward.
-        progress: whether progress is shown, in a terminal, a notebook or a pipe.
+        observe: function of the training step and its metrics, which is called after each step.
+        example: function of a completion and its reward, which is called in each step.
+        engine: rollout engine that samples completions; default one that samples in this process.
+        progress: show progress in the terminal, the notebook or the pipe.
+        settings: settings by key of the recipe, such as max_steps=3 or sampler={"num_steps": 8}, or by a name that other
+            libraries use, such as learning_rate, temperature or beta.
 
     Raises:
-        UnmaskError: something in the recipe, the model, the rows or the run folder cannot be used.
-        TypeError: an argument that other trainers have.
+        UnmaskError: an argument, a setting, the model, the rows or the run folder cannot be used.
     """
 
     def __init__(
         self,
-        recipe: Source | None = None,
-        reward_funcs: Rewards = (),
+        recipe: Source | ModelSource | None = None,
+        reward_funcs: RewardFuncs = (),
         *,
+        model: ModelSource | None = None,
         train_dataset: Any = None,
         eval_dataset: Any = None,
+        args: Mapping[str, Any] | None = None,
+        processing_class: PreTrainedTokenizerBase | None = None,
         resume: bool = False,
         observe: Observer | None = None,
         example: Callable[[str, float], None] | None = None,
+        engine: RolloutEngine | None = None,
         progress: bool = True,
-        **others: Any,
+        **settings: Any,
     ) -> None:
-        if others:
-            raise TypeError(f"Trainer has no argument {', '.join(others)}. {_ADVICE}")
-        if recipe is None:
-            raise TypeError(f"Trainer needs a recipe. {_ADVICE}")
-        loaded = recipe if isinstance(recipe, TrainRecipe) else load_recipe(recipe)
-        loaded = _on_rows(loaded, train_dataset, eval_dataset)
+        if model is None and _is_model(recipe):
+            recipe, model = None, recipe
+        start = model_of(model, processing_class)
+        settings = _merged(args, settings)
+        if isinstance(start, Policy):
+            run = Path(settings.setdefault("output_dir", _output_dir(recipe)))
+            settings["model"] = str(run.with_name(f"{run.name}-start"))
+        loaded = recipe_of(recipe, settings, model=start, train_dataset=train_dataset, eval_dataset=eval_dataset)  # type: ignore[arg-type]
         loaded, functions = _with_rewards(loaded, reward_funcs)
-        self._progress = progress
-        self._observers = [observe] if observe else []
-        self._examples = [example] if example else []
+        if isinstance(start, Policy):
+            with quiet_libraries():
+                write_starting_model(start, Path(str(loaded.output_dir)))
+        self._view = ProgressView("train", loaded.max_steps, Console(file=sys.stderr)) if progress else None
+        view = self._view
         with quiet_libraries():
-            super().__init__(loaded, functions, resume=resume, observe=self._observe, example=self._example)
+            super().__init__(
+                loaded,
+                functions,
+                resume=resume,
+                observe=_each(observe, view),
+                example=_each(example, view and view.example),
+                engine=engine,
+            )
         self.pictures: dict[str, str] = {}
-        """Where the curve and the report of a finished run are, or why there is none."""
+        """Paths of the curve and of the report of a finished run, or the reason why one was not written."""
 
     @property
     def is_main(self) -> bool:
-        """Whether this process speaks for all of a distributed run."""
+        """True on rank 0, which prints and writes for all ranks."""
         return bool(self.accelerator.is_main_process)
 
     def train(self) -> Path:
         """Run to the end, draw the curve and write the report, and return the run folder.
 
         Raises:
-            RunStoppedError: SIGINT, SIGTERM or SIGUSR1; the step was finished and saved.
-            UnmaskError: anything that a user can correct; the state before the failing step was saved.
+            RunStoppedError: SIGINT, SIGTERM or SIGUSR1 arrived; the step was finished and saved.
+            UnmaskError: something that a user can correct; the state before the failing step was saved.
         """
-        is_shown = self._progress and self.is_main
         with quiet_libraries():
-            with shown_progress("train", self.recipe.max_steps) if is_shown else nullcontext() as view:
-                if view is not None:
-                    self._observers.append(view)
-                    self._examples.append(view.example)
+            with self._view if self._view and self.is_main else nullcontext():
                 folder = super().train()
             if self.is_main:
                 self.pictures = pictures(folder)
         return folder
-
-    def _observe(self, step: int, metrics: dict[str, Any]) -> None:
-        for observe in self._observers:
-            observe(step, metrics)
-
-    def _example(self, completion: str, reward: float) -> None:
-        for example in self._examples:
-            example(completion, reward)
 
 
 @contextmanager
@@ -144,31 +163,42 @@ def pictures(folder: Path) -> dict[str, str]:
     return made
 
 
-def _on_rows(recipe: TrainRecipe, train: Any, held_out: Any) -> TrainRecipe:
-    """The recipe with these rows for its task; a task of type dataset keeps its other options."""
-    if train is None and held_out is None:
-        return recipe
-    if train is None:
-        raise ConfigError("eval_dataset without train_dataset: give both, or set task.test_path in the recipe.")
-    before = recipe.task.model_dump() if recipe.task.type == "dataset" else {"type": "dataset"}
-    before.pop("test_path", None)
-    test = {} if held_out is None else {"test_path": held_out}
-    tree = {**recipe.model_dump(), "task": {**before, "path": train, **test}}
-    return load_recipe(tree)
+def _is_model(value: object) -> bool:
+    """Check whether the first argument is a model rather than a recipe."""
+    if isinstance(value, str | os.PathLike):
+        return (Path(value).expanduser() / "config.json").is_file()
+    return isinstance(value, Policy | Denoiser)
 
 
-def _with_rewards(recipe: TrainRecipe, given: Rewards) -> tuple[TrainRecipe, list[RewardFunc]]:
-    """Paths become a part of the recipe, which worker processes can then run; functions go to the trainer as they are."""
-    if isinstance(given, Mapping):
+def _merged(args: Mapping[str, Any] | None, settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the settings in `args` and in the keywords, which take precedence."""
+    if args is not None and not isinstance(args, Mapping):
         raise ConfigError(
-            "reward_funcs is a function, its path or a list of them, not a dict; weights are reward_weights."
+            f'args has the type {type(args).__name__}. Give a dict of the settings that you set, as in args={{"learning_rate": 1e-5}}.'
         )
-    several: list[Any] = list(given) if isinstance(given, list | tuple) else [given]
-    for one in several:
-        if not isinstance(one, str | os.PathLike) and not callable(one):
-            raise ConfigError(
-                f"reward_funcs holds {one!r}, which is neither a function nor the path of one, such as rewards.py:mine."
-            )
-    if several and all(isinstance(one, str | os.PathLike) for one in several):
-        return load_recipe(recipe, {"reward_funcs": [str(one) for one in several]}), []
-    return recipe, [one if callable(one) else load_reward(os.path.expanduser(one))[1] for one in several]
+    return {**(args or {}), **settings}
+
+
+def _output_dir(recipe: Any) -> str:
+    """Return the run folder of a recipe, or of a run without a recipe."""
+    tree = {} if recipe is None else recipe_tree(TrainRecipe, recipe)
+    return str(tree.get("output_dir") or "runs/train")
+
+
+def _each(*functions: Callable[..., None] | None) -> Callable[..., None] | None:
+    """Return a function that calls each of these with its own arguments; None if there are none."""
+    given = [function for function in functions if function is not None]
+
+    def call(*arguments: Any) -> None:
+        for function in given:
+            function(*arguments)
+
+    return call if given else None
+
+
+def _with_rewards(recipe: TrainRecipe, given: RewardFuncs) -> tuple[TrainRecipe, list[RewardFunc]]:
+    """Write paths into the recipe, whose functions worker processes can run, and return functions as they are."""
+    functions = reward_list(given)
+    if functions and all(isinstance(function, str) for function in functions):
+        return load_recipe(recipe, {"reward_funcs": functions}), []
+    return recipe, [load_reward(function)[1] if isinstance(function, str) else function for function in functions]

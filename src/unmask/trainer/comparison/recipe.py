@@ -6,9 +6,11 @@ them. Every combination is resolved, and so checked, before the first run.
 
 from __future__ import annotations
 
+import os
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from copy import deepcopy
 from itertools import product
 from pathlib import Path
 from typing import Annotated, Any, ClassVar
@@ -19,11 +21,13 @@ from unmask.core.config import Config, SamplerConfig, flat
 from unmask.core.errors import ConfigError, unknown_name
 from unmask.core.files import YamlError, parse_yaml
 from unmask.recipes.schema import (
+    Overrides,
     PretrainRecipe,
     TrainRecipe,
     apply_override,
     find_recipe,
     make_sampler,
+    override,
     read_tree,
     recipe_tree,
     validate,
@@ -195,26 +199,36 @@ class CompareRecipe(Config):
                     yield task, label
 
 
-def load_compare(source: str, overrides: Sequence[str] = ()) -> CompareRecipe:
-    """The comparison `source`, a shipped name or a YAML file, with `key=value` overrides; all its runs are resolved once.
+CompareSource = str | os.PathLike[str] | Mapping[str, Any]
+"""A shipped name, a YAML file, or a dict of the same keys."""
 
-    `tasks` and `methods` may be overridden by names, which picks these from the recipe; `tasks.NAME=` leaves one out.
+
+def load_compare(source: CompareSource | CompareRecipe, overrides: Overrides = ()) -> CompareRecipe:
+    """Load a comparison, and resolve all its runs once.
+
+    Args:
+        source: a shipped name, a YAML file, a dict, or a comparison to change.
+        overrides: `key=value` texts or a dict. Names under `tasks` or `methods` pick these from the recipe, and
+            `tasks.NAME=` leaves one out.
 
     Raises:
-        ConfigError: no such recipe, a malformed override, or anything in it or in one of its runs that cannot be used.
+        ConfigError: there is no such recipe, an override is malformed, or the recipe or one of its runs cannot be used.
     """
-    path = find_recipe(source, "compare")
-    tree = read_tree(path)
-    if "method" in tree:
-        raise ConfigError(f"{source} is a recipe for another command: unmask train {source}")
-    tree.setdefault("output_dir", f"runs/compare/{path.stem}")
+    tree = _tree_of(source)
     picked: dict[str, list[str]] = {}
-    for override in overrides:
-        key, _, value = override.partition("=")
+    if isinstance(overrides, Mapping):
+        for key, value in overrides.items():
+            if key in PICKED and (names := _listed_names(value)):
+                picked[key] = names
+            else:
+                override(tree, {key: value})
+        overrides = ()
+    for text in [overrides] if isinstance(overrides, str) else overrides:
+        key, _, value = text.partition("=")
         if key.strip() in PICKED and (names := _names(value)):
             picked[key.strip()] = names
         else:
-            apply_override(tree, override)
+            apply_override(tree, text)
     _pick(tree, picked)
     recipe = validate(CompareRecipe, tree)
     for name, task in recipe.tasks.items():
@@ -230,13 +244,32 @@ PICKED = ("tasks", "methods")
 """Keys whose entries can be picked by name."""
 
 
+def _tree_of(source: CompareSource | CompareRecipe) -> dict[str, Any]:
+    """Return the keys and values of a comparison as its source has them, not yet validated."""
+    if isinstance(source, CompareRecipe):
+        return source.model_dump()
+    if isinstance(source, Mapping):
+        return deepcopy(dict(source))
+    path = find_recipe(os.fspath(source), "compare")
+    tree = read_tree(path)
+    if "method" in tree:
+        raise ConfigError(f"{source} is a recipe for another command: unmask train {source}")
+    tree.setdefault("output_dir", f"runs/compare/{path.stem}")
+    return tree
+
+
 def _names(value: str) -> list[str]:
     """The names in a value such as sudoku or [sudoku, countdown]; none where it holds whole entries."""
     try:
         given = parse_yaml(value)
     except YamlError:
         return []
-    names = given if isinstance(given, list) else [given]
+    return _listed_names(given)
+
+
+def _listed_names(value: object) -> list[str]:
+    """Return one name or several as a list; an empty list if the value holds whole entries."""
+    names = value if isinstance(value, list | tuple) else [value]
     return [str(name) for name in names] if all(isinstance(name, str | int | float) for name in names) else []
 
 

@@ -1,0 +1,115 @@
+"""Arguments of `Trainer` in Python, resolved into one training recipe: a recipe, rows, and settings under TRL's names."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from typing import Any
+
+from unmask.core.config import SamplerConfig
+from unmask.core.errors import ConfigError, DataError
+from unmask.models import Policy
+from unmask.recipes.keys import Places
+from unmask.recipes.schema import Source, TrainRecipe, override, recipe_tree, task_settings, validate
+from unmask.sampling.generation import encode_all
+from unmask.tasks import Task
+
+DEFAULTS: dict[str, Any] = {"method": {"type": "egspo"}}
+"""Recipe of a `Trainer` that gets none. EGSPO takes any reward function, because it scores finished completions only. All
+other settings have the defaults of `TrainRecipe`."""
+
+_ADVICE = (
+    "Give a model and rows, as in Trainer(model=policy, reward_funcs=my_reward, train_dataset=rows, max_steps=3), or a "
+    'recipe, as in Trainer(load_recipe("sudoku-tiny"), model="runs/my-base/final").'
+)
+
+
+def recipe_of(
+    recipe: Source | None,
+    settings: Mapping[str, Any],
+    *,
+    model: str | Policy | None = None,
+    train_dataset: Any = None,
+    eval_dataset: Any = None,
+) -> TrainRecipe:
+    """Build the recipe that the arguments of `Trainer` describe.
+
+    Args:
+        recipe: the recipe to start from; default `DEFAULTS`.
+        settings: changes to it. A key is one of the recipe, dotted or a whole section, or the only one that has this
+            name in TRL or in another library, such as learning_rate for optim.learning_rate.
+        model: model to start from, instead of the one of the recipe. A policy has to be written to `settings["model"]`
+            before the run reads it; here it tells how many tokens a completion may have.
+        train_dataset: rows to train on, instead of the task of the recipe.
+        eval_dataset: rows to evaluate on; default a part of `train_dataset`.
+
+    Raises:
+        ConfigError: there is no model or no task, or a setting is unknown or cannot be used.
+    """
+    tree = recipe_tree(TrainRecipe, DEFAULTS if recipe is None else recipe)
+    named = {key: _section(key, value) for key, value in settings.items()}
+    exact = {key: value for key, value in named.items() if key in TrainRecipe.model_fields or "." in key}
+    override(tree, exact)
+    if isinstance(model, str):
+        tree["model"] = model
+    _set_rows(tree, train_dataset, eval_dataset)
+    for key, name in (("model", "a model"), ("task", "rows or a task")):
+        if not tree.get(key):
+            raise ConfigError(f"Trainer has no {name.removeprefix('a ')} to train with. {_ADVICE}")
+    places = Places(TrainRecipe, tree)
+    override(tree, {_key(places, name): value for name, value in named.items() if name not in exact})
+    resolved = validate(TrainRecipe, tree)
+    if recipe is None and isinstance(model, Policy) and "max_completion_length" not in tree.get("sampler", {}):
+        length = _length_with_room(model, resolved.task, resolved)
+        resolved = validate(
+            TrainRecipe, tree | {"sampler": {**tree.get("sampler", {}), "max_completion_length": length}}
+        )
+    return resolved
+
+
+def _section(key: str, value: Any) -> Any:
+    """Return a value as a recipe takes it: a section for the name or the class of a method or task, and text for a path."""
+    if key == "task" and isinstance(value, str):
+        return task_settings(value)
+    if key in ("method", "task") and isinstance(value, str | type):
+        return {"type": value}
+    return os.fspath(value) if isinstance(value, os.PathLike) else value
+
+
+def _key(places: Places, name: str) -> str:
+    """Return the key of the recipe for the name of a setting; the name itself if several keys or none have it."""
+    keys = places.instead([name])
+    return keys[0] if len(keys) == 1 else name
+
+
+def _set_rows(tree: dict[str, Any], train: Any, held_out: Any) -> None:
+    """Write rows into the recipe as its task; a task of type dataset keeps its other options."""
+    if train is None and held_out is None:
+        return
+    if train is None:
+        raise ConfigError(
+            "eval_dataset is given without train_dataset. Give both, or set task.test_path in the recipe."
+        )
+    task = tree.get("task")
+    if not isinstance(task, Mapping):
+        task = task.model_dump() if isinstance(task, Task) else {}
+    # Options of another task mean other things.
+    options = dict(task) if task.get("type", "dataset") == "dataset" else {}
+    options.pop("test_path", None)
+    test = {} if held_out is None else {"test_path": held_out}
+    tree["task"] = {"type": "dataset", **options, "path": train, **test}
+
+
+def _length_with_room(policy: Policy, task: Task, recipe: TrainRecipe) -> int:
+    """Return the completion length of `SamplerConfig`, or as many tokens as the model has positions beside the longest prompt."""
+    default = SamplerConfig().max_completion_length
+    positions: int | None = getattr(policy.denoiser.backbone.config, "max_position_embeddings", None)
+    if positions is None:
+        return default
+    try:
+        prompts = [row["prompt"] for row in task.candidates("train", recipe.num_rows, recipe.seed).rows]
+        longest = max(map(len, encode_all(policy.tokenizer, prompts)), default=0)
+    except DataError:
+        # The run names the row that cannot be used.
+        return default
+    return min(default, max(1, positions - longest))

@@ -1,0 +1,81 @@
+"""Comparisons of methods in Python: the function `compare` of the public API, and what it returns."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from unmask.recipes.schema import Overrides
+from unmask.report.comparison_files import report, shown
+from unmask.report.tables import Table
+from unmask.trainer.comparison.ledger import Ledger
+from unmask.trainer.comparison.recipe import CompareRecipe, load_compare
+from unmask.trainer.comparison.run import compare as run
+
+
+@dataclass(frozen=True)
+class ComparisonResult:
+    """Results of a comparison, which are also in its folder. Printing one gives the tables as Markdown."""
+
+    folder: Path
+    """Folder of the comparison, with cells.jsonl, table.md, table.csv and the figures."""
+    records: list[dict[str, Any]]
+    """One record for each pretraining, trial and run: stage, task, method, seed, accuracy by temperature, and more."""
+    tables: list[Table]
+    """One table or more for each task."""
+    notes: list[str]
+    """What the numbers are, and warnings about them."""
+    figures: list[Path]
+    """Figures that were drawn."""
+
+    def __str__(self) -> str:
+        return (self.folder / "table.md").read_text(encoding="utf-8")
+
+
+def compare(
+    recipe: str | os.PathLike[str] | Mapping[str, Any] | CompareRecipe,
+    overrides: Overrides = (),
+    *,
+    jobs: int = 1,
+    rerun_changed: bool = False,
+    keep_changed: bool = False,
+    retry_failed: bool = False,
+    progress: bool = True,
+) -> ComparisonResult:
+    """Compare methods on tasks over seeds at equal compute, and return the results.
+
+    A comparison that was stopped continues when it is called again with the same arguments. Runs that have a result are not
+    repeated, so seeds, methods and tasks can be added later.
+
+    Args:
+        recipe: name of a shipped comparison such as "paper-tiny", a YAML file, or a dict of the same keys.
+        overrides: changes to the recipe, as `key=value` texts or as a dict.
+        jobs: number of runs at a time, each in a process of its own; 1 runs them one after the other in this process. A
+            script that sets more has to be guarded by `if __name__ == "__main__":`.
+        rerun_changed: repeat the runs that changed settings or edited code affect.
+        keep_changed: keep results of code that was edited since. The tables mark them.
+        retry_failed: repeat the runs that failed.
+        progress: print a line to standard error for each run that ends.
+
+    Raises:
+        CompareStoppedError: SIGINT or SIGTERM arrived; the runs that were going on were saved.
+        ConfigError: the recipe cannot be used.
+        RunError: the folder belongs to another comparison, is in use, or has results of code that was edited since.
+    """
+    loaded = load_compare(recipe, overrides)
+    run(
+        loaded,
+        jobs=jobs,
+        rerun_changed=rerun_changed,
+        keep_changed=keep_changed,
+        retry_failed=retry_failed,
+        tell=lambda line: print(line, file=sys.stderr) if progress else None,
+    )
+    report(loaded)
+    found = shown(loaded)
+    records = [dict(record) for record in Ledger(loaded.folder).records]
+    return ComparisonResult(loaded.folder, records, found.tables, found.notes, found.figures)
