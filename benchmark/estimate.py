@@ -1,13 +1,14 @@
-"""How good `unmask estimate` is: peak memory and time of a step, estimated and then measured, on three CPU-sized settings.
+"""How accurate the memory of `unmask estimate` is: the peak of two training steps, estimated and
+then measured, on three CPU-sized settings.
 
-    OMP_NUM_THREADS=1 python -m benchmark.estimate          # a few minutes; writes benchmark/results/estimate.jsonl
-    python -m benchmark.estimate --table                     # only show it
+    OMP_NUM_THREADS=1 python -m benchmark.estimate          # a few minutes; writes
+    benchmark/results/estimate.jsonl python -m benchmark.estimate --table                     # only
+    show it
 
-Memory is the most that torch's CPU allocator had out at once while it loaded and made two whole steps, as torch's
-profiler recorded every allocation and release, plus the weights that are mapped from their file and never allocated. The resident
-size of a process would show Python, libraries and pages that nobody uses as well. Time is the CPU time of a step in a process of
-one thread, which counts no time that others on the machine had; the estimate has it from operations that it counts and a rate
-that it measures on a few forwards. Each measurement is a process of its own.
+The measured memory is the most that torch's CPU allocator had out at once while it loaded and made
+two whole training steps, as torch's profiler recorded every allocation and release, plus the
+weights that are mapped from their file and never allocated. The resident size of a process would
+also count Python, libraries and unused pages. Each measurement is a process of its own.
 """
 
 from __future__ import annotations
@@ -70,11 +71,11 @@ SETTINGS: dict[str, dict[str, Any]] = {
         },
     },
 }  # fmt: skip
-"""A model with random weights, and a recipe."""
+"""Settings by name: a model with random weights, and a recipe."""
 
 
 def prepare(name: str, folder: Path) -> Any:
-    """Write the model, rows and reward of a setting, and return its recipe."""
+    """Write the model, the rows and the reward function of a setting, and return its recipe."""
     import torch
     import transformers
 
@@ -107,27 +108,16 @@ def prepare(name: str, folder: Path) -> Any:
 
 
 def estimated(name: str, folder: Path) -> dict[str, float]:
-    """Bytes and CPU seconds of a step as `unmask estimate` has them."""
-    from unmask.cli.estimate import estimate, measured_rates
+    """Return the peak in bytes and the number of parameters as `unmask estimate` has them."""
+    from unmask.cli.estimate import estimate
 
-    recipe = prepare(name, folder)
-    rates = measured_rates(recipe, clock=time.process_time, repeats=3)
-    found = estimate(recipe, rates=rates)
-    assert found.times
-    return {"bytes": found.memory.total, "seconds": found.times.step, "parameters": found.parameters}
-
-
-def measured_time(name: str, folder: Path) -> dict[str, float]:
-    """CPU seconds of the second of three steps."""
-    from unmask.trainer import Trainer
-
-    marks: list[float] = []
-    Trainer(prepare(name, folder), observe=lambda step, metrics: marks.append(time.process_time())).train()
-    return {"seconds": marks[1] - marks[0]}
+    memory = estimate(prepare(name, folder)).memory
+    return {"bytes": memory.total, "parameters": memory.parameters}
 
 
 def measured_memory(name: str, folder: Path) -> dict[str, float]:
-    """The most bytes that torch's CPU allocator had out at once in two steps, and those of mapped weights."""
+    """Return the most bytes that torch's CPU allocator had out at once in two training steps, plus
+    those of mapped weights."""
     import torch
     from torch._C._profiler import _EventType
     from torch.profiler import ProfilerActivity, profile
@@ -154,11 +144,11 @@ def measured_memory(name: str, folder: Path) -> dict[str, float]:
     return {"bytes": peak + mapped, "mapped": mapped}
 
 
-PARTS = {"estimated": estimated, "time": measured_time, "memory": measured_memory}
+PARTS = {"estimated": estimated, "memory": measured_memory}
 
 
 def run(name: str, part: str) -> dict[str, float]:
-    """One part in a process of its own."""
+    """Run one part in a process of its own."""
     command = [sys.executable, "-m", "benchmark.estimate", "--only", name, "--part", part]
     done = subprocess.run(
         command, capture_output=True, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"}, check=False
@@ -170,26 +160,23 @@ def run(name: str, part: str) -> dict[str, float]:
 
 
 def table(lines: list[dict[str, Any]]) -> str:
-    """The results in markdown."""
-    rows = [
-        "| setting | parameters | peak, estimated | measured | off by | a step, estimated | measured | off by |",
-        "|" + "---|" * 8,
-    ]
+    """Return the results as a Markdown table."""
+    rows = ["| setting | parameters | peak, estimated | measured | off by |", "|" + "---|" * 5]
     for line in lines:
-        own, memory, seconds = line["estimated"], line["memory"]["bytes"], line["time"]["seconds"]
+        own, memory = line["estimated"], line["memory"]["bytes"]
         rows.append(
             f"| {line['setting']} | {own['parameters'] / 1e6:.1f}M | {own['bytes'] / 1e6:.0f} MB | {memory / 1e6:.0f} MB | "
-            f"{own['bytes'] / memory - 1:+.0%} | {own['seconds']:.2f} s | {seconds:.2f} s | {own['seconds'] / seconds - 1:+.0%} |"
+            f"{own['bytes'] / memory - 1:+.0%} |"
         )
     return "\n".join(rows)
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Measure all settings, or one part of one, or show what was measured."""
+    """Measure all settings or one part of one of them, or show the results."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--only", choices=SETTINGS, help="one setting")
-    parser.add_argument("--part", choices=PARTS, help="of it, in this process")
-    parser.add_argument("--table", action="store_true", help="show the results that there are")
+    parser.add_argument("--only", choices=SETTINGS, help="run one setting")
+    parser.add_argument("--part", choices=PARTS, help="run this part of it, in this process")
+    parser.add_argument("--table", action="store_true", help="show the recorded results")
     options = parser.parse_args(arguments)
     if options.part:
         with tempfile.TemporaryDirectory() as folder:

@@ -17,9 +17,6 @@ def estimate(
     overrides: Overrides = None,
     gpu_memory: Annotated[str, typer.Option(help="Of one GPU, such as 80GB: says whether it fits.")] = "",
     flops: Annotated[float | None, typer.Option(min=1.0, help="FLOP/s that a process sustains, such as 4e14.")] = None,
-    measure: Annotated[
-        bool, typer.Option("--measure", help="Measure what is sustained here, on random weights.")
-    ] = False,
     processes: Annotated[int, typer.Option(min=1, help="Processes that share a step, a GPU each.")] = 1,
     preset: Annotated[str, typer.Option(help="How they share the model: none, ddp, zero2, zero3, fsdp2.")] = "none",
     prompt_length: Annotated[
@@ -39,14 +36,12 @@ def estimate(
     import json
 
     from unmask.cli.estimate import estimate as run
-    from unmask.cli.estimate import measured_rates
     from unmask.cli.estimate.text import described
     from unmask.cli.lists import bytes_of
     from unmask.recipes.schema import load_recipe
 
     loaded = load_recipe(recipe, overrides or ())
     room = bytes_of(gpu_memory) if gpu_memory else None
-    rates = measured_rates(loaded, shape=shape, prompt_length=prompt_length, processes=processes) if measure else None
     found = run(
         loaded,
         shape=shape,
@@ -54,7 +49,6 @@ def estimate(
         processes=processes,
         preset=preset,
         flops=flops,
-        rates=rates,
         on_gpu=room is not None,
     )
     say(json.dumps(found.summary(), indent=1) if as_json else described(found, room))

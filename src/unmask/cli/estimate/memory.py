@@ -1,13 +1,14 @@
-"""Memory of one process, part by part.
+"""Memory of one rank, part by part.
 
-Weights, gradients and optimizer states are counted. What forwards and backwards hold at their peak is followed, tensor by tensor,
-while the model and the functions of the engine run on tensors that have shapes and no numbers (torch's fake tensors), with a few
-layers, and extended to all of them: what a layer adds is the same for each.
+Weights, gradients and optimizer states are counted. The peaks of forward and backward passes are
+measured: the model and the functions of the engine run on torch's fake tensors, which have shapes
+but no numbers, and every tensor is followed from its creation to its end. A deep model is measured
+at two small depths and extrapolated, because every layer adds the same.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -29,41 +30,73 @@ if TYPE_CHECKING:
     from transformers import PreTrainedConfig
 
 NF4 = 0.5 + 1 / 64 + 4 / (64 * 256)
-"""Bytes of a weight in 4-bit NormalFloat with doubly quantized scales: a byte for each 64, a float32 for each 256 of those."""
+"""Bytes of a weight in 4-bit NormalFloat with doubly quantized scales: one byte per 64 weights, and
+one float32 per 256 scales."""
 
 FEW, MORE = 3, 6
-"""Layers that are built: ModernBERT's attention repeats every three."""
+"""Numbers of layers that are built; multiples of 3, since ModernBERT's kinds of attention repeat
+every three layers."""
 
 SHARDED = {"zero2": ("gradients", "optimizer"), "zero3": ("weights", "gradients", "optimizer")}
 SHARDED["fsdp2"] = SHARDED["zero3"]
+"""Parts that each preset divides among the ranks."""
 PRESETS = ("none", "ddp", *SHARDED)
+"""How ranks can share a model."""
 
 
 @dataclass(frozen=True, slots=True)
 class Line:
-    """One part."""
+    """One part of the memory."""
 
     name: str
+    """Name of the part."""
     bytes: float
+    """Size of the part."""
     words: str
-    """The arithmetic."""
+    """Arithmetic behind the size, for a reader."""
 
 
 @dataclass(frozen=True, slots=True)
 class Memory:
-    """What one process holds."""
+    """Memory of one rank."""
 
     resident: tuple[Line, ...]
-    """All the time."""
+    """Parts that are held all the time."""
     peaks: tuple[Line, ...]
-    """While a phase runs; the largest counts."""
+    """Parts that are held in turn; the largest counts."""
     parameters: float
+    """Number of parameters."""
     trained: float
+    """Number of parameters that are trained."""
 
     @property
     def total(self) -> float:
-        """Bytes at the worst moment."""
+        """Largest number of bytes that are held at once."""
         return sum(line.bytes for line in self.resident) + max(line.bytes for line in self.peaks)
+
+
+@dataclass(frozen=True, slots=True)
+class _Measured:
+    """Measurements of models with fewer layers, extrapolated to all layers."""
+
+    layers: int
+    """Number of layers of the whole model."""
+    facts: dict[int, dict[str, float]]
+    """Measurements by number of layers: one entry for the whole model, or entries for FEW and MORE
+    layers."""
+
+    def slope(self, name: str) -> float:
+        """Return what one layer adds; 0 if the whole model was measured."""
+        return (self.facts[MORE][name] - self.facts[FEW][name]) / (MORE - FEW) if len(self.facts) > 1 else 0.0
+
+    def __getitem__(self, name: str) -> float:
+        first = min(self.facts)
+        return float(self.facts[first][name] + self.slope(name) * (self.layers - first))
+
+    def words(self, name: str) -> str:
+        """Return the arithmetic of the extrapolation; empty if there is none."""
+        slope = self.slope(name)
+        return f"; {self.layers} layers x {nice(slope)} + {nice(self[name] - self.layers * slope)}" if slope else ""
 
 
 def memory_of(
@@ -75,127 +108,101 @@ def memory_of(
     preset: str = "none",
     on_gpu: bool = False,
 ) -> Memory:
-    """Memory of one of `processes`, sharded as a preset says."""
+    """Estimate the memory of one rank.
+
+    Args:
+        recipe: settings of the run.
+        config: configuration of the model.
+        work: work of the rank in a training step.
+        processes: number of ranks.
+        preset: how the ranks share the model.
+        on_gpu: True if the memory is that of a GPU.
+    """
     from torch._subclasses.fake_tensor import FakeTensorMode
 
     layers: int = config.num_hidden_layers
     sizes = [layers] if layers <= MORE else [FEW, MORE]
     with FakeTensorMode():
-        facts = [_facts(build_fake(config, recipe, size), recipe, work, on_gpu) for size in sizes]
-
-    def whole(name: str) -> float:
-        if len(sizes) == 1:
-            return float(facts[0][name])
-        slope = (facts[1][name] - facts[0][name]) / (MORE - FEW)
-        return float(facts[0][name] + slope * (layers - FEW))
-
-    def split(name: str) -> str:
-        if len(sizes) == 1:
-            return ""
-        slope = (facts[1][name] - facts[0][name]) / (MORE - FEW)
-        return f"{layers} layers x {nice(slope)} + {nice(whole(name) - layers * slope)}"
-
+        facts = {size: _facts(build_fake(config, recipe, size), recipe, work, on_gpu) for size in sizes}
+    measured = _Measured(layers, facts)
     share = {
         part: processes if part in SHARDED.get(preset, ()) else 1 for part in ("weights", "gradients", "optimizer")
     }
-    resident = _resident(recipe, whole, share)
+    resident = [*_resident(recipe, measured, share)]
     if preset == "ddp" and processes > 1:
-        resident.append(Line("DDP's buckets", 4 * whole("trained"), "as large as the gradients"))
-    # Before the second chunk there are gradients; where there is but one, they come while its activations go.
-    update = whole("second") if work.chunks > 1 else whole("first") - 4 * whole("trained")
-    by_name = {p.name: p for p in work.passes}
-    rollout, last = by_name["rollout"], by_name["update"]
-    which = "second" if work.chunks > 1 else "first"
-    peaks = [
-        Line(
-            "rollout",
-            whole("rollout"),
-            f"{rollout.rows} rows, {rollout.width} x {config.vocab_size} logits each; {split('rollout')}",
-        ),
-        Line(
-            "update",
-            update,
-            f"{last.rows} views, {last.width} x {config.vocab_size} logits each; {split(which)}",
-        ),
-    ]
-    for name in ("old policy", "reference"):
-        if name in by_name:
-            found = by_name[name]
-            kept = 4 * int(work.views.target.sum()) * config.vocab_size if _keeps_distributions(recipe, name) else 0
-            peaks.append(
-                Line(
-                    f"{name} pass",
-                    whole("scores") + kept,
-                    f"{found.rows} views, no graph" + (", all distributions kept" if kept else ""),
-                )
-            )
-    return Memory(tuple(resident), tuple(peaks), whole("frozen") + whole("trained"), whole("trained"))
+        resident.append(Line("DDP's buckets", 4 * measured["trained"], "as large as the gradients"))
+    peaks = tuple(_peaks(recipe, config, work, measured))
+    return Memory(tuple(resident), peaks, measured["frozen"] + measured["trained"], measured["trained"])
 
 
-def nice(value: float) -> str:
-    """Bytes in the unit that suits them; 1 GB is 10^9."""
-    for unit, size in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
-        if abs(value) >= size:
-            return f"{value / size:.3g} {unit}"
-    return f"{value:.0f} B"
+def nice(size: float) -> str:
+    """Format a number of bytes in the unit that suits it; 1 GB is 10^9 bytes."""
+    for unit, unit_size in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+        if abs(size) >= unit_size:
+            return f"{size / unit_size:.3g} {unit}"
+    return f"{size:.0f} B"
 
 
-def _keeps_distributions(recipe: TrainRecipe, name: str) -> bool:
-    return name == "reference" and recipe.method.needs().reference == "distribution"
-
-
-def _resident(recipe: TrainRecipe, whole: Callable[[str], float], share: dict[str, int]) -> list[Line]:
+def _resident(recipe: TrainRecipe, measured: _Measured, share: dict[str, int]) -> Iterator[Line]:
     size = 2 if recipe.dtype == "bfloat16" else 4
-    frozen, quantized, trained = (whole(name) for name in ("frozen", "quantized", "trained"))
-    of = {part: f" / {n} processes" if n > 1 else "" for part, n in share.items()}
-    lines = []
+    frozen, quantized, trained = measured["frozen"], measured["quantized"], measured["trained"]
+    divided = {part: f" / {n} ranks" if n > 1 else "" for part, n in share.items()}
+    trained_size = 4 if recipe.lora else size
+    number = f"{trained / 1e6:.1f}e6"
     if recipe.lora:
         rest = frozen - quantized
-        words = f"{rest / 1e6:.1f}e6 x {size} B"
-        if quantized:
-            words = f"{quantized / 1e6:.1f}e6 x {NF4:.3f} B (nf4) + " + words
-        lines.append(Line("weights, frozen", (quantized * NF4 + rest * size) / share["weights"], words + of["weights"]))
-        lines.append(Line("adapters", trained * 4 / share["weights"], f"{trained / 1e6:.1f}e6 x 4 B" + of["weights"]))
-        trained_size = 4
-    else:
-        lines.append(
-            Line("weights", trained * size / share["weights"], f"{trained / 1e6:.1f}e6 x {size} B" + of["weights"])
-        )
-        trained_size = size
-    number = f"{trained / 1e6:.1f}e6"
-    lines.append(
-        Line("gradients", trained * trained_size / share["gradients"], f"{number} x {trained_size} B" + of["gradients"])
-    )
+        words = f"{quantized / 1e6:.1f}e6 x {NF4:.3f} B (nf4) + " if quantized else ""
+        words += f"{rest / 1e6:.1f}e6 x {size} B{divided['weights']}"
+        yield Line("weights, frozen", (quantized * NF4 + rest * size) / share["weights"], words)
+    name = "adapters" if recipe.lora else "weights"
+    yield Line(name, trained * trained_size / share["weights"], f"{number} x {trained_size} B{divided['weights']}")
+    gradients = f"{number} x {trained_size} B{divided['gradients']}"
+    yield Line("gradients", trained * trained_size / share["gradients"], gradients)
     state = state_bytes(trained * trained_size, recipe.optim)
-    words = f"state: {state / (trained * trained_size):.3g} x {number} x {trained_size} B"
-    lines.append(Line("optimizer", state / share["optimizer"], words + of["optimizer"]))
-    if recipe.method.needs().reference != "none":
-        if not recipe.lora:
-            where = 0 if recipe.reference_offload else trained * size
-            words = (
-                "in the CPU's memory (reference_offload)"
-                if recipe.reference_offload
-                else f"a frozen copy: {number} x {size} B"
-            )
-            lines.append(Line("reference", where, words))
-        elif recipe.sync_ref_model:
-            lines.append(Line("reference", trained * 4, f"a second adapter: {number} x 4 B"))
-        else:
-            lines.append(Line("reference", 0, "the adapters switched off"))
-    return lines
+    words = f"state: {state / (trained * trained_size):.3g} x {number} x {trained_size} B{divided['optimizer']}"
+    yield Line("optimizer", state / share["optimizer"], words)
+    if recipe.method.needs().reference == "none":
+        return
+    if recipe.lora and recipe.sync_ref_model:
+        yield Line("reference", trained * 4, f"a second adapter: {number} x 4 B")
+    elif recipe.lora:
+        yield Line("reference", 0, "the policy without its adapters")
+    elif recipe.reference_offload:
+        yield Line("reference", 0, "in the CPU's memory (reference_offload)")
+    else:
+        yield Line("reference", trained * size, f"a frozen copy: {number} x {size} B")
+
+
+def _peaks(recipe: TrainRecipe, config: PreTrainedConfig, work: Work, measured: _Measured) -> Iterator[Line]:
+    by_name = {p.name: p for p in work.passes}
+
+    def words(name: str, unit: str) -> str:
+        return f"{by_name[name].rows} {unit}, {by_name[name].width} x {config.vocab_size} logits each"
+
+    yield Line("rollout", measured["rollout"], words("rollout", "completions") + measured.words("rollout"))
+    # Gradients exist before the second chunk of an update. In a single chunk they are made while
+    # its activations go.
+    fact = "second" if work.chunks > 1 else "first"
+    made = 0 if work.chunks > 1 else 4 * measured["trained"]
+    yield Line("update", measured[fact] - made, words("update", "views") + measured.words(fact))
+    for name in ("old policy", "reference"):
+        if name not in by_name:
+            continue
+        keeps_all = name == "reference" and recipe.method.needs().reference == "distribution"
+        kept = 4 * int(work.views.target.sum()) * config.vocab_size if keeps_all else 0
+        note = ", all distributions kept" if keeps_all else ""
+        yield Line(f"{name} pass", measured["scores"] + kept, f"{by_name[name].rows} views, no graph{note}")
 
 
 def _facts(denoiser: Denoiser, recipe: TrainRecipe, work: Work, on_gpu: bool) -> dict[str, float]:
-    """Numbers of weights, and the peak of each phase in bytes, of a model in fake mode."""
+    """Count the weights of a model of fake tensors, and measure the peak of each phase in bytes."""
     parameters = list(denoiser.parameters())
     trained = sum(p.numel() for p in parameters if p.requires_grad)
     quantized = 0
     if recipe.lora and recipe.lora.quantize == "4bit":
         trunk = denoiser.backbone.base_model.modules()
-        matrices = {
-            id(m.weight): m.weight for m in trunk if isinstance(m, torch.nn.Linear) and not m.weight.requires_grad
-        }
-        quantized = sum(weight.numel() for weight in matrices.values())
+        linear = [m.weight for m in trunk if isinstance(m, torch.nn.Linear)]
+        quantized = sum(weight.numel() for weight in {id(w): w for w in linear if not w.requires_grad}.values())
     by_name = {p.name: p for p in work.passes}
     length = work.prompt + recipe.sampler.max_completion_length
     update = by_name["update"]
@@ -220,7 +227,7 @@ def _facts(denoiser: Denoiser, recipe: TrainRecipe, work: Work, on_gpu: bool) ->
 
 
 def _logits(denoiser: Denoiser, recipe: TrainRecipe, rows: int, width: int, length: int) -> Tensor:
-    """As `predict` makes them."""
+    """Compute logits as `predict` does."""
     ids = torch.zeros(rows, length, dtype=torch.long)
     positions = torch.zeros(rows, width, dtype=torch.long)
     is_mixed = recipe.mixed_precision == "bf16"
@@ -235,29 +242,28 @@ def _logits(denoiser: Denoiser, recipe: TrainRecipe, rows: int, width: int, leng
 
 
 def _scored(denoiser: Denoiser, recipe: TrainRecipe, work: Pass, length: int, readings: Tensor | None) -> Tensor:
-    """As `view_logprobs` scores, from the logits on."""
+    """Compute log-probabilities as `view_logprobs` does."""
     logits = _logits(denoiser, recipe, work.rows, work.width, length)
     tokens = torch.zeros(work.rows, work.width, 1 if readings is None else readings.shape[1], dtype=torch.long)
-    given = recipe.logprob_temperature
-    scoring = (
-        LogprobSettings(given, 0, 1.0)
-        if given != "sampling"
-        else LogprobSettings(recipe.sampler.temperature, recipe.sampler.top_k, recipe.sampler.top_p)
+    sampler, temperature = recipe.sampler, recipe.logprob_temperature
+    settings = (
+        LogprobSettings(sampler.temperature, sampler.top_k, sampler.top_p)
+        if temperature == "sampling"
+        else LogprobSettings(temperature, 0, 1.0)
     )
-    logprobs = token_logprobs(logits, scoring.temperature, scoring.top_k, scoring.top_p, keep=tokens)
-    return logprobs.gather(-1, tokens)
+    return token_logprobs(logits, settings.temperature, settings.top_k, settings.top_p, keep=tokens).gather(-1, tokens)
 
 
 def _sampled(denoiser: Denoiser, recipe: TrainRecipe, work: Pass, length: int, on_gpu: bool) -> object:
-    """As the sampler reads the logits of its first step: whole rows of them, or a part, at a time."""
+    """Read the logits of the first denoising step as the sampler does: all rows or a part of them
+    at a time."""
     needs = recipe.method.needs()
     logits = _logits(denoiser, recipe, work.rows, work.width, length)
-    room = max(1, (PART_ON_GPU if on_gpu else PART_ON_CPU) // logits.shape[-1])
-    columns = min(room, recipe.sampler.block)
-    rows = min(work.rows, max(1, room // columns))
-    reader = StepReader(
-        recipe.sampler, 1.0 if recipe.logprob_temperature != "sampling" else None, needs.greedy, needs.branches
-    )
+    at_once = max(1, (PART_ON_GPU if on_gpu else PART_ON_CPU) // logits.shape[-1])
+    columns = min(at_once, recipe.sampler.block)
+    rows = min(work.rows, max(1, at_once // columns))
+    entropy_temperature = None if recipe.logprob_temperature == "sampling" else 1.0
+    reader = StepReader(recipe.sampler, entropy_temperature, needs.greedy, needs.branches)
     positions = torch.zeros(rows, columns, dtype=torch.long)
     seed: Any = torch.zeros(rows, dtype=torch.long)
     return logits.argmax(-1), reader.read_part(logits[:rows, :columns], seed, 0, positions)

@@ -1,4 +1,5 @@
-"""The shape of a recipe's model, without its weights: from its config.json, a table of released models, or a few numbers."""
+"""Shape of a recipe's model without its weights, from its config.json, a table of released models,
+or a few numbers."""
 
 from __future__ import annotations
 
@@ -41,10 +42,10 @@ SHAPES: dict[str, dict[str, Any]] = {
         "family": "modernbert-chat", "vocab": 50368, "width": 1024, "ffn": 2624, "layers": 28, "heads": 16, "tied": True,
     },
 }  # fmt: skip
-"""Shapes of released models, as their configs have them, so that nothing has to be fetched."""
+"""Shapes of released models as in their configs, so that nothing is downloaded."""
 
 RELEASED = {"LLaDA-1.5": "LLaDA-8B", "Dream": "Dream-7B", "DiffuCoder-7B": "Dream-7B"}
-"""Beginnings of model names of another shape's name."""
+"""Beginnings of further model names, and the name of their shape in `SHAPES`."""
 
 NUMBERS = {
     "layers": "num_hidden_layers",
@@ -56,52 +57,55 @@ NUMBERS = {
     "vocab": "vocab_size",
     "tied": "tie_word_embeddings",
 }
-"""What --shape takes, and transformers' names."""
+"""Keys of --shape, and transformers' names for them."""
 
 
 def config_of(recipe: TrainRecipe, shape: str = "") -> tuple[PreTrainedConfig, str]:
-    """The native config of a recipe's model, and where it is from in words.
+    """Return the native config of a recipe's model, and its source in words.
 
     Args:
-        recipe: what names the model.
-        shape: of a Llama-like model instead, as in "layers=32,width=4096,heads=32,ffn=12288,vocab=126464".
+        recipe: the recipe that names the model.
+        shape: shape of a Llama-like model to use instead, as in
+            "layers=32,width=4096,heads=32,ffn=12288,vocab=126464".
 
     Raises:
-        ModelError: the model is neither here, nor known, nor to be had from the hub.
-        ConfigError: a shape that cannot be read.
+        ModelError: the model is not on this machine, not known by name and not on the hub.
+        ConfigError: the shape cannot be read.
     """
     if shape:
         return _built(_numbers(shape)), f"--shape {shape}"
     model = _described(recipe.model)
     name = Path(model).name.lower()
     if not Path(model).exists():
-        # By name, as the hub has it or as `unmask convert` is told to write it.
+        # By the name on the hub, or the name of a folder that `unmask convert` will write.
         for beginning, key in [*((key, key) for key in SHAPES), *RELEASED.items()]:
             if name.startswith(beginning.lower()):
-                return _built(SHAPES[key]), f"{model}: {key}, whose shape is known"
+                return _built(SHAPES[key]), f"{model}: {key}, a known shape"
     for stem in shipped_recipes():
         if model == f"runs/{stem}/final" and not Path(model).exists():
-            return _tiny(load(PretrainRecipe, stem)), f"what unmask pretrain {stem} builds"
+            return _tiny(load(PretrainRecipe, stem)), f"the tiny model of unmask pretrain {stem}"
     try:
         raw = read_json(local_folder(model) / "config.json")
     except ModelError as error:
         raise ModelError(
-            f"{error} To estimate without it, give its shape: --shape layers=32,width=4096,heads=32,ffn=12288,vocab=126464"
+            f"{error} To estimate without its files, give its shape: --shape layers=32,width=4096,heads=32,ffn=12288,vocab=126464"
         ) from error
     family = family_of(raw)
     if family is None:
-        raise ModelError(f"{model} is of no family that unmask knows ({', '.join(FAMILIES)}). Give --shape instead.")
+        raise ModelError(f"{model} is not of a supported family ({', '.join(FAMILIES)}). Give --shape instead.")
     return native_config(raw, family, FAMILIES[family]), f"{model}/config.json"
 
 
 def _described(model: str) -> str:
-    """The folder that holds the config and the tokenizer of a model: of a run's, or of the one under a checkpoint's adapter."""
-    place = locate(model)
-    return (base_of(Path(place)) or place) if is_checkpoint(Path(place)) else place
+    """Return the folder with the config and the tokenizer of a model. An adapter's checkpoint has
+    them in its base model."""
+    path = locate(model)
+    return (base_of(Path(path)) or path) if is_checkpoint(Path(path)) else path
 
 
 def build(config: PreTrainedConfig, recipe: TrainRecipe, num_layers: int) -> Denoiser:
-    """A denoiser of a config with another number of layers and random weights, equipped as the recipe says."""
+    """Build a denoiser with `num_layers` layers and random weights, with the adapters and the
+    checkpointing of the recipe."""
     import transformers
 
     config = copy.deepcopy(config)
@@ -112,7 +116,6 @@ def build(config: PreTrainedConfig, recipe: TrainRecipe, num_layers: int) -> Den
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         backbone = getattr(transformers, native.auto_class).from_config(config, dtype=getattr(torch, recipe.dtype))
-    # MASK for EOS as well: it is never drawn, so no row ends.
     denoiser = Denoiser(backbone, 0, 0, 0)
     if recipe.lora:
         Adapters(denoiser, recipe.lora)
@@ -122,39 +125,40 @@ def build(config: PreTrainedConfig, recipe: TrainRecipe, num_layers: int) -> Den
 
 
 def build_fake(config: PreTrainedConfig, recipe: TrainRecipe, num_layers: int) -> Denoiser:
-    """The same with weights that have a shape and a type and no numbers, to be made and used within torch's fake mode."""
+    """Build the same denoiser with weights that have a shape and a type but no numbers, within
+    torch's fake mode."""
     from torch._subclasses.fake_tensor import unset_fake_temporarily
 
     with unset_fake_temporarily(), torch.device("meta"):
         denoiser = build(config, recipe, num_layers)
-    made: dict[int, torch.Tensor] = {}
+    copies: dict[int, torch.Tensor] = {}
     for module in denoiser.modules():
         for own in (module._parameters, module._buffers):
             for name, tensor in own.items():
                 if tensor is None:
                     continue
-                if id(tensor) not in made:
+                if id(tensor) not in copies:
                     empty = torch.empty(tensor.shape, dtype=tensor.dtype, device="cpu")
                     is_weight = isinstance(tensor, torch.nn.Parameter)
-                    made[id(tensor)] = torch.nn.Parameter(empty, tensor.requires_grad) if is_weight else empty
-                own[name] = made[id(tensor)]  # type: ignore[assignment]
+                    copies[id(tensor)] = torch.nn.Parameter(empty, tensor.requires_grad) if is_weight else empty
+                own[name] = copies[id(tensor)]  # type: ignore[assignment]
     return denoiser
 
 
 def _numbers(shape: str) -> dict[str, Any]:
-    found: dict[str, Any] = {"family": "llada"}
+    values: dict[str, Any] = {"family": "llada"}
     for part in shape.split(","):
         key, _, value = part.strip().partition("=")
         if key not in NUMBERS or not value:
-            raise ConfigError(f'--shape "{part}": give {", ".join(NUMBERS)} as name=number, separated by commas.')
+            raise ConfigError(f'--shape has "{part}". Give {", ".join(NUMBERS)} as name=number, separated by commas.')
         try:
-            found[key] = value.lower() == "true" if key == "tied" else int(value)
+            values[key] = value.lower() == "true" if key == "tied" else int(value)
         except ValueError:
-            raise ConfigError(f'--shape "{part}": {value} is no whole number.') from None
-    missing = [key for key in ("layers", "width", "heads", "ffn", "vocab") if key not in found]
+            raise ConfigError(f'--shape has "{part}", and {value} is not a whole number.') from None
+    missing = [key for key in ("layers", "width", "heads", "ffn", "vocab") if key not in values]
     if missing:
-        raise ConfigError(f"--shape lacks {', '.join(missing)}.")
-    return found
+        raise ConfigError(f"--shape lacks {', '.join(missing)}. Add them as name=number.")
+    return values
 
 
 def _built(shape: dict[str, Any]) -> PreTrainedConfig:
@@ -175,22 +179,24 @@ def _tiny(recipe: PretrainRecipe) -> PreTrainedConfig:
 
 
 def prompt_tokens(recipe: TrainRecipe) -> tuple[int, str]:
-    """P, the tokens of a prompt with its template, and where the number is from: the task's first rows where the tokenizer is
-    here, otherwise 200, to which the EGSPO release cuts its prompts."""
-    model = _described(recipe.model)
-    try:
-        if not Path(model).exists():
-            if not model.startswith("runs/"):
-                # Its task's rows may be on the hub as well, which would be asked in vain.
-                raise ModelError("not here")
-            own = recipe.task.rows("train", 64, recipe.seed)
-            # A tiny model has a token for each character.
-            return max(len(str(row["prompt"])) for row in own), "the longest of 64 rows, a token a character"
-        from transformers import AutoTokenizer
+    """Return P, the number of tokens in a prompt with its template, and its source in words.
 
-        own = recipe.task.rows("train", 64, recipe.seed)
-        tokenizer = AutoTokenizer.from_pretrained(model, trust_remote_code=False)
-        ids, _ = encode_batch(tokenizer, [row["prompt"] for row in own], 0)
-        return ids.shape[1], "the longest of 64 rows"
-    except Exception:  # no tokenizer, no rows, no network: an estimate needs none of them
-        return 200, "assumed; --prompt-length says otherwise"
+    P is that of the longest of the task's first prompts if the tokenizer is on this machine.
+    Otherwise it is 200, to which the EGSPO release cuts its prompts.
+    """
+    model = _described(recipe.model)
+    is_here = Path(model).exists()
+    try:
+        # A model on the hub is not downloaded for an estimate, and the rows of its task may be on
+        # the hub as well.
+        if is_here or model.startswith("runs/"):
+            prompts = [row["prompt"] for row in recipe.task.rows("train", 64, recipe.seed)]
+            if not is_here:
+                return max(len(str(prompt)) for prompt in prompts), "the longest of 64 prompts, one token per character"
+            from transformers import AutoTokenizer
+
+            tokenizer = AutoTokenizer.from_pretrained(model, trust_remote_code=False)
+            return encode_batch(tokenizer, prompts, 0)[0].shape[1], "the longest of 64 prompts"
+    except Exception:  # an estimate needs neither a tokenizer nor rows nor a network
+        pass
+    return 200, "assumed; --prompt-length sets it"

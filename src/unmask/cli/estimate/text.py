@@ -6,85 +6,87 @@ from collections.abc import Iterable, Sequence
 
 from unmask.cli.estimate import StepEstimate
 from unmask.cli.estimate.memory import nice
+from unmask.cli.estimate.work import Pass
+
+RESERVE = "a tenth and 500 MB for allocator and driver"
+"""Memory that must stay free when an estimate says that a step fits, in words."""
 
 
-def described(estimate: StepEstimate, room: float | None = None) -> str:
-    """The whole page.
+def described(estimate: StepEstimate, gpu_memory: float | None = None) -> str:
+    """Return the report of `unmask estimate`.
 
     Args:
-        estimate: what to show.
-        room: bytes of a GPU, to say whether it fits.
+        estimate: the estimate to show.
+        gpu_memory: memory of one GPU in bytes; the report says whether the step fits.
     """
-    work, costs = estimate.work, estimate.costs
-    shared = f", one of {estimate.processes} ({estimate.preset})" if estimate.processes > 1 else ""
+    work, costs, memory = estimate.work, estimate.costs, estimate.memory
+    shared = f", one of {estimate.processes} ranks ({estimate.preset})" if estimate.processes > 1 else ""
     parts = [
         f"model       {estimate.model}",
-        f"parameters  {_count(estimate.parameters)}, of which {_count(estimate.trained)} trained",
-        f"a process   {work.completions} completions a step{shared}; prompts of {work.prompt} tokens ({estimate.prompt})",
+        f"parameters  {_count(memory.parameters)}, of which {_count(memory.trained)} are trained",
+        f"a rank      {work.completions} completions a step{shared}; prompts of {work.prompt} tokens ({estimate.prompt})",
         "",
-        "Memory of a process",
-        *_columns([(line.name, nice(line.bytes), line.words) for line in estimate.memory.resident]),
+        "Memory of a rank",
+        *_columns([(line.name, nice(line.bytes), line.words) for line in memory.resident]),
         "  and, one at a time,",
-        *_columns([(line.name, nice(line.bytes), line.words) for line in estimate.memory.peaks]),
-        *_columns([("in all", nice(estimate.memory.total), "the first lines and the largest of the others")]),
-        *_verdict(estimate, room),
+        *_columns([(line.name, nice(line.bytes), line.words) for line in memory.peaks]),
+        *_columns([("in all", nice(memory.total), "the first lines and the largest of the others")]),
+        *_verdict(estimate, gpu_memory),
         "",
-        "Floating-point operations of a process in a step (1 T = 10^12)",
+        "Floating-point operations of a rank in a training step (1 T = 10^12)",
         f"  trunk       2 W = {_count(costs.trunk)} a token; attention 4 S D layers = {_count(costs.attention)} a token;"
         f" head {_count(costs.head)} a position",
-        *_columns([_row(estimate, p.name) for p in work.passes]),
+        *_columns([_operations(estimate, p) for p in work.passes]),
         *_time(estimate),
         "",
-        f"Rewards     {work.rewards} completions at most; their time, and loading and saving, are not counted.",
+        f"Rewards     {work.rewards} completions at most. Their time is not counted, nor is loading and saving.",
     ]
     return "\n".join(parts)
 
 
-def _row(estimate: StepEstimate, name: str) -> tuple[str, str, str]:
-    found = next(p for p in estimate.work.passes if p.name == name)
+def _operations(estimate: StepEstimate, work: Pass) -> tuple[str, str, str]:
     costs = estimate.costs
-    formula = f"{found.tokens:,} tokens x {_count(costs.trunk + costs.attention)}"
-    if found.head * costs.head > 0.001 * costs.total(found):
-        formula += f" + {found.head:,} positions x {_count(costs.head)}"
-    if found.backward:
-        formula += f", and backward {_count(costs.backward(found))}"
+    formula = f"{work.tokens:,} tokens x {_count(costs.trunk + costs.attention)}"
+    if work.head * costs.head > 0.001 * costs.total(work):
+        formula += f" + {work.head:,} positions x {_count(costs.head)}"
+    if work.backward:
+        formula += f", and backward {_count(costs.backward(work))}"
         formula += " (with recomputation)" if costs.recomputes else ""
-    return name, _count(costs.total(found)), f"{formula}; {found.words}, {found.forwards} forwards"
+    return work.name, _count(costs.total(work)), f"{formula}; {work.words}, {work.forwards} forward passes"
 
 
 def _time(estimate: StepEstimate) -> Iterable[str]:
-    times = estimate.times
-    if times is None:
+    seconds = estimate.seconds
+    if not seconds:
         return [
             "",
-            "Time        give --flops, what a process sustains (two fifths of the peak is usual: 4e14 on an H100 in bfloat16,",
-            "            1.2e14 on an A100), or --measure for what it is here.",
+            "Time        needs --flops, the FLOP/s that a rank sustains. Two fifths of the peak is usual:",
+            "            4e14 on an H100 in bfloat16, 1.2e14 on an A100.",
         ]
-    rows = [(name, _seconds(spent), "operations / rate") for name, spent in times.by_pass.items()]
-    if times.optimizer:
-        rows.append(("optimizer", _seconds(times.optimizer), f"{estimate.work.updates} updates"))
+    rows = [(name, _duration(value), "operations / rate") for name, value in seconds.items()]
+    step = sum(seconds.values())
     return [
         "",
-        f"Time of a step ({times.words}), if no row ends early",
-        *_columns([*rows, ("in all", _seconds(times.step), f"{3600 / times.step:.3g} steps an hour")]),
+        f"Time of a training step at {estimate.flops:.3g} FLOP/s, if no completion ends early",
+        *_columns([*rows, ("in all", _duration(step), f"{3600 / step:.3g} steps an hour")]),
     ]
 
 
-def _verdict(estimate: StepEstimate, room: float | None) -> list[str]:
-    if room is None:
+def _verdict(estimate: StepEstimate, gpu_memory: float | None) -> list[str]:
+    if gpu_memory is None:
         return []
-    total = estimate.memory.total
-    # An allocator loses some between its blocks, and a CUDA context takes half a gigabyte before anything is allocated.
-    if 1.1 * total + 0.5e9 <= room:
-        return [f"  fits {nice(room)}, with the tenth and the 500 MB that allocator and driver want beside it"]
+    # Allocators lose memory between blocks, and a CUDA context takes half a gigabyte before
+    # anything is allocated.
+    if 1.1 * estimate.memory.total + 0.5e9 <= gpu_memory:
+        return [f"  fits {nice(gpu_memory)}, including {RESERVE}"]
     largest = max(estimate.memory.peaks, key=lambda line: line.bytes)
-    advice = {
+    remedy = {
         "rollout": "a smaller rollout_batch_size",
         "update": "a smaller views_per_forward, gradient_checkpointing: true",
     }.get(largest.name, "a smaller views_per_forward")
     return [
-        f"  does NOT fit {nice(room)} (a tenth and 500 MB beside it are wanted by allocator and driver). Try {advice}; "
-        "lora, lora.quantize: 4bit or the preset zero3 for what is there all the time."
+        f"  does NOT fit {nice(gpu_memory)}, including {RESERVE}. For the peak, try {remedy}. "
+        "For the rest, try lora, lora.quantize: 4bit or the preset zero3."
     ]
 
 
@@ -93,12 +95,12 @@ def _columns(rows: Sequence[tuple[str, str, str]]) -> list[str]:
 
 
 def _count(value: float) -> str:
-    """A number with a suffix: 8.02B, 16 T for operations alike."""
+    """Format a number with a suffix, such as 8.02 G."""
     for unit, size in (("P", 1e15), ("T", 1e12), ("G", 1e9), ("M", 1e6), ("k", 1e3)):
         if value >= size:
             return f"{value / size:.4g} {unit}"
     return f"{value:.0f}"
 
 
-def _seconds(value: float) -> str:
-    return f"{value:.3g} s" if value < 600 else f"{value / 60:.3g} min"
+def _duration(seconds: float) -> str:
+    return f"{seconds:.3g} s" if seconds < 600 else f"{seconds / 60:.3g} min"

@@ -1,259 +1,232 @@
-"""What a step of a recipe makes one process compute: how many forwards, of how many tokens, with the head at how many positions.
+"""Work of one training step: how many forward passes, over how many tokens, with the head at how
+many positions.
 
-Nothing is tabulated by method: a rollout of the right shape is made up, and the method itself plans its views of it.
+The run's own code makes the counts. The rollout engine and the collector run with a stand-in
+denoiser, which draws random logits and records the size of every forward pass. The method plans its
+views of that rollout, and `UpdatePasses` divides them as an update does.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from functools import cache
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from types import SimpleNamespace
+from typing import Any, NamedTuple, cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from unmask.core.config import SamplerConfig
 from unmask.core.errors import ConfigError
 from unmask.core.records import Rollout, Trajectory, Views
 from unmask.functional.noise import named_generator
-from unmask.functional.schedule import tokens_at_step
-from unmask.functional.selection import selected_path_steps
+from unmask.models import Policy, char_tokenizer
 from unmask.recipes.schema import TrainRecipe
+from unmask.rewards import per_completion
+from unmask.rewards.scorer import Scorer
+from unmask.sampling.engine import BatchLimits, LocalEngine
 from unmask.sampling.orders import POSITION_LOGITS
+from unmask.trainer.collect import Collector
+from unmask.trainer.metrics import Tally
+from unmask.trainer.passes import UpdatePasses
+from unmask.trainer.view_batches import ViewBatches
+
+
+class Forward(NamedTuple):
+    """Size of one forward pass."""
+
+    rows: int
+    """Number of sequences."""
+    length: int
+    """Number of tokens in each of them."""
+    width: int
+    """Number of positions in each of them that get logits."""
 
 
 @dataclass(frozen=True, slots=True)
 class Pass:
-    """One kind of forward in a step, on one process."""
+    """All forward passes of one kind in a training step, on one rank."""
 
     name: str
+    """Name of the kind, such as "rollout" or "reference"."""
     forwards: int
+    """Number of forward passes."""
     rows: int
-    """Of the largest forward."""
+    """Number of sequences in the largest of them."""
     tokens: int
-    """Through the trunk, in all."""
+    """Number of tokens in all of them."""
     head: int
-    """Positions at which the head is applied, in all."""
+    """Number of positions that get logits, in all of them."""
     width: int
-    """Positions of a row in the largest forward."""
+    """Largest number of positions of a sequence that get logits in one forward pass."""
     words: str
-    """How the numbers come about."""
+    """Explanation of the numbers for a reader."""
     backward: bool = False
+    """True if each forward pass has a backward pass."""
+    sequences: int = 0
+    """Number of sequences in all forward passes."""
+
+    @classmethod
+    def of(cls, name: str, forwards: list[Forward], words: str, *, backward: bool = False) -> Pass:
+        """Add up forward passes."""
+        return cls(
+            name=name,
+            forwards=len(forwards),
+            rows=max(f.rows for f in forwards),
+            tokens=sum(f.rows * f.length for f in forwards),
+            head=sum(f.rows * f.width for f in forwards),
+            width=max(f.width for f in forwards),
+            words=words,
+            backward=backward,
+            sequences=sum(f.rows for f in forwards),
+        )
 
 
 @dataclass(frozen=True, slots=True)
 class Work:
-    """A step of one process."""
+    """Work of one training step on one rank."""
 
     completions: int
+    """Number of completions that the rank samples."""
     prompt: int
-    """P."""
+    """P, the number of tokens in a prompt."""
     passes: tuple[Pass, ...]
+    """Every kind of forward pass."""
     updates: int
-    """Of the optimizer."""
+    """Number of optimizer steps."""
     chunks: int
-    """Forwards with backward of one update."""
+    """Largest number of forward passes with backward in one update."""
     rewards: int
-    """Completions that reward functions see, at most: equal texts of a row are scored once."""
+    """Largest number of completions that the reward functions see; repeated texts are scored
+    once."""
     rollout: Rollout
-    """The one that was made up."""
+    """The rollout of the stand-in denoiser."""
     views: Views
-    """Of one plan."""
+    """The views of one plan."""
 
     def of(self, name: str) -> list[Pass]:
-        """The passes whose name begins so."""
+        """Return the passes whose name begins with `name`."""
         return [p for p in self.passes if p.name.startswith(name)]
 
 
 def work_of(recipe: TrainRecipe, prompt: int, processes: int = 1) -> Work:
-    """The work of one process in a step, if no row ends before its last step.
+    """Count the work of one rank in a training step in which no completion ends early.
 
     Args:
-        recipe: the run's settings.
-        prompt: P, tokens of a prompt.
-        processes: that share the step's prompts.
+        recipe: settings of the run.
+        prompt: P, the number of tokens in a prompt.
+        processes: number of ranks that share the prompts of a step.
 
     Raises:
-        ConfigError: processes that cannot share the prompts.
+        ConfigError: the ranks cannot share the prompts equally.
     """
     if recipe.num_prompts % processes:
         raise ConfigError(
             f"num_prompts = {recipe.num_prompts} cannot be shared by {processes} processes: each owns whole groups. "
             f"Use a multiple of {processes}."
         )
-    method, sampler = recipe.method, recipe.sampler
-    count = recipe.num_prompts // processes * recipe.num_generations
-    rollout = synthetic_rollout(recipe, count, prompt)
-    views = method.plan(rollout, named_generator(0, "estimate"))
-    needs = method.needs()
-    length = prompt + sampler.max_completion_length
-    passes = [_rollout_pass(recipe, rollout.trajectory, length)]
-    if needs.branches and needs.branches.finish == "rollout":
-        passes.append(_branch_pass(recipe, rollout.trajectory, length))
-    single = recipe.num_iterations * recipe.num_minibatches == 1
-    plans = recipe.num_iterations if method.fresh_views else 1
-    wanted = views.hidden if needs.choice and sampler.order in POSITION_LOGITS else views.target
-    size = rows_per_forward(recipe, length, recipe.views_per_forward)
-    if not single:
-        passes.append(_scores_pass("old policy", wanted, size, length, plans))
-    if needs.reference != "none":
-        passes.append(_scores_pass("reference", wanted, size, length, plans))
-    updates = recipe.num_iterations * recipe.num_minibatches
-    chunks = -(-max(1, len(views) // recipe.num_minibatches) // size)
-    if not method.separable and chunks > 1:
-        passes.append(_scores_pass("update, first of two passes", wanted, size, length, recipe.num_iterations))
-    update = _scores_pass(
-        "update", wanted, min(size, -(-len(views) // recipe.num_minibatches)), length, recipe.num_iterations
-    )
-    passes.append(
-        Pass(
-            "update",
-            updates * chunks,
-            update.rows,
-            update.tokens,
-            update.head,
-            update.width,
-            update.words,
-            backward=True,
-        )
-    )
-    path = rollout.trajectory
-    extra = sum(
-        t.numel() // t.shape[-1]
-        for t in (path.one_step_tokens if needs.greedy else None, path.branch_tokens)
-        if t is not None
-    )
-    return Work(count, prompt, tuple(passes), updates, chunks, count + extra, rollout, views)
-
-
-def rows_per_forward(recipe: TrainRecipe, length: int, otherwise: int) -> int:
-    """Rows of `length` tokens that one forward takes."""
-    room = recipe.max_tokens_per_forward
-    return max(1, room // length) if isinstance(room, int) else otherwise
-
-
-def synthetic_rollout(recipe: TrainRecipe, count: int, prompt: int, sampler: SamplerConfig | None = None) -> Rollout:
-    """A scored rollout of the recipe's shape: full completions, positions of each block in a random order."""
-    sampler, needs = sampler or recipe.sampler, recipe.method.needs()
-    generator = named_generator(0, "synthetic")
-    length, steps = sampler.max_completion_length, sampler.steps
-    when = torch.cat([_schedule(sampler, block, count, generator) for block in range(length // sampler.block)], dim=1)
-    tokens = torch.full((count, length), 3)
-    entropy = torch.rand(count, length, generator=generator)
-    seed = torch.arange(count)
-    kept = None
-    if needs.greedy or needs.branches:
-        kept = selected_path_steps(
-            needs.selection, when, entropy, torch.zeros_like(tokens, dtype=torch.bool), seed, steps
-        )
-    num_slots, num_fills = 0 if kept is None else kept.shape[1], needs.branches.count if needs.branches else 0
-    has_choice = sampler.order in POSITION_LOGITS
-    path = Trajectory(
-        prompt_ids=torch.full((count, prompt), 3),
-        prompt_mask=torch.ones(count, prompt, dtype=torch.bool),
-        tokens=tokens,
-        unmask_step=when,
-        logprob=-entropy,
-        entropy=entropy,
-        seed=seed,
-        sampler=sampler,
-        mask_id=0,
-        eos_id=0,
-        choice_rank=torch.zeros_like(when) if has_choice else None,
-        choice_logprob=-entropy if has_choice else None,
-        selected_step=None if kept is None else kept.int(),
-        one_step_tokens=None if kept is None else torch.full((count, num_slots, length), 3, dtype=torch.int32),
-        branch_tokens=torch.full((count, num_slots, num_fills, length), 3, dtype=torch.int32) if num_fills else None,
-    )
-
-    def rewards(*shape: int) -> Tensor:
-        return torch.rand(shape, generator=generator)
-
-    return Rollout(
-        path,
-        recipe.num_generations,
-        rewards(count),
-        rewards(count, num_slots) if needs.greedy else None,
-        rewards(count, num_slots, num_fills) if num_fills else None,
+    rollout, rollout_passes = _rollout(recipe, prompt, recipe.num_prompts // processes)
+    views = recipe.method.plan(rollout, named_generator(0, "estimate"))
+    max_tokens = recipe.max_tokens_per_forward
+    passes = UpdatePasses(recipe, max_tokens if isinstance(max_tokens, int) else None)
+    updates = [
+        passes.batches(views.take(index), rollout)
+        for _ in range(recipe.num_iterations)
+        for index in passes.minibatches(views.row, rollout, named_generator(0, "minibatches"))
+    ]
+    return Work(
+        completions=len(rollout.trajectory),
+        prompt=prompt,
+        passes=(*rollout_passes, *_view_passes(passes, views, rollout, updates)),
+        updates=len(updates),
+        chunks=max(len(batches) for batches in updates),
+        rewards=sum(reward.numel() for reward in rollout.rewards().values()),
+        rollout=rollout,
+        views=views,
     )
 
 
-def _schedule(sampler: SamplerConfig, block: int, count: int, generator: torch.Generator) -> Tensor:
-    """Return the step at which each position of a block is committed, [count, block] int32."""
-    steps = sampler.steps * sampler.block // sampler.max_completion_length
-    edges = [block * steps + step for step, share in enumerate(_shares(sampler.block, steps)) for _ in range(share)]
-    order = torch.rand(count, sampler.block, generator=generator).argsort(dim=1)
-    return torch.tensor(edges, dtype=torch.int32)[order]
+class _StandIn(nn.Module):
+    """A denoiser that draws random logits, never predicts EOS, and records its forward passes."""
+
+    pad_id, mask_id, eos_id = 0, 1, 2
+
+    def __init__(self, vocab_size: int) -> None:
+        super().__init__()
+        self.vocab_size, self.generator = vocab_size, named_generator(0, "stand-in")
+        self.device_of_inputs = nn.Parameter(torch.zeros(1))
+        self.backbone = SimpleNamespace(config=None)
+        self.calls: list[list[Forward]] = []
+
+    def forward(self, ids: Tensor, _attention_mask: Tensor | None, positions: Tensor) -> Tensor:
+        """Return random logits; see `DenoiserLike`."""
+        self.calls[-1].append(Forward(ids.shape[0], ids.shape[1], positions.shape[1]))
+        logits = torch.rand(*positions.shape, self.vocab_size, generator=self.generator)
+        logits[..., [self.pad_id, self.eos_id]] = -torch.inf
+        return logits
 
 
-def _rollout_pass(recipe: TrainRecipe, path: Trajectory, length: int) -> Pass:
-    sampler, needs = recipe.sampler, recipe.method.needs()
-    count, steps = len(path), sampler.steps
-    size = min(count, rows_per_forward(recipe, length, recipe.rollout_batch_size))
-    batches, twice = -(-count // size), 2 if sampler.guidance else 1
-    keeps = bool(needs.greedy or needs.branches)
-    head = sum(asked_at(sampler, step, keeps) for step in range(steps))
-    where = "still masked" if keeps else "still masked in the active block"
-    words = f"{count} completions x {steps} steps x {length} tokens" + (" x 2 (guidance)" if twice == 2 else "")
-    return Pass(
-        "rollout",
-        batches * steps * twice,
-        size,
-        count * steps * length * twice,
-        count * head * twice,
-        asked_at(sampler, 0, keeps),
-        f"{words}; head where {where}: {head / steps:.0f} positions a row on average",
+class _RecordingEngine(LocalEngine):
+    """An engine that separates the forward passes of its calls."""
+
+    def rollout(self, *args: Any, **options: Any) -> Trajectory:
+        """Denoise with the stand-in; see `RolloutEngine.rollout`."""
+        cast("_StandIn", self.policy.denoiser).calls.append([])
+        return super().rollout(*args, **options)
+
+
+@per_completion
+def _stand_in_reward(completions: list[str], **_: Any) -> list[float]:
+    return [float(text.count("1")) for text in completions]
+
+
+def _rollout(recipe: TrainRecipe, prompt: int, num_prompts: int) -> tuple[Rollout, list[Pass]]:
+    """Collect a rollout of one rank from the stand-in, and return it with its forward passes."""
+    tokenizer, max_tokens = char_tokenizer("0123456789"), recipe.max_tokens_per_forward
+    denoiser = _StandIn(len(tokenizer))
+    limits = BatchLimits(recipe.rollout_batch_size, max_tokens if isinstance(max_tokens, int) else None)
+    engine = _RecordingEngine(Policy(denoiser, tokenizer), limits)  # type: ignore[arg-type]
+    rows = [{"prompt": "0" * prompt}] * num_prompts
+    scorer = Scorer({"stand-in": _stand_in_reward})
+    rollout = Collector(engine, scorer, recipe).collect(rows, 0, slice(None), Tally())
+    path, sampler, needs = rollout.trajectory, recipe.sampler, recipe.method.needs()
+    main = Pass.of("rollout", denoiser.calls[0], "")
+    guided = " x 2 (guidance)" if sampler.guidance else ""
+    masked = "masked" if needs.greedy or needs.branches else "masked in the active block"
+    words = (
+        f"{len(path)} completions x {sampler.steps} steps x {prompt + sampler.max_completion_length} tokens{guided}; "
+        f"head at the positions still {masked}: {main.head / main.sequences:.0f} of a completion on average"
     )
+    passes = [replace(main, words=words)]
+    if len(denoiser.calls) > 1:
+        assert path.branch_tokens is not None
+        branches = int((path.selected_steps >= 0).sum()) * path.branch_tokens.shape[2]
+        branched = Pass.of("rollout, branches", denoiser.calls[1], "")
+        steps = branched.sequences / branches
+        passes.append(replace(branched, words=f"{branches} branches x {steps:.0f} steps on average"))
+    return rollout, passes
 
 
-def asked_at(sampler: SamplerConfig, step: int, keeps: bool) -> int:
-    """Positions of a row whose logits are asked for at a step: masked ones, of the active block or, for completions in one step,
-    of those after it too."""
-    per_block = sampler.steps * sampler.block // sampler.max_completion_length
-    block, within = divmod(step, per_block)
-    hidden = sampler.block - sum(_shares(sampler.block, per_block)[:within])
-    later = sampler.max_completion_length - (block + 1) * sampler.block if keeps else 0
-    return hidden + later
+def _view_passes(passes: UpdatePasses, views: Views, rollout: Rollout, updates: list[ViewBatches]) -> Iterator[Pass]:
+    """Yield the passes over the views of all plans and updates."""
+    recipe, path = passes.recipe, rollout.trajectory
+    length = path.prompt_ids.shape[1] + path.tokens.shape[1]
+    scores_choice = recipe.method.needs().choice and recipe.sampler.order in POSITION_LOGITS
 
+    def forwards(batches: ViewBatches) -> list[Forward]:
+        parts = [part for _, part in batches]
+        widths = [int((part.hidden if scores_choice else part.target).sum(-1).max()) for part in parts]
+        return [Forward(len(part), length, max(1, width)) for part, width in zip(parts, widths, strict=True)]
 
-@cache
-def _shares(positions: int, steps: int) -> tuple[int, ...]:
-    """Return the number of positions that each denoising step of a block commits."""
-    shares: list[int] = []
-    for step in range(steps):
-        shares.append(int(tokens_at_step(torch.tensor([positions - sum(shares)]), steps - step)))
-    return tuple(shares)
+    def words(times: int, unit: str) -> str:
+        return f"{len(views)} views x {length} tokens" + (f" x {times} {unit}" if times > 1 else "")
 
-
-def _branch_pass(recipe: TrainRecipe, path: Trajectory, length: int) -> Pass:
-    """Fills that are denoised on: each from its step to the last."""
-    assert path.selected_step is not None
-    assert recipe.method.needs().branches
-    num = recipe.method.needs().branches.count  # type: ignore[union-attr]
-    left = [recipe.sampler.steps - 1 - int(k) for k in path.selected_step.flatten() if k >= 0]
-    steps, rows = sum(left) * num, len(left) * num
-    size = min(rows, rows_per_forward(recipe, length, recipe.rollout_batch_size))
-    return Pass(
-        "rollout, branches",
-        -(-rows // max(1, size)) * recipe.sampler.steps,
-        size,
-        steps * length,
-        steps * recipe.sampler.block // 2,
-        recipe.sampler.block,
-        f"{rows} branches x {steps / max(1, rows):.0f} steps left on average x {length} tokens",
-    )
-
-
-def _scores_pass(name: str, wanted: Tensor, size: int, length: int, times: int) -> Pass:
-    counts = wanted.sum(-1).tolist()
-    chunks = [counts[start : start + size] for start in range(0, len(counts), size)]
-    # Rows of a forward are as wide as the fullest.
-    head = sum(len(chunk) * max(1, *chunk) if len(chunk) > 1 else max(1, chunk[0]) for chunk in chunks)
-    return Pass(
-        name,
-        times * len(chunks),
-        min(size, len(counts)),
-        times * len(counts) * length,
-        times * head,
-        max([1, *counts]),
-        f"{len(counts)} views x {length} tokens" + (f" x {times} iterations" if times > 1 else ""),
-    )
+    plan = passes.num_plans * forwards(passes.batches(views, rollout))
+    if passes.scores_old:
+        yield Pass.of("old policy", plan, words(passes.num_plans, "plans"))
+    if passes.scores_reference:
+        yield Pass.of("reference", plan, words(passes.num_plans, "plans"))
+    of_updates = words(recipe.num_iterations, "iterations")
+    first = [f for batches in updates if passes.has_first_pass(len(batches)) for f in forwards(batches)]
+    if first:
+        yield Pass.of("update, first of two passes", first, of_updates)
+    yield Pass.of("update", [f for batches in updates for f in forwards(batches)], of_updates, backward=True)
