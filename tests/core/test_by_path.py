@@ -1,4 +1,4 @@
-"""A method, a task, an order and a reward in a user's folder do all that the package's own do, named by their paths."""
+"""Methods, tasks, orders and rewards that are named by path behave like those of the package."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ class FirstSteps(Method):
 
 
 class Milder(EGSPO):
-    """EGSPO under a name of its own."""
+    """EGSPO under another name."""
 
     epsilon: float = 0.1
     num_selected: int = 2
@@ -79,7 +79,7 @@ from unmask.tasks import Task
 
 
 class Reverse(Task):
-    """A few digits, to be written backwards."""
+    """Task of writing a few digits backwards."""
 
     digits: int = 4
     """Number of digits."""
@@ -108,7 +108,7 @@ class Reverse(Task):
 ''',
     "my_order.py": '''
 def outside_in(proposal):
-    """Positions near either end first."""
+    """Commit positions near either end first."""
     return (proposal.positions - 1.5).abs()
 
 
@@ -128,7 +128,7 @@ import torch
 
 
 def make(parameters, lr, factor=2.0):
-    """SGD with a larger rate for the vectors."""
+    """SGD with a larger learning rate for vectors."""
     vectors, matrices = [p for p in parameters if p.ndim == 1], [p for p in parameters if p.ndim > 1]
     groups = [{"params": matrices}, {"params": vectors, "lr": factor * lr}]
     return torch.optim.SGD(groups, lr=lr, momentum=0.9)
@@ -174,18 +174,18 @@ SETTINGS = {
 
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A user's folder, which is the current one."""
+    """Return a user's folder, which is the current folder."""
     for name, text in FILES.items():
         (tmp_path / name).write_text(text)
     monkeypatch.chdir(tmp_path)
-    # One folder of this name for each test: its modules must not be those of the test before.
+    # The folder's name is unique to the test, so that no module of an earlier test is reused.
     monkeypatch.setattr(sys, "path", [*sys.path])
     monkeypatch.delitem(sys.modules, "helper", raising=False)
     return tmp_path
 
 
 def options(tree: dict, prefix: str = "") -> list[str]:
-    """The settings as key=value."""
+    """Return the settings as key=value arguments."""
     found = []
     for key, value in tree.items():
         if isinstance(value, dict):
@@ -199,12 +199,10 @@ def own_recipe(model: Path, output: str, **changes: object) -> TrainRecipe:
     return load_recipe({**SETTINGS, "model": str(model), "output_dir": output}, changes)
 
 
-# --- the whole way ---
+# --- from training to comparison ---
 
 
-def test_parts_of_a_users_folder_train_alike_by_yaml_by_command_line_and_by_python(
-    folder: Path, tiny_model: Path
-) -> None:
+def test_yaml_command_line_and_python_train_alike_on_parts_named_by_path(folder: Path, tiny_model: Path) -> None:
     (folder / "mine.yaml").write_text(yaml.safe_dump({**SETTINGS, "model": str(tiny_model), "output_dir": "yaml"}))
     assert unmask("train", "mine.yaml") == 0
     own = ("task", "method", "sampler", "reward_funcs")
@@ -217,7 +215,7 @@ def test_parts_of_a_users_folder_train_alike_by_yaml_by_command_line_and_by_pyth
     assert metrics(by_yaml) == metrics(by_python)
     assert weights(by_yaml) == weights(by_line) == weights(by_python) != (tiny_model / "model.safetensors").read_bytes()
     assert "rewards/right/mean" in metrics(by_yaml)[1]
-    # The run folder names the parts, and the card says that they are not the package's.
+    # The run folder names the parts, and the model card says that they are not part of the package.
     recorded = yaml.safe_load((by_yaml / "config.yaml").read_text())
     assert recorded["method"] == SETTINGS["method"]
     assert recorded["task"]["type"] == "my_task.py:Reverse"
@@ -225,14 +223,15 @@ def test_parts_of_a_users_folder_train_alike_by_yaml_by_command_line_and_by_pyth
     assert "REINFORCE at the first steps of each completion" in card
     assert "The method `my_method.py:FirstSteps` is not a part of unmask and states no paper." in card
     assert all(f"code `{path}`" in card for path in ("my_task.py:Reverse", "my_order.py:outside_in"))
-    # Completions were committed from both ends, and a saved rollout can be read where the order's file is not.
+    # Completions were committed from both ends, and a saved rollout is readable without the order's
+    # file.
     (folder / "my_order.py").unlink()
     rollout = SavedRollout.load(by_yaml / "rollouts" / "step-00000001.safetensors").rollout
     assert rollout.trajectory.sampler.order == "my_order.py:outside_in"
     assert {frozenset(row[[0, 3]].tolist()) for row in rollout.trajectory.unmask_step} == {frozenset({0, 1})}
 
 
-def test_a_run_on_them_that_was_cut_off_is_resumed_from_its_folder_bit_for_bit(folder: Path, tiny_model: Path) -> None:
+def test_an_interrupted_run_resumes_from_its_folder_bit_for_bit(folder: Path, tiny_model: Path) -> None:
     whole = Trainer(own_recipe(tiny_model, "whole"), progress=False).train()
 
     def cut(step: int, metrics: object) -> None:
@@ -245,7 +244,7 @@ def test_a_run_on_them_that_was_cut_off_is_resumed_from_its_folder_bit_for_bit(f
     assert weights(folder / "cut") == weights(whole)
 
 
-def test_a_finished_model_is_evaluated_on_them(folder: Path, tiny_model: Path) -> None:
+def test_a_finished_model_is_evaluated_with_parts_named_by_path(folder: Path, tiny_model: Path) -> None:
     places = ("--task", "my_task.py:Reverse", "--order", "my_order.py:Middle", "--reward", "my_reward.py:right")
     assert unmask("eval", tiny_model, *places, "--option", "digits=3", "--rows", 4, "--output", "e.json") == 0
     found = yaml.safe_load((folder / "e.json").read_text())
@@ -254,7 +253,7 @@ def test_a_finished_model_is_evaluated_on_them(folder: Path, tiny_model: Path) -
     assert unmask("sample", tiny_model, "--task", "my_task.py:Reverse", "--order", "my_order.py:Middle") == 0
 
 
-def test_they_are_compared_with_the_packages_own_and_an_edit_of_theirs_is_noticed(
+def test_compare_accepts_parts_named_by_path_and_notices_an_edit_of_their_files(
     folder: Path, tiny_model: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     shared = {key: value for key, value in SETTINGS.items() if key not in ("method", "max_steps", "save_steps")}
@@ -277,9 +276,7 @@ def test_they_are_compared_with_the_packages_own_and_an_edit_of_theirs_is_notice
     assert "helper.py" in capsys.readouterr().err
 
 
-def test_a_result_depends_on_their_files_and_on_those_of_the_classes_that_they_derive_from(
-    folder: Path, tiny_model: Path
-) -> None:
+def test_a_result_depends_on_the_files_of_its_parts_and_of_their_base_classes(folder: Path, tiny_model: Path) -> None:
     files = own_files([own_recipe(tiny_model, "x")])
     assert {Path(name).name for name in files} >= {*FILES} - {"my_optim.py"}
     assert str(folder / "my_optim.py") in own_files([own_recipe(tiny_model, "x", **{"optim.type": "my_optim.py:make"})])
@@ -295,19 +292,19 @@ def test_a_result_depends_on_their_files_and_on_those_of_the_classes_that_they_d
 # --- recipes ---
 
 
-def test_a_class_of_the_package_that_is_changed_outside_it_goes_by_its_path(folder: Path, tiny_model: Path) -> None:
+def test_a_subclass_outside_the_package_is_named_by_its_path(folder: Path, tiny_model: Path) -> None:
     recipe = own_recipe(tiny_model, "x", **{"method.type": "my_method.py:Milder"})
     assert isinstance(recipe.method, EGSPO)
     assert (recipe.method.type, recipe.method.type_name) == ("my_method.py:Milder", "Milder")
     assert recipe.method.epsilon == 0.1
-    # It claims of itself only what it says.
-    assert recipe.method.summary == "EGSPO under a name of its own"
+    # It inherits no claims from the package's class.
+    assert recipe.method.summary == "EGSPO under another name"
     assert recipe.method.estimates == "not stated"
     assert EGSPO.estimates != "not stated"
     assert load_recipe(recipe) == recipe == load_recipe(yaml.safe_load(dump(recipe)))
 
 
-def test_an_object_or_a_class_stands_for_its_path(folder: Path, tiny_model: Path) -> None:
+def test_an_object_or_a_class_can_replace_its_path(folder: Path, tiny_model: Path) -> None:
     cls = load_class("my_method.py:FirstSteps", Method, "method")
     for method in (cls(count=3), {"type": cls, "count": 3}):
         recipe = load_recipe(own_recipe(tiny_model, "x"), {"method": method})
@@ -318,7 +315,7 @@ def test_an_object_or_a_class_stands_for_its_path(folder: Path, tiny_model: Path
     assert load_recipe(recipe, {"method": {"type": EGSPO, "num_selected": 1}}).method.type == "egspo"
 
 
-def test_a_class_inside_a_function_is_refused_because_no_resumed_run_could_find_it(tiny_model: Path) -> None:
+def test_a_class_inside_a_function_is_refused_because_a_resumed_run_cannot_load_it(tiny_model: Path) -> None:
     class Hidden(EGSPO):
         pass
 
@@ -326,7 +323,7 @@ def test_a_class_inside_a_function_is_refused_because_no_resumed_run_could_find_
         load_recipe("sudoku-tiny", {"model": str(tiny_model), "method": Hidden()})
 
 
-def test_another_process_reads_the_file_of_a_recipe_that_it_is_sent(folder: Path, tiny_model: Path) -> None:
+def test_another_process_unpickles_a_recipe_with_parts_named_by_path(folder: Path, tiny_model: Path) -> None:
     recipe = own_recipe(tiny_model, "x")
     (folder / "sent").write_bytes(pickle.dumps((recipe.method, recipe.task)))
     code = "import pickle; m, t = pickle.load(open('sent', 'rb')); print(type(m).__name__, m.count, t.digits)"
@@ -357,7 +354,7 @@ def test_another_process_reads_the_file_of_a_recipe_that_it_is_sent(folder: Path
         ("sampler.order=randm", ("unknown order", "random", "my_order.py:mine")),
     ],
 )
-def test_a_path_or_an_option_that_cannot_be_used_is_refused_with_what_to_do(
+def test_an_invalid_path_or_option_is_refused_with_a_remedy(
     folder: Path, tiny_model: Path, change: str, parts: tuple[str, ...]
 ) -> None:
     (folder / "broken.py").write_text("\n1 / 0\n")
@@ -366,14 +363,14 @@ def test_a_path_or_an_option_that_cannot_be_used_is_refused_with_what_to_do(
     assert all(part in str(caught.value) for part in parts), caught.value
 
 
-def test_an_order_gives_a_score_for_each_position(folder: Path) -> None:
+def test_an_order_gives_a_priority_for_each_position(folder: Path) -> None:
     positions = torch.arange(4).expand(2, 4)
     proposal = Proposal(torch.zeros(2, 4, 3), torch.zeros(2, 4), positions, torch.zeros(2), 0)
     assert order_of("my_order.py:outside_in")(proposal)[0].tolist() == [1.5, 0.5, 0.5, 1.5]
     assert order_of("my_order.py:Middle")(proposal)[0].tolist() == [-1.5, -0.5, -0.5, -1.5]
     with pytest.raises(ConfigError, match=r"my_order.py:narrow.*shape \[2, 1\].*\[2, 4\]"):
         order_of("my_order.py:narrow")(proposal)
-    # Settings alone load nothing; a sampler that is to be used does.
+    # Making settings loads no file; using the sampler does.
     assert SamplerConfig(order="nowhere.py:order").order == "nowhere.py:order"
     with pytest.raises(ConfigError, match="nowhere.py"):
         make_sampler(order="nowhere.py:order")
@@ -398,7 +395,7 @@ def test_an_optimizer_of_a_users_folder_trains_and_resumes_bit_for_bit(folder: P
     assert weights(other) != weights(whole)
 
 
-def test_the_schedule_scales_the_rates_that_an_optimizer_gives_its_groups(folder: Path) -> None:
+def test_the_schedule_scales_the_learning_rates_of_an_optimizers_groups(folder: Path) -> None:
     parameters = [torch.nn.Parameter(torch.ones(2, 2)), torch.nn.Parameter(torch.ones(2))]
     optim = OptimConfig(type="my_optim.py:make", learning_rate=0.1, warmup_steps=0, lr_schedule="linear", lr_floor=0.5)
     optimizer = make_optimizer(parameters, optim)
@@ -408,7 +405,7 @@ def test_the_schedule_scales_the_rates_that_an_optimizer_gives_its_groups(folder
     assert small == pytest.approx(0.05, abs=0.01)
 
 
-def test_torchs_own_optimizers_get_the_settings_that_they_have_arguments_for(folder: Path) -> None:
+def test_torch_optimizers_get_the_settings_that_they_have_arguments_for(folder: Path) -> None:
     settings = {"learning_rate": 0.1, "weight_decay": 0.2, "betas": (0.5, 0.6)}
     parameter = torch.nn.Parameter(torch.ones(2))
     sgd = make_optimizer([parameter], OptimConfig(type="torch.optim.SGD", options={"momentum": 0.7}, **settings))
@@ -428,7 +425,7 @@ def test_torchs_own_optimizers_get_the_settings_that_they_have_arguments_for(fol
         ({"optim.type": "my_optim.py:nothing"}, ("NoneType", "torch.optim.Optimizer")),
     ],
 )
-def test_an_optimizer_that_cannot_be_made_is_refused_with_what_to_do(
+def test_an_optimizer_that_cannot_be_made_is_refused_with_a_remedy(
     folder: Path, tiny_model: Path, changes: dict, parts: tuple[str, ...]
 ) -> None:
     def make() -> None:
@@ -439,7 +436,7 @@ def test_an_optimizer_that_cannot_be_made_is_refused_with_what_to_do(
     assert all(part in str(caught.value) for part in parts), caught.value
 
 
-def test_another_optimizer_keeps_the_rate_and_drops_the_options_of_the_one_before(
+def test_changing_the_optimizer_keeps_the_learning_rate_and_drops_the_old_options(
     folder: Path, tiny_model: Path
 ) -> None:
     before = own_recipe(
@@ -449,7 +446,7 @@ def test_another_optimizer_keeps_the_rate_and_drops_the_options_of_the_one_befor
     assert (after.learning_rate, after.options) == (0.3, {})
 
 
-def test_an_optimizer_whose_state_no_checkpoint_could_hold_is_refused(folder: Path) -> None:
+def test_an_optimizer_whose_state_cannot_be_saved_is_refused(folder: Path) -> None:
     parameter = torch.nn.Parameter(torch.ones(2))
     optimizer = make_optimizer([parameter], OptimConfig(type="my_optim.py:Counting"))
     parameter.grad = torch.ones(2)
@@ -469,7 +466,7 @@ def test_a_file_is_executed_once_and_again_when_its_text_has_changed(folder: Pat
     assert load_object("counted.py:A", "class").x == 2
 
 
-def test_files_of_one_name_in_two_folders_are_two_modules(folder: Path) -> None:
+def test_files_of_the_same_name_in_two_folders_are_two_modules(folder: Path) -> None:
     for name in ("a", "b"):
         (folder / name).mkdir()
         (folder / name / "same.py").write_text(f"class A:\n    x = '{name}'\n")

@@ -1,4 +1,4 @@
-"""The building blocks of a recipe: defaults, immutability, and rules between fields."""
+"""Tests of the building blocks of a recipe: defaults, immutability, and rules between fields."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from unmask.sampling import ORDERS
 
 
 def message(**fields: object) -> str:
-    """What pydantic says of a sampler's fields, without its decoration."""
+    """Return pydantic's message about a sampler's fields, without its decoration."""
     with pytest.raises(ValidationError) as caught:
         SamplerConfig(**fields)  # type: ignore[arg-type]
     (fault,) = caught.value.errors()
     return fault["msg"].removeprefix("Value error, ")
 
 
-def test_half_the_positions_are_the_default_steps_and_one_block_the_default_tiling() -> None:
+def test_the_default_is_half_as_many_steps_as_positions_and_one_block() -> None:
     sampler = SamplerConfig(max_completion_length=48)
     assert (sampler.steps, sampler.block) == (24, 48)
     assert SamplerConfig(max_completion_length=1).steps == 1
@@ -42,7 +42,7 @@ def test_more_steps_than_positions_are_refused() -> None:
     )
 
 
-def test_steps_that_blocks_cannot_share_are_refused() -> None:
+def test_steps_that_blocks_cannot_share_evenly_are_refused() -> None:
     assert message(max_completion_length=16, num_steps=6, block_length=4) == (
         "num_steps = 6 cannot be shared evenly by 4 blocks of 4 positions. Use a multiple of 4."
     )
@@ -50,7 +50,7 @@ def test_steps_that_blocks_cannot_share_are_refused() -> None:
 
 @settings(max_examples=50)
 @given(length=st.integers(1, 64), steps=st.integers(1, 70), block=st.integers(1, 70))
-def test_what_is_accepted_gives_every_block_its_steps_and_no_more_than_its_positions(
+def test_every_block_of_accepted_settings_gets_a_step_and_no_more_steps_than_positions(
     length: int, steps: int, block: int
 ) -> None:
     try:
@@ -100,7 +100,7 @@ def test_settings_are_immutable_refuse_unknown_keys_and_explain_every_field(kind
     assert all(field.description for field in kind.model_fields.values())
 
 
-def test_the_names_of_orders_are_those_that_a_sampler_takes() -> None:
+def test_a_sampler_takes_exactly_the_names_of_the_orders() -> None:
     assert sorted(ORDERS) == sorted(ORDER_NAMES)
     for order in ORDERS:
         assert SamplerConfig(order=order).order == order

@@ -1,4 +1,4 @@
-"""Files that are damaged or hostile, read within bounds; files that are written whole or not at all."""
+"""Tests of damaged and hostile files, and of files that are written completely or not at all."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from matplotlib import pyplot as plt
 from tests.helpers.runs import unmask
 from unmask.core.errors import ConfigError, RunError
 from unmask.core.files import (
-    MOST_YAML_NODES,
+    MAX_YAML_NODES,
     YamlError,
     parse_yaml,
     read_json_lines,
@@ -36,8 +36,8 @@ MERGES = "a: &a {x: 1}\n" + "".join(
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        (BOMB, f"stand for more than {MOST_YAML_NODES:,} values"),
-        (MERGES, f"stand for more than {MOST_YAML_NODES:,} values"),
+        (BOMB, f"stand for more than {MAX_YAML_NODES:,} values"),
+        (MERGES, f"stand for more than {MAX_YAML_NODES:,} values"),
         ("a: &a [*a]\n", "contains itself"),
         ("[" * 5000, "nested too deeply"),
         ("a: 0x_\n", "invalid literal"),
@@ -49,7 +49,7 @@ MERGES = "a: &a {x: 1}\n" + "".join(
         ("a: \x00\n", "not allowed"),
     ],
 )
-def test_yaml_that_would_take_too_long_or_is_none_is_refused(text: str, message: str) -> None:
+def test_yaml_that_is_invalid_or_would_take_too_long_is_refused(text: str, message: str) -> None:
     with pytest.raises(YamlError, match=message):
         parse_yaml(text)
 
@@ -62,7 +62,7 @@ def test_aliases_that_repeat_a_little_are_read() -> None:
     }
 
 
-def test_a_bomb_as_a_recipe_or_as_a_setting_ends_with_a_message(
+def test_a_yaml_bomb_in_a_recipe_or_setting_is_refused_with_a_message(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "bomb.yaml").write_text(BOMB)
@@ -72,7 +72,7 @@ def test_a_bomb_as_a_recipe_or_as_a_setting_ends_with_a_message(
         load_recipe("sudoku-tiny", ["task={" + BOMB.replace("\n", ", ") + "}"])
 
 
-def test_files_that_are_no_text_name_themselves(tmp_path: Path) -> None:
+def test_an_error_about_a_file_that_is_not_text_names_the_file(tmp_path: Path) -> None:
     path = tmp_path / "a.json"
     for content, message in (
         (b"x\n\xff", "is not UTF-8 text: line 2 holds other bytes"),
@@ -100,7 +100,7 @@ def test_files_that_are_no_text_name_themselves(tmp_path: Path) -> None:
         read_text(tmp_path / ("x" * 300))
 
 
-def test_lines_of_json_are_read_up_to_one_that_is_half_written(tmp_path: Path) -> None:
+def test_json_lines_are_read_up_to_an_unfinished_one(tmp_path: Path) -> None:
     path = tmp_path / "lines.jsonl"
     for text in ('{"a": 1}\n{"a": 2}\n{"a"', '{"a": 1}\n{"a": 2}\n', '{"a": 1}\n{"a": 2}', '{"a": 1}\n{"a": 2}\n[3]'):
         path.write_text(text)
@@ -112,7 +112,7 @@ def test_lines_of_json_are_read_up_to_one_that_is_half_written(tmp_path: Path) -
         read_json_lines(path, advice="Remove it.")
 
 
-def test_a_name_with_dollars_is_shown_as_text(tmp_path: Path) -> None:
+def test_a_name_with_dollar_signs_is_shown_as_text(tmp_path: Path) -> None:
     with panels(1) as (figure, (axis,)):
         axis.set_title("costs $5 and $x^{")
         axis.plot([1], [1], label="$\\frac{")
@@ -121,7 +121,7 @@ def test_a_name_with_dollars_is_shown_as_text(tmp_path: Path) -> None:
     assert "costs $5 and $x^{" in (tmp_path / "a.svg").read_text()
 
 
-def test_cells_that_a_spreadsheet_would_run_are_text(tmp_path: Path) -> None:
+def test_cells_that_a_spreadsheet_would_execute_are_quoted(tmp_path: Path) -> None:
     cells = ["=1+1", "+1", "-x", "@SUM(A1)", " =1", "plain", -1.5, 2]
     save_table(tmp_path / "a.csv", list("abcdefgh"), [cells])
     with (tmp_path / "a.csv").open(newline="") as file:
@@ -149,7 +149,7 @@ def test_a_figure_or_table_that_cannot_be_written_leaves_the_old_one(
     plt.close("all")
 
 
-def test_code_that_takes_too_long_is_ended_and_quick_code_is_not() -> None:
+def test_slow_code_is_interrupted_and_quick_code_is_not() -> None:
     def loop() -> None:
         with interrupted_after(0.05, "too slow"):
             while True:
@@ -159,7 +159,7 @@ def test_code_that_takes_too_long_is_ended_and_quick_code_is_not() -> None:
         loop()
     with interrupted_after(0.05, "too slow"):
         pass
-    # What comes afterwards is not interrupted.
+    # Later code is not interrupted.
     time.sleep(0.1)
     with pytest.raises(ValueError, match="its own"), interrupted_after(5, "too slow"):
         raise ValueError("its own")

@@ -1,4 +1,4 @@
-"""The records: states derived from what and when, rows and groups picked, joined and moved."""
+"""Tests of the records: derived states, and picking, joining and moving of rows and groups."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def test_the_state_before_a_step_hides_what_that_step_and_later_ones_commit():
     ]
 
 
-def test_each_row_may_be_shown_before_a_step_of_its_own():
+def test_each_row_can_have_its_own_step():
     path = trajectory(4)
     steps = torch.tensor([2, 0, 3, 1])
     together = path.state_before(steps)
@@ -57,13 +57,13 @@ def test_rows_are_picked_from_every_tensor():
 
 
 @pytest.mark.parametrize("greedy", [True, False])
-def test_joined_parts_come_apart_again(greedy):
+def test_concatenated_parts_can_be_split_again(greedy):
     whole = trajectory(6, greedy=greedy)
     parts = [whole.rows(slice(0, 1)), whole.rows(slice(1, 4)), whole.rows(slice(4, 6))]
     assert_same(Trajectory.cat(parts), whole)
 
 
-def test_joining_pads_shorter_prompts_on_the_left():
+def test_concatenation_pads_shorter_prompts_on_the_left():
     long, short = trajectory(1, prompt_length=4), trajectory(2, prompt_length=2, seed=1)
     joined = Trajectory.cat([long, short])
     assert joined.prompt_ids.shape == joined.prompt_mask.shape == (3, 4)

@@ -1,4 +1,4 @@
-"""The time that is left for what is under way."""
+"""Tests of time limits and of the time that they leave."""
 
 from __future__ import annotations
 
@@ -11,20 +11,20 @@ from unmask.rewards.sandbox import SandboxConfig, SandboxJob, make_sandbox
 from unmask.rewards.scorer import Scorer
 
 
-@pytest.mark.parametrize(("limit", "wanted", "given"), [(60, 40, 40), (60, 100, 50), (15, 40, 7.5), (0.0, 40, 0)])
-def test_a_budget_leaves_time_to_come_back(limit: float, wanted: float, given: float) -> None:
+@pytest.mark.parametrize(("limit", "seconds", "expected"), [(60, 40, 40), (60, 100, 50), (15, 40, 7.5), (0.0, 40, 0)])
+def test_a_budget_leaves_time_to_return(limit: float, seconds: float, expected: float) -> None:
     with time_limit(limit):
-        assert budget(wanted) == pytest.approx(given, abs=0.1)
-    assert budget(wanted) == wanted
+        assert budget(seconds) == pytest.approx(expected, abs=0.1)
+    assert budget(seconds) == seconds
 
 
-def test_a_limit_within_a_limit_cannot_lengthen_it() -> None:
+def test_an_inner_limit_cannot_extend_an_outer_one() -> None:
     with time_limit(10.0), time_limit(1000.0):
         assert budget(100.0) < 10.0
 
 
 @pytest.mark.parametrize("is_async", [False, True])
-def test_a_reward_function_is_told_its_limit(is_async: bool) -> None:
+def test_a_reward_function_knows_its_time_limit(is_async: bool) -> None:
     def plain(completions: list[str]) -> list[float]:
         return [budget(1000.0)] * len(completions)
 
@@ -35,7 +35,7 @@ def test_a_reward_function_is_told_its_limit(is_async: bool) -> None:
     assert scorer([{"prompt": "p"}], ["c"]).total[0] == pytest.approx(20.0, abs=1.0)
 
 
-def test_programs_that_hang_cost_their_reward_and_not_the_run_however_short_its_time_limit() -> None:
+def test_programs_that_hang_lose_their_reward_but_do_not_end_the_run() -> None:
     sandbox = make_sandbox(SandboxConfig(timeout=0.4))
     jobs = [SandboxJob(f"def f(x):\n    while True: {n}", ("f(1)",), ("f",)) for n in range(40)]
     start = time.monotonic()

@@ -141,11 +141,13 @@ def test_logits_with_a_prefix_are_those_of_the_whole_sequence(sdar, padded):
         here = torch.arange(begin, end).expand(4, -1)
         seen = None if mask is None else mask[:, :end]
         for _ in range(2):
-            cached = sdar(ids[:, :end], seen, here, prefix=prefix, keep=begin)
+            cached = sdar(ids[:, :end], seen, here, prefix=prefix, cache_until=begin)
             torch.testing.assert_close(cached, sdar(ids, mask, here), rtol=0, atol=1e-5)
             assert prefix.length == begin == prefix.layers[0][0].shape[2]
         some = prefix.rows(torch.tensor([2, 0]))
-        picked = sdar(ids[[2, 0], :end], None if seen is None else seen[[2, 0]], here[:2], prefix=some, keep=begin)
+        picked = sdar(
+            ids[[2, 0], :end], None if seen is None else seen[[2, 0]], here[:2], prefix=some, cache_until=begin
+        )
         torch.testing.assert_close(picked, cached[[2, 0]], rtol=0, atol=1e-5)
 
 
@@ -158,7 +160,7 @@ def test_a_shifted_head_is_asked_at_the_last_column_of_the_prefix(sdar):
     ids, prefix = random_ids(2, P + 8), PrefixCache()
     for begin in (P, P + 4):
         here = torch.arange(begin, begin + 4).expand(2, -1)
-        cached = shifted(ids[:, : begin + 4], None, here, prefix=prefix, keep=begin)
+        cached = shifted(ids[:, : begin + 4], None, here, prefix=prefix, cache_until=begin)
         torch.testing.assert_close(cached, shifted(ids, None, here), rtol=0, atol=1e-5)
 
 

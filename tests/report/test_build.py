@@ -16,7 +16,7 @@ from tests.helpers.reports import hand_made, page_block, page_data, real_run, wr
 from tests.helpers.rollouts import as_version
 from tests.helpers.runs import train_recipe, unmask
 from unmask.core.errors import RunError
-from unmask.core.text import LONGEST, visible
+from unmask.core.text import MAX_CHARACTERS, visible
 from unmask.functional.selection import step_sum
 from unmask.report.build import write_report
 from unmask.report.html import SCRIPTS, _file, embed, page
@@ -394,7 +394,7 @@ def test_only_the_pages_own_script_and_style_may_run() -> None:
         ("\u200b\ufeff\u2028", "⟨U+200B⟩⟨U+FEFF⟩⟨U+2028⟩"),
         ("\u3164\U000e0041", "⟨U+3164⟩⟨U+E0041⟩"),
         ("שלום مرحبا 🙂 <b>", "שלום مرحبا 🙂 <b>"),
-        ("x" * (LONGEST + 5), "x" * LONGEST + " … (5 more characters)"),
+        ("x" * (MAX_CHARACTERS + 5), "x" * MAX_CHARACTERS + " … (5 more characters)"),
     ],
 )
 def test_what_cannot_be_seen_is_spelt_out(text: str, shown: str) -> None:

@@ -142,7 +142,7 @@ def test_a_conversation_that_ends_with_the_assistant_is_continued(chat):
 @pytest.mark.parametrize(
     ("messages", "told"),
     [
-        ([{"role": "user", "content": [{"type": "text", "text": "12"}]}], "message 1 .* content in parts"),
+        ([{"role": "user", "content": [{"type": "text", "text": "12"}]}], "message 1 .* list of parts"),
         (
             [{"role": "user", "content": "1"}, {"role": "assistant"}],
             'message 2 of the prompt has no text under "content"',

@@ -1,6 +1,8 @@
-"""Python objects that live in a user's file or package and are named by path, as in `my_method.py:RandomStep`.
+"""Loaders of Python objects that live in a user's file or package and are named by path, as in
+`my_method.py:RandomStep`.
 
-Reward functions, methods, tasks, orders and optimizers are all loaded here, so that a path means the same everywhere.
+Reward functions, methods, tasks, orders and optimizers are all loaded here, so a path means the
+same everywhere.
 """
 
 from __future__ import annotations
@@ -26,7 +28,8 @@ BaseT = TypeVar("BaseT")
 
 
 def is_path(name: object) -> bool:
-    """Returns whether a name is the path of an object rather than an entry of one of the package's tables.
+    """Return True if a name is the path of an object rather than an entry of one of the package's
+    tables.
 
     Example:
         >>> is_path("my_method.py:RandomStep"), is_path("egspo")
@@ -36,8 +39,11 @@ def is_path(name: object) -> bool:
 
 
 def path_of(cls: type) -> str:
-    """Returns the path under which a class is found again: `file.py:Class` if its module was read from a file by path or is the
-    script that runs, otherwise `package.module:Class`."""
+    """Return the path from which a class can be loaded again.
+
+    It is `file.py:Class` if the class comes from a file loaded by path or from the running script,
+    and `package.module:Class` otherwise.
+    """
     file = getattr(sys.modules.get(cls.__module__), "__file__", None)
     if file is None or not (cls.__module__ == "__main__" or cls.__module__.startswith(FILE_MODULE)):
         return f"{cls.__module__}:{cls.__qualname__}"
@@ -48,16 +54,17 @@ def path_of(cls: type) -> str:
 def load_object(path: str, what: str, example: str = "Class") -> Any:
     """Load the object at `file.py:NAME` or `package.module:NAME`.
 
-    The current folder, or the folder of the file, is put on Python's path, so that the file can import its neighbours. A file
-    is executed once, and again only after its text has changed.
+    The folder of the file, or the current folder, is added to Python's path, so that the file can
+    import its neighbours. A file is executed once, and again only after its text has changed.
 
     Args:
-        path: where the object is.
+    path: file or module, and the name in it.
         what: the role of the object, for messages.
-        example: what NAME stands for, for messages.
+    example: kind of name to show in messages.
 
     Raises:
-        ConfigError: the path is malformed, the file is missing or cannot be executed, or it does not define the name.
+    ConfigError: the path is malformed, the file is missing or cannot be executed, or the name is
+    not defined in it.
     """
     where, _, attribute = path.rpartition(":")
     if not (where and attribute):
@@ -74,7 +81,7 @@ def load_object(path: str, what: str, example: str = "Class") -> Any:
     if folder not in sys.path:
         sys.path.insert(0, folder)
     try:
-        module = _executed(file) if file else importlib.import_module(where)
+        module = _module_of(file) if file else importlib.import_module(where)
     except (Exception, SystemExit) as error:  # the file is the user's, and may raise anything
         raise ConfigError(
             f'{what} "{path}" cannot be loaded: {type(error).__name__}: {error}{_line_in(file, error)}'
@@ -90,62 +97,67 @@ def load_callable(path: str, what: str, example: str = "function") -> Any:
     """Load an object that can be called; see `load_object`.
 
     Raises:
-        ConfigError: it cannot be loaded, or cannot be called.
+    ConfigError: the object cannot be loaded or cannot be called.
     """
-    found = load_object(path, what, example)
-    if not callable(found):
-        raise ConfigError(f'{what} "{path}" is a {type(found).__name__}, not a {example}.')
-    return found
+    target = load_object(path, what, example)
+    if not callable(target):
+        raise ConfigError(f'{what} "{path}" is a {type(target).__name__}, not a {example}.')
+    return target
 
 
 def load_class(path: str, base: type[BaseT], what: str) -> type[BaseT]:
     """Load a class that derives from `base`; see `load_object`.
 
     Raises:
-        ConfigError: it cannot be loaded, does not derive from `base`, or leaves one of its abstract methods undefined.
+    ConfigError: the object cannot be loaded, does not derive from `base`, or leaves one of its
+    abstract methods undefined.
     """
-    found = load_object(path, what)
+    target = load_object(path, what)
     home = f"{base.__module__.rpartition('.')[0]}.{base.__name__}"
-    if not (isinstance(found, type) and issubclass(found, base)):
-        kind = "a class" if isinstance(found, type) else f"a {type(found).__name__}"
+    if not (isinstance(target, type) and issubclass(target, base)):
+        kind = "a class" if isinstance(target, type) else f"a {type(target).__name__}"
         raise ConfigError(f'{what} "{path}" is {kind} that does not derive from {home}. Make it a subclass of {home}.')
-    if undefined := getattr(found, "__abstractmethods__", None):
+    if undefined := getattr(target, "__abstractmethods__", None):
         missing = ", ".join(sorted(undefined))
         raise ConfigError(f'{what} "{path}" does not define {missing}, which every subclass of {home} must define.')
-    return found
+    return target
 
 
 def source_of(path: str) -> tuple[str, str] | None:
-    """Returns the file of the object at a path and the SHA-256 of its text; None if the object has no file."""
+    """Return the file that defines the object at a path, and the SHA-256 of the file's text; None
+    if the object has no file."""
     try:
-        found = load_object(path, "object")
-        file = Path(inspect.getfile(found if inspect.isroutine(found) or isinstance(found, type) else type(found)))
+        target = load_object(path, "object")
+        is_definition = inspect.isroutine(target) or isinstance(target, type)
+        file = Path(inspect.getfile(target if is_definition else type(target)))
         return str(file), hashlib.sha256(file.read_bytes()).hexdigest()
     except (ConfigError, TypeError, OSError):
         return None
 
 
-def _executed(file: Path) -> ModuleType:
-    """Returns the module of a file, executing the file if that has not been done with its present text."""
-    place, source = file.resolve(), file.read_bytes()
+def _module_of(file: Path) -> ModuleType:
+    """Return the module of a file. Execute the file unless its present text has been executed
+    already."""
+    location, source = file.resolve(), file.read_bytes()
     main = sys.modules["__main__"]
-    if getattr(main, "__file__", None) and Path(str(main.__file__)).resolve() == place:
+    if getattr(main, "__file__", None) and Path(str(main.__file__)).resolve() == location:
         # Executing the script that is running would start its work a second time.
         return main
     digest = hashlib.sha256(source).hexdigest()
-    # Files of one name in different folders are different modules.
-    name = f"{FILE_MODULE}{file.stem}_{hashlib.sha256(str(place).encode()).hexdigest()[:8]}"
+    # Files of the same name in different folders are different modules.
+    name = f"{FILE_MODULE}{file.stem}_{hashlib.sha256(str(location).encode()).hexdigest()[:8]}"
     known = sys.modules.get(name)
     if known is not None and known.__dict__["__digest__"] == digest:
         return known
-    spec = importlib.util.spec_from_file_location(name, place)
+    spec = importlib.util.spec_from_file_location(name, location)
     assert spec is not None
     module = importlib.util.module_from_spec(spec)
     module.__dict__["__digest__"] = digest
     sys.modules[name] = module
     try:
-        # Not by the loader, whose bytecode cache takes two edits within a second for one.
-        exec(compile(source, place, "exec"), module.__dict__)
+        # The import system's loader is not used: its bytecode cache misses a second edit within a
+        # second.
+        exec(compile(source, location, "exec"), module.__dict__)
     except BaseException:
         del sys.modules[name]
         raise
@@ -153,7 +165,8 @@ def _executed(file: Path) -> ModuleType:
 
 
 def _line_in(file: Path | None, error: BaseException) -> str:
-    """Returns the line of a file at which an error arose, in brackets; nothing where the message names it or none is known."""
-    place = str(file.resolve()) if file else None
-    lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == place]
-    return f" ({Path(str(place)).name}, line {lines[-1]})" if lines else ""
+    """Return the line of a file in which an error arose, in brackets; an empty string if the line
+    is unknown."""
+    location = str(file.resolve()) if file else None
+    lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == location]
+    return f" ({Path(str(location)).name}, line {lines[-1]})" if lines else ""

@@ -1,7 +1,8 @@
-"""The building blocks of a recipe: frozen pydantic models that refuse unknown keys.
+"""Building blocks of a recipe: frozen pydantic models that refuse unknown keys.
 
-Each setting has one place. The options of a method or a task are fields of its own class, the settings of every run are here,
-and `unmask.recipes.schema` builds the tree from the tables of methods and tasks. Names are TRL's where TRL has one.
+Each setting has one place. The options of a method or a task are fields of its own class, and the
+settings that every run has are here. `unmask.recipes.schema` builds the tree from the tables of
+methods and tasks. Keys have TRL's names where TRL has the same setting.
 """
 
 from __future__ import annotations
@@ -18,28 +19,30 @@ from unmask.core.by_path import is_path, load_callable, load_object, path_of
 from unmask.core.errors import ConfigError, unknown_name
 
 ORDER_NAMES = ("entropy", "left_to_right", "low_confidence", "margin", "plackett_luce", "random")
-"""The names of `unmask.sampling.ORDERS`, repeated here because settings are checked without importing torch."""
+"""Names in `unmask.sampling.ORDERS`, repeated here because settings are checked without importing
+torch."""
 
 
 class Config(BaseModel):
-    """Base of everything that can stand in a recipe: immutable, and strict about its keys."""
+    """Base class of all parts of a recipe: immutable, and strict about its keys."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, protected_namespaces=())
 
     section: ClassVar[str] = ""
-    """The key in a recipe under which the settings of this class stand, for messages."""
+    """Key in a recipe under which the settings of this class stand; used in messages."""
     command: ClassVar[str] = ""
-    """The command that takes a whole recipe of this class, for messages."""
+    """Command that takes a whole recipe of this class; used in messages."""
     leads_to: ClassVar[Mapping[str, type[Config]]] = {}
-    """Fields that hold changes to a recipe as dotted keys, with the kind of that recipe."""
+    """Fields that hold changes to a recipe as dotted keys, with the class of that recipe."""
 
     @model_validator(mode="before")
     @classmethod
     def _read_values(cls, settings: object) -> object:
-        """Take one value where a list of one is meant, and read ~ at the start of a path as the user's home folder."""
+        """Turn a single value into a list where the field is a list, and expand ~ at the start of a
+        path."""
         if not isinstance(settings, Mapping):
             return settings
-        return {key: _at_home(_listed(value, cls.model_fields.get(key))) for key, value in settings.items()}
+        return {key: _expanded(_listed(value, cls.model_fields.get(key))) for key, value in settings.items()}
 
     def __setattr__(self, name: str, value: Any) -> None:
         if name in type(self).model_fields:
@@ -52,9 +55,11 @@ class Config(BaseModel):
 
 
 class Named(Config):
-    """Base of methods and tasks, which a recipe selects by `type`: a name in the package's table, or the path of a class.
+    """Base class of methods and tasks, which a recipe selects by `type`: a name in the package's
+    table, or the path of a class.
 
-    A class outside the package needs no `type` of its own. It gets its path, whatever it derives from.
+    A class outside the package does not declare `type`. It gets its path, whichever class it
+    derives from.
     """
 
     type: str
@@ -68,17 +73,17 @@ class Named(Config):
 
     @classmethod
     def is_outside(cls) -> bool:
-        """Returns whether the class is defined outside the package."""
+        """Return True if the class is defined outside the package."""
         return cls.__module__.partition(".")[0] != __name__.partition(".")[0]
 
     @property
     def type_name(self) -> str:
-        """The type without the path: of a class outside the package, the name of the class."""
+        """Type without the path; for a class outside the package, the name of the class."""
         return self.type.rpartition(":")[2]
 
     def __reduce_ex__(self, protocol: Any) -> Any:
         if is_path(self.type):
-            # Another process has to read the file before it knows the class.
+            # Another process must load the file before it knows the class.
             return _restored, (self.type, self.section, self.__getstate__())
         return super().__reduce_ex__(protocol)
 
@@ -92,7 +97,8 @@ def _restored(path: str, what: str, state: dict[Any, Any]) -> Named:
 
 
 def _listed(value: Any, field: FieldInfo | None) -> Any:
-    """The value in a list if the field holds a list of any length and the value is a single one; nothing is an empty list."""
+    """Wrap a single value in a list if the field is a list of any length; None becomes an empty
+    list."""
     if field is None or not _holds_list(field.annotation):
         return value
     if value is None:
@@ -106,53 +112,60 @@ def _holds_list(annotation: Any) -> bool:
     return get_origin(annotation) is tuple and get_args(annotation)[-1] is Ellipsis
 
 
-def _at_home(value: Any) -> Any:
+def _expanded(value: Any) -> Any:
     if isinstance(value, list | tuple):
-        return type(value)(_at_home(item) for item in value)
+        return type(value)(_expanded(item) for item in value)
     if isinstance(value, str | os.PathLike) and str(value).startswith("~"):
         return type(value)(os.path.expanduser(value))  # type: ignore[call-arg]
     return value
 
 
 class SamplerConfig(Config):
-    """How a completion is denoised."""
+    """Settings of the denoising process."""
 
     section: ClassVar[str] = "sampler"
 
     max_completion_length: int = Field(256, ge=1)
-    """L, completion positions."""
+    """Number of completion positions, L."""
     num_steps: int | None = Field(None, ge=1)
-    """T, denoising steps; default L / 2, the two tokens a step of the papers (arXiv:2603.12554)."""
+    """Number of denoising steps, T; default L / 2, which commits two tokens per step as in
+    arXiv:2603.12554."""
     block_length: int | None = Field(None, ge=1)
-    """Positions of one semi-autoregressive block; must tile L, and the blocks must share T evenly. Default L: one block."""
+    """Number of positions in a semi-autoregressive block. It must divide L, and the number of
+    blocks must divide T. Default L, i.e. one block."""
     order: str = "low_confidence"
-    """Which masked positions are committed at a step: entropy, left_to_right, low_confidence, margin, plackett_luce or random, or
-    the path of a function, as in my_order.py:mine."""
+    """Remasking strategy, which decides the positions that a step commits: entropy, left_to_right,
+    low_confidence, margin, plackett_luce or random, or the path of a function, as in
+    my_order.py:mine."""
     order_temperature: float = Field(0.5, gt=0)
-    """τ of order `plackett_luce`, which draws positions in proportion to exp(confidence / τ); default of arXiv:2607.15200."""
+    """Temperature τ of the order `plackett_luce`, which draws positions in proportion to
+    exp(confidence / τ); default of arXiv:2607.15200."""
     temperature: float = Field(0.9, ge=0)
-    """Of the token distribution; 0 is argmax. Default of the EGSPO release."""
+    """Temperature of the token distribution; 0 takes the most likely token. Default of the EGSPO
+    release."""
     top_k: int = Field(0, ge=0)
-    """Keep the k likeliest tokens; 0 keeps all."""
+    """Number of most likely tokens that may be sampled; 0 allows all."""
     top_p: float = Field(1.0, gt=0, le=1)
-    """Keep the smallest set of likeliest tokens whose probability reaches top_p; 1 keeps all."""
+    """Probability mass of the smallest set of most likely tokens that may be sampled; 1 allows all."""
     guidance: float = Field(0.0, ge=0)
-    """w of classifier-free guidance: logits become u + (1 + w)(c - u), u from a masked prompt. 0 is off and saves a forward."""
+    """Weight w of classifier-free guidance: logits become u + (1 + w)(c - u), where u comes from a
+    masked prompt. 0 switches guidance off and saves a forward pass."""
 
     @property
     def steps(self) -> int:
-        """T, with its default filled in."""
+        """Number of denoising steps T, with the default filled in."""
         return self.num_steps or max(1, self.max_completion_length // 2)
 
     @property
     def block(self) -> int:
-        """Block length, with its default filled in."""
+        """Block length, with the default filled in."""
         return self.block_length or self.max_completion_length
 
     @field_validator("order")
     @classmethod
     def _check_order(cls, order: str) -> str:
-        # A recorded path is not loaded here: a saved rollout can be read where the file of its order is not.
+        # A path is not loaded here, so that a saved rollout can be read without the file of its
+        # order.
         if order not in ORDER_NAMES and not is_path(order):
             raise ConfigError(
                 f"{unknown_name('order', order, ORDER_NAMES)} Or give the path of a function, as in my_order.py:mine."
@@ -182,22 +195,25 @@ class SamplerConfig(Config):
 
 
 class LoraConfig(Config):
-    """Low-rank adapters (LoRA, arXiv:2106.09685): W + (alpha / r) B A, of which A and B alone are trained."""
+    """Low-rank adapters (LoRA, arXiv:2106.09685): W + (alpha / r) B A, of which only A and B are
+    trained."""
 
     section: ClassVar[str] = "lora"
 
     r: int = Field(128, ge=1)
-    """Rank. Default, with alpha, of the published LLaDA runs (arXiv:2504.12216)."""
+    """Rank of the adapters. The defaults of rank and alpha are those of the published LLaDA runs
+    (arXiv:2504.12216)."""
     alpha: float = Field(64.0, gt=0)
-    """Scale of the update, divided by the rank."""
+    """Scale of the update; it is divided by the rank."""
     dropout: float = Field(0.0, ge=0, lt=1)
-    """Of the adapters' inputs, in SFT only: in reinforcement learning it would make the ratio of an unchanged policy differ from
-    one, so there it is never active."""
+    """Dropout rate of the adapters' inputs, in SFT only. It is never active in reinforcement
+    learning, where it would make the ratio of an unchanged policy differ from one."""
     targets: Literal["all-linear"] | tuple[str, ...] = "all-linear"
-    """Modules that get an adapter: `all-linear` is every linear map of the trunk, not the head; or names, as in [q_proj, v_proj].
-    A name that no module has is an error."""
+    """Modules that get an adapter: `all-linear` for every linear layer of the trunk without the
+    head, or a list of names, as in [q_proj, v_proj]. A name that matches no module is an error."""
     quantize: Literal["none", "4bit"] = "none"
-    """`4bit` keeps the frozen weights in 4-bit NormalFloat (QLoRA, arXiv:2305.14314); needs a CUDA GPU and bitsandbytes."""
+    """Storage of the frozen weights: `4bit` is 4-bit NormalFloat (QLoRA, arXiv:2305.14314) and
+    needs a CUDA GPU and bitsandbytes."""
 
     @field_validator("targets", mode="before")
     @classmethod
@@ -210,33 +226,35 @@ class LoraConfig(Config):
 
 
 class OptimConfig(Config):
-    """Optimizer and learning-rate schedule."""
+    """Settings of the optimizer and of the learning-rate schedule."""
 
     section: ClassVar[str] = "optim"
 
     learning_rate: float = Field(3e-5, gt=0)
     """Peak learning rate."""
     betas: tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]] = (0.9, 0.95)
-    """AdamW's moment decays."""
+    """Decay rates of AdamW's two moments."""
     weight_decay: float = Field(0.0, ge=0)
     """Decoupled weight decay."""
     warmup_steps: int = Field(10, ge=0)
-    """Linear warm-up, in run steps."""
+    """Length of the linear warm-up, in training steps."""
     lr_schedule: Literal["constant", "linear", "cosine"] = "linear"
-    """Shape after warm-up, down to `lr_floor` of the peak at the last step."""
+    """Shape of the schedule after the warm-up. It ends at `lr_floor` times the peak."""
     lr_floor: float = Field(0.1, ge=0, le=1)
-    """Share of the peak rate that is left at the end."""
+    """Learning rate at the last step, as a share of the peak."""
     max_grad_norm: float = Field(1.0, gt=0)
-    """Gradient clipping, by global L2 norm."""
+    """Maximum global L2 norm of the gradient; a larger gradient is scaled down."""
     type: str = "adamw"
-    """`adamw`, or the path of an optimizer class or of a function that makes one, as in torch.optim.SGD or my_optim.py:make. It
-    is called with the parameters, `lr`, those of `betas` and `weight_decay` that it has arguments for, and `options`."""
+    """Optimizer: `adamw`, or the path of a class or function that makes one, as in torch.optim.SGD
+    or my_optim.py:make. It is called with the parameters, `lr`, `betas` and `weight_decay` if it
+    takes them, and `options`."""
     options: dict[str, Any] = {}
-    """Further arguments of an optimizer that is given by path, as in {momentum: 0.9}."""
+    """Further arguments of an optimizer that is named by path, as in {momentum: 0.9}."""
 
     @property
     def path(self) -> str:
-        """The path of an optimizer outside the package; a dotted name such as torch.optim.SGD is one too."""
+        """Path of an optimizer outside the package; a dotted name such as torch.optim.SGD counts as
+        one."""
         return self.type if is_path(self.type) else ":".join(self.type.rpartition(".")[::2])
 
     @model_validator(mode="after")
@@ -256,24 +274,26 @@ class OptimConfig(Config):
 
 
 class EvalConfig(Config):
-    """Evaluation during and after a run, on rows that training never sees."""
+    """Settings of the evaluations during and after a run, on rows that training never uses."""
 
     section: ClassVar[str] = "evaluation"
 
     split: Literal["validation", "test"] = "test"
-    """Rows to take. With `validation` the model of the highest mean accuracy is kept in best/; on `test` none is chosen."""
+    """Split to evaluate on. With `validation`, the checkpoint of the highest mean accuracy is kept
+    in best/; with `test`, none is selected."""
     num_rows: int = Field(256, ge=1)
-    """How many rows."""
+    """Number of examples."""
     eval_steps: int = Field(50, ge=0)
-    """Run steps between evaluations; 0 evaluates at the end only."""
+    """Number of training steps between evaluations; 0 evaluates only at the end."""
     temperatures: tuple[Annotated[float, Field(ge=0)], ...] = (0.0,)
-    """One result for each: 0 is greedy."""
+    """Sampling temperatures, with one result for each; 0 is greedy."""
     batch_size: int = Field(256, ge=1)
-    """Completions denoised together."""
+    """Maximum number of completions that are denoised together."""
 
 
 def flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Return a tree of settings as values by dotted key. Keys may be dotted already; later entries win.
+    """Flatten a tree of settings to values by dotted key. Keys may be dotted already; later entries
+    win.
 
     Example:
         >>> flat({"method": {"type": "egspo", "beta": 0.0}, "optim.learning_rate": 1e-3})

@@ -1,7 +1,7 @@
-"""Errors that a user can correct: each message says what was wrong, what was given and what to do.
+"""Errors that a user can correct: each message says what is wrong, what was given and what to do.
 
-The command line prints them without a stack trace and exits with code 2. Any other exception is a bug in this package and
-keeps its trace.
+The command line prints them without a stack trace and exits with code 2. Any other exception is a
+bug in this package and keeps its trace.
 """
 
 from __future__ import annotations
@@ -15,20 +15,21 @@ from unmask.core.text import visible
 
 
 class UnmaskError(Exception):
-    """Base of every error that is for the user.
+    """Base class of all errors that a user can correct.
 
-    Messages quote file names, columns, tensors and other libraries, so control characters in them are spelt out wherever the
-    message is shown: on the command line, in Python, in a log or in a results file.
+    Messages quote file names, columns, tensors and other libraries. Control characters in them are
+    therefore spelled out wherever the message is shown: on the command line, in Python, in a log or
+    in a results file.
     """
 
     exit_code = 2
-    """Of the command that it ends."""
+    """Exit code of a command that ends with this error."""
     is_agreed = False
-    """Whether all processes of a run raise it, so that one may speak for all."""
+    """True if every rank of a run raises this error, so that only rank 0 prints it."""
 
     @property
     def kind(self) -> str:
-        """What the message is headed with."""
+        """Heading of the message."""
         return type(self).__name__
 
     def __str__(self) -> str:
@@ -36,34 +37,37 @@ class UnmaskError(Exception):
 
 
 class ConfigError(UnmaskError):
-    """A recipe, an override or an argument that cannot be used as given."""
+    """Error in a recipe, an override or an argument."""
 
 
 class DataError(UnmaskError):
-    """Rows that lack a column, are empty, or cannot be read."""
+    """Error in a dataset: rows that lack a column, are empty, or cannot be read."""
 
 
 class ModelError(UnmaskError):
-    """A folder that holds no usable masked diffusion model."""
+    """Error in a model folder, which holds no usable masked diffusion model."""
 
 
 class RewardError(UnmaskError):
-    """A reward function that raised, hung, or returned something that is no list of rewards."""
+    """Error in a reward function, which raised, hung, or returned something other than a list of
+    rewards."""
 
 
 class RunError(UnmaskError):
-    """A run folder, a checkpoint or the disk under it that does not allow what was asked."""
+    """Error in a run folder, a checkpoint or the disk below them."""
 
 
 class LostProcessError(RunError):
-    """A process of the run is stuck or gone; nothing that was saved is lost, and the run can go on."""
+    """A process of the run is stuck or has ended. No saved file is lost, and the run can be
+    resumed."""
 
     exit_code = 75
-    """"Temporary failure, try again" (EX_TEMPFAIL), for schedulers that start a run anew."""
+    """Exit code EX_TEMPFAIL, "temporary failure, try again", for schedulers that restart a run."""
 
 
 def reason(error: BaseException) -> str:
-    """The first line of what another library's error says, or its kind where it says nothing.
+    """Return the first line of another library's error message, or the class of the error if the
+    message is empty.
 
     Example:
         >>> reason(OSError("no such file\\nand a page of advice")), reason(KeyError())
@@ -73,26 +77,29 @@ def reason(error: BaseException) -> str:
 
 
 def no_file(path: str | os.PathLike[str], what: str = "file") -> str:
-    """One sentence for a path where nothing is; for a relative one it says which folder the path was read from.
+    """Return a sentence about a path where nothing exists. For a relative path it names the folder
+    that the path starts from.
 
     Example:
         >>> no_file("/data/rows.csv")
         'there is no file /data/rows.csv.'
     """
     where = "" if Path(path).is_absolute() else f" Relative paths are read from the current folder, {Path.cwd()}."
-    shown = str(path) if len(str(path)) <= LONGEST_PATH else f"{str(path)[:LONGEST_PATH]}..."
+    shown = str(path) if len(str(path)) <= MAX_PATH_CHARACTERS else f"{str(path)[:MAX_PATH_CHARACTERS]}..."
     return f"there is no {what} {shown}.{where}"
 
 
-LONGEST_PATH = 300
-"""Characters of a path that a message quotes: rows that are given where a path belongs may be very long."""
+MAX_PATH_CHARACTERS = 300
+"""Maximum number of characters of a path that a message quotes. Users may pass long rows where a
+path belongs."""
 
-MISSPELT = 0.85
-"""Share of letters in common, as difflib counts them, from which on a name counts as a misspelling of another."""
+MISSPELLING_CUTOFF = 0.85
+"""Similarity, as difflib measures it, from which a name counts as a misspelling of another."""
 
 
-def nearest(name: str, names: Iterable[str], cutoff: float = MISSPELT) -> list[str]:
-    """The name that this one is a misspelling of: nearly all letters are the same, or the same letters are in another order.
+def nearest(name: str, names: Iterable[str], cutoff: float = MISSPELLING_CUTOFF) -> list[str]:
+    """Return the name of which this one is a misspelling: nearly all letters are the same, or the
+    same letters in another order.
 
     Example:
         >>> nearest("widht", ["width", "depth"]), nearest("max_steps", ["eval_steps"]), nearest("EGSPO-SA", ["egspo_sa"])
@@ -104,19 +111,20 @@ def nearest(name: str, names: Iterable[str], cutoff: float = MISSPELT) -> list[s
 
 
 def _letters(name: str) -> list[str]:
-    """The letters of a name in an order of their own, whatever their case, with dashes for underscores."""
+    """Return the letters of a name in sorted order, in lower case, with dashes for underscores."""
     return sorted(name.lower().replace("_", "-"))
 
 
 def unknown_name(kind: str, name: str, available: Iterable[str]) -> str:
-    """One sentence for a name that does not exist: the one it may be a misspelling of, then all of them.
+    """Return a sentence about a name that does not exist: the name of which it may be a
+    misspelling, then all names.
 
     Example:
         >>> unknown_name("method", "egpso", ["egspo", "egspo_sa"])
         'unknown method "egpso". Did you mean "egspo"? Available: egspo, egspo_sa.'
     """
     names = sorted(available)
-    # The names of one table are alternatives of one kind, so a looser likeness is enough than among keys.
+    # The names of one table are alternatives, so a lower similarity is enough here than among keys.
     near = nearest(name, names, cutoff=0.6)
     hint = f' Did you mean "{near[0]}"?' if near else ""
     return f'unknown {kind} "{name}".{hint} Available: {", ".join(names)}.'

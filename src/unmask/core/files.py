@@ -11,31 +11,34 @@ import yaml
 
 from unmask.core.errors import RunError, UnmaskError, reason
 
-MOST_YAML_BYTES = 2**20
-"""Largest YAML text that is read: PyYAML takes seconds for a megabyte, and no recipe comes near it."""
-MOST_YAML_NODES = 100_000
-"""Largest number of YAML values, each counted as often as aliases repeat it."""
+MAX_YAML_BYTES = 2**20
+"""Maximum size of a YAML text, in bytes. PyYAML takes seconds for a megabyte, and recipes are far
+smaller."""
+MAX_YAML_NODES = 100_000
+"""Maximum number of YAML values, each counted as often as aliases repeat it."""
 
 
 class YamlError(ValueError):
-    """YAML text that cannot be used; the message says why, without naming the file."""
+    """Error for YAML text that cannot be used. The message gives the reason without the file name."""
 
 
 def parse_yaml(text: str) -> Any:
-    """Read YAML text with plain values only, and refuse what would take too long or too much memory.
+    """Parse YAML text with plain values only, and refuse text that would take too much time or
+    memory.
 
-    A few lines of aliases that repeat each other (`b: [*a, *a, ...]`) stand for billions of values, which the first
-    function that walks or prints them would never finish. So the values are counted before they are built.
+    A few lines of aliases that repeat each other (`b: [*a, *a, ...]`) can stand for billions of
+    values. The values are therefore counted before they are built.
 
     Raises:
-        YamlError: the text is too long, is not valid YAML, holds a value of an unknown kind, or repeats too much.
+        YamlError: the text is too long, is not valid YAML, holds a value of an unknown kind, or
+            repeats too much.
 
     Example:
         >>> parse_yaml("a: [1, 2]")
         {'a': [1, 2]}
     """
-    if len(text) > MOST_YAML_BYTES:
-        raise YamlError(f"it has {len(text):,} characters, and at most {MOST_YAML_BYTES:,} are read")
+    if len(text) > MAX_YAML_BYTES:
+        raise YamlError(f"it has {len(text):,} characters, and at most {MAX_YAML_BYTES:,} are read")
     try:
         loader = yaml.SafeLoader(text)
         node = loader.get_single_node()
@@ -52,7 +55,7 @@ def parse_yaml(text: str) -> Any:
 
 
 def _count_nodes(root: yaml.Node) -> int:
-    """Number of values below a node, with every alias counted each time."""
+    """Return the number of values below a node, with every alias counted each time."""
     counted: dict[int, int] = {}
     under_way: set[int] = set()
 
@@ -68,8 +71,8 @@ def _count_nodes(root: yaml.Node) -> int:
         elif isinstance(node, yaml.SequenceNode):
             children = node.value
         total = 1 + sum(count(child) for child in children)
-        if total > MOST_YAML_NODES:
-            raise YamlError(f"its aliases stand for more than {MOST_YAML_NODES:,} values")
+        if total > MAX_YAML_NODES:
+            raise YamlError(f"its aliases stand for more than {MAX_YAML_NODES:,} values")
         under_way.remove(id(node))
         counted[id(node)] = total
         return total
@@ -77,23 +80,24 @@ def _count_nodes(root: yaml.Node) -> int:
     return count(root)
 
 
-def read_text(path: Path, error: type[UnmaskError] = RunError, most_bytes: int | None = None) -> str:
+def read_text(path: Path, error: type[UnmaskError] = RunError, max_bytes: int | None = None) -> str:
     """Read a UTF-8 text file.
 
     Args:
-        path: the file.
-        error: the kind of error to raise.
-        most_bytes: refuse a file that is larger.
+    path: path of the file.
+    error: class of the error to raise.
+    max_bytes: maximum size; a larger file is refused.
 
     Raises:
-        UnmaskError: of the kind `error`; the file is missing, cannot be read, is too large, or is not UTF-8 text.
+    UnmaskError: an `error`, if the file is missing, cannot be read, is too large, or is not UTF-8
+    text.
     """
     try:
         if path.exists() and not path.is_file():
-            # A named pipe would be waited for without end, and a folder is no text.
+            # Reading a named pipe would block forever, and a folder has no text.
             raise error(f"{path} is not a file.")
-        if most_bytes is not None and path.stat().st_size > most_bytes:
-            raise error(f"{path} has {path.stat().st_size:,} bytes, and at most {most_bytes:,} are read.")
+        if max_bytes is not None and path.stat().st_size > max_bytes:
+            raise error(f"{path} has {path.stat().st_size:,} bytes, and at most {max_bytes:,} are read.")
         return path.read_text(encoding="utf-8")
     except UnicodeDecodeError as fault:
         line = fault.object[: fault.start].count(b"\n") + 1
@@ -106,9 +110,9 @@ def read_yaml(path: Path, error: type[UnmaskError] = RunError) -> dict[str, Any]
     """Read a YAML file of `key: value` lines; see `parse_yaml`.
 
     Raises:
-        UnmaskError: of the kind `error`; the file cannot be read, or holds something else.
+    UnmaskError: an `error`, if the file cannot be read or holds anything else.
     """
-    text = read_text(path, error, MOST_YAML_BYTES)
+    text = read_text(path, error, MAX_YAML_BYTES)
     try:
         tree = parse_yaml(text)
     except YamlError as fault:
@@ -122,15 +126,16 @@ def read_yaml(path: Path, error: type[UnmaskError] = RunError) -> dict[str, Any]
 
 
 def _sentence(text: str) -> str:
-    """A fault of one line ends as a sentence does; those of several lines, which quote the file, stay as they are."""
+    """Return a one-line fault as a sentence with a full stop; a fault of several lines, which
+    quotes the file, stays as it is."""
     return text if "\n" in text or text.endswith(".") else f"{text}."
 
 
 def parse_json(text: str) -> Any:
-    """Read JSON text.
+    """Parse JSON text.
 
     Raises:
-        ValueError: it is not JSON, or nested too deeply.
+        ValueError: the text is not JSON, or is nested too deeply.
     """
     try:
         return json.loads(text)
@@ -139,7 +144,7 @@ def parse_json(text: str) -> Any:
 
 
 def parse_object(text: str) -> dict[str, Any] | None:
-    """Read the text of one JSON object; None if the text is something else."""
+    """Parse the text of one JSON object; return None if the text is anything else."""
     try:
         content = parse_json(text)
     except ValueError:
@@ -153,16 +158,16 @@ def read_json_lines(
     name: str = "a JSON object",
     advice: str = "Restore the file, or remove the line.",
 ) -> list[dict[str, Any]]:
-    """Read a file of JSON objects, one a line, to which a process may be writing.
+    """Read a file with one JSON object per line, to which a process may be writing.
 
-    The text after the last newline counts if it is a whole object. Otherwise it is dropped: it is the beginning of a line that
-    a process is writing, or was writing when it was killed.
+    Text after the last newline counts if it is a whole object. Otherwise it is the beginning of an
+    unfinished line, and it is dropped.
 
     Args:
-        path: the file.
-        parse: reads a line, and returns None if it cannot be used.
-        name: what a line has to be, for the message.
-        advice: what to do about a damaged line, for the message.
+        path: path of the file.
+        parse: function that reads a line, and returns None if the line cannot be used.
+        name: description of a valid line, for the message.
+        advice: remedy for a damaged line, for the message.
 
     Raises:
         RunError: the file cannot be read, or a line before the last newline cannot be used.
@@ -180,7 +185,7 @@ def read_json_object(path: Path, error: type[UnmaskError] = RunError) -> dict[st
     """Read a file that holds one JSON object.
 
     Raises:
-        UnmaskError: of the kind `error`; the file cannot be read, or holds something else.
+        UnmaskError: an `error`, if the file cannot be read or holds anything else.
     """
     text = read_text(path, error)
     try:

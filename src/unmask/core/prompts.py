@@ -1,4 +1,4 @@
-"""What a prompt may be: text, or chat messages for a model's template."""
+"""Checks of prompts, which are text, or chat messages for the template of a model."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ _WRITTEN_MESSAGES = re.compile(r"""\s*\[\s*\{\s*['"](role|content)['"]\s*:""")
 
 
 def fault_of_prompt(prompt: object) -> str | None:
-    """What is wrong with a prompt whatever the model, as a clause; None: nothing.
+    """Return the fault of a prompt that no model can use, as a clause; None if the prompt is valid.
 
     Example:
         >>> fault_of_prompt("1+1="), fault_of_prompt(" ")
@@ -42,7 +42,7 @@ def _fault_of_message(message: object, name: str) -> str | None:
     if not isinstance(role, str) or not role.strip():
         return f'{name} has no "role", such as "user"'
     if isinstance(content, list):
-        return f"{name} has its content in parts; models here read text alone, so join its texts to one"
+        return f"{name} has a list of parts as its content, but these models read only text; join the texts into one string"
     if not isinstance(content, str):
         return f'{name} has no text under "content"'
     if "\0" in content:

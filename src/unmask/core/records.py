@@ -1,8 +1,9 @@
-"""The records that everything hangs on: what a rollout was, which corrupted readings of it are scored, what a loss is.
+"""Records that pass between sampling, methods and training.
 
-docs/symbols.md lists the letters of the dimensions, which mean the same everywhere. Steps run in execution order, k = 0 (all
-masked) to T - 1. The test run checks the annotated shapes and types whenever a record is made; that check reads annotations as
-they stand, so this module does without `from __future__ import annotations`.
+docs/symbols.md lists the dimension letters, which mean the same everywhere. Denoising steps are
+numbered in order of execution, from k = 0 (all positions masked) to T - 1. In the test run, the
+annotated shapes and types are checked whenever a record is made. That check needs evaluated
+annotations, so this module does without `from __future__ import annotations`.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -16,114 +17,146 @@ from torch import Tensor
 from unmask.core.config import SamplerConfig
 
 GIVEN = -1
-"""`unmask_step` of a completion token that was there before the first step (infilling, branching)."""
+"""Value of `unmask_step` for a completion token that was present before the first step, as in
+infilling and branching."""
 
 
 @dataclass(slots=True)
 class PrefixCache:
-    """Keys and values of a batch's leading columns, for a denoiser whose later columns cannot change them."""
+    """Cached keys and values of the leading columns of a batch, for a denoiser whose later columns
+    cannot change them."""
 
     length: int = 0
-    """Columns that it holds."""
+    """Number of cached columns."""
     layers: list[tuple[Tensor, Tensor]] = field(default_factory=list)
-    """Of each layer, [B, heads, length, width of a head] each."""
+    """Keys and values of each layer, [B, heads, length, head width] each."""
 
     def rows(self, index: Tensor) -> "PrefixCache":
-        """The rows that `index` picks, copied."""
+        """Return a copy of the rows at `index`."""
         return PrefixCache(self.length, [(keys[index], values[index]) for keys, values in self.layers])
 
 
 class DenoiserLike(Protocol):
-    """What samplers need of a model: logits at wanted positions of a partially masked sequence."""
+    """Interface of a model as the sampler sees it: logits at chosen positions of a partially masked
+    sequence."""
 
     mask_id: int
     eos_id: int
 
     def __call__(self, ids: Tensor, attention_mask: Tensor | None, positions: Tensor) -> Tensor:
-        """[B, S] int64 ids, [B, S] bool or None (no padding), [B, n] int64 positions -> [B, n, V] logits, temperature 1.
+        """Compute logits at the given positions, at temperature 1.
 
-        One that says `block_length` is block-causal, and also takes `prefix`, a `PrefixCache` of its leading columns, and `keep`,
-        how many of them to hold from now on.
+        A block-causal denoiser has an attribute `block_length`. It also takes `prefix`, a
+        `PrefixCache` of its leading columns, and `cache_until`, the number of leading columns to
+        cache from now on.
+
+        Args:
+            ids: [B, S] int64 prompt and completion tokens, MASK at masked positions.
+            attention_mask: [B, S] bool, False at padding; None if there is no padding.
+            positions: [B, n] int64 columns of `ids`.
+
+        Returns:
+            [B, n, V] logits.
         """
         ...
 
 
 @dataclass(frozen=True, slots=True)
 class Readout:
-    """What is wanted of the logits of each position, so that a denoiser need not have them all at once."""
+    """A function of the logits of each position, so that a denoiser can compute it in chunks of
+    positions."""
 
-    read: Callable[[Tensor, Tensor], Tensor]
-    """Maps [n, V] logits at temperature 1 and [n, M] facts of the positions to [n, c]; each position by itself."""
-    facts: Tensor
-    """[B, n, M] int64, such as the tokens whose probabilities are asked."""
-    at_once: int
-    """Positions whose logits may be there at a time."""
+    function: Callable[[Tensor, Tensor], Tensor]
+    """Maps [n, V] logits at temperature 1 and [n, M] inputs to [n, c] values, each position
+    independently of the others."""
+    inputs: Tensor
+    """[B, n, M] int64: further inputs of the function, such as the tokens whose probabilities it
+    returns."""
+    chunk_size: int
+    """Maximum number of positions whose logits exist at the same time."""
 
 
 @dataclass(frozen=True, slots=True)
 class Trajectory:
-    """A batch of denoising paths as *what* was written and *when*; every intermediate state is derived, none is kept.
+    """A batch of denoising paths: each token, and the step that committed it. Intermediate states
+    are derived from these two.
 
-    20 bytes a completion token, and 4 K bytes more where greedy one-step completions are kept.
+    A trajectory takes 20 bytes per completion token, and 4 K bytes more if it holds one-step
+    completions.
     """
 
     prompt_ids: Int[Tensor, "B P"]
-    """[B, P] int64, left-padded."""
+    """[B, P] int64: prompt tokens, padded on the left."""
     prompt_mask: Bool[Tensor, "B P"]
     """[B, P] bool, False at padding."""
     tokens: Int[Tensor, "B L"]
     """[B, L] int64, the finished completion."""
     unmask_step: Int[Tensor, "B L"]
-    """[B, L] int32: the step that committed the position; GIVEN (-1) if it was there from the start, T if it was filled with
-    EOS after the row had ended, so that it is masked in every state that the policy saw."""
+    """[B, L] int32: step that committed the position. It is GIVEN (-1) for a token that was present
+    from the start. It is T for a position that was filled with EOS after the row had ended, and
+    that is therefore masked in every state that the policy saw."""
     logprob: Float[Tensor, "B L"]
-    """[B, L] float32, nats: of the committed token under the behaviour policy at its temperature and support; 0 where none was
-    committed."""
+    """[B, L] float32, nats: log-probability of the committed token under the behaviour policy, at
+    its temperature and support; 0 where no token was sampled."""
     entropy: Float[Tensor, "B L"]
-    """[B, L] float32, nats: of the distribution being differentiated, at the moment of commitment; 0 where none was."""
+    """[B, L] float32, nats: entropy of the distribution that is differentiated, when the position
+    was committed; 0 where no token was sampled."""
     seed: Int[Tensor, "B"]
-    """[B] int64: all randomness of a row is a hash of its seed, so a row does not depend on its batch."""
+    """[B] int64: seed of each row. All randomness of a row is a hash of its seed, so a row does not
+    depend on the rest of its batch."""
     sampler: SamplerConfig
-    """Settings with which the completions were sampled; a replay of the path needs them."""
+    """Sampler settings that produced the completions; a replay of the path needs them."""
     mask_id: int
     eos_id: int
     choice_rank: Int[Tensor, "B L"] | None = None
-    """[B, L] int32: place of the position in its step's draw, from 0; only under an order whose choice has a probability."""
+    """[B, L] int32: rank of the position among those that its step drew, from 0. Set only for an
+    order whose position choice has a probability."""
     choice_logprob: Float[Tensor, "B L"] | None = None
-    """[B, L] float32, nats: with which the position was drawn from those that were left in its block; with `choice_rank`."""
+    """[B, L] float32, nats: log-probability of drawing this position from those still masked in its
+    block. Set together with `choice_rank`."""
     selected_step: Int32[Tensor, "B K"] | None = None
-    """[B, K] int32: steps whose one-step completions were kept, in the order of the selection; -1 for an empty slot."""
+    """[B, K] int32: steps whose one-step completions are stored, in the order of the selection; -1
+    for an empty slot."""
     one_step_tokens: Int[Tensor, "B K L"] | None = None
-    """[B, K, L] int32: x̂_k, the state before step k with every masked position filled by its likeliest token."""
+    """[B, K, L] int32: one-step completions x̂_k, i.e. the state before step k with the most likely
+    token at every masked position."""
     branch_tokens: Int[Tensor, "B K M L"] | None = None
-    """[B, K, M, L] int32: other completions of the same states, as `Needs.branches` asks for them."""
+    """[B, K, M, L] int32: branches of the same states, as `Needs.branches` describes them."""
     turn_end_id: int | None = None
-    """The token that ends an assistant's turn, where the model has another than EOS: what follows is not of the completion."""
+    """Token that ends the assistant's turn, if the model has one other than EOS. The text of the
+    completion ends before it."""
     policy_version: int = 0
-    """Version of the weights that sampled the completions: the number of training steps that they had been through."""
+    """Version of the weights that sampled the completions: the number of training steps before
+    them."""
 
     def __len__(self) -> int:
         return self.tokens.shape[0]
 
     @property
     def num_steps(self) -> int:
-        """T, the number of denoising steps of the sampler."""
+        """Number of denoising steps T of the sampler."""
         return self.sampler.steps
 
     def state_before(self, step: Int[Tensor, "B"] | int) -> Int[Tensor, "B L"]:
-        """[B, L] int64: the completion as the policy saw it at `step` (an int or [B]); step 0 is the starting state."""
+        """Return the completion as the policy saw it at a step, [B, L] int64; step 0 is the
+        starting state.
+
+        Args:
+            step: one step for all rows, or [B] steps.
+        """
         if isinstance(step, Tensor):
             step = step.unsqueeze(-1)
         return self.tokens.masked_fill(self.unmask_step >= step, self.mask_id)
 
     @property
     def selected_steps(self) -> Int32[Tensor, "B K"]:
-        """`selected_step`, for a method that asked for one-step completions."""
+        """Selected steps as a tensor, for methods that need one-step completions."""
         assert self.selected_step is not None
         return self.selected_step
 
-    def step_read(self, views: "Views") -> Int[Tensor, "N"]:
-        """[N] int64: the step whose state each view shows, the first of its targets'; -1 where it shows no state of the path."""
+    def shown_step(self, views: "Views") -> Int[Tensor, "N"]:
+        """Return the step whose state each view shows, [N] int64: that of its earliest target, or
+        -1 if it shows no state of the path."""
         when = self.unmask_step[views.row]
         first = when.masked_fill(~views.target, self.num_steps).min(-1).values
         is_state = (views.hidden == (when >= first.unsqueeze(-1))).all(-1) & (first < self.num_steps)
@@ -132,28 +165,30 @@ class Trajectory:
         return first.long().masked_fill(~is_state, -1)
 
     def is_text(self) -> Bool[Tensor, "B L"]:
-        """[B, L] bool: positions before the first EOS or end of the turn, those that make the completion's text."""
+        """Return [B, L] bool, True at positions of the completion's text, which ends before the
+        first EOS or end of turn."""
         is_end = self.tokens == self.eos_id
         if self.turn_end_id is not None:
             is_end |= self.tokens == self.turn_end_id
         return is_end.cumsum(-1) == 0
 
     def to(self, device: torch.device | str) -> "Trajectory":
-        """The same record with its tensors on `device`."""
+        """Return a copy with all tensors on `device`."""
         return self._with({name: value.to(device) for name, value in self.tensors().items()})
 
     def rows(self, index: Tensor | slice) -> "Trajectory":
-        """The record of the rows that `index` picks."""
+        """Return the rows at `index` as a trajectory."""
         return self._with({name: value[index] for name, value in self.tensors().items()})
 
     def tensors(self) -> dict[str, Tensor]:
-        """The tensor fields that are set, by name."""
+        """Return the tensor fields that are set, by name."""
         values = {f.name: getattr(self, f.name) for f in fields(self)}
         return {name: value for name, value in values.items() if isinstance(value, Tensor)}
 
     @staticmethod
     def cat(parts: Sequence["Trajectory"]) -> "Trajectory":
-        """Join records of one sampler setting, left-padding prompts to the longest."""
+        """Concatenate trajectories that share their sampler settings, with prompts padded on the
+        left to the longest."""
         width = max(part.prompt_ids.shape[1] for part in parts)
 
         def padded(part: Trajectory) -> dict[str, Tensor]:
@@ -171,157 +206,172 @@ class Trajectory:
 
 @dataclass(frozen=True, slots=True)
 class Rollout:
-    """Scored trajectories of whole groups: rows i*G to (i+1)*G - 1 answer the same prompt."""
+    """Trajectories of whole groups with their rewards: rows i*G to (i+1)*G - 1 belong to the same
+    prompt."""
 
     trajectory: Trajectory
     group_size: int
-    """G."""
+    """Number of completions in a group, G."""
     reward: Float[Tensor, "B"]
-    """[B] float32: weighted sum of the reward functions on the finished completion."""
+    """[B] float32: weighted sum of the reward functions for the finished completion."""
     one_step_reward: Float[Tensor, "B K"] | None = None
-    """[B, K] float32: the same for the greedy one-step completions; 0 in an empty slot."""
+    """[B, K] float32: rewards of the one-step completions; 0 in an empty slot."""
     branch_reward: Float[Tensor, "B K M"] | None = None
-    """[B, K, M] float32: the same for the fills; 0 in an empty slot."""
+    """[B, K, M] float32: rewards of the branches; 0 in an empty slot."""
 
     def groups(self, index: slice) -> "Rollout":
-        """The groups that `index` picks."""
+        """Return the groups at `index` as a rollout."""
         rows = torch.arange(len(self.trajectory)).view(-1, self.group_size)[index].flatten()
         rewards = {name: value[rows] for name, value in self.rewards().items()}
         return replace(self, trajectory=self.trajectory.rows(rows), **rewards)
 
     def to(self, device: torch.device | str) -> "Rollout":
-        """The same record with its tensors on `device`."""
+        """Return a copy with all tensors on `device`."""
         rewards = {name: value.to(device) for name, value in self.rewards().items()}
         return replace(self, trajectory=self.trajectory.to(device), **rewards)
 
     @staticmethod
     def cat(parts: Sequence["Rollout"]) -> "Rollout":
-        """Join rollouts of one sampler setting and group size, in order."""
+        """Concatenate rollouts that share sampler settings and group size, in order."""
         columns = [part.rewards() for part in parts]
         rewards: dict[str, Any] = {name: torch.cat([column[name] for column in columns]) for name in columns[0]}
         return replace(parts[0], trajectory=Trajectory.cat([part.trajectory for part in parts]), **rewards)
 
     def rewards(self) -> dict[str, Any]:
-        """Return the tensors of rewards that are set, by name."""
+        """Return the reward tensors that are set, by name."""
         names = ("reward", "one_step_reward", "branch_reward")
         return {name: getattr(self, name) for name in names if getattr(self, name) is not None}
 
 
 @dataclass(frozen=True, slots=True)
 class Views:
-    """N corrupted readings of completions, made once by a method's plan and evaluated under every policy."""
+    """N masked versions of completions. A method plans them once, and they are evaluated under
+    every policy."""
 
     row: Int[Tensor, "N"]
-    """[N] int64: the completion that is read."""
+    """[N] int64: index of the completion that the view shows."""
     hidden: Bool[Tensor, "N L"]
-    """[N, L] bool: shown as MASK."""
+    """[N, L] bool: positions that are masked."""
     target: Bool[Tensor, "N L"]
-    """[N, L] bool: positions whose log-probabilities are read; a subset of `hidden`."""
+    """[N, L] bool: positions whose log-probabilities are computed; a subset of `hidden`."""
     weight: Float[Tensor, "N"]
-    """[N] float32: of the view in the loss, whose views are added up and divided by the number of completions."""
+    """[N] float32: weight of the view in the loss. The losses of the views are summed and divided
+    by the number of completions."""
     slot: Int[Tensor, "N"]
-    """[N] int64: the column of the advantage that the view takes."""
+    """[N] int64: column of the advantage that applies to the view."""
     prompt_hidden: Bool[Tensor, "N P"] | None = None
-    """[N, P] bool: prompt positions shown as MASK."""
+    """[N, P] bool: prompt positions that are masked."""
     tokens: Int[Tensor, "N M L"] | None = None
-    """[N, M, L] int: M readings of the same state, whose log-probabilities at the targets come from one forward; default the
-    completion's own tokens, without the axis M."""
+    """[N, M, L] int: M token sequences for the same masked state, whose log-probabilities at the
+    targets come from one forward pass. None stands for the completion's own tokens, without the
+    axis M."""
 
     def __len__(self) -> int:
         return self.row.shape[0]
 
     def take(self, index: Tensor | slice) -> "Views":
-        """The views that `index` picks."""
+        """Return the views at `index`."""
         values = {f.name: getattr(self, f.name) for f in fields(self)}
         return replace(self, **{name: value[index] for name, value in values.items() if value is not None})
 
 
 @dataclass(frozen=True, slots=True)
 class ViewLogprobs:
-    """What one policy says of a set of views."""
+    """Log-probabilities that one policy assigns to a set of views."""
 
     logprob: Float[Tensor, "N *M L"]
-    """[N, L] float32, nats: of the targets, at the scoring temperature and support; 0 elsewhere. [N, M, L] where the views bring
-    M readings."""
+    """[N, L] float32, nats: log-probabilities of the targets, at the temperature and support of
+    `LogprobSettings`; 0 elsewhere. [N, M, L] if the views have M token sequences."""
     choice: Float[Tensor, "N L"] | None = None
-    """[N, L] float32, nats: of the choice of each target's position among those left in its block; where asked for and known."""
+    """[N, L] float32, nats: log-probability of choosing each target's position among those left in
+    its block; None unless requested, and for orders without a choice probability."""
     distribution: Float[Tensor, "n V"] | None = None
-    """[n, V] float32 log-probabilities at the n targets in row-major order, where asked for."""
+    """[n, V] float32, nats: log-probabilities of all tokens at the n targets in row-major order;
+    None unless requested."""
 
 
 @dataclass(frozen=True, slots=True)
 class Branches:
-    """Other one-step completions of the states at the selected steps, drawn from the logits that the rollout has in hand."""
+    """Settings of the branches of each selected step. They are drawn from logits that the rollout
+    has already computed."""
 
     num: int
-    """Fresh draws of each state."""
+    """Number of new draws for each state."""
     scope: Literal["step", "all"] = "step"
-    """What is drawn: the positions that the step committed, or every masked one."""
+    """Positions that are drawn again: those that the step committed, or every masked one."""
     finish: Literal["greedy", "sampled", "rollout"] = "greedy"
-    """How the rest is filled under scope `step`: with the likeliest tokens; with one sample that all draws share; or by denoising
-    on from there, which is the only one that costs forward passes."""
+    """Rule that fills the other positions under scope `step`: with the most likely tokens, with one
+    sample that all draws share, or by further denoising, which is the only choice that costs
+    forward passes."""
     with_taken: bool = False
-    """Put first, before the draws, the fill that holds what the rollout itself committed, as one more."""
+    """Put the branch with the tokens that the rollout itself committed first, in addition to the
+    draws."""
 
     @property
     def count(self) -> int:
-        """M, the number of fills kept of each state."""
+        """Number of branches of each state, M."""
         return self.num + self.with_taken
 
 
 @dataclass(frozen=True, slots=True)
 class Needs:
-    """What a method asks of the engine."""
+    """Requirements of a method, which the engine and the trainer fulfil."""
 
     greedy: bool = False
-    """Greedy one-step completions of the steps that its selection takes, and their rewards."""
+    """True if the method needs the one-step completions of its selected steps, and their rewards."""
     selection: tuple[str, int] = ("entropy_topk", 1)
-    """The rule and K by which the steps are chosen whose one-step completions are kept."""
+    """Selection rule and number K of the steps whose one-step completions are stored."""
     branches: Branches | None = None
-    """Other completions of the same states, and their rewards."""
+    """Branches of the selected steps, with their rewards; None if the method needs none."""
     choice: bool = False
-    """The probability of the choice of positions, where the order has one."""
+    """True if the method uses the probability of the position choice, for orders that have one."""
     reference: Literal["none", "logprob", "distribution"] = "none"
-    """What it reads of the reference policy."""
+    """Output of the reference policy that the method uses."""
     group: bool = True
-    """Whether its baseline needs more than one completion of a prompt."""
+    """True if the baseline needs more than one completion of each prompt."""
 
 
 @dataclass(frozen=True, slots=True)
 class LossInputs:
-    """Views with everything that a loss may read: any chunk of them where the method is separable, otherwise all views of whole
-    groups. All [N, L] float32 nats are 0 outside `target`."""
+    """Views with everything that a loss may read. A separable method gets them in chunks of any
+    size; any other method gets all views of whole groups. All [N, L] float32 nats are 0 outside
+    `target`."""
 
     new: Float[Tensor, "N *M L"]
-    """[N, L] log-probabilities under the policy being trained, with graph; [N, M, L] where the views bring M readings."""
+    """[N, L] float32, nats: log-probabilities under the policy that is trained, with graph; [N, M,
+    L] if the views have M token sequences."""
     old: Float[Tensor, "N *M L"]
-    """The same under the policy at the start of the update."""
+    """Log-probabilities under the policy at the start of the update, of the same shape."""
     reference: Float[Tensor, "N *M L"] | None
-    """The same under the reference policy."""
+    """Log-probabilities under the reference policy, of the same shape."""
     exact_kl: Float[Tensor, "N L"] | None
-    """[N, L] KL(new || reference) of the whole distribution at each target, with graph."""
+    """[N, L] float32, nats: KL(new || reference) of the whole distribution at each target, with
+    graph."""
     row: Int[Tensor, "N"]
-    """[N] int64: the completion that a view reads."""
+    """[N] int64: index of the completion that the view shows."""
     target: Bool[Tensor, "N L"]
-    """[N, L] bool."""
+    """[N, L] bool: positions whose log-probabilities are computed."""
     weight: Float[Tensor, "N"]
-    """[N] float32."""
+    """[N] float32: weight of the view in the loss."""
     advantage: Float[Tensor, "N *M"]
-    """[N] float32, or [N, M]."""
+    """[N] float32: advantage of the view; [N, M] if the views have M token sequences."""
     slot: Int[Tensor, "N"] | None = None
-    """[N] int64: the view's slot."""
+    """[N] int64: slot of the view."""
     group_size: int = 1
-    """G; completion b belongs to group b // G."""
+    """Number of completions in a group, G; completion b belongs to group b // G."""
     new_choice: Float[Tensor, "N L"] | None = None
-    """[N, L] log-probabilities of the choice of positions under the policy being trained, where asked for and known."""
+    """[N, L] float32, nats: log-probabilities of the position choices under the policy that is
+    trained; None as in `ViewLogprobs`."""
     old_choice: Float[Tensor, "N L"] | None = None
-    """The same under the policy at the start of the update."""
+    """[N, L] float32, nats: log-probabilities of the position choices under the policy at the start
+    of the update."""
     mean_tokens: float | None = None
-    """Scored tokens of a completion, mean over the whole step, all processes and minibatches; None: over those given here."""
+    """Mean number of targets of a completion over the whole training step, all ranks and
+    minibatches included. None: the mean over these inputs."""
 
     @property
     def choices(self) -> tuple[Tensor, Tensor] | None:
-        """The two together, where asked for and known."""
+        """New and old log-probabilities of the position choices, or None if they are not available."""
         if self.new_choice is None or self.old_choice is None:
             return None
         return self.new_choice, self.old_choice
@@ -329,13 +379,15 @@ class LossInputs:
 
 @dataclass(frozen=True, slots=True)
 class LossOutput:
-    """Losses; the trainer adds them up, in whatever chunks, and divides by the number of completions."""
+    """Losses of views. The trainer adds them up, in chunks of any size, and divides by the number
+    of completions."""
 
     loss: Float[Tensor, "..."]
-    """[N] float32 with graph, one for each view; of any shape where the method is not separable."""
+    """[N] float32 with graph: loss of each view; of any shape if the method is not separable."""
     metrics: dict[str, Tensor] = field(default_factory=dict)
-    """Of any shape each, no graph; averaged, or the largest taken where the name ends in `_max`."""
+    """Metrics of any shape, without graph. They are averaged, or their maximum is taken if the name
+    ends in `_max`."""
 
 
 Row = dict[str, Any]
-"""One item of a task: `prompt` and whatever columns its reward functions read."""
+"""Example of a task: `prompt` and the columns that its reward functions read."""

@@ -1,6 +1,7 @@
-"""Time limits: a call that is stopped when its time is up, and how much time is left within such a limit.
+"""Time limits: stop a call when its time is up, and find out how much time such a limit leaves.
 
-A pool of workers inside a limited call asks for its `budget`, and returns before the limit of the call is reached.
+A pool of workers inside a limited call uses `budget` to return before the limit of the call is
+reached.
 """
 
 from __future__ import annotations
@@ -18,18 +19,21 @@ from types import FrameType
 from typing import Any
 
 RESERVE = 10.0
-"""Seconds kept to end what is running and to come back; half of what is left where that is less."""
+"""Seconds reserved for ending the workers and returning; at most half of the remaining time."""
 PATIENT_RINGS = 4
-"""Alarms, half a second apart, that a function may catch before they follow each other closely."""
+"""Number of alarms, half a second apart, that a function may catch before alarms follow each other
+closely."""
 CLOSE_RINGS = 1e-4
-"""Seconds between alarms from then on: one of them soon rings where the function cannot catch it."""
+"""Seconds between later alarms. They are so close together that the function cannot catch all of
+them."""
 
 _end: ContextVar[float] = ContextVar("end", default=math.inf)
 
 
 @contextmanager
 def time_limit(seconds: float) -> Iterator[None]:
-    """Record that what is called within must have returned after so many seconds. It interrupts nothing."""
+    """Record that the code in the block must return after this many seconds. Nothing is
+    interrupted."""
     token = _end.set(min(_end.get(), time.monotonic() + seconds))
     try:
         yield
@@ -38,7 +42,8 @@ def time_limit(seconds: float) -> Iterator[None]:
 
 
 def budget(seconds: float) -> float:
-    """Seconds in which a pool may begin work: `seconds`, or less where the time limit around it leaves less.
+    """Return the number of seconds in which a pool may start work: `seconds`, or less if an
+    enclosing time limit leaves less.
 
     Example:
         >>> budget(40.0)
@@ -57,12 +62,13 @@ class _Interrupted(BaseException):
 
 @contextmanager
 def interrupted_after(seconds: float, message: str) -> Iterator[None]:
-    """End Python code that takes longer than so many seconds, in any thread.
+    """Interrupt the Python code in the block after this many seconds, in any thread.
 
-    It interrupts between two instructions of the interpreter, and so not within one call of a C function.
+    The interruption takes effect between two instructions of the interpreter, so it cannot end a
+    call of a C function.
 
     Raises:
-        TimeoutError: with `message`.
+    TimeoutError: the time is up; its text is `message`.
 
     Example:
         >>> with interrupted_after(0.1, "too slow"):
@@ -92,16 +98,18 @@ def interrupted_after(seconds: float, message: str) -> Iterator[None]:
 
 
 class TimeLimitError(BaseException):
-    """The time is up. Not an Exception, so that a function's own `except Exception` does not catch it."""
+    """Raised when the time is up. It is not an Exception, so that a function's own `except
+    Exception` does not catch it."""
 
 
 def within(seconds: float, work: Callable[[], Any]) -> Any:
-    """Call `work` and stop it when the time is up.
+    """Call `work`, and stop the call when the time is up.
 
-    In the main thread an alarm interrupts the call. That also ends calls into C that check for signals, such as a regular
-    expression that backtracks or a power of large integers. A function that catches everything in a loop is interrupted
-    again and again, until an alarm rings outside of its `try`. Other threads have no alarms: there the call runs in a further
-    thread, which is left behind when the time is up.
+    In the main thread an alarm interrupts the call. An alarm also ends C code that checks for
+    signals, such as a regular expression that backtracks or a power of large integers. A function
+    that catches everything in a loop is interrupted again and again, until an alarm arrives outside
+    its `try`. Other threads have no alarms. There the call runs in a further thread, which is
+    abandoned when the time is up.
 
     Raises:
         TimeLimitError: the time is up.
@@ -115,7 +123,7 @@ def within(seconds: float, work: Callable[[], Any]) -> Any:
         rings += 1
         if rings == PATIENT_RINGS:
             signal.setitimer(signal.ITIMER_REAL, CLOSE_RINGS, CLOSE_RINGS)
-        # Not where `work` has already ended and the alarm is about to be switched off.
+        # No alarm counts after `work` has ended, while the alarm is being switched off.
         if frame is not None and frame.f_code not in (within.__code__, ring.__code__):
             raise TimeLimitError
 
@@ -138,7 +146,8 @@ def _within_thread(seconds: float, work: Callable[[], Any]) -> Any:
         except BaseException as error:
             result.put((False, error))
 
-    # A daemon: one that hangs can neither be stopped nor keep the process from ending.
+    # The thread is a daemon: a call that hangs cannot be stopped, and must not keep the process
+    # alive.
     threading.Thread(target=run, daemon=True).start()
     try:
         succeeded, value = result.get(timeout=seconds)

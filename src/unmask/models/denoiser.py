@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from unmask.core.errors import ModelError
 from unmask.core.records import PrefixCache, Readout
 from unmask.models.block_causal import block_causal_mask
-from unmask.models.head import read_in_parts
+from unmask.models.head import head_in_chunks
 from unmask.models.native import NATIVE_CLASSES
 
 if TYPE_CHECKING:
@@ -77,7 +77,7 @@ class Denoiser(nn.Module):
         positions: Tensor,
         *,
         prefix: PrefixCache | None = None,
-        keep: int = 0,
+        cache_until: int = 0,
         readout: Readout | None = None,
     ) -> Tensor:
         """Logits at the wanted positions.
@@ -88,8 +88,8 @@ class Denoiser(nn.Module):
             ids: [B, S] int64, MASK where hidden, anything at padding.
             attention_mask: [B, S] bool, False at (left) padding; None if there is none, which is faster.
             positions: [B, n] int64 in 0..S-1; at or after the columns that `prefix` holds.
-            prefix: leading columns of these rows that were run before; filled up to `keep`.
-            keep: leading columns that are final, a number of whole blocks but for the first.
+            prefix: leading columns of these rows that were run before; filled up to `cache_until`.
+            cache_until: leading columns that are final, a number of whole blocks but for the first.
             readout: what is wanted of the logits, if not they themselves; they are then made for a few positions at a time.
 
         Returns:
@@ -100,7 +100,7 @@ class Denoiser(nn.Module):
             # The flag of the block itself switches nothing else: dropouts are modules below it.
             block.training = torch.is_grad_enabled()
         if self.block_length is not None:
-            return self._block_causal(ids, attention_mask, positions, prefix, keep, readout)
+            return self._block_causal(ids, attention_mask, positions, prefix, cache_until, readout)
         if prefix is not None:
             raise ValueError(
                 "no column of a bidirectional model is final before the last token is: it has no exact prefix."
@@ -121,7 +121,7 @@ class Denoiser(nn.Module):
         attention_mask: Tensor | None,
         positions: Tensor,
         prefix: PrefixCache | None,
-        keep: int,
+        cache_until: int,
         readout: Readout | None,
     ) -> Tensor:
         assert self.block_length is not None
@@ -140,10 +140,12 @@ class Denoiser(nn.Module):
             use_cache=cache is not None,
         ).last_hidden_state
         # A shifted head still has to be asked at the last final column.
-        keep -= int(self.logit_shift)
-        if prefix is not None and keep > start:
-            prefix.layers = [(layer.keys[:, :, :keep], layer.values[:, :, :keep]) for layer in cache.layers]
-            prefix.length = keep
+        cache_until -= int(self.logit_shift)
+        if prefix is not None and cache_until > start:
+            prefix.layers = [
+                (layer.keys[:, :, :cache_until], layer.values[:, :, :cache_until]) for layer in cache.layers
+            ]
+            prefix.length = cache_until
         return self._logits(hidden, self._columns(positions, attention_mask) - start, readout)
 
     def _columns(self, positions: Tensor, attention_mask: Tensor | None) -> Tensor:
@@ -162,7 +164,7 @@ class Denoiser(nn.Module):
     def _logits(self, hidden: Tensor, columns: Tensor, readout: Readout | None) -> Tensor:
         wanted = hidden.gather(1, columns.unsqueeze(-1).expand(-1, -1, hidden.shape[-1]))
         head = self._head(self.backbone)
-        return head(wanted) if readout is None else read_in_parts(head, wanted, readout)
+        return head(wanted) if readout is None else head_in_chunks(head, wanted, readout)
 
 
 def _as_cache(prefix: PrefixCache) -> Any:

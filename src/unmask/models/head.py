@@ -1,9 +1,10 @@
-"""The head, read in parts: [n, V] logits of a language model are more memory than its activations, and nobody needs them all.
+"""The head of a model, evaluated in chunks of positions to save memory.
 
-The log-probability of a token takes one number out of V. So the head, the softmax and whatever is read of them run on a few
-positions at a time, and the backward pass runs them again instead of finding them kept. Libraries that fuse the head into a
-cross-entropy know neither a sampler's temperature, top-k and top-p nor several readings of a position; this knows whatever
-`Readout.read` computes, on any device, with the same numbers.
+The [n, V] logits of a language model take more memory than its activations, and the log-probability
+of a token needs only one number out of V. The head, the softmax and the function of the logits
+therefore run on a few positions at a time, and the backward pass recomputes them. Libraries that
+fuse the head into a cross-entropy do not support temperature, top-k and top-p, or several tokens
+per position. This module supports every `Readout`, on any device, with the same numbers.
 """
 
 from __future__ import annotations
@@ -17,27 +18,27 @@ from torch.utils.checkpoint import checkpoint
 from unmask.core.records import Readout
 
 
-def read_in_parts(head: Callable[[Tensor], Tensor], hidden: Tensor, readout: Readout) -> Tensor:
-    """What the readout says of each position, with graph if there is one.
+def head_in_chunks(head: Callable[[Tensor], Tensor], hidden: Tensor, readout: Readout) -> Tensor:
+    """Evaluate a function of the logits of each position, with graph if gradients are enabled.
 
     Args:
-        head: hidden states [..., D] to logits [..., V].
-        hidden: [B, n, D].
-        readout: what to take of the logits, and of how many positions at a time.
+        head: map from hidden states [..., D] to logits [..., V].
+        hidden: [B, n, D] hidden states.
+        readout: function of the logits, and the number of positions in a chunk.
 
     Returns:
-        [B, n, c].
+        [B, n, c] values of the function.
     """
 
-    def part(states: Tensor, facts: Tensor) -> Tensor:
-        return readout.read(head(states), facts)
+    def chunk(states: Tensor, inputs: Tensor) -> Tensor:
+        return readout.function(head(states), inputs)
 
-    states, facts = hidden.flatten(0, 1), readout.facts.flatten(0, 1)
-    # Even parts, so that no last one of a few positions is summed in another order.
-    count = max(1, -(-len(states) // readout.at_once))
-    pieces = zip(states.tensor_split(count), facts.tensor_split(count), strict=True)
+    states, inputs = hidden.flatten(0, 1), readout.inputs.flatten(0, 1)
+    # Chunks of equal size: a small last chunk would be summed in another order.
+    count = max(1, -(-len(states) // readout.chunk_size))
+    chunks = zip(states.tensor_split(count), inputs.tensor_split(count), strict=True)
     if torch.is_grad_enabled() and count > 1:
-        found = [checkpoint(part, *piece, use_reentrant=False) for piece in pieces]
+        values = [checkpoint(chunk, *arguments, use_reentrant=False) for arguments in chunks]
     else:
-        found = [part(*piece) for piece in pieces]
-    return torch.cat(found).view(*hidden.shape[:2], -1)
+        values = [chunk(*arguments) for arguments in chunks]
+    return torch.cat(values).view(*hidden.shape[:2], -1)

@@ -57,8 +57,8 @@ class Forwards:
             tokens = tokens[:, :end]
             prefixes = self._prefixes_of(rows)
             before = prefixes[0].length
-            keep = self.prompt_ids.shape[1] + start // self.block_length * self.block_length
-            options = {"prefixes": prefixes, "keep": keep}
+            cache_until = self.prompt_ids.shape[1] + start // self.block_length * self.block_length
+            options = {"prefixes": prefixes, "cache_until": cache_until}
         logits = predict(
             self.denoiser,
             *state,

@@ -15,7 +15,7 @@ from unmask.core.records import DenoiserLike, Readout, Trajectory, ViewLogprobs,
 from unmask.functional.distribution import token_logprobs
 from unmask.functional.plackett_luce import plackett_luce_logprob
 from unmask.sampling.orders import POSITION_LOGITS
-from unmask.sampling.predict import predict, read
+from unmask.sampling.predict import predict, predict_in_chunks
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,7 +105,7 @@ def view_logprobs(
     if whole or positions_at_once is None or positions.numel() <= positions_at_once:
         chosen, logprobs, score = read_out(predict(denoiser, *asked, trajectory.sampler.guidance), tokens)
     else:
-        found = read(denoiser, *asked, Readout(numbers, tokens, positions_at_once))
+        found = predict_in_chunks(denoiser, *asked, Readout(numbers, tokens, positions_at_once))
         chosen, score = found[..., : tokens.shape[-1]], found[..., -1] if choice else None
     # Non-targets that only pad the width may hold MASK, whose log-probability is -inf.
     chosen = torch.where(is_target.unsqueeze(1), chosen.mT, torch.zeros_like(chosen.mT))

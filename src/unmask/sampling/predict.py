@@ -22,7 +22,7 @@ def predict(
     guidance: float = 0.0,
     *,
     prefixes: Sequence[PrefixCache] = (),
-    keep: int = 0,
+    cache_until: int = 0,
 ) -> Tensor:
     """Logits at wanted completion positions, with classifier-free guidance and without the MASK token.
 
@@ -39,13 +39,13 @@ def predict(
         mask_id: id of MASK.
         guidance: w >= 0.
         prefixes: for a block-causal denoiser, what it holds of these rows, and with guidance of them with a masked prompt.
-        keep: leading columns of prompt and completion that are to be held from now on.
+        cache_until: leading columns of prompt and completion that are to be held from now on.
 
     Returns:
         [B, n, V] logits at temperature 1.
     """
     ids, attention_mask, wanted = _asked(prompt_ids, prompt_mask, completion, positions)
-    held: list[dict[str, Any]] = [{"prefix": prefix, "keep": keep} for prefix in prefixes] or [{}, {}]
+    held: list[dict[str, Any]] = [{"prefix": prefix, "cache_until": cache_until} for prefix in prefixes] or [{}, {}]
     logits = denoiser(ids, attention_mask, wanted, **held[0])
     if guidance:
         blind = torch.cat([torch.full_like(prompt_ids, mask_id), completion], dim=1)
@@ -54,7 +54,7 @@ def predict(
     return _without_mask(logits, mask_id)
 
 
-def read(
+def predict_in_chunks(
     denoiser: Callable[..., Tensor],
     prompt_ids: Tensor,
     prompt_mask: Tensor,
@@ -78,7 +78,9 @@ def read(
         [B, n, c].
     """
     asked = _asked(prompt_ids, prompt_mask, completion, positions)
-    without_mask = replace(readout, read=lambda logits, facts: readout.read(_without_mask(logits, mask_id), facts))
+    without_mask = replace(
+        readout, function=lambda logits, inputs: readout.function(_without_mask(logits, mask_id), inputs)
+    )
     return denoiser(*asked, readout=without_mask)
 
 

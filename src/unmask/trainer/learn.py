@@ -284,7 +284,7 @@ class Learner:
         path = rollout.trajectory
         if self.recipe.logprob_temperature != "sampling" or not path.sampler.temperature or batch.tokens is not None:
             return
-        step = path.step_read(batch).unsqueeze(-1)
+        step = path.shown_step(batch).unsqueeze(-1)
         on_path = batch.target & (path.unmask_step[batch.row] == step) & (step >= 0)
         tally.add("diffusion/mismatch_max", (new.logprob.detach() - path.logprob[batch.row])[on_path].abs())
 

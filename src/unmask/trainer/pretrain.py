@@ -32,7 +32,7 @@ from unmask.recipes.schema import PretrainRecipe, completed
 from unmask.runs.folder import RunFolder, disk_faults_explained
 from unmask.runs.metrics import read_metrics
 from unmask.sampling.generation import check_fits_context, encode_batch
-from unmask.sampling.predict import predict, read
+from unmask.sampling.predict import predict, predict_in_chunks
 from unmask.trainer.distributed import backend
 from unmask.trainer.distributed.accelerator import finish_trackers, make_accelerator, start_trackers
 from unmask.trainer.distributed.ranks import Ranks
@@ -322,7 +322,7 @@ class Corpus:
         if target.numel() <= self.positions_at_once:
             logprob = _token_logprob(predict(model, *asked), tokens)  # type: ignore[arg-type]
         else:
-            logprob = read(model, *asked, Readout(_token_logprob, tokens, self.positions_at_once))
+            logprob = predict_in_chunks(model, *asked, Readout(_token_logprob, tokens, self.positions_at_once))
         return -elbo(logprob.squeeze(-1), masked, batch.times).mean() / target.shape[1] * batch.num_blocks
 
 

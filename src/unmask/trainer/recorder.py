@@ -92,7 +92,7 @@ def to_keep(
     path = rollout.trajectory
     is_kept = views.row < len(path)
     views, advantage = views.take(is_kept), advantage[is_kept]
-    trained = TrainedViews(views.row.int(), path.step_read(views).int(), _fills_read(path, views), advantage)
+    trained = TrainedViews(views.row.int(), path.shown_step(views).int(), _fills_read(path, views), advantage)
     return SavedRollout(
         rollout,
         decode(tokenizer, path.tokens),
@@ -110,13 +110,13 @@ def _fills_read(path: Trajectory, views: Views) -> Tensor:
         return torch.full_like(views.row, -1, dtype=torch.int32)
     is_read = (path.branch_tokens[views.row] == views.tokens.unsqueeze(1)).flatten(2).all(-1)
     # Fills that all came out as what was written could be taken for it.
-    is_read &= path.selected_steps[views.row] == path.step_read(views).unsqueeze(-1)
+    is_read &= path.selected_steps[views.row] == path.shown_step(views).unsqueeze(-1)
     return torch.where(is_read.any(-1), is_read.int().argmax(-1), -1).int()
 
 
 def selected_by_step(path: Trajectory, views: Views) -> Tensor:
     """[T] how many views show the state before each step, divided by the completions."""
-    step = path.step_read(views)
+    step = path.shown_step(views)
     return torch.bincount(step[step >= 0], minlength=path.num_steps).float() / len(path)
 
 
