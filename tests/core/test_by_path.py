@@ -492,7 +492,7 @@ def test_the_catalogue_shows_a_method_and_a_task_by_path(folder: Path, capsys: p
     assert "Number of steps." in shown
     assert unmask("tasks", "my_task.py:Reverse", "digits=2") == 0
     shown = capsys.readouterr().out
-    assert "A few digits, to be written backwards." in shown
+    assert "Task of writing a few digits backwards." in shown
     assert make_task("my_task.py:Reverse", ["digits=2"]).rows("train", 1)[0]["prompt"] in shown
     assert unmask("methods", "my_method.py:None") == 2
     assert unmask("tasks", "my_method.py:FirstSteps") == 2

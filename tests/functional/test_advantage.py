@@ -1,4 +1,4 @@
-"""Group baselines: by hand, their invariances, their exact bias, and the stepwise identity."""
+"""Tests of group baselines: values by hand, invariances, exact bias, and the stepwise identity."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ BASELINES = ("group_mean", "leave_one_out")
 
 @st.composite
 def slots(draw: st.DrawFn) -> tuple[Tensor, Tensor, int]:
-    """Rewards [B, K], validity [B, K] and a group size."""
+    """Draw rewards [B, K], validity [B, K] and a group size."""
     groups, size, width = draw(st.integers(1, 3)), draw(st.integers(2, 5)), draw(st.integers(1, 3))
     count = groups * size * width
     reward = draw(st.lists(st.floats(-5, 5), min_size=count, max_size=count))
@@ -44,7 +44,7 @@ def test_both_baselines_by_hand():
     torch.testing.assert_close(left_out, torch.tensor([1.0, -0.5, -0.5, -3.0, 0.0, 3.0]))
 
 
-def test_empty_slots_neither_get_nor_give():
+def test_empty_slots_have_no_advantage_and_do_not_enter_the_baseline():
     reward = torch.tensor([[1.0, 4.0], [float("nan"), 2.0], [3.0, 100.0]])
     is_valid = torch.tensor([[True, True], [False, True], [True, False]])
     expected = torch.tensor([[-1.0, 1.0], [0.0, -1.0], [1.0, 0.0]])
@@ -53,7 +53,7 @@ def test_empty_slots_neither_get_nor_give():
 
 
 @pytest.mark.parametrize("baseline", BASELINES)
-def test_the_only_valid_member_of_a_slot_gets_zero_and_so_does_a_slot_without_any(baseline):
+def test_a_slot_with_one_valid_member_or_none_gets_zero(baseline):
     reward = torch.tensor([[1.0, 5.0, 2.0], [3.0, 7.0, 4.0]])
     is_valid = torch.tensor([[True, False, True], [False, False, True]])
     advantage = group_advantage(reward, 2, baseline, is_valid)
@@ -73,7 +73,7 @@ def test_advantages_of_each_group_and_slot_sum_to_zero(case, baseline):
 
 @settings(max_examples=50, deadline=None)
 @given(case=slots(), baseline=st.sampled_from(BASELINES), constant=st.floats(-5, 5))
-def test_advantages_are_blind_to_an_added_constant(case, baseline, constant):
+def test_advantages_ignore_an_added_constant(case, baseline, constant):
     reward, is_valid, size = case
     advantage = group_advantage(reward, size, baseline, is_valid)
     moved = group_advantage(reward + constant, size, baseline, is_valid)
@@ -91,7 +91,7 @@ def test_advantages_follow_a_permutation_within_the_group(case, baseline, data):
     torch.testing.assert_close(permuted, advantage[rows], rtol=0, atol=1e-12)
 
 
-def test_leave_one_out_is_the_group_mean_stretched_by_n_over_n_minus_one():
+def test_leave_one_out_is_the_group_mean_times_n_over_n_minus_one():
     reward = torch.randn(8, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     mean, left_out = (group_advantage(reward, 4, baseline) for baseline in BASELINES)
     torch.testing.assert_close(left_out, mean * 4 / 3, rtol=1e-12, atol=1e-14)
@@ -109,7 +109,8 @@ def test_float32_arithmetic_would_leave_noise_in_a_constant_group():
 
 
 def expected_gradient(advantage_of, group_size: int) -> tuple[Tensor, Tensor]:
-    """Exact E[(1/G) Σ_i A_i ∇ log p(a_i)] over all groups of a three-armed bandit, and ∇ J."""
+    """Return the exact E[(1/G) Σ_i A_i ∇ log p(a_i)] over all groups of a three-armed bandit, and ∇
+    J."""
     logits = torch.tensor([0.3, -0.5, 0.9], dtype=torch.float64, requires_grad=True)
     reward_of = torch.tensor([1.0, 0.2, -0.7], dtype=torch.float64)
     logprobs = logits.log_softmax(-1)
@@ -124,7 +125,7 @@ def expected_gradient(advantage_of, group_size: int) -> tuple[Tensor, Tensor]:
 
 
 @pytest.mark.parametrize("size", [2, 3, 4])
-def test_leave_one_out_gives_the_whole_gradient_and_the_group_mean_all_but_one_of_g_parts(size):
+def test_leave_one_out_gives_the_whole_gradient_and_the_group_mean_a_share_of_g_minus_one_over_g(size):
     estimate, true = expected_gradient(lambda reward: group_advantage(reward, size, "leave_one_out"), size)
     torch.testing.assert_close(estimate, true, rtol=0, atol=1e-14)
     estimate, true = expected_gradient(lambda reward: group_advantage(reward, size, "group_mean"), size)
@@ -151,7 +152,7 @@ def test_the_stepwise_advantage_is_the_group_advantage_of_the_stepwise_return():
     torch.testing.assert_close(advantage, group_advantage(returns, 2, "leave_one_out"))
 
 
-def test_an_empty_slot_gets_nothing_and_its_reward_still_counts_for_the_others():
+def test_an_empty_slot_gets_zero_but_its_reward_enters_the_baseline():
     reward, value = torch.tensor([1.0, 0.0, 0.5]), torch.tensor([[0.5], [0.25], [9.0]])
     is_valid = torch.tensor([[True], [True], [False]])
     advantage = stepwise_advantage(reward, value, is_valid, 3, 0.5, "group_mean")
@@ -161,7 +162,7 @@ def test_an_empty_slot_gets_nothing_and_its_reward_still_counts_for_the_others()
 
 @settings(max_examples=50, deadline=None)
 @given(weight=st.floats(0, 10), seed=st.integers(0, 1000))
-def test_the_stepwise_advantage_is_a_centred_state_value_baseline_of_gain_lambda_over_one_plus_lambda(weight, seed):
+def test_the_stepwise_advantage_is_a_centred_state_value_baseline(weight, seed):
     generator = torch.Generator().manual_seed(seed)
     reward = torch.rand(6, generator=generator, dtype=torch.float64)
     value = torch.rand(6, 4, generator=generator, dtype=torch.float64)
@@ -254,7 +255,7 @@ def test_a_fitted_gain_is_the_regression_of_reward_on_value_over_the_other_group
         torch.testing.assert_close(gain[3 * group : 3 * group + 3], expected.expand(3))
 
 
-def test_a_groups_gain_does_not_see_the_group():
+def test_the_gain_of_a_group_does_not_depend_on_the_group():
     reward, value, is_valid = random_case()
     changed = reward.clone()
     changed[:3] = torch.tensor([9.0, -4.0, 2.0])
@@ -263,7 +264,7 @@ def test_a_groups_gain_does_not_see_the_group():
     assert (before[3:] - after[3:]).abs().min() > 0.01
 
 
-def test_a_fitted_gain_lowers_the_spread_and_without_other_groups_there_is_none():
+def test_a_fitted_gain_lowers_the_variance_and_is_zero_without_other_groups():
     reward, value, is_valid = random_case(groups=40)
     gain = fitted_gain(reward, value, is_valid, 3)
     plain = controlled_advantage(reward, value, is_valid, 3, 0.0, "leave_one_out")
@@ -274,7 +275,7 @@ def test_a_fitted_gain_lowers_the_spread_and_without_other_groups_there_is_none(
 
 
 @pytest.mark.parametrize("baseline", ["group_mean", "leave_one_out"])
-def test_pooled_means_are_over_all_slots_of_the_members_that_count(baseline):
+def test_pooled_means_are_over_all_valid_slots(baseline):
     reward, value, is_valid = random_case(groups=2)
     is_valid[1, 1] = is_valid[4, 0] = False
     found = controlled_advantage(reward, value, is_valid, 3, 1.0, baseline, pool_slots=True)
@@ -297,7 +298,8 @@ def test_counterfactual_advantages_by_hand_and_exactly_zero_for_equal_values():
 
 
 def test_counterfactual_advantages_estimate_the_gradient_of_the_expected_value():
-    # Two actions from p over three, all nine pairs enumerated: Σ_m A_m ∇ log p(a_m) has the mean ∇ Σ_a p_a Q_a.
+    # All nine pairs of two actions from p over three are enumerated: Σ_m A_m ∇ log p(a_m) has the
+    # mean ∇ Σ_a p_a Q_a.
     logits = torch.tensor([0.2, -0.5, 0.9], dtype=torch.float64, requires_grad=True)
     q = torch.tensor([1.0, 0.3, -0.7], dtype=torch.float64)
     logp = logits.log_softmax(0)

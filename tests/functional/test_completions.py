@@ -1,4 +1,4 @@
-"""From values of views to values of completions: against a loop."""
+"""Tests of the reduction of view values to completions, against a loop."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import torch
 from unmask.functional.completions import one_by_completion, sum_by_completion
 
 
-def test_views_are_summed_within_their_completion_whatever_their_order() -> None:
+def test_views_are_summed_within_their_completion_in_any_order() -> None:
     row = torch.randint(5, (40,), generator=torch.Generator().manual_seed(0))
     row[row == 2] = 7
     value = torch.randn(40, generator=torch.Generator().manual_seed(1), dtype=torch.float64, requires_grad=True)

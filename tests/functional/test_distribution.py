@@ -1,4 +1,4 @@
-"""The token distribution: supports by hand, gradients by hand, draws that follow it."""
+"""Tests of the token distribution: supports and gradients by hand, and frequencies of draws."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def test_temperature_divides_the_logits_before_the_support_is_taken():
     probability = torch.tensor([0.6, 0.3, 0.1], dtype=torch.float64)
     hot = token_logprobs(probability.log() + 5.0, temperature=2.0)
     torch.testing.assert_close(hot.exp(), probability.sqrt() / probability.sqrt().sum())
-    # At temperature 1 the nucleus of 0.55 is one token; at 2 the likeliest has 0.475 only.
+    # At temperature 1 the nucleus of 0.55 is one token; at 2 the most likely token has only 0.475.
     assert support_of(token_logprobs(probability.log(), top_p=0.55)) == [0]
     assert support_of(token_logprobs(probability.log(), temperature=2.0, top_p=0.55)) == [0, 1]
 
@@ -64,15 +64,16 @@ def test_equal_logits_are_cut_by_token_id_to_exactly_k():
 
 
 def test_the_nucleus_counts_tokens_far_rarer_than_the_resolution_of_float32_near_one():
-    # 1000 tokens of 1e-9 beside one that has the rest; half of them are needed to leave out no more than 5e-7.
+    # 1000 tokens of 1e-9 beside one that has the rest; half of them are needed to leave out no more
+    # than 5e-7.
     logits = torch.full((1001,), 1e-9, dtype=torch.float64).log().float()
     logits[700] = 0.0
     assert len(support_of(token_logprobs(logits, top_p=1 - 5e-7))) == pytest.approx(501, abs=2)
 
 
-def test_a_kept_token_is_in_the_support_whatever_the_truncation():
+def test_an_allowed_token_is_always_in_the_support():
     logits = torch.tensor([[0.1, 0.2, 0.3, 0.4]] * 2).log()
-    logprobs = token_logprobs(logits, top_k=2, top_p=0.5, keep=torch.tensor([[0], [3]]))
+    logprobs = token_logprobs(logits, top_k=2, top_p=0.5, always_allow=torch.tensor([[0], [3]]))
     assert support_of(logprobs[0]) == [0, 3]
     assert support_of(logprobs[1]) == [3]
     assert logprobs[0].exp()[0].item() == pytest.approx(0.2, abs=1e-6)  # 0.1 / (0.1 + 0.4)
@@ -112,7 +113,7 @@ def test_a_batch_equals_its_single_rows():
     ("given_dtype", "dtype"),
     [(torch.float16, torch.float32), (torch.bfloat16, torch.float32), (torch.float64, torch.float64)],
 )
-def test_half_types_are_raised_to_float32_and_float64_stays(given_dtype, dtype):
+def test_half_types_become_float32_and_float64_stays(given_dtype, dtype):
     logits = torch.tensor([0.0, 1.0], dtype=given_dtype)
     assert token_logprobs(logits).dtype == dtype
     assert token_entropy(token_logprobs(logits).to(given_dtype)).dtype == dtype
@@ -128,7 +129,7 @@ def test_half_types_are_raised_to_float32_and_float64_stays(given_dtype, dtype):
         ({"top_k": -1}, "top_k = -1"),
         ({"top_p": 0.0}, "top_p = 0.0"),
         ({"top_p": 1.5}, "top_p = 1.5"),
-        ({"keep": torch.tensor([1, 2])}, r"must agree but for the last axis; got \(2,\), \(1, 3\)"),
+        ({"always_allow": torch.tensor([1, 2])}, r"must agree in all axes but the last; got \(2,\), \(1, 3\)"),
     ],
 )
 def test_values_out_of_range_are_refused(options, message):
@@ -150,7 +151,7 @@ def test_every_distribution_sums_to_one_and_its_entropy_lies_between_zero_and_th
 
 @settings(max_examples=50, deadline=None)
 @given(logits=logit_rows, shift=st.floats(-50, 50))
-def test_entropy_is_blind_to_a_shift_of_the_logits(logits, shift):
+def test_entropy_ignores_a_shift_of_the_logits(logits, shift):
     entropy = token_entropy(token_logprobs(logits.double()))
     shifted = token_entropy(token_logprobs(logits.double() + shift))
     assert shifted.item() == pytest.approx(entropy.item(), abs=1e-11)
@@ -163,7 +164,8 @@ def test_entropy_of_uniform_certain_and_hand_worked_distributions():
 
 
 def test_entropy_of_a_nearly_certain_token_keeps_its_digits():
-    # H = -(1-q) log(1-q) - q log q; 1 - q is 1 in float32, so the log of the probability would lose the first term.
+    # H = -(1-q) log(1-q) - q log q; 1 - q is 1 in float32, so the log of the probability would lose
+    # the first term.
     q = math.exp(-20)
     logprobs = torch.tensor([math.log1p(-q), -20.0])
     expected = -(1 - q) * math.log1p(-q) - q * math.log(q)
@@ -233,7 +235,8 @@ def test_frequencies_of_draws_match_the_distribution_and_not_another_one():
         expected = count * probability.double()[[0, 1, 3, 4]]
         return float(((observed[[0, 1, 3, 4]] - expected) ** 2 / expected).sum())
 
-    # 3 degrees of freedom exceed 21 with probability 1e-4. The control is temperature 1 instead of 0.9.
+    # 3 degrees of freedom exceed 21 with probability 1e-4. The control is temperature 1 instead of
+    # 0.9.
     assert observed[2] == 0
     assert chi_square(logprobs.exp()) < 21
     assert chi_square(token_logprobs(logits).exp()) > 21

@@ -1,4 +1,5 @@
-"""The masked-diffusion bound: its exact expectation on three positions, and the two draws that it needs."""
+"""Tests of the masked-diffusion bound: its exact expectation on three positions, and its random
+draws."""
 
 from __future__ import annotations
 
@@ -24,7 +25,7 @@ from unmask.functional.elbo import (
 )
 
 JOINT = torch.tensor([0.05, 0.2, 0.1, 0.15, 0.25, 0.05, 0.12, 0.08], dtype=torch.float64).view(2, 2, 2)
-"""p(x) of three binary tokens, far from independent."""
+"""Distribution p(x) of three strongly dependent binary tokens."""
 
 SEQUENCE = (1, 0, 0)
 
@@ -32,7 +33,8 @@ MASKS = torch.tensor(list(product([False, True], repeat=3)))
 
 
 def conditional_logprob(is_masked: Tensor) -> Tensor:
-    """[3] float64: log p(x_i | the unmasked tokens of SEQUENCE) under JOINT, for masked i; NaN elsewhere."""
+    """Return log p(x_i | the unmasked tokens of SEQUENCE) under JOINT for masked i, [3] float64;
+    NaN elsewhere."""
     consistent = torch.zeros_like(JOINT)
     for x in product(range(2), repeat=3):
         if all(is_masked[i] or x[i] == SEQUENCE[i] for i in range(3)):
@@ -48,7 +50,8 @@ CONDITIONALS = torch.stack([conditional_logprob(mask) for mask in MASKS])
 
 
 def exact_expectation(estimate_at) -> float:
-    """∫ over t in (0, 1) of the mean over masks: a polynomial of degree 2 in t, so two Gauss nodes are exact."""
+    """Integrate the mean over masks over t in (0, 1). It has degree 2 in t, so two Gauss nodes are
+    exact."""
     num_masked = MASKS.sum(-1).double()
     total = 0.0
     for t in (0.5 - 0.5 / 3**0.5, 0.5 + 0.5 / 3**0.5):
@@ -58,10 +61,11 @@ def exact_expectation(estimate_at) -> float:
 
 
 def test_with_exact_conditionals_the_expected_elbo_is_the_log_probability():
-    # Averaged over orders the conditionals telescope (chain rule), so the bound is tight: ELBO = log p(x).
+    # Averaged over orders the conditionals telescope (chain rule), so the bound is tight: ELBO =
+    # log p(x).
     log_p = JOINT[SEQUENCE].log().item()
     assert exact_expectation(lambda t: elbo(CONDITIONALS, MASKS, t)) == pytest.approx(log_p, abs=1e-14)
-    # The control: without the weight 1/t it is something else.
+    # Negative control: without the weight 1/t the value differs.
     unweighted = exact_expectation(lambda t: elbo(CONDITIONALS, MASKS, torch.ones_like(t)))
     assert abs(unweighted - log_p) > 0.5
 
@@ -83,12 +87,12 @@ def test_the_mean_over_drawn_times_and_masks_reaches_the_log_probability():
     standard_error = estimates.std().item() / count**0.5
     assert standard_error < 0.03
     assert abs(estimates.mean().item() - log_p) < 4 * standard_error
-    # The control: masks drawn at other times than those they are weighted by.
+    # Negative control: masks that are drawn at other times than those of their weights.
     shuffled = elbo(CONDITIONALS[index], is_masked, times.flip(0))
     assert abs(shuffled.mean().item() - log_p) > 0.5
 
 
-def test_the_estimate_by_hand_ignores_what_is_not_masked():
+def test_the_estimate_by_hand_ignores_unmasked_positions():
     logprob = torch.tensor([[-1.0, float("nan"), -3.0], [-1.0, -2.0, -3.0]])
     is_masked = torch.tensor([[True, False, True], [False, False, False]])
     assert elbo(logprob, is_masked, torch.tensor([0.25, 0.5])).tolist() == [-16.0, 0.0]
@@ -153,7 +157,7 @@ def test_each_maskable_position_is_masked_with_the_probability_of_its_row():
     assert (share - times).abs().max() < 4 * (0.25 / 19_000) ** 0.5
 
 
-def test_arguments_that_make_no_sense_are_refused():
+def test_invalid_arguments_are_refused():
     generator = torch.Generator()
     for count, low in ((0, 0.1), (4, 0.0), (4, 1.0)):
         with pytest.raises(ValueError, match=f"count = {count}, low = {low}"):
@@ -168,12 +172,13 @@ def test_arguments_that_make_no_sense_are_refused():
 
 
 def gains_of(mask: Tensor) -> float:
-    """Σ of log-probabilities of the masked positions of SEQUENCE given the others."""
+    """Sum the log-probabilities of the masked positions of SEQUENCE given the others."""
     return conditional_logprob(mask)[mask].sum().item()
 
 
 def mean_over_draws(least: int, estimate: Callable[[Tensor], float]) -> float:
-    """The mean of an estimate over a count uniform on {least..3} and a set uniform among those of that size."""
+    """Return the mean of an estimate over counts uniform on {least..3} and uniform sets of that
+    size."""
     by_count = [[mask for mask in MASKS if int(mask.sum()) == count] for count in range(least, 4)]
     return sum(sum(map(estimate, masks)) / len(masks) for masks in by_count) / len(by_count)
 
@@ -189,12 +194,12 @@ def test_one_set_with_its_weight_is_unbiased_for_the_elbo() -> None:
         return weight_of(mask.view(1, 3), coupled=False).item() * gains_of(mask)
 
     assert mean_over_draws(1, estimate) == pytest.approx(log_p, abs=1e-7)
-    # The control: the same weight where the empty set is among the draws.
+    # Negative control: the same weight, with the empty set among the draws.
     assert abs(mean_over_draws(0, estimate) - log_p) > 0.2
 
 
 def pair_estimate(mask: Tensor, gain: Callable[[Tensor], float] = gains_of) -> float:
-    """The estimate of a set and its complement."""
+    """Return the estimate of a set and its complement."""
     pair = coupled_masks(mask.view(1, 1, 3), torch.ones(1, 3, dtype=torch.bool))[0]
     assert (pair.sum(0) == 1).all(), "each position is masked once"
     weight = weight_of(pair, coupled=True)
@@ -204,19 +209,19 @@ def pair_estimate(mask: Tensor, gain: Callable[[Tensor], float] = gains_of) -> f
 def test_a_coupled_pair_with_its_weights_is_unbiased_for_the_elbo() -> None:
     log_p = JOINT[SEQUENCE].log().item()
     assert mean_over_draws(0, pair_estimate) == pytest.approx(log_p, abs=1e-7)
-    # The control: without the draw that leaves one half empty.
+    # Negative control: without the draw that leaves one half empty.
     assert abs(mean_over_draws(1, pair_estimate) - log_p) > 0.02
 
 
-def test_a_pair_with_an_empty_half_reads_about_half_of_the_elbo() -> None:
-    # Three tokens worth one nat each, whatever the others are: where coupled masks can be the noisier ones.
+def test_a_pair_with_an_empty_half_gives_about_half_of_the_elbo() -> None:
+    # Three independent tokens of one nat each, a case in which coupled masks can be noisier.
     values = [pair_estimate(mask, lambda half: float(half.sum())) for mask in MASKS]
     assert values == pytest.approx([2.0] + [4.0] * 6 + [2.0])
     assert mean_over_draws(0, lambda mask: pair_estimate(mask, lambda half: float(half.sum()))) == pytest.approx(3.0)
 
 
 @pytest.mark.parametrize("least", [0, 1])
-def test_each_count_alone_is_uniform_whatever_the_others_are(least: int) -> None:
+def test_each_count_alone_is_uniform(least: int) -> None:
     generator = torch.Generator().manual_seed(0)
     sizes = torch.tensor([4, 2])
     draws = torch.stack([stratified_counts(sizes, 2, least, generator) for _ in range(3000)])
@@ -225,7 +230,7 @@ def test_each_count_alone_is_uniform_whatever_the_others_are(least: int) -> None
             seen = torch.bincount(draws[:, row, draw], minlength=size + 1)[least:]
             assert chisquare(seen).pvalue > 1e-3
     assert draws[..., 0].min() == least
-    # Not independent: the two counts of a completion lie half the range apart.
+    # They are not independent: the two counts of a completion lie half the range apart.
     assert (draws[:, 0, 0] != draws[:, 0, 1]).all()
 
 
@@ -262,11 +267,11 @@ def test_sets_of_a_size_are_equally_likely_and_hold_maskable_positions_only() ->
 
 
 @pytest.mark.parametrize("num_nodes", [1, 2, 3, 5])
-def test_gauss_legendre_integrates_powers_up_to_twice_its_nodes_and_no_further(num_nodes: int) -> None:
+def test_gauss_legendre_is_exact_for_powers_up_to_twice_its_nodes_and_no_further(num_nodes: int) -> None:
     nodes, weights = gauss_legendre(num_nodes)
     for power in range(2 * num_nodes):
         assert (weights * nodes**power).sum().item() == pytest.approx(1 / (power + 1), abs=1e-14)
-    # The first power that is missed, by the known constant (N!)⁴ / ((2N)!² (2N+1)).
+    # The error of the first power that is not exact is the known constant (N!)⁴ / ((2N)!² (2N+1)).
     degree = 2 * num_nodes
     known = factorial(num_nodes) ** 4 / (factorial(degree) ** 2 * (degree + 1))
     missed = 1 / (degree + 1) - (weights * nodes**degree).sum().item()
@@ -274,13 +279,15 @@ def test_gauss_legendre_integrates_powers_up_to_twice_its_nodes_and_no_further(n
 
 
 def test_the_bias_of_quadrature_shrinks_with_the_nodes_and_ends_where_the_rule_is_exact() -> None:
-    # Eight tokens; each masked one costs the more, the fewer the others that are shown, and a random amount besides.
+    # Eight tokens; the cost of a masked token grows with the number of masked ones, plus a random
+    # amount.
     masks = torch.tensor(list(product([False, True], repeat=8)))
     count = masks.sum(-1)
     noise = torch.rand(256, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     gain = -count * (0.1 + (count / 8) ** 2 + 0.1 * noise)
 
-    # A set of l masked positions of 8 has ∫ t^(l-1) (1-t)^(8-l) dt = (l-1)! (8-l)! / 8!, and at a node w/t t^l (1-t)^(8-l).
+    # A set of l masked positions of 8 has ∫ t^(l-1) (1-t)^(8-l) dt = (l-1)! (8-l)! / 8!, and at a
+    # node w/t t^l (1-t)^(8-l).
     exact = sum(
         factorial(c - 1) * factorial(8 - c) / factorial(8) * g
         for c, g in zip(count.tolist(), gain.tolist(), strict=True)
@@ -299,7 +306,7 @@ def test_the_bias_of_quadrature_shrinks_with_the_nodes_and_ends_where_the_rule_i
     assert max(bias[3:]) < 1e-12, "degree 7 is exact from four nodes on"
 
 
-def test_draws_that_make_no_sense_are_refused() -> None:
+def test_invalid_numbers_of_draws_are_refused() -> None:
     generator = torch.Generator()
     for num_draws, least in ((0, 1), (2, 2)):
         with pytest.raises(ValueError, match=f"num_draws = {num_draws}, least = {least}"):

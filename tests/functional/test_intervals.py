@@ -1,4 +1,5 @@
-"""Intervals against published values, their defining equations, an independent implementation, and their coverage."""
+"""Tests of intervals against published values, defining equations, an independent implementation
+and coverage."""
 
 from __future__ import annotations
 
@@ -38,13 +39,14 @@ def test_the_interval_lies_in_the_unit_interval_holds_the_share_and_mirrors_fail
     assert mirrored == pytest.approx((1 - high, 1 - low), abs=1e-12)
 
 
-def test_each_end_is_a_share_under_which_the_observed_one_lies_z_standard_errors_away():
+def test_the_observed_share_lies_z_standard_errors_from_each_end():
     for end in wilson_interval(37, 90, 0.9):
         assert abs(37 / 90 - end) == pytest.approx(1.6448536 * sqrt(end * (1 - end) / 90), rel=1e-6)
 
 
 def coverage(interval, trials: int, share: float) -> float:
-    """Exact probability that the interval holds the true share, over the binomial outcomes."""
+    """Return the exact probability that the interval contains the true share, over the binomial
+    outcomes."""
     return sum(
         comb(trials, k) * share**k * (1 - share) ** (trials - k)
         for k in range(trials + 1)
@@ -52,7 +54,7 @@ def coverage(interval, trials: int, share: float) -> float:
     )
 
 
-def test_its_mean_coverage_is_near_the_nominal_one_and_the_textbook_interval_s_is_not():
+def test_the_mean_coverage_of_wilson_is_near_nominal_and_that_of_the_textbook_interval_is_not():
     def textbook(successes: int, trials: int) -> tuple[float, float]:
         p = successes / trials
         half = 1.96 * sqrt(p * (1 - p) / trials)
@@ -78,7 +80,8 @@ def test_an_impossible_confidence_is_refused():
 
 
 def probability_within(t: float, degrees: int) -> float:
-    """P(|T| < t) as a finite sum over powers of the cosine (Abramowitz and Stegun, 26.7.3 and 26.7.4)."""
+    """Compute P(|T| < t) as a finite sum over powers of the cosine (Abramowitz and Stegun, 26.7.3
+    and 26.7.4)."""
     angle, odd = atan(t / sqrt(degrees)), degrees % 2
     terms = [cos(angle) if odd else 1.0]
     for k in range(2 + odd, degrees - 1, 2):
@@ -96,7 +99,7 @@ def test_the_probability_within_the_quantile_is_the_confidence(confidence, degre
 
 
 @pytest.mark.parametrize("confidence", [0.1, 0.5, 0.9, 0.95, 0.99])
-def test_the_quantile_is_the_closed_form_where_there_is_one(confidence):
+def test_the_quantile_equals_the_closed_form_if_one_exists(confidence):
     assert t_quantile(confidence, 1) == pytest.approx(tan(pi * confidence / 2), rel=1e-10)
     assert t_quantile(confidence, 2) == pytest.approx(confidence * sqrt(2 / (1 - confidence**2)), rel=1e-10)
 
@@ -118,7 +121,7 @@ def test_a_single_value_has_no_width():
     assert isnan(half)
 
 
-def test_its_coverage_is_the_nominal_one_and_that_of_the_normal_quantile_is_not():
+def test_the_coverage_of_student_t_is_nominal_and_that_of_the_normal_quantile_is_not():
     rng = random.Random(0)
     samples = [[rng.gauss(3.0, 2.0) for _ in range(3)] for _ in range(4000)]
     half_widths = [mean_interval(sample) for sample in samples]
@@ -135,7 +138,7 @@ def test_impossible_arguments_of_the_quantile_are_refused(confidence, degrees):
         t_quantile(confidence, degrees)
 
 
-def test_a_mean_of_nothing_is_refused():
+def test_a_mean_of_no_values_is_refused():
     with pytest.raises(ValueError, match="got no values"):
         mean_interval([])
     with pytest.raises(ValueError, match="got 1"):

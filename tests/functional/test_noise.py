@@ -1,4 +1,4 @@
-"""Counter-based noise: the published hash, uniform, independent of the batch."""
+"""Tests of counter-based noise: the published hash, uniformity, and independence of the batch."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ MASK64 = 2**64 - 1
 
 
 def splitmix64(state: int) -> int:
-    """Python's unbounded integers, so that wrap-around and logical shifts owe nothing to int64 tensors."""
+    """Compute the hash in Python's unbounded integers, independently of int64 tensors."""
     z = (state + 0x9E3779B97F4A7C15) & MASK64
     z = ((z ^ (z >> 30)) * 0xBF58476D1CE4E5B9) & MASK64
     z = ((z ^ (z >> 27)) * 0x94D049BB133111EB) & MASK64
@@ -26,11 +26,12 @@ def chi_square(numbers: Tensor, bins: int = 16) -> float:
 
 
 CHI_SQUARE_BOUND = 45.0
-"""15 degrees of freedom exceed it with probability 1e-4; the draws are fixed, so the test is deterministic."""
+"""Bound that chi-square with 15 degrees of freedom exceeds with probability 1e-4; the draws are
+fixed."""
 
 
 def test_one_key_gives_the_published_first_output_of_splitmix64():
-    # Vigna's splitmix64.c started at 1234567 prints 6457827717110365317 first.
+    # Vigna's splitmix64.c, started at 1234567, prints 6457827717110365317 first.
     assert counter_uniform(1234567).item() == (6457827717110365317 >> 11) / 2**53
 
 
@@ -59,7 +60,7 @@ def test_keys_broadcast_and_a_batch_equals_its_single_rows():
     for row in range(4):
         for column in range(6):
             assert batch[row, column] == counter_uniform(row, 3, column)
-    # The control: a generator's numbers do depend on what was drawn before.
+    # Negative control: numbers of a generator do depend on earlier draws.
     first = torch.rand(2, 6, generator=torch.Generator().manual_seed(0))[1]
     alone = torch.rand(1, 6, generator=torch.Generator().manual_seed(0))[0]
     assert not torch.equal(first, alone)
@@ -88,7 +89,7 @@ def test_neighbouring_keys_give_uncorrelated_numbers():
     for other in neighbours:
         correlation = torch.corrcoef(torch.stack([reference, other]))[0, 1]
         assert abs(correlation) < 4 / 20_000**0.5
-    # The control: half a shared term is seen at once.
+    # Negative control: a shared half is detected.
     mixed = (reference + neighbours[0]) / 2
     assert torch.corrcoef(torch.stack([reference, mixed]))[0, 1] > 0.5
 
@@ -100,7 +101,7 @@ def test_numbers_lie_in_the_half_open_unit_interval():
     assert numbers.unique().numel() == 100_000
 
 
-def test_no_key_and_fractional_keys_are_refused():
+def test_missing_and_fractional_keys_are_refused():
     with pytest.raises(ValueError, match="no key"):
         counter_uniform()
     with pytest.raises(ValueError, match="float32"):

@@ -1,4 +1,4 @@
-"""Comparison of two results row by row: against exact sums, an enumeration of all resamples, and the intervals' coverage."""
+"""Tests of paired comparisons against exact sums, an enumeration of all resamples, and coverage."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def seeded(seed: int = 0) -> torch.Generator:
 
 
 def test_the_bootstrap_interval_is_that_of_all_resamples() -> None:
-    # Five rows have 5^5 = 3125 equally likely resamples; their quantiles are what 10,000 draws estimate.
+    # Five rows have 5^5 = 3125 equally likely resamples, whose quantiles 10,000 draws estimate.
     values = torch.tensor([0.0, 1.0, 1.0, -1.0, 0.5])
     means = torch.tensor([torch.tensor(draw).mean() for draw in product(values.tolist(), repeat=5)]).double()
     wanted = means.quantile(torch.tensor([0.025, 0.975], dtype=torch.float64)).tolist()
@@ -27,7 +27,7 @@ def test_the_bootstrap_interval_is_that_of_all_resamples() -> None:
     assert wanted[0] < narrow[0] < narrow[1] < wanted[1]
 
 
-def test_nineteen_of_twenty_intervals_hold_the_true_mean_and_narrow_ones_do_not() -> None:
+def test_nineteen_of_twenty_intervals_contain_the_true_mean_and_narrow_ones_do_not() -> None:
     generator, held, held_narrow = seeded(1), 0, 0
     for _ in range(400):
         rows = (torch.rand(200, generator=generator) < 0.3).double()
@@ -35,7 +35,8 @@ def test_nineteen_of_twenty_intervals_hold_the_true_mean_and_narrow_ones_do_not(
         held += low <= 0.3 <= high
         low, high = bootstrap_interval(rows, generator, resamples=500, confidence=0.5)
         held_narrow += low <= 0.3 <= high
-    # Three standard errors of a share of 400 on either side; a percentile interval runs a little short.
+    # Three standard errors of a share of 400 on either side; a percentile interval is a little
+    # short.
     assert 0.90 <= held / 400 <= 0.98
     assert 0.40 <= held_narrow / 400 <= 0.58
 
@@ -49,7 +50,7 @@ def test_pairing_makes_the_interval_of_a_difference_narrow() -> None:
     assert (high - low) < 0.5 * (wide_high - wide_low)
 
 
-def test_the_same_generator_gives_the_same_interval_and_blocks_do_not_matter(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_equal_generators_give_equal_intervals_for_any_block_size(monkeypatch: pytest.MonkeyPatch) -> None:
     values = torch.rand(50, generator=seeded(4))
     whole = bootstrap_interval(values, seeded(), resamples=1000)
     assert bootstrap_interval(values, seeded(), resamples=1000) == whole
@@ -57,7 +58,7 @@ def test_the_same_generator_gives_the_same_interval_and_blocks_do_not_matter(mon
     assert bootstrap_interval(values, seeded(), resamples=1000) == whole
 
 
-def test_equal_values_have_an_interval_of_no_width() -> None:
+def test_equal_values_have_an_interval_of_width_zero() -> None:
     assert bootstrap_interval(torch.full((7,), 0.25), seeded(), resamples=10) == (0.25, 0.25)
 
 

@@ -1,4 +1,4 @@
-"""pass@k against enumeration of all sets of k samples, and its expectation against the closed form."""
+"""Tests of pass@k against all sets of k samples, and of its expectation against the closed form."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from unmask.functional.pass_at_k import pass_at_k
 
 @pytest.mark.parametrize("num_right", range(7))
 @pytest.mark.parametrize("k", range(1, 7))
-def test_it_is_the_share_of_sets_with_a_right_one(num_right: int, k: int) -> None:
+def test_pass_at_k_is_the_share_of_sets_with_a_right_sample(num_right: int, k: int) -> None:
     samples = [i < num_right for i in range(6)]
     sets = list(combinations(samples, k))
     assert pass_at_k(6, num_right, k) == pytest.approx(sum(map(any, sets)) / len(sets), abs=1e-15)
 
 
 @pytest.mark.parametrize("k", [1, 2, 5])
-def test_it_is_unbiased_and_the_plug_in_is_not(k: int) -> None:
+def test_pass_at_k_is_unbiased_and_the_plug_in_estimate_is_not(k: int) -> None:
     n, p = 5, 0.3
     chance = [comb(n, c) * p**c * (1 - p) ** (n - c) for c in range(n + 1)]
     truth = 1 - (1 - p) ** k

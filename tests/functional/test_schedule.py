@@ -1,4 +1,5 @@
-"""Plans: every mask is committed exactly once, and the learning rate goes where it is sent."""
+"""Tests of schedules: every masked position is committed once, and the learning rate follows its
+shape."""
 
 from __future__ import annotations
 
@@ -14,7 +15,7 @@ from unmask.functional.schedule import learning_rate_factor, tokens_at_step
 
 
 def tokens_per_step(masked, num_steps):
-    """[B, T] how many every step commits when each takes what `tokens_at_step` says."""
+    """Return the number of positions that every step commits by `tokens_at_step`, [B, T]."""
     plan, left = [], masked.long()
     for step in range(num_steps):
         plan.append(tokens_at_step(left, num_steps - step))
@@ -24,7 +25,7 @@ def tokens_per_step(masked, num_steps):
 
 @settings(max_examples=50, deadline=None)
 @given(masked=st.lists(st.integers(0, 512), min_size=1, max_size=4), steps=st.integers(1, 256))
-def test_every_mask_is_committed_exactly_once_as_evenly_as_can_be_and_larger_shares_come_first(masked, steps):
+def test_every_masked_position_is_committed_once_as_evenly_as_possible_larger_shares_first(masked, steps):
     plan = tokens_per_step(torch.tensor(masked), steps)
     assert plan.shape == (len(masked), steps)
     assert plan.dtype == torch.int64
@@ -63,7 +64,7 @@ def test_without_warm_up_the_run_starts_at_the_peak():
     assert learning_rate_factor(0, 1, 0, "cosine", 0.1) == 1
 
 
-def test_a_warm_up_longer_than_the_run_just_ends():
+def test_a_warm_up_longer_than_the_run_is_cut_off():
     assert [learning_rate_factor(k, 3, 10, "cosine", 0.1) for k in range(3)] == pytest.approx([0.1, 0.2, 0.3])
 
 

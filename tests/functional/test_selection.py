@@ -1,4 +1,4 @@
-"""Which steps are trained: each rule by hand, the candidate pool, and the inclusion probabilities."""
+"""Tests of step selection: each rule by hand, the candidates, and the inclusion probabilities."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ IS_CANDIDATE = torch.tensor([[True, True, True, True, True, False]])
 NOISE = torch.tensor([[0.3, 0.1, 0.9, 0.2, 0.8, 0.99]], dtype=torch.float64)
 
 
-def test_step_sum_adds_the_values_of_each_step_and_ignores_what_no_step_committed():
+def test_step_sum_adds_the_values_of_each_step_and_ignores_uncommitted_positions():
     values = torch.tensor([[1.0, 2.0, 4.0, 8.0, 16.0], [1.0, 1.0, 1.0, 1.0, float("nan")]])
     step = torch.tensor([[0, 2, 0, -1, 3], [2, 2, 1, 2, 3]], dtype=torch.int32)
     assert step_sum(values, step, num_steps=3).tolist() == [[5.0, 0.0, 2.0], [0.0, 1.0, 3.0]]
@@ -55,10 +55,11 @@ def test_step_sum_refuses_shapes_that_disagree():
         unchecked(step_sum)(torch.zeros(1, 3), torch.zeros(1, 4, dtype=torch.int32), num_steps=2)
 
 
-def test_candidates_committed_something_and_end_with_the_last_step_that_committed_text():
+def test_candidates_committed_a_token_and_end_with_the_last_step_that_committed_text():
     step = torch.tensor([[0, 1, 2, 4, 5, 6, -1]])
     is_eos = torch.tensor([[False, True, False, False, True, True, False]])
-    # Step 1 committed EOS but text came later; 3 committed nothing; 5 to 7 came after the last text; -1 was given.
+    # Step 1 committed EOS but text came later; 3 committed nothing; 5 to 7 came after the last
+    # text; -1 was given.
     assert candidate_steps(step, is_eos, num_steps=8).int().tolist() == [[1, 1, 1, 0, 1, 0, 0, 0]]
 
 
@@ -70,7 +71,8 @@ def test_a_step_that_committed_text_beside_eos_counts_as_text():
 def test_an_empty_answer_keeps_all_its_steps_and_a_row_that_committed_nothing_has_none():
     step = torch.tensor([[0, 2, 2, 4], [-1, -1, 4, 4]])
     is_eos = torch.tensor([[True, True, True, False], [False, False, True, True]])
-    # T = 4: the fourth token of the first row was filled in after its end and must not count as text.
+    # T = 4: the fourth token of the first row was filled in after its end and must not count as
+    # text.
     assert candidate_steps(step, is_eos, num_steps=4).int().tolist() == [[1, 0, 1, 0], [0, 0, 0, 0]]
 
 
@@ -141,8 +143,8 @@ def test_slots_hold_distinct_candidates_and_only_missing_candidates_leave_slots_
 
 @pytest.mark.parametrize("noise", [0.0, 1e-17, 0.5, 1 - 2**-53])
 @pytest.mark.parametrize("count", [1, 3, 7, 8, 49])
-def test_low_discrepancy_takes_no_candidate_twice_at_the_ends_of_the_noise(noise, count):
-    # In floating point (1 - 2**-53) + j rounds up to j + 1, and the last two slots would meet.
+def test_low_discrepancy_takes_no_candidate_twice_at_extreme_noise(noise, count):
+    # In floating point (1 - 2**-53) + j rounds up to j + 1, and the last two slots would coincide.
     for num_selected in range(1, count + 1):
         steps = select_steps(
             "low_discrepancy",
@@ -162,9 +164,10 @@ def test_low_discrepancy_includes_each_candidate_with_probability_k_over_n(count
     arguments = (torch.zeros(grid, count), torch.ones(grid, count, dtype=torch.bool), num_selected)
     steps = select_steps("low_discrepancy", *arguments, noise)
     share = torch.bincount(steps.flatten(), minlength=count) / grid
-    # A candidate is hit on a union of intervals of u; a grid misses at most one point at each of their ends.
+    # A candidate is selected on a union of intervals of u; a grid misses at most one point at each
+    # end.
     torch.testing.assert_close(share, torch.full((count,), num_selected / count), rtol=0, atol=2 * num_selected / grid)
-    # The control: without the draw the same spacing leaves candidates out for good.
+    # Negative control: without the draw, the same spacing always excludes some candidates.
     if num_selected < count:
         fixed = select_steps("low_discrepancy", *arguments, torch.zeros_like(noise))
         assert torch.bincount(fixed.flatten(), minlength=count).min() == 0
@@ -226,13 +229,14 @@ def test_the_selection_of_a_finished_path_by_hand():
     unmask_step = torch.tensor([[0, 1, 1, 2, 3, -1]], dtype=torch.int32)
     entropy = torch.tensor([[0.9, 0.5, 0.6, 0.2, 5.0, 9.0]])
     is_eos = torch.tensor([[False, False, False, False, True, False]])
-    # H = 0.9, 1.1, 0.2, 5.0; step 3 committed only EOS after the text, and the last token was given.
+    # H = 0.9, 1.1, 0.2, 5.0; step 3 committed only EOS after the text, and the last token was
+    # given.
     for rule, steps in (("entropy_topk", [1, 0]), ("lowest_entropy", [2, 0]), ("last_k", [2, 1])):
         chosen = selected_path_steps((rule, 2), unmask_step, entropy, is_eos, torch.tensor([5]), num_steps=4)
         assert chosen.tolist() == [steps]
 
 
-def test_the_noise_of_a_row_depends_on_its_seed_alone():
+def test_the_noise_of_a_row_depends_only_on_its_seed():
     noise = selection_noise(torch.tensor([3, 4]), 50)
     assert torch.equal(noise[1:], selection_noise(torch.tensor([4]), 50))
     assert torch.equal(noise[:, :20], selection_noise(torch.tensor([3, 4]), 20))
@@ -257,7 +261,7 @@ def test_unknown_rules_and_impossible_arguments_are_refused():
     num_selected=st.integers(1, 9),
     floor=st.floats(0.01, 1),
 )
-def test_inclusion_probabilities_sum_to_k_none_above_one_and_rise_with_entropy(entropy, num_selected, floor):
+def test_inclusion_probabilities_sum_to_k_are_at_most_one_and_rise_with_entropy(entropy, num_selected, floor):
     entropy = torch.tensor([entropy], dtype=torch.float64)
     is_candidate = torch.ones_like(entropy, dtype=torch.bool)
     pi = inclusion_probability(entropy, is_candidate, num_selected, floor)[0]
@@ -281,7 +285,7 @@ def test_sampled_steps_are_included_with_their_probability():
     assert abs(float(frequency[1] - frequency[0])) > 0.5, "not uniform"
 
 
-def test_inverse_inclusion_makes_a_kept_sum_unbiased_over_the_draw():
+def test_inverse_inclusion_makes_the_sum_over_selected_steps_unbiased():
     unmask_step = torch.tensor([[0, 1, 2, 3, 3]])
     entropy = torch.tensor([[0.1, 2.0, 0.5, 0.6, 0.4]])
     points = ((torch.arange(20_000) + 0.5) / 20_000).double()

@@ -1,4 +1,4 @@
-"""The test run checks annotated shapes: it notices a wrong shape or dtype in the mathematics, the records and the plans."""
+"""The test run checks annotated shapes and dtypes of functions, records and plans."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def test_a_rollout_with_rewards_of_another_shape_is_noticed():
         Rollout(trajectory(), 2, torch.zeros(2), one_step_reward=torch.zeros(3, 1))
 
 
-def test_views_and_scores_of_different_lengths_are_noticed():
+def test_views_and_log_probabilities_of_different_lengths_are_noticed():
     which, masks = torch.zeros(2, dtype=torch.long), torch.ones(2, 5, dtype=torch.bool)
     assert len(Views(which, masks, masks, torch.ones(2), which)) == 2
     with pytest.raises(TypeCheckError, match="weight"):
@@ -77,7 +77,7 @@ def test_views_and_scores_of_different_lengths_are_noticed():
         ViewLogprobs(torch.zeros(2, 3, 5), choice=torch.zeros(2, 4))
 
 
-def test_loss_inputs_whose_readings_differ_in_number_are_noticed():
+def test_loss_inputs_with_different_numbers_of_sequences_are_noticed():
     which, target = torch.zeros(2, dtype=torch.long), torch.ones(2, 5, dtype=torch.bool)
     new, weight = torch.zeros(2, 3, 5), torch.ones(2)
     assert LossInputs(new, new, None, None, which, target, weight, torch.zeros(2, 3)).group_size == 1

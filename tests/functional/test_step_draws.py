@@ -1,4 +1,5 @@
-"""Steps drawn at random: each number uniform on its own, all of them even together, each step as often as it should be."""
+"""Tests of random steps: numbers are uniform alone and even together, and steps have their
+frequencies."""
 
 from __future__ import annotations
 
@@ -21,26 +22,27 @@ def test_each_stratum_holds_one_number(count):
     assert bool((u < 1).all())
 
 
-def test_each_place_alone_is_uniform():
-    # Without the permutation, the first number would never leave the first stratum.
+def test_each_number_alone_is_uniform():
+    # Without the permutation, the first number would always be in the first stratum.
     first = torch.stack([low_discrepancy_uniform(8, generator(seed))[0] for seed in range(3000)])
     assert kstest(first.numpy(), "uniform").pvalue > 1e-3
     assert kstest(first.numpy() ** 1.1, "uniform").pvalue < 1e-3
 
 
-def test_no_number_of_draws_is_refused():
+def test_zero_draws_are_refused():
     with pytest.raises(ValueError, match="count must be at least 1; got 0"):
         low_discrepancy_uniform(0, generator())
 
 
-def test_steps_are_drawn_as_often_as_their_probability_says():
+def test_steps_are_drawn_in_proportion_to_their_probability():
     probability = torch.tensor([[0.5, 0.0, 0.125, 0.375], [0.0, 1.0, 0.0, 0.0]], dtype=torch.float64)
     grid = ((torch.arange(800) + 0.5) / 800).expand(2, -1)
     assert step_counts(probability, grid).tolist() == [[400, 0, 100, 300], [0, 800, 0, 0]]
 
 
-def test_no_rounding_draws_a_step_that_cannot_be_drawn():
-    # Ten tenths sum to less than one in floating point, and no number below one is larger than that sum.
+def test_rounding_never_draws_an_impossible_step():
+    # Ten tenths sum to less than one in floating point, and no number below one is larger than that
+    # sum.
     probability = torch.cat([torch.zeros(1), torch.full((10,), 0.1), torch.zeros(3)]).double().unsqueeze(0)
     extremes = torch.tensor([[0.0, 1 - 2**-53]], dtype=torch.float64)
     assert step_counts(probability, extremes)[0].nonzero().flatten().tolist() == [1, 10]

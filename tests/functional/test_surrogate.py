@@ -1,4 +1,4 @@
-"""The clipped loss and the KL terms: by hand, by enumeration, and at the ends of the number range."""
+"""Tests of the clipped loss and the KL terms: by hand, by enumeration, and at extreme values."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def test_the_clipped_loss_and_its_gradient_by_hand(ratio, advantage, loss, is_cl
     epsilon=st.floats(0, 0.9),
     epsilon_high=st.floats(0, 2),
 )
-def test_the_loss_is_the_formula_of_the_paper(log_ratio, advantage, epsilon, epsilon_high):
+def test_the_loss_equals_the_formula_of_the_paper(log_ratio, advantage, epsilon, epsilon_high):
     loss, _ = clipped_surrogate(
         torch.tensor(log_ratio, dtype=torch.float64), torch.tensor(advantage), epsilon, epsilon_high
     )
@@ -71,7 +71,7 @@ def test_at_ratio_one_the_gradient_is_the_plain_policy_gradient(advantage, epsil
     assert not is_clipped.any()
 
 
-def test_away_from_ratio_one_the_gradient_is_another():
+def test_away_from_ratio_one_the_gradient_differs():
     new = torch.tensor([-1.0, -1.0], dtype=torch.float64, requires_grad=True)
     clipped_surrogate(new + 1.1, torch.ones(2), 0.2, 0.5)[0].sum().backward()
     assert (new.grad + 1).abs().min() > 0.1
@@ -124,7 +124,7 @@ def test_the_mean_of_k3_under_the_new_policy_is_the_exact_kl():
     k3 = kl_k3(NEW.log(), REFERENCE.log())
     kl = exact_kl(NEW.log(), REFERENCE.log())
     assert (NEW * k3).sum().item() == pytest.approx(kl.item(), abs=1e-14)
-    # The control: under the other policy it is not.
+    # Negative control: under the other policy it is not.
     assert abs((REFERENCE * k3).sum().item() - kl.item()) > 0.05
 
 
@@ -144,7 +144,7 @@ def test_the_exact_kl_is_a_sum_over_the_vocabulary_worked_out_by_hand():
     torch.testing.assert_close(rows, torch.tensor([expected, 0.0], dtype=torch.float64), rtol=0, atol=1e-14)
 
 
-def test_the_exact_kl_is_finite_with_finite_gradient_where_the_new_policy_rules_tokens_out():
+def test_the_exact_kl_and_its_gradient_are_finite_if_the_new_policy_excludes_tokens():
     logits = torch.tensor([0.0, -INF, -INF, 1.0], dtype=torch.float64, requires_grad=True)
     reference = torch.tensor([0.25, 0.25, 0.0, 0.5], dtype=torch.float64).log()
     kl = exact_kl(logits.log_softmax(-1), reference)
@@ -157,7 +157,7 @@ def test_the_exact_kl_is_finite_with_finite_gradient_where_the_new_policy_rules_
     assert logits.grad[[1, 2]].tolist() == [0, 0]
 
 
-def test_the_exact_kl_is_infinite_where_the_reference_rules_out_what_the_new_policy_allows():
+def test_the_exact_kl_is_infinite_if_only_the_reference_excludes_a_token():
     assert exact_kl(torch.tensor([0.5, 0.5]).log(), torch.tensor([0.0, 1.0]).log()).item() == INF
 
 
@@ -185,7 +185,7 @@ def test_the_exact_kl_refuses_shapes_that_disagree():
     ("ratio", "advantage", "loss", "is_clipped"),
     [(2.9, -1.0, 2.9, False), (4.0, -1.0, 3.0, True), (4.0, 1.0, -1.2, True), (0.5, -1.0, 0.8, True)],
 )
-def test_a_dual_clip_bounds_what_a_bad_sample_can_push(ratio, advantage, loss, is_clipped):
+def test_a_dual_clip_bounds_the_loss_of_a_bad_sample(ratio, advantage, loss, is_clipped):
     log_ratio = torch.tensor([ratio], dtype=torch.float64).log().requires_grad_()
     found, clipped = clipped_surrogate(log_ratio, torch.tensor([advantage]), 0.2, 0.2, dual=3.0)
     assert found.item() == pytest.approx(loss)
@@ -211,7 +211,7 @@ def binary_kl(q, p):
     bound=st.floats(0.001, 0.5),
     kind=st.sampled_from(["tv", "kl"]),
 )
-def test_the_divergence_mask_drops_what_is_beyond_the_bound_and_would_widen_the_gap(old, new, advantage, bound, kind):
+def test_the_divergence_mask_drops_samples_beyond_the_bound_that_would_widen_the_gap(old, new, advantage, bound, kind):
     divergence = abs(new - old) if kind == "tv" else binary_kl(old, new)
     if abs(divergence - bound) < 1e-9:
         return
@@ -227,7 +227,7 @@ def test_the_divergence_mask_drops_what_is_beyond_the_bound_and_would_widen_the_
     assert logprob.grad.item() == pytest.approx(0.0 if dropped else -new / old * advantage)
 
 
-def test_unlike_a_clip_the_divergence_mask_lets_rare_samples_move_and_holds_frequent_ones():
+def test_unlike_a_clip_the_divergence_mask_restrains_frequent_samples_only():
     old, new = torch.tensor([0.001, 0.6]).log(), torch.tensor([0.005, 0.85]).log()
     advantage = torch.ones(2)
     _, is_dropped = divergence_masked_surrogate(new - old, advantage, new, "tv", 0.2)
@@ -236,7 +236,7 @@ def test_unlike_a_clip_the_divergence_mask_lets_rare_samples_move_and_holds_freq
     assert is_clipped.tolist() == [True, False]
 
 
-def test_the_divergence_mask_is_finite_where_a_policy_is_sure():
+def test_the_divergence_mask_is_finite_if_a_policy_is_certain():
     logprob = torch.tensor([0.0, -1e-9, -50.0], requires_grad=True)
     old = torch.tensor([-3.0, 0.0, 0.0])
     for kind in ("tv", "kl"):

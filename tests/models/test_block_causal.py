@@ -166,7 +166,7 @@ def test_a_shifted_head_is_asked_at_the_last_column_of_the_prefix(sdar):
 
 def test_a_bidirectional_model_has_no_prefix(lively):
     with pytest.raises(ValueError, match="it has no exact prefix"):
-        lively(random_ids(1, 6) % 9, None, torch.zeros(1, 1, dtype=torch.long), prefix=PrefixCache(), keep=2)
+        lively(random_ids(1, 6) % 9, None, torch.zeros(1, 1, dtype=torch.long), prefix=PrefixCache(), cache_until=2)
 
 
 # The loop
@@ -281,8 +281,8 @@ def test_checkpointed_gradients_are_the_plain_ones(folder):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"max_completion_length": 10, "block_length": 2, "num_steps": 5}, "do not tile max_completion_length = 10"),
-        ({}, r"block_length is 12 \(all of the completion, its default\).*Set block_length to 4"),
+        ({"max_completion_length": 10, "block_length": 2, "num_steps": 5}, "do not divide max_completion_length = 10"),
+        ({}, r"block_length is 12 \(the whole completion, its default\).*Set block_length to 4"),
         ({"block_length": 6}, "the sampler's block_length is 6"),
     ],
 )

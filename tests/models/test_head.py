@@ -105,7 +105,7 @@ def test_memory_is_that_of_a_part_however_many_positions_are_asked(with_graph: b
     assert work(16, 4) - work(16, 1) < growth / 20
 
 
-def test_only_our_own_denoiser_is_read_in_parts(lively: Denoiser, table_denoiser: type) -> None:
+def test_only_a_denoiser_of_the_package_evaluates_its_head_in_chunks(lively: Denoiser, table_denoiser: type) -> None:
     assert positions_at_once(lively) == LOGITS_AT_ONCE // lively.vocab_size
     assert positions_at_once(table_denoiser(3, 3, 99, seed=0)) is None
     assert char_tokenizer(Sudoku().alphabet).vocab_size == lively.vocab_size

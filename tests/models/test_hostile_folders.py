@@ -158,6 +158,6 @@ def test_a_chat_template_that_does_not_end_is_ended(
     tokenizer.chat_template = "".join(f"{{% for {n} in range(99999) %}}" for n in "abc") + "{% endfor %}" * 3
     save_model(denoiser, tokenizer, tmp_path / "model")
     denoiser, tokenizer = load_model(tmp_path / "model")
-    monkeypatch.setattr(rollout, "MOST_SECONDS", 0.3)
-    with pytest.raises(DataError, match="its chat template does not end"):
+    monkeypatch.setattr(rollout, "ENCODING_SECONDS", 0.3)
+    with pytest.raises(DataError, match="its chat template does not finish"):
         encode_batch(tokenizer, [[{"role": "user", "content": "1"}]], 0)

@@ -1,4 +1,5 @@
-"""Greedy one-step completions: kept for the steps that are selected in the end, and the same as computed afterwards."""
+"""One-step completions and branches are stored for the selected steps and equal those computed
+afterwards."""
 
 from __future__ import annotations
 
@@ -32,7 +33,7 @@ def rollout(denoiser, rule, num_selected, num_rows=48, **options):
 
 
 def chosen_by_hand(path, rule, num_selected, row):
-    """The steps of one row that a rule selects, with plain Python."""
+    """Return the steps of one row that a rule selects, in plain Python."""
     T = path.num_steps  # noqa: N806
     when, tokens = path.unmask_step[row].tolist(), path.tokens[row].tolist()
     entropy = {
@@ -59,7 +60,8 @@ def chosen_by_hand(path, rule, num_selected, row):
 
 
 def sampled_by_hand(entropy, num_selected, u):
-    """Systematic sampling in proportion to 0.9 H / sum + 0.1 / N, none above 1: walk along the steps and stop at u, u + 1, ..."""
+    """Systematic sampling in proportion to 0.9 H / sum + 0.1 / N, none above 1: walk along the
+    steps and stop at u, u + 1, ..."""
     num_selected = min(num_selected, len(entropy))
     total = sum(entropy.values())
     share = {k: 0.9 * h / total + 0.1 / len(entropy) for k, h in entropy.items()}
@@ -91,7 +93,7 @@ def sampled_by_hand(entropy, num_selected, u):
     ],
     ids=str,
 )
-def test_what_is_kept_is_the_argmax_fill_of_the_state_before_each_selected_step(spy, rule, num_selected, options):
+def test_a_one_step_completion_is_the_argmax_of_the_state_before_its_step(spy, rule, num_selected, options):
     path, prompt = rollout(spy(eos=1.0), rule, num_selected, **options)
     ended = (path.unmask_step == path.num_steps).any(-1)
     assert 3 < ended.sum() < len(path)
@@ -116,14 +118,14 @@ def test_what_is_kept_is_the_argmax_fill_of_the_state_before_each_selected_step(
         assert selected == chosen_by_hand(path, rule, num_selected, row)
 
 
-def test_a_row_of_nothing_but_eos_keeps_its_steps_too(spy):
+def test_a_row_that_commits_only_eos_keeps_its_steps(spy):
     path, _ = rollout(spy(eos=30.0), "entropy_topk", 2, order="random")
     assert (path.tokens == EOS).all()
     assert (path.selected_step[:, 0] >= 0).all()
     assert (path.one_step_tokens[:, 0] == EOS).all()
 
 
-def test_keeping_greedy_completions_does_not_change_the_path(spy):
+def test_storing_one_step_completions_does_not_change_the_path(spy):
     kept, _ = rollout(spy(eos=1.0), "entropy_topk", 3, block_length=4)
     sampler = SamplerConfig(
         max_completion_length=L, num_steps=8, order="low_confidence", temperature=1.0, block_length=4
@@ -138,8 +140,8 @@ def test_keeping_greedy_completions_does_not_change_the_path(spy):
 @pytest.mark.parametrize("rule", RULES)
 @settings(max_examples=40, deadline=None)
 @given(data=st.data())
-def test_the_running_selection_holds_what_the_selection_takes_in_the_end(rule, data):
-    """Random entropies with ties, random steps of nothing but EOS, random steps that commit nothing."""
+def test_the_running_selection_holds_the_steps_that_are_finally_selected(rule, data):
+    """Entropies are random with ties; random steps commit only EOS or nothing."""
     rows, steps = 3, data.draw(st.integers(1, 7), label="T")
     num_selected = data.draw(st.integers(1, steps), label="K")
 
@@ -151,41 +153,41 @@ def test_the_running_selection_holds_what_the_selection_takes_in_the_end(rule, d
     # 0 commits nothing, 1 EOS only, 2 text.
     kind = table(st.sampled_from([0, 1, 2]), "kind")
     noise = table(st.sampled_from([0.1, 0.3, 0.7]), "noise").double()
-    keeper = OneStepBuffer(rule, num_selected, (rows, 4), steps, torch.device("cpu"), num_completions=2)
+    buffer = OneStepBuffer(rule, num_selected, (rows, 4), steps, torch.device("cpu"), num_completions=2)
     for k in range(steps):
         index = (kind[:, k] > 0).nonzero().squeeze(-1)
-        fill = (100 * index + k)[:, None, None].expand(-1, 2, 4)
+        tokens = (100 * index + k)[:, None, None].expand(-1, 2, 4)
         if len(index):
-            keeper.push(index, k, entropy[index, k], noise[index, k], fill, kind[index, k] == 1)
+            buffer.push(index, k, entropy[index, k], noise[index, k], tokens, kind[index, k] == 1)
 
     unmask_step = torch.where(kind > 0, torch.arange(steps), -1)
     is_candidate = candidate_steps(unmask_step, kind == 1, steps)
     chosen = select_steps(rule, entropy, is_candidate, num_selected, noise)
-    branches = keeper.finish(chosen)
+    branches = buffer.finish(chosen)
     expected = torch.where(chosen >= 0, 100 * torch.arange(rows).unsqueeze(-1) + chosen, 0)
     assert torch.equal(branches, expected.int()[..., None, None].expand(-1, -1, 2, 4))
 
 
 @pytest.mark.parametrize("rule", PRIORITY_RULES)
-def test_memory_is_for_k_completions_not_for_t(rule):
-    keeper = OneStepBuffer(rule, 2, (5, L), 64, torch.device("cpu"))
-    assert keeper.capacity == 2
+def test_the_buffer_has_room_for_k_completions_instead_of_t(rule):
+    buffer = OneStepBuffer(rule, 2, (5, L), 64, torch.device("cpu"))
+    assert buffer.capacity == 2
     assert OneStepBuffer("all", 2, (5, L), 64, torch.device("cpu")).capacity == 64
 
 
-def test_asking_for_a_step_that_was_not_kept_is_an_error():
-    keeper = OneStepBuffer("entropy_topk", 1, (1, L), 4, torch.device("cpu"))
-    row, fill = torch.zeros(1, dtype=torch.long), torch.zeros(1, 1, L, dtype=torch.long)
+def test_a_step_that_is_not_in_the_buffer_is_an_error():
+    buffer = OneStepBuffer("entropy_topk", 1, (1, L), 4, torch.device("cpu"))
+    row, tokens = torch.zeros(1, dtype=torch.long), torch.zeros(1, 1, L, dtype=torch.long)
     for k, entropy in enumerate([0.5, 1.0]):
-        keeper.push(row, k, torch.tensor([entropy]), torch.zeros(1).double(), fill, torch.tensor([False]))
+        buffer.push(row, k, torch.tensor([entropy]), torch.zeros(1).double(), tokens, torch.tensor([False]))
     with pytest.raises(ValueError, match="same rule and K"):
-        keeper.finish(torch.tensor([[0]]))
+        buffer.finish(torch.tensor([[0]]))
 
 
-# Other fills of the kept states
+# Branches of the stored states
 
 
-def filled(denoiser, branches, rule="all", num_rows=48, **options):
+def branched(denoiser, branches, rule="all", num_rows=48, **options):
     generator = torch.Generator().manual_seed(3)
     prompt = torch.randint(3, 9, (num_rows, 5), generator=generator)
     sampler = SamplerConfig(
@@ -198,8 +200,8 @@ def filled(denoiser, branches, rule="all", num_rows=48, **options):
 
 @pytest.mark.parametrize("options", [{}, {"block_length": 4}], ids=str)
 @pytest.mark.parametrize("finish", ["greedy", "sampled"])
-def test_a_fill_of_a_step_changes_what_the_step_committed_and_nothing_else(spy, finish, options):
-    path = filled(spy(), Branches(5, "step", finish, with_taken=True), **options)
+def test_a_branch_of_scope_step_changes_only_the_committed_positions(spy, finish, options):
+    path = branched(spy(), Branches(5, "step", finish, with_taken=True), **options)
     row, slot = (path.selected_step >= 0).nonzero(as_tuple=True)
     step = path.selected_step[row, slot].unsqueeze(-1)
     branches, when = path.branch_tokens[row, slot].long(), path.unmask_step[row]
@@ -209,10 +211,10 @@ def test_a_fill_of_a_step_changes_what_the_step_committed_and_nothing_else(spy, 
     tokens = path.tokens[row].unsqueeze(1).expand_as(branches)
     is_shown, is_committed, is_later = (w.unsqueeze(1).expand_as(branches) for w in (shown, committed, later))
     assert torch.equal(branches[is_shown], tokens[is_shown])
-    # The first holds the tokens that were taken; the draws differ from them, and from each other.
+    # The first holds the committed tokens; the draws differ from them and from each other.
     assert torch.equal(branches[:, 0][committed], path.tokens[row][committed])
     assert (branches[is_committed] != tokens[is_committed]).float().mean() > 0.2
-    # All are finished alike: greedily, or with one and the same sample.
+    # All have the same tokens elsewhere: the most likely ones, or one shared sample.
     rest = branches[:, :1].expand_as(branches)
     assert torch.equal(branches[is_later], rest[is_later])
     greedy = path.one_step_tokens[row, slot].long()
@@ -221,9 +223,9 @@ def test_a_fill_of_a_step_changes_what_the_step_committed_and_nothing_else(spy, 
 
 
 @pytest.mark.parametrize(("scope", "options"), [("step", {}), ("all", {}), ("all", {"top_k": 3, "temperature": 0.7})])
-def test_fills_are_drawn_from_the_policys_own_distribution_at_the_state(spy, scope, options):
+def test_branches_are_drawn_from_the_policys_distribution_at_the_state(spy, scope, options):
     denoiser = spy()
-    path = filled(denoiser, Branches(400, scope), num_rows=4, **options)
+    path = branched(denoiser, Branches(400, scope), num_rows=4, **options)
     step = path.selected_step[:, 1]
     state = path.state_before(step)
     with torch.no_grad():
@@ -241,14 +243,14 @@ def test_fills_are_drawn_from_the_policys_own_distribution_at_the_state(spy, sco
 
 
 def test_the_comparison_with_the_distribution_can_fail(spy):
-    path = filled(spy(), Branches(400, "all", "greedy"), num_rows=4, temperature=0.7)
-    other = filled(spy(), Branches(400, "all", "greedy"), num_rows=4, temperature=1.5)
+    path = branched(spy(), Branches(400, "all", "greedy"), num_rows=4, temperature=0.7)
+    other = branched(spy(), Branches(400, "all", "greedy"), num_rows=4, temperature=1.5)
     first = [torch.nn.functional.one_hot(p.branch_tokens[:, 0].long(), 9).double().mean(1) for p in (path, other)]
     assert (first[0] - first[1]).abs().max() > 0.15
 
 
-def test_drawing_fills_does_not_change_the_path(spy):
-    path = filled(spy(), Branches(5, "all"))
+def test_drawing_branches_does_not_change_the_path(spy):
+    path = branched(spy(), Branches(5, "all"))
     plain = denoise(
         spy(),
         path.prompt_ids,

@@ -1,4 +1,4 @@
-"""The denoising loop: every mask once, on schedule, row by row the same whatever the batch, and a record that is true."""
+"""Tests of the denoising loop: schedule, independence of the batch, end of a row, and record."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ PROPERTY = settings(max_examples=25, deadline=None, suppress_health_check=[Healt
 
 
 def prompts(num_rows, length=5):
-    """Random prompts [B, P] without padding."""
+    """Return random prompts [B, P] without padding."""
     generator = torch.Generator().manual_seed(3)
     return torch.randint(3, 9, (num_rows, length), generator=generator)
 
@@ -36,7 +36,8 @@ def settings_of(**options):
 
 
 def same(one, other, atol=1e-5):
-    """Assert that two trajectories are the same: integers exactly, log-probabilities and entropies to float32 rounding."""
+    """Assert that two trajectories are the same: integers exactly, log-probabilities and entropies
+    to float32 rounding."""
     for field in fields(one):
         a, b = getattr(one, field.name), getattr(other, field.name)
         if isinstance(a, torch.Tensor) and a.is_floating_point():
@@ -45,7 +46,7 @@ def same(one, other, atol=1e-5):
             assert torch.equal(a, b), field.name
 
 
-# Every mask once, on schedule
+# Every masked position is committed once, on schedule
 
 
 @PROPERTY
@@ -73,7 +74,8 @@ def test_every_mask_is_committed_exactly_once_or_filled_with_eos_after_the_end(
     assert torch.equal(path.tokens[~hidden], start[~hidden])
     for snapshot in seen:
         changed = snapshot.tokens != previous
-        # What a step changes was masked before it, and is that step's or the final fill.
+        # Positions that a step changes were masked before it, and belong to that step or to the
+        # final EOS fill.
         assert (previous[changed] == MASK).all()
         assert torch.equal(snapshot.unmask_step[changed] == snapshot.step, when[changed] < last)
         assert torch.equal(changed & (when < last), when == snapshot.step)
@@ -100,7 +102,7 @@ def test_every_mask_is_committed_exactly_once_or_filled_with_eos_after_the_end(
         (8, 2, [1] * 8),
     ],
 )
-def test_each_block_is_finished_in_its_own_steps_larger_shares_first(spy, num_steps, block_length, counts):
+def test_each_block_is_finished_in_its_own_steps_with_larger_shares_first(spy, num_steps, block_length, counts):
     sampler = settings_of(num_steps=num_steps, block_length=block_length)
     path = run(spy(eos=-99.0), sampler)
     for k, count in enumerate(counts):
@@ -110,11 +112,11 @@ def test_each_block_is_finished_in_its_own_steps_larger_shares_first(spy, num_st
     assert torch.equal(path.unmask_step // steps_per_block, block_of_position.int().expand(16, -1))
 
 
-def test_the_masks_that_are_left_in_a_block_share_its_steps(spy):
+def test_the_masked_positions_of_a_block_share_its_steps(spy):
     start = torch.full((1, L), MASK)
     start[0, [0, 1, 2, 5]] = torch.tensor([3, 4, 5, 6])
     path = run(spy(eos=-99.0), settings_of(num_steps=4, block_length=4), 1, completion=start)
-    # Block one has a mask for its first step only; block two three masks, two and one.
+    # Block one has a masked position for its first step only; block two has three, for two steps.
     assert torch.bincount(path.unmask_step[0] + 1).tolist() == [4, 1, 0, 2, 1]
     assert path.unmask_step[0, 3] == 0
     assert path.tokens[0, [0, 1, 2, 5]].tolist() == [3, 4, 5, 6]
@@ -125,7 +127,7 @@ def test_a_completion_of_another_length_is_refused(spy):
         run(spy(), settings_of(), 2, completion=torch.full((2, 7), MASK))
 
 
-def test_a_finished_completion_costs_no_forward_and_stays_as_it_is(spy):
+def test_a_finished_completion_costs_no_forward_pass_and_is_not_changed(spy):
     watched, finished = spy(), prompts(2, L)
     path = run(watched, settings_of(), 2, completion=finished)
     assert torch.equal(path.tokens, finished)
@@ -133,12 +135,12 @@ def test_a_finished_completion_costs_no_forward_and_stays_as_it_is(spy):
     assert watched.calls == []
 
 
-# A row does not depend on its company
+# A row does not depend on its batch
 
 
 @pytest.mark.parametrize("order", sorted(ORDERS))
 @pytest.mark.parametrize("temperature", [0.0, 0.9])
-def test_a_left_padded_batch_of_unequal_prompts_is_each_prompt_alone(spy, order, temperature):
+def test_a_left_padded_batch_of_unequal_prompts_equals_each_prompt_alone(spy, order, temperature):
     lengths = [1, 3, 4, 7, 7, 2]
     rows = [prompts(1, 7)[0, :n] for n in lengths]
     rows[4] = rows[4].flip(0)
@@ -165,7 +167,7 @@ def test_the_comparison_of_padded_and_alone_can_fail(spy):
 
 
 @pytest.mark.parametrize("order", sorted(ORDERS))
-def test_a_batch_is_its_rows_whatever_the_company_and_the_place(spy, order):
+def test_a_row_does_not_depend_on_the_other_rows_or_its_index(spy, order):
     sampler = settings_of(order=order, top_k=5, top_p=0.95, guidance=0.5)
     whole = run(spy(), sampler, 12)
     assert len(whole.tokens.unique(dim=0)) > 9
@@ -174,7 +176,7 @@ def test_a_batch_is_its_rows_whatever_the_company_and_the_place(spy, order):
     same(part, whole.rows(index))
 
 
-def test_rows_of_one_prompt_differ_by_their_seeds_only(spy):
+def test_rows_of_one_prompt_differ_only_by_their_seeds(spy):
     seed = torch.tensor([5, 6, 5, 2**62 - 1])
     path = run(spy(), settings_of(), prompt=prompts(1).expand(4, -1), seed=seed)
     assert torch.equal(path.tokens[0], path.tokens[2])
@@ -188,7 +190,7 @@ def test_greedy_decoding_in_a_fixed_order_needs_no_seed(spy):
     assert len(run(spy(), sampler, prompt=same_prompt).tokens.unique(dim=0)) == 1
 
 
-def test_denoising_leaves_the_global_generator_and_the_given_completion_alone(spy):
+def test_denoising_does_not_change_the_global_generator_or_the_starting_completion(spy):
     start, before = torch.full((2, L), MASK), torch.get_rng_state()
     run(spy(), settings_of(), 2, completion=start)
     assert torch.equal(torch.get_rng_state(), before)
@@ -198,7 +200,7 @@ def test_denoising_leaves_the_global_generator_and_the_given_completion_alone(sp
 # The end of a row
 
 
-def test_a_row_leaves_once_everything_up_to_an_eos_is_committed(spy):
+def test_a_row_ends_when_all_positions_up_to_an_eos_are_committed(spy):
     watched = spy(eos=2.0)
     sampler = settings_of(num_steps=L, order="left_to_right")
     path = run(watched, sampler, 64)
@@ -214,19 +216,19 @@ def test_a_row_leaves_once_everything_up_to_an_eos_is_committed(spy):
 
 
 @pytest.mark.parametrize("order", ["random", "low_confidence"])
-def test_an_eos_with_something_hidden_before_it_does_not_end_a_row(spy, order):
+def test_an_eos_after_a_masked_position_does_not_end_a_row(spy, order):
     path = run(spy(eos=1.0), settings_of(num_steps=L, order=order), 64)
     waited = 0
     for when, tokens in zip(path.unmask_step.tolist(), path.tokens.tolist(), strict=True):
         eos = [i for i in range(L) if tokens[i] == EOS]
-        # The first step after which some EOS has nothing hidden before it.
+        # The first step after which some EOS has no masked position before it.
         last = min((max(when[: i + 1]) for i in eos), default=L - 1)
         assert sorted(step for step in when if step < L) == list(range(last + 1))
         waited += min((when[i] for i in eos), default=last) < last
     assert waited > 10
 
 
-def test_a_given_completion_whose_text_is_settled_leaves_at_once(spy):
+def test_a_starting_completion_that_has_ended_costs_no_step(spy):
     watched = spy()
     start = torch.tensor([[5, EOS, MASK, 4, MASK, MASK, 3, MASK], [MASK, EOS, MASK, 4, MASK, MASK, 3, MASK]])
     path = run(watched, settings_of(), 2, completion=start)
@@ -235,8 +237,8 @@ def test_a_given_completion_whose_text_is_settled_leaves_at_once(spy):
     assert path.unmask_step[0].tolist() == [GIVEN, GIVEN, 4, GIVEN, 4, 4, GIVEN, 4]
 
 
-def test_denoising_goes_on_from_a_state_as_it_would_have(spy):
-    # Branching: from the state before a step, with the later steps' noise, the path is the same to its end.
+def test_denoising_from_a_state_continues_the_original_path(spy):
+    # Started from the state before a step, with the noise of the later steps, the path is the same.
     sampler = settings_of(num_steps=4, order="left_to_right", temperature=0.0)
     whole = run(spy(eos=1.0), sampler, 32)
     resumed = run(
@@ -249,7 +251,7 @@ def test_denoising_goes_on_from_a_state_as_it_would_have(spy):
     assert torch.equal(resumed.unmask_step == 2, whole.unmask_step == 4)
 
 
-# What is drawn and what is recorded
+# Draws and records
 
 
 @pytest.mark.parametrize("temperature", [0.0, 0.9])
@@ -258,13 +260,14 @@ def test_mask_is_never_committed_however_likely(spy, temperature):
     path = run(spy(mask=50.0, eos=-9.0), settings_of(temperature=temperature), needs=needs)
     assert not (path.tokens == MASK).any()
     assert not (path.one_step_tokens == MASK).any()
-    # And the others share all of the probability.
+    # The other tokens share all of the probability.
     assert path.logprob.min() > -8
     assert path.entropy.min() > 0.1
 
 
 def replay(denoiser, path, prompt, step):
-    """Logits [B, L, V] of the states before `step`, by a plain forward, without MASK."""
+    """Return the logits [B, L, V] of the states before `step` from a plain forward pass, without
+    MASK."""
     ids = torch.cat([prompt, path.state_before(step)], dim=1)
     positions = torch.arange(prompt.shape[1], ids.shape[1]).expand(len(ids), -1)
     with torch.no_grad():
@@ -273,7 +276,7 @@ def replay(denoiser, path, prompt, step):
     return logits
 
 
-def test_temperature_zero_commits_the_likeliest_tokens_and_is_recorded_at_temperature_one(spy):
+def test_temperature_zero_commits_the_most_likely_tokens_and_records_temperature_one(spy):
     path = run(spy(), settings_of(temperature=0.0))
     for step in range(4):
         logprobs = replay(spy(), path, prompts(16), step).log_softmax(-1)
@@ -294,12 +297,12 @@ def test_log_probabilities_and_entropies_are_those_of_the_tempered_distribution(
         at = path.unmask_step == step
         logprob = (logits / 0.7).log_softmax(-1).gather(-1, path.tokens.unsqueeze(-1)).squeeze(-1)
         torch.testing.assert_close(path.logprob[at], logprob[at], rtol=0, atol=1e-5)
-        wanted = logits[at] / (entropy_temperature or 0.7)
-        entropy = torch.distributions.Categorical(logits=wanted).entropy()
+        expected = logits[at] / (entropy_temperature or 0.7)
+        entropy = torch.distributions.Categorical(logits=expected).entropy()
         torch.testing.assert_close(path.entropy[at], entropy, rtol=0, atol=1e-5)
 
 
-def test_entropies_are_of_the_support_unless_they_are_asked_for_at_a_temperature_of_their_own(spy):
+def test_entropies_use_the_support_unless_they_have_their_own_temperature(spy):
     narrow = run(spy(), settings_of(temperature=0.7, top_k=2))
     assert narrow.entropy.max() <= torch.tensor(2.0).log() + 1e-6
     assert run(spy(), settings_of(temperature=0.7, top_k=2), entropy_temperature=0.7).entropy.max() > 1.0
@@ -324,18 +327,18 @@ def test_guidance_moves_the_logits_away_from_those_of_a_masked_prompt(spy):
     assert path.sampler.guidance == w
 
 
-def test_without_guidance_a_step_is_one_forward(spy):
+def test_without_guidance_a_step_is_one_forward_pass(spy):
     plain, guided = spy(eos=-99.0), spy(eos=-99.0)
     run(plain, settings_of())
     run(guided, settings_of(guidance=1.0))
     assert (len(plain.calls), len(guided.calls)) == (4, 8)
 
 
-# What the model is asked
+# Inputs of the model
 
 
 @pytest.mark.parametrize("block_length", [8, 4, 2])
-def test_logits_are_asked_for_at_hidden_positions_of_the_active_block_only(spy, block_length):
+def test_logits_are_computed_only_at_masked_positions_of_the_active_block(spy, block_length):
     watched = spy(eos=-99.0)
     run(watched, settings_of(num_steps=8, block_length=block_length))
     left = [block_length - i for _ in range(L // block_length) for i in range(block_length)]
@@ -346,13 +349,13 @@ def test_logits_are_asked_for_at_hidden_positions_of_the_active_block_only(spy, 
         assert call.attention_mask is None
 
 
-def test_greedy_completions_cost_no_forward_but_ask_for_all_that_is_hidden(spy):
+def test_one_step_completions_need_logits_at_all_masked_positions_but_no_forward_pass(spy):
     watched = spy(eos=-99.0)
     run(watched, settings_of(num_steps=8, block_length=4), needs=Needs(greedy=True, selection=("entropy_topk", 2)))
     assert [call.positions.shape[1] for call in watched.calls] == [8, 7, 6, 5, 4, 3, 2, 1]
 
 
-def test_the_prompt_mask_reaches_the_model_only_where_there_is_padding(spy):
+def test_the_prompt_mask_reaches_the_model_only_if_there_is_padding(spy):
     watched = spy(eos=-99.0)
     mask = torch.tensor([[False, True, True, True, True], [True] * 5])
     run(watched, settings_of(num_steps=1), 2, mask=mask)
@@ -361,7 +364,7 @@ def test_the_prompt_mask_reaches_the_model_only_where_there_is_padding(spy):
 
 @pytest.mark.parametrize("order", ["low_confidence", "random", "plackett_luce", "left_to_right"])
 @pytest.mark.parametrize("shape", [{"num_steps": 3}, {"num_steps": 4, "block_length": 4}], ids=str)
-def test_a_state_of_an_earlier_run_is_denoised_on_as_that_run_was(spy, order, shape):
+def test_a_state_of_an_earlier_run_is_continued_as_in_that_run(spy, order, shape):
     prompt = torch.randint(3, 9, (24, 5), generator=torch.Generator().manual_seed(0))
     sampler = SamplerConfig(max_completion_length=8, order=order, temperature=1.0, **shape)
     is_prompt, seed = torch.ones_like(prompt, dtype=torch.bool), torch.arange(24)
@@ -372,9 +375,9 @@ def test_a_state_of_an_earlier_run_is_denoised_on_as_that_run_was(spy, order, sh
     rest = denoise(denoiser, prompt, is_prompt, sampler, seed, completion=state, first_step=first)
     assert torch.equal(rest.tokens, whole.tokens)
     later = whole.unmask_step >= first.unsqueeze(-1)
-    # Rows that had ended are finished already, so nothing is left of them to date.
+    # Rows that had ended are complete, so none of their positions gets a step.
     alive = later & (whole.unmask_step < sampler.steps)
     assert torch.equal(rest.unmask_step[alive], whole.unmask_step[alive])
     assert (rest.unmask_step[~later] == GIVEN).all()
-    # A branch costs the steps that are left and no more: no row is run before its first step.
+    # A branch costs only the remaining steps: no row is run before its first step.
     assert sum(len(call.ids) for call in denoiser.calls) < sum(sampler.steps - k for k in first.tolist()) + 1

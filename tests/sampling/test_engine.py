@@ -1,4 +1,4 @@
-"""A rollout engine is whatever returns trajectories: training and evaluation run on recorded ones, through the protocol alone."""
+"""Tests of the rollout engine protocol: training and evaluation run on recorded trajectories."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from unmask.trainer import Trainer
 
 
 class Recorder:
-    """Passes every call on to a local engine, and keeps what it returned."""
+    """Passes every call on to a local engine and records the results."""
 
     def __init__(self, policy, limits=None):
         self.local, self.tape = LocalEngine(policy, limits or BatchLimits()), []
@@ -42,7 +42,7 @@ class Recorder:
 
 
 class Player:
-    """The smallest engine: it returns recorded trajectories in their order, and has no model."""
+    """Minimal engine without a model, which returns recorded trajectories in order."""
 
     def __init__(self, tokenizer, tape):
         self.tokenizer, self.tape, self.versions = tokenizer, iter(tape), []
@@ -73,7 +73,7 @@ def test_recorded_trajectories_drive_training_and_evaluation(tiny_model, tmp_pat
     player = Player(policy.tokenizer, recorder.tape)
     folder = Trainer(recipe.model_copy(update={"output_dir": str(tmp_path / "again")}), engine=player).train()
     local = Trainer(recipe.model_copy(update={"output_dir": str(tmp_path / "local")})).train()
-    # The paths of a player cost no forward passes; all else is the same, number by number.
+    # Replayed paths cost no forward passes; all other numbers are the same.
     spent = "compute/token_passes"
     played, recorded, own = (
         [{k: v for k, v in line.items() if k != spent} for line in metrics_of(place)]
@@ -96,7 +96,7 @@ def test_an_engine_that_returns_other_paths_trains_another_model(tiny_model, tmp
     assert metrics_of(tmp_path / "other")[1]["loss"] != metrics_of(tmp_path / "whole")[1]["loss"]
 
 
-def test_limits_change_no_completion(tiny_model):
+def test_batch_limits_change_no_completion(tiny_model):
     engine = LocalEngine(load_model(tiny_model))
     rows, sampler = Sudoku().rows("test", 6), SamplerConfig(max_completion_length=16, num_steps=4, temperature=0.9)
     scorer = Scorer(Sudoku().rewards())
@@ -106,7 +106,7 @@ def test_limits_change_no_completion(tiny_model):
         assert evaluate(engine, Sudoku(), scorer, rows, sampler).items == whole.items
 
 
-def test_progress_ends_at_one_whatever_the_batches(tiny_model):
+def test_progress_ends_at_one_for_any_batch_size(tiny_model):
     seen = []
     engine = LocalEngine(load_model(tiny_model), BatchLimits(4))
     sampler = SamplerConfig(max_completion_length=16, num_steps=4)
@@ -115,7 +115,7 @@ def test_progress_ends_at_one_whatever_the_batches(tiny_model):
     assert (len(seen), seen[-1]) == (8, 1.0)
 
 
-def test_a_prompt_that_is_too_long_is_refused_before_anything_is_sampled(tiny_model):
+def test_a_prompt_that_is_too_long_is_refused_before_sampling(tiny_model):
     engine = LocalEngine(load_model(tiny_model))
     with pytest.raises(DataError, match="do not fit"):
         engine.rollout(["1=", "1" * 5000], SamplerConfig(max_completion_length=16), torch.arange(2))

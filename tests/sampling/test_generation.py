@@ -1,4 +1,4 @@
-"""Prompts in, trajectories out: encoding, batches by length, seeds, and what is refused."""
+"""Tests of encoding, batching by length, seeds, decoding and refused prompts."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def assert_same_rows(one, other, atol=1e-5):
 
 
 @pytest.mark.parametrize("batch_size", [1, 2, 3, 7])
-def test_the_batch_size_does_not_change_results_nor_their_order(lively, tokenizer, batch_size):
+def test_the_batch_size_does_not_change_results_or_their_order(lively, tokenizer, batch_size):
     needs = Needs(greedy=True, selection=("entropy_topk", 2))
     whole = generate(lively, tokenizer, PROMPTS, SAMPLER, SEED, needs=needs)
     parts = generate(lively, tokenizer, PROMPTS, SAMPLER, SEED, needs=needs, batch_size=batch_size)
@@ -54,7 +54,7 @@ def test_another_seed_gives_other_completions(lively, tokenizer):
     assert (one != other).any(-1).all()
 
 
-def test_rows_of_like_prompt_length_go_together_so_that_little_is_padded(lively, tokenizer, monkeypatch):
+def test_rows_of_similar_prompt_length_share_a_batch(lively, tokenizer, monkeypatch):
     widths = []
 
     def watch(ids, mask, *rest):
@@ -80,7 +80,7 @@ def test_an_observer_sees_every_step_of_every_batch(lively, tokenizer):
     assert [(snapshot.step, len(snapshot.tokens)) for snapshot in seen] == [(k, n) for n in (4, 3) for k in range(3)]
 
 
-def test_the_model_is_in_evaluation_mode_during_and_as_before_after(lively, tokenizer):
+def test_the_model_is_in_evaluation_mode_only_during_the_rollout(lively, tokenizer):
     modes = []
     lively.train()
     generate(lively, tokenizer, PROMPTS, SAMPLER, SEED, observe=lambda _: modes.append(lively.training))
@@ -91,8 +91,8 @@ def test_the_model_is_in_evaluation_mode_during_and_as_before_after(lively, toke
     assert not lively.training
 
 
-def test_an_empty_prompt_is_a_completion_from_nothing(lively, tokenizer):
-    # All empty, and one beside others: the same row.
+def test_an_empty_prompt_is_allowed(lively, tokenizer):
+    # The row is the same if all prompts are empty and if one of several is.
     alone = generate(lively, tokenizer, ["", ""], SAMPLER, SEED[:2])
     assert alone.prompt_ids.shape == (2, 0)
     beside = generate(lively, tokenizer, ["12=", ""], SAMPLER, SEED[:2])
@@ -121,7 +121,7 @@ ENDS_TURNS = (
 
 @pytest.fixture
 def chat(tokenizer):
-    """A tokenizer whose template ends the assistant's turns with a token of their own."""
+    """Return a tokenizer whose template ends the assistant's turns with a special token."""
     tokenizer.add_special_tokens({"additional_special_tokens": ["<eot>"]})
     tokenizer.chat_template = ENDS_TURNS
     return tokenizer
@@ -140,7 +140,7 @@ def test_a_conversation_that_ends_with_the_assistant_is_continued(chat):
 
 
 @pytest.mark.parametrize(
-    ("messages", "told"),
+    ("messages", "expected"),
     [
         ([{"role": "user", "content": [{"type": "text", "text": "12"}]}], "message 1 .* list of parts"),
         (
@@ -152,8 +152,8 @@ def test_a_conversation_that_ends_with_the_assistant_is_continued(chat):
         ([], "an empty list of chat messages"),
     ],
 )
-def test_messages_that_are_none_are_named(chat, messages, told):
-    with pytest.raises(DataError, match=told):
+def test_invalid_messages_are_named(chat, messages, expected):
+    with pytest.raises(DataError, match=expected):
         encode_batch(chat, [messages], 0)
 
 
@@ -174,7 +174,7 @@ def test_length_and_text_agree_on_the_end_of_the_turn(lively, chat):
 
 
 @pytest.mark.parametrize(("family", "token"), [("llada", "<|eot_id|>"), ("dream", "<|im_end|>")])
-def test_the_end_of_a_turn_is_that_of_the_released_templates(tmp_path, family, token):
+def test_the_end_of_a_turn_is_found_in_the_released_templates(tmp_path, family, token):
     folder = mini_checkpoint(family, tmp_path / "mini")
     tokenizer = complete_tokenizer(folder, FAMILIES[family], json.loads((folder / "config.json").read_text()))
     assert turn_end(tokenizer) == tokenizer.convert_tokens_to_ids(token) != tokenizer.eos_token_id
@@ -189,7 +189,9 @@ def test_the_end_of_a_turn_is_that_of_the_released_templates(tmp_path, family, t
 
 
 def test_a_character_that_the_tokenizer_does_not_know_is_a_data_error(lively, tokenizer):
-    with pytest.raises(DataError, match=r"cannot encode the prompt '12\+7='.*The model may be made for another task"):
+    with pytest.raises(
+        DataError, match=r"cannot encode the prompt '12\+7='.*The model may have been made for another task"
+    ):
         generate(lively, tokenizer, ["12=", "12+7="], SAMPLER, SEED[:2])
 
 
@@ -198,7 +200,7 @@ def test_messages_for_a_tokenizer_without_a_template_are_a_data_error(lively, to
         generate(lively, tokenizer, [[{"role": "user", "content": "12"}]], SAMPLER, SEED[:1])
 
 
-def test_a_prompt_that_does_not_fit_is_a_data_error_and_one_that_just_fits_is_not(lively, tokenizer):
+def test_a_prompt_is_refused_exactly_if_it_does_not_fit(lively, tokenizer):
     room = lively.backbone.config.max_position_embeddings
     assert room == 64
     path = generate(lively, tokenizer, ["1" * (room - L)], SAMPLER, SEED[:1])

@@ -1,4 +1,5 @@
-"""Scoring views: what the rollout recorded is what replay computes, on any batch, chunk or support."""
+"""Tests of view log-probabilities: they equal those of the rollout for any batch, chunk and
+support."""
 
 from __future__ import annotations
 
@@ -25,7 +26,7 @@ SETTINGS = [
 
 
 def rollout(denoiser, num_rows=24, **options):
-    """A rollout of left-padded prompts of 1 to 5 tokens."""
+    """Return a rollout of left-padded prompts of 1 to 5 tokens."""
     generator = torch.Generator().manual_seed(3)
     ids = torch.randint(3, 9, (num_rows, 5), generator=generator)
     mask = torch.arange(5) >= torch.arange(num_rows).unsqueeze(-1) % 5
@@ -40,7 +41,7 @@ def all_steps(rolled):
     return EGSPO(step_choice="all", beta=0.0).plan(rolled, torch.Generator())
 
 
-def whole_scores(denoiser, rolled, views, **options):
+def all_logprobs(denoiser, rolled, views, **options):
     path = rolled.trajectory
     return view_logprobs(denoiser, path, views, LogprobSettings.of(path, "sampling"), **options)
 
@@ -50,15 +51,15 @@ def whole_scores(denoiser, rolled, views, **options):
 
 @pytest.mark.parametrize("order", sorted(ORDERS))
 @pytest.mark.parametrize("options", SETTINGS, ids=str)
-def test_replayed_log_probabilities_are_those_that_were_recorded(spy, order, options):
+def test_replayed_log_probabilities_equal_the_recorded_ones(spy, order, options):
     denoiser = spy(eos=0.5)
     rolled = rollout(denoiser, order=order, **options)
     views = all_steps(rolled)
-    scores = whole_scores(denoiser, rolled, views)
+    result = all_logprobs(denoiser, rolled, views)
     recorded = rolled.trajectory.logprob[views.row]
     assert recorded[views.target].std() > 0.3
-    torch.testing.assert_close(scores.logprob[views.target], recorded[views.target], rtol=0, atol=1e-5)
-    assert (scores.logprob[~views.target] == 0).all()
+    torch.testing.assert_close(result.logprob[views.target], recorded[views.target], rtol=0, atol=1e-5)
+    assert (result.logprob[~views.target] == 0).all()
 
 
 @pytest.mark.parametrize(
@@ -70,19 +71,19 @@ def test_another_temperature_or_support_does_not_agree_with_the_rollout(spy, wro
     denoiser = spy()
     rolled = rollout(denoiser, top_k=4, top_p=0.8)
     views = all_steps(rolled)
-    scores = view_logprobs(denoiser, rolled.trajectory, views, wrong)
-    gap = (scores.logprob - rolled.trajectory.logprob[views.row])[views.target]
+    result = view_logprobs(denoiser, rolled.trajectory, views, wrong)
+    gap = (result.logprob - rolled.trajectory.logprob[views.row])[views.target]
     assert gap.abs().max() > 0.01
 
 
-def test_a_greedy_rollout_is_scored_at_temperature_one_as_it_was_recorded(spy):
+def test_a_greedy_rollout_is_replayed_at_temperature_one_as_recorded(spy):
     denoiser = spy()
     rolled = rollout(denoiser, temperature=0.0)
     views = all_steps(rolled)
     assert LogprobSettings.of(rolled.trajectory, "sampling") == LogprobSettings(1.0, 0, 1.0)
-    scores = whole_scores(denoiser, rolled, views)
+    result = all_logprobs(denoiser, rolled, views)
     recorded = rolled.trajectory.logprob[views.row]
-    torch.testing.assert_close(scores.logprob[views.target], recorded[views.target], rtol=0, atol=1e-5)
+    torch.testing.assert_close(result.logprob[views.target], recorded[views.target], rtol=0, atol=1e-5)
 
 
 def test_a_fixed_temperature_leaves_top_k_and_top_p_out(spy):
@@ -94,11 +95,11 @@ def test_a_fixed_temperature_leaves_top_k_and_top_p_out(spy):
 # Values
 
 
-def test_scores_are_the_softmax_of_a_plain_forward_over_the_masked_state(spy):
+def test_log_probabilities_are_the_softmax_of_a_plain_forward_pass_over_the_masked_state(spy):
     denoiser = spy()
     rolled = rollout(denoiser)
     path, views = rolled.trajectory, all_steps(rolled)
-    scores = whole_scores(denoiser, rolled, views, distribution=True)
+    result = all_logprobs(denoiser, rolled, views, distribution=True)
     state = path.tokens[views.row].masked_fill(views.hidden, MASK)
     ids = torch.cat([path.prompt_ids[views.row], state], dim=1)
     mask = pad(path.prompt_mask[views.row], (0, L), value=True)
@@ -107,25 +108,25 @@ def test_scores_are_the_softmax_of_a_plain_forward_over_the_masked_state(spy):
     logits[..., MASK] = -torch.inf
     logprobs = (logits / 0.9).log_softmax(-1)
     chosen = logprobs.gather(-1, path.tokens[views.row].unsqueeze(-1)).squeeze(-1)
-    torch.testing.assert_close(scores.logprob[views.target], chosen[views.target], rtol=0, atol=1e-5)
-    # Whole distributions lie in view order, targets in order of position within a view.
-    torch.testing.assert_close(scores.distribution, logprobs[views.target], rtol=0, atol=1e-5)
+    torch.testing.assert_close(result.logprob[views.target], chosen[views.target], rtol=0, atol=1e-5)
+    # Distributions are in the order of the views, and within a view in the order of positions.
+    torch.testing.assert_close(result.distribution, logprobs[views.target], rtol=0, atol=1e-5)
 
 
-def test_distributions_are_given_only_where_asked_for(spy):
+def test_distributions_are_returned_only_on_request(spy):
     denoiser = spy()
     rolled = rollout(denoiser)
-    assert whole_scores(denoiser, rolled, all_steps(rolled)).distribution is None
+    assert all_logprobs(denoiser, rolled, all_steps(rolled)).distribution is None
 
 
-def test_a_token_that_falls_out_of_the_new_policys_support_keeps_a_finite_log_probability(spy):
+def test_a_token_outside_the_new_policys_support_has_a_finite_log_probability(spy):
     rolled = rollout(spy(), top_k=2)
     views = all_steps(rolled)
     moved = spy(eos=8.0)
-    scores = whole_scores(moved, rolled, views)
+    result = all_logprobs(moved, rolled, views)
     is_text = views.target & (rolled.trajectory.tokens[views.row] != EOS)
-    assert torch.isfinite(scores.logprob).all()
-    assert scores.logprob[is_text].max() < -2
+    assert torch.isfinite(result.logprob).all()
+    assert result.logprob[is_text].max() < -2
 
 
 def test_hidden_prompt_positions_are_shown_as_mask(spy):
@@ -134,24 +135,24 @@ def test_hidden_prompt_positions_are_shown_as_mask(spy):
     path, views = rolled.trajectory, all_steps(rolled)
     hidden = torch.zeros(len(views), 5, dtype=torch.bool)
     hidden[:, -1] = True
-    noised = whole_scores(denoiser, rolled, replace(views, prompt_hidden=hidden))
+    noised = all_logprobs(denoiser, rolled, replace(views, prompt_hidden=hidden))
     prompt = path.prompt_ids.clone()
     prompt[:, -1] = MASK
-    by_hand = whole_scores(denoiser, replace(rolled, trajectory=replace(path, prompt_ids=prompt)), views)
+    by_hand = all_logprobs(denoiser, replace(rolled, trajectory=replace(path, prompt_ids=prompt)), views)
     torch.testing.assert_close(noised.logprob, by_hand.logprob, rtol=0, atol=0)
-    assert (noised.logprob - whole_scores(denoiser, rolled, views).logprob).abs().max() > 0.1
+    assert (noised.logprob - all_logprobs(denoiser, rolled, views).logprob).abs().max() > 0.1
 
 
 def test_the_head_runs_at_the_targets_only(spy):
     denoiser = spy(eos=-99.0)
     rolled = rollout(denoiser, num_steps=8)
     denoiser.calls.clear()
-    whole_scores(denoiser, rolled, all_steps(rolled))
+    all_logprobs(denoiser, rolled, all_steps(rolled))
     (call,) = denoiser.calls
     assert call.positions.shape == (24 * 8, 1)
 
 
-def test_views_of_one_path_with_unequal_numbers_of_targets_are_scored_together(spy):
+def test_views_with_unequal_numbers_of_targets_can_share_a_batch(spy):
     denoiser = spy()
     rolled = rollout(denoiser, 2)
     target = torch.zeros(3, L, dtype=torch.bool)
@@ -159,11 +160,11 @@ def test_views_of_one_path_with_unequal_numbers_of_targets_are_scored_together(s
     hidden = target.clone()
     hidden[:, 4] = True
     views = Views(torch.tensor([0, 1, 1]), hidden, target, torch.ones(3), torch.zeros(3, dtype=torch.long))
-    together = whole_scores(denoiser, rolled, views, distribution=True)
+    together = all_logprobs(denoiser, rolled, views, distribution=True)
     assert together.distribution.shape[0] == 6
     assert (together.logprob[2] == 0).all()
     for i in (0, 1):
-        alone = whole_scores(denoiser, rolled, views.take(slice(i, i + 1)), distribution=True)
+        alone = all_logprobs(denoiser, rolled, views.take(slice(i, i + 1)), distribution=True)
         torch.testing.assert_close(alone.logprob[0], together.logprob[i], rtol=0, atol=1e-5)
         rows = slice(0, 2) if i == 0 else slice(2, 6)
         torch.testing.assert_close(alone.distribution, together.distribution[rows], rtol=0, atol=1e-5)
@@ -177,12 +178,12 @@ def gradient_in_chunks(denoiser, rolled, views, size):
     coefficient = torch.linspace(-1, 1, len(views)).unsqueeze(-1)
     for start in range(0, len(views), size):
         chunk = slice(start, start + size)
-        (whole_scores(denoiser, rolled, views.take(chunk)).logprob * coefficient[chunk]).sum().backward()
+        (all_logprobs(denoiser, rolled, views.take(chunk)).logprob * coefficient[chunk]).sum().backward()
     return torch.cat([p.grad.flatten() for p in denoiser.parameters() if p.grad is not None])
 
 
 @pytest.mark.parametrize("size", [1, 3])
-def test_the_gradient_of_chunks_adds_up_to_that_of_the_whole(spy, size):
+def test_gradients_of_chunks_add_up_to_the_whole_gradient(spy, size):
     denoiser = spy(eos=0.5)
     rolled = rollout(denoiser, 6, top_k=5, guidance=0.5)
     views = all_steps(rolled)
@@ -192,13 +193,13 @@ def test_the_gradient_of_chunks_adds_up_to_that_of_the_whole(spy, size):
     assert (chunked - whole).norm() < 1e-5 * whole.norm()
 
 
-def test_at_the_first_update_every_ratio_is_one_and_nothing_is_clipped(spy):
+def test_at_the_first_update_every_ratio_is_one_and_none_is_clipped(spy):
     denoiser = spy()
     rolled = rollout(denoiser, top_k=4, top_p=0.9)
     views = all_steps(rolled)
     with torch.no_grad():
-        old = whole_scores(denoiser, rolled, views).logprob
-    new = whole_scores(denoiser, rolled, views).logprob
+        old = all_logprobs(denoiser, rolled, views).logprob
+    new = all_logprobs(denoiser, rolled, views).logprob
     assert new.requires_grad
     assert ((new - old).sum(-1).exp() == 1).all()
 

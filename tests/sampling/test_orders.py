@@ -1,4 +1,4 @@
-"""Each order by hand, and what the loop makes of its scores."""
+"""Tests of each order by hand, and of the positions that the loop commits."""
 
 from __future__ import annotations
 
@@ -17,7 +17,8 @@ INF = float("inf")
 
 
 def proposal(probabilities, tokens, positions=None, seed=0, step=0):
-    """One row of n positions, from the probabilities [n, V] of the tokens other than MASK, which is put in front."""
+    """Return one row of n positions from the probabilities [n, V] of all tokens but MASK, which is
+    put in front."""
     p = torch.tensor([probabilities])
     logits = torch.cat([torch.full((*p.shape[:-1], 1), -INF), p.log() + 3.0], dim=-1)
     positions = torch.arange(p.shape[1]) if positions is None else torch.tensor(positions)
@@ -27,37 +28,37 @@ def proposal(probabilities, tokens, positions=None, seed=0, step=0):
 P = [[0.6, 0.3, 0.1], [0.5, 0.5, 0.0], [0.55, 0.25, 0.2], [0.4, 0.2, 0.4]]
 
 
-def test_low_confidence_scores_the_probability_of_the_proposed_token():
-    score = ORDERS["low_confidence"](proposal(P, [3, 1, 2, 1]))
-    torch.testing.assert_close(score.exp(), torch.tensor([[0.1, 0.5, 0.25, 0.4]]))
+def test_low_confidence_ranks_by_the_probability_of_the_proposed_token():
+    priority = ORDERS["low_confidence"](proposal(P, [3, 1, 2, 1]))
+    torch.testing.assert_close(priority.exp(), torch.tensor([[0.1, 0.5, 0.25, 0.4]]))
 
 
-def test_margin_scores_the_lead_of_the_likeliest_token_whatever_was_proposed():
+def test_margin_ranks_by_the_lead_of_the_most_likely_token():
     for tokens in ([3, 1, 2, 1], [1, 1, 1, 1]):
-        score = ORDERS["margin"](proposal(P, tokens))
-        torch.testing.assert_close(score, torch.tensor([[0.3, 0.0, 0.3, 0.0]]))
+        priority = ORDERS["margin"](proposal(P, tokens))
+        torch.testing.assert_close(priority, torch.tensor([[0.3, 0.0, 0.3, 0.0]]))
 
 
-def test_entropy_scores_the_least_uncertain_position_highest_whatever_was_proposed():
+def test_entropy_gives_the_most_certain_position_the_highest_priority():
     for tokens in ([3, 1, 2, 1], [1, 1, 1, 1]):
-        score = ORDERS["entropy"](proposal(P, tokens))
+        priority = ORDERS["entropy"](proposal(P, tokens))
         expected = -torch.distributions.Categorical(probs=torch.tensor(P)).entropy()
-        torch.testing.assert_close(score, expected.unsqueeze(0))
+        torch.testing.assert_close(priority, expected.unsqueeze(0))
 
 
-def test_left_to_right_scores_earlier_positions_higher():
-    score = ORDERS["left_to_right"](proposal(P, [1, 1, 1, 1], positions=[2, 9, 4, 7]))
-    assert score.argsort(descending=True).tolist() == [[0, 2, 3, 1]]
+def test_left_to_right_gives_earlier_positions_higher_priority():
+    priority = ORDERS["left_to_right"](proposal(P, [1, 1, 1, 1], positions=[2, 9, 4, 7]))
+    assert priority.argsort(descending=True).tolist() == [[0, 2, 3, 1]]
 
 
-def test_random_is_fresh_at_every_step_and_seed_and_blind_to_model_and_tokens():
+def test_random_changes_with_step_and_seed_and_ignores_model_and_tokens():
     one = ORDERS["random"](proposal(P, [1, 1, 1, 1], seed=5, step=2))
     assert torch.equal(one, ORDERS["random"](proposal(P[::-1], [3, 2, 2, 1], seed=5, step=2)))
     for seed, step in ((5, 3), (6, 2)):
         assert not torch.equal(one, ORDERS["random"](proposal(P, [1, 1, 1, 1], seed=seed, step=step)))
 
 
-def test_random_takes_every_set_of_positions_equally_often(table_denoiser):
+def test_random_commits_every_set_of_positions_equally_often(table_denoiser):
     rows, sampler = 12_000, SamplerConfig(max_completion_length=4, num_steps=2, order="random")
     prompt = torch.zeros(rows, 1, dtype=torch.long)
     toy = table_denoiser(2, 4, eos_id=99, seed=0)
@@ -70,9 +71,10 @@ def test_random_takes_every_set_of_positions_equally_often(table_denoiser):
 
 
 @pytest.mark.parametrize("temperature", [1.0, 4.0])
-def test_confidence_and_entropy_are_of_temperature_one_whatever_the_sampling_temperature(table_denoiser, temperature):
-    # Position 0 is an even choice of two tokens, position 1 has one likely token. Flattened at temperature 4, position 1 is
-    # the more uncertain, and even its likeliest token has less than 1/2.
+def test_confidence_and_entropy_use_temperature_one_at_any_sampling_temperature(table_denoiser, temperature):
+    # Position 0 is an even choice of two tokens, position 1 has one likely token. Flattened at
+    # temperature 4, position 1 is the more uncertain, and even its likeliest token has less than
+    # 1/2.
     toy = table_denoiser(3, 2, eos_id=99, seed=0)
     with torch.no_grad():
         p = torch.tensor([[0.5, 0.5, 1e-9, 1.0], [0.8, 0.1, 0.1, 1.0]])
@@ -92,10 +94,10 @@ def test_confidence_and_entropy_are_of_temperature_one_whatever_the_sampling_tem
 @pytest.mark.parametrize(
     ("order", "expected"), [("left_to_right", [0, 0, 1, 1]), ("margin", [1, 0, 1, 0]), ("entropy", [1, 0, 1, 0])]
 )
-def test_the_positions_of_highest_score_are_committed_first(table_denoiser, order, expected):
+def test_the_positions_of_highest_priority_are_committed_first(table_denoiser, order, expected):
     toy = table_denoiser(3, 4, eos_id=99, seed=0)
     with torch.no_grad():
-        # Alike in every state: positions 1 and 3 are sure, 0 and 2 are not.
+        # In every state positions 1 and 3 are certain, and 0 and 2 are not.
         sure, unsure = torch.tensor([3.0, 0.0, 0.0, 0.0]), torch.tensor([0.5, 0.0, 0.0, 0.0])
         toy.table.copy_(torch.stack([unsure, sure, unsure, sure]).expand_as(toy.table))
     prompt = torch.zeros(3, 1, dtype=torch.long)
@@ -104,7 +106,7 @@ def test_the_positions_of_highest_score_are_committed_first(table_denoiser, orde
     assert path.unmask_step.tolist() == [expected] * 3
 
 
-def test_equal_scores_go_to_the_earlier_position(table_denoiser):
+def test_ties_go_to_the_earlier_position(table_denoiser):
     toy = table_denoiser(3, 4, eos_id=99, seed=0)
     with torch.no_grad():
         toy.table.zero_()
@@ -114,10 +116,10 @@ def test_equal_scores_go_to_the_earlier_position(table_denoiser):
     assert path.unmask_step.tolist() == [[0, 1, 2, 3]] * 3
 
 
-def test_plackett_luce_scores_the_likeliest_tokens_probability_plus_noise_of_its_own(table_denoiser):
+def test_plackett_luce_adds_noise_to_the_log_probability_of_the_most_likely_token(table_denoiser):
     many = [dataclasses.replace(proposal(P, [3, 1, 2, 1], seed=seed), temperature=0.5) for seed in range(4000)]
     first = torch.cat([ORDERS["plackett_luce"](one).argmax(-1) for one in many])
-    # In proportion to p^(1/τ) = p²: blind to what was proposed.
+    # In proportion to p^(1/τ) = p², whatever token was proposed.
     weight = torch.tensor([0.6, 0.5, 0.55, 0.4]) ** 2
     expected = 4000 * weight / weight.sum()
     assert chisquare(torch.bincount(first, minlength=4), expected, sum_check=False).pvalue > 1e-3
@@ -126,6 +128,6 @@ def test_plackett_luce_scores_the_likeliest_tokens_probability_plus_noise_of_its
     assert torch.equal(ORDERS["plackett_luce"](again), ORDERS["plackett_luce"](many[7]))
 
 
-def test_towards_temperature_zero_plackett_luce_commits_the_surest_first():
+def test_at_small_temperature_plackett_luce_commits_the_most_confident_first():
     cold = dataclasses.replace(proposal(P, [1, 1, 1, 1]), temperature=1e-4)
     assert ORDERS["plackett_luce"](cold)[0].argsort(descending=True).tolist() == [0, 2, 1, 3]

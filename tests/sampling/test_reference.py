@@ -1,4 +1,5 @@
-"""The fast denoising loop gives what the plain one on one screen gives: same tokens, same steps, same log-probabilities."""
+"""The fast denoising loop equals the plain reference loop: same tokens, steps and
+log-probabilities."""
 
 from __future__ import annotations
 
@@ -17,7 +18,8 @@ ROWS = 6
 
 
 def both(denoiser, sampler, plain=denoise_plain):
-    """The fast loop's record of a batch, and the plain loop's of each of its rows, stacked: tokens, steps, log-probabilities."""
+    """Return the fast loop's record of a batch, and the stacked records of the plain loop for each
+    row."""
     generator = torch.Generator().manual_seed(1)
     prompts = torch.randint(3, 9, (ROWS, 5), generator=generator)
     fast = denoise(denoiser, prompts, torch.ones_like(prompts, dtype=torch.bool), sampler, torch.arange(ROWS))
@@ -30,7 +32,7 @@ def both(denoiser, sampler, plain=denoise_plain):
 @pytest.mark.parametrize("temperature", [0.0, 0.9])
 @pytest.mark.parametrize(("num_steps", "block_length"), [(8, 8), (3, 8), (4, 4), (4, 2)])
 @pytest.mark.parametrize("eos", [-9.0, 3.0])
-def test_the_fast_loop_is_the_plain_loop(spy, order, temperature, num_steps, block_length, eos):
+def test_the_fast_loop_equals_the_plain_loop(spy, order, temperature, num_steps, block_length, eos):
     sampler = SamplerConfig(
         max_completion_length=8, num_steps=num_steps, block_length=block_length, order=order, temperature=temperature
     )
@@ -51,7 +53,8 @@ def test_the_fast_loop_is_the_plain_loop(spy, order, temperature, num_steps, blo
     ],
 )
 def test_another_algorithm_is_noticed(spy, line, altered):
-    # Each altered line stands for a fault in either loop: schedule, priority, draws, temperature, the end of a row.
+    # Each altered line stands for a fault in either loop: schedule, priority, draws, temperature,
+    # the end of a row.
     source = inspect.getsource(reference)
     assert source.count(line) == 1
     namespace = {}

@@ -183,7 +183,7 @@ CONTENTS = [
     ([{"role": "user", "content": ""}], "message 1 of the prompt is empty"),
     (
         [{"role": "system", "content": "s"}, {"role": "user", "content": [{"type": "text", "text": "x"}]}],
-        "message 2 of the prompt has a list of parts as its content, but these models read only text; join the texts into one string",
+        "message 2 of the prompt has a list of parts as its content; join their texts into one string",
     ),
     (
         json.dumps([{"role": "user", "content": "x"}]),

@@ -106,7 +106,7 @@ def test_the_parts_of_a_batch_add_up_to_its_gradient(lively: Denoiser, tmp_path:
 def test_completions_that_blocks_do_not_tile_are_refused(tmp_path: Path) -> None:
     convert(mini_checkpoint("sdar", tmp_path / "original"), tmp_path / "native")
     denoiser, tokenizer = load_model(tmp_path / "native")
-    with pytest.raises(ConfigError, match="do not tile max_completion_length = 18. Use a multiple of 4"):
+    with pytest.raises(ConfigError, match="do not divide max_completion_length = 18. Use a multiple of 4"):
         Corpus(pretrain_recipe(tmp_path, "max_completion_length=18"), denoiser, tokenizer)
 
 

@@ -17,7 +17,7 @@ from unmask.report.film import Vocabulary, film_of
 from unmask.rewards import per_completion
 from unmask.runs.saved_rollouts import SavedRollout
 from unmask.sampling.generation import decode
-from unmask.sampling.one_step import one_step_guesses
+from unmask.sampling.one_step import one_step_completions
 from unmask.tasks.sudoku import Sudoku
 from unmask.trainer import Trainer
 
@@ -55,10 +55,10 @@ def test_guesses_are_of_the_policy_before_the_update_and_scored(
     assert guesses is not None
     assert guesses.step.tolist() == steps
     denoiser, tokenizer = load_model(tiny_model)
-    assert torch.equal(guesses.tokens, one_step_guesses(denoiser.eval(), path, steps))
+    assert torch.equal(guesses.tokens, one_step_completions(denoiser.eval(), path, steps))
     # The update moved the policy: its guesses are others.
     trained, _ = load_model(tmp_path / "run" / "final")
-    assert not torch.equal(guesses.tokens, one_step_guesses(trained.eval(), path, steps))
+    assert not torch.equal(guesses.tokens, one_step_completions(trained.eval(), path, steps))
     texts = decode(tokenizer, guesses.tokens.flatten(0, 1).long())
     assert guesses.reward is not None
     assert guesses.reward.flatten().tolist() == pytest.approx(share_of_ones(texts))

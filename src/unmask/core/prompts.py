@@ -42,7 +42,7 @@ def _fault_of_message(message: object, name: str) -> str | None:
     if not isinstance(role, str) or not role.strip():
         return f'{name} has no "role", such as "user"'
     if isinstance(content, list):
-        return f"{name} has a list of parts as its content, but these models read only text; join the texts into one string"
+        return f"{name} has a list of parts as its content; join their texts into one string"
     if not isinstance(content, str):
         return f'{name} has no text under "content"'
     if "\0" in content:

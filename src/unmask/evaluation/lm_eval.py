@@ -24,7 +24,7 @@ from unmask.models import Denoiser, Policy, load_model
 from unmask.recipes.schema import make_sampler
 from unmask.sampling import denoise
 from unmask.sampling.engine import BatchLimits, LocalEngine
-from unmask.sampling.generation import MOST_SECONDS, decode, left_pad, row_seeds
+from unmask.sampling.generation import ENCODING_SECONDS, decode, left_pad, row_seeds
 from unmask.sampling.predict import predict
 
 try:
@@ -166,7 +166,7 @@ class DenoiserLM(LM):  # type: ignore[misc]  # the package ships no types
     def apply_chat_template(self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
         """Messages as the tokenizer's template has them."""
         try:
-            with interrupted_after(MOST_SECONDS, "its chat template does not end"):
+            with interrupted_after(ENCODING_SECONDS, "its chat template does not finish"):
                 return str(
                     self.tokenizer.apply_chat_template(
                         chat_history,

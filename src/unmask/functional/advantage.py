@@ -1,8 +1,9 @@
 """Group baselines and the stepwise advantage of EGSPO-SA (arXiv:2603.12554).
 
-Not divided by the group's standard deviation: the division turns the policy gradient into a vector of another
-direction and gives most weight to the groups whose rewards differ least (Dr. GRPO, arXiv:2503.20783). EGSPO's release
-does not divide either. `z_score` is for methods that are published with the division.
+The advantages are not divided by the group's standard deviation. The division changes the direction
+of the policy gradient and gives most weight to the groups whose rewards differ least (Dr. GRPO,
+arXiv:2503.20783). EGSPO's release does not divide either. `z_score` is for methods that are
+published with the division.
 """
 
 from __future__ import annotations
@@ -25,27 +26,32 @@ def group_advantage(
     baseline: Literal["group_mean", "leave_one_out"],
     is_valid: Bool[Tensor, "B *K"] | None = None,
 ) -> Float[Tensor, "B *K"]:
-    """Reward of a completion less the baseline of its group, for each slot.
+    """Compute the reward of each completion minus the baseline of its group, for each slot.
 
-    group_mean: A_i = r_i - (1/n) Σ_j r_j (GRPO without its division, arXiv:2402.03300). The baseline contains the
-    sample that it judges, so the expected gradient shrinks to (n-1)/n of the true one.
-    leave_one_out: A_i = r_i - (1/(n-1)) Σ_{j≠i} r_j (RLOO, arXiv:2402.14740): unbiased, n/(n-1) times the other.
+    group_mean: A_i = r_i - (1/n) Σ_j r_j (GRPO without its division, arXiv:2402.03300). The
+    baseline contains the sample itself, so the expected gradient shrinks to (n-1)/n of the true
+    one.
+    leave_one_out: A_i = r_i - (1/(n-1)) Σ_{j≠i} r_j (RLOO, arXiv:2402.14740). It is unbiased, and
+    n/(n-1) times the other.
 
-    Slots are compared rank by rank: slot k of one member with slot k of the others, whatever step each holds. Not
-    divided by the group's standard deviation; see the module docstring.
+    Slots are compared by rank: slot k of one member with slot k of the others, whichever steps they
+    hold. The result is not divided by the group's standard deviation; see the module docstring.
 
     Args:
-        reward: [B] or [B, K]; rows i G to (i+1) G - 1 are one group.
-        group_size: G >= 2, divides B.
-        baseline: see above.
-        is_valid: of reward's shape, bool; False marks an empty slot, which neither gets nor gives. Default all valid.
+        reward: [B] or [B, K] rewards; rows i G to (i+1) G - 1 are one group.
+        group_size: group size G >= 2, which divides B.
+        baseline: group_mean or leave_one_out.
+        is_valid: bool of reward's shape, False in an empty slot, which does not enter the baseline.
+            Default all valid.
 
     Returns:
-        reward's shape, float32 (float64 for float64); 0 in an empty slot, and for the only valid member of a slot.
-        Exactly 0 throughout a slot whose rewards (float32 or narrower) are all equal.
+        Tensor of reward's shape, float32 (float64 for float64); 0 in an empty slot, and for the
+        only valid member of a slot. Exactly 0 in a slot whose rewards (float32 or narrower) are all
+        equal.
 
     Raises:
-        ValueError: group_size is 1 or does not divide B, an unknown baseline, or shapes that disagree.
+        ValueError: group_size is 1 or does not divide B, the baseline is unknown, or the shapes
+            disagree.
 
     Example:
         >>> reward = torch.tensor([1.0, 0.0, 0.0, 1.0, 1.0, 1.0])
@@ -64,7 +70,7 @@ def group_advantage(
             f"group_advantage: is_valid must have reward's shape; got {tuple(is_valid.shape)}, {tuple(reward.shape)}"
         )
     is_member = is_valid.reshape(-1, group_size, *reward.shape[1:])
-    # float64: the sum of G equal float32 rewards is then exact, and a constant group gets exactly 0, not noise.
+    # float64: the sum of G equal float32 rewards is exact, so a constant group gets exactly 0.
     grouped = reward.double().reshape(is_member.shape).masked_fill(~is_member, 0.0)
     count = is_member.sum(dim=1, keepdim=True).clamp(min=1)
     advantage = grouped - grouped.sum(dim=1, keepdim=True) / count
@@ -75,22 +81,25 @@ def group_advantage(
 
 
 def z_score(reward: Real[Tensor, "B"], group_size: int, correction: int, floor: float = 1e-4) -> Float[Tensor, "B"]:
-    """Reward of a completion in standard deviations of its group, (r_i - r̄) / (s + floor), as in GRPO (arXiv:2402.03300).
+    """Compute each reward in standard deviations of its group, (r_i - r̄) / (s + floor), as in GRPO
+    (arXiv:2402.03300).
 
-    Not a policy gradient's advantage: s depends on the rewards of the group. In a group of two it is the sign of the difference,
-    however large that is, but for the floor.
+    This is not the advantage of a policy gradient, because s depends on the rewards of the group.
+    In a group of two it is the sign of the difference, up to the floor.
 
     Args:
-        reward: [B]; rows i G to (i+1) G - 1 are one group.
-        group_size: G >= 2, divides B.
-        correction: s² is a sum of squares over G - correction: 1 for the sample's deviation, 0 for the population's.
-        floor: > 0, keeps nearly constant groups small.
+        reward: [B] rewards; rows i G to (i+1) G - 1 are one group.
+        group_size: group size G >= 2, which divides B.
+        correction: number that is subtracted from G in the divisor of s²: 1 for the sample, 0 for
+            the population.
+        floor: number > 0 that keeps the result small for nearly constant groups.
 
     Returns:
-        [B] float32 (float64 for float64); exactly 0 in a group whose rewards (float32 or narrower) are all equal.
+        [B] float32 (float64 for float64); exactly 0 in a group whose rewards (float32 or narrower)
+        are all equal.
 
     Raises:
-        ValueError: what `group_advantage` refuses.
+        ValueError: as in `group_advantage`.
 
     Example:
         >>> z_score(torch.tensor([1.0, 0.0, 0.5, 0.5]), group_size=2, correction=0, floor=1e-12)
@@ -102,18 +111,22 @@ def z_score(reward: Real[Tensor, "B"], group_size: int, correction: int, floor: 
 
 
 def softmax_advantage(reward: Real[Tensor, "B"], group_size: int) -> Float[Tensor, "B"]:
-    """What a completion is worth among those of its group, by two softmaxes: G (w+ - w-), w± = softmax(±r) over the group.
+    """Weigh the completions of a group by two softmaxes: G (w+ - w-) with w± = softmax(±r) over the
+    group.
 
-    The weights of wd1 (arXiv:2507.08838), whose loss -Σ_i w+_i log π_i + Σ_i w-_i log π_i is summed over a group; the factor G
-    makes its mean over completions the mean of that over groups. A baseline changes nothing, for a softmax ignores it. Where
-    rewards differ little it is 2 (r - r̄); it is bounded by G, and unlike r - r̄ it is not linear in the reward's unit.
+    These are the weights of wd1 (arXiv:2507.08838), whose loss is -Σ_i w+_i log π_i + Σ_i w-_i log
+    π_i, summed over a group. The factor G turns a mean over completions into a mean over groups. A
+    baseline has no effect, because a softmax ignores it. For small differences of the rewards the
+    result is 2 (r - r̄). It is bounded by G, and unlike r - r̄ it is not linear in the unit of the
+    reward.
 
     Args:
-        reward: [B]; rows i G to (i+1) G - 1 are one group.
-        group_size: G, divides B.
+        reward: [B] rewards; rows i G to (i+1) G - 1 are one group.
+        group_size: group size G, which divides B.
 
     Returns:
-        [B] float32 (float64 for float64), sums to 0 in each group; exactly 0 in a group whose rewards are all equal.
+        [B] float32 (float64 for float64). It sums to 0 in each group, and is exactly 0 in a group
+        whose rewards are all equal.
 
     Raises:
         ValueError: group_size does not divide B.
@@ -137,29 +150,34 @@ def controlled_advantage(
     *,
     pool_slots: bool = False,
 ) -> Float[Tensor, "B K"]:
-    """Group advantage of a return with the state's value as control variate, A_k = (R_k - R̄_k) - c (V_k - V̄_k).
+    """Compute the group advantage of a return with the state's value as control variate, A_k =
+    (R_k - R̄_k) - c (V_k - V̄_k).
 
-    R̄ is over the whole group where R is one number for a completion: who has slot k depends on the path, so a reward must be
-    compared with every member's. V̄_k, and R̄_k where each slot has its own return, are over the members that have the slot. V_k is
-    a function of the state, so for any c that does not depend on the action it leaves the expected gradient alone.
+    If R is one number per completion, R̄ is the mean over the whole group: the path decides which
+    members have slot k, so a reward must be compared with that of every member. V̄_k is the mean
+    over the members that have the slot, and so is R̄_k if each slot has its own return. V_k is a
+    function of the state. For any c that does not depend on the action it therefore does not change
+    the expected gradient.
 
-    The means are slot by slot, whatever step each slot holds. Where the slot that a step falls into depends on the rest of the
-    path (`entropy_sampled`), that makes them depend on the actions; pooled over all slots they do not.
+    The means are taken slot by slot, whichever step a slot holds. If the slot of a step depends on
+    the rest of the path (`entropy_sampled`), such means depend on the actions; means pooled over
+    all slots do not.
 
     Args:
-        reward: [B], or [B, K] with a return for each slot; rows i G to (i+1) G - 1 are one group.
-        value: [B, K], V of the state before each selected step.
+        reward: [B] rewards, or [B, K] with a return for each slot; rows i G to (i+1) G - 1 are one
+            group.
+        value: [B, K] value V of the state before each selected step.
         is_valid: [B, K] bool, False in an empty slot.
-        group_size: G >= 2, divides B.
-        gain: c, a number or [B].
+        group_size: group size G, which divides B.
+        gain: gain c, a number or [B].
         baseline: see `group_advantage`.
-        pool_slots: take the means over all slots of the members that count.
+        pool_slots: True to take the means over all slots.
 
     Returns:
         [B, K] float32 (float64 if the rewards are); 0 in an empty slot.
 
     Raises:
-        ValueError: shapes disagree, or what `group_advantage` refuses.
+        ValueError: the shapes disagree, or as in `group_advantage`.
     """
     if len(reward) != len(value):
         raise ValueError(
@@ -182,7 +200,8 @@ def _pooled_advantage(
     baseline: Literal["group_mean", "leave_one_out"],
     is_valid: Bool[Tensor, "B K"],
 ) -> Float[Tensor, "B K"]:
-    """[B, K] less the mean over all slots: of the whole group, or of its other members."""
+    """Return [B, K] values minus the mean over all slots, either of the whole group or of its other
+    members."""
     grouped = value.double().masked_fill(~is_valid, 0.0).view(-1, group_size, value.shape[1])
     total, count = grouped.sum(-1, keepdim=True), is_valid.view(grouped.shape).sum(-1, keepdim=True)
     all_total, all_count = total.sum(1, keepdim=True), count.sum(1, keepdim=True)
@@ -200,25 +219,28 @@ def stepwise_advantage(
     stepwise_weight: float,
     baseline: Literal["group_mean", "leave_one_out"],
 ) -> Float[Tensor, "B K"]:
-    """Advantage of each selected step: the completion's, less what the state before the step promised of it.
+    """Compute the advantage of each selected step: that of the completion, corrected by the value
+    of the state before the step.
 
-    `controlled_advantage` with c = λ/(1+λ) and V_k = r(x̂_k). Where all slots are filled, it is the group advantage of the
-    return R_k = (r + λ (r - V_k)) / (1 + λ) (arXiv:2603.12554, normalised form). Not the change of value across the step: V of
-    the next state does not enter.
+    This is `controlled_advantage` with c = λ/(1+λ) and V_k = r(x̂_k). If all slots are filled, it
+    is the group advantage of the return R_k = (r + λ (r - V_k)) / (1 + λ) (arXiv:2603.12554,
+    normalised form). It is not the change of value across the step, because the value of the next
+    state does not enter.
 
     Args:
-        reward: [B], of the finished completion; rows i G to (i+1) G - 1 are one group.
-        one_step_reward: [B, K], of the greedy one-step completion of the state before each selected step.
+        reward: [B] rewards of the finished completions; rows i G to (i+1) G - 1 are one group.
+        one_step_reward: [B, K] rewards of the one-step completion before each selected step.
         is_valid: [B, K] bool, False in an empty slot.
-        group_size: G >= 2, divides B.
-        stepwise_weight: λ >= 0; 0 gives the group advantage in every slot (EGSPO), the papers' EGSPO-SA uses 0.5.
+        group_size: group size G, which divides B.
+        stepwise_weight: weight λ >= 0; 0 gives the group advantage in every slot (EGSPO), and the
+            paper's EGSPO-SA uses 0.5.
         baseline: see `group_advantage`.
 
     Returns:
         [B, K] float32 (float64 if the rewards are); 0 in an empty slot.
 
     Raises:
-        ValueError: λ is negative, or what `controlled_advantage` refuses.
+        ValueError: λ is negative, or as in `controlled_advantage`.
 
     Example:
         >>> reward, value = torch.tensor([1.0, 0.0]), torch.tensor([[0.5], [0.5]])
@@ -238,23 +260,27 @@ def fitted_gain(
     is_valid: Bool[Tensor, "B K"],
     group_size: int,
 ) -> Float[Tensor, "B"]:
-    """The gain of a control variate that lowers the variance of R - c V the most, fitted on the other groups.
+    """Fit the gain of a control variate that minimises the variance of R - c V, on the other
+    groups.
 
-    c = Σ Cov(R, V) / Σ Var(V), within groups and slots, over all groups but the row's own: a number that does not depend on the
-    row's actions, so the gradient stays unbiased. That minimises the variance of the advantage; the variance of the gradient
-    would weigh each term by the square of its score.
+    c = Σ Cov(R, V) / Σ Var(V), within groups and slots, over all groups except the row's own. It
+    does not depend on the row's actions, so the gradient stays unbiased. It minimises the variance
+    of the advantage; the variance of the gradient would weigh each term by its squared score
+    function.
 
     Args:
-        reward: [B], or [B, K] with a return for each slot; rows i G to (i+1) G - 1 are one group.
-        value: [B, K].
-        is_valid: [B, K] bool.
-        group_size: G, divides B.
+        reward: [B] rewards, or [B, K] with a return for each slot; rows i G to (i+1) G - 1 are one
+            group.
+        value: [B, K] values of the states.
+        is_valid: [B, K] bool, False in an empty slot.
+        group_size: group size G, which divides B.
 
     Returns:
-        [B] of value's dtype, one number for each group; 0 where the other groups' values do not vary, or there are none.
+        [B] of value's dtype, one number per group; 0 if there are no other groups or their values
+        do not vary.
 
     Raises:
-        ValueError: what `group_advantage` refuses.
+        ValueError: as in `group_advantage`.
 
     Example:
         >>> reward, value = torch.tensor([1.0, 0.0, 2.0, 0.0]), torch.tensor([[0.5], [0.0], [2.0], [0.0]])
@@ -273,19 +299,22 @@ def fitted_gain(
 
 
 def counterfactual_advantage(value: Real[Tensor, "*batch M"]) -> Float[Tensor, "*batch M"]:
-    """Credit of M actions drawn at one state, by what each would have earned: A_m = (Q̂_m - mean Q̂) / (M - 1).
+    """Compute the credit of M actions drawn at one state, by the value of each: A_m = (Q̂_m - mean
+    Q̂) / (M - 1).
 
-    Σ_m A_m ∇ log p(a_m) is then an unbiased estimate of ∇ E_{a ~ p}[Q̂(x, a)] = E[Q̂ ∇ log p(a)], x and Q̂ held fixed: each action
-    is compared with the M - 1 others, as in a group of one state (DiSPO, arXiv:2602.06462, for fills of every masked position).
+    With x and Q̂ held fixed, Σ_m A_m ∇ log p(a_m) is an unbiased estimate of ∇ E_{a ~ p}[Q̂(x, a)]
+    = E[Q̂ ∇ log p(a)]. Each action is compared with the M - 1 others, as in a group that starts
+    from one state (DiSPO, arXiv:2602.06462, which draws all masked positions).
 
     Args:
-        value: [..., M], Q̂ of the actions; M >= 2.
+        value: [..., M] values Q̂ of the actions, M >= 2.
 
     Returns:
-        value's shape, float32 (float64 for float64); sums to 0 over M, exactly 0 throughout where all values are equal.
+        Tensor of value's shape, float32 (float64 for float64). It sums to 0 over M, and is exactly
+        0 if all values are equal.
 
     Raises:
-        ValueError: M below 2.
+        ValueError: M is below 2.
 
     Example:
         >>> counterfactual_advantage(torch.tensor([1.0, 0.0, 0.0]))
@@ -296,17 +325,18 @@ def counterfactual_advantage(value: Real[Tensor, "*batch M"]) -> Float[Tensor, "
         raise ValueError(f"counterfactual_advantage: needs 2 actions or more to compare; got {num}")
     exact = value.double()
     advantage = (exact - exact.mean(dim=-1, keepdim=True)) / (num - 1)
-    # The mean of equal numbers may be off by a rounding, which Adam would blow up to a full step.
+    # The mean of equal numbers may be off by rounding, which Adam would scale up to a full step.
     advantage = advantage.masked_fill((exact == exact[..., :1]).all(dim=-1, keepdim=True), 0.0)
     return advantage.to(torch.promote_types(value.dtype, torch.float32))
 
 
 def constant_group_share(reward: Real[Tensor, "B"], group_size: int) -> Float[Tensor, ""]:
-    """Share of groups whose rewards are all equal: they teach nothing. 1 means that the batch has no gradient at all.
+    """Return the share of groups whose rewards are all equal. Such groups have no gradient; at 1
+    the whole batch has none.
 
     Args:
-        reward: [B]; rows i G to (i+1) G - 1 are one group.
-        group_size: G, divides B.
+        reward: [B] rewards; rows i G to (i+1) G - 1 are one group.
+        group_size: group size G, which divides B.
 
     Returns:
         0-dim float32 in [0, 1].

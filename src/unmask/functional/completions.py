@@ -1,4 +1,4 @@
-"""From values of views to values of completions."""
+"""Reduction of values of views to values of completions."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ from torch import Tensor
 
 
 def sum_by_completion(value: Real[Tensor, "N"], row: Int[Tensor, "N"]) -> Real[Tensor, "B"]:
-    """Sum of a value over the views of each completion.
+    """Sum a value over the views of each completion.
 
     Args:
         value: [N] real, with graph.
-        row: [N] int, the completion of each view.
+        row: [N] int completion of each view.
 
     Returns:
-        One number for each completion that has a view, ascending.
+        One number for each completion that has a view, in ascending order.
 
     Example:
         >>> import torch
@@ -26,14 +26,14 @@ def sum_by_completion(value: Real[Tensor, "N"], row: Int[Tensor, "N"]) -> Real[T
 
 
 def one_by_completion(value: Real[Tensor, "N"], row: Int[Tensor, "N"]) -> Real[Tensor, "B"]:
-    """The value that all views of a completion share.
+    """Return the value that all views of a completion share.
 
     Args:
-        value: [N], equal for views of one completion.
-        row: [N] int, the completion of each view.
+        value: [N] values, equal for views of one completion.
+        row: [N] int completion of each view.
 
     Returns:
-        One value for each completion that has a view, ascending.
+        One value for each completion that has a view, in ascending order.
 
     Example:
         >>> import torch

@@ -1,17 +1,20 @@
-"""The masked-diffusion bound on log p(x) (MDLM, arXiv:2406.07524; LLaDA, arXiv:2502.09992): times, masks, weights.
+"""The masked-diffusion bound on log p(x) (MDLM, arXiv:2406.07524; LLaDA, arXiv:2502.09992): times,
+masks, weights.
 
 With the linear schedule a position is masked with probability t, t uniform on (0, 1), and
 
     log p(x) ≥ ELBO(x) = E_t E_{x_t} [ (1/t) Σ_{i masked} log p_θ(x_i | x_t) ].
 
-Averaged over t, a set of l masked positions out of L has weight 1 / (l C(L, l)), so the same bound is a mean over counts:
+Averaged over t, a set of l masked positions out of L has weight 1 / (l C(L, l)), so the same bound
+is a mean over counts:
 
     ELBO(x) = E_{l ~ U{1..L}} E_{S, |S| = l} [ (L/l) Σ_{i ∈ S} log p_θ(x_i | x without S) ].
 
-Every estimate here is unbiased for it but for the fixed times of a quadrature, whose error is that of its rule.
+Every estimate in this module is unbiased, except at the fixed times of a quadrature, which has the
+error of its rule.
 
-Departure from the papers: times and counts are stratified, and random times start at a small positive value, because the weight
-1/t has no bound.
+Departure from the papers: times and counts are stratified, and random times start at a small
+positive value, because the weight 1/t is unbounded.
 """
 
 from __future__ import annotations
@@ -22,21 +25,23 @@ from torch import Tensor
 
 
 def stratified_times(count: int, low: float, generator: torch.Generator) -> Float[Tensor, "{count}"]:
-    """Diffusion times of a batch: one uniform draw in each of `count` equal strata of [low, 1), in random order.
+    """Draw the diffusion times of a batch: one uniform number in each of `count` equal strata of
+    [low, 1), in random order.
 
-    Each entry alone is uniform on [low, 1); together they cover it evenly, which lowers the variance of a batch's
-    ELBO (the low-discrepancy sampler of VDM, arXiv:2107.00630, with a jitter of its own for each stratum).
+    Each entry alone is uniform on [low, 1). Together they cover it evenly, which lowers the
+    variance of a batch's ELBO (the low-discrepancy sampler of VDM, arXiv:2107.00630, with
+    independent jitter in each stratum).
 
     Args:
-        count: how many.
-        low: in (0, 1), the least time: an ELBO term is at most 1/low times its log-probability.
-        generator: the source of randomness; its device is the result's.
+        count: number of times.
+        low: smallest time, in (0, 1): an ELBO term is at most 1/low times its log-probability.
+        generator: source of randomness; the result is on its device.
 
     Returns:
         [count] float32 in [low, 1).
 
     Raises:
-        ValueError: count below 1, or low out of range.
+        ValueError: count is below 1, or low is out of range.
 
     Example:
         >>> times = stratified_times(4, 0.2, torch.Generator().manual_seed(0))
@@ -55,18 +60,20 @@ def stratified_times(count: int, low: float, generator: torch.Generator) -> Floa
 def mask_at_times(
     times: Float[Tensor, "B"], is_maskable: Bool[Tensor, "B L"], generator: torch.Generator
 ) -> Bool[Tensor, "B L"]:
-    """The forward process q(x_t | x): each maskable position is masked, independently, with probability t.
+    """Apply the forward process q(x_t | x): mask each maskable position independently with
+    probability t.
 
     Args:
         times: [B] in [0, 1].
-        is_maskable: [B, L] bool; a prompt or padding position is not.
-        generator: the source of randomness.
+        is_maskable: [B, L] bool, False at prompt and padding positions.
+        generator: source of randomness.
 
     Returns:
-        [B, L] bool. A row may come out without a mask; its ELBO term is 0, as the expectation wants.
+        [B, L] bool. A row without a mask is possible; its ELBO term is 0, which is correct in
+        expectation.
 
     Raises:
-        ValueError: the two disagree on B.
+        ValueError: the arguments disagree on B.
 
     Example:
         >>> is_maskable = torch.tensor([[False, True, True], [True, True, True]])
@@ -86,16 +93,16 @@ def mask_at_times(
 def elbo(
     logprob: Float[Tensor, "B L"], is_masked: Bool[Tensor, "B L"], times: Float[Tensor, "B"]
 ) -> Float[Tensor, "B"]:
-    """One-sample estimate of the ELBO, (1/t) Σ_{i masked} log p_θ(x_i | x_t).
+    """Estimate the ELBO from one sample, (1/t) Σ_{i masked} log p_θ(x_i | x_t).
 
-    An estimate of a lower bound of log p(x); never a log-probability. Unbiased for t uniform on (0, 1); with t from
-    [low, 1) it estimates the mean over those times.
+    The result estimates a lower bound of log p(x); it is not a log-probability. It is unbiased for
+    t uniform on (0, 1); with t from [low, 1) it estimates the mean over those times.
 
     Args:
-        logprob: [B, L] nats, of the true token at each position given the masked sequence; unmasked positions are
-            ignored.
-        is_masked: [B, L] bool.
-        times: [B] in (0, 1], the probability with which positions were masked.
+        logprob: [B, L] nats, log-probability of the true token at each position given the masked
+            sequence; unmasked positions are ignored.
+        is_masked: [B, L] bool, True at masked positions.
+        times: [B] in (0, 1], probability with which positions were masked.
 
     Returns:
         [B] float32 (float64 for float64), nats, <= 0.
@@ -120,24 +127,26 @@ def elbo(
 def stratified_counts(
     num_positions: Int[Tensor, "B"], num_draws: int, least: int, generator: torch.Generator
 ) -> Int[Tensor, "B {num_draws}"]:
-    """How many positions to mask: `num_draws` counts for each completion, spread evenly over the draws and the completions.
+    """Draw the numbers of positions to mask: `num_draws` for each completion, spread evenly over
+    draws and completions.
 
-    One uniform shift u for all: draw m of completion b is the point (u + m/M + rank_b/(B M)) mod 1, rank a random permutation,
-    and its count is the point's place among {least..n_b}. Each count alone is uniform there, whatever the others are, so the
-    estimate stays unbiased; together the B M points are evenly spaced. (ESPO, arXiv:2512.03759, spaces the completions of a
-    batch so; BGPO, arXiv:2510.11683, the draws of one.)
+    With one uniform shift u for all, draw m of completion b is the point (u + m/M + rank_b/(B M))
+    mod 1, where rank is a random permutation. The count is the place of the point among
+    {least..n_b}. Each count alone is uniform there, so the estimate stays unbiased; together the B
+    M points are evenly spaced. ESPO (arXiv:2512.03759) spaces the completions of a batch like this,
+    and BGPO (arXiv:2510.11683) the draws of one completion.
 
     Args:
-        num_positions: [B] int, n_b, positions that may be masked.
-        num_draws: M >= 1.
-        least: 1, or 0 where the empty set is among the draws (coupled masks).
-        generator: the source of randomness.
+        num_positions: [B] int, number n_b of positions that may be masked.
+        num_draws: number of draws M >= 1.
+        least: smallest count: 1, or 0 if the empty set may be drawn (coupled masks).
+        generator: source of randomness.
 
     Returns:
         [B, M] int64 in {least..n_b}; 0 for a completion without positions.
 
     Raises:
-        ValueError: num_draws below 1, or least neither 0 nor 1.
+        ValueError: num_draws is below 1, or least is neither 0 nor 1.
 
     Example:
         >>> counts = stratified_counts(torch.tensor([4, 4]), 2, 1, torch.Generator().manual_seed(0))
@@ -159,18 +168,18 @@ def stratified_counts(
 def masks_of_counts(
     counts: Int[Tensor, "B M"], is_maskable: Bool[Tensor, "B L"], generator: torch.Generator
 ) -> Bool[Tensor, "B M L"]:
-    """Sets of positions to mask, each of a given size and uniform among the sets of that size.
+    """Draw sets of positions to mask, each of a given size and uniform among the sets of that size.
 
     Args:
-        counts: [B, M] int, at most the maskable positions of the row.
+        counts: [B, M] int sizes, at most the number of maskable positions of the row.
         is_maskable: [B, L] bool.
-        generator: the source of randomness.
+        generator: source of randomness.
 
     Returns:
         [B, M, L] bool.
 
     Raises:
-        ValueError: the two disagree on B.
+        ValueError: the arguments disagree on B.
 
     Example:
         >>> is_maskable = torch.tensor([[False, True, True, True]])
@@ -190,14 +199,15 @@ def masks_of_counts(
 
 
 def coupled_masks(masks: Bool[Tensor, "B M L"], is_maskable: Bool[Tensor, "B L"]) -> Bool[Tensor, "B 2*M L"]:
-    """Each set followed by its complement, so that every maskable position is masked in exactly one of the two.
+    """Append to each set its complement, so that every maskable position is masked in exactly one
+    of the two.
 
     Args:
         masks: [B, M, L] bool, subsets of is_maskable.
         is_maskable: [B, L] bool.
 
     Returns:
-        [B, 2 M, L] bool.
+        [B, 2 M, L] bool, each set followed by its complement.
 
     Example:
         >>> masks = torch.tensor([[[True, False, False]]])
@@ -211,15 +221,17 @@ def coupled_masks(masks: Bool[Tensor, "B M L"], is_maskable: Bool[Tensor, "B L"]
 def elbo_weight(
     masks: Bool[Tensor, "B M L"], is_maskable: Bool[Tensor, "B L"], *, coupled: bool
 ) -> Float[Tensor, "B M"]:
-    """Weight of the masked positions' log-probabilities that makes one set, or one half of a coupled pair, an ELBO estimate.
+    """Compute the weight with which the log-probabilities of one set, or one half of a coupled
+    pair, estimate the ELBO.
 
-    n/l for a count l uniform on {1..n}; (n+1)/l where l is uniform on {0..n}, as in a coupled pair, whose complement has
-    (n+1)/(n-l): both have expectation Σ_l (1/l) E_{|S|=l}[...]. The two estimates of a pair are averaged, not added.
+    The weight is n/l for a count l uniform on {1..n}. It is (n+1)/l if l is uniform on {0..n}, as
+    in a coupled pair, whose complement has (n+1)/(n-l). Both have the expectation Σ_l (1/l)
+    E_{|S|=l}[...]. The two estimates of a pair are averaged, not added.
 
     Args:
         masks: [B, M, L] bool.
-        is_maskable: [B, L] bool, n positions.
-        coupled: which of the two.
+        is_maskable: [B, L] bool, True at n positions.
+        coupled: True for halves of coupled pairs.
 
     Returns:
         [B, M] float32; 0 for an empty set.
@@ -235,10 +247,11 @@ def elbo_weight(
 
 
 def gauss_legendre(num_nodes: int) -> tuple[Float[Tensor, "{num_nodes}"], Float[Tensor, "{num_nodes}"]]:
-    """Nodes and weights of Gauss-Legendre quadrature on (0, 1): ∫ f ≈ Σ_m w_m f(t_m), exact up to degree 2 M - 1.
+    """Return the nodes and weights of Gauss-Legendre quadrature on (0, 1): ∫ f ≈ Σ_m w_m f(t_m),
+    exact up to degree 2 M - 1.
 
     Args:
-        num_nodes: M >= 1.
+        num_nodes: number of nodes M >= 1.
 
     Returns:
         Two [M] float64 tensors: the nodes in ascending order, and the weights, which sum to 1.

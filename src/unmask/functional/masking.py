@@ -1,20 +1,44 @@
-"""Which tokens of a finished completion are scored, which are shown while they are, and a bound from several such readings."""
+"""Masks of completions: which tokens are targets, which are visible, and a bound from several
+masked views."""
 
 from __future__ import annotations
 
 import math
 
 import torch
-from jaxtyping import Bool, Float, Real
+from jaxtyping import Bool, Float, Int, Real
 from torch import Tensor
 
 from unmask.functional.elbo import masks_of_counts
 
 
-def until_eos(is_eos: Bool[Tensor, "*batch L"]) -> Bool[Tensor, "*batch L"]:
-    """The positions of a completion up to and including its first EOS; all of them where there is none.
+def compact_columns(mask: Bool[Tensor, "B L"]) -> tuple[Int[Tensor, "B n"], Bool[Tensor, "B n"]]:
+    """Return the True columns of each row in ascending order, as wide as the fullest row.
 
-    Not `Trajectory.is_text`, which leaves the EOS out: when to stop is a decision of the policy, and it is trained too.
+    Args:
+        mask: [B, L] bool.
+
+    Returns:
+        [B, n] int64 columns, n at least 1, and [B, n] bool, False at columns that only pad the
+        width.
+
+    Example:
+        >>> compact_columns(torch.tensor([[False, True, True], [False, False, True]]))
+        (tensor([[1, 2],
+                [2, 0]]), tensor([[ True,  True],
+                [ True, False]]))
+    """
+    width = max(1, int(mask.sum(-1).max()))
+    columns = (~mask).int().argsort(dim=-1, stable=True)[:, :width]
+    return columns, mask.gather(1, columns)
+
+
+def until_eos(is_eos: Bool[Tensor, "*batch L"]) -> Bool[Tensor, "*batch L"]:
+    """Return the positions of a completion up to and including its first EOS; all positions if
+    there is none.
+
+    Unlike `Trajectory.is_text`, this includes the EOS: the policy decides when to stop, and that
+    decision is trained too.
 
     Args:
         is_eos: [..., L] bool.
@@ -31,16 +55,18 @@ def until_eos(is_eos: Bool[Tensor, "*batch L"]) -> Bool[Tensor, "*batch L"]:
 
 
 def token_mean_weight(num_tokens: Real[Tensor, "B"]) -> Float[Tensor, "B"]:
-    """The weight of a completion's token sum with which the mean over completions is the mean over all of their tokens.
+    """Compute the weight that turns a mean over completions of token sums into the mean over all
+    tokens.
 
-    B / Σ_b n_b for each of the B completions. The number of tokens is an outcome of the path, so where a path can end early this
-    is a bias: a completion's gradient is divided by the length of the others and of itself. It is what GRPO's "token mean" does.
+    The weight is B / Σ_b n_b for each of the B completions. The number of tokens is an outcome of
+    the path, so the weight is a bias if paths can end early: the gradient of a completion is
+    divided by its own length and those of the others. GRPO's "token mean" does the same.
 
     Args:
-        num_tokens: [B] int, n_b >= 0.
+        num_tokens: [B] int, number n_b >= 0 of tokens of each completion.
 
     Returns:
-        [B] float32, all equal; finite even where no completion has a token.
+        [B] float32, all equal; finite even if no completion has a token.
 
     Example:
         >>> token_mean_weight(torch.tensor([3, 1]))
@@ -52,24 +78,28 @@ def token_mean_weight(num_tokens: Real[Tensor, "B"]) -> Float[Tensor, "B"]:
 def block_masks(
     is_maskable: Bool[Tensor, "B L"], block_length: int, num_draws: int, generator: torch.Generator
 ) -> tuple[Tensor, Tensor]:
-    """States that a sampler which writes block by block could be in: blocks before one picked at random clean, later ones masked.
+    """Draw states of a block-by-block sampler: a random block is partly masked, later blocks are
+    fully masked.
 
-    Of the picked block, a number of positions uniform on {1..n} is masked, n its maskable ones. The picks of a row are the start
-    of a random permutation of all blocks, taken modulo the number of blocks that hold something, as in the release of SPG
-    (arXiv:2510.09541): so a block may be picked twice, and where one number does not divide the other, earlier blocks are
-    likelier. A row with more draws than blocks goes on with another permutation.
+    In the chosen block, the number of masked positions is uniform on {1..n}, where n is the number
+    of its maskable positions. The choices of a row are the start of a random permutation of all
+    blocks, modulo the number of blocks that have maskable positions, as in the release of SPG
+    (arXiv:2510.09541). A block may therefore be chosen twice, and earlier blocks are more likely if
+    one number does not divide the other. A row with more draws than blocks continues with another
+    permutation.
 
     Args:
         is_maskable: [B, L] bool.
-        block_length: of the sampler, positions.
-        num_draws: M >= 1.
-        generator: the source of randomness.
+        block_length: block length of the sampler.
+        num_draws: number of draws M >= 1.
+        generator: source of randomness.
 
     Returns:
-        Two [B, M, L] bool: what is masked, and the maskable positions of the blocks before the picked one.
+        Two [B, M, L] bool: the masked positions, and the maskable positions of the blocks before
+        the chosen one.
 
     Raises:
-        ValueError: block_length or num_draws below 1.
+        ValueError: block_length or num_draws is below 1.
 
     Example:
         >>> is_maskable = torch.tensor([[True, True, True, True, False, False]])
@@ -102,25 +132,28 @@ def block_masks(
 def evidence_upper_bound(
     logprob: Float[Tensor, "B M L"], is_masked: Bool[Tensor, "B M L"], num_tokens: Real[Tensor, "B"], power: float
 ) -> Float[Tensor, "B"]:
-    """SPG's upper bound on a completion's mean log-probability of a token, estimated from M masked readings of it.
+    """Estimate SPG's upper bound on the mean log-probability of a token, from M masked views of a
+    completion.
 
-    The mean over tokens k of (1/β) log (1/M) Σ_m 1[k masked in m] p_θ(x_k | view m)^β / t_m, t_m the share of tokens that view m
-    masks (arXiv:2510.09541, in the form of its release, which pools each token by itself). Over all masks and times the mean in
-    it has total weight 1, so by Jensen it is at least the ELBO per token, and it grows with β; for β of at least the number of
-    tokens n it is at least log π(x) / n under random order, by Hölder. For a smaller β it may be below that. From a few views it
-    is not unbiased: the logarithm of a mean is below that of the expectation.
+    The bound is the mean over tokens k of (1/β) log (1/M) Σ_m 1[k masked in m] p_θ(x_k | view m)^β
+    / t_m, where t_m is the share of tokens that view m masks (arXiv:2510.09541, in the form of its
+    release, which pools each token separately). Over all masks and times, the weights of the inner
+    mean sum to 1. By Jensen it is therefore at least the ELBO per token, and it grows with β. For β
+    of at least the number of tokens n, it is at least log π(x) / n under random order, by Hölder;
+    for a smaller β it may be lower. An estimate from a few views is biased downwards, because it
+    takes the logarithm of a mean.
 
     Args:
-        logprob: [B, M, L] nats, with graph; ignored where not masked.
+        logprob: [B, M, L] nats, with graph; ignored at unmasked positions.
         is_masked: [B, M, L] bool.
-        num_tokens: [B] real, n; the views mask none but these.
-        power: β > 0.
+        num_tokens: [B] real, number n of tokens; the views mask only these.
+        power: exponent β > 0.
 
     Returns:
-        [B] nats per token, mean over the tokens that some view masks; 0 where there is none.
+        [B] nats per token, mean over the tokens that some view masks; 0 if there is none.
 
     Raises:
-        ValueError: power is not above 0, or shapes disagree.
+        ValueError: power is not above 0, or the shapes disagree.
 
     Example:
         >>> logprob = torch.tensor([[[0.5, 0.5], [0.125, 0.5]]]).log()
@@ -135,7 +168,7 @@ def evidence_upper_bound(
         )
     share = is_masked.sum(-1, keepdim=True).clamp(min=1) / num_tokens.clamp(min=1).to(logprob.dtype).view(-1, 1, 1)
     is_read = is_masked.any(1)
-    # A token that no view masks has no reading to pool; it is left out after the logarithm, which must be finite.
+    # A token that no view masks is excluded after the logarithm, which must be finite.
     pooled = (power * logprob - share.log()).masked_fill(~is_masked & is_read.unsqueeze(1), -torch.inf)
     each = (pooled.logsumexp(1) - math.log(logprob.shape[1])) / power
     return each.masked_fill(~is_read, 0.0).sum(-1) / is_read.sum(-1).clamp(min=1)

@@ -1,11 +1,12 @@
-"""Random numbers that are a function of what they are for, not of how many were drawn before.
+"""Random numbers that are hashes of their purpose, and so do not depend on earlier draws.
 
-A `torch.Generator` gives numbers in the order of the calls, so the draw of one completion depends on which others
-share its batch, and on the device. Here each draw is a hash of its keys (the row's seed, the step, the position, a
-purpose): batches can be split, merged, resumed and ended early without a change to any row.
+A `torch.Generator` gives numbers in the order of the calls, so the draws of one completion depend
+on the other completions in its batch, and on the device. Here each draw is a hash of its keys: the
+row's seed, the step, the position and the purpose. Batches can be split, merged, resumed and ended
+early without a change to any row.
 
-The hash is splitmix64 (Steele, Lea and Flood, "Fast Splittable Pseudorandom Number Generators", OOPSLA 2014): its
-increment, then its 64-bit finaliser, once for each key.
+The hash is splitmix64 (Steele, Lea and Flood, "Fast Splittable Pseudorandom Number Generators",
+OOPSLA 2014): its increment, then its 64-bit finaliser, once for each key.
 """
 
 from __future__ import annotations
@@ -16,12 +17,12 @@ import torch
 from torch import Tensor
 
 TOKEN_STREAM, ORDER_STREAM, SELECTION_STREAM, BRANCH_STREAM, CONTINUATION_STREAM = range(5)
-"""Purposes of a row's draws, as the key after its seed: tokens, positions, steps to train, other fills of a state, seeds of
-continuations from a state."""
+"""Purposes of a row's draws, used as the key after its seed: tokens, positions, selected steps,
+branches of a state, and seeds of continuations from a state."""
 
 
 def _signed(value: int) -> int:
-    """The int64 with the low 64 bits of `value`."""
+    """Return the int64 with the low 64 bits of `value`."""
     return (value + 2**63) % 2**64 - 2**63
 
 
@@ -30,28 +31,27 @@ _ROUNDS = ((30, _signed(0xBF58476D1CE4E5B9)), (27, _signed(0x94D049BB133111EB)),
 
 
 def _shift(bits: Tensor, count: int) -> Tensor:
-    """Logical right shift; int64's own fills with the sign bit."""
+    """Shift right logically; the shift of int64 fills with the sign bit."""
     return bits.bitwise_right_shift(count).bitwise_and(2 ** (64 - count) - 1)
 
 
 def counter_uniform(*keys: Tensor | int) -> Tensor:
-    """Uniform numbers in [0, 1), each a hash of its integer keys.
+    """Return uniform numbers in [0, 1), each a hash of its integer keys.
 
-    Folds the keys one by one, h ← splitmix64(h + key) with h = 0 at first, and reads the top 53 bits of h as a
-    fraction. Equal keys give an equal number on any device and in any batch; that is why samplers draw here and not
-    from a `torch.Generator`, whose numbers depend on what else shares the batch. The order of the keys matters: give
-    the row's seed first, then the purpose, step and position.
+    The keys are folded one by one, h ← splitmix64(h + key) starting from h = 0, and the top 53 bits
+    of h are read as a fraction. Equal keys give equal numbers on any device and in any batch. The
+    order of the keys matters: the row's seed comes first, then purpose, step and position.
 
-    Not for secrets: the hash is easily inverted.
+    The hash is easily inverted, so it must not be used for secrets.
 
     Args:
-        keys: ints (their low 64 bits count) or integer tensors, which broadcast against each other.
+        keys: ints, of which the low 64 bits count, or integer tensors, which are broadcast.
 
     Returns:
-        float64 in [0, 1), a multiple of 2⁻⁵³, of the broadcast shape of the keys.
+        float64 in [0, 1), multiples of 2⁻⁵³, of the broadcast shape of the keys.
 
     Raises:
-        ValueError: no key, or a key that is not an integer.
+        ValueError: there is no key, or a key is not an integer.
 
     Example:
         >>> seed = torch.tensor([[7], [8]])
@@ -76,14 +76,15 @@ def counter_uniform(*keys: Tensor | int) -> Tensor:
 
 
 def named_generator(seed: int, *names: str | int) -> torch.Generator:
-    """A CPU generator whose stream is a hash of a seed and what it is for, so that a resumed run needs no saved state.
+    """Return a CPU generator whose stream is a hash of a seed and a purpose, so that a resumed run
+    needs no saved state.
 
     Args:
-        seed: of the run.
-        names: purpose, step, epoch and the like.
+        seed: seed of the run.
+        names: purpose of the stream, such as a name, a step and an epoch.
 
     Returns:
-        A fresh generator; equal arguments give equal streams in every process and on every machine.
+        A new generator; equal arguments give equal streams in every process and on every machine.
 
     Example:
         >>> a, b = named_generator(0, "rollout", 3), named_generator(0, "rollout", 3)

@@ -1,7 +1,8 @@
-"""Comparison of two results on the same examples: a bootstrap interval of the difference, and an exact test of the changes.
+"""Comparison of two results on the same examples: a bootstrap interval of the difference, and an
+exact test of the changes.
 
-Examples differ in difficulty far more than two models differ on one example, so a paired comparison needs many fewer examples
-than two separate intervals suggest.
+Examples differ in difficulty far more than two models differ on one example, so a paired comparison
+needs many fewer examples than two separate intervals suggest.
 """
 
 from __future__ import annotations
@@ -16,22 +17,26 @@ _DRAWS_AT_ONCE = 4_000_000
 def bootstrap_interval(
     values: Tensor, generator: torch.Generator, *, resamples: int = 10_000, confidence: float = 0.95
 ) -> tuple[float, float]:
-    """Percentile interval of a mean over examples (Efron and Tibshirani, An Introduction to the Bootstrap, 1993, ch. 13).
+    """Compute the percentile interval of a mean over examples (Efron and Tibshirani, An
+    Introduction to the Bootstrap, 1993, ch. 13).
 
-    The mean of n values is computed for `resamples` draws of n values with replacement, and the interval holds the middle
-    `confidence` of these means. For the differences of two results on the same examples, this is the paired bootstrap.
+    The mean of n values is computed for `resamples` draws of n values with replacement, and the
+    interval holds the middle `confidence` of these means. For the differences of two results on the
+    same examples, this is the paired bootstrap.
 
     Args:
-        values: [n] one number for each example, such as its share of correct completions or a difference of two such shares.
-        generator: the source of randomness.
-        resamples: the number of draws, at least 1.
-        confidence: in (0, 1).
+    values: [n] numbers, one for each example, such as its share of correct completions or a
+    difference of two such shares.
+    generator: source of randomness.
+    resamples: number of resamples, at least 1.
+    confidence: confidence level, in (0, 1).
 
     Returns:
-        (lower, upper), in the unit of the values. If all values are equal, both ends are that value.
+        (lower, upper), in the unit of the values. If all values are equal, both ends are that
+        value.
 
     Raises:
-        ValueError: no value, or an argument out of range.
+    ValueError: there is no value, or an argument is out of range.
 
     Example:
         >>> values = torch.tensor([1.0, 0.0, 0.0, 0.0] * 25)
@@ -56,20 +61,22 @@ def bootstrap_interval(
 
 
 def mcnemar_exact(gained: int, lost: int) -> float:
-    """Two-sided exact p-value for the hypothesis that as many examples are gained as lost (McNemar, Psychometrika 12, 1947).
+    """Compute the two-sided exact p-value for the hypothesis that as many examples are gained as
+    lost (McNemar, Psychometrika 12, 1947).
 
-    Examples that both results solve or both miss do not count. If neither result is better, each changed example is a fair coin
-    flip: p = P(|X - m/2| >= |gained - m/2|), X ~ Binomial(m, 1/2), m = gained + lost.
+    Examples that both results solve or both miss do not count. If neither result is better, each
+    changed example is a fair coin flip: p = P(|X - m/2| >= |gained - m/2|), X ~ Binomial(m, 1/2), m
+    = gained + lost.
 
     Args:
-        gained: the number of examples that only the new result solves.
-        lost: the number of examples that only the old result solves.
+    gained: number of examples that only the new result solves.
+    lost: number of examples that only the old result solves.
 
     Returns:
         The p-value, in [0, 1]. It is 1 if nothing changed.
 
     Raises:
-        ValueError: a negative count.
+    ValueError: a count is negative.
 
     Example:
         >>> mcnemar_exact(5, 0)                           # 2 / 2⁵

@@ -1,4 +1,4 @@
-"""How likely it is that one of k completions is right, from n >= k samples."""
+"""Probability that one of k completions is right, estimated from n >= k samples."""
 
 from __future__ import annotations
 
@@ -6,21 +6,23 @@ from math import comb
 
 
 def pass_at_k(num_samples: int, num_right: int, k: int) -> float:
-    """Unbiased estimate of the probability that at least one of k completions of a row is right.
+    """Estimate the probability that at least one of k completions of an example is right, without
+    bias.
 
-    1 - C(n - c, k) / C(n, k), the share of sets of k among the n samples that hold a right one (Chen et al. 2021,
-    arXiv:2107.03374, eq. 1). Putting c/n into 1 - (1 - p)^k instead is biased downwards.
+    The estimate is 1 - C(n - c, k) / C(n, k), the share of sets of k among the n samples that
+    contain a right one (Chen et al. 2021, arXiv:2107.03374, eq. 1). Inserting c/n into 1 -
+    (1 - p)^k instead is biased downwards.
 
     Args:
-        num_samples: n >= 1, completions drawn independently.
-        num_right: c, 0 <= c <= n.
-        k: 1 <= k <= n.
+        num_samples: number n >= 1 of independent completions.
+        num_right: number c of right ones, 0 <= c <= n.
+        k: size of a set, 1 <= k <= n.
 
     Returns:
-        In [0, 1]; c/n for k = 1.
+        Number in [0, 1]; c/n for k = 1.
 
     Raises:
-        ValueError: an argument out of range.
+        ValueError: an argument is out of range.
 
     Example:
         >>> pass_at_k(4, 1, 1), pass_at_k(4, 1, 2)        # 3 of the 6 pairs hold the right one
@@ -31,5 +33,5 @@ def pass_at_k(num_samples: int, num_right: int, k: int) -> float:
             f"pass_at_k: needs 0 <= num_right <= num_samples and 1 <= k <= num_samples; got {num_right}, {num_samples}, {k}"
         )
     wrong_sets, sets = comb(num_samples - num_right, k), comb(num_samples, k)
-    # One division of whole numbers: exact for k = 1, and a large n cannot cancel.
+    # One division of whole numbers is exact for k = 1, and avoids cancellation for large n.
     return (sets - wrong_sets) / sets

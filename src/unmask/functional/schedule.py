@@ -1,4 +1,4 @@
-"""How many tokens each denoising step commits, and the learning rate of each run step."""
+"""Number of tokens that each denoising step commits, and learning rate of each training step."""
 
 from __future__ import annotations
 
@@ -10,20 +10,21 @@ from torch import Tensor
 
 
 def tokens_at_step(num_masked: Int[Tensor, "B"], steps_left: int) -> Int[Tensor, "B"]:
-    """How many positions a denoising step commits: those left, shared evenly over the steps left, larger shares first.
+    """Compute the number of positions that a denoising step commits.
 
-    ⌈n / s⌉. From n positions and T steps on that is ⌊n/T⌋ each, and one more in the first n mod T steps (LLaDA,
-    arXiv:2502.09992); n < T leaves the last steps empty.
+    The masked positions are shared evenly over the remaining steps, larger shares first: ⌈n / s⌉.
+    From n positions and T steps on, that is ⌊n/T⌋ each, and one more in the first n mod T steps
+    (LLaDA, arXiv:2502.09992). For n < T the last steps commit nothing.
 
     Args:
-        num_masked: [B] int64 >= 0, masked positions of each row.
-        steps_left: s >= 1, this step included.
+        num_masked: [B] int64 >= 0, number n of masked positions of each row.
+        steps_left: number s >= 1 of remaining steps, this one included.
 
     Returns:
         [B] int64.
 
     Raises:
-        ValueError: steps_left below 1.
+        ValueError: steps_left is below 1.
 
     Example:
         >>> import torch
@@ -38,23 +39,25 @@ def tokens_at_step(num_masked: Int[Tensor, "B"], steps_left: int) -> Int[Tensor,
 def learning_rate_factor(
     step: int, num_steps: int, warmup_steps: int, kind: Literal["constant", "linear", "cosine"], floor: float
 ) -> float:
-    """Learning rate of a run step as a share of its peak.
+    """Compute the learning rate of a training step as a share of its peak.
 
-    Linear warm-up, (step + 1) / warmup_steps, reaches the peak at step warmup_steps - 1. From there the rate goes to
-    `floor` at the last step, on a straight line or half a cosine, or stays.
+    A linear warm-up, (step + 1) / warmup_steps, reaches the peak at step warmup_steps - 1. From
+    there the rate stays constant, or falls to `floor` at the last step, along a straight line or
+    half a cosine.
 
     Args:
-        step: from 0; steps after the last keep its value.
-        num_steps: steps of the whole run.
-        warmup_steps: 0 starts at the peak.
+        step: training step, from 0; later steps have the value of the last one.
+        num_steps: number of steps of the whole run.
+        warmup_steps: length of the warm-up; 0 starts at the peak.
         kind: shape after the warm-up; "constant" ignores the floor.
-        floor: in [0, 1], share left at step num_steps - 1.
+        floor: share of the peak at step num_steps - 1, in [0, 1].
 
     Returns:
-        In (0, 1]; 0 only at the end and with floor 0.
+        Number in (0, 1], or 0 at the end if the floor is 0.
 
     Raises:
-        ValueError: unknown kind, a negative step or warmup_steps, num_steps below 1, or floor out of range.
+        ValueError: kind is unknown, step or warmup_steps is negative, num_steps is below 1, or
+            floor is out of range.
 
     Example:
         >>> [round(learning_rate_factor(k, 6, 2, "linear", 0.2), 3) for k in range(6)]

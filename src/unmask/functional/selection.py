@@ -1,10 +1,13 @@
-"""Which denoising steps of a trajectory are trained (EGSPO, arXiv:2603.12554).
+"""Selection of the denoising steps of a trajectory that are trained (EGSPO, arXiv:2603.12554).
 
-EGSPO bounds the gradient lost by dropping steps by a constant times the entropy of the dropped steps, and therefore
-keeps the K steps of largest joint entropy. The other rules are what that choice has to be compared with. Departures
-from the released code: ties go to the earlier step, too few candidates leave slots empty instead of repeating a step,
-and steps that committed only EOS after the answer's end are no candidates, so that every rule chooses from the same
-pool; only `WHOLE_RULES` take them too.
+EGSPO bounds the gradient lost by dropping steps by a constant times the entropy of the dropped
+steps, and therefore keeps the K steps of largest joint entropy. The other rules serve as
+comparisons.
+
+Departures from the released code: ties go to the earlier step, missing candidates leave slots empty
+instead of repeating a step, and steps that commit only EOS after the end of the answer are not
+candidates, so that every rule chooses from the same pool. Only the rules in `WHOLE_RULES` include
+them.
 """
 
 from __future__ import annotations
@@ -24,31 +27,33 @@ RULES: tuple[str, ...] = (
     "lowest_entropy",
     "all",
 )
-"""Names that `select_steps` knows."""
+"""Names of the selection rules of `select_steps`."""
 
 WHOLE_RULES: tuple[str, ...] = ("all", "entropy_sampled")
-"""Those that take every step which committed something for a candidate, so that they can be unbiased."""
+"""Rules whose candidates are all steps that committed a token, so that they can be unbiased."""
 
 PRIORITY_RULES: tuple[str, ...] = ("entropy_topk", "uniform", "last_k", "lowest_entropy")
-"""Those that take the K largest of a number known at each step, so that a running top-K can follow them."""
+"""Rules that take the K largest of a number known at each step, so that a running top-K can apply
+them."""
 
 
 ENTROPY_FLOOR = 0.1
-"""Share of the selection probability that `entropy_sampled` gives out evenly."""
+"""Share of the selection probability that `entropy_sampled` distributes evenly."""
 
 
 def step_sum(
     values: Shaped[Tensor, "B L"], unmask_step: Int[Tensor, "B L"], num_steps: int
 ) -> Float[Tensor, "B {num_steps}"]:
-    """Sum of a per-token quantity over the positions committed at each step, Σ_{i ∈ U_k} values_i.
+    """Sum a per-token quantity over the positions committed at each step, Σ_{i ∈ U_k} values_i.
 
-    Of entropies it is the joint entropy H_k of the step, of log-probabilities the step's log-probability given U_k,
-    since the model draws the tokens of one step independently.
+    The sum of entropies is the joint entropy H_k of the step, and the sum of log-probabilities is
+    the step's log-probability given U_k, because the model draws the tokens of one step
+    independently.
 
     Args:
         values: [B, L] real.
         unmask_step: [B, L] int; entries outside 0..T-1 do not count.
-        num_steps: T.
+        num_steps: number of steps, T.
 
     Returns:
         [B, T] float32 (float64 for float64); 0 for a step that committed nothing.
@@ -75,14 +80,16 @@ def step_sum(
 def candidate_steps(
     unmask_step: Int[Tensor, "B L"], is_eos: Bool[Tensor, "B L"], num_steps: int
 ) -> Bool[Tensor, "B {num_steps}"]:
-    """Steps that may be selected: those that committed something, up to the last that committed a non-EOS token.
+    """Return the steps that may be selected: those that committed a token, up to the last that
+    committed a non-EOS token.
 
-    In a row that committed EOS only, every step that committed something: an empty answer must be able to learn.
+    In a row that committed only EOS, all steps that committed a token are candidates, so that a
+    policy can learn from an empty answer.
 
     Args:
         unmask_step: [B, L] int; entries outside 0..T-1 do not count.
-        is_eos: [B, L] bool, the committed token is EOS.
-        num_steps: T.
+        is_eos: [B, L] bool, True if the committed token is EOS.
+        num_steps: number of steps, T.
 
     Returns:
         [B, T] bool.
@@ -106,21 +113,23 @@ def candidate_steps(
 def step_priority(
     rule: str, entropy: Float[Tensor, "*batch"], step: Tensor | int, noise: Float[Tensor, "*batch"]
 ) -> Float[Tensor, "*batch"]:
-    """The quantity of which a rule selects the K largest; a sampler keeps a running top-K of it.
+    """Compute the priority of a step, of which a rule selects the K largest.
 
-    entropy_topk: H. lowest_entropy: -H, a negative control. last_k: the step's index. uniform: the noise.
+    entropy_topk: H. lowest_entropy: -H, a negative control. last_k: the index of the step. uniform:
+    the noise.
 
     Args:
-        rule: one of those four.
-        entropy: [...] real, joint entropy of the step, nats.
-        step: the step's index, an int or a tensor that broadcasts to entropy.
+        rule: one of these four rules.
+        entropy: [...] real, nats: joint entropy of the step.
+        step: index of the step, an int or a tensor that broadcasts to entropy.
         noise: [...] in [0, 1), independent for each step.
 
     Returns:
-        [...] float64, exactly the given numbers.
+        [...] float64, without rounding.
 
     Raises:
-        ValueError: the rule has no priority ("entropy_sampled", "low_discrepancy", "all") or is unknown.
+        ValueError: the rule has no priority ("entropy_sampled", "low_discrepancy", "all") or is
+            unknown.
 
     Example:
         >>> step_priority("lowest_entropy", torch.tensor([1.5, 0.5]), torch.arange(2), torch.zeros(2))
@@ -140,10 +149,12 @@ def step_priority(
 def _evenly_spaced(
     is_candidate: Bool[Tensor, "B T"], num_selected: int, noise: Float[Tensor, "B T"]
 ) -> Int[Tensor, "B {num_selected}"]:
-    """[B, K] int64: candidate number floor((u + j) C / K) for slot j, or all C where C < K; -1 in an empty slot."""
+    """Return the candidates floor((u + j) C / K) for slots j, [B, K] int64; all C if C < K; -1 in
+    an empty slot."""
     count = is_candidate.sum(dim=-1, keepdim=True)
     slot = torch.arange(num_selected, device=is_candidate.device)
-    # In 32-bit fixed point, hence exact: in floating point u + j can round up to j + 1 and take one candidate twice.
+    # 32-bit fixed point is exact. In floating point, u + j can round up to j + 1 and select one
+    # candidate twice.
     spaced = ((noise[:, :1].double() * 2**32).long() + slot * 2**32) * count // (num_selected * 2**32)
     rank = torch.where(count < num_selected, slot, spaced)
     chronological = (~is_candidate).byte().argsort(dim=-1, stable=True)
@@ -154,22 +165,24 @@ def _evenly_spaced(
 def inclusion_probability(
     entropy: Float[Tensor, "B T"], is_candidate: Bool[Tensor, "B T"], num_selected: int, floor: float = ENTROPY_FLOOR
 ) -> Float[Tensor, "B T"]:
-    """Probability with which `entropy_sampled` selects each step: in proportion to its entropy, with a floor, K in sum.
+    """Compute the probability with which `entropy_sampled` selects each step: proportional to
+    entropy, with a floor, K in sum.
 
-    π_k = min(1, c ((1 - f) H_k / Σ H + f / C)), c such that Σ_k π_k = min(K, C). A kept step weighted by 1 / π_k makes the kept
-    sum unbiased, whatever the entropies depend on (Horvitz and Thompson 1952); the floor bounds the weights by C / (f K).
+    π_k = min(1, c ((1 - f) H_k / Σ H + f / C)), with c such that Σ_k π_k = min(K, C). Weighting
+    each selected step by 1 / π_k makes the sum unbiased, whatever the entropies depend on (Horvitz
+    and Thompson 1952). The floor bounds the weights by C / (f K).
 
     Args:
-        entropy: [B, T] real >= 0, joint entropy of each step, nats.
-        is_candidate: [B, T] bool; C of them.
-        num_selected: K >= 1.
-        floor: f in (0, 1], share that is given out evenly; 1 is uniform.
+        entropy: [B, T] real >= 0, nats: joint entropy of each step.
+        is_candidate: [B, T] bool, True at C steps.
+        num_selected: number of selected steps K >= 1.
+        floor: share f in (0, 1] that is distributed evenly; 1 is uniform.
 
     Returns:
-        [B, T] float64 in [0, 1]; 0 for no candidate.
+        [B, T] float64 in [0, 1]; 0 for steps that are not candidates.
 
     Raises:
-        ValueError: floor out of range.
+        ValueError: floor is out of range.
 
     Example:
         >>> entropy = torch.tensor([[0.0, 1.0, 3.0, 0.0]])
@@ -185,12 +198,13 @@ def inclusion_probability(
     share = torch.where(total > 0, (1 - floor) * entropy / total.clamp(min=1e-300) + floor * even, even)
     wanted = count.clamp(max=num_selected).double()
     is_certain = torch.zeros_like(is_candidate)
-    # Whoever would exceed 1 is taken for certain and the rest share what is left; at most K rounds change anything.
+    # A step that would exceed 1 is certain, and the other steps share the rest. At most K rounds
+    # change anything.
     for _ in range(num_selected + 1):
         rest = share.masked_fill(is_certain, 0.0)
         left = wanted - is_certain.sum(dim=-1, keepdim=True)
         scaled = rest * left / rest.sum(dim=-1, keepdim=True).clamp(min=1e-300)
-        # C <= K leaves every candidate at exactly 1 but for rounding.
+        # If C <= K, every candidate has probability 1 up to rounding.
         is_certain = is_certain | (scaled > 1 - 1e-12)
     return torch.where(is_certain, 1.0, scaled)
 
@@ -198,10 +212,14 @@ def inclusion_probability(
 def _systematic(
     probability: Float[Tensor, "B T"], num_selected: int, noise: Float[Tensor, "B T"]
 ) -> Int[Tensor, "B {num_selected}"]:
-    """[B, K] int64: the steps whose running sum of probabilities crosses u, u + 1, ..., one draw u = noise[:, 0]; -1 beyond."""
+    """Return the steps at which the running sum of probabilities crosses u, u + 1, ..., [B, K]
+    int64; -1 in empty slots.
+
+    The single draw is u = noise[:, 0].
+    """
     running = probability.cumsum(dim=-1)
     point = noise[:, :1].double() + torch.arange(num_selected, device=noise.device)
-    # The sum is a whole number but for rounding; the clamp keeps the last point inside it.
+    # The sum is a whole number up to rounding; the clamp keeps the last point inside it.
     total = probability.sum(dim=-1, keepdim=True).round()
     step = torch.searchsorted(running, torch.minimum(point, running[:, -1:] * (1 - 1e-15)), right=True)
     return step.masked_fill(point >= total, -1)
@@ -214,32 +232,36 @@ def select_steps(
     num_selected: int,
     noise: Float[Tensor, "B T"],
 ) -> Int[Tensor, "B K"]:
-    """The steps of each trajectory that are trained: K of its candidates, or all of them where there are fewer.
+    """Select the steps of each trajectory that are trained: K of its candidates, or all if there
+    are fewer.
 
-    - entropy_topk: largest joint entropy first (EGSPO). Without reweighting the kept sum is a biased gradient.
-    - entropy_sampled: K at random without replacement, step k with `inclusion_probability`. Systematic sampling from the draw
-      u = noise[:, 0], so that the steps are spread in time. Weighted by the inverse probabilities, unbiased.
+    - entropy_topk: largest joint entropy first (EGSPO). Without reweighting, the gradient is
+      biased.
+    - entropy_sampled: K at random without replacement, step k with `inclusion_probability`.
+      Systematic sampling from the draw u = noise[:, 0], so that the steps are spread in time.
+      Weighted by the inverse probabilities, the gradient is unbiased.
     - uniform: K at random without replacement, by the largest noise.
-    - low_discrepancy: with C candidates, number floor((u + j) C / K) for j = 0..K-1 and one draw u = noise[:, 0].
-      Evenly spaced in time, and each candidate is still included with probability K / C.
-    - last_k: the latest first. On short tasks these are often the most entropic too.
+    - low_discrepancy: of C candidates, those at floor((u + j) C / K) for j = 0..K-1, with one draw
+      u = noise[:, 0]. They are evenly spaced in time, and each has probability K / C.
+    - last_k: latest first. On short tasks these steps often have the highest entropy too.
     - lowest_entropy: the reverse of entropy_topk, a negative control.
-    - all: every candidate in order of time; num_selected is ignored and K = T. Made for every step that committed
-      something, it leaves the policy gradient whole.
+    - all: every candidate in order of time; num_selected is ignored and K = T. If all steps that
+      committed a token are candidates, this is the whole policy gradient.
 
     Args:
-        rule: a name of `RULES`.
-        entropy: [B, T] real, joint entropy of each step, nats.
+    rule: name of a rule in `RULES`.
+    entropy: [B, T] real, nats: joint entropy of each step.
         is_candidate: [B, T] bool; see `candidate_steps`.
-        num_selected: K >= 1.
+    num_selected: number of selected steps K >= 1.
         noise: [B, T] float64 in [0, 1).
 
     Returns:
-        [B, K] int64 steps; slot 0 has the largest priority, equal priorities go to the earlier step, the rules
-        without one are in order of time. -1 marks an empty slot, and empty slots come last.
+        [B, K] int64 steps; slot 0 has the largest priority, equal priorities go to the earlier
+        step, and rules without a priority are in order of time. -1 marks an empty slot, and empty
+        slots come last.
 
     Raises:
-        ValueError: unknown rule, num_selected below 1, or shapes that disagree.
+    ValueError: the rule is unknown, num_selected is below 1, or the shapes disagree.
 
     Example:
         >>> entropy = torch.tensor([[0.3, 2.0, 0.3, 9.0]])
@@ -272,7 +294,8 @@ def select_steps(
 
 
 def selection_noise(seed: Int[Tensor, "B"], num_steps: int) -> Float[Tensor, "B {num_steps}"]:
-    """The noise of a trajectory's step selection: [B] int64 seeds -> [B, T] float64 in [0, 1)."""
+    """Return the noise for the step selection of trajectories, [B, T] float64 in [0, 1), from [B]
+    int64 seeds."""
     return counter_uniform(seed.unsqueeze(-1), SELECTION_STREAM, torch.arange(num_steps, device=seed.device))
 
 
@@ -284,18 +307,19 @@ def selected_path_steps(
     seed: Int[Tensor, "B"],
     num_steps: int,
 ) -> Int[Tensor, "B K"]:
-    """The selection of finished trajectories, from what is recorded of them; sampler and method both call this.
+    """Select the steps of finished trajectories from their records; both the sampler and the
+    methods call this.
 
     Args:
-        selection: the rule and K.
+        selection: selection rule and K.
         unmask_step: [B, L] int.
-        entropy: [B, L] real, of each token at commitment, nats.
+        entropy: [B, L] real, nats: entropy of each token when it was committed.
         is_eos: [B, L] bool.
-        seed: [B] int64.
-        num_steps: T.
+        seed: [B] int64 seeds of the rows.
+        num_steps: number of steps, T.
 
     Returns:
-        [B, K] int64, as `select_steps`.
+        [B, K] int64, as in `select_steps`.
 
     Example:
         >>> unmask_step, entropy = torch.tensor([[0, 1, 1]]), torch.tensor([[0.9, 0.5, 0.6]])
@@ -304,10 +328,11 @@ def selected_path_steps(
         tensor([[1]])
     """
     rule, num_selected = selection
-    # In float64 the sum of a few float32 entropies is exact, unless they differ by a factor of 2^29: a running top-K, which
-    # adds them up in another order, ranks them alike.
+    # The float64 sum of a few float32 entropies is exact, unless they differ by a factor of 2^29. A
+    # running top-K, which adds them in another order, therefore ranks them the same.
     joint = step_sum(entropy.double(), unmask_step, num_steps)
-    # The last non-EOS commitment lies in a step's future, so leaving out what follows it is a bias.
+    # The last non-EOS step lies in the future of earlier steps, so excluding the steps after it is
+    # a bias.
     is_candidate = candidate_steps(unmask_step, is_eos & (rule not in WHOLE_RULES), num_steps)
     return select_steps(rule, joint, is_candidate, num_selected, selection_noise(seed, num_steps))
 
@@ -319,14 +344,15 @@ def inverse_inclusion(
     entropy: Float[Tensor, "B L"],
     num_steps: int,
 ) -> Float[Tensor, "B K"]:
-    """1 / π_k of each step that `entropy_sampled` selected: with these weights the kept sum is unbiased.
+    """Compute 1 / π_k of each step that `entropy_sampled` selected; with these weights the sum is
+    unbiased.
 
     Args:
-        steps: [B, K] int64 from `selected_path_steps`; -1 for an empty slot.
-        num_selected: K.
+        steps: [B, K] int64 from `selected_path_steps`; -1 in an empty slot.
+        num_selected: number of selected steps, K.
         unmask_step: [B, L] int.
-        entropy: [B, L] real, of each token at commitment, nats.
-        num_steps: T.
+        entropy: [B, L] real, nats: entropy of each token when it was committed.
+        num_steps: number of steps, T.
 
     Returns:
         [B, K] float64; 0 in an empty slot.

@@ -1,8 +1,8 @@
 """Denoising steps drawn at random, evenly over a whole batch (AGRPO, arXiv:2510.04019).
 
-The draws are those of the low-discrepancy sampler that AGRPO takes from arXiv:2409.02908, appendix G.2. Departure from the
-released code: where rounding leaves the running sum of the probabilities below a draw, the draw is the last possible step, not
-the one after it.
+The draws are those of the low-discrepancy sampler that AGRPO takes from arXiv:2409.02908, appendix
+G.2. Departure from the released code: if rounding leaves the running sum of the probabilities below
+a draw, the draw is the last possible step instead of the step after it.
 """
 
 from __future__ import annotations
@@ -13,19 +13,21 @@ from torch import Tensor
 
 
 def low_discrepancy_uniform(count: int, generator: torch.Generator) -> Float[Tensor, "{count}"]:
-    """Uniform numbers that cover [0, 1) evenly together, (π(i) + U_i) / M: one in each of M equal strata, in random order.
+    """Draw uniform numbers that cover [0, 1) evenly, (π(i) + U_i) / M: one in each of M equal
+    strata, in random order.
 
-    Each alone is uniform, so a mean over them is unbiased; in every interval lie M times its length of them, give or take two.
+    Each number alone is uniform, so a mean over them is unbiased. An interval contains M times its
+    length of them, up to two more or fewer.
 
     Args:
-        count: M >= 1.
-        generator: of the CPU.
+        count: number of draws M >= 1.
+        generator: CPU generator.
 
     Returns:
         [M] float64 in [0, 1).
 
     Raises:
-        ValueError: count below 1.
+        ValueError: count is below 1.
 
     Example:
         >>> u = low_discrepancy_uniform(4, torch.Generator().manual_seed(0))
@@ -35,24 +37,25 @@ def low_discrepancy_uniform(count: int, generator: torch.Generator) -> Float[Ten
     if count < 1:
         raise ValueError(f"low_discrepancy_uniform: count must be at least 1; got {count}")
     jitter = torch.rand(count, generator=generator, dtype=torch.float64)
-    # Below 1 whatever the rounding: the last stratum ends there.
+    # The last stratum ends at 1, and rounding must not reach it.
     return ((torch.randperm(count, generator=generator) + jitter) / count).clamp(max=1 - 2**-53)
 
 
 def step_counts(probability: Float[Tensor, "B T"], uniform: Float[Tensor, "B K"]) -> Tensor:
-    """How often each step is drawn: the inverse distribution function at each uniform number, counted.
+    """Count how often each step is drawn, by applying the inverse distribution function to uniform
+    numbers.
 
     Draw u is the first step k with Σ_{j<=k} p_j > u Σ p.
 
     Args:
-        probability: [B, T] real >= 0; rows are taken in proportion to their sum.
+        probability: [B, T] real >= 0; each row is divided by its sum.
         uniform: [B, M] in [0, 1).
 
     Returns:
-        [B, T] int64, M in each row; 0 at every step of probability 0, and throughout a row that has no other.
+        [B, T] int64, M in each row; 0 at every step of probability 0, and in a row of zeros.
 
     Raises:
-        ValueError: the two disagree on B.
+        ValueError: the arguments disagree on B.
 
     Example:
         >>> import torch

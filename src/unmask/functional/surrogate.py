@@ -1,7 +1,7 @@
 """Policy-gradient losses with a trust region, and measures of the distance to a reference policy.
 
-Trust regions: the clipped ratio of PPO (arXiv:1707.06347) with asymmetric and dual bounds, and the divergence mask of DPPO
-(arXiv:2602.04879).
+Trust regions: the clipped ratio of PPO (arXiv:1707.06347) with asymmetric and dual bounds, and the
+divergence mask of DPPO (arXiv:2602.04879).
 """
 
 from __future__ import annotations
@@ -20,26 +20,28 @@ def clipped_surrogate(
     epsilon_high: float,
     dual: float = 0.0,
 ) -> tuple[Float[Tensor, "*batch"], Bool[Tensor, "*batch"]]:
-    """PPO's pessimistic loss with an asymmetric clip, element by element.
+    """Compute PPO's pessimistic loss with an asymmetric clip, elementwise.
 
-    ℓ = -min(ρ A, clip(ρ, 1-ε, 1+ε_high) A), ρ = exp(log π_new - log π_old); arXiv:1707.06347 eq. (7), the higher
-    upper bound from DAPO (arXiv:2503.14476). At ρ = 1 its gradient is that of -A log π_new, the plain policy
-    gradient. With a dual bound c, ℓ is at most -c A where A < 0 (Ye et al., arXiv:1912.09729): a token that the new policy
-    likes far more than the old one does cannot push without limit.
+    ℓ = -min(ρ A, clip(ρ, 1-ε, 1+ε_high) A), ρ = exp(log π_new - log π_old); arXiv:1707.06347 eq.
+    (7), with the higher upper bound from DAPO (arXiv:2503.14476). At ρ = 1 its gradient is that of
+    -A log π_new, the plain policy gradient. With a dual bound c, ℓ is at most -c A for A < 0 (Ye et
+    al., arXiv:1912.09729), which limits the effect of a token that the new policy prefers far more
+    than the old one.
 
     Args:
-        log_ratio: real, nats, with graph; of a token, a step or a sequence.
-        advantage: broadcasts to log_ratio.
-        epsilon: ε >= 0; from 1 on there is no lower bound.
-        epsilon_high: ε_high >= 0; infinite for no upper bound.
-        dual: c > 1, or 0 for no such bound.
+        log_ratio: real, nats, with graph; log-ratio of a token, a step or a sequence.
+        advantage: advantages, which broadcast to log_ratio.
+        epsilon: lower bound ε >= 0; from 1 on there is no lower bound.
+        epsilon_high: upper bound ε_high >= 0; infinite for no upper bound.
+        dual: dual bound c > 1, or 0 for none.
 
     Returns:
-        The loss, float32 (float64 for float64), and a bool tensor: True where a bound is active and the gradient 0,
-        that is where the ratio has already moved past the bound in the direction that the advantage asks for, or past c.
+        The loss, float32 (float64 for float64), and a bool tensor: True where a bound is active and
+        the gradient is 0. There the ratio has moved past the bound in the direction of the
+        advantage, or past c.
 
     Raises:
-        ValueError: a negative bound, or a dual bound within (0, 1].
+        ValueError: a bound is negative, or the dual bound is in (0, 1].
 
     Example:
         >>> log_ratio = torch.tensor([1.0, 2.0, 0.5, 0.5]).log()
@@ -60,7 +62,8 @@ def clipped_surrogate(
     if dual:
         is_beyond = (advantage < 0) & (ratio > dual)
         high, is_clipped = torch.where(is_beyond, dual, high), is_clipped | is_beyond
-    # The exponential with graph sees no element that is clipped or counts for nothing: where it overflows, 0 times it is NaN.
+    # Clipped elements and elements of weight 0 are kept out of the exponential with graph: if it
+    # overflows, 0 times it is NaN.
     is_idle = is_clipped | (advantage == 0)
     bounded = torch.where(is_clipped, ratio.clamp(low, high), log_ratio.masked_fill(is_idle, 0.0).exp())
     return -bounded * advantage, is_clipped
@@ -73,25 +76,28 @@ def divergence_masked_surrogate(
     kind: Literal["tv", "kl"],
     bound: float,
 ) -> tuple[Float[Tensor, "*batch"], Bool[Tensor, "*batch"]]:
-    """The policy-gradient loss with DPPO's mask: dropped where the policies differ too much and the update would widen the gap.
+    """Compute the policy-gradient loss with DPPO's mask: 0 where the policies differ too much and
+    the update would widen the gap.
 
-    ℓ = -ρ A, and 0 where D > δ and (A > 0 and ρ > 1, or A < 0 and ρ < 1); arXiv:2602.04879. D is the divergence of the two-way
-    split into the sample and everything else, which needs the two probabilities of the sample and no distribution:
-    total variation |p - q|, or KL(old || new) = q log(q/p) + (1 - q) log((1 - q)/(1 - p)), p new and q old. Unlike a ratio it
-    lets rare samples move and holds frequent ones.
+    ℓ = -ρ A, and 0 where D > δ and (A > 0 and ρ > 1, or A < 0 and ρ < 1); arXiv:2602.04879. D is
+    the divergence between the two-way splits into the sample and all other outcomes. It needs only
+    the two probabilities of the sample, p new and q old: total variation |p - q|, or KL(old || new)
+    = q log(q/p) + (1 - q) log((1 - q)/(1 - p)). Unlike a ratio, it lets rare samples move and
+    restrains frequent ones.
 
     Args:
-        log_ratio: [...] nats, with graph; of a token or a step.
-        advantage: broadcasts to log_ratio.
-        new_logprob: [...] nats, log-probability of the sample under the new policy; must be that of a discrete sample.
-        kind: of divergence.
-        bound: δ >= 0.
+        log_ratio: [...] nats, with graph; log-ratio of a token or a step.
+        advantage: advantages, which broadcast to log_ratio.
+        new_logprob: [...] nats, log-probability of the sample under the new policy, which must be
+            discrete.
+        kind: kind of divergence.
+        bound: largest divergence δ >= 0.
 
     Returns:
         The loss, and a bool tensor: True where it was dropped.
 
     Raises:
-        ValueError: an unknown kind, or a negative bound.
+        ValueError: the kind is unknown, or the bound is negative.
 
     Example:
         >>> old, new = torch.tensor([0.5, 0.01, 0.5]), torch.tensor([0.8, 0.04, 0.2])
@@ -110,7 +116,7 @@ def divergence_masked_surrogate(
     if kind == "tv":
         divergence = (new.exp() - old.exp()).abs()
     else:
-        # log(1 - p) by log1p; where a policy is sure of the sample, a floor in place of log 0.
+        # log(1 - p) by log1p; if a policy is certain of the sample, a floor replaces log 0.
         rest_new, rest_old = (torch.log1p(-value.exp().clamp(max=1 - 1e-7)) for value in (new, old))
         divergence = old.exp() * -ratio + rest_old.exp() * (rest_old - rest_new)
     widens = ((advantage > 0) & (ratio > 0)) | ((advantage < 0) & (ratio < 0))
@@ -119,15 +125,16 @@ def divergence_masked_surrogate(
 
 
 def kl_k3(new: Float[Tensor, "*batch"], reference: Float[Tensor, "*batch"]) -> Float[Tensor, "*batch"]:
-    """One-sample estimate of KL(π_new || π_reference), k3 = exp(d) - d - 1 with d = log π_reference - log π_new.
+    """Estimate KL(π_new || π_reference) from one sample, k3 = exp(d) - d - 1 with d = log
+    π_reference - log π_new.
 
-    Schulman's "Approximating KL divergence" (2020), as in GRPO (arXiv:2402.03300 eq. 4). Unbiased if the sample comes
-    from π_new, and never negative. Its gradient is not that of the KL: on samples of π_new it estimates the gradient
-    of KL(π_reference || π_new) instead.
+    Schulman's "Approximating KL divergence" (2020), as in GRPO (arXiv:2402.03300 eq. 4). The
+    estimate is unbiased for samples of π_new, and never negative. Its gradient is not that of this
+    KL: on samples of π_new it estimates the gradient of KL(π_reference || π_new).
 
     Args:
         new: [...] nats, with graph: log-probabilities of the sample.
-        reference: [...] nats, of the same sample.
+        reference: [...] nats: log-probabilities of the same sample.
 
     Returns:
         [...] float32 (float64 if either is), nats, >= 0; 0 only where the two agree.
@@ -137,19 +144,20 @@ def kl_k3(new: Float[Tensor, "*batch"], reference: Float[Tensor, "*batch"]) -> F
         tensor([0.0000, 0.7183])
     """
     d = reference.to(torch.promote_types(reference.dtype, torch.float32)) - new
-    # expm1: near d = 0, exp(d) - 1 in float32 loses all digits of d²/2.
+    # expm1, because near d = 0 the float32 value of exp(d) - 1 loses all digits of d²/2.
     return d.expm1() - d
 
 
 def kl_k2(new: Float[Tensor, "*batch"], reference: Float[Tensor, "*batch"]) -> Float[Tensor, "*batch"]:
-    """Half the squared log-ratio, k2 = d²/2 with d = log π_new - log π_reference.
+    """Compute half the squared log-ratio, k2 = d²/2 with d = log π_new - log π_reference.
 
-    Schulman's "Approximating KL divergence" (2020). Biased as a value, but on samples of π_new its gradient is that of
-    KL(π_new || π_reference), and it is a polynomial: a large d does not overflow (why ESPO, arXiv:2512.03759, takes it).
+    Schulman's "Approximating KL divergence" (2020). The value is biased, but on samples of π_new
+    its gradient is that of KL(π_new || π_reference). As a polynomial it does not overflow for large
+    d, which is why ESPO (arXiv:2512.03759) uses it.
 
     Args:
         new: [...] nats, with graph: log-probabilities (or ELBOs) of the sample.
-        reference: [...] nats, of the same sample.
+        reference: [...] nats: those of the same sample.
 
     Returns:
         [...] float32 (float64 if either is), nats squared, >= 0.
@@ -162,16 +170,19 @@ def kl_k2(new: Float[Tensor, "*batch"], reference: Float[Tensor, "*batch"]) -> F
 
 
 def exact_kl(logprobs: Float[Tensor, "*batch V"], reference: Float[Tensor, "*batch V"]) -> Float[Tensor, "*batch"]:
-    """KL(π_new || π_reference) of whole token distributions, Σ_v p_v (log p_v - log q_v) with 0 log 0 = 0.
+    """Compute KL(π_new || π_reference) of whole token distributions, Σ_v p_v (log p_v - log q_v)
+    with 0 log 0 = 0.
 
-    A sum over the vocabulary, never a mean: a released code divides by V and so loses the term.
+    This is a sum over the vocabulary, not a mean: a released code divides by V, which makes the
+    term negligible.
 
     Args:
         logprobs: [..., V] nats, normalised, with graph; -∞ for impossible tokens.
-        reference: [..., V] nats, normalised; +∞ results where it rules out a token that logprobs allows.
+        reference: [..., V] nats, normalised; the result is +∞ if it excludes a token that logprobs
+            allows.
 
     Returns:
-        [...] float32 (float64 if either is), nats, >= 0 but for rounding.
+        [...] float32 (float64 if either is), nats, >= 0 up to rounding.
 
     Raises:
         ValueError: the shapes disagree.

@@ -1,4 +1,5 @@
-"""Denoising, written once: the loop, the orders in which it commits positions, and the replay of what it did."""
+"""Sampling: the denoising loop, the orders in which it commits positions, and the log-probabilities
+of its paths."""
 
 from unmask.sampling.denoise import Snapshot, denoise
 from unmask.sampling.logprobs import LogprobSettings, view_logprobs

@@ -1,7 +1,8 @@
-"""One-step completions, greedy and drawn, kept while the rollout runs, for the steps that the selection will take.
+"""One-step completions and branches, stored during the rollout for the steps that will be selected.
 
-The rollout has the logits of every state in hand, so filling a state costs no forward pass. Which K steps count is only known
-at the end; a running top-K keeps those of K steps instead of T.
+The rollout has already computed the logits of every state, so a one-step completion costs no
+forward pass. The K selected steps are known only at the end. A running top-K stores the completions
+of K steps instead of T.
 """
 
 from __future__ import annotations
@@ -16,60 +17,65 @@ from unmask.functional.selection import PRIORITY_RULES, step_priority
 
 
 def draw_branches(branches: Branches, logprobs: Tensor, seed: Tensor, step: int, positions: Tensor) -> Tensor:
-    """[b, n, num + 1] tokens from the sampling distribution: one draw more than asked for, which can finish all the others.
+    """Draw branch tokens from the sampling distribution.
 
     Args:
-        branches: what is wanted.
-        logprobs: [b, n, V] nats, the sampling distribution.
-        seed: [b] int64, the rows' seeds.
-        step: k.
-        positions: [b, n] int64, in the completion.
+        branches: settings of the branches.
+        logprobs: [b, n, V] float, nats: sampling distribution.
+        seed: [b] int64 seeds of the rows.
+        step: denoising step k.
+        positions: [b, n] int64 positions in the completion.
+
+    Returns:
+        [b, n, num + 1] int64 tokens. The last draw is the sample that `finish: sampled` shares.
     """
     keys = (seed[:, None, None], BRANCH_STREAM, step, positions.unsqueeze(-1))
     return sample_tokens(logprobs, counter_uniform(*keys, torch.arange(branches.num + 1, device=seed.device)))
 
 
 def one_step_branches(
-    branches: Branches | None, greedy: Tensor, draws: Tensor | None, proposed: Tensor, committed: Tensor
+    branches: Branches | None, likeliest: Tensor, draws: Tensor | None, proposed: Tensor, committed: Tensor
 ) -> Tensor:
-    """Completions of a state in one step: the greedy one, then those that `branches` asks for.
+    """Build the one-step completion and the branches of a state at its masked positions.
 
     Args:
-        branches: what is wanted beside the greedy one.
-        greedy: [b, n] int64, likeliest token at each masked position.
-        draws: [b, n, num + 1] int64, of `draw_branches`; may be None where `branches` is.
-        proposed: [b, n] int64, what the rollout drew there.
-        committed: [b, n] bool, whether it was committed.
+        branches: settings of the branches; None for the one-step completion alone.
+        likeliest: [b, n] int64 most likely token at each masked position.
+        draws: [b, n, num + 1] int64 tokens of `draw_branches`; None if there are no branches.
+        proposed: [b, n] int64 tokens that the rollout drew.
+        committed: [b, n] bool, True where the rollout committed its token.
 
     Returns:
-        [b, 1 + M, n] int64 tokens.
+        [b, 1 + M, n] int64 tokens: the one-step completion first, then the branches.
     """
     if branches is None:
-        return greedy.unsqueeze(1)
+        return likeliest.unsqueeze(1)
     assert draws is not None
-    drawn = draws.mT
-    # The sample that finishes all of them where they are not finished greedily.
-    rest = drawn[:, -1] if branches.finish == "sampled" else greedy
-    drawn = drawn[:, :-1]
+    drawn, shared = draws.mT[:, :-1], draws[..., -1]
+    rest = shared if branches.finish == "sampled" else likeliest
     if branches.scope == "step":
         drawn = torch.where(committed.unsqueeze(1), drawn, rest.unsqueeze(1))
     taken = [torch.where(committed, proposed, rest).unsqueeze(1)] if branches.with_taken else []
-    return torch.cat([greedy.unsqueeze(1), *taken, drawn], dim=1)
+    return torch.cat([likeliest.unsqueeze(1), *taken, drawn], dim=1)
 
 
 class OneStepBuffer:
-    """A running selection of steps with 1 + M one-step completions of each: the greedy one, then the fills.
+    """Running selection of steps, with the one-step completion and the M branches of each.
 
-    Steps that commit nothing but EOS count only if a later step commits something else (`candidate_steps`), so they wait
-    in a second buffer until one does. Rules whose choice needs more than a priority keep every step.
+    Example: with rule `entropy_topk` and K = 2, steps of entropy 1, 3, 2, 1 are pushed. The buffer
+    holds steps (0), (1, 0), (1, 2) and again (1, 2). In a tie the earlier step stays.
+
+    A step that commits nothing but EOS is a candidate only if a later step commits another token
+    (see `candidate_steps`). Such a step waits in a second buffer until then. Rules that need more
+    than a priority to choose their steps store every step.
 
     Args:
-        rule: a name of `unmask.functional.selection.RULES`.
-        num_selected: K.
-        shape: (B, L).
-        num_steps: T.
-        device: of the buffers.
-        num_completions: 1 + M.
+        rule: name of a selection rule in `unmask.functional.selection.RULES`.
+        num_selected: number of selected steps, K.
+        shape: (B, L), the number of rows and positions.
+        num_steps: number of denoising steps, T.
+        device: device of the buffers.
+        num_completions: number of completions per step, 1 + M.
     """
 
     def __init__(
@@ -84,57 +90,65 @@ class OneStepBuffer:
         rows, length = shape
         self.rule = rule
         self.capacity = num_selected if rule in PRIORITY_RULES else num_steps
-        self._kept = _Buffer(rows, self.capacity, (num_completions, length), device)
+        self._best = _Buffer(rows, self.capacity, (num_completions, length), device)
         self._waiting = _Buffer(rows, self.capacity if rule in PRIORITY_RULES else 0, (num_completions, length), device)
 
     def push(self, rows: Tensor, step: int, entropy: Tensor, noise: Tensor, branches: Tensor, only_eos: Tensor) -> None:
-        """Offer one step.
+        """Offer the completions of one step.
 
         Args:
-            rows: [b] int64, the rows that committed something.
-            step: k.
-            entropy: [b] float, joint entropy H_k.
-            noise: [b] float64, the rows' selection noise at this step.
-            branches: [b, 1 + M, L] int64, completions of the state before the step.
-            only_eos: [b] bool, whether the step committed nothing but EOS.
+            rows: [b] int64 rows that committed a token.
+            step: denoising step k.
+            entropy: [b] float joint entropy H_k.
+            noise: [b] float64 selection noise of the rows at this step.
+            branches: [b, 1 + M, L] int64 completions of the state before the step.
+            only_eos: [b] bool, True if the step committed nothing but EOS.
         """
         if self.rule not in PRIORITY_RULES:
-            self._kept.step[rows, step], self._kept.branches[rows, step] = step, branches.int()
+            self._best.step[rows, step], self._best.branches[rows, step] = step, branches.int()
             return
         offered = _Buffer(len(rows), 1, (branches.shape[1], branches.shape[2]), branches.device)
         offered.priority[:, 0] = step_priority(self.rule, entropy, step, noise)
         offered.step[:, 0] = step
         offered.branches[:, 0] = branches.int()
-        for chosen, target in ((only_eos, self._waiting), (~only_eos, self._kept)):
+        for chosen, target in ((only_eos, self._waiting), (~only_eos, self._best)):
             if not chosen.any():
                 continue
             index = rows[chosen]
             # Oldest first: the stable sort then leaves ties to the earlier step.
             sources = [target.take(index), offered.take(chosen)]
-            if target is self._kept:
+            if target is self._best:
                 sources.insert(1, self._waiting.take(index))
                 self._waiting.clear(index)
-            target.put(index, _Buffer.best(sources, self.capacity))
+            target.put(index, _Buffer.top(sources, self.capacity))
 
     def finish(self, steps: Tensor) -> Tensor:
-        """[B, K, 1 + M, L] int32: the one-step completions of the selected `steps` [B, K]; zeros in empty slots (-1).
+        """Return the completions of the selected steps, [B, K, 1 + M, L] int32.
+
+        Args:
+            steps: [B, K] int64 selected steps; -1 in an empty slot, whose completions are 0.
 
         Raises:
-            ValueError: a selected step was not kept.
+            ValueError: a selected step is not in the buffer.
         """
         if self.rule in PRIORITY_RULES:
-            # A row that never committed anything but EOS has only waiting steps, and all of them are candidates.
-            empty = (self._kept.step < 0).all(-1)
-            self._kept.put(empty, self._waiting.take(empty))
-        match = steps.unsqueeze(-1) == self._kept.step.unsqueeze(1)
+            # A row that never committed anything but EOS has only waiting steps, and all of them
+            # are candidates.
+            empty = (self._best.step < 0).all(-1)
+            self._best.put(empty, self._waiting.take(empty))
+        match = steps.unsqueeze(-1) == self._best.step.unsqueeze(1)
         if not (match.any(-1) | (steps < 0)).all():
             raise ValueError("a selected step has no one-step completion: keep and select with the same rule and K")
         row = torch.arange(len(steps), device=steps.device).unsqueeze(-1)
-        return self._kept.branches[row, match.int().argmax(-1)].masked_fill(steps[..., None, None] < 0, 0)
+        return self._best.branches[row, match.int().argmax(-1)].masked_fill(steps[..., None, None] < 0, 0)
 
 
 class _Buffer:
-    """Up to C steps of each row, best first: priority [B, C] float64, step [B, C] int64 (-1 empty), fills [B, C, 1 + M, L]."""
+    """Up to C steps of each row, best first.
+
+    `priority` is [B, C] float64, `step` is [B, C] int64 with -1 for an empty slot, and `branches`
+    is [B, C, 1 + M, L] int32.
+    """
 
     def __init__(self, rows: int, capacity: int, shape: tuple[int, int], device: torch.device) -> None:
         self.priority = torch.full((rows, capacity), -torch.inf, dtype=torch.float64, device=device)
@@ -153,7 +167,7 @@ class _Buffer:
         self.priority[index], self.step[index] = -torch.inf, -1
 
     @staticmethod
-    def best(parts: list[_Buffer], capacity: int) -> _Buffer:
+    def top(parts: list[_Buffer], capacity: int) -> _Buffer:
         joined = object.__new__(_Buffer)
         joined.priority = torch.cat([p.priority for p in parts], dim=1)
         joined.step = torch.cat([p.step for p in parts], dim=1)

@@ -1,8 +1,8 @@
-"""The denoising loop, written once: blocks, steps, an order, and a record of what was committed when.
+"""The denoising loop: blocks, steps, an order, and a record of which step committed which token.
 
-Every draw is a hash of the row's seed, the step and the position, so what a row becomes does not depend on which rows share
-its batch, on padding, or on rows that have left. The loop starts from any partially masked completion, not only from an empty
-one: branching from a state, infilling and inpainting are the same loop.
+Every draw is a hash of the row's seed, the step and the position. A row therefore does not depend
+on the rows that share its batch, on padding, or on rows that have ended. The loop starts from any
+partially masked completion, so branching and infilling use the same loop.
 """
 
 from __future__ import annotations
@@ -15,26 +15,27 @@ from torch import Tensor
 
 from unmask.core.config import SamplerConfig
 from unmask.core.records import GIVEN, DenoiserLike, Needs, Trajectory
+from unmask.functional.masking import compact_columns
 from unmask.functional.plackett_luce import plackett_luce_logprob
 from unmask.functional.schedule import tokens_at_step
 from unmask.functional.selection import selected_path_steps, selection_noise
 from unmask.sampling.branches import OneStepBuffer, one_step_branches
 from unmask.sampling.forwards import Forwards
 from unmask.sampling.orders import POSITION_LOGITS
-from unmask.sampling.step_outputs import StepOutputs, StepReader
+from unmask.sampling.step_outputs import Proposer, StepOutputs
 
 
 @dataclass(frozen=True, slots=True)
 class Snapshot:
-    """What an observer is shown after each step."""
+    """State of a batch after a denoising step, which an observer gets."""
 
     step: int
     tokens: Tensor
-    """[B, L] int64, MASK where still hidden."""
+    """[B, L] int64: tokens, MASK at masked positions."""
     unmask_step: Tensor
-    """[B, L] int32; T where still hidden."""
+    """[B, L] int32: step that committed each position; T at masked positions."""
     entropy: Tensor
-    """[B, L] float32, nats, at commitment."""
+    """[B, L] float32, nats: entropy when the position was committed."""
 
 
 @torch.no_grad()
@@ -53,26 +54,29 @@ def denoise(
 ) -> Trajectory:
     """Denoise a batch of completions and record the path of each.
 
-    At step k the model is asked for the masked positions of the active block; a token is drawn for each, the order picks as
-    many as the schedule commits (the block's masked positions shared evenly over its steps), and these become final.
-    A row whose text is settled, everything up to an EOS committed, leaves; what is still masked in it becomes EOS unsampled.
+    Step k computes the logits at the masked positions of the active block and draws a token for
+    each. The order gives each position a priority, and the positions of highest priority are
+    committed. Their number shares the masked positions of the block evenly over its steps. A row
+    ends when all its positions up to an EOS are committed; its other positions become EOS unsampled.
 
     Args:
-        denoiser: the policy, in evaluation mode.
-        prompt_ids: [B, P] int64, left-padded.
+        denoiser: policy in evaluation mode.
+        prompt_ids: [B, P] int64 prompt tokens, padded on the left.
         prompt_mask: [B, P] bool, False at padding.
-        sampler: the settings; temperature 0 takes the likeliest token.
-        seed: [B] int64.
-        completion: [B, L] int64 to start from, MASK where to be filled; default all MASK.
-        first_step: [B] int64, the step at which each row begins; default 0. A state that an earlier run reached after step k - 1,
-            begun at k, is denoised on as that run would have.
-        needs: if it asks for one-step completions, those of the steps that its selection takes are kept.
-        entropy_temperature: temperature of the recorded entropies where they should not be those of the sampling
-            distribution; then without top-k and top-p.
-        observe: called after every step.
+        sampler: sampler settings; temperature 0 takes the most likely token.
+        seed: [B] int64 seeds of the rows.
+        completion: [B, L] int64 tokens to start from, MASK at positions to fill; default all MASK.
+        first_step: [B] int64 first step of each row; default 0. The state that an earlier run
+            reached before step k is continued exactly as in that run if it starts at k.
+        needs: requirements of a method; if it needs one-step completions, those of its selected
+            steps are stored.
+        entropy_temperature: temperature of the recorded entropies, without top-k and top-p;
+            default the sampling distribution.
+        observe: function that is called after every step.
 
     Returns:
-        The trajectory; log-probabilities and entropies at temperature 1 where the sampling temperature is 0.
+        The trajectory. If the sampling temperature is 0, its log-probabilities and entropies are
+        those at temperature 1.
     """
     run = _Run(denoiser, prompt_ids, prompt_mask, sampler, seed, completion, needs, entropy_temperature)
     steps_per_block = sampler.steps * sampler.block // sampler.max_completion_length
@@ -89,8 +93,36 @@ def denoise(
     return run.trajectory()
 
 
+@dataclass(frozen=True, slots=True)
+class _Candidates:
+    """The b rows of one step with their masked positions, before the choice of those to commit.
+
+    The first m of the n columns hold the masked positions of the active block; later blocks follow
+    if one-step completions are stored.
+    """
+
+    step: int
+    rows: Tensor
+    """[b] int64: indices of the rows in the batch."""
+    positions: Tensor
+    """[b, n] int64: masked positions in the completion."""
+    is_valid: Tensor
+    """[b, n] bool: False at columns that only pad the width."""
+    is_candidate: Tensor
+    """[b, m] bool: True at masked positions of the active block."""
+    outputs: StepOutputs
+    """Proposals at the first m columns."""
+    later_logits: Tensor
+    """[b, n - m, V]: logits at the other columns."""
+
+    @property
+    def active(self) -> Tensor:
+        """[b, m] int64: positions at the first m columns."""
+        return self.positions[:, : self.is_candidate.shape[1]]
+
+
 class _Run:
-    """The state of one batch on its way through the loop."""
+    """State of one batch during the loop, updated step by step."""
 
     def __init__(
         self,
@@ -122,71 +154,40 @@ class _Run:
         self.choice_rank = torch.zeros(shape, dtype=torch.int32, device=device)
         self.choice_logprob = torch.zeros(shape, device=device)
         self.branches = needs.branches if needs else None
-        self.keeper = None
+        self.buffer = None
         if needs is not None and (needs.greedy or needs.branches):
             rule, num_selected = needs.selection
             count = 1 + (self.branches.count if self.branches else 0)
-            self.keeper = OneStepBuffer(rule, num_selected, shape, sampler.steps, device, count)
+            self.buffer = OneStepBuffer(rule, num_selected, shape, sampler.steps, device, count)
             self.selection_noise = selection_noise(seed, sampler.steps)
-        self.reader = StepReader(sampler, entropy_temperature, self.keeper is not None, self.branches)
-        # A given completion may be settled already.
-        self._retire(torch.arange(shape[0], device=device))
+        self.proposer = Proposer(sampler, entropy_temperature, self.buffer is not None, self.branches)
+        # A completion passed by the caller may have ended already.
+        self._end_rows(torch.arange(shape[0], device=device))
 
     def step(self, step: int, start: int, stop: int, num_committed: Tensor) -> None:
-        """Commit `num_committed` [B] positions of the block [start, stop) in every row that has not ended."""
+        """Commit `num_committed` [B] positions of the block [start, stop) in each row that has not ended."""
         rows = ((num_committed > 0) & ~self.ended).nonzero().squeeze(-1)
         if not len(rows):
             return
-        sampler, hidden = self.sampler, self.hidden[rows]
-        # One-step completions fill later blocks too; otherwise nothing outside the active block is asked for.
-        reach = sampler.max_completion_length if self.keeper else stop
-        positions, is_wanted = _hidden_positions(hidden[:, start:reach], start)
-        logits = self.forwards.logits(rows, self.tokens[rows], positions, start, reach)
-        width = int(hidden[:, start:stop].sum(-1).max())
-        candidates = positions[:, :width]
-        is_candidate = is_wanted[:, :width] & (candidates < stop)
-        seed = self.seed[rows]
-        read = self.reader.read(logits[:, :width], seed, step, candidates)
-        proposed, entropy = read.proposed, read.entropy
-        rank = (
-            read.score.masked_fill(~is_candidate, -torch.inf)
-            .argsort(dim=-1, descending=True, stable=True)
-            .argsort(dim=-1)
-        )
+        candidates = self._propose(rows, step, start, stop)
+        rank = _priority_rank(candidates)
         committed = rank < num_committed[rows].unsqueeze(-1)
-        if self.keeper:
-            branches = self._one_step_fills(read, logits[:, width:], committed, seed, step, positions)
-            whole = self.tokens[rows].unsqueeze(1).expand(-1, branches.shape[1], -1)
-            index, where = (t.unsqueeze(1).expand_as(branches) for t in (positions, is_wanted))
-            only_eos = ((proposed == self.denoiser.eos_id) | ~committed).all(-1)
-            joint = (entropy.double() * committed).sum(-1)
-            noise = self.selection_noise[rows, step]
-            self.keeper.push(rows, step, joint, noise, _scatter(whole, index, where, branches), only_eos)
-        facts = [
-            (self.tokens, proposed),
-            (self.unmask_step, torch.full_like(proposed, step)),
-            (self.logprob, read.chosen),
-            (self.entropy, entropy),
-        ]
-        if read.choice is not None:
-            picked = plackett_luce_logprob(read.choice, rank, is_candidate)
-            facts += [(self.choice_rank, rank), (self.choice_logprob, picked)]
-        for state, value in facts:
-            state[rows] = _scatter(state[rows], candidates, committed, value.to(state.dtype))
-        self.hidden[rows] = _scatter(hidden, candidates, committed, torch.zeros_like(committed))
-        self._retire(rows)
+        if self.buffer:
+            self._store_one_step(self.buffer, candidates, committed)
+        self._commit(candidates, rank, committed)
+        self._end_rows(rows)
 
     def trajectory(self) -> Trajectory:
-        """The finished record."""
+        """Return the record of the finished paths."""
         sampler, eos_id = self.sampler, self.denoiser.eos_id
         selected_step = one_step_tokens = branch_tokens = None
-        if self.keeper and self.needs:
+        if self.buffer and self.needs:
             steps = selected_path_steps(
                 self.needs.selection, self.unmask_step, self.entropy, self.tokens == eos_id, self.seed, sampler.steps
             )
-            kept = self.keeper.finish(steps)
-            selected_step, one_step_tokens = steps.int(), kept[:, :, 0]
-            branch_tokens = kept[:, :, 1:] if self.branches else None
+            completions = self.buffer.finish(steps)
+            selected_step, one_step_tokens = steps.int(), completions[:, :, 0]
+            branch_tokens = completions[:, :, 1:] if self.branches else None
         return Trajectory(
             prompt_ids=self.prompt_ids,
             prompt_mask=self.prompt_mask,
@@ -205,36 +206,76 @@ class _Run:
             branch_tokens=branch_tokens,
         )
 
-    def _one_step_fills(
-        self, read: StepOutputs, beyond: Tensor, committed: Tensor, seed: Tensor, step: int, positions: Tensor
-    ) -> Tensor:
-        """[b, 1 + M, n] tokens at all n masked positions, of which the first columns were read and the rest are `beyond`."""
-        greedy, draws, proposed, width = read.greedy, read.draws, read.proposed, committed.shape[1]
-        assert greedy is not None
-        if beyond.shape[1]:
-            further, drawn = self.reader.read_beyond(beyond, seed, step, positions[:, width:])
-            greedy = torch.cat([greedy, further], dim=1)
-            if draws is not None and drawn is not None:
-                draws = torch.cat([draws, drawn], dim=1)
-            proposed, committed = (torch.nn.functional.pad(t, (0, beyond.shape[1])) for t in (proposed, committed))
-        return one_step_branches(self.branches, greedy, draws, proposed, committed)
+    def _propose(self, rows: Tensor, step: int, start: int, stop: int) -> _Candidates:
+        """Propose a token and a priority for each masked position of the block."""
+        hidden = self.hidden[rows]
+        # One-step completions fill later blocks too; otherwise the active block is enough.
+        end = self.sampler.max_completion_length if self.buffer else stop
+        columns, is_valid = compact_columns(hidden[:, start:end])
+        positions = columns + start
+        logits = self.forwards.logits(rows, self.tokens[rows], positions, start, end)
+        width = int(hidden[:, start:stop].sum(-1).max())
+        active = positions[:, :width]
+        outputs = self.proposer.propose(logits[:, :width], self.seed[rows], step, active)
+        is_candidate = is_valid[:, :width] & (active < stop)
+        return _Candidates(step, rows, positions, is_valid, is_candidate, outputs, logits[:, width:])
 
-    def _retire(self, rows: Tensor) -> None:
-        """End rows whose text is settled: an EOS with nothing hidden before it."""
+    def _store_one_step(self, buffer: OneStepBuffer, candidates: _Candidates, committed: Tensor) -> None:
+        """Offer the one-step completions of the state before this step to the buffer."""
+        rows, outputs = candidates.rows, candidates.outputs
+        fills = self._one_step_fills(candidates, committed)
+        state = self.tokens[rows].unsqueeze(1).expand(-1, fills.shape[1], -1)
+        positions, is_valid = (t.unsqueeze(1).expand_as(fills) for t in (candidates.positions, candidates.is_valid))
+        only_eos = ((outputs.proposed == self.denoiser.eos_id) | ~committed).all(-1)
+        entropy = (outputs.entropy.double() * committed).sum(-1)
+        noise = self.selection_noise[rows, candidates.step]
+        buffer.push(rows, candidates.step, entropy, noise, _scatter(state, positions, is_valid, fills), only_eos)
+
+    def _one_step_fills(self, candidates: _Candidates, committed: Tensor) -> Tensor:
+        """Return the tokens of each one-step completion at all masked positions, [b, 1 + M, n] int64."""
+        outputs, later = candidates.outputs, candidates.later_logits
+        likeliest, draws, proposed, width = outputs.likeliest, outputs.draws, outputs.proposed, committed.shape[1]
+        assert likeliest is not None
+        if later.shape[1]:
+            seed, positions = self.seed[candidates.rows], candidates.positions[:, width:]
+            later_likeliest, later_draws = self.proposer.fill(later, seed, candidates.step, positions)
+            likeliest = torch.cat([likeliest, later_likeliest], dim=1)
+            if draws is not None and later_draws is not None:
+                draws = torch.cat([draws, later_draws], dim=1)
+            proposed, committed = (torch.nn.functional.pad(t, (0, later.shape[1])) for t in (proposed, committed))
+        return one_step_branches(self.branches, likeliest, draws, proposed, committed)
+
+    def _commit(self, candidates: _Candidates, rank: Tensor, committed: Tensor) -> None:
+        """Make the committed positions final and record them."""
+        rows, outputs = candidates.rows, candidates.outputs
+        values = [
+            (self.tokens, outputs.proposed),
+            (self.unmask_step, torch.full_like(outputs.proposed, candidates.step)),
+            (self.logprob, outputs.logprob),
+            (self.entropy, outputs.entropy),
+            (self.hidden, torch.zeros_like(committed)),
+        ]
+        if outputs.position_logit is not None:
+            logprob = plackett_luce_logprob(outputs.position_logit, rank, candidates.is_candidate)
+            values += [(self.choice_rank, rank), (self.choice_logprob, logprob)]
+        for state, value in values:
+            state[rows] = _scatter(state[rows], candidates.active, committed, value.to(state.dtype))
+
+    def _end_rows(self, rows: Tensor) -> None:
+        """End the rows that have an EOS with no masked position before it."""
         tokens, hidden = self.tokens[rows], self.hidden[rows]
-        settled = ((tokens == self.denoiser.eos_id) & (hidden.cumsum(-1) == 0)).any(-1)
-        self.tokens[rows] = torch.where(settled.unsqueeze(-1) & hidden, self.denoiser.eos_id, tokens)
-        self.hidden[rows] = hidden & ~settled.unsqueeze(-1)
-        self.ended[rows] = settled
+        ended = ((tokens == self.denoiser.eos_id) & (hidden.cumsum(-1) == 0)).any(-1)
+        self.tokens[rows] = torch.where(ended.unsqueeze(-1) & hidden, self.denoiser.eos_id, tokens)
+        self.hidden[rows] = hidden & ~ended.unsqueeze(-1)
+        self.ended[rows] = ended
 
 
-def _hidden_positions(hidden: Tensor, offset: int) -> tuple[Tensor, Tensor]:
-    """Hidden columns of each row in ascending order, plus offset, as wide as the fullest row: [B, n] and which are real."""
-    width = int(hidden.sum(-1).max())
-    order = (~hidden).int().argsort(dim=-1, stable=True)[:, :width]
-    return order + offset, hidden.gather(1, order)
+def _priority_rank(candidates: _Candidates) -> Tensor:
+    """Return the rank of each candidate by its priority, [b, m] int64; 0 is committed first."""
+    priority = candidates.outputs.priority.masked_fill(~candidates.is_candidate, -torch.inf)
+    return priority.argsort(dim=-1, descending=True, stable=True).argsort(dim=-1)
 
 
 def _scatter(target: Tensor, positions: Tensor, where: Tensor, value: Tensor) -> Tensor:
-    """A copy of `target` [..., L] with `value` [..., n] at the positions where `where` [..., n] holds."""
+    """Return a copy of `target` [..., L] with `value` [..., n] at the positions where `where` [..., n] is True."""
     return target.scatter(-1, positions, torch.where(where, value, target.gather(-1, positions)))

@@ -1,8 +1,9 @@
-"""Prompts in, trajectories out: the protocol of a rollout engine, and the engine that samples in this process.
+"""The protocol of a rollout engine, which turns prompts into trajectories, and the engine that
+samples in this process.
 
-Training, evaluation, `unmask sample` and the lm-eval adapter ask an engine for trajectories and do not know where they are
-sampled. A `Trajectory` is the contract: tokens, the step that committed each of them, and the sampler settings. An engine
-elsewhere, such as a server, implements the same three methods.
+Training, evaluation, `unmask sample` and the lm-eval adapter call an engine and do not depend on
+where it samples. A `Trajectory` is the contract: tokens, the step that committed each of them, and
+the sampler settings. A remote engine, such as a server, implements the same three methods.
 """
 
 from __future__ import annotations
@@ -27,16 +28,17 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class BatchLimits:
-    """Limits on what one forward pass holds. They change speed and memory, never results."""
+    """Limits on the size of a forward pass. They change speed and memory, but never results."""
 
     batch_size: int = 256
     """Maximum number of completions that are denoised together."""
     max_tokens: int | None = None
-    """Maximum number of prompt and completion tokens, padding included; replaces `batch_size` if given."""
+    """Maximum number of prompt and completion tokens, including padding; replaces `batch_size` if
+    given."""
 
 
 class RolloutEngine(Protocol):
-    """Turns prompts into trajectories, in this process or elsewhere."""
+    """Interface that turns prompts into trajectories, in this process or elsewhere."""
 
     @property
     def tokenizer(self) -> PreTrainedTokenizerBase:
@@ -58,43 +60,51 @@ class RolloutEngine(Protocol):
         """Denoise one completion for each prompt.
 
         Args:
-            prompts: B prompts, repeated where several completions of one are needed. B is at least 1.
+            prompts: B prompts, at least 1. A prompt is repeated if several completions of it are
+                needed.
             sampler: sampler settings.
-            seeds: [B] int64 on the CPU. A completion depends on its own prompt and seed, not on the rest of the batch.
-            needs: what the method needs besides the completions, such as one-step completions.
-            entropy_temperature: temperature of the recorded entropies; default that of the sampler. See `denoise`.
+            seeds: [B] int64 seeds on the CPU. A completion depends on its own prompt and seed, not
+                on the rest of the batch.
+            needs: requirements of the method in addition to the completions, such as one-step
+                completions.
+            entropy_temperature: temperature of the recorded entropies; see `denoise`.
             completion: [B, L] int64 completions to start from; default all masked. See `denoise`.
             first_step: [B] int64 first denoising step of each row; default 0. See `denoise`.
-            observe: is called after each denoising step of a batch, by engines that can do so.
+            observe: function that is called after each denoising step of a batch, if the engine
+                supports it.
 
         Returns:
-            The trajectory of all rows in the order of the prompts, with the `policy_version` that sampled them.
+            The trajectory of all rows in the order of the prompts, with the `policy_version` that
+            sampled them.
 
         Raises:
-            DataError: a prompt that the tokenizer cannot encode, or one that is too long for the model.
+            DataError: a prompt cannot be encoded, or is too long for the model.
         """
         ...
 
     def update_weights(self, model: nn.Module, version: int) -> None:
-        """Sample from the weights of `model` from now on, and record `version` in the trajectories."""
+        """Use the weights of `model` from now on, and record `version` in the trajectories."""
         ...
 
     def session(self) -> AbstractContextManager[None]:
-        """Opens a block of rollouts with the same weights.
+        """Open a block of rollouts that use the same weights.
 
-        All ranks enter it together. Within it, the number of calls and of forward passes may differ between ranks.
+        All ranks enter it together. Within it, the number of calls and of forward passes may differ
+        between ranks.
         """
         ...
 
 
 @dataclass(slots=True)
 class LocalEngine:
-    """Samples in this process.
+    """Engine that samples in this process.
 
     Args:
-        policy: the model and its tokenizer; the model is in evaluation mode during a rollout.
-        limits: how much is denoised together.
-        lockstep: opens a block in which all ranks run the same number of forward passes; see `Ranks.lockstep`.
+        policy: model and tokenizer; the model is in evaluation mode during a rollout.
+        limits: limits on the size of a forward pass.
+        lockstep: function that opens a block in which all ranks run the same number of forward
+            passes; see `Ranks.lockstep`.
+        version: version of the weights, recorded in the trajectories.
     """
 
     policy: Policy
@@ -121,7 +131,7 @@ class LocalEngine:
     ) -> Trajectory:
         """Denoise one completion for each prompt; see `RolloutEngine.rollout`.
 
-        Rows whose prompts have similar lengths share a batch, so that little is padded.
+        Rows with prompts of similar length share a batch, which keeps padding small.
         """
         denoiser, tokenizer = self.policy
         device = next(denoiser.parameters()).device
@@ -156,10 +166,10 @@ class LocalEngine:
     def update_weights(self, model: nn.Module, version: int) -> None:
         """Record `version` from now on.
 
-        Nothing is copied: training changes the tensors that this engine samples from.
+        No weights are copied, because training changes the tensors that this engine samples from.
         """
         self.version = version
 
     def session(self) -> AbstractContextManager[None]:
-        """Opens a block in which all ranks run the same number of forward passes."""
+        """Open a block in which all ranks run the same number of forward passes."""
         return self.lockstep()

@@ -1,4 +1,4 @@
-"""How the loop runs its states: of a block-causal denoiser, no more than the next logits depend on, and nothing twice."""
+"""Forward passes of the denoising loop, which reuse the finished blocks of a block-causal denoiser."""
 
 from __future__ import annotations
 
@@ -14,20 +14,21 @@ from unmask.sampling.predict import predict
 
 
 class Forwards:
-    """Logits of the states of one batch.
+    """Computes the logits of the states of one batch.
 
-    Under block-causal attention the prompt and the finished blocks see nothing of what is still to be written, so their keys and
-    values are kept: each block's first step runs the block before it and its own, every other step its own alone. That is exact.
-    Of a bidirectional denoiser nothing is kept, because there every commitment changes every key.
+    Under block-causal attention the prompt and the finished blocks do not depend on later tokens.
+    Their keys and values are cached: the first step of a block runs the block before it and its own
+    block, and every other step runs only its own block. The result is exact. A bidirectional
+    denoiser has no cache, because every committed token changes every key.
 
     Args:
-        denoiser: the policy.
-        prompt_ids: [B, P] int64, left-padded.
+        denoiser: policy.
+        prompt_ids: [B, P] int64 prompt tokens, padded on the left.
         prompt_mask: [B, P] bool, False at padding.
-        sampler: its blocks must divide the denoiser's, if it has any.
+        sampler: sampler settings; their block length must divide the denoiser's, if it has one.
 
     Raises:
-        ConfigError: blocks that do not fit.
+        ConfigError: the blocks of sampler and denoiser do not fit.
     """
 
     def __init__(self, denoiser: DenoiserLike, prompt_ids: Tensor, prompt_mask: Tensor, sampler: SamplerConfig) -> None:
@@ -39,24 +40,24 @@ class Forwards:
         self._rows = torch.arange(0)
         self._prefixes: list[PrefixCache] = []
 
-    def logits(self, rows: Tensor, tokens: Tensor, positions: Tensor, start: int, reach: int) -> Tensor:
-        """[b, n, V] logits of the `rows` [b] at `positions` [b, n] of their completions, `tokens` [b, L].
+    def logits(self, rows: Tensor, tokens: Tensor, positions: Tensor, start: int, end: int) -> Tensor:
+        """Compute the logits of rows at positions of their completions, [b, n, V].
 
         Args:
-            rows: which of the batch, ascending.
-            tokens: their completions, MASK where hidden.
-            positions: all in start..reach-1.
-            start: where the active block begins; before it nothing is hidden.
-            reach: where the last position that is asked for ends.
+            rows: [b] int64 rows of the batch, in ascending order.
+            tokens: [b, L] int64 completions of the rows, MASK at masked positions.
+            positions: [b, n] int64 positions, all in start..end-1.
+            start: first position of the active block; no earlier position is masked.
+            end: end of the last block that has such positions.
         """
         state = (self.prompt_ids[rows], self.prompt_mask[rows])
         options: dict[str, Any] = {}
         if self.block_length is not None:
-            # Whole blocks: what is after them is seen by nobody that is asked.
-            end = -(-reach // self.block_length) * self.block_length
-            tokens = tokens[:, :end]
+            # Later blocks are left out, because these positions do not depend on them.
+            last = -(-end // self.block_length) * self.block_length
+            tokens = tokens[:, :last]
             prefixes = self._prefixes_of(rows)
-            before = prefixes[0].length
+            cached = prefixes[0].length
             cache_until = self.prompt_ids.shape[1] + start // self.block_length * self.block_length
             options = {"prefixes": prefixes, "cache_until": cache_until}
         logits = predict(
@@ -68,32 +69,39 @@ class Forwards:
             self.sampler.guidance,
             **options,
         )
-        # What some rows hold is less than what all of them do, unless it is longer.
-        if self.block_length is not None and prefixes[0].length > before:
+        # A call with fewer rows replaces the cache only if its columns reach further.
+        if self.block_length is not None and prefixes[0].length > cached:
             self._rows, self._prefixes = rows, prefixes
         return logits
 
     def _prefixes_of(self, rows: Tensor) -> list[PrefixCache]:
-        """What is held of these rows: one cache, and with guidance another one of the masked prompt; empty if any row is new."""
+        """Return the caches of these rows, empty if any row is not cached.
+
+        There is one cache, and with guidance a second one for the masked prompt.
+        """
         if torch.equal(rows, self._rows):
             return self._prefixes
-        place = torch.searchsorted(self._rows, rows)
-        known = len(self._rows) > 0 and torch.equal(self._rows[place.clamp_max(len(self._rows) - 1)], rows)
-        if known:
-            return [prefix.rows(place) for prefix in self._prefixes]
+        index = torch.searchsorted(self._rows, rows)
+        is_cached = len(self._rows) > 0 and torch.equal(self._rows[index.clamp_max(len(self._rows) - 1)], rows)
+        if is_cached:
+            return [prefix.rows(index) for prefix in self._prefixes]
         return [PrefixCache() for _ in range(2 if self.sampler.guidance else 1)]
 
 
 def check_blocks(block_length: int, sampler: SamplerConfig) -> None:
-    """Raise ConfigError for a sampler whose blocks do not fit those of a block-causal model."""
+    """Check that the blocks of a sampler fit those of a block-causal model.
+
+    Raises:
+        ConfigError: they do not fit.
+    """
     if sampler.max_completion_length % block_length:
         raise ConfigError(
-            f"the model's blocks have {block_length} positions, which do not tile max_completion_length = "
+            f"the model's blocks have {block_length} positions, which do not divide max_completion_length = "
             f"{sampler.max_completion_length}. Use a multiple of {block_length}."
         )
     if block_length % sampler.block:
-        given = sampler.block_length or f"{sampler.block} (all of the completion, its default)"
+        block = sampler.block_length or f"{sampler.block} (the whole completion, its default)"
         raise ConfigError(
-            f"the model denoises block by block, {block_length} positions each, and the sampler's block_length is {given}. "
-            f"Set block_length to {block_length}, or to a divisor of it."
+            f"the model has blocks of {block_length} positions, and the sampler's block_length is {block}. "
+            f"Set block_length to {block_length} or a divisor of it."
         )

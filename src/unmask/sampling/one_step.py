@@ -1,4 +1,4 @@
-"""Greedy one-step completions of states along finished paths: what the policy would have answered at once."""
+"""One-step completions of states along finished paths: the policy's immediate guess of the answer."""
 
 from __future__ import annotations
 
@@ -8,27 +8,28 @@ import torch
 from torch import Tensor
 
 from unmask.core.records import DenoiserLike, Trajectory
-from unmask.sampling.logprobs import wanted_columns
+from unmask.functional.masking import compact_columns
 from unmask.sampling.predict import predict
 
 
 @torch.no_grad()
-def one_step_guesses(
+def one_step_completions(
     denoiser: DenoiserLike, trajectory: Trajectory, steps: Sequence[int], *, batch_size: int = 256
 ) -> Tensor:
-    """x̂_k of each path at each of the steps: the state before step k with every masked position filled by its likeliest token.
+    """Compute the one-step completion of each path at each of the given steps.
 
-    A rollout keeps those of the steps that its method selects, from logits that it has in hand; this gives those of any step, for
-    one forward each.
+    x̂_k is the state before step k with the most likely token at every masked position. A rollout
+    stores the completions of the steps that its method selects, at no cost. This function computes
+    those of any step, with one forward pass per state.
 
     Args:
-        denoiser: the policy that walked the paths, in evaluation mode.
+        denoiser: policy that sampled the paths, in evaluation mode.
         trajectory: B paths.
-        steps: J of them.
-        batch_size: states in a forward.
+        steps: J steps.
+        batch_size: maximum number of states in a forward pass.
 
     Returns:
-        [B, J, L] int32.
+        [B, J, L] int32 tokens.
     """
     device = trajectory.tokens.device
     row = torch.arange(len(trajectory), device=device).repeat_interleave(len(steps))
@@ -38,10 +39,10 @@ def one_step_guesses(
         chunk = slice(start, start + batch_size)
         path = trajectory.rows(row[chunk])
         state, hidden = path.state_before(step[chunk]), path.unmask_step >= step[chunk].unsqueeze(-1)
-        positions, is_hidden = wanted_columns(hidden)
+        positions, is_valid = compact_columns(hidden)
         logits = predict(
             denoiser, path.prompt_ids, path.prompt_mask, state, positions, path.mask_id, trajectory.sampler.guidance
         )
-        likeliest = torch.where(is_hidden, logits.argmax(-1), state.gather(1, positions))
+        likeliest = torch.where(is_valid, logits.argmax(-1), state.gather(1, positions))
         parts.append(state.scatter(1, positions, likeliest).int())
     return torch.cat(parts).view(len(trajectory), len(steps), -1)

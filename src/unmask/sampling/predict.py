@@ -1,4 +1,5 @@
-"""Logits of a state: the one place where a denoiser is called, for sampling and for scoring alike."""
+"""Logits of a state. This is the only place that calls a denoiser, for sampling and for
+log-probabilities alike."""
 
 from __future__ import annotations
 
@@ -24,33 +25,36 @@ def predict(
     prefixes: Sequence[PrefixCache] = (),
     cache_until: int = 0,
 ) -> Tensor:
-    """Logits at wanted completion positions, with classifier-free guidance and without the MASK token.
+    """Compute the logits at chosen completion positions, with classifier-free guidance and without
+    MASK.
 
-    logits = u + (1 + w)(c - u), c given the prompt and u given a prompt of MASKs (as LLaDA applies it,
-    arXiv:2502.09992); w = 0 is c alone, one forward instead of two. MASK gets -inf: a committed position is never masked again
-    ("zero masking probabilities", arXiv:2406.07524).
+    logits = u + (1 + w)(c - u), where c is computed with the prompt and u with a prompt of MASKs,
+    as in LLaDA (arXiv:2502.09992). For w = 0 this is c, and one forward pass is enough. MASK gets
+    -inf: a committed position is never masked again ("zero masking probabilities",
+    arXiv:2406.07524).
 
     Args:
-        denoiser: any `DenoiserLike`, or one wrapped for training.
-        prompt_ids: [B, P] int64, left-padded.
+        denoiser: any `DenoiserLike`; may be wrapped for training.
+        prompt_ids: [B, P] int64 prompt tokens, padded on the left.
         prompt_mask: [B, P] bool, False at padding.
-        completion: [B, L] int64, MASK where hidden.
-        positions: [B, n] int64 in 0..L-1.
-        mask_id: id of MASK.
-        guidance: w >= 0.
-        prefixes: for a block-causal denoiser, what it holds of these rows, and with guidance of them with a masked prompt.
-        cache_until: leading columns of prompt and completion that are to be held from now on.
+        completion: [B, L] int64 tokens, MASK at masked positions.
+        positions: [B, n] int64 positions in 0..L-1.
+        mask_id: token id of MASK.
+        guidance: weight w >= 0 of classifier-free guidance.
+        prefixes: caches of a block-causal denoiser for these rows; with guidance, a second cache
+            for the masked prompt.
+        cache_until: number of leading columns of prompt and completion to cache from now on.
 
     Returns:
         [B, n, V] logits at temperature 1.
     """
-    ids, attention_mask, wanted = _asked(prompt_ids, prompt_mask, completion, positions)
-    held: list[dict[str, Any]] = [{"prefix": prefix, "cache_until": cache_until} for prefix in prefixes] or [{}, {}]
-    logits = denoiser(ids, attention_mask, wanted, **held[0])
+    ids, attention_mask, columns = _model_input(prompt_ids, prompt_mask, completion, positions)
+    caches: list[dict[str, Any]] = [{"prefix": prefix, "cache_until": cache_until} for prefix in prefixes] or [{}, {}]
+    logits = denoiser(ids, attention_mask, columns, **caches[0])
     if guidance:
-        blind = torch.cat([torch.full_like(prompt_ids, mask_id), completion], dim=1)
-        without = denoiser(blind, attention_mask, wanted, **held[1])
-        logits = without + (1.0 + guidance) * (logits - without)
+        unprompted = torch.cat([torch.full_like(prompt_ids, mask_id), completion], dim=1)
+        unconditional = denoiser(unprompted, attention_mask, columns, **caches[1])
+        logits = unconditional + (1.0 + guidance) * (logits - unconditional)
     return _without_mask(logits, mask_id)
 
 
@@ -63,31 +67,32 @@ def predict_in_chunks(
     mask_id: int,
     readout: Readout,
 ) -> Tensor:
-    """What `readout` says of the logits that `predict` would give, which are never all there at once.
+    """Evaluate a function of the logits that `predict` would return, in chunks of positions.
 
     Args:
-        denoiser: our own, which can read its head in parts; may be wrapped for training.
-        prompt_ids: see `predict`, as the next four.
+        denoiser: denoiser that takes a `Readout`; may be wrapped for training.
+        prompt_ids: see `predict`, as for the next four arguments.
         prompt_mask: see `predict`.
         completion: see `predict`.
         positions: see `predict`.
         mask_id: see `predict`.
-        readout: what is wanted.
+        readout: function of the logits, and the number of positions in a chunk.
 
     Returns:
-        [B, n, c].
+        [B, n, c] values of the function.
     """
-    asked = _asked(prompt_ids, prompt_mask, completion, positions)
+    model_input = _model_input(prompt_ids, prompt_mask, completion, positions)
     without_mask = replace(
         readout, function=lambda logits, inputs: readout.function(_without_mask(logits, mask_id), inputs)
     )
-    return denoiser(*asked, readout=without_mask)
+    return denoiser(*model_input, readout=without_mask)
 
 
-def _asked(
+def _model_input(
     prompt_ids: Tensor, prompt_mask: Tensor, completion: Tensor, positions: Tensor
 ) -> tuple[Tensor, Tensor | None, Tensor]:
-    """Ids, attention mask (None if nothing is padding) and positions of prompt and completion together."""
+    """Return token ids, attention mask (None if there is no padding) and positions of prompt and
+    completion together."""
     ids = torch.cat([prompt_ids, completion], dim=1)
     padding_free = bool(prompt_mask.all())
     attention_mask = (

@@ -1,8 +1,8 @@
-"""What a step of the sampler takes from the logits, in parts: nothing as wide as the vocabulary is made for the whole batch.
+"""Quantities that a denoising step computes from the logits, in chunks that fit the cache.
 
-Drawing tokens from [B, n, V] logits takes half a dozen arrays of that shape in float64, which for a language model's vocabulary
-is more memory than the weights, and on a CPU is slow because none of them stays in a cache. Every one of these operations reads
-a position by itself, so they are done part by part, with the same numbers.
+Drawing tokens from [B, n, V] logits takes half a dozen float64 arrays of that shape. For the
+vocabulary of a language model these take more memory than the weights, and on a CPU they do not fit
+a cache. All operations treat positions independently, so they run on chunks, with the same numbers.
 """
 
 from __future__ import annotations
@@ -19,66 +19,69 @@ from unmask.functional.noise import TOKEN_STREAM, counter_uniform
 from unmask.sampling.branches import draw_branches
 from unmask.sampling.orders import POSITION_LOGITS, Order, Proposal, order_of
 
-PART_ON_CPU, PART_ON_GPU = 2**18, 2**24
-"""Logits that are read at a time: float64 arrays of that many fit a core's cache, or keep a GPU busy."""
+CPU_CHUNK, GPU_CHUNK = 2**18, 2**24
+"""Number of logits in a chunk: as float64 they fit a core's cache, or keep a GPU busy."""
 
 
 @dataclass(frozen=True, slots=True)
 class StepOutputs:
-    """What the logits say at n positions of B rows."""
+    """Quantities computed from the logits at n positions of B rows."""
 
     proposed: Tensor
-    """[B, n] int64 tokens."""
-    chosen: Tensor
-    """[B, n] float32, nats: log-probability of each under the sampling distribution."""
+    """[B, n] int64: tokens drawn from the sampling distribution."""
+    logprob: Tensor
+    """[B, n] float32, nats: log-probability of each proposed token under that distribution."""
     entropy: Tensor
-    """[B, n] float32, nats."""
-    score: Tensor
-    """[B, n] float64: of the order; the highest are committed first."""
-    choice: Tensor | None
-    """[B, n] scores of an order whose choice has a probability."""
-    greedy: Tensor | None
-    """[B, n] int64 likeliest tokens, where one-step completions are kept."""
+    """[B, n] float32, nats: entropy of the distribution that is differentiated."""
+    priority: Tensor
+    """[B, n] float64: priority that the order gives each position; the highest are committed."""
+    position_logit: Tensor | None
+    """[B, n]: logits of the position choice; None for orders without a choice probability."""
+    likeliest: Tensor | None
+    """[B, n] int64: most likely tokens; None unless one-step completions are stored."""
     draws: Tensor | None
-    """[B, n, num + 1] int64 tokens for other completions, where they are asked for."""
+    """[B, n, num + 1] int64: tokens drawn for branches; None if there are no branches."""
 
 
 @dataclass(frozen=True, slots=True)
-class StepReader:
-    """How the logits of one run are read.
+class Proposer:
+    """Proposes tokens and priorities for masked positions, with the settings of one rollout.
 
     Args:
-        sampler: its settings.
-        entropy_temperature: temperature of the recorded entropies where not those of the sampling distribution.
-        keeps_greedy: whether one-step completions are kept.
-        branches: which others are.
+        sampler: sampler settings.
+        entropy_temperature: temperature of the recorded entropies, without top-k and top-p;
+            default the sampling distribution.
+        with_likeliest: True to return the most likely tokens too.
+        branches: branches to draw; default none.
     """
 
     sampler: SamplerConfig
     entropy_temperature: float | None = None
-    keeps_greedy: bool = False
+    with_likeliest: bool = False
     branches: Branches | None = None
     order: Order = field(init=False)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "order", order_of(self.sampler.order))
 
-    def read(self, logits: Tensor, seed: Tensor, step: int, positions: Tensor) -> StepOutputs:
-        """Propose tokens and score positions.
+    def propose(self, logits: Tensor, seed: Tensor, step: int, positions: Tensor) -> StepOutputs:
+        """Propose a token and a priority for each position, chunk by chunk.
 
         Args:
-            logits: [B, n, V] at temperature 1; MASK is -inf.
-            seed: [B] int64, of the rows.
-            step: k.
-            positions: [B, n] int64, in the completion.
+            logits: [B, n, V] logits at temperature 1; MASK is -inf.
+            seed: [B] int64 seeds of the rows.
+            step: denoising step k.
+            positions: [B, n] int64 positions in the completion.
         """
-        parts = reading_parts(logits)
         return _joined(
-            [[self.read_part(logits[part], seed[part[0]], step, positions[part]) for part in row] for row in parts]
+            [
+                [self.propose_chunk(logits[part], seed[part[0]], step, positions[part]) for part in parts]
+                for parts in logit_chunks(logits)
+            ]
         )
 
-    def read_part(self, logits: Tensor, seed: Tensor, step: int, positions: Tensor) -> StepOutputs:
-        """The same of all that is given at once."""
+    def propose_chunk(self, logits: Tensor, seed: Tensor, step: int, positions: Tensor) -> StepOutputs:
+        """Propose a token and a priority for each position of one chunk; see `propose`."""
         sampler = self.sampler
         if sampler.temperature == 0:
             proposed, logprobs = logits.argmax(-1), token_logprobs(logits)
@@ -95,12 +98,19 @@ class StepReader:
             token_entropy(differentiated).float(),
             self.order(proposal).double(),
             None if position_logit is None else position_logit(logits, sampler.order_temperature),
-            logits.argmax(-1) if self.keeps_greedy else None,
+            logits.argmax(-1) if self.with_likeliest else None,
             None if self.branches is None else draw_branches(self.branches, logprobs, seed, step, positions),
         )
 
-    def read_beyond(self, logits: Tensor, seed: Tensor, step: int, positions: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Likeliest tokens and draws for other completions, at positions where nothing can be committed yet."""
+    def fill(self, logits: Tensor, seed: Tensor, step: int, positions: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Return the most likely tokens and the draws for branches, at positions of later blocks.
+
+        Args:
+            logits: see `propose`, as for the other arguments.
+            seed: see `propose`.
+            step: see `propose`.
+            positions: see `propose`.
+        """
         branches, sampler = self.branches, self.sampler
         if branches is None:
             return logits.argmax(-1), None
@@ -109,33 +119,39 @@ class StepReader:
             logprobs = token_logprobs(logits[part], sampler.temperature or 1.0, sampler.top_k, sampler.top_p)
             return draw_branches(branches, logprobs, seed[part[0]], step, positions[part])
 
-        parts = [[draws(part) for part in row] for row in reading_parts(logits)]
-        return logits.argmax(-1), torch.cat([torch.cat(row, dim=1) for row in parts])
+        chunks = [[draws(part) for part in parts] for parts in logit_chunks(logits)]
+        return logits.argmax(-1), torch.cat([torch.cat(row, dim=1) for row in chunks])
 
 
-def reading_parts(logits: Tensor) -> list[list[tuple[slice, slice]]]:
-    """Rows and columns of [B, n, V] logits that are read together: whole rows where several fit, otherwise columns of one."""
+def logit_chunks(logits: Tensor) -> list[list[tuple[slice, slice]]]:
+    """Return the rows and columns of each chunk of [B, n, V] logits.
+
+    A chunk holds whole rows if at least one row fits, and otherwise columns of one row.
+    """
     rows, columns, vocabulary = logits.shape
-    room = max(1, (PART_ON_CPU if logits.device.type == "cpu" else PART_ON_GPU) // vocabulary)
-    if columns <= room or rows == 0:
-        return [[(part, slice(None))] for part in _even(rows, max(1, room // max(1, columns)))]
-    return [[(part, column) for column in _even(columns, room)] for part in _even(rows, 1)]
+    capacity = max(1, (CPU_CHUNK if logits.device.type == "cpu" else GPU_CHUNK) // vocabulary)
+    if columns <= capacity or rows == 0:
+        return [[(part, slice(None))] for part in _even_slices(rows, max(1, capacity // max(1, columns)))]
+    return [[(part, column) for column in _even_slices(columns, capacity)] for part in _even_slices(rows, 1)]
 
 
-def _even(length: int, most: int) -> list[slice]:
-    """0..length in parts of at most `most`, as even as can be: a last part of one element would be summed in another order."""
-    count = max(1, -(-length // most))
+def _even_slices(length: int, max_length: int) -> list[slice]:
+    """Split 0..length into slices of at most `max_length`, as even as possible.
+
+    A last slice of one element would be summed in another order.
+    """
+    count = max(1, -(-length // max_length))
     edges = [length * i // count for i in range(count + 1)]
     return [slice(start, stop) for start, stop in zip(edges, edges[1:], strict=False)]
 
 
-def _joined(parts: list[list[StepOutputs]]) -> StepOutputs:
-    if len(parts) == len(parts[0]) == 1:
-        return parts[0][0]
+def _joined(chunks: list[list[StepOutputs]]) -> StepOutputs:
+    if len(chunks) == len(chunks[0]) == 1:
+        return chunks[0][0]
 
     def whole(name: str) -> Tensor | None:
-        if getattr(parts[0][0], name) is None:
+        if getattr(chunks[0][0], name) is None:
             return None
-        return torch.cat([torch.cat([getattr(part, name) for part in row], dim=1) for row in parts])
+        return torch.cat([torch.cat([getattr(chunk, name) for chunk in row], dim=1) for row in chunks])
 
     return StepOutputs(**{f.name: whole(f.name) for f in fields(StepOutputs)})  # type: ignore[arg-type]

@@ -276,8 +276,8 @@ class Corpus:
         check_fits_context(denoiser, self.prompt_ids.shape[1], length)
         if denoiser.block_length is not None and length % denoiser.block_length:
             raise ConfigError(
-                f"the model's blocks have {denoiser.block_length} positions, which do not tile max_completion_length = {length}. "
-                f"Use a multiple of {denoiser.block_length}."
+                f"the model's blocks have {denoiser.block_length} positions, which do not divide max_completion_length = "
+                f"{length}. Use a multiple of {denoiser.block_length}."
             )
         self.completions = torch.tensor(completions)
         self.mask_id, self.block_length = denoiser.mask_id, denoiser.block_length

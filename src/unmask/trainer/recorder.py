@@ -15,7 +15,7 @@ from unmask.models import Denoiser
 from unmask.rewards.scorer import Scorer
 from unmask.runs.saved_rollouts import Guesses, SavedRollout, TrainedViews
 from unmask.sampling.generation import decode
-from unmask.sampling.one_step import one_step_guesses
+from unmask.sampling.one_step import one_step_completions
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -41,7 +41,7 @@ def guesses_of(denoiser: Denoiser, path: Trajectory, count: int, batch_size: int
     was_training = denoiser.training
     denoiser.eval()
     states = max(1, batch_size * path.sampler.block // path.tokens.shape[1])
-    tokens = one_step_guesses(denoiser, path, spaced, batch_size=states)
+    tokens = one_step_completions(denoiser, path, spaced, batch_size=states)
     denoiser.train(was_training)
     return Guesses(torch.tensor(list(spaced), dtype=torch.int32), tokens)
 

@@ -22,7 +22,7 @@ from unmask.functional.distribution import token_logprobs
 from unmask.models import Denoiser
 from unmask.recipes.schema import TrainRecipe
 from unmask.sampling import LogprobSettings
-from unmask.sampling.step_outputs import PART_ON_CPU, PART_ON_GPU, StepReader
+from unmask.sampling.step_outputs import CPU_CHUNK, GPU_CHUNK, Proposer
 from unmask.trainer.optimizer import state_bytes
 from unmask.trainer.peak import peak_bytes
 
@@ -251,7 +251,8 @@ def _scored(denoiser: Denoiser, recipe: TrainRecipe, work: Pass, length: int, re
         if temperature == "sampling"
         else LogprobSettings(temperature, 0, 1.0)
     )
-    return token_logprobs(logits, settings.temperature, settings.top_k, settings.top_p, keep=tokens).gather(-1, tokens)
+    logprobs = token_logprobs(logits, settings.temperature, settings.top_k, settings.top_p, always_allow=tokens)
+    return logprobs.gather(-1, tokens)
 
 
 def _sampled(denoiser: Denoiser, recipe: TrainRecipe, work: Pass, length: int, on_gpu: bool) -> object:
@@ -259,11 +260,11 @@ def _sampled(denoiser: Denoiser, recipe: TrainRecipe, work: Pass, length: int, o
     at a time."""
     needs = recipe.method.needs()
     logits = _logits(denoiser, recipe, work.rows, work.width, length)
-    at_once = max(1, (PART_ON_GPU if on_gpu else PART_ON_CPU) // logits.shape[-1])
+    at_once = max(1, (GPU_CHUNK if on_gpu else CPU_CHUNK) // logits.shape[-1])
     columns = min(at_once, recipe.sampler.block)
     rows = min(work.rows, max(1, at_once // columns))
     entropy_temperature = None if recipe.logprob_temperature == "sampling" else 1.0
-    reader = StepReader(recipe.sampler, entropy_temperature, needs.greedy, needs.branches)
+    proposer = Proposer(recipe.sampler, entropy_temperature, needs.greedy, needs.branches)
     positions = torch.zeros(rows, columns, dtype=torch.long)
     seed: Any = torch.zeros(rows, dtype=torch.long)
-    return logits.argmax(-1), reader.read_part(logits[:rows, :columns], seed, 0, positions)
+    return logits.argmax(-1), proposer.propose_chunk(logits[:rows, :columns], seed, 0, positions)

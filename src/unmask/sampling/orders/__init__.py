@@ -1,10 +1,15 @@
-"""Orders: which masked positions of the active block are committed at a step. One file each, one entry each.
+"""Orders: remasking strategies, which decide the masked positions that a step commits. One file and
+one entry each.
 
-An order gives every proposed position a score; the highest are committed. `random` and `left_to_right` choose without looking
-at the model, so under them the recorded token log-probability is, up to a constant, that of the step. So it is under `entropy`
-and `margin` for the θ that sampled, whose choice is a function of the state. `plackett_luce` draws positions with a probability
-that is recorded and can be scored again under another θ. Only `low_confidence` looks at the drawn tokens, and its choice has a
-probability that the record leaves out.
+An order gives every proposed position a priority, and the positions of highest priority are
+committed. The orders differ in how their choice enters the policy gradient:
+
+- `random` and `left_to_right` do not depend on the model. The recorded token log-probability is
+  that of the step, up to a constant.
+- `entropy` and `margin` depend on the state alone. The same holds at the θ that sampled.
+- `plackett_luce` draws positions with a probability that is recorded, and that can be computed
+  under another θ.
+- `low_confidence` depends on the drawn tokens. Its choice has a probability that is not recorded.
 """
 
 from collections.abc import Callable
@@ -33,15 +38,18 @@ ORDERS: dict[str, Order] = {
 }
 
 POSITION_LOGITS: dict[str, Callable[[Tensor, float], Tensor]] = {"plackett_luce": position_logit}
-"""For the orders that draw positions by a Plackett-Luce distribution which depends on θ: its scores, of logits and τ."""
+"""Logits of the position choice as a function of token logits and τ, for orders that draw positions
+from a Plackett-Luce distribution."""
 
 
 def order_of(name: str) -> Order:
-    """Returns the order of a name in ORDERS, or the one at a path such as `my_order.py:mine`, which may be a function, or a class
-    that is called after it was made without arguments.
+    """Return the order of a name in ORDERS, or at a path such as `my_order.py:mine`.
+
+    The path may name a function, or a class that is called after it was made without arguments.
 
     Raises:
-        ConfigError: there is none, or it gives scores of another shape than the positions'.
+        ConfigError: the order does not exist. When it is called: it returns priorities of the wrong
+            shape.
     """
     if name in ORDERS:
         return ORDERS[name]
@@ -49,13 +57,14 @@ def order_of(name: str) -> Order:
     order: Order = own() if isinstance(own, type) else own
 
     def checked(proposal: Proposal) -> Tensor:
-        score, shape = order(proposal), tuple(proposal.positions.shape)
-        if not isinstance(score, Tensor) or tuple(score.shape) != shape:
-            given = f"a tensor of shape {list(score.shape)}" if isinstance(score, Tensor) else type(score).__name__
+        priority, shape = order(proposal), tuple(proposal.positions.shape)
+        if not isinstance(priority, Tensor) or tuple(priority.shape) != shape:
+            is_tensor = isinstance(priority, Tensor)
+            result = f"a tensor of shape {list(priority.shape)}" if is_tensor else type(priority).__name__
             raise ConfigError(
-                f'order "{name}" returned {given}. It must return a tensor of shape {list(shape)}: a score for each position.'
+                f'order "{name}" returned {result}. It must return a tensor of shape {list(shape)}: a priority for each position.'
             )
-        return score
+        return priority
 
     return checked
 

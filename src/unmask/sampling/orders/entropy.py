@@ -1,4 +1,4 @@
-"""Order `entropy`: the positions of which the model is surest, whatever token was drawn there."""
+"""Order `entropy`: commit the positions of lowest entropy, whatever token was drawn there."""
 
 from __future__ import annotations
 
@@ -9,9 +9,10 @@ from unmask.sampling.orders.proposal import Proposal
 
 
 def entropy(proposal: Proposal) -> Tensor:
-    """[B, n] scores: minus the entropy at temperature 1.
+    """Return minus the entropy at temperature 1, [B, n].
 
-    The choice is a function of the state alone and piecewise constant in θ, so at a fixed θ the token term is exact. Another θ
-    may order positions differently, and a ratio of token probabilities does not see that.
+    The choice is a function of the state alone and piecewise constant in θ, so at a fixed θ the
+    token term of the policy gradient is exact. Another θ may order the positions differently, and a
+    ratio of token probabilities does not include that.
     """
     return -token_entropy(token_logprobs(proposal.logits))

@@ -1,4 +1,4 @@
-"""Order `left_to_right`: as an autoregressive model writes."""
+"""Order `left_to_right`: commit positions as an autoregressive model does."""
 
 from __future__ import annotations
 
@@ -8,5 +8,6 @@ from unmask.sampling.orders.proposal import Proposal
 
 
 def left_to_right(proposal: Proposal) -> Tensor:
-    """[B, n] scores: earlier positions first, whatever the model says; the token term is exact."""
+    """Return minus the position, [B, n]; the order does not depend on θ, so the token term is
+    exact."""
     return -proposal.positions

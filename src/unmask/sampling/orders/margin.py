@@ -1,4 +1,4 @@
-"""Order `margin`: the positions where the likeliest token leads by most."""
+"""Order `margin`: commit the positions where the most likely token leads by the most."""
 
 from __future__ import annotations
 
@@ -8,6 +8,9 @@ from unmask.sampling.orders.proposal import Proposal
 
 
 def margin(proposal: Proposal) -> Tensor:
-    """[B, n] scores: p(likeliest) - p(second) at temperature 1. As for `entropy`, the choice is a function of the state."""
+    """Return p(most likely) - p(second most likely) at temperature 1, [B, n].
+
+    The choice is a function of the state alone, as for `entropy`.
+    """
     top = proposal.logits.float().softmax(-1).topk(2, dim=-1).values
     return top[..., 0] - top[..., 1]

@@ -1,9 +1,11 @@
-"""Order `plackett_luce`: positions drawn without replacement, the confident ones more often; its probability is known exactly.
+"""Order `plackett_luce`: draw positions without replacement, confident ones more often, with an
+exact probability.
 
-As in mask-aware policy gradients (arXiv:2607.15200), but for the score. There it is the probability of the token that was drawn,
-so what was drawn at positions that were not committed is a part of the action and would have to be recorded and scored too. Here
-it is the probability of the likeliest token, a function of the state alone: the same preference for sure positions, and the
-probability of the choice needs nothing but the state.
+The order follows mask-aware policy gradients (arXiv:2607.15200) except for the logit. There it is
+the probability of the drawn token, so tokens drawn at uncommitted positions are part of the action
+and would have to be recorded. Here it is the probability of the most likely token, which is a
+function of the state alone. The preference for confident positions is the same, and the state is
+enough to compute the probability of the choice.
 """
 
 from __future__ import annotations
@@ -16,17 +18,20 @@ from unmask.sampling.orders.proposal import Proposal
 
 
 def position_logit(logits: Tensor, temperature: float) -> Tensor:
-    """[..., n] log-probability of the likeliest token at temperature 1, over the order's own temperature.
+    """Return the log-probability of the most likely token at temperature 1, divided by the order's
+    temperature, [..., n].
 
     Args:
-        logits: [..., n, V] at temperature 1.
-        temperature: τ > 0; towards 0 the surest positions are committed, for large τ random ones.
+        logits: [..., n, V] logits at temperature 1.
+        temperature: temperature τ > 0. Small values commit the most confident positions, large
+            values random ones.
     """
     logits = logits.float() if logits.dtype.itemsize < 4 else logits
     return (logits.max(-1).values - logits.logsumexp(-1)) / temperature
 
 
 def plackett_luce(proposal: Proposal) -> Tensor:
-    """[B, n] scores: the choice's own plus Gumbel noise, whose largest are a draw without replacement."""
+    """Return the position logits plus Gumbel noise, [B, n]; the largest values are a draw without
+    replacement."""
     uniform = counter_uniform(proposal.seed.unsqueeze(-1), ORDER_STREAM, proposal.step, proposal.positions)
     return position_logit(proposal.logits, proposal.temperature) + gumbel_noise(uniform)

@@ -1,4 +1,4 @@
-"""What an order sees at a step."""
+"""Input of an order at a denoising step."""
 
 from __future__ import annotations
 
@@ -9,17 +9,18 @@ from torch import Tensor
 
 @dataclass(frozen=True, slots=True)
 class Proposal:
-    """Tokens proposed for n positions of each of B rows, before it is decided which of them are committed."""
+    """Tokens proposed for n positions of each of B rows, before the choice of those that are
+    committed."""
 
     logits: Tensor
-    """[B, n, V] at temperature 1; MASK is -inf."""
+    """[B, n, V]: logits at temperature 1; MASK is -inf."""
     tokens: Tensor
-    """[B, n] int64, drawn at the sampling temperature."""
+    """[B, n] int64: tokens drawn at the sampling temperature."""
     positions: Tensor
-    """[B, n] int64, in the completion."""
+    """[B, n] int64: positions in the completion."""
     seed: Tensor
-    """[B] int64, the rows' seeds."""
+    """[B] int64: seeds of the rows."""
     step: int
-    """k."""
+    """Denoising step k."""
     temperature: float = 1.0
-    """Of an order that draws positions."""
+    """Temperature of an order that draws positions."""

@@ -1,4 +1,4 @@
-"""Order `random`: positions in uniformly random order, drawn without looking at the model."""
+"""Order `random`: commit positions in uniformly random order, independently of the model."""
 
 from __future__ import annotations
 
@@ -9,8 +9,9 @@ from unmask.sampling.orders.proposal import Proposal
 
 
 def random(proposal: Proposal) -> Tensor:
-    """[B, n] scores: fresh uniform noise at every step.
+    """Return fresh uniform noise at every step, [B, n].
 
-    The choice does not depend on θ, so its term in the policy gradient is zero and the token term is exact.
+    The choice does not depend on θ, so its term in the policy gradient is zero and the token term
+    is exact.
     """
     return counter_uniform(proposal.seed.unsqueeze(-1), ORDER_STREAM, proposal.step, proposal.positions)
