@@ -113,7 +113,7 @@ MISTAKES = [
     ("sampler.order=randm", 'ConfigError: unknown order "randm". Did you mean "random"? Available: '),
     ("sampler.block_length=5", "ConfigError: sampler: block_length = 5 does not tile max_completion_length = 16. Use"),
     ("sampler.num_steps=17", "ConfigError: sampler: num_steps = 17 is more than max_completion_length = 16: each step"),
-    ("method.num_selected=5", "ConfigError: method.num_selected = 5 is more than the 4 denoising steps there are. Set"),
+    ("method.num_selected=5", "ConfigError: method.num_selected = 5 is more than the 4 denoising steps. Set"),
     ("num_generations=1", "ConfigError: num_generations = 1, but egspo_sa compares the completions of a prompt with"),
     ("seed", 'ConfigError: override "seed" is not of the form key=value, such as optim.learning_rate=3e-4.'),
     ("mixed_precision=fp8", "ConfigError: mixed_precision = 'fp8': input should be 'no' or 'bf16'."),

@@ -267,9 +267,9 @@ def test_the_loss_is_a_clipped_ratio_for_each_action_summed_over_actions():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"scope": "all", "form": "unbiased"}, "every masked position is drawn. Set method.scope to step"),
+        ({"scope": "all", "form": "unbiased"}, "draws every masked position. Set method.scope to step"),
         ({"scope": "all", "finish": "sampled"}, "method.finish = sampled"),
-        ({"scope": "all", "trust_region": "divergence"}, "near zero wherever it moves"),
+        ({"scope": "all", "trust_region": "divergence"}, "almost zero for a whole completion"),
         ({"num_selected": 5}, "num_selected = 5 is more than the 4 denoising steps"),
     ],
 )

@@ -264,7 +264,7 @@ def test_a_recipe_of_the_other_command_is_told_as_that() -> None:
         ),
         (
             ["method.num_selected=9"],
-            "method.num_selected = 9 is more than the 8 denoising steps there are. Set it to 8 or less, or raise",
+            "method.num_selected = 9 is more than the 8 denoising steps. Set it to 8 or less, or raise",
         ),
         (
             ["num_generations=1"],

@@ -1,4 +1,5 @@
-"""Methods: one file each, one entry each. A method turns scored rollouts into weighted views and views into a loss."""
+"""Policy-optimisation methods, one per file. A method turns a rollout with rewards into weighted
+views, and views into a loss."""
 
 from unmask.methods.agrpo import AGRPO
 from unmask.methods.base import Method

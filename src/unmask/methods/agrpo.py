@@ -1,8 +1,10 @@
-"""AGRPO (arXiv:2510.04019): the policy gradient over denoising steps, estimated from a few steps drawn at random.
+"""AGRPO (arXiv:2510.04019): the policy gradient over denoising steps, estimated from a few random
+steps.
 
-The gradient is a sum over the T steps of a path; drawing steps with known probabilities and weighing each by the inverse gives
-its expectation at a fraction of the forwards. Departures, each described in docs/methods/agrpo.md: the steps after the last
-non-EOS commitment are drawn too, unless `horizon` says otherwise; a step drawn twice is scored once, with twice the weight;
+The gradient is a sum over the T steps of a path. Drawing steps with known probabilities and
+weighting each by the inverse probability gives its expectation with far fewer forward passes.
+Departures, described in docs/methods/agrpo.md: the steps after the last non-EOS step may be drawn
+too, unless `horizon` excludes them; a step drawn twice is evaluated once, with twice the weight;
 completions without text are trained.
 """
 
@@ -24,41 +26,49 @@ from unmask.methods.base import RatioMethod
 from unmask.methods.views import step_views
 
 ENTROPY_FLOOR = 1e-8
-"""Added to a step's entropy, so that every step can be drawn; of the release."""
+"""Constant of the release that is added to the entropy of a step, so that every step can be drawn."""
 
 
 class AGRPO(RatioMethod):
-    """Amortised group-relative policy optimisation: M steps drawn by Monte Carlo, a ratio for each token."""
+    """Amortised group-relative policy optimisation: M randomly drawn steps, with a ratio for each
+    token."""
 
     type: Literal["agrpo"] = "agrpo"
     mc_samples: int = Field(24, ge=1)
-    """M, draws for each completion. Default of the release."""
+    """Number M of draws for each completion. Default of the release."""
     step_sampling: Literal["uniform", "entropy"] = "entropy"
-    """How a step is drawn: evenly, or in proportion to its joint entropy. Default of the release."""
+    """Distribution of the drawn steps: uniform, or proportional to the joint entropy of a step.
+    Default of the release."""
     draws: Literal["low_discrepancy", "independent"] = "low_discrepancy"
-    """Whether the draws of all completions of a batch cover the steps evenly together. Default of the release."""
+    """Dependence of the draws: `low_discrepancy` draws cover the steps evenly over all completions
+    of a batch. Default of the release."""
     horizon: Literal["scheduled", "last_text"] = "scheduled"
-    """What is averaged. `scheduled`: over the T steps of the schedule, which is unbiased. `last_text`: over the steps up to the
-    last that committed a non-EOS token, as released; both its end and its length lie in the future of the steps."""
+    """Steps that the mean is taken over. `scheduled`: all T steps of the schedule, which is
+    unbiased. `last_text`: the steps up to the last that committed a non-EOS token, as released;
+    this end lies in the future of the steps."""
     baseline: Literal["group_mean", "leave_one_out"] = "group_mean"
-    """Over the group. The group mean shrinks the gradient by (G - 1) / G; leave-one-out does not."""
+    """Baseline of the group. The group mean shrinks the gradient by (G - 1) / G; leave-one-out does
+    not."""
     beta: float = Field(0.0, ge=0)
-    """Weight of the KL to the reference policy, ρ k3 for each token; 0 needs no reference. Default of the release."""
+    """Weight of the KL to the reference policy, ρ k3 for each token; 0 needs no reference policy.
+    Default of the release."""
 
     paper: ClassVar[str] = "arXiv:2510.04019"
-    summary: ClassVar[str] = "gradients at steps drawn at random, weighted by the inverse of their probability"
+    summary: ClassVar[str] = "gradients at randomly drawn steps, weighted by their inverse probability"
     unbiased: ClassVar[str] = "with leave_one_out"
     estimates: ClassVar[str] = (
-        "the policy gradient over T, exactly with baseline=leave_one_out, but for low_confidence order"
+        "the policy gradient over T, exactly with baseline=leave_one_out, except under order low_confidence"
     )
-    cost: ClassVar[str] = "M f+b at most, less where a step is drawn twice (+ M f old, M f reference)"
+    cost: ClassVar[str] = "at most M f+b, less if a step is drawn twice (+ M f old, M f reference)"
 
     def needs(self) -> Needs:
-        """The reference where β > 0, and the choice of positions where the order has a probability."""
+        """Require the reference if β > 0, and the probability of the position choice if the order
+        has one."""
         return Needs(reference="logprob" if self.beta else "none", choice=True)
 
     def plan(self, rollout: Rollout, generator: torch.Generator) -> Views:
-        """One view for each step that was drawn, its weight (1/H) / P for every time, over M."""
+        """Plan one view for each drawn step. Its weight is (1/H) / P for each time it was drawn,
+        divided by M."""
         path = rollout.trajectory
         is_eos = (path.tokens == path.eos_id) & (self.horizon == "last_text")
         is_candidate = candidate_steps(path.unmask_step, is_eos, path.num_steps)
@@ -76,15 +86,18 @@ class AGRPO(RatioMethod):
         return step_views(path, steps, (counts / (self.mc_samples * horizon * probability)).float())
 
     def advantage(self, rollout: Rollout) -> Float[Tensor, "B *K"]:
-        """[B] the reward less its group's baseline; no division by a deviation."""
+        """Return the reward minus the baseline of the group, [B], without division by a standard
+        deviation."""
         return group_advantage(rollout.reward, rollout.group_size, self.baseline)
 
     def loss(self, inputs: LossInputs) -> LossOutput:
-        """w Σ_i (-min(ρ_i A, clip(ρ_i) A) + β ρ_i k3_i) over the step's tokens, with w the view's weight."""
+        """Compute w Σ_i (-min(ρ_i A, clip(ρ_i) A) + β ρ_i k3_i) over the tokens of the step, where
+        w is the weight of the view."""
         loss, metrics = self.token_loss(inputs.new, inputs.old, inputs.advantage, inputs.target, choice=inputs.choices)
         if self.beta:
             assert inputs.reference is not None
-            # The ratio makes the gradient that of KL(new || reference); k3 alone has that of the reverse.
+            # With the ratio, the gradient is that of KL(new || reference); k3 alone has that of the
+            # reverse KL.
             kl = (inputs.new - inputs.old).exp() * kl_k3(inputs.new, inputs.reference)
             loss = loss + self.beta * kl
             metrics["kl"] = kl.detach()[inputs.target]

@@ -1,6 +1,8 @@
-"""What a method is: its options, what it needs of a rollout, a plan, an advantage and a loss.
+"""Base classes of methods: options, requirements of a rollout, a plan of views, an advantage and a
+loss.
 
-The trainer samples, scores, shards, steps and writes; it never asks which method it runs.
+The trainer samples, computes rewards and log-probabilities, distributes, updates and saves. It
+never depends on which method it runs.
 """
 
 from __future__ import annotations
@@ -22,7 +24,8 @@ NOT_STATED = "not stated"
 
 
 class Method(Named, ABC):
-    """Base of all policy-optimisation methods. The options of a method are the fields of its class.
+    """Base class of all policy-optimisation methods. The options of a method are the fields of its
+    class.
 
     The class variables that describe a method are optional for a class outside the package.
     """
@@ -30,31 +33,35 @@ class Method(Named, ABC):
     section: ClassVar[str] = "method"
 
     type: str
-    """A name in `METHODS`, or the path of a class, as in my_method.py:MyMethod."""
+    """Name in `METHODS`, or the path of a class, as in my_method.py:MyMethod."""
 
     paper: ClassVar[str] = ""
-    """Its source, such as arXiv:2603.12554; empty if none is stated."""
+    """Paper of the method, such as arXiv:2603.12554; empty if none is stated."""
     summary: ClassVar[str] = ""
-    """One line for `unmask methods`; default the first line of the docstring."""
+    """One-line description for `unmask methods`; default the first line of the docstring."""
     unbiased: ClassVar[str] = NOT_STATED
-    """Whether its gradient, on-policy, is unbiased for the policy gradient up to a factor: yes, no, or with which settings; under
-    the orders `random`, `left_to_right`, `entropy` and `margin`, and `plackett_luce` where the method counts its choice."""
+    """Bias of the on-policy gradient: yes if it is unbiased for the policy gradient up to a factor,
+    no, or the settings with which it is. This holds for the orders `random`, `left_to_right`,
+    `entropy` and `margin`, and for `plackett_luce` if the method includes its position choice."""
     estimates: ClassVar[str] = NOT_STATED
-    """What its gradient is an estimate of, and how exactly."""
+    """Quantity that the gradient estimates, and how exactly."""
     sampler: ClassVar[str] = ""
-    """What it asks of the sampler's settings, in words."""
+    """Sampler settings that the method requires, in words."""
     cost: ClassVar[str] = NOT_STATED
-    """Forwards (f) and forwards with backward (f+b) of a completion in one update, beside the rollout's T forwards."""
+    """Forward passes (f) and forward-backward passes (f+b) of a completion in one update, in
+    addition to the T forward passes of the rollout."""
     separable: ClassVar[bool] = True
-    """Whether the loss is a sum over views, so that any chunk of them can be back-propagated alone. If not, the loss is given all
-    views of whole groups, first without graph; the derivative with respect to each log-probability is then back-propagated
-    chunk by chunk (two passes, the same gradient, memory that does not grow with the number of views). Where all views fit into
-    one forward, one pass does."""
+    """True if the loss is a sum over views, so that any chunk of them can be back-propagated alone.
+    Otherwise the loss gets all views of whole groups. It is first computed without graph, and its
+    derivative with respect to each log-probability is then back-propagated chunk by chunk: two
+    passes with the same gradient, whose memory does not grow with the number of views. If all views
+    fit into one forward pass, one pass is enough."""
     on_path: ClassVar[bool] = True
-    """Whether the views are states of the path, in which the sampler's top-k and top-p restricted the tokens. Elsewhere nothing
-    was drawn, so likelihoods there are of the whole vocabulary, at the sampling temperature."""
+    """True if the views are states of the path, in which the sampler's top-k and top-p restricted
+    the tokens. In other states nothing was sampled, so their log-probabilities are those of the
+    whole vocabulary at the sampling temperature."""
     fresh_views: ClassVar[bool] = False
-    """Whether each of the `num_iterations` passes gets a plan of its own; otherwise all share one."""
+    """True if each of the `num_iterations` passes has its own plan; otherwise all share one."""
 
     @classmethod
     def __pydantic_init_subclass__(cls, **settings: Any) -> None:
@@ -64,30 +71,33 @@ class Method(Named, ABC):
         own = vars(cls)
         if "summary" not in own and cls.__doc__:
             cls.summary = cls.__doc__.strip().splitlines()[0].rstrip(".")
-        # What holds of a method of the package need not hold of a class that changes it.
+        # Statements about a method of the package need not hold for a subclass outside it.
         cls.unbiased, cls.estimates = own.get("unbiased", NOT_STATED), own.get("estimates", NOT_STATED)
 
     @abstractmethod
     def needs(self) -> Needs:
-        """What the engine has to provide."""
+        """Return what the engine and the trainer have to provide."""
 
     @abstractmethod
     def plan(self, rollout: Rollout, generator: torch.Generator) -> Views:
-        """The corrupted readings that are scored, made once and evaluated under old, reference and new policy."""
+        """Plan the views, once for a rollout. They are evaluated under the old, the reference and
+        the new policy."""
 
     @abstractmethod
     def advantage(self, rollout: Rollout) -> Float[Tensor, "B *K"]:
-        """Returns [B], [B, K] where each slot of a completion has its own, or [B, K, M] where each action of a slot has."""
+        """Return the advantage: [B], [B, K] with one value per slot, or [B, K, M] with one value
+        per action of a slot."""
 
     @abstractmethod
     def loss(self, inputs: LossInputs) -> LossOutput:
-        """The loss of each view, or whatever sums to the whole where the method is not separable."""
+        """Return the loss of each view, or terms of any shape that sum to the whole loss if the
+        method is not separable."""
 
     def check(self, sampler: SamplerConfig, num_generations: int) -> None:
-        """Refuse settings that do not go together.
+        """Refuse settings that do not fit together.
 
         Raises:
-            ConfigError: a group-relative baseline over groups of one.
+            ConfigError: a group-relative baseline has groups of one.
         """
         if self.needs().group and num_generations < 2:
             raise ConfigError(
@@ -96,16 +106,18 @@ class Method(Named, ABC):
             )
 
     def refuse_more_than_steps(self, option: str, sampler: SamplerConfig) -> None:
-        """Raise ConfigError if the option `option` counts more denoising steps than there are."""
+        """Raise ConfigError if the option `option` counts more denoising steps than the sampler
+        has."""
         if getattr(self, option) > sampler.steps:
             raise ConfigError(
-                f"method.{option} = {getattr(self, option)} is more than the {sampler.steps} denoising steps there are. "
+                f"method.{option} = {getattr(self, option)} is more than the {sampler.steps} denoising steps. "
                 f"Set it to {sampler.steps} or less, or raise sampler.num_steps."
             )
 
     @classmethod
     def needed(cls) -> str:
-        """Returns in words what its defaults ask of a run; a method with options that must be set has none."""
+        """Return the requirements of the default settings in words; empty for a method with options
+        that must be set."""
         if any(field.is_required() for field in cls.model_fields.values()):
             return NOT_STATED
         needs = cls.model_validate({}).needs()
@@ -120,25 +132,27 @@ class Method(Named, ABC):
 
 
 class RatioMethod(Method):
-    """A method whose loss is a ratio of new to old probabilities times an advantage, within a trust region."""
+    """Base class of methods whose loss is a probability ratio times an advantage, within a trust
+    region."""
 
     trust_region: Literal["clip", "divergence", "none"] = "clip"
-    """`clip`: PPO's pessimistic clip of the ratio. `divergence`: DPPO's mask (arXiv:2602.04879), which drops an update that would
-    move the policy further once the probability of what was sampled has moved by more than `max_divergence`. `none`: the bare
-    ratio."""
+    """Trust region. `clip`: PPO's pessimistic clip of the ratio. `divergence`: DPPO's mask
+    (arXiv:2602.04879), which drops an update that would move the policy further once the
+    probability of the sample has moved by more than `max_divergence`. `none`: the plain ratio."""
     epsilon: float = Field(0.2, ge=0)
-    """Lower clip of the ratio."""
+    """Distance from 1 of the lower clip of the ratio."""
     epsilon_high: float = Field(0.2, ge=0)
-    """Upper clip."""
+    """Distance from 1 of the upper clip of the ratio."""
     dual_clip: float = Field(0.0, ge=0)
-    """Bound of ρ where the advantage is negative (arXiv:1912.09729), above 1; 0 for none."""
+    """Bound of ρ for negative advantages (arXiv:1912.09729), above 1; 0 for none."""
     divergence: Literal["tv", "kl"] = "tv"
-    """What the divergence mask measures: total variation, or KL of the old policy to the new."""
+    """Divergence that the mask measures: total variation, or KL of the old policy to the new."""
     max_divergence: float = Field(0.15, ge=0)
-    """δ of the divergence mask."""
+    """Largest divergence δ that the mask allows."""
 
     samples: ClassVar[str] = ""
-    """What its ratio is of, if that is no single token or step, whose probability the divergence mask reads."""
+    """Samples that the ratio belongs to, if they are not single tokens or steps, whose
+    probabilities the divergence mask needs."""
 
     @field_validator("dual_clip")
     @classmethod
@@ -150,15 +164,15 @@ class RatioMethod(Method):
         return value
 
     def check(self, sampler: SamplerConfig, num_generations: int) -> None:
-        """Also refuse a divergence of what has no probability of its own.
+        """Also refuse a divergence mask for samples without a probability of their own.
 
         Raises:
-            ConfigError: see above.
+            ConfigError: the settings do not fit together.
         """
         super().check(sampler, num_generations)
         if self.trust_region == "divergence" and self.samples:
             raise ConfigError(
-                f"method.trust_region = divergence measures how far the probability of one token or step moved, and {self.type} "
+                f"method.trust_region = divergence needs the probability of one token or step, but {self.type} "
                 f"has ratios of {self.samples}. Set it to clip or none."
             )
 
@@ -168,12 +182,13 @@ class RatioMethod(Method):
         advantage: Float[Tensor, "*#batch"],
         new_logprob: Float[Tensor, "*#batch"],
     ) -> tuple[Float[Tensor, "*batch"], dict[str, Tensor]]:
-        """The loss of each element, -ρ A within the trust region, and its metrics.
+        """Compute the loss of each element, -ρ A within the trust region, and its metrics.
 
         Args:
-            log_ratio: [...] nats, with graph: of tokens, steps, views or sequences.
-            advantage: broadcasts to it.
-            new_logprob: [...] nats: of the sample under the new policy; read by the divergence mask only.
+            log_ratio: [...] nats, with graph: log-ratios of tokens, steps, views or sequences.
+            advantage: advantages, which broadcast to log_ratio.
+            new_logprob: [...] nats: log-probability of the sample under the new policy; used only
+                by the divergence mask.
         """
         advantage = advantage.expand_as(log_ratio)
         if self.trust_region == "divergence":
@@ -202,20 +217,21 @@ class RatioMethod(Method):
         beta: float = 0.0,
         choice: tuple[Float[Tensor, "N L"], Float[Tensor, "N L"]] | None = None,
     ) -> tuple[Float[Tensor, "N L"], dict[str, Tensor]]:
-        """The loss of each token with a ratio of its own, -ρ A within the trust region plus β k3, and its metrics.
+        """Compute the loss of each token with its own ratio, -ρ A within the trust region plus β
+        k3, and its metrics.
 
         Args:
-            new: [N, L] nats, with graph.
-            old: [N, L] nats.
-            advantage: [N].
-            target: [N, L] bool: tokens that count.
-            reference: [N, L] nats; read where β > 0.
-            beta: β >= 0, weight of the KL to the reference, which is of the tokens alone.
-            choice: [N, L] nats each, log-probabilities of the choice of each position under the new and the old policy, which the
-                ratio then counts; see `choices`.
+            new: [N, L] nats, with graph: log-probabilities under the new policy.
+            old: [N, L] nats: log-probabilities under the old policy.
+            advantage: [N] advantages.
+            target: [N, L] bool, True at tokens that count.
+            reference: [N, L] nats: log-probabilities under the reference policy; used if β > 0.
+            beta: weight β >= 0 of the KL to the reference policy, which covers the tokens alone.
+            choice: [N, L] nats each: log-probabilities of the position choices under the new and
+                the old policy, to include in the ratio; see `LossInputs.choices`.
 
         Returns:
-            [N, L], 0 outside `target`; and the metrics of the targets alone.
+            The loss [N, L], 0 outside `target`, and the metrics of the targets.
         """
         log_ratio, log_action = new - old, new
         if choice is not None:

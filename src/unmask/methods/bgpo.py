@@ -1,10 +1,12 @@
-"""BGPO, boundary-guided policy optimisation (arXiv:2510.11683): a lower bound of the ELBO objective that is a sum over masks.
+"""BGPO, boundary-guided policy optimisation (arXiv:2510.11683): a lower bound of the ELBO objective
+that is a sum over masks.
 
-The objective exp(ELBO_new - ELBO_old) A holds the graphs of all masks at once. With d_j the difference read from mask j, it is
-at least the mean over masks of (1 + d_j) A where A >= 0 (the tangent of exp) and of exp(d_j) A where A < 0 (Jensen). At the old
-policy the bound has the value and the gradient of the objective, and each mask is back-propagated alone.
+The objective exp(ELBO_new - ELBO_old) A needs the graphs of all masks at once. Let d_j be the
+difference computed from mask j. The objective is at least the mean over masks of (1 + d_j) A for A
+>= 0 (the tangent of exp), and of exp(d_j) A for A < 0 (Jensen). At the old policy the bound has the
+value and the gradient of the objective, and each mask is back-propagated alone.
 
-Departures are in docs/methods/bgpo.md.
+docs/methods/bgpo.md lists the departures.
 """
 
 from __future__ import annotations
@@ -28,50 +30,54 @@ class BGPO(RatioMethod):
 
     type: Literal["bgpo"] = "bgpo"
     num_samples: int = Field(16, ge=1)
-    """n_t, masks for each completion. Paper: 16, and 32 for Sudoku."""
+    """Number n_t of masks for each completion. Paper: 16, and 32 for Sudoku."""
     baseline: Literal["group_mean", "leave_one_out"] = "group_mean"
-    """Over the group, where `scale` is `none`."""
+    """Baseline of the group, if `scale` is `none`."""
     scale: Literal["deviation", "none"] = "deviation"
-    """Whether advantages are divided by the standard deviation of the group's rewards, as published; that is a bias."""
+    """Scale of the advantages: `deviation` divides by the standard deviation of the group's
+    rewards, as published, which is a bias."""
     epsilon: float = Field(0.2, ge=0)
-    """Lower clip of a mask's bound. Released code."""
+    """Distance from 1 of the lower clip of a mask's bound. Released code."""
     epsilon_high: float = Field(0.2, ge=0)
-    """Upper clip. Released code."""
+    """Distance from 1 of the upper clip. Released code."""
     dual_clip: float = Field(3.0, ge=0)
-    """Bound of ρ where the advantage is negative; 0 for none. Released code."""
+    """Bound of ρ for negative advantages; 0 for none. Released code."""
 
     paper: ClassVar[str] = "arXiv:2510.11683"
-    summary: ClassVar[str] = "a linear bound of the ELBO objective: one mask at a time, memory for one mask"
+    summary: ClassVar[str] = "a linear bound of the ELBO objective, which needs memory for only one mask"
     unbiased: ClassVar[str] = "no"
     estimates: ClassVar[str] = (
-        "E[A ∇ELBO] / L, ELBO of the tokens up to the first EOS; with scale=deviation A is divided by it"
+        "E[A ∇ELBO] / L, with the ELBO of the tokens up to the first EOS; scale=deviation divides A by the deviation"
     )
     cost: ClassVar[str] = "n f+b (+ n f old)"
     on_path: ClassVar[bool] = False
 
     def needs(self) -> Needs:
-        """Nothing beside the group."""
+        """Require nothing but groups."""
         return Needs()
 
     def plan(self, rollout: Rollout, generator: torch.Generator) -> Views:
-        """n_t views for each completion, counts from 1 to its number of tokens n; weight n / (l L), with L fixed."""
+        """Plan n_t views for each completion, with counts l from 1 to its number of tokens n, and
+        weight n / (l L) with L fixed."""
         is_maskable = scored_tokens(rollout.trajectory)
         counts = stratified_counts(is_maskable.sum(-1), self.num_samples, 1, generator)
         masks = masks_of_counts(counts, is_maskable, generator)
         return masked_views(masks, elbo_weight(masks, is_maskable, coupled=False) / is_maskable.shape[1])
 
     def advantage(self, rollout: Rollout) -> Float[Tensor, "B *K"]:
-        """r less the group's baseline, or in standard deviations of the group."""
+        """Return r minus the baseline of the group, or r in standard deviations of the group."""
         if self.scale == "deviation":
             return z_score(rollout.reward, rollout.group_size, correction=1, floor=1e-6)
         return group_advantage(rollout.reward, rollout.group_size, self.baseline)
 
     def loss(self, inputs: LossInputs) -> LossOutput:
-        """-g_j / n_t for each view, g_j = (1 + d_j) A or exp(d_j) A within the trust region."""
+        """Compute -g_j / n_t for each view, where g_j is (1 + d_j) A or exp(d_j) A within the trust
+        region."""
         difference = inputs.weight * (inputs.new - inputs.old).sum(-1)
         is_linear = inputs.advantage >= 0
-        # As the exponential of log(1 + d), so that one trust region serves both. Below -1 there is no logarithm: from -1/2 down
-        # the line is added instead, where no region cuts it, since A >= 0 asks for more.
+        # The tangent is written as the exponential of log(1 + d), so that both cases share one
+        # trust region. The logarithm does not exist below d = -1. From -1/2 down the line is added
+        # directly; no trust region cuts it there, because A >= 0 favours larger d.
         floored = difference.clamp(min=-0.5)
         log_ratio = torch.where(is_linear, floored.log1p(), difference)
         below = torch.where(is_linear, difference - floored, 0.0)

@@ -1,7 +1,9 @@
-"""Coupled-GRPO (DiffuCoder, arXiv:2506.20639): token ratios of log-probabilities averaged over complementary masks.
+"""Coupled-GRPO (DiffuCoder, arXiv:2506.20639): token ratios of log-probabilities averaged over
+complementary masks.
 
-A token is read twice: given nothing, as in diffu-GRPO, and given some of the other tokens. For the second reading the completion
-is masked twice, by a random set and by its complement, so that every token is read in exactly one of the two.
+Each token gets two log-probabilities: given no other token, as in diffu-GRPO, and given some of the
+others. For the second one the completion is masked twice, by a random set and by its complement, so
+every token is a target exactly once.
 """
 
 from __future__ import annotations
@@ -22,25 +24,26 @@ from unmask.methods.base import RatioMethod
 from unmask.methods.views import mean_tokens, scored_tokens, text_views
 
 NUM_VIEWS = 3
-"""Of a completion: all of it masked, a random set, and the rest."""
+"""Number of views of a completion: all masked, a random set masked, and its complement masked."""
 
 
 class CoupledGRPO(RatioMethod):
-    """Coupled-GRPO."""
+    """Coupled-GRPO: ratios of token log-probabilities averaged over complementary masks."""
 
     type: Literal["coupled_grpo"] = "coupled_grpo"
     min_ratio: float = Field(0.2, gt=0, lt=1)
-    """Least share t of tokens that the random set masks. Release."""
+    """Smallest share t of tokens that the random set masks. Release."""
     max_ratio: float = Field(0.8, gt=0, lt=1)
-    """Largest share. Release."""
+    """Largest share t of tokens that the random set masks. Release."""
     baseline: Literal["leave_one_out", "group_mean"] = "leave_one_out"
-    """Over the group, without division by its deviation. Release."""
+    """Baseline of the group, without division by its standard deviation. Release."""
     epsilon: float = Field(0.5, ge=0)
-    """Lower clip of the token ratio. Release."""
+    """Distance from 1 of the lower clip of the token ratio. Release."""
     epsilon_high: float = Field(0.5, ge=0)
-    """Upper clip. Release."""
+    """Distance from 1 of the upper clip. Release."""
     beta: float = Field(0.01, ge=0)
-    """Weight of the KL (k3 of the averaged log-probabilities) to the reference policy; 0 needs no reference. Release."""
+    """Weight of the KL (k3 of the averaged log-probabilities) to the reference policy; 0 needs no
+    reference policy. Release."""
 
     paper: ClassVar[str] = "arXiv:2506.20639"
     summary: ClassVar[str] = "token ratios averaged over complementary masks"
@@ -56,7 +59,7 @@ class CoupledGRPO(RatioMethod):
     fresh_views: ClassVar[bool] = True
 
     def needs(self) -> Needs:
-        """The reference where β > 0."""
+        """Require the reference if β > 0."""
         return Needs(reference="logprob" if self.beta else "none")
 
     def check(self, sampler: SamplerConfig, num_generations: int) -> None:
@@ -64,11 +67,12 @@ class CoupledGRPO(RatioMethod):
         super().check(sampler, num_generations)
         if self.min_ratio > self.max_ratio:
             raise ConfigError(
-                f"method.min_ratio = {self.min_ratio} is above method.max_ratio = {self.max_ratio}. Swap them, or set both alike."
+                f"method.min_ratio = {self.min_ratio} is above method.max_ratio = {self.max_ratio}. Swap them or make them equal."
             )
 
     def plan(self, rollout: Rollout, generator: torch.Generator) -> Views:
-        """Three views of each completion, with weights 1/2, 1/(2 t) and 1/(2 (1 - t)) of the averaged log-probability."""
+        """Plan three views of each completion, with weights 1/2, 1/(2 t) and 1/(2 (1 - t)) in the
+        averaged log-probability."""
         target = scored_tokens(rollout.trajectory)
         time = self.min_ratio + (self.max_ratio - self.min_ratio) * torch.rand(len(target), generator=generator)
         masked = mask_at_times(time, target, generator)
@@ -77,11 +81,12 @@ class CoupledGRPO(RatioMethod):
         return text_views(rollout.trajectory, torch.stack([target, masked, target & ~masked], dim=1), weight)
 
     def advantage(self, rollout: Rollout) -> Float[Tensor, "B *K"]:
-        """r less the group's baseline."""
+        """Return r minus the baseline of the group."""
         return group_advantage(rollout.reward, rollout.group_size, self.baseline)
 
     def loss(self, inputs: LossInputs) -> LossOutput:
-        """For each completion Σ_k (-min(ρ_k A, clip(ρ_k) A) + β k3_k), times completions over tokens of the batch."""
+        """Compute Σ_k (-min(ρ_k A, clip(ρ_k) A) + β k3_k) for each completion, times completions
+        over tokens of the batch."""
         target = inputs.target[::NUM_VIEWS]
         new, old = self._averaged(inputs.new, inputs), self._averaged(inputs.old, inputs)
         reference = None if inputs.reference is None else self._averaged(inputs.reference, inputs)
@@ -90,5 +95,6 @@ class CoupledGRPO(RatioMethod):
 
     @staticmethod
     def _averaged(logprob: Tensor, inputs: LossInputs) -> Tensor:
-        """[B, L] ½ (log p(o_k | nothing) + w log p(o_k | the set that does not hold k)), w the inverse chance of that set."""
+        """Return ½ (log p(o_k | nothing) + w log p(o_k | the set without k)), [B, L], with w the
+        inverse probability of that set."""
         return (inputs.weight.unsqueeze(-1) * logprob).view(-1, NUM_VIEWS, logprob.shape[-1]).sum(1)

@@ -1,8 +1,9 @@
-"""diffu-GRPO (d1, arXiv:2504.12216): token ratios under a mean-field likelihood, with the prompt masked in part.
+"""diffu-GRPO (d1, arXiv:2504.12216): token ratios under a mean-field likelihood, with a partly
+masked prompt.
 
-The likelihood of a completion is taken in one forward, all of it masked: π(o | q) ≈ Π_k p_θ(o_k | q' and nothing else), with each
-token of the prompt q' masked with probability 0.15. Each pass over a rollout masks the prompt anew, which regularises many
-passes over the same completions.
+The likelihood of a completion takes one forward pass with all of it masked: π(o | q) ≈ Π_k p_θ(o_k
+| q' and no other token), where each token of the prompt q' is masked with probability 0.15. Each
+pass over a rollout masks the prompt again, which regularises many passes over the same completions.
 """
 
 from __future__ import annotations
@@ -26,42 +27,44 @@ class DiffuGRPO(RatioMethod):
 
     type: Literal["diffu_grpo"] = "diffu_grpo"
     prompt_mask_ratio: float = Field(0.15, ge=0, le=1)
-    """Probability with which a prompt token is masked; 0 leaves the prompt whole. Paper and release."""
+    """Probability with which a prompt token is masked; 0 masks none. Paper and release."""
     baseline: Literal["group_mean", "leave_one_out"] = "group_mean"
-    """Over the group, without division by its deviation. Release; leave-one-out is G / (G - 1) times as large."""
+    """Baseline of the group, without division by its standard deviation. Release; leave-one-out is
+    G / (G - 1) times as large."""
     epsilon: float = Field(0.5, ge=0)
-    """Lower clip of the token ratio. Release."""
+    """Distance from 1 of the lower clip of the token ratio. Release."""
     epsilon_high: float = Field(0.5, ge=0)
-    """Upper clip. Release."""
+    """Distance from 1 of the upper clip. Release."""
     beta: float = Field(0.04, ge=0)
-    """Weight of the KL (k3, token by token) to the reference policy; 0 needs no reference. Release."""
+    """Weight of the KL (k3, token by token) to the reference policy; 0 needs no reference policy.
+    Release."""
 
     paper: ClassVar[str] = "arXiv:2504.12216"
     summary: ClassVar[str] = "token ratios given an empty completion and a partly masked prompt"
     unbiased: ClassVar[str] = "no"
     estimates: ClassVar[str] = (
         "the gradient of a mean-field likelihood weighted by advantage, divided by the batch's number of tokens; not the policy "
-        "gradient, whose tokens see each other"
+        "gradient, in which tokens depend on each other"
     )
     cost: ClassVar[str] = "1 f+b (+ 1 f old, 1 f reference) in each iteration"
     on_path: ClassVar[bool] = False
     fresh_views: ClassVar[bool] = True
 
     def needs(self) -> Needs:
-        """The reference where β > 0."""
+        """Require the reference if β > 0."""
         return Needs(reference="logprob" if self.beta else "none")
 
     def plan(self, rollout: Rollout, generator: torch.Generator) -> Views:
-        """One view of each completion, with weight B over the number of all its batch's tokens."""
+        """Plan one view of each completion, with weight B over the number of tokens in its batch."""
         weight = token_mean_weight(scored_tokens(rollout.trajectory).sum(-1))
         return mean_field_views(rollout.trajectory, weight, self.prompt_mask_ratio, generator)
 
     def advantage(self, rollout: Rollout) -> Float[Tensor, "B *K"]:
-        """r less the group's baseline."""
+        """Return r minus the baseline of the group."""
         return group_advantage(rollout.reward, rollout.group_size, self.baseline)
 
     def loss(self, inputs: LossInputs) -> LossOutput:
-        """w Σ_k (-min(ρ_k A, clip(ρ_k) A) + β k3_k), ρ_k the ratio of token k."""
+        """Compute w Σ_k (-min(ρ_k A, clip(ρ_k) A) + β k3_k), where ρ_k is the ratio of token k."""
         loss, metrics = self.token_loss(
             inputs.new, inputs.old, inputs.advantage, inputs.target, inputs.reference, self.beta
         )

@@ -1,9 +1,11 @@
-"""DiSPO: diffusion-state policy optimisation (Oba, Furuta and Okazaki, arXiv:2602.06462), beside a terminal-feedback method.
+"""DiSPO, diffusion-state policy optimisation (Oba, Furuta and Okazaki, arXiv:2602.06462), added to
+a terminal-feedback method.
 
-At intermediate masked states the masked positions are filled again from the rollout's own logits, the completions scored, and the
-new tokens updated; no further rollout is made. The terminal term is diffu-GRPO's (arXiv:2504.12216): the whole completion from
-all masks, judged by its reward within the group. What is public is the abstract and the project page; what they leave open is
-listed in docs/methods/dispo.md.
+At intermediate masked states the masked positions are drawn again from the rollout's own logits,
+the resulting branches get rewards, and the new tokens are updated. No further rollout is made. The
+terminal term is diffu-GRPO's (arXiv:2504.12216): the whole completion from all masks, compared by
+reward within the group. Public are the abstract and the project page; docs/methods/dispo.md lists
+what they leave open.
 """
 
 from __future__ import annotations
@@ -24,26 +26,26 @@ from unmask.methods.views import scored_tokens, step_views
 
 
 class DiSPO(RatioMethod):
-    """Terminal feedback on the completion, and at some states feedback on other fills of the masked positions."""
+    """Terminal feedback on the completion, and feedback on branches of some of its states."""
 
     type: Literal["dispo"] = "dispo"
     num_states: int = Field(1, ge=1)
-    """States of each completion at which the masked positions are filled again; drawn uniformly."""
+    """Number of uniformly drawn states of each completion whose masked positions are drawn again."""
     num_fills: int = Field(4, ge=2)
-    """Fills of each state."""
+    """Number of branches of each state."""
     state_choice: Literal["uniform", "entropy_topk"] = "uniform"
-    """How the states are chosen."""
+    """Rule that selects the states."""
     state_weight: float = Field(1.0, ge=0)
-    """Weight of the states' term."""
+    """Weight of the term of the states."""
     terminal_weight: float = Field(1.0, ge=0)
-    """Weight of the terminal term; 0 leaves the states' alone, which needs no group."""
+    """Weight of the terminal term; 0 leaves only the term of the states, which needs no group."""
     epsilon: float = Field(0.5, ge=0)
-    """Lower clip of a token's ratio; diffu-GRPO's."""
+    """Distance from 1 of the lower clip of the token ratio; default of diffu-GRPO."""
     epsilon_high: float = Field(0.5, ge=0)
-    """Upper clip; diffu-GRPO's."""
+    """Distance from 1 of the upper clip; default of diffu-GRPO."""
 
     paper: ClassVar[str] = "arXiv:2602.06462"
-    summary: ClassVar[str] = "other fills of intermediate states, beside diffu-GRPO's terminal feedback"
+    summary: ClassVar[str] = "branches at intermediate states, in addition to diffu-GRPO's terminal feedback"
     unbiased: ClassVar[str] = "no"
     estimates: ClassVar[str] = (
         "the gradient of the one-step reward at the states drawn, plus diffu-GRPO's mean-field gradient"
@@ -51,7 +53,7 @@ class DiSPO(RatioMethod):
     cost: ClassVar[str] = "1 + K f+b (+ 1 + K f old); K M reward calls"
 
     def needs(self) -> Needs:
-        """Fills of every masked position at the chosen states."""
+        """Require branches of all masked positions at the selected states."""
         return Needs(
             selection=(self.state_choice, self.num_states),
             branches=Branches(self.num_fills, "all"),
@@ -59,14 +61,15 @@ class DiSPO(RatioMethod):
         )
 
     def check(self, sampler: SamplerConfig, num_generations: int) -> None:
-        """Also refuse more states than steps, and nothing to learn from."""
+        """Also refuse more states than steps, and two weights of 0."""
         super().check(sampler, num_generations)
         self.refuse_more_than_steps("num_states", sampler)
         if not self.terminal_weight and not self.state_weight:
-            raise ConfigError("method.terminal_weight and method.state_weight are both 0: set one of them above 0.")
+            raise ConfigError("method.terminal_weight and method.state_weight are both 0. Set one of them above 0.")
 
     def plan(self, rollout: Rollout, generator: torch.Generator) -> Views:
-        """Slot 0: the completion from all masks. The others: the chosen states, each read once for every fill."""
+        """Plan slot 0 with the whole completion masked, and a view of each selected state with the
+        tokens of its branches."""
         path = rollout.trajectory
         assert path.branch_tokens is not None
         length, num_rows = path.tokens.shape[1], len(path)
@@ -88,16 +91,17 @@ class DiSPO(RatioMethod):
         return views.take(views.weight > 0)
 
     def advantage(self, rollout: Rollout) -> Float[Tensor, "B *K"]:
-        """[B, 1 + K, M]: the group's, in the completion's first reading; for a state's fills (r_m - mean r) / (M - 1)."""
+        """Return the group advantage in slot 0 and (r_m - mean r) / (M - 1) for the branches of the
+        other slots, [B, 1 + K, M]."""
         assert rollout.branch_reward is not None
-        of_fills = counterfactual_advantage(rollout.branch_reward)
-        terminal = torch.zeros_like(of_fills[:, :1])
+        of_branches = counterfactual_advantage(rollout.branch_reward)
+        terminal = torch.zeros_like(of_branches[:, :1])
         if self.terminal_weight:
             terminal[:, 0, 0] = group_advantage(rollout.reward, rollout.group_size, "group_mean")
-        return torch.cat([terminal, of_fills], dim=1)
+        return torch.cat([terminal, of_branches], dim=1)
 
     def loss(self, inputs: LossInputs) -> LossOutput:
-        """w Σ_m Σ_i -min(ρ_mi A_m, clip(ρ_mi) A_m) over the tokens i of reading m."""
+        """Compute w Σ_m Σ_i -min(ρ_mi A_m, clip(ρ_mi) A_m) over the tokens i of sequence m."""
         surrogate, metrics = self.surrogate(inputs.new - inputs.old, inputs.advantage.unsqueeze(-1), inputs.new)
         is_read = inputs.target.unsqueeze(1).expand_as(surrogate)
         metrics = {name: values[is_read] for name, values in metrics.items()}

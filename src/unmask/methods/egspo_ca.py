@@ -1,11 +1,13 @@
-"""EGSPO-CA: counterfactual advantages at the denoising steps that EGSPO chooses. A combination, not an invention.
+"""EGSPO-CA: counterfactual advantages at the denoising steps that EGSPO selects. It combines two
+published methods.
 
-DiSPO (Oba, Furuta and Okazaki, arXiv:2602.06462) branches at intermediate masked states by resampling the masked positions from
-cached logits, scores the completions and updates the new tokens, beside a terminal-feedback method. EGSPO (arXiv:2603.12554)
-chooses the states of highest entropy and completes a state greedily to value it. Here the two meet: at EGSPO's states other
-actions are drawn from the logits that the rollout has in hand, each is finished at once, and the spread of their rewards is the
-credit. It needs no group and no further forward. Added to both: the action may be the step's own tokens, and there is an unbiased
-form.
+DiSPO (Oba, Furuta and Okazaki, arXiv:2602.06462) branches at intermediate masked states: it draws
+the masked positions again from cached logits, computes rewards of the completions and updates the
+new tokens, in addition to a terminal-feedback method. EGSPO (arXiv:2603.12554) selects the states
+of highest entropy and values a state by its one-step completion. EGSPO-CA draws other actions at
+EGSPO's states from logits that the rollout has already computed, completes each in one step, and
+takes the differences of their rewards as credit. It needs no group and no further forward pass. Two
+things are new: the action may be the tokens of the step, and there is an unbiased form.
 """
 
 from __future__ import annotations
@@ -26,43 +28,48 @@ from unmask.methods.views import step_views
 
 
 class EGSPOCA(RatioMethod):
-    """Counterfactual advantages: what other tokens at a chosen state would have earned."""
+    """Counterfactual advantages: the rewards that other tokens at a selected state would have
+    earned."""
 
     type: Literal["egspo_ca"] = "egspo_ca"
     num_selected: int = Field(1, ge=1)
-    """K, states of each completion."""
+    """Number K of states of each completion."""
     step_choice: Literal["entropy_topk", "spread", "uniform", "low_discrepancy", "last_k", "lowest_entropy", "all"] = (
         "entropy_topk"
     )
-    """How they are chosen; `spread` takes those whose actions' rewards differ most, for which all T states are scored."""
+    """Rule that selects the states. `spread` takes those whose branches differ most in reward, for
+    which the branches of all T states get rewards."""
     num_actions: int = Field(16, ge=2)
-    """M, actions drawn at each state."""
+    """Number M of actions drawn at each state."""
     scope: Literal["step", "all"] = "step"
-    """What an action is: tokens for the positions that the step committed, or for every masked position (DiSPO's)."""
+    """Scope of an action: tokens at the positions that the step committed, or at every masked
+    position as in DiSPO."""
     finish: Literal["greedy", "sampled", "rollout"] = "greedy"
-    """How an action of scope `step` is finished: with the likeliest tokens, with a sample, or by denoising on, which costs the
-    forwards that are left for each action."""
+    """Rule that completes an action of scope `step`: the most likely tokens, a sample, or further
+    denoising, which costs the remaining forward passes for each action."""
     form: Literal["counterfactual", "unbiased", "combined"] = "counterfactual"
-    """`counterfactual`: the drawn actions only; lowest variance, the gradient of a one-step value. `unbiased`: with the action
-    taken, (r - Q̂(a)) ∇ log p(a), which makes the expectation the policy gradient's share of the chosen states. `combined`: the
-    group-relative gradient with the counterfactual one as control variate, its coefficient fitted on the other groups; unbiased
-    too, and needs G > 1. The last two take scope `step`."""
+    """Form of the gradient. `counterfactual`: only the drawn actions, with the lowest variance; the
+    gradient of a one-step value. `unbiased`: adds (r - Q̂(a)) ∇ log p(a) of the action taken, so
+    that the expectation is the policy gradient's share of the selected states. `combined`: the
+    group-relative gradient with the counterfactual one as control variate, whose coefficient is
+    fitted on the other groups; also unbiased, and needs G > 1. The last two need scope `step`."""
     epsilon: float = Field(0.2, ge=0)
-    """Lower clip of an action's ratio."""
+    """Distance from 1 of the lower clip of the action ratio."""
     epsilon_high: float = Field(0.5, ge=0)
-    """Upper clip; EGSPO's."""
+    """Distance from 1 of the upper clip; default of EGSPO."""
 
     paper: ClassVar[str] = "ours; 2602.06462"
-    summary: ClassVar[str] = "credit by what other tokens at the chosen states would have earned"
+    summary: ClassVar[str] = "credit from the rewards that other tokens at the selected states would have earned"
     unbiased: ClassVar[str] = "with step_choice=all, and form unbiased or combined, or finish=rollout"
     estimates: ClassVar[str] = (
-        "the gradient of the one-step value at the chosen states; in the unbiased forms, and with finish=rollout, their share of "
-        "the policy gradient (its token term under plackett_luce)"
+        "the gradient of the one-step value at the selected states; in the unbiased forms, and with finish=rollout, their "
+        "share of the policy gradient (its token term under plackett_luce)"
     )
     cost: ClassVar[str] = "K f+b (+ K f old); K M reward calls (T M by spread); finish=rollout: up to K M T f"
 
     def needs(self) -> Needs:
-        """M fills of the chosen states (of all, where their spread chooses), with the action taken where a term reads it."""
+        """Require M branches of the selected states, or of all states for `spread`, with the action
+        taken if a term needs it."""
         by_spread = self.step_choice == "spread"
         return Needs(
             selection=("all" if by_spread else self.step_choice, self.num_selected),
@@ -71,23 +78,24 @@ class EGSPOCA(RatioMethod):
         )
 
     def check(self, sampler: SamplerConfig, num_generations: int) -> None:
-        """Also refuse K > T, and what scope `all` has no meaning for."""
+        """Also refuse K > T, and options that have no meaning for scope `all`."""
         super().check(sampler, num_generations)
         if self.step_choice != "all":
             self.refuse_more_than_steps("num_selected", sampler)
         if self.scope == "all" and self.trust_region == "divergence":
             raise ConfigError(
-                "method.trust_region = divergence measures how far the probability of an action moved, and that of a whole "
-                "completion is near zero wherever it moves. With method.scope = all set it to clip or none."
+                "method.trust_region = divergence needs the probability of an action, which is almost zero for a whole "
+                "completion. With method.scope = all, set it to clip or none."
             )
         if self.scope == "all" and (self.form != "counterfactual" or self.finish != "greedy"):
             raise ConfigError(
-                f"method.form = {self.form} and method.finish = {self.finish} speak of the tokens that a step committed and of "
-                "how the rest is filled, but with method.scope = all every masked position is drawn. Set method.scope to step."
+                f"method.form = {self.form} and method.finish = {self.finish} need actions at the positions that a step "
+                "committed, but method.scope = all draws every masked position. Set method.scope to step."
             )
 
     def plan(self, rollout: Rollout, generator: torch.Generator) -> Views:
-        """One view for each chosen state, read M times: once for each action, with one forward."""
+        """Plan one view for each selected state, with M token sequences: one per action, in one
+        forward pass."""
         path = rollout.trajectory
         assert path.branch_tokens is not None
         slots = self._slots(rollout)
@@ -101,7 +109,8 @@ class EGSPOCA(RatioMethod):
         return Views(views.row, views.hidden, target, views.weight, slot, tokens=path.branch_tokens[views.row, slot])
 
     def advantage(self, rollout: Rollout) -> Float[Tensor, "B *K"]:
-        """[B, K, M]: (Q̂_m - mean Q̂) / (M - 1); in the unbiased forms [B, K, 1 + M], the action taken first."""
+        """Return (Q̂_m - mean Q̂) / (M - 1), [B, K, M]; in the unbiased forms [B, K, 1 + M], with
+        the action taken first."""
         value = rollout.branch_reward
         assert value is not None
         if self.form == "counterfactual":
@@ -109,7 +118,7 @@ class EGSPOCA(RatioMethod):
         of_taken, drawn = value[..., 0], value[..., 1:]
         is_valid = rollout.trajectory.selected_steps >= 0
         earned, gain = rollout.reward.unsqueeze(-1), torch.ones_like(rollout.reward)
-        # The fresh draws' mean depends on the state only; it is the baseline of Q̂(a).
+        # The mean of the new draws depends only on the state; it is the baseline of Q̂(a).
         baseline = torch.zeros_like(of_taken)
         if self.form == "combined":
             earned = group_advantage(rollout.reward, rollout.group_size, "leave_one_out").unsqueeze(-1)
@@ -120,14 +129,15 @@ class EGSPOCA(RatioMethod):
         return torch.cat([taken.unsqueeze(-1), gain.unsqueeze(-1) * counterfactual_advantage(drawn)], dim=-1)
 
     def loss(self, inputs: LossInputs) -> LossOutput:
-        """w Σ_m -min(ρ_m A_m, clip(ρ_m) A_m), ρ_m the ratio of the action's joint probabilities."""
+        """Compute w Σ_m -min(ρ_m A_m, clip(ρ_m) A_m), where ρ_m is the ratio of the action's joint
+        probabilities."""
         log_ratio = (inputs.new - inputs.old).sum(-1)
         surrogate, metrics = self.surrogate(log_ratio, inputs.advantage, inputs.new.sum(-1))
         metrics["counterfactual/frac_zero_spread"] = (inputs.advantage == 0).all(-1).float()
         return LossOutput(inputs.weight * surrogate.sum(-1), metrics)
 
     def _slots(self, rollout: Rollout) -> Tensor:
-        """[B, K] which of the kept states are trained; -1 for none."""
+        """Return which of the stored states are trained, [B, K]; -1 for none."""
         path = rollout.trajectory
         kept = path.selected_steps
         if self.step_choice != "spread":

@@ -1,10 +1,13 @@
-"""ESPO (arXiv:2512.03759): the whole completion is the action, and its ELBO stands for its log-probability.
+"""ESPO (arXiv:2512.03759): the whole completion is the action, and its ELBO replaces its
+log-probability.
 
-The ratio is exp((ELBO_new - ELBO_old) / L) with L the fixed completion length. ELBOs are means over M pairs of a random set of
-masked positions and its complement; the same sets are read under the new, the old and the reference policy.
+The ratio is exp((ELBO_new - ELBO_old) / L) with the fixed completion length L. ELBOs are means over
+M pairs of a random set of masked positions and its complement; the new, the old and the reference
+policy share the sets.
 
-Departures from the released code, each described in docs/methods/espo.md: log-probabilities at the sampling temperature, padding
-is masked out of attention, no dropout, the M draws of a completion are spaced evenly as well.
+Departures from the released code, described in docs/methods/espo.md: log-probabilities are those at
+the sampling temperature, padding is masked in the attention, there is no dropout, and the M draws
+of a completion are evenly spaced too.
 """
 
 from __future__ import annotations
@@ -30,16 +33,18 @@ class ESPO(RatioMethod):
 
     type: Literal["espo"] = "espo"
     num_samples: int = Field(2, ge=1)
-    """M, pairs of complementary masks for each ELBO. Released recipes."""
+    """Number M of pairs of complementary masks for each ELBO. Released recipes."""
     baseline: Literal["leave_one_out", "group_mean"] = "leave_one_out"
-    """Over the group. The release leaves one out; the paper's text has the mean, which shrinks the gradient by (G - 1) / G."""
+    """Baseline of the group. The release leaves one out; the paper's text has the mean, which
+    shrinks the gradient by (G - 1) / G."""
     epsilon: float = Field(0.2, ge=0)
-    """Lower clip of the ratio per token. Released recipes; that for Countdown has 0."""
+    """Distance from 1 of the lower clip of the ratio per token. Released recipes; the one for
+    Countdown has 0."""
     epsilon_high: float = Field(0.2, ge=0)
-    """Upper clip. As above."""
+    """Distance from 1 of the upper clip, as for the lower clip."""
     beta: float = Field(0.01, ge=0)
-    """Weight of the KL to the reference policy; 0 needs no reference. Released recipes for Sudoku and code; Countdown 0.003,
-    GSM8K and MATH 0.001."""
+    """Weight of the KL to the reference policy; 0 needs no reference policy. Released recipes for
+    Sudoku and code; Countdown has 0.003, GSM8K and MATH 0.001."""
 
     paper: ClassVar[str] = "arXiv:2512.03759"
     summary: ClassVar[str] = "one ratio of ELBOs for each completion, from pairs of complementary masks"
@@ -53,11 +58,12 @@ class ESPO(RatioMethod):
     fresh_views: ClassVar[bool] = True
 
     def needs(self) -> Needs:
-        """The reference where β > 0."""
+        """Require the reference if β > 0."""
         return Needs(reference="logprob" if self.beta else "none")
 
     def plan(self, rollout: Rollout, generator: torch.Generator) -> Views:
-        """2 M views for each completion: M random sets with counts from 0 to L, each with its complement."""
+        """Plan 2 M views for each completion: M random sets with counts from 0 to L, each with its
+        complement."""
         is_maskable = rollout.trajectory.unmask_step != GIVEN
         counts = stratified_counts(is_maskable.sum(-1), self.num_samples, 0, generator)
         masks = coupled_masks(masks_of_counts(counts, is_maskable, generator), is_maskable)
@@ -65,11 +71,11 @@ class ESPO(RatioMethod):
         return masked_views(masks, weight / (2 * self.num_samples))
 
     def advantage(self, rollout: Rollout) -> Float[Tensor, "B *K"]:
-        """r less the baseline of the group; no division by a deviation."""
+        """Return r minus the baseline of the group, without division by a standard deviation."""
         return group_advantage(rollout.reward, rollout.group_size, self.baseline)
 
     def loss(self, inputs: LossInputs) -> LossOutput:
-        """For each completion -min(ρ A, clip(ρ) A) + β k2 / L, with k2 of the ELBOs themselves."""
+        """Compute -min(ρ A, clip(ρ) A) + β k2 / L for each completion, with k2 of the ELBOs."""
         length = inputs.target.shape[1]
         new, old = (self._elbo(logprob, inputs) for logprob in (inputs.new, inputs.old))
         advantage = one_by_completion(inputs.advantage, inputs.row)
@@ -77,7 +83,8 @@ class ESPO(RatioMethod):
         metrics["policy/elbo"] = new.detach() / length
         if self.beta:
             assert inputs.reference is not None
-            # Divided after squaring: dividing the ELBOs would make the term smaller by another factor of L.
+            # The division follows the square: dividing the ELBOs would shrink the term by another
+            # factor of L.
             kl = kl_k2(new, self._elbo(inputs.reference, inputs)) / length
             loss = loss + self.beta * kl
             metrics["kl"] = kl.detach()

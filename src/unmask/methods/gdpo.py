@@ -1,10 +1,12 @@
-"""GDPO, group diffusion policy optimisation (arXiv:2510.08554): a sequence ratio of ELBOs, integrated over time by quadrature.
+"""GDPO, group diffusion policy optimisation (arXiv:2510.08554): a sequence ratio of ELBOs,
+integrated over time by quadrature.
 
-ELBO = ∫ (1/t) E[Σ_{i masked} log p_i] dt over (0, 1). Most of the variance of a random estimate comes from t, and the integrand
-is smooth in it, so t takes the M nodes of Gauss-Legendre quadrature; only the mask at each node is random. The rule is exact
-for 2 M >= L positions, and biased below.
+ELBO = ∫ (1/t) E[Σ_{i masked} log p_i] dt over (0, 1). Most of the variance of a random estimate
+comes from t, in which the integrand is smooth. So t takes the M nodes of Gauss-Legendre quadrature,
+and only the mask at each node is random. The rule is exact for 2 M >= L positions, and biased
+otherwise.
 
-Departures, and what could not be read of the paper, are in docs/methods/gdpo.md.
+docs/methods/gdpo.md lists the departures, and what could not be read of the paper.
 """
 
 from __future__ import annotations
@@ -30,21 +32,24 @@ class GDPO(RatioMethod):
 
     type: Literal["gdpo"] = "gdpo"
     num_nodes: int = Field(3, ge=1)
-    """M, times at which the ELBO's integrand is read, one random mask each. Paper: 2 or 3."""
+    """Number M of times at which the ELBO's integrand is evaluated, with one random mask each.
+    Paper: 2 or 3."""
     baseline: Literal["group_mean", "leave_one_out"] = "group_mean"
-    """Over the group, without division by its deviation. Paper; leave-one-out is G / (G - 1) times as large."""
+    """Baseline of the group, without division by its standard deviation. Paper; leave-one-out is G
+    / (G - 1) times as large."""
     epsilon: float = Field(0.5, ge=0)
-    """Lower clip of the ratio of the whole completion. Of d1, on whose code the release is built."""
+    """Distance from 1 of the lower clip of the ratio of the whole completion. Default of d1, whose
+    code the release extends."""
     epsilon_high: float = Field(0.5, ge=0)
-    """Upper clip. As above."""
+    """Distance from 1 of the upper clip. Default of d1."""
     beta: float = Field(0.04, ge=0)
-    """Weight of the KL to the reference policy; 0 needs no reference. As above."""
+    """Weight of the KL to the reference policy; 0 needs no reference policy. Default of d1."""
 
     paper: ClassVar[str] = "arXiv:2510.08554"
     summary: ClassVar[str] = "one ratio of ELBOs for each completion, at fixed quadrature times"
     unbiased: ClassVar[str] = "no"
     estimates: ClassVar[str] = (
-        "E[A ∇Q] / L, with Q the ELBO as M nodes integrate it: off by the rule's error, and the ELBO is not the log-probability"
+        "E[A ∇Q] / L, with Q the ELBO integrated at M nodes, up to the rule's error; the ELBO is not the log-probability"
     )
     cost: ClassVar[str] = "M f+b (+ M f old, M f reference), two passes"
     samples: ClassVar[str] = "whole completions"
@@ -53,11 +58,12 @@ class GDPO(RatioMethod):
     fresh_views: ClassVar[bool] = True
 
     def needs(self) -> Needs:
-        """The reference where β > 0."""
+        """Require the reference if β > 0."""
         return Needs(reference="logprob" if self.beta else "none")
 
     def plan(self, rollout: Rollout, generator: torch.Generator) -> Views:
-        """M views for each completion: at node t each position is masked with probability t; weight w_n / t_n."""
+        """Plan M views for each completion: at node t each position is masked with probability t;
+        the weight is w_n / t_n."""
         is_maskable = rollout.trajectory.unmask_step != GIVEN
         times, weight = gauss_legendre(self.num_nodes)
         num_rows, length = is_maskable.shape
@@ -66,11 +72,12 @@ class GDPO(RatioMethod):
         return masked_views(each.view(num_rows, self.num_nodes, length), by_node)
 
     def advantage(self, rollout: Rollout) -> Float[Tensor, "B *K"]:
-        """r less the group's baseline."""
+        """Return r minus the baseline of the group."""
         return group_advantage(rollout.reward, rollout.group_size, self.baseline)
 
     def loss(self, inputs: LossInputs) -> LossOutput:
-        """For each completion (-min(ρ A, clip(ρ) A) + β k2) / L, with ρ and k2 of the ELBOs."""
+        """Compute (-min(ρ A, clip(ρ) A) + β k2) / L for each completion, with ρ and k2 of the
+        ELBOs."""
         length = inputs.target.shape[1]
         new, old = (self._elbo(logprob, inputs) for logprob in (inputs.new, inputs.old))
         loss, metrics = self.surrogate(new - old, one_by_completion(inputs.advantage, inputs.row), new)

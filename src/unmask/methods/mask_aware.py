@@ -1,8 +1,10 @@
-"""Mask-aware policy gradients (arXiv:2607.15200): where to write is an action too, with a probability of its own.
+"""Mask-aware policy gradients (arXiv:2607.15200): the choice of positions is an action with a
+probability.
 
-Positions are drawn without replacement in proportion to exp(confidence / τ) (order `plackett_luce`), so the probability of a path
-has a factor for tokens and one for positions, both read from the same logits. Each has a ratio over the whole completion and a
-clip of its own. Departures are described in docs/methods/mask_aware.md.
+Positions are drawn without replacement in proportion to exp(confidence / τ) (order
+`plackett_luce`). The probability of a path then has a factor for tokens and one for positions, both
+computed from the same logits. Each has its own ratio over the whole completion and its own clip.
+docs/methods/mask_aware.md describes the departures.
 """
 
 from __future__ import annotations
@@ -29,49 +31,53 @@ class MaskAware(RatioMethod):
 
     type: Literal["mask_aware"] = "mask_aware"
     num_segments: int = Field(32, ge=0)
-    """R, segments that the steps are merged into; 0 makes every step a segment of its own. Paper."""
+    """Number R of segments that the steps are merged into; 0 makes every step a segment. Paper."""
     num_sampled: int = Field(12, ge=1)
-    """M, segments that are read, drawn anew for each completion. Paper."""
+    """Number M of segments that are evaluated, drawn separately for each completion. Paper."""
     baseline: Literal["group_mean", "leave_one_out"] = "group_mean"
-    """Over the group. The group mean shrinks the gradient by (G - 1) / G; leave-one-out does not."""
+    """Baseline of the group. The group mean shrinks the gradient by (G - 1) / G; leave-one-out does
+    not."""
     position_epsilon: float = Field(0.2, ge=0)
-    """Lower clip of the ratio of positions. The paper clips it apart from that of tokens; its values are not known to us."""
+    """Distance from 1 of the lower clip of the ratio of positions. The paper clips it separately
+    from that of tokens, and its values are not known to us."""
     position_epsilon_high: float = Field(0.2, ge=0)
-    """Upper clip of the ratio of positions."""
+    """Distance from 1 of the upper clip of the ratio of positions."""
 
     paper: ClassVar[str] = "arXiv:2607.15200"
     summary: ClassVar[str] = "tokens and positions as actions, each with a ratio over sampled segments of the path"
     unbiased: ClassVar[str] = "with num_segments=0 and leave_one_out"
     sampler: ClassVar[str] = "order plackett_luce"
     estimates: ClassVar[str] = (
-        "the policy gradient over L, order term included, where every step is a segment, with baseline=leave_one_out; otherwise "
-        "actions of a segment are taken as independent of each other"
+        "the policy gradient over L, position choice included, if every step is a segment and with baseline=leave_one_out; "
+        "otherwise the actions of a segment are treated as independent of each other"
     )
     cost: ClassVar[str] = "M f+b (+ M f old), two passes"
     samples: ClassVar[str] = "whole completions"
     separable: ClassVar[bool] = False
 
     def needs(self) -> Needs:
-        """The probability of the choice of positions."""
+        """Require the probability of the position choice."""
         return Needs(choice=True)
 
     def check(self, sampler: SamplerConfig, num_generations: int) -> None:
-        """Also refuse an order without a probability, R > T, and M > R."""
+        """Also refuse an order without a choice probability, R > T, and M > R."""
         super().check(sampler, num_generations)
         if sampler.order != "plackett_luce":
             raise ConfigError(
-                f"mask_aware trains the choice of positions, and order {sampler.order} has no probability that could be trained. "
+                f"mask_aware trains the position choice, but order {sampler.order} has no probability for it. "
                 "Set sampler.order = plackett_luce."
             )
         num_segments = self.num_segments or sampler.steps
         if not self.num_sampled <= num_segments <= sampler.steps:
             raise ConfigError(
-                f"mask_aware reads method.num_sampled = {self.num_sampled} of method.num_segments = {num_segments} segments of "
-                f"{sampler.steps} steps, each number at most the next. Lower the first two, or raise sampler.num_steps."
+                f"mask_aware evaluates method.num_sampled = {self.num_sampled} of method.num_segments = {num_segments} segments "
+                f"of {sampler.steps} steps, and each number must be at most the next. "
+                "Lower the first two, or raise sampler.num_steps."
             )
 
     def plan(self, rollout: Rollout, generator: torch.Generator) -> Views:
-        """One view for each of M segments, drawn from the n that committed something, with weight (n / M) / L."""
+        """Plan one view for each of M segments, drawn from the n that committed a token, with
+        weight (n / M) / L."""
         path = rollout.trajectory
         num_segments = self.num_segments or path.num_steps
         segment = (path.unmask_step * num_segments).div(path.num_steps, rounding_mode="floor")
@@ -84,11 +90,12 @@ class MaskAware(RatioMethod):
         return segment_views(path, segments, num_segments, weight.expand(segments.shape))
 
     def advantage(self, rollout: Rollout) -> Float[Tensor, "B *K"]:
-        """[B] the reward less the group's baseline."""
+        """Return the reward minus the baseline of the group, [B]."""
         return group_advantage(rollout.reward, rollout.group_size, self.baseline)
 
     def loss(self, inputs: LossInputs) -> LossOutput:
-        """For each completion -min(ρ A, clip(ρ) A) of its tokens and the same of its positions, log ρ = Σ w (new - old)."""
+        """Compute -min(ρ A, clip(ρ) A) of tokens and of positions for each completion, with log ρ =
+        Σ w (new - old)."""
         assert inputs.new_choice is not None
         assert inputs.old_choice is not None
         advantage = one_by_completion(inputs.advantage, inputs.row)

@@ -1,4 +1,5 @@
-"""BibTeX entries of the papers that the methods come from, read from papers.bib. Titles and authors are as on arXiv."""
+"""BibTeX entries of the papers that the methods come from, read from papers.bib. Titles and authors
+are as on arXiv."""
 
 from __future__ import annotations
 
@@ -11,11 +12,12 @@ PAPERS = {
     f"{entry[1]}.{entry[2]}": entry[0]
     for entry in _ENTRY.finditer(Path(__file__).with_suffix(".bib").read_text(encoding="utf-8"))
 }
-"""The BibTeX entry of each paper, by its arXiv number."""
+"""BibTeX entry of each paper by its arXiv number."""
 
 
 def bibtex(number: str) -> str:
-    """Return the BibTeX entry of a paper on arXiv. The entry of a paper that papers.bib does not hold has no title.
+    """Return the BibTeX entry of a paper on arXiv. It has no title if papers.bib does not contain
+    the paper.
 
     Example:
         >>> print(bibtex("1706.03762"))

@@ -1,7 +1,9 @@
-"""SPG (arXiv:2510.09541): a lower bound of the likelihood is raised for good completions, an upper bound lowered for bad ones.
+"""SPG (arXiv:2510.09541): raise a lower bound of the likelihood of good completions, and lower an
+upper bound for bad ones.
 
-A policy gradient with log π replaced by something that can be computed: pushing an ELBO down need not push the likelihood down,
-so completions of negative advantage get a mixture with an evidence upper bound. Views imitate a sampler that writes in blocks.
+The method is a policy gradient in which log π is replaced by a computable bound. Lowering an ELBO
+need not lower the likelihood, so completions of negative advantage get a mixture with an evidence
+upper bound. The views imitate a sampler that denoises block by block.
 """
 
 from __future__ import annotations
@@ -26,24 +28,26 @@ class SPG(Method):
 
     type: Literal["spg"] = "spg"
     num_views: int = Field(2, ge=1)
-    """m, masked readings of a completion in each iteration. Release; 4 in the paper's best runs. With one, the bounds have the
-    same gradient."""
+    """Number m of masked views of a completion in each iteration. Release; 4 in the paper's best
+    runs. With one view, both bounds have the same gradient."""
     mixture: float = Field(0.5, ge=0, le=1)
-    """ω, share of the upper bound where the advantage is negative; 0 is the ELBO throughout, 1 the bare sandwich. Release."""
+    """Share ω of the upper bound for negative advantages; 0 is the ELBO everywhere, 1 the plain
+    sandwich. Release."""
     eubo_power: float = Field(1.5, gt=0)
-    """β of the upper bound. Release; 1 for Sudoku."""
+    """Exponent β of the upper bound. Release; 1 for Sudoku."""
     noise_ratio: float = Field(0.15, ge=0, le=1)
-    """Probability with which a token of the prompt, or of a block before the picked one, is masked. Release."""
+    """Probability with which a token of the prompt, or of a block before the chosen one, is masked.
+    Release."""
     baseline: Literal["group_mean", "leave_one_out"] = "group_mean"
-    """Over the group, without division by its deviation. Release."""
+    """Baseline of the group, without division by its standard deviation. Release."""
 
     paper: ClassVar[str] = "arXiv:2510.09541"
     summary: ClassVar[str] = (
-        "an ELBO raised where the advantage is positive, an upper bound lowered where it is negative"
+        "an ELBO is raised for positive advantages, and an upper bound is lowered for negative ones"
     )
     unbiased: ClassVar[str] = "no"
     estimates: ClassVar[str] = (
-        "E[A ∇bound], the bound that of the advantage's sign, divided by the batch's number of tokens; not the policy gradient"
+        "E[A ∇bound], with the bound chosen by the sign of the advantage, over the batch's tokens; not the policy gradient"
     )
     cost: ClassVar[str] = "m f+b in each iteration, two passes"
     on_path: ClassVar[bool] = False
@@ -51,11 +55,11 @@ class SPG(Method):
     fresh_views: ClassVar[bool] = True
 
     def needs(self) -> Needs:
-        """Nothing but groups."""
+        """Require nothing but groups."""
         return Needs()
 
     def plan(self, rollout: Rollout, generator: torch.Generator) -> Views:
-        """m views of each completion; their weight is the number of its tokens."""
+        """Plan m views of each completion, weighted by the number of its tokens."""
         path = rollout.trajectory
         target = scored_tokens(path)
         masks, before = block_masks(target, path.sampler.block, self.num_views, generator)
@@ -66,11 +70,12 @@ class SPG(Method):
         return text_views(path, masks | noise, weight, prompt.view(len(target), self.num_views, -1))
 
     def advantage(self, rollout: Rollout) -> Float[Tensor, "B *K"]:
-        """r less the group's baseline."""
+        """Return r minus the baseline of the group."""
         return group_advantage(rollout.reward, rollout.group_size, self.baseline)
 
     def loss(self, inputs: LossInputs) -> LossOutput:
-        """For each completion -A times its bound per token, times its tokens over the mean number of them in the batch."""
+        """Compute -A times the bound per token for each completion, times its tokens over their
+        mean number in the batch."""
         by_completion = (-1, self.num_views, inputs.target.shape[1])
         new, target = inputs.new.view(by_completion), inputs.target.view(by_completion)
         advantage, num_tokens = inputs.advantage[:: self.num_views], inputs.weight[:: self.num_views]

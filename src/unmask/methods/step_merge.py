@@ -1,8 +1,10 @@
-"""StepMerge (d2, arXiv:2509.21474), and TraceRL (arXiv:2509.06949) and CJ-GRPO (arXiv:2509.23924) as settings of it.
+"""StepMerge (d2, arXiv:2509.21474), with TraceRL (arXiv:2509.06949) and CJ-GRPO (arXiv:2509.23924)
+as settings of it.
 
-The steps of a path are cut into R segments, and the tokens of a segment are read in the state before its first step: R forwards
-instead of T. R = T replays the path as it was; R = 1 is the mean-field likelihood of diffu-GRPO with the prompt left whole.
-Departures of all three are described in docs/methods/step_merge.md.
+The steps of a path are divided into R segments, and the tokens of a segment are evaluated in the
+state before its first step: R forward passes instead of T. R = T replays the path exactly; R = 1 is
+the mean-field likelihood of diffu-GRPO with an unmasked prompt. docs/methods/step_merge.md
+describes the departures of all three.
 """
 
 from __future__ import annotations
@@ -23,33 +25,37 @@ from unmask.methods.views import segment_views
 
 
 class StepMerge(RatioMethod):
-    """d2 with its likelihood of a path from R states, a ratio for each token."""
+    """d2, which computes the likelihood of a path from R states, with a ratio for each token."""
 
     type: Literal["step_merge"] = "step_merge"
     num_segments: int = Field(16, ge=0)
-    """R; 0 makes every step a segment of its own. Paper: 16 on Sudoku and Countdown."""
+    """Number R of segments; 0 makes every step a segment. Paper: 16 on Sudoku and Countdown."""
     baseline: Literal["group_mean", "leave_one_out", "z_score"] = "group_mean"
-    """Over the group. `z_score` also divides by the group's standard deviation (of the population, as in TraceRL)."""
+    """Baseline of the group. `z_score` also divides by the standard deviation of the group as a
+    population, as in TraceRL."""
     epsilon: float = Field(0.5, ge=0)
-    """Lower clip of the token ratio. diffu-GRPO's; the paper's own value is not known to us."""
+    """Distance from 1 of the lower clip of the token ratio. Default of diffu-GRPO; the paper's own
+    value is not known to us."""
     epsilon_high: float = Field(0.5, ge=0)
-    """Upper clip, likewise."""
+    """Distance from 1 of the upper clip. Default of diffu-GRPO, as for the lower clip."""
     beta: float = Field(0.04, ge=0)
-    """Weight of the KL (k3, token by token). diffu-GRPO's; the paper's own value is not known to us."""
+    """Weight of the KL (k3, token by token). Default of diffu-GRPO; the paper's own value is not
+    known to us."""
     kl_to: Literal["reference", "old"] = "reference"
-    """Policy that the KL holds to: the reference, or the one at the start of the update, which needs no pass of its own."""
+    """Policy that the KL is measured against: the reference, or the one at the start of the update,
+    which costs no further pass."""
 
     paper: ClassVar[str] = "arXiv:2509.21474"
-    summary: ClassVar[str] = "the path's steps merged into R segments, each read in the state before it"
+    summary: ClassVar[str] = "the path's steps merged into R segments, each evaluated in the state before it"
     unbiased: ClassVar[str] = "with num_segments=0 and leave_one_out"
     estimates: ClassVar[str] = (
-        "the policy gradient over L where every step is a segment, with baseline=leave_one_out, but for low_confidence "
-        "order; otherwise tokens of a segment are taken as independent of each other"
+        "the policy gradient over L if every step is a segment, with baseline=leave_one_out, except under order low_confidence; "
+        "otherwise the tokens of a segment are treated as independent of each other"
     )
     cost: ClassVar[str] = "R f+b (+ R f old, R f reference)"
 
     def needs(self) -> Needs:
-        """The reference where the KL is to it."""
+        """Require the reference if the KL is measured against it."""
         reference: Literal["none", "logprob"] = "logprob" if self.beta and self.kl_to == "reference" else "none"
         return Needs(reference=reference, choice=True)
 
@@ -58,12 +64,12 @@ class StepMerge(RatioMethod):
         super().check(sampler, num_generations)
         if self.num_segments > sampler.steps:
             raise ConfigError(
-                f"method.num_segments = {self.num_segments} is more than the {sampler.steps} denoising steps there are. "
+                f"method.num_segments = {self.num_segments} is more than the {sampler.steps} denoising steps. "
                 f"Set it to {sampler.steps} or less (0 makes every step a segment), or raise sampler.num_steps."
             )
 
     def plan(self, rollout: Rollout, generator: torch.Generator) -> Views:
-        """One view for each segment that committed something, with weight 1 / L."""
+        """Plan one view for each segment that committed a token, with weight 1 / L."""
         path = rollout.trajectory
         num_segments = self.num_segments or path.num_steps
         segments = torch.arange(num_segments, device=path.tokens.device).expand(len(path), -1)
@@ -71,13 +77,13 @@ class StepMerge(RatioMethod):
         return segment_views(path, segments, num_segments, weight)
 
     def advantage(self, rollout: Rollout) -> Float[Tensor, "B *K"]:
-        """[B] of each completion."""
+        """Return the advantage of each completion, [B]."""
         if self.baseline == "z_score":
             return z_score(rollout.reward, rollout.group_size, correction=0)
         return group_advantage(rollout.reward, rollout.group_size, self.baseline)
 
     def loss(self, inputs: LossInputs) -> LossOutput:
-        """(1/L) Σ_i (-min(ρ_i A, clip(ρ_i) A) + β k3_i) over the segment's tokens."""
+        """Compute (1/L) Σ_i (-min(ρ_i A, clip(ρ_i) A) + β k3_i) over the tokens of the segment."""
         anchor = inputs.reference if self.kl_to == "reference" else inputs.old
         loss, metrics = self.token_loss(
             inputs.new, inputs.old, inputs.advantage, inputs.target, anchor, self.beta, inputs.choices
@@ -86,21 +92,22 @@ class StepMerge(RatioMethod):
 
 
 class TraceRL(StepMerge):
-    """TraceRL without its value model: StepMerge with standardised advantages and a KL to the old policy."""
+    """TraceRL without its value model: StepMerge with standardised advantages and a KL to the old
+    policy."""
 
     type: Literal["trace_rl"] = "trace_rl"  # type: ignore[assignment]
     num_segments: int = Field(64, ge=0)
-    """R. Release for LLaDA: 512 steps, merged 8 at a time."""
+    """Number R of segments. Release for LLaDA: 512 steps, 8 in a segment."""
     baseline: Literal["group_mean", "leave_one_out", "z_score"] = "z_score"
-    """Over the group. Release."""
+    """Baseline of the group. Release."""
     epsilon: float = Field(0.2, ge=0)
-    """Lower clip. Release."""
+    """Distance from 1 of the lower clip. Release."""
     epsilon_high: float = Field(0.2, ge=0)
-    """Upper clip. Release."""
+    """Distance from 1 of the upper clip. Release."""
     beta: float = Field(0.01, ge=0)
     """Weight of the KL. Release."""
     kl_to: Literal["reference", "old"] = "old"
-    """Release."""
+    """Policy that the KL is measured against. Release."""
 
     paper: ClassVar[str] = "arXiv:2509.06949"
     summary: ClassVar[str] = "StepMerge with standardised advantages and a KL to the old policy"
@@ -108,11 +115,11 @@ class TraceRL(StepMerge):
 
 
 class CJGRPO(StepMerge):
-    """CJ-GRPO: the whole path replayed, every step a segment."""
+    """CJ-GRPO: the whole path is replayed, and every step is a segment."""
 
     type: Literal["cj_grpo"] = "cj_grpo"  # type: ignore[assignment]
     num_segments: int = Field(0, ge=0)
-    """R; 0 makes every step a segment of its own. Paper."""
+    """Number R of segments; 0 makes every step a segment. Paper."""
 
     paper: ClassVar[str] = "arXiv:2509.23924"
     summary: ClassVar[str] = "every step of the path replayed, a ratio for each token"

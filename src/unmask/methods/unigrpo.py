@@ -1,7 +1,9 @@
-"""UniGRPO (MMaDA, arXiv:2505.15809): token ratios at the masked positions of randomly masked completions.
+"""UniGRPO (MMaDA, arXiv:2505.15809): token ratios at the masked positions of randomly masked
+completions.
 
-The prompt is shown. Each view masks each token of the completion with a probability of its own, which the views of a completion
-spread evenly over the range: from nearly nothing masked to nearly everything.
+The prompt is visible. Each view masks the tokens of the completion with its own probability. The
+views of a completion spread these probabilities evenly over the range, from almost nothing masked
+to almost everything.
 """
 
 from __future__ import annotations
@@ -27,19 +29,21 @@ class UniGRPO(RatioMethod):
 
     type: Literal["unigrpo"] = "unigrpo"
     num_views: int = Field(1, ge=1)
-    """Masked readings of a completion in each iteration. Paper; the release that it points to (dLLM-RL) takes 35 in one."""
+    """Number of masked views of a completion in each iteration. Paper; the release it refers to
+    (dLLM-RL) uses 35 in one iteration."""
     min_ratio: float = Field(0.1, ge=0, le=1)
-    """Least probability t with which a token is masked. dLLM-RL."""
+    """Smallest probability t with which a token is masked. dLLM-RL."""
     max_ratio: float = Field(0.9, ge=0, le=1)
-    """Largest. dLLM-RL."""
+    """Largest probability t with which a token is masked. dLLM-RL."""
     baseline: Literal["group_mean", "leave_one_out"] = "group_mean"
-    """Over the group, without division by its deviation."""
+    """Baseline of the group, without division by its standard deviation."""
     epsilon: float = Field(0.2, ge=0)
-    """Lower clip of the token ratio. dLLM-RL."""
+    """Distance from 1 of the lower clip of the token ratio. dLLM-RL."""
     epsilon_high: float = Field(0.2, ge=0)
-    """Upper clip. dLLM-RL."""
+    """Distance from 1 of the upper clip. dLLM-RL."""
     beta: float = Field(0.01, ge=0)
-    """Weight of the KL (k3, token by token) to the reference policy; 0 needs no reference. dLLM-RL."""
+    """Weight of the KL (k3, token by token) to the reference policy; 0 needs no reference policy.
+    dLLM-RL."""
 
     paper: ClassVar[str] = "arXiv:2505.15809"
     summary: ClassVar[str] = "token ratios at the masked positions of randomly masked completions"
@@ -52,11 +56,11 @@ class UniGRPO(RatioMethod):
     fresh_views: ClassVar[bool] = True
 
     def needs(self) -> Needs:
-        """The reference where β > 0."""
+        """Require the reference if β > 0."""
         return Needs(reference="logprob" if self.beta else "none")
 
     def check(self, sampler: SamplerConfig, num_generations: int) -> None:
-        """Also refuse a range of mask ratios that is empty, or holds 0 alone."""
+        """Also refuse a range of mask ratios that is empty or contains only 0."""
         super().check(sampler, num_generations)
         if self.min_ratio > self.max_ratio or not self.max_ratio:
             raise ConfigError(
@@ -65,9 +69,10 @@ class UniGRPO(RatioMethod):
             )
 
     def plan(self, rollout: Rollout, generator: torch.Generator) -> Views:
-        """M views of each completion, with weight 1 over M times the tokens that the view masks."""
+        """Plan M views of each completion, with weight 1 over M times the number of tokens that the
+        view masks."""
         target = scored_tokens(rollout.trajectory).repeat_interleave(self.num_views, dim=0)
-        # Evenly spaced from a random start, so each alone is uniform.
+        # Evenly spaced from a random start, so each probability alone is uniform.
         start = torch.rand(len(rollout.trajectory), 1, generator=generator)
         place = (start + torch.arange(self.num_views) / self.num_views).frac().flatten()
         masks = mask_at_times(self.min_ratio + (self.max_ratio - self.min_ratio) * place, target, generator)
@@ -75,11 +80,12 @@ class UniGRPO(RatioMethod):
         return text_views(rollout.trajectory, masks, 1 / (self.num_views * masks.sum(-1).clamp(min=1)))
 
     def advantage(self, rollout: Rollout) -> Float[Tensor, "B *K"]:
-        """r less the group's baseline."""
+        """Return r minus the baseline of the group."""
         return group_advantage(rollout.reward, rollout.group_size, self.baseline)
 
     def loss(self, inputs: LossInputs) -> LossOutput:
-        """w Σ_k (-min(ρ_k A, clip(ρ_k) A) + β k3_k), ρ_k the ratio of masked token k."""
+        """Compute w Σ_k (-min(ρ_k A, clip(ρ_k) A) + β k3_k), where ρ_k is the ratio of masked token
+        k."""
         loss, metrics = self.token_loss(
             inputs.new, inputs.old, inputs.advantage, inputs.target, inputs.reference, self.beta
         )

@@ -1,4 +1,4 @@
-"""Plans that several methods share."""
+"""Plans of views that several methods share."""
 
 from __future__ import annotations
 
@@ -12,14 +12,17 @@ from unmask.functional.masking import until_eos
 
 
 def scored_tokens(trajectory: Trajectory) -> Bool[Tensor, "B L"]:
-    """[B, L] bool: what the policy answers for: up to and including the first EOS, but for tokens given from the start."""
+    """Return the tokens that the policy produced, [B, L] bool: up to the first EOS and including
+    it, except those present from the start."""
     return until_eos(trajectory.tokens == trajectory.eos_id) & (trajectory.unmask_step != GIVEN)
 
 
 def mean_tokens(num_tokens: Real[Tensor, "B"], inputs: LossInputs) -> Float[Tensor, ""]:
-    """[] scored tokens of a completion, mean over the batch of which `num_tokens` [B] are a part; above 0.
+    """Return the mean number of tokens of a completion over the batch that contains `num_tokens`
+    [B], as a 0-dim tensor above 0.
 
-    A loss that is to be divided by the tokens of the batch is divided by this: the trainer divides by the number of completions.
+    A loss that is divided by the tokens of the batch is divided by this number, because the trainer
+    divides by the number of completions.
     """
     mean = num_tokens.float().mean() if inputs.mean_tokens is None else torch.tensor(inputs.mean_tokens)
     return mean.clamp(min=1e-6)
@@ -28,18 +31,20 @@ def mean_tokens(num_tokens: Real[Tensor, "B"], inputs: LossInputs) -> Float[Tens
 def mean_field_views(
     trajectory: Trajectory, weight: Float[Tensor, "B"], prompt_mask_ratio: float, generator: torch.Generator
 ) -> Views:
-    """One view for each completion: none of it is shown, and each prompt token is masked with a probability.
+    """Plan one view for each completion: all of it is masked, and each prompt token is masked with
+    a probability.
 
-    Each token is then predicted without the others, as if they were independent (d1, arXiv:2504.12216).
+    Each token is then predicted without the others, as if they were independent (d1,
+    arXiv:2504.12216).
 
     Args:
         trajectory: B completions.
-        weight: [B] float32.
-        prompt_mask_ratio: probability, in [0, 1]; 0 leaves the prompt alone.
-        generator: the source of the prompt's masks.
+        weight: [B] float32 weights.
+        prompt_mask_ratio: probability in [0, 1] with which a prompt token is masked.
+        generator: source of randomness of the prompt's masks.
 
     Returns:
-        B views, rows in order; all scored tokens are targets.
+        B views in the order of the rows; all scored tokens are targets.
     """
     row = torch.arange(len(trajectory), device=trajectory.tokens.device)
     ratio = torch.full((len(trajectory),), prompt_mask_ratio)
@@ -59,18 +64,19 @@ def text_views(
     weight: Float[Tensor, "B M"],
     prompt_hidden: Bool[Tensor, "B M P"] | None = None,
 ) -> Views:
-    """One view for each set of scored tokens, the empty ones too: they are hidden and asked for, and what follows is hidden.
+    """Plan one view for each set of scored tokens, including empty sets. The tokens of the set are
+    masked, and are its targets.
 
-    The first EOS ends a completion; to show what stands behind it would tell where it ends.
+    Everything after the first EOS is masked too, because it would reveal where the completion ends.
 
     Args:
         trajectory: B completions.
         masks: [B, M, L] bool, subsets of `scored_tokens`.
-        weight: [B, M] float32.
+        weight: [B, M] float32 weights.
         prompt_hidden: [B, M, P] bool, prompt positions to mask.
 
     Returns:
-        B M views, those of a completion together, slot m for its m-th set.
+        B M views in the order of the rows, with slot m for the m-th set of a completion.
     """
     num_rows, num_sets, _ = masks.shape
     beyond = ~scored_tokens(trajectory) & (trajectory.unmask_step != GIVEN)
@@ -85,15 +91,16 @@ def text_views(
 
 
 def step_views(trajectory: Trajectory, steps: Int[Tensor, "B K"], weight: Float[Tensor, "B K"]) -> Views:
-    """One view for each selected denoising step: the state before it, with the tokens it committed as targets.
+    """Plan one view for each selected denoising step: the state before it, with the tokens that it
+    committed as targets.
 
     Args:
         trajectory: B completions.
-        steps: [B, K] int, -1 for an empty slot, which gives no view.
-        weight: [B, K] float32.
+        steps: [B, K] int steps; -1 in an empty slot, which gives no view.
+        weight: [B, K] float32 weights.
 
     Returns:
-        N <= B K views, rows in order, slots ascending within a row.
+        N <= B K views in the order of the rows, slots ascending within a row.
     """
     row, slot = (steps >= 0).nonzero(as_tuple=True)
     step = steps[row, slot].unsqueeze(-1)
@@ -102,14 +109,14 @@ def step_views(trajectory: Trajectory, steps: Int[Tensor, "B K"], weight: Float[
 
 
 def masked_views(masks: Bool[Tensor, "B M L"], weight: Float[Tensor, "B M"]) -> Views:
-    """One view for each set of masked positions that is not empty: the rest is shown, the masked tokens are targets.
+    """Plan one view for each non-empty set of masked positions, whose tokens are the targets.
 
     Args:
-        masks: [B, M, L] bool, of B completions.
-        weight: [B, M] float32.
+        masks: [B, M, L] bool masks of B completions.
+        weight: [B, M] float32 weights.
 
     Returns:
-        N <= B M views, rows in order, slot m for the m-th set of a completion.
+        N <= B M views in the order of the rows, with slot m for the m-th set of a completion.
     """
     row, slot = masks.any(-1).nonzero(as_tuple=True)
     hidden = masks[row, slot]
@@ -119,19 +126,22 @@ def masked_views(masks: Bool[Tensor, "B M L"], weight: Float[Tensor, "B M"]) -> 
 def segment_views(
     trajectory: Trajectory, segments: Int[Tensor, "B K"], num_segments: int, weight: Float[Tensor, "B K"]
 ) -> Views:
-    """One view for each segment of steps: the state before its first step, with all tokens that it committed as targets.
+    """Plan one view for each segment of steps: the state before its first step, with all tokens
+    that it committed as targets.
 
-    Segment s holds the steps k with floor(k num_segments / T) = s, as even as can be (StepMerge of d2, arXiv:2509.21474). Its
-    later steps' tokens are read in a state that they were not drawn in. With num_segments = T a segment is a step.
+    Segment s has the steps k with floor(k num_segments / T) = s, as even as possible (StepMerge of
+    d2, arXiv:2509.21474). The tokens of its later steps are evaluated in a state that they were not
+    drawn in. With num_segments = T every step is a segment.
 
     Args:
         trajectory: B completions.
-        segments: [B, K] int64, -1 for an empty slot.
-        num_segments: the number of segments in T steps.
-        weight: [B, K] float32.
+        segments: [B, K] int64 segments; -1 in an empty slot.
+        num_segments: number of segments in T steps.
+        weight: [B, K] float32 weights.
 
     Returns:
-        One view for each segment that committed something, rows in order, slots ascending within a row.
+        One view for each segment that committed a token, in the order of the rows, slots ascending
+        within a row.
     """
     row, slot = (segments >= 0).nonzero(as_tuple=True)
     segment, when = segments[row, slot].unsqueeze(-1), trajectory.unmask_step[row]

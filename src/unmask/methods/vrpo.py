@@ -1,10 +1,11 @@
-"""VRPO, variance-reduced preference optimisation (LLaDA 1.5, arXiv:2505.19223): DPO on ELBOs, here on the policy's own groups.
+"""VRPO, variance-reduced preference optimisation (LLaDA 1.5, arXiv:2505.19223): DPO on ELBOs,
+applied to the policy's own groups.
 
-The best and the worst completion of a group are a preference pair. An ELBO is a mean over n random sets of masked positions, one
-for each of n counts, and the same sets are read under policy and reference, so that most of the noise of their difference
-cancels.
+The best and the worst completion of a group are a preference pair. An ELBO is a mean over n random
+sets of masked positions, one for each of n counts. Policy and reference share the sets, so most of
+the noise of their difference cancels.
 
-Departures are in docs/methods/vrpo.md.
+docs/methods/vrpo.md lists the departures.
 """
 
 from __future__ import annotations
@@ -30,12 +31,14 @@ class VRPO(Method):
 
     type: Literal["vrpo"] = "vrpo"
     num_samples: int = Field(8, ge=1)
-    """n, counts for each ELBO, one set of masked positions each. Paper, as far as docs/methods/vrpo.md says."""
+    """Number n of counts for each ELBO, with one set of masked positions each. Paper, as far as
+    docs/methods/vrpo.md states."""
     beta: float = Field(0.2, gt=0)
-    """β, strength of the pull to the reference policy: the smaller, the further the policy may move. As above."""
+    """Strength β of the attraction to the reference policy: the smaller it is, the further the
+    policy may move. Paper, as for num_samples."""
 
     paper: ClassVar[str] = "arXiv:2505.19223"
-    summary: ClassVar[str] = "preference pairs, best against worst of each group, compared by ELBO"
+    summary: ClassVar[str] = "preference pairs of the best and the worst completion of each group, compared by ELBO"
     unbiased: ClassVar[str] = "no"
     estimates: ClassVar[str] = (
         "at the reference (β/2) E[∇ELBO(best) - ∇ELBO(worst)]; elsewhere the gradient of a bound of DPO's loss on ELBOs"
@@ -46,11 +49,12 @@ class VRPO(Method):
     fresh_views: ClassVar[bool] = True
 
     def needs(self) -> Needs:
-        """The reference."""
+        """Require the reference."""
         return Needs(reference="logprob")
 
     def plan(self, rollout: Rollout, generator: torch.Generator) -> Views:
-        """n views for each completion of a pair, counts from 1 to L; the others are not read."""
+        """Plan n views for each completion of a pair, with counts from 1 to L, and none for other
+        completions."""
         row = self.advantage(rollout).nonzero().squeeze(-1)
         is_maskable = rollout.trajectory.unmask_step[row] != GIVEN
         counts = stratified_counts(is_maskable.sum(-1), self.num_samples, 1, generator)
@@ -59,7 +63,8 @@ class VRPO(Method):
         return replace(views, row=row[views.row])
 
     def advantage(self, rollout: Rollout) -> Float[Tensor, "B *K"]:
-        """1 for the best completion of a group, -1 for the worst, 0 for the rest and where all rewards are equal."""
+        """Return 1 for the best completion of a group, -1 for the worst, and 0 for the others and
+        in flat groups."""
         reward = rollout.reward.view(-1, rollout.group_size)
         sign = torch.zeros_like(reward)
         sign.scatter_(1, reward.argmax(1, keepdim=True), 1.0)
@@ -67,10 +72,12 @@ class VRPO(Method):
         return sign.masked_fill((reward == reward[:, :1]).all(1, keepdim=True), 0.0).flatten()
 
     def loss(self, inputs: LossInputs) -> LossOutput:
-        """For each pair -G log σ(m), m = β [(ELBO - ELBO_ref)(best) - (ELBO - ELBO_ref)(worst)]."""
+        """Compute -G log σ(m) for each pair, with m = β [(ELBO - ELBO_ref)(best) - (ELBO -
+        ELBO_ref)(worst)]."""
         assert inputs.reference is not None
         gain = inputs.weight * (inputs.new - inputs.reference).sum(-1)
         margin = self.beta * sum_by_completion(inputs.advantage * gain, inputs.row // inputs.group_size)
         metrics = {"dpo/margin": margin.detach(), "dpo/accuracy": (margin.detach() > 0).float()}
-        # The trainer divides by completions, and each pair stands for G of them: a mean over groups, those without a pair 0.
+        # The trainer divides by the number of completions. Each pair stands for G of them, so the
+        # result is a mean over groups, in which groups without a pair count as 0.
         return LossOutput(-inputs.group_size * logsigmoid(margin), metrics)

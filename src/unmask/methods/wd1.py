@@ -1,7 +1,9 @@
-"""wd1 (arXiv:2507.08838): likelihoods of completions raised and lowered by softmax weights, without any ratio.
+"""wd1 (arXiv:2507.08838): raise and lower the likelihoods of completions by softmax weights,
+without a ratio.
 
-The likelihood is diffu-GRPO's mean field. What takes the place of ratio, clip and reference is a weighted likelihood: a group's
-better completions are imitated in proportion to exp(A), its worse ones unlearnt in proportion to exp(-A).
+The likelihood is the mean field of diffu-GRPO. A weighted likelihood replaces ratio, clip and
+reference policy: better completions of a group are imitated in proportion to exp(A), and worse ones
+are unlearned in proportion to exp(-A).
 """
 
 from __future__ import annotations
@@ -24,10 +26,12 @@ class WD1(Method):
 
     type: Literal["wd1"] = "wd1"
     prompt_mask_ratio: float = Field(0.15, ge=0, le=1)
-    """Probability with which a prompt token is masked; 0 leaves the prompt whole. Release."""
+    """Probability with which a prompt token is masked; 0 masks none. Release."""
 
     paper: ClassVar[str] = "arXiv:2507.08838"
-    summary: ClassVar[str] = "mean-field likelihoods weighted by a softmax of advantages and one of their negatives"
+    summary: ClassVar[str] = (
+        "mean-field likelihoods weighted by a softmax of the advantages and a softmax of their negatives"
+    )
     unbiased: ClassVar[str] = "no"
     estimates: ClassVar[str] = (
         "the gradient of a mean-field likelihood weighted by a bounded function of the group's rewards; not the policy gradient"
@@ -37,17 +41,17 @@ class WD1(Method):
     fresh_views: ClassVar[bool] = True
 
     def needs(self) -> Needs:
-        """Nothing but groups."""
+        """Require nothing but groups."""
         return Needs()
 
     def plan(self, rollout: Rollout, generator: torch.Generator) -> Views:
-        """One view of each completion."""
+        """Plan one view of each completion."""
         return mean_field_views(rollout.trajectory, torch.ones_like(rollout.reward), self.prompt_mask_ratio, generator)
 
     def advantage(self, rollout: Rollout) -> Float[Tensor, "B *K"]:
-        """G (softmax(A) - softmax(-A)) over the group."""
+        """Return G (softmax(A) - softmax(-A)) over the group."""
         return softmax_advantage(rollout.reward, rollout.group_size)
 
     def loss(self, inputs: LossInputs) -> LossOutput:
-        """-A Σ_k log p(o_k), a sum over tokens and not their mean."""
+        """Compute -A Σ_k log p(o_k), a sum over tokens and not their mean."""
         return LossOutput(-inputs.weight * inputs.advantage * inputs.new.sum(-1))
