@@ -181,5 +181,5 @@ def test_a_state_of_another_model_is_refused_by_name(tiny_model: Path, tmp_path:
     next(denoiser.parameters()).requires_grad_(False)
     state.write(tmp_path)
     other, _, _ = plain_state(tiny_model)
-    with pytest.raises(Exception, match=r"weights of another model: weight:backbone\.\S+ are in only one of the two"):
+    with pytest.raises(Exception, match=r"weights of another model: only one of the two has weight:backbone\.\S+"):
         other.load(tmp_path)

@@ -1,7 +1,8 @@
-"""One update under whatever wraps the policy: a plain module, DDP, FSDP2 or a DeepSpeed engine.
+"""One update under any wrapper of the policy: a plain module, DDP, FSDP2 or a DeepSpeed engine.
 
-accelerate's own wrapper of DeepSpeed steps inside `backward`, where a gradient that is not finite could no longer be refused and
-several chunks could not be added up; so the engine is driven here, with the same three calls as everything else.
+accelerate's wrapper of DeepSpeed makes the optimizer step inside `backward`. A gradient that is not
+finite could then not be refused, and several chunks could not be accumulated. So these functions
+call DeepSpeed's engine directly, with the same three calls as for every other wrapper.
 """
 
 from __future__ import annotations
@@ -18,24 +19,28 @@ if TYPE_CHECKING:
 
 
 def is_deepspeed(accelerator: Accelerator) -> bool:
-    """Whether DeepSpeed holds the policy."""
+    """Return True if DeepSpeed drives the policy."""
     return str(accelerator.distributed_type).endswith("DEEPSPEED")
 
 
 def is_sharded(accelerator: Accelerator) -> bool:
-    """Whether each process holds a part of the weights only, so that a forward is a collective."""
+    """Return True if each rank holds only a part of the weights, so that a forward pass is a
+    collective."""
     if is_deepspeed(accelerator):
         return int(accelerator.deepspeed_plugin.zero_stage) == 3
     return str(accelerator.distributed_type).endswith("FSDP")
 
 
 def unwrapped(model: Any) -> Any:
-    """The policy itself, under whatever wraps it. accelerate's own way of looking imports DeepSpeed."""
+    """Return the policy without its wrapper. accelerate's own function would import DeepSpeed."""
     return getattr(model, "module", model)
 
 
 def accumulating(accelerator: Accelerator, model: nn.Module, is_last: bool) -> AbstractContextManager[None]:
-    """Around a chunk's forward and backward: only the last one sends gradients to the other processes."""
+    """Return a context for the forward and backward pass of one batch of views.
+
+    Only the last batch of an update exchanges gradients between ranks.
+    """
     if is_last or is_deepspeed(accelerator):
         return nullcontext()
     context: AbstractContextManager[None] = accelerator.no_sync(model)
@@ -43,7 +48,7 @@ def accumulating(accelerator: Accelerator, model: nn.Module, is_last: bool) -> A
 
 
 def backward(accelerator: Accelerator, model: nn.Module, loss: torch.Tensor, is_last: bool) -> None:
-    """Add the gradient of one chunk's loss."""
+    """Add the gradient of one batch's loss."""
     if is_deepspeed(accelerator):
         engine: Any = model
         engine.set_gradient_accumulation_boundary(is_boundary=is_last)
@@ -53,14 +58,17 @@ def backward(accelerator: Accelerator, model: nn.Module, loss: torch.Tensor, is_
 
 
 def step(accelerator: Accelerator, model: nn.Module, optimizers: list[Any], max_grad_norm: float) -> float:
-    """Clip what was added up and update the weights; returns the norm before clipping.
+    """Clip the accumulated gradient and update the weights.
+
+    Returns:
+        The norm of the gradient before clipping.
 
     Raises:
-        FloatingPointError: a norm that is not finite, on all processes; the weights have not been changed.
+        FloatingPointError: the norm is not finite, on all ranks; the weights are unchanged.
     """
     if is_deepspeed(accelerator):
         engine: Any = model
-        # Leaves the weights alone where the norm is not finite, and says so with an infinite norm.
+        # Leaves the weights unchanged if the norm is not finite, and then reports an infinite norm.
         engine.step()
         norm = float(engine.get_global_grad_norm())
     else:

@@ -1,6 +1,12 @@
-"""Weights and optimizer state, parameter by parameter and whole, wherever they lie: in one place, in FSDP2's shards or in ZeRO's.
+"""Weights and optimizer state of a prepared model, one parameter at a time and whole: in one place,
+in the shards of FSDP2, or in those of ZeRO.
 
-All functions that read or write are collective: a shard's owner has to take part.
+All functions that read or write are collective, because every rank owns a part of each shard.
+
+`torch.distributed.checkpoint.state_dict` is not used. It gathers the state of all parameters at
+once, so the main rank would need memory for all of it. It also creates missing optimizer state by
+an update, so a checkpoint from before the first update would count one. Its own building blocks,
+`DTensor.full_tensor` and `distribute_tensor`, are used instead.
 """
 
 from __future__ import annotations
@@ -12,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from unmask.core.errors import ConfigError
+from unmask.trainer.distributed import deepspeed_zero
 from unmask.trainer.distributed.backend import is_deepspeed
 
 if TYPE_CHECKING:
@@ -19,95 +26,93 @@ if TYPE_CHECKING:
 
 
 class Holder(Protocol):
-    """Where the weights and the optimizer's state are."""
+    """Access to the weights and the optimizer's state, however they are stored."""
 
     def weight(self, parameter: nn.Parameter) -> Tensor:
-        """The whole weight, in the precision that the optimizer keeps it in."""
+        """Return the whole weight, in the precision that the optimizer updates."""
         ...
 
     def state(self, parameter: nn.Parameter) -> dict[str, Tensor]:
-        """The optimizer's state of it, each tensor whole; empty before the first update."""
+        """Return the optimizer's state of a parameter, each tensor whole; empty before the first
+        update."""
         ...
 
     def set_weight(self, parameter: nn.Parameter, value: Tensor) -> None:
-        """Write the weight; every process gives the whole."""
+        """Write a weight; every rank passes the whole tensor."""
         ...
 
     def set_states(self, states: Mapping[nn.Parameter, Mapping[str, Tensor]]) -> None:
-        """Write the optimizer's state of all parameters; every process gives the whole."""
+        """Write the optimizer's state of all parameters; every rank passes whole tensors."""
         ...
 
 
 def prepare(
     accelerator: Accelerator, module: nn.Module, optimizers: Sequence[torch.optim.Optimizer]
 ) -> tuple[Any, list[Any]]:
-    """The model and its optimizers as accelerate wraps them.
+    """Return the model and its optimizers as accelerate wraps them.
 
     Raises:
-        ConfigError: several optimizers under DeepSpeed, which drives one.
+        ConfigError: there are several optimizers, and DeepSpeed drives one.
     """
     if not is_deepspeed(accelerator):
         model, *prepared = accelerator.prepare(module, *optimizers)
         return model, prepared
     if len(optimizers) > 1:
         fault = ConfigError(
-            "the zero presets drive one optimizer, and muon_learning_rate asks for two. Set muon_learning_rate=0, or use another "
-            "preset."
+            "the zero presets drive one optimizer, and muon_learning_rate needs two. "
+            "Set muon_learning_rate=0, or use another preset."
         )
-        # Of the recipe and the preset, which all processes share.
+        # All ranks share the recipe and the preset, so all of them raise it.
         fault.is_agreed = True
         raise fault
-    # Some versions make the optimizer's state by an update with gradients of zero; with a rate of zero that changes no weight.
-    rates = [group["lr"] for group in optimizers[0].param_groups]
-    for group in optimizers[0].param_groups:
-        group["lr"] = 0.0
-    model, optimizer = accelerator.prepare(module, optimizers[0])
-    Zero(model.optimizer, int(accelerator.deepspeed_plugin.zero_stage)).forget_dry_run()
-    for group, rate in zip(optimizer.param_groups, rates, strict=True):
-        group["lr"] = rate
+    model, optimizer = deepspeed_zero.prepare(accelerator, module, optimizers[0])
     return model, [optimizer]
 
 
 def holder_of(accelerator: Accelerator, model: nn.Module, optimizers: Sequence[Any]) -> Holder:
-    """The holder of a prepared model and its prepared optimizers."""
+    """Return the holder of a prepared model and its prepared optimizers."""
     if is_deepspeed(accelerator):
         engine: Any = model
-        return Zero(engine.optimizer, int(accelerator.deepspeed_plugin.zero_stage))
+        return deepspeed_zero.ZeroState(engine.optimizer, int(accelerator.deepspeed_plugin.zero_stage))
     return Native([getattr(optimizer, "optimizer", optimizer) for optimizer in optimizers])
 
 
 class Native:
-    """torch's own: plain tensors, each process with all of them, or DTensors of FSDP2.
+    """Weights and state in torch's own tensors: plain ones, or DTensors under FSDP2.
 
     Args:
-        optimizers: torch's, without accelerate's wrapper.
+        optimizers: torch's optimizers, without accelerate's wrappers.
     """
 
     def __init__(self, optimizers: Sequence[torch.optim.Optimizer]) -> None:
         self.optimizers = optimizers
 
     def weight(self, parameter: nn.Parameter) -> Tensor:
-        """See `Holder`."""
+        """Return the whole weight; see `Holder`."""
         return _whole(parameter.detach())
 
     def state(self, parameter: nn.Parameter) -> dict[str, Tensor]:
-        """See `Holder`."""
-        found: dict[str, Any] = next((o.state[parameter] for o in self.optimizers if parameter in o.state), {})
-        for key, value in found.items():
+        """Return the optimizer's state of a parameter; see `Holder`.
+
+        Raises:
+            ConfigError: the state holds something that is not a tensor.
+        """
+        state: dict[str, Any] = next((o.state[parameter] for o in self.optimizers if parameter in o.state), {})
+        for key, value in state.items():
             if value is not None and not isinstance(value, Tensor):
                 raise ConfigError(
-                    f'the optimizer keeps "{key}" as {type(value).__name__}, and a checkpoint holds tensors only, so a resumed '
-                    "run would lose it. Keep it as a tensor in the optimizer's state."
+                    f'the optimizer keeps "{key}" as {type(value).__name__}. A checkpoint holds only tensors, so a '
+                    "resumed run would lose it. Keep it as a tensor in the optimizer's state."
                 )
-        return {key: _whole(value) for key, value in found.items() if isinstance(value, Tensor)}
+        return {key: _whole(value) for key, value in state.items() if isinstance(value, Tensor)}
 
     @torch.no_grad()
     def set_weight(self, parameter: nn.Parameter, value: Tensor) -> None:
-        """See `Holder`."""
+        """Write a weight; see `Holder`."""
         parameter.copy_(_sharded_like(parameter, value.to(parameter.dtype)))
 
     def set_states(self, states: Mapping[nn.Parameter, Mapping[str, Tensor]]) -> None:
-        """See `Holder`."""
+        """Write the optimizer's state of all parameters; see `Holder`."""
         for optimizer in self.optimizers:
             groups = optimizer.state_dict()["param_groups"]
             parameters = [p for group in optimizer.param_groups for p in group["params"]]
@@ -119,114 +124,8 @@ class Native:
                 for index, parameter in enumerate(parameters)
                 if states.get(parameter)
             }
-            # torch puts each tensor on the device and in the precision that its optimizer wants.
+            # torch moves each tensor to the device and the precision that its optimizer needs.
             optimizer.load_state_dict({"state": by_index, "param_groups": groups})
-
-
-class Zero:
-    """DeepSpeed's: float32 weights and state flattened and cut up among the processes.
-
-    Args:
-        optimizer: DeepSpeed's, which holds torch's.
-        stage: 1, 2 or 3; only with 3 are the model's own weights in parts.
-    """
-
-    def __init__(self, optimizer: Any, stage: int) -> None:
-        self.optimizer, self.stage = optimizer, stage
-
-    def weight(self, parameter: nn.Parameter) -> Tensor:
-        """See `Holder`."""
-        from deepspeed.runtime.zero import GatheredParameters
-        from deepspeed.utils import safe_get_full_fp32_param
-
-        if parameter.requires_grad:
-            whole: Tensor = safe_get_full_fp32_param(parameter)
-            return whole.view(_shape(parameter))
-        if self.stage < 3:
-            return parameter.detach()
-        with GatheredParameters([parameter]):
-            return parameter.detach().clone()
-
-    def state(self, parameter: nn.Parameter) -> dict[str, Tensor]:
-        """See `Holder`."""
-        from deepspeed.utils import safe_get_full_optimizer_state
-
-        found: dict[str, Any] = next(iter(self.optimizer.optimizer.state.values()), {})
-        if not parameter.requires_grad or not found:
-            return {}
-        return {
-            # A flat tensor over many parameters, of which DeepSpeed picks out one; or one number for all of them.
-            key: safe_get_full_optimizer_state(parameter, key).view(_shape(parameter)) if value.dim() else value.clone()
-            for key, value in found.items()
-            if isinstance(value, Tensor)
-        }
-
-    @torch.no_grad()
-    def set_weight(self, parameter: nn.Parameter, value: Tensor) -> None:
-        """See `Holder`."""
-        from deepspeed.runtime.zero import GatheredParameters
-        from deepspeed.utils import safe_set_full_fp32_param, safe_set_local_fp32_param
-
-        if self.stage < 3:
-            parameter.copy_(value)
-            if parameter.requires_grad:
-                safe_set_full_fp32_param(parameter, value)
-            return
-        # What the forward reads, and what the optimizer keeps.
-        with GatheredParameters([parameter], modifier_rank=0):
-            parameter.data.copy_(value)
-        if parameter.requires_grad:
-            safe_set_local_fp32_param(parameter, self._own_part(parameter, value))
-
-    @torch.no_grad()
-    def set_states(self, states: Mapping[nn.Parameter, Mapping[str, Tensor]]) -> None:
-        """See `Holder`."""
-        from deepspeed.utils import safe_set_full_optimizer_state, safe_set_local_optimizer_state
-
-        keys = {key: value for state in states.values() for key, value in state.items()}
-        self._make_state({key for key, value in keys.items() if value.dim()})
-        for flat in self.optimizer.optimizer.state.values():
-            for key, value in keys.items():
-                if not value.dim():
-                    # All parameters have been updated equally often.
-                    flat[key] = value.clone().to(flat[key].device if key in flat else "cpu")
-        for parameter, state in states.items():
-            for key, value in state.items():
-                if value.dim() and self.stage < 3:
-                    safe_set_full_optimizer_state(parameter, value, key)
-                elif value.dim():
-                    safe_set_local_optimizer_state(parameter, self._own_part(parameter, value), key)
-
-    def forget_dry_run(self) -> None:
-        """Undo what some versions do to the state when they make it: an update with gradients of zero, which counts."""
-        for flat in self.optimizer.optimizer.state.values():
-            for value in flat.values():
-                if isinstance(value, Tensor):
-                    value.zero_()
-
-    def _make_state(self, keys: set[str]) -> None:
-        """The state is made in the first update; a resumed run needs it before."""
-        name = "single_partition_of_fp32_groups" if self.stage < 3 else "fp32_partitioned_groups_flat"
-        for flat in getattr(self.optimizer, name):
-            state = self.optimizer.optimizer.state[flat]
-            for key in keys - set(state):
-                state[key] = torch.zeros_like(flat)
-        if self.stage < 3:
-            # So that each parameter knows its place in them.
-            self.optimizer._lazy_init_hp_params_optimizer_state()
-
-    def _own_part(self, parameter: Any, value: Tensor) -> Tensor:
-        """This process's part of a whole tensor, in stage 3; the last one is padded."""
-        size = parameter.ds_tensor.numel()
-        count = torch.distributed.get_world_size(parameter.ds_process_group)
-        rank = torch.distributed.get_rank(parameter.ds_process_group)
-        flat = torch.nn.functional.pad(value.flatten(), (0, size * count - value.numel()))
-        return flat.narrow(0, size * rank, size)
-
-
-def _shape(parameter: Any) -> torch.Size:
-    """The shape of a parameter, of which stage 3 leaves an empty one in the model."""
-    return torch.Size(getattr(parameter, "ds_shape", parameter.shape))
 
 
 def _whole(value: Tensor) -> Tensor:

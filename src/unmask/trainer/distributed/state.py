@@ -1,8 +1,10 @@
-"""A run's state on disk: one format, whatever the number of processes that wrote it and however its weights were shared out.
+"""The state of a run on disk, in one format for any number of ranks and any sharding of the
+weights.
 
-Parameters are gathered one at a time and written whole, so a run goes on with another number of processes or another preset. They
-lie in safetensors files of a bounded size (no pickle), which bounds what the main process holds at a time, too. Random numbers
-need no state: all draws are functions of the seed and the step.
+Parameters are gathered one at a time and written whole, so a run can resume with another number of
+ranks or another preset. Checkpoints are safetensors files of a bounded size, without pickles, which
+also bounds the memory of the main rank. Random numbers need no state, because all draws are
+functions of the seed and the step.
 """
 
 from __future__ import annotations
@@ -20,6 +22,7 @@ from unmask.models.state_files import BUFFER, EXTRA, STATE, WEIGHT, StateFiles
 from unmask.runs.checkpoints import check_disk_space, damage_explained, step_of
 from unmask.runs.folder import RunFolder
 from unmask.trainer.distributed.backend import is_sharded
+from unmask.trainer.distributed.deepspeed_zero import whole_numel
 from unmask.trainer.distributed.ranks import Ranks
 from unmask.trainer.distributed.shards import Holder, holder_of
 from unmask.trainer.optimizer import state_bytes
@@ -28,24 +31,25 @@ if TYPE_CHECKING:
     from accelerate import Accelerator
 
 SHARD_BYTES = 2 * 2**30
-"""Of a file, unless one tensor alone is larger."""
+"""Size of a file in bytes; a larger tensor gets a file of its own."""
 
 
 class RunState:
-    """The weights and the optimizer's state of a run, to be written and read.
+    """Writes and reads the weights and the optimizer's state of a run.
 
-    Only what training changes is kept: parameters with a gradient, the optimizer's state of them, buffers, and what else is
-    named. The rest comes from the model that the run began with.
+    A checkpoint holds only what training changes: trained parameters, their optimizer state,
+    buffers, and the extra tensors. Everything else comes from the model that the run began with.
 
     Args:
-        accelerator: of the run.
-        module: the policy itself.
-        model: the policy as it was prepared.
-        optimizers: as they were prepared.
-        optim: the settings that they were made by.
-        extra: tensors besides, by name, that every process holds whole; read back in place.
-        describe: writes into a checkpoint what `load_model` needs to read a model from it; default nothing.
-        ranks: of the run; default the accelerator's.
+        accelerator: accelerator of the run.
+        module: the policy without a wrapper.
+        model: the policy, as accelerate prepared it.
+        optimizers: the optimizers, as accelerate prepared them.
+        optim: settings of the optimizers.
+        extra: further tensors by name, which every rank holds whole; they are read back in place.
+        describe: writes into a checkpoint what `load_model` needs to read a model from it; default
+            nothing.
+        ranks: ranks of the run; default those of the accelerator.
     """
 
     def __init__(
@@ -65,16 +69,16 @@ class RunState:
         self.holder: Holder = holder_of(accelerator, model, optimizers)
 
     def save(self, folder: RunFolder, step: int, keep: int, notes: Mapping[str, str] | None = None) -> None:
-        """Add a checkpoint to a run folder, unless there is one of this step.
+        """Add a checkpoint to a run folder, unless it already has one of this step.
 
         Args:
-            folder: where to.
-            step: steps done.
-            keep: good checkpoints that are kept, the newest.
-            notes: texts that lie in it, by file name.
+            folder: folder of the run.
+            step: number of training steps done.
+            keep: number of intact checkpoints to keep, the newest first.
+            notes: texts to add to the checkpoint, by file name.
 
         Raises:
-            RunError: the disk has no room for it, or fills up on the way; on all processes.
+            RunError: the disk is or becomes full; on all ranks.
         """
         if self.ranks.largest(int(folder.is_main and folder.last_step() == step)):
             return
@@ -90,17 +94,21 @@ class RunState:
         with self.ranks.agreed():
             if folder.is_main:
                 folder.check_writable()
-        # The gathering within is collective: what could keep the main process from coming to it was looked at just now.
+        # Gathering is collective, so errors that only the main rank could meet were checked before.
         with self.ranks.agreed():
             folder.save_checkpoint(step, write, keep)
 
     def resume(self, folder: RunFolder) -> int:
-        """Load the newest checkpoint of a run folder and return its step; 0 if there is none.
+        """Load the newest checkpoint of a run folder.
+
+        Returns:
+            The step of the checkpoint; 0 if there is none.
 
         Raises:
-            RunError: it is damaged, or of another model, or the disk has no room for the next one; on all processes.
+            RunError: the checkpoint is damaged or belongs to another model, or the disk has no
+                space for the next one; on all ranks.
         """
-        # Now, not after hours of work.
+        # A full disk is reported now, not after hours of work.
         self._check_disk_space(folder)
         with self.ranks.agreed():
             newest = folder.newest_checkpoint() if folder.is_main else None
@@ -118,21 +126,28 @@ class RunState:
                 check_disk_space(folder.path, size, folder.last_step())
 
     def size(self) -> int:
-        """Returns about how many bytes a checkpoint takes: float32 weights, the optimizer's state and everything else."""
-        weights = 4 * sum(getattr(p, "ds_numel", p.numel()) for _, p in self._parameters())
+        """Return the approximate size of a checkpoint in bytes: float32 weights, optimizer state
+        and buffers."""
+        weights = 4 * sum(whole_numel(p) for _, p in self._parameters())
         plain = sum(value.numel() * value.element_size() for _, value in self._plain())
         return weights + int(state_bytes(weights, self.optim)) + plain
 
     def write(self, folder: Path, working: Callable[[], None] = lambda: None) -> None:
-        """Write the state's files; the main process writes, all gather. `working` is called before each file is written."""
+        """Write the files of the state. All ranks gather, and the main rank writes.
+
+        Args:
+            folder: folder of the checkpoint.
+            working: called before each file is written.
+        """
         waiting: dict[str, Tensor] = {}
         num_files = size = 0
         fault: Exception | None = None
         for name, value in self._gathered():
-            # Where the disk is full the others are still waiting for this process's part of what is left to gather.
+            # After an error, this rank still takes part in the remaining gathering of the others.
             if self.ranks.index or fault is not None:
                 continue
-            # A copy: safetensors refuses tensors that share memory, and a parameter may be a view of a flat one.
+            # safetensors refuses tensors that share memory, and a parameter may be a view of a flat
+            # buffer, so this makes a copy.
             waiting[name] = value.detach().to("cpu", copy=True).contiguous()
             size += value.numel() * value.element_size()
             if size >= SHARD_BYTES:
@@ -146,28 +161,29 @@ class RunState:
 
     @torch.no_grad()
     def load(self, folder: Path, working: Callable[[], None] = lambda: None) -> None:
-        """Read what `write` wrote, on however many processes; the main process reads, and sends it to the others.
+        """Read a state that any number of ranks wrote. The main rank reads and broadcasts it.
 
-        `working` is called before each parameter is read.
+        Args:
+            folder: folder of the checkpoint.
+            working: called before each parameter is read.
 
         Raises:
-            RunError: it is of another model.
+            RunError: the state belongs to another model.
         """
         with self.ranks.agreed():
             files = StateFiles(folder) if self.ranks.index == 0 else None
         names = self.ranks.from_main(files.names() if files else {})
         mine, plain = dict(self._parameters()), dict(self._plain())
-        wanted = {WEIGHT + name for name in mine} | plain.keys()
-        found = {name for name in names if not name.startswith(STATE)}
-        if wanted != found:
-            odd = sorted(wanted ^ found)
+        expected = {WEIGHT + name for name in mine} | plain.keys()
+        differing = sorted(expected ^ {name for name in names if not name.startswith(STATE)})
+        if differing:
             raise RunError(
-                f"it holds the weights of another model: {', '.join(odd[:3])}{', ...' if len(odd) > 3 else ''} "
-                "are in only one of the two."
+                f"it holds the weights of another model: only one of the two has {', '.join(differing[:3])}"
+                f"{', ...' if len(differing) > 3 else ''}."
             )
 
         def read(name: str) -> Tensor:
-            return self._sent(files.read(name) if files else None, *names[name])
+            return self._broadcast(files.read(name) if files else None, *names[name])
 
         states: dict[nn.Parameter, dict[str, Tensor]] = {}
         for name, parameter in mine.items():
@@ -181,21 +197,23 @@ class RunState:
             tensor.copy_(read(name))
 
     def whole_weights(self) -> dict[str, Tensor] | None:
-        """The policy's state dict with all weights whole, on the main process's CPU; empty on the others.
+        """Gather the weights of a sharded policy.
 
-        None where the policy itself holds them whole.
+        Returns:
+            The policy's state dict with whole weights on the CPU of the main rank, and an empty one
+            on other ranks. None if the policy is not sharded.
         """
         if not is_sharded(self.accelerator):
             return None
         whole: dict[int, Tensor] = {}
-        found = {}
+        weights = {}
         for name, value in self.module.state_dict(keep_vars=True).items():
             if isinstance(value, nn.Parameter) and id(value) not in whole:
                 gathered = self.holder.weight(value).to(value.dtype)
                 whole[id(value)] = gathered.cpu() if self.ranks.index == 0 else gathered[:0]
             if self.ranks.index == 0:
-                found[name] = whole.get(id(value), value)
-        return found
+                weights[name] = whole.get(id(value), value)
+        return weights
 
     def _gathered(self) -> Iterator[tuple[str, Tensor]]:
         for name, parameter in self._parameters():
@@ -210,16 +228,17 @@ class RunState:
                 yield name, parameter
 
     def _plain(self) -> Iterator[tuple[str, Tensor]]:
-        """What every process holds whole: buffers that belong to the state, and the extra tensors."""
-        kept = self.module.state_dict().keys()
+        """Yield the tensors that every rank holds whole: persistent buffers and the extra
+        tensors."""
+        persistent = self.module.state_dict().keys()
         for name, buffer in self.module.named_buffers():
-            if name in kept:
+            if name in persistent:
                 yield BUFFER + name, buffer
         for name, tensor in self.extra.items():
             yield EXTRA + name, tensor
 
-    def _sent(self, value: Tensor | None, dtype: torch.dtype, shape: list[int]) -> Tensor:
-        """The main process's tensor, on all."""
+    def _broadcast(self, value: Tensor | None, dtype: torch.dtype, shape: list[int]) -> Tensor:
+        """Return the tensor of the main rank on all ranks."""
         device = self.accelerator.device
         if value is None:
             value = torch.empty(shape, dtype=dtype, device=device)
@@ -230,11 +249,11 @@ class RunState:
 
 
 def _fault_of_writing(folder: Path, number: int, tensors: dict[str, Tensor]) -> Exception | None:
-    """Write one file; what went wrong, if anything did."""
+    """Write one file, and return the error if there is one."""
     from safetensors.torch import save_file
 
     try:
         save_file(tensors, folder / f"state-{number:05d}.safetensors", {"format": "unmask-state-1"})
-    except Exception as error:  # safetensors wraps the system's errors in one of its own
+    except Exception as error:  # safetensors wraps errors of the system in its own class
         return error
     return None
