@@ -80,7 +80,8 @@ def prepare(name: str, folder: Path) -> Any:
     import transformers
 
     from unmask.models import Denoiser, char_tokenizer, save_model
-    from unmask.recipes.schema import TrainRecipe, validate
+    from unmask.recipes.load import validate
+    from unmask.recipes.schema import TrainRecipe
 
     setting = SETTINGS[name]
     values = dict(setting["model"])

@@ -263,7 +263,7 @@ def _is_as_promised(point: Point, found: dict[str, Any]) -> bool:
     if None in found["codes"]:
         return False
     if point.kind == "disk full":
-        return bool(is_equal and set(found["codes"]) == {2} and "Make room" in found["said"])
+        return bool(is_equal and set(found["codes"]) == {2} and "Free some space" in found["said"])
     return bool(is_equal)
 
 

@@ -54,7 +54,8 @@ def cells(num_seeds: int) -> list[Cell]:
 
 def base_model(task: str, seed: int) -> Path:
     """The base of one task and seed, pretrained once."""
-    from unmask.recipes.schema import PretrainRecipe, load
+    from unmask.recipes.load import load
+    from unmask.recipes.schema import PretrainRecipe
     from unmask.trainer.pretrain import pretrain
 
     folder = WORK / f"{task}-base-{seed}"
@@ -65,7 +66,7 @@ def base_model(task: str, seed: int) -> Path:
 
 def run_cell(cell: Cell) -> dict[str, Any]:
     """Train one cell and evaluate it at the end."""
-    from unmask.recipes.schema import load_recipe
+    from unmask.recipes.load import load_recipe
     from unmask.runs.metrics import read_metrics
     from unmask.trainer import Trainer
 
@@ -102,7 +103,7 @@ def base_accuracy(task: str, seed: int) -> dict[str, Any]:
     """What the base of one task and seed reaches before any RL."""
     from unmask.evaluation.evaluate import evaluate
     from unmask.models import load_model
-    from unmask.recipes.schema import load_recipe
+    from unmask.recipes.load import load_recipe
     from unmask.rewards.scorer import Scorer
 
     model = base_model(task, seed)

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from benchmark import lift, memory, report, speed
-from unmask.recipes.schema import PretrainRecipe, load, load_recipe
+from unmask.recipes.load import load, load_recipe
+from unmask.recipes.schema import PretrainRecipe
 
 
 def test_the_speed_table_has_every_row(capsys: pytest.CaptureFixture[str]) -> None:

@@ -18,13 +18,13 @@ from pydantic_core import PydanticUndefined
 from unmask.cli import app
 from unmask.methods import METHODS
 from unmask.models import families
-from unmask.recipes import schema as recipe
+from unmask.recipes import load as recipe
 from unmask.tasks import TASKS, Task
 from unmask.tasks.sourced import SourcedTask
 
 API = {
     "Runs": ["trainer.loop", "trainer.pretrain", "trainer.comparison", "evaluation.evaluate", "runs.*"],
-    "Recipes": ["recipes.schema", "core.config"],
+    "Recipes": ["recipes.load", "recipes.schema", "core.config"],
     "Records": ["core.records"],
     "Methods": ["methods.base", "methods.views"],
     "Tasks": ["tasks.base", "tasks.sourced"],

@@ -25,7 +25,8 @@ if TYPE_CHECKING:
     from unmask.evaluation.on_task import evaluate
     from unmask.methods import METHODS, Method
     from unmask.models import Denoiser, Policy, load_model, save_model
-    from unmask.recipes.schema import TrainRecipe, load_recipe
+    from unmask.recipes.load import load_recipe
+    from unmask.recipes.schema import TrainRecipe
     from unmask.report.api.comparison import compare
     from unmask.report.api.run import open_run
     from unmask.report.api.trainer import Trainer
@@ -69,7 +70,8 @@ _MODULES = {
     "unmask.evaluation.on_task": ("evaluate",),
     "unmask.methods": ("METHODS", "Method"),
     "unmask.models": ("Denoiser", "Policy", "load_model", "save_model"),
-    "unmask.recipes.schema": ("TrainRecipe", "load_recipe"),
+    "unmask.recipes.load": ("load_recipe",),
+    "unmask.recipes.schema": ("TrainRecipe",),
     "unmask.report.api.comparison": ("compare",),
     "unmask.report.api.run": ("open_run",),
     "unmask.report.api.trainer": ("Trainer",),

@@ -21,7 +21,7 @@ from tests.helpers.runs import PRETRAIN, TRAIN, metrics, steps_saved, unmask, un
 from unmask.functional.intervals import wilson_interval
 from unmask.methods import METHODS
 from unmask.models import TinyConfig, char_tokenizer, save_model, tiny_denoiser
-from unmask.recipes.schema import find_recipe
+from unmask.recipes.load import find_recipe
 from unmask.runs.folder import RunFolder
 from unmask.runs.saved_rollouts import SavedRollout
 from unmask.tasks import TASKS
@@ -118,7 +118,7 @@ MISTAKES = [
     ("seed", 'ConfigError: override "seed" is not of the form key=value, such as optim.learning_rate=3e-4.'),
     ("mixed_precision=fp8", "ConfigError: mixed_precision = 'fp8': input should be 'no' or 'bf16'."),
     ("mixed_precision=fp16", "ConfigError: mixed_precision = 'fp16': input should be 'no' or 'bf16'."),
-    ("sampler.temperature=0", "ConfigError: sampler.temperature = 0 makes all completions of a prompt alike, so there"),
+    ("sampler.temperature=0", "ConfigError: sampler.temperature = 0 makes all completions of a prompt equal, so there"),
     (
         "evaluation.temperatures=[-1]",
         "ConfigError: evaluation.temperatures.0 = -1: input should be greater than or equal",
@@ -169,7 +169,10 @@ def test_a_mistake_in_the_settings_is_told_before_anything_is_written(
             ["eval", "{model}", "--task", "sudoku", "--option", "min_blank=3"],
             'ConfigError: unknown key in task "min_blank". Did you mean "min_blanks"?',
         ),
-        (["eval", "{model}", "--task", "sudoku", "--steps", "4,x"], 'ConfigError: --steps "4,x" is not a comma-sep'),
+        (
+            ["eval", "{model}", "--task", "sudoku", "--steps", "4,x"],
+            'ConfigError: --steps "4,x" is not a list of numbers.',
+        ),
         (["eval", "{model}", "--task", "sudoku", "--steps", "17"], "ConfigError: num_steps = 17 is more than max_com"),
         (["eval", "{model}", "--task", "sudoku", "--split", "dev"], 'DataError: unknown split "dev". Available: test'),
         (["eval", "{places}/empty", "--task", "sudoku"], "ModelError: {places}/empty is no model: it has no config"),
@@ -177,7 +180,7 @@ def test_a_mistake_in_the_settings_is_told_before_anything_is_written(
             ["eval", "{model}", "--task", "dataset", "--option", "path={places}/none.csv"],
             "DataError: there is no file {places}/none.csv.",
         ),
-        (["sample", "{model}"], "ConfigError: give a --prompt, or a --task to take one from."),
+        (["sample", "{model}"], "ConfigError: there is no prompt. Set --prompt, or --task"),
         (["sample", "{model}", "--prompt", "abc"], "DataError: the tokenizer cannot encode the prompt 'abc' (WordLev"),
         (
             ["sample", "{model}", "--prompt", "12=", "--length", "80"],
@@ -186,7 +189,7 @@ def test_a_mistake_in_the_settings_is_told_before_anything_is_written(
         (
             ["sample", "{model}", "--task", "dataset", "--option", "path={places}/rows.jsonl", "--length", "8"]
             + ["--option", "prompt_column=question", "--row", "999"],
-            "ConfigError: --row 999 is not there: the test split has ",
+            "ConfigError: --row 999 does not exist: the test split has ",
         ),
     ],
     ids=lambda value: " ".join(value[:1] + value[2:4]) if isinstance(value, list) else "",
@@ -346,7 +349,7 @@ def test_a_full_disk_is_told_and_loses_nothing(
         full_disk(monkeypatch, place)
         assert unmask_train(tiny_model, run, *overrides) == 2
     assert message(capsys) == (
-        f"RunError: {run}: the disk is full. The checkpoint of step {last} is complete. Make room, then add --resume."
+        f"RunError: {run}: the disk is full. The checkpoint of step {last} is complete. Free some space, then add --resume."
     )
     assert steps_saved(run)[-1] == last
     assert not list(run.glob("**/.incomplete-*"))
@@ -359,7 +362,7 @@ def test_a_folder_in_use_is_told(tiny_model: Path, tmp_path: Path, capsys: pytes
     assert unmask_train(tiny_model, tmp_path / "run") == 2
     folder.close()
     assert message(capsys) == (
-        f"RunError: {tmp_path / 'run'} is in use by another process. Wait for it, or set output_dir to another folder."
+        f"RunError: another process is using {tmp_path / 'run'}. Wait until it ends, or set output_dir to another folder."
     )
 
 
@@ -369,12 +372,10 @@ def test_a_second_run_in_the_same_folder_is_refused_and_changes_nothing(
     before = {file: file.read_bytes() for file in whole.rglob("*") if file.is_file()}
     overrides = [*SHORT, f"reward_funcs=[{places}/mine.py:good]"]
     assert unmask_train(tiny_model, whole, *overrides) == 2
-    assert message(capsys).startswith(
-        f"RunError: {whole} already holds a run. Add --resume to go on with it, or set out"
-    )
+    assert message(capsys).startswith(f"RunError: {whole} already holds a run. Add --resume to continue it, or set out")
     assert unmask_train(tiny_model, whole, *overrides, "--resume", "seed=3", "method.beta=0.5") == 2
     assert message(capsys) == (
-        f"RunError: {whole} was started with other settings, and a resumed run must not change them: "
+        f"RunError: {whole} was started with other settings, which a resumed run cannot change: "
         "method.beta: 0.0 -> 0.5 seed: 0 -> 3"
     )
     assert {file: file.read_bytes() for file in whole.rglob("*") if file.is_file()} == before
@@ -511,7 +512,7 @@ def test_two_temperatures_and_fewer_rows_are_told_apart_in_a_comparison(
     assert "greedy" in table
     assert "T = 0.9" in table
     assert unmask("eval", tiny_model, *options, "--rows", 3, "--output", tmp_path / "c.json", "--against", base) == 2
-    assert f"{base} is of 4 rows, this evaluation of 3. Use the same --rows for both" in capsys.readouterr().err
+    assert f"{base} has 4 examples, but this evaluation has 3. Use the same --rows" in capsys.readouterr().err
 
 
 def test_a_fault_of_the_file_system_that_nobody_foresaw_ends_with_its_place(
@@ -522,7 +523,7 @@ def test_a_fault_of_the_file_system_that_nobody_foresaw_ends_with_its_place(
 
     monkeypatch.setattr("unmask.cli.console.families_table", fail)
     assert unmask("models") == 2
-    assert message(capsys) == "RunError: /some/where: Too many open files. Look at that place, or name another one."
+    assert message(capsys) == "RunError: /some/where: Too many open files. Check this path, or use another one."
 
 
 def test_eval_of_a_task_for_language_models_takes_the_papers_lengths_and_half_as_many_steps(
@@ -556,7 +557,7 @@ def test_eval_without_a_place_keeps_every_completion_too(
     assert len(place.with_suffix(".jsonl").read_text().splitlines()) == 4
     assert "pass@2" in capsys.readouterr().out
     assert unmask("eval", tiny_model, *options) == 2
-    assert message(capsys).startswith("ConfigError: 2 samples at temperature 0 are 2 times the same.")
+    assert message(capsys).startswith("ConfigError: all 2 samples of an example are equal at temperature 0.")
 
 
 def test_eval_takes_rows_and_a_reward_of_ones_own(

@@ -108,7 +108,7 @@ def test_checkpoints_that_are_a_dangling_link_are_told_before_the_first_step(
     dangling(place / "checkpoints")
     assert unmask_train(tiny_model, place, *SETTINGS, "--resume") == 2
     told = capsys.readouterr().err
-    assert f"RunError: {place}/checkpoints is a link to {place}/nowhere, which is not there" in told
+    assert f"RunError: {place}/checkpoints is a link to {place}/nowhere, which does not exist" in told
     assert not (place / "nowhere").exists()
     assert (place / "metrics.jsonl").read_bytes() == (run / "metrics.jsonl").read_bytes()
 

@@ -131,7 +131,7 @@ def test_the_command_says_whether_the_row_is_solved(tiny_model: Path, capsys: py
     said = capsys.readouterr().out
     completion = re.search(r"^completion: (.*)$", said, flags=re.MULTILINE)
     assert completion is not None
-    right = re.search(r"^(?:solved|not solved; right would be ([1-4]{16}))$", said, flags=re.MULTILINE)
+    right = re.search(r"^(?:solved|not solved; the answer is ([1-4]{16}))$", said, flags=re.MULTILINE)
     assert right is not None
     assert right[1] != completion[1]
     # A pipe has no colours to explain.

@@ -18,7 +18,8 @@ from unmask.core.config import OptimConfig, SamplerConfig
 from unmask.core.errors import ConfigError
 from unmask.methods import Method
 from unmask.methods.egspo import EGSPO
-from unmask.recipes.schema import TrainRecipe, dump, make_sampler, make_task
+from unmask.recipes.load import dump, make_sampler, make_task
+from unmask.recipes.schema import TrainRecipe
 from unmask.runs.saved_rollouts import SavedRollout
 from unmask.sampling.orders import Proposal, order_of
 from unmask.trainer.comparison.sources import own_files

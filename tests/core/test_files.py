@@ -22,7 +22,7 @@ from unmask.core.files import (
     read_yaml,
 )
 from unmask.core.timeouts import interrupted_after
-from unmask.recipes.schema import load_recipe
+from unmask.recipes.load import load_recipe
 from unmask.report.figure_style import panels, save_figure, save_table
 
 BOMB = "a: &a [x, x, x, x, x, x, x, x, x, x]\n" + "".join(

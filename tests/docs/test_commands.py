@@ -23,7 +23,8 @@ from tests.helpers.shown import ROOT, Page, pages
 from unmask.cli import app
 from unmask.core.errors import ConfigError
 from unmask.models import TinyConfig, char_tokenizer, save_model, tiny_denoiser
-from unmask.recipes.schema import PretrainRecipe, TrainRecipe, load, load_recipe
+from unmask.recipes.load import load, load_recipe
+from unmask.recipes.schema import PretrainRecipe, TrainRecipe
 from unmask.rewards.protocol import load_reward
 
 NOT_RUN = {

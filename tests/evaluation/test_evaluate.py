@@ -150,7 +150,7 @@ def test_several_samples_at_temperature_0_are_refused_before_anything_is_done() 
     greedy = SAMPLER.model_copy(update={"temperature": 0.0})
     check_samples(SAMPLER, 2)
     check_samples(greedy, 1)
-    with pytest.raises(ConfigError, match="2 samples at temperature 0"):
+    with pytest.raises(ConfigError, match="all 2 samples of an example are equal"):
         check_samples(greedy, 2)
 
 
@@ -192,7 +192,7 @@ def test_samples_differ_and_more_of_them_leave_the_first_ones_as_they_were(run: 
 
 
 def test_samples_without_temperature_are_refused(run: Callable[..., Evaluation]) -> None:
-    with pytest.raises(ConfigError, match="4 samples at temperature 0 are 4 times the same"):
+    with pytest.raises(ConfigError, match="all 4 samples of an example are equal at temperature 0"):
         run(SAMPLER.model_copy(update={"temperature": 0.0}), samples=4)
 
 

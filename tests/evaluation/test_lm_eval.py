@@ -155,7 +155,7 @@ def test_sampled_repeats_differ_and_greedy_ones_do_not(lm: DenoiserLM) -> None:
 
 
 def test_arguments_that_are_not_known_are_told(folder: Path) -> None:
-    with pytest.raises(ConfigError, match="model_args lenght are not known"):
+    with pytest.raises(ConfigError, match="unknown model_args: lenght"):
         DenoiserLM(str(folder), lenght=4)
     with pytest.raises(ConfigError, match="num_draws = 0"):
         DenoiserLM(str(folder), num_draws=0)
@@ -230,7 +230,7 @@ def test_the_command_takes_the_device_that_is_there(
     assert json.loads(written.read_text())["config"]["device"] == "cpu"
     given = [*options, "--device", "cuda:1"]
     assert unmask("harness", "--model_args", f"pretrained={lm.pretrained},length=4", *given) == 2
-    assert "ConfigError: there is no cuda:1 on this machine. Give --device cpu." in capsys.readouterr().err
+    assert "ConfigError: this machine has no device cuda:1. Use --device cpu." in capsys.readouterr().err
 
 
 def test_the_command_runs_a_task_and_writes_what_it_found(

@@ -18,7 +18,7 @@ from unmask.core.errors import ConfigError
 from unmask.evaluation.model_card import pretraining_card, training_card
 from unmask.methods import METHODS
 from unmask.methods.papers import PAPERS
-from unmask.recipes.schema import load_recipe
+from unmask.recipes.load import load_recipe
 from unmask.trainer import Trainer
 from unmask.trainer.pretrain import pretrain
 
@@ -201,7 +201,9 @@ def test_a_push_that_fails_loses_nothing_and_says_how_to_do_it_later(
 
 
 def test_a_name_that_is_no_repository_is_refused_before_the_run() -> None:
-    with pytest.raises(ConfigError, match='push_to_hub: "a b" is not a repository of the hub. Write it as owner/name.'):
+    with pytest.raises(
+        ConfigError, match='push_to_hub: "a b" is not the name of a hub repository. Write it as owner/name.'
+    ):
         load_recipe("sudoku-tiny", ["push_to_hub=a b"])
 
 

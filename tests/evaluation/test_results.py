@@ -15,7 +15,7 @@ from unmask.evaluation.evaluate import Evaluation
 from unmask.evaluation.results import (
     Comparison,
     Earlier,
-    check_place,
+    check_output,
     compare,
     data_facts,
     default_place,
@@ -90,14 +90,16 @@ def test_settings_are_paired_by_name_and_single_ones_whatever_they_are(tmp_path:
     assert [len(c.gained) for c in both] == [0, 20]
     single = compared(evaluation(BEFORE), evaluation(BEFORE, **other), tmp_path)
     assert (single.setting, single.against) == ((128, 32, 0.0), (128, 64, 0.0))
-    with pytest.raises(DataError, match="no setting in common.* It has: length 128, 64 steps, temperature 0"):
+    with pytest.raises(
+        DataError, match="no sampler setting in common.* Use one of its settings: length 128, 64 steps, temperature 0"
+    ):
         compare([evaluation(BEFORE, steps=8), evaluation(BEFORE, steps=4)], Earlier.read(tmp_path / "a.json"))
 
 
 def test_other_rows_and_other_numbers_of_samples_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"is of 39 rows, this evaluation of 40"):
+    with pytest.raises(DataError, match="has 39 examples, but this evaluation has 40"):
         compared(evaluation(BEFORE[:39]), evaluation(BEFORE), tmp_path)
-    with pytest.raises(DataError, match="has 2 completions of a row, this evaluation 1"):
+    with pytest.raises(DataError, match="has 2 completions for each example, but this evaluation has 1"):
         compared(evaluation(BEFORE, 2), evaluation(BEFORE[:20]), tmp_path)
 
 
@@ -128,8 +130,8 @@ def test_what_is_saved_is_read_back_and_a_place_that_cannot_be_written_is_told(t
     with pytest.raises(RunError, match="cannot be written"):
         save(tmp_path / "file" / "a.json", {}, [result])
     with pytest.raises(RunError, match="cannot be written"):
-        check_place(tmp_path / "file" / "a.json")
-    check_place(place)
+        check_output(tmp_path / "file" / "a.json")
+    check_output(place)
     assert sorted(path.name for path in place.parent.iterdir()) == ["a.json", "a.jsonl"]
 
 
@@ -138,7 +140,7 @@ def test_rows_of_the_same_prompts_and_other_answers_are_other_rows(tmp_path: Pat
         result = evaluation(BEFORE)
         return replace(result, items=[item | {"answer": answer} for item in result.items])
 
-    with pytest.raises(DataError, match="row 0 has the answer '4' there and '5' here"):
+    with pytest.raises(DataError, match="the answer of row 0 is '4' there, but '5' in this evaluation"):
         compared(answered("4"), answered("5"), tmp_path)
     assert compared(answered("4"), answered("4"), tmp_path).num_rows == 40
     assert compared(answered(None), answered("4"), tmp_path).num_rows == 40  # of before answers were kept

@@ -13,7 +13,8 @@ from unmask.core.errors import DataError, RunError
 from unmask.evaluation.usable import faults_for, usable_rows
 from unmask.models import char_tokenizer, tiny_denoiser
 from unmask.models.tiny import TinyConfig
-from unmask.recipes.schema import PretrainRecipe, TrainRecipe, load, load_recipe
+from unmask.recipes.load import load, load_recipe
+from unmask.recipes.schema import PretrainRecipe, TrainRecipe
 from unmask.rewards import per_completion
 from unmask.sampling.generation import prompt_faults
 from unmask.tasks import Dataset, Sudoku
@@ -111,7 +112,7 @@ def test_what_is_left_out_of_one_file_is_told_once(tmp_path: Path, caplog: pytes
     pools = {"train": task.candidates("train", 1000), "evaluation": task.candidates("test", 1000)}
     usable = usable_rows(pools, lambda rows: [None] * len(rows))
     assert usable.left_out == (f"{tmp_path}/rows.jsonl, line 81: the prompt is empty.",)
-    assert "rows left out because they cannot be used: 1 (" in caplog.text
+    assert "unusable examples left out: 1 (" in caplog.text
     assert usable.record()["left_out"]["num_rows"] == 1
 
 
@@ -219,7 +220,7 @@ def test_pretraining_and_evaluation_name_the_row_too(
         pretrain(load(PretrainRecipe, "sudoku-tiny-base", [*settings, *shape]))
     folder = pretrain(load(PretrainRecipe, "sudoku-tiny-base", [*settings, *shape, "task.unusable_rows=drop"]))
     assert json.loads((folder / "data.json").read_text())["left_out"]["num_rows"] == 1
-    assert "| rows left out | 1 that could not be used |" in (folder / "final" / "README.md").read_text()
+    assert "| rows left out | 1 unusable rows |" in (folder / "final" / "README.md").read_text()
     test = written(tmp_path / "test.jsonl", [*TEST, bad])
     evaluation = [
         "eval",

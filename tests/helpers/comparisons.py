@@ -9,7 +9,7 @@ from typing import Any
 
 import yaml
 
-from unmask.recipes.schema import validate
+from unmask.recipes.load import validate
 from unmask.trainer.comparison.jobs import Record
 from unmask.trainer.comparison.recipe import CompareRecipe, load_compare
 

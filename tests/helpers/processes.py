@@ -13,7 +13,7 @@ from pathlib import Path
 from torch.distributed.elastic.utils.distributed import get_free_port
 
 from tests.helpers.runs import start, unmask_train
-from unmask.recipes.schema import shipped_recipes
+from unmask.recipes.load import shipped_recipes
 
 
 def exit_codes_of_two(

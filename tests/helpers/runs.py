@@ -14,7 +14,8 @@ from unittest import mock
 import torch
 
 from unmask.cli import main
-from unmask.recipes.schema import PretrainRecipe, TrainRecipe, load, load_recipe
+from unmask.recipes.load import load, load_recipe
+from unmask.recipes.schema import PretrainRecipe, TrainRecipe
 
 TRAIN = (
     "sampler.num_steps=4",

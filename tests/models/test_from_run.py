@@ -125,11 +125,11 @@ def test_an_adapter_over_a_model_that_changed_is_refused(lora_run: Path, tiny_mo
 def test_a_damaged_or_foreign_checkpoint_is_refused(run: Path, tmp_path: Path) -> None:
     source = unended(run, tmp_path / "stopped") / "checkpoints" / "step-00000006"
     shutil.copy(source / "state-00000.safetensors", source / "state-99999.safetensors")
-    with pytest.raises(ModelError, match=r"state-99999.safetensors was not written with it"):
+    with pytest.raises(ModelError, match=r"state-99999.safetensors does not belong to it"):
         load_model(source)
     (source / "state-99999.safetensors").unlink()
     (source / "state-00000.safetensors").write_bytes(b"")
-    with pytest.raises(ModelError, match="has 0 bytes and was written with"):
+    with pytest.raises(ModelError, match="has 0 bytes instead of"):
         load_model(source)
     (source / "manifest.json").write_text("{}")
     with pytest.raises(ModelError, match="does not name the run and the files"):
@@ -177,23 +177,19 @@ def test_a_schedule_that_depends_on_the_length_is_extended_with_a_warning_that_t
     before = metrics(folder)
     Trainer(train_recipe(tiny_model, tmp_path / "run", *settings, "max_steps=8"), resume=True).train()
     [told] = [message for message in caplog.messages if "max_steps" in message]
-    assert (
-        "up to step 4 the learning rate was that of max_steps = 4, and from there on it is that of max_steps = 8"
-        in told
-    )
-    assert "It ended at 0.1 of the peak and goes on at 0.55." in told
+    assert "up to step 4 the learning rate followed max_steps = 4, and from now on it follows max_steps = 8" in told
+    assert "It changes from 0.1 to 0.55 of its peak." in told
     after = metrics(folder)
     assert after[: len(before)] == before
     assert after[-1]["step"] == 8
     assert (
-        "| extended | up to step 4 the learning rate was that of max_steps = 4"
-        in (folder / "final/README.md").read_text()
+        "| extended | up to step 4 the learning rate followed max_steps = 4" in (folder / "final/README.md").read_text()
     )
 
 
 def test_a_run_is_not_made_shorter_than_it_is(tiny_model: Path, run: Path, tmp_path: Path) -> None:
     shutil.copytree(run, tmp_path / "run")
-    with pytest.raises(RunError, match="has a checkpoint of step 6, which is beyond max_steps = 4"):
+    with pytest.raises(RunError, match="has a checkpoint of step 6, which is more than max_steps = 4"):
         Trainer(
             train_recipe(tiny_model, tmp_path / "run", "evaluation.split=validation", "max_steps=4"), resume=True
         ).train()
@@ -207,7 +203,7 @@ def test_a_checkpoint_of_another_run_of_the_same_shape_is_refused(tiny_model: Pa
     mine = unended(run, tmp_path / "mine")
     shutil.copytree(other / "checkpoints" / "step-00000008", mine / "checkpoints" / "step-00000008")
     settings = train_recipe(tiny_model, mine, "evaluation.split=validation", "max_steps=8")
-    with pytest.raises(RunError, match=r"step-00000008 belongs to another run than .*mine\. Remove that folder"):
+    with pytest.raises(RunError, match=r"step-00000008 does not belong to the run .*mine\. Remove this folder"):
         Trainer(settings, resume=True).train()
     assert (mine / "checkpoints" / "step-00000008").is_dir()
     # Nor does the run stand for a model that is not its own.
@@ -221,7 +217,7 @@ def test_a_checkpoint_under_the_name_of_another_step_is_refused(tiny_model: Path
     mine = unended(run, tmp_path / "mine")
     (mine / "checkpoints" / "step-00000004").rename(mine / "checkpoints" / "step-00000008")
     settings = train_recipe(tiny_model, mine, "evaluation.split=validation", "max_steps=8")
-    with pytest.raises(RunError, match=r"its manifest.json is of step 4"):
+    with pytest.raises(RunError, match=r"its manifest.json belongs to step 4"):
         Trainer(settings, resume=True).train()
 
 
@@ -240,5 +236,5 @@ def test_copies_beside_checkpoints_are_ignored_and_kept(tiny_model: Path, run: P
 def test_a_run_without_its_id_does_not_guess(tiny_model: Path, run: Path, tmp_path: Path) -> None:
     mine = unended(run, tmp_path / "mine")
     (mine / "run.json").unlink()
-    with pytest.raises(RunError, match=r"run.json is missing or holds no id"):
+    with pytest.raises(RunError, match=r"run.json is missing or has no id"):
         Trainer(train_recipe(tiny_model, mine, "evaluation.split=validation"), resume=True).train()

@@ -1,4 +1,5 @@
-"""Unknown keys: answered with the right key, whatever others call it, and never with a key of another meaning."""
+"""Answers to unknown keys: the right key for each name that others use, and never a key of another
+meaning."""
 
 from __future__ import annotations
 
@@ -11,13 +12,14 @@ from unmask.core.errors import ConfigError
 from unmask.methods import METHODS
 from unmask.recipes.evaluation import EvalRecipe, load_evaluation
 from unmask.recipes.keys import Places, counterpart, explain_unknown
-from unmask.recipes.other_names import ELSEWHERE
-from unmask.recipes.schema import PretrainRecipe, RunRecipe, TrainRecipe, load, load_recipe
+from unmask.recipes.load import load, load_recipe
+from unmask.recipes.other_names import ANSWERS
+from unmask.recipes.schema import PretrainRecipe, RunRecipe, TrainRecipe
 from unmask.trainer.comparison.recipe import CompareRecipe
 
 KINDS = (TrainRecipe, PretrainRecipe, CompareRecipe, EvalRecipe)
 
-# What TRL's GRPOConfig has beside transformers' TrainingArguments.
+# Settings of TRL's GRPOConfig that transformers' TrainingArguments lacks.
 GRPO = """
     model_init_kwargs disable_dropout cast_lm_head_to_fp32 num_generations num_generations_eval max_completion_length
     max_prompt_length ds3_gather_for_generation shuffle_dataset generation_batch_size steps_per_generation temperature top_p
@@ -105,7 +107,7 @@ def refused(override: str, kind: type[RunRecipe] = TrainRecipe, source: str = "s
 
 
 def keys_named(message: str) -> list[str]:
-    """The keys that a message offers, the list of all there are left out."""
+    """Return the keys that a message suggests, without the list of all available keys."""
     return re.findall(
         r"[a-z]\w*(?:\.\w+)+|\b[a-z]+(?:_[a-z]+)+\b", message.partition("Available:")[0].partition(". ")[2]
     )
@@ -140,7 +142,7 @@ def test_a_value_model_is_not_answered_with_the_policy() -> None:
     assert "There is no value model" in refused("critic.model.path=x")
 
 
-def test_a_setting_of_another_command_is_told_as_that() -> None:
+def test_a_setting_of_another_command_names_that_command() -> None:
     for override in ("max_steps=3", "optim.learning_rate=1", "method.type=espo", "evaluation.eval_steps=5"):
         with pytest.raises(ConfigError, match=r"It is a setting of unmask train\."):
             load_evaluation({"task.type": "sudoku"}, [override])
@@ -150,10 +152,10 @@ def test_a_setting_of_another_command_is_told_as_that() -> None:
     assert "It is a setting of unmask pretrain." in refused("noise_share=0.5")
 
 
-def test_two_temperatures_of_an_evaluation_are_refused_rather_than_one_ignored() -> None:
+def test_two_keys_for_the_temperature_of_an_evaluation_are_refused() -> None:
     with pytest.raises(ConfigError, match="both sampler.temperature and evaluation.temperatures are set"):
         load_evaluation({"task.type": "sudoku"}, ["sampler.temperature=0.5", "evaluation.temperatures=0.9"])
-    # The default of --temperature is no second answer.
+    # The default of --temperature does not count as a second value.
     _, samplers = load_evaluation(
         {"task.type": "sudoku", "evaluation.temperatures": [0.0]}, ["sampler.temperature=0.5"]
     )
@@ -170,13 +172,13 @@ def test_every_setting_of_trl_and_transformers_is_a_key_or_is_explained() -> Non
         if name in TrainRecipe.model_fields:
             continue
         assert known.answer([name]) is not None, name
-        # What is offered is never guessed from the letters.
+        # Answers come from the table, never from a resemblance of letters.
         assert "Available" not in explain_unknown(TrainRecipe, [name], 1, {})
 
 
 def test_every_key_in_the_table_is_a_key_of_some_recipe() -> None:
     keys = {key for kind in KINDS for key in Places(kind, {}).owners}
-    for name, texts in ELSEWHERE.items():
+    for name, texts in ANSWERS.items():
         for text in [texts] if isinstance(texts, str) else texts:
             assert set(re.findall(r"`(.+?)`", text)) <= keys, name
 
@@ -194,7 +196,7 @@ def test_a_key_of_one_section_is_found_from_another() -> None:
     assert refused("optim.num_rows=1") == 'unknown key in optim "num_rows". Did you mean "num_rows"?'
 
 
-def test_an_option_of_another_method_or_task_is_told_as_that() -> None:
+def test_an_option_of_another_method_or_task_names_its_owners() -> None:
     owners = sorted(name for name, method in METHODS.items() if "num_samples" in method.model_fields)
     for override in ("num_samples=2", "method.num_samples=2"):
         message = refused(override)
@@ -202,7 +204,7 @@ def test_an_option_of_another_method_or_task_is_told_as_that() -> None:
             f"method.num_samples is an option of {', '.join(owners)}, and this recipe's method is egspo_sa" in message
         )
     assert "task.path is an option of dataset, and this recipe's task is sudoku." in refused("path=rows.csv")
-    # The method that the recipe has decides, not the one that it might have.
+    # The recipe's own method decides.
     with pytest.raises(ConfigError, match='Did you mean "method.num_samples"'):
         load_recipe("sudoku-tiny", ["method.type=espo", "num_samples=2"])
 
@@ -219,7 +221,7 @@ def test_a_pretraining_recipe_and_a_comparison_are_answered_with_their_own_keys(
 
 
 def test_an_option_that_a_command_lacks_is_answered_with_what_to_write() -> None:
-    start = "Settings are given as key=value, without dashes: "
+    start = "Write settings as key=value, without dashes: "
     assert counterpart(TrainRecipe, "--learning_rate", "1e-4") == f"{start}optim.learning_rate=1e-4."
     assert counterpart(TrainRecipe, "--max-steps", "3") == f"{start}max_steps=3."
     assert counterpart(TrainRecipe, "--optim.lr", "3") == f"{start}optim.learning_rate=3."

@@ -1,4 +1,5 @@
-"""docs/evaluation.md: every command in it is one that unmask understands, and its table has every method and task."""
+"""docs/evaluation.md: every command in it is one that unmask understands, and its table has every
+method and task."""
 
 from __future__ import annotations
 
@@ -11,7 +12,7 @@ import typer
 
 from tests.helpers.paths import ROOT
 from unmask.cli import app
-from unmask.recipes.schema import load_recipe, make_task, shipped_recipes
+from unmask.recipes.load import load_recipe, make_task, shipped_recipes
 from unmask.rewards.protocol import load_reward
 
 TEXT = (ROOT / "docs" / "evaluation.md").read_text(encoding="utf-8")

@@ -1,4 +1,5 @@
-"""The papers' settings as recipes: each is valid, says where every value is from, and holds the values that are known."""
+"""The papers' settings as recipes: each is valid, says where every value is from, and holds the
+values that are known."""
 
 from __future__ import annotations
 
@@ -9,7 +10,7 @@ import pytest
 import yaml
 
 from unmask.core.errors import ConfigError
-from unmask.recipes.schema import COLLECTIONS, dump, find_recipe, load_recipe, shipped_recipes
+from unmask.recipes.load import COLLECTIONS, dump, find_recipe, load_recipe, shipped_recipes
 
 PUBLISHED = shipped_recipes("published")
 HUB_IDS = {"GSAI-ML/LLaDA-8B-Instruct", "Dream-org/Dream-v0-Instruct-7B"}

@@ -1,4 +1,5 @@
-"""From a laptop to four nodes: three recipes that are valid, and a page that shows how they differ."""
+"""From a laptop to four nodes: three recipes that are valid, and a page that shows how they
+differ."""
 
 from __future__ import annotations
 
@@ -8,7 +9,7 @@ import pytest
 
 from tests.helpers.paths import ROOT
 from unmask.cli.estimate.work import work_of
-from unmask.recipes.schema import load_recipe
+from unmask.recipes.load import load_recipe
 
 FOLDER = ROOT / "examples" / "scale"
 PAGE = ROOT / "docs" / "scale.md"

@@ -16,7 +16,7 @@ from tests.helpers.comparisons import SMALL, final, of, small, trial, written
 from tests.helpers.runs import unmask
 from unmask.core.errors import RunError
 from unmask.functional.intervals import wilson_interval
-from unmask.recipes.schema import dump
+from unmask.recipes.load import dump
 from unmask.report.comparison import comparison_of
 from unmask.report.comparison_files import report
 from unmask.report.tables import write_tables

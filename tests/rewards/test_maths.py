@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from unmask.recipes.schema import load_recipe
+from unmask.recipes.load import load_recipe
 from unmask.rewards import correct_math, correct_number, exact_answer
 from unmask.rewards.protocol import Score, load_reward, reasons_of
 from unmask.rewards.scorer import Scorer

@@ -67,6 +67,6 @@ def test_what_a_killed_process_left_is_removed_and_what_it_was_replacing_is_put_
 
 
 def test_a_lock_has_one_owner_until_it_is_closed(tmp_path: Path) -> None:
-    with take_lock(tmp_path / "run.lock"), pytest.raises(RunError, match="in use by another process"):
+    with take_lock(tmp_path / "run.lock"), pytest.raises(RunError, match="another process is using"):
         take_lock(tmp_path / "run.lock")
     take_lock(tmp_path / "run.lock").close()

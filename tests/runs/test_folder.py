@@ -79,7 +79,7 @@ def test_a_folder_in_use_by_another_process_is_refused_until_that_ends(path: Pat
     owner = start(hold, path, is_held, may_end)
     assert is_held.wait(60)
     with pytest.raises(
-        RunError, match=re.escape(f"{path} is in use by another process. Wait for it, or set output_dir")
+        RunError, match=re.escape(f"another process is using {path}. Wait until it ends, or set output_dir")
     ):
         RunFolder(path, CONFIG, resume=True)
     may_end.set()
@@ -110,7 +110,7 @@ def test_a_process_that_does_not_write_takes_no_lock_and_makes_nothing(path: Pat
 def test_a_folder_that_holds_a_run_is_refused_and_nothing_of_it_changes(path: Path) -> None:
     leave_a_run(path)
     before = {file.name: file.read_bytes() for file in path.iterdir()}
-    with pytest.raises(RunError, match=re.escape(f"{path} already holds a run. Add --resume to go on with it, or")):
+    with pytest.raises(RunError, match=re.escape(f"{path} already holds a run. Add --resume to continue it, or")):
         RunFolder(path, {**CONFIG, "seed": 1}, resume=False)
     assert {file.name: file.read_bytes() for file in path.iterdir()} == before
 
@@ -121,10 +121,10 @@ def test_a_resume_with_other_settings_names_each_key_with_both_values(path: Path
     with pytest.raises(RunError) as caught:
         RunFolder(path, changed, resume=True)
     assert str(caught.value).splitlines() == [
-        f"{path} was started with other settings, and a resumed run must not change them:",
+        f"{path} was started with other settings, which a resumed run cannot change:",
         "  optim.betas: [0.9, 0.95] -> [0.9, 0.99]",
         "  seed: 0 -> 1",
-        "Set them back, or set output_dir to another folder.",
+        "Use the settings of the run, or set output_dir to another folder.",
     ]
 
 
@@ -178,7 +178,10 @@ def test_a_start_that_failed_before_its_first_line_leaves_no_run(path: Path) -> 
     ("place", "message"),
     [
         ("taken", "output_dir {} is a file. Set output_dir to a folder"),
-        ("taken/run", "{} cannot be written (Not a directory). Allow it, or set output_dir to another folder."),
+        (
+            "taken/run",
+            "{} cannot be written (Not a directory). Change its permissions, or set output_dir to another folder.",
+        ),
     ],
 )
 def test_a_place_that_can_be_no_folder_is_named(tmp_path: Path, place: str, message: str) -> None:
@@ -215,7 +218,7 @@ def test_checkpoints_are_rotated_and_the_newest_kept(folder: RunFolder, path: Pa
     ("damage", "fault"),
     [
         (lambda p: (p / "state").write_text("after 2?"), None),
-        (lambda p: (p / "state").write_text("half"), "state has 4 bytes and was written with 8"),
+        (lambda p: (p / "state").write_text("half"), "state has 4 bytes instead of 8"),
         (lambda p: (p / "state").unlink(), "state is missing"),
         (lambda p: (p / "manifest.json").write_text("{"), "it has no readable manifest.json"),
     ],
@@ -228,7 +231,7 @@ def test_rotation_does_not_count_a_damaged_checkpoint_so_the_last_good_one_stays
         folder.save_checkpoint(step, checkpoint(f"after {step}"), keep=2)
     newest = folder.checkpoints()[-1]
     damage(newest)
-    assert fault_of(newest) == (fault or "state holds other bytes than were written")
+    assert fault_of(newest) == (fault or "state has changed since it was written")
     # Of bytes that changed in place under the same size only a full reading tells, and only the newest is read in full.
     assert fault_of(newest, thorough=False) == fault
     folder.save_checkpoint(30, checkpoint("after 30"), keep=2)
@@ -240,8 +243,10 @@ def test_a_checkpoint_that_does_not_read_back_stops_the_run_before_anything_is_d
     folder: RunFolder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder.save_checkpoint(1, checkpoint("good"), keep=1)
-    monkeypatch.setattr("unmask.runs.folder.fault_of", lambda *_, **__: "state holds other bytes than were written")
-    with pytest.raises(RunError, match="does not read back: state holds other bytes .* nothing was deleted"):
+    monkeypatch.setattr("unmask.runs.folder.fault_of", lambda *_, **__: "state has changed since it was written")
+    with pytest.raises(
+        RunError, match="is damaged: state has changed since it was written.* no older checkpoint was deleted"
+    ):
         folder.save_checkpoint(2, checkpoint("bad"), keep=1)
     assert [p.name[-1] for p in folder.checkpoints()] == ["1", "2"]
 
@@ -276,8 +281,8 @@ def test_a_disk_without_room_refuses_before_anything_is_written(path: Path, monk
     with pytest.raises(RunError) as caught:
         check_disk_space(path, 90 * 2**20, 7)
     assert str(caught.value) == (
-        f"{path}: the disk has 100.0 MiB left, and a checkpoint takes 90.0 MiB, with 16.0 MiB to spare. "
-        "The checkpoint of step 7 is complete. Make room, then add --resume."
+        f"{path}: the disk has 100.0 MiB left, but a checkpoint needs 90.0 MiB and 16.0 MiB must stay free. "
+        "The checkpoint of step 7 is complete. Free some space, then add --resume."
     )
 
 
@@ -304,7 +309,7 @@ def test_a_full_disk_leaves_the_checkpoints_as_they_were_and_says_so(
     with pytest.raises(RunError) as caught:
         folder.save_checkpoint(2, fail, keep=1)
     assert str(caught.value) == (
-        f"{path}: the disk is full. The checkpoint of step 1 is complete. Make room, then add --resume."
+        f"{path}: the disk is full. The checkpoint of step 1 is complete. Free some space, then add --resume."
     )
     assert [p.name for p in (path / "checkpoints").iterdir()] == ["step-00000001"]
     assert (folder.checkpoints()[0] / "state").read_text() == "good"
@@ -336,8 +341,8 @@ def test_a_damaged_checkpoint_is_named_with_what_to_do(folder: RunFolder, path: 
     with pytest.raises(RunError) as caught:
         folder.newest_checkpoint()
     assert str(caught.value) == (
-        f"the checkpoint {path}/checkpoints/step-00000003 cannot be read (ValueError: state holds other bytes than were "
-        "written). Remove that folder to go on from the checkpoint before it."
+        f"the checkpoint {path}/checkpoints/step-00000003 cannot be read (ValueError: state has changed since it was "
+        "written). Remove this folder to continue from the previous checkpoint."
     )
 
 

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from unmask.core.errors import ConfigError, DataError
-from unmask.recipes.schema import load_recipe, validate
+from unmask.recipes.load import load_recipe, validate
 from unmask.tasks import Dataset
 from unmask.tasks.memory import plain_rows
 from unmask.tasks.source import as_source, content_hash, read_table

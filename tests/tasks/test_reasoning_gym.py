@@ -15,7 +15,7 @@ import pytest
 from tests.helpers.runs import TRAIN, metrics, unmask
 from unmask.core.errors import ConfigError, DataError
 from unmask.models import TinyConfig, char_tokenizer, save_model, tiny_denoiser
-from unmask.recipes.schema import make_task
+from unmask.recipes.load import make_task
 from unmask.rewards.workers import WorkerOutcome
 from unmask.tasks import TASKS, Task
 from unmask.tasks.reasoning_gym import EVALUATING, RUNNING, ReasoningGym, available

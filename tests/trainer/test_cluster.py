@@ -16,7 +16,7 @@ import pytest
 from tests.helpers.paths import ROOT
 from tests.helpers.processes import preset_environment
 from tests.helpers.runs import TRAIN, metrics, steps_saved, unmask
-from unmask.recipes.schema import load_recipe, shipped_recipes
+from unmask.recipes.load import load_recipe, shipped_recipes
 
 SCRIPTS = sorted((ROOT / "examples" / "cluster").iterdir())
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "-m", "unmask", "train"]

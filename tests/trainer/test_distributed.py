@@ -238,7 +238,7 @@ def test_a_mistake_that_only_the_main_process_can_see_stops_both_with_one_messag
     folder = one["egspo_sa"]
     assert exit_codes_of_two(train_by_command, tiny_model, folder, settings(place)) == [2, 2]
     assert said(folder) == [
-        f"RunError: {folder} already holds a run. Add --resume to go on with it, or set output_dir to another folder."
+        f"RunError: {folder} already holds a run. Add --resume to continue it, or set output_dir to another folder."
     ]
 
 
@@ -303,7 +303,7 @@ def fill_the_disk_before_the_second_line(rank: int) -> None:
 
     def log_or_fail(self: RunFolder, line: dict[str, Any]) -> None:
         if rank == 0 and line["step"] == 2:
-            raise RunError("the disk is full. Make room, then add --resume.")
+            raise RunError("the disk is full. Free some space, then add --resume.")
         log(self, line)
 
     RunFolder.log = log_or_fail  # type: ignore[method-assign, assignment]

@@ -218,7 +218,7 @@ def test_a_terminal_that_is_closed_stops_the_run_in_good_order(tiny_model: Path,
 def test_a_disk_without_room_for_a_checkpoint_is_told_before_the_first_step(
     tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("unmask.runs.checkpoints.ROOM_TO_SPARE", 2**60)
+    monkeypatch.setattr("unmask.runs.checkpoints.RESERVED", 2**60)
     with pytest.raises(RunError, match=r"the disk has .* MiB left, and a checkpoint takes 0\.1 MiB, with .* to spare"):
         Trainer(train_recipe(tiny_model, tmp_path / "run")).train()
     assert not (tmp_path / "run" / "metrics.jsonl").exists()

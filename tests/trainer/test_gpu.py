@@ -18,7 +18,7 @@ from tests.helpers.native_configs import TOKENIZER
 from tests.helpers.paths import ROOT
 from tests.helpers.runs import TRAIN, metrics, steps_saved, train_recipe
 from unmask.models import save_model
-from unmask.recipes.schema import shipped_recipes
+from unmask.recipes.load import shipped_recipes
 from unmask.rewards import per_completion
 from unmask.trainer import Trainer
 from unmask.trainer.policy import make_policy

@@ -19,7 +19,8 @@ from tests.helpers.paths import ROOT
 from tests.helpers.runs import metrics, steps_saved, train_recipe, weights
 from unmask.core.errors import ConfigError, DataError, RewardError, RunError
 from unmask.models import load_model
-from unmask.recipes.schema import TrainRecipe, validate
+from unmask.recipes.load import validate
+from unmask.recipes.schema import TrainRecipe
 from unmask.rewards import per_completion
 from unmask.runs.saved_rollouts import SavedRollout
 from unmask.sampling.engine import LocalEngine

@@ -1,4 +1,5 @@
-"""The command line. Heavy packages are imported inside the commands, so that help is there at once."""
+"""The command line. The commands import heavy packages when they run, so that help appears at
+once."""
 
 from __future__ import annotations
 
@@ -34,25 +35,27 @@ for commands in (training, evaluation, results, checkpoints, catalogue, advice):
     app.add_typer(commands)
 
 _ENVIRONMENT = {
-    # Idle OpenMP threads sleep instead of spinning: with anything else on the cores, spinning made a step 5 times slower.
+    # Idle OpenMP threads sleep instead of spinning: with anything else on the cores, spinning made
+    # a step 5 times slower.
     "OMP_WAIT_POLICY": "PASSIVE",
-    # Saving and loading a tiny model needs no progress bar of its own.
+    # A progress bar for each file of a tiny model would only be noise.
     "HF_HUB_DISABLE_PROGRESS_BARS": "1",
-    # transformers warns of padding without a mask whenever a completion holds a PAD token.
+    # transformers warns about padding without a mask whenever a completion contains a PAD token.
     "TRANSFORMERS_VERBOSITY": "error",
 }
-"""Set before the libraries that read them are imported, unless the user has set them."""
+"""Environment variables to set, unless the user has set them, before the libraries that read them
+are imported."""
 
 
 class _Visible(logging.Formatter):
-    """A record's message with control characters spelt out."""
+    """Formatter that makes control characters in log messages visible."""
 
     def format(self, record: logging.LogRecord) -> str:
         return visible(super().format(record))
 
 
-def _version(asked: bool) -> None:
-    if asked:
+def _version(requested: bool) -> None:
+    if requested:
         typer.echo(f"unmask {__version__}")
         raise typer.Exit
 
@@ -63,32 +66,35 @@ def _root(
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version.")
     ] = False,
 ) -> None:
-    """Take what holds for all commands."""
+    """Define the options of all commands."""
 
 
 def main() -> None:
-    """Run the command line; a user's mistake ends with its message and exit code 2."""
+    """Run the command line. An error of unmask prints its message and ends with its exit code, by
+    default 2."""
     for name, value in _ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     if logging.lastResort is not None:
-        # Warnings go to the terminal by this handler, and quote texts from outside as errors do.
+        # This handler prints warnings, and like errors they quote text from files and models.
         logging.lastResort.setFormatter(_Visible())
     try:
         app(prog_name="unmask")
     except UnmaskError as error:
-        # What all processes of a run have agreed on is said by one of them.
+        # If every rank raises this error, only rank 0 prints it.
         if not error.is_agreed or os.environ.get("RANK", "0") == "0":
             say("\n  ".join([f"{error.kind}: {error}", *getattr(error, "__notes__", ())]), err=True)
         if isinstance(error, LostProcessError) and "RANK" in os.environ:
-            # An orderly end would close connections to processes that are gone, and may wait for them for ever.
+            # A normal exit would close connections to ranks that are gone, and could wait for them
+            # forever.
             sys.stdout.flush()
             sys.stderr.flush()
             os._exit(error.exit_code)
         sys.exit(error.exit_code)
     except OSError as error:
-        # A pipe whose reader has left is no fault, and what has no number does not come from the file system.
+        # A closed pipe is not an error of the run, and an OSError without a number does not come
+        # from the file system.
         if error.errno in (None, errno.EPIPE):
             raise
-        place = f"{error.filename}: " if error.filename else ""
-        say(f"{RunError.__name__}: {place}{error.strerror}. Look at that place, or name another one.", err=True)
+        path = f"{error.filename}: " if error.filename else ""
+        say(f"{RunError.__name__}: {path}{error.strerror}. Check this path, or use another one.", err=True)
         sys.exit(UnmaskError.exit_code)

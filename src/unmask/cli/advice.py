@@ -1,4 +1,4 @@
-"""Commands that say what a run will take and whether this machine is sound: estimate, doctor."""
+"""Commands to use before a run: estimate its memory and time, and check this machine."""
 
 from __future__ import annotations
 
@@ -15,55 +15,68 @@ advice = typer.Typer()
 def estimate(
     recipe: Annotated[str, typer.Argument(help="A shipped recipe's name, or a YAML file.")],
     overrides: Overrides = None,
-    gpu_memory: Annotated[str, typer.Option(help="Of one GPU, such as 80GB: says whether it fits.")] = "",
-    flops: Annotated[float | None, typer.Option(min=1.0, help="FLOP/s that a process sustains, such as 4e14.")] = None,
-    processes: Annotated[int, typer.Option(min=1, help="Processes that share a step, a GPU each.")] = 1,
-    preset: Annotated[str, typer.Option(help="How they share the model: none, ddp, zero2, zero3, fsdp2.")] = "none",
+    gpu_memory: Annotated[
+        str, typer.Option(help="Memory of one GPU, such as 80GB, to check whether the run fits.")
+    ] = "",
+    flops: Annotated[
+        float | None, typer.Option(min=1.0, help="FLOP/s that one process sustains, such as 4e14, for the time.")
+    ] = None,
+    processes: Annotated[int, typer.Option(min=1, help="Number of processes, one GPU each.")] = 1,
+    preset: Annotated[
+        str, typer.Option(help="How the model is sharded over processes: none, ddp, zero2, zero3 or fsdp2.")
+    ] = "none",
     prompt_length: Annotated[
-        int | None, typer.Option(min=1, help="Tokens of a prompt; default the task's, or 200.")
+        int | None, typer.Option(min=1, help="Length of a prompt in tokens; default the task's, or 200.")
     ] = None,
     shape: Annotated[
-        str, typer.Option(help="Of a model that is not here: layers=32,width=4096,heads=32,ffn=12288,vocab=126464.")
+        str,
+        typer.Option(
+            help="Shape of a model without a config.json: layers=32,width=4096,heads=32,ffn=12288,vocab=126464."
+        ),
     ] = "",
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """Say what a recipe takes in memory and time, before you rent.
+    """Estimate the memory and time that a recipe needs.
 
-    Parameters, memory by part and the time of a step, with the arithmetic.
+    Shows the number of parameters, the memory by part and the time of a training step, each with
+    its calculation.
 
-    Needs no weights: shapes of the released models are known, others are read from their config.json or given by --shape.
+    No weights are needed. The shapes of released models are built in; others come from a
+    config.json or from --shape.
     """
     import json
 
     from unmask.cli.estimate import estimate as run
     from unmask.cli.estimate.text import described
     from unmask.cli.lists import bytes_of
-    from unmask.recipes.schema import load_recipe
+    from unmask.recipes.load import load_recipe
 
     loaded = load_recipe(recipe, overrides or ())
-    room = bytes_of(gpu_memory) if gpu_memory else None
-    found = run(
+    available = bytes_of(gpu_memory) if gpu_memory else None
+
+    result = run(
         loaded,
         shape=shape,
         prompt_length=prompt_length,
         processes=processes,
         preset=preset,
         flops=flops,
-        on_gpu=room is not None,
+        on_gpu=available is not None,
     )
-    say(json.dumps(found.summary(), indent=1) if as_json else described(found, room))
+    say(json.dumps(result.summary(), indent=1) if as_json else described(result, available))
 
 
 @advice.command()
 def doctor(
-    hub: Annotated[bool, typer.Option("--hub", help="Also ask whether the model hub can be reached.")] = False,
+    hub: Annotated[bool, typer.Option("--hub", help="Also check whether the Hugging Face hub can be reached.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """Check this machine and this installation, for a bug report.
+    """Check this machine and this installation.
 
-    Versions, devices, disk, sandboxes, and small tests of what training rests on.
+    Shows versions, devices, disk space and sandboxes, and runs small tests of the parts that
+    training needs. Add the output to a bug report.
 
-    Ends with code 1 if anything that must work does not.
+    The exit code is 1 if a required check fails.
     """
     import json
 
@@ -71,10 +84,10 @@ def doctor(
     from unmask.cli.lists import doctor_report
 
     if as_json:
-        found = list(checks(hub=hub))
-        typer.echo(json.dumps([check.summary() for check in found], indent=1))
-        good = all(check.status != "failed" for check in found)
+        results = list(checks(hub=hub))
+        typer.echo(json.dumps([check.summary() for check in results], indent=1))
+        passed = all(check.status != "failed" for check in results)
     else:
-        good = doctor_report(checks(hub=hub))
-    if not good:
+        passed = doctor_report(checks(hub=hub))
+    if not passed:
         raise typer.Exit(1)

@@ -1,4 +1,4 @@
-"""The commands that list what is shipped: methods, tasks, recipes and presets."""
+"""Commands that list what the package contains: methods, tasks, recipes and presets."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ catalogue = typer.Typer()
 def methods(
     name: Annotated[
         str | None,
-        typer.Argument(help="Show this method with all its options: a name, or a path as in my_method.py:Mine."),
+        typer.Argument(help="Name of a method, or path of a class as in my_method.py:Mine, to show with its options."),
     ] = None,
 ) -> None:
     """List the methods, or show one with its options and sources."""
@@ -29,15 +29,13 @@ def methods(
 def tasks(
     name: Annotated[
         str | None,
-        typer.Argument(
-            help="Show this task with all its options and an example row: a name, or a path as in my_task.py:Mine."
-        ),
+        typer.Argument(help="Name of a task, or path of a class as in my_task.py:Mine, to show with its options."),
     ] = None,
     options: Annotated[
         list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Options of the task, such as max_blanks=6.")
     ] = None,
 ) -> None:
-    """List the tasks, or show one with its options and an example row."""
+    """List the tasks, or show one with its options and an example."""
     from unmask.cli.console import table
     from unmask.cli.lists import task_page
     from unmask.tasks import TASKS
@@ -47,7 +45,7 @@ def tasks(
         task_page(name, options or ())
         return
     table(
-        ["task", "what it is", "options"],
+        ["task", "description", "options"],
         [
             [
                 name,
@@ -59,22 +57,23 @@ def tasks(
     )
     count = len(available())
     typer.echo(
-        f"reasoning_gym:NAME is any of {count} more, such as reasoning_gym:chain_sum."
+        f"reasoning_gym:NAME stands for {count} more tasks, such as reasoning_gym:chain_sum."
         if count
-        else 'reasoning_gym:NAME is any task of that package: pip install "unmask[reasoning-gym]"'
+        else 'reasoning_gym:NAME stands for any task of that package. Install it: pip install "unmask[reasoning-gym]"'
     )
 
 
 @catalogue.command()
 def recipes(
     name: Annotated[
-        str, typer.Argument(help="Print the recipe of this name, or list those whose name holds this, such as llada.")
+        str, typer.Argument(help="Name of a recipe to print, or part of a name, such as llada, to list the matches.")
     ] = "",
 ) -> None:
     """List the shipped recipes, or print one.
 
-    Small ones to run anywhere, the papers' settings (published/), and those for one GPU (single-gpu/). To change a copy:
-    unmask recipes sudoku-tiny > mine.yaml
+    There are small recipes that run anywhere, the papers' settings (published/), and recipes for
+    one GPU (single-gpu/). To make a copy that you can change: unmask recipes sudoku-tiny >
+    mine.yaml
     """
     from unmask.cli.lists import recipe_page, recipes_table
 
@@ -84,14 +83,15 @@ def recipes(
 
 @catalogue.command()
 def preset(
-    name: Annotated[str, typer.Argument(help="ddp, zero2, zero3 or fsdp2.")],
+    name: Annotated[str, typer.Argument(help="How the model is sharded: ddp, zero2, zero3 or fsdp2.")],
 ) -> None:
     """Print the path of a shipped accelerate config file.
 
-    Such as: accelerate launch --config_file "$(unmask preset zero3)" --num_processes 8 -m unmask train RECIPE
+    Example: accelerate launch --config_file "$(unmask preset zero3)" --num_processes 8 -m unmask
+    train RECIPE
     """
     from unmask.core.errors import ConfigError, unknown_name
-    from unmask.recipes.schema import shipped_recipes
+    from unmask.recipes.load import shipped_recipes
 
     presets = shipped_recipes("accelerate")
     if name not in presets:

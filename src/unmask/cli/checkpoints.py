@@ -1,4 +1,4 @@
-"""Commands for checkpoints: models, convert, merge."""
+"""Commands for model checkpoints: models, convert and merge."""
 
 from __future__ import annotations
 
@@ -14,9 +14,7 @@ checkpoints = typer.Typer()
 
 @checkpoints.command()
 def models(
-    name: Annotated[
-        str | None, typer.Argument(help="Show this family with its checkpoints and what to know of it.")
-    ] = None,
+    name: Annotated[str | None, typer.Argument(help="Name of a family to show with its checkpoints and notes.")] = None,
 ) -> None:
     """List the model families, or show one with its checkpoints."""
     from unmask.cli.console import families_table, family_page
@@ -34,21 +32,27 @@ def models(
 @checkpoints.command()
 def convert(
     source: Annotated[str, typer.Argument(help="Folder or hub id of a checkpoint of any family (`unmask models`).")],
-    destination: Annotated[Path, typer.Argument(help="Where to: a folder that does not exist yet.")],
+    destination: Annotated[Path, typer.Argument(help="Folder to write; it must not exist yet.")],
     to: Annotated[
-        str, typer.Option(help="native; original: back to the layout that its family publishes; or a family's name.")
+        str,
+        typer.Option(
+            help="Target layout: native, original (the layout that its family publishes), or a family's name."
+        ),
     ] = "native",
-    dtype: Annotated[str | None, typer.Option(help="float32, bfloat16 or float16; default as the tensors are.")] = None,
+    dtype: Annotated[
+        str | None, typer.Option(help="Data type to write: float32, bfloat16 or float16; default the source's.")
+    ] = None,
     tokenizer: Annotated[
-        str | None, typer.Option(help="Take the tokenizer from this folder or hub id, where the source has none.")
+        str | None, typer.Option(help="Folder or hub id to take the tokenizer from, if the source has none.")
     ] = None,
     block_length: Annotated[
-        int | None, typer.Option(min=2, help="Of block diffusion, where the source's config does not say it.")
+        int | None, typer.Option(min=2, help="Block length of a block diffusion model whose config lacks it.")
     ] = None,
 ) -> None:
     """Convert a checkpoint to a native transformers class, or back.
 
-    Reads data files only: nothing that the checkpoint brings is run. The destination is written whole or not at all.
+    Only data files are read; code in the checkpoint is never run. If the conversion fails, no
+    destination is left behind.
     """
     from unmask.models import convert as run
 
@@ -66,7 +70,8 @@ def convert(
     else:
         say(
             f"{family.title} in its own layout: {destination}\n"
-            "Its code is not carried: to run it there, copy the .py files of the release beside it. The tokenizer stays native."
+            "The model's code is not included. To run the model with that code, copy the .py files of the release into this "
+            "folder. The tokenizer keeps its native form."
         )
 
 
@@ -78,15 +83,17 @@ def merge(
             help="Folder of a LoRA adapter, of a run, or of a checkpoint of a run (RUN/checkpoints/step-N)."
         ),
     ],
-    destination: Annotated[Path, typer.Argument(help="Where to: a folder that does not exist yet.")],
+    destination: Annotated[Path, typer.Argument(help="Folder to write; it must not exist yet.")],
     base: Annotated[
-        str | None, typer.Option(help="Folder or hub id of the model under it; default the one that the adapter names.")
+        str | None,
+        typer.Option(help="Folder or hub id of the adapter's base model; default the one that the adapter names."),
     ] = None,
 ) -> None:
-    """Make a plain model folder of a LoRA adapter, or of a checkpoint of a run.
+    """Merge a LoRA adapter or a run's checkpoint into a model.
 
-    A run's final/ is merged already. This is for a run that has not ended, for an adapter that travelled alone, or for another
-    base: say, the same weights in another precision.
+    The final/ folder of a run is merged already. Use this command for a run that has not finished,
+    for a separate adapter, or for another base model, such as the same weights in another
+    precision.
     """
     from unmask.models.adapters import merge as run
     from unmask.models.convert import written_aside

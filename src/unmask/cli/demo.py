@@ -1,4 +1,4 @@
-"""The main job on the embedded default: pretrain a tiny model on 4x4 Sudoku, train it with EGSPO-SA, evaluate, plot."""
+"""The demo: pretrain a tiny model on 4x4 Sudoku, train it with EGSPO-SA, evaluate and plot."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ from pathlib import Path
 from rich.console import Console
 
 from unmask.cli.console import table
-from unmask.recipes.schema import PretrainRecipe, load, load_recipe
+from unmask.recipes.load import load, load_recipe
+from unmask.recipes.schema import PretrainRecipe
 from unmask.report.api.trainer import Trainer
 from unmask.report.progress import progress
 from unmask.runs.metrics import evaluations, read_metrics
@@ -17,11 +18,12 @@ from unmask.trainer.pretrain import pretrain
 
 
 def run(output_dir: Path, seed: int) -> None:
-    """Pretrain, train, evaluate and print the results. A demo that was interrupted continues where it stopped."""
+    """Pretrain, train, evaluate and print the results. An interrupted demo continues where it
+    stopped."""
     try:
         _run(output_dir, seed)
     except RunStoppedError as stop:
-        # The demo resumes by itself.
+        # The demo always resumes, so the message must not suggest --resume.
         stop.needs_resume = False
         raise
 

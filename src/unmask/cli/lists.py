@@ -15,7 +15,7 @@ from unmask.cli.console import PIPE_WIDTH, default_of, table
 from unmask.core.errors import ConfigError, DataError, nearest
 from unmask.core.text import visible
 from unmask.recipes.keys import find_class
-from unmask.recipes.schema import COLLECTIONS, find_shipped, make_task, read_tree, shipped_recipes, task_settings
+from unmask.recipes.load import COLLECTIONS, find_shipped, make_task, read_tree, shipped_recipes, task_settings
 from unmask.tasks import Task
 from unmask.tasks.sourced import SourcedTask
 

@@ -1,4 +1,4 @@
-"""What several commands share: arguments and options, errors about them, and how text is printed."""
+"""Arguments and options that several commands share, errors about them, and printing of text."""
 
 from __future__ import annotations
 
@@ -16,57 +16,65 @@ Overrides = Annotated[
     list[str] | None,
     typer.Argument(metavar="[KEY=VALUE]...", help="Settings to change, such as optim.learning_rate=3e-4."),
 ]
-Resume = Annotated[bool, typer.Option("--resume", help="Continue from the newest checkpoint of the run folder.")]
+Resume = Annotated[bool, typer.Option("--resume", help="Continue from the newest checkpoint in the run folder.")]
 Model = Annotated[str, typer.Argument(help="Folder or hub id of a masked diffusion model.")]
 Order = Annotated[
-    str, typer.Option(help="Order in which positions are committed: a name, or a path as in my_order.py:mine.")
+    str,
+    typer.Option(
+        help="Remasking strategy, which decides the positions that a step commits: a name, or a path as in my_order.py:mine."
+    ),
 ]
 TaskOptions = Annotated[
-    list[str] | None, typer.Option("--option", help="An option of the task, as key=value; may be repeated.")
+    list[str] | None, typer.Option("--option", help="Option of the task, as key=value; can be repeated.")
 ]
 
 
 def say(text: str, err: bool = False) -> None:
-    """Print text that may quote files, models and rows: what would control the terminal is spelt out."""
+    """Print text that may quote files, models and examples, with control characters made
+    visible."""
     typer.echo(visible(text), err=err)
 
 
 class SettingsCommand(TyperCommand):
-    """A command that takes key=value settings: an option that it lacks is answered with the setting that was meant."""
+    """Command that takes key=value settings, and answers an unknown option with the setting of that
+    meaning."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         from unmask.core.errors import nearest
 
-        given = list(args)
+        words = list(args)
         try:
             return super().parse_args(ctx, args)
         except Exception as error:
-            # typer brings its own copy of click in some versions and imports it in others, so the class has no fixed home.
+            # Some versions of typer contain a copy of click and others import it, so the class is
+            # compared by name.
             name = getattr(error, "option_name", None)
             if type(error).__name__ == "NoSuchOption" and name:
                 options = [option for parameter in self.params for option in parameter.opts]
                 own = [option for option in options if option.rstrip("s") == name.replace("_", "-").rstrip("s")]
-                hint = f"Did you mean {own[0]}?" if own else _hint(self.name or "", name, given)
+                hint = f"Did you mean {own[0]}?" if own else _hint(self.name or "", name, words)
                 error.message += f". {hint}" if hint else ""  # type: ignore[attr-defined]
-                # typer names whatever option shares a few letters.
+                # typer suggests any option that shares a few letters.
                 error.possibilities = [] if hint else nearest(name, options)  # type: ignore[attr-defined]
             raise
 
 
-def _hint(command: str, option: str, given: list[str]) -> str | None:
+def _hint(command: str, option: str, words: list[str]) -> str | None:
+    """Return a sentence with the setting to use instead of an unknown option, with its value on the
+    command line."""
     from unmask.recipes.keys import counterpart
 
     name, _, value = option.partition("=")
-    for place, word in enumerate(given):
-        if word == name and given[place + 1 : place + 2] and not given[place + 1].startswith("--"):
-            value = given[place + 1]
+    for i, word in enumerate(words):
+        if word == name and words[i + 1 : i + 2] and not words[i + 1].startswith("--"):
+            value = words[i + 1]
         elif word.startswith(f"{name}="):
             value = word.partition("=")[2]
     return counterpart(_kind_of(command), name, value or "VALUE")
 
 
 def _kind_of(command: str) -> type[BaseModel]:
-    """The kind of recipe whose settings a command takes."""
+    """Return the kind of recipe whose settings a command takes."""
     from unmask.recipes.evaluation import EvalRecipe
     from unmask.recipes.schema import PretrainRecipe, TrainRecipe
     from unmask.trainer.comparison.recipe import CompareRecipe
@@ -76,10 +84,10 @@ def _kind_of(command: str) -> type[BaseModel]:
 
 
 def numbers(text: str, kind: type[Any], option: str) -> list[Any]:
-    """The numbers of a comma-separated option, each once."""
+    """Return the values of a comma-separated option without duplicates."""
     from unmask.core.errors import ConfigError
 
     try:
         return list(dict.fromkeys(kind(part.strip()) for part in text.split(",") if part.strip()))
     except ValueError:
-        raise ConfigError(f'{option} "{text}" is not a comma-separated list of numbers.') from None
+        raise ConfigError(f'{option} "{text}" is not a list of numbers. Separate numbers by commas.') from None

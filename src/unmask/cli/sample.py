@@ -1,6 +1,6 @@
-"""The denoising film in a terminal: a completion being unmasked, how sure the model was, and what each step wrote.
+"""The denoising film in a terminal: the tokens that each step commits, and their entropy.
 
-Live on a terminal; in a pipe a plain line for each step.
+A terminal shows it live; a pipe gets a plain line for each step.
 """
 
 from __future__ import annotations
@@ -30,11 +30,11 @@ if TYPE_CHECKING:
     from unmask.sampling.generation import Prompt
 
 HOT = 2.0
-"""Nats from which on a token is as red as it gets."""
+"""Entropy in nats at which the colour of a token reaches full red."""
 BARS = "▁▂▃▄▅▆▇█"
 HIDDEN, END = "·", "∎"
 PROMPT_SHOWN = 400
-"""Characters of a prompt that stay in view."""
+"""Maximum number of characters of a prompt that are shown."""
 
 
 def watch(
@@ -51,12 +51,12 @@ def watch(
 
     Args:
         policy: the model and its tokenizer.
-        prompt: what it answers.
-        sampler: how it is denoised.
-        seed: of the draws.
+        prompt: the text to complete.
+        sampler: settings of the denoising loop.
+        seed: seed of the random draws.
         delay: seconds to show each step on a terminal.
-        verdict: what is said of the finished completion, such as its reward.
-        console: where to show it; default standard output.
+        verdict: function from the finished completion to a text about it, such as its reward.
+        console: console to print to; default standard output.
     """
     from rich.live import Live
 
@@ -77,19 +77,19 @@ def watch(
         seeds = row_seeds(1, named_generator(seed, "sample"))
         path = LocalEngine(policy).rollout([prompt], sampler, seeds, observe=show)
     completion = decode(tokenizer, path.tokens)[0]
-    said = f"\n{visible(verdict(completion))}" if verdict else ""
+    comment = f"\n{visible(verdict(completion))}" if verdict else ""
     entropy = f"entropy of the whole path: {float(path.entropy.sum()):.2f} nats"
-    console.print(Text(f"completion: {visible(completion)}{said}\n{entropy}"), soft_wrap=True)
+    console.print(Text(f"completion: {visible(completion)}{comment}\n{entropy}"), soft_wrap=True)
 
 
 class Film:
-    """Frames of one completion, as snapshots of its steps come in.
+    """Frames of one completion, made from snapshots of its denoising steps.
 
     Args:
-        tokenizer: turns tokens into text.
-        prompt: what is answered; a bare Sudoku is laid out as a board.
-        sampler: its number of steps.
-        mask_id: of hidden positions.
+        tokenizer: tokenizer to decode tokens with.
+        prompt: the text to complete; a 4x4 Sudoku without further text is shown as a board.
+        sampler: settings of the denoising loop, for its number of steps.
+        mask_id: id of the mask token.
     """
 
     def __init__(
@@ -103,7 +103,7 @@ class Film:
         self._step = self._written = 0
 
     def take(self, snapshot: Snapshot) -> None:
-        """Go on to the next step."""
+        """Take the snapshot of the next step."""
         rows = (snapshot.tokens[0].tolist(), snapshot.unmask_step[0].tolist(), snapshot.entropy[0].tolist())
         self._step = snapshot.step
         self._pieces = [self._piece(*cell) for cell in zip(*rows, strict=True)]
@@ -112,12 +112,12 @@ class Film:
         self._joint.append(math.fsum(now))
 
     def line(self) -> Text:
-        """The state as one line, for a pipe."""
+        """Return the state as one line, for a pipe."""
         pieces = [(piece.replace("\n", "⏎"), style) for piece, style in self._pieces]
         return Text.assemble(f"step {self._step + 1:>3}/{self._num_steps}  ", *pieces)
 
     def frame(self, width: int) -> RenderableType:
-        """The state with its timeline and legend, for a terminal of `width` columns."""
+        """Return the state with its timeline and legend, for a terminal of `width` columns."""
         written = f"{self._written} token{'s' if self._written != 1 else ''} written"
         status = f"step {self._step + 1:>3}/{self._num_steps}  {written}, H = {self._joint[-1]:.2f} nats"
         return Group(
@@ -133,11 +133,12 @@ class Film:
         if token == self._mask_id:
             return HIDDEN, "dim"
         piece = visible(str(self._tokenizer.decode([token], skip_special_tokens=True))) or END
-        # Underlined, so that the step is to be seen without colours too.
+        # The underline shows the step without colours too.
         return piece, colour(entropy) + (" bold underline" if step == self._step else "")
 
     def _board(self) -> Text:
-        """Returns four rows of four cells, with the boxes apart; cells that the puzzle leaves blank stand in brackets."""
+        """Return four rows of four cells in separate boxes, with brackets around the cells that the
+        puzzle leaves blank."""
         assert self._clues is not None
         board = Text()
         for i, (piece, style) in enumerate(self._pieces):
@@ -149,10 +150,11 @@ class Film:
 
 
 def timeline(joint: Sequence[float], num_steps: int, width: int) -> Text:
-    """The joint entropy of each step as bars, the newest step underlined.
+    """Return the joint entropy of each step as bars, with the newest step underlined.
 
-    A full bar is `HOT` nats, or the largest entropy if that is more, so that bars do not shrink while small values arrive. Where
-    there are more steps than columns, a column shows the largest of its steps.
+    A full bar is `HOT` nats or the largest entropy, whichever is greater, so that bars do not
+    shrink while values are small. If there are more steps than columns, a column shows the largest
+    value of its steps.
     """
     per_column = max(1, -(-num_steps // width))
     top = max([*joint, HOT])
@@ -169,7 +171,8 @@ def timeline(joint: Sequence[float], num_steps: int, width: int) -> Text:
 
 
 def legend(has_board: bool = False) -> Text:
-    """Explains the colours and the marks of a frame; a board also has brackets around the cells that the model fills."""
+    """Return an explanation of the colours and marks of a frame; a board also has brackets around
+    the blank cells."""
     text = Text("entropy at commitment, nats: ")
     for value in (0.0, 0.5, 1.0, 1.5, HOT):
         text.append("■", style=colour(value)).append(f" {value:g}{'+' if value == HOT else ''}  ")
@@ -178,11 +181,11 @@ def legend(has_board: bool = False) -> Text:
 
 
 def colour(entropy: float) -> str:
-    """From sure (0 nats, green) to open (`HOT` and more, red)."""
+    """Return a colour between green (0 nats, certain) and red (`HOT` nats or more, uncertain)."""
     heat = min(1.0, entropy / HOT)
     return f"rgb({int(40 + 200 * heat)},{int(180 - 120 * heat)},60)"
 
 
 def shortened(text: str) -> str:
-    """At most `PROMPT_SHOWN` characters: the end of a prompt asks the question."""
+    """Return the last `PROMPT_SHOWN` characters of a prompt, because the question is at its end."""
     return text if len(text) <= PROMPT_SHOWN else f"... {text[-PROMPT_SHOWN:]}"

@@ -1,4 +1,4 @@
-"""The commands that train models: train, pretrain, compare and demo."""
+"""Commands that train models: train, pretrain, compare and demo."""
 
 from __future__ import annotations
 
@@ -20,18 +20,19 @@ def train(
     overrides: Overrides = None,
     resume: Resume = False,
 ) -> None:
-    """Train a model with reinforcement learning, as a recipe says.
+    """Train a model with reinforcement learning on a recipe.
 
-    unmask recipes lists those that are shipped, the papers' settings for LLaDA-8B and Dream-7B among them.
+    unmask recipes lists the shipped recipes, which include the papers' settings for LLaDA-8B and
+    Dream-7B.
     """
-    from unmask.recipes.schema import load_recipe
+    from unmask.recipes.load import load_recipe
     from unmask.report.api.trainer import Trainer
 
     trainer = Trainer(load_recipe(recipe, overrides or ()), resume=resume)
     folder = trainer.train()
     if trainer.is_main:
         say(f"model: {folder / 'final'}\nmetrics: {folder / 'metrics.jsonl'}")
-        say("\n".join(f"{name}: {place}" for name, place in trainer.pictures.items()))
+        say("\n".join(f"{name}: {path}" for name, path in trainer.pictures.items()))
 
 
 @training.command(cls=SettingsCommand)
@@ -42,9 +43,10 @@ def pretrain(
 ) -> None:
     """Train a model on demonstrations with the masked-diffusion ELBO.
 
-    A tiny one from scratch, or a checkpoint.
+    The model is a new tiny one, or a checkpoint.
     """
-    from unmask.recipes.schema import PretrainRecipe, load
+    from unmask.recipes.load import load
+    from unmask.recipes.schema import PretrainRecipe
     from unmask.report.progress import progress
     from unmask.trainer.pretrain import pretrain as run
 
@@ -60,30 +62,37 @@ def compare(
     recipe: Annotated[str, typer.Argument(help="A shipped comparison's name, such as paper-tiny, or a YAML file.")],
     overrides: Overrides = None,
     jobs: Annotated[
-        int, typer.Option(min=1, help="Runs at a time, each a process with one thread. 1: in this process.")
+        int,
+        typer.Option(
+            min=1, help="Number of runs at a time, each in a process with one thread; 1 runs them in this process."
+        ),
     ] = 1,
     report: Annotated[
-        bool, typer.Option("--report", help="Only make tables and figures of the results so far.")
+        bool, typer.Option("--report", help="Only make the tables and figures from the results so far.")
     ] = False,
     rerun_changed: Annotated[
-        bool, typer.Option("--rerun-changed", help="Run again what changed settings or edited code touch.")
+        bool, typer.Option("--rerun-changed", help="Repeat the jobs whose settings or code have changed.")
     ] = False,
     keep_changed: Annotated[
-        bool, typer.Option("--keep-changed", help="Go on beside results of code edited since; tables mark them.")
+        bool,
+        typer.Option("--keep-changed", help="Keep the results of code that has changed since; the tables mark them."),
     ] = False,
-    retry_failed: Annotated[bool, typer.Option("--retry-failed", help="Run again what failed before.")] = False,
+    retry_failed: Annotated[bool, typer.Option("--retry-failed", help="Repeat the jobs that failed.")] = False,
     tasks: Annotated[str, typer.Option(help="Only these tasks of the recipe, comma-separated.")] = "",
     methods: Annotated[str, typer.Option(help="Only these methods of the recipe, comma-separated.")] = "",
-    seeds: Annotated[str, typer.Option(help="These seeds instead of the recipe's, comma-separated.")] = "",
+    seeds: Annotated[str, typer.Option(help="Seeds to use instead of the recipe's, comma-separated.")] = "",
 ) -> None:
     """Compare methods on tasks over seeds, at equal compute.
 
-    Each run starts from the same model and has the same prompts.
+    All runs of a task start from the same model and use the same prompts. The command pretrains
+    this model, tunes every method with the same number of trials on validation examples, and then
+    runs every method with every seed.
 
-    Pretrains what the runs start from, tunes each method as much as any other on validation rows, then runs every method
-    with every seed. Stop it with Ctrl-C and give the same command to go on; what has a result is not run again, so
-    seeds, methods and tasks can be added later. Everything is in runs/compare/NAME: table.md (read this first), tuning.md,
-    compute.png, decoding.png, and cells.jsonl, from which --report makes them all.
+    Stop it with Ctrl-C, and repeat the command to continue. Jobs that have a result are not run
+    again, so you can add seeds, methods and tasks later.
+
+    The results are in runs/compare/NAME: table.md (read this first), tuning.md, compute.png,
+    decoding.png, and cells.jsonl, from which --report makes the other files.
     """
     from unmask.cli.console import comparison_results
     from unmask.report.comparison_files import report as make_report
@@ -91,9 +100,9 @@ def compare(
     from unmask.trainer.comparison.recipe import load_compare
     from unmask.trainer.comparison.run import compare as run
 
-    picked = {"tasks": numbers(tasks, str, "--tasks"), "methods": numbers(methods, str, "--methods")}
-    picked["seeds"] = numbers(seeds, int, "--seeds")
-    options = [f"{key}={json.dumps(names)}" for key, names in picked.items() if names]
+    chosen = {"tasks": numbers(tasks, str, "--tasks"), "methods": numbers(methods, str, "--methods")}
+    chosen["seeds"] = numbers(seeds, int, "--seeds")
+    options = [f"{key}={json.dumps(names)}" for key, names in chosen.items() if names]
     loaded = load_compare(recipe, [*options, *(overrides or ())])
     if not report:
         run(
@@ -105,21 +114,21 @@ def compare(
             tell=lambda line: say(line, err=True),
         )
     table = make_report(loaded)
-    comparison_results(found := shown(loaded))
+    comparison_results(results := shown(loaded))
     say(f"table: {table}")
-    for figure in found.figures:
+    for figure in results.figures:
         say(f"figure: {figure}")
-    say(f"all of it on one page: unmask report {quote(str(loaded.folder))}")
+    say(f"to write all of it into one page: unmask report {quote(str(loaded.folder))}")
 
 
 @training.command()
 def demo(
-    output_dir: Annotated[Path, typer.Option(help="Where everything goes.")] = Path("runs/demo"),
-    seed: Annotated[int, typer.Option(help="Of pretraining and training.")] = 0,
+    output_dir: Annotated[Path, typer.Option(help="Folder for all files of the demo.")] = Path("runs/demo"),
+    seed: Annotated[int, typer.Option(help="Seed of pretraining and training.")] = 0,
 ) -> None:
-    """The main job in one go, on 4x4 Sudoku with a tiny model.
+    """Run a small example from start to end on 4x4 Sudoku.
 
-    Pretrain, train with EGSPO-SA, evaluate, report.
+    It pretrains a tiny model, trains it with EGSPO-SA, evaluates it and writes a report.
     """
     from unmask.cli.demo import run
 
@@ -127,7 +136,7 @@ def demo(
 
 
 def _is_main() -> bool:
-    """Whether this is rank 0, which prints for all ranks of a distributed run."""
+    """Return whether this is rank 0, which prints for all ranks of a distributed run."""
     from accelerate import PartialState
 
     return bool(PartialState().is_main_process)

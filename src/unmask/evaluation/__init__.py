@@ -1,1 +1,2 @@
-"""Accuracy on held-out examples, its intervals, and what is published of it."""
+"""Accuracy on held-out examples with intervals, files of results, and the card of a finished
+model."""

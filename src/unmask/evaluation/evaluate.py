@@ -1,8 +1,9 @@
-"""Accuracy on rows that training never saw, with intervals.
+"""Accuracy on held-out examples, with intervals.
 
-One completion for each row gives an accuracy with Wilson's interval. Several give pass@k as well; completions of one row are not
-independent trials, so then, and for every secondary measure, the interval is a bootstrap over rows, or Wilson's where all rows
-are 0 or all are 1.
+With one completion for each example the interval is Wilson's. With several there is pass@k too, and
+the interval is a bootstrap over examples, because completions of one example are not independent
+trials. Secondary measures always have this bootstrap. If all values are 0 or all are 1, Wilson's
+interval replaces it.
 """
 
 from __future__ import annotations
@@ -31,13 +32,14 @@ from unmask.tasks import Task
 T = TypeVar("T")
 
 RESAMPLES = 2000
-"""Of a bootstrap interval: its ends move by about a hundredth of its width from one seed to the next."""
+"""Number of resamples of a bootstrap interval; between seeds its ends differ by about 1 % of its
+width."""
 SCORED_AT_ONCE = 64
-"""Completions of one call of the reward functions, whose time limit is for one call."""
+"""Number of completions in one call of the reward functions, to which their time limit applies."""
 
 
 class MetricEstimate(NamedTuple):
-    """A mean over rows and its 95 % interval."""
+    """Mean over examples with its 95 % interval."""
 
     value: float
     low: float
@@ -46,35 +48,41 @@ class MetricEstimate(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Evaluation:
-    """What one sampler setting reaches on a set of rows."""
+    """Results of one sampler setting on a set of examples."""
 
     num_rows: int
+    """Number of examples."""
     num_solved: int
-    """Completions that are right; as many as rows where one is sampled for each."""
+    """Number of completions that solve their example."""
     accuracy: float
-    """Share of rows solved whole; pass@1 where several completions are sampled."""
+    """Share of completions that solve their example; with several samples this is pass@1."""
     low: float
-    """Lower end of the 95 % interval of the accuracy: Wilson's, or a bootstrap over rows where several are sampled."""
+    """Lower end of the 95 % interval of the accuracy: Wilson's, or with several samples a bootstrap
+    over examples."""
     high: float
-    """Upper end."""
+    """Upper end of this interval."""
     reward: float
-    """Mean reward."""
+    """Mean reward over examples."""
     reward_se: float
-    """Standard error of that mean, over rows."""
+    """Standard error of the mean reward, over examples."""
     temperature: float
+    """Sampling temperature; 0 is greedy."""
     length: int
+    """L, length of a completion in tokens."""
     steps: int
+    """T, number of denoising steps."""
     items: list[dict[str, Any]]
-    """For each completion: row, sample, prompt, answer, completion, reward, solved, measures. Those of a row stand together."""
+    """Entries row, sample, prompt, answer, completion, reward, solved and measures of each
+    completion, grouped by example."""
     samples: int = 1
-    """Completions of each row."""
+    """Number of completions for each example."""
     pass_at: dict[int, MetricEstimate] = field(default_factory=dict)
-    """pass@k for k = 1, 2, 4, ... and the number of samples; empty where one is sampled."""
+    """pass@k by k, for k = 1, 2, 4, ... and the number of samples; empty with one sample."""
     measures: dict[str, MetricEstimate] = field(default_factory=dict)
-    """Means of the task's secondary measures."""
+    """Means of the task's secondary measures, by name."""
 
     def summary(self) -> dict[str, Any]:
-        """Everything but the items, ready for JSON."""
+        """Return everything except the items as JSON values."""
         facts = {key: value for key, value in asdict(self).items() if key != "items"}
         for name in ("pass_at", "measures"):
             facts[name] = {str(key): estimate._asdict() for key, estimate in getattr(self, name).items()}
@@ -82,18 +90,19 @@ class Evaluation:
 
 
 class Processes(Protocol):
-    """What an evaluation asks of processes that share it."""
+    """Interface of the ranks that share an evaluation."""
 
     def share(self, total: int) -> slice:
-        """Which of `total` rows are this process's."""
+        """Return the slice of `total` examples that this rank evaluates."""
         ...
 
     def agreed(self) -> AbstractContextManager[None]:
-        """Around the scoring: a mistake on one process stops them all."""
+        """Return a context for the evaluation, in which an error on one rank is raised on all
+        ranks."""
         ...
 
     def gathered(self, items: list[T]) -> list[T]:
-        """The items of all processes, in their order."""
+        """Return the items of all ranks, in the order of the ranks."""
         ...
 
 
@@ -109,24 +118,25 @@ def evaluate(
     observe: Callable[[float], None] | None = None,
     processes: Processes | None = None,
 ) -> Evaluation:
-    """Denoise completions for each row and count those that are right.
+    """Denoise completions for each example and count those that solve it.
 
-    At temperature 0 the seed matters only to an order that draws. A row's result depends neither on its batch nor on the number
-    of rows and samples beside it, so ranks that share the rows get the result of a single process.
+    At temperature 0 the seed matters only if the order draws random numbers. The result of an
+    example depends neither on its batch nor on the number of examples and samples, so ranks that
+    share the examples get the result of a single process.
 
     Args:
-        engine: samples the completions.
-        task: decides which completions are right.
+        engine: engine that samples the completions.
+        task: task that decides which completions solve their example.
         scorer: the reward functions.
-        rows: the examples to evaluate on.
-        sampler: sampler settings.
-        seed: seed of the draws.
-        samples: completions of each row.
-        observe: is called after each denoising step with the share of the work that is done.
-        processes: the ranks that share the rows; default this process alone.
+        rows: examples to evaluate on.
+        sampler: settings of the denoising loop.
+        seed: seed of the random draws.
+        samples: number of completions for each example.
+        observe: callback after each denoising step, with the share of the work that is done.
+        processes: ranks that share the examples; default this process alone.
 
     Raises:
-        ConfigError: several samples at temperature 0.
+        ConfigError: if several samples are requested at temperature 0.
     """
     check_samples(sampler, samples)
     share = processes.share(len(rows)) if processes else slice(0, len(rows))
@@ -137,13 +147,13 @@ def evaluate(
     items = processes.gathered(items) if processes else items
     right = [sum(item["solved"] for item in items[i : i + samples]) for i in range(0, len(items), samples)]
     rewards = _row_means([item["reward"] for item in items], samples)
-    # Not the run's seed: greedy decoding gives the same result, interval included, with any.
+    # A fixed seed: greedy decoding must give the same interval whatever the seed of the run.
     bootstrap = named_generator(0, "bootstrap")
 
     def estimate(values: list[float]) -> MetricEstimate:
         mean = statistics.fmean(values)
         if len({*values}) == 1 and mean in (0.0, 1.0):
-            # Resamples of rows that are all alike have no width, as if a few rows were proof.
+            # A bootstrap of equal values has no width, as if a few examples were certain evidence.
             return MetricEstimate(mean, *wilson_interval(round(mean) * len(values), len(values)))
         return MetricEstimate(mean, *bootstrap_interval(torch.tensor(values), bootstrap, resamples=RESAMPLES))
 
@@ -172,15 +182,13 @@ def evaluate(
 
 
 def check_samples(sampler: SamplerConfig, samples: int) -> None:
-    """Refuse several samples of each row where they would all be the same.
+    """Refuse several samples of each example if they would all be equal.
 
     Raises:
-        ConfigError: several samples at temperature 0.
+        ConfigError: if several samples are requested at temperature 0.
     """
     if samples > 1 and sampler.temperature == 0:
-        raise ConfigError(
-            f"{samples} samples at temperature 0 are {samples} times the same. Use a temperature above 0."
-        )
+        raise ConfigError(f"all {samples} samples of an example are equal at temperature 0. Use a temperature above 0.")
 
 
 def _completions(
@@ -192,8 +200,9 @@ def _completions(
     samples: int,
     observe: Callable[[float], None] | None,
 ) -> list[str]:
-    """The texts of the rows in `share`, those of a row beside each other."""
-    # A generator for each sample: its seeds are the same however many are asked.
+    """Return the completions of the examples in `share`, grouped by example."""
+    # Each sample has a generator of its own, so that its seeds do not depend on the number of
+    # samples.
     names = [() if sample == 0 else (sample,) for sample in range(samples)]
     seeds = [row_seeds(len(rows), named_generator(seed, "evaluate", *name)) for name in names]
     prompts = [row["prompt"] for row in rows[share] for _ in range(samples)]
@@ -215,9 +224,11 @@ def _completions(
 def _scored(
     task: Task, scorer: Scorer, rows: Sequence[Row], texts: Sequence[str], samples: int, first: int
 ) -> list[dict[str, Any]]:
+    """Return the items of an evaluation: the texts with their rewards, measures and verdicts."""
     repeated = [row for row in rows for _ in range(samples)]
     rewards: list[float] = []
-    # Calls of whole groups: those of a row, or the equal ones that a function which compares sees in their place.
+    # A call scores whole groups: the samples of an example, or for a single sample the copies that
+    # `single` makes of it.
     group_size = samples if samples > 1 or scorer.judges_each else scorer.group_size
     size = max(1, SCORED_AT_ONCE // group_size) * samples
     for start in range(0, len(texts), size):
@@ -225,8 +236,8 @@ def _scored(
         rewards += (scorer if samples > 1 else scorer.single)(repeated[block], texts[block]).total
     return [
         {
-            "row": first + place // samples,
-            "sample": place % samples,
+            "row": first + i // samples,
+            "sample": i % samples,
             "prompt": row["prompt"],
             "answer": row.get("answer"),
             "completion": text,
@@ -234,7 +245,7 @@ def _scored(
             "solved": task.solved(text, row),
             "measures": task.measures(text, row),
         }
-        for place, (row, text, reward) in enumerate(zip(repeated, texts, rewards, strict=True))
+        for i, (row, text, reward) in enumerate(zip(repeated, texts, rewards, strict=True))
     ]
 
 

@@ -1,10 +1,12 @@
-"""A denoiser as a model of lm-evaluation-harness, so that its tasks can be run on one; the extra `lm-eval`.
+"""A denoiser as a model of lm-evaluation-harness, which runs the harness's tasks; needs the extra
+`lm-eval`.
 
     unmask harness --model_args pretrained=FOLDER,length=256 --tasks gsm8k
 
-A masked diffusion model has no exact log-likelihood. `loglikelihood` is the ELBO of the continuation given its context,
-estimated with masks of evenly spread counts: a lower bound, in nats, whose gap differs between continuations. Everything that
-is drawn for a request is a hash of the request, so a result does not depend on what else is asked.
+A masked diffusion model has no exact log-likelihood. `loglikelihood` is an estimate of the ELBO of
+the continuation given its context, with masks of evenly spread counts: a lower bound in nats, whose
+gap differs between continuations. The random draws for a request are a hash of the request, so its
+result does not depend on other requests.
 """
 
 from __future__ import annotations
@@ -21,7 +23,7 @@ from unmask.core.timeouts import interrupted_after
 from unmask.functional.elbo import elbo_weight, masks_of_counts, stratified_counts
 from unmask.functional.noise import named_generator
 from unmask.models import Denoiser, Policy, load_model
-from unmask.recipes.schema import make_sampler
+from unmask.recipes.load import make_sampler
 from unmask.sampling import denoise
 from unmask.sampling.engine import BatchLimits, LocalEngine
 from unmask.sampling.generation import ENCODING_SECONDS, decode, left_pad, row_seeds
@@ -31,7 +33,7 @@ try:
     from lm_eval.api.model import LM
     from lm_eval.api.registry import register_model
 except ImportError as error:
-    raise ConfigError('this needs the package lm-eval: pip install "unmask[lm-eval]"') from error
+    raise ConfigError('the harness needs the package lm-eval. Install it: pip install "unmask[lm-eval]"') from error
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -39,18 +41,19 @@ if TYPE_CHECKING:
 
 @register_model("unmask")
 class DenoiserLM(LM):  # type: ignore[misc]  # the package ships no types
-    """A denoiser behind the harness's interface.
+    """A denoiser with the interface of the harness.
 
     Args:
         pretrained: folder or hub id of a masked diffusion model.
-        length: completion positions, where a task does not set `max_gen_toks`.
-        steps: denoising steps; default half the length.
-        block_length: default one block.
-        order: in which positions are committed.
-        num_draws: masks of an ELBO estimate; its standard error falls with their square root or faster.
-        seed: of masks and of sampling.
-        batch_size: rows of one forward.
-        device: default a GPU if there is one.
+        length: completion length in tokens, if a task does not set `max_gen_toks`.
+        steps: number of denoising steps; default half the length.
+        block_length: block length in tokens; default one block.
+        order: remasking strategy, as in `sampler.order`.
+        num_draws: number of masks in an ELBO estimate; its standard error falls with their square
+            root or faster.
+        seed: seed of the masks and the sampling.
+        batch_size: number of sequences in one forward.
+        device: torch device; default a GPU if there is one.
     """
 
     def __init__(
@@ -67,13 +70,16 @@ class DenoiserLM(LM):  # type: ignore[misc]  # the package ships no types
         **unknown: Any,
     ) -> None:
         super().__init__()
-        # What the harness passes to every model.
+        # The harness passes max_batch_size to every model.
         if unknown := {key: value for key, value in unknown.items() if key != "max_batch_size"}:
-            raise ConfigError(f"model_args {', '.join(sorted(unknown))} are not known to the model unmask.")
+            raise ConfigError(
+                f"unknown model_args: {', '.join(sorted(unknown))}. Available: pretrained, length, steps, block_length, order, "
+                "num_draws, seed."
+            )
         if num_draws < 1:
-            raise ConfigError(f"num_draws = {num_draws} must be at least 1.")
+            raise ConfigError(f"num_draws = {num_draws} is less than 1. Set it to 1 or more.")
         if str(device).startswith("cuda") and not torch.cuda.is_available():
-            raise ConfigError(f"there is no {device} on this machine. Give --device cpu.")
+            raise ConfigError(f"this machine has no device {device}. Use --device cpu.")
         self.length, self.steps, self.block_length, self.order = length, steps, block_length, order
         self.num_draws, self.seed = num_draws, seed
         self.batch_size = int(batch_size) if str(batch_size).isdigit() else 32
@@ -85,10 +91,14 @@ class DenoiserLM(LM):  # type: ignore[misc]  # the package ships no types
         self.denoiser.to(self._device)
 
     def loglikelihood(self, requests: Sequence[Any], disable_tqdm: bool = False) -> list[tuple[float, bool]]:
-        """For each (context, continuation) its ELBO in nats, and whether greedy denoising, a token a step, gives it.
+        """Return for each (context, continuation) the ELBO in nats, and whether greedy denoising
+        generates it.
+
+        Greedy denoising commits one token in each step.
 
         Raises:
-            DataError: a text that the tokenizer does not know, or a continuation longer than the model.
+            DataError: if the tokenizer cannot encode a text, or a continuation is longer than the
+                model.
         """
         pairs = [self._tokens(*request.args) for request in requests]
         bounds = [self.elbo(context, continuation) for context, continuation in pairs]
@@ -98,52 +108,57 @@ class DenoiserLM(LM):  # type: ignore[misc]  # the package ships no types
         return list(zip(bounds, greedy, strict=True))
 
     def loglikelihood_rolling(self, requests: Sequence[Any], disable_tqdm: bool = False) -> list[float]:
-        """The ELBO of each whole text, in windows as long as the model, each given as much of what is before it as fits."""
-        room = getattr(self.denoiser.backbone.config, "max_position_embeddings", None)
+        """Return the ELBO of each whole text in nats, in windows of the model's length with as much
+        context as fits."""
+        limit = getattr(self.denoiser.backbone.config, "max_position_embeddings", None)
         results = []
         for request in requests:
             ids = self._encode(request.args[0])
-            # Half a window is read for the sake of the other half: the first tokens of a window would have no context.
-            stride = len(ids) if room is None or len(ids) <= room else room // 2
+            # Half of a window is context for the other half; without it, the first tokens of a
+            # window would have none.
+            stride = len(ids) if limit is None or len(ids) <= limit else limit // 2
             starts = range(0, len(ids), stride or 1)
             results.append(sum(self.elbo(ids[:start], ids[start : start + stride]) for start in starts))
             self.cache_hook.add_partial("loglikelihood_rolling", request.args, results[-1])
         return results
 
     def generate_until(self, requests: Sequence[Any], disable_tqdm: bool = False) -> list[str]:
-        """A completion of each (context, settings), cut where the first of the stop texts begins.
+        """Return a completion of each (context, settings), up to the first stop text.
 
-        `max_gen_toks` is the completion length; with `do_sample` the `temperature`, `top_k` and `top_p` hold, without it tokens
-        are the likeliest.
+        `max_gen_toks` is the completion length. With `do_sample`, tokens are sampled with
+        `temperature`, `top_k` and `top_p`; without it, decoding is greedy.
         """
-        places: dict[str, list[int]] = {}
-        for place, request in enumerate(requests):
-            places.setdefault(str(sorted(request.args[1].items())), []).append(place)
+        indices: dict[str, list[int]] = {}
+        for i, request in enumerate(requests):
+            indices.setdefault(str(sorted(request.args[1].items())), []).append(i)
         texts = [""] * len(requests)
-        for same in places.values():
+        for same in indices.values():
             settings = requests[same[0]].args[1]
-            contexts = [requests[place].args[0] for place in same]
+            contexts = [requests[i].args[0] for i in same]
             engine = LocalEngine(Policy(self.denoiser, self.tokenizer), BatchLimits(self.batch_size))
             path = engine.rollout(contexts, self._sampler(settings), self._seeds(contexts))
-            for place, text in zip(same, decode(self.tokenizer, path.tokens), strict=True):
-                texts[place] = _cut(text, settings.get("until") or [])
-                self.cache_hook.add_partial("generate_until", requests[place].args, texts[place])
+            for i, text in zip(same, decode(self.tokenizer, path.tokens), strict=True):
+                texts[i] = _cut(text, settings.get("until") or [])
+                self.cache_hook.add_partial("generate_until", requests[i].args, texts[i])
         return texts
 
     @torch.no_grad()
     def elbo(self, context: list[int], continuation: list[int]) -> float:
-        """Estimate of the ELBO of token ids given others, nats: an unbiased one of E_l E_{|S| = l} (n/l) Σ_S log p, l ~ U{1..n}.
+        """Return an unbiased estimate in nats of the ELBO of a continuation given a context, both
+        as token ids.
 
-        With one token there is one mask, and the value is exact.
+        The ELBO is E_l E_{|S| = l} (n/l) Σ_S log p with l ~ U{1..n}. For a single token there is
+        one mask, and the value is exact.
 
         Raises:
-            ConfigError: the model is block-causal, of which this is not the likelihood.
-            DataError: the continuation alone is longer than the model.
+            ConfigError: if the model is block-causal, because this ELBO is not a bound for such
+                models.
+            DataError: if the continuation alone is longer than the model.
         """
         if self.denoiser.block_length is not None:
             raise ConfigError(
-                f"{self.pretrained} is block-causal, and this ELBO is that of models in which every position sees every other. "
-                "Run tasks that generate (output_type: generate_until)."
+                f"{self.pretrained} is block-causal, but this ELBO holds only for models with full attention. "
+                "Run tasks that generate text (output_type: generate_until)."
             )
         count = len(continuation)
         if not count:
@@ -154,17 +169,17 @@ class DenoiserLM(LM):  # type: ignore[misc]  # the package ships no types
         counts = stratified_counts(torch.tensor([count]), draws, 1, generator)
         masks = masks_of_counts(counts, is_maskable, generator)
         weights = elbo_weight(masks, is_maskable, coupled=False)[0].double()
-        given = torch.tensor(self._fitted(context, count), dtype=torch.long)
+        prompt = torch.tensor(self._fitted(context, count), dtype=torch.long)
         target = torch.tensor(continuation)
         total = 0.0
         for start in range(0, draws, self.batch_size):
             block = masks[0, start : start + self.batch_size]
-            logprob = self._logprob(given, target, block)
+            logprob = self._logprob(prompt, target, block)
             total += float((weights[start : start + self.batch_size] * logprob.masked_fill(~block, 0.0).sum(-1)).sum())
         return total / draws
 
     def apply_chat_template(self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
-        """Messages as the tokenizer's template has them."""
+        """Return chat messages as text in the tokenizer's template."""
         try:
             with interrupted_after(ENCODING_SECONDS, "its chat template does not finish"):
                 return str(
@@ -175,22 +190,23 @@ class DenoiserLM(LM):  # type: ignore[misc]  # the package ships no types
                         continue_final_message=not add_generation_prompt,
                     )
                 )
-        except Exception as error:  # a template can raise what it likes
+        except Exception as error:  # a template can raise any exception
             raise DataError(f"the chat template of {self.pretrained} cannot be used: {reason(error)}.") from error
 
     @property
     def tokenizer_name(self) -> str:
-        """For the harness's cache of requests."""
+        """Name of the tokenizer in the harness's cache of requests."""
         return self.pretrained.replace("/", "__")
 
     def chat_template(self, chat_template: bool | str = False) -> str | None:
-        """The template's text, for the harness's record."""
+        """Return the text of the chat template, which the harness records."""
         return str(self.tokenizer.chat_template or "")
 
-    def _logprob(self, given: Tensor, target: Tensor, masks: Tensor) -> Tensor:
-        """[M, n] float64: log-probability of each target token where the positions of a mask [M, n] are hidden."""
+    def _logprob(self, prompt: Tensor, target: Tensor, masks: Tensor) -> Tensor:
+        """Return the log-probability [M, n] float64 of each target token if the positions in
+        `masks` [M, n] are masked."""
         target = target.expand(len(masks), -1)
-        prompt = given.expand(len(masks), -1).to(self._device)
+        prompt = prompt.expand(len(masks), -1).to(self._device)
         hidden = target.masked_fill(masks, self.denoiser.mask_id).to(self._device)
         positions = torch.arange(target.shape[1], device=self._device).expand(len(masks), -1)
         is_there = torch.ones_like(prompt, dtype=torch.bool)
@@ -199,17 +215,18 @@ class DenoiserLM(LM):  # type: ignore[misc]  # the package ships no types
         return logprob
 
     def _is_greedy(self, pairs: Sequence[tuple[list[int], list[int]]]) -> list[bool]:
-        """Whether greedy denoising, one token a step, gives the continuation; those of one length together."""
+        """Return for each pair whether greedy denoising, one token in each step, gives the
+        continuation."""
         by_count: dict[int, list[int]] = {}
-        for place, (_, continuation) in enumerate(pairs):
-            by_count.setdefault(len(continuation), []).append(place)
+        for i, (_, continuation) in enumerate(pairs):
+            by_count.setdefault(len(continuation), []).append(i)
         verdicts = [True] * len(pairs)
-        for count, places in by_count.items():
-            for start in range(0, len(places) if count else 0, self.batch_size):
-                block = places[start : start + self.batch_size]
-                found = self._greedy([pairs[place][0] for place in block], count)
-                for place, tokens in zip(block, found, strict=True):
-                    verdicts[place] = tokens == pairs[place][1]
+        for count, indices in by_count.items():
+            for start in range(0, len(indices) if count else 0, self.batch_size):
+                block = indices[start : start + self.batch_size]
+                completions = self._greedy([pairs[i][0] for i in block], count)
+                for i, tokens in zip(block, completions, strict=True):
+                    verdicts[i] = tokens == pairs[i][1]
         return verdicts
 
     def _greedy(self, contexts: Sequence[list[int]], count: int) -> list[list[int]]:
@@ -217,23 +234,24 @@ class DenoiserLM(LM):  # type: ignore[misc]  # the package ships no types
         ids, is_there = left_pad([self._fitted(context, count) for context in contexts], self.denoiser.pad_id)
         seeds = self._seeds([str(context) for context in contexts]).to(self._device)
         path = denoise(self.denoiser, ids.to(self._device), is_there.to(self._device), sampler, seeds)
-        found: list[list[int]] = path.tokens.tolist()
-        return found
+        tokens: list[list[int]] = path.tokens.tolist()
+        return tokens
 
     def _sampler(self, settings: dict[str, Any]) -> Any:
         temperature = float(settings.get("temperature") or 1.0) if settings.get("do_sample") else 0.0
-        narrowing = {key: settings[key] for key in ("top_k", "top_p") if temperature and settings.get(key)}
+        support = {key: settings[key] for key in ("top_k", "top_p") if temperature and settings.get(key)}
         return make_sampler(
             max_completion_length=int(settings.get("max_gen_toks") or self.length),
             num_steps=self.steps,
             block_length=self.block_length,
             order=self.order,
             temperature=temperature,
-            **narrowing,
+            **support,
         )
 
     def _seeds(self, contexts: Sequence[str]) -> Tensor:
-        """[B] int64: a hash of the context, and of how often it came before, so that repeats are other samples."""
+        """Return seeds [B] int64, a hash of each context and the number of its earlier repeats, so
+        that repeats differ."""
         seen: dict[str, int] = {}
 
         def seeds() -> Iterator[Tensor]:
@@ -244,47 +262,47 @@ class DenoiserLM(LM):  # type: ignore[misc]  # the package ships no types
         return torch.cat(list(seeds()))
 
     def _tokens(self, context: str, continuation: str) -> tuple[list[int], list[int]]:
-        """Both as ids; white space that ends the context belongs to the continuation, as tokenizers have it."""
-        bare = context.rstrip()
-        whole, given = self._encode(context + continuation), self._encode(bare)
-        return given, whole[len(given) :]
+        """Return both texts as token ids. White space at the end of the context goes to the
+        continuation."""
+        whole, prefix = self._encode(context + continuation), self._encode(context.rstrip())
+        return prefix, whole[len(prefix) :]
 
     def _encode(self, text: str) -> list[int]:
         try:
             ids: list[int] = list(self.tokenizer(text, add_special_tokens=False).input_ids)
-        except Exception as error:  # tokenizers raise bare Exceptions of their own
+        except Exception as error:  # tokenizers raise plain Exceptions
             raise DataError(f"the tokenizer cannot encode {text[:80]!r} ({str(error).splitlines()[0]}).") from error
         return ids
 
     def _fitted(self, context: list[int], count: int) -> list[int]:
-        """As much of the context's end as fits before `count` tokens."""
-        room = getattr(self.denoiser.backbone.config, "max_position_embeddings", None)
-        if room is None:
+        """Return as much of the end of the context as fits before `count` tokens."""
+        limit = getattr(self.denoiser.backbone.config, "max_position_embeddings", None)
+        if limit is None:
             return context
-        if count > room:
-            raise DataError(f"a continuation of {count} tokens does not fit into the model's {room} positions.")
-        return context[max(0, len(context) + count - room) :]
+        if count > limit:
+            raise DataError(f"a continuation of {count} tokens does not fit into the model's {limit} positions.")
+        return context[max(0, len(context) + count - limit) :]
 
 
 def _cut(text: str, until: str | Sequence[str]) -> str:
-    """The text before the first of the stop texts."""
+    """Return the text before the first stop text."""
     stops = [until] if isinstance(until, str) else until
-    return text[: min([place for stop in stops if stop and (place := text.find(stop)) >= 0], default=len(text))]
+    return text[: min([start for stop in stops if stop and (start := text.find(stop)) >= 0], default=len(text))]
 
 
 def default_device() -> str:
-    """A CUDA GPU if there is one, otherwise the CPU."""
+    """Return the default device: a CUDA GPU if there is one, otherwise the CPU."""
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def run(arguments: Sequence[str]) -> None:
-    """Run the harness's own command `run` with this model, on the device that other commands choose, too.
+    """Run the command `lm_eval run` with this model, on the device that the other commands use.
 
-    The harness itself takes a CUDA GPU unless it is told otherwise.
+    Without `--device` the harness always takes a CUDA GPU.
     """
     from lm_eval.__main__ import cli_evaluate
 
-    # A file given by --config may name a device, too.
+    # The file of --config can name a device too.
     is_chosen = any(argument.partition("=")[0] in ("--device", "--config", "-C") for argument in arguments)
     device = [] if is_chosen else ["--device", default_device()]
     sys.argv = ["lm_eval", "run", "--model", "unmask", *device, *arguments]

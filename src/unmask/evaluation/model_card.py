@@ -1,4 +1,5 @@
-"""The card of a finished model, `final/README.md`. Its text is the template `model_card.md` beside this file."""
+"""The card of a finished model, `final/README.md`, made from the template `model_card.md` in this
+folder."""
 
 from __future__ import annotations
 
@@ -11,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 from unmask.core.by_path import is_path, source_of
 from unmask.evaluation.results import data_facts
 from unmask.methods.papers import bibtex
-from unmask.recipes.schema import PretrainRecipe, RunRecipe, TrainRecipe, dump
+from unmask.recipes.load import dump
+from unmask.recipes.schema import PretrainRecipe, RunRecipe, TrainRecipe
 from unmask.runs.environment import environment
 from unmask.runs.metrics import EvaluationPoint, evaluations
 
@@ -38,15 +40,15 @@ def training_card(
     model: nn.Module,
     notes: Sequence[str] = (),
 ) -> str:
-    """Write the card of a model from `unmask train`: YAML that the hub reads, then Markdown.
+    """Return the card of a model from `unmask train`: YAML that the hub reads, then Markdown.
 
     Args:
         recipe: the recipe of the run.
-        lines: the lines of its metrics.jsonl.
-        data: the content of its data.json, which is empty if the task generates its rows.
-        rows: the held-out rows of its evaluations.
+        lines: the lines of the run's metrics.jsonl.
+        data: the content of the run's data.json; empty if the task generates its examples.
+        rows: the held-out examples of the evaluations.
         model: the finished model.
-        notes: how the run differs from what its recipe alone describes; see `unmask.runs.extension`.
+        notes: differences between the run and a new run of its recipe; see `unmask.runs.extension`.
     """
     method = recipe.method
     evaluated = [line for line in lines if evaluations(line)]
@@ -83,7 +85,7 @@ def training_card(
 def pretraining_card(
     recipe: PretrainRecipe, lines: Lines, data: Mapping[str, Any], model: nn.Module, notes: Sequence[str] = ()
 ) -> str:
-    """Write the card of a model from `unmask pretrain`; see `training_card`."""
+    """Return the card of a model from `unmask pretrain`; see `training_card`."""
     metadata = _metadata(recipe, ["pretraining"], data, {})
     return _card(recipe, metadata, _facts(recipe, data, lines, (), model, notes))
 
@@ -106,14 +108,15 @@ def _card(recipe: RunRecipe, metadata: ModelCardData, facts: Mapping[str, str], 
 
 
 def push(folder: Path, repository: str) -> None:
-    """Upload a finished model to the hub. The run is complete, so a failure only logs a warning that says how to do it later."""
+    """Upload a finished model to the hub. The run is complete, so a failure only logs a warning
+    with a command to retry."""
     try:
         from huggingface_hub import HfApi
 
         api = HfApi()
         api.create_repo(repository, exist_ok=True)
         api.upload_folder(repo_id=repository, folder_path=folder, commit_message="The model and its card")
-    except Exception as error:  # whatever the network, the hub or a missing login can make the client raise
+    except Exception as error:  # the network, the hub and a missing login make the client raise many kinds of errors
         reason = str(error).strip().splitlines() or [""]
         logger.warning(
             f"the model is complete in {folder}, but could not be pushed to {repository} "
@@ -124,11 +127,11 @@ def push(folder: Path, repository: str) -> None:
 
 
 def _metadata(recipe: RunRecipe, tags: list[str], data: Mapping[str, Any], last: Mapping[str, Any]) -> ModelCardData:
-    """Describe the model for the hub.
+    """Return the description of the model for the hub.
 
     Args:
         recipe: the recipe of the run.
-        tags: the tags of the model besides those that every model has.
+        tags: tags in addition to those of every model.
         data: the content of data.json.
         last: the line of metrics with the last evaluation.
     """
@@ -171,8 +174,8 @@ def _facts(
     model: nn.Module,
     notes: Sequence[str],
 ) -> dict[str, str]:
-    """Collect what the table of the card says about the run."""
-    found = environment(model)
+    """Return the entries of the card's table about the run."""
+    machine = environment(model)
     steps = [line for line in lines if line["step"]]
     facts = {"command": "`unmask train`" if isinstance(recipe, TrainRecipe) else "`unmask pretrain`"}
     if isinstance(recipe, TrainRecipe):
@@ -196,23 +199,26 @@ def _facts(
         if isinstance(source, Mapping) and "sha256" in source:
             revision = f" at {source['revision']}" if source.get("revision") else ""
             total, used = source.get("num_rows"), data.get("used", {}).get(name, {}).get("num_rows")
-            taken = "" if used in (None, total) else f" of which {used} were used,"
+            share = "" if used in (None, total) else f" of which {used} were used,"
             facts[f"{name} rows"] = (
-                f"{source.get('source')}{revision}, {total} rows,{taken} sha256 `{source['sha256']}`"
+                f"{source.get('source')}{revision}, {total} rows,{share} sha256 `{source['sha256']}`"
             )
     if left_out := data.get("left_out"):
-        facts["rows left out"] = f"{left_out['num_rows']} that could not be used"
+        facts["rows left out"] = f"{left_out['num_rows']} unusable rows"
     if not data:
         facts["rows"] = f"generated by the task `{recipe.task.type}` from the seed"
     if rows:
         facts["held-out rows"] = f"{len(rows)}, sha256 `{data_facts(recipe.task, rows)['sha256']}`"
-    facts["hardware"] = f"{found['accelerator'] or found['cpu']} ({found['device']}), weights in {found['dtype']}"
-    facts["versions"] = ", ".join(f"{name} {version}" for name, version in found["versions"].items())
+    facts["hardware"] = (
+        f"{machine['accelerator'] or machine['cpu']} ({machine['device']}), weights in {machine['dtype']}"
+    )
+    facts["versions"] = ", ".join(f"{name} {version}" for name, version in machine["versions"].items())
     return facts
 
 
 def _arguments(recipe: RunRecipe) -> str:
-    """Return the arguments with which `unmask sample` and `unmask eval` use the model as the run did."""
+    """Return the arguments for `unmask sample` and `unmask eval` that use the model as the run
+    did."""
     changed = recipe.task.model_dump(mode="json", exclude_defaults=True, exclude={"type"})
     options = [f"--option {key}={value}" for key, value in changed.items() if isinstance(value, str | int | float)]
     if isinstance(recipe, TrainRecipe):
@@ -224,7 +230,7 @@ def _arguments(recipe: RunRecipe) -> str:
 
 
 def _own_paths(recipe: RunRecipe) -> list[str]:
-    """Return the paths of the recipe's classes and functions that are not a part of unmask."""
+    """Return the paths of the recipe's classes and functions that come from outside unmask."""
     paths = [recipe.task.type, recipe.optim.type]
     if isinstance(recipe, TrainRecipe):
         paths += [recipe.method.type, recipe.sampler.order, *recipe.reward_funcs]
@@ -237,7 +243,7 @@ def _links(paper: str) -> str:
 
 def _rewards(lines: Lines) -> list[str]:
     """Return the names of the reward functions, as the run logged them."""
-    return sorted({found[1] for line in lines for key in line if (found := re.fullmatch(r"rewards/(.+)/mean", key))})
+    return sorted({match[1] for line in lines for key in line if (match := re.fullmatch(r"rewards/(.+)/mean", key))})
 
 
 def _name(recipe: RunRecipe) -> str:

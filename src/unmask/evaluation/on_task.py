@@ -11,7 +11,8 @@ from unmask.evaluation import evaluate as measuring
 from unmask.evaluation.evaluate import Evaluation
 from unmask.evaluation.usable import faults_for, usable_rows
 from unmask.models import Policy
-from unmask.recipes.schema import RunRecipe, make_sampler, make_task, validate
+from unmask.recipes.load import make_sampler, make_task, validate
+from unmask.recipes.schema import RunRecipe
 from unmask.rewards.given import RewardFuncs, reward_list
 from unmask.rewards.scorer import make_scorer
 from unmask.sampling.engine import BatchLimits, LocalEngine

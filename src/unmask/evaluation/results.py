@@ -1,7 +1,8 @@
-"""Results of an evaluation on disk, and two of them compared row by row.
+"""Files of an evaluation's results, and the comparison of two evaluations example by example.
 
-NAME.json holds what was measured and with what; NAME.jsonl beside it every completion, a line each. A line names its sampler
-setting, row and sample, so a later evaluation can be set against it however either was batched.
+NAME.json holds the results and the facts about the evaluation. NAME.jsonl in the same folder holds
+one line for each completion. A line names its sampler setting, row and sample, so a later
+evaluation can be compared with it, whatever the batches.
 """
 
 from __future__ import annotations
@@ -30,34 +31,42 @@ from unmask.runs.environment import environment, weights_hash
 from unmask.tasks import Task
 
 Setting = tuple[int, int, float]
-"""Length, steps, temperature."""
+"""Sampler setting: completion length, number of denoising steps, temperature."""
 Solved = dict[int, list[bool]]
-"""By row: whether each of its completions is right, sample by sample."""
+"""For the index of each example, True for each sample that solves it."""
 
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """One sampler setting of this evaluation against one of an earlier evaluation, on the same rows."""
+    """One sampler setting of this evaluation compared with one of an earlier evaluation, on the
+    same examples."""
 
     setting: Setting
+    """Sampler setting of this evaluation."""
     against: Setting
+    """Sampler setting of the earlier evaluation."""
     num_rows: int
+    """Number of examples."""
     before: float
-    """The earlier accuracy."""
+    """Accuracy of the earlier evaluation."""
     now: float
+    """Accuracy of this evaluation."""
     difference: float
+    """Accuracy of this evaluation minus the earlier accuracy."""
     low: float
     """Lower end of the 95 % paired-bootstrap interval of the difference."""
     high: float
+    """Upper end of this interval."""
     gained: list[int]
-    """Rows that do better now; with one sample each, those solved now and not before."""
+    """Indices of the examples with more solved samples now; with one sample, those that are newly
+    solved."""
     lost: list[int]
-    """Rows that do worse."""
+    """Indices of the examples with fewer solved samples now."""
     p_value: float | None
-    """McNemar's exact test; None where several completions were sampled of a row."""
+    """P-value of McNemar's exact test; None if examples have several samples."""
 
     def summary(self) -> dict[str, Any]:
-        """Plain values, ready for JSON."""
+        """Return the fields as JSON values."""
         return asdict(self)
 
 
@@ -74,7 +83,8 @@ def facts_of(
     samples: int,
     batch_size: int,
 ) -> dict[str, Any]:
-    """What an evaluation was of and what it was made with, for `save`; one order and block length for all `samplers`."""
+    """Return the facts about an evaluation for `save`. All `samplers` share one order and block
+    length."""
     return {
         "model": model,
         "weights": weights_hash(denoiser),
@@ -93,7 +103,8 @@ def facts_of(
 
 
 def data_facts(task: Task, rows: Sequence[Row]) -> dict[str, Any]:
-    """Which rows these are: how many, a hash of all that they hold, and where the task says that they come from."""
+    """Return the number of examples, a hash of their content, and their source if the task names
+    one."""
     digest = hashlib.sha256()
     for row in rows:
         digest.update(json.dumps(row, sort_keys=True, default=str).encode() + b"\n")
@@ -102,68 +113,69 @@ def data_facts(task: Task, rows: Sequence[Row]) -> dict[str, Any]:
 
 
 def default_place(facts: dict[str, Any], against: Path | None = None) -> Path:
-    """A file of its own for each combination of model, task and settings; the same ones write to the same file again.
+    """Return a path that depends on the model, task and settings, so that an equal evaluation
+    overwrites its results.
 
-    The file that is compared `against` is never written to.
+    The path is never that of `against`, the earlier evaluation to compare with.
     """
     settings = {key: value for key, value in facts.items() if key not in ("environment", "batch_size")}
     digest = hashlib.sha256(json.dumps(settings, sort_keys=True, default=str).encode()).hexdigest()
-    place = Path("runs/eval") / f"{facts['task']['type']}-{facts['split']}-{digest[:8]}.json"
-    return place.with_stem(f"{place.stem}-again") if against is not None and _is_same(place, against) else place
+    path = Path("runs/eval") / f"{facts['task']['type']}-{facts['split']}-{digest[:8]}.json"
+    return path.with_stem(f"{path.stem}-again") if against is not None and _is_same(path, against) else path
 
 
-def items_path(place: Path) -> Path:
-    """The JSONL file beside a result."""
-    return place.with_suffix(".jsonl")
+def items_path(path: Path) -> Path:
+    """Return the JSONL file of completions that belongs to a JSON file of results."""
+    return path.with_suffix(".jsonl")
 
 
-def save(
-    place: Path, facts: dict[str, Any], results: Sequence[Evaluation], compared: Sequence[Comparison] = ()
-) -> None:
-    """Write `place`, a JSON file, and `items_path` of it, whole or not at all.
+def save(path: Path, facts: dict[str, Any], results: Sequence[Evaluation], compared: Sequence[Comparison] = ()) -> None:
+    """Write the JSON file `path` and its file of completions, each atomically.
 
     Raises:
-        RunError: they cannot be written.
+        RunError: if a file cannot be written.
     """
     lines = (json.dumps(_named(result) | item) + "\n" for result in results for item in result.items)
     tree = facts | {"results": [result.summary() for result in results]}
     if compared:
         tree["compared"] = [comparison.summary() for comparison in compared]
-    with writing_explained(place, "Name another file with --output."):
-        place.parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(items_path(place), "".join(lines))
-        write_atomically(place, json.dumps(tree, indent=1, default=str))
+    with writing_explained(path, "Name another file with --output."):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(items_path(path), "".join(lines))
+        write_atomically(path, json.dumps(tree, indent=1, default=str))
 
 
-def check_place(place: Path, against: Path | None = None) -> None:
-    """Refuse a place for results before hours of work are put into them.
+def check_output(path: Path, against: Path | None = None) -> None:
+    """Check before a long evaluation that its results can be written to a path.
 
     Args:
-        place: where results are to go; the completions go into a .jsonl file beside it.
-        against: the earlier evaluation that they are compared with.
+        path: the JSON file for the results.
+        against: the earlier evaluation to compare with.
 
     Raises:
-        ConfigError: the place does not end in .json, is the file that is compared against, or holds something else than
+        ConfigError: if the path does not end in .json, is that of `against`, or holds anything but
             results of an earlier evaluation.
-        RunError: it cannot be written.
+        RunError: if the path cannot be written.
     """
-    if place.suffix != ".json":
-        raise ConfigError(f"--output {place} must end in .json; the completions go into a .jsonl file beside it.")
-    if against is not None and _is_same(place, against):
+    if path.suffix != ".json":
         raise ConfigError(
-            f"--output {place} would overwrite {against}, which --against compares with. Name another file."
+            f"--output {path} does not end in .json. Name a .json file; a .jsonl file next to it gets the completions."
         )
-    with writing_explained(place, "Name another file with --output."):
-        for path, is_ours in ((place, _holds_results), (items_path(place), _holds_completions)):
-            refuse_to_overwrite(path, place, is_ours, "the result of an earlier evaluation")
-        place.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=place.parent):
+    if against is not None and _is_same(path, against):
+        raise ConfigError(
+            f"--output {path} would overwrite {against}, which --against compares with. Name another file."
+        )
+    with writing_explained(path, "Name another file with --output."):
+        for file, is_ours in ((path, _holds_results), (items_path(path), _holds_completions)):
+            refuse_to_overwrite(file, path, is_ours, "the result of an earlier evaluation")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=path.parent):
             pass
 
 
-def _is_same(place: Path, other: Path) -> bool:
-    """Whether two places of results are the same files, either of which may be named by its .json or its .jsonl."""
-    return os.path.realpath(items_path(place)) == os.path.realpath(items_path(other))
+def _is_same(path: Path, other: Path) -> bool:
+    """Return whether two paths name the same evaluation, each by its .json or its .jsonl file."""
+    return os.path.realpath(items_path(path)) == os.path.realpath(items_path(other))
 
 
 def _holds_results(path: Path) -> bool:
@@ -184,53 +196,60 @@ def _holds_completions(path: Path) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class Earlier:
-    """The completions of an earlier evaluation, to be set against."""
+    """Completions of an earlier evaluation to compare with."""
 
-    place: Path
+    path: Path
+    """File of the earlier evaluation, as the user named it."""
     items: dict[Setting, list[Row]]
-    """By sampler setting, in the order of the file: row, prompt, answer, solved."""
+    """Entries row, prompt, answer and solved of each completion, by sampler setting, in the order
+    of the file."""
 
     @classmethod
-    def read(cls, place: Path) -> Earlier:
-        """What `save` wrote, from either of its two files.
+    def read(cls, path: Path) -> Earlier:
+        """Read the completions that `save` wrote, given either of its two files.
 
         Raises:
-            DataError: it is not there, or no such file.
+            DataError: if the file does not exist or does not hold completions.
         """
-        path = items_path(place)
-        found: dict[Setting, list[Row]] = {}
-        for number, line in enumerate(read_text(path, DataError).split("\n"), start=1):
+        file = items_path(path)
+        items: dict[Setting, list[Row]] = {}
+        for number, line in enumerate(read_text(file, DataError).split("\n"), start=1):
             if line:
-                setting, item = _parsed(line, f"line {number} of {path}")
-                found.setdefault(setting, []).append(item)
-        if not found:
-            raise DataError(f"{path} holds no completions.")
-        return cls(place, found)
+                setting, item = _parsed(line, f"line {number} of {file}")
+                items.setdefault(setting, []).append(item)
+        if not items:
+            raise DataError(f"{file} holds no completions. Give the .jsonl file that unmask eval wrote.")
+        return cls(path, items)
 
     def pairs(self, settings: Sequence[Setting]) -> list[tuple[Setting, Setting]]:
-        """Which setting is compared with which here: equal ones; where each side has only one, these two, whatever they are.
+        """Return pairs of a setting of `settings` and the earlier setting to compare it with.
+
+        Equal settings form pairs. If each evaluation has a single setting, these two form a pair
+        even if they differ.
 
         Raises:
-            DataError: none.
+            DataError: if there is no pair.
         """
         pairs = [(setting, setting) for setting in settings if setting in self.items]
         if not pairs and len(settings) == len(self.items) == 1:
             pairs = [(settings[0], next(iter(self.items)))]
         if not pairs:
-            there = "; ".join(f"length {n}, {k} steps, temperature {t:g}" for n, k, t in self.items)
-            raise DataError(f"{self.place} has no setting in common with this evaluation. It has: {there}.")
+            available = "; ".join(f"length {n}, {k} steps, temperature {t:g}" for n, k, t in self.items)
+            raise DataError(
+                f"{self.path} has no sampler setting in common with this evaluation. Use one of its settings: {available}."
+            )
         return pairs
 
     def check(self, rows: Sequence[Row], settings: Sequence[Setting], samples: int) -> None:
-        """Refuse what cannot be compared, which is better known before an evaluation than after it.
+        """Check before an evaluation that it can be compared with this one.
 
         Args:
-            rows: their prompt, and their answer if they have one.
-            settings: of the evaluation.
-            samples: completions of each row.
+            rows: examples of the evaluation, with their prompts and answers.
+            settings: sampler settings of the evaluation.
+            samples: number of completions for each example.
 
         Raises:
-            DataError: other rows, another number of samples, or no setting in common.
+            DataError: if the examples or the number of samples differ, or no setting is the same.
         """
         for _, setting in self.pairs(settings):
             before: dict[int, list[Row]] = {}
@@ -238,36 +257,38 @@ class Earlier:
                 before.setdefault(item["row"], []).append(item)
             if before.keys() != set(range(len(rows))):
                 raise DataError(
-                    f"{self.place} is of {len(before)} rows, this evaluation of {len(rows)}. Use the same --rows for both, and "
-                    "the same task options, split and seed."
+                    f"{self.path} has {len(before)} examples, but this evaluation has {len(rows)}. Use the same --rows, task "
+                    "options, split and seed for both."
                 )
             for number, now in enumerate(rows):
-                there = before[number]
-                # An answer that was not kept cannot differ.
-                for name in ("prompt", "answer") if there[0].get("answer") is not None else ("prompt",):
-                    if now.get(name) != there[0].get(name):
+                samples_before = before[number]
+                then = samples_before[0]
+                # An answer that was not recorded cannot be compared.
+                for name in ("prompt", "answer") if then.get("answer") is not None else ("prompt",):
+                    if now.get(name) != then.get(name):
                         raise DataError(
-                            f"{self.place} is of other rows: row {number} has the {name} {str(there[0].get(name))[:60]!r} "
-                            f"there and {str(now.get(name))[:60]!r} here. "
+                            f"{self.path} has other examples: the {name} of row {number} is {str(then.get(name))[:60]!r} there, "
+                            f"but {str(now.get(name))[:60]!r} in this evaluation. "
                             "Use the same task options, split, rows and seed for both."
                         )
-                if len(there) != samples:
+                if len(samples_before) != samples:
                     raise DataError(
-                        f"{self.place} has {len(there)} completions of a row, this evaluation {samples}. "
+                        f"{self.path} has {len(samples_before)} completions for each example, but this evaluation has {samples}. "
                         "Use the same --samples for both."
                     )
 
 
 def compare(results: Sequence[Evaluation], earlier: Earlier, seed: int = 0) -> list[Comparison]:
-    """Set results against the completions of an earlier evaluation, setting by setting and row by row.
+    """Compare results with the completions of an earlier evaluation, setting by setting and example
+    by example.
 
     Args:
-        results: of this evaluation, on the same rows.
-        earlier: the other one.
-        seed: of the bootstrap.
+        results: results of this evaluation, on the same examples.
+        earlier: the earlier evaluation.
+        seed: seed of the bootstrap.
 
     Raises:
-        DataError: what `Earlier.check` refuses.
+        DataError: if the two cannot be compared; see `Earlier.check`.
     """
     now = {_setting(result): result for result in results}
     first = results[0]
@@ -305,16 +326,17 @@ def _compared(
     )
 
 
-def _parsed(line: str, place: str) -> tuple[Setting, Row]:
-    """The setting of a line that `save` wrote, and what a comparison reads of it."""
+def _parsed(line: str, location: str) -> tuple[Setting, Row]:
+    """Return the sampler setting of a line that `save` wrote, and its entries row, prompt, solved
+    and answer."""
     try:
         item = parse_json(line)
         setting = (int(item["length"]), int(item["steps"]), float(item["temperature"]))
-        read = {"row": int(item["row"]), "prompt": item["prompt"], "solved": bool(item["solved"])}
-        return setting, read | {"answer": item.get("answer")}
+        entries = {"row": int(item["row"]), "prompt": item["prompt"], "solved": bool(item["solved"])}
+        return setting, entries | {"answer": item.get("answer")}
     except (ValueError, KeyError, TypeError, OverflowError) as error:
         raise DataError(
-            f"{place} is not a completion of an evaluation ({type(error).__name__}: {error}). "
+            f"{location} is not a completion of an evaluation ({type(error).__name__}: {error}). "
             "Give the .jsonl file that unmask eval wrote."
         ) from error
 
@@ -327,7 +349,7 @@ def _by_row(items: Iterable[Row]) -> Solved:
 
 
 def setting_of(sampler: SamplerConfig) -> Setting:
-    """What names a sampler's setting in a file of results."""
+    """Return the setting that identifies a sampler in a file of results."""
     return sampler.max_completion_length, sampler.steps, sampler.temperature
 
 

@@ -1,4 +1,5 @@
-"""Rows that a model can use: found before the first step, with the others named or left out, and recorded for a resumed run."""
+"""Selection of the examples that a model can use, before the first step; it is recorded for a
+resumed run."""
 
 from __future__ import annotations
 
@@ -19,46 +20,46 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 SHOWN = 3
-"""Rows that the warning about those that are left out names."""
+"""Maximum number of unusable examples that the warning names."""
 RECORDED = 100
-"""Rows that the run folder names."""
+"""Maximum number of unusable examples that data.json names."""
 
 logger = logging.getLogger("unmask")
 
 
 @dataclass(frozen=True, slots=True)
 class Usable:
-    """The rows of each part of a run, such as "train" and "evaluation"."""
+    """Usable examples of a run."""
 
     rows: dict[str, list[Row]]
+    """Examples by part of the run, such as "train" and "evaluation"."""
     left_out: tuple[str, ...]
-    """What is wrong with the rows that were left out, each with its place."""
+    """Location and fault of each example that was left out."""
 
     def record(self) -> dict[str, Any]:
-        """Which rows these are, for data.json: under `used`, what a run that is resumed must have again, in the same order."""
+        """Return facts for data.json; a resumed run must have the same examples as under `used`, in
+        the same order."""
         used = {name: {"num_rows": len(rows), "sha256": content_hash(rows)} for name, rows in self.rows.items()}
         left_out = {"num_rows": len(self.left_out), "rows": list(self.left_out[:RECORDED])}
         return {"used": used} | ({"left_out": left_out} if self.left_out else {})
 
 
 def usable_rows(candidates: Mapping[str, Candidates], faults_of: FaultsOf) -> Usable:
-    """Take the rows that can be used, and warn of those that are left out.
+    """Return the usable examples, and log a warning about those that are left out.
 
     Raises:
-        DataError: there are rows that cannot be used, and the task does not leave them out.
+        DataError: if there are unusable examples and the task's settings do not leave them out.
     """
     rows: dict[str, list[Row]] = {}
     left_out: list[str] = []
     for name, pool in candidates.items():
         rows[name], faults = pool.take(faults_of)
         left_out += [f"{pool.where}, {fault}" for fault in faults]
-    # Two splits of one file share what is wrong with it.
+    # Two splits of one file report the same faults.
     distinct = tuple(dict.fromkeys(left_out))
     if distinct:
         more = f"; and {len(distinct) - SHOWN} more" if len(distinct) > SHOWN else ""
-        logger.warning(
-            f"rows left out because they cannot be used: {len(distinct)} ({'; '.join(distinct[:SHOWN])}{more})"
-        )
+        logger.warning(f"unusable examples left out: {len(distinct)} ({'; '.join(distinct[:SHOWN])}{more})")
     return Usable(rows, distinct)
 
 
@@ -71,15 +72,16 @@ def faults_for(
     needs_answer: bool,
     is_learnt: bool = False,
 ) -> FaultsOf:
-    """What is wrong with rows for this model.
+    """Return a function that finds the faults of examples for this model.
 
     Args:
-        task: whose rows they are.
+        task: the task of the examples.
         denoiser: the model.
-        tokenizer: its tokenizer.
-        completion_length: positions of a completion.
-        needs_answer: whether the task's own rewards score the rows, or its demonstrations are learnt.
-        is_learnt: whether the demonstrations of the rows have to fit into a completion.
+        tokenizer: the model's tokenizer.
+        completion_length: number of positions of a completion.
+        needs_answer: True if the task's own rewards score the examples, or its demonstrations are
+            learnt.
+        is_learnt: True if the demonstrations of the examples must fit into a completion.
     """
 
     def faults_of(rows: Sequence[Row]) -> list[str | None]:
@@ -87,9 +89,9 @@ def faults_for(
         if needs_answer:
             faults = [fault or task.fault_of_answer(row) for fault, row in zip(faults, rows, strict=True)]
         if is_learnt:
-            fine = [i for i, fault in enumerate(faults) if fault is None]
-            texts = [task.demonstration(rows[i], random.Random(0), sloppy=False) for i in fine]
-            for i, length in zip(fine, _lengths(tokenizer, texts), strict=True):
+            usable = [i for i, fault in enumerate(faults) if fault is None]
+            texts = [task.demonstration(rows[i], random.Random(0), sloppy=False) for i in usable]
+            for i, length in zip(usable, _lengths(tokenizer, texts), strict=True):
                 if length > completion_length:
                     faults[i] = (
                         f"the demonstration has {length} tokens and does not fit into max_completion_length = {completion_length}"

@@ -1,4 +1,4 @@
-"""What an evaluation measures: the same keys as in a training recipe, as far as they concern a model that is finished."""
+"""Settings of an evaluation: those keys of a training recipe that concern a finished model."""
 
 from __future__ import annotations
 
@@ -9,48 +9,50 @@ from pydantic import Field, SerializeAsAny
 
 from unmask.core.config import Config, SamplerConfig, flat
 from unmask.core.errors import ConfigError
-from unmask.recipes.schema import AnyTask, make_sampler, override, validate
+from unmask.recipes.load import make_sampler, override, validate
+from unmask.recipes.schema import AnyTask
 
 
 class EvalRows(Config):
-    """The rows that are evaluated, and how they are sampled."""
+    """Examples to evaluate on, and temperatures to sample with."""
 
     section: ClassVar[str] = "evaluation"
 
     split: str = "test"
-    """train, validation or test."""
+    """Split of the task: train, validation or test."""
     num_rows: int = Field(256, ge=1)
-    """How many rows."""
+    """Number of examples."""
     temperatures: tuple[Annotated[float, Field(ge=0)], ...] = (0.0,)
-    """One result for each: 0 is greedy."""
+    """Sampling temperatures, with one result for each; 0 is greedy."""
     batch_size: int = Field(256, ge=1)
-    """Completions denoised together."""
+    """Number of completions denoised together."""
 
 
 class EvalRecipe(Config):
-    """Accuracy of a model on held-out rows of a task."""
+    """Settings to measure the accuracy of a model on held-out examples of a task."""
 
     task: SerializeAsAny[AnyTask]
-    """What is evaluated: a name under `type`, and its options."""
+    """Task to evaluate on: its name or path under `type`, and its options."""
     sampler: SamplerConfig = SamplerConfig()
-    """How completions are denoised."""
+    """Settings of the denoising loop."""
     evaluation: EvalRows = EvalRows()
-    """Which rows, and at which temperatures."""
+    """Examples and temperatures."""
     samples: int = Field(1, ge=1)
-    """Completions of each row, for pass@k."""
+    """Number of completions for each example, for pass@k."""
     seed: int = 0
-    """Of rows and sampling."""
+    """Seed of the examples and the sampling."""
     reward_funcs: tuple[str, ...] = ()
-    """Reward functions instead of the task's own, by path."""
+    """Paths of reward functions to use instead of the task's own."""
     reward_weights: tuple[float, ...] = ()
-    """One for each reward function; default 1."""
+    """Weight of each reward function; default 1."""
     reward_timeout: float = Field(60.0, gt=0)
-    """Seconds for the rewards of 64 completions."""
+    """Time limit in seconds for the rewards of 64 completions."""
     reward_workers: int = Field(1, ge=0)
-    """Processes for each function of `reward_funcs`; 0: in the process that evaluates, where a function that hangs ends the
-    evaluation."""
+    """Number of worker processes for each function of `reward_funcs`. 0 calls functions in the
+    evaluating process, where one that hangs ends the evaluation."""
     reward_item_timeout: float = Field(5.0, gt=0)
-    """Seconds for each completion in a worker process, where a function judges each by itself."""
+    """Time limit in seconds for one completion in a worker process, if the function scores
+    completions independently."""
 
 
 def load_evaluation(
@@ -59,17 +61,18 @@ def load_evaluation(
     lengths: Sequence[int] = (),
     steps: Sequence[int] = (),
 ) -> tuple[EvalRecipe, list[SamplerConfig]]:
-    """An evaluation and the samplers whose results it compares: each length with each number of steps and each temperature.
+    """Return an evaluation, and a sampler for each combination of length, number of steps and
+    temperature.
 
     Args:
-        settings: by dotted key.
-        overrides: `key=value` texts, which win over `settings`; sampler.max_completion_length and sampler.num_steps take the
-            place of `lengths` and `steps`.
+        settings: values by dotted key.
+        overrides: `key=value` texts that override `settings`; sampler.max_completion_length and
+            sampler.num_steps also override `lengths` and `steps`.
         lengths: completion lengths; default the task's own.
         steps: numbers of denoising steps; default half the length.
 
     Raises:
-        ConfigError: an unknown key or a value that cannot be used.
+        ConfigError: if a key is unknown or a value is not valid.
     """
     typed: dict[str, Any] = {}
     override(typed, overrides)
@@ -77,15 +80,16 @@ def load_evaluation(
     tree: dict[str, Any] = {}
     override(tree, settings)
     override(tree, overrides)
-    given = tree.pop("sampler", None) or {}
-    # The sampler's values only fit together once its length is known, so its keys are checked first.
-    unknown = {key: value for key, value in given.items() if key not in SamplerConfig.model_fields}
+    sampler = tree.pop("sampler", None) or {}
+    # The sampler's values can be validated only with a length, but unknown keys are reported at
+    # once.
+    unknown = {key: value for key, value in sampler.items() if key not in SamplerConfig.model_fields}
     recipe = validate(EvalRecipe, tree | ({"sampler": unknown} if unknown else {}))
-    own_length, own_steps = given.pop("max_completion_length", None), given.pop("num_steps", None)
-    temperatures = [given.pop("temperature")] if "temperature" in given else recipe.evaluation.temperatures
+    own_length, own_steps = sampler.pop("max_completion_length", None), sampler.pop("num_steps", None)
+    temperatures = [sampler.pop("temperature")] if "temperature" in sampler else recipe.evaluation.temperatures
     counts: Sequence[int | None] = [own_steps] if own_steps is not None else steps or [None]
     samplers = [
-        make_sampler(**given, max_completion_length=length, num_steps=count, temperature=temperature)
+        make_sampler(**sampler, max_completion_length=length, num_steps=count, temperature=temperature)
         for length in ([own_length] if own_length is not None else lengths or recipe.task.evaluation_lengths)
         for count in counts
         for temperature in temperatures or (0.0,)
@@ -94,10 +98,10 @@ def load_evaluation(
 
 
 def _check_temperatures(tree: Mapping[str, Any]) -> None:
-    """Refuse two answers to one question, of which one would be ignored."""
+    """Raise ConfigError if temperatures are set under both of their keys."""
     keys = flat(tree)
     if "sampler.temperature" in keys and "evaluation.temperatures" in keys:
         raise ConfigError(
-            "both sampler.temperature and evaluation.temperatures are set, and they mean the same here. Set one of them; "
-            "evaluation.temperatures takes several, as in evaluation.temperatures=[0, 0.9]."
+            "both sampler.temperature and evaluation.temperatures are set, but they mean the same in an evaluation. Set one of "
+            "them; evaluation.temperatures takes several values, as in evaluation.temperatures=[0, 0.9]."
         )

@@ -1,8 +1,10 @@
-"""Which key was meant: an unknown key is answered with the right one, wherever that is in the recipe's tree.
+"""Answers to unknown keys: the key that the user probably meant, wherever it is in the recipe's
+tree.
 
-The answer comes from the first of these that has one: a key of the same section of which the name is a misspelling, a key of the
-same name elsewhere in the tree, the table of names that other libraries and the command line use (`ELSEWHERE`), an option of the
-same name that another method or task has, a setting of another command, and any key of which the name is a misspelling.
+The answer comes from the first of these sources that has one: a key of the same section with nearly
+this name, a key of the same name elsewhere in the tree, the table of names that other libraries use
+(`ANSWERS`), an option of the same name that another method or task has, a setting of another
+command, and any key with nearly this name.
 """
 
 from __future__ import annotations
@@ -19,27 +21,28 @@ from unmask.core.by_path import is_path, load_class
 from unmask.core.config import Config, Named, flat
 from unmask.core.errors import ConfigError, nearest, unknown_name
 from unmask.methods import METHODS, Method
-from unmask.recipes.other_names import ELSEWHERE, OVERLOADED
+from unmask.recipes.other_names import ANSWERS, OVERLOADED, Answer
 from unmask.tasks import TASKS, Task
 
 TABLES: dict[str, Mapping[str, type[BaseModel]]] = {"method": METHODS, "task": TASKS}
 """Sections of a training recipe whose keys depend on their `type`."""
 
-SHOWN = 5
-"""Keys of one unknown section that are answered."""
+MAX_ANSWERS = 5
+"""Maximum number of keys of one unknown section that a message answers."""
 
 NamedT = TypeVar("NamedT", bound=Named)
 
 
 def find_class(base: type[NamedT], name: str) -> type[NamedT]:
-    """Returns the method or task of a name in its table, or the class at a path, as in my_method.py:MyMethod.
+    """Return the method or task of a name in its table, or the class at a path, as in
+    my_method.py:MyMethod.
 
     Args:
         base: `Method` or `Task`.
-        name: as `type` has it in a recipe.
+        name: the value of `type` in a recipe.
 
     Raises:
-        ConfigError: no such name, or no such class at the path.
+        ConfigError: if there is no such name, or no such class at the path.
     """
     table = TABLES[base.section]
     if name in table:
@@ -50,13 +53,14 @@ def find_class(base: type[NamedT], name: str) -> type[NamedT]:
 
 
 def unknown_type(section: str, name: str) -> str:
-    """Returns the message for a name that no method or task has."""
+    """Return the message for a name that no method or task has."""
     own = f"my_{section}.py:My{section.capitalize()}"
     return f"{unknown_name(section, name, TABLES[section])} Or give the path of your own class, as in {own}."
 
 
 def class_named(section: str, name: object) -> type[BaseModel] | None:
-    """Returns the class whose fields are the keys of a section, by its `type`; None if there is none."""
+    """Return the class whose fields are the keys of a section, by its `type`; None if there is
+    none."""
     bases: dict[str, type[Named]] = {"method": Method, "task": Task}
     base = bases.get(section)
     with suppress(ConfigError):
@@ -65,13 +69,14 @@ def class_named(section: str, name: object) -> type[BaseModel] | None:
 
 
 def explain_unknown(kind: type[BaseModel], path: Sequence[str], value: object, tree: Mapping[str, Any]) -> str:
-    """What to use instead of a key that does not exist: one line, or one for each key of a section that does not exist.
+    """Return what to use instead of an unknown key: one line, or one line for each key of an
+    unknown section.
 
     Args:
         kind: the kind of recipe.
-        path: the key and the sections above it.
-        value: what was given for it.
-        tree: the whole recipe, which says whose options `method` and `task` hold.
+        path: the key, preceded by the sections above it.
+        value: the value of the key.
+        tree: the whole recipe; `method.type` and `task.type` decide which options are valid.
 
     Example:
         >>> from unmask.recipes.schema import TrainRecipe
@@ -84,7 +89,7 @@ def explain_unknown(kind: type[BaseModel], path: Sequence[str], value: object, t
     inner = [[*path, *key.split(".")] for key in flat(value)] if isinstance(value, Mapping) else []
     answered = [(keys, answer) for keys in inner if (answer := known.answer(keys)) is not None]
     if answered:
-        return "\n".join(_unknown(keys, answer) for keys, answer in answered[:SHOWN])
+        return "\n".join(_unknown(keys, answer) for keys, answer in answered[:MAX_ANSWERS])
     answer = known.answer(path)
     if answer is None:
         near = f"{_meant(keys, path[:-1])} " if (keys := known.close(path)) else ""
@@ -98,12 +103,13 @@ def _unknown(path: Sequence[str], answer: str) -> str:
 
 
 def counterpart(kind: type[BaseModel], name: str, value: str = "VALUE") -> str | None:
-    """What to write as KEY=VALUE for an option that a command does not have, in one sentence; None if nothing is known of it.
+    """Return a sentence with the KEY=VALUE to write instead of an unknown option; None if there is
+    no answer.
 
     Example:
         >>> from unmask.recipes.schema import TrainRecipe
         >>> counterpart(TrainRecipe, "lr", "1e-4")
-        'Settings are given as key=value, without dashes: optim.learning_rate=1e-4.'
+        'Write settings as key=value, without dashes: optim.learning_rate=1e-4.'
     """
     path = _plain(name).split(".")
     known = Places(kind, {})
@@ -111,23 +117,24 @@ def counterpart(kind: type[BaseModel], name: str, value: str = "VALUE") -> str |
     if not keys and (answer := known.answer(path)):
         return answer
     if keys := keys or known.close(path):
-        return f"Settings are given as key=value, without dashes: {' or '.join(f'{key}={value}' for key in keys[:3])}."
+        return f"Write settings as key=value, without dashes: {' or '.join(f'{key}={value}' for key in keys[:3])}."
     return None
 
 
 class Places:
-    """The keys of a kind of recipe, by where they are.
+    """All keys of a kind of recipe, with their sections and owners.
 
     Args:
         kind: the kind of recipe.
-        tree: a recipe's values, of which `method.type` and `task.type` are read.
+        tree: the values of a recipe; only `method.type` and `task.type` are read.
     """
 
     def __init__(self, kind: type[BaseModel], tree: Mapping[str, Any]) -> None:
         self.kind = kind
         self.types = {name: _type_of(tree.get(name)) for name in TABLES}
         self.owners: dict[str, set[str]] = {}
-        """For each dotted key the methods or tasks whose option it is; empty for a key that every recipe has."""
+        """For each dotted key, the methods or tasks that have this option; empty for a key that
+        every recipe has."""
         for key, owner in _keys(kind):
             self.owners.setdefault(key, set()).update({owner} if owner else ())
         for section, name in self.types.items():
@@ -136,7 +143,7 @@ class Places:
                     self.owners.setdefault(f"{section}.{option}", set()).add(name)
 
     def beside(self, parents: Sequence[str]) -> list[str]:
-        """Names of the keys directly in a section."""
+        """Return the names of the keys directly in a section."""
         prefix = "".join(f"{name}." for name in self._generic(parents))
         return [
             key.removeprefix(prefix)
@@ -145,54 +152,60 @@ class Places:
         ]
 
     def answer(self, path: Sequence[str]) -> str | None:
-        """What is known of a key that does not exist: where it is instead, or why it is nowhere; None if nothing is."""
+        """Return where the setting of an unknown key is, or why there is none; None if there is no
+        answer."""
         if len(path) > 1 and (command := self._other_command(path)):
             return command
         if keys := self.instead(path):
             return _meant(keys, path[:-1])
         if self._is_misspelt(path):
             return None
-        sentences = (self._filled(text, path) for text in _elsewhere(path))
+        sentences = (self._filled(text, path) for text in _answers_for(path))
         return next(filter(None, sentences), None) or self._of_others(path) or self._other_command(path)
 
     def instead(self, path: Sequence[str]) -> list[str]:
-        """The keys that are the same setting: of the same name elsewhere in the tree, or of the name that it has here."""
+        """Return the keys of the same setting: those of the same name elsewhere in the tree, or the
+        name used here."""
         path = self._renamed(path)
         alike = self._alike(path)
         if alike and _is_here(alike, path):
             return alike
         if self._is_misspelt(path):
             return []
-        # A name in a section of another library may have another meaning there, and the table knows it with its section.
+        # A name in a section of another library may have another meaning there, and the table knows
+        # it with its section.
         if alike and _plain(path[-1]) not in OVERLOADED and not _with_section(path):
             return alike
         if joined := self._joined(path):
             return joined
-        for text in _elsewhere(path):
+        for text in _answers_for(path):
             if self._filled(text, path):
                 return self._alike([*path[:-1], text.strip("`")]) if re.fullmatch(r"`[^`]+`", text) else []
         return []
 
     def _is_misspelt(self, path: Sequence[str]) -> bool:
-        """Whether a section has a key of nearly this name, which is then meant rather than one elsewhere."""
+        """Return whether the section has a key of nearly this name, which then goes before keys
+        elsewhere."""
         return len(path) > 1 and bool(nearest(_plain(path[-1]), self.beside(path[:-1])))
 
     def _renamed(self, path: Sequence[str]) -> list[str]:
-        """The path with its first section called as it is here, where only its name is another, as in eval.num_rows."""
-        first = _elsewhere(path[:1])[:1] if len(path) > 1 and path[0] not in self.owners else []
+        """Return the path with the name that its first section has here, as evaluation.num_rows for
+        eval.num_rows."""
+        first = _answers_for(path[:1])[:1] if len(path) > 1 and path[0] not in self.owners else []
         name = first[0].strip("`") if first else ""
         is_section = any(key.startswith(f"{name}.") for key in self.owners)
         return [name, *path[1:]] if first and is_section and first[0] == f"`{name}`" else list(path)
 
     def _joined(self, path: Sequence[str]) -> list[str]:
-        """The key whose section and name are written as one, as in task_type or eval_num_rows."""
+        """Return the key for a name that joins section and key with an underscore, as in task_type
+        or eval_num_rows."""
         if len(path) > 1:
             return []
         names = {_plain(path[0]), re.sub("^eval_", "evaluation_", _plain(path[0]))}
         return [key for key in self.owners if key.replace(".", "_") in names and self._is_open(key)]
 
     def _other_command(self, path: Sequence[str]) -> str | None:
-        """Which command has this key, if this one does not."""
+        """Return a sentence that names the command that has this key, if this command does not."""
         key = ".".join(map(_plain, path))
         if any(own == key or own.endswith(f".{key}") for own in self.owners):
             return None
@@ -202,12 +215,14 @@ class Places:
         return None
 
     def _filled(self, text: str, path: Sequence[str]) -> str:
-        """A sentence with its keys as this recipe has them; empty if it lacks one of them."""
+        """Return a sentence with its keys as this recipe names them; empty if the recipe lacks one
+        of them."""
         keys = {key: self._alike([*path[:-1], key]) for key in re.findall(r"`(.+?)`", text)}
         return re.sub(r"`(.+?)`", lambda key: keys[key[1]][0], text) if all(keys.values()) else ""
 
     def _alike(self, path: Sequence[str]) -> list[str]:
-        """Keys that end in this name: the one in the same section, else one that is this name, else those elsewhere."""
+        """Return the keys that end in this name: in the same section, else at the top, else in any
+        section."""
         name = _plain(path[-1])
         if own := self._beside([*path[:-1], *name.split(".")]):
             return [own]
@@ -216,12 +231,14 @@ class Places:
         return [key for key in self.owners if key.endswith(f".{name}") and self._is_open(key)]
 
     def _beside(self, path: Sequence[str]) -> str:
-        """The key itself, or with underscores for dashes, if the recipe can have it; otherwise nothing."""
+        """Return the key, with underscores for dashes, if the recipe can have it; else an empty
+        string."""
         key = ".".join([*self._generic(path[:-1]), _plain(path[-1])])
         return key if key in self.owners and self._is_open(key) else ""
 
     def close(self, path: Sequence[str]) -> list[str]:
-        """Keys of which this one's name is a misspelling, those of the same section first."""
+        """Return keys with nearly this name: one in the same section, else those in all
+        sections."""
         name, beside = _plain(path[-1]), self.beside(path[:-1])
         prefix = "".join(f"{part}." for part in path[:-1])
         if near := nearest(name, beside):
@@ -233,7 +250,7 @@ class Places:
         return self._alike(near) if near else []
 
     def _of_others(self, path: Sequence[str]) -> str | None:
-        """Which other methods or tasks have an option of this name."""
+        """Return a sentence that names the other methods or tasks with an option of this name."""
         name = _plain(path[-1])
         for section in TABLES:
             if owners := self.owners.get(f"{section}.{name}"):
@@ -242,13 +259,14 @@ class Places:
         return None
 
     def _is_open(self, key: str) -> bool:
-        """Whether the recipe can have a key, as its method and its task are."""
+        """Return whether the recipe, with its method and task, can have a key."""
         chosen = self.types.get(key.partition(".")[0])
         owners = self.owners[key]
         return not owners or not chosen or chosen in owners
 
     def _generic(self, parents: Sequence[str]) -> list[str]:
-        """The sections with NAME for each name that the user chose, as `Places` has it."""
+        """Return the sections with NAME in place of each name that the user chose, as in
+        `owners`."""
         generic: list[str] = []
         for name in parents:
             prefix = ".".join([*generic, "NAME"])
@@ -257,7 +275,8 @@ class Places:
 
 
 def _keys(kind: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, str | None]]:
-    """All dotted keys below a kind of recipe, each with the method or task whose option it is."""
+    """Yield all dotted keys of a kind of recipe, each with the method or task that has the
+    option."""
     for name, field in kind.model_fields.items():
         key = f"{prefix}{name}"
         yield key, None
@@ -274,7 +293,7 @@ def _keys(kind: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, str | 
 
 
 def _parts(annotation: Any) -> Iterator[Any]:
-    """An annotation and all that it is made of."""
+    """Yield an annotation and, recursively, its arguments."""
     yield annotation
     for part in get_args(annotation):
         yield from _parts(part)
@@ -287,24 +306,24 @@ def _kinds(kind: type[Config]) -> Iterator[type[Config]]:
 
 
 def _is_here(keys: Sequence[str], path: Sequence[str]) -> bool:
-    """Whether the one key that was found lies in the section in which it was looked for."""
+    """Return whether `keys` is a single key in the section of `path`."""
     return len(keys) == 1 and len(path) > 1 and keys[0].rpartition(".")[0] == ".".join(path[:-1])
 
 
-def _elsewhere(path: Sequence[str]) -> list[str]:
-    """What the table says of a name, with its section or without; the first that fits the kind of recipe to be taken."""
+def _answers_for(path: Sequence[str]) -> list[str]:
+    """Return the table's answers to a name, those for its section first."""
     plain = _plain(path[-1])
-    found = _with_section(path) or ELSEWHERE.get(plain)
-    if found is None:
-        found = next((text for name, text in ELSEWHERE.items() if fnmatchcase(plain, name)), ())
-    return [found] if isinstance(found, str) else list(found)
+    answer = _with_section(path) or ANSWERS.get(plain)
+    if answer is None:
+        answer = next((answer for name, answer in ANSWERS.items() if fnmatchcase(plain, name)), ())
+    return [answer] if isinstance(answer, str) else list(answer)
 
 
-def _with_section(path: Sequence[str]) -> str | tuple[str, ...] | None:
-    """What the table says of a name in this section in particular."""
+def _with_section(path: Sequence[str]) -> Answer | None:
+    """Return the table's answer to a name in this section in particular."""
     whole = ".".join(map(_plain, path))
-    names = (name for name in ELSEWHERE if "." in name)
-    return next((ELSEWHERE[name] for name in names if fnmatchcase(whole, name)), None)
+    names = (name for name in ANSWERS if "." in name)
+    return next((ANSWERS[name] for name in names if fnmatchcase(whole, name)), None)
 
 
 def _plain(name: str) -> str:
@@ -312,12 +331,13 @@ def _plain(name: str) -> str:
 
 
 def _type_of(section: object) -> str | None:
-    found = section.get("type") if isinstance(section, Mapping) else getattr(section, "type", None)
-    return found if isinstance(found, str) else None
+    name = section.get("type") if isinstance(section, Mapping) else getattr(section, "type", None)
+    return name if isinstance(name, str) else None
 
 
 def _meant(keys: Sequence[str], section: Sequence[str]) -> str:
-    """The question whether these keys were meant; of keys in the section that has just been named, their own names."""
+    """Return the question "Did you mean ...?" for some keys, without the section if it is the one
+    given."""
     prefix = "".join(f"{name}." for name in section)
     quoted = [f'"{key.removeprefix(prefix)}"' for key in keys[:3]]
     return f"Did you mean {' or '.join(quoted)}?"

@@ -1,4 +1,4 @@
-"""What is wrong with a recipe: one line of plain English for each fault that pydantic finds."""
+"""Messages for invalid recipes: one line of plain English for each fault that pydantic finds."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from unmask.core.errors import nearest
 from unmask.recipes.keys import TABLES, class_named, explain_unknown, unknown_type
 
 LONGEST_VALUE = 200
-"""Characters of a value that a message quotes."""
+"""Maximum number of characters of a value that a message quotes."""
 
 
 def explain(kind: type[BaseModel], fault: Any, tree: Mapping[str, Any]) -> str:
-    """One line of plain English for one fault.
+    """Return one line of plain English for one fault.
 
     Args:
         kind: the kind of recipe.
         fault: an entry of `ValidationError.errors()`.
-        tree: what was validated.
+        tree: the keys and values that were validated.
     """
     path, model = _located(kind, fault, tree)
     key, given = ".".join(path), repr(fault["input"])
@@ -30,11 +30,11 @@ def explain(kind: type[BaseModel], fault: Any, tree: Mapping[str, Any]) -> str:
         case "extra_forbidden":
             return explain_unknown(kind, path, fault["input"], tree)
         case "missing":
-            return f"{key} is missing; the recipe must set it.{_misnamed(path, tree)}"
+            return f"{key} is missing. Set it in the recipe or on the command line.{_misnamed(path, tree)}"
         case "union_tag_invalid":
             return unknown_type(key, str(fault["ctx"]["tag"]))
         case "union_tag_not_found":
-            return f"{key}.type is missing; it names the {key}."
+            return f"{key}.type is missing. Set it to the name of the {key}."
         case "value_error":
             message = fault["msg"].removeprefix("Value error, ")
             return f"{key}: {message}" if key else message
@@ -42,17 +42,18 @@ def explain(kind: type[BaseModel], fault: Any, tree: Mapping[str, Any]) -> str:
             example = (
                 f"{key}.type={fault['input']}" if key in ("method", "task") else f"{key}.{_first_key(model)}=VALUE"
             )
-            return f"{key} = {given}: this is a section, not a single value; set a key of it, as in {example}."
+            return f"{key} = {given}: {key} is a section, not a single value. Set one of its keys, as in {example}."
         case "tuple_type" | "list_type":
-            return f"{key} = {given}: give a list, in square brackets."
+            return f"{key} = {given}: write a list in square brackets."
         case "int_parsing" | "float_parsing" if "," in str(fault["input"]):
-            return f"{key} = {given}: give several values as a list, in square brackets: [{fault['input']}]."
+            return f"{key} = {given}: write several values as a list in square brackets: [{fault['input']}]."
         case _:
             return f"{key} = {given}: {fault['msg'][0].lower()}{fault['msg'][1:]}."
 
 
 def _misnamed(path: Sequence[str], tree: Mapping[str, Any]) -> str:
-    """The question whether the section that lacks a key is a misspelling of one beside it, as in tasks.sudoko."""
+    """Return "Did you mean ...?" if the section that lacks a key is a misspelling of another, as in
+    tasks.sudoko."""
     if len(path) != 3 or not isinstance(beside := tree.get(path[0]), Mapping):
         return ""
     near = nearest(path[1], [name for name in beside if name != path[1]], cutoff=0.6)
@@ -60,17 +61,18 @@ def _misnamed(path: Sequence[str], tree: Mapping[str, Any]) -> str:
 
 
 def _located(kind: type[BaseModel], fault: Any, tree: Mapping[str, Any]) -> tuple[list[str], type[BaseModel] | None]:
-    """The key at fault, and the model at the end of its path."""
+    """Return the path of the invalid key, and the pydantic model at its end."""
     path: list[str] = []
     model: type[BaseModel] | None = kind
     entry_is_next = False
     for part in fault["loc"]:
         if entry_is_next:
-            # The name that the user gave to an entry of a mapping; below it are the keys of that entry.
+            # The user chose the name of this entry of a mapping; the keys of the entry follow it.
             path.append(str(part))
             entry_is_next = False
             continue
-        # The location of a union's fault holds the discriminator's tag, which is not a key of the user's.
+        # For a union, pydantic's location contains the discriminator's tag, which is not a key of
+        # the recipe.
         if path and path[-1] in TABLES and part in TABLES[path[-1]]:
             model = TABLES[path[-1]][part]
             continue

@@ -10,20 +10,22 @@ from unmask.rewards.scorer import Scorer, make_scorer
 
 
 def scorer_of(
-    recipe: TrainRecipe, given: Sequence[str | RewardFunc] = (), calling: Callable[[], None] = lambda: None
+    recipe: TrainRecipe, functions: Sequence[str | RewardFunc] = (), calling: Callable[[], None] = lambda: None
 ) -> Scorer:
-    """The scorer of a training recipe.
+    """Return the scorer of a training recipe.
 
     Args:
-        recipe: its settings.
-        given: reward functions, as objects or paths, to use instead of the recipe's or the task's.
-        calling: called before each call of a function.
+        recipe: settings of the run.
+        functions: reward functions, as objects or paths, to use instead of the recipe's or the
+            task's.
+        calling: callback before each call of a reward function.
 
     Raises:
-        ConfigError: a function that cannot be loaded, two of one name, or none at all.
+        ConfigError: if a function cannot be loaded, two functions have the same name, or there is
+            no function.
     """
     return make_scorer(
-        given or recipe.reward_funcs,
+        functions or recipe.reward_funcs,
         recipe.task.rewards(),
         recipe.reward_weights,
         timeout=recipe.reward_timeout,

@@ -24,7 +24,7 @@ def comparison_of(folder: Path, name: str) -> dict[str, Any]:
         folder: of the comparison; `cells.jsonl` and `recipe.yaml` are all that is read.
         name: what it is called on the page.
     """
-    from unmask.recipes.schema import read_tree, validate
+    from unmask.recipes.load import read_tree, validate
     from unmask.report.tables import introduction, warnings
     from unmask.trainer.comparison.ledger import Ledger
     from unmask.trainer.comparison.recipe import CompareRecipe

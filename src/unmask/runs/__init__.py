@@ -1,1 +1,1 @@
-"""Everything that a run leaves on disk, each kind of file written and read by one module."""
+"""Everything that a run leaves on disk; one module writes and reads each kind of file."""

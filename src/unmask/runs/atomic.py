@@ -1,7 +1,7 @@
 """Files and folders that are written whole or not at all, and locks on folders.
 
-What is written stands aside under a hidden name, is flushed to the disk, and is then renamed. So a process that is killed leaves
-either the old content or the new.
+Content is written under a hidden name, flushed to the disk, and then renamed. So a process that is
+killed leaves either the old content or the new one.
 """
 
 from __future__ import annotations
@@ -18,15 +18,17 @@ from typing import TextIO
 from unmask.core.errors import ConfigError, RunError, reason
 
 INCOMPLETE = ".incomplete-"
-"""Prefix of the name of a folder that is being written."""
+"""Prefix of the name of a folder while it is written."""
 _REPLACED = ".replaced-"
+"""Prefix of the name of the old folder while a new one takes its place."""
 
 
 @contextlib.contextmanager
 def replaced_whole(path: Path) -> Iterator[Path]:
-    """Give a path to write to, which replaces `path` if the block ends without an error; otherwise `path` stays as it was.
+    """Yield a temporary path, and rename it to `path` if the block ends without an error; otherwise
+    `path` stays as it was.
 
-    The name keeps the ending of `path`, from which libraries derive the format.
+    The temporary name keeps the ending of `path`, from which libraries derive the format.
     """
     aside = path.with_name(f".{secrets.token_hex(4)}{path.suffix}")
     try:
@@ -45,12 +47,14 @@ def write_atomically(path: Path, text: str) -> None:
 
 @contextlib.contextmanager
 def folder_replaced_whole(target: Path, aside: Path, working: Callable[[], None] = lambda: None) -> Iterator[Path]:
-    """Give an empty folder to write into, which replaces the folder `target` if the block ends without an error.
+    """Yield an empty folder to write into, and let it replace `target` if the block ends without an
+    error.
 
     Args:
-        target: the folder; it does not have to exist.
-        aside: where to write, on the same disk. `tidy` finds it by the prefix `INCOMPLETE` if the process is killed.
-        working: called before each file is flushed, which may take long.
+        target: the folder to replace; it does not have to exist.
+        aside: the folder to write into, on the same disk. Its name starts with `INCOMPLETE`, so
+            that `tidy` removes it if the process is killed.
+        working: callback before each file is flushed, because a flush may take long.
     """
     try:
         shutil.rmtree(aside, ignore_errors=True)
@@ -60,7 +64,7 @@ def folder_replaced_whole(target: Path, aside: Path, working: Callable[[], None]
             working()
             flush(path)
         replaced = target.parent / f"{_REPLACED}{target.name}"
-        if os.path.lexists(target):  # also a link to nothing
+        if os.path.lexists(target):  # true for a broken link too
             target.rename(replaced)
         aside.rename(target)
         flush(target.parent)
@@ -71,7 +75,8 @@ def folder_replaced_whole(target: Path, aside: Path, working: Callable[[], None]
 
 
 def tidy(folder: Path) -> None:
-    """Remove the folders that a killed process was writing in `folder`, and put back those that it was about to replace."""
+    """Remove the incomplete folders that a killed process left in `folder`, and restore those that
+    it was replacing."""
     for leftover in folder.glob(f"{INCOMPLETE}*"):
         _remove(leftover)
     for replaced in folder.glob(f"{_REPLACED}*"):
@@ -83,10 +88,10 @@ def tidy(folder: Path) -> None:
 
 
 def take_lock(path: Path) -> TextIO:
-    """Lock a folder by a file in it. The lock is held until the file that is returned is closed.
+    """Lock a folder through a file in it. The lock lasts until the returned file is closed.
 
     Raises:
-        RunError: another process holds the lock.
+        RunError: if another process holds the lock.
     """
     lock = path.open("a+")
     try:
@@ -94,7 +99,7 @@ def take_lock(path: Path) -> TextIO:
     except OSError:
         lock.close()
         raise RunError(
-            f"{path.parent} is in use by another process. Wait for it, or set output_dir to another folder."
+            f"another process is using {path.parent}. Wait until it ends, or set output_dir to another folder."
         ) from None
     return lock
 
@@ -113,8 +118,8 @@ def writing_explained(path: Path, advice: str) -> Iterator[None]:
     """Turn an error of the file system into a RunError that names `path` and says what to do.
 
     Args:
-        path: the file that is written.
-        advice: a sentence, such as "Name another file with --output."
+        path: the file to write.
+        advice: a sentence such as "Name another file with --output."
     """
     try:
         yield
@@ -122,22 +127,23 @@ def writing_explained(path: Path, advice: str) -> Iterator[None]:
         raise RunError(f"{path} cannot be written ({error.strerror or reason(error)}). {advice}") from error
 
 
-def refuse_to_overwrite(path: Path, given: Path, is_ours: Callable[[Path], bool], what: str) -> None:
-    """Refuse a path of an option where there is something that the command has not made.
+def refuse_to_overwrite(path: Path, output: Path, is_ours: Callable[[Path], bool], kind: str) -> None:
+    """Raise an error if writing to `path` would overwrite something that the command has not made.
 
     Args:
-        path: what would be written.
-        given: what the user gave as --output, from which `path` follows.
-        is_ours: whether a file that is not empty looks like what the command writes; may raise OSError.
-        what: what the command writes, such as "a figure".
+        path: the file to write.
+        output: the user's value of --output, from which `path` is derived.
+        is_ours: function that returns whether a file that is not empty was written by the command;
+            it may raise OSError.
+        kind: the kind of file that the command writes, such as "a figure".
 
     Raises:
-        ConfigError: there is a folder, or a file that `is_ours` does not recognise.
-        RunError: the file cannot be read.
+        ConfigError: if `path` is a folder, or a file that `is_ours` does not recognise.
+        RunError: if the file cannot be read.
     """
     with writing_explained(path, "Name another file with --output."):
         if path.is_dir() or (path.exists() and path.stat().st_size and not is_ours(path)):
-            raise ConfigError(f"--output {given} would overwrite {path}, which is not {what}. Name another file.")
+            raise ConfigError(f"--output {output} would overwrite {path}, which is not {kind}. Name another file.")
 
 
 def _remove(path: Path) -> None:

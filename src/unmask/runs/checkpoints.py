@@ -1,4 +1,5 @@
-"""Checkpoint folders: listing them, checking that they are complete, choosing which to delete, and checking the disk space."""
+"""Checkpoint folders: list them, check that they are complete, choose which to delete, and check
+the disk space."""
 
 from __future__ import annotations
 
@@ -16,9 +17,11 @@ from unmask.core.errors import RunError
 from unmask.core.files import parse_json
 
 MANIFEST = "manifest.json"
-"""Name of the file in a checkpoint that holds the run's id, the step, and the size and SHA-256 of each other file."""
-ROOM_TO_SPARE = 16 * 2**20
-"""Number of bytes that have to stay free after a checkpoint, for metrics, rollouts and other programs."""
+"""Name of the file in a checkpoint that holds the run's id, the step, and the size and SHA-256 of
+each other file."""
+RESERVED = 16 * 2**20
+"""Number of bytes that must stay free after a checkpoint, for metrics, rollouts and other
+programs."""
 _NAME = re.compile(r"step-(\d{8,18})")
 
 
@@ -30,30 +33,30 @@ def checkpoints_in(run: Path) -> list[Path]:
 
     Folders with other names, such as a copy called step-00000006.bak, are not checkpoints.
     """
-    places = run / "checkpoints"
-    if not places.is_dir():
+    folder = run / "checkpoints"
+    if not folder.is_dir():
         return []
-    return sorted((path for path in places.iterdir() if _NAME.fullmatch(path.name) and path.is_dir()), key=step_of)
+    return sorted((path for path in folder.iterdir() if _NAME.fullmatch(path.name) and path.is_dir()), key=step_of)
 
 
 def step_of(checkpoint: Path) -> int:
-    """Return the number of training steps at a checkpoint, by the name of its folder."""
+    """Return the number of training steps at a checkpoint, which the name of its folder holds."""
     return int(checkpoint.name.removeprefix("step-"))
 
 
 def is_checkpoint(folder: Path) -> bool:
-    """Check by its name and its manifest whether a folder is a checkpoint of a run."""
+    """Return whether a folder has the name and the manifest of a checkpoint of a run."""
     return bool(_NAME.fullmatch(os.path.basename(os.path.realpath(folder)))) and (folder / MANIFEST).is_file()
 
 
 def write_manifest(folder: Path, run: str, step: int, reading: Callable[[], None] = _nothing) -> None:
-    """Record the size and the hash of every file in a checkpoint that is complete.
+    """Record the size and the hash of every file in a complete checkpoint.
 
     Args:
         folder: the checkpoint.
-        run: id of the run that it belongs to.
+        run: id of the run.
         step: number of training steps.
-        reading: called before each file is read.
+        reading: callback before each file is read.
     """
     paths = sorted(path for path in folder.rglob("*") if path.is_file())
     files = {path.relative_to(folder).as_posix(): _fact(path, reading) for path in paths}
@@ -64,8 +67,8 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     """Read the manifest of a checkpoint.
 
     Raises:
-        ValueError: the manifest is missing or damaged, names no files, or has another step than the folder's name. The message is
-            a clause that says which.
+        ValueError: if the manifest is missing or damaged, names no files, or has another step than
+            the folder's name. The message is a clause that names the fault.
     """
     try:
         manifest = parse_json((folder / MANIFEST).read_text(encoding="utf-8"))
@@ -77,17 +80,18 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     if not all(isinstance(fact, list) and len(fact) == 2 and _is_inside(name) for name, fact in files.items()):
         raise ValueError(f"its {MANIFEST} is damaged")
     if manifest.get("step") != step_of(folder):
-        raise ValueError(f"its {MANIFEST} is of step {manifest.get('step')}")
+        raise ValueError(f"its {MANIFEST} belongs to step {manifest.get('step')}")
     return dict(manifest)
 
 
 def fault_of(folder: Path, *, thorough: bool = True, reading: Callable[[], None] = _nothing) -> str | None:
-    """Return a clause that says what is wrong with a checkpoint; None if it is as it was written.
+    """Return a clause that names the fault of a damaged checkpoint; None if the checkpoint is
+    intact.
 
     Args:
         folder: the checkpoint.
-        thorough: read every byte; otherwise compare names and sizes only.
-        reading: called before each file is read.
+        thorough: True to read every byte, False to compare names and sizes only.
+        reading: callback before each file is read.
     """
     try:
         files = read_manifest(folder)["files"]
@@ -98,17 +102,17 @@ def fault_of(folder: Path, *, thorough: bool = True, reading: Callable[[], None]
         if not path.is_file():
             return f"{name} is missing"
         if path.stat().st_size != size:
-            return f"{name} has {path.stat().st_size} bytes and was written with {size}"
+            return f"{name} has {path.stat().st_size} bytes instead of {size}"
         if thorough and _fact(path, reading)[1] != digest:
-            return f"{name} holds other bytes than were written"
+            return f"{name} has changed since it was written"
     for pattern in ("*.safetensors", "*.json"):
         if extra := sorted({path.name for path in folder.glob(pattern)} - files.keys() - {MANIFEST}):
-            return f"{extra[0]} was not written with it"
+            return f"{extra[0]} does not belong to it"
     return None
 
 
 def is_of_another(folder: Path, run: str) -> bool:
-    """Check whether the manifest of a checkpoint names another run."""
+    """Return whether the manifest of a checkpoint names another run."""
     try:
         return bool(read_manifest(folder)["run"] != run)
     except ValueError:
@@ -116,22 +120,23 @@ def is_of_another(folder: Path, run: str) -> bool:
 
 
 def to_delete(checkpoints: Sequence[Path], keep: int, run: str) -> list[Path]:
-    """Choose which checkpoints of a run to delete so that its newest `keep` good ones stay.
+    """Return the checkpoints of a run to delete so that its newest `keep` intact ones stay.
 
-    Each checkpoint was read in full when it was written, so comparing names and sizes is enough here. A damaged checkpoint does
-    not count, so the last good one always stays. Checkpoints of other runs are never chosen.
+    Each checkpoint was read in full when it was written, so a comparison of names and sizes is
+    enough here. Damaged checkpoints do not count, so the last intact one always stays. Checkpoints
+    of other runs are never deleted.
 
     Args:
         checkpoints: all checkpoints in the folder, oldest first.
-        keep: number of good checkpoints that stay.
+        keep: number of intact checkpoints to keep.
         run: id of the run.
     """
     own = [checkpoint for checkpoint in checkpoints if not is_of_another(checkpoint, run)]
-    good = 0
-    for place in range(len(own) - 1, -1, -1):
-        good += fault_of(own[place], thorough=False) is None
-        if good == keep:
-            return own[:place]
+    intact = 0
+    for i in range(len(own) - 1, -1, -1):
+        intact += fault_of(own[i], thorough=False) is None
+        if intact == keep:
+            return own[:i]
     return []
 
 
@@ -140,10 +145,10 @@ def damage_explained(checkpoint: Path) -> Iterator[None]:
     """Turn any error that a damaged file raises into a RunError that says what to do."""
     try:
         yield
-    except Exception as error:  # whatever a damaged file makes torch or safetensors raise
+    except Exception as error:  # a damaged file makes torch or safetensors raise many kinds of errors
         raise RunError(
             f"the checkpoint {checkpoint} cannot be read ({type(error).__name__}: {error}). "
-            "Remove that folder to go on from the checkpoint before it."
+            "Remove this folder to continue from the previous checkpoint."
         ) from error
 
 
@@ -151,14 +156,14 @@ def check_disk_space(path: Path, size: int, last_step: int = 0) -> None:
     """Check that `size` bytes fit on the disk, before anything is written.
 
     Raises:
-        RunError: the disk has too little free space.
+        RunError: if the disk has too little free space.
     """
     free = shutil.disk_usage(path).free
-    if free < size + ROOM_TO_SPARE:
+    if free < size + RESERVED:
         safe = f" The checkpoint of step {last_step} is complete." if last_step else ""
         raise RunError(
-            f"{path}: the disk has {_megabytes(free)} left, and a checkpoint takes {_megabytes(size)}, with "
-            f"{_megabytes(ROOM_TO_SPARE)} to spare.{safe} Make room, then add --resume."
+            f"{path}: the disk has {_megabytes(free)} left, but a checkpoint needs {_megabytes(size)} and "
+            f"{_megabytes(RESERVED)} must stay free.{safe} Free some space, then add --resume."
         )
 
 
@@ -168,11 +173,12 @@ def size_of(folder: Path) -> int:
 
 
 def _is_inside(name: str) -> bool:
-    """Check that a name in a manifest stays inside the checkpoint's folder."""
+    """Return whether a name in a manifest is a path inside the checkpoint's folder."""
     return not Path(name).is_absolute() and ".." not in Path(name).parts
 
 
 def _fact(path: Path, reading: Callable[[], None]) -> tuple[int, str]:
+    """Return the size and the SHA-256 of a file."""
     reading()
     with path.open("rb") as file:
         return path.stat().st_size, hashlib.file_digest(file, "sha256").hexdigest()

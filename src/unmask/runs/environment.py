@@ -1,7 +1,7 @@
-"""The hardware, the precision and the library versions that a result was made with, to be recorded beside it.
+"""The hardware, precision and library versions behind a result, which are recorded with it.
 
-The same checkpoint with the same settings can score several points apart on two kinds of GPU, so a number is not fully reported
-without them.
+The scores of one checkpoint with the same settings can differ by several points between two kinds
+of GPU, so a complete report of a number includes them.
 """
 
 from __future__ import annotations
@@ -22,14 +22,16 @@ LIBRARIES = (
     *("torch", "transformers", "tokenizers", "accelerate", "peft", "numpy"),
     *("math-verify", "latex2sympy2-extended", "sympy", "pydantic-monty", "reasoning-gym", "datasets"),
 )
-"""Libraries whose version can change a number, through the forward pass, a grader or the examples."""
+"""Libraries whose version can change a result, through the forward pass, a grader or the
+examples."""
 
 
 def environment(model: nn.Module) -> dict[str, Any]:
-    """Describe the machine, the libraries, and the device and precision of a model's weights.
+    """Return facts about the machine, the libraries, and the device and precision of a model's
+    weights.
 
     Returns:
-        Plain values by name: device, accelerator, cpu, cores, threads, system, dtype, versions.
+        JSON values under device, accelerator, cpu, cores, threads, system, dtype and versions.
     """
     weight = next(model.parameters())
     return {
@@ -45,9 +47,11 @@ def environment(model: nn.Module) -> dict[str, Any]:
 
 
 def weights_hash(model: nn.Module) -> str:
-    """Compute a SHA-256 over the name, precision, shape and bytes of each weight of a model, in the order of the names.
+    """Return the SHA-256 of the name, precision, shape and bytes of a model's weights, in the order
+    of their names.
 
-    A path only says where a model was stored, and another run may have written there since. The hash says which model it was.
+    Unlike the path of a model, to which another run may have written since, the hash identifies the
+    model.
 
     Returns:
         64 hexadecimal digits.
@@ -60,14 +64,14 @@ def weights_hash(model: nn.Module) -> str:
 
 
 def _installed() -> dict[str, str]:
-    found = {}
+    versions = {}
     for name in LIBRARIES:
         try:
-            found[name] = metadata.version(name)
+            versions[name] = metadata.version(name)
         except metadata.PackageNotFoundError:
             continue
     # The package's metadata does not always name the build, such as +cpu or +cu128.
-    return found | {"torch": torch.__version__}
+    return versions | {"torch": torch.__version__}
 
 
 def _cpu_name() -> str:

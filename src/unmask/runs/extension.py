@@ -1,4 +1,4 @@
-"""What resuming a run with another `max_steps` does to its learning rate."""
+"""The effect of another `max_steps` on the learning rate of a resumed run."""
 
 from __future__ import annotations
 
@@ -9,14 +9,16 @@ from unmask.functional.schedule import learning_rate_factor
 
 
 def difference_of(before: Mapping[str, Any], now: Mapping[str, Any], done: int) -> str | None:
-    """Describe how a run that continues to another `max_steps` differs from a run that is started with it.
+    """Describe how a run that continues to another `max_steps` differs from a run that starts with
+    it.
 
-    If the learning rate has not depended on `max_steps` so far, the two are the same, bit for bit. Otherwise the finished steps
-    used the rates of the old `max_steps`: the run may continue, but the difference has to be recorded.
+    If the learning rate has not depended on `max_steps` so far, the two are equal bit for bit.
+    Otherwise the finished steps used the rates of the old `max_steps`: the run may continue, but
+    the difference must be recorded.
 
     Args:
-        before: the settings that the run was started with, as values by dotted key.
-        now: the settings that it is resumed with.
+        before: settings at the start of the run, by dotted key.
+        now: settings of the resumed run, by dotted key.
         done: number of training steps at the newest checkpoint.
 
     Returns:
@@ -30,9 +32,9 @@ def difference_of(before: Mapping[str, Any], now: Mapping[str, Any], done: int) 
         return None
     kind, next_rate = now["optim.lr_schedule"], _factor(now, min(done, new - 1), new)
     return (
-        f"up to step {done} the learning rate was that of max_steps = {old}, and from there on it is that of max_steps = {new}: "
-        f"the {kind} schedule depends on max_steps. It ended at {rates[0][-1]:.3g} of the peak and goes on at {next_rate:.3g}. "
-        f"A run that is started with max_steps = {new} comes to another model; with optim.lr_schedule = constant it would not."
+        f"up to step {done} the learning rate followed max_steps = {old}, and from now on it follows max_steps = {new}, because "
+        f"the {kind} schedule depends on max_steps. It changes from {rates[0][-1]:.3g} to {next_rate:.3g} of its peak. "
+        f"A new run with max_steps = {new} would give another model; with optim.lr_schedule = constant it would not."
     )
 
 

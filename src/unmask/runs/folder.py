@@ -1,8 +1,10 @@
-"""A run folder: config.yaml, run.json, data.json, metrics.jsonl, rollouts/, checkpoints/, best/, final/.
+"""A run folder: config.yaml, run.json, data.json, metrics.jsonl, rollouts/, checkpoints/, best/,
+final/.
 
-No file in it is ever half written. One process at a time owns a folder, by a lock on run.lock; the other ranks of a distributed
-run only read. A checkpoint is complete or absent: it is written aside, flushed to the disk and renamed. Its manifest says which
-run it belongs to and what its files hold.
+No file in it is ever half written. One process at a time owns a folder, through a lock on run.lock;
+the other ranks of a distributed run only read. A checkpoint is complete or absent: it is written
+under another name, flushed to the disk and renamed. Its manifest holds the run's id and the hashes
+of its files.
 """
 
 from __future__ import annotations
@@ -64,7 +66,8 @@ FREE_TO_CHANGE = frozenset(
         "evaluation.batch_size",
     }
 )
-"""Settings that a resumed run may change. They do not affect what is computed, except for rounding when batches differ."""
+"""Settings that a resumed run may change. They do not change results, except for rounding if
+batches differ."""
 
 
 class RunFolder:
@@ -72,17 +75,18 @@ class RunFolder:
 
     Args:
         path: the folder; it is created if it does not exist.
-        config: the resolved recipe as a tree. It is compared with the recipe of a run that is resumed.
-        resume: continue from the newest checkpoint, if there is one.
-        is_main: whether this process writes.
-        data: where the examples come from, with their hashes. It is stored in data.json and compared like the recipe.
-        completed: fills in the settings that a recorded recipe lacks because they were added later, so that it compares equal to
-            a recipe that has their defaults.
-        working: called repeatedly while large files are read or written, as a sign of progress.
+        config: the resolved recipe as a tree. A resumed run compares it with the recorded recipe.
+        resume: True to continue from the newest checkpoint, if there is one.
+        is_main: True if this process writes.
+        data: source of the examples, with their hashes. It is stored in data.json and compared like
+            the recipe.
+        completed: function that fills in settings that were added after a recipe was recorded, so
+            that the recipe equals one with their defaults.
+        working: callback during reads and writes of large files, as a sign of progress.
 
     Raises:
-        RunError: the folder is not a folder, cannot be written, or is in use by another process; or it holds a run, and `resume`
-            is not set or the settings or the examples differ.
+        RunError: if the path is not a folder, cannot be written, or is in use by another process;
+            or if it holds a run, and `resume` is not set or the settings or the examples differ.
     """
 
     def __init__(
@@ -100,13 +104,13 @@ class RunFolder:
         self.is_main = is_main
         self.working = working
         self.id = ""
-        """Id of the run, which its checkpoints repeat; empty on ranks that only read."""
+        """Id of the run, which is also in its checkpoints; empty on ranks that only read."""
         self._lock: TextIO | None = None
         self._metrics: TextIO | None = None
         if not is_main:
             return
         with disk_faults_explained(path):
-            self._check_place()
+            self._check_path()
         try:
             with disk_faults_explained(path):
                 path.mkdir(parents=True, exist_ok=True)
@@ -118,27 +122,28 @@ class RunFolder:
                 write_atomically(path / "config.yaml", yaml.safe_dump(dict(config), sort_keys=False))
                 if data:
                     write_atomically(path / "data.json", json.dumps(data, indent=1) + "\n")
-                for place in (path, path / "checkpoints"):
-                    tidy(place)
+                for folder in (path, path / "checkpoints"):
+                    tidy(folder)
         except BaseException:
             self.close()
             raise
 
     @property
     def metrics_path(self) -> Path:
-        """The file that holds one JSON object for each training step; see `unmask.runs.metrics`."""
+        """File with one JSON object for each training step; see `unmask.runs.metrics`."""
         return self.path / METRICS
 
     @property
     def data(self) -> dict[str, Any]:
-        """What data.json records of where the examples come from; empty if the task generates them."""
+        """Content of data.json, the source of the examples; empty if the task generates them."""
         path = self.path / "data.json"
         with _restoring_advised():
             return read_json_object(path) if path.exists() else {}
 
     @property
     def facts(self) -> dict[str, Any]:
-        """The content of run.json: the run's id, the ids that trackers gave it, and notes on how it was extended."""
+        """Content of run.json: the run's id, the ids that trackers gave it, and notes on
+        extensions."""
         path = self.path / "run.json"
         with _restoring_advised():
             return read_json_object(path) if path.exists() else {}
@@ -150,30 +155,35 @@ class RunFolder:
 
     @property
     def final(self) -> Path:
-        """The finished model, in transformers' format."""
+        """Folder of the finished model, in transformers' format."""
         return self.path / "final"
 
     @property
     def best(self) -> Path:
-        """The model of the best evaluation on the validation split, in the same format; absent without such evaluations."""
+        """Folder of the model with the best evaluation on the validation split; absent without such
+        evaluations."""
         return self.path / "best"
 
     def checkpoints(self) -> list[Path]:
-        """List the complete checkpoints, oldest first."""
+        """Return the complete checkpoints, oldest first."""
         return checkpoints_in(self.path)
 
     def last_step(self) -> int:
-        """Return the number of training steps at the newest checkpoint; 0 if there is no checkpoint."""
-        found = self.checkpoints()
-        return step_of(found[-1]) if found else 0
+        """Return the number of training steps at the newest checkpoint; 0 if there is no
+        checkpoint."""
+        checkpoints = self.checkpoints()
+        return step_of(checkpoints[-1]) if checkpoints else 0
 
     def save_checkpoint(self, step: int, write: Callable[[Path], None], keep: int) -> None:
-        """Write a checkpoint aside with `write(folder)`, rename it when it is complete, and delete older ones.
+        """Write a checkpoint with `write(folder)`, rename the folder when it is complete, and
+        delete older checkpoints.
 
-        The newest `keep` good checkpoints stay. Every rank calls this method; `write` contains the barriers that they need.
+        The newest `keep` intact checkpoints stay. Every rank calls this method; `write` contains
+        the barriers that they need.
 
         Raises:
-            RunError: the checkpoint does not read back as it was written. Then no older checkpoint is deleted.
+            RunError: if the checkpoint differs when it is read again. Then no older checkpoint is
+                deleted.
         """
         target = self.path / "checkpoints" / f"step-{step:08d}"
         with self.written_aside(target) as folder:
@@ -183,35 +193,39 @@ class RunFolder:
         if self.is_main:
             if (fault := fault_of(target, reading=self.working)) is not None:
                 raise RunError(
-                    f"{target} was written and does not read back: {fault}. Look at the disk; nothing was deleted."
+                    f"the new checkpoint {target} is damaged: {fault}. Check the disk; no older checkpoint was deleted."
                 )
             for old in to_delete(self.checkpoints(), keep, self.id):
                 shutil.rmtree(old)
 
     def newest_checkpoint(self) -> Path | None:
-        """Read the newest checkpoint again in full and return its folder; None if there is no checkpoint.
+        """Return the folder of the newest checkpoint after a full check; None if there is no
+        checkpoint.
 
         Raises:
-            RunError: the checkpoint is damaged, or belongs to another run.
+            RunError: if the checkpoint is damaged, or belongs to another run.
         """
-        found = self.checkpoints()
-        if not found:
+        checkpoints = self.checkpoints()
+        if not checkpoints:
             return None
-        with damage_explained(found[-1]):
-            if (fault := fault_of(found[-1], reading=self.working)) is not None:
+        newest = checkpoints[-1]
+        with damage_explained(newest):
+            if (fault := fault_of(newest, reading=self.working)) is not None:
                 raise ValueError(fault)
-        if is_of_another(found[-1], self.id):
+        if is_of_another(newest, self.id):
             raise RunError(
-                f"the checkpoint {found[-1]} belongs to another run than {self.path}. Remove that folder to go on from the "
-                f"checkpoint before it; to train on from its weights, start a new run with model={found[-1]}."
+                f"the checkpoint {newest} does not belong to the run {self.path}. Remove this folder to continue from the "
+                f"previous checkpoint. To train from its weights, start a new run with model={newest}."
             )
-        return found[-1]
+        return newest
 
     @contextlib.contextmanager
     def written_aside(self, target: Path) -> Iterator[Path]:
-        """Give a folder to write into, which replaces `target` if the block ends without an error.
+        """Yield a folder to write into, and let it replace `target` if the block ends without an
+        error.
 
-        Every process enters the block and gets the same folder; the one that owns the run folder renames it.
+        All ranks enter the block and get the same folder; the rank that owns the run folder renames
+        it.
         """
         aside = target.parent / f"{INCOMPLETE}{target.name}"
         if not self.is_main:
@@ -221,7 +235,8 @@ class RunFolder:
             yield aside
 
     def open_metrics(self, step: int) -> None:
-        """Open metrics.jsonl to append to it, and drop the lines of steps after `step`, which the run does again."""
+        """Open metrics.jsonl to append to it, and drop the lines of steps after `step`, which the
+        run repeats."""
         if not self.is_main:
             return
         with disk_faults_explained(self.path):
@@ -229,8 +244,7 @@ class RunFolder:
                 lines = [line for line in read_metrics(self.path) if line["step"] <= step]
                 if step > 0 and max((line["step"] for line in lines), default=0) < step:
                     logger.warning(
-                        f"{self.metrics_path} ends before step {step}, from which the run continues: its curves will have a "
-                        "gap."
+                        f"{self.metrics_path} ends before step {step}, where the run continues, so its curves have a gap."
                     )
                 write_atomically(self.metrics_path, "".join(json.dumps(line) + "\n" for line in lines))
             self._metrics = self.metrics_path.open("a", encoding="utf-8")
@@ -246,62 +260,65 @@ class RunFolder:
         """Close the files and release the lock."""
         for file in (self._metrics, self._lock):
             if file is not None:
-                # A full disk fails here again; the error was explained when the line was written.
+                # A full disk raises here again, but the write of the line has already reported it.
                 with contextlib.suppress(OSError):
                     file.close()
         self._metrics = self._lock = None
 
     def check_writable(self) -> None:
-        """Check that a folder for another checkpoint can be created, before other ranks rely on this one to write it.
+        """Check that a folder for another checkpoint can be created, before other ranks wait for
+        this rank to write it.
 
         Raises:
-            RunError: the folder is read-only, the quota is exceeded, or the like.
+            RunError: if the folder cannot be created, for example because it is read-only or the
+                quota is exceeded.
         """
         with disk_faults_explained(self.path, self.last_step()):
             trial = self.path / "checkpoints" / f"{INCOMPLETE}trial"
             trial.mkdir(parents=True, exist_ok=True)
             trial.rmdir()
 
-    def _check_place(self) -> None:
+    def _check_path(self) -> None:
         """Refuse a path that cannot be a run folder, before anything is written."""
         path = self.path
         if "\0" in str(path):
             raise RunError(
-                f"output_dir {str(path)!r} holds a null character, which no path can. Set output_dir to another folder."
+                f"output_dir {str(path)!r} contains a null character, which paths cannot. Set output_dir to another folder."
             )
         if path.exists() and not path.is_dir():
-            raise RunError(f"output_dir {path} is a file. Set output_dir to a folder, there or yet to be made.")
+            raise RunError(f"output_dir {path} is a file. Set output_dir to a folder; it does not have to exist.")
         if path.is_dir() and any(path.iterdir()) and not (path / "run.lock").exists():
             raise RunError(
                 f"output_dir {path} is not a run folder, and a run might overwrite the files in it. "
                 "Set output_dir to a new folder."
             )
         folders = (path, path / "checkpoints", path / "rollouts")
-        for place in (*folders, path / "config.yaml", path / "run.json", path / "data.json", self.metrics_path):
-            if place.is_symlink() and not os.path.exists(place):
+        for part in (*folders, path / "config.yaml", path / "run.json", path / "data.json", self.metrics_path):
+            if part.is_symlink() and not os.path.exists(part):
                 raise RunError(
-                    f"{place} is a link to {os.readlink(place)}, which is not there. Put that back, or remove the link."
+                    f"{part} is a link to {os.readlink(part)}, which does not exist. Restore that file, or remove the link."
                 )
-        for place in folders:
-            if place.exists() and not place.is_dir():
-                raise RunError(f"{place} is a file, and a run keeps a folder there. Remove the file.")
+        for folder in folders:
+            if folder.exists() and not folder.is_dir():
+                raise RunError(f"{folder} is a file, but a run needs a folder of this name. Remove the file.")
 
     def _holds_run(self) -> bool:
-        """Whether the folder holds a run. A start that failed before its first line of metrics leaves nothing to lose."""
+        """Return whether the folder holds a run; a start that failed before its first line of
+        metrics does not count."""
         metrics = self.metrics_path
         has_metrics = metrics.exists() and (not metrics.is_file() or metrics.stat().st_size > 0)
         return has_metrics or bool(self.checkpoints())
 
     def _take_id(self) -> None:
         """Read the run's id from run.json, or create one."""
-        found = self.facts.get("id")
-        if isinstance(found, str) and found:
-            self.id = found
+        recorded = self.facts.get("id")
+        if isinstance(recorded, str) and recorded:
+            self.id = recorded
             return
         if checkpoints := self.checkpoints():
             raise RunError(
-                f"{self.path / 'run.json'} is missing or holds no id, so nothing says whether {checkpoints[-1]} belongs to this "
-                f"run. Put the file back; to train on from those weights, start a new run with model={checkpoints[-1]}."
+                f"{self.path / 'run.json'} is missing or has no id, so {checkpoints[-1]} may belong to another run. Restore the "
+                f"file. To train from the weights of this checkpoint, start a new run with model={checkpoints[-1]}."
             )
         self.id = uuid.uuid4().hex
         self.add_facts(id=self.id)
@@ -313,10 +330,11 @@ class RunFolder:
         resume: bool,
         completed: Callable[[Mapping[str, Any]], Mapping[str, Any]],
     ) -> None:
-        """Refuse to continue the run in this folder unless `resume` is set and settings and examples are the same."""
+        """Refuse to continue the run in this folder unless `resume` is set and settings and
+        examples are the same."""
         if not resume:
             raise RunError(
-                f"{self.path} already holds a run. Add --resume to go on with it, or set output_dir to another folder."
+                f"{self.path} already holds a run. Add --resume to continue it, or set output_dir to another folder."
             )
         with _restoring_advised():
             recorded = dict(completed(read_yaml(self.path / "config.yaml")))
@@ -330,9 +348,9 @@ class RunFolder:
         elif changed:
             lines = [f"  {key}: {before.get(key)!r} -> {now.get(key)!r}" for key in sorted(changed)]
             raise RunError(
-                f"{self.path} was started with other settings, and a resumed run must not change them:\n"
+                f"{self.path} was started with other settings, which a resumed run cannot change:\n"
                 + "\n".join(lines)
-                + "\nSet them back, or set output_dir to another folder."
+                + "\nUse the settings of the run, or set output_dir to another folder."
             )
 
     def _check_steps(self, max_steps: int | None) -> None:
@@ -340,12 +358,12 @@ class RunFolder:
         done = self.last_step()
         if max_steps is not None and done > max_steps:
             raise RunError(
-                f"{self.path} has a checkpoint of step {done}, which is beyond max_steps = {max_steps}. Set max_steps to {done} "
-                "or more; to train for fewer steps, set output_dir to another folder."
+                f"{self.path} has a checkpoint of step {done}, which is more than max_steps = {max_steps}. Set max_steps to "
+                f"{done} or more; to train for fewer steps, set output_dir to another folder."
             )
 
     def _extend(self, before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
-        """Accept another `max_steps`, and record in run.json what that changes."""
+        """Accept another `max_steps`, and record its effect in run.json."""
         if difference := difference_of(before, now, self.last_step()):
             logger.warning(f"{self.path}: {difference}")
             self.add_facts(extended=[*self.facts.get("extended", ()), difference])
@@ -353,42 +371,45 @@ class RunFolder:
 
 @contextlib.contextmanager
 def disk_faults_explained(path: Path, last_step: int = 0) -> Iterator[None]:
-    """Turn errors of the file system into a RunError that says which checkpoint is complete and what to do."""
+    """Turn errors of the file system into a RunError that names the last complete checkpoint and a
+    remedy."""
     try:
         yield
     except Exception as error:
         safe = f" The checkpoint of step {last_step} is complete." if last_step else ""
         number = error.errno if isinstance(error, OSError) else None
-        # safetensors wraps the system's error in its own; torch.save has several messages for a write that fell short.
+        # safetensors wraps the system's error in its own; torch.save has several messages for an
+        # incomplete write.
         wrapped = re.search(
             r"No space left|os error 28|PytorchStreamWriter|iostream|unexpected pos \d+ vs \d+", str(error)
         )
         if number in (errno.ENOSPC, errno.EDQUOT) or wrapped:
-            raise RunError(f"{path}: the disk is full.{safe} Make room, then add --resume.") from error
+            raise RunError(f"{path}: the disk is full.{safe} Free some space, then add --resume.") from error
         if isinstance(error, OSError) and not isinstance(error, ConnectionError | TimeoutError | ChildProcessError):
-            what = f"{error.filename}: " if error.filename and Path(str(error.filename)) != path else ""
+            file = f"{error.filename}: " if error.filename and Path(str(error.filename)) != path else ""
             raise RunError(
-                f"{path} cannot be written ({what}{error.strerror or reason(error)}).{safe} "
-                "Allow it, or set output_dir to another folder."
+                f"{path} cannot be written ({file}{error.strerror or reason(error)}).{safe} "
+                "Change its permissions, or set output_dir to another folder."
             ) from error
         raise
 
 
 @contextlib.contextmanager
 def _restoring_advised() -> Iterator[None]:
-    """Add to an error about an unreadable file of the run what to do about it."""
+    """Add a remedy to an error about an unreadable file of the run."""
     try:
         yield
     except RunError as error:
-        error.add_note("Restore that file from a copy, or set output_dir to another folder.")
+        error.add_note("Restore this file from a copy, or set output_dir to another folder.")
         raise
 
 
 def _rows_that_count(before: Mapping[str, Any], now: Mapping[str, Any]) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
-    """Return the parts of two data records that have to agree.
+    """Return the parts of two data records that must agree.
 
-    They are empty if the runs use the same examples in the same order. Otherwise they are whole, so that a message can say what
-    changed. A run of an earlier version, which did not record the examples used, has to agree in all that it recorded.
+    The parts are empty if the runs use the same examples in the same order. Otherwise they are
+    complete, so that a message can name the differences. Earlier versions did not record the
+    examples used; then everything that was recorded must agree.
     """
     if "used" in before and before["used"] == now.get("used"):
         return {}, {}

@@ -1,7 +1,7 @@
 """The lines of metrics.jsonl, in which a run logs one JSON object for each training step.
 
-The results of an evaluation stand under keys such as `eval/test@0.9/accuracy`: the split, the sampling temperature, and the name
-of the number. This module writes and reads these keys.
+The results of an evaluation have keys such as `eval/test@0.9/accuracy`, made of the split, the
+sampling temperature and the name of the number. This module writes and reads these keys.
 """
 
 from __future__ import annotations
@@ -27,27 +27,31 @@ class EvaluationPoint:
     """One evaluation of a run, as a line of metrics records it."""
 
     split: str
+    """Split of the task: `validation` or `test`."""
     temperature: str
-    """The temperature as it stands in the key, such as `0` or `0.9`."""
+    """Sampling temperature as it is written in the key, such as `0` or `0.9`."""
     accuracy: float
+    """Share of solved examples."""
     low: float = math.nan
     """Lower end of the 95 % interval of the accuracy; NaN if the line does not have it."""
     high: float = math.nan
+    """Upper end of this interval."""
     reward: float = math.nan
+    """Mean reward; NaN if the line does not have it."""
 
     @property
     def key(self) -> str:
-        """The key of the accuracy."""
+        """Key of the accuracy."""
         return f"eval/{self.split}@{self.temperature}/accuracy"
 
     @property
     def sampling(self) -> str:
-        """The temperature in words."""
+        """Temperature in words."""
         return temperature_name(self.temperature)
 
     @property
     def label(self) -> str:
-        """The split and the temperature in words.
+        """Split and temperature in words.
 
         Example:
             >>> EvaluationPoint("test", "0.9", accuracy=0.5).label
@@ -56,7 +60,7 @@ class EvaluationPoint:
         return f"{self.split}, {self.sampling}"
 
     def metrics(self) -> dict[str, float]:
-        """The evaluation as entries of a line of metrics."""
+        """Return the evaluation as entries of a line of metrics."""
         split, temperature = self.split, self.temperature
         return {
             f"eval/{split}@{temperature}/accuracy": self.accuracy,
@@ -67,25 +71,27 @@ class EvaluationPoint:
 
 
 def evaluations(line: Mapping[str, Any]) -> list[EvaluationPoint]:
-    """Find the evaluations in a line of metrics, in the order of their keys in the line.
+    """Return the evaluations in a line of metrics, in the order of their keys.
 
     Example:
         >>> evaluations({"step": 4, "loss": 0.5, "eval/test@0/accuracy": 0.25, "eval/best_step": 4})
-        [EvaluationPoint(split='test', temperature='0', accuracy=0.25, low=nan, high=nan, reward=nan)]
+        [EvaluationPoint(split='test', temperature='0', accuracy=0.25, low=nan, high=nan,
+        reward=nan)]
     """
-    found: dict[tuple[str, str], dict[str, float]] = {}
+    points: dict[tuple[str, str], dict[str, float]] = {}
     for key, value in line.items():
         if (parts := _EVALUATION.fullmatch(key)) and (number := number_of(value)) is not None:
-            found.setdefault((parts["split"], parts["temperature"]), {})[parts["name"]] = number
+            points.setdefault((parts["split"], parts["temperature"]), {})[parts["name"]] = number
     return [
         EvaluationPoint(split, temperature, *(numbers.get(name, math.nan) for name in _NUMBERS))
-        for (split, temperature), numbers in found.items()
+        for (split, temperature), numbers in points.items()
         if "accuracy" in numbers
     ]
 
 
 def evaluation_of(metric: str) -> tuple[str, str] | None:
-    """Return the split and the temperature in the key of an evaluation's accuracy; None for any other key.
+    """Return the split and the temperature in the key of an evaluation's accuracy; None for any
+    other key.
 
     Example:
         >>> evaluation_of("eval/test@0.9/accuracy"), evaluation_of("eval/test@0.9/reward")
@@ -96,7 +102,8 @@ def evaluation_of(metric: str) -> tuple[str, str] | None:
 
 
 def temperature_name(temperature: str | float) -> str:
-    """Name a sampling temperature in words: `greedy` for 0, otherwise `sampled at` and the number, or the text as it is."""
+    """Return a sampling temperature in words: `greedy` for 0, otherwise `sampled at` and the number
+    or text."""
     try:
         number = float(temperature)
     except ValueError:
@@ -105,26 +112,29 @@ def temperature_name(temperature: str | float) -> str:
 
 
 def number_of(value: object) -> float | None:
-    """Return a value of a line of metrics as a float; None if it is not a number, as some values are lists."""
+    """Return a value of a line of metrics as a float; None if it is not a number, such as a
+    list."""
     return float(value) if isinstance(value, int | float) else None
 
 
 def read_metrics(run: Path) -> list[dict[str, Any]]:
-    """Read the lines of a run's metrics.jsonl; see `read_json_lines` for a last line that is half written.
+    """Return the lines of a run's metrics.jsonl. `read_json_lines` describes how an incomplete last
+    line is treated.
 
     Raises:
-        RunError: the file does not exist, is not UTF-8 text, or one of its lines is damaged.
+        RunError: if the file does not exist, is not UTF-8 text, or has a damaged line.
     """
     path = run / FILE
     if not path.exists():
-        raise RunError(f"{run} is not a run folder: it has no {FILE}.")
+        raise RunError(f"{run} is not a run folder: it has no {FILE}. Name the folder of a run.")
     return read_json_lines(path, parse_line, "a line of metrics")
 
 
 def parse_line(text: str) -> dict[str, Any] | None:
-    """Read one line of metrics; None if the text is something else.
+    """Return one line of metrics; None if the text is not one.
 
-    A line is an object of numbers and lists of numbers, all of which fit into a float; its `step` is a whole number from 0.
+    A line is an object of numbers and lists of numbers, all of which fit into a float. Its `step`
+    is an integer of 0 or more.
 
     Example:
         >>> parse_line('{"step": 3, "reward": 0.5}'), parse_line('{"step": 3, "rew'), parse_line('{"reward": 1}')
@@ -144,7 +154,7 @@ def parse_line(text: str) -> dict[str, Any] | None:
 
 
 def _is_number(value: Any) -> bool:
-    """Whether a value is a number that fits into a float; JSON has integers of any size."""
+    """Return whether a value is a number that fits into a float; JSON has integers of any size."""
     if isinstance(value, float):
         return True
     return isinstance(value, int) and (isinstance(value, bool) or abs(value) < 10**300)

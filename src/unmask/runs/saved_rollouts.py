@@ -1,6 +1,8 @@
-"""Rollouts that a run saves for people to look at: a few groups, their texts, what was trained of them, and one-step guesses.
+"""Rollouts that a run saves for inspection: a few groups with their texts, trained views and
+one-step guesses.
 
-A file is in the safetensors format: the tensors by name, and everything else as JSON in its metadata.
+A file is in the safetensors format. It holds the tensors by name, and everything else as JSON in
+its metadata.
 """
 
 from __future__ import annotations
@@ -19,10 +21,12 @@ from unmask.core.records import Rollout, Trajectory
 from unmask.runs.atomic import replaced_whole
 
 SCHEMA_VERSION = 5
-"""Version of the file format. It rises when a field changes its meaning or when older code cannot read it."""
+"""Version of the file format. It rises when a field changes its meaning or when older code cannot
+read it."""
 READABLE_VERSIONS = (1, 2, 3, 4, 5)
-"""Versions that can be read. Version 1 has the rollout and the completions only, version 2 does not know the end of a turn, up
-to version 3 the sampler settings stand one by one, and up to version 4 some tensors have other names."""
+"""Versions that can be read. Version 1 has only the rollout and the completions. Version 2 has no
+end of a turn. Up to version 3 the sampler settings are separate entries. Up to version 4 some
+tensors have other names."""
 _NAMES_BEFORE_5 = {
     "greedy_step": "selected_step",
     "greedy_tokens": "one_step_tokens",
@@ -36,48 +40,56 @@ _GUESSES, _TRAINED = "note/guess_", "note/trained_"
 
 @dataclass(frozen=True, slots=True)
 class Guesses:
-    """Greedy one-step completions x̂_k of states along the paths, under the policy that sampled the paths."""
+    """Greedy one-step completions x̂_k of states along the paths, under the policy that sampled the
+    paths."""
 
     step: Tensor
-    """[J] int32, ascending: the steps k."""
+    """[J] int32, ascending: denoising steps k."""
     tokens: Tensor
-    """[B, J, L] int32: the state before step k with every masked position filled by its most likely token."""
+    """[B, J, L] int32: the state before step k with every masked position filled with its most
+    likely token."""
     reward: Tensor | None = None
-    """[B, J] float32; None if the reward functions failed on them."""
+    """[B, J] float32: reward of each one-step completion; None if the reward functions failed on
+    them."""
 
 
 @dataclass(frozen=True, slots=True)
 class TrainedViews:
-    """The N views of the saved completions that the update was made on."""
+    """Views of the saved completions that the update used, N in all."""
 
     row: Tensor
-    """[N] int32: the completion."""
+    """[N] int32: index of the completion."""
     step: Tensor
-    """[N] int32: the step whose state the view shows; -1 if the view does not show a state of the path."""
+    """[N] int32: denoising step whose state the view shows; -1 if the view does not show a state of
+    the path."""
     slot: Tensor
-    """[N] int32: whose branches the view reads, by their slot in the rollout; -1 if it reads the completion itself."""
+    """[N] int32: slot in the rollout of the branches that the view reads; -1 if it reads the
+    completion itself."""
     advantage: Tensor
-    """[N] float32, or [N, M] where M actions of a state have one each."""
+    """[N] float32: advantage of the view; [N, M] if M actions of a state have one each."""
 
 
 @dataclass(frozen=True, slots=True)
 class SavedRollout:
-    """The groups of one training step that a run saved."""
+    """Saved groups of one training step, with B completions in all."""
 
     rollout: Rollout
+    """Trajectories and rewards of the groups."""
     completions: list[str]
-    """B texts."""
+    """Text of each of the B completions."""
     prompts: list[Any]
-    """One for each group: text, or chat messages. Empty in files of version 1."""
+    """Prompt of each group: a text, or chat messages. Empty in files of version 1."""
     answers: list[str | None]
-    """The known answer to each prompt, if the task names one. Empty in files of version 1."""
+    """Known answer to each prompt, if the task has one. Empty in files of version 1."""
     pieces: Mapping[int, str]
-    """The text of each token that occurs. Empty in files of version 1."""
+    """Text of each token that occurs, by its id. Empty in files of version 1."""
     guesses: Guesses | None = None
+    """One-step completions along the paths, if they were saved."""
     trained: TrainedViews | None = None
+    """Views that the update used, if they were saved."""
 
     def save(self, path: Path) -> None:
-        """Write the file, whole or not at all."""
+        """Write the file atomically."""
         from safetensors.torch import save
 
         trajectory = self.rollout.trajectory
@@ -103,23 +115,25 @@ class SavedRollout:
         """Read a file that `save` wrote, in this version or an earlier one.
 
         Raises:
-            RunError: the file has an unknown schema version, or is damaged.
+            RunError: if the file has an unknown schema version, or is damaged.
         """
         try:
             return _loaded(path)
         except RunError:
             raise
-        except Exception as error:  # whatever a damaged file makes safetensors or json raise
-            raise RunError(f"{path} cannot be read ({type(error).__name__}: {error}).") from error
+        except Exception as error:  # a damaged file makes safetensors or json raise many kinds of errors
+            raise RunError(
+                f"{path} cannot be read ({type(error).__name__}: {error}). Restore it from a copy, or remove it."
+            ) from error
 
 
 def saved_path(run: Path, step: int) -> Path:
-    """Return the file in a run folder that holds the saved rollout of a training step, counted from 1."""
+    """Return the path in a run folder of the saved rollout of a training step, counted from 1."""
     return run / "rollouts" / f"step-{step:08d}.safetensors"
 
 
 def saved_steps(run: Path) -> list[int]:
-    """List the training steps whose rollouts a run saved, in ascending order."""
+    """Return the training steps whose rollouts a run saved, in ascending order."""
     names = (path.stem.removeprefix("step-") for path in (run / "rollouts").glob("step-*.safetensors"))
     return sorted(int(name) for name in names if name.isdecimal())
 
@@ -132,7 +146,10 @@ def _loaded(path: Path) -> SavedRollout:
         settings = facts["trajectory"]
         version = settings.pop("schema_version")
         if version not in READABLE_VERSIONS:
-            raise RunError(f"{path} was written with schema version {version}; this is version {SCHEMA_VERSION}.")
+            raise RunError(
+                f"{path} has schema version {version}, but this unmask reads versions up to {SCHEMA_VERSION}. "
+                "Install a newer unmask."
+            )
         tensors = {_NAMES_BEFORE_5.get(name, name): file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
     settings["sampler"] = _sampler_of(settings, tensors["tokens"].shape[1])
     guesses, trained = _taken(tensors, _GUESSES), _taken(tensors, _TRAINED)
@@ -149,18 +166,20 @@ def _loaded(path: Path) -> SavedRollout:
 
 
 def _named(prefix: str, record: Guesses | TrainedViews | None) -> dict[str, Tensor]:
-    """The tensors of a record by the names that they have in the file."""
+    """Return the tensors of a record by their names in the file."""
     values = {f.name: getattr(record, f.name) for f in fields(record)} if record else {}
     return {prefix + name: value for name, value in values.items() if value is not None}
 
 
 def _taken(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    """Remove the tensors with a prefix from a file's tensors, and return them by their names in the record."""
+    """Remove the tensors with a prefix from `tensors`, and return them by their names in the
+    record."""
     return {name.removeprefix(prefix): tensors.pop(name) for name in list(tensors) if name.startswith(prefix)}
 
 
 def _sampler_of(settings: dict[str, Any], length: int) -> SamplerConfig:
-    """Return the sampler settings of a saved rollout, and remove those that older versions wrote one by one."""
+    """Return the sampler settings of a saved rollout, and remove those that older versions wrote as
+    separate entries."""
     if "sampler" in settings:
         return SamplerConfig.model_validate(settings["sampler"])
     names = SamplerConfig.model_fields.keys() & settings.keys()

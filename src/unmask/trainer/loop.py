@@ -22,7 +22,8 @@ from unmask.evaluation.usable import faults_for, usable_rows
 from unmask.functional.noise import named_generator
 from unmask.models import Policy
 from unmask.models.from_run import locate
-from unmask.recipes.schema import TrainRecipe, completed
+from unmask.recipes.load import completed
+from unmask.recipes.schema import TrainRecipe
 from unmask.recipes.scorer import scorer_of
 from unmask.rewards.protocol import RewardFunc
 from unmask.runs.folder import RunFolder, disk_faults_explained

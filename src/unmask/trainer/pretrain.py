@@ -28,7 +28,8 @@ from unmask.functional.noise import named_generator
 from unmask.models import Denoiser, Policy, char_tokenizer, tiny_denoiser
 from unmask.models.adapters import save_adapted
 from unmask.models.from_run import describe, locate
-from unmask.recipes.schema import PretrainRecipe, completed
+from unmask.recipes.load import completed
+from unmask.recipes.schema import PretrainRecipe
 from unmask.runs.folder import RunFolder, disk_faults_explained
 from unmask.runs.metrics import read_metrics
 from unmask.sampling.generation import check_fits_context, encode_batch

@@ -21,7 +21,7 @@ from unmask.cli.estimate.work import Pass, work_of
 from unmask.core.errors import ConfigError, ModelError
 from unmask.methods import METHODS
 from unmask.models import Denoiser
-from unmask.recipes.schema import load_recipe
+from unmask.recipes.load import load_recipe
 from unmask.sampling import LogprobSettings, view_logprobs
 from unmask.trainer.peak import peak_bytes
 

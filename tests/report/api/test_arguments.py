@@ -10,7 +10,8 @@ from tests.helpers.messages import raises
 from unmask.core.errors import ConfigError
 from unmask.methods.diffu_grpo import DiffuGRPO
 from unmask.models import Policy, TinyConfig, char_tokenizer, tiny_denoiser
-from unmask.recipes.schema import TrainRecipe, load_recipe
+from unmask.recipes.load import load_recipe
+from unmask.recipes.schema import TrainRecipe
 from unmask.report.api.arguments import recipe_of
 
 ROWS = [{"prompt": f"{i}+1=", "answer": str(i + 1)} for i in range(9)]

@@ -10,7 +10,7 @@ from tests.helpers.comparisons import SMALL, small
 from unmask.core.errors import ConfigError
 from unmask.evaluation.evaluate import evaluate
 from unmask.models import load_model
-from unmask.recipes.schema import make_sampler
+from unmask.recipes.load import make_sampler
 from unmask.rewards.scorer import Scorer
 from unmask.sampling.engine import LocalEngine
 from unmask.trainer.comparison.jobs import _curve, steps_within

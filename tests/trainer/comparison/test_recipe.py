@@ -13,7 +13,7 @@ from tests.helpers.comparisons import SMALL, small
 from unmask.core.config import SamplerConfig
 from unmask.core.errors import ConfigError, RunError
 from unmask.methods.egspo import EGSPO
-from unmask.recipes.schema import dump, shipped_recipes
+from unmask.recipes.load import dump, shipped_recipes
 from unmask.trainer.comparison.recipe import CompareRecipe, base_recipe, decoded, load_compare, named, run_recipe
 from unmask.trainer.comparison.run import _refuse_changed
 

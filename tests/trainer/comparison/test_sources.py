@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from tests.helpers.comparisons import SMALL, small
-from unmask.recipes.schema import TrainRecipe, load_recipe
+from unmask.recipes.load import load_recipe
+from unmask.recipes.schema import TrainRecipe
 from unmask.trainer.comparison.plan import Plan
 from unmask.trainer.comparison.sources import digest_of, edited, engine_files, missing, own_files
 

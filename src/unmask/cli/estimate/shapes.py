@@ -17,7 +17,8 @@ from unmask.models.from_run import base_of, locate
 from unmask.models.layout import native_config
 from unmask.models.native import NATIVE_CLASSES
 from unmask.models.source import local_folder, read_json
-from unmask.recipes.schema import PretrainRecipe, TrainRecipe, load, shipped_recipes
+from unmask.recipes.load import load, shipped_recipes
+from unmask.recipes.schema import PretrainRecipe, TrainRecipe
 from unmask.runs.checkpoints import is_checkpoint
 from unmask.sampling.generation import encode_batch
 

@@ -10,7 +10,8 @@ from unmask.core.config import SamplerConfig
 from unmask.core.errors import ConfigError, DataError
 from unmask.models import Policy
 from unmask.recipes.keys import Places
-from unmask.recipes.schema import Source, TrainRecipe, override, recipe_tree, task_settings, validate
+from unmask.recipes.load import Source, override, recipe_tree, task_settings, validate
+from unmask.recipes.schema import TrainRecipe
 from unmask.sampling.generation import encode_all
 from unmask.tasks import Task
 

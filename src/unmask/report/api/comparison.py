@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from unmask.recipes.schema import Overrides
+from unmask.recipes.load import Overrides
 from unmask.report.comparison_files import report, shown
 from unmask.report.tables import Table
 from unmask.trainer.comparison.ledger import Ledger

@@ -11,7 +11,8 @@ from typing import Any
 from unmask.core.errors import RunError, no_file
 from unmask.core.files import read_yaml
 from unmask.models import Policy, load_model
-from unmask.recipes.schema import PretrainRecipe, TrainRecipe, load
+from unmask.recipes.load import load
+from unmask.recipes.schema import PretrainRecipe, TrainRecipe
 from unmask.report.build import write_report
 from unmask.report.comparison import is_comparison
 from unmask.report.plot import plot_metrics
@@ -181,7 +182,9 @@ class Run:
             return self.folder / str(which)
         models = [*filter(self._has, ("final", "best")), *self.checkpoints]
         there = (
-            f"Its models are {', '.join(map(str, models))}." if models else "It has no model yet: no checkpoint was written."
+            f"Its models are {', '.join(map(str, models))}."
+            if models
+            else "It has no model yet: no checkpoint was written."
         )
         advice = " A run keeps best/ if evaluation.split is validation." if which == "best" else ""
         raise RunError(f"{self.folder} has no model {which!r}. {there}{advice}")

@@ -14,7 +14,8 @@ from rich.console import Console
 from unmask import trainer
 from unmask.core.errors import ConfigError, UnmaskError
 from unmask.models import Denoiser, Policy
-from unmask.recipes.schema import Source, TrainRecipe, load_recipe, recipe_tree
+from unmask.recipes.load import Source, load_recipe, recipe_tree
+from unmask.recipes.schema import TrainRecipe
 from unmask.report.api.arguments import recipe_of
 from unmask.report.api.starting_model import ModelSource, model_of, write_starting_model
 from unmask.report.progress import ProgressView

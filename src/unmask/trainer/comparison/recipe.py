@@ -20,10 +20,8 @@ from pydantic import BeforeValidator, Field, model_validator
 from unmask.core.config import Config, SamplerConfig, flat
 from unmask.core.errors import ConfigError, unknown_name
 from unmask.core.files import YamlError, parse_yaml
-from unmask.recipes.schema import (
+from unmask.recipes.load import (
     Overrides,
-    PretrainRecipe,
-    TrainRecipe,
     apply_override,
     find_recipe,
     make_sampler,
@@ -33,6 +31,7 @@ from unmask.recipes.schema import (
     validate,
     write_key,
 )
+from unmask.recipes.schema import PretrainRecipe, TrainRecipe
 
 
 def _flat_if_tree(value: object) -> object:

@@ -19,7 +19,7 @@ import torch
 
 from unmask.core.config import flat
 from unmask.core.errors import ConfigError, RunError, UnmaskError
-from unmask.recipes.schema import dump, read_tree, validate
+from unmask.recipes.load import dump, read_tree, validate
 from unmask.runs.atomic import take_lock, write_atomically
 from unmask.runs.folder import disk_faults_explained
 from unmask.runs.metrics import temperature_name

@@ -1,4 +1,5 @@
-"""Recipes: what is read, what overrides what, and one clear sentence for each mistake."""
+"""Recipes: where they are read from, which override wins, and one clear sentence for each
+mistake."""
 
 from __future__ import annotations
 
@@ -11,9 +12,7 @@ import yaml
 
 from unmask.core.config import LoraConfig
 from unmask.core.errors import ConfigError, DataError
-from unmask.recipes.schema import (
-    PretrainRecipe,
-    TrainRecipe,
+from unmask.recipes.load import (
     apply_override,
     completed,
     dump,
@@ -25,6 +24,7 @@ from unmask.recipes.schema import (
     shipped_recipes,
     validate,
 )
+from unmask.recipes.schema import PretrainRecipe, TrainRecipe
 from unmask.tasks import Sudoku
 
 MINIMAL = {"model": "m", "task": {"type": "sudoku"}, "method": {"type": "egspo", "num_selected": 2}}
@@ -37,13 +37,13 @@ def written(folder: Path, tree: object, name: str = "mine.yaml") -> str:
 
 
 def refusal(*overrides: str, source: str = "sudoku-tiny") -> str:
-    """The message with which a recipe and overrides are refused."""
+    """Return the message that refuses a recipe with overrides."""
     with pytest.raises(ConfigError) as caught:
         load_recipe(source, overrides)
     return str(caught.value)
 
 
-# --- what is shipped and what is read ---
+# --- shipped recipes and files ---
 
 
 def kind_of(path: Path) -> type[TrainRecipe] | type[PretrainRecipe]:
@@ -100,7 +100,7 @@ def test_options_of_a_method_and_a_task_survive_a_dump(tmp_path: Path) -> None:
 def test_the_last_override_wins_over_the_file_and_those_before_it(tmp_path: Path) -> None:
     source = written(tmp_path, MINIMAL | {"optim": {"learning_rate": 1e-3, "warmup_steps": 5}})
     recipe = load_recipe(source, ["optim.learning_rate=2e-3", "optim.learning_rate=3e-4", "seed=4"])
-    # YAML reads 3e-4 as text, for want of a dot; it is a number all the same.
+    # YAML reads 3e-4, which has no dot, as text; the recipe reads it as a number.
     assert (recipe.optim.learning_rate, recipe.optim.warmup_steps, recipe.seed) == (3e-4, 5, 4)
 
 
@@ -126,7 +126,7 @@ def test_a_recorded_recipe_gets_the_defaults_of_keys_that_it_lacks_and_one_with_
         ("seed", 'override "seed" is not of the form key=value, such as optim.learning_rate=3e-4.'),
         ("=3", 'override "=3" is not of the form key=value'),
         ("seed=[1", 'override "seed=[1": the value is not valid YAML ('),
-        ("max_steps.x.y=1", 'override "max_steps.x.y=1": max_steps is a single value and has nothing below it.'),
+        ("max_steps.x.y=1", 'override "max_steps.x.y=1": max_steps is a single value'),
     ],
 )
 def test_a_malformed_override_is_quoted(override: str, message: str) -> None:
@@ -147,10 +147,10 @@ def test_a_malformed_override_is_quoted(override: str, message: str) -> None:
     ],
 )
 def test_a_single_value_stands_for_a_list_of_one(override: str, key: str, value: object) -> None:
-    found: Any = load_recipe("sudoku-tiny", [override])
+    current: Any = load_recipe("sudoku-tiny", [override])
     for name in key.split("."):
-        found = getattr(found, name)
-    assert found == value
+        current = getattr(current, name)
+    assert current == value
 
 
 def test_a_path_in_the_home_folder_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -202,7 +202,7 @@ def test_what_is_not_a_recipe_is_named() -> None:
         load_recipe(3)  # type: ignore[arg-type]
 
 
-# --- names that are not there ---
+# --- unknown names ---
 
 
 @pytest.mark.parametrize(
@@ -218,7 +218,7 @@ def test_what_is_not_a_recipe_is_named() -> None:
         ("sampler.order=randm", 'unknown order "randm". Did you mean "random"?', "low_confidence"),
     ],
 )
-def test_an_unknown_name_gets_the_nearest_one_and_all_there_are(override: str, start: str, available: str) -> None:
+def test_an_unknown_name_gets_the_nearest_one_and_the_full_list(override: str, start: str, available: str) -> None:
     message = refusal(override)
     assert message.startswith(start)
     assert available in message.partition("Available: ")[2].rstrip(".").split(", ")
@@ -239,7 +239,7 @@ def test_several_mistakes_get_a_line_each() -> None:
     assert sorted(line.split(" ")[0] for line in message.splitlines()) == ["optim.learning_rate", "sampler:", "unknown"]
 
 
-def test_a_recipe_of_the_other_command_is_told_as_that() -> None:
+def test_a_recipe_of_the_other_command_names_that_command() -> None:
     assert refusal(source="sudoku-tiny-base") == (
         "sudoku-tiny-base is a recipe for the other command: unmask pretrain sudoku-tiny-base"
     )
@@ -247,7 +247,7 @@ def test_a_recipe_of_the_other_command_is_told_as_that() -> None:
         load(PretrainRecipe, "sudoku-tiny")
 
 
-# --- values that do not fit ---
+# --- invalid values ---
 
 
 @pytest.mark.parametrize(
@@ -272,7 +272,7 @@ def test_a_recipe_of_the_other_command_is_told_as_that() -> None:
         ),
         (
             ["reward_funcs=[a:f, b:g]", "reward_weights=[1]"],
-            "1 reward_weights for 2 reward_funcs; give one for each.",
+            "1 reward_weights for 2 reward_funcs. Give one weight for each function.",
         ),
         (["optim.learning_rate=fast"], "optim.learning_rate = 'fast': input should be a valid number"),
         (["max_steps=0"], "max_steps = 0: input should be greater than or equal to 1."),
@@ -280,25 +280,25 @@ def test_a_recipe_of_the_other_command_is_told_as_that() -> None:
         (["evaluation.split=train"], "evaluation.split = 'train': input should be 'validation' or 'test'."),
         (
             ["method=egspo"],
-            "method = 'egspo': this is a section, not a single value; set a key of it, as in method.type=egspo.",
+            "method = 'egspo': method is a section, not a single value. Set one of its keys, as in method.type=egspo.",
         ),
         (
             ["optim=3"],
-            "optim = 3: this is a section, not a single value; set a key of it, as in optim.learning_rate=VALUE.",
+            "optim = 3: optim is a section, not a single value. Set one of its keys, as in optim.learning_rate=VALUE.",
         ),
-        (["reward_funcs={a: 1}"], "reward_funcs = {'a': 1}: give a list, in square brackets."),
-        (["reward_weights=1,2"], "reward_weights.0 = '1,2': give several values as a list, in square brackets: [1,2]."),
+        (["reward_funcs={a: 1}"], "reward_funcs = {'a': 1}: write a list in square brackets."),
+        (["reward_weights=1,2"], "reward_weights.0 = '1,2': write several values as a list in square brackets: [1,2]."),
         (["model="], "model = None: input should be a valid string."),
-        (["task={}"], "task.type is missing; it names the task."),
-        (["task.type=dataset"], "task.path is missing; the recipe must set it."),
+        (["task={}"], "task.type is missing. Set it to the name of the task."),
+        (["task.type=dataset"], "task.path is missing. Set it"),
         (["task.max_blanks=3", "task.min_blanks=4"], "task: min_blanks = 4 is more than max_blanks = 3."),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
-def test_a_value_that_does_not_fit_is_told_with_what_to_do(overrides: list[str], message: str) -> None:
-    told = refusal(*overrides)
-    assert told.startswith(message)
-    assert "\n" not in told
+def test_an_invalid_value_gets_a_message_with_a_remedy(overrides: list[str], message: str) -> None:
+    message_line = refusal(*overrides)
+    assert message_line.startswith(message)
+    assert "\n" not in message_line
 
 
 def test_all_steps_need_no_number_of_them() -> None:
@@ -308,14 +308,14 @@ def test_all_steps_need_no_number_of_them() -> None:
 
 def test_what_the_recipe_must_set_is_named(tmp_path: Path) -> None:
     message = refusal(source=written(tmp_path, {"seed": 1}))
-    assert message.splitlines() == [
-        "task is missing; the recipe must set it.",
-        "model is missing; the recipe must set it.",
-        "method is missing; the recipe must set it.",
+    assert [line.partition(".")[0] for line in message.splitlines()] == [
+        "task is missing",
+        "model is missing",
+        "method is missing",
     ]
 
 
-# --- files that are no recipe ---
+# --- files without a recipe ---
 
 
 @pytest.mark.parametrize(
@@ -327,7 +327,7 @@ def test_what_the_recipe_must_set_is_named(tmp_path: Path) -> None:
         (b"", "{} must hold `key: value` lines, and holds nothing."),
     ],
 )
-def test_a_file_that_is_no_recipe_is_told_as_that(tmp_path: Path, content: bytes, message: str) -> None:
+def test_a_file_that_does_not_hold_a_recipe_is_named(tmp_path: Path, content: bytes, message: str) -> None:
     path = tmp_path / "bad.yaml"
     path.write_bytes(content)
     assert refusal(source=str(path)).startswith(message.format(path))
@@ -378,9 +378,9 @@ def test_a_tree_can_be_validated_without_a_file() -> None:
 def test_another_method_begins_with_its_published_setting_whatever_the_file_says_of_its_own() -> None:
     plain = load_recipe("sudoku-tiny", ["method.type=egspo"])
     assert (plain.method.num_selected, plain.method.beta) == (8, 0.04)
-    # A beta of 0 means nothing to vrpo, and was not meant for it.
+    # The beta of 0 in the file was meant for egspo_sa, not for vrpo.
     assert load_recipe("sudoku-tiny", ["method.type=vrpo"]).method.beta > 0
-    # What is given beside the type is meant for it, before or after, and equal to the file's or not.
+    # Options given together with the type belong to it, in any order and whatever the file says.
     assert load_recipe("sudoku-tiny", ["method.beta=0.0", "method.type=egspo"]).method.beta == 0.0
     other = load_recipe("sudoku-tiny", ["method.num_selected=2", "method.type=egspo_ca"])
     assert other.method.num_selected == 2
@@ -405,32 +405,32 @@ def test_a_key_below_one_that_is_null_can_be_set(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("override", "said"),
+    ("override", "words"),
     [
         ("lora.targets=[]", "neither all-linear nor a list"),
         ("lora.rank=3", 'unknown key in lora "rank"'),
         ("lora.dropout=1", "lora.dropout = 1"),
         ("lora.quantize=8bit", "'none' or '4bit'"),
         ("dtype=half", "'float32' or 'bfloat16'"),
-        ("max_tokens_per_forward=many", "neither a number of tokens above 0, nor auto"),
-        ("max_tokens_per_forward=0", "neither a number of tokens above 0, nor auto"),
-        ("max_tokens_per_forward=10", "does not hold one completion of 16 tokens"),
+        ("max_tokens_per_forward=many", "'many' is not a valid limit"),
+        ("max_tokens_per_forward=0", "0 is not a valid limit"),
+        ("max_tokens_per_forward=10", "less than one completion of 16 tokens"),
         ("ref_model_mixup_alpha=0", "ref_model_mixup_alpha = 0"),
     ],
 )
-def test_what_cannot_be_meant_is_refused_in_one_line(override: str, said: str) -> None:
+def test_an_impossible_value_is_refused_in_one_line(override: str, words: str) -> None:
     message = refusal(override)
-    assert said in message
+    assert words in message
     assert "\n" not in message
 
 
 def test_a_reference_that_nothing_reads_cannot_follow() -> None:
-    assert "reads none with these settings" in refusal("sync_ref_model=true", "method.beta=0")
+    assert "uses none with these settings" in refusal("sync_ref_model=true", "method.beta=0")
     assert load_recipe("sudoku-tiny", ["sync_ref_model=true", "method.beta=0.1"]).sync_ref_model
 
 
 def test_a_new_model_has_nothing_to_adapt() -> None:
-    with pytest.raises(ConfigError, match="lora adapts a checkpoint"):
+    with pytest.raises(ConfigError, match="lora adapts an existing model"):
         load(PretrainRecipe, "sudoku-tiny-base", ["lora.r=4"])
     with pytest.raises(ConfigError, match="muon_learning_rate"):
         load(PretrainRecipe, "sudoku-tiny-base", ["lora.r=4", "model=m", "muon_learning_rate=0.02"])
@@ -443,7 +443,7 @@ def test_a_new_model_has_nothing_to_adapt() -> None:
     [
         ("sudoku-tiny.yaml", "The shipped recipe is called sudoku-tiny."),
         ("paper-tiny", "paper-tiny is a recipe for another command: unmask compare paper-tiny"),
-        ("max_steps=3", "the recipe comes first, and then settings such as max_steps=3."),
+        ("max_steps=3", "name the recipe first, and give settings such as max_steps=3 after it."),
         ("SUDOKU-TINY", 'Did you mean "sudoku-tiny"?'),
         ("sudoku_tiny", 'Did you mean "sudoku-tiny"?'),
     ],
@@ -453,11 +453,11 @@ def test_a_source_that_is_nearly_right_is_answered_with_the_right_one(source: st
         load_recipe(source)
 
 
-def test_a_folder_is_no_recipe_and_that_of_a_run_names_the_one_in_it(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="is a folder; a recipe is a YAML file or a shipped name.$"):
+def test_a_folder_is_refused_and_a_run_folder_names_its_recipe(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="is a folder, but a recipe is a YAML file or a shipped name.$"):
         load_recipe(str(tmp_path))
     (tmp_path / "config.yaml").touch()
-    with pytest.raises(ConfigError, match=r"The recipe of the run in it is .*config.yaml\.$"):
+    with pytest.raises(ConfigError, match=r"The recipe of the run in this folder is .*config.yaml\.$"):
         load_recipe(str(tmp_path))
 
 
