@@ -267,7 +267,7 @@ def test_a_reward_that_fails_in_the_middle_is_mended_and_the_run_goes_on(
     assert unmask_train(tiny_model, tmp_path / "run", *overrides) == 2
     assert message(capsys) == (
         'RewardError: reward function "flawed" raised ZeroDivisionError: no reward today (mine.py, line 18) '
-        "The state after step 3 is saved: mend this, then add --resume."
+        "The state after step 3 is saved. Correct the error, then add --resume."
     )
     monkeypatch.setenv("MENDED", "1")
     assert unmask_train(tiny_model, tmp_path / "run", *overrides, "--resume") == 0

@@ -10,7 +10,8 @@ from __future__ import annotations
 import copy
 import logging
 import sys
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -142,6 +143,15 @@ class Scorer:
         """The count since the last call."""
         count, self.count = self.count, 0
         return count
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Leave out of the count what is scored in this block."""
+        count = self.count
+        try:
+            yield
+        finally:
+            self.count = count
 
     def close(self) -> None:
         """End the worker processes; a further call starts them again."""
