@@ -521,7 +521,7 @@ def test_a_fault_of_the_file_system_that_nobody_foresaw_ends_with_its_place(
     def fail(*_: Any, **__: Any) -> None:
         raise OSError(errno.EMFILE, "Too many open files", "/some/where")
 
-    monkeypatch.setattr("unmask.cli.console.families_table", fail)
+    monkeypatch.setattr("unmask.cli.checkpoints.print_families", fail)
     assert unmask("models") == 2
     assert message(capsys) == "RunError: /some/where: Too many open files. Check this path, or use another one."
 
