@@ -15,16 +15,12 @@ import argparse
 
 import torch
 
-from unmask.core.config import SamplerConfig
-from unmask.core.records import Needs, Views
+import unmask as um
 from unmask.functional.advantage import stepwise_advantage
 from unmask.functional.noise import named_generator
 from unmask.functional.surrogate import clipped_surrogate
-from unmask.models import load_model
 from unmask.sampling import LogprobSettings, view_logprobs
-from unmask.sampling.engine import LocalEngine
-from unmask.sampling.generation import decode, row_seeds
-from unmask.tasks import Sudoku
+from unmask.sampling.generation import row_seeds
 
 NUM_PROMPTS, GROUP_SIZE, NUM_SELECTED, NUM_ITERATIONS = 16, 4, 1, 2
 STEPWISE_WEIGHT, LEARNING_RATE = 0.5, 6e-4
@@ -32,13 +28,13 @@ STEPWISE_WEIGHT, LEARNING_RATE = 0.5, 6e-4
 
 def train(model_folder: str, num_steps: int, seed: int = 0) -> float:
     """Train for `num_steps` and return the solve rate, sampled, of the last step's completions."""
-    engine = LocalEngine(load_model(model_folder))
-    denoiser, tokenizer = engine.policy
-    task = Sudoku()
+    policy = um.load_model(model_folder)
+    denoiser, tokenizer = policy
+    task = um.tasks.Sudoku()
     reward = task.rewards()["sudoku"]
     rows = task.rows("train", 8000, seed)
-    sampler = SamplerConfig(max_completion_length=16, num_steps=8, temperature=0.9, order="low_confidence")
-    needs = Needs(greedy=True, selection=("entropy_topk", NUM_SELECTED))
+    sampler = um.SamplerConfig(max_completion_length=16, num_steps=8, temperature=0.9, order="low_confidence")
+    needs = um.Needs(greedy=True, selection=("entropy_topk", NUM_SELECTED))
     optimizer = torch.optim.AdamW(denoiser.parameters(), lr=LEARNING_RATE, betas=(0.9, 0.95), weight_decay=0.0)
     solved = 0.0
 
@@ -49,16 +45,16 @@ def train(model_folder: str, num_steps: int, seed: int = 0) -> float:
         batch = [rows[i] for i in picked for _ in range(GROUP_SIZE)]
         seeds = row_seeds(len(batch), generator)
         # (2) The sampler keeps x̂_k of the steps that the selection takes: their logits were there anyway.
-        path = engine.rollout([row["prompt"] for row in batch], sampler, seeds, needs=needs)
+        path = um.generate(policy, [row["prompt"] for row in batch], sampler, seed=seeds, needs=needs)
         assert path.selected_step is not None
         assert path.one_step_tokens is not None
 
         # (3) Rewards of the finished completions, [B], and of the one-step completions, [B, K].
         columns = {key: [row[key] for row in batch] for key in batch[0] if key != "prompt"}
-        texts = decode(tokenizer, path.tokens)
+        texts = um.decode(tokenizer, path.tokens)
         r = torch.tensor(reward([row["prompt"] for row in batch], texts, **columns))
         values = [
-            torch.tensor(reward([row["prompt"] for row in batch], decode(tokenizer, fill), **columns))
+            torch.tensor(reward([row["prompt"] for row in batch], um.decode(tokenizer, fill), **columns))
             for fill in path.one_step_tokens.unbind(1)
         ]
         solved = sum(task.solved(text, row) for text, row in zip(texts, batch, strict=True)) / len(batch)
@@ -72,7 +68,7 @@ def train(model_folder: str, num_steps: int, seed: int = 0) -> float:
         # (5) Each selected step is a view: the state before it, with the tokens it committed as targets.
         row, slot = is_valid.nonzero(as_tuple=True)
         k = path.selected_step[row, slot].unsqueeze(-1)
-        views = Views(
+        views = um.Views(
             row=row,
             hidden=path.unmask_step[row] >= k,
             target=path.unmask_step[row] == k,

@@ -114,7 +114,10 @@ def load_folder(
 
 
 def save_model(
-    denoiser: Denoiser, tokenizer: PreTrainedTokenizerBase, folder: Path, weights: Mapping[str, Tensor] | None = None
+    denoiser: Denoiser,
+    tokenizer: PreTrainedTokenizerBase,
+    folder: str | os.PathLike[str],
+    weights: Mapping[str, Tensor] | None = None,
 ) -> None:
     """Write a folder that `load_model`, and transformers' own `from_pretrained`, read back.
 

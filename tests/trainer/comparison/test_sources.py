@@ -148,6 +148,17 @@ def test_a_model_folder_counts_by_its_content(tmp_path: Path) -> None:
     assert plan.bases()[0].code_now != before
 
 
+def test_a_model_folder_is_found_again_by_a_relative_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    weights = tmp_path / "model" / "model.safetensors"
+    weights.parent.mkdir()
+    weights.write_bytes(b"1")
+    files = own_files([], model="model")
+    assert (edited(files), missing(files)) == ([], [])
+    weights.write_bytes(b"22")
+    assert edited(files) == [str(weights)]
+
+
 def test_cells_depend_on_the_task_of_their_base_too(tmp_path: Path) -> None:
     changes = {"base_overrides": {"task.type": "countdown"}}
     other = small(tmp_path, "tuning=", tasks={"sudoku": SMALL["tasks"]["sudoku"] | changes})

@@ -31,9 +31,11 @@ class ComparisonResult:
     """What the numbers are, and warnings about them."""
     figures: list[Path]
     """Figures that were drawn."""
+    markdown: str
+    """The notes and tables as text, the content of table.md."""
 
     def __str__(self) -> str:
-        return (self.folder / "table.md").read_text(encoding="utf-8")
+        return self.markdown
 
 
 def compare(
@@ -75,7 +77,7 @@ def compare(
         retry_failed=retry_failed,
         tell=lambda line: print(line, file=sys.stderr) if progress else None,
     )
-    report(loaded)
+    markdown = report(loaded).read_text(encoding="utf-8")
     found = shown(loaded)
     records = [dict(record) for record in Ledger(loaded.folder).records]
-    return ComparisonResult(loaded.folder, records, found.tables, found.notes, found.figures)
+    return ComparisonResult(loaded.folder, records, found.tables, found.notes, found.figures, markdown)

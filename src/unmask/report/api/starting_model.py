@@ -44,8 +44,7 @@ def model_of(source: ModelSource | None, tokenizer: PreTrainedTokenizerBase | No
                 )
             return os.fspath(source)
     raise ConfigError(
-        f"model has the type {type(source).__name__}. Give a folder, a hub id, or what load_model returns; load_model reads every "
-        "model that unmask can train."
+        f"model has the type {type(source).__name__}. Give a folder, a hub id, or what load_model returns."
     )
 
 

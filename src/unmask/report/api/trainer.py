@@ -175,7 +175,8 @@ def _merged(args: Mapping[str, Any] | None, settings: Mapping[str, Any]) -> dict
     """Return the settings in `args` and in the keywords, which take precedence."""
     if args is not None and not isinstance(args, Mapping):
         raise ConfigError(
-            f'args has the type {type(args).__name__}. Give a dict of the settings that you set, as in args={{"learning_rate": 1e-5}}.'
+            f"args has the type {type(args).__name__}. Give a dict of the settings that you change, "
+            'as in args={"learning_rate": 1e-5}.'
         )
     return {**(args or {}), **settings}
 

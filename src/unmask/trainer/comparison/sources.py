@@ -56,7 +56,8 @@ def own_files(recipes: Iterable[RunRecipe], model: str | None = None) -> Files:
     """
     named = {path for recipe in recipes for path in _named(recipe)}
     code = {path for path in named if path.suffix == ".py"}
-    weights = {path for path in Path(model).iterdir() if path.is_file()} if model and Path(model).is_dir() else set()
+    folder = Path(model).resolve() if model else None
+    weights = {path for path in folder.iterdir() if path.is_file()} if folder and folder.is_dir() else set()
     files = _hashed(_closure(code) | (named - code) | weights)
     return {name: value for name, value in files.items() if name not in engine_files()}
 
