@@ -28,7 +28,7 @@ API = {
     "Records": ["core.records"],
     "Methods": ["methods.base", "methods.views"],
     "Tasks": ["tasks.base", "tasks.sourced"],
-    "Rewards": ["rewards", "rewards.maths", "rewards.format", "rewards.protocol", "rewards.scorer"],
+    "Rewards": ["rewards", "rewards.maths", "rewards.format", "rewards.protocol", "rewards.scorer", "rewards.loading"],
     "Models": ["models.denoiser", "models.loading", "models.families", "models.tiny"],
     "Sampling": [
         "sampling.engine",

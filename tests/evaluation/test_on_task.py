@@ -14,7 +14,7 @@ from unmask.core.errors import ConfigError
 from unmask.evaluation import evaluate as measuring
 from unmask.evaluation.on_task import default_sampler, task_of
 from unmask.models import Policy
-from unmask.rewards.scorer import make_scorer
+from unmask.rewards.loading import make_scorer
 from unmask.sampling.engine import LocalEngine
 from unmask.tasks import Dataset, Sudoku
 

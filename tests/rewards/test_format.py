@@ -1,4 +1,4 @@
-"""Format rewards, and each bug of the released ones as a case that it is not repeated."""
+"""Format rewards, with a test for each bug of the released code that is not repeated."""
 
 from __future__ import annotations
 
@@ -15,32 +15,32 @@ def test_a_whole_completion_earns_every_format_reward() -> None:
     )
 
 
-def test_working_of_several_lines_is_no_fault() -> None:
-    """Released: `.` without DOTALL, so both format rewards are 0 for all but one-line working."""
+def test_reasoning_of_several_lines_gets_the_format_reward() -> None:
+    """In the release, `.` without DOTALL makes format rewards 0 for reasoning of several lines."""
     one_line = WHOLE.replace("first\nthen", "first")
     assert reasoning_then_answer([WHOLE]) == reasoning_then_answer([one_line]) == [1.0]
 
 
 @pytest.mark.parametrize("end", ["", "\n", "\n\n", " "])
 def test_the_newline_after_the_last_tag_is_worth_nothing(end: str) -> None:
-    """Released: without it, a thousandth of the whole text's length is taken off, down to less than 0."""
+    """In the release, a thousandth of the length of the whole text is subtracted, even below 0."""
     long = WHOLE.replace("first", "word " * 10_000)
     assert tag_count([long + end]) == reasoning_then_answer([long + end]) == answer_tag([long + end]) == [1.0]
 
 
 def test_a_box_is_found_by_its_backslash_and_not_by_a_backspace() -> None:
-    r"""Released: "\b" in a plain string, so the bonus is never paid, and would be for a backspace."""
+    r"""In the release, "\b" in a plain string means that only a backspace would earn the bonus."""
     assert boxed_answer([r"<answer>\boxed{5}</answer>"]) == [1.0]
     assert boxed_answer(["<answer>\boxed{5}</answer>"]) == [0.5]
 
 
 def test_a_text_of_neither_tag_nor_box_earns_nothing() -> None:
-    """Released: a quarter, for every text."""
+    """In the release, every text gets a quarter."""
     assert boxed_answer(["", "5", "boxed 5", r"\boxed{", r"\boxed{}", "<answer>"]) == [0.0] * 6
 
 
 def test_whole_numbers_are_whole_however_they_are_written() -> None:
-    """Released: str.isdigit, which knows no sign, comma or decimal, and takes superscripts for digits."""
+    """In the release, str.isdigit rejects signs, commas and decimals, and accepts superscripts."""
     texts = ["-3", "1,000", "3.0", "$18", "2.5", "²", "three", ""]
     assert integer_answer([f"<answer>{text}</answer>" for text in texts]) == [1, 1, 1, 1, 0, 0, 0, 0]
 

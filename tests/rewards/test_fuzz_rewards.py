@@ -1,4 +1,4 @@
-"""No completion makes a reward raise, hang or leave its bounds; benchmark/fuzz_rewards.py tries 100,000 and more."""
+"""No completion makes a reward raise, hang or leave its bounds; benchmark/fuzz_rewards.py has more."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def test_no_completion_upsets_a_reward_that_needs_algebra(name: str) -> None:
 
 @pytest.mark.parametrize("fault", [ZeroDivisionError, 1.5, float("nan"), None])
 def test_a_reward_that_one_completion_upsets_is_found(fault: Any) -> None:
-    """The control: one completion in many makes this reward raise, leave its bounds, or give none."""
+    """Negative control: one completion in many breaks this reward in one of three ways."""
 
     def fragile(completions: list[str], **_: Any) -> list[float]:
         scores = [0.0] * BATCH

@@ -1,4 +1,4 @@
-"""Reward functions in worker processes: what they see, and what a completion costs that makes one hang or die."""
+"""Reward functions in worker processes: their arguments, and the effect of a hang or crash."""
 
 from __future__ import annotations
 
@@ -16,7 +16,9 @@ from unmask.core.errors import ConfigError, RewardError
 from unmask.recipes.scorer import scorer_of
 from unmask.rewards import Score
 from unmask.rewards.isolated import Isolated
-from unmask.rewards.scorer import Local, Scorer, make_scorer
+from unmask.rewards.loading import make_scorer
+from unmask.rewards.local import Local
+from unmask.rewards.scorer import Scorer
 
 MODULE = """
 import os, signal, sys, time
@@ -129,7 +131,7 @@ def path(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 @pytest.fixture
 def scorer(path: str) -> Iterator[Any]:
-    """`scorer(name)`: a scorer of one function of the module, in a worker."""
+    """Return a factory: `scorer(name)` is a scorer of one function of the module, in a worker."""
     made: list[Scorer] = []
 
     def _scorer(name: str, workers: int = 1, timeout: float = 8.0, item_timeout: float = 0.5) -> Scorer:
@@ -144,7 +146,7 @@ def scorer(path: str) -> Iterator[Any]:
 # --- values ---
 
 
-def test_an_isolated_function_scores_as_it_would_here(scorer: Any, path: str) -> None:
+def test_an_isolated_function_gives_the_same_rewards_as_in_this_process(scorer: Any, path: str) -> None:
     there, here = scorer("each"), make_scorer([f"{path}:each"], {}, workers=0)
     assert isinstance(there.functions["each"], Isolated)
     assert isinstance(here.functions["each"], Local)
@@ -167,7 +169,7 @@ def test_what_is_logged_does_not_depend_on_where_a_function_runs(scorer: Any, pa
 
 
 @pytest.mark.parametrize("workers", [0, 1])
-def test_a_function_that_does_not_tell_its_arguments_gets_all(path: str, workers: int) -> None:
+def test_a_function_without_a_signature_gets_all_arguments(path: str, workers: int) -> None:
     one = make_scorer([f"{path}:opaque"], {}, workers=workers)
     assert one(ROWS, ["4", "x"]).total == [1.0, 0.0]
     one.close()
@@ -203,7 +205,7 @@ def test_a_child_that_returns_as_well_shifts_no_reward(scorer: Any) -> None:
         assert one([rows[0], rows[1]], ["a", "c"]).total == [1.0, 0.0]
 
 
-# --- what hangs or dies ---
+# --- hangs and crashes ---
 
 
 @pytest.mark.parametrize("text", ["hang", "die"])
@@ -217,8 +219,8 @@ def test_a_completion_that_hangs_or_kills_costs_itself_alone(
             scores = one(rows, ["4", text, "5", "none"])
             assert scores.by_function == {"each": [1.0, 0.0, 0.0, None]}
             assert scores.reasons["each"]["timeout"] == [False, True, False, False]
-    (told,) = (message for message in caplog.messages if "which score 0" in message)  # once, not for every call
-    assert f"1 of 4 completions, which score 0 and count in rewards/each/timeout. The first: '{text}'" in told
+    (message,) = (message for message in caplog.messages if "which score 0" in message)  # once, not for every call
+    assert f"1 of 4 completions, which score 0 and count in rewards/each/timeout. The first: '{text}'" in message
 
 
 @pytest.mark.parametrize("text", ["hang", "die"])
@@ -235,7 +237,7 @@ def test_values_that_are_computed_late_are_within_the_limit(scorer: Any, name: s
     assert scores.reasons[name]["timeout"] == [False, True, False]
 
 
-def test_a_function_that_never_returns_is_an_error_and_no_completions_fault(scorer: Any) -> None:
+def test_a_function_that_never_returns_is_an_error_of_the_function(scorer: Any) -> None:
     rows = [ROWS[0], ROWS[1]]
     with pytest.raises(RewardError) as caught:
         scorer("each", timeout=0.5, item_timeout=0.4)(rows, ["hang", "hang"])
@@ -248,7 +250,7 @@ def test_a_function_that_never_returns_is_an_error_and_no_completions_fault(scor
         scorer("each")(rows, ["die", "die"])
 
 
-def test_a_function_that_has_returned_once_stops_no_run_by_hanging(scorer: Any) -> None:
+def test_a_function_that_has_returned_once_does_not_stop_the_run_by_hanging(scorer: Any) -> None:
     one = scorer("each", timeout=0.5)
     assert one([ROWS[0], ROWS[1]], ["4", "7"]).total == [1.0, 1.0]
     assert one([ROWS[0], ROWS[1]], ["hang", "hang"]).reasons["each"]["timeout"] == [True, True]
@@ -261,24 +263,24 @@ def test_the_only_completion_of_a_call_stops_no_run(scorer: Any) -> None:
     assert all(isinstance(value, Score) for value in scores.by_function["each"])
 
 
-# --- what is told ---
+# --- messages ---
 
 
-def test_errors_and_wrong_values_are_told_as_they_are_here(scorer: Any) -> None:
+def test_errors_and_wrong_values_have_the_same_message_as_in_this_process(scorer: Any) -> None:
     one = scorer("each")
-    for text, told in [
+    for text, message in [
         ("raise", r"ZeroDivisionError: no reward today"),
         ("raise long", r"ValueError: x{500} \.\.\."),
         ("raise mute", "Mute"),
         ("interrupt", "KeyboardInterrupt"),
     ]:
-        with pytest.raises(RewardError, match=rf'^reward function "each" raised {told} \(mine.py, line \d+\)$'):
+        with pytest.raises(RewardError, match=rf'^reward function "each" raised {message} \(mine.py, line \d+\)$'):
             one(ROWS, ["4", text])
     with pytest.raises(RewardError, match="^reward function \"wrong\" returned nan for the completion '4'.$"):
         scorer("wrong")(ROWS, ["4", "7"])
 
 
-def test_a_function_that_is_not_there_is_told_before_anything_runs(path: str) -> None:
+def test_a_missing_function_is_an_error_before_anything_runs(path: str) -> None:
     with pytest.raises(ConfigError, match="unknown name .missing"):
         make_scorer([f"{path}:missing"], {})
 
@@ -288,7 +290,7 @@ def test_a_function_cannot_change_the_rows_wherever_it_runs(path: str) -> None:
     for workers in (0, 1):
         one = make_scorer([f"{path}:spoil"], {}, workers=workers)
         for _ in range(2):
-            # Two each: what is done to one completion of a row does not reach its neighbour, either.
+            # Two completions of one row each have their own copy.
             assert one([row, row], ["x", "x"]).total == [2.0, 2.0]
         assert row == {"prompt": [{"role": "user", "content": "?"}], "tags": ["a"]}
         one.close()

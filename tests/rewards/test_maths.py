@@ -1,4 +1,4 @@
-"""Rewards for right answers, as functions that a recipe names by path."""
+"""Rewards for correct answers, as functions that a recipe names by path."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from unmask.rewards.scorer import Scorer
 
 
 def test_numbers_are_compared_as_values_and_not_as_strings() -> None:
-    """Released: string equality, so "3.0" and "1000" are wrong for "3" and "1,000"."""
+    """In the release, strings are compared, so "3.0" and "1000" are wrong for "3" and "1,000"."""
     texts = ["3.0", "1000", "-3", "$18.00", "17", "17 or 18", ""]
     golds = ["3", "1,000", "#### -3", "work\n#### 18", "18", "18", "18"]
     scores = correct_number([f"so\n<answer>{text}</answer>" for text in texts], golds)
@@ -33,7 +33,7 @@ def test_expressions_are_compared_by_algebra() -> None:
 
 
 def test_a_recipe_names_them_by_path_with_the_papers_weights() -> None:
-    """GSM8K of d1 and EGSPO's release: 2.0 + 0.5 + 0.5 + 0.5 + 0.5, of which a right answer in full form earns all."""
+    """In d1 and EGSPO, a correct full answer to GSM8K earns 2.0 + 0.5 + 0.5 + 0.5 + 0.5."""
     names = ["correct_number", "integer_answer", "reasoning_then_answer", "answer_tag", "tag_count"]
     recipe = load_recipe(
         "sudoku-tiny",

@@ -1,4 +1,4 @@
-"""The README's "Your own reward", walked as a reader would: its files as they stand there, a CSV of one's own, one command."""
+"""The README's "Your own reward" as a reader would follow it: its files, a CSV, one command."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 
 def file_in_readme(name: str) -> str:
-    """The code block that begins with a comment of the file's name."""
+    """Return the code block that begins with a comment of the file's name."""
     (block,) = re.findall(rf"```\w+\n# {re.escape(name)}\n(.*?)```", README, flags=re.DOTALL)
     return str(block)
 
 
 @pytest.fixture
 def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder with the README's two files, rows with commas and line breaks in them, and a tiny model under its path."""
+    """Folder with the README's two files, rows with commas and line breaks, and a tiny model."""
     for name in ("my_reward.py", "mine.yaml"):
         (tmp_path / name).write_text(file_in_readme(name))
     with (tmp_path / "rows.csv").open("w", newline="", encoding="utf-8") as file:
@@ -49,7 +49,7 @@ def test_the_files_of_the_readme_train_on_a_csv(place: Path) -> None:
     lines = metrics(run)
     assert [line["step"] for line in lines] == [0, 1, 2]
     assert "rewards/short_and_right/mean" in lines[1]
-    # Its reward is the README's: 1 for the right text, less a hundredth for each character.
+    # The reward is the README's: 1 for the correct text, minus a hundredth for each character.
     saved = SavedRollout.load(run / "rollouts" / "step-00000001.safetensors")
     for text, reward in zip(saved.completions, saved.rollout.reward.tolist(), strict=True):
         assert reward == pytest.approx(-0.01 * len(text), abs=1e-6) or reward == pytest.approx(1 - 0.01 * len(text))
@@ -62,12 +62,10 @@ def test_the_same_rows_and_reward_are_evaluated(place: Path) -> None:
     assert len((place / "mine.jsonl").read_text().splitlines()) == 3
 
 
-def test_a_csv_without_the_column_that_the_reward_names_is_told(
-    place: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_csv_without_a_column_of_the_reward_is_an_error(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
     text = (place / "rows.csv").read_text().replace("prompt,answer,source", "prompt,solution,source")
     (place / "rows.csv").write_text(text)
     assert unmask("train", "mine.yaml", *SMALL) == 2
-    told = capsys.readouterr().err
-    assert 'reward function "short_and_right" needs the column "answer", which the rows do not have.' in told
-    assert "They have: prompt, solution, source." in told
+    message = capsys.readouterr().err
+    assert 'reward function "short_and_right" needs the column "answer", which the rows do not have.' in message
+    assert "They have: prompt, solution, source." in message

@@ -1,4 +1,4 @@
-"""Rewards with a reason, and functions that say which reasons they report."""
+"""Rewards with a reason, and functions that declare their reasons."""
 
 from __future__ import annotations
 

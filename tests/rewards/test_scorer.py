@@ -1,4 +1,4 @@
-"""Reward functions: how they are called, what is made of what they return, and every way in which they can fail."""
+"""Reward functions: their arguments, the use of their results, and every way in which they fail."""
 
 from __future__ import annotations
 
@@ -15,16 +15,18 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.helpers.messages import raises
 from unmask.core.errors import ConfigError, DataError, RewardError, UnmaskError
 from unmask.rewards import answer_tag, correct_number
+from unmask.rewards.loading import by_name
 from unmask.rewards.protocol import Score, load_reward, per_completion, reports
-from unmask.rewards.scorer import Scorer, by_name
+from unmask.rewards.scorer import Scorer
 
 ROWS = [{"prompt": "2+2=", "answer": "4"}, {"prompt": "3+4=", "answer": "7"}]
 
 
 def right(prompts: list[str], completions: list[str], answer: list[str], **_: Any) -> list[float]:
-    return [float(text == wanted) for text, wanted in zip(completions, answer, strict=True)]
+    return [float(text == gold) for text, gold in zip(completions, answer, strict=True)]
 
 
 def length(completions: list[str], **_: Any) -> list[int]:
@@ -32,11 +34,11 @@ def length(completions: list[str], **_: Any) -> list[int]:
 
 
 def returning(value: Any) -> Scorer:
-    """A scorer whose only function, called `given`, returns `value`."""
+    """Return a scorer whose only function, called `given`, returns `value`."""
     return Scorer({"given": lambda **_: value}, timeout=5.0)
 
 
-# --- what is called ---
+# --- calls ---
 
 
 def test_each_completion_is_scored_with_the_columns_of_its_row() -> None:
@@ -45,14 +47,14 @@ def test_each_completion_is_scored_with_the_columns_of_its_row() -> None:
     assert scores.by_function == {"right": [1.0, 0.0, 1.0, 0.0]}
 
 
-def test_prompts_arrive_beside_their_completions() -> None:
+def test_prompts_arrive_with_their_completions() -> None:
     def echo(prompts: list[str], completions: list[str], **_: Any) -> list[float]:
         return [float(text.startswith(prompt)) for prompt, text in zip(prompts, completions, strict=True)]
 
     assert Scorer({"echo": echo})(ROWS, ["2+2=4", "2+2=4"]).total == [1.0, 0.0]
 
 
-def test_equal_texts_of_a_row_are_scored_once_and_every_place_gets_its_score() -> None:
+def test_equal_texts_of_a_row_are_judged_once_and_all_get_the_reward() -> None:
     seen: list[tuple[str, str]] = []
 
     @per_completion
@@ -80,7 +82,7 @@ def test_a_function_that_may_compare_sees_every_completion_in_order() -> None:
     assert scorer.take() == 6
 
 
-def test_unfinished_completions_are_a_call_of_their_own_and_what_is_known_is_not_scored_again() -> None:
+def test_unfinished_completions_come_in_a_separate_call_without_the_known_ones() -> None:
     seen: list[list[str]] = []
 
     @per_completion
@@ -94,18 +96,15 @@ def test_unfinished_completions_are_a_call_of_their_own_and_what_is_known_is_not
     assert seen == [["a", "bb", "a"], ["bb", "ccc"]]
     assert scorer.take() == 5
     assert scorer([ROWS[0]], ["a"]).total == [1]
-    assert seen[2:] == [["a"]], "what is known is forgotten with the next finished completions"
+    assert seen[2:] == [["a"]], "rewards are forgotten with the next finished completions"
 
 
 def test_a_function_that_may_compare_scores_no_unfinished_completions() -> None:
     scorer = Scorer({"right": per_completion(right), "rank": lambda completions: [0.0] * len(completions)})
     for ask in (lambda: scorer.check_unfinished("egspo_sa"), lambda: scorer.unfinished(ROWS, ["4", "7"])):
-        with pytest.raises(ConfigError) as caught:
+        code = "from unmask.rewards import per_completion\n\n      @per_completion\n      def rank("
+        with raises(ConfigError, '"rank" does not declare', code, "method.type=diffu_grpo."):
             ask()
-        told = str(caught.value)
-        assert told.startswith('reward function "rank" does not say that it judges each completion by itself, and ')
-        assert "from unmask.rewards import per_completion\n\n      @per_completion\n      def rank(" in told
-        assert told.endswith("method.type=diffu_grpo.")
 
 
 def test_a_lone_completion_is_a_group_of_equal_ones_to_a_function_that_compares() -> None:
@@ -136,7 +135,7 @@ def test_completions_of_chat_rows_are_messages_as_in_trl() -> None:
     assert Scorer({"shape": shape})(rows, ["4", "4"]).total == [1.0, 1.0]
 
 
-def test_the_packages_own_rewards_take_both_forms() -> None:
+def test_built_in_rewards_take_both_forms() -> None:
     from unmask.tasks import Sudoku
 
     task = Sudoku(format="tagged")
@@ -148,7 +147,7 @@ def test_the_packages_own_rewards_take_both_forms() -> None:
     assert answer_tag(messages) == [1.0]
 
 
-def test_what_a_function_does_to_its_arguments_reaches_nobody_else() -> None:
+def test_a_function_cannot_change_the_arguments_of_another_call() -> None:
     row = {"prompt": [{"role": "user", "content": "?"}], "tags": ["a"], "answer": "4"}
 
     def spoil(prompts: list[Any], completions: list[Any], tags: list[Any], answer: list[Any]) -> list[float]:
@@ -164,15 +163,15 @@ def test_what_a_function_does_to_its_arguments_reaches_nobody_else() -> None:
     assert row == {"prompt": [{"role": "user", "content": "?"}], "tags": ["a"], "answer": "4"}
 
 
-def test_none_from_every_function_is_named_once(caplog: pytest.LogCaptureFixture) -> None:
+def test_none_from_every_function_is_warned_about_once(caplog: pytest.LogCaptureFixture) -> None:
     scorer = Scorer({"never": lambda completions: [None] * len(completions), "right": right})
     scorer(ROWS, ["4", "7"])
     assert not caplog.messages
     scorer = Scorer({"never": lambda completions: [None, *[1.0] * (len(completions) - 1)]})
     for _ in range(2):
         scorer(ROWS, ["4", "7"])
-    (told,) = caplog.messages
-    assert "every reward function (never) returned None for 1 of 2 completions." in told
+    (message,) = caplog.messages
+    assert "every reward function (never) returned None for 1 of 2 completions." in message
 
 
 @settings(max_examples=50)
@@ -186,7 +185,7 @@ def test_the_cache_changes_no_score(items: list[tuple[dict[str, str], str]]) -> 
     assert Scorer({"value": value})(rows, texts).total == value([row["prompt"] for row in rows], texts)
 
 
-def test_a_function_that_takes_no_keywords_is_given_what_it_names() -> None:
+def test_a_function_without_keywords_receives_the_arguments_that_it_names() -> None:
     def plain(prompts: list[str], completions: list[str]) -> list[float]:
         return [float(len(prompts))] * len(completions)
 
@@ -204,7 +203,7 @@ def test_an_asynchronous_function_is_awaited() -> None:
     assert Scorer({"slow": slow})(ROWS, ["", "abc"]).total == [0.0, 3.0]
 
 
-def test_functions_are_summed_by_weight_and_none_counts_as_nothing() -> None:
+def test_functions_are_summed_by_weight_and_none_counts_as_zero() -> None:
     def sometimes(completions: list[str], **_: Any) -> list[float | None]:
         return [None if text == "4" else 2.0 for text in completions]
 
@@ -214,7 +213,7 @@ def test_functions_are_summed_by_weight_and_none_counts_as_nothing() -> None:
     assert Scorer({"right": right, "length": length})(ROWS, ["4", "77"]).total == [2.0, 2.0]
 
 
-def test_reasons_are_told_for_every_completion_of_the_functions_that_report_them() -> None:
+def test_reasons_are_reported_for_every_completion() -> None:
     @reports("unparsed", "timeout")
     def graded(completions: list[str], **_: Any) -> list[float]:
         return [Score(0.5, "unparsed") if text == "?" else 1.0 for text in completions]
@@ -230,7 +229,7 @@ def test_reasons_are_told_for_every_completion_of_the_functions_that_report_them
     }
 
 
-# --- what it returns ---
+# --- return values ---
 
 
 @pytest.mark.parametrize(
@@ -248,13 +247,13 @@ def test_reasons_are_told_for_every_completion_of_the_functions_that_report_them
         ([1.0, float("-inf")], "returned -inf for the completion '7'."),
     ],
 )
-def test_what_is_no_list_of_rewards_is_told_with_the_completion(value: Any, message: str) -> None:
+def test_a_value_that_is_not_a_list_of_rewards_is_an_error(value: Any, message: str) -> None:
     with pytest.raises(RewardError) as caught:
         returning(value)(ROWS, ["4", "7"])
     assert str(caught.value) == f'reward function "given" {message}'
 
 
-def test_a_generator_is_a_list_of_rewards_whose_errors_are_its_own() -> None:
+def test_a_generator_of_rewards_works_and_its_errors_are_reported() -> None:
     def right(completions: list[str]) -> Iterator[float]:
         yield from (float(text == "a") for text in completions)
 
@@ -274,7 +273,7 @@ def test_a_generator_is_a_list_of_rewards_whose_errors_are_its_own() -> None:
         Scorer({"endless": endless})(rows, ["a", "b"])
 
 
-def test_a_number_that_no_float_holds_is_an_error_for_people() -> None:
+def test_a_number_beyond_float_is_an_error_for_the_user() -> None:
     with pytest.raises(RewardError, match="must be a number or None"):
         Scorer({"huge": lambda completions: [10**5000]})([{"prompt": "p"}], ["a"])
 
@@ -293,15 +292,17 @@ def test_a_function_that_raises_is_named_with_the_line(tmp_path: Path) -> None:
         Scorer({name: function})(ROWS, ["4", "7"])
 
 
-@pytest.mark.parametrize(("text", "told"), [("x" * 10**6, f"{'x' * 500} ... "), ("", "")])
-def test_what_a_function_raises_is_told_in_short(text: str, told: str) -> None:
+@pytest.mark.parametrize(("text", "message"), [("x" * 10**6, f"{'x' * 500} ... "), ("", "")])
+def test_a_long_exception_of_a_function_is_shortened(text: str, message: str) -> None:
     def loud(completions: list[str]) -> list[float]:
         raise ValueError(text)
 
     with pytest.raises(RewardError) as caught:
         Scorer({"loud": loud})(ROWS[:1], ["a"])
     where = "(test_scorer.py, line "
-    assert str(caught.value).startswith(f'reward function "loud" raised ValueError{": " if told else " "}{told}{where}')
+    assert str(caught.value).startswith(
+        f'reward function "loud" raised ValueError{": " if message else " "}{message}{where}'
+    )
 
 
 def test_a_function_that_ends_the_process_is_only_an_error() -> None:
@@ -340,7 +341,7 @@ def test_a_function_that_never_gives_the_interpreter_back_is_given_up() -> None:
         Scorer({"backtrack": backtrack}, timeout=0.2)(ROWS, ["4", "7"])
 
 
-def test_a_function_that_catches_its_own_errors_is_given_up_too() -> None:
+def test_a_function_that_catches_its_errors_is_stopped_too() -> None:
     def stubborn(**_: Any) -> None:
         while True:
             with contextlib.suppress(Exception):
@@ -351,7 +352,7 @@ def test_a_function_that_catches_its_own_errors_is_given_up_too() -> None:
 
 
 class Late:
-    """A value, or a list of values, that is never there."""
+    """A value, or a list of values, that is never available."""
 
     def __float__(self) -> float:
         while True:
@@ -412,28 +413,28 @@ def test_an_asynchronous_function_is_awaited_in_a_notebook() -> None:
 
 
 def test_outside_the_main_thread_a_time_limit_holds_as_well() -> None:
-    told: list[str] = []
+    message: list[str] = []
 
     def call() -> None:
         try:
             Scorer({"sleep": lambda **_: time.sleep(60)}, timeout=0.1)(ROWS, ["4", "7"])
         except RewardError as error:
-            told.append(str(error))
+            message.append(str(error))
 
     thread = threading.Thread(target=call)
     thread.start()
     thread.join(10)
-    assert told
-    assert "did not return within 0.1 s" in told[0]
+    assert message
+    assert "did not return within 0.1 s" in message[0]
 
 
-# --- what is refused before anything runs ---
+# --- errors before anything runs ---
 
 
 def test_no_function_and_weights_that_do_not_match_are_refused() -> None:
-    with pytest.raises(ConfigError, match="^no reward function: the task brings none, so set reward_funcs.$"):
+    with raises(ConfigError, "reward_funcs"):
         Scorer({})
-    with pytest.raises(ConfigError, match="^2 reward_weights for 1 reward functions; give one for each.$"):
+    with raises(ConfigError, "2 reward_weights", "1 reward functions"):
         Scorer({"right": right}, weights=(1.0, 2.0))
 
 
@@ -458,17 +459,17 @@ def test_an_argument_with_a_default_needs_no_column() -> None:
 
 @pytest.mark.parametrize("column", ["prompts", "completions"])
 def test_a_column_that_hides_an_argument_is_refused(column: str) -> None:
-    with pytest.raises(DataError, match=f'^the rows have a column "{column}", an argument of every reward function'):
+    with raises(DataError, f'"{column}"', "Rename"):
         Scorer({"right": right}).check_columns({**ROWS[0], column: "x"})
 
 
 def test_two_functions_of_one_name_are_refused() -> None:
     assert by_name([("right", right), ("length", length)]) == {"right": right, "length": length}
-    with pytest.raises(ConfigError, match='^two reward functions are called "right"'):
+    with raises(ConfigError, '"right"', "Rename"):
         by_name([("right", right), ("right", length)])
 
 
-# --- where functions are found ---
+# --- paths of functions ---
 
 
 def test_a_function_is_found_in_a_module_or_a_file(tmp_path: Path) -> None:
@@ -491,7 +492,7 @@ def test_a_function_is_found_in_a_module_or_a_file(tmp_path: Path) -> None:
         ("{}/raising.py:f", "cannot be loaded: ZeroDivisionError: division by zero (raising.py, line 1)"),
     ],
 )
-def test_a_path_without_a_function_is_told_with_the_reason(tmp_path: Path, path: str, message: str) -> None:
+def test_a_path_without_a_function_is_an_error_with_the_reason(tmp_path: Path, path: str, message: str) -> None:
     (tmp_path / "mine.py").write_text("HALF = 0.5\ndef also():\n    pass\n")
     (tmp_path / "broken.py").write_text("def f(\n")
     (tmp_path / "raising.py").write_text("1 / 0\n")
@@ -500,5 +501,5 @@ def test_a_path_without_a_function_is_told_with_the_reason(tmp_path: Path, path:
         load_reward(path)
 
 
-def test_every_refusal_is_for_the_user() -> None:
+def test_every_error_is_for_the_user() -> None:
     assert all(issubclass(kind, UnmaskError) for kind in (ConfigError, DataError, RewardError))

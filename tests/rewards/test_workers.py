@@ -1,4 +1,4 @@
-"""Worker processes: what comes back, and what a hang, a death or a stray write costs."""
+"""Worker processes: their results, and the effect of hangs, crashes and stray output."""
 
 from __future__ import annotations
 
@@ -126,7 +126,7 @@ def test_time_without_a_processor_does_not_count(workers: Workers, monkeypatch: 
 
     asked(workers, "a")
     began = time.monotonic()
-    # Half of the time that passes it is ready and does not run.
+    # For half of the time, the process is ready but does not run.
     monkeypatch.setattr(unmask.rewards.workers, "_waited", lambda _: (time.monotonic() - began) / 2)
     assert asked(workers, "nap")[0].failure is None  # 1.4 s, of which 0.7 count
     monkeypatch.setattr(unmask.rewards.workers, "_waited", lambda _: time.monotonic() - began)
@@ -158,11 +158,12 @@ def test_a_file_in_the_current_folder_takes_the_place_of_no_module(
     pool.close()
 
 
-def test_an_error_is_told_and_the_process_goes_on(workers: Workers) -> None:
+def test_an_error_is_reported_and_the_process_continues(workers: Workers) -> None:
     outcomes = asked(workers, "exit", "eat", "a")
     assert [outcome.failure for outcome in outcomes] == ["error", "error", None]
     assert outcomes[0].message == "raised SystemExit: bye"
-    # The limit of address space, which makes an allocation fail in Python rather than in the whole machine.
+    # The limit of address space makes an allocation fail in Python instead of exhausting the
+    # machine.
     assert outcomes[1].message.startswith("raised MemoryError")
 
 
@@ -190,7 +191,7 @@ def test_a_reply_without_an_end_is_cut_before_it_fills_the_memory(
 
 
 def test_arguments_that_cannot_be_sent_are_an_error_for_the_user(workers: Workers) -> None:
-    with pytest.raises(RewardError, match=r"cannot be sent to a worker process .*reward_workers = 0"):
+    with pytest.raises(RewardError, match=r"cannot be sent to a worker process .*reward_workers=0"):
         workers.map([{"what": threading.Lock()}])
 
 

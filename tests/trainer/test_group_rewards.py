@@ -17,7 +17,6 @@ from unmask.rewards.protocol import RewardFunc, per_completion
 from unmask.sampling.generation import decode
 from unmask.tasks import Sudoku
 from unmask.trainer import Trainer
-from unmask.trainer.collect import check_rewards
 from unmask.trainer.metrics import Tally
 
 G = 3
@@ -44,9 +43,8 @@ def rewards_under(
     tokenizer = char_tokenizer(Sudoku().alphabet)
     own = [setting for setting in OWN_SETTINGS.get(method, ()) if not setting.startswith("sampler.num_steps")]
     recipe = train_recipe(folder, folder, f"method={{type: {method}}}", *own, *SETTINGS)
-    scorer, rows = scorer_of(recipe, [reward]), Sudoku().rows("train", 4)
-    check_rewards(scorer, recipe.method)
-    rollout = collect(denoiser, tokenizer, scorer, recipe, rows, 0, slice(None), Tally())
+    rows = Sudoku().rows("train", 4)
+    rollout = collect(denoiser, tokenizer, scorer_of(recipe, [reward]), recipe, rows, 0, slice(None), Tally())
     return decode(tokenizer, rollout.trajectory.tokens), rollout.reward.tolist()
 
 
@@ -60,9 +58,11 @@ def test_a_group_has_its_winner_under_every_method_that_takes_the_reward(
     method: str, lively: Denoiser, tmp_path: Path
 ) -> None:
     if scores_unfinished(method):
-        with pytest.raises(ConfigError, match=f'"longest" does not say .* {method} also scores unfinished completions'):
+        with pytest.raises(
+            ConfigError, match=f'"longest" does not declare .* {method} also needs rewards of unfinished completions'
+        ):
             rewards_under(method, lively, tmp_path)
-        # The remedy that the message names: a reward that judges each by itself is the same for finished completions.
+        # The remedy that the message names: a reward that judges each independently is the same for finished completions.
         texts, rewards = rewards_under(method, lively, tmp_path, length)
         assert rewards == length(texts)
         assert len(set(rewards)) > 1

@@ -98,7 +98,7 @@ def _evaluate(
     model: str, recipe: EvalRecipe, samplers: list[SamplerConfig], against: Path | None, output: Path | None
 ) -> None:
     """Evaluate the samplers, print tables, and write the results after each sampler."""
-    from unmask.cli.evaluation_tables import comparison_table, evaluation_progress, results_table
+    from unmask.cli.console import comparison_table, evaluation_progress, results_table
     from unmask.core.errors import DataError
     from unmask.evaluation.evaluate import check_samples, evaluate
     from unmask.evaluation.results import (
@@ -113,7 +113,7 @@ def _evaluate(
     )
     from unmask.evaluation.usable import faults_for, usable_rows
     from unmask.models import load_model
-    from unmask.rewards.scorer import make_scorer
+    from unmask.rewards.loading import make_scorer
     from unmask.sampling.engine import BatchLimits, LocalEngine
 
     # All checks come first, because an evaluation of a large model takes hours.
@@ -250,7 +250,7 @@ def check_data(
 
     The exit code is 1 if they share prompts.
     """
-    from unmask.cli.evaluation_tables import overlap_table
+    from unmask.cli.console import overlap_table
     from unmask.recipes.load import make_task
     from unmask.tasks.contamination import check_splits, rows_of_splits
 

@@ -14,7 +14,7 @@ from unmask.models import Policy
 from unmask.recipes.load import make_sampler, make_task, validate
 from unmask.recipes.schema import RunRecipe
 from unmask.rewards.given import RewardFuncs, reward_list
-from unmask.rewards.scorer import make_scorer
+from unmask.rewards.loading import make_scorer
 from unmask.sampling.engine import BatchLimits, LocalEngine
 from unmask.sampling.generate import check_policy
 from unmask.tasks import Split, Task

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from unmask.recipes.schema import TrainRecipe
+from unmask.rewards.loading import make_scorer
 from unmask.rewards.protocol import RewardFunc
-from unmask.rewards.scorer import Scorer, make_scorer
+from unmask.rewards.scorer import Scorer
 
 
 def scorer_of(

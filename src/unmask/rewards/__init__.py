@@ -1,7 +1,9 @@
-"""Reward functions to name in a recipe, TRL's signature: small, pure, each worth 0 to 1, to be added up by `reward_weights`.
+"""Ready-made reward functions with TRL's signature, to name in a recipe.
 
-reward_funcs: [unmask.rewards:correct_number, unmask.rewards:integer_answer, unmask.rewards:tag_count]
-reward_weights: [2.0, 0.5, 0.5]
+Each is a pure function that gives between 0 and 1; `reward_weights` sets how they add up.
+
+    reward_funcs: [unmask.rewards:correct_number, unmask.rewards:integer_answer,
+    unmask.rewards:tag_count] reward_weights: [2.0, 0.5, 0.5]
 """
 
 from __future__ import annotations

@@ -1,8 +1,9 @@
-"""Rewards for the form of a completion, whatever its answer: those of d1, ESPO and EGSPO's release, with their bugs mended.
+"""Rewards for the form of a completion, as in d1, ESPO and EGSPO, with their bugs fixed.
 
-As released, `.` does not match a newline, so the format rewards are 0 for working of several lines; a missing newline after the
-last tag costs a thousandth of the whole text's length; and the box is looked for as a backspace, so it is never found.
-Here tags and boxes are found by plain search, and nothing is taken off for what stands before or after them.
+In the released code, `.` does not match a newline, so reasoning of several lines gets no format
+reward; a missing newline after the last tag costs a thousandth of the length of the whole text; and
+the pattern for the box starts with a backspace, so it never matches. The functions here search for
+the literal tags and boxes, and subtract nothing for the text before or after them.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ _TAGS = (_REASONING, _REASONING_END, OPEN, CLOSE)
 
 @reads_text
 def answer_tag(completions: Sequence[str], **columns: Any) -> list[float]:
-    """1 for exactly one answer tag, closed and not empty; else 0.
+    """Give 1 to a completion with exactly one answer tag that is closed and not empty, else 0.
 
     Example:
         >>> answer_tag(["so\\n<answer>5</answer>", "<answer>5", "<answer> </answer>", "<answer>1</answer><answer>2</answer>"])
@@ -32,7 +33,9 @@ def answer_tag(completions: Sequence[str], **columns: Any) -> list[float]:
 
 @reads_text
 def reasoning_then_answer(completions: Sequence[str], **columns: Any) -> list[float]:
-    """1 for a completion that is a reasoning block and then an answer tag, each once and not empty, and only white space around.
+    """Give 1 to a completion that is one reasoning block and then one answer tag, neither empty.
+
+    White space around the two is allowed.
 
     Example:
         >>> whole = "<reasoning>\\ntwo\\nlines\\n</reasoning>\\n<answer>5</answer>"
@@ -44,7 +47,7 @@ def reasoning_then_answer(completions: Sequence[str], **columns: Any) -> list[fl
 
 @reads_text
 def tag_count(completions: Sequence[str], **columns: Any) -> list[float]:
-    """A quarter for each of the four tags of reasoning and answer that is there exactly once.
+    """Give a quarter for each of the four reasoning and answer tags that occurs exactly once.
 
     Example:
         >>> tag_count(["<reasoning>a</reasoning><answer>5</answer> and more", "<answer>5</answer>", "<answer><answer>5"])
@@ -55,7 +58,9 @@ def tag_count(completions: Sequence[str], **columns: Any) -> list[float]:
 
 @reads_text
 def boxed_answer(completions: Sequence[str], **columns: Any) -> list[float]:
-    r"""A half for an answer tag and a half for a \boxed{} with something in it. Released: a quarter for no box, or any.
+    r"""Give a half for an answer tag and a half for a \boxed{} that is not empty.
+
+    The released code gives a quarter whether or not there is a box.
 
     Example:
         >>> boxed_answer([r"<answer>\boxed{5}</answer>", r"\boxed{5}", "<answer>5</answer>", "<answer>\boxed{5}</answer>", ""])
@@ -66,7 +71,7 @@ def boxed_answer(completions: Sequence[str], **columns: Any) -> list[float]:
 
 @reads_text
 def integer_answer(completions: Sequence[str], **columns: Any) -> list[float]:
-    """1 for an answer that is a whole number, right or not, as "-3", "1,000" and "3.0" are.
+    """Give 1 to an answer that is an integer, right or wrong, such as "-3", "1,000" or "3.0".
 
     Example:
         >>> integer_answer(["<answer>-3</answer>", "<answer>1,000</answer>", "<answer>2.5</answer>", "3"])

@@ -1,7 +1,7 @@
-"""Reward functions in worker processes: a completion that makes one hang or die costs its own reward, and nothing else.
+"""Reward functions in worker processes: a completion that hangs or crashes one costs only itself.
 
-A function is called with whole groups, all in one call. Only where that call does not return are the parts of it called by
-themselves, to find those that are to blame: each completion, of a function that judges each by itself, or each group.
+One call first holds whole groups. Only if it fails are its parts called separately, to find the
+cause: each completion if the function judges completions independently, otherwise each group.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ from unmask.rewards.protocol import Score
 from unmask.rewards.workers import WorkerOutcome, Workers
 
 START_SECONDS = 900.0
-"""What a process may take to import a reward function, which may load a model."""
+"""Seconds that a process may take to import a reward function, which may load a model."""
 
 Part = range
-"""Places of completions that stand side by side in a call."""
+"""Range of indices of completions that are adjacent in a call."""
 
 _KINDS = (
     Parameter.POSITIONAL_ONLY,
@@ -33,18 +33,21 @@ logger = logging.getLogger("unmask")
 
 
 class Isolated:
-    """A reward function that runs in processes of its own.
+    """A reward function that runs in its own processes.
 
-    The training process does not import it: name, parameters and declarations come from the first worker.
+    The training process does not import it. The first worker reports its parameters and
+    declarations.
 
     Args:
-        path: the function, as `package.module:function` or `file.py:function`.
-        num: processes. Only a function that judges each completion by itself has its calls split between several.
+        path: path of the function, as `package.module:function` or `file.py:function`.
+        num: number of processes. A call is split between them only if the function judges each
+            completion independently.
         timeout: seconds that one call may take.
-        item_timeout: seconds for each completion of a function that judges each by itself, and for a group called by itself.
+        item_timeout: seconds for each completion if the function judges completions independently,
+            and for a group that is called separately.
 
     Raises:
-        ConfigError: there is no such function, or its module cannot be imported.
+        ConfigError: the function does not exist, or its module cannot be imported.
     """
 
     def __init__(self, path: str, num: int, timeout: float, item_timeout: float) -> None:
@@ -62,46 +65,47 @@ class Isolated:
         }
         self.judges_each: bool = facts["judges_each"]
         self.reasons = with_timeout(facts["reasons"])
-        self._has_returned = self._is_told = False
+        self._has_returned = self._has_warned = False
 
     def __call__(
         self, arguments: Mapping[str, Sequence[Any]], parts: Sequence[Part], calling: Callable[[], None]
     ) -> list[float | None]:
-        """Return one reward for each completion: 0 for the reason "timeout" where a part did not come back.
+        """Return one reward for each completion; 0 for "timeout" if a part did not return.
 
         Args:
-            arguments: columns as long as the parts together.
-            parts: what may be called by itself.
-            calling: called before each round of calls, for watchdogs.
+            arguments: columns, each as long as all parts together.
+            parts: smallest ranges that may be called separately.
+            calling: callback before each round of calls, for watchdogs.
 
         Raises:
-            RewardError: the function raised, returned something else than rewards, or has never yet come back for any part.
+            RewardError: the function raised, returned something other than rewards, or has never
+                returned.
         """
-        wholes = _joined(parts, self.num if self.judges_each else 1)
+        wholes = _merged(parts, self.num if self.judges_each else 1)
         calling()
-        outcomes = dict(zip(wholes, self._asked(arguments, wholes, is_whole=True), strict=True))
+        outcomes = dict(zip(wholes, self._outcomes(arguments, wholes, is_whole=True), strict=True))
         failed = [whole for whole in wholes if outcomes[whole].failure]
         suspects = [part for part in parts if part not in outcomes and any(part.start in whole for whole in failed)]
         if suspects:
             calling()
-            outcomes |= dict(zip(suspects, self._asked(arguments, suspects), strict=True))
+            outcomes |= dict(zip(suspects, self._outcomes(arguments, suspects), strict=True))
         rewards: list[float | None] = [Score(0.0, "timeout")] * sum(map(len, parts))
         for part, outcome in outcomes.items():
             if not outcome.failure:
                 rewards[part.start : part.stop] = map(_reward, outcome.value)
         self._has_returned |= any(not outcome.failure for outcome in outcomes.values())
         if failed:
-            self._tell(outcomes, parts, arguments)
+            self._report_losses(outcomes, parts, arguments)
         return rewards
 
     def close(self) -> None:
-        """End the processes; a further call starts them again."""
+        """End the processes; another call starts them again."""
         self._workers.close()
 
-    def _asked(
+    def _outcomes(
         self, arguments: Mapping[str, Sequence[Any]], parts: Sequence[Part], is_whole: bool = False
     ) -> list[WorkerOutcome]:
-        """The outcomes of calls with one part each."""
+        """Call the function once for each part and return the outcomes."""
         calls = [{name: values[part.start : part.stop] for name, values in arguments.items()} for part in parts]
         outcomes = self._workers.map(calls, self.timeout, [self._limit(part, is_whole) for part in parts])
         for outcome in outcomes:
@@ -110,15 +114,15 @@ class Isolated:
         return outcomes
 
     def _limit(self, part: Part, is_whole: bool) -> float:
-        """Seconds that a call with these completions may take."""
+        """Return the number of seconds that a call with these completions may take."""
         if self.judges_each:
             return min(self.timeout, self.item_timeout * len(part))
         return self.timeout if is_whole else min(self.timeout, self.item_timeout)
 
-    def _tell(
+    def _report_losses(
         self, outcomes: Mapping[Part, WorkerOutcome], parts: Sequence[Part], arguments: Mapping[str, Sequence[Any]]
     ) -> None:
-        """Warn of the first loss; raise where the function has never returned, so that no completion is to blame."""
+        """Warn about the first loss; raise if the function has never returned."""
         lost = [part for part in parts if part in outcomes and outcomes[part].failure]
         count, total = sum(map(len, lost)), sum(map(len, parts))
         died = any(outcome.failure == "crash" for outcome in outcomes.values())
@@ -126,10 +130,10 @@ class Isolated:
             limit = self._limit(range(total), is_whole=True)
             setting = "reward_timeout" if limit == self.timeout else "reward_item_timeout"
             what = "ended its process" if died else f"did not return within {limit:g} s"
-            advice = "Run it by itself to see why." if died else f"Make it faster, or raise {setting}."
+            advice = "Call it on its own to see why." if died else f"Make it faster, or raise {setting}."
             raise RewardError(f'reward function "{self.name}" {what} for {total} completions. {advice}')
-        if lost and not self._is_told:
-            self._is_told = True
+        if lost and not self._has_warned:
+            self._has_warned = True
             shown = str(arguments.get("completions", [""] * total)[lost[0].start])[:80]
             logger.warning(
                 'reward function "%s" %s for %d of %d completions, which score 0 and count in rewards/%s/timeout. The first: %r',
@@ -143,17 +147,17 @@ class Isolated:
 
 
 def with_timeout(reasons: Sequence[str]) -> tuple[str, ...]:
-    """The reasons that a function reports, and "timeout", for a completion on which it does not return."""
+    """Return the reasons of a function, preceded by "timeout" for the lost completions."""
     return tuple(dict.fromkeys(("timeout", *reasons)))
 
 
-def _joined(parts: Sequence[Part], count: int) -> list[Part]:
-    """At most `count` stretches of parts, of nearly the same number of parts each."""
+def _merged(parts: Sequence[Part], count: int) -> list[Part]:
+    """Join adjacent parts into at most `count` ranges with nearly equal numbers of parts."""
     size = -(-len(parts) // count) or 1
     groups = [parts[start : start + size] for start in range(0, len(parts), size)]
     return [range(group[0].start, group[-1].stop) for group in groups]
 
 
 def _reward(value: Any) -> float | None:
-    """A reward as it was before it went through JSON."""
+    """Restore a reward that has been converted to JSON."""
     return Score(value["score"], value["reason"]) if isinstance(value, dict) else value

@@ -1,4 +1,4 @@
-"""Rewards for a right answer, for rows with a column `answer`: as text, as a number, or as an expression."""
+"""Rewards for correct answers to examples with a column `answer`: as text, number or expression."""
 
 from __future__ import annotations
 
@@ -14,46 +14,48 @@ from unmask.rewards.protocol import Score, reads_text, reports
 @reads_text
 @reports("unparsed")
 def exact_answer(completions: Sequence[str], answer: Sequence[Any], **columns: Any) -> list[float]:
-    """1 where the last answer tag holds the row's answer, letter for letter but for outer white space.
+    """Give 1 if the last answer tag holds exactly the row's answer, apart from outer white space.
 
     Example:
         >>> exact_answer(["<answer> Oslo\\n</answer>", "<answer>oslo</answer>", "Oslo"], ["Oslo"] * 3)
         [1.0, 0.0, 0.0]
     """
-    given = [tagged_answer(text) for text in completions]
+    answers = [tagged_answer(text) for text in completions]
     return [
         Score(0.0, "unparsed") if text is None else float(text == str(gold).strip())
-        for text, gold in zip(given, answer, strict=True)
+        for text, gold in zip(answers, answer, strict=True)
     ]
 
 
 @reads_text
 @reports("unparsed")
 def correct_number(completions: Sequence[str], answer: Sequence[Any], **columns: Any) -> list[float]:
-    """1 where the last answer tag, or without one the last box, holds the row's number, however it is written.
+    """Give 1 if the last answer tag, or else the last box, holds the row's number in any notation.
 
-    The row's answer may be GSM8K's own column, which ends in "#### 18".
+    The column may be GSM8K's own, which ends in "#### 18".
 
     Example:
         >>> completions = ["<answer>$1,000.00</answer>", r"It is \\boxed{-3}.", "<answer>2 or 3</answer>"]
         >>> correct_number(completions, ["... #### 1000", -3, 3])
         [1.0, 1.0, 0.0]
     """
-    scores: list[float] = []
+    rewards: list[float] = []
     for text, gold in zip(completions, answer, strict=True):
-        given = read_number(answer_in(text) or "", in_prose=True)
-        wanted = read_number(str(gold).rpartition("####")[2])
-        if given is None:
-            scores.append(Score(0.0, "unparsed"))
+        number = read_number(answer_in(text) or "", in_prose=True)
+        gold_number = read_number(str(gold).rpartition("####")[2])
+        if number is None:
+            rewards.append(Score(0.0, "unparsed"))
         else:
-            scores.append(float(wanted is not None and given.equals(wanted)))
-    return scores
+            rewards.append(float(gold_number is not None and number.equals(gold_number)))
+    return rewards
 
 
 @reads_text
 @reports("unparsed", "timeout")
 def correct_math(completions: Sequence[str], answer: Sequence[Any], **columns: Any) -> list[float]:
-    """1 where the last answer tag, or without one the last box, holds an expression equal to the row's, by math-verify.
+    """Give 1 if the last answer tag, or else the last box, holds an expression equal to the row's.
+
+    math-verify decides whether two expressions are equal.
 
     Example:
         >>> correct_math([r"<answer>\\boxed{\\sqrt{8}}</answer>", r"\\boxed{2\\sqrt{2}}", r"2\\sqrt{2}"], [r"2\\sqrt{2}"] * 3)
@@ -62,7 +64,7 @@ def correct_math(completions: Sequence[str], answer: Sequence[Any], **columns: A
     Raises:
         ConfigError: math-verify is not installed.
     """
-    given = [answer_in(text) for text in completions]
-    found = [(text, str(gold)) for text, gold in zip(given, answer, strict=True) if text is not None]
-    grades = iter(grade([text for text, _ in found], [gold for _, gold in found]))
-    return [Score(0.0, "unparsed") if text is None else next(grades) for text in given]
+    answers = [answer_in(text) for text in completions]
+    pairs = [(text, str(gold)) for text, gold in zip(answers, answer, strict=True) if text is not None]
+    grades = iter(grade([text for text, _ in pairs], [gold for _, gold in pairs]))
+    return [Score(0.0, "unparsed") if text is None else next(grades) for text in answers]

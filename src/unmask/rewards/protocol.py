@@ -1,4 +1,4 @@
-"""The contract of reward functions: TRL's signature, what a function may say about itself, and what its values must be."""
+"""The contract of reward functions: TRL's signature, declarations, and permitted return values."""
 
 from __future__ import annotations
 
@@ -20,19 +20,26 @@ from unmask.core.errors import RewardError
 from unmask.core.timeouts import TimeLimitError
 
 RewardFunc = Callable[..., Any]
-"""f(prompts, completions, **columns) -> list[float | None], sync or async; None where the function does not apply. A function
-without `**columns` receives the arguments that it names."""
+"""Type of a reward function: f(prompts, completions, **columns) -> list[float | None], sync or
+async.
+
+None means that the function does not apply to a completion. A function without `**columns` receives
+only the arguments that it names."""
 
 MOST_OF_ERROR = 500
-"""Characters of what an exception says that a message repeats; some hold a whole completion or table."""
+"""Number of characters of an exception's text that a message repeats. Some texts hold a whole
+completion."""
 
 FunctionT = TypeVar("FunctionT", bound=Callable[..., Any])
 
 
 class Score(float):
-    """A reward that comes with the reason for it, such as "unparsed"; a plain float to code that does not ask for the reason.
+    """A reward with a reason, such as "unparsed".
 
-    The share of completions with each reason that a function `reports` is logged as `rewards/{name}/{reason}`.
+    Code that ignores the reason can use it as a float.
+
+    Each reason that the function `reports` is logged as `rewards/{name}/{reason}`: the share of
+    completions that have it.
 
     Example:
         >>> score = Score(0.0, "unparsed")
@@ -49,7 +56,9 @@ class Score(float):
 
 
 def reports(*reasons: str) -> Callable[[FunctionT], FunctionT]:
-    """Decorate a reward function with the reasons that its `Score`s may have; each is logged in every step.
+    """Declare the reasons that the `Score`s of a reward function may have.
+
+    Every training step logs each one.
 
     Example:
         >>> @reports("unparsed")
@@ -67,10 +76,11 @@ def reports(*reasons: str) -> Callable[[FunctionT], FunctionT]:
 
 
 def per_completion(function: FunctionT) -> FunctionT:
-    """Decorate a reward function that judges each completion by itself, whatever other completions are in the call.
+    """Declare that a reward function judges each completion independently of the others.
 
-    Methods that also score unfinished completions need this declaration. It also allows scoring equal texts of a row once and
-    splitting a call between processes. A function that compares the completions of a prompt must not have it.
+    Methods that also score unfinished completions require this declaration. It also allows the
+    trainer to score equal texts of an example once and to split a call between processes. A
+    function that compares the completions of a prompt must not have it.
 
     Setting the attribute has the same effect: `function.per_completion = True`.
 
@@ -86,17 +96,20 @@ def per_completion(function: FunctionT) -> FunctionT:
 
 
 def judges_each(function: RewardFunc) -> bool:
-    """Whether a function declares that it judges each completion by itself."""
+    """Return True if a function declares that it judges each completion independently."""
     return bool(getattr(_marked(function), "per_completion", False))
 
 
 def reasons_of(function: RewardFunc) -> tuple[str, ...]:
-    """The reasons that a function reports; empty for a function that declares none."""
+    """Return the reasons that a function declares; an empty tuple if it declares none."""
     return tuple(getattr(_marked(function), "reasons", ()))
 
 
 def parameters_of(function: RewardFunc) -> Mapping[str, inspect.Parameter]:
-    """The parameters of a function by name; `**columns` for a callable that does not tell them, such as some in C.
+    """Return the parameters of a function by name.
+
+    A callable without a readable signature, such as some that are written in C, counts as taking
+    `**columns`.
 
     Example:
         >>> list(parameters_of(lambda prompts, completions: [])), list(parameters_of(type))
@@ -109,19 +122,19 @@ def parameters_of(function: RewardFunc) -> Mapping[str, inspect.Parameter]:
 
 
 def _marked(function: RewardFunc) -> RewardFunc:
-    """The function that carries the declarations: `functools.partial` does not pass attributes on."""
+    """Return the function that carries the declarations; `functools.partial` lacks them."""
     while isinstance(function, partial):
         function = function.func
     return function
 
 
 def name_of(function: RewardFunc) -> str:
-    """The name under which the mean of a function is logged."""
+    """Return the name under which the mean reward of a function is logged."""
     return str(getattr(_marked(function), "__name__", type(function).__name__))
 
 
 def completion_for(prompt: object, text: str) -> Any:
-    """A completion in the form that TRL gives to rewards: an assistant's message where the prompt is a list of messages.
+    """Return a completion in TRL's form: an assistant message if the prompt is a list of messages.
 
     Example:
         >>> completion_for("2+2=", "4"), completion_for([{"role": "user", "content": "2+2?"}], "4")
@@ -131,7 +144,7 @@ def completion_for(prompt: object, text: str) -> Any:
 
 
 def text_of(completion: object) -> str:
-    """The text of a completion in either form; empty for anything else.
+    """Return the text of a completion, a string or a list of messages; "" for anything else.
 
     Example:
         >>> text_of("4"), text_of([{"role": "assistant", "content": "4"}]), text_of(None)
@@ -143,7 +156,7 @@ def text_of(completion: object) -> str:
 
 
 def reads_text(function: FunctionT) -> FunctionT:
-    """Decorate a reward function that judges the text of each completion by itself, so that it also takes assistant messages.
+    """Let a reward function of texts also take assistant messages, and declare it `per_completion`.
 
     Example:
         >>> @reads_text
@@ -161,20 +174,21 @@ def reads_text(function: FunctionT) -> FunctionT:
 
 
 def call_reward(name: str, function: RewardFunc, arguments: Mapping[str, Any]) -> list[float | None]:
-    """Call a function, await it if it is asynchronous, and convert what it returns.
+    """Call a reward function, await the result if it is asynchronous, and convert it to floats.
 
-    Everything that a function may compute late happens here, so that a time limit around this call covers it: coroutines,
-    generators, and the conversion of lazy values to numbers.
+    Coroutines, generators and lazy values are evaluated here, so a time limit around this call
+    covers them.
 
     Args:
-        name: for messages.
-        function: sync or async.
-        arguments: with `completions`, or any other column, to count the values by.
+        name: name of the function in error messages.
+        function: sync or async reward function.
+        arguments: keyword arguments; `completions`, or else any other column, says how many rewards
+            to expect.
 
     Raises:
         RewardError: the function raised, or did not return one number or None for each completion.
     """
-    # A copy: the function may change its arguments.
+    # The function may change its arguments.
     completions = list(arguments.get("completions", next(iter(arguments.values()), [])))
     try:
         value = function(**arguments)
@@ -182,22 +196,22 @@ def call_reward(name: str, function: RewardFunc, arguments: Mapping[str, Any]) -
         return _numbers(name, value, completions)
     except (KeyboardInterrupt, TimeLimitError, RewardError):
         raise
-    except BaseException as error:  # SystemExit and CancelledError of a function end no run
-        raise raised(name, function, error) from error
+    except BaseException as error:  # SystemExit or CancelledError in a reward function must not end the run.
+        raise reward_error(name, function, error) from error
 
 
-def raised(name: str, function: RewardFunc, error: BaseException) -> RewardError:
-    """The error for people of a reward function that raised: what it raised, and where."""
+def reward_error(name: str, function: RewardFunc, error: BaseException) -> RewardError:
+    """Return the error that shows the user the text and line of a reward function's exception."""
     try:
         text = str(error)
-    except Exception:  # the text of an exception is its author's code
+    except Exception:  # The exception's `__str__` may be user code.
         text = ""
     text = f": {text[:MOST_OF_ERROR]}{' ...' if len(text) > MOST_OF_ERROR else ''}" if text else ""
-    return RewardError(f'reward function "{name}" raised {type(error).__name__}{text} ({_place_of(function, error)})')
+    return RewardError(f'reward function "{name}" raised {type(error).__name__}{text} ({_origin(function, error)})')
 
 
-def _place_of(function: RewardFunc, error: BaseException) -> str:
-    """File and line of an error: in the function's own file rather than in a library that it calls."""
+def _origin(function: RewardFunc, error: BaseException) -> str:
+    """Return file and line of an exception, in the function's own file if possible."""
     frames = traceback.extract_tb(error.__traceback__)
     file = getattr(getattr(_marked(function), "__code__", None), "co_filename", None)
     frame = ([frame for frame in frames if frame.filename == file] or frames)[-1]
@@ -205,7 +219,7 @@ def _place_of(function: RewardFunc, error: BaseException) -> str:
 
 
 def _result_of(awaitable: Any) -> Any:
-    """What an awaitable returns, also where an event loop is already running, as in a notebook."""
+    """Return the result of an awaitable, even inside a running event loop, as in a notebook."""
 
     async def wait() -> Any:
         return await awaitable
@@ -214,7 +228,7 @@ def _result_of(awaitable: Any) -> Any:
         asyncio.get_running_loop()
     except RuntimeError:
         return asyncio.run(wait())
-    # A second loop may run in a thread of its own.
+    # This thread already runs an event loop, so another thread runs the second one.
     results: SimpleQueue[tuple[bool, Any]] = SimpleQueue()
     context = contextvars.copy_context()
 
@@ -232,15 +246,15 @@ def _result_of(awaitable: Any) -> Any:
 
 
 def _numbers(name: str, value: Any, completions: Sequence[Any]) -> list[float | None]:
-    """The rewards as floats; raises a RewardError that says what is wrong with them."""
+    """Convert rewards to floats; raise a RewardError if their type, number or values are wrong."""
     try:
-        # A set or a mapping has no order that could be that of the completions.
+        # Sets and mappings have no order that could match the completions.
         if isinstance(value, str | bytes | set | frozenset | Mapping):
             raise TypeError
         iterator = iter(value)
     except TypeError:
         raise RewardError(f'reward function "{name}" returned {type(value).__name__}; it must return a list.') from None
-    # One more than is needed, so that an endless generator ends as a wrong count.
+    # Read one value too many, so that an endless generator stops and is reported as a wrong count.
     values = list(islice(iterator, len(completions) + 1))
     if len(values) != len(completions):
         is_endless = len(values) > len(completions) and not hasattr(value, "__len__")
@@ -271,15 +285,15 @@ def _number(name: str, reward: Any, completion: object) -> float | None:
 
 
 def _shown(value: object) -> str:
-    """A value, as far as an error message has room for it; Python refuses to write very long integers."""
+    """Return a value as text for an error message. Python refuses to print very long integers."""
     try:
         return repr(value)[:80]
     except ValueError:
-        return f"a {type(value).__name__} too long to write"
+        return f"a {type(value).__name__} too long to print"
 
 
 def load_reward(path: str) -> tuple[str, RewardFunc]:
-    """Load the function at `package.module:function` or `file.py:function`, and return it after its name.
+    """Load the function at `package.module:function` or `file.py:function`; return its name first.
 
     Raises:
         ConfigError: there is no callable object at this path, or its file cannot be executed.

@@ -1,111 +1,54 @@
-"""Completions in, rewards out: which completions a reward function sees in one call, weights, and the sum.
+"""Rewards of completions: which completions a function sees in one call, and the weighted sum.
 
-A function is called with whole groups of finished completions, in order and with repeated texts, as TRL calls it. A function
-that declares that it judges each completion by itself is called once for equal texts of a row, and also with unfinished
-completions: EGSPO-SA scores K + 1 completions of every rollout, and late in training most of them are equal.
+A function is called with whole groups of finished completions, in order and with repeated texts, as
+in TRL. A function that judges each completion independently is called once for equal texts of a
+row, and also with unfinished completions: EGSPO-SA needs K + 1 rewards for every rollout, and late
+in training most texts are equal.
 """
 
 from __future__ import annotations
 
 import copy
 import logging
-import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from unmask.core.by_path import FILE_MODULE
-from unmask.core.errors import ConfigError, DataError, RewardError
+from unmask.core.errors import ConfigError, DataError
 from unmask.core.records import Row
-from unmask.core.timeouts import TimeLimitError, time_limit, within
-from unmask.rewards.isolated import Isolated, Part, with_timeout
-from unmask.rewards.protocol import (
-    RewardFunc,
-    call_reward,
-    completion_for,
-    judges_each,
-    load_reward,
-    name_of,
-    parameters_of,
-    reasons_of,
-)
-
-if TYPE_CHECKING:
-    pass
-
-OWN = ("unmask.", "unmask:")
-"""Begin the paths of the package's own reward functions."""
+from unmask.rewards.isolated import Isolated, Part
+from unmask.rewards.local import Local
+from unmask.rewards.protocol import RewardFunc, completion_for
 
 logger = logging.getLogger("unmask")
 
 
 @dataclass(frozen=True, slots=True)
-class Scores:
+class Rewards:
     """Rewards of B completions."""
 
     total: list[float]
-    """Weighted sum over the functions, None counting as 0."""
+    """Weighted sum over the functions for each completion; None counts as 0."""
     by_function: dict[str, list[float | None]]
-    """What each function gave."""
+    """Rewards of each function."""
     reasons: dict[str, dict[str, list[bool]]] = field(default_factory=dict)
-    """For each function and each reason that it reports: which completions had it."""
-
-
-class Local:
-    """A reward function that runs in this process, with a time limit that ends the run.
-
-    Args:
-        name: under which it is logged.
-        function: sync or async.
-        timeout: seconds that one call may take.
-    """
-
-    def __init__(self, name: str, function: RewardFunc, timeout: float) -> None:
-        self.name, self.function, self.timeout = name, function, timeout
-        self.parameters = parameters_of(function)
-        self.judges_each, self.reasons = judges_each(function), reasons_of(function)
-        if not _is_own(function):
-            # What is logged does not depend on where a function runs.
-            self.reasons = with_timeout(self.reasons)
-
-    def __call__(
-        self, arguments: Mapping[str, Sequence[Any]], parts: Sequence[Part], calling: Callable[[], None]
-    ) -> list[float | None]:
-        """One reward for each completion; see `Isolated`.
-
-        Raises:
-            RewardError: the function raised, took too long, or returned something else than rewards.
-        """
-        calling()
-        try:
-            with time_limit(self.timeout):
-                rewards: list[float | None] = within(
-                    self.timeout, lambda: call_reward(self.name, self.function, arguments)
-                )
-        except TimeLimitError:
-            raise RewardError(
-                f'reward function "{self.name}" did not return within {self.timeout:g} s for {sum(map(len, parts))} '
-                "completions. Make it faster, or raise reward_timeout."
-            ) from None
-        return rewards
-
-    def close(self) -> None:
-        """Nothing to end."""
+    """For each function and each of its declared reasons: True for the completions with that
+    reason."""
 
 
 class Scorer:
-    """Reward functions, called safely.
+    """Reward functions and their weights, called on groups of completions.
 
     Args:
-        functions: by the name under which their mean is logged.
-        weights: one for each; default 1.
+        functions: reward functions by the name under which their mean is logged.
+        weights: one weight for each function; default 1.
         timeout: seconds that one call of a function in this process may take.
-        group_size: completions of a prompt that a function sees together in training.
-        calling: called before each call of a function.
+        group_size: number of completions of a prompt that a function sees together in training.
+        calling: callback before each call of a function.
 
     Raises:
-        ConfigError: no function, or weights that do not match.
+        ConfigError: there is no function, or the number of weights differs from the number of
+            functions.
     """
 
     def __init__(
@@ -129,44 +72,39 @@ class Scorer:
         self.weights = tuple(weights) or (1.0,) * len(functions)
         self.group_size, self.calling = group_size, calling
         self.count = 0
-        """Completions scored since the last `take`; equal texts of a row count once where all functions judge each by itself."""
+        """Number of completions judged since the last `take`.
+
+        Equal texts of a row count once if all functions judge completions independently."""
         self._known: dict[tuple[str, int, str], float | None] = {}
         self._known_rows: list[Row] = []
         self._has_warned = False
 
     @property
     def judges_each(self) -> bool:
-        """Whether every function declares that it judges each completion by itself."""
+        """Return True if every function declares that it judges each completion independently."""
         return all(function.judges_each for function in self.functions.values())
 
     def take(self) -> int:
-        """The count since the last call."""
+        """Return the count since the last call, and start again from 0."""
         count, self.count = self.count, 0
         return count
 
-    @contextmanager
-    def paused(self) -> Iterator[None]:
-        """Leave out of the count what is scored in this block."""
-        count = self.count
-        try:
-            yield
-        finally:
-            self.count = count
-
     def close(self) -> None:
-        """End the worker processes; a further call starts them again."""
+        """End the worker processes; another call starts them again."""
         for function in self.functions.values():
             function.close()
 
     def check_columns(self, row: Row) -> None:
-        """Refuse rows that lack a column which a reward function names as a required argument, or that hide an argument.
+        """Reject rows that lack a required column, or whose columns hide an argument.
 
         Raises:
-            DataError: names the function, the column and the columns that there are.
+            DataError: names the function, the missing column and the available columns.
         """
-        for taken in ("prompts", "completions"):
-            if taken in row:
-                raise DataError(f'the rows have a column "{taken}", an argument of every reward function. Rename it.')
+        for reserved in ("prompts", "completions"):
+            if reserved in row:
+                raise DataError(
+                    f'the rows have a column "{reserved}", an argument of every reward function. Rename it.'
+                )
         for name, function in self.functions.items():
             for parameter in function.parameters.values():
                 is_variadic = parameter.kind in (parameter.VAR_KEYWORD, parameter.VAR_POSITIONAL)
@@ -178,44 +116,47 @@ class Scorer:
                     )
 
     def check_unfinished(self, method: str) -> None:
-        """Refuse functions that cannot score the unfinished completions of a method.
+        """Reject functions that cannot judge the unfinished completions of a method.
 
         Args:
-            method: its name, for the message.
+            method: name of the method in the error message.
 
         Raises:
-            ConfigError: names the function, and says what to do.
+            ConfigError: names the function and the remedy.
         """
         for name, function in self.functions.items():
             if not function.judges_each:
-                how = (
-                    f"@per_completion\n      def {name}(...):"
-                    if name.isidentifier()
-                    else "reward_funcs=per_completion(...)"
-                )
+                how = f"@per_completion\n      def {name}(...):"
+                if not name.isidentifier():
+                    how = "reward_funcs=per_completion(...)"
                 raise ConfigError(_UNDECLARED.format(name=name, method=method, how=how))
 
-    def __call__(self, rows: Sequence[Row], completions: Sequence[str]) -> Scores:
-        """Score finished completions, one for each row; those of a group stand side by side.
+    def __call__(self, rows: Sequence[Row], completions: Sequence[str]) -> Rewards:
+        """Return the rewards of finished completions, one for each row.
+
+        Completions of a group are adjacent.
 
         Raises:
-            RewardError: a function raised, took too long, or gave something other than one number or None for each.
+            RewardError: a function raised, took too long, or did not return a number or None for
+                each completion.
         """
         self._known, self._known_rows = {}, list(rows)
-        return self._scores(rows, completions)
+        return self._rewards(rows, completions)
 
-    def unfinished(self, rows: Sequence[Row], completions: Sequence[str]) -> Scores:
-        """Score one-step completions, fills or branches of the rows that were scored last; texts scored then are not again.
+    def unfinished(self, rows: Sequence[Row], completions: Sequence[str]) -> Rewards:
+        """Return the rewards of one-step completions or branches of the rows in the last call.
+
+        Texts that already have a reward from that call are not judged again.
 
         Raises:
             RewardError: as for finished completions.
         """
         self.check_unfinished("this method")
         self._known_rows += rows
-        return self._scores(rows, completions)
+        return self._rewards(rows, completions)
 
-    def single(self, rows: Sequence[Row], completions: Sequence[str]) -> Scores:
-        """Score one finished completion for each of several rows, as an evaluation samples them.
+    def single(self, rows: Sequence[Row], completions: Sequence[str]) -> Rewards:
+        """Return the rewards of one finished completion for each row, as in an evaluation.
 
         A function that compares the completions of a group sees a group of `group_size` equal ones.
 
@@ -223,28 +164,28 @@ class Scorer:
             RewardError: as for groups.
         """
         copies = 1 if self.judges_each else self.group_size
-        scores = self(
+        rewards = self(
             [row for row in rows for _ in range(copies)], [text for text in completions for _ in range(copies)]
         )
-        return Scores(
-            scores.total[::copies],
-            {name: values[::copies] for name, values in scores.by_function.items()},
-            {name: {r: h[::copies] for r, h in reasons.items()} for name, reasons in scores.reasons.items()},
+        return Rewards(
+            rewards.total[::copies],
+            {name: values[::copies] for name, values in rewards.by_function.items()},
+            {name: {r: h[::copies] for r, h in reasons.items()} for name, reasons in rewards.reasons.items()},
         )
 
-    def _scores(self, rows: Sequence[Row], completions: Sequence[str]) -> Scores:
-        places = _distinct(rows, completions)
-        is_known = [all((name, *key) in self._known for name in self.functions) for key in places]
-        self.count += (len(places) - sum(is_known)) if self.judges_each else len(completions)
+    def _rewards(self, rows: Sequence[Row], completions: Sequence[str]) -> Rewards:
+        first_index = _first_index(rows, completions)
+        is_known = [all((name, *key) in self._known for name in self.functions) for key in first_index]
+        self.count += (len(first_index) - sum(is_known)) if self.judges_each else len(completions)
         by_function, reasons = {}, {}
         for name, function in self.functions.items():
             if function.judges_each:
-                given = self._each(name, function, places, rows, completions)
+                rewards = self._call_once(name, function, first_index, rows, completions)
             else:
-                given = self._call(function, rows, completions, _groups(rows))
-            by_function[name] = given
+                rewards = self._call(function, rows, completions, _groups(rows))
+            by_function[name] = rewards
             reasons[name] = {
-                reason: [getattr(value, "reason", None) == reason for value in given] for reason in function.reasons
+                reason: [getattr(value, "reason", None) == reason for value in rewards] for reason in function.reasons
             }
         if completions:
             self._warn_of_none(by_function, completions)
@@ -252,25 +193,25 @@ class Scorer:
             sum(w * (value or 0.0) for w, value in zip(self.weights, values, strict=True))
             for values in zip(*by_function.values(), strict=True)
         ]
-        return Scores(total, by_function, reasons)
+        return Rewards(total, by_function, reasons)
 
-    def _each(
+    def _call_once(
         self,
         name: str,
         function: Isolated | Local,
-        places: Mapping[tuple[int, str], int],
+        first_index: Mapping[tuple[int, str], int],
         rows: Sequence[Row],
         completions: Sequence[str],
     ) -> list[float | None]:
-        """Rewards of a function that judges each completion by itself: it sees what it has not seen yet, once."""
-        new = {key: place for key, place in places.items() if (name, *key) not in self._known}
-        found = self._call(
+        """Return rewards of a function that judges texts independently; it sees only new ones."""
+        new = {key: index for key, index in first_index.items() if (name, *key) not in self._known}
+        rewards = self._call(
             function,
-            [rows[place] for place in new.values()],
-            [completions[place] for place in new.values()],
+            [rows[index] for index in new.values()],
+            [completions[index] for index in new.values()],
             [range(i, i + 1) for i in range(len(new))],
         )
-        self._known |= {(name, *key): value for key, value in zip(new, found, strict=True)}
+        self._known |= {(name, *key): reward for key, reward in zip(new, rewards, strict=True)}
         return [self._known[name, id(row), text] for row, text in zip(rows, completions, strict=True)]
 
     def _call(
@@ -278,7 +219,8 @@ class Scorer:
     ) -> list[float | None]:
         if not completions:
             return []
-        # Copies for each completion: what a function does to its arguments stays its own affair.
+        # Each completion has its own copies, so a function cannot change the arguments of another
+        # call.
         arguments: dict[str, list[Any]] = {
             "prompts": [_copied(row["prompt"]) for row in rows],
             "completions": [completion_for(row["prompt"], text) for row, text in zip(rows, completions, strict=True)],
@@ -296,8 +238,8 @@ class Scorer:
         if any(is_none) and not self._has_warned:
             self._has_warned = True
             logger.warning(
-                "every reward function (%s) returned None for %d of %d completions. None means that a function does not apply; "
-                "where none applies, the reward is 0. The first: %r",
+                "every reward function (%s) returned None for %d of %d completions. None means that a function does not "
+                "apply; a completion to which no function applies has reward 0. The first: %r",
                 ", ".join(by_function),
                 sum(is_none),
                 len(is_none),
@@ -305,101 +247,32 @@ class Scorer:
             )
 
 
-_UNDECLARED = """reward function "{name}" does not say that it judges each completion by itself, and {method} also scores \
-unfinished completions, outside of their groups.
-  If it judges each completion by itself, say so:
+_UNDECLARED = """reward function "{name}" does not declare that it judges each completion independently, and {method} \
+also needs rewards of unfinished completions, outside of their groups.
+  If it judges each completion independently, declare it:
 
       from unmask.rewards import per_completion
 
       {how}
 
-  If it compares the completions of a prompt, use a method that scores finished completions only, such as \
+  If it compares the completions of a prompt, use a method that needs finished completions only, such as \
 method.type=diffu_grpo."""
 
 
-def _distinct(rows: Sequence[Row], completions: Sequence[str]) -> dict[tuple[int, str], int]:
-    """The first place of each text of each row."""
-    places: dict[tuple[int, str], int] = {}
-    for place, (row, text) in enumerate(zip(rows, completions, strict=True)):
-        places.setdefault((id(row), text), place)
-    return places
+def _first_index(rows: Sequence[Row], completions: Sequence[str]) -> dict[tuple[int, str], int]:
+    """Return the index of the first completion for each pair of row and text."""
+    first_index: dict[tuple[int, str], int] = {}
+    for index, (row, text) in enumerate(zip(rows, completions, strict=True)):
+        first_index.setdefault((id(row), text), index)
+    return first_index
 
 
 def _groups(rows: Sequence[Row]) -> list[Part]:
-    """The stretches of completions that answer the same row."""
+    """Return the ranges of adjacent completions that answer the same row."""
     starts = [i for i, row in enumerate(rows) if i == 0 or row is not rows[i - 1]]
     return [range(start, stop) for start, stop in zip(starts, [*starts[1:], len(rows)], strict=True)]
 
 
 def _copied(value: Any) -> Any:
-    """A deep copy; of values that cannot be changed, themselves."""
+    """Return a deep copy of a value, or the value itself if it cannot be changed."""
     return value if isinstance(value, str | int | float | None) else copy.deepcopy(value)
-
-
-def by_name(functions: Iterable[tuple[str, RewardFunc | Isolated]]) -> dict[str, RewardFunc | Isolated]:
-    """Reward functions by name.
-
-    Raises:
-        ConfigError: two of one name.
-    """
-    named: dict[str, RewardFunc | Isolated] = {}
-    for name, function in functions:
-        if name in named:
-            raise ConfigError(f'two reward functions are called "{name}", under which its mean is logged. Rename one.')
-        named[name] = function
-    return named
-
-
-def make_scorer(
-    functions: Sequence[str | RewardFunc],
-    default: Mapping[str, RewardFunc],
-    weights: Sequence[float] = (),
-    *,
-    timeout: float = 60.0,
-    workers: int = 1,
-    item_timeout: float = 5.0,
-    group_size: int = 1,
-    calling: Callable[[], None] = lambda: None,
-) -> Scorer:
-    """A scorer of reward functions: those of other people in worker processes, our own in this one.
-
-    Args:
-        functions: as objects or paths.
-        default: the functions to use where there are none, a task's own.
-        weights: one for each; default 1.
-        timeout: seconds that one call may take.
-        workers: processes for each function; 0 runs all in this process.
-        item_timeout: seconds for one completion in a worker process.
-        group_size: see `Scorer`.
-        calling: see `Scorer`.
-
-    Raises:
-        ConfigError: a function that cannot be loaded, two of one name, or none at all.
-    """
-
-    def made(function: str | RewardFunc) -> tuple[str, RewardFunc | Isolated]:
-        path = function if isinstance(function, str) else _path_of(function)
-        # The package's own are fast and raise on no text, so they need no process.
-        if path and workers and not path.startswith(OWN):
-            isolated = Isolated(path, workers, timeout, item_timeout)
-            return isolated.name, isolated
-        return load_reward(function) if isinstance(function, str) else (name_of(function), function)
-
-    return Scorer(by_name(map(made, functions)) if functions else default, weights, timeout, group_size, calling)
-
-
-def _is_own(function: RewardFunc) -> bool:
-    """Whether a function, or the class of a callable object, is the package's own."""
-    return f"{getattr(function, '__module__', None)}:".startswith(OWN)
-
-
-def _path_of(function: RewardFunc) -> str | None:
-    """The path under which a worker finds a function that is given as an object, or None: closures, lambdas, notebooks' own."""
-    module, name = getattr(function, "__module__", None), getattr(function, "__qualname__", None)
-    if not (module and name) or module == "__main__" or getattr(sys.modules.get(module), "__file__", None) is None:
-        return None
-    if getattr(sys.modules[module], name, None) is not function:
-        return None
-    # Another process cannot import a module that was read from a file by path; it reads the file.
-    is_read = module.startswith(FILE_MODULE)
-    return f"{sys.modules[module].__file__ if is_read else module}:{name}"

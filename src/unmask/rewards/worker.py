@@ -1,7 +1,7 @@
 """The program of a worker process: it loads one function and answers requests to call it.
 
-`unmask.rewards.workers` starts it as `python -m unmask.rewards.worker PATH MEMORY KIND`, writes pickled requests to its
-standard input and reads one line of JSON for each from its standard output.
+`unmask.rewards.workers` starts it as `python -m unmask.rewards.worker PATH MEMORY KIND`. It reads
+pickled requests from standard input and writes one line of JSON for each to standard output.
 """
 
 from __future__ import annotations
@@ -27,14 +27,14 @@ from unmask.rewards.protocol import (
     judges_each,
     load_reward,
     parameters_of,
-    raised,
     reasons_of,
+    reward_error,
 )
 from unmask.rewards.workers import PATIENCE, Kind
 
 
 def _plain(value: Any) -> Any:
-    """A value as JSON has it; a `Score` keeps its reason, tensors and arrays become lists."""
+    """Convert a value for JSON: a `Score` keeps its reason, and tensors and arrays become lists."""
     if isinstance(value, Score):
         return {"score": float(value), "reason": value.reason}
     if value is None or isinstance(value, bool | int | float | str):
@@ -47,7 +47,7 @@ def _plain(value: Any) -> Any:
 
 
 def _call(function: Callable[..., Any], arguments: Mapping[str, Any]) -> Any:
-    """What a function returns, awaited if need be."""
+    """Return the result of a function, awaited if it is a coroutine."""
     try:
         value = function(**arguments)
         return asyncio.run(value) if inspect.iscoroutine(value) else value
@@ -56,7 +56,7 @@ def _call(function: Callable[..., Any], arguments: Mapping[str, Any]) -> Any:
 
 
 def _facts_of(function: RewardFunc) -> dict[str, Any]:
-    """What the other side must know of a function that it does not import."""
+    """Return the facts that the training process needs about a function that it does not import."""
     parameters = [
         (parameter.name, int(parameter.kind), parameter.default is parameter.empty)
         for parameter in parameters_of(function).values()
@@ -65,25 +65,25 @@ def _facts_of(function: RewardFunc) -> dict[str, Any]:
 
 
 class _Server:
-    """The worker's side: read a request, call, reply with a line of JSON, until the pipe is closed."""
+    """Server loop of a worker: read a request, call the function, reply with a line of JSON."""
 
     def __init__(self, kind: Kind) -> None:
         self.kind, self.pid = kind, os.getpid()
         self.inbox, self.outbox = os.fdopen(os.dup(0), "rb"), os.fdopen(os.dup(1), "wb")
-        # What the function prints, or reads, must not get between the replies.
+        # The function must not read requests from stdin or write between the replies on stdout.
         os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
         os.dup2(2, 1)
         os.register_at_fork(after_in_child=self._leave)
 
     def _leave(self) -> None:
-        """Let go of the pipes in a forked child, which would keep them open beyond the end of this process."""
+        """Replace the pipes in a forked child, which would hold them open."""
         for pipe, flags in ((self.inbox, os.O_RDONLY), (self.outbox, os.O_WRONLY)):
-            nowhere = os.open(os.devnull, flags)
-            os.dup2(nowhere, pipe.fileno(), inheritable=False)
-            os.close(nowhere)
+            null = os.open(os.devnull, flags)
+            os.dup2(null, pipe.fileno(), inheritable=False)
+            os.close(null)
 
     def serve(self, path: str) -> None:
-        """Load the function and answer until nobody asks any more."""
+        """Load the function and answer requests until the pipe is closed."""
         token = pickle.load(self.inbox)
         try:
             name, function = load_reward(path)
@@ -96,7 +96,7 @@ class _Server:
                 token, timeout, arguments = pickle.load(self.inbox)
             except EOFError:
                 return
-            # The pool stops a call that is late. Should the pool be gone, the process stops itself.
+            # The pool kills a late worker. This alarm ends the worker if the pool no longer exists.
             signal.setitimer(signal.ITIMER_REAL, PATIENCE * timeout + 5)
             try:
                 with time_limit(timeout):
@@ -104,7 +104,7 @@ class _Server:
                     value = call_reward(name, function, arguments) if is_reward else _call(function, arguments)
                 self._reply(token, value)
             except KeyboardInterrupt as error:
-                self._reply(token, None, str(raised(name, function, error)))
+                self._reply(token, None, str(reward_error(name, function, error)))
             except BaseException as error:
                 self._reply(token, None, str(error) or type(error).__name__)
             finally:
@@ -112,9 +112,9 @@ class _Server:
 
     def _reply(self, token: str, value: Any, message: str = "") -> None:
         if os.getpid() != self.pid:
-            # A child that the function has forked and let return. The answer is its parent's to give.
+            # The function has forked, and its child has returned here. Only the parent may reply.
             os._exit(0)
-        # On a line of its own, whatever somebody else has written before.
+        # The reply starts on a new line, because other output may have left a line unfinished.
         self.outbox.write(f"\n{token}{json.dumps([_plain(value), message])}\n".encode())
         self.outbox.flush()
 
@@ -122,10 +122,11 @@ class _Server:
 def _main(path: str, memory: int, kind: Kind) -> None:
     server = _Server(kind)
     with contextlib.suppress(OSError), open("/proc/self/oom_score_adj", "w") as file:
-        # Where the machine runs out of memory, Linux ends this process before the one that trains.
+        # If the machine runs out of memory, Linux ends this process rather than the training
+        # process.
         file.write("1000")
     if memory:
-        with contextlib.suppress(ValueError, OSError):  # not every system has this limit
+        with contextlib.suppress(ValueError, OSError):  # Some systems lack this limit.
             resource.setrlimit(resource.RLIMIT_AS, (memory, memory))
     server.serve(path)
 

@@ -1,12 +1,13 @@
-"""Worker processes that call one function, a call at a time, each under a time limit that holds whatever the function does.
+"""Pool of worker processes that call one function under a time limit that always holds.
 
-A call that runs too long, or a process that dies of it, costs that call its value and the pool one process, which is
-started again. Nothing else is lost: that is what an alarm or a thread cannot promise.
+A call that takes too long, or that kills its process, loses only its own value. The pool then
+starts that process again. An alarm or a thread could not guarantee this.
 
-Each reply carries the random number of its request. What the function, its threads or its forked children write between the
-replies is skipped, so it can never be taken for a reply, and no reply for that of another request.
+Each reply carries the random token of its request. Anything else that the function, its threads or
+its forked children write is skipped, so it cannot be taken for a reply or for the reply to another
+request.
 
-The process itself runs `unmask.rewards.worker`.
+The processes run `unmask.rewards.worker`.
 """
 
 from __future__ import annotations
@@ -33,43 +34,51 @@ from unmask.core.errors import ConfigError, RewardError
 from unmask.core.timeouts import budget as time_for
 
 START_SECONDS = 120.0
-"""What a worker may take to import its function."""
+"""Seconds that a worker may take to import its function."""
 PATIENCE = 4.0
-"""Times its limit that a call may take by the clock on the wall where others hold the processors."""
+"""Largest wall-clock time of a call, as a multiple of its limit, on a machine with busy
+processors."""
 LARGEST_REPLY = 64 * 2**20
-"""Bytes of a reply. A process that writes more without ending the line is stopped before it fills the memory of this one."""
+"""Maximum size of a reply in bytes. A process that writes a longer line is killed, to protect
+memory."""
 
 Kind = Literal["function", "reward"]
-"""What a worker does with its function: call it and reply with its value, or call it by the contract of reward functions."""
+"""How a worker calls its function: as a plain function, or by the contract of reward functions."""
 
 
 @dataclass(frozen=True, slots=True)
 class WorkerOutcome:
-    """What became of one call."""
+    """Result of one call."""
 
     value: Any = None
-    """What the function returned, by way of JSON."""
+    """Return value of the function, after a round trip through JSON."""
     failure: Literal["timeout", "no time", "crash", "error"] | None = None
-    """`timeout`: stopped at its limit; `no time`: stopped before it, or never begun, because the time for all was up;
-    `crash`: the process died, for want of memory for instance; `error`: the function raised."""
+    """Reason why there is no value; None if the call succeeded.
+
+    `timeout`: the call reached its own limit. `no time`: the time for all calls ran out before this
+    one finished or started. `crash`: the process died, for example because memory ran out. `error`:
+    the function raised an exception."""
     message: str = ""
-    """Of the error."""
+    """Text of the error if `failure` is `error`."""
 
 
 NO_TIME = WorkerOutcome(failure="no time")
 
 
 class Workers:
-    """A pool of processes for one function. They start when first needed, and end with this object or with this process.
+    """Pool of processes for one function.
+
+    They start on first use and end with this object or this process.
 
     Args:
-        path: the function, as `package.module:function` or `file.py:function`.
-        num: processes.
-        timeout: seconds that one call may take; those in which its process was ready and got no processor do not count (Linux),
-            up to `PATIENCE` times the limit. A right answer must not be late because the machine is busy.
-        memory: bytes of address space of each process; 0 sets no limit.
+        path: path of the function, as `package.module:function` or `file.py:function`.
+        num: number of processes.
+        timeout: seconds that one call may take. On Linux, time in which the process waits for a
+            processor does not count, up to `PATIENCE` times the limit, so a correct answer is not
+            late on a busy machine.
+        memory: limit of each process's address space in bytes; 0 sets no limit.
         kind: how the function is called.
-        start_seconds: what a process may take to import the function.
+        start_seconds: seconds that a process may take to import the function.
     """
 
     def __init__(
@@ -83,7 +92,7 @@ class Workers:
     ) -> None:
         self.path, self.num, self.timeout, self.memory = path, num, timeout, memory
         self._idle: queue.SimpleQueue[_Worker] = queue.SimpleQueue()
-        # One process may use all cores; several share them.
+        # A single reward process may use all cores; otherwise the processes share them.
         environment = {"OMP_NUM_THREADS": "1"} if num > 1 or kind == "function" else {}
         self._all = [_Worker(path, memory, kind, start_seconds, environment) for _ in range(num)]
         for worker in self._all:
@@ -96,13 +105,13 @@ class Workers:
         """Call the function once with each set of keyword arguments.
 
         Args:
-            calls: values that pickle knows.
-            budget: seconds for all; calls that have not begun by then are given up. Less where the time limit around this leaves
-                less (`unmask.core.timeouts`).
-            timeouts: of each call, where they differ from the pool's.
+            calls: keyword arguments of each call, all of types that pickle supports.
+            budget: seconds for all calls together; calls that have not started by then are given
+                up. A time limit around this call shortens it (`unmask.core.timeouts`).
+            timeouts: limit of each call in seconds; default: the pool's `timeout`.
 
         Returns:
-            An outcome for each, in order.
+            One outcome for each call, in order.
 
         Raises:
             RewardError: the processes cannot be started, or arguments cannot be sent to one.
@@ -123,14 +132,14 @@ class Workers:
         try:
             return list(threads.map(one, calls, timeouts or [self.timeout] * len(calls)))
         finally:
-            # Not waited for: whoever interrupts this need not sit out the calls that are running.
+            # Do not wait, so that an interrupt does not have to wait for the running calls.
             threads.shutdown(wait=False, cancel_futures=True)
 
     def facts(self) -> dict[str, Any]:
-        """What a worker says of its function when it starts: parameters, reasons and declarations.
+        """Return what a worker reports about its function: parameters, reasons, declarations.
 
         Raises:
-            ConfigError: there is no such function, or its module cannot be imported.
+            ConfigError: the function does not exist, or its module cannot be imported.
         """
         worker = self._idle.get()
         try:
@@ -139,7 +148,7 @@ class Workers:
             self._idle.put(worker)
 
     def close(self) -> None:
-        """End the processes; a further call starts them again."""
+        """End the processes; another call starts them again."""
         _kill_all(self._all)
 
 
@@ -149,25 +158,26 @@ def _kill_all(workers: Sequence[_Worker]) -> None:
 
 
 class _Worker:
-    """One process, started again whenever it had to be killed."""
+    """One process, which starts again after it was killed."""
 
     def __init__(
         self, path: str, memory: int, kind: Kind, start_seconds: float, environment: Mapping[str, str]
     ) -> None:
-        # Without the current folder ahead of the standard library (-P): a queue.py of the user's would take its place.
+        # -P keeps the current folder off the path, where a user's queue.py would hide the standard
+        # library's.
         self.command = [sys.executable, "-P", "-m", "unmask.rewards.worker", path, str(memory), kind]
         self.path, self.start_seconds, self.environment = path, start_seconds, environment
         self.process: subprocess.Popen[bytes] | None = None
 
     def call(self, arguments: Mapping[str, Any], timeout: float, left: float) -> WorkerOutcome:
-        """Send the arguments and wait for the reply, no longer than `timeout`, nor than what is left for all."""
+        """Send the arguments, and wait at most `timeout` and `left` seconds for the reply."""
         token = secrets.token_hex(16)
         try:
             payload = pickle.dumps((token, timeout, dict(arguments)))
-        except Exception as error:  # pickle, and the objects in a row, raise what they like
+        except Exception as error:  # pickle, and the objects in a row, may raise any exception.
             raise RewardError(
                 f'the arguments of "{self.path}" cannot be sent to a worker process ({type(error).__name__}: {error}). '
-                "Leave such columns out of the rows, or set reward_workers = 0."
+                "Leave such columns out of the rows, or set reward_workers=0."
             ) from error
         if self.process is None or self.process.poll() is not None:
             try:
@@ -182,7 +192,7 @@ class _Worker:
         return WorkerOutcome(failure="error", message=message) if message else WorkerOutcome(value)
 
     def kill(self) -> None:
-        """End the process and what it started."""
+        """End the process and its children."""
         process, self.process = self.process, None
         if process is not None:
             with contextlib.suppress(ProcessLookupError, PermissionError):
@@ -194,15 +204,16 @@ class _Worker:
                     pipe.close()
 
     def start(self) -> dict[str, Any]:
-        """Start the process, and return what it says of its function; raise a ConfigError if it cannot load it."""
+        """Start the process and return the facts about its function; else raise a ConfigError."""
         self.kill()
-        # A session of its own: Ctrl-C is for the run, which finishes its step and needs its rewards for that.
+        # In its own session, the worker does not receive Ctrl-C: the run still finishes its step
+        # and needs rewards.
         self.process = subprocess.Popen(
             self.command,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             start_new_session=True,
-            # It finds what this process finds.
+            # The worker must import the same modules as this process.
             env=os.environ | {"PYTHONPATH": os.pathsep.join(p or os.getcwd() for p in sys.path), **self.environment},
         )
         token = secrets.token_hex(16)
@@ -218,7 +229,7 @@ class _Worker:
     def _exchange(
         self, payload: bytes, token: str, timeout: float, at_most: float
     ) -> tuple[tuple[Any, str] | None, bool]:
-        """Write a request and read its reply; whether the time was up first, which kills the process and so ends both."""
+        """Write a request and read its reply; the second value is True if it took too long."""
         process, is_done, is_late = self.process, threading.Event(), threading.Event()
         assert process is not None
         assert process.stdin is not None
@@ -249,7 +260,7 @@ class _Worker:
 
 
 def _reply(process: subprocess.Popen[bytes], token: bytes) -> tuple[Any, str] | None:
-    """The reply with this number, or None where the process ends, or breaks the line, first."""
+    """Return the reply with this token, or None if the process ends or breaks the line before."""
     assert process.stdout is not None
     while line := process.stdout.readline(LARGEST_REPLY):
         if line.startswith(token):
@@ -264,7 +275,7 @@ def _reply(process: subprocess.Popen[bytes], token: bytes) -> tuple[Any, str] | 
 
 
 def _waited(pid: int) -> float:
-    """Seconds in which a process was ready to run and got no processor; 0 where the system does not say."""
+    """Return the seconds that a process waited for a processor; 0 if the system does not say."""
     try:
         return int(Path(f"/proc/{pid}/schedstat").read_text().split()[1]) / 1e9
     except (OSError, ValueError, IndexError):

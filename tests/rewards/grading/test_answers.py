@@ -63,7 +63,7 @@ def test_tags_that_are_spoken_of_or_empty_do_not_count(mention: str) -> None:
 
 
 @pytest.mark.parametrize("token", ["<|eot_id|>", "<|endoftext|>", "<|im_end|>", "</s>", "<eos>", "<end_of_turn>"])
-def test_what_stands_behind_the_end_of_the_turn_is_not_read(token: str) -> None:
+def test_text_after_the_end_of_the_turn_is_ignored(token: str) -> None:
     assert before_end(f"18{token}17") == "18"
     assert before_end(f"{token}{token}18{token}") == "18"
     for text in (
@@ -131,7 +131,7 @@ def test_the_last_box_holds_the_answer_whether_closed_or_broken(text: str, conte
         ("</reasoning>\n2\n</answer>", "2"),
         ("2 eggs</answer>", "2 eggs"),
         ("So she has 54 + 25 = 79 miles to go.\n</answer>", None),
-        # A brace and a tag are missing on one line: the number may be cut short.
+        # A brace and a tag are missing on one line, so the number may be cut off.
         (r"<answer>\boxed{2</answer>", None),
         ("<think>\\boxed{1}</think> It is \\boxed{2}.", "2"),
         ("<reasoning>It is \\boxed{2}.</reasoning>", "2"),
@@ -200,7 +200,7 @@ def test_words_of_doubt_beside_a_tag_are_part_of_the_answer(text: str, answer: s
         ("So she has 18 eggs.", None),
     ],
 )
-def test_an_announcement_is_read_where_there_is_neither_tag_nor_box(text: str, answer: str | None) -> None:
+def test_an_announcement_is_read_without_a_tag_or_box(text: str, answer: str | None) -> None:
     found = answer_in(text)
     assert (unwrapped(found) if found else found) == answer
 

@@ -1,4 +1,4 @@
-"""Evaluation of arithmetic expressions that nobody vouches for, and random ones."""
+"""Evaluation of untrusted arithmetic expressions, and random expressions."""
 
 from __future__ import annotations
 
@@ -117,14 +117,14 @@ def test_any_text_is_evaluated_or_refused(text: str) -> None:
 
 
 def is_superfluous(text: str, opening: int) -> bool:
-    """Whether the pair of brackets that opens at this index can go without a change of value."""
+    """Return True if the brackets at this index can be removed without changing the value."""
     depth, closing = 0, opening
     for closing in range(opening, len(text)):
         depth += {"(": 1, ")": -1}.get(text[closing], 0)
         if depth == 0:
             break
     without = text[:opening] + text[opening + 1 : closing] + text[closing + 1 :]
-    # Operands that no coincidence makes equal: distinct large primes in place of the small numbers.
+    # Distinct large primes replace the small numbers, so that no operands are equal by coincidence.
     primes = iter((1009, 2003, 4001, 8009))
     substitutes: dict[str, str | int | None] = {c: str(next(primes)) for c in text if c.isdigit()}
     return evaluate(text.translate(str.maketrans(substitutes))).value == (

@@ -1,4 +1,4 @@
-"""The program in what a model wrote, whatever is around it."""
+"""Extraction of the program from a completion, whatever text is around it."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ BODY = "    if x:\n        return 1\n    return 2\n"
     ],
 )
 @pytest.mark.parametrize("is_exact", [False, True])
-def test_a_body_ends_where_something_else_begins(rest: str, is_exact: bool) -> None:
+def test_a_body_ends_at_the_first_other_text(rest: str, is_exact: bool) -> None:
     assert continued(START, BODY + rest, is_exact).rstrip("\n") == (START + BODY).rstrip("\n")
 
 
@@ -87,7 +87,7 @@ def test_any_text_continues_a_prompt(text: str) -> None:
     assert continued(START, text, False).startswith(START)
 
 
-# --- wrappings of real models: the program that is found is run ---
+# --- forms of real models: the extracted program is run ---
 
 ADD = "def add(a, b):\n    return a + b\n"
 WRAPPED = {

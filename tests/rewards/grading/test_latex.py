@@ -1,4 +1,4 @@
-"""What can be said of an answer without algebra: right, wrong, or for math-verify to say."""
+"""Comparison of answers without algebra: correct, wrong, or left to math-verify."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Numbers as people and models write them, and everything that is not one number."""
+"""Numbers as people and models write them, and texts that are not one number."""
 
 from __future__ import annotations
 
@@ -115,7 +115,7 @@ not be 42 | counterexample: 42 | about 42 | almost 42 | It takes about 42 | 42 i
 
 
 @pytest.mark.parametrize("text", [" ".join(part.split()) for part in IN_PROSE.split("|")])
-def test_what_is_counted_may_be_told_at_length(text: str) -> None:
+def test_the_counted_thing_may_have_a_long_description(text: str) -> None:
     number = read_number(text, in_prose=True)
     assert number is not None
     assert number.value == 42
@@ -136,7 +136,7 @@ def test_a_number_is_read_however_it_is_written(text: str) -> None:
 
 
 @pytest.mark.parametrize("text", ["", " ", *(" ".join(part.split()) for part in NO_NUMBERS.split("|"))])
-def test_what_is_not_one_number_is_none(text: str) -> None:
+def test_a_text_that_is_not_one_number_is_none(text: str) -> None:
     assert read_number(text) is None
 
 

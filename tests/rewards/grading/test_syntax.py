@@ -1,4 +1,4 @@
-"""What a program defines and imports, and what is removed from it before it runs."""
+"""Names that a program defines and imports, and code that is removed before it runs."""
 
 from __future__ import annotations
 

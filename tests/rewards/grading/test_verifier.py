@@ -1,4 +1,4 @@
-"""Equality by math-verify in worker processes: what it says, and what hostile answers cost."""
+"""Equality by math-verify in worker processes: its verdicts, and the effect of hostile answers."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ pytest.importorskip("math_verify")
 
 @pytest.fixture
 def quick(monkeypatch: pytest.MonkeyPatch) -> Iterator[Workers]:
-    """A pool with a short time limit, and no verdicts remembered."""
+    """Use a pool with a short time limit and without cached verdicts."""
     pool = Workers("unmask.rewards.grading.algebra:check", 1, timeout=0.7, memory=verifier.MEMORY)
     monkeypatch.setattr(verifier, "_workers", lambda _: pool)
     monkeypatch.setattr(verifier, "_verdicts", {})
@@ -66,19 +66,19 @@ def test_an_answer_whose_comparison_does_not_end_has_no_verdict_and_is_remembere
     assert [verdicts[i] for i in (0, 2, 4)] == [True, False, True]
     assert all(verdicts[i] in (None, False) for i in (1, 3))
     assert None in verdicts
-    # Verdicts are remembered, time-outs too: a second call needs no worker.
+    # Verdicts are cached, time-outs too, so a second call needs no worker.
     monkeypatch.setattr(verifier, "_workers", lambda _: pytest.fail("a worker was used"))
     assert verify_all(pairs) == verdicts
 
 
-def test_what_a_batch_has_no_time_for_is_asked_again(quick: Workers, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_pairs_without_time_in_a_batch_are_compared_again(quick: Workers, monkeypatch: pytest.MonkeyPatch) -> None:
     verify_all(EQUAL[:1])  # the worker has started
     with time_limit(0.0):
         assert verify_all([EQUAL[1]]) == [None]
     assert verify_all([EQUAL[1]]) == [True]
 
 
-def test_it_works_outside_the_main_thread_where_math_verify_itself_does_not(quick: Workers) -> None:
+def test_it_works_outside_the_main_thread_unlike_math_verify(quick: Workers) -> None:
     from math_verify import parse
 
     found: list[Any] = []
@@ -94,7 +94,7 @@ def test_it_works_outside_the_main_thread_where_math_verify_itself_does_not(quic
     assert found == [[True, True]]
 
 
-def test_equal_pairs_are_asked_once(quick: Workers, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_equal_pairs_are_compared_once(quick: Workers, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[int] = []
     plain = quick.map
 

@@ -1,4 +1,4 @@
-"""A sandbox of each kind; bubblewrap's tests say why they are skipped where it cannot work."""
+"""One sandbox of each kind. The tests of bubblewrap are skipped with a reason if it cannot work."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from unmask.rewards.sandbox import Sandbox, SandboxConfig, make_sandbox
 
 
 def sandbox_of(backend: str, timeout: float) -> Sandbox:
-    """A sandbox, or a skipped test."""
+    """Return a sandbox, or skip the test."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -22,13 +22,13 @@ def sandbox_of(backend: str, timeout: float) -> Sandbox:
 
 @pytest.fixture(params=["monty", "bubblewrap", "none"])
 def sandbox(request: pytest.FixtureRequest) -> Sandbox:
-    """One that has time, on a busy machine too."""
+    """Sandbox with enough time, even on a busy machine."""
     return sandbox_of(request.param, 5.0)
 
 
 @pytest.fixture(params=["monty", "bubblewrap", "none"])
 def hasty(request: pytest.FixtureRequest) -> Sandbox:
-    """One for programs that do not end."""
+    """Sandbox with little time, for programs that do not end."""
     return sandbox_of(request.param, 0.6)
 
 
@@ -44,7 +44,7 @@ def bubblewrap() -> Sandbox:
 
 @pytest.fixture
 def auto() -> Sandbox:
-    """Monty with bubblewrap behind it; skipped where bubblewrap cannot work."""
+    """Monty with bubblewrap behind it; skipped if bubblewrap cannot work."""
     sandbox_of("bubblewrap", 5.0)
     return sandbox_of("auto", 5.0)
 

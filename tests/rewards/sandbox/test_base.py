@@ -1,4 +1,4 @@
-"""What results and configurations say of themselves, and what every sandbox does alike."""
+"""Results, configurations, and the common behaviour of all sandboxes."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ PASSED, FAILED, UNSUPPORTED = Verdict("passed"), Verdict("failed"), Verdict("uns
 
 
 def statuses(sandbox: Sandbox, code: str, *tests: str, setup: str = "") -> list[str]:
-    """What became of each test of `f`."""
+    """Return the status of each test of `f`."""
     return [v.status for v in sandbox.run_one(SandboxJob(code, tests, ("f",), setup)).verdicts]
 
 
@@ -124,7 +124,7 @@ def test_results_come_in_the_order_of_the_jobs(sandbox: Sandbox) -> None:
     assert sandbox.run([]) == []
 
 
-def test_programs_that_hang_cost_their_own_reward_and_not_the_time_of_the_batch() -> None:
+def test_programs_that_hang_lose_only_their_own_reward_and_no_time_of_the_batch() -> None:
     sandbox = make_sandbox(SandboxConfig(timeout=0.3, batch_timeout=0.5))
     jobs = [SandboxJob("def f(x):\n    while True:\n        pass", ("f(1)",), ("f",)) for _ in range(40)]
     start = time.monotonic()
@@ -133,7 +133,7 @@ def test_programs_that_hang_cost_their_own_reward_and_not_the_time_of_the_batch(
     assert {result.status for result in results} == {"timed_out"}
     assert results[0].was_run
     assert not results[-1].was_run
-    # Nothing is known of the last ones; the first ones used up the time themselves.
+    # The last programs have no result; the first ones used up the time themselves.
     assert results[0].is_judged
     assert not results[-1].is_judged
 

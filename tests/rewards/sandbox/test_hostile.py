@@ -1,4 +1,7 @@
-"""The quick ones of the hostile programs. All of them, and their times, are in `python -m benchmark.hostile`."""
+"""The fast hostile programs.
+
+`python -m benchmark.hostile` runs all of them and measures their time.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +26,7 @@ SLOW = {
 QUICK = [
     attack
     for attack in (*ESCAPES, *FORGERIES, *TEXTS, *REPLIES, *PROTOCOLS, *HOST)
-    # What numpy makes of an object is tried with one of them here.
+    # One of the attacks through numpy is included here.
     if attack.name not in SLOW and ("numpy" not in attack.setup or "no items" in attack.name)
 ]
 BY_NAME = {attack.name: attack for attack in ATTACKS}
@@ -75,7 +78,7 @@ def test_a_sandbox_goes_on_after_each(sandbox: Sandbox) -> None:
 
 
 def test_a_secret_that_is_got_hold_of_would_be_paid(sandbox: Sandbox) -> None:
-    """The tests of the escapes can be passed: by a program that knows."""
+    """The escape tests can pass: a program that knows the secret passes them."""
     stolen = BY_NAME["read the environment"].tests
     assert sandbox.run_one(SandboxJob(f"def f(x):\n    return [{SECRET!r}]", stolen, ("f",))).passed
 

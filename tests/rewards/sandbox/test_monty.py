@@ -1,4 +1,4 @@
-"""Monty: what it lacks is told apart from what is wrong."""
+"""Monty: missing features are distinguished from errors of the program."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def test_what_monty_lacks_is_unsupported(monty: Sandbox, code: str) -> None:
         "def f(x):\n    return f(x)",
     ],
 )
-def test_what_is_wrong_is_an_error(monty: Sandbox, code: str) -> None:
+def test_a_wrong_program_is_an_error(monty: Sandbox, code: str) -> None:
     assert status(monty, code) == "error"
 
 
@@ -87,13 +87,13 @@ def test_another_version_of_monty_is_named(monkeypatch: pytest.MonkeyPatch) -> N
     import pydantic_monty
 
     def older(max_processes: int) -> None:
-        """Has no time limit for a request."""
+        """Accept no time limit for a request, unlike the supported versions."""
 
     _workers.cache_clear()
     monkeypatch.setattr(pydantic_monty, "Monty", older)
     complaint = judge("f = 1", ("f",), ("f",), "", (1.0, 1.0, 64, 1.0))
     assert isinstance(complaint, str)
-    assert re.search(r"pydantic-monty 1\.\S+ has another interface", complaint)
+    assert re.search(r"pydantic-monty 1\.\S+ has a different interface", complaint)
 
 
 def test_monty_that_is_missing_is_an_error_that_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -121,7 +121,7 @@ def test_more_callers_than_workers_take_turns() -> None:
         assert all(result.passed for result in callers.map(sandbox.run_one, jobs))
 
 
-def test_plain_data_is_told_from_everything_else() -> None:
+def test_plain_data_is_distinguished_from_other_values() -> None:
     assert not unfit([1, {"a": (2.0, None, {3}, frozenset())}, b"", True, 1j, "<b>x</b>", "range (1)"])
     for foreign in (object(), [object()], {"a": [object()]}, {object(): 1}, (1, {2: print})):
         assert "plain data" in unfit(foreign)
@@ -144,16 +144,16 @@ def test_a_text_counts_each_time_that_it_is_referred_to() -> None:
     "value",
     ["['x' * 10**8] * 1000", "['x' * 10**7] * 60", "{'x' * 10**6: ['y' * 10**7] * 100}"],
 )
-def test_a_value_that_is_too_large_costs_its_own_job(monty: Sandbox, value: str) -> None:
+def test_a_value_that_is_too_large_loses_only_its_job(monty: Sandbox, value: str) -> None:
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     assert status(monty, f"def f(x):\n    return {value}", "assert f(3) == 1") == "error"
-    # In kilobytes (Linux): the value never was in this process.
+    # In kilobytes (Linux): the value was never in this process.
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 100_000
     assert status(monty, "def f(x):\n    return x", "assert f(3) == 3") == "passed"
 
 
-def test_a_value_that_takes_for_ever_to_build_holds_no_lock_here_and_costs_its_own_job() -> None:
-    """Equal hashes make a set quadratic, in C: no signal handler and no other thread of that process runs."""
+def test_a_value_that_takes_forever_to_build_holds_no_lock_here_and_loses_only_its_job() -> None:
+    """Equal hashes make a set quadratic in C, where no signal handler or other thread can run."""
     hasty = make_sandbox(SandboxConfig(timeout=0.5, total_timeout=5.0, workers=2))
     slow = SandboxJob("def f(x):\n    return {i * (2**61 - 1) for i in range(120000)}", ("assert f(3) == 1",), ("f",))
     right = [SandboxJob("def f(x):\n    return x", (f"assert f({i}) == {i}",), ("f",)) for i in range(3)]
@@ -167,7 +167,7 @@ def test_a_value_that_takes_for_ever_to_build_holds_no_lock_here_and_costs_its_o
     assert hasty.run_one(right[0]).passed
 
 
-def test_a_worker_that_is_killed_costs_its_own_job(monty: Sandbox) -> None:
+def test_a_worker_that_is_killed_loses_only_its_job(monty: Sandbox) -> None:
     job = SandboxJob("def f(x):\n    return x", ("assert f(1) == 1",), ("f",))
     assert monty.run_one(job).passed
     assert isinstance(monty, MontySandbox)
@@ -227,7 +227,8 @@ IDIOMS = {
     "a generator": ("def g():\n    yield 1", "list(g())", "[1]"),
     "a subclass": ("class E(ValueError):\n    pass", "issubclass(E, ValueError)", "True"),
 }
-"""What precedes f, what it returns, and the value: right programs that use what monty lacks."""
+"""Setup before f, return value of f, and its value, for correct programs that use features monty
+lacks."""
 SILENT = {
     "digits": ("", "round(2.675, 2)", "2.67"),
     "hasattr": ("", "hasattr([], 'append')", "True"),
@@ -236,7 +237,7 @@ SILENT = {
     "__bool__": ("class A:\n    def __bool__(self):\n        return False", "1 if A() else 2", "2"),
     "an empty match": ("import re", "re.sub('x*', '-', 'abxd')", "'-a-b--d-'"),
 }
-"""The same, where monty gives another value without an error."""
+"""The same, for features for which monty gives another value without an error."""
 
 
 @pytest.mark.parametrize("name", IDIOMS)

@@ -1,4 +1,4 @@
-"""Programs in CPython: what tests can do with what a program defines, and what the program cannot do to its tests."""
+"""Programs in CPython: what tests can do with a program, and what it cannot do to its tests."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ def test_tests_use_what_the_program_defines(cpython: Sandbox, test: str) -> None
         "assert apply(lambda value: 2 * value, 4) == 8",
     ],
 )
-def test_an_object_of_the_program_is_no_plain_data(cpython: Sandbox, test: str) -> None:
+def test_an_object_of_the_program_is_not_plain_data(cpython: Sandbox, test: str) -> None:
     claims = "    def __eq__(self, other): return True\n    __sub__ = __lt__ = __eq__\n    __hash__ = None\n"
     code = POINT.replace("    def moved", claims + "    def moved")
     assert status(cpython, test, code) in ("failed", "error")
@@ -96,24 +96,24 @@ def test_a_parametrized_test_runs_for_each_set_of_arguments(cpython: Sandbox) ->
 def test_a_module_that_is_not_there_is_unsupported_and_not_wrong(cpython: Sandbox) -> None:
     assert status(cpython, "1", "import no_such_module") == "unsupported"
     assert status(cpython, "apply(1, 2)", "def apply(f, x):\n    import no_such_module") == "unsupported"
-    # A program that does without it is judged by what it does.
+    # A program that does not need the missing module is judged normally.
     code = "try:\n    import no_such_module\nexcept ImportError:\n    LIMIT = 1"
     assert status(cpython, "assert LIMIT == 1", code) == "passed"
 
 
-def test_an_object_of_the_tests_own_class_cannot_be_sent_and_is_unsupported(cpython: Sandbox) -> None:
+def test_an_object_of_a_class_of_the_tests_cannot_be_sent_and_is_unsupported(cpython: Sandbox) -> None:
     setup = "class Node:\n    value = 1"
     code = "def apply(node):\n    return node.value"
     assert status(cpython, "assert apply(Node()) == 1", code, setup) == "unsupported"
 
 
-def test_a_crash_costs_one_test_and_the_rest_is_run_anew(cpython: Sandbox) -> None:
+def test_a_crash_loses_one_test_and_the_others_run_in_a_new_process(cpython: Sandbox) -> None:
     code = "import os\ndef order(x):\n    if x: os._exit(0)\n    return 5"
     job = SandboxJob(code, ("order(0)", "order(1)", "assert order(0) == 5", "assert order(0) == 6"), ("order",))
     assert [v.status for v in cpython.run_one(job).verdicts] == ["passed", "error", "passed", "failed"]
 
 
-def test_a_program_is_no_main_module(cpython: Sandbox) -> None:
+def test_a_program_is_not_the_main_module(cpython: Sandbox) -> None:
     code = "if __name__ == '__main__':\n    raise SystemExit\nLIMIT = 3"
     assert status(cpython, "assert LIMIT == 3", code) == "passed"
 
@@ -225,7 +225,7 @@ def test_an_object_hands_out_as_many_items_as_it_says(cpython: Sandbox, test: st
     assert status(cpython, test, LIAR.replace("ITEMS", "[5, 6]")) == "passed"
 
 
-def test_a_length_is_asked_again_after_a_call(cpython: Sandbox) -> None:
+def test_a_length_is_requested_again_after_a_call(cpython: Sandbox) -> None:
     code = "class Stack:\n    n = 0\n    def push(self):\n        self.n += 1\n    def __len__(self):\n        return self.n\n"
     code += "    def __iter__(self):\n        return iter(range(self.n))\ndef order():\n    return Stack()"
     test = "s = order()\nassert len(s) == 0 and list(s) == []\ns.push()\nassert list(s) == [0] and len(s) == 1"
@@ -257,5 +257,5 @@ USES = {
 
 @pytest.mark.parametrize("what", USES)
 def test_the_filter_leaves_what_programs_use(bubblewrap: Sandbox, what: str) -> None:
-    """Each of them uses `ioctl`, `fcntl`, or another call that the filter narrows."""
+    """Each program uses `ioctl`, `fcntl`, or another call that the filter restricts."""
     assert status(bubblewrap, "assert order()", f"def order():\n    {USES[what]}") == "passed"

@@ -11,12 +11,12 @@ from unmask.rewards.sandbox.seccomp import filter_program
 
 X86, ARM = 0xC000003E, 0xC00000B7
 ALLOW, KILL, EPERM, ENOSYS = 0x7FFF0000, 0x80000000, 0x00050001, 0x00050026
-THREAD = 0x3D0F00  # what glibc's pthread_create asks of clone
-FORK = 0x1200011  # what its fork asks
+THREAD = 0x3D0F00  # flags with which glibc's pthread_create calls clone
+FORK = 0x1200011  # flags with which its fork calls clone
 
 
 def verdict(machine: str, arch: int, number: int, first: int = 0, second: int = 0) -> int:
-    """What the filter says of a system call: the meaning of each instruction is that of `man 2 seccomp` and of BPF."""
+    """Return the filter's verdict on a system call, by the semantics of `man 2 seccomp`."""
     program = filter_program(machine)
     steps = [struct.unpack("<HBBI", program[i : i + 8]) for i in range(0, len(program), 8)]
     data = struct.pack("<IIQQQ", number, arch, 0, first, second)

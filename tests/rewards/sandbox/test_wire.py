@@ -1,4 +1,4 @@
-"""The wire between judge and program: plain values as copies, and no harm from whatever else arrives."""
+"""The wire between judge and program: plain values cross as copies; other input does no harm."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def there_and_back(value: Any) -> Any:
 
 
 def channels() -> tuple[Channel, Channel]:
-    """The two ends of a connection."""
+    """Return the two ends of a connection."""
     to_second, to_first = os.pipe(), os.pipe()
     return Channel(to_first[0], to_second[1]), Channel(to_second[0], to_first[1])
 
@@ -73,7 +73,7 @@ def test_a_subclass_of_a_container_crosses_as_the_container() -> None:
 
 
 def test_a_subclass_of_a_scalar_does_not_cross_as_one() -> None:
-    """It may claim to equal everything."""
+    """A class that claims to equal everything."""
 
     class Number(int):
         def __eq__(self, other: object) -> bool:

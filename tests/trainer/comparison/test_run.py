@@ -82,7 +82,7 @@ def short(completions, **columns):
     [
         (
             "longest",
-            'guesses on sudoku: reward function "longest" does not say that it judges each completion by itself',
+            'guesses on sudoku: reward function "longest" does not declare that it judges each',
         ),
         ("missing", "entropy on sudoku: reward function .*missing"),
     ],

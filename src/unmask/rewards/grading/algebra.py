@@ -1,6 +1,7 @@
-"""One comparison by math-verify, which may take for ever or all memory: only the worker processes of `verifier` run it.
+"""One comparison by math-verify, which only the worker processes of `verifier` run.
 
-Its imports and its first parse take longer than most comparisons, so they are done before a worker says that it is ready.
+A comparison may take unlimited time and memory. The import and the first parse take longer than
+most comparisons, so they happen before a worker reports that it is ready.
 """
 
 from __future__ import annotations
@@ -11,28 +12,31 @@ from math_verify import LatexExtractionConfig, parse, verify
 from sympy import Expr, Float, N
 
 DIGITS = 50
-"""Digits to which constants are worked out."""
+"""Number of digits to which constants are computed."""
 
-# It warns that its own time limit is off.
+# math-verify warns that its own time limit is off.
 logging.getLogger("math_verify").setLevel(logging.ERROR)
 
 
 def check(gold: str, answer: str) -> bool:
-    """Whether math-verify holds an answer for the gold one, and the two are not merely both close to zero.
+    """Return True if math-verify finds two expressions equal, and not just both near zero.
 
     Args:
-        gold: the right answer, as LaTeX.
+        gold: correct answer, as LaTeX.
         answer: any text, as LaTeX.
     """
-    wanted, given = _read(gold), _read(answer)
-    return bool(verify(wanted, given, timeout_seconds=None)) and _agree(wanted, given)
+    gold_parts, answer_parts = _read(gold), _read(answer)
+    return bool(verify(gold_parts, answer_parts, timeout_seconds=None)) and _agree(gold_parts, answer_parts)
 
 
-def _agree(wanted: list[object], given: list[object]) -> bool:
-    """Whether two constants agree to many digits: math-verify takes differences below 1e-15 for nothing, whatever the size."""
-    if not wanted or not given:
+def _agree(gold: list[object], answer: list[object]) -> bool:
+    """Return True if two constants agree to many digits.
+
+    math-verify ignores differences below 1e-15, whatever the size of the numbers.
+    """
+    if not gold or not answer:
         return True
-    a, b = wanted[0], given[0]
+    a, b = gold[0], answer[0]
     if not (isinstance(a, Expr) and isinstance(b, Expr)) or a.free_symbols or b.free_symbols:
         return True
     size = max(abs(N(a, DIGITS)), abs(N(b, DIGITS)))
@@ -40,8 +44,8 @@ def _agree(wanted: list[object], given: list[object]) -> bool:
 
 
 def _read(text: str) -> list[object]:
-    found: list[object] = parse(rf"\boxed{{{text}}}", [LatexExtractionConfig()], parsing_timeout=None)
-    return found
+    parts: list[object] = parse(rf"\boxed{{{text}}}", [LatexExtractionConfig()], parsing_timeout=None)
+    return parts
 
 
 check(r"\frac{1}{2} + x", r"x + \frac{1}{2}")

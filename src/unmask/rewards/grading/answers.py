@@ -1,12 +1,13 @@
-"""Reading the answer out of a completion, for every task. Any text is fine: nothing raises, and all of it is linear in the text.
+"""Extraction of the answer from a completion, for every task. Any text is allowed; time is linear.
 
-`answer_in` gives what a careful reader takes as THE answer of a completion: the last answer tag, or the box in it, or the last
-box, or what follows "The answer is". Diffusion models leave tags and boxes open, or lose a brace or a backslash more often than
-models that write from left to right, and such answers are read too. Where a reader could not tell, there is no answer, or the
-answer keeps the words that make it doubtful ("5 or 7"), so that a task which wants one value refuses it. `tagged_answer` reads
-tags alone, for tasks whose answer is a program; `before_end` is the part of a completion that either of them looks at.
+`answer_in` returns what a careful reader takes as the answer of a completion: the last answer tag,
+or the box in it, or the last box, or the text after "The answer is". Diffusion models often leave a
+tag or box open, or lose a brace or a backslash. Such answers are read too. If the answer is
+ambiguous, the result is None, or it keeps the words that make it doubtful ("5 or 7"), so that a
+task that expects one value rejects it. `tagged_answer` reads only tags, for tasks whose answer is a
+program. Both read the part of a completion that `before_end` returns.
 
-docs/answers.md lists the rules and what each of them costs on real completions.
+docs/answers.md lists the rules and the effect of each on real completions.
 """
 
 from __future__ import annotations
@@ -24,18 +25,18 @@ _END = re.compile(
     r"<\|(?:eot_id|endoftext|end_of_text|im_end|end|eom_id|end_of_turn|eos|return|end▁of▁sentence)\|>"
     r"|<｜end▁of▁sentence｜>|</s>|<(?:eos|EOS|end_of_turn|eot)>|\[(?:EOS|eos)\]"
 )
-"""Tokens by which models end a turn or a text."""
+"""Tokens that end a turn or a text."""
 _THOUGHT_END = re.compile(r"</(?:think|thinking|reasoning|thought)>")
 _TAG, _ANY_TAG = re.compile(r"</?answer>"), re.compile(r"</?\w{0,20}>")
 _MENTION = re.compile(
     r"[\s\"'`*,.:;…]*(?:(?:and|or|to|with|then|the|closing|opening|tags?|answer|here|your|my|final|it|goes|holds|is|in|"
     r"inside|contains|there|as|asked|requested)\b[\s\"'`*,.:;…]*)*"
 )
-"""What stands between tags that are only spoken of: "<answer> and </answer>", "<answer>...</answer>"."""
+"""Text between tags that are only mentioned: "<answer> and </answer>", "<answer>...</answer>"."""
 _BETWEEN_BOXES = re.compile(r"(?:[\s$,;.&]|\\[()\[\],;: ]|\band\b|\bor\b|\\text\{\s*(?:and|or),?\s*\}|\\quad)*")
-"""What joins boxes into one answer of several parts."""
+"""Text that joins several boxes into one answer."""
 _CONTEXT = 60
-"""Characters on either side of a box that may change what it says."""
+"""Number of characters on either side of a box that may change its meaning."""
 _DOUBT_BEFORE = re.compile(
     r"(?:\bnot|n't(?: be)?|n't equal(?: to)?|\bnever|\bneither|\bnor|\bor|\beither|\bwrong|\bincorrect|\bfalse|\bmaybe|\bperhaps|"
     r"\bpossibly|\bprobably|\bat least|\bat most|\b(?:more|less|fewer|greater|higher|lower|larger|smaller|rather|other) than|"
@@ -56,7 +57,7 @@ _STATED = re.compile(
     r"\b(?:final[^\S\n]+|correct[^\S\n]+)?answer(?:\**[^\S\n]*:\**|[^\S\n]+is\b[^\S\n]*:?)[^\S\n]*)([^\n]+)",
     re.IGNORECASE | re.MULTILINE,
 )
-"""An answer announced in prose, with neither tag nor box."""
+"""An announcement of the answer in prose, without a tag or box."""
 _TAKEN_BACK = re.compile(
     r"\b(?:wait|no|not|actually|but|however|mistake|wrong|incorrect|instead|correction|should)\b", re.IGNORECASE
 )
@@ -64,18 +65,19 @@ _SENTENCE_END = re.compile(r"[.!](?:\s|$)")
 
 
 def answer_in(text: str) -> str | None:
-    r"""What a careful reader takes as the answer of a completion.
+    r"""Return what a careful reader takes as the answer of a completion.
 
-    Looked for after the end of a <think> or <reasoning> block first, then in all of the text; each time the last answer tag, or
-    the box in it; else the last box; else what "The answer is" or "####" announces. Text behind an end-of-turn token is not read.
+    The text after a <think> or <reasoning> block is searched first, then the whole text. Each
+    search takes the last answer tag, or the box in it; else the last box; else the text that "The
+    answer is" or "####" announces. Text after an end-of-turn token is ignored.
 
     Args:
-        text: a completion, any length.
+        text: completion of any length.
 
     Returns:
-        The answer, stripped of outer white space and of tag and box, else as written (see `unwrapped`). Boxes side by side
-        come as one answer: "3, 4". An answer comes with the words beside its box or tag that deny or change it. None if there is
-        none.
+        The answer as written, without outer white space and without tag or box (see `unwrapped`).
+        Adjacent boxes form one answer: "3, 4". Words beside the box or tag that deny or change the
+        answer are part of it. None if there is no answer.
 
     Example:
         >>> answer_in(r"<answer>It is \boxed{5}.</answer>"), answer_in(r"It is \boxed{5}."), answer_in("5")
@@ -87,19 +89,19 @@ def answer_in(text: str) -> str | None:
     """
     text = before_end(text)
     conclusion = after_thoughts(text)
-    if conclusion is not None and (found := _answer_of(conclusion)) is not None:
-        return found
+    if conclusion is not None and (answer := _answer_of(conclusion)) is not None:
+        return answer
     return _answer_of(text)
 
 
 def after_thoughts(text: str) -> str | None:
-    """What stands behind the end of the last <think> or <reasoning> block.
+    """Return the text after the last <think> or <reasoning> block.
 
     Args:
-        text: a completion, any length.
+        text: completion of any length.
 
     Returns:
-        The rest of the text, or None where no such block ends.
+        The rest of the text, or None if no such block ends.
 
     Example:
         >>> after_thoughts("<think>\\n1 + 1?</think>2"), after_thoughts("2")
@@ -110,13 +112,13 @@ def after_thoughts(text: str) -> str | None:
 
 
 def before_end(text: str) -> str:
-    """A completion up to the first token that ends its turn.
+    """Return a completion up to the first token that ends its turn.
 
     Args:
-        text: a completion, any length.
+        text: completion of any length.
 
     Returns:
-        What stands before the token; where the text begins with such tokens, what stands after these.
+        The text before the token. If the text begins with such tokens, they are skipped first.
 
     Example:
         >>> before_end("18<|eot_id|><|endoftext|>17"), before_end("<|im_end|>18")
@@ -130,13 +132,14 @@ def before_end(text: str) -> str:
 
 
 def tagged_answer(text: str) -> str | None:
-    """What stands in the last answer tag that has something in it, stripped of outer white space.
+    """Return the content of the last answer tag that is not empty, without outer white space.
 
-    A tag that is never closed reaches to the end of the turn. Where an opening tag is repeated before it is closed, the innermost
-    counts. Tags that are only spoken of do not count, nor does a closing tag alone.
+    A tag that is never closed extends to the end of the turn. If an opening tag is repeated before
+    it is closed, the innermost one counts. Tags that are only mentioned do not count, and neither
+    does a lone closing tag.
 
     Args:
-        text: a completion, any length.
+        text: completion of any length.
 
     Returns:
         The answer, or None.
@@ -153,11 +156,11 @@ def tagged_answer(text: str) -> str | None:
 
 
 def first_digits(text: str, limit: int) -> str:
-    """The first ASCII digits of a text, run together, whatever stands between them.
+    """Return the first ASCII digits of a text as one string, without anything between them.
 
     Args:
         text: any text.
-        limit: how many digits to take at most.
+        limit: maximum number of digits.
 
     Returns:
         At most `limit` digits.
@@ -170,13 +173,13 @@ def first_digits(text: str, limit: int) -> str:
 
 
 def numbers_in(text: str) -> list[float]:
-    """Every decimal number of a text in reading order, as values: "+07", "7" and "7.0" are one number.
+    """Return every decimal number of a text as a value, in order: "+07", "7" and "7.0" are equal.
 
     Args:
-        text: any text. A sign belongs to the digits right after it.
+        text: any text. A sign belongs to the digits directly after it.
 
     Returns:
-        The numbers; NaN, which equals nothing, for one of more than 32 characters.
+        The numbers; NaN, which equals nothing, for a number of more than 32 characters.
 
     Example:
         >>> numbers_in("+07,-02 so about 3.50")
@@ -186,20 +189,20 @@ def numbers_in(text: str) -> list[float]:
 
 
 def _answer_of(text: str) -> str | None:
-    """The answer of a part of a completion: tag, box or announcement."""
+    """Return the answer in a part of a completion: its tag, box or announcement."""
     tags = list(_TAG.finditer(text))
     span = _tag_span(text, tags) or _before_lone_close(text, tags)
     if span is None:
         boxed = _boxed_with_doubts(text)
         return boxed if boxed is not None else _stated(text)
     start, end = span
-    # With its closing tag, which says whether a box is left open in the middle of a line.
-    found = (
+    # The closing tag shows whether a box is left open in the middle of a line.
+    answer = (
         _boxed_with_doubts(text[start : end + len(CLOSE)], in_tag=True)
         if BOX.search(text, *span)
         else _inside(text, span)
     )
-    return found and _with_doubts(text, start - len(OPEN), end + len(CLOSE), found)
+    return answer and _with_doubts(text, start - len(OPEN), end + len(CLOSE), answer)
 
 
 def _inside(text: str, span: tuple[int, int]) -> str:
@@ -208,21 +211,21 @@ def _inside(text: str, span: tuple[int, int]) -> str:
 
 
 def _tag_span(text: str, tags: list[re.Match[str]]) -> tuple[int, int] | None:
-    """Where the content of the last tag is that has something in it and is no mention."""
-    for place in range(len(tags) - 1, -1, -1):
-        if tags[place].group() == CLOSE:
+    """Return the span of the content of the last tag that is neither empty nor only mentioned."""
+    for index in range(len(tags) - 1, -1, -1):
+        if tags[index].group() == CLOSE:
             continue
-        following = tags[place + 1] if place + 1 < len(tags) else None
+        following = tags[index + 1] if index + 1 < len(tags) else None
         if following is not None and following.group() == OPEN:
             continue
-        span = (tags[place].end(), following.start() if following else len(text))
+        span = (tags[index].end(), following.start() if following else len(text))
         if not _MENTION.fullmatch(_inside(text, span)):
             return span
     return None
 
 
 def _before_lone_close(text: str, tags: list[re.Match[str]]) -> tuple[int, int] | None:
-    """Where the few words are that stand alone before a closing tag without an opening one; None if they are part of a text."""
+    """Return the span of up to three words before a closing tag that has no opening tag."""
     if not tags or any(tag.group() == OPEN for tag in tags) or BOX.search(text):
         return None
     end = tags[0].start()
@@ -233,7 +236,7 @@ def _before_lone_close(text: str, tags: list[re.Match[str]]) -> tuple[int, int] 
 
 
 def _boxed_with_doubts(text: str, in_tag: bool = False) -> str | None:
-    """The last box, with those side by side with it, and with words beside it that deny or change it."""
+    """Return the last box and its neighbours, with words that deny or change the answer."""
     boxes = find_boxes(text)
     if not boxes:
         return None
@@ -252,25 +255,25 @@ def _boxed_with_doubts(text: str, in_tag: bool = False) -> str | None:
 
 
 def _with_doubts(text: str, start: int, end: int, answer: str, in_tag: bool = False) -> str:
-    """An answer, with the words of its line that stand right before or behind it if they deny or change it."""
+    """Return an answer together with adjacent words of its line that deny or change it."""
     before = text[max(text.rfind("\n", 0, start) + 1, start - _CONTEXT) : start]
     stop = text.find("\n", end)
     after = text[end : min(stop if stop >= 0 else len(text), end + _CONTEXT)]
     if doubt := _DOUBT_BEFORE.search(before):
         answer = f"{doubt.group().strip(' :$([' + chr(92))} {answer}"
-    # Prose around a box goes on with all kinds of words; a tag holds the answer alone.
+    # Prose after a box continues with any words, but a tag holds only the answer.
     if _DOUBT_AFTER.match(after) or (in_tag and begins_with_change(after)):
         answer = f"{answer} {_SENTENCE_END.split(after.partition(CLOSE)[0].strip(' $)' + chr(92)))[0]}"
     return answer
 
 
 def _stated(text: str) -> str | None:
-    """What the last announcement of an answer says, to the end of its sentence."""
-    found = list(_STATED.finditer(text))
-    if not found:
+    """Return the last announced answer, up to the end of its sentence."""
+    announcements = list(_STATED.finditer(text))
+    if not announcements:
         return None
-    statement = _SENTENCE_END.split(found[-1][1], maxsplit=1)[0]
-    # Prose that goes on may take the announcement back.
-    if _TAKEN_BACK.search(text, found[-1].start(1) + len(statement)):
+    statement = _SENTENCE_END.split(announcements[-1][1], maxsplit=1)[0]
+    # The prose that follows may retract the announcement.
+    if _TAKEN_BACK.search(text, announcements[-1].start(1) + len(statement)):
         return None
     return statement.strip(" *") or None

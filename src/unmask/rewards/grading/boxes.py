@@ -1,4 +1,4 @@
-r"""Boxes in a completion, whether closed or broken. Nothing here raises, and all of it is linear in the text."""
+r"""Boxes in a completion, closed or broken. Any text is allowed, and the time is linear in it."""
 
 from __future__ import annotations
 
@@ -6,18 +6,19 @@ import re
 
 OPEN, CLOSE = "<answer>", "</answer>"
 _LOOSE_END = re.compile(r"(?:</?[A-Za-z]{0,12}[}>]?|```|>)$")
-"""A closing tag that is broken, at the end of a text."""
+"""A broken closing tag at the end of a text."""
 BOX = re.compile(
     r"(?:\\|(?<![A-Za-z\\]))(?:[bB]oxed|fbox|framebox)[^\S\n]{0,9}(\{)|\\boxed[^\S\n]{0,9}(?=[-+.]?[0-9]|\\frac)"
 )
-"""The start of a box, with its brace or, as in `\\boxed 5`, without. The backslash may be lost, but not both."""
+"""The start of a box, with its brace or without, as in `\\boxed 5`. Either the backslash or the
+brace may be missing, but not both."""
 _REST_OF_LINE, _WORD = re.compile(r"\s*[^\n]*"), re.compile(r"[^\s$<]*")
 _PIECE = r"(?:\\[dtc]?frac\{[^{}]{1,30}\}\{[^{}]{1,30}\}|\\sqrt\{[^{}]{1,30}\}|[^\s$<{}\\]+)"
 _BEHIND = re.compile(rf"[-+]?{_PIECE}(?: ?[-+*/=×÷] ?{_PIECE})*")
-"""What stands right behind an empty box."""
+"""Text directly after an empty box."""
 _SUM = re.compile(r"[0-9)]\s{0,9}[-+*/]\s{0,9}[(0-9]")
 BRACE = re.compile(r"\\.|[{}]", re.DOTALL)
-"""A brace; an escaped character, so that `\\}` closes nothing."""
+"""A brace, or an escaped character, so that `\\}` does not close a brace."""
 _SIGN_BEFORE = re.compile(r"(?:[=:]\s{0,3}[-−]\s{0,2}|(?<![-\w)}])[-−])(?:\$|\\[(\[])?$")
 _FACTOR_BEFORE = re.compile(
     r"(?:[0-9)}]\s?(?:[-−+/×·÷]|(?<!\*)\*)|\\(?:times|cdot|div|pm|mp)(?![A-Za-z])|[\w$]\s?[<≤≥]|[\w$]\s>|[±√^_]"
@@ -30,27 +31,31 @@ _FACTOR_BEHIND = re.compile(
     r"[)}$!]{0,2}\s?(?:\\(?:times|cdot|div|pm|mp|pi|sqrt|[dtc]?frac)(?![A-Za-z])|[-−+/×·÷*]\s?(?=[0-9.]|\\[a-z]|[b-zB-HJ-Z](?![A-Za-z]))|[±²³√])"
     r"|\^(?!\s?\{?\s?\\?(?:circ|text|mathrm|o\b))|_|[.:]?[0-9]|[A-Za-z](?![A-Za-z.'’])|\{(?=[^{}<>]*\})"
 )
-"""What makes a box a part of a larger formula: a sign, a bound, an operation, a function, a power, digits or a letter that go on.
+"""Text that makes a box part of a larger formula: a sign, bound, operation, function or power, or
+more digits or letters.
 
-Digits right before a box are no such thing: models repeat themselves there ("they received 112\\boxed{1125}").
+Digits directly before a box do not, because models repeat themselves there ("they received
+112\\boxed{1125}").
 """
 _FORMULA_END = re.compile(r"\$|\\[)\]]|[,;.](?=\s|$)|\s+(?=[A-Za-z]{2}|$)")
 _FORMULA = 40
-"""Characters on either side of a box that are looked at for the rest of its formula."""
+"""Number of characters on either side of a box that are searched for the rest of its formula."""
 _TRIED_BOXES = 8
-"""How many of the last boxes are looked at for one that is not empty; bounds the time."""
+"""Number of boxes, counted from the end, that are searched for one that is not empty. It bounds the
+time."""
 
 
 def last_boxed(text: str) -> str | None:
-    r"""What stands in the last \boxed{} that has something in it, braces inside it matched, stripped of outer white space.
+    r"""Return the content of the last \boxed{} that is not empty, without outer white space.
 
-    A box that is never closed reaches to the end of its line; the content of an empty one stands right behind it.
+    Braces inside the box are matched. A box that is never closed extends to the end of its line.
+    The text directly after an empty box counts as its content.
 
     Args:
-        text: a completion, any length.
+        text: completion of any length.
 
     Returns:
-        The content, or None if there is no box, or nothing in the last ones.
+        The content, or None if there is no box or the last ones are empty.
 
     Example:
         >>> last_boxed(r"so \boxed{7}, or \boxed{\frac{1}{\sqrt{2}}}."), last_boxed("boxed{4}"), last_boxed(r"\boxed{}101")
@@ -61,7 +66,7 @@ def last_boxed(text: str) -> str | None:
 
 
 def find_boxes(text: str) -> list[tuple[int, int, str]]:
-    """The last boxes of a text that are not empty, in order: start, end and content."""
+    """Return start, end and content of the last boxes of a text that are not empty, in order."""
     starts = list(BOX.finditer(text))
     if not starts:
         return []
@@ -73,25 +78,26 @@ def find_boxes(text: str) -> list[tuple[int, int, str]]:
             opened.append(match.end())
         elif match.group() == "}" and opened:
             closing[opened.pop()] = match.start()
-    found: list[tuple[int, int, str]] = []
+    boxes: list[tuple[int, int, str]] = []
     for match in starts[-_TRIED_BOXES:]:
         end, content = _content(text, match, closing.get(match.end()))
         if content and not BOX.search(content):
-            found.append((match.start(), end, content))
-    return found
+            boxes.append((match.start(), end, content))
+    return boxes
 
 
 def in_formula(text: str, start: int, end: int, content: str) -> str:
-    r"""The content of a box with the parts of its formula that stand outside of it.
+    r"""Return the content of a box with the parts of its formula that stand outside of it.
 
     Args:
-        text: a completion.
-        start: where the box begins.
-        end: where it ends.
-        content: what is in it.
+        text: completion.
+        start: offset at which the box begins.
+        end: offset at which the box ends.
+        content: content of the box.
 
     Returns:
-        The content alone if the box holds the whole value; with its sign; else a formula that is no plain number.
+        The content, with its sign if one stands before the box; or the whole formula if it
+        continues outside of the box.
 
     Example:
         >>> in_formula(r"= -\boxed{5}", 3, 12, "5"), in_formula(r"\boxed{5}^2", 0, 9, "5"), in_formula(r"\boxed{5} m", 0, 9, "5")
@@ -112,16 +118,17 @@ def in_formula(text: str, start: int, end: int, content: str) -> str:
 
 
 def _content(text: str, box: re.Match[str], closing: int | None) -> tuple[int, str]:
-    """The end and the content of a box: closed, left open, empty, or without a brace."""
+    """Return the end and the content of a box: closed, left open, empty, or without a brace."""
     start = box.end()
     if not box[1]:
         end = _end_of(_WORD, text, start)
         return end, text[start:end].rstrip(".,;")
     if closing is None or CLOSE[:-1] in text[start:closing]:
         end = _end_of(_REST_OF_LINE, text, start)
-        # A closing tag where the brace should be: what is in the box may be cut short. The end of a line shows that it is not.
+        # With a closing tag instead of the brace, the content may be cut off. With a newline, it is
+        # not.
         content = "" if CLOSE in text[start:end] else without_loose_ends(text[start:end]).rstrip(" >$")
-        # A number is whole in front of a stray ">"; a sum may go on there.
+        # Before a stray ">", a number is complete, but a sum may continue.
         is_cut = text[start:end].rstrip().endswith(">") and _SUM.search(content) is not None
         return end, _balanced(content.strip()) + (" >" if is_cut else "")
     if content := text[start:closing].strip():
@@ -132,13 +139,13 @@ def _content(text: str, box: re.Match[str], closing: int | None) -> tuple[int, s
 
 
 def _end_of(pattern: re.Pattern[str], text: str, start: int) -> int:
-    """Where what a pattern matches from a place on ends."""
+    """Return the offset at which the match of a pattern ends."""
     match = pattern.match(text, start)
     return match.end() if match else start
 
 
 def without_loose_ends(text: str) -> str:
-    """A text without broken closing tags at its end."""
+    """Return a text without broken closing tags at its end."""
     text = text.rstrip()
     while (loose := _LOOSE_END.search(text, max(0, len(text) - 16))) is not None:
         text = text[: loose.start()].rstrip()
@@ -146,7 +153,7 @@ def without_loose_ends(text: str) -> str:
 
 
 def _balanced(content: str) -> str:
-    """A content that was cut off, with the braces closed that it leaves open."""
+    """Return truncated content with its open braces closed."""
     depth = 0
     for match in BRACE.finditer(content):
         depth += (match.group() == "{") - (match.group() == "}")

@@ -1,7 +1,8 @@
-"""Arithmetic expressions over integers: safe evaluation of what a model wrote, and random ones to learn from.
+"""Arithmetic expressions over integers: safe evaluation of model output, and random examples.
 
-Evaluation goes through `ast` with a whitelist of node types and never through `eval`: released countdown graders filter
-characters and then call `eval`, so `**` and `//` count as legal and 30**100**93 stalls the trainer.
+Evaluation uses `ast` with a whitelist of node types and never `eval`. Released countdown graders
+filter characters and then call `eval`, so they accept `**` and `//`, and 30**100**93 blocks the
+trainer.
 """
 
 from __future__ import annotations
@@ -14,7 +15,8 @@ from dataclasses import dataclass
 from fractions import Fraction
 
 MAX_LENGTH = 200
-"""Characters of an expression that is looked at; bounds the time, the memory and the depth of the tree."""
+"""Maximum length of an expression in characters. It bounds the time, the memory and the depth of
+the tree."""
 
 _CHARACTERS = frozenset("0123456789+-*/() ")
 _OPERATORS: dict[type[ast.operator], Callable[[Fraction, Fraction], Fraction]] = {
@@ -29,38 +31,39 @@ _SYMBOLS: dict[str, tuple[type[ast.operator], int]] = {
     "*": (ast.Mult, 2),
     "/": (ast.Div, 2),
 }
-"""Operator and how strongly it binds."""
+"""Function and binding strength of each operator."""
 _ATOM = 3
 
 
 class ExpressionError(ValueError):
-    """A text that is no arithmetic expression, or one without a value. Says why."""
+    """Raised with the reason if a text is not an arithmetic expression or has no value."""
 
 
 @dataclass(frozen=True, slots=True)
 class Expression:
-    """An expression that has been evaluated."""
+    """Result of evaluating an expression."""
 
     value: Fraction
-    """Exact."""
+    """Exact value."""
     numbers: tuple[int, ...]
-    """The integers written in it, in reading order."""
+    """Integers in the expression, in reading order."""
 
 
 def evaluate(text: str) -> Expression:
-    """Exact value of an expression, and the integers that it uses.
+    """Return the exact value of an expression and the integers in it.
 
-    Legal are non-negative integers, + - * /, unary minus, brackets and spaces; nothing else, so no `**`, no `//`, no
-    decimal point and no name.
+    Only non-negative integers, + - * /, unary minus, brackets and spaces are allowed. `**`, `//`,
+    decimal points and names are not.
 
     Args:
-        text: any text, of any origin.
+        text: any text.
 
     Returns:
         The value as a fraction, and the integers in reading order.
 
     Raises:
-        ExpressionError: longer than 200 characters, not an expression, an illegal operator, or a division by zero.
+        ExpressionError: the text is longer than 200 characters or not an expression, has an
+            operator that is not allowed, or divides by zero.
 
     Example:
         >>> evaluate("(1 + 2) / 4")
@@ -77,7 +80,7 @@ def evaluate(text: str) -> Expression:
         raise ExpressionError(f"{min(foreign)!r} is not part of an arithmetic expression")
     try:
         tree = ast.parse(source, mode="eval")
-    # CPython reports nesting beyond its parser's stack as any of the three, depending on version and depth.
+    # CPython raises any of these for deep nesting, depending on version and depth.
     except (SyntaxError, MemoryError, RecursionError) as error:
         raise ExpressionError(f"{source!r} is not an arithmetic expression") from error
     numbers: list[int] = []
@@ -89,15 +92,17 @@ def evaluate(text: str) -> Expression:
 
 
 def random_expression(numbers: Sequence[int], rng: random.Random) -> tuple[str, Fraction | None]:
-    """A random expression that uses each number once: random order, operators and bracketing, no superfluous brackets.
+    """Return a random expression that uses each number once, without superfluous brackets.
+
+    Order, operators and bracketing are random.
 
     Args:
         numbers: at least one non-negative integer.
-        rng: source of all choices.
+        rng: source of all random choices.
 
     Returns:
-        The expression, without spaces: n numbers, n - 1 operators and at most max(n - 2, 0) pairs of brackets; and its
-        exact value, None where it divides by zero.
+        The expression without spaces, with n numbers, n - 1 operators and at most max(n - 2, 0)
+        pairs of brackets; and its exact value, or None if it divides by zero.
 
     Example:
         >>> random_expression([2, 3, 6], random.Random(1))
@@ -122,7 +127,7 @@ def _value(node: ast.expr, numbers: list[int]) -> Fraction:
 
 
 def _random_tree(numbers: Sequence[int], rng: random.Random) -> tuple[str, int, Fraction | None]:
-    """Text of an expression over the numbers in this order, how strongly its outermost operator binds, its value."""
+    """Return an expression of the numbers in order, its outermost strength, and its value."""
     if len(numbers) == 1:
         return str(numbers[0]), _ATOM, Fraction(numbers[0])
     cut = rng.randrange(1, len(numbers))
@@ -136,7 +141,7 @@ def _random_tree(numbers: Sequence[int], rng: random.Random) -> tuple[str, int, 
         value = _OPERATORS[operator_type](left_value, right_value)
     if left_strength < strength:
         left = f"({left})"
-    # a-(b+c) and a/(b*c) need theirs; a+(b-c) and a*(b/c) are equal to what the brackets' removal gives.
+    # a-(b+c) and a/(b*c) need brackets. a+(b-c) and a*(b/c) have the same value without them.
     if right_strength < strength or (right_strength == strength and symbol in "-/"):
         right = f"({right})"
     return f"{left}{symbol}{right}", strength, value

@@ -1,15 +1,19 @@
-"""Finding the program in what a model wrote. Any text is fine: nothing here raises, and the time is linear in the text.
+"""Extraction of the program from a completion. Any text is allowed, and the time is linear in it.
 
-A right program is not lost to its wrapping. The rules, in the order in which they apply:
+A correct program must not fail because of the text around it. The rules apply in this order:
 
-1. The program is looked for in the last answer tag, then behind the end of a <think> or <reasoning> block, then in all of the
-   text. The first of the three that defines a name which the tests call is taken. A tag with other code in it is the answer.
-2. In each of them, the blocks between fences come first. A fence may share its line with code, may be indented, may never be
-   closed, and may hold other fences within a docstring. Without a block that defines the name, the text around the fences counts.
-3. Of several blocks that define the name, the last one counts: a corrected version follows a draft. What it uses and does not
-   define (a helper, a class, an import) is taken from the other blocks.
-4. A block that is not Python as it stands is repaired: a language word in front of it, a common indent, the prompts of an
-   interpreter session, typographic quotes, prose around statements, and a last statement that is cut off are removed.
+1. The program is searched for in the last answer tag, then after the last <think> or <reasoning>
+   block, then in the whole text. The first of the three that defines a name which the tests call is
+   taken. A tag with other code in it counts as the answer.
+2. In each of them, fenced blocks come first. A fence may share its line with code, may be indented,
+   may never be closed, and may hold other fences in a docstring. If no block defines the name, the
+   text around the fences counts.
+3. If several blocks define the name, the last one counts, because a corrected version follows a
+   draft. Helpers, classes and imports that it uses but does not define come from the other blocks.
+4. A block that is not valid Python is repaired: a leading language word, a common indent, prompts
+of
+   an interpreter session, typographic quotes, prose around statements, and an incomplete last
+   statement are removed.
 """
 
 from __future__ import annotations
@@ -24,17 +28,19 @@ from unmask.rewards.grading.answers import after_thoughts, before_end, tagged_an
 from unmask.rewards.grading.syntax import BUILTINS, MAX_CODE, defined_names, free_names, names_of, parse
 
 _MOST_BLOCKS = 64
-"""Blocks of a text that are looked at, the last ones; bounds the time, as the next two do."""
+"""Maximum number of blocks that are read, counted from the end. It bounds the time, as do the next
+two."""
 _MOST_CLOSES = 8
-"""Closing fences that are tried for a block, in case the first ones stand in a docstring."""
+"""Maximum number of closing fences to try for a block, because the first ones may be in a
+docstring."""
 _MOST_JOINS = 200
-"""How often pieces of a text are tried together, as lines of a string that is not indented are."""
+"""Maximum number of attempts to join pieces, such as the lines of a string without indentation."""
 
 _FENCE = re.compile(r"(?:^([ \t]*))?(```|~~~)[`~]*", re.MULTILINE)
 _CLOSE = {mark: re.compile(rf"^[ \t]*{mark}[^\n]*$|{mark}[ \t\r]*$", re.MULTILINE) for mark in ("```", "~~~")}
 _FENCE_MARK = re.compile(r"(?:```|~~~)[`~]*(?:[ \t]*(?:[pP]ython3?|py3?)\b)?")
 _LANGUAGE = re.compile(r"\s*(?:'''|\"\"\"|``?)?(?:python ?3?|py3?)[ \t]*:?[ \t]*\r?(?:\n|$)", re.IGNORECASE)
-"""A first line that only says which language follows."""
+"""A first line that only names the language."""
 _INLINE_LANGUAGE = re.compile(
     r"\s*(?:python3?|py3?)[ \t]+(?=(?:import|from|async|def|class|return|lambda)\b|@)", re.IGNORECASE
 )
@@ -42,33 +48,33 @@ _LANGUAGE_WORD = re.compile(r"\A\s*(?:python3?|py3?)\s+", re.IGNORECASE)
 _WRAPPER = re.compile(
     r"\A\s*(?:<(?:pre|code|python)\b[^<>\n]{0,40}>\s*)+|(?:</(?:pre|code|python)>\s*)+\Z|\A\s*``?(?!`)|(?:'''|\"\"\"|``?)\s*\Z"
 )
-"""Marks around code other than a fence."""
+"""Marks around code, other than fences."""
 _BEGINS = re.compile(r"(?:import|from|async|def|class|return|lambda)\b|@\w")
-"""The start of code on a fence's own line, which may hold a language and a title too."""
+"""The start of code on the line of a fence, which may also hold a language and a title."""
 _STATEMENT = re.compile(
     r"(?:import|from|async|def|class|for|while|if|try|with)\b|@\w|[A-Za-z_][\w.\[\]'\", ]{0,80}(?::[^=\n]{0,80})?[-+*/]?=(?!=)"
 )
-"""The start of a piece of text that may be a statement, and is more than an expression."""
+"""The start of a piece of text that may be a statement rather than an expression."""
 _CLAUSE = re.compile(r"(?:else|elif|except|finally)\b")
 _PROMPT = re.compile(r"^[ \t]*(?:>>>|\.\.\.)(?: |$)", re.MULTILINE)
 _UNINDENTED = re.compile(r"\n(?=[^\s)\]}])")
 _INDENT = re.compile(r"(?<=\n)[ \t]*(?=\S)")
 _INDENTED_LINES = re.compile(r"(?:^[ \t]+\S[^\n]*\n?(?:[ \t]*\n)*)+", re.MULTILINE)
 _QUOTED_FENCE, _QUOTE = re.compile(r"^> ?(?:```|~~~)", re.MULTILINE), re.compile(r"^>(?!>) ?", re.MULTILINE)
-"""A block that Markdown sets as a quotation."""
+"""A fenced block inside a Markdown quotation."""
 _TYPESET = str.maketrans({"‘": "'", "’": "'", "“": '"', "”": '"', "\u00a0": " ", "\u200b": "", "\ufeff": ""})
 
 
 def code_in(text: str, names: Sequence[str] = ()) -> str:
-    """The program in a completion, by the rules at the top of this file.
+    """Return the program in a completion, by the rules at the top of this file.
 
     Args:
-        text: a completion, or what stands in its answer tag; any length.
-        names: what the tests will call.
+        text: completion, or the content of its answer tag, of any length.
+        names: names that the tests call.
 
     Returns:
-        The text of the program. Where nothing defines any of `names`: the first block of the answer tag or of the text, or all of
-        it.
+        The source of the program. If nothing defines any of `names`: the first block of the answer
+        tag or of the text, or the whole text.
 
     Example:
         >>> code_in("Here it is:\\n```python\\ndef f(x):\\n    return x\\n```\\nDone.", ["f"])
@@ -84,7 +90,7 @@ def code_in(text: str, names: Sequence[str] = ()) -> str:
     regions = [region for region in (tagged, after_thoughts(whole), whole) if region is not None]
     for region in regions:
         for blocks in (fenced_blocks(region), _FENCE_MARK.split(region)[-_MOST_BLOCKS:]):
-            if (program := _joined([_repaired(block) for block in blocks], names)) is not None:
+            if (program := _merged([_repaired(block) for block in blocks], names)) is not None:
                 return program
         if region is tagged and _is_code(region):
             break
@@ -93,12 +99,13 @@ def code_in(text: str, names: Sequence[str] = ()) -> str:
 
 
 def continued(start: str, code: str, is_exact: bool) -> str:
-    """The beginning of a function with its continuation, up to where something else begins if the whole is no Python.
+    """Join the start of a function with its continuation, cut at the first other text if needed.
 
     Args:
-        start: a function's signature and docstring, with the newline after it.
-        code: its body, and what a completion went on to write.
-        is_exact: whether an indent that is missing is the model's fault, as where its text continues the prompt itself.
+        start: signature and docstring of a function, with the newline after it.
+        code: body of the function, and whatever the completion continues with.
+        is_exact: True if a missing indent is an error, as when the completion continues the prompt
+            directly.
 
     Example:
         >>> continued("def f(x):\\n", "    return x\\n\\nThis isn't hard.", True)
@@ -114,32 +121,32 @@ def continued(start: str, code: str, is_exact: bool) -> str:
 
 
 def is_indented(text: str) -> bool:
-    """Whether the first line with something in it begins with white space, and is no fence."""
+    """Return True if the first line that is not blank is indented and is not a fence."""
     first = next((line for line in text.splitlines() if line.strip()), "")
     return first[:1].isspace() and not first.lstrip().startswith(("```", "~~~"))
 
 
 def fenced_blocks(text: str) -> list[str]:
-    """What stands between fences: the last blocks of the text."""
+    """Return the last blocks of a text that stand between fences."""
     blocks: list[str] = []
-    place = 0
-    while (fence := _FENCE.search(text, place)) is not None:
+    position = 0
+    while (fence := _FENCE.search(text, position)) is not None:
         indent, mark = fence[1], fence[2]
         line_end = text.find("\n", fence.end())
         line_end = len(text) if line_end < 0 else line_end
         if (close := text.find(mark, fence.end(), line_end)) >= 0:
             blocks.append(_LANGUAGE_WORD.sub("", text[fence.end() : close], count=1))
-            place = close + len(mark)
+            position = close + len(mark)
             continue
         begin = fence.end() + _code_on_line(text[fence.end() : line_end])
-        block, place = _until_close(text, begin, mark)
+        block, position = _until_close(text, begin, mark)
         # A fence in a list is indented with its block.
         blocks.append(textwrap.dedent(block) if indent else block)
     return blocks[-_MOST_BLOCKS:]
 
 
 def _code_on_line(line: str) -> int:
-    """Where code begins behind a fence: on the fence's line, after a language at most, or with the next line."""
+    """Return the offset of the code after a fence: on its line or on the next one."""
     language = re.match(r"[ \t]*[\w+-]*[ \t]+", line)
     for start in (0, language.end() if language else 0):
         if _BEGINS.match(line.lstrip() if start == 0 else line[start:]):
@@ -148,7 +155,10 @@ def _code_on_line(line: str) -> int:
 
 
 def _until_close(text: str, begin: int, mark: str) -> tuple[str, int]:
-    """A block from its beginning to the first closing fence that makes it Python, else to the first; and where the fence ends."""
+    """Return a block up to the closing fence that makes it valid Python, and where that fence ends.
+
+    If no fence does, the block ends at the first one.
+    """
     closes = []
     for close in _CLOSE[mark].finditer(text, begin):
         closes.append(close)
@@ -156,12 +166,12 @@ def _until_close(text: str, begin: int, mark: str) -> tuple[str, int]:
             return text[begin : close.start()], close.end()
         if len(closes) == _MOST_CLOSES:
             break
-    # A completion may run out of room.
+    # The completion may end before the fence is closed.
     return (text[begin : closes[0].start()], closes[0].end()) if closes else (text[begin:], len(text))
 
 
 def _is_code(text: str) -> bool:
-    """Whether a text is Python that does something; a word of prose is Python too."""
+    """Return True if a text is Python with an effect; one word of prose is valid Python too."""
     tree = parse(text)
     return tree is not None and not all(
         isinstance(node, ast.Expr) and isinstance(node.value, ast.Name | ast.Constant | ast.Tuple) for node in tree.body
@@ -169,17 +179,17 @@ def _is_code(text: str) -> bool:
 
 
 def _repaired(block: str) -> str:
-    """The first reading of a block that is Python, or the block as it stands."""
+    """Return the first reading of a block that is valid Python, or else the block itself."""
     return next((reading for reading in _readings(block) if (tree := parse(reading)) and tree.body), block)
 
 
 def _readings(block: str) -> Iterator[str]:
-    """A block as it stands, and without what may be wrong with it."""
+    """Yield a block as written, then versions of it without possible errors."""
     language = _LANGUAGE.match(block) or _INLINE_LANGUAGE.match(block)
     code = block[language.end() :] if language else block
     yield code
     yield (plain := textwrap.dedent(code.strip("\n")))
-    # The tag around a body has stripped the indent of its first line.
+    # Stripping the content of a tag also strips the indent of its first line.
     if indents := _INDENT.findall(plain):
         yield textwrap.dedent(min(indents, key=len) + plain)
     yield (plain := html.unescape(_WRAPPER.sub("", plain)).translate(_TYPESET))
@@ -192,36 +202,37 @@ def _readings(block: str) -> Iterator[str]:
 
 
 def _statements(text: str) -> str:
-    """The statements of a text, without prose and bare expressions, and without one that is cut off.
+    """Return the statements of a text, without prose, bare expressions and an incomplete statement.
 
-    Whatever would run when the program is loaded stays only if all names that it reads are known by then: `Time = O(n)` is prose.
+    Code that runs when the program is loaded stays only if every name that it reads is known by
+    then: `Time = O(n)` is prose.
     """
     pieces = _UNINDENTED.split(text)
-    kept: list[str] = []
+    statements: list[str] = []
     known = set(BUILTINS)
-    joins = place = 0
-    while place < len(pieces):
-        first, place = place, place + 1
+    joins = index = 0
+    while index < len(pieces):
+        first, index = index, index + 1
         if not _STATEMENT.match(pieces[first]):
             continue
-        while (tree := parse("\n".join(pieces[first:place]))) is None and place < len(pieces) and joins < _MOST_JOINS:
-            if place - first == _MOST_CLOSES:
+        while (tree := parse("\n".join(pieces[first:index]))) is None and index < len(pieces) and joins < _MOST_JOINS:
+            if index - first == _MOST_CLOSES:
                 break
-            place, joins = place + 1, joins + 1
+            index, joins = index + 1, joins + 1
         if tree is None:
-            place = first + 1
+            index = first + 1
             continue
-        while place < len(pieces) and _CLAUSE.match(pieces[place]) and parse("\n".join(pieces[first : place + 1])):
-            place += 1
-        code = "\n".join(pieces[first:place])
+        while index < len(pieces) and _CLAUSE.match(pieces[index]) and parse("\n".join(pieces[first : index + 1])):
+            index += 1
+        code = "\n".join(pieces[first:index])
         if _is_loadable(parse(code), known):
-            kept.append(code)
+            statements.append(code)
             known |= defined_names(parse(code) or tree)
-    return "\n".join(kept)
+    return "\n".join(statements)
 
 
 def _is_loadable(tree: ast.Module | None, known: set[str]) -> bool:
-    """Whether statements define something for later, or read known names only."""
+    """Return True if statements only define names, or read only known names."""
     definitions = ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef | ast.Import | ast.ImportFrom
     return tree is not None and all(
         not isinstance(node, ast.Expr) and (isinstance(node, definitions) or free_names(node) <= known)
@@ -229,27 +240,33 @@ def _is_loadable(tree: ast.Module | None, known: set[str]) -> bool:
     )
 
 
-def _joined(programs: Sequence[str], names: Sequence[str]) -> str | None:
-    """The last program that defines one of some names, with what it needs of the others; None if none defines any."""
+def _merged(programs: Sequence[str], names: Sequence[str]) -> str | None:
+    """Return the last program that defines one of the names, with its needs from the others.
+
+    None if no program defines any of them.
+    """
     trees = [parse(program) or ast.Module([], []) for program in programs]
     defining = [i for i, tree in enumerate(trees) if _defines(tree, names)]
     if not defining:
         return None
     main = defining[-1]
     others = [node for i, tree in enumerate(trees) if i != main for node in tree.body]
-    holders = {name: place for place, node in enumerate(others) for name in names_of(node)}
+    definitions = {name: index for index, node in enumerate(others) for name in names_of(node)}
     missing = list((set(names) | free_names(trees[main])) - defined_names(trees[main]) - BUILTINS)
     needed: set[int] = set()
     while missing:
-        place = holders.get(missing.pop(), -1)
-        if place >= 0 and place not in needed:
-            needed.add(place)
-            missing += free_names(others[place])
-    return "\n".join([*(ast.unparse(others[place]) for place in sorted(needed)), programs[main]])
+        index = definitions.get(missing.pop(), -1)
+        if index >= 0 and index not in needed:
+            needed.add(index)
+            missing += free_names(others[index])
+    return "\n".join([*(ast.unparse(others[index]) for index in sorted(needed)), programs[main]])
 
 
 def _defines(tree: ast.Module, names: Sequence[str]) -> bool:
-    """Whether a program defines one of some names, or anything to be called where no name is given; a stub defines nothing."""
+    """Return True if a program defines one of the names, or anything callable if no name is given.
+
+    A stub does not count as a definition.
+    """
     for node in tree.body:
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef) and not _is_stub(node):
             if not names or node.name in names:
@@ -260,7 +277,7 @@ def _defines(tree: ast.Module, names: Sequence[str]) -> bool:
 
 
 def _is_stub(node: ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef) -> bool:
-    """Whether a function does nothing: it has a docstring, `pass` or `...` for a body."""
+    """Return True if a function does nothing: its body is a docstring, `pass` or `...`."""
     return not isinstance(node, ast.ClassDef) and all(
         isinstance(inner, ast.Pass) or (isinstance(inner, ast.Expr) and isinstance(inner.value, ast.Constant))
         for inner in node.body
@@ -268,6 +285,6 @@ def _is_stub(node: ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef) -> boo
 
 
 def _first_part(code: str) -> str:
-    """The lines before the first that is not indented; a bracket that closes does not begin anything."""
+    """Return the lines before the first unindented one; a closing bracket does not count."""
     end = _UNINDENTED.search(code)
     return code[: end.start()] if end else code

@@ -1,14 +1,17 @@
-"""Whether a mathematical answer is the right one, as far as that can be seen without algebra.
+"""Comparison of a mathematical answer with the gold answer, as far as possible without algebra.
 
-Numbers are compared as numbers, words as words, numbers in a base by their digits, points and intervals part by part with their
-brackets, and everything else by its LaTeX in one spelling. What is left, expressions that are not written alike, is for
-math-verify (`unmask.rewards.grading.verifier`). Rules that math-verify lacks are here: a named answer has the gold name, the
-sides of an equation must all be right, and words of doubt are no answer.
+Numbers are compared as numbers, words as words, numbers in a base by their digits, points and
+intervals part by part with their brackets, and everything else as LaTeX in one spelling.
+Expressions that are still spelled differently are left to math-verify
+(`unmask.rewards.grading.verifier`). This module also has rules that math-verify lacks: a named
+answer must have the gold name, all sides of an equation must be correct, and words of doubt make an
+answer wrong.
 """
 
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 
 from unmask.rewards.grading.latex_forms import exact_latex, plain_latex, spelling
 from unmask.rewards.grading.latex_lists import Listing, as_intervals, listing, split_top
@@ -18,10 +21,10 @@ from unmask.rewards.grading.worded import is_worded, same_words
 from unmask.rewards.grading.wrapping import unwrapped
 
 LONGEST = 1000
-"""Characters of an answer that is looked at. The longest of MATH has 159."""
+"""Maximum length of an answer in characters. The longest gold answer of MATH has 159."""
 
 Pairs = list[tuple[str, str]]
-"""Comparisons left to algebra, all of which must hold: (gold, answer)."""
+"""Comparisons that need algebra, as pairs of gold and answer. All of them must hold."""
 
 _BASED = re.compile(
     r"\(?([0-9A-F]+)\)?_\{?\(?(?:\\text\{)?([0-9a-z]+)\}?\)?\}?|([0-9A-F]+)(?:\\text\{)?base\}?([0-9]+)"
@@ -48,29 +51,29 @@ _CONDITION = re.compile(
     r"(?:,|\\text\{,? ?(?:where|for|with|if) ?\}|\bwhere\b|\bfor\b)\s*[a-z]\s*\\ne\s*[-0-9a-z,\\ ]+$"
 )
 _APPROXIMATION = re.compile(r"(?<=\S)\s*(?:\\approx|≈)\s*(-?[0-9.]+)$")
-"""A rounded value behind the exact one."""
+"""A rounded value after the exact one."""
 _ANGLE_UNIT = re.compile(r"\^\s?\{?\s?\\circ|°|\\degree|\b(?:degrees?|deg)\b")
 _RADIANS = re.compile(r"\b(?:radians?|rad)\b")
 _MEMBER_NAME = re.compile(r"([A-Za-z])\s*\\in(?![A-Za-z])")
 _LABEL = re.compile(r"(?:\\text\{([^{}]{1,40})\}|([A-Za-z][A-Za-z ]{0,30}))\s*:?\s*(?=[(\[])")
-"""What a point or an interval is called: "Vertex: (1,2)", "A(1,2)"."""
+"""The name of a point or interval: "Vertex: (1,2)", "A(1,2)"."""
 _TIME = re.compile(r"[0-9]{1,2}\s*:\s*[0-9]{2}")
 _TIME_OF_DAY = re.compile(r"(?:\\text\{)?\s*[ap]\.?\s?m\.?\s*\}?$", re.IGNORECASE)
 _SENTENCE = re.compile(r"(?:\\text\{\s*)?((?:[A-Za-z]{1,15}\s+){1,8})(?:is|are|equals)\b\s*:?\s*\}?\s*(?=\S)")
-"""What leads up to an expression: "The length is"."""
+"""Words before an expression: "The length is"."""
 _SUBSCRIPT = re.compile(r"_(?:\{[^{}]{0,20}\}|\w)|\{[a-z]*matrix\}")
 _WORD = re.compile(r"(?<![\\A-Za-z])[A-Za-z]{2,}")
 _LETTER = re.compile(r"(?<![\\A-Za-z])[A-Za-z](?![A-Za-z])|(?<![\\A-Za-z])[A-Za-z]{2,4}(?![A-Za-z{(])")
 
 
 def same_answer(answer: str, gold: str) -> bool | None:
-    """Whether an answer is the gold one: True, False, or None where only algebra can tell.
+    """Return True if an answer equals the gold one, False if not, None if only algebra can decide.
 
-    A gold number wants a number, so a sum that has not been worked out ("9 + 9" for 18) is wrong.
+    A gold number requires a number, so an unevaluated sum ("9 + 9" for 18) is wrong.
 
     Args:
         answer: any text.
-        gold: the right answer, as LaTeX.
+        gold: correct answer, as LaTeX.
 
     Returns:
         The verdict.
@@ -81,19 +84,20 @@ def same_answer(answer: str, gold: str) -> bool | None:
         >>> same_answer("(B)", r"\\text{B}"), same_answer("2516_7", "2516_8"), same_answer("2516", "2516_8")
         (True, False, True)
     """
-    found = comparisons(answer, gold)
-    return found if isinstance(found, bool) else None
+    result = comparisons(answer, gold)
+    return result if isinstance(result, bool) else None
 
 
 def comparisons(answer: str, gold: str) -> bool | Pairs:
-    """Whether an answer is the gold one, or what algebra must say for it to be.
+    """Return the verdict on an answer, or the comparisons that algebra must decide.
 
     Args:
         answer: any text.
-        gold: the right answer, as LaTeX.
+        gold: correct answer, as LaTeX.
 
     Returns:
-        The verdict, or the pairs of gold and given expressions that must all be equal; never an empty list.
+        The verdict, or the pairs of gold expression and answer expression that must all be equal;
+        never an empty list.
 
     Example:
         >>> comparisons("(1, 1+1)", "(1,2)"), comparisons("[1,2]", "(1,2)"), comparisons("77 = \\\\sqrt{51}", "\\\\sqrt{51}")
@@ -117,29 +121,29 @@ def comparisons(answer: str, gold: str) -> bool | Pairs:
         return spelling(answer) == spelling(gold)
     if (number := read_number(gold)) is not None and "=" not in gold:
         sides = _sides(answer)
-        given = read_number(sides[1] if len(sides) == 2 and _is_quantity(plain_latex(sides[0]), "") else answer)
-        return given is not None and given.equals(number)
+        answer_number = read_number(sides[1] if len(sides) == 2 and _is_quantity(plain_latex(sides[0]), "") else answer)
+        return answer_number is not None and answer_number.equals(number)
     if spelling(answer) == spelling(gold):
         return True
     if is_worded(gold):
         return same_words(answer, gold)
-    if (based := _digits_and_base(gold)) is not None:
+    if (gold_digits := _digits_and_base(gold)) is not None:
         sides = _sides(answer)
         answer = sides[1] if len(sides) == 2 and _is_name(sides[0]) else answer
-        given_based = _digits_and_base(answer)
-        return given_based == based if given_based else spelling(answer) == based[0]
+        answer_digits = _digits_and_base(answer)
+        return answer_digits == gold_digits if answer_digits else spelling(answer) == gold_digits[0]
     return _by_parts(_without_remarks(plain_latex(answer), gold), _without_remarks(plain_latex(gold), gold))
 
 
 def _is_other_angle(answer: str, gold: str) -> bool:
-    """Whether one of two angles is in degrees and the other one in radians."""
+    """Return True if one of two angles is in degrees and the other in radians."""
     in_degrees = bool(_ANGLE_UNIT.search(gold))
     is_in_degrees, is_in_radians = bool(_ANGLE_UNIT.search(answer)), bool(_RADIANS.search(answer))
     return (in_degrees and is_in_radians) or ("\\pi" in gold and not in_degrees and is_in_degrees)
 
 
 def _without_rounded(answer: str) -> str:
-    """An answer without the rounded value behind it; with it, where the two are plain numbers that are not close."""
+    """Return an answer without the rounded value after it, unless two plain numbers differ."""
     match = _APPROXIMATION.search(answer)
     if match is None:
         return answer
@@ -149,7 +153,7 @@ def _without_rounded(answer: str) -> str:
 
 
 def _by_parts(answer: str | None, gold: str | None) -> bool | Pairs:
-    """The comparison of two expressions: names first, then lists, then the whole."""
+    """Compare two expressions: first their names, then lists part by part, then the whole."""
     if answer is None or gold is None:
         return False
     answer = _without_names(answer, gold)
@@ -168,7 +172,7 @@ def _by_parts(answer: str | None, gold: str | None) -> bool | Pairs:
             answer_sides = answer_sides[1:]
         return _all(comparisons(side, gold) for side in answer_sides)
     gold_list = listing(gold)
-    if (named := _MEMBER_NAME.match(answer)) and gold[0].isalpha() and named[1] != gold[0]:
+    if (member := _MEMBER_NAME.match(answer)) and gold[0].isalpha() and member[1] != gold[0]:
         return False
     if "\\in" in gold and (interval := as_intervals(gold)) != gold:
         gold, gold_list = interval, listing(interval)
@@ -183,7 +187,7 @@ def _by_parts(answer: str | None, gold: str | None) -> bool | Pairs:
 
 
 def _lists(answer: Listing, gold: Listing, whole: tuple[str, str]) -> bool | Pairs:
-    """The comparison of two lists: with their brackets and in order, unless both are sets."""
+    """Compare two lists with their brackets and in order, unless both are sets."""
     is_same_kind = answer.brackets == gold.brackets
     is_loose = (gold.brackets, answer.brackets) in {("()", ""), ("", "()")}
     if gold.brackets in ("", "{}") and answer.brackets in ("", "{}"):
@@ -197,10 +201,10 @@ def _as_set(parts: Listing) -> str:
     return "\\{" + ", ".join(parts.parts) + "\\}"
 
 
-def _all(found: object) -> bool | Pairs:
-    """The conjunction of several comparisons."""
+def _all(results: Iterable[bool | Pairs]) -> bool | Pairs:
+    """Return the conjunction of several comparisons."""
     pairs: Pairs = []
-    for result in found:  # type: ignore[attr-defined]
+    for result in results:
         if result is False:
             return False
         if result is not True:
@@ -209,7 +213,7 @@ def _all(found: object) -> bool | Pairs:
 
 
 def _sides(text: str) -> list[str]:
-    """The sides of an equation, or of a chain of them; the whole text if it has none."""
+    """Return the sides of an equation or chain of equations, or only the whole text."""
     return [side.strip() for side in split_top(text, "=")] if "=" in text else [text]
 
 
@@ -218,7 +222,7 @@ def _is_name(text: str) -> bool:
 
 
 def _is_quantity(text: str, gold: str) -> bool:
-    """Whether the first side of an equation names what its other side is: x, f(2), a + b, \\text{proj}_b a."""
+    """Return True if the first side of an equation names its value: x, f(2), \\text{proj}_b a."""
     if _is_name(text):
         return True
     letters = set(_LETTER.findall(_TEXT.sub(" ABC ", _SUBSCRIPT.sub("", text)))) - {"e", "i"}
@@ -231,7 +235,7 @@ def _is_quantity(text: str, gold: str) -> bool:
 
 
 def _without_names(answer: str, gold: str) -> str:
-    """A list whose parts all have names, without these: x = 3, x = 5 for a gold list, x = 1, y = 2 for a gold point."""
+    """Return a list without names: x = 3, x = 5 for a list, or x = 1, y = 2 for a point."""
     if "=" in gold:
         return answer
     sides = [_sides(part) for part in split_top(answer, ",;")]
@@ -246,7 +250,7 @@ def _without_names(answer: str, gold: str) -> str:
 
 
 def _may_be(name: str, gold_name: str) -> bool:
-    """Whether an answer may give a quantity this name: the gold one, or that of a function where the gold has y."""
+    """Return True if the name in an answer fits the gold name; y fits any function of x."""
     name, gold_name = name.replace(" ", ""), gold_name.replace(" ", "")
     return (
         name == gold_name or (gold_name == "y" and name.endswith("(x)")) or (name == "y" and gold_name.endswith("(x)"))
@@ -254,7 +258,7 @@ def _may_be(name: str, gold_name: str) -> bool:
 
 
 def _without_remarks(text: str, gold: str) -> str | None:
-    """An expression without its unit, lead-in and condition in words; None if it has words that doubt or change it."""
+    """Return an expression without unit, introduction and condition; None if words doubt it."""
     if not gold or ("?" in text and "?" not in gold):
         return None
     text = text.removeprefix("\\approx").strip()
@@ -280,7 +284,7 @@ def _without_remarks(text: str, gold: str) -> str | None:
 
 
 def _pair(gold: str, answer: str) -> tuple[str, str]:
-    """Two expressions for algebra, which must not take R for r."""
+    """Return two expressions for algebra, renaming letters because it confuses R with r."""
     gold, answer = exact_latex(gold), exact_latex(answer)
     letters = set("".join(_LETTER.findall(_TEXT.sub("", gold) + " " + _TEXT.sub("", answer))))
     free = [letter for letter in "uvwzkhgqsbcn" if letter not in letters and letter.upper() not in letters]
@@ -292,7 +296,7 @@ def _pair(gold: str, answer: str) -> tuple[str, str]:
 
 
 def _digits_and_base(text: str) -> tuple[str, str] | None:
-    """The digits of a number and its base."""
+    """Return the digits of a number and its base."""
     match = _BASED.fullmatch(re.sub(r"\s", "", plain_latex(text)))
     if match is None:
         return None
@@ -302,6 +306,6 @@ def _digits_and_base(text: str) -> tuple[str, str] | None:
 
 
 def _as_matrix(text: str) -> str:
-    """A matrix written as a list of rows, in LaTeX."""
+    """Return a matrix in LaTeX for one that is written as a list of rows."""
     rows = re.findall(r"\[([^][]*)\]", text)
     return "\\begin{pmatrix}" + " \\\\ ".join(row.replace(",", " & ") for row in rows) + "\\end{pmatrix}"

@@ -1,7 +1,7 @@
-"""One spelling for what LaTeX, Unicode and plain text write in several ways, so that algebra reads them all.
+"""One LaTeX spelling for what LaTeX, Unicode and plain text write in different ways.
 
-Only the form changes: styles, fonts and brackets that group nothing are dropped, signs and names get their LaTeX command, and a
-decimal becomes the fraction that it is exactly.
+Only the form changes. Styles, fonts and superfluous brackets are removed, signs and names become
+LaTeX commands, and a decimal becomes the exact fraction.
 """
 
 from __future__ import annotations
@@ -65,13 +65,13 @@ _LAST_STOP = re.compile(r"(?<=\S)\.$")
 
 
 def plain_latex(text: str) -> str:
-    r"""An answer in one spelling.
+    r"""Return an answer in a uniform spelling.
 
     Args:
         text: any text.
 
     Returns:
-        LaTeX of the same meaning.
+        LaTeX with the same meaning.
 
     Example:
         >>> plain_latex(r"\left( 3, \dfrac{\pi}{2} \right)"), plain_latex("2√3 + x²"), plain_latex(r"{1+2\mathrm{i}}")
@@ -94,7 +94,7 @@ def plain_latex(text: str) -> str:
 
 
 def spelling(text: str) -> str:
-    r"""A text in one spelling, without white space; equal for expressions that are written alike.
+    r"""Return a text in a uniform spelling, without white space, for comparison as a string.
 
     Example:
         >>> spelling(r"90^{\circ} + x") == spelling(r"90^\circ+x")
@@ -105,7 +105,7 @@ def spelling(text: str) -> str:
 
 
 def exact_latex(text: str) -> str:
-    r"""A text in one spelling, with its decimals as exact fractions: for algebra, which would round them.
+    r"""Return a text in a uniform spelling with decimals as exact fractions. Algebra rounds them.
 
     Example:
         >>> exact_latex(r"0.25\pi"), exact_latex("3.7")
@@ -120,7 +120,7 @@ def exact_latex(text: str) -> str:
 
 
 def _braced(match: re.Match[str]) -> str:
-    r"""The arguments of \frac12 or \sqrt2 with their braces."""
+    r"""Return \frac12 or \sqrt2 with braces around the arguments."""
     first, second = match[2], match[3]
     if match[1] == "sqrt":
         return f"\\sqrt{{{first}}}{second or ''}"
@@ -128,12 +128,12 @@ def _braced(match: re.Match[str]) -> str:
 
 
 def _without_group(text: str) -> str:
-    """A text without the round brackets around all of it, if they hold no list."""
+    """Return a text without round brackets around all of it, unless they hold a list."""
     if not (text.startswith("(") and text.endswith(")")) or "," in text or ";" in text or len(text) < 4:
         return text
     depth = 0
-    for place, character in enumerate(text):
+    for index, character in enumerate(text):
         depth += (character == "(") - (character == ")")
-        if depth == 0 and place + 1 < len(text):
+        if depth == 0 and index + 1 < len(text):
             return text
     return text[1:-1].strip()

@@ -1,6 +1,7 @@
-r"""An arithmetic expression as people and models write it, in plain characters: `(3+5)×2`, `\frac{a}{b}`, `12 ÷ 6`, `2(3+5)`.
+r"""Arithmetic as people and models write it, in plain ASCII: `\frac{a}{b}`, `12 ÷ 6`, `2(3+5)`.
 
-Only the notation changes here. Whether the result is an expression, and which value it has, is for `expressions.evaluate` to say.
+Only the notation changes here. `expressions.evaluate` decides whether the result is an expression,
+and computes its value.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from unmask.rewards.grading.quantities import are_harmless
 from unmask.rewards.grading.wrapping import unwrapped
 
 LONGEST = 1000
-"""Characters of an answer that is looked at; bounds the time."""
+"""Maximum length of an answer in characters. It bounds the time."""
 
 _SYMBOLS = str.maketrans(
     {
@@ -55,7 +56,8 @@ ANNOUNCED = re.compile(
     r"|\s*(?:so\s)?we\s(?:can\s)?(?:use|write|have|get|compute|calculate)\s?:?\s",
     re.IGNORECASE,
 )
-"""What announces an expression: "The expression is", "The expression that equals 16 is", "We use"."""
+"""An announcement of an expression: "The expression is", "The expression that equals 16 is", "We
+use"."""
 _REMARK = re.compile(
     r"\(([^()+*/=]{0,60}[A-Za-z]{2}[^()+*/=]{0,60})\)|,\s((?:which\s)?(?:uses|using)\s[A-Za-z ]{1,60})$"
 )
@@ -72,8 +74,9 @@ _LEADING_ZEROS = re.compile(r"(?<![0-9.])0+(?=[0-9])")
 
 
 def symbols(text: str) -> str:
-    r"""A text with its signs, brackets and LaTeX in ASCII, and without what surrounds an answer. Line breaks stay; a text
-    of more than 1,000 characters gives nothing.
+    r"""Return a text with signs, brackets and LaTeX in ASCII, and nothing around the answer.
+
+    Line breaks stay. A text of more than 1,000 characters becomes empty.
 
     Example:
         >>> symbols("$7, −2$"), symbols(r"\[ \frac{3}{4} \times [5 \div 2] \]"), symbols("The expression is `3 × 4`.")
@@ -82,7 +85,7 @@ def symbols(text: str) -> str:
     if len(text) > LONGEST:
         return ""
     text = unwrapped(html.unescape(text)).translate(_SYMBOLS)
-    if _MIXED.search(text):  # 2\frac{1}{2} may be a product or a mixed number
+    if _MIXED.search(text):  # 2\frac{1}{2} may be a product or a mixed number.
         return text
     for _ in range(4):
         text = _FRACTION.sub(r"((\1)/(\2))", _SHORT_FRACTION.sub(r"(\1/\2)", text))
@@ -94,7 +97,9 @@ def symbols(text: str) -> str:
 
 
 def plain_expression(text: str) -> str:
-    r"""An expression with every product and quotient written out, and with whole numbers as integers; no labels, no remarks.
+    r"""Return an expression with explicit products and quotients, and whole numbers as integers.
+
+    Labels and remarks are removed.
 
     Example:
         >>> [plain_expression(text) for text in ("2(3+5)", "(3+5) x 2", "12:6:2", "(3.0+05)*2", "(3+5)*2 (=16)")]
@@ -106,22 +111,24 @@ def plain_expression(text: str) -> str:
 
 
 def without_remarks(text: str) -> str:
-    """An answer without what only comments on it: "(uses each number once)", "(2 steps)". A remark that doubts it stays.
+    """Return an answer without comments such as "(uses each number once)". A remark of doubt stays.
 
     Example:
         >>> without_remarks("(3+5)*2 (target reached)"), without_remarks("-5 (not sure)")
         ('(3+5)*2', '-5 (not sure)')
     """
 
-    def kept(remark: re.Match[str]) -> str:
+    def without_harmless(remark: re.Match[str]) -> str:
         words = set(re.findall(r"[A-Za-z']+", remark[1] or remark[2])) - {"which"}
         return " " if are_harmless(words) else remark.group()
 
-    return _REMARK.sub(kept, text).rstrip(" ")
+    return _REMARK.sub(without_harmless, text).rstrip(" ")
 
 
 def without_labels(text: str) -> str:
-    """Lines without what counts or names them: "Step 1:", "2.", "Multiply:", and bullets in front of equations.
+    """Return lines without labels such as "Step 1:", "2.", "Multiply:", and without bullets.
+
+    Bullets are removed only if every line is an equation with one.
 
     Example:
         >>> without_labels("1. 3+5 = 8\\n2. 8*2 = 16"), without_labels("- 3+5 = 8\\n- 8*2 = 16"), without_labels("-3 + 5")
@@ -137,11 +144,11 @@ def without_labels(text: str) -> str:
 
 
 def without_numbering(text: str, label: re.Pattern[str]) -> str:
-    """Lines without the numbers in front of them, where every line has one and these count the lines from 1.
+    """Return lines without the numbers before them, if the numbers count every line from 1.
 
     Args:
         text: any text.
-        label: what stands in front of a line; its first group is the number.
+        label: pattern of the text before a line; its first group is the number.
 
     Example:
         >>> [without_numbering(text, re.compile(r"([0-9])\\. ")) for text in ("1. 7\\n2. -2", "1. 7\\n3. -2")]
@@ -149,6 +156,6 @@ def without_numbering(text: str, label: re.Pattern[str]) -> str:
     """
     lines = [line for line in text.splitlines() if line.strip()]
     labels = [label.match(line) for line in lines]
-    if len(lines) < 2 or any(found is None or int(found[1]) != i for i, found in enumerate(labels, 1)):
+    if len(lines) < 2 or any(match is None or int(match[1]) != i for i, match in enumerate(labels, 1)):
         return text
-    return "\n".join(line[found.end() :] for line, found in zip(lines, labels, strict=True) if found)
+    return "\n".join(line[match.end() :] for line, match in zip(lines, labels, strict=True) if match)

@@ -1,4 +1,4 @@
-"""Numbers written in English words: "twelve", "one thousand two hundred", "two and a half"."""
+"""Numbers in English words: "twelve", "one thousand two hundred", "two and a half"."""
 
 from __future__ import annotations
 
@@ -32,24 +32,24 @@ NUMBER_WORDS = frozenset(
         "fifties",
     }
 )
-"""Every word that is a number or a part of one, and its plural."""
+"""Every word that is a number or part of one, and its plural."""
 _MORE_PARTS = (
     "halves seventh sevenths ninth ninths twelfth twelfths hundredth hundredths thousandth thousandths millionths"
 )
 PART_WORDS = frozenset({*_PARTS, *(f"{word}s" for word in _PARTS), *_MORE_PARTS.split()} - {"quarters"})
-"""Words of fractions. Not "quarters", which are coins in most answers."""
+"""Words of fractions. "Quarters" is not among them, because it means coins in most answers."""
 
 _WORD = re.compile(r"[a-z]+")
 
 
 def read_words(text: str) -> tuple[Fraction, int] | None:
-    """The number that a text begins with, in words.
+    """Return the number in words at the start of a text.
 
     Args:
         text: any text.
 
     Returns:
-        The number, and how many characters it takes; None if the text does not begin with one.
+        The number and its length in characters; None if the text does not begin with a number.
 
     Example:
         >>> [str(read_words(text)[0]) for text in ("twelve eggs", "One thousand two hundred", "forty-two", "two and a half")]

@@ -1,8 +1,10 @@
-"""A number as people and models write it: signs, thousands, decimals, fractions, currency, units, percent, words, plain or LaTeX.
+"""Numbers as people and models write them, in plain text, words or LaTeX.
 
-Released graders compare such answers as strings, so that "1,000", "$1000" and "1000.0" are three answers. Here they are one exact
-value. What is not one number, but a guess between two, a bound, a list or a sum to be worked out, is none. Which words may stand
-beside a number is in `unmask.rewards.grading.quantities`; docs/answers.md says what the rules cost.
+A number may have a sign, separated thousands, decimals, a fraction, a currency, a unit or a percent
+sign. Released graders compare such answers as strings, so "1,000", "$1000" and "1000.0" differ for
+them. Here they have one exact value. A guess between two numbers, a bound, a list or an unevaluated
+sum is not a number. `unmask.rewards.grading.quantities` defines which words may stand beside a
+number; docs/answers.md measures the effect of the rules.
 """
 
 from __future__ import annotations
@@ -17,7 +19,7 @@ from unmask.rewards.grading.styles import without_styles
 from unmask.rewards.grading.wrapping import unwrapped
 
 LONGEST = 200
-"""Characters that are looked at; bounds the time."""
+"""Maximum length of a text in characters. It bounds the time."""
 
 _WRAPPERS = re.compile(
     r"\\(?:text|textrm|textnormal|textsf|texttt|mbox|hbox|mathrm|operatorname|textbf|mathbf|bf|textit|mathit|emph|underline|"
@@ -36,14 +38,14 @@ _REPLACED = (
     *((chr(0xFF10 + digit), str(digit)) for digit in range(10)),
 )
 _SPACED_GROUPS = re.compile(r"(?<![0-9.,])[0-9]{1,3}(?: [0-9]{3})+(?![0-9,])")
-"""Thousands set apart by spaces."""
+"""Groups of three digits with spaces between them."""
 _BRACKETED = re.compile(r"""\([^(),]*\)|\[[^][,]*\]|\{[^{}]*\}|"[^"]*"|'[^']*'""")
-"""A number set apart; `(1, 2)` and `{1}{2}` are more than one."""
+"""A number in brackets or quotes; `(1, 2)` and `{1}{2}` are more than one number."""
 _CLOCK = re.compile(r"([0-9]{1,2}):00(?=\ ?[ap]\.?\ ?m\b)", re.IGNORECASE)
 _ALTERNATIVES = re.compile(r"\s*,?\s+or\s+", re.IGNORECASE)
 
 _ASIDE = re.compile(r"(?=.*[A-Za-z])(.*\S)\s+\(([^()]{1,40})\)")
-"""A number said twice: five (5)."""
+"""A number that is given twice: five (5)."""
 
 _INTEGER = r"[0-9]{1,3}(?:,[0-9]{3})+|[0-9]+"
 _DECIMAL = rf"(?:(?:{_INTEGER})(?:\.[0-9]+)?|\.[0-9]+)"
@@ -67,14 +69,17 @@ _MAGNITUDE = re.compile(
 
 @dataclass(frozen=True, slots=True)
 class Numeral:
-    """A number that has been read."""
+    """A number that was read from a text."""
 
     value: Fraction
-    """Exact, as written before any percent sign: 50 for "50%"."""
+    """Exact value, as written before a percent sign: 50 for "50%"."""
     is_percent: bool = False
 
     def equals(self, other: Numeral) -> bool:
-        """Whether two answers are one number. A percent sign counts as a unit; and 50% is 0.5, 150% is 1.5, but 300% is not 3.
+        """Return True if two answers are the same number.
+
+        A percent sign counts as a unit. In addition, 50% equals 0.5 and 150% equals 1.5, but 300%
+        does not equal 3.
 
         Example:
             >>> fifty, half = read_number("50%"), read_number("0.5")
@@ -92,15 +97,15 @@ class Numeral:
 
 
 def read_number(text: str, in_prose: bool = False) -> Numeral | None:
-    """The one number that a text is, or None if it is something else.
+    """Return the number that a whole text expresses, or None if it is not a single number.
 
     Args:
-        text: an answer, any text; up to 200 characters are looked at.
-        in_prose: read it as an answer to a word problem: "twelve" is a number, 5m are metres, and 5K are 5000. Elsewhere
-            these are words and products of variables.
+        text: answer, any text; a text of more than 200 characters is not read.
+        in_prose: True to read the text as an answer to a word problem: "twelve" is a number, 5m
+            means metres, and 5K is 5000. Otherwise these are words and products of variables.
 
     Returns:
-        The number, without its currency and unit, which are taken as read.
+        The number without its currency and unit, which are assumed to be correct.
 
     Example:
         >>> [str(read_number(t).value) for t in ("$1,000", "3.0", r"-\\frac{6}{4}", "1 1/2 cups", "2 million", "x = 7")]
@@ -126,7 +131,7 @@ def read_number(text: str, in_prose: bool = False) -> Numeral | None:
 
 
 def _one(text: str, in_prose: bool) -> Numeral | None:
-    """The number of a plain text without alternatives."""
+    """Return the number in a plain text without alternatives."""
     start = re.search(r"\\frac|\.?[0-9]", text)
     match = _MAGNITUDE.match(text, start.start()) if start else None
     if match is not None:
@@ -149,7 +154,7 @@ def _one(text: str, in_prose: bool) -> Numeral | None:
 
 
 def _plain(text: str) -> str:
-    """The text with LaTeX's ways of writing plain things undone."""
+    """Return the text with LaTeX replaced by plain characters."""
     text = without_styles(unwrapped(text))
     for written, plain in _REPLACED:
         text = text.replace(written, plain)
@@ -166,7 +171,7 @@ def _plain(text: str) -> str:
 
 
 def _magnitude(match: re.Match[str]) -> Fraction | None:
-    """The value without sign and unit."""
+    """Return the absolute value, without sign and unit."""
     if match["period"]:
         places = int(10 ** len(match["before"]))
         repeating = Fraction(int(match["period"]), int(10 ** len(match["period"])) - 1)

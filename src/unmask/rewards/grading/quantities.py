@@ -1,8 +1,8 @@
-"""Which words beside a number leave its value as it is: units, names of what is counted, and sentences that lead up to it.
+"""Words beside a number that leave its value unchanged: units, counted things, introductions.
 
-What is counted can be any noun ("18 golden retrievers"), so nouns are not listed. Listed are the words that change a value, doubt
-it or take it back: a text with one of them is no plain number. "dozen" and the like multiply. Function words are refused unless
-they are known to be harmless.
+Any noun may name what is counted ("18 golden retrievers"), so nouns are not listed. The lists hold
+words that change a value, doubt it or retract it: a text with one of them is not a plain number.
+Words such as "dozen" multiply. Function words are refused unless they are known to be harmless.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ _MULTIPLIERS = SCALES | {
     "quadrillion": 10**15,
 }
 _LETTER_MULTIPLIERS = {"k": 10**3, "K": 10**3, "M": 10**6, "B": 10**9}
-"""Set close to the number: 5K."""
+"""Letters that multiply a number directly before them: 5K."""
 
 _DOUBT = _words(
     # Guesses and bounds.
@@ -55,7 +55,7 @@ _DOUBT = _words(
     inaccurate inexact erroneous flawed bogus unproven untested refuted miscalculated misread fails contradicts ignoring
     disregarding nobody nothing nowhere hardly barely scarcely denied denies rough rounded opposite
     """
-    # Arithmetic that is left to do, and parts of a larger number.
+    # Unfinished arithmetic, and parts of a larger number.
     """
     plus add adding added subtracting divided multiplied subtracted squared cubed root roots factorial remainder rem modulo mod
     incremented decremented looks appears sounds approximated reversed inverted backwards binary octal hex hexadecimal mega giga
@@ -71,28 +71,29 @@ _DOUBT = _words(
 _LARGE_OR_PART = re.compile(
     r"[a-z]*illions?|(?:[a-z]+teen|six|seven|eigh|nin|ten|eleven|twelf|hundred|thousand|[a-z]+illion|[a-z]+tie)ths?"
 )
-"""Further names of large numbers and of parts: gazillion, elevenths."""
+"""Other names of large numbers and of parts: gazillion, elevenths."""
 _BEHIND_A_NOUN = _words(
     """
     and who which that is are was were be been have has had do did does can will must off out until till when since between over
     above below under beyond around through within because where there it you they
     """
 )
-"""Words that change a number right behind it ("5 and a half", "5 over 2"), but tell more of what is counted behind a noun."""
+"""Words that change a number directly before them ("5 and a half", "5 over 2"), but are harmless
+after a noun."""
 _NO_NOUN = _words("a an the another other some several many more few one any in of on for with then this those")
 _MORE = re.compile(
     r"\b(?:and|plus|with)\s+(?:an?|another|some|several|many|more|few|extra|counting|also|then|so)\b"
     r"|\b(?:is|was|does|it)\b(?!.*\b(?:left|remaining|needed)\b)|\b(?:be|been|it|you|are|were|there|that)\s*$",
     re.IGNORECASE,
 )
-"""What adds to a number, or judges it, even behind a noun."""
+"""Words that add to a number or judge it, even after a noun."""
 _SENTENCE_GOES_ON = _words(
     """
     and or but so i we you it is was are were be by can would will since because where when which who if though although however
     also yet while then not no max wait actually point
     """
 )
-"""Words behind a box with which a sentence about it goes on."""
+"""Words after a box that continue a sentence about it."""
 _FIRST_WORD = re.compile(r"(?:\s|\$|\\[ ,;)]|\\(?:text|mathrm)\{|\()*([A-Za-z]+)(?![A-Za-z-])")
 _GOES_ON = re.compile(
     r"(?:\s|\$|\\\)|\\text\{)*(?:[A-Za-z]{2,12},?\s(?:and\s)?[0-9]+(?![0-9]*[,.:]?[0-9]*\s?[-+*/=])"
@@ -100,13 +101,13 @@ _GOES_ON = re.compile(
     r"|at (?:least|most)\b|times (?:two|three|four|five|six|ten|[0-9])|I (?:guess|think|believe)\b|in (?:binary|hex|octal)\b)",
     re.IGNORECASE,
 )
-"""A number that goes on behind its first part: 5 feet 6 inches, 5 and a half, 5 out of 6."""
+"""The continuation of a number after its first part: 5 feet 6 inches, 5 and a half, 5 out of 6."""
 _COMPOUND = re.compile(
     r"(?<=\s)(?:one|two|three|four|five|six|seven|eight|nine|ten|twelve|twenty|fifty|hundred|first|second|third|"
     r"fourth|fifth|half|double|triple|short|over|under|above|low|odd|[A-Za-z])-(?=([A-Za-z]{3,}))",
     re.IGNORECASE,
 )
-"""The first half of an adjective or a noun: two-liter bottles, third-graders, T-shirts."""
+"""The first half of an adjective or noun: two-liter bottles, third-graders, T-shirts."""
 _HARMLESS_AFTER = re.compile(
     r"\b(?:left over|(?:is|are|was|were) (?:left(?: over)?|remaining|needed|the (?:final |correct |right )?answer)|"
     r"is (?:correct|right)|"
@@ -150,9 +151,9 @@ _NAME = re.compile(
     r"(?:\\?[A-Za-z]\w{0,15}(?:\ [A-Za-z]\w{0,15})?(?:_\{[^{}]{1,8}\})?(?:\([^()=]{1,9}\))?|\|[A-Z]{2}\|)\ ?(?:=|\\approx|≈|:)"
 )
 _MATHEMATICAL = _words("mod pi sin cos tan cot csc sqrt ln exp max add is are point points")
-"""Words that are a part of an expression."""
+"""Words that are part of an expression."""
 _NAMES = _words("i point sin cos tan pi limit minimum maximum")
-"""Words that doubt a number elsewhere, and may be a part of a quantity's name."""
+"""Words that doubt a number elsewhere, but may be part of a quantity's name."""
 _VERBS = _words(
     """
     is are was were be equals equal has have had get gets got make makes made earn earns earned cost costs need needs needed
@@ -164,29 +165,30 @@ _VERBS = _words(
     collected total totals totaling
     """
 )
-"""The last word of a sentence that leads up to its number."""
+"""Last words of a sentence that introduces its number."""
 _AMOUNT_OF = re.compile(
     r"\b(?:total|amount|answer|result|value|profit|cost|price|distance|average|number) of$", re.IGNORECASE
 )
 _DISOWNED = _words(
     "bad draft previous old first earlier former another other second counterexample example hint trap decoy"
 )
-"""Words before a number that give it as an answer that does not count."""
+"""Words before a number that mark it as an answer that does not count."""
 _LINKING = _words("is are was were be it we you i so can would by when which")
-"""Words that doubt a number behind it, but not before it."""
+"""Words that doubt a number after it, but not before it."""
 _MODAL = re.compile(r"\b(?:must|should|could)(?= (?!be\b|have\b|not\b)[a-z])", re.IGNORECASE)
-"""A verb of duty or ability with another verb: "She should pay 42" says 42, "It could be 42" does not."""
+"""A modal verb with another verb: "She should pay 42" states 42, "It could be 42" does not."""
 _NAMED = re.compile(
     r"\b(?:change|(?<!a )(?<!at )(?:minimum|maximum)|remainder|range|limit|the (?:least|most))\b"
     r"(?=[a-z' ]*\b(?:is|was|are|equals)$)",
     re.IGNORECASE,
 )
-"""Names of quantities that are words of doubt elsewhere: "Her change is 5", "The minimum number of buses is 5"."""
+"""Names of quantities that are words of doubt elsewhere: "Her change is 5", "The minimum number of
+buses is 5"."""
 _OBJECT = re.compile(
     r"\b(gets?|got|takes?|took|costs?|leaves?|left|gives?|gave|earns?|earned|makes?|made|ends?|ended|saves?|saved|pays?|paid|need|needs)"
     r" (?:(?:him|her|them|us|you|me|it|each|[A-Z][a-z]+)(?: with)?|up with|with|back)$"
 )
-"""A verb with whom it is about, or with its preposition: "It takes Tom", "She ends up with"."""
+"""A verb with its object or preposition: "It takes Tom", "She ends up with"."""
 _ADVERBS = re.compile(
     r"(?:\b(?:exactly|precisely|just|so|thus|hence|therefore|finally|now|then|only|still|in total|in all|altogether)\b[\s,:]*)+$",
     re.IGNORECASE,
@@ -194,21 +196,23 @@ _ADVERBS = re.compile(
 
 
 class Unit(NamedTuple):
-    """What stands behind a number."""
+    """Meaning of the words after a number."""
 
     factor: int = 1
-    """What it multiplies the number by."""
+    """Factor by which they multiply the number."""
     is_percent: bool = False
     is_clock: bool = False
-    """A time of day."""
+    """True for a time of day."""
 
 
 def read_unit(text: str, in_prose: bool = True) -> Unit | None:
-    """What the words behind a number make of it; None if they may change or doubt it.
+    """Return the meaning of the words after a number; None if they may change or doubt it.
 
     Args:
-        text: what stands right behind the number, its first space included; LaTeX's spaces and \\text{} undone.
-        in_prose: a single letter set close is a unit or a thousand (5m, 5K); elsewhere it is a factor.
+        text: text directly after the number, with its first space, and without LaTeX spaces and
+            \\text{}.
+        in_prose: True if an adjacent single letter is a unit or multiplier (5m, 5K); otherwise it
+            is a factor.
 
     Example:
         >>> [read_unit(text) is not None for text in (" golden retrievers", " km/h", "%", " left over", " (eggs)", "min")]
@@ -240,7 +244,7 @@ def read_unit(text: str, in_prose: bool = True) -> Unit | None:
 
 
 def are_harmless(words: Iterable[str]) -> bool:
-    """Whether none of some words doubts an expression, denies it or stands for another one.
+    """Return True if none of the words doubts an expression, denies it or stands for another one.
 
     Example:
         >>> are_harmless(["cm"]), are_harmless(["is", "wrong"]), are_harmless(["maybe"])
@@ -251,7 +255,9 @@ def are_harmless(words: Iterable[str]) -> bool:
 
 
 def begins_with_change(text: str) -> bool:
-    """Whether the words right behind a box go on with its number, doubt it or change it, however the sentence ends.
+    """Return True if the words after a box continue its number, doubt it or change it.
+
+    The rest of the sentence does not matter.
 
     Example:
         >>> [begins_with_change(text) for text in (" fewer", " halves", " feet 6 inches", " and a half", " to 45", " out of 50")]
@@ -269,21 +275,21 @@ def begins_with_change(text: str) -> bool:
 
 
 def _is_harmless(text: str) -> bool:
-    """Whether none of the words behind a number may change or doubt it."""
+    """Return True if none of the words after a number may change or doubt it."""
     is_close = not text.startswith((" ", "-"))
     text = _COMPOUND.sub(lambda match: match.group() if _is_number_word(match[1].lower()) else "", text)
     words = _WORD.findall(_HARMLESS_AFTER.sub(" ", text).replace("'s", "").replace("’s", ""))
-    noun = next((place for place, word in enumerate(words) if _may_be_noun(word.lower())), len(words))
-    for place, word in enumerate(words):
+    noun = next((index for index, word in enumerate(words) if _may_be_noun(word.lower())), len(words))
+    for index, word in enumerate(words):
         lower = word.lower()
-        tells_more = noun < place < len(words) - 1 and lower in _BEHIND_A_NOUN
+        tells_more = noun < index < len(words) - 1 and lower in _BEHIND_A_NOUN
         if (lower in _DOUBT and not tells_more) or _is_number_word(lower) or lower in _ORDINAL:
             return False
         if lower.endswith("ly") and lower not in _LY:
             return False
-        if len(word) == 1 and not _may_stand_alone(word, place, text):
+        if len(word) == 1 and not _may_stand_alone(word, index, text):
             return False
-        if lower == "than" and place + 1 == len(words):
+        if lower == "than" and index + 1 == len(words):
             return False
     if re.match(r"\s?-\s?[A-Za-z]\b", text) or (noun < len(words) and _MORE.search(text)):
         return False
@@ -293,7 +299,7 @@ def _is_harmless(text: str) -> bool:
 
 
 def _is_number_word(word: str) -> bool:
-    """Whether a word in lower case is a number, a part of one, or multiplies one."""
+    """Return True if a lower-case word is a number, part of one, or a multiplier."""
     is_listed = (
         word in NUMBER_WORDS or word in PART_WORDS or word.removesuffix("s") in _MULTIPLIERS or word in _MULTIPLIERS
     )
@@ -301,21 +307,23 @@ def _is_number_word(word: str) -> bool:
 
 
 def _may_be_noun(word: str) -> bool:
-    """Whether a word in lower case may name what is counted."""
+    """Return True if a lower-case word may name what is counted."""
     return word not in _DOUBT and word not in _NO_NOUN and len(word) > 1
 
 
-def _may_stand_alone(letter: str, place: int, text: str) -> bool:
-    """Whether a single letter is an article, a unit or a name: a week, 60 m, $60/h, boxes for John D."""
-    is_unit = letter in _UNIT_LETTERS and (place == 0 or "/" in text or bool(_AREA.match(text)))
-    return letter in _LONE_LETTERS or is_unit or (place > 1 and letter.isupper())
+def _may_stand_alone(letter: str, index: int, text: str) -> bool:
+    """Return True if a single letter is an article, a unit or a name: a week, 60 m, John D."""
+    is_unit = letter in _UNIT_LETTERS and (index == 0 or "/" in text or bool(_AREA.match(text)))
+    return letter in _LONE_LETTERS or is_unit or (index > 1 and letter.isupper())
 
 
 def read_introduction(text: str) -> int | None:
-    """The sign that the words before a number give it, 1 or -1; None if they may be more than an introduction.
+    """Return the sign that the words before a number give it: 1 or -1.
+
+    None if they may be more than an introduction.
 
     Args:
-        text: what stands before the number, sign and currency included.
+        text: text before the number, with sign and currency.
 
     Example:
         >>> [read_introduction(text) for text in ("$", "x = ", "Janet has ", "Total cost: ", "= ", "US$", "#", "-", "minus ")]
@@ -341,7 +349,7 @@ def read_introduction(text: str) -> int | None:
 
 
 def _leads_up(text: str) -> bool:
-    """Whether a text is nothing, a name with its equals sign, a label with its colon, or a sentence up to its number."""
+    """Return True if a text is empty, a name with "=", a label with ":" or an introduction."""
     if text in ("", "="):
         return True
     if _NAME.fullmatch(text):

@@ -1,4 +1,4 @@
-"""LaTeX that changes how an expression looks and not what it says: sizes, colours, spaces, kinds of bracket and fraction."""
+"""LaTeX that changes only the look of an expression: sizes, colours, spaces, kinds of fraction."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ _OVER = re.compile(r"(?:\{|\A)\s*([^{}\\]{1,20})\\over(?![A-Za-z])\s*([^{}\\]{1,
 
 
 def without_styles(text: str) -> str:
-    r"""A text in LaTeX without its styles, and with one command for every kind of fraction.
+    r"""Return LaTeX without styles, and with one command for every kind of fraction.
 
     Args:
         text: any text.
 
     Returns:
-        LaTeX of the same meaning.
+        LaTeX with the same meaning.
 
     Example:
         >>> [without_styles(text) for text in (r"\displaystyle 9", r"\bigl(9\bigr)", r"\dfrac12", r"{7 \over 12}")]

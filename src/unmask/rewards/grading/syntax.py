@@ -1,4 +1,7 @@
-"""What a Python program defines, reads and imports, found from its syntax tree alone: nothing here runs it."""
+"""Names that a Python program defines, reads and imports, from its syntax tree.
+
+Nothing here runs it.
+"""
 
 from __future__ import annotations
 
@@ -9,17 +12,20 @@ from collections.abc import Iterable, Iterator
 from functools import lru_cache
 
 MAX_CODE = 2**16
-"""Characters of a program that are looked at; a longer one is not run."""
+"""Maximum length of a program in characters. A longer one is not run."""
 _MAX_DEPTH = 200
-"""Levels of nesting that `ast.unparse`, which calls itself for each, can write within Python's recursion limit."""
+"""Maximum depth of nesting that `ast.unparse`, which is recursive, can write within Python's
+limit."""
 BUILTINS = frozenset(dir(builtins))
 _READS_ANY_NAME = frozenset({"eval", "exec", "globals", "locals", "vars", "compile", "__import__", "__all__"})
-"""Names by which a program may read others that its text does not show."""
+"""Names with which a program may read others that its text does not show."""
 
 
 @lru_cache(maxsize=64)
 def parse(code: str) -> ast.Module | None:
-    """The syntax tree of a text, or None if it is no Python, too long or too deep. Callers share it: do not change it.
+    """Return the syntax tree of a text; None if it is not valid Python, too long or too deep.
+
+    Callers share the tree and must not change it.
 
     Example:
         >>> parse("x + 1") is None, parse("x +") is None, parse("x + " * 300 + "1") is None
@@ -32,13 +38,13 @@ def parse(code: str) -> ast.Module | None:
             warnings.simplefilter("ignore")
             tree = ast.parse(code)
             return tree if _depth(tree) <= _MAX_DEPTH else None
-    # CPython reports nesting beyond its parser's stack as any of these, depending on version and depth.
+    # CPython raises any of these for deep nesting, depending on version and depth.
     except (SyntaxError, ValueError, MemoryError, RecursionError):
         return None
 
 
 def _depth(tree: ast.AST) -> int:
-    """How deep a tree is nested, up to the first level beyond the limit."""
+    """Return the depth of a tree, counted up to one level beyond the limit."""
     depth, level = 0, [tree]
     while level and depth <= _MAX_DEPTH:
         level = [child for node in level for child in ast.iter_child_nodes(node)]
@@ -47,12 +53,12 @@ def _depth(tree: ast.AST) -> int:
 
 
 def defined_names(tree: ast.Module) -> set[str]:
-    """Names that the statements of a module bind at its top: functions, classes, imports, assignments."""
+    """Return the names that a module binds at its top level by definition or assignment."""
     return {name for node in tree.body for name in names_of(node)}
 
 
 def names_of(node: ast.stmt) -> set[str]:
-    """Names that a statement binds: a function, a class, imports, assignments."""
+    """Return the names that a statement binds: a function, a class, imports, assignments."""
     match node:
         case ast.FunctionDef(name=name) | ast.AsyncFunctionDef(name=name) | ast.ClassDef(name=name):
             return {name}
@@ -66,7 +72,7 @@ def names_of(node: ast.stmt) -> set[str]:
 
 
 def returns(tree: ast.Module) -> bool:
-    """Whether a module has a `return` outside of its functions, so that it is the body of one.
+    """Return True if a module has a `return` outside of its functions, like a function's body.
 
     Example:
         >>> returns(ast.parse("for y in x:\\n    return y")), returns(ast.parse("def f(x):\\n    return x"))
@@ -83,7 +89,7 @@ def returns(tree: ast.Module) -> bool:
 
 
 def free_names(tree: ast.AST) -> set[str]:
-    """Names that a tree reads and binds nowhere, builtins included."""
+    """Return the names that a tree reads but does not bind, including builtins."""
     read: set[str] = set()
     bound: set[str] = set()
     for node in ast.walk(tree):
@@ -104,16 +110,17 @@ def free_names(tree: ast.AST) -> set[str]:
 
 
 def without_dead_code(code: str, names: Iterable[str] = ()) -> str:
-    """A program without imports that it never uses, and without what it would do only as a script (`if __name__ == "__main__"`).
+    """Return a program without unused imports and without `if __name__ == "__main__"` blocks.
 
-    A sandbox may lack a module that a program imports out of habit.
+    A sandbox may lack modules that a program imports but never uses.
 
     Args:
-        code: a program, any text.
-        names: what is called from outside, and stays even where the program itself does not use it.
+        code: program, any text.
+        names: names that are called from outside, and stay even if the program does not use them.
 
     Returns:
-        The program; the text itself where there is nothing to remove, or where it may read names that its text does not show.
+        The program; or the text itself if there is nothing to remove or the program may read names
+        that its text does not show.
 
     Example:
         >>> without_dead_code("import numpy as np\\nimport math\\ndef f(x): return math.sqrt(x)")
@@ -128,7 +135,7 @@ def without_dead_code(code: str, names: Iterable[str] = ()) -> str:
     if used & _READS_ANY_NAME or (len(body) == len(parsed.body) and imported <= used):
         return code
     try:
-        # A copy by way of text: the tree is shared.
+        # The tree is shared, so a copy is made through its source.
         tree = _UnusedImports(used).visit(ast.parse(ast.unparse(ast.Module(body, []))))
         tree.body = [node for node in tree.body if not isinstance(node, ast.Pass)]
         return ast.unparse(ast.fix_missing_locations(tree))
@@ -137,7 +144,7 @@ def without_dead_code(code: str, names: Iterable[str] = ()) -> str:
 
 
 class _UnusedImports(ast.NodeTransformer):
-    """Removes imports of names that are not used."""
+    """Remove imports of unused names."""
 
     def __init__(self, used: set[str]) -> None:
         self.used = used
@@ -164,7 +171,7 @@ def _bound_by(alias: ast.alias) -> str:
 
 
 def _is_script(node: ast.stmt) -> bool:
-    """Whether a statement is `if __name__ == "__main__":` without an `else`."""
+    """Return True if a statement is `if __name__ == "__main__":` without an `else`."""
     match node:
         case ast.If(test=ast.Compare(left=ast.Name(id="__name__"), ops=[ast.Eq()]), orelse=[]):
             return True

@@ -1,4 +1,4 @@
-"""Answers of words: names, choices of a list, dates."""
+"""Comparison of answers in words: names, choices from a list, dates."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _ORDINAL = re.compile(r"\b([0-9]{1,2})(?:st|nd|rd|th)\b")
 
 
 def is_worded(gold: str) -> bool:
-    r"""Whether a gold answer is words.
+    r"""Return True if a gold answer consists of words.
 
     Example:
         >>> is_worded(r"\text{Evelyn}"), is_worded(r"\text{(B)}"), is_worded("x"), is_worded(r"5\text{ cm}")
@@ -33,7 +33,7 @@ def is_worded(gold: str) -> bool:
 
 
 def same_words(answer: str, gold: str) -> bool:
-    r"""Whether an answer says the words of the gold one.
+    r"""Return True if an answer has the words of the gold answer.
 
     Args:
         answer: any text.
@@ -47,32 +47,37 @@ def same_words(answer: str, gold: str) -> bool:
         >>> [same_words(text, r"\text{June 20}") for text in ("June 20th", "20 June", "June 21")]
         [True, True, False]
     """
-    wanted, given = _bare(gold), _bare(answer)
-    if "?" in given and "?" not in wanted:
+    answer, gold = _bare(answer), _bare(gold)
+    if "?" in answer and "?" not in gold:
         return False
-    if given == wanted:
+    if answer == gold:
         return True
-    choice = _CHOICE.fullmatch(wanted)
-    if choice is not None and len(wanted.strip("()")) == 1:
-        found = _CHOICE.fullmatch(given)
-        if found is None or (found[1] or found[2]) != (choice[1] or choice[2]):
+    choice = _CHOICE.fullmatch(gold)
+    if choice is not None and len(gold.strip("()")) == 1:
+        answer_choice = _CHOICE.fullmatch(answer)
+        if answer_choice is None or (answer_choice[1] or answer_choice[2]) != (choice[1] or choice[2]):
             return False
-        rest = given[(found.end(1) if found[1] else found.end(2)) + 1 :]
-        marked = bool(found[1]) or given[found.end(2) : found.end(2) + 1] in ("", ".", ":", ")")
-        return marked and not _OTHER_CHOICE.search(rest) and are_harmless(re.findall(r"[a-z]{2,}", rest))
-    if _MONTHS & set(wanted.split()):
-        return sorted(_date(given)) == sorted(_date(wanted))
-    words = _words_around(given, wanted)
+        rest = answer[(answer_choice.end(1) if answer_choice[1] else answer_choice.end(2)) + 1 :]
+        is_marked = bool(answer_choice[1]) or answer[answer_choice.end(2) : answer_choice.end(2) + 1] in (
+            "",
+            ".",
+            ":",
+            ")",
+        )
+        return is_marked and not _OTHER_CHOICE.search(rest) and are_harmless(re.findall(r"[a-z]{2,}", rest))
+    if _MONTHS & set(gold.split()):
+        return sorted(_date(answer)) == sorted(_date(gold))
+    words = _words_around(answer, gold)
     return words is not None and "than" not in words and are_harmless(words)
 
 
-def _words_around(given: str, wanted: str) -> list[str] | None:
-    """The words beside the wanted ones in a short sentence: "Evelyn is fastest", "the function is odd", "odd function"."""
-    if given.startswith(f"{wanted} "):
-        words = re.findall(r"\S+", given.removeprefix(wanted))
+def _words_around(answer: str, gold: str) -> list[str] | None:
+    """Return the words beside the gold ones in a short sentence, such as "Evelyn is fastest"."""
+    if answer.startswith(f"{gold} "):
+        words = re.findall(r"\S+", answer.removeprefix(gold))
         is_short = len(words) == 1 or (words[0] == "is" and len(words) <= 6)
-    elif given.endswith(f" is {wanted}"):
-        words = re.findall(r"\S+", given.removesuffix(wanted))
+    elif answer.endswith(f" is {gold}"):
+        words = re.findall(r"\S+", answer.removesuffix(gold))
         is_short = len(words) <= 6
     else:
         return None
@@ -84,7 +89,7 @@ def _date(text: str) -> list[str]:
 
 
 def _bare(text: str) -> str:
-    """A text of words without fonts, lead-in, case and outer punctuation."""
+    """Return words without fonts, introduction, case and outer punctuation."""
     text = unwrapped(text)
     for _ in range(2):
         text = _FONT.sub(r"\1", text)

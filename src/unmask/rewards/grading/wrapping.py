@@ -1,4 +1,4 @@
-"""What surrounds an answer in prose, Markdown or LaTeX and is no part of it."""
+"""Removal of prose, Markdown and LaTeX around an answer."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import re
 from unmask.rewards.grading.boxes import BRACE
 
 _GROUP = re.compile(r"(?:\\(?:boxed|fbox|mathbf|boldsymbol|bm|underline|displaystyle|mathrm)\s?)?\{")
-"""The start of braces that may hold all of an answer."""
+"""The start of braces that may enclose the whole answer."""
 _LEAD_IN = re.compile(
     r"(?:\#{2,6}\s*"
     r"|(?:(?:so|thus|hence|therefore),?\s{1,3})?(?:the\s{1,3}|my\s{1,3}|our\s{1,3})?(?:final\s{1,3}|correct\s{1,3}|right\s{1,3})?"
@@ -16,7 +16,9 @@ _LEAD_IN = re.compile(
     r"(?=\S)",
     re.IGNORECASE,
 )
-"""What announces an answer inside its tag. No name, no verb but "is": what follows must be the answer alone."""
+"""An announcement of an answer inside its tag.
+
+It contains no name and no verb except "is", because only the answer may follow."""
 _DELIMITERS = (
     ("**", "**"),
     ("__", "__"),
@@ -34,20 +36,21 @@ _DELIMITERS = (
     ("“", "”"),
 )
 _LANGUAGE = re.compile(r"[A-Za-z]{1,12}[ \t]*\n")
-"""The word behind a fence that says which language follows."""
+"""The language name after a fence."""
 _ARROW = re.compile(r"\A\s*(?:\\(?:[Rr]ightarrow|[Ll]ongrightarrow|implies|therefore)(?![A-Za-z])|[⇒→∴])\s*(?=\S)")
 _TRAILING = re.compile(r"(?:\\[,;!]|\\\\|\\|~|…|[✓✔✅]\ufe0f?|<br ?/?>|\.{1,3}|,|;)$")
 
 
 def unwrapped(text: str) -> str:
-    r"""An answer without what surrounds it in prose or LaTeX: white space, "The answer is", `**`, quotes, math delimiters,
-    punctuation.
+    r"""Return an answer without the prose or LaTeX around it.
+
+    It removes white space, "The answer is", `**`, quotes, math delimiters and punctuation.
 
     Args:
-        text: an answer, any text.
+        text: answer, any text.
 
     Returns:
-        What is inside.
+        The text inside.
 
     Example:
         >>> [unwrapped(text) for text in (r" \[ x^2 \] ", "$ 5 $.", "**5**", "$5", "5,", "**Answer:** 5", "The total is $5$.")]
@@ -72,7 +75,7 @@ def unwrapped(text: str) -> str:
 
 
 def _without_group(text: str) -> str:
-    """A text without the braces around all of it, and the font or box that these belong to."""
+    """Return a text without braces around all of it, or the font or box that they belong to."""
     group = _GROUP.match(text)
     if group is None or not text.endswith("}"):
         return text
@@ -85,7 +88,7 @@ def _without_group(text: str) -> str:
 
 
 def _without_trailing(text: str) -> str:
-    """An answer without the punctuation at its end."""
+    """Return an answer without the punctuation at its end."""
     while (trailing := _TRAILING.search(text, max(0, len(text) - 6))) is not None:
         text = text[: trailing.start()].rstrip()
     return text

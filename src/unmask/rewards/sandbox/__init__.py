@@ -1,4 +1,4 @@
-"""Running untrusted programs against tests: one protocol, and backends from a small interpreter to full CPython."""
+"""Sandboxes that run untrusted programs against tests, from a small interpreter to full CPython."""
 
 from __future__ import annotations
 
@@ -12,10 +12,12 @@ __all__ = ["SandboxJob", "Result", "Sandbox", "SandboxConfig", "Status", "Verdic
 
 @lru_cache(maxsize=8)
 def make_sandbox(config: SandboxConfig) -> Sandbox:
-    """The sandbox that a configuration describes; one for equal configurations, so that its workers are kept.
+    """Return the sandbox that a configuration describes.
+
+    Equal configurations share a sandbox, so that its workers stay alive.
 
     Raises:
-        ConfigError: its backend is not installed, or cannot work here.
+        ConfigError: the backend is not installed or cannot work on this machine.
     """
     sandbox = _backend(config.backend)(config)
     atexit.register(sandbox.close)

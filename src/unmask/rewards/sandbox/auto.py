@@ -1,4 +1,4 @@
-"""Monty first; what full CPython may judge differently is run again in bubblewrap."""
+"""Monty first; then bubblewrap for the programs that full CPython may judge differently."""
 
 from __future__ import annotations
 
@@ -13,16 +13,21 @@ from unmask.rewards.sandbox.bubblewrap import Bubblewrap
 from unmask.rewards.sandbox.monty import MontySandbox
 
 SHARE_FOR_SLOW = 0.5
-"""Part of the time of a batch after which programs that are too slow for monty are not run again. Monty is three to four times
-as slow as CPython, so some of them are right; but most hang, and would hang again."""
+"""Share of a batch's time after which programs that are too slow for monty do not run again.
+
+Monty is three to four times as slow as CPython, so some of them are correct. Most of them hang, and
+would hang again."""
 
 
 class Auto(Sandbox):
-    """Fast where that is enough, full CPython where it is not. Without bubblewrap it warns once, and is monty.
+    """Fast monty if it suffices, else full CPython.
 
-    A program is run again unless it passed, or failed in a way that does not depend on the interpreter: a wrong value, a name
-    that nobody defines, a text that is no Python. The second runs begin when all first ones have ended and stop at the end of
-    the batch's time, so they take nothing away from other programs.
+    Without bubblewrap it warns once and uses only monty.
+
+    A program runs again unless it passed, or failed in a way that does not depend on the
+    interpreter: a wrong value, an undefined name, or a syntax error. The second runs start after
+    all first runs, and stop at the end of the batch's time, so they take no time from other
+    programs.
     """
 
     def __init__(self, config: SandboxConfig) -> None:
@@ -32,10 +37,10 @@ class Auto(Sandbox):
         try:
             self.second = Bubblewrap(config)
         except ConfigError as error:
-            warnings.warn(f"programs that monty does not support stay unsupported: {error}", stacklevel=2)
+            warnings.warn(f"programs that monty does not support cannot be judged: {error}", stacklevel=2)
 
     def run_until(self, jobs: Sequence[SandboxJob], end: float) -> list[Result]:
-        """Monty's results, and bubblewrap's in place of those that may differ; those that only were too slow come last."""
+        """Return monty's results, or bubblewrap's if they may differ. Slow programs come last."""
         begin = time.monotonic()
         results = self.first.run_until(jobs, end)
         if self.second is None:
@@ -51,11 +56,11 @@ class Auto(Sandbox):
         return results
 
     def run_one(self, job: SandboxJob, end: float = math.inf) -> Result:
-        """The result of one job, of which no test is begun after `end` on the monotonic clock."""
+        """Return the result of one job; no test starts after `end` on the monotonic clock."""
         return self.run_until([job], end)[0]
 
     def verdicts(self, job: SandboxJob, end: float) -> list[Verdict]:
-        """The verdicts of one job."""
+        """Return the verdicts of one job."""
         return list(self.run_until([job], end)[0].verdicts)
 
     def close(self) -> None:

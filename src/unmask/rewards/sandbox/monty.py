@@ -1,8 +1,9 @@
-"""Programs in monty (pydantic-monty), an interpreter of its own that has no file system, network or operating system.
+"""Programs in monty (pydantic-monty), a Python interpreter without file system or network.
 
-Values of an untrusted program are built and compared in Python, and a value can be large, or slow to build, whatever limits
-the interpreter has. So the training process never holds one: the judgement of a whole job runs in a worker process
-(`unmask.rewards.workers`) whose memory is limited and which is killed when it is late.
+Values of an untrusted program are built and compared in Python. A value can be large or slow to
+build, whatever limits the interpreter has. Therefore the training process never holds one. A worker
+process (`unmask.rewards.workers`) with limited memory judges the whole job, and is killed if it
+takes too long.
 """
 
 from __future__ import annotations
@@ -15,24 +16,28 @@ from unmask.rewards.sandbox.base import Sandbox, SandboxConfig, SandboxJob, Verd
 from unmask.rewards.workers import WorkerOutcome, Workers
 
 JUDGE_MEMORY_MB = 512
-"""Address space of a worker and of each interpreter that it starts, beyond the heap of a program."""
+"""Address space in MB of a worker and of each interpreter that it starts, in addition to the heap
+of a program."""
 GRACE_SECONDS = 3.0
-"""What a worker may take beyond the limits that it keeps itself, to start its interpreters and to return."""
+"""Seconds that a worker may exceed its own limits, to start its interpreters and to return."""
 
 
 class MontySandbox(Sandbox):
-    """Fast and strict, and supports a part of Python. Worker processes start with the first job."""
+    """Fast and strict sandbox that supports part of Python.
+
+    Worker processes start with the first job.
+    """
 
     def __init__(self, config: SandboxConfig) -> None:
         super().__init__(config)
-        # The worker keeps `total_timeout` by itself, but for a step that it cannot interrupt.
+        # The worker enforces `total_timeout` itself, except during a step that it cannot interrupt.
         self._seconds = config.total_timeout + config.timeout + GRACE_SECONDS
         self._lock = threading.Lock()
         self._workers: Workers | None = None
         self._has_worked = False
 
     def verdicts(self, job: SandboxJob, end: float) -> list[Verdict]:
-        """Judge the job in a worker; a worker that is killed or dies costs this job alone.
+        """Judge the job in a worker. A worker that is killed or dies loses only this job.
 
         Raises:
             ConfigError: monty is missing, has an unknown version, or cannot be started.
@@ -47,7 +52,7 @@ class MontySandbox(Sandbox):
             "is_worker": True,
         }
         try:
-            # Whoever limits the batch has little time to spare after `end`: no more than a step takes.
+            # The batch may exceed `end` by one step at most.
             [outcome] = self._pool().map([call], max(left, 0.0) + self.config.timeout + GRACE_SECONDS)
         except (RewardError, OSError) as error:
             if not self._has_worked:
@@ -68,7 +73,7 @@ class MontySandbox(Sandbox):
             workers.close()
 
     def _lost(self, outcome: WorkerOutcome) -> Verdict:
-        """The verdict on every test of a job whose worker did not answer."""
+        """Return the verdict on every test of a job whose worker did not reply."""
         match outcome.failure:
             case "timeout" | "no time":
                 return verdict("timed_out", f"more than {self._seconds:g} s in all", may_differ=True)

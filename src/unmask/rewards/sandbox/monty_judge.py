@@ -1,6 +1,7 @@
-"""The judgement of one job in monty, in a worker process: a session for the program and one for its tests.
+"""Judgement of one job with monty in a worker: a session for the program, and one for its tests.
 
-A call that a test makes goes through this process as plain data. Interpreters are kept for the next job.
+A call that a test makes passes through this process as plain data. Interpreters are kept for the
+next job.
 """
 
 from __future__ import annotations
@@ -28,13 +29,13 @@ if TYPE_CHECKING:
     from pydantic_monty import Monty, MontySession
 
 GIVE_UP_AFTER = 2
-"""Tests that may hang before the rest is taken to hang as well."""
+"""Number of tests that may hang before the rest count as hanging too."""
 MAX_CALLS = 20_000
-"""Calls that the tests of one program may make of it."""
+"""Maximum number of calls that the tests of one program may make to it."""
 MAX_BYTES = 64 * 2**20
-"""Size of a value that crosses between program and tests."""
+"""Maximum size in bytes of a value that crosses between program and tests."""
 GRACE_SECONDS = 4.0
-"""What one step may take beyond its limit before this process ends itself."""
+"""Seconds that one step may exceed its limit before this process ends itself."""
 _VERSIONS = ">= 1.4, < 2"
 _PLAIN = frozenset((bool, int, float, complex, bytes, type(None), Decimal, date, datetime, clock_time, timedelta))
 _CONTAINERS = (list, tuple, dict, set, frozenset)
@@ -43,7 +44,8 @@ _STAND_IN = re.compile(
     r"|(?:range|slice|re\.compile|dict_\w+)\(.*\)|[\[{(]\.\.\.[\]})]",
     re.DOTALL,
 )
-"""Texts that monty gives in place of what it cannot hand out: functions, ranges, views, a list inside itself."""
+"""Texts that monty returns for values that it cannot pass on: functions, ranges, views, a list
+inside itself."""
 
 
 def judge(
@@ -54,16 +56,17 @@ def judge(
     limits: tuple[float, float, int, float],
     is_worker: bool = False,
 ) -> list[tuple[str, str, bool]] | str:
-    """The verdicts of a job's tests, or a text that says why monty cannot be used here.
+    """Return the verdicts of a job's tests, or the reason why monty cannot be used here.
 
     Args:
-        code: the program.
-        tests: statements, of which each is a test.
-        names: what the tests take from the program.
+        code: source of the program.
+        tests: statements, each of which is a test.
+        names: names that the tests take from the program.
         setup: statements that run before the tests.
-        limits: seconds for one step, seconds for all, megabytes of a program's heap, and seconds in which tests may begin.
-        is_worker: whether this process is for nothing else. Its error output is then closed, into which an interpreter that dies
-            writes its trace.
+        limits: seconds for one step, seconds for all steps, megabytes of a program's heap, and
+            seconds during which tests may start.
+        is_worker: True if the process exists only for this purpose. It then closes its error
+            output, where an interpreter that dies would print its trace.
     """
     if is_worker:
         _become_worker()
@@ -82,7 +85,7 @@ def judge(
 
 
 class Attempts:
-    """One job, begun anew after each test that took its program's session with it."""
+    """One job, which is started again after each test that ended its program's session."""
 
     def __init__(self, job: SandboxJob, workers: Monty, watchdog: Watchdog, step: float, memory_mb: int) -> None:
         self.job, self.workers, self.watchdog = job, workers, watchdog
@@ -94,20 +97,20 @@ class Attempts:
         self.program = Source(job.code, "\n" + " ".join(job.names))
 
     def verdicts(self, deadline: float, end: float) -> list[Verdict]:
-        """A verdict for each test that was begun before `end`; none takes the job beyond the deadline."""
-        found: list[Verdict] = []
+        """Return a verdict for each test that started before `end` and ran before the deadline."""
+        verdicts: list[Verdict] = []
         hung = 0
-        while len(found) < len(self.job.tests) and (not found or time.monotonic() <= end):
+        while len(verdicts) < len(self.job.tests) and (not verdicts or time.monotonic() <= end):
             if hung == GIVE_UP_AFTER or time.monotonic() > deadline:
-                reason = "it hung in tests before" if hung == GIVE_UP_AFTER else "no time left"
-                found += [verdict("timed_out", reason, True)] * (len(self.job.tests) - len(found))
+                reason = "it hung in earlier tests" if hung == GIVE_UP_AFTER else "no time left"
+                verdicts += [verdict("timed_out", reason, True)] * (len(self.job.tests) - len(verdicts))
                 break
-            found += self._attempt(len(found), min(deadline, end))
-            hung += found[-1].status == "timed_out"
-        return found
+            verdicts += self._attempt(len(verdicts), min(deadline, end))
+            hung += verdicts[-1].status == "timed_out"
+        return verdicts
 
     def _attempt(self, first: int, deadline: float) -> list[Verdict]:
-        """The verdicts from test `first` to the one that ended a session, or to the last."""
+        """Return the verdicts from test `first` to the one that ended a session, or to the last."""
         job, rest = self.job, len(self.job.tests) - first
         with self._session() as program, self._session() as tests:
             self.watchdog.step_begins()
@@ -116,27 +119,28 @@ class Attempts:
                 return [replace(loaded.verdict, status=status)] * rest
             calls = Calls(program, self.program, self.watchdog, deadline)
             lookup = {f"program_{name}": calls.of(name) for name in job.names}
-            # By assignment: monty asks for names that it does not know only, and a program may define its own `sum`.
+            # Assign the names, because monty looks up only unknown names and a program may define
+            # its own `sum`.
             taken = "".join(f"{name} = program_{name}\n" for name in job.names)
             prepared = _run(tests, taken, Source(taken), lookup) or _run(tests, job.setup, Source(job.setup), lookup)
             if prepared:
                 return [verdict("unsupported", f"the tests cannot be prepared: {prepared.reason}", True)] * rest
-            found: list[Verdict] = []
+            verdicts: list[Verdict] = []
             for test in job.tests[first:]:
-                if found and time.monotonic() > deadline:
+                if verdicts and time.monotonic() > deadline:
                     break
-                found.append(self._test(tests, test, calls, lookup))
-                if found[-1].status == "timed_out" or calls.is_over:
+                verdicts.append(self._test(tests, test, calls, lookup))
+                if verdicts[-1].status == "timed_out" or calls.is_over:
                     break
-            return found
+            return verdicts
 
     def _test(self, tests: MontySession, test: str, calls: Calls, lookup: dict[str, Any]) -> Verdict:
-        """Run one test; `calls.is_over` says whether a session ended with it."""
+        """Run one test; `calls.is_over` is then True if it ended a session."""
         calls.fault = None
         self.watchdog.step_begins()
         source = Source(test, "\n".join(("", self.job.code, self.job.setup, *self.job.names)))
         outcome = _run(tests, test, source, lookup, calls.errors)
-        # What ended the program's session counts, even where the test went on.
+        # The end of the program's session counts even if the test continued.
         if calls.fault:
             return calls.fault
         if outcome is None:
@@ -156,35 +160,38 @@ class Attempts:
 
 @dataclass(frozen=True, slots=True)
 class MontyVerdict(Verdict):
-    """Why a feed did not complete."""
+    """Reason why a feed did not complete."""
 
     is_over: bool = False
-    """Whether the session ended with it."""
+    """True if the session ended with this failure."""
 
     @property
     def verdict(self) -> Verdict:
-        """The verdict alone."""
+        """Return only the verdict."""
         return Verdict(self.status, self.reason, self.may_differ)
 
 
 class Calls:
-    """The program's functions, as the tests call them."""
+    """The program's functions as the tests call them."""
 
     def __init__(self, program: MontySession, source: Source, watchdog: Watchdog, deadline: float) -> None:
         self.program = program
         self.source = source
         self.watchdog = watchdog
         self.deadline = deadline
-        """When no more calls are made. Monty's own limit is for each of them, and not for a test that waits for them."""
+        """Time after which no more calls are made. Monty's own limit applies to each call, not to a
+        test that waits for several."""
         self.fault: Verdict | None = None
-        """What the program did in this test that no test can repair: it hung, crashed, or needs more than monty has."""
+        """Fault of the program in this test that no test can repair: it hung, crashed, or needs
+        more than monty supports."""
         self.is_over = False
-        """Whether a session has ended."""
+        """True if a session has ended."""
         self.errors: set[str] = set()
-        """Texts of exceptions that the program raised by its own fault, which a test may let through."""
+        """Texts of exceptions that the program raised by its own fault, and that a test may pass
+        on."""
 
     def of(self, name: str) -> Callable[..., Any]:
-        """The function that calls the program's function `name`."""
+        """Return a function that calls the program's function `name`."""
 
         def call(*args: Any, **kwargs: Any) -> Any:
             return self._call(name, args, kwargs)
@@ -208,7 +215,8 @@ class Calls:
         if why := unfit(value):
             raise self._refuse("error" if "bytes" in why else "unsupported", f"{name} returns {why}")
         if value is None and after != inputs["given_args"]:
-            # The test holds its own copies, which a function that works in place cannot reach.
+            # The test has its own copies, which a function that changes its arguments in place
+            # cannot reach.
             self._refuse("unsupported", f"{name} changes its arguments in place")
         self.watchdog.step_begins()
         return value
@@ -218,7 +226,7 @@ class Calls:
         return RuntimeError(reason)
 
     def _raised(self, error: Exception) -> BaseException:
-        """What the test is to see of a call that did not return."""
+        """Return the exception that the test sees if a call did not return."""
         outcome, inner = _explain(error, self.source), _inner(error)
         if outcome.status in ("timed_out", "unsupported") or outcome.is_over:
             self.fault, self.is_over = outcome.verdict, outcome.is_over
@@ -230,8 +238,8 @@ class Calls:
 class Watchdog:
     """Ends this process if one step takes far too long.
 
-    Values are built and compared in C with the interpreter's lock held, where no signal handler and no thread of Python's runs.
-    The watchdog is a thread of C that needs no lock.
+    Values are built and compared in C while the interpreter's lock is held, so no signal handler
+    and no Python thread can run. The watchdog is a C thread that needs no lock.
     """
 
     def __init__(self, step: float) -> None:
@@ -239,13 +247,13 @@ class Watchdog:
         self.since = -math.inf
 
     def step_begins(self) -> None:
-        """Count from now; to a second, for a thread is started each time."""
+        """Restart the clock, at most once a second, because each restart starts a thread."""
         if time.monotonic() > self.since + 1.0:
             self.since = time.monotonic()
             faulthandler.dump_traceback_later(self.seconds, exit=True, file=_nowhere())
 
     def close(self) -> None:
-        """Count no more."""
+        """Stop the clock."""
         self.since = -math.inf
         faulthandler.cancel_dump_traceback_later()
 
@@ -267,7 +275,10 @@ def _run(
     lookup: dict[str, Any] | None = None,
     own: set[str] | frozenset[str] = frozenset(),
 ) -> MontyVerdict | None:
-    """Run code in a session: None if it completed. `own` are texts of errors that are the program's fault."""
+    """Run code in a session; return None if it completed.
+
+    `own` holds the texts of errors that are the program's fault.
+    """
     try:
         session.feed_run(code, external_lookup=lookup or {}, print_callback=_discard)
     except Exception as error:
@@ -276,7 +287,7 @@ def _run(
 
 
 def _explain(error: Exception, source: Source, own: set[str] | frozenset[str] = frozenset()) -> MontyVerdict:
-    """The outcome that an exception of monty's stands for."""
+    """Return the outcome for an exception from monty."""
     from pydantic_monty import MontyCrashedError, MontyError
 
     if isinstance(error, MontyCrashedError):
@@ -297,9 +308,10 @@ def _explain(error: Exception, source: Source, own: set[str] | frozenset[str] = 
 
 
 def unfit(value: object) -> str:
-    """Why a value cannot cross between program and tests: it is no plain data throughout, or too large; else nothing.
+    """Return why a value cannot cross between program and tests, or "" if it can.
 
-    Containers are looked at once, however many paths lead to them; texts count with each path, as they do in a message.
+    It must be plain data throughout and not too large. Each container is checked once, however many
+    paths lead to it. Texts count once for each path, as in a message.
     """
     seen: set[int] = set()
     left, size = [value], 0
@@ -326,7 +338,7 @@ def unfit(value: object) -> str:
 
 @lru_cache(maxsize=1)
 def _workers(step: float) -> Monty:
-    """Two interpreters, for one job at a time.
+    """Return two interpreters, for one job at a time.
 
     Raises:
         ConfigError: monty is missing, has an unknown version, or lacks its program.
@@ -335,17 +347,17 @@ def _workers(step: float) -> Monty:
         from pydantic_monty import Monty
     except ImportError as error:
         raise ConfigError(
-            f"sandbox.backend = monty needs the package pydantic-monty {_VERSIONS}; here is {_installed()} ({error}): "
-            'pip install "unmask[code]"'
+            f"sandbox.backend = monty needs the package pydantic-monty {_VERSIONS}, but {_installed()} is installed "
+            f'({error}). Run: pip install "unmask[code]"'
         ) from error
     try:
-        # A backstop in time for an interpreter that does not keep its own.
+        # A second time limit, for an interpreter that does not keep its own.
         pool = Monty(max_processes=2, request_timeout=step + 2)
         pool.__enter__()
     except (TypeError, AttributeError) as error:
         raise ConfigError(
-            f"pydantic-monty {_installed()} has another interface than the versions that unmask knows, {_VERSIONS} ({error}): "
-            'pip install "unmask[code]"'
+            f"pydantic-monty {_installed()} has a different interface from the supported versions, {_VERSIONS} ({error}). "
+            'Run: pip install "unmask[code]"'
         ) from error
     except (OSError, IndexError) as error:
         raise ConfigError(
@@ -356,7 +368,7 @@ def _workers(step: float) -> Monty:
 
 
 def _installed() -> str:
-    """The version of pydantic-monty, or that there is none."""
+    """Return the version of pydantic-monty, or that it is missing."""
     try:
         return metadata.version("pydantic-monty")
     except metadata.PackageNotFoundError:
@@ -378,4 +390,4 @@ def _line(text: str) -> str:
 
 
 def _discard(_stream: str, _text: str) -> None:
-    """What programs print is discarded."""
+    """Discard what programs print."""

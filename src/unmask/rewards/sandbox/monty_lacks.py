@@ -1,7 +1,8 @@
-"""What monty lacks of CPython: whether a program failed because of it, or may have.
+"""Detection of failures that come from monty rather than from the program.
 
-Monty implements a part of the language and of the standard library. Most of what is missing raises an error that names it; a
-few things silently give another value. Both are told from the program's own faults here, by the error and by the program's text.
+Monty implements part of the language and of the standard library. Most missing parts raise an error
+that names them; a few silently give another value. The functions here tell both from the program's
+own faults, by the error and the program's source.
 """
 
 from __future__ import annotations
@@ -18,32 +19,33 @@ _SPECIAL_METHODS = re.compile(
     "__(init|eq|hash|str|repr|iter|next|contains|getitem|setitem|delitem|call|enter|exit|post_init|i?add|radd|[ir]?sub|[ir]?mul"
     "|r?truediv|r?floordiv|r?mod|r?pow|and|or|xor|lshift|rshift|matmul|divmod|neg|pos|abs|invert|int|float|index|round)__"
 )
-"""Special methods that monty calls where CPython does; it ignores the others."""
+"""Special methods that monty calls as CPython does. It ignores the others."""
 _LAZY = frozenset(("map", "filter", "zip", "enumerate", "reversed"))
-"""Functions whose results are lists in monty, which can be read twice and have a length."""
+"""Functions that return lists in monty, so their results can be read twice and have a length."""
 _DIFFERENT = frozenset(("hasattr", "getattr", "set", "frozenset", "Counter", "sys", "re"))
-"""Names of what gives other values than CPython in some cases: methods are no attributes, sets have another order, `Counter`
-has another text, and patterns match empty texts in other places."""
+"""Names whose values may differ from CPython: methods are not attributes, sets have another order,
+`Counter` has another text, and patterns match empty texts in other places."""
 _MAX_CODE = 2**18
 
 
 class Source:
-    """A program's text, as far as it tells what monty lacks. Each part is read when it is first needed."""
+    """Source of a program, analysed for what monty lacks. Each part is computed on first use."""
 
     def __init__(self, code: str, context: str = "") -> None:
         self.code = code
         self.names = code + context
-        """Text in which a name must stand that the program, or what is judged with it, has mistaken."""
+        """Text that contains every name that the program, or the code judged with it, may have
+        misspelled."""
 
     @cached_property
     def tree(self) -> ast.Module | None:
-        """The text as CPython reads it; None where it is no program."""
+        """Return the syntax tree of the source; None if it is not a program."""
         if len(self.code) > _MAX_CODE:
             return None
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
-                # To compile finds more faults than to parse: `return` outside a function, for instance.
+                # Compiling finds more errors than parsing, such as `return` outside of a function.
                 compile(self.code, "<program>", "exec", dont_inherit=True)
                 return ast.parse(self.code)
         except (SyntaxError, ValueError, MemoryError, RecursionError, OverflowError):
@@ -51,12 +53,12 @@ class Source:
 
     @cached_property
     def classes(self) -> set[str]:
-        """Names of the classes that the program defines."""
+        """Return the names of the classes that the program defines."""
         return {node.name for node in self._nodes if isinstance(node, ast.ClassDef)}
 
     @cached_property
     def has_ignored_methods(self) -> bool:
-        """Whether a class defines a special method that monty ignores, such as `__lt__` or `__len__`."""
+        """Return True if a class defines a special method that monty ignores, such as `__lt__`."""
         return any(
             isinstance(node, ast.FunctionDef) and _is_special(node.name) and not _SPECIAL_METHODS.fullmatch(node.name)
             for kind in self._nodes
@@ -65,14 +67,14 @@ class Source:
         )
 
     def is_at_fault(self, error: BaseException) -> bool:
-        """Whether the program would surely fail in CPython as well: it is no Python, or reads a name that nobody defines."""
+        """Return True if the program also fails in CPython: a syntax error or undefined name."""
         if isinstance(error, NameError):
             return is_own_name(error, self)
         return isinstance(error, SyntaxError) and self.tree is None
 
     @cached_property
     def may_differ(self) -> bool:
-        """Whether the program uses something of which monty silently gives another value than CPython in some cases."""
+        """Return True if the program uses something whose value may silently differ in monty."""
         return self.has_ignored_methods or any(_gives_other_values(node) for node in self._nodes)
 
     @cached_property
@@ -81,11 +83,11 @@ class Source:
 
 
 def is_unsupported(error: BaseException, source: Source) -> bool:
-    """Whether an error comes from what monty lacks, where CPython might have gone on. In doubt it does.
+    """Return True if an error may come from something that monty lacks; also if in doubt.
 
     Args:
-        error: what the program's session raised, as Python's own exception.
-        source: the program.
+        error: exception from the program's session, as a Python exception.
+        source: source of the program.
     """
     text = str(error)
     match error:
@@ -111,14 +113,14 @@ def is_unsupported(error: BaseException, source: Source) -> bool:
 
 
 def is_own_name(error: NameError, source: Source) -> bool:
-    """Whether a name is missing in CPython as well: the program reads it, and it is no name of Python's."""
+    """Return True if a name is missing in CPython too: the program reads it, Python lacks it."""
     name = str(error).partition("'")[2].partition("'")[0]
     is_read = re.search(rf"(?<![.\w]){re.escape(name)}\b", source.names)
     return bool(is_read) and not hasattr(builtins, name) and not _is_special(name)
 
 
 def _raises_itself(source: Source, text: str) -> bool:
-    """Whether a NotImplementedError is one that the program raises, and not monty's answer to what it cannot do."""
+    """Return True if the program raises a NotImplementedError itself, rather than monty."""
     is_monty = "not supported" in text or "not yet support" in text or "monty" in text
     return "NotImplementedError" in source.names and not is_monty
 
@@ -131,7 +133,8 @@ def _lacks_attribute(text: str, source: Source) -> bool:
     if kind in source.classes:
         return source.has_ignored_methods or _is_special(name)
     own = getattr(builtins, kind, None) if kind != "NoneType" else type(None)
-    # A type that is neither the program's nor among the builtins is one that monty may have in part: functions, iterators.
+    # Monty may implement only part of a type that is neither the program's nor a builtin:
+    # functions, iterators.
     return _is_special(name) or not isinstance(own, type) or hasattr(own, name)
 
 
@@ -164,7 +167,7 @@ def _gives_other_values(node: ast.AST) -> bool:
 
 
 def _is_lazy(value: ast.expr | None) -> bool:
-    """Whether an expression is an iterator in CPython and a list in monty."""
+    """Return True if an expression is an iterator in CPython and a list in monty."""
     match value:
         case ast.GeneratorExp():
             return True

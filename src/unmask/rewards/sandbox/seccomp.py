@@ -1,10 +1,15 @@
-"""A system-call filter for untrusted programs: no new processes, no sockets, nothing that a computation does not need.
+"""System-call filter for untrusted programs, which allows only what a computation needs.
 
-Namespaces hide what is outside. The filter keeps a program from what is inside all the same: a fork bomb (`RLIMIT_NPROC` does not
-bind a sandbox that root started), memory that counts towards no limit, what an owner may do to a file that it may not write
-(its mode, owner, times, leases, locks), watches on files of the host, and the rarer doors of the kernel. Of `ioctl` and `fcntl`
-only the few requests remain that CPython makes.
-A classic BPF program as `man 2 seccomp` describes it: each instruction is (code u16, jump-if-true u8, jump-if-false u8, k u32).
+It refuses new processes and sockets, among others.
+
+Namespaces hide what is outside of the sandbox. The filter limits what a program can do inside: a
+fork bomb (`RLIMIT_NPROC` does not bind a sandbox that root started), memory that counts towards no
+limit, changes that an owner may make to a read-only file (its mode, owner, times, leases, locks),
+watches on files of the host, and rarely used interfaces of the kernel. For `ioctl` and `fcntl`,
+only the few requests that CPython makes are allowed.
+
+The filter is a classic BPF program as in `man 2 seccomp`. Each instruction is (code u16,
+jump-if-true u8, jump-if-false u8, k u32).
 """
 
 from __future__ import annotations
@@ -17,16 +22,16 @@ from unmask.core.errors import ConfigError
 _LOAD, _EQUAL, _AT_LEAST, _ANY_BIT, _RETURN = 0x20, 0x15, 0x35, 0x45, 0x06
 _ALLOW, _KILL, _REFUSE, _NO_SUCH_CALL = 0x7FFF0000, 0x80000000, 0x00050000 | 1, 0x00050000 | 38
 _NUMBER, _ARCH, _FIRST_ARGUMENT, _SECOND_ARGUMENT = 0, 4, 16, 24
-"""Offsets in seccomp_data; of an argument the low half, little-endian."""
+"""Offsets in seccomp_data; for an argument, the offset of its low half, little-endian."""
 _CLONE_THREAD = 0x00010000
 _X32_BIT = 0x40000000
 _REQUESTS = {
-    # Whether a file is a terminal, blocks, and is closed by exec.
+    # Check whether a file is a terminal; set whether it blocks and whether exec closes it.
     "ioctl": (0x5401, 0x5421, 0x5450, 0x5451),
-    # Duplicate; flags of descriptor and file; size of a pipe.
+    # Duplicate a descriptor; flags of descriptor and file; size of a pipe.
     "fcntl": (0, 1, 2, 3, 4, 1030, 1032),
 }
-"""Requests that are allowed of these two calls: the second argument, of which the kernel reads 32 bits."""
+"""Allowed requests of these two calls: the second argument, of which the kernel reads 32 bits."""
 
 _X86_64 = {
     "fork": 57, "vfork": 58, "socket": 41, "socketpair": 53, "connect": 42, "bind": 49, "listen": 50, "accept": 43,
@@ -69,21 +74,24 @@ _AARCH64 = {
     "ioctl": 29, "fcntl": 25, "clone": 220, "clone3": 435,
 }  # fmt: skip
 _MACHINES = {"x86_64": (0xC000003E, _X86_64), "aarch64": (0xC00000B7, _AARCH64)}
-"""AUDIT_ARCH, and the numbers of the system calls that are refused; of `clone` only the use that makes a process, of `ioctl` and
-`fcntl` all requests but a few."""
+"""AUDIT_ARCH and the numbers of the refused system calls for each machine.
+
+`clone` is refused only if it makes a process; `ioctl` and `fcntl` are refused except for a few
+requests."""
 
 
 def filter_program(machine: str = "") -> bytes:
-    """The filter as the bytes that `bwrap --seccomp` reads.
+    """Return the filter as the bytes that `bwrap --seccomp` reads.
 
-    Refused calls fail with EPERM. `clone` is refused unless it makes a thread, and `clone3`, whose flags a filter cannot see,
-    does not exist, so that the C library falls back to `clone`.
+    Refused calls fail with EPERM. `clone` is refused unless it makes a thread. The flags of
+    `clone3` are invisible to a filter, so it reports that the call does not exist, and the C
+    library falls back to `clone`.
 
     Args:
-        machine: as `platform.machine()` has it; default this one.
+        machine: name of the machine as in `platform.machine()`; default: this machine.
 
     Raises:
-        ConfigError: a machine whose system-call numbers are not known here.
+        ConfigError: the system-call numbers of the machine are not known here.
 
     Example:
         >>> len(filter_program("x86_64")) % 8
@@ -97,7 +105,8 @@ def filter_program(machine: str = "") -> bytes:
         )
     arch, numbers = _MACHINES[machine]
     partly = {*_REQUESTS, "clone", "clone3"}
-    # Instructions are (code, value, where to go if true, if false), with labels as text; without one, the next instruction.
+    # An instruction is (code, value, label if true, label if false); without a label, the next
+    # instruction follows.
     program: list[str | tuple[int, int, str, str]] = [
         (_LOAD, _ARCH, "", ""),
         (_EQUAL, arch, "", "kill"),
@@ -120,7 +129,7 @@ def filter_program(machine: str = "") -> bytes:
 
 
 def _assemble(program: list[str | tuple[int, int, str, str]]) -> bytes:
-    """The instructions as bytes, with a distance in place of each label: how many instructions are skipped."""
+    """Return the instructions as bytes, with the number of skipped instructions for each label."""
     places: dict[str, int] = {}
     instructions: list[tuple[int, int, str, str]] = []
     for line in program:
@@ -129,10 +138,10 @@ def _assemble(program: list[str | tuple[int, int, str, str]]) -> bytes:
         else:
             instructions.append(line)
 
-    def distance(place: int, label: str) -> int:
-        return places[label] - place - 1 if label else 0
+    def distance(index: int, label: str) -> int:
+        return places[label] - index - 1 if label else 0
 
     return b"".join(
-        struct.pack("<HBBI", code, distance(place, if_true), distance(place, if_false), value)
-        for place, (code, value, if_true, if_false) in enumerate(instructions)
+        struct.pack("<HBBI", code, distance(index, if_true), distance(index, if_false), value)
+        for index, (code, value, if_true, if_false) in enumerate(instructions)
     )

@@ -1,4 +1,4 @@
-"""No sandbox: the program runs as a plain process of this user, with limits that stop accidents and nobody who means harm."""
+"""No sandbox: an ordinary process of this user, with limits that stop accidents but not malice."""
 
 from __future__ import annotations
 
@@ -15,7 +15,10 @@ from unmask.rewards.sandbox.processes import Pipes, ProcessSandbox, Role, interp
 
 
 class Unprotected(ProcessSandbox):
-    """Full CPython without protection, for programs that one has read. Says so when it is made."""
+    """Full CPython without protection, for programs that somebody has read.
+
+    It warns when it is created.
+    """
 
     def __init__(self, config: SandboxConfig) -> None:
         super().__init__(config)

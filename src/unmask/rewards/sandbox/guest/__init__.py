@@ -1,5 +1,6 @@
-"""What runs inside a process sandbox, in full CPython with the standard library only.
+"""Code that runs inside a process sandbox, in full CPython with only the standard library.
 
-Two processes that cannot see each other but for two pipes: `program` holds the untrusted code, `judge` holds the tests and
-alone can tell the outside what happened. This package is mounted into both sandboxes, so it imports nothing of unmask.
+It runs in two processes that see each other only through two pipes. `program` holds the untrusted
+code. `judge` holds the tests, and only it can report to the outside. This package is mounted into
+both sandboxes, so it imports nothing from unmask.
 """

@@ -1,7 +1,8 @@
-"""The trusted side: runs the tests, asks the program's process for what they call, and alone reports what happened.
+"""The trusted side: it runs the tests, sends their calls to the program, and reports the results.
 
-It reports on a pipe of its own that the program's process does not have. A test during which the program's process died, hung
-or spoke nonsense is not passed, even if the test's own `except` swallowed that.
+It reports on its own pipe, which the program's process does not have. A test fails if the program's
+process died, hung or sent invalid messages during it, even if the test's own `except` caught the
+error.
 """
 
 from __future__ import annotations
@@ -21,15 +22,17 @@ from .remote import Remote
 from .wire import Channel, WireError, decode, encode
 
 _NONSENSE = (WireError, KeyError, IndexError, TypeError, ValueError, RecursionError, MemoryError)
-"""What reading a hostile message can raise."""
+"""Exceptions that reading a hostile message can raise."""
 
 
 CHANGING = frozenset(("call", "setattr", "setitem", "delitem", "enter", "leave"))
-"""Operations after which an object of the program's may have another length."""
+"""Operations after which an object of the program may have another length."""
 
 
 class LostError(BaseException):
-    """The program's process is of no more use. Not an Exception, so that tests seldom catch it; and if, it is remembered."""
+    """The program's process cannot be used any more.
+
+    It is not an Exception, so tests rarely catch it. If one does, `Judge.lost` still records it."""
 
 
 class Judge:
@@ -39,19 +42,21 @@ class Judge:
         self.channel = channel
         self.seconds = seconds
         self.lost: tuple[str, str] | None = None
-        """Status and reason, once the program's process is of no more use."""
+        """Status and reason, once the program's process cannot be used any more."""
         self.missing = ""
-        """What was lacking in this test: a module that is not there, or a way to send something to the program."""
+        """Something that this test lacks: a missing module, or a way to send an object to the
+        program."""
         self.functions: list[Callable[..., Any]] = []
-        """Functions of the tests that the program was given."""
+        """Functions of the tests that were passed to the program."""
         self.error_classes: dict[str, type[BaseException]] = {}
         self.lengths: dict[int, int] = {}
-        """What the program's objects say of their lengths, by number, since the tests last did something that may change one."""
+        """Lengths that the program's objects report, by number, since the last operation that may
+        change them."""
         self.counts: dict[int, int] = {}
-        """How many items they handed out, since then."""
+        """Numbers of items that they have yielded since then."""
 
     def ask(self, operation: str, *arguments: Any) -> Any:
-        """Have the program's process do something, and wait for the value; raise what it raised."""
+        """Send a request to the program's process and return the value; raise what it raised."""
         tree = encode(list(arguments), self._give)
         if operation in CHANGING:
             self.lengths.clear()
@@ -61,13 +66,15 @@ class Judge:
             reply = self._reply()
             error = self._error(reply["raised"]) if "raised" in reply else None
             value = decode(reply.get("value"), self._take)
-            # A function works in place or returns a value. One that did both could make the test's data fit its value.
+            # A function may work in place or return a value, but not both: it could make the test's
+            # data fit its value.
             is_in_place = operation == "call" and value is None and error is None
             changed = decode(reply["changed"], self._take) if is_in_place and "changed" in reply else None
         except _NONSENSE as fault:
             raise self.give_up("error", f"the program ended: {fault}") from None
         if isinstance(error, StopIteration) and operation != "next":
-            # It would end the test's own map(), zip() or all() as if nothing were left to check.
+            # StopIteration would end the test's own map(), zip() or all() as if there were nothing
+            # left to check.
             raise RuntimeError(f"StopIteration: {error}")
         if error is not None:
             raise error
@@ -76,9 +83,9 @@ class Judge:
         return value
 
     def run(self, work: Callable[[], object], grace: float = 0.0) -> tuple[str, str]:
-        """Do something for `seconds` and a time of grace and no longer: status and reason."""
+        """Run a function for at most `seconds` plus `grace`; return status and reason."""
         self.missing = ""
-        # A second alarm ends the whole process, for a test that swallows the first.
+        # A second alarm ends the whole process if a test catches the first one.
         signal.setitimer(signal.ITIMER_REAL, self.seconds + grace, 0.5)
         try:
             outcome = _outcome(work)
@@ -90,7 +97,7 @@ class Judge:
         return ("unsupported", self.missing) if self.missing and outcome[0] != "passed" else outcome
 
     def load(self) -> None:
-        """Wait for the program's process to have started, and once more for the program to have run."""
+        """Wait until the program's process has started, and then until the program has run."""
         try:
             reply = self.channel.receive()
             error = self._error(reply["raised"]) if "raised" in reply else None
@@ -100,12 +107,12 @@ class Judge:
             raise RuntimeError(f"{type(error).__name__}: {error}")
 
     def set_up(self, code: str, names: list[str], namespace: dict[str, Any]) -> None:
-        """Give the tests what they take from the program, by name and as the module `solution`, and run what precedes them."""
+        """Define the program's names for the tests, also as module `solution`; run the setup."""
         module = types.ModuleType("solution")
         module.__getattr__ = self._member  # type: ignore[method-assign]
         sys.modules["solution"] = module
         for name in names:
-            # A name that the program lacks is missed where a test uses it.
+            # A name that the program lacks is an error only in a test that uses it.
             with contextlib.suppress(AttributeError):
                 namespace[name] = self._member(name)
         module.__dict__.update({name: namespace[name] for name in names if name in namespace})
@@ -113,7 +120,7 @@ class Judge:
 
     def _member(self, name: str) -> Any:
         if name.startswith("__") and name.endswith("__"):
-            # By `__all__`, `from solution import *` would let the program replace the tests' own `all` or `abs`.
+            # With `__all__`, `from solution import *` could replace the tests' own `all` or `abs`.
             raise AttributeError(f"the tests cannot read {name} of the program")
         try:
             return self.ask("name", name)
@@ -121,12 +128,12 @@ class Judge:
             raise AttributeError(f"the program defines no {name}") from None
 
     def give_up(self, status: str, reason: str) -> LostError:
-        """Remember that the program's process is of no more use, for the first reason that there is."""
+        """Record that the program's process cannot be used any more; the first reason counts."""
         self.lost = self.lost or (status, reason)
         return LostError(reason)
 
     def _reply(self) -> dict[str, Any]:
-        """The next answer; what the program calls of the tests' functions in the meantime is served."""
+        """Return the next reply; meanwhile, serve the program's calls of the tests' functions."""
         while "call" in (message := self.channel.receive()):
             try:
                 args, kwargs = decode(message["with"], self._take)
@@ -152,17 +159,17 @@ class Judge:
         return Remote(self, int(handle["id"]))
 
     def _error(self, raised: Any) -> BaseException:
-        """The exception that the program raised, as one of ours of the same name."""
+        """Return an exception of the program as one of this process with the same name."""
         if raised["unsupported"]:
             self.missing = str(raised["text"])
         kind = self._error_class([str(name) for name in raised["bases"]])
         try:
             return kind(str(raised["text"]))
-        except TypeError:  # UnicodeDecodeError and its like want more than a text
+        except TypeError:  # UnicodeDecodeError and similar classes need more than a text.
             return RuntimeError(f"{kind.__name__}: {raised['text']}")
 
     def _error_class(self, bases: list[str]) -> type[BaseException]:
-        """Python's own exception of that name, or a class of the program's name under the one that its bases lead to."""
+        """Return Python's exception of that name, or a new class under its known base."""
         name, *rest = bases or ["Exception"]
         own = getattr(builtins, name, None)
         if isinstance(own, type) and issubclass(own, BaseException):
@@ -173,9 +180,9 @@ class Judge:
         return self.error_classes[name]
 
 
-def _write_back(given: list[Any], changed: Any) -> None:
-    """What a function without return value did to its arguments: lists, dicts and sets, in place."""
-    for old, new in zip(given, changed, strict=False):
+def _write_back(arguments: list[Any], changed: Any) -> None:
+    """Apply changes that a function without return value made to lists, dicts and sets."""
+    for old, new in zip(arguments, changed, strict=False):
         if type(old) is not type(new):
             continue
         if isinstance(old, list | bytearray):
@@ -198,7 +205,10 @@ def _outcome(work: Callable[[], object]) -> tuple[str, str]:
 
 
 def _text(error: BaseException) -> str:
-    """What an exception says; the message of an assertion may be an object of the program's, whose text is its own code."""
+    """Return the text of an exception.
+
+    The message of an assertion may be an object that runs the program's code.
+    """
     try:
         return str(error)
     except LostError:
@@ -208,7 +218,7 @@ def _text(error: BaseException) -> str:
 
 
 def run_test(function: Callable[..., Any]) -> None:
-    """Call a test function, once for each set of arguments that pytest.mark.parametrize gives it."""
+    """Call a test function, once for each set of arguments from pytest.mark.parametrize."""
     calls: list[dict[str, Any]] = [{}]
     for mark in getattr(function, "pytestmark", []):
         if mark.name != "parametrize":
@@ -222,20 +232,20 @@ def run_test(function: Callable[..., Any]) -> None:
 
 
 def _values(row: Any, count: int) -> Any:
-    """The values of one row of parametrize: pytest.param's, the tuple, or the one value itself."""
+    """Return the values of a parametrize row: pytest.param's, the tuple, or the single value."""
     if type(row).__name__ == "ParameterSet":
         return row.values
     return (row,) if count == 1 else row
 
 
 def main(reader: int, writer: int) -> None:
-    """Read the tests from standard input, run them in order, and report on each until the program is lost."""
-    given = json.load(sys.stdin)
+    """Read the tests from standard input, run them, and report each until the program is lost."""
+    settings = json.load(sys.stdin)
     report = os.dup(1)
     keep_only(report, reader, writer)
-    sys.path.extend(given["path"])
-    set_limits(given["limits"])
-    judge = Judge(Channel(reader, writer), given["seconds"])
+    sys.path.extend(settings["path"])
+    set_limits(settings["limits"])
+    judge = Judge(Channel(reader, writer), settings["seconds"])
     kind = "load"
 
     def say(status: str, reason: str) -> None:
@@ -249,17 +259,17 @@ def main(reader: int, writer: int) -> None:
 
     signal.signal(signal.SIGALRM, ring)
     namespace: dict[str, Any] = {"__name__": "tests", "run_test": run_test}
-    outcome = judge.run(judge.load, given["grace"])
+    outcome = judge.run(judge.load, settings["grace"])
     if outcome[0] == "passed":
         outcome = judge.run(judge.load)
     if outcome[0] == "passed":
         kind = "setup"
-        outcome = judge.run(lambda: judge.set_up(given["setup"], given["names"], namespace), given["grace"])
+        outcome = judge.run(lambda: judge.set_up(settings["setup"], settings["names"], namespace), settings["grace"])
     if outcome[0] != "passed":
         say(*outcome)
         return
     kind = "test"
-    for test in given["tests"]:
+    for test in settings["tests"]:
         say(*judge.run(lambda test=test: exec(compile(test, "<test>", "exec"), namespace)))  # type: ignore[misc]
         if judge.lost:
             return

@@ -1,4 +1,7 @@
-"""The untrusted side: runs the program's text, then does what the judge asks of it. Everything here is in its power."""
+"""The untrusted side: it runs the program's source, then serves the judge.
+
+The program controls all of it.
+"""
 
 from __future__ import annotations
 
@@ -27,11 +30,11 @@ OPERATIONS: dict[str, Callable[..., Any]] = {
     **{function.__name__: function for function in (len, iter, next, str, repr, bool, hash, reversed)},
     **{name: getattr(operator, name) for name in ("eq", "ne", *BINARY, "getitem", "setitem", "delitem", "contains")},
 }
-"""What the judge may ask for."""
+"""Operations that the judge may request."""
 
 
 class Program:
-    """The program's namespace, and its objects that the judge holds by number."""
+    """The program's namespace, and those of its objects that the judge refers to by number."""
 
     def __init__(self, channel: Channel) -> None:
         self.channel = channel
@@ -39,17 +42,17 @@ class Program:
         self.module = types.ModuleType("solution")
 
     def load(self, code: str) -> None:
-        """Run the program's text as the module `solution`."""
+        """Run the program's source as the module `solution`."""
         sys.modules["solution"] = self.module
         exec(compile(code, "<program>", "exec"), self.module.__dict__)
 
     def serve(self) -> None:
-        """Answer the judge until it leaves."""
+        """Answer the judge until it disconnects."""
         while True:
             self.answer(self.channel.receive())
 
     def answer(self, message: dict[str, Any]) -> None:
-        """Do one thing that the judge asks for, and send what came of it."""
+        """Perform one request of the judge and send the result."""
         try:
             reply = self.perform(message["do"], message["with"])
         except WireError:
@@ -62,7 +65,7 @@ class Program:
             self.channel.send({"raised": describe(error)})
 
     def perform(self, name: str, tree: Any) -> dict[str, Any]:
-        """The reply to one request: its value, and for a call without value what it left in its arguments."""
+        """Return the reply to a request: its value, or the arguments that the call changed."""
         arguments = decode(tree, self.take)
         if name == "name":
             return {"value": self.give_value(self.module.__dict__[arguments[0]])}
@@ -84,7 +87,7 @@ class Program:
         return encode(value, self.give)
 
     def give(self, value: Any) -> Any:
-        """A number for an object that stays here; for a class of exceptions also its names, so that tests can catch it."""
+        """Return a number for an object that stays here, and for an exception class its names."""
         self.objects.append(value)
         is_error = isinstance(value, type) and issubclass(value, BaseException)
         return {"id": len(self.objects) - 1, "bases": lineage(value) if is_error else None}
@@ -96,12 +99,15 @@ class Program:
 
 
 def lineage(kind: type) -> list[str]:
-    """Names of a class and its bases, nearest first, without `object`."""
+    """Return the names of a class and its bases, nearest first, without `object`."""
     return [base.__name__ for base in kind.__mro__[:-1]]
 
 
 def describe(error: BaseException) -> dict[str, Any]:
-    """An exception as data. Its text is the program's own code and may raise too."""
+    """Return an exception as data.
+
+    Its text comes from the program's own code, which may raise too.
+    """
     try:
         text = str(error)[:1000]
     except BaseException:
@@ -111,15 +117,18 @@ def describe(error: BaseException) -> dict[str, Any]:
 
 
 def set_limits(limits: dict[str, int]) -> None:
-    """Hard limits by the names of `resource`, which a process without privileges cannot raise again."""
+    """Set hard limits by the names of `resource`.
+
+    An unprivileged process cannot raise them again.
+    """
     for name, limit in limits.items():
         resource.setrlimit(getattr(resource, name), (limit, limit))
 
 
 def keep_only(*filenos: int) -> None:
-    """Close every open file but these; standard input, output and error become the sandbox's own null device.
+    """Close every open file except these; standard streams become the sandbox's own null device.
 
-    What comes from outside still belongs to whoever started the sandbox, a null device included.
+    Every file from outside, even a null device, still belongs to the user who started the sandbox.
     """
     nowhere = os.open(os.devnull, os.O_RDWR)
     for fileno in (0, 1, 2):
@@ -131,17 +140,17 @@ def keep_only(*filenos: int) -> None:
 
 
 def main(reader: int, writer: int) -> None:
-    """Read the program from standard input, run it, and serve."""
-    given = json.load(sys.stdin)
+    """Read the program from standard input, run it, and serve the judge."""
+    settings = json.load(sys.stdin)
     keep_only(reader, writer)
     channel = Channel(reader, writer)
-    sys.path.extend(given["path"])
-    set_limits(given["limits"])
+    sys.path.extend(settings["path"])
+    set_limits(settings["limits"])
     program = Program(channel)
-    # From here on time counts: a busy machine may take long to start an interpreter.
+    # The time limit starts here, because a busy machine may take long to start an interpreter.
     channel.send({"value": None})
     try:
-        program.load(given["code"])
+        program.load(settings["code"])
     except BaseException as error:
         channel.send({"raised": describe(error)})
         return

@@ -1,9 +1,10 @@
-"""What tests hold in place of a program's functions and objects.
+"""Stand-ins in the tests for the functions and objects of a program.
 
-A `Remote` does what it does by asking the program's process. It compares and computes with other remotes only: against plain data
-it is unequal, so that an object which claims to equal everything equals nothing that a test expects. It answers to no name of a
-protocol (`__array_interface__`), by which a library would take the program's word for what the object is, or a pointer for
-memory. And what it says of its length is held against what it hands out.
+A `Remote` does everything by asking the program's process. It compares and computes only with other
+remotes. It is unequal to plain data, so an object that claims to equal everything equals nothing
+that a test expects. It does not answer to names of a protocol (`__array_interface__`), through
+which a library would trust the program about the type of an object, or would take a pointer for
+memory. Its reported length is compared with the number of items that it yields.
 """
 
 from __future__ import annotations
@@ -12,22 +13,23 @@ from collections.abc import Callable, Iterator
 from typing import Any, Protocol
 
 BINARY = ("lt", "le", "gt", "ge", "add", "sub", "mul", "truediv", "floordiv", "mod", "pow", "and_", "or_", "xor")
-"""Operations on two objects, by their names in `operator`, that remotes have among themselves."""
+"""Binary operations that remotes have among themselves, by their names in `operator`."""
 
 
 _NAMES = frozenset(("__name__", "__qualname__"))
-"""Names with double underscores that tests may read: they are text, and no protocol."""
+"""Names with double underscores that tests may read: they are text and belong to no protocol."""
 
 
 class Peer(Protocol):
-    """Whoever can ask the program for something."""
+    """An object that can send requests to the program."""
 
     lengths: dict[int, int]
     counts: dict[int, int]
-    """What objects say of their lengths, and how many items they handed out, by number, until something may change them."""
+    """Lengths that objects report and numbers of items that they yielded, by object number, until
+    something may change them."""
 
     def ask(self, operation: str, *arguments: Any) -> Any:
-        """What the program answers, as a value; what it raises is raised."""
+        """Return the program's reply as a value, or raise the exception that it raised."""
         ...
 
 
@@ -106,10 +108,11 @@ class Remote:
 
 
 class Items:
-    """The items of an object in the program's process, which must be as many as its length says.
+    """Items of an object in the program's process. Their number must equal the reported length.
 
-    Otherwise `len(result) == 2` and `all(... for a, b in zip(result, expected))` would both hold for an object that says 2 and
-    hands out nothing. There is nothing to compare where the object has no length, or its length was not asked.
+    Otherwise `len(result) == 2` and `all(... for a, b in zip(result, expected))` would both hold
+    for an object that reports 2 and yields nothing. The check is skipped if the object has no
+    length, or nobody asked for it.
     """
 
     def __init__(self, whole: Remote, items: Any) -> None:

@@ -1,7 +1,7 @@
-"""Plain data across two pipes between the judge and the untrusted program.
+"""Plain data over two pipes between the judge and the untrusted program.
 
-A message is a length and JSON. Values of exact, plain types cross as copies; anything else as a number that only its owner
-can look up. Decoding builds data and nothing else, whatever arrives.
+A message is a length and JSON. Values of exact, plain types cross as copies. Any other value
+crosses as a number that only its owner can look up. Decoding builds only data, whatever arrives.
 """
 
 from __future__ import annotations
@@ -18,7 +18,8 @@ from fractions import Fraction
 from typing import Any
 
 MAX_MESSAGE = 16 * 2**20
-"""Bytes of one message: bounds the memory that a hostile peer can make the other side use."""
+"""Maximum size of one message in bytes. It bounds the memory that a hostile peer can use on the
+other side."""
 _SMALL = 2**53
 
 _CONTAINERS: dict[str, type[tuple[Any, ...] | set[Any] | frozenset[Any] | deque[Any]]] = {
@@ -30,13 +31,14 @@ _CONTAINERS: dict[str, type[tuple[Any, ...] | set[Any] | frozenset[Any] | deque[
 
 
 class WireError(Exception):
-    """The peer is gone, or sent something that is no message."""
+    """The peer is gone, or sent an invalid message."""
 
 
 class Channel:
-    """One end of the connection: whole messages out and in.
+    """One end of the connection, which sends and receives whole messages.
 
-    Two pipes and no socket: a socket belongs to the host's network, and would answer questions about it.
+    It uses two pipes rather than a socket, because a socket belongs to the host's network and
+    reveals facts about it.
     """
 
     def __init__(self, reader: int, writer: int) -> None:
@@ -46,7 +48,7 @@ class Channel:
         """Send one message.
 
         Raises:
-            WireError: too large, or the peer is gone.
+            WireError: the message is too large, or the peer is gone.
         """
         data = json.dumps(message, separators=(",", ":")).encode()
         if len(data) > MAX_MESSAGE:
@@ -89,7 +91,7 @@ class Channel:
 
 
 def encode(value: Any, give: Callable[[Any], Any]) -> Any:
-    """A value as a JSON tree; what is no plain data becomes {"handle": give(value)}."""
+    """Return a value as a JSON tree; one that is not plain data becomes {"handle": give(value)}."""
     kind = type(value)
     if value is None or kind in (bool, str):
         return value
@@ -97,7 +99,8 @@ def encode(value: Any, give: Callable[[Any], Any]) -> Any:
         return value if -_SMALL < value < _SMALL else {"int": hex(value)}
     if kind is float:
         return value if math.isfinite(value) else {"float": repr(value)}
-    # A subclass of a container (Counter, defaultdict, a named tuple) crosses as the container: what it holds is what counts.
+    # A subclass of a container (Counter, defaultdict, a named tuple) crosses as the container,
+    # because only its contents count.
     if isinstance(value, list):
         return [encode(item, give) for item in value]
     if isinstance(value, dict):
@@ -123,10 +126,10 @@ def encode(value: Any, give: Callable[[Any], Any]) -> Any:
 
 
 def decode(tree: Any, take: Callable[[Any], Any]) -> Any:
-    """The value of a JSON tree; handles become take(number).
+    """Return the value of a JSON tree; handles become take(number).
 
     Raises:
-        WireError: the tree is none that `encode` makes.
+        WireError: `encode` cannot have made the tree.
     """
     if isinstance(tree, list):
         return [decode(item, take) for item in tree]
