@@ -197,7 +197,7 @@ def test_another_row_among_those_that_are_used_forbids_resuming(base: Path, tmp_
 def test_a_row_without_an_answer_is_a_fault_for_the_tasks_own_rewards_alone(base: Path, tmp_path: Path) -> None:
     rows = [*ROWS, {"prompt": "1+1=", "answer": None}]
     paths = written(tmp_path / "train.jsonl", rows), written(tmp_path / "test.jsonl", TEST)
-    with pytest.raises(DataError, match='line 81: the column "answer" is empty, so no completion is right'):
+    with pytest.raises(DataError, match='line 81: the column "answer" is empty, so no completion is correct'):
         Trainer(recipe(base, tmp_path / "own", *paths))
     Trainer(recipe(base, tmp_path / "mine", *paths), reward_funcs=[_one])
 

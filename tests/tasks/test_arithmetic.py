@@ -68,7 +68,7 @@ def test_a_wrong_result_earns_a_tenth_of_the_share_of_right_working() -> None:
     assert task.score("+07,-02,+04", ROW) == pytest.approx(0.1)
     assert task.score("+07,-03,+04", ROW) == pytest.approx(0.05)
     assert task.score("-02,+07,+04", ROW) == 0.0
-    # The last number is the result that was given, never working.
+    # The last number is the stated result, never working.
     assert task.score("+07,-02", ROW) == pytest.approx(0.05)
     assert task.score("+07", ROW) == 0.0
     assert task.score("xxx,xxx,+04", ROW) == 0.0
@@ -106,7 +106,7 @@ def test_a_tagged_answer_needs_no_padding() -> None:
 
 
 def paid(answer: str) -> float:
-    """The reward of a completion with this answer to 3+4-9 in its tag."""
+    """Return the reward of a completion with this answer to 3+4-9 in its tag."""
     (function,) = Arithmetic(format="tagged").rewards().values()
     (score,) = function([None], [f"<answer>{answer}</answer>"], running=[[7, -2]])
     assert score is not None
@@ -228,7 +228,7 @@ def test_a_right_result_is_paid_as_models_write_it(answer: str) -> None:
         "7 = -2",
     ],
 )
-def test_a_hedge_a_sum_or_a_denial_is_no_result(answer: str) -> None:
+def test_a_hedge_a_sum_or_a_denial_is_not_a_result(answer: str) -> None:
     assert paid(answer) <= 0.1
 
 

@@ -1,4 +1,4 @@
-"""What every task must answer for: reproducible items, disjoint splits, and rewards that nothing can upset."""
+"""Requirements on every task: reproducible items, disjoint splits, rewards that take any text."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
+from tests.helpers.messages import raises
 from unmask.core.errors import DataError
 from unmask.tasks import TASKS, Arithmetic, Countdown, Sudoku, Task
 from unmask.tasks.base import stable_hash
@@ -38,7 +39,8 @@ GENERATED = {
     for name, cls in TASKS.items()
     if not issubclass(cls, SourcedTask) and not any(field.is_required() for field in cls.model_fields.values())
 }
-"""The tasks that make their rows; the others read them from files, or want to be told which, in tests of their own."""
+"""Tasks that make their rows. Tasks that read rows from files or need a name have tests of their
+own."""
 
 every_variant = pytest.mark.parametrize("task", VARIANTS, ids=repr)
 every_task = pytest.mark.parametrize("task", [cls.model_validate({}) for cls in GENERATED.values()] + TAGGED, ids=repr)
@@ -66,7 +68,7 @@ HOSTILE = [
 
 
 def reward(task: Task, completion: Any, row: dict[str, Any]) -> float:
-    """The task's only reward, called as a trainer calls it."""
+    """Return the only reward of the task, called as a trainer calls it."""
     (function,) = task.rewards().values()
     columns = {name: [value] for name, value in row.items() if name != "prompt"}
     (value,) = function(prompts=[row["prompt"]], completions=[completion], **columns, trainer_state=object())
@@ -75,12 +77,12 @@ def reward(task: Task, completion: Any, row: dict[str, Any]) -> float:
 
 
 def group(task: Task, row: dict[str, Any]) -> Any:
-    """What two splits of a task must not share."""
+    """Return what two splits of a task must not share."""
     return tuple(sorted(row["numbers"])) if "numbers" in row else row["answer"]
 
 
 def written(task: Task, text: str) -> str:
-    """A bare answer as a model of this format would give it."""
+    """Return a bare answer in the form of this format."""
     return f"So:\n<answer>\n{text}\n</answer>" if task.format == "tagged" else text
 
 
@@ -157,7 +159,7 @@ def test_splits_share_no_answer(task: Task) -> None:
 
 @every_task
 def test_a_split_by_item_would_leak(task: Task) -> None:
-    """The control of the test above: it can tell a split that shares answers from one that does not."""
+    """Negative control for the test above: it detects a split that shares answers."""
     rows = task.rows("train", 2000)
     if len({str(row["prompt"]) for row in rows}) == len({group(task, row) for row in rows}):
         pytest.skip("every answer has one prompt, so a split by item is one by answer")
@@ -203,7 +205,8 @@ def test_a_sloppy_demonstration_is_seldom_right_and_never_the_same_each_time(tas
     rng = random.Random(0)
     rows = task.rows("train", 500)
     texts = [task.demonstration(row, rng, sloppy=True) for row in rows]
-    # 1/9 of the sloppy sums are right by construction, and so are about a tenth of three-number countdowns.
+    # 1/9 of the sloppy sums are right by construction, and so are about a tenth of three-number
+    # countdowns.
     assert sum(task.solved(text, row) for text, row in zip(texts, rows, strict=True)) < 0.2 * len(rows)
     if not (isinstance(task, Sudoku) and task.min_blanks < 7):
         assert len({task.demonstration(rows[0], rng, sloppy=True) for _ in range(30)}) > 3
@@ -219,14 +222,15 @@ def test_demonstrations_follow_their_generator(task: Task) -> None:
 @pytest.mark.parametrize("completion", HOSTILE, ids=lambda text: repr(text[:24]))
 def test_hostile_completions_score_low(task: Task, completion: str) -> None:
     row = task.row("test", 0, 0)
-    # A stray digit may hit one of Sudoku's nine blank cells; an answer that is wrong earns 0.1 in Countdown.
+    # A stray digit may hit one of Sudoku's nine blank cells; an answer that is wrong earns 0.1 in
+    # Countdown.
     assert 0 <= reward(task, completion, row) < 0.12
     assert not task.solved(completion, row)
 
 
 @every_task
 @pytest.mark.parametrize("completion", [None, 7, b"7", [], ["7"], [{"role": "assistant", "content": None}]], ids=repr)
-def test_what_is_neither_text_nor_a_list_of_messages_counts_as_no_answer(task: Task, completion: Any) -> None:
+def test_a_completion_that_is_neither_text_nor_messages_has_no_answer(task: Task, completion: Any) -> None:
     row = task.row("test", 0, 0)
     assert reward(task, completion, row) == 0
     assert not task.solved(completion, row)
@@ -278,7 +282,7 @@ def test_a_reward_function_scores_each_completion_by_its_own_row(task: Task) -> 
 
 def test_a_reward_function_names_the_column_that_is_missing() -> None:
     (function,) = Countdown().rewards().values()
-    with pytest.raises(DataError, match='reads the column "target", which the rows lack; they have answer, numbers'):
+    with raises(DataError, '"target"', "answer, numbers", "rows made by this task"):
         function(["q"], ["1+2"], numbers=[[1, 2]], answer=["1+2"])
 
 

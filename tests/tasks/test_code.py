@@ -1,4 +1,4 @@
-"""What tasks with programs share: finding the program in a text, names, and the reward."""
+"""Common behaviour of tasks with programs: extraction of the program, names, and the reward."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from unmask.tasks import MBPP
 @pytest.mark.parametrize(
     "code", ["def f(:", "\x00", "(" * 100_000, "-" * 60_000 + "1", "x" * (MAX_CODE + 1), "\ud800", "f = 1 +"]
 )
-def test_what_is_no_python_has_no_tree(code: str) -> None:
+def test_a_text_that_is_not_python_has_no_tree(code: str) -> None:
     assert parse(code) is None
 
 
@@ -44,7 +44,7 @@ def task(tmp_path: Path) -> MBPP:
 
 
 def reward(task: MBPP, *texts: object) -> list[tuple[float, str]]:
-    """Reward and its reason for each text."""
+    """Return the reward and its reason for each text."""
     row = task.rows("test", 1)[0]
     columns = {name: [row[name]] * len(texts) for name in row if name != "prompt"}
     given = task.rewards()["mbpp"]([row["prompt"]] * len(texts), list(texts), **columns)
@@ -122,8 +122,8 @@ def test_a_program_is_run_once_for_reward_and_verdict_unless_there_was_no_time(
     assert isinstance(task.results(["once = 1"], [row])[0], Result)
 
 
-def test_a_right_program_beside_many_that_hang_is_judged_or_left_out(tmp_path: Path) -> None:
-    """Nothing is known of a program that was never begun; 0 would teach that it is wrong."""
+def test_a_correct_program_among_many_that_hang_is_judged_or_left_out(tmp_path: Path) -> None:
+    """A program that never started has no result; 0 would teach that it is wrong."""
     row = {"text": "Add one.", "test_list": ["assert f(1) == 2"], "code": "def f(x):\n    return x + 1\n"}
     file = tmp_path / "rows.jsonl"
     file.write_text(json.dumps(row))

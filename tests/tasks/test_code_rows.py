@@ -1,4 +1,4 @@
-"""The whole way on tasks whose answers are programs, with a tiny character model that solves nothing: the plumbing is shown."""
+"""Whole runs on tasks whose answers are programs, with a tiny model that solves nothing."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def test_a_tiny_model_is_pretrained_and_trained_on_programs(tmp_path: Path, name
     shares = [
         last[f"rewards/{name}/{reason}"] for reason in ("unparsed", "failed", "error", "timed_out", "unsupported")
     ]
-    # Each completion passed or has one reason; a model that has learnt nothing writes no program.
+    # Each completion passes or has one reason. An untrained model writes no program.
     assert 0 < sum(shares) <= 1
     assert (
         last[f"rewards/{name}/mean"] <= 1 - sum(shares) + last[f"rewards/{name}/failed"] + last[f"rewards/{name}/error"]

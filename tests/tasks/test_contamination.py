@@ -1,4 +1,4 @@
-"""Overlap between splits: counted by hand on a leaky toy, none where a split is right, nearly all where it is by puzzle."""
+"""Overlap between splits, counted by hand on a small example and measured on real splits."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def test_n_is_the_length_of_what_must_be_shared() -> None:
     assert [found(check_splits(splits, n=n))["n-gram"][0] for n in (1, 3, 4)] == [1, 1, 0]
 
 
-def test_an_instruction_that_all_prompts_share_is_no_overlap() -> None:
+def test_an_instruction_that_all_prompts_share_is_not_an_overlap() -> None:
     def messages(text: str) -> list[dict[str, str]]:
         return [{"role": "user", "content": f"{LONG} {LONG}. Question: {text}. {LONG}"}]
 
@@ -72,7 +72,7 @@ def test_sudoku_is_split_by_solution_and_a_split_by_puzzle_leaks_nearly_every_an
     overlaps = found(check_splits(splits))
     assert overlaps["answer"] == (0, 88)
     assert overlaps["prompt"][0] == overlaps["n-gram"][0] == 0
-    # The same puzzles dealt out at random, as released data is: 288 grids cannot be kept apart.
+    # The same puzzles, split at random as released data is: 288 grids cannot be kept apart.
     distinct = {r["prompt"]: r for rows in splits.values() for r in rows}
     dealt = list(distinct.values())
     random.Random(0).shuffle(dealt)

@@ -1,4 +1,4 @@
-"""Countdown: options, the split by numbers, targets, and what counts as a right expression."""
+"""Countdown: options, the split by numbers, targets, and correct expressions."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def test_the_split_by_numbers_never_changes() -> None:
     ]
 
 
-def test_shares_are_near_70_10_20_where_there_are_many_numbers() -> None:
+def test_shares_are_near_70_10_20_if_there_are_many_numbers() -> None:
     task = Countdown(max_number=40)
     counts = Counter(task.split_of(m) for m in itertools.combinations_with_replacement(range(1, 41), 3))
     shares = [counts["train"], counts["validation"], counts["test"]]
@@ -120,7 +120,9 @@ def test_wrong_invalid_and_unevaluable_answers_earn_a_tenth(text: str) -> None:
 @pytest.mark.parametrize(
     ("text", "numbers", "target"), [("2**3-1", [2, 3, 1], 7), ("7//2-1", [7, 2, 1], 2), ("2**-1*4", [2, 1, 4], 2)]
 )
-def test_power_and_floor_division_are_not_legal_even_where_they_hit(text: str, numbers: list[int], target: int) -> None:
+def test_power_and_floor_division_are_illegal_even_if_they_reach_the_target(
+    text: str, numbers: list[int], target: int
+) -> None:
     assert eval(text) == target  # what the released graders do
     assert Countdown().score(text, {"numbers": numbers, "target": target}) == 0.1
 
@@ -168,7 +170,7 @@ ONE = {"numbers": [6, 2, 12], "target": 1}
 
 
 def paid(answer: str, row: dict[str, Any]) -> float:
-    """The reward of a completion with this answer in its tag."""
+    """Return the reward of a completion with this answer in its tag."""
     (function,) = Countdown(format="tagged").rewards().values()
     (score,) = function([None], [f"<answer>{answer}</answer>"], **{name: [value] for name, value in row.items()})
     assert score is not None

@@ -1,4 +1,4 @@
-"""Rows of one's own: files, columns, splits that share no prompt, and what is wrong with a file."""
+"""Your own rows: files, columns, splits that share no prompt, and errors in a file."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 
+from tests.helpers.messages import raises
 from unmask.core.errors import DataError
 from unmask.tasks import TASKS, Dataset
 from unmask.tasks.base import stable_hash
@@ -26,7 +27,7 @@ Write = Callable[..., str]
 
 @pytest.fixture
 def write(tmp_path: Path) -> Write:
-    """`write(rows, name)`: a file of these rows, in the format that its name asks for."""
+    """Return a function: `write(rows, name)` writes a file in the format of its extension."""
 
     def _write(rows: list[Any], name: str = "rows.jsonl") -> str:
         path = tmp_path / name
@@ -56,7 +57,7 @@ def test_the_task_is_in_the_table() -> None:
     assert TASKS["dataset"] is Dataset
 
 
-# --- what is read ---
+# --- formats ---
 
 
 @pytest.mark.parametrize("name", ["rows.jsonl", "rows.csv"])
@@ -137,7 +138,7 @@ def test_a_seed_shuffles_and_fewer_rows_are_a_prefix(write: Write) -> None:
     assert sorted(prompts(task, "train", seed=3)) == sorted(prompts(task, "train", seed=4))
 
 
-# --- what an answer is worth ---
+# --- rewards ---
 
 
 def test_the_right_answer_is_worth_one(write: Write) -> None:
@@ -155,7 +156,7 @@ def test_without_answers_nothing_is_solved_and_no_reward_is_brought(write: Write
     assert not task.solved("None", row)
     assert not task.solved("None", row | {"answer": None})
     assert task.rewards() == {}
-    with pytest.raises(DataError, match='has no column "answer" to learn from. Set task.answer_column.$'):
+    with raises(DataError, '"answer"', "task.answer_column"):
         task.demonstration(row, random.Random(0), sloppy=False)
 
 
@@ -349,7 +350,7 @@ def test_an_answer_that_no_completion_can_equal_is_a_fault(write: Write, answer:
     assert found is None if fault is None else str(found).startswith(fault)
 
 
-# --- what is wrong with a file ---
+# --- errors in a file ---
 
 
 @pytest.mark.parametrize(
@@ -371,15 +372,15 @@ def test_a_file_that_cannot_be_used_is_named_with_the_reason(
     assert re.match(re.escape(message.format(path)), refusal(Dataset(path=str(path))))
 
 
-def test_a_split_that_is_left_empty_is_named_with_what_to_do(write: Write) -> None:
+def test_an_empty_split_is_an_error_with_the_remedy(write: Write) -> None:
     path = write([row for row in ROWS if stable_hash(row["prompt"]) % 10 > 2][:4])
     task = Dataset(path=path)
     remedy = "Add rows, or set task.test_path."
-    assert refusal(task, "test") == f"none of the 4 rows of {path} falls into the test split. {remedy}"
-    assert refusal(task, "validation") == f"none of the 4 rows of {path} falls into the validation split. Add rows."
+    assert refusal(task, "test") == f"none of the 4 rows of {path} belongs to the test split. {remedy}"
+    assert refusal(task, "validation") == f"none of the 4 rows of {path} belongs to the validation split. Add rows."
 
 
-def test_an_answer_column_that_was_named_must_be_there(write: Write) -> None:
-    # Also where another column has the name that is the default.
+def test_a_named_answer_column_must_exist(write: Write) -> None:
+    # This also holds if another column has the default name.
     task = Dataset(path=write([{"prompt": "1", "answer": "2"}]), answer_column="solution")
     assert 'has no column "solution". Its columns: prompt, answer. Set task.answer_column' in refusal(task)

@@ -1,4 +1,4 @@
-"""GSM8K: what a row is, what scores, and all of its gold answers."""
+"""GSM8K: its rows, its rewards, and all of its gold answers."""
 
 from __future__ import annotations
 

@@ -14,6 +14,7 @@ from benchmark.latex_variants import OTHER, SAME
 from benchmark.wrong_answers import MATH as WRONG
 from tests.helpers.math_answers import RIGHT, pairs
 from tests.helpers.math_answers import WRONG as OTHERS
+from tests.helpers.messages import raises
 from tests.helpers.paths import SHARED
 from unmask.core.errors import DataError
 from unmask.rewards.grading import verifier
@@ -46,11 +47,11 @@ def test_rows_without_an_answer_are_left_out_and_counted(tmp_path: Path) -> None
     assert task.provenance()["train"]["num_unusable"] == 2
     with pytest.raises(DataError, match=f"^none of the 1 rows of {tmp_path}/none.jsonl can be used.$"):
         Math(source=write(tmp_path / "none.jsonl", [{"problem": "p", "answer": ""}]), test_source=None).rows("train", 1)
-    with pytest.raises(DataError, match='  line 1 has no text in the column "answer". Its columns: problem.'):
+    with raises(DataError, "line 1", '"answer"', "problem"):
         Math(source=write(tmp_path / "other.jsonl", [{"problem": "p"}]), test_source=None).rows("train", 1)
 
 
-def test_a_solution_is_learnt_from_and_its_box_is_the_answer_where_there_is_no_other(tmp_path: Path) -> None:
+def test_a_solution_is_the_demonstration_and_its_box_is_the_default_answer(tmp_path: Path) -> None:
     rows = [{"problem": "$1+1$?", "solution": "It is $\\boxed{\\frac{4}{2}}$."}]
     task = Math(source=write(tmp_path / "rows.jsonl", rows), test_source=None)
     (row,) = task._load("train")
@@ -65,7 +66,7 @@ def test_math500_is_the_same_test_and_nothing_to_train_on(tmp_path: Path) -> Non
     task = Math500(test_source=path)
     assert task.rows("test", 99) == Math(source=path, test_source=path).rows("test", 99)
     assert list(task.provenance()) == ["test"]
-    with pytest.raises(DataError, match='^task "math500" has no train rows, only test rows.'):
+    with raises(DataError, '"math500"', "train", "another task"):
         task.rows("train", 1)
     assert set("".join(row["answer"] for row in RAW)) <= set(task.alphabet)
 
@@ -139,7 +140,7 @@ def test_variants_of_right_expressions_are_paid_if_they_say_the_same(table: dict
 
 @pytest.fixture
 def quick(monkeypatch: pytest.MonkeyPatch) -> Any:
-    """A pool that gives up soon, so that the hostile answers do not take the test's time."""
+    """Use a pool with a short time limit, so that the hostile answers do not take long."""
     pool = Workers("unmask.rewards.grading.algebra:check", 2, timeout=0.5, memory=verifier.MEMORY)
     monkeypatch.setattr(verifier, "_workers", lambda _: pool)
     monkeypatch.setattr(verifier, "_verdicts", {})

@@ -1,4 +1,4 @@
-"""HumanEval: its rows as jobs, and the benchmark's own solutions where its rows are at hand."""
+"""HumanEval: its rows as jobs, and the benchmark's own solutions if its rows are available."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def test_a_right_answer_is_not_lost_to_its_wrapping(tmp_path: Path, answer: str)
 
 
 def test_helpers_of_the_problem_that_the_tests_use_are_the_problems_own(tmp_path: Path) -> None:
-    """In the benchmark itself, an answer may redefine what the tests measure it with."""
+    """In the benchmark itself, an answer may redefine helpers that the tests use."""
     task = task_of(tmp_path, ROW, format="bare")
     forged = "def half(x):\n    return 3.141592653589793\ndef area(r):\n    return 0"
     assert not task.solved(forged, task.rows("test", 1)[0])

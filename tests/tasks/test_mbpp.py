@@ -1,4 +1,4 @@
-"""MBPP: rows in both of its forms, splits, and the real test lists where they are at hand."""
+"""MBPP: rows in both of its forms, splits, and the real test lists if they are available."""
 
 from __future__ import annotations
 
@@ -57,8 +57,8 @@ def test_a_function_may_be_called_like_a_builtin(tmp_path: Path) -> None:
     assert not task.solved("def total(a, b):\n    return 6", row)
 
 
-def test_a_setup_may_build_its_data_from_the_programs_own_class(tmp_path: Path) -> None:
-    """As problem 367 of the hub's rows does."""
+def test_a_setup_may_build_its_data_from_a_class_of_the_program(tmp_path: Path) -> None:
+    """Problem 367 of the hub's rows does this."""
     raw = {
         "text": "Write a function for the height of a tree.",
         "code": "class Node:\n    def __init__(self, x):\n        self.x, self.left = x, None\n\n"
@@ -124,7 +124,7 @@ def test_all_500_test_lists_parse_and_run(real: MBPP) -> None:
     programs = ["".join(f"def {name}(*args):\n    return 'nothing'\n" for name in row["names"]) for row in rows]
     results = real.results(programs, rows)
     assert not any(result is None or result.passed for result in results)
-    # Every assertion was reached: a wrong value fails it, or is of a type that it cannot work with.
+    # Every assertion was reached: a wrong value fails it, or has a type that it cannot use.
     statuses = [verdict.status for result in results if result for verdict in result.verdicts]
     assert len(statuses) == sum(len(row["tests"]) for row in rows)
     assert statuses.count("failed") > 0.98 * len(statuses)

@@ -105,7 +105,7 @@ def test_the_reward_is_the_share_of_hidden_inputs(answer: str, share: float) -> 
         "\ud800",
     ],
 )
-def test_what_is_no_expression_is_not_run(answer: str) -> None:
+def test_a_text_that_is_not_an_expression_is_not_run(answer: str) -> None:
     assert ProgramFromExamples().job(answer, ROW) is None
     assert ProgramFromExamples().score(answer, ROW) == 0.0
 
@@ -135,7 +135,7 @@ LARGER = [[x, max(x, 4)] for x in HIDDEN]
 
 
 def paid(answer: str, hidden: list[list[int]]) -> float:
-    """The reward of a completion with this answer in its tag."""
+    """Return the reward of a completion with this answer in its tag."""
     (function,) = ProgramFromExamples(format="tagged").rewards().values()
     (score,) = function([None], [f"<answer>{answer}</answer>"], hidden=[hidden])
     assert score is not None
@@ -278,7 +278,7 @@ def test_a_square_may_be_set_as_mathematics(answer: str) -> None:
     assert paid(answer, SQUARE) == 1.0
 
 
-def test_a_fence_is_an_answer_where_there_is_neither_tag_nor_box() -> None:
+def test_a_fence_is_an_answer_without_a_tag_or_box() -> None:
     task = ProgramFromExamples(format="tagged")
     row = {"hidden": LINE}
     assert task.solved("Draft:\n```python\n2*x\n```\nBetter:\n```python\n3*x+2\n```\nIt is a line.", row)
@@ -287,7 +287,7 @@ def test_a_fence_is_an_answer_where_there_is_neither_tag_nor_box() -> None:
     assert not task.solved("It is 3*x+2.", row)
 
 
-def test_a_caret_in_python_is_no_power() -> None:
+def test_a_caret_in_python_is_not_a_power() -> None:
     assert paid("x^2+1", SQUARE) < 1.0
 
 

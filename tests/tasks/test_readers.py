@@ -1,4 +1,4 @@
-"""Data files in every format, as spreadsheets, pandas and other tools write them; and what is wrong with a file, by its place."""
+"""Data files in every format, as other tools write them, and errors with their place."""
 
 from __future__ import annotations
 
@@ -122,7 +122,7 @@ def test_nested_values_numbers_and_missing_keys_are_kept(tmp_path: Path) -> None
             "a,b\n1,2,3\n4,5\n6\n",
             "FILE: the header has 2 fields, but line 2 has 3; line 4 has 1. Fields are",
         ),
-        ("rows.tsv", "a\tb\n1\n", "FILE: the header has 2 fields, but line 2 has 1. Fields are separated by a tab;"),
+        ("rows.tsv", "a\tb\n1\n", "FILE: the header has 2 fields, but line 2 has 1. Fields are separated by a tab."),
         ("rows.csv", "a,b\n" + "1\n" * 9, "FILE: .* line 2 has 1; line 3 has 1; line 4 has 1; and 6 more. "),
         ("rows.csv", 'a,b\n"1,2\n3,4\n', "FILE cannot be read from line 2 on: unexpected end of data. A field"),
         ("rows.csv", 'a,b\n"1"0,2\n', "FILE cannot be read from line 2 on: ',' expected after '\"'. A field"),

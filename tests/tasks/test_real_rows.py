@@ -1,6 +1,7 @@
 """The whole way on rows of GSM8K's and MATH's kind, from local files, with a tiny character model.
 
-What is shown is the plumbing: a model of this size solves none of them, and nobody should expect it to.
+What is shown is the plumbing: a model of this size solves none of them, and nobody should expect it
+to.
 """
 
 from __future__ import annotations
@@ -62,7 +63,7 @@ def test_a_tiny_model_is_pretrained_and_trained_on_rows_of_a_file(
     run = recipe(tmp_path / "run.yaml", task, f"model: {tmp_path}/base/final", "method: {type: egspo_sa}")
 
     assert unmask("pretrain", base, *PRETRAIN, f"output_dir={tmp_path}/base") == 0
-    # The alphabet is that of the rows: a character that the model had never heard of would stop the run.
+    # The alphabet is that of the rows; an unknown character would stop the run.
     _, tokenizer = load_model(str(tmp_path / "base" / "final"))
     problems = "".join(row.get("question", row.get("problem", "")) for row in rows)
     answers = "".join(row["answer"].rpartition("####")[2].strip() for row in rows)
@@ -85,12 +86,12 @@ def test_a_tiny_model_is_pretrained_and_trained_on_rows_of_a_file(
             "num_unusable": 0,
         }
 
-    # Rows that have changed are another run.
+    # Changed rows make another run.
     write(tmp_path / "test.jsonl", rows[49:])
     assert unmask("train", run, *TRAIN, f"output_dir={tmp_path}/run", "--resume") == 2
-    told = capsys.readouterr().err
-    assert "data.test.sha256: " in told
-    assert "data.test.num_rows: 10 -> 11" in told
+    message = capsys.readouterr().err
+    assert "data.test.sha256: " in message
+    assert "data.test.num_rows: 10 -> 11" in message
 
 
 def test_a_reward_that_hangs_on_some_completions_runs_in_workers_and_the_run_goes_on(tmp_path: Path) -> None:
@@ -109,6 +110,6 @@ def test_a_reward_that_hangs_on_some_completions_runs_in_workers_and_the_run_goe
     )
     assert unmask("train", run, *TRAIN, *workers, "evaluation.split=validation", f"output_dir={tmp_path}/run") == 0
     (line,) = metrics(tmp_path / "run")[-1:]
-    # A model that has learnt nothing writes texts of every length.
+    # An untrained model writes texts of every length.
     assert line["rewards/fickle/timeout"] > 0
     assert line["rewards/fickle/mean"] == 1 - line["rewards/fickle/timeout"]

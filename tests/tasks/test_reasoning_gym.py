@@ -1,4 +1,4 @@
-"""Tasks of the package reasoning-gym: splits that share nothing, its scorers as rewards, and what is refused."""
+"""Tasks of the package reasoning-gym: disjoint splits, its scorers as rewards, and errors."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from tests.helpers.messages import raises
 from tests.helpers.runs import TRAIN, metrics, unmask
 from unmask.core.errors import ConfigError, DataError
 from unmask.models import TinyConfig, char_tokenizer, save_model, tiny_denoiser
@@ -58,14 +59,14 @@ def test_no_question_is_in_two_splits_or_twice_in_one_whatever_the_seeds() -> No
     asked = {split: questions(task, split, 60) for split in ("train", "validation", "test")}
     for texts in asked.values():
         assert len(set(texts)) == len(texts) > 20
-    # Another seed draws the same questions again, and still none of another split.
+    # Another seed draws the same questions, and none of another split.
     train, test = set(questions(task, "train", 60, seed=7)), set(asked["test"])
     assert train & set(asked["train"])
     assert not test & (train | set(asked["train"]) | set(asked["validation"]))
 
 
 def test_neighbouring_seeds_of_the_package_itself_share_nearly_everything() -> None:
-    # The negative control: train on seed 0 and test on seed 1, and the test is known.
+    # Negative control: with training on seed 0 and test on seed 1, all test questions are known.
     from reasoning_gym import create_dataset
 
     first, second = ({item["question"] for item in create_dataset("chain_sum", seed=seed, size=100)} for seed in (0, 1))
@@ -79,7 +80,7 @@ def test_a_task_that_has_few_questions_gives_what_it_has() -> None:
     assert rows == task.rows("test", 20_000)
 
 
-def test_prompts_are_tagged_unless_asked_otherwise() -> None:
+def test_prompts_are_tagged_by_default() -> None:
     row = chain_sum().rows("train", 1)[0]
     (message,) = row["prompt"]
     assert message["content"].startswith(row["entry"]["question"])
@@ -137,7 +138,7 @@ HOSTILE = [
 
 @pytest.mark.parametrize("name", ["prime_factorization", "pool_matrix", "zebra_puzzles", "letter_jumble", "maze"])
 def test_hostile_answers_score_low_and_never_raise(name: str) -> None:
-    # prime_factorization's own scorer raises for whatever is no list of numbers.
+    # The scorer of prime_factorization raises for anything but a list of numbers.
     task = ReasoningGym(name=name)
     row = task.rows("test", 1)[0]
     for text, score in zip(HOSTILE, task.grade(HOSTILE, [row] * len(HOSTILE)), strict=True):
@@ -170,7 +171,7 @@ def test_a_score_is_a_number_within_bounds(monkeypatch: pytest.MonkeyPatch) -> N
     assert scored == {"high": 1.0, "low": 0.0, "nan": 0.0, "none": 0.0, "half": 0.5, "?": 0.0}
 
 
-# --- the guard: what is paid for a text that is not the answer ---
+# --- the guard: texts that are not the answer ---
 
 CONSTANTS = [
     *(
@@ -209,7 +210,7 @@ def test_no_task_pays_for_a_constant_or_for_the_answer_among_others(name: str) -
     entries = entries_of(name, "{}", "train", 3, 0)
     answers = [str(entry["answer"] or "") for entry in entries]
     for text in CONSTANTS:
-        # A constant may be the answer to an item, or to two; it is never that to all of these.
+        # A constant may be the answer to one or two items, but never to all of these.
         full = [
             package_score(name, text, entry) for entry, own in zip(entries, answers, strict=True) if not same(text, own)
         ]
@@ -231,7 +232,7 @@ def test_no_task_pays_for_a_constant_or_for_the_answer_among_others(name: str) -
 
 
 def same(text: str, own: str) -> bool:
-    """Whether a constant is an answer."""
+    """Return True if a constant is an answer."""
     try:
         return text.casefold() == own.casefold() or float(Fraction(text)) == float(own)
     except (ValueError, ZeroDivisionError):
@@ -333,11 +334,11 @@ def test_what_a_careful_reader_pays_on_an_item(
     assert {text: package_score(name, text, entry) for text in unpaid if package_score(name, text, entry) >= 0.5} == {}
 
 
-# --- what is refused ---
+# --- errors ---
 
 
 def hands_answer_to_eval(scorer: Any) -> bool:
-    """Whether a method calls `eval`, or sympy's parser, with its argument `answer`."""
+    """Return True if a method calls `eval`, or sympy's parser, with its argument `answer`."""
     tree = ast.parse(textwrap.dedent(inspect.getsource(scorer)))
     for node in ast.walk(tree):
         if isinstance(node, ast.Call):
@@ -356,28 +357,26 @@ def test_every_scorer_that_evaluates_its_answer_is_known() -> None:
 
 
 @pytest.mark.parametrize("name", sorted(EVALUATING | RUNNING))
-def test_a_task_that_runs_foreign_code_must_be_asked_for(name: str) -> None:
-    with pytest.raises(
-        ConfigError, match="is unsafe: its (scorer hands the model's answer to Python's eval|items are made)"
-    ):
+def test_a_task_that_runs_foreign_code_needs_trust_code(name: str) -> None:
+    with raises(ConfigError, f'"{name}" is unsafe', "task.trust_code=true"):
         make_task(f"reasoning_gym:{name}")
     assert make_task(f"reasoning_gym:{name}", ["trust_code=true"]).type == "reasoning_gym"
 
 
 @pytest.mark.parametrize(
-    ("name", "options", "told"),
+    ("name", "options", "message"),
     [
         ("chain_sums", [], 'unknown reasoning_gym task "chain_sums". Did you mean "chain_sum"?'),
         ("composite", [], 'unknown reasoning_gym task "composite"'),
         ("chain_sum", ["config={max_term: 2}"], 'task.config does not fit reasoning_gym task "chain_sum"'),
         ("chain_sum", ["config={min_terms: 0}"], "min_terms must be positive"),
-        ("chain_sum", ["config={seed: 3}"], "task.config must not set seed: splits have seeds of their own"),
+        ("chain_sum", ["config={seed: 3}"], "task.config must not set seed"),
     ],
 )
-def test_what_does_not_fit_is_told(name: str, options: list[str], told: str) -> None:
+def test_wrong_names_and_options_are_errors(name: str, options: list[str], message: str) -> None:
     with pytest.raises(ConfigError) as caught:
         make_task(f"reasoning_gym:{name}", options)
-    assert told in str(caught.value)
+    assert message in str(caught.value)
 
 
 def test_without_the_package_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:

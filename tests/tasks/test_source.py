@@ -1,4 +1,4 @@
-"""Rows from files and from the hub's reader, their hash, and what is wrong with a source."""
+"""Rows from files and from the hub's reader, their hash, and errors in a source."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ ROWS: list[dict[str, Any]] = [{"question": f"{i} + é?", "answer": f"work\n#### 
 
 
 def read_rows(source: str, split: str, revision: str | None = None) -> tuple[list[dict[str, Any]], str]:
-    """The rows of a source and their hash."""
+    """Return the rows of a source and their hash."""
     table = read_table(source, split, revision)
     return table.rows, table.sha256
 
 
 def write(path: Path, rows: list[dict[str, Any]]) -> str:
-    """A file of these rows in the format that its suffix asks for."""
+    """Write a file of these rows in the format of its extension."""
     if path.suffix == ".csv":
         with path.open("w", newline="", encoding="utf-8") as file:
             writer = csv.DictWriter(file, list(rows[0]))
@@ -101,7 +101,7 @@ def test_a_hub_name_its_configuration_split_and_revision_reach_the_reader(monkey
     ]
 
 
-def test_what_the_hub_refuses_is_told_with_the_reason(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_error_of_the_hub_is_reported_with_the_reason(monkeypatch: pytest.MonkeyPatch) -> None:
     datasets = pytest.importorskip("datasets")
 
     def load_dataset(*_: Any, **__: Any) -> Any:
@@ -111,12 +111,12 @@ def test_what_the_hub_refuses_is_told_with_the_reason(monkeypatch: pytest.Monkey
     with pytest.raises(DataError) as caught:
         read_rows("owner/gone", "train")
     assert str(caught.value).startswith(
-        "owner/gone, split \"train\", cannot be read: Couldn't reach 'owner/gone' on the Hub There is no such file here"
+        "owner/gone, split \"train\", cannot be read: Couldn't reach 'owner/gone' on the Hub. No local file has this name"
     )
 
 
 @pytest.mark.parametrize(("package", "source"), [("datasets", "owner/missing"), ("pyarrow", "rows.parquet")])
-def test_a_missing_package_is_told_with_its_extra(
+def test_a_missing_package_is_reported_with_its_extra(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, package: str, source: str
 ) -> None:
     if source.endswith("parquet"):

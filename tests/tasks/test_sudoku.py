@@ -16,7 +16,7 @@ ROW = {"prompt": "1234341221430000=", "puzzle": "1234341221430000", "answer": "1
 
 
 def is_solved_grid(grid: str) -> bool:
-    """By definition: 12 units that each hold 1 to 4."""
+    """Return True by definition: each of the 12 units holds 1 to 4."""
     rows = [grid[4 * r : 4 * r + 4] for r in range(4)]
     columns = [grid[c::4] for c in range(4)]
     boxes = [grid[i : i + 2] + grid[i + 4 : i + 6] for i in (0, 2, 8, 10)]
@@ -24,7 +24,7 @@ def is_solved_grid(grid: str) -> bool:
 
 
 def count_solutions(puzzle: str) -> int:
-    """By brute force, one blank after another; independent of the enumeration of grids."""
+    """Count solutions by brute force, one blank after another, without the enumeration of grids."""
     if "0" not in puzzle:
         return int(is_solved_grid(puzzle))
     i = puzzle.index("0")
@@ -64,7 +64,7 @@ def test_the_split_by_solution_never_changes() -> None:
 
 
 def test_a_split_by_puzzle_shares_nearly_every_solution() -> None:
-    """Why the split is by solution: 2,000 puzzles dealt out by their own hash have the same solutions on both sides."""
+    """Reason for the split by solution: 2,000 puzzles split by their own hash share solutions."""
     sides: tuple[set[str], set[str]] = (set(), set())
     for row in Sudoku().rows("train", 2000):
         sides[stable_hash(row["puzzle"]) % 2].add(row["answer"])
@@ -125,7 +125,7 @@ def test_the_reward_is_the_share_of_blank_cells_that_are_right() -> None:
     assert task.score("1234341221434321", ROW) == 1.0
     assert task.score("1234341221434312", ROW) == 0.5
     assert task.score("1234341221431234", ROW) == 0.0
-    # A clue that was changed costs nothing in the papers' reward, but the grid is not solved.
+    # A changed clue does not reduce the papers' reward, but the grid is not solved.
     assert task.score("4234341221434321", ROW) == 1.0
     assert not task.solved("4234341221434321", ROW)
 
@@ -167,7 +167,7 @@ def test_a_sloppy_demonstration_respects_the_clues_of_its_rows_only() -> None:
     assert breaks_a_column > 80
 
 
-def test_cells_are_measured_beside_whole_puzzles_whatever_the_reward_is() -> None:
+def test_cells_are_measured_in_addition_to_whole_puzzles_whatever_the_reward_is() -> None:
     task = Sudoku(sparse=True)
     row = task.rows("test", 1)[0]
     blanks = [i for i, clue in enumerate(row["puzzle"]) if clue == "0"]

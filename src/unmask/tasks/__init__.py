@@ -1,4 +1,4 @@
-"""Tasks with checkable rewards: one file each, and a plain table of them."""
+"""Tasks with verifiable rewards: one file for each, and a table of them."""
 
 from __future__ import annotations
 
@@ -29,6 +29,6 @@ TASKS: dict[str, type[Task]] = {
     "reasoning_gym": ReasoningGym,
     "sudoku": Sudoku,
 }
-"""Every task by the name that `task.type` takes in a recipe."""
+"""All tasks by the name that `task.type` takes in a recipe."""
 
 __all__ = ["TASKS", "Arithmetic", "Countdown", "Dataset", "RewardFunc", "Split", "Sudoku", "Task"]

@@ -1,8 +1,8 @@
-"""Arithmetic with written working: add and subtract in a row, noting every running result.
+"""Arithmetic with written working: add and subtract in a row, and note every running result.
 
-The task and its reward are our own, from no paper: 1.0 if the last number of the answer is the result, otherwise a
-tenth of the share of intermediate results that are right, so that sound working beats a wrong guess but never a right
-result.
+The task and its reward come from no paper. The reward is 1.0 if the last number of the answer is
+the result, otherwise a tenth of the share of correct intermediate results. Sound working therefore
+beats a wrong guess, but never a correct result.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ if TYPE_CHECKING:
     from unmask.core.records import Row
 
 WORKING = 0.1
-"""Reward of a wrong result after working that is right throughout."""
+"""Reward of a wrong result after working without an error."""
 GUESS = 4
-"""How far a sloppy guess may be from the result."""
+"""Maximum distance of a sloppy guess from the result."""
 
 _NUMBER = r"[+-]?[0-9]{1,12}(?:\.[0-9]{1,12})?"
 _LIST = re.compile(rf"{_NUMBER}(?:\s+{_NUMBER})*")
@@ -50,15 +50,17 @@ _PLACEHOLDER = re.compile(r"[xX?_.]+")
 class Arithmetic(NumbersTask):
     """Sums such as 3+4-9. Splits share no multiset of operands.
 
-    Bare prompt: "3+4-9="; completion: the running results after each operator, separated by commas, signed and
-    zero-padded to one width so that every digit has its place; the last is the answer: "+07,-02".
+    Bare prompt: "3+4-9=". Completion: the running results after each operator, separated by commas,
+    such as "+07,-02". They have signs and leading zeros, so that every digit has a fixed position.
+    The last one is the answer.
     """
 
     type: Literal["arithmetic"] = "arithmetic"
     num_operands: int = Field(3, ge=2, le=6)
-    """Operands of a sum; one fewer results are written. With 2 none is intermediate: a wrong answer earns 0."""
+    """Number of operands of a sum. The answer has one result fewer. With 2 operands there is no
+    intermediate result, so a wrong answer earns 0."""
     max_operand: int = Field(9, ge=1, le=99)
-    """Operands are drawn from 1 to this."""
+    """Largest operand; operands are drawn from 1 to this number."""
 
     reward_columns: ClassVar[tuple[str, ...]] = ("running",)
 
@@ -69,7 +71,10 @@ class Arithmetic(NumbersTask):
 
     @property
     def completion_length(self) -> int:
-        """Of every completion: the results with their signs and commas. All are equally long, so none needs an EOS."""
+        """Length of every completion: the results with signs and commas.
+
+        All are equal, so none needs an EOS.
+        """
         num_results = self.num_operands - 1
         return num_results * (1 + self._num_digits) + (num_results - 1)
 
@@ -92,7 +97,7 @@ class Arithmetic(NumbersTask):
         }
 
     def demonstration(self, row: Row, rng: random.Random, sloppy: bool) -> str:
-        """The running results; or, sloppy, x in place of the working and a guess within 4 of the result."""
+        """Return the running results; if sloppy, x for the working and a guess near the result."""
         if not sloppy:
             return str(row["answer"])
         *working, result = row["running"]
@@ -100,7 +105,7 @@ class Arithmetic(NumbersTask):
         return ",".join(["x" * (1 + self._num_digits) for _ in working] + [self._padded(guess)])
 
     def score(self, answer: str, row: Row) -> float:
-        """1.0 if the last number is the result, else 0.1 times the share of intermediate results in their places."""
+        """Return 1.0 for the correct result, else 0.1 times the share of correct steps."""
         if self.is_right(answer, row):
             return 1.0
         *working, _ = row["running"]
@@ -108,16 +113,16 @@ class Arithmetic(NumbersTask):
         return WORKING * right / len(working) if working else 0.0
 
     def is_right(self, answer: str, row: Row) -> bool:
-        """Whether the last number is the result; the working before it is not looked at."""
+        """Return True if the last number is the result, whatever the working before it."""
         return bool(self._results(answer)[-1:] == row["running"][-1:])
 
     def _results(self, answer: str) -> list[float]:
-        """The numbers of an answer. A bare one is nothing but signs, digits and commas."""
+        """Return the numbers of an answer. A bare answer has only signs, digits and commas."""
         return numbers_in(answer) if self.format == "bare" else running_results(answer)
 
     @property
     def _num_digits(self) -> int:
-        """Digits that the largest result or guess takes."""
+        """Return the number of digits of the largest possible result or guess."""
         return len(str(self.num_operands * self.max_operand + GUESS))
 
     def _padded(self, number: int) -> str:
@@ -125,11 +130,11 @@ class Arithmetic(NumbersTask):
 
 
 def running_results(answer: str) -> list[float]:
-    """The results that an answer lists, as values, NaN for one that is no number; nothing where words make the list doubtful.
+    """Return the results that an answer lists as values; none if words make the list doubtful.
 
-    Results stand on lines of their own or between commas, semicolons, arrows or spaces. An equation counts
-    with its value if it is true: 7 - 9 = -2. Remarks in brackets, "Step 2:" and "is the result of step 2" are not
-    part of a result.
+    Results stand on separate lines or between commas, semicolons, arrows or spaces. A true equation
+    counts with its value: 7 - 9 = -2. Remarks in brackets, "Step 2:" and "is the result of step 2"
+    are not part of a result. An item that is not a number becomes NaN.
 
     Args:
         answer: any text.
@@ -154,7 +159,7 @@ def running_results(answer: str) -> list[float]:
 
 
 def _stated_value(item: str) -> float:
-    """The value of a true equation that ends in a number, else NaN."""
+    """Return the value of a true equation that ends in a number, else NaN."""
     sides = item.split("=")
     if len(sides) < 2 or not _LIST.fullmatch(sides[-1].strip()):
         return math.nan

@@ -1,4 +1,4 @@
-"""Rows of one split before it is known which of them a model can use, and what becomes of those that it cannot."""
+"""Rows of one split that may or may not be usable for a model, and the choice of usable ones."""
 
 from __future__ import annotations
 
@@ -13,10 +13,11 @@ if TYPE_CHECKING:
     from unmask.core.records import Row
 
 FaultsOf = Callable[[Sequence["Row"]], Sequence[str | None]]
-"""What is wrong with each row for a model and its rewards, as a clause such as "the prompt has 900 tokens"; None: nothing."""
+"""Function that returns a fault for each row, as a clause such as "the prompt has 900 tokens", or
+None."""
 
 SHOWN = 5
-"""Rows that an error names."""
+"""Number of rows that an error names."""
 
 _REMEDY = (
     "\nCorrect or remove them, or leave them out with task.unusable_rows=drop "
@@ -26,33 +27,38 @@ _REMEDY = (
 
 @dataclass(frozen=True, slots=True)
 class Candidates:
-    """Rows of one split with their places, from which `take` chooses those of a run."""
+    """Rows of one split with their places in the source.
+
+    `take` chooses the rows of a run from them.
+    """
 
     rows: list[Row]
     places: list[str]
-    """How messages name each row, such as "line 7"."""
+    """Name of each row in messages, such as "line 7"."""
     where: str
-    """What the places are in: the file, the data set or the task."""
+    """Name of the file, data set or task that the places refer to."""
     num_rows: int
-    """How many rows are taken at most."""
+    """Maximum number of rows to take."""
     drop: bool | None = False
-    """Whether rows that cannot be used are left out rather than refused; None where there is no such setting."""
+    """True to leave out unusable rows, False to raise an error; None if the task has no such
+    setting."""
     shuffle_seed: int | None = None
-    """Seed of their order; None keeps it."""
+    """Seed for shuffling the rows; None keeps their order."""
     left_out: tuple[str, ...] = ()
-    """Faults of rows that have been left out already."""
+    """Faults of rows that are already left out."""
 
     def take(self, faults_of: FaultsOf | None = None) -> tuple[list[Row], tuple[str, ...]]:
-        """The rows of a run, and the faults of those that are left out.
+        """Return the rows of a run, and the faults of the rows that are left out.
 
-        Rows are left out before the order is drawn, so the run has the same rows in the same order as one whose file never had
-        the others. Where they are not left out, only rows that the run would use are checked.
+        Rows are left out before shuffling, so the run has the same rows in the same order as if the
+        file had never contained the others. Without leaving out, only rows that the run would use
+        are checked.
 
         Args:
-            faults_of: finds the rows that cannot be used, whatever else is known to be right.
+            faults_of: function that finds unusable rows; default: none is unusable.
 
         Raises:
-            DataError: rows that cannot be used, unless they are left out and others remain.
+            DataError: there are unusable rows that must not be left out, or no others remain.
         """
         rows, places, left_out = self.rows, self.places, list(self.left_out)
         if self.drop and faults_of is not None:
@@ -76,7 +82,7 @@ class Candidates:
 
 
 def refuse(faults: Sequence[str], num_rows: int, where: str, drop: bool | None) -> None:
-    """Raise a DataError that names the first of the rows that cannot be used, and what to do."""
+    """Raise a DataError that names the first unusable rows and the remedy."""
     if len(faults) == num_rows and num_rows > 1:
         raise DataError(f"none of the {num_rows} rows of {where} can be used. {faults[0].removesuffix('.')}.")
     shown = "".join(f"\n  {fault.removesuffix('.')}." for fault in faults[:SHOWN])

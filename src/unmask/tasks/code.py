@@ -1,7 +1,8 @@
-"""What tasks share whose answer is a program: finding it in a completion, running its tests, the share that pass as reward.
+"""Base of tasks whose answer is a program: find it, run its tests, reward the share that pass.
 
-Rewards of arXiv:2603.12554's release and of arXiv:2512.03759's are the share of unit tests passed, plus points for format. Here
-the share is all: a value V(x̂_k) of half-done text that earned points for its fences would be no estimate of the outcome.
+In the releases of arXiv:2603.12554 and arXiv:2512.03759, the reward is the share of unit tests
+passed plus points for format. Here it is only the share, because a one-step value V_k of unfinished
+text that earned points for its fences would not estimate the outcome.
 """
 
 from __future__ import annotations
@@ -26,39 +27,42 @@ if TYPE_CHECKING:
     from unmask.core.records import Row
 
 MAX_RECENT = 4096
-"""Results that are remembered for each sandbox."""
+"""Number of recent results that are cached for each sandbox."""
 
 
 class ProgramTask(Task):
-    """Base of tasks whose answer is run. A subclass says which job an answer makes."""
+    """Base of tasks whose answer is run. A subclass defines the job for an answer."""
 
     sandbox: SandboxConfig = SandboxConfig()
-    """Where programs run, and what they may use up."""
+    """Sandbox in which programs run, and its limits."""
 
     @abstractmethod
     def job(self, answer: str, row: Row) -> SandboxJob | None:
-        """The program in an answer with the tests of its row, or None if there is no program."""
+        """Return the program in an answer with its row's tests, or None if there is no program."""
 
     def results(self, answers: Sequence[str | None], rows: Sequence[Row]) -> list[Result | None]:
-        """Run each answer's tests, equal jobs once; None where there is no program."""
+        """Return the results of each answer's tests; None without a program.
+
+        Equal jobs run once.
+        """
         jobs = [None if answer is None else self.job(answer, row) for answer, row in zip(answers, rows, strict=True)]
         return _run_all(self.sandbox, jobs)
 
     def score(self, answer: str, row: Row) -> float:
-        """Share of the tests that pass."""
+        """Return the share of tests that pass."""
         return _score(self.results([answer], [row])[0])
 
     def is_right(self, answer: str, row: Row) -> bool:
-        """Whether every test passes."""
+        """Return True if every test passes."""
         result = self.results([answer], [row])[0]
         return result is not None and result.passed
 
     @per_completion
     @reports("unparsed", "failed", "error", "timed_out", "unsupported")
     def _reward(self, /, prompts: Sequence[Any], completions: Sequence[Any], **columns: Any) -> list[float | None]:
-        """The share of each completion's tests that pass, with the status of the first that does not as its reason.
+        """Return the share of each completion's tests that pass, with the first failure as reason.
 
-        None where other completions used up the time of the batch, so that nothing is known about this one.
+        None if other completions used up the time of the batch, so that the result is unknown.
         """
         rows = self._reward_rows(columns, len(completions))
         answers = [self._answer(text_of(completion)) for completion in completions]
@@ -66,53 +70,47 @@ class ProgramTask(Task):
             _score(result) if result is None or result.is_judged else None for result in self.results(answers, rows)
         ]
 
-    def _reward_rows(self, columns: dict[str, Any], count: int) -> list[Row]:
-        for name in self.reward_columns:
-            if name not in columns:
-                raise DataError(
-                    f'the reward of task "{self.type}" reads the column "{name}", which the rows lack; '
-                    f"they have {', '.join(sorted(columns)) or 'none'}. Use rows made by this task."
-                )
-        return [{name: columns[name][i] for name in self.reward_columns} for i in range(count)]
-
 
 class CodeTask(ProgramTask, SourcedTask):
-    """Base of tasks with a data set of programming problems, one with a reference program for each where it has them."""
+    """Base of tasks with a data set of programming problems, with or without reference programs."""
 
     format: Literal["bare", "plain", "tagged"] = "tagged"
-    """`tagged`: a chat message for the tokenizer's template, which asks for the program in an answer tag. `plain`: the same as
-    text. `bare`: the problem as Python has it, continued by the program and nothing else."""
+    """Form of prompts and answers.
+
+    `tagged`: a chat message for the tokenizer's template that asks for the program in an answer
+    tag. `plain`: the same as text. `bare`: the problem as Python source, which the program
+    continues."""
 
     reward_columns: ClassVar[tuple[str, ...]] = ("tests", "names", "setup")
 
     def prompt(self, problem: str, instruction: str) -> str | list[dict[str, str]]:
-        """The prompt of a problem: `problem` if bare, else the instruction's text with the problem in its place."""
+        """Return `problem` if bare, else the instruction that contains the problem."""
         if self.format == "bare":
             return problem
         return instruction if self.format == "plain" else [{"role": "user", "content": instruction}]
 
     def demonstration(self, row: Row, rng: random.Random, sloppy: bool) -> str:
-        """The reference program, in a fence and an answer tag unless bare; there is no sloppy one."""
+        """Return the reference program, in a fence and an answer tag unless bare; never sloppy."""
         program = str(row["answer"])
         if not program:
             raise DataError(
-                f'the rows of task "{self.type}" have no reference programs to learn from. Pretrain on others.'
+                f'the rows of task "{self.type}" have no reference programs to learn from. Pretrain on another task.'
             )
         return program if self.format == "bare" else f"<answer>\n```python\n{program}\n```\n</answer>"
 
     def job(self, answer: str, row: Row) -> SandboxJob | None:
-        """The program in the answer, with the row's tests; None if there is no program, or too long a one."""
+        """Return the program in the answer with the row's tests; None if missing or too long."""
         code = code_in(answer, row["names"])
         return self.tested(code, row) if code.strip() and len(code) <= MAX_CODE else None
 
     def tested(self, program: str, row: Row) -> SandboxJob:
-        """A program with the row's tests, without imports that it does not use: the sandbox may lack them."""
+        """Return a program with the row's tests, without unused imports, which may be missing."""
         program = without_dead_code(program, row["names"])
         return SandboxJob(program, tuple(row["tests"]), tuple(row["names"]), row["setup"])
 
     @property
     def completion_length(self) -> int:
-        """Characters of the longest demonstration, and one for EOS; 256 where there are no reference programs."""
+        """Number of characters of the longest demonstration and EOS; 256 if there are none."""
         return 1 + max(map(len, self._demonstrations()), default=255)
 
     def _demonstrations(self) -> list[str]:
@@ -120,27 +118,33 @@ class CodeTask(ProgramTask, SourcedTask):
         return [self.demonstration(row, rng, sloppy=False) for row in self._all() if row["answer"]]
 
     def _answer(self, completion: str) -> str | None:
-        """The completion up to its end-of-turn token. `job` finds the program in it, for which it needs the row's names."""
+        """Return the completion up to its end-of-turn token.
+
+        `job` finds the program, for which it needs the row.
+        """
         text = before_end(completion)
         return text if text.strip() else None
 
 
 @lru_cache(maxsize=8)
 def code_text(name: str) -> str:
-    """A shipped instruction for a programming problem, with places in braces for what the problem is."""
+    """Return a shipped instruction for a programming problem, with placeholders in braces."""
     return (resources.files("unmask.tasks") / "texts" / "code" / f"{name}.txt").read_text(encoding="utf-8").strip()
 
 
 def _run_all(config: SandboxConfig, jobs: Iterable[SandboxJob | None]) -> list[Result | None]:
-    """The result of each job. Those of late are remembered: an evaluation asks for reward and verdict of the same text."""
+    """Return the results of jobs.
+
+    Recent ones are cached, because an evaluation needs them twice.
+    """
     jobs = list(jobs)
-    known = _recent(config)
-    new = [job for job in dict.fromkeys(jobs) if job is not None and job not in known]
-    known.update(zip(new, make_sandbox(config).run(new), strict=True))
-    found = [None if job is None else known[job] for job in jobs]
-    for job in [job for job in new if not known[job].was_run] + list(known)[: max(0, len(known) - MAX_RECENT)]:
-        known.pop(job, None)
-    return found
+    recent = _recent(config)
+    new = [job for job in dict.fromkeys(jobs) if job is not None and job not in recent]
+    recent.update(zip(new, make_sandbox(config).run(new), strict=True))
+    results = [None if job is None else recent[job] for job in jobs]
+    for job in [job for job in new if not recent[job].was_run] + list(recent)[: max(0, len(recent) - MAX_RECENT)]:
+        recent.pop(job, None)
+    return results
 
 
 @lru_cache(maxsize=8)
@@ -149,7 +153,7 @@ def _recent(config: SandboxConfig) -> dict[SandboxJob, Result]:
 
 
 def _score(result: Result | None) -> Score:
-    """The share of tests passed, and the status of the first that did not."""
+    """Return the share of tests passed, with the status of the first failure."""
     if result is None:
         return Score(0.0, "unparsed")
     return Score(result.share_passed, "" if result.passed else result.status)

@@ -1,7 +1,8 @@
-"""Do the rows that a model is tested on occur among those that it is trained on? By prompt, by answer, by n-grams.
+"""Check for test rows in the training rows: by prompt, by answer, by n-grams.
 
-Equal prompts are a leak. Equal answers are one where answers are few and long, as with solved grids; short numbers meet by
-chance. Shared n-grams find near copies: rows that were reworded at one end, or taken from one source twice.
+Equal prompts are a leak. Equal answers are a leak if answers are few and long, such as solved
+grids; short numbers are equal by chance. Shared n-grams find near copies: rows that were reworded
+at one end, or that occur twice in a source.
 """
 
 from __future__ import annotations
@@ -16,7 +17,8 @@ from unmask.core.records import Row
 from unmask.tasks import Split, Task
 
 NGRAM = 13
-"""Words of an n-gram, as in the overlap analyses of GPT-3 (arXiv:2005.14165, appendix C) and after."""
+"""Number of words of an n-gram, as in the overlap analysis of GPT-3 (arXiv:2005.14165, appendix C)
+and later ones."""
 
 Kind = Literal["prompt", "answer", "n-gram"]
 Words = tuple[str, ...]
@@ -26,29 +28,29 @@ _WORD = re.compile(r"\w+|[^\w\s]")
 
 @dataclass(frozen=True, slots=True)
 class Overlap:
-    """What rows of one split have in common with another."""
+    """Rows of a held-out split that also occur in the training split."""
 
     kind: Kind
     held_out: str
-    """The split whose rows are looked for in the training split."""
+    """Held-out split whose rows are searched for in the training split."""
     num_rows: int
-    """Distinct prompts of that split; for `answer`, distinct answers."""
+    """Number of distinct prompts of that split; for `answer`, of distinct answers."""
     num_found: int
-    """How many of them are in training too."""
+    """Number of them that also occur in training."""
     examples: tuple[str, ...]
-    """The first few that are."""
+    """First few of these."""
 
     @property
     def share(self) -> float:
-        """Found ones among all; 0 where there is none to look for."""
+        """Return the share of rows that also occur in training; 0 if there are none."""
         return self.num_found / self.num_rows if self.num_rows else 0.0
 
 
 def rows_of_splits(task: Task, num_rows: int, seed: int = 0) -> dict[Split, list[Row]]:
-    """The first rows of each split that a task has.
+    """Return the first rows of each split that a task has.
 
     Raises:
-        DataError: it has no training rows, or neither validation nor test rows.
+        DataError: the task has no training rows, or neither validation nor test rows.
     """
     splits: dict[Split, list[Row]] = {"train": task.rows("train", num_rows, seed)}
     held_out: tuple[Split, ...] = ("validation", "test")
@@ -56,7 +58,7 @@ def rows_of_splits(task: Task, num_rows: int, seed: int = 0) -> dict[Split, list
         try:
             splits[split] = task.rows(split, num_rows, seed)
         except DataError as error:
-            # A small file may have no validation rows, which is no reason not to look at the test.
+            # A small file may have no validation rows; the test rows are checked anyway.
             absent = error
     if len(splits) == 1:
         raise absent
@@ -64,22 +66,23 @@ def rows_of_splits(task: Task, num_rows: int, seed: int = 0) -> dict[Split, list
 
 
 def check_splits(splits: Mapping[Split, Sequence[Row]], *, n: int = NGRAM, num_examples: int = 3) -> list[Overlap]:
-    """Overlaps of each held-out split with training.
+    """Return the overlaps of each held-out split with training.
 
-    Texts are compared by their words and signs in lower case, so that white space and letter case hide nothing. What all
-    prompts begin and end with, such as an instruction, is left out before n-grams are taken; a prompt of fewer than n words
-    is one n-gram.
+    Texts are compared by their lower-case words and signs, so that white space and case do not
+    matter. Words with which all prompts begin or end, such as an instruction, are removed before
+    n-grams are taken. A prompt of fewer than n words is one n-gram.
 
     Args:
-        splits: rows by split, `train` among them.
-        n: words of an n-gram.
-        num_examples: how many to keep of each overlap.
+        splits: rows by split, including `train`.
+        n: number of words of an n-gram.
+        num_examples: number of examples to keep of each overlap.
 
     Returns:
-        For each held-out split three overlaps: prompt, answer (without rows where there is no answer column), n-gram.
+        Three overlaps for each held-out split: prompt, answer (with no rows if there is no answer
+        column), n-gram.
 
     Raises:
-        DataError: no training rows, or n below 1.
+        DataError: there are no training rows, or n is below 1.
     """
     if not splits.get("train") or n < 1:
         raise DataError(
@@ -110,7 +113,7 @@ def check_splits(splits: Mapping[Split, Sequence[Row]], *, n: int = NGRAM, num_e
 
 
 def _distinct(rows: Iterable[Row], column: str) -> dict[Words, str]:
-    """Distinct texts of a column by their words, in the order of the rows."""
+    """Return the distinct texts of a column by their words, in the order of the rows."""
     found: dict[Words, str] = {}
     for row in rows:
         if row.get(column) not in (None, ""):
@@ -124,14 +127,14 @@ def _words(value: Any) -> Words:
 
 
 def _text(value: Any) -> str:
-    """A prompt as text: messages joined."""
+    """Return a prompt as text; messages are joined."""
     if isinstance(value, list):
         return "\n".join(str(m.get("content", m)) if isinstance(m, Mapping) else str(m) for m in value)
     return str(value)
 
 
 def _template(prompts: Sequence[Words]) -> tuple[int, int]:
-    """How many words all prompts begin with, and end with, alike; none where all are one prompt."""
+    """Return how many words all prompts begin and end with; 0 if all prompts are equal."""
     first, last = min(prompts), max(prompts)
     if first == last:
         return 0, 0
@@ -141,7 +144,10 @@ def _template(prompts: Sequence[Words]) -> tuple[int, int]:
 
 
 def _common(first: Words, second: Words) -> int:
-    """Length of the common beginning; of the smallest and the largest of many sequences it is that of all."""
+    """Return the length of the common beginning.
+
+    That of the smallest and largest is that of all.
+    """
     pairs = enumerate(zip(first, second, strict=False))
     return next((i for i, (a, b) in pairs if a != b), min(len(first), len(second)))
 

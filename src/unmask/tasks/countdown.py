@@ -1,8 +1,9 @@
 """Countdown: reach a target from a few numbers, each used once, with + - * /.
 
-Reward as in arXiv:2603.12554's release: 1.0 for a right expression, 0.1 for an answer that is there but wrong, invalid
-or without a value, 0 for none. Unlike the release, `**` and `//` are not legal, nothing is passed to `eval`, the value is exact
-(the release allows 1e-5), and outside the bare format an answer may be boxed, in LaTeX, with its value behind it, or in steps.
+The reward is that of arXiv:2603.12554's release: 1.0 for a correct expression, 0.1 for an answer
+that is wrong, invalid or without a value, 0 without an answer. Unlike the release, `**` and `//`
+are not allowed, nothing is passed to `eval`, and the value is exact (the release allows 1e-5).
+Outside of the bare format, an answer may be boxed, in LaTeX, followed by its value, or in steps.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
     from unmask.core.records import Row
 
 WRONG = 0.1
-"""Reward of an answer that is there but not right."""
+"""Reward of an answer that is not correct."""
 _EQUALS = re.compile(r"\s(?:which\s|this\s|that\s|it\s)?(?:is equal to|is|equals|gives|makes|yields)(?=\s)|==")
 _ARROW = r"->|=>|→|⇒|\\(?:implies|to|rightarrow|Rightarrow)\b"
 _BEFORE_VALUE = re.compile(rf"\s(?:{_ARROW})(?=\s*[0-9]+\s*$)")
@@ -35,16 +36,18 @@ _STEP_END = re.compile(
 
 
 class Countdown(NumbersTask):
-    """Three or four numbers and a target that some expression over them reaches. Splits share no multiset of numbers.
+    """Three or four numbers, and a target that some expression over them reaches.
 
-    Bare prompt: "2,3,6:18="; completion: an expression such as "(6+3)*2", without spaces.
+    Splits share no multiset of numbers. Bare prompt: "2,3,6:18=". Completion: an expression without
+    spaces, such as "(6+3)*2".
     """
 
     type: Literal["countdown"] = "countdown"
     num_numbers: int = Field(3, ge=3, le=4)
-    """Numbers of an item."""
+    """Number of numbers of an item."""
     max_number: int = Field(6, ge=1, le=99)
-    """Numbers are drawn from 1 to this, with replacement. A model of 0.2M parameters can learn the default."""
+    """Largest number; numbers are drawn from 1 to this number with replacement. A model with 0.2M
+    parameters can learn the default."""
     min_target: int = Field(1, ge=1)
     """Smallest target."""
     max_target: int = Field(99, ge=1)
@@ -64,9 +67,10 @@ class Countdown(NumbersTask):
 
     @property
     def completion_length(self) -> int:
-        """Of the longest expression without superfluous brackets, and one more: they vary, so each ends with an EOS.
+        """Length of the longest expression without superfluous brackets, plus 1 for EOS.
 
-        n numbers, n - 1 operators and n - 2 pairs of brackets: 8 for three digits, 12 for four.
+        It has n numbers, n - 1 operators and n - 2 pairs of brackets: 8 for three digits, 12 for
+        four.
         """
         n = self.num_numbers
         return n * len(str(self.max_number)) + (n - 1) + 2 * (n - 2) + 1
@@ -79,7 +83,7 @@ class Countdown(NumbersTask):
         return [rng.randint(1, self.max_number) for _ in range(self.num_numbers)]
 
     def build(self, numbers: list[int], rng: random.Random) -> Row | None:
-        """An item whose target is the value of a random expression, so it can be solved; None if that is no target."""
+        """Return an item whose target is the value of a random expression; None if not valid."""
         expression, target = random_expression(numbers, rng)
         if target is None or target.denominator != 1 or not self.min_target <= target <= self.max_target:
             return None
@@ -92,17 +96,17 @@ class Countdown(NumbersTask):
         }
 
     def demonstration(self, row: Row, rng: random.Random, sloppy: bool) -> str:
-        """The row's own expression, itself a random right one; or, sloppy, any expression over the right numbers."""
+        """Return the row's own expression; if sloppy, any expression over its numbers."""
         return random_expression(row["numbers"], rng)[0] if sloppy else str(row["answer"])
 
     def score(self, answer: str, row: Row) -> float:
-        """1.0 if right, 0.1 if not."""
+        """Return 1.0 if correct, else 0.1."""
         return 1.0 if self.is_right(answer, row) else WRONG
 
     def is_right(self, answer: str, row: Row) -> bool:
-        """Whether the answer uses each number exactly once and has the target as its value; see `reaches`.
+        """Return True if the answer uses each number exactly once and its value is the target.
 
-        A bare answer is the expression and nothing else.
+        A bare answer must be only the expression. For other answers, see `reaches`.
         """
         if self.format != "bare":
             return reaches(answer, row["numbers"], row["target"])
@@ -114,15 +118,15 @@ class Countdown(NumbersTask):
 
 
 def reaches(answer: str, numbers: Sequence[int], target: int) -> bool:
-    """Whether an answer is an expression over all of some numbers, each used once, whose value is a target.
+    """Return True if an answer is an expression with a target as value that uses all numbers once.
 
-    An answer may go on to state its value, as long as every side of every equals sign has the target as its value. It may also be
-    worked out in steps, each of which uses numbers or results that are left.
+    An answer may also state its value, if every side of every equals sign has that value. It may
+    also be in steps, each of which uses numbers or results that are left.
 
     Args:
-        answer: an expression as people and models write it; see `notation`.
-        numbers: what it has to use.
-        target: its value.
+        answer: expression as people and models write it; see `notation`.
+        numbers: numbers that it must use.
+        target: value that it must have.
 
     Example:
         >>> [reaches(text, [3, 5, 2], 16) for text in ("(3+5)×2", "2(3+5) = 16", "3 + 5 = 8, 8 * 2 = 16")]
@@ -143,7 +147,7 @@ def reaches(answer: str, numbers: Sequence[int], target: int) -> bool:
 
 
 def _steps_reach(steps: Sequence[str], numbers: Sequence[int], target: int) -> bool:
-    """Whether equations such as 3 + 5 = 8 and 8 * 2 = 16 are true, use up numbers and results, and end at a target."""
+    """Return True if equations are true, use up all numbers and results, and reach the target."""
     left = Counter(Fraction(number) for number in numbers)
     for step in steps:
         sides = [evaluate(side) for side in step.split("=")]

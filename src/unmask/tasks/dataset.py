@@ -1,4 +1,4 @@
-"""Rows of your own from a file, the hub or Python, with a `prompt` column, scored by reward functions or by their answers."""
+"""Your own rows from a file, the hub or Python, with rewards from functions or an answer column."""
 
 from __future__ import annotations
 
@@ -21,10 +21,11 @@ if TYPE_CHECKING:
 
 
 class AnswerText(str):
-    """The text of an answer column. It refuses to be compared with a number, to which no text is ever equal.
+    """Text of an answer column. Comparing it with a number is an error, because they never equal.
 
-    Whatever the file, an answer reaches reward functions as text: 42 in a parquet file as "42", as it is in a CSV file. A reward
-    that compares it with `int(completion)` would silently be 0 everywhere.
+    An answer always reaches reward functions as text: 42 in a parquet file as "42", as from a CSV
+    file. A reward that compares it with `int(completion)` would otherwise be 0 everywhere without
+    any message.
 
     Example:
         >>> AnswerText("42") == "42", AnswerText("42") == None
@@ -51,7 +52,9 @@ class AnswerText(str):
 
 
 def answer_of(value: Any) -> Any:
-    """The value of an answer column as rewards get it: numbers and the like as text, lists and objects as they are; NaN is None.
+    """Return the value of an answer column as rewards get it.
+
+    Numbers, booleans and similar values become text, lists and objects stay, and NaN becomes None.
 
     Example:
         >>> [answer_of(value) for value in (42, 0.5, True, "x", None, float("nan"), [1, 2])]
@@ -63,21 +66,31 @@ def answer_of(value: Any) -> Any:
 
 
 class Dataset(SourcedTask):
-    """Rows of a file or of the hub, with reward functions of your own, or 1 for the right answer. Splits share no prompt."""
+    """Rows from a file, the hub or Python, with your reward functions or reward 1 if correct.
+
+    Splits share no prompt.
+    """
 
     type: Literal["dataset"] = "dataset"
     path: Source
-    """A .jsonl, .json, .csv, .tsv or .parquet file, or a data set of the hub as owner/name or owner/name:config, whose split is
-    "train". In Python also a list of dicts, a `datasets.Dataset` or `DatasetDict`, or a data frame.
-    Without `test_path`, a stable hash of the prompt sends a tenth to validation and a fifth to test."""
+    """Source of the rows: a .jsonl, .json, .csv, .tsv or .parquet file, or a data set of the hub.
+
+    The hub's data set is given as owner/name or owner/name:config, and its split "train" is read.
+    Python also accepts a list of dicts, a `datasets.Dataset` or `DatasetDict`, or a data frame.
+    Without `test_path`, a stable hash of the prompt sends a tenth of the rows to validation and a
+    fifth to test."""
     test_path: Source | None = None
-    """The same for the test split (of the hub: "test"); then a tenth of `path` is for validation and the rest for training, but
-    for rows whose prompt is in the test split."""
+    """Source of the test split, in the same forms; of the hub's data set, the split "test" is read.
+
+    With it, a tenth of `path` is for validation, and the rest is for training, except rows whose
+    prompt is in the test split."""
     prompt_column: str = "prompt"
-    """Its text, or chat messages, is the prompt."""
+    """Name of the column with the prompt, as text or as chat messages."""
     answer_column: str = "answer"
-    """If there, a row counts as solved when its answer, stripped, equals it; also the demonstration to pretrain on. Reward
-    functions get it as text, whatever its type in the file."""
+    """Name of the column with the correct answer, if any.
+
+    A row counts as solved if the stripped answer equals it. It is also the demonstration for
+    pretraining. Reward functions get it as text, whatever its type in the file."""
 
     reward_columns: ClassVar[tuple[str, ...]] = ("answer",)
     carves_test: ClassVar[bool] = True
@@ -85,7 +98,7 @@ class Dataset(SourcedTask):
     @model_validator(mode="before")
     @classmethod
     def _split_of_dict(cls, options: Any) -> Any:
-        """Take the splits "train" and "test" of a `DatasetDict`."""
+        """Take the splits "train" and "test" from a `DatasetDict`."""
         path = options.get("path") if isinstance(options, Mapping) else None
         if not isinstance(path, Mapping) or not any(hasattr(split, "column_names") for split in path.values()):
             return options
@@ -101,14 +114,15 @@ class Dataset(SourcedTask):
         return self.path, self.test_path
 
     def build(self, raw: Row, place: str) -> Row:
-        """The row with the names that the engine knows beside its own, which reward functions may ask for."""
+        """Return the row with the standard column names in addition to its own."""
         if self.prompt_column not in raw:
             raise DataError(
                 f'{place} has no column "{self.prompt_column}". Its columns: {", ".join(raw)}. Set task.prompt_column to one of '
                 "them (on the command line --option prompt_column=NAME)."
             )
         if self.answer_column not in raw and self.answer_column != "answer":
-            # A name that was given is meant; a column that happens to be called answer is not what it means.
+            # A name that was set explicitly must exist; a column that happens to be called answer
+            # does not count.
             raise DataError(
                 f'{place} has no column "{self.answer_column}". Its columns: {", ".join(raw)}. '
                 "Set task.answer_column to one of them, or leave it out."
@@ -120,7 +134,7 @@ class Dataset(SourcedTask):
 
     @property
     def completion_length(self) -> int:
-        """Characters of the longest answer, and one for EOS."""
+        """Number of characters of the longest answer and EOS."""
         return 1 + max(len(_text(row)) for row in self._all())
 
     @property
@@ -129,11 +143,14 @@ class Dataset(SourcedTask):
         return "".join(sorted({c for row in self._all() for c in f"{row['prompt']}{_text(row)}"}))
 
     def rewards(self) -> dict[str, RewardFunc]:
-        """1 for the right answer; where there is no answer column, none: then the recipe names some under `reward_funcs`."""
+        """Return a reward of 1 for the correct answer; {} without an answer column.
+
+        Then the recipe must set `reward_funcs`.
+        """
         return super().rewards() if "answer" in self._all()[0] else {}
 
     def fault_of_answer(self, row: Row) -> str | None:
-        """No completion is right where the answer is missing, empty, or no text."""
+        """Return the fault of a row whose answer is missing, empty or not text, or None."""
         answer = row.get("answer")
         if isinstance(answer, list | dict):
             kind = "a list" if isinstance(answer, list) else "an object"
@@ -142,11 +159,11 @@ class Dataset(SourcedTask):
                 "name functions under reward_funcs that read it, or set task.answer_column to a column of texts"
             )
         if not _text(row).strip():
-            return f'the column "{self.answer_column}" is empty, so no completion is right'
+            return f'the column "{self.answer_column}" is empty, so no completion is correct'
         return None
 
     def demonstration(self, row: Row, rng: random.Random, sloppy: bool) -> str:
-        """The answer; there is no sloppy one."""
+        """Return the answer; there is no sloppy one."""
         if "answer" not in row:
             raise DataError(
                 f'{shown(self.path)} has no column "{self.answer_column}" to learn from. Set task.answer_column.'
@@ -154,26 +171,26 @@ class Dataset(SourcedTask):
         return _text(row)
 
     def score(self, answer: str, row: Row) -> float:
-        """1 for a solved row."""
+        """Return 1 for a solved row."""
         return float(self.is_right(answer, row))
 
     def is_right(self, answer: str, row: Row) -> bool:
-        """Whether the answer is the answer column's text."""
+        """Return True if the answer is the text of the answer column."""
         wanted = row.get("answer")
         return wanted is not None and answer.strip() == str(wanted).strip()
 
     def _table(self, name: str) -> Table:
-        """The rows, with None where a row lacks a column that others have: reward functions get each column for all rows."""
+        """Return the rows, with None for missing columns; rewards get each column for all rows."""
         table = super()._table(name)
         columns = dict.fromkeys(column for row in table.rows for column in row)
         if all(len(row) == len(columns) for row in table.rows):
             return table
-        # A name that cannot be written is the fault of its own rows alone.
+        # A column name that cannot be written is a fault only of the rows that have it.
         missing = dict.fromkeys(column for column in columns if fault_of_value(column) is None)
         return replace(table, rows=[missing | row for row in table.rows])
 
 
 def _text(row: Row) -> str:
-    """The answer of a row, or nothing where it has none."""
+    """Return the answer of a row as text; "" if it has none."""
     answer = row.get("answer")
     return "" if answer is None else str(answer)

@@ -1,7 +1,8 @@
 """GSM8K: grade-school word problems whose answer is a number (arXiv:2110.14168).
 
-Reward 1 for the right number, 0 for any other. Released graders compare strings ("1,000" is not "1000" to them) and have no minus
-sign; the two negative answers of the test split can then not be had. The papers' sum of shaped rewards is in `unmask.rewards`.
+The reward is 1 for the correct number, else 0. Released graders compare strings ("1,000" differs
+from "1000") and ignore minus signs, so the two negative answers of the test split cannot be earned.
+The papers' sum of shaped rewards is in `unmask.rewards`.
 """
 
 from __future__ import annotations
@@ -23,16 +24,19 @@ _CALCULATOR = re.compile(r"<<[^<>]*>>")
 
 
 class GSM8K(MathsTask):
-    """Word problems with a number as the answer: 7,473 to train on, a tenth of them for validation; 1,319 to test.
+    """Word problems with a number as the answer: 7,473 for training, 1,319 for test.
+
+    A tenth of the training problems are for validation.
 
     Columns: `question`, and `answer`, which ends in "#### 18".
     """
 
     type: Literal["gsm8k"] = "gsm8k"
     source: str = "openai/gsm8k:main"
-    """Training rows: a data set of the hub (its split "train"), or a .parquet, .jsonl or .csv file."""
+    """Training rows: a data set of the hub (its split "train"), or a .parquet, .jsonl or .csv
+    file."""
     test_source: str | None = None
-    """Test rows; default the split "test" of a hub source. A file has none."""
+    """Test rows; default: the split "test" of a hub source. A file has no default."""
 
     shots: ClassVar[str] = "gsm8k.jsonl"
 
@@ -44,11 +48,11 @@ class GSM8K(MathsTask):
         answer = answer.strip()
         if not marker or read_number(answer) is None:
             raise DataError(f'{place}: the column "answer" ends in {answer[-40:]!r}, not in "#### " and a number.')
-        # Notes for a calculator, as in 3*4=<<3*4=12>>12: no part of what a model should write.
+        # Remove notes for a calculator, as in 3*4=<<3*4=12>>12, which a model should not write.
         return self.item(text_column(raw, "question", place).strip(), _CALCULATOR.sub("", working).strip(), answer)
 
     def grade(self, answers: Sequence[str], rows: Sequence[Row]) -> list[float]:
-        """1.0 for the right number; 0.0 for another, "unparsed" where it is none."""
+        """Return 1.0 for the correct number, else 0.0, with "unparsed" if it is not a number."""
         return [_grade(answer, str(row["answer"])) for answer, row in zip(answers, rows, strict=True)]
 
 

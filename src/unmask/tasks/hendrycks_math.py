@@ -1,7 +1,10 @@
-"""MATH: competition problems whose answer is an expression (arXiv:2103.03874); MATH500: 500 to test on (arXiv:2305.20050).
+"""MATH: competition problems whose answer is an expression (arXiv:2103.03874).
 
-Reward 1 for an equal expression, 0 for any other. Numbers, words and what is written alike are compared here; the rest by
-math-verify. The papers' sum of shaped rewards is in `unmask.rewards`, without the bug by which none of them finds a box.
+MATH500 (arXiv:2305.20050) is its test.
+
+The reward is 1 for an equal expression, else 0. Numbers, words and equal spellings are compared
+here, all else by math-verify. The papers' sum of shaped rewards is in `unmask.rewards`, without the
+bug that keeps all of them from finding a box.
 """
 
 from __future__ import annotations
@@ -19,16 +22,20 @@ if TYPE_CHECKING:
 
 
 class Math(MathsTask):
-    """Competition problems: MATH without MATH500 to train on, a tenth of it for validation; MATH500 to test.
+    """Competition problems: MATH without MATH500 for training, MATH500 for test.
 
-    Columns: `problem`, `answer`, and `solution` where there is one, to learn from. A row without an answer is not used.
+    A tenth of the training problems are for validation.
+
+    Columns: `problem`, `answer`, and optionally `solution`, to learn from. Rows without an answer
+    are left out.
     """
 
     type: Literal["math"] = "math"
     source: str = "ankner/math-500"
-    """Training rows: a data set of the hub (its split "train"), or a .parquet, .jsonl or .csv file."""
+    """Training rows: a data set of the hub (its split "train"), or a .parquet, .jsonl or .csv
+    file."""
     test_source: str | None = "HuggingFaceH4/MATH-500"
-    """Test rows; of the hub the split "test". null if there are none."""
+    """Test rows; from the hub, the split "test". null if there are none."""
     instruction: str = "boxed"
 
     shots: ClassVar[str] = "math.jsonl"
@@ -51,12 +58,15 @@ class Math(MathsTask):
         return super()._reward(prompts, completions, **columns)
 
     def grade(self, answers: Sequence[str], rows: Sequence[Row]) -> list[float]:
-        """1.0 for an equal expression, else 0.0; "timeout" where that could not be settled within the limits."""
+        """Return 1.0 for an equal expression, else 0.0; "timeout" if the comparison did not end."""
         return grade(answers, [str(row["answer"]) for row in rows])
 
 
 class Math500(Math):
-    """The 500 problems of MATH500, to test on; training is on task `math`, whose test rows are the same."""
+    """The 500 problems of MATH500, only for test.
+
+    To train, use task `math`, which has the same test rows.
+    """
 
     type: Literal["math500"] = "math500"  # type: ignore[assignment]
     test_source: str = "HuggingFaceH4/MATH-500"

@@ -1,4 +1,4 @@
-"""HumanEval (arXiv:2107.03374): complete a Python function from its signature and docstring. 164 problems, all for testing."""
+"""HumanEval (arXiv:2107.03374): complete a Python function. All 164 problems are for test."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ if TYPE_CHECKING:
 
 
 class HumanEval(CodeTask):
-    """A function to complete. Bare prompt: its beginning, which the completion continues.
+    """A function to complete from its signature and docstring. The bare prompt is its beginning.
 
-    One test, all of `check`, so that `solved` is the benchmark's pass@1. There are no rows to train on.
+    `check` is one test, so that `solved` is the benchmark's pass@1. There are no training rows.
 
     Columns: `prompt`, `entry_point`, `test`, and `canonical_solution`.
     """
@@ -38,7 +38,8 @@ class HumanEval(CodeTask):
         tree = parse(start)
         if tree is None or name not in defined_names(tree):
             raise DataError(f'{place}: the column "prompt" holds {start[:60]!r}, not the beginning of {name!r}.')
-        # What precedes the function belongs to the problem: imports and helpers, which the tests use too.
+        # The imports and helpers before the function belong to the problem, and the tests use them
+        # too.
         before = [node for node in tree.body if not (isinstance(node, ast.FunctionDef) and node.name == name)]
         prelude = ast.unparse(ast.Module(before, [])) + "\n"
         return {
@@ -52,12 +53,14 @@ class HumanEval(CodeTask):
         }
 
     def key(self, row: Row) -> str:
-        """The function's beginning."""
+        """Return the beginning of the function."""
         return str(row["start"])
 
     def job(self, answer: str, row: Row) -> SandboxJob | None:
-        """The function whole, after the problem's imports and helpers; or, where the answer does not define it, the prompt
-        continued."""
+        """Return the whole function after the problem's imports and helpers.
+
+        If the answer does not define the function, it continues the prompt.
+        """
         code = code_in(answer, row["names"])
         if not code.strip() or len(code) > MAX_CODE:
             return None
@@ -65,7 +68,7 @@ class HumanEval(CodeTask):
         if tree is not None and row["names"][0] in defined_names(tree) and not returns(tree):
             program = row["prelude"] + code
         else:
-            # A fence in what continues the prompt comes after the function.
+            # A fence in a continuation of the prompt comes after the function.
             rest = answer if is_indented(answer) else code
             program = continued(row["start"], rest, is_exact=self.format == "bare")
         return self.tested(program, row)

@@ -1,4 +1,4 @@
-"""KodCode (arXiv:2503.02951): synthetic coding problems with pytest files, on which arXiv:2603.12554 trains for code."""
+"""KodCode (arXiv:2503.02951): synthetic coding problems, on which arXiv:2603.12554 trains."""
 
 from __future__ import annotations
 
@@ -17,21 +17,24 @@ _TESTED_MODULE = "solution"
 
 
 class KodCode(CodeTask):
-    """Each test function of the problem's pytest file is a test. Problems without any that Python can read are left out.
+    """Synthetic coding problems. Each test function of a problem's pytest file is one test.
 
-    The names that the tests import from `solution` stand in the prompt, for no answer passes without them; the release renames
-    the answer's function instead.
+    Problems without a test that Python can parse are left out. The prompt contains the names that
+    the tests import from `solution`, because no answer passes without them; the release renames the
+    answer's function instead.
 
     Columns: `question`, `test`, and `solution`.
     """
 
     type: Literal["kodcode"] = "kodcode"
     source: str = "KodCode/KodCode-Light-RL-10K"
-    """Training rows: a data set of the hub (its split "train"), or a .parquet, .jsonl or .csv file."""
+    """Training rows: a data set of the hub (its split "train"), or a .parquet, .jsonl or .csv
+    file."""
     test_source: str | None = None
-    """Test rows; default a fifth of `source`."""
+    """Test rows; default: a fifth of `source`."""
     sandbox: SandboxConfig = SandboxConfig(backend="auto")
-    """Where programs run. Pytest files need more of Python than monty has, so the default is `auto`."""
+    """Sandbox in which programs run. Pytest files need more of Python than monty supports, so the
+    default is `auto`."""
 
     carves_test: ClassVar[bool] = True
 
@@ -57,7 +60,7 @@ class KodCode(CodeTask):
         }
 
     def key(self, row: Row) -> str:
-        """The question."""
+        """Return the question."""
         return str(row["question"])
 
 
@@ -66,18 +69,18 @@ def _is_of_solution(node: ast.stmt) -> bool:
 
 
 def _imported(tree: ast.Module) -> list[str]:
-    """What a pytest file imports from `solution`."""
+    """Return the names that a pytest file imports from `solution`."""
     found = (node for node in tree.body if isinstance(node, ast.ImportFrom) and node.module == _TESTED_MODULE)
     return sorted({alias.name for node in found for alias in node.names} - {"*"})
 
 
 def _test_calls(tree: ast.Module) -> list[str]:
-    """A statement for each test of a pytest file: functions, parametrized ones, methods of test classes."""
+    """Return a statement for each test of a pytest file: functions, parametrized ones, methods."""
     calls: list[str] = []
     for node in tree.body:
         match node:
             case ast.FunctionDef(name=name, decorator_list=marks) if name.startswith("test"):
-                # `run_test` is the sandbox's, for pytest's marks; monty has neither.
+                # The sandbox's `run_test` handles pytest's marks. Monty has neither.
                 calls.append(f"run_test({name})" if marks else f"{name}()")
             case ast.ClassDef(name=name, bases=bases, body=body) if name.startswith("Test") or bases:
                 methods = [n.name for n in body if isinstance(n, ast.FunctionDef) and n.name.startswith("test")]

@@ -1,4 +1,4 @@
-"""What tasks of mathematics have in common: a prompt from shipped texts, worked examples, and an answer in a tag or a box."""
+"""Base of tasks of mathematics: a prompt, worked examples, and an answer in a tag or box."""
 
 from __future__ import annotations
 
@@ -20,25 +20,32 @@ if TYPE_CHECKING:
     from unmask.core.records import Row
 
 TEXTS = resources.files("unmask.tasks") / "texts"
-"""Instructions (.txt) and worked examples (.jsonl), all our own."""
+"""Folder of the shipped instructions (.txt) and worked examples (.jsonl)."""
 
 
 class MathsTask(SourcedTask):
-    """Base of tasks whose rows are a problem and its answer. One prompt serves training and evaluation."""
+    """Base of tasks whose rows are a problem and its answer.
+
+    Training and evaluation use the same prompt.
+    """
 
     format: Literal["bare", "plain", "tagged"] = "tagged"
-    """`tagged`: chat messages for the tokenizer's template. `plain`: the same as text. `bare`: the problem alone, answered by the
-    answer alone, for tiny character models."""
+    """Form of prompts and answers.
+
+    `tagged`: chat messages for the tokenizer's template. `plain`: the same as text. `bare`: only
+    the problem, then only the answer, for tiny character models."""
     instruction: str = "answer"
-    """How the answer is asked for: a shipped text (answer, boxed, reasoning) or a .txt file of your own."""
+    """Instruction that asks for the answer: a shipped text (answer, boxed, reasoning) or your own
+    .txt file."""
     instruction_role: Literal["user", "system"] = "user"
-    """Where a tagged prompt has it: ahead of the first problem, as the papers do, or as a system message."""
+    """Position of the instruction in a tagged prompt: before the first problem, as in the papers,
+    or in a system message."""
     num_shots: int = Field(0, ge=0, le=4)
-    """Worked examples ahead of the problem, from the shipped ones."""
+    """Number of shipped worked examples before the problem."""
 
     reward_columns: ClassVar[tuple[str, ...]] = ("answer",)
     shots: ClassVar[str]
-    """The file of worked examples."""
+    """Name of the file with worked examples."""
 
     @model_validator(mode="after")
     def _check_instruction(self) -> Self:
@@ -46,15 +53,15 @@ class MathsTask(SourcedTask):
         return self
 
     def item(self, question: str, working: str, answer: str) -> Row:
-        """A row, with its prompt."""
+        """Return a row with its prompt."""
         return {"prompt": self.prompt(question), "answer": answer, "question": question, "working": working}
 
     def key(self, row: Row) -> str:
-        """The problem, whatever the prompt makes of it."""
+        """Return the problem, which does not depend on the form of the prompt."""
         return str(row["question"])
 
     def prompt(self, question: str) -> str | list[dict[str, str]]:
-        """The prompt of a problem, in the task's format."""
+        """Return the prompt of a problem in the task's format."""
         if self.format == "bare":
             return f"{question}\n"
         instruction = instruction_text(self.instruction)
@@ -73,23 +80,23 @@ class MathsTask(SourcedTask):
         return [{"role": "user", "content": f"{instruction}\n\n{messages[0]['content']}"}, *messages[1:]]
 
     def solution(self, row: Row) -> str:
-        """A whole completion in the form that the instruction asks for."""
+        """Return a whole completion in the form that the instruction asks for."""
         box = f"\\boxed{{{row['answer']}}}" if self.instruction == "boxed" else row["answer"]
         working = f"<reasoning>\n{row['working']}\n</reasoning>" if self.instruction == "reasoning" else row["working"]
         return f"{working}\n<answer>{box}</answer>".lstrip()
 
     def demonstration(self, row: Row, rng: random.Random, sloppy: bool) -> str:
-        """The solution, if bare the answer alone; or, sloppy, with one of the problem's own numbers as the answer."""
+        """Return the solution, or the answer if bare; if sloppy, a number of the problem."""
         if sloppy:
             row = row | {"answer": rng.choice(re.findall(r"[0-9]+", row["question"]) or ["0"]), "working": ""}
         return str(row["answer"]) if self.format == "bare" else self.solution(row)
 
     def score(self, answer: str, row: Row) -> float:
-        """1 if right, else 0."""
+        """Return 1 if the answer is correct, else 0."""
         return self.grade([answer], [row])[0]
 
     def is_right(self, answer: str, row: Row) -> bool:
-        """Whether the answer equals the row's."""
+        """Return True if the answer equals the row's."""
         return self.score(answer, row) == 1.0
 
     def _answer(self, completion: str) -> str | None:
@@ -97,10 +104,10 @@ class MathsTask(SourcedTask):
 
 
 def text_column(raw: dict[str, Any], name: str, place: str) -> str:
-    """A column that must hold text, or a number, which a csv file has as text.
+    """Return the text of a column. A number counts as text, because csv files have only text.
 
     Raises:
-        DataError: it does not, or the text is empty.
+        DataError: the column is missing, is not text, or is empty.
     """
     value = raw.get(name)
     if isinstance(value, int | float) and not isinstance(value, bool):
@@ -112,10 +119,10 @@ def text_column(raw: dict[str, Any], name: str, place: str) -> str:
 
 @lru_cache(maxsize=16)
 def instruction_text(name: str) -> str:
-    """A shipped instruction, or that of a .txt file.
+    """Return a shipped instruction, or that of a .txt file.
 
     Raises:
-        ConfigError: there is none.
+        ConfigError: the instruction does not exist.
     """
     shipped = sorted(path.name.removesuffix(".txt") for path in TEXTS.iterdir() if path.name.endswith(".txt"))
     try:
@@ -125,10 +132,10 @@ def instruction_text(name: str) -> str:
             return Path(name).read_text(encoding="utf-8").strip()
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"instruction {name} cannot be read: {error}.") from error
-    raise ConfigError(f'instruction "{name}" is none of {", ".join(shipped)}, nor a .txt file.')
+    raise ConfigError(f'instruction "{name}" is neither one of {", ".join(shipped)} nor a .txt file.')
 
 
 @lru_cache(maxsize=4)
 def worked_examples(name: str) -> list[dict[str, str]]:
-    """The shipped worked examples of a file: question, working, answer."""
+    """Return the shipped worked examples of a file: question, working, answer."""
     return [json.loads(line) for line in (TEXTS / name).read_text(encoding="utf-8").splitlines()]

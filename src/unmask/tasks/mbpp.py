@@ -1,4 +1,4 @@
-"""MBPP (arXiv:2108.07732): short Python problems, each with a sentence of text and about three assertions."""
+"""MBPP (arXiv:2108.07732): short Python problems of one sentence and about three assertions."""
 
 from __future__ import annotations
 
@@ -15,21 +15,24 @@ if TYPE_CHECKING:
     from unmask.core.records import Row
 
 _MODULES = {"cmath", "collections", "datetime", "math", "re"}
-"""Of the standard library: some assertions use one without importing it."""
+"""Modules of the standard library that some assertions use without importing them."""
 
 
 class MBPP(CodeTask):
-    """Each assertion is a test, and the prompt shows them, as the benchmark does: the text does not say the function's name.
+    """Short problems in which each assertion is a test.
 
-    Columns: `text` (or `prompt`, in the sanitized rows), `test_list`, and, where there is one, `code`, `test_setup_code` or
-    `test_imports`.
+    As in the benchmark, the prompt shows the assertions.
+
+    Without them, the name of the function would be unknown. Columns: `text` (or `prompt`, in the
+    sanitized rows), `test_list`, and optionally `code`, `test_setup_code` or `test_imports`.
     """
 
     type: Literal["mbpp"] = "mbpp"
     source: str = "google-research-datasets/mbpp:full"
-    """Training rows: a data set of the hub (its split "train"), or a .parquet, .jsonl or .csv file."""
+    """Training rows: a data set of the hub (its split "train"), or a .parquet, .jsonl or .csv
+    file."""
     test_source: str | None = None
-    """Test rows; default the split "test" of a hub source, a fifth of a file's rows."""
+    """Test rows; default: the split "test" of a hub source, or a fifth of a file's rows."""
 
     carves_test: ClassVar[bool] = True
 
@@ -41,12 +44,12 @@ class MBPP(CodeTask):
         asserted, prepared = parse("\n".join(tests)), parse(setup)
         if not isinstance(problem, str) or not tests or asserted is None or prepared is None:
             raise DataError(
-                f'{place} needs a problem in the column "text" (or "prompt") and Python assertions in "test_list"; '
-                f"it has {str(problem)[:40]!r} and {str(raw.get('test_list'))[:80]!r}."
+                f'{place} needs a problem in the column "text" (or "prompt") and Python assertions in "test_list". '
+                f"It has {str(problem)[:40]!r} and {str(raw.get('test_list'))[:80]!r}."
             )
-        # The setup may build its data from a class of the program's, as one problem's trees are.
+        # The setup may use a class of the program, such as a tree.
         free = free_names(ast.Module([*prepared.body, *asserted.body], []))
-        # One problem asks for a function called sum.
+        # One problem defines a function called sum.
         free = free - set(dir(builtins)) or set(_first_call(asserted))
         imports = "".join(f"import {name}\n" for name in sorted(free & _MODULES))
         shown = "\n".join(tests)
@@ -61,12 +64,12 @@ class MBPP(CodeTask):
         }
 
     def key(self, row: Row) -> str:
-        """The problem's text."""
+        """Return the text of the problem."""
         return str(row["question"])
 
 
 def _first_call(tree: ast.Module) -> list[str]:
-    """The function that the first assertion calls."""
+    """Return the function that the first assertion calls."""
     calls = (node.func for node in ast.walk(tree) if isinstance(node, ast.Call))
     return [function.id for function in calls if isinstance(function, ast.Name)][:1]
 

@@ -1,7 +1,8 @@
-"""Rows that are given in Python: a list of dicts, a `datasets.Dataset`, a data frame or a table of columns.
+"""Rows given in Python: a list of dicts, a `datasets.Dataset`, a data frame or a dict of columns.
 
-They get a name from the hash of their content, `memory:HASH`, which stands wherever the path of a file would. A run writes them
-into its folder as a .jsonl file and names that file instead, so that they are there when the run is resumed in another process.
+They get a name from the hash of their content, `memory:HASH`, which can be used in place of a
+file's path. A run writes them to a .jsonl file in its folder and uses that file's name instead, so
+that another process can resume the run.
 """
 
 from __future__ import annotations
@@ -22,53 +23,54 @@ from unmask.tasks.readers import check_columns, rows_of_columns
 PREFIX = "memory:"
 
 _ROWS: dict[str, list[dict[str, Any]]] = {}
-"""Rows by every name that they have in this process."""
+"""Rows by each name that they have in this process."""
 
 
 def is_in_memory(source: str) -> bool:
-    """Whether a source names rows that were given in Python, in this process or another."""
+    """Return True if a source names rows that were given in Python, in this or another process."""
     return source.startswith(PREFIX) or source in _ROWS
 
 
 def rows_in_memory(source: str) -> list[dict[str, Any]]:
-    """The rows of a name.
+    """Return the rows with a name.
 
     Raises:
-        DataError: they were given in another process.
+        DataError: the rows were given in another process.
     """
     if source not in _ROWS:
         raise DataError(
-            f"{source} stands for rows that were given in Python, in another process, and they are not kept there. Write them to "
-            "a .jsonl or .parquet file and give its path, or give the rows in Python again. A training run keeps its own in the "
-            "folder rows/ of its run folder."
+            f"{source} stands for rows that were given in Python in another process and are not available here. Write them to "
+            "a .jsonl or .parquet file and give its path, or give the rows in Python again. A training run keeps its rows in "
+            "the folder rows/ of its run folder."
         )
     return _ROWS[source]
 
 
 def shown(source: str) -> str:
-    """What messages call a source."""
+    """Return the name of a source in messages."""
     return "the data given in Python" if source in _ROWS else source
 
 
 def remember(name: str, rows: list[dict[str, Any]]) -> str:
-    """Make rows available under a name for as long as the process lives."""
+    """Make rows available under a name for the lifetime of the process."""
     _ROWS.setdefault(name, rows)
     return name
 
 
 def is_table(value: object) -> bool:
-    """Whether a value is rows that can be taken as they are, rather than the path of a file."""
+    """Return True if a value consists of rows rather than the path of a file."""
     return not isinstance(value, str | Path | None)
 
 
 def plain_rows(value: Any) -> list[dict[str, Any]]:
-    """Rows as dicts that JSON can hold and gives back unchanged.
+    """Return rows as dicts that survive a round trip through JSON unchanged.
 
     Args:
-        value: a list of dicts, a dict of columns, a `datasets.Dataset`, a pandas or polars data frame, or a pyarrow table.
+        value: a list of dicts, a dict of columns, a `datasets.Dataset`, a pandas or polars data
+            frame, or a pyarrow table.
 
     Raises:
-        DataError: it is something else, holds no rows, or holds values that JSON cannot.
+        DataError: the value has another type, has no rows, or has values that JSON cannot hold.
     """
     kind = type(value).__name__
     if hasattr(value, "columns") and not isinstance(value, Mapping):
@@ -94,7 +96,7 @@ def plain_rows(value: Any) -> list[dict[str, Any]]:
 
 def _listed(value: Any, kind: str) -> Sequence[Any]:
     if kind == "IterableDataset":
-        raise DataError("an IterableDataset has no known end. Give list(data.take(NUMBER)), or a Dataset.")
+        raise DataError("an IterableDataset has no known length. Give list(data.take(NUMBER)), or a Dataset.")
     for method in ("to_list", "to_pylist", "to_dicts"):
         if hasattr(value, method):
             return list(getattr(value, method)())
@@ -121,7 +123,10 @@ def _is_listed(value: Any) -> bool:
 
 
 def _plain(value: Any, is_frame: bool) -> Any:
-    """A value as JSON would give it back. In a pandas frame NaN, NaT and NA are missing values."""
+    """Return a value after a round trip through JSON.
+
+    NaN, NaT and NA of a pandas frame are missing values.
+    """
     if value is None or isinstance(value, bool):
         return value
     if isinstance(value, str):
@@ -140,14 +145,15 @@ def _plain(value: Any, is_frame: bool) -> Any:
     if isinstance(value, datetime.date | datetime.time | decimal.Decimal):
         return str(value)
     if hasattr(value, "tolist"):
-        # An array or a scalar of numpy, or a tensor.
+        # The value is an array or scalar of numpy, or a tensor.
         return _plain(value.tolist(), is_frame)
     raise TypeError(f"a value of the type {type(value).__name__} cannot be written as JSON")
 
 
 def write_jsonl(rows: Iterable[Mapping[str, Any]], path: Path) -> None:
-    """Write rows that `plain_rows` made; reading the file gives them back."""
+    """Write rows from `plain_rows`; reading the file returns them unchanged."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with replaced_whole(path) as aside, aside.open("w", encoding="utf-8") as file:
-        # Non-ASCII text is escaped, so that an unpaired surrogate can be written too; the check of the rows refuses it.
+        # Non-ASCII text is escaped, so that an unpaired surrogate can be written. The check of the
+        # rows refuses it later.
         file.writelines(json.dumps(row) + "\n" for row in rows)

@@ -1,7 +1,7 @@
-"""Programs from examples: write the expression in x that a few inputs and outputs came from; it is run on other inputs.
+"""Programs from examples: find the expression in x behind them; it is run on other inputs.
 
-The task is our own, from no paper: the smallest one whose reward is code that runs. Its expressions are short, so that a tiny
-character model can learn it in a minute.
+The task comes from no paper. It is the smallest one whose reward comes from running code. Its
+expressions are short, so that a tiny character model can learn it in a minute.
 """
 
 from __future__ import annotations
@@ -29,13 +29,15 @@ if TYPE_CHECKING:
     from unmask.core.records import Row
 
 SHOWN = (0, 1, 2, 10)
-"""Inputs of the examples in the prompt: at 0 and 10 a line's constants can be read off, the others tell it from the rest."""
+"""Inputs of the examples in the prompt. 0 and 10 show the constants of a line; the others tell it
+from the rest."""
 HIDDEN = (-3, 3, 4, 5, 6, 9)
-"""Inputs that the reward is counted on."""
+"""Inputs on which the reward is computed."""
 MAX_EXPRESSION, MAX_PROGRAM = 100, 2000
-"""Characters of an answer that is looked at: a bare one, and one with words or statements around its expression."""
+"""Maximum length in characters of a bare answer, and of one with words or statements around its
+expression."""
 _HEAD = re.compile(r"(?:[A-Za-z]\w{0,15}\s?(?:\(\s?x\s?\))?\s?(?:=(?!=)|:(?!=)|->)|x\s?(?:->|=>|↦|\|->)|=)\s?")
-"""What stands before the expression in "f(x) = 3*x+2", "y: 3*x+2" or "x -> 3*x+2"."""
+"""Text before the expression in "f(x) = 3*x+2", "y: 3*x+2" or "x -> 3*x+2"."""
 _PRODUCT = re.compile(r"(?<=[0-9)])\s?(?=[x(])|(?<=(?<![a-z])x)\s?(?=\()")
 _FUNCTION = re.compile(r"\\{1,2}(?=(?:max|min)\b)")
 _SIGNS = str.maketrans(
@@ -46,12 +48,12 @@ _SIGNS = str.maketrans(
 
 
 class Shape(NamedTuple):
-    """Expressions that differ in two constants."""
+    """Expressions that differ only in two constants."""
 
     pattern: str
-    """Their text, with the constants' places."""
+    """Text of the expressions, with placeholders for the constants."""
     compute: Callable[[int, int, int], int]
-    """What they give, from x, a and b."""
+    """Function of x, a and b that returns the value."""
     a: Sequence[int] = range(1, 10)
     b: Sequence[int] = (0,)
 
@@ -65,7 +67,7 @@ SHAPES = (
     Shape("max(x,{a})", lambda x, a, _: max(x, a)),
     Shape("min(x,{a})", lambda x, a, _: min(x, a)),
 )
-"""The grammar."""
+"""The grammar of the expressions."""
 
 
 class Item(NamedTuple):
@@ -73,16 +75,17 @@ class Item(NamedTuple):
 
     text: str
     shown: tuple[int, ...]
-    """Its values at `SHOWN`."""
+    """Values of the expression at `SHOWN`."""
     hidden: tuple[int, ...]
-    """Its values at `HIDDEN`."""
+    """Values of the expression at `HIDDEN`."""
 
 
 class ProgramFromExamples(ProgramTask):
     """Expressions such as 3*x+2, x**2-1 and max(x,4). Splits share no expression.
 
-    Bare prompt: the examples as "0:+002,1:+005,2:+008,10:+032="; completion: the expression. Reward: the share of six other
-    inputs on which it gives the right number, run in the sandbox. Every shape is equally likely.
+    Bare prompt: the examples, such as "0:+002,1:+005,2:+008,10:+032=". Completion: the expression.
+    The reward is the share of six other inputs on which it gives the correct number, run in the
+    sandbox. Every shape is equally likely.
     """
 
     type: Literal["program"] = "program"
@@ -91,7 +94,7 @@ class ProgramFromExamples(ProgramTask):
 
     @property
     def completion_length(self) -> int:
-        """Characters of the longest expression, and its EOS."""
+        """Number of characters of the longest expression and EOS."""
         return 9
 
     @property
@@ -112,14 +115,14 @@ class ProgramFromExamples(ProgramTask):
         }
 
     def demonstration(self, row: Row, rng: random.Random, sloppy: bool) -> str:
-        """The expression; or, sloppy, a line with any slope through the first example."""
+        """Return the expression; if sloppy, a line of any slope through the first example."""
         if not sloppy:
             return str(row["answer"])
         constant = dict(row["examples"])[0]
         return f"{rng.randint(2, 9)}*x{constant:+d}"
 
     def job(self, answer: str, row: Row) -> SandboxJob | None:
-        """The answer as a function of x, and an assertion for each hidden input; None if it is no program."""
+        """Return the answer as a function of x with an assertion for each hidden input, or None."""
         program = _bare_program(answer) if self.format == "bare" else function_of_x(answer)
         if program is None:
             return None
@@ -127,7 +130,7 @@ class ProgramFromExamples(ProgramTask):
         return SandboxJob(program, tests, ("f",))
 
     def _answer(self, completion: str) -> str | None:
-        """The last answer tag, with its line breaks and fences; a box, as mathematics; an announcement; or the last fence."""
+        """Return the last answer tag; else a box, an announcement, or the last fence."""
         if self.format == "bare":
             return super()._answer(completion)
         tagged = tagged_answer(completion)
@@ -141,17 +144,19 @@ class ProgramFromExamples(ProgramTask):
 
 
 def function_of_x(answer: str) -> str | None:
-    r"""A program that defines f(x), from an answer that is an expression in x or a way to state one.
+    r"""Return a program that defines f(x), from an answer with one expression in x.
 
-    Taken are an expression alone, `return 3*x+2`, `y = 3*x+2`, `f(x) = 3*x+2`, a lambda, a whole function of any name, statements
-    that end in one of these, each of them in a fence, in backticks or behind "The answer is". Between dollars stands mathematics,
-    so that `$3x+2$` and `$x^2$` mean what they mean there.
+    The answer may be only an expression, `return 3*x+2`, `y = 3*x+2`, `f(x) = 3*x+2`, a lambda, a
+    whole function of any name, or statements that end in one of these. Each may be in a fence, in
+    backticks or after "The answer is". Text between dollars is mathematics, so that `$3x+2$` and
+    `$x^2$` have their usual meaning.
 
     Args:
         answer: any text.
 
     Returns:
-        The program; None for what is no Python, more than one expression ("3*x+2 or 2*x"), or too long.
+        The program; None if the answer is not valid Python, has more than one expression ("3*x+2 or
+        2*x"), or is too long.
 
     Example:
         >>> function_of_x("y = 3*x+2"), function_of_x("$3x+2$"), function_of_x("3x+2")
@@ -169,13 +174,14 @@ def function_of_x(answer: str) -> str | None:
     whole = _program_in(text)
     if whole is not None and "def " in code_in(text):
         return whole
-    # Of several expressions the last one counts, because a corrected version follows a draft.
+    # If there are several expressions, the last one counts, because a corrected version follows a
+    # draft.
     programs = [program for block in fenced_blocks(text) if (program := _program_in(block)) is not None]
     return next((program for program in reversed(programs) if _reads_x(program)), whole)
 
 
 def _program_in(block: str) -> str | None:
-    """A block as the definition of f: as it stands, or without "y =", "f(x) =" and "f: x ->" in front of its expression."""
+    """Return a block as the definition of f, without "y =", "f(x) =" or "f: x ->" if necessary."""
     block = code_in(block).strip()
     for _ in range(3):
         if (tree := parse(block)) is not None and (program := _program(tree)) is not None:
@@ -185,14 +191,17 @@ def _program_in(block: str) -> str | None:
 
 
 def _reads_x(program: str) -> bool:
-    """Whether a function reads its argument: a line that only calls another one does not."""
+    """Return True if a function reads its argument.
+
+    A line that only calls another function does not.
+    """
     nodes = list(ast.walk(ast.parse(program)))
     arguments = {node.arg for node in nodes if isinstance(node, ast.arg)}
     return any(isinstance(node, ast.Name) and node.id in arguments for node in nodes)
 
 
 def _program(tree: ast.Module) -> str | None:
-    """A module as the definition of f: its last function, its body if it returns, or its last statement's value."""
+    """Return a module as the definition of f: its last function, its body, or its last value."""
     functions = [node.name for node in tree.body if isinstance(node, ast.FunctionDef)]
     if functions:
         renamed = "" if functions[-1] == "f" else f"\nf = {functions[-1]}"
@@ -213,7 +222,7 @@ def _program(tree: ast.Module) -> str | None:
             return None
     if isinstance(value, ast.Lambda):
         return ast.unparse(ast.Module([*before, ast.Assign([ast.Name("f", ast.Store())], value, lineno=1)], []))
-    if isinstance(value, ast.BoolOp):  # "3*x+2 or 2*x" gives two answers
+    if isinstance(value, ast.BoolOp):  # "3*x+2 or 2*x" gives two answers.
         return None
     return _with_body([*before, ast.Return(value)])
 
@@ -227,20 +236,22 @@ def _bare_program(answer: str) -> str | None:
 
 
 def _is_mathematics(text: str) -> bool:
-    """Whether a text is set as mathematics: between dollars, or with LaTeX in it."""
+    """Return True if a text is written as mathematics: between dollars or with LaTeX."""
     return text.startswith(("$", "\\(", "\\[")) or "\\" in text
 
 
 def _as_python(text: str) -> str:
-    """A formula in x as Python: powers, functions, and products that are not written."""
+    """Return a formula in x as Python: powers, functions, and implicit products."""
     return _PRODUCT.sub("*", _FUNCTION.sub("", text.replace("^", "**")))
 
 
 @lru_cache(maxsize=1)
 def expressions() -> dict[Split, tuple[tuple[Item, ...], ...]]:
-    """The expressions of each split, by shape: those that the shown examples tell from all others of the grammar.
+    """Return the expressions of each split, by shape.
 
-    Of each shape, in the order of a stable hash, a fifth is for test, a tenth for validation and the rest for train.
+    They are those that the shown examples distinguish from all others of the grammar. In the order
+    of a stable hash, a fifth of each shape is for test, a tenth for validation, and the rest for
+    train.
 
     Example:
         >>> {split: sum(map(len, shapes)) for split, shapes in expressions().items()}
@@ -268,14 +279,14 @@ def _item(shape: Shape, a: int, b: int) -> Item:
 
 
 def _is_expression(text: str) -> bool:
-    """Whether a text is one Python expression of a sane length."""
+    """Return True if a text is one Python expression of reasonable length."""
     if len(text) > MAX_EXPRESSION or "\n" in text or "\r" in text or "#" in text:
         return False
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             ast.parse(text, mode="eval")
-    # CPython reports nesting beyond its parser's stack as any of these, depending on version and depth.
+    # CPython raises any of these for deep nesting, depending on version and depth.
     except (SyntaxError, ValueError, MemoryError, RecursionError):
         return False
     return True

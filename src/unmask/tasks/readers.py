@@ -1,7 +1,7 @@
-"""Readers of data files: csv, tsv, json, jsonl and parquet, each as rows with the number of the line or row that they come from.
+"""Readers of data files: csv, tsv, json, jsonl and parquet, as rows with their line or row numbers.
 
-Every fault of a file names the file, the place in it and what to do. Rows are returned as the file has them; whether a task can
-use them is not decided here.
+Every error names the file, the place in it and the remedy. Rows are returned as they are in the
+file; the task decides later whether it can use them.
 """
 
 from __future__ import annotations
@@ -22,32 +22,32 @@ from typing import Any, NamedTuple
 from unmask.core.errors import ConfigError, DataError, reason
 
 SHOWN = 3
-"""Faults of one kind that a message names."""
+"""Number of faults of one kind that a message names."""
 
 _BYTE_ORDER_MARKS = (
     (codecs.BOM_UTF8, "utf-8-sig"),
-    # The mark of UTF-32 begins with that of UTF-16.
+    # The mark of UTF-32 starts with that of UTF-16, so it comes first.
     (codecs.BOM_UTF32_LE, "utf-32"),
     (codecs.BOM_UTF32_BE, "utf-32"),
     (codecs.BOM_UTF16_LE, "utf-16"),
     (codecs.BOM_UTF16_BE, "utf-16"),
 )
 _SEPARATOR_LINE = re.compile(r"sep=(.)\r?\n", re.IGNORECASE)
-"""The first line with which Excel names the separator of a CSV file."""
+"""First line with which Excel names the separator of a CSV file."""
 
 
 class Contents(NamedTuple):
-    """What a file holds."""
+    """Contents of a file."""
 
     rows: list[Any]
     numbers: list[int]
-    """For each row, the line or the row of the file where it stands, from 1."""
+    """Number of the line or row in the file for each row, from 1."""
     unit: str
-    """What the numbers count: "line" or "row"."""
+    """Unit of the numbers: "line" or "row"."""
 
 
 def ending_of(path: Path) -> str:
-    """The ending that says how a file is read, in lower case and without a final .gz.
+    """Return the file name extension that selects the reader: lower case, without a final .gz.
 
     Example:
         >>> [ending_of(Path(name)) for name in ("rows.CSV", "rows.jsonl.gz", "rows.xlsx", "rows")]
@@ -57,11 +57,11 @@ def ending_of(path: Path) -> str:
 
 
 def read_file(path: Path) -> Contents:
-    """The rows of a file, read as its ending says.
+    """Return the rows of a file, read according to its extension.
 
     Raises:
-        DataError: it cannot be read as that.
-        ConfigError: it is a parquet file and pyarrow is not installed.
+        DataError: the file cannot be read in this format.
+        ConfigError: the file is in parquet format and pyarrow is not installed.
     """
     ending = ending_of(path)
     if ending not in READERS:
@@ -76,7 +76,7 @@ def read_file(path: Path) -> Contents:
 
 
 def check_columns(names: Sequence[str], place: str) -> None:
-    """Refuse a table in which two columns have one name.
+    """Reject a table in which two columns have the same name.
 
     Raises:
         DataError: names the column.
@@ -87,7 +87,7 @@ def check_columns(names: Sequence[str], place: str) -> None:
 
 
 def several(faults: Sequence[str]) -> str:
-    """The first few faults, and how many more there are."""
+    """Return the first few faults and the number of others."""
     more = f"; and {len(faults) - SHOWN} more" if len(faults) > SHOWN else ""
     return "; ".join(faults[:SHOWN]) + more
 
@@ -101,7 +101,7 @@ def _advice(path: Path) -> str:
 
 
 def _decoded(content: bytes, path: Path) -> str:
-    """The text of a file in UTF-8, or in the encoding that its byte order mark names."""
+    """Return the text of a file in UTF-8, or in the encoding of its byte order mark."""
     encoding = next((name for mark, name in _BYTE_ORDER_MARKS if content.startswith(mark)), "utf-8")
     try:
         text = content.decode(encoding)
@@ -135,13 +135,16 @@ def _read_tsv(content: bytes, path: Path) -> Contents:
 
 
 def _delimiter_of(text: str) -> str:
-    """The separator of a csv file: a comma if its header has one, else a semicolon, a tab or a bar if the header has that."""
+    """Return the separator of a csv file: the first of , ; tab | in its header."""
     header = re.sub(r'"[^"]*"', "", text.lstrip("\r\n").partition("\n")[0])
     return next((sign for sign in ",;\t|" if sign in header), ",")
 
 
 def _table(text: str, path: Path, delimiter: str, first_line: int) -> Contents:
-    """A table with a header. Lines without any text are skipped, and columns without a name are left out."""
+    """Return a table with a header.
+
+    Empty lines are skipped, and columns without a name are left out.
+    """
     lines = list(_records(text, path, delimiter, first_line))
     if not lines:
         return Contents([], [], "line")
@@ -151,16 +154,16 @@ def _table(text: str, path: Path, delimiter: str, first_line: int) -> Contents:
     if ragged:
         sign = {"\t": "a tab"}.get(delimiter, f'"{delimiter}"')
         raise DataError(
-            f"{path}: the header has {len(header)} fields, but {several(ragged)}. Fields are separated by {sign}; put those that "
-            "contain one in double quotes, and leave no field out."
+            f"{path}: the header has {len(header)} fields, but {several(ragged)}. Fields are separated by {sign}. Put fields "
+            "that contain it in double quotes, and leave no field out."
         )
     rows = [{name: field for name, field in zip(header, fields, strict=True) if name} for _, fields in lines[1:]]
     return Contents(rows, [number for number, _ in lines[1:]], "line")
 
 
 def _records(text: str, path: Path, delimiter: str, first_line: int) -> Iterator[tuple[int, list[str]]]:
-    """The fields of each record with the number of the line where it begins."""
-    # Strict, because a quote that is never closed would otherwise swallow the rest of the file.
+    """Yield the fields of each record with the number of the line where it begins."""
+    # In strict mode, a quote that is never closed does not absorb the rest of the file.
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
     line = first_line
     with _long_fields():
@@ -178,7 +181,7 @@ def _records(text: str, path: Path, delimiter: str, first_line: int) -> Iterator
 
 @contextmanager
 def _long_fields() -> Iterator[None]:
-    """Fields of any length; Python's own limit is 128 kB."""
+    """Allow fields of any length; Python's limit is 128 kB."""
     limit = csv.field_size_limit(sys.maxsize)
     try:
         yield
@@ -214,7 +217,7 @@ def _json_lines(text: str, path: Path) -> Contents:
 
 
 def _read_json(content: bytes, path: Path) -> Contents:
-    """A list of objects; an object of columns; an object whose only key holds a list of objects; or lines of JSON."""
+    """Read a list of objects, an object of columns, an object with one list, or JSON lines."""
     text = _decoded(content, path)
     if not text.strip():
         return Contents([], [], "row")
@@ -222,7 +225,7 @@ def _read_json(content: bytes, path: Path) -> Contents:
         tree = _parsed(text)
     except json.JSONDecodeError as error:
         if error.msg == "Extra data":
-            # Files of one object a line are often called .json.
+            # Files with one object in each line are often called .json.
             return _json_lines(text, path)
         raise DataError(f"{path} cannot be read as JSON: {error}.") from error
     except (ValueError, RecursionError) as error:
@@ -230,7 +233,7 @@ def _read_json(content: bytes, path: Path) -> Contents:
     rows = _rows_of(tree)
     if rows is None:
         raise DataError(
-            f"{path} must hold a list of objects, or an object of columns that are lists of one length; it holds "
+            f"{path} must hold a list of objects, or an object of columns that are lists of equal length. It holds "
             f"{str(tree)[:60]!r}."
         )
     numbers = list(range(1, len(rows) + 1))
@@ -239,7 +242,7 @@ def _read_json(content: bytes, path: Path) -> Contents:
 
 
 def _rows_of(tree: Any) -> list[Any] | None:
-    """Rows in any of the layouts of a .json file; None for another."""
+    """Return the rows of any layout of a .json file; None for an unknown layout."""
     if isinstance(tree, list):
         return tree
     if not isinstance(tree, dict) or not tree:
@@ -250,14 +253,14 @@ def _rows_of(tree: Any) -> list[Any] | None:
     if all(isinstance(column, list) for column in columns):
         return rows_of_columns(tree)
     if all(isinstance(column, dict) and column.keys() == columns[0].keys() for column in columns):
-        # pandas writes each column as an object from the index to the value.
+        # pandas writes each column as an object that maps the index to the value.
         return rows_of_columns({name: list(column.values()) for name, column in tree.items()})
-    # A file of one object in one line, which is a file of JSON lines with one row.
+    # A file with a single object in one line counts as JSON lines with one row.
     return [tree]
 
 
 def rows_of_columns(columns: dict[str, list[Any]]) -> list[dict[str, Any]] | None:
-    """Rows of a table that is given by its columns; None where they differ in length."""
+    """Return the rows of a table that is given by its columns; None if their lengths differ."""
     if len({len(values) for values in columns.values()}) != 1:
         return None
     return [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
@@ -291,7 +294,7 @@ def _read_parquet(content: bytes, path: Path) -> Contents:
         from pyarrow import ArrowException, BufferReader, parquet
     except ImportError:
         raise ConfigError(
-            f'{path} needs another package: pip install "unmask[data]". A .jsonl or .csv file does not.'
+            f'{path} needs pyarrow: pip install "unmask[data]". A .jsonl or .csv file does not.'
         ) from None
     try:
         check_columns(parquet.read_schema(BufferReader(content)).names, str(path))
@@ -310,6 +313,6 @@ READERS: dict[str, Callable[[bytes, Path], Contents]] = {
     ".tsv": _read_tsv,
     ".parquet": _read_parquet,
 }
-"""How a file is read, by its ending."""
+"""Reader of each file name extension."""
 
 NAMED_ENDINGS = ".jsonl, .json, .csv, .tsv or .parquet (each with .gz or without)"

@@ -1,12 +1,13 @@
-"""Any task of the package `reasoning-gym` (arXiv:2505.24760) by name, its own scorer as the reward, behind a guard.
+"""Any task of the package `reasoning-gym` (arXiv:2505.24760), with its own scorer behind a guard.
 
-The package makes item i of a dataset from `seed + i`, so neighbouring seeds share nearly all items. Here each split has a
-range of seeds of its own, and a stable hash of the question says which split may keep an item, so that one that two seeds can
-make is in one split only, however many rows are asked and with whatever seed.
+The package makes item i of a dataset from `seed + i`, so neighbouring seeds share nearly all items.
+Here each split has its own range of seeds, and a stable hash of the question decides which split
+may keep an item. An item that two seeds can make is therefore in only one split, whatever the seed
+and the number of rows.
 
-Its scorers are code that was not written for hostile text. They run in worker processes with limits of time and memory, and
-those that hand the answer to Python's `eval` run only when that is asked for. So does codeio, whose items are made by running
-programs that a language model wrote.
+The package's scorers were not written for hostile text. They run in worker processes with limits of
+time and memory. Scorers that pass the answer to Python's `eval` run only with `trust_code`. The
+same holds for codeio, whose items come from running programs that a language model wrote.
 """
 
 from __future__ import annotations
@@ -41,16 +42,18 @@ EVALUATING = frozenset(
         "string_insertion",
     }
 )
-"""Tasks whose scorer hands the answer to `eval`, itself or by way of sympy's parser, as of version 0.1.25."""
+"""Tasks whose scorer passes the answer to `eval`, directly or through sympy's parser, as of version
+0.1.25."""
 
 RUNNING = frozenset({"codeio"})
-"""Tasks that make their items by running programs from a file; one of codeio's writes files of its own where it stands."""
+"""Tasks that make their items by running programs from a file. One program of codeio writes files
+to the current folder."""
 
 NOT_ONE = frozenset({"composite"})
-"""Names in the package's table that are no task by themselves."""
+"""Names in the package's table that are not tasks on their own."""
 
 SECONDS, MEMORY = 15.0, 4 * 2**30
-"""Limits of scoring one answer, and the texts that it is compared with."""
+"""Limits in seconds and bytes for scoring one answer and the texts that it is compared with."""
 
 
 class ReasoningGym(Task):
@@ -58,14 +61,14 @@ class ReasoningGym(Task):
 
     type: Literal["reasoning_gym"] = "reasoning_gym"
     format: Literal["bare", "plain", "tagged"] = "tagged"
-    """As with other tasks; `bare` is the package's question and nothing else."""
+    """Form of prompts and answers, as in other tasks; `bare` is only the package's question."""
     name: str
-    """The task's name in the package: chain_sum, leg_counting, ..."""
+    """Name of the task in the package: chain_sum, leg_counting, ..."""
     config: dict[str, Any] = Field(default_factory=dict)
-    """Options of that task, such as {max_terms: 3}; its own defaults for the rest."""
+    """Options of that task, such as {max_terms: 3}; others keep their defaults."""
     trust_code: bool = False
-    """Allow a scorer that runs the answer as Python, or a task that makes its items with programs of unknown origin. Either can
-    then do whatever this user can."""
+    """True to allow a scorer that runs the answer as Python, or a task that makes its items with
+    programs of unknown origin. Either can then do whatever this user can do."""
 
     reward_columns: ClassVar[tuple[str, ...]] = ("entry",)
 
@@ -78,17 +81,17 @@ class ReasoningGym(Task):
             raise ConfigError(unknown_name("reasoning_gym task", self.name, names))
         if self.name in EVALUATING | RUNNING and not self.trust_code:
             what = (
-                "scorer hands the model's answer to Python's eval"
+                "scorer passes the model's answer to Python's eval"
                 if self.name in EVALUATING
                 else "items are made by running programs of unknown origin"
             )
             raise ConfigError(
                 f'reasoning_gym task "{self.name}" is unsafe: its {what}. '
-                "Take another task, or set task.trust_code to true where nothing can be lost."
+                "Choose another task, or set task.trust_code=true on a machine where nothing can be lost."
             )
         if reserved := {"seed", "size"} & self.config.keys():
             raise ConfigError(
-                f"task.config must not set {', '.join(sorted(reserved))}: splits have seeds of their own."
+                f"task.config must not set {', '.join(sorted(reserved))}, because each split has its own seeds."
             )
         from unmask.tasks.reasoning_gym_items import dataset_of
 
@@ -97,18 +100,18 @@ class ReasoningGym(Task):
 
     @property
     def completion_length(self) -> int:
-        """Characters of the longest answer among some training rows, and one for EOS."""
+        """Number of characters of the longest answer in some training rows, and EOS."""
         return 1 + max(len(row["answer"]) for row in self._sample())
 
     @property
     def alphabet(self) -> str:
-        """Printable ASCII, and every other character of some training rows."""
+        """Printable ASCII, and all other characters of some training rows."""
         texts = [text for row in self._sample() for text in (row["entry"]["question"], row["answer"])]
         return "".join(sorted({*map(chr, range(32, 127)), "\n"}.union(*texts)))
 
     def rows(self, split: Split, num_rows: int, seed: int = 0) -> list[Row]:
-        """The first items of a split, no question twice; fewer than asked where the task has no more."""
-        super().rows(split, min(num_rows, 0), seed)  # what is no split and no number is refused there
+        """Return the first items of a split without repetition; fewer if the task has no more."""
+        super().rows(split, min(num_rows, 0), seed)  # This rejects a wrong split or number.
         from unmask.tasks.reasoning_gym_items import entries_of
 
         entries = entries_of(self.name, self._options, split, num_rows, seed)
@@ -118,18 +121,18 @@ class ReasoningGym(Task):
         return self.rows(split, index + 1, seed)[index]
 
     def demonstration(self, row: Row, rng: random.Random, sloppy: bool) -> str:
-        """The package's answer; or, sloppy, that of another item."""
+        """Return the package's answer; if sloppy, that of another item."""
         answer = str(rng.choice(self._sample())["answer"] if sloppy else row["answer"])
         if not answer:
             raise DataError(f'reasoning_gym task "{self.name}" has no answers to learn from, only a scorer.')
         return answer
 
     def score(self, answer: str, row: Row) -> float:
-        """What the package's scorer gives behind the guard; 0 where it raises, hangs, or runs out of memory."""
+        """Return the guarded reward of the package's scorer; 0 if it raises or exceeds a limit."""
         return self.grade([answer], [row])[0]
 
     def grade(self, answers: Sequence[str], rows: Sequence[Row]) -> list[float]:
-        """`score` of many, in worker processes."""
+        """Return `score` of many answers, computed in worker processes."""
         calls = [
             {"name": self.name, "options": self._options, "answer": answer, "entry": row["entry"]}
             for answer, row in zip(answers, rows, strict=True)
@@ -137,12 +140,12 @@ class ReasoningGym(Task):
         return [outcome.value or 0.0 for outcome in _workers(os.getpid()).map(calls)]
 
     def is_right(self, answer: str, row: Row) -> bool:
-        """Whether the scorer gives all there is to have."""
+        """Return True if the scorer gives the full reward."""
         return self.score(answer, row) >= 1.0
 
     @property
     def _options(self) -> str:
-        """`config` as a text, which can be a key and sent to a worker."""
+        """`config` as a text, which can be a key and can be sent to a worker."""
         return json.dumps(self.config, sort_keys=True)
 
     def _row(self, entry: dict[str, Any]) -> Row:
@@ -155,7 +158,7 @@ class ReasoningGym(Task):
 
 
 def available() -> tuple[str, ...]:
-    """Names of the package's tasks, sorted; none if it is not installed."""
+    """Return the sorted names of the package's tasks; none if it is not installed."""
     if importlib.util.find_spec("reasoning_gym") is None:
         return ()
     from reasoning_gym.factory import DATASETS
@@ -165,7 +168,7 @@ def available() -> tuple[str, ...]:
 
 @lru_cache(maxsize=1)
 def _workers(_process: int) -> Workers:
-    """This process's pool; a forked process needs one of its own."""
+    """Return the pool of this process; a forked process needs its own."""
     return Workers(f"{__name__}_items:score_entry", max(1, min(4, (os.cpu_count() or 2) - 1)), SECONDS, MEMORY)
 
 

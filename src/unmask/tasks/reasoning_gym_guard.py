@@ -1,16 +1,20 @@
-"""A guard around the scorers of `reasoning-gym`: what they pay for a text that is not the answer is not paid.
+"""A guard around the scorers of `reasoning-gym`, which pays nothing for texts that are no answer.
 
-Some of the package's scorers pay any text, "nan", a prefix, the first number of a sentence, a value that is merely near, or any
-text that contains the answer. The guard knows no task by name. It compares the answer with the item's own, and asks the scorer
-what it pays on the same item for texts that are certainly wrong:
+Some scorers of the package reward any text, "nan", a prefix, the first number of a sentence, a
+value that is merely close, or any text that contains the answer. The guard knows no task by name.
+It compares the answer with the gold answer of the item, and checks the scorer's reward on the same
+item for texts that are certainly wrong:
 
-1. An answer that is the item's own, as text or as one number, earns 1. So does one that is its rounding, where the question asks
-   for one.
-2. "nan" and "inf", words that hedge or deny ("or", "not", "wrong"), and more numbers than the item's answer has earn 0.
-3. An answer that contains the item's own earns 0, unless the scorer pays it in full and does not pay for words around an answer.
-4. A value that is merely near earns 0 where the scorer pays for one that differs in its last digit.
-5. An expression over given numbers must use these and have the right value.
-6. The scorer's own score counts, full or partial, if it is more than any constant text earns on this item.
+1. An answer that equals the gold answer, as text or as one number, earns 1. So does its rounding,
+   if the question asks for one.
+2. "nan" and "inf", words that hedge or deny ("or", "not", "wrong"), and more numbers than the gold
+   answer has earn 0.
+3. An answer that contains the gold answer earns 0, unless the scorer rewards it fully and does not
+   reward additional words around an answer.
+4. A value that is merely close earns 0 if the scorer rewards one that differs in its last digit.
+5. An expression over given numbers must use them and have the correct value.
+6. The scorer's own reward, full or partial, counts if it exceeds that of every constant text on
+   this item.
 """
 
 from __future__ import annotations
@@ -34,11 +38,12 @@ from unmask.rewards.grading.expressions import ExpressionError, evaluate
 from unmask.rewards.grading.numerals import read_number
 from unmask.rewards.grading.wrapping import unwrapped
 
-Scorer = Callable[[str], float]
-"""The package's score of one answer to one item, within 0 and 1; it never raises."""
+PackageReward = Callable[[str], float]
+"""Function that returns the package's reward of one answer to one item, in [0, 1]; it never
+raises."""
 
 CONSTANTS = ("0", "1", "-1", "100", "0.5", "x", "?", "(P ∨ ¬P)", "(Q ∨ ¬Q)")
-"""Texts that answer no item, unless they are its own answer."""
+"""Texts that answer no item, unless they are its gold answer."""
 _NUMBER = re.compile(
     r"(?<![\w.])[+-]?(?:[0-9][0-9,]*)(?:\.[0-9]*)?(?:[eE][+-]?[0-9]{1,4})?(?:/[0-9]+)?|(?<![\w.])[+-]?\.[0-9]+"
 )
@@ -55,22 +60,24 @@ _EMPTY = re.compile(
 )
 _ASKS_FOR_ROUNDING = re.compile(r"\bcorrect to (?P<digits>[0-9]) significant figures\b|\bprobability\b", re.IGNORECASE)
 _FEWEST_DIGITS = 3
-"""Digits that a rounded value needs to be taken for the exact one, unless the question says how many."""
+"""Number of digits from which a rounded value may count as the exact one, unless the question sets
+it."""
 _LONGEST_NUMBER = 400
 _EXACT = Context(prec=2 * _LONGEST_NUMBER, traps=[InvalidOperation, DivisionByZero, Overflow])
-"""Some of the package's tasks lower the precision of the whole process."""
+"""Decimal context of the guard, because some tasks of the package lower the precision of the whole
+process."""
 
 
-def guarded(score: Scorer, answer: str, entry: dict[str, Any]) -> float:
-    """The score of an answer to an item, by the rules at the top of this file.
+def guarded(score: PackageReward, answer: str, entry: dict[str, Any]) -> float:
+    """Return the reward of an answer to an item, by the rules at the top of this file.
 
     Args:
-        score: what the package pays for a text on this item.
+        score: function that returns the package's reward of a text on this item.
         answer: any text.
-        entry: the item as the package made it.
+        entry: item as the package made it.
 
     Returns:
-        In [0, 1].
+        The reward, in [0, 1].
     """
     gold = None if entry.get("answer") is None else str(entry["answer"])
     plain = unwrapped(answer)
@@ -78,7 +85,7 @@ def guarded(score: Scorer, answer: str, entry: dict[str, Any]) -> float:
     if gold is not None and (
         _is_same(answer, gold, question)
         or _is_same(plain, gold, question)
-        # A sentence ends in a full stop that `unwrapped` takes for that of the sentence around it.
+        # The gold answer may be a sentence whose full stop `unwrapped` removes.
         or (" " in gold and _lines(plain) == _lines(unwrapped(gold)))
         or _is_rounding(plain, gold, question)
     ):
@@ -92,7 +99,7 @@ def guarded(score: Scorer, answer: str, entry: dict[str, Any]) -> float:
 
 
 def _is_same(answer: str, gold: str, question: str = "") -> bool:
-    """Whether an answer is the item's own: the same text but for white space, the same word, or the same number."""
+    """Return True if an answer equals the gold answer as text, word or number."""
     if not gold.strip():
         return _EMPTY.fullmatch(answer) is not None
     if _lines(answer) == _lines(gold):
@@ -102,18 +109,18 @@ def _is_same(answer: str, gold: str, question: str = "") -> bool:
     if not _NUMBER.fullmatch(gold) or len(answer) > _LONGEST_NUMBER or "\n" in answer.strip():
         return False
     a, b = read_number(answer), read_number(gold)
-    # A unit is one if the question speaks of it: "6 legs", but not "6 Saturday".
+    # A unit counts if the question mentions it: "6 legs", but not "6 Saturday".
     units = set(re.findall(r"[a-z]{2,}", answer.casefold())) - set(re.findall(r"[a-z]{2,}", question.casefold()))
     return a is not None and b is not None and a.value == b.value and not units
 
 
 def _lines(text: str) -> list[list[str]]:
-    """The words of each line that is not empty: a column of numbers is not a row of them."""
+    """Return the words of each line that is not empty. A column of numbers differs from a row."""
     return [words for line in text.splitlines() if (words := line.split())]
 
 
 def _is_rounding(answer: str, gold: str, question: str) -> bool:
-    """Whether a number is the item's own rounded, or a fraction that rounds to it, where the question allows for it."""
+    """Return True if a number is the rounded gold answer and the question allows rounding."""
     asked = _ASKS_FOR_ROUNDING.search(question)
     if not asked or not _NUMBER.fullmatch(gold) or "/" in gold:
         return False
@@ -133,7 +140,7 @@ def _rounds_to(exact: Decimal, rounded: Decimal) -> bool:
 
 
 def _is_doubtful(answer: str, gold: str) -> bool:
-    """Whether an answer has words that hedge or deny, or no numbers where numbers stand, more often than the item's own."""
+    """Return True if an answer has more words of doubt than the gold answer, or lacks numbers."""
     return any(
         Counter(match.lower() for match in pattern.findall(answer))
         - Counter(match.lower() for match in pattern.findall(gold))
@@ -141,8 +148,8 @@ def _is_doubtful(answer: str, gold: str) -> bool:
     )
 
 
-def _may_be_paid(score: Scorer, answer: str, gold: str, entry: dict[str, Any], paid: float) -> bool:
-    """Whether an answer that is not the item's own may be another right one, or partly right: rules 2 to 5."""
+def _may_be_paid(score: PackageReward, answer: str, gold: str, entry: dict[str, Any], paid: float) -> bool:
+    """Return True if an answer may be another correct one or partly correct: rules 2 to 5."""
     given, own = _numbers(answer), _numbers(gold)
     has_words = re.search(r"[A-Za-z]{2}", gold) is not None
     if len(given) > len(own) and own and (len(own) == 1 or not has_words):
@@ -159,7 +166,7 @@ def _may_be_paid(score: Scorer, answer: str, gold: str, entry: dict[str, Any], p
 
 
 def _is_expression_over(answer: str, gold: str, numbers: list[Any]) -> bool:
-    """Whether an answer uses the given numbers and has the value of the item's own, if that is an expression over them."""
+    """Return True if an answer uses the given numbers and has the value of the gold expression."""
     try:
         wanted = evaluate(gold)
     except ExpressionError:
@@ -173,14 +180,14 @@ def _is_expression_over(answer: str, gold: str, numbers: list[Any]) -> bool:
     return sorted(found.numbers) == sorted(numbers) and found.value == wanted.value
 
 
-def _floor(score: Scorer, gold: str | None) -> float:
-    """The most that a constant earns on this item; its own answer with every digit 0 is one too."""
+def _floor(score: PackageReward, gold: str | None) -> float:
+    """Return the largest reward of a constant text, or of the gold answer with every digit 0."""
     texts = [*CONSTANTS, re.sub(r"[0-9]", "0", gold)] if gold else list(CONSTANTS)
     return max(score(text) for text in texts if gold is None or not _is_same(text, gold))
 
 
 def _near(gold: str) -> list[str]:
-    """The item's own answer with the last digit of its last number changed, and with one digit more."""
+    """Return the gold answer with its last digit changed, and with one more digit."""
     numbers = list(_MANTISSA.finditer(gold))
     if not numbers:
         return []
@@ -194,7 +201,7 @@ def _numbers(text: str) -> list[Decimal | None]:
 
 
 def _decimal(text: str) -> Decimal | None:
-    """A decimal number or a fraction as a value, or None."""
+    """Return the value of a decimal number or a fraction, or None."""
     top, _, bottom = text.replace(",", "").strip().partition("/")
     if len(text) > _LONGEST_NUMBER:
         return None

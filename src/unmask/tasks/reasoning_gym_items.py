@@ -1,6 +1,6 @@
-"""Items and scores of the package `reasoning-gym`: what is asked of it, and nothing of how a task presents it.
+"""Items and rewards of the package `reasoning-gym`, without the presentation of a task.
 
-Imports the package, so that a worker process that scores has it before its first answer.
+It imports the package, so that a worker process has loaded it before its first answer.
 """
 
 from __future__ import annotations
@@ -26,34 +26,37 @@ _SEEDS: dict[Split, tuple[int, int]] = {
     "validation": (2**30, 2**29),
     "test": (2**30 + 2**29, 2**29),
 }
-"""First seed and how many, of each split; all below 2^31."""
+"""First seed and number of seeds of each split; all are below 2^31."""
 _QUARTERS: dict[Split, frozenset[int]] = {
     "train": frozenset({0, 1}),
     "validation": frozenset({2}),
     "test": frozenset({3}),
 }
-"""Which remainders by 4 of the question's hash belong to a split: at most four items are made for each that is kept."""
+"""Remainders by 4 of the question's hash that belong to each split. About four items are made for
+each that is kept."""
 _CHUNK = 256
-"""Items of one dataset object; some of the package's datasets prepare all of theirs when they are made."""
+"""Number of items of one dataset object, because some datasets of the package prepare all of theirs
+at creation."""
 _LONGEST_KEPT, _MOST_KEPT = 1000, 256
-"""Characters of a text whose score is kept, and texts of an item; bounds the memory."""
+"""Maximum length of a text whose reward is cached, and maximum number of texts for an item. They
+bound the memory."""
 _GIVE_UP = 2000
-"""Items in a row that are no new ones, after which a split is taken to have no more."""
+"""Number of successive items without a new one after which a split counts as exhausted."""
 
 
 @lru_cache(maxsize=8)
 def entries_of(name: str, options: str, split: Split, num_rows: int, seed: int) -> tuple[dict[str, Any], ...]:
-    """The first items of a split, no question twice; fewer than `num_rows` where it has no more.
+    """Return the first items of a split without repetition; fewer if it has no more.
 
     Args:
-        name: of the package's task.
-        options: its config as JSON.
-        split: whose range of seeds is drawn from.
-        num_rows: how many to have at most.
-        seed: another one begins elsewhere in that range.
+        name: name of the package's task.
+        options: config of the task as JSON.
+        split: split whose range of seeds is used.
+        num_rows: maximum number of items.
+        seed: seed that selects the start in that range.
 
     Returns:
-        The package's own entries: question, answer (None where there is only a scorer), metadata.
+        The package's entries: question, answer (None if there is only a scorer), metadata.
     """
     kept: list[dict[str, Any]] = []
     seen: set[str] = set()
@@ -71,14 +74,14 @@ def entries_of(name: str, options: str, split: Split, num_rows: int, seed: int) 
 
 
 def _drawn(name: str, options: str, split: Split, seed: int) -> Iterator[dict[str, Any]]:
-    """Items of a split's range of seeds without end, from a place in it that `seed` chooses."""
+    """Yield items from a split's range of seeds without end, from a start that `seed` selects."""
     first, count = _SEEDS[split]
     chunk = stable_hash(f"{name}/{seed}") % (count // _CHUNK)
     while True:
         start = first + chunk * _CHUNK
         dataset = dataset_of(name, options, start)
         for index in range(_CHUNK):
-            # Some generators draw from the global source beside their own.
+            # Some generators also use the global random source.
             with _quiet(), _global_seed(start + index):
                 entry = dataset[index]
             yield entry
@@ -87,10 +90,10 @@ def _drawn(name: str, options: str, split: Split, seed: int) -> Iterator[dict[st
 
 @lru_cache(maxsize=32)
 def dataset_of(name: str, options: str, seed: int) -> Any:
-    """The package's own dataset object.
+    """Return the package's dataset object.
 
     Raises:
-        ConfigError: options that it does not take.
+        ConfigError: the task does not accept the options.
     """
     try:
         with _quiet(), _global_seed(seed):
@@ -100,18 +103,18 @@ def dataset_of(name: str, options: str, seed: int) -> Any:
 
 
 def score_entry(name: str, options: str, answer: str, entry: dict[str, Any]) -> float:
-    """The guarded score of one answer, for a worker process.
+    """Return the guarded reward of one answer, in a worker process.
 
     Args:
-        name: of the task.
-        options: its config as JSON.
+        name: name of the task.
+        options: config of the task as JSON.
         answer: any text.
-        entry: the item as the package made it.
+        entry: item as the package made it.
 
     Returns:
-        In [0, 1]; 0 where the scorer raises or gives something that is no number.
+        The reward in [0, 1]; 0 if the scorer raises or does not return a number.
     """
-    # An answer is asked for once, and so are the texts that it is compared with: other answers to the item have the same.
+    # Each text is scored once for an item: the answer, and the texts that it is compared with.
     texts = _scores_of(name, options, json.dumps(entry, sort_keys=True, default=str))
 
     def score(text: str) -> float:
@@ -127,16 +130,16 @@ def score_entry(name: str, options: str, answer: str, entry: dict[str, Any]) -> 
 
 @lru_cache(maxsize=64)
 def _scores_of(name: str, options: str, entry: str) -> dict[str, float]:
-    """Scores of texts on one item so far."""
+    """Return the cached rewards of texts on one item."""
     return {}
 
 
 def _package_score(name: str, options: str, answer: str, entry: dict[str, Any]) -> float:
     try:
         with _quiet():
-            # Some scorers add to the item.
+            # Some scorers change the item.
             score = float(dataset_of(name, options, 0).score_answer(answer, copy.deepcopy(entry)))
-    except Exception:  # a scorer that a text makes raise gives that text nothing
+    except Exception:  # A text that makes the scorer raise earns nothing.
         return 0.0
     return min(1.0, max(0.0, score)) if math.isfinite(score) else 0.0
 
@@ -152,5 +155,5 @@ def _global_seed(seed: int) -> Iterator[None]:
 
 
 def _quiet() -> contextlib.redirect_stdout[io.StringIO]:
-    """Some of the package's tasks print; a command's output and a worker's replies must not hold that."""
+    """Discard what some tasks print, which must not mix with output or a worker's replies."""
     return contextlib.redirect_stdout(io.StringIO())

@@ -1,6 +1,7 @@
-"""Where rows come from: a data set of the Hugging Face hub, a local file in the hub's own columns, or rows given in Python.
+"""Sources of rows: a data set of the Hugging Face hub, a local file, or rows given in Python.
 
-A content hash says which rows a run saw, whatever file they came from: the same rows as parquet and as jsonl have one hash.
+A content hash identifies the rows of a run, whatever file they came from: the same rows in parquet
+and jsonl have the same hash.
 """
 
 from __future__ import annotations
@@ -26,37 +27,39 @@ _HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+(?::[\w.-]+)?")
 
 @dataclass(frozen=True, slots=True)
 class Table:
-    """The rows of a source, with the places where they stand in it."""
+    """Rows of a source with their places in it."""
 
     rows: list[dict[str, Any]]
-    """With the source's own columns; all of them are text where it is a csv or tsv file."""
+    """Rows with the source's own columns; from a csv or tsv file, all values are text."""
     sha256: str
-    """`content_hash` of the rows."""
+    """The `content_hash` of the rows."""
     numbers: list[int]
     unit: str
 
     def place(self, index: int) -> str:
-        """How messages name a row, such as "line 7"."""
+        """Return the name of a row in messages, such as "line 7"."""
         return f"{self.unit} {self.numbers[index]}"
 
 
 def read_table(source: str, split: str, revision: str | None = None) -> Table:
-    """The rows of a source; the dicts are the caller's own.
+    """Return the rows of a source; the caller may change the dicts.
 
     Args:
-        source: a file with one of the endings of `READERS`, which is one split whole; a data set of the hub as `owner/name` or
-            `owner/name:config`, read by the package `datasets`, as is a local folder; or what `as_source` made of rows.
-        split: which split of a hub data set; of a file, all is taken.
-        revision: branch, tag or commit of a hub data set; default its newest. A file has none: its hash stands for it.
+        source: a file with an extension in `READERS`, which is one whole split; a data set of the
+            hub as `owner/name` or `owner/name:config`, or a local folder, which the package
+            `datasets` reads; or the name of rows from `as_source`.
+        split: split of a hub data set; a file is read whole.
+        revision: branch, tag or commit of a hub data set; default: the newest. A file has none,
+            because its hash identifies it.
 
     Raises:
-        DataError: no such file or data set, or one that cannot be read.
-        ConfigError: a package that reads it is not installed, or a revision was given for a file.
+        DataError: the file or data set does not exist or cannot be read.
+        ConfigError: a required package is not installed, or a revision was given for a file.
     """
     if revision is not None and is_file(source):
         raise ConfigError(
-            f"revision = {revision}: {source} is not a data set of the hub, so it has none. Leave it out; the content hash is "
-            "kept anyway."
+            f"revision = {revision}: {source} is not a data set of the hub, so it has no revisions. Leave it out; the content "
+            "hash is recorded anyway."
         )
     if is_in_memory(source):
         table = _in_memory(source)
@@ -69,7 +72,7 @@ def read_table(source: str, split: str, revision: str | None = None) -> Table:
 
 
 def as_source(value: object) -> object:
-    """The name of a source: a path or a name as it is, and for rows given in Python a name under which they can be read.
+    """Return the name of a source: a path or name unchanged, a new name for rows from Python.
 
     Raises:
         DataError: the value is neither.
@@ -85,23 +88,23 @@ def as_source(value: object) -> object:
 
 
 def is_file(source: str) -> bool:
-    """Whether a source is read as a file, there or not, rather than as a data set of the hub or a folder like one.
+    """Return True if a source is read as a file, even if it is missing, and not as a data set.
 
     Example:
         >>> [is_file(source) for source in ("rows.CSV", "owner/name.parquet", "owner/name", "owner/name:config", "name")]
         [True, True, False, False, True]
     """
     path = Path(source).expanduser()
-    # Not `Path.is_dir`, which raises for a name that is too long.
+    # `Path.is_dir` would raise for a name that is too long.
     is_there = os.path.isfile(path)
     return not os.path.isdir(path) and (ending_of(path) in READERS or is_there or not _HUB_NAME.fullmatch(source))
 
 
 def content_hash(rows: Iterable[dict[str, Any]]) -> str:
-    """SHA-256 over the rows in order, each as a line of JSON with sorted keys and no spaces, in UTF-8.
+    """Return the SHA-256 of the rows in order, each a line of UTF-8 JSON with sorted keys.
 
     Args:
-        rows: values that JSON does not know count as their text.
+        rows: rows; values that JSON does not support count as their text.
 
     Returns:
         64 hexadecimal digits.
@@ -118,13 +121,13 @@ def content_hash(rows: Iterable[dict[str, Any]]) -> str:
             line = json.dumps(row, sort_keys=True, separators=(",", ":"), ensure_ascii=False, default=str)
         except (RecursionError, TypeError) as error:
             raise DataError(f"the row {str(row)[:60]!r} cannot be written as JSON: {reason(error)}.") from error
-        # A lone surrogate is legal in JSON and has no UTF-8 of its own.
+        # JSON allows a lone surrogate, which UTF-8 cannot encode by default.
         digest.update(line.encode(errors="surrogatepass") + b"\n")
     return digest.hexdigest()
 
 
 def _stamp(path: Path) -> tuple[int, int]:
-    """What changes when the file does, so that an unchanged one is parsed once."""
+    """Return a stamp that changes when the file does, so that an unchanged file is parsed once."""
     if os.path.isdir(path):
         raise DataError(f"{path} is a folder. Name a file in it that ends in {NAMED_ENDINGS}.")
     if not os.path.isfile(path):
@@ -151,16 +154,16 @@ def _hub(source: str, split: str, revision: str | None) -> Table:
         from datasets import load_dataset
     except ImportError:
         raise ConfigError(
-            f'{source} is a data set of the hub, which needs another package: pip install "unmask[data]". '
-            "A local file with its columns does as well."
+            f'{source} is a data set of the hub, which needs the package datasets: pip install "unmask[data]". '
+            "A local file with the same columns also works."
         ) from None
     name, _, config = (source, "", "") if Path(source).is_dir() else source.partition(":")
     try:
         rows = load_dataset(name, config or None, split=split, revision=revision).to_list()
-    except Exception as error:  # whatever the network, the hub's files and their readers raise
+    except Exception as error:  # The network, the hub's files and their readers may raise any exception.
         raise DataError(
-            f'{source}, split "{split}", cannot be read: {reason(error)} There is no such file here either: give a data set of '
-            f"the hub as owner/name or owner/name:config, or a file that ends in {NAMED_ENDINGS}."
+            f'{source}, split "{split}", cannot be read: {reason(error).rstrip(".")}. No local file has this name either. Give a '
+            f"data set of the hub as owner/name or owner/name:config, or a file that ends in {NAMED_ENDINGS}."
         ) from error
     return _table(rows, list(range(1, len(rows) + 1)), "row", f'{source}, split "{split}",')
 
@@ -172,4 +175,4 @@ def _table(rows: list[Any], numbers: list[int], unit: str, place: str) -> Table:
 
 
 Source = Annotated[str, BeforeValidator(as_source)]
-"""The type of a setting that names a source, for which rows themselves can be given in Python."""
+"""Type of a setting that names a source, for which Python also accepts the rows themselves."""

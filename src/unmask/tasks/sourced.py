@@ -1,4 +1,4 @@
-"""A task whose rows are read rather than made, from the hub or from files, and split by a stable hash; their origin is kept."""
+"""Base of tasks whose rows are read from the hub or files and split by a stable hash."""
 
 from __future__ import annotations
 
@@ -22,58 +22,62 @@ if TYPE_CHECKING:
 
 
 class Loaded(NamedTuple):
-    """What a task makes of the rows of one source."""
+    """Items that a task makes from the rows of one source."""
 
     items: list[tuple[Row, str]]
     """Usable items with their places, such as "line 7"."""
     num_rows: int
-    """Of the source."""
+    """Number of rows of the source."""
     faults: tuple[str, ...]
-    """Of the rows that are left out because something is wrong with them."""
+    """Faults of the rows that are left out because of them."""
 
 
 class SourcedTask(Task):
-    """Base of tasks with rows from elsewhere. A subclass says where they are and what it makes of one.
+    """Base of tasks whose rows are read. A subclass names the sources and makes an item from a row.
 
-    A tenth of the training rows, by a stable hash of `key`, is the validation split; it never comes from the test rows. A
-    training row whose key is that of a test row is left out.
+    A tenth of the training rows, by a stable hash of `key`, is the validation split; it never comes
+    from the test rows. A training row with the same key as a test row is left out.
     """
 
     revision: str | None = Field(None, min_length=1)
-    """Branch, tag or commit of the hub's training rows; default the newest. A content hash is kept in any case."""
+    """Branch, tag or commit of the hub's training rows; default: the newest. A content hash is
+    recorded in any case."""
     test_revision: str | None = Field(None, min_length=1)
-    """The same of the test rows; default `revision`, where both come from one data set."""
+    """Branch, tag or commit of the test rows; default: `revision`, if both come from the same data
+    set."""
     unusable_rows: Literal["error", "drop"] = "error"
-    """What to do with rows that cannot be used: no or malformed prompt, missing or wrong columns, a prompt that is too long for
-    the model with `max_completion_length`. `error` names them before the first step; `drop` leaves them out and says how many, in
-    place of TRL's max_prompt_length."""
+    """Treatment of rows that cannot be used: no or malformed prompt, missing or wrong columns, or a
+    prompt that is too long for the model with `max_completion_length`.
+
+    `error` names them before the first step. `drop` leaves them out and reports how many, in place
+    of TRL's max_prompt_length."""
 
     carves_test: ClassVar[bool] = False
-    """Whether a fifth of the training rows becomes the test split where there is no other."""
+    """True if a fifth of the training rows becomes the test split in the absence of another one."""
 
     @abstractmethod
     def sources(self) -> tuple[str | None, str | None]:
-        """Where the rows of training (and validation) and those of the test come from, as `read_table` has it; None: nowhere."""
+        """Return the sources of the training and of the test rows for `read_table`, or None."""
 
     @abstractmethod
     def build(self, raw: Row, place: str) -> Row | None:
-        """An item of a source's row, or None for one that cannot be used.
+        """Return an item for a row of the source, or None for a row that is to be left out.
 
         Args:
-            raw: the source's own columns.
-            place: "line 3" or the like, with which a message about the row begins.
+            raw: row with the source's own columns.
+            place: name of the row with which a message begins, such as "line 3".
 
         Raises:
-            DataError: a column is missing, or holds what it must not.
+            DataError: a column is missing or has a wrong value.
         """
 
     def key(self, row: Row) -> str:
-        """What makes two items the same one, as far as splits go."""
+        """Return the text by which splits compare items: equal keys are the same item."""
         return str(row["prompt"])
 
     @property
     def completion_length(self) -> int:
-        """Characters of the longest demonstration, and one for EOS."""
+        """Number of characters of the longest demonstration and EOS."""
         return 1 + max(map(len, self._demonstrations()))
 
     @property
@@ -83,11 +87,11 @@ class SourcedTask(Task):
         return "".join(sorted({c for texts in (prompts, self._demonstrations()) for text in texts for c in text}))
 
     def rows(self, split: Split, num_rows: int, seed: int = 0) -> list[Row]:
-        """The first rows of a split, in an order that `seed` shuffles; fewer than asked where there are fewer."""
+        """Return the first rows of a split, shuffled by `seed`; fewer if there are no more."""
         return self.candidates(split, num_rows, seed).take()[0]
 
     def candidates(self, split: Split, num_rows: int, seed: int = 0) -> Candidates:
-        """All rows of a split with their places; `take` shuffles them and takes the first `num_rows`."""
+        """Return all rows of a split with their places; `take` shuffles and chooses them."""
         if split not in get_args(Split):
             raise DataError(unknown_name("split", split, get_args(Split)))
         items, source, faults = self._read(split)
@@ -95,12 +99,14 @@ class SourcedTask(Task):
         return Candidates(rows, places, source, num_rows, self.unusable_rows == "drop", seed, faults)
 
     def row(self, split: Split, index: int, seed: int) -> Row:
-        """One row of a split."""
+        """Return one row of a split."""
         return self.rows(split, index + 1, seed)[index]
 
     def provenance(self) -> dict[str, Any]:
-        """Of the training and of the test rows: source, revision, content hash, how many, and how many could not be used; and how
-        many training rows are left out because they are in the test."""
+        """Return the origin of the rows, and the number of training rows that are in the test.
+
+        The origin is source, revision, content hash, and the numbers of rows and of unusable rows.
+        """
         facts: dict[str, Any] = {}
         for name, source in zip(("train", "test"), self.sources(), strict=True):
             if source is not None:
@@ -118,9 +124,9 @@ class SourcedTask(Task):
         return facts
 
     def kept_in(self, folder: Path) -> Self:
-        """The task that reads rows which were given in Python from files in a run folder; itself where there are none.
+        """Return the task with rows that were given in Python replaced by files in a run folder.
 
-        The rows can be read under their new names at once; `write_rows` makes the files.
+        The rows can be read under their new names immediately; `write_rows` writes the files.
         """
         names = {
             field: str(folder / "rows" / f"{source.removeprefix(PREFIX)}.jsonl")
@@ -132,14 +138,14 @@ class SourcedTask(Task):
         return self.model_copy(update=names) if names else self
 
     def write_rows(self, folder: Path) -> None:
-        """Write the files that `kept_in` named, unless they are there."""
+        """Write the files that `kept_in` named, unless they exist."""
         for source in {*self.sources()} - {None}:
             path = Path(str(source))
             if path.parent == folder / "rows" and not path.exists():
                 write_jsonl(rows_in_memory(str(source)), path)
 
     def _read(self, split: Split) -> tuple[list[tuple[Row, str]], str, tuple[str, ...]]:
-        """The items of a split with their places, the source, and the faults of rows that are left out of it."""
+        """Return the items of a split with places, their source, and faults of left-out rows."""
         train, test = self.sources()
         held_out = self._loaded("test") if test else None
         if split == "test" and test and held_out:
@@ -148,7 +154,7 @@ class SourcedTask(Task):
             raise DataError(f'task "{self.type}" has no {split} rows, only test rows. Use another task to train.')
         if split == "test" and not self.carves_test:
             raise DataError(
-                f'task "{self.type}" has no test rows beside {shown(train)}. Set task.test_source, or use validation.'
+                f'task "{self.type}" has no test rows besides {shown(train)}. Set task.test_source, or use validation.'
             )
         foreign = {self.key(row) for row, _ in held_out.items} if held_out else set()
         loaded = self._loaded("train")
@@ -158,7 +164,7 @@ class SourcedTask(Task):
         if not kept:
             remedy = "Add rows, or set task.test_path." if split == "test" else "Add rows."
             raise DataError(
-                f"none of the {len(loaded.items)} rows of {shown(train)} falls into the {split} split. {remedy}"
+                f"none of the {len(loaded.items)} rows of {shown(train)} belongs to the {split} split. {remedy}"
             )
         return kept, shown(train), loaded.faults
 
@@ -167,16 +173,16 @@ class SourcedTask(Task):
         return [row for name in names for row in self._load(name)]
 
     def _table(self, name: str) -> Table:
-        """The rows of the source of training ("train") or test rows, as it has them."""
+        """Return the rows of the source for "train" or "test", unchanged."""
         source = self.sources()[name == "test"]
         assert source is not None
         return read_table(source, name, self._revision(name))
 
     def _loaded(self, name: str) -> Loaded:
-        """All usable items of the source of training ("train") or test rows.
+        """Return all usable items of the source for "train" or "test".
 
         Raises:
-            DataError: something is wrong with rows, and they are not to be left out; or none is left.
+            DataError: there are unusable rows that must not be left out, or no others remain.
         """
         table, source = self._table(name), shown(str(self.sources()[name == "test"]))
         items: list[tuple[Row, str]] = []
@@ -200,7 +206,7 @@ class SourcedTask(Task):
         return [row for row, _ in self._loaded(name).items]
 
     def _checked(self, raw: Row, place: str) -> Row | None:
-        """`build`, refusing what no task can use."""
+        """Return the result of `build`, after rejecting values that no task can use."""
         for name, value in raw.items():
             if (fault := fault_of_value({name: value})) is not None:
                 raise DataError(f"{place}: the column {json.dumps(name)} {fault}.")
@@ -226,11 +232,11 @@ class SourcedTask(Task):
 
 
 MAX_DEPTH = 100
-"""Levels of lists and objects in a column; far below what Python can copy or compare."""
+"""Maximum depth of lists and objects in a column; far below what Python can copy or compare."""
 
 
 def fault_of_value(value: Any, depth: int = 0) -> str | None:
-    """Why a value cannot be written down again, as a clause; None where it can.
+    """Return why a value cannot be written to a file, as a clause; None if it can.
 
     Example:
         >>> fault_of_value({"a": ["é"]})

@@ -1,7 +1,8 @@
 """Sudoku 4x4: fill the blanks of a grid so that each row, column and 2x2 box holds 1 to 4.
 
-Reward as in arXiv:2603.12554's release: the share of the originally blank cells that are right. There are only 288
-grids, so a split by puzzle leaks every answer (the release's 500 test puzzles have 229 solutions); ours is by solution.
+The reward is that of arXiv:2603.12554's release: the share of the originally blank cells that are
+correct. There are only 288 grids, so a split by puzzle leaks every answer (the release's 500 test
+puzzles have 229 solutions); this task splits by solution.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
 
 CELLS = 16
 NUM_TEST, NUM_VALIDATION = 88, 24
-"""Grids of the test and validation splits, out of 288; 176 are left to train on."""
+"""Numbers of grids in the test and validation splits, out of 288; 176 are left for training."""
 _LETTERS = re.compile(r"[A-Za-z]")
 _LATEX = re.compile(r"\\(?:begin|end)\s?\([a-z*]{1,20}\)(?:\([lcr|@ ]{0,30}\))?|\\[A-Za-z]+")
 _NO_CELLS = re.compile(
@@ -31,7 +32,7 @@ _NO_CELLS = re.compile(
     r"|\b16[\s-](?:digits?|cells?|numbers?|characters?)\b|\b(?:digits?\s)?(?:from\s)?1\s?(?:-|to)\s?4\b",
     re.IGNORECASE,
 )
-"""Numbers that are no cells: labels of rows, sizes, ranges."""
+"""Numbers that are not cells: labels of rows, sizes, ranges."""
 _NUMBER_OF_LINE = re.compile(r"\s*([1-4])\s?[.):]\s?(?=[^0-9]*[0-9][^0-9]*[0-9][^0-9]*[0-9])")
 _DOUBT = re.compile(
     r"\b(?:not|no|or|nor|wrong|incorrect|invalid|false|impossible|maybe|perhaps|possibly|probably|guess|unsure|cannot|either|if)\b"
@@ -45,19 +46,23 @@ _RUN = re.compile(r"(?<![0-9])[0-9]{16}(?![0-9])")
 class Sudoku(Task):
     """4x4 Sudoku with a unique solution. Splits share no solved grid.
 
-    Bare prompt: the 16 cells row by row, 0 for a blank, then "="; completion: the 16 digits of the solution.
+    Bare prompt: the 16 cells row by row, 0 for a blank, then "=". Completion: the 16 digits of the
+    solution.
 
-    Reward: the share of blank cells that are right. The digits of an answer are compared position by position, so a missing cell
-    is wrong and a digit beyond the 16th earns nothing. An answer with another number of digits than 16 is not solved.
+    The reward is the share of blank cells that are correct. The digits of an answer are compared
+    position by position, so a missing cell is wrong and a digit after the 16th earns nothing. An
+    answer that does not have 16 digits is not solved.
     """
 
     type: Literal["sudoku"] = "sudoku"
     min_blanks: int = Field(7, ge=1, le=12)
-    """Fewest blank cells of a puzzle. The default range has the mean of the papers' puzzles: half the cells."""
+    """Minimum number of blank cells. The default range has the mean of the papers' puzzles: half of
+    the cells."""
     max_blanks: int = Field(9, ge=1, le=12)
-    """Most blank cells; each number in the range is equally likely. Fewer than 4 clues never have one solution."""
+    """Maximum number of blank cells; each number in the range is equally likely. Fewer than 4 clues
+    never have one solution."""
     sparse: bool = False
-    """Reward 1 for a solved grid and 0 for any other, in place of the share of cells."""
+    """True for reward 1 for a solved grid and 0 for any other, in place of the share of cells."""
 
     reward_columns: ClassVar[tuple[str, ...]] = ("puzzle", "answer")
 
@@ -83,7 +88,7 @@ class Sudoku(Task):
         rng = self._rng(split, index, seed)
         solution = rng.choice(split_grids()[split])
         num_blanks = rng.randint(self.min_blanks, self.max_blanks)
-        while True:  # ends: every grid has unique puzzles of every allowed number of blanks
+        while True:  # This ends, because every grid has unique puzzles with every allowed number of blanks.
             blanks = set(rng.sample(range(CELLS), num_blanks))
             puzzle = "".join("0" if i in blanks else solution[i] for i in range(CELLS))
             if is_unique(puzzle):
@@ -91,7 +96,7 @@ class Sudoku(Task):
         return {"prompt": self._prompt(f"{puzzle}=", _instruction(puzzle)), "answer": solution, "puzzle": puzzle}
 
     def demonstration(self, row: Row, rng: random.Random, sloppy: bool) -> str:
-        """The solution; or, sloppy, each blank filled with a digit that the clues of its row lack."""
+        """Return the solution; if sloppy, each blank has a digit that the clues of its row lack."""
         if not sloppy:
             return str(row["answer"])
         puzzle: str = row["puzzle"]
@@ -103,29 +108,30 @@ class Sudoku(Task):
         return "".join(filled)
 
     def score(self, answer: str, row: Row) -> float:
-        """Share of the blank cells that are right, by position; with `sparse`, whether all of the grid is."""
+        """Return the share of correct blank cells; with `sparse`, 1 only for a solved grid."""
         return float(self.is_right(answer, row)) if self.sparse else _share_of_blanks(answer, row)
 
     def is_right(self, answer: str, row: Row) -> bool:
-        """Whether the answer's digits are the 16 of the solution, clues included."""
+        """Return True if the answer's digits are the 16 of the solution, clues included."""
         return cells_of(answer, row["puzzle"]) == str(row["answer"])
 
     def measures(self, completion: object, row: Row) -> dict[str, float]:
-        """`cells`: the share of blank cells that are right, which the papers report as accuracy."""
+        """Return `cells`: the share of correct blank cells, which the papers report as accuracy."""
         answer = self._answer(text_of(completion))
         return {"cells": 0.0 if answer is None else _share_of_blanks(answer, row)}
 
 
 def cells_of(answer: str, puzzle: str = "") -> str:
-    """The digits of the grid that an answer shows: 17 at most, so that one of 16 is whole and one of 17 is too long.
+    """Return the digits of the grid in an answer; at most 17, so that a longer one is noticed.
 
-    Labels of rows ("Row 1:", "r1", "1."), sizes ("4x4", "16 digits"), LaTeX and the lines of a table are no part of the grid. One
-    run of exactly 16 digits among words is the grid. An answer that denies its grid, or gives two, has none; the puzzle in front
-    of the solution is not a second one.
+    Labels of rows ("Row 1:", "r1", "1."), sizes ("4x4", "16 digits"), LaTeX and the lines of a
+    table are not part of the grid. A single run of exactly 16 digits among words is the grid. An
+    answer that denies its grid, or has two, has none; but the puzzle before the solution does not
+    count as a second one.
 
     Args:
         answer: any text.
-        puzzle: the cells that were given.
+        puzzle: cells of the puzzle, to skip it in the answer.
 
     Example:
         >>> cells_of("Row 1: 3241\\nRow 2: 4123\\nRow 3: 1432\\nRow 4: 2314"), cells_of("The 4x4 grid is 3241412314322314")
@@ -157,10 +163,10 @@ def _share_of_blanks(answer: str, row: Row) -> float:
 
 @lru_cache(maxsize=1)
 def all_grids() -> tuple[str, ...]:
-    """The 288 solved 4x4 grids, row by row, in the order of their stable hash.
+    """Return the 288 solved 4x4 grids, row by row, in the order of their stable hash.
 
     Returns:
-        16 digits each.
+        Texts of 16 digits.
 
     Example:
         >>> len(all_grids()), all_grids()[0]
@@ -175,10 +181,10 @@ def all_grids() -> tuple[str, ...]:
 
 @lru_cache(maxsize=1)
 def split_grids() -> dict[Split, tuple[str, ...]]:
-    """The solved grids of each split: in the order of `all_grids`, 88 for test, 24 for validation, 176 for train.
+    """Return the solved grids of each split: 88 for test, 24 for validation, 176 for train.
 
     Returns:
-        Disjoint tuples that together are all grids.
+        Disjoint tuples that together contain all grids.
 
     Example:
         >>> {split: len(grids) for split, grids in split_grids().items()}
@@ -189,13 +195,13 @@ def split_grids() -> dict[Split, tuple[str, ...]]:
 
 
 def is_unique(puzzle: str) -> bool:
-    """Whether exactly one solved grid agrees with a puzzle's clues.
+    """Return True if exactly one solved grid agrees with a puzzle's clues.
 
     Args:
         puzzle: 16 characters, 0 for a blank.
 
     Returns:
-        False for no solution as well as for several.
+        False if there is no solution or more than one.
 
     Example:
         >>> is_unique("1234341221434321"), is_unique("1000000000000000")
@@ -211,7 +217,7 @@ def is_unique(puzzle: str) -> bool:
 
 @lru_cache(maxsize=1)
 def _holders() -> dict[tuple[int, str], int]:
-    """The set of grids, one bit each, that hold a digit in a cell."""
+    """Return the set of grids with a digit in a cell, for each cell and digit, as bits."""
     grids = all_grids()
     return {
         (cell, digit): sum(1 << i for i, grid in enumerate(grids) if grid[cell] == digit)
@@ -221,7 +227,7 @@ def _holders() -> dict[tuple[int, str], int]:
 
 
 def _earlier_peers(cell: int) -> list[int]:
-    """Cells before this one that share its row, column or box."""
+    """Return the cells before this one that share its row, column or box."""
 
     def units(i: int) -> tuple[int, int, int]:
         row, column = divmod(i, 4)

@@ -1,4 +1,4 @@
-"""Tables fit their terminal, and listings cut no name."""
+"""Tables that fit their terminal."""
 
 from __future__ import annotations
 
@@ -6,10 +6,9 @@ import re
 
 import pytest
 
-from unmask.cli.catalogue import print_methods, print_task
-from unmask.cli.checkpoints import print_families
-from unmask.cli.evaluation_tables import results_table
-from unmask.cli.tables import table
+from unmask.cli import console
+from unmask.cli.console import results_table, table
+from unmask.cli.lists import task_page
 from unmask.core.errors import ConfigError
 from unmask.evaluation.evaluate import Evaluation
 from unmask.methods import METHODS
@@ -37,8 +36,8 @@ def test_a_listing_cuts_no_name_on_a_narrow_terminal(
     width: int, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("COLUMNS", str(width))
-    print_methods()
-    print_families()
+    console.methods_table()
+    console.families_table()
     words = capsys.readouterr().out.split()
     wanted = [*METHODS, *(method.paper.removeprefix("arXiv:") for method in METHODS.values()), *FAMILIES]
     wanted += [family.native_class for family in FAMILIES.values()]
@@ -75,10 +74,10 @@ def test_results_fit_into_80_columns(capsys: pytest.CaptureFixture[str], monkeyp
     ]
 
 
-def test_an_unknown_option_of_a_task_is_an_error_before_anything_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_wrong_option_of_a_task_is_told_without_the_page(capsys: pytest.CaptureFixture[str]) -> None:
     for option in ("max_blank=3", "5"):
         with pytest.raises(ConfigError):
-            print_task("sudoku", [option])
+            task_page("sudoku", [option])
         assert capsys.readouterr().out == ""
-    print_task("sudoku", ["max_blanks=8"])
+    task_page("sudoku", ["max_blanks=8"])
     assert "min_blanks" in capsys.readouterr().out
