@@ -1,1 +1,4 @@
-"""Measurements: each module is a command that anyone can run, and its results are committed beside it as small text files."""
+"""Measurements that anyone can run.
+
+Each module is a command, and its results are committed as text.
+"""

@@ -1,6 +1,7 @@
-"""Variants of a right number, as people and models write it: some say the same, the others do not.
+"""Variants of a correct number, as people and models write it. Some keep its meaning.
 
-Each is a pattern with `N` for the number. Patterns of `SAME` must be paid where N is the right answer, those of `OTHER` must not.
+Each is a pattern with `N` for the number. If N is the correct answer, patterns of `SAME` must earn
+the reward, and those of `OTHER` must not.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ N \textrm{ cm} | \color{blue}N | N\, | \left(N\right) | N more cupcakes | N year
 $x=N$ apples | \(x = N\) | The answer is: N | The correct answer is N. | Therefore, the answer is N.
 The final answer is $N$. | Bob has N. | They sold N tickets | The profit is $N | Profit: $N | The cost is $N.00 | N \\
 """
-"""The same number, in another form or with words that leave it as it is."""
+"""The same number, in another form or with words that leave it unchanged."""
 
 OTHER = r"""
 N or so | N or more | N or less | N or fewer | N or 7 | 7 or N | either N or 7 | N and 7 | N, 7 | N; 7 | N 7 | N/7 | N-7
@@ -62,24 +63,24 @@ x \ne N | x ≠ N | (N, 7) | [N, 7] | \{N, 7\} | N.N | N^7 | 7^N | 7N7 | \frac{N
 N\cdot 7 | N \times 7 | 7 \times N | N\%\text{ of }7 | 2(N) | |N| + 1 | N mod | lakh N | N lakh | N crore | N gross
 N grand | N mil | N bn | N a.m. or p.m. | N:00 | half past N
 """
-"""Another number, several, a bound, a guess, or something that is taken back."""
+"""Another number, several numbers, a bound, a guess, or an answer that is retracted."""
 
 
 def patterns(text: str) -> list[str]:
-    """The patterns of a table above; `|` and a line's end separate them."""
+    """Return the patterns of a table above, which are separated by `|` and by line ends."""
     return [pattern.strip() for line in text.splitlines() for pattern in line.split(" | ") if pattern.strip()]
 
 
 def same(number: str) -> list[str]:
-    """Texts that say a number."""
+    """Return texts that state a number."""
     return [_filled(pattern, number) for pattern in patterns(SAME) if number[0] != "-" or pattern != "+N"]
 
 
 def other(number: str) -> list[str]:
-    """Texts with a number that do not say it."""
+    """Return texts that contain a number but do not state it."""
     return [_filled(pattern, number) for pattern in patterns(OTHER)]
 
 
 def _filled(pattern: str, number: str) -> str:
-    """A pattern with its number; the N of a word or a currency stays."""
+    """Return a pattern with its number in place of N; the N of a word or a currency stays."""
     return re.sub(r"(?<![A-Z])N(?!obody|Z|o\.|eN)", number, pattern)

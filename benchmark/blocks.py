@@ -1,9 +1,10 @@
-"""What keeping finished blocks saves in a rollout of a block-causal model, as a ratio in one run.
+"""Time that a rollout of a block-causal model saves by caching finished blocks.
 
     python -m benchmark.blocks --output benchmark/results/blocks.md
 
-The same random Qwen3 with blocks of four denoises the same prompts twice: as the loop does it, and with everything run again at
-every step. Tokens must be the same; CPU seconds of one thread are compared, each the least of three rounds.
+The same random Qwen3 with blocks of four denoises the same prompts twice: as the sampler does it,
+and with everything computed again in every step. The tokens must be equal. The CPU seconds of one
+thread are compared, as the minimum of three rounds each.
 """
 
 from __future__ import annotations
@@ -22,13 +23,13 @@ from unmask.models import Denoiser
 from unmask.sampling import denoise
 
 MASK, EOS, PAD, VOCABULARY = 511, -1, 509, 512
-"""EOS is no token, so that all rows stay to the end."""
+"""EOS is not a token, so that all rows stay until the end."""
 
 ROWS, BLOCK, ROUNDS = 8, 4, 3
 
 
 class RunAgain(nn.Module):
-    """The same model without saying that it is block-causal, so that nothing is kept."""
+    """The same model without the declaration that it is block-causal, so that nothing is cached."""
 
     def __init__(self, denoiser: Denoiser) -> None:
         super().__init__()
@@ -39,7 +40,7 @@ class RunAgain(nn.Module):
 
 
 def model() -> Denoiser:
-    """A random block-causal Qwen3."""
+    """Return a random block-causal Qwen3."""
     from transformers import Qwen3Config, Qwen3ForCausalLM
 
     config = Qwen3Config(
@@ -60,7 +61,7 @@ def model() -> Denoiser:
 
 
 def compare(denoiser: Denoiser, prompt_length: int, length: int) -> list[str]:
-    """A row of the table; raises if the two are not the same."""
+    """Return a row of the table; raise if the two results differ."""
     prompt = torch.randint(0, 500, (ROWS, prompt_length), generator=torch.Generator().manual_seed(1))
     sampler = SamplerConfig(max_completion_length=length, num_steps=length // 2, block_length=BLOCK)
 

@@ -1,9 +1,9 @@
-"""The demo on several seeds, pretraining reseeded too: what it reaches, how long it takes and how much memory.
+"""The demo on several seeds, with pretraining reseeded too: its accuracy, time and memory.
 
     python -m benchmark.demo --seeds 5            # about a minute and a half each on two idle cores
     python -m benchmark.demo --table
 
-Results go to benchmark/results/demo.jsonl, a line for each seed.
+Results go to benchmark/results/demo.jsonl, one line for each seed.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ WORK = Path("runs/benchmark/demo")
 
 
 def run_seed(seed: int) -> dict[str, Any]:
-    """One demo in a process of its own, from nothing."""
+    """Run one demo from the start in a separate process."""
     folder = WORK / f"seed-{seed}"
     started = time.perf_counter()
     command = [sys.executable, "-m", "unmask", "demo", "--seed", str(seed), "--output-dir", str(folder)]
@@ -38,18 +38,18 @@ def run_seed(seed: int) -> dict[str, Any]:
         for name, temperature in (("greedy", "0"), ("sampled", "0.9"))
         for when, line in (("base", first), ("trained", last))
     }
-    # Of all children so far: the largest is an upper bound for this one.
+    # This covers all child processes so far: the largest is an upper bound for this one.
     peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 2**20
     return {"seed": seed, **reached, "seconds": round(seconds, 1), "peak_gib": round(peak, 2)}
 
 
 def read() -> list[dict[str, Any]]:
-    """The results so far."""
+    """Return the results so far."""
     return [json.loads(line) for line in RESULTS.read_text().splitlines()] if RESULTS.exists() else []
 
 
 def table() -> str:
-    """Markdown: a line for each seed, and the means."""
+    """Return a Markdown table with a line for each seed, and the means."""
     results = sorted(read(), key=lambda r: r["seed"])
     columns = ["greedy base", "greedy trained", "sampled base", "sampled trained"]
     lines = [f"| seed | {' | '.join(columns)} | seconds | peak memory, GiB |", "|---" * 7 + "|"]

@@ -1,7 +1,7 @@
-"""No completion makes a reward raise, hang or leave its bounds: hypothesis looks for one that does.
+"""Search with hypothesis for a completion that makes a reward raise, hang or leave its bounds.
 
     python -m benchmark.fuzz_rewards                 # 460,000 completions, a few minutes on two cores
-    python -m benchmark.fuzz_rewards --cases 500     # of each reward
+    python -m benchmark.fuzz_rewards --cases 500     # 500 completions for each reward
 
 Results go to benchmark/results/fuzz_rewards.md.
 """
@@ -35,9 +35,9 @@ from unmask.tasks.reasoning_gym import available
 
 RESULTS = Path(__file__).parent / "results" / "fuzz_rewards.md"
 BATCH = 20
-"""Completions of one example."""
+"""Number of completions of one example."""
 BATCH_SECONDS = 60.0
-"""What a call of a reward function may take at most: the default `reward_timeout`."""
+"""Maximum time in seconds of a call of a reward function: the default `reward_timeout`."""
 
 _TAGS = [
     "<answer>",
@@ -172,7 +172,7 @@ EXPRESSIONS = [
     "y = 2x + 3",
     "p - q",
 ]
-"""Right answers of the rows that completions are scored against."""
+"""Correct answers of the rows that completions are compared with."""
 
 completions = st.one_of(
     st.text(max_size=60),
@@ -186,19 +186,20 @@ completions = st.one_of(
     st.tuples(_PIECES, st.integers(1, 3000)).map(lambda pair: pair[0] * pair[1]),
     st.text("01234|- \n", max_size=40),
 )
-"""Completions: any text, some right answers, tags in any order, numbers and LaTeX well formed and not, pieces many times over."""
+"""Strategy for completions: any text, correct answers, tags in any order, numbers, LaTeX, and many
+repetitions."""
 
 batches = st.lists(completions, min_size=BATCH, max_size=BATCH)
 
 
 @dataclass
 class Subject:
-    """A reward function, with columns to score completions against."""
+    """A reward function, with columns to call it with."""
 
     name: str
     function: RewardFunc
     columns: dict[str, list[Any]]
-    """Of a few rows, which the completions of a batch take in turn."""
+    """Columns of a few rows, which the completions of a batch use in turn."""
     cases: int = 0
     seconds: float = 0.0
     slowest: float = 0.0
@@ -207,10 +208,11 @@ class Subject:
     reasons: Counter[str] = field(default_factory=Counter)
 
     def judge(self, texts: Sequence[str]) -> None:
-        """Score a batch.
+        """Compute the rewards of a batch.
 
         Raises:
-            AssertionError: a reward is none, or outside 0 to 1. Whatever the function raises, and TimeLimitError, pass.
+            AssertionError: a reward is missing or outside of [0, 1]. Errors of the function and
+                TimeLimitError pass through.
         """
         columns = {name: [values[i % len(values)] for i in range(len(texts))] for name, values in self.columns.items()}
         started = time.perf_counter()
@@ -229,7 +231,7 @@ class Subject:
 
 
 def subjects() -> list[Subject]:
-    """Every reward of the tasks of mathematics and puzzles, and those to be named by path."""
+    """Return every reward of the tasks of mathematics and puzzles, and the ready-made ones."""
     made = [Sudoku(), Sudoku(format="tagged", sparse=True), Countdown(), Countdown(format="tagged", num_numbers=4)]
     found = []
     for task in [*made, Arithmetic(), Arithmetic(format="tagged", num_operands=6, max_operand=99)]:
@@ -247,7 +249,7 @@ def subjects() -> list[Subject]:
 
 
 def _found(find: Callable[[str], object]) -> RewardFunc:
-    """Whether something is found in a completion, as a reward; nothing is run."""
+    """Return a reward that is 1 if something is found in a completion; no program is run."""
 
     def reward(completions: Sequence[str], **columns: Any) -> list[float | None]:
         return [float(bool(find(tagged_answer(text) or text))) for text in completions]
@@ -256,7 +258,7 @@ def _found(find: Callable[[str], object]) -> RewardFunc:
 
 
 def _guarded(name: str) -> Subject:
-    """A scorer of reasoning-gym behind its guard, in this process."""
+    """Return a scorer of reasoning-gym behind its guard, in this process."""
     from unmask.tasks.reasoning_gym_items import entries_of, score_entry
 
     def reward(completions: Sequence[str], entry: Sequence[dict[str, Any]], **columns: Any) -> list[float | None]:
@@ -266,7 +268,7 @@ def _guarded(name: str) -> Subject:
 
 
 def fuzz(subject: Subject, cases: int) -> None:
-    """Let hypothesis look for a batch that breaks a reward, in so many completions."""
+    """Let hypothesis search for a batch that breaks a reward, in this number of completions."""
     check: Callable[[], None] = settings(
         max_examples=max(1, cases // BATCH),
         deadline=None,
@@ -279,7 +281,7 @@ def fuzz(subject: Subject, cases: int) -> None:
 
 
 def table(done: list[Subject]) -> str:
-    """Markdown: a line for each reward."""
+    """Return a Markdown table with a line for each reward."""
     lines = [
         "| reward | completions | lowest | highest | unparsed | timed out | ms each | slowest batch, s |",
         "|---" * 8 + "|",
@@ -295,7 +297,7 @@ def table(done: list[Subject]) -> str:
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--cases", type=int, default=20_000, help="completions for each reward")
+    parser.add_argument("--cases", type=int, default=20_000, help="number of completions for each reward")
     arguments = parser.parse_args()
     done = subjects()
     for subject in done:

@@ -1,8 +1,9 @@
-"""How the mathematics rewards judge: every gold answer as a model would write it, and answers that must earn nothing.
+"""Accuracy of the mathematics rewards on gold answers in many forms, and on wrong answers.
 
     python -m benchmark.grading --data ../shared/data       # five minutes on two cores; writes benchmark/results/grading.md
 
-The folder holds gsm8k_train, gsm8k_test, math_train and math500_test as .parquet, .jsonl or .csv, in the hub's columns.
+The folder holds gsm8k_train, gsm8k_test, math_train and math500_test as .parquet, .jsonl or .csv,
+with the hub's columns.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ ANY_TASK: dict[str, Wrap] = {
     "boxed in a sentence, no tag": lambda gold: f"First \\boxed{{7}}; so the answer is $\\boxed{{{gold}}}$.",
     "between dollars in the tag": lambda gold: f"<answer>$ {gold} $</answer>",
 }
-"""Ways in which models wrap an answer."""
+"""Texts that models put around an answer."""
 NUMBERS: dict[str, Wrap] = {
     "as a decimal": lambda gold: f"<answer>{gold}.00</answer>",
     "without separators": lambda gold: f"<answer>{gold.replace(',', '')}</answer>",
@@ -52,14 +53,17 @@ EXPRESSIONS: dict[str, Wrap] = {
 
 
 def full_scores(task: MathsTask, rows: list[Row], wrap: Wrap) -> int:
-    """How many gold answers, so wrapped, score 1."""
+    """Return how many gold answers in this form earn 1."""
     (reward,) = task.rewards().values()
     texts = [wrap(str(row["answer"])) for row in rows]
     return sum(score == 1.0 for score in reward([None] * len(rows), texts, answer=[row["answer"] for row in rows]))
 
 
 def shifted(task: MathsTask, rows: list[Row]) -> tuple[int, int]:
-    """Each row answered with the next row's gold answer, where that is another one: how many, and how many score."""
+    """Answer each row with the next row's gold answer if it differs.
+
+    Return how many there are and how many earn 1.
+    """
     (reward,) = task.rewards().values()
     pairs = [(str(a["answer"]), str(b["answer"])) for a, b in zip(rows, [*rows[1:], rows[0]], strict=True)]
     other = [(gold, given) for gold, given in pairs if _is_another(gold, given)]
@@ -70,13 +74,13 @@ def shifted(task: MathsTask, rows: list[Row]) -> tuple[int, int]:
 
 
 def _is_another(gold: str, given: str) -> bool:
-    """Whether two gold answers are surely different: numbers of other values, or a number and no number."""
+    """Return True if two gold answers certainly differ, such as other numbers."""
     a, b = read_number(gold), read_number(given)
     return (a is None) != (b is None) or (a is not None and b is not None and a.value != b.value)
 
 
 def wrong_scores(task: MathsTask, corpus: list[Wrong]) -> list[tuple[Wrong, float, str]]:
-    """What each wrong answer scores, with the reason where there is one."""
+    """Return the reward of each wrong answer, with its reason if there is one."""
     (reward,) = task.rewards().values()
     texts, golds = [w.completion for w in corpus], [w.gold for w in corpus]
     scores = reward([None] * len(corpus), texts, answer=golds)
@@ -84,7 +88,10 @@ def wrong_scores(task: MathsTask, corpus: list[Wrong]) -> list[tuple[Wrong, floa
 
 
 def number_variants(task: MathsTask, rows: list[Row]) -> list[tuple[str, int, int]]:
-    """Variants of every gold number but 0 and 7, which some of the wrong ones say: what they are, how many, how many score."""
+    """Return name, number and number of rewarded variants of every gold number.
+
+    0 and 7 are left out, because some of the wrong variants contain them.
+    """
     (reward,) = task.rewards().values()
     golds = sorted({str(row["answer"]).replace(",", "") for row in rows} - {"0", "7"})
     counts = []
@@ -98,7 +105,7 @@ def number_variants(task: MathsTask, rows: list[Row]) -> list[tuple[str, int, in
 
 
 def expression_variants(task: MathsTask, rows: list[Row]) -> list[tuple[str, int, int]]:
-    """Variants of every gold expression: what they are, how many, how many score."""
+    """Return name, number and number of rewarded variants of every gold expression."""
     (reward,) = task.rewards().values()
     golds = sorted({str(row["answer"]) for row in rows})
     counts = []
@@ -117,7 +124,7 @@ def expression_variants(task: MathsTask, rows: list[Row]) -> list[tuple[str, int
 
 
 def source(folder: Path, name: str) -> str:
-    """The file of a data set in the folder."""
+    """Return the file of a data set in the folder."""
     found = [str(folder / f"{name}{suffix}") for suffix in READERS if (folder / f"{name}{suffix}").is_file()]
     if not found:
         raise SystemExit(f"no {name} with one of {', '.join(READERS)} in {folder}")
@@ -125,7 +132,7 @@ def source(folder: Path, name: str) -> str:
 
 
 def tables(folder: Path) -> str:
-    """Markdown: the confusion table, and each way and kind in it."""
+    """Return the confusion table and the details of each form as Markdown."""
     gsm8k = GSM8K(source=source(folder, "gsm8k_train"), test_source=source(folder, "gsm8k_test"))
     math = Math(source=source(folder, "math_train"), test_source=source(folder, "math500_test"))
     sets: list[tuple[str, MathsTask, list[Row], dict[str, Wrap]]] = [

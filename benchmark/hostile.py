@@ -1,6 +1,7 @@
-"""Runs the hostile programs in each sandbox and says what became of them: `python -m benchmark.hostile [BACKEND ...]`.
+"""Run hostile programs in each sandbox: `python -m benchmark.hostile [BACKEND ...]`.
 
-A sandbox holds if no program earned anything, nothing outside changed, and every program came back with a verdict.
+A sandbox holds if no program earned anything, nothing outside changed, and every program got a
+verdict.
 """
 
 from __future__ import annotations
@@ -28,23 +29,23 @@ TOO_LONG = 30.0
 
 @dataclass(frozen=True, slots=True)
 class Trial:
-    """What became of one program."""
+    """Result of one program."""
 
     attack: Attack
     statuses: tuple[str, ...]
     share: float
     seconds: float
     changed: bool
-    """Whether anything outside is not what it was."""
+    """True if anything outside has changed."""
 
     @property
     def held(self) -> bool:
-        """Whether it got nothing and did nothing."""
+        """Return True if the program earned nothing and changed nothing."""
         return self.share == 0 and not self.changed and self.seconds < TOO_LONG
 
 
 class Outside:
-    """What a program must not touch: a folder, a port, a process, an environment, the devices that a sandbox shares."""
+    """Objects that no program may touch: a folder, port, process, environment, shared devices."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -60,7 +61,7 @@ class Outside:
         self.datagrams.setblocking(False)
 
     def job(self, attack: Attack) -> SandboxJob:
-        """The attack, aimed at this."""
+        """Return the job of an attack on these objects."""
         aims = {"OUTSIDE": str(self.folder), "PORT": str(self.port), "PID": str(self.bystander.pid)}
         code, tests = attack.code, attack.tests
         for word, aim in aims.items():
@@ -69,7 +70,7 @@ class Outside:
         return SandboxJob(code, tests, ("f",), attack.setup)
 
     def has_changed(self) -> bool:
-        """Whether something has touched it."""
+        """Return True if a program has touched one of them."""
         was_reached = _answers(self.listener.accept) or _answers(lambda: self.datagrams.recv(10))
         files = {path.name: path.read_text() for path in self.folder.iterdir()} if self.folder.is_dir() else {}
         return (
@@ -80,7 +81,7 @@ class Outside:
         )
 
     def close(self) -> None:
-        """Put everything away."""
+        """Remove all of them."""
         os.environ.pop("UNMASK_HOSTILE_SECRET", None)
         self.bystander.kill()
         self.bystander.wait()
@@ -90,7 +91,7 @@ class Outside:
 
 @contextmanager
 def outside() -> Iterator[Outside]:
-    """Something to protect."""
+    """Yield objects to protect."""
     with tempfile.TemporaryDirectory(prefix="unmask-hostile-") as folder:
         there = Outside(Path(folder))
         try:
@@ -109,12 +110,12 @@ def attempt(sandbox: Sandbox, attack: Attack, there: Outside) -> Trial:
 
 
 def attacks_on(backend: str) -> tuple[Attack, ...]:
-    """The programs that a backend can be tried with: without a sandbox, only those that do no harm."""
+    """Return the programs for a backend; without a sandbox, only those that do no harm."""
     return tuple(attack for attack in ATTACKS if attack.is_tame or backend != "none")
 
 
 def table(trials: dict[str, list[Trial]]) -> str:
-    """The results as Markdown: a row for each program, a column for each backend."""
+    """Return the results as Markdown, with a row for each program and a column for each backend."""
     by_name = {backend: {trial.attack.name: trial for trial in found} for backend, found in trials.items()}
     lines = [f"| program | {' | '.join(by_name)} |", "|---" * (1 + len(by_name)) + "|"]
     for attack in ATTACKS:
@@ -131,7 +132,7 @@ def table(trials: dict[str, list[Trial]]) -> str:
 
 
 def main(backends: Sequence[str]) -> int:
-    """Run everything, print and write the table; 1 if a sandbox did not hold."""
+    """Run everything, print and write the table; return 1 if a sandbox did not hold."""
     trials: dict[str, list[Trial]] = {}
     for backend in backends:
         with warnings.catch_warnings():
@@ -158,7 +159,7 @@ def _cell(trial: Trial | None) -> str:
 
 
 def _devices() -> list[tuple[int, ...]]:
-    """Mode, owner and time of change of each device."""
+    """Return mode, owner and time of change of each device."""
     found = [os.stat(path) for path in DEVICES if os.path.exists(path)]
     return [(status.st_mode, status.st_uid, status.st_gid, status.st_mtime_ns) for status in found]
 

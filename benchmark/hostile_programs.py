@@ -1,8 +1,9 @@
-"""Programs that try to be paid without being right, to get out, or to stop whoever runs them.
+"""Programs that try to earn a reward without being correct, to escape, or to stop the run.
 
-Each is asked for a function `f` that no program here computes. `Attack.tests` may ask for a secret instead, so that a program
-that gets hold of it is paid, and the attempt shows. In the texts, OUTSIDE stands for a folder of the host with a file `secret`,
-PORT for a port that it listens on, PID for its process.
+The task is a function `f` that no program here computes. `Attack.tests` may ask for a secret
+instead, so that a program that gets hold of it earns a reward, and the attack becomes visible. In
+the texts, OUTSIDE stands for a folder of the host with a file `secret`, PORT for a port on which
+the host listens, and PID for its process.
 """
 
 from __future__ import annotations
@@ -11,22 +12,22 @@ import textwrap
 from dataclasses import dataclass
 
 SECRET = "b7f0-held-by-the-host"
-"""What the host's folder and environment hold."""
+"""Content of the host's folder and environment."""
 WANTED = ("assert f(3) == 12345", "assert f(4) == 54321")
 STOLEN = (f"assert {SECRET!r} in str(f(0))",)
 
 
 @dataclass(frozen=True, slots=True)
 class Attack:
-    """A hostile program and the tests that it wants to pass."""
+    """A hostile program and the tests that it tries to pass."""
 
     name: str
     code: str
     tests: tuple[str, ...] = WANTED
     setup: str = ""
-    """What runs before the tests."""
+    """Statements that run before the tests."""
     is_tame: bool = False
-    """Whether it can be run without any sandbox: it does no harm to what is around it."""
+    """True if it can run without any sandbox, because it does no harm outside of its process."""
 
 
 RESOURCES = [
@@ -270,7 +271,7 @@ def f(x):
         is_tame=True,
     ),
 ]
-"""Programs that use up what there is."""
+"""Programs that exhaust a resource."""
 
 ESCAPES = [
     Attack(
@@ -559,7 +560,7 @@ def f(x):
 """,
     ),
 ]
-"""Programs that reach for what is outside."""
+"""Programs that access something outside."""
 
 FORGERIES = [
     Attack(
@@ -1153,7 +1154,7 @@ def f(x):
         is_tame=True,
     ),
 ]
-"""Programs that want to pass without being right."""
+"""Programs that try to pass without being correct."""
 
 TEXTS = [
     Attack("nothing", "", is_tame=True),
@@ -1165,7 +1166,7 @@ TEXTS = [
     Attack("a million lines", "x = 1\n" * 10**6, is_tame=True),
     Attack("surrogates in a value", "def f(x):\n    return '\\ud800' * x\n", is_tame=True),
 ]
-"""Texts that are no programs, or strange ones."""
+"""Texts that are not programs, or unusual ones."""
 
 VALUES = (
     [
@@ -1253,7 +1254,7 @@ def f(x):
         ),
     ]
 )
-"""Values that use up the memory or the time of whoever receives them."""
+"""Values that use up the memory or time of the receiver."""
 
 _REPLY = """
 import json, os, struct
@@ -1265,7 +1266,7 @@ def reply(message):
         except OSError:
             pass
 """
-"""What a program needs to write its own replies."""
+"""Code that a program needs to write its own replies."""
 
 REPLIES = [
     Attack(
@@ -1497,7 +1498,7 @@ def f(x):
         is_tame=True,
     ),
 ]
-"""Objects that answer for themselves where a test, or a library that it uses, asks what they are."""
+"""Objects that answer for themselves when a test or its library inspects them."""
 
 _CALL = """
 import ctypes, os
@@ -1562,11 +1563,11 @@ HOST = [
     _system_call("a system-call filter of its own", "return won(libc.syscall(317, 1, 8, 0))"),
     _system_call("a handle of a process", "return won(libc.syscall(434, os.getpid(), 0))"),
 ]
-"""Programs that ask the kernel about the host, or hold something of it fast."""
+"""Programs that query the kernel about the host, or keep some of its resources."""
 
 
 def _endless(name: str, body: str) -> Attack:
-    """A program that makes something of the kernel's without end, and is paid if it gets as far as 50,000."""
+    """Return a program that creates a kernel object endlessly; at 50,000 it earns a reward."""
     return Attack(
         f"endless {name}",
         f"import os\nos.chdir('/tmp')\ndef f(x):\n    for i in range(50_000):\n        {body}\n    return 12345\n",
@@ -1586,9 +1587,9 @@ KERNEL = [
     ),
     _endless("pipes", "os.pipe()"),
 ]
-"""Programs that make the kernel hold something small very often."""
+"""Programs that make the kernel keep a small object very often."""
 
 ATTACKS: tuple[Attack, ...] = (
     *RESOURCES, *ESCAPES, *FORGERIES, *TEXTS, *VALUES, *REPLIES, *PROTOCOLS, *HOST, *KERNEL,
 )  # fmt: skip
-"""All of them."""
+"""All attacks."""

@@ -1,7 +1,7 @@
-"""HumanEval's canonical solutions and MBPP's tests in the sandboxes: `python -m benchmark.humaneval [HUMANEVAL [MBPP]]`.
+"""HumanEval and MBPP in the sandboxes: `python -m benchmark.humaneval [HUMANEVAL [MBPP]]`.
 
-Right programs must pass and programs that are wrong by one character must not; all of it must be quick. The files are local ones
-in the hub's columns, by default those of ../shared/data.
+Correct programs must pass, and programs with one wrong character must fail, all of it quickly. The
+files are local ones with the hub's columns, by default those of ../shared/data.
 """
 
 from __future__ import annotations
@@ -26,14 +26,15 @@ RESULTS = Path(__file__).parent / "results" / "humaneval.md"
 SWAPS = {"+": "-", "-": "+", "*": "+", "/": "*", "%": "+", "<": ">", ">": "<", "=": "!", "!": "="} | {
     str(digit): str((digit + 1) % 10) for digit in range(10)
 }
-"""One character of logic for another, in operators and numbers; "==" and "!=" by their first."""
+"""Replacements of one character of logic in operators and numbers; "==" and "!=" change in their
+first character."""
 
 MAX_CHANGES = 12
-"""Of a problem that are tried."""
+"""Maximum number of changes to try for a problem."""
 
 
 def mutations(code: str) -> Iterator[str]:
-    """A function's body with one character of an operator, a number or a text changed, wherever that leaves Python."""
+    """Yield a function's body with one character of an operator, number or text changed."""
     lines = ("def f():\n" + code).splitlines(keepends=True)
     for token in tokenize.generate_tokens(io.StringIO("".join(lines)).readline):
         (row, column), text = token.start, token.string
@@ -50,14 +51,14 @@ def mutations(code: str) -> Iterator[str]:
 
 
 def canonical(task: HumanEval, rows: Sequence[Any]) -> tuple[Counter[str], float]:
-    """What became of the canonical solutions, and seconds."""
+    """Return the statuses of the canonical solutions, and the time in seconds."""
     start = time.monotonic()
     results = make_sandbox(task.sandbox).run([task.job(row["answer"], row) for row in rows])  # type: ignore[misc]
     return Counter(result.status for result in results), time.monotonic() - start
 
 
 def caught(task: HumanEval, rows: Sequence[Any]) -> tuple[int, int, list[str]]:
-    """Problems that can be changed by a character, those where the first few changes include one that fails, and the others."""
+    """Return the numbers of problems that can be changed and that fail then, and the others."""
     changeable, found, missed = 0, 0, []
     for row in rows:
         tries = [mutation for mutation, _ in zip(mutations(row["answer"]), range(MAX_CHANGES), strict=False)]
@@ -71,7 +72,7 @@ def caught(task: HumanEval, rows: Sequence[Any]) -> tuple[int, int, list[str]]:
 
 
 def known_answers(row: Any) -> str | None:
-    """A program that looks its results up in the row's own assertions, or None where they are not of the form f(...) == value."""
+    """Return a program that looks up its results in the row's assertions, or None."""
     cases = []
     for test in row["tests"]:
         match ast.parse(test).body:
@@ -90,7 +91,7 @@ def known_answers(row: Any) -> str | None:
 
 
 def mbpp(task: MBPP, rows: Sequence[Any]) -> tuple[Counter[str], Counter[str]]:
-    """Statuses of all tests for a program that returns nothing, and of rows for one that knows their answers."""
+    """Return statuses of tests for an empty program, and of rows for one that knows the answers."""
     empty = ["".join(f"def {name}(*args):\n    return None\n" for name in row["names"]) for row in rows]
     of_tests = Counter(v.status for result in task.results(empty, rows) if result for v in result.verdicts)
     known = [(row, code) for row in rows if (code := known_answers(row))]

@@ -1,18 +1,19 @@
-"""Kill tiny runs at random points, let them go on, and compare with a run that nothing interrupted, bit for bit.
+"""Kill tiny runs at random points, resume them, and compare bit for bit with an uninterrupted run.
 
     python -m benchmark.kills            # 38 points, some minutes; results in benchmark/results/kills.jsonl
     python -m benchmark.kills --points 4 --seed 7 --output -
-    python -m benchmark.kills --table    # the table of the results on file, as Markdown
+    python -m benchmark.kills --table    # the table of the recorded results, as Markdown
 
-A point is a run of one or two processes (DDP over gloo on the CPU) with something that happens to it:
+A point is a run of one or two processes (DDP over gloo on the CPU) with a failure:
 
-- `one rank`: kill -9 of one of two processes, a random time into a random step; the other has to end by itself.
-- `all ranks`: kill -9 of all at once, a random time into a random step.
-- `during a save`: kill -9 of the process that writes, at a random one of the file operations of a random checkpoint.
-- `disk full`: the file system (a small tmpfs, so this needs root) is filled up just before a random checkpoint is written; the
-  run has to say so, and goes on once there is room.
+- `one rank`: kill -9 of one of two processes at a random time in a random step; the other must end
+too. - `all ranks`: kill -9 of all processes at a random time in a random step. - `during a save`:
+kill -9 of the writing process at a random file operation of a random checkpoint. - `disk full`: the
+file system (a small tmpfs, so this needs root) is filled just before a random
+  checkpoint is written. The run must report it, and continue once there is space.
 
-Each run is then resumed to the end. Its weights must be the uninterrupted run's bytes, its metrics the same lines but for times.
+Each run is then resumed to its end. Its weights must be the same bytes as those of the
+uninterrupted run, and its metrics the same lines except for times.
 """
 
 from __future__ import annotations
@@ -52,7 +53,7 @@ SETTINGS = (
     "method.beta=0.04",
     "optim.warmup_steps=2",
 )
-"""Overrides of `sudoku-tiny`: 6 steps, a checkpoint after each."""
+"""Overrides of `sudoku-tiny`: 6 steps, with a checkpoint after each."""
 PRELOADED = ["unmask.trainer", "accelerate", "torch._dynamo", "transformers.models.gpt2.modeling_gpt2"]
 PLAN = [
     ("one rank", 2, 8),
@@ -63,33 +64,33 @@ PLAN = [
     ("disk full", 1, 3),
     ("disk full", 2, 3),
 ]
-"""Kind, processes, points."""
+"""Kind of failure, number of processes, number of points."""
 DISK = "24m"
-"""Of the file system that fills up."""
+"""Size of the file system that is filled."""
 LONGEST = 120.0
-"""Seconds that a run may take to end."""
+"""Maximum time in seconds for a run to end."""
 
 
 @dataclass(frozen=True)
 class Point:
-    """What happens to one run."""
+    """Failure of one run."""
 
     kind: str
     processes: int
     step: int
-    """Steps that are logged before it."""
+    """Number of steps that are logged before the failure."""
     rank: int = 0
-    """The process that is killed."""
+    """Rank of the process that is killed."""
     delay: float = 0.0
-    """Seconds after that step was logged."""
+    """Seconds between the logging of that step and the failure."""
     operation: int = 0
-    """Which file operation of the save."""
+    """Index of the file operation during the save."""
     left: int = 0
-    """Bytes that are left on the disk."""
+    """Number of bytes that are left on the disk."""
 
 
 def draw(kind: str, processes: int, rng: random.Random) -> Point:
-    """A random point of a kind."""
+    """Return a random point of a kind."""
     step = rng.randrange(STEPS)
     match kind:
         case "during a save":
@@ -103,7 +104,7 @@ def draw(kind: str, processes: int, rng: random.Random) -> Point:
 
 
 def train(rank: int, processes: int, port: int, recipe: Any, resume: bool, printed: Path, point: Point | None) -> None:
-    """Be one process of a run, with what it prints in a file."""
+    """Run as one process of a run, and write its output to a file."""
     import torch
 
     torch.set_num_threads(1)
@@ -122,7 +123,7 @@ def train(rank: int, processes: int, port: int, recipe: Any, resume: bool, print
 
 
 def die_while_saving(point: Point) -> None:
-    """Be killed at one of the file operations of the checkpoint after the point's step."""
+    """Kill this process at one of the file operations of the checkpoint after the point's step."""
     from unmask.runs.folder import RunFolder
 
     save, seen = RunFolder.save_checkpoint, 0
@@ -141,7 +142,7 @@ def die_while_saving(point: Point) -> None:
         is_saving = step == point.step + 1
         save(self, step, *rest)
         if is_saving:
-            # Fewer operations than drawn: at the end of the save, then.
+            # The save has fewer operations than the drawn index, so kill at its end.
             os.kill(os.getpid(), signal.SIGKILL)
 
     sys.addaudithook(hook)
@@ -149,7 +150,7 @@ def die_while_saving(point: Point) -> None:
 
 
 def fill_before_saving(point: Point) -> None:
-    """Fill the disk, but for some bytes, just before the checkpoint after the point's step is written."""
+    """Fill the disk except for some bytes just before the checkpoint after the point's step."""
     from unmask.trainer.distributed.state import RunState
 
     write = RunState.write
@@ -168,10 +169,10 @@ def fill_before_saving(point: Point) -> None:
 
 
 class Bench:
-    """A place for runs, their model, and the uninterrupted ones to compare with.
+    """Folder with runs, their model, and the uninterrupted runs to compare with.
 
     Args:
-        place: a folder.
+        place: path of the folder.
     """
 
     def __init__(self, place: Path) -> None:
@@ -187,7 +188,7 @@ class Bench:
         self._whole: dict[int, Path] = {}
 
     def whole(self, processes: int) -> Path:
-        """The folder of an uninterrupted run."""
+        """Return the folder of an uninterrupted run."""
         if processes not in self._whole:
             folder = self.place / f"whole-{processes}"
             codes = self.wait(self.start(folder, processes))
@@ -215,7 +216,7 @@ class Bench:
         return started
 
     def wait(self, started: Sequence[ForkServerProcess]) -> list[int | None]:
-        """Exit codes; of one that does not end, None."""
+        """Return the exit codes; None for a process that does not end."""
         for process in started:
             process.join(LONGEST)
         codes = [process.exitcode for process in started]
@@ -224,7 +225,7 @@ class Bench:
         return codes
 
     def said(self, processes: int) -> str:
-        """The messages of the run that ended last."""
+        """Return the messages of the last run."""
         lines = []
         for rank in range(processes):
             printed = self.place / f"printed-{rank}.txt"
@@ -233,7 +234,7 @@ class Bench:
 
 
 def run(bench: Bench, point: Point, number: int) -> dict[str, Any]:
-    """Do what a point says, resume, compare."""
+    """Run with the failure of a point, resume, and compare."""
     whole = bench.whole(point.processes)
     with _disk(bench.place / f"disk-{number}", point.kind == "disk full") as disk:
         folder = disk / "run"
@@ -258,7 +259,7 @@ def run(bench: Bench, point: Point, number: int) -> dict[str, Any]:
 
 
 def _is_as_promised(point: Point, found: dict[str, Any]) -> bool:
-    """Whether the run ended as it should, said what it should, and came to the same end."""
+    """Return True if the run ended as expected, with the right message and final state."""
     is_equal = found["weights_equal"] and found["metrics_equal"]
     if None in found["codes"]:
         return False
@@ -268,10 +269,10 @@ def _is_as_promised(point: Point, found: dict[str, Any]) -> bool:
 
 
 def _strike(started: Sequence[ForkServerProcess], folder: Path, point: Point) -> None:
-    """Wait for the point's moment, and kill."""
+    """Wait for the time of the failure, and kill."""
     deadline = time.monotonic() + LONGEST
     lines = folder / "metrics.jsonl"
-    # The evaluation before the first step has a line, too.
+    # The evaluation before the first step also has a line.
     while not (lines.exists() and lines.read_text().count("\n") > point.step):
         if time.monotonic() > deadline or not any(process.is_alive() for process in started):
             break
@@ -283,7 +284,7 @@ def _strike(started: Sequence[ForkServerProcess], folder: Path, point: Point) ->
 
 @contextlib.contextmanager
 def _disk(place: Path, is_small: bool) -> Iterator[Path]:
-    """A folder, on a file system of its own where a small one is wanted."""
+    """Yield a folder, in its own small file system if required."""
     place.mkdir()
     if is_small:
         subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={DISK}", "tmpfs", str(place)], check=True)
@@ -296,7 +297,7 @@ def _disk(place: Path, is_small: bool) -> Iterator[Path]:
 
 
 def can_mount() -> bool:
-    """Whether a small file system can be had."""
+    """Return True if a small file system can be mounted."""
     return os.geteuid() == 0 and sys.platform == "linux"
 
 
@@ -305,9 +306,7 @@ def _weights(folder: Path) -> bytes:
 
 
 def _metrics(folder: Path) -> list[dict[str, Any]]:
-    from unmask.runs.metrics import read_metrics
-
-    lines = read_metrics(folder)
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     return [{key: value for key, value in line.items() if not key.startswith("time/")} for line in lines]
 
 
@@ -316,7 +315,7 @@ def _without_paths(text: str, place: Path) -> str:
 
 
 def points(count: int | None, seed: int) -> list[Point]:
-    """The points of a seed; with a count, as many of them as that, spread over the kinds."""
+    """Return the points of a seed; with a count, this number of them, spread over the kinds."""
     rng = random.Random(seed)
     drawn = [draw(kind, processes, rng) for kind, processes, number in PLAN for _ in range(number)]
     drawn = [point for point in drawn if point.kind != "disk full" or can_mount()]
@@ -324,7 +323,7 @@ def points(count: int | None, seed: int) -> list[Point]:
 
 
 def table(results: Sequence[dict[str, Any]]) -> str:
-    """The results by kind, as Markdown."""
+    """Return the results by kind as Markdown."""
     rows = ["| what happens | processes | points | exit codes | bits as uninterrupted |", "|---|---|---|---|---|"]
     for kind, processes, _ in PLAN:
         mine = [result for result in results if (result["kind"], result["processes"]) == (kind, processes)]
@@ -335,12 +334,12 @@ def table(results: Sequence[dict[str, Any]]) -> str:
 
 
 def main() -> None:
-    """The command line."""
+    """Run the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--points", type=int, help="how many, spread over the kinds; default all")
+    parser.add_argument("--points", type=int, help="number of points, spread over the kinds (default: all)")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--output", default=str(RESULTS), help="a file, or - for none")
-    parser.add_argument("--table", action="store_true", help="only print the table of the results on file")
+    parser.add_argument("--output", default=str(RESULTS), help="file for the results, or - for none")
+    parser.add_argument("--table", action="store_true", help="only print the table of the recorded results")
     options = parser.parse_args()
     if options.table:
         print(table([json.loads(line) for line in RESULTS.read_text().splitlines()]), end="")

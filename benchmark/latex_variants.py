@@ -1,4 +1,4 @@
-"""Variants of a right expression in LaTeX, as people and models write it: some say the same, the others do not."""
+"""Variants of a correct LaTeX expression, as people and models write it. Some keep its meaning."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import re
 from collections.abc import Callable
 
 Rewrite = Callable[[str], str | None]
-"""What a variant makes of a gold answer; None where it does not apply."""
+"""Function that rewrites a gold answer; None if it does not apply."""
 
 
 def _wrapped(before: str, after: str = "") -> Rewrite:
@@ -65,7 +65,7 @@ SAME: dict[str, Rewrite] = {
         None if "text" in gold or re.search(r"\\[a-zA-Z]+ ", gold) else gold.replace(" ", "")
     ),
 }
-"""The same answer in another form."""
+"""Rewrites that keep the answer."""
 
 
 def _other_sign(gold: str) -> str | None:
@@ -89,7 +89,7 @@ def _swapped(gold: str) -> str:
 
 
 def _bracketed(opening: str, closing: str) -> Rewrite:
-    """Other brackets around all of a point or an interval."""
+    """Return a rewrite that changes the brackets around a whole point or interval."""
 
     def rewrite(gold: str) -> str | None:
         plain = gold.replace("\\left", "").replace("\\right", "").strip()
@@ -124,4 +124,4 @@ OTHER: dict[str, Rewrite] = {
         None if re.search(r"[,=<>&+\-]|\\(?:pm|text|begin|infty|le|ge|in|cup)|_|^0$", gold) else f"77 \\cdot {gold}"
     ),
 }
-"""Another answer, several, or one that is doubted or taken back."""
+"""Rewrites to another answer, several answers, or one that is doubted or retracted."""

@@ -1,10 +1,11 @@
-"""How far RL lifts the embedded tasks, over seeds, each seed from a base of its own.
+"""Improvement of the embedded tasks by RL, over seeds, each with its own base model.
 
     python -m benchmark.lift                      # about two minutes a seed on an idle core
     python -m benchmark.lift --table
 
-Arithmetic is run here, by its shipped recipes; results go to benchmark/results/lift.jsonl, a line for each seed, and a seed that
-is there is not run again. The rises of the other tasks are those of the comparison in benchmark/results/counterfactual-tiny.
+Arithmetic runs here, with its shipped recipes. Results go to benchmark/results/lift.jsonl, one line
+for each seed; an existing seed does not run again. The improvements of the other tasks come from
+the comparison in benchmark/results/counterfactual-tiny.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ TEMPERATURES = {"greedy": "0", "sampled": "0.9"}
 
 
 def run_seed(seed: int) -> dict[str, Any]:
-    """Pretrain and train, each in a process of its own with one thread."""
+    """Pretrain and train, each in a separate process with one thread."""
     folder = WORK / f"{RECIPE}-{seed}"
     started = time.perf_counter()
     for command in (
@@ -54,12 +55,12 @@ def run_seed(seed: int) -> dict[str, Any]:
 
 
 def read(path: Path) -> list[dict[str, Any]]:
-    """The lines of a file of results."""
+    """Return the lines of a file of results."""
     return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
 
 
 def compared(task: str, method: str) -> list[dict[str, Any]]:
-    """Base and trained of each seed of the comparison, under the names that `run_seed` has."""
+    """Return base and trained accuracy of each seed of the comparison, named as in `run_seed`."""
     cells = [cell for cell in read(CELLS) if cell["task"] == task and "accuracy" in cell]
     base = {cell["seed"]: cell["accuracy"] for cell in cells if cell["stage"] == "base"}
     return [
@@ -75,14 +76,14 @@ def compared(task: str, method: str) -> list[dict[str, Any]]:
 
 
 def summary(results: list[dict[str, Any]]) -> list[str]:
-    """Means over seeds and the rises paired by seed, with 95 % t intervals."""
+    """Return means over seeds and improvements paired by seed, with 95 % t intervals."""
     rises = [[r[f"{name} trained"] - r[f"{name} base"] for r in results] for name in TEMPERATURES]
     means = [f"{m:.3f} ± {h:.3f}" for m, h in (mean_interval([r[c] for r in results]) for c in COLUMNS)]
     return means + [f"{m:+.3f} ± {h:.3f}" for m, h in map(mean_interval, rises)]
 
 
 def table() -> str:
-    """Markdown: the runs of arithmetic, and a line for each task."""
+    """Return Markdown with the runs of arithmetic, and a line for each task."""
     results = sorted(read(RESULTS), key=lambda r: r["seed"])
     lines = [f"| seed | {' | '.join(COLUMNS)} |", "|---" * 5 + "|"]
     lines += [f"| {r['seed']} | {' | '.join(f'{r[c]:.3f}' for c in COLUMNS)} |" for r in results]

@@ -1,10 +1,11 @@
-"""What each option of `docs/adapters.md` costs and saves, counted in tensors of one update, to the byte, on any machine.
+"""Cost and savings of each option of `docs/adapters.md`, in tensors of one update.
 
     python -m benchmark.memory [--width 256 --layers 8 --vocab 6144 --length 128 --views 8]
 
-One update is a forward and backward of views that hide a whole completion and ask for all of it, as mean-field methods do. Peak
-is what is alive at once beyond the weights: gradients, activations, logits. Time is the least of five, of the
-processor and not of the clock, divided by that of the first line.
+The counts are exact on any machine. One update is a forward and backward pass of views that mask a
+whole completion and read all of it, as mean-field methods do. The peak is the largest amount that
+is alive at once in addition to the weights: gradients, activations, logits. Time is the minimum CPU
+time of five updates, divided by that of the first line.
 """
 
 from __future__ import annotations
@@ -28,15 +29,15 @@ PROMPT = 32
 
 
 def build(options: argparse.Namespace) -> Denoiser:
-    """A bidirectional GPT-2 of the asked size."""
+    """Return a bidirectional GPT-2 of the requested size."""
     shape = TinyConfig(num_layers=options.layers, width=options.width, num_heads=4, max_length=PROMPT + options.length)
-    # Characters from a private plane: any vocabulary size can be had.
+    # A private plane of Unicode has enough characters for any vocabulary size.
     tokenizer = char_tokenizer("".join(chr(0xE000 + i) for i in range(options.vocab - 3)))
     return tiny_denoiser(shape, tokenizer, seed=0).eval()
 
 
 def views_of(denoiser: Denoiser, options: argparse.Namespace) -> tuple[Trajectory, Views]:
-    """Random completions, each read once with nothing shown and everything asked."""
+    """Return random completions with one view each, in which every position is masked and read."""
     generator = torch.Generator().manual_seed(0)
     rows, length = options.views, options.length
     tokens = torch.randint(3, options.vocab, (rows, length), generator=generator)
@@ -59,7 +60,7 @@ def views_of(denoiser: Denoiser, options: argparse.Namespace) -> tuple[Trajector
 
 
 def measure(options: argparse.Namespace, change: Callable[[Denoiser], object], parts: int | None) -> dict[str, float]:
-    """Bytes of weights, of AdamW's state and at the peak of an update, and its seconds."""
+    """Return bytes of weights, of AdamW's state and at the peak of an update, and its seconds."""
     denoiser = build(options)
     change(denoiser)
     path, views = views_of(denoiser, options)
@@ -85,7 +86,7 @@ def measure(options: argparse.Namespace, change: Callable[[Denoiser], object], p
 
 
 def lines(options: argparse.Namespace) -> list[str]:
-    """The table, in Markdown."""
+    """Return the table as Markdown."""
 
     def adapters(denoiser: Denoiser) -> None:
         Adapters(denoiser, LoraConfig(r=options.r))
@@ -115,7 +116,7 @@ def lines(options: argparse.Namespace) -> list[str]:
     for name, (change, in_parts) in settings.items():
         found = measure(options, change, options.parts if in_parts else None)
         first = first or found["time"]
-        # A frozen copy of the weights, or the same weights with the adapters off.
+        # The reference is a frozen copy of the weights, or the same weights with the adapters off.
         reference = 0.0 if "lora" in name else found["weights"]
         total = found["weights"] + found["state"] + found["peak"] + reference
         cells = [f"{value / MIB:.1f}" for value in (found["weights"], found["state"], found["peak"], reference, total)]

@@ -2,8 +2,9 @@
 
     python -m benchmark.module_graph
 
-A part is an entry of `src/unmask`, a folder or a single module. An arrow from one part to another means that at least one
-file of the first imports from the second, at the top of the file or inside a function.
+A part is an entry of `src/unmask`, a folder or a single module. An arrow from one part to another
+means that at least one file of the first imports from the second, at the top of the file or inside
+a function.
 """
 
 from __future__ import annotations
@@ -31,7 +32,8 @@ Graph = dict[str, Counter[str]]
 def imports(source: str, file: PurePath) -> Iterator[tuple[int, str]]:
     """Yield the line and the absolute dotted name of everything that a file imports.
 
-    Every import counts: at the top, in a function, under TYPE_CHECKING, or as a literal argument of `import_module`.
+    Every import counts: at the top, in a function, under TYPE_CHECKING, or as a literal argument of
+    `import_module`.
 
     Args:
         source: text of the file.
@@ -59,7 +61,8 @@ def part_of(file: PurePath) -> str:
 def graph_of(package: Path = PACKAGE) -> Graph:
     """Return the graph of a package's parts.
 
-    A part that reads a name from the package root points to the root. The version is an exception: it is a constant there.
+    A part that reads a name from the package root points to the root. The version is an exception:
+    it is a constant there.
     """
     files = sorted(path.relative_to(package) for path in package.rglob("*.py"))
     graph: Graph = {part_of(file): Counter() for file in files}

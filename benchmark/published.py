@@ -1,6 +1,7 @@
-"""A straightforward rendering of the published way, to divide by: our own code, after what the released codes do.
+"""Plain implementation of the published algorithm as a baseline, after the released codes.
 
-One completion and one step at a time, logits of the whole sequence, every step's distribution kept. Not for use.
+It handles one completion and one step at a time, computes logits of the whole sequence, and keeps
+every step's distribution. It is only for measurements.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from unmask.models import Denoiser
 def rollout(
     denoiser: Denoiser, prompts: Tensor, length: int, num_steps: int, temperature: float
 ) -> list[dict[str, Tensor]]:
-    """Denoise each prompt [B, P] by itself, low confidence first, keeping the states and distributions of all steps."""
+    """Denoise each prompt [B, P] separately by low confidence, and keep all distributions."""
     paths = []
     for prompt in prompts:
         sequence = torch.cat([prompt, torch.full((length,), denoiser.mask_id)])
@@ -41,7 +42,7 @@ def rollout(
 
 
 def step_logprob(denoiser: Denoiser, path: dict[str, Tensor], step: int) -> Tensor:
-    """Log-probability of one step of one completion, from logits of the whole sequence."""
+    """Return the log-probability of one step of one completion, from logits of all positions."""
     before, after = path["states"][step], path["states"][step + 1]
     logits = denoiser(before.unsqueeze(0), None, torch.arange(len(before)).unsqueeze(0))[0]
     committed = before != after

@@ -1,11 +1,12 @@
-"""How the graders judge real completions and written variants of answers, against the verdicts of a careful reader.
+"""Verdicts of the graders on real completions and written answers, against a careful reader's.
 
     python -m benchmark.real_outputs --data ../shared/data                     # writes benchmark/results/real_outputs.md
     python -m benchmark.real_outputs --data ../shared/data --task gsm8k --show  # one task, with every difference
 
-The folder holds `llada8b_generations.jsonl`, completions of LLaDA-8B-Instruct, and `grader_cases.jsonl`, right and wrong
-answers in the forms in which models write them. Each line has a task, the columns that the task compares with, a completion
-and `right`, the verdict of the reader; a Sudoku also has `cells`, the share of the blank cells that are right.
+The folder holds `llada8b_generations.jsonl`, completions of LLaDA-8B-Instruct, and
+`grader_cases.jsonl`, correct and wrong answers in the forms in which models write them. Each line
+has a task, the columns that the task compares with, a completion and `right`, the verdict of the
+reader. A Sudoku also has `cells`, the share of the blank cells that are correct.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ GENERATIONS, CASES = "llada8b_generations.jsonl", "grader_cases.jsonl"
 
 
 def sudoku_row(line: Row) -> Row:
-    """The columns of a Sudoku: its puzzle, with the solution, which the lines of the cases do not state."""
+    """Return the columns of a Sudoku: its puzzle and solution, which the lines of cases lack."""
     puzzle = line["puzzle"]
     solutions = [
         grid for grid in all_grids() if all(clue in ("0", digit) for clue, digit in zip(puzzle, grid, strict=True))
@@ -39,13 +40,13 @@ def sudoku_row(line: Row) -> Row:
 
 
 def arithmetic_row(line: Row) -> Row:
-    """The columns of a sum such as 3+4-9: its running results."""
+    """Return the columns of a sum such as 3+4-9: its running results."""
     numbers = [int(part) for part in line["prompt"].replace("+", " +").replace("-", " -").split()]
     return {"running": list(accumulate(numbers))[1:]}
 
 
 def program_row(line: Row) -> Row:
-    """The columns of an expression in x: its values at the hidden inputs."""
+    """Return the columns of an expression in x: its values at the hidden inputs."""
     return {"hidden": [[x, eval(line["expression"], {"x": x})] for x in HIDDEN]}
 
 
@@ -58,14 +59,14 @@ TASKS: dict[str, tuple[Task, Callable[[Row], Row]]] = {
     "sudoku": (Sudoku(format="tagged"), sudoku_row),
     "program": (ProgramFromExamples(format="tagged"), program_row),
 }
-"""The task that judges the lines of a name, and how it gets its columns from a line."""
+"""Task for the lines of each name, and the function that makes its columns from a line."""
 
 
 def verdicts(lines: Sequence[Row]) -> list[bool]:
-    """Whether each completion is paid in full; lines of one task."""
+    """Return for each completion, all of one task, whether it earns the full reward."""
     task, columns = TASKS[lines[0]["task"]]
     rows = [columns(line) for line in lines]
-    if isinstance(task, Sudoku):  # its reward counts the blank cells only
+    if isinstance(task, Sudoku):  # Its reward counts only the blank cells.
         return [task.solved(line["completion"], row) for line, row in zip(lines, rows, strict=True)]
     (reward,) = task.rewards().values()
     given = {name: [row[name] for row in rows] for name in rows[0]}
@@ -74,7 +75,7 @@ def verdicts(lines: Sequence[Row]) -> list[bool]:
 
 
 def cell_differences(lines: Sequence[Row]) -> list[Row]:
-    """The Sudokus whose share of right cells is not the reader's; those with fewer or more than 16 digits have none."""
+    """Return the Sudokus with 16 digits whose share of correct cells differs from the reader's."""
     task, columns = TASKS["sudoku"]
     judged = [line for line in lines if line.get("cells") is not None]
     return [
@@ -83,7 +84,7 @@ def cell_differences(lines: Sequence[Row]) -> list[Row]:
 
 
 def read(path: Path) -> dict[str, list[Row]]:
-    """The lines of a file by task."""
+    """Return the lines of a file by task."""
     by_task: dict[str, list[Row]] = {}
     for text in path.read_text(encoding="utf-8").splitlines():
         line: Row = json.loads(text)
@@ -92,7 +93,7 @@ def read(path: Path) -> dict[str, list[Row]]:
 
 
 def table(name: str, by_task: dict[str, list[Row]], show: bool) -> str:
-    """Markdown: a line for each task of a file."""
+    """Return Markdown with a line for each task of a file."""
     lines = [
         "| completions | task | right | right, not paid | wrong | wrong, paid | differ | cells differ |",
         "|---" * 8 + "|",
@@ -115,7 +116,7 @@ def table(name: str, by_task: dict[str, list[Row]], show: bool) -> str:
 
 
 def described(what: str, row: Row) -> str:
-    """A line about a difference: the gold columns and the end of the completion."""
+    """Return a line about a difference: the gold columns and the end of the completion."""
     gold: dict[str, Any] = {
         k: v for k, v in row.items() if k not in ("question", "completion", "kind", "length", "right")
     }
@@ -126,7 +127,7 @@ def described(what: str, row: Row) -> str:
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data", type=Path, required=True, help=f"folder of {GENERATIONS} and {CASES}")
-    parser.add_argument("--task", help="judge the lines of one task alone, and write no file")
+    parser.add_argument("--task", help="judge only the lines of this task, and write no file")
     parser.add_argument("--show", action="store_true", help="print every difference")
     arguments = parser.parse_args()
     found = []

@@ -1,10 +1,11 @@
-"""How long a report takes to build and to open, and how large it is, for runs that a script makes up in seconds.
+"""Time to build and to open a report, and its size, for synthetic runs that are made in seconds.
 
     python -m benchmark.report                    # about two minutes; writes benchmark/results/report.md
 
-The run folders have what a real run leaves: a line of metrics for each of 2,000 steps, and 200 kept rollouts with texts, guesses
-and credit. Only the numbers in them are drawn at random. Opening is measured in Debian's chromium, from the request for the file
-to the page that is drawn, film and curves included; the browser is there already.
+The run folders have the content of a real run: a line of metrics for each of 2,000 steps, and 200
+saved rollouts with texts, one-step guesses and credit. Only their numbers are random. Opening is
+measured in Debian's chromium, from the request for the file to the drawn page with film and curves.
+The start of the browser is not included.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ RESULTS = Path(__file__).parent / "results" / "report.md"
 
 @dataclass(frozen=True)
 class Shape:
-    """Of a made-up run."""
+    """Shape of a synthetic run."""
 
     name: str
     task: str
@@ -54,7 +55,7 @@ SHAPES = (
 
 
 def made_up_run(folder: Path, shape: Shape, max_steps: int, num_kept: int) -> Path:
-    """A run folder of that shape."""
+    """Write and return a run folder of that shape."""
     generator = torch.Generator().manual_seed(0)
     (folder / "rollouts").mkdir(parents=True)
     config = {
@@ -73,7 +74,7 @@ def made_up_run(folder: Path, shape: Shape, max_steps: int, num_kept: int) -> Pa
 
 
 def _line(step: int, shape: Shape, noise: list[float]) -> str:
-    """As many keys as a real run logs."""
+    """Return as many metrics as a real run logs."""
     keys = [
         "reward",
         "reward_std",
@@ -99,7 +100,7 @@ def _line(step: int, shape: Shape, noise: list[float]) -> str:
 
 
 def _kept(shape: Shape, generator: torch.Generator) -> SavedRollout:
-    """Groups with paths that could have been walked, and guesses that come nearer to what was written with every step."""
+    """Return groups with possible trajectories, and guesses that approach the completion."""
     rows, length, steps = shape.num_groups * shape.group_size, shape.length, shape.steps
     tokens = _words(shape, (rows, length), generator)
     order = torch.rand(rows, length, generator=generator).argsort(-1).argsort(-1)
@@ -140,14 +141,14 @@ def _kept(shape: Shape, generator: torch.Generator) -> SavedRollout:
 
 
 def _words(shape: Shape, size: tuple[int, ...], generator: torch.Generator) -> torch.Tensor:
-    """Tokens as frequent as words are: the n-th in proportion to 1/n (Zipf)."""
+    """Return tokens with the frequencies of words: the n-th in proportion to 1/n (Zipf)."""
     frequency = 1 / torch.arange(1, shape.vocabulary - 1).float()
     count = torch.Size(size).numel()
     return 2 + torch.multinomial(frequency, count, replacement=True, generator=generator).view(size)
 
 
 def seconds_to_build(folder: Path, target: Path) -> tuple[float, float]:
-    """Of `unmask report` in a process of its own, so that what it imports counts: on the clock, and of a core."""
+    """Return wall-clock and CPU seconds of `unmask report` in a process, with its imports."""
     started, before = time.perf_counter(), resource.getrusage(resource.RUSAGE_CHILDREN)
     command = [sys.executable, "-m", "unmask", "report", str(folder), "--output", str(target)]
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
@@ -157,7 +158,7 @@ def seconds_to_build(folder: Path, target: Path) -> tuple[float, float]:
 
 
 def seconds_to_open(page: Path, repeats: int) -> list[tuple[float, float]]:
-    """From the request for the file to the drawn page, painted: on the clock, and of the page's own thread."""
+    """Return wall-clock and page-thread seconds from the request to the drawn page."""
     from playwright.sync_api import sync_playwright
 
     chromium = shutil.which("chromium") or shutil.which("google-chrome")

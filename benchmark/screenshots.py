@@ -1,9 +1,10 @@
-"""Takes the pictures of the report in docs/images/: film, run and comparison, on a desktop and on a phone, light and dark.
+"""Take the pictures of the report in docs/images/, on a desktop and on a phone, light and dark.
 
     unmask demo && python -m benchmark.screenshots runs/demo/egspo_sa
 
-The film is shown as one window shows it, 1280x720 on the desktop and 390x844 on the phone. The command needs the run folder of a
-Sudoku run, such as the demo's; the comparison comes from the results in this repository.
+The film fills one window, 1280x720 on the desktop and 390x844 on the phone. The command needs the
+run folder of a Sudoku run, such as the demo's. The comparison comes from the results in this
+repository.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ DESKTOP, PHONE = (1280, 720), (390, 844)
 
 
 def save(picture: bytes, target: Path) -> None:
-    """Writes a PNG, with as few colours as keep it below `LARGEST` bytes."""
+    """Write a PNG, with as few colours as keep it below `LARGEST` bytes."""
     image = Image.open(io.BytesIO(picture)).convert("RGB")
     image.save(target, optimize=True)
     for colours in (256, 128, 64, 32):
@@ -40,7 +41,7 @@ def save(picture: bytes, target: Path) -> None:
 
 
 def clip(page: Any, first: str, last: str) -> bytes:
-    """Takes a picture from the top of one element to the bottom of another, as wide as the page."""
+    """Take a picture from the top of one element to the bottom of another, as wide as the page."""
     box = page.evaluate(
         """([first, last]) => {
           const [a, b] = [first, last].map((name) => document.querySelector(name).getBoundingClientRect());
@@ -55,7 +56,7 @@ def clip(page: Any, first: str, last: str) -> bytes:
 
 
 def open_report(browser: Any, report: Path, size: tuple[int, int], scheme: str, scale: float) -> Any:
-    """Opens a report and waits until it is drawn; its navigation bar scrolls with the page, so that it covers no picture."""
+    """Open a report and wait until it is drawn; its navigation bar scrolls, to cover no picture."""
     viewport = {"width": size[0], "height": size[1]}
     context = browser.new_context(
         viewport=viewport, color_scheme=scheme, device_scale_factor=scale, reduced_motion="reduce"
@@ -68,9 +69,9 @@ def open_report(browser: Any, report: Path, size: tuple[int, int], scheme: str, 
 
 
 def show(page: Any, options: argparse.Namespace) -> bytes:
-    """Shows the chosen completion at the chosen step and returns the picture of the window that the link to the film leads to.
+    """Show the chosen completion at the chosen step, and return the picture of the film's window.
 
-    A number beyond the last one that the report has means the last one.
+    A number beyond the last one in the report means the last one.
     """
     rollouts = page.get_by_role("slider", name="Training step", exact=True)
     rollouts.fill(str(min(options.rollout - 1, int(rollouts.get_attribute("max")))))

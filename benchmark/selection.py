@@ -1,12 +1,13 @@
-"""Which denoising steps to train: entropy-guided against uniform and last-K at K = 1, 2, 4, and EGSPO-SA against EGSPO.
+"""Which denoising steps to train: highest entropy, uniform or last K, and EGSPO-SA or EGSPO.
 
-    python -m benchmark.selection --jobs 2        # run what is not there yet; interrupt and repeat as you like
+    python -m benchmark.selection --jobs 2        # run the missing cells; interrupt and repeat as you like
     python -m benchmark.selection --table         # the table of docs/methods/egspo.md
 
-Every cell of one task and seed starts from the same base, sees the same prompts, and may spend the same number of token
-passes: a token in a forward counts once, in a forward with backward three times, and what the rollout spends counts too.
-Learning rate and everything else are those of the shipped recipe for all cells; nothing was tuned for any of them. Results
-go to benchmark/results/selection.jsonl, a line for each cell as it ends.
+The number of selected steps is K = 1, 2 or 4. Every cell of one task and seed starts from the same
+base model, sees the same prompts, and may spend the same number of token passes, including those of
+the rollout. All cells use the learning rate and other settings of the shipped recipe; nothing was
+tuned for any of them. Results go to benchmark/results/selection.jsonl, one line for each finished
+cell.
 """
 
 from __future__ import annotations
@@ -23,9 +24,10 @@ from typing import Any
 RESULTS = Path(__file__).parent / "results" / "selection.jsonl"
 WORK = Path("runs/benchmark/selection")
 BUDGET = {"sudoku": 2_600_000, "countdown": 2_000_000}
-"""Token passes of a cell's training."""
+"""Number of token passes of a cell's training."""
 PROMPT_LENGTH = {"sudoku": 17, "countdown": 9}
-"""Tokens, the longest; the steps that a budget buys are worked out from it, what was spent is measured."""
+"""Length of the longest prompt in tokens, to compute how many steps a budget allows; the passes
+spent are measured."""
 ARMS = {
     "entropy": {"type": "egspo", "step_choice": "entropy_topk"},
     "entropy, SA": {"type": "egspo_sa", "step_choice": "entropy_topk"},
@@ -46,14 +48,14 @@ class Cell:
 
 
 def cells(num_seeds: int) -> list[Cell]:
-    """All cells, seed by seed, so that an interrupted comparison is balanced."""
+    """Return all cells, seed by seed, so that an interrupted comparison is balanced."""
     return [
         Cell(task, arm, k, seed) for seed in range(num_seeds) for task in BUDGET for k in NUM_SELECTED for arm in ARMS
     ]
 
 
 def base_model(task: str, seed: int) -> Path:
-    """The base of one task and seed, pretrained once."""
+    """Return the base model of one task and seed, which is pretrained once."""
     from unmask.recipes.load import load
     from unmask.recipes.schema import PretrainRecipe
     from unmask.trainer.pretrain import pretrain
@@ -100,7 +102,7 @@ def run_cell(cell: Cell) -> dict[str, Any]:
 
 
 def base_accuracy(task: str, seed: int) -> dict[str, Any]:
-    """What the base of one task and seed reaches before any RL."""
+    """Return the accuracy of the base model of one task and seed before RL."""
     from unmask.evaluation.evaluate import evaluate
     from unmask.models import load_model
     from unmask.recipes.load import load_recipe
@@ -122,16 +124,17 @@ def base_accuracy(task: str, seed: int) -> dict[str, Any]:
 def _work(cell: Cell) -> dict[str, Any]:
     import torch
 
-    # Two processes of one thread do half as much again as one of two.
+    # Two processes with one thread each do half as much again as one with two.
     torch.set_num_threads(1)
     return base_accuracy(cell.task, cell.seed) if cell.arm == "base" else run_cell(cell)
 
 
 def run(num_seeds: int, jobs: int) -> None:
-    """Run all cells that have no result yet, `jobs` at a time, and write each as it ends."""
+    """Run all cells without a result, `jobs` at a time, and write each result as it arrives."""
     RESULTS.parent.mkdir(exist_ok=True)
     done = {(r["task"], r["arm"], r["num_selected"], r["seed"]) for r in read()}
-    # The bases first: several cells that start together must not all pretrain the same one.
+    # Pretrain the base models first, so that several cells that start together do not pretrain the
+    # same one.
     bases = [Cell(task, "base", 0, seed) for seed in range(num_seeds) for task in BUDGET]
     with multiprocessing.get_context("spawn").Pool(jobs) as pool:
         for stage in (bases, cells(num_seeds)):
@@ -143,12 +146,12 @@ def run(num_seeds: int, jobs: int) -> None:
 
 
 def read() -> list[dict[str, Any]]:
-    """The results so far."""
+    """Return the results so far."""
     return [json.loads(line) for line in RESULTS.read_text().splitlines()] if RESULTS.exists() else []
 
 
 def mean_and_interval(values: Sequence[float]) -> tuple[float, float]:
-    """Mean, and half the width of its 95 % Student-t interval."""
+    """Return the mean, and half the width of its 95 % Student-t interval."""
     from scipy import stats
 
     if len(values) < 2:
@@ -158,7 +161,7 @@ def mean_and_interval(values: Sequence[float]) -> tuple[float, float]:
 
 
 def table() -> str:
-    """Markdown: each cell's accuracy, and paired differences within seeds."""
+    """Return Markdown with each cell's accuracy, and paired differences within seeds."""
     results = read()
     by_cell: dict[tuple[str, str, int], dict[int, dict[str, Any]]] = {}
     for r in results:

@@ -1,11 +1,12 @@
-"""Where the time of an RL step goes, as ratios to the bare forwards and backwards that it cannot do without.
+"""Time of the parts of an RL step, relative to the bare passes that they need.
 
     make bench                                   # a tiny model; or: python -m benchmark.speed [--width 256 --vocab 1024 ...]
     OMP_NUM_THREADS=1 python -m benchmark.speed --size 20m --clock cpu
 
-Every ratio compares alternating runs in one process, so that a noisy machine slows both sides alike: their medians, or with
-`--clock cpu` the least CPU time of each, which on one thread counts no time that others had. The published way
-(`benchmark/published.py`) is our own rendering of it.
+Every ratio compares alternating runs in one process, so that a noisy machine slows both sides
+equally. It compares their medians, or with `--clock cpu` the minimum CPU time of each, which on one
+thread excludes the time of other processes. The published algorithm (`benchmark/published.py`) is
+our own implementation.
 """
 
 from __future__ import annotations
@@ -41,13 +42,13 @@ SIZES = {
         "repeats": 2,
     },
 }
-"""Settings by name: what differs from the defaults."""
+"""Settings by name: differences from the defaults."""
 
 
 def alternate(
     first: Callable[[], Any], second: Callable[[], Any], repeats: int, clock: str = "wall"
 ) -> tuple[float, float]:
-    """Seconds of two functions run in turn: medians of wall time, or the least CPU time."""
+    """Return the seconds of two functions run in turn: medians of wall time, or least CPU time."""
     now = time.process_time if clock == "cpu" else time.perf_counter
     if clock == "wall":
         first(), second()
@@ -62,7 +63,7 @@ def alternate(
 
 
 class Setting:
-    """A model, a batch, and the phases of an EGSPO-SA step on it, each beside its floor."""
+    """A model, a batch, and the phases of an EGSPO-SA step on it, each with its lower bound."""
 
     def __init__(self, options: argparse.Namespace) -> None:
         self.options = options
@@ -72,7 +73,7 @@ class Setting:
             num_heads=4,
             max_length=options.prompt + options.length,
         )
-        # Characters from a private plane: any vocabulary size can be had.
+        # A private plane of Unicode has enough characters for any vocabulary size.
         tokenizer = char_tokenizer("".join(chr(0xE000 + i) for i in range(options.vocab - 3)))
         self.denoiser: Denoiser = tiny_denoiser(shape, tokenizer, seed=0).eval()
         self.method = EGSPOSA(num_selected=options.selected, beta=0.04)
@@ -93,41 +94,41 @@ class Setting:
         self.old = self.scores()
 
     def rollout(self) -> Any:
-        """T steps of the sampler, with the greedy completions that EGSPO-SA needs."""
+        """Run T steps of the sampler, with the one-step completions that EGSPO-SA needs."""
         return denoise(self.denoiser, self.prompts, self.mask, self.sampler, self.seed, needs=self.method.needs())
 
     @torch.no_grad()
     def rollout_floor(self) -> None:
-        """T bare forwards, the head at the positions that are still masked."""
+        """Run T bare forward passes, with the head at the positions that are still masked."""
         for step in range(self.sampler.steps):
             left = self.options.length - step * self.options.length // self.sampler.steps
             self.denoiser(self.ids, None, self.positions(self.options.batch, left))
 
     @torch.no_grad()
     def scores(self) -> Tensor:
-        """The old or reference pass over the selected steps."""
+        """Run the old or reference pass over the selected steps."""
         return view_logprobs(self.denoiser, self.scored.trajectory, self.views, self.scoring).logprob
 
     def view_ids(self) -> Tensor:
-        """As many rows as there are views."""
+        """Return as many rows as there are views."""
         return self.ids[self.views.row]
 
     def positions(self, rows: int, count: int) -> Tensor:
-        """The first `count` completion positions of each row."""
+        """Return the first `count` completion positions of each row."""
         return (torch.arange(count) + self.options.prompt).expand(rows, -1)
 
     @torch.no_grad()
     def scores_floor(self) -> None:
-        """One bare forward of the same rows, the head at as many positions."""
+        """Run one bare forward pass of the same rows, with the head at as many positions."""
         self.denoiser(self.view_ids(), None, self.positions(len(self.views), self.per_step))
 
     @property
     def per_step(self) -> int:
-        """Tokens committed at a step."""
+        """Number of tokens that a step commits."""
         return int(self.options.length // self.sampler.steps)
 
     def update(self) -> None:
-        """One optimizer update on the views."""
+        """Make one optimizer update on the views."""
         advantage = self.method.advantage(self.scored)[self.views.row, self.views.slot]
         new = view_logprobs(self.denoiser, self.scored.trajectory, self.views, self.scoring).logprob
         inputs = LossInputs(
@@ -147,31 +148,31 @@ class Setting:
         self.optimizer.step()
 
     def update_floor(self) -> None:
-        """One bare forward and backward of the same rows, and an optimizer step."""
+        """Run one bare forward and backward pass of the same rows, and an optimizer step."""
         self.optimizer.zero_grad()
         self.denoiser(self.view_ids(), None, self.positions(len(self.views), self.per_step)).mean().backward()
         self.optimizer.step()
 
     def step(self) -> None:
-        """Rollout, plan, old and reference pass, update."""
+        """Run rollout, plan, old and reference pass, and update."""
         rollout = Rollout(self.rollout(), self.options.group, self.scored.reward, self.scored.one_step_reward)
         self.method.plan(rollout, named_generator(0, "plan"))
         self.scores(), self.scores()
         self.update()
 
     def step_floor(self) -> None:
-        """The floors of all parts."""
+        """Run the lower bounds of all parts."""
         self.rollout_floor()
         self.scores_floor(), self.scores_floor()
         self.update_floor()
 
     def published_rollout(self) -> Any:
-        """The published way's rollout."""
+        """Run the rollout of the published algorithm."""
         torch.manual_seed(0)
         return published.rollout(self.denoiser, self.prompts, self.options.length, self.sampler.steps, 0.9)
 
     def published_loss(self, paths: Any) -> Tensor:
-        """The published way's loss: one completion and step at a time, all graphs kept until the end."""
+        """Return the loss of the published algorithm, with all graphs kept until the end."""
         losses = [
             -published.step_logprob(self.denoiser, path, int(step))
             for path, steps in zip(paths, self.scored.trajectory.selected_step, strict=True)
@@ -181,24 +182,27 @@ class Setting:
 
     @torch.no_grad()
     def published_scores(self, paths: Any) -> Tensor:
-        """The published way's old or reference pass."""
+        """Run the old or reference pass of the published algorithm."""
         return self.published_loss(paths)
 
     def published_update(self, paths: Any) -> None:
-        """The published way's update."""
+        """Make an update with the published algorithm."""
         self.optimizer.zero_grad()
         self.published_loss(paths).backward()
         self.optimizer.step()
 
     def published_step(self) -> None:
-        """All of it. Old log-probabilities come from the rollout there, so one pass is the reference's."""
+        """Run a whole step of the published algorithm.
+
+        Its old log-probabilities come from the rollout, so the only extra pass is the reference's.
+        """
         paths = self.published_rollout()
         self.published_scores(paths)
         self.published_update(paths)
 
 
 def record_bytes(setting: Setting) -> tuple[float, float]:
-    """Bytes that a rollout keeps for a completion token: without, and with, its greedy completions."""
+    """Return the bytes that a rollout keeps for a token, without and with one-step completions."""
     path, options = setting.scored.trajectory, setting.options
     sizes = {name: t.numel() * t.element_size() for name, t in path.tensors().items()}
     tokens = options.batch * options.length
@@ -207,7 +211,7 @@ def record_bytes(setting: Setting) -> tuple[float, float]:
 
 
 def saved_bytes(work: Callable[[], Any]) -> float:
-    """Bytes that autograd saves for the backward pass in all of `work`."""
+    """Return the bytes that autograd saves for the backward pass during `work`."""
     saved = 0
 
     def pack(tensor: Tensor) -> Tensor:
@@ -221,7 +225,7 @@ def saved_bytes(work: Callable[[], Any]) -> float:
 
 
 def update_peak(setting: Setting, chunk: int, views: int) -> float:
-    """Bytes that autograd saves at most at one time while `views` views are back-propagated in chunks of `chunk`."""
+    """Return the peak bytes that autograd saves for `views` views in chunks of `chunk`."""
     index = torch.arange(views) % len(setting.views)
 
     def one(start: int) -> None:
@@ -232,7 +236,7 @@ def update_peak(setting: Setting, chunk: int, views: int) -> float:
 
 
 def floor_table(setting: Setting) -> None:
-    """Print each phase against what it cannot do without."""
+    """Print the time of each phase relative to its lower bound."""
     options = setting.options
     print("| quantity | ratio to its floor | target | ms | floor, ms |\n|---|---|---|---|---|")
     for name, ours, floor, target in (
@@ -252,7 +256,7 @@ def floor_table(setting: Setting) -> None:
 
 
 def published_table(setting: Setting) -> None:
-    """Print the published way's time and memory against ours."""
+    """Print the time and memory of the published algorithm relative to ours."""
     options = setting.options
     paths = setting.published_rollout()
     print("\n| the published way, divided by ours | ratio | its ms |\n|---|---|---|")
@@ -291,7 +295,7 @@ def main(arguments: list[str] | None = None) -> None:
         ("repeats", 15, "runs of each side"),
     ):
         parser.add_argument(f"--{name}", type=int, default=default, help=f"{text} ({default})")
-    parser.add_argument("--size", choices=SIZES, default="tiny", help="a named setting; single options go before it")
+    parser.add_argument("--size", choices=SIZES, default="tiny", help="named setting; single options override it")
     parser.add_argument(
         "--clock", choices=["wall", "cpu"], default="wall", help="wall time, or CPU time of this process"
     )

@@ -1,6 +1,6 @@
-"""Answers to mathematics problems that must earn nothing: wrong, malformed, evasive, hostile. Our own, beside the gold answers.
+"""Completions for mathematics problems that must earn nothing: wrong, malformed or hostile.
 
-Each is a whole completion, with the gold answer that it does not give and what is wrong with it.
+Each has the gold answer that it does not give, and the reason why it is wrong.
 """
 
 from __future__ import annotations
