@@ -124,7 +124,10 @@ MISTAKES = [
         "ConfigError: evaluation.temperatures.0 = -1: input should be greater than or equal",
     ),
     ("optim.betas=[0.9,2]", "ConfigError: optim.betas.1 = 2: input should be less than 1."),
-    ("model={places}/empty", "ModelError: {places}/empty is no model: it has no config.json. Give a folder that holds"),
+    (
+        "model={places}/empty",
+        "ModelError: {places}/empty is not a model, because it has no config.json. Give a folder that holds",
+    ),
     ("model={places}/causal", "ModelError: {places}/causal is a causal model: its config.json does not say is_causal:"),
     ("output_dir={places}/taken", "RunError: output_dir {places}/taken is a file. Set output_dir to a folder"),
     (
@@ -175,7 +178,10 @@ def test_a_mistake_in_the_settings_is_told_before_anything_is_written(
         ),
         (["eval", "{model}", "--task", "sudoku", "--steps", "17"], "ConfigError: num_steps = 17 is more than max_com"),
         (["eval", "{model}", "--task", "sudoku", "--split", "dev"], 'DataError: unknown split "dev". Available: test'),
-        (["eval", "{places}/empty", "--task", "sudoku"], "ModelError: {places}/empty is no model: it has no config"),
+        (
+            ["eval", "{places}/empty", "--task", "sudoku"],
+            "ModelError: {places}/empty is not a model, because it has no config",
+        ),
         (
             ["eval", "{model}", "--task", "dataset", "--option", "path={places}/none.csv"],
             "DataError: there is no file {places}/none.csv.",
@@ -841,9 +847,7 @@ def test_a_name_that_is_no_folder_is_answered_without_asking_the_hub_again_and_a
     )
     assert unmask("eval", "typo", "--task", "sudoku") == 2
     assert asked == ["typo"]
-    assert message(capsys).startswith(
-        f"ModelError: no model at typo: there is no such folder in {Path.cwd()}, and the hub"
-    )
+    assert message(capsys).startswith(f"ModelError: no model at typo: {Path.cwd()} has no such folder, and the hub")
 
 
 def test_the_version_is_that_of_the_package(capsys: pytest.CaptureFixture[str]) -> None:

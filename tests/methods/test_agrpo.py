@@ -1,4 +1,4 @@
-"""AGRPO: what its draws are, what they come to in expectation, and what the released horizon costs."""
+"""Tests of AGRPO: its draws, its expectation, and the bias of the released horizon."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def method(**options):
 
 
 def candidates(small, path, horizon):
-    """The steps that may be drawn, read off the path."""
+    """Return the steps that may be drawn, from the path."""
     steps = sorted({k for k, *_ in path.draws})
     with_text = [k for k, _, _, token in path.draws if token != small.denoiser.eos_id]
     if horizon == "scheduled" or not with_text:
@@ -30,7 +30,7 @@ def candidates(small, path, horizon):
 
 
 def probabilities(small, paths, sampling="entropy", horizon="scheduled"):
-    """[paths, T] with which each step is drawn, from the enumeration."""
+    """Return the probability with which each step is drawn, [paths, T], from the enumeration."""
     rows = []
     for path in paths:
         entropy = small.entropy(path)
@@ -42,14 +42,14 @@ def probabilities(small, paths, sampling="entropy", horizon="scheduled"):
 
 
 def average_length(small, paths, horizon):
-    """[paths, 1] the number of steps that the estimate is a mean over."""
+    """Return the number of steps in the mean, [paths, 1]."""
     if horizon == "scheduled":
         return torch.full((len(paths), 1), float(small.num_steps), dtype=torch.float64)
     return torch.tensor([[float(len(candidates(small, path, horizon)))] for path in paths], dtype=torch.float64)
 
 
 def all_outcomes(rollout, expected_weight):
-    """One view for each step of each row, with the expectation of its weight over the draws."""
+    """Return one view for each step of each row, with the expectation of its weight over the draws."""
     path = rollout.trajectory
     row, step = (expected_weight > 0).nonzero(as_tuple=True)
     when = path.unmask_step[row]
@@ -58,7 +58,8 @@ def all_outcomes(rollout, expected_weight):
 
 
 def estimate(small, method, weight_of_a_draw=None):
-    """The expected gradient over groups and draws: each step's probability times the weight that a draw of it gets."""
+    """Return the expected gradient over groups and draws: the probability of each step times the
+    weight of a draw."""
     paths = small.paths()
     rollout, weight = small.groups(paths, 2)
     p = probabilities(small, paths, method.step_sampling, method.horizon)
@@ -72,7 +73,7 @@ def estimate(small, method, weight_of_a_draw=None):
 # Plan
 
 
-def test_the_defaults_are_the_published_settings_but_for_the_horizon():
+def test_the_defaults_are_the_published_settings_except_the_horizon():
     assert METHODS["agrpo"]().model_dump() == {
         "type": "agrpo",
         "mc_samples": 24,
@@ -105,11 +106,11 @@ def test_a_draw_of_a_step_weighs_one_over_horizon_and_probability(toy, sampling,
     counts = views.weight * 5 * p * average_length(small, paths, horizon)[views.row, 0]
     assert counts.min() > 0.5
     torch.testing.assert_close(counts, counts.round(), rtol=1e-5, atol=0)
-    # Five draws for each completion, among them those of nothing but EOS.
+    # Five draws for each completion, including completions of only EOS.
     drawn = torch.zeros(len(paths)).index_add(0, views.row, counts.round().float())
     assert drawn.tolist() == [5.0] * len(paths)
     assert any(all(token == small.denoiser.eos_id for token in path.tokens) for path in paths)
-    # A view is the state before its step, with what that step committed.
+    # A view is the state before its step, with the tokens that the step committed.
     when = rollout.trajectory.unmask_step[views.row]
     assert torch.equal(views.hidden, when >= views.slot.unsqueeze(-1))
     assert torch.equal(views.target, when == views.slot.unsqueeze(-1))
@@ -125,7 +126,7 @@ def test_low_discrepancy_draws_are_even_over_the_whole_batch(toy, draws, is_even
     views = chosen.plan(rollout, torch.Generator().manual_seed(2))
     p = probabilities(small, [path])[0]
     counts = torch.zeros(3).double().index_add(0, views.slot, views.weight * 4 * 3 * p[views.slot])
-    # An interval of length p holds 2000 p of 2000 stratified numbers, give or take two.
+    # An interval of length p contains 2000 p of 2000 stratified numbers, up to two more or fewer.
     assert bool(((counts - 2000 * p).abs() < 2.01).all()) == is_even
 
 
@@ -143,7 +144,7 @@ def test_each_completion_draws_its_steps_with_their_probabilities(toy):
     torch.testing.assert_close(drawn / 3000, p, rtol=0, atol=0.03)
 
 
-def test_a_given_token_is_never_a_target_and_a_row_of_given_tokens_has_no_view(toy):
+def test_a_token_present_from_the_start_is_never_a_target(toy):
     small = toy()
     path = small.trajectory(small.paths()[:2])
     when = torch.tensor([[-1, 0, 2], [-1, -1, -1]], dtype=torch.int32)
@@ -154,7 +155,7 @@ def test_a_given_token_is_never_a_target_and_a_row_of_given_tokens_has_no_view(t
     assert views.slot.tolist() == [0, 2]
 
 
-# What it estimates
+# Expectation
 
 
 @pytest.mark.parametrize("sampling", ["uniform", "entropy"])
@@ -175,7 +176,7 @@ def test_the_group_mean_shrinks_it(toy):
     torch.testing.assert_close(estimate(small, AGRPO()), 0.5 * small.grad_j() / 3, **EXACT)
 
 
-def test_entropy_draws_that_are_not_reweighted_do_not_pass(toy):
+def test_entropy_draws_without_weights_are_biased(toy):
     small = toy()
     unweighted = estimate(small, method(), weight_of_a_draw=torch.ones((), dtype=torch.float64))
     gradient = small.grad_j()
@@ -207,7 +208,7 @@ def test_without_early_ends_the_two_horizons_agree(toy):
 # Loss
 
 
-def test_each_token_has_a_ratio_and_a_clip_of_its_own():
+def test_each_token_has_its_own_ratio_and_clip():
     up = torch.tensor(1.5).log().item()
     new = torch.tensor([[up, 0.1, 9.0], [up, -0.1, 9.0]], requires_grad=True)
     given = make_inputs(
@@ -226,7 +227,8 @@ def test_each_token_has_a_ratio_and_a_clip_of_its_own():
 
 
 def test_the_gradient_of_the_kl_term_is_that_of_the_kl_of_new_to_reference():
-    # E_new[∇(ρ k3)] at ρ = 1 over a distribution of three tokens; k3 without ρ would give ∇ KL(reference || new).
+    # E_new[∇(ρ k3)] at ρ = 1 over a distribution of three tokens; k3 without ρ would give ∇
+    # KL(reference || new).
     logits = torch.tensor([0.3, -0.4, 1.1], dtype=torch.float64, requires_grad=True)
     other = torch.tensor([0.9, 0.2, -0.5], dtype=torch.float64).log_softmax(-1)
     logp = logits.log_softmax(-1)

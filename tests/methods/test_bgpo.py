@@ -1,4 +1,5 @@
-"""BGPO: a lower bound that touches at the old policy, with the gradient of the ELBO there; its masks; its scaled advantage."""
+"""Tests of BGPO: a lower bound that touches the objective at the old policy, its masks, and its
+scaled advantage."""
 
 from __future__ import annotations
 
@@ -34,12 +35,14 @@ FREE = {"trust_region": "none", "scale": "none"}
 
 
 def plain(length):
-    """Weight of a set in the expectation over one draw: 1/n for its count, then uniform among those of its size; n/(l L)."""
+    """Return the weight of a set in the expectation over one draw: 1/n for its count, uniform in
+    its size; n/(l L)."""
     return lambda count, n: 1 / n / math.comb(n, count) * n / count / length
 
 
 def inputs(difference, advantage):
-    """Return one view of two tokens for each difference d, with weight 1/2 and old log-probabilities of -1."""
+    """Return one view of two tokens for each difference d, with weight 1/2 and old
+    log-probabilities of -1."""
     new = torch.tensor(difference, dtype=torch.float64).unsqueeze(-1).expand(-1, 2) - 1
     new, row = new.clone().requires_grad_(), torch.zeros(len(new), dtype=torch.long)
     return make_inputs(new, old=torch.full_like(new, -1.0), row=row, weight=0.5, advantage=advantage)
@@ -74,7 +77,7 @@ def test_each_view_masks_a_count_of_the_tokens_up_to_the_first_eos_and_shows_the
         assert all(counts == [6 // size] * size for counts in mine), "a completion's counts are spread evenly"
 
 
-def test_tokens_that_were_given_are_never_masked(toy):
+def test_tokens_present_from_the_start_are_never_masked(toy):
     rollout = with_given(many(toy(), 2), 0, [1])
     views = BGPO(num_samples=12).plan(rollout, torch.Generator().manual_seed(0))
     assert not views.hidden[views.row == 0][:, 1].any()
@@ -109,7 +112,7 @@ def test_it_touches_the_objective_at_the_old_policy_in_value_and_gradient(advant
     torch.testing.assert_close(views.new.grad, torch.full((2, 2), -advantage / 4, dtype=torch.float64))
 
 
-def test_for_a_positive_advantage_the_line_goes_on_where_one_plus_d_is_negative():
+def test_for_a_positive_advantage_the_line_continues_below_one_plus_d_of_zero():
     views = inputs([-3.0, -1.0, -0.5, -0.25], 2.0)
     loss = BGPO(num_samples=1).loss(views).loss
     assert loss.tolist() == pytest.approx([4.0, 0.0, -1.0, -1.5])
@@ -117,7 +120,7 @@ def test_for_a_positive_advantage_the_line_goes_on_where_one_plus_d_is_negative(
     torch.testing.assert_close(views.new.grad, torch.full((4, 2), -1.0, dtype=torch.float64))
 
 
-def test_each_view_is_clipped_by_itself_on_the_harmful_side():
+def test_each_view_is_clipped_separately_on_the_harmful_side():
     up = BGPO(num_samples=1).loss(inputs([0.1, 0.3], 1.0))
     assert up.loss.tolist() == pytest.approx([-1.1, -1.2])
     down = BGPO(num_samples=1).loss(inputs([-0.1, -0.3, 0.3, 2.0], -1.0))
@@ -125,13 +128,13 @@ def test_each_view_is_clipped_by_itself_on_the_harmful_side():
     assert down.metrics["clip_ratio/region_mean"].tolist() == [0.0, 1.0, 0.0, 1.0]
 
 
-def test_an_overflow_on_one_side_leaves_the_others_gradient_alone():
+def test_an_overflow_on_one_side_does_not_change_the_gradient_of_the_other():
     views = inputs([2000.0, -2000.0, 0.0], 1.0)
     BGPO(num_samples=3, **FREE).loss(views).loss.sum().backward()
     assert torch.isfinite(views.new.grad).all()
 
 
-# What it estimates
+# Expectation
 
 
 @pytest.mark.parametrize("options", [{}, {"eos": True}], ids=str)
@@ -158,7 +161,7 @@ def test_without_scaling_its_gradient_is_that_of_the_elbo_up_to_the_first_eos_we
     assert (distance(stated, whole) > 0.1) == small.eos
 
 
-def test_dividing_by_the_deviation_of_the_group_gives_another_gradient_of_known_value(toy):
+def test_dividing_by_the_deviation_of_the_group_gives_a_different_gradient_of_known_value(toy):
     small = toy(num_tokens=2, length=2, num_steps=2, order="left_to_right")
     paths = small.paths()
     rollout, weight = small.groups(paths, 3)
@@ -184,7 +187,7 @@ def test_at_the_old_policy_its_gradient_is_espos_on_the_same_sets_and_elsewhere_
     method = BGPO(num_samples=5, **FREE)
     sequence = ESPO(beta=0.0, trust_region="none", baseline="group_mean")
     views = method.plan(rollout, torch.Generator().manual_seed(0))
-    # ESPO's weights make an ELBO of the views, and it divides by L itself.
+    # ESPO's weights turn the views into an ELBO, and its loss divides by L.
     of_elbo = replace(views, weight=views.weight * small.L / 5)
     old = another(small, table_denoiser)
     gradients = {}
@@ -197,7 +200,7 @@ def test_at_the_old_policy_its_gradient_is_espos_on_the_same_sets_and_elsewhere_
     assert gradients["elsewhere"] > 0.05
 
 
-def test_the_loss_is_a_sum_over_views_in_whatever_chunks(toy, table_denoiser):
+def test_the_loss_is_a_sum_over_views_for_any_chunks(toy, table_denoiser):
     small = toy(num_tokens=2, length=4, num_steps=2)
     rollout, old = many(small, 4, group_size=4), another(small, table_denoiser)
     views = BGPO().plan(rollout, torch.Generator().manual_seed(0))

@@ -1,4 +1,4 @@
-"""Coupled-GRPO: the coupled masks, the averaged log-probability, and what its expectation is."""
+"""Tests of coupled-GRPO: the coupled masks, the averaged log-probability, and the expectation."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def test_the_defaults_are_the_published_settings():
     assert METHOD.needs() == Needs()
 
 
-def test_settings_that_do_not_go_together_are_refused():
+def test_settings_that_do_not_fit_together_are_refused():
     sampler = SamplerConfig()
     CoupledGRPO().check(sampler, 2)
     with pytest.raises(ConfigError, match=r"min_ratio = 0\.9 is above method\.max_ratio = 0\.8\. Swap them"):
@@ -59,7 +59,7 @@ def many(toy, num_rows=3000, **options):
     return Rollout(path, 2, torch.rand(num_rows, generator=torch.Generator().manual_seed(0)))
 
 
-def test_each_scored_token_is_read_given_nothing_and_in_exactly_one_of_a_set_and_its_complement(toy):
+def test_each_scored_token_is_a_target_given_nothing_and_in_exactly_one_of_two_halves(toy):
     rollout = many(toy, 600)
     views = METHOD.plan(rollout, torch.Generator().manual_seed(0))
     assert views.row.tolist() == [b for b in range(600) for _ in range(3)]
@@ -68,7 +68,7 @@ def test_each_scored_token_is_read_given_nothing_and_in_exactly_one_of_a_set_and
     assert torch.equal(whole, (is_eos.cumsum(-1) - is_eos.int()) == 0)
     assert torch.equal(first ^ second, whole)
     assert not (first & second).any()
-    # Behind the first EOS everything is hidden, in all three.
+    # After the first EOS everything is masked in all three views.
     assert torch.equal(views.hidden.view(-1, 3, 3), views.target.view(-1, 3, 3) | ~whole.unsqueeze(1))
     assert views.prompt_hidden is None
 
@@ -88,7 +88,7 @@ def test_the_set_masks_each_token_with_a_probability_drawn_between_the_two_ratio
         assert binomtest(int(masked[near].sum()), int(near.sum()), float(time[near].mean())).pvalue > 1e-3
 
 
-def test_given_tokens_stay_visible_and_are_no_targets(toy):
+def test_tokens_present_from_the_start_stay_visible_and_are_not_targets(toy):
     rollout = many(toy, 30)
     when = rollout.trajectory.unmask_step.clone()
     when[:, 0] = GIVEN
@@ -96,11 +96,11 @@ def test_given_tokens_stay_visible_and_are_no_targets(toy):
     assert not (views.hidden | views.target)[:, 0].any()
 
 
-# What it estimates
+# Expectation
 
 
 def coupled(num_rows, time, mask):
-    """The plan's views with one draw for every row, in float64."""
+    """Return the plan's views with one draw for every row, in float64."""
     sets = torch.stack([torch.ones(3, dtype=torch.bool), mask, ~mask]).repeat(num_rows, 1)
     weight = torch.tensor([0.5, 0.5 / time, 0.5 / (1 - time)], dtype=torch.float64).repeat(num_rows)
     slot = torch.arange(3).repeat(num_rows)
@@ -108,7 +108,8 @@ def coupled(num_rows, time, mask):
 
 
 def given_others(small, paths, time):
-    """[paths] Σ_k E[log p(x_k | k masked, each other token masked with probability t)], token by token."""
+    """Compute Σ_k E[log p(x_k | k masked, each other token masked with probability t)], token by
+    token."""
     total = 0.0
     for mask in all_masks(3):
         each = token_logprobs(small, paths, mask)
@@ -137,16 +138,16 @@ def test_it_estimates_half_the_mean_field_plus_two_halves_given_others_for_every
     expected = share * surrogate_gradient(small, paths, averaged) / 3
     assert expected.norm() > 0.01
     torch.testing.assert_close(total, expected, **EXACT)
-    # Its weights sum to 1.5, not to 1: half from the empty completion, and one from the two halves.
+    # Its weights sum to 1.5: half from the fully masked completion, and one from the two halves.
     assert distance(total, share * surrogate_gradient(small, paths, nothing) / 3) > 0.1
 
 
-def test_that_is_not_the_policy_gradient_by_this_much(toy):
+def test_the_distance_from_the_policy_gradient_is_known(toy):
     small = toy(num_tokens=2)
     paths = small.paths()
     node, half = 0.6 / 3**0.5 / 2, 0.0
     for time in (0.5 - node, 0.5 + node):
-        # Gauss's rule of two nodes over the ratios, exact for the cubic that the expectation is.
+        # Gauss's rule with two nodes over the ratios, exact for the expectation, which is a cubic.
         half = half + given_others(small, paths, time) / 2
     averaged = token_logprobs(small, paths, [True] * 3).sum(-1) / 2 + half
     estimate, gradient = surrogate_gradient(small, paths, averaged), small.grad_j()
@@ -210,8 +211,8 @@ def test_two_passes_give_the_gradient_of_one_graph_with_the_memory_of_one_chunk(
         assert metrics["policy/ratio_max"] == 1.0
 
 
-def test_a_token_by_token_loss_of_each_view_would_be_another_one(lively, tmp_path):
-    # What the second pass is for: past the first update the ratio is a product over views.
+def test_a_token_by_token_loss_of_each_view_would_differ(lively, tmp_path):
+    # The second pass is needed: after the first update the ratio is a product over views.
     update = OneUpdate(lively, tmp_path)
     rollout = update.rollout(update.recipe(METHOD))
     still, _ = update(METHOD, "num_iterations=3", "optim.learning_rate=1.0e-12", rollout=rollout)

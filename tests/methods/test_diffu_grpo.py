@@ -1,4 +1,4 @@
-"""diffu-GRPO: its views, its expectation under every masking of the prompt, its biases."""
+"""Tests of diffu-GRPO: its views, its expectation under every mask of the prompt, and its biases."""
 
 from __future__ import annotations
 
@@ -47,7 +47,8 @@ def test_the_defaults_are_the_published_settings():
 
 
 def long_prompts(toy, num_rows=2000):
-    """Rows with two tokens of padding and six of prompt; the completions are of the toy with EOS."""
+    """Return rows with two tokens of padding and six of prompt, and completions of the toy model
+    with EOS."""
     small = toy(eos=True)
     paths = small.paths()
     path = small.trajectory([paths[b % len(paths)] for b in range(num_rows)])
@@ -57,7 +58,7 @@ def long_prompts(toy, num_rows=2000):
     return small, Rollout(path, 2, torch.rand(num_rows, generator=torch.Generator().manual_seed(0)))
 
 
-def test_a_view_hides_the_whole_completion_and_asks_for_it_up_to_and_including_the_first_eos(toy):
+def test_a_view_masks_the_whole_completion_with_targets_up_to_the_first_eos(toy):
     small, rollout = long_prompts(toy, 162)
     views = method().plan(rollout, torch.Generator())
     assert views.hidden.all()
@@ -70,7 +71,7 @@ def test_a_view_hides_the_whole_completion_and_asks_for_it_up_to_and_including_t
     assert views.prompt_hidden is None
 
 
-def test_tokens_that_were_given_stay_visible_and_are_no_targets(toy):
+def test_tokens_present_from_the_start_stay_visible_and_are_not_targets(toy):
     _, rollout = long_prompts(toy, 4)
     when = rollout.trajectory.unmask_step.clone()
     when[:, 0] = GIVEN
@@ -81,25 +82,25 @@ def test_tokens_that_were_given_stay_visible_and_are_no_targets(toy):
     assert views.hidden[:, 1:].all()
 
 
-def test_prompt_tokens_are_masked_each_with_probability_0_15_and_padding_never(toy):
+def test_each_prompt_token_is_masked_with_probability_0_15_and_padding_never(toy):
     _, rollout = long_prompts(toy)
     hidden = DiffuGRPO().plan(rollout, torch.Generator().manual_seed(5)).prompt_hidden
     assert not hidden[:, :2].any()
     for column in range(2, 8):
         assert binomtest(int(hidden[:, column].sum()), 2000, 0.15).pvalue > 1e-3
-    # Independent of each other: pairs of neighbours at the product of the probabilities.
+    # They are independent: pairs of neighbours have the product of the probabilities.
     assert binomtest(int((hidden[:, 2] & hidden[:, 3]).sum()), 2000, 0.0225).pvalue > 1e-3
     assert binomtest(int(hidden[:, 2].sum()), 2000, 0.2).pvalue < 1e-3, "the comparison can fail"
 
 
-def test_the_same_generator_gives_the_same_plan_and_another_one_another(toy):
+def test_equal_generators_give_equal_plans(toy):
     _, rollout = long_prompts(toy, 50)
     plans = [DiffuGRPO().plan(rollout, torch.Generator().manual_seed(seed)).prompt_hidden for seed in (1, 1, 2)]
     assert torch.equal(plans[0], plans[1])
     assert not torch.equal(plans[0], plans[2])
 
 
-# What it estimates
+# Expectation
 
 
 @pytest.mark.parametrize("options", [{}, {"order": "low_confidence", "num_steps": 2}, {"temperature": 1.3}], ids=str)
@@ -115,12 +116,12 @@ def test_it_estimates_the_gradient_of_the_mean_field_likelihood_per_token(toy, o
     torch.testing.assert_close(estimate, expected, **EXACT)
 
 
-def test_that_is_not_the_policy_gradient_by_this_much(toy):
+def test_the_distance_from_the_policy_gradient_is_known(toy):
     small = toy()
     estimate = expected_gradient(small, method(), *small.groups(small.paths(), 2)) * small.L
     gradient = small.grad_j()
     assert distance(estimate, gradient) == pytest.approx(2.414361, rel=1e-6)
-    # Every state but the empty one is left alone, so for no scale does it come near.
+    # Only the fully masked state gets a gradient, so no scale brings it near.
     aligned = gradient * (estimate * gradient).sum() / gradient.square().sum()
     assert distance(aligned, gradient) > 0.1
     assert distance(estimate, aligned) > 0.5
@@ -129,7 +130,7 @@ def test_that_is_not_the_policy_gradient_by_this_much(toy):
     assert distance(estimate, in_one_step.grad_j()) < 1e-7, "where all tokens come in one step, it is"
 
 
-def test_the_expectation_is_over_every_masking_of_the_prompt(table_denoiser):
+def test_the_expectation_is_over_every_mask_of_the_prompt(table_denoiser):
     small = PromptToy(table_denoiser(2, 3, 99, seed=0), num_steps=3)
     paths = small.paths()
     rollout, weight = small.groups(paths, 2)
@@ -150,13 +151,14 @@ def test_the_expectation_is_over_every_masking_of_the_prompt(table_denoiser):
     assert distance(without, total) > 0.05, "the masks matter"
 
 
-def test_dividing_by_the_batchs_number_of_tokens_is_a_bias_of_exactly_this_kind(toy):
+def test_dividing_by_the_batchs_number_of_tokens_is_a_known_bias(toy):
     small = toy(num_tokens=2, eos=True)
     paths = small.paths()
     rollout, weight = small.groups(paths, 2)
     length = scored(small, paths).sum(-1)
     pairs = torch.cartesian_prod(torch.arange(len(paths)), torch.arange(len(paths)))
-    # One group is one batch here, as the published normalisation sees it: 2 completions over their tokens.
+    # One group is one batch here, so the published normalisation divides 2 completions by their
+    # tokens.
     per_group = 2 / length[pairs].sum(-1).double()
     views = method().plan(rollout, torch.Generator())
     views = replace(views, weight=per_group.repeat_interleave(2))
@@ -184,7 +186,7 @@ def inputs(new, old, advantage, target, reference=None):
     return make_inputs(new, old=old, reference=reference, target=target, weight=0.25, advantage=advantage)
 
 
-def test_each_token_has_a_ratio_and_a_clip_of_its_own():
+def test_each_token_has_its_own_ratio_and_clip():
     generator = torch.Generator().manual_seed(0)
     new, old, reference = (-3 * torch.rand(4, 5, generator=generator, dtype=torch.float64) for _ in range(3))
     advantage = torch.tensor([1.0, -1.0, 0.5, -2.0], dtype=torch.float64)
@@ -205,8 +207,9 @@ def test_each_token_has_a_ratio_and_a_clip_of_its_own():
     assert not any(values.requires_grad for values in output.metrics.values())
 
 
-def test_without_prompt_masks_it_is_the_merge_of_all_steps_into_one_segment(toy):
-    # StepMerge with one segment conditions every token on the state before step 0, takes token ratios and divides by L.
+def test_without_prompt_masks_it_equals_step_merge_with_one_segment(toy):
+    # StepMerge with one segment conditions every token on the state before step 0, takes token
+    # ratios and divides by L.
     small = toy()
     paths = small.paths()
     rollout, _ = small.groups(paths[::7], 2)
@@ -233,7 +236,7 @@ def pairs_of(paths):
 # In the trainer
 
 
-def test_the_ratio_is_one_at_the_first_update_and_each_pass_masks_the_prompt_anew(lively, tmp_path, monkeypatch):
+def test_the_ratio_is_one_at_the_first_update_and_each_pass_masks_the_prompt_again(lively, tmp_path, monkeypatch):
     plans = []
     plan = DiffuGRPO.plan
 
@@ -251,7 +254,7 @@ def test_the_ratio_is_one_at_the_first_update_and_each_pass_masks_the_prompt_ane
     assert len({tuple(views.prompt_hidden.flatten().tolist()) for views in plans}) == 3
 
 
-def test_chunks_of_views_give_the_gradient_of_the_whole(lively, tmp_path):
+def test_chunks_of_views_give_the_whole_gradient(lively, tmp_path):
     update = OneUpdate(lively, tmp_path)
     rollout = update.rollout(update.recipe(DiffuGRPO(beta=0.0)))
     runs = [update(DiffuGRPO(beta=0.0), f"views_per_forward={n}", rollout=rollout) for n in (256, 5, 1)]

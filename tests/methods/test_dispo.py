@@ -1,4 +1,5 @@
-"""DiSPO: the terminal term is the mean-field one, the states' term the gradient of the one-step reward, by enumeration."""
+"""Tests of DiSPO by enumeration: the terminal term is that of the mean field, the state term that
+of the branches."""
 
 from __future__ import annotations
 
@@ -18,7 +19,8 @@ EXACT = {"rtol": 0.0, "atol": 1e-10}
 
 
 def with_fills(small, step, group_size):
-    """Groups of every path with every pair of fills of its state before `step`, each with its probability."""
+    """Return groups of every path with every pair of branches of its state before `step`, and their
+    probabilities."""
     paths = small.paths()
     table = small.logprobs(small.temperature).detach().exp()
     rows, branches, weight = [], [], []
@@ -51,7 +53,7 @@ def with_fills(small, step, group_size):
 
 
 def one_step_gradient(small, step):
-    """Σ_τ p(τ) ∇ E_{fill ~ p(.|x_k)}[r(fill)], the state held fixed."""
+    """Compute Σ_τ p(τ) ∇ E_{branch ~ p(.|x_k)}[r(branch)] with the state held fixed."""
     paths = small.paths()
     of_path, table = small.probability(paths).detach(), small.logprobs(small.temperature)
     total = torch.zeros((), dtype=torch.float64)
@@ -69,7 +71,8 @@ def one_step_gradient(small, step):
 
 
 def mean_field_gradient(small):
-    """Σ_τ p(τ) (r(τ) - E r) ∇ Σ_i log p(x_i | all masked), halved by the mean of a group of two that holds the sample."""
+    """Compute Σ_τ p(τ) (r(τ) - E r) ∇ Σ_i log p(x_i | all masked) / 2, as the mean of a group of
+    two contains the sample."""
     paths = small.paths()
     of_path, reward = small.probability(paths).detach(), small.reward(paths)
     table = small.logprobs(small.temperature)[small.index((small.V,) * small.L)]
@@ -78,7 +81,7 @@ def mean_field_gradient(small):
 
 
 @pytest.mark.parametrize("step", [0, 1])
-def test_the_states_term_is_the_gradient_of_the_one_step_reward_over_the_length(toy, step):
+def test_the_state_term_is_the_gradient_of_the_branch_reward_over_the_length(toy, step):
     small = toy(num_tokens=3, length=2, num_steps=2)
     method = DiSPO(num_fills=2, terminal_weight=0.0)
     estimate = expected_gradient(small, method, *with_fills(small, step, 1))
@@ -88,7 +91,7 @@ def test_the_states_term_is_the_gradient_of_the_one_step_reward_over_the_length(
 
 
 @pytest.mark.parametrize("state_weight", [0.0, 1.0, 2.0])
-def test_both_terms_add_up_with_their_weights(toy, state_weight):
+def test_both_terms_are_added_with_their_weights(toy, state_weight):
     small = toy(num_tokens=2, length=2, num_steps=2)
     method = DiSPO(num_fills=2, state_weight=state_weight)
     estimate = expected_gradient(small, method, *with_fills(small, 1, 2))
@@ -96,7 +99,7 @@ def test_both_terms_add_up_with_their_weights(toy, state_weight):
     torch.testing.assert_close(estimate, expected, **EXACT)
 
 
-def test_only_what_the_policy_wrote_up_to_the_first_eos_is_trained_by_the_terminal_term(toy):
+def test_the_terminal_term_trains_only_sampled_tokens_up_to_the_first_eos(toy):
     small = toy(num_tokens=2, length=3, num_steps=3, eos=True, order="left_to_right")
     groups, _ = with_fills(small, 0, 1)
     views = DiSPO(num_fills=2).plan(groups, torch.Generator())
@@ -119,7 +122,7 @@ def test_it_is_not_the_policy_gradient(toy):
     assert distance(estimate, aligned) > 0.1
 
 
-def test_what_it_asks_for():
+def test_its_needs_follow_from_the_options():
     assert DiSPO().needs().branches == Branches(4, "all")
     assert DiSPO(num_states=2).needs().selection == ("uniform", 2)
     assert DiSPO().needs().group
@@ -133,6 +136,6 @@ def test_what_it_asks_for():
         ({"state_weight": 0, "terminal_weight": 0}, "are both 0"),
     ],
 )
-def test_settings_that_do_not_go_together_are_refused(options, message):
+def test_settings_that_do_not_fit_together_are_refused(options, message):
     with pytest.raises(ConfigError, match=message):
         DiSPO(**options).check(SamplerConfig(max_completion_length=8, num_steps=4), 2)

@@ -1,4 +1,4 @@
-"""EGSPO by hand: what it asks for, its views, its advantages, its loss. What it estimates is in test_exactness."""
+"""Tests of EGSPO by hand: needs, views, advantages and loss. Its expectation is in test_exactness."""
 
 from __future__ import annotations
 
@@ -21,7 +21,8 @@ T = 4
 
 @pytest.fixture
 def rollout():
-    """Two completions of six positions in four steps: the first commits [2, 2, 1, 1], the second ends after two steps."""
+    """Return two completions of six positions: the first commits [2, 2, 1, 1] in four steps, the
+    second ends after two."""
     trajectory = make_trajectory(
         [[3, 4, 5, 6, 7, 8], [3, 4, EOS, EOS, EOS, EOS]],
         prompt_ids=torch.tensor([[0, 5], [5, 6]]),
@@ -53,7 +54,7 @@ def test_the_defaults_are_the_published_settings():
         "beta": 0.04,
         "baseline": "group_mean",
         "kl": "k3",
-        # What is not of the paper leaves it as it is.
+        # Options beyond the paper are off.
         "gain": "fixed",
         "credit": "return",
         "choice_term": True,
@@ -82,7 +83,7 @@ def test_an_unknown_option_is_refused():
         ({"gain": "fitted", "beta": 0.0}, True, "none"),
     ],
 )
-def test_what_is_needed_follows_from_the_options(options, greedy, reference):
+def test_its_needs_follow_from_the_options(options, greedy, reference):
     needs = EGSPO(num_selected=3, **options).needs()
     wanted = Needs(greedy=greedy, selection=("entropy_topk", 3), reference=reference, group=True, choice=True)
     assert needs == wanted
@@ -101,9 +102,10 @@ def test_more_selected_steps_than_steps_and_groups_of_one_are_refused():
 # Plan
 
 
-def test_a_view_shows_the_state_before_its_step_and_asks_for_what_the_step_committed(rollout):
+def test_a_view_shows_the_state_before_its_step_with_the_committed_tokens_as_targets(rollout):
     views = EGSPO(num_selected=2).plan(rollout, torch.Generator())
-    # Joint entropies: [.3, 1.0, .9, .7]; the second row commits text at step 1 last, and only steps 0 and 1 count.
+    # Joint entropies: [.3, 1.0, .9, .7]; the second row commits text at step 1 last, and only steps
+    # 0 and 1 count.
     assert views.row.tolist() == [0, 0, 1, 1]
     assert views.slot.tolist() == [0, 1, 0, 1]
     assert views.hidden.int().tolist() == [
@@ -119,25 +121,25 @@ def test_a_view_shows_the_state_before_its_step_and_asks_for_what_the_step_commi
         [1, 0, 0, 1, 0, 0],
     ]
     assert views.prompt_hidden is None
-    # T / (K L): neither the view's own count of one or two tokens nor the number of slots that are filled.
+    # T / (K L): independent of the number of tokens of the view and of the number of filled slots.
     assert views.weight.tolist() == pytest.approx([4 / 6 / 2] * 4)
 
 
-def test_fewer_candidates_than_k_give_fewer_views_and_never_one_twice(rollout):
+def test_fewer_candidates_than_k_give_fewer_views_without_repetition(rollout):
     views = EGSPO(num_selected=4).plan(rollout, torch.Generator())
     assert views.row.tolist() == [0, 0, 0, 0, 1, 1]
     assert views.slot.tolist() == [0, 1, 2, 3, 0, 1]
 
 
 @pytest.mark.parametrize(("rule", "first"), [("entropy_topk", 1), ("lowest_entropy", 0), ("last_k", 3), ("all", 0)])
-def test_the_rule_chooses_the_steps(rollout, rule, first):
+def test_the_rule_selects_the_steps(rollout, rule, first):
     views = EGSPO(num_selected=1, step_choice=rule).plan(rollout, torch.Generator())
     committed_at = rollout.trajectory.unmask_step[0][views.target[0]]
     assert committed_at.unique().tolist() == [first]
     assert len(views) == (6 if rule == "all" else 2)
 
 
-def test_the_random_rules_follow_the_rows_seeds_and_not_the_generator(rollout):
+def test_the_random_rules_follow_the_rows_seeds(rollout):
     method = EGSPO(num_selected=1, step_choice="uniform")
     many = replace(rollout.trajectory.rows(torch.zeros(400, dtype=torch.long)), seed=torch.arange(400))
     big = Rollout(many, 2, torch.zeros(400))
@@ -156,10 +158,11 @@ def test_without_stepwise_weight_a_completion_has_one_advantage(rollout):
     assert EGSPO(baseline="leave_one_out").advantage(rollout).tolist() == [0.75, -0.75]
 
 
-def test_with_stepwise_weight_each_slot_has_its_own_and_an_empty_one_has_none(rollout):
+def test_with_stepwise_weight_each_filled_slot_has_its_own_advantage(rollout):
     path = replace(rollout.trajectory, selected_step=torch.tensor([[1, 2, 3], [1, 0, -1]], dtype=torch.int32))
     scored = replace(rollout, trajectory=path, one_step_reward=torch.tensor([[0.0, 1.0, 0.5], [0.25, 0.0, 9.0]]))
-    # R = r - V / 3: [1, 2/3, -] and [1/6, 1/4, -]. In the last slot one member has a value and nothing to compare it with.
+    # R = r - V / 3: [1, 2/3, -] and [1/6, 1/4, -]. In the last slot one member has a value and
+    # nothing to compare it with.
     expected = [[5 / 12, 5 / 24, 0.375], [-5 / 12, -5 / 24, 0.0]]
     torch.testing.assert_close(EGSPOSA().advantage(scored), torch.tensor(expected))
 
@@ -176,8 +179,9 @@ def test_at_equal_policies_the_gradient_is_the_plain_policy_gradient():
     assert "kl" not in output.metrics
 
 
-def test_the_ratio_is_of_the_steps_joint_probability_and_is_clipped_on_the_harmful_side():
-    # Each token's ratio is 1.25, the step's 1.5625, past 1 + 0.5; token by token nothing would be clipped.
+def test_the_ratio_of_the_steps_joint_probability_is_clipped_on_the_harmful_side():
+    # Each token's ratio is 1.25, the step's 1.5625, past 1 + 0.5; token by token nothing would be
+    # clipped.
     up = torch.tensor(1.25).log().item()
     given = inputs([[up, up]] * 2 + [[-up, -up]] * 2, [[0.0, 0.0]] * 4, [1.0, -1.0, 1.0, -1.0])
     output = EGSPO(beta=0.0).loss(given)
@@ -190,8 +194,9 @@ def test_the_ratio_is_of_the_steps_joint_probability_and_is_clipped_on_the_harmf
     assert (given.new.grad != 0).any(-1).tolist() == [False, True, True, False]
 
 
-def test_the_k3_term_is_of_the_steps_log_ratio_to_the_reference():
-    # d = log reference - log new = -0.3 + 0.1 over the step, so k3 = exp(-0.2) + 0.2 - 1; per token it would be a sum of two.
+def test_the_k3_term_uses_the_steps_log_ratio_to_the_reference():
+    # d = log reference - log new = -0.3 + 0.1 over the step, so k3 = exp(-0.2) + 0.2 - 1; per token
+    # it would be a sum of two.
     given = inputs([[-1.0, -2.0]], [[-1.0, -2.0]], [0.0], reference=[[-1.3, -1.9]])
     output = EGSPO(beta=0.4).loss(given)
     k3 = torch.tensor(-0.2).exp() + 0.2 - 1

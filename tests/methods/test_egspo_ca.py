@@ -1,4 +1,4 @@
-"""Counterfactual advantages: what they estimate, by enumeration of paths and of the actions drawn at a state."""
+"""Tests of counterfactual advantages, by enumeration of paths and of the actions at a state."""
 
 from __future__ import annotations
 
@@ -19,7 +19,8 @@ EXACT = {"rtol": 0.0, "atol": 1e-10}
 
 
 def actions_at(small, path, step, scope):
-    """Positions that are drawn again at a step of a path, the state's index, and every action there with its probability."""
+    """Return the positions drawn again at a step of a path, the state's index, and every action
+    with its probability."""
     state = [small.V if when >= step else token for token, when in zip(path.tokens, path.when, strict=True)]
     positions = [i for i, when in enumerate(path.when) if (when >= step if scope == "all" else when == step)]
     table = small.logprobs(small.temperature).detach()[small.index(state)].exp()
@@ -33,7 +34,7 @@ def actions_at(small, path, step, scope):
 
 
 def fill_of(small, path, step, positions, action):
-    """The greedy completion of the state with an action written into it."""
+    """Return the one-step completion of the state, overwritten with an action."""
     fill = list(small.greedy(path, step))
     for i, token in zip(positions, action, strict=True):
         fill[i] = token
@@ -41,7 +42,8 @@ def fill_of(small, path, step, positions, action):
 
 
 def counterfactuals(small, step, *, scope="step", with_taken=False):
-    """Every path with every pair of actions drawn at one of its steps, as rollouts of groups of one, and their probabilities."""
+    """Return every path with every pair of actions at one of its steps, as groups of one, and their
+    probabilities."""
     paths = small.paths()
     of_path = small.probability(paths).detach()
     rows, branches, weight = [], [], []
@@ -64,13 +66,15 @@ def counterfactuals(small, step, *, scope="step", with_taken=False):
 
 
 def estimate_of(small, method, step, **options):
-    """What the method estimates at one step, without the constant of the plan, T / L in float32."""
+    """Return the expectation of the method at one step, without the plan's constant T / L in
+    float32."""
     rollout, weight = counterfactuals(small, step, **options)
     return expected_gradient(small, method, rollout, weight) / torch.tensor(small.num_steps / small.L).double()
 
 
 def one_step_gradient(small, step, scope):
-    """Σ_τ p(τ) ∇ E_{a ~ p(.|x_k)}[Q̂(x_k, a)], path and greedy completion held fixed: computed action by action."""
+    """Compute Σ_τ p(τ) ∇ E_{a ~ p(.|x_k)}[Q̂(x_k, a)] action by action, with path and one-step
+    completion held fixed."""
     paths = small.paths()
     of_path = small.probability(paths).detach()
     table = small.logprobs(small.temperature)
@@ -86,7 +90,8 @@ def one_step_gradient(small, step, scope):
 
 
 def share_of_step(small, step):
-    """Σ_τ p(τ) r(τ) ∇ log p(tokens of the step): the step's share of the policy gradient under an order that ignores θ."""
+    """Compute Σ_τ p(τ) r(τ) ∇ log p(tokens of the step), the step's share of the policy gradient if
+    the order ignores θ."""
     paths = small.paths()
     reward = small.reward(paths)
     return pinned(small, paths, lambda b, k: float(reward[b]) if k == step else 0.0)
@@ -113,7 +118,7 @@ def test_at_the_last_step_the_one_step_value_is_the_reward_and_the_estimate_exac
     torch.testing.assert_close(estimate, share_of_step(small, 1), **EXACT)
 
 
-def test_before_the_last_step_the_estimate_is_biased_by_what_greedy_completion_gets_wrong(toy):
+def test_before_the_last_step_the_estimate_has_the_bias_of_the_one_step_completion(toy):
     small = toy(num_tokens=3, length=2, num_steps=2)
     estimate = estimate_of(small, EGSPOCA(num_actions=2), 0)
     assert distance(estimate, share_of_step(small, 0)) > 0.2
@@ -122,7 +127,8 @@ def test_before_the_last_step_the_estimate_is_biased_by_what_greedy_completion_g
 @pytest.mark.parametrize("order", ["random", "left_to_right", "plackett_luce"])
 @pytest.mark.parametrize("step", [0, 1])
 def test_with_the_action_taken_the_estimate_is_the_steps_share_of_the_policy_gradient(toy, order, step):
-    # Under Plackett-Luce U_k does not depend on the tokens drawn, so the token term is exact; the choice has a term of its own.
+    # Under Plackett-Luce U_k does not depend on the drawn tokens, so the token term is exact; the
+    # choice has another term.
     small = toy(num_tokens=3, length=2, num_steps=2, order=order)
     estimate = estimate_of(small, EGSPOCA(num_actions=2, form="unbiased"), step, with_taken=True)
     torch.testing.assert_close(estimate, share_of_step(small, step), **EXACT)
@@ -138,7 +144,7 @@ def test_over_all_steps_the_unbiased_form_is_the_policy_gradient(toy, order):
     assert distance(biased, small.grad_j()) > 0.005
 
 
-def test_an_action_that_is_not_drawn_from_the_policy_does_not_pass(toy):
+def test_actions_that_are_not_drawn_from_the_policy_are_biased(toy):
     small = toy(num_tokens=3, length=2, num_steps=2)
     method = EGSPOCA(num_actions=2, form="unbiased")
     rollout, weight = counterfactuals(small, 0, with_taken=True)
@@ -147,8 +153,8 @@ def test_an_action_that_is_not_drawn_from_the_policy_does_not_pass(toy):
     assert distance(estimate, share_of_step(small, 0)) > 0.3
 
 
-def test_under_low_confidence_even_the_unbiased_form_is_not(toy):
-    # U_k depends on the tokens that were drawn, so tokens drawn anew on U_k have another law.
+def test_under_low_confidence_even_the_unbiased_form_is_biased(toy):
+    # U_k depends on the drawn tokens, so new tokens at U_k have another distribution.
     small = toy(num_tokens=2, length=2, num_steps=2, order="low_confidence")
     method = EGSPOCA(num_actions=2, form="unbiased")
     total = sum(estimate_of(small, method, step, with_taken=True) for step in (0, 1))
@@ -156,11 +162,11 @@ def test_under_low_confidence_even_the_unbiased_form_is_not(toy):
 
 
 @pytest.mark.parametrize("step", [0, 1])
-def test_the_combination_with_the_group_is_unbiased_whatever_gain_other_groups_suggest(toy, step):
+def test_the_combination_with_the_group_is_unbiased_for_any_gain_from_other_groups(toy, step):
     small = toy(num_tokens=2, length=2, num_steps=2)
     method = EGSPOCA(num_actions=2, form="combined")
     single, weight = counterfactuals(small, step, with_taken=True)
-    # Groups of two rows, and beside each a fixed group that the gain is fitted on.
+    # Groups of two rows, each with a fixed second group on which the gain is fitted.
     pairs = torch.cartesian_prod(torch.arange(len(weight)), torch.arange(len(weight)))
     gains = []
     for other in ((0, 17), (5, 30)):
@@ -181,7 +187,8 @@ def test_the_combination_with_the_group_is_unbiased_whatever_gain_other_groups_s
 
 
 def continued(small, step, action, path):
-    """Every way to denoise on after an action at a step, left to right: completions with their probabilities."""
+    """Return every continuation after an action at a step, left to right: completions with their
+    probabilities."""
     table = small.logprobs(small.temperature).detach().exp()
     tokens = [token if when < step else small.V for token, when in zip(path.tokens, path.when, strict=True)]
     (position,) = [i for i, when in enumerate(path.when) if when == step]
@@ -197,7 +204,7 @@ def continued(small, step, action, path):
 
 
 @pytest.mark.parametrize("step", [0, 1])
-def test_actions_that_are_denoised_on_estimate_the_steps_share_of_the_policy_gradient(toy, step):
+def test_actions_with_further_denoising_estimate_the_steps_share_of_the_policy_gradient(toy, step):
     small = toy(num_tokens=2, length=2, num_steps=2, order="left_to_right")
     paths = small.paths()
     of_path, table = small.probability(paths).detach(), small.logprobs(small.temperature).detach().exp()
@@ -231,7 +238,7 @@ def test_actions_that_are_denoised_on_estimate_the_steps_share_of_the_policy_gra
 # By hand
 
 
-def test_states_of_largest_spread_are_taken_and_empty_slots_are_not(toy):
+def test_states_of_largest_spread_are_selected_and_empty_slots_are_not(toy):
     method = EGSPOCA(step_choice="spread", num_selected=2, num_actions=3)
     assert method.needs().selection == ("all", 2)
     assert method.needs().branches == Branches(3, "step", "greedy", with_taken=False)
@@ -244,7 +251,8 @@ def test_states_of_largest_spread_are_taken_and_empty_slots_are_not(toy):
     )
     value = torch.tensor([[[0, 0, 0], [0, 9, 0], [0, 2, 0]], [[1, 1, 1], [0, 1, 0], [0, 0, 0]]]).float()
     views = method.plan(Rollout(path, 1, torch.zeros(2), branch_reward=value), torch.Generator())
-    # The first row's steps 1 and 2; the second's steps 2 and 0, in the slots 1 and 0; its empty slot never.
+    # The first row's steps 1 and 2; the second's steps 2 and 0, in the slots 1 and 0; its empty
+    # slot never.
     assert list(zip(views.row.tolist(), views.slot.tolist(), strict=True)) == [(0, 1), (0, 2), (1, 1), (1, 0)]
     step = [path.unmask_step[b][target].tolist() for b, target in zip(views.row, views.target, strict=True)]
     assert step == [[1], [2], [2], [0]]
@@ -255,7 +263,8 @@ def test_the_loss_is_a_clipped_ratio_for_each_action_summed_over_actions():
     new = (old + torch.tensor([[[0.3, 0.3], [0.1, 0.0], [-0.5, 0.0]]])).requires_grad_()
     inputs = make_inputs(new, old=old, weight=0.5, advantage=[[1.0, 0.5, -1.5]])
     output = EGSPOCA(num_actions=3).loss(inputs)
-    # ρ = e^.6 is clipped at 1.5, ρ = e^.1 is not, ρ = e^-.5 = .61 under a negative advantage is clipped at .8.
+    # ρ = e^.6 is clipped at 1.5, ρ = e^.1 is not, ρ = e^-.5 = .61 under a negative advantage is
+    # clipped at .8.
     expected = 0.5 * (-1.5 * 1.0 - torch.tensor(0.1).exp() * 0.5 + 0.8 * 1.5)
     torch.testing.assert_close(output.loss, expected.view(1))
     assert output.metrics["clip_ratio/region_mean"].tolist() == [[1.0, 0.0, 1.0]]
@@ -273,12 +282,12 @@ def test_the_loss_is_a_clipped_ratio_for_each_action_summed_over_actions():
         ({"num_selected": 5}, "num_selected = 5 is more than the 4 denoising steps"),
     ],
 )
-def test_settings_that_do_not_go_together_are_refused(options, message):
+def test_settings_that_do_not_fit_together_are_refused(options, message):
     with pytest.raises(ConfigError, match=message):
         EGSPOCA(**options).check(SamplerConfig(max_completion_length=8, num_steps=4), 1)
 
 
-def test_no_group_is_needed_but_for_the_combination():
+def test_only_the_combination_needs_a_group():
     sampler = SamplerConfig(max_completion_length=8, num_steps=4)
     EGSPOCA().check(sampler, 1)
     with pytest.raises(ConfigError, match="num_generations = 1"):

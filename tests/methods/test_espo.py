@@ -1,4 +1,4 @@
-"""ESPO: the ELBO that it reads, the surrogate whose gradient it follows, what its KL really is."""
+"""Tests of ESPO: its ELBO estimate, its surrogate gradient, and the expectation of its KL."""
 
 from __future__ import annotations
 
@@ -28,13 +28,15 @@ from unmask.methods.espo import ESPO
 
 
 def coupled_probability(count, num_positions):
-    """Weight of a set in the expectation of a coupled pair: drawn as a set or as a complement, half a weight of (n+1)/l each."""
+    """Return the weight of a set in the expectation of a coupled pair: as a set or as a complement,
+    half of (n+1)/l each."""
     drawn = 1 / (num_positions + 1) / math.comb(num_positions, count)
     return (drawn + drawn) * 0.5 * (num_positions + 1) / count
 
 
 def hand_inputs(new, old, advantage, reference=None):
-    """Return the inputs of two completions of three tokens: one view each that hides all tokens, with weight 2."""
+    """Return the inputs of two completions of three tokens: one view each that hides all tokens,
+    with weight 2."""
     new = torch.tensor(new, dtype=torch.float64, requires_grad=True)
     return make_inputs(new, old=old, advantage=advantage, reference=reference, weight=2.0)
 
@@ -78,7 +80,7 @@ def test_counts_are_spread_evenly_over_the_draws_and_the_completions(toy):
         assert torch.bincount(count.flatten(), minlength=5).tolist() == [4] * 5
 
 
-def test_the_plan_draws_each_set_as_often_as_the_enumeration_says(toy):
+def test_the_plan_draws_each_set_with_its_enumerated_frequency(toy):
     small = toy()
     rollout = many(small, 8000)
     views = ESPO(num_samples=1).plan(rollout, torch.Generator().manual_seed(0))
@@ -90,7 +92,7 @@ def test_the_plan_draws_each_set_as_often_as_the_enumeration_says(toy):
     assert chisquare(seen, uniform_sets, sum_check=False).pvalue < 1e-12
 
 
-def test_tokens_that_were_given_are_never_masked_and_do_not_count(toy):
+def test_tokens_present_from_the_start_are_never_masked_and_do_not_count(toy):
     rollout = with_given(many(toy(num_tokens=2, length=4, num_steps=2), 2), 0, [1, 2])
     views = ESPO(num_samples=8).plan(rollout, torch.Generator().manual_seed(0))
     mine = views.row == 0
@@ -98,7 +100,7 @@ def test_tokens_that_were_given_are_never_masked_and_do_not_count(toy):
     torch.testing.assert_close(views.weight[mine], 3 / views.hidden[mine].sum(-1) / 16)
 
 
-# What it estimates
+# Expectation
 
 
 @pytest.mark.parametrize(
@@ -124,7 +126,7 @@ def test_its_gradient_is_that_of_the_elbo_weighted_by_advantage_and_divided_by_t
     torch.testing.assert_close(estimate, share * stated, **EXACT)
 
 
-def test_the_weight_of_an_uncoupled_draw_on_a_coupled_one_is_another_gradient(toy):
+def test_the_weight_of_an_uncoupled_draw_gives_a_coupled_one_another_gradient(toy):
     small = toy(order="left_to_right")
     rollout, weight = small.groups(small.paths(), 2)
 
@@ -142,7 +144,7 @@ def test_that_gradient_is_not_the_policy_gradient(toy, order):
     paths = small.paths()
     followed = weighted_elbo_gradient(small, paths, against_the_mean(small, paths))
     gradient = small.grad_j()
-    # Not for any scale; and the ELBO is below the log-probability of the completion.
+    # It is not at any scale, and the ELBO is below the log-probability of the completion.
     aligned = gradient * (followed * gradient).sum() / gradient.square().sum()
     assert distance(followed, aligned) > 0.1
     probability: dict[tuple, float] = {}
@@ -154,8 +156,9 @@ def test_that_gradient_is_not_the_policy_gradient(toy, order):
 
 
 @pytest.mark.parametrize("pairs", [1, 2])
-def test_the_kl_term_is_of_the_elbos_plus_the_variance_of_their_estimate(toy, table_denoiser, pairs):
-    # E[(d + e)² / 2] = d² / 2 + Var(e) / 2, for a noisy difference d + e: the masks' noise is penalised too.
+def test_the_kl_term_is_that_of_the_elbos_plus_the_variance_of_their_estimate(toy, table_denoiser, pairs):
+    # E[(d + e)² / 2] = d² / 2 + Var(e) / 2, for a noisy difference d + e: the noise of the masks is
+    # penalised too.
     small = toy(num_tokens=2, length=2, num_steps=2)
     reference = another(small, table_denoiser)
     path = small.paths()[3]
@@ -164,7 +167,8 @@ def test_the_kl_term_is_of_the_elbos_plus_the_variance_of_their_estimate(toy, ta
     chance = [1 / 3, 1 / 6, 1 / 6, 1 / 3]
 
     def estimate(draws):
-        """The views of one completion whose pairs have these first sets, as the plan weighs them."""
+        """Return the views of one completion whose pairs have these first sets, with the plan's
+        weights."""
         hidden = torch.stack([half for mask in draws for half in (mask, 1 - mask)]).bool()
         hidden = hidden[hidden.any(-1)]
         zero = torch.zeros(len(hidden), dtype=torch.long)
@@ -179,7 +183,8 @@ def test_the_kl_term_is_of_the_elbos_plus_the_variance_of_their_estimate(toy, ta
             + p * loss_of(small, method, rollout, estimate([masks[i] for i in index]), reference=reference).loss[0]
         )
 
-    # By hand: f(S) = Σ_{i ∈ S} log p_i(S), d(S) = f_new - f_ref, and a pair's difference is 3/2 (d(S)/|S| + d(S')/|S'|).
+    # By hand: f(S) = Σ_{i ∈ S} log p_i(S), d(S) = f_new - f_ref, and a pair's difference is 3/2
+    # (d(S)/|S| + d(S')/|S'|).
     def difference(mask):
         total = torch.zeros((), dtype=torch.float64)
         for half in (mask, 1 - mask):
@@ -219,7 +224,7 @@ def test_at_the_old_policy_even_a_clip_of_zero_lets_the_gradient_pass():
     torch.testing.assert_close(given.new.grad, torch.tensor([[-2 / 3] * 3, [2 / 3] * 3], dtype=torch.float64))
 
 
-def test_the_divergence_mask_reads_the_mean_probability_of_a_position():
+def test_the_divergence_mask_uses_the_mean_probability_of_a_position():
     # From exp(-0.4) = 0.670 to exp(-0.2) = 0.819: a distance of 0.148.
     given = hand_inputs([[-0.1] * 3] * 2, [[-0.2] * 3] * 2, [1.0, -1.0])
     for bound, is_cut in ((0.14, [1.0, 0.0]), (0.15, [0.0, 0.0])):
@@ -227,7 +232,7 @@ def test_the_divergence_mask_reads_the_mean_probability_of_a_position():
         assert method.loss(given).metrics["clip_ratio/region_mean"].tolist() == is_cut
 
 
-def test_the_kl_is_k2_of_the_elbos_themselves_divided_by_the_length_once():
+def test_the_kl_is_k2_of_the_elbos_divided_by_the_length_once():
     given = hand_inputs([[-1.0] * 3] * 2, [[-1.0] * 3] * 2, [0.0, 0.0], reference=[[-1.5] * 3, [-1.0] * 3])
     output = ESPO(beta=0.5).loss(given)
     # ELBOs of -6 and -9: 3² / 2 / 3.

@@ -1,7 +1,8 @@
 """The gradient that the trainer follows, against a denoiser small enough to enumerate.
 
-The exact expectation of the real estimator (plan, advantage, replay, loss) is taken over all groups of paths of the toy in
-`toy.py`: agreement to 1e-10 where theory says so, and a bias pinned to its own exact value where not.
+The exact expectation of the real estimator (plan, advantage, replay, loss) is taken over all groups
+of paths of the toy in `toy.py`: agreement to 1e-10 where theory says so, and a bias pinned to its
+own exact value where not.
 """
 
 from __future__ import annotations
@@ -37,12 +38,13 @@ def method(**options):
 
 
 def expected_estimate(toy, method, rollout, weight, **options):
-    """`expected_gradient` without the constants of the plan, which divides by K, for a mean over slots, and by L / T, the tokens
-    of a step: what theory speaks of, Σ_k A_k ∇ log π_k."""
+    """Return `expected_gradient` without the plan's constants K and L / T: Σ_k A_k ∇ log π_k, as in
+    theory."""
     num_slots = toy.num_steps if method.step_choice == "all" else method.num_selected
     per_view = torch.tensor(toy.num_steps / toy.L / num_slots)
     assert (method.plan(rollout, torch.Generator()).weight == per_view).all()
-    # T / (K L) in the float32 of the weights: 2/3 is 1e-8 off there, and that is not what is tested.
+    # T / (K L) in the float32 of the weights: 2/3 is 1e-8 off there, and that is not what is
+    # tested.
     return expected_gradient(toy, method, rollout, weight, **options) / per_view.double()
 
 
@@ -74,11 +76,11 @@ def test_paths_of_every_order_have_total_probability_one(toy, options, count):
     assert float(small.probability(paths).detach().sum()) == pytest.approx(1, abs=1e-12)
 
 
-# The sampler draws from what is enumerated
+# The sampler draws from the enumerated distribution
 
 
 def sampled_counts(small, num_rows, paths):
-    """How often the real sampler takes each path."""
+    """Return how often the real sampler takes each path."""
     sampler = SamplerConfig(
         max_completion_length=small.L,
         num_steps=small.num_steps,
@@ -120,7 +122,7 @@ def test_the_sampler_takes_each_path_with_its_enumerated_probability(toy, option
     paths, probability = merged(small)
     counts, path, index = sampled_counts(small, 20_000, paths)
     assert (counts[probability == 0] == 0).all()
-    # The test is for expected counts of 5 or more: rarer paths are counted together.
+    # The test needs expected counts of 5 or more, so rarer paths are counted together.
     rare = probability * 20_000 < 5
     observed = torch.cat([counts[~rare], counts[rare].sum().view(1)])
     expected = torch.cat([probability[~rare], probability[rare].sum().view(1)]) * 20_000
@@ -196,8 +198,9 @@ def test_leave_one_out_keeps_the_gradient_and_the_group_mean_a_share_of_g_minus_
 
 @pytest.mark.parametrize("stepwise_weight", [0.5, 3.0])
 @pytest.mark.parametrize(("baseline", "share"), [("leave_one_out", 1.0), ("group_mean", 0.5)])
-def test_the_one_step_value_is_a_baseline_and_leaves_the_expectation_alone(toy, stepwise_weight, baseline, share):
-    # (1 + λ) r - λ V over 1 + λ is r - λ/(1+λ) V(x_k): the reward keeps weight one and V depends on the state only.
+def test_the_one_step_value_is_a_baseline_that_does_not_change_the_expectation(toy, stepwise_weight, baseline, share):
+    # (1 + λ) r - λ V over 1 + λ is r - λ/(1+λ) V(x_k): the reward keeps weight one and V depends on
+    # the state only.
     small = toy()
     rollout, weight = small.groups(small.paths(), 2, stepwise=True)
     options = {"stepwise_weight": stepwise_weight, "baseline": baseline}
@@ -229,7 +232,7 @@ def test_any_function_of_the_state_is_a_baseline(toy):
     torch.testing.assert_close(estimate, small.grad_j(), **EXACT)
 
 
-def test_a_baseline_that_peeks_at_the_action_does_not_pass(toy):
+def test_a_baseline_that_depends_on_the_action_is_biased(toy):
     small = toy()
     rollout, weight = small.groups(small.paths(), 2)
 
@@ -246,7 +249,7 @@ def test_a_baseline_that_peeks_at_the_action_does_not_pass(toy):
 
 @pytest.mark.parametrize("rule", ["entropy_topk", "lowest_entropy", "last_k"])
 @pytest.mark.parametrize("num_selected", [1, 2])
-def test_the_bias_of_keeping_k_steps_is_that_of_the_steps_left_out(toy, rule, num_selected):
+def test_the_bias_of_selecting_k_steps_is_that_of_the_dropped_steps(toy, rule, num_selected):
     small = toy()
     paths = small.paths()
 
@@ -257,19 +260,20 @@ def test_the_bias_of_keeping_k_steps_is_that_of_the_steps_left_out(toy, rule, nu
     selected = [sorted(range(3), key=lambda k: -priority(path)[k])[:num_selected] for path in paths]
     reward = small.reward(paths)
     mean = float((small.probability(paths).detach() * reward).sum())
-    # With leave-one-out the other member is independent of the path, so it comes in through its mean only.
+    # With leave-one-out the other member is independent of the path, so only its mean enters.
     expected = pinned(small, paths, lambda b, k: (float(reward[b]) - mean) if k in selected[b] else 0.0)
     options = {"step_choice": rule, "num_selected": num_selected}
     estimate = expected_estimate(small, method(**options), *small.groups(paths, 2))
     torch.testing.assert_close(estimate, expected, **EXACT)
     gradient = small.grad_j()
-    # Biased for any scale: not even the direction is that of the gradient.
+    # It is biased at any scale: even its direction differs from that of the gradient.
     aligned = gradient * (estimate * gradient).sum() / gradient.square().sum()
     assert distance(estimate, aligned) > 0.2
 
 
 def seeds_by_ranking(num_steps):
-    """One seed for each ranking of the steps by their selection noise, all rankings being equally likely."""
+    """Return one seed for each ranking of the steps by their selection noise; all rankings are
+    equally likely."""
     seeds = torch.arange(1000)
     ranking = selection_noise(seeds, num_steps).argsort(-1, descending=True)
     found = {tuple(row): seed for seed, row in zip(seeds.tolist(), ranking.tolist(), strict=True)}
@@ -313,7 +317,7 @@ def test_scoring_at_another_temperature_than_the_samplers_is_biased(toy):
     estimate = expected_estimate(small, method(), *small.groups(small.paths(), 2), logprob_temperature=1.0)
     gradient = small.grad_j()
     assert distance(estimate, gradient) > 0.1
-    # Not a matter of the factor 1 / τ alone.
+    # The difference is more than the factor 1 / τ.
     aligned = gradient * (estimate * gradient).sum() / gradient.square().sum()
     assert distance(estimate, aligned) > 0.05
 
@@ -334,7 +338,8 @@ def test_under_low_confidence_the_estimate_lacks_exactly_the_gradient_of_the_cho
     members = torch.cartesian_prod(torch.arange(len(paths)), torch.arange(len(paths)))
     estimate = expected_estimate(small, method(), rollout, probability[members].prod(-1))
 
-    # P(U_k | x_k, committed tokens): each other masked position got a proposal less confident than all that were committed.
+    # P(U_k | x_k, committed tokens): each other masked position got a proposal less confident than
+    # all that were committed.
     confidence = small.logprobs(1.0).detach()
     table = small.logprobs(small.temperature)
     log_choice = []
@@ -351,7 +356,7 @@ def test_under_low_confidence_the_estimate_lacks_exactly_the_gradient_of_the_cho
     committed = small.gather(table, [path.draws for path in paths])
     torch.testing.assert_close((committed + choice).exp().detach(), probability, **EXACT)
 
-    # The baseline is not free here: without the choice, the expected score is not zero.
+    # The baseline matters here: without the choice, the expected score function is not zero.
     reward = small.reward(paths)
     dropped = small.gradient((probability * (reward - (probability * reward).sum()) * choice).sum())
     gradient = small.grad_j()
@@ -367,7 +372,7 @@ def test_under_plackett_luce_the_order_term_makes_all_steps_exact_and_without_it
     torch.testing.assert_close(expected_estimate(small, method(), rollout, weight), gradient, **EXACT)
     without = expected_estimate(small, method(choice_term=False), rollout, weight)
     assert distance(without, gradient) > 0.05
-    # Adding what was left out, computed pick by pick, gives the gradient again.
+    # Adding the missing term, computed pick by pick, gives the gradient.
     paths = small.paths()
     probability, reward = small.probability(paths).detach(), small.reward(paths)
     picks = torch.stack([sum(map(small.pick_logprob, path.picks)) for path in paths])
@@ -379,20 +384,21 @@ def test_under_plackett_luce_the_order_term_makes_all_steps_exact_and_without_it
 
 
 def over_selection_draws(small, paths, num_selected, monkeypatch):
-    """Every selection that the two members' uniform draws can lead to, each with its probability; while one is yielded, it is the
-    selection."""
+    """Yield every selection of the two members' uniform draws with its probability; meanwhile it is
+    the selection in use."""
     entropy = torch.tensor([small.entropy(path) for path in paths], dtype=torch.float64)
     pi = inclusion_probability(entropy, torch.ones_like(entropy, dtype=torch.bool), num_selected)
-    # Systematic sampling: between two neighbouring edges, of any path, every path's selection is constant.
+    # Systematic sampling: between two neighbouring edges, of any path, every path's selection is
+    # constant.
     edges = torch.cat([pi.cumsum(-1).flatten() % 1.0, torch.tensor([0.0, 1.0])]).unique().tolist()
-    # One edge may come twice, rounded in two ways.
+    # One edge may occur twice, rounded in two ways.
     spans = [(low, high) for low, high in itertools.pairwise(edges) if high - low > 1e-12]
     for span in itertools.product(spans, repeat=2):
         draws = torch.tensor([(low + high) / 2 for low, high in span], dtype=torch.float64)
 
         def noise(seed, num_steps, draws=draws):
             by_row = draws.repeat(len(seed) // 2)
-            # Of a batch of two groups the second has a draw of its own, as it would in a run.
+            # The second of two groups in a batch has its own draw, as in a run.
             by_row[2 : 4 if len(seed) == 4 else 2] = 0.5
             return by_row.unsqueeze(-1).expand(-1, num_steps)
 
@@ -401,7 +407,8 @@ def over_selection_draws(small, paths, num_selected, monkeypatch):
 
 
 def with_kept_steps(rollout, chosen):
-    """The rollout with one-step completions of the selected steps only, as the sampler would have kept them."""
+    """Return the rollout with one-step completions of only the selected steps, as the sampler
+    stores them."""
     path = rollout.trajectory
     steps = selection.selected_path_steps(
         chosen.needs().selection, path.unmask_step, path.entropy, path.tokens == 99, path.seed, path.num_steps
@@ -433,7 +440,7 @@ def test_steps_sampled_by_entropy_with_inverse_weights_estimate_the_gradient(
     assert distance(unweighted, small.grad_j()) > 0.05, "without the weights it is biased"
 
 
-def test_a_gain_fitted_on_the_other_groups_leaves_the_expectation_alone_and_one_that_sees_its_own_does_not(toy):
+def test_a_gain_fitted_on_the_other_groups_is_unbiased_and_one_fitted_on_its_own_is_not(toy):
     small = toy(num_tokens=2, length=2, num_steps=2)
     rollout, weight = small.groups(small.paths(), 2, stepwise=True)
     chosen = method(gain="fitted")
@@ -459,14 +466,15 @@ def test_a_gain_fitted_on_the_other_groups_leaves_the_expectation_alone_and_one_
 
 
 def values_ahead(small, path):
-    """V of the state that each step leads to; after the last step, the reward."""
+    """Return V of the state after each step; after the last step, the reward."""
     values = [float(small.reward_table[small.greedy(path, k)]) for k in range(1, small.num_steps)]
     return [*values, float(small.reward_table[path.tokens])]
 
 
 @pytest.mark.parametrize("order", ["random", "left_to_right"])
 def test_telescoped_credit_estimates_the_gradient_of_the_value_one_step_ahead(toy, order):
-    # Σ_k E[(V(x_{k+1}) - c V(x_k)) ∇ log π_k]: the value of the next state in place of the reward, which is a bias.
+    # Σ_k E[(V(x_{k+1}) - c V(x_k)) ∇ log π_k]: the value of the next state in place of the reward,
+    # which is a bias.
     small = toy(order=order)
     paths = small.paths()
     rollout, weight = small.groups(paths, 2, stepwise=True)
@@ -476,7 +484,7 @@ def test_telescoped_credit_estimates_the_gradient_of_the_value_one_step_ahead(to
     assert distance(estimate, small.grad_j()) > 0.1
 
 
-def test_all_switches_of_unbiased_guidance_go_together(toy, monkeypatch):
+def test_all_options_of_unbiased_guidance_can_be_combined(toy, monkeypatch):
     small = toy(num_tokens=2, length=2, num_steps=2)
     paths = small.paths()
     rollout, weight = small.groups(paths, 2, stepwise=True)
@@ -503,8 +511,9 @@ def test_all_switches_of_unbiased_guidance_go_together(toy, monkeypatch):
 @pytest.mark.parametrize("stepwise_weight", [0.0, 0.5])
 @pytest.mark.parametrize(("baseline", "share"), [("leave_one_out", 1.0), ("group_mean", 0.5)])
 def test_all_steps_estimate_the_gradient_where_rows_may_end_early_too(toy, order, stepwise_weight, baseline, share):
-    # How many views a completion has then depends on its path: the estimate must not be divided by that, and a reward must
-    # be compared with those of all members, whether they have the slot or not.
+    # How many views a completion has then depends on its path: the estimate must not be divided by
+    # that, and a reward must be compared with those of all members, whether they have the slot or
+    # not.
     small = toy(eos=True, order=order)
     rollout, weight = small.groups(small.paths(), 2, stepwise=True)
     assert (rollout.trajectory.selected_step < 0).any()
@@ -515,7 +524,8 @@ def test_all_steps_estimate_the_gradient_where_rows_may_end_early_too(toy, order
 
 @pytest.mark.parametrize("order", ["random", "left_to_right"])
 def test_where_a_row_may_end_early_other_rules_lack_the_steps_after_its_last_text(toy, order):
-    # A step that committed nothing but EOS is a candidate only if a later one commits text, which looks into the future.
+    # A step that committed only EOS is a candidate only if a later one commits text, which lies in
+    # its future.
     small = toy(eos=True, order=order)
     paths = small.paths()
     eos = small.denoiser.eos_id
@@ -561,7 +571,8 @@ def test_the_trainers_gradient_is_that_of_the_mean_loss_over_completions_and_slo
     optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
     learner = Learner(accelerator, model, optimizer, FrozenCopy(reference, accelerator.device), recipe)
 
-    # The same by hand: 16 views, each step's log-probability and its KL to the reference read off the tables.
+    # The same by hand: 16 views, each step's log-probability and its KL to the reference read off
+    # the tables.
     table, other = small.logprobs(TEMPERATURE), Toy(reference, 2).logprobs(TEMPERATURE).detach()
     r = rollout.reward.view(2, 4)
     advantage = ((r - r.mean(1, keepdim=True)) * 4 / 3).flatten()

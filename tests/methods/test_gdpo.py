@@ -1,4 +1,5 @@
-"""GDPO: the masks at its nodes, the quadrature whose gradient it follows and how far that is from the ELBO's, its loss."""
+"""Tests of GDPO: the masks at its nodes, the gradient of its quadrature, its distance from the
+ELBO's, and its loss."""
 
 from __future__ import annotations
 
@@ -32,13 +33,13 @@ def bernoulli(mask, t):
 
 
 def node_weight(num_nodes):
-    """Weight of a set in the expectation: its probability at each node times w / t."""
+    """Return the weight of a set in the expectation: its probability at each node times w / t."""
     nodes, weights = (values.tolist() for values in gauss_legendre(num_nodes))
     return lambda count, n: sum(w / t * t**count * (1 - t) ** (n - count) for t, w in zip(nodes, weights, strict=True))
 
 
 def gains(small, paths, mask):
-    """[paths] Σ log p of the masked tokens given the others, with graph."""
+    """Return Σ log p of the masked tokens given the others, [paths], with graph."""
     table = small.logprobs(small.temperature)
     hidden = mask.nonzero().flatten().tolist()
     draws = []
@@ -75,14 +76,14 @@ def test_at_each_node_every_position_is_masked_with_the_probability_of_its_time(
     assert torch.equal(views.hidden, views.target)
 
 
-def test_tokens_that_were_given_are_never_masked(toy):
+def test_tokens_present_from_the_start_are_never_masked(toy):
     rollout = with_given(many(toy(), 2), 0, [1])
     views = GDPO(num_nodes=12).plan(rollout, torch.Generator().manual_seed(0))
     assert not views.hidden[views.row == 0][:, 1].any()
     assert views.hidden[views.row == 1][:, 1].any()
 
 
-# What it estimates
+# Expectation
 
 
 @pytest.mark.parametrize(("baseline", "share"), [("leave_one_out", 1.0), ("group_mean", 0.5)])
@@ -102,7 +103,8 @@ def test_one_node_gives_the_gradient_of_half_masked_completions_and_not_of_the_e
     rollout, weight = small.groups(paths, 2)
     method = GDPO(beta=0.0, baseline="leave_one_out")
     estimate = expected_gradient(small, method, rollout, weight, views=all_views(rollout, node_weight(1)))
-    # One node is t = 1/2 with weight 1: each of 8 sets equally likely, its sum divided by 1/2.
+    # One node is t = 1/2 with weight 1: each of 8 sets is equally likely, and its sum is divided by
+    # 1/2.
     half_masked = torch.stack([gains(small, paths, mask) for mask in all_masks(3)]).sum(0) / 8 / 0.5
     advantage = against_the_mean(small, paths)
     pinned = weighted_elbo_gradient(small, paths, advantage, half_masked) / small.L
@@ -128,12 +130,13 @@ def test_the_bias_shrinks_with_the_nodes_until_half_as_many_as_positions_are_exa
 
 
 def inputs(new, old, advantage, reference=None):
-    """Return the inputs of two completions of three tokens: one view each that hides all tokens, with weight 2."""
+    """Return the inputs of two completions of three tokens: one view each that hides all tokens,
+    with weight 2."""
     new = torch.tensor(new, dtype=torch.float64, requires_grad=True)
     return make_inputs(new, old=old, advantage=advantage, reference=reference, weight=2.0)
 
 
-def test_the_ratio_is_of_whole_elbos_and_the_length_divides_outside_the_clip():
+def test_the_ratio_is_that_of_whole_elbos_and_the_length_divides_outside_the_clip():
     # ELBOs 0.6 apart: exp(0.6) = 1.82, past 1.5, where ESPO's ratio per position would be 1.22.
     given = inputs([[0.1] * 3] * 2, [[0.0] * 3] * 2, [1.0, -1.0])
     output = GDPO(beta=0.0).loss(given)

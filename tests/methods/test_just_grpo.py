@@ -1,4 +1,5 @@
-"""JustGRPO: the exact gradient of the left-to-right sampler, and what dividing by the deviation makes of it."""
+"""Tests of JustGRPO: the exact gradient of the left-to-right sampler, and the effect of dividing by
+the deviation."""
 
 from __future__ import annotations
 
@@ -20,7 +21,8 @@ EXACT = {"rtol": 0.0, "atol": 1e-10}
 
 
 def estimate(small, baseline):
-    """The expected gradient, with the weights 1 / L in float64: 1/3 is 1e-8 off in the plan's float32."""
+    """Return the expected gradient with weights 1 / L in float64; in the plan's float32, 1/3 is off
+    by 1e-8."""
     rollout, weight = small.groups(small.paths(), 2)
     chosen = JustGRPO(baseline=baseline)
     views = chosen.plan(rollout, torch.Generator())
@@ -30,7 +32,8 @@ def estimate(small, baseline):
 
 
 def autoregressive_gradient(small):
-    """∇ Σ_y r(y) Π_t p(y_t | y_<t), the completion's own tokens before t and masks after."""
+    """Compute ∇ Σ_y r(y) Π_t p(y_t | y_<t), with the completion's tokens before t and masks after
+    it."""
     table = small.logprobs(small.temperature)
     total = torch.zeros((), dtype=torch.float64)
     for tokens in itertools.product(range(small.V), repeat=small.L):
@@ -56,7 +59,7 @@ def test_the_defaults_are_the_published_settings():
 
 
 @pytest.mark.parametrize("wrong", [{"order": "random"}, {"num_steps": 4}])
-def test_another_order_or_more_than_one_token_a_step_is_refused(wrong):
+def test_another_order_or_more_than_one_token_per_step_is_refused(wrong):
     settings = {"max_completion_length": 8, "num_steps": 8, "order": "left_to_right"}
     JustGRPO().check(SamplerConfig(**settings), 2)
     with pytest.raises(ConfigError, match=r"Set sampler\.order = left_to_right and sampler\.num_steps = 8\."):
@@ -65,7 +68,7 @@ def test_another_order_or_more_than_one_token_a_step_is_refused(wrong):
         JustGRPO().check(SamplerConfig(**settings), 1)
 
 
-def test_each_view_asks_for_one_token_given_those_before_it(toy):
+def test_each_view_has_one_target_given_the_tokens_before_it(toy):
     small = toy(eos=True, order="left_to_right")
     ended = next(path for path in small.paths() if path.when == (0, 1, 3))
     whole = next(path for path in small.paths() if path.when == (0, 1, 2))
@@ -89,13 +92,14 @@ def test_completions_that_end_early_are_exact_too(toy):
     torch.testing.assert_close(estimate(small, "leave_one_out"), small.grad_j() / small.L, **EXACT)
 
 
-def test_rollouts_in_another_order_do_not_pass(toy):
+def test_rollouts_in_another_order_are_biased(toy):
     small = toy(order="random")
     assert distance(estimate(small, "leave_one_out"), autoregressive_gradient(small) / small.L) > 0.5
 
 
-def test_dividing_by_the_deviation_gives_the_gradient_of_winning_against_another_completion(toy):
-    # In a group of two, (r - mean) / s is the sign of the difference over √2, but for the floor of 1e-4.
+def test_dividing_by_the_deviation_gives_the_gradient_of_beating_another_completion(toy):
+    # In a group of two, (r - mean) / s is the sign of the difference over √2, up to the floor of
+    # 1e-4.
     small = toy(order="left_to_right")
     paths = small.paths()
     reward, probability = small.reward(paths), small.probability(paths).detach()
@@ -111,7 +115,7 @@ def test_dividing_by_the_deviation_gives_the_gradient_of_winning_against_another
     assert distance(found, aligned) == pytest.approx(0.459, abs=0.001)
 
 
-def test_the_ratio_of_each_token_is_clipped_by_itself():
+def test_the_ratio_of_each_token_is_clipped_separately():
     given = make_inputs(
         [[0.3, 0.0], [0.1, 0.0]], old=torch.zeros(2, 2), row=[0, 0], target=[[True, False]] * 2, weight=0.5
     )

@@ -1,4 +1,5 @@
-"""Mask-aware policy gradients: tokens and positions as actions, over all segments and over some."""
+"""Tests of mask-aware policy gradients: tokens and positions as actions, over all segments and over
+some."""
 
 from __future__ import annotations
 
@@ -35,7 +36,8 @@ def method(num_segments=0, num_sampled=9, **options):
 
 
 def estimate(small, method, views=None, rollout=None, weight=None):
-    """The expected gradient, over all segments where no views are given, with weights in float64."""
+    """Return the expected gradient with weights in float64, over all segments if no views are
+    given."""
     if rollout is None:
         rollout, weight = small.groups(small.paths(), 2)
     if views is None:
@@ -46,7 +48,8 @@ def estimate(small, method, views=None, rollout=None, weight=None):
 
 
 def merged_gradient(small, num_segments):
-    """Tokens and positions of a segment in the state before it, action by action, without a plan or a replay: two gradients."""
+    """Return two gradients, of tokens and positions of segments in the state before them, computed
+    action by action."""
     paths = small.paths()
     table = small.logprobs(small.temperature)
     probability, reward = small.probability(paths).detach(), small.reward(paths)
@@ -88,7 +91,7 @@ def test_the_defaults_are_the_published_settings():
     assert not MaskAware.separable
 
 
-def test_what_does_not_go_together_is_refused():
+def test_settings_that_do_not_fit_together_are_refused():
     sampler = SamplerConfig(max_completion_length=8, num_steps=4, order="plackett_luce")
     small = {"num_segments": 3, "num_sampled": 2}
     MaskAware(**small).check(sampler, 2)
@@ -108,10 +111,10 @@ def test_what_does_not_go_together_is_refused():
 # Plan
 
 
-def test_each_completion_reads_m_of_the_segments_that_committed_something_each_equally_likely(toy):
+def test_each_completion_uses_m_of_its_nonempty_segments_each_equally_likely(toy):
     small = toy(num_tokens=2, length=4, num_steps=4, **ORDER)
     path = small.trajectory([small.paths()[0]] * 3)
-    # Four segments, three segments, and one token that was not given.
+    # Four segments, three segments, and one token that was not present from the start.
     when = torch.tensor([[0, 1, 2, 3], [2, 0, 4, 1], [-1, 4, 4, 0]], dtype=torch.int32)
     rollout = Rollout(replace(path, unmask_step=when), 3, torch.zeros(3))
     seen: dict[int, dict[tuple, int]] = {0: {}, 1: {}, 2: {}}
@@ -133,7 +136,7 @@ def test_each_completion_reads_m_of_the_segments_that_committed_something_each_e
         assert all(abs(count - expected) < 5 * expected**0.5 for count in seen[row].values())
 
 
-# What it estimates
+# Expectation
 
 
 @pytest.mark.parametrize(
@@ -162,13 +165,13 @@ def test_without_either_ratio_it_is_not_the_gradient(toy):
 
 
 @pytest.mark.parametrize("num_sampled", [1, 2])
-def test_over_the_draws_of_segments_it_is_what_all_segments_give(toy, num_sampled):
+def test_over_the_draws_of_segments_it_equals_all_segments(toy, num_sampled):
     small = toy(**ORDER)
     rollout, weight = small.groups(small.paths(), 2)
     whole = method().plan(rollout, torch.Generator())
     step = rollout.trajectory.unmask_step[whole.row].masked_fill(~whole.target, 9).amin(-1)
     estimates = []
-    # At ratio one the gradient is a sum over views, so that all completions may read the same steps.
+    # At ratio one the gradient is a sum over views, so all completions may use the same steps.
     for chosen in itertools.combinations(range(3), num_sampled):
         part = whole.take(torch.isin(step, torch.tensor(chosen)))
         part = replace(part, weight=torch.full(part.weight.shape, 3 / num_sampled / small.L, dtype=torch.float64))
@@ -179,7 +182,7 @@ def test_over_the_draws_of_segments_it_is_what_all_segments_give(toy, num_sample
 
 
 @pytest.mark.parametrize(("num_segments", "away"), [(1, 1.544), (2, 0.983)])
-def test_with_fewer_segments_the_bias_is_that_of_reading_later_actions_in_an_earlier_state(toy, num_segments, away):
+def test_with_fewer_segments_the_bias_is_that_of_evaluating_later_actions_in_an_earlier_state(toy, num_segments, away):
     small = toy(**ORDER)
     found = estimate(small, method(num_segments=num_segments))
     torch.testing.assert_close(found, sum(merged_gradient(small, num_segments)), **EXACT)
@@ -189,7 +192,7 @@ def test_with_fewer_segments_the_bias_is_that_of_reading_later_actions_in_an_ear
 # Loss
 
 
-def test_tokens_and_positions_have_a_ratio_each_over_the_whole_completion_and_a_clip_of_their_own():
+def test_tokens_and_positions_have_separate_ratios_and_clips_over_the_whole_completion():
     new = torch.tensor([[0.1, 0.2], [0.4, 0.0], [-0.3, 0.0]], requires_grad=True)
     choice = torch.tensor([[0.5, 0.0], [0.1, 0.0], [0.2, 0.0]], requires_grad=True)
     given = make_inputs(
@@ -204,7 +207,8 @@ def test_tokens_and_positions_have_a_ratio_each_over_the_whole_completion_and_a_
     )
     bounds = {"epsilon": 0.3, "epsilon_high": 0.3, "position_epsilon": 0.1, "position_epsilon_high": 0.5}
     output = MaskAware(**bounds).loss(given)
-    # Log-ratios of tokens 0.25 and -0.6, of positions 0.275 and 0.4; exp(0.275) = 1.317, exp(-0.6) = 0.549.
+    # Log-ratios of tokens 0.25 and -0.6, of positions 0.275 and 0.4; exp(0.275) = 1.317, exp(-0.6)
+    # = 0.549.
     up, down, first, second = torch.tensor([0.25, -0.6, 0.275, 0.4]).exp()
     torch.testing.assert_close(output.loss, torch.stack([-2 * (up + first), torch.tensor(0.7) + second]))
     assert output.metrics["clip_ratio/region_mean"].tolist() == [0.0, 1.0]
@@ -221,7 +225,7 @@ def test_tokens_and_positions_have_a_ratio_each_over_the_whole_completion_and_a_
 
 
 def update(small, method, rollout, views_per_forward, learning_rate):
-    """Three updates by the trainer; the denoiser that was watched, and the metrics."""
+    """Run three updates by the trainer, and return the observed denoiser and the metrics."""
     recipe = TrainRecipe(
         task=Sudoku(),
         model="none",

@@ -1,4 +1,5 @@
-"""SPG: its block-wise views, its two bounds against exact likelihoods, and its expectation over all that its plan draws."""
+"""Tests of SPG: its block-wise views, its two bounds, and its expectation over all draws of the
+plan."""
 
 from __future__ import annotations
 
@@ -38,7 +39,7 @@ def test_the_defaults_are_the_published_settings():
 # Blocks
 
 
-def test_the_picked_block_is_masked_in_part_later_ones_whole_and_earlier_ones_not_at_all():
+def test_the_chosen_block_is_masked_in_part_later_ones_fully_and_earlier_ones_not_at_all():
     is_maskable = torch.arange(8) < torch.tensor([[8], [5], [1], [0]]).repeat(50, 1)
     masks, before = block_masks(is_maskable, 2, 7, torch.Generator().manual_seed(0))
     assert masks.shape == before.shape == (200, 7, 8)
@@ -57,8 +58,8 @@ def test_the_picked_block_is_masked_in_part_later_ones_whole_and_earlier_ones_no
             assert not mask.any()
 
 
-def test_blocks_are_picked_by_a_permutation_modulo_those_that_hold_something():
-    # Four blocks, three of which hold something: 0 and 3 both fall on block 0.
+def test_blocks_are_chosen_by_a_permutation_modulo_the_nonempty_ones():
+    # Four blocks, of which three are not empty: 0 and 3 both give block 0.
     is_maskable = (torch.arange(8) < 5).expand(6000, 8)
     masks, _ = block_masks(is_maskable, 2, 2, torch.Generator().manual_seed(1))
     picked = (torch.arange(8) // 2).expand(masks.shape).masked_fill(~masks, 9).amin(-1)
@@ -71,7 +72,8 @@ def test_blocks_are_picked_by_a_permutation_modulo_those_that_hold_something():
     assert chisquare(pairs, torch.full((9,), 6000 / 9).double(), sum_check=False).pvalue < 1e-6, (
         "the comparison can fail"
     )
-    # And inside: one or two of a full block with probability one half each, one of the block that holds one.
+    # Within a block: one or two positions of a full block with probability one half each, one of a
+    # block with one.
     first = masks[picked == 0]
     assert binomtest(int((first[:, :2].sum(-1) == 1).sum()), len(first), 0.5).pvalue > 1e-3
     alone = first[first[:, :2].sum(-1) == 1]
@@ -79,7 +81,7 @@ def test_blocks_are_picked_by_a_permutation_modulo_those_that_hold_something():
     assert masks[picked == 2][:, 4].all()
 
 
-def test_block_masks_says_what_it_cannot_do():
+def test_block_masks_refuses_invalid_arguments():
     with pytest.raises(ValueError, match="block_length >= 1 and num_draws >= 1; got 0 and 1"):
         block_masks(torch.ones(1, 2, dtype=torch.bool), 0, 1, torch.Generator())
 
@@ -88,7 +90,8 @@ def test_block_masks_says_what_it_cannot_do():
 
 
 def synthetic(toy, num_rows=1500):
-    """Rows of six positions in blocks of two: padding before the prompt, every other row ends after four positions."""
+    """Return rows of six positions in blocks of two, with padded prompts; every other row ends
+    after four positions."""
     small = toy()
     path = small.trajectory([small.paths()[0]] * num_rows)
     tokens = torch.zeros(num_rows, 6, dtype=torch.long)
@@ -108,7 +111,7 @@ def synthetic(toy, num_rows=1500):
     return Rollout(path, 2, torch.rand(num_rows, generator=torch.Generator().manual_seed(0)))
 
 
-def test_the_plan_adds_noise_to_the_prompt_and_to_clean_blocks_and_hides_what_follows_the_end(toy):
+def test_the_plan_masks_some_of_the_prompt_and_clean_blocks_and_all_after_the_end(toy):
     rollout = synthetic(toy)
     plain = SPG(noise_ratio=0.0).plan(rollout, torch.Generator().manual_seed(0))
     assert not plain.prompt_hidden.any()
@@ -119,7 +122,7 @@ def test_the_plan_adds_noise_to_the_prompt_and_to_clean_blocks_and_hides_what_fo
     assert views.hidden[short, 4:].all()
     assert not views.target[short, 4:].any()
     assert torch.equal(views.hidden[:, :4], views.target[:, :4])
-    # The draw of the blocks comes first, so that what is masked beyond the plain plan is the noise.
+    # The blocks are drawn first, so positions masked beyond the plain plan are the noise.
     noise = views.target & ~plain.target
     assert torch.equal(noise | plain.target, views.target)
     block = torch.arange(6) // 2
@@ -132,7 +135,7 @@ def test_the_plan_adds_noise_to_the_prompt_and_to_clean_blocks_and_hides_what_fo
     assert binomtest(int(views.prompt_hidden[:, 2:].sum()), 9000, 0.17).pvalue < 1e-3, "the comparison can fail"
 
 
-def test_given_tokens_stay_visible_and_are_no_targets(toy):
+def test_tokens_present_from_the_start_stay_visible_and_are_not_targets(toy):
     rollout = synthetic(toy, 60)
     when = rollout.trajectory.unmask_step.clone()
     when[:, 1] = GIVEN
@@ -145,15 +148,16 @@ def test_given_tokens_stay_visible_and_are_no_targets(toy):
 
 
 def every_view(small, paths):
-    """[paths, 9, 3] log-probabilities and masks: for L = 3 nine views, equally likely, are counts uniform on {1..3} and sets
-    uniform among those of a count."""
+    """Return [paths, 9, 3] log-probabilities and masks. For L = 3, nine equally likely views are
+    uniform counts and sets."""
     masks = [mask for mask in all_masks(3)[1:] for _ in range(3 if mask.all() else 1)]
     logprob = torch.stack([token_logprobs(small, paths, mask) for mask in masks], dim=1)
     return logprob, torch.stack(masks).expand(logprob.shape)
 
 
 def completions(toy, **options):
-    """One path for each completion, the exact log-probability of the completion, and its ELBO."""
+    """Return one path for each completion, the exact log-probability of the completion, and its
+    ELBO."""
     small = toy(num_tokens=2, **options)
     paths = small.paths()
     mass: dict[tuple[int, ...], float] = {}
@@ -171,12 +175,12 @@ def upper(logprob, masks, power):
 
 
 @pytest.mark.parametrize("temperature", [0.7, 1.5])
-def test_over_all_views_the_bounds_hold_the_likelihood_between_them(toy, temperature):
+def test_over_all_views_the_likelihood_is_between_the_bounds(toy, temperature):
     _, _, exact, elbo, logprob, masks = completions(toy, temperature=temperature)
     assert len(exact) == 8
     assert float(exact.exp().sum()) == pytest.approx(1, abs=1e-12)
     assert (elbo < exact).all()
-    # Hölder: for β of the number of tokens and above.
+    # Hölder: for β of at least the number of tokens.
     for power in (3.0, 6.0):
         assert (upper(logprob, masks, power) > exact).all()
     powers = [upper(logprob, masks, power) for power in (1e-6, 0.5, 1.0, 1.5, 3.0, 6.0)]
@@ -185,7 +189,7 @@ def test_over_all_views_the_bounds_hold_the_likelihood_between_them(toy, tempera
         assert (high > low).all()
 
 
-def test_at_the_released_power_it_bounds_the_elbo_and_not_always_the_likelihood(table_denoiser, toy):
+def test_at_the_released_power_it_bounds_the_elbo_but_not_always_the_likelihood(table_denoiser, toy):
     _, _, exact, elbo, logprob, masks = completions(toy)
     assert (upper(logprob, masks, 1.5) > elbo).all()
     below = upper(logprob, masks, 1.0) < exact
@@ -193,7 +197,7 @@ def test_at_the_released_power_it_bounds_the_elbo_and_not_always_the_likelihood(
     assert not below.all()
 
 
-def test_the_bound_is_the_formula_token_by_token_and_leaves_out_tokens_that_no_view_masks():
+def test_the_bound_equals_the_formula_and_excludes_tokens_that_no_view_masks():
     generator = torch.Generator().manual_seed(0)
     logprob = -2 * torch.rand(5, 3, 6, generator=generator, dtype=torch.float64)
     masks = torch.rand(5, 3, 6, generator=generator) < 0.4
@@ -223,11 +227,12 @@ def test_the_bound_is_the_formula_token_by_token_and_leaves_out_tokens_that_no_v
         evidence_upper_bound(logprob, masks, num_tokens, 0.0)
 
 
-# What it estimates
+# Expectation
 
 
 def picks(length, block_length):
-    """[(probability, mask)] of one draw of each block: counts uniform, sets uniform among those of a count; then later blocks."""
+    """Return [(probability, mask)] of one draw of each block: uniform counts and sets, with later
+    blocks masked."""
     blocks = []
     for start in range(0, length, block_length):
         draws = []
@@ -240,7 +245,8 @@ def picks(length, block_length):
 
 
 def pairs_of_views(length, block_length):
-    """[(probability, (first, second))] of a completion's two views: a permutation of the blocks, modulo all of them."""
+    """Return [(probability, (first, second))] of a completion's two views: a permutation of the
+    blocks, modulo all of them."""
     blocks = picks(length, block_length)
     orders = list(itertools.permutations(range(len(blocks)), 2)) or [(0, 0)]
     return [
@@ -262,7 +268,8 @@ def with_views(rollout, masks):
 
 
 def by_sign(small, paths, length, block_length, mixture, power):
-    """[paths] the expected ELBO and the expected mixture per token, by their formulas, with graph."""
+    """Return the expected ELBO and the expected mixture per token by their formulas, [paths] each,
+    with graph."""
     lower, mixed = 0.0, 0.0
     for chance, masks in pairs_of_views(length, block_length):
         each = [token_logprobs(small, paths, mask) for mask in masks]
@@ -278,7 +285,8 @@ def by_sign(small, paths, length, block_length, mixture, power):
 
 
 def signed_gradient(small, paths, positive, negative):
-    """∇ E[A+ · positive + A- · negative] over pairs of paths, A = (r - r')/2 the group-mean advantage."""
+    """Compute ∇ E[A+ · positive + A- · negative] over pairs of paths, with the group-mean advantage
+    A = (r - r')/2."""
     probability, reward = small.probability(paths).detach(), small.reward(paths)
     advantage = (reward.unsqueeze(1) - reward) / 2
     pair = probability.unsqueeze(1) * probability
@@ -321,7 +329,8 @@ def test_in_one_block_without_mixture_it_is_the_elbos_gradient_per_token(toy):
 
 
 def test_with_one_view_the_upper_bound_has_the_gradient_of_the_lower_one(toy):
-    # The logarithm undoes the power, and what is left of 1/t is a constant: what makes the sandwich is the second view.
+    # The logarithm cancels the power, and 1/t becomes a constant, so the sandwich needs a second
+    # view.
     small = toy(num_tokens=2, order="left_to_right")
     rollout, weight = small.groups(small.paths(), 2)
     for mask in all_masks(3)[1:]:
@@ -339,7 +348,7 @@ def test_with_one_view_the_upper_bound_has_the_gradient_of_the_lower_one(toy):
 # Loss
 
 
-def test_a_completion_counts_in_proportion_to_its_tokens_and_a_zero_advantage_for_nothing():
+def test_a_completion_counts_in_proportion_to_its_tokens_and_not_at_all_with_zero_advantage():
     new = torch.tensor(
         [[-1.0, 0.0, 0.0], [-1.0, -2.0, 0.0], [0.0, -3.0, -1.0], [-1.0, 0.0, 0.0], [0.0] * 3, [-1.0, 0.0, 0.0]]
     )
@@ -353,8 +362,9 @@ def test_a_completion_counts_in_proportion_to_its_tokens_and_a_zero_advantage_fo
         advantage=[2.0, 2.0, -1.0, -1.0, 0.0, 0.0],
     )
     output = SPG(mixture=1.0, eubo_power=1.0).loss(given)
-    # 6 tokens in 3 completions: 2, 3 and 1 over a mean of 2. ELBOs -1.25, -1.5; pooled in the second, token by token:
-    # 1/2 of p over the share of masked tokens, which is 2/3 for its first view and 1/3 for the second.
+    # 6 tokens in 3 completions: 2, 3 and 1 over a mean of 2. ELBOs -1.25, -1.5; pooled in the
+    # second, token by token: 1/2 of p over the share of masked tokens, which is 2/3 for its first
+    # view and 1/3 for the second.
     first = 2.0 * 1.25 * 2 / 2
     pooled = [math.log(math.exp(-1.0) * 3 / 2), math.log(math.exp(-3.0) * 3 / 4), math.log(math.exp(-1.0) * 3 / 4)]
     second = sum(pooled) / 3 * 3 / 2

@@ -1,4 +1,5 @@
-"""StepMerge and its settings TraceRL and CJ-GRPO: the segments, and what reading a segment in one state comes to."""
+"""Tests of StepMerge, TraceRL and CJ-GRPO: the segments, and the bias of evaluating a segment in
+one state."""
 
 from __future__ import annotations
 
@@ -23,7 +24,8 @@ def method(num_segments, **options):
 
 
 def estimate(small, method):
-    """The expected gradient, with the weights 1 / L in float64: 1/3 is 1e-8 off in the plan's float32."""
+    """Return the expected gradient with weights 1 / L in float64; in the plan's float32, 1/3 is off
+    by 1e-8."""
     rollout, weight = small.groups(small.paths(), 2)
     views = method.plan(rollout, torch.Generator())
     torch.testing.assert_close(views.weight, torch.full_like(views.weight, 1 / small.L))
@@ -32,7 +34,7 @@ def estimate(small, method):
 
 
 def merged_gradient(small, num_segments):
-    """Σ_τ p(τ) (r - E r) Σ_i ∇ log p(x_i | state before i's segment) / L, token by token, without a plan or a replay."""
+    """Compute Σ_τ p(τ) (r - E r) Σ_i ∇ log p(x_i | state before i's segment) / L, token by token."""
     paths = small.paths()
     table = small.logprobs(small.temperature)
     probability, reward = small.probability(paths).detach(), small.reward(paths)
@@ -98,7 +100,7 @@ def test_more_segments_than_steps_are_refused():
 # Plan
 
 
-def test_a_segments_tokens_are_read_in_the_state_before_its_first_step(toy):
+def test_the_tokens_of_a_segment_are_evaluated_in_the_state_before_its_first_step(toy):
     small = toy(length=6, num_tokens=2, num_steps=5)
     path = small.trajectory([small.paths()[0]] * 2)
     # Steps 0, 1, 2 and 3, 4; the second row began with two tokens and ended after its second step.
@@ -120,7 +122,7 @@ def test_every_sampled_token_is_a_target_once(toy, num_segments):
     assert (views.hidden | ~views.target).all()
 
 
-# What it estimates
+# Expectation
 
 
 @pytest.mark.parametrize("num_segments", [0, 3])
@@ -137,7 +139,7 @@ def test_with_every_step_a_segment_it_is_the_policy_gradient_over_the_length(toy
 
 
 @pytest.mark.parametrize("num_steps", [3, 2])
-def test_under_plackett_luce_it_counts_the_choice_of_positions(toy, num_steps):
+def test_under_plackett_luce_it_includes_the_position_choice(toy, num_steps):
     small = toy(order="plackett_luce", num_steps=num_steps)
     found = estimate(small, method(0))
     torch.testing.assert_close(found, small.grad_j() / small.L, **EXACT)
@@ -148,7 +150,7 @@ def test_under_plackett_luce_it_counts_the_choice_of_positions(toy, num_steps):
     assert distance(tokens_alone, found) > 0.05
 
 
-def test_the_whole_replay_has_an_entry_of_its_own(toy):
+def test_the_whole_replay_is_a_method_of_the_table(toy):
     small = toy()
     torch.testing.assert_close(estimate(small, CJGRPO(beta=0.0)), 0.5 * small.grad_j() / small.L, **EXACT)
 
@@ -171,9 +173,7 @@ def test_with_one_segment_it_is_the_mean_field_gradient_of_diffu_grpo_without_pr
     [({}, (2.414, 1.759, 0)), ({"eos": True}, (2.304, 1.880, 0)), ({"order": "left_to_right"}, (0.603, 0.126, 0))],
     ids=str,
 )
-def test_the_bias_is_that_of_reading_later_tokens_in_an_earlier_state_and_shrinks_with_the_segments(
-    toy, options, expected
-):
+def test_the_bias_of_evaluating_later_tokens_in_an_earlier_state_shrinks_with_the_segments(toy, options, expected):
     small = toy(**options)
     gradient = small.grad_j() / small.L
     away = []
@@ -184,8 +184,8 @@ def test_the_bias_is_that_of_reading_later_tokens_in_an_earlier_state_and_shrink
     assert away == pytest.approx(expected, abs=0.001)
 
 
-def test_dividing_by_the_deviation_gives_the_gradient_of_winning_against_another_completion(toy):
-    # In a group of two, (r - mean) / s is the sign of the difference but for the floor of 1e-4.
+def test_dividing_by_the_deviation_gives_the_gradient_of_beating_another_completion(toy):
+    # In a group of two, (r - mean) / s is the sign of the difference, up to the floor of 1e-4.
     small = toy()
     paths = small.paths()
     reward, probability = small.reward(paths), small.probability(paths).detach()
@@ -216,7 +216,7 @@ def test_the_kl_is_to_the_reference_or_to_the_old_policy_token_by_token(kl_to, g
     torch.testing.assert_close(output.metrics["kl"], d.exp() - d - 1)
 
 
-def test_a_kl_to_the_old_policy_does_nothing_at_the_first_update():
+def test_a_kl_to_the_old_policy_has_no_effect_at_the_first_update():
     given = inputs([[-1.0, -0.4, 0.0]], [[-1.0, -0.4, 0.0]], [[-0.3, -0.7, 0.0]])
     TraceRL(beta=5.0).loss(given).loss.sum().backward()
     assert given.new.grad.tolist() == [[-1.0, -1.0, 0.0]]

@@ -1,4 +1,5 @@
-"""Losses that are not a sum over views: two passes give the update of one graph, with the memory of one chunk."""
+"""Losses that are not a sum over views: two passes give the update of one graph, with the memory of
+one chunk."""
 
 from __future__ import annotations
 
@@ -33,7 +34,7 @@ NUM_ITERATIONS = 3
 
 
 def update(small, reference, method, rollout, views_per_forward, learning_rate=1.0):
-    """The events of the trainer's own update, and its metrics; the table is changed."""
+    """Return the events of the trainer's update and its metrics; the table changes."""
     accelerator = Accelerator()
     recipe = TrainRecipe(
         task=Sudoku(),
@@ -55,7 +56,7 @@ def update(small, reference, method, rollout, views_per_forward, learning_rate=1
 
 @pytest.mark.parametrize("method", METHODS, ids=repr)
 @pytest.mark.parametrize("views_per_forward", [1, 5, 1000])
-def test_the_update_is_that_of_one_graph_over_fresh_views_and_no_graph_outlives_its_chunk(
+def test_the_update_equals_that_of_one_graph_over_new_views_and_no_graph_outlives_its_chunk(
     toy, table_denoiser, method, views_per_forward
 ):
     small = toy(num_tokens=2, length=4, num_steps=2)
@@ -82,7 +83,7 @@ def test_the_update_is_that_of_one_graph_over_fresh_views_and_no_graph_outlives_
 
 
 def test_the_comparison_can_fail(toy, table_denoiser):
-    # A loss of each chunk by itself, which the two passes are there to avoid, is another one.
+    # A separate loss for each chunk, which the two passes avoid, is different.
     small = toy(num_tokens=2, length=4, num_steps=2)
     reference, rollout = another(small, table_denoiser), many(small, 8, group_size=4)
     method = ESPO(beta=0.3)

@@ -1,4 +1,4 @@
-"""UniGRPO: its masks, its expectation, and the bias of the mean over masked tokens."""
+"""Tests of UniGRPO: its masks, its expectation, and the bias of the mean over masked tokens."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def many(toy, num_rows, **options):
     return small, Rollout(path, 2, torch.rand(num_rows, generator=torch.Generator().manual_seed(0)))
 
 
-def test_masked_tokens_are_the_targets_and_what_follows_the_first_eos_is_hidden(toy):
+def test_masked_tokens_are_the_targets_and_all_after_the_first_eos_is_masked(toy):
     small, rollout = many(toy, 324, eos=True)
     views = UniGRPO(num_views=2).plan(rollout, torch.Generator().manual_seed(0))
     valid = scored(small, [small.paths()[b % len(small.paths())] for b in range(324)]).repeat_interleave(2, dim=0)
@@ -79,7 +79,7 @@ def test_the_ratios_of_a_completions_views_are_evenly_spaced_and_each_is_uniform
         assert kstest(place[:, m].numpy(), "uniform").pvalue > 1e-3
     gaps = place.sort(-1).values.diff(dim=-1)
     torch.testing.assert_close(gaps, torch.full_like(gaps, 0.25), rtol=0, atol=1e-5)
-    # And each token is masked with its view's probability: one half in the mean over all.
+    # Each token is masked with the probability of its view: one half in the mean over all.
     for column in range(3):
         assert binomtest(int(views.target[:, column].sum()), 8000, 0.5).pvalue > 1e-3
     near = seen[0] > 0.8
@@ -87,7 +87,7 @@ def test_the_ratios_of_a_completions_views_are_evenly_spaced_and_each_is_uniform
     assert binomtest(int(views.target[near, 0].sum()), int(near.sum()), 0.7).pvalue < 1e-3, "the comparison can fail"
 
 
-# What it estimates
+# Expectation
 
 
 def with_mask(rollout, mask, weight):
@@ -103,7 +103,8 @@ def with_mask(rollout, mask, weight):
 
 
 def over_masks(small, rollout, weight, weight_of, low=0.1, high=0.9):
-    """E over masks of the estimate, for ratios uniform over a range, by Gauss's rule of two nodes: exact for a cubic."""
+    """Return the expectation over masks, for uniform ratios, by Gauss's rule with two nodes, which
+    is exact for a cubic."""
     total = 0.0
     for sign in (-1, 1):
         time = (low + high) / 2 + sign * (high - low) / 2 / 3**0.5
@@ -116,7 +117,7 @@ def over_masks(small, rollout, weight, weight_of, low=0.1, high=0.9):
 
 
 def expected_value(small, paths, weight_of):
-    """The same surrogate, straight from the table and with the integral over the ratio in closed form."""
+    """Compute the same surrogate from the table, with the integral over the ratio in closed form."""
     total = 0.0
     for mask in all_masks(3)[1:]:
         count = int(mask.sum())
@@ -143,7 +144,7 @@ def test_it_estimates_the_gradient_of_the_mean_over_masked_tokens(toy, options):
 
 
 def elbo(small, paths):
-    """[paths] Σ_l E_{|S| = l}[Σ_S log p] / l, with graph."""
+    """Compute Σ_l E_{|S| = l}[Σ_S log p] / l, [paths], with graph."""
     total = 0.0
     for mask in all_masks(3)[1:]:
         count = int(mask.sum())
@@ -151,8 +152,8 @@ def elbo(small, paths):
     return total
 
 
-def test_with_ratios_from_0_to_1_it_is_the_elbos_gradient_over_the_number_of_tokens_and_one(toy):
-    # Every count from 0 to L is then as likely as every other, and the empty set gives nothing.
+def test_with_ratios_from_0_to_1_it_is_the_elbos_gradient_over_the_number_of_tokens_plus_one(toy):
+    # Every count from 0 to L is then equally likely, and the empty set contributes nothing.
     small = toy(num_tokens=2)
     paths = small.paths()
     estimate = over_masks(small, *small.groups(paths, 2), lambda count: 1 / count, 0.0, 1.0)
@@ -187,19 +188,21 @@ def test_a_mean_over_masked_tokens_favours_the_tokens_of_short_completions_and_t
     assert distance(estimate, aligned) > 0.05
 
 
-def test_that_is_neither_the_policy_gradient_nor_the_elbos_by_this_much(toy):
+def test_the_distances_from_the_policy_gradient_and_the_elbos_gradient_are_known(toy):
     small = toy(num_tokens=2)
     paths = small.paths()
     estimate = surrogate_gradient(small, paths, expected_value(small, paths, lambda count: 1 / count))
     gradient = small.grad_j()
 
     def off(target):
-        """Distance from the nearest multiple of `target`: what no learning rate mends."""
+        """Return the distance from the nearest multiple of `target`, which no learning rate can
+        remove."""
         aligned = target * (estimate * target).sum() / target.square().sum()
         return distance(estimate, aligned)
 
     assert off(gradient) == pytest.approx(1.324413, rel=1e-5)
-    # With ratios over (0, 1), 1 / count is the weight of the ELBO but for the number of tokens; the range is the difference.
+    # With ratios over (0, 1), 1 / count is the weight of the ELBO up to the number of tokens; the
+    # range makes the difference.
     assert off(surrogate_gradient(small, paths, elbo(small, paths))) == pytest.approx(0.147718, rel=1e-5)
     assert off(estimate) < 1e-12, "the measure itself"
 
@@ -207,7 +210,7 @@ def test_that_is_neither_the_policy_gradient_nor_the_elbos_by_this_much(toy):
 # Loss
 
 
-def test_each_masked_token_has_a_ratio_and_a_clip_of_its_own():
+def test_each_masked_token_has_its_own_ratio_and_clip():
     generator = torch.Generator().manual_seed(0)
     target = torch.rand(4, 5, generator=generator) < 0.6
     new, old, reference = (-3 * torch.rand(4, 5, generator=generator, dtype=torch.float64) for _ in range(3))
@@ -229,7 +232,7 @@ def test_each_masked_token_has_a_ratio_and_a_clip_of_its_own():
 # In the trainer
 
 
-def test_the_ratio_is_one_at_the_first_update_and_each_pass_has_masks_of_its_own(lively, tmp_path, monkeypatch):
+def test_the_ratio_is_one_at_the_first_update_and_each_pass_has_its_own_masks(lively, tmp_path, monkeypatch):
     plans, plan = [], UniGRPO.plan
 
     def recorded(self, rollout, generator):
@@ -244,7 +247,7 @@ def test_the_ratio_is_one_at_the_first_update_and_each_pass_has_masks_of_its_own
     assert len({tuple(views.target.flatten().tolist()) for views in plans}) == 3
 
 
-def test_chunks_of_views_give_the_gradient_of_the_whole(lively, tmp_path):
+def test_chunks_of_views_give_the_whole_gradient(lively, tmp_path):
     update = OneUpdate(lively, tmp_path)
     rollout = update.rollout(update.recipe(METHOD))
     method = METHOD.model_copy(update={"num_views": 3})

@@ -1,4 +1,5 @@
-"""VRPO: its pairs, its masks, the gradient at the reference, the bias of a noisy margin, and what shared noise is for."""
+"""Tests of VRPO: pairs, masks, the gradient at the reference, the bias of a noisy margin, and
+shared noise."""
 
 from __future__ import annotations
 
@@ -21,7 +22,8 @@ from unmask.sampling import LogprobSettings, view_logprobs
 
 
 def plain(count, n):
-    """Weight of a set in the expectation over one draw: 1/n for its count, then uniform among those of its size; n/l."""
+    """Return the weight of a set in the expectation over one draw: 1/n for its count, uniform in
+    its size; n/l."""
     return 1 / n / math.comb(n, count) * n / count
 
 
@@ -46,13 +48,13 @@ def test_the_best_completion_of_a_group_is_paired_with_the_worst(toy):
     rollout = many(toy(), 12, group_size=4)
     reward = torch.tensor([0.1, 0.9, 0.0, 0.3] + [0.5] * 4 + [0.0, 0.0, 1.0, 1.0])
     rollout = replace(rollout, reward=reward)
-    # Between equals the first one counts; a group of equals has no pair.
+    # In a tie the first one counts; a group of equal rewards has no pair.
     assert VRPO().advantage(rollout).tolist() == [0, 1, -1, 0] + [0] * 4 + [-1, 0, 1, 0]
     views = VRPO(num_samples=5).plan(rollout, torch.Generator().manual_seed(0))
     assert torch.bincount(views.row, minlength=12).tolist() == [0, 5, 5, 0] + [0] * 4 + [5, 0, 5, 0]
 
 
-def test_where_no_group_has_a_pair_there_is_nothing_to_read(toy):
+def test_without_pairs_there_are_no_views(toy):
     rollout = replace(many(toy(), 4), reward=torch.ones(4))
     assert len(VRPO().plan(rollout, torch.Generator())) == 0
 
@@ -66,7 +68,7 @@ def test_each_count_gets_one_set_and_counts_are_spread_evenly(toy):
     assert torch.equal(views.hidden, views.target)
 
 
-# What it estimates
+# Expectation
 
 
 @pytest.mark.parametrize("group_size", [2, 3])
@@ -90,7 +92,7 @@ def test_at_the_reference_its_gradient_is_half_beta_times_that_of_the_difference
     stated = 0.15 * small.gradient(total)
     assert stated.norm() > 1e-3
     torch.testing.assert_close(estimate, stated, **EXACT)
-    # Neither the policy gradient nor a multiple of it.
+    # It is neither the policy gradient nor a multiple of it.
     gradient = small.grad_j()
     aligned = gradient * (estimate * gradient).sum() / gradient.square().sum()
     assert distance(estimate, aligned) > 0.1
@@ -105,7 +107,7 @@ def test_elsewhere_its_loss_is_above_that_of_the_exact_elbos_by_a_known_amount(t
     chance = [0.25, 0.25, 0.5]
 
     def difference(path, mask):
-        """(L/l) Σ of log-ratios at the masked positions, from the tables."""
+        """Compute (L/l) Σ of log-ratios at the masked positions, from the tables."""
         hidden = mask.nonzero().flatten().tolist()
         state = small.index([small.V if i in hidden else token for i, token in enumerate(path.tokens)])
         new, ref = (
@@ -138,7 +140,7 @@ def test_with_shared_masks_the_margin_at_the_reference_is_zero_without_noise(toy
     assert output.metrics["dpo/margin"].tolist() == [0.0, 0.0]
     assert output.loss.tolist() == pytest.approx([4 * math.log(2)] * 2)
 
-    # The control: the reference read from masks of its own.
+    # Negative control: the reference has other masks.
     scoring, path = LogprobSettings.of(rollout.trajectory, "sampling"), rollout.trajectory
     others = method.plan(rollout, torch.Generator().manual_seed(1))
     elbo = [
@@ -148,7 +150,7 @@ def test_with_shared_masks_the_margin_at_the_reference_is_zero_without_noise(toy
     assert (elbo[0] - elbo[1]).abs().max() > 1
 
 
-def test_the_accuracy_counts_pairs_whose_better_one_gained_more(toy, table_denoiser):
+def test_the_accuracy_counts_pairs_whose_better_completion_gained_more(toy, table_denoiser):
     small = toy(num_tokens=2, length=4, num_steps=2)
     reference = another(small, table_denoiser)
     rollout = replace(many(small, 40, group_size=4), reward=torch.arange(40.0))

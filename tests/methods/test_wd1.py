@@ -1,4 +1,4 @@
-"""wd1: its weights, its expectation, and what of diffu-GRPO it leaves out."""
+"""Tests of wd1: its weights, its expectation, and the differences from diffu-GRPO."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def test_the_advantage_is_the_difference_of_two_softmaxes_over_the_group(scale):
     assert advantage.abs().max() < 4
 
 
-def test_a_constant_added_changes_no_weight_and_equal_rewards_give_none():
+def test_an_added_constant_changes_no_weight_and_equal_rewards_have_zero_weight():
     reward = torch.tensor([0.3, 0.1, 0.9, 0.9, 0.9, 0.9])
     torch.testing.assert_close(softmax_advantage(reward, 3), softmax_advantage(reward + 100, 3), rtol=0, atol=1e-4)
     assert softmax_advantage(reward, 3)[3:].tolist() == [0.0, 0.0, 0.0]
@@ -49,7 +49,7 @@ def test_a_constant_added_changes_no_weight_and_equal_rewards_give_none():
         softmax_advantage(reward, 4)
 
 
-def test_for_rewards_that_differ_little_it_is_twice_the_group_advantage():
+def test_for_small_differences_of_rewards_it_is_twice_the_group_advantage():
     reward = torch.tensor([0.0, 1.0, 0.5, 0.2], dtype=torch.float64)
     small = softmax_advantage(1e-5 * reward, 4) / 1e-5
     torch.testing.assert_close(small, 2 * (reward - reward.mean()), rtol=0, atol=1e-5)
@@ -59,7 +59,7 @@ def test_for_rewards_that_differ_little_it_is_twice_the_group_advantage():
 # Plan and loss
 
 
-def test_every_scored_token_counts_the_same_however_long_the_batch_is(toy):
+def test_every_scored_token_has_the_same_weight_in_any_batch(toy):
     small = toy(eos=True)
     rollout, _ = small.groups(small.paths()[::9], 2)
     views = PLAIN.plan(rollout, torch.Generator())
@@ -85,7 +85,7 @@ def test_the_loss_has_no_ratio():
     assert given.new.grad.tolist() == [[-2.0, -2.0], [4.0, 4.0]]
 
 
-# What it estimates
+# Expectation
 
 
 @pytest.mark.parametrize("options", [{}, {"order": "left_to_right"}, {"eos": True}], ids=str)
@@ -111,12 +111,13 @@ def test_its_bias_against_the_policy_gradient_is_that_of_the_mean_field_and_that
     assert distance(estimate, gradient) == pytest.approx(2.302383, rel=1e-6)
     linear = surrogate_gradient(small, paths, token_logprobs(small, paths, [True] * 3).sum(-1))
     assert distance(estimate, linear) == pytest.approx(0.047478, rel=1e-5)
-    # Rewards of a tenth of the size: the gradient is not a tenth, but the weights come near 2 (r - r̄) = r - r'.
+    # Rewards of a tenth of the size: the gradient is not a tenth, but the weights approach 2
+    # (r - r̄) = r - r'.
     tenth = expected_gradient(small, PLAIN, Rollout(rollout.trajectory, 2, rollout.reward / 10), weight)
     assert distance(10 * tenth, linear) < 0.02 * distance(estimate, linear)
 
 
-def test_the_expectation_is_over_every_masking_of_the_prompt(table_denoiser):
+def test_the_expectation_is_over_every_mask_of_the_prompt(table_denoiser):
     small = PromptToy(table_denoiser(2, 3, 99, seed=0), num_steps=3)
     paths = small.paths()
     rollout, weight = small.groups(paths, 2)

@@ -1,4 +1,4 @@
-"""A reward that random weights can tell completions apart by."""
+"""A reward that differs between completions of random weights."""
 
 from __future__ import annotations
 
@@ -9,5 +9,5 @@ from unmask.rewards import per_completion
 
 @per_completion
 def plainness(prompts: list[Any], completions: list[str], **columns: Any) -> list[float]:
-    """Fewer distinct characters are better."""
+    """Return a reward that falls with the number of distinct characters."""
     return [-float(len(set(text))) for text in completions]

@@ -1,4 +1,5 @@
-"""LoRA: which modules it reaches, that nothing changes at first, on and off, saving, merging, and a reference of its own."""
+"""Tests of LoRA: adapted modules, initial values, switching off, saving, merging, and the
+reference."""
 
 from __future__ import annotations
 
@@ -36,7 +37,7 @@ def logits(denoiser: Denoiser) -> Tensor:
     return denoiser(IDS, None, EVERYWHERE)
 
 
-def test_every_family_of_the_table_is_adapted_here() -> None:
+def test_this_file_adapts_every_family() -> None:
     assert CONFIGS.keys() == NATIVE_CLASSES.keys() == LINEARS.keys()
 
 
@@ -44,7 +45,7 @@ def test_every_family_of_the_table_is_adapted_here() -> None:
 
 
 @pytest.mark.parametrize("name", NATIVE_CLASSES)
-def test_all_linear_is_every_linear_map_of_the_trunk_and_not_the_head(name: str) -> None:
+def test_all_linear_adapts_every_linear_layer_of_the_trunk_but_not_the_head(name: str) -> None:
     denoiser = build(name)
     found = target_modules(denoiser, LORA)
     assert sorted({target.rpartition(".")[2] for target in found}) == LINEARS[name]
@@ -64,7 +65,7 @@ def test_all_linear_is_every_linear_map_of_the_trunk_and_not_the_head(name: str)
     )
 
 
-def test_named_targets_are_those_and_no_others() -> None:
+def test_named_targets_adapt_only_these_modules() -> None:
     denoiser = build()
     adapters = Adapters(denoiser, LoraConfig(r=3, targets=("q_proj", "layers.1.mlp.up_proj")))
     assert sorted({key.split(".lora_")[0] for key, _ in adapters.parameters()}) == [
@@ -75,8 +76,8 @@ def test_named_targets_are_those_and_no_others() -> None:
 
 
 @pytest.mark.parametrize("targets", [("ff_out",), ("q_proj", "ff_out"), ("proj",), ("embed_tokens",)], ids=str)
-def test_a_target_that_no_linear_module_has_is_an_error_that_lists_those_there_are(targets: tuple[str, ...]) -> None:
-    # LLaDA's own name of its attention output: peft, given it beside names that match, says nothing.
+def test_a_target_that_matches_no_linear_module_is_an_error_that_lists_the_modules(targets: tuple[str, ...]) -> None:
+    # LLaDA's own name of its attention output, which peft accepts silently beside names that match.
     with pytest.raises(ConfigError) as caught:
         Adapters(build(), LoraConfig(targets=targets))
     assert f'"{targets[-1]}"' in str(caught.value)
@@ -84,7 +85,7 @@ def test_a_target_that_no_linear_module_has_is_an_error_that_lists_those_there_a
 
 
 def test_a_tied_head_cannot_be_adapted_apart_from_the_embeddings() -> None:
-    with pytest.raises(ConfigError, match="also the embeddings'"):
+    with pytest.raises(ConfigError, match="shares its weights with the embeddings"):
         Adapters(build("LlamaForCausalLM"), LoraConfig(targets=("lm_head",)))
     untied = Adapters(build("Qwen2ForCausalLM"), LoraConfig(targets=("lm_head",)))
     assert [key for key, _ in untied.parameters()] == [
@@ -110,7 +111,7 @@ def test_nothing_changes_until_the_adapters_are_trained(name: str) -> None:
     assert torch.equal(logits(denoiser), changed)
 
 
-def test_the_seed_decides_the_first_weights_and_the_global_generator_is_left_alone() -> None:
+def test_the_seed_determines_the_initial_weights_without_the_global_generator() -> None:
     before = torch.random.get_rng_state()
     a, b, c = (
         dict(Adapters(build(), LORA, seed).parameters())["model.layers.0.mlp.up_proj.lora_A.default.weight"]
@@ -121,7 +122,7 @@ def test_the_seed_decides_the_first_weights_and_the_global_generator_is_left_alo
     assert torch.equal(torch.random.get_rng_state(), before)
 
 
-def test_after_a_look_without_adapters_the_same_weights_are_trained_as_before() -> None:
+def test_training_continues_with_the_same_weights_after_a_pass_without_adapters() -> None:
     denoiser = build()
     adapters = Adapters(denoiser, LORA)
     adapters.add_reference()
@@ -139,10 +140,10 @@ def test_adapters_of_bfloat16_weights_are_float32() -> None:
     assert logits(build(dtype=torch.bfloat16)).dtype == torch.bfloat16
 
 
-# --- a reference of its own ---
+# --- the reference ---
 
 
-def test_the_reference_stays_until_it_is_moved_and_then_is_where_the_policy_was() -> None:
+def test_the_reference_changes_only_when_it_is_moved() -> None:
     denoiser = build()
     adapters = Adapters(denoiser, LORA)
     adapters.add_reference()
@@ -194,7 +195,7 @@ def test_final_is_a_plain_checkpoint_and_peft_finds_the_adapter_in_it(name: str,
     facts = json.loads((tmp_path / "final" / "adapter" / "adapter_config.json").read_text())
     assert (facts["r"], facts["lora_alpha"]) == (3, 6.0)
     assert facts["base_model_name_or_path"] == str(tmp_path / "base")
-    # What peft's own merge makes of it.
+    # The result of peft's own merge.
     theirs = adapted.merge_and_unload().state_dict()
     ours = plain.backbone.state_dict()
     assert theirs.keys() == ours.keys()
@@ -202,7 +203,7 @@ def test_final_is_a_plain_checkpoint_and_peft_finds_the_adapter_in_it(name: str,
         torch.testing.assert_close(ours[key], value, rtol=0, atol=1e-6)
 
 
-def test_an_adapter_is_merged_into_the_model_that_it_names_or_another(tmp_path: Path) -> None:
+def test_an_adapter_is_merged_into_its_base_model_or_a_given_one(tmp_path: Path) -> None:
     denoiser = build()
     save_model(denoiser, TOKENIZER, tmp_path / "base")
     adapters = Adapters(denoiser, LORA, base=str(tmp_path / "base"))
@@ -217,7 +218,7 @@ def test_an_adapter_is_merged_into_the_model_that_it_names_or_another(tmp_path: 
     with pytest.raises(ModelError, match="no folder") as moved:
         merge_adapter(tmp_path / "adapter", tmp_path / "third")
     assert moved.value.__notes__ == [
-        f"{tmp_path / 'base'} is the model that the adapter names; if it is elsewhere by now, name it with --base."
+        f"{tmp_path / 'base'} is the model that the adapter names. If the model has moved, name it with --base."
     ]
     (tmp_path / "adapter" / "adapter_config.json").write_text("{")
     with pytest.raises(ModelError, match="cannot be read as JSON"):
@@ -232,7 +233,7 @@ def test_an_adapter_of_another_model_is_refused(tmp_path: Path) -> None:
         Adapters.load(build(), tmp_path)
 
 
-def test_what_is_saved_is_loaded_bit_for_bit(tmp_path: Path) -> None:
+def test_a_saved_adapter_loads_bit_for_bit(tmp_path: Path) -> None:
     denoiser, other = build(), build()
     adapters = Adapters(denoiser, LORA)
     train_by_hand(adapters)
@@ -245,7 +246,7 @@ def test_what_is_saved_is_loaded_bit_for_bit(tmp_path: Path) -> None:
         assert torch.equal(a, b)
 
 
-def test_the_global_generator_has_no_part(tmp_path: Path) -> None:
+def test_the_global_generator_is_not_used(tmp_path: Path) -> None:
     before = torch.get_rng_state()
     adapters = Adapters(build(), LORA)
     adapters.add_reference()
@@ -275,12 +276,10 @@ def test_a_transposed_and_a_plain_layer_merge_each_in_its_own_way(tmp_path: Path
     ],
     ids=lambda options: next(iter(options)),
 )
-def test_an_adapter_that_is_more_than_two_matrices_is_refused_rather_than_merged_in_part(
-    options: dict, tmp_path: Path
-) -> None:
+def test_an_adapter_with_more_than_two_matrices_is_refused(options: dict, tmp_path: Path) -> None:
     theirs = peft.LoraConfig(**({"r": 2, "target_modules": ["q_proj"]} | options))
     peft.PeftModel(build("Qwen2ForCausalLM").backbone, theirs).save_pretrained(tmp_path)
-    with pytest.raises(ModelError, match=r"more than LoRA's two matrices, such as .*merge_and_unload"):
+    with pytest.raises(ModelError, match=r"other than LoRA's two matrices, such as .*merge_and_unload"):
         Adapters.load(build("Qwen2ForCausalLM"), tmp_path)
 
 
@@ -333,12 +332,12 @@ def test_merge_takes_an_adapter_a_model_folder_or_a_run(tmp_path: Path, capsys: 
     assert not (tmp_path / "x").exists()
 
 
-def test_merge_says_what_a_folder_without_an_adapter_holds(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_merge_describes_a_folder_without_an_adapter(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     save_model(build(), TOKENIZER, tmp_path / "plain")
     (tmp_path / "begun" / "checkpoints").mkdir(parents=True)
     (tmp_path / "empty").mkdir()
     for source, said in {
-        "plain": "a plain checkpoint, without an adapter",
+        "plain": "a plain checkpoint without an adapter",
         "begun": "a run that has not ended",
         "empty": "holds no adapter",
         "nothing": "there is no folder",

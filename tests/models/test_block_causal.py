@@ -1,4 +1,5 @@
-"""Block-causal attention, and the exactness of what is kept of finished blocks: logits to 1e-5, trajectories the same."""
+"""Tests of block-causal attention and of the exact cache of finished blocks: logits to 1e-5, equal
+trajectories."""
 
 from __future__ import annotations
 
@@ -23,7 +24,7 @@ L, P = 12, 7
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """An SDAR mini, converted: blocks of four."""
+    """Return a converted SDAR mini with blocks of four."""
     place = tmp_path_factory.mktemp("sdar")
     convert(mini_checkpoint("sdar", place / "original"), place / "native")
     return place / "native"
@@ -45,7 +46,7 @@ def everywhere(ids):
 
 
 class Unblocked(nn.Module):
-    """The same model without saying that it is block-causal: everything is recomputed at every step, at full width."""
+    """Return the same model without its block length, so that every step recomputes all columns."""
 
     def __init__(self, denoiser):
         super().__init__()
@@ -61,7 +62,8 @@ class Unblocked(nn.Module):
 
 
 def brute_force_mask(length, block_length, is_real):
-    """Position by position: a key is seen if it is real and in the query's own block or before it; all see themselves."""
+    """Build the mask by a loop: a query attends to real keys of its own and earlier blocks, and to
+    itself."""
     seen = torch.zeros(length, length, dtype=torch.bool)
     for q in range(length):
         for k in range(length):
@@ -71,7 +73,7 @@ def brute_force_mask(length, block_length, is_real):
 
 
 @pytest.mark.parametrize(("length", "block_length"), [(12, 4), (11, 4), (5, 2), (6, 6), (3, 8)])
-def test_the_mask_is_that_of_a_loop_over_positions(length, block_length):
+def test_the_mask_equals_that_of_a_loop_over_positions(length, block_length):
     is_real = torch.arange(length) >= 2
     for start in (0, length // 2):
         whole = block_causal_mask(length, block_length, is_real[None], start, torch.float32, torch.device("cpu"))
@@ -81,7 +83,7 @@ def test_the_mask_is_that_of_a_loop_over_positions(length, block_length):
 
 
 @torch.no_grad()
-def test_a_position_sees_its_own_block_and_those_before_it_and_no_later_one(sdar):
+def test_a_position_attends_to_its_own_and_earlier_blocks_only(sdar):
     ids = random_ids(1, L)
     base = sdar(ids, None, everywhere(ids))
     for changed in range(L):
@@ -92,7 +94,7 @@ def test_a_position_sees_its_own_block_and_those_before_it_and_no_later_one(sdar
 
 
 @torch.no_grad()
-def test_a_left_padded_row_is_the_row_alone(sdar):
+def test_a_left_padded_row_equals_the_unpadded_row(sdar):
     ids = random_ids(3, L + P)
     for width in (1, 4, 9):
         wide, mask = pad(ids, (width, 0), value=7), pad(torch.ones_like(ids, dtype=torch.bool), (width, 0))
@@ -115,7 +117,8 @@ def test_a_padded_batch_is_finite_and_near_in_half_precision(sdar):
 
 @torch.no_grad()
 def test_a_boolean_mask_would_leak_padding_under_eager(folder):
-    """Why the mask is additive: eager adds True and False to the scores as 1 and 0."""
+    """Eager attention adds True and False to the scores as 1 and 0, which is why the mask is
+    additive."""
     denoiser, _ = load_model(folder)
     denoiser.backbone.set_attn_implementation("eager")
     ids = random_ids(1, 8)
@@ -131,7 +134,7 @@ def test_a_boolean_mask_would_leak_padding_under_eager(folder):
 
 @pytest.mark.parametrize("padded", [0, 3])
 @torch.no_grad()
-def test_logits_with_a_prefix_are_those_of_the_whole_sequence(sdar, padded):
+def test_logits_with_a_prefix_equal_those_of_the_whole_sequence(sdar, padded):
     ids = random_ids(4, padded + P + L)
     mask = (torch.arange(ids.shape[1]) >= padded * (torch.arange(4) % 2).unsqueeze(-1)) if padded else None
     prompt = padded + P
@@ -152,7 +155,7 @@ def test_logits_with_a_prefix_are_those_of_the_whole_sequence(sdar, padded):
 
 
 @torch.no_grad()
-def test_a_shifted_head_is_asked_at_the_last_column_of_the_prefix(sdar):
+def test_a_shifted_head_uses_the_last_column_of_the_prefix(sdar):
     sdar.backbone.config.logit_shift = True
     shifted = Denoiser(sdar.backbone, sdar.mask_id, sdar.eos_id, sdar.pad_id).eval()
     sdar.backbone.config.logit_shift = False
@@ -165,7 +168,7 @@ def test_a_shifted_head_is_asked_at_the_last_column_of_the_prefix(sdar):
 
 
 def test_a_bidirectional_model_has_no_prefix(lively):
-    with pytest.raises(ValueError, match="it has no exact prefix"):
+    with pytest.raises(ValueError, match="has no exact prefix"):
         lively(random_ids(1, 6) % 9, None, torch.zeros(1, 1, dtype=torch.long), prefix=PrefixCache(), cache_until=2)
 
 
@@ -191,13 +194,13 @@ SETTINGS = {
 
 @pytest.mark.parametrize("options", SETTINGS.values(), ids=SETTINGS)
 @pytest.mark.parametrize("branches", [False, True])
-def test_trajectories_are_those_of_full_recomputation(sdar, options, branches):
+def test_trajectories_equal_those_of_full_recomputation(sdar, options, branches):
     sampler = SamplerConfig(
         **({"max_completion_length": L, "num_steps": 6, "block_length": 4, "order": "random"} | options)
     )
     prompt = random_ids(8, P, seed=1)
     mask = torch.arange(P) >= torch.arange(8).unsqueeze(-1) % 3
-    # An end in the middle of a block for some rows, so that rows leave, and one that starts with a block given.
+    # Some rows end in the middle of a block, and one starts with a block present.
     completion = torch.full((8, L), sdar.mask_id)
     completion[1, 5] = completion[2, 1] = sdar.eos_id
     completion[3, :4] = 17
@@ -225,23 +228,24 @@ def test_every_column_of_prompt_and_finished_blocks_is_run_once(sdar, monkeypatc
         return run(*args, input_ids=input_ids, **kwargs)
 
     monkeypatch.setattr(sdar.backbone.base_model, "forward", counted)
-    # No token is the end, so all rows stay to the last step.
+    # No token is EOS, so all rows run to the last step.
     monkeypatch.setattr(sdar, "eos_id", -1)
     denoise(sdar, prompt, torch.ones_like(prompt, dtype=torch.bool), sampler, torch.arange(5))
-    # Two steps a block: the first also runs what has become final, the prompt or the block before.
+    # Two steps per block: the first also runs the columns that became final, the prompt or the
+    # previous block.
     assert columns == [5 * n for n in (P + 4, 4, 8, 4, 8, 4)]
 
 
-def test_the_benchmark_compares_what_is_the_same():
+def test_the_benchmark_compares_equal_trajectories():
     row = blocks.compare(blocks.model(), prompt_length=8, length=8)
     assert row[:3] == ["8", "8", "4"]
     assert float(row[-1]) < 1e-5
 
 
-# Scoring
+# Log-probabilities
 
 
-def test_the_log_probabilities_of_a_replay_are_those_of_the_rollout(sdar):
+def test_replayed_log_probabilities_equal_those_of_the_rollout(sdar):
     sampler = SamplerConfig(max_completion_length=L, num_steps=6, block_length=4, order="random", temperature=0.9)
     prompt = random_ids(6, P)
     mask = torch.arange(P) >= torch.arange(6).unsqueeze(-1) % 3
@@ -262,7 +266,7 @@ def test_gradients_go_through_the_mask(sdar):
     sdar.zero_grad()
 
 
-def test_checkpointed_gradients_are_the_plain_ones(folder):
+def test_checkpointed_gradients_equal_the_plain_ones(folder):
     ids = random_ids(2, P + L)
     gradients = []
     for checkpointed in (False, True):
@@ -275,7 +279,7 @@ def test_checkpointed_gradients_are_the_plain_ones(folder):
     assert any(one.abs().max() > 1e-4 for one in gradients[0])
 
 
-# What is refused
+# Refused models and settings
 
 
 @pytest.mark.parametrize(
@@ -298,7 +302,7 @@ def test_a_model_that_is_causal_within_its_blocks_is_refused(folder, tmp_path, m
         "unmask.models.denoiser.block_causal_mask",
         lambda length, block, mask, start, dtype, device: block_causal_mask(length, 1, mask, start, dtype, device),
     )
-    with pytest.raises(ModelError, match="is causal: a change of the last token does not reach"):
+    with pytest.raises(ModelError, match="is causal: the first logits do not depend on the last token"):
         load_model(folder)
 
 

@@ -1,4 +1,5 @@
-"""Gradient checkpointing: the same gradients from less that is kept, in evaluation mode, where transformers' own is silent."""
+"""Tests of gradient checkpointing: equal gradients with fewer stored activations, in evaluation
+mode too."""
 
 from __future__ import annotations
 
@@ -21,7 +22,7 @@ def gradients(denoiser: Denoiser) -> dict[str, Tensor]:
 
 
 class Kept:
-    """Bytes that autograd is asked to keep, weights aside."""
+    """Return the number of bytes that autograd stores, without weights."""
 
     def __init__(self, denoiser: Denoiser) -> None:
         self.weights = {p.untyped_storage().data_ptr() for p in denoiser.parameters()}
@@ -44,7 +45,7 @@ class Kept:
 
 @pytest.mark.parametrize("with_adapters", [False, True], ids=["all weights", "adapters"])
 @pytest.mark.parametrize("name", NATIVE_CLASSES)
-def test_gradients_are_the_same_and_less_is_kept(name: str, with_adapters: bool) -> None:
+def test_gradients_are_equal_and_fewer_activations_are_stored(name: str, with_adapters: bool) -> None:
     found = []
     for checkpointed in (False, True):
         denoiser = build(name)
@@ -63,7 +64,7 @@ def test_gradients_are_the_same_and_less_is_kept(name: str, with_adapters: bool)
     for key, value in plain.items():
         torch.testing.assert_close(again[key], value, rtol=1e-6, atol=1e-6)
     assert little < 0.7 * much
-    # Negative control: a hundredth more in one weight shows.
+    # Negative control: a change of one weight by a hundredth is detected.
     with torch.no_grad():
         matrices = [p for p in denoiser.parameters() if p.requires_grad and p.dim() == 2]
         matrices[len(matrices) // 2].view(-1)[0] += 0.01
@@ -71,7 +72,7 @@ def test_gradients_are_the_same_and_less_is_kept(name: str, with_adapters: bool)
     assert any((changed[key] - value).abs().max() > 1e-5 for key, value in plain.items())
 
 
-def test_peak_memory_falls_with_the_number_of_blocks_that_are_not_kept() -> None:
+def test_peak_memory_falls_with_the_number_of_recomputed_blocks() -> None:
     def peak(denoiser: Denoiser) -> int:
         ids = IDS.repeat(20, 1)
 
@@ -87,7 +88,7 @@ def test_peak_memory_falls_with_the_number_of_blocks_that_are_not_kept() -> None
     assert peak(checkpointed) < 0.75 * peak(plain)
 
 
-def test_no_block_is_in_training_mode_where_there_is_no_graph() -> None:
+def test_no_block_is_in_training_mode_without_a_graph() -> None:
     denoiser = build("BertForMaskedLM")
     denoiser.checkpoint_gradients()
     denoiser.eval()

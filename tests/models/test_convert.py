@@ -1,4 +1,5 @@
-"""Conversion: the fixtures' own logits, both directions exact, every fault of a checkpoint told before anything is written."""
+"""Tests of conversion: logits of the fixtures, exact conversion both ways, and faults reported
+before writing."""
 
 from __future__ import annotations
 
@@ -26,7 +27,7 @@ FIXTURES = {"llada": "llada-mini", "dream": "dream-mini"}
 
 @pytest.fixture(scope="module", params=MINIS)
 def mini(request, tmp_path_factory):
-    """Of each family: its name, its mini in the original layout, and that converted."""
+    """Yield the name of each family, its mini in the original layout, and the converted mini."""
     folder = tmp_path_factory.mktemp(request.param)
     source = mini_checkpoint(request.param, folder / "original")
     convert(source, folder / "native")
@@ -35,7 +36,7 @@ def mini(request, tmp_path_factory):
 
 @pytest.fixture
 def llada(tmp_path):
-    """A LLaDA mini, to be spoilt."""
+    """Return a LLaDA mini for a test to damage."""
     return mini_checkpoint("llada", tmp_path / "llada")
 
 
@@ -57,11 +58,11 @@ def logits(denoiser, ids):
 IDS = torch.randint(0, 96, (3, 12), generator=torch.Generator().manual_seed(0))
 
 
-# What the releases' own code says
+# Logits of the releases' own code
 
 
 @pytest.mark.parametrize("family", FIXTURES)
-def test_the_logits_are_those_of_the_familys_own_code(family, tmp_path):
+def test_the_logits_equal_those_of_the_familys_own_code(family, tmp_path):
     expected = load_file(DATA / FIXTURES[family] / "expected.safetensors")
     source = mini_checkpoint(family, tmp_path / "original")
     shutil.copy(DATA / FIXTURES[family] / "model.safetensors", source)
@@ -72,7 +73,7 @@ def test_the_logits_are_those_of_the_familys_own_code(family, tmp_path):
     everywhere = torch.arange(ids.shape[1]).expand(len(ids), -1)
     with torch.no_grad():
         if denoiser.logit_shift:
-            # What its head says at i is of i + 1; nothing is asked of position 0.
+            # Its head at i predicts i + 1, so position 0 is not compared.
             ours, theirs = denoiser(ids, None, everywhere[:, 1:]), theirs[:, :-1]
         else:
             ours = denoiser(ids, None, everywhere)
@@ -80,7 +81,7 @@ def test_the_logits_are_those_of_the_familys_own_code(family, tmp_path):
     torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-5)
 
 
-def test_a_llama_that_was_left_causal_would_not_give_them(tmp_path):
+def test_a_causal_llama_gives_other_logits(tmp_path):
     expected = load_file(DATA / "llada-mini" / "expected.safetensors")
     convert(mini_checkpoint("llada", tmp_path / "original"), tmp_path / "native")
     edit(tmp_path / "native" / "config.json", is_causal=True)
@@ -105,12 +106,13 @@ def test_a_converted_mini_loads_saves_and_loads_with_the_same_logits(mini, tmp_p
     save_model(denoiser, tokenizer, tmp_path / "saved")
     again, _ = load_model(tmp_path / "saved")
     assert torch.equal(logits(again, IDS), first)
-    # The names of the class itself: a loader that renames would have put the original's back.
+    # The names are those of the class; a loader that renames would have restored the original
+    # names.
     assert load_file(tmp_path / "saved" / "model.safetensors").keys() == load_file(native / "model.safetensors").keys()
     assert family_of(read(tmp_path / "saved" / "config.json")) == family_of(read(native / "config.json"))
 
 
-def test_converting_back_gives_the_releases_own_names_values_and_config(mini, tmp_path):
+def test_converting_back_restores_names_values_and_config(mini, tmp_path):
     name, source, native = mini
     if name not in OWN_LAYOUT:
         with pytest.raises(ModelError, match="has no layout other than the native one"):
@@ -121,7 +123,8 @@ def test_converting_back_gives_the_releases_own_names_values_and_config(mini, tm
     assert one.keys() == two.keys()
     assert all(torch.equal(one[key], two[key]) for key in one)
     was, now = read(source / "config.json"), read(tmp_path / "back" / "config.json")
-    # The minis say bfloat16 and hold float32, as the fixtures do; the rest says which library wrote the file.
+    # The minis declare bfloat16 and hold float32, like the fixtures; the other keys name the
+    # library that wrote the file.
     ignored = {"torch_dtype", "transformers_version", "_name_or_path", "pad_token_id"}
     assert {k: v for k, v in now.items() if k not in ignored} == {k: v for k, v in was.items() if k not in ignored}
     assert now["torch_dtype"] == "float32"
@@ -130,7 +133,7 @@ def test_converting_back_gives_the_releases_own_names_values_and_config(mini, tm
     assert all(torch.equal(weights[0][key], weights[1][key]) for key in weights[0])
 
 
-def test_no_code_of_a_checkpoint_runs_is_asked_for_or_is_carried(mini, tmp_path, monkeypatch, capfd):
+def test_code_of_a_checkpoint_is_never_run_offered_or_copied(mini, tmp_path, monkeypatch, capfd):
     _, source, native = mini
     monkeypatch.setattr(builtins, "input", lambda *_: "y")
     convert(source, tmp_path / "native")
@@ -142,7 +145,7 @@ def test_no_code_of_a_checkpoint_runs_is_asked_for_or_is_carried(mini, tmp_path,
         assert "auto_map" not in read(native / name)
 
 
-def test_the_poison_of_a_mini_would_be_noticed(tmp_path):
+def test_the_code_in_a_mini_would_be_noticed(tmp_path):
     folder = mini_checkpoint("llada", tmp_path)
     with pytest.raises(SystemExit, match="remote code ran"):
         exec((folder / "modeling_llada.py").read_text())
@@ -152,7 +155,7 @@ def test_the_poison_of_a_mini_would_be_noticed(tmp_path):
 def test_an_original_layout_is_refused_by_load_with_the_command_that_converts_it(name, tmp_path):
     source = mini_checkpoint(name, tmp_path / "original")
     command = rf"unmask convert {source} original-native$"
-    with pytest.raises(ModelError, match=f"points to code of its own.*unmask runs no remote code.*{command}"):
+    with pytest.raises(ModelError, match=f"refers to its own code.*unmask runs no remote code.*{command}"):
         load_model(source)
     edit(source / "config.json", auto_map=None)
     with pytest.raises(ModelError, match=f"is not in a native layout.*{command}"):
@@ -220,7 +223,7 @@ def test_a_stored_head_is_dropped_where_it_repeats_the_embedding_and_untied_wher
 # Options
 
 
-def test_blocks_are_what_the_option_the_config_or_the_family_says(tmp_path):
+def test_the_block_length_comes_from_the_option_the_config_or_the_family(tmp_path):
     source = mini_checkpoint("sdar", tmp_path / "original")
     for i, (block_size, option, expected) in enumerate([(8, None, 8), (None, None, 4), (8, 16, 16)]):
         edit(source / "config.json", block_size=block_size)
@@ -229,7 +232,7 @@ def test_blocks_are_what_the_option_the_config_or_the_family_says(tmp_path):
 
 
 @pytest.mark.parametrize(("kind", "option", "expected"), [("mdlm", None, None), ("bd3lm", None, 32), ("bd3lm", 8, 8)])
-def test_blocks_of_a_release_that_only_its_name_tells_are_known(kind, option, expected, tmp_path):
+def test_the_block_length_of_a_release_can_come_from_its_name(kind, option, expected, tmp_path):
     source = mini_checkpoint("a2d-qwen3", tmp_path / f"Qwen3-0.6B-diffusion-{kind}-v0.1")
     convert(source, tmp_path / "native", block_length=option)
     assert read(tmp_path / "native" / "config.json").get("block_length") == expected
@@ -283,7 +286,7 @@ def test_dreams_real_tokenizer_works_natively(tmp_path):
 
 
 def test_lladas_real_tokenizer_config_is_read_and_its_mask_declared(tmp_path):
-    """With a stand-in for the vocabulary, which is not at hand: the real special tokens at their real ids."""
+    """The vocabulary is a substitute, but the special tokens have their real ids."""
     from tokenizers import AddedToken, Tokenizer, models
 
     for file in (DATA / "llada-tokenizer-config").iterdir():
@@ -306,12 +309,13 @@ def test_lladas_real_tokenizer_config_without_its_vocabulary_is_a_clear_message(
     (llada / "tokenizer.json").unlink()
     shutil.copy(DATA / "llada-tokenizer-config" / "tokenizer_config.json", llada)
     with pytest.raises(
-        ModelError, match=r"has no tokenizer\.json.*GSAI-ML/LLaDA-8B-Base on the hub has it.*--tokenizer"
+        ModelError,
+        match=r"neither tokenizer\.json nor vocab\.json.*GSAI-ML/LLaDA-8B-Base on the hub has it.*--tokenizer",
     ):
         convert(llada, tmp_path / "native")
     assert not (tmp_path / "native").exists()
     other = mini_checkpoint("llada", tmp_path / "other")
-    # A folder of tokenizer files alone will do.
+    # A folder with only tokenizer files is enough.
     (other / "config.json").unlink()
     convert(llada, tmp_path / "native", tokenizer=other)
     _, tokenizer = load_model(tmp_path / "native")
@@ -329,7 +333,7 @@ def test_lladas_real_template_is_carried(llada, tmp_path):
 
 def test_a_tokenizer_of_another_model_is_refused(llada, tmp_path):
     edit(llada / "config.json", mask_token_id=7)
-    with pytest.raises(ModelError, match=r"mask_token_id: 7, and the tokenizer .* has <\|mdm_mask\|> at 126"):
+    with pytest.raises(ModelError, match=r"mask_token_id: 7, but the tokenizer .* has <\|mdm_mask\|> at 126"):
         convert(llada, tmp_path / "native")
     other = mini_checkpoint("a2d-qwen3", tmp_path / "other")
     with pytest.raises(ModelError, match=r"declares no eos_token|mask_token_id: 7"):
@@ -345,20 +349,20 @@ def test_a_tokenizer_larger_than_the_model_is_refused(tmp_path):
         convert(source, tmp_path / "native")
 
 
-# Faults: one message each, and nothing left behind
+# Faults: one message each, and no files left
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"block_type": "sequential"}, r"says block_type: 'sequential', and LlamaForCausalLM .* only .* with 'llama'"),
-        ({"alibi": True}, "says alibi: True"),
+        ({"block_type": "sequential"}, r"has block_type: 'sequential', but LlamaForCausalLM .* only with 'llama'"),
+        ({"alibi": True}, "has alibi: True"),
         ({"d_model": 32}, r"differs in shape: .* is \[128, 64\], not \[128, 32\]"),
         ({"n_layers": 3}, r"lacks model\.layers\.2"),
         ({"n_layers": 1}, r"has, beyond the native class, model\.layers\.1"),
         (
             {"architectures": ["FooLM"], "model_type": "foo"},
-            "FooLM, which is no known family. Known: llada, .*`unmask models`",
+            "FooLM, which belongs to no known family. Known: llada, .*`unmask models`",
         ),
     ],
 )
@@ -370,21 +374,21 @@ def test_a_config_that_does_not_fit_is_refused_before_anything_is_written(llada,
 
 
 @pytest.mark.parametrize("name", ["tiny", "a2d-qwen3"])
-def test_an_autoregressive_model_is_not_made_a_diffusion_model_by_converting(name, tmp_path):
+def test_conversion_refuses_an_autoregressive_model(name, tmp_path):
     convert(mini_checkpoint(name, tmp_path / "original"), tmp_path / "native")
     edit(tmp_path / "native" / "config.json", is_causal=None)
-    with pytest.raises(ModelError, match="is an autoregressive .*Converting makes no diffusion model of it"):
+    with pytest.raises(ModelError, match="is an autoregressive .*Conversion does not turn it into a diffusion model"):
         convert(tmp_path / "native", tmp_path / "again")
 
 
 def test_a_tensor_that_the_layout_does_not_know_is_named(llada, tmp_path):
     weights = load_file(llada / "model.safetensors")
     save_file(weights | {"model.transformer.wpe.weight": torch.zeros(2)}, llada / "model.safetensors")
-    with pytest.raises(ModelError, match=r"model\.transformer\.wpe\.weight is no tensor of LLaDA's own layout"):
+    with pytest.raises(ModelError, match=r"model\.transformer\.wpe\.weight is not a tensor of LLaDA's own layout"):
         convert(llada, tmp_path / "native")
 
 
-def test_other_tensors_beside_the_model_are_not_taken_for_it(llada, tmp_path):
+def test_other_tensors_beside_the_model_are_ignored(llada, tmp_path):
     save_file({"output.weight": torch.ones(2)}, llada / "consolidated.safetensors")
     convert(llada, tmp_path / "native")
     denoiser, _ = load_model(tmp_path / "native")
@@ -407,13 +411,13 @@ def test_frequencies_that_older_files_hold_are_left_out(llada, tmp_path):
     assert len(load_file(tmp_path / "native" / "model.safetensors")) == len(tensors)
 
 
-def test_pickled_weights_are_refused_with_a_way_out(llada, tmp_path):
+def test_pickled_weights_are_refused_with_a_remedy(llada, tmp_path):
     weights = load_file(llada / "model.safetensors")
     (llada / "model.safetensors").unlink()
     with pytest.raises(ModelError, match="holds no weights"):
         convert(llada, tmp_path / "native")
     torch.save(weights, llada / "pytorch_model.bin")
-    with pytest.raises(ModelError, match=r"pickled weights \(pytorch_model\.bin\).*safetensors only.*save_pretrained"):
+    with pytest.raises(ModelError, match=r"pickled weights \(pytorch_model\.bin\).*only safetensors.*save_pretrained"):
         convert(llada, tmp_path / "native")
 
 
@@ -434,10 +438,10 @@ def test_a_full_disk_is_noticed_before_and_while_writing(llada, tmp_path, monkey
     usage = shutil.disk_usage(tmp_path)
     with monkeypatch.context() as patched:
         patched.setattr(shutil, "disk_usage", lambda _: usage._replace(free=100_000))
-        with pytest.raises(ModelError, match=r"writes 0\.00 GB and .* has 0\.00 GB free. Make room"):
+        with pytest.raises(ModelError, match=r"writes 0\.00 GB, but .* has only 0\.00 GB free\. Free some space"):
             convert(llada, tmp_path / "native")
 
-    # As a disk that fills up while it is written: no file may grow beyond this.
+    # Imitates a disk that fills up during writing: no file may grow beyond this.
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, limits[1]))
     try:
@@ -452,8 +456,8 @@ def test_a_full_disk_is_noticed_before_and_while_writing(llada, tmp_path, monkey
     ("options", "message"),
     [
         ({"dtype": "int8"}, 'unknown dtype "int8". Available: float32, float16, bfloat16'),
-        ({"to": "original"}, "is in LLaDA's own layout already"),
-        ({"to": "dream"}, "is a LLaDA: it has no form as Dream"),
+        ({"to": "original"}, "is already in the layout of LLaDA"),
+        ({"to": "dream"}, "is a LLaDA, which cannot be written as Dream"),
         ({"to": "gguf"}, '--to "gguf" is neither native nor original nor a family. Families: llada, '),
     ],
 )
@@ -462,7 +466,7 @@ def test_options_that_do_not_fit_are_refused(llada, options, message, tmp_path):
         convert(llada, tmp_path / "native", **options)
 
 
-def test_a_path_that_is_not_there_and_a_hub_that_does_not_answer_are_told_apart(tmp_path, monkeypatch):
+def test_a_missing_path_and_an_unreachable_hub_have_different_messages(tmp_path, monkeypatch):
     import huggingface_hub
 
     asked, said = {}, []
@@ -475,8 +479,8 @@ def test_a_path_that_is_not_there_and_a_hub_that_does_not_answer_are_told_apart(
     with pytest.raises(ModelError, match="there is no folder"):
         convert(tmp_path / "a" / "b", tmp_path / "native")
     with pytest.raises(
-        ModelError, match=r"GSAI-ML/LLaDA-1\.5 is no folder here.*no network\n.*hf download GSAI-ML/LLaDA-1\.5"
+        ModelError, match=r"GSAI-ML/LLaDA-1\.5 is not a folder here.*no network\n.*hf download GSAI-ML/LLaDA-1\.5"
     ):
         convert("GSAI-ML/LLaDA-1.5", tmp_path / "native", tell=said.append)
-    assert said == ["fetching GSAI-ML/LLaDA-1.5 from the hub, what is not in its cache"]
+    assert said == ["downloading GSAI-ML/LLaDA-1.5 from the hub, unless it is in the cache"]
     assert not any("py" in pattern or "bin" in pattern for pattern in asked["GSAI-ML/LLaDA-1.5"])

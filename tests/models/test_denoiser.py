@@ -1,4 +1,5 @@
-"""The denoiser: logits where they are wanted, the shift of next-token heads, padding, and the check for causal models."""
+"""Tests of the denoiser: logits at requested positions, shifted heads, padding, and the check for
+causal models."""
 
 from __future__ import annotations
 
@@ -16,7 +17,7 @@ ALL = torch.arange(10).expand(4, -1)
 
 
 @torch.no_grad()
-def test_logits_at_wanted_positions_are_those_of_the_whole_sequence(lively):
+def test_logits_at_requested_positions_equal_those_of_the_whole_sequence(lively):
     wanted = torch.tensor([[9, 0], [3, 3], [1, 8], [5, 4]])
     full = lively.backbone(input_ids=IDS).logits
     assert full.shape == (4, 10, lively.vocab_size)
@@ -26,21 +27,21 @@ def test_logits_at_wanted_positions_are_those_of_the_whole_sequence(lively):
 
 
 @torch.no_grad()
-def test_a_shifted_head_at_one_position_speaks_of_the_next(lively):
+def test_a_shifted_head_at_one_position_predicts_the_next(lively):
     backbone = copy.deepcopy(lively.backbone)
     backbone.config.logit_shift = True
     shifted = Denoiser(backbone, lively.mask_id, lively.eos_id, lively.pad_id).eval()
     assert (lively.logit_shift, shifted.logit_shift) == (False, True)
     plain = lively(IDS, None, ALL)
     torch.testing.assert_close(shifted(IDS, None, ALL[:, 1:]), plain[:, :-1], rtol=0, atol=0)
-    # Nothing speaks of position 0; it gets what is said at position 0.
+    # No head predicts position 0, so it gets the output of its own column.
     torch.testing.assert_close(shifted(IDS, None, ALL[:, :1]), plain[:, :1], rtol=0, atol=0)
     check_bidirectional(shifted)
 
 
 @pytest.mark.parametrize("logit_shift", [False, True])
 @torch.no_grad()
-def test_a_left_padded_row_is_the_row_alone(lively, logit_shift):
+def test_a_left_padded_row_equals_the_unpadded_row(lively, logit_shift):
     backbone = copy.deepcopy(lively.backbone)
     backbone.config.logit_shift = logit_shift
     model = Denoiser(backbone, lively.mask_id, lively.eos_id, lively.pad_id).eval()
@@ -51,7 +52,7 @@ def test_a_left_padded_row_is_the_row_alone(lively, logit_shift):
 
 
 @torch.no_grad()
-def test_without_position_ids_the_padded_row_would_be_another(lively):
+def test_without_position_ids_a_padded_row_would_differ(lively):
     ids, mask = pad(IDS, (3, 0), value=7), pad(torch.ones_like(IDS), (3, 0))
     hidden = lively.backbone.base_model(input_ids=ids, attention_mask=mask).last_hidden_state
     logits = lively.backbone.lm_head(hidden)[:, 3:]

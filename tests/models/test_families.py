@@ -1,4 +1,5 @@
-"""The table of families: whole, true of the native classes, told apart by config, and shown by the command line."""
+"""Tests of the table of families: complete, consistent with the native classes, and shown by the
+command line."""
 
 from __future__ import annotations
 
@@ -40,7 +41,7 @@ def test_every_native_class_is_transformers_own(name):
 
 
 @pytest.mark.parametrize("name", [name for name, family in FAMILIES.items() if family.keys])
-def test_tensor_names_go_there_and_back(name):
+def test_tensor_names_convert_both_ways(name):
     family = FAMILIES[name]
     originals, natives = zip(*family.keys, strict=True)
     assert len(set(originals)) == len(set(natives)) == len(family.keys)
@@ -51,9 +52,9 @@ def test_tensor_names_go_there_and_back(name):
 
 
 @pytest.mark.parametrize("name", FAMILIES)
-def test_a_family_is_told_by_its_own_config_and_by_its_native_one(name, tmp_path):
+def test_a_family_is_recognised_by_its_own_and_by_its_native_config(name, tmp_path):
     convert(mini_checkpoint(name, tmp_path / "original"), tmp_path / "native")
-    # Two share a layout with another family, and are the same thing under its name.
+    # Two families share the layout of another one, and are recognised as that one.
     same = {"llada-1.5": "llada", "diffucoder": "dream"}.get(name, name)
     native = read_json(tmp_path / "native" / "config.json")
     assert family_of(read_json(tmp_path / "original" / "config.json")) == same
@@ -70,7 +71,7 @@ def test_a_shift_and_blocks_are_not_confused_with_another_family():
 
 
 @pytest.mark.parametrize("scaling", [None, {"rope_type": "linear", "factor": 4.0}])
-def test_rotary_settings_go_there_and_back(scaling, tmp_path):
+def test_rotary_settings_convert_both_ways(scaling, tmp_path):
     source = mini_checkpoint("dream", tmp_path / "original")
     raw = read_json(source / "config.json") | {"rope_theta": 12345.0, "rope_scaling": scaling}
     config = native_config(raw, "dream", FAMILIES["dream"])
@@ -86,7 +87,7 @@ YARN = {"factor": 4.0, "original_max_position_embeddings": 64, "rope_theta": 123
 @pytest.mark.parametrize(
     ("written", "kind"),
     [
-        # As transformers 5 writes it, as 4 did of late, and as 4 did at first.
+        # The forms of transformers 5, of late versions of 4, and of early ones.
         ({"rope_parameters": {"rope_type": "default", "rope_theta": 12345.0}}, "default"),
         ({"rope_parameters": YARN | {"rope_type": "yarn"}}, "yarn"),
         ({"rope_theta": 12345.0, "rope_scaling": YARN | {"rope_type": "yarn"}}, "yarn"),
@@ -94,7 +95,7 @@ YARN = {"factor": 4.0, "original_max_position_embeddings": 64, "rope_theta": 123
     ],
 )
 @pytest.mark.parametrize("name", ["dream", "a2d-qwen3", "sdar"])
-def test_rotary_settings_are_read_however_they_are_written(name, written, kind, tmp_path):
+def test_rotary_settings_are_read_in_every_form(name, written, kind, tmp_path):
     raw = read_json(mini_checkpoint(name, tmp_path / "original") / "config.json")
     raw = {key: value for key, value in raw.items() if key not in ("rope_theta", "rope_scaling")} | written
     found = native_config(raw, name, FAMILIES[name]).rope_parameters
@@ -104,14 +105,14 @@ def test_rotary_settings_are_read_however_they_are_written(name, written, kind, 
 
 
 @pytest.mark.parametrize("name", ["dream", "a2d-qwen2", "a2d-qwen3", "sdar"])
-def test_a_window_that_is_not_used_does_not_matter_and_one_that_is_is_refused(name, tmp_path):
+def test_an_unused_attention_window_is_ignored_and_a_used_one_is_refused(name, tmp_path):
     raw = read_json(mini_checkpoint(name, tmp_path / "original") / "config.json")
     full = {"layer_types": ["full_attention", "full_attention"]}
     config = native_config(raw | {"sliding_window": 4096} | full, name, FAMILIES[name])
     assert config.sliding_window is None
     assert config.layer_types == full["layer_types"]
     for change in ({"use_sliding_window": True}, {"layer_types": ["full_attention", "sliding_attention"]}):
-        with pytest.raises(ModelError, match=f"says {next(iter(change))}.*cannot be converted"):
+        with pytest.raises(ModelError, match=f"has {next(iter(change))}.*cannot be converted"):
             native_config(raw | change, name, FAMILIES[name])
 
 
@@ -132,7 +133,7 @@ def test_the_list_names_every_family_and_checkpoint(capsys):
             assert line.rstrip().endswith(checkpoint.licence)
 
 
-def test_a_page_says_what_to_know_of_one_family(capsys):
+def test_the_page_of_a_family_shows_its_facts(capsys):
     assert unmask("models", "dream") == 0
     shown = capsys.readouterr().out
     for part in (
@@ -157,7 +158,7 @@ def test_the_guide_has_every_family_with_its_class_and_check():
     assert "LLaDA2.x" in GUIDE
 
 
-def test_the_command_converts_and_says_what_it_made(tmp_path, capsys):
+def test_the_command_converts_and_reports_the_result(tmp_path, capsys):
     source = mini_checkpoint("llada", tmp_path / "a folder")
     assert unmask("convert", source, tmp_path / "native", "--dtype", "bfloat16") == 0
     assert f"LLaDA as LlamaForCausalLM: {tmp_path / 'native'}" in capsys.readouterr().out

@@ -1,4 +1,4 @@
-"""Models out of run folders: from any checkpoint, from a run that has not ended, with adapters and without."""
+"""Tests of models in run folders: any checkpoint, an unfinished run, with adapters and without."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def lora_run(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
 
 
 def unended(run: Path, place: Path) -> Path:
-    """A copy of a run as one that was stopped leaves it: without final/."""
+    """Return a copy of a run without final/, as after an interruption."""
     shutil.copytree(run, place)
     shutil.rmtree(place / "final")
     return place
@@ -48,7 +48,7 @@ def same(one: object, other: object) -> bool:
 def test_the_last_checkpoint_is_the_final_model_bit_for_bit(kind: str, request: pytest.FixtureRequest) -> None:
     run = request.getfixturevalue(kind)
     assert same(run / "checkpoints" / "step-00000006", run / "final")
-    # The negative control: another step is another model.
+    # Negative control: another step has another model.
     assert not same(run / "checkpoints" / "step-00000004", run / "final")
 
 
@@ -57,13 +57,13 @@ def test_a_checkpoint_of_a_model_built_from_scratch_is_its_model_too(tmp_path: P
     assert same(folder / "checkpoints" / "step-00000006", folder / "final")
 
 
-def test_a_run_stands_for_its_final_model_and_best_for_itself(run: Path) -> None:
+def test_a_run_stands_for_its_final_model(run: Path) -> None:
     assert locate(run) == str(run / "final")
     assert locate(run / "best") == str(run / "best")
     assert locate("GSAI-ML/LLaDA-8B-Instruct") == "GSAI-ML/LLaDA-8B-Instruct"
 
 
-def test_a_run_that_has_not_ended_stands_for_its_newest_checkpoint_and_says_so(
+def test_an_unfinished_run_stands_for_its_newest_checkpoint_with_a_warning(
     run: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     stopped = unended(run, tmp_path / "stopped")
@@ -71,12 +71,14 @@ def test_a_run_that_has_not_ended_stands_for_its_newest_checkpoint_and_says_so(
     (stopped / "checkpoints" / "step-00000006.bak").mkdir()
     (stopped / "checkpoints" / "step-abc").mkdir()
     assert locate(stopped) == str(newest)
-    assert caplog.messages == [f"{stopped} has not ended: its newest checkpoint, {newest}, is taken."]
+    assert caplog.messages == [f"{stopped} has not ended; using its newest checkpoint, {newest}."]
 
 
 @pytest.mark.parametrize("kind", ["run", "lora_run"])
 @pytest.mark.parametrize("part", ["", "checkpoints/step-00000004"])
-def test_every_command_takes_it(kind: str, part: str, request: pytest.FixtureRequest, tmp_path: Path) -> None:
+def test_every_command_accepts_a_checkpoint(
+    kind: str, part: str, request: pytest.FixtureRequest, tmp_path: Path
+) -> None:
     source = unended(request.getfixturevalue(kind), tmp_path / "stopped") / part
     assert unmask("eval", source, *EVAL, "--output", tmp_path / "found.json") == 0
     assert unmask("sample", source, "--task", "sudoku", "--steps", 4, "--delay", 0) == 0
@@ -87,7 +89,7 @@ def test_every_command_takes_it(kind: str, part: str, request: pytest.FixtureReq
     assert f"model: {locate(source)}\n" in recorded
 
 
-def test_eval_of_a_checkpoint_is_eval_of_the_model_that_merge_writes(lora_run: Path, tmp_path: Path) -> None:
+def test_evaluating_a_checkpoint_equals_evaluating_the_merged_model(lora_run: Path, tmp_path: Path) -> None:
     source = lora_run / "checkpoints" / "step-00000004"
     assert unmask("merge", source, tmp_path / "plain") == 0
     found = []
@@ -98,14 +100,14 @@ def test_eval_of_a_checkpoint_is_eval_of_the_model_that_merge_writes(lora_run: P
     assert found[0] == found[1]
 
 
-def test_a_checkpoint_is_converted_as_the_model_that_it_is(run: Path, tmp_path: Path) -> None:
+def test_a_checkpoint_is_converted_like_its_model(run: Path, tmp_path: Path) -> None:
     source = run / "checkpoints" / "step-00000006"
     assert unmask("convert", source, tmp_path / "copy") == 0
     assert same(source, tmp_path / "copy")
     assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []
 
 
-def test_an_adapter_over_a_model_that_changed_is_refused(lora_run: Path, tiny_model: Path, tmp_path: Path) -> None:
+def test_an_adapter_is_refused_if_its_base_model_has_changed(lora_run: Path, tiny_model: Path, tmp_path: Path) -> None:
     base = tmp_path / "base"
     shutil.copytree(tiny_model, base)
     folder = Trainer(train_recipe(base, tmp_path / "run", *LORA, "max_steps=2")).train()
@@ -136,12 +138,12 @@ def test_a_damaged_or_foreign_checkpoint_is_refused(run: Path, tmp_path: Path) -
         load_model(source)
 
 
-def test_folders_without_one_model_say_what_to_name(run: Path, tmp_path: Path) -> None:
+def test_a_folder_without_a_single_model_asks_for_a_choice(run: Path, tmp_path: Path) -> None:
     with pytest.raises(ModelError, match="holds several checkpoints of a run. Name one of them: step-00000004, step-0"):
         load_model(run / "checkpoints")
     begun = tmp_path / "begun"
     (begun / "checkpoints").mkdir(parents=True)
-    with pytest.raises(ModelError, match="is a run that has not ended, and has no checkpoint yet"):
+    with pytest.raises(ModelError, match="is a run that has not ended and has no checkpoint yet"):
         load_model(begun)
 
 
@@ -150,7 +152,7 @@ def test_folders_without_one_model_say_what_to_name(run: Path, tmp_path: Path) -
 CONSTANT = ("optim.lr_schedule=constant", "evaluation.eval_steps=2")
 
 
-def test_a_finished_run_that_is_extended_is_the_longer_run_bit_for_bit(tiny_model: Path, tmp_path: Path) -> None:
+def test_an_extended_run_equals_the_longer_run_bit_for_bit(tiny_model: Path, tmp_path: Path) -> None:
     whole = Trainer(train_recipe(tiny_model, tmp_path / "whole", *CONSTANT, "max_steps=6")).train()
     short = Trainer(train_recipe(tiny_model, tmp_path / "run", *CONSTANT, "max_steps=4")).train()
     assert weights(short) != weights(whole)
@@ -176,9 +178,9 @@ def test_a_schedule_that_depends_on_the_length_is_extended_with_a_warning_that_t
     folder = Trainer(train_recipe(tiny_model, tmp_path / "run", *settings, "max_steps=4")).train()
     before = metrics(folder)
     Trainer(train_recipe(tiny_model, tmp_path / "run", *settings, "max_steps=8"), resume=True).train()
-    [told] = [message for message in caplog.messages if "max_steps" in message]
-    assert "up to step 4 the learning rate followed max_steps = 4, and from now on it follows max_steps = 8" in told
-    assert "It changes from 0.1 to 0.55 of its peak." in told
+    [warning] = [message for message in caplog.messages if "max_steps" in message]
+    assert "up to step 4 the learning rate followed max_steps = 4, and from now on it follows max_steps = 8" in warning
+    assert "It changes from 0.1 to 0.55 of its peak." in warning
     after = metrics(folder)
     assert after[: len(before)] == before
     assert after[-1]["step"] == 8
@@ -187,7 +189,7 @@ def test_a_schedule_that_depends_on_the_length_is_extended_with_a_warning_that_t
     )
 
 
-def test_a_run_is_not_made_shorter_than_it_is(tiny_model: Path, run: Path, tmp_path: Path) -> None:
+def test_a_run_cannot_be_shortened(tiny_model: Path, run: Path, tmp_path: Path) -> None:
     shutil.copytree(run, tmp_path / "run")
     with pytest.raises(RunError, match="has a checkpoint of step 6, which is more than max_steps = 4"):
         Trainer(
@@ -206,7 +208,7 @@ def test_a_checkpoint_of_another_run_of_the_same_shape_is_refused(tiny_model: Pa
     with pytest.raises(RunError, match=r"step-00000008 does not belong to the run .*mine\. Remove this folder"):
         Trainer(settings, resume=True).train()
     assert (mine / "checkpoints" / "step-00000008").is_dir()
-    # Nor does the run stand for a model that is not its own.
+    # The run does not stand for a model of another run either.
     with pytest.raises(ModelError, match="step-00000008, belongs to another run"):
         locate(mine)
     shutil.rmtree(mine / "checkpoints" / "step-00000008")
@@ -233,7 +235,7 @@ def test_copies_beside_checkpoints_are_ignored_and_kept(tiny_model: Path, run: P
     assert names == {"step-00000004", "step-00000006", "step-00000006.bak", "step-abc", "notes.txt"}
 
 
-def test_a_run_without_its_id_does_not_guess(tiny_model: Path, run: Path, tmp_path: Path) -> None:
+def test_a_run_without_its_id_is_refused(tiny_model: Path, run: Path, tmp_path: Path) -> None:
     mine = unended(run, tmp_path / "mine")
     (mine / "run.json").unlink()
     with pytest.raises(RunError, match=r"run.json is missing or has no id"):

@@ -1,4 +1,4 @@
-"""The head read in parts: the numbers and the gradients of the whole, without ever holding the whole."""
+"""Tests of the head in chunks: equal numbers and gradients, with the memory of one chunk."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def gradient(denoiser: Denoiser, scores: ViewLogprobs) -> Tensor:
     [({}, 0), ({"top_k": 4, "top_p": 0.8}, 0), ({}, 3), ({"order": "plackett_luce"}, 0)],
     ids=["plain", "top_k and top_p", "three readings", "choice"],
 )
-def test_parts_give_the_numbers_and_gradients_of_the_whole(lively: Denoiser, options: dict, readings: int) -> None:
+def test_chunks_give_the_numbers_and_gradients_of_the_whole(lively: Denoiser, options: dict, readings: int) -> None:
     rolled = rollout(lively, **options)
     views, choice = views_of(rolled, readings), "order" in options
     whole = scored(lively, rolled, views, None, choice=choice)
@@ -80,8 +80,8 @@ def test_whole_distributions_and_guided_logits_are_as_before(lively: Denoiser) -
 
 
 @pytest.mark.parametrize("with_graph", [True, False])
-def test_memory_is_that_of_a_part_however_many_positions_are_asked(with_graph: bool) -> None:
-    # A wide vocabulary over a narrow trunk, where logits are most of what there is.
+def test_memory_is_that_of_one_chunk_for_any_number_of_positions(with_graph: bool) -> None:
+    # A wide vocabulary over a narrow trunk, so that logits take most of the memory.
     alphabet = "".join(map(chr, range(0x4E00, 0x4E00 + 8000)))
     denoiser = tiny_denoiser(TinyConfig(num_layers=1, width=8, num_heads=2), char_tokenizer(alphabet), seed=0).eval()
     rolled = rollout(denoiser)

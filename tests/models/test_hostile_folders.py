@@ -1,4 +1,4 @@
-"""Model folders that are damaged or hostile: each ends with one message, soon, and leaves nothing behind."""
+"""Damaged and hostile model folders: each gives one message, quickly, and leaves no files."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from unmask.sampling.generation import encode_batch
 
 @pytest.fixture(scope="module")
 def release(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A checkpoint in its family's own layout."""
+    """Return a checkpoint in its family's own layout."""
     return mini_checkpoint("llada", tmp_path_factory.mktemp("release") / "llada")
 
 
@@ -43,7 +43,7 @@ SIZES = [-1, 0, 10**7, 10**12, 10**30, "x", 1.5, None, [1], {}]
 
 @pytest.mark.parametrize("value", SIZES, ids=str)
 @pytest.mark.parametrize("key", ["n_layers", "d_model", "n_heads", "mlp_hidden_size", "embedding_size"])
-def test_sizes_that_no_model_has_are_refused_by_convert(
+def test_impossible_sizes_are_refused_by_convert(
     release: Path, tmp_path: Path, key: str, value: object, capsys: pytest.CaptureFixture[str]
 ) -> None:
     source = shutil.copytree(release, tmp_path / "source")
@@ -57,7 +57,7 @@ def test_sizes_that_no_model_has_are_refused_by_convert(
 
 @pytest.mark.parametrize("value", SIZES, ids=str)
 @pytest.mark.parametrize("key", ["n_layer", "n_embd", "n_head", "vocab_size", "n_positions"])
-def test_sizes_that_no_model_has_are_refused_by_eval(
+def test_impossible_sizes_are_refused_by_eval(
     tiny_model: Path, tmp_path: Path, key: str, value: object, capsys: pytest.CaptureFixture[str]
 ) -> None:
     source = shutil.copytree(tiny_model, tmp_path / "source")
@@ -67,7 +67,7 @@ def test_sizes_that_no_model_has_are_refused_by_eval(
 
 
 @pytest.mark.parametrize("value", [5, {}, [5], [[]], "GPT2LMHeadModel", [], None], ids=str)
-def test_architectures_that_are_no_names(
+def test_an_architecture_must_be_a_name(
     tiny_model: Path, release: Path, tmp_path: Path, value: object, capsys: pytest.CaptureFixture[str]
 ) -> None:
     native, original = shutil.copytree(tiny_model, tmp_path / "a"), shutil.copytree(release, tmp_path / "b")
@@ -75,7 +75,7 @@ def test_architectures_that_are_no_names(
     change(original, architectures=value)
     if value != "GPT2LMHeadModel":
         refused(capsys, "eval", native, "--task", "sudoku", "--rows", 1, "--output", tmp_path / "a.json")
-    # The type of the model says what it is where the name of the class does not.
+    # The model type identifies the model if the class name does not.
     assert unmask("convert", original, tmp_path / "made") in (0, 2)
 
 
@@ -104,13 +104,13 @@ def binary(path: Path) -> None:
 
 @pytest.mark.parametrize("fault", [folder_in_place, dangling, loop, deep, binary])
 @pytest.mark.parametrize("name", ["config.json", "tokenizer.json", "model.safetensors", "model.safetensors.index.json"])
-def test_files_that_are_none_are_refused_by_convert(
+def test_folders_in_place_of_files_are_refused_by_convert(
     release: Path, tmp_path: Path, name: str, fault: Callable[[Path], None], capsys: pytest.CaptureFixture[str]
 ) -> None:
     source = shutil.copytree(release, tmp_path / "source")
     fault(source / name)
     if name == "model.safetensors.index.json" and not (source / name).is_file():
-        # An index that is no file is not there, and the weights are.
+        # An index that is not a file does not count, but the weights exist.
         assert unmask("convert", source, tmp_path / "made") == 0
         return
     refused(capsys, "convert", source, tmp_path / "made")
@@ -118,15 +118,15 @@ def test_files_that_are_none_are_refused_by_convert(
 
 
 @pytest.mark.parametrize("index", [{"a": 1, "b": 2}, {"a": "../../x.safetensors"}, {"a": None}, {}, [1]], ids=str)
-def test_an_index_that_names_no_files_is_refused(
+def test_an_index_without_file_names_is_refused(
     release: Path, tmp_path: Path, index: object, capsys: pytest.CaptureFixture[str]
 ) -> None:
     source = shutil.copytree(release, tmp_path / "source")
     (source / "model.safetensors.index.json").write_text(json.dumps({"weight_map": index}))
-    assert "names no files" in refused(capsys, "convert", source, tmp_path / "made")
+    assert "has no weight_map with file names" in refused(capsys, "convert", source, tmp_path / "made")
 
 
-def test_places_that_cannot_be_written_are_named(
+def test_paths_that_cannot_be_written_are_named(
     release: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "file").write_text("mine")
@@ -151,7 +151,7 @@ def test_output_dir_may_not_be_longer_than_a_name_can_be(
     assert os.listdir(tmp_path) == []
 
 
-def test_a_chat_template_that_does_not_end_is_ended(
+def test_a_chat_template_that_never_finishes_is_stopped(
     tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     denoiser, tokenizer = load_model(tiny_model)

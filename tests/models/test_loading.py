@@ -1,4 +1,4 @@
-"""In and out of transformers' folder format, and each fault of a folder told in one message."""
+"""Tests of loading and saving in transformers' folder format, and of one message for each fault."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ ALPHABET = "01234="
 
 @pytest.fixture
 def folder(tiny_model, tmp_path):
-    """A copy of a good folder, to be spoilt."""
+    """Return a copy of a valid folder for a test to damage."""
     return shutil.copytree(tiny_model, tmp_path / "model")
 
 
@@ -31,7 +31,7 @@ def edit(path, **changes):
 
 
 @torch.no_grad()
-def test_what_is_saved_is_what_is_loaded(lively, tmp_path):
+def test_a_saved_model_loads_unchanged(lively, tmp_path):
     save_model(lively, char_tokenizer(ALPHABET), tmp_path / "model")
     again, tokenizer = load_model(tmp_path / "model")
     ids = torch.randint(0, 9, (3, 12), generator=torch.Generator().manual_seed(0))
@@ -69,7 +69,7 @@ def test_a_tied_head_is_written_once_from_weights_that_are_copies(tmp_path):
         assert torch.equal(again.state_dict()[key], value)
 
 
-def test_transformers_reads_the_folder_without_us(tiny_model):
+def test_transformers_alone_reads_the_folder(tiny_model):
     denoiser, tokenizer = load_model(tiny_model)
     native = AutoModelForCausalLM.from_pretrained(tiny_model).eval()
     ids = AutoTokenizer.from_pretrained(tiny_model)("0123=", return_tensors="pt").input_ids
@@ -87,17 +87,17 @@ def test_logit_shift_survives_the_folder(folder):
     assert load_model(folder / "again")[0].logit_shift
 
 
-def test_a_folder_without_a_config_is_no_model(tmp_path):
-    with pytest.raises(ModelError, match=r"is no model: it has no config\.json"):
+def test_a_folder_without_a_config_is_refused(tmp_path):
+    with pytest.raises(ModelError, match=r"is not a model, because it has no config\.json"):
         load_model(tmp_path)
 
 
-def test_a_path_that_is_not_there_is_no_model(tmp_path):
+def test_a_missing_path_is_refused(tmp_path):
     with pytest.raises(ModelError, match=r"^there is no folder .*/nothing/here\. Set model to a folder or a hub id"):
         load_model(tmp_path / "nothing" / "here")
 
 
-def test_a_config_that_is_no_json_is_no_model(folder):
+def test_a_config_that_is_not_json_is_refused(folder):
     (folder / "config.json").write_text("{")
     with pytest.raises(ModelError, match="no model at"):
         load_model(folder)
@@ -110,7 +110,7 @@ def test_a_causal_model_is_refused_by_its_config(folder, is_causal):
         load_model(folder)
 
 
-def test_a_masked_lm_that_is_causal_all_the_same_is_refused_by_what_it_does(tmp_path):
+def test_a_causal_masked_lm_is_refused_by_its_outputs(tmp_path):
     config = BertConfig(
         vocab_size=9, hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16, is_decoder=True
     )
@@ -121,14 +121,14 @@ def test_a_masked_lm_that_is_causal_all_the_same_is_refused_by_what_it_does(tmp_
 
 
 @pytest.mark.parametrize("architectures", [["FooForCausalLM"], None])
-def test_an_architecture_that_is_not_in_the_table_is_refused_with_those_that_are(folder, architectures):
+def test_an_unknown_architecture_is_refused_with_a_list_of_the_known_ones(folder, architectures):
     edit(folder / "config.json", architectures=architectures)
     with pytest.raises(ModelError, match=r"not a known class. Known: .*LlamaForCausalLM.*BertForMaskedLM"):
         load_model(folder)
 
 
 @pytest.mark.parametrize("model_type", ["gpt2", "brand_new"])
-def test_code_in_the_folder_is_never_run_and_never_asked_about(folder, model_type, monkeypatch, capfd):
+def test_code_in_the_folder_is_never_run_or_offered(folder, model_type, monkeypatch, capfd):
     (folder / "theirs.py").write_text("raise SystemExit('their code ran')")
     edit(
         folder / "config.json",
@@ -136,7 +136,7 @@ def test_code_in_the_folder_is_never_run_and_never_asked_about(folder, model_typ
         auto_map={"AutoConfig": "theirs.Config", "AutoModelForCausalLM": "theirs.Model"},
     )
     monkeypatch.setattr("builtins.input", lambda *_: "y")
-    with pytest.raises(ModelError, match="points to code of its own.*unmask runs no remote code"):
+    with pytest.raises(ModelError, match="refers to its own code.*unmask runs no remote code"):
         load_model(folder)
     assert "Do you wish to run" not in "".join(capfd.readouterr())
 
@@ -175,14 +175,14 @@ def test_pickled_weights_are_not_read(folder):
     weights = load_file(folder / "model.safetensors")
     (folder / "model.safetensors").unlink()
     torch.save(weights, folder / "pytorch_model.bin")
-    with pytest.raises(ModelError, match=r"pickled weights.*reads safetensors only"):
+    with pytest.raises(ModelError, match=r"pickled weights.*reads only.safetensors"):
         load_model(folder)
 
 
 @pytest.mark.parametrize("token", ["mask_token", "eos_token"])
 def test_a_tokenizer_without_a_mask_or_an_end_is_refused(folder, token):
     edit(folder / "tokenizer_config.json", **{token: None})
-    with pytest.raises(ModelError, match=f"has no {token}; set it in its tokenizer_config.json"):
+    with pytest.raises(ModelError, match=f"has no {token}. Set it in its tokenizer_config.json"):
         load_model(folder)
 
 
@@ -205,7 +205,7 @@ def test_a_folder_without_a_tokenizer_is_refused(folder):
         load_model(folder)
 
 
-def test_loading_puts_weights_into_the_model_and_not_fresh_ones(tmp_path):
+def test_loading_uses_the_saved_weights(tmp_path):
     tokenizer = char_tokenizer(ALPHABET)
     denoiser = tiny_denoiser(TinyConfig(num_layers=1, width=8, num_heads=2), tokenizer, seed=5)
     save_model(denoiser, tokenizer, tmp_path)
@@ -213,7 +213,7 @@ def test_loading_puts_weights_into_the_model_and_not_fresh_ones(tmp_path):
     assert all(torch.equal(loaded[name], value) for name, value in denoiser.state_dict().items())
 
 
-def test_an_adapter_alone_is_refused_with_the_command_that_makes_a_model_of_it(tmp_path):
+def test_an_adapter_alone_is_refused_with_the_command_that_merges_it(tmp_path):
     adapter = tmp_path / "adapter"
     adapter.mkdir()
     (adapter / "adapter_config.json").write_text("{}")

@@ -1,4 +1,4 @@
-"""Every family of the table, built at tiny size through transformers' own classes: both ways to attend, head, padding, disk."""
+"""Tests of every native class at tiny size: attention, head, padding, and saving."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def build(name, causal=False):
         with torch.no_grad():
             for parameter in backbone.parameters():
                 if parameter.dim() > 1:
-                    # A fresh model hardly attends to anything.
+                    # A newly initialised model has almost uniform attention.
                     parameter.copy_(0.4 * torch.randn_like(parameter))
     return Denoiser(backbone.eval(), MASK, EOS, PAD)
 
@@ -38,7 +38,7 @@ def at(logits, positions):
     return logits.gather(1, positions.unsqueeze(-1).expand(-1, -1, logits.shape[-1]))
 
 
-def test_every_family_of_the_table_is_tested_here():
+def test_this_file_tests_every_native_class():
     assert CONFIGS.keys() == NATIVE_CLASSES.keys()
 
 
@@ -53,7 +53,7 @@ def test_logits_at_positions_are_those_of_the_classes_own_forward(name):
 
 @pytest.mark.parametrize("name", NATIVE_CLASSES)
 @torch.no_grad()
-def test_every_position_sees_every_other(name):
+def test_every_position_attends_to_every_other(name):
     denoiser = build(name)
     check_bidirectional(denoiser)
     everywhere = torch.arange(9).expand(1, -1)
@@ -66,7 +66,7 @@ def test_every_position_sees_every_other(name):
 
 
 @pytest.mark.parametrize("name", IS_CAUSAL_CLASS)
-def test_a_class_that_is_left_causal_is_refused(name):
+def test_a_causal_model_of_a_class_is_refused(name):
     with pytest.raises(ModelError, match=f"{name} is causal.*set is_causal to false"):
         check_bidirectional(build(name, causal=True))
 
@@ -75,7 +75,7 @@ def test_a_class_that_is_left_causal_is_refused(name):
 @torch.no_grad()
 def test_left_padding_does_not_change_logits(name):
     denoiser = build(name)
-    # Two of three rows padded, by different widths, with a token that would be noticed.
+    # Two of three rows are padded by different widths, with a token that would be noticed.
     widths, longest = [4, 0, 2], 9
     ids = torch.stack([pad(row[w:], (w, 0), value=7) for row, w in zip(IDS, widths, strict=True)])
     mask = torch.arange(longest) >= torch.tensor(widths).unsqueeze(-1)
@@ -96,7 +96,7 @@ def test_a_saved_model_loads_with_the_same_logits(name, tmp_path):
     again, _ = load_model(tmp_path)
     assert type(again.backbone).__name__ == name
     assert torch.equal(again(IDS, None, POSITIONS), denoiser(IDS, None, POSITIONS))
-    # And so it does for transformers without us.
+    # transformers alone gives the same logits.
     native = getattr(transformers, NATIVE_CLASSES[name].auto_class).from_pretrained(tmp_path)
     torch.testing.assert_close(
         at(native.eval()(input_ids=IDS).logits, POSITIONS), denoiser(IDS, None, POSITIONS), rtol=0, atol=1e-6
@@ -107,6 +107,6 @@ def test_a_saved_model_loads_with_the_same_logits(name, tmp_path):
 def test_gradients_reach_every_parameter(name):
     denoiser = build(name)
     denoiser(IDS, None, POSITIONS).square().sum().backward()
-    # BERT's pooler and the like would be parameters that no update moves, and that DDP stumbles over.
+    # Parameters without gradient, such as BERT's pooler, would not be updated, and would break DDP.
     without = [n for n, p in denoiser.named_parameters() if p.grad is None]
     assert without == []

@@ -1,4 +1,4 @@
-"""Tiny models: a character tokenizer that round-trips, and weights that a seed decides."""
+"""Tests of tiny models: a character tokenizer that round-trips, and weights that follow the seed."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def test_special_tokens_come_first_then_the_characters_in_order(tokenizer):
 
 @settings(max_examples=50, deadline=None)
 @given(text=st.text(ALPHABET, max_size=30))
-def test_text_of_the_alphabet_comes_back_as_it_went_one_token_a_character(tokenizer, text):
+def test_text_of_the_alphabet_round_trips_with_one_token_per_character(tokenizer, text):
     ids = tokenizer(text, add_special_tokens=False).input_ids
     assert len(ids) == len(text)
     assert tokenizer.decode(ids) == text
@@ -35,7 +35,7 @@ def test_text_of_the_alphabet_comes_back_as_it_went_one_token_a_character(tokeni
 
 @settings(max_examples=25, deadline=None)
 @given(text=st.text(ALPHABET, max_size=30))
-def test_a_saved_tokenizer_reads_the_same(tmp_path_factory, tokenizer, text):
+def test_a_saved_tokenizer_gives_the_same_tokens(tmp_path_factory, tokenizer, text):
     folder = tmp_path_factory.getbasetemp() / "saved-char-tokenizer"
     if not folder.exists():
         tokenizer.save_pretrained(folder)
@@ -49,7 +49,7 @@ def test_repeated_characters_of_an_alphabet_count_once():
     assert len(char_tokenizer("aabba")) == 5
 
 
-def test_the_seed_decides_the_weights_and_the_global_generator_has_no_part(tokenizer):
+def test_the_seed_determines_the_weights_without_the_global_generator(tokenizer):
     shape = TinyConfig(num_layers=1, width=8, num_heads=2, max_length=16)
     before = torch.get_rng_state()
     one = tiny_denoiser(shape, tokenizer, seed=1)

@@ -1,5 +1,6 @@
-"""The whole path of every family on a mini checkpoint, by the commands a user gives: convert, SFT, EGSPO-SA with LoRA, resume,
-merge, evaluate, convert back. What each step computes has tests of its own; here it is that they fit together."""
+"""The whole path of every family on a mini checkpoint, by the commands a user gives: convert, SFT,
+EGSPO-SA with LoRA, resume, merge, evaluate, convert back. What each step computes has tests of its
+own; here it is that they fit together."""
 
 from __future__ import annotations
 
@@ -26,7 +27,7 @@ RL = (
     "num_iterations=1",
     "optim.learning_rate=1e-2",
     "evaluation.eval_steps=0",
-    # A right answer is not to be had of random weights; completions of different variety are.
+    # Random weights give no right answers, but completions of different variety.
     f"reward_funcs=[{Path(__file__).parent}/plain_reward.py:plainness]",
 )
 
@@ -36,7 +37,7 @@ def tensors(folder: Path) -> dict[str, torch.Tensor]:
 
 
 @pytest.mark.parametrize("name", MINIS)
-def test_a_family_goes_the_whole_path(name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_family_passes_through_all_stages(name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     family = FAMILIES[name]
     original, native = mini_checkpoint(name, tmp_path / "original"), tmp_path / "native"
     blocks = ["--block-length", family.block_length] if family.block_length else []
@@ -58,7 +59,7 @@ def test_a_family_goes_the_whole_path(name: str, tmp_path: Path, capsys: pytest.
     assert moved
     assert {key.removesuffix(".weight").rsplit(".", 1)[-1] for key in moved} <= set(family.lora_targets)
 
-    # As if it had been killed after its second step.
+    # The state after being killed in the second step.
     assert steps_saved(run) == [2, 4]
     shutil.rmtree(run / "final")
     shutil.rmtree(next(path for path in (run / "checkpoints").iterdir() if path.name.endswith("4")))

@@ -225,7 +225,7 @@ def test_a_loss_that_is_not_finite_names_the_step_and_overwrites_nothing(
 
 def test_a_start_that_fails_leaves_a_folder_to_start_in(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
-    with pytest.raises(ModelError, match="is no model"):
+    with pytest.raises(ModelError, match="is not a model"):
         pretrain(pretrain_recipe(tmp_path / "run", f"model={tmp_path / 'empty'}"))
     pretrain(pretrain_recipe(tmp_path / "run", "max_steps=1"))
 

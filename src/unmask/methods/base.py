@@ -140,9 +140,9 @@ class RatioMethod(Method):
     (arXiv:2602.04879), which drops an update that would move the policy further once the
     probability of the sample has moved by more than `max_divergence`. `none`: the plain ratio."""
     epsilon: float = Field(0.2, ge=0)
-    """Distance from 1 of the lower clip of the ratio."""
+    """Lower clip of the ratio, as a distance from 1."""
     epsilon_high: float = Field(0.2, ge=0)
-    """Distance from 1 of the upper clip of the ratio."""
+    """Upper clip of the ratio, as a distance from 1."""
     dual_clip: float = Field(0.0, ge=0)
     """Bound of ρ for negative advantages (arXiv:1912.09729), above 1; 0 for none."""
     divergence: Literal["tv", "kl"] = "tv"

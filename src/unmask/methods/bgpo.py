@@ -30,18 +30,18 @@ class BGPO(RatioMethod):
 
     type: Literal["bgpo"] = "bgpo"
     num_samples: int = Field(16, ge=1)
-    """Number n_t of masks for each completion. Paper: 16, and 32 for Sudoku."""
+    """Number n_t of masks for each completion. The paper uses 16, and 32 for Sudoku."""
     baseline: Literal["group_mean", "leave_one_out"] = "group_mean"
     """Baseline of the group, if `scale` is `none`."""
     scale: Literal["deviation", "none"] = "deviation"
     """Scale of the advantages: `deviation` divides by the standard deviation of the group's
     rewards, as published, which is a bias."""
     epsilon: float = Field(0.2, ge=0)
-    """Distance from 1 of the lower clip of a mask's bound. Released code."""
+    """Lower clip of a mask's bound, as a distance from 1. Default of the released code."""
     epsilon_high: float = Field(0.2, ge=0)
-    """Distance from 1 of the upper clip. Released code."""
+    """Upper clip, as a distance from 1. Default of the released code."""
     dual_clip: float = Field(3.0, ge=0)
-    """Bound of ρ for negative advantages; 0 for none. Released code."""
+    """Bound of ρ for negative advantages; 0 for none. Default of the released code."""
 
     paper: ClassVar[str] = "arXiv:2510.11683"
     summary: ClassVar[str] = "a linear bound of the ELBO objective, which needs memory for only one mask"

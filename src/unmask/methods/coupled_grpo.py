@@ -32,18 +32,18 @@ class CoupledGRPO(RatioMethod):
 
     type: Literal["coupled_grpo"] = "coupled_grpo"
     min_ratio: float = Field(0.2, gt=0, lt=1)
-    """Smallest share t of tokens that the random set masks. Release."""
+    """Smallest share t of tokens that the random set masks. Default of the release."""
     max_ratio: float = Field(0.8, gt=0, lt=1)
-    """Largest share t of tokens that the random set masks. Release."""
+    """Largest share t of tokens that the random set masks. Default of the release."""
     baseline: Literal["leave_one_out", "group_mean"] = "leave_one_out"
-    """Baseline of the group, without division by its standard deviation. Release."""
+    """Baseline of the group, without division by its standard deviation. Default of the release."""
     epsilon: float = Field(0.5, ge=0)
-    """Distance from 1 of the lower clip of the token ratio. Release."""
+    """Lower clip of the token ratio, as a distance from 1. Default of the release."""
     epsilon_high: float = Field(0.5, ge=0)
-    """Distance from 1 of the upper clip. Release."""
+    """Upper clip, as a distance from 1. Default of the release."""
     beta: float = Field(0.01, ge=0)
     """Weight of the KL (k3 of the averaged log-probabilities) to the reference policy; 0 needs no
-    reference policy. Release."""
+    reference policy. Default of the release."""
 
     paper: ClassVar[str] = "arXiv:2506.20639"
     summary: ClassVar[str] = "token ratios averaged over complementary masks"

@@ -27,17 +27,17 @@ class DiffuGRPO(RatioMethod):
 
     type: Literal["diffu_grpo"] = "diffu_grpo"
     prompt_mask_ratio: float = Field(0.15, ge=0, le=1)
-    """Probability with which a prompt token is masked; 0 masks none. Paper and release."""
+    """Probability with which a prompt token is masked; 0 masks none. Default of paper and release."""
     baseline: Literal["group_mean", "leave_one_out"] = "group_mean"
-    """Baseline of the group, without division by its standard deviation. Release; leave-one-out is
-    G / (G - 1) times as large."""
+    """Baseline of the group, without division by its standard deviation. Default of the release;
+    leave-one-out is G / (G - 1) times as large."""
     epsilon: float = Field(0.5, ge=0)
-    """Distance from 1 of the lower clip of the token ratio. Release."""
+    """Lower clip of the token ratio, as a distance from 1. Default of the release."""
     epsilon_high: float = Field(0.5, ge=0)
-    """Distance from 1 of the upper clip. Release."""
+    """Upper clip, as a distance from 1. Default of the release."""
     beta: float = Field(0.04, ge=0)
     """Weight of the KL (k3, token by token) to the reference policy; 0 needs no reference policy.
-    Release."""
+    Default of the release."""
 
     paper: ClassVar[str] = "arXiv:2504.12216"
     summary: ClassVar[str] = "token ratios given an empty completion and a partly masked prompt"

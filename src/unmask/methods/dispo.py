@@ -40,9 +40,9 @@ class DiSPO(RatioMethod):
     terminal_weight: float = Field(1.0, ge=0)
     """Weight of the terminal term; 0 leaves only the term of the states, which needs no group."""
     epsilon: float = Field(0.5, ge=0)
-    """Distance from 1 of the lower clip of the token ratio; default of diffu-GRPO."""
+    """Lower clip of the token ratio, as a distance from 1; default of diffu-GRPO."""
     epsilon_high: float = Field(0.5, ge=0)
-    """Distance from 1 of the upper clip; default of diffu-GRPO."""
+    """Upper clip, as a distance from 1; default of diffu-GRPO."""
 
     paper: ClassVar[str] = "arXiv:2602.06462"
     summary: ClassVar[str] = "branches at intermediate states, in addition to diffu-GRPO's terminal feedback"

@@ -57,9 +57,9 @@ class EGSPO(RatioMethod):
     choice_term: bool = True
     """Include the probability of the position choice, if the order has one (`plackett_luce`)."""
     epsilon: float = Field(0.2, ge=0)
-    """Distance from 1 of the lower clip of the step ratio. Default of the release."""
+    """Lower clip of the step ratio, as a distance from 1. Default of the release."""
     epsilon_high: float = Field(0.5, ge=0)
-    """Distance from 1 of the upper clip. Default of the release."""
+    """Upper clip, as a distance from 1. Default of the release."""
     beta: float = Field(0.04, ge=0)
     """Weight of the KL to the reference policy; 0 needs no reference policy. Default of the
     release."""

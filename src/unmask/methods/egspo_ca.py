@@ -54,9 +54,9 @@ class EGSPOCA(RatioMethod):
     group-relative gradient with the counterfactual one as control variate, whose coefficient is
     fitted on the other groups; also unbiased, and needs G > 1. The last two need scope `step`."""
     epsilon: float = Field(0.2, ge=0)
-    """Distance from 1 of the lower clip of the action ratio."""
+    """Lower clip of the action ratio, as a distance from 1."""
     epsilon_high: float = Field(0.5, ge=0)
-    """Distance from 1 of the upper clip; default of EGSPO."""
+    """Upper clip, as a distance from 1; default of EGSPO."""
 
     paper: ClassVar[str] = "ours; 2602.06462"
     summary: ClassVar[str] = "credit from the rewards that other tokens at the selected states would have earned"

@@ -33,13 +33,13 @@ class ESPO(RatioMethod):
 
     type: Literal["espo"] = "espo"
     num_samples: int = Field(2, ge=1)
-    """Number M of pairs of complementary masks for each ELBO. Released recipes."""
+    """Number M of pairs of complementary masks for each ELBO. Default of the released recipes."""
     baseline: Literal["leave_one_out", "group_mean"] = "leave_one_out"
     """Baseline of the group. The release leaves one out; the paper's text has the mean, which
     shrinks the gradient by (G - 1) / G."""
     epsilon: float = Field(0.2, ge=0)
-    """Distance from 1 of the lower clip of the ratio per token. Released recipes; the one for
-    Countdown has 0."""
+    """Lower clip of the ratio per token, as a distance from 1. Default of the released recipes; the
+    one for Countdown has 0."""
     epsilon_high: float = Field(0.2, ge=0)
     """Distance from 1 of the upper clip, as for the lower clip."""
     beta: float = Field(0.01, ge=0)

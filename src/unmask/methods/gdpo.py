@@ -32,16 +32,16 @@ class GDPO(RatioMethod):
 
     type: Literal["gdpo"] = "gdpo"
     num_nodes: int = Field(3, ge=1)
-    """Number M of times at which the ELBO's integrand is evaluated, with one random mask each.
-    Paper: 2 or 3."""
+    """Number M of times at which the ELBO's integrand is evaluated, with one random mask each. The
+    paper uses 2 or 3."""
     baseline: Literal["group_mean", "leave_one_out"] = "group_mean"
-    """Baseline of the group, without division by its standard deviation. Paper; leave-one-out is G
-    / (G - 1) times as large."""
+    """Baseline of the group, without division by its standard deviation. Default of the paper;
+    leave-one-out is G / (G - 1) times as large."""
     epsilon: float = Field(0.5, ge=0)
-    """Distance from 1 of the lower clip of the ratio of the whole completion. Default of d1, whose
+    """Lower clip of the ratio of the whole completion, as a distance from 1. Default of d1, whose
     code the release extends."""
     epsilon_high: float = Field(0.5, ge=0)
-    """Distance from 1 of the upper clip. Default of d1."""
+    """Upper clip, as a distance from 1. Default of d1."""
     beta: float = Field(0.04, ge=0)
     """Weight of the KL to the reference policy; 0 needs no reference policy. Default of d1."""
 

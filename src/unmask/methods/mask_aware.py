@@ -31,17 +31,19 @@ class MaskAware(RatioMethod):
 
     type: Literal["mask_aware"] = "mask_aware"
     num_segments: int = Field(32, ge=0)
-    """Number R of segments that the steps are merged into; 0 makes every step a segment. Paper."""
+    """Number R of segments that the steps are merged into; 0 makes every step a segment. Default of
+    the paper."""
     num_sampled: int = Field(12, ge=1)
-    """Number M of segments that are evaluated, drawn separately for each completion. Paper."""
+    """Number M of segments that are evaluated, drawn separately for each completion. Default of the
+    paper."""
     baseline: Literal["group_mean", "leave_one_out"] = "group_mean"
     """Baseline of the group. The group mean shrinks the gradient by (G - 1) / G; leave-one-out does
     not."""
     position_epsilon: float = Field(0.2, ge=0)
-    """Distance from 1 of the lower clip of the ratio of positions. The paper clips it separately
+    """Lower clip of the ratio of positions, as a distance from 1. The paper clips it separately
     from that of tokens, and its values are not known to us."""
     position_epsilon_high: float = Field(0.2, ge=0)
-    """Distance from 1 of the upper clip of the ratio of positions."""
+    """Upper clip of the ratio of positions, as a distance from 1."""
 
     paper: ClassVar[str] = "arXiv:2607.15200"
     summary: ClassVar[str] = "tokens and positions as actions, each with a ratio over sampled segments of the path"

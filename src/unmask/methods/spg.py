@@ -28,18 +28,18 @@ class SPG(Method):
 
     type: Literal["spg"] = "spg"
     num_views: int = Field(2, ge=1)
-    """Number m of masked views of a completion in each iteration. Release; 4 in the paper's best
-    runs. With one view, both bounds have the same gradient."""
+    """Number m of masked views of a completion in each iteration. Default of the release; 4 in the
+    paper's best runs. With one view, both bounds have the same gradient."""
     mixture: float = Field(0.5, ge=0, le=1)
     """Share ω of the upper bound for negative advantages; 0 is the ELBO everywhere, 1 the plain
-    sandwich. Release."""
+    sandwich. Default of the release."""
     eubo_power: float = Field(1.5, gt=0)
-    """Exponent β of the upper bound. Release; 1 for Sudoku."""
+    """Exponent β of the upper bound. Default of the release; 1 for Sudoku."""
     noise_ratio: float = Field(0.15, ge=0, le=1)
     """Probability with which a token of the prompt, or of a block before the chosen one, is masked.
-    Release."""
+    Default of the release."""
     baseline: Literal["group_mean", "leave_one_out"] = "group_mean"
-    """Baseline of the group, without division by its standard deviation. Release."""
+    """Baseline of the group, without division by its standard deviation. Default of the release."""
 
     paper: ClassVar[str] = "arXiv:2510.09541"
     summary: ClassVar[str] = (

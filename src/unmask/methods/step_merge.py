@@ -29,15 +29,16 @@ class StepMerge(RatioMethod):
 
     type: Literal["step_merge"] = "step_merge"
     num_segments: int = Field(16, ge=0)
-    """Number R of segments; 0 makes every step a segment. Paper: 16 on Sudoku and Countdown."""
+    """Number R of segments; 0 makes every step a segment. The paper uses 16 on Sudoku and
+    Countdown."""
     baseline: Literal["group_mean", "leave_one_out", "z_score"] = "group_mean"
     """Baseline of the group. `z_score` also divides by the standard deviation of the group as a
     population, as in TraceRL."""
     epsilon: float = Field(0.5, ge=0)
-    """Distance from 1 of the lower clip of the token ratio. Default of diffu-GRPO; the paper's own
+    """Lower clip of the token ratio, as a distance from 1. Default of diffu-GRPO; the paper's own
     value is not known to us."""
     epsilon_high: float = Field(0.5, ge=0)
-    """Distance from 1 of the upper clip. Default of diffu-GRPO, as for the lower clip."""
+    """Upper clip, as a distance from 1. Default of diffu-GRPO, as for the lower clip."""
     beta: float = Field(0.04, ge=0)
     """Weight of the KL (k3, token by token). Default of diffu-GRPO; the paper's own value is not
     known to us."""
@@ -97,17 +98,17 @@ class TraceRL(StepMerge):
 
     type: Literal["trace_rl"] = "trace_rl"  # type: ignore[assignment]
     num_segments: int = Field(64, ge=0)
-    """Number R of segments. Release for LLaDA: 512 steps, 8 in a segment."""
+    """Number R of segments. The release for LLaDA uses 512 steps, 8 in a segment."""
     baseline: Literal["group_mean", "leave_one_out", "z_score"] = "z_score"
-    """Baseline of the group. Release."""
+    """Baseline of the group. Default of the release."""
     epsilon: float = Field(0.2, ge=0)
-    """Distance from 1 of the lower clip. Release."""
+    """Lower clip, as a distance from 1. Default of the release."""
     epsilon_high: float = Field(0.2, ge=0)
-    """Distance from 1 of the upper clip. Release."""
+    """Upper clip, as a distance from 1. Default of the release."""
     beta: float = Field(0.01, ge=0)
-    """Weight of the KL. Release."""
+    """Weight of the KL. Default of the release."""
     kl_to: Literal["reference", "old"] = "old"
-    """Policy that the KL is measured against. Release."""
+    """Policy that the KL is measured against. Default of the release."""
 
     paper: ClassVar[str] = "arXiv:2509.06949"
     summary: ClassVar[str] = "StepMerge with standardised advantages and a KL to the old policy"
@@ -119,7 +120,7 @@ class CJGRPO(StepMerge):
 
     type: Literal["cj_grpo"] = "cj_grpo"  # type: ignore[assignment]
     num_segments: int = Field(0, ge=0)
-    """Number R of segments; 0 makes every step a segment. Paper."""
+    """Number R of segments; 0 makes every step a segment. Default of the paper."""
 
     paper: ClassVar[str] = "arXiv:2509.23924"
     summary: ClassVar[str] = "every step of the path replayed, a ratio for each token"

@@ -29,21 +29,21 @@ class UniGRPO(RatioMethod):
 
     type: Literal["unigrpo"] = "unigrpo"
     num_views: int = Field(1, ge=1)
-    """Number of masked views of a completion in each iteration. Paper; the release it refers to
-    (dLLM-RL) uses 35 in one iteration."""
+    """Number of masked views of a completion in each iteration. Default of the paper; the release
+    it refers to (dLLM-RL) uses 35 in one iteration."""
     min_ratio: float = Field(0.1, ge=0, le=1)
-    """Smallest probability t with which a token is masked. dLLM-RL."""
+    """Smallest probability t with which a token is masked. Default of dLLM-RL."""
     max_ratio: float = Field(0.9, ge=0, le=1)
-    """Largest probability t with which a token is masked. dLLM-RL."""
+    """Largest probability t with which a token is masked. Default of dLLM-RL."""
     baseline: Literal["group_mean", "leave_one_out"] = "group_mean"
     """Baseline of the group, without division by its standard deviation."""
     epsilon: float = Field(0.2, ge=0)
-    """Distance from 1 of the lower clip of the token ratio. dLLM-RL."""
+    """Lower clip of the token ratio, as a distance from 1. Default of dLLM-RL."""
     epsilon_high: float = Field(0.2, ge=0)
-    """Distance from 1 of the upper clip. dLLM-RL."""
+    """Upper clip, as a distance from 1. Default of dLLM-RL."""
     beta: float = Field(0.01, ge=0)
     """Weight of the KL (k3, token by token) to the reference policy; 0 needs no reference policy.
-    dLLM-RL."""
+    Default of dLLM-RL."""
 
     paper: ClassVar[str] = "arXiv:2505.15809"
     summary: ClassVar[str] = "token ratios at the masked positions of randomly masked completions"

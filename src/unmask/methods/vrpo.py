@@ -31,11 +31,11 @@ class VRPO(Method):
 
     type: Literal["vrpo"] = "vrpo"
     num_samples: int = Field(8, ge=1)
-    """Number n of counts for each ELBO, with one set of masked positions each. Paper, as far as
-    docs/methods/vrpo.md states."""
+    """Number n of counts for each ELBO, with one set of masked positions each. Default of the
+    paper, as far as docs/methods/vrpo.md states."""
     beta: float = Field(0.2, gt=0)
     """Strength β of the attraction to the reference policy: the smaller it is, the further the
-    policy may move. Paper, as for num_samples."""
+    policy may move. Default of the paper, as for num_samples."""
 
     paper: ClassVar[str] = "arXiv:2505.19223"
     summary: ClassVar[str] = "preference pairs of the best and the worst completion of each group, compared by ELBO"

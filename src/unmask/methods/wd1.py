@@ -26,7 +26,7 @@ class WD1(Method):
 
     type: Literal["wd1"] = "wd1"
     prompt_mask_ratio: float = Field(0.15, ge=0, le=1)
-    """Probability with which a prompt token is masked; 0 masks none. Release."""
+    """Probability with which a prompt token is masked; 0 masks none. Default of the release."""
 
     paper: ClassVar[str] = "arXiv:2507.08838"
     summary: ClassVar[str] = (

@@ -1,4 +1,5 @@
-"""Masked diffusion models: any bidirectional transformers backbone behind one forward, and tiny ones that train on a laptop."""
+"""Masked diffusion models: any bidirectional transformers backbone behind one forward pass, and
+tiny models for a laptop."""
 
 from unmask.models.convert import convert
 from unmask.models.denoiser import Denoiser, check_bidirectional

@@ -1,7 +1,9 @@
-"""LoRA on a denoiser: adapters that are put into its backbone in place, so that its class and its forward stay what they were.
+"""LoRA adapters, which are put into the backbone of a denoiser in place, so that its class and
+interface do not change.
 
-W x + (alpha / r) B A x, with A and B alone trained (arXiv:2106.09685). The backbone without them is the policy that the run began
-with, so a reference policy costs no memory; a reference that moves is a second, frozen pair of matrices.
+W x + (alpha / r) B A x, where only A and B are trained (arXiv:2106.09685). The backbone without
+adapters is the policy that the run began with, so a reference policy costs no memory. A reference
+that moves is a second, frozen pair of matrices.
 """
 
 from __future__ import annotations
@@ -28,26 +30,27 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 POLICY, REFERENCE = "default", "reference"
-"""Names of the adapter that is trained and of the one that follows it."""
+"""Names of the adapter that is trained, and of the one that follows it as reference."""
 
 CONFIG_FILE, WEIGHTS_FILE = ADAPTER_CONFIG, "adapter_model.safetensors"
-"""What peft reads and writes."""
+"""Names of the files that peft reads and writes."""
 
 _PREFIX = "base_model.model."
-"""Of every name in peft's own state dicts."""
+"""Prefix of all names in peft's state dicts."""
 
 
 class Adapters:
-    """The adapters of one denoiser; every other weight of it is frozen.
+    """Adapters of one denoiser, whose other weights are frozen.
 
     Args:
-        denoiser: gets them in place.
+        denoiser: denoiser that gets the adapters in place.
         config: rank, scale, dropout and targets.
-        seed: of A's initial weights; B starts at 0, so that nothing changes at first.
-        base: name or folder of the model, kept in what is saved.
+        seed: seed of the initial weights of A. B starts at 0, so the model does not change at
+            first.
+        base: name or folder of the model, which is recorded in saved adapters.
 
     Raises:
-        ConfigError: peft is not installed, or a target that no linear module of the model has.
+        ConfigError: peft is not installed, or no linear module of the model matches a target.
     """
 
     def __init__(self, denoiser: Denoiser, config: LoraConfig, seed: int = 0, base: str | None = None) -> None:
@@ -58,11 +61,11 @@ class Adapters:
             lora_alpha=config.alpha,
             lora_dropout=config.dropout,
             target_modules=targets,
-            # GPT-2 keeps its matrices transposed.
+            # GPT-2 stores its matrices transposed.
             fan_in_fan_out=type(denoiser.backbone.get_submodule(targets[0])).__name__ == "Conv1D",
             base_model_name_or_path=base,
         )
-        with _unnoticed():
+        with _without_side_effects():
             torch.manual_seed(seed)
             self._peft: Any = peft.PeftModel(denoiser.backbone, lora, adapter_name=POLICY)
         self.backbone: PreTrainedModel = denoiser.backbone
@@ -70,25 +73,25 @@ class Adapters:
 
     @classmethod
     def load(cls, denoiser: Denoiser, folder: Path) -> Adapters:
-        """Put the adapter that a folder holds, ours or any LoRA that peft saved, into a denoiser.
+        """Put a saved LoRA adapter, of this package or of peft, into a denoiser.
 
         Raises:
-            ModelError: no adapter there, or one of another model.
+            ModelError: the folder holds no adapter, or one of another model.
         """
         peft = _peft()
         if not (folder / CONFIG_FILE).is_file():
             raise ModelError(f"{folder} holds no adapter: it has no {CONFIG_FILE}.")
         self = cls.__new__(cls)
         try:
-            with _unnoticed():
+            with _without_side_effects():
                 self._peft = peft.PeftModel.from_pretrained(denoiser.backbone, str(folder), adapter_name=POLICY)
-        except Exception as error:  # whatever a foreign folder makes peft raise is a fault of the folder
+        except Exception as error:  # any error that peft raises is a fault of the folder
             raise ModelError(f"the adapter {folder} does not fit the model: {reason(error)}") from error
         more = [key for key in denoiser.backbone.state_dict() if f".{POLICY}" in key and not _is_matrix(key)]
         if more:
             raise ModelError(
-                f"the adapter {folder} has more than LoRA's two matrices, such as {more[0]}, and is not merged here. "
-                "Where it was trained, peft's merge_and_unload makes a plain checkpoint of it."
+                f"the adapter {folder} has tensors other than LoRA's two matrices, such as {more[0]}, and cannot be merged here. "
+                "Make a plain checkpoint with peft's merge_and_unload where it was trained."
             )
         self.backbone = denoiser.backbone
         self._lora = self._peft.peft_config[POLICY]
@@ -99,61 +102,62 @@ class Adapters:
         """Put the adapter of a checkpoint into a denoiser.
 
         Args:
-            denoiser: the model that the adapter was trained on.
-            folder: the checkpoint, which holds the adapter's config.
-            weights: the adapter's matrices, under the backbone's names.
+            denoiser: model that the adapter was trained on.
+            folder: checkpoint with the config of the adapter.
+            weights: matrices of the adapter, under the backbone's names.
 
         Raises:
-            ModelError: it does not fit the model.
+            ModelError: the adapter does not fit the model.
         """
         peft = _peft()
         self = cls.__new__(cls)
         try:
             self._lora = peft.LoraConfig.from_pretrained(str(folder))
-            with _unnoticed():
+            with _without_side_effects():
                 self._peft = peft.PeftModel(denoiser.backbone, self._lora, adapter_name=POLICY)
             self.backbone = denoiser.backbone
             for key, parameter in self.parameters():
                 parameter.data.copy_(weights[key])
-        except Exception as error:  # whatever a foreign folder makes peft raise is a fault of the folder
+        except Exception as error:  # any error that peft raises is a fault of the folder
             raise ModelError(f"the adapter in {folder} does not fit the model: {reason(error)}") from error
         return self
 
     def merge_in_place(self) -> None:
-        """Add the adapter into the weights and take it away, so that the denoiser is a plain one; see `merged`."""
+        """Add the adapter to the weights and remove it, so that the denoiser is a plain one; see
+        `merged`."""
         merged = self.merged()
-        with _unnoticed():
+        with _without_side_effects():
             self._peft.unload()
         self.backbone.load_state_dict(merged)
         self.backbone.requires_grad_(True)
 
     def parameters(self, name: str = POLICY) -> Iterator[tuple[str, nn.Parameter]]:
-        """Names and weights of an adapter, in an order that all adapters of the model share."""
+        """Yield names and weights of an adapter, in an order that all adapters of the model share."""
         for key, parameter in self.backbone.named_parameters():
             if ".lora_" in key and f".{name}." in f"{key}.":
                 yield key, parameter
 
     def add_reference(self) -> None:
-        """Add a frozen second adapter, for now a copy of the policy's."""
-        with _unnoticed():
+        """Add a frozen second adapter, which starts as a copy of the policy's."""
+        with _without_side_effects():
             self._peft.add_adapter(REFERENCE, self._lora)
         self.move_reference(1.0)
 
     @torch.no_grad()
     def move_reference(self, alpha: float) -> None:
-        """Each matrix of the reference ← α policy's + (1 - α) its own."""
+        """Move each matrix of the reference: reference ← α policy + (1 - α) reference."""
         for (_, its), (_, policys) in zip(self.parameters(REFERENCE), self.parameters(), strict=True):
             its.lerp_(policys, alpha)
 
     @contextmanager
     def off(self) -> Iterator[None]:
-        """Within it, the model is the one without adapters."""
+        """Open a block in which the model has no adapters."""
         with self._peft.disable_adapter():
             yield
 
     @contextmanager
     def as_reference(self) -> Iterator[None]:
-        """Within it, the model is the one with the reference's adapter."""
+        """Open a block in which the model has the adapter of the reference."""
         self._peft.base_model.set_adapter(REFERENCE, inference_mode=True)
         try:
             yield
@@ -161,8 +165,12 @@ class Adapters:
             self._peft.base_model.set_adapter(POLICY)
 
     def save(self, folder: Path, weights: Mapping[str, Tensor] | None = None) -> None:
-        """Write the adapter as peft's `PeftModel.from_pretrained` reads it; `weights` is the denoiser's whole state dict, if
-        that is kept in parts."""
+        """Write the adapter in the format of peft's `PeftModel.from_pretrained`.
+
+        Args:
+            folder: folder to write into.
+            weights: whole state dict of the denoiser, if the model is sharded.
+        """
         from safetensors.torch import save_file
 
         own = dict(self.parameters()) if weights is None else _without_prefix(weights)
@@ -174,7 +182,7 @@ class Adapters:
 
     def save_config(self, folder: Path) -> None:
         """Write peft's description of the adapter."""
-        # In peft's own file format a saved adapter is one to be run, not trained on.
+        # In peft's file format, a saved adapter is marked for inference.
         self._lora.inference_mode = True
         try:
             self._lora.save_pretrained(str(folder))
@@ -183,15 +191,18 @@ class Adapters:
 
     @torch.no_grad()
     def merged(self, weights: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:
-        """The backbone's state dict with the adapter added in, W + (alpha / r) B A, under the plain model's names and on the CPU.
+        """Return the backbone's state dict with the adapter added, W + (alpha / r) B A, under the
+        plain model's names and on the CPU.
 
-        The model itself is left as it is: adding and taking away again would round.
+        The model itself does not change, because adding and subtracting would round.
 
         Args:
-            weights: the denoiser's whole state dict, if it is kept in parts; default the model's own.
+            weights: whole state dict of the denoiser, if the model is sharded; default the model's
+                own.
 
         Raises:
-            ConfigError: the weights are quantized; `merge_adapter` merges into the model that they were made from.
+            ConfigError: the weights are quantized; `merge_adapter` merges into the original model
+                instead.
         """
         own = self.backbone.state_dict() if weights is None else _without_prefix(weights)
         plain = {key: value for key, value in own.items() if ".lora_" not in key}
@@ -201,7 +212,9 @@ class Adapters:
             stem = key.removesuffix(".base_layer.weight")
             if stem != key:
                 if not value.is_floating_point():
-                    raise ConfigError("quantized weights cannot be merged into; merge the saved adapter instead.")
+                    raise ConfigError(
+                        "an adapter cannot be merged into quantized weights. Merge the saved adapter instead."
+                    )
                 a, b = (own[f"{stem}.lora_{x}.{POLICY}.weight"].detach().cpu().float() for x in "AB")
                 layer: Any = self.backbone.get_submodule(stem)
                 update = layer.scaling[POLICY] * (b @ a)
@@ -211,31 +224,31 @@ class Adapters:
 
 
 def target_modules(denoiser: Denoiser, config: LoraConfig) -> list[str]:
-    """Full names, within the backbone, of the linear modules that get an adapter.
+    """Return the full names, within the backbone, of the linear modules that get an adapter.
 
     Raises:
-        ConfigError: a target that no linear module has; the message lists those there are.
+        ConfigError: no linear module matches a target; the message lists the modules.
     """
     backbone = denoiser.backbone
     linear = [name for name, module in backbone.named_modules() if _is_linear(module)]
     if config.targets == "all-linear":
         trunk = f"{backbone.base_model_prefix}."
         return [name for name in linear if name.startswith(trunk)]
-    found: list[str] = []
+    names: list[str] = []
     for target in config.targets:
         matching = [name for name in linear if f".{name}".endswith(f".{target}")]
         if not matching:
             available = {name.rpartition(".")[2] for name in linear}
             raise ConfigError(
-                f"lora.targets: {unknown_name('linear module', target, available)} These are what a {type(backbone).__name__} "
-                "has; all-linear takes all of the trunk."
+                f"lora.targets: {unknown_name('linear module', target, available)} These are the linear modules of a "
+                f"{type(backbone).__name__}; all-linear takes all of the trunk."
             )
-        found += [name for name in matching if name not in found]
+        names += [name for name in matching if name not in names]
     head = backbone.get_output_embeddings()
     tied = head is not None and head.weight is backbone.get_input_embeddings().weight
-    if tied and any(backbone.get_submodule(name) is head for name in found):
-        raise ConfigError("lora.targets names the head, whose weights are also the embeddings'. Leave it out.")
-    return found
+    if tied and any(backbone.get_submodule(name) is head for name in names):
+        raise ConfigError("lora.targets names the head, which shares its weights with the embeddings. Leave it out.")
+    return names
 
 
 def save_adapted(
@@ -245,14 +258,15 @@ def save_adapted(
     folder: Path,
     weights: Mapping[str, Tensor] | None = None,
 ) -> None:
-    """Write a denoiser as a plain transformers checkpoint, adapters merged in; the adapter alone is kept in `folder`/adapter.
+    """Write a denoiser as a plain transformers checkpoint with adapters merged; the adapter alone
+    goes to `folder`/adapter.
 
     Args:
-        denoiser: the policy.
+        denoiser: policy.
         tokenizer: its tokenizer.
-        adapters: of it, if it has any.
-        folder: to be written.
-        weights: the denoiser's whole state dict, if it is kept in parts.
+        adapters: its adapters; None if it has none.
+        folder: folder to write.
+        weights: whole state dict of the denoiser, if the model is sharded.
     """
     if adapters is None:
         save_model(denoiser, tokenizer, folder, weights)
@@ -265,15 +279,16 @@ def save_adapted(
 
 
 def merge_adapter(adapter: Path, target: Path, base: str | None = None) -> str:
-    """Write the plain checkpoint that an adapter makes of its base model, and return the base's name.
+    """Merge an adapter into its base model, write a plain checkpoint, and return the name of the
+    base model.
 
     Args:
-        adapter: folder that peft reads; see `find_adapter`.
-        target: folder to write into.
-        base: the model under it; default the one that the adapter names.
+        adapter: folder that peft can read; see `find_adapter`.
+        target: folder to write.
+        base: model under the adapter; default the one that the adapter names.
 
     Raises:
-        ModelError: no adapter there, or no model, or the two do not fit.
+        ModelError: the adapter or the model is missing, or the two do not fit.
     """
     under = base or read_json(adapter / CONFIG_FILE).get("base_model_name_or_path")
     if not under:
@@ -282,57 +297,61 @@ def merge_adapter(adapter: Path, target: Path, base: str | None = None) -> str:
         denoiser, tokenizer = load_model(under)
     except ModelError as error:
         if not base:
-            error.add_note(
-                f"{under} is the model that the adapter names; if it is elsewhere by now, name it with --base."
-            )
+            error.add_note(f"{under} is the model that the adapter names. If the model has moved, name it with --base.")
         raise
     save_model(denoiser, tokenizer, target, Adapters.load(denoiser, adapter).merged())
     return under
 
 
 def merge(source: Path, target: Path, base: str | None = None) -> str:
-    """Write the plain checkpoint of a LoRA adapter or of a checkpoint of a run, and return a sentence of what was done.
+    """Write the plain checkpoint of a LoRA adapter or of a run's checkpoint, and return a sentence
+    about it.
 
     Args:
-        source: folder of an adapter, of a model that keeps one, of a run, or of a checkpoint of a run, with adapters or without.
-        target: folder to write into.
-        base: the model under the adapter; default the one that it names.
+        source: folder of an adapter, of a model with an adapter, of a run, or of a run's checkpoint
+            with or without adapters.
+        target: folder to write.
+        base: model under the adapter; default the one that the adapter names.
 
     Raises:
-        ModelError: no adapter there, or no model, or the two do not fit.
+        ModelError: the adapter or the model is missing, or the two do not fit.
     """
-    place = Path(locate(source))
-    if not is_checkpoint(place):
-        adapter = find_adapter(place if source.is_dir() else source)
+    model_folder = Path(locate(source))
+    if not is_checkpoint(model_folder):
+        adapter = find_adapter(model_folder if source.is_dir() else source)
         return f"{adapter} merged into {merge_adapter(adapter, target, base)}"
-    under = base_of(place)
+    under = base_of(model_folder)
     if base and under is None:
-        raise ModelError(f"{place} holds all weights of its model, not an adapter. Leave --base out.")
-    denoiser, tokenizer = load_checkpoint(place, load_folder, base=base)
+        raise ModelError(f"{model_folder} holds all weights of its model, not an adapter. Leave --base out.")
+    denoiser, tokenizer = load_checkpoint(model_folder, load_folder, base=base)
     save_model(denoiser, tokenizer, target)
-    return f"{place} merged into {base or under}" if under else f"{place} written as a model folder"
+    if under:
+        return f"{model_folder} merged into {base or under}"
+    return f"{model_folder} written as a model folder"
 
 
 def find_adapter(source: Path) -> Path:
-    """The folder of an adapter: `source` itself, or what a model folder keeps.
+    """Return the folder of an adapter: `source` itself, or the adapter folder of a model.
 
     Raises:
-        ModelError: there is none; the message says what is there.
+        ModelError: there is no adapter; the message says what the folder holds.
     """
-    for place in (source, source / "adapter"):
-        if (place / CONFIG_FILE).is_file():
-            return place
+    for folder in (source, source / "adapter"):
+        if (folder / CONFIG_FILE).is_file():
+            return folder
     if not source.exists():
         raise ModelError(no_file(source, "folder"))
     if list(source.glob("model*.safetensors")):
-        raise ModelError(f"{source} holds a plain checkpoint, without an adapter: there is nothing to merge.")
+        raise ModelError(f"{source} holds a plain checkpoint without an adapter, so there is nothing to merge.")
     raise ModelError(f"{source} holds no adapter: neither it nor adapter/ in it has an {CONFIG_FILE}.")
 
 
 def fingerprint(denoiser: Denoiser) -> str:
-    """Of the frozen weights: what adapters learnt on one model means nothing on another.
+    """Return a fingerprint of the frozen weights, which shows that an adapter belongs to another
+    model.
 
-    A few numbers of each tensor are read, so it takes no time on a large model; training or converting again changes them all.
+    It reads a few numbers of each tensor, so it is fast for a large model; training or converting
+    changes them all.
     """
     digest = hashlib.sha256()
     for name, parameter in denoiser.named_parameters():
@@ -344,23 +363,25 @@ def fingerprint(denoiser: Denoiser) -> str:
 
 
 def _without_prefix(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The backbone's part of a denoiser's state dict."""
+    """Return the backbone's part of a denoiser's state dict."""
     return {key.removeprefix("backbone."): value for key, value in weights.items()}
 
 
 def _is_linear(module: nn.Module) -> bool:
-    # Conv1D is GPT-2's transposed linear map; quantized linears are subclasses.
+    # Conv1D is GPT-2's transposed linear layer; quantized linear layers are subclasses.
     return isinstance(module, nn.Linear) or type(module).__name__ == "Conv1D"
 
 
 def _is_matrix(key: str) -> bool:
-    """Whether a tensor of an adapter is A or B; DoRA's magnitudes, biases and whole modules are not."""
+    """Return True if a tensor of an adapter is A or B, and not a DoRA magnitude, a bias or a whole
+    module."""
     return key.endswith((f".lora_A.{POLICY}.weight", f".lora_B.{POLICY}.weight"))
 
 
 @contextmanager
-def _unnoticed() -> Iterator[None]:
-    """peft draws from the global generator, and asks transformers for a property by the name that it had before."""
+def _without_side_effects() -> Iterator[None]:
+    """Protect the global generator from peft, and hide a warning of transformers about a renamed
+    property."""
     with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)
         yield

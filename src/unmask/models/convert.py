@@ -1,7 +1,9 @@
-"""Checkpoints from a family's own layout to the native one and back: streamed, atomic, without running any code of theirs.
+"""Conversion of checkpoints from a family's own layout to the native one and back: streamed,
+atomic, and without remote code.
 
-Only .json, .safetensors and tokenizer files are read. Names and shapes are compared with the native class before anything is
-written; then tensors go from file to file in shards, so that a checkpoint never is in memory as a whole.
+Only .json, .safetensors and tokenizer files are read. Names and shapes are compared with the native
+class before anything is written. Tensors then go from file to file in shards, so a checkpoint is
+never in memory as a whole.
 """
 
 from __future__ import annotations
@@ -18,7 +20,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from unmask.core.errors import ModelError
-from unmask.models.families import FAMILIES, UNSUPPORTED, Family, family_of
+from unmask.models.families import FAMILIES, UNSUPPORTED, family_of
+from unmask.models.family import Family
 from unmask.models.from_run import locate
 from unmask.models.layout import is_native, native_config, original_config, renamed
 from unmask.models.loading import load_model, save_model
@@ -34,10 +37,11 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 SHARD_BYTES = 2_000_000_000
-"""Of an output file, and so what conversion needs of memory where it casts; where it does not, files are mapped."""
+"""Size of an output file, and therefore the memory that conversion needs if it casts; otherwise
+files are mapped."""
 
 MARGIN = 1.02
-"""Of disk space over the tensors' own bytes."""
+"""Required disk space, as a multiple of the size of the tensors."""
 
 SIZES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I64": 8, "I32": 4, "I16": 2, "I8": 1, "U8": 1, "BOOL": 1}
 DTYPES = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}
@@ -45,20 +49,20 @@ DTYPES = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}
 
 @dataclass(frozen=True, slots=True)
 class Piece:
-    """One tensor on its way."""
+    """A tensor that is converted."""
 
     file: Path
     name: str
-    """In the source."""
+    """Name in the source."""
     target: str
-    """In the destination."""
+    """Name in the destination."""
     shape: tuple[int, ...]
     kind: str
-    """safetensors' name of its dtype in the destination."""
+    """Dtype in the destination, as safetensors names it."""
 
     @property
     def num_bytes(self) -> int:
-        """In the destination."""
+        """Size in the destination, in bytes."""
         return prod(self.shape) * SIZES[self.kind]
 
 
@@ -73,30 +77,32 @@ def convert(
     shard_bytes: int = SHARD_BYTES,
     tell: Callable[[str], None] = lambda _: None,
 ) -> Family:
-    """Write a checkpoint in another layout, complete or not at all.
+    """Write a checkpoint in another layout, completely or not at all.
 
     Args:
-        source: folder or hub id, of any family's original layout or of the native one.
-        destination: a folder that does not exist yet.
-        to: `native`; `original`, the layout of the family that the checkpoint came from; or a family's name.
-        dtype: of the floating-point tensors: float32, bfloat16 or float16; default as they are.
-        tokenizer: folder or hub id to take the tokenizer from, where the source has none.
-        block_length: of block-causal attention, where the source's config does not say it.
-        shard_bytes: of a file of tensors.
-        tell: is told in a line what is being done, where that may take long.
+        source: folder or hub id of a checkpoint in a family's original layout or in the native one.
+        destination: folder that does not exist yet.
+        to: `native`; `original`, the layout of the family that the checkpoint came from; or the
+            name of a family.
+        dtype: dtype of the floating-point tensors: float32, bfloat16 or float16; default unchanged.
+        tokenizer: folder or hub id of the tokenizer, if the source has none.
+        block_length: block length of block-causal attention, if the source's config does not state
+            it.
+        shard_bytes: size of a file of tensors.
+        tell: function that gets a line of text before each slow operation.
 
     Returns:
         The family.
 
     Raises:
-        ModelError: whatever of the source, the destination, its disk or the options cannot be used.
+        ModelError: the source, the destination, its disk or an option cannot be used.
     """
     if dtype is not None and dtype not in DTYPES:
         raise ModelError(f'unknown dtype "{dtype}". Available: {", ".join(DTYPES)}.')
     refuse_existing(destination)
     source = locate(source)
     if is_checkpoint(Path(source)):
-        # Its tensors lie beside the optimizer's state, under other names.
+        # The tensors of a checkpoint of a run have other names, beside the optimizer's state.
         with _beside(destination) as plain:
             save_model(*load_model(source), plain)
             settings = {"to": to, "dtype": dtype, "tokenizer": tokenizer, "block_length": block_length}
@@ -136,15 +142,15 @@ def convert(
 
 
 def _family(source: str, raw: Mapping[str, Any], to: str) -> tuple[str, Family]:
-    """The family of a checkpoint, or the one that is asked for."""
+    """Return the name and entry of a checkpoint's family, or of the requested one."""
     architecture = (raw.get("architectures") or ["no class"])[0]
     if architecture in UNSUPPORTED:
         raise ModelError(f"{source} cannot be converted: {UNSUPPORTED[architecture]}.")
     name = family_of(raw)
     if name is None:
         raise ModelError(
-            f"{source} holds a {architecture}, which is no known family. Known: {', '.join(FAMILIES)} (`unmask models`). "
-            "A new one is one entry of unmask/models/families.py."
+            f"{source} holds a {architecture}, which belongs to no known family. Known: {', '.join(FAMILIES)} (`unmask models`). "
+            "To add a family, add an entry to unmask/models/families.py."
         )
     if to not in ("native", "original"):
         if to not in FAMILIES:
@@ -152,25 +158,27 @@ def _family(source: str, raw: Mapping[str, Any], to: str) -> tuple[str, Family]:
                 f'--to "{to}" is neither native nor original nor a family. Families: {", ".join(FAMILIES)}.'
             )
         if FAMILIES[to].native_class != FAMILIES[name].native_class:
-            raise ModelError(f"{source} is a {FAMILIES[name].title}: it has no form as {FAMILIES[to].title}.")
+            raise ModelError(f"{source} is a {FAMILIES[name].title}, which cannot be written as {FAMILIES[to].title}.")
         name = to
     return name, FAMILIES[name]
 
 
 def _check_direction(source: str, raw: Mapping[str, Any], family: Family, to: str) -> None:
-    """Raise for a checkpoint that is where it should go, or that is no diffusion model."""
+    """Raise for a checkpoint that is already in the requested layout, or that is not a diffusion
+    model."""
     if not is_native(raw, family) and to != "native":
-        raise ModelError(f"{source} is in {family.title}'s own layout already: there is nothing to convert.")
+        raise ModelError(f"{source} is already in the layout of {family.title}, so there is nothing to convert.")
     needs_saying = NATIVE_CLASSES[family.native_class].auto_class == "AutoModelForCausalLM"
     if is_native(raw, family) and needs_saying and raw.get("is_causal", True):
         raise ModelError(
             f"{source} is an autoregressive {family.native_class}: its config.json does not say is_causal: false. "
-            "Converting makes no diffusion model of it. If it was trained as one, add that line."
+            "Conversion does not turn it into a diffusion model. If it was trained as one, add that line."
         )
 
 
 def _plan(folder: Path, family: Family, config: Any, named_natively: bool, dtype: str | None) -> list[Piece]:
-    """Every tensor with its native name, after comparison with what the native class has."""
+    """Return every tensor with its native name, after comparison with the tensors of the native
+    class."""
     from safetensors import safe_open
 
     check_size(str(folder), family.native_class, config, sizes_of_tensors(folder))
@@ -191,7 +199,7 @@ def _plan(folder: Path, family: Family, config: Any, named_natively: bool, dtype
                     pieces.append(Piece(file, name, target, tuple(part.get_shape()), kind))
         except ModelError:
             raise
-        except Exception as error:  # safetensors raises its own kind for a file that is cut or no safetensors at all
+        except Exception as error:  # safetensors raises its own errors for damaged files
             raise ModelError(f"{file} cannot be read as safetensors: {error}. Copy it again.") from error
     have = {piece.target: piece.shape for piece in pieces}
     missing = sorted(expected.keys() - have.keys() - twins.keys())
@@ -202,13 +210,14 @@ def _plan(folder: Path, family: Family, config: Any, named_natively: bool, dtype
             more = ", ..." if len(names) > 3 else ""
             raise ModelError(
                 f"{folder} {what} {', '.join(names[:3])}{more}: its tensors do not belong to its config.json. "
-                "Copy the checkpoint again, or mend the config."
+                "Copy the checkpoint again, or correct the config."
             )
     return _untwinned(pieces, twins, config)
 
 
 def _untwinned(pieces: list[Piece], twins: Mapping[str, str], config: Any) -> list[Piece]:
-    """Without a head that only repeats the embedding it is tied to; one that differs is untied in `config`, and stays."""
+    """Remove a head that only repeats the embedding it is tied to; a different head stays, and is
+    untied in `config`."""
     import torch
 
     by_target = {piece.target: piece for piece in pieces}
@@ -223,32 +232,33 @@ def _untwinned(pieces: list[Piece], twins: Mapping[str, str], config: Any) -> li
 
 
 def _files(folder: Path) -> list[Path]:
-    """The files of tensors, those of the index where there is one."""
+    """Return the files of tensors, which are those of the index if there is one."""
     index = folder / "model.safetensors.index.json"
     if index.is_file():
         weight_map = read_json(index).get("weight_map")
         if not isinstance(weight_map, dict) or not weight_map or not all(map(_is_file_name, weight_map.values())):
-            raise ModelError(f"{index} names no files: it has no weight_map of names. Copy the checkpoint again.")
+            raise ModelError(f"{index} has no weight_map with file names. Copy the checkpoint again.")
         files = [folder / name for name in sorted(set(weight_map.values()))]
-        lost = [file.name for file in files if not file.is_file()]
-        if lost:
-            raise ModelError(f"{folder} lacks {', '.join(lost)}, which its index names. Copy the checkpoint again.")
+        missing = [file.name for file in files if not file.is_file()]
+        if missing:
+            raise ModelError(f"{folder} lacks {', '.join(missing)}, which its index names. Copy the checkpoint again.")
         return files
     whole = folder / "model.safetensors"
-    # What else is there, an adapter or weights in another layout, is not what transformers would read.
+    # Other files, such as adapters or weights in another layout, are not read by transformers
+    # either.
     if files := [whole] if whole.is_file() else sorted(folder.glob("*.safetensors")):
         return files
     refuse_pickles(folder)
-    raise ModelError(f"{folder} holds no weights: there is no .safetensors file in it.")
+    raise ModelError(f"{folder} holds no weights, because it has no .safetensors file.")
 
 
 def _is_file_name(name: object) -> bool:
-    """Whether an entry of an index is a file of its own folder."""
+    """Return True if an entry of an index is a file of its own folder."""
     return isinstance(name, str) and Path(name).name == name
 
 
 def _tensor(piece: Piece) -> Tensor:
-    """Read one, in the dtype of the destination."""
+    """Read a tensor in the dtype of the destination."""
     from safetensors import safe_open
 
     with safe_open(piece.file, framework="pt") as opened:
@@ -263,7 +273,7 @@ def _torch_dtype(kind: str) -> torch.dtype:
 
 
 def _write_tensors(pieces: list[Piece], folder: Path, shard_bytes: int, tell: Callable[[str], None]) -> None:
-    """One file, or shards with an index as transformers writes it."""
+    """Write one file, or shards with an index as transformers writes it."""
     from safetensors.torch import save_file
 
     shards: list[list[Piece]] = [[]]
@@ -284,39 +294,40 @@ def _write_tensors(pieces: list[Piece], folder: Path, shard_bytes: int, tell: Ca
 
 
 def _check_space(destination: Path, num_bytes: int) -> None:
-    place = next(parent for parent in destination.absolute().parents if parent.exists())
-    free, needed = shutil.disk_usage(place).free, int(num_bytes * MARGIN)
+    parent = next(parent for parent in destination.absolute().parents if parent.exists())
+    free, needed = shutil.disk_usage(parent).free, int(num_bytes * MARGIN)
     if free < needed:
         raise ModelError(
-            f"converting writes {needed / 1e9:.2f} GB and {place} has {free / 1e9:.2f} GB free. Make room, name a destination on "
-            "another disk, or ask for a smaller --dtype."
+            f"conversion writes {needed / 1e9:.2f} GB, but {parent} has only {free / 1e9:.2f} GB free. Free some space, name a "
+            "destination on another disk, or choose a smaller --dtype."
         )
 
 
 def refuse_existing(destination: Path) -> None:
-    """Raise ModelError where something would be overwritten."""
+    """Raise ModelError if the destination exists."""
     with _explained(destination):
         is_there = destination.exists() or destination.is_symlink()
     if is_there:
-        raise ModelError(f"{destination} exists already. Name a folder that does not, or remove it.")
+        raise ModelError(f"{destination} exists already. Name a folder that does not exist, or remove this one.")
 
 
 @contextmanager
 def written_aside(destination: Path) -> Iterator[Path]:
-    """Give a folder to write into, which becomes the destination at the end; after an error nothing is left.
+    """Yield a temporary folder that becomes the destination at the end; after an error nothing is
+    left.
 
     Raises:
-        ModelError: the destination exists already, or the disk did not take all of it.
+        ModelError: the destination exists already, or could not be written completely.
     """
     refuse_existing(destination)
-    with _beside(destination) as place, folder_replaced_whole(destination, place / "model") as aside:
+    with _beside(destination) as folder, folder_replaced_whole(destination, folder / "model") as aside:
         yield aside
         refuse_existing(destination)
 
 
 @contextmanager
 def _beside(destination: Path) -> Iterator[Path]:
-    """Give a folder on the destination's disk, which is removed at the end."""
+    """Yield a temporary folder on the destination's disk, which is removed at the end."""
     with _explained(destination):
         destination.parent.mkdir(parents=True, exist_ok=True)
         aside = Path(tempfile.mkdtemp(prefix=f".{destination.name[:64]}.", dir=destination.parent))

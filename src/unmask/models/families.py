@@ -1,86 +1,18 @@
-"""The table of model families: how each release is laid out, and which native transformers class computes the same function.
+"""The table of model families: the layout of each release, and the native transformers class that
+computes the same function.
 
-Pure data, one entry a family; adding a family is one entry. `unmask convert` reads an entry in both directions, `unmask models`
-prints it. Facts about releases are as their hub pages had them; what nobody could look up says so.
+The table is data with one entry per family. `unmask convert` uses an entry in both directions, and
+`unmask models` prints it. Facts about releases are those of their hub pages; unknown facts are
+marked.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+from dataclasses import replace
+from typing import Any
 
-from unmask.models.native import NATIVE_CLASSES
-
-Fact = str
-"""Something read elsewhere; "unknown" where it could not be."""
-
-
-@dataclass(frozen=True, slots=True)
-class Checkpoint:
-    """A published checkpoint."""
-
-    hub_id: str
-    parameters: Fact
-    licence: Fact
-    block_length: int | None = None
-    """Of block-causal attention, where its config does not say it."""
-
-
-@dataclass(frozen=True, slots=True)
-class Family:
-    """A family's original layout and its native form.
-
-    Config values go both ways by `fields`; what the native class cannot vary is in `fixed`, and a checkpoint that says otherwise
-    is refused. Tensor names go both ways by `keys`, {i} standing for the layer.
-    """
-
-    title: str
-    native_class: str
-    """Key of `NATIVE_CLASSES`."""
-    native_type: str
-    """`model_type` of that class."""
-    checkpoints: tuple[Checkpoint, ...]
-    checked: Literal["logits of its own code", "as llada", "as dream", "mini checkpoint"]
-    """What was compared here: logits with those that the release's own code gave (`as`: of a family of the same layout), or
-    only a mini checkpoint in its layout with itself: converted, trained, converted back. No released weights were at hand."""
-    paper: Fact
-    architecture: str = ""
-    """The class that the release's config names; empty for a family that is native already."""
-    model_type: str = ""
-    fields: Mapping[str, str] = field(default_factory=dict)
-    """Original config key -> native config key."""
-    fixed: Mapping[str, Any] = field(default_factory=dict)
-    """Original config keys whose value is built into the native class."""
-    written: Mapping[str, Any] = field(default_factory=dict)
-    """What else its config says, without meaning for the function: written when converting back."""
-    keys: tuple[tuple[str, str], ...] = ()
-    """Original and native tensor names; empty where they are the same."""
-    tokens: Mapping[str, str] = field(default_factory=dict)
-    """Special tokens that its tokenizer holds but may not declare: mask_token, eos_token, pad_token."""
-    token_ids: Mapping[str, int] = field(default_factory=dict)
-    """Of the released vocabulary: mask, eos, pad. To be shown; what is used comes from the checkpoint."""
-    tokenizer_class: str | None = None
-    """Native class that reads its tokenizer files, where its config names one that exists as code only."""
-    chat_template: Fact = "its tokenizer's own"
-    template: str | None = None
-    """The chat template, where its tokenizer may have none."""
-    logit_shift: bool = False
-    """The head at position i - 1 speaks of position i."""
-    block_length: int | None = None
-    """Of block-causal attention, unless the checkpoint's config says another; None: every position sees every other."""
-    notes: tuple[str, ...] = ()
-
-    def block_length_of(self, source: str) -> int | None:
-        """That of a published checkpoint whose config does not say it, by its hub id or a folder of the same name."""
-        name = source.rstrip("/").rpartition("/")[2]
-        return next((c.block_length for c in self.checkpoints if c.hub_id.rpartition("/")[2] == name), None)
-
-    @property
-    def lora_targets(self) -> tuple[str, ...]:
-        """Names of the linear layers of its blocks, in the native class."""
-        return NATIVE_CLASSES[self.native_class].linear
-
+from unmask.models.family import Checkpoint, Fact, Family
 
 _SAME = (
     "attention_dropout",
@@ -107,7 +39,7 @@ _QWEN2_FIELDS = {key: key for key in _SAME}
 _QWEN3_FIELDS = _QWEN2_FIELDS | {"head_dim": "head_dim", "attention_bias": "attention_bias"}
 _FULL_ATTENTION = {"use_sliding_window": False}
 _NO_WINDOW = {"sliding_window": None}
-"""Not in `fixed`: configs carry a width that they do not use."""
+"""The sliding window is not in `fixed`: configs carry a width that they do not use."""
 
 _BLOCK = "model.transformer.blocks.{i}."
 _LAYER = "model.layers.{i}."
@@ -139,7 +71,8 @@ _LLADA = Family(
         "rope_theta": "rope_theta",
         "use_cache": "use_cache",
         "vocab_size": "vocab_size",
-        # After vocab_size, over which it goes: rows of the embedding may be more than the words.
+        # This key follows vocab_size and overrides it: the embedding may have more rows than there
+        # are words.
         "embedding_size": "vocab_size",
         "weight_tying": "tie_word_embeddings",
     },
@@ -194,9 +127,9 @@ _LLADA = Family(
     tokens={"mask_token": "<|mdm_mask|>", "eos_token": "<|endoftext|>", "pad_token": "<|endoftext|>"},
     token_ids={"mask": 126336, "eos": 126081, "pad": 126081},
     notes=(
-        "Its gate is named ff_proj and its down projection ff_out: LoRA targets named as Llama's miss them in its own class.",
-        "With a padded attention mask its own code turns causal; the native class does not.",
-        "An answer ends with <|eot_id|> (126348) and is filled with <|endoftext|>; the text ends at the first of the two.",
+        "Its own class names the gate ff_proj and the down projection ff_out, which LoRA targets with Llama's names miss.",
+        "Its own code becomes causal with a padded attention mask; the native class does not.",
+        "An answer ends with <|eot_id|> (126348) and is padded with <|endoftext|>; the text ends at the first of the two.",
     ),
 )
 _DREAM = Family(
@@ -222,9 +155,9 @@ _DREAM = Family(
     tokenizer_class="Qwen2Tokenizer",
     logit_shift=True,
     notes=(
-        "Heads predict the next position; position 0, which no head speaks of, is a completion's only where there is no prompt.",
-        "Its tokenizer config names a class that exists as code only; Qwen2Tokenizer reads the same files.",
-        "An answer ends with <|im_end|> (151645) and is filled with <|endoftext|>; the text ends at the first of the two.",
+        "Heads predict the next position. No head predicts position 0, which belongs to a completion only without a prompt.",
+        "Its tokenizer config names a class that exists only as remote code; Qwen2Tokenizer reads the same files.",
+        "An answer ends with <|im_end|> (151645) and is padded with <|endoftext|>; the text ends at the first of the two.",
     ),
 )
 
@@ -232,7 +165,8 @@ _DREAM = Family(
 def _a2d(
     base: str, title: str, fields: Mapping[str, str], mask: int, hub: str, parameters: Fact, paper: Fact
 ) -> Family:
-    """An autoregressive Qwen made bidirectional by dllm: the same tensors under the same names."""
+    """Build the entry of an autoregressive Qwen that dllm made bidirectional, with the same tensors
+    under the same names."""
     name = base.capitalize()
     return Family(
         title=title,
@@ -262,8 +196,8 @@ def _a2d(
         token_ids={"mask": mask, "eos": 151645, "pad": 151643},
         tokenizer_class="Qwen2Tokenizer",
         notes=(
-            "Only the name tells the bd3lm checkpoints: in a folder of another name they want --block-length 32.",
-            "A head stored beside the embedding that it is tied to is dropped where it is the same, and untied where it is not.",
+            "Only their name identifies the bd3lm checkpoints; in a folder with another name they need --block-length 32.",
+            "A stored head that is tied to the embedding is dropped if the two are equal, and untied otherwise.",
         ),
     )
 
@@ -276,7 +210,7 @@ FAMILIES: dict[str, Family] = {
         checked="as llada",
         paper="arXiv:2505.19223",
         checkpoints=(Checkpoint("GSAI-ML/LLaDA-1.5", "8.02B", "unknown"),),
-        notes=("LLaDA's layout to the letter; what was checked of LLaDA holds for it.", *_LLADA.notes[1:]),
+        notes=("The layout is exactly that of LLaDA, so the checks of LLaDA hold for it.", *_LLADA.notes[1:]),
     ),
     "dream": _DREAM,
     "diffucoder": replace(
@@ -290,8 +224,8 @@ FAMILIES: dict[str, Family] = {
             Checkpoint("apple/DiffuCoder-7B-cpGRPO", "7.62B", "unknown"),
         ),
         notes=(
-            "Dream's layout, model_type included; the chat template is in a file of its own.",
-            "Its hub pages tag the licence as unknown.",
+            "The layout is that of Dream, including model_type; the chat template is in a separate file.",
+            "Its hub pages give the licence as unknown.",
             *_DREAM.notes,
         ),
     ),
@@ -326,8 +260,8 @@ FAMILIES: dict[str, Family] = {
             "{% endif %}{% endfor %}{% if add_generation_prompt %}[Answer]\n{% endif %}"
         ),
         notes=(
-            "Native already: converting only completes the tokenizer. Where that names no end, [PAD], with which the release "
-            "fills answers, ends a completion.",
+            "Already native: conversion only completes the tokenizer. If the tokenizer names no end token, a completion ends "
+            "with [PAD], with which the release pads answers.",
         ),
     ),
     "sdar": Family(
@@ -365,8 +299,8 @@ FAMILIES: dict[str, Family] = {
         tokenizer_class="Qwen2Tokenizer",
         block_length=4,
         notes=(
-            "Block-causal: a position sees its own block and those before it. Finished blocks are cached, which is exact.",
-            "Releases with other blocks (-b8 to -b64) say so in block_size of their config, or want --block-length.",
+            "Block-causal: a position attends to its own block and earlier ones. Finished blocks are cached, which is exact.",
+            "Releases with other blocks (-b8 to -b64) have block_size in their config, or need --block-length.",
             "The mixture of experts, SDAR-30B-A3B, is not in this table.",
         ),
     ),
@@ -378,10 +312,10 @@ FAMILIES: dict[str, Family] = {
         checkpoints=(),
         checked="mini checkpoint",
         chat_template="none",
-        notes=("What unmask pretrain builds; native from the start.",),
+        notes=("Models that unmask pretrain builds; native from the start.",),
     ),
 }
-"""By the name that `unmask models` and `unmask convert --to` take."""
+"""Families by the name that `unmask models` and `unmask convert --to` use."""
 
 UNSUPPORTED: dict[str, str] = {
     "LLaDA2MoeModelLM": "LLaDA2.x is a mixture of experts (inclusionAI/LLaDA2.0-mini, 16B) for which transformers has no native "
@@ -390,13 +324,13 @@ UNSUPPORTED: dict[str, str] = {
     "run here",
     "SDARMoeForCausalLM": "SDAR's mixture of experts is not in the table; the dense SDAR models are",
 }
-"""Architectures that are known and cannot be read, and why."""
+"""Known architectures that cannot be read, with the reason."""
 
 
 def family_of(config: Mapping[str, Any]) -> str | None:
-    """The name of the family whose original or native layout a config.json has, or None.
+    """Return the name of the family whose original or native layout a config.json has, or None.
 
-    A native config that says which family it came from is believed; others are told by class, shift and blocks.
+    A native config may name its family; others are recognised by class, shift and blocks.
     """
     architecture = (config.get("architectures") or [""])[0]
     recorded = config.get("diffusion_family")

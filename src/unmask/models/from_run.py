@@ -1,4 +1,5 @@
-"""Models out of run folders: a finished run, its best evaluation, or any checkpoint, whether the run has ended or not."""
+"""Models in run folders: the final model of a run, its best evaluation, or any checkpoint, whether
+or not the run has ended."""
 
 from __future__ import annotations
 
@@ -26,13 +27,14 @@ if TYPE_CHECKING:
     from unmask.models.denoiser import Denoiser
 
 ADAPTER_CONFIG = "adapter_config.json"
-"""peft's name for what describes an adapter."""
+"""Name of peft's file that describes an adapter."""
 BASE_FACTS = "base.json"
-"""How the model under an adapter was loaded: its precision, and whether it was quantized."""
+"""Name of the file that records the precision of the model under an adapter, and whether it was
+quantized."""
 _BACKBONE = "backbone."
-"""Before the names of a denoiser's weights that are its backbone's."""
+"""Prefix of the backbone's weights in a denoiser's state dict."""
 _MARK = "base model "
-"""Before the fingerprint of the model under an adapter."""
+"""Prefix of the fingerprint of the model under an adapter."""
 
 Load = Callable[..., "Policy"]
 
@@ -42,11 +44,13 @@ logger = logging.getLogger("unmask")
 def locate(source: str | os.PathLike[str]) -> str:
     """Find the folder of the model that a source stands for.
 
-    A run folder stands for its final/, or, where the run has not ended, for its newest checkpoint, which a warning says.
-    Everything else stands for itself: a model's folder, RUN/best, RUN/final, RUN/checkpoints/step-N, a name on the hub.
+    A run folder stands for its final/ or, if the run has not ended, for its newest checkpoint, with
+    a warning. Any other source stands for itself: a model folder, RUN/best, RUN/final,
+    RUN/checkpoints/step-N, or a name on the hub.
 
     Raises:
-        ModelError: a run folder without any model, or whose newest checkpoint is of another run, or a folder of checkpoints.
+        ModelError: a run folder has no model, its newest checkpoint belongs to another run, or the
+            source is a folder of checkpoints.
     """
     folder = Path(source)
     try:
@@ -56,17 +60,17 @@ def locate(source: str | os.PathLike[str]) -> str:
     if not is_folder or (folder / "config.json").exists() or is_checkpoint(folder):
         return str(source)
     if os.path.basename(os.path.realpath(folder)) == "checkpoints" and checkpoints_in(folder.parent):
-        found = ", ".join(path.name for path in checkpoints_in(folder.parent)[-3:])
-        raise ModelError(f"{source} holds several checkpoints of a run. Name one of them: {found}.")
+        names = ", ".join(path.name for path in checkpoints_in(folder.parent)[-3:])
+        raise ModelError(f"{source} holds several checkpoints of a run. Name one of them: {names}.")
     if not (folder / "run.lock").exists() and not (folder / "checkpoints").exists():
-        # The folder of a run's final/ alone may have travelled here.
+        # Only final/ may have been copied here from the run folder.
         return str(folder / "final") if (folder / "final" / "config.json").is_file() else str(source)
     if (folder / "final" / "config.json").is_file():
         return str(folder / "final")
     checkpoints = checkpoints_in(folder)
     if not checkpoints:
         raise ModelError(
-            f"{source} is a run that has not ended, and has no checkpoint yet. Go on with it (--resume), or give "
+            f"{source} is a run that has not ended and has no checkpoint yet. Resume it (--resume), or give "
             "another folder."
         )
     run_id = read_json_object(folder / "run.json", ModelError).get("id") if (folder / "run.json").exists() else None
@@ -75,14 +79,15 @@ def locate(source: str | os.PathLike[str]) -> str:
             f"the newest checkpoint in {source}, {checkpoints[-1].name}, belongs to another run. Name the checkpoint that you "
             f"want, such as {checkpoints[-1]}."
         )
-    logger.warning(f"{source} has not ended: its newest checkpoint, {checkpoints[-1]}, is taken.")
+    logger.warning(f"{source} has not ended; using its newest checkpoint, {checkpoints[-1]}.")
     return str(checkpoints[-1])
 
 
 def describe(folder: Path, denoiser: Denoiser, tokenizer: PreTrainedTokenizerBase, adapters: Adapters | None) -> None:
-    """Write into a checkpoint what `load_checkpoint` needs besides the weights: the adapter's or the model's config.
+    """Write what `load_checkpoint` needs besides the weights into a checkpoint: the config of the
+    adapter or of the model.
 
-    Adapters lie over a base model, which brings its own config and tokenizer.
+    A base model has its own config and tokenizer, so they are not written beside an adapter.
     """
     backbone = denoiser.backbone
     if adapters is not None:
@@ -92,7 +97,7 @@ def describe(folder: Path, denoiser: Denoiser, tokenizer: PreTrainedTokenizerBas
         (folder / BASE_FACTS).write_text(json.dumps(facts) + "\n")
         return
     config = type(backbone.config).from_dict(backbone.config.to_dict())
-    # FSDP renames the classes of what it shares out.
+    # FSDP renames the classes of the modules that it shards.
     config.architectures = [type(backbone).__name__.removeprefix("FSDP")]
     config.dtype = backbone.dtype
     config.save_pretrained(folder)
@@ -100,19 +105,20 @@ def describe(folder: Path, denoiser: Denoiser, tokenizer: PreTrainedTokenizerBas
 
 
 def load_checkpoint(folder: Path, load: Load, dtype: str = "auto", base: str | None = None) -> Policy:
-    """Load the model of a checkpoint, with adapters merged in, as RUN/final would hold it had the run ended there.
+    """Load the model of a checkpoint with adapters merged, as RUN/final would hold it if the run
+    had ended there.
 
     Args:
-        folder: the checkpoint.
-        load: reads a model folder, with the weights to use instead of the folder's.
-        dtype: of the weights; see `load_model`.
-        base: the model under the adapter, instead of the one that the run named.
+        folder: checkpoint.
+        load: function that reads a model folder, with weights to use instead of the folder's.
+        dtype: dtype of the weights; see `load_model`.
+        base: model under the adapter, instead of the one that the run named.
 
     Raises:
-        ModelError: the checkpoint is damaged, or lies over a base model that is gone or has changed.
+        ModelError: the checkpoint is damaged, or its base model is missing or has changed.
     """
     if (fault := fault_of(folder)) is not None:
-        raise ModelError(f"the checkpoint {folder} cannot be used: {fault}. Take another one of its run.")
+        raise ModelError(f"the checkpoint {folder} cannot be used: {fault}. Use another checkpoint of its run.")
     try:
         files = StateFiles(folder)
         weights = {
@@ -120,15 +126,18 @@ def load_checkpoint(folder: Path, load: Load, dtype: str = "auto", base: str | N
             for kind in (WEIGHT, BUFFER)
             for name in files.of_kind(kind)
         }
-    except Exception as error:  # whatever a damaged file makes safetensors raise
-        raise ModelError(f"the checkpoint {folder} cannot be read: {error}. Take another one of its run.") from error
+    except Exception as error:  # a damaged file can make safetensors raise any error
+        raise ModelError(
+            f"the checkpoint {folder} cannot be read: {error}. Use another checkpoint of its run."
+        ) from error
     if not (folder / ADAPTER_CONFIG).is_file():
         return load(folder, dtype, weights=weights)
     return _merged(folder, weights, files.of_kind(EXTRA), dtype, base)
 
 
 def base_of(folder: Path) -> str | None:
-    """The model under the adapter of a checkpoint, as the run named it; None if all weights are the checkpoint's own."""
+    """Return the model under the adapter of a checkpoint, as the run named it; None if the
+    checkpoint holds all weights."""
     if not (folder / ADAPTER_CONFIG).is_file():
         return None
     base = read_json_object(folder / ADAPTER_CONFIG, ModelError).get("base_model_name_or_path")
@@ -138,14 +147,14 @@ def base_of(folder: Path) -> str | None:
 
 
 def base_mark(denoiser: Denoiser) -> str:
-    """The name under which a checkpoint remembers the model that its adapter was trained on."""
+    """Return the name under which a checkpoint records the fingerprint of its adapter's base model."""
     from unmask.models.adapters import fingerprint
 
     return f"{_MARK}{fingerprint(denoiser)}"
 
 
 def _merged(folder: Path, weights: dict[str, Tensor], marks: list[str], dtype: str, base: str | None) -> Policy:
-    """The base model of a checkpoint with the adapter added in."""
+    """Return the base model of a checkpoint with the adapter merged."""
     from unmask.models.adapters import Adapters
     from unmask.models.loading import load_model
 
@@ -159,11 +168,11 @@ def _merged(folder: Path, weights: dict[str, Tensor], marks: list[str], dtype: s
         raise
     adapters = Adapters.restore(denoiser, folder, weights)
     trained_on = [mark for mark in marks if mark.startswith(_MARK)]
-    # Quantized weights are not those of the file.
+    # Quantized weights differ from those of the file.
     if trained_on and not base and not is_quantized and base_mark(denoiser) not in trained_on:
         raise ModelError(
-            f"{under} is no longer the model that the adapter in {folder} was trained on: its weights differ. Put that model "
-            f"back; unmask merge {quote(str(folder))} FOLDER --base {quote(under)} merges into it all the same."
+            f"{under} is no longer the model that the adapter in {folder} was trained on, because its weights differ. Restore "
+            f"that model, or merge into this one: unmask merge {quote(str(folder))} FOLDER --base {quote(under)}."
         )
     adapters.merge_in_place()
     return Policy(denoiser if dtype == "auto" else denoiser.to(getattr(torch, dtype)), tokenizer)

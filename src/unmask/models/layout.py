@@ -1,4 +1,5 @@
-"""Config values and tensor names from a family's original layout to its native class, and back."""
+"""Mapping of config values and tensor names from a family's original layout to its native class,
+and back."""
 
 from __future__ import annotations
 
@@ -7,7 +8,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from unmask.core.errors import ModelError
-from unmask.models.families import Family
+from unmask.models.family import Family
 from unmask.models.native import NATIVE_CLASSES
 
 if TYPE_CHECKING:
@@ -15,23 +16,24 @@ if TYPE_CHECKING:
 
 
 def is_native(raw: Mapping[str, Any], family: Family) -> bool:
-    """Whether a config.json of this family is in its native layout."""
+    """Return True if a config.json of this family is in its native layout."""
     return not family.architecture or raw.get("model_type") == family.native_type
 
 
 def native_config(
     raw: Mapping[str, Any], name: str, family: Family, block_length: int | None = None
 ) -> PreTrainedConfig:
-    """The native config that computes what an original one describes.
+    """Build the native config that computes the same function as an original one.
 
     Args:
-        raw: config.json, of the original layout or of the native one.
-        name: the family's name, which the config keeps so that it can be converted back.
-        family: its entry.
-        block_length: of block-causal attention, instead of what the config or the family says.
+        raw: content of config.json, in the original or the native layout.
+        name: name of the family, which is recorded in the config for conversion back.
+        family: entry of the family.
+        block_length: block length of block-causal attention, instead of that of the config or the
+            family.
 
     Raises:
-        ModelError: a value that the native class cannot have.
+        ModelError: the native class does not support a value.
     """
     from transformers import AutoConfig
 
@@ -43,13 +45,13 @@ def native_config(
         for key, value in family.fixed.items():
             if raw.get(key, value) != value:
                 raise ModelError(
-                    f"this {family.title} says {key}: {raw[key]!r}, and {family.native_class} is only the same function "
+                    f"this {family.title} has {key}: {raw[key]!r}, but {family.native_class} computes the same function only "
                     f"with {value!r}. It cannot be converted."
                 )
         if set(raw.get("layer_types") or ()) - {"full_attention"}:
             raise ModelError(
-                f"this {family.title} says layer_types: {', '.join(sorted(set(raw['layer_types'])))}, and only full_attention is "
-                "known of it. It cannot be converted."
+                f"this {family.title} has layer_types: {', '.join(sorted(set(raw['layer_types'])))}, but only full_attention is "
+                "supported. It cannot be converted."
             )
         values = {}
         for key, native in family.fields.items():
@@ -70,21 +72,26 @@ def native_config(
 
 
 def _rotary(values: dict[str, Any], parameters: Mapping[str, Any]) -> dict[str, Any]:
-    """What transformers 5 keeps in `rope_parameters`, of which 4 wrote rope_theta and rope_scaling, taken out of `values`."""
+    """Remove the rotary settings from `values` and return them as `rope_parameters` of transformers
+    5.
+
+    transformers 4 wrote rope_theta and rope_scaling instead.
+    """
     theta, scaling = values.pop("rope_theta", None), dict(values.pop("rope_scaling", None) or {})
-    # By its older name it would be passed over, and positions left as they are.
+    # Under its older name the setting would be ignored, and positions would not be scaled.
     kind = scaling.pop("type", "default")
     return {"rope_type": kind, "rope_theta": 10000.0 if theta is None else theta} | scaling | dict(parameters)
 
 
 def original_config(native: Mapping[str, Any], family: Family) -> dict[str, Any]:
-    """The config.json of the original layout, from a native one; the release's own keys and no others.
+    """Build the config.json of the original layout from a native one, with only the keys of the
+    release.
 
     Raises:
         ModelError: the family has no layout of its own.
     """
     if not family.architecture:
-        raise ModelError(f"{family.title} has no layout other than the native one: there is nothing to convert to.")
+        raise ModelError(f"{family.title} has no layout other than the native one, so there is nothing to convert to.")
     rope = dict(native.get("rope_parameters") or {})
     values = dict(native) | {"rope_theta": rope.pop("rope_theta", 10000.0)}
     values["rope_scaling"] = None if rope.get("rope_type", "default") == "default" else rope
@@ -95,7 +102,8 @@ def original_config(native: Mapping[str, Any], family: Family) -> dict[str, Any]
 
 
 def renamed(tensor: str, family: Family, *, back: bool = False) -> str:
-    """The native name of an original tensor, or with `back` the original name of a native one.
+    """Return the native name of an original tensor or, with `back`, the original name of a native
+    one.
 
     Example:
         >>> from unmask.models.families import FAMILIES
@@ -111,7 +119,7 @@ def renamed(tensor: str, family: Family, *, back: bool = False) -> str:
         return tensor
     for pair in family.keys:
         here, there = reversed(pair) if back else pair
-        found = re.fullmatch(re.escape(here).replace(r"\{i\}", r"(\d+)"), tensor)
-        if found:
-            return there.replace("{i}", found.group(1)) if found.groups() else there
-    raise ModelError(f"{tensor} is no tensor of {family.title}'s {'native' if back else 'own'} layout.")
+        match = re.fullmatch(re.escape(here).replace(r"\{i\}", r"(\d+)"), tensor)
+        if match:
+            return there.replace("{i}", match.group(1)) if match.groups() else there
+    raise ModelError(f"{tensor} is not a tensor of {family.title}'s {'native' if back else 'own'} layout.")

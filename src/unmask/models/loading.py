@@ -1,4 +1,5 @@
-"""Masked diffusion models in and out of transformers' own folder format: safetensors, native classes, no remote code."""
+"""Loading and saving of masked diffusion models in the folder format of transformers: safetensors,
+native classes, no remote code."""
 
 from __future__ import annotations
 
@@ -25,23 +26,24 @@ if TYPE_CHECKING:
 
 
 def load_model(source: str | os.PathLike[str], dtype: str = "auto", quantization_config: object = None) -> Policy:
-    """Load a denoiser and its tokenizer, and check that it is what it should be.
+    """Load a denoiser and its tokenizer, and check them.
 
     Args:
-        source: a folder, a hub id, a run folder, or a checkpoint of a run; see `locate`.
-        dtype: float32, bfloat16, ...: of the weights; `auto` is that of the file.
-        quantization_config: transformers' own, for weights that are quantized as they are read.
+        source: folder, hub id, run folder or checkpoint of a run; see `locate`.
+        dtype: dtype of the weights, such as float32 or bfloat16; `auto` is that of the file.
+        quantization_config: a quantization config of transformers, for weights that are quantized
+            while they are loaded.
 
     Raises:
-        ModelError: no model there, a class that is not in `NATIVE_CLASSES`, weights that do not match, remote code asked for,
-            no MASK or EOS token, or a causal model.
+        ModelError: there is no model, its class is not in `NATIVE_CLASSES`, its weights do not
+            match, it needs remote code, it has no MASK or EOS token, or it is causal.
     """
     source = locate(os.path.expanduser(source))
     if not is_checkpoint(Path(source)):
         return load_folder(source, dtype, quantization_config)
     if quantization_config is not None:
         raise ModelError(
-            f"{source} is a checkpoint of a run, which cannot be quantized as it is read. Make a model folder of it first: "
+            f"{source} is a checkpoint of a run, which cannot be quantized while it is loaded. Make a model folder of it first: "
             f"unmask merge {quote(source)} FOLDER"
         )
     return load_checkpoint(Path(source), load_folder, dtype)
@@ -53,7 +55,14 @@ def load_folder(
     quantization_config: object = None,
     weights: Mapping[str, Tensor] | None = None,
 ) -> Policy:
-    """Load the model of a folder or a hub id; `weights` of the backbone are used instead of those that the folder holds."""
+    """Load the model of a folder or a hub id.
+
+    Args:
+        source: folder or hub id.
+        dtype: dtype of the weights.
+        quantization_config: quantization config of transformers.
+        weights: weights of the backbone to use instead of those in the folder.
+    """
     import transformers
 
     config = _read_config(source)
@@ -62,7 +71,7 @@ def load_folder(
     if architecture not in NATIVE_CLASSES:
         raise ModelError(
             f"{source} holds a {architecture}, which is not a known class. Known: {', '.join(NATIVE_CLASSES)}. "
-            "A new one is one entry of unmask/models/native.py."
+            "To add a class, add an entry to unmask/models/native.py."
         )
     native = NATIVE_CLASSES[architecture]
     if native.auto_class == "AutoModelForCausalLM" and getattr(config, "is_causal", True):
@@ -74,7 +83,7 @@ def load_folder(
     sizes = {name: value.numel() for name, value in weights.items()} if weights else sizes_of_tensors(Path(source))
     check_size(str(source), architecture, config, sizes)
     try:
-        # Shapes that differ are then named in `info`, beside what is missing.
+        # Shapes that differ are then reported in `info`, together with missing weights.
         backbone, info = getattr(transformers, architecture).from_pretrained(
             None if weights else source,
             state_dict=weights,
@@ -85,14 +94,14 @@ def load_folder(
             output_loading_info=True,
             ignore_mismatched_sizes=True,
         )
-    except Exception as error:  # whatever a foreign folder can make transformers raise is a fault of the folder
+    except Exception as error:  # any error that transformers raises is a fault of the folder
         if not list(Path(source).glob("*.safetensors")):
             refuse_pickles(Path(source))
         raise ModelError(f"{source} could not be loaded: {reason(error)}") from error
     wrong = sorted(info["missing_keys"]) + sorted(name for name, *_ in info["mismatched_keys"])
     if wrong:
         raise ModelError(
-            f"{source} lacks weights that its config.json asks of a {architecture}, or has them in another shape: "
+            f"{source} lacks weights that its config.json requires of a {architecture}, or has them in another shape: "
             f"{', '.join(wrong[:3])}{', ...' if len(wrong) > 3 else ''}. Copy the checkpoint again, or correct its config.json."
         )
     if len(tokenizer) > backbone.config.vocab_size:
@@ -119,12 +128,14 @@ def save_model(
     folder: str | os.PathLike[str],
     weights: Mapping[str, Tensor] | None = None,
 ) -> None:
-    """Write a folder that `load_model`, and transformers' own `from_pretrained`, read back.
+    """Write a folder that `load_model` and `from_pretrained` of transformers can read.
 
-    `weights` is the state dict to write, of the backbone or of the whole denoiser, where it is not the model's own.
+    `weights` is the state dict to write, of the backbone or of the whole denoiser, if it is not the
+    model's own.
     """
     if weights is not None:
-        # Gathered or brought to the CPU, a head is no longer the embedding that it is tied to, and would be written beside it.
+        # After gathering or a move to the CPU, the head no longer shares memory with the embedding
+        # that it is tied to, and would be written twice.
         twins = twins_of(denoiser.backbone)
         plain = {key.removeprefix("backbone."): value for key, value in weights.items()}
         weights = {key: value for key, value in plain.items() if key not in twins}
@@ -144,40 +155,41 @@ def _read_config(source: str | os.PathLike[str]) -> PreTrainedConfig:
     if not folder.exists():
         check_on_hub(source)
     if folder.exists() and not (folder / "config.json").is_file():
-        raise ModelError(f"{source} is no model: it has no config.json. {_instead(folder)}")
+        raise ModelError(f"{source} is not a model, because it has no config.json. {_instead(folder)}")
     try:
         raw, _ = PreTrainedConfig.get_config_dict(source)
-        # Said before transformers reads it: left to itself, it would ask on the terminal whether to run the code.
+        # This comes before transformers reads the config, because it would ask on the terminal
+        # whether to run the code.
         _refuse_other_layouts(str(source), raw)
         config: PreTrainedConfig = AutoConfig.from_pretrained(source, trust_remote_code=False)
     except ModelError:
         raise
     except Exception as error:
         raise ModelError(
-            f"no model at {source}{'' if folder.exists() else ', which is no folder here'}: {reason(error)} "
+            f"no model at {source}{'' if folder.exists() else ', which is not a folder here'}: {reason(error)} "
             "Give a folder with config.json, or a hub id."
         ) from error
     return config
 
 
 def _instead(folder: Path) -> str:
-    """What to give in place of a folder that is no model, if it is near one."""
+    """Return advice about a folder that is not a model but is related to one."""
     if (folder / "adapter_config.json").is_file():
-        return f"It is an adapter; make a model of it: unmask merge {quote(str(folder))} {quote(f'{folder}-merged')}"
+        return f"It is an adapter. Make a model of it:  unmask merge {quote(str(folder))} {quote(f'{folder}-merged')}"
     return "Give a folder that holds one, or a hub id."
 
 
 def _refuse_other_layouts(source: str, raw: Mapping[str, Any]) -> None:
-    """Raise for a config that is not native, with the command that makes it so where there is one."""
+    """Raise for a config that is not native, with the command that converts it if there is one."""
     architecture = (raw.get("architectures") or ["no class"])[0]
-    points = f"{source} points to code of its own ({architecture}); unmask runs no remote code."
+    points = f"{source} refers to its own code ({architecture}), and unmask runs no remote code."
     if architecture in UNSUPPORTED:
         raise ModelError(f"{source} cannot be used: {UNSUPPORTED[architecture]}.")
     for family in FAMILIES.values():
         if family.architecture and (architecture == family.architecture or raw.get("model_type") == family.model_type):
             raise ModelError(
                 f"{points if 'auto_map' in raw else f'{source} is not in a native layout ({architecture}).'} "
-                f"{family.title} is known; convert it once, without that code: "
+                f"{family.title} is a known family. Convert it once, without that code: "
                 f"unmask convert {quote(source)} {quote(Path(source).name + '-native')}"
             )
     if "auto_map" in raw:
@@ -200,8 +212,8 @@ def _load_tokenizer(source: str | os.PathLike[str]) -> PreTrainedTokenizerBase:
     for name in ("mask_token", "eos_token"):
         if getattr(tokenizer, f"{name}_id") is None:
             raise ModelError(
-                f"the tokenizer of {source} has no {name}; set it in its tokenizer_config.json. `unmask convert` does, for the "
-                "families that it knows."
+                f"the tokenizer of {source} has no {name}. Set it in its tokenizer_config.json, or use `unmask convert` for a "
+                "known family."
             )
     return tokenizer
 

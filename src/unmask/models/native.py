@@ -1,8 +1,10 @@
-"""The transformers classes that a denoiser can be, and what differs between them once attention is bidirectional.
+"""The transformers classes that a denoiser can use, and how they differ once attention is
+bidirectional.
 
-Native classes only: no remote code, no patched globals. `config.is_causal = False` makes transformers' own mask functions
-bidirectional and survives saving; `config.logit_shift = True` marks a head that predicts the *next* position (Dream, DiffuCoder),
-so that no method ever slices logits; `config.block_length` makes attention block-causal (SDAR).
+Only native classes are used: no remote code, no patched globals. `config.is_causal = False` makes
+the mask functions of transformers bidirectional, and is saved with the model. `config.logit_shift =
+True` marks a head that predicts the *next* position (Dream, DiffuCoder), so that no method has to
+shift logits. `config.block_length` makes attention block-causal (SDAR).
 """
 
 from __future__ import annotations
@@ -21,14 +23,15 @@ Head = Callable[[Tensor], Tensor]
 
 @dataclass(frozen=True, slots=True)
 class NativeClass:
-    """How to run one transformers class as a denoiser."""
+    """Description of how to run one transformers class as a denoiser."""
 
     auto_class: Literal["AutoModelForCausalLM", "AutoModelForMaskedLM"]
-    """The loader; both are native."""
+    """Name of the class that loads it; both are native."""
     head: Callable[[PreTrainedModel], Head]
-    """The map from hidden states [..., D] to logits [..., V]."""
+    """Function that returns the map from hidden states [..., D] to logits [..., V]."""
     linear: tuple[str, ...]
-    """Names, or ends of names, of the weight matrices inside its blocks: what a LoRA on all linear layers adapts."""
+    """Names, or ends of names, of the weight matrices inside its blocks, which LoRA adapts with
+    `all-linear`."""
 
 
 def _output_embeddings(model: PreTrainedModel) -> Head:
@@ -60,11 +63,11 @@ NATIVE_CLASSES: dict[str, NativeClass] = {
         "AutoModelForMaskedLM", _bert_head, ("query", "key", "value", "output.dense", "intermediate.dense")
     ),
 }
-"""By the class name in `config.architectures`."""
+"""Native classes by their name in `config.architectures`."""
 
 
 def twins_of(model: PreTrainedModel) -> dict[str, str]:
-    """Parameters that are another one under a second name: name -> the other's name."""
+    """Return the parameters that are a second name of another one, with the name of that one."""
     first: dict[int, str] = {}
     twins = {}
     for name, parameter in model.named_parameters(remove_duplicate=False):

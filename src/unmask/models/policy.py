@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 
 class Policy(NamedTuple):
-    """A denoiser and the tokenizer that turns text into its tokens and back.
+    """Denoiser together with the tokenizer that turns text into its tokens and back.
 
     Example:
         >>> from unmask.models import TinyConfig, char_tokenizer, tiny_denoiser
@@ -20,6 +20,6 @@ class Policy(NamedTuple):
     """
 
     denoiser: Denoiser
-    """The model."""
+    """Model."""
     tokenizer: PreTrainedTokenizerBase
-    """Its tokenizer."""
+    """Tokenizer of the model."""

@@ -1,7 +1,7 @@
-"""Whether a config.json describes a model of the size that its tensors have, looked at before the model is built.
+"""Check that a config.json describes a model of the size of its tensors, before the model is built.
 
-A config is data of others: ten million layers, or a vocabulary of 10^12 tokens, would keep transformers busy for hours or fill
-the memory before anything is compared.
+A config is untrusted data. Ten million layers or a vocabulary of 10^12 tokens would keep
+transformers busy for hours, or fill the memory before any comparison.
 """
 
 from __future__ import annotations
@@ -15,23 +15,24 @@ from typing import Any
 from unmask.core.errors import ModelError, reason
 from unmask.core.files import parse_json
 
-MOST_HEADER_BYTES = 100_000_000
-"""Largest header of a safetensors file, as the format has it."""
-MOST_TIMES = 4
-"""How many times as many numbers a config may describe as the tensors hold; a tied head is there once and may count twice."""
+MAX_HEADER_BYTES = 100_000_000
+"""Largest header of a safetensors file, according to its format."""
+MAX_SIZE_RATIO = 4
+"""Largest ratio of the numbers that a config describes to those in the tensors. A tied head is
+stored once and may count twice."""
 
 
 def sizes_of_tensors(folder: Path) -> dict[str, int]:
     """Count the numbers of each tensor in a folder's safetensors files, from their headers.
 
-    Files that cannot be read are left out: what loads them says what is wrong with them.
+    Unreadable files are skipped; loading them reports the fault.
     """
     sizes: dict[str, int] = {}
     for path in sorted(folder.glob("*.safetensors")):
         try:
             with path.open("rb") as file:
                 (length,) = struct.unpack("<Q", file.read(8))
-                header = parse_json(file.read(length).decode()) if length <= MOST_HEADER_BYTES else {}
+                header = parse_json(file.read(length).decode()) if length <= MAX_HEADER_BYTES else {}
             sizes |= {name: prod(facts["shape"]) for name, facts in header.items() if name != "__metadata__"}
         except (OSError, ValueError, KeyError, TypeError, AttributeError, struct.error):
             continue
@@ -39,46 +40,47 @@ def sizes_of_tensors(folder: Path) -> dict[str, int]:
 
 
 def check_size(source: str, architecture: str, config: Any, sizes: Mapping[str, int]) -> None:
-    """Refuse a config that describes another number of layers, or a much larger model, than the tensors are of.
+    """Refuse a config whose number of layers or size does not fit the tensors.
 
     Args:
-        source: what the model was named, for the message.
+        source: name of the model, for the message.
         architecture: name of the transformers class.
-        config: of the model.
-        sizes: numbers in each tensor, by name; empty where they are not known yet, as with a model on the hub.
+        config: config of the model.
+        sizes: number of values in each tensor, by name; empty if unknown, as for a model on the
+            hub.
 
     Raises:
-        ModelError: a number of layers below 1 or above the number of tensors, sizes that no model can have, or a model
-            more than `MOST_TIMES` as large as its tensors.
+        ModelError: the number of layers is below 1 or above the number of tensors, a size is
+            impossible, or the model is more than `MAX_SIZE_RATIO` times as large as its tensors.
     """
     layers = getattr(config, "num_hidden_layers", None)
     if isinstance(layers, bool) or not isinstance(layers, int) or layers < 1:
         raise ModelError(
-            f"{source}: its config.json has {layers!r} layers, and a model has 1 or more. Copy the checkpoint again."
+            f"{source}: its config.json has {layers!r} layers, but a model needs at least 1. Copy the checkpoint again."
         )
     if not sizes:
         return
     if layers > len(sizes):
         raise ModelError(
-            f"{source}: its config.json has {layers:,} layers, and its files hold {len(sizes):,} tensors. They do not belong "
-            "together; copy the checkpoint again."
+            f"{source}: its config.json has {layers:,} layers, but its files hold {len(sizes):,} tensors. They do not belong "
+            "together. Copy the checkpoint again."
         )
     described, held = (
         sum(value.numel() for value in built_empty(source, architecture, config).parameters()),
         sum(sizes.values()),
     )
-    if described > MOST_TIMES * held:
+    if described > MAX_SIZE_RATIO * held:
         raise ModelError(
-            f"{source}: its config.json describes a model of {described:,} weights, and its files hold {held:,}. They do not "
-            "belong together; copy the checkpoint again."
+            f"{source}: its config.json describes a model of {described:,} weights, but its files hold {held:,}. They do not "
+            "belong together. Copy the checkpoint again."
         )
 
 
 def built_empty(source: str, architecture: str, config: Any) -> Any:
-    """The model without memory for its weights, to read names and shapes from.
+    """Build the model without memory for its weights, to read names and shapes from it.
 
     Raises:
-        ModelError: it cannot be built.
+        ModelError: the model cannot be built.
     """
     import torch
     import transformers

@@ -1,4 +1,4 @@
-"""Where a checkpoint comes from: a folder, or the hub, of which only data files are fetched."""
+"""Sources of checkpoints: a folder, or the hub, from which only data files are downloaded."""
 
 from __future__ import annotations
 
@@ -11,22 +11,23 @@ from unmask.core.errors import ModelError, no_file, reason
 from unmask.core.files import read_json_object
 
 DATA_FILES = ("*.json", "*.safetensors", "*.txt", "*.jinja", "*.model")
-"""What may be fetched: no code and no pickle."""
+"""Patterns of the files that may be downloaded: no code and no pickles."""
 
 
 def is_hub_id(source: str | os.PathLike[str]) -> bool:
-    """Whether what is no folder here may be on the hub: NAME or ORG/NAME; for anything else the hub need not be asked."""
+    """Return True if a name that is not a folder may be on the hub: NAME or ORG/NAME."""
     return not str(source).startswith((".", "/", "~")) and str(source).count("/") <= 1
 
 
 HUB_TIMEOUT = 5.0
-"""Seconds that the hub has for its first answer."""
+"""Maximum number of seconds until the hub's first answer."""
 
 
 def check_on_hub(source: str | os.PathLike[str]) -> None:
-    """Raise ModelError at once if the hub cannot give a checkpoint.
+    """Raise ModelError at once if the hub cannot provide a checkpoint.
 
-    The libraries that download one try again for half a minute before they say that a name is misspelt or the network is down.
+    The libraries that download a checkpoint retry for half a minute before they report a misspelled
+    name or a network fault.
     """
     from huggingface_hub import HfApi, try_to_load_from_cache
 
@@ -35,7 +36,7 @@ def check_on_hub(source: str | os.PathLike[str]) -> None:
             HfApi().model_info(str(source), timeout=HUB_TIMEOUT)
     except Exception as error:  # offline, no such repository, no access: the hub's client has a kind for each
         raise ModelError(
-            f"no model at {source}: there is no such folder in {Path.cwd()}, and the hub did not give one ({reason(error)}). "
+            f"no model at {source}: {Path.cwd()} has no such folder, and the hub did not provide it ({reason(error)}). "
             "Give a folder with config.json, or a hub id."
         ) from error
 
@@ -43,45 +44,49 @@ def check_on_hub(source: str | os.PathLike[str]) -> None:
 def local_folder(
     source: str | os.PathLike[str], tell: Callable[[str], None] = lambda _: None, *, is_model: bool = True
 ) -> Path:
-    """The folder of a checkpoint, or of a tokenizer alone, fetched from the hub if `source` is no path; `tell` is then told so.
+    """Return the folder of a checkpoint or of a tokenizer, after downloading it if `source` is not
+    a path.
+
+    `tell` gets a line of text before a download.
 
     Raises:
-        ModelError: nothing there, or no config.json in what should be a model.
+        ModelError: the source does not exist, or a model has no config.json.
     """
     folder = Path(source).expanduser()
     if not folder.exists():
         if not is_hub_id(source):
-            raise ModelError(f"{no_file(source, 'folder')} Name one that is there, or a hub id.")
+            raise ModelError(f"{no_file(source, 'folder')} Name an existing folder or a hub id.")
         from huggingface_hub import snapshot_download
 
-        tell(f"fetching {source} from the hub, what is not in its cache")
+        tell(f"downloading {source} from the hub, unless it is in the cache")
         try:
             folder = Path(snapshot_download(str(source), allow_patterns=list(DATA_FILES)))
         except Exception as error:  # offline, no such repository, no access: the hub's client has a kind for each
             raise ModelError(
-                f"{source} is no folder here, and could not be fetched from the hub: {reason(error)}\nWhere there is a network, "
-                f"`hf download {source} --local-dir FOLDER` gets it; then give that folder."
+                f"{source} is not a folder here, and could not be downloaded from the hub: {reason(error)}\nDownload it on a "
+                f"machine with a network, `hf download {source} --local-dir FOLDER`, and give that folder."
             ) from error
     if is_model and not (folder / "config.json").is_file():
-        raise ModelError(f"{source} is no checkpoint: it has no config.json.")
+        raise ModelError(f"{source} is not a checkpoint, because it has no config.json.")
     return folder
 
 
 def refuse_pickles(folder: Path) -> None:
-    """Raise ModelError if a folder without safetensors has weights in files that can run code when they are read."""
+    """Raise ModelError if a folder without safetensors holds weights in files that can run code
+    when they are read."""
     pickled = sorted(path.name for pattern in ("*.bin", "*.pt", "*.pth", "*.ckpt") for path in folder.glob(pattern))
     if pickled:
         raise ModelError(
-            f"{folder} holds pickled weights ({pickled[0]}), which can run code when they are read; unmask reads safetensors "
-            "only. Take a revision of the checkpoint that has safetensors, or, if you trust where it is from, rewrite "
-            "it elsewhere with transformers' from_pretrained and save_pretrained."
+            f"{folder} holds pickled weights ({pickled[0]}), which can run code when they are read, and unmask reads only "
+            "safetensors. Use a revision of the checkpoint that has safetensors. If you trust its source, you can also "
+            "rewrite it elsewhere with transformers' from_pretrained and save_pretrained."
         )
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """Read a JSON file's object.
+    """Read the object of a JSON file.
 
     Raises:
-        ModelError: it holds something else.
+        ModelError: the file holds anything else.
     """
     return read_json_object(path, ModelError)

@@ -1,4 +1,5 @@
-"""The tensors of a checkpoint of a run: weights, optimizer state, buffers and what else the run needs to go on."""
+"""Tensors of a run's checkpoint: weights, optimizer state, buffers and others that a resumed run
+needs."""
 
 from __future__ import annotations
 
@@ -12,17 +13,18 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 WEIGHT, STATE, BUFFER, EXTRA = "weight:", "optimizer:", "buffer:", "extra:"
-"""Before the names of tensors; a state's name ends in the optimizer's own name for it."""
+"""Prefixes of tensor names in a checkpoint. Optimizer entries end with the optimizer's own key,
+such as `exp_avg`."""
 
 
 class StateFiles:
-    """The tensors of a folder, by name, read one at a time.
+    """Tensors of a folder by name, which are read one at a time.
 
     Args:
-        folder: holds state-*.safetensors.
+        folder: folder with state-*.safetensors files.
 
     Raises:
-        RunError: it holds none.
+        RunError: the folder holds no such file.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -33,17 +35,17 @@ class StateFiles:
             file = safe_open(path, framework="pt")
             self._file |= dict.fromkeys(file.keys(), file)  # type: ignore[no-untyped-call]
         if not self._file:
-            raise RunError("it holds no state-*.safetensors.")
+            raise RunError("it holds no state-*.safetensors file.")
 
     def names(self) -> dict[str, tuple[torch.dtype, list[int]]]:
-        """Precision and shape of each."""
+        """Return dtype and shape of each tensor by name."""
         return {name: (self.read(name).dtype, file.get_slice(name).get_shape()) for name, file in self._file.items()}
 
     def of_kind(self, kind: str) -> list[str]:
-        """Names of one kind, such as `WEIGHT`, without what marks the kind."""
+        """Return the names of one kind, such as `WEIGHT`, without their prefix."""
         return [name.removeprefix(kind) for name in self._file if name.startswith(kind)]
 
     def read(self, name: str) -> Tensor:
-        """One of them."""
+        """Read one tensor."""
         value: Tensor = self._file[name].get_tensor(name)
         return value

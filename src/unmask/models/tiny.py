@@ -1,7 +1,7 @@
-"""Tiny masked diffusion models with a character tokenizer, in transformers' own formats.
+"""Tiny masked diffusion models with a character tokenizer, in the formats of transformers.
 
-Bidirectional GPT-2 with learned absolute positions: at this size and budget rotary positions do not learn the embedded
-tasks (docs/lab-log.md).
+They are bidirectional GPT-2 models with learned absolute positions: at this size and budget, models
+with rotary positions do not learn the built-in tasks (docs/lab-log.md).
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ class TinyConfig(Config):
     """Shape of a tiny denoiser."""
 
     num_layers: int = Field(2, ge=1)
-    """Transformer blocks."""
+    """Number of transformer blocks."""
     width: int = Field(64, ge=4)
-    """Hidden size; a multiple of num_heads."""
+    """Hidden size, a multiple of num_heads."""
     num_heads: int = Field(4, ge=1)
-    """Attention heads."""
+    """Number of attention heads."""
     max_length: int = Field(64, ge=2)
-    """Longest prompt plus completion, in tokens."""
+    """Maximum length of prompt plus completion, in tokens."""
 
     @model_validator(mode="after")
     def _check_heads(self) -> TinyConfig:
@@ -42,7 +42,8 @@ class TinyConfig(Config):
 
 
 def char_tokenizer(alphabet: str) -> PreTrainedTokenizerBase:
-    """A tokenizer with one token for each character of `alphabet`, and PAD, MASK and EOS (ids 0, 1, 2).
+    """Make a tokenizer with one token for each character of `alphabet`, and PAD, MASK and EOS
+    (ids 0, 1, 2).
 
     Example:
         >>> tokenizer = char_tokenizer("0123=")
@@ -65,7 +66,7 @@ def char_tokenizer(alphabet: str) -> PreTrainedTokenizerBase:
 
 
 def tiny_denoiser(shape: TinyConfig, tokenizer: PreTrainedTokenizerBase, seed: int) -> Denoiser:
-    """A freshly initialised tiny denoiser; the same seed gives the same weights."""
+    """Make a newly initialised tiny denoiser; the same seed gives the same weights."""
     from transformers import GPT2Config, GPT2LMHeadModel
 
     config = GPT2Config(
@@ -74,7 +75,8 @@ def tiny_denoiser(shape: TinyConfig, tokenizer: PreTrainedTokenizerBase, seed: i
         n_embd=shape.width,
         n_layer=shape.num_layers,
         n_head=shape.num_heads,
-        # GPT-2's own "gelu_new" is the same function in eight passes over memory: a third of the time at this size.
+        # GPT-2's own "gelu_new" computes the same function in eight passes over memory, which
+        # triples the time at this size.
         activation_function="gelu_pytorch_tanh",
         resid_pdrop=0.0,
         embd_pdrop=0.0,
@@ -84,9 +86,11 @@ def tiny_denoiser(shape: TinyConfig, tokenizer: PreTrainedTokenizerBase, seed: i
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id,
     )
-    # Not an argument that GPT2Config declares, but one that transformers' mask functions read and that is saved with the rest.
+    # GPT2Config does not declare this attribute, but the mask functions of transformers read it,
+    # and it is saved with the config.
     config.is_causal = False
-    # transformers initialises from the global generator; fork it so that nothing outside notices.
+    # transformers initialises from the global generator, which is forked so that its state does not
+    # change.
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         backbone = GPT2LMHeadModel(config)

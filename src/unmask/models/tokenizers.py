@@ -1,4 +1,4 @@
-"""Tokenizers of releases, read natively and with their special tokens declared."""
+"""Tokenizers of releases, read by native classes and with their special tokens declared."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from unmask.core.errors import ModelError
-from unmask.models.families import Family
+from unmask.models.family import Family
 from unmask.models.source import DATA_FILES, read_json
 
 if TYPE_CHECKING:
@@ -18,22 +18,23 @@ if TYPE_CHECKING:
 
 
 def complete_tokenizer(folder: Path, family: Family, config: Mapping[str, Any]) -> PreTrainedTokenizerBase:
-    """The tokenizer in a folder of any layout, by a native class, with mask, end, padding and chat template declared.
+    """Load the tokenizer of a folder in any layout by a native class, with mask, end, padding and
+    chat template declared.
 
     Args:
-        folder: holds its files.
-        family: says what a release may leave undeclared.
-        config: the checkpoint's config.json, whose mask_token_id, if it has one, must be the tokenizer's.
+        folder: folder with the tokenizer's files.
+        family: family, which lists what a release may leave undeclared.
+        config: config.json of the checkpoint, whose mask_token_id, if any, must be the tokenizer's.
 
     Raises:
-        ModelError: files that are missing or belong to another model.
+        ModelError: files are missing or belong to another model.
     """
     from transformers import AutoTokenizer
 
     if not any((folder / name).is_file() for name in ("tokenizer.json", "vocab.json", "vocab.txt", "tokenizer.model")):
         where = f", as {family.checkpoints[0].hub_id} on the hub has it" if family.checkpoints else ""
         raise ModelError(
-            f"{folder} has no tokenizer.json (nor vocab.json): the vocabulary is missing. Copy it there{where}, "
+            f"{folder} has neither tokenizer.json nor vocab.json, so the vocabulary is missing. Copy it there{where}, "
             "or name a folder that has one with --tokenizer."
         )
     with tempfile.TemporaryDirectory() as clean:
@@ -42,25 +43,25 @@ def complete_tokenizer(folder: Path, family: Family, config: Mapping[str, Any]) 
             tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
                 clean, padding_side="left", trust_remote_code=False
             )
-        except Exception as error:  # whatever foreign files can make transformers raise is a fault of the files
+        except Exception as error:  # any error that transformers raises is a fault of the files
             raise ModelError(f"the tokenizer files in {folder} cannot be read: {error}") from error
     vocabulary = tokenizer.get_vocab()
     for role, token in family.tokens.items():
         if getattr(tokenizer, role) is None:
             if token not in vocabulary:
                 raise ModelError(
-                    f"the tokenizer in {folder} declares no {role} and does not hold {token}, which {family.title} uses. "
-                    "It is of another model; copy the one that belongs to the checkpoint."
+                    f"the tokenizer in {folder} declares no {role} and does not contain {token}, which {family.title} uses. "
+                    "It belongs to another model. Copy the one that belongs to the checkpoint."
                 )
             setattr(tokenizer, role, token)
     for role in ("mask_token", "eos_token"):
         if getattr(tokenizer, role) is None:
-            raise ModelError(f"the tokenizer in {folder} has no {role}; set it in its tokenizer_config.json.")
+            raise ModelError(f"the tokenizer in {folder} has no {role}. Set it in its tokenizer_config.json.")
     mask_id = config.get("mask_token_id")
     if mask_id is not None and mask_id != tokenizer.mask_token_id:
         raise ModelError(
-            f"config.json says mask_token_id: {mask_id}, and the tokenizer in {folder} has {tokenizer.mask_token} at "
-            f"{tokenizer.mask_token_id}. They are of different models."
+            f"config.json has mask_token_id: {mask_id}, but the tokenizer in {folder} has {tokenizer.mask_token} at "
+            f"{tokenizer.mask_token_id}. They belong to different models."
         )
     if tokenizer.chat_template is None and family.template is not None:
         tokenizer.chat_template = family.template
@@ -68,7 +69,7 @@ def complete_tokenizer(folder: Path, family: Family, config: Mapping[str, Any]) 
 
 
 def _copy_without_code(folder: Path, clean: Path, family: Family) -> None:
-    """Copies of the tokenizer's files whose config names a native class."""
+    """Copy the tokenizer's files with a config that names a native class."""
     for pattern in DATA_FILES:
         for path in folder.glob(pattern):
             if path.suffix != ".safetensors" and path.name not in ("config.json", "model.safetensors.index.json"):
