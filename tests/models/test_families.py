@@ -163,7 +163,7 @@ def test_the_command_converts_and_reports_the_result(tmp_path, capsys):
     assert unmask("convert", source, tmp_path / "native", "--dtype", "bfloat16") == 0
     assert f"LLaDA as LlamaForCausalLM: {tmp_path / 'native'}" in capsys.readouterr().out
     assert unmask("convert", tmp_path / "native", tmp_path / "back", "--to", "original") == 0
-    assert "copy the .py files of the release beside it" in capsys.readouterr().out
+    assert "copy the .py files of the release into this folder" in capsys.readouterr().out
     assert unmask("eval", source, "--task", "sudoku") == 2
     said = capsys.readouterr().err
     assert f"unmask convert '{source}' 'a folder-native'" in said
