@@ -306,7 +306,9 @@ def _weights(folder: Path) -> bytes:
 
 
 def _metrics(folder: Path) -> list[dict[str, Any]]:
-    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    from unmask.runs.metrics import read_metrics
+
+    lines = read_metrics(folder)
     return [{key: value for key, value in line.items() if not key.startswith("time/")} for line in lines]
 
 

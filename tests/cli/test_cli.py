@@ -273,7 +273,7 @@ def test_a_reward_that_fails_in_the_middle_is_mended_and_the_run_goes_on(
     assert unmask_train(tiny_model, tmp_path / "run", *overrides) == 2
     assert message(capsys) == (
         'RewardError: reward function "flawed" raised ZeroDivisionError: no reward today (mine.py, line 18) '
-        "The state after step 3 is saved: mend this, then add --resume."
+        "The state after step 3 is saved. Correct the error, then add --resume."
     )
     monkeypatch.setenv("MENDED", "1")
     assert unmask_train(tiny_model, tmp_path / "run", *overrides, "--resume") == 0
@@ -527,7 +527,7 @@ def test_a_fault_of_the_file_system_that_nobody_foresaw_ends_with_its_place(
     def fail(*_: Any, **__: Any) -> None:
         raise OSError(errno.EMFILE, "Too many open files", "/some/where")
 
-    monkeypatch.setattr("unmask.cli.console.families_table", fail)
+    monkeypatch.setattr("unmask.cli.checkpoints.print_families", fail)
     assert unmask("models") == 2
     assert message(capsys) == "RunError: /some/where: Too many open files. Check this path, or use another one."
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import multiprocessing
 import sys
 from collections.abc import Callable
@@ -16,6 +15,7 @@ import torch
 from unmask.cli import main
 from unmask.recipes.load import load, load_recipe
 from unmask.recipes.schema import PretrainRecipe, TrainRecipe
+from unmask.runs.metrics import read_metrics
 
 TRAIN = (
     "sampler.num_steps=4",
@@ -95,8 +95,8 @@ def unmask_train(model: Path, output: Path, *overrides: str) -> int:
 
 
 def metrics(folder: Path) -> list[dict[str, Any]]:
-    """What a run logged, but for the times."""
-    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    """Return what a run logged for each step, without the times."""
+    lines = read_metrics(folder)
     return [{key: value for key, value in line.items() if not key.startswith("time/")} for line in lines]
 
 

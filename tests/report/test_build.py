@@ -20,6 +20,7 @@ from unmask.core.text import MAX_CHARACTERS, visible
 from unmask.functional.selection import step_sum
 from unmask.report.build import write_report
 from unmask.report.html import SCRIPTS, _file, embed, page
+from unmask.runs.metrics import read_metrics
 from unmask.runs.saved_rollouts import SavedRollout
 from unmask.trainer import Trainer
 
@@ -105,7 +106,7 @@ def test_a_sudoku_is_a_board_with_its_clues_and_others_are_text_or_code(made: Pa
 
 
 def test_curves_are_the_lines_of_the_metrics(run: Path, made: Path) -> None:
-    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    lines = read_metrics(run)
     curves = page_block(made, "run-0")
     assert curves["steps"] == [1, 2, 3, 4, 5, 6]
     assert curves["metrics"]["reward"] == pytest.approx([line["reward"] for line in lines[1:]], rel=1e-5)

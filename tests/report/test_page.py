@@ -17,6 +17,7 @@ from tests.helpers.reports import hand_made, real_run, write_run
 from unmask.core.records import Rollout
 from unmask.models import load_model
 from unmask.report.build import write_report
+from unmask.runs.metrics import read_metrics
 from unmask.runs.saved_rollouts import SavedRollout
 
 Opened = Callable[..., Any]
@@ -396,13 +397,11 @@ def test_who_wants_no_motion_gets_none(made: Made, opened: Opened) -> None:
 
 
 def test_charts_are_read_off_with_keys(made: Made, opened: Opened) -> None:
-    import json
-
     page = opened(made.page)
     slider = page.get_by_role("slider", name="Reward: read off values")
     slider.press("Home")
     slider.press("ArrowRight")
-    lines = [json.loads(line) for line in (made.folder / "metrics.jsonl").read_text().splitlines()]
+    lines = read_metrics(made.folder)
     assert slider.get_attribute("aria-valuetext") == f"2: reward {lines[2]['reward']:.3f}"
     chart = page.get_by_role("slider", name="Accuracy: read off values")
     last = lines[-1]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from contextlib import nullcontext
 
 import pytest
@@ -14,6 +13,7 @@ from unmask.core.errors import DataError
 from unmask.evaluation.evaluate import evaluate
 from unmask.models import load_model
 from unmask.rewards.scorer import Scorer
+from unmask.runs.metrics import read_metrics
 from unmask.sampling.engine import BatchLimits, LocalEngine
 from unmask.tasks import Sudoku
 from unmask.trainer import Trainer
@@ -61,7 +61,7 @@ class Player:
 
 
 def metrics_of(folder):
-    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    lines = read_metrics(folder)
     return [{key: value for key, value in line.items() if not key.startswith("time/")} for line in lines]
 
 

@@ -1,4 +1,4 @@
-"""The best checkpoint: chosen on validation alone, the same after a resume, complete or absent."""
+"""The best model is chosen on the validation split alone, is the same after a resume, and is complete or absent."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from tests.helpers.runs import metrics, train_recipe
 from unmask import Trainer
 from unmask.evaluation.evaluate import Evaluation
 from unmask.models import load_model
+from unmask.runs.folder import RunFolder
 from unmask.trainer.best import Best, best_of, better
 
 VALIDATION = ("evaluation.split=validation", "evaluation.eval_steps=2", "evaluation.temperatures=[0.0,0.9]")
@@ -20,18 +21,18 @@ VALIDATION = ("evaluation.split=validation", "evaluation.eval_steps=2", "evaluat
 
 @pytest.fixture
 def scripted(monkeypatch: pytest.MonkeyPatch) -> list[float]:
-    """Accuracies that the evaluations will find, two temperatures after each other; the models are evaluated all the same."""
-    import unmask.trainer.loop as loop
+    """Return a list of accuracies that the evaluations report in turn, instead of those that they measure."""
+    import unmask.trainer.steps as steps
 
     accuracies: list[float] = []
-    evaluate = loop.evaluate
+    evaluate = steps.evaluate
 
     def faked(*arguments: Any, **options: Any) -> Evaluation:
         from dataclasses import replace
 
         return replace(evaluate(*arguments, **options), accuracy=accuracies.pop(0))
 
-    monkeypatch.setattr(loop, "evaluate", faked)
+    monkeypatch.setattr(steps, "evaluate", faked)
     return accuracies
 
 
@@ -39,10 +40,10 @@ def weights_of(folder: Path) -> bytes:
     return (folder / "model.safetensors").read_bytes()
 
 
-def test_the_model_of_the_highest_mean_accuracy_is_kept(
+def test_the_model_of_the_highest_mean_accuracy_is_saved(
     tiny_model: Path, tmp_path: Path, scripted: list[float]
 ) -> None:
-    # Steps 0, 2, 4, 6: means .2, .35, .35, .1. The earlier of equals stays, though one temperature of the later is higher.
+    # Means after steps 0, 2, 4 and 6: .2, .35, .35, .1. Of equal means the earlier stays, even if a temperature is higher later.
     scripted += [0.2, 0.2, 0.3, 0.4, 0.5, 0.2, 0.1, 0.1]
     overrides = [*VALIDATION, "save_steps=2", "save_total_limit=9"]
     folder = Trainer(train_recipe(tiny_model, tmp_path / "run", *overrides)).train()
@@ -73,7 +74,7 @@ def test_nothing_is_chosen_on_the_test_split(tiny_model: Path, tmp_path: Path, s
     assert metrics(folder)[-1]["eval/test@0/accuracy"] == 0.1
 
 
-def test_a_resumed_run_keeps_the_best_of_the_uninterrupted_one(
+def test_a_resumed_run_has_the_best_model_of_the_uninterrupted_one(
     tiny_model: Path, tmp_path: Path, scripted: list[float], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     accuracies = [0.1, 0.1, 0.4, 0.4, 0.2, 0.2, 0.3, 0.3]
@@ -83,18 +84,18 @@ def test_a_resumed_run_keeps_the_best_of_the_uninterrupted_one(
     class Killed(BaseException):
         pass
 
-    # Killed after the evaluation of step 4, whose line is written; the newest checkpoint is of step 3.
-    log = Trainer._log
+    # Killed after the line of the evaluation after step 4 is written; the newest checkpoint is that of step 3.
+    log = RunFolder.log
 
-    def dying(self: Trainer, step: int, line: dict[str, Any]) -> None:
-        log(self, step, line)
-        if step == 4:
+    def dying(self: RunFolder, line: dict[str, Any]) -> None:
+        log(self, line)
+        if line["step"] == 4 and "eval/best_step" in line:
             raise Killed
 
     scripted[:] = accuracies[:6]
     recipe = train_recipe(tiny_model, tmp_path / "run", *VALIDATION, "save_steps=3")
     with monkeypatch.context() as patch:
-        patch.setattr(Trainer, "_log", dying)
+        patch.setattr(RunFolder, "log", dying)
         trainer = Trainer(recipe)
         with pytest.raises(Killed):
             trainer.train()
@@ -105,7 +106,7 @@ def test_a_resumed_run_keeps_the_best_of_the_uninterrupted_one(
     assert weights_of(resumed / "best") == weights_of(whole / "best")
 
 
-def test_a_best_model_is_complete_or_the_one_before(
+def test_a_save_that_fails_leaves_the_earlier_best_model(
     tiny_model: Path, tmp_path: Path, scripted: list[float], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     import unmask.models.adapters as adapters

@@ -1,4 +1,4 @@
-"""The first half of a step: which prompts it takes, and what a scored rollout is."""
+"""The first half of a training step: the prompts that it takes, and its scored rollout."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.helpers.messages import raises
 from tests.helpers.rollouts import collect
 from tests.helpers.runs import train_recipe
 from unmask.core.errors import ConfigError
@@ -22,7 +23,7 @@ from unmask.rewards import per_completion
 from unmask.rewards.scorer import Scorer
 from unmask.sampling.generation import decode
 from unmask.tasks import Sudoku
-from unmask.trainer.collect import entropy_by_step, prompts_of_step
+from unmask.trainer.collect import check_rewards, entropy_by_step, prompts_of_step
 from unmask.trainer.metrics import Tally
 
 TASK = Sudoku()
@@ -32,7 +33,7 @@ ROWS = TASK.rows("train", 4)
 
 @per_completion
 def count_ones(completions: list[str], **_: Any) -> list[float]:
-    """A reward that tells any two different completions of a random model apart, more or less."""
+    """Return rewards that differ for nearly any two different completions."""
     return [text.count("1") + 0.1 * len(text) for text in completions]
 
 
@@ -101,8 +102,8 @@ def test_groups_of_a_prompt_stand_together_and_members_differ(rolled: Any) -> No
     rollout, _ = rolled()
     path = rollout.trajectory
     assert rollout.group_size == 3
-    asked = decode(TOKENIZER, path.prompt_ids)
-    assert asked == [row["prompt"] for row in ROWS for _ in range(3)]
+    prompts = decode(TOKENIZER, path.prompt_ids)
+    assert prompts == [row["prompt"] for row in ROWS for _ in range(3)]
     assert len(set(decode(TOKENIZER, path.tokens)[:3])) == 3
     assert len(set(path.seed.tolist())) == 12
 
@@ -159,10 +160,11 @@ def test_a_function_that_compares_sees_whole_groups_in_order_with_repeated_texts
     assert (rollout.reward.view(4, 3).max(dim=1).values == 1).all()
 
 
-def test_a_function_that_compares_is_refused_before_anything_is_denoised(rolled: Any, lively: Denoiser) -> None:
-    lively.forward = None  # type: ignore[method-assign, assignment]
-    with pytest.raises(ConfigError, match='reward function "ones" does not declare .* egspo_sa also'):
-        rolled(reward=lambda completions, **_: [0.0] * len(completions))
+def test_a_function_that_compares_is_refused_for_a_method_that_scores_unfinished_completions(tmp_path: Path) -> None:
+    scorer = Scorer({"ones": lambda completions, **_: [0.0] * len(completions)})
+    with raises(ConfigError, '"ones"', "egspo_sa", "@per_completion"):
+        check_rewards(scorer, train_recipe(tmp_path, tmp_path).method)
+    check_rewards(scorer, train_recipe(tmp_path, tmp_path, "method.type=diffu_grpo").method)
 
 
 def test_a_method_without_one_step_values_gets_none(rolled: Any) -> None:

@@ -176,8 +176,8 @@ class Stopping:
         self.step = step
 
     def train(self, recipe: TrainRecipe) -> None:
-        def stop(step: int, _: dict[str, Any]) -> None:
-            if step == self.step:
+        def stop(step: int, line: dict[str, Any]) -> None:
+            if step == self.step and "loss" in line:
                 signal.raise_signal(signal.SIGUSR1)
 
         with pytest.raises(UnmaskError, match=f"stopped after step {self.step} of 4"):
@@ -366,8 +366,8 @@ def test_a_process_that_is_stuck_is_named_with_its_step_and_phase_and_ends_the_r
     )
     assert codes == [LostProcessError.exit_code] * 2
     (message,) = said(folder)
-    assert message.startswith("LostProcessError: for 4 s no process has got any further. ")
-    assert "wait for process 1 (step 2, update)" in message
+    assert message.startswith("LostProcessError: no rank has made progress for 4 s. ")
+    assert "wait for rank 1 (step 2, update)" in message
     assert steps_saved(folder) == [1]
-    # Where it hangs is in what it said itself.
+    # The rank that hangs prints its stack.
     assert "update_or_hang" in printed(folder, 1).read_text()

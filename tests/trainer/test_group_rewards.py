@@ -17,6 +17,7 @@ from unmask.rewards.protocol import RewardFunc, per_completion
 from unmask.sampling.generation import decode
 from unmask.tasks import Sudoku
 from unmask.trainer import Trainer
+from unmask.trainer.collect import check_rewards
 from unmask.trainer.metrics import Tally
 
 G = 3
@@ -43,8 +44,9 @@ def rewards_under(
     tokenizer = char_tokenizer(Sudoku().alphabet)
     own = [setting for setting in OWN_SETTINGS.get(method, ()) if not setting.startswith("sampler.num_steps")]
     recipe = train_recipe(folder, folder, f"method={{type: {method}}}", *own, *SETTINGS)
-    rows = Sudoku().rows("train", 4)
-    rollout = collect(denoiser, tokenizer, scorer_of(recipe, [reward]), recipe, rows, 0, slice(None), Tally())
+    scorer, rows = scorer_of(recipe, [reward]), Sudoku().rows("train", 4)
+    check_rewards(scorer, recipe.method)
+    rollout = collect(denoiser, tokenizer, scorer, recipe, rows, 0, slice(None), Tally())
     return decode(tokenizer, rollout.trajectory.tokens), rollout.reward.tolist()
 
 

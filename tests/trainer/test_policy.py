@@ -66,7 +66,7 @@ def test_with_adapters_nothing_else_is_trained_and_the_reference_takes_no_memory
     recipe = train_recipe(model, tmp_path / "run", *LORA)
     policy = make_policy(recipe, CPU)
     assert policy.adapters is not None
-    held = {id(p) for group in policy.optimizer.param_groups for p in group["params"]}
+    held = {id(p) for group in policy.optimizers[0].param_groups for p in group["params"]}
     assert held == {id(p) for _, p in policy.adapters.parameters()} == {id(p) for p in trainable(policy.denoiser)}
     assert isinstance(policy.reference, WithoutAdapters)
     assert (policy.reference.modules(), policy.reference.tensors()) == ([], {})

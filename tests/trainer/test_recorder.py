@@ -1,4 +1,4 @@
-"""What a run keeps of a rollout: texts, guesses with rewards, and what was trained; and that keeping changes nothing."""
+"""The recorder saves texts, guesses with rewards and trained views, and changes nothing in the run."""
 
 from __future__ import annotations
 
@@ -29,20 +29,20 @@ def share_of_ones(completions: list[str], **_: Any) -> list[float]:
     return [text.count("1") / 16 for text in completions]
 
 
-def kept_of(model: Path, folder: Path, *overrides: str, step: int = 1) -> SavedRollout:
+def saved_of(model: Path, folder: Path, *overrides: str, step: int = 1) -> SavedRollout:
     run = Trainer(train_recipe(model, folder, *KEEP, *overrides), [share_of_ones]).train()
     return SavedRollout.load(run / "rollouts" / f"step-{step:08d}.safetensors")
 
 
 def test_texts_and_pieces_are_those_of_the_tokens(tiny_model: Path, tmp_path: Path) -> None:
-    kept, (_, tokenizer) = kept_of(tiny_model, tmp_path / "run"), load_model(tiny_model)
-    path = kept.rollout.trajectory
-    assert kept.completions == decode(tokenizer, path.tokens)
-    assert {kept.pieces[int(i)] for i in path.tokens.unique()} <= {"0", "1", "2", "3", "4", "=", "<pad>", "<eos>"}
+    saved, (_, tokenizer) = saved_of(tiny_model, tmp_path / "run"), load_model(tiny_model)
+    path = saved.rollout.trajectory
+    assert saved.completions == decode(tokenizer, path.tokens)
+    assert {saved.pieces[int(i)] for i in path.tokens.unique()} <= {"0", "1", "2", "3", "4", "=", "<pad>", "<eos>"}
     rows = {row["prompt"]: row["answer"] for row in Sudoku().rows("train", 20, 0)}
-    assert [rows[prompt] for prompt in kept.prompts] == kept.answers
+    assert [rows[prompt] for prompt in saved.prompts] == saved.answers
     prompt_ids = [ids[mask].tolist() for ids, mask in zip(path.prompt_ids, path.prompt_mask, strict=True)]
-    assert [tokenizer.decode(ids) for ids in prompt_ids[:: kept.rollout.group_size]] == kept.prompts
+    assert [tokenizer.decode(ids) for ids in prompt_ids[:: saved.rollout.group_size]] == saved.prompts
 
 
 @pytest.mark.parametrize(("count", "steps"), [("32", [0, 1, 2, 3]), ("4", [0, 1, 2, 3]), ("2", [0, 3]), ("1", [0])])
@@ -50,13 +50,13 @@ def test_guesses_are_of_the_policy_before_the_update_and_scored(
     tiny_model: Path, tmp_path: Path, count: str, steps: list[int]
 ) -> None:
     rate = "optim.learning_rate=0.1"
-    kept = kept_of(tiny_model, tmp_path / "run", f"log_rollouts_guesses={count}", rate, "optim.warmup_steps=0")
-    guesses, path = kept.guesses, kept.rollout.trajectory
+    saved = saved_of(tiny_model, tmp_path / "run", f"log_rollouts_guesses={count}", rate, "optim.warmup_steps=0")
+    guesses, path = saved.guesses, saved.rollout.trajectory
     assert guesses is not None
     assert guesses.step.tolist() == steps
     denoiser, tokenizer = load_model(tiny_model)
     assert torch.equal(guesses.tokens, one_step_completions(denoiser.eval(), path, steps))
-    # The update moved the policy: its guesses are others.
+    # The update changes the policy, so the trained model guesses other tokens.
     trained, _ = load_model(tmp_path / "run" / "final")
     assert not torch.equal(guesses.tokens, one_step_completions(trained.eval(), path, steps))
     texts = decode(tokenizer, guesses.tokens.flatten(0, 1).long())
@@ -64,12 +64,12 @@ def test_guesses_are_of_the_policy_before_the_update_and_scored(
     assert guesses.reward.flatten().tolist() == pytest.approx(share_of_ones(texts))
 
 
-def test_no_guesses_are_kept_where_none_are_wanted(tiny_model: Path, tmp_path: Path) -> None:
-    assert kept_of(tiny_model, tmp_path / "run", "log_rollouts_guesses=0").guesses is None
+def test_no_guesses_are_saved_if_their_number_is_zero(tiny_model: Path, tmp_path: Path) -> None:
+    assert saved_of(tiny_model, tmp_path / "run", "log_rollouts_guesses=0").guesses is None
 
 
 @pytest.mark.parametrize("method", sorted(METHODS))
-def test_what_was_trained_is_the_methods_own_plan_and_advantage(tiny_model: Path, tmp_path: Path, method: str) -> None:
+def test_the_saved_views_are_the_methods_own_plan_and_advantage(tiny_model: Path, tmp_path: Path, method: str) -> None:
     own = {
         "egspo": ["method.num_selected=2"],
         "just_grpo": ["sampler.order=left_to_right", "sampler.num_steps=16"],
@@ -80,17 +80,17 @@ def test_what_was_trained_is_the_methods_own_plan_and_advantage(tiny_model: Path
     options = [f"method.type={method}", *own.get(method, [])]
     recipe = train_recipe(tiny_model, tmp_path / "run", *KEEP, *options)
     Trainer(recipe, [share_of_ones]).train()
-    kept = SavedRollout.load(tmp_path / "run" / "rollouts" / "step-00000001.safetensors")
-    path, trained = kept.rollout.trajectory, kept.trained
+    saved = SavedRollout.load(tmp_path / "run" / "rollouts" / "step-00000001.safetensors")
+    path, trained = saved.rollout.trajectory, saved.trained
     assert trained is not None
-    # All groups are kept, so the method can be asked again.
-    views = recipe.method.plan(kept.rollout, named_generator(recipe.seed, "update", 0))
-    advantage = recipe.method.advantage(kept.rollout)
+    # The run saves all groups, so the method gives the same plan again.
+    views = recipe.method.plan(saved.rollout, named_generator(recipe.seed, "update", 0))
+    advantage = recipe.method.advantage(saved.rollout)
     advantage = advantage[views.row] if advantage.dim() == 1 else advantage[views.row, views.slot]
     assert trained.row.tolist() == views.row.tolist()
     torch.testing.assert_close(trained.advantage, advantage)
-    # And the report can show it.
-    film, _ = film_of(kept, 1, {}, Vocabulary([kept]))
+    # The report can show the file.
+    film, _ = film_of(saved, 1, {}, Vocabulary([saved]))
     members = [member for group in film["groups"] for member in group["members"]]
     for row, member in enumerate(members):
         assert member["selected"] == sorted({k for k in trained.step[trained.row == row].tolist() if k >= 0})
@@ -105,12 +105,12 @@ def test_what_was_trained_is_the_methods_own_plan_and_advantage(tiny_model: Path
             assert (path.unmask_step[views.row[view]] == step)[views.target[view]].any()
 
 
-def test_a_view_says_whose_fills_it_reads(tiny_model: Path, tmp_path: Path) -> None:
+def test_a_saved_view_names_the_slot_whose_branches_it_shows(tiny_model: Path, tmp_path: Path) -> None:
     options = ["method={type: dispo, num_states: 2, num_fills: 5}"]
-    kept = kept_of(tiny_model, tmp_path / "run", *options)
-    path, trained = kept.rollout.trajectory, kept.trained
+    saved = saved_of(tiny_model, tmp_path / "run", *options)
+    path, trained = saved.rollout.trajectory, saved.trained
     assert trained is not None
-    # DiSPO reads each completion from all masks, and then its states, each with the state's own fills.
+    # DiSPO trains on each completion from all masks, then on its states with their own branches.
     own, states = trained.slot < 0, trained.slot >= 0
     assert int(own.sum()) == len(path)
     assert trained.step[own].tolist() == [0] * len(path)
@@ -129,12 +129,12 @@ def test_a_view_says_whose_fills_it_reads(tiny_model: Path, tmp_path: Path) -> N
 def test_selected_steps_are_counted(
     tiny_model: Path, tmp_path: Path, options: list[str], expected: list[float] | None
 ) -> None:
-    kept_of(tiny_model, tmp_path / "run", *options)
-    found = metrics(tmp_path / "run")[-1].get("diffusion/selected_by_step")
-    assert found == expected or (expected is None and sum(found or [0]) < 1)
+    saved_of(tiny_model, tmp_path / "run", *options)
+    selected = metrics(tmp_path / "run")[-1].get("diffusion/selected_by_step")
+    assert selected == expected or (expected is None and sum(selected or [0]) < 1)
 
 
-def test_keeping_changes_neither_the_run_nor_what_it_is_charged(tiny_model: Path, tmp_path: Path) -> None:
+def test_recording_changes_neither_the_run_nor_its_counts_of_compute(tiny_model: Path, tmp_path: Path) -> None:
     for name, steps in (("with", 1), ("without", 0)):
         recipe = train_recipe(tiny_model, tmp_path / name, f"log_rollouts_steps={steps}", "max_steps=3")
         Trainer(recipe, [share_of_ones]).train()
@@ -142,7 +142,7 @@ def test_keeping_changes_neither_the_run_nor_what_it_is_charged(tiny_model: Path
     assert weights(tmp_path / "with") == weights(tmp_path / "without")
 
 
-def test_a_reward_that_fails_on_guesses_costs_the_run_nothing(
+def test_a_reward_that_fails_on_guesses_does_not_stop_the_run(
     tiny_model: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     calls = []
@@ -150,7 +150,7 @@ def test_a_reward_that_fails_on_guesses_costs_the_run_nothing(
     @per_completion
     def fails_later(completions: list[str], **_: Any) -> list[float]:
         calls.append(len(completions))
-        # The first two calls are of the rollout, the third of its guesses.
+        # The first two calls score the rollout, and the third scores its guesses.
         if len(calls) == 3:
             raise RuntimeError("no guesses please")
         return share_of_ones(completions)
@@ -158,8 +158,8 @@ def test_a_reward_that_fails_on_guesses_costs_the_run_nothing(
     recipe = train_recipe(tiny_model, tmp_path / "run", *KEEP, "evaluation.eval_steps=0")
     with caplog.at_level(logging.WARNING, logger="unmask"):
         Trainer(recipe, [fails_later]).train()
-    kept = SavedRollout.load(tmp_path / "run" / "rollouts" / "step-00000001.safetensors")
-    assert kept.guesses is not None
-    assert kept.guesses.reward is None
-    assert "the one-step guesses that are kept of this step have no rewards" in caplog.text
+    saved = SavedRollout.load(tmp_path / "run" / "rollouts" / "step-00000001.safetensors")
+    assert saved.guesses is not None
+    assert saved.guesses.reward is None
+    assert "the one-step guesses saved of this step have no rewards" in caplog.text
     assert "no guesses please" in caplog.text

@@ -135,7 +135,7 @@ def test_the_probe_can_try_every_method(name: str, tiny_model: Path, tmp_path: P
     recipe = train_recipe(tiny_model, tmp_path, f"method={{type: {name}}}", *own, "max_tokens_per_forward=auto")
     accelerator = Accelerator()
     policy = make_policy(recipe, accelerator.device)
-    found = find_token_budget(recipe, policy, accelerator, ROWS, tmp_path)
+    found = find_token_budget(recipe, policy, accelerator, ROWS, tmp_path, Ranks(accelerator))
     # Memory for far more than a step has: two prompts of 16 tokens, two completions of 16 tokens for each.
     assert found == TokenBudget(4 * 32, 4 * 32)
     assert all(parameter.grad is None for parameter in policy.denoiser.parameters())
@@ -149,7 +149,7 @@ def test_what_the_probe_finds_fills_the_memory_there_is_and_no_more(
     policy = make_policy(recipe, accelerator.device)
     free = 2_000_000
     monkeypatch.setattr(token_budget, "free_bytes", lambda device: free)
-    found = find_token_budget(recipe, policy, accelerator, ROWS, tmp_path)
+    found = find_token_budget(recipe, policy, accelerator, ROWS, tmp_path, Ranks(accelerator))
     probe = token_budget._Probe(recipe, policy, accelerator, ROWS)
     for run, tokens in ((probe.rollout, found.rollout), (probe.update, found.update)):
         assert tokens is not None
@@ -162,7 +162,7 @@ def test_what_the_probe_finds_fills_the_memory_there_is_and_no_more(
     assert json.loads((tmp_path / FILE).read_text()) == {"rollout": found.rollout, "update": found.update}
     # The same when the run goes on, whatever is free by then.
     monkeypatch.setattr(token_budget, "free_bytes", lambda device: 3 * free)
-    assert find_token_budget(recipe, policy, accelerator, ROWS, tmp_path) == found
+    assert find_token_budget(recipe, policy, accelerator, ROWS, tmp_path, Ranks(accelerator)) == found
 
 
 def test_a_row_that_does_not_fit_is_said_with_what_to_do(
@@ -173,7 +173,7 @@ def test_a_row_that_does_not_fit_is_said_with_what_to_do(
     policy = make_policy(recipe, accelerator.device)
     monkeypatch.setattr(token_budget, "free_bytes", lambda device: 20_000)
     with pytest.raises(ConfigError, match=r"rows of 32 tokens need more memory .* gradient_checkpointing"):
-        find_token_budget(recipe, policy, accelerator, ROWS, tmp_path)
+        find_token_budget(recipe, policy, accelerator, ROWS, tmp_path, Ranks(accelerator))
 
 
 def find_with_unlike_memory(rank: int, model: Path, folder: Path) -> None:
@@ -186,15 +186,15 @@ def find_with_unlike_memory(rank: int, model: Path, folder: Path) -> None:
     accelerator.prepare(policy.denoiser)
     own = folder / f"seen by {rank}"
     own.mkdir()
-    found = find_token_budget(recipe, policy, accelerator, ROWS, own)
+    found = find_token_budget(recipe, policy, accelerator, ROWS, own, Ranks(accelerator))
     rooms = ranks.objects(found)
     assert rooms[0] == rooms[1]
     free[0] *= 4
-    assert find_token_budget(recipe, policy, accelerator, ROWS, own) == found
+    assert find_token_budget(recipe, policy, accelerator, ROWS, own, Ranks(accelerator)) == found
     (own / FILE).unlink(missing_ok=True)
     free[1] = 20_000
     try:
-        find_token_budget(recipe, policy, accelerator, ROWS, own)
+        find_token_budget(recipe, policy, accelerator, ROWS, own, Ranks(accelerator))
     except UnmaskError as error:
         sys.exit(5 if error.is_agreed and "rows of 32 tokens need more memory" in str(error) else 6)
 

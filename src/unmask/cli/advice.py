@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Annotated
 
 import typer
@@ -48,11 +49,10 @@ def estimate(
 
     from unmask.cli.estimate import estimate as run
     from unmask.cli.estimate.text import described
-    from unmask.cli.lists import bytes_of
     from unmask.recipes.load import load_recipe
 
     loaded = load_recipe(recipe, overrides or ())
-    available = bytes_of(gpu_memory) if gpu_memory else None
+    available = _bytes(gpu_memory) if gpu_memory else None
 
     result = run(
         loaded,
@@ -80,14 +80,28 @@ def doctor(
     """
     import json
 
-    from unmask.cli.doctor import checks
-    from unmask.cli.lists import doctor_report
+    from unmask.cli.doctor import checks, print_checks
 
     if as_json:
         results = list(checks(hub=hub))
         typer.echo(json.dumps([check.summary() for check in results], indent=1))
         passed = all(check.status != "failed" for check in results)
     else:
-        passed = doctor_report(checks(hub=hub))
+        passed = print_checks(checks(hub=hub))
     if not passed:
         raise typer.Exit(1)
+
+
+def _bytes(text: str) -> float:
+    """Return the bytes of a size such as 80GB, 80 or 79.2GiB; a bare number is in GB.
+
+    Raises:
+        ConfigError: the text is not a size.
+    """
+    from unmask.core.errors import ConfigError
+
+    match = re.fullmatch(r"\s*(\d+(?:\.\d*)?|\.\d+)\s*(GB|GiB|MB|MiB)?\s*", text, re.IGNORECASE)
+    if not match:
+        raise ConfigError(f'--gpu-memory "{text}" is not a size. Give one such as 80GB or 24GiB.')
+    units = {"gb": 1e9, "gib": 2.0**30, "mb": 1e6, "mib": 2.0**20}
+    return float(match[1]) * units[(match[2] or "GB").lower()]

@@ -17,14 +17,13 @@ def models(
     name: Annotated[str | None, typer.Argument(help="Name of a family to show with its checkpoints and notes.")] = None,
 ) -> None:
     """List the model families, or show one with its checkpoints."""
-    from unmask.cli.console import families_table, family_page
     from unmask.core.errors import ConfigError, unknown_name
     from unmask.models.families import FAMILIES
 
     if name is None:
-        families_table()
+        print_families()
     elif name in FAMILIES:
-        family_page(name)
+        _print_family(name)
     else:
         raise ConfigError(unknown_name("family", name, FAMILIES))
 
@@ -102,3 +101,63 @@ def merge(
     with written_aside(destination) as aside:
         done = run(source, aside, base)
     say(f"{done}: {destination}")
+
+
+def print_families() -> None:
+    """Print the model families and their checkpoints."""
+    from unmask.cli.tables import table
+    from unmask.models.families import FAMILIES
+
+    table(
+        ["family", "what it is", "native class", "head", "blocks", "checked here by"],
+        [
+            [
+                name,
+                f"{family.title}, {family.paper}",
+                family.native_class,
+                "shifted" if family.logit_shift else "",
+                family.block_length or "",
+                family.checked,
+            ]
+            for name, family in FAMILIES.items()
+        ],
+    )
+    print()
+    table(
+        ["checkpoint", "family", "parameters", "licence"],
+        [[c.hub_id, name, c.parameters, c.licence] for name, family in FAMILIES.items() for c in family.checkpoints],
+    )
+    print(
+        "\nunmask models NAME shows one; unmask convert CHECKPOINT FOLDER makes it native. No checkpoint's code is run."
+    )
+
+
+def _print_family(name: str) -> None:
+    """Print a model family with its checkpoints, tokens and pitfalls."""
+    from unmask.cli.tables import table
+    from unmask.models.families import FAMILIES
+
+    family = FAMILIES[name]
+    ids = ", ".join(f"{role} {i}" for role, i in family.token_ids.items())
+    blocks = f"{family.block_length}, block-causal" if family.block_length else "none: every position sees every other"
+    print(f"{name}: {family.title} ({family.paper})\n")
+    for title, text in (
+        ("native class", family.native_class),
+        ("original", f"{family.architecture}, model_type {family.model_type}" if family.architecture else "native too"),
+        ("tensors", "renamed" if family.keys else "under the same names"),
+        ("tokens", ", ".join(family.tokens.values()) + (f" ({ids})" if ids else "") or "its own"),
+        ("chat template", family.chat_template),
+        ("head", "shifted: a position has the logits of the next one" if family.logit_shift else "not shifted"),
+        ("blocks", blocks),
+        ("LoRA targets", ", ".join(family.lora_targets)),
+        ("checked by", family.checked),
+    ):
+        print(f"{title + ':':15}{text}")
+    print()
+    if family.checkpoints:
+        table(
+            ["checkpoint", "parameters", "licence"], [[c.hub_id, c.parameters, c.licence] for c in family.checkpoints]
+        )
+        print()
+    for note in family.notes:
+        print(f"- {note}")

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from unmask.cli.console import table
+from unmask.cli.tables import table
 from unmask.recipes.load import load, load_recipe
 from unmask.recipes.schema import PretrainRecipe
 from unmask.report.api.trainer import Trainer

@@ -1,6 +1,7 @@
-"""Whether this machine and installation work: versions, devices, disk, sandboxes, and the properties that training rests on.
+"""Checks of this machine and this installation: versions, devices, disk, sandboxes, and the
+properties on which training depends.
 
-Made to be pasted into a bug report: it names no user and no file of theirs.
+The report is meant for bug reports, so it names no user and no file of the user.
 """
 
 from __future__ import annotations
@@ -13,19 +14,25 @@ import sys
 import tempfile
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import redirect_stdout
 from dataclasses import asdict, dataclass
-from functools import cache
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from rich.console import Console
+from rich.text import Text
 
+from unmask.cli.tables import PIPE_WIDTH
 from unmask.core.errors import UnmaskError
+from unmask.core.text import visible
 from unmask.runs.environment import environment
 
 Status = Literal["ok", "note", "failed"]
+
+COLOURS: dict[Status, str] = {"ok": "green", "note": "yellow", "failed": "bold red"}
+"""Colour of each status on a terminal."""
 
 EXTRAS = {
     "lora": "peft",
@@ -36,14 +43,13 @@ EXTRAS = {
     "reasoning-gym": "reasoning_gym",
     "lm-eval": "lm_eval",
 }
-"""Optional extras and the module that each brings."""
+"""Optional extras, and a module that each of them installs."""
 
 MIN_FREE = 5e9
-"""Bytes of disk below which a note is made."""
-
+"""Free disk space in bytes below which the report has a note."""
 
 KNOWN_DRAW = 0.25829649042745984
-"""counter_uniform(7, 0, 3), by hand from the hash's definition."""
+"""Value of counter_uniform(7, 0, 3), computed by hand from the definition of the hash."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,20 +57,23 @@ class Check:
     """One line of the report."""
 
     name: str
+    """Name of the check."""
     status: Status
-    """`note`: something optional that is not there; `failed`: something that must work and does not."""
+    """`ok`; `note` if something optional is missing; `failed` if something required does not
+    work."""
     detail: str
+    """Result in words."""
 
     def summary(self) -> dict[str, Any]:
-        """Plain values, ready for JSON."""
+        """Return plain values, ready for JSON."""
         return asdict(self)
 
 
 def checks(*, hub: bool = False) -> Iterator[Check]:
-    """All checks in order; none raises.
+    """Run all checks in order. A check that raises has the status `failed`.
 
     Args:
-        hub: also ask the model hub, which the others leave alone.
+        hub: also check whether the model hub can be reached; no other check uses the network.
     """
     yield from _facts()
     for name, check in (
@@ -75,9 +84,7 @@ def checks(*, hub: bool = False) -> Iterator[Check]:
         ("sandbox monty", lambda: _sandbox("monty")),
         ("sandbox bubblewrap", lambda: _sandbox("bubblewrap")),
         ("generator", _generator),
-        ("bidirectional", _bidirectional),
-        ("ratio", _ratio),
-        ("gradient", _gradient),
+        ("replay", _replay),
         ("round trip", _round_trip),
     ):
         yield _run(name, check)
@@ -85,16 +92,39 @@ def checks(*, hub: bool = False) -> Iterator[Check]:
         yield _run("hub", _hub)
 
 
+def print_checks(results: Iterable[Check]) -> bool:
+    """Print each check when it is done.
+
+    Returns:
+        True if no check failed.
+    """
+    console = Console(width=None if sys.stdout.isatty() else PIPE_WIDTH)
+    failed = []
+    for check in results:
+        console.print(
+            Text(f"{check.status:<7}", style=COLOURS[check.status]),
+            Text(visible(f"{check.name:<19}{check.detail}")),
+            soft_wrap=True,
+        )
+        failed += [check.name] * (check.status == "failed")
+    verdict = (
+        f"{', '.join(failed)} failed: paste all of this into a bug report." if failed else "Every required part works."
+    )
+    console.print(verdict, highlight=False, soft_wrap=True)
+    return not failed
+
+
 def _run(name: str, check: Callable[[], tuple[Status, str]]) -> Check:
     try:
-        # Libraries that are imported on the way write warnings to standard output, where a reader of JSON wants nothing else.
+        # Libraries write warnings to standard output when they are imported, and JSON goes there.
         with redirect_stdout(sys.stderr):
             return Check(name, *check())
-    except Exception as error:  # whatever is broken here is what the report is for
+    except Exception as error:  # reporting any fault is the purpose of this command
         return Check(name, "failed", f"{type(error).__name__}: {(str(error).strip() or 'no message').splitlines()[0]}")
 
 
 def _facts() -> Iterator[Check]:
+    """Yield versions, system and devices."""
     with redirect_stdout(sys.stderr):
         facts = environment(_tiny()[0])
     versions = facts["versions"]
@@ -103,20 +133,19 @@ def _facts() -> Iterator[Check]:
         "system", "ok", f"{facts['system']}; {facts['cpu']}, {facts['cores']} cores, {facts['threads']} threads"
     )
     if not torch.cuda.is_available():
-        apple = ", Apple's GPU unused: it has no float64" if torch.backends.mps.is_available() else ""
-        yield Check("devices", "ok", f"no CUDA GPU{apple}: float32 on the CPU")
+        apple = ", and Apple's GPU is unused because it lacks float64" if torch.backends.mps.is_available() else ""
+        yield Check("devices", "ok", f"float32 on the CPU: no CUDA GPU{apple}")
         return
     for index in range(torch.cuda.device_count()):
         free, total = torch.cuda.mem_get_info(index)
         bf16 = "bf16" if torch.cuda.is_bf16_supported() else "no bf16"
-        room = f"{free / 1e9:.1f} of {total / 1e9:.1f} GB free"
-        detail = f"{torch.cuda.get_device_name(index)}, {room}, {bf16}, CUDA {torch.version.cuda}"
+        memory = f"{free / 1e9:.1f} of {total / 1e9:.1f} GB free"
+        detail = f"{torch.cuda.get_device_name(index)}, {memory}, {bf16}, CUDA {torch.version.cuda}"
         yield Check(f"device {index}", "ok", detail)
 
 
-@cache
 def _tiny() -> tuple[Any, Any]:
-    """A tiny denoiser with random weights and its tokenizer."""
+    """Return a tiny denoiser with random weights, and its tokenizer."""
     from unmask.models import TinyConfig, char_tokenizer, tiny_denoiser
 
     tokenizer = char_tokenizer("0123456789=+")
@@ -126,40 +155,39 @@ def _tiny() -> tuple[Any, Any]:
 
 def _disk() -> tuple[Status, str]:
     free = shutil.disk_usage(Path.cwd()).free
-    text = f"{free / 1e9:.1f} GB free where runs/ would be"
-    return ("note", f"{text}: an 8B checkpoint takes 16 GB") if free < MIN_FREE else ("ok", text)
+    text = f"{free / 1e9:.1f} GB free in the current folder"
+    return ("note", f"{text}; a checkpoint of an 8B model takes 16 GB") if free < MIN_FREE else ("ok", text)
 
 
 def _extras() -> tuple[Status, str]:
     missing = [extra for extra, module in EXTRAS.items() if importlib.util.find_spec(module) is None]
     if not missing:
-        return "ok", f"{', '.join(EXTRAS)} are installed"
-    return "note", f'not installed: {", ".join(missing)} (pip install "unmask[{missing[0]}]", if it is wanted)'
+        return "ok", f"installed: {', '.join(EXTRAS)}"
+    return "note", f'not installed: {", ".join(missing)} (install one by pip install "unmask[{missing[0]}]")'
 
 
 def _four_bits() -> tuple[Status, str]:
     has_gpu, has_package = torch.cuda.is_available(), importlib.util.find_spec("bitsandbytes") is not None
     if has_gpu and has_package:
-        return "ok", "lora.quantize = 4bit can be used"
-    lacks = " and ".join(["a CUDA GPU"] * (not has_gpu) + ["bitsandbytes"] * (not has_package))
-    return "note", f"lora.quantize = 4bit wants {lacks}"
+        return "ok", "lora.quantize = 4bit works"
+    missing = " and ".join(["a CUDA GPU"] * (not has_gpu) + ["bitsandbytes"] * (not has_package))
+    return "note", f"lora.quantize = 4bit needs {missing}"
 
 
 def _processes() -> tuple[Status, str]:
     # Its C++ classes have no types.
     dist: Any = importlib.import_module("torch.distributed")
     if not dist.is_available():
-        return "note", "this torch has no torch.distributed: one process only"
-    names = {"gloo": dist.is_gloo_available(), "nccl": dist.is_nccl_available(), "mpi": dist.is_mpi_available()}
-    there = [name for name, is_there in names.items() if is_there]
-    if torch.cuda.device_count() > 1 and not names["nccl"]:
-        return "failed", f"several GPUs, and no nccl to connect them: only {', '.join(there)}"
+        return "note", "this torch has no torch.distributed, so runs have a single rank"
+    backends = {"gloo": dist.is_gloo_available(), "nccl": dist.is_nccl_available(), "mpi": dist.is_mpi_available()}
+    available = ", ".join(name for name, is_available in backends.items() if is_available)
+    if torch.cuda.device_count() > 1 and not backends["nccl"]:
+        return "failed", f"several GPUs need nccl, and this torch only has {available}"
     with tempfile.TemporaryDirectory() as folder:
         store = dist.FileStore(f"{folder}/store", 1)
         group = dist.ProcessGroupGloo(store, 0, 1)
-        value = torch.ones(2)
-        group.allreduce([value]).wait()
-    return "ok", f"backends {', '.join(there)}; gloo answers"
+        group.allreduce([torch.ones(2)]).wait()
+    return "ok", f"backends {available}; gloo works"
 
 
 def _sandbox(backend: Literal["monty", "bubblewrap"]) -> tuple[Status, str]:
@@ -172,66 +200,39 @@ def _sandbox(backend: Literal["monty", "bubblewrap"]) -> tuple[Status, str]:
             warnings.simplefilter("ignore")
             [result] = make_sandbox(SandboxConfig(backend=backend, timeout=10, total_timeout=20)).run([job])
     except UnmaskError as error:
-        return "note", f"not usable here: {error}"
-    found = [verdict.status for verdict in result.verdicts]
-    if found != ["passed", "failed"]:
-        return "failed", f"a right and a wrong program were judged {', '.join(found)}"
-    return "ok", f"tells a right program from a wrong one ({(time.perf_counter() - started) * 1e3:.0f} ms)"
+        return "note", f"not usable on this machine: {error}"
+    statuses = [verdict.status for verdict in result.verdicts]
+    if statuses != ["passed", "failed"]:
+        return "failed", f"a correct and an incorrect test had the results {', '.join(statuses)}"
+    return "ok", f"tells a correct program from an incorrect one in {(time.perf_counter() - started) * 1e3:.0f} ms"
 
 
 def _generator() -> tuple[Status, str]:
-    from unmask.functional.noise import counter_uniform, named_generator
+    from unmask.functional.noise import counter_uniform
 
-    drawn = float(counter_uniform(7, 0, 3))
-    stream = torch.rand(2, generator=named_generator(0, "doctor"), dtype=torch.float64).tolist()
-    again = torch.rand(2, generator=named_generator(0, "doctor"), dtype=torch.float64).tolist()
-    if drawn != KNOWN_DRAW or stream != again:
-        return "failed", f"draws differ from those of other machines: {drawn!r} instead of {KNOWN_DRAW!r}"
+    draw = float(counter_uniform(7, 0, 3))
+    if draw != KNOWN_DRAW:
+        return "failed", f"draws differ from those of other machines: {draw!r} instead of {KNOWN_DRAW!r}"
     return "ok", "the same keys give the same draws as on other machines"
 
 
-def _bidirectional() -> tuple[Status, str]:
-    from unmask.models import check_bidirectional
-
-    check_bidirectional(_tiny()[0])
-    return "ok", "the last token reaches the first logits"
-
-
-def _rollout() -> Any:
+def _replay() -> tuple[Status, str]:
+    """Sample two completions, and compute their log-probabilities again with a gradient."""
     from unmask.core.config import SamplerConfig
-    from unmask.sampling import denoise
-
-    prompt = torch.tensor([[3, 4, 5, 6], [7, 8, 0, 0]]).flip(1)
-    sampler = SamplerConfig(max_completion_length=8, num_steps=4, temperature=0.9)
-    return denoise(_tiny()[0], prompt, prompt != 0, sampler, torch.arange(2))
-
-
-def _scores(path: Any) -> tuple[Any, torch.Tensor]:
     from unmask.methods.views import step_views
-    from unmask.sampling import LogprobSettings, view_logprobs
+    from unmask.sampling import LogprobSettings, denoise, view_logprobs
 
-    steps = torch.arange(4).expand(2, -1)
-    views = step_views(path, steps, torch.ones(2, 4))
-    return views, view_logprobs(_tiny()[0], path, views, LogprobSettings.of(path, "sampling")).logprob
-
-
-def _ratio() -> tuple[Status, str]:
-    path = _rollout()
-    with torch.no_grad():
-        views, new = _scores(path)
-    off = float((new - path.logprob[views.row])[views.target].abs().max())
-    text = f"log-probabilities of a rollout and of its replay differ by {off:.1e} nats at most"
-    return ("ok" if off < 1e-4 else "failed"), text
-
-
-def _gradient() -> tuple[Status, str]:
     denoiser, _ = _tiny()
-    denoiser.zero_grad()
-    _scores(_rollout())[1].sum().backward()
-    norms = [float(p.grad.norm()) for p in denoiser.parameters() if p.grad is not None]
-    denoiser.zero_grad()
-    total = sum(norm**2 for norm in norms) ** 0.5
-    return ("ok" if 0 < total < float("inf") else "failed"), f"a backward pass gives a gradient of norm {total:.3g}"
+    prompt = torch.tensor([[6, 5, 4, 3], [0, 0, 8, 7]])
+    sampler = SamplerConfig(max_completion_length=8, num_steps=4, temperature=0.9)
+    path = denoise(denoiser, prompt, prompt != 0, sampler, torch.arange(2))
+    views = step_views(path, torch.arange(4).expand(2, -1), torch.ones(2, 4))
+    logprob = view_logprobs(denoiser, path, views, LogprobSettings.of(path, "sampling")).logprob
+    logprob.sum().backward()
+    difference = float((logprob.detach() - path.logprob[views.row])[views.target].abs().max())
+    norm = sum(float(p.grad.square().sum()) for p in denoiser.parameters() if p.grad is not None) ** 0.5
+    text = f"log-probabilities of a rollout and of its replay differ by {difference:.1e} nats; gradient norm {norm:.3g}"
+    return ("ok" if difference < 1e-4 and 0 < norm < float("inf") else "failed"), text
 
 
 def _round_trip() -> tuple[Status, str]:
@@ -242,12 +243,10 @@ def _round_trip() -> tuple[Status, str]:
     with tempfile.TemporaryDirectory() as folder, torch.no_grad():
         save_model(denoiser, tokenizer, Path(folder))
         loaded, _ = load_model(folder)
-        same = torch.equal(loaded(ids, None, positions), denoiser(ids, None, positions))
-    return (
-        ("ok", "a saved model loads with the same logits")
-        if same
-        else ("failed", "a saved model loads with other logits")
-    )
+        is_same = torch.equal(loaded(ids, None, positions), denoiser(ids, None, positions))
+    if not is_same:
+        return "failed", "a saved model loads with different logits"
+    return "ok", "a saved model loads with the same logits"
 
 
 def _hub() -> tuple[Status, str]:
@@ -259,5 +258,5 @@ def _hub() -> tuple[Status, str]:
     try:
         HfApi().model_info("GSAI-ML/LLaDA-8B-Instruct", timeout=10)
     except Exception as error:
-        return "note", f"not reachable ({type(error).__name__}); folders on disk work without it"
+        return "note", f"not reachable ({type(error).__name__}); local folders work without it"
     return "ok", f"answers in {time.perf_counter() - started:.1f} s"

@@ -98,7 +98,7 @@ def _evaluate(
     model: str, recipe: EvalRecipe, samplers: list[SamplerConfig], against: Path | None, output: Path | None
 ) -> None:
     """Evaluate the samplers, print tables, and write the results after each sampler."""
-    from unmask.cli.console import comparison_table, evaluation_progress, results_table
+    from unmask.cli.evaluation_tables import comparison_table, evaluation_progress, results_table
     from unmask.core.errors import DataError
     from unmask.evaluation.evaluate import check_samples, evaluate
     from unmask.evaluation.results import (
@@ -250,7 +250,7 @@ def check_data(
 
     The exit code is 1 if they share prompts.
     """
-    from unmask.cli.console import overlap_table
+    from unmask.cli.evaluation_tables import overlap_table
     from unmask.recipes.load import make_task
     from unmask.tasks.contamination import check_splits, rows_of_splits
 

@@ -5,11 +5,14 @@ from __future__ import annotations
 import json
 from pathlib import Path
 from shlex import quote
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from unmask.cli.options import Overrides, Resume, SettingsCommand, numbers, say
+
+if TYPE_CHECKING:
+    from unmask.report.comparison_files import Shown
 
 training = typer.Typer()
 
@@ -94,7 +97,6 @@ def compare(
     The results are in runs/compare/NAME: table.md (read this first), tuning.md, compute.png,
     decoding.png, and cells.jsonl, from which --report makes the other files.
     """
-    from unmask.cli.console import comparison_results
     from unmask.report.comparison_files import report as make_report
     from unmask.report.comparison_files import shown
     from unmask.trainer.comparison.recipe import load_compare
@@ -114,7 +116,7 @@ def compare(
             tell=lambda line: say(line, err=True),
         )
     table = make_report(loaded)
-    comparison_results(results := shown(loaded))
+    _print_comparison(results := shown(loaded))
     say(f"table: {table}")
     for figure in results.figures:
         say(f"figure: {figure}")
@@ -140,3 +142,20 @@ def _is_main() -> bool:
     from accelerate import PartialState
 
     return bool(PartialState().is_main_process)
+
+
+def _print_comparison(shown: Shown) -> None:
+    """Print the tables of a comparison, and the notes that a reader needs."""
+    from rich.console import Console
+    from rich.text import Text
+
+    from unmask.cli.tables import table
+    from unmask.core.text import visible
+
+    console = Console()
+    for each in shown.tables:
+        table(each.columns, each.rows, each.title)
+        console.print()
+    for note in shown.notes:
+        console.print(Text(visible(note.replace("**", "").replace("`", ""))), soft_wrap=not console.is_terminal)
+        console.print()

@@ -20,12 +20,19 @@ class UnmaskError(Exception):
     Messages quote file names, columns, tensors and other libraries. Control characters in them are
     therefore spelled out wherever the message is shown: on the command line, in Python, in a log or
     in a results file.
+
+    Args:
+        arguments: message, as for any exception.
+        agreed: whether every rank of a run raises this error.
     """
 
     exit_code = 2
     """Exit code of a command that ends with this error."""
-    is_agreed = False
-    """True if every rank of a run raises this error, so that only rank 0 prints it."""
+
+    def __init__(self, *arguments: object, agreed: bool = False) -> None:
+        super().__init__(*arguments)
+        self.is_agreed = agreed
+        """True if every rank of a run raises this error, so that only rank 0 prints it."""
 
     @property
     def kind(self) -> str:

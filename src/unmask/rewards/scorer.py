@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import copy
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -88,6 +89,15 @@ class Scorer:
         """Return the count since the last call, and start again from 0."""
         count, self.count = self.count, 0
         return count
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Do not count the completions that are judged in this block."""
+        count = self.count
+        try:
+            yield
+        finally:
+            self.count = count
 
     def close(self) -> None:
         """End the worker processes; another call starts them again."""

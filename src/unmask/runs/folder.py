@@ -38,7 +38,7 @@ from unmask.runs.checkpoints import (
 )
 from unmask.runs.extension import difference_of
 from unmask.runs.metrics import FILE as METRICS
-from unmask.runs.metrics import read_metrics
+from unmask.runs.metrics import read_metric_lines
 
 logger = logging.getLogger("unmask")
 
@@ -130,7 +130,7 @@ class RunFolder:
 
     @property
     def metrics_path(self) -> Path:
-        """File with one JSON object for each training step; see `unmask.runs.metrics`."""
+        """File with the metrics; see `unmask.runs.metrics`."""
         return self.path / METRICS
 
     @property
@@ -241,7 +241,7 @@ class RunFolder:
             return
         with disk_faults_explained(self.path):
             if self.metrics_path.exists():
-                lines = [line for line in read_metrics(self.path) if line["step"] <= step]
+                lines = [line for line in read_metric_lines(self.path) if line["step"] <= step]
                 if step > 0 and max((line["step"] for line in lines), default=0) < step:
                     logger.warning(
                         f"{self.metrics_path} ends before step {step}, where the run continues, so its curves have a gap."

@@ -1,4 +1,4 @@
-"""The lines of metrics.jsonl, in which a run logs one JSON object for each training step.
+"""The lines of metrics.jsonl: a JSON object for each training step, and one for each evaluation.
 
 The results of an evaluation have keys such as `eval/test@0.9/accuracy`, made of the split, the
 sampling temperature and the name of the number. This module writes and reads these keys.
@@ -118,6 +118,22 @@ def number_of(value: object) -> float | None:
 
 
 def read_metrics(run: Path) -> list[dict[str, Any]]:
+    """Return the metrics of a run as one object for each step: the line of the step, merged with that
+    of its evaluation.
+
+    Raises:
+        RunError: if the file does not exist, is not UTF-8 text, or has a damaged line.
+    """
+    merged: list[dict[str, Any]] = []
+    for line in read_metric_lines(run):
+        if merged and merged[-1]["step"] == line["step"]:
+            merged[-1] |= line
+        else:
+            merged.append(line)
+    return merged
+
+
+def read_metric_lines(run: Path) -> list[dict[str, Any]]:
     """Return the lines of a run's metrics.jsonl. `read_json_lines` describes how an incomplete last
     line is treated.
 

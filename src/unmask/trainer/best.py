@@ -1,8 +1,9 @@
-"""The best checkpoint of a run, by accuracy on the validation split and on nothing else.
+"""The best model of a run, by its accuracy on the validation split and by nothing else.
 
-Released codes evaluate their last twenty checkpoints on the test set and report the best, sometimes another one for each
-completion length. The best of many noisy numbers is too high: that is not done here. With `evaluation.split: validation`
-the model of the best evaluation is kept in best/, beside final/; with `test` none is chosen.
+Some published code evaluates the last twenty checkpoints on the test set and reports the best one,
+even another one for each completion length. The best of many noisy numbers is too high, so this
+package does not do that. With `evaluation.split: validation` the run saves the model of the best
+evaluation in best/, beside final/. With `test` it chooses none.
 """
 
 from __future__ import annotations
@@ -15,22 +16,24 @@ from typing import Any, NamedTuple
 from unmask.runs.metrics import FILE, evaluations, read_metrics
 
 STEP, ACCURACY = "eval/best_step", "eval/best_accuracy"
-"""Keys of the metrics that say which evaluation is the best so far."""
+"""Keys of the metrics that describe the best evaluation so far."""
 
 
 class Best(NamedTuple):
     """The best evaluation so far."""
 
     step: int
+    """Number of training steps before the evaluation."""
     accuracy: float
+    """Validation accuracy, mean over the temperatures."""
 
     def metrics(self) -> dict[str, Any]:
-        """As the metrics of a step say it."""
+        """Return this evaluation as entries of a line of metrics."""
         return {STEP: self.step, ACCURACY: self.accuracy}
 
 
 def validation_accuracy(metrics: Mapping[str, Any]) -> float | None:
-    """Mean over the temperatures of the validation accuracy; None where none was measured.
+    """Return the validation accuracy, mean over the temperatures; None if the metrics hold none.
 
     Example:
         >>> validation_accuracy({"eval/validation@0/accuracy": 0.5, "eval/validation@0.9/accuracy": 0.25, "loss": 1.0})
@@ -43,7 +46,8 @@ def validation_accuracy(metrics: Mapping[str, Any]) -> float | None:
 
 
 def better(best: Best | None, step: int, metrics: Mapping[str, Any]) -> Best | None:
-    """The evaluation of `step` if it beats the best so far; of equals the earlier stays, which was trained less."""
+    """Return the evaluation after `step` training steps if it beats the best so far, or None. Of
+    equal ones the earlier stays."""
     accuracy = validation_accuracy(metrics)
     if accuracy is None or (best is not None and accuracy <= best.accuracy):
         return None
@@ -51,7 +55,7 @@ def better(best: Best | None, step: int, metrics: Mapping[str, Any]) -> Best | N
 
 
 def best_of(lines: Iterable[Mapping[str, Any]]) -> Best | None:
-    """The best evaluation among lines of metrics, so that a resumed run goes on from what it had found by then."""
+    """Return the best evaluation among lines of metrics, from which a resumed run continues."""
     best = None
     for line in lines:
         best = better(best, int(line["step"]), line) or best
@@ -59,5 +63,5 @@ def best_of(lines: Iterable[Mapping[str, Any]]) -> Best | None:
 
 
 def best_in(run: Path) -> Best | None:
-    """`best_of` the lines of a run's metrics.jsonl."""
+    """Return the best evaluation in the metrics of a run folder; None if there is none."""
     return best_of(read_metrics(run)) if (run / FILE).exists() else None

@@ -1,4 +1,4 @@
-"""The first half of a training step: prompts, rollout and rewards, which make a scored `Rollout` of whole groups."""
+"""The first half of a training step: it samples completions of whole groups and scores them."""
 
 from __future__ import annotations
 
@@ -20,13 +20,15 @@ from unmask.sampling.generation import decode, row_seeds
 from unmask.trainer.metrics import Tally
 
 _METRICS = {"one_step_reward": "diffusion/one_step_reward", "branch_reward": "diffusion/branch_reward"}
-"""The metric of each reward of an unfinished completion."""
+"""Metric of each reward of an unfinished completion, by the field of `Rollout` that holds it."""
 
 
 def prompts_of_step(rows: Sequence[Row], step: int, num_prompts: int, seed: int) -> list[Row]:
-    """The rows that step `step` (from 0) trains on: epoch after epoch, each in an order of its own.
+    """Return the examples of the training step `step`, counted from 0. Each epoch has an order of
+    its own.
 
-    A function of its arguments alone, so a resumed run sees what the uninterrupted one would have seen.
+    The result depends on the arguments alone, so a resumed run sees the examples of an
+    uninterrupted one.
     """
     picked: list[Row] = []
     for position in range(step * num_prompts, (step + 1) * num_prompts):
@@ -38,10 +40,10 @@ def prompts_of_step(rows: Sequence[Row], step: int, num_prompts: int, seed: int)
 
 
 def check_rewards(scorer: Scorer, method: Method) -> None:
-    """Refuse reward functions that compare completions, under a method that also scores unfinished ones.
+    """Refuse reward functions that compare completions if the method also scores unfinished ones.
 
     Raises:
-        ConfigError: names the function and says what to do.
+        ConfigError: a reward function does not declare that it judges each completion by itself.
     """
     needs = method.needs()
     if needs.greedy or needs.branches:
@@ -49,37 +51,34 @@ def check_rewards(scorer: Scorer, method: Method) -> None:
 
 
 class Collector:
-    """The first half of a training step: rolls out and scores the step's groups. `Learner` is the second half.
+    """Samples and scores the groups of a training step. `Learner` does the second half of the step.
 
     Args:
         engine: samples the completions.
-        scorer: the reward functions.
-        recipe: the run's settings.
-
-    Raises:
-        ConfigError: a reward function compares completions, and the method also scores unfinished ones.
+        scorer: reward functions, which `check_rewards` has accepted.
+        recipe: settings of the run.
     """
 
     def __init__(self, engine: RolloutEngine, scorer: Scorer, recipe: TrainRecipe) -> None:
-        check_rewards(scorer, recipe.method)
         self.engine, self.scorer, self.recipe = engine, scorer, recipe
         self.needs = recipe.method.needs()
 
     def collect(self, rows: Sequence[Row], step: int, share: slice, tally: Tally) -> Rollout:
-        """Returns the scored rollout of this rank's groups.
+        """Return the scored rollout of this rank's groups.
 
         Args:
-            rows: the step's examples, of all ranks.
+            rows: examples of the training step, for all ranks.
             step: index of the training step, from 0.
-            share: the examples that this rank owns; it owns whole groups.
-            tally: takes the metrics.
+            share: slice of the examples that this rank owns.
+            tally: receives the metrics.
 
         Raises:
             RewardError: a reward function failed.
         """
         own = [row for row in rows[share] for _ in range(self.recipe.num_generations)]
         trajectory = self._rollout(rows, own, step, share)
-        # Whole groups of finished completions first, in a call of their own.
+        # A call of its own scores the finished completions, so that a reward function sees whole
+        # groups.
         scores = self.scorer(own, decode(self.engine.tokenizer, trajectory.tokens))
         reward = torch.tensor(scores.total, device=trajectory.tokens.device)
         rewards = self._unfinished_rewards(own, trajectory, tally)
@@ -92,7 +91,8 @@ class Collector:
 
     def _rollout(self, rows: Sequence[Row], own: Sequence[Row], step: int, share: slice) -> Trajectory:
         recipe, group_size = self.recipe, self.recipe.num_generations
-        # Seeds are drawn for the rows of all ranks, so that the number of ranks does not change a rollout.
+        # Every rank draws the seeds of all ranks, so that the number of ranks does not change a
+        # rollout.
         seeds = row_seeds(len(rows) * group_size, named_generator(recipe.seed, "rollout", step))
         with self.engine.session():
             trajectory = self.engine.rollout(
@@ -107,27 +107,30 @@ class Collector:
         return trajectory
 
     def _unfinished_rewards(self, rows: Sequence[Row], path: Trajectory, tally: Tally) -> dict[str, Tensor]:
-        """Rewards of one-step completions, fills and branches, by their field of `Rollout`; 0 in empty slots."""
+        """Return the rewards of one-step completions and branches by their field of `Rollout`; 0 in
+        empty slots."""
         greedy = path.one_step_tokens if self.needs.greedy else None
         parts = {"one_step_reward": greedy, "branch_reward": path.branch_tokens}
-        there = {name: tokens for name, tokens in parts.items() if tokens is not None}
-        if not there:
+        present = {name: tokens for name, tokens in parts.items() if tokens is not None}
+        if not present:
             return {}
-        is_filled = {name: _filled(tokens, path.selected_step) for name, tokens in there.items()}
-        chosen = {name: tokens[is_filled[name]].long() for name, tokens in there.items()}
+        is_filled = {name: _is_filled(tokens, path.selected_step) for name, tokens in present.items()}
+        chosen = {name: tokens[is_filled[name]].long() for name, tokens in present.items()}
         of_row = [rows[int(i)] for filled in is_filled.values() for i in filled.nonzero()[:, 0]]
         texts = decode(self.engine.tokenizer, torch.cat(list(chosen.values())))
         total = torch.tensor(self.scorer.unfinished(of_row, texts).total, device=path.tokens.device)
         rewards = {}
-        for name, values in zip(there, total.split([len(tokens) for tokens in chosen.values()]), strict=True):
+        for name, values in zip(present, total.split([len(tokens) for tokens in chosen.values()]), strict=True):
             rewards[name] = total.new_zeros(is_filled[name].shape).masked_scatter(is_filled[name], values)
             tally.add(_METRICS[name], values)
         return rewards
 
     def _branched(self, rows: Sequence[Row], path: Trajectory) -> Trajectory:
-        """Returns the trajectory with each fill denoised further from the state after its step, instead of finished at once.
+        """Return the trajectory with branches that are denoised to the end instead of filled at
+        once.
 
-        A branch shares its state with the path, so it costs the T - k - 1 forward passes that are left.
+        A branch starts from the state after its denoising step k, so it costs T - k - 1 forward
+        passes.
         """
         assert path.selected_step is not None
         assert path.branch_tokens is not None
@@ -137,7 +140,8 @@ class Collector:
         when, shown = path.unmask_step[row], path.tokens[row].masked_fill(path.unmask_step[row] > step, path.mask_id)
         state = torch.where((when == step).unsqueeze(1), path.branch_tokens[row, slot].long(), shown.unsqueeze(1))
         draw = torch.arange(num, device=state.device)
-        # A branch's draws are its own: a hash of the path's seed, the slot's step and the number of the fill.
+        # Each branch has a seed of its own: a hash of the path's seed, the denoising step and the
+        # branch's number.
         seed = (counter_uniform(path.seed[row].unsqueeze(-1), CONTINUATION_STREAM, step, draw) * 2**53).long()
         branches = self.engine.rollout(
             [rows[int(i)]["prompt"] for i in row for _ in range(num)],
@@ -151,8 +155,9 @@ class Collector:
         return replace(path, branch_tokens=branch_tokens)
 
 
-def _filled(tokens: Tensor, selected_step: Tensor | None) -> Tensor:
-    """Which completions of [B, K, ..., L] tokens there are: those of slots that hold a step."""
+def _is_filled(tokens: Tensor, selected_step: Tensor | None) -> Tensor:
+    """[B, K, ...] bool: True for the completions among [B, K, ..., L] tokens whose slot holds a
+    denoising step."""
     shape = tokens.shape[:-1]
     if selected_step is None:
         return torch.ones(shape, dtype=torch.bool, device=tokens.device)
@@ -160,7 +165,7 @@ def _filled(tokens: Tensor, selected_step: Tensor | None) -> Tensor:
 
 
 def _describe(rollout: Rollout, by_function: dict[str, list[float | None]], tally: Tally) -> None:
-    """TRL's rollout metrics, and the path's own."""
+    """Log TRL's metrics of a rollout, and those of its paths."""
     path, reward = rollout.trajectory, rollout.reward
     groups = reward.view(-1, rollout.group_size)
     tally.add("reward", reward)
@@ -177,6 +182,6 @@ def _describe(rollout: Rollout, by_function: dict[str, list[float | None]], tall
 
 
 def entropy_by_step(rollout: Rollout) -> Tensor:
-    """[T] mean joint entropy of each step over the completions, nats."""
+    """[T] float32, nats: joint entropy of each denoising step, mean over the completions."""
     path = rollout.trajectory
     return step_sum(path.entropy, path.unmask_step, path.num_steps).mean(0)

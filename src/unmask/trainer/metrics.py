@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -61,3 +63,12 @@ class TokenPasses:
         """The count since the last call."""
         count, self.count = self.count, 0
         return count
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Leave out what is spent in this block."""
+        count = self.count
+        try:
+            yield
+        finally:
+            self.count = count

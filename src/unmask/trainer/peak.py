@@ -1,4 +1,4 @@
-"""Memory: the most that a piece of work holds at once beside what was there, and what is free."""
+"""Memory: the peak that a function call needs, and what is free."""
 
 from __future__ import annotations
 
@@ -15,15 +15,16 @@ from torch.utils._pytree import tree_leaves
 
 
 def peak_bytes(work: Callable[[], object], *modules: nn.Module, device: torch.device | str = "cpu") -> int:
-    """The most bytes of tensors alive at once during `work`, beyond those that were before.
+    """Return the largest number of bytes that tensors hold at once during `work`, beyond those that
+    existed before.
 
-    On a CUDA GPU as its allocator counts them; elsewhere every tensor that an operation makes is counted until it dies, which is
-    exact but for what operations use inside.
+    On a CUDA GPU torch's allocator counts them. Elsewhere the tensors that operations return are
+    counted while they live, which leaves out the memory that an operation uses inside.
 
     Args:
-        work: what is measured.
-        modules: whose weights are there before.
-        device: where the work runs.
+        work: function to measure.
+        modules: modules whose weights exist before the call.
+        device: device that the function runs on.
     """
     if torch.device(device).type == "cuda":
         torch.cuda.synchronize()
@@ -39,19 +40,21 @@ def peak_bytes(work: Callable[[], object], *modules: nn.Module, device: torch.de
 
 
 def free_bytes(device: torch.device) -> int:
-    """Bytes that can still be had: of the GPU, or of the machine (and its control group) shared by its processes of this run."""
+    """Return the number of free bytes on the GPU, or this rank's share of those of the machine and
+    its control group."""
     if device.type == "cuda":
         free, _ = torch.cuda.mem_get_info()
-        # What torch's allocator holds and does not use is free to us too.
+        # Memory that torch's allocator holds and does not use is free, too.
         return int(free + torch.cuda.memory_reserved() - torch.cuda.memory_allocated())
     import psutil
 
-    found = [psutil.virtual_memory().available, *_left_in_control_group()]
-    return int(min(found)) // max(1, int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
+    limits = [psutil.virtual_memory().available, *_free_in_control_group()]
+    return int(min(limits)) // max(1, int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
 
 
-def _left_in_control_group() -> Iterator[int]:
-    """What a container's limit leaves, where there is one: psutil reads the machine's memory only."""
+def _free_in_control_group() -> Iterator[int]:
+    """Yield the free bytes under a container's limit, if it has one. psutil reads the memory of the
+    machine only."""
     folder = Path("/sys/fs/cgroup")
     try:
         limit, used = ((folder / name).read_text().strip() for name in ("memory.max", "memory.current"))
@@ -62,7 +65,8 @@ def _left_in_control_group() -> Iterator[int]:
 
 
 class _Count(TorchDispatchMode):
-    """Follows the storages of all tensors that operations make, from their first sight to their death."""
+    """Counts the bytes of the tensors that operations return, from their first use until they are
+    freed."""
 
     def __init__(self, modules: tuple[nn.Module, ...]) -> None:
         super().__init__()  # type: ignore[no-untyped-call]

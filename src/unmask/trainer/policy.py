@@ -15,7 +15,7 @@ from torch import Tensor
 from unmask.core.errors import ConfigError
 from unmask.models import Denoiser, Policy, from_run, load_model
 from unmask.models.adapters import Adapters, save_adapted
-from unmask.recipes.schema import RunRecipe, TrainRecipe
+from unmask.recipes.schema import PretrainRecipe, RunRecipe, TrainRecipe
 from unmask.trainer.optimizer import make_optimizer, trainable
 from unmask.trainer.reference import FrozenCopy, Reference, SecondAdapter, WithoutAdapters
 
@@ -36,18 +36,18 @@ class TrainedPolicy:
     """What is trained of it, if not all."""
     reference: Reference | None
     """If the method needs one."""
-    optimizer: torch.optim.Optimizer
-    """Of what is trained."""
+    optimizers: list[torch.optim.Optimizer]
+    """Optimizers of what is trained; `train` has one, and `pretrain` two if it sets `muon_learning_rate`."""
     mark: dict[str, Tensor]
     """See `base_mark`."""
 
-    def kept(self, recipe: TrainRecipe) -> dict[str, Tensor]:
+    def kept(self, recipe: TrainRecipe | PretrainRecipe) -> dict[str, Tensor]:
         """What a checkpoint holds beside what is trained: a reference that moves, and of which model the adapters are.
 
         To be asked for when the weights are where they stay.
         """
-        moving = self.reference.tensors() if self.reference and recipe.sync_ref_model else {}
-        return moving | self.mark
+        moves = isinstance(recipe, TrainRecipe) and recipe.sync_ref_model
+        return (self.reference.tensors() if self.reference and moves else {}) | self.mark
 
     def describe(self, folder: Path) -> None:
         """Write into a checkpoint what a model can be read from it with; see `from_run.describe`."""
@@ -74,8 +74,8 @@ def make_policy(recipe: TrainRecipe, device: torch.device) -> TrainedPolicy:
     adapters = equip(recipe, denoiser, recipe.model)
     if needs_reference and adapters:
         reference = SecondAdapter(adapters) if recipe.sync_ref_model else WithoutAdapters(adapters)
-    optimizer = make_optimizer(trainable(denoiser), recipe.optim)
-    return TrainedPolicy(denoiser, tokenizer, adapters, reference, optimizer, base_mark(denoiser, adapters))
+    optimizers = [make_optimizer(trainable(denoiser), recipe.optim)]
+    return TrainedPolicy(denoiser, tokenizer, adapters, reference, optimizers, base_mark(denoiser, adapters))
 
 
 def load_policy(recipe: RunRecipe, model: str) -> Policy:

@@ -1,9 +1,12 @@
-"""What a run keeps of a rollout: the first groups, with texts, greedy guesses along their paths, and what was trained of them."""
+"""The recorder saves the first groups of a rollout for the report: texts, one-step guesses along
+the path, and trained views."""
 
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
@@ -11,11 +14,15 @@ from torch import Tensor
 
 from unmask.core.errors import RewardError
 from unmask.core.records import Rollout, Row, Trajectory, Views
-from unmask.models import Denoiser
+from unmask.models import Denoiser, Policy
+from unmask.recipes.schema import TrainRecipe
 from unmask.rewards.scorer import Scorer
-from unmask.runs.saved_rollouts import Guesses, SavedRollout, TrainedViews
+from unmask.runs.folder import RunFolder, disk_faults_explained
+from unmask.runs.saved_rollouts import Guesses, SavedRollout, TrainedViews, saved_path
 from unmask.sampling.generation import decode
 from unmask.sampling.one_step import one_step_completions
+from unmask.trainer.distributed.ranks import Ranks
+from unmask.trainer.metrics import TokenPasses
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -23,55 +30,155 @@ if TYPE_CHECKING:
 logger = logging.getLogger("unmask")
 
 
-def guesses_of(denoiser: Denoiser, path: Trajectory, count: int, batch_size: int) -> Guesses | None:
-    """Greedy one-step completions at `count` steps, evenly spaced, or at all if there are no more; not yet scored.
+@dataclass(frozen=True, slots=True)
+class _Recording:
+    """A rollout between the two calls of the recorder."""
+
+    step: int
+    """Training step, from 1."""
+    rollout: Rollout
+    """The groups that are saved."""
+    rows: Sequence[Row]
+    """One example for each of these groups."""
+    guesses: Guesses | None
+
+
+class RolloutRecorder:
+    """Saves the first groups of every `log_rollouts_steps`-th rollout. It changes neither the run
+    nor its counts of compute.
 
     Args:
-        denoiser: the policy as it walked the paths, so before the update.
-        path: of the groups that are kept.
-        count: how many; none if 0.
-        batch_size: completions that the rollout denoised together. As many logits as it asked for are asked for here.
+        recipe: settings of the run.
+        policy: the model that is trained, not wrapped for distributed training, with its tokenizer.
+        scorer: reward functions of the run.
+        meter: counter of token passes.
+        folder: run folder.
+        ranks: ranks of the run.
+        max_tokens: rows times tokens in one forward pass; None limits the rows to
+            `rollout_batch_size` instead.
+    """
+
+    def __init__(
+        self,
+        recipe: TrainRecipe,
+        policy: Policy,
+        scorer: Scorer,
+        meter: TokenPasses,
+        folder: RunFolder,
+        ranks: Ranks,
+        max_tokens: int | None,
+    ) -> None:
+        self.recipe, self.policy, self.scorer, self.meter = recipe, policy, scorer, meter
+        self.folder, self.ranks, self.max_tokens = folder, ranks, max_tokens
+        self._recording: _Recording | None = None
+
+    def before_update(self, rollout: Rollout, rows: Sequence[Row], step: int) -> dict[str, float]:
+        """Take in a rollout, and compute one-step guesses with the policy that sampled it. All
+        ranks call this.
+
+        Args:
+            rollout: rollout of all ranks.
+            rows: examples of the training step, one for each group.
+            step: training step, from 1.
+
+        Returns:
+            The metric `time/guesses`; empty if this step is not recorded.
+        """
+        self._recording = None
+        if not self.recipe.log_rollouts_steps or step % self.recipe.log_rollouts_steps:
+            return {}
+        started, groups = time.perf_counter(), slice(0, self.recipe.log_rollouts_groups)
+        sample, rows = rollout.groups(groups), rows[groups]
+        self._recording = _Recording(step, sample, rows, self._guesses(sample, rows))
+        return {"time/guesses": time.perf_counter() - started}
+
+    def after_update(self, views: Views, advantage: Tensor) -> None:
+        """Save the rollout with what the update trained on. All ranks call this, and the main rank
+        writes.
+
+        Args:
+            views: views of the whole training step.
+            advantage: [N] or [N, M], advantage of each view.
+
+        Raises:
+            RunError: the disk is full or cannot be written; on all ranks.
+        """
+        recording = self._recording
+        if recording is None:
+            return
+        with self.ranks.agreed():
+            if self.folder.is_main:
+                saved = saved_rollout(
+                    recording.rollout, recording.rows, self.policy.tokenizer, recording.guesses, views, advantage
+                )
+                with disk_faults_explained(self.folder.path, self.folder.last_step()):
+                    saved.save(saved_path(self.folder.path, recording.step))
+
+    def _guesses(self, sample: Rollout, rows: Sequence[Row]) -> Guesses | None:
+        """Return the guesses; the main rank also scores them."""
+        path = sample.trajectory
+        # All ranks run the same forward passes, because with sharded weights each pass needs all of
+        # them.
+        width = path.prompt_ids.shape[1] + path.tokens.shape[1]
+        batch_size = self.max_tokens // width if self.max_tokens else self.recipe.rollout_batch_size
+        with self.meter.paused():
+            guesses = guesses_along(self.policy.denoiser, path, self.recipe.log_rollouts_guesses, batch_size)
+        if guesses is None or not self.folder.is_main:
+            return guesses
+        with self.scorer.paused():
+            return _scored(
+                guesses, self.scorer, self.policy.tokenizer, [r for r in rows for _ in range(sample.group_size)]
+            )
+
+
+def guesses_along(denoiser: Denoiser, path: Trajectory, count: int, batch_size: int) -> Guesses | None:
+    """Return the one-step completions at evenly spaced denoising steps, without rewards; None if
+    `count` is 0.
+
+    Args:
+        denoiser: the policy that sampled the path.
+        path: trajectory of the saved groups.
+        count: number of denoising steps; all steps if the path has fewer.
+        batch_size: completions that the rollout denoised together. The guesses compute as many
+            logits at a time.
     """
     if not count:
         return None
     last = path.num_steps - 1
-    spaced = (
+    steps = (
         range(path.num_steps) if count > last else sorted({round(last * i / max(count - 1, 1)) for i in range(count)})
     )
     was_training = denoiser.training
     denoiser.eval()
     states = max(1, batch_size * path.sampler.block // path.tokens.shape[1])
-    tokens = one_step_completions(denoiser, path, spaced, batch_size=states)
+    tokens = one_step_completions(denoiser, path, steps, batch_size=states)
     denoiser.train(was_training)
-    return Guesses(torch.tensor(list(spaced), dtype=torch.int32), tokens)
+    return Guesses(torch.tensor(list(steps), dtype=torch.int32), tokens)
 
 
-def scored(guesses: Guesses, scorer: Scorer, tokenizer: PreTrainedTokenizerBase, rows: Sequence[Row]) -> Guesses:
-    """The guesses with their rewards; without them where a reward function fails, or compares the completions of a group.
+def _scored(guesses: Guesses, scorer: Scorer, tokenizer: PreTrainedTokenizerBase, rows: Sequence[Row]) -> Guesses:
+    """Return the guesses with their rewards, or without if a reward function fails or compares the
+    completions of a group.
 
     Args:
-        guesses: of B completions.
-        scorer: the run's.
-        tokenizer: the model's.
-        rows: B of them, what each completion answers.
+        guesses: one-step completions of B completions.
+        scorer: reward functions of the run.
+        tokenizer: tokenizer of the model.
+        rows: B examples, one for each completion.
     """
     if not scorer.judges_each:
         return guesses
     shape = guesses.tokens.shape[:2]
-    of_row = [row for row in rows for _ in range(shape[1])]
-    counted = scorer.count
+    row_of_guess = [row for row in rows for _ in range(shape[1])]
     try:
-        total = scorer.unfinished(of_row, decode(tokenizer, guesses.tokens.flatten(0, 1).long())).total
+        total = scorer.unfinished(row_of_guess, decode(tokenizer, guesses.tokens.flatten(0, 1).long())).total
     except RewardError as error:
-        logger.warning("the one-step guesses that are kept of this step have no rewards: %s", error)
+        logger.warning("the one-step guesses saved of this step have no rewards: %s", error)
         return guesses
-    finally:
-        # Looking is not charged to the method.
-        scorer.count = counted
     return Guesses(guesses.step, guesses.tokens, torch.tensor(total).view(shape))
 
 
-def to_keep(
+def saved_rollout(
     rollout: Rollout,
     rows: Sequence[Row],
     tokenizer: PreTrainedTokenizerBase,
@@ -79,20 +186,20 @@ def to_keep(
     views: Views,
     advantage: Tensor,
 ) -> SavedRollout:
-    """All that is kept.
+    """Return the record of a rollout that the report reads.
 
     Args:
-        rollout: the groups that are kept, the first of the step's.
-        rows: what they answer, one for each group.
-        tokenizer: the model's.
-        guesses: along their paths.
-        views: of the whole step, on which the update was made.
-        advantage: [N] or [N, M], of the views.
+        rollout: first groups of the training step.
+        rows: examples of these groups.
+        tokenizer: tokenizer of the model.
+        guesses: one-step guesses along their paths.
+        views: views of the whole training step, which the update trained on.
+        advantage: [N] or [N, M], advantage of each view.
     """
     path = rollout.trajectory
-    is_kept = views.row < len(path)
-    views, advantage = views.take(is_kept), advantage[is_kept]
-    trained = TrainedViews(views.row.int(), path.shown_step(views).int(), _fills_read(path, views), advantage)
+    is_saved = views.row < len(path)
+    views, advantage = views.take(is_saved), advantage[is_saved]
+    trained = TrainedViews(views.row.int(), path.shown_step(views).int(), _branch_slots(path, views), advantage)
     return SavedRollout(
         rollout,
         decode(tokenizer, path.tokens),
@@ -104,32 +211,35 @@ def to_keep(
     )
 
 
-def _fills_read(path: Trajectory, views: Views) -> Tensor:
-    """[N] int32: the slot whose fills each view reads; -1 where it reads the completion itself."""
+def _branch_slots(path: Trajectory, views: Views) -> Tensor:
+    """[N] int32: slot whose branches each view shows; -1 if the view shows the completion
+    itself."""
     if views.tokens is None or path.branch_tokens is None or path.branch_tokens.shape[2] != views.tokens.shape[1]:
         return torch.full_like(views.row, -1, dtype=torch.int32)
-    is_read = (path.branch_tokens[views.row] == views.tokens.unsqueeze(1)).flatten(2).all(-1)
-    # Fills that all came out as what was written could be taken for it.
-    is_read &= path.selected_steps[views.row] == path.shown_step(views).unsqueeze(-1)
-    return torch.where(is_read.any(-1), is_read.int().argmax(-1), -1).int()
+    is_equal = (path.branch_tokens[views.row] == views.tokens.unsqueeze(1)).flatten(2).all(-1)
+    # Branches that all repeat the completion would match too, so the step must be that of the slot.
+    is_equal &= path.selected_steps[views.row] == path.shown_step(views).unsqueeze(-1)
+    return torch.where(is_equal.any(-1), is_equal.int().argmax(-1), -1).int()
 
 
 def selected_by_step(path: Trajectory, views: Views) -> Tensor:
-    """[T] how many views show the state before each step, divided by the completions."""
+    """[T] float32: number of views that show the state before each denoising step, divided by the
+    number of completions."""
     step = path.shown_step(views)
     return torch.bincount(step[step >= 0], minlength=path.num_steps).float() / len(path)
 
 
 def _pieces(tokenizer: PreTrainedTokenizerBase, rollout: Rollout, guesses: Guesses | None) -> dict[int, str]:
-    """The text of each token that occurs in a completion, a guess or a fill, by itself."""
+    """Return the text of each token of the completions, guesses and branches."""
     path = rollout.trajectory
-    found = [path.tokens, path.one_step_tokens, path.branch_tokens, guesses.tokens if guesses else None]
-    ids = sorted({int(i) for tokens in found if tokens is not None for i in tokens.unique()})
+    parts = [path.tokens, path.one_step_tokens, path.branch_tokens, guesses.tokens if guesses else None]
+    ids = sorted({int(i) for tokens in parts if tokens is not None for i in tokens.unique()})
     return {i: _piece(tokenizer, i) for i in ids}
 
 
 def _piece(tokenizer: PreTrainedTokenizerBase, token: int) -> str:
     text = str(tokenizer.decode([token], skip_special_tokens=False, clean_up_tokenization_spaces=False))
     raw = str(tokenizer.convert_ids_to_tokens(token))
-    # SentencePiece's decoders drop the space before a first word, which inside a text is there.
+    # SentencePiece drops the space before the first word of a text; inside a completion the space
+    # is there.
     return f" {text}" if raw.startswith("▁") and not text.startswith(" ") else text

@@ -1,8 +1,10 @@
-"""How many tokens one forward may hold: as the recipe says, or as a probe of a few rows finds before the first step.
+"""The number of tokens in one forward pass: the recipe sets it, or a probe of a few rows finds it
+before the first step.
 
-Memory grows in proportion to rows times tokens, bytes = fixed + slope * tokens. The probe runs the first forward of a rollout
-and a forward and backward of an update, at two small sizes each, and solves for the tokens that fill what is free. On a GPU the
-answer is then tried, and made smaller until it fits.
+Memory grows in proportion to rows times tokens: bytes = fixed + slope * tokens. The probe runs the
+first forward pass of a rollout and a forward and backward pass of an update, each at two small
+sizes, and solves for the number of tokens that fill the free memory. On a GPU it then tries the
+answer, and makes it smaller until it fits.
 """
 
 from __future__ import annotations
@@ -36,34 +38,36 @@ if TYPE_CHECKING:
     from accelerate import Accelerator
 
 FILE = "max_tokens.json"
-"""In the run folder: what the probe found, so that a resumed run makes the same batches."""
+"""File in the run folder with the result of the probe, so that a resumed run makes the same
+batches."""
 
 SHARE = 0.8
-"""Of the free memory that is planned with; the rest is for what allocators lose between blocks."""
+"""Share of the free memory to use; allocators lose some of the rest between blocks."""
 
 SIZES = (2, 4)
-"""Rows of the two measurements."""
+"""Number of rows in each of the two measurements."""
 
 SMALLER = 0.75
-"""By how much a try that ran out of memory is made smaller."""
+"""Factor that makes a trial smaller after it ran out of memory."""
 
 logger = logging.getLogger("unmask")
 
 
 @dataclass(frozen=True, slots=True)
 class TokenBudget:
-    """Rows times (prompt + completion) tokens in one forward; None where batches are counted in rows."""
+    """Rows times tokens, of prompt and completion, in one forward pass; None if the recipe limits
+    the rows instead."""
 
     rollout: int | None = None
-    """Without graph, with as many logits as sampling looks at."""
+    """Limit of a forward pass of the sampler."""
     update: int | None = None
-    """With graph."""
+    """Limit of a forward pass of the update, which keeps activations for the backward pass."""
 
 
-def given_room(recipe: TrainRecipe) -> TokenBudget | None:
-    """What the recipe says; None if it is to be found."""
-    given = recipe.max_tokens_per_forward
-    return None if given == "auto" else TokenBudget(given, given)
+def budget_of(recipe: TrainRecipe) -> TokenBudget | None:
+    """Return the budget that the recipe sets; None if it says `auto`."""
+    limit = recipe.max_tokens_per_forward
+    return None if limit == "auto" else TokenBudget(limit, limit)
 
 
 def find_token_budget(
@@ -72,58 +76,63 @@ def find_token_budget(
     accelerator: Accelerator,
     rows: list[Row],
     folder: Path,
+    ranks: Ranks,
 ) -> TokenBudget:
-    """What the recipe says, what was found when the run began, or what a probe finds now; the same on all processes.
+    """Return the budget that the recipe sets, that an earlier probe saved, or that a probe finds
+    now; the same on all ranks.
 
     Args:
-        recipe: the run's settings.
-        policy: as it was made.
-        accelerator: of the run.
-        rows: that are trained on; the longest prompt among them counts.
-        folder: of the run.
+        recipe: settings of the run.
+        policy: the policy, not wrapped for distributed training.
+        accelerator: accelerator of the run.
+        rows: examples to train on; the longest prompt among them decides.
+        folder: run folder.
+        ranks: ranks of the run.
 
     Raises:
-        ConfigError: no row fits, or the weights lie in shards, where a try that failed on one process would hold up the others.
+        ConfigError: no row fits; or the preset shards the weights, and a trial that fails on one
+            rank would block the others.
     """
-    if (room := given_room(recipe)) is not None:
-        return room
+    if (budget := budget_of(recipe)) is not None:
+        return budget
     if str(accelerator.distributed_type).endswith(("DEEPSPEED", "FSDP")):
         raise ConfigError(
-            "max_tokens_per_forward = auto cannot be found under FSDP or DeepSpeed, where a try that fails on one process would "
-            "hold up the others. Give a number; unmask estimate RECIPE helps to choose it."
+            "max_tokens_per_forward = auto does not work with FSDP or DeepSpeed, because a trial that fails on one rank blocks "
+            "the others. Set a number; unmask estimate RECIPE helps to choose it.",
+            agreed=True,
         )
-    ranks = Ranks(accelerator)
     with ranks.agreed():
-        kept = _kept(folder / FILE) if accelerator.is_main_process else None
-    if kept := ranks.from_main(kept):
-        return kept
+        saved = _saved(folder / FILE) if accelerator.is_main_process else None
+    if saved := ranks.from_main(saved):
+        return saved
     with ranks.agreed():
         probe = _Probe(recipe, policy, accelerator, rows)
-        found = [probe.find(probe.rollout), probe.find(probe.update)]
-    room = TokenBudget(*(min(ranks.counts(tokens)) for tokens in found))
+        limits = [probe.find(probe.rollout), probe.find(probe.update)]
+    budget = TokenBudget(*(min(ranks.counts(tokens)) for tokens in limits))
     if accelerator.is_main_process:
-        write_atomically(folder / FILE, json.dumps(asdict(room)) + "\n")
+        write_atomically(folder / FILE, json.dumps(asdict(budget)) + "\n")
         logger.warning(
-            f"max_tokens_per_forward = auto: {room.rollout} tokens in the rollout, {room.update} in the update "
-            f"(rows of {probe.width} tokens). Kept in {folder / FILE}; remove that to find it anew on other hardware."
+            f"max_tokens_per_forward = auto: {budget.rollout} tokens in the rollout, {budget.update} in the update "
+            f"(rows of {probe.width} tokens). {folder / FILE} keeps these numbers; remove it to measure again on other hardware."
         )
-    return room
+    return budget
 
 
-def _kept(path: Path) -> TokenBudget | None:
-    """What was found when the run began; None if nothing was yet."""
+def _saved(path: Path) -> TokenBudget | None:
+    """Return the budget that an earlier probe saved; None if there is none."""
     if not path.exists():
         return None
     facts = read_json_object(path)
     if facts.keys() != {"rollout", "update"} or not all(
         isinstance(value, int) and value > 0 for value in facts.values()
     ):
-        raise RunError(f"{path} does not hold the tokens that fit into memory. Remove it, and they are found anew.")
+        raise RunError(f"{path} is damaged: it must hold two numbers of tokens. Remove it to measure them again.")
     return TokenBudget(**facts)
 
 
 def tokens_that_fit(measured: list[tuple[int, int]], free: float) -> int:
-    """Tokens whose memory is `free` bytes, on the line through two measurements of (tokens, bytes).
+    """Return the number of tokens that need `free` bytes, on the line through two measurements of
+    (tokens, bytes).
 
     Example:
         >>> tokens_that_fit([(100, 1500), (200, 2500)], free=10_500)
@@ -135,10 +144,11 @@ def tokens_that_fit(measured: list[tuple[int, int]], free: float) -> int:
 
 
 def first_that_fits(attempt: Callable[[int], object], tokens: int, width: int) -> int:
-    """`tokens`, made smaller until `attempt(rows)` no longer runs out of memory.
+    """Return `tokens`, or the largest smaller number tried with which `attempt(rows)` does not run
+    out of memory.
 
     Raises:
-        torch.OutOfMemoryError: one row of `width` tokens does not fit.
+        torch.OutOfMemoryError: a single row of `width` tokens does not fit.
     """
     while True:
         try:
@@ -152,9 +162,10 @@ def first_that_fits(attempt: Callable[[int], object], tokens: int, width: int) -
 
 
 class _Probe:
-    """What is measured: the widest rows that the run can have, by the run's own sampler and method.
+    """Measures the widest rows of a run with its own sampler and method.
 
-    The bare policy is run, not the wrapped one: processes may try different sizes, and must not wait for each other's backward.
+    The probe runs the policy without its wrapper, because ranks may try different sizes and must
+    not wait for each other's backward pass.
     """
 
     def __init__(
@@ -165,7 +176,8 @@ class _Probe:
         rows: list[Row],
     ) -> None:
         self.recipe, self.policy, self.accelerator = recipe, policy, accelerator
-        # The longest text is the longest prompt, near enough; encoding thousands of rows would take longer than the probe.
+        # The longest texts stand for the longest prompts: encoding thousands of rows would take
+        # longer than the probe.
         longest = sorted((row["prompt"] for row in rows), key=lambda prompt: len(str(prompt)))[-8:]
         ids, mask = encode_batch(policy.tokenizer, longest, policy.denoiser.pad_id)
         self.prompt = longest[int(mask.sum(-1).argmax())]
@@ -173,13 +185,14 @@ class _Probe:
         self.needed = recipe.num_prompts * recipe.num_generations * self.width // accelerator.num_processes
 
     def find(self, run: Callable[[int], object]) -> int:
-        """Tokens that one call of `run` can hold, and no more than a step has."""
+        """Return the number of tokens that one call of `run` can hold, but not more than a training
+        step has."""
         device = self.accelerator.device
         try:
-            # Before it is measured: what the first call of all allocates for good belongs to no size.
+            # The first call allocates memory that stays, whatever its size, so it is not measured.
             run(1)
             measured = [(rows * self.width, self._peak(run, rows)) for rows in SIZES]
-            tokens = tokens_that_fit(measured, self._plannable())
+            tokens = tokens_that_fit(measured, self._usable_bytes())
             if tokens < self.width:
                 raise torch.OutOfMemoryError
             tokens = min(tokens, max(self.width, self.needed))
@@ -187,17 +200,18 @@ class _Probe:
         except torch.OutOfMemoryError as error:
             raise ConfigError(
                 f"max_tokens_per_forward = auto: rows of {self.width} tokens need more memory than the "
-                f"{self._plannable() / 2**30:.1f} GiB that can be planned with. Shorten max_completion_length, or set "
+                f"{self._usable_bytes() / 2**30:.1f} GiB that are free. Shorten max_completion_length, or set "
                 "gradient_checkpointing, lora or dtype = bfloat16."
             ) from error
 
     def rollout(self, rows: int) -> Trajectory:
-        """Equal prompts, denoised in as few steps as the blocks allow: the first forward of a block asks for most logits."""
+        """Denoise equal prompts in as few steps as the blocks allow; the first pass of a block
+        computes the most logits."""
         sampler = self.recipe.sampler
         return self._denoised(rows, sampler.max_completion_length // sampler.block)
 
     def update(self, rows: int) -> None:
-        """Forward and backward of the method's own views, all with as many targets as the one that has most."""
+        """Run a forward and backward pass of copies of the method's view with the most targets."""
         path, views = self._planned
         most = views.target.sum(-1).argmax()
         needs = self.recipe.method.needs()
@@ -218,13 +232,13 @@ class _Probe:
 
     @cached_property
     def _planned(self) -> tuple[Trajectory, Views]:
-        """A pair of completions by the run's own sampler, and what the method would train on of them."""
+        """Two completions of the run's sampler, and the views that the method plans for them."""
         path = self._denoised(2, self.recipe.sampler.steps)
-        kept = {
+        rewards = {
             "one_step_reward": None if path.one_step_tokens is None else path.one_step_tokens[:, :, 0].float() * 0,
             "branch_reward": None if path.branch_tokens is None else path.branch_tokens[..., 0].float() * 0,
         }
-        rollout = Rollout(path, 2, torch.arange(2.0, device=path.tokens.device), **kept)
+        rollout = Rollout(path, 2, torch.arange(2.0, device=path.tokens.device), **rewards)
         return path, self.recipe.method.plan(rollout, torch.Generator().manual_seed(0))
 
     def _denoised(self, rows: int, steps: int) -> Trajectory:
@@ -235,7 +249,7 @@ class _Probe:
     def _peak(self, run: Callable[[int], object], rows: int) -> int:
         return peak_bytes(lambda: run(rows), self.policy.denoiser, device=self.accelerator.device)
 
-    def _plannable(self) -> float:
+    def _usable_bytes(self) -> float:
         # The optimizer has no state before the first update.
         weight_bytes = sum(p.numel() * p.element_size() for p in trainable(self.policy.denoiser))
         return SHARE * free_bytes(self.accelerator.device) - state_bytes(weight_bytes, self.recipe.optim)

@@ -23,7 +23,7 @@ from unmask.rewards.given import RewardFuncs, reward_list
 from unmask.rewards.protocol import RewardFunc, load_reward
 from unmask.runs.folder import disk_faults_explained
 from unmask.sampling.engine import RolloutEngine
-from unmask.trainer.loop import Observer
+from unmask.trainer.session import Observer
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

@@ -189,7 +189,7 @@ class _Comparison:
     def _perform(self, jobs: Sequence[JobT], prepare: Callable[[JobT], ComparisonJob]) -> None:
         """Do the jobs, as many at a time as there are workers, and record each as it ends."""
         waiting, running = iter(jobs), dict[Future[Record], ComparisonJob]()
-        ended, asked = 0, self.signals.asked
+        ended, asked = 0, self.signals.received
 
         def finish(job: ComparisonJob, facts: Record) -> None:
             nonlocal ended
@@ -200,7 +200,7 @@ class _Comparison:
             self.tell(f"{job.stage} {ended}/{len(jobs)}  {_said(job, facts)}{left}")
 
         while True:
-            if asked := asked or self.signals.asked:
+            if asked := asked or self.signals.received:
                 # A terminal sends Ctrl-C to all of them, `kill` only to this one; to be asked again does no harm.
                 for child in multiprocessing.active_children():
                     os.kill(child.pid or 0, signal.SIGINT)

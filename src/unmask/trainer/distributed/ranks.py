@@ -1,8 +1,9 @@
-"""What the processes of a run agree on: shares, numbers, whole rollouts, mistakes, and how many forwards each runs."""
+"""The ranks of a run: what each of them owns, what they exchange, which errors they share, and
+forward passes in lockstep."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, TypeVar
 
@@ -20,12 +21,12 @@ T = TypeVar("T")
 
 
 class Ranks:
-    """The processes of a run, seen from one of them.
+    """The ranks of a run, seen from one of them.
 
-    All methods but `share` are collective: every process calls them, in the same order.
+    Every method except `share` is collective: all ranks call it, in the same order.
 
     Args:
-        accelerator: of the run.
+        accelerator: the accelerator of the run.
         meeting: called whenever this rank enters a collective.
     """
 
@@ -35,11 +36,12 @@ class Ranks:
         self.count: int = accelerator.num_processes
 
     def share(self, total: int) -> slice:
-        """Which of `total` things are this process's: consecutive ones, as even as can be."""
+        """Return which of `total` items this rank owns: neighbours, and as many as other ranks own,
+        give or take one."""
         return slice(self.index * total // self.count, (self.index + 1) * total // self.count)
 
     def counts(self, value: int) -> list[int]:
-        """A number of every process."""
+        """Return the number that each rank passes."""
         if self.count == 1:
             return [value]
         self.meeting()
@@ -47,11 +49,11 @@ class Ranks:
         return gathered
 
     def largest(self, value: int) -> int:
-        """The largest value over the processes."""
+        """Return the largest of the numbers that the ranks pass."""
         return max(self.counts(value))
 
     def objects(self, value: T) -> list[T]:
-        """A picklable value of every process."""
+        """Return the value that each rank passes; it must be picklable."""
         if self.count == 1:
             return [value]
         from accelerate.utils import gather_object
@@ -61,11 +63,11 @@ class Ranks:
         return gathered
 
     def gathered(self, items: list[T]) -> list[T]:
-        """The items of all processes, in their order."""
+        """Return the items of all ranks, in the order of the ranks."""
         return [item for part in self.objects(items) for item in part]
 
     def from_main(self, value: T) -> T:
-        """The main process's value."""
+        """Return the value that the main rank passes."""
         if self.count == 1:
             return value
         from accelerate.utils import broadcast_object_list
@@ -74,10 +76,11 @@ class Ranks:
         return broadcast_object_list([value])[0]  # type: ignore[no-any-return]
 
     def rollout(self, own: Rollout) -> Rollout:
-        """The rollout of all processes, rows in their order.
+        """Return the rollout of all ranks, with the rows in the order of the ranks.
 
-        A plan made from it with one generator is the plan that one process alone would make, whatever it draws and however it
-        spreads its draws over the completions. The record is small (some 20 bytes a token), so every process can hold it all.
+        A plan made from it with one generator is the plan that a single rank would make, however
+        the method draws. A rollout is small, about 20 bytes for each token, so every rank can hold
+        all of it.
         """
         if self.count == 1:
             return own
@@ -85,86 +88,87 @@ class Ranks:
 
     @contextmanager
     def agreed(self) -> Iterator[None]:
-        """A block in which a user's mistake on any process is raised on all of them, as one.
+        """Run a block in which an error for the user on any rank is raised on all ranks.
 
-        What the block does must not be collective where it can fail. An error so raised has `is_agreed` set: the main process
-        speaks for all.
+        The block must not enter a collective after a point where it may fail.
+
+        Raises:
+            UnmaskError: the error of the block, if the run has one rank or all ranks raise it.
+            AgreedError: the error of the first rank that has one, in its words.
         """
-        mistake: UnmaskError | None = None
+        error: UnmaskError | None = None
         try:
             yield
-        except UnmaskError as error:
-            mistake = error
-        if not self.largest(int(mistake is not None)):
+        except UnmaskError as caught:
+            error = caught
+        if not self.largest(int(error is not None)):
             return
-        if mistake is not None and mistake.is_agreed:
-            raise mistake
-        told = [(place, each) for place, each in enumerate(self.objects(_told(mistake))) if each]
-        place, (kind, message, notes) = told[0]
-        if mistake is None or place != self.index:
-            # Another process's error as its own type would want that type's arguments; its name and its words are what counts.
-            mistake = AgreedError(kind, message)
-            for note in notes:
-                mistake.add_note(note)
-        if self.count > 1:
-            mistake.add_note(f"(process {place} of {self.count})")
-            mistake.is_agreed = True
-        raise mistake
+        if error is not None and (error.is_agreed or self.count == 1):
+            raise error
+        facts = self.objects(error and (error.kind, str(error), list(getattr(error, "__notes__", ()))))
+        rank = next(rank for rank, each in enumerate(facts) if each)
+        kind, message, notes = facts[rank] or ("", "", [])
+        raise AgreedError(kind, message, [*notes, f"(rank {rank} of {self.count})"]) from error
 
     @contextmanager
     def lockstep(self, denoiser: nn.Module) -> Iterator[None]:
-        """A block in which every process runs as many forwards of `denoiser` as the one that runs most.
+        """Run a block in which every rank runs as many forward passes of `denoiser` as the rank
+        that runs most.
 
-        Where the weights lie in shards, each forward is a collective: a process whose rows have ended, or that owns fewer
-        batches, has to take part in the forwards of the others. Before a forward the processes agree that there is one; those
-        that have left the block's body run a blank one, until nobody has any left. So samplers, branches and evaluations need
-        know nothing of each other. Without shards this does nothing.
+        With sharded weights a forward pass is a collective, so a rank that has finished its rows
+        must take part in the forward passes of the others. Before each one the ranks agree that
+        there is one. A rank that has left the block's body runs blank ones until no rank has any
+        left. So samplers, branches and evaluations need not know of each other. Without sharded
+        weights this does nothing.
         """
         if self.count == 1 or not is_sharded(self.accelerator):
             yield
             return
 
         def announce(*_: object) -> None:
-            self._some_forward(True)
+            self._any_forward(True)
 
         handle = denoiser.register_forward_pre_hook(announce)
         try:
             yield
         finally:
-            # Also after an error here: the others are still on their way, and are told of it when they are through.
+            # This holds after an error, too: the other ranks learn of the error only when they have
+            # finished.
             handle.remove()
-            while self._some_forward(False):
+            while self._any_forward(False):
                 _blank_forward(denoiser)
 
-    def _some_forward(self, is_mine: bool) -> bool:
-        """Whether any process is about to run a forward."""
+    def _any_forward(self, is_mine: bool) -> bool:
+        """Return whether any rank is about to run a forward pass."""
         flag = torch.tensor([int(is_mine)], device=self.accelerator.device)
         torch.distributed.all_reduce(flag, torch.distributed.ReduceOp.MAX)
         return bool(flag)
 
 
 class AgreedError(UnmaskError):
-    """A mistake that another process met, in its words."""
+    """An error of one rank, which all ranks raise in its words.
 
-    def __init__(self, kind: str, message: str) -> None:
-        super().__init__(message)
+    Args:
+        kind: class name of the original error.
+        message: its message.
+        notes: its notes.
+    """
+
+    def __init__(self, kind: str, message: str, notes: Sequence[str]) -> None:
+        super().__init__(message, agreed=True)
         self._kind = kind
+        for note in notes:
+            self.add_note(note)
 
     @property
     def kind(self) -> str:
-        """Name of the error's class there."""
+        """Class name of the original error."""
         return self._kind
-
-
-def _told(mistake: UnmaskError | None) -> tuple[str, str, list[str]] | None:
-    if mistake is None:
-        return None
-    return mistake.kind, str(mistake), list(getattr(mistake, "__notes__", ()))
 
 
 @torch.no_grad()
 def _blank_forward(denoiser: nn.Module) -> None:
-    """The smallest forward there is, for its collectives."""
+    """Run the smallest possible forward pass, for its collectives."""
     mask_id: int = denoiser.mask_id  # type: ignore[assignment]
     ids = torch.full((1, 2), mask_id, device=next(denoiser.parameters()).device)
     denoiser(ids, None, torch.ones(1, 1, dtype=torch.long, device=ids.device))

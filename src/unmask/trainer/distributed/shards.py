@@ -58,13 +58,11 @@ def prepare(
         model, *prepared = accelerator.prepare(module, *optimizers)
         return model, prepared
     if len(optimizers) > 1:
-        fault = ConfigError(
+        raise ConfigError(
             "the zero presets drive one optimizer, and muon_learning_rate needs two. "
-            "Set muon_learning_rate=0, or use another preset."
+            "Set muon_learning_rate=0, or use another preset.",
+            agreed=True,
         )
-        # All ranks share the recipe and the preset, so all of them raise it.
-        fault.is_agreed = True
-        raise fault
     model, optimizer = deepspeed_zero.prepare(accelerator, module, optimizers[0])
     return model, [optimizer]
 

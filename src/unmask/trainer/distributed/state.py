@@ -68,14 +68,13 @@ class RunState:
         self.ranks = ranks or Ranks(accelerator)
         self.holder: Holder = holder_of(accelerator, model, optimizers)
 
-    def save(self, folder: RunFolder, step: int, keep: int, notes: Mapping[str, str] | None = None) -> None:
+    def save(self, folder: RunFolder, step: int, keep: int) -> None:
         """Add a checkpoint to a run folder, unless it already has one of this step.
 
         Args:
             folder: folder of the run.
             step: number of training steps done.
             keep: number of intact checkpoints to keep, the newest first.
-            notes: texts to add to the checkpoint, by file name.
 
         Raises:
             RunError: the disk is or becomes full; on all ranks.
@@ -87,8 +86,6 @@ class RunState:
             self.write(target, folder.working)
             if folder.is_main:
                 self.describe(target)
-                for name, text in (notes or {}).items():
-                    (target / name).write_text(text, encoding="utf-8")
 
         self._check_disk_space(folder)
         with self.ranks.agreed():

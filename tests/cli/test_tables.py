@@ -1,4 +1,4 @@
-"""Tables that fit their terminal."""
+"""Tables fit their terminal, and listings cut no name."""
 
 from __future__ import annotations
 
@@ -6,9 +6,10 @@ import re
 
 import pytest
 
-from unmask.cli import console
-from unmask.cli.console import results_table, table
-from unmask.cli.lists import task_page
+from unmask.cli.catalogue import print_methods, print_task
+from unmask.cli.checkpoints import print_families
+from unmask.cli.evaluation_tables import results_table
+from unmask.cli.tables import table
 from unmask.core.errors import ConfigError
 from unmask.evaluation.evaluate import Evaluation
 from unmask.methods import METHODS
@@ -36,8 +37,8 @@ def test_a_listing_cuts_no_name_on_a_narrow_terminal(
     width: int, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("COLUMNS", str(width))
-    console.methods_table()
-    console.families_table()
+    print_methods()
+    print_families()
     words = capsys.readouterr().out.split()
     wanted = [*METHODS, *(method.paper.removeprefix("arXiv:") for method in METHODS.values()), *FAMILIES]
     wanted += [family.native_class for family in FAMILIES.values()]
@@ -74,10 +75,10 @@ def test_results_fit_into_80_columns(capsys: pytest.CaptureFixture[str], monkeyp
     ]
 
 
-def test_a_wrong_option_of_a_task_is_told_without_the_page(capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_unknown_option_of_a_task_is_an_error_before_anything_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
     for option in ("max_blank=3", "5"):
         with pytest.raises(ConfigError):
-            task_page("sudoku", [option])
+            print_task("sudoku", [option])
         assert capsys.readouterr().out == ""
-    task_page("sudoku", ["max_blanks=8"])
+    print_task("sudoku", ["max_blanks=8"])
     assert "min_blanks" in capsys.readouterr().out

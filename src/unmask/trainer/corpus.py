@@ -1,0 +1,151 @@
+"""Demonstrations to pretrain on: encoded once, drawn in random batches, and scored by the ELBO."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, replace
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from unmask.core.errors import ConfigError, DataError
+from unmask.core.records import Readout, Row
+from unmask.functional.distribution import token_logprobs
+from unmask.functional.elbo import elbo, mask_at_times, stratified_times
+from unmask.models import Denoiser
+from unmask.recipes.schema import PretrainRecipe
+from unmask.sampling.generation import check_fits_context, encode_batch
+from unmask.sampling.predict import predict, predict_in_chunks
+from unmask.trainer.learn import positions_at_once
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+
+@dataclass(frozen=True, slots=True)
+class PretrainBatch:
+    """Demonstrations with masked positions."""
+
+    prompt_ids: Tensor
+    """[B, P] int64: prompts, left-padded."""
+    prompt_mask: Tensor
+    """[B, P] bool: False at padding."""
+    completion: Tensor
+    """[B, L] int64: demonstrations, filled up with EOS."""
+    masked: Tensor
+    """[B, L] bool: True at masked positions."""
+    times: Tensor
+    """[B] float32: probability with which a position was masked."""
+    num_blocks: int
+    """Number of blocks in a completion, of which each row masks one; 1 for a model without
+    blocks."""
+
+    def __len__(self) -> int:
+        return len(self.completion)
+
+    def split(self, max_tokens: int | None) -> list[PretrainBatch]:
+        """Split into parts of at most `max_tokens` rows times tokens, and at least one row."""
+        width = self.prompt_ids.shape[1] + self.completion.shape[1]
+        rows = len(self) if max_tokens is None else max(1, max_tokens // width)
+        names = [f.name for f in fields(self) if f.name != "num_blocks"]
+        return [
+            replace(self, **{name: getattr(self, name)[start : start + rows] for name in names})
+            for start in range(0, len(self), rows)
+        ]
+
+
+class Corpus:
+    """Encoded demonstrations, and the loss of a random batch of them.
+
+    Args:
+        recipe: settings of the run, the task and the share of noisy demonstrations among them.
+        denoiser: the model, for its special tokens and its context length.
+        tokenizer: tokenizer of the model.
+        rows: examples; default the training examples of the task, all of which must fit.
+
+    Raises:
+        DataError: a demonstration is longer than a completion.
+        ConfigError: a completion is not a whole number of the model's blocks, or does not fit into
+            its context.
+    """
+
+    def __init__(
+        self, recipe: PretrainRecipe, denoiser: Denoiser, tokenizer: PreTrainedTokenizerBase, rows: Sequence[Row] = ()
+    ) -> None:
+        rows = rows or recipe.task.rows("train", recipe.num_rows, recipe.seed)
+        length = completion_length(recipe)
+        completions = []
+        for i, row in enumerate(rows):
+            rng = random.Random(f"{recipe.seed}/demonstration/{i}")
+            text = recipe.task.demonstration(row, rng, rng.random() < recipe.noise_share)
+            ids = tokenizer(text, add_special_tokens=False).input_ids
+            if len(ids) > length:
+                raise DataError(
+                    f"a demonstration of {len(ids)} tokens does not fit into max_completion_length = {length}: {text[:80]!r}."
+                )
+            # EOS fills the rest, so that the model learns to end, and what follows the end.
+            completions.append(ids + [denoiser.eos_id] * (length - len(ids)))
+        self.prompt_ids, self.prompt_mask = encode_batch(tokenizer, [row["prompt"] for row in rows], denoiser.pad_id)
+        check_fits_context(denoiser, self.prompt_ids.shape[1], length)
+        if denoiser.block_length is not None and length % denoiser.block_length:
+            raise ConfigError(
+                f"max_completion_length = {length} is not a multiple of the model's block length, {denoiser.block_length}. "
+                f"Use a multiple of {denoiser.block_length}."
+            )
+        self.completions = torch.tensor(completions)
+        self.mask_id, self.block_length = denoiser.mask_id, denoiser.block_length
+        self.batch_size, self.min_time = recipe.batch_size, recipe.min_time
+        self.positions_at_once = positions_at_once(denoiser) or len(completions) * length
+
+    def draw(self, generator: torch.Generator, share: slice, device: torch.device) -> PretrainBatch:
+        """Draw a random batch for all ranks, so that their number does not change the result, and
+        return a share of it.
+
+        Args:
+            generator: source of the random numbers.
+            share: rows that this rank owns.
+            device: device of the returned tensors.
+        """
+        rows = torch.randint(len(self.completions), (self.batch_size,), generator=generator)
+        times = stratified_times(self.batch_size, self.min_time, generator)
+        everything = torch.ones_like(self.completions[rows], dtype=torch.bool)
+        masked = mask_at_times(times, everything, generator)
+        # Block diffusion (arXiv:2503.09573) masks one block, keeps the blocks before it clean and
+        # hides those after it. A random block of each row stands for all of its blocks.
+        num_blocks = 1 if self.block_length is None else masked.shape[1] // self.block_length
+        if self.block_length is not None:
+            block = torch.randint(num_blocks, (self.batch_size, 1), generator=generator)
+            masked &= torch.arange(masked.shape[1]) // self.block_length == block
+        rows = rows[share]
+        return PretrainBatch(
+            prompt_ids=self.prompt_ids[rows].to(device),
+            prompt_mask=self.prompt_mask[rows].to(device),
+            completion=self.completions[rows].to(device),
+            masked=masked[share].to(device),
+            times=times[share].to(device),
+            num_blocks=num_blocks,
+        )
+
+    def loss(self, model: torch.nn.Module, batch: PretrainBatch) -> Tensor:
+        """Return the negative ELBO per completion token of a batch, in nats."""
+        target, masked = batch.completion, batch.masked
+        positions = torch.arange(target.shape[1], device=target.device).expand_as(target)
+        shown = target.masked_fill(masked, self.mask_id)
+        inputs = (batch.prompt_ids, batch.prompt_mask, shown, positions, self.mask_id)
+        tokens = target.unsqueeze(-1)
+        if target.numel() <= self.positions_at_once:
+            logprob = _token_logprob(predict(model, *inputs), tokens)  # type: ignore[arg-type]
+        else:
+            logprob = predict_in_chunks(model, *inputs, Readout(_token_logprob, tokens, self.positions_at_once))
+        return -elbo(logprob.squeeze(-1), masked, batch.times).mean() / target.shape[1] * batch.num_blocks
+
+
+def completion_length(recipe: PretrainRecipe) -> int:
+    """Return the number of positions of a completion: that of the recipe, or of the task."""
+    return recipe.max_completion_length or recipe.task.completion_length
+
+
+def _token_logprob(logits: Tensor, tokens: Tensor) -> Tensor:
+    return token_logprobs(logits).gather(-1, tokens)

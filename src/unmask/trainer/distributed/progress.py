@@ -1,0 +1,233 @@
+"""The progress of the ranks: a run in which nothing moves ends by itself, and names the rank that
+the others wait for.
+
+A collective waits for the last rank, by default for half an hour, and then reports a timeout
+without a name. `torch.distributed.monitored_barrier` names a rank but cannot replace this module. A
+rank that hangs inside a phase holds the others in a collective of that phase, so none of them
+reaches a barrier. And a barrier's timeout would end a step that is slow but moves. So each rank
+counts its phases, collectives and forward passes. A thread of each rank writes these counts to
+torch's key-value store and reads those of the others. If no count has changed for `stuck_timeout`
+seconds, the others wait for the rank with the lowest counts.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import faulthandler
+import json
+import os
+import re
+import sys
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from datetime import timedelta
+from pathlib import Path
+from typing import Any, NamedTuple, NoReturn
+
+from torch import nn
+
+from unmask.core.errors import LostProcessError
+
+_LOST = re.compile(r"gloo|nccl|onnection (closed|reset|refused)|roken pipe|ocket|imed ?out", re.IGNORECASE)
+"""Words in the errors that torch raises when the other end of a connection is gone."""
+_SOURCE = re.compile(r"^\[/[^\]]*\] ")
+"""Place in torch's own source code, at the beginning of some of its errors."""
+BEATS = 10
+"""Number of times that a rank publishes its position within `stuck_timeout`."""
+LONGEST_PAUSE = 5.0
+"""Seconds between two of these times, at most."""
+FAREWELL = 10.0
+"""Seconds that rank 0, which hosts the store, waits for the other ranks at the end of a run."""
+
+
+class Position(NamedTuple):
+    """How far a rank has come. The first three counts decide which of two ranks is further."""
+
+    phases: int = 0
+    """Number of phases that the rank has begun; all ranks go through the same phases."""
+    collectives: int = 0
+    """Number of collectives that the rank has entered in this phase."""
+    forwards: int = 0
+    """Number of forward passes since the last collective."""
+    signs: int = 0
+    """Number of rewards called and files written in this phase; it differs between ranks."""
+    beats: int = 0
+    """Number of times that the rank has published its position; this count grows even if the rank
+    itself hangs."""
+    step: int = 0
+    """Training step, from 1."""
+    phase: str = "start"
+    """Name of the phase."""
+
+
+class Progress:
+    """The progress of one rank, and a watch over all ranks while the context is open. A run of one
+    rank needs no watch.
+
+    Args:
+        rank: index of this rank.
+        count: number of ranks.
+        timeout: seconds without any progress on any rank, after which the run ends.
+        folder: run folder, for the message.
+    """
+
+    def __init__(self, rank: int, count: int, timeout: float, folder: Path) -> None:
+        self.rank, self.count, self.timeout, self.folder = rank, count, timeout, folder
+        self.position = Position()
+        self._beats = 0
+        self._stop, self._is_ending = threading.Event(), threading.Event()
+        self._thread = threading.Thread(target=self._watch, name="progress", daemon=True)
+        self._store: Any = None
+
+    def begin(self, step: int, phase: str) -> None:
+        """Begin a phase of a training step, counted from 1."""
+        self.position = Position(self.position.phases + 1, step=step, phase=phase)
+
+    def collective(self) -> None:
+        """Count a collective that this rank enters."""
+        self.position = self.position._replace(collectives=self.position.collectives + 1, forwards=0)
+
+    def alive(self) -> None:
+        """Count a piece of work that only this rank does, such as a reward or a file."""
+        self.position = self.position._replace(signs=self.position.signs + 1)
+
+    def count_forwards(self, module: nn.Module) -> None:
+        """Count every forward pass of a module."""
+
+        def count(*_: object) -> None:
+            self.position = self.position._replace(forwards=self.position.forwards + 1)
+
+        module.register_forward_pre_hook(count)
+
+    def __enter__(self) -> Progress:
+        if self.count > 1:
+            self._store = _open_store()
+            self._exchange()
+            self._thread.start()
+        return self
+
+    def __exit__(self, _kind: object, error: BaseException | None, _trace: object) -> None:
+        self._stop.set()
+        if self.count == 1:
+            return
+        if self._is_ending.is_set():
+            # The run is stuck, and this error is a consequence. The thread prints the reason and
+            # ends this process.
+            self._thread.join()
+        if error is None or getattr(error, "is_agreed", False):
+            self._thread.join()
+            self._leave()
+
+    def _leave(self) -> None:
+        """Let rank 0 leave last, because the store ends with it."""
+        deadline = time.monotonic() + FAREWELL
+        left = self._store.add("unmask/left", 1)
+        while self.rank == 0 and left < self.count and time.monotonic() < deadline:
+            time.sleep(0.01)
+            left = self._store.add("unmask/left", 0)
+
+    def _watch(self) -> None:
+        pause = min(LONGEST_PAUSE, self.timeout / BEATS)
+        stall = Stall(self.timeout, time.monotonic())
+        while not self._stop.wait(pause):
+            try:
+                message = stall.message(time.monotonic(), self._exchange())
+                is_first = message is not None and self._store.add("unmask/reported", 1) == 1
+            except Exception:  # the store raises various errors after its host is gone
+                if not self._stop.wait(self.timeout):
+                    self._end("rank 0, which hosts the store of this run, is gone", is_first=True)
+                return
+            if message is not None:
+                self._is_ending.set()
+                self._end(message, is_first, dumps=self.rank in stall.missing, linger=2 * pause)
+
+    def _exchange(self) -> list[Position]:
+        """Publish the position of this rank, and return the positions of all ranks."""
+        self._beats += 1
+        self._store.set(f"unmask/position/{self.rank}", json.dumps(self.position._replace(beats=self._beats)))
+        return [Position(*json.loads(self._store.get(f"unmask/position/{rank}"))) for rank in range(self.count)]
+
+    def _end(self, message: str, is_first: bool, *, dumps: bool = False, linger: float = 0.0) -> NoReturn:
+        """End this process at once: its main thread waits in a call that no exception
+        interrupts."""
+        with contextlib.suppress(Exception):
+            if dumps:
+                faulthandler.dump_traceback(sys.stderr)
+            if is_first:
+                advice = (
+                    f"What was saved in {self.folder} is complete: start the run again with --resume. "
+                    "If a step is only slow, raise stuck_timeout."
+                )
+                print(f"{LostProcessError.__name__}: {message}. {advice}", file=sys.stderr, flush=True)
+        # The other ranks still read the store, which ends with rank 0.
+        time.sleep(linger)
+        os._exit(LostProcessError.exit_code)
+
+
+class Stall:
+    """Detects that no rank makes progress, and finds the ranks that the others wait for.
+
+    Args:
+        timeout: seconds without progress after which the run counts as stuck.
+        now: current time, in seconds of any clock.
+    """
+
+    def __init__(self, timeout: float, now: float) -> None:
+        self.timeout, self._moved = timeout, now
+        self._beaten: dict[int, float] = {}
+        self._last: dict[int, Position] = {}
+        self.missing: set[int] = set()
+        """Ranks that the others wait for; empty before the run is stuck."""
+
+    def message(self, now: float, positions: Sequence[Position]) -> str | None:
+        """Take in the positions of all ranks, and describe the stall; None if there has been
+        progress lately."""
+        for rank, position in enumerate(positions):
+            before = self._last.get(rank)
+            if before is None or before.beats != position.beats:
+                self._beaten[rank] = now
+            if before is None or before[:4] != position[:4]:
+                self._moved = now
+        self._last = dict(enumerate(positions))
+        if now - self._moved < self.timeout:
+            return None
+        silent = {rank for rank, beaten in self._beaten.items() if now - beaten >= self.timeout / 2}
+        lowest = min(position[:3] for position in positions)
+        self.missing = silent or {rank for rank, position in self._last.items() if position[:3] == lowest}
+        names = ", ".join(
+            f"rank {rank} (step {positions[rank].step}, {positions[rank].phase}{', no sign of life' if silent else ''})"
+            for rank in sorted(self.missing)[:8]
+        )
+        others = sorted({f"step {p.step}, {p.phase}" for rank, p in self._last.items() if rank not in self.missing})
+        who = f"The others ({' and '.join(others)}) wait for" if others else "All ranks are at the same point:"
+        return f"no rank has made progress for {self.timeout:g} s. {who} {names}"
+
+
+@contextmanager
+def lost_ranks_explained(count: int) -> Iterator[None]:
+    """Turn the error that torch raises when another rank is gone into a LostProcessError that says
+    what to do.
+
+    Args:
+        count: number of ranks; errors of a run of one rank pass unchanged.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        if count == 1 or not _LOST.search(str(error)):
+            raise
+        raise LostProcessError(
+            f"another rank of this run is gone ({_SOURCE.sub('', str(error).splitlines()[0])[:150]}). "
+            "Its own message, or the launcher's, says why. What was saved is complete: start the run again with --resume."
+        ) from error
+
+
+def _open_store() -> Any:
+    """Connect to the store of the launcher or of rank 0. A main thread that waits keeps torch's own
+    connection busy."""
+    from torch.distributed import TCPStore  # type: ignore[attr-defined]
+
+    address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+    return TCPStore(address, port, is_master=False, timeout=timedelta(minutes=5), wait_for_workers=False)

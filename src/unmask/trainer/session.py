@@ -1,0 +1,271 @@
+"""The shell of a run, which training and pretraining share: ranks, folder, progress, signals,
+checkpoints, final model."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Protocol, TypeVar
+
+from unmask.core.errors import RunError, UnmaskError
+from unmask.evaluation.model_card import push
+from unmask.evaluation.usable import Usable
+from unmask.models.from_run import locate
+from unmask.recipes.load import completed
+from unmask.recipes.schema import PretrainRecipe, TrainRecipe
+from unmask.runs.folder import RunFolder, disk_faults_explained
+from unmask.runs.metrics import evaluations, read_metrics
+from unmask.trainer.distributed.accelerator import finish_trackers, make_accelerator, start_trackers
+from unmask.trainer.distributed.progress import Progress, lost_ranks_explained
+from unmask.trainer.distributed.ranks import Ranks
+from unmask.trainer.distributed.shards import prepare
+from unmask.trainer.distributed.state import RunState
+from unmask.trainer.distributed.stopping import RunStoppedError, StopSignals
+from unmask.trainer.policy import TrainedPolicy
+
+Observer = Callable[[int, dict[str, Any]], None]
+"""Called on the main rank for each line of metrics, with the training step (from 1; 0 is before the
+first) and the metrics."""
+
+RecipeType = TypeVar("RecipeType", TrainRecipe, PretrainRecipe)
+
+
+class Steps(Protocol):
+    """The work of a run between two checkpoints."""
+
+    def step(self, index: int) -> dict[str, Any]:
+        """Do the training step `index`, counted from 0, and return its metrics.
+
+        Raises:
+            FloatingPointError: a loss or a gradient is not finite; all ranks raise it, and the
+                weights have not changed.
+        """
+        ...
+
+    def evaluate(self, step: int) -> dict[str, Any]:
+        """Return the metrics of the evaluation that is due after `step` training steps; empty if
+        none is due."""
+        ...
+
+
+class Member:
+    """One rank of a run before its set-up: its accelerator, its progress, and its exchange with the
+    other ranks.
+
+    Args:
+        recipe: settings of the run.
+        default: path of the run folder if the recipe names none.
+    """
+
+    def __init__(self, recipe: TrainRecipe | PretrainRecipe, default: str) -> None:
+        self.path = Path(recipe.output_dir or default)
+        self.accelerator = make_accelerator(recipe)
+        index, count = self.accelerator.process_index, self.accelerator.num_processes
+        self.progress = Progress(index, count, recipe.stuck_timeout, self.path)
+        self.ranks = Ranks(self.accelerator, self.progress.collective)
+
+    def fixed(self, recipe: RecipeType) -> RecipeType:
+        """Return the recipe with the model and the task that its names stand for now.
+
+        The run folder records this recipe, so that a resumed run does not start from another
+        checkpoint or other examples.
+        """
+        update: dict[str, Any] = {"task": recipe.task.kept_in(self.path)}
+        if recipe.model is not None:
+            update["model"] = locate(recipe.model)
+        return recipe.model_copy(update=update)
+
+    def open_folder(self, recipe: TrainRecipe | PretrainRecipe, usable: Usable, *, resume: bool) -> RunFolder:
+        """Create the run folder or, with `resume`, open it again.
+
+        Raises:
+            RunError: the folder cannot be used; see `RunFolder`.
+        """
+        source = recipe.task.provenance()
+        folder = RunFolder(
+            self.path,
+            recipe.model_dump(mode="json"),
+            resume=resume,
+            is_main=self.accelerator.is_main_process,
+            data=source | usable.record() if source else source,
+            completed=completed(type(recipe)),
+            working=self.progress.alive,
+        )
+        if folder.is_main:
+            try:
+                with disk_faults_explained(self.path):
+                    recipe.task.write_rows(self.path)
+            except BaseException:
+                folder.close()
+                raise
+        return folder
+
+
+class Session:
+    """A run from its first step, or its newest checkpoint, to its final model.
+
+    Args:
+        member: this rank.
+        recipe: settings of the run.
+        folder: run folder.
+        policy: the model with its optimizers.
+        card: makes the text of the final model's card from the metrics and the notes on how the run
+            was extended.
+        remedy: advice for a loss or a gradient that is not finite, as the end of a sentence.
+        saves_last: whether the last step leaves a checkpoint, however `save_steps` divides the run.
+        observe: called for each line of metrics.
+    """
+
+    def __init__(
+        self,
+        member: Member,
+        recipe: TrainRecipe | PretrainRecipe,
+        folder: RunFolder,
+        policy: TrainedPolicy,
+        card: Callable[[list[dict[str, Any]], list[str]], str],
+        remedy: str,
+        *,
+        saves_last: bool,
+        observe: Observer | None = None,
+    ) -> None:
+        self.accelerator, self.progress, self.ranks = member.accelerator, member.progress, member.ranks
+        self.recipe, self.folder, self.policy = recipe, folder, policy
+        self.card, self.remedy, self.saves_last, self.observe = card, remedy, saves_last, observe
+        self.model, self.optimizers = prepare(self.accelerator, policy.denoiser, policy.optimizers)
+        self.state = RunState(
+            self.accelerator,
+            policy.denoiser,
+            self.model,
+            self.optimizers,
+            recipe.optim,
+            policy.kept(recipe),
+            policy.describe,
+            self.ranks,
+        )
+        self.progress.count_forwards(policy.denoiser)
+        self.signals = StopSignals()
+
+    def run(self, begin: Callable[[], Steps]) -> Path:
+        """Run to the end and return the run folder. A finished run stays as it is.
+
+        Args:
+            begin: returns the steps; called after the newest checkpoint has been loaded.
+
+        Raises:
+            RunStoppedError: a signal stopped the run after a saved step.
+            UnmaskError: an error for the user; the state before the step that failed is saved.
+        """
+        try:
+            with self.signals, lost_ranks_explained(self.ranks.count), self.progress:
+                if not self._is_finished():
+                    self._run(begin)
+            # Every other rank has ended, so none waits for the upload.
+            if self.recipe.push_to_hub and self.folder.is_main:
+                push(self.folder.final, self.recipe.push_to_hub)
+        finally:
+            self.folder.close()
+        return self.folder.path
+
+    def _run(self, begin: Callable[[], Steps]) -> None:
+        done, last = self.state.resume(self.folder), self.recipe.max_steps
+        with self.ranks.agreed():
+            self.folder.open_metrics(done)
+            is_evaluated = self.folder.is_main and self._is_evaluated(done)
+        start_trackers(self.accelerator, self.recipe, self.folder, done)
+        steps = begin()
+        if not self.ranks.from_main(is_evaluated):
+            self._log(done, steps.evaluate(done))
+        for index in range(done, last):
+            self._log(index + 1, self._step(steps, index))
+            self._log(index + 1, steps.evaluate(index + 1))
+            if (index + 1) % self.recipe.save_steps == 0 or (self.saves_last and index + 1 == last):
+                self._save(index + 1)
+            self._stop_on_signal(index + 1)
+        self.save_model(self.folder.final)
+        finish_trackers(self.accelerator)
+
+    def save_model(self, target: Path) -> None:
+        """Write a folder that `load_model` reads; it is complete or absent. All ranks call this, as
+        weights may be sharded."""
+        self.progress.begin(self.recipe.max_steps, f"writing {target.name}/")
+        weights = self.state.whole_weights()
+        with self.ranks.agreed():
+            if self.folder.is_main:
+                with self.folder.written_aside(target) as folder:
+                    self.policy.save(folder, weights)
+                    if target == self.folder.final:
+                        notes = list(self.folder.facts.get("extended", ()))
+                        card = self.card(read_metrics(self.folder.path), notes)
+                        (folder / "README.md").write_text(card, encoding="utf-8")
+                if target == self.folder.final:
+                    self.folder.add_facts(final_step=self.recipe.max_steps)
+
+    @contextmanager
+    def saved_on_error(self, step: int) -> Iterator[None]:
+        """Run a block; if it raises an error for the user on any rank, save the state after `step`
+        and stop all ranks."""
+        try:
+            with self.ranks.agreed():
+                yield
+        except UnmaskError as error:
+            self._save(step)
+            if step:
+                error.add_note(f"The state after step {step} is saved. Correct the error, then add --resume.")
+            raise
+
+    def _step(self, steps: Steps, index: int) -> dict[str, Any]:
+        try:
+            return steps.step(index)
+        except FloatingPointError as error:
+            last = self.folder.last_step()
+            saved = f"the checkpoint of step {last} is complete" if last else "there is no checkpoint yet"
+            raise RunError(
+                f"step {index + 1}: {error}. Nothing was overwritten; {saved}. A resumed run would fail in the same way: start a "
+                f"new run in another output_dir, with {self.remedy}.",
+                agreed=True,
+            ) from error
+
+    def _log(self, step: int, metrics: dict[str, Any]) -> None:
+        """Append a line of metrics, unless it is empty."""
+        if not metrics:
+            return
+        with self.ranks.agreed():
+            self.folder.log({"step": step} | metrics)
+        if not self.folder.is_main:
+            return
+        if self.recipe.report_to:
+            self.accelerator.log({key: value for key, value in metrics.items() if isinstance(value, float)}, step=step)
+        if self.observe is not None:
+            self.observe(step, metrics)
+
+    def _save(self, step: int) -> None:
+        """Write a checkpoint of the state after `step`. Step 0 is the model that the run starts
+        from, and needs none."""
+        if step:
+            self.progress.begin(step, "writing a checkpoint")
+            self.state.save(self.folder, step, self.recipe.save_total_limit)
+
+    def _stop_on_signal(self, step: int) -> None:
+        received = self.ranks.largest(self.signals.received)
+        if received and step < self.recipe.max_steps:
+            self._save(step)
+            raise RunStoppedError(step, self.recipe.max_steps, self.folder.path, received)
+
+    def _is_evaluated(self, step: int) -> bool:
+        """Return whether the metrics hold an evaluation after this step. It is missing if the
+        evaluation failed."""
+        lines = read_metrics(self.folder.path)
+        return any(line["step"] == step and evaluations(line) for line in lines)
+
+    def _is_finished(self) -> bool:
+        """Return whether there is a final model of `max_steps` steps. The final model of an
+        extended run has fewer."""
+        is_finished = False
+        with self.ranks.agreed():
+            if self.folder.is_main and (self.folder.final / "config.json").is_file():
+                lines = read_metrics(self.folder.path) if self.folder.metrics_path.exists() else []
+                # Runs of earlier versions do not record the step of the final model.
+                last = self.folder.facts.get("final_step", lines[-1]["step"] if lines else self.recipe.max_steps)
+                is_finished = last >= self.recipe.max_steps
+        return self.ranks.from_main(is_finished)

@@ -1,0 +1,179 @@
+"""The training steps of reinforcement learning, and the evaluations between them: collect, record,
+update, record, measure."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
+
+from torch import Tensor
+
+from unmask.core.records import Rollout, Row, Views
+from unmask.evaluation.evaluate import evaluate
+from unmask.functional.noise import named_generator
+from unmask.models import Policy
+from unmask.recipes.schema import TrainRecipe
+from unmask.rewards.scorer import Scorer
+from unmask.runs.metrics import EvaluationPoint
+from unmask.sampling.engine import BatchLimits, LocalEngine, RolloutEngine
+from unmask.sampling.generation import decode
+from unmask.trainer.best import best_in, better, validation_accuracy
+from unmask.trainer.collect import Collector, entropy_by_step, prompts_of_step
+from unmask.trainer.learn import Learner
+from unmask.trainer.metrics import Tally, TokenPasses
+from unmask.trainer.recorder import RolloutRecorder, selected_by_step
+from unmask.trainer.session import Session
+from unmask.trainer.token_budget import find_token_budget
+
+NO_SIGNAL_STEPS = 5
+"""Number of steps in a row without a group whose rewards differ, after which a warning is
+logged."""
+
+_NO_SIGNAL = (
+    f"for {NO_SIGNAL_STEPS} steps all completions of every prompt have had the same reward, so the model learns nothing. "
+    "Usual causes: the reward function does not find the answer in the completion (look at rollouts/), the task is too hard or "
+    "already solved, or num_generations or sampler.temperature is too small."
+)
+
+logger = logging.getLogger("unmask")
+
+
+class TrainingSteps:
+    """The steps of a training run.
+
+    Args:
+        session: the run; its checkpoint is loaded.
+        recipe: settings of the run.
+        scorer: reward functions.
+        rows: examples to train on.
+        eval_rows: examples to evaluate on.
+        meter: counter of token passes.
+        engine: samples rollouts and evaluations; None for a `LocalEngine` for each.
+        example: called on the main rank in every step, with a completion and its reward.
+    """
+
+    def __init__(
+        self,
+        session: Session,
+        recipe: TrainRecipe,
+        scorer: Scorer,
+        rows: Sequence[Row],
+        eval_rows: Sequence[Row],
+        meter: TokenPasses,
+        engine: RolloutEngine | None,
+        example: Callable[[str, float], None] | None,
+    ) -> None:
+        self.session, self.recipe, self.scorer, self.meter, self.example = session, recipe, scorer, meter, example
+        self.rows, self.eval_rows = rows, eval_rows
+        trained, folder, ranks = session.policy, session.folder, session.ranks
+        self.progress, self.ranks, self.denoiser = session.progress, ranks, trained.denoiser
+        self.best = ranks.from_main(best_in(folder.path) if folder.is_main else None)
+        budget = find_token_budget(recipe, trained, session.accelerator, list(rows), folder.path, ranks)
+        policy = Policy(trained.denoiser, trained.tokenizer)
+        lockstep = partial(ranks.lockstep, trained.denoiser)
+        self.engine, self.evaluation_engine = (
+            engine or LocalEngine(policy, BatchLimits(size, budget.rollout), lockstep)
+            for size in (recipe.rollout_batch_size, recipe.evaluation.batch_size)
+        )
+        self.collector = Collector(self.engine, scorer, recipe)
+        self.recorder = RolloutRecorder(recipe, policy, scorer, meter, folder, ranks, budget.rollout)
+        (optimizer,) = session.optimizers
+        self.learner = Learner(
+            session.accelerator, session.model, optimizer, trained.reference, recipe, budget.update, ranks
+        )
+        self._steps_without_signal = 0
+
+    def step(self, index: int) -> dict[str, Any]:
+        """Do the training step `index`, counted from 0, and return its metrics."""
+        tally = Tally()
+        self.meter.take()
+        self.scorer.take()
+        started = time.perf_counter()
+        rows = prompts_of_step(self.rows, index, self.recipe.num_prompts, self.recipe.seed)
+        rollout = self._collect(rows, index, tally)
+        collected = time.perf_counter()
+        times = self.recorder.before_update(rollout, rows, index + 1)
+        updating = time.perf_counter()
+        self.progress.begin(index + 1, "update")
+        generator = named_generator(self.recipe.seed, "update", index)
+        views, advantage = self.learner.update(rollout, index, generator, tally)
+        times |= {"time/rollout": collected - started, "time/update": time.perf_counter() - updating}
+        self.recorder.after_update(views, advantage)
+        metrics = self._metrics(rollout, views, tally)
+        self._warn_without_signal(metrics)
+        return metrics | times
+
+    def evaluate(self, step: int) -> dict[str, Any]:
+        """Return the metrics of the evaluation that is due after `step` training steps; empty if
+        none is due."""
+        setting = self.recipe.evaluation
+        if step != self.recipe.max_steps and (not setting.eval_steps or step % setting.eval_steps):
+            return {}
+        self.progress.begin(step, "evaluation")
+        with self.session.saved_on_error(step):
+            metrics = self._evaluation(step)
+        return metrics | self._save_best(step, metrics)
+
+    def _collect(self, rows: Sequence[Row], index: int, tally: Tally) -> Rollout:
+        """Return the rollout of all ranks."""
+        self.progress.begin(index + 1, "rollout and rewards")
+        with self.session.saved_on_error(index):
+            self.engine.update_weights(self.denoiser, index)
+            own = self.collector.collect(rows, index, self.ranks.share(len(rows)), tally)
+        self.progress.begin(index + 1, "exchange of rollouts")
+        rollout = self.ranks.rollout(own)
+        if self.example is not None and self.session.folder.is_main:
+            first = decode(self.engine.tokenizer, rollout.trajectory.tokens[:1])[0]
+            self.example(first, float(rollout.reward[0]))
+        return rollout
+
+    def _metrics(self, rollout: Rollout, views: Views, tally: Tally) -> dict[str, Any]:
+        tally.add("compute/token_passes", float(self.meter.take() * self.ranks.count))
+        tally.add("compute/reward_calls", float(self.scorer.take() * self.ranks.count))
+        metrics: dict[str, Any] = tally.reduce(self.session.accelerator)
+        metrics["diffusion/entropy_by_step"] = _rounded(entropy_by_step(rollout))
+        if (selected := selected_by_step(rollout.trajectory, views)).any():
+            metrics["diffusion/selected_by_step"] = _rounded(selected)
+        return metrics
+
+    def _warn_without_signal(self, metrics: dict[str, Any]) -> None:
+        # A method that does not compare the completions of a group also learns from groups with
+        # equal rewards.
+        is_flat = self.recipe.method.needs().group and metrics.get("frac_reward_zero_std") == 1
+        self._steps_without_signal = self._steps_without_signal + 1 if is_flat else 0
+        if self._steps_without_signal == NO_SIGNAL_STEPS:
+            logger.warning(_NO_SIGNAL)
+
+    def _evaluation(self, step: int) -> dict[str, Any]:
+        setting, sampler = self.recipe.evaluation, self.recipe.sampler
+        started = time.perf_counter()
+        metrics: dict[str, Any] = {}
+        self.evaluation_engine.update_weights(self.denoiser, step)
+        for temperature in setting.temperatures:
+            result = evaluate(
+                self.evaluation_engine,
+                self.recipe.task,
+                self.scorer,
+                self.eval_rows,
+                sampler.model_copy(update={"temperature": temperature}),
+                seed=self.recipe.seed,
+                processes=self.ranks,
+            )
+            numbers = (result.accuracy, result.low, result.high, result.reward)
+            metrics |= EvaluationPoint(setting.split, f"{temperature:g}", *numbers).metrics()
+        return metrics | {"time/evaluation": time.perf_counter() - started}
+
+    def _save_best(self, step: int, metrics: dict[str, Any]) -> dict[str, Any]:
+        """Save the model in best/ if no earlier validation accuracy is as high, and return metrics
+        of the best evaluation."""
+        if (best := better(self.best, step, metrics)) is not None:
+            self.session.save_model(self.session.folder.best)
+            self.best = best
+        return self.best.metrics() if self.best and validation_accuracy(metrics) is not None else {}
+
+
+def _rounded(values: Tensor) -> list[float]:
+    return [round(value, 6) for value in values.tolist()]
