@@ -1,4 +1,5 @@
-"""The second half of a step: what is back-propagated, how often, at which rate, and what stops it."""
+"""The second half of a training step: its gradients, its number of updates, its learning rate, and
+its errors."""
 
 from __future__ import annotations
 
@@ -44,7 +45,7 @@ def count_ones(completions: list[str], **_: Any) -> list[float]:
 
 
 class Bench:
-    """A denoiser, a rollout of 12 completions, and learners on them."""
+    """A denoiser, a rollout of 12 completions, and learners for them."""
 
     def __init__(self, denoiser: Denoiser, folder: Path) -> None:
         self.denoiser, self.folder = denoiser, folder
@@ -66,7 +67,8 @@ class Bench:
     def update(
         self, recipe: TrainRecipe, *, step: int = 0, reference: Denoiser | None = None, rollout: Rollout | None = None
     ) -> dict[str, float]:
-        """Roll out, update once from the same start, and return the metrics; the gradient stays in the parameters."""
+        """Update the initial policy once and return the metrics; the parameters keep their
+        gradients."""
         rollout = rollout or self.rollout(recipe)
         self.denoiser.load_state_dict(self.start)
         optimizer = torch.optim.AdamW(self.denoiser.parameters(), lr=1.0, weight_decay=0.0)
@@ -94,7 +96,7 @@ def bench(lively: Denoiser, tmp_path: Path) -> Bench:
 
 
 def distribution(denoiser: Denoiser, state: Tensor, prompt: Tensor, temperature: float) -> Tensor:
-    """[L, V] log-probabilities of one state, from the transformers model itself."""
+    """Return [L, V] log-probabilities of one state, computed by the transformers model."""
     ids = torch.cat([prompt, state]).unsqueeze(0)
     logits = denoiser.backbone(input_ids=ids).logits[0, len(prompt) :].detach().double() / temperature
     logits[:, denoiser.mask_id] = -torch.inf
@@ -124,14 +126,14 @@ def test_the_policy_that_sampled_is_the_policy_that_is_updated(bench: Bench, ove
     assert metrics["diffusion/num_views"] == len(_steps_of_highest_entropy(rollout, 3)) > 12
 
 
-def test_a_rollout_of_another_policy_shows_as_mismatch(bench: Bench) -> None:
+def test_a_rollout_of_another_policy_is_a_mismatch(bench: Bench) -> None:
     recipe = bench.recipe("method.beta=0")
     rollout = bench.rollout(recipe)
     rollout.trajectory.logprob.add_(0.25)
     assert bench.update(recipe, rollout=rollout)["diffusion/mismatch_max"] == pytest.approx(0.25, abs=1e-4)
 
 
-def test_another_scoring_temperature_is_no_mismatch_to_report(bench: Bench) -> None:
+def test_another_logprob_temperature_is_not_reported_as_a_mismatch(bench: Bench) -> None:
     metrics = bench.update(bench.recipe("method.beta=0", "logprob_temperature=1.0"))
     assert "diffusion/mismatch_max" not in metrics
     # The ratio is taken between two policies at that temperature, so it is 1 all the same.
@@ -173,7 +175,8 @@ def test_the_gradient_at_ratio_one_is_the_policy_gradient_of_the_selected_steps(
 
 
 def _steps_of_highest_entropy(rollout: Rollout, count: int) -> list[tuple[int, int]]:
-    """(row, step) by hand: candidates end with the last step that committed something other than EOS."""
+    """Return selected (row, step) pairs by hand. Candidates end with the last step that committed a
+    token other than EOS."""
     path, picked = rollout.trajectory, []
     for row in range(len(path)):
         written = [path.unmask_step[row] == k for k in range(path.num_steps)]
@@ -188,7 +191,7 @@ def _steps_of_highest_entropy(rollout: Rollout, count: int) -> list[tuple[int, i
 
 
 @pytest.mark.parametrize("kl", ["k3", "exact"])
-def test_chunks_of_views_give_the_gradient_of_the_whole(bench: Bench, kl: str) -> None:
+def test_batches_of_views_give_the_gradient_of_all_views(bench: Bench, kl: str) -> None:
     gradients, losses = [], []
     for size in (256, 7, 1):
         recipe = bench.recipe(f"views_per_forward={size}", f"method.kl={kl}", "num_iterations=1")
@@ -213,7 +216,7 @@ class Recording(EGSPO):
         return super().loss(inputs)
 
 
-def test_every_iteration_visits_each_view_once_in_minibatches_of_like_size(bench: Bench) -> None:
+def test_every_iteration_visits_each_view_once_in_minibatches_of_similar_size(bench: Bench) -> None:
     recipe = bench.recipe("num_iterations=3", "num_minibatches=5", "views_per_forward=5")
     recipe = recipe.model_copy(update={"method": Recording(num_selected=3, beta=0.0)})
     Recording.seen.clear()
@@ -225,7 +228,8 @@ def test_every_iteration_visits_each_view_once_in_minibatches_of_like_size(bench
     assert all(len(set(epoch)) == 36 for epoch in epochs)
     assert len({frozenset(epoch) for epoch in epochs}) == 1
     assert epochs[0] != epochs[1]
-    # 12 completions of 3 views in 5 minibatches, 3 + 3 + 2 + 2 + 2 completions, each in chunks of at most 5 views.
+    # 12 completions of 3 views in 5 minibatches, 3 + 3 + 2 + 2 + 2 completions, each in chunks of
+    # at most 5 views.
     assert [len(chunk) for chunk in Recording.seen[:10]] == [5, 4, 5, 4, 5, 1, 5, 1, 5, 1]
     first = {row for chunk in Recording.rows[:2] for row in chunk}
     assert len(first) == 3, "a completion's views stay together"
@@ -268,11 +272,11 @@ def test_the_exact_kl_is_the_sum_over_the_vocabulary(bench: Bench, overrides: tu
     assert found == pytest.approx(sum(by_view) / len(by_view), rel=1e-4)
 
 
-def test_a_method_that_asks_for_no_reference_gets_none(bench: Bench) -> None:
+def test_a_method_without_a_reference_has_no_kl(bench: Bench) -> None:
     assert "kl" not in bench.update(bench.recipe("method.beta=0"), reference=bench.other)
 
 
-def test_the_pull_of_the_reference_grows_with_beta(bench: Bench) -> None:
+def test_the_gradient_of_the_kl_is_proportional_to_beta(bench: Bench) -> None:
     gradients = []
     for beta in (0.0, 0.5, 1.0):
         bench.update(bench.recipe(f"method.beta={beta}", "num_iterations=1"), reference=bench.other)
@@ -295,7 +299,7 @@ def test_the_learning_rate_follows_the_schedule(bench: Bench) -> None:
     assert bench.update(recipe, step=5)["learning_rate"] == 0.01
 
 
-def test_the_rate_is_the_one_the_optimizer_uses(bench: Bench) -> None:
+def test_the_optimizer_uses_the_scheduled_rate(bench: Bench) -> None:
     sizes = []
     for step in (0, 5):
         bench.update(bench.recipe("optim.warmup_steps=0", "method.beta=0", "num_iterations=1"), step=step)
@@ -305,7 +309,7 @@ def test_the_rate_is_the_one_the_optimizer_uses(bench: Bench) -> None:
     assert sizes == pytest.approx([6e-4, 6e-5], rel=0.02)
 
 
-def test_the_gradient_is_clipped_and_its_norm_before_that_logged(bench: Bench) -> None:
+def test_the_gradient_is_clipped_and_its_norm_before_clipping_is_logged(bench: Bench) -> None:
     recipe = bench.recipe("method.beta=0", "num_iterations=1")
     free = bench.update(recipe)["grad_norm"]
     assert free == pytest.approx(float(bench.gradient().norm()), rel=1e-5)
@@ -314,7 +318,7 @@ def test_the_gradient_is_clipped_and_its_norm_before_that_logged(bench: Bench) -
     assert float(bench.gradient().norm()) == pytest.approx(free / 10, rel=1e-3)
 
 
-def test_equal_rewards_move_nothing(bench: Bench) -> None:
+def test_equal_rewards_do_not_change_the_weights(bench: Bench) -> None:
     recipe = bench.recipe("method.beta=0", "num_iterations=2", "method.type=egspo", "method.stepwise_weight=0")
     rollout = bench.rollout(recipe)
     rollout.reward.fill_(0.5)
@@ -323,7 +327,7 @@ def test_equal_rewards_move_nothing(bench: Bench) -> None:
     assert all(torch.equal(value, bench.start[name]) for name, value in bench.denoiser.state_dict().items())
 
 
-# --- what is not finite ---
+# --- values that are not finite ---
 
 
 def _nan_with_gradient(module: Any, arguments: Any, output: Tensor) -> Tensor | None:
@@ -343,7 +347,7 @@ def _nan_gradient(module: Any, arguments: Any, output: Tensor) -> Tensor | None:
         (_nan_gradient, "^the norm of the gradient is nan$"),
     ],
 )
-def test_what_is_not_finite_stops_before_the_weights_change(
+def test_a_value_that_is_not_finite_stops_the_run_before_the_weights_change(
     bench: Bench, hook: Callable[..., Tensor | None], message: str
 ) -> None:
     recipe = bench.recipe("method.beta=0", "num_iterations=1")

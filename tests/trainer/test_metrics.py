@@ -1,4 +1,4 @@
-"""Metrics of a step: means weighted by observations, largest values, and what a denoiser spends."""
+"""Metrics of a training step: means over all values, largest values, and token passes."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from unmask.trainer.metrics import Tally, TokenPasses
 ALONE: Any = SimpleNamespace(num_processes=1)
 
 
-def test_every_observation_weighs_the_same_however_they_come_in() -> None:
+def test_every_value_has_the_same_weight_in_the_mean() -> None:
     tally = Tally()
     tally.add("loss", torch.tensor([1.0, 2.0, 3.0]))
     tally.add("loss", 10.0)
@@ -22,14 +22,14 @@ def test_every_observation_weighs_the_same_however_they_come_in() -> None:
     assert tally.reduce(ALONE) == {"loss": 4.0, "reward": 0.25}
 
 
-def test_the_largest_is_kept_of_a_name_that_says_so() -> None:
+def test_a_name_that_ends_in_max_keeps_the_largest_value() -> None:
     tally = Tally()
     for values in ([-3.0, -1.0], [-2.0]):
         tally.add("policy/ratio_max", torch.tensor(values))
     assert tally.reduce(ALONE) == {"policy/ratio_max": -1.0}
 
 
-def test_nothing_observed_is_nothing_reported() -> None:
+def test_a_metric_without_values_is_not_reported() -> None:
     tally = Tally()
     tally.add("diffusion/one_step_reward", torch.zeros(0))
     assert tally.reduce(ALONE) == {}
@@ -41,7 +41,7 @@ def test_sums_are_taken_in_double_precision() -> None:
     assert tally.reduce(ALONE)["reward"] == pytest.approx(float(torch.tensor(0.1)), rel=1e-12)
 
 
-def test_processes_are_reduced_by_their_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_ranks_are_weighted_by_their_number_of_values(monkeypatch: pytest.MonkeyPatch) -> None:
     here, there = Tally(), Tally()
     for tally, rewards, ratio in ((here, [1.0, 1.0, 1.0], 2.0), (there, [0.0], 3.0)):
         tally.add("reward", torch.tensor(rewards))

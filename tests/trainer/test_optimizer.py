@@ -1,4 +1,5 @@
-"""The optimizer of a run: which weights each optimizer takes, the size of its state, and its learning rate."""
+"""The optimizer of a run: which weights each optimizer takes, the size of its state, and its
+learning rate."""
 
 from __future__ import annotations
 
@@ -26,7 +27,7 @@ def test_muon_takes_the_matrices_of_the_blocks_and_adamw_the_rest(lively: Denois
     assert [o.param_groups[0]["lr"] for o in (adamw, muon)] == [3e-3, 0.03]
 
 
-def test_without_muon_adamw_takes_all(lively: Denoiser) -> None:
+def test_without_muon_adamw_takes_all_weights(lively: Denoiser) -> None:
     (adamw,) = make_optimizers(lively, OPTIM)
     assert sum(len(group["params"]) for group in adamw.param_groups) == len(list(lively.parameters()))
 
@@ -39,7 +40,7 @@ def test_one_schedule_sets_the_rates_of_all_optimizers_from_the_peak_of_each(liv
     assert [o.param_groups[0]["lr"] for o in optimizers] == [0.0, 0.0]
 
 
-def test_the_bytes_of_the_state_are_those_that_a_step_makes(lively: Denoiser) -> None:
+def test_the_size_of_the_state_is_that_after_a_step(lively: Denoiser) -> None:
     parameters = list(lively.parameters())
     optimizer = make_optimizer(parameters, OPTIM)
     for parameter in parameters:

@@ -1,4 +1,4 @@
-"""The policy of a run: what is trained, what the reference is and when it moves, and in which precision."""
+"""The policy of a run: its trained weights, its reference, and its precision."""
 
 from __future__ import annotations
 
@@ -35,13 +35,13 @@ CPU = torch.device("cpu")
 
 @per_completion
 def ones(completions: list[str], **_: Any) -> list[float]:
-    """A reward that differs between any two completions of an untrained model."""
+    """Return a reward that differs between any two completions of an untrained model."""
     return [text.count("1") + 0.1 * len(text) for text in completions]
 
 
 @pytest.fixture
 def model(lively: Denoiser, tmp_path: Path) -> Path:
-    """Folder of a model whose answers depend on all it sees."""
+    """Return the folder of a model whose predictions depend on its whole input."""
     save_model(lively, char_tokenizer(Sudoku().alphabet), tmp_path / "model")
     return tmp_path / "model"
 
@@ -62,7 +62,7 @@ def logged(folder: Path, key: str) -> list[float]:
 # --- adapters ---
 
 
-def test_with_adapters_nothing_else_is_trained_and_the_reference_takes_no_memory(model: Path, tmp_path: Path) -> None:
+def test_with_adapters_only_they_are_trained_and_the_reference_takes_no_memory(model: Path, tmp_path: Path) -> None:
     recipe = train_recipe(model, tmp_path / "run", *LORA)
     policy = make_policy(recipe, CPU)
     assert policy.adapters is not None
@@ -77,7 +77,7 @@ def test_with_adapters_nothing_else_is_trained_and_the_reference_takes_no_memory
     assert not trainable(plain.reference.denoiser)
 
 
-def test_the_model_without_adapters_answers_as_a_copy_of_the_start_would(model: Path, tmp_path: Path) -> None:
+def test_the_model_without_adapters_predicts_as_a_copy_of_the_initial_model(model: Path, tmp_path: Path) -> None:
     policy = make_policy(train_recipe(model, tmp_path / "run", *LORA), CPU)
     start, _ = load_model(model)
     train_by_hand(policy.adapters)
@@ -95,7 +95,8 @@ def test_a_run_with_adapters_begins_at_ratio_one_whatever_the_dropout(
 ) -> None:
     recipe = train_recipe(model, tmp_path / "run", *LORA, *TRAINING, f"lora.dropout={dropout}")
     folder = Trainer(recipe, [ones]).train()
-    # At every step's first and only update the policy is the one that rolled out, though B is no longer 0.
+    # At every step's first and only update the policy is the one that rolled out, though B is no
+    # longer 0.
     assert logged(folder, "policy/ratio_max") == [1.0] * 6
     assert max(logged(folder, "diffusion/mismatch_max")) < 1e-4
     kl = logged(folder, "kl")
@@ -112,7 +113,7 @@ def test_a_run_with_adapters_begins_at_ratio_one_whatever_the_dropout(
     assert all(key.split(".")[-2] in ("c_attn", "c_proj", "c_fc") and key.endswith("weight") for key in changed)
 
 
-def test_demonstrations_train_adapters_too_and_there_dropout_is_active(model: Path, tmp_path: Path) -> None:
+def test_demonstrations_train_adapters_with_active_dropout(model: Path, tmp_path: Path) -> None:
     losses = {}
     for dropout in (0.0, 0.5):
         recipe = pretrain_recipe(
@@ -127,7 +128,8 @@ def test_demonstrations_train_adapters_too_and_there_dropout_is_active(model: Pa
         losses[dropout] = logged(folder, "loss")
         assert (folder / "final" / "adapter" / "adapter_model.safetensors").exists()
         load_model(folder / "final")
-        # What dropout drops is a function of the step, so a run that was cut off ends as one that was not.
+        # What dropout drops is a function of the step, so a run that was cut off ends as one that
+        # was not.
         lines, final = metrics(folder), weights(folder)
         cut_off(folder, 4)
         pretrain(recipe, resume=True)
@@ -139,7 +141,7 @@ def test_demonstrations_train_adapters_too_and_there_dropout_is_active(model: Pa
 
 def test_four_bits_want_a_gpu_and_the_package(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     recipe = train_recipe(model, tmp_path / "run", *LORA, "lora.quantize=4bit")
-    with pytest.raises(ConfigError, match="needs a CUDA GPU, and there is none here"):
+    with pytest.raises(ConfigError, match="needs a CUDA GPU, and this machine has none"):
         make_policy(recipe, CPU)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
@@ -151,7 +153,7 @@ def test_four_bits_want_a_gpu_and_the_package(model: Path, tmp_path: Path, monke
 
 
 @pytest.mark.parametrize("adapters", [(), LORA], ids=["all weights", "adapters"])
-def test_a_reference_that_follows_is_where_the_policy_was_at_its_last_move(
+def test_a_moving_reference_is_the_policy_at_its_last_move(
     model: Path, tmp_path: Path, adapters: tuple[str, ...]
 ) -> None:
     settings = ("method.beta=0.04", *adapters, *TRAINING)
@@ -159,7 +161,8 @@ def test_a_reference_that_follows_is_where_the_policy_was_at_its_last_move(
     moving = Trainer(
         train_recipe(model, tmp_path / "moving", *settings, "sync_ref_model=true", "ref_model_sync_steps=2"), [ones]
     ).train()
-    # The KL before each step's update: from the start of the run, or from where step 2, then step 4 ended.
+    # The KL before each step's update: from the start of the run, or from where step 2, then step 4
+    # ended.
     kl, followed = logged(still, "kl"), logged(moving, "kl")
     assert kl[0] == followed[0] == 0.0
     assert kl[1] == followed[1] > 0.0
@@ -193,7 +196,8 @@ def test_the_model_without_adapters_cannot_move_and_a_second_adapter_can(model: 
 
 
 def test_an_offloaded_copy_is_on_the_device_for_its_pass_only(lively: Denoiser) -> None:
-    # The device is the CPU here too, so what tells its tensors from those at home is where they lie.
+    # The device is the CPU here too, so what tells its tensors from those at home is where they
+    # lie.
     home = [p.data_ptr() for p in lively.parameters()]
     values = [p.detach().clone() for p in lively.parameters()]
     reference = FrozenCopy(lively, CPU, offload=True)
@@ -220,7 +224,7 @@ def test_an_offloaded_copy_is_on_the_device_for_its_pass_only(lively: Denoiser) 
         assert [p.data_ptr() for p in lively.parameters()] == home
 
 
-def test_offloading_changes_nothing_that_is_learnt(model: Path, tmp_path: Path) -> None:
+def test_offloading_does_not_change_the_training(model: Path, tmp_path: Path) -> None:
     runs = [
         Trainer(train_recipe(model, tmp_path / name, "method.beta=0.04", *TRAINING, *more), [ones]).train()
         for name, more in (("on", ()), ("off", ("reference_offload=true",)))
@@ -232,7 +236,7 @@ def test_offloading_changes_nothing_that_is_learnt(model: Path, tmp_path: Path) 
 
 
 def cut_off(folder: Path, step: int) -> None:
-    """As if the run had been killed after a step."""
+    """Remove the later checkpoints, as if the run had been killed after a step."""
     shutil.rmtree(folder / "final")
     for checkpoint in (folder / "checkpoints").iterdir():
         if int(checkpoint.name.removeprefix("step-")) > step:
@@ -241,7 +245,8 @@ def cut_off(folder: Path, step: int) -> None:
 
 @pytest.mark.parametrize("adapters", [(), LORA], ids=["all weights", "adapters"])
 def test_a_reference_that_moves_is_resumed_bit_for_bit(model: Path, tmp_path: Path, adapters: tuple[str, ...]) -> None:
-    # Between the move after step 1 and the next one, the reference is neither the start nor the policy.
+    # Between the move after step 1 and the next one, the reference is neither the start nor the
+    # policy.
     moving = ("sync_ref_model=true", "ref_model_sync_steps=3", "ref_model_mixup_alpha=0.5", "save_steps=1")
     recipe = train_recipe(
         model, tmp_path / "run", "method.beta=0.5", *adapters, *TRAINING, *moving, "save_total_limit=9"
@@ -255,7 +260,7 @@ def test_a_reference_that_moves_is_resumed_bit_for_bit(model: Path, tmp_path: Pa
     assert weights(folder) == final
 
 
-def test_a_checkpoint_of_adapters_holds_what_is_trained_and_no_more(model: Path, tmp_path: Path) -> None:
+def test_a_checkpoint_of_adapters_holds_only_trained_tensors(model: Path, tmp_path: Path) -> None:
     trainer = Trainer(train_recipe(model, tmp_path / "run", *LORA, *TRAINING), [ones])
     folder = trainer.train()
     held = load_file(next((folder / "checkpoints").glob("*6/state-00000.safetensors")))
@@ -272,7 +277,7 @@ def test_adapters_are_not_resumed_on_another_model(model: Path, tmp_path: Path, 
     with torch.no_grad():
         lively.backbone.transformer.h[1].mlp.c_fc.weight.mul_(1.01)
     save_model(lively, char_tokenizer(Sudoku().alphabet), model)
-    with pytest.raises(RunError, match="another model: extra:base model"):
+    with pytest.raises(RunError, match="another model: only one of the two has extra:base model"):
         Trainer(recipe, [ones], resume=True).train()
 
 
@@ -327,7 +332,8 @@ def test_mixed_precision_computes_in_bfloat16_and_keeps_float32_weights(model: P
     assert {p.dtype for p in trainer.denoiser.parameters()} == {torch.float32}
     assert logged(folder, "policy/ratio_max") == [1.0] * 6
     assert max(logged(folder, "diffusion/mismatch_max")) < 0.1
-    # The reference is read in the same precision: before the first update there is nothing between the two.
+    # The reference is read in the same precision: before the first update there is nothing between
+    # the two.
     assert logged(folder, "kl")[0] == 0.0
 
 
@@ -336,7 +342,8 @@ def test_mixed_precision_computes_in_bfloat16_and_keeps_float32_weights(model: P
 
 @pytest.mark.slow
 def test_a_compiled_trunk_gives_the_same_logits_and_gradients_under_the_same_names(model: Path, tmp_path: Path) -> None:
-    # Traces and guards as any backend; inductor would take half a minute to write code for the same graphs.
+    # Traces and guards as any backend; inductor would take half a minute to write code for the same
+    # graphs.
     counter = CompileCounter()
     found = []
     for compiled in (False, True):
@@ -362,7 +369,9 @@ def test_a_compiled_trunk_gives_the_same_logits_and_gradients_under_the_same_nam
         torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-4)
 
 
-def test_the_recipes_switches_reach_the_model(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_settings_of_the_recipe_reach_the_model(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     asked: list[str] = []
     monkeypatch.setattr(Denoiser, "compile_trunk", lambda self: asked.append("compile"))
     make_policy(train_recipe(model, tmp_path / "run"), CPU)
@@ -372,7 +381,7 @@ def test_the_recipes_switches_reach_the_model(model: Path, tmp_path: Path, monke
     assert len(policy.denoiser._checkpointed) == 2
 
 
-def test_checkpointed_blocks_learn_the_same(model: Path, tmp_path: Path) -> None:
+def test_gradient_checkpointing_does_not_change_the_training(model: Path, tmp_path: Path) -> None:
     kept, again = (
         Trainer(train_recipe(model, tmp_path / name, *TRAINING, *more), [ones]).train()
         for name, more in (("kept", ()), ("again", ("gradient_checkpointing=true",)))

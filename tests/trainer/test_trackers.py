@@ -1,4 +1,4 @@
-"""Trackers: a run that is resumed goes on as the same run there, under the folder's name."""
+"""Trackers: a resumed run continues the same tracker run, under the name of the folder."""
 
 from __future__ import annotations
 
@@ -20,7 +20,8 @@ KINDS = ["wandb", "tensorboard", "trackio", "mlflow", "comet_ml"]
 
 @pytest.fixture
 def opened(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
-    """What each tracker is opened with, in place of the packages themselves, which need not be installed."""
+    """Record the arguments of each tracker instead of opening it, because the packages may not be
+    installed."""
     found: list[dict[str, Any]] = []
 
     def init_trackers(self: Accelerator, project: str, config: dict[str, Any], init_kwargs: dict[str, Any]) -> None:
@@ -35,13 +36,14 @@ def opened(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_resumed_run_goes_on_as_the_same_run(
+def test_a_resumed_run_continues_the_same_tracker_run(
     kind: str, opened: list[dict[str, Any]], tiny_model: Path, tmp_path: Path
 ) -> None:
     recipe = train_recipe(tiny_model, tmp_path / "mine", f"report_to=[{kind}]")
     folder = Trainer(recipe).train()
     facts = json.loads((folder / "run.json").read_text())
     shutil.rmtree(folder / "checkpoints" / "step-00000006")
+    shutil.rmtree(folder / "final")
     Trainer(recipe, resume=True).train()
     first, second = opened
     wanted: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
@@ -54,7 +56,7 @@ def test_a_resumed_run_goes_on_as_the_same_run(
     assert [first, second] == [{"project": "unmask"} | settings for settings in wanted[kind]]
 
 
-def test_two_runs_are_two_runs(opened: list[dict[str, Any]], tiny_model: Path, tmp_path: Path) -> None:
+def test_two_runs_have_two_tracker_runs(opened: list[dict[str, Any]], tiny_model: Path, tmp_path: Path) -> None:
     for name in ("a", "b"):
         Trainer(train_recipe(tiny_model, tmp_path / name, "report_to=[wandb]", "max_steps=1")).train()
     assert [run["name"] for run in opened] == ["a", "b"]

@@ -1,4 +1,4 @@
-"""Metrics of a step: gathered from whatever parts, reduced over processes once, written as one line."""
+"""Metrics of a training step: added up where they arise, and reduced over ranks once."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ if TYPE_CHECKING:
 
 
 class Tally:
-    """Sums and counts (or largest values, where the name ends in `_max`) that become one number each."""
+    """Accumulates metrics: the mean of each, or the largest value if its name ends in `_max`."""
 
     def __init__(self) -> None:
         self._sum: dict[str, float] = {}
         self._count: dict[str, float] = {}
 
     def add(self, name: str, values: Tensor | float) -> None:
-        """Take in observations; their number is their weight in the mean."""
+        """Add values of a metric. Each value has the same weight in the mean."""
         values = torch.as_tensor(values, dtype=torch.float64).flatten()
         if not len(values):
             return
@@ -33,7 +33,7 @@ class Tally:
             self._count[name] = self._count.get(name, 0.0) + len(values)
 
     def reduce(self, accelerator: Accelerator) -> dict[str, float]:
-        """Means (or largest values) over all processes, by name."""
+        """Return the mean or the largest value of each metric over all ranks."""
         if accelerator.num_processes > 1:
             from accelerate.utils import gather_object
 
@@ -49,7 +49,11 @@ class Tally:
 
 
 class TokenPasses:
-    """Counts what denoisers spend: tokens in a forward count once, in a forward with backward three times."""
+    """Counts token passes: one per token of a forward pass, three if it has a backward pass.
+
+    Args:
+        modules: the denoisers whose forward passes count.
+    """
 
     def __init__(self, *modules: nn.Module) -> None:
         self.count = 0
@@ -60,7 +64,7 @@ class TokenPasses:
         self.count += args[0].numel() * (3 if torch.is_grad_enabled() else 1)
 
     def take(self) -> int:
-        """The count since the last call."""
+        """Return the count since the last call."""
         count, self.count = self.count, 0
         return count
 

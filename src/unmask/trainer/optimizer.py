@@ -1,4 +1,5 @@
-"""The optimizer of a run: how it is made, how large its state becomes, and how its learning rate follows the schedule."""
+"""The optimizer of a run: its construction, the size of its state, and its learning rate over
+time."""
 
 from __future__ import annotations
 
@@ -16,14 +17,14 @@ from unmask.functional.schedule import learning_rate_factor
 from unmask.models import Denoiser
 
 PEAK = "peak_lr"
-"""Key of a parameter group whose peak learning rate is another than `optim.learning_rate`."""
+"""Key under which a parameter group holds a peak learning rate other than `optim.learning_rate`."""
 
 
 def make_optimizer(parameters: Iterable[nn.Parameter], optim: OptimConfig) -> torch.optim.Optimizer:
-    """Returns the optimizer that the settings name, over `parameters`.
+    """Return the optimizer of the settings for `parameters`.
 
     Raises:
-        ConfigError: an optimizer outside the package that cannot be made with these settings.
+        ConfigError: an optimizer outside the package cannot be constructed with these settings.
     """
     if optim.type == "adamw":
         return torch.optim.AdamW(
@@ -35,35 +36,38 @@ def make_optimizer(parameters: Iterable[nn.Parameter], optim: OptimConfig) -> to
         name: getattr(optim, name) for name in ("betas", "weight_decay") if name in accepted
     }
     try:
-        made = make(list(parameters), **settings | optim.options)
+        optimizer = make(list(parameters), **settings | optim.options)
     except (TypeError, ValueError) as error:
-        called = ", ".join(settings | optim.options)
+        arguments = ", ".join(settings | optim.options)
         raise ConfigError(
-            f'optimizer "{optim.type}" cannot be made: {error}. It is called with the parameters and with {called}; '
-            "optim.options holds further arguments."
+            f'optimizer "{optim.type}" cannot be made: {error}. It is called with the parameters and with {arguments}. '
+            "Set further arguments in optim.options."
         ) from error
-    if not isinstance(made, torch.optim.Optimizer):
-        raise ConfigError(f'optimizer "{optim.type}" gave a {type(made).__name__}, not a torch.optim.Optimizer.')
-    for group in made.param_groups:
-        # A function may give its groups learning rates of their own, which the schedule scales alike.
+    if not isinstance(optimizer, torch.optim.Optimizer):
+        raise ConfigError(
+            f'optimizer "{optim.type}" returns a {type(optimizer).__name__}. It must return a torch.optim.Optimizer.'
+        )
+    for group in optimizer.param_groups:
+        # A function may set a learning rate for each group; the schedule scales all of them.
         group.setdefault(PEAK, group["lr"])
-    return made
+    return optimizer
 
 
 def make_optimizers(
     denoiser: Denoiser, optim: OptimConfig, muon_learning_rate: float = 0.0
 ) -> list[torch.optim.Optimizer]:
-    """Returns the optimizers of everything that is trained.
+    """Return the optimizers of all trained parameters.
 
     Args:
         denoiser: the model, with its adapters if it has any.
         optim: settings of the optimizer.
-        muon_learning_rate: above 0, Muon takes the matrices of the blocks at this peak rate, and the optimizer of the settings
-            takes embeddings, head, norms and biases.
+        muon_learning_rate: peak learning rate of Muon, which then updates the matrices of the
+            blocks; the optimizer of the settings updates embeddings, head, norms and biases. 0 for
+            no Muon.
     """
     matrices = _block_matrices(denoiser) if muon_learning_rate else []
-    taken = {id(p) for p in matrices}
-    optimizers = [make_optimizer([p for p in trainable(denoiser) if id(p) not in taken], optim)]
+    matrix_ids = {id(p) for p in matrices}
+    optimizers = [make_optimizer([p for p in trainable(denoiser) if id(p) not in matrix_ids], optim)]
     if matrices:
         group = {"params": matrices, PEAK: muon_learning_rate}
         muon = torch.optim.Muon(
@@ -74,9 +78,9 @@ def make_optimizers(
 
 
 def state_bytes(weight_bytes: float, optim: OptimConfig) -> float:
-    """Returns how many bytes the optimizer's state takes beside weights of `weight_bytes` bytes.
+    """Return the size of the optimizer's state in bytes for weights of `weight_bytes` bytes.
 
-    The optimizer takes one step on a small matrix, so that the answer holds for any optimizer.
+    The optimizer makes one step on a small matrix, so the answer is right for any optimizer.
     """
     matrix = nn.Parameter(torch.zeros(64, 64))
     matrix.grad = torch.zeros_like(matrix)
@@ -88,7 +92,17 @@ def state_bytes(weight_bytes: float, optim: OptimConfig) -> float:
 
 
 def set_learning_rate(optimizers: Sequence[Any], optim: OptimConfig, step: int, max_steps: int) -> float:
-    """Set the learning rate of training step `step`, from 0, in all parameter groups; returns the one of the settings."""
+    """Set the learning rate of one training step in all parameter groups.
+
+    Args:
+        optimizers: the optimizers of the run.
+        optim: their settings.
+        step: index of the training step, from 0.
+        max_steps: number of training steps in the run.
+
+    Returns:
+        The learning rate of the groups without a peak rate of their own.
+    """
     factor = learning_rate_factor(step, max_steps, optim.warmup_steps, optim.lr_schedule, optim.lr_floor)
     for optimizer in optimizers:
         for group in optimizer.param_groups:
@@ -97,12 +111,12 @@ def set_learning_rate(optimizers: Sequence[Any], optim: OptimConfig, step: int, 
 
 
 def trainable(module: nn.Module) -> list[nn.Parameter]:
-    """Returns the parameters that the optimizer changes."""
+    """Return the parameters that the optimizer updates."""
     return [parameter for parameter in module.parameters() if parameter.requires_grad]
 
 
 def _block_matrices(denoiser: Denoiser) -> list[nn.Parameter]:
-    """Returns the matrices outside of the embeddings and the head."""
+    """Return all matrices except those of the embeddings and the head."""
     ends = (denoiser.backbone.get_input_embeddings(), denoiser.backbone.get_output_embeddings())
     embeddings = (m for m in denoiser.modules() if isinstance(m, nn.Embedding))
     outside = {id(p) for m in (*ends, *embeddings) for p in m.parameters()}

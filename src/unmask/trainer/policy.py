@@ -1,4 +1,5 @@
-"""The policy of a run, set up in one place: weights and their precision, adapters, the reference beside it, the optimizer."""
+"""Set-up of the policy of a run: weights and precision, adapters, the reference policy and the
+optimizer."""
 
 from __future__ import annotations
 
@@ -27,49 +28,55 @@ logger = logging.getLogger("unmask")
 
 @dataclass(frozen=True, slots=True)
 class TrainedPolicy:
-    """A policy with what its training needs: adapters, reference and optimizer."""
+    """A policy with its adapters, its reference and its optimizer."""
 
     denoiser: Denoiser
-    """Bare; rollouts and evaluations run it."""
+    """The model without a wrapper, as rollouts and evaluations use it."""
     tokenizer: PreTrainedTokenizerBase
+    """The tokenizer of the model."""
     adapters: Adapters | None
-    """What is trained of it, if not all."""
+    """The adapters that are trained; None if all weights are."""
     reference: Reference | None
-    """If the method needs one."""
+    """The reference policy; None if the method needs none."""
     optimizers: list[torch.optim.Optimizer]
-    """Optimizers of what is trained; `train` has one, and `pretrain` two if it sets `muon_learning_rate`."""
+    """The optimizers of the trained weights: one in `train`, two in `pretrain` with
+    `muon_learning_rate`."""
     mark: dict[str, Tensor]
-    """See `base_mark`."""
+    """A tensor whose name identifies the model under the adapters; see `base_mark`."""
 
     def kept(self, recipe: TrainRecipe | PretrainRecipe) -> dict[str, Tensor]:
-        """What a checkpoint holds beside what is trained: a reference that moves, and of which model the adapters are.
+        """Return the tensors that a checkpoint holds besides the trained ones: a moving reference
+        and the mark.
 
-        To be asked for when the weights are where they stay.
+        Call this after accelerate has moved the weights to their device.
         """
         moves = isinstance(recipe, TrainRecipe) and recipe.sync_ref_model
         return (self.reference.tensors() if self.reference and moves else {}) | self.mark
 
     def describe(self, folder: Path) -> None:
-        """Write into a checkpoint what a model can be read from it with; see `from_run.describe`."""
+        """Write the files with which `load_model` can read a checkpoint; see
+        `from_run.describe`."""
         from_run.describe(folder, self.denoiser, self.tokenizer, self.adapters)
 
     def save(self, folder: Path, weights: Mapping[str, Tensor] | None = None) -> None:
-        """Write a plain transformers checkpoint, with the adapter in a folder of its own; see `save_adapted`."""
+        """Write a plain transformers checkpoint, and the adapter in a folder of its own; see
+        `save_adapted`."""
         save_adapted(self.denoiser, self.tokenizer, self.adapters, folder, weights)
 
 
 def make_policy(recipe: TrainRecipe, device: torch.device) -> TrainedPolicy:
-    """What a training recipe asks for, before anything is wrapped.
+    """Load the policy of a training recipe, and make its adapters, its reference and its optimizer.
 
     Raises:
-        ModelError: no usable model.
-        ConfigError: adapters or a quantization that cannot be had.
+        ModelError: the model is missing or cannot be used.
+        ConfigError: the adapters or the quantization do not work with this model or on this
+            machine.
     """
     denoiser, tokenizer = load_policy(recipe, recipe.model)
     reference: Reference | None = None
     needs_reference = recipe.method.needs().reference != "none"
     if needs_reference and not recipe.lora:
-        # Before the copied becomes anything but plain weights.
+        # The copy is made while the policy still has plain weights.
         reference = FrozenCopy.of(denoiser, device, offload=recipe.reference_offload)
     adapters = equip(recipe, denoiser, recipe.model)
     if needs_reference and adapters:
@@ -79,22 +86,31 @@ def make_policy(recipe: TrainRecipe, device: torch.device) -> TrainedPolicy:
 
 
 def load_policy(recipe: RunRecipe, model: str) -> Policy:
-    """The model in the recipe's precision, as `load_model` gives it."""
+    """Load a model in the precision of the recipe; see `load_model`."""
     quantization = _four_bits(recipe) if recipe.lora and recipe.lora.quantize == "4bit" else None
     return load_model(model, recipe.dtype, quantization)
 
 
 def equip(recipe: RunRecipe, denoiser: Denoiser, base: str | None) -> Adapters | None:
-    """Adapters, checkpointing and compilation as the recipe asks for them, in place.
+    """Add adapters, gradient checkpointing and compilation to a denoiser in place, as the recipe
+    sets them.
+
+    Args:
+        recipe: settings of the run.
+        denoiser: the model.
+        base: folder or hub id of the model, which the adapter's files name.
+
+    Returns:
+        The adapters; None if all weights are trained.
 
     Raises:
-        ConfigError: peft is missing, or a target that no module has.
+        ConfigError: peft is missing, or no module has the name of a target.
     """
     adapters = Adapters(denoiser, recipe.lora, recipe.seed, base) if recipe.lora else None
     if adapters is None and recipe.dtype == "bfloat16":
         logger.warning(
-            "dtype = bfloat16 without lora trains weights of 8 significant bits: an update below 1/256 of a weight is rounded "
-            "away. Use dtype = float32 with mixed_precision = bf16, or lora."
+            "dtype = bfloat16 without lora trains weights of 8 significant bits, so an update below 1/256 of a weight is "
+            "lost. Use dtype = float32 with mixed_precision = bf16, or lora."
         )
     if recipe.gradient_checkpointing:
         denoiser.checkpoint_gradients()
@@ -104,15 +120,24 @@ def equip(recipe: RunRecipe, denoiser: Denoiser, base: str | None) -> Adapters |
 
 
 def base_mark(denoiser: Denoiser, adapters: Adapters | None) -> dict[str, Tensor]:
-    """A tensor whose name tells the model under the adapters; a checkpoint with another name is refused."""
+    """Return a tensor whose name identifies the model under the adapters.
+
+    Resuming from a checkpoint with another name is refused.
+    """
     return {from_run.base_mark(denoiser): torch.zeros(1)} if adapters else {}
 
 
 def _four_bits(recipe: RunRecipe) -> object:
-    """transformers' settings of QLoRA: NormalFloat with doubly quantized scales, computing in the other weights' precision."""
+    """Return transformers' settings of QLoRA: NormalFloat, doubly quantized scales, and the
+    precision of other weights.
+
+    Raises:
+        ConfigError: there is no CUDA GPU, or bitsandbytes is not installed.
+    """
     if not torch.cuda.is_available():
         raise ConfigError(
-            "lora.quantize = 4bit needs a CUDA GPU, and there is none here. Set it to none; dtype = bfloat16 halves the weights."
+            "lora.quantize = 4bit needs a CUDA GPU, and this machine has none. Set it to none; dtype = bfloat16 halves the "
+            "memory of the weights."
         )
     if importlib.util.find_spec("bitsandbytes") is None:
         raise ConfigError("lora.quantize = 4bit needs bitsandbytes, which is not installed: pip install bitsandbytes")

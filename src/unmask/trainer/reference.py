@@ -1,4 +1,5 @@
-"""The reference policy: a frozen copy, or the policy itself without its adapters, or with a second adapter that follows them."""
+"""The reference policy: a frozen copy, the policy without its adapters, or the policy with a second
+adapter."""
 
 from __future__ import annotations
 
@@ -15,32 +16,36 @@ from unmask.models.adapters import REFERENCE, Adapters
 
 
 class Reference(ABC):
-    """What the KL of a loss is measured from."""
+    """The policy from which the KL penalty of a loss is measured."""
 
     @abstractmethod
     def acting(self, model: nn.Module) -> AbstractContextManager[nn.Module]:
-        """A context that gives the module whose answers are the reference's; `model` is the prepared policy."""
+        """Return a context whose module predicts as the reference does.
+
+        Args:
+            model: the policy, as accelerate prepared it.
+        """
 
     @abstractmethod
     def move(self, policy: Denoiser, alpha: float) -> None:
-        """Reference ← α policy + (1 - α) reference."""
+        """Set the reference to α policy + (1 - α) reference."""
 
     def modules(self) -> list[nn.Module]:
-        """Modules of its own, beside the policy's."""
+        """Return the modules of the reference that are not part of the policy."""
         return []
 
     def tensors(self) -> dict[str, Tensor]:
-        """Weights of its own that the policy's state does not hold."""
+        """Return the weights of the reference that the policy's state does not hold, by name."""
         return {}
 
 
 class FrozenCopy(Reference):
-    """A copy of the policy as it was.
+    """A frozen copy of the policy at the start of the run.
 
     Args:
         denoiser: the copy.
-        device: where its passes run.
-        offload: keep it in the CPU's memory between passes.
+        device: device of its forward passes.
+        offload: True to keep the copy in the CPU's memory between passes.
     """
 
     def __init__(self, denoiser: Denoiser, device: torch.device | str = "cpu", *, offload: bool = False) -> None:
@@ -49,60 +54,69 @@ class FrozenCopy(Reference):
 
     @classmethod
     def of(cls, denoiser: Denoiser, device: torch.device | str, *, offload: bool = False) -> FrozenCopy:
-        """A copy of `denoiser` as it is now."""
+        """Return a frozen copy of `denoiser`."""
         return cls(copy.deepcopy(denoiser), device, offload=offload)
 
     @contextmanager
     def acting(self, model: nn.Module) -> Iterator[nn.Module]:
-        """See `Reference`."""
+        """Predict as the reference; see `Reference.acting`."""
         if not self.offload:
             yield self.denoiser
             return
-        kept = [*self.denoiser.parameters(), *self.denoiser.buffers()]
-        home = [tensor.data for tensor in kept]
+        tensors = [*self.denoiser.parameters(), *self.denoiser.buffers()]
+        on_cpu = [tensor.data for tensor in tensors]
         try:
-            for tensor in kept:
+            for tensor in tensors:
                 tensor.data = tensor.data.to(self.device, copy=True)
             yield self.denoiser
         finally:
-            # Nothing has changed, so nothing is copied back.
-            for tensor, data in zip(kept, home, strict=True):
+            # The weights have not changed, so nothing is copied back.
+            for tensor, data in zip(tensors, on_cpu, strict=True):
                 tensor.data = data
 
     @torch.no_grad()
     def move(self, policy: Denoiser, alpha: float) -> None:
-        """See `Reference`."""
-        for its, policys in zip(self.denoiser.parameters(), policy.parameters(), strict=True):
-            its.lerp_(policys.detach().to(its), alpha)
+        """Move the copy towards the policy; see `Reference.move`."""
+        for own, other in zip(self.denoiser.parameters(), policy.parameters(), strict=True):
+            own.lerp_(other.detach().to(own), alpha)
 
     def modules(self) -> list[nn.Module]:
-        """See `Reference`."""
+        """Return the copy."""
         return [self.denoiser]
 
     def tensors(self) -> dict[str, Tensor]:
-        """See `Reference`."""
+        """Return the weights of the reference by name."""
         return {name: parameter.detach() for name, parameter in self.denoiser.named_parameters()}
 
 
 class WithoutAdapters(Reference):
-    """The policy with its adapters off: the model that the run began with, at no memory."""
+    """The policy with its adapters disabled: the model that the run began with, without further
+    memory.
+
+    Args:
+        adapters: adapters of the policy.
+    """
 
     def __init__(self, adapters: Adapters) -> None:
         self.adapters = adapters
 
     @contextmanager
     def acting(self, model: nn.Module) -> Iterator[nn.Module]:
-        """See `Reference`."""
+        """Predict as the reference; see `Reference.acting`."""
         with self.adapters.off():
             yield model
 
     def move(self, policy: Denoiser, alpha: float) -> None:
-        """It cannot: see `SecondAdapter`."""
-        raise NotImplementedError("the model without adapters stays what it is")
+        """Refuse: only a `SecondAdapter` can move."""
+        raise NotImplementedError("the model without adapters cannot move; use SecondAdapter")
 
 
 class SecondAdapter(Reference):
-    """The policy with a frozen adapter of the reference's own, which starts as the policy's and follows it."""
+    """The policy with a second, frozen adapter, which starts as a copy of the trained one.
+
+    Args:
+        adapters: adapters of the policy.
+    """
 
     def __init__(self, adapters: Adapters) -> None:
         self.adapters = adapters
@@ -110,14 +124,15 @@ class SecondAdapter(Reference):
 
     @contextmanager
     def acting(self, model: nn.Module) -> Iterator[nn.Module]:
-        """See `Reference`."""
+        """Predict as the reference; see `Reference.acting`."""
         with self.adapters.as_reference():
             yield model
 
     def move(self, policy: Denoiser, alpha: float) -> None:
-        """See `Reference`; of each adapter matrix, whose product is then a mixture at α = 1 only."""
+        """Mix each adapter matrix; the product of two matrices is the mixture of products only at α
+        = 1."""
         self.adapters.move_reference(alpha)
 
     def tensors(self) -> dict[str, Tensor]:
-        """See `Reference`."""
+        """Return the weights of the reference by name."""
         return {name: parameter.detach() for name, parameter in self.adapters.parameters(REFERENCE)}
