@@ -1,15 +1,17 @@
-# Everything that a person or a CI runs. The first two targets set up .venv, the package alone and then what its tests need; they are
-# run again when the dependencies change.
+# Everything that a person or a CI runs. The first two targets set up .venv: the package alone, then what its tests
+# need. They run again when the dependencies change.
 
 PYTHON ?= python3
 BIN := .venv/bin
+# Each file of tests runs in one process; the number of processes is that of the cores, at most 8.
+PYTEST := $(BIN)/python -m pytest -q -n logical --maxprocesses 8 --dist loadfile --no-loadscope-reorder
 INSTALLED := .venv/.installed
 INSTALLED_DEV := .venv/.installed-dev
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint bench docs format clean
+.PHONY: help demo check test lint bench docs format clean
 
-help: ## say what there is to make
+help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' Makefile
 
 $(INSTALLED): pyproject.toml constraints.txt
@@ -30,8 +32,11 @@ $(INSTALLED_DEV): $(INSTALLED)
 demo: $(INSTALLED) ## the main job on the embedded default: pretrain, post-train, evaluate
 	$(BIN)/unmask demo
 
-test: lint ## everything that must pass: format, lint, types, tests, doctests
-	$(BIN)/python -m pytest
+check: lint ## format, lint, types and the fast tests: run it before every commit
+	$(PYTEST) -m "not slow"
+
+test: lint ## everything that must pass: format, lint, types, all tests, doctests
+	$(PYTEST)
 
 lint: $(INSTALLED_DEV) ## format, lint and types only
 	$(BIN)/ruff check

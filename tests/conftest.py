@@ -6,6 +6,7 @@ would not notice a wrong state. `lively` has weights so large that its logits de
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -16,6 +17,12 @@ from tests.helpers.denoisers import Spy, TableDenoiser
 from tests.helpers.messages import SNAPSHOTS
 from unmask.models import Denoiser, TinyConfig, char_tokenizer, save_model, tiny_denoiser
 from unmask.tasks.sudoku import Sudoku
+
+# pytest imports readline, which sets the size of a terminal for child processes such as xdist's
+# workers. Without these variables every process formats text as for a pipe.
+for name in ("COLUMNS", "LINES"):
+    os.environ.pop(name, None)
+    os.unsetenv(name)
 
 # One thread is the fastest at these sizes, and test processes do not compete for cores.
 torch.set_num_threads(1)
@@ -69,6 +76,13 @@ def pytest_configure(config: pytest.Config) -> None:
     SNAPSHOTS.regenerate = config.getoption("--regenerate-messages")
     if SNAPSHOTS.regenerate and getattr(config.option, "numprocesses", None):
         raise pytest.UsageError("--regenerate-messages writes one file, so it needs one process: leave out -n")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if hasattr(config, "workerinput"):
+        # Under xdist, files with slow tests start first, so that no worker ends long after the others.
+        slow = {item.path for item in items if item.get_closest_marker("slow")}
+        items.sort(key=lambda item: item.path not in slow)
 
 
 def pytest_unconfigure(config: pytest.Config) -> None:

@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 
 import unmask as package
+from tests.helpers.messages import check
 from tests.helpers.runs import PRETRAIN, TRAIN, metrics, steps_saved, unmask, unmask_train, weights
 from unmask.functional.intervals import wilson_interval
 from unmask.methods import METHODS
@@ -105,107 +106,94 @@ def places(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 # --- mistakes that are found before anything is done ---
 
-MISTAKES = [
-    ("num_promts=3", 'ConfigError: unknown key "num_promts". Did you mean "num_prompts"? Available: '),
-    ("method.beeta=1", 'ConfigError: unknown key in method "beeta". Did you mean "beta"? Available: '),
-    ("method.type=egpso", 'ConfigError: unknown method "egpso". Did you mean "egspo"? Available: '),
-    ("task.type=sudku", 'ConfigError: unknown task "sudku". Did you mean "sudoku"? Available: '),
-    ("sampler.order=randm", 'ConfigError: unknown order "randm". Did you mean "random"? Available: '),
-    ("sampler.block_length=5", "ConfigError: sampler: block_length = 5 does not tile max_completion_length = 16. Use"),
-    ("sampler.num_steps=17", "ConfigError: sampler: num_steps = 17 is more than max_completion_length = 16: each step"),
-    ("method.num_selected=5", "ConfigError: method.num_selected = 5 is more than the 4 denoising steps. Set"),
-    ("num_generations=1", "ConfigError: num_generations = 1, but egspo_sa compares the completions of a prompt with"),
-    ("seed", 'ConfigError: override "seed" is not of the form key=value, such as optim.learning_rate=3e-4.'),
-    ("mixed_precision=fp8", "ConfigError: mixed_precision = 'fp8': input should be 'no' or 'bf16'."),
-    ("mixed_precision=fp16", "ConfigError: mixed_precision = 'fp16': input should be 'no' or 'bf16'."),
-    ("sampler.temperature=0", "ConfigError: sampler.temperature = 0 makes all completions of a prompt equal, so there"),
-    (
-        "evaluation.temperatures=[-1]",
-        "ConfigError: evaluation.temperatures.0 = -1: input should be greater than or equal",
-    ),
-    ("optim.betas=[0.9,2]", "ConfigError: optim.betas.1 = 2: input should be less than 1."),
-    (
-        "model={places}/empty",
-        "ModelError: {places}/empty is not a model, because it has no config.json. Give a folder that holds",
-    ),
-    ("model={places}/causal", "ModelError: {places}/causal is a causal model: its config.json does not say is_causal:"),
-    ("output_dir={places}/taken", "RunError: output_dir {places}/taken is a file. Set output_dir to a folder"),
-    (
-        "task={{type: dataset, path: {places}/rows.jsonl}}",
-        'DataError: none of the 60 rows of {places}/rows.jsonl can be used. line 1 has no column "prompt". Its columns: question',
-    ),
-    (
-        "task={{type: dataset, path: {places}/rows.jsonl, prompt_column: question}}",
-        "ConfigError: no reward function: the task brings none, so set reward_funcs.",
-    ),
-    (
-        "reward_funcs=[{places}/mine.py:needy]",
-        'DataError: reward function "needy" needs the column "difficulty", which the rows do not have. They have: ans',
-    ),
-    (
-        "reward_funcs=[{places}/none.py:f]",
-        'ConfigError: reward function "{places}/none.py:f" cannot be loaded: there is no file {places}/none.py.',
-    ),
-]
+MISTAKES = {
+    "num_promts=3": ['"num_promts"', '"num_prompts"', "Available: "],
+    "method.beeta=1": ["method", '"beeta"', '"beta"', "Available: "],
+    "method.type=egpso": ['"egpso"', '"egspo"', "Available: "],
+    "task.type=sudku": ['"sudku"', '"sudoku"', "Available: "],
+    "sampler.order=randm": ['"randm"', '"random"', "Available: "],
+    "sampler.block_length=5": ["block_length = 5", "max_completion_length = 16", "divisor"],
+    "sampler.num_steps=17": ["num_steps = 17", "max_completion_length = 16"],
+    "method.num_selected=5": ["method.num_selected = 5", "4 denoising steps"],
+    "num_generations=1": ["num_generations = 1", "egspo_sa"],
+    "seed": ['"seed"', "key=value"],
+    "mixed_precision=fp8": ["mixed_precision = 'fp8'", "'bf16'"],
+    "mixed_precision=fp16": ["mixed_precision = 'fp16'", "'bf16'"],
+    "sampler.temperature=0": ["sampler.temperature = 0"],
+    "evaluation.temperatures=[-1]": ["evaluation.temperatures.0 = -1"],
+    "optim.betas=[0.9,2]": ["optim.betas.1 = 2", "1"],
+    "model={places}/empty": ["ModelError", "{places}/empty", "config.json"],
+    "model={places}/causal": ["ModelError", "{places}/causal", "is_causal"],
+    "output_dir={places}/taken": ["RunError", "output_dir", "{places}/taken"],
+    "task={{type: dataset, path: {places}/rows.jsonl}}": [
+        *["DataError", "60 rows of {places}/rows.jsonl", 'column "prompt"', "question"]
+    ],
+    "task={{type: dataset, path: {places}/rows.jsonl, prompt_column: question}}": ["reward_funcs"],
+    "reward_funcs=[{places}/mine.py:needy]": ["DataError", '"needy"', '"difficulty"', "answer"],
+    "reward_funcs=[{places}/none.py:f]": ["{places}/none.py"],
+}
+"""Overrides that are refused, with parts of the message: the class of the error (`ConfigError` by default) and what is wrong."""
 
 
-@pytest.mark.parametrize(("override", "told"), MISTAKES, ids=lambda text: text.partition("=")[0])
-def test_a_mistake_in_the_settings_is_told_before_anything_is_written(
-    tiny_model: Path, places: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], override: str, told: str
+@pytest.mark.parametrize("override", MISTAKES)
+def test_a_mistake_in_the_settings_is_reported_before_anything_is_written(
+    tiny_model: Path, places: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], override: str
 ) -> None:
     assert unmask_train(tiny_model, tmp_path / "run", override.format(places=places)) == 2
-    assert message(capsys).startswith(told.format(places=places))
+    words = [word.format(places=places) for word in MISTAKES[override]]
+    check(message(capsys), *(words if words[0].endswith("Error") else ["ConfigError", *words]))
     assert list(tmp_path.iterdir()) == []
     assert (places / "taken").read_text() == "keep me"
 
 
 @pytest.mark.parametrize(
-    ("arguments", "told"),
+    ("arguments", "words"),
     [
-        (["train", "sudoku-tinny"], 'ConfigError: unknown recipe "sudoku-tinny". Did you mean "sudoku-tiny"?'),
-        (["train", "none.yaml"], "ConfigError: there is no recipe file none.yaml."),
-        (["train", "sudoku-tiny-base"], "ConfigError: sudoku-tiny-base is a recipe for the other command: unmask pret"),
-        (["pretrain", "sudoku-tiny"], "ConfigError: sudoku-tiny is a recipe for the other command: unmask train sudo"),
-        (["pretrain", "sudoku-tiny-base", "tiny.widht=3"], 'ConfigError: unknown key in tiny "widht". Did you mean "w'),
-        (["eval", "{model}", "--task", "sudku"], 'ConfigError: unknown task "sudku". Did you mean "sudoku"?'),
+        (["train", "sudoku-tinny"], ["ConfigError", '"sudoku-tinny"', '"sudoku-tiny"']),
+        (["train", "none.yaml"], ["ConfigError", "none.yaml"]),
+        (["train", "sudoku-tiny-base"], ["ConfigError", "unmask pretrain sudoku-tiny-base"]),
+        (["pretrain", "sudoku-tiny"], ["ConfigError", "unmask train sudoku-tiny"]),
+        (["pretrain", "sudoku-tiny-base", "tiny.widht=3"], ["ConfigError", "tiny", '"widht"', '"width"']),
+        (["eval", "{model}", "--task", "sudku"], ["ConfigError", '"sudku"', '"sudoku"']),
         (
             ["eval", "{model}", "--task", "sudoku", "--option", "min_blank=3"],
-            'ConfigError: unknown key in task "min_blank". Did you mean "min_blanks"?',
+            ["ConfigError", "task", '"min_blank"', '"min_blanks"'],
         ),
-        (
-            ["eval", "{model}", "--task", "sudoku", "--steps", "4,x"],
-            'ConfigError: --steps "4,x" is not a list of numbers.',
-        ),
-        (["eval", "{model}", "--task", "sudoku", "--steps", "17"], "ConfigError: num_steps = 17 is more than max_com"),
-        (["eval", "{model}", "--task", "sudoku", "--split", "dev"], 'DataError: unknown split "dev". Available: test'),
-        (
-            ["eval", "{places}/empty", "--task", "sudoku"],
-            "ModelError: {places}/empty is not a model, because it has no config",
-        ),
+        (["eval", "{model}", "--task", "sudoku", "--steps", "4,x"], ["ConfigError", '--steps "4,x"', "numbers"]),
+        (["eval", "{model}", "--task", "sudoku", "--steps", "17"], ["ConfigError", "num_steps = 17"]),
+        (["eval", "{model}", "--task", "sudoku", "--split", "dev"], ["DataError", '"dev"', "test"]),
+        (["eval", "{places}/empty", "--task", "sudoku"], ["ModelError", "{places}/empty", "config.json"]),
         (
             ["eval", "{model}", "--task", "dataset", "--option", "path={places}/none.csv"],
-            "DataError: there is no file {places}/none.csv.",
+            ["DataError", "{places}/none.csv"],
         ),
-        (["sample", "{model}"], "ConfigError: there is no prompt. Set --prompt, or --task"),
-        (["sample", "{model}", "--prompt", "abc"], "DataError: the tokenizer cannot encode the prompt 'abc' (WordLev"),
+        (["sample", "{model}"], ["ConfigError", "--prompt", "--task"]),
+        (["sample", "{model}", "--prompt", "abc"], ["DataError", "tokenizer", "'abc'"]),
         (
             ["sample", "{model}", "--prompt", "12=", "--length", "80"],
-            "DataError: a prompt of 3 tokens and max_completion_length = 80 do not fit into the model's 64 positions.",
+            ["DataError", "3 tokens", "max_completion_length = 80", "64 positions"],
         ),
         (
             ["sample", "{model}", "--task", "dataset", "--option", "path={places}/rows.jsonl", "--length", "8"]
             + ["--option", "prompt_column=question", "--row", "999"],
-            "ConfigError: --row 999 does not exist: the test split has ",
+            ["ConfigError", "--row 999", "test split"],
         ),
     ],
-    ids=lambda value: " ".join(value[:1] + value[2:4]) if isinstance(value, list) else "",
+    ids=lambda value: "" if value[0].endswith("Error") else " ".join(value[:1] + value[2:4]),
 )
-def test_a_mistake_on_the_command_line_is_told(
-    tiny_model: Path, places: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], told: str
+def test_a_mistake_on_the_command_line_is_reported(
+    tiny_model: Path,
+    places: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    arguments: list[str],
+    words: list[str],
 ) -> None:
+    monkeypatch.chdir(tmp_path)
     facts = {"model": tiny_model, "places": places}
     assert unmask(*(argument.format(**facts) for argument in arguments)) == 2
-    assert message(capsys).startswith(told.format(**facts))
+    check(message(capsys), *(word.format(**facts) for word in words))
 
 
 @pytest.mark.parametrize(
@@ -240,27 +228,26 @@ def same(folder: Path, whole: Path) -> bool:
 
 
 @pytest.mark.parametrize(
-    ("name", "told"),
+    ("name", "words"),
     [
-        ("raises", 'reward function "raises" raised ZeroDivisionError: no reward today (mine.py, line 30)'),
-        ("nan", 'reward function "nan" returned nan for the completion '),
-        ("short", 'reward function "short" returned 1 rewards for 4 completions; it must return one for each.'),
-        (
-            "hangs",
-            'reward function "hangs" did not return within 0.2 s for 4 completions. Make it faster, or raise rew',
-        ),
+        ("raises", ["ZeroDivisionError: no reward today", "mine.py, line 30"]),
+        ("nan", ["nan", "completion"]),
+        ("short", ["1 rewards", "4 completions"]),
+        ("hangs", ["0.2 s", "4 completions", "reward_timeout"]),
     ],
+    ids=lambda value: value if isinstance(value, str) else "",
 )
-def test_a_reward_that_fails_at_once_is_told(
-    tiny_model: Path, places: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str, told: str
+def test_a_reward_that_fails_at_once_is_reported(
+    tiny_model: Path, places: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str, words: list[str]
 ) -> None:
     overrides = [*SHORT, f"reward_funcs=[{places}/mine.py:{name}]", "sampler.temperature=2.0"]
     overrides += ["reward_timeout=0.2"] if name == "hangs" else []
     assert unmask_train(tiny_model, tmp_path / "run", *overrides) == 2
-    assert message(capsys).startswith(f"RewardError: {told}")
+    check(message(capsys), "RewardError", f'"{name}"', *words)
     assert not (tmp_path / "run" / "final").exists()
 
 
+@pytest.mark.slow
 def test_a_reward_that_fails_in_the_middle_is_mended_and_the_run_goes_on(
     whole: Path,
     tiny_model: Path,
@@ -280,6 +267,7 @@ def test_a_reward_that_fails_in_the_middle_is_mended_and_the_run_goes_on(
     assert same(tmp_path / "run", whole)
 
 
+@pytest.mark.slow
 def test_a_signal_ends_with_its_own_exit_code_and_says_how_to_go_on(
     whole: Path, tiny_model: Path, places: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -337,6 +325,7 @@ def full_disk(monkeypatch: pytest.MonkeyPatch, place: str) -> None:
         monkeypatch.setattr("unmask.models.adapters.save_model", save_model)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("place", "last"), [("metrics", 2), ("rollouts", 2), ("checkpoint", 2), ("final", 6)])
 def test_a_full_disk_is_told_and_loses_nothing(
     whole: Path,
@@ -378,7 +367,7 @@ def test_a_second_run_in_the_same_folder_is_refused_and_changes_nothing(
     before = {file: file.read_bytes() for file in whole.rglob("*") if file.is_file()}
     overrides = [*SHORT, f"reward_funcs=[{places}/mine.py:good]"]
     assert unmask_train(tiny_model, whole, *overrides) == 2
-    assert message(capsys).startswith(f"RunError: {whole} already holds a run. Add --resume to continue it, or set out")
+    check(message(capsys), f"RunError: {whole}", "--resume", "output_dir")
     assert unmask_train(tiny_model, whole, *overrides, "--resume", "seed=3", "method.beta=0.5") == 2
     assert message(capsys) == (
         f"RunError: {whole} was started with other settings, which a resumed run cannot change: "
@@ -390,6 +379,7 @@ def test_a_second_run_in_the_same_folder_is_refused_and_changes_nothing(
 # --- what the commands print and write ---
 
 
+@pytest.mark.slow
 def test_train_prints_a_line_for_each_step_and_where_everything_is(
     tiny_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -461,7 +451,7 @@ def test_eval_compares_row_by_row_with_an_earlier_one(
     assert (
         unmask("eval", tiny_model, *options, "--seed", 1, "--against", tmp_path / "a.json", "--output", "x.json") == 2
     )
-    assert message(capsys).startswith(f"DataError: {tmp_path / 'a.json'} is of other rows: row 0 has the prompt ")
+    check(message(capsys), f"DataError: {tmp_path / 'a.json'}", "row 0")
 
 
 def test_eval_overwrites_nothing_but_results_of_an_earlier_evaluation(
@@ -532,6 +522,7 @@ def test_a_fault_of_the_file_system_that_nobody_foresaw_ends_with_its_place(
     assert message(capsys) == "RunError: /some/where: Too many open files. Check this path, or use another one."
 
 
+@pytest.mark.slow
 def test_eval_of_a_task_for_language_models_takes_the_papers_lengths_and_half_as_many_steps(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -563,7 +554,7 @@ def test_eval_without_a_place_keeps_every_completion_too(
     assert len(place.with_suffix(".jsonl").read_text().splitlines()) == 4
     assert "pass@2" in capsys.readouterr().out
     assert unmask("eval", tiny_model, *options) == 2
-    assert message(capsys).startswith("ConfigError: all 2 samples of an example are equal at temperature 0.")
+    check(message(capsys), "ConfigError", "2 samples", "temperature 0")
 
 
 def test_eval_takes_rows_and_a_reward_of_ones_own(
@@ -610,7 +601,7 @@ def test_a_place_or_an_earlier_evaluation_that_will_not_do_is_told_before_anythi
     options = ["--task", "sudoku", "--rows", 2]
     taken = places / "taken" / "eval.json"
     assert unmask("eval", tiny_model, *options, "--output", taken) == 2
-    assert message(capsys).startswith(f"RunError: {taken} cannot be written (")
+    check(message(capsys), f"RunError: {taken}", "cannot be written")
     output = ["--output", tmp_path / "eval.json"]
     assert unmask("eval", tiny_model, *options, *output, "--against", tmp_path / "none.jsonl") == 2
     assert "none.jsonl cannot be read" in message(capsys)
@@ -762,7 +753,7 @@ def test_a_task_is_shown_with_an_example_row(places: Path, capsys: pytest.Captur
     assert unmask("tasks", "dataset", f"path={places}/rows.jsonl", "prompt_column=question") == 0
     assert re.search(r"^prompt: \d{16}=$", capsys.readouterr().out, re.MULTILINE)
     assert unmask("tasks", "sudku") == 2
-    assert message(capsys).startswith('ConfigError: unknown task "sudku". Did you mean "sudoku"?')
+    check(message(capsys), "ConfigError", '"sudku"', '"sudoku"')
     assert unmask("tasks", "sudoku", "min_blank=5") == 2
     assert 'Did you mean "min_blanks"?' in message(capsys)
 
@@ -784,14 +775,14 @@ def test_eval_takes_settings_as_train_does(
     )
     assert [(r["steps"], r["temperature"], r["num_rows"]) for r in facts["results"]] == [(2, 0.0, 3), (2, 0.9, 3)]
     capsys.readouterr()
-    for override, told in (
-        ("temperature=1", 'unknown key "temperature". Did you mean "sampler.temperature"'),
-        ("optim.learning_rate=1", 'unknown key in optim "learning_rate". It is a setting of unmask train.'),
-        ("sampler.ordr=random", 'unknown key in sampler "ordr". Did you mean "order"?'),
-        ("sampler.num_steps=17", "num_steps = 17 is more than max_completion_length = 16"),
+    for override, *words in (
+        ("temperature=1", '"temperature"', '"sampler.temperature"'),
+        ("optim.learning_rate=1", "optim", '"learning_rate"', "unmask train"),
+        ("sampler.ordr=random", "sampler", '"ordr"', '"order"'),
+        ("sampler.num_steps=17", "num_steps = 17", "max_completion_length = 16"),
     ):
         assert unmask("eval", tiny_model, "--task", "sudoku", override) == 2
-        assert message(capsys).startswith(f"ConfigError: {told}")
+        check(message(capsys), "ConfigError", *words)
 
 
 HOSTILE = "\x1b]0;owned\x07\x1b[2J"
@@ -847,7 +838,7 @@ def test_a_name_that_is_no_folder_is_answered_without_asking_the_hub_again_and_a
     )
     assert unmask("eval", "typo", "--task", "sudoku") == 2
     assert asked == ["typo"]
-    assert message(capsys).startswith(f"ModelError: no model at typo: {Path.cwd()} has no such folder, and the hub")
+    check(message(capsys), "ModelError", "typo", str(Path.cwd()), snapshot=False)
 
 
 def test_the_version_is_that_of_the_package(capsys: pytest.CaptureFixture[str]) -> None:
@@ -855,6 +846,7 @@ def test_the_version_is_that_of_the_package(capsys: pytest.CaptureFixture[str]) 
     assert capsys.readouterr().out == f"unmask {package.__version__}\n"
 
 
+@pytest.mark.slow
 def test_the_demo_pretrains_trains_and_compares_and_goes_on_where_it_stopped(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -11,6 +11,8 @@ import pytest
 from tests.helpers.runs import train_recipe, unmask, unmask_train
 from unmask.trainer import Trainer
 
+pytestmark = pytest.mark.slow
+
 SETTINGS = ("log_rollouts_steps=6", "log_rollouts_guesses=2")
 CHECKPOINT = "checkpoints/step-00000006"
 

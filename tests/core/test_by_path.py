@@ -203,6 +203,7 @@ def own_recipe(model: Path, output: str, **changes: object) -> TrainRecipe:
 # --- from training to comparison ---
 
 
+@pytest.mark.slow
 def test_yaml_command_line_and_python_train_alike_on_parts_named_by_path(folder: Path, tiny_model: Path) -> None:
     (folder / "mine.yaml").write_text(yaml.safe_dump({**SETTINGS, "model": str(tiny_model), "output_dir": "yaml"}))
     assert unmask("train", "mine.yaml") == 0
@@ -232,6 +233,7 @@ def test_yaml_command_line_and_python_train_alike_on_parts_named_by_path(folder:
     assert {frozenset(row[[0, 3]].tolist()) for row in rollout.trajectory.unmask_step} == {frozenset({0, 1})}
 
 
+@pytest.mark.slow
 def test_an_interrupted_run_resumes_from_its_folder_bit_for_bit(folder: Path, tiny_model: Path) -> None:
     whole = Trainer(own_recipe(tiny_model, "whole"), progress=False).train()
 
@@ -254,6 +256,7 @@ def test_a_finished_model_is_evaluated_with_parts_named_by_path(folder: Path, ti
     assert unmask("sample", tiny_model, "--task", "my_task.py:Reverse", "--order", "my_order.py:Middle") == 0
 
 
+@pytest.mark.slow
 def test_compare_accepts_parts_named_by_path_and_notices_an_edit_of_their_files(
     folder: Path, tiny_model: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -324,6 +327,7 @@ def test_a_class_inside_a_function_is_refused_because_a_resumed_run_cannot_load_
         load_recipe("sudoku-tiny", {"model": str(tiny_model), "method": Hidden()})
 
 
+@pytest.mark.slow
 def test_another_process_unpickles_a_recipe_with_parts_named_by_path(folder: Path, tiny_model: Path) -> None:
     recipe = own_recipe(tiny_model, "x")
     (folder / "sent").write_bytes(pickle.dumps((recipe.method, recipe.task)))
@@ -380,6 +384,7 @@ def test_an_order_gives_a_priority_for_each_position(folder: Path) -> None:
 # --- optimizers ---
 
 
+@pytest.mark.slow
 def test_an_optimizer_of_a_users_folder_trains_and_resumes_bit_for_bit(folder: Path, tiny_model: Path) -> None:
     own = {"optim.type": "my_optim.py:make", "optim.options": {"factor": 4.0}}
     whole = Trainer(own_recipe(tiny_model, "whole", **own), progress=False).train()

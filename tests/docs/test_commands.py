@@ -18,6 +18,7 @@ import yaml
 from accelerate.commands.launch import launch_command_parser
 from torch.distributed.run import get_args_parser
 
+from tests.helpers.messages import raises
 from tests.helpers.runs import unmask
 from tests.helpers.shown import ROOT, Page, pages
 from unmask.cli import app
@@ -26,6 +27,8 @@ from unmask.models import TinyConfig, char_tokenizer, save_model, tiny_denoiser
 from unmask.recipes.load import load, load_recipe
 from unmask.recipes.schema import PretrainRecipe, TrainRecipe
 from unmask.rewards.protocol import load_reward
+
+pytestmark = pytest.mark.slow
 
 NOT_RUN = {
     r"unmask (train|eval|data check) .*\b(gsm8k|math|math500|kodcode|humaneval|mbpp)\b": "its rows are on the hub",
@@ -339,9 +342,9 @@ def test_a_command_that_does_not_hold_is_noticed(world: Path) -> None:
     for wrong in ("unmask tasks --al", "unmask eval MODEL --task sudok", "make demos", 'pip install "unmask[maths]"'):
         with pytest.raises(AssertionError):
             said(wrong)
-    with pytest.raises(ConfigError, match='unknown key in optim "rate"'):
+    with raises(ConfigError, "optim", '"rate"'):
         said("unmask train sudoku-tiny optim.rate=1")
-    with pytest.raises(ConfigError, match="gsm9k"):
+    with raises(ConfigError, "gsm9k"):
         said("accelerate launch -m unmask train published/egspo-sa-llada-gsm9k")
     with pytest.raises(FileNotFoundError):
         said("python -m benchmark.nothing")

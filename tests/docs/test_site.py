@@ -22,6 +22,8 @@ from unmask.methods import METHODS
 from unmask.models.families import FAMILIES
 from unmask.tasks import TASKS
 
+pytestmark = pytest.mark.slow
+
 
 class Page(HTMLParser):
     """What a page of HTML links to, what it loads, and the anchors in it."""

@@ -12,6 +12,7 @@ import pytest
 from huggingface_hub import ModelCard
 from torch import nn
 
+from tests.helpers.messages import raises
 from tests.helpers.rows import write
 from tests.helpers.runs import metrics, pretrain_recipe, train_recipe, unmask, unmask_train, weights
 from unmask.core.errors import ConfigError
@@ -201,9 +202,7 @@ def test_a_push_that_fails_loses_nothing_and_says_how_to_do_it_later(
 
 
 def test_a_name_that_is_no_repository_is_refused_before_the_run() -> None:
-    with pytest.raises(
-        ConfigError, match='push_to_hub: "a b" is not the name of a hub repository. Write it as owner/name.'
-    ):
+    with raises(ConfigError, "push_to_hub", "a b"):
         load_recipe("sudoku-tiny", ["push_to_hub=a b"])
 
 

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 
+from tests.helpers.messages import raises
 from unmask.core.errors import DataError, RunError
 from unmask.evaluation.evaluate import Evaluation
 from unmask.evaluation.results import (
@@ -90,25 +91,23 @@ def test_settings_are_paired_by_name_and_single_ones_whatever_they_are(tmp_path:
     assert [len(c.gained) for c in both] == [0, 20]
     single = compared(evaluation(BEFORE), evaluation(BEFORE, **other), tmp_path)
     assert (single.setting, single.against) == ((128, 32, 0.0), (128, 64, 0.0))
-    with pytest.raises(
-        DataError, match="no sampler setting in common.* Use one of its settings: length 128, 64 steps, temperature 0"
-    ):
+    with raises(DataError, "length 128", "64 steps"):
         compare([evaluation(BEFORE, steps=8), evaluation(BEFORE, steps=4)], Earlier.read(tmp_path / "a.json"))
 
 
 def test_other_rows_and_other_numbers_of_samples_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="has 39 examples, but this evaluation has 40"):
+    with raises(DataError, "39 examples", "40"):
         compared(evaluation(BEFORE[:39]), evaluation(BEFORE), tmp_path)
-    with pytest.raises(DataError, match="has 2 completions for each example, but this evaluation has 1"):
+    with raises(DataError, "2 completions"):
         compared(evaluation(BEFORE, 2), evaluation(BEFORE[:20]), tmp_path)
 
 
 @pytest.mark.parametrize("text", ["", "no json\n", '{"row": 1}\n', "[1]\n", '{"length": "x"}\n', "\x00"])
 def test_a_file_that_is_no_evaluation_is_refused(tmp_path: Path, text: str) -> None:
     (tmp_path / "a.jsonl").write_text(text)
-    with pytest.raises(DataError, match="a.jsonl"):
+    with raises(DataError, "a.jsonl"):
         Earlier.read(tmp_path / "a.jsonl")
-    with pytest.raises(DataError, match="cannot be read"):
+    with raises(DataError, "cannot be read"):
         Earlier.read(tmp_path / "none.jsonl")
 
 
@@ -127,9 +126,9 @@ def test_what_is_saved_is_read_back_and_a_place_that_cannot_be_written_is_told(t
         **result.items[3],
     }
     (tmp_path / "file").write_text("")
-    with pytest.raises(RunError, match="cannot be written"):
+    with raises(RunError, "cannot be written"):
         save(tmp_path / "file" / "a.json", {}, [result])
-    with pytest.raises(RunError, match="cannot be written"):
+    with raises(RunError, "cannot be written"):
         check_output(tmp_path / "file" / "a.json")
     check_output(place)
     assert sorted(path.name for path in place.parent.iterdir()) == ["a.json", "a.jsonl"]
@@ -140,7 +139,7 @@ def test_rows_of_the_same_prompts_and_other_answers_are_other_rows(tmp_path: Pat
         result = evaluation(BEFORE)
         return replace(result, items=[item | {"answer": answer} for item in result.items])
 
-    with pytest.raises(DataError, match="the answer of row 0 is '4' there, but '5' in this evaluation"):
+    with raises(DataError, "row 0", "'4'", "'5'"):
         compared(answered("4"), answered("5"), tmp_path)
     assert compared(answered("4"), answered("4"), tmp_path).num_rows == 40
     assert compared(answered(None), answered("4"), tmp_path).num_rows == 40  # of before answers were kept
@@ -158,7 +157,7 @@ def test_what_cannot_be_compared_is_known_before_the_evaluation(tmp_path: Path) 
         (rows, [(128, 64, 0.0)], 2),
         (rows, [(128, 32, 0.0), (64, 32, 0.0)], 1),
     ):
-        with pytest.raises(DataError, match="a.json"):
+        with raises(DataError, "a.json"):
             earlier.check(other, settings, samples)
 
 

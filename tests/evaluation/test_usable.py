@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from tests.helpers.messages import raises
 from tests.helpers.runs import metrics, unmask, weights
 from unmask.core.errors import DataError, RunError
 from unmask.evaluation.usable import faults_for, usable_rows
@@ -79,19 +80,20 @@ def test_prompts_that_do_not_fit_or_cannot_be_encoded_are_told_apart() -> None:
         denoiser, tokenizer, ["1" * 12, "1" * 13, "abc", "1", "1" * 13, [{"role": "user", "content": "1"}]], 4
     )
     assert [found[0], found[3]] == [None, None]
-    expected = "a prompt of 13 tokens and max_completion_length = 4 do not fit into the model's 16 positions. Shorten one of them"
-    assert found[1] == found[4] == expected
-    assert str(found[2]).startswith("the tokenizer cannot encode the prompt 'abc'")
-    assert "has no chat template" in str(found[5])
+    assert found[1] == found[4]
+    for fault, words in (
+        (found[1], ["13 tokens", "max_completion_length = 4", "16 positions"]),
+        (found[2], ["tokenizer", "'abc'"]),
+        (found[5], ["chat template"]),
+    ):
+        assert all(word in str(fault) for word in words)
 
 
 def test_a_generated_task_names_its_rows_and_has_no_setting() -> None:
     task = Sudoku()
     tokenizer = char_tokenizer(task.alphabet)
     faults = faults_for(task, tiny_denoiser(TINY, tokenizer, 0), tokenizer, 16, needs_answer=True)
-    with pytest.raises(
-        DataError, match=r'^none of the 5 rows of the split test of task "sudoku" can be used. row 1: a prompt'
-    ):
+    with raises(DataError, "5 rows", "sudoku", "row 1"):
         usable_rows({"test": task.candidates("test", 5)}, faults)
 
 
@@ -188,7 +190,7 @@ def test_another_row_among_those_that_are_used_forbids_resuming(base: Path, tmp_
     )
     for rows in others:
         written(tmp_path / "train.jsonl", rows)
-        with pytest.raises(RunError, match=r"(?s)data.train.sha256.*data.used.train.sha256"):
+        with raises(RunError, "data.train.sha256", "data.used.train.sha256"):
             Trainer(recipe(base, tmp_path / "run", *paths), resume=True)
     written(tmp_path / "train.jsonl", ROWS)
     Trainer(recipe(base, tmp_path / "run", *paths), resume=True)
@@ -197,7 +199,7 @@ def test_another_row_among_those_that_are_used_forbids_resuming(base: Path, tmp_
 def test_a_row_without_an_answer_is_a_fault_for_the_tasks_own_rewards_alone(base: Path, tmp_path: Path) -> None:
     rows = [*ROWS, {"prompt": "1+1=", "answer": None}]
     paths = written(tmp_path / "train.jsonl", rows), written(tmp_path / "test.jsonl", TEST)
-    with pytest.raises(DataError, match='line 81: the column "answer" is empty, so no completion is correct'):
+    with raises(DataError, "line 81", "answer"):
         Trainer(recipe(base, tmp_path / "own", *paths))
     Trainer(recipe(base, tmp_path / "mine", *paths), reward_funcs=[_one])
 
@@ -214,9 +216,7 @@ def test_pretraining_and_evaluation_name_the_row_too(
     path = written(tmp_path / "train.jsonl", [*ROWS, bad])
     settings = [f"task={{type: dataset, path: {path}}}", "max_steps=2", f"output_dir={tmp_path}/pre", "num_rows=1000"]
     shape = ["tiny={num_layers: 1, width: 16, num_heads: 2, max_length: 16}", "batch_size=4", "noise_share=0"]
-    with pytest.raises(
-        DataError, match="1 of .* rows of .*train.jsonl cannot be used:\n  line 81: a prompt of 60 tokens"
-    ):
+    with raises(DataError, "train.jsonl", "line 81", "60 tokens"):
         pretrain(load(PretrainRecipe, "sudoku-tiny-base", [*settings, *shape]))
     folder = pretrain(load(PretrainRecipe, "sudoku-tiny-base", [*settings, *shape, "task.unusable_rows=drop"]))
     assert json.loads((folder / "data.json").read_text())["left_out"]["num_rows"] == 1
@@ -265,7 +265,7 @@ def test_rows_given_in_python_are_kept_in_the_run_folder_and_resumed_from_the_co
     assert unmask("train", tmp_path / "run" / "config.yaml", "max_steps=6", "--resume") == 0
     assert metrics(tmp_path / "run")[-1]["step"] == 6
     other = given.model_copy(update={"task": Dataset(path=ROWS[1:], test_path=TEST)})  # type: ignore[arg-type]
-    with pytest.raises(RunError, match=r"task.path"):
+    with raises(RunError, "task.path"):
         Trainer(other, resume=True)
     assert "rows/" in (tmp_path / "run" / "final" / "README.md").read_text()
 

@@ -1,4 +1,4 @@
-"""A comparison of a few seconds, and records as such a one would leave them."""
+"""Comparison that takes a few seconds, and records such as a comparison writes."""
 
 from __future__ import annotations
 
@@ -46,21 +46,21 @@ SMALL: dict[str, Any] = {
     "baselines": ["late steps"],
     "evaluation": {"num_rows": 16, "curve_points": 2, "curve_rows": 4},
 }
-"""Two methods on one task: 2 x 2 trials of 2 or 3 steps, then 2 x 2 runs of 4 to 6."""
+"""Recipe of two methods on one task: 2 x 2 trials of 2 or 3 steps, then 2 x 2 runs of 4 to 6 steps."""
 
 PASSES = 33 * 4
-"""Tokens of a step's 4 completions of 16 tokens, each behind 17 tokens of prompt."""
+"""Token passes of one forward pass over the 4 completions of a step: 17 prompt tokens and 16 more tokens each."""
 
 
 def small(folder: Path, *overrides: str, name: str = "small", **changes: Any) -> CompareRecipe:
-    """That comparison, with other values for its top-level keys and then `key=value` overrides."""
+    """Return the small comparison with changed top-level keys and `key=value` overrides."""
     path = folder / f"{name}.yaml"
     path.write_text(yaml.safe_dump(SMALL | {"output_dir": str(folder / name)} | changes, sort_keys=False))
     return load_compare(str(path), overrides)
 
 
 def of(tasks: Iterable[str] = ("t",), methods: Iterable[str] = ("a", "b"), **changes: Any) -> CompareRecipe:
-    """A recipe that says what records are of, and is never run."""
+    """Return a recipe that records can belong to; it is never run."""
     tree: dict[str, Any] = {
         "tasks": {task: {"recipe": "none", "model": "none", "budget": 1_000_000} for task in tasks},
         "methods": {method: {} for method in methods},
@@ -70,7 +70,7 @@ def of(tasks: Iterable[str] = ("t",), methods: Iterable[str] = ("a", "b"), **cha
 
 
 def final(task: str, method: str, seed: int, sampled: float, greedy: float = 0.5, **changes: Any) -> Record:
-    """A line of cells.jsonl for a run that is compared, or for the untrained model."""
+    """Return a line of cells.jsonl for a run of the comparison, or for the untrained model."""
     curve = [
         {"step": 0, "token_passes": 0, "accuracy": {"0.9": 0.0, "0": 0.25}},
         {"step": 10, "token_passes": 990_000, "accuracy": {"0.9": sampled, "0": greedy}},
@@ -97,7 +97,7 @@ def final(task: str, method: str, seed: int, sampled: float, greedy: float = 0.5
 def trial(
     method: str, seed: int, rate: float, sampled: float, greedy: float, reward: float = 0.5, **changes: Any
 ) -> Record:
-    """A line of cells.jsonl for a tuning run on task `t`."""
+    """Return a line of cells.jsonl for a tuning run on task `t`."""
     return final("t", method, seed, sampled, greedy, **changes) | {
         "stage": "tuning",
         "settings": {"rate": rate},
@@ -107,7 +107,7 @@ def trial(
 
 
 def written(folder: Path, records: Iterable[Record], tail: str = "") -> Path:
-    """A folder that holds these lines."""
+    """Write records to the cells.jsonl of a folder and return the folder."""
     folder.mkdir(exist_ok=True)
     (folder / "cells.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records) + tail)
     return folder

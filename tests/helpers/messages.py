@@ -78,8 +78,9 @@ def read(file: Path) -> dict[str, str]:
 
 def normalised(message: str) -> str:
     """Return a message in which temporary folders and the repository's folder have fixed names."""
-    temporary = re.escape(tempfile.gettempdir()) + r"/pytest-of-\w+/pytest-\d+(?:/popen-gw\d+)?"
-    message = re.sub(temporary, "<tmp>", message)
+    # The number after the name of a temporary folder counts the folders of the same name.
+    temporary = re.escape(tempfile.gettempdir()) + r"/pytest-of-\w+/pytest-\d+(?:/popen-gw\d+)?/([\w-]+?)\d+(?!\w)"
+    message = re.sub(temporary, r"<tmp>/\1", message)
     return message.replace(str(ROOT), "<repository>").strip("\n")
 
 
@@ -101,7 +102,11 @@ def raises(
     with pytest.raises(error) as caught:
         yield caught
     assert caught.type is error
-    message = "\n".join([str(caught.value), *getattr(caught.value, "__notes__", ())])
+    check("\n".join([str(caught.value), *getattr(caught.value, "__notes__", ())]), *words, snapshot=snapshot)
+
+
+def check(message: str, *words: str, snapshot: bool = True) -> None:
+    """Check a message that the test holds as text, such as one that a command printed; see `raises`."""
     for word in words:
         assert word in message, f"{word!r} is missing in: {message}"
     if snapshot:

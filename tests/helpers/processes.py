@@ -1,4 +1,4 @@
-"""Runs of two processes that talk over gloo, in processes that a server forks: DDP or ZeRO on the CPU, and what each said."""
+"""Runs of two ranks on the CPU, under DDP or ZeRO with gloo, and the output of each rank."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from unmask.recipes.load import shipped_recipes
 def exit_codes_of_two(
     target: Callable[..., object], *arguments: object, preset: str = "ddp", timeout: float = 120
 ) -> list[int | None]:
-    """Run `target(rank, *arguments)` as two processes, as `accelerate launch` with that preset would start them."""
+    """Run `target(rank, *arguments)` on two ranks, as `accelerate launch` with a preset starts them; return their exit codes."""
     port, environment = get_free_port(), preset_environment(preset)
     processes = [start(_as_one_of_two, rank, port, environment, target, *arguments) for rank in (0, 1)]
     for process in processes:
@@ -42,7 +42,7 @@ def _as_one_of_two(
 
 @cache
 def preset_environment(preset: str) -> dict[str, str]:
-    """The variables that `accelerate launch` sets for a shipped preset."""
+    """Return the environment variables that `accelerate launch` sets for a shipped preset."""
     from accelerate.commands.launch import _validate_launch_command, launch_command_parser
     from accelerate.utils.launch import prepare_deepspeed_cmd_env, prepare_multi_gpu_env
 
@@ -58,7 +58,7 @@ def preset_environment(preset: str) -> dict[str, str]:
 def train_by_command(
     rank: int, model: Path, folder: Path, overrides: tuple[str, ...], prepare: Callable[[int], None] = lambda _: None
 ) -> None:
-    """`unmask train`, with what this process prints in a file of its own; `prepare(rank)` may arrange a mishap before."""
+    """Run `unmask train` on one rank and write its output to a file; `prepare(rank)` runs before and may cause a fault."""
     from accelerate import PartialState
 
     prepare(rank)
@@ -70,23 +70,23 @@ def train_by_command(
 
 
 def printed(folder: Path, rank: int) -> Path:
-    """The file of what a process of the run in `folder` said."""
+    """Return the file with the output of a rank of the run in `folder`."""
     return folder.with_name(f"{folder.name}-{rank}.txt")
 
 
 def said(folder: Path) -> list[str]:
-    """The lines of both that are errors."""
+    """Return the lines with errors in the output of both ranks."""
     lines = [line for rank in (0, 1) for line in printed(folder, rank).read_text().splitlines()]
     return [line for line in lines if "Error" in line]
 
 
 def raise_after(step: int, rank: int, number: signal.Signals) -> Callable[[int], None]:
-    """A mishap: that process gets a signal when it has done that step."""
+    """Return a function that makes a rank send itself a signal after a training step."""
     return _SignalAfter(step, rank, number)
 
 
 class _SignalAfter:
-    # A class, so that it can be sent to another process.
+    # An instance of a class at the top of a module can be pickled, a closure cannot.
     def __init__(self, step: int, rank: int, number: signal.Signals) -> None:
         self.step, self.rank, self.number = step, rank, number
 

@@ -1,4 +1,4 @@
-"""Run folders for the report's tests: a real run, and one made by hand of whatever texts."""
+"""Run folders for the tests of the report: one of a real run, and one with texts that the test chooses."""
 
 from __future__ import annotations
 
@@ -29,16 +29,17 @@ KEEP_ALL = (
     "sampler.num_steps=8",
     "optim.learning_rate=1e-2",
 )
-"""Of a run whose kept rollouts are whole batches, so that advantages can be computed from the folder again."""
+"""Overrides with which a run saves whole rollouts, so that a test can compute the advantages again."""
 
 
 def real_run(model: Path, folder: Path, *overrides: str) -> Path:
+    """Train a small run that saves whole rollouts, and return its folder."""
     settings = [setting for setting in KEEP_ALL if "method" not in setting or not any("method" in o for o in overrides)]
     return Trainer(train_recipe(model, folder, *settings, *overrides)).train()
 
 
 def page_data(page: Path) -> dict[str, Any]:
-    """What the page carries as plain JSON."""
+    """Return the data that the page carries as plain JSON."""
     found = re.search(r'<script type="application/json" id="data">(.*?)</script>', page.read_text(), flags=re.DOTALL)
     assert found is not None
     data: dict[str, Any] = json.loads(found[1])
@@ -46,7 +47,7 @@ def page_data(page: Path) -> dict[str, Any]:
 
 
 def page_block(page: Path, name: str) -> Any:
-    """A packed block of the page; its arrays as nested lists under `arrays`."""
+    """Return a packed block of the page, with its arrays as nested lists under `arrays`."""
     found = re.search(f'<script type="text/plain" id="{name}">(.*?)</script>', page.read_text())
     assert found is not None, name
     whole = gzip.decompress(base64.b64decode(found[1]))
@@ -63,15 +64,15 @@ def page_block(page: Path, name: str) -> Any:
 
 
 def hand_made(folder: Path, prompts: Sequence[str], completions: Sequence[Sequence[str]], **config: Any) -> Path:
-    """A run folder with one kept rollout; a completion is given piece by piece, and one piece is written a step.
+    """Write a run folder with one saved rollout, in which each step commits one piece of text.
 
-    The guess at every eighth step is the finished completion.
+    The one-step guess at every eighth step is the finished completion.
 
     Args:
-        folder: where; its name is the run's.
-        prompts: one for each group.
-        completions: of all groups, as many for each.
-        config: settings beside those of a plain text task.
+        folder: folder of the run.
+        prompts: prompts, one for each group.
+        completions: pieces of each completion; every group has the same number of completions.
+        config: settings of the run, in addition to those of a task with plain texts.
     """
     pieces = sorted({piece for row in completions for piece in row})
     ids = {piece: i + 2 for i, piece in enumerate(pieces)}
@@ -98,6 +99,7 @@ def hand_made(folder: Path, prompts: Sequence[str], completions: Sequence[Sequen
 
 
 def write_run(folder: Path, lines: Sequence[Mapping[str, Any]], config: Mapping[str, Any]) -> Path:
+    """Write the metrics and settings of a run, and return its folder."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "config.yaml").write_text(yaml.safe_dump(dict(config)))
     (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))

@@ -1,4 +1,4 @@
-"""A few rows of GSM8K's kind, and files of them."""
+"""Rows in the format of GSM8K, and files with such rows."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ RAW = [
 
 
 def write(path: Path, rows: list[Any]) -> str:
-    """A jsonl file of these rows."""
+    """Write rows to a JSONL file and return its path."""
     path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     return str(path)
 
 
 def files(folder: Path) -> dict[str, str]:
-    """The options of a task on two files: 60 rows to train on, 20 to test."""
+    """Return the options of a task with two files: 60 rows for training and 20 for testing."""
     return {"source": write(folder / "train.jsonl", RAW[:60]), "test_source": write(folder / "test.jsonl", RAW[60:])}

@@ -1,4 +1,4 @@
-"""Runs small enough for tests: settings whose whole run takes a fraction of a second, what it wrote, and processes to kill."""
+"""Small runs: settings with which a run takes a fraction of a second, readers of its files, and processes to kill."""
 
 from __future__ import annotations
 
@@ -29,10 +29,10 @@ TRAIN = (
     "evaluation.eval_steps=3",
     "optim.warmup_steps=2",
 )
-"""Overrides of `sudoku-tiny`: 6 steps of 4 completions, a checkpoint every 2 steps, an evaluation every 3."""
+"""Overrides of `sudoku-tiny` for 6 steps of 4 completions, a checkpoint every 2 steps and an evaluation every 3."""
 
 IN_PROCESS = "reward_workers=0"
-"""Spares a worker process that would import the tests; tests/rewards/test_isolated.py has runs with one."""
+"""Override that calls reward functions in the test's own process; tests/rewards/test_isolated.py uses a worker."""
 
 PRETRAIN = (
     "max_steps=6",
@@ -42,7 +42,7 @@ PRETRAIN = (
     "tiny={num_layers: 1, width: 16, num_heads: 2, max_length: 34}",
     "optim.warmup_steps=2",
 )
-"""Overrides of `sudoku-tiny-base`."""
+"""Overrides of `sudoku-tiny-base` for 6 steps of 4 rows."""
 
 OWN_SETTINGS: dict[str, tuple[str, ...]] = {
     "agrpo": ("method.mc_samples=2",),
@@ -68,19 +68,21 @@ PRELOADED = [
     "transformers.models.gpt2.modeling_gpt2",
     "transformers.tokenization_utils_fast",
 ]
-"""What a run imports, those imports included that wait until they are needed."""
+"""Modules that a run imports, including those that are imported only when they are needed."""
 
 
 def train_recipe(model: Path, output: Path, *overrides: str) -> TrainRecipe:
+    """Return the recipe of a small training run."""
     return load_recipe("sudoku-tiny", [*TRAIN, IN_PROCESS, f"model={model}", f"output_dir={output}", *overrides])
 
 
 def pretrain_recipe(output: Path, *overrides: str) -> PretrainRecipe:
+    """Return the recipe of a small pretraining run."""
     return load(PretrainRecipe, "sudoku-tiny-base", [*PRETRAIN, f"output_dir={output}", *overrides])
 
 
 def unmask(*arguments: object) -> int:
-    """Run the command line here and return its exit code."""
+    """Run the command line in this process and return its exit code."""
     with mock.patch.object(sys, "argv", ["unmask", *map(str, arguments)]):
         try:
             main()
@@ -90,7 +92,7 @@ def unmask(*arguments: object) -> int:
 
 
 def unmask_train(model: Path, output: Path, *overrides: str) -> int:
-    """`unmask train sudoku-tiny` at this size."""
+    """Run `unmask train sudoku-tiny` at this size and return its exit code."""
     return unmask("train", "sudoku-tiny", *TRAIN, f"model={model}", f"output_dir={output}", *overrides)
 
 
@@ -101,18 +103,19 @@ def metrics(folder: Path) -> list[dict[str, Any]]:
 
 
 def weights(folder: Path) -> bytes:
-    """The finished model's weights, to be compared bit for bit."""
+    """Return the bytes of the final model's weights."""
     return (folder / "final" / "model.safetensors").read_bytes()
 
 
 def steps_saved(folder: Path) -> list[int]:
+    """Return the steps whose checkpoints a run folder holds."""
     return [int(path.name.removeprefix("step-")) for path in sorted((folder / "checkpoints").glob("step-*"))]
 
 
 def exit_code_of(target: Callable[..., object], *arguments: object, timeout: float = 120) -> int:
-    """Run a function in a process of its own, as negative signal number where one killed it.
+    """Run a function in another process and return its exit code, which is negative if a signal ended the process.
 
-    A server that has imported the package forks it, so that it does not take the seconds of a fresh interpreter.
+    A server that has imported the package forks the process, which saves the start of an interpreter.
     """
     process = start(target, *arguments)
     process.join(timeout)
@@ -123,6 +126,7 @@ def exit_code_of(target: Callable[..., object], *arguments: object, timeout: flo
 
 
 def start(target: Callable[..., object], *arguments: object) -> ForkServerProcess:
+    """Start a function in another process; see `exit_code_of`."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(PRELOADED)
     process = context.Process(target=_on_one_thread, args=(target, *arguments), daemon=True)
@@ -131,6 +135,6 @@ def start(target: Callable[..., object], *arguments: object) -> ForkServerProces
 
 
 def _on_one_thread(target: Callable[..., object], *arguments: object) -> None:
-    # As in the tests' own process: sums over several threads would differ in their last bits.
+    # Sums over several threads would differ in their last bits from those of the test's own process.
     torch.set_num_threads(1)
     target(*arguments)

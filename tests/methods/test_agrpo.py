@@ -130,6 +130,7 @@ def test_low_discrepancy_draws_are_even_over_the_whole_batch(toy, draws, is_even
     assert bool(((counts - 2000 * p).abs() < 2.01).all()) == is_even
 
 
+@pytest.mark.slow
 def test_each_completion_draws_its_steps_with_their_probabilities(toy):
     small = toy()
     path = small.paths()[17]

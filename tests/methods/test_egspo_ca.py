@@ -161,6 +161,7 @@ def test_under_low_confidence_even_the_unbiased_form_is_biased(toy):
     assert distance(total, small.grad_j()) > 0.05
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("step", [0, 1])
 def test_the_combination_with_the_group_is_unbiased_for_any_gain_from_other_groups(toy, step):
     small = toy(num_tokens=2, length=2, num_steps=2)

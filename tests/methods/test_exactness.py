@@ -281,6 +281,7 @@ def seeds_by_ranking(num_steps):
     return list(found.values())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("num_selected", [1, 2])
 @pytest.mark.parametrize("stepwise_weight", [0.0, 0.5])
 def test_k_uniform_steps_of_t_estimate_k_in_t_of_the_gradient(toy, num_selected, stepwise_weight):
@@ -364,6 +365,7 @@ def test_under_low_confidence_the_estimate_lacks_exactly_the_gradient_of_the_cho
     assert dropped.norm() > 0.1 * gradient.norm()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("num_steps", [3, 2])
 def test_under_plackett_luce_the_order_term_makes_all_steps_exact_and_without_it_they_are_not(toy, num_steps):
     small = toy(order="plackett_luce", num_steps=num_steps)
@@ -417,6 +419,7 @@ def with_kept_steps(rollout, chosen):
     return replace(rollout, trajectory=replace(path, selected_step=steps.int()), one_step_reward=value)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("num_selected", [1, 2])
 @pytest.mark.parametrize("stepwise_weight", [0.0, 0.5])
 def test_steps_sampled_by_entropy_with_inverse_weights_estimate_the_gradient(
@@ -484,6 +487,7 @@ def test_telescoped_credit_estimates_the_gradient_of_the_value_one_step_ahead(to
     assert distance(estimate, small.grad_j()) > 0.1
 
 
+@pytest.mark.slow
 def test_all_options_of_unbiased_guidance_can_be_combined(toy, monkeypatch):
     small = toy(num_tokens=2, length=2, num_steps=2)
     paths = small.paths()

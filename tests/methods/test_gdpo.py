@@ -112,6 +112,7 @@ def test_one_node_gives_the_gradient_of_half_masked_completions_and_not_of_the_e
     assert distance(estimate, weighted_elbo_gradient(small, paths, advantage) / small.L) > 0.1
 
 
+@pytest.mark.slow
 def test_the_bias_shrinks_with_the_nodes_until_half_as_many_as_positions_are_exact(toy):
     small = toy(num_tokens=2, length=5, num_steps=5, order="left_to_right")
     paths = small.paths()

@@ -111,6 +111,7 @@ def test_settings_that_do_not_fit_together_are_refused():
 # Plan
 
 
+@pytest.mark.slow
 def test_each_completion_uses_m_of_its_nonempty_segments_each_equally_likely(toy):
     small = toy(num_tokens=2, length=4, num_steps=4, **ORDER)
     path = small.trajectory([small.paths()[0]] * 3)
@@ -139,6 +140,7 @@ def test_each_completion_uses_m_of_its_nonempty_segments_each_equally_likely(toy
 # Expectation
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "options", [{}, {"num_steps": 2}, {"eos": True}, {"num_tokens": 2, "order_temperature": 2.0}], ids=str
 )
@@ -164,6 +166,7 @@ def test_without_either_ratio_it_is_not_the_gradient(toy):
         assert distance(part, aligned) > 0.05
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("num_sampled", [1, 2])
 def test_over_the_draws_of_segments_it_equals_all_segments(toy, num_sampled):
     small = toy(**ORDER)

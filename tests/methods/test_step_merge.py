@@ -138,6 +138,7 @@ def test_with_every_step_a_segment_it_is_the_policy_gradient_over_the_length(toy
     torch.testing.assert_close(found, small.grad_j() / small.L, **EXACT)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("num_steps", [3, 2])
 def test_under_plackett_luce_it_includes_the_position_choice(toy, num_steps):
     small = toy(order="plackett_luce", num_steps=num_steps)

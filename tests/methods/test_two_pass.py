@@ -54,6 +54,7 @@ def update(small, reference, method, rollout, views_per_forward, learning_rate=1
     return model.events, tally.reduce(accelerator)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", METHODS, ids=repr)
 @pytest.mark.parametrize("views_per_forward", [1, 5, 1000])
 def test_the_update_equals_that_of_one_graph_over_new_views_and_no_graph_outlives_its_chunk(

@@ -56,6 +56,7 @@ def many(toy, num_rows, **options):
     return small, Rollout(path, 2, torch.rand(num_rows, generator=torch.Generator().manual_seed(0)))
 
 
+@pytest.mark.slow
 def test_masked_tokens_are_the_targets_and_all_after_the_first_eos_is_masked(toy):
     small, rollout = many(toy, 324, eos=True)
     views = UniGRPO(num_views=2).plan(rollout, torch.Generator().manual_seed(0))

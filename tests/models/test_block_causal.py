@@ -192,6 +192,7 @@ SETTINGS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("options", SETTINGS.values(), ids=SETTINGS)
 @pytest.mark.parametrize("branches", [False, True])
 def test_trajectories_equal_those_of_full_recomputation(sdar, options, branches):

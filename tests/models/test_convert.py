@@ -262,6 +262,7 @@ def test_the_real_config_of_an_8b_llada_gives_the_known_shape():
 # Tokenizers
 
 
+@pytest.mark.slow
 def test_dreams_real_tokenizer_works_natively(tmp_path):
     tokenizer = complete_tokenizer(DATA / "dream-tokenizer", FAMILIES["dream"], {"mask_token_id": 151666})
     tokenizer.save_pretrained(tmp_path)

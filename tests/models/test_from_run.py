@@ -44,6 +44,7 @@ def same(one: object, other: object) -> bool:
     return left.keys() == right.keys() and all(torch.equal(left[key], right[key]) for key in left)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["run", "lora_run"])
 def test_the_last_checkpoint_is_the_final_model_bit_for_bit(kind: str, request: pytest.FixtureRequest) -> None:
     run = request.getfixturevalue(kind)
@@ -74,6 +75,7 @@ def test_an_unfinished_run_stands_for_its_newest_checkpoint_with_a_warning(
     assert caplog.messages == [f"{stopped} has not ended; using its newest checkpoint, {newest}."]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["run", "lora_run"])
 @pytest.mark.parametrize("part", ["", "checkpoints/step-00000004"])
 def test_every_command_accepts_a_checkpoint(
@@ -152,6 +154,7 @@ def test_a_folder_without_a_single_model_asks_for_a_choice(run: Path, tmp_path: 
 CONSTANT = ("optim.lr_schedule=constant", "evaluation.eval_steps=2")
 
 
+@pytest.mark.slow
 def test_an_extended_run_equals_the_longer_run_bit_for_bit(tiny_model: Path, tmp_path: Path) -> None:
     whole = Trainer(train_recipe(tiny_model, tmp_path / "whole", *CONSTANT, "max_steps=6")).train()
     short = Trainer(train_recipe(tiny_model, tmp_path / "run", *CONSTANT, "max_steps=4")).train()

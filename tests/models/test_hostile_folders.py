@@ -18,6 +18,8 @@ from unmask.models import load_model, save_model
 from unmask.sampling import generation as rollout
 from unmask.sampling.generation import encode_batch
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def release(tmp_path_factory: pytest.TempPathFactory) -> Path:

@@ -17,6 +17,8 @@ from tests.helpers.runs import PRETRAIN, TRAIN, metrics, steps_saved, unmask, we
 from unmask.models import load_model
 from unmask.models.families import FAMILIES
 
+pytestmark = pytest.mark.slow
+
 SFT = (*PRETRAIN, "max_steps=2", "save_steps=2", "muon_learning_rate=0", "optim.learning_rate=1e-3")
 RL = (
     *TRAIN,

@@ -8,6 +8,7 @@ import re
 
 import pytest
 
+from tests.helpers.messages import raises
 from unmask.core.errors import ConfigError
 from unmask.methods import METHODS
 from unmask.recipes.evaluation import EvalRecipe, load_evaluation
@@ -101,7 +102,8 @@ SECTIONS = {
 
 
 def refused(override: str, kind: type[RunRecipe] = TrainRecipe, source: str = "sudoku-tiny") -> str:
-    with pytest.raises(ConfigError) as caught:
+    """Return the message that refuses an override."""
+    with raises(ConfigError) as caught:
         load(kind, source, [override])
     return str(caught.value)
 
@@ -116,7 +118,7 @@ def keys_named(message: str) -> list[str]:
 @pytest.mark.parametrize(("name", "key"), EXPECTED.items())
 def test_a_name_from_elsewhere_is_answered_with_the_key(name: str, key: str) -> None:
     message = refused(f"{name}=1")
-    assert message.startswith(f'unknown key "{name}". ')
+    assert f'"{name}"' in message
     assert re.search(rf"(?<![\w.]){re.escape(key)}(?![\w.]*\w)", message.partition("Available:")[0])
     assert "\n" not in message
 
@@ -124,18 +126,22 @@ def test_a_name_from_elsewhere_is_answered_with_the_key(name: str, key: str) -> 
 @pytest.mark.parametrize(("name", "key"), SECTIONS.items())
 def test_a_name_in_a_section_is_answered_with_the_key(name: str, key: str) -> None:
     message = refused(f"{name}=1")
-    assert message.startswith(f'unknown key in {name.rpartition(".")[0]} "{name.rpartition(".")[2]}". ')
+    section, _, key_of_section = name.rpartition(".")
+    assert f'{section} "{key_of_section}"' in message
     assert re.search(rf"(?<![\w.]){re.escape(key)}(?![\w.]*\w)", message)
 
 
 def test_each_known_key_of_a_section_that_does_not_exist_is_answered() -> None:
-    with pytest.raises(ConfigError) as caught:
+    with raises(ConfigError) as caught:
         load_recipe("sudoku-tiny", {"trainer": {"logger": "wandb", "save_freq": 5, "frobnicate": 1}})
-    assert str(caught.value).splitlines() == [
-        'unknown key in trainer "logger". Did you mean "report_to"?',
-        'unknown key in trainer "save_freq". Did you mean "save_steps"?',
-    ]
-    assert refused("trainer.frobnicate=1").startswith('unknown key "trainer". Available: ')
+    first, second = str(caught.value).splitlines()
+    assert '"logger"' in first
+    assert '"report_to"' in first
+    assert '"save_freq"' in second
+    assert '"save_steps"' in second
+    message = refused("trainer.frobnicate=1")
+    assert '"trainer"' in message
+    assert "Available: " in message
 
 
 def test_a_value_model_is_not_answered_with_the_policy() -> None:
@@ -144,16 +150,16 @@ def test_a_value_model_is_not_answered_with_the_policy() -> None:
 
 def test_a_setting_of_another_command_names_that_command() -> None:
     for override in ("max_steps=3", "optim.learning_rate=1", "method.type=espo", "evaluation.eval_steps=5"):
-        with pytest.raises(ConfigError, match=r"It is a setting of unmask train\."):
+        with raises(ConfigError, "unmask train"):
             load_evaluation({"task.type": "sudoku"}, [override])
-    with pytest.raises(ConfigError, match='Did you mean "samples"'):
+    with raises(ConfigError, "samples"):
         load_evaluation({"task.type": "sudoku"}, ["num_generations=4"])
     assert "It is a setting of unmask pretrain." in refused("tiny.width=32")
     assert "It is a setting of unmask pretrain." in refused("noise_share=0.5")
 
 
 def test_two_keys_for_the_temperature_of_an_evaluation_are_refused() -> None:
-    with pytest.raises(ConfigError, match="both sampler.temperature and evaluation.temperatures are set"):
+    with raises(ConfigError, "sampler.temperature", "evaluation.temperatures"):
         load_evaluation({"task.type": "sudoku"}, ["sampler.temperature=0.5", "evaluation.temperatures=0.9"])
     # The default of --temperature does not count as a second value.
     _, samplers = load_evaluation(
@@ -185,7 +191,8 @@ def test_every_key_in_the_table_is_a_key_of_some_recipe() -> None:
 
 @pytest.mark.parametrize("name", ["num_workers", "gradient", "entropy", "top_n", "best_of", "tau", "warm", "x"])
 def test_a_name_that_only_looks_a_little_like_a_key_gets_no_suggestion(name: str) -> None:
-    assert refused(f"{name}=1").startswith(f'unknown key "{name}". Available: ')
+    message = refused(f"{name}=1")
+    assert f'"{name}". Available: ' in message
 
 
 def test_a_key_of_one_section_is_found_from_another() -> None:
@@ -204,8 +211,8 @@ def test_an_option_of_another_method_or_task_names_its_owners() -> None:
             f"method.num_samples is an option of {', '.join(owners)}, and this recipe's method is egspo_sa" in message
         )
     assert "task.path is an option of dataset, and this recipe's task is sudoku." in refused("path=rows.csv")
-    # The recipe's own method decides.
-    with pytest.raises(ConfigError, match='Did you mean "method.num_samples"'):
+    # The method that the recipe has decides, not the one that it might have.
+    with raises(ConfigError, "method.num_samples"):
         load_recipe("sudoku-tiny", ["method.type=espo", "num_samples=2"])
 
 

@@ -3,13 +3,14 @@ mistake."""
 
 from __future__ import annotations
 
-import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 
+from tests.helpers.messages import raises
 from unmask.core.config import LoraConfig
 from unmask.core.errors import ConfigError, DataError
 from unmask.recipes.load import (
@@ -36,9 +37,9 @@ def written(folder: Path, tree: object, name: str = "mine.yaml") -> str:
     return str(path)
 
 
-def refusal(*overrides: str, source: str = "sudoku-tiny") -> str:
-    """Return the message that refuses a recipe with overrides."""
-    with pytest.raises(ConfigError) as caught:
+def refusal(*overrides: str, source: str = "sudoku-tiny", words: Sequence[str] = ()) -> str:
+    """Return the message that refuses a recipe with overrides; it is in the snapshot and contains the given words."""
+    with raises(ConfigError, *words) as caught:
         load_recipe(source, overrides)
     return str(caught.value)
 
@@ -121,16 +122,11 @@ def test_a_recorded_recipe_gets_the_defaults_of_keys_that_it_lacks_and_one_with_
 
 
 @pytest.mark.parametrize(
-    ("override", "message"),
-    [
-        ("seed", 'override "seed" is not of the form key=value, such as optim.learning_rate=3e-4.'),
-        ("=3", 'override "=3" is not of the form key=value'),
-        ("seed=[1", 'override "seed=[1": the value is not valid YAML ('),
-        ("max_steps.x.y=1", 'override "max_steps.x.y=1": max_steps is a single value'),
-    ],
+    ("override", "word"),
+    [("seed", "key=value"), ("=3", "key=value"), ("seed=[1", "YAML"), ("max_steps.x.y=1", "single value")],
 )
-def test_a_malformed_override_is_quoted(override: str, message: str) -> None:
-    assert refusal(override).startswith(message)
+def test_a_malformed_override_is_quoted(override: str, word: str) -> None:
+    refusal(override, words=[f'"{override}"', word])
 
 
 @pytest.mark.parametrize(
@@ -169,7 +165,7 @@ def test_a_dict_is_a_recipe() -> None:
     recipe = load_recipe(MINIMAL | {"optim.learning_rate": 1e-3, "optim": {"warmup_steps": 3}})
     assert (recipe.model, recipe.optim.learning_rate, recipe.optim.warmup_steps) == ("m", 1e-3, 3)
     assert load(PretrainRecipe, {"task": {"type": "sudoku"}, "noise_share": 0.5}).noise_share == 0.5
-    with pytest.raises(ConfigError, match="^this dict is a recipe for the other command: unmask pretrain RECIPE$"):
+    with raises(ConfigError, "unmask pretrain RECIPE"):
         load_recipe({"task": {"type": "sudoku"}, "noise_share": 0.5})
 
 
@@ -182,7 +178,7 @@ def test_changes_may_be_texts_a_dict_or_keywords_and_later_ones_win() -> None:
     assert load_recipe("sudoku-tiny", {"max_steps": 2}, max_steps=3, optim={"warmup_steps": 1}).max_steps == 3
     other = load_recipe("sudoku-tiny", {"method": {"num_selected": 2, "type": "egspo_ca"}})
     assert (other.method.type, other.method.model_dump()["num_selected"]) == ("egspo_ca", 2)
-    with pytest.raises(ConfigError, match='^unknown key "temperature". Did you mean "sampler.temperature"'):
+    with raises(ConfigError, "sampler.temperature"):
         load_recipe("sudoku-tiny", {"temperature": 1.0})
 
 
@@ -191,14 +187,12 @@ def test_a_loaded_recipe_can_be_loaded_again_with_changes_but_not_written_to() -
     changed = load_recipe(recipe, {"max_steps": 3})
     assert (changed.seed, changed.max_steps, recipe.max_steps) == (4, 3, load_recipe("sudoku-tiny").max_steps)
     for section, name, key in ((recipe, "max_steps", "max_steps"), (recipe.method, "beta", "method.beta")):
-        with pytest.raises(ConfigError, match=rf'^{key} cannot be set .* load_recipe\(recipe, {{"{key}": 3}}\)\.$'):
+        with raises(ConfigError, key, "load_recipe"):
             setattr(section, name, 3)
 
 
 def test_what_is_not_a_recipe_is_named() -> None:
-    with pytest.raises(
-        ConfigError, match="^a recipe is a shipped name, a YAML file or a dict of its settings, not int: "
-    ):
+    with raises(ConfigError, "int", "YAML"):
         load_recipe(3)  # type: ignore[arg-type]
 
 
@@ -206,27 +200,28 @@ def test_what_is_not_a_recipe_is_named() -> None:
 
 
 @pytest.mark.parametrize(
-    ("override", "start", "available"),
+    ("override", "unknown", "nearest", "available"),
     [
-        ("num_promts=3", 'unknown key "num_promts". Did you mean "num_prompts"?', "num_generations"),
-        ("method.num_select=3", 'unknown key in method "num_select". Did you mean "num_selected"?', "step_choice"),
-        ("task.min_blank=3", 'unknown key in task "min_blank". Did you mean "min_blanks"?', "max_blanks"),
-        ("sampler.orderr=random", 'unknown key in sampler "orderr". Did you mean "order"?', "block_length"),
-        ("evaluation.splits=test", 'unknown key in evaluation "splits". Did you mean "split"?', "num_rows"),
-        ("method.type=egpso", 'unknown method "egpso". Did you mean "egspo"?', "egspo_sa"),
-        ("task.type=sudku", 'unknown task "sudku". Did you mean "sudoku"?', "countdown"),
-        ("sampler.order=randm", 'unknown order "randm". Did you mean "random"?', "low_confidence"),
+        ("num_promts=3", "num_promts", "num_prompts", "num_generations"),
+        ("method.num_select=3", "num_select", "num_selected", "step_choice"),
+        ("task.min_blank=3", "min_blank", "min_blanks", "max_blanks"),
+        ("sampler.orderr=random", "orderr", "order", "block_length"),
+        ("evaluation.splits=test", "splits", "split", "num_rows"),
+        ("method.type=egpso", "egpso", "egspo", "egspo_sa"),
+        ("task.type=sudku", "sudku", "sudoku", "countdown"),
+        ("sampler.order=randm", "randm", "random", "low_confidence"),
     ],
 )
-def test_an_unknown_name_gets_the_nearest_one_and_the_full_list(override: str, start: str, available: str) -> None:
-    message = refusal(override)
-    assert message.startswith(start)
+def test_an_unknown_name_gets_the_nearest_one_and_the_full_list(
+    override: str, unknown: str, nearest: str, available: str
+) -> None:
+    message = refusal(override, words=[f'"{unknown}"', f'Did you mean "{nearest}"?'])
     assert available in message.partition("Available: ")[2].rstrip(".").split(", ")
     assert "\n" not in message
 
 
 def test_an_unknown_recipe_gets_the_nearest_one(tmp_path: Path) -> None:
-    assert refusal(source="sudoku-tinny").startswith('unknown recipe "sudoku-tinny". Did you mean "sudoku-tiny"? Avail')
+    refusal(source="sudoku-tinny", words=['"sudoku-tinny"', 'Did you mean "sudoku-tiny"?', "Available"])
     missing = str(tmp_path / "none.yaml")
     assert refusal(source=missing) == f"there is no recipe file {missing}."
     assert refusal(source="none.yaml") == (
@@ -243,7 +238,7 @@ def test_a_recipe_of_the_other_command_names_that_command() -> None:
     assert refusal(source="sudoku-tiny-base") == (
         "sudoku-tiny-base is a recipe for the other command: unmask pretrain sudoku-tiny-base"
     )
-    with pytest.raises(ConfigError, match="^sudoku-tiny is a recipe for the other command: unmask train sudoku-tiny$"):
+    with raises(ConfigError, "unmask train sudoku-tiny"):
         load(PretrainRecipe, "sudoku-tiny")
 
 
@@ -251,54 +246,31 @@ def test_a_recipe_of_the_other_command_names_that_command() -> None:
 
 
 @pytest.mark.parametrize(
-    ("overrides", "message"),
+    ("overrides", "words"),
     [
-        (
-            ["sampler.block_length=5"],
-            "sampler: block_length = 5 does not tile max_completion_length = 16. Use a divisor",
-        ),
-        (["sampler.num_steps=17"], "sampler: num_steps = 17 is more than max_completion_length = 16"),
-        (
-            ["sampler.block_length=8", "sampler.num_steps=3"],
-            "sampler: num_steps = 3 cannot be shared evenly by 2 blocks of 8 positions. Use a multiple of 2.",
-        ),
-        (
-            ["method.num_selected=9"],
-            "method.num_selected = 9 is more than the 8 denoising steps. Set it to 8 or less, or raise",
-        ),
-        (
-            ["num_generations=1"],
-            "num_generations = 1, but egspo_sa compares the completions of a prompt with each other. Set num_generations",
-        ),
-        (
-            ["reward_funcs=[a:f, b:g]", "reward_weights=[1]"],
-            "1 reward_weights for 2 reward_funcs. Give one weight for each function.",
-        ),
-        (["optim.learning_rate=fast"], "optim.learning_rate = 'fast': input should be a valid number"),
-        (["max_steps=0"], "max_steps = 0: input should be greater than or equal to 1."),
-        (["num_prompts=1.5"], "num_prompts = 1.5: input should be a valid integer"),
-        (["evaluation.split=train"], "evaluation.split = 'train': input should be 'validation' or 'test'."),
-        (
-            ["method=egspo"],
-            "method = 'egspo': method is a section, not a single value. Set one of its keys, as in method.type=egspo.",
-        ),
-        (
-            ["optim=3"],
-            "optim = 3: optim is a section, not a single value. Set one of its keys, as in optim.learning_rate=VALUE.",
-        ),
-        (["reward_funcs={a: 1}"], "reward_funcs = {'a': 1}: write a list in square brackets."),
-        (["reward_weights=1,2"], "reward_weights.0 = '1,2': write several values as a list in square brackets: [1,2]."),
-        (["model="], "model = None: input should be a valid string."),
-        (["task={}"], "task.type is missing. Set it to the name of the task."),
-        (["task.type=dataset"], "task.path is missing. Set it"),
-        (["task.max_blanks=3", "task.min_blanks=4"], "task: min_blanks = 4 is more than max_blanks = 3."),
+        (["sampler.block_length=5"], ["block_length = 5", "max_completion_length = 16", "divisor"]),
+        (["sampler.num_steps=17"], ["num_steps = 17", "max_completion_length = 16"]),
+        (["sampler.block_length=8", "sampler.num_steps=3"], ["num_steps = 3", "2 blocks", "multiple of 2"]),
+        (["method.num_selected=9"], ["method.num_selected = 9", "8 denoising steps", "8 or less"]),
+        (["num_generations=1"], ["num_generations = 1", "egspo_sa", "Set num_generations"]),
+        (["reward_funcs=[a:f, b:g]", "reward_weights=[1]"], ["1 reward_weights", "2 reward_funcs"]),
+        (["optim.learning_rate=fast"], ["optim.learning_rate = 'fast'", "number"]),
+        (["max_steps=0"], ["max_steps = 0", "1"]),
+        (["num_prompts=1.5"], ["num_prompts = 1.5", "integer"]),
+        (["evaluation.split=train"], ["evaluation.split = 'train'", "'validation'", "'test'"]),
+        (["method=egspo"], ["method = 'egspo'", "method.type=egspo"]),
+        (["optim=3"], ["optim = 3", "optim.learning_rate=VALUE"]),
+        (["reward_funcs={a: 1}"], ["reward_funcs = {'a': 1}", "list"]),
+        (["reward_weights=1,2"], ["reward_weights.0 = '1,2'", "[1,2]"]),
+        (["model="], ["model = None", "string"]),
+        (["task={}"], ["task.type"]),
+        (["task.type=dataset"], ["task.path"]),
+        (["task.max_blanks=3", "task.min_blanks=4"], ["min_blanks = 4", "max_blanks = 3"]),
     ],
-    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+    ids=lambda value: " ".join(value),
 )
-def test_an_invalid_value_gets_a_message_with_a_remedy(overrides: list[str], message: str) -> None:
-    message_line = refusal(*overrides)
-    assert message_line.startswith(message)
-    assert "\n" not in message_line
+def test_an_invalid_value_gets_a_message_with_a_remedy(overrides: list[str], words: list[str]) -> None:
+    assert "\n" not in refusal(*overrides, words=words)
 
 
 def test_all_steps_need_no_number_of_them() -> None:
@@ -308,29 +280,20 @@ def test_all_steps_need_no_number_of_them() -> None:
 
 def test_what_the_recipe_must_set_is_named(tmp_path: Path) -> None:
     message = refusal(source=written(tmp_path, {"seed": 1}))
-    assert [line.partition(".")[0] for line in message.splitlines()] == [
-        "task is missing",
-        "model is missing",
-        "method is missing",
-    ]
+    assert [line.split()[0] for line in message.splitlines()] == ["task", "model", "method"]
 
 
 # --- files without a recipe ---
 
 
 @pytest.mark.parametrize(
-    ("content", "message"),
-    [
-        (b"a: [1\nb: 2", "{} cannot be read as YAML: while parsing a flow sequence"),
-        (b"- 1\n- 2", "{} must hold `key: value` lines, "),
-        (b"a: \xff", "{} is not UTF-8 text: line 1 holds other bytes."),
-        (b"", "{} must hold `key: value` lines, and holds nothing."),
-    ],
+    ("content", "word"),
+    [(b"a: [1\nb: 2", "YAML"), (b"- 1\n- 2", "key: value"), (b"a: \xff", "UTF-8"), (b"", "nothing")],
 )
-def test_a_file_that_does_not_hold_a_recipe_is_named(tmp_path: Path, content: bytes, message: str) -> None:
+def test_a_file_that_does_not_hold_a_recipe_is_named(tmp_path: Path, content: bytes, word: str) -> None:
     path = tmp_path / "bad.yaml"
     path.write_bytes(content)
-    assert refusal(source=str(path)).startswith(message.format(path))
+    refusal(source=str(path), words=[str(path), word])
 
 
 # --- parts of a recipe on their own ---
@@ -338,32 +301,32 @@ def test_a_file_that_does_not_hold_a_recipe_is_named(tmp_path: Path, content: by
 
 def test_a_task_is_made_from_its_name_and_options() -> None:
     assert make_task("sudoku", ["min_blanks=5", "sparse=true"]) == Sudoku(min_blanks=5, sparse=True)
-    for name, options, message in (
-        ("sudku", [], 'unknown task "sudku". Did you mean "sudoku"?'),
-        ("sudoku", ["min_blank=5"], 'unknown key in task "min_blank". Did you mean "min_blanks"?'),
-        ("sudoku", ["min_blanks"], 'override "min_blanks" is not of the form key=value'),
+    for name, options, words in (
+        ("sudku", [], ['"sudku"', '"sudoku"']),
+        ("sudoku", ["min_blank=5"], ['"min_blank"', '"min_blanks"']),
+        ("sudoku", ["min_blanks"], ['"min_blanks"', "key=value"]),
     ):
-        with pytest.raises(ConfigError, match="^" + re.escape(message)):
+        with raises(ConfigError, *words):
             make_task(name, options)
 
 
 def test_a_sampler_is_made_from_keywords() -> None:
     assert make_sampler(max_completion_length=8, num_steps=2).steps == 2
-    for settings, message in (
-        ({"max_completion_length": 8, "num_steps": 9}, "num_steps = 9 is more than max_completion_length = 8"),
-        ({"temperature": -1}, "temperature = -1: input should be greater than or equal to 0."),
-        ({"order": "randm"}, 'unknown order "randm". Did you mean "random"?'),
+    for settings, words in (
+        ({"max_completion_length": 8, "num_steps": 9}, ["num_steps = 9", "max_completion_length = 8"]),
+        ({"temperature": -1}, ["temperature = -1", "0"]),
+        ({"order": "randm"}, ['"randm"', '"random"']),
     ):
-        with pytest.raises(ConfigError, match="^" + re.escape(message)):
+        with raises(ConfigError, *words):
             make_sampler(**settings)
 
 
 def test_a_pretraining_recipe_has_rules_of_its_own() -> None:
     recipe = load(PretrainRecipe, "sudoku-tiny-base", ["noise_share=0.5", "tiny.width=32"])
     assert (recipe.noise_share, recipe.tiny.width, recipe.model) == (0.5, 32, None)
-    with pytest.raises(ConfigError, match=r"^noise_share = 1.5: input should be less than or equal to 1\.$"):
+    with raises(ConfigError, "noise_share", "1.5"):
         load(PretrainRecipe, "sudoku-tiny-base", ["noise_share=1.5"])
-    with pytest.raises(ConfigError, match='^unknown key in tiny "widht". Did you mean "width"?'):
+    with raises(ConfigError, "widht", "width"):
         load(PretrainRecipe, "sudoku-tiny-base", ["tiny.widht=32"])
 
 
@@ -371,7 +334,7 @@ def test_a_tree_can_be_validated_without_a_file() -> None:
     recipe = validate(TrainRecipe, MINIMAL)
     assert isinstance(recipe.task, Sudoku)
     assert recipe.sampler.max_completion_length == 256
-    with pytest.raises(DataError, match='unknown split "trian"'):
+    with raises(DataError, "trian"):
         recipe.task.rows("trian", 1)  # type: ignore[arg-type]
 
 
@@ -384,7 +347,7 @@ def test_another_method_begins_with_its_published_setting_whatever_the_file_says
     assert load_recipe("sudoku-tiny", ["method.beta=0.0", "method.type=egspo"]).method.beta == 0.0
     other = load_recipe("sudoku-tiny", ["method.num_selected=2", "method.type=egspo_ca"])
     assert other.method.num_selected == 2
-    with pytest.raises(ConfigError, match='unknown key in method "beta"'):
+    with raises(ConfigError, "method", "beta"):
         load_recipe("sudoku-tiny", ["method.type=egspo_ca", "method.beta=0.1"])
 
 
@@ -405,23 +368,21 @@ def test_a_key_below_one_that_is_null_can_be_set(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("override", "words"),
+    ("override", "word"),
     [
-        ("lora.targets=[]", "neither all-linear nor a list"),
-        ("lora.rank=3", 'unknown key in lora "rank"'),
+        ("lora.targets=[]", "all-linear"),
+        ("lora.rank=3", '"rank"'),
         ("lora.dropout=1", "lora.dropout = 1"),
-        ("lora.quantize=8bit", "'none' or '4bit'"),
-        ("dtype=half", "'float32' or 'bfloat16'"),
-        ("max_tokens_per_forward=many", "'many' is not a valid limit"),
-        ("max_tokens_per_forward=0", "0 is not a valid limit"),
-        ("max_tokens_per_forward=10", "less than one completion of 16 tokens"),
+        ("lora.quantize=8bit", "'4bit'"),
+        ("dtype=half", "'bfloat16'"),
+        ("max_tokens_per_forward=many", "auto"),
+        ("max_tokens_per_forward=0", "auto"),
+        ("max_tokens_per_forward=10", "16 tokens"),
         ("ref_model_mixup_alpha=0", "ref_model_mixup_alpha = 0"),
     ],
 )
-def test_an_impossible_value_is_refused_in_one_line(override: str, words: str) -> None:
-    message = refusal(override)
-    assert words in message
-    assert "\n" not in message
+def test_an_impossible_value_is_refused_in_one_line(override: str, word: str) -> None:
+    assert "\n" not in refusal(override, words=[override.partition("=")[0].rpartition(".")[2], word])
 
 
 def test_a_reference_that_nothing_reads_cannot_follow() -> None:
@@ -430,37 +391,36 @@ def test_a_reference_that_nothing_reads_cannot_follow() -> None:
 
 
 def test_a_new_model_has_nothing_to_adapt() -> None:
-    with pytest.raises(ConfigError, match="lora adapts an existing model"):
+    with raises(ConfigError, "lora", "existing model"):
         load(PretrainRecipe, "sudoku-tiny-base", ["lora.r=4"])
-    with pytest.raises(ConfigError, match="muon_learning_rate"):
+    with raises(ConfigError, "muon_learning_rate"):
         load(PretrainRecipe, "sudoku-tiny-base", ["lora.r=4", "model=m", "muon_learning_rate=0.02"])
     loaded = load(PretrainRecipe, "sudoku-tiny-base", ["lora.r=4", "model=m", "muon_learning_rate=0"])
     assert loaded.lora == LoraConfig(r=4)
 
 
 @pytest.mark.parametrize(
-    ("source", "words"),
+    ("source", "remedy"),
     [
-        ("sudoku-tiny.yaml", "The shipped recipe is called sudoku-tiny."),
-        ("paper-tiny", "paper-tiny is a recipe for another command: unmask compare paper-tiny"),
-        ("max_steps=3", "name the recipe first, and give settings such as max_steps=3 after it."),
+        ("sudoku-tiny.yaml", "sudoku-tiny."),
+        ("paper-tiny", "unmask compare paper-tiny"),
+        ("max_steps=3", "recipe first"),
         ("SUDOKU-TINY", 'Did you mean "sudoku-tiny"?'),
         ("sudoku_tiny", 'Did you mean "sudoku-tiny"?'),
     ],
 )
-def test_a_source_that_is_nearly_right_is_answered_with_the_right_one(source: str, words: str) -> None:
-    with pytest.raises(ConfigError, match=re.escape(words)):
-        load_recipe(source)
+def test_a_source_that_is_nearly_right_is_answered_with_the_right_one(source: str, remedy: str) -> None:
+    refusal(source=source, words=[source, remedy])
 
 
 def test_a_folder_is_refused_and_a_run_folder_names_its_recipe(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="is a folder, but a recipe is a YAML file or a shipped name.$"):
+    with raises(ConfigError, "folder", "YAML"):
         load_recipe(str(tmp_path))
     (tmp_path / "config.yaml").touch()
-    with pytest.raises(ConfigError, match=r"The recipe of the run in this folder is .*config.yaml\.$"):
+    with raises(ConfigError, "config.yaml", "recipe"):
         load_recipe(str(tmp_path))
 
 
 def test_a_method_in_capitals_is_answered_with_its_name() -> None:
-    with pytest.raises(ConfigError, match='unknown method "EGSPO-SA". Did you mean "egspo_sa"'):
+    with raises(ConfigError, "EGSPO-SA", "egspo_sa"):
         load_recipe("sudoku-tiny", ["method.type=EGSPO-SA"])

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from tests.helpers.messages import raises
 from unmask.core.errors import ConfigError
 from unmask.recipes.load import COLLECTIONS, dump, find_recipe, load_recipe, shipped_recipes
 
@@ -105,5 +106,5 @@ def test_a_recipe_is_found_with_and_without_its_collection() -> None:
 
 
 def test_a_misspelt_one_gets_the_nearest_name_and_where_all_are_listed() -> None:
-    with pytest.raises(ConfigError, match=r'Did you mean "egspo-sa-llada-sudoku".*unmask recipes lists all'):
+    with raises(ConfigError, "egspo-sa-llada-sudoku", "unmask recipes"):
         find_recipe("egspo-sa-lada-sudoku")

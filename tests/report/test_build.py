@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 
+from tests.helpers.messages import raises
 from tests.helpers.paths import RESULTS
 from tests.helpers.reports import hand_made, page_block, page_data, real_run, write_run
 from tests.helpers.rollouts import as_version
@@ -23,6 +24,8 @@ from unmask.report.html import SCRIPTS, _file, embed, page
 from unmask.runs.metrics import read_metrics
 from unmask.runs.saved_rollouts import SavedRollout
 from unmask.trainer import Trainer
+
+pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")
@@ -214,7 +217,7 @@ def test_runs_are_overlaid_and_told_apart_by_as_much_of_their_path_as_it_takes(t
         write_run(tmp_path / name, [{"step": 1, "reward": 1.0}], {"seed": 0})
     made = write_report([tmp_path / "a/run", tmp_path / "b/run", tmp_path / "c"])
     assert [entry["name"] for entry in page_data(made.path)["runs"]] == ["a/run", "b/run", f"{tmp_path.name}/c"]
-    with pytest.raises(RunError, match="a folder is given twice"):
+    with raises(RunError, "twice"):
         write_report([tmp_path / "c", tmp_path / "c"])
 
 
@@ -281,7 +284,7 @@ def test_half_a_line_at_the_end_is_no_matter_and_one_in_the_middle_is_told(tmp_p
     (folder / "metrics.jsonl").write_text(lines + '{"step": 2, "rew')
     assert page_block(write_report([folder]).path, "run-0")["steps"] == [1]
     (folder / "metrics.jsonl").write_text('{"step": 0, "rew\n' + lines)
-    with pytest.raises(RunError, match=r"metrics\.jsonl, line 1 is not a line of metrics"):
+    with raises(RunError, "metrics.jsonl", "line 1"):
         write_report([folder])
 
 
@@ -289,7 +292,7 @@ def test_a_config_that_cannot_be_read_is_told(tmp_path: Path) -> None:
     folder = write_run(tmp_path / "run", [{"step": 1}], {"seed": 0})
     for text in ("a: [", "- a"):
         (folder / "config.yaml").write_text(text)
-        with pytest.raises(RunError, match=r"config\.yaml (cannot be read as YAML|must hold)"):
+        with raises(RunError, "config.yaml"):
             write_report([folder])
 
 

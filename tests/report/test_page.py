@@ -20,6 +20,8 @@ from unmask.report.build import write_report
 from unmask.runs.metrics import read_metrics
 from unmask.runs.saved_rollouts import SavedRollout
 
+pytestmark = pytest.mark.slow
+
 Opened = Callable[..., Any]
 
 STEPS = 8

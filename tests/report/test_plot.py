@@ -17,6 +17,7 @@ import yaml
 from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
 
+from tests.helpers.messages import raises
 from tests.helpers.paths import RESULTS
 from tests.helpers.runs import unmask
 from unmask.core.errors import ConfigError, RunError
@@ -147,22 +148,22 @@ def test_recipes_are_told_apart_by_what_differs(tmp_path: Path) -> None:
 def test_a_run_told_twice_is_no_second_seed(tmp_path: Path) -> None:
     folder = run(tmp_path / "a", [1.0], {})
     shutil.copytree(folder, tmp_path / "b")
-    with pytest.raises(RunError, match="two of them the same seed, so they are one run told twice"):
+    with raises(RunError, "same seed"):
         plot_metrics([folder, tmp_path / "b"], [], tmp_path / "x.png")
 
 
 def test_what_cannot_be_drawn_is_told(tmp_path: Path) -> None:
     folder = run(tmp_path / "a", [1.0], {})
-    with pytest.raises(RunError, match=r'^unknown metric "rewrd". Did you mean "reward"\?'):
+    with raises(RunError, '"rewrd"', '"reward"'):
         plot_metrics([folder], ["rewrd"], tmp_path / "x.png")
-    with pytest.raises(ConfigError, match="--metric curve is a list"):
+    with raises(ConfigError, "--metric curve"):
         plot_metrics([folder], ["curve"], tmp_path / "x.png")
-    with pytest.raises(ConfigError, match=r"must end in .png, .svg, .pdf"):
+    with raises(ConfigError, ".png, .svg, .pdf"):
         plot_metrics([folder], [], tmp_path / "x.jpg")
-    with pytest.raises(ConfigError, match='unknown axis "steps". Did you mean "step"'):
+    with raises(ConfigError, '"steps"', '"step"'):
         plot_metrics([folder], [], tmp_path / "x.png", x="steps")
     (tmp_path / "none").mkdir()
-    with pytest.raises(RunError, match="is not a run folder"):
+    with raises(RunError, "not a run folder"):
         plot_metrics([tmp_path / "none"], [], tmp_path / "x.png")
 
 
@@ -253,14 +254,14 @@ def test_a_place_that_cannot_be_written_is_told_and_leaves_nothing_half_done(
     folder, target = run(tmp_path / "a", [0.5], {1: 0.5}), tmp_path / "x.png"
     target.write_text("before, by Matplotlib")
     (tmp_path / "file").write_text("")
-    with pytest.raises(RunError, match=r"file/x\.png cannot be written"):
+    with raises(RunError, "x.png"):
         plot_metrics([folder], [], tmp_path / "file" / "x.png")
 
     def full(_self: Path, _content: bytes) -> int:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     monkeypatch.setattr(Path, "write_bytes", full)
-    with pytest.raises(RunError, match=r"x\.png cannot be written \(No space left on device\)"):
+    with raises(RunError, "x.png"):
         plot_metrics([folder], [], target)
     assert target.read_text() == "before, by Matplotlib"
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a", "file", "x.png"]

@@ -20,6 +20,8 @@ from unmask.rewards.loading import make_scorer
 from unmask.rewards.local import Local
 from unmask.rewards.scorer import Scorer
 
+pytestmark = pytest.mark.slow
+
 MODULE = """
 import os, signal, sys, time
 from unmask.rewards import Score, per_completion, reports

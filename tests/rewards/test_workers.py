@@ -17,6 +17,8 @@ import pytest
 from unmask.core.errors import RewardError
 from unmask.rewards.workers import WorkerOutcome, Workers
 
+pytestmark = pytest.mark.slow
+
 MODULE = """
 import os, re, signal, sys, time
 from unmask.rewards import Score

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.helpers.messages import raises
 from unmask.core.errors import RunError
 from unmask.runs.atomic import folder_replaced_whole, replaced_whole, take_lock, tidy, write_atomically
 
@@ -67,6 +68,6 @@ def test_what_a_killed_process_left_is_removed_and_what_it_was_replacing_is_put_
 
 
 def test_a_lock_has_one_owner_until_it_is_closed(tmp_path: Path) -> None:
-    with take_lock(tmp_path / "run.lock"), pytest.raises(RunError, match="another process is using"):
+    with take_lock(tmp_path / "run.lock"), raises(RunError, "another process"):
         take_lock(tmp_path / "run.lock")
     take_lock(tmp_path / "run.lock").close()

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.helpers.messages import raises
 from tests.helpers.runs import unmask
 from unmask.core.errors import RunError
 from unmask.runs.metrics import EvaluationPoint, evaluation_of, evaluations, parse_line, read_metrics, temperature_name
@@ -40,7 +41,7 @@ from unmask.runs.metrics import EvaluationPoint, evaluation_of, evaluations, par
 def test_a_damaged_line_is_named_by_its_number(tmp_path: Path, line: str) -> None:
     assert parse_line(line) is None
     (tmp_path / "metrics.jsonl").write_text('{"step": 0}\n' + line + '\n{"step": 2}\n')
-    with pytest.raises(RunError, match=r"metrics.jsonl, line 2 is not a line of metrics"):
+    with raises(RunError, "metrics.jsonl", "line 2"):
         read_metrics(tmp_path)
 
 
@@ -83,5 +84,5 @@ def test_half_a_last_line_is_left_out(tmp_path: Path) -> None:
 
 
 def test_a_folder_without_metrics_is_not_a_run(tmp_path: Path) -> None:
-    with pytest.raises(RunError, match="is not a run folder: it has no metrics.jsonl"):
+    with raises(RunError, "metrics.jsonl"):
         read_metrics(tmp_path)

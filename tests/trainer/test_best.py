@@ -16,6 +16,8 @@ from unmask.models import load_model
 from unmask.runs.folder import RunFolder
 from unmask.trainer.best import Best, best_of, better
 
+pytestmark = pytest.mark.slow
+
 VALIDATION = ("evaluation.split=validation", "evaluation.eval_steps=2", "evaluation.temperatures=[0.0,0.9]")
 
 

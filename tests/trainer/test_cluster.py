@@ -18,6 +18,8 @@ from tests.helpers.processes import preset_environment
 from tests.helpers.runs import TRAIN, metrics, steps_saved, unmask
 from unmask.recipes.load import load_recipe, shipped_recipes
 
+pytestmark = pytest.mark.slow
+
 SCRIPTS = sorted((ROOT / "examples" / "cluster").iterdir())
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "-m", "unmask", "train"]
 

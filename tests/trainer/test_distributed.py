@@ -19,6 +19,8 @@ from unmask.recipes.schema import TrainRecipe
 from unmask.rewards import per_completion
 from unmask.trainer import Trainer
 
+pytestmark = pytest.mark.slow
+
 SAME = 1e-5
 """Largest difference of a weight between runs that should be one: sums are taken in another order, in float32, and AdamW divides
 small gradients by their size."""

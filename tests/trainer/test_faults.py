@@ -31,6 +31,8 @@ from unmask.runs.folder import RunFolder
 from unmask.trainer import Trainer
 from unmask.trainer.pretrain import pretrain
 
+pytestmark = pytest.mark.slow
+
 
 def die() -> None:
     os.kill(os.getpid(), signal.SIGKILL)

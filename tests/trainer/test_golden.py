@@ -18,6 +18,8 @@ from unmask.methods import METHODS
 from unmask.rewards import per_completion
 from unmask.trainer import Trainer
 
+pytestmark = pytest.mark.slow
+
 GOLDEN = ROOT / "tests" / "golden"
 
 SETTINGS = (

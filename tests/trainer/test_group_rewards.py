@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from tests.helpers.messages import raises
 from tests.helpers.rollouts import collect
 from tests.helpers.runs import OWN_SETTINGS, metrics, train_recipe
 from unmask.core.errors import ConfigError
@@ -60,9 +61,7 @@ def test_a_group_has_its_winner_under_every_method_that_takes_the_reward(
     method: str, lively: Denoiser, tmp_path: Path
 ) -> None:
     if scores_unfinished(method):
-        with pytest.raises(
-            ConfigError, match=f'"longest" does not declare .* {method} also needs rewards of unfinished completions'
-        ):
+        with raises(ConfigError, method, '"longest"'):
             rewards_under(method, lively, tmp_path)
         # The remedy that the message names: a reward that judges each independently is the same for finished completions.
         texts, rewards = rewards_under(method, lively, tmp_path, length)
@@ -102,5 +101,5 @@ def test_a_run_with_its_evaluations_only_calls_with_whole_groups(
 
 
 def test_the_default_method_refuses_it_before_a_model_is_loaded(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="from unmask.rewards import per_completion"):
+    with raises(ConfigError, "from unmask.rewards import per_completion"):
         Trainer(train_recipe(tmp_path / "no-model", tmp_path / "run"), [longest])

@@ -9,6 +9,8 @@ import pytest
 from benchmark.kills import PLAN, RESULTS, Bench, Point, can_mount, points, run, table
 from tests.helpers.paths import ROOT
 
+pytestmark = pytest.mark.slow
+
 DOCS = ROOT / "docs" / "distributed.md"
 
 

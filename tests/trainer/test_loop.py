@@ -58,6 +58,7 @@ def whole(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 # --- what a run is ---
 
 
+@pytest.mark.slow
 def test_the_same_run_gives_the_same_metrics_and_weights(whole: Path, tiny_model: Path, tmp_path: Path) -> None:
     again = train(train_recipe(tiny_model, tmp_path / "run"))
     assert metrics(again) == metrics(whole)
@@ -266,6 +267,7 @@ def test_a_second_signal_ends_the_run_at_once(tiny_model: Path, tmp_path: Path) 
 IN_STEP_4, AFTER_STEP_3 = 11, 10
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("failure", "message"),
     [

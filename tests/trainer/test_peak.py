@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 from torch import nn
 
@@ -14,6 +15,7 @@ def block() -> torch.Tensor:
     return torch.zeros(256)  # 1 KiB
 
 
+@pytest.mark.slow
 def test_tensors_that_live_together_add_up_and_freed_ones_do_not() -> None:
     def together() -> None:
         held = [block(), block(), block()]

@@ -152,6 +152,7 @@ def test_four_bits_want_a_gpu_and_the_package(model: Path, tmp_path: Path, monke
 # --- the reference ---
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("adapters", [(), LORA], ids=["all weights", "adapters"])
 def test_a_moving_reference_is_the_policy_at_its_last_move(
     model: Path, tmp_path: Path, adapters: tuple[str, ...]
@@ -224,6 +225,7 @@ def test_an_offloaded_copy_is_on_the_device_for_its_pass_only(lively: Denoiser) 
         assert [p.data_ptr() for p in lively.parameters()] == home
 
 
+@pytest.mark.slow
 def test_offloading_does_not_change_the_training(model: Path, tmp_path: Path) -> None:
     runs = [
         Trainer(train_recipe(model, tmp_path / name, "method.beta=0.04", *TRAINING, *more), [ones]).train()
@@ -243,6 +245,7 @@ def cut_off(folder: Path, step: int) -> None:
             shutil.rmtree(checkpoint)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("adapters", [(), LORA], ids=["all weights", "adapters"])
 def test_a_reference_that_moves_is_resumed_bit_for_bit(model: Path, tmp_path: Path, adapters: tuple[str, ...]) -> None:
     # Between the move after step 1 and the next one, the reference is neither the start nor the

@@ -35,6 +35,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
 # --- the corpus ---
 
 
+@pytest.mark.slow
 def test_the_loss_is_the_negative_elbo_per_token(lively: Denoiser, tmp_path: Path) -> None:
     corpus = Corpus(pretrain_recipe(tmp_path), lively, TOKENIZER)
     cpu = torch.device("cpu")
@@ -147,6 +148,7 @@ def test_a_demonstration_that_does_not_fit_is_shown(lively: Denoiser, tmp_path: 
 # --- runs ---
 
 
+@pytest.mark.slow
 def test_the_same_run_gives_the_same_and_another_seed_something_else(whole: Path, tmp_path: Path) -> None:
     again = pretrain(pretrain_recipe(tmp_path / "again"))
     other = pretrain(pretrain_recipe(tmp_path / "other", "seed=1"))

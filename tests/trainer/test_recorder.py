@@ -68,6 +68,7 @@ def test_no_guesses_are_saved_if_their_number_is_zero(tiny_model: Path, tmp_path
     assert saved_of(tiny_model, tmp_path / "run", "log_rollouts_guesses=0").guesses is None
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", sorted(METHODS))
 def test_the_saved_views_are_the_methods_own_plan_and_advantage(tiny_model: Path, tmp_path: Path, method: str) -> None:
     own = {

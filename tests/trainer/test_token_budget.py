@@ -79,6 +79,7 @@ SETTINGS = ("num_generations=3", "num_prompts=4", "optim.max_grad_norm=1.0e9", "
 
 
 # One that is separable, one whose distributions are compared, one with other fills, one that is not separable.
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "overrides",
     [
@@ -129,6 +130,7 @@ def test_a_try_that_runs_out_of_memory_is_made_smaller_until_it_fits() -> None:
         first_that_fits(lambda rows: attempt(rows + 5), 100, width=10)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", METHODS)
 def test_the_probe_can_try_every_method(name: str, tiny_model: Path, tmp_path: Path) -> None:
     own = OWN_SETTINGS.get(name, ())
@@ -204,6 +206,7 @@ def test_processes_agree_on_the_least_room_any_has_and_on_there_being_none(tiny_
     assert (tmp_path / "seen by 0").exists()
 
 
+@pytest.mark.slow
 def test_a_run_that_finds_its_room_learns_what_one_that_counts_rows_does(tiny_model: Path, tmp_path: Path) -> None:
     lines = {}
     for setting in ("null", "40", "auto"):

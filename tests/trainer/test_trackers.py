@@ -35,6 +35,7 @@ def opened(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_resumed_run_continues_the_same_tracker_run(
     kind: str, opened: list[dict[str, Any]], tiny_model: Path, tmp_path: Path

@@ -123,6 +123,7 @@ def test_flops_are_those_that_torch_counts() -> None:
     assert counter.get_total_flops() == costs.backward(one)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("overrides", [(), ("lora={r: 4}",)], ids=["all weights", "lora"])
 def test_the_memory_of_an_update_is_what_it_holds(overrides) -> None:
     from unmask.cli.estimate.shapes import build
@@ -143,6 +144,7 @@ def test_the_memory_of_an_update_is_what_it_holds(overrides) -> None:
     assert found["update"] == pytest.approx(peak_bytes(learn, denoiser), rel=0.05)
 
 
+@pytest.mark.slow
 def test_a_deep_model_is_extrapolated_from_shallow_ones(monkeypatch) -> None:
     recipe = tiny("num_prompts=2", "views_per_forward=4")
     config, _ = config_of(recipe, SHAPE.replace("layers=2", "layers=4"))
@@ -155,6 +157,7 @@ def test_a_deep_model_is_extrapolated_from_shallow_ones(monkeypatch) -> None:
     assert extended.trained == built.trained
 
 
+@pytest.mark.slow
 def test_the_published_setting_has_llada_s_numbers() -> None:
     found = estimate(load_recipe("egspo-sa-llada-sudoku", ["num_prompts=8"]), processes=8, preset="zero2", flops=1e14)
     # By hand: embeddings and head 2 x 126464 x 4096, a layer 4 x 4096^2 + 3 x 4096 x 12288 and two
@@ -174,6 +177,7 @@ def test_the_published_setting_has_llada_s_numbers() -> None:
     assert found.seconds["rollout"] == pytest.approx(found.costs.forward(rollout) / 1e14)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["llada-24gb", "dream-80gb"])
 def test_a_recipe_for_one_gpu_fits_it_with_a_tenth_to_spare(name) -> None:
     room = float(name.split("-")[1].removesuffix("gb")) * 1e9
@@ -184,6 +188,7 @@ def test_a_recipe_for_one_gpu_fits_it_with_a_tenth_to_spare(name) -> None:
 # --- the command ---
 
 
+@pytest.mark.slow
 def test_the_command_shows_the_arithmetic_and_says_whether_it_fits() -> None:
     shown = CliRunner().invoke(
         app, ["estimate", "sudoku-tiny", "--shape", SHAPE, "--gpu-memory", "24GB", "--flops", "1e12"]

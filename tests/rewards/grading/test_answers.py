@@ -245,6 +245,7 @@ def test_what_surrounds_an_answer_is_taken_off() -> None:
     ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "piece",
     [

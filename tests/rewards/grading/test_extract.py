@@ -258,6 +258,7 @@ def test_what_the_answer_replaces_is_not_taken(text: str) -> None:
     assert "add" not in space or space["add"](2, 3) != 5
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "piece", ["```\n", "`", "` ", "```python\ndef f(x):\n", "class of\n'''\n", "x = [\n", "<answer>", "<pre>", ">>> "]
 )

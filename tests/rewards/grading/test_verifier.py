@@ -71,6 +71,7 @@ def test_an_answer_whose_comparison_does_not_end_has_no_verdict_and_is_remembere
     assert verify_all(pairs) == verdicts
 
 
+@pytest.mark.slow
 def test_pairs_without_time_in_a_batch_are_compared_again(quick: Workers, monkeypatch: pytest.MonkeyPatch) -> None:
     verify_all(EQUAL[:1])  # the worker has started
     with time_limit(0.0):
@@ -78,6 +79,7 @@ def test_pairs_without_time_in_a_batch_are_compared_again(quick: Workers, monkey
     assert verify_all([EQUAL[1]]) == [True]
 
 
+@pytest.mark.slow
 def test_it_works_outside_the_main_thread_unlike_math_verify(quick: Workers) -> None:
     from math_verify import parse
 
@@ -94,6 +96,7 @@ def test_it_works_outside_the_main_thread_unlike_math_verify(quick: Workers) -> 
     assert found == [[True, True]]
 
 
+@pytest.mark.slow
 def test_equal_pairs_are_compared_once(quick: Workers, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[int] = []
     plain = quick.map
@@ -108,6 +111,7 @@ def test_equal_pairs_are_compared_once(quick: Workers, monkeypatch: pytest.Monke
     assert asked == [2, 1]
 
 
+@pytest.mark.slow
 def test_verdicts_are_forgotten_rather_than_fill_the_memory(quick: Workers, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(verifier, "REMEMBERED", 2)
     for pair in EQUAL[:4]:
@@ -115,6 +119,7 @@ def test_verdicts_are_forgotten_rather_than_fill_the_memory(quick: Workers, monk
         assert len(verifier._verdicts) <= 2
 
 
+@pytest.mark.slow
 def test_without_math_verify_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(verifier, "_verdicts", {})
     monkeypatch.setattr(importlib.util, "find_spec", lambda _: None)

@@ -13,6 +13,8 @@ from benchmark.hostile import Outside, attacks_on, attempt, outside
 from benchmark.hostile_programs import ATTACKS, ESCAPES, FORGERIES, HOST, PROTOCOLS, REPLIES, SECRET, TEXTS, Attack
 from unmask.rewards.sandbox import Sandbox, SandboxJob
 
+pytestmark = pytest.mark.slow
+
 SLOW = {
     "small-stack thread bomb",
     "ignore signals",

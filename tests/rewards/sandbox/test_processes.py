@@ -6,6 +6,8 @@ import pytest
 
 from unmask.rewards.sandbox import Sandbox, SandboxJob
 
+pytestmark = pytest.mark.slow
+
 POINT = """
 class Point:
     def __init__(self, x):

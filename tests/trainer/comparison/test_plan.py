@@ -21,6 +21,7 @@ def finals(recipe: CompareRecipe, point: dict[str, Any] | None = None) -> dict[t
     return {(cell.task, cell.method, cell.seed): cell.variant for cell in cells}
 
 
+@pytest.mark.slow
 def test_tasks_with_the_same_base_share_it_and_others_do_not(tmp_path: Path) -> None:
     shared = Plan(small(tmp_path, "tuning=", tasks={"dense": SUDOKU, "sparse": SPARSE}))
     assert [job.seed for job in shared.pretrainings()] == [0, 1]

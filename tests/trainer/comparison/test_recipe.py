@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +9,7 @@ import pytest
 import yaml
 
 from tests.helpers.comparisons import SMALL, small
+from tests.helpers.messages import raises
 from unmask.core.config import SamplerConfig
 from unmask.core.errors import ConfigError, RunError
 from unmask.methods.egspo import EGSPO
@@ -25,6 +25,7 @@ def refusal(folder: Path, *overrides: str, **changes: Any) -> str:
     return str(caught.value)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", shipped_recipes("compare"))
 def test_every_shipped_comparison_is_valid_and_survives_a_dump(name: str, tmp_path: Path) -> None:
     recipe = load_compare(name)
@@ -169,9 +170,9 @@ def test_a_mistake_is_told_with_its_place_and_what_to_do(tmp_path: Path, overrid
 def test_a_recipe_of_a_single_run_is_told_as_that(tmp_path: Path) -> None:
     path = tmp_path / "run.yaml"
     path.write_text(yaml.safe_dump({"model": "m", "method": {"type": "egspo"}}))
-    with pytest.raises(ConfigError, match=f"^{re.escape(str(path))} is a recipe for another command: unmask train "):
+    with raises(ConfigError, str(path), "unmask train"):
         load_compare(str(path))
-    with pytest.raises(ConfigError, match='^unknown recipe "paper-tinny". Did you mean "paper-tiny"'):
+    with raises(ConfigError, '"paper-tinny"', '"paper-tiny"'):
         load_compare("paper-tinny")
 
 
@@ -214,11 +215,11 @@ def test_one_method_can_be_picked_and_a_pick_can_be_changed(tmp_path: Path) -> N
 
 
 def test_a_pick_that_is_not_there_is_told_with_those_that_are(tmp_path: Path) -> None:
-    for override, told in (
-        ("tasks=[three]", 'unknown task "three". Available: one, two.'),
-        ("methods=secnd", 'unknown method "secnd". Did you mean "second"? Available: both, second.'),
+    for override, words in (
+        ("tasks=[three]", ['"three"', "one, two"]),
+        ("methods=secnd", ['"secnd"', 'Did you mean "second"?', "both, second"]),
     ):
-        with pytest.raises(ConfigError, match=f"^{re.escape(told)}$"):
+        with raises(ConfigError, *words):
             two_by_two(tmp_path, override)
 
 
@@ -233,7 +234,7 @@ def test_a_folder_of_the_whole_comparison_takes_a_part_of_it_and_the_other_way_r
     _refuse_changed(tmp_path, part)
     (tmp_path / "recipe.yaml").write_text(dump(part))
     _refuse_changed(tmp_path, whole)
-    with pytest.raises(RunError, match="methods.both.by_task.two.num_prompts: 6 -> 8"):
+    with raises(RunError, "methods.both.by_task.two.num_prompts: 6 -> 8"):
         _refuse_changed(tmp_path, two_by_two(tmp_path, "methods.both.by_task.two.num_prompts=8"))
 
 
@@ -243,9 +244,9 @@ def test_a_grid_of_one_value_needs_no_list(tmp_path: Path) -> None:
 
 
 def test_recipes_and_tasks_that_are_nearly_right_are_answered() -> None:
-    with pytest.raises(ConfigError, match="sudoku-tiny is a recipe for another command: unmask train sudoku-tiny"):
+    with raises(ConfigError, "unmask train sudoku-tiny"):
         load_compare("sudoku-tiny")
-    with pytest.raises(ConfigError, match="unmask pretrain sudoku-tiny-base"):
+    with raises(ConfigError, "unmask pretrain sudoku-tiny-base"):
         load_compare("sudoku-tiny-base")
-    with pytest.raises(ConfigError, match=r"tasks.sudoko.recipe is missing; .* Did you mean tasks.sudoku\?"):
+    with raises(ConfigError, "tasks.sudoko.recipe", "tasks.sudoku"):
         load_compare("paper-tiny", ["tasks.sudoko.budget=3"])

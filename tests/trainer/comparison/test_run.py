@@ -15,6 +15,7 @@ import pytest
 import yaml
 
 from tests.helpers.comparisons import PASSES, SMALL, small
+from tests.helpers.messages import raises
 from unmask.core.errors import ConfigError, RunError
 from unmask.core.files import read_json_lines
 from unmask.recipes.load import find_recipe
@@ -26,6 +27,8 @@ from unmask.trainer.comparison.plan import Plan, check_reward_functions
 from unmask.trainer.comparison.recipe import CompareRecipe
 from unmask.trainer.comparison.run import CompareStoppedError, _said, compare
 from unmask.trainer.comparison.sources import PACKAGE
+
+pytestmark = pytest.mark.slow
 
 KEPT = ("stage", "task", "method", "seed", "variant", "steps", "token_passes", "accuracy", "reward", "curve", "failed")
 
@@ -78,17 +81,11 @@ def short(completions, **columns):
 
 
 @pytest.mark.parametrize(
-    ("reward", "told"),
-    [
-        (
-            "longest",
-            'guesses on sudoku: reward function "longest" does not declare that it judges each',
-        ),
-        ("missing", "entropy on sudoku: reward function .*missing"),
-    ],
+    ("reward", "words"),
+    [("longest", ["guesses on sudoku", '"longest"']), ("missing", ["entropy on sudoku", "missing"])],
 )
 def test_a_reward_that_a_method_cannot_use_is_refused_before_anything_runs(
-    tmp_path: Path, reward: str, told: str
+    tmp_path: Path, reward: str, words: list[str]
 ) -> None:
     (tmp_path / "mine.py").write_text(REWARDS)
     methods = SMALL["methods"] | {"guesses": {"settings": {"method.type": "egspo_sa", "method.num_selected": 1}}}
@@ -97,7 +94,7 @@ def test_a_reward_that_a_method_cannot_use_is_refused_before_anything_runs(
         "overrides": tasks["sudoku"]["overrides"] | {"reward_funcs": [f"{tmp_path}/mine.py:{reward}"]}
     }
     recipe = small(tmp_path, tasks=tasks, methods=methods, tuning=None)
-    with pytest.raises(ConfigError, match=told):
+    with raises(ConfigError, *words):
         compare(recipe, tell=quiet)
     assert not recipe.folder.exists()
     if reward == "longest":
@@ -311,9 +308,7 @@ def test_changed_settings_are_refused_by_name_and_what_they_touch_is_run_again_i
     ],
 )
 def test_any_other_setting_is_refused_by_name(copy: Path, override: str, key: str) -> None:
-    with pytest.raises(
-        RunError, match="was made with other settings:\n  .*\nSet them back, set output_dir to "
-    ) as caught:
+    with raises(RunError, "output_dir") as caught:
         compare(small(copy, override), tell=quiet)
     assert key in str(caught.value)
 
@@ -327,9 +322,7 @@ def test_a_change_of_a_recipe_that_a_task_names_is_refused_too(tmp_path: Path) -
     compare(small(tmp_path, name="other", **one), tell=quiet)
     path.write_text(yaml.safe_dump(mine | {"logprob_temperature": 1.0}))
     changed, before = small(tmp_path, name="other", **one), facts(tmp_path / "other")
-    with pytest.raises(
-        RunError, match="has results of stage base from other settings, 1 of them: a recipe that a task names"
-    ):
+    with raises(RunError, "stage base"):
         compare(changed, tell=quiet)
     assert facts(tmp_path / "other") == before
     assert not (tmp_path / "other" / "superseded.jsonl").exists()
@@ -420,7 +413,7 @@ def test_results_of_edited_code_are_kept_if_asked_and_marked_in_the_tables(lab: 
     assert "| mine † |" in table
     assert "| sound |" in table
     assert f"made by code that was edited since: {lab.file}" in table
-    with pytest.raises(ConfigError, match="exclude each other"):
+    with raises(ConfigError, "exclude"):
         compare(lab.recipe(), keep_changed=True, rerun_changed=True, tell=quiet)
 
 
@@ -460,7 +453,7 @@ def test_an_edit_while_a_run_is_under_way_is_noticed(lab: Lab, monkeypatch: pyte
             return super().train()
 
     monkeypatch.setattr(jobs_module, "Trainer", Editing)
-    with pytest.raises(RunError, match="of mine on sudoku were edited while it ran, so its result is not kept"):
+    with raises(RunError, "mine", "sudoku"):
         compare(lab.recipe(seeds=[0, 1]), tell=quiet)
     assert [(r["method"], r["seed"]) for r in cells(lab.folder / "small", "final")] == [("mine", 0), ("sound", 0)]
 
@@ -570,7 +563,7 @@ def test_a_folder_in_use_is_refused(tmp_path: Path) -> None:
     recipe = small(tmp_path)
 
     def tell(_line: str) -> None:
-        with pytest.raises(RunError, match="another process is using .*small"):
+        with raises(RunError, "another process"):
             compare(recipe, tell=quiet)
         raise InterruptedError
 
@@ -580,14 +573,13 @@ def test_a_folder_in_use_is_refused(tmp_path: Path) -> None:
 
 def test_it_is_not_started_by_accelerate(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WORLD_SIZE", "2")
-    with pytest.raises(ConfigError, match="Run it without accelerate launch"):
+    with raises(ConfigError, "accelerate"):
         compare(small(tmp_path), tell=quiet)
 
 
 # --- several processes ---
 
 
-@pytest.mark.slow
 def test_two_processes_killed_with_their_parent_and_begun_again_come_to_the_same_results(
     whole: tuple[CompareRecipe, list[str]], tmp_path: Path
 ) -> None:
