@@ -1,7 +1,7 @@
 """Reinforcement learning for masked diffusion language models.
 
-A model, a task with a checkable reward and a method go in. A better model comes out, together with the evidence that it is
-better. A notebook needs one import:
+A model, a task with a checkable reward and a method go in. A better model comes out, together with
+the evidence that it is better. A notebook needs one import:
 
     import unmask as um
 
@@ -10,8 +10,9 @@ better. A notebook needs one import:
     um.Trainer(um.load_recipe("sudoku-tiny"), reward_funcs=my_reward).train()
     um.open_run("runs/sudoku-tiny").metrics
 
-Each name is imported when it is first used, so `import unmask` does not import torch. The folders of the package can be
-reached the same way: `um.tasks.Sudoku()`, `um.functional.advantage`. The page docs/python.md walks through all of it.
+Each name is imported when it is first used, so `import unmask` does not import torch. The folders
+of the package can be reached the same way: `um.tasks.Sudoku()`, `um.functional.advantage`. The page
+docs/python.md walks through all of it.
 """
 
 from __future__ import annotations
@@ -81,8 +82,8 @@ _MODULES = {
     "unmask.tasks": ("TASKS", "Task"),
 }
 _HOME = {name: module for module, names in _MODULES.items() for name in names}
-"""The module that defines each name. No folder of the package may have one of these names: the first import of a submodule
-sets an attribute of its parent, which would replace the function."""
+"""The module that defines each name. No folder of the package may have one of these names: the
+first import of a submodule sets an attribute of its parent, which would replace the function."""
 
 _ELSEWHERE = frozenset({"GRPOTrainer", "GRPOConfig", "DiffuGRPOTrainer", "DiffuGRPOConfig", "TrainingArguments"})
 """Names of other libraries, which their users may look for here."""

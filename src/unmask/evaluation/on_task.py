@@ -37,19 +37,23 @@ def evaluate(
 
     Args:
         policy: the model and its tokenizer, as `load_model` returns them.
-        task: a task object, its name such as "sudoku" or "my_task.py:Mine", or a dict of its type and options.
+        task: a task object, its name such as "sudoku" or "my_task.py:Mine", or a dict of its type
+            and options.
         num_rows: number of rows.
         split: train, validation or test.
-        sampler: sampler settings; default greedy decoding, with the completion length of the task, or 256 tokens for
-            tasks of language models, and half as many denoising steps.
+        sampler: sampler settings; default greedy decoding, with the completion length of the task,
+            or 256 tokens for tasks of language models, and half as many denoising steps.
         samples: number of completions of each row. Several completions also give pass@k.
-        reward_funcs: a reward function, its path, or a list of them, instead of the rewards of the task.
+        reward_funcs: a reward function, its path, or a list of them, instead of the rewards of the
+            task.
         seed: seed of the rows and of the draws.
         batch_size: maximum number of completions that are denoised together.
-        observe: function that is called after each denoising step with the share of the work that is done.
+        observe: function that is called after each denoising step with the share of the work that
+            is done.
 
     Returns:
-        The evaluation. `accuracy`, `low` and `high` are the result; `items` holds every completion with its reward.
+        The evaluation. `accuracy`, `low` and `high` are the result; `items` holds every completion
+        with its reward.
 
     Raises:
         ConfigError: the task, the sampler or a reward function cannot be used.

@@ -1,4 +1,4 @@
-"""Progress of a run as a person sees it: a bar on a terminal or in a notebook, one line for each step in a pipe."""
+"""Progress of a run: a bar on a terminal or in a notebook, and one line for each step in a pipe."""
 
 from __future__ import annotations
 
@@ -21,18 +21,20 @@ if TYPE_CHECKING:
     from rich.console import RenderableType
 
 SHOWN = ("loss", "reward", "frac_reward_zero_std", "grad_norm")
-"""Metrics in a step's line, beside accuracies."""
+"""Metrics in the line of a training step, beside the accuracies."""
 EXAMPLE_SHOWN = 200
-"""Characters of the last completion."""
+"""Number of characters of the last completion that are shown."""
 
 
 class ProgressView:
-    """An observer for `Trainer` and `pretrain`: a bar, numbers and the last completion on a terminal, lines in a pipe.
+    """Observer for `Trainer` and `pretrain` that shows progress.
+
+    A terminal and a notebook get a bar, numbers and the last completion; a pipe gets lines.
 
     Args:
-        name: what is being done.
-        total: steps to do.
-        console: where to show it.
+        name: name of the command, such as train.
+        total: number of training steps.
+        console: console to print to.
     """
 
     def __init__(self, name: str, total: int, console: Console) -> None:
@@ -67,7 +69,7 @@ class ProgressView:
             self._live.stop()
 
     def __call__(self, step: int, metrics: Mapping[str, Any]) -> None:
-        """Show one step."""
+        """Show the metrics of a training step."""
         if self._first < 0:
             self._started, self._first = time.perf_counter(), step
         accuracy = accuracies(metrics)
@@ -87,13 +89,16 @@ class ProgressView:
             self.console.print(f"  {self._example}", highlight=False, soft_wrap=True, markup=False)
 
     def example(self, completion: str, reward: float) -> None:
-        """Take note of a completion of the step that is being done: shown with the next numbers, in a pipe with accuracies."""
+        """Keep a completion of the current step, to be shown with the next numbers.
+
+        In a pipe it is shown with the next accuracies.
+        """
         text = visible(" ".join(completion.split()))
         self._example = f"last completion, reward {reward:.3f}: {text[:EXAMPLE_SHOWN] or '(empty)'}"
 
 
 def _has_widgets(console: Console) -> bool:
-    """Whether this is a notebook in which a display can be updated; without ipywidgets, lines are printed as in a pipe."""
+    """Check whether the console is a notebook with ipywidgets, which can update a display."""
     return console.is_jupyter and find_spec("ipywidgets") is not None
 
 
@@ -105,6 +110,6 @@ def accuracies(metrics: Mapping[str, Any]) -> str:
 
 @contextmanager
 def progress(name: str, total: int, console: Console | None = None) -> Iterator[ProgressView]:
-    """A `ProgressView` on standard error, so that standard output holds results only; in a notebook, below the cell."""
+    """Open a `ProgressView` on standard error, so that standard output holds results only."""
     with ProgressView(name, total, console or Console(file=sys.stderr)) as view:
         yield view

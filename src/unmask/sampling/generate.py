@@ -30,14 +30,16 @@ def generate(
 ) -> Trajectory:
     """Denoise completions of prompts and return their trajectory.
 
-    `decode(policy.tokenizer, trajectory.tokens)` gives the texts. A completion depends on its own prompt and seed, not on
-    the rest of the batch.
+    `decode(policy.tokenizer, trajectory.tokens)` gives the texts. A completion depends on its own
+    prompt and seed, not on the rest of the batch.
 
     Args:
         policy: the model and its tokenizer, as `load_model` returns them.
-        prompts: texts, or lists of chat messages for the tokenizer's template. One prompt may stand alone.
+        prompts: texts, or lists of chat messages for the tokenizer's template. One prompt may stand
+            alone.
         sampler: sampler settings; default `SamplerConfig()`.
-        num_generations: number of completions of each prompt, which are next to each other in the trajectory.
+        num_generations: number of completions of each prompt, which are next to each other in the
+            trajectory.
         seed: seed of all completions, or a [B] int64 tensor with one seed for each completion.
         needs: quantities to record besides the completions, such as one-step completions.
         batch_size: maximum number of completions that are denoised together.

@@ -1,4 +1,5 @@
-"""One recipe out of the arguments of `Trainer`: defaults, names of other libraries, sections, rows and models."""
+"""One recipe out of the arguments of `Trainer`: defaults, names of other libraries, sections, rows
+and models."""
 
 from __future__ import annotations
 

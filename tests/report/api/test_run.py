@@ -1,4 +1,5 @@
-"""A run folder opened in Python: what it gives while the run goes on and after it, and what is said of other folders."""
+"""A run folder opened in Python: what it gives while the run goes on and after it, and what is said
+of other folders."""
 
 from __future__ import annotations
 
@@ -21,7 +22,8 @@ from unmask.trainer.pretrain import pretrain
 
 @pytest.fixture(scope="module")
 def folder(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Folder of a run of six steps with two checkpoints, three evaluations on validation rows, and two rollouts."""
+    """Folder of a run of six steps with two checkpoints, three evaluations on validation rows, and
+    two rollouts."""
     path = tmp_path_factory.mktemp("opened") / "run"
     settings = ("log_rollouts_steps=3", "evaluation.split=validation", "evaluation.temperatures=[0.0, 0.9]")
     return Trainer(train_recipe(tiny_model, path, *settings)).train()
@@ -31,7 +33,10 @@ def test_a_run_gives_its_recipe_and_metrics(folder: Path, tiny_model: Path) -> N
     run = open_run(folder)
     assert isinstance(run.recipe, TrainRecipe)
     assert (run.recipe.model, run.recipe.max_steps) == (str(tiny_model), 6)
-    assert run.metrics == [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    by_step: dict[int, dict[str, Any]] = {}
+    for line in map(json.loads, (folder / "metrics.jsonl").read_text().splitlines()):
+        by_step[line["step"]] = by_step.get(line["step"], {}) | line
+    assert run.metrics == [by_step[step] for step in range(7)]
     assert repr(run) == f"Run({str(folder)!r}, step 6 of 6)"
 
 

@@ -1,4 +1,5 @@
-"""The model that a run in Python starts from: forms in which it may be given, and the folder that an object is written to."""
+"""The model that a run in Python starts from: forms in which it may be given, and the folder that
+an object is written to."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""Training from Python: what is shown, what is written at the end, and in which forms a recipe, rewards and rows may come."""
+"""Training from Python: what is shown, what is written at the end, and in which forms a recipe,
+rewards and rows may come."""
 
 from __future__ import annotations
 
@@ -56,7 +57,8 @@ def test_a_run_shows_its_steps_and_leaves_a_curve_and_a_report(
     # No bars of other libraries.
     assert "it/s" not in shown.err
     assert shown.out == ""
-    assert seen == [1, 2]
+    # The evaluation after the last step is a line of its own.
+    assert seen == [1, 2, 2]
     assert trainer.pictures == {"curve": str(folder / "curve.png"), "report": str(folder / "report.html")}
     assert all(Path(place).stat().st_size for place in trainer.pictures.values())
 

@@ -1,1 +1,1 @@
-"""The parts of the public Python API that stand on training and on reports: training, opened runs and comparisons."""
+"""The parts of the public Python API that need both training and reports."""

@@ -1,4 +1,5 @@
-"""Arguments of `Trainer` in Python, resolved into one training recipe: a recipe, rows, and settings under TRL's names."""
+"""Arguments of `Trainer` in Python, resolved into one training recipe: a recipe, rows, and settings
+under TRL's names."""
 
 from __future__ import annotations
 
@@ -16,8 +17,8 @@ from unmask.sampling.generation import encode_all
 from unmask.tasks import Task
 
 DEFAULTS: dict[str, Any] = {"method": {"type": "egspo"}}
-"""Recipe of a `Trainer` that gets none. EGSPO takes any reward function, because it scores finished completions only. All
-other settings have the defaults of `TrainRecipe`."""
+"""Recipe of a `Trainer` that gets none. EGSPO takes any reward function, because it scores finished
+completions only. All other settings have the defaults of `TrainRecipe`."""
 
 _ADVICE = (
     "Give a model and rows, as in Trainer(model=policy, reward_funcs=my_reward, train_dataset=rows, max_steps=3), or a "
@@ -37,10 +38,12 @@ def recipe_of(
 
     Args:
         recipe: the recipe to start from; default `DEFAULTS`.
-        settings: changes to it. A key is one of the recipe, dotted or a whole section, or the only one that has this
-            name in TRL or in another library, such as learning_rate for optim.learning_rate.
-        model: model to start from, instead of the one of the recipe. A policy has to be written to `settings["model"]`
-            before the run reads it; here it tells how many tokens a completion may have.
+        settings: changes to it. A key is one of the recipe, dotted or a whole section, or the only
+            one that has this name in TRL or in another library, such as learning_rate for
+            optim.learning_rate.
+        model: model to start from, instead of the one of the recipe. A policy has to be written to
+            `settings["model"]` before the run reads it; here it tells how many tokens a completion
+            may have.
         train_dataset: rows to train on, instead of the task of the recipe.
         eval_dataset: rows to evaluate on; default a part of `train_dataset`.
 
@@ -69,7 +72,8 @@ def recipe_of(
 
 
 def _section(key: str, value: Any) -> Any:
-    """Return a value as a recipe takes it: a section for the name or the class of a method or task, and text for a path."""
+    """Return a value as a recipe takes it: a section for the name or the class of a method or task,
+    and text for a path."""
     if key == "task" and isinstance(value, str):
         return task_settings(value)
     if key in ("method", "task") and isinstance(value, str | type):
@@ -78,7 +82,8 @@ def _section(key: str, value: Any) -> Any:
 
 
 def _key(places: Places, name: str) -> str:
-    """Return the key of the recipe for the name of a setting; the name itself if several keys or none have it."""
+    """Return the key of the recipe for the name of a setting; the name itself if several keys or
+    none have it."""
     keys = places.instead([name])
     return keys[0] if len(keys) == 1 else name
 
@@ -102,7 +107,8 @@ def _set_rows(tree: dict[str, Any], train: Any, held_out: Any) -> None:
 
 
 def _length_with_room(policy: Policy, task: Task, recipe: TrainRecipe) -> int:
-    """Return the completion length of `SamplerConfig`, or as many tokens as the model has positions beside the longest prompt."""
+    """Return the completion length of `SamplerConfig`, or as many tokens as the model has positions
+    beside the longest prompt."""
     default = SamplerConfig().max_completion_length
     positions: int | None = getattr(policy.denoiser.backbone.config, "max_position_embeddings", None)
     if positions is None:

@@ -1,4 +1,4 @@
-"""Comparisons of methods in Python: the function `compare` of the public API, and what it returns."""
+"""Comparisons of methods in Python: the function `compare` of the public API, and its result."""
 
 from __future__ import annotations
 
@@ -19,16 +19,18 @@ from unmask.trainer.comparison.run import compare as run
 
 @dataclass(frozen=True)
 class ComparisonResult:
-    """Results of a comparison, which are also in its folder. Printing one gives the tables as Markdown."""
+    """Results of a comparison, which are also in its folder. Printing one gives the tables as
+    Markdown."""
 
     folder: Path
     """Folder of the comparison, with cells.jsonl, table.md, table.csv and the figures."""
     records: list[dict[str, Any]]
-    """One record for each pretraining, trial and run: stage, task, method, seed, accuracy by temperature, and more."""
+    """One record for each pretraining, trial and run: stage, task, method, seed, accuracy by
+    temperature, and more."""
     tables: list[Table]
     """One table or more for each task."""
     notes: list[str]
-    """What the numbers are, and warnings about them."""
+    """Explanations of the numbers, and warnings about them."""
     figures: list[Path]
     """Figures that were drawn."""
     markdown: str
@@ -50,14 +52,16 @@ def compare(
 ) -> ComparisonResult:
     """Compare methods on tasks over seeds at equal compute, and return the results.
 
-    A comparison that was stopped continues when it is called again with the same arguments. Runs that have a result are not
-    repeated, so seeds, methods and tasks can be added later.
+    A comparison that was stopped continues when it is called again with the same arguments. Runs
+    that have a result are not repeated, so seeds, methods and tasks can be added later.
 
     Args:
-        recipe: name of a shipped comparison such as "paper-tiny", a YAML file, or a dict of the same keys.
+        recipe: name of a shipped comparison such as "paper-tiny", a YAML file, or a dict of the
+            same keys.
         overrides: changes to the recipe, as `key=value` texts or as a dict.
-        jobs: number of runs at a time, each in a process of its own; 1 runs them one after the other in this process. A
-            script that sets more has to be guarded by `if __name__ == "__main__":`.
+        jobs: number of runs at a time, each in a process of its own; 1 runs them one after the
+            other in this process. A script that sets more has to be guarded by
+            `if __name__ == "__main__":`.
         rerun_changed: repeat the runs that changed settings or edited code affect.
         keep_changed: keep results of code that was edited since. The tables mark them.
         retry_failed: repeat the runs that failed.
@@ -66,7 +70,8 @@ def compare(
     Raises:
         CompareStoppedError: SIGINT or SIGTERM arrived; the runs that were going on were saved.
         ConfigError: the recipe cannot be used.
-        RunError: the folder belongs to another comparison, is in use, or has results of code that was edited since.
+        RunError: the folder belongs to another comparison, is in use, or has results of code that
+            was edited since.
     """
     loaded = load_compare(recipe, overrides)
     run(

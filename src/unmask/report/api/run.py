@@ -1,4 +1,4 @@
-"""A run folder opened in Python: its recipe, metrics, evaluations, saved rollouts, models and reports."""
+"""A run folder opened in Python: its recipe, metrics, rollouts, models and reports."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def _instead(path: Path) -> str:
 
 
 class Rollouts:
-    """The saved rollouts of a run by training step; each is read from its file when it is looked up.
+    """The saved rollouts of a run by training step; each is read when it is looked up.
 
     Args:
         folder: the run folder.
@@ -88,7 +88,7 @@ class Rollouts:
 
 
 class Run:
-    """What a run left in its folder. Metrics and rollouts are read anew each time, so that a run can be followed.
+    """Contents of a run folder. Each access reads the files again, so that a run can be followed.
 
     Args:
         folder: the run folder, as `open_run` checks it.
@@ -106,19 +106,21 @@ class Run:
         """The recipe with every setting, as the run recorded it.
 
         Raises:
-            ConfigError: a setting has changed since the run was made, or the file of a method or task is missing.
+            ConfigError: a setting has changed since the run was made, or the file of a method or
+                task is missing.
         """
         path = self.folder / "config.yaml"
         return load(TrainRecipe, path) if "method" in read_yaml(path) else load(PretrainRecipe, path)
 
     @property
     def metrics(self) -> list[dict[str, Any]]:
-        """The lines of metrics.jsonl, one dict for each logged step; empty before the first line."""
+        """The metrics of each training step, as dicts; empty before the first step."""
         return read_metrics(self.folder) if (self.folder / METRICS).exists() else []
 
     @property
     def evaluations(self) -> list[dict[str, Any]]:
-        """The evaluations along the run: dicts of step, split, temperature, accuracy, low, high and reward."""
+        """The evaluations along the run: dicts of step, split, temperature, accuracy, low, high and
+        reward."""
         return [
             {
                 "step": line["step"],
@@ -132,11 +134,12 @@ class Run:
 
     @property
     def rollouts(self) -> Rollouts:
-        """The saved rollouts by training step: `list(run.rollouts)` gives the steps, `run.rollouts[25]` reads one."""
+        """The saved rollouts by training step: `list(run.rollouts)` gives the steps,
+        `run.rollouts[25]` reads one."""
         return Rollouts(self.folder)
 
     def texts(self, step: int | None = None) -> list[dict[str, Any]]:
-        """Return the completions of a saved rollout as dicts of prompt, completion, answer and reward.
+        """Return the prompts, completions, answers and rewards of a saved rollout as dicts.
 
         Args:
             step: training step of the rollout; default the last one that was saved.
@@ -168,8 +171,8 @@ class Run:
         """Return the folder of a model of the run.
 
         Args:
-            which: "final", "best", or the training step of a checkpoint; default the final model, or the newest
-                checkpoint of a run that has not ended.
+            which: "final", "best", or the training step of a checkpoint; default the final model,
+                or the newest checkpoint of a run that has not ended.
 
         Raises:
             RunError: the run has no such model, or none yet.
@@ -213,7 +216,8 @@ class Run:
         return plot_metrics([self.folder], metrics, file, suffixes=[file.suffix], **options)
 
     def report(self, target: str | os.PathLike[str] | None = None) -> Path:
-        """Write the report of the run, one HTML file, and return its path; default report.html in the run folder."""
+        """Write the report of the run, one HTML file, and return its path; default report.html in
+        the run folder."""
         return write_report([self.folder], None if target is None else Path(target)).path
 
     def _has(self, name: str) -> bool:

@@ -1,4 +1,5 @@
-"""The model that a training run in Python starts from: a folder, a hub id, or an object that is written to a folder."""
+"""The model that a training run in Python starts from: a folder, a hub id, or an object that is
+written to a folder."""
 
 from __future__ import annotations
 
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 ModelSource = str | os.PathLike[str] | Policy | Denoiser
-"""A folder or hub id, what `load_model` returns, or a denoiser whose tokenizer is given beside it."""
+"""A folder, a hub id, what `load_model` returns, or a denoiser with its tokenizer beside it."""
 
 
 def model_of(source: ModelSource | None, tokenizer: PreTrainedTokenizerBase | None = None) -> str | Policy | None:
@@ -49,7 +50,7 @@ def model_of(source: ModelSource | None, tokenizer: PreTrainedTokenizerBase | No
 
 
 def write_starting_model(policy: Policy, run: Path) -> str:
-    """Write a policy to the folder RUN-start, which the run then reads, and return the path of that folder.
+    """Write a policy to the folder RUN-start, which the run then reads, and return its path.
 
     A run that is resumed keeps the model that it started from.
 

@@ -1,4 +1,5 @@
-"""The public `Trainer`: training from Python and from the command line, with progress on the way and a report at the end."""
+"""The public `Trainer`: training from Python and from the command line, with progress on the way
+and a report at the end."""
 
 from __future__ import annotations
 
@@ -30,34 +31,38 @@ if TYPE_CHECKING:
 
 
 class Trainer(trainer.Trainer):
-    """Train a masked diffusion model with reinforcement learning, show progress, and write a curve and a report.
+    """Train a masked diffusion model with reinforcement learning, with progress and a report.
 
     A run is described by a recipe, by arguments with TRL's names, or by both:
 
         Trainer(load_recipe("sudoku-tiny"), reward_funcs=my_reward).train()
-        Trainer(model=policy, reward_funcs=[my_reward], train_dataset=rows, max_steps=3, learning_rate=1e-4).train()
+        Trainer(model=policy, reward_funcs=[my_reward], train_dataset=rows, max_steps=3).train()
 
-    Without a recipe, the method is EGSPO and every other setting has its default (`unmask.report.api.arguments.DEFAULTS`).
-    The recipe that results is recorded in the run folder, so that the run can be resumed and its model card is complete.
+    Without a recipe, the method is EGSPO and every other setting has its default
+    (`unmask.report.api.arguments.DEFAULTS`). The recipe that results is recorded in the run folder,
+    so that the run can be resumed and its model card is complete.
 
     Args:
-        recipe: a recipe, its name, its file, or a dict of its settings. A model may stand in its place, as in TRL.
-        reward_funcs: a reward function, its path as `file.py:function`, or a list of them, instead of those of the recipe
-            or the task.
-        model: model to start from: a folder, a hub id, what `load_model` returns, or a `Denoiser` with its tokenizer as
-            `processing_class`. An object is not changed. It is written to OUTPUT_DIR-start, from which the run reads it.
-        train_dataset: rows to train on: a list of dicts, a `datasets.Dataset`, a data frame, a file, or a data set of the
-            hub, each with a column `prompt`.
+        recipe: a recipe, its name, its file, or a dict of its settings. A model may stand in its
+            place, as in TRL.
+        reward_funcs: a reward function, its path as `file.py:function`, or a list of them, instead
+            of those of the recipe or the task.
+        model: model to start from: a folder, a hub id, what `load_model` returns, or a `Denoiser`
+            with its tokenizer as `processing_class`. An object is not changed. It is written to
+            OUTPUT_DIR-start, from which the run reads it.
+        train_dataset: rows to train on: a list of dicts, a `datasets.Dataset`, a data frame, a
+            file, or a data set of the hub, each with a column `prompt`.
         eval_dataset: rows to evaluate on; default a held-out part of `train_dataset`.
         args: dict of settings. Those that are given as keywords take precedence.
         processing_class: tokenizer of a model that is given as a `Denoiser`.
         resume: continue from the newest checkpoint of the run folder.
-        observe: function of the training step and its metrics, which is called after each step.
+        observe: function of the training step and its metrics, which is called after each step and
+            after each evaluation.
         example: function of a completion and its reward, which is called in each step.
         engine: rollout engine that samples completions; default one that samples in this process.
         progress: show progress in the terminal, the notebook or the pipe.
-        settings: settings by key of the recipe, such as max_steps=3 or sampler={"num_steps": 8}, or by a name that other
-            libraries use, such as learning_rate, temperature or beta.
+        settings: settings by key of the recipe, such as max_steps=3 or sampler={"num_steps": 8}, or
+            by a name that other libraries use, such as learning_rate, temperature or beta.
 
     Raises:
         UnmaskError: an argument, a setting, the model, the rows or the run folder cannot be used.
@@ -104,7 +109,8 @@ class Trainer(trainer.Trainer):
                 engine=engine,
             )
         self.pictures: dict[str, str] = {}
-        """Paths of the curve and of the report of a finished run, or the reason why one was not written."""
+        """Paths of the curve and of the report of a finished run, or the reason why one was not
+        written."""
 
     @property
     def is_main(self) -> bool:
@@ -116,7 +122,8 @@ class Trainer(trainer.Trainer):
 
         Raises:
             RunStoppedError: SIGINT, SIGTERM or SIGUSR1 arrived; the step was finished and saved.
-            UnmaskError: something that a user can correct; the state before the failing step was saved.
+            UnmaskError: something that a user can correct; the state before the failing step was
+                saved.
         """
         with quiet_libraries():
             with self._view if self._view and self.is_main else nullcontext():
@@ -128,7 +135,7 @@ class Trainer(trainer.Trainer):
 
 @contextmanager
 def quiet_libraries() -> Iterator[None]:
-    """Keep transformers from drawing progress bars of its own into ours, and from warning of padding without a mask."""
+    """Turn off the progress bars of transformers, and its warning about padding without a mask."""
     from transformers.utils import logging
 
     had_bars, verbosity = logging.is_progress_bar_enabled(), logging.get_verbosity()
@@ -143,7 +150,9 @@ def quiet_libraries() -> Iterator[None]:
 
 
 def pictures(folder: Path) -> dict[str, str]:
-    """Draw the learning curve of a finished run and write its report; return the path of each, or why it was not written.
+    """Draw the learning curve of a finished run, write its report, and return their paths.
+
+    Where one was not written, the reason takes the place of its path.
 
     The run itself is complete, so an error here must not make it look like a failure.
     """
@@ -199,7 +208,8 @@ def _each(*functions: Callable[..., None] | None) -> Callable[..., None] | None:
 
 
 def _with_rewards(recipe: TrainRecipe, given: RewardFuncs) -> tuple[TrainRecipe, list[RewardFunc]]:
-    """Write paths into the recipe, whose functions worker processes can run, and return functions as they are."""
+    """Write paths into the recipe, whose functions worker processes can run, and return functions
+    as they are."""
     functions = reward_list(given)
     if functions and all(isinstance(function, str) for function in functions):
         return load_recipe(recipe, {"reward_funcs": functions}), []
