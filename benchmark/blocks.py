@@ -82,7 +82,7 @@ def compare(denoiser: Denoiser, prompt_length: int, length: int) -> list[str]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--output", type=Path, help="where the table goes, beside the terminal")
+    parser.add_argument("--output", type=Path, help="file for the table, in addition to the terminal")
     output = parser.parse_args().output
     torch.set_num_threads(1)
     denoiser = model()

@@ -8,7 +8,7 @@ then measured, on three CPU-sized settings.
 The measured memory is the most that torch's CPU allocator had out at once while it loaded and made
 two whole training steps, as torch's profiler recorded every allocation and release, plus the
 weights that are mapped from their file and never allocated. The resident size of a process would
-also count Python, libraries and unused pages. Each measurement is a process of its own.
+also count Python, libraries and unused pages. Each measurement runs in its own process.
 """
 
 from __future__ import annotations
@@ -149,7 +149,7 @@ PARTS = {"estimated": estimated, "memory": measured_memory}
 
 
 def run(name: str, part: str) -> dict[str, float]:
-    """Run one part in a process of its own."""
+    """Run one part in a separate process."""
     command = [sys.executable, "-m", "benchmark.estimate", "--only", name, "--part", part]
     done = subprocess.run(
         command, capture_output=True, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"}, check=False

@@ -563,7 +563,7 @@ def test_eval_takes_rows_and_a_reward_of_ones_own(
     rows = [f"--option={option}" for option in (f"path={places}/rows.jsonl", "prompt_column=question")]
     options = [*rows, "--length", 8, "--rows", 5, "--temperature", 0.9, "--output", tmp_path / "eval.json"]
     assert unmask("eval", tiny_model, "--task", "dataset", *options) == 2
-    assert message(capsys) == "ConfigError: no reward function: the task brings none, so set reward_funcs."
+    assert message(capsys) == "ConfigError: there is no reward function, because the task has none. Set reward_funcs."
     assert unmask("eval", tiny_model, "--task", "dataset", *options, "--reward", f"{places}/mine.py:good") == 0
     (result,) = json.loads((tmp_path / "eval.json").read_text())["results"]
     items = [json.loads(line) for line in (tmp_path / "eval.jsonl").read_text().splitlines()]

@@ -61,7 +61,7 @@ class Scorer:
         calling: Callable[[], None] = lambda: None,
     ) -> None:
         if not functions:
-            raise ConfigError("no reward function: the task brings none, so set reward_funcs.")
+            raise ConfigError("there is no reward function, because the task has none. Set reward_funcs.")
         if weights and len(weights) != len(functions):
             raise ConfigError(
                 f"{len(weights)} reward_weights for {len(functions)} reward functions; give one for each."

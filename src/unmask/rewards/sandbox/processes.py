@@ -199,7 +199,7 @@ def interpreter_flags(pipes: Pipes, folder: str, role: Role) -> list[str]:
 def _as_file(settings: dict[str, Any]) -> Iterator[IO[bytes]]:
     """Yield a file with the data for standard input.
 
-    Unlike a pipe, it holds any amount that nobody reads.
+    Unlike a pipe, it holds any amount of unread data.
     """
     with tempfile.TemporaryFile() as file:
         file.write(json.dumps(settings).encode())
