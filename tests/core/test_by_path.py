@@ -11,6 +11,7 @@ import pytest
 import torch
 import yaml
 
+from tests.helpers.messages import raises
 from tests.helpers.runs import metrics, unmask, weights
 from unmask import Trainer, load_recipe
 from unmask.core.by_path import load_class, load_object
@@ -314,7 +315,7 @@ def test_an_object_or_a_class_can_replace_its_path(folder: Path, tiny_model: Pat
         recipe = load_recipe(own_recipe(tiny_model, "x"), {"method": method})
         assert recipe.method == cls(count=3)
         assert recipe.method.type == "my_method.py:FirstSteps"
-    with pytest.raises(ConfigError, match="method.count = 9 is more than"):
+    with raises(ConfigError, "method.count = 9 is more than"):
         load_recipe(own_recipe(tiny_model, "x"), {"method": cls(count=9)})
     assert load_recipe(recipe, {"method": {"type": EGSPO, "num_selected": 1}}).method.type == "egspo"
 
@@ -323,7 +324,7 @@ def test_a_class_inside_a_function_is_refused_because_a_resumed_run_cannot_load_
     class Hidden(EGSPO):
         pass
 
-    with pytest.raises(ConfigError, match="Hidden.*inside a function.*top level of a file"):
+    with raises(ConfigError, "Hidden", "inside a function", "top level of a file"):
         load_recipe("sudoku-tiny", {"model": str(tiny_model), "method": Hidden()})
 
 
@@ -373,11 +374,11 @@ def test_an_order_gives_a_priority_for_each_position(folder: Path) -> None:
     proposal = Proposal(torch.zeros(2, 4, 3), torch.zeros(2, 4), positions, torch.zeros(2), 0)
     assert order_of("my_order.py:outside_in")(proposal)[0].tolist() == [1.5, 0.5, 0.5, 1.5]
     assert order_of("my_order.py:Middle")(proposal)[0].tolist() == [-1.5, -0.5, -0.5, -1.5]
-    with pytest.raises(ConfigError, match=r"my_order.py:narrow.*shape \[2, 1\].*\[2, 4\]"):
+    with raises(ConfigError, "my_order.py:narrow", "shape [2, 1]", "[2, 4]"):
         order_of("my_order.py:narrow")(proposal)
     # Making settings loads no file; using the sampler does.
     assert SamplerConfig(order="nowhere.py:order").order == "nowhere.py:order"
-    with pytest.raises(ConfigError, match="nowhere.py"):
+    with raises(ConfigError, "nowhere.py"):
         make_sampler(order="nowhere.py:order")
 
 
@@ -457,7 +458,7 @@ def test_an_optimizer_whose_state_cannot_be_saved_is_refused(folder: Path) -> No
     optimizer = make_optimizer([parameter], OptimConfig(type="my_optim.py:Counting"))
     parameter.grad = torch.ones(2)
     optimizer.step()
-    with pytest.raises(ConfigError, match='keeps "count" as int.*tensor'):
+    with raises(ConfigError, 'keeps "count" as int', "tensor"):
         Native([optimizer]).state(parameter)
 
 

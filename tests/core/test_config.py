@@ -7,6 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
+from tests.helpers.messages import raises
 from unmask.core.config import ORDER_NAMES, Config, EvalConfig, OptimConfig, SamplerConfig
 from unmask.core.errors import ConfigError
 from unmask.sampling import ORDERS
@@ -104,7 +105,7 @@ def test_a_sampler_takes_exactly_the_names_of_the_orders() -> None:
     assert sorted(ORDERS) == sorted(ORDER_NAMES)
     for order in ORDERS:
         assert SamplerConfig(order=order).order == order
-    with pytest.raises(ConfigError, match='^unknown order "randm". Did you mean "random"\\?'):
+    with raises(ConfigError, 'unknown order "randm". Did you mean "random"?'):
         SamplerConfig(order="randm")
 
 

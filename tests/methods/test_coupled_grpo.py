@@ -9,6 +9,7 @@ import torch
 from scipy.stats import binomtest, kstest
 
 from tests.helpers.mean_field import EXACT, OneUpdate, all_masks, surrogate_gradient, token_logprobs
+from tests.helpers.messages import raises
 from tests.helpers.records import make_inputs
 from tests.helpers.toy import distance, expected_gradient
 from unmask.core.config import SamplerConfig
@@ -41,11 +42,11 @@ def test_the_defaults_are_the_published_settings():
 def test_settings_that_do_not_fit_together_are_refused():
     sampler = SamplerConfig()
     CoupledGRPO().check(sampler, 2)
-    with pytest.raises(ConfigError, match=r"min_ratio = 0\.9 is above method\.max_ratio = 0\.8\. Swap them"):
+    with raises(ConfigError, "min_ratio = 0.9 is above method.max_ratio = 0.8. Swap them"):
         CoupledGRPO(min_ratio=0.9).check(sampler, 2)
-    with pytest.raises(ConfigError, match=r"weighted means of two likelihoods of a token\. Set it to clip or none"):
+    with raises(ConfigError, "weighted means of two likelihoods of a token. Set it to clip or none"):
         CoupledGRPO(trust_region="divergence").check(sampler, 2)
-    with pytest.raises(ConfigError, match="num_generations = 1"):
+    with raises(ConfigError, "num_generations = 1"):
         CoupledGRPO().check(sampler, 1)
 
 

@@ -9,6 +9,7 @@ import torch
 from scipy.stats import binomtest
 
 from tests.helpers.mean_field import EXACT, OneUpdate, PromptToy, scored, surrogate_gradient, token_logprobs
+from tests.helpers.messages import raises
 from tests.helpers.records import make_inputs
 from tests.helpers.toy import distance, expected_gradient
 from unmask.core.config import SamplerConfig
@@ -39,7 +40,7 @@ def test_the_defaults_are_the_published_settings():
     }
     assert DiffuGRPO().needs() == Needs(reference="logprob")
     assert DiffuGRPO(beta=0.0).needs() == Needs()
-    with pytest.raises(ConfigError, match="num_generations = 1"):
+    with raises(ConfigError, "num_generations = 1"):
         DiffuGRPO().check(SamplerConfig(), 1)
 
 

@@ -8,6 +8,7 @@ import pytest
 import torch
 from pydantic import ValidationError
 
+from tests.helpers.messages import raises
 from tests.helpers.records import make_inputs, make_trajectory
 from unmask.core.config import SamplerConfig
 from unmask.core.errors import ConfigError
@@ -93,9 +94,9 @@ def test_more_selected_steps_than_steps_and_groups_of_one_are_refused():
     sampler = SamplerConfig(max_completion_length=8, num_steps=4)
     EGSPO(num_selected=4).check(sampler, 2)
     EGSPO(num_selected=5, step_choice="all").check(sampler, 2)
-    with pytest.raises(ConfigError, match=r"num_selected = 5 is more than the 4 denoising steps"):
+    with raises(ConfigError, "num_selected = 5 is more than the 4 denoising steps"):
         EGSPO(num_selected=5).check(sampler, 2)
-    with pytest.raises(ConfigError, match=r"num_generations = 1.*Set num_generations to 2 or more"):
+    with raises(ConfigError, "num_generations = 1", "Set num_generations to 2 or more"):
         EGSPO(num_selected=4).check(sampler, 1)
 
 

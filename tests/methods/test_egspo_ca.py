@@ -8,6 +8,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+from tests.helpers.messages import raises
 from tests.helpers.records import make_inputs
 from tests.helpers.toy import distance, expected_gradient, pinned
 from unmask.core.config import SamplerConfig
@@ -291,5 +292,5 @@ def test_settings_that_do_not_fit_together_are_refused(options, message):
 def test_only_the_combination_needs_a_group():
     sampler = SamplerConfig(max_completion_length=8, num_steps=4)
     EGSPOCA().check(sampler, 1)
-    with pytest.raises(ConfigError, match="num_generations = 1"):
+    with raises(ConfigError, "num_generations = 1"):
         EGSPOCA(form="combined").check(sampler, 1)

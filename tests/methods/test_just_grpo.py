@@ -9,6 +9,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+from tests.helpers.messages import raises
 from tests.helpers.records import make_inputs
 from tests.helpers.toy import distance, expected_gradient, pinned
 from unmask.core.config import SamplerConfig
@@ -62,9 +63,9 @@ def test_the_defaults_are_the_published_settings():
 def test_another_order_or_more_than_one_token_per_step_is_refused(wrong):
     settings = {"max_completion_length": 8, "num_steps": 8, "order": "left_to_right"}
     JustGRPO().check(SamplerConfig(**settings), 2)
-    with pytest.raises(ConfigError, match=r"Set sampler\.order = left_to_right and sampler\.num_steps = 8\."):
+    with raises(ConfigError, "Set sampler.order = left_to_right and sampler.num_steps = 8."):
         JustGRPO().check(SamplerConfig(**settings | wrong), 2)
-    with pytest.raises(ConfigError, match="Set num_generations to 2 or more"):
+    with raises(ConfigError, "Set num_generations to 2 or more"):
         JustGRPO().check(SamplerConfig(**settings), 1)
 
 

@@ -12,6 +12,7 @@ import torch
 from accelerate import Accelerator
 
 from tests.helpers.mean_field import Watched
+from tests.helpers.messages import raises
 from tests.helpers.records import make_inputs
 from tests.helpers.toy import distance, expected_gradient
 from unmask.core.config import OptimConfig, SamplerConfig
@@ -96,15 +97,15 @@ def test_settings_that_do_not_fit_together_are_refused():
     small = {"num_segments": 3, "num_sampled": 2}
     MaskAware(**small).check(sampler, 2)
     MaskAware(num_segments=0, num_sampled=4, trust_region="none").check(sampler, 2)
-    with pytest.raises(ConfigError, match=r"order random has no probability.*Set sampler\.order = plackett_luce"):
+    with raises(ConfigError, "order random has no probability", "Set sampler.order = plackett_luce"):
         MaskAware(**small).check(sampler.model_copy(update={"order": "random"}), 2)
-    with pytest.raises(ConfigError, match=r"num_sampled = 2 of method\.num_segments = 5 segments of 4 steps"):
+    with raises(ConfigError, "num_sampled = 2 of method.num_segments = 5 segments of 4 steps"):
         MaskAware(**small | {"num_segments": 5}).check(sampler, 2)
-    with pytest.raises(ConfigError, match=r"num_sampled = 5 of method\.num_segments = 4 segments of 4 steps"):
+    with raises(ConfigError, "num_sampled = 5 of method.num_segments = 4 segments of 4 steps"):
         MaskAware(num_segments=0, num_sampled=5).check(sampler, 2)
-    with pytest.raises(ConfigError, match="Set it to clip or none"):
+    with raises(ConfigError, "Set it to clip or none"):
         MaskAware(**small, trust_region="divergence").check(sampler, 2)
-    with pytest.raises(ConfigError, match="Set num_generations to 2 or more"):
+    with raises(ConfigError, "Set num_generations to 2 or more"):
         MaskAware(**small).check(sampler, 1)
 
 

@@ -12,6 +12,7 @@ import torch
 from scipy.stats import binomtest, chisquare
 
 from tests.helpers.mean_field import EXACT, OneUpdate, all_masks, surrogate_gradient, token_logprobs
+from tests.helpers.messages import raises
 from tests.helpers.records import make_inputs
 from tests.helpers.toy import distance, expected_gradient
 from unmask.core.config import SamplerConfig
@@ -32,7 +33,7 @@ def test_the_defaults_are_the_published_settings():
         "baseline": "group_mean",
     }
     assert SPG().needs() == Needs(), "no reference and no old policy"
-    with pytest.raises(ConfigError, match="num_generations = 1"):
+    with raises(ConfigError, "num_generations = 1"):
         SPG().check(SamplerConfig(), 1)
 
 

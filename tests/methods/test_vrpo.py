@@ -12,6 +12,7 @@ import torch
 from pydantic import ValidationError
 
 from tests.helpers.any_order import EXACT, all_masks, all_views, another, elbos, loss_of, many
+from tests.helpers.messages import raises
 from tests.helpers.toy import distance
 from unmask.core.config import SamplerConfig
 from unmask.core.errors import ConfigError
@@ -37,7 +38,7 @@ def test_the_defaults_are_the_published_settings():
 def test_a_margin_without_a_scale_and_a_group_of_one_are_refused():
     with pytest.raises(ValidationError, match="beta"):
         VRPO(beta=0.0)
-    with pytest.raises(ConfigError, match="num_generations = 1"):
+    with raises(ConfigError, "num_generations = 1"):
         VRPO().check(SamplerConfig(), 1)
 
 

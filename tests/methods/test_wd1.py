@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from tests.helpers.mean_field import EXACT, OneUpdate, PromptToy, scored, surrogate_gradient, token_logprobs
+from tests.helpers.messages import raises
 from tests.helpers.records import make_inputs
 from tests.helpers.toy import distance, expected_gradient
 from unmask.core.config import SamplerConfig
@@ -23,7 +24,7 @@ PLAIN = WD1(prompt_mask_ratio=0.0)
 def test_the_defaults_are_the_published_settings():
     assert METHODS["wd1"]().model_dump() == {"type": "wd1", "prompt_mask_ratio": 0.15}
     assert WD1().needs() == Needs(), "no reference, no one-step completions"
-    with pytest.raises(ConfigError, match="num_generations = 1"):
+    with raises(ConfigError, "num_generations = 1"):
         WD1().check(SamplerConfig(), 1)
 
 

@@ -11,6 +11,7 @@ from torch import nn
 from torch.nn.functional import pad
 
 from benchmark import blocks
+from tests.helpers.messages import raises
 from tests.helpers.minis import mini_checkpoint
 from unmask.core.config import SamplerConfig
 from unmask.core.errors import ConfigError, ModelError
@@ -303,7 +304,7 @@ def test_a_model_that_is_causal_within_its_blocks_is_refused(folder, tmp_path, m
         "unmask.models.denoiser.block_causal_mask",
         lambda length, block, mask, start, dtype, device: block_causal_mask(length, 1, mask, start, dtype, device),
     )
-    with pytest.raises(ModelError, match="is causal: the first logits do not depend on the last token"):
+    with raises(ModelError, "is causal: the first logits do not depend on the last token"):
         load_model(folder)
 
 
@@ -314,5 +315,5 @@ def test_blocks_of_one_position_are_refused(folder, tmp_path):
         (copy / path.name).write_bytes(path.read_bytes())
     config = json.loads((copy / "config.json").read_text()) | {"block_length": 1}
     (copy / "config.json").write_text(json.dumps(config))
-    with pytest.raises(ModelError, match="block_length in config.json is 1"):
+    with raises(ModelError, "block_length in config.json is 1"):
         load_model(copy)

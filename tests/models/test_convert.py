@@ -14,6 +14,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
+from tests.helpers.messages import raises
 from tests.helpers.minis import DATA, MINIS, mini_checkpoint
 from unmask.core.errors import ModelError
 from unmask.models import convert, load_model, save_model
@@ -115,7 +116,7 @@ def test_a_converted_mini_loads_saves_and_loads_with_the_same_logits(mini, tmp_p
 def test_converting_back_restores_names_values_and_config(mini, tmp_path):
     name, source, native = mini
     if name not in OWN_LAYOUT:
-        with pytest.raises(ModelError, match="has no layout other than the native one"):
+        with raises(ModelError, "has no layout other than the native one"):
             convert(native, tmp_path / "back", to="original")
         return
     convert(native, tmp_path / "back", to="original")
@@ -166,7 +167,7 @@ def test_an_original_layout_is_refused_by_load_with_the_command_that_converts_it
 def test_a_known_mixture_of_experts_is_refused_with_the_reason(llada, name, tmp_path):
     edit(llada / "config.json", architectures=[name], model_type="other")
     for use in (load_model, lambda folder: convert(folder, tmp_path / "native")):
-        with pytest.raises(ModelError, match="mixture of experts"):
+        with raises(ModelError, "mixture of experts"):
             use(llada)
 
 
@@ -334,7 +335,7 @@ def test_lladas_real_template_is_carried(llada, tmp_path):
 
 def test_a_tokenizer_of_another_model_is_refused(llada, tmp_path):
     edit(llada / "config.json", mask_token_id=7)
-    with pytest.raises(ModelError, match=r"mask_token_id: 7, but the tokenizer .* has <\|mdm_mask\|> at 126"):
+    with raises(ModelError, "mask_token_id: 7, but the tokenizer", "has <|mdm_mask|> at 126"):
         convert(llada, tmp_path / "native")
     other = mini_checkpoint("a2d-qwen3", tmp_path / "other")
     with pytest.raises(ModelError, match=r"declares no eos_token|mask_token_id: 7"):
@@ -346,7 +347,7 @@ def test_a_tokenizer_larger_than_the_model_is_refused(tmp_path):
     content = read(source / "tokenizer.json")
     content["model"]["vocab"] |= {f"<more{i}>": 124 + i for i in range(9)}
     (source / "tokenizer.json").write_text(json.dumps(content))
-    with pytest.raises(ModelError, match="tokenizer has 133 tokens and the model only 128"):
+    with raises(ModelError, "tokenizer has 133 tokens and the model only 128"):
         convert(source, tmp_path / "native")
 
 
@@ -378,14 +379,14 @@ def test_a_config_that_does_not_fit_is_refused_before_anything_is_written(llada,
 def test_conversion_refuses_an_autoregressive_model(name, tmp_path):
     convert(mini_checkpoint(name, tmp_path / "original"), tmp_path / "native")
     edit(tmp_path / "native" / "config.json", is_causal=None)
-    with pytest.raises(ModelError, match="is an autoregressive .*Conversion does not turn it into a diffusion model"):
+    with raises(ModelError, "is an autoregressive", "Conversion does not turn it into a diffusion model"):
         convert(tmp_path / "native", tmp_path / "again")
 
 
 def test_a_tensor_that_the_layout_does_not_know_is_named(llada, tmp_path):
     weights = load_file(llada / "model.safetensors")
     save_file(weights | {"model.transformer.wpe.weight": torch.zeros(2)}, llada / "model.safetensors")
-    with pytest.raises(ModelError, match=r"model\.transformer\.wpe\.weight is not a tensor of LLaDA's own layout"):
+    with raises(ModelError, "model.transformer.wpe.weight is not a tensor of LLaDA's own layout"):
         convert(llada, tmp_path / "native")
 
 
@@ -400,7 +401,7 @@ def test_other_tensors_beside_the_model_are_ignored(llada, tmp_path):
 
 def test_an_index_that_names_no_files_is_refused(llada, tmp_path):
     (llada / "model.safetensors.index.json").write_text('{"metadata": {}}')
-    with pytest.raises(ModelError, match="has no weight_map"):
+    with raises(ModelError, "has no weight_map"):
         convert(llada, tmp_path / "native")
 
 
@@ -415,23 +416,23 @@ def test_frequencies_that_older_files_hold_are_left_out(llada, tmp_path):
 def test_pickled_weights_are_refused_with_a_remedy(llada, tmp_path):
     weights = load_file(llada / "model.safetensors")
     (llada / "model.safetensors").unlink()
-    with pytest.raises(ModelError, match="holds no weights"):
+    with raises(ModelError, "holds no weights"):
         convert(llada, tmp_path / "native")
     torch.save(weights, llada / "pytorch_model.bin")
-    with pytest.raises(ModelError, match=r"pickled weights \(pytorch_model\.bin\).*only safetensors.*save_pretrained"):
+    with raises(ModelError, "pickled weights (pytorch_model.bin)", "only safetensors", "save_pretrained"):
         convert(llada, tmp_path / "native")
 
 
 def test_a_truncated_file_is_refused(llada, tmp_path):
     file = llada / "model.safetensors"
     file.write_bytes(file.read_bytes()[:-100])
-    with pytest.raises(ModelError, match=r"model\.safetensors cannot be read as safetensors"):
+    with raises(ModelError, "model.safetensors cannot be read as safetensors", snapshot=False):
         convert(llada, tmp_path / "native")
 
 
 def test_a_destination_that_exists_is_not_overwritten(llada, tmp_path):
     (tmp_path / "native").mkdir()
-    with pytest.raises(ModelError, match="native exists already"):
+    with raises(ModelError, "native exists already"):
         convert(llada, tmp_path / "native")
 
 
@@ -439,14 +440,14 @@ def test_a_full_disk_is_noticed_before_and_while_writing(llada, tmp_path, monkey
     usage = shutil.disk_usage(tmp_path)
     with monkeypatch.context() as patched:
         patched.setattr(shutil, "disk_usage", lambda _: usage._replace(free=100_000))
-        with pytest.raises(ModelError, match=r"writes 0\.00 GB, but .* has only 0\.00 GB free\. Free some space"):
+        with raises(ModelError, "writes 0.00 GB, but", "has only 0.00 GB free. Free some space"):
             convert(llada, tmp_path / "native")
 
     # Imitates a disk that fills up during writing: no file may grow beyond this.
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, limits[1]))
     try:
-        with pytest.raises(ModelError, match=r"native could not be written: .*File too large.*Nothing was left behind"):
+        with raises(ModelError, "native could not be written:", "File too large", "Nothing was left behind"):
             convert(llada, tmp_path / "native")
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
@@ -477,10 +478,14 @@ def test_a_missing_path_and_an_unreachable_hub_have_different_messages(tmp_path,
         raise OSError("no network")
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", offline)
-    with pytest.raises(ModelError, match="there is no folder"):
+    with raises(ModelError, "there is no folder"):
         convert(tmp_path / "a" / "b", tmp_path / "native")
-    with pytest.raises(
-        ModelError, match=r"GSAI-ML/LLaDA-1\.5 is not a folder here.*no network\n.*hf download GSAI-ML/LLaDA-1\.5"
+    with raises(
+        ModelError,
+        "GSAI-ML/LLaDA-1.5 is not a folder here",
+        "no network",
+        "hf download GSAI-ML/LLaDA-1.5",
+        snapshot=False,
     ):
         convert("GSAI-ML/LLaDA-1.5", tmp_path / "native", tell=said.append)
     assert said == ["downloading GSAI-ML/LLaDA-1.5 from the hub, unless it is in the cache"]

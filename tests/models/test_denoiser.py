@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch.nn.functional import pad
 
+from tests.helpers.messages import raises
 from unmask.core.errors import ModelError
 from unmask.models import Denoiser, check_bidirectional
 
@@ -69,5 +70,5 @@ def test_a_causal_model_is_refused_and_a_bidirectional_one_is_not(lively):
     check_bidirectional(lively)
     backbone = copy.deepcopy(lively.backbone)
     backbone.config.is_causal = True
-    with pytest.raises(ModelError, match=r"GPT2LMHeadModel is causal.*set is_causal to false in its config\.json"):
+    with raises(ModelError, "GPT2LMHeadModel is causal", "set is_causal to false in its config.json"):
         check_bidirectional(Denoiser(backbone, lively.mask_id, lively.eos_id, lively.pad_id).eval())

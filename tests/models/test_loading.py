@@ -11,6 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, BertConfig, BertForMaskedLM
 
+from tests.helpers.messages import raises
 from tests.helpers.minis import mini_checkpoint
 from unmask.core.errors import ModelError
 from unmask.models import Denoiser, TinyConfig, char_tokenizer, convert, load_model, save_model, tiny_denoiser
@@ -88,25 +89,25 @@ def test_logit_shift_survives_the_folder(folder):
 
 
 def test_a_folder_without_a_config_is_refused(tmp_path):
-    with pytest.raises(ModelError, match=r"is not a model, because it has no config\.json"):
+    with raises(ModelError, "is not a model, because it has no config.json"):
         load_model(tmp_path)
 
 
 def test_a_missing_path_is_refused(tmp_path):
-    with pytest.raises(ModelError, match=r"^there is no folder .*/nothing/here\. Set model to a folder or a hub id"):
+    with raises(ModelError, "there is no folder", "/nothing/here. Set model to a folder or a hub id"):
         load_model(tmp_path / "nothing" / "here")
 
 
 def test_a_config_that_is_not_json_is_refused(folder):
     (folder / "config.json").write_text("{")
-    with pytest.raises(ModelError, match="no model at"):
+    with raises(ModelError, "no model at", snapshot=False):
         load_model(folder)
 
 
 @pytest.mark.parametrize("is_causal", [True, None])
 def test_a_causal_model_is_refused_by_its_config(folder, is_causal):
     edit(folder / "config.json", is_causal=is_causal)
-    with pytest.raises(ModelError, match="does not say is_causal: false"):
+    with raises(ModelError, "does not say is_causal: false"):
         load_model(folder)
 
 
@@ -116,14 +117,14 @@ def test_a_causal_masked_lm_is_refused_by_its_outputs(tmp_path):
     )
     tokenizer = char_tokenizer(ALPHABET)
     save_model(Denoiser(BertForMaskedLM(config), 1, 2, 0), tokenizer, tmp_path)
-    with pytest.raises(ModelError, match="BertForMaskedLM is causal"):
+    with raises(ModelError, "BertForMaskedLM is causal"):
         load_model(tmp_path)
 
 
 @pytest.mark.parametrize("architectures", [["FooForCausalLM"], None])
 def test_an_unknown_architecture_is_refused_with_a_list_of_the_known_ones(folder, architectures):
     edit(folder / "config.json", architectures=architectures)
-    with pytest.raises(ModelError, match=r"not a known class. Known: .*LlamaForCausalLM.*BertForMaskedLM"):
+    with raises(ModelError, "not a known class. Known:", "LlamaForCausalLM", "BertForMaskedLM"):
         load_model(folder)
 
 
@@ -136,7 +137,7 @@ def test_code_in_the_folder_is_never_run_or_offered(folder, model_type, monkeypa
         auto_map={"AutoConfig": "theirs.Config", "AutoModelForCausalLM": "theirs.Model"},
     )
     monkeypatch.setattr("builtins.input", lambda *_: "y")
-    with pytest.raises(ModelError, match="refers to its own code.*unmask runs no remote code"):
+    with raises(ModelError, "refers to its own code", "unmask runs no remote code"):
         load_model(folder)
     assert "Do you wish to run" not in "".join(capfd.readouterr())
 
@@ -154,20 +155,20 @@ def test_missing_weights_are_refused_and_named(folder):
     file = folder / "model.safetensors"
     weights = {name: value for name, value in load_file(file).items() if "ln_f" not in name}
     save_file(weights, file, {"format": "pt"})
-    with pytest.raises(ModelError, match=r"lacks weights.*ln_f\.bias, transformer\.ln_f\.weight"):
+    with raises(ModelError, "lacks weights", "ln_f.bias, transformer.ln_f.weight"):
         load_model(folder)
 
 
 def test_weights_of_another_shape_are_refused_and_named(folder):
     edit(folder / "config.json", vocab_size=12)
-    with pytest.raises(ModelError, match=r"another shape: lm_head\.weight, transformer\.wte\.weight"):
+    with raises(ModelError, "another shape: lm_head.weight, transformer.wte.weight"):
         load_model(folder)
 
 
 def test_a_truncated_file_of_weights_is_refused(folder):
     file = folder / "model.safetensors"
     file.write_bytes(file.read_bytes()[:-100])
-    with pytest.raises(ModelError, match="could not be loaded"):
+    with raises(ModelError, "could not be loaded", snapshot=False):
         load_model(folder)
 
 
@@ -175,7 +176,7 @@ def test_pickled_weights_are_not_read(folder):
     weights = load_file(folder / "model.safetensors")
     (folder / "model.safetensors").unlink()
     torch.save(weights, folder / "pytorch_model.bin")
-    with pytest.raises(ModelError, match=r"pickled weights.*reads only.safetensors"):
+    with raises(ModelError, "pickled weights", "reads only"):
         load_model(folder)
 
 
@@ -194,14 +195,14 @@ def test_a_tokenizer_without_padding_pads_with_the_end(folder):
 
 def test_a_tokenizer_of_another_model_is_refused(folder):
     char_tokenizer("0123456789abcdef").save_pretrained(folder)
-    with pytest.raises(ModelError, match="has 19 tokens and the model only 9"):
+    with raises(ModelError, "has 19 tokens and the model only 9"):
         load_model(folder)
 
 
 def test_a_folder_without_a_tokenizer_is_refused(folder):
     for name in ("tokenizer.json", "tokenizer_config.json"):
         (folder / name).unlink()
-    with pytest.raises(ModelError, match="tokenizer"):
+    with raises(ModelError, "tokenizer", snapshot=False):
         load_model(folder)
 
 
@@ -217,5 +218,5 @@ def test_an_adapter_alone_is_refused_with_the_command_that_merges_it(tmp_path):
     adapter = tmp_path / "adapter"
     adapter.mkdir()
     (adapter / "adapter_config.json").write_text("{}")
-    with pytest.raises(ModelError, match="unmask merge .*adapter .*adapter-merged"):
+    with raises(ModelError, "unmask merge", "adapter", "adapter-merged"):
         load_model(adapter)

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from contextlib import nullcontext
 
-import pytest
 import torch
 
+from tests.helpers.messages import raises
 from tests.helpers.runs import train_recipe
 from unmask.core.config import SamplerConfig
 from unmask.core.errors import DataError
@@ -117,5 +117,5 @@ def test_progress_ends_at_one_for_any_batch_size(tiny_model):
 
 def test_a_prompt_that_is_too_long_is_refused_before_sampling(tiny_model):
     engine = LocalEngine(load_model(tiny_model))
-    with pytest.raises(DataError, match="do not fit"):
+    with raises(DataError, "do not fit"):
         engine.rollout(["1=", "1" * 5000], SamplerConfig(max_completion_length=16), torch.arange(2))

@@ -8,6 +8,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+from tests.helpers.messages import raises
 from tests.helpers.minis import mini_checkpoint
 from tests.helpers.rollouts import generate
 from unmask.core.config import SamplerConfig
@@ -189,14 +190,14 @@ def test_the_end_of_a_turn_is_found_in_the_released_templates(tmp_path, family, 
 
 
 def test_a_character_that_the_tokenizer_does_not_know_is_a_data_error(lively, tokenizer):
-    with pytest.raises(
-        DataError, match=r"cannot encode the prompt '12\+7='.*The model may have been made for another task"
+    with raises(
+        DataError, "cannot encode the prompt '12+7='", "The model may have been made for another task", snapshot=False
     ):
         generate(lively, tokenizer, ["12=", "12+7="], SAMPLER, SEED[:2])
 
 
 def test_messages_for_a_tokenizer_without_a_template_are_a_data_error(lively, tokenizer):
-    with pytest.raises(DataError, match="no chat template.*format=plain"):
+    with raises(DataError, "no chat template", "format=plain"):
         generate(lively, tokenizer, [[{"role": "user", "content": "12"}]], SAMPLER, SEED[:1])
 
 
@@ -205,7 +206,7 @@ def test_a_prompt_is_refused_exactly_if_it_does_not_fit(lively, tokenizer):
     assert room == 64
     path = generate(lively, tokenizer, ["1" * (room - L)], SAMPLER, SEED[:1])
     assert path.prompt_ids.shape == (1, room - L)
-    with pytest.raises(DataError, match=r"prompt of 59 tokens and max_completion_length = 6 .* 64 positions"):
+    with raises(DataError, "prompt of 59 tokens and max_completion_length = 6", "64 positions"):
         generate(lively, tokenizer, ["12=", "1" * (room - L + 1)], SAMPLER, SEED[:2])
 
 

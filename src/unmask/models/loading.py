@@ -175,7 +175,7 @@ def _read_config(source: str | os.PathLike[str]) -> PreTrainedConfig:
 def _instead(folder: Path) -> str:
     """Return advice about a folder that is not a model but is related to one."""
     if (folder / "adapter_config.json").is_file():
-        return f"It is an adapter. Make a model of it:  unmask merge {quote(str(folder))} {quote(f'{folder}-merged')}"
+        return f"It is an adapter. Make a model of it: unmask merge {quote(str(folder))} {quote(f'{folder}-merged')}"
     return "Give a folder that holds one, or a hub id."
 
 

@@ -223,22 +223,22 @@ class _Run:
     def _store_one_step(self, buffer: OneStepBuffer, candidates: _Candidates, committed: Tensor) -> None:
         """Offer the one-step completions of the state before this step to the buffer."""
         rows, outputs = candidates.rows, candidates.outputs
-        fills = self._one_step_fills(candidates, committed)
-        state = self.tokens[rows].unsqueeze(1).expand(-1, fills.shape[1], -1)
-        positions, is_valid = (t.unsqueeze(1).expand_as(fills) for t in (candidates.positions, candidates.is_valid))
+        tokens = self._one_step_tokens(candidates, committed)
+        state = self.tokens[rows].unsqueeze(1).expand(-1, tokens.shape[1], -1)
+        positions, is_valid = (t.unsqueeze(1).expand_as(tokens) for t in (candidates.positions, candidates.is_valid))
         only_eos = ((outputs.proposed == self.denoiser.eos_id) | ~committed).all(-1)
         entropy = (outputs.entropy.double() * committed).sum(-1)
         noise = self.selection_noise[rows, candidates.step]
-        buffer.push(rows, candidates.step, entropy, noise, _scatter(state, positions, is_valid, fills), only_eos)
+        buffer.push(rows, candidates.step, entropy, noise, _scatter(state, positions, is_valid, tokens), only_eos)
 
-    def _one_step_fills(self, candidates: _Candidates, committed: Tensor) -> Tensor:
+    def _one_step_tokens(self, candidates: _Candidates, committed: Tensor) -> Tensor:
         """Return the tokens of each one-step completion at all masked positions, [b, 1 + M, n] int64."""
         outputs, later = candidates.outputs, candidates.later_logits
         likeliest, draws, proposed, width = outputs.likeliest, outputs.draws, outputs.proposed, committed.shape[1]
         assert likeliest is not None
         if later.shape[1]:
             seed, positions = self.seed[candidates.rows], candidates.positions[:, width:]
-            later_likeliest, later_draws = self.proposer.fill(later, seed, candidates.step, positions)
+            later_likeliest, later_draws = self.proposer.complete(later, seed, candidates.step, positions)
             likeliest = torch.cat([likeliest, later_likeliest], dim=1)
             if draws is not None and later_draws is not None:
                 draws = torch.cat([draws, later_draws], dim=1)

@@ -102,7 +102,7 @@ class Proposer:
             None if self.branches is None else draw_branches(self.branches, logprobs, seed, step, positions),
         )
 
-    def fill(self, logits: Tensor, seed: Tensor, step: int, positions: Tensor) -> tuple[Tensor, Tensor | None]:
+    def complete(self, logits: Tensor, seed: Tensor, step: int, positions: Tensor) -> tuple[Tensor, Tensor | None]:
         """Return the most likely tokens and the draws for branches, at positions of later blocks.
 
         Args:
