@@ -49,7 +49,7 @@ def test_a_resumed_run_continues_the_same_tracker_run(
     first, second = opened
     wanted: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
         "wandb": ({"name": "mine", "id": facts["id"], "resume": "allow"},) * 2,
-        "tensorboard": ({"purge_step": 0}, {"purge_step": 5}),
+        "tensorboard": ({"purge_step": 1}, {"purge_step": 5}),
         "trackio": ({"name": "mine", "resume": "allow"},) * 2,
         "mlflow": ({"run_name": "mine", "run_id": None}, {"run_name": "mine", "run_id": "given by the server"}),
         "comet_ml": ({"experiment_key": facts["id"], "mode": "get_or_create"},) * 2,

@@ -1,4 +1,4 @@
-"""What `unmask eval` and `unmask data check` print: progress, results, comparisons and overlaps."""
+"""Output of `unmask eval` and `unmask data check`: progress, results, comparisons and overlaps."""
 
 from __future__ import annotations
 

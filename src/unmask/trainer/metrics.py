@@ -70,7 +70,7 @@ class TokenPasses:
 
     @contextmanager
     def paused(self) -> Iterator[None]:
-        """Leave out what is spent in this block."""
+        """Exclude the forward passes of a block from the count."""
         count = self.count
         try:
             yield

@@ -35,7 +35,7 @@ class TrainedPolicy:
     tokenizer: PreTrainedTokenizerBase
     """The tokenizer of the model."""
     adapters: Adapters | None
-    """The adapters that are trained; None if all weights are."""
+    """The adapters that are trained; None if all weights are trained."""
     reference: Reference | None
     """The reference policy; None if the method needs none."""
     optimizers: list[torch.optim.Optimizer]

@@ -28,9 +28,9 @@ class StepEstimate:
     processes: int
     """Number of ranks."""
     preset: str
-    """How the ranks share the model."""
+    """Name of the way in which the ranks share the model."""
     work: Work
-    """Forward passes of the step."""
+    """Forward passes of the training step."""
     costs: Costs
     """Floating-point operations of the model."""
     memory: Memory

@@ -41,7 +41,7 @@ SHARDED = {"zero2": ("gradients", "optimizer"), "zero3": ("weights", "gradients"
 SHARDED["fsdp2"] = SHARDED["zero3"]
 """Parts that each preset divides among the ranks."""
 PRESETS = ("none", "ddp", *SHARDED)
-"""How ranks can share a model."""
+"""Names of the ways in which ranks share a model."""
 
 
 @dataclass(frozen=True, slots=True)

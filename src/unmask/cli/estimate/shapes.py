@@ -126,8 +126,10 @@ def build(config: PreTrainedConfig, recipe: TrainRecipe, num_layers: int) -> Den
 
 
 def build_fake(config: PreTrainedConfig, recipe: TrainRecipe, num_layers: int) -> Denoiser:
-    """Build the same denoiser with weights that have a shape and a type but no numbers, within
-    torch's fake mode."""
+    """Build a denoiser as `build` does, out of fake tensors, which have shapes but no numbers.
+
+    The caller must be in torch's fake mode.
+    """
     from torch._subclasses.fake_tensor import unset_fake_temporarily
 
     with unset_fake_temporarily(), torch.device("meta"):

@@ -35,11 +35,11 @@ class Forward(NamedTuple):
     """Size of one forward pass."""
 
     rows: int
-    """Number of sequences."""
+    """Number of sequences in the forward pass."""
     length: int
-    """Number of tokens in each of them."""
+    """Number of tokens in each sequence."""
     width: int
-    """Number of positions in each of them that get logits."""
+    """Number of positions of each sequence that get logits."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,19 +51,17 @@ class Pass:
     forwards: int
     """Number of forward passes."""
     rows: int
-    """Number of sequences in the largest of them."""
+    """Number of sequences in the largest forward pass."""
     tokens: int
-    """Number of tokens in all of them."""
+    """Number of tokens in all forward passes."""
     head: int
-    """Number of positions that get logits, in all of them."""
+    """Number of positions that get logits in all forward passes."""
     width: int
     """Largest number of positions of a sequence that get logits in one forward pass."""
     words: str
     """Explanation of the numbers for a reader."""
     backward: bool = False
     """True if each forward pass has a backward pass."""
-    sequences: int = 0
-    """Number of sequences in all forward passes."""
 
     @classmethod
     def of(cls, name: str, forwards: list[Forward], words: str, *, backward: bool = False) -> Pass:
@@ -77,7 +75,6 @@ class Pass:
             width=max(f.width for f in forwards),
             words=words,
             backward=backward,
-            sequences=sum(f.rows for f in forwards),
         )
 
 
@@ -94,7 +91,7 @@ class Work:
     updates: int
     """Number of optimizer steps."""
     chunks: int
-    """Largest number of forward passes with backward in one update."""
+    """Largest number of forward passes with a backward pass that one update makes."""
     rewards: int
     """Largest number of completions that the reward functions see; repeated texts are scored
     once."""
@@ -189,20 +186,19 @@ def _rollout(recipe: TrainRecipe, prompt: int, num_prompts: int) -> tuple[Rollou
     scorer = Scorer({"stand-in": _stand_in_reward})
     rollout = Collector(engine, scorer, recipe).collect(rows, 0, slice(None), Tally())
     path, sampler, needs = rollout.trajectory, recipe.sampler, recipe.method.needs()
+    length, steps = prompt + sampler.max_completion_length, sampler.steps
     main = Pass.of("rollout", denoiser.calls[0], "")
     guided = " x 2 (guidance)" if sampler.guidance else ""
     masked = "masked" if needs.greedy or needs.branches else "masked in the active block"
-    words = (
-        f"{len(path)} completions x {sampler.steps} steps x {prompt + sampler.max_completion_length} tokens{guided}; "
-        f"head at the positions still {masked}: {main.head / main.sequences:.0f} of a completion on average"
-    )
+    mean_head = main.head * length / main.tokens
+    words = f"{len(path)} completions x {steps} steps x {length} tokens{guided}; "
+    words += f"head at the positions still {masked}: {mean_head:.0f} of a completion on average"
     passes = [replace(main, words=words)]
-    if len(denoiser.calls) > 1:
-        assert path.branch_tokens is not None
+    if path.branch_tokens is not None and len(denoiser.calls) > 1:
         branches = int((path.selected_steps >= 0).sum()) * path.branch_tokens.shape[2]
         branched = Pass.of("rollout, branches", denoiser.calls[1], "")
-        steps = branched.sequences / branches
-        passes.append(replace(branched, words=f"{branches} branches x {steps:.0f} steps on average"))
+        words = f"{branches} branches x {branched.tokens / length / branches:.0f} steps on average"
+        passes.append(replace(branched, words=words))
     return rollout, passes
 
 
