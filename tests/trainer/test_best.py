@@ -1,4 +1,5 @@
-"""The best model is chosen on the validation split alone, is the same after a resume, and is complete or absent."""
+"""The best model is chosen on the validation split alone, is the same after a resume, and is
+complete or absent."""
 
 from __future__ import annotations
 
@@ -23,7 +24,8 @@ VALIDATION = ("evaluation.split=validation", "evaluation.eval_steps=2", "evaluat
 
 @pytest.fixture
 def scripted(monkeypatch: pytest.MonkeyPatch) -> list[float]:
-    """Return a list of accuracies that the evaluations report in turn, instead of those that they measure."""
+    """Return a list of accuracies that the evaluations report in turn, instead of those that they
+    measure."""
     import unmask.trainer.steps as steps
 
     accuracies: list[float] = []
@@ -45,7 +47,8 @@ def weights_of(folder: Path) -> bytes:
 def test_the_model_of_the_highest_mean_accuracy_is_saved(
     tiny_model: Path, tmp_path: Path, scripted: list[float]
 ) -> None:
-    # Means after steps 0, 2, 4 and 6: .2, .35, .35, .1. Of equal means the earlier stays, even if a temperature is higher later.
+    # Means after steps 0, 2, 4 and 6: .2, .35, .35, .1. Of equal means the earlier stays, even if a
+    # temperature is higher later.
     scripted += [0.2, 0.2, 0.3, 0.4, 0.5, 0.2, 0.1, 0.1]
     overrides = [*VALIDATION, "save_steps=2", "save_total_limit=9"]
     folder = Trainer(train_recipe(tiny_model, tmp_path / "run", *overrides)).train()
@@ -86,7 +89,8 @@ def test_a_resumed_run_has_the_best_model_of_the_uninterrupted_one(
     class Killed(BaseException):
         pass
 
-    # Killed after the line of the evaluation after step 4 is written; the newest checkpoint is that of step 3.
+    # Killed after the line of the evaluation after step 4 is written; the newest checkpoint is that
+    # of step 3.
     log = RunFolder.log
 
     def dying(self: RunFolder, line: dict[str, Any]) -> None:

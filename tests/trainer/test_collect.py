@@ -82,7 +82,8 @@ def test_epochs_are_shuffled_each_in_its_own_order() -> None:
 
 @pytest.fixture
 def rolled(lively: Denoiser, tmp_path: Path) -> Any:
-    """`rolled(overrides, share)`: one step's rollout of 4 prompts by 3, with its metrics."""
+    """Return a function of overrides and a share: the rollout of a step with 4 prompts by 3, and
+    its metrics."""
 
     def _rolled(
         *overrides: str, share: slice = slice(None), reward: Any = count_ones
@@ -98,7 +99,7 @@ def rolled(lively: Denoiser, tmp_path: Path) -> Any:
     return _rolled
 
 
-def test_groups_of_a_prompt_stand_together_and_members_differ(rolled: Any) -> None:
+def test_the_completions_of_a_prompt_are_neighbours_and_differ(rolled: Any) -> None:
     rollout, _ = rolled()
     path = rollout.trajectory
     assert rollout.group_size == 3
@@ -113,14 +114,14 @@ def test_rewards_are_those_of_the_texts_and_of_the_one_step_texts(rolled: Any) -
     def reward(completions: list[str], **_: Any) -> list[float]:
         return [5.0 + value for value in count_ones(completions)]
 
-    # From left to right some completions end before they have four steps, which leaves slots empty.
+    # From left to right some completions end before the fourth step, so some slots are empty.
     rollout, _ = rolled("sampler.order=left_to_right", "method.num_selected=4", reward=reward)
     path = rollout.trajectory
     assert rollout.reward.tolist() == pytest.approx(reward(decode(TOKENIZER, path.tokens)))
     filled = path.selected_step >= 0
-    wanted = torch.tensor(reward(decode(TOKENIZER, path.one_step_tokens.flatten(0, 1)))).view(12, 4)
+    expected = torch.tensor(reward(decode(TOKENIZER, path.one_step_tokens.flatten(0, 1)))).view(12, 4)
     assert 12 < filled.sum() < 48
-    assert torch.equal(rollout.one_step_reward, wanted.masked_fill(~filled, 0.0))
+    assert torch.equal(rollout.one_step_reward, expected.masked_fill(~filled, 0.0))
 
 
 def test_finished_and_one_step_completions_are_scored_in_calls_of_their_own_and_no_text_twice(rolled: Any) -> None:
@@ -151,7 +152,7 @@ def test_a_function_that_compares_sees_whole_groups_in_order_with_repeated_texts
         groups = [completions[i : i + 3] for i in range(0, len(completions), 3)]
         return [float(len(text) == max(map(len, group))) for group in groups for text in group]
 
-    # Two tokens at most, so that texts repeat.
+    # Completions have two tokens at most, so that texts repeat.
     small = ("sampler.max_completion_length=2", "sampler.num_steps=2", "sampler.temperature=0.1")
     rollout, _ = rolled("method.type=diffu_grpo", *small, reward=longest)
     texts = decode(TOKENIZER, rollout.trajectory.tokens)
@@ -167,14 +168,14 @@ def test_a_function_that_compares_is_refused_for_a_method_that_scores_unfinished
     check_rewards(scorer, train_recipe(tmp_path, tmp_path, "method.type=diffu_grpo").method)
 
 
-def test_a_method_without_one_step_values_gets_none(rolled: Any) -> None:
+def test_a_method_without_one_step_rewards_gets_none(rolled: Any) -> None:
     rollout, metrics = rolled("method.type=egspo")
     assert rollout.one_step_reward is None
     assert rollout.trajectory.selected_step is None
     assert "diffusion/one_step_reward" not in metrics
 
 
-def test_a_share_of_the_prompts_is_rolled_out_as_it_would_be_among_all(rolled: Any) -> None:
+def test_a_share_of_the_prompts_gives_the_same_rollout_as_among_all(rolled: Any) -> None:
     whole, _ = rolled()
     part, _ = rolled(share=slice(2, 4))
     for name, value in part.trajectory.tensors().items():
@@ -227,7 +228,7 @@ def test_entropy_by_step_is_the_mean_joint_entropy_of_what_each_step_committed(r
     assert min(by_hand) > 0
 
 
-# --- other fills of the chosen states ---
+# --- branches of the selected states ---
 
 
 def recipe_of(folder: Path, method: str) -> TrainRecipe:
@@ -235,7 +236,7 @@ def recipe_of(folder: Path, method: str) -> TrainRecipe:
 
 
 @pytest.mark.parametrize(("method", "extra"), [("scope: all", 0), ("form: unbiased", 1)])
-def test_fills_are_scored_like_completions_and_equal_texts_of_a_prompt_once(
+def test_branches_are_scored_like_completions_and_equal_texts_of_a_prompt_once(
     lively: Denoiser, tmp_path: Path, method: str, extra: int
 ) -> None:
     recipe = recipe_of(tmp_path, f"method={{type: egspo_ca, num_selected: 2, num_actions: 3, {method}}}")
@@ -248,7 +249,7 @@ def test_fills_are_scored_like_completions_and_equal_texts_of_a_prompt_once(
     expected = count_ones(decode(TOKENIZER, branches.flatten(0, 2).long()))
     is_slot = (rollout.trajectory.selected_step >= 0).unsqueeze(-1).expand(rollout.branch_reward.shape)
     assert rollout.branch_reward[is_slot].tolist() == torch.tensor(expected).view(is_slot.shape)[is_slot].tolist()
-    assert rollout.one_step_reward is None, "nobody asked for the greedy completions' rewards"
+    assert rollout.one_step_reward is None, "the method does not use rewards of one-step completions"
     texts = decode(TOKENIZER, torch.cat([rollout.trajectory.tokens, branches.flatten(0, 2).long()]))
     per_row = recipe.num_generations
     owner = [b // per_row for b in range(len(rollout.reward))]
@@ -257,7 +258,7 @@ def test_fills_are_scored_like_completions_and_equal_texts_of_a_prompt_once(
     assert scorer.take() == 0
 
 
-def test_branches_are_denoised_on_from_the_state_that_their_action_leaves(lively: Denoiser, tmp_path: Path) -> None:
+def test_branches_are_denoised_further_from_the_state_after_their_action(lively: Denoiser, tmp_path: Path) -> None:
     recipe = recipe_of(tmp_path, "method={type: egspo_ca, num_selected: 2, num_actions: 16, finish: rollout}")
     plain = recipe_of(tmp_path, "method={type: egspo_ca, num_selected: 2, num_actions: 16}")
     branched, finished = (
@@ -270,13 +271,14 @@ def test_branches_are_denoised_on_from_the_state_that_their_action_leaves(lively
     when = branched.unmask_step[row]
     one, other = branched.branch_tokens[row, slot], finished.branch_tokens[row, slot]
     settled = (when <= step).unsqueeze(1).expand_as(one)
-    # The actions and what was there before them are the same; what follows was denoised, not filled at once.
+    # The actions and the tokens before them are equal; the rest is denoised further, not filled at
+    # once.
     assert torch.equal(one[settled], other[settled])
     rest = (when > step).unsqueeze(1).expand_as(one)
     assert rest.any()
     assert (one[rest] != other[rest]).float().mean() > 0.2
     assert (one != lively.mask_id).all()
-    # Draws of a branch are its own: two fills with one action go different ways.
+    # Each branch has its own draws: two branches with the same action differ later.
     same = (one[:, :1] == one).masked_fill(rest, True).all(-1) & (when > step).any(-1, keepdim=True)
     same[:, 0] = False
     twin = same.nonzero()

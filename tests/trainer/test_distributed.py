@@ -1,4 +1,4 @@
-"""Several processes: they learn what one does, go on from each other's checkpoints, and stop together."""
+"""Two ranks learn what one rank learns, continue from its checkpoints, and stop together."""
 
 from __future__ import annotations
 
@@ -22,10 +22,11 @@ from unmask.trainer import Trainer
 pytestmark = pytest.mark.slow
 
 SAME = 1e-5
-"""Largest difference of a weight between runs that should be one: sums are taken in another order, in float32, and AdamW divides
-small gradients by their size."""
+"""Largest difference of a weight between equal runs: float32 sums have another order, and AdamW
+divides small gradients by their size."""
 MOVED = 1e-3
-"""Least distance that some weight travels in those runs, without which being the same would say nothing."""
+"""Distance that some weight must move in those runs; otherwise equal weights would prove
+nothing."""
 
 COUNT_ONES = """
 from unmask.rewards import per_completion
@@ -35,7 +36,8 @@ def ones(completions, **_):
     return [text.count("1") + 0.1 * len(text) for text in completions]
 """
 
-# From left to right a completion ends as soon as it writes EOS, so the processes have unlike numbers of forwards and of views.
+# From left to right a completion ends at EOS, so the ranks differ in their numbers of forward
+# passes and views.
 SHARED = (
     "num_prompts=4",
     "max_steps=4",
@@ -51,11 +53,12 @@ SHARED = (
     "evaluation.temperatures=[0.9]",
     "report_to=[]",
 )
-# A fixed plan, and two random ones whose losses are no sum over views; espo's draws are spread over all completions.
+# One plan is fixed. Two are random, and their losses are not sums over views; espo draws over all
+# completions.
 METHODS = {
     "egspo_sa": ("method.num_selected=8",),
     "espo": ("method={type: espo, beta: 0.04}", "num_minibatches=2"),
-    # Divided by the tokens of the batch, which are more than those of a process or a minibatch.
+    # The loss is divided by the tokens of the whole batch, not of a rank or a minibatch.
     "coupled_grpo": ("method={type: coupled_grpo}", "num_minibatches=2"),
 }
 
@@ -73,42 +76,40 @@ def settings(place: Path, method: str = "egspo_sa", *more: str) -> tuple[str, ..
 
 @pytest.fixture(scope="module")
 def one(place: Path, tiny_model: Path) -> dict[str, Path]:
-    """The runs of one process."""
+    """Return the folders of the runs with one rank, by method."""
     for method in METHODS:
         assert unmask_train(tiny_model, place / f"one-{method}", *settings(place, method)) == 0
     return {method: place / f"one-{method}" for method in METHODS}
 
 
 def check_same(folder: Path, other: Path, model: Path) -> None:
-    """The same weights and metrics, but for rounding."""
+    """Check that two runs have the same weights and metrics, up to rounding."""
     ours, theirs = (load_file(path / "final" / "model.safetensors") for path in (folder, other))
     before = load_file(model / "model.safetensors")
     assert ours.keys() == theirs.keys()
     assert max(float((theirs[name] - before[name]).abs().max()) for name in before) > MOVED
     assert max(float((ours[name] - theirs[name]).abs().max()) for name in ours) < SAME
-    for found, wanted in zip(metrics(folder), metrics(other), strict=True):
-        # A process that runs out of views or rows runs blank ones, which are counted.
-        passes = found.pop("compute/token_passes", 0.0), wanted.pop("compute/token_passes", 0.0)
+    for actual, expected in zip(metrics(folder), metrics(other), strict=True):
+        # A rank without views or rows runs blank forward passes, which count.
+        passes = actual.pop("compute/token_passes", 0.0), expected.pop("compute/token_passes", 0.0)
         assert passes[0] >= passes[1]
-        assert found.keys() == wanted.keys()
-        for name, value in wanted.items():
-            assert found[name] == pytest.approx(value, rel=1e-4, abs=1e-6), (found["step"], name)
+        assert actual.keys() == expected.keys()
+        for name, value in expected.items():
+            assert actual[name] == pytest.approx(value, rel=1e-4, abs=1e-6), (actual["step"], name)
 
 
-# --- the same as one ---
+# --- two ranks equal one ---
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_two_processes_under_ddp_give_what_one_gives(
-    method: str, place: Path, one: dict[str, Path], tiny_model: Path
-) -> None:
+def test_two_ranks_under_ddp_equal_one(method: str, place: Path, one: dict[str, Path], tiny_model: Path) -> None:
     folder = place / f"ddp-{method}"
     assert exit_codes_of_two(train_by_command, tiny_model, folder, settings(place, method)) == [0, 0]
     assert [printed(folder, rank).read_text().count("model: ") for rank in (0, 1)] == [1, 0]
     check_same(folder, one[method], tiny_model)
 
 
-def test_two_processes_under_zero3_give_what_one_gives(place: Path, one: dict[str, Path], tiny_model: Path) -> None:
+def test_two_ranks_under_zero3_equal_one(place: Path, one: dict[str, Path], tiny_model: Path) -> None:
     pytest.importorskip("deepspeed")
     folder = place / "zero3"
     codes = exit_codes_of_two(train_by_command, tiny_model, folder, settings(place), preset="zero3")
@@ -119,9 +120,7 @@ def test_two_processes_under_zero3_give_what_one_gives(place: Path, one: dict[st
 @pytest.mark.parametrize(
     ("preset", "more"), [("ddp", ("sync_ref_model=true", "ref_model_sync_steps=2")), ("zero3", ())]
 )
-def test_two_processes_with_adapters_give_what_one_gives(
-    preset: str, more: tuple[str, ...], place: Path, tiny_model: Path
-) -> None:
+def test_two_ranks_with_adapters_equal_one(preset: str, more: tuple[str, ...], place: Path, tiny_model: Path) -> None:
     if preset == "zero3":
         pytest.importorskip("deepspeed")
     lora = ("lora={r: 2, alpha: 16}", "optim.learning_rate=1e-2", "max_tokens_per_forward=100", *more)
@@ -141,10 +140,10 @@ def test_a_run_of_another_seed_is_not_the_same(place: Path, one: dict[str, Path]
         check_same(folder, one["egspo_sa"], tiny_model)
 
 
-# --- going on from each other ---
+# --- resuming with other ranks ---
 
 
-def test_a_run_goes_on_with_another_number_of_processes_and_another_preset(
+def test_a_run_continues_with_another_number_of_ranks_and_another_preset(
     place: Path, one: dict[str, Path], tiny_model: Path
 ) -> None:
     pytest.importorskip("deepspeed")
@@ -155,7 +154,7 @@ def test_a_run_goes_on_with_another_number_of_processes_and_another_preset(
         codes = exit_codes_of_two(
             train_by_command, tiny_model, folder, settings(place, "egspo_sa", "--resume"), *prepare, preset=preset
         )
-        # A signal to one process is one to all.
+        # A signal to one rank stops all ranks.
         assert codes == ([128 + stop[2]] * 2 if stop else [0, 0])
 
     two("zero3", 1, 1, signal.SIGUSR1)
@@ -172,7 +171,7 @@ def test_a_run_goes_on_with_another_number_of_processes_and_another_preset(
 
 
 class Stopping:
-    """One process that stops after a step."""
+    """Runs on one rank and stops after a step."""
 
     def __init__(self, step: int) -> None:
         self.step = step
@@ -190,7 +189,8 @@ class Stopping:
 
 
 def train_and_fail(failing_rank: int, failing_call: int, rank: int, recipe: TrainRecipe) -> None:
-    """Train with a reward that fails at one call on one process, and leave with 2 for a user's mistake that was told."""
+    """Train with a reward that fails at one call on one rank, and exit with 2 if both ranks raise
+    its error."""
     calls = 0
 
     @per_completion
@@ -204,27 +204,27 @@ def train_and_fail(failing_rank: int, failing_call: int, rank: int, recipe: Trai
     try:
         Trainer(recipe, [ones], resume=True).train()
     except UnmaskError as error:
-        # Both raise the same, so that one can speak for both.
+        # Both ranks raise the same error, so that one of them can print it for both.
         sys.exit(2 if "raised OSError: the grader is away" in str(error) and error.is_agreed else 3)
 
 
 SHORT = ("max_steps=2", "method.num_selected=8")
 
 
-def test_two_processes_take_as_many_minibatches_each_however_few_their_views(tiny_model: Path, tmp_path: Path) -> None:
+def test_both_ranks_take_the_same_number_of_minibatches_even_with_few_views(tiny_model: Path, tmp_path: Path) -> None:
     recipe = train_recipe(tiny_model, tmp_path / "run", *SHARED, *SHORT, "num_minibatches=15")
     assert exit_codes_of_two(partial(train_and_fail, -1, 0), recipe) == [0, 0]
     assert [line["step"] for line in metrics(tmp_path / "run")] == [0, 1, 2]
 
 
-# Calls of each process: its share of the evaluation at step 0, two for each of the two steps (finished completions, then
-# one-step completions), and its share of the evaluation at the end.
+# Each rank calls the reward once in the evaluation at step 0, twice in each of the two steps, for
+# finished and for one-step completions, and once in the evaluation at the end.
 @pytest.mark.parametrize(
     ("rank", "call", "saved"),
     [(1, 4, [1]), (1, 5, [1]), (1, 6, [1, 2])],
     ids=["on finished completions", "on one-step completions", "in an evaluation"],
 )
-def test_a_mistake_on_one_process_stops_both_and_loses_nothing(
+def test_an_error_on_one_rank_stops_both_and_loses_nothing(
     tiny_model: Path, tmp_path: Path, rank: int, call: int, saved: list[int]
 ) -> None:
     recipe = train_recipe(tiny_model, tmp_path / "run", *SHARED, *SHORT)
@@ -234,7 +234,7 @@ def test_a_mistake_on_one_process_stops_both_and_loses_nothing(
     assert [line["step"] for line in metrics(tmp_path / "run")] == [0, 1, 2]
 
 
-def test_a_mistake_that_only_the_main_process_can_see_stops_both_with_one_message(
+def test_an_error_that_only_the_main_rank_sees_stops_both_with_one_message(
     place: Path, one: dict[str, Path], tiny_model: Path
 ) -> None:
     folder = one["egspo_sa"]
@@ -245,7 +245,7 @@ def test_a_mistake_that_only_the_main_process_can_see_stops_both_with_one_messag
 
 
 def spoil_the_loss(rank: int) -> None:
-    """The second process's forwards for the update give NaN."""
+    """Make the forward passes of the update return NaN on the second rank."""
     from unmask.models import Denoiser
 
     forward = Denoiser.forward
@@ -257,20 +257,20 @@ def spoil_the_loss(rank: int) -> None:
     Denoiser.forward = spoiled  # type: ignore[method-assign]
 
 
-def test_a_loss_that_is_not_finite_on_one_process_stops_both_and_names_its_completions(
+def test_a_loss_that_is_not_finite_on_one_rank_stops_both_and_names_its_completions(
     place: Path, tiny_model: Path, tmp_path: Path
 ) -> None:
     folder = tmp_path / "run"
     codes = exit_codes_of_two(train_by_command, tiny_model, folder, settings(place), spoil_the_loss)
     assert codes == [2, 2]
     (message,) = said(folder)
-    # The second process owns the completions 4 to 7 of the eight.
+    # The second rank owns the completions 4 to 7.
     assert message.startswith("RunError: step 1: the loss is nan in completions [4] of the rollout.")
     assert not (folder / "final").exists()
 
 
 def spoil_the_gradient(rank: int) -> None:
-    """The second process's losses are finite, and their gradients are not."""
+    """Make the gradients infinite on the second rank, while its losses stay finite."""
     from unmask.models import Denoiser
 
     forward = Denoiser.forward
@@ -298,7 +298,7 @@ def test_a_gradient_that_is_not_finite_under_zero3_stops_both_and_nothing_is_sav
 
 
 def fill_the_disk_before_the_second_line(rank: int) -> None:
-    """The main process alone finds the disk full, where it logs and no other process writes."""
+    """Let the main rank find the disk full when it logs."""
     from unmask.runs.folder import RunFolder
 
     log = RunFolder.log
@@ -312,7 +312,8 @@ def fill_the_disk_before_the_second_line(rank: int) -> None:
 
 
 def refuse_a_folder_for_checkpoints(rank: int) -> None:
-    """The main process alone cannot make the folder, with weights in shards that all gather for it."""
+    """Keep the main rank from creating the folder of a checkpoint whose sharded weights all ranks
+    gather."""
     from unmask.runs.folder import RunFolder
 
     open_metrics = RunFolder.open_metrics
@@ -333,16 +334,16 @@ def refuse_a_folder_for_checkpoints(rank: int) -> None:
     ],
     ids=["metrics", "checkpoint"],
 )
-def test_what_only_the_main_process_cannot_write_stops_both_with_one_message(
+def test_a_write_error_on_the_main_rank_stops_both_with_one_message(
     prepare: Any, preset: str, message: str, place: Path, tiny_model: Path, tmp_path: Path
 ) -> None:
     pytest.importorskip("deepspeed")
     folder = tmp_path / "run"
     codes = exit_codes_of_two(train_by_command, tiny_model, folder, settings(place), prepare, preset=preset)
     assert codes == [2, 2]
-    (told,) = said(folder)
-    assert told.startswith("RunError: ")
-    assert message in told
+    (line,) = said(folder)
+    assert line.startswith("RunError: ")
+    assert message in line
 
 
 def hang_in_an_update(rank: int) -> None:
@@ -358,7 +359,7 @@ def hang_in_an_update(rank: int) -> None:
     Learner.update = update_or_hang  # type: ignore[method-assign]
 
 
-def test_a_process_that_is_stuck_is_named_with_its_step_and_phase_and_ends_the_run(
+def test_a_rank_that_is_stuck_is_named_with_its_step_and_phase_and_the_run_ends(
     place: Path, tiny_model: Path, tmp_path: Path
 ) -> None:
     folder = tmp_path / "run"

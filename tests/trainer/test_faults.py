@@ -1,4 +1,4 @@
-"""Processes that are killed and that hang: what is left, and that nothing is lost."""
+"""Processes that are killed or hang lose nothing that was saved."""
 
 from __future__ import annotations
 
@@ -38,11 +38,11 @@ def die() -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
 
-# Moments: each prepares the process to be killed at one.
+# Each of these functions makes the process kill itself at a certain moment.
 
 
 def while_a_checkpoint_is_written() -> None:
-    """Its files are there, in part; it is not renamed yet."""
+    """Some files of the checkpoint exist, and its folder is not renamed yet."""
     from unmask.trainer.distributed.state import RunState
 
     write = RunState.write
@@ -155,7 +155,7 @@ def resume(recipe: TrainRecipe) -> None:
     Trainer(recipe, resume=True).train()
 
 
-def test_a_run_killed_from_outside_again_and_again_comes_to_the_same_end(
+def test_a_run_that_is_killed_repeatedly_ends_with_the_same_model(
     whole: Path, tiny_model: Path, tmp_path: Path
 ) -> None:
     recipe = train_recipe(tiny_model, tmp_path / "run")
@@ -175,7 +175,7 @@ def test_a_run_killed_from_outside_again_and_again_comes_to_the_same_end(
 # --- processes that hang ---
 
 
-def test_a_process_whose_reward_hangs_says_so_and_ends(tiny_model: Path, tmp_path: Path) -> None:
+def test_a_process_whose_reward_hangs_ends_with_a_message(tiny_model: Path, tmp_path: Path) -> None:
     (tmp_path / "mine.py").write_text(
         "import time\n\ndef hangs(completions, **_):\n    time.sleep(10_000)\n\nhangs.per_completion = True\n"
     )
@@ -193,7 +193,7 @@ def test_a_process_whose_reward_hangs_says_so_and_ends(tiny_model: Path, tmp_pat
 
 
 def test_a_terminal_that_is_closed_stops_the_run_in_good_order(tiny_model: Path, tmp_path: Path) -> None:
-    """The process leads a session on a terminal of its own, whose other end is closed after the first lines."""
+    """The process has a terminal of its own, which the test closes after the first lines."""
     settings = [*TRAIN, "max_steps=100000", f"model={tiny_model}", f"output_dir={tmp_path / 'run'}"]
     code = "import os, fcntl, termios, sys; fcntl.ioctl(0, termios.TIOCSCTTY, 0); from unmask.cli import main; main()"
     ours, theirs = os.openpty()

@@ -1,4 +1,5 @@
-"""Whole runs: the same twice, what they write, and that a resumed one is the uninterrupted one."""
+"""Whole runs: they are reproducible, write what the docs say, and a resumed run equals an
+uninterrupted one."""
 
 from __future__ import annotations
 
@@ -32,7 +33,8 @@ from unmask.trainer.distributed.stopping import RunStoppedError
 
 
 class Reward:
-    """A reward that varies, and that fails at chosen calls (from 1) in a chosen way."""
+    """Rewards that vary. The call `fail_at`, counted from 1, returns what `failure` makes of
+    them."""
 
     per_completion = True
 
@@ -51,11 +53,11 @@ def train(recipe: TrainRecipe, reward: Any = None, **options: Any) -> Path:
 
 @pytest.fixture(scope="module")
 def whole(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run that nothing interrupted."""
+    """Return the folder of an uninterrupted run."""
     return train(train_recipe(tiny_model, tmp_path_factory.mktemp("whole") / "run"))
 
 
-# --- what a run is ---
+# --- uninterrupted runs ---
 
 
 @pytest.mark.slow
@@ -74,7 +76,7 @@ def test_another_seed_gives_other_metrics_and_weights(whole: Path, tiny_model: P
     assert weights(other) != weights(whole)
 
 
-def test_weights_move_and_the_model_loads_where_others_can_find_it(whole: Path, tiny_model: Path) -> None:
+def test_weights_change_and_transformers_loads_the_final_model(whole: Path, tiny_model: Path) -> None:
     from transformers import AutoModelForCausalLM
 
     trained, _ = load_model(whole / "final")
@@ -95,7 +97,9 @@ def test_a_line_is_logged_for_every_step_and_evaluations_when_they_are_due(whole
     )
 
 
-def test_an_evaluation_is_what_its_model_gives_on_rows_that_training_never_sees(whole: Path, tiny_model: Path) -> None:
+def test_an_evaluation_uses_the_current_model_and_examples_that_training_never_sees(
+    whole: Path, tiny_model: Path
+) -> None:
     from unmask.evaluation.evaluate import evaluate
     from unmask.rewards.scorer import Scorer
 
@@ -108,7 +112,7 @@ def test_an_evaluation_is_what_its_model_gives_on_rows_that_training_never_sees(
     assert [last[f"eval/test@0.9/{name}"] for name in names] == [getattr(result, name) for name in names]
 
 
-def test_no_evaluation_on_the_way_still_evaluates_the_end(tiny_model: Path, tmp_path: Path) -> None:
+def test_a_run_without_evaluations_in_between_evaluates_the_end(tiny_model: Path, tmp_path: Path) -> None:
     folder = train(train_recipe(tiny_model, tmp_path / "run", "evaluation.eval_steps=0", "max_steps=2"))
     assert [line["step"] for line in metrics(folder) if "eval/test@0/accuracy" in line] == [2]
 
@@ -119,12 +123,12 @@ def test_the_newest_checkpoints_are_kept(whole: Path, tiny_model: Path, tmp_path
     assert steps_saved(folder) == [6]
 
 
-def test_the_settings_are_kept_and_read_back_to_the_same_recipe(whole: Path, tiny_model: Path) -> None:
+def test_the_saved_settings_give_the_same_recipe(whole: Path, tiny_model: Path) -> None:
     tree = yaml.safe_load((whole / "config.yaml").read_text())
     assert validate(TrainRecipe, tree) == train_recipe(tiny_model, whole)
 
 
-def test_rollouts_are_kept_with_their_texts_and_every_state_can_be_derived(tiny_model: Path, tmp_path: Path) -> None:
+def test_rollouts_are_saved_with_their_texts_and_hold_every_state(tiny_model: Path, tmp_path: Path) -> None:
     recipe = train_recipe(tiny_model, tmp_path / "run", "log_rollouts_steps=3", "log_rollouts_groups=1")
     folder = train(recipe)
     assert sorted(p.name for p in (folder / "rollouts").iterdir()) == [
@@ -153,7 +157,7 @@ def test_every_metric_is_explained(whole: Path, tiny_model: Path, tmp_path: Path
         assert any(re.fullmatch(pattern, key) for pattern in explained), key
 
 
-def test_the_file_that_a_metric_is_said_to_be_computed_in_holds_its_whole_key() -> None:
+def test_the_file_that_the_docs_name_for_a_metric_holds_its_whole_key() -> None:
     for key, file in metrics_page().items():
         assert f'"{key}"' in (SOURCES / file).read_text(), (key, file)
 
@@ -162,18 +166,18 @@ def test_every_key_of_a_metric_in_the_code_is_explained() -> None:
     page = metrics_page()
     spaces = "|".join({key.partition("/")[0] for key in page if "/" in key})
     files = [*(SOURCES / "trainer").glob("*.py"), *(SOURCES / "methods").glob("*.py")]
-    found = {key for file in files for key in re.findall(rf'"((?:{spaces})/[^"]+)"', file.read_text())}
-    assert len(found) > 20
-    assert {re.sub(r":\w+\}", "}", key) for key in found} - page.keys() - EXAMPLES == set()
+    keys = {key for file in files for key in re.findall(rf'"((?:{spaces})/[^"]+)"', file.read_text())}
+    assert len(keys) > 20
+    assert {re.sub(r":\w+\}", "}", key) for key in keys} - page.keys() - EXAMPLES == set()
 
 
 SOURCES = Path(unmask.__file__).parent
 EXAMPLES = {"eval/validation@0/accuracy", "eval/validation@0.9/accuracy", "eval/test@0/accuracy"}
-"""Keys that stand in examples of docstrings."""
+"""Keys in examples of docstrings."""
 
 
 def metrics_page() -> dict[str, str]:
-    """Returns the keys in the table of docs/metrics.md, each with the file that computes it."""
+    """Return the keys in the table of docs/metrics.md, each with the file that computes it."""
     text = (ROOT / "docs" / "metrics.md").read_text()
     rows = re.findall(r"^\| (`.+?) \| .* \| `(\S+)` \|$", text, flags=re.MULTILINE)
     return {key: file for keys, file in rows for key in re.findall(r"`([^`]+)`", keys)}
@@ -186,10 +190,10 @@ def test_an_observer_sees_each_line(tiny_model: Path, tmp_path: Path) -> None:
     assert [{"step": step} | line for step, line in seen] == lines
 
 
-# --- interrupted ---
+# --- interrupted runs ---
 
 
-def test_a_finished_run_is_left_as_it_is_by_a_resume(whole: Path, tiny_model: Path) -> None:
+def test_a_resume_leaves_a_finished_run_as_it_is(whole: Path, tiny_model: Path) -> None:
     before = (whole / "metrics.jsonl").read_bytes(), weights(whole)
     train(train_recipe(tiny_model, whole), resume=True)
     assert ((whole / "metrics.jsonl").read_bytes(), weights(whole)) == before
@@ -197,7 +201,7 @@ def test_a_finished_run_is_left_as_it_is_by_a_resume(whole: Path, tiny_model: Pa
 
 @pytest.fixture
 def hangup() -> Iterator[None]:
-    """SIGHUP as a terminal has it, even where the tests run under nohup."""
+    """Give SIGHUP its default handler, even if the tests run under nohup."""
     before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
     yield
     signal.signal(signal.SIGHUP, before)
@@ -205,7 +209,7 @@ def hangup() -> Iterator[None]:
 
 @pytest.mark.usefixtures("hangup")
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
-def test_a_signal_finishes_the_step_saves_and_says_how_to_go_on(
+def test_a_signal_finishes_the_step_saves_and_says_how_to_continue(
     whole: Path, tiny_model: Path, tmp_path: Path, number: signal.Signals
 ) -> None:
     handlers = [signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)]
@@ -245,7 +249,8 @@ def test_a_hangup_that_is_ignored_stays_ignored(whole: Path, tiny_model: Path, t
 
 @pytest.fixture
 def interruptible() -> Iterator[None]:
-    """SIGINT as a terminal has it: a shell's background jobs, and so all that they start, ignore it."""
+    """Give SIGINT its default handler: background jobs of a shell ignore it, and so do their
+    children."""
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     yield
     signal.signal(signal.SIGINT, before)
@@ -254,7 +259,7 @@ def interruptible() -> Iterator[None]:
 @pytest.mark.usefixtures("interruptible")
 def test_a_second_signal_ends_the_run_at_once(tiny_model: Path, tmp_path: Path) -> None:
     def stop(step: int, _: dict[str, Any]) -> None:
-        # To this thread: two that another thread takes may become one before either is seen.
+        # Raised in this thread: another thread could receive both before it handles one.
         signal.raise_signal(signal.SIGINT)
         signal.raise_signal(signal.SIGINT)
 
@@ -262,8 +267,9 @@ def test_a_second_signal_ends_the_run_at_once(tiny_model: Path, tmp_path: Path) 
         train(train_recipe(tiny_model, tmp_path / "run"), observe=stop)
 
 
-# Calls of the reward: 1 and 2 are the evaluation at step 0 (greedy, sampled), then two a step, of finished and of one-step
-# completions; 9 and 10 are the evaluation after step 3.
+# Calls 1 and 2 of the reward belong to the evaluation at step 0, greedy and sampled. Each step
+# makes two calls, for finished and for one-step completions. Calls 9 and 10 belong to the
+# evaluation after step 3.
 IN_STEP_4, AFTER_STEP_3 = 11, 10
 
 
@@ -295,7 +301,7 @@ def test_a_reward_that_fails_loses_nothing(
 def test_an_evaluation_that_fails_twice_still_loses_nothing(whole: Path, tiny_model: Path, tmp_path: Path) -> None:
     recipe = train_recipe(tiny_model, tmp_path / "run")
     for resume, call in ((False, AFTER_STEP_3), (True, 1), (True, 5)):
-        # At the third time the evaluation after step 3 passes, and the run fails in step 5.
+        # The third run evaluates after step 3, and fails in step 5.
         with pytest.raises(RewardError):
             train(recipe, Reward(call, lambda _: None), resume=resume)
     assert [line["step"] for line in metrics(tmp_path / "run")] == [0, 1, 2, 3, 4]
@@ -304,14 +310,14 @@ def test_an_evaluation_that_fails_twice_still_loses_nothing(whole: Path, tiny_mo
     assert weights(folder) == weights(whole)
 
 
-def test_a_reward_that_fails_at_once_leaves_a_folder_to_start_in(tiny_model: Path, tmp_path: Path) -> None:
+def test_after_a_reward_that_fails_at_once_the_folder_can_be_used(tiny_model: Path, tmp_path: Path) -> None:
     with pytest.raises(RewardError) as caught:
         train(train_recipe(tiny_model, tmp_path / "run"), Reward(1, lambda _: None))
     assert not hasattr(caught.value, "__notes__")
     train(train_recipe(tiny_model, tmp_path / "run", "seed=5", "max_steps=1"))
 
 
-def test_half_a_line_and_lines_after_the_checkpoint_are_written_again(
+def test_an_incomplete_line_and_lines_after_the_checkpoint_are_replaced(
     whole: Path, tiny_model: Path, tmp_path: Path
 ) -> None:
     recipe = train_recipe(tiny_model, tmp_path / "run")
@@ -323,7 +329,7 @@ def test_half_a_line_and_lines_after_the_checkpoint_are_written_again(
     assert metrics(folder) == metrics(whole)
 
 
-def test_a_resume_without_a_checkpoint_begins_again(whole: Path, tiny_model: Path, tmp_path: Path) -> None:
+def test_a_resume_without_a_checkpoint_starts_at_step_0(whole: Path, tiny_model: Path, tmp_path: Path) -> None:
     recipe = train_recipe(tiny_model, tmp_path / "run")
     with pytest.raises(RewardError):
         train(recipe, Reward(3, lambda _: None))
@@ -331,7 +337,7 @@ def test_a_resume_without_a_checkpoint_begins_again(whole: Path, tiny_model: Pat
     assert metrics(train(recipe, resume=True)) == metrics(whole)
 
 
-def test_a_damaged_checkpoint_is_named_and_the_one_before_it_serves(
+def test_a_damaged_checkpoint_is_named_and_the_previous_one_can_be_used(
     whole: Path, tiny_model: Path, tmp_path: Path
 ) -> None:
     recipe = train_recipe(tiny_model, tmp_path / "run")
@@ -366,7 +372,7 @@ def test_a_loss_that_is_not_finite_names_the_step_and_overwrites_nothing(tiny_mo
     assert [line["step"] for line in metrics(tmp_path / "run")] == [0, 1, 2, 3]
 
 
-# --- what cannot start ---
+# --- runs that cannot start ---
 
 
 def test_rows_without_a_column_that_the_reward_needs_are_refused_before_anything_is_written(
@@ -391,7 +397,7 @@ def test_rows_without_a_column_that_the_reward_needs_are_refused_before_anything
         ("reward_weights=[1, 2]", "2 reward_weights for 1 reward functions; give one for each."),
     ],
 )
-def test_what_cannot_be_had_is_refused_before_anything_is_written(
+def test_an_unusable_setting_is_refused_before_anything_is_written(
     tiny_model: Path, tmp_path: Path, override: str, message: str
 ) -> None:
     with pytest.raises(ConfigError) as caught:
@@ -400,7 +406,7 @@ def test_what_cannot_be_had_is_refused_before_anything_is_written(
     assert not (tmp_path / "run").exists()
 
 
-def test_prompts_that_the_processes_cannot_share_are_refused(
+def test_prompts_that_the_ranks_cannot_divide_are_refused(
     tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from accelerate import Accelerator
@@ -428,7 +434,7 @@ def test_a_tracker_gets_the_metrics_too(tiny_model: Path, tmp_path: Path) -> Non
 
 @pytest.fixture
 def fresh_accelerate() -> Iterator[None]:
-    """accelerate fixes the precision of a process once; begin and end without."""
+    """Reset accelerate before and after, because it fixes the precision of a process once."""
     from accelerate.state import AcceleratorState
 
     AcceleratorState._reset_state(reset_partial_state=True)
@@ -437,8 +443,9 @@ def fresh_accelerate() -> Iterator[None]:
 
 
 @pytest.mark.usefixtures("fresh_accelerate")
-def test_every_forward_uses_the_weights_as_they_are_in_bfloat16_too(tiny_model: Path, tmp_path: Path) -> None:
-    # torch keeps the weights that it has cast until the outermost autocast ends: one round a whole run would freeze them.
+def test_every_forward_pass_in_bfloat16_uses_the_current_weights(tiny_model: Path, tmp_path: Path) -> None:
+    # torch caches cast weights until the outermost autocast ends, so an autocast around a run would
+    # freeze them.
     overrides = ("mixed_precision=bf16", "optim.learning_rate=1.0e-2", "max_steps=2", "optim.warmup_steps=0")
     ids = torch.tensor([[4, 5, 6, 1, 1]])
 
@@ -461,13 +468,13 @@ def test_every_forward_uses_the_weights_as_they_are_in_bfloat16_too(tiny_model: 
     assert not torch.equal(before, logits(trainer))
 
 
-def test_what_the_reference_spends_counts(tiny_model: Path, tmp_path: Path) -> None:
+def test_the_compute_of_the_reference_counts(tiny_model: Path, tmp_path: Path) -> None:
     spent = []
     for beta in (0.0, 0.1):
         folder = tmp_path / str(beta)
         Trainer(train_recipe(tiny_model, folder, f"method.beta={beta}", "max_steps=1")).train()
         spent.append(metrics(folder)[1]["compute/token_passes"])
-    # One forward of the 4 views of 33 tokens more.
+    # The reference adds one forward pass of 4 views of 33 tokens.
     assert spent[1] - spent[0] == 4 * 33
 
 
@@ -479,9 +486,7 @@ def test_a_launcher_that_would_skip_updates_is_refused(
         Trainer(train_recipe(tiny_model, tmp_path / "run"))
 
 
-def test_a_run_that_learns_nothing_says_so_once(
-    tiny_model: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_a_run_without_signal_warns_once(tiny_model: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     @per_completion
     def same(completions: list[str], **_: Any) -> list[float]:
         return [0.5] * len(completions)

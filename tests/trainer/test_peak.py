@@ -56,7 +56,8 @@ def test_tensors_that_autograd_keeps_for_the_backward_pass_count() -> None:
     with torch.no_grad():
         assert peak_bytes(lambda: forward(8)) == 2 * KIB
     assert peak_bytes(lambda: forward(8)) == 8 * KIB + 4
-    # The backward pass holds the gradients of two neighbours at a time, and the rest of the forward pass.
+    # The backward pass holds the gradients of two neighbours at a time, and the rest of the forward
+    # pass.
     assert 8 * KIB < peak_bytes(lambda: forward(8).backward()) <= 12 * KIB
 
 

@@ -1,4 +1,5 @@
-"""Pretraining: the loss is the ELBO by hand, it falls, and the model is what later runs start from."""
+"""Pretraining: the loss equals an ELBO computed by hand and falls, and later runs can start from
+the model."""
 
 from __future__ import annotations
 
@@ -39,14 +40,16 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_the_loss_is_the_negative_elbo_per_token(lively: Denoiser, tmp_path: Path) -> None:
     corpus = Corpus(pretrain_recipe(tmp_path), lively, TOKENIZER)
     cpu = torch.device("cpu")
-    found = corpus.loss(lively, corpus.draw(named_generator(0, "pretrain", 3), slice(None), cpu))
+    computed = corpus.loss(lively, corpus.draw(named_generator(0, "pretrain", 3), slice(None), cpu))
     halves = [
         corpus.loss(lively, corpus.draw(named_generator(0, "pretrain", 3), half, cpu))
         for half in (slice(0, 2), slice(2, 4))
     ]
-    assert float(found.detach()) == pytest.approx(float(sum(halves).detach()) / 2, rel=1e-6), "two processes are one"
+    assert float(computed.detach()) == pytest.approx(float(sum(halves).detach()) / 2, rel=1e-6), (
+        "two ranks compute what one rank computes"
+    )
 
-    # The same draws, then everything by hand from the transformers model itself.
+    # The same random draws; then everything by hand from the transformers model itself.
     generator = named_generator(0, "pretrain", 3)
     rows = torch.randint(20, (4,), generator=generator)
     times = stratified_times(4, 0.03, generator)
@@ -59,14 +62,14 @@ def test_the_loss_is_the_negative_elbo_per_token(lively: Denoiser, tmp_path: Pat
         logits[:, lively.mask_id] = -math.inf
         logprob = logits.log_softmax(-1).gather(-1, target.unsqueeze(-1)).squeeze(-1)
         total += (logprob[hidden].sum() / time).item()
-    assert float(found.detach()) == pytest.approx(-total / 4 / 16, rel=1e-5)
+    assert float(computed.detach()) == pytest.approx(-total / 4 / 16, rel=1e-5)
 
 
 def test_the_loss_of_a_block_causal_model_is_that_of_one_masked_block_after_clean_ones(tmp_path: Path) -> None:
     convert(mini_checkpoint("sdar", tmp_path / "original"), tmp_path / "native")
     denoiser, tokenizer = load_model(tmp_path / "native")
     corpus = Corpus(pretrain_recipe(tmp_path), denoiser, tokenizer)
-    found = corpus.loss(denoiser, corpus.draw(named_generator(0, "pretrain", 3), slice(None), torch.device("cpu")))
+    computed = corpus.loss(denoiser, corpus.draw(named_generator(0, "pretrain", 3), slice(None), torch.device("cpu")))
     generator = named_generator(0, "pretrain", 3)
     rows = torch.randint(20, (4,), generator=generator)
     times = stratified_times(4, 0.03, generator)
@@ -78,27 +81,27 @@ def test_the_loss_of_a_block_causal_model_is_that_of_one_masked_block_after_clea
         prompt, target, here = corpus.prompt_ids[row], corpus.completions[row], slice(4 * block, 4 * block + 4)
         noised = target.clone()
         noised[here] = target[here].masked_fill(hidden[here], denoiser.mask_id)
-        # What is after the block is cut off: the model must not have seen it.
+        # The sequence ends with the block: the model must not have seen what follows it.
         ids = torch.cat([prompt, noised[: 4 * block + 4]]).unsqueeze(0)
         at = torch.arange(len(prompt) + 4 * block, len(prompt) + 4 * block + 4).unsqueeze(0)
         logits = denoiser(ids, None, at)[0]
         logits[:, denoiser.mask_id] = -math.inf
         logprob = logits.log_softmax(-1).gather(-1, target[here].unsqueeze(-1)).squeeze(-1)
         total += 4 * (logprob[hidden[here]].sum() / time).item()
-    assert float(found.detach()) == pytest.approx(-total / 4 / 16, rel=1e-5)
+    assert float(computed.detach()) == pytest.approx(-total / 4 / 16, rel=1e-5)
 
 
 @pytest.mark.parametrize("tokens", [1, 66, 10_000])
 def test_the_parts_of_a_batch_add_up_to_its_gradient(lively: Denoiser, tmp_path: Path, tokens: int) -> None:
     corpus = Corpus(pretrain_recipe(tmp_path, "batch_size=6"), lively, TOKENIZER)
     batch = corpus.draw(named_generator(0, "pretrain", 3), slice(None), torch.device("cpu"))
-    found = []
+    computed = []
     for limit, at_once in ((None, 10**9), (tokens, 5)):
         corpus.positions_at_once = at_once
         lively.zero_grad()
         loss = add_gradient(Accelerator(), lively, corpus, batch, limit)
-        found.append((loss, torch.cat([p.grad.flatten() for p in lively.parameters() if p.grad is not None])))
-    (whole, gradient), (parts, again) = found
+        computed.append((loss, torch.cat([p.grad.flatten() for p in lively.parameters() if p.grad is not None])))
+    (whole, gradient), (parts, again) = computed
     assert parts == pytest.approx(whole, rel=1e-6)
     assert gradient.norm() > 1e-2
     assert (gradient - again).norm() / gradient.norm() < 1e-5
@@ -106,7 +109,7 @@ def test_the_parts_of_a_batch_add_up_to_its_gradient(lively: Denoiser, tmp_path:
     assert [len(part) for part in batch.split(tokens)] == {1: [1] * 6, 66: [2, 2, 2], 10_000: [6]}[tokens]
 
 
-def test_completions_that_blocks_do_not_tile_are_refused(tmp_path: Path) -> None:
+def test_completions_that_blocks_do_not_divide_are_refused(tmp_path: Path) -> None:
     convert(mini_checkpoint("sdar", tmp_path / "original"), tmp_path / "native")
     denoiser, tokenizer = load_model(tmp_path / "native")
     with raises(ConfigError, "max_completion_length = 18", "multiple of 4"):
@@ -122,7 +125,7 @@ def test_a_demonstration_answers_its_prompt(lively: Denoiser, tmp_path: Path) ->
 
 
 @pytest.mark.parametrize(("share", "low", "high"), [(0.0, 1.0, 1.0), (0.5, 0.35, 0.7), (1.0, 0.0, 0.1)])
-def test_the_share_of_sloppy_demonstrations_is_what_the_recipe_says(
+def test_the_share_of_noisy_demonstrations_is_that_of_the_recipe(
     lively: Denoiser, tmp_path: Path, share: float, low: float, high: float
 ) -> None:
     recipe = pretrain_recipe(tmp_path, f"noise_share={share}", "num_rows=200")
@@ -132,7 +135,7 @@ def test_the_share_of_sloppy_demonstrations_is_what_the_recipe_says(
     assert low <= right <= high
 
 
-def test_a_short_demonstration_ends_and_stays_ended(lively: Denoiser, tmp_path: Path) -> None:
+def test_a_short_demonstration_is_filled_up_with_eos(lively: Denoiser, tmp_path: Path) -> None:
     corpus = Corpus(pretrain_recipe(tmp_path, "max_completion_length=20", "noise_share=0"), lively, TOKENIZER)
     assert (corpus.completions[:, 16:] == lively.eos_id).all()
     assert (corpus.completions[:, :16] != lively.eos_id).all()
@@ -149,7 +152,7 @@ def test_a_demonstration_that_does_not_fit_is_shown(lively: Denoiser, tmp_path: 
 
 
 @pytest.mark.slow
-def test_the_same_run_gives_the_same_and_another_seed_something_else(whole: Path, tmp_path: Path) -> None:
+def test_a_run_is_reproducible_and_depends_on_its_seed(whole: Path, tmp_path: Path) -> None:
     again = pretrain(pretrain_recipe(tmp_path / "again"))
     other = pretrain(pretrain_recipe(tmp_path / "other", "seed=1"))
     assert (metrics(again), weights(again)) == (metrics(whole), weights(whole))
@@ -157,13 +160,14 @@ def test_the_same_run_gives_the_same_and_another_seed_something_else(whole: Path
     assert weights(other) != weights(whole)
 
 
-def test_the_loss_begins_at_that_of_a_uniform_guess_and_falls(tmp_path: Path) -> None:
+def test_the_loss_starts_at_that_of_a_uniform_guess_and_falls(tmp_path: Path) -> None:
     folder = pretrain(
         pretrain_recipe(tmp_path / "run", "max_steps=60", "batch_size=16", "noise_share=0", "save_steps=60")
     )
     losses = [line["loss"] for line in metrics(folder)]
     assert [line["step"] for line in metrics(folder)] == list(range(1, 61))
-    # At first any of the 8 tokens that are not MASK; then it has learnt that a cell holds one of 4 digits.
+    # At first the model guesses any of 8 tokens; MASK is none of them. Later it knows that a cell
+    # holds one of 4 digits.
     assert losses[0] == pytest.approx(math.log(8), abs=0.3)
     assert sum(losses[-10:]) / 10 == pytest.approx(math.log(4), abs=0.15)
 
@@ -179,12 +183,12 @@ def test_training_can_start_from_a_checkpoint(whole: Path, tmp_path: Path) -> No
     start, _ = load_model(whole / "final")
     after, _ = load_model(folder / "final")
     moved = [(a - b).abs().max().item() for a, b in zip(after.parameters(), start.parameters(), strict=True)]
-    # One warm-up step of two, from where the other run ended.
+    # The run does one of two warm-up steps from the final model of the other run.
     assert 0 < max(moved) <= 0.5 * 0.03 * 1.01
     assert steps_saved(folder) == []
 
 
-def test_a_finished_run_is_left_as_it_is(whole: Path) -> None:
+def test_a_finished_run_stays_as_it_is(whole: Path) -> None:
     model = whole / "final" / "model.safetensors"
     before = model.stat().st_mtime_ns
     assert pretrain(pretrain_recipe(whole), resume=True) == whole
@@ -193,7 +197,7 @@ def test_a_finished_run_is_left_as_it_is(whole: Path) -> None:
         pretrain(pretrain_recipe(whole, "seed=1"), resume=True)
 
 
-def test_a_signal_finishes_the_step_saves_and_says_how_to_go_on(whole: Path, tmp_path: Path) -> None:
+def test_a_signal_finishes_the_step_saves_and_says_how_to_continue(whole: Path, tmp_path: Path) -> None:
     def stop(step: int, _: dict[str, Any]) -> None:
         if step == 3:
             os.kill(os.getpid(), signal.SIGTERM)
@@ -227,7 +231,7 @@ def test_a_loss_that_is_not_finite_names_the_step_and_overwrites_nothing(
     assert not (tmp_path / "run" / "final").exists()
 
 
-def test_a_start_that_fails_leaves_a_folder_to_start_in(tmp_path: Path) -> None:
+def test_after_a_start_that_fails_the_folder_can_be_used(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     with pytest.raises(ModelError, match="is not a model"):
         pretrain(pretrain_recipe(tmp_path / "run", f"model={tmp_path / 'empty'}"))

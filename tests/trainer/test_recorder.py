@@ -1,4 +1,5 @@
-"""The recorder saves texts, guesses with rewards and trained views, and changes nothing in the run."""
+"""The recorder saves texts, guesses with rewards and trained views, and changes nothing in the
+run."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""The run shell: pretraining has the same watch over its ranks as training, and a finished run stays as it is."""
+"""The run shell: pretraining has the same watch over its ranks as training, and a finished run
+stays as it is."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""Tokens in one forward: what the recipe says, what the probe finds, and that neither changes what is learnt."""
+"""The token budget of a forward pass: the recipe's, the probe's, and that neither changes what a
+run learns."""
 
 from __future__ import annotations
 
@@ -45,7 +46,7 @@ def count_ones(completions: list[str], **_: Any) -> list[float]:
 
 
 class Watched:
-    """Shapes of the ids that a denoiser is asked about, and whether with graph."""
+    """Records the shape of each forward pass of a denoiser, and whether it builds a graph."""
 
     def __init__(self, denoiser: Denoiser) -> None:
         self.seen: list[tuple[int, int, bool]] = []
@@ -56,7 +57,8 @@ class Watched:
 
 
 def step(denoiser: Denoiser, recipe: TrainRecipe) -> tuple[Tensor, dict[str, float], Watched]:
-    """The gradient of one update on prompts of several lengths, its metrics, and the forwards that it took."""
+    """Return the gradient of one update on prompts of several lengths, its metrics, and its forward
+    passes."""
     denoiser = copy.deepcopy(denoiser)
     watched = Watched(denoiser)
     given = recipe.max_tokens_per_forward
@@ -78,7 +80,8 @@ def step(denoiser: Denoiser, recipe: TrainRecipe) -> tuple[Tensor, dict[str, flo
 SETTINGS = ("num_generations=3", "num_prompts=4", "optim.max_grad_norm=1.0e9", "optim.warmup_steps=0")
 
 
-# One that is separable, one whose distributions are compared, one with other fills, one that is not separable.
+# Methods with a separable loss, with compared distributions, with branches, and with a loss that is
+# not separable.
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "overrides",
@@ -90,7 +93,7 @@ SETTINGS = ("num_generations=3", "num_prompts=4", "optim.max_grad_norm=1.0e9", "
     ],
     ids=str,
 )
-def test_the_tokens_of_a_forward_change_nothing_but_rounding(
+def test_the_token_budget_changes_nothing_but_rounding(
     lively: Denoiser, tmp_path: Path, overrides: tuple[str, ...]
 ) -> None:
     whole, before, _ = step(lively, train_recipe(tmp_path, tmp_path, *SETTINGS, *overrides))
@@ -103,20 +106,20 @@ def test_the_tokens_of_a_forward_change_nothing_but_rounding(
         assert after["loss"] == pytest.approx(before["loss"], abs=1e-6)
         assert all(rows * width <= tokens or rows == 1 for rows, width, _ in watched.seen)
         if tokens == 100:
-            # As many as there is room for, and none wider than its own longest prompt.
+            # Each pass has as many rows as fit, and is as wide as its own longest prompt.
             for wanted in (True, False):
                 shapes = {(rows, width) for rows, width, graph in watched.seen if graph == wanted}
                 assert min(width for _, width in shapes) < 32 == max(width for _, width in shapes)
                 assert max(rows * width for rows, width in shapes) > 64
 
 
-def test_the_line_through_two_measurements_says_what_fits() -> None:
+def test_the_line_through_two_measurements_gives_the_tokens_that_fit() -> None:
     assert tokens_that_fit([(10, 140), (20, 240)], free=1040) == 100
-    # Nothing that grows: whatever is free holds it.
+    # Memory that does not grow always fits.
     assert tokens_that_fit([(10, 140), (20, 140)], free=1040) > 10**9
 
 
-def test_a_try_that_runs_out_of_memory_is_made_smaller_until_it_fits() -> None:
+def test_a_trial_that_runs_out_of_memory_is_made_smaller_until_it_fits() -> None:
     tried: list[int] = []
 
     def attempt(rows: int) -> None:
@@ -132,18 +135,19 @@ def test_a_try_that_runs_out_of_memory_is_made_smaller_until_it_fits() -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", METHODS)
-def test_the_probe_can_try_every_method(name: str, tiny_model: Path, tmp_path: Path) -> None:
+def test_the_probe_runs_every_method(name: str, tiny_model: Path, tmp_path: Path) -> None:
     own = OWN_SETTINGS.get(name, ())
     recipe = train_recipe(tiny_model, tmp_path, f"method={{type: {name}}}", *own, "max_tokens_per_forward=auto")
     accelerator = Accelerator()
     policy = make_policy(recipe, accelerator.device)
-    found = find_token_budget(recipe, policy, accelerator, ROWS, tmp_path, Ranks(accelerator))
-    # Memory for far more than a step has: two prompts of 16 tokens, two completions of 16 tokens for each.
-    assert found == TokenBudget(4 * 32, 4 * 32)
+    budget = find_token_budget(recipe, policy, accelerator, ROWS, tmp_path, Ranks(accelerator))
+    # There is memory for far more than a step has: two completions of 16 tokens for each of two
+    # prompts of 16 tokens.
+    assert budget == TokenBudget(4 * 32, 4 * 32)
     assert all(parameter.grad is None for parameter in policy.denoiser.parameters())
 
 
-def test_what_the_probe_finds_fills_the_memory_there_is_and_no_more(
+def test_the_probed_budget_fills_the_free_memory_and_no_more(
     lively: Denoiser, tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     recipe = train_recipe(tiny_model, tmp_path, "num_prompts=512", "max_tokens_per_forward=auto")
@@ -151,23 +155,23 @@ def test_what_the_probe_finds_fills_the_memory_there_is_and_no_more(
     policy = make_policy(recipe, accelerator.device)
     free = 2_000_000
     monkeypatch.setattr(token_budget, "free_bytes", lambda device: free)
-    found = find_token_budget(recipe, policy, accelerator, ROWS, tmp_path, Ranks(accelerator))
+    budget = find_token_budget(recipe, policy, accelerator, ROWS, tmp_path, Ranks(accelerator))
     probe = token_budget._Probe(recipe, policy, accelerator, ROWS)
-    for run, tokens in ((probe.rollout, found.rollout), (probe.update, found.update)):
+    for run, tokens in ((probe.rollout, budget.rollout), (probe.update, budget.update)):
         assert tokens is not None
         rows = tokens // probe.width
         assert 8 <= rows < 1024
         used = peak_bytes(lambda run=run, rows=rows: run(rows), policy.denoiser)  # type: ignore[misc]
         wanted = token_budget.SHARE * free - 2 * 4 * sum(p.numel() for p in policy.denoiser.parameters())
         assert 0.9 * wanted < used <= 1.02 * wanted
-    # Training needs more of it than rolling out.
-    assert json.loads((tmp_path / FILE).read_text()) == {"rollout": found.rollout, "update": found.update}
-    # The same when the run goes on, whatever is free by then.
+    # An update needs more memory than a rollout.
+    assert json.loads((tmp_path / FILE).read_text()) == {"rollout": budget.rollout, "update": budget.update}
+    # A resumed run has the same budget, whatever is free then.
     monkeypatch.setattr(token_budget, "free_bytes", lambda device: 3 * free)
-    assert find_token_budget(recipe, policy, accelerator, ROWS, tmp_path, Ranks(accelerator)) == found
+    assert find_token_budget(recipe, policy, accelerator, ROWS, tmp_path, Ranks(accelerator)) == budget
 
 
-def test_a_row_that_does_not_fit_is_said_with_what_to_do(
+def test_a_row_that_does_not_fit_is_refused_with_advice(
     tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     recipe = train_recipe(tiny_model, tmp_path, "max_tokens_per_forward=auto")
@@ -179,7 +183,7 @@ def test_a_row_that_does_not_fit_is_said_with_what_to_do(
 
 
 def find_with_unlike_memory(rank: int, model: Path, folder: Path) -> None:
-    """The second process has less memory, does not see the folder, and at last has room for no row."""
+    """Give the second rank less memory, another folder and, at last, memory for no row."""
     free = [2_000_000, 1_000_000]
     token_budget.free_bytes = lambda device: free[rank]
     recipe = train_recipe(model, folder, "num_prompts=512", "max_tokens_per_forward=auto")
@@ -188,11 +192,11 @@ def find_with_unlike_memory(rank: int, model: Path, folder: Path) -> None:
     accelerator.prepare(policy.denoiser)
     own = folder / f"seen by {rank}"
     own.mkdir()
-    found = find_token_budget(recipe, policy, accelerator, ROWS, own, Ranks(accelerator))
-    rooms = ranks.objects(found)
-    assert rooms[0] == rooms[1]
+    budget = find_token_budget(recipe, policy, accelerator, ROWS, own, Ranks(accelerator))
+    budgets = ranks.objects(budget)
+    assert budgets[0] == budgets[1]
     free[0] *= 4
-    assert find_token_budget(recipe, policy, accelerator, ROWS, own, Ranks(accelerator)) == found
+    assert find_token_budget(recipe, policy, accelerator, ROWS, own, Ranks(accelerator)) == budget
     (own / FILE).unlink(missing_ok=True)
     free[1] = 20_000
     try:
@@ -201,13 +205,13 @@ def find_with_unlike_memory(rank: int, model: Path, folder: Path) -> None:
         sys.exit(5 if error.is_agreed and "rows of 32 tokens need more memory" in str(error) else 6)
 
 
-def test_processes_agree_on_the_least_room_any_has_and_on_there_being_none(tiny_model: Path, tmp_path: Path) -> None:
+def test_ranks_agree_on_the_smallest_budget_and_on_an_error(tiny_model: Path, tmp_path: Path) -> None:
     assert exit_codes_of_two(find_with_unlike_memory, tiny_model, tmp_path) == [5, 5]
     assert (tmp_path / "seen by 0").exists()
 
 
 @pytest.mark.slow
-def test_a_run_that_finds_its_room_learns_what_one_that_counts_rows_does(tiny_model: Path, tmp_path: Path) -> None:
+def test_a_run_with_a_probed_budget_learns_what_a_run_without_learns(tiny_model: Path, tmp_path: Path) -> None:
     lines = {}
     for setting in ("null", "40", "auto"):
         folder = Trainer(

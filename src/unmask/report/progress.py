@@ -41,6 +41,7 @@ class ProgressView:
         self.console, self.total, self.name = console, total, name
         self._started, self._first = 0.0, -1
         self._accuracy = self._numbers = self._example = ""
+        self._values: list[str] = []
         self._live: Live | None = None
         if console.is_terminal or _has_widgets(console):
             self._bar = Progress(
@@ -75,9 +76,11 @@ class ProgressView:
         accuracy = accuracies(metrics)
         self._accuracy = accuracy or self._accuracy
         values = [f"{key} {metrics[key]:.3f}" for key in SHOWN if key in metrics]
+        # The line of an evaluation holds accuracies only, so the numbers of the last step stay.
+        self._values = values or self._values
         if self._live:
             self._bar.update(self._task, completed=step)
-            self._numbers = "  ".join([*values[:2], *([self._accuracy] if self._accuracy else [])])
+            self._numbers = "  ".join([*self._values[:2], *([self._accuracy] if self._accuracy else [])])
             if accuracy:
                 self.console.print(f"{self.name} step {step}: {accuracy}", highlight=False)
             return

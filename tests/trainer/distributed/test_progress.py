@@ -61,7 +61,8 @@ def test_a_rank_that_waits_in_a_collective_is_ahead_of_one_that_has_not_reached_
 
 def test_signs_of_life_keep_a_run_alive_and_do_not_put_a_rank_ahead() -> None:
     stall = Stall(LIMIT, 0.0)
-    # The main rank writes a large file every eight seconds and then hangs, while the other rank waits in a collective.
+    # The main rank writes a large file every eight seconds and then hangs, while the other rank
+    # waits in a collective.
     writing = Position(9, step=3, phase="writing a checkpoint")
     waiting = writing._replace(collectives=1)
     for s in range(40):

@@ -1,4 +1,4 @@
-"""What processes agree on, with weights in shards of torch's own FSDP2, which runs on two CPU processes without accelerate."""
+"""Two ranks with weights that torch's FSDP2 shards: lockstep, shared errors, and checkpoints."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ WHERE = torch.tensor([[2, 3], [1, 3]])
 
 
 class Sharded:
-    """accelerate's accelerator as it would be under FSDP2, which it refuses on a CPU."""
+    """Stands for accelerate's accelerator under FSDP2, which accelerate refuses on a CPU."""
 
     distributed_type = "DistributedType.FSDP"
 
@@ -61,16 +61,17 @@ def whole(value: Tensor) -> Tensor:
 
 
 def walk_in_lockstep(rank: int, model: Path) -> None:
-    """The first process runs one forward, the second four; then the second fails after one of its own."""
+    """Run one forward pass on the first rank and four on the second; then fail on the second after
+    one."""
     accelerator, denoiser, _ = sharded_model(model)
     plain, _ = load_model(model)
     ranks = Ranks(accelerator)  # type: ignore[arg-type]
     with torch.no_grad():
-        wanted = plain(IDS, None, WHERE)
+        expected = plain(IDS, None, WHERE)
         with ranks.lockstep(denoiser):
             for _ in range(1 + 3 * rank):
-                assert torch.allclose(denoiser(IDS, None, WHERE), wanted, atol=1e-6)
-        told: UnmaskError | None = None
+                assert torch.allclose(denoiser(IDS, None, WHERE), expected, atol=1e-6)
+        shared: UnmaskError | None = None
         try:
             with ranks.agreed(), ranks.lockstep(denoiser):
                 denoiser(IDS, None, WHERE)
@@ -78,8 +79,8 @@ def walk_in_lockstep(rank: int, model: Path) -> None:
                     raise DataError("a prompt is too long")
                 denoiser(IDS, None, WHERE)
         except UnmaskError as error:
-            told = error
-    sys.exit(5 if told and told.is_agreed and str(told) == "a prompt is too long" else 6)
+            shared = error
+    sys.exit(5 if shared and shared.is_agreed and str(shared) == "a prompt is too long" else 6)
 
 
 def walk_without(rank: int, model: Path) -> None:
@@ -91,12 +92,12 @@ def walk_without(rank: int, model: Path) -> None:
     sys.exit(5)
 
 
-def test_unlike_numbers_of_forwards_of_sharded_weights_go_in_lockstep_also_past_a_mistake(tiny_model: Path) -> None:
+def test_different_numbers_of_sharded_forward_passes_run_in_lockstep_even_after_an_error(tiny_model: Path) -> None:
     assert exit_codes_of_two(walk_in_lockstep, tiny_model) == [5, 5]
 
 
-def test_without_lockstep_the_one_with_more_forwards_waits_in_vain(tiny_model: Path) -> None:
-    # The other goes on to a barrier, whose collective is not the one that is waited for.
+def test_without_lockstep_the_rank_with_more_forward_passes_waits_forever(tiny_model: Path) -> None:
+    # The other rank enters a barrier, which is not the collective that this rank waits for.
     assert exit_codes_of_two(walk_without, tiny_model, timeout=8) != [5, 5]
 
 

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 COLLECTIVE_PATIENCE = 24
 """Timeout of a collective, as a multiple of `stuck_timeout`. It is long because one rank may spend
-minutes loading or writing a large model while the others wait. The watchdog normally ends the run
+minutes loading or writing a large model while the others wait. `Progress` normally ends the run
 first."""
 
 
