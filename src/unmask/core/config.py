@@ -146,7 +146,7 @@ class SamplerConfig(Config):
     top_k: int = Field(0, ge=0)
     """Number of most likely tokens that may be sampled; 0 allows all."""
     top_p: float = Field(1.0, gt=0, le=1)
-    """Probability mass of the smallest set of most likely tokens that may be sampled; 1 allows all."""
+    """Probability mass of the smallest set of most likely tokens to sample from; 1 allows all."""
     guidance: float = Field(0.0, ge=0)
     """Weight w of classifier-free guidance: logits become u + (1 + w)(c - u), where u comes from a
     masked prompt. 0 switches guidance off and saves a forward pass."""

@@ -19,7 +19,7 @@ MAX_YAML_NODES = 100_000
 
 
 class YamlError(ValueError):
-    """Error for YAML text that cannot be used. The message gives the reason without the file name."""
+    """Error for YAML text that cannot be used. The message does not contain the file name."""
 
 
 def parse_yaml(text: str) -> Any:
@@ -50,7 +50,7 @@ def parse_yaml(text: str) -> Any:
         raise
     except RecursionError as error:
         raise YamlError("its values are nested too deeply") from error
-    except Exception as error:  # PyYAML raises ValueError and others for values such as 2024-99-99 or 0x_
+    except Exception as error:  # PyYAML raises ValueError and others, such as for 2024-99-99
         raise YamlError(str(error) or reason(error)) from error
 
 

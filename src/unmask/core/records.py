@@ -318,7 +318,7 @@ class Needs:
     """Requirements of a method, which the engine and the trainer fulfil."""
 
     greedy: bool = False
-    """True if the method needs the one-step completions of its selected steps, and their rewards."""
+    """True if the method needs one-step completions of its selected steps, and their rewards."""
     selection: tuple[str, int] = ("entropy_topk", 1)
     """Selection rule and number K of the steps whose one-step completions are stored."""
     branches: Branches | None = None
@@ -371,7 +371,7 @@ class LossInputs:
 
     @property
     def choices(self) -> tuple[Tensor, Tensor] | None:
-        """New and old log-probabilities of the position choices, or None if they are not available."""
+        """New and old log-probabilities of the position choices; None if they are not available."""
         if self.new_choice is None or self.old_choice is None:
             return None
         return self.new_choice, self.old_choice

@@ -26,7 +26,7 @@ from unmask.methods.base import RatioMethod
 from unmask.methods.views import step_views
 
 ENTROPY_FLOOR = 1e-8
-"""Constant of the release that is added to the entropy of a step, so that every step can be drawn."""
+"""Constant of the release, added to the entropy of a step so that every step can be drawn."""
 
 
 class AGRPO(RatioMethod):

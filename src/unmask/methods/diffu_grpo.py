@@ -27,7 +27,7 @@ class DiffuGRPO(RatioMethod):
 
     type: Literal["diffu_grpo"] = "diffu_grpo"
     prompt_mask_ratio: float = Field(0.15, ge=0, le=1)
-    """Probability with which a prompt token is masked; 0 masks none. Default of paper and release."""
+    """Probability of masking a prompt token; 0 masks none. Default of paper and release."""
     baseline: Literal["group_mean", "leave_one_out"] = "group_mean"
     """Baseline of the group, without division by its standard deviation. Default of the release;
     leave-one-out is G / (G - 1) times as large."""
@@ -55,7 +55,7 @@ class DiffuGRPO(RatioMethod):
         return Needs(reference="logprob" if self.beta else "none")
 
     def plan(self, rollout: Rollout, generator: torch.Generator) -> Views:
-        """Plan one view of each completion, with weight B over the number of tokens in its batch."""
+        """Plan one view of each completion, with weight B over the number of the batch's tokens."""
         weight = token_mean_weight(scored_tokens(rollout.trajectory).sum(-1))
         return mean_field_views(rollout.trajectory, weight, self.prompt_mask_ratio, generator)
 

@@ -30,7 +30,7 @@ class DiSPO(RatioMethod):
 
     type: Literal["dispo"] = "dispo"
     num_states: int = Field(1, ge=1)
-    """Number of uniformly drawn states of each completion whose masked positions are drawn again."""
+    """Number of states of each completion whose masked positions are drawn again."""
     num_fills: int = Field(4, ge=2)
     """Number of branches of each state."""
     state_choice: Literal["uniform", "entropy_topk"] = "uniform"

@@ -64,7 +64,7 @@ class EGSPO(RatioMethod):
     """Weight of the KL to the reference policy; 0 needs no reference policy. Default of the
     release."""
     kl: Literal["k3", "exact"] = "k3"
-    """Form of the KL: `k3` of the step's log-ratio, or the exact KL summed over the step's tokens."""
+    """Form of the KL: `k3` of the step's log-ratio, or the exact KL, summed over its tokens."""
 
     paper: ClassVar[str] = "arXiv:2603.12554"
     summary: ClassVar[str] = "gradients at the K steps of highest entropy"

@@ -132,7 +132,7 @@ class Adapters:
         self.backbone.requires_grad_(True)
 
     def parameters(self, name: str = POLICY) -> Iterator[tuple[str, nn.Parameter]]:
-        """Yield names and weights of an adapter, in an order that all adapters of the model share."""
+        """Yield names and weights of an adapter, in the same order for all adapters of a model."""
         for key, parameter in self.backbone.named_parameters():
             if ".lora_" in key and f".{name}." in f"{key}.":
                 yield key, parameter

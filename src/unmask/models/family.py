@@ -1,4 +1,4 @@
-"""Description of a model family: its original layout, its native form, and facts about its releases."""
+"""Description of a model family: original layout, native form, and facts about releases."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ class Family:
     fixed: Mapping[str, Any] = field(default_factory=dict)
     """Values of original config keys that are built into the native class."""
     written: Mapping[str, Any] = field(default_factory=dict)
-    """Other values of its config, which do not affect the function; written when converting back."""
+    """Other config values without effect on the function; written when converting back."""
     keys: tuple[tuple[str, str], ...] = ()
     """Original and native tensor names; empty if they are the same."""
     tokens: Mapping[str, str] = field(default_factory=dict)

@@ -147,7 +147,7 @@ def base_of(folder: Path) -> str | None:
 
 
 def base_mark(denoiser: Denoiser) -> str:
-    """Return the name under which a checkpoint records the fingerprint of its adapter's base model."""
+    """Return the name of the entry in a checkpoint with the fingerprint of the base model."""
     from unmask.models.adapters import fingerprint
 
     return f"{_MARK}{fingerprint(denoiser)}"

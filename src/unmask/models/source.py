@@ -34,7 +34,7 @@ def check_on_hub(source: str | os.PathLike[str]) -> None:
     try:
         if not isinstance(try_to_load_from_cache(str(source), "config.json"), str):
             HfApi().model_info(str(source), timeout=HUB_TIMEOUT)
-    except Exception as error:  # offline, no such repository, no access: the hub's client has a kind for each
+    except Exception as error:  # the hub's client has an error for each reason
         raise ModelError(
             f"no model at {source}: {Path.cwd()} has no such folder, and the hub did not provide it ({reason(error)}). "
             "Give a folder with config.json, or a hub id."
@@ -61,7 +61,7 @@ def local_folder(
         tell(f"downloading {source} from the hub, unless it is in the cache")
         try:
             folder = Path(snapshot_download(str(source), allow_patterns=list(DATA_FILES)))
-        except Exception as error:  # offline, no such repository, no access: the hub's client has a kind for each
+        except Exception as error:  # the hub's client has an error for each reason
             raise ModelError(
                 f"{source} is not a folder here, and could not be downloaded from the hub: {reason(error)}\nDownload it on a "
                 f"machine with a network, `hf download {source} --local-dir FOLDER`, and give that folder."

@@ -165,7 +165,7 @@ class _Run:
         self._end_rows(torch.arange(shape[0], device=device))
 
     def step(self, step: int, start: int, stop: int, num_committed: Tensor) -> None:
-        """Commit `num_committed` [B] positions of the block [start, stop) in each row that has not ended."""
+        """Commit `num_committed` [B] positions of the block [start, stop) in each unfinished row."""
         rows = ((num_committed > 0) & ~self.ended).nonzero().squeeze(-1)
         if not len(rows):
             return
@@ -232,7 +232,7 @@ class _Run:
         buffer.push(rows, candidates.step, entropy, noise, _scatter(state, positions, is_valid, tokens), only_eos)
 
     def _one_step_tokens(self, candidates: _Candidates, committed: Tensor) -> Tensor:
-        """Return the tokens of each one-step completion at all masked positions, [b, 1 + M, n] int64."""
+        """Return the tokens of the one-step completions at masked positions, [b, 1 + M, n]."""
         outputs, later = candidates.outputs, candidates.later_logits
         likeliest, draws, proposed, width = outputs.likeliest, outputs.draws, outputs.proposed, committed.shape[1]
         assert likeliest is not None
@@ -277,5 +277,5 @@ def _priority_rank(candidates: _Candidates) -> Tensor:
 
 
 def _scatter(target: Tensor, positions: Tensor, where: Tensor, value: Tensor) -> Tensor:
-    """Return a copy of `target` [..., L] with `value` [..., n] at the positions where `where` [..., n] is True."""
+    """Return a copy of `target` [..., L] with `value` [..., n] at the `positions` selected by `where`."""
     return target.scatter(-1, positions, torch.where(where, value, target.gather(-1, positions)))

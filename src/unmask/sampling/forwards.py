@@ -1,4 +1,4 @@
-"""Forward passes of the denoising loop, which reuse the finished blocks of a block-causal denoiser."""
+"""Forward passes of the denoising loop, with a cache for block-causal denoisers."""
 
 from __future__ import annotations
 

@@ -90,7 +90,7 @@ def view_logprobs(
     position_logit = POSITION_LOGITS[sampler.order] if choice else None
 
     def evaluate(logits: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
-        """Return [..., M] log-probabilities, with position logits as one more column, and all [..., V]."""
+        """Return [..., M] log-probabilities, with position logits in one more column, and all."""
         logprobs = token_logprobs(logits, settings.temperature, settings.top_k, settings.top_p, always_allow=tokens)
         values = logprobs.gather(-1, tokens)
         if position_logit is not None:
@@ -130,7 +130,7 @@ def _prompts(trajectory: Trajectory, views: Views, trim: bool) -> tuple[Tensor, 
 def _choice_logprob(
     trajectory: Trajectory, views: Views, logits: Tensor, columns: Tensor, is_hidden: Tensor, is_target: Tensor
 ) -> Tensor:
-    """Return the log-probability of each target's rank in the draw of positions, [N, L], with graph."""
+    """Return the log-probability of each target's rank in the draw, [N, L], with graph."""
     assert trajectory.choice_rank is not None
     length = trajectory.tokens.shape[1]
     # Steps first, then ranks within a step: the order in which the path committed positions.

@@ -1,4 +1,4 @@
-"""One-step completions of states along finished paths: the policy's immediate guess of the answer."""
+"""One-step completions of states along finished paths: the policy's immediate guesses."""
 
 from __future__ import annotations
 
