@@ -143,4 +143,4 @@ def test_the_command_reads_every_kind_of_file_and_names_or_leaves_out_bad_rows(
     assert unmask(*check) == 2
     assert f"1 of 61 rows of {path} cannot be used" in capsys.readouterr().err.replace("\n", " ")
     assert unmask(*check, "--option=unusable_rows=drop") == 0
-    assert "left out, because they cannot be used: 1, the first of them" in capsys.readouterr().out.replace("\n", " ")
+    assert "unusable examples left out: 1, the first" in capsys.readouterr().out.replace("\n", " ")

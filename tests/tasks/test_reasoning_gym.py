@@ -391,7 +391,7 @@ def test_without_the_package_the_extra_is_named(monkeypatch: pytest.MonkeyPatch)
 
 def test_the_task_list_says_how_many_there_are(capsys: pytest.CaptureFixture[str]) -> None:
     assert unmask("tasks") == 0
-    assert f"reasoning_gym:NAME is any of {len(available())} more" in capsys.readouterr().out
+    assert f"reasoning_gym:NAME stands for {len(available())} more" in capsys.readouterr().out
     assert len(available()) > 100
     assert TASKS["reasoning_gym"] is ReasoningGym
 

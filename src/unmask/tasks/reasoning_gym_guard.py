@@ -1,4 +1,4 @@
-"""A guard around the scorers of `reasoning-gym`, which pays nothing for texts that are no answer.
+"""A guard around the scorers of `reasoning-gym`, which rewards no text that is not an answer.
 
 Some scorers of the package reward any text, "nan", a prefix, the first number of a sentence, a
 value that is merely close, or any text that contains the answer. The guard knows no task by name.
