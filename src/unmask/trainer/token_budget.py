@@ -211,7 +211,7 @@ class _Probe:
         return self._denoised(rows, sampler.max_completion_length // sampler.block)
 
     def update(self, rows: int) -> None:
-        """Run a forward and backward pass of copies of the method's view with the most targets."""
+        """Run a forward and backward pass on copies of the view that has the most targets."""
         path, views = self._planned
         most = views.target.sum(-1).argmax()
         needs = self.recipe.method.needs()
