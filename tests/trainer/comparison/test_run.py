@@ -27,6 +27,7 @@ from unmask.trainer.comparison.plan import Plan, check_reward_functions
 from unmask.trainer.comparison.recipe import CompareRecipe
 from unmask.trainer.comparison.run import CompareStoppedError, _said, compare
 from unmask.trainer.comparison.sources import PACKAGE
+from unmask.trainer.steps import TrainingSteps
 
 pytestmark = pytest.mark.slow
 
@@ -218,19 +219,22 @@ def test_a_run_that_is_stopped_in_its_middle_goes_on_from_there(
 ) -> None:
     recipe, begun = small(tmp_path), list[tuple[str, int]]()
 
-    class Stopping(Trainer):
-        """Is told to stop after the second step of the last run; notes where each run begins."""
+    class Recorded(Trainer):
+        """Records the run and the checkpoint that each training starts from."""
 
         def train(self) -> Path:
             begun.append((self.folder.path.name.rpartition("-")[0], self.folder.last_step()))
             return super().train()
 
-        def _step(self, step: int) -> dict[str, Any]:
-            if step == 1 and begun[-1] == ("final-sudoku-late-steps-1", 0):
-                os.kill(os.getpid(), signal.SIGTERM)
-            return super()._step(step)
+    do_step = TrainingSteps.step
 
-    monkeypatch.setattr(jobs_module, "Trainer", Stopping)
+    def step_and_stop(self: TrainingSteps, step: int) -> dict[str, Any]:
+        if step == 1 and begun[-1] == ("final-sudoku-late-steps-1", 0):
+            os.kill(os.getpid(), signal.SIGTERM)
+        return do_step(self, step)
+
+    monkeypatch.setattr(jobs_module, "Trainer", Recorded)
+    monkeypatch.setattr(TrainingSteps, "step", step_and_stop)
     with pytest.raises(CompareStoppedError) as stop:
         compare(recipe, tell=quiet)
     assert (stop.value.signal_number, len(facts(recipe.folder))) == (signal.SIGTERM, 14)
@@ -420,19 +424,22 @@ def test_results_of_edited_code_are_kept_if_asked_and_marked_in_the_tables(lab: 
 def test_a_run_that_was_cut_off_does_not_go_on_with_edited_code(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
     begun = list[tuple[str, int]]()
 
-    class Stopping(Trainer):
-        """Is told to stop after the third step of the first run."""
+    class Recorded(Trainer):
+        """Records the run and the checkpoint that each training starts from."""
 
         def train(self) -> Path:
             begun.append((self.folder.path.name.split("_")[0], self.folder.last_step()))
             return super().train()
 
-        def _step(self, step: int) -> dict[str, Any]:
-            if step == 2 and len(begun) == 1:
-                os.kill(os.getpid(), signal.SIGTERM)
-            return super()._step(step)
+    do_step = TrainingSteps.step
 
-    monkeypatch.setattr(jobs_module, "Trainer", Stopping)
+    def step_and_stop(self: TrainingSteps, step: int) -> dict[str, Any]:
+        if step == 2 and len(begun) == 1:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return do_step(self, step)
+
+    monkeypatch.setattr(jobs_module, "Trainer", Recorded)
+    monkeypatch.setattr(TrainingSteps, "step", step_and_stop)
     with pytest.raises(CompareStoppedError):
         compare(lab.recipe(seeds=[1]), tell=quiet)
     lab.write(3.0)
