@@ -1,4 +1,5 @@
-"""The command line: what each command prints and writes, and one message and exit code 2 for each mistake."""
+"""The command line: what each command prints and writes, and one message and exit code 2 for each
+mistake."""
 
 from __future__ import annotations
 
@@ -76,7 +77,8 @@ def needy(completions, difficulty, **_):
     return difficulty
 """
 
-# Without evaluations on the way, the reward is called twice a step: for finished and for one-step completions.
+# Without evaluations on the way, the reward is called twice a step: for finished and for one-step
+# completions.
 SHORT = ("evaluation.temperatures=[0.9]", "evaluation.eval_steps=0")
 
 
@@ -90,7 +92,8 @@ def message(capsys: pytest.CaptureFixture[str]) -> str:
 
 @pytest.fixture(scope="module")
 def places(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder of things that a user may point at: reward functions, rows, and folders that hold no model."""
+    """A folder of things that a user may point at: reward functions, rows, and folders that hold no
+    model."""
     folder = tmp_path_factory.mktemp("places")
     (folder / "mine.py").write_text(REWARDS)
     (folder / "empty").mkdir()
@@ -286,7 +289,8 @@ NO_ROOM = OSError(errno.ENOSPC, "No space left on device")
 
 
 def full_disk(monkeypatch: pytest.MonkeyPatch, place: str) -> None:
-    """Let the disk be full for one kind of file, from the first one after the checkpoint of step 2."""
+    """Let the disk be full for one kind of file, from the first one after the checkpoint of step
+    2."""
 
     def fail(*arguments: Any, **_: Any) -> None:
         raise NO_ROOM
@@ -327,7 +331,7 @@ def full_disk(monkeypatch: pytest.MonkeyPatch, place: str) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("place", "last"), [("metrics", 2), ("rollouts", 2), ("checkpoint", 2), ("final", 6)])
-def test_a_full_disk_is_told_and_loses_nothing(
+def test_a_full_disk_gets_a_message_and_loses_nothing(
     whole: Path,
     tiny_model: Path,
     places: Path,
@@ -352,7 +356,7 @@ def test_a_full_disk_is_told_and_loses_nothing(
     assert same(run, whole)
 
 
-def test_a_folder_in_use_is_told(tiny_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_folder_in_use_is_refused(tiny_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = RunFolder(tmp_path / "run", {}, resume=False)
     assert unmask_train(tiny_model, tmp_path / "run") == 2
     folder.close()
@@ -474,7 +478,8 @@ def test_eval_overwrites_nothing_but_results_of_an_earlier_evaluation(
     first, other = tmp_path / "a.json", tmp_path / "b.json"
     assert unmask("eval", tiny_model, *options, "--output", first) == 0
     kept = first.with_suffix(".jsonl").read_bytes()
-    # The same place again is the same result again, unless it is what the new result is compared with.
+    # The same place again is the same result again, unless it is what the new result is compared
+    # with.
     assert unmask("eval", tiny_model, *options, "--output", first) == 0
     for against in (first, first.with_suffix(".jsonl")):
         assert unmask("eval", tiny_model, *options, "--output", first, "--against", against) == 2
@@ -496,7 +501,7 @@ def test_eval_without_a_place_does_not_write_over_what_it_compares_with(
     assert first.with_stem(f"{first.stem}-again").is_file()
 
 
-def test_two_temperatures_and_fewer_rows_are_told_apart_in_a_comparison(
+def test_two_temperatures_and_fewer_rows_stay_apart_in_a_comparison(
     tiny_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     options = ["--task", "sudoku", "--steps", 4, "--temperature", "0,0.9"]
@@ -596,7 +601,7 @@ def test_eval_runs_rewards_where_and_as_long_as_it_is_set(
     )
 
 
-def test_a_place_or_an_earlier_evaluation_that_will_not_do_is_told_before_anything_is_evaluated(
+def test_an_unusable_output_or_earlier_evaluation_is_refused_before_the_evaluation(
     tiny_model: Path, places: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("unmask.evaluation.evaluate.evaluate", lambda *_, **__: pytest.fail("evaluated"))
@@ -825,7 +830,7 @@ def test_a_warning_does_not_control_the_terminal() -> None:
     assert handler.format(record) == "a column ␛]0;owned␇␛[2J"
 
 
-def test_a_name_that_is_no_folder_is_answered_without_asking_the_hub_again_and_again(
+def test_a_name_without_a_folder_asks_the_hub_only_once(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked: list[str] = []
@@ -876,7 +881,7 @@ def test_the_demo_pretrains_trains_and_compares_and_goes_on_where_it_stopped(
     with monkeypatch.context() as patch:
         patch.setattr(demo, "pretrain", lambda *_, **__: stopped())
         assert unmask("demo", "--output-dir", tmp_path / "demo", "--seed", 3) == 130
-    # The demo resumes by itself and has no such option.
+    # The demo always resumes and has no such option.
     assert message(capsys).endswith("To continue, give the same command again.")
 
     before = weights(tmp_path / "demo" / "base"), weights(tmp_path / "demo" / "egspo_sa")

@@ -1,4 +1,5 @@
-"""Run folders that are damaged: every file, with every fault, under each command that reads it, ends well or with one message."""
+"""Run folders that are damaged: every file, with every fault, under each command that reads it,
+ends well or with one message."""
 
 from __future__ import annotations
 
@@ -93,7 +94,7 @@ def test_a_damaged_file_ends_in_no_trace(
                 "eval", place, "--task", "sudoku", "--rows", 1, "--steps", 4, "--output", tmp_path / "a.json"
             ),
         }
-        # An exception that is no message would come through here.
+        # Any exception without a message would fail here.
         code = commands[command]()
         told = capsys.readouterr().err
         assert code in (0, 2)
@@ -102,7 +103,7 @@ def test_a_damaged_file_ends_in_no_trace(
         shutil.rmtree(tmp_path / "merged", ignore_errors=True)
 
 
-def test_checkpoints_that_are_a_dangling_link_are_told_before_the_first_step(
+def test_a_broken_link_as_checkpoints_is_refused_before_the_first_step(
     tiny_model: Path, run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     place = tmp_path / "run"
@@ -115,7 +116,7 @@ def test_checkpoints_that_are_a_dangling_link_are_told_before_the_first_step(
     assert (place / "metrics.jsonl").read_bytes() == (run / "metrics.jsonl").read_bytes()
 
 
-def test_records_of_a_comparison_that_are_no_text_are_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_binary_records_of_a_comparison_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "recipe.yaml").write_text("")
     for content, said in ((b"\xff\n", "is not UTF-8 text"), (b"[1]\n", "line 1 is not a JSON object")):
         (tmp_path / "cells.jsonl").write_bytes(content)

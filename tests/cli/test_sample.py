@@ -1,4 +1,5 @@
-"""The film in a terminal: what each step wrote, how sure the model was, and nothing that the terminal would obey."""
+"""The film in a terminal: what each step wrote, how sure the model was, and nothing that the
+terminal would obey."""
 
 from __future__ import annotations
 
@@ -93,7 +94,7 @@ def test_a_sudoku_is_a_board_with_the_blanks_of_the_puzzle_in_brackets() -> None
     assert re.search(r"\x1b\[38;2;\d+;\d+;60m4", console.file.getvalue())
 
 
-def test_what_is_no_board_is_text() -> None:
+def test_anything_but_a_board_is_text() -> None:
     frames = Film(Letters("·", "if\n", "x\x1b[2J", ""), "write code", SAMPLER, mask_id=0)  # type: ignore[arg-type]
     tokens, step = torch.tensor([[1, 2, 3, 0]]), torch.tensor([[0, 0, 0, 4]], dtype=torch.int32)
     frames.take(Snapshot(0, tokens, step, torch.zeros(1, 4)))

@@ -1,4 +1,5 @@
-"""Evaluation: the counts are those of the texts, the interval is Wilson's, and batches do not matter."""
+"""Evaluation: the counts are those of the texts, the interval is Wilson's, and batches do not
+matter."""
 
 from __future__ import annotations
 
@@ -155,7 +156,7 @@ def test_several_samples_at_temperature_0_are_refused_before_anything_is_done() 
         check_samples(greedy, 2)
 
 
-def test_an_observer_is_told_the_share_of_steps_that_is_done(run: Callable[..., Evaluation]) -> None:
+def test_an_observer_gets_the_share_of_finished_steps(run: Callable[..., Evaluation]) -> None:
     seen: list[float] = []
     assert run(batch_size=3, observe=seen.append) == run()
     # Four steps of three rows, of three, and of two.
@@ -177,7 +178,8 @@ def test_known_samples_give_known_pass_at_k(monkeypatch: pytest.MonkeyPatch, tin
         k: pytest.approx(sum(pass_at_k(4, c, k) for c in counts) / 3) for k in (1, 2, 4)
     }
     assert result.pass_at[4].value == pytest.approx(2 / 3)
-    # Twelve completions of three rows are no twelve trials: the interval is wider than Wilson's would be.
+    # Twelve completions of three examples are not twelve trials: the interval is wider than
+    # Wilson's.
     assert (result.low, result.high) == result.pass_at[1][1:]
     assert result.high - result.low > wilson_interval(5, 12)[1] - wilson_interval(5, 12)[0]
     assert [(item["row"], item["sample"]) for item in result.items[3:6]] == [(0, 3), (1, 0), (1, 1)]
@@ -197,7 +199,7 @@ def test_samples_without_temperature_are_refused(run: Callable[..., Evaluation])
         run(SAMPLER.model_copy(update={"temperature": 0.0}), samples=4)
 
 
-def test_rewards_are_asked_for_few_completions_at_a_time(lively: Denoiser) -> None:
+def test_rewards_are_computed_for_few_completions_at_a_time(lively: Denoiser) -> None:
     calls: list[int] = []
 
     def counting(completions: list[str], **_: Any) -> list[float]:

@@ -1,4 +1,5 @@
-"""A denoiser behind lm-evaluation-harness: the ELBO against enumeration, generation against ours, and tasks defined here."""
+"""A denoiser behind lm-evaluation-harness: the ELBO against enumeration, generation against ours,
+and tasks defined here."""
 
 from __future__ import annotations
 
@@ -26,7 +27,8 @@ from unmask.tasks import Sudoku
 @pytest.fixture
 def folder(lively: Denoiser, tmp_path: Path) -> Path:
     tokenizer = char_tokenizer(Sudoku().alphabet)
-    # It writes digits only: coordinate 0 of the last state is 1, and these tokens have a large negative weight there.
+    # It writes digits only: coordinate 0 of the last state is 1, and these tokens have a large
+    # negative weight there.
     head = lively.backbone.get_output_embeddings().weight
     with torch.no_grad():
         lively.backbone.transformer.ln_f.weight[0] = 0.0
@@ -48,7 +50,8 @@ def requests(*arguments: tuple[Any, ...]) -> list[Any]:
 
 
 def enumerated_elbo(lm: DenoiserLM, context: str, continuation: str) -> float:
-    """By definition: over all counts l and all sets of l positions, (n/l) times the log-probabilities there."""
+    """By definition: over all counts l and all sets of l positions, (n/l) times the
+    log-probabilities there."""
     given, target = lm._encode(context), lm._encode(continuation)
     n, total = len(target), 0.0
     for count in range(1, n + 1):
@@ -75,7 +78,8 @@ def test_the_loglikelihood_is_the_elbo(folder: Path, continuation: str) -> None:
     mean, spread = sum(estimates) / len(estimates), torch.tensor(estimates).std() if len(estimates) > 1 else 0.0
     assert mean == pytest.approx(exact, abs=max(1e-4, 3.5 * float(spread) / len(estimates) ** 0.5))
     if len(continuation) == 4:
-        # The negative control: another text with the same digits has another bound, far outside that tolerance.
+        # The negative control: another text with the same digits has another bound, far outside
+        # that tolerance.
         assert abs(enumerated_elbo(DenoiserLM(str(folder)), "12=", "1204") - exact) > 10 * float(spread)
 
 
@@ -88,7 +92,7 @@ def test_a_likelihood_of_a_block_causal_model_is_refused_and_a_completion_is_not
     assert text
 
 
-def test_what_is_asked_beside_it_does_not_change_a_result(lm: DenoiserLM) -> None:
+def test_other_requests_do_not_change_a_result(lm: DenoiserLM) -> None:
     asked = [("12=", "34"), ("1", "2"), ("1234123412=", "341"), ("12=", "43"), ("", "12")]
     alone = [lm.loglikelihood(requests(pair))[0] for pair in asked]
     together = lm.loglikelihood(requests(*asked[::-1]))[::-1]
@@ -156,7 +160,7 @@ def test_sampled_repeats_differ_and_greedy_ones_do_not(lm: DenoiserLM) -> None:
     assert len(set(lm.generate_until(requests(*[("12=", {})] * 4)))) == 1
 
 
-def test_arguments_that_are_not_known_are_told(folder: Path) -> None:
+def test_unknown_arguments_are_refused(folder: Path) -> None:
     with raises(ConfigError, "model_args", "lenght"):
         DenoiserLM(str(folder), lenght=4)
     with raises(ConfigError, "num_draws = 0"):

@@ -1,4 +1,5 @@
-"""The card in final/: what the hub reads, what a person reads, and a push that cannot lose a run."""
+"""The card in final/: what the hub reads, what a person reads, and a push that cannot lose a
+run."""
 
 from __future__ import annotations
 
@@ -67,7 +68,7 @@ def test_a_run_leaves_a_card_that_the_hub_reads(tiny_model: Path, tmp_path: Path
     text = (tmp_path / "run" / "final" / "README.md").read_text(encoding="utf-8")
     card, last = ModelCard(text), metrics(tmp_path / "run")[-1]
     assert {"unmask", "masked-diffusion", "egspo_sa"} <= set(card.data.tags or [])
-    # A folder of this machine is no model of the hub.
+    # A local folder is not a model on the hub.
     assert card.data.base_model is None
     values = {result.metric_name: result.metric_value for result in card.data.eval_results or []}
     for temperature, said in (("0", "greedy"), ("0.9", "sampled at 0.9")):
@@ -88,7 +89,7 @@ def test_the_recipe_on_a_card_is_the_recipe(tiny_model: Path, tmp_path: Path) ->
     assert load_recipe(str(tmp_path / "again.yaml")) == recipe
 
 
-def test_base_data_and_results_with_their_intervals_are_told() -> None:
+def test_the_card_names_base_data_and_results_with_intervals() -> None:
     recipe = load_recipe(
         "sudoku-tiny", ["model=GSAI-ML/LLaDA-8B-Instruct", "task={type: gsm8k}", "push_to_hub=me/mine"]
     )
@@ -201,7 +202,7 @@ def test_a_push_that_fails_loses_nothing_and_says_how_to_do_it_later(
     assert [name for name, _ in hub.calls] == ["me/other", "me/other"]
 
 
-def test_a_name_that_is_no_repository_is_refused_before_the_run() -> None:
+def test_an_invalid_repository_name_is_refused_before_the_run() -> None:
     with raises(ConfigError, "push_to_hub", "a b"):
         load_recipe("sudoku-tiny", ["push_to_hub=a b"])
 

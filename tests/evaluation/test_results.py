@@ -1,4 +1,5 @@
-"""Evaluations on disk and compared: known verdicts give known differences, and what does not belong together is refused."""
+"""Evaluations on disk and compared: known verdicts give known differences, and what does not belong
+together is refused."""
 
 from __future__ import annotations
 
@@ -70,7 +71,7 @@ def test_known_changes_give_the_difference_the_rows_and_the_exact_test(tmp_path:
     assert compared(evaluation(now), evaluation(BEFORE), tmp_path).difference == pytest.approx(-7 / 40)
 
 
-def test_the_same_share_on_other_rows_is_no_difference(tmp_path: Path) -> None:
+def test_the_same_share_on_other_rows_is_not_a_difference(tmp_path: Path) -> None:
     found = compared(evaluation(BEFORE), evaluation(BEFORE[::-1]), tmp_path)
     assert (found.difference, found.p_value) == (0.0, 1.0)
     assert found.low < 0 < found.high
@@ -103,7 +104,7 @@ def test_other_rows_and_other_numbers_of_samples_are_refused(tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize("text", ["", "no json\n", '{"row": 1}\n', "[1]\n", '{"length": "x"}\n', "\x00"])
-def test_a_file_that_is_no_evaluation_is_refused(tmp_path: Path, text: str) -> None:
+def test_a_file_without_an_evaluation_is_refused(tmp_path: Path, text: str) -> None:
     (tmp_path / "a.jsonl").write_text(text)
     with raises(DataError, "a.jsonl"):
         Earlier.read(tmp_path / "a.jsonl")
@@ -111,7 +112,7 @@ def test_a_file_that_is_no_evaluation_is_refused(tmp_path: Path, text: str) -> N
         Earlier.read(tmp_path / "none.jsonl")
 
 
-def test_what_is_saved_is_read_back_and_a_place_that_cannot_be_written_is_told(tmp_path: Path) -> None:
+def test_saved_results_are_read_back_and_an_unwritable_path_is_an_error(tmp_path: Path) -> None:
     result = evaluation(BEFORE)
     found = compared(result, result, tmp_path)
     place = tmp_path / "new" / "a.json"

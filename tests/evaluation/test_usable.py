@@ -1,4 +1,5 @@
-"""Rows that a model cannot use: named or left out before the first step, by training, pretraining and evaluation alike."""
+"""Rows that a model cannot use: named or left out before the first step, by training, pretraining
+and evaluation alike."""
 
 from __future__ import annotations
 
@@ -73,7 +74,7 @@ def recipe(base: Path, output: Path, path: Any, test: Any, *more: str) -> TrainR
 # --- faults of prompts ---
 
 
-def test_prompts_that_do_not_fit_or_cannot_be_encoded_are_told_apart() -> None:
+def test_prompts_that_do_not_fit_and_that_cannot_be_encoded_differ() -> None:
     tokenizer = char_tokenizer("0123456789+=")
     denoiser = tiny_denoiser(TINY, tokenizer, 0)
     found = prompt_faults(
@@ -109,7 +110,7 @@ def test_demonstrations_that_do_not_fit_are_faults_where_they_are_learnt(tmp_pat
         assert len(usable_rows(pool, faults).left_out) == count
 
 
-def test_what_is_left_out_of_one_file_is_told_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_an_example_left_out_of_two_splits_is_reported_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     task = Dataset(path=written(tmp_path / "rows.jsonl", [*ROWS, {"prompt": ""}]), unusable_rows="drop")
     pools = {"train": task.candidates("train", 1000), "evaluation": task.candidates("test", 1000)}
     usable = usable_rows(pools, lambda rows: [None] * len(rows))
@@ -169,7 +170,8 @@ def test_a_run_that_drops_rows_is_the_run_without_them_and_resumes_after_they_ar
             f"{mixed[1]}, line 4: {TOO_LONG}",
         ],
     }
-    # The rows are removed from both files, and the setting from the recipe: the run goes on as if they had never been there.
+    # The rows are removed from both files, and the setting from the recipe: the run goes on as if
+    # they had never been there.
     written(Path(mixed[0]), ROWS)
     written(Path(mixed[1]), TEST)
     Trainer(recipe(base, run, *mixed, *same), resume=True).train()

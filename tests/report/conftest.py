@@ -29,7 +29,8 @@ def browser() -> Iterator[Any]:
 
 @pytest.fixture
 def opened(browser: Any) -> Iterator[Callable[..., Any]]:
-    """`opened(path, **context)`: a page of a file, drawn; afterwards it is checked that it was silent and asked for nothing."""
+    """Open a page with `opened(path, **context)`, and check afterwards that it logged and requested
+    nothing."""
     contexts, heard, asked = [], [], []
 
     def open_page(path: Path, **settings: Any) -> Any:

@@ -1,4 +1,4 @@
-"""What the page carries is what the run folder holds; mistakes are told in words that help."""
+"""The page has the content of the run folder, and mistakes get helpful messages."""
 
 from __future__ import annotations
 
@@ -166,7 +166,7 @@ def test_a_method_with_one_credit_for_a_completion_says_so(tiny_model: Path, tmp
     assert all(member["guesses"] == {} and member["values"] == {} for member in members)
 
 
-def test_rollouts_are_left_out_evenly_when_fewer_are_asked_for(run: Path, tmp_path: Path) -> None:
+def test_a_smaller_number_of_rollouts_is_evenly_spaced(run: Path, tmp_path: Path) -> None:
     for count, films in ((1, [2]), (2, [2, 6]), (0, []), (9, [2, 4, 6])):
         entry = page_data(write_report([run], tmp_path / "r.html", count).path)["runs"][0]
         assert entry["films"] == films
@@ -177,8 +177,8 @@ def test_rollouts_are_left_out_evenly_when_fewer_are_asked_for(run: Path, tmp_pa
     ("config", "said"),
     [
         ({"log_rollouts_steps": 0}, "Train with log_rollouts_steps above 0"),
-        ({"log_rollouts_steps": 25}, "every 25th step and did not come to one; log_rollouts_steps=1"),
-        ({}, "Pretraining makes none"),
+        ({"log_rollouts_steps": 25}, "every 25 training steps and has not reached the first; log_rollouts_steps=1"),
+        ({}, "Pretraining has no rollouts"),
     ],
 )
 def test_a_run_without_rollouts_says_why_and_how_to_keep_some(tmp_path: Path, config: Any, said: str) -> None:
@@ -212,7 +212,7 @@ def test_a_run_that_diverged_has_a_report_all_the_same(tmp_path: Path) -> None:
     assert rewards == [None, 1.0]
 
 
-def test_runs_are_overlaid_and_told_apart_by_as_much_of_their_path_as_it_takes(tmp_path: Path) -> None:
+def test_runs_share_charts_and_have_distinct_names_from_their_paths(tmp_path: Path) -> None:
     for name in ("a/run", "b/run", "c"):
         write_run(tmp_path / name, [{"step": 1, "reward": 1.0}], {"seed": 0})
     made = write_report([tmp_path / "a/run", tmp_path / "b/run", tmp_path / "c"])
@@ -260,7 +260,7 @@ def test_a_comparison_is_the_numbers_of_its_table(tmp_path: Path) -> None:
 # --- mistakes and damage ---
 
 
-def test_what_is_no_run_is_told(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_folder_without_a_run_is_refused(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file, empty, begun = tmp_path / "file", tmp_path / "empty", tmp_path / "begun"
     file.write_text("")
     empty.mkdir()
@@ -268,17 +268,17 @@ def test_what_is_no_run_is_told(run: Path, tmp_path: Path, capsys: pytest.Captur
     (begun / "config.yaml").write_text("seed: 0")
     for folder, said in (
         (tmp_path / "gone", f"there is no folder {tmp_path / 'gone'}."),
-        (file, f"{file} is a file. Give the folder of a run"),
+        (file, f"{file} is a file. Name the folder of a run"),
         (empty, f"{empty} is not a run folder: it has no metrics.jsonl. A run folder holds"),
-        (begun, "has not come to the end of its first step"),
-        (run.parent, f"There are runs inside it: unmask report {run}"),
+        (begun, "has not finished its first training step"),
+        (run.parent, f"It contains runs: unmask report {run}"),
     ):
         assert unmask("report", folder) == 2
         assert said in capsys.readouterr().err
     assert not list(tmp_path.rglob("report.html"))
 
 
-def test_half_a_line_at_the_end_is_no_matter_and_one_in_the_middle_is_told(tmp_path: Path) -> None:
+def test_an_incomplete_last_line_is_ignored_and_one_in_the_middle_is_an_error(tmp_path: Path) -> None:
     folder = write_run(tmp_path / "run", [{"step": 1, "reward": 0.5}], {"seed": 0})
     lines = (folder / "metrics.jsonl").read_text()
     (folder / "metrics.jsonl").write_text(lines + '{"step": 2, "rew')
@@ -288,7 +288,7 @@ def test_half_a_line_at_the_end_is_no_matter_and_one_in_the_middle_is_told(tmp_p
         write_report([folder])
 
 
-def test_a_config_that_cannot_be_read_is_told(tmp_path: Path) -> None:
+def test_an_unreadable_config_is_an_error(tmp_path: Path) -> None:
     folder = write_run(tmp_path / "run", [{"step": 1}], {"seed": 0})
     for text in ("a: [", "- a"):
         (folder / "config.yaml").write_text(text)
@@ -312,12 +312,13 @@ def test_rollouts_of_other_versions_and_damaged_ones_do_not_spoil_the_rest(
     assert entry["films"] == [2, 6]
     assert len(entry["notes"]) == 2
     old = page_block(folder / "report.html", "film-0-2")["groups"][0]["members"][0]
-    # Version 1 has the guesses of the selected steps, and does not say what they were credited with.
+    # Version 1 has the guesses of the selected steps, and does not say what they were credited
+    # with.
     assert sorted(map(int, old["guesses"])) == old["selected"]
     assert old["advantages"] == {}
 
 
-def test_a_folder_that_cannot_be_written_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_read_only_folder_is_an_error(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = write_run(tmp_path / "run", [{"step": 1, "reward": 0.5}], {"seed": 0})
     (tmp_path / "file").write_text("")
     assert unmask("report", folder, "--output", tmp_path / "file" / "r.html") == 2

@@ -1,4 +1,5 @@
-"""Tables and figures from cells.jsonl alone: the numbers in them, and that they follow the lines."""
+"""Tables and figures from cells.jsonl alone: the numbers in them, and that they follow the
+lines."""
 
 from __future__ import annotations
 
@@ -38,7 +39,8 @@ RECORDS = [
 
 @pytest.fixture
 def made(tmp_path: Path) -> Callable[..., Path]:
-    """`made(records, **changes)`: the folder of a report on these lines, with these changes to the recipe."""
+    """`made(records, **changes)`: the folder of a report on these lines, with these changes to the
+    recipe."""
 
     def make(records: list[Record] = RECORDS, **changes: Any) -> Path:
         folder = written(tmp_path / "c", records)
@@ -72,8 +74,8 @@ def lines_of(axis: Any) -> list[list[list[float]]]:
 
 def test_the_table_has_means_with_intervals_and_paired_differences(made: Callable[..., Path]) -> None:
     table = (made() / "table.md").read_text().splitlines()
-    # t of 2 degrees of freedom is 4.3027; standard errors √(0.13/3), √(0.07/3) and, of the differences, 0.2/√3.
-    # 0.5 ± 0.896 and 0.4 ± 0.657 would leave the range of a share.
+    # t of 2 degrees of freedom is 4.3027; standard errors √(0.13/3), √(0.07/3) and, of the
+    # differences, 0.2/√3. 0.5 ± 0.896 and 0.4 ± 0.657 would leave the range of a share.
     assert "| base |  |  | 3 | 0 | 0 | 0 | 0.125 ± 0.000 | 0.250 ± 0.000 |" in table
     assert "| a | rate 0.001 |  | 3 | 10 | 0.99M | 1,280 | 0.500 (0.000 to 1.000) | 0.500 ± 0.000 |" in table
     assert "| b |  |  | 3 | 10 | 0.99M | 1,280 | 0.400 (0.000 to 1.000) | 0.500 ± 0.000 |" in table
@@ -126,7 +128,8 @@ def test_one_seed_has_no_intervals_and_failures_are_listed(made: Callable[..., P
 
 
 def test_the_best_mean_is_bold_only_if_its_paired_interval_says_so(made: Callable[..., Path]) -> None:
-    # Greedy, a is above b by 0.1, 0.12 and 0.14 by seed: their intervals overlap, that of the difference is above 0.
+    # Greedy, a is above b by 0.1, 0.12 and 0.14 by seed: their intervals overlap, that of the
+    # difference is above 0.
     sure = [
         final("t", m, s, 0.5, v)
         for m, vs in (("a", (0.3, 0.52, 0.74)), ("b", (0.2, 0.4, 0.6)))
@@ -134,7 +137,7 @@ def test_the_best_mean_is_bold_only_if_its_paired_interval_says_so(made: Callabl
     ]
     assert "| 0.520 (0.000 to 1.000) |" not in (table := (made(sure) / "table.md").read_text())
     assert "| **0.520 (0.000 to 1.000)** |" in table
-    assert "Bold: the largest mean of a column, if the 95 % interval of its difference from every other line" in table
+    assert "Bold: the largest mean of a column, if the 95 % intervals of its paired differences" in table
     best = {(r["method"], r["temperature"]): r["is_best"] for r in rows(made(sure) / "table.csv") if not r["minus"]}
     assert best == {("a", "0.9"): "False", ("a", "0"): "True", ("b", "0.9"): "False", ("b", "0"): "False"}
     # A third line that is as good takes the certainty away, and so does a single seed.
@@ -155,9 +158,10 @@ def test_the_best_mean_is_bold_only_if_its_paired_interval_says_so(made: Callabl
 def test_few_seeds_are_announced(made: Callable[..., Path], drawn: list[Figure], number: int, said: str) -> None:
     records = [final("t", "a", seed, 0.5 + seed / 100) for seed in range(number)]
     table = (made(records, seeds=list(range(number)), baselines=[]) / "table.md").read_text()
-    assert (f"**Few seeds: {said}.** With fewer than five seeds these numbers say little" in table) == bool(said)
+    assert (f"**Few seeds: {said}.** With fewer than five seeds these numbers are not reliable" in table) == bool(said)
     assert (
-        "Few seeds: do not read much into it." in drawn[0].legends[0].get_title().get_text().replace("\n", " ")
+        "With few seeds, differences may be due to chance."
+        in drawn[0].legends[0].get_title().get_text().replace("\n", " ")
     ) == bool(said)
 
 
@@ -215,7 +219,7 @@ def test_a_bar_or_a_formula_in_a_name_stays_in_its_cell(tmp_path: Path) -> None:
 # --- what was tried ---
 
 
-def test_all_that_was_tried_is_told_with_what_was_chosen(made: Callable[..., Path]) -> None:
+def test_all_trials_are_listed_with_the_choice(made: Callable[..., Path]) -> None:
     failed = {"stage": "tuning", "task": "t", "method": "a", "seed": 7, "variant": "w", "settings": {"rate": 4}}
     tried = [trial("a", 7, 1, 0.25, 0.75), trial("a", 7, 2, 0.5, 1.0), failed | {"failed": "the loss is nan"}]
     folder = made([*tried, *RECORDS], tuning={"grid": {"rate": [1, 2, 4]}, "seeds": [7]})
@@ -285,7 +289,9 @@ def test_lines_differ_by_more_than_colour_and_at_most_six_have_a_band(tmp_path: 
         assert len(set(looks)) == 10
         banded = [len(collection.get_paths()) > 0 for collection in panel.collections]
         assert banded == [False] * 4 + [True] * 6
-        assert "of the 6 lines that end highest" in figure.legends[0].get_title().get_text().replace("\n", " ")
+        assert "only for the 6 lines of a panel that end highest" in figure.legends[0].get_title().get_text().replace(
+            "\n", " "
+        )
 
 
 def test_the_figures_say_what_the_bands_are_and_of_how_many_seeds(
@@ -295,7 +301,7 @@ def test_the_figures_say_what_the_bands_are_and_of_how_many_seeds(
     made([record for record in RECORDS if record["seed"] == 1])
     notes = [figure.legends[0].get_title().get_text().replace("\n", " ") for figure in drawn]
     assert notes[0].startswith("3 seeds. Bands: 95 % Student-t interval over seeds")
-    assert notes[3].startswith("One seed. Bands: 95 % Wilson interval of its rows")
+    assert notes[3].startswith("One seed. Bands: 95 % Wilson interval over examples")
 
 
 def test_denoising_steps_have_ticks_where_they_were_measured(made: Callable[..., Path], drawn: list[Figure]) -> None:
@@ -359,7 +365,7 @@ def test_a_report_needs_no_run_folder_and_runs_nothing(
     assert out.splitlines()[-4:] == [
         f"table: {recipe.folder / 'table.md'}",
         *(f"figure: {recipe.folder / name}.png" for name in ("compute", "decoding")),
-        f"all of it on one page: unmask report {recipe.folder}",
+        f"to write all of it into one page: unmask report {recipe.folder}",
     ]
     assert sorted(path.name for path in recipe.folder.iterdir()) == sorted(
         ["cells.jsonl", "table.md", "table.csv"]
@@ -407,11 +413,10 @@ def test_damaged_hashes_of_code_are_named(tmp_path: Path) -> None:
             report(of(output_dir=str(folder)))
 
 
-def test_results_whose_hashes_are_lost_or_do_not_fit_are_said_to_be_of_unknown_code(tmp_path: Path) -> None:
+def test_results_whose_hashes_are_missing_or_wrong_are_of_unknown_code(tmp_path: Path) -> None:
     folder = written(tmp_path / "c", [record | {"code": ["0123", "4567"]} for record in RECORDS])
     assert (
-        f"not known whether they were edited since: {folder}/code.json"
-        in report(of(output_dir=str(folder))).read_text()
+        f"it is unknown whether they have changed: {folder}/code.json" in report(of(output_dir=str(folder))).read_text()
     )
     (folder / "code.json").write_text("{}")
     assert "| a † |" in report(of(output_dir=str(folder))).read_text()

@@ -1,4 +1,5 @@
-"""The page in a browser: what it shows is what the run folder holds, at any step, prompt, member and training step."""
+"""The page in a browser: what it shows is what the run folder holds, at any step, prompt, member
+and training step."""
 
 from __future__ import annotations
 
@@ -85,7 +86,8 @@ class Made:
         return frame
 
     def advantage(self, rollout: Rollout, row: int, slot: int) -> float:
-        """EGSPO-SA's as the paper has it: the return R_k = (r + λ (r - V_k)) / (1 + λ) less its mean over the group, λ = 1/2."""
+        """EGSPO-SA's as the paper has it: the return R_k = (r + λ (r - V_k)) / (1 + λ) less its
+        mean over the group, λ = 1/2."""
         assert rollout.one_step_reward is not None
         reward, value = rollout.reward.double(), rollout.one_step_reward[:, slot].double()
         returns = (reward + 0.5 * (reward - value)) / 1.5
@@ -135,7 +137,8 @@ def assert_shows(page: Any, made: Made, step: int, row: int, k: int) -> None:
 
 
 def wait_for(page: Any, condition: str, seconds: float = 15) -> None:
-    """Until an expression holds. Playwright's own waiting evaluates text inside the page, which the page's policy forbids."""
+    """Until an expression holds. Playwright's own waiting evaluates text inside the page, which the
+    page's policy forbids."""
     until = time.monotonic() + seconds
     while not page.evaluate(condition):
         assert time.monotonic() < until, condition
@@ -171,7 +174,8 @@ def test_playing_shows_every_step_and_ends_at_the_finished_completion(made: Made
 
 
 def parts_outside(page: Any, completion: str = ".stage-main .tokens") -> list[str]:
-    """Parts of the film that do not lie wholly inside the window; a long completion scrolls in a part of it."""
+    """Parts of the film that do not lie wholly inside the window; a long completion scrolls in a
+    part of it."""
     parts = (completion, ".play", ".rows", ".scrub")
     rects = [page.locator(part).bounding_box() for part in parts]
     height = page.viewport_size["height"]
@@ -187,7 +191,7 @@ def test_board_play_and_timeline_are_in_one_view_from_the_first_frame(
     wait_for(page, "document.querySelector('#film').getBoundingClientRect().top < 100")
     assert_shows(page, made, 2, 0, 0)
     assert parts_outside(page) == []
-    page.get_by_role("button", name="One step on").click()
+    page.get_by_role("button", name="One step forward").click()
     assert parts_outside(page) == []
 
 
@@ -260,7 +264,7 @@ def test_every_step_of_members_prompts_and_steps_of_training_is_what_the_folder_
         to_first(page)
         for k in range(STEPS + 1):
             assert_shows(page, made, step, group * size + member, k)
-            page.get_by_role("button", name="One step on").click()
+            page.get_by_role("button", name="One step forward").click()
             wait_for(page, f"document.querySelector('.scrub').value === '{min(k + 1, STEPS)}'")
         assert page.get_by_role("region", name="Prompt").text_content() == made.saved(step).prompts[group]
 
@@ -411,9 +415,7 @@ def test_charts_are_read_off_with_keys(made: Made, opened: Opened) -> None:
     assert re.sub(r"[()]| to", "", chart.get_attribute("aria-valuetext")).find(f"greedy {interval}") > 0
 
 
-def test_the_last_guess_that_was_kept_is_shown_and_said_to_be_that(
-    tiny_model: Path, tmp_path: Path, opened: Opened
-) -> None:
+def test_the_last_saved_guess_is_shown_and_labelled(tiny_model: Path, tmp_path: Path, opened: Opened) -> None:
     folder = real_run(tiny_model, tmp_path / "few", "method={type: egspo, num_selected: 1}", "log_rollouts_guesses=2")
     page = opened(write_report([folder]).path)
     guesses = SavedRollout.load(folder / "rollouts" / "step-00000002.safetensors").guesses
@@ -430,7 +432,7 @@ def test_the_last_guess_that_was_kept_is_shown_and_said_to_be_that(
         assert title == ("One-step guess" if k in (0, STEPS - 1) else "One-step guess at k = 0")
         # What is not of this step is not given as its value.
         assert (shown["facts"]["value of the state V"] == "–") == (k not in (0, STEPS - 1))
-        page.get_by_role("button", name="One step on").click()
+        page.get_by_role("button", name="One step forward").click()
         wait_for(page, f"document.querySelector('.scrub').value === '{k + 1}'")
 
 
@@ -504,7 +506,8 @@ def test_a_comparison_shows_its_table_for_either_sampling(opened: Opened, tmp_pa
     for row in section.locator("tbody").first.locator("tr").all():
         name, *cells = row.locator("th, td").all_text_contents()
         line = next(line for line in table.splitlines() if line.startswith(f"| {name} |"))
-        # Both accuracies, seeds, token passes and reward calls, to the last digit; the interval has no text.
+        # Both accuracies, seeds, token passes and reward calls, to the last digit; the interval has
+        # no text.
         assert len(cells) == 7
         assert all(f" {cell} " in line.replace("**", " ") for cell in (*cells[:2], *cells[4:]))
         assert [f"**{cell}**" in line for cell in cells[:2]] == [

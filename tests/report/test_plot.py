@@ -1,4 +1,5 @@
-"""unmask plot: the lines go through the runs' numbers, and every interval is the one that it should be."""
+"""unmask plot: the lines go through the runs' numbers, and every interval is the one that it should
+be."""
 
 from __future__ import annotations
 
@@ -78,7 +79,7 @@ def test_a_single_run_has_the_wilson_interval_that_it_logged(tmp_path: Path, dra
     assert reward.lines[0].get_xydata().tolist() == [[1, 0.5], [2, 0.75]]
     heights = accuracy.collections[0].get_paths()[0].vertices[:, 1]
     assert (heights.min(), heights.max()) == (0.125, 0.75)
-    assert "95 % interval of rows (Wilson)" in accuracy.get_title()
+    assert "95 % interval over examples (Wilson)" in accuracy.get_title()
     assert "one run: no interval" in reward.get_title()
     assert [(r["metric"], r["step"], r["mean"], r["low"], r["high"]) for r in rows(tmp_path / "x.csv")] == [
         (GREEDY, "0", "0.25", "0.125", "0.625"),
@@ -118,7 +119,9 @@ def test_only_steps_that_all_seeds_have_are_drawn(tmp_path: Path) -> None:
     assert [r["step"] for r in rows(tmp_path / "x.csv")] == ["1", "2"]
 
 
-def test_smoothing_is_asked_for_said_and_never_of_accuracies(tmp_path: Path, drawn: list[Figure]) -> None:
+def test_smoothing_is_optional_and_labelled_and_never_applies_to_accuracies(
+    tmp_path: Path, drawn: list[Figure]
+) -> None:
     folder = run(tmp_path / "a", [0.0, 1.0, 2.0], {1: 0.0, 2: 0.5, 3: 1.0})
     plot_metrics([folder], [GREEDY, "reward"], tmp_path / "x.png", smooth=2)
     accuracy, reward = drawn[0].axes
@@ -129,7 +132,7 @@ def test_smoothing_is_asked_for_said_and_never_of_accuracies(tmp_path: Path, dra
     assert {(r["metric"], r["smoothed_over"]) for r in rows(tmp_path / "x.csv")} == {(GREEDY, "1"), ("reward", "2")}
 
 
-def test_recipes_are_told_apart_by_what_differs(tmp_path: Path) -> None:
+def test_labels_name_the_differences_between_recipes(tmp_path: Path) -> None:
     a = run(tmp_path / "a", [1.0], {}, optim={"learning_rate": 0.1})
     b = run(tmp_path / "b", [1.0], {}, optim={"learning_rate": 0.2}, seed=3)
     c = run(tmp_path / "c", [1.0], {}, optim={"learning_rate": 0.2}, method={"type": "wd1"})
@@ -145,14 +148,14 @@ def test_recipes_are_told_apart_by_what_differs(tmp_path: Path) -> None:
     assert group_runs([a, b], ["optim"]) == {"a": [a, b]}
 
 
-def test_a_run_told_twice_is_no_second_seed(tmp_path: Path) -> None:
+def test_a_run_named_twice_does_not_count_as_two_seeds(tmp_path: Path) -> None:
     folder = run(tmp_path / "a", [1.0], {})
     shutil.copytree(folder, tmp_path / "b")
     with raises(RunError, "same seed"):
         plot_metrics([folder, tmp_path / "b"], [], tmp_path / "x.png")
 
 
-def test_what_cannot_be_drawn_is_told(tmp_path: Path) -> None:
+def test_metrics_that_cannot_be_drawn_are_errors(tmp_path: Path) -> None:
     folder = run(tmp_path / "a", [1.0], {})
     with raises(RunError, '"rewrd"', '"reward"'):
         plot_metrics([folder], ["rewrd"], tmp_path / "x.png")
@@ -186,7 +189,7 @@ def test_the_command_draws_runs_and_comparisons(tmp_path: Path, capsys: pytest.C
     )
     assert (tmp_path / "against.png").is_file()
     assert unmask("plot", place, folder) == 2
-    assert "Name its folder alone" in capsys.readouterr().err
+    assert "Give only its folder" in capsys.readouterr().err
 
 
 def test_labels_of_steps_are_whole_numbers(tmp_path: Path, drawn: list[Figure]) -> None:
@@ -226,10 +229,10 @@ def test_more_than_six_lines_have_six_bands(tmp_path: Path, drawn: list[Figure])
     plot_metrics(folders, [GREEDY], tmp_path / "x.png")
     (panel,) = drawn[0].axes
     assert [len(c.get_paths()) > 0 for c in panel.collections] == [False, False, *[True] * 6]
-    assert "of the 6 that end highest" in panel.get_title().replace("\n", " ")
+    assert "only the 6 that end highest" in panel.get_title().replace("\n", " ")
 
 
-def test_strange_names_and_numbers_are_drawn_or_told(tmp_path: Path) -> None:
+def test_strange_names_and_numbers_are_drawn_or_refused(tmp_path: Path) -> None:
     folder = run(tmp_path / "a$x_$", [0.5, 0.75], {}, optim={"learning_rate": "$1^$"})
     with (folder / "metrics.jsonl").open("a") as file:
         file.write('{"step": 3, "eval/test@x/accuracy": 0.5, "eval/test@0/accuracy": [1]}\n')
@@ -248,7 +251,7 @@ def test_strange_names_and_numbers_are_drawn_or_told(tmp_path: Path) -> None:
     }
 
 
-def test_a_place_that_cannot_be_written_is_told_and_leaves_nothing_half_done(
+def test_an_unwritable_target_is_an_error_and_leaves_no_partial_file(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder, target = run(tmp_path / "a", [0.5], {1: 0.5}), tmp_path / "x.png"

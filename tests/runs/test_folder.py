@@ -1,4 +1,5 @@
-"""Run folders: one owner, one run, complete or absent checkpoints, whole lines, and a disk that fills up."""
+"""Run folders: one owner, one run, complete or absent checkpoints, whole lines, and a disk that
+fills up."""
 
 from __future__ import annotations
 
@@ -45,7 +46,7 @@ def leave_a_run(path: Path, config: dict[str, Any] = CONFIG) -> None:
 
 
 def hold(path: Path, is_held: Any, may_end: Any) -> None:
-    """Own a run folder until told to end."""
+    """Own a run folder until the event is set."""
     folder = RunFolder(path, CONFIG, resume=True)
     is_held.set()
     may_end.wait(60)
@@ -223,7 +224,8 @@ def test_rotation_does_not_count_a_damaged_checkpoint_so_the_last_good_one_stays
     newest = folder.checkpoints()[-1]
     damage(newest)
     assert fault_of(newest) == (fault or "state has changed since it was written")
-    # Of bytes that changed in place under the same size only a full reading tells, and only the newest is read in full.
+    # Of bytes that changed in place under the same size only a full reading tells, and only the
+    # newest is read in full.
     assert fault_of(newest, thorough=False) == fault
     folder.save_checkpoint(30, checkpoint("after 30"), keep=2)
     kept = [p.name[-2:] for p in folder.checkpoints()]

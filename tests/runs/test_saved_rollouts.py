@@ -82,7 +82,7 @@ def test_a_file_of_version_1_is_read_without_what_it_lacks(tmp_path: Path) -> No
     assert (old.completions, old.prompts, old.pieces, old.guesses, old.trained) == (["a"] * 6, [], {}, None, None)
 
 
-def test_a_file_of_a_later_version_and_a_damaged_one_are_told(tmp_path: Path) -> None:
+def test_a_file_of_a_later_version_and_a_damaged_one_are_refused(tmp_path: Path) -> None:
     file = tmp_path / "r.safetensors"
     SavedRollout(rollout(), [], [], [], {}).save(file)
     as_version(file, SCHEMA_VERSION + 1)

@@ -1,1 +1,1 @@
-"""Run folders in; tables and figures out."""
+"""Tables, figures and the HTML page, made from the folders of runs and comparisons."""

@@ -1,4 +1,4 @@
-"""`unmask report`: run folders and folders of comparisons in, one HTML file out."""
+"""The HTML report of runs and comparisons, for `unmask report`."""
 
 from __future__ import annotations
 
@@ -19,34 +19,37 @@ from unmask.runs.atomic import refuse_to_overwrite, write_atomically, writing_ex
 from unmask.runs.saved_rollouts import SavedRollout, saved_path, saved_steps
 
 TITLE = "unmask: "
-"""Begins the title of every report; the names of the runs follow."""
+"""Start of the title of every report; the names of the runs follow."""
 MOST_HEAD = 4096
-"""Bytes within which a report's title begins."""
+"""Number of bytes at the start of a report that contain its title."""
 MOST_ROLLOUTS = 200
-"""Saved rollouts of a run that are shown, unless more are asked for."""
+"""Default maximum number of saved rollouts that are shown of a run."""
 
 
 @dataclass
 class Report:
-    """What was written, and what could not be shown."""
+    """A written report."""
 
     path: Path
+    """File of the report."""
     size: int
-    """Bytes."""
+    """Size of the file in bytes."""
     notes: list[str] = field(default_factory=list)
+    """Messages about saved rollouts that cannot be read."""
 
 
 def write_report(folders: Sequence[Path], output: Path | None = None, rollouts: int = MOST_ROLLOUTS) -> Report:
     """Write the report of runs and comparisons.
 
     Args:
-        folders: run folders and folders of comparisons, at least one.
-        output: the file; default `report.html` in the first folder.
-        rollouts: kept rollouts of each run to show, evenly spaced if it kept more; 0 for none.
+        folders: folders of runs and comparisons, at least one.
+        output: file to write; default `report.html` in the first folder.
+        rollouts: maximum number of saved rollouts to show of each run, evenly spaced; 0 shows none.
 
     Raises:
-        RunError: a folder is neither a run nor a comparison, what it logged is damaged, or the file cannot be written.
-        ConfigError: `output` would overwrite a file that is not a report.
+        RunError: if a folder is neither a run nor a comparison, its files are damaged, or the
+            report cannot be written.
+        ConfigError: if `output` would overwrite a file that is not a report.
     """
     for folder in folders:
         _check(folder)
@@ -64,10 +67,10 @@ def write_report(folders: Sequence[Path], output: Path | None = None, rollouts: 
             comparisons.append(comparison_of(folder, name))
             continue
         number = len(runs)
-        run, parts, told = _run(folder, name, number, rollouts)
+        run, run_blocks, run_notes = _run(folder, name, number, rollouts)
         runs.append(run)
-        blocks |= parts
-        notes += told
+        blocks |= run_blocks
+        notes += run_notes
     target = output or folders[0] / "report.html"
     data = {"version": __version__, "runs": runs, "comparisons": comparisons}
     text = page(f"{TITLE}{', '.join(map(visible, names))}", data, blocks)
@@ -78,13 +81,14 @@ def write_report(folders: Sequence[Path], output: Path | None = None, rollouts: 
 
 
 def _is_report(path: Path) -> bool:
-    """Whether a file begins as a report does."""
+    """Return whether a file starts like a report."""
     with path.open("rb") as file:
         return f"<title>{TITLE}".encode() in file.read(MOST_HEAD)
 
 
 def _run(folder: Path, name: str, number: int, rollouts: int) -> tuple[dict[str, Any], dict[str, str], list[str]]:
-    """A run's entry, its blocks by id, and what could not be shown."""
+    """Return a run's data for the page, its blocks by id, and messages about rollouts that cannot
+    be read."""
     run, config = run_facts(folder, name), read_config(folder)
     steps = saved_steps(folder)
     chosen = _spaced(steps, rollouts)
@@ -99,11 +103,11 @@ def _run(folder: Path, name: str, number: int, rollouts: int) -> tuple[dict[str,
     for step, one in saved:
         blocks[f"film-{number}-{step}"] = pack(*film_of(one, step, config, vocabulary))
     if not steps:
-        shown = f"This run has kept no rollouts, so there is no film of it. {_why_none(config)}"
+        shown = f"This run has saved no rollouts, so there is no film of it. {_why_none(config)}"
     elif not chosen:
-        shown = f"None of the {len(steps)} kept rollouts are in this report: it was asked for none (--rollouts 0)."
+        shown = f"The report has none of the {len(steps)} saved rollouts, because it was made with --rollouts 0."
     elif len(chosen) < len(steps):
-        shown = f"{len(chosen)} of the {len(steps)} kept rollouts are in this report, evenly spaced (--rollouts shows more)."
+        shown = f"The report has {len(chosen)} of the {len(steps)} saved rollouts, evenly spaced. --rollouts N shows up to N."
     else:
         shown = ""
     run |= {
@@ -116,15 +120,13 @@ def _run(folder: Path, name: str, number: int, rollouts: int) -> tuple[dict[str,
 
 
 def _why_none(config: Mapping[str, Any]) -> str:
-    """Why a run has kept no rollouts, and what to do."""
+    """Return why a run has saved no rollouts, and what to do."""
     every = config.get("log_rollouts_steps")
     if not isinstance(every, int):
-        return "Pretraining makes none."
+        return "Pretraining has no rollouts."
     if every > 0:
-        return (
-            f"It keeps those of every {every}th step and did not come to one; log_rollouts_steps=1 keeps each step's."
-        )
-    return "Train with log_rollouts_steps above 0 to keep some."
+        return f"It saves one every {every} training steps and has not reached the first; log_rollouts_steps=1 saves each step's."
+    return "Train with log_rollouts_steps above 0 to save some."
 
 
 def _spaced(steps: Sequence[int], count: int) -> list[int]:
@@ -137,29 +139,29 @@ def _spaced(steps: Sequence[int], count: int) -> list[int]:
 
 
 def _check(folder: Path) -> None:
-    """Refuse what is no run and no comparison, in words that help."""
+    """Raise RunError with a hint if a folder is neither a run nor a comparison."""
     if is_comparison(folder) or (folder / "metrics.jsonl").is_file():
         return
     if not folder.exists():
         raise RunError(no_file(folder, "folder"))
     if not folder.is_dir():
-        raise RunError(f"{folder} is a file. Give the folder of a run, which holds config.yaml and metrics.jsonl.")
+        raise RunError(f"{folder} is a file. Name the folder of a run, which has config.yaml and metrics.jsonl.")
     inside = sorted(path.parent for path in folder.glob("*/metrics.jsonl"))
     hint = (
-        f" There are runs inside it: unmask report {' '.join(map(str, inside))}"
+        f" It contains runs: unmask report {' '.join(map(str, inside))}"
         if inside
-        else " A run folder holds config.yaml and metrics.jsonl; a comparison's recipe.yaml and cells.jsonl."
+        else " The folder of a run has config.yaml and metrics.jsonl, that of a comparison recipe.yaml and cells.jsonl."
     )
     if (folder / "config.yaml").is_file():
-        hint = " It has a config.yaml, but nothing was logged yet: the run has not come to the end of its first step."
+        hint = " It has a config.yaml, but the run has not finished its first training step. Try again later."
     raise RunError(f"{folder} is not a run folder: it has no metrics.jsonl.{hint}")
 
 
 def _names(folders: Sequence[Path]) -> list[str]:
-    """A name for each folder, its own or, where that is not enough to tell them apart, with those above it."""
+    """Return a name for each folder, with as many parent folders as make the names distinct."""
     parts = [folder.resolve().parts for folder in folders]
     for depth in range(1, max(map(len, parts)) + 1):
         names = ["/".join(part[-depth:]) for part in parts]
         if len(set(names)) == len(names):
             return names
-    raise RunError(f"a folder is given twice: {', '.join(map(str, folders))}. Name each once.")
+    raise RunError(f"a folder is named twice: {', '.join(map(str, folders))}. Name each folder once.")

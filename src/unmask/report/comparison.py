@@ -1,4 +1,5 @@
-"""A folder of `unmask compare` as the report shows it: accuracy against compute and against steps, and the table."""
+"""The report's data of a comparison: accuracy against compute and against denoising steps, and the
+tables."""
 
 from __future__ import annotations
 
@@ -13,16 +14,16 @@ if TYPE_CHECKING:
 
 
 def is_comparison(folder: Path) -> bool:
-    """Whether a folder holds a comparison and not a run."""
+    """Return whether a folder is that of a comparison."""
     return (folder / "cells.jsonl").is_file() and (folder / "recipe.yaml").is_file()
 
 
 def comparison_of(folder: Path, name: str) -> dict[str, Any]:
-    """All tasks of a comparison.
+    """Return the data of all tasks of a comparison.
 
     Args:
-        folder: of the comparison; `cells.jsonl` and `recipe.yaml` are all that is read.
-        name: what it is called on the page.
+        folder: folder of the comparison; only `cells.jsonl` and `recipe.yaml` are read.
+        name: name of the comparison on the page.
     """
     from unmask.recipes.load import read_tree, validate
     from unmask.report.tables import introduction, warnings
@@ -48,11 +49,11 @@ def comparison_of(folder: Path, name: str) -> dict[str, Any]:
 
 
 def _task(results: Results, task: str) -> dict[str, Any]:
-    """A task's lines and differences.
+    """Return the lines and differences of a task.
 
-    Means are lists of the mean, half the width of its interval, and the interval's ends, which are cut to the range of the
-    quantity. `text` has a line's counts as table.md has them. `best` names, for each temperature, the one method that is
-    certainly best, or nobody.
+    A mean is a list of the mean, half the width of its interval, and the interval's ends, cut to
+    the range of the quantity. `text` has the counts of a line in the form of table.md. `best` has
+    for each temperature the method that is certainly the best, or None.
     """
     from unmask.report.tables import counted, millions, pairs
 
@@ -86,9 +87,9 @@ def _task(results: Results, task: str) -> dict[str, Any]:
             {
                 "name": visible(f"{method} − {baseline}"),
                 "by": {
-                    t: _mean(found)
+                    t: _mean(difference)
                     for t in results.temperatures
-                    if (found := results.difference(task, method, baseline, "accuracy", t)) is not None
+                    if (difference := results.difference(task, method, baseline, "accuracy", t)) is not None
                 },
             }
             for baseline, method in pairs(results, task)
@@ -97,5 +98,6 @@ def _task(results: Results, task: str) -> dict[str, Any]:
 
 
 def _mean(value: Mean) -> list[float | None]:
-    """The mean, and where there is an interval half its width and its ends."""
+    """Return the mean, half the width of its interval and the interval's ends; None for those
+    without an interval."""
     return [round(value.mean, 6), *(None if isnan(n) else round(n, 6) for n in (value.half, value.low, value.high))]

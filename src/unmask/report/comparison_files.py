@@ -1,4 +1,5 @@
-"""Tables and figures from cells.jsonl alone: no run, no model, no run folder is looked at."""
+"""Files of a comparison's tables and figures, made from cells.jsonl without run folders or
+models."""
 
 from __future__ import annotations
 
@@ -17,57 +18,63 @@ from unmask.trainer.comparison.results import Results, choose, tried
 
 @dataclass(frozen=True)
 class Shown:
-    """What a terminal shows of a comparison."""
+    """The part of a comparison that a terminal shows."""
 
     notes: list[str]
-    """What the numbers are, and what a reader must know before them."""
+    """Explanation of the numbers, and warnings."""
     tables: list[Table]
+    """Tables of all tasks."""
     figures: list[Path]
+    """Files of the figures."""
 
 
 def replot(folder: Path, target: Path | None = None) -> list[Path]:
-    """Draw the figures of a comparison anew from its folder's recipe.yaml and cells.jsonl.
+    """Draw the figures of a comparison from its folder's recipe.yaml and cells.jsonl.
 
     Args:
-        folder: of the comparison.
-        target: a .png, .svg or .pdf file for accuracy against compute, which is written as all three and as .csv. Accuracy
-            against denoising steps, where that was measured, goes beside it into NAME-decoding. Default compute.png and
-            decoding.png in the folder.
+        folder: folder of the comparison.
+        target: .png, .svg or .pdf file for accuracy against compute; all three are written, and
+            .csv. If accuracy against denoising steps was measured, it goes into NAME-decoding in
+            the same folder. Default compute.png and decoding.png in the folder of the comparison.
 
     Returns:
-        The figures, in the form that `target` asks for: the first is `target` itself.
+        Files of the figures in the format of `target`, which comes first.
 
     Raises:
-        RunError: there are no results, or no recipe, in the folder.
-        ConfigError: the target ends in something else, or would overwrite a file that is not a figure.
+        RunError: if the folder has no results or no recipe.
+        ConfigError: if the target has another ending, or would overwrite a file that is not a
+            figure.
     """
     if target is not None:
         check_target(target)
         check_target(_decoding_beside(target))
     if not (folder / "recipe.yaml").is_file():
-        raise RunError(f"{folder} is not the folder of a comparison: it has no recipe.yaml.")
+        raise RunError(f"{folder} is not the folder of a comparison: it has no recipe.yaml. Name another folder.")
     recipe = load_compare(str(folder / "recipe.yaml"), [f"output_dir={folder}"])
     results = _results(recipe, Ledger(folder))
     if target is None:
         plots = [(plot_compute, folder / "compute.png"), (plot_decoding, folder / "decoding.png")]
         return [path for plot, path in plots if plot(results, path)]
     if not plot_compute(results, target):
-        # Nothing was measured on the way, so the other figure is the only one, and has the name that was given.
+        # Without evaluations during the runs the other figure is the only one, and gets the name
+        # `target`.
         return [target] if plot_decoding(results, target) else []
     second = _decoding_beside(target)
     return [target, *([second] if plot_decoding(results, second) else [])]
 
 
 def _decoding_beside(target: Path) -> Path:
-    """Where the figure of denoising steps goes if the other goes to `target`."""
+    """Return the file for accuracy against denoising steps if accuracy against compute goes to
+    `target`."""
     return target.with_stem(f"{target.stem}-decoding")
 
 
 def report(recipe: CompareRecipe) -> Path:
-    """Write all tables and figures of what there is so far beside cells.jsonl, and return table.md.
+    """Write all tables and figures of the results so far into the comparison's folder, and return
+    table.md.
 
     Raises:
-        RunError: there is nothing yet, or a file is damaged or cannot be written.
+        RunError: if there are no results yet, or a file is damaged or cannot be written.
     """
     folder, ledger = recipe.folder, Ledger(recipe.folder)
     results = _results(recipe, ledger)
@@ -81,11 +88,11 @@ def report(recipe: CompareRecipe) -> Path:
 
 
 def shown(recipe: CompareRecipe) -> Shown:
-    """What a terminal shows once `report` has written the files."""
+    """Return the tables and notes for a terminal, and the figures that `report` has written."""
     folder, ledger = recipe.folder, Ledger(recipe.folder)
     results = _results(recipe, ledger)
     tables = [table for task in recipe.tasks if results.methods(task) for table in tables_of(results, task)]
-    # The files have these; a terminal has no room for them.
+    # The files have all columns, but a terminal is too narrow for these.
     narrow = [table.without("tuned", "prompts x completions", "steps") for table in tables]
     notes = [introduction(results), *warnings(results), *_code_notes(results, ledger)]
     return Shown(
@@ -96,18 +103,18 @@ def shown(recipe: CompareRecipe) -> Shown:
 def _results(recipe: CompareRecipe, ledger: Ledger) -> Results:
     if not ledger.records:
         raise RunError(
-            f"{ledger.folder} has no results yet: it has no cells.jsonl, or an empty one. Run the comparison first."
+            f"{ledger.folder} has no results yet, because its cells.jsonl is missing or empty. Run the comparison first."
         )
     return Results(recipe, ledger.records, ledger.edited)
 
 
 def _code_notes(results: Results, ledger: Ledger) -> list[str]:
-    """What is not known of the code that made the results."""
+    """Return notes about results whose code is unknown."""
     notes = []
     if all("code" not in record for record in results.shown):
-        notes.append("These results were made by a version of unmask that kept no track of code.")
+        notes.append("These results come from a version of unmask that did not record its code.")
     elif number := sum("code" not in record for record in results.shown):
-        notes.append(f"{number} of these results were made by a version of unmask that kept no track of code.")
+        notes.append(f"{number} of these results come from a version of unmask that did not record its code.")
     if files := sorted({name for record in results.shown for name in ledger.unchecked(record)}):
-        notes.append(f"Not here, so that it is not known whether they were edited since: {', '.join(files)}.")
+        notes.append(f"These files are missing, so it is unknown whether they have changed: {', '.join(files)}.")
     return notes

@@ -1,6 +1,7 @@
-"""The figures of a comparison: accuracy against training compute, and against denoising steps. Numbers beside them as CSV.
+"""The figures of a comparison: accuracy against training compute and against denoising steps, with
+their numbers as CSV.
 
-The legend says what the bands are and of how many seeds.
+The legend explains the bands and gives the number of seeds.
 """
 
 from __future__ import annotations
@@ -36,10 +37,12 @@ _COLUMNS = ["seeds", "accuracy", "half_width", "se", "low", "high"]
 
 
 def plot_compute(results: Results, target: Path) -> bool:
-    """Draw accuracy on the way against token passes, sampled as in training, with a panel for each task.
+    """Draw accuracy during the runs against token passes, at the highest temperature, with a panel
+    for each task.
 
     Returns:
-        Whether there is anything to draw; then `target` is there as .png, .svg and .pdf, and the numbers as .csv.
+        True if `target` was written as .png, .svg and .pdf, and its numbers as .csv; False if there
+        is nothing to draw.
     """
     shown, num_rows = results.temperatures[0], results.recipe.evaluation.curve_rows
     rows = [
@@ -67,7 +70,7 @@ def plot_decoding(results: Results, target: Path) -> bool:
     """Draw greedy accuracy of finished models against denoising steps, with a panel for each task.
 
     Returns:
-        As of `plot_compute`.
+        True if `target` was written, as by `plot_compute`; False if there is nothing to draw.
     """
     num_rows = results.recipe.evaluation.num_rows
     rows = [
@@ -101,27 +104,28 @@ def _plot(
     ylabel: str,
     ticks_where_measured: bool = False,
 ) -> None:
-    """One panel a task, one line a method, a band of the 95 % interval: over seeds, or of a single seed's rows."""
+    """Draw a panel for each task and a line for each method, with a band for the 95 % interval over
+    seeds or examples."""
     drawn = {
         task: {method: points for method in results.methods(task) if (points := series(task, method))}
         for task in results.recipe.tasks
     }
-    drawn = {task: found for task, found in drawn.items() if found}
+    drawn = {task: lines for task, lines in drawn.items() if lines}
     with panels(len(drawn)) as (figure, axes):
         lines: dict[str, Any] = {}
-        for axis, (task, found) in zip(axes, drawn.items(), strict=True):
-            banded = with_bands([points[-1][1].mean for points in found.values()])
-            for i, (method, points) in enumerate(found.items()):
+        for axis, (task, by_method) in zip(axes, drawn.items(), strict=True):
+            banded = with_bands([points[-1][1].mean for points in by_method.values()])
+            for i, (method, points) in enumerate(by_method.items()):
                 low, high = zip(*(_interval(value, num_rows) for _, value in points), strict=True)
                 x, mean = [position for position, _ in points], [value.mean for _, value in points]
                 if i not in banded:
                     low = high = tuple(without_band(mean))
                 line = draw_line(axis, x, mean, low, high, **_style(results, method))
                 lines.setdefault(_label(results, method), line)
-            # From nothing, and as high as the panel needs: tasks differ in how much of them can be solved.
+            # Panels start at 0 but have different heights, because tasks differ in their accuracy.
             axis.set(title=task, xlabel=xlabel, ylim=(0, min(1.02, axis.get_ylim()[1])))
             if ticks_where_measured:
-                ticks_at(axis, [position for points in found.values() for position, _ in points])
+                ticks_at(axis, [position for points in by_method.values() for position, _ in points])
             tidy(axis)
         axes[0].set_ylabel(ylabel)
         legend_below(figure, lines, _note(list(drawn.values())))
@@ -129,23 +133,23 @@ def _plot(
 
 
 def _note(drawn: list[dict[str, Series]]) -> str:
-    """What the bands are, of how many seeds, and of which lines."""
-    numbers = sorted({value.number for found in drawn for points in found.values() for _, value in points})
+    """Return a note on the kind of the bands, the number of seeds, and the lines with bands."""
+    numbers = sorted({value.number for by_method in drawn for points in by_method.values() for _, value in points})
     count = f"{numbers[0]} to {numbers[-1]} seeds" if len(numbers) > 1 else f"{numbers[0]} seeds"
     if numbers == [1]:
-        note = "One seed. Bands: 95 % Wilson interval of its rows"
+        note = "One seed. Bands: 95 % Wilson interval over examples"
     elif numbers[0] == 1:
-        note = f"{count}. Bands: 95 % Student-t interval over seeds, of a single seed the Wilson interval of its rows"
+        note = f"{count}. Bands: 95 % Student-t interval over seeds; for a single seed, Wilson interval over examples"
     else:
-        note = f"{count}. Bands: 95 % Student-t interval over seeds, as far as it lies in [0, 1]"
+        note = f"{count}. Bands: 95 % Student-t interval over seeds, cut to [0, 1]"
     if max(map(len, drawn)) > MOST_BANDS:
-        note += f"; in each panel of the {MOST_BANDS} lines that end highest"
-    few = " Few seeds: do not read much into it." if numbers[0] < FEW_SEEDS else ""
+        note += f"; only for the {MOST_BANDS} lines of a panel that end highest"
+    few = " With few seeds, differences may be due to chance." if numbers[0] < FEW_SEEDS else ""
     return f"{note}.{few}"
 
 
 def _label(results: Results, method: str) -> str:
-    """A method's name, marked if a result of it was made by code that was edited since."""
+    """Return a method's name, marked if the code of one of its results has changed since."""
     is_edited = any(results.is_edited(task, method) for task in results.recipe.tasks)
     return f"{method} {EDITED}" if is_edited else method
 
@@ -155,12 +159,13 @@ def _numbers(value: Mean, num_rows: int) -> list[Any]:
 
 
 def _interval(value: Mean, num_rows: int) -> tuple[float, float]:
-    """The Student-t interval over seeds; of a single seed Wilson's over its rows, which knows nothing of other seeds."""
+    """Return the Student-t interval over seeds; for a single seed, Wilson's interval over
+    examples."""
     if isnan(value.half):
         return wilson_interval(round(value.mean * num_rows), num_rows)
     return value.low, value.high
 
 
 def _style(results: Results, method: str) -> dict[str, Any]:
-    """The same in every panel and figure."""
+    """Return the style of a method's line, which is the same in all panels and figures."""
     return UNTRAINED if method == BASE else line_style(list(results.recipe.methods).index(method))

@@ -1,4 +1,5 @@
-"""A saved rollout as the report's film: what was written when, what each state promised, and what was trained."""
+"""The report's film of a saved rollout: the tokens of each step, the values of the states, and the
+trained views."""
 
 from __future__ import annotations
 
@@ -17,19 +18,20 @@ from unmask.runs.saved_rollouts import SavedRollout
 CODE_TASKS = frozenset({"humaneval", "mbpp", "kodcode", "program"})
 """Tasks whose completions are programs."""
 MOST_FILLS = 12
-"""Different other actions of a state that are listed."""
+"""Maximum number of different branches that are listed for a state."""
 
 SAME = 2**31 - 1
-"""In a guess: the token is what was finally written. The largest number of its type, so 0xFFFF in two bytes."""
+"""Mark in a guess for a token that equals the final one. It is the largest int32, which becomes
+0xFFFF in two bytes."""
 NATS = 2e-4
-"""Unit in which entropies are given, so that they take two bytes."""
+"""Unit of entropies in nats, chosen so that they fit into two bytes."""
 
 
 class Vocabulary:
-    """The tokens that occur in a run's saved rollouts, numbered from 0 in order of their ids.
+    """Tokens that occur in a run's saved rollouts, numbered from 0 in the order of their ids.
 
     Args:
-        rollouts: all of them.
+        rollouts: saved rollouts of the run.
     """
 
     def __init__(self, rollouts: Iterable[SavedRollout]) -> None:
@@ -42,28 +44,29 @@ class Vocabulary:
                 texts |= {i: f"#{i}" for i in path.one_step_tokens.unique().tolist() if i not in texts}
         self.ids = sorted(texts)
         self.pieces = [visible(texts[i]) for i in self.ids]
-        self._place = torch.zeros(max(self.ids, default=0) + 1, dtype=torch.int32)
-        self._place[torch.tensor(self.ids, dtype=torch.long)] = torch.arange(len(self.ids), dtype=torch.int32)
+        self._number = torch.zeros(max(self.ids, default=0) + 1, dtype=torch.int32)
+        self._number[torch.tensor(self.ids, dtype=torch.long)] = torch.arange(len(self.ids), dtype=torch.int32)
 
-    def places(self, tokens: Tensor) -> Tensor:
-        """The numbers of tokens, int32; 0 for padding that is no token of the run."""
-        return self._place[tokens.long().clamp(max=len(self._place) - 1)]
+    def numbers(self, tokens: Tensor) -> Tensor:
+        """Return the numbers of tokens, int32; 0 for padding that is not a token of the run."""
+        return self._number[tokens.long().clamp(max=len(self._number) - 1)]
 
-    def narrow(self, places: Tensor) -> Tensor:
-        """In two bytes where the run has few enough tokens."""
-        return places.clamp(max=0xFFFF).to(torch.uint16) if len(self.ids) < 0xFFFF else places
+    def narrow(self, numbers: Tensor) -> Tensor:
+        """Return numbers of tokens as uint16 if the run has few enough tokens."""
+        return numbers.clamp(max=0xFFFF).to(torch.uint16) if len(self.ids) < 0xFFFF else numbers
 
 
 def film_of(
     saved: SavedRollout, step: int, config: Mapping[str, Any], vocabulary: Vocabulary
 ) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """Everything that the film of one saved rollout shows, as JSON and arrays; numbers as fine as a page can show.
+    """Return the film of a saved rollout as JSON values and arrays, with numbers rounded to what a
+    page can show.
 
     Args:
-        saved: the rollout with its notes.
-        step: of the run.
-        config: of the run, whose task says how a completion looks.
-        vocabulary: of the run.
+        saved: the saved rollout.
+        step: training step of the rollout.
+        config: recipe of the run, whose task decides the layout of completions.
+        vocabulary: tokens of the run.
     """
     path, size = saved.rollout.trajectory, saved.rollout.group_size
     guesses, guess_tokens = _guesses(saved, vocabulary)
@@ -95,7 +98,7 @@ def film_of(
     }
     joint = step_sum(path.entropy.double(), path.unmask_step, path.num_steps)
     return film, {
-        "tokens": vocabulary.narrow(vocabulary.places(path.tokens)),
+        "tokens": vocabulary.narrow(vocabulary.numbers(path.tokens)),
         "when": path.unmask_step.to(torch.int16),
         "entropy": (path.entropy / NATS).round().clamp(0, 0xFFFF).to(torch.uint16),
         "probability": (path.logprob.exp() * 0xFFFF).round().clamp(0, 0xFFFF).to(torch.uint16),
@@ -105,7 +108,7 @@ def film_of(
 
 
 def layout_of(config: Mapping[str, Any], prompt: object, length: int) -> dict[str, Any]:
-    """How a completion is laid out: `board` with its clues, `code` or `text`."""
+    """Return the layout of a completion: `board` with its clues, `code` or `text`."""
     task = config.get("task")
     kind = task.get("type") if isinstance(task, Mapping) else None
     if kind == "sudoku" and length == 16 and (prompt is None or re.fullmatch(r"[0-4]{16}=", str(prompt))):
@@ -119,7 +122,7 @@ def layout_of(config: Mapping[str, Any], prompt: object, length: int) -> dict[st
 
 
 def prompt_text(prompt: object) -> str:
-    """A prompt as text: as it is, or message by message."""
+    """Return a prompt as text; chat messages are joined."""
     if isinstance(prompt, str):
         return prompt
     if isinstance(prompt, list):
@@ -128,7 +131,8 @@ def prompt_text(prompt: object) -> str:
 
 
 def entropy_scale(rollouts: Sequence[SavedRollout]) -> float:
-    """Nats at which the colour ends: what 98 of 100 written tokens stay below, rounded up to a number that reads well."""
+    """Return the end of the colour scale in nats: the 98th percentile of the tokens' entropies,
+    rounded up."""
     entropy = [k.rollout.trajectory.entropy[k.rollout.trajectory.entropy > 0].flatten() for k in rollouts]
     joined = torch.cat(entropy).double().sort().values if entropy else torch.zeros(0)
     if not len(joined):
@@ -138,37 +142,43 @@ def entropy_scale(rollouts: Sequence[SavedRollout]) -> float:
 
 
 def _values(saved: SavedRollout) -> list[dict[int, float]]:
-    """For each completion V_k = r(x̂_k) by step: the rollout's own where it has one, else that of the guess."""
+    """Return V_k = r(x̂_k) of each completion by step: the rollout's own value if it has one, else
+    the guess's."""
     rollout, guesses = saved.rollout, saved.guesses
-    found: list[dict[int, float]] = [{} for _ in range(len(rollout.trajectory))]
+    values: list[dict[int, float]] = [{} for _ in range(len(rollout.trajectory))]
     if guesses is not None and guesses.reward is not None:
         for row, rewards in enumerate(guesses.reward.tolist()):
-            found[row] |= dict(zip(guesses.step.tolist(), map(_round, rewards), strict=True))
+            values[row] |= dict(zip(guesses.step.tolist(), map(_round, rewards), strict=True))
     if rollout.one_step_reward is not None:
         for row, rewards in enumerate(rollout.one_step_reward.tolist()):
             own = zip(rollout.trajectory.selected_steps[row].tolist(), rewards, strict=True)
-            found[row] |= {step: _round(reward) for step, reward in own if step >= 0}
-    return [_of_steps_that_wrote(saved, row, by_step) for row, by_step in enumerate(found)]
+            values[row] |= {step: _round(reward) for step, reward in own if step >= 0}
+    return [_of_steps_that_wrote(saved, row, by_step) for row, by_step in enumerate(values)]
 
 
 def _guesses(saved: SavedRollout, vocabulary: Vocabulary) -> tuple[list[dict[int, int]], Tensor]:
-    """For each completion, by step, which row of the second holds x̂_k; [n, L] tokens, `SAME` where as finally written."""
+    """Return x̂_k of all completions, and where to find them.
+
+    Returns:
+        For each completion, the row of x̂_k in the tensor by step; and the tensor [n, L] of token
+        numbers, with `SAME` for tokens that equal the final ones.
+    """
     path = saved.rollout.trajectory
-    final = vocabulary.places(path.tokens)
-    found: list[dict[int, Tensor]] = [{} for _ in range(len(path))]
+    final = vocabulary.numbers(path.tokens)
+    guesses: list[dict[int, Tensor]] = [{} for _ in range(len(path))]
     if saved.guesses is not None:
-        places = vocabulary.places(saved.guesses.tokens)
-        places = places.masked_fill(places == final.unsqueeze(1), SAME)
+        numbers = vocabulary.numbers(saved.guesses.tokens)
+        numbers = numbers.masked_fill(numbers == final.unsqueeze(1), SAME)
         for row in range(len(path)):
-            found[row] |= dict(zip(saved.guesses.step.tolist(), places[row], strict=True))
+            guesses[row] |= dict(zip(saved.guesses.step.tolist(), numbers[row], strict=True))
     if path.one_step_tokens is not None:
-        places = vocabulary.places(path.one_step_tokens)
-        places = places.masked_fill(places == final.unsqueeze(1), SAME)
+        numbers = vocabulary.numbers(path.one_step_tokens)
+        numbers = numbers.masked_fill(numbers == final.unsqueeze(1), SAME)
         for row, steps in enumerate(path.selected_steps.tolist()):
-            found[row] |= {step: places[row, slot] for slot, step in enumerate(steps) if step >= 0}
+            guesses[row] |= {step: numbers[row, slot] for slot, step in enumerate(steps) if step >= 0}
     index: list[dict[int, int]] = []
     rows: list[Tensor] = []
-    for row, by_step in enumerate(found):
+    for row, by_step in enumerate(guesses):
         shown = _of_steps_that_wrote(saved, row, by_step)
         index.append({step: len(rows) + i for i, step in enumerate(shown)})
         rows += shown.values()
@@ -176,13 +186,19 @@ def _guesses(saved: SavedRollout, vocabulary: Vocabulary) -> tuple[list[dict[int
 
 
 def _of_steps_that_wrote(saved: SavedRollout, row: int, by_step: dict[int, Any]) -> dict[int, Any]:
-    """Only those of steps that committed something: a row that has ended asks the policy nothing."""
+    """Return only the entries of steps that committed tokens of the completion."""
     wrote = set(saved.rollout.trajectory.unmask_step[row].tolist())
     return {step: value for step, value in sorted(by_step.items()) if step in wrote}
 
 
 def _credit(saved: SavedRollout, vocabulary: Vocabulary) -> list[dict[str, Any]]:
-    """For each completion: `selected` steps, `advantages` by step, the `whole` completion's one, other `branches` by step."""
+    """Return the training signal of each completion.
+
+    Returns:
+        For each completion: the `selected` steps, `advantages` by step, the advantage of the
+            `whole` completion, and `fills`,
+        the other branches, by step.
+    """
     path, trained = saved.rollout.trajectory, saved.trained
     credit: list[dict[str, Any]] = [
         {"selected": [], "advantages": {}, "whole": None, "fills": {}} for _ in range(len(path))
@@ -201,7 +217,7 @@ def _credit(saved: SavedRollout, vocabulary: Vocabulary) -> list[dict[str, Any]]
         if isinstance(advantage, list) and slot >= 0:
             credit[row]["fills"][step] = _fills(saved, vocabulary, row, slot, advantage)
         else:
-            # Of several readings of what was written, the sum counts.
+            # If a view has several actions, the sum of their advantages counts.
             total = sum(advantage) if isinstance(advantage, list) else advantage
             sums.setdefault((row, step), []).append(total)
     for (row, step), values in sums.items():
@@ -218,7 +234,8 @@ def _credit(saved: SavedRollout, vocabulary: Vocabulary) -> list[dict[str, Any]]
 def _fills(
     saved: SavedRollout, vocabulary: Vocabulary, row: int, slot: int, advantage: Sequence[float]
 ) -> list[dict[str, Any]]:
-    """The different actions drawn at a state, the most frequent first: where they differ, reward, advantage of all together."""
+    """Return the different branches of a state, the most frequent first, with their changes, reward
+    and total advantage."""
     path, rewards = saved.rollout.trajectory, saved.rollout.branch_reward
     assert path.branch_tokens is not None
     assert rewards is not None
@@ -237,9 +254,10 @@ def _fills(
 
 
 def _difference(vocabulary: Vocabulary, tokens: Tensor, final: Tensor) -> list[int]:
-    """Position and token in turn, where tokens differ from the final ones."""
+    """Return alternating positions and token numbers, for the tokens that differ from the final
+    ones."""
     where = (tokens.long() != final).nonzero().squeeze(-1)
-    changes: list[int] = torch.stack([where, vocabulary.places(tokens)[where]], dim=-1).flatten().tolist()
+    changes: list[int] = torch.stack([where, vocabulary.numbers(tokens)[where]], dim=-1).flatten().tolist()
     return changes
 
 

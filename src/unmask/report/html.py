@@ -1,4 +1,5 @@
-"""One self-contained page from data: style and script inlined, data as JSON and as packed blocks, nothing fetched."""
+"""One self-contained page from data, with inline style and script, data as JSON and packed blocks,
+and no requests."""
 
 from __future__ import annotations
 
@@ -17,26 +18,28 @@ import torch
 from torch import Tensor
 
 _LEVEL = 4
-"""Of compression: the best takes three times as long for a few hundredths less."""
+"""Level of compression; the highest takes three times as long and saves a few percent."""
 
 _TYPES = {torch.uint16: "u16", torch.int16: "i16", torch.int32: "i32", torch.float32: "f32"}
+"""Names of the data types in packed blocks."""
 
 SCRIPTS = ("dom", "charts", "panel", "tokens", "timeline", "stage", "film", "run", "comparison", "main")
-"""Parts of the script, in the order in which they need each other."""
+"""Parts of the script; each uses only those before it."""
 
 
 def page(title: str, data: Mapping[str, Any], blocks: Mapping[str, str]) -> str:
-    """The page.
+    """Return the page as HTML.
 
     Args:
-        title: of the page.
-        data: what the page needs at once; any JSON.
-        blocks: what it unpacks when it is looked at, by the id of its element: what `pack` made of it.
+        title: title of the page.
+        data: JSON values that the page needs at once.
+        blocks: results of `pack` by element id, which the page unpacks when they are shown.
     """
     style = _file("report.css")
-    # One function round all parts, so that they share names with each other and with nothing else.
+    # One function around all parts, so that they share names only with each other.
     script = '(() => {\n"use strict";\n' + "\n".join(_file(f"{name}.js") for name in SCRIPTS) + "\n})();"
-    # Nothing may be loaded, and of scripts and styles only these two may run, whatever a completion holds.
+    # Nothing can be loaded and no other script or style can run, whatever text a completion
+    # contains.
     policy = (
         f"default-src 'none'; script-src {_hash(script)}; style-src {_hash(style)}; img-src data:; "
         "base-uri 'none'; form-action 'none'"
@@ -50,12 +53,13 @@ def page(title: str, data: Mapping[str, Any], blocks: Mapping[str, str]) -> str:
         "BLOCKS": packed,
         "SCRIPT": script,
     }
-    # In one go: what is put in may hold such marks itself.
+    # In one pass, because the inserted texts may contain such marks.
     return re.sub("%%([A-Z]+)%%", lambda mark: parts[mark[1]], _file("report.html"))
 
 
 def embed(data: Any) -> str:
-    """JSON that may stand in a script element: ASCII only, and no `<` that could end the element or begin a comment in it.
+    """Return JSON that is safe in a script element: ASCII without `<`, which could end the element
+    or start a comment.
 
     Example:
         >>> embed({"text": "</script>\\u2028"})
@@ -65,17 +69,18 @@ def embed(data: Any) -> str:
 
 
 def pack(data: Any, arrays: Mapping[str, Tensor] | None = None) -> str:
-    """JSON and arrays beside it, compressed, as base64: small, and not unpacked before it is looked at.
+    """Return JSON values and arrays as compressed base64, which the page unpacks when it is shown.
 
-    The length of the JSON in four bytes, little end first, the JSON with each array's type and shape under `arrays`, padded with
-    spaces to a multiple of four, and the arrays one after the other, each begun at a multiple of four.
+    The content is the length of the JSON in four bytes, little-endian; then the JSON with each
+    array's type and shape under `arrays`, padded with spaces to a multiple of four bytes; then the
+    arrays, each starting at a multiple of four bytes.
     """
     parts = {name: _bytes_of(values) for name, values in (arrays or {}).items()}
     described = [[name, _TYPES[values.dtype], list(values.shape)] for name, values in (arrays or {}).items()]
     head = _json({"data": data, "arrays": described}).encode()
     head += b" " * (-len(head) % 4)
     whole = b"".join([len(head).to_bytes(4, "little"), head, *parts.values()])
-    # Without a time stamp equal data gives an equal page.
+    # Without a time stamp, equal data gives an equal page.
     return base64.b64encode(gzip.compress(whole, compresslevel=_LEVEL, mtime=0)).decode()
 
 
@@ -83,12 +88,12 @@ def _json(data: Any) -> str:
     try:
         return json.dumps(data, separators=(",", ":"), allow_nan=False)
     except ValueError:
-        # Of a run that diverged: JSON has no word for such numbers, and the page shows a dash where there is none.
+        # A run that diverged has numbers that JSON lacks; the page shows a dash for None.
         return json.dumps(_without_nan(data), separators=(",", ":"), allow_nan=False)
 
 
 def _without_nan(data: Any) -> Any:
-    """The same with None for each number that is not finite."""
+    """Return the data with None for each number that is not finite."""
     match data:
         case Mapping():
             return {key: _without_nan(value) for key, value in data.items()}
@@ -106,7 +111,7 @@ def _bytes_of(values: Tensor) -> bytes:
 
 
 def escape(text: str) -> str:
-    """Text as it stands in HTML."""
+    """Return text with the special characters of HTML escaped."""
     return text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;").replace('"', "&quot;")
 
 

@@ -1,8 +1,10 @@
-"""Any metric of any runs against steps or compute, for a paper: PNG, SVG, PDF, and the numbers drawn, with their intervals.
+"""Figures of any metric of runs against steps or compute, for a paper: PNG, SVG, PDF, and the
+numbers with their intervals.
 
-Runs that differ in their seed alone are one line: the mean over seeds with its 95 % Student-t interval, cut to the range of the
-metric where that is known. A single run's accuracy has the 95 % Wilson interval that the run logged; another metric of a single
-run has none, and its label says so.
+Runs that differ only in their seed form one line: the mean over seeds with its 95 % Student-t
+interval, cut to the range of the metric if that is known. The accuracy of a single run has the 95 %
+Wilson interval that the run logged. Other metrics of a single run have no interval, and the label
+states this.
 """
 
 from __future__ import annotations
@@ -41,32 +43,41 @@ from unmask.runs.metrics import evaluation_of, evaluations, number_of, read_metr
 Lines = list[dict[str, Any]]
 
 X_AXES = {
-    "step": ("run step", 1, ()),
+    "step": ("training step", 1, ()),
     "token_passes": ("training compute, million token passes", 1e6, ("compute/token_passes",)),
     "reward_calls": ("thousand reward calls", 1e3, ("compute/reward_calls",)),
     "seconds": ("seconds of rollout and update", 1, ("time/rollout", "time/update")),
 }
-"""What a metric can be drawn against: label, the label's unit, and the metrics that are summed up to it."""
+"""Quantities for the x axis: the label, the unit of the label, and the metrics whose sum is
+drawn."""
 
 _NOT_A_SETTING = FREE_TO_CHANGE | {"seed"}
+"""Keys that do not distinguish recipes."""
 
 
 @dataclass(frozen=True, slots=True)
 class Series:
-    """One metric of one recipe: a point for each step at which all its runs measured it."""
+    """A metric of the runs of one recipe, with a point for each training step at which all runs
+    have it."""
 
     label: str
+    """Label of the recipe."""
     num_runs: int
+    """Number of runs."""
     step: list[int]
+    """Training step of each point."""
     x: list[float]
+    """Position of each point on the x axis."""
     mean: list[float]
+    """Mean over the runs at each point."""
     low: list[float]
-    """nan where there is no interval."""
+    """Lower end of the interval at each point; nan if there is none."""
     high: list[float]
+    """Upper end of the interval at each point; nan if there is none."""
 
     @property
     def has_interval(self) -> bool:
-        """Whether there is a band to draw."""
+        """True if some point has an interval."""
         return any(value == value for value in self.low)
 
 
@@ -80,53 +91,56 @@ def plot_metrics(
     across: Sequence[str] = (),
     suffixes: Sequence[str] = SUFFIXES,
 ) -> Path:
-    """Draw metrics of runs into `target`, write the numbers as CSV beside it, and return `target`.
+    """Draw metrics of runs into `target`, write the numbers into a CSV file of the same name, and
+    return `target`.
 
     Args:
         runs: run folders.
-        metrics: keys of metrics.jsonl, one panel each. If empty, every accuracy that all runs have, and the reward.
-        target: a .png, .svg or .pdf file.
-        x: a name of `X_AXES`.
-        smooth: draw the mean of a measurement and the `smooth` - 1 before it. Each run is smoothed before means over runs
-            are taken. Accuracies are never smoothed, because their intervals would no longer fit.
-        across: settings that may differ within a line besides the seed, such as `model` if each seed has its own base model.
-        suffixes: the file formats to write; each gets the name of `target` with its own suffix.
+        metrics: keys of metrics.jsonl, with a panel for each. By default every accuracy that all
+            runs have, and the reward.
+        target: .png, .svg or .pdf file.
+        x: quantity on the x axis, a name of `X_AXES`.
+        smooth: number of measurements to average for a point, the last of them at the point. Each
+            run is smoothed before the mean over runs. Accuracies are never smoothed, because their
+            intervals would no longer be valid.
+        across: config keys to average over, in addition to the seed, such as `model` if each seed
+            has its own base model.
+        suffixes: endings of the files to write.
 
     Raises:
-        RunError: a folder is not a run, lacks the metric, or the files cannot be written.
-        ConfigError: a target, axis or metric that cannot be used.
+        RunError: if a folder is not a run or lacks the metric, or a file cannot be written.
+        ConfigError: if the target, the axis or a metric cannot be used.
     """
     check_target(target, suffixes)
     if x not in X_AXES:
         raise ConfigError(unknown_name("axis", x, X_AXES))
-    read = {run: read_metrics(run) for run in runs}
+    logs = {run: read_metrics(run) for run in runs}
     groups = group_runs(runs, across)
-    chosen = list(metrics) or _usual(read)
+    chosen = list(metrics) or _usual(logs)
     if not chosen:
         raise RunError(
-            f"{', '.join(map(str, runs))}: there is no accuracy, reward or loss that all have logged. Name what to draw with "
-            "--metric."
+            f"{', '.join(map(str, runs))}: the runs have no accuracy, reward or loss in common. Name metrics with --metric."
         )
     drawn = {
         metric: [
-            series_of(label, [read[run] for run in group], metric, x, smooth, range_of(metric, read_config(group[0])))
+            series_of(label, [logs[run] for run in group], metric, x, smooth, range_of(metric, read_config(group[0])))
             for label, group in groups.items()
         ]
         for metric in chosen
     }
     with panels(len(chosen)) as (figure, axes):
         lines: dict[str, Any] = {}
-        for axis, (metric, found) in zip(axes, drawn.items(), strict=True):
-            banded = _banded(found)
-            for index, series in enumerate(found):
-                places = [place / X_AXES[x][1] for place in series.x]
+        for axis, (metric, panel) in zip(axes, drawn.items(), strict=True):
+            banded = _banded(panel)
+            for index, series in enumerate(panel):
+                positions = [position / X_AXES[x][1] for position in series.x]
                 low, high = (series.low, series.high) if index in banded else (without_band(series.low),) * 2
-                line = draw_line(axis, places, series.mean, low, high, **line_style(index))
+                line = draw_line(axis, positions, series.mean, low, high, **line_style(index))
                 lines.setdefault(_with_number(series), line)
             axis.set_xlabel(X_AXES[x][0])
             if x == "step":
                 axis.locator_params("x", integer=True)
-            axis.set_title(_title(metric, found, smooth), fontsize=9)
+            axis.set_title(_title(metric, panel, smooth), fontsize=9)
             if evaluation_of(metric):
                 axis.set_ylim(0, 1)
             tidy(axis)
@@ -138,20 +152,21 @@ def plot_metrics(
         target.with_suffix(".csv"),
         ["metric", "recipe", "runs", "step", *extra, "smoothed_over", "mean", "low", "high"],
         [
-            [metric, s.label, s.num_runs, step, *([place] if extra else []), _window(metric, smooth), mean, low, high]
-            for metric, found in drawn.items()
-            for s in found
-            for step, place, mean, low, high in zip(s.step, s.x, s.mean, s.low, s.high, strict=True)
+            [metric, s.label, s.num_runs, step, *([at] if extra else []), _window(metric, smooth), mean, low, high]
+            for metric, panel in drawn.items()
+            for s in panel
+            for step, at, mean, low, high in zip(s.step, s.x, s.mean, s.low, s.high, strict=True)
         ],
     )
     return target
 
 
 def group_runs(runs: Sequence[Path], across: Sequence[str] = ()) -> dict[str, list[Path]]:
-    """Runs of one recipe together, by a label that says in what the recipes differ.
+    """Return the runs of each recipe by a label, which names the differences between the recipes.
 
     Raises:
-        RunError: a folder without a config.yaml, or the same seed twice in a group: that is no second run.
+        RunError: if a folder has no config.yaml, or two runs of a group have the same seed and are
+            therefore equal.
     """
     settings = {run: _settings(run, across) for run in runs}
     groups: dict[str, list[Path]] = {}
@@ -161,8 +176,8 @@ def group_runs(runs: Sequence[Path], across: Sequence[str] = ()) -> dict[str, li
         seeds = [read_config(run).get("seed") for run in group]
         if len(set(seeds)) < len(seeds) and not across:
             raise RunError(
-                f"{', '.join(map(str, group))} have the same settings, and two of them the same seed, so they are one run "
-                "told twice. Leave one out, or give runs of different seeds."
+                f"{', '.join(map(str, group))} have the same settings, and two of them have the same seed, so they are the same "
+                "run. Leave one out, or name runs with different seeds."
             )
     labels = _labels([settings[group[0]] for group in groups.values()])
     named = [label or group[0].name for label, group in zip(labels, groups.values(), strict=True)]
@@ -170,9 +185,11 @@ def group_runs(runs: Sequence[Path], across: Sequence[str] = ()) -> dict[str, li
 
 
 def range_of(metric: str, config: Mapping[str, Any]) -> tuple[float, float]:
-    """The least and the largest value that a metric of a run with this recipe can have, as far as that is known.
+    """Return the smallest and the largest possible value of a metric for a recipe; infinite if
+    unknown.
 
-    A task's own reward is from 0 to 1, times its weight; what a reward function of one's own may return is not known.
+    A task's own reward lies between 0 and 1, times its weight. The range of a user's reward
+    function is unknown.
 
     Example:
         >>> range_of("completions/ended_share", {}), range_of("reward", {"reward_funcs": ["mine.py:f"]})
@@ -182,7 +199,7 @@ def range_of(metric: str, config: Mapping[str, Any]) -> tuple[float, float]:
     if metric.endswith(("/accuracy", "_share")) or first == "clip_ratio" or last.startswith("frac_"):
         return 0.0, 1.0
     if first.startswith("rewards/") and last != "mean":
-        return 0.0, 1.0  # the share of completions with a reason
+        return 0.0, 1.0  # share of completions with this reason
     if last in ("reward", "one_step_reward", "branch_reward") or first.startswith("rewards/"):
         if config.get("reward_funcs"):
             return -inf, inf
@@ -207,11 +224,14 @@ def series_of(
     smooth: int,
     limits: tuple[float, float] = (-inf, inf),
 ) -> Series:
-    """A metric of the runs of one recipe, at the steps at which all of them have it; its interval ends where its range does."""
+    """Return a metric of the runs of one recipe, at the steps at which all runs have it, with
+    intervals cut to `limits`."""
     columns = [_smoothed(_column(lines, metric, x), _window(metric, smooth)) for lines in runs]
     steps = sorted(set.intersection(*(set(column) for column in columns)))
     if not steps:
-        raise RunError(f"the runs of {label} have {metric} at no step in common.")
+        raise RunError(
+            f"the runs of {label} have no common step with {metric}. Leave out a run, or name another metric."
+        )
     points = [[column[step] for column in columns] for step in steps]
     means = [mean_interval([value for _, value in values]) for values in points]
     ends = [cut((mean - half, mean + half), *limits) for mean, half in means]
@@ -219,27 +239,29 @@ def series_of(
     if len(runs) == 1:
         bounds = {line["step"]: (p.low, p.high) for line in runs[0] for p in evaluations(line) if p.key == metric}
         low, high = ([bounds.get(step, (nan, nan))[end] for step in steps] for end in (0, 1))
-    places = [fmean(place for place, _ in values) for values in points]
-    return Series(label, len(runs), steps, places, [mean for mean, _ in means], low, high)
+    positions = [fmean(position for position, _ in values) for values in points]
+    return Series(label, len(runs), steps, positions, [mean for mean, _ in means], low, high)
 
 
 def _column(lines: Lines, metric: str, x: str) -> dict[int, tuple[float, float]]:
-    """Step: the place on the x axis, and the value."""
-    found: dict[int, tuple[float, float]] = {}
-    spent = 0.0
+    """Return the position on the x axis and the value of a metric, by training step."""
+    column: dict[int, tuple[float, float]] = {}
+    total = 0.0
     for line in lines:
-        spent += sum(number_of(line.get(key, 0.0)) or 0.0 for key in X_AXES[x][2])
+        total += sum(number_of(line.get(key, 0.0)) or 0.0 for key in X_AXES[x][2])
         if metric in line:
             if isinstance(line[metric], list):
-                raise ConfigError(f"--metric {metric} is a list, not a number, and cannot be drawn against steps.")
+                raise ConfigError(
+                    f"--metric {metric} has a list for each step and cannot be drawn. Name a metric with numbers."
+                )
             if (value := number_of(line[metric])) is not None:
-                found[line["step"]] = (float(line["step"]) if x == "step" else spent, value)
-    if not found:
+                column[line["step"]] = (float(line["step"]) if x == "step" else total, value)
+    if not column:
         known = sorted(
             {key for line in lines for key, value in line.items() if isinstance(value, int | float)} - {"step"}
         )
         raise RunError(unknown_name("metric", metric, known))
-    return found
+    return column
 
 
 def _window(metric: str, smooth: int) -> int:
@@ -247,25 +269,27 @@ def _window(metric: str, smooth: int) -> int:
 
 
 def _smoothed(column: Mapping[int, tuple[float, float]], over: int) -> dict[int, tuple[float, float]]:
-    """The mean of each value and the `over` - 1 before it."""
+    """Return the column with each value replaced by the mean of it and the `over` - 1 values before
+    it."""
     items = list(column.items())
     return {
-        step: (place, fmean(value for _, (_, value) in items[max(0, i + 1 - over) : i + 1]))
-        for i, (step, (place, _)) in enumerate(items)
+        step: (position, fmean(value for _, (_, value) in items[max(0, i + 1 - over) : i + 1]))
+        for i, (step, (position, _)) in enumerate(items)
     }
 
 
-def _usual(read: Mapping[Path, Lines]) -> list[str]:
-    """The accuracies that all runs have, and the reward, or else the loss. A metric that is a list anywhere is left out."""
-    keys = [{key for line in lines for key in line} for lines in read.values()]
-    lists = {key for lines in read.values() for line in lines for key in line if isinstance(line[key], list)}
+def _usual(logs: Mapping[Path, Lines]) -> list[str]:
+    """Return the accuracies that all runs have, and the reward, or else the loss; metrics with
+    lists are left out."""
+    keys = [{key for line in lines for key in line} for lines in logs.values()]
+    lists = {key for lines in logs.values() for line in lines for key in line if isinstance(line[key], list)}
     common = set.intersection(*keys) - lists
     rest = [name for name in ("reward", "loss") if name in common][:1]
     return [*sorted(key for key in common if evaluation_of(key)), *rest]
 
 
 def _settings(run: Path, across: Iterable[str]) -> dict[str, Any]:
-    """What makes a run's recipe: all keys, flat, but those that do not."""
+    """Return the settings that distinguish a run's recipe, by dotted key."""
     left_out = (*_NOT_A_SETTING, *across)
     return {
         key: value
@@ -275,7 +299,8 @@ def _settings(run: Path, across: Iterable[str]) -> dict[str, Any]:
 
 
 def _labels(recipes: Sequence[Mapping[str, Any]]) -> list[str]:
-    """What sets each recipe apart: its method's name if that does, otherwise every setting in which some differ."""
+    """Return a label for each recipe: its method's name if these differ, otherwise every setting in
+    which some differ."""
     methods = [str(own.get("method.type")) for own in recipes]
     if len(recipes) > 1 and len(set(methods)) == len(methods):
         return methods
@@ -283,26 +308,28 @@ def _labels(recipes: Sequence[Mapping[str, Any]]) -> list[str]:
     return [", ".join(f"{key.removeprefix('method.')} {own[key]}" for key in keys if key in own) for own in recipes]
 
 
-def _banded(found: Sequence[Series]) -> set[int]:
-    """Which lines of a panel get a band."""
-    with_interval = [i for i, series in enumerate(found) if series.has_interval]
-    return {with_interval[i] for i in with_bands([found[i].mean[-1] for i in with_interval])}
+def _banded(panel: Sequence[Series]) -> set[int]:
+    """Return the indices of the lines of a panel that get a band."""
+    with_interval = [i for i, series in enumerate(panel) if series.has_interval]
+    return {with_interval[i] for i in with_bands([panel[i].mean[-1] for i in with_interval])}
 
 
 def _with_number(series: Series) -> str:
     return f"{series.label} ({series.num_runs} run{'s' if series.num_runs > 1 else ''})"
 
 
-def _title(metric: str, found: Sequence[Series], smooth: int) -> str:
-    """The metric, what its band is, and whether it is smoothed."""
-    place = evaluation_of(metric)
-    title = f"{place[0]} accuracy, {temperature_name(place[1])}" if place else metric
+def _title(metric: str, panel: Sequence[Series], smooth: int) -> str:
+    """Return the title of a panel: the metric, the kind of its bands, and the smoothing."""
+    evaluation = evaluation_of(metric)
+    title = f"{evaluation[0]} accuracy, {temperature_name(evaluation[1])}" if evaluation else metric
     bands = {
-        f"(t) over seeds ({s.num_runs})" if s.num_runs > 1 else "of rows (Wilson)" for s in found if s.has_interval
+        f"(t) over seeds ({s.num_runs})" if s.num_runs > 1 else "over examples (Wilson)"
+        for s in panel
+        if s.has_interval
     }
     notes = [f"band: 95 % interval {' or '.join(sorted(bands))}" if bands else "one run: no interval"]
-    if len([s for s in found if s.has_interval]) > MOST_BANDS:
-        notes.append(f"of the {MOST_BANDS} that end highest")
+    if len([s for s in panel if s.has_interval]) > MOST_BANDS:
+        notes.append(f"only the {MOST_BANDS} that end highest")
     if (window := _window(metric, smooth)) > 1:
         notes.append(f"mean of {window} measurements")
     return f"{title}\n{wrapped(', '.join(notes), PANEL_WIDTH)}"

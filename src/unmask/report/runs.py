@@ -1,4 +1,4 @@
-"""A run folder as the report shows it: what it was, its curves, and where its time went."""
+"""The report's data of a run folder: its settings, its curves, and the time of its parts."""
 
 from __future__ import annotations
 
@@ -15,26 +15,27 @@ from unmask.core.text import visible
 from unmask.runs.metrics import evaluations, read_metrics
 
 MOST_POINTS = 2000
-"""Of a curve; a longer run's points are means of so many steps each that they come to no more."""
+"""Maximum number of points per curve. Longer runs are averaged in bins of consecutive steps."""
 HEAT_COLUMNS = 80
-"""Of a picture of steps against steps."""
+"""Maximum number of columns in a heat map of denoising steps against training steps."""
 
 
 def read_config(run: Path) -> dict[str, Any]:
-    """A run's recipe as a tree; an unknown setting of an earlier or later version is no matter here.
+    """Return a run's recipe as a tree without validation, so that recipes of other versions can be
+    read.
 
     Raises:
-        RunError: there is none, or it cannot be read.
+        RunError: if the file does not exist or cannot be read.
     """
     return read_yaml(run / "config.yaml")
 
 
 def run_facts(run: Path, name: str) -> dict[str, Any]:
-    """Name, settings and their text; small enough for the page's head.
+    """Return the name and the settings of a run, which are small enough for the start of the page.
 
     Args:
-        run: the folder.
-        name: what it is called on the page.
+        run: the run folder.
+        name: name of the run on the page.
     """
     config = read_config(run)
     task, method, sampler = (_branch(config, key) for key in ("task", "method", "sampler"))
@@ -66,14 +67,15 @@ def run_facts(run: Path, name: str) -> dict[str, Any]:
 
 
 def run_curves(run: Path) -> dict[str, Any]:
-    """Everything that the run logged, as columns.
+    """Return everything that the run logged, as columns.
 
     Returns:
-        `steps` and `metrics` (each as long, None where a line lacks the key), `evaluations` with their intervals, `heat` (what is
-        logged for each denoising step, in columns of run steps), `seconds` by part in total, and `bin`, the steps of a point.
+        `steps` and `metrics`, of equal lengths, with None if a line lacks the key; `evaluations`
+        with their intervals; `heat`, the metrics by denoising step, in columns of training steps;
+        `seconds`, the total time of each part; and `bin`, the number of training steps in a point.
     """
     lines = read_metrics(run)
-    # The line of step 0 holds an evaluation and nothing else.
+    # The line of step 0 has only an evaluation.
     trained = [line for line in lines if any(not key.startswith(("step", "eval/", "time/evaluation")) for key in line)]
     size = math.ceil(len(trained) / MOST_POINTS) or 1
     bins = [trained[i : i + size] for i in range(0, len(trained), size)]
@@ -100,26 +102,27 @@ def run_curves(run: Path) -> dict[str, Any]:
 
 
 def evaluations_of(lines: Sequence[Mapping[str, Any]]) -> dict[str, list[dict[str, float]]]:
-    """Collect the points of each evaluation of a run, by its label: step, accuracy, low, high.
+    """Return the points step, accuracy, low and high of each evaluation of a run, by its label.
 
-    Points that lack the accuracy or its interval are left out.
+    Points without an accuracy or an interval are left out.
     """
-    found: dict[str, list[dict[str, float]]] = {}
+    by_label: dict[str, list[dict[str, float]]] = {}
     for line in lines:
         for point in evaluations(line):
             values = {"accuracy": point.accuracy, "low": point.low, "high": point.high}
             if all(map(math.isfinite, values.values())):
-                found.setdefault(point.label, []).append({"step": line["step"], **values})
-    return found
+                by_label.setdefault(point.label, []).append({"step": line["step"], **values})
+    return by_label
 
 
 def _heat(lines: Sequence[Mapping[str, Any]], key: str) -> dict[str, Any] | None:
-    """Means over bins of run steps of what is logged for each denoising step."""
-    found = [(line["step"], line[key]) for line in lines if isinstance(line.get(key), list)]
-    if not found:
+    """Return means over bins of training steps for a metric with one value for each denoising
+    step."""
+    rows = [(line["step"], line[key]) for line in lines if isinstance(line.get(key), list)]
+    if not rows:
         return None
-    size = math.ceil(len(found) / HEAT_COLUMNS)
-    bins = [found[i : i + size] for i in range(0, len(found), size)]
+    size = math.ceil(len(rows) / HEAT_COLUMNS)
+    bins = [rows[i : i + size] for i in range(0, len(rows), size)]
     return {
         "steps": [[part[0][0], part[-1][0]] for part in bins],
         "values": [
@@ -134,7 +137,7 @@ def _mean_of(lines: Sequence[Mapping[str, Any]], key: str) -> float | None:
 
 
 def rounded(value: float) -> float:
-    """Six significant digits: more than a page can show."""
+    """Return a value rounded to six significant digits, which is more than the page shows."""
     return float(f"{value:.6g}")
 
 

@@ -1,4 +1,5 @@
-"""The tables of a comparison: Markdown and a terminal's lines for people, CSV with every number that these round."""
+"""The tables of a comparison: Markdown and terminal tables with rounded numbers, and CSV with all
+digits."""
 
 from __future__ import annotations
 
@@ -15,31 +16,34 @@ from unmask.trainer.comparison.recipe import BASE, CompareRecipe, named
 from unmask.trainer.comparison.results import FEW_SEEDS, Mean, Results, Trial, is_at_edge
 
 EDITED = "†"
-"""Marks lines of code that was edited since."""
+"""Mark of lines whose code has changed since."""
 
 
 @dataclass(frozen=True)
 class Table:
-    """Columns and rows as text; a cell `**like this**` is bold."""
+    """A table of texts; a cell `**like this**` is bold."""
 
     title: str
+    """Title of the table; may be empty."""
     columns: list[str]
+    """Names of the columns."""
     rows: list[list[str]]
+    """Cells of each row."""
 
     def without(self, *columns: str) -> Table:
-        """The table without some of its columns."""
+        """Return the table without some of its columns."""
         kept = [i for i, column in enumerate(self.columns) if column not in columns]
         rows = [[row[i] for i in kept] for row in self.rows]
         return Table(self.title, [self.columns[i] for i in kept], rows)
 
 
 def write_tables(results: Results, folder: Path, notes: Sequence[str] = ()) -> Path:
-    """Write table.md and table.csv, and return the first.
+    """Write table.md and table.csv, and return the path of table.md.
 
     Args:
-        results: what is shown.
-        folder: where to.
-        notes: paragraphs that follow the introduction.
+        results: results of the comparison.
+        folder: folder to write to.
+        notes: further paragraphs after the introduction.
     """
     sections = [introduction(results), *warnings(results), *notes]
     if len(results.recipe.tasks) > 1:
@@ -76,7 +80,7 @@ def write_tables(results: Results, folder: Path, notes: Sequence[str] = ()) -> P
 def write_trials(
     recipe: CompareRecipe, trials: Sequence[Trial], best: Mapping[tuple[str, str], Trial], folder: Path
 ) -> None:
-    """Write tuning.md and tuning.csv: all that was tried."""
+    """Write all trials into tuning.md and tuning.csv."""
     temperatures = sorted({t for trial in trials for t in trial.accuracy}, key=float, reverse=True)
 
     def verdict(trial: Trial) -> str:
@@ -98,8 +102,8 @@ def write_trials(
         for trial in trials
     ]
     text = (
-        "All settings that were tried, with their share of solved validation rows. The largest mean over temperatures and "
-        "seeds is chosen, of equals the one of larger reward; the test split had no part in it."
+        "All trials, with their share of solved validation examples. The largest mean over temperatures and seeds is chosen; "
+        "between equal means, the larger reward. The test split was not used."
     )
     write_atomically(folder / "tuning.md", f"{text}\n\n{_markdown(Table('', columns, body))}\n")
     save_table(
@@ -115,43 +119,44 @@ def write_trials(
 
 
 def introduction(results: Results) -> str:
-    """What the numbers are, and what bold means."""
+    """Return an explanation of the numbers and of bold type."""
     return (
-        f"Share of {results.recipe.evaluation.num_rows} test rows that are solved: mean ± half the width of the 95 % Student-t "
-        "interval over seeds; where that would leave the range from 0 to 1 (of a difference, from -1 to 1), the part of the "
-        "interval within the range stands in brackets. Bold: the largest mean of a column, if the 95 % interval of its "
-        "difference from every other line of the task, paired by seed, is above 0. All methods on a task may spend the same "
-        "number of token passes (a token in a forward counts once, in a forward with backward three times), start from the "
-        "same model of each seed, which is the line base, and see the same prompts."
+        f"Share of {results.recipe.evaluation.num_rows} test examples that are solved: mean ± half the width of the 95 % "
+        "Student-t interval over seeds. If the interval would leave the range from 0 to 1 (for a difference, from -1 to 1), "
+        "brackets give the part within the range. Bold: the largest mean of a column, if the 95 % intervals of its paired "
+        "differences from all other lines of the task are above 0. All methods on a task have the same budget of token passes "
+        "(a token counts once in a forward, three times in a forward with backward). For each seed they start from the same "
+        "model, which is the line base, and see the same prompts."
     )
 
 
 def warnings(results: Results) -> list[str]:
-    """What a reader must know before the numbers: too few seeds, and code that was edited since."""
-    found = []
+    """Return warnings about too few seeds and about code that has changed since."""
+    texts = []
     if 0 < (number := results.fewest_seeds) < FEW_SEEDS:
         count = "one seed" if number == 1 else f"{number} seeds"
-        found.append(
-            f"**Few seeds: {count}.** With fewer than five seeds these numbers say little, whatever their intervals, and other "
-            "seeds may put the methods in another order. Do not read much into them."
+        texts.append(
+            f"**Few seeds: {count}.** With fewer than five seeds these numbers are not reliable, whatever their intervals: other "
+            "seeds may rank the methods differently."
         )
     if results.edited_files:
-        found.append(
-            f"**Not current.** Lines with {EDITED} hold results that were made by code that was edited since: "
+        texts.append(
+            f"**Not current.** Lines with {EDITED} have results of code that has changed since: "
             f"{', '.join(sorted(results.edited_files))}. `unmask compare` with `--rerun-changed` runs them again."
         )
-    return found
+    return texts
 
 
 def summary(results: Results) -> Table:
-    """Every task in a line, with its budget, its base and all methods, at the highest temperature."""
+    """Return a table with a line for each task: its budget, the base and all methods, at the
+    highest temperature."""
     t = results.temperatures[0]
     methods = [m for m in (BASE, *results.recipe.methods) if any(m in results.methods(k) for k in results.recipe.tasks)]
     tasks = [task for task in results.recipe.tasks if results.methods(task)]
 
     def shapes(method: str) -> str:
-        found = dict.fromkeys(results.shape(task, method) for task in tasks if method in results.methods(task))
-        return f"{method}, {' or '.join(filter(None, found))}" if any(found) else method
+        distinct = dict.fromkeys(results.shape(task, method) for task in tasks if method in results.methods(task))
+        return f"{method}, {' or '.join(filter(None, distinct))}" if any(distinct) else method
 
     rows = [
         [
@@ -166,7 +171,8 @@ def summary(results: Results) -> Table:
 
 
 def tables_of(results: Results, task: str) -> list[Table]:
-    """The lines of a task, and the differences that the baselines ask for."""
+    """Return the table of a task's methods, and the table of differences from the baselines if
+    there is one."""
     names = [temperature_name(t) for t in results.temperatures]
     rows = []
     for method in results.methods(task):
@@ -178,10 +184,10 @@ def tables_of(results: Results, task: str) -> list[Table]:
     columns = ["method", "tuned", "prompts x completions", "seeds", "steps", "token passes", "reward calls", *names]
     tables = [Table(f"{task}: {_budget(results, task)}", columns, rows)]
     differences = [
-        [f"{_marked(results, task, method)} - {_marked(results, task, baseline)}", str(found[0].number)]
-        + [said(difference, signed=True) for difference in found]
+        [f"{_marked(results, task, method)} - {_marked(results, task, baseline)}", str(means[0].number)]
+        + [with_interval(difference, signed=True) for difference in means]
         for baseline, method in pairs(results, task)
-        if (found := _differences(results, task, method, baseline))
+        if (means := _differences(results, task, method, baseline))
     ]
     if differences:
         tables.append(Table("", ["difference, paired by seed", "seeds", *names], differences))
@@ -189,7 +195,7 @@ def tables_of(results: Results, task: str) -> list[Table]:
 
 
 def counted(results: Results, task: str, method: str) -> dict[str, str]:
-    """What a run spent on average, as every table says it."""
+    """Return the mean steps, token passes and reward calls of a run, as texts for tables."""
     spent = results.spent(task, method)
     return {
         "steps": str(spent["steps"]),
@@ -199,7 +205,7 @@ def counted(results: Results, task: str, method: str) -> dict[str, str]:
 
 
 def pairs(results: Results, task: str) -> list[tuple[str, str]]:
-    """Baselines with the methods that are held against them; two baselines are held against each other once."""
+    """Return each baseline with each method to compare with it; two baselines are compared once."""
     baselines = results.recipe.baselines
     return [
         (baseline, method)
@@ -209,8 +215,8 @@ def pairs(results: Results, task: str) -> list[tuple[str, str]]:
     ]
 
 
-def said(value: Mean, *, signed: bool = False) -> str:
-    """A mean with its interval."""
+def with_interval(value: Mean, *, signed: bool = False) -> str:
+    """Return a mean with its interval as text."""
     sign = "+" if signed else ""
     mean = f"{value.mean:{sign}.3f}"
     if isnan(value.half):
@@ -221,7 +227,7 @@ def said(value: Mean, *, signed: bool = False) -> str:
 
 
 def _accuracy(results: Results, task: str, method: str, temperature: str) -> str:
-    text = said(results.mean(task, method, "accuracy", temperature))
+    text = with_interval(results.mean(task, method, "accuracy", temperature))
     return f"**{text}**" if results.best(task, "accuracy", temperature) == method else text
 
 
@@ -241,8 +247,8 @@ def _rows(results: Results) -> list[list[Any]]:
                 )
         for baseline, method in pairs(results, task):
             is_edited = results.is_edited(task, method) or results.is_edited(task, baseline)
-            for t, found in zip(results.temperatures, _differences(results, task, method, baseline), strict=False):
-                rows.append([task, method, baseline, "", "", t, *_numbers(found), "", is_edited, *[""] * 5])
+            for t, difference in zip(results.temperatures, _differences(results, task, method, baseline), strict=False):
+                rows.append([task, method, baseline, "", "", t, *_numbers(difference), "", is_edited, *[""] * 5])
     return rows
 
 
@@ -251,13 +257,14 @@ def _numbers(value: Mean) -> list[float]:
 
 
 def _differences(results: Results, task: str, method: str, baseline: str) -> list[Mean]:
-    """At each temperature; none if the two have no seed in common."""
-    found = [results.difference(task, method, baseline, "accuracy", t) for t in results.temperatures]
-    return [difference for difference in found if difference is not None]
+    """Return the difference at each temperature; an empty list if the two have no seed in
+    common."""
+    differences = [results.difference(task, method, baseline, "accuracy", t) for t in results.temperatures]
+    return [difference for difference in differences if difference is not None]
 
 
 def _settings(results: Results, task: str, method: str) -> str:
-    """What was chosen for a method; it is the same for all seeds."""
+    """Return the chosen settings of a method, which are the same for all seeds."""
     return named(next(iter(results.runs(task, method).values()))["settings"])
 
 
@@ -270,11 +277,11 @@ def _budget(results: Results, task: str) -> str:
 
 
 def millions(number: float) -> str:
-    """A number of token passes."""
+    """Return a number of token passes as text, in millions if it is large."""
     return f"{number / 1e6:.3g}M" if number >= 1e5 else f"{number:,.0f}"
 
 
 def _markdown(table: Table) -> str:
     lines: Iterable[Sequence[str]] = [table.columns, ["---"] * len(table.columns), *table.rows]
-    # A bar in a name would begin another cell.
+    # A bar in a name would start another cell.
     return "\n".join(f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in line)} |" for line in lines)

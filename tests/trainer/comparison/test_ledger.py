@@ -72,7 +72,7 @@ def test_what_other_settings_made_is_set_aside_and_comes_back_with_them(tmp_path
     assert lines(tmp_path / "c" / "superseded.jsonl") == [("a", 0, "w")]
 
 
-def test_seeds_that_are_not_asked_for_stay(tmp_path: Path) -> None:
+def test_records_of_seeds_outside_the_recipe_stay(tmp_path: Path) -> None:
     ledger = Ledger(written(tmp_path / "c", [final("t", "a", seed, 0.5) for seed in (0, 1)]))
     assert ledger.foreign([piece("a", 0, "v")]) == []
     ledger.settle([piece("a", 0, "v")])

@@ -1,4 +1,5 @@
-"""From a recipe to jobs: what is shared, in which order, on which rows, and what makes a job another one."""
+"""From a recipe to jobs: what is shared, in which order, on which rows, and what makes a job
+another one."""
 
 from __future__ import annotations
 

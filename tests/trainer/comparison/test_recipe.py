@@ -134,14 +134,14 @@ def test_settings_are_named_by_their_last_word() -> None:
         (["tuning.budget=3"], 'unknown key in tuning "budget".'),
         (["seed=3"], 'unknown key "seed". Did you mean "seeds"?'),
         (["tasks.sudoku.budget=0"], "tasks.sudoku.budget = 0: input should be greater than or equal to 1."),
-        (["tasks.sudoku.base="], "tasks.sudoku: neither of base and model is set. Set base to pretrain one"),
-        (["tasks.sudoku.model=m"], "tasks.sudoku: both of base and model is set. Set base to pretrain one"),
+        (["tasks.sudoku.base="], "tasks.sudoku: neither base nor model is set. Set base to pretrain"),
+        (["tasks.sudoku.model=m"], "tasks.sudoku: base and model are both set. Set base to pretrain"),
         (["baselines=[entropi]"], 'unknown method in baselines "entropi". Did you mean "entropy"?'),
         (["methods.entropy.tasks=[suduko]"], 'unknown task in methods.entropy "suduko". Did you mean "sudoku"?'),
         (["methods.entropy.by_task.suduko.seed=1"], 'unknown task in methods.entropy "suduko". Did you mean "sudoku"?'),
-        (["methods.base={}"], 'a method is called "base", as the untrained model is. Give it another label.'),
-        (["seeds=[1, 2, 1]"], "seeds = [1, 2, 1] names a seed twice. Leave one of them out."),
-        (["tuning.seeds=[3, 3]"], "tuning.seeds = [3, 3] names a seed twice."),
+        (["methods.base={}"], 'a method has the label "base", which the untrained model has. Use another label.'),
+        (["seeds=[1, 2, 1]"], "seeds = [1, 2, 1] contains a seed twice. Remove one of them."),
+        (["tuning.seeds=[3, 3]"], "tuning.seeds = [3, 3] contains a seed twice."),
         (["tuning.budget_share=1.5"], "tuning.budget_share = 1.5: input should be less than or equal to 1."),
         (["tasks.sudoku.recipe=sudoku"], 'entropy on sudoku: unknown recipe "sudoku". Did you mean "sudoku-tiny"?'),
         (
@@ -163,11 +163,13 @@ def test_settings_are_named_by_their_last_word() -> None:
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
-def test_a_mistake_is_told_with_its_place_and_what_to_do(tmp_path: Path, overrides: list[str], message: str) -> None:
+def test_a_mistake_is_reported_with_its_location_and_a_remedy(
+    tmp_path: Path, overrides: list[str], message: str
+) -> None:
     assert refusal(tmp_path, *overrides).startswith(message)
 
 
-def test_a_recipe_of_a_single_run_is_told_as_that(tmp_path: Path) -> None:
+def test_a_recipe_of_a_single_run_names_its_command(tmp_path: Path) -> None:
     path = tmp_path / "run.yaml"
     path.write_text(yaml.safe_dump({"model": "m", "method": {"type": "egspo"}}))
     with raises(ConfigError, str(path), "unmask train"):
@@ -214,7 +216,7 @@ def test_one_method_can_be_picked_and_a_pick_can_be_changed(tmp_path: Path) -> N
     assert (recipe.baselines, recipe.tasks["two"].budget) == (("second",), 7)
 
 
-def test_a_pick_that_is_not_there_is_told_with_those_that_are(tmp_path: Path) -> None:
+def test_an_unknown_selection_lists_the_available_names(tmp_path: Path) -> None:
     for override, words in (
         ("tasks=[three]", ['"three"', "one, two"]),
         ("methods=secnd", ['"secnd"', 'Did you mean "second"?', "both, second"]),

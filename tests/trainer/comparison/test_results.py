@@ -1,4 +1,5 @@
-"""Numbers from records: the choice of settings, means with intervals, and paired differences, against numbers by hand."""
+"""Numbers from records: the choice of settings, means with intervals, and paired differences,
+against numbers by hand."""
 
 from __future__ import annotations
 

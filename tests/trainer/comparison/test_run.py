@@ -1,4 +1,5 @@
-"""A whole comparison, small: the same start and prompts for all, budgets kept, and nothing lost or done twice."""
+"""A whole comparison, small: the same start and prompts for all, budgets kept, and nothing lost or
+done twice."""
 
 from __future__ import annotations
 
@@ -25,7 +26,7 @@ from unmask.trainer import Trainer
 from unmask.trainer.comparison import jobs as jobs_module
 from unmask.trainer.comparison.plan import Plan, check_reward_functions
 from unmask.trainer.comparison.recipe import CompareRecipe
-from unmask.trainer.comparison.run import CompareStoppedError, _said, compare
+from unmask.trainer.comparison.run import CompareStoppedError, _summary, compare
 from unmask.trainer.comparison.sources import PACKAGE
 from unmask.trainer.steps import TrainingSteps
 
@@ -54,7 +55,7 @@ def run_folder(folder: Path, stage: str, method: str, seed: int) -> Path:
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[CompareRecipe, list[str]]:
-    """A comparison that ran through, and what it told."""
+    """A finished comparison, and the lines that it printed."""
     recipe, told = small(tmp_path_factory.mktemp("whole")), list[str]()
     compare(recipe, tell=told.append)
     return recipe, told
@@ -141,8 +142,8 @@ def test_all_methods_start_from_the_model_of_their_seed_and_see_its_prompts(
 
 def test_each_method_takes_the_steps_that_the_budget_buys(whole: tuple[CompareRecipe, list[str]]) -> None:
     costs = {record["method"]: record["cost"] for record in cells(whole[0].folder, "probe")}
-    # A step is 4 rollout forwards, and a forward with backward for each of the K steps that are trained; less where a
-    # completion ends early.
+    # A step is 4 rollout forwards, and a forward with backward for each of the K steps that are
+    # trained; less where a completion ends early.
     for method, num_selected in (("entropy", 1), ("late steps", 2)):
         assert 0.8 < costs[method] / (PASSES * (4 + 3 * num_selected)) <= 1
     for stage, budget in (("tuning", 5_000), ("final", 10_000)):
@@ -169,7 +170,7 @@ def test_the_setting_that_did_best_on_validation_rows_is_the_one_that_is_compare
             assert config["max_steps"] == record["steps"]
 
 
-def test_what_is_measured_is_what_was_asked_for(whole: tuple[CompareRecipe, list[str]]) -> None:
+def test_the_measurements_are_those_of_the_recipe(whole: tuple[CompareRecipe, list[str]]) -> None:
     for record in cells(whole[0].folder, "final"):
         assert set(record["accuracy"]) == set(record["reward"]) == {"0", "0.9"}
         assert set(record["decoding_accuracy"]) == set(record["decoding_reward"]) == {"2", "4", "8"}
@@ -288,7 +289,7 @@ def test_changed_settings_are_refused_by_name_and_what_they_touch_is_run_again_i
     told: list[str] = []
     compare(changed, rerun_changed=True, tell=told.append)
     assert [line.partition("has ")[2] for line in told if "superseded.jsonl" in line] == [
-        f"results of stage {stage} from other settings, 2 of them: these go to superseded.jsonl."
+        f"2 results of stage {stage} from other settings, which move to superseded.jsonl."
         for stage in ("tuning", "final")
     ]
     after = facts(copy / "small")
@@ -374,8 +375,8 @@ def test_results_of_code_that_was_edited_are_refused_by_cell_and_file(lab: Lab) 
     with pytest.raises(RunError) as caught:
         compare(lab.recipe(), tell=quiet)
     said = str(caught.value)
-    assert "has results of code that was edited since:\n  final  sudoku  mine: 1 result\n" in said
-    assert f"Edited: {lab.file}." in said
+    assert "has results of code that has changed since:\n  final  sudoku  mine: 1 result\n" in said
+    assert f"Changed: {lab.file}." in said
     assert "--rerun-changed" in said
     assert "sound" not in said
     # The probe of the edited reward alone is gone: it is repeated.
@@ -390,12 +391,12 @@ def test_results_of_code_that_was_edited_are_refused_by_cell_and_file(lab: Lab) 
     ]
 
 
-def test_what_an_edit_touches_is_run_again_if_asked_and_comes_back_if_it_is_undone(lab: Lab) -> None:
+def test_results_of_edited_code_run_again_on_request_and_return_if_the_edit_is_undone(lab: Lab) -> None:
     before = lab.rewards()
     lab.write(-1.0)
     told: list[str] = []
     compare(lab.recipe(), rerun_changed=True, tell=told.append)
-    assert told[0].startswith("1 results of code that was edited since go to superseded.jsonl")
+    assert told[0].startswith("1 results of code that has changed move to superseded.jsonl")
     assert [line.split(":")[0] for line in told[1:]] == [f"{s} 1/1  sudoku  mine  seed 0" for s in ("probe", "final")]
     assert lab.rewards()["mine"] < 0 < before["mine"]
     assert lab.rewards()["sound"] == before["sound"]
@@ -405,7 +406,7 @@ def test_what_an_edit_touches_is_run_again_if_asked_and_comes_back_if_it_is_undo
     assert (len(told), lab.rewards()) == (1, before), "nothing is run"
 
 
-def test_results_of_edited_code_are_kept_if_asked_and_marked_in_the_tables(lab: Lab) -> None:
+def test_results_of_edited_code_are_kept_on_request_and_marked_in_the_tables(lab: Lab) -> None:
     lab.write(-1.0)
     compare(lab.recipe(seeds=[0, 1]), keep_changed=True, tell=quiet)
     records = cells(lab.folder / "small", "final")
@@ -416,7 +417,7 @@ def test_results_of_edited_code_are_kept_if_asked_and_marked_in_the_tables(lab: 
     table = report(lab.recipe(seeds=[0, 1])).read_text()
     assert "| mine † |" in table
     assert "| sound |" in table
-    assert f"made by code that was edited since: {lab.file}" in table
+    assert f"results of code that has changed since: {lab.file}" in table
     with raises(ConfigError, "exclude"):
         compare(lab.recipe(), keep_changed=True, rerun_changed=True, tell=quiet)
 
@@ -446,7 +447,7 @@ def test_a_run_that_was_cut_off_does_not_go_on_with_edited_code(lab: Lab, monkey
     compare(lab.recipe(seeds=[1]), tell=quiet)
     run, last_step = begun[0]
     assert run.startswith("final-sudoku-mine-1-")
-    # With the edit the run and its probe begin anew; without it they would go on at step 3.
+    # With the edit the run and its probe start again; without it they would continue at step 3.
     assert [step for name, step in begun[1:] if name == run] == [0]
     lab.write(1.0)
     compare(lab.recipe(seeds=[1]), rerun_changed=True, tell=quiet)
@@ -477,7 +478,7 @@ def test_results_of_a_version_that_kept_no_track_of_code_stay_and_say_so(lab: La
     told: list[str] = []
     compare(lab.recipe(), tell=told.append)
     assert (told, facts(path.parent)) == ([], [{k: r[k] for k in KEPT if k in r} for r in old])
-    assert "made by a version of unmask that kept no track of code" in report(lab.recipe()).read_text()
+    assert "come from a version of unmask that did not record its code" in report(lab.recipe()).read_text()
     # A method is added, and starts from the base that is there.
     more = lab.recipe(methods={"late": SMALL["methods"]["late steps"], "sound": SMALL["methods"]["entropy"]})
     compare(more, tell=told.append)
@@ -485,7 +486,8 @@ def test_results_of_a_version_that_kept_no_track_of_code_stay_and_say_so(lab: La
 
 
 def test_a_method_of_the_package_is_edited_between_two_comparisons(tmp_path: Path) -> None:
-    """In a copy of the package, and by the command, since a process runs the code that it began with."""
+    """In a copy of the package, and by the command, since a process runs the code that it began
+    with."""
     package = tmp_path / "src" / "unmask"
     shutil.copytree(PACKAGE, package, ignore=shutil.ignore_patterns("__pycache__"))
     small(tmp_path, "tuning=", seeds=[0], evaluation=SMALL["evaluation"] | {"curve_points": 1})
@@ -505,7 +507,7 @@ def test_a_method_of_the_package_is_edited_between_two_comparisons(tmp_path: Pat
     assert method.read_text() != text
     again = run()
     assert again.returncode == 2
-    assert "Edited: unmask/methods/egspo.py." in again.stderr
+    assert "Changed: unmask/methods/egspo.py." in again.stderr
     assert "final  sudoku  entropy: 1 result" in again.stderr
     changed = run("--rerun-changed")
     assert changed.returncode == 0, changed.stderr
@@ -548,7 +550,7 @@ def test_a_run_that_fails_is_recorded_and_stops_no_other_and_can_be_tried_again(
     assert "## Failed" not in report(recipe).read_text()
 
 
-def test_a_setting_whose_loss_is_no_number_is_recorded_as_failed_and_not_chosen(tmp_path: Path) -> None:
+def test_a_setting_whose_loss_is_nan_is_recorded_as_failed_and_not_chosen(tmp_path: Path) -> None:
     rates, methods = "tuning.grid.optim.learning_rate=[1.0e+30, 1.0e-4]", {"m": SMALL["methods"]["entropy"]}
     recipe = small(tmp_path, rates, methods=methods, seeds=[0], baselines=[])
     compare(recipe, tell=quiet)
@@ -563,7 +565,7 @@ def test_without_its_base_a_run_fails_with_the_bases_message(tmp_path: Path) -> 
     compare(recipe, tell=quiet)
     failed = {r["stage"]: r["failed"] for r in read_json_lines(recipe.folder / "cells.jsonl")}
     assert "the demonstration has 16 tokens and does not fit" in failed["pretraining"]
-    assert failed["base"] == failed["final"] == f"its base failed: {failed['pretraining']}"
+    assert failed["base"] == failed["final"] == f"the pretraining of its base failed: {failed['pretraining']}"
 
 
 def test_a_folder_in_use_is_refused(tmp_path: Path) -> None:
@@ -604,10 +606,10 @@ def test_two_processes_killed_with_their_parent_and_begun_again_come_to_the_same
     assert sorted(map(str, facts(recipe.folder))) == sorted(map(str, facts(whole[0].folder)))
 
 
-def test_a_job_is_said_in_a_line(whole: tuple[CompareRecipe, list[str]]) -> None:
+def test_a_job_has_a_summary_of_one_line(whole: tuple[CompareRecipe, list[str]]) -> None:
     plan = Plan(whole[0])
-    found = {"accuracy": {"0.9": 0.25, "0": 0.5}, "steps": 6, "seconds": 2.4}
-    assert _said(plan.trials()[0], found) == (
+    facts_of_run = {"accuracy": {"0.9": 0.25, "0": 0.5}, "steps": 6, "seconds": 2.4}
+    assert _summary(plan.trials()[0], facts_of_run) == (
         "sudoku  entropy  seed 100  learning_rate 0.01: sampled at 0.9 0.250, greedy 0.500 (6 steps, 2 s)"
     )
-    assert _said(plan.bases()[1], {"failed": "no"}) == "sudoku  seed 1: FAILED: no"
+    assert _summary(plan.bases()[1], {"failed": "no"}) == "sudoku  seed 1: FAILED: no"

@@ -117,7 +117,7 @@ def test_a_file_that_is_not_python_after_an_edit_is_edited_and_raises_nothing(mi
     assert edited(files) == [str(mine / "mine.py")]
 
 
-def test_a_file_that_is_not_here_is_said_to_be_missing_and_not_edited(mine: Path) -> None:
+def test_an_absent_file_counts_as_missing_and_not_as_edited(mine: Path) -> None:
     files = own_files([recipe(f"reward_funcs=[{mine}/mine.py:reward]")])
     (mine / "helper.py").unlink()
     assert (edited(files), missing(files)) == ([], [str(mine / "helper.py")])

@@ -1,4 +1,4 @@
-// Line charts with bands, pictures of steps against steps, and bars; each can be read with a pointer, with keys, and without colour.
+// Line charts with bands, heat maps and bars. Each can be read with a pointer, with keys, and without colour.
 
 const DASHES = ["", "7 3", "2 3", "9 3 2 3", "4 2", "1 2"];
 
@@ -12,7 +12,7 @@ const linear =
     (value) =>
         p + ((value - a) / (b - a || 1)) * (q - p);
 
-/** Numbers that read well, about `count` of them, from at or below `low` to at or above `high`. */
+/** Return about `count` round numbers that cover the range from `low` to `high`. */
 function ticks(low, high, count = 4) {
     // Round a level that is not zero, so that its line is in the middle.
     if (low === high) [low, high] = low ? [low - Math.abs(low) / 10, low + Math.abs(low) / 10] : [0, 1];
@@ -25,14 +25,14 @@ function ticks(low, high, count = 4) {
     return found;
 }
 
-/** Of ascending values as many as have room for a label of their own; the last one is always among them. */
+/** Return as many of the ascending values as have space for a label, always with the last one. */
 function spaced(values, x, room = 18) {
     const found = [];
     for (const value of [...values].reverse()) if (!found.length || x(found[0]) - x(value) >= room) found.unshift(value);
     return found;
 }
 
-/** A moving mean over about a fortieth of the points. */
+/** Return a moving mean over about a fortieth of the points. */
 function smooth(points) {
     const reach = Math.floor(points.length / 80);
     if (points.length < 60 || reach < 1) return null;
@@ -100,7 +100,7 @@ function lineChart({
         });
         return button;
     };
-    // Pointing at a name brings its line out.
+    // The line under the pointer is highlighted.
     const bringOut = (s) =>
         slider
             .querySelectorAll("[data-series]")
@@ -264,7 +264,7 @@ function lineChart({
     return figure;
 }
 
-/** A picture of denoising steps (upwards) against steps of training: the darker, the more. */
+/** Draw a heat map of denoising steps (upwards) against training steps; darker cells have larger values. */
 function heatChart({ title, note, steps, values, digits }) {
     const rows = Math.max(...values.map((column) => column.length));
     const largest = Math.max(...values.flat(), 1e-12);
@@ -352,11 +352,11 @@ function heatChart({ title, note, steps, values, digits }) {
     return figure;
 }
 
-// Phases of a training step, in the order in which they run. A phase has one colour and one pattern in every run and every report.
+// Phases of a training step, in their order. A phase has the same colour and pattern in all runs and reports.
 const PHASES = ["rollout", "update", "evaluation", "guesses"];
 const phase = (name) => (PHASES.includes(name) ? PHASES.indexOf(name) : PHASES.length);
 
-/** Where time went: one bar for each run, its parts told apart by pattern and by name. */
+/** Draw the time of each phase: one bar for each run, whose parts differ by pattern and name. */
 function timeBars(runs) {
     const longest = Math.max(...runs.map((run) => Object.values(run.seconds).reduce((a, b) => a + b, 0)));
     return el(

@@ -1,6 +1,6 @@
-// A comparison: accuracy against what training cost, and against denoising steps, with intervals over seeds; and the table.
+// A comparison: accuracy against training compute and against denoising steps, with intervals over seeds, and the table.
 
-/** A mean with its interval, which is given by its ends where it was cut to the range of the quantity. */
+/** Return a mean with its interval as text; an interval that was cut to the range of the quantity is given by its ends. */
 function mean([value, half, low, high], signed = false) {
     const text = number(value, 3, signed);
     if (half === null || half === undefined) return text;
@@ -35,7 +35,7 @@ function comparisonSection(comparison, number_) {
                         { class: "charts wide" },
                         lineChart({
                             title: `Accuracy against compute, ${temperatureName(temperature)}`,
-                            note: "token passes on the way",
+                            note: "evaluations during the runs",
                             isShare: true,
                             height: 250,
                             dots: true,
@@ -72,7 +72,7 @@ function comparisonSection(comparison, number_) {
     }
     function table(task) {
         const rows = [...task.methods].sort((a, b) => b.accuracy[temperature][0] - a.accuracy[temperature][0]);
-        // What is compared comes first, because a phone shows the first columns only until one scrolls.
+        // The results come first, because a phone shows only the first columns without scrolling.
         const columns = [
             "method",
             ...comparison.temperatures.map(temperatureName),

@@ -1,4 +1,4 @@
-// Elements, numbers as text, and data that is unpacked when it is asked for. Text only ever enters the page as text.
+// Elements, numbers as text, and data that is unpacked when it is needed. Text never enters the page as HTML.
 
 const SVG = "http://www.w3.org/2000/svg";
 
@@ -19,7 +19,7 @@ const draw = (tag, attributes, ...children) => make(document.createElementNS(SVG
 
 const unpacked = new Map();
 
-/** The JSON of a packed block; unpacked once. */
+/** Return the JSON of a packed block, which is unpacked once. */
 function block(id) {
     if (!unpacked.has(id)) unpacked.set(id, unpack(id));
     return unpacked.get(id);
@@ -27,7 +27,7 @@ function block(id) {
 
 const ARRAYS = { u16: Uint16Array, i16: Int16Array, i32: Int32Array, f32: Float32Array };
 
-/** What `pack` in html.py made: its JSON, or where arrays came with it, the JSON with them under `arrays`. */
+/** Unpack a result of `pack` in html.py: its JSON, with the arrays under `arrays` if there are any. */
 async function unpack(id) {
     const packed = atob(document.getElementById(id).textContent);
     const bytes = Uint8Array.from(packed, (c) => c.charCodeAt(0));
@@ -46,12 +46,12 @@ async function unpack(id) {
     return data;
 }
 
-/** Row i of an array whose rows have so many numbers. */
+/** Return row i of an array, given the length of its rows. */
 const rowsOf = (values, width) => (i) => values.subarray(i * width, (i + 1) * width);
 
 const MINUS = "\u2212";
 
-/** A number as text: so many decimals, with a true minus; a dash where there is none. */
+/** Return a number as text with a number of decimals and a real minus sign; a dash if there is no number. */
 function number(value, decimals = 2, signed = false) {
     if (value === null || value === undefined) return "–";
     const text = Math.abs(value).toFixed(decimals);
@@ -59,7 +59,7 @@ function number(value, decimals = 2, signed = false) {
     return (value < 0 && !isZero ? MINUS : signed && !isZero ? "+" : "") + text;
 }
 
-/** A number of any size in three digits or so. */
+/** Return a number of any size as text with about three digits. */
 function short(value) {
     if (value === null || value === undefined) return "–";
     const size = Math.abs(value);
@@ -85,7 +85,7 @@ function seconds(value) {
 
 const clamp = (value, low, high) => Math.min(high, Math.max(low, value));
 
-/** Call `render(width)` now that the node has a place, and again whenever its width changes. */
+/** Call `render(width)` when the node is in the page, and again when its width changes. */
 function whenSized(node, render) {
     let last = 0;
     new ResizeObserver(([entry]) => {

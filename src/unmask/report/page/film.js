@@ -1,6 +1,6 @@
 // The denoising film: a training step, a prompt, a member of its group, and the steps in which its completion was written.
 
-/** The film of a kept rollout: its members with their arrays, each a plain list; guesses stay rows of the film's. */
+/** Return the film of a saved rollout: its members with their arrays as plain lists; guesses stay rows of the film. */
 async function filmAt(run, step) {
     const [film, pieces] = await Promise.all([block(`film-${run.index}-${step}`), block(`pieces-${run.index}`)]);
     if (film.pieces) return film;
@@ -38,7 +38,7 @@ class FilmSection {
         return this.runs[this.pick.run];
     }
 
-    /** Show what is picked; whatever changes is given, the rest stays where it can. */
+    /** Show a selection, given its changes; the rest of the selection stays if possible. */
     async go(change, isPlaying = false) {
         if (!isPlaying) this.stop();
         const before = { ...this.pick };
@@ -105,7 +105,7 @@ class FilmSection {
                 },
             ),
         );
-        this.promptText.textContent = group.prompt ?? "The version that kept this rollout did not keep its prompt.";
+        this.promptText.textContent = group.prompt ?? "The version of unmask that saved this rollout did not save its prompt.";
         this.answerText.textContent = group.answer ?? "";
         this.answerRow.hidden = group.answer === null;
         const common = {
@@ -165,7 +165,7 @@ class FilmSection {
         this.detail.textContent = "Point at a token, or select it with the keyboard, to read its step, probability and entropy.";
     }
 
-    /** The frame of the step that is picked. */
+    /** Show the selected step. */
     frame() {
         const { film, member } = this;
         const { k } = this.pick;

@@ -1,4 +1,4 @@
-// The page: a head with what the run was and came to, then film, run, comparison and settings.
+// The page: a head with the run and its results, then film, run, comparison and settings.
 
 const data = JSON.parse(document.getElementById("data").textContent);
 data.runs.forEach((run, i) => (run.index = i));
@@ -114,7 +114,7 @@ async function start() {
             "footer",
             {},
             el("p", {
-                text: `Made by unmask ${data.version} report. Everything on this page is in this file; it asks nothing of any server.`,
+                text: `Made by unmask ${data.version} report. This file contains the whole page and loads nothing from a server.`,
             }),
         ),
     );

@@ -1,13 +1,13 @@
-// What the side pane and the line below the board say of a step, a guess and a token.
+// Texts of the side pane and of the line below the board, about a step, a guess and a token.
 
-/** Position and token in turn, as a map. */
+/** Return alternating positions and tokens as a map. */
 function changed(changes) {
     const other = new Map();
     for (let i = 0; i < changes.length; i += 2) other.set(changes[i], changes[i + 1]);
     return other;
 }
 
-/** What is known of step k, as name, symbol and text. */
+/** Return the facts about step k as lists of name, symbol and text. */
 function factsOf(film, member, k) {
     const rows = k >= film.num_steps ? factsOfEnd(member) : factsOfStep(member, k);
     if (member.whole !== null) rows.push(["advantage of the completion", "A", number(member.whole, 3, true)]);
@@ -37,7 +37,7 @@ function factsOfStep(member, k) {
     ];
 }
 
-/** Which guess is shown at step k, and what is said of it: that of the step, or the last that was kept before. */
+/** Return the guess to show at step k and its note: the guess of the step, or the last saved one before it. */
 function guessAt(film, member, k) {
     if (k >= film.num_steps)
         return {
@@ -55,7 +55,7 @@ function guessAt(film, member, k) {
     const found = { at, value: member.values[at], guess: film.arrays.guesses(member.guesses[at]) };
     if (at === k) {
         const note =
-            "Every hidden position filled at once with its most likely token. The reward of this guess is the value V of the state. " +
+            "All hidden positions are filled at once with their most likely tokens. The reward of this guess is the value V of the state. " +
             "Underlined tokens differ from the finished completion.";
         return { ...found, title, note };
     }
@@ -65,7 +65,7 @@ function guessAt(film, member, k) {
     return { ...found, title: `One-step guess at k = ${at}`, note };
 }
 
-/** The other actions that were drawn at step k, with what each would have earned. */
+/** Draw the table of the other actions that were drawn at step k, with their rewards. */
 function fillsTable(fills, member, k, textOf) {
     const places = member.when.flatMap((when, i) => (when === k ? [i] : []));
     const texts = (fill) => {
@@ -86,7 +86,7 @@ function fillsTable(fills, member, k, textOf) {
     return el("table", {}, el("thead", {}, el("tr", {}, head)), el("tbody", {}, rows));
 }
 
-/** What is known of the token at a position, as far as step k has come. */
+/** Return a sentence about the token at a position after step k. */
 function detailOf(film, member, k, i, textOf) {
     const when = member.when[i];
     const isLate = when >= film.num_steps;
@@ -94,6 +94,6 @@ function detailOf(film, member, k, i, textOf) {
     const [probability, entropy] = [member.probability[i], member.entropy[i]].map((value) => number(value, 3));
     let how = `written at step ${when + 1} (k = ${when}) with probability ${probability}, entropy ${entropy} nats`;
     if (isLate) how = "filled in after the text had ended";
-    else if (when < 0) how = "there from the start";
+    else if (when < 0) how = "present from the start";
     return `Position ${i}: “${spoken(textOf(member.tokens[i]))}”, ${how}.`;
 }

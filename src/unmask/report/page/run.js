@@ -1,8 +1,8 @@
-// The run: curves over training, one line for each run, and where the time went.
+// The run: curves over training with a line for each run, and the time of each phase.
 
 const PANELS = [
     { keys: ["reward"], title: "Reward", note: "mean of a batch" },
-    { keys: ["kl"], title: "KL to the reference", note: "nats, of a trained step", absent: "KL (there is none where β = 0)" },
+    { keys: ["kl"], title: "KL to the reference", note: "nats, of a trained step", absent: "KL (none for β = 0)" },
     { keys: ["clip_ratio/region_mean"], title: "Clipped share", note: "of the views that are trained", isShare: true },
     { keys: ["diffusion/path_entropy"], title: "Entropy of a path", note: "nats, summed over its steps", fromZero: true },
     {
@@ -17,7 +17,7 @@ const PANELS = [
         note: "of the selected states",
         absent: "one-step rewards",
     },
-    { keys: ["frac_reward_zero_std"], title: "Groups without signal", note: "share whose rewards are all equal", isShare: true },
+    { keys: ["frac_reward_zero_std"], title: "Flat groups", note: "share whose rewards are all equal", isShare: true },
     { keys: ["completions/mean_length"], title: "Length", note: "tokens before the first end mark" },
     { keys: ["grad_norm"], title: "Gradient norm", note: "before clipping", fromZero: true },
     { keys: ["loss"], title: "Loss", note: "" },
@@ -29,7 +29,7 @@ const HEATS = [
 
 const nameOf = (runs, run, own) => [runs.length > 1 ? run.name : "", own].filter(Boolean).join(", ");
 
-/** Of line n of a run: of several runs each keeps its colour in every chart, whichever of them a chart lacks. */
+/** Return the style of a run's line. Each run has the same colour in all charts, even if a chart lacks some runs. */
 const styleOf = (runs, run, n) => (runs.length > 1 ? run + n * COLOURS * Math.ceil(runs.length / COLOURS) : n);
 
 function accuracyChart(runs, curves) {
@@ -39,7 +39,7 @@ function accuracyChart(runs, curves) {
     return series.length
         ? lineChart({
               title: "Accuracy",
-              note: "solved share of held-out rows, with 95 % intervals",
+              note: "solved share of held-out examples, with 95 % intervals",
               series,
               xLabel: "training step",
               isWhole: true,
@@ -75,7 +75,7 @@ async function runSection(runs) {
     node.append(
         el("p", {
             class: "lead",
-            text: `Over ${short(Math.max(...curves.map((c) => c.steps.at(-1) ?? 0)))} training steps. Point at a chart, or move along it with the arrow keys, to read it off.${binned.length ? ` Each point is a mean (${binned.join("; ")}).` : ""}`,
+            text: `Over ${short(Math.max(...curves.map((c) => c.steps.at(-1) ?? 0)))} training steps. Point at a chart, or use the arrow keys, to read its values.${binned.length ? ` Each point is a mean (${binned.join("; ")}).` : ""}`,
         }),
     );
     const missing = PANELS.filter(({ keys }) => !curves.some((c) => keys.some((key) => c.metrics[key])));
@@ -103,7 +103,7 @@ async function runSection(runs) {
     return node;
 }
 
-/** First and last accuracy of each evaluation, in the head of the page. */
+/** Return the first and last accuracy of each evaluation, for the head of the page. */
 async function headline(run) {
     const { evaluations } = await block(`run-${run.index}`);
     return evaluations.map(({ label, points }) => {

@@ -1,4 +1,4 @@
-// The parts of the film section that are made once: controls, the two panes, the transport, the timeline.
+// The parts of the film section that are built once: controls, the two panes, the playback buttons, the timeline.
 
 const ICONS = {
     first: "M2 2h2.5v12H2zM14 2v12L5.5 8z",
@@ -25,7 +25,7 @@ const SPEEDS = [
     ["fast", 220],
 ];
 
-/** What picks run, training step, prompt and member; its nodes become the section's. */
+/** Build the controls that select run, training step, prompt and member; `section` keeps their nodes. */
 function makeControls(section) {
     const select = (label, onpick) => {
         const box = el("select", { onchange: () => onpick(Number(box.value)) });
@@ -56,9 +56,9 @@ function makeControls(section) {
             el(
                 "div",
                 { class: "stepper" },
-                iconButton("Earlier kept rollout", "earlier", () => step(-1)),
+                iconButton("Previous saved rollout", "earlier", () => step(-1)),
                 section.stepSlider,
-                iconButton("Later kept rollout", "later", () => step(1)),
+                iconButton("Next saved rollout", "later", () => step(1)),
             ),
         ),
         section.groupBox.node,
@@ -66,7 +66,7 @@ function makeControls(section) {
     );
 }
 
-/** Builds the completion, the transport, the timeline, the legend and the choices below them; `section` keeps the nodes that it draws into. */
+/** Build the completion, the playback buttons, the timeline, the legend and the choices; `section` keeps the nodes that it draws into. */
 function makeStage(section) {
     section.timeline = new Timeline((k) => section.go({ k }));
     section.playButton = el(
@@ -111,7 +111,7 @@ function makeStage(section) {
         iconButton("To the first step", "first", () => section.go({ k: 0 })),
         iconButton("One step back", "back", () => section.go({ k: section.pick.k - 1 })),
         section.playButton,
-        iconButton("One step on", "on", () => section.go({ k: section.pick.k + 1 })),
+        iconButton("One step forward", "on", () => section.go({ k: section.pick.k + 1 })),
         iconButton("To the finished completion", "last", () => section.go({ k: section.film.num_steps })),
         choice(
             "Speed",
@@ -124,7 +124,7 @@ function makeStage(section) {
         ),
         section.clock,
     );
-    // Completion, transport and timeline stand together, so that one view holds what plays and what plays it.
+    // Completion, playback buttons and timeline are next to each other, so that all are visible at once.
     section.player = el("div", { class: "stage" }, main, transport, section.timeline.node, side);
     section.body.append(
         section.player,
@@ -156,7 +156,7 @@ function makeStage(section) {
     return section.player;
 }
 
-/** What the colours, the marks and the three rows of the timeline mean. */
+/** Build the explanation of the colours, the marks and the three rows of the timeline. */
 function makeLegend(section) {
     const sample = (name, text, words) =>
         el("span", { class: "sign" }, el("i", { class: `sample ${name}`, "aria-hidden": "true", text }), words);

@@ -1,11 +1,11 @@
-// The denoising steps of one completion as columns: entropy, value and advantage one below the other, over the slider that moves along.
+// The denoising steps of one completion as columns with rows for entropy, value and advantage, above the slider.
 
 const GUTTER = 92,
     NARROW_GUTTER = 34,
     EDGE = 12;
 
 class Timeline {
-    /** onmove(k) is called with the step that is asked for, 0 to T; T is the finished completion. */
+    /** Create the timeline. It calls onmove(k) with the selected step from 0 to T; T is the finished completion. */
     constructor(onmove) {
         this.onmove = onmove;
         this.slider = el("input", {
@@ -80,7 +80,7 @@ class Timeline {
         if (member.selected.length && !isNarrow)
             svg.append(draw("text", { class: "row-label mark-label", x: 0, y: y + 15, text: "▲ trained" }));
         this.plot.replaceChildren(svg);
-        // The middle of the thumb, 20 px wide, runs over the middles of the columns.
+        // The centre of the thumb, which is 20 px wide, moves over the centres of the columns.
         this.slider.style.setProperty("--from", `${center(0) - 10}px`);
         this.slider.style.setProperty("--length", `${steps * column + 20}px`);
         if (this.k !== undefined) this.at(this.k);
@@ -129,7 +129,7 @@ class Timeline {
         );
     }
 
-    /** The largest value of a row at its height, where the columns are too narrow for a number each. */
+    /** Label the largest value of a row if the columns are too narrow for a number each. */
     scale(group, y, top) {
         if (this.column <= 44)
             group.append(draw("text", { class: "mini", x: this.left - 4, "text-anchor": "end", y: y + 3, text: number(top, 2) }));
@@ -154,7 +154,7 @@ class Timeline {
         this.scale(group, y(high), high);
         if (!known.length) {
             group.append(
-                draw("text", { class: "none", x: this.left + 6, y: y0 + height / 2 + 4, text: "no one-step guesses were kept" }),
+                draw("text", { class: "none", x: this.left + 6, y: y0 + height / 2 + 4, text: "no one-step guesses were saved" }),
             );
         }
         const x = (k) => this.center(k);
@@ -211,7 +211,7 @@ class Timeline {
             const text =
                 member.whole === null
                     ? member.selected.length
-                        ? "not recorded by the version that kept this"
+                        ? "not recorded by the version that saved this"
                         : "no step of this path was trained"
                     : `one for the whole completion: ${number(member.whole, 3, true)}`;
             group.append(draw("text", { class: "none", x: this.left + 6, y: zero - 6, text }));

@@ -1,11 +1,11 @@
-// A completion, drawn token by token: a board, code, text, or a grid of tokens; at one step of its path, or as a guess.
+// A completion drawn token by token as a board, code, text or a grid, at one step of its path or as a guess.
 
 const HIDDEN = "·";
 const END = "∎";
 const NATS = 2e-4; // unit of the film's entropies
-const BRIEF = 48; // tokens up to which a text is set large
+const BRIEF = 48; // maximum number of tokens of a text in large type
 
-/** What a token looks like in words: its text, or what it stands for. */
+/** Return a token in words: its text, or its meaning. */
 function spoken(text) {
     if (text === "") return "nothing";
     if (text === " ") return "space";
@@ -42,7 +42,7 @@ class Tokens {
         const isProse = this.kind === "code" || this.kind === "text";
         const events = { onfocus: () => this.onlook(i), onpointerenter: () => this.onlook(i) };
         const common = { class: "token", "data-i": i };
-        // A button is a box of its own, in which a line would end only for itself; in prose a token runs on with its line.
+        // A button is a box in which lines break separately; in prose, a token must flow with its line.
         const own = isProse ? { role: "button" } : { type: "button" };
         const node = this.onlook
             ? el(isProse ? "span" : "button", { ...common, ...own, ...events, tabindex: i ? -1 : 0 })
@@ -53,7 +53,7 @@ class Tokens {
             if (column && column % this.layout.box === 0) node.classList.add("box-left");
             if (row && row % this.layout.box === 0) node.classList.add("box-top");
         } else if (this.kind !== "tokens") {
-            // As wide while hidden as it will be: lines do not jump while the film plays.
+            // A hidden token is as wide as its final text, so that lines do not jump while the film plays.
             node.style.setProperty("--width", clamp(this.text(token).replace(/\n/g, "").length, 1, 24));
         }
         const note = this.size === "big" && this.kind === "board" ? el("span", { class: "nats", "aria-hidden": "true" }) : null;
@@ -61,7 +61,7 @@ class Tokens {
         return { node, text, note };
     }
 
-    /** The state in which step k writes: what was there before, what it writes outlined, the rest hidden. After the last, all. */
+    /** Show the state of step k: earlier tokens, the tokens of this step outlined, the rest hidden. After the last step, show all. */
     show(k) {
         const { member, film } = this;
         member.tokens.forEach((token, i) => {
@@ -75,7 +75,7 @@ class Tokens {
         });
     }
 
-    /** A guess at step k: a token for each position, or the mark of what was finally written. */
+    /** Show a guess at step k: for each position a token, or the mark for the final token. */
     guess(tokens, k) {
         const { member } = this;
         const same = tokens instanceof Uint16Array ? 0xffff : 0x7fffffff;
@@ -91,7 +91,7 @@ class Tokens {
         const share = clamp(entropy / this.scale, 0, 1);
         node.dataset.state = isHidden ? "hidden" : isNow ? "now" : isGuess ? "guess" : "written";
         node.classList.toggle("other", isOther);
-        // Where the ramp has passed the text's own lightness, which is earlier on dark paper, the text changes sides.
+        // The text changes between dark and light where the colour ramp passes its lightness, earlier on a dark page.
         node.classList.toggle("middle-deep", !isHidden && share > 0.49);
         node.classList.toggle("deep", !isHidden && share > 0.66);
         node.style.setProperty("--t", isHidden ? 0 : share.toFixed(3));

@@ -1,10 +1,11 @@
-"""Methods x tasks x seeds at equal compute: a recipe in; runs, tables and figures out.
+"""Comparison of methods on tasks over seeds, at equal compute.
 
-recipe    what is compared, and how each run's recipe follows from it
-plan      the runs, in order
-jobs      one run: pretraining a base, probing the cost of a step, training and measuring
-run       doing them, several at a time, resumable
-ledger    cells.jsonl, a line for each run
+recipe    the settings of a comparison, and the recipe of each run in it
+plan      the jobs in their order
+jobs      one job: pretrain a base, probe the cost of a step, or train and measure
+run       runs the jobs, several at a time, and resumes
+workers   the processes that run the jobs
+ledger    cells.jsonl, one line for each job
+sources   hashes of the code that a result depends on
 results   numbers from the lines: choices, means, intervals, paired differences
-report    tables and figures from the numbers
 """

@@ -1,8 +1,9 @@
-"""What a comparison consists of: pretrainings, probes and cells. Each is done by one process and leaves one record.
+"""The jobs of a comparison: pretrainings, probes and cells. One process runs a job, which leaves
+one record.
 
-A job is known by what it depends on: its `variant` is a hash of the resolved recipe and of what is measured, with the seed beside
-it. A job that has a record is not done again, unless the code that made the record was edited since (see `sources`). A job
-whose recipe changed is another job.
+The `variant` of a job is a hash of its resolved recipe and its measurements, without the seed. A
+job that has a record does not run again, unless the code behind the record has changed (see
+`sources`). A job whose recipe has changed is another job.
 """
 
 from __future__ import annotations
@@ -36,102 +37,109 @@ from unmask.trainer.distributed.accelerator import make_accelerator
 from unmask.trainer.pretrain import pretrain
 
 Record = dict[str, Any]
-"""A line of cells.jsonl."""
+"""Line of cells.jsonl."""
 
 Key = tuple[Any, ...]
+"""Stage, task, method, seed and variant of a job."""
 
 Stage = Literal["pretraining", "base", "probe", "tuning", "final"]
+"""Stage of a comparison that a job belongs to."""
 
 PROBE_STEPS = 2
-"""Steps that a probe takes; the dearest of them counts."""
+"""Number of training steps of a probe; the most expensive step counts."""
 SAVES = 4
-"""Checkpoints along a cell's run: what a cell that was cut off has to do again is at most a quarter."""
+"""Number of checkpoints in a cell's run, so that an interrupted cell repeats at most a quarter."""
 
 _SET_HERE = {
     *("seed", "output_dir", "report_to", "save_steps", "save_total_limit"),
     *("log_rollouts_steps", "log_rollouts_groups", "log_rollouts_guesses", "evaluation"),
 }
-"""Keys of a recipe that the comparison sets itself, or that change no result."""
+"""Keys of a recipe that the comparison sets, or that do not change results."""
 
 
 @dataclass(frozen=True)
 class ComparisonJob(ABC):
-    """One piece of work.
-
-    `run` is called in the process that does it, and returns what the record says besides the labels.
-    """
+    """A job of a comparison. `run` runs in the process of the job, and returns the entries of the
+    record besides its labels."""
 
     root: Path
     """Folder of the comparison."""
     stage: Stage
+    """Stage of the comparison."""
     task: str
+    """Name of the task; for a pretraining, of its recipe."""
     method: str
+    """Label of the method, or `base`."""
     seed: int
+    """Seed of the run."""
     code: tuple[str, ...] = field(default=(), kw_only=True)
-    """Names of `files` as they were when the job began; empty before that."""
+    """Hashes of `files` at the start of the job; empty before the start."""
 
     @property
     @abstractmethod
     def variant(self) -> str:
-        """A hash of everything that the result depends on but for the seed."""
+        """Hash of everything that the result depends on, except the seed and the code."""
 
     @property
     def recipes(self) -> tuple[RunRecipe, ...]:
-        """Of the run, and of the base that it starts from."""
+        """Recipes of the run, and of the base that it starts from."""
         return ()
 
     @property
     def files(self) -> tuple[Mapping[str, str], Mapping[str, str]]:
-        """Hashes of all files that the result depends on: those that every run goes through, and the others."""
+        """Hashes of all files that the result depends on: first those that every run uses, then the
+        others."""
         return engine_files(), own_files(self.recipes)
 
     @property
     def code_now(self) -> tuple[str, ...]:
-        """Names of `files` as they are now."""
+        """Hashes of `files` now."""
         return tuple(digest_of(files) for files in self.files)
 
     @property
     def folder(self) -> Path:
-        """Of the run; edited code writes into a folder of its own, so that it never goes on with what other code began."""
+        """Run folder. Changed code gets another folder, so that it does not continue a run of the
+        old code."""
         return folder_of(self.root, self.record(code=self.code or self.code_now))
 
     @abstractmethod
     def run(self) -> Record:
-        """Do it, or go on with it."""
+        """Run the job, or continue it, and return the entries of its record."""
 
     @property
     def key(self) -> Key:
-        """What a record has to agree in to be this job's."""
+        """Labels that identify the job's record."""
         return (self.stage, self.task, self.method, self.seed, self.variant)
 
     def record(self, **facts: Any) -> Record:
-        """The line of cells.jsonl."""
+        """Return the line of cells.jsonl with the job's labels and `facts`."""
         labels = {name: getattr(self, name) for name in ("stage", "task", "method", "seed", "variant")}
         return labels | facts | {"version": __version__} | ({"code": list(self.code)} if self.code else {})
 
     def clean_up(self) -> None:
-        """Remove what only a run that goes on would need."""
+        """Remove files that only an unfinished run needs."""
         shutil.rmtree(self.folder / "checkpoints", ignore_errors=True)
 
 
 def key_of(record: Record) -> Key:
-    """The `key` of the job that left a record."""
+    """Return the `key` of the job of a record."""
     return tuple(record[name] for name in ("stage", "task", "method", "seed", "variant"))
 
 
 def folder_of(root: Path, record: Record) -> Path:
-    """The run folder of the job that left a record."""
+    """Return the run folder of the job of a record."""
     labels = " ".join(str(part) for part in key_of(record))
-    # Versions that kept no track of code named folders without it.
+    # Versions that did not track code named folders without it.
     code = f"_{_hash(list(record['code']))[:8]}" if "code" in record else ""
     return root / "runs" / re.sub(r"\W+", "-", labels + code)
 
 
 @dataclass(frozen=True)
 class Pretraining(ComparisonJob):
-    """The base of a seed, for all tasks that start from it."""
+    """Pretraining of the base of a seed, for all tasks that start from it."""
 
     recipe: PretrainRecipe
+    """Recipe of the pretraining."""
 
     @property
     def variant(self) -> str:
@@ -152,34 +160,41 @@ class Pretraining(ComparisonJob):
 
 
 class Measure(Config):
-    """What is evaluated at the end, and along the way."""
+    """Evaluations during and at the end of a run."""
 
     split: Literal["validation", "test"]
+    """Split of the task."""
     num_rows: int
+    """Number of examples in the final evaluation."""
     temperatures: tuple[float, ...]
+    """Sampling temperatures; 0 is greedy."""
     decoding_steps: tuple[int, ...] = ()
-    """Also measured greedily at these numbers of steps."""
+    """Further numbers of denoising steps for greedy evaluations."""
     curve_points: int = 0
+    """Number of evaluations during the run."""
     curve_rows: int = 1
+    """Number of examples in each evaluation during the run."""
 
 
 @dataclass(frozen=True)
 class Cell(ComparisonJob):
-    """One run of a method on a task; for the method `base`, no run but an evaluation of what all begin with."""
+    """One run of a method on a task; for the method `base`, only an evaluation of the initial
+    model."""
 
     recipe: TrainRecipe
-    """With the settings of the method and the grid point; `model` is where it starts."""
+    """Recipe with the settings of the method and the grid point; `model` is the initial model."""
     start: str
-    """What it starts from, whatever the seed: the variant of the base, or the model's name."""
+    """Initial model, independent of the seed: the variant of the base, or the model's name."""
     measure: Measure
+    """Evaluations of the run."""
     base: PretrainRecipe | None = None
-    """How what it starts from was pretrained; None if that is a model that was there."""
+    """Recipe that pretrains the initial model; None if the model exists already."""
     settings: Mapping[str, Any] = field(default_factory=dict)
-    """The grid point among its settings."""
+    """Values of the grid point, by dotted key."""
     budget: int = 0
-    """Token passes."""
+    """Token passes that the run may use."""
     max_steps: int = 0
-    """Run steps that these buy."""
+    """Number of training steps within the budget."""
 
     @property
     def variant(self) -> str:
@@ -195,7 +210,8 @@ class Cell(ComparisonJob):
 
     @property
     def cost_variant(self) -> str:
-        """A hash of what the cost of a step depends on, which the optimizer's settings are no part of."""
+        """Hash of everything that the cost of a step depends on, which excludes the optimizer's
+        settings."""
         return _hash(_varying(self.recipe) | {"optim": None}, self.start)
 
     def record(self, **facts: Any) -> Record:
@@ -236,12 +252,13 @@ class Cell(ComparisonJob):
     def clean_up(self) -> None:
         super().clean_up()
         if self.stage == "tuning":
-            # Nobody looks at the models of a trial.
+            # The models of a trial are never used.
             for name in ("final", "best"):
                 shutil.rmtree(self.folder / name, ignore_errors=True)
 
     def _measured(self) -> Record:
-        """Accuracy and reward at each temperature, and of greedy decoding at each number of steps."""
+        """Return accuracy and reward at each temperature, and of greedy decoding at each number of
+        denoising steps."""
         recipe, measure = self.recipe, self.measure
         policy = load_model(recipe.model if self.method == BASE else self.folder / "final")
         denoiser, tokenizer = policy
@@ -255,14 +272,14 @@ class Cell(ComparisonJob):
 
         def at(temperature: float, steps: int) -> tuple[float, float]:
             sampler = decoded(recipe.sampler, steps, temperature)
-            found = evaluate(engine, recipe.task, scorer, rows, sampler, seed=recipe.seed)
-            return found.accuracy, found.reward
+            result = evaluate(engine, recipe.task, scorer, rows, sampler, seed=recipe.seed)
+            return result.accuracy, result.reward
 
         own = recipe.sampler.steps
         by_temperature = {f"{t:g}": at(t, own) for t in measure.temperatures}
         known = {own: by_temperature["0"]} if "0" in by_temperature else {}
-        asked = sorted({own, *measure.decoding_steps}) if measure.decoding_steps else []
-        by_steps = {str(steps): known[steps] if steps in known else at(0.0, steps) for steps in asked}
+        step_counts = sorted({own, *measure.decoding_steps}) if measure.decoding_steps else []
+        by_steps = {str(steps): known[steps] if steps in known else at(0.0, steps) for steps in step_counts}
         return {
             "accuracy": {name: accuracy for name, (accuracy, _) in by_temperature.items()},
             "reward": {name: reward for name, (_, reward) in by_temperature.items()},
@@ -273,9 +290,10 @@ class Cell(ComparisonJob):
 
 @dataclass(frozen=True)
 class Probe(ComparisonJob):
-    """The cost of a step, by taking a few; what a budget buys follows from it."""
+    """Measurement of the cost of a training step; it decides how many steps a budget allows."""
 
     cell: Cell
+    """Cell whose first steps are run."""
 
     @property
     def variant(self) -> str:
@@ -293,7 +311,8 @@ class Probe(ComparisonJob):
                 "output_dir": folder,
                 "evaluation": EvalConfig(num_rows=1, eval_steps=0, batch_size=1),
                 "log_rollouts_steps": 0,
-                # One probe serves all learning rates, the one that ruins the model included.
+                # The probe holds for all learning rates, so it must not depend on one that ruins
+                # the model.
                 "optim": recipe.optim.model_copy(update={"learning_rate": 1e-9}),
             }
             lines = read_metrics(Trainer(recipe.model_copy(update=update)).train())
@@ -301,24 +320,24 @@ class Probe(ComparisonJob):
 
 
 def steps_within(budget: int, cost: float, task: str) -> int:
-    """Run steps that a budget buys.
+    """Return the number of training steps that a budget allows.
 
     Raises:
-        ConfigError: none.
+        ConfigError: if the budget is less than the cost of one step.
     """
     if budget < cost:
         raise ConfigError(
-            f"a budget of {budget:,} token passes does not buy one step, which costs {cost:,.0f}. "
+            f"a budget of {budget:,} token passes is less than the cost of one training step, {cost:,.0f}. "
             f"Raise tasks.{task}.budget, or lower num_prompts or num_generations."
         )
     return int(budget // cost)
 
 
 def _varying(recipe: RunRecipe) -> dict[str, Any]:
-    """What tells a recipe from others; of a training recipe, its start and its length are told apart elsewhere.
+    """Return the values that identify a recipe, without the initial model and the number of steps
+    of a training recipe.
 
-    What stands at its default is left out, so that an option that is added to a method later does not make its results
-    another method's.
+    Defaults are left out, so that results stay valid if a later version adds an option to a method.
     """
     skipped, types = _SET_HERE, {"task.type": recipe.task.type}
     if isinstance(recipe, TrainRecipe):
@@ -328,7 +347,8 @@ def _varying(recipe: RunRecipe) -> dict[str, Any]:
 
 
 def _curve(lines: list[Record], split: str) -> list[Record]:
-    """Return the accuracies on a split by temperature along a run, against the token passes spent until then."""
+    """Return the accuracies of a run on a split by temperature, each with the token passes until
+    then."""
     curve, spent = [], 0.0
     for line in lines:
         spent += line.get("compute/token_passes", 0)

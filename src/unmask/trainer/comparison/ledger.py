@@ -1,4 +1,8 @@
-"""cells.jsonl: what has been done, a line each. All tables and figures come from it; code.json beside it says by which code."""
+"""The record of a comparison's jobs: cells.jsonl has a line for each, and code.json the hashes of
+the code that made them.
+
+All tables and figures are made from cells.jsonl.
+"""
 
 from __future__ import annotations
 
@@ -15,13 +19,13 @@ from unmask.trainer.comparison.jobs import ComparisonJob, Key, Record, folder_of
 
 
 class Ledger:
-    """The records of a comparison; of several with one key the newest counts.
+    """Records of a comparison; if several have the same key, only the newest counts.
 
     Args:
-        folder: of the comparison.
+        folder: folder of the comparison.
 
     Raises:
-        RunError: a file of it is damaged.
+        RunError: if one of the ledger's files is damaged.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -35,20 +39,21 @@ class Ledger:
 
     @property
     def records(self) -> list[Record]:
-        """All that count, oldest first."""
+        """All records that count, oldest first."""
         return list(self._records.values())
 
     def of(self, job: ComparisonJob) -> Record | None:
-        """The record of a job, if it is done or has failed."""
+        """Return the record of a job that is done or has failed, else None."""
         return self._records.get(job.key)
 
     def folder_of(self, job: ComparisonJob) -> Path:
-        """The run folder of a job: of the run that left its record, if there is one."""
+        """Return the run folder of a job; if the job has a record, that of the run that made the
+        record."""
         record = self.of(job)
         return job.folder if record is None else folder_of(job.root, record)
 
     def add(self, record: Record, files: Iterable[Mapping[str, str]] = ()) -> None:
-        """Append a line, and keep the hashes of the files that the result depends on."""
+        """Append a record, and store the hashes of the files that its result depends on."""
         new = {name: dict(part) for part in files if (name := sources.digest_of(part)) not in self._files}
         with disk_faults_explained(self.folder):
             if new:
@@ -59,56 +64,61 @@ class Ledger:
         self._records[key_of(record)] = record
 
     def edited(self, record: Record) -> list[str]:
-        """Names of the files that were edited since a record was made; none for a version that kept no track of code."""
+        """Return the names of the files that have changed since a record was made; none if it does
+        not name its code."""
         return [name for part in self._parts(record) for name in sources.edited(part)]
 
     def unchecked(self, record: Record) -> list[str]:
-        """Names of the files of a record that are not here, so that it is not known whether they were edited."""
+        """Return the names of the missing files of a record, for which changes cannot be
+        detected."""
         return [name for part in self._parts(record) for name in sources.missing(part)]
 
     def foreign(self, jobs: Sequence[ComparisonJob]) -> list[Record]:
-        """Records of the jobs' stages, tasks and methods that other settings than the jobs' made."""
+        """Return records that have the stage, task and method of a job but other settings."""
         is_current = _currency(jobs)
         return [record for record in self.records if is_current(record) is False]
 
     def settle(self, jobs: Sequence[ComparisonJob]) -> None:
-        """Move what is `foreign` to superseded.jsonl, and what these settings and this code made before back.
+        """Move `foreign` records to superseded.jsonl, and move earlier records of these settings
+        and this code back.
 
-        So no table mixes the two. Seeds that are no longer asked for are left where they are. Half a line that a killed
-        process left is gone.
+        So no table mixes results of different settings. Records of seeds that are no longer in the
+        recipe stay. An incomplete line that a killed process left is removed.
         """
         is_current = _currency(jobs)
-        back = {
+        restored = {
             key_of(record): record
             for record in self._aside.values()
             if is_current(record) and not self.edited(record) and key_of(record) not in self._records
         }
-        stays = {key: record for key, record in self._records.items() if is_current(record) is not False}
-        self._move(back | stays)
+        kept = {key: record for key, record in self._records.items() if is_current(record) is not False}
+        self._move(restored | kept)
 
     def set_aside(self, records: Iterable[Record]) -> None:
         """Move records to superseded.jsonl."""
-        gone = {key_of(record) for record in records}
-        self._move({key: record for key, record in self._records.items() if key not in gone})
+        keys = {key_of(record) for record in records}
+        self._move({key: record for key, record in self._records.items() if key not in keys})
 
-    def _move(self, staying: dict[Key, Record]) -> None:
+    def _move(self, kept: dict[Key, Record]) -> None:
+        """Keep these records in cells.jsonl, and move all others to superseded.jsonl."""
         everything = self._aside | {_full_key(record): record for record in self.records}
-        kept = {_full_key(record) for record in staying.values()}
-        self._records = staying
-        self._aside = {key: record for key, record in everything.items() if key not in kept}
+        kept_keys = {_full_key(record) for record in kept.values()}
+        self._records = kept
+        self._aside = {key: record for key, record in everything.items() if key not in kept_keys}
         with disk_faults_explained(self.folder):
             _write(self.path, self._records.values())
             if self._aside or self._aside_path.exists():
                 _write(self._aside_path, self._aside.values())
 
     def _parts(self, record: Record) -> list[Mapping[str, str]]:
-        # Without code.json nothing is known of the code but that it was kept track of.
+        # Without code.json the record only shows that its code was tracked.
         unknown = {str(self._code_path.resolve()): ""}
         return [self._files.get(name, unknown) for name in record.get("code", ())]
 
 
 def _currency(jobs: Sequence[ComparisonJob]) -> Callable[[Record], bool | None]:
-    """Whether a record's settings are those of the jobs; None where the jobs say nothing of its stage, task and method."""
+    """Return a function that tells whether a record has the settings of a job; None if no job has
+    its stage, task and method."""
     labels = {job.key[:3] for job in jobs}
     variants = {(*job.key[:3], job.variant) for job in jobs}
 
@@ -126,13 +136,13 @@ def _full_key(record: Record) -> Key:
 def _read(path: Path) -> list[Record]:
     if not path.exists():
         return []
-    advice = "Restore the file, or remove the line; what it recorded is then run again."
+    advice = "Restore the file, or remove the line; the job then runs again."
     records = read_json_lines(path, advice=advice)
     labels = {"stage": str, "task": str, "method": str, "seed": int, "variant": str}
     for number, record in enumerate(records, 1):
         if not all(isinstance(record.get(name), kind) for name, kind in labels.items()):
             raise RunError(
-                f"{path}, line {number} is not a record of a comparison: it lacks one of {', '.join(labels)}. {advice}"
+                f"{path}, line {number} is not a record of a comparison, because it lacks one of {', '.join(labels)}. {advice}"
             )
     return records
 
@@ -140,13 +150,12 @@ def _read(path: Path) -> list[Record]:
 def _read_code(path: Path) -> dict[str, dict[str, str]]:
     if not path.exists():
         return {}
-    found = read_json_object(path)
-    if not all(isinstance(part, dict) for part in found.values()):
+    hashes = read_json_object(path)
+    if not all(isinstance(part, dict) for part in hashes.values()):
         raise RunError(
-            f"{path} does not hold the hashes of code that the results were made by. Restore it, or remove it; tables then say "
-            "that the code is not known."
+            f"{path} does not hold hashes of code. Restore it, or remove it; the tables then state that the code is unknown."
         )
-    return found
+    return hashes
 
 
 def _write(path: Path, records: Iterable[Record]) -> None:

@@ -1,4 +1,5 @@
-"""From a recipe to jobs, in the order in which they are done: seed by seed, so that a comparison that is cut off is balanced."""
+"""The jobs of a comparison in their order: seed by seed, so that an interrupted comparison is
+balanced."""
 
 from __future__ import annotations
 
@@ -14,10 +15,10 @@ from unmask.trainer.comparison.recipe import BASE, CompareRecipe, base_recipe, r
 
 
 def check_reward_functions(recipe: CompareRecipe) -> None:
-    """Load the reward functions of all runs, each once, before anything is run.
+    """Load the reward functions of all runs once, before the first job.
 
     Raises:
-        ConfigError: one cannot be loaded, or does not go with a method that is to train on it.
+        ConfigError: if a function cannot be loaded, or a method cannot train on it.
     """
     seen: set[str] = set()
     for task, label in recipe.pairs():
@@ -41,7 +42,7 @@ class Plan:
     """The jobs of a comparison.
 
     Args:
-        recipe: what is compared.
+        recipe: settings of the comparison.
     """
 
     def __init__(self, recipe: CompareRecipe) -> None:
@@ -49,22 +50,23 @@ class Plan:
 
     @property
     def is_tuned(self) -> bool:
-        """Whether there is anything to choose."""
+        """True if some method has more than one grid point."""
         return any(len(self.recipe.points(label)) > 1 for label in self.recipe.methods)
 
     def pretrainings(self) -> list[Pretraining]:
-        """The bases, those of the trials first; one for all tasks that agree in everything about it."""
+        """Return the pretrainings, those for trials first. Tasks whose bases have equal recipes
+        share one."""
         tuning = self.recipe.tuning
         seeds = dict.fromkeys([*(tuning.seeds if tuning and self.is_tuned else ()), *self.recipe.seeds])
         jobs = [self._pretraining(task, seed) for seed in seeds for task in self.recipe.tasks if self._has_base(task)]
         return list({job.key: job for job in jobs}.values())
 
     def bases(self) -> list[Cell]:
-        """An evaluation of what each seed begins with."""
+        """Return the evaluations of the untrained models, one for each seed and task."""
         return [self._cell("base", task, BASE, seed, {}) for seed in self.recipe.seeds for task in self.recipe.tasks]
 
     def trials(self) -> list[Cell]:
-        """The runs from which settings are chosen."""
+        """Return the runs for the choice of settings."""
         tuning = self.recipe.tuning
         if tuning is None or not self.is_tuned:
             return []
@@ -76,7 +78,7 @@ class Plan:
         ]
 
     def finals(self, chosen: Mapping[tuple[str, str], Mapping[str, Any]]) -> list[Cell]:
-        """The runs that are compared, for the methods and tasks whose settings are chosen."""
+        """Return the runs to compare, for each task and method with chosen settings."""
         return [
             self._cell("final", task, method, seed, chosen[task, method])
             for seed in self.recipe.seeds
@@ -85,14 +87,15 @@ class Plan:
         ]
 
     def probes(self, cells: Iterable[Cell]) -> list[Probe]:
-        """One for all cells whose steps cost the same."""
+        """Return one probe for each set of cells whose steps have the same cost."""
         first: dict[str, Cell] = {}
         for cell in cells:
             first.setdefault(cell.cost_variant, cell)
         return [Probe(self.folder, "probe", cell.task, cell.method, cell.seed, cell) for cell in first.values()]
 
     def base_of(self, task: str, seed: int) -> Pretraining | None:
-        """The pretraining that runs of a task and seed start from; None if they start from a model that is there."""
+        """Return the pretraining that runs of a task and seed start from; None if they start from
+        an existing model."""
         return self._pretraining(task, seed) if self._has_base(task) else None
 
     def _has_base(self, task: str) -> bool:
@@ -116,7 +119,7 @@ class Plan:
         if stage == "tuning":
             assert tuning is not None
             budget = int(budget * tuning.budget_share)
-            # Never the test split: nothing is chosen by what is reported.
+            # Never the test split: the reported numbers must not influence a choice.
             measure = Measure(split="validation", num_rows=tuning.num_rows, temperatures=evaluation.temperatures)
         elif stage == "final":
             curve = {"curve_points": evaluation.curve_points, "curve_rows": evaluation.curve_rows}

@@ -1,7 +1,7 @@
-"""What is compared: tasks, methods and seeds, what each run may spend, and what is tuned.
+"""Settings of a comparison: tasks, methods, seeds, the budget of a run, and the tuning.
 
-A method is a set of changes to the task's own training recipe, so that whatever is not named there is the same for all of
-them. Every combination is resolved, and so checked, before the first run.
+A method is a set of changes to the task's training recipe, so that all methods share every other
+setting. The recipe of every combination is resolved, and therefore checked, before the first run.
 """
 
 from __future__ import annotations
@@ -39,117 +39,121 @@ def _flat_if_tree(value: object) -> object:
 
 
 def _grid(value: object) -> object:
-    """Values to try by dotted key; a single value stands for a list of one."""
+    """Return lists of values by dotted key; a single value stands for a list of one."""
     if not isinstance(value, Mapping):
         return value
-    return {key: tried if isinstance(tried, list | tuple) else [tried] for key, tried in flat(value).items()}
+    return {key: values if isinstance(values, list | tuple) else [values] for key, values in flat(value).items()}
 
 
 Settings = Annotated[dict[str, Any], BeforeValidator(_flat_if_tree)]
-"""Values by dotted key, as in {optim.learning_rate: 1.0e-3}; a key may also hold a tree of keys."""
+"""Values by dotted key, as in {optim.learning_rate: 1.0e-3}; a value can be a tree of keys."""
 
 Grid = Annotated[dict[str, tuple[Any, ...]], BeforeValidator(_grid)]
-"""For dotted keys the values to try, each with each."""
+"""Values to try, by dotted key; all combinations of them are tried."""
 
 Seeds = Annotated[tuple[int, ...], Field(min_length=1)]
 
 BASE = "base"
-"""What results of the untrained model are called; no method may be."""
+"""Label of the results of the untrained model; no method can have it."""
 
 
 class CompareTask(Config):
-    """A task, the model to start from, and what a run may spend on it."""
+    """A task, the model to start from, and the budget of a run."""
 
     leads_to: ClassVar[Mapping[str, type[Config]]] = {"overrides": TrainRecipe, "base_overrides": PretrainRecipe}
 
     recipe: str
     """Training recipe that every method starts from: a shipped name or a YAML file."""
     base: str | None = None
-    """Pretraining recipe; each seed gets a base of its own, which all methods and all tasks with the same one share."""
+    """Pretraining recipe of the base. Each seed has its own base, which all methods share, and all
+    tasks with the same recipe."""
     model: str | None = None
-    """Folder or hub id of a model to start from instead, for all seeds."""
+    """Folder or hub id of a model to start from instead of a base, for all seeds."""
     overrides: Settings = {}
     """Changes to `recipe` for this task."""
     base_overrides: Settings = {}
     """Changes to `base` for this task."""
     budget: int = Field(ge=1)
-    """Token passes of a run: a token in a forward counts once, in a forward with backward three times."""
+    """Token passes that a run may use. A token counts once in a forward, three times in a forward
+    with backward."""
     decoding_steps: tuple[Annotated[int, Field(ge=1)], ...] = ()
-    """Numbers of denoising steps at which finished models are evaluated greedily, besides the recipe's own."""
+    """Further numbers of denoising steps at which finished models are evaluated greedily."""
 
     @model_validator(mode="after")
     def _check_start(self) -> CompareTask:
         if (self.base is None) == (self.model is None):
-            given = "neither" if self.base is None else "both"
-            raise ValueError(
-                f"{given} of base and model is set. Set base to pretrain one for each seed, or model for all seeds."
-            )
+            fault = "neither base nor model is set" if self.base is None else "base and model are both set"
+            raise ValueError(f"{fault}. Set base to pretrain a model for each seed, or model to use one for all seeds.")
         return self
 
 
 class CompareMethod(Config):
-    """What one line of the table changes in the tasks' training recipes."""
+    """Changes to the tasks' training recipes that make one line of the table."""
 
     leads_to: ClassVar[Mapping[str, type[Config]]] = {"settings": TrainRecipe}
 
     settings: Settings = {}
-    """Changes to every task's recipe. With `method.type` among them the recipe's own `method` is dropped whole."""
+    """Changes to every task's recipe. If `method.type` is among them, the recipe's own `method`
+    section is dropped."""
     tune: Grid | None = None
-    """Grid of this method instead of `tuning.grid`; it must be as large."""
+    """Grid of this method instead of `tuning.grid`; both must have the same number of points."""
     tasks: tuple[str, ...] = ()
-    """Tasks that it is run on; default all."""
+    """Tasks to run the method on; default all."""
     by_task: dict[str, Settings] = {}
-    """Further changes for single tasks."""
+    """Further changes for single tasks, by the task's name."""
 
 
 class Tuning(Config):
-    """How each method's settings are chosen: the best of a grid on the validation split."""
+    """Choice of each method's settings: the best point of a grid on the validation split."""
 
     grid: Grid = {}
-    """Tried for every method, on each task by itself."""
+    """Grid for every method; each task has its own choice."""
     seeds: Seeds = (0,)
-    """Seeds of the trials; take others than those of the comparison, so that no method is tuned to its own test."""
+    """Seeds of the trials. Use other seeds than those of the comparison, so that tuning does not
+    see the runs that are tested."""
     budget_share: float = Field(0.5, gt=0, le=1)
-    """What a trial may spend, as a share of the task's budget."""
+    """Budget of a trial, as a share of the task's budget."""
     num_rows: int = Field(256, ge=1)
-    """Validation rows of a trial."""
+    """Number of validation examples in a trial."""
 
 
 class CompareEvaluation(Config):
-    """What is measured, on the test split."""
+    """Evaluation of the runs on the test split."""
 
     temperatures: Annotated[tuple[Annotated[float, Field(ge=0)], ...], Field(min_length=1)] = (0.0, 0.9)
-    """One result for each: 0 is greedy."""
+    """Sampling temperatures, with one result for each; 0 is greedy."""
     num_rows: int = Field(512, ge=1)
-    """Rows at the end of a run."""
+    """Number of examples in the evaluation of a finished run."""
     curve_points: int = Field(5, ge=1)
-    """Evaluations along a run, the last at its end; one before it comes on top."""
+    """Number of evaluations during a run, the last one at its end; there is another one before the
+    run."""
     curve_rows: int = Field(128, ge=1)
-    """Rows of each of these."""
+    """Number of examples in each evaluation during a run."""
 
 
 class CompareRecipe(Config):
-    """Methods x tasks x seeds at equal compute."""
+    """Settings of a comparison of methods on tasks over seeds, at equal compute."""
 
     tasks: Annotated[dict[str, CompareTask], Field(min_length=1)]
-    """By name."""
+    """Tasks by name."""
     methods: Annotated[dict[str, CompareMethod], Field(min_length=1)]
-    """By the label that they have in tables and figures."""
+    """Methods by their label in tables and figures."""
     seeds: Seeds
-    """Each is one run of each method on each task, with a base, rows and draws of its own."""
+    """Seeds of the runs. Each method runs on each task once for each seed, with its own base,
+    examples and random draws."""
     tuning: Tuning | None = None
-    """Default: nothing is tuned."""
+    """Tuning of the methods; by default there is none."""
     baselines: tuple[str, ...] = ()
-    """Methods from which the differences of all others are given, paired by seed."""
+    """Methods to compare all others with; the tables give the differences, paired by seed."""
     evaluation: CompareEvaluation = CompareEvaluation()
-    """What is measured."""
+    """Evaluation of the runs."""
     output_dir: str | None = None
     """Folder of the comparison; default runs/compare/NAME of the recipe."""
 
     @model_validator(mode="after")
     def _check_names(self) -> CompareRecipe:
         if BASE in self.methods:
-            raise ValueError(f'a method is called "{BASE}", as the untrained model is. Give it another label.')
+            raise ValueError(f'a method has the label "{BASE}", which the untrained model has. Use another label.')
         for label in self.baselines:
             if label not in self.methods:
                 raise ValueError(unknown_name("method in baselines", label, self.methods))
@@ -159,7 +163,7 @@ class CompareRecipe(Config):
                     raise ValueError(unknown_name(f"task in methods.{label}", task, self.tasks))
         for name, seeds in (("seeds", self.seeds), ("tuning.seeds", self.tuning.seeds if self.tuning else ())):
             if len(set(seeds)) < len(seeds):
-                raise ValueError(f"{name} = {list(seeds)} names a seed twice. Leave one of them out.")
+                raise ValueError(f"{name} = {list(seeds)} contains a seed twice. Remove one of them.")
         return self
 
     @model_validator(mode="after")
@@ -168,30 +172,30 @@ class CompareRecipe(Config):
         if len(set(sizes.values())) > 1:
             listed = ", ".join(f"{label} {size}" for label, size in sizes.items())
             raise ValueError(
-                f"the methods have grids of different sizes ({listed}), which favours those with more to choose from. "
-                "Give each method's tune as many settings."
+                f"the methods have grids of different sizes ({listed}), which favours methods with more trials. "
+                "Give all methods the same number of grid points."
             )
         return self
 
     @property
     def folder(self) -> Path:
-        """Of the comparison."""
+        """Folder of the comparison."""
         return Path(self.output_dir or "runs/compare/comparison")
 
     def grid(self, method: str) -> Grid:
-        """What is tried for a method."""
+        """Return the grid of a method; empty without tuning."""
         if self.tuning is None:
             return {}
         own = self.methods[method].tune
         return self.tuning.grid if own is None else own
 
     def points(self, method: str) -> list[Settings]:
-        """The grid of a method, point by point; one empty point where nothing is tuned."""
+        """Return the points of a method's grid; without tuning, one empty point."""
         grid = self.grid(method)
         return [dict(zip(grid, values, strict=True)) for values in product(*grid.values())]
 
     def pairs(self) -> Iterator[tuple[str, str]]:
-        """Every task with every method that is run on it."""
+        """Yield every task with every method that runs on it."""
         for task in self.tasks:
             for label, method in self.methods.items():
                 if not method.tasks or task in method.tasks:
@@ -199,36 +203,37 @@ class CompareRecipe(Config):
 
 
 CompareSource = str | os.PathLike[str] | Mapping[str, Any]
-"""A shipped name, a YAML file, or a dict of the same keys."""
+"""Source of a comparison: a shipped name, a YAML file, or a dict of settings."""
 
 
 def load_compare(source: CompareSource | CompareRecipe, overrides: Overrides = ()) -> CompareRecipe:
-    """Load a comparison, and resolve all its runs once.
+    """Load a comparison, and check the recipes of all its runs.
 
     Args:
         source: a shipped name, a YAML file, a dict, or a comparison to change.
-        overrides: `key=value` texts or a dict. Names under `tasks` or `methods` pick these from the recipe, and
+        overrides: `key=value` texts or a dict. Names under `tasks` or `methods` select entries, and
             `tasks.NAME=` leaves one out.
 
     Raises:
-        ConfigError: there is no such recipe, an override is malformed, or the recipe or one of its runs cannot be used.
+        ConfigError: if the recipe does not exist, an override is malformed, or the comparison or
+            one of its runs is not valid.
     """
     tree = _tree_of(source)
-    picked: dict[str, list[str]] = {}
+    selected: dict[str, list[str]] = {}
     if isinstance(overrides, Mapping):
         for key, value in overrides.items():
-            if key in PICKED and (names := _listed_names(value)):
-                picked[key] = names
+            if key in SELECTABLE and (names := _listed_names(value)):
+                selected[key] = names
             else:
                 override(tree, {key: value})
         overrides = ()
     for text in [overrides] if isinstance(overrides, str) else overrides:
         key, _, value = text.partition("=")
-        if key.strip() in PICKED and (names := _names(value)):
-            picked[key.strip()] = names
+        if key.strip() in SELECTABLE and (names := _names(value)):
+            selected[key.strip()] = names
         else:
             apply_override(tree, text)
-    _pick(tree, picked)
+    _select(tree, selected)
     recipe = validate(CompareRecipe, tree)
     for name, task in recipe.tasks.items():
         if task.base is not None:
@@ -239,12 +244,12 @@ def load_compare(source: CompareSource | CompareRecipe, overrides: Overrides = (
     return recipe
 
 
-PICKED = ("tasks", "methods")
-"""Keys whose entries can be picked by name."""
+SELECTABLE = ("tasks", "methods")
+"""Keys whose entries can be selected by name."""
 
 
 def _tree_of(source: CompareSource | CompareRecipe) -> dict[str, Any]:
-    """Return the keys and values of a comparison as its source has them, not yet validated."""
+    """Return the keys and values of a comparison before validation."""
     if isinstance(source, CompareRecipe):
         return source.model_dump()
     if isinstance(source, Mapping):
@@ -258,12 +263,12 @@ def _tree_of(source: CompareSource | CompareRecipe) -> dict[str, Any]:
 
 
 def _names(value: str) -> list[str]:
-    """The names in a value such as sudoku or [sudoku, countdown]; none where it holds whole entries."""
+    """Return the names in a text such as sudoku or [sudoku, countdown]; an empty list if it holds
+    whole entries."""
     try:
-        given = parse_yaml(value)
+        return _listed_names(parse_yaml(value))
     except YamlError:
         return []
-    return _listed_names(given)
 
 
 def _listed_names(value: object) -> list[str]:
@@ -272,13 +277,14 @@ def _listed_names(value: object) -> list[str]:
     return [str(name) for name in names] if all(isinstance(name, str | int | float) for name in names) else []
 
 
-def _pick(tree: dict[str, Any], picked: Mapping[str, list[str]]) -> None:
-    """Leave the tasks and methods out that are not picked or are set to null, and what the others say of these."""
-    for group in PICKED:
+def _select(tree: dict[str, Any], selected: Mapping[str, list[str]]) -> None:
+    """Remove the tasks and methods that are not selected or are null, and all references to
+    them."""
+    for group in SELECTABLE:
         entries = tree.get(group)
         if not isinstance(entries, dict):
             continue
-        kept = [_label(group, name, entries) for name in picked[group]] if group in picked else list(entries)
+        kept = [_label(group, name, entries) for name in selected[group]] if group in selected else list(entries)
         left_out = {name for name, entry in entries.items() if entry is None or name not in kept}
         tree[group] = {name: entry for name, entry in entries.items() if name not in left_out}
         if group == "tasks" and isinstance(tree.get("methods"), dict):
@@ -288,7 +294,7 @@ def _pick(tree: dict[str, Any], picked: Mapping[str, list[str]]) -> None:
 
 
 def _label(group: str, name: str, entries: Mapping[str, Any]) -> str:
-    """The entry of this name; EGSPO-SA may also be called egspo_sa."""
+    """Return the label of the entry with this name; egspo_sa stands for EGSPO-SA too."""
     same = [label for label in entries if label == name] or [label for label in entries if _bare(label) == _bare(name)]
     if not same:
         raise ConfigError(unknown_name(group.removesuffix("s"), name, entries))
@@ -300,7 +306,8 @@ def _bare(label: str) -> str:
 
 
 def _on_other_tasks(methods: Mapping[str, Any], left_out: set[str]) -> dict[str, Any]:
-    """The methods without what they say of tasks that are left out; null for those that ran on no other task."""
+    """Return the methods without references to tasks that are left out; None for methods without
+    another task."""
     changed: dict[str, Any] = {}
     for label, method in methods.items():
         if not isinstance(method, dict):
@@ -317,23 +324,23 @@ def _on_other_tasks(methods: Mapping[str, Any], left_out: set[str]) -> dict[str,
 
 
 def base_recipe(recipe: CompareRecipe, task: str, seed: int) -> PretrainRecipe:
-    """How the base of a task is pretrained for a seed."""
+    """Return the recipe that pretrains the base of a task for a seed."""
     source = recipe.tasks[task].base
     assert source is not None
-    where = f"tasks.{task}.base"
-    with _located(where):
+    with _located(f"tasks.{task}.base"):
         tree = recipe_tree(PretrainRecipe, source)
         _write(tree, recipe.tasks[task].base_overrides | {"seed": seed})
         return validate(PretrainRecipe, tree)
 
 
 def run_recipe(recipe: CompareRecipe, task: str, method: str, point: Settings, seed: int) -> TrainRecipe:
-    """How a method is trained on a task: the task's recipe, changed by the task, the method and the grid point, in this order.
+    """Return the recipe of a run: the task's recipe with the changes of the task, the method and
+    the grid point, in this order.
 
-    Where it starts, how long it goes on and where it writes are still the recipe's own.
+    The initial model, the number of steps and the run folder are still those of the task's recipe.
 
     Raises:
-        ConfigError: the changes do not go together.
+        ConfigError: if the recipe with these changes is not valid.
     """
     setting, changes = recipe.tasks[task], recipe.methods.get(method, CompareMethod())
     with _located(f"{method} on {task}"):
@@ -342,26 +349,26 @@ def run_recipe(recipe: CompareRecipe, task: str, method: str, point: Settings, s
         _write(tree, setting.overrides)
         settings = changes.settings | changes.by_task.get(task, {}) | point
         if "method.type" in settings:
-            # Another method's options are not this one's.
+            # The options belong to another method.
             tree["method"] = {}
         _write(tree, settings | {"seed": seed})
-        found = validate(TrainRecipe, tree)
+        run = validate(TrainRecipe, tree)
         for steps in setting.decoding_steps:
-            decoded(found.sampler, steps)
-        return found
+            decoded(run.sampler, steps)
+        return run
 
 
 def decoded(sampler: SamplerConfig, steps: int, temperature: float = 0.0) -> SamplerConfig:
-    """The sampler with another number of steps and another temperature.
+    """Return the sampler with another number of steps and another temperature.
 
     Raises:
-        ConfigError: the completion or its blocks cannot be denoised in these many steps.
+        ConfigError: if the completion or its blocks cannot be denoised in this number of steps.
     """
     return make_sampler(**sampler.model_dump() | {"num_steps": steps, "temperature": temperature})
 
 
 def named(settings: Mapping[str, Any]) -> str:
-    """Settings in words, as in tables: `learning_rate 0.001, num_selected 2`."""
+    """Return settings as text for tables, such as `learning_rate 0.001, num_selected 2`."""
     return ", ".join(f"{key.rpartition('.')[2]} {_short(value)}" for key, value in settings.items())
 
 
@@ -371,7 +378,7 @@ def _short(value: object) -> str:
 
 @contextmanager
 def _located(where: str) -> Iterator[None]:
-    """Say of a fault which of the many recipes it is in."""
+    """Add the location of a recipe to each line of a ConfigError."""
     try:
         yield
     except ConfigError as error:

@@ -1,4 +1,5 @@
-"""From records to numbers: which settings are chosen, means over seeds with intervals, differences paired by seed."""
+"""Numbers of a comparison's tables: the choice of settings, means over seeds with intervals, and
+paired differences."""
 
 from __future__ import annotations
 
@@ -16,86 +17,99 @@ from unmask.trainer.comparison.plan import Plan
 from unmask.trainer.comparison.recipe import BASE, CompareRecipe
 
 FEW_SEEDS = 5
-"""With fewer seeds than these an interval over seeds says little, and tables and figures say so."""
+"""Number of seeds below which tables and figures warn that an interval over seeds is not
+reliable."""
 _SHARES = ("accuracy", "decoding_accuracy")
+"""Entries of a record whose values are shares between 0 and 1."""
 SPENT = ("steps", "token_passes", "reward_calls")
-"""Numbers of a record that count something."""
+"""Entries of a record that are counts."""
 
 
 @dataclass(frozen=True, slots=True)
 class Mean:
-    """A mean over seeds."""
+    """Mean over seeds with its interval."""
 
     mean: float
+    """Mean of the values."""
     half: float
-    """Half the width of its 95 % Student-t interval; nan for a single seed."""
+    """Half the width of the 95 % Student-t interval; nan for a single seed."""
     se: float
     """Standard error; nan for a single seed."""
     number: int
-    """Of seeds."""
+    """Number of seeds."""
     low: float
-    """Ends of the interval, cut to the range of the quantity; nan for a single seed."""
+    """Lower end of the interval, cut to the range of the quantity; nan for a single seed."""
     high: float
+    """Upper end of the interval, cut to the range of the quantity; nan for a single seed."""
 
     @classmethod
     def of(cls, values: Sequence[float], lowest: float = -inf, highest: float = inf) -> Mean:
-        """Of at least one value of a quantity with this range."""
+        """Return the mean of one or more values of a quantity in the range from `lowest` to
+        `highest`."""
         mean, half = mean_interval(values)
         se = stdev(values) / sqrt(len(values)) if len(values) > 1 else nan
         return cls(mean, half, se, len(values), *cut((mean - half, mean + half), lowest, highest))
 
     @property
     def is_cut(self) -> bool:
-        """Whether mean ± half would leave the range."""
+        """True if mean ± half leaves the range of the quantity."""
         return not isnan(self.half) and (self.low, self.high) != (self.mean - self.half, self.mean + self.half)
 
     @property
     def is_above_zero(self) -> bool:
-        """Whether the whole interval is; False for a single seed, which has none."""
+        """True if the whole interval is above zero; False for a single seed, which has no
+        interval."""
         return self.low > 0
 
 
 @dataclass(frozen=True, slots=True)
 class Trial:
-    """A grid point of a method on a task, over the tuning seeds."""
+    """Result of a grid point of a method on a task, over the tuning seeds."""
 
     task: str
+    """Name of the task."""
     method: str
+    """Label of the method."""
     settings: dict[str, Any]
+    """Values of the grid point, by dotted key."""
     accuracy: dict[str, float]
-    """By temperature, mean over the seeds that ended well; empty if none did."""
+    """Accuracy by temperature, mean over the seeds without failure; empty if all failed."""
     reward: float
-    """Mean over the temperatures and these seeds."""
+    """Mean reward over the temperatures and these seeds."""
     num_seeds: int
+    """Number of seeds without failure."""
     failures: list[str]
+    """Seed and message of each failure."""
 
     @property
     def score(self) -> float:
-        """What the choice goes by: mean accuracy over the temperatures."""
+        """Mean accuracy over the temperatures, which decides the choice; nan if all seeds
+        failed."""
         return fmean(self.accuracy.values()) if self.accuracy else nan
 
 
 def tried(recipe: CompareRecipe, records: Iterable[Record]) -> list[Trial]:
-    """All that was tried, method by method, in the order of the grid."""
+    """Return all trials, method by method, in the order of the grid."""
     seeds = recipe.tuning.seeds if recipe.tuning else ()
-    found: dict[tuple[str, str, str], list[Record]] = {}
+    by_point: dict[tuple[str, str, str], list[Record]] = {}
     for record in records:
         if record["stage"] == "tuning" and record["seed"] in seeds:
             _check(record)
-            found.setdefault((record["task"], record["method"], json.dumps(record["settings"])), []).append(record)
+            by_point.setdefault((record["task"], record["method"], json.dumps(record["settings"])), []).append(record)
     return [
-        _trial(found[key])
+        _trial(by_point[key])
         for task, method in recipe.pairs()
         for point in recipe.points(method)
-        if (key := (task, method, json.dumps(point))) in found
+        if (key := (task, method, json.dumps(point))) in by_point
     ]
 
 
 def choose(recipe: CompareRecipe, trials: Iterable[Trial]) -> dict[tuple[str, str], Trial]:
-    """The best trial of each task and method.
+    """Return the best trial of each task and method.
 
-    Best is the largest mean accuracy over temperatures and tuning seeds on the validation split; of equals, the one of larger
-    reward, then the first of the grid. A setting that failed with one of the seeds is not chosen.
+    The best trial has the largest mean accuracy over temperatures and tuning seeds on the
+    validation split. The larger reward, and then the order of the grid, decide between equal
+    trials. A setting that failed with one of the seeds is not chosen.
     """
     num_seeds = len(recipe.tuning.seeds) if recipe.tuning else 0
     best: dict[tuple[str, str], Trial] = {}
@@ -109,7 +123,8 @@ def choose(recipe: CompareRecipe, trials: Iterable[Trial]) -> dict[tuple[str, st
 
 
 def is_at_edge(recipe: CompareRecipe, trial: Trial) -> bool:
-    """Whether a number among the settings is the smallest or the largest of three or more: what lies beyond was not tried."""
+    """Return whether a chosen number is the smallest or largest of three or more, so that a wider
+    grid may be better."""
     grid = {key: values for key, values in recipe.grid(trial.method).items() if len(values) > 2}
     return any(
         all(isinstance(value, int | float) for value in values) and trial.settings[key] in (min(values), max(values))
@@ -118,20 +133,20 @@ def is_at_edge(recipe: CompareRecipe, trial: Trial) -> bool:
 
 
 def whole(number: float) -> int:
-    """A count as it is shown everywhere: rounded to a whole number, a half upwards."""
+    """Return a count as all tables show it: rounded to an integer, with halves rounded up."""
     return floor(number + 0.5)
 
 
 class Results:
-    """The runs that are compared, and the untrained models beside them.
+    """Results of the compared runs and of the untrained models.
 
     Args:
-        recipe: which tasks, methods and seeds, and in which order.
-        records: the lines of cells.jsonl.
-        edited: gives the files that were edited since a record was made.
+        recipe: settings of the comparison, with the tasks, methods and seeds in their order.
+        records: lines of cells.jsonl.
+        edited: function that returns the files that have changed since a record was made.
 
     Raises:
-        RunError: a record lacks something that tables are made of.
+        RunError: if a record lacks a value that tables need.
     """
 
     def __init__(
@@ -144,7 +159,7 @@ class Results:
         self.temperatures = [f"{t:g}" for t in sorted(recipe.evaluation.temperatures, reverse=True)]
         self.failed: list[Record] = []
         self.edited_files: set[str] = set()
-        """Files that were edited since one of the runs."""
+        """Files that have changed since one of the runs."""
         self._edited: set[tuple[str, str]] = set()
         self._shapes: dict[tuple[str, str], str] = {}
         self._runs: dict[tuple[str, str], dict[int, Record]] = {}
@@ -162,7 +177,7 @@ class Results:
 
     @property
     def shown(self) -> list[Record]:
-        """The records of all runs that are shown."""
+        """Records of all runs in the tables."""
         return [
             record
             for task in self.recipe.tasks
@@ -172,64 +187,68 @@ class Results:
 
     @property
     def fewest_seeds(self) -> int:
-        """Of all methods on all tasks."""
+        """Smallest number of seeds of a method on a task."""
         return min((len(self.runs(task, m)) for task in self.recipe.tasks for m in self.methods(task)), default=0)
 
     def is_edited(self, task: str, method: str) -> bool:
-        """Whether one of the runs was made by code that was edited since."""
+        """Return whether the code of one of the runs has changed since."""
         return (task, method) in self._edited
 
     def spent(self, task: str, method: str) -> dict[str, int]:
-        """Mean steps, token passes and reward calls of a run, as whole numbers."""
+        """Return the mean steps, token passes and reward calls of a run, rounded to integers."""
         return {name: whole(self.mean(task, method, name).mean) for name in SPENT}
 
     def shape(self, task: str, method: str) -> str:
-        """Prompts and completions of a step, as in `8 x 4`; empty where they are not known, as of the untrained model."""
+        """Return the prompts and completions of a training step, as in `8 x 4`; empty if unknown or
+        for the untrained model."""
         if (task, method) not in self._shapes:
             record = next(iter(self.runs(task, method).values()))
             self._shapes[task, method] = "" if method == BASE else _shape_of(self.recipe, record)
         return self._shapes[task, method]
 
     def best(self, task: str, *path: str) -> str | None:
-        """The method with the largest mean, if its interval says so: None unless it is certain.
+        """Return the method with the largest mean if it is certainly the best, else None.
 
-        Certain means that the 95 % interval of its difference from every other line of the task, paired by seed, is above
-        zero. Lines of code that was edited since take no part.
+        It is certain if the 95 % intervals of its paired differences from all other lines of the
+        task are above zero. Lines whose code has changed since do not take part.
         """
         methods = [method for method in self.methods(task) if not self.is_edited(task, method)]
         if len(methods) < 2:
             return None
         first = max(methods, key=lambda method: self.mean(task, method, *path).mean)
-        others = [self.difference(task, first, other, *path) for other in methods if other != first]
-        return first if all(found is not None and found.is_above_zero for found in others) else None
+        differences = [self.difference(task, first, other, *path) for other in methods if other != first]
+        return first if all(mean is not None and mean.is_above_zero for mean in differences) else None
 
     def methods(self, task: str) -> list[str]:
-        """Those with results on a task, the untrained model first."""
+        """Return the methods with results on a task, the untrained model first."""
         return [method for method in (BASE, *self.recipe.methods) if (task, method) in self._runs]
 
     def runs(self, task: str, method: str) -> dict[int, Record]:
-        """By seed, in order."""
+        """Return the records of a method on a task by seed, in the order of the seeds."""
         return dict(sorted(self._runs.get((task, method), {}).items()))
 
     def mean(self, task: str, method: str, *path: str) -> Mean:
-        """Of a number of the records, given by its keys: `mean("sudoku", "egspo", "accuracy", "0.9")`."""
+        """Return the mean of an entry of the records, given by its keys: `mean("sudoku", "egspo",
+        "accuracy", "0.9")`."""
         values = [_at(record, path) for record in self.runs(task, method).values()]
         return Mean.of(values, 0.0, 1.0) if path[0] in _SHARES else Mean.of(values)
 
     def difference(self, task: str, method: str, baseline: str, *path: str) -> Mean | None:
-        """Mean over the seeds that both have of method minus baseline; None if there are none.
+        """Return the mean of method minus baseline over their common seeds; None if they have no
+        seed in common.
 
-        Both began with the same model and saw the same prompts and test rows, which the difference does not hold against
-        either; so its interval is narrower than those of the two means would suggest.
+        With one seed, both start from the same model and see the same prompts and test examples.
+        Their effect cancels in the difference, so its interval is narrower than the intervals of
+        the two means suggest.
         """
-        ours, theirs = self.runs(task, method), self.runs(task, baseline)
-        differences = [_at(ours[seed], path) - _at(theirs[seed], path) for seed in ours if seed in theirs]
+        runs, baselines = self.runs(task, method), self.runs(task, baseline)
+        differences = [_at(runs[seed], path) - _at(baselines[seed], path) for seed in runs if seed in baselines]
         if not differences:
             return None
         return Mean.of(differences, -1.0, 1.0) if path[0] in _SHARES else Mean.of(differences)
 
     def curve(self, task: str, method: str, temperature: str) -> list[tuple[float, Mean]]:
-        """Mean token passes, and the accuracy, at each evaluation along the runs."""
+        """Return the mean token passes and the accuracy at each evaluation during the runs."""
         curves = [record.get("curve", []) for record in self.runs(task, method).values()]
         return [
             (
@@ -240,7 +259,7 @@ class Results:
         ]
 
     def decoding(self, task: str, method: str) -> list[tuple[int, Mean]]:
-        """Greedy accuracy at each number of denoising steps."""
+        """Return the greedy accuracy at each number of denoising steps."""
         runs = self.runs(task, method).values()
         steps = sorted({int(steps) for record in runs for steps in record["decoding_accuracy"]})
         return [(n, self.mean(task, method, "decoding_accuracy", str(n))) for n in steps]
@@ -249,47 +268,48 @@ class Results:
 def _shape_of(recipe: CompareRecipe, record: Record) -> str:
     if "num_prompts" in record:
         return f"{record['num_prompts']} x {record['num_generations']}"
-    # Earlier versions did not record it: it is known if the recipe still resolves to what was run.
+    # Earlier versions did not record these numbers. They are known if the recipe still describes
+    # the same run.
     task, method, seed = (record[name] for name in ("task", "method", "seed"))
     try:
         plan = Plan(recipe.model_copy(update={"seeds": (seed,)}))
-        found = [
+        recipes = [
             cell.recipe for cell in plan.finals({(task, method): record["settings"]}) if cell.key == key_of(record)
         ]
     except UnmaskError:
         return ""
-    return f"{found[0].num_prompts} x {found[0].num_generations}" if found else ""
+    return f"{recipes[0].num_prompts} x {recipes[0].num_generations}" if recipes else ""
 
 
 def _check(record: Record, temperatures: Sequence[str] = ()) -> None:
-    """Raise RunError if a record lacks something that tables are made of."""
+    """Raise RunError if a record lacks a value that tables need."""
     kinds: dict[str, Any] = {"settings": dict}
     if "failed" not in record:
         kinds |= {"accuracy": dict, "reward": dict, "decoding_accuracy": dict}
         kinds |= dict.fromkeys((*SPENT, "seconds"), int | float)
-    wrong = [name for name, kind in kinds.items() if not isinstance(record.get(name), kind)]
-    which = f"the line of cells.jsonl of {record['method']} on {record['task']}, seed {record['seed']}"
-    if wrong:
-        raise RunError(f"{which}, has no usable {', '.join(wrong)}. Remove the line; the run is then done again.")
+    invalid = [name for name, kind in kinds.items() if not isinstance(record.get(name), kind)]
+    line = f"the line of cells.jsonl for {record['method']} on {record['task']}, seed {record['seed']}"
+    if invalid:
+        raise RunError(f"{line}, has no usable {', '.join(invalid)}. Remove the line; the job then runs again.")
     for name in ("accuracy", "reward") if temperatures else ():
         values = record[name]
-        if lacking := [t for t in temperatures if not isinstance(values.get(t), int | float)]:
+        if missing := [t for t in temperatures if not isinstance(values.get(t), int | float)]:
             raise RunError(
-                f"{which}, has no {name} at temperature {', '.join(lacking)}; it has {', '.join(values) or 'none'}. Set "
-                "evaluation.temperatures to these."
+                f"{line}, has no {name} at temperature {', '.join(missing)}. Set evaluation.temperatures to those that it has: "
+                f"{', '.join(values) or 'none'}."
             )
 
 
 def _trial(records: Sequence[Record]) -> Trial:
-    first, good = records[0], [record for record in records if "failed" not in record]
-    temperatures = good[0]["accuracy"] if good else ()
+    first, complete = records[0], [record for record in records if "failed" not in record]
+    temperatures = complete[0]["accuracy"] if complete else ()
     return Trial(
         task=first["task"],
         method=first["method"],
         settings=first["settings"],
-        accuracy={t: fmean(record["accuracy"][t] for record in good) for t in temperatures},
-        reward=fmean(value for record in good for value in record["reward"].values()) if good else nan,
-        num_seeds=len(good),
+        accuracy={t: fmean(record["accuracy"][t] for record in complete) for t in temperatures},
+        reward=fmean(value for record in complete for value in record["reward"].values()) if complete else nan,
+        num_seeds=len(complete),
         failures=[f"seed {record['seed']}: {record['failed']}" for record in records if "failed" in record],
     )
 

@@ -1,10 +1,11 @@
-"""Hashes of the code and files that a run's result depends on, so that results of edited code are never taken for current ones.
+"""Hashes of the code and files that a run's result depends on, so that results of changed code do
+not pass for current ones.
 
-The rule: a result depends on the modules of its method, its task, its order and its reward functions, on every file that its
-recipe names, on the model folder that it starts from, on the modules that train and evaluate, and on everything that these
-import from unmask or from their own folder. Comments, docstrings and layout of Python code do not count. The rule does not
-see what imports do not show: installed packages, modules that are imported by a computed name, and files that code opens by
-itself.
+A result depends on the modules of its method, task, order and reward functions, on every file that
+its recipe names, on the model folder that it starts from, on the modules that train and evaluate,
+and on everything that these import from unmask or from their own folder. Comments, docstrings and
+layout of Python code do not count. The rule misses dependencies that imports do not show: installed
+packages, modules that are imported by a computed name, and files that code opens.
 """
 
 from __future__ import annotations
@@ -23,19 +24,21 @@ from unmask.recipes.schema import RunRecipe, TrainRecipe
 from unmask.sampling.orders import ORDERS
 
 Files = dict[str, str]
-"""Hashes of files, by name: `unmask/tasks/sudoku.py` for a module of the package, otherwise the absolute path."""
+"""Hashes of files by name: `unmask/tasks/sudoku.py` for a module of the package, otherwise the
+absolute path."""
 
 Stamp = tuple[int, ...]
-"""What changes when a file is written, so that unchanged files are read once."""
+"""Modification time and size of a file, so that an unchanged file is read once."""
 
 PACKAGE = Path(__file__).resolve().parents[2]
+"""Folder of the package."""
 
 _ENGINE = ("trainer/comparison/jobs.py", "trainer/loop.py", "evaluation/evaluate.py", "trainer/pretrain.py")
-"""Where training and evaluation start."""
+"""Modules in which training and evaluation start."""
 _LEFT_OUT = {
-    # These name every method, task and order; a result depends on its own alone.
+    # These import every method, task and order, but a result depends only on its own.
     *("__init__.py", "methods/__init__.py", "tasks/__init__.py", "sampling/orders/__init__.py"),
-    # These write files and messages, and compute no number of a result.
+    # These write files and messages, and do not compute results.
     *("core/errors.py", "evaluation/results.py", "evaluation/model_card.py"),
     *(f"runs/{name}.py" for name in ("__init__", "atomic", "checkpoints", "environment", "folder", "saved_rollouts")),
 }
@@ -43,16 +46,17 @@ _LEFT_OUT = {
 
 @cache
 def engine_files() -> Mapping[str, str]:
-    """The modules that every run goes through, whatever its method and task."""
+    """Return the hashes of the modules that every run uses, whatever its method and task."""
     return _hashed(_closure(PACKAGE / name for name in _ENGINE))
 
 
 def own_files(recipes: Iterable[RunRecipe], model: str | None = None) -> Files:
-    """What recipes depend on besides `engine_files`.
+    """Return the hashes of the files that recipes depend on in addition to `engine_files`.
 
     Args:
-        recipes: the recipe of a run, and the recipe of the base that it starts from.
-        model: the model that it starts from instead; one of the hub, which is no folder here, is known by its name alone.
+        recipes: the recipe of a run, and that of the base that it starts from.
+        model: the folder or hub id of a model that the run starts from instead; the files of a hub
+            id are not hashed.
     """
     named = {path for recipe in recipes for path in _named(recipe)}
     code = {path for path in named if path.suffix == ".py"}
@@ -63,51 +67,56 @@ def own_files(recipes: Iterable[RunRecipe], model: str | None = None) -> Files:
 
 
 def digest_of(files: Mapping[str, str]) -> str:
-    """A name for these files with these contents."""
+    """Return a short hash of a set of files and their hashes."""
     return hashlib.sha256(json.dumps(files, sort_keys=True).encode()).hexdigest()[:12]
 
 
 def edited(recorded: Mapping[str, str]) -> list[str]:
-    """Names of the files that differ from what was recorded. A file outside the package that is not here says nothing."""
-    found = []
+    """Return the names of files that differ from their recorded hashes; missing files outside the
+    package do not count."""
+    names = []
     for name, before in recorded.items():
         path = _path(name)
         if path.is_file():
             if _hash(path) != before:
-                found.append(name)
+                names.append(name)
         elif path.is_relative_to(PACKAGE):
-            found.append(name)
-    return found
+            names.append(name)
+    return names
 
 
 def missing(recorded: Mapping[str, str]) -> list[str]:
-    """Names of the files outside the package that are not here, so that nobody can say whether they were edited."""
+    """Return the names of missing files outside the package, for which changes cannot be
+    detected."""
     return [name for name in recorded if not (path := _path(name)).is_file() and not path.is_relative_to(PACKAGE)]
 
 
 def _named(recipe: RunRecipe) -> Iterator[Path]:
-    """The modules of a recipe's task, method and order, and the files that its values name."""
-    # A class depends on those that it derives from, which its file need not import from where they are defined.
+    """Yield the modules of a recipe's task, method and order, and the files that its values
+    name."""
+    # A class depends on its base classes, which its file may import from another module than the
+    # one that defines them.
     parts: list[Any] = [*type(recipe.task).__mro__]
     if isinstance(recipe, TrainRecipe):
         # An order outside the package is among the files that the recipe names.
         parts += [*type(recipe.method).__mro__, ORDERS.get(recipe.sampler.order)]
     for part in parts:
-        with suppress(TypeError, OSError):  # as for a class that was typed into a notebook
+        with suppress(TypeError, OSError):  # for a class that is defined in a notebook
             yield Path(inspect.getfile(part)).resolve()
     for value in _texts(recipe.model_dump(mode="json", exclude={"model", "output_dir"})):
-        # A value such as rows.jsonl is a file as it stands; mine.py:reward and package.module:reward name one before the colon.
-        where, colon, _ = value.rpartition(":")
-        candidates = [Path(value), *([Path(where)] if colon else [])]
-        found = next((path for path in candidates if path.suffix and _is_file(path)), None)
-        if found is None and colon:
-            found = _module_file(where, [Path.cwd()])
-        if found is not None:
-            yield found.resolve()
+        # A value can be a file, as in rows.jsonl, or start with one, as in mine.py:reward and
+        # package.module:reward.
+        start, colon, _ = value.rpartition(":")
+        candidates = [Path(value), *([Path(start)] if colon else [])]
+        file = next((path for path in candidates if path.suffix and _is_file(path)), None)
+        if file is None and colon:
+            file = _module_file(start, [Path.cwd()])
+        if file is not None:
+            yield file.resolve()
 
 
 def _texts(value: object) -> Iterator[str]:
-    """All texts among the values of a tree."""
+    """Yield all texts among the values of a tree."""
     if isinstance(value, str):
         yield value
     elif isinstance(value, Mapping | list | tuple):
@@ -118,44 +127,48 @@ def _texts(value: object) -> Iterator[str]:
 def _is_file(path: Path) -> bool:
     try:
         return path.is_file()
-    except (OSError, ValueError):  # such as a name that is longer than the system allows
+    except (OSError, ValueError):  # for example because the name is longer than the system allows
         return False
 
 
 def _closure(starts: Iterable[Path]) -> set[Path]:
-    """Python files, with all that they import from the package or from the folder that each is in."""
-    found: set[Path] = set()
+    """Return Python files with everything that they import from the package or from their own
+    folders."""
+    files: set[Path] = set()
     waiting = list(starts)
     while waiting:
         path = waiting.pop()
-        if path in found or (path.is_relative_to(PACKAGE) and str(path.relative_to(PACKAGE)) in _LEFT_OUT):
+        if path in files or (path.is_relative_to(PACKAGE) and str(path.relative_to(PACKAGE)) in _LEFT_OUT):
             continue
-        found.add(path)
+        files.add(path)
         waiting += _imported(path, _stamp(path))
-    return found
+    return files
 
 
 @cache
 def _imported(path: Path, _stamp: Stamp) -> list[Path]:
-    """The files of the modules that a file imports, wherever in it the imports stand, as far as they are followed."""
-    around = [] if path.is_relative_to(PACKAGE) else [path.parent, Path.cwd()]
-    found = []
+    """Return the files of the modules that a file imports anywhere, from the package or from its
+    own folder."""
+    folders = [] if path.is_relative_to(PACKAGE) else [path.parent, Path.cwd()]
+    files = []
     for node in ast.walk(_tree(path)):
         if isinstance(node, ast.Import):
-            names, roots = [alias.name for alias in node.names], around
+            names, roots = [alias.name for alias in node.names], folders
         elif isinstance(node, ast.ImportFrom):
-            # The name after `import` is a module or something in one; each dot in front of a name goes up by a folder.
+            # The name after `import` is a module or a name in one; each dot in front of a name goes
+            # up by a folder.
             start = [node.module] if node.module else []
             names = [*start, *(".".join([*start, alias.name]) for alias in node.names)]
-            roots = [path.parents[node.level - 1]] if 0 < node.level <= len(path.parents) else around
+            roots = [path.parents[node.level - 1]] if 0 < node.level <= len(path.parents) else folders
         else:
             continue
-        found += [file.resolve() for name in names if (file := _module_file(name, roots))]
-    return found
+        files += [file.resolve() for name in names if (file := _module_file(name, roots))]
+    return files
 
 
 def _module_file(name: str, roots: Iterable[Path]) -> Path | None:
-    """The file of a module of unmask, or of the first of some folders that has it; None for what is installed elsewhere."""
+    """Return the file of a module in unmask or in the first root that has it; None for other
+    installed modules."""
     first, *_ = parts = name.split(".")
     if not all(map(str.isidentifier, parts)):
         return None
@@ -180,7 +193,8 @@ def _path(name: str) -> Path:
 
 
 def _stamp(path: Path) -> Stamp:
-    # A process runs the package as it was when the process began, so later edits of it are not looked at.
+    # A process runs the package as it was when the process started, so later edits do not matter to
+    # it.
     return () if path.is_relative_to(PACKAGE) else ((stat := path.stat()).st_mtime_ns, stat.st_size)
 
 
@@ -197,7 +211,7 @@ def _hash_at(path: Path, _stamp: Stamp) -> str:
 
 
 def _tree(path: Path) -> ast.AST:
-    """A file's syntax; of a file that is no Python, its text alone."""
+    """Return the syntax tree of a file; a constant with its text if it is not valid Python."""
     text = path.read_bytes()
     try:
         return ast.parse(text)
@@ -206,7 +220,8 @@ def _tree(path: Path) -> ast.AST:
 
 
 def _shape(value: Any) -> Any:
-    """What a piece of syntax says, without docstrings and places, in a form that does not change with the version of Python."""
+    """Return a syntax tree without docstrings and positions, in a form that does not depend on the
+    version of Python."""
     if isinstance(value, ast.AST):
         fields = ((name, _shape(part)) for name, part in ast.iter_fields(value))
         return (type(value).__name__, *(field for field in fields if field[1] not in ("None", ())))
@@ -216,5 +231,5 @@ def _shape(value: Any) -> Any:
 
 
 def _is_text_alone(node: object) -> bool:
-    """Whether a statement is a string and nothing else, as docstrings are."""
+    """Return whether a statement is only a string, like a docstring."""
     return isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) and isinstance(node.value.value, str)
