@@ -20,7 +20,7 @@ from unmask.functional.advantage import stepwise_advantage
 from unmask.functional.noise import named_generator
 from unmask.functional.surrogate import clipped_surrogate
 from unmask.sampling import LogprobSettings, view_logprobs
-from unmask.sampling.generation import row_seeds
+from unmask.sampling.encoding import row_seeds
 
 NUM_PROMPTS, GROUP_SIZE, NUM_SELECTED, NUM_ITERATIONS = 16, 4, 1, 2
 STEPWISE_WEIGHT, LEARNING_RATE = 0.5, 6e-4

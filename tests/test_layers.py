@@ -127,7 +127,7 @@ def test_every_file_imports_only_what_its_layer_allows(file: Path) -> None:
         ("methods/egspo.py", "from transformers import AutoTokenizer"),
         ("methods/egspo.py", "from torch import distributed"),
         ("methods/egspo.py", "import torch\ntorch.distributed.barrier()"),
-        ("rewards/scorer.py", "from unmask.sampling.generation import generate"),
+        ("rewards/scorer.py", "from unmask.sampling.encoding import generate"),
         ("rewards/protocol.py", "import torch"),
         ("evaluation/evaluate.py", "from unmask.trainer import Trainer"),
         ("trainer/loop.py", "from unmask.report import figures"),

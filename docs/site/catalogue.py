@@ -32,7 +32,7 @@ API = {
     "Models": ["models.denoiser", "models.loading", "models.families", "models.tiny"],
     "Sampling": [
         "sampling.engine",
-        "sampling.generation",
+        "sampling.encoding",
         "sampling.denoise",
         "sampling.branches",
         "sampling.logprobs",

@@ -31,8 +31,8 @@ if TYPE_CHECKING:
     from unmask.report.api.comparison import compare
     from unmask.report.api.run import open_run
     from unmask.report.api.trainer import Trainer
+    from unmask.sampling.encoding import decode
     from unmask.sampling.generate import generate
-    from unmask.sampling.generation import decode
     from unmask.sampling.orders import ORDERS
     from unmask.tasks import TASKS, Task
 
@@ -77,7 +77,7 @@ _MODULES = {
     "unmask.report.api.run": ("open_run",),
     "unmask.report.api.trainer": ("Trainer",),
     "unmask.sampling.generate": ("generate",),
-    "unmask.sampling.generation": ("decode",),
+    "unmask.sampling.encoding": ("decode",),
     "unmask.sampling.orders": ("ORDERS",),
     "unmask.tasks": ("TASKS", "Task"),
 }

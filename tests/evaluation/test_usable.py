@@ -18,7 +18,7 @@ from unmask.models.tiny import TinyConfig
 from unmask.recipes.load import load, load_recipe
 from unmask.recipes.schema import PretrainRecipe, TrainRecipe
 from unmask.rewards import per_completion
-from unmask.sampling.generation import prompt_faults
+from unmask.sampling.encoding import prompt_faults
 from unmask.tasks import Dataset, Sudoku
 from unmask.tasks.base import stable_hash
 from unmask.trainer import Trainer

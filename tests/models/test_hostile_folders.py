@@ -15,8 +15,8 @@ from tests.helpers.minis import mini_checkpoint
 from tests.helpers.runs import unmask
 from unmask.core.errors import DataError
 from unmask.models import load_model, save_model
-from unmask.sampling import generation as rollout
-from unmask.sampling.generation import encode_batch
+from unmask.sampling import encoding as rollout
+from unmask.sampling.encoding import encode_batch
 
 pytestmark = pytest.mark.slow
 

@@ -15,8 +15,8 @@ from unmask.core.errors import ConfigError, DataError
 from unmask.core.records import Needs
 from unmask.functional.noise import named_generator
 from unmask.models import Policy
+from unmask.sampling.encoding import row_seeds
 from unmask.sampling.engine import LocalEngine
-from unmask.sampling.generation import row_seeds
 
 SAMPLER = SamplerConfig(max_completion_length=6, num_steps=3, temperature=1.0)
 PROMPTS = ["12=", "1234="]

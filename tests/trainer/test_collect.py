@@ -21,7 +21,7 @@ from unmask.models import Denoiser, char_tokenizer
 from unmask.recipes.schema import TrainRecipe
 from unmask.rewards import per_completion
 from unmask.rewards.scorer import Scorer
-from unmask.sampling.generation import decode
+from unmask.sampling.encoding import decode
 from unmask.tasks import Sudoku
 from unmask.trainer.collect import check_rewards, entropy_by_step, prompts_of_step
 from unmask.trainer.metrics import Tally

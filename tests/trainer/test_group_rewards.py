@@ -15,7 +15,7 @@ from unmask.methods import METHODS
 from unmask.models import Denoiser, char_tokenizer
 from unmask.recipes.scorer import scorer_of
 from unmask.rewards.protocol import RewardFunc, per_completion
-from unmask.sampling.generation import decode
+from unmask.sampling.encoding import decode
 from unmask.tasks import Sudoku
 from unmask.trainer import Trainer
 from unmask.trainer.collect import check_rewards

@@ -25,8 +25,8 @@ from unmask.recipes.load import validate
 from unmask.recipes.schema import TrainRecipe
 from unmask.rewards import per_completion
 from unmask.runs.saved_rollouts import SavedRollout
+from unmask.sampling.encoding import decode
 from unmask.sampling.engine import LocalEngine
-from unmask.sampling.generation import decode
 from unmask.tasks import Sudoku
 from unmask.trainer import Trainer
 from unmask.trainer.distributed.stopping import RunStoppedError

@@ -20,7 +20,7 @@ from unmask.core.errors import ConfigError, DataError, ModelError, RunError
 from unmask.functional.elbo import mask_at_times, stratified_times
 from unmask.functional.noise import named_generator
 from unmask.models import Denoiser, char_tokenizer, convert, load_model
-from unmask.sampling.generation import decode
+from unmask.sampling.encoding import decode
 from unmask.trainer.corpus import Corpus
 from unmask.trainer.distributed.stopping import RunStoppedError
 from unmask.trainer.pretrain import add_gradient, pretrain

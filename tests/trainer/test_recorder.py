@@ -17,7 +17,7 @@ from unmask.models import load_model
 from unmask.report.film import Vocabulary, film_of
 from unmask.rewards import per_completion
 from unmask.runs.saved_rollouts import SavedRollout
-from unmask.sampling.generation import decode
+from unmask.sampling.encoding import decode
 from unmask.sampling.one_step import one_step_completions
 from unmask.tasks.sudoku import Sudoku
 from unmask.trainer import Trainer

@@ -17,8 +17,8 @@ from rich.text import Text
 
 from unmask.core.text import visible
 from unmask.functional.noise import named_generator
+from unmask.sampling.encoding import decode, row_seeds
 from unmask.sampling.engine import LocalEngine
-from unmask.sampling.generation import decode, row_seeds
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from unmask.core.config import SamplerConfig
     from unmask.models import Policy
     from unmask.sampling import Snapshot
-    from unmask.sampling.generation import Prompt
+    from unmask.sampling.encoding import Prompt
 
 HOT = 2.0
 """Entropy in nats at which the colour of a token reaches full red."""

@@ -25,8 +25,8 @@ from unmask.functional.paired import bootstrap_interval
 from unmask.functional.pass_at_k import pass_at_k
 from unmask.rewards.scorer import Scorer
 from unmask.sampling import Snapshot
+from unmask.sampling.encoding import decode, row_seeds
 from unmask.sampling.engine import RolloutEngine
-from unmask.sampling.generation import decode, row_seeds
 from unmask.tasks import Task
 
 T = TypeVar("T")

@@ -25,8 +25,8 @@ from unmask.functional.noise import named_generator
 from unmask.models import Denoiser, Policy, load_model
 from unmask.recipes.load import make_sampler
 from unmask.sampling import denoise
+from unmask.sampling.encoding import ENCODING_SECONDS, decode, left_pad, row_seeds
 from unmask.sampling.engine import BatchLimits, LocalEngine
-from unmask.sampling.generation import ENCODING_SECONDS, decode, left_pad, row_seeds
 from unmask.sampling.predict import predict
 
 try:

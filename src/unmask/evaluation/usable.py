@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from unmask.core.records import Row
 from unmask.models import Denoiser
-from unmask.sampling.generation import prompt_faults
+from unmask.sampling.encoding import prompt_faults
 from unmask.tasks import Task
 from unmask.tasks.candidates import Candidates, FaultsOf
 from unmask.tasks.source import content_hash

@@ -20,7 +20,7 @@ from unmask.core.config import SamplerConfig
 from unmask.core.records import Needs, Trajectory
 from unmask.models import Policy
 from unmask.sampling import Snapshot, denoise
-from unmask.sampling.generation import Prompt, batches_by_length, check_fits_context, encode_all, left_pad, turn_end
+from unmask.sampling.encoding import Prompt, batches_by_length, check_fits_context, encode_all, left_pad, turn_end
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

@@ -13,8 +13,8 @@ from unmask.core.records import Needs, Trajectory
 from unmask.functional.noise import named_generator
 from unmask.models import Policy
 from unmask.sampling import Snapshot
+from unmask.sampling.encoding import Prompt, row_seeds
 from unmask.sampling.engine import BatchLimits, LocalEngine
-from unmask.sampling.generation import Prompt, row_seeds
 
 
 def generate(

@@ -15,8 +15,8 @@ from unmask.functional.selection import step_sum
 from unmask.methods import Method
 from unmask.recipes.schema import TrainRecipe
 from unmask.rewards.scorer import Scorer
+from unmask.sampling.encoding import decode, row_seeds
 from unmask.sampling.engine import RolloutEngine
-from unmask.sampling.generation import decode, row_seeds
 from unmask.trainer.metrics import Tally
 
 _METRICS = {"one_step_reward": "diffusion/one_step_reward", "branch_reward": "diffusion/branch_reward"}

@@ -16,7 +16,7 @@ from unmask.functional.distribution import token_logprobs
 from unmask.functional.elbo import elbo, mask_at_times, stratified_times
 from unmask.models import Denoiser
 from unmask.recipes.schema import PretrainRecipe
-from unmask.sampling.generation import check_fits_context, encode_batch
+from unmask.sampling.encoding import check_fits_context, encode_batch
 from unmask.sampling.predict import predict, predict_in_chunks
 from unmask.trainer.learn import positions_at_once
 

@@ -19,7 +19,7 @@ from unmask.recipes.schema import TrainRecipe
 from unmask.rewards.scorer import Scorer
 from unmask.runs.folder import RunFolder, disk_faults_explained
 from unmask.runs.saved_rollouts import Guesses, SavedRollout, TrainedViews, saved_path
-from unmask.sampling.generation import decode
+from unmask.sampling.encoding import decode
 from unmask.sampling.one_step import one_step_completions
 from unmask.trainer.distributed.ranks import Ranks
 from unmask.trainer.metrics import TokenPasses

@@ -18,8 +18,8 @@ from unmask.models import Policy
 from unmask.recipes.schema import TrainRecipe
 from unmask.rewards.scorer import Scorer
 from unmask.runs.metrics import EvaluationPoint
+from unmask.sampling.encoding import decode
 from unmask.sampling.engine import BatchLimits, LocalEngine, RolloutEngine
-from unmask.sampling.generation import decode
 from unmask.trainer.best import best_in, better, validation_accuracy
 from unmask.trainer.collect import Collector, entropy_by_step, prompts_of_step
 from unmask.trainer.learn import Learner

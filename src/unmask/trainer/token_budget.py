@@ -26,8 +26,8 @@ from unmask.models import Policy
 from unmask.recipes.schema import TrainRecipe
 from unmask.runs.atomic import write_atomically
 from unmask.sampling import LogprobSettings, view_logprobs
+from unmask.sampling.encoding import encode_batch
 from unmask.sampling.engine import BatchLimits, LocalEngine
-from unmask.sampling.generation import encode_batch
 from unmask.trainer.distributed.ranks import Ranks
 from unmask.trainer.learn import positions_at_once
 from unmask.trainer.optimizer import state_bytes, trainable

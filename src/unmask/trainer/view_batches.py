@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from unmask.core.records import Trajectory, ViewLogprobs, Views
-from unmask.sampling.generation import batches_by_length
+from unmask.sampling.encoding import batches_by_length
 
 
 @dataclass(frozen=True, slots=True)

@@ -49,7 +49,7 @@ def test_a_run_depends_on_its_own_method_task_and_order_and_on_no_other() -> Non
     engine = {
         "trainer/loop",
         "trainer/learn",
-        "sampling/generation",
+        "sampling/encoding",
         "evaluation/evaluate",
         "trainer/pretrain",
         "sampling/denoise",

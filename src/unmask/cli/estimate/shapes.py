@@ -20,7 +20,7 @@ from unmask.models.source import local_folder, read_json
 from unmask.recipes.load import load, shipped_recipes
 from unmask.recipes.schema import PretrainRecipe, TrainRecipe
 from unmask.runs.checkpoints import is_checkpoint
-from unmask.sampling.generation import encode_batch
+from unmask.sampling.encoding import encode_batch
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig

@@ -13,7 +13,7 @@ from unmask.models import Policy
 from unmask.recipes.keys import Places
 from unmask.recipes.load import Source, override, recipe_tree, task_settings, validate
 from unmask.recipes.schema import TrainRecipe
-from unmask.sampling.generation import encode_all
+from unmask.sampling.encoding import encode_all
 from unmask.tasks import Task
 
 DEFAULTS: dict[str, Any] = {"method": {"type": "egspo"}}

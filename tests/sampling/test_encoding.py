@@ -17,7 +17,7 @@ from unmask.core.records import Needs
 from unmask.models import char_tokenizer
 from unmask.models.families import FAMILIES
 from unmask.models.tokenizers import complete_tokenizer
-from unmask.sampling.generation import decode, encode_batch, row_seeds, turn_end
+from unmask.sampling.encoding import decode, encode_batch, row_seeds, turn_end
 from unmask.tasks.sudoku import Sudoku
 
 L = 6
