@@ -784,7 +784,7 @@ def test_eval_takes_settings_as_train_does(
     capsys.readouterr()
     for override, *words in (
         ("temperature=1", '"temperature"', '"sampler.temperature"'),
-        ("optim.learning_rate=1", "optim", '"learning_rate"', "unmask train"),
+        ("optim.learning_rate=1", '"optim.learning_rate"', "unmask train"),
         ("sampler.ordr=random", "sampler", '"ordr"', '"order"'),
         ("sampler.num_steps=17", "num_steps = 17", "max_completion_length = 16"),
     ):

@@ -127,7 +127,7 @@ def test_a_name_from_elsewhere_is_answered_with_the_key(name: str, key: str) -> 
 def test_a_name_in_a_section_is_answered_with_the_key(name: str, key: str) -> None:
     message = refused(f"{name}=1")
     section, _, key_of_section = name.rpartition(".")
-    assert f'{section} "{key_of_section}"' in message
+    assert message.startswith((f'{section} has no setting "{key_of_section}". ', f'unknown key "{name}". '))
     assert re.search(rf"(?<![\w.]){re.escape(key)}(?![\w.]*\w)", message)
 
 
@@ -135,9 +135,9 @@ def test_each_known_key_of_a_section_that_does_not_exist_is_answered() -> None:
     with raises(ConfigError) as caught:
         load_recipe("sudoku-tiny", {"trainer": {"logger": "wandb", "save_freq": 5, "frobnicate": 1}})
     first, second = str(caught.value).splitlines()
-    assert '"logger"' in first
+    assert '"trainer.logger"' in first
     assert '"report_to"' in first
-    assert '"save_freq"' in second
+    assert '"trainer.save_freq"' in second
     assert '"save_steps"' in second
     message = refused("trainer.frobnicate=1")
     assert '"trainer"' in message
@@ -196,11 +196,13 @@ def test_a_name_that_only_looks_a_little_like_a_key_gets_no_suggestion(name: str
 
 
 def test_a_key_of_one_section_is_found_from_another() -> None:
-    assert refused("optim.temperature=1") == 'unknown key in optim "temperature". Did you mean "sampler.temperature"?'
-    assert refused("optim.lr=1") == 'unknown key in optim "lr". Did you mean "learning_rate"?'
-    assert refused("trainer.max_steps=1") == 'unknown key in trainer "max_steps". Did you mean "max_steps"?'
-    assert refused("eval.num_rows=1") == 'unknown key in eval "num_rows". Did you mean "evaluation.num_rows"?'
-    assert refused("optim.num_rows=1") == 'unknown key in optim "num_rows". Did you mean "num_rows"?'
+    assert refused("optim.temperature=1") == 'optim has no setting "temperature". Did you mean "sampler.temperature"?'
+    assert refused("optim.lr=1") == 'optim has no setting "lr". Did you mean "learning_rate"?'
+    assert (
+        refused("trainer.max_steps=1") == 'unknown key "trainer.max_steps". Did you mean the top-level key "max_steps"?'
+    )
+    assert refused("eval.num_rows=1") == 'unknown key "eval.num_rows". Did you mean "evaluation.num_rows"?'
+    assert refused("optim.num_rows=1") == 'optim has no setting "num_rows". Did you mean the top-level key "num_rows"?'
 
 
 def test_an_option_of_another_method_or_task_names_its_owners() -> None:

@@ -58,9 +58,9 @@ def load_object(path: str, what: str, example: str = "Class") -> Any:
     import its neighbours. A file is executed once, and again only after its text has changed.
 
     Args:
-    path: file or module, and the name in it.
-        what: the role of the object, for messages.
-    example: kind of name to show in messages.
+    path: file or module, and the name of the object in it. what: role of the object, such as
+        "method", for messages.
+    example: name that messages show as an example, such as "MyMethod".
 
     Raises:
     ConfigError: the path is malformed, the file is missing or cannot be executed, or the name is
@@ -136,8 +136,8 @@ def source_of(path: str) -> tuple[str, str] | None:
 
 
 def _module_of(file: Path) -> ModuleType:
-    """Return the module of a file. Execute the file unless its present text has been executed
-    already."""
+    """Return the module of a file. Execute the file unless the file's present text has been
+    executed already."""
     location, source = file.resolve(), file.read_bytes()
     main = sys.modules["__main__"]
     if getattr(main, "__file__", None) and Path(str(main.__file__)).resolve() == location:

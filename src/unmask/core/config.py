@@ -128,21 +128,21 @@ class SamplerConfig(Config):
     max_completion_length: int = Field(256, ge=1)
     """Number of completion positions, L."""
     num_steps: int | None = Field(None, ge=1)
-    """Number of denoising steps, T; default L / 2, which commits two tokens per step as in
+    """Number of denoising steps, T. The default is L / 2, which commits two tokens per step as in
     arXiv:2603.12554."""
     block_length: int | None = Field(None, ge=1)
-    """Number of positions in a semi-autoregressive block. It must divide L, and the number of
-    blocks must divide T. Default L, i.e. one block."""
+    """Number of positions in a semi-autoregressive block. This number must divide L, and the number
+    of blocks must divide T. The default is L, a single block."""
     order: str = "low_confidence"
     """Remasking strategy, which decides the positions that a step commits: entropy, left_to_right,
     low_confidence, margin, plackett_luce or random, or the path of a function, as in
     my_order.py:mine."""
     order_temperature: float = Field(0.5, gt=0)
     """Temperature τ of the order `plackett_luce`, which draws positions in proportion to
-    exp(confidence / τ); default of arXiv:2607.15200."""
+    exp(confidence / τ); the default is that of arXiv:2607.15200."""
     temperature: float = Field(0.9, ge=0)
-    """Temperature of the token distribution; 0 takes the most likely token. Default of the EGSPO
-    release."""
+    """Temperature of the token distribution; 0 takes the most likely token. The default is that of
+    the released code of EGSPO."""
     top_k: int = Field(0, ge=0)
     """Number of most likely tokens that may be sampled; 0 allows all."""
     top_p: float = Field(1.0, gt=0, le=1)
@@ -204,7 +204,7 @@ class LoraConfig(Config):
     """Rank of the adapters. The defaults of rank and alpha are those of the published LLaDA runs
     (arXiv:2504.12216)."""
     alpha: float = Field(64.0, gt=0)
-    """Scale of the update; it is divided by the rank."""
+    """Scale of the update before division by the rank."""
     dropout: float = Field(0.0, ge=0, lt=1)
     """Dropout rate of the adapters' inputs, in SFT only. It is never active in reinforcement
     learning, where it would make the ratio of an unchanged policy differ from one."""
@@ -246,15 +246,15 @@ class OptimConfig(Config):
     """Maximum global L2 norm of the gradient; a larger gradient is scaled down."""
     type: str = "adamw"
     """Optimizer: `adamw`, or the path of a class or function that makes one, as in torch.optim.SGD
-    or my_optim.py:make. It is called with the parameters, `lr`, `betas` and `weight_decay` if it
-    takes them, and `options`."""
+    or my_optim.py:make. The class or function is called with the parameters, with those of `lr`,
+    `betas` and `weight_decay` that it accepts, and with `options`."""
     options: dict[str, Any] = {}
     """Further arguments of an optimizer that is named by path, as in {momentum: 0.9}."""
 
     @property
     def path(self) -> str:
         """Path of an optimizer outside the package; a dotted name such as torch.optim.SGD counts as
-        one."""
+        a path."""
         return self.type if is_path(self.type) else ":".join(self.type.rpartition(".")[::2])
 
     @model_validator(mode="after")
@@ -286,7 +286,7 @@ class EvalConfig(Config):
     eval_steps: int = Field(50, ge=0)
     """Number of training steps between evaluations; 0 evaluates only at the end."""
     temperatures: tuple[Annotated[float, Field(ge=0)], ...] = (0.0,)
-    """Sampling temperatures, with one result for each; 0 is greedy."""
+    """Sampling temperatures at which the model is evaluated; 0 means greedy decoding."""
     batch_size: int = Field(256, ge=1)
     """Maximum number of completions that are denoised together."""
 

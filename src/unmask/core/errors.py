@@ -23,7 +23,7 @@ class UnmaskError(Exception):
 
     Args:
         arguments: message, as for any exception.
-        agreed: whether every rank of a run raises this error.
+        agreed: True if every rank of a run raises this error.
     """
 
     exit_code = 2
@@ -84,8 +84,8 @@ def reason(error: BaseException) -> str:
 
 
 def no_file(path: str | os.PathLike[str], what: str = "file") -> str:
-    """Return a sentence about a path where nothing exists. For a relative path it names the folder
-    that the path starts from.
+    """Return a sentence about a path where nothing exists. For a relative path, the sentence names
+    the folder that the path starts from.
 
     Example:
         >>> no_file("/data/rows.csv")
@@ -101,12 +101,13 @@ MAX_PATH_CHARACTERS = 300
 path belongs."""
 
 MISSPELLING_CUTOFF = 0.85
-"""Similarity, as difflib measures it, from which a name counts as a misspelling of another."""
+"""Minimum similarity, as difflib measures it, at which a name counts as a misspelling of another
+name."""
 
 
 def nearest(name: str, names: Iterable[str], cutoff: float = MISSPELLING_CUTOFF) -> list[str]:
-    """Return the name of which this one is a misspelling: nearly all letters are the same, or the
-    same letters in another order.
+    """Return the known name of which a name is a misspelling: nearly all letters are equal, or all
+    letters are, in another order.
 
     Example:
         >>> nearest("widht", ["width", "depth"]), nearest("max_steps", ["eval_steps"]), nearest("EGSPO-SA", ["egspo_sa"])

@@ -144,7 +144,7 @@ def parse_json(text: str) -> Any:
 
 
 def parse_object(text: str) -> dict[str, Any] | None:
-    """Parse the text of one JSON object; return None if the text is anything else."""
+    """Parse text that is one JSON object; return None for any other text."""
     try:
         content = parse_json(text)
     except ValueError:
@@ -160,8 +160,8 @@ def read_json_lines(
 ) -> list[dict[str, Any]]:
     """Read a file with one JSON object per line, to which a process may be writing.
 
-    Text after the last newline counts if it is a whole object. Otherwise it is the beginning of an
-    unfinished line, and it is dropped.
+    Text after the last newline counts if it is a whole object. Otherwise that text is the beginning
+    of an unfinished line, and is dropped.
 
     Args:
         path: path of the file.

@@ -81,8 +81,8 @@ class Trajectory:
     """A batch of denoising paths: each token, and the step that committed it. Intermediate states
     are derived from these two.
 
-    A trajectory takes 20 bytes per completion token, and 4 K bytes more if it holds one-step
-    completions.
+    A trajectory takes 20 bytes per completion token, and 4 K bytes more per token if it holds K
+    one-step completions.
     """
 
     prompt_ids: Int[Tensor, "B P"]
@@ -109,11 +109,11 @@ class Trajectory:
     mask_id: int
     eos_id: int
     choice_rank: Int[Tensor, "B L"] | None = None
-    """[B, L] int32: rank of the position among those that its step drew, from 0. Set only for an
-    order whose position choice has a probability."""
+    """[B, L] int32: place of the position, from 0, in the order in which its step drew positions.
+    Set only for an order whose position choice has a probability."""
     choice_logprob: Float[Tensor, "B L"] | None = None
-    """[B, L] float32, nats: log-probability of drawing this position from those still masked in its
-    block. Set together with `choice_rank`."""
+    """[B, L] float32, nats: log-probability of drawing this position from the positions still
+    masked in its block. Set together with `choice_rank`."""
     selected_step: Int32[Tensor, "B K"] | None = None
     """[B, K] int32: steps whose one-step completions are stored, in the order of the selection; -1
     for an empty slot."""
@@ -155,8 +155,8 @@ class Trajectory:
         return self.selected_step
 
     def shown_step(self, views: "Views") -> Int[Tensor, "N"]:
-        """Return the step whose state each view shows, [N] int64: that of its earliest target, or
-        -1 if it shows no state of the path."""
+        """Return the step whose state each view shows, [N] int64: the step of the view's earliest
+        target, or -1 if the view shows no state of the path."""
         when = self.unmask_step[views.row]
         first = when.masked_fill(~views.target, self.num_steps).min(-1).values
         is_state = (views.hidden == (when >= first.unsqueeze(-1))).all(-1) & (first < self.num_steps)
@@ -245,8 +245,8 @@ class Rollout:
 
 @dataclass(frozen=True, slots=True)
 class Views:
-    """N masked versions of completions. A method plans them once, and they are evaluated under
-    every policy."""
+    """N masked versions of completions. A method plans the views once, and every policy evaluates
+    the same views."""
 
     row: Int[Tensor, "N"]
     """[N] int64: index of the completion that the view shows."""
@@ -284,7 +284,7 @@ class ViewLogprobs:
     `LogprobSettings`; 0 elsewhere. [N, M, L] if the views have M token sequences."""
     choice: Float[Tensor, "N L"] | None = None
     """[N, L] float32, nats: log-probability of choosing each target's position among those left in
-    its block; None unless requested, and for orders without a choice probability."""
+    its block; None if it was not requested, or if the order has no choice probability."""
     distribution: Float[Tensor, "n V"] | None = None
     """[n, V] float32, nats: log-probabilities of all tokens at the n targets in row-major order;
     None unless requested."""
@@ -298,7 +298,8 @@ class Branches:
     num: int
     """Number of new draws for each state."""
     scope: Literal["step", "all"] = "step"
-    """Positions that are drawn again: those that the step committed, or every masked one."""
+    """Positions that are drawn again: the positions that the step committed, or all masked
+    positions."""
     finish: Literal["greedy", "sampled", "rollout"] = "greedy"
     """Rule that fills the other positions under scope `step`: with the most likely tokens, with one
     sample that all draws share, or by further denoising, which is the only choice that costs
@@ -333,9 +334,9 @@ class Needs:
 
 @dataclass(frozen=True, slots=True)
 class LossInputs:
-    """Views with everything that a loss may read. A separable method gets them in chunks of any
-    size; any other method gets all views of whole groups. All [N, L] float32 nats are 0 outside
-    `target`."""
+    """Views with everything that a loss may read. A method whose loss is a sum over views
+    (`Method.separable`) gets the views in chunks of any size; any other method gets all views of
+    whole groups. All [N, L] float32 nats are 0 outside `target`."""
 
     new: Float[Tensor, "N *M L"]
     """[N, L] float32, nats: log-probabilities under the policy that is trained, with graph; [N, M,
@@ -356,7 +357,7 @@ class LossInputs:
     advantage: Float[Tensor, "N *M"]
     """[N] float32: advantage of the view; [N, M] if the views have M token sequences."""
     slot: Int[Tensor, "N"] | None = None
-    """[N] int64: slot of the view."""
+    """[N] int64: slot of the view, i.e. the column of the advantage that applies to it."""
     group_size: int = 1
     """Number of completions in a group, G; completion b belongs to group b // G."""
     new_choice: Float[Tensor, "N L"] | None = None
@@ -379,11 +380,12 @@ class LossInputs:
 
 @dataclass(frozen=True, slots=True)
 class LossOutput:
-    """Losses of views. The trainer adds them up, in chunks of any size, and divides by the number
-    of completions."""
+    """Losses of views. The trainer adds up the losses, in chunks of any size, and divides by the
+    number of completions."""
 
     loss: Float[Tensor, "..."]
-    """[N] float32 with graph: loss of each view; of any shape if the method is not separable."""
+    """[N] float32, differentiable: loss of each view. If the loss of the method is not a sum over
+    views (`Method.separable` is False), the shape is free."""
     metrics: dict[str, Tensor] = field(default_factory=dict)
     """Metrics of any shape, without graph. They are averaged, or their maximum is taken if the name
     ends in `_max`."""

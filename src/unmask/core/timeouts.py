@@ -108,8 +108,8 @@ def within(seconds: float, work: Callable[[], Any]) -> Any:
     In the main thread an alarm interrupts the call. An alarm also ends C code that checks for
     signals, such as a regular expression that backtracks or a power of large integers. A function
     that catches everything in a loop is interrupted again and again, until an alarm arrives outside
-    its `try`. Other threads have no alarms. There the call runs in a further thread, which is
-    abandoned when the time is up.
+    the function's `try`. Other threads have no alarms. There the call runs in a further thread,
+    which is abandoned when the time is up.
 
     Raises:
         TimeLimitError: the time is up.

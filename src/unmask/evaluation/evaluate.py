@@ -1,9 +1,9 @@
 """Accuracy on held-out examples, with intervals.
 
-With one completion for each example the interval is Wilson's. With several there is pass@k too, and
-the interval is a bootstrap over examples, because completions of one example are not independent
-trials. Secondary measures always have this bootstrap. If all values are 0 or all are 1, Wilson's
-interval replaces it.
+With one completion for each example the interval is Wilson's. With several completions there is
+pass@k too, and the interval is a bootstrap over examples, because completions of one example are
+not independent trials. Secondary measures always have this bootstrap. If all values are 0 or all
+are 1, Wilson's interval replaces it.
 """
 
 from __future__ import annotations
@@ -32,10 +32,11 @@ from unmask.tasks import Task
 T = TypeVar("T")
 
 RESAMPLES = 2000
-"""Number of resamples of a bootstrap interval; between seeds its ends differ by about 1 % of its
-width."""
+"""Number of resamples of a bootstrap interval. Between seeds, the ends of an interval differ by
+about 1 % of its width."""
 SCORED_AT_ONCE = 64
-"""Number of completions in one call of the reward functions, to which their time limit applies."""
+"""Number of completions in one call of the reward functions. The time limit of the rewards applies
+to one call."""
 
 
 class MetricEstimate(NamedTuple):

@@ -1,5 +1,5 @@
-"""A denoiser as a model of lm-evaluation-harness, which runs the harness's tasks; needs the extra
-`lm-eval`.
+"""A denoiser as a model of lm-evaluation-harness, which then runs the tasks of the harness. This
+module needs the extra `lm-eval`.
 
     unmask harness --model_args pretrained=FOLDER,length=256 --tasks gsm8k
 
@@ -47,10 +47,10 @@ class DenoiserLM(LM):  # type: ignore[misc]  # the package ships no types
         pretrained: folder or hub id of a masked diffusion model.
         length: completion length in tokens, if a task does not set `max_gen_toks`.
         steps: number of denoising steps; default half the length.
-        block_length: block length in tokens; default one block.
+        block_length: block length in tokens; default the completion length (a single block).
         order: remasking strategy, as in `sampler.order`.
-        num_draws: number of masks in an ELBO estimate; its standard error falls with their square
-            root or faster.
+        num_draws: number of masks in an ELBO estimate, whose standard error falls with the square
+            root of this number or faster.
         seed: seed of the masks and the sampling.
         batch_size: number of sequences in one forward.
         device: torch device; default a GPU if there is one.
@@ -144,8 +144,8 @@ class DenoiserLM(LM):  # type: ignore[misc]  # the package ships no types
 
     @torch.no_grad()
     def elbo(self, context: list[int], continuation: list[int]) -> float:
-        """Return an unbiased estimate in nats of the ELBO of a continuation given a context, both
-        as token ids.
+        """Return an unbiased estimate, in nats, of the ELBO of a continuation given a context. Both
+        are token ids.
 
         The ELBO is E_l E_{|S| = l} (n/l) Σ_S log p with l ~ U{1..n}. For a single token there is
         one mask, and the value is exact.

@@ -131,7 +131,7 @@ def _metadata(recipe: RunRecipe, tags: list[str], data: Mapping[str, Any], last:
 
     Args:
         recipe: the recipe of the run.
-        tags: tags in addition to those of every model.
+        tags: tags in addition to the tags that every model gets.
         data: the content of data.json.
         last: the line of metrics with the last evaluation.
     """

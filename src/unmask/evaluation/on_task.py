@@ -41,8 +41,9 @@ def evaluate(
             and options.
         num_rows: number of rows.
         split: train, validation or test.
-        sampler: sampler settings; default greedy decoding, with the completion length of the task,
-            or 256 tokens for tasks of language models, and half as many denoising steps.
+        sampler: sampler settings. By default, decoding is greedy. The completion length is the
+            length of the task if its format is `bare`, else 256 tokens, and there are half as many
+            denoising steps as tokens.
         samples: number of completions of each row. Several completions also give pass@k.
         reward_funcs: a reward function, its path, or a list of them, instead of the rewards of the
             task.
@@ -57,7 +58,7 @@ def evaluate(
 
     Raises:
         ConfigError: the task, the sampler or a reward function cannot be used.
-        DataError: the split has no rows, or the model cannot use one of them.
+        DataError: the split has no rows, or the model cannot use one of the rows.
     """
     check_policy(policy)
     task = task_of(task)
@@ -94,7 +95,7 @@ def task_of(task: Task | str | Mapping[str, Any]) -> Task:
 
 
 def default_sampler(task: Task) -> SamplerConfig:
-    """Return the sampler that `evaluate` uses unless it gets another one.
+    """Return the default sampler settings of `evaluate`.
 
     Example:
         >>> sampler = default_sampler(task_of("sudoku"))

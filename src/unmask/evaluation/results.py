@@ -58,8 +58,8 @@ class Comparison:
     high: float
     """Upper end of this interval."""
     gained: list[int]
-    """Indices of the examples with more solved samples now; with one sample, those that are newly
-    solved."""
+    """Indices of the examples with more solved samples now; with one sample, the examples that are
+    newly solved."""
     lost: list[int]
     """Indices of the examples with fewer solved samples now."""
     p_value: float | None
@@ -153,8 +153,8 @@ def check_output(path: Path, against: Path | None = None) -> None:
         against: the earlier evaluation to compare with.
 
     Raises:
-        ConfigError: if the path does not end in .json, is that of `against`, or holds anything but
-            results of an earlier evaluation.
+        ConfigError: if the path does not end in .json, is the path of `against`, or holds anything
+            but results of an earlier evaluation.
         RunError: if the path cannot be written.
     """
     if path.suffix != ".json":

@@ -35,23 +35,23 @@ class AGRPO(RatioMethod):
 
     type: Literal["agrpo"] = "agrpo"
     mc_samples: int = Field(24, ge=1)
-    """Number M of draws for each completion. Default of the release."""
+    """Number M of draws for each completion. The default is that of the released code."""
     step_sampling: Literal["uniform", "entropy"] = "entropy"
-    """Distribution of the drawn steps: uniform, or proportional to the joint entropy of a step.
-    Default of the release."""
+    """Distribution of the drawn steps: uniform, or proportional to the joint entropy of a step. The
+    default is that of the released code."""
     draws: Literal["low_discrepancy", "independent"] = "low_discrepancy"
     """Dependence of the draws: `low_discrepancy` draws cover the steps evenly over all completions
-    of a batch. Default of the release."""
+    of a batch. The default is that of the released code."""
     horizon: Literal["scheduled", "last_text"] = "scheduled"
     """Steps that the mean is taken over. `scheduled`: all T steps of the schedule, which is
-    unbiased. `last_text`: the steps up to the last that committed a non-EOS token, as released;
-    this end lies in the future of the steps."""
+    unbiased. `last_text`: the steps up to the last that committed a non-EOS token, as in the
+        released code; this end is not yet known at the earlier steps."""
     baseline: Literal["group_mean", "leave_one_out"] = "group_mean"
     """Baseline of the group. The group mean shrinks the gradient by (G - 1) / G; leave-one-out does
     not."""
     beta: float = Field(0.0, ge=0)
     """Weight of the KL to the reference policy, ρ k3 for each token; 0 needs no reference policy.
-    Default of the release."""
+    The default is that of the released code."""
 
     paper: ClassVar[str] = "arXiv:2510.04019"
     summary: ClassVar[str] = "gradients at randomly drawn steps, weighted by their inverse probability"

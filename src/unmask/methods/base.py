@@ -40,9 +40,10 @@ class Method(Named, ABC):
     summary: ClassVar[str] = ""
     """One-line description for `unmask methods`; default the first line of the docstring."""
     unbiased: ClassVar[str] = NOT_STATED
-    """Bias of the on-policy gradient: yes if it is unbiased for the policy gradient up to a factor,
-    no, or the settings with which it is. This holds for the orders `random`, `left_to_right`,
-    `entropy` and `margin`, and for `plackett_luce` if the method includes its position choice."""
+    """`yes` if the on-policy gradient is an unbiased estimate of the policy gradient up to a
+    factor, `no` if it is not, or the settings under which it is unbiased. The statement holds for
+    the orders `random`, `left_to_right`, `entropy` and `margin`, and for `plackett_luce` if the
+    method includes its position choice."""
     estimates: ClassVar[str] = NOT_STATED
     """Quantity that the gradient estimates, and how exactly."""
     sampler: ClassVar[str] = ""
@@ -52,16 +53,17 @@ class Method(Named, ABC):
     addition to the T forward passes of the rollout."""
     separable: ClassVar[bool] = True
     """True if the loss is a sum over views, so that any chunk of them can be back-propagated alone.
-    Otherwise the loss gets all views of whole groups. It is first computed without graph, and its
-    derivative with respect to each log-probability is then back-propagated chunk by chunk: two
-    passes with the same gradient, whose memory does not grow with the number of views. If all views
-    fit into one forward pass, one pass is enough."""
+    Otherwise the loss gets all views of whole groups. A first pass computes the loss without a
+    graph, and a second pass back-propagates the derivative of the loss with respect to each
+    log-probability, chunk by chunk. The gradient is the same, and the memory does not grow with the
+    number of views. If all views fit into one forward pass, one pass is enough."""
     on_path: ClassVar[bool] = True
     """True if the views are states of the path, in which the sampler's top-k and top-p restricted
     the tokens. In other states nothing was sampled, so their log-probabilities are those of the
     whole vocabulary at the sampling temperature."""
     fresh_views: ClassVar[bool] = False
-    """True if each of the `num_iterations` passes has its own plan; otherwise all share one."""
+    """True if each of the `num_iterations` passes has a new plan of views; False if all passes
+    share one plan."""
 
     @classmethod
     def __pydantic_init_subclass__(cls, **settings: Any) -> None:
@@ -90,8 +92,8 @@ class Method(Named, ABC):
 
     @abstractmethod
     def loss(self, inputs: LossInputs) -> LossOutput:
-        """Return the loss of each view, or terms of any shape that sum to the whole loss if the
-        method is not separable."""
+        """Return the loss of each view or, if `separable` is False, terms of any shape that sum to
+        the whole loss."""
 
     def check(self, sampler: SamplerConfig, num_generations: int) -> None:
         """Refuse settings that do not fit together.

@@ -37,11 +37,12 @@ class BGPO(RatioMethod):
     """Scale of the advantages: `deviation` divides by the standard deviation of the group's
     rewards, as published, which is a bias."""
     epsilon: float = Field(0.2, ge=0)
-    """Lower clip of a mask's bound, as a distance from 1. Default of the released code."""
+    """Lower clip of a mask's bound, as a distance from 1. The default is that of the released
+    code."""
     epsilon_high: float = Field(0.2, ge=0)
-    """Upper clip, as a distance from 1. Default of the released code."""
+    """Upper clip, as a distance from 1. The default is that of the released code."""
     dual_clip: float = Field(3.0, ge=0)
-    """Bound of ρ for negative advantages; 0 for none. Default of the released code."""
+    """Bound of ρ for negative advantages; 0 for none. The default is that of the released code."""
 
     paper: ClassVar[str] = "arXiv:2510.11683"
     summary: ClassVar[str] = "a linear bound of the ELBO objective, which needs memory for only one mask"
@@ -57,8 +58,8 @@ class BGPO(RatioMethod):
         return Needs()
 
     def plan(self, rollout: Rollout, generator: torch.Generator) -> Views:
-        """Plan n_t views for each completion, with counts l from 1 to its number of tokens n, and
-        weight n / (l L) with L fixed."""
+        """Plan n_t views for each completion of n tokens. A view masks l of them, l from 1 to n,
+        and has weight n / (l L) with L fixed."""
         is_maskable = scored_tokens(rollout.trajectory)
         counts = stratified_counts(is_maskable.sum(-1), self.num_samples, 1, generator)
         masks = masks_of_counts(counts, is_maskable, generator)

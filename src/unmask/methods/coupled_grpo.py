@@ -1,9 +1,9 @@
 """Coupled-GRPO (DiffuCoder, arXiv:2506.20639): token ratios of log-probabilities averaged over
 complementary masks.
 
-Each token gets two log-probabilities: given no other token, as in diffu-GRPO, and given some of the
-others. For the second one the completion is masked twice, by a random set and by its complement, so
-every token is a target exactly once.
+Each token gets two log-probabilities: one given no other token, as in diffu-GRPO, and one given
+some of the other tokens. For the second one the completion is masked twice, by a random set and by
+its complement, so every token is a target exactly once.
 """
 
 from __future__ import annotations
@@ -32,18 +32,22 @@ class CoupledGRPO(RatioMethod):
 
     type: Literal["coupled_grpo"] = "coupled_grpo"
     min_ratio: float = Field(0.2, gt=0, lt=1)
-    """Smallest share t of tokens that the random set masks. Default of the release."""
+    """Smallest share t of tokens that the random set masks. The default is that of the released
+    code."""
     max_ratio: float = Field(0.8, gt=0, lt=1)
-    """Largest share t of tokens that the random set masks. Default of the release."""
+    """Largest share t of tokens that the random set masks. The default is that of the released
+    code."""
     baseline: Literal["leave_one_out", "group_mean"] = "leave_one_out"
-    """Baseline of the group, without division by its standard deviation. Default of the release."""
+    """Baseline of the group, without division by its standard deviation. The default is that of the
+    released code."""
     epsilon: float = Field(0.5, ge=0)
-    """Lower clip of the token ratio, as a distance from 1. Default of the release."""
+    """Lower clip of the token ratio, as a distance from 1. The default is that of the released
+    code."""
     epsilon_high: float = Field(0.5, ge=0)
-    """Upper clip, as a distance from 1. Default of the release."""
+    """Upper clip, as a distance from 1. The default is that of the released code."""
     beta: float = Field(0.01, ge=0)
     """Weight of the KL (k3 of the averaged log-probabilities) to the reference policy; 0 needs no
-    reference policy. Default of the release."""
+    reference policy. The default is that of the released code."""
 
     paper: ClassVar[str] = "arXiv:2506.20639"
     summary: ClassVar[str] = "token ratios averaged over complementary masks"

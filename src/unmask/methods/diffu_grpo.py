@@ -27,17 +27,19 @@ class DiffuGRPO(RatioMethod):
 
     type: Literal["diffu_grpo"] = "diffu_grpo"
     prompt_mask_ratio: float = Field(0.15, ge=0, le=1)
-    """Probability of masking a prompt token; 0 masks none. Default of paper and release."""
+    """Probability of masking a prompt token; 0 masks none. The default is that of the paper and the
+    released code."""
     baseline: Literal["group_mean", "leave_one_out"] = "group_mean"
-    """Baseline of the group, without division by its standard deviation. Default of the release;
-    leave-one-out is G / (G - 1) times as large."""
+    """Baseline of the group, without division by its standard deviation. The default is that of the
+    released code; the leave-one-out advantage is G / (G - 1) times as large."""
     epsilon: float = Field(0.5, ge=0)
-    """Lower clip of the token ratio, as a distance from 1. Default of the release."""
+    """Lower clip of the token ratio, as a distance from 1. The default is that of the released
+    code."""
     epsilon_high: float = Field(0.5, ge=0)
-    """Upper clip, as a distance from 1. Default of the release."""
+    """Upper clip, as a distance from 1. The default is that of the released code."""
     beta: float = Field(0.04, ge=0)
     """Weight of the KL (k3, token by token) to the reference policy; 0 needs no reference policy.
-    Default of the release."""
+    The default is that of the released code."""
 
     paper: ClassVar[str] = "arXiv:2504.12216"
     summary: ClassVar[str] = "token ratios given an empty completion and a partly masked prompt"

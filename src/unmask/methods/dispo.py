@@ -26,7 +26,7 @@ from unmask.methods.views import scored_tokens, step_views
 
 
 class DiSPO(RatioMethod):
-    """Terminal feedback on the completion, and feedback on branches of some of its states."""
+    """Terminal feedback on the completion, and feedback on branches of some intermediate states."""
 
     type: Literal["dispo"] = "dispo"
     num_states: int = Field(1, ge=1)
@@ -40,9 +40,9 @@ class DiSPO(RatioMethod):
     terminal_weight: float = Field(1.0, ge=0)
     """Weight of the terminal term; 0 leaves only the term of the states, which needs no group."""
     epsilon: float = Field(0.5, ge=0)
-    """Lower clip of the token ratio, as a distance from 1; default of diffu-GRPO."""
+    """Lower clip of the token ratio, as a distance from 1; the default is that of diffu-GRPO."""
     epsilon_high: float = Field(0.5, ge=0)
-    """Upper clip, as a distance from 1; default of diffu-GRPO."""
+    """Upper clip, as a distance from 1; the default is that of diffu-GRPO."""
 
     paper: ClassVar[str] = "arXiv:2602.06462"
     summary: ClassVar[str] = "branches at intermediate states, in addition to diffu-GRPO's terminal feedback"

@@ -35,7 +35,7 @@ class EGSPO(RatioMethod):
 
     type: Literal["egspo"] = "egspo"
     num_selected: int = Field(8, ge=1)
-    """Number K of denoising steps that get a gradient. Default of the release."""
+    """Number K of denoising steps that get a gradient. The default is that of the released code."""
     step_choice: Literal[
         "entropy_topk", "entropy_sampled", "uniform", "low_discrepancy", "last_k", "lowest_entropy", "all"
     ] = "entropy_topk"
@@ -57,12 +57,13 @@ class EGSPO(RatioMethod):
     choice_term: bool = True
     """Include the probability of the position choice, if the order has one (`plackett_luce`)."""
     epsilon: float = Field(0.2, ge=0)
-    """Lower clip of the step ratio, as a distance from 1. Default of the release."""
+    """Lower clip of the step ratio, as a distance from 1. The default is that of the released
+    code."""
     epsilon_high: float = Field(0.5, ge=0)
-    """Upper clip, as a distance from 1. Default of the release."""
+    """Upper clip, as a distance from 1. The default is that of the released code."""
     beta: float = Field(0.04, ge=0)
-    """Weight of the KL to the reference policy; 0 needs no reference policy. Default of the
-    release."""
+    """Weight of the KL to the reference policy; 0 needs no reference policy. The default is that of
+    the released code."""
     kl: Literal["k3", "exact"] = "k3"
     """Form of the KL: `k3` of the step's log-ratio, or the exact KL, summed over its tokens."""
 
@@ -167,6 +168,6 @@ class EGSPOSA(EGSPO):
 
     type: Literal["egspo_sa"] = "egspo_sa"  # type: ignore[assignment]
     stepwise_weight: float = Field(0.5, ge=0)
-    """Weight λ of r - r(x̂_k) relative to r. Default of the release."""
+    """Weight λ of r - r(x̂_k) relative to r. The default is that of the released code."""
 
     summary: ClassVar[str] = "EGSPO with the reward of the one-step completion as value of a state"

@@ -56,7 +56,7 @@ class EGSPOCA(RatioMethod):
     epsilon: float = Field(0.2, ge=0)
     """Lower clip of the action ratio, as a distance from 1."""
     epsilon_high: float = Field(0.5, ge=0)
-    """Upper clip, as a distance from 1; default of EGSPO."""
+    """Upper clip, as a distance from 1; the default is that of EGSPO."""
 
     paper: ClassVar[str] = "ours; 2602.06462"
     summary: ClassVar[str] = "credit from the rewards that other tokens at the selected states would have earned"
@@ -137,7 +137,7 @@ class EGSPOCA(RatioMethod):
         return LossOutput(inputs.weight * surrogate.sum(-1), metrics)
 
     def _slots(self, rollout: Rollout) -> Tensor:
-        """Return which of the stored states are trained, [B, K]; -1 for none."""
+        """Return the stored states that are trained on, [B, K]; -1 in an empty slot."""
         path = rollout.trajectory
         kept = path.selected_steps
         if self.step_choice != "spread":

@@ -33,18 +33,20 @@ class ESPO(RatioMethod):
 
     type: Literal["espo"] = "espo"
     num_samples: int = Field(2, ge=1)
-    """Number M of pairs of complementary masks for each ELBO. Default of the released recipes."""
+    """Number M of pairs of complementary masks for each ELBO. The default is that of the released
+    recipes."""
     baseline: Literal["leave_one_out", "group_mean"] = "leave_one_out"
-    """Baseline of the group. The release leaves one out; the paper's text has the mean, which
-    shrinks the gradient by (G - 1) / G."""
+    """Baseline of the group. The default is that of the released code; the paper's text has the
+    group mean, which shrinks the gradient by (G - 1) / G."""
     epsilon: float = Field(0.2, ge=0)
-    """Lower clip of the ratio per token, as a distance from 1. Default of the released recipes; the
-    one for Countdown has 0."""
+    """Lower clip of the ratio per token, as a distance from 1. The default is that of the released
+    recipes, except the recipe for Countdown, which has 0."""
     epsilon_high: float = Field(0.2, ge=0)
     """Distance from 1 of the upper clip, as for the lower clip."""
     beta: float = Field(0.01, ge=0)
-    """Weight of the KL to the reference policy; 0 needs no reference policy. Released recipes for
-    Sudoku and code; Countdown has 0.003, GSM8K and MATH 0.001."""
+    """Weight of the KL to the reference policy; 0 needs no reference policy. The default is that of
+    the released recipes for Sudoku and code; the recipe for Countdown has 0.003, and those for
+    GSM8K and MATH have 0.001."""
 
     paper: ClassVar[str] = "arXiv:2512.03759"
     summary: ClassVar[str] = "one ratio of ELBOs for each completion, from pairs of complementary masks"

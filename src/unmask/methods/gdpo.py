@@ -35,15 +35,16 @@ class GDPO(RatioMethod):
     """Number M of times at which the ELBO's integrand is evaluated, with one random mask each. The
     paper uses 2 or 3."""
     baseline: Literal["group_mean", "leave_one_out"] = "group_mean"
-    """Baseline of the group, without division by its standard deviation. Default of the paper;
-    leave-one-out is G / (G - 1) times as large."""
+    """Baseline of the group, without division by its standard deviation. The default is that of the
+    paper; leave-one-out is G / (G - 1) times as large."""
     epsilon: float = Field(0.5, ge=0)
-    """Lower clip of the ratio of the whole completion, as a distance from 1. Default of d1, whose
-    code the release extends."""
+    """Lower clip of the ratio of the whole completion, as a distance from 1. The default is that of
+    d1, whose code the released code of GDPO extends."""
     epsilon_high: float = Field(0.5, ge=0)
-    """Upper clip, as a distance from 1. Default of d1."""
+    """Upper clip, as a distance from 1. The default is that of d1."""
     beta: float = Field(0.04, ge=0)
-    """Weight of the KL to the reference policy; 0 needs no reference policy. Default of d1."""
+    """Weight of the KL to the reference policy; 0 needs no reference policy. The default is that of
+    d1."""
 
     paper: ClassVar[str] = "arXiv:2510.08554"
     summary: ClassVar[str] = "one ratio of ELBOs for each completion, at fixed quadrature times"

@@ -28,7 +28,7 @@ class JustGRPO(RatioMethod):
     type: Literal["just_grpo"] = "just_grpo"
     baseline: Literal["group_mean", "leave_one_out", "z_score"] = "z_score"
     """Baseline of the group. `z_score` also divides by the standard deviation of the group as a
-    sample. Default of the release."""
+    sample. The default is that of the released code."""
 
     paper: ClassVar[str] = "arXiv:2601.15165"
     summary: ClassVar[str] = "left-to-right rollouts of one token per step, with every step trained"

@@ -31,17 +31,17 @@ class MaskAware(RatioMethod):
 
     type: Literal["mask_aware"] = "mask_aware"
     num_segments: int = Field(32, ge=0)
-    """Number R of segments that the steps are merged into; 0 makes every step a segment. Default of
-    the paper."""
+    """Number R of segments that the steps are merged into; 0 makes every step a segment. The
+    default is that of the paper."""
     num_sampled: int = Field(12, ge=1)
-    """Number M of segments that are evaluated, drawn separately for each completion. Default of the
-    paper."""
+    """Number M of segments that are evaluated, drawn separately for each completion. The default is
+    that of the paper."""
     baseline: Literal["group_mean", "leave_one_out"] = "group_mean"
     """Baseline of the group. The group mean shrinks the gradient by (G - 1) / G; leave-one-out does
     not."""
     position_epsilon: float = Field(0.2, ge=0)
-    """Lower clip of the ratio of positions, as a distance from 1. The paper clips it separately
-    from that of tokens, and its values are not known to us."""
+    """Lower clip of the ratio of positions, as a distance from 1. The paper clips the two ratios
+    separately, and we do not know the values that it uses."""
     position_epsilon_high: float = Field(0.2, ge=0)
     """Upper clip of the ratio of positions, as a distance from 1."""
 
@@ -78,8 +78,8 @@ class MaskAware(RatioMethod):
             )
 
     def plan(self, rollout: Rollout, generator: torch.Generator) -> Views:
-        """Plan one view for each of M segments, drawn from the n that committed a token, with
-        weight (n / M) / L."""
+        """Plan one view for each of M segments, drawn from the n segments that committed a token,
+        with weight (n / M) / L."""
         path = rollout.trajectory
         num_segments = self.num_segments or path.num_steps
         segment = (path.unmask_step * num_segments).div(path.num_steps, rounding_mode="floor")
@@ -97,7 +97,7 @@ class MaskAware(RatioMethod):
 
     def loss(self, inputs: LossInputs) -> LossOutput:
         """Compute -min(ρ A, clip(ρ) A) of tokens and of positions for each completion, with log ρ =
-        Σ w (new - old)."""
+        Σ w (new - old) and w the weight of a view."""
         assert inputs.new_choice is not None
         assert inputs.old_choice is not None
         advantage = one_by_completion(inputs.advantage, inputs.row)

@@ -24,22 +24,26 @@ from unmask.methods.views import mean_tokens, scored_tokens, text_views
 
 
 class SPG(Method):
-    """Sandwiched policy gradient, with the mixture for negative advantages."""
+    """Sandwiched policy gradient: a lower bound for positive advantages, and a mixture of both
+    bounds for negative ones."""
 
     type: Literal["spg"] = "spg"
     num_views: int = Field(2, ge=1)
-    """Number m of masked views of a completion in each iteration. Default of the release; 4 in the
-    paper's best runs. With one view, both bounds have the same gradient."""
+    """Number m of masked views of a completion in each iteration. The default is that of the
+    released code; the paper's best runs use 4. With one view, both bounds have the same
+    gradient."""
     mixture: float = Field(0.5, ge=0, le=1)
     """Share ω of the upper bound for negative advantages; 0 is the ELBO everywhere, 1 the plain
-    sandwich. Default of the release."""
+    sandwich. The default is that of the released code."""
     eubo_power: float = Field(1.5, gt=0)
-    """Exponent β of the upper bound. Default of the release; 1 for Sudoku."""
+    """Exponent β of the upper bound. The default is that of the released code, which uses 1 for
+    Sudoku."""
     noise_ratio: float = Field(0.15, ge=0, le=1)
     """Probability with which a token of the prompt, or of a block before the chosen one, is masked.
-    Default of the release."""
+    The default is that of the released code."""
     baseline: Literal["group_mean", "leave_one_out"] = "group_mean"
-    """Baseline of the group, without division by its standard deviation. Default of the release."""
+    """Baseline of the group, without division by its standard deviation. The default is that of the
+    released code."""
 
     paper: ClassVar[str] = "arXiv:2510.09541"
     summary: ClassVar[str] = (

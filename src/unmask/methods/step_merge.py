@@ -1,5 +1,5 @@
-"""StepMerge (d2, arXiv:2509.21474), with TraceRL (arXiv:2509.06949) and CJ-GRPO (arXiv:2509.23924)
-as settings of it.
+"""StepMerge (d2, arXiv:2509.21474), and two special cases of the same method: TraceRL
+(arXiv:2509.06949) and CJ-GRPO (arXiv:2509.23924).
 
 The steps of a path are divided into R segments, and the tokens of a segment are evaluated in the
 state before its first step: R forward passes instead of T. R = T replays the path exactly; R = 1 is
@@ -35,13 +35,13 @@ class StepMerge(RatioMethod):
     """Baseline of the group. `z_score` also divides by the standard deviation of the group as a
     population, as in TraceRL."""
     epsilon: float = Field(0.5, ge=0)
-    """Lower clip of the token ratio, as a distance from 1. Default of diffu-GRPO; the paper's own
-    value is not known to us."""
+    """Lower clip of the token ratio, as a distance from 1. The default is that of diffu-GRPO; the
+    paper's own value is not known to us."""
     epsilon_high: float = Field(0.5, ge=0)
-    """Upper clip, as a distance from 1. Default of diffu-GRPO, as for the lower clip."""
+    """Upper clip, as a distance from 1. The default is that of diffu-GRPO."""
     beta: float = Field(0.04, ge=0)
-    """Weight of the KL (k3, token by token). Default of diffu-GRPO; the paper's own value is not
-    known to us."""
+    """Weight of the KL (k3, token by token). The default is that of diffu-GRPO; the paper's own
+    value is not known to us."""
     kl_to: Literal["reference", "old"] = "reference"
     """Policy that the KL is measured against: the reference, or the one at the start of the update,
     which costs no further pass."""
@@ -93,22 +93,23 @@ class StepMerge(RatioMethod):
 
 
 class TraceRL(StepMerge):
-    """TraceRL without its value model: StepMerge with standardised advantages and a KL to the old
+    """TraceRL without a value model: StepMerge with standardised advantages and a KL to the old
     policy."""
 
     type: Literal["trace_rl"] = "trace_rl"  # type: ignore[assignment]
     num_segments: int = Field(64, ge=0)
-    """Number R of segments. The release for LLaDA uses 512 steps, 8 in a segment."""
+    """Number R of segments. The released code for LLaDA uses 512 steps, with 8 steps in a
+    segment."""
     baseline: Literal["group_mean", "leave_one_out", "z_score"] = "z_score"
-    """Baseline of the group. Default of the release."""
+    """Baseline of the group. The default is that of the released code."""
     epsilon: float = Field(0.2, ge=0)
-    """Lower clip, as a distance from 1. Default of the release."""
+    """Lower clip, as a distance from 1. The default is that of the released code."""
     epsilon_high: float = Field(0.2, ge=0)
-    """Upper clip, as a distance from 1. Default of the release."""
+    """Upper clip, as a distance from 1. The default is that of the released code."""
     beta: float = Field(0.01, ge=0)
-    """Weight of the KL. Default of the release."""
+    """Weight of the KL. The default is that of the released code."""
     kl_to: Literal["reference", "old"] = "old"
-    """Policy that the KL is measured against. Default of the release."""
+    """Policy that the KL is measured against. The default is that of the released code."""
 
     paper: ClassVar[str] = "arXiv:2509.06949"
     summary: ClassVar[str] = "StepMerge with standardised advantages and a KL to the old policy"
@@ -120,7 +121,7 @@ class CJGRPO(StepMerge):
 
     type: Literal["cj_grpo"] = "cj_grpo"  # type: ignore[assignment]
     num_segments: int = Field(0, ge=0)
-    """Number R of segments; 0 makes every step a segment. Default of the paper."""
+    """Number R of segments; 0 makes every step a segment. The default is that of the paper."""
 
     paper: ClassVar[str] = "arXiv:2509.23924"
     summary: ClassVar[str] = "every step of the path replayed, a ratio for each token"

@@ -29,21 +29,24 @@ class UniGRPO(RatioMethod):
 
     type: Literal["unigrpo"] = "unigrpo"
     num_views: int = Field(1, ge=1)
-    """Number of masked views of a completion in each iteration. Default of the paper; the release
-    it refers to (dLLM-RL) uses 35 in one iteration."""
+    """Number of masked views of a completion in each iteration. The default is that of the paper.
+    The code that the paper links to (dLLM-RL) uses 35 views in a single iteration."""
     min_ratio: float = Field(0.1, ge=0, le=1)
-    """Smallest probability t with which a token is masked. Default of dLLM-RL."""
+    """Smallest probability t with which a token is masked. The default is that of the dLLM-RL
+    code."""
     max_ratio: float = Field(0.9, ge=0, le=1)
-    """Largest probability t with which a token is masked. Default of dLLM-RL."""
+    """Largest probability t with which a token is masked. The default is that of the dLLM-RL
+    code."""
     baseline: Literal["group_mean", "leave_one_out"] = "group_mean"
     """Baseline of the group, without division by its standard deviation."""
     epsilon: float = Field(0.2, ge=0)
-    """Lower clip of the token ratio, as a distance from 1. Default of dLLM-RL."""
+    """Lower clip of the token ratio, as a distance from 1. The default is that of the dLLM-RL
+    code."""
     epsilon_high: float = Field(0.2, ge=0)
-    """Upper clip, as a distance from 1. Default of dLLM-RL."""
+    """Upper clip, as a distance from 1. The default is that of the dLLM-RL code."""
     beta: float = Field(0.01, ge=0)
     """Weight of the KL (k3, token by token) to the reference policy; 0 needs no reference policy.
-    Default of dLLM-RL."""
+    The default is that of the dLLM-RL code."""
 
     paper: ClassVar[str] = "arXiv:2505.15809"
     summary: ClassVar[str] = "token ratios at the masked positions of randomly masked completions"
@@ -84,8 +87,8 @@ class UniGRPO(RatioMethod):
         return group_advantage(rollout.reward, rollout.group_size, self.baseline)
 
     def loss(self, inputs: LossInputs) -> LossOutput:
-        """Compute w Σ_k (-min(ρ_k A, clip(ρ_k) A) + β k3_k), where ρ_k is the ratio of masked token
-        k."""
+        """Compute w Σ_i (-min(ρ_i A, clip(ρ_i) A) + β k3_i) over the masked tokens i, with w the
+        weight of the view, ρ_i the ratio of the token, and k3_i the estimate of its KL."""
         loss, metrics = self.token_loss(
             inputs.new, inputs.old, inputs.advantage, inputs.target, inputs.reference, self.beta
         )

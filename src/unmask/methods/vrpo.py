@@ -31,11 +31,11 @@ class VRPO(Method):
 
     type: Literal["vrpo"] = "vrpo"
     num_samples: int = Field(8, ge=1)
-    """Number n of counts for each ELBO, with one set of masked positions each. Default of the
-    paper, as far as docs/methods/vrpo.md states."""
+    """Number n of counts for each ELBO, with one set of masked positions each. The default is that
+    of the paper; docs/methods/vrpo.md names the part of the paper that was available."""
     beta: float = Field(0.2, gt=0)
     """Strength β of the attraction to the reference policy: the smaller it is, the further the
-    policy may move. Default of the paper, as for num_samples."""
+    policy may move. The default is that of the paper."""
 
     paper: ClassVar[str] = "arXiv:2505.19223"
     summary: ClassVar[str] = "preference pairs of the best and the worst completion of each group, compared by ELBO"
@@ -53,8 +53,8 @@ class VRPO(Method):
         return Needs(reference="logprob")
 
     def plan(self, rollout: Rollout, generator: torch.Generator) -> Views:
-        """Plan n views for each completion of a pair, with counts from 1 to L, and none for other
-        completions."""
+        """Plan n views for each completion of a pair, with 1 to L masked positions, and no view for
+        other completions."""
         row = self.advantage(rollout).nonzero().squeeze(-1)
         is_maskable = rollout.trajectory.unmask_step[row] != GIVEN
         counts = stratified_counts(is_maskable.sum(-1), self.num_samples, 1, generator)

@@ -22,11 +22,12 @@ from unmask.methods.views import mean_field_views
 
 
 class WD1(Method):
-    """Weighted log-likelihood policy optimisation."""
+    """wd1: weighted log-likelihood policy optimisation."""
 
     type: Literal["wd1"] = "wd1"
     prompt_mask_ratio: float = Field(0.15, ge=0, le=1)
-    """Probability with which a prompt token is masked; 0 masks none. Default of the release."""
+    """Probability with which a prompt token is masked; 0 masks none. The default is that of the
+    released code."""
 
     paper: ClassVar[str] = "arXiv:2507.08838"
     summary: ClassVar[str] = (

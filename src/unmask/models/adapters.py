@@ -1,5 +1,5 @@
-"""LoRA adapters, which are put into the backbone of a denoiser in place, so that its class and
-interface do not change.
+"""LoRA adapters, which are put into the backbone of a denoiser in place, so that the denoiser keeps
+its class and interface.
 
 W x + (alpha / r) B A x, where only A and B are trained (arXiv:2106.09685). The backbone without
 adapters is the policy that the run began with, so a reference policy costs no memory. A reference
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 POLICY, REFERENCE = "default", "reference"
-"""Names of the adapter that is trained, and of the one that follows it as reference."""
+"""Names of the trained adapter, and of the adapter of the moving reference policy."""
 
 CONFIG_FILE, WEIGHTS_FILE = ADAPTER_CONFIG, "adapter_model.safetensors"
 """Names of the files that peft reads and writes."""
@@ -73,10 +73,10 @@ class Adapters:
 
     @classmethod
     def load(cls, denoiser: Denoiser, folder: Path) -> Adapters:
-        """Put a saved LoRA adapter, of this package or of peft, into a denoiser.
+        """Load a saved LoRA adapter, of this package or of peft, into a denoiser.
 
         Raises:
-            ModelError: the folder holds no adapter, or one of another model.
+            ModelError: the folder holds no adapter, or the adapter of another model.
         """
         peft = _peft()
         if not (folder / CONFIG_FILE).is_file():
@@ -123,7 +123,7 @@ class Adapters:
         return self
 
     def merge_in_place(self) -> None:
-        """Add the adapter to the weights and remove it, so that the denoiser is a plain one; see
+        """Add the adapter to the weights and remove the adapter, which leaves a plain denoiser; see
         `merged`."""
         merged = self.merged()
         with _without_side_effects():
@@ -263,8 +263,8 @@ def save_adapted(
 
     Args:
         denoiser: policy.
-        tokenizer: its tokenizer.
-        adapters: its adapters; None if it has none.
+        tokenizer: tokenizer of the policy.
+        adapters: adapters of the policy; None if there are none.
         folder: folder to write.
         weights: whole state dict of the denoiser, if the model is sharded.
     """
@@ -350,8 +350,8 @@ def fingerprint(denoiser: Denoiser) -> str:
     """Return a fingerprint of the frozen weights, which shows that an adapter belongs to another
     model.
 
-    It reads a few numbers of each tensor, so it is fast for a large model; training or converting
-    changes them all.
+    The fingerprint depends on a few numbers of each tensor, so it is fast for a large model.
+    Training or converting the model changes these numbers.
     """
     digest = hashlib.sha256()
     for name, parameter in denoiser.named_parameters():

@@ -1,8 +1,8 @@
 """Block-causal attention (SDAR, BD3LM): a position attends to its own block and to earlier ones.
 
-Blocks are counted from the end of the sequence, so the first one may be short. Completions consist
-of whole blocks. Their first position therefore always starts a block, whatever the length of the
-prompt, and left padding does not move the blocks.
+Blocks are counted from the end of the sequence, so the first block may be short. Completions
+consist of whole blocks. Their first position therefore always starts a block, whatever the length
+of the prompt, and left padding does not move the blocks.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ def block_causal_mask(
         length: length S of the whole sequence.
         block_length: number of positions in a block.
         attention_mask: [B, S] bool, False at padding; None if there is no padding.
-        start: first query; the keys of earlier ones are in a cache.
+        start: first query; the keys of earlier positions are in a cache.
         dtype: dtype of the scores.
         device: device of the result.
 

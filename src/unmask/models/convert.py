@@ -37,8 +37,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 SHARD_BYTES = 2_000_000_000
-"""Size of an output file, and therefore the memory that conversion needs if it casts; otherwise
-files are mapped."""
+"""Size of an output file in bytes. A conversion that casts needs as much memory; any other
+conversion maps the files."""
 
 MARGIN = 1.02
 """Required disk space, as a multiple of the size of the tensors."""
@@ -58,7 +58,7 @@ class Piece:
     """Name in the destination."""
     shape: tuple[int, ...]
     kind: str
-    """Dtype in the destination, as safetensors names it."""
+    """Dtype in the destination, by its name in safetensors."""
 
     @property
     def num_bytes(self) -> int:
@@ -85,7 +85,7 @@ def convert(
         to: `native`; `original`, the layout of the family that the checkpoint came from; or the
             name of a family.
         dtype: dtype of the floating-point tensors: float32, bfloat16 or float16; default unchanged.
-        tokenizer: folder or hub id of the tokenizer, if the source has none.
+        tokenizer: folder or hub id of a tokenizer, for a source without one.
         block_length: block length of block-causal attention, if the source's config does not state
             it.
         shard_bytes: size of a file of tensors.
@@ -216,8 +216,8 @@ def _plan(folder: Path, family: Family, config: Any, named_natively: bool, dtype
 
 
 def _untwinned(pieces: list[Piece], twins: Mapping[str, str], config: Any) -> list[Piece]:
-    """Remove a head that only repeats the embedding it is tied to; a different head stays, and is
-    untied in `config`."""
+    """Remove a head whose weights equal the embedding to which the head is tied. A head with other
+    weights stays, and `config` is changed to an untied head."""
     import torch
 
     by_target = {piece.target: piece for piece in pieces}
@@ -232,7 +232,8 @@ def _untwinned(pieces: list[Piece], twins: Mapping[str, str], config: Any) -> li
 
 
 def _files(folder: Path) -> list[Path]:
-    """Return the files of tensors, which are those of the index if there is one."""
+    """Return the files of tensors: the files that the index names, or all files if there is no
+    index."""
     index = folder / "model.safetensors.index.json"
     if index.is_file():
         weight_map = read_json(index).get("weight_map")
@@ -253,7 +254,8 @@ def _files(folder: Path) -> list[Path]:
 
 
 def _is_file_name(name: object) -> bool:
-    """Return True if an entry of an index is a file of its own folder."""
+    """Return True if an entry of an index is a plain file name, so that the file lies in the folder
+    of the index."""
     return isinstance(name, str) and Path(name).name == name
 
 

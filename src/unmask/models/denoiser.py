@@ -1,8 +1,8 @@
 """The denoiser: one nn.Module around a bidirectional transformers backbone.
 
 Its forward pass applies the head only at the requested positions, because logits at every position
-of a large vocabulary take most of the memory. As one module with one forward method it can be
-wrapped by DDP, FSDP and ZeRO.
+of a large vocabulary take most of the memory. The denoiser is one module with one forward method,
+so DDP, FSDP and ZeRO can wrap it.
 """
 
 from __future__ import annotations
@@ -49,8 +49,8 @@ class Denoiser(nn.Module):
 
     @property
     def _no_split_modules(self) -> list[str]:
-        """Classes of the layers that FSDP gathers one by one: those of the backbone's list that it
-        contains."""
+        """Classes of the layers that FSDP gathers one by one: the classes in the backbone's list
+        that occur in the backbone."""
         present = {type(module).__name__ for module in self.backbone.modules()}
         return sorted(present & set(self.backbone._no_split_modules or ()))
 
@@ -94,8 +94,8 @@ class Denoiser(nn.Module):
                 is faster.
             positions: [B, n] int64 in 0..S-1, not among the columns in `prefix`.
             prefix: cache of leading columns of these rows; extended to `cache_until` columns.
-            cache_until: number of leading columns that are final: whole blocks, except for a short
-                first one.
+            cache_until: number of leading columns that are final: whole blocks, except that the
+                first block may be short.
             readout: function of the logits to return instead, evaluated in chunks of positions.
 
         Returns:
@@ -177,8 +177,8 @@ class Denoiser(nn.Module):
 
 
 def _as_cache(prefix: PrefixCache) -> Any:
-    """Return a transformers cache of the same tensors; its own `update` would copy them at every
-    step."""
+    """Return a transformers cache of the same tensors, without the copies that the cache's `update`
+    would make at every step."""
     from transformers.cache_utils import DynamicCache, DynamicLayer
 
     cache = DynamicCache()
@@ -192,7 +192,7 @@ def _as_cache(prefix: PrefixCache) -> Any:
 
 @torch.no_grad()
 def check_bidirectional(denoiser: Denoiser) -> None:
-    """Refuse a model whose positions do not attend to later ones: changing the last token must
+    """Refuse a model whose positions do not attend to later positions: changing the last token must
     change the first logits.
 
     Two tiny forward passes find every causal checkpoint. For a block-causal model, the test is

@@ -330,7 +330,7 @@ UNSUPPORTED: dict[str, str] = {
 def family_of(config: Mapping[str, Any]) -> str | None:
     """Return the name of the family whose original or native layout a config.json has, or None.
 
-    A native config may name its family; others are recognised by class, shift and blocks.
+    A native config may name its family. Other configs are recognised by class, shift and blocks.
     """
     architecture = (config.get("architectures") or [""])[0]
     recorded = config.get("diffusion_family")

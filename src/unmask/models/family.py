@@ -39,33 +39,35 @@ class Family:
     """`model_type` of the native class."""
     checkpoints: tuple[Checkpoint, ...]
     checked: Literal["logits of its own code", "as llada", "as dream", "mini checkpoint"]
-    """Extent of the comparison made here: with logits of the release's own code (`as`: of a family
-    of the same layout), or only of a mini checkpoint with itself after conversion, training and
-    conversion back. No released weights were available."""
+    """How the tests of this project check the family: `logits of its own code` compares logits with
+    those of the released code, `as NAME` relies on that comparison for a family with the same
+    layout, and `mini checkpoint` compares a tiny checkpoint with itself after conversion, training
+    and conversion back. No released weights were available."""
     paper: Fact
     architecture: str = ""
     """Class that the release's config names; empty for a family that is already native."""
     model_type: str = ""
     fields: Mapping[str, str] = field(default_factory=dict)
-    """Native config key of each original one."""
+    """Native config key for each original config key."""
     fixed: Mapping[str, Any] = field(default_factory=dict)
     """Values of original config keys that are built into the native class."""
     written: Mapping[str, Any] = field(default_factory=dict)
-    """Other config values without effect on the function; written when converting back."""
+    """Other config values, which have no effect on the function of the model and are written in the
+    conversion back."""
     keys: tuple[tuple[str, str], ...] = ()
-    """Original and native tensor names; empty if they are the same."""
+    """Pairs of original and native tensor names; empty if the names are equal."""
     tokens: Mapping[str, str] = field(default_factory=dict)
-    """Special tokens that its tokenizer contains but may not declare: mask_token, eos_token,
-    pad_token."""
+    """Special tokens that the family's tokenizer contains but may not declare: mask_token,
+    eos_token, pad_token."""
     token_ids: Mapping[str, int] = field(default_factory=dict)
     """Token ids of mask, eos and pad in the released vocabulary, for display only; the checkpoint's
     own ids are used."""
     tokenizer_class: str | None = None
-    """Native class that reads its tokenizer files, if its config names a class that exists only as
-    remote code."""
+    """Native tokenizer class for the family, needed only if the tokenizer's config names a class
+    that exists only as remote code."""
     chat_template: Fact = "its tokenizer's own"
     template: str | None = None
-    """Chat template, if its tokenizer may have none."""
+    """Chat template, for a tokenizer that may have none."""
     logit_shift: bool = False
     """True if the head at position i - 1 predicts position i."""
     block_length: int | None = None
@@ -81,5 +83,5 @@ class Family:
 
     @property
     def lora_targets(self) -> tuple[str, ...]:
-        """Names of the linear layers of its blocks, in the native class."""
+        """Names of the linear layers in the blocks of the native class."""
         return NATIVE_CLASSES[self.native_class].linear

@@ -87,7 +87,8 @@ def describe(folder: Path, denoiser: Denoiser, tokenizer: PreTrainedTokenizerBas
     """Write what `load_checkpoint` needs besides the weights into a checkpoint: the config of the
     adapter or of the model.
 
-    A base model has its own config and tokenizer, so they are not written beside an adapter.
+    The folder of a base model has a config and a tokenizer, so they are not written beside an
+    adapter.
     """
     backbone = denoiser.backbone
     if adapters is not None:
@@ -112,7 +113,7 @@ def load_checkpoint(folder: Path, load: Load, dtype: str = "auto", base: str | N
         folder: checkpoint.
         load: function that reads a model folder, with weights to use instead of the folder's.
         dtype: dtype of the weights; see `load_model`.
-        base: model under the adapter, instead of the one that the run named.
+        base: model under the adapter, instead of the model that the run named.
 
     Raises:
         ModelError: the checkpoint is damaged, or its base model is missing or has changed.

@@ -30,7 +30,7 @@ def load_model(source: str | os.PathLike[str], dtype: str = "auto", quantization
 
     Args:
         source: folder, hub id, run folder or checkpoint of a run; see `locate`.
-        dtype: dtype of the weights, such as float32 or bfloat16; `auto` is that of the file.
+        dtype: dtype of the weights, such as float32 or bfloat16; `auto` is the dtype in the file.
         quantization_config: a quantization config of transformers, for weights that are quantized
             while they are loaded.
 
@@ -130,8 +130,8 @@ def save_model(
 ) -> None:
     """Write a folder that `load_model` and `from_pretrained` of transformers can read.
 
-    `weights` is the state dict to write, of the backbone or of the whole denoiser, if it is not the
-    model's own.
+    `weights` is the state dict to write, of the backbone or of the whole denoiser; by default the
+    state dict of the model.
     """
     if weights is not None:
         # After gathering or a move to the CPU, the head no longer shares memory with the embedding
@@ -173,7 +173,8 @@ def _read_config(source: str | os.PathLike[str]) -> PreTrainedConfig:
 
 
 def _instead(folder: Path) -> str:
-    """Return advice about a folder that is not a model but is related to one."""
+    """Return advice about a folder that is not a model folder, such as the model folder inside a
+    run folder."""
     if (folder / "adapter_config.json").is_file():
         return f"It is an adapter. Make a model of it: unmask merge {quote(str(folder))} {quote(f'{folder}-merged')}"
     return "Give a folder that holds one, or a hub id."

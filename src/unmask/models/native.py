@@ -26,12 +26,12 @@ class NativeClass:
     """Description of how to run one transformers class as a denoiser."""
 
     auto_class: Literal["AutoModelForCausalLM", "AutoModelForMaskedLM"]
-    """Name of the class that loads it; both are native."""
+    """Name of the native auto class that loads this class."""
     head: Callable[[PreTrainedModel], Head]
     """Function that returns the map from hidden states [..., D] to logits [..., V]."""
     linear: tuple[str, ...]
-    """Names, or ends of names, of the weight matrices inside its blocks, which LoRA adapts with
-    `all-linear`."""
+    """Names, or ends of names, of the weight matrices in the blocks of the model, which LoRA adapts
+    with `all-linear`."""
 
 
 def _output_embeddings(model: PreTrainedModel) -> Head:
@@ -67,7 +67,8 @@ NATIVE_CLASSES: dict[str, NativeClass] = {
 
 
 def twins_of(model: PreTrainedModel) -> dict[str, str]:
-    """Return the parameters that are a second name of another one, with the name of that one."""
+    """Return each parameter name that is a second name of another parameter, with the name of the
+    other parameter."""
     first: dict[int, str] = {}
     twins = {}
     for name, parameter in model.named_parameters(remove_duplicate=False):

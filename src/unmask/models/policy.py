@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 
 class Policy(NamedTuple):
-    """Denoiser together with the tokenizer that turns text into its tokens and back.
+    """Denoiser together with the tokenizer that turns text into tokens and back.
 
     Example:
         >>> from unmask.models import TinyConfig, char_tokenizer, tiny_denoiser

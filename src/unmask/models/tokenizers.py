@@ -1,4 +1,4 @@
-"""Tokenizers of releases, read by native classes and with their special tokens declared."""
+"""Load the tokenizers of released models with native classes, and declare the special tokens."""
 
 from __future__ import annotations
 
@@ -23,7 +23,8 @@ def complete_tokenizer(folder: Path, family: Family, config: Mapping[str, Any]) 
 
     Args:
         folder: folder with the tokenizer's files.
-        family: family, which lists what a release may leave undeclared.
+        family: family of the model, which lists the special tokens that a released tokenizer may
+            not declare.
         config: config.json of the checkpoint, whose mask_token_id, if any, must be the tokenizer's.
 
     Raises:

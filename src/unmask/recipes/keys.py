@@ -83,23 +83,25 @@ def explain_unknown(kind: type[BaseModel], path: Sequence[str], value: object, t
         >>> explain_unknown(TrainRecipe, ["temperature"], 0.9, {})
         'unknown key "temperature". Did you mean "sampler.temperature"?'
         >>> explain_unknown(TrainRecipe, ["trainer"], {"total_epochs": 3, "logger": "wandb"}, {}).splitlines()[1]
-        'unknown key in trainer "logger". Did you mean "report_to"?'
+        'unknown key "trainer.logger". Did you mean the top-level key "report_to"?'
     """
     known = Places(kind, tree)
     inner = [[*path, *key.split(".")] for key in flat(value)] if isinstance(value, Mapping) else []
     answered = [(keys, answer) for keys in inner if (answer := known.answer(keys)) is not None]
     if answered:
-        return "\n".join(_unknown(keys, answer) for keys, answer in answered[:MAX_ANSWERS])
+        return "\n".join(_unknown(known, keys, answer) for keys, answer in answered[:MAX_ANSWERS])
     answer = known.answer(path)
     if answer is None:
         near = f"{_meant(keys, path[:-1])} " if (keys := known.close(path)) else ""
         answer = f"{near}Available: {', '.join(sorted(known.beside(path[:-1])))}."
-    return _unknown(path, answer)
+    return _unknown(known, path, answer)
 
 
-def _unknown(path: Sequence[str], answer: str) -> str:
-    section = f" in {'.'.join(path[:-1])}" if len(path) > 1 else ""
-    return f'unknown key{section} "{path[-1]}". {answer}'
+def _unknown(known: Places, path: Sequence[str], answer: str) -> str:
+    section = ".".join(path[:-1])
+    if section and known.beside(path[:-1]):
+        return f'{section} has no setting "{path[-1]}". {answer}'
+    return f'unknown key "{".".join(path)}". {answer}'
 
 
 def counterpart(kind: type[BaseModel], name: str, value: str = "VALUE") -> str | None:
@@ -336,8 +338,9 @@ def _type_of(section: object) -> str | None:
 
 
 def _meant(keys: Sequence[str], section: Sequence[str]) -> str:
-    """Return the question "Did you mean ...?" for some keys, without the section if it is the one
-    given."""
+    """Return the question "Did you mean ...?" for some keys. A key of `section` is quoted without
+    the section, and a key outside all sections is called a top-level key."""
     prefix = "".join(f"{name}." for name in section)
-    quoted = [f'"{key.removeprefix(prefix)}"' for key in keys[:3]]
+    top = "the top-level key " if prefix else ""
+    quoted = [f'{top if "." not in key else ""}"{key.removeprefix(prefix)}"' for key in keys[:3]]
     return f"Did you mean {' or '.join(quoted)}?"

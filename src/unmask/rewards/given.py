@@ -1,4 +1,5 @@
-"""Reward functions as Python callers give them: one function, the path of one, or a list of both."""
+"""Reward functions as Python callers give them: a function, the path of a function, or a list of
+functions and paths."""
 
 from __future__ import annotations
 

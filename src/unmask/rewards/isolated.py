@@ -1,7 +1,8 @@
-"""Reward functions in worker processes: a completion that hangs or crashes one costs only itself.
+"""Reward functions in worker processes. A completion on which a function hangs or crashes loses
+only its own reward.
 
-One call first holds whole groups. Only if it fails are its parts called separately, to find the
-cause: each completion if the function judges completions independently, otherwise each group.
+One call first takes whole groups. Only if that call fails are its parts called separately, to find
+the cause: each completion if the function judges completions independently, otherwise each group.
 """
 
 from __future__ import annotations
@@ -70,7 +71,8 @@ class Isolated:
     def __call__(
         self, arguments: Mapping[str, Sequence[Any]], parts: Sequence[Part], calling: Callable[[], None]
     ) -> list[float | None]:
-        """Return one reward for each completion; 0 for "timeout" if a part did not return.
+        """Return one reward for each completion. If a part does not return, its completions get 0
+        with the reason "timeout".
 
         Args:
             arguments: columns, each as long as all parts together.

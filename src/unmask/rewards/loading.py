@@ -24,7 +24,8 @@ def make_scorer(
     group_size: int = 1,
     calling: Callable[[], None] = lambda: None,
 ) -> Scorer:
-    """Return a scorer with the user's functions in worker processes and built-in ones in this one.
+    """Return a scorer that calls the user's functions in worker processes and the built-in
+    functions in this process.
 
     Args:
         functions: reward functions, as objects or paths.

@@ -36,7 +36,7 @@ FunctionT = TypeVar("FunctionT", bound=Callable[..., Any])
 class Score(float):
     """A reward with a reason, such as "unparsed".
 
-    Code that ignores the reason can use it as a float.
+    A score is a float, so code that ignores the reason can use it as one.
 
     Each reason that the function `reports` is logged as `rewards/{name}/{reason}`: the share of
     completions that have it.
@@ -56,7 +56,8 @@ class Score(float):
 
 
 def reports(*reasons: str) -> Callable[[FunctionT], FunctionT]:
-    """Declare the reasons that the `Score`s of a reward function may have.
+    """Declare the reasons that the `Score`s of a reward function may have, so that training logs
+    how often each occurs.
 
     Every training step logs each one.
 

@@ -168,7 +168,8 @@ class Scorer:
     def single(self, rows: Sequence[Row], completions: Sequence[str]) -> Rewards:
         """Return the rewards of one finished completion for each row, as in an evaluation.
 
-        A function that compares the completions of a group sees a group of `group_size` equal ones.
+        A function that compares the completions of a group sees a group of `group_size` equal
+        completions.
 
         Raises:
             RewardError: as for groups.
@@ -213,7 +214,8 @@ class Scorer:
         rows: Sequence[Row],
         completions: Sequence[str],
     ) -> list[float | None]:
-        """Return rewards of a function that judges texts independently; it sees only new ones."""
+        """Return the rewards of a function that judges each text independently. The function is
+        called only for texts without a stored reward."""
         new = {key: index for key, index in first_index.items() if (name, *key) not in self._known}
         rewards = self._call(
             function,

@@ -76,7 +76,7 @@ class _Server:
         os.register_at_fork(after_in_child=self._leave)
 
     def _leave(self) -> None:
-        """Replace the pipes in a forked child, which would hold them open."""
+        """Replace the pipes in a forked child, because the child would hold them open."""
         for pipe, flags in ((self.inbox, os.O_RDONLY), (self.outbox, os.O_WRONLY)):
             null = os.open(os.devnull, flags)
             os.dup2(null, pipe.fileno(), inheritable=False)

@@ -1,7 +1,7 @@
 """Pool of worker processes that call one function under a time limit that always holds.
 
 A call that takes too long, or that kills its process, loses only its own value. The pool then
-starts that process again. An alarm or a thread could not guarantee this.
+starts that process again. An alarm or a thread could not enforce the limit in all cases.
 
 Each reply carries the random token of its request. Anything else that the function, its threads or
 its forked children write is skipped, so it cannot be taken for a reply or for the reply to another

@@ -130,7 +130,8 @@ class Arithmetic(NumbersTask):
 
 
 def running_results(answer: str) -> list[float]:
-    """Return the results that an answer lists as values; none if words make the list doubtful.
+    """Return the results that an answer lists, as values; an empty list if words make the results
+    doubtful.
 
     Results stand on separate lines or between commas, semicolons, arrows or spaces. A true equation
     counts with its value: 7 - 9 = -2. Remarks in brackets, "Step 2:" and "is the result of step 2"

@@ -1,4 +1,5 @@
-"""Base of all tasks: reproducible rows, reading of answers, a reward and a verdict.
+"""Base of all tasks: a task makes reproducible rows, reads answers, and gives a reward and a
+verdict.
 
 Text in, floats out.
 
@@ -41,7 +42,7 @@ steps."""
 class Task(Named, ABC):
     """Base of all tasks.
 
-    A subclass defines how to make an item, its reward, and when an answer is correct.
+    A subclass defines how to make an item, how to reward an answer, and when an answer is correct.
     """
 
     section: ClassVar[str] = "task"
@@ -124,30 +125,35 @@ class Task(Named, ABC):
         return {self.type_name: self._reward}
 
     def provenance(self) -> dict[str, Any]:
-        """Return the origin of rows that the task reads, for data.json; {} if it makes its rows."""
+        """Return the origin of the rows that the task reads, for data.json; {} if the task makes
+        its rows."""
         return {}
 
     def kept_in(self, folder: Path) -> Self:
-        """Return the task with rows that were given in Python replaced by files in a run folder.
+        """Return a copy of the task that reads files in a run folder instead of rows that were
+        passed as Python objects.
 
-        `write_rows` writes these files.
+        The files do not exist yet; `write_rows` writes them.
         """
         return self
 
     def write_rows(self, folder: Path) -> None:
-        """Write the files that `kept_in` named, unless they exist."""
+        """Write the files that the task of `kept_in` reads. A file that exists is left as it is."""
 
     def grade(self, answers: Sequence[str], rows: Sequence[Row]) -> list[float]:
-        """Return the `score` of many answers, for a task that can compute them together."""
+        """Return the `score` of each answer. A task that can score many answers together overrides
+        this method."""
         return [self.score(answer, row) for answer, row in zip(answers, rows, strict=True)]
 
     @property
     def evaluation_lengths(self) -> tuple[int, ...]:
-        """Default completion lengths of an evaluation: the task's if bare, else those published."""
+        """Default completion lengths of an evaluation, in tokens: the length of the task if its
+        format is bare, else the lengths in published evaluations."""
         return (self.completion_length,) if self.format == "bare" else PUBLISHED_LENGTHS
 
     def measures(self, completion: object, row: Row) -> dict[str, float]:
-        """Return further measures of a completion besides `solved`, with the same names for each.
+        """Return further measures of a completion besides `solved`, under the same names for every
+        completion.
 
         Args:
             completion: text up to EOS, or TRL's list of messages; anything else counts as an empty
@@ -170,7 +176,7 @@ class Task(Named, ABC):
     @per_completion
     @reports("unparsed")
     def _reward(self, /, prompts: Sequence[Any], completions: Sequence[Any], **columns: Any) -> list[float | None]:
-        """Return `grade` of the completions' answers, and 0.0 without an answer.
+        """Return the `grade` of each completion's answer; 0.0 for a completion without an answer.
 
         Other columns are ignored.
         """
@@ -240,7 +246,8 @@ class NumbersTask(Task):
                 return row
 
     def require_every_split(self) -> None:
-        """Reject options that leave a split without items. A subclass's validator calls it last.
+        """Reject options that leave a split without items. The validator of a subclass calls this
+        method last.
 
         Raises:
             ValueError: fewer than three items of a split resulted from 5,000 attempts.

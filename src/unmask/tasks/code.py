@@ -62,7 +62,8 @@ class ProgramTask(Task):
     def _reward(self, /, prompts: Sequence[Any], completions: Sequence[Any], **columns: Any) -> list[float | None]:
         """Return the share of each completion's tests that pass, with the first failure as reason.
 
-        None if other completions used up the time of the batch, so that the result is unknown.
+        The reward is None if other completions used up the time of the batch, so that the result is
+        unknown.
         """
         rows = self._reward_rows(columns, len(completions))
         answers = [self._answer(text_of(completion)) for completion in completions]
@@ -135,7 +136,7 @@ def code_text(name: str) -> str:
 def _run_all(config: SandboxConfig, jobs: Iterable[SandboxJob | None]) -> list[Result | None]:
     """Return the results of jobs.
 
-    Recent ones are cached, because an evaluation needs them twice.
+    Recent results are cached, because an evaluation needs each result twice.
     """
     jobs = list(jobs)
     recent = _recent(config)

@@ -36,7 +36,7 @@ class Overlap:
     num_rows: int
     """Number of distinct prompts of that split; for `answer`, of distinct answers."""
     num_found: int
-    """Number of them that also occur in training."""
+    """Number of these texts that also occur in training."""
     examples: tuple[str, ...]
     """First few of these."""
 
@@ -144,9 +144,8 @@ def _template(prompts: Sequence[Words]) -> tuple[int, int]:
 
 
 def _common(first: Words, second: Words) -> int:
-    """Return the length of the common beginning.
-
-    That of the smallest and largest is that of all.
+    """Return the length of the beginning that two texts share. All texts of a sorted list share the
+    beginning that its first and last text share.
     """
     pairs = enumerate(zip(first, second, strict=False))
     return next((i for i, (a, b) in pairs if a != b), min(len(first), len(second)))

@@ -21,7 +21,8 @@ if TYPE_CHECKING:
 
 
 class AnswerText(str):
-    """Text of an answer column. Comparing it with a number is an error, because they never equal.
+    """Text of an answer column. Comparing this text with a number raises an error, because a text
+    never equals a number.
 
     An answer always reaches reward functions as text: 42 in a parquet file as "42", as from a CSV
     file. A reward that compares it with `int(completion)` would otherwise be 0 everywhere without
@@ -114,7 +115,7 @@ class Dataset(SourcedTask):
         return self.path, self.test_path
 
     def build(self, raw: Row, place: str) -> Row:
-        """Return the row with the standard column names in addition to its own."""
+        """Return the row with the standard column names in addition to the names in the source."""
         if self.prompt_column not in raw:
             raise DataError(
                 f'{place} has no column "{self.prompt_column}". Its columns: {", ".join(raw)}. Set task.prompt_column to one of '
@@ -191,6 +192,6 @@ class Dataset(SourcedTask):
 
 
 def _text(row: Row) -> str:
-    """Return the answer of a row as text; "" if it has none."""
+    """Return the answer of a row as text; "" if the row has no answer."""
     answer = row.get("answer")
     return "" if answer is None else str(answer)

@@ -21,9 +21,10 @@ _MODULES = {"cmath", "collections", "datetime", "math", "re"}
 class MBPP(CodeTask):
     """Short problems in which each assertion is a test.
 
-    As in the benchmark, the prompt shows the assertions.
+    As in the benchmark, the prompt shows the assertions, because they are the only source of the
+    function's name.
 
-    Without them, the name of the function would be unknown. Columns: `text` (or `prompt`, in the
+    Columns: `text` (or `prompt` in the
     sanitized rows), `test_list`, and optionally `code`, `test_setup_code` or `test_imports`.
     """
 

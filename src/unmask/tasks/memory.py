@@ -1,6 +1,6 @@
 """Rows given in Python: a list of dicts, a `datasets.Dataset`, a data frame or a dict of columns.
 
-They get a name from the hash of their content, `memory:HASH`, which can be used in place of a
+Such rows get a name from the hash of their content, `memory:HASH`, which can be used in place of a
 file's path. A run writes them to a .jsonl file in its folder and uses that file's name instead, so
 that another process can resume the run.
 """
@@ -23,7 +23,7 @@ from unmask.tasks.readers import check_columns, rows_of_columns
 PREFIX = "memory:"
 
 _ROWS: dict[str, list[dict[str, Any]]] = {}
-"""Rows by each name that they have in this process."""
+"""Rows by their names; the same rows may have several names in this process."""
 
 
 def is_in_memory(source: str) -> bool:

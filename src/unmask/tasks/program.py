@@ -1,4 +1,5 @@
-"""Programs from examples: find the expression in x behind them; it is run on other inputs.
+"""Programs from examples: find an expression in x that fits the examples. The reward comes from
+running the expression on other inputs.
 
 The task comes from no paper. It is the smallest one whose reward comes from running code. Its
 expressions are short, so that a tiny character model can learn it in a minute.
@@ -34,8 +35,8 @@ from the rest."""
 HIDDEN = (-3, 3, 4, 5, 6, 9)
 """Inputs on which the reward is computed."""
 MAX_EXPRESSION, MAX_PROGRAM = 100, 2000
-"""Maximum length in characters of a bare answer, and of one with words or statements around its
-expression."""
+"""Maximum length in characters of a bare answer, and of an answer with words or statements around
+the expression."""
 _HEAD = re.compile(r"(?:[A-Za-z]\w{0,15}\s?(?:\(\s?x\s?\))?\s?(?:=(?!=)|:(?!=)|->)|x\s?(?:->|=>|↦|\|->)|=)\s?")
 """Text before the expression in "f(x) = 3*x+2", "y: 3*x+2" or "x -> 3*x+2"."""
 _PRODUCT = re.compile(r"(?<=[0-9)])\s?(?=[x(])|(?<=(?<![a-z])x)\s?(?=\()")

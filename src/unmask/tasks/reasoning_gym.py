@@ -65,7 +65,7 @@ class ReasoningGym(Task):
     name: str
     """Name of the task in the package: chain_sum, leg_counting, ..."""
     config: dict[str, Any] = Field(default_factory=dict)
-    """Options of that task, such as {max_terms: 3}; others keep their defaults."""
+    """Options of the package's task, such as {max_terms: 3}; other options keep their defaults."""
     trust_code: bool = False
     """True to allow a scorer that runs the answer as Python, or a task that makes its items with
     programs of unknown origin. Either can then do whatever this user can do."""
@@ -158,7 +158,7 @@ class ReasoningGym(Task):
 
 
 def available() -> tuple[str, ...]:
-    """Return the sorted names of the package's tasks; none if it is not installed."""
+    """Return the sorted names of the package's tasks; no names if the package is not installed."""
     if importlib.util.find_spec("reasoning_gym") is None:
         return ()
     from reasoning_gym.factory import DATASETS
@@ -168,7 +168,7 @@ def available() -> tuple[str, ...]:
 
 @lru_cache(maxsize=1)
 def _workers(_process: int) -> Workers:
-    """Return the pool of this process; a forked process needs its own."""
+    """Return the worker pool of this process. A forked process needs a pool of its own."""
     return Workers(f"{__name__}_items:score_entry", max(1, min(4, (os.cpu_count() or 2) - 1)), SECONDS, MEMORY)
 
 

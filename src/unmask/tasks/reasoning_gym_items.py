@@ -1,6 +1,7 @@
 """Items and rewards of the package `reasoning-gym`, without the presentation of a task.
 
-It imports the package, so that a worker process has loaded it before its first answer.
+This module imports the package, so that a worker process has loaded the package before its first
+answer.
 """
 
 from __future__ import annotations
@@ -35,8 +36,8 @@ _QUARTERS: dict[Split, frozenset[int]] = {
 """Remainders by 4 of the question's hash that belong to each split. About four items are made for
 each that is kept."""
 _CHUNK = 256
-"""Number of items of one dataset object, because some datasets of the package prepare all of theirs
-at creation."""
+"""Number of items of one dataset object. It is small, because some datasets of the package prepare
+all their items at creation."""
 _LONGEST_KEPT, _MOST_KEPT = 1000, 256
 """Maximum length of a text whose reward is cached, and maximum number of texts for an item. They
 bound the memory."""
@@ -46,7 +47,7 @@ _GIVE_UP = 2000
 
 @lru_cache(maxsize=8)
 def entries_of(name: str, options: str, split: Split, num_rows: int, seed: int) -> tuple[dict[str, Any], ...]:
-    """Return the first items of a split without repetition; fewer if it has no more.
+    """Return the first items of a split without repetition; fewer items if the split has no more.
 
     Args:
         name: name of the package's task.

@@ -29,11 +29,12 @@ class Loaded(NamedTuple):
     num_rows: int
     """Number of rows of the source."""
     faults: tuple[str, ...]
-    """Faults of the rows that are left out because of them."""
+    """Faults of the rows that are left out."""
 
 
 class SourcedTask(Task):
-    """Base of tasks whose rows are read. A subclass names the sources and makes an item from a row.
+    """Base of tasks that read their rows from a file or a data set. A subclass names the sources
+    and makes an item from a row.
 
     A tenth of the training rows, by a stable hash of `key`, is the validation split; it never comes
     from the test rows. A training row with the same key as a test row is left out.
@@ -124,7 +125,8 @@ class SourcedTask(Task):
         return facts
 
     def kept_in(self, folder: Path) -> Self:
-        """Return the task with rows that were given in Python replaced by files in a run folder.
+        """Return a copy of the task that reads files in a run folder instead of rows that were
+        passed as Python objects.
 
         The rows can be read under their new names immediately; `write_rows` writes the files.
         """
@@ -138,7 +140,7 @@ class SourcedTask(Task):
         return self.model_copy(update=names) if names else self
 
     def write_rows(self, folder: Path) -> None:
-        """Write the files that `kept_in` named, unless they exist."""
+        """Write the files that the task of `kept_in` reads. A file that exists is left as it is."""
         for source in {*self.sources()} - {None}:
             path = Path(str(source))
             if path.parent == folder / "rows" and not path.exists():

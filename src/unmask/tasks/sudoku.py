@@ -77,7 +77,8 @@ class Sudoku(Task):
 
     @property
     def completion_length(self) -> int:
-        """16: every completion has one character for each cell, so none needs an EOS."""
+        """Number of completion tokens, always 16: one character for each cell, so no completion
+        needs an EOS."""
         return CELLS
 
     @property
@@ -122,12 +123,13 @@ class Sudoku(Task):
 
 
 def cells_of(answer: str, puzzle: str = "") -> str:
-    """Return the digits of the grid in an answer; at most 17, so that a longer one is noticed.
+    """Return the digits of the grid in an answer; at most 17 digits, enough to notice that an
+    answer is too long.
 
     Labels of rows ("Row 1:", "r1", "1."), sizes ("4x4", "16 digits"), LaTeX and the lines of a
     table are not part of the grid. A single run of exactly 16 digits among words is the grid. An
-    answer that denies its grid, or has two, has none; but the puzzle before the solution does not
-    count as a second one.
+    answer that denies its grid, or has two grids, counts as an answer without a grid; but the
+    puzzle before the solution does not count as a second grid.
 
     Args:
         answer: any text.

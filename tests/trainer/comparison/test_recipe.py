@@ -128,10 +128,10 @@ def test_settings_are_named_by_their_last_word() -> None:
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        (["tasks.sudoku.bugdet=3"], 'unknown key in tasks.sudoku "bugdet". Did you mean "budget"?'),
-        (["methods.entropy.setings={}"], 'unknown key in methods.entropy "setings". Did you mean "settings"?'),
-        (["evaluation.rows=3"], 'unknown key in evaluation "rows". Did you mean "num_rows"?'),
-        (["tuning.budget=3"], 'unknown key in tuning "budget".'),
+        (["tasks.sudoku.bugdet=3"], 'tasks.sudoku has no setting "bugdet". Did you mean "budget"?'),
+        (["methods.entropy.setings={}"], 'methods.entropy has no setting "setings". Did you mean "settings"?'),
+        (["evaluation.rows=3"], 'evaluation has no setting "rows". Did you mean "num_rows"?'),
+        (["tuning.budget=3"], 'tuning has no setting "budget".'),
         (["seed=3"], 'unknown key "seed". Did you mean "seeds"?'),
         (["tasks.sudoku.budget=0"], "tasks.sudoku.budget = 0: input should be greater than or equal to 1."),
         (["tasks.sudoku.base="], "tasks.sudoku: neither base nor model is set. Set base to pretrain"),
@@ -151,9 +151,9 @@ def test_settings_are_named_by_their_last_word() -> None:
         (["tasks.sudoku.base=sudoku-tiny"], "tasks.sudoku.base: sudoku-tiny is a recipe for the other command"),
         (
             ["methods.late steps.settings.method.num_select=2"],
-            'late steps on sudoku: unknown key in method "num_select". Did you mean "num_selected"?',
+            'late steps on sudoku: method has no setting "num_select". Did you mean "num_selected"?',
         ),
-        (["tuning.grid={optim.lr: [1.0, 2.0]}"], 'entropy on sudoku: unknown key in optim "lr".'),
+        (["tuning.grid={optim.lr: [1.0, 2.0]}"], 'entropy on sudoku: optim has no setting "lr".'),
         (["tasks.sudoku.overrides={seed: 1, seed.x: 1}"], "entropy on sudoku: seed is a single value"),
         (["tasks.sudoku.base_overrides.width=3"], 'tasks.sudoku.base: unknown key "width".'),
         (

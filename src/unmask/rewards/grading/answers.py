@@ -255,7 +255,7 @@ def _boxed_with_doubts(text: str, in_tag: bool = False) -> str | None:
 
 
 def _with_doubts(text: str, start: int, end: int, answer: str, in_tag: bool = False) -> str:
-    """Return an answer together with adjacent words of its line that deny or change it."""
+    """Return an answer together with adjacent words of its line that deny or change the answer."""
     before = text[max(text.rfind("\n", 0, start) + 1, start - _CONTEXT) : start]
     stop = text.find("\n", end)
     after = text[end : min(stop if stop >= 0 else len(text), end + _CONTEXT)]

@@ -1,4 +1,5 @@
-r"""Boxes in a completion, closed or broken. Any text is allowed, and the time is linear in it."""
+r"""Boxes (\boxed{...} in LaTeX) in a completion, closed or broken. Any text is allowed, and the
+time is linear in it."""
 
 from __future__ import annotations
 
@@ -118,7 +119,8 @@ def in_formula(text: str, start: int, end: int, content: str) -> str:
 
 
 def _content(text: str, box: re.Match[str], closing: int | None) -> tuple[int, str]:
-    """Return the end and the content of a box: closed, left open, empty, or without a brace."""
+    """Return the end position and the content of a box, which may be closed, unclosed, empty, or
+    without a brace."""
     start = box.end()
     if not box[1]:
         end = _end_of(_WORD, text, start)

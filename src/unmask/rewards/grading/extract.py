@@ -48,7 +48,7 @@ _LANGUAGE_WORD = re.compile(r"\A\s*(?:python3?|py3?)\s+", re.IGNORECASE)
 _WRAPPER = re.compile(
     r"\A\s*(?:<(?:pre|code|python)\b[^<>\n]{0,40}>\s*)+|(?:</(?:pre|code|python)>\s*)+\Z|\A\s*``?(?!`)|(?:'''|\"\"\"|``?)\s*\Z"
 )
-"""Marks around code, other than fences."""
+"""Marks that enclose code, other than fences."""
 _BEGINS = re.compile(r"(?:import|from|async|def|class|return|lambda)\b|@\w")
 """The start of code on the line of a fence, which may also hold a language and a title."""
 _STATEMENT = re.compile(
@@ -241,7 +241,8 @@ def _is_loadable(tree: ast.Module | None, known: set[str]) -> bool:
 
 
 def _merged(programs: Sequence[str], names: Sequence[str]) -> str | None:
-    """Return the last program that defines one of the names, with its needs from the others.
+    """Return the last program that defines one of the names, with the definitions that it needs
+    from the other programs.
 
     None if no program defines any of them.
     """

@@ -258,7 +258,8 @@ def _may_be(name: str, gold_name: str) -> bool:
 
 
 def _without_remarks(text: str, gold: str) -> str | None:
-    """Return an expression without unit, introduction and condition; None if words doubt it."""
+    """Return an expression without unit, introduction and condition; None if words beside it
+    express doubt."""
     if not gold or ("?" in text and "?" not in gold):
         return None
     text = text.removeprefix("\\approx").strip()
@@ -284,7 +285,8 @@ def _without_remarks(text: str, gold: str) -> str | None:
 
 
 def _pair(gold: str, answer: str) -> tuple[str, str]:
-    """Return two expressions for algebra, renaming letters because it confuses R with r."""
+    """Return two expressions for algebra with some letters renamed, because math-verify confuses R
+    with r."""
     gold, answer = exact_latex(gold), exact_latex(answer)
     letters = set("".join(_LETTER.findall(_TEXT.sub("", gold) + " " + _TEXT.sub("", answer))))
     free = [letter for letter in "uvwzkhgqsbcn" if letter not in letters and letter.upper() not in letters]

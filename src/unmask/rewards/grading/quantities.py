@@ -1,8 +1,9 @@
 """Words beside a number that leave its value unchanged: units, counted things, introductions.
 
 Any noun may name what is counted ("18 golden retrievers"), so nouns are not listed. The lists hold
-words that change a value, doubt it or retract it: a text with one of them is not a plain number.
-Words such as "dozen" multiply. Function words are refused unless they are known to be harmless.
+words that change a value, express doubt about it or retract it. A text with such a word is not a
+plain number. Words such as "dozen" multiply. Function words are refused unless they are known to be
+harmless.
 """
 
 from __future__ import annotations
@@ -71,7 +72,7 @@ _DOUBT = _words(
 _LARGE_OR_PART = re.compile(
     r"[a-z]*illions?|(?:[a-z]+teen|six|seven|eigh|nin|ten|eleven|twelf|hundred|thousand|[a-z]+illion|[a-z]+tie)ths?"
 )
-"""Other names of large numbers and of parts: gazillion, elevenths."""
+"""Further names of large numbers and of fractions: gazillion, elevenths."""
 _BEHIND_A_NOUN = _words(
     """
     and who which that is are was were be been have has had do did does can will must off out until till when since between over
@@ -86,7 +87,7 @@ _MORE = re.compile(
     r"|\b(?:is|was|does|it)\b(?!.*\b(?:left|remaining|needed)\b)|\b(?:be|been|it|you|are|were|there|that)\s*$",
     re.IGNORECASE,
 )
-"""Words that add to a number or judge it, even after a noun."""
+"""Words that add to a number or comment on it, even after a noun."""
 _SENTENCE_GOES_ON = _words(
     """
     and or but so i we you it is was are were be by can would will since because where when which who if though although however
@@ -174,7 +175,7 @@ _DISOWNED = _words(
 )
 """Words before a number that mark it as an answer that does not count."""
 _LINKING = _words("is are was were be it we you i so can would by when which")
-"""Words that doubt a number after it, but not before it."""
+"""Words that express doubt after a number, but not before it."""
 _MODAL = re.compile(r"\b(?:must|should|could)(?= (?!be\b|have\b|not\b)[a-z])", re.IGNORECASE)
 """A modal verb with another verb: "She should pay 42" states 42, "It could be 42" does not."""
 _NAMED = re.compile(
@@ -199,14 +200,15 @@ class Unit(NamedTuple):
     """Meaning of the words after a number."""
 
     factor: int = 1
-    """Factor by which they multiply the number."""
+    """Factor by which the words multiply the number."""
     is_percent: bool = False
     is_clock: bool = False
     """True for a time of day."""
 
 
 def read_unit(text: str, in_prose: bool = True) -> Unit | None:
-    """Return the meaning of the words after a number; None if they may change or doubt it.
+    """Return the meaning of the words after a number; None if the words may change the number or
+    express doubt.
 
     Args:
         text: text directly after the number, with its first space, and without LaTeX spaces and
@@ -244,7 +246,8 @@ def read_unit(text: str, in_prose: bool = True) -> Unit | None:
 
 
 def are_harmless(words: Iterable[str]) -> bool:
-    """Return True if none of the words doubts an expression, denies it or stands for another one.
+    """Return True if no word beside an expression expresses doubt, negates the expression, or is a
+    number or a multiplier.
 
     Example:
         >>> are_harmless(["cm"]), are_harmless(["is", "wrong"]), are_harmless(["maybe"])
@@ -255,7 +258,8 @@ def are_harmless(words: Iterable[str]) -> bool:
 
 
 def begins_with_change(text: str) -> bool:
-    """Return True if the words after a box continue its number, doubt it or change it.
+    """Return True if the words after a box continue the number in the box, express doubt, or change
+    the number.
 
     The rest of the sentence does not matter.
 
@@ -275,7 +279,7 @@ def begins_with_change(text: str) -> bool:
 
 
 def _is_harmless(text: str) -> bool:
-    """Return True if none of the words after a number may change or doubt it."""
+    """Return True if none of the words after a number may change the number or express doubt."""
     is_close = not text.startswith((" ", "-"))
     text = _COMPOUND.sub(lambda match: match.group() if _is_number_word(match[1].lower()) else "", text)
     words = _WORD.findall(_HARMLESS_AFTER.sub(" ", text).replace("'s", "").replace("’s", ""))

@@ -44,7 +44,7 @@ _TRAILING = re.compile(r"(?:\\[,;!]|\\\\|\\|~|…|[✓✔✅]\ufe0f?|<br ?/?>|\.
 def unwrapped(text: str) -> str:
     r"""Return an answer without the prose or LaTeX around it.
 
-    It removes white space, "The answer is", `**`, quotes, math delimiters and punctuation.
+    White space, "The answer is", `**`, quotes, math delimiters and punctuation are removed.
 
     Args:
         text: answer, any text.

@@ -15,14 +15,14 @@ from unmask.rewards.sandbox.monty import MontySandbox
 SHARE_FOR_SLOW = 0.5
 """Share of a batch's time after which programs that are too slow for monty do not run again.
 
-Monty is three to four times as slow as CPython, so some of them are correct. Most of them hang, and
-would hang again."""
+Monty takes three to four times as long as CPython, so some of these programs are correct. Most of
+them hang, and would hang again."""
 
 
 class Auto(Sandbox):
-    """Fast monty if it suffices, else full CPython.
+    """Sandbox that uses monty, which is fast, where monty suffices, and full CPython elsewhere.
 
-    Without bubblewrap it warns once and uses only monty.
+    Without bubblewrap, this sandbox warns once and uses only monty.
 
     A program runs again unless it passed, or failed in a way that does not depend on the
     interpreter: a wrong value, an undefined name, or a syntax error. The second runs start after

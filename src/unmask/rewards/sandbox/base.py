@@ -1,9 +1,9 @@
 """Base of all sandboxes: they take programs with tests, and report the result of each test.
 
-The model wrote the program, so nothing that the program does may decide its own verdict. It never
-shares an interpreter with its tests. They run in a separate process or session and reach the
-program only by calling the names in `SandboxJob.names`. Arguments and results cross as plain data.
-The only way to pass a test is to return the correct data.
+The model wrote the program, so nothing that the program does may decide its own verdict. The
+program never shares an interpreter with its tests. The tests run in a separate process or session
+and reach the program only by calling the names in `SandboxJob.names`. Arguments and results cross
+as plain data. The only way to pass a test is to return the correct data.
 """
 
 from __future__ import annotations
@@ -108,7 +108,7 @@ class Result:
 
     @property
     def status(self) -> Status:
-        """Return `passed`, or else the status of the first test that did not pass.
+        """Return `passed` if all tests passed, else the status of the first test that did not pass.
 
         It is `failed` if there are no tests.
         """
@@ -139,7 +139,8 @@ class Result:
 class Sandbox(ABC):
     """Runs untrusted programs.
 
-    It is thread-safe. No program can make it raise or hang, or change anything outside of it."""
+    A sandbox is thread-safe. No program can make the sandbox raise or hang, or change anything
+    outside of the sandbox."""
 
     def __init__(self, config: SandboxConfig) -> None:
         self.config = config

@@ -1,11 +1,11 @@
 """CPython in Linux namespaces made by bubblewrap, with a system-call filter and hard limits.
 
 Each process sees a read-only root with the interpreter and the C library, and a small private /tmp.
-It has no network, other processes, home folder or environment, and cannot start processes. Root
-outside is nobody inside, without capabilities; but for the kernel it still owns root's files.
-Therefore there is no /proc, whose settings for the whole machine belong to root; all files from
-outside are on read-only mounts; and the filter refuses to change the mode, owner or times of a
-file, for the few devices that are not.
+It has no network, other processes, home folder or environment, and cannot start processes. If root
+starts the sandbox, the program runs as the user nobody, without capabilities; but for the kernel
+that user still owns root's files. Therefore there is no /proc, whose settings for the whole machine
+belong to root; all files from outside are on read-only mounts; and the filter refuses to change the
+mode, owner or times of a file, for the few devices that are not.
 """
 
 from __future__ import annotations
@@ -64,9 +64,9 @@ class Bubblewrap(ProcessSandbox):
     def excess(self, process: int) -> str:
         """Return the excess of files in the program's /tmp or of threads, or "".
 
-        Their kernel memory counts towards no limit of the program. Bubblewrap does not limit the
-        number of files in a tmpfs, and `RLIMIT_NPROC` does not bind processes that root started, so
-        both are counted from outside.
+        The kernel memory of files and threads counts towards no limit of the program. Bubblewrap
+        does not limit the number of files in a tmpfs, and `RLIMIT_NPROC` does not bind processes
+        that root started, so both are counted from outside.
         """
         for inside in _descendants(process):
             with suppress(OSError, ValueError, IndexError):

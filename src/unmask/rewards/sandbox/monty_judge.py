@@ -1,4 +1,5 @@
-"""Judgement of one job with monty in a worker: a session for the program, and one for its tests.
+"""Judgement of one job with monty in a worker: one session for the program, and one session for its
+tests.
 
 A call that a test makes passes through this process as plain data. Interpreters are kept for the
 next job.
@@ -182,8 +183,8 @@ class Calls:
         """Time after which no more calls are made. Monty's own limit applies to each call, not to a
         test that waits for several."""
         self.fault: Verdict | None = None
-        """Fault of the program in this test that no test can repair: it hung, crashed, or needs
-        more than monty supports."""
+        """Fault of the program in this test that no test can repair: the program hung, crashed, or
+        needs more than monty supports."""
         self.is_over = False
         """True if a session has ended."""
         self.errors: set[str] = set()
@@ -310,8 +311,8 @@ def _explain(error: Exception, source: Source, own: set[str] | frozenset[str] = 
 def unfit(value: object) -> str:
     """Return why a value cannot cross between program and tests, or "" if it can.
 
-    It must be plain data throughout and not too large. Each container is checked once, however many
-    paths lead to it. Texts count once for each path, as in a message.
+    The value must be plain data throughout and not too large. Each container is checked once,
+    however many paths lead to it. Texts count once for each path, as in a message.
     """
     seen: set[int] = set()
     left, size = [value], 0

@@ -1,4 +1,5 @@
-"""Programs in full CPython: a process for the program, one for its tests, and two pipes between.
+"""Programs in full CPython: one process for the program, one process for its tests, and two pipes
+between them.
 
 Subclasses decide what surrounds the two processes: separate namespaces (`bubblewrap`) or nothing
 (`none`).
@@ -36,7 +37,8 @@ GIVE_UP_AFTER = 2
 
 
 class ProcessSandbox(Sandbox):
-    """Runs each program in its own processes, which end with it."""
+    """Sandbox that runs each program and its tests in processes of their own, which end with the
+    program."""
 
     @abstractmethod
     @contextmanager
@@ -45,9 +47,10 @@ class ProcessSandbox(Sandbox):
         yield [], [], {}
 
     def excess(self, process: int) -> str:
-        """Return a resource that the program uses too much of and no system limit bounds, or "".
+        """Return the name of a resource that no system limit bounds and of which the program uses
+        too much; "" if there is none.
 
-        It is called repeatedly while the program runs.
+        This method is called repeatedly while the program runs.
         """
         return ""
 

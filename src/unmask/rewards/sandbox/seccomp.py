@@ -1,6 +1,6 @@
 """System-call filter for untrusted programs, which allows only what a computation needs.
 
-It refuses new processes and sockets, among others.
+The filter refuses new processes and sockets, among others.
 
 Namespaces hide what is outside of the sandbox. The filter limits what a program can do inside: a
 fork bomb (`RLIMIT_NPROC` does not bind a sandbox that root started), memory that counts towards no

@@ -17,7 +17,7 @@ from unmask.rewards.sandbox.processes import Pipes, ProcessSandbox, Role, interp
 class Unprotected(ProcessSandbox):
     """Full CPython without protection, for programs that somebody has read.
 
-    It warns when it is created.
+    Creating this sandbox logs a warning.
     """
 
     def __init__(self, config: SandboxConfig) -> None:

@@ -32,7 +32,8 @@ CHANGING = frozenset(("call", "setattr", "setitem", "delitem", "enter", "leave")
 class LostError(BaseException):
     """The program's process cannot be used any more.
 
-    It is not an Exception, so tests rarely catch it. If one does, `Judge.lost` still records it."""
+    This class does not derive from Exception, so tests rarely catch it. If a test does,
+    `Judge.lost` still records the error."""
 
 
 class Judge:
@@ -50,10 +51,11 @@ class Judge:
         """Functions of the tests that were passed to the program."""
         self.error_classes: dict[str, type[BaseException]] = {}
         self.lengths: dict[int, int] = {}
-        """Lengths that the program's objects report, by number, since the last operation that may
-        change them."""
+        """Length that each object of the program reported, by the number of the object. Cleared by
+        any operation that may change a length."""
         self.counts: dict[int, int] = {}
-        """Numbers of items that they have yielded since then."""
+        """Number of items that each object of the program has yielded, by the number of the object.
+        Cleared together with `lengths`."""
 
     def ask(self, operation: str, *arguments: Any) -> Any:
         """Send a request to the program's process and return the value; raise what it raised."""

@@ -37,8 +37,8 @@ class WireError(Exception):
 class Channel:
     """One end of the connection, which sends and receives whole messages.
 
-    It uses two pipes rather than a socket, because a socket belongs to the host's network and
-    reveals facts about it.
+    A channel uses two pipes rather than a socket, because a socket belongs to the host's network
+    and reveals facts about that network.
     """
 
     def __init__(self, reader: int, writer: int) -> None:
