@@ -99,7 +99,7 @@ def test_settings_are_paired_by_name_and_single_ones_whatever_they_are(tmp_path:
 def test_other_rows_and_other_numbers_of_samples_are_refused(tmp_path: Path) -> None:
     with raises(DataError, "39 examples", "40"):
         compared(evaluation(BEFORE[:39]), evaluation(BEFORE), tmp_path)
-    with raises(DataError, "2 completions"):
+    with raises(DataError, "completions for each example is 2 in"):
         compared(evaluation(BEFORE, 2), evaluation(BEFORE[:20]), tmp_path)
 
 

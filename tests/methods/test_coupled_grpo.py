@@ -44,7 +44,7 @@ def test_settings_that_do_not_fit_together_are_refused():
     CoupledGRPO().check(sampler, 2)
     with raises(ConfigError, "min_ratio = 0.9 is above method.max_ratio = 0.8. Swap them"):
         CoupledGRPO(min_ratio=0.9).check(sampler, 2)
-    with raises(ConfigError, "weighted means of two likelihoods of a token. Set it to clip or none"):
+    with raises(ConfigError, "weighted means of two likelihoods of a token. Set method.trust_region to clip or none"):
         CoupledGRPO(trust_region="divergence").check(sampler, 2)
     with raises(ConfigError, "num_generations = 1"):
         CoupledGRPO().check(sampler, 1)

@@ -59,11 +59,21 @@ def test_the_defaults_are_the_published_settings():
     assert JustGRPO().needs() == Needs()
 
 
-@pytest.mark.parametrize("wrong", [{"order": "random"}, {"num_steps": 4}])
-def test_another_order_or_more_than_one_token_per_step_is_refused(wrong):
+@pytest.mark.parametrize(
+    ("wrong", "advice"),
+    [
+        ({"order": "random"}, "Set sampler.order = left_to_right."),
+        ({"num_steps": 4}, "Set sampler.num_steps = 8."),
+        (
+            {"order": "random", "num_steps": 4},
+            "Set sampler.order = left_to_right and sampler.num_steps = 8.",
+        ),
+    ],
+)
+def test_another_order_or_more_than_one_token_per_step_is_refused(wrong, advice):
     settings = {"max_completion_length": 8, "num_steps": 8, "order": "left_to_right"}
     JustGRPO().check(SamplerConfig(**settings), 2)
-    with raises(ConfigError, "Set sampler.order = left_to_right and sampler.num_steps = 8."):
+    with raises(ConfigError, advice):
         JustGRPO().check(SamplerConfig(**settings | wrong), 2)
     with raises(ConfigError, "Set num_generations to 2 or more"):
         JustGRPO().check(SamplerConfig(**settings), 1)

@@ -103,7 +103,7 @@ def test_settings_that_do_not_fit_together_are_refused():
         MaskAware(**small | {"num_segments": 5}).check(sampler, 2)
     with raises(ConfigError, "num_sampled = 5 of method.num_segments = 4 segments of 4 steps"):
         MaskAware(num_segments=0, num_sampled=5).check(sampler, 2)
-    with raises(ConfigError, "Set it to clip or none"):
+    with raises(ConfigError, "Set method.trust_region to clip or none"):
         MaskAware(**small, trust_region="divergence").check(sampler, 2)
     with raises(ConfigError, "Set num_generations to 2 or more"):
         MaskAware(**small).check(sampler, 1)

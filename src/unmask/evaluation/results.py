@@ -273,8 +273,8 @@ class Earlier:
                         )
                 if len(samples_before) != samples:
                     raise DataError(
-                        f"{self.path} has {len(samples_before)} completions for each example, but this evaluation has {samples}. "
-                        "Use the same --samples for both."
+                        f"the number of completions for each example is {len(samples_before)} in {self.path}, but {samples} in "
+                        "this evaluation. Use the same --samples for both."
                     )
 
 

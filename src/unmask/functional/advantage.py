@@ -31,8 +31,8 @@ def group_advantage(
     group_mean: A_i = r_i - (1/n) Σ_j r_j (GRPO without its division, arXiv:2402.03300). The
     baseline contains the sample itself, so the expected gradient shrinks to (n-1)/n of the true
     one.
-    leave_one_out: A_i = r_i - (1/(n-1)) Σ_{j≠i} r_j (RLOO, arXiv:2402.14740). It is unbiased, and
-    n/(n-1) times the other.
+    leave_one_out: A_i = r_i - (1/(n-1)) Σ_{j≠i} r_j (RLOO, arXiv:2402.14740). This advantage is
+        unbiased, and n/(n-1) times the group_mean advantage.
 
     Slots are compared by rank: slot k of one member with slot k of the others, whichever steps they
     hold. The result is not divided by the group's standard deviation; see the module docstring.
@@ -42,7 +42,7 @@ def group_advantage(
         group_size: group size G >= 2, which divides B.
         baseline: group_mean or leave_one_out.
         is_valid: bool of reward's shape, False in an empty slot, which does not enter the baseline.
-            Default all valid.
+            By default all entries are valid.
 
     Returns:
         Tensor of reward's shape, float32 (float64 for float64); 0 in an empty slot, and for the
@@ -117,8 +117,8 @@ def softmax_advantage(reward: Real[Tensor, "B"], group_size: int) -> Float[Tenso
     These are the weights of wd1 (arXiv:2507.08838), whose loss is -Σ_i w+_i log π_i + Σ_i w-_i log
     π_i, summed over a group. The factor G turns a mean over completions into a mean over groups. A
     baseline has no effect, because a softmax ignores it. For small differences of the rewards the
-    result is 2 (r - r̄). It is bounded by G, and unlike r - r̄ it is not linear in the unit of the
-    reward.
+    result is about 2 (r - r̄). The result is bounded by G and, unlike r - r̄, is not linear in the
+    unit of the reward.
 
     Args:
         reward: [B] rewards; rows i G to (i+1) G - 1 are one group.
@@ -156,8 +156,8 @@ def controlled_advantage(
     If R is one number per completion, R̄ is the mean over the whole group: the path decides which
     members have slot k, so a reward must be compared with that of every member. V̄_k is the mean
     over the members that have the slot, and so is R̄_k if each slot has its own return. V_k is a
-    function of the state. For any c that does not depend on the action it therefore does not change
-    the expected gradient.
+    function of the state, so it does not change the expected gradient for any c that does not
+    depend on the action.
 
     The means are taken slot by slot, whichever step a slot holds. If the slot of a step depends on
     the rest of the path (`entropy_sampled`), such means depend on the actions; means pooled over
@@ -219,8 +219,8 @@ def stepwise_advantage(
     stepwise_weight: float,
     baseline: Literal["group_mean", "leave_one_out"],
 ) -> Float[Tensor, "B K"]:
-    """Compute the advantage of each selected step: that of the completion, corrected by the value
-    of the state before the step.
+    """Compute the advantage of each selected step: the advantage of the completion, corrected by
+    the value of the state before the step.
 
     This is `controlled_advantage` with c = λ/(1+λ) and V_k = r(x̂_k). If all slots are filled, it
     is the group advantage of the return R_k = (r + λ (r - V_k)) / (1 + λ) (arXiv:2603.12554,
@@ -263,10 +263,10 @@ def fitted_gain(
     """Fit the gain of a control variate that minimises the variance of R - c V, on the other
     groups.
 
-    c = Σ Cov(R, V) / Σ Var(V), within groups and slots, over all groups except the row's own. It
-    does not depend on the row's actions, so the gradient stays unbiased. It minimises the variance
-    of the advantage; the variance of the gradient would weigh each term by its squared score
-    function.
+    c = Σ Cov(R, V) / Σ Var(V), within groups and slots, over all groups except the row's own. The
+    gain does not depend on the row's actions, so the gradient stays unbiased. This gain minimises
+    the variance of the advantage; the variance of the gradient would weigh each term by its squared
+    score function.
 
     Args:
         reward: [B] rewards, or [B, K] with a return for each slot; rows i G to (i+1) G - 1 are one
@@ -299,8 +299,8 @@ def fitted_gain(
 
 
 def counterfactual_advantage(value: Real[Tensor, "*batch M"]) -> Float[Tensor, "*batch M"]:
-    """Compute the credit of M actions drawn at one state, by the value of each: A_m = (Q̂_m - mean
-    Q̂) / (M - 1).
+    """Compute the credit of M actions drawn at one state from the values of the actions: A_m =
+    (Q̂_m - mean Q̂) / (M - 1).
 
     With x and Q̂ held fixed, Σ_m A_m ∇ log p(a_m) is an unbiased estimate of ∇ E_{a ~ p}[Q̂(x, a)]
     = E[Q̂ ∇ log p(a)]. Each action is compared with the M - 1 others, as in a group that starts
@@ -331,8 +331,8 @@ def counterfactual_advantage(value: Real[Tensor, "*batch M"]) -> Float[Tensor, "
 
 
 def constant_group_share(reward: Real[Tensor, "B"], group_size: int) -> Float[Tensor, ""]:
-    """Return the share of groups whose rewards are all equal. Such groups have no gradient; at 1
-    the whole batch has none.
+    """Return the share of groups whose rewards are all equal. Such groups give no gradient; at a
+    share of 1 the whole batch gives no gradient.
 
     Args:
         reward: [B] rewards; rows i G to (i+1) G - 1 are one group.

@@ -1,8 +1,8 @@
 """The distribution of a token: log-probabilities at a temperature and support, entropy, and
 samples.
 
-One definition serves sampling, replay and training. Log-probabilities at another temperature or
-support than the sampler's bias the policy gradient; most released code uses such.
+One definition serves sampling, replay and training. Most released code uses another temperature or
+support in training than in the sampler, and such log-probabilities bias the policy gradient.
 """
 
 from __future__ import annotations
@@ -39,9 +39,9 @@ def token_logprobs(
     nucleus support.
 
     log p(v) = ℓ_v / τ - log Σ_{u ∈ S} exp(ℓ_u / τ) for v ∈ S, else -∞. S starts with the top_k most
-    likely tokens, where ties go to the smaller id. Of these it keeps the smallest set of the most
-    likely ones whose renormalised probability reaches top_p (Holtzman et al., arXiv:1904.09751),
-    including the token that crosses top_p. Autograd treats S as constant.
+    likely tokens, where ties go to the smaller id. Of these tokens, S keeps the smallest set of the
+    most likely tokens whose renormalised probability reaches top_p (Holtzman et al.,
+    arXiv:1904.09751), including the token that crosses top_p. Autograd treats S as constant.
 
     Args:
         logits: [..., V] real; -∞ forbids a token. At least one logit of each row must be finite.
@@ -50,7 +50,7 @@ def token_logprobs(
         top_p: probability mass in (0, 1] of the support; 1 allows all.
         always_allow: [..., M] int64 tokens that are always in S. A token drawn earlier may fall
             just outside S when its logits are computed in another batch, and would then have
-            log-probability -∞. A token with logit -∞ keeps it.
+            log-probability -∞. A token with logit -∞ keeps this logit.
 
     Returns:
         [..., V] float32 (float64 for float64 logits), nats; -∞ outside S.
@@ -94,7 +94,7 @@ def token_entropy(logprobs: Float[Tensor, "*batch V"]) -> Float[Tensor, "*batch"
         logprobs: [..., V] nats, normalised; -∞ for impossible tokens.
 
     Returns:
-        [...] float32 (float64 for float64), nats, in [0, log V]. Its gradient is finite at -∞ too.
+        [...] float32 (float64 for float64), nats, in [0, log V]. The gradient is finite at -∞ too.
 
     Example:
         >>> token_entropy(torch.tensor([[0.5, 0.5, 0.0], [0.0, 1.0, 0.0]]).log()).abs()

@@ -10,8 +10,8 @@ is a mean over counts:
 
     ELBO(x) = E_{l ~ U{1..L}} E_{S, |S| = l} [ (L/l) Σ_{i ∈ S} log p_θ(x_i | x without S) ].
 
-Every estimate in this module is unbiased, except at the fixed times of a quadrature, which has the
-error of its rule.
+Every estimate in this module is unbiased, except at the fixed times of a quadrature, which has an
+error of its own.
 
 Departure from the papers: times and counts are stratified, and random times start at a small
 positive value, because the weight 1/t is unbounded.
@@ -28,9 +28,9 @@ def stratified_times(count: int, low: float, generator: torch.Generator) -> Floa
     """Draw the diffusion times of a batch: one uniform number in each of `count` equal strata of
     [low, 1), in random order.
 
-    Each entry alone is uniform on [low, 1). Together they cover it evenly, which lowers the
-    variance of a batch's ELBO (the low-discrepancy sampler of VDM, arXiv:2107.00630, with
-    independent jitter in each stratum).
+    Each entry alone is uniform on [low, 1). Together the entries cover the range evenly, which
+    lowers the variance of a batch's ELBO (the low-discrepancy sampler of VDM, arXiv:2107.00630,
+    with independent jitter in each stratum).
 
     Args:
         count: number of times.

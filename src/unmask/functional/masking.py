@@ -37,7 +37,8 @@ def until_eos(is_eos: Bool[Tensor, "*batch L"]) -> Bool[Tensor, "*batch L"]:
     """Return the positions of a completion up to and including its first EOS; all positions if
     there is none.
 
-    Unlike `Trajectory.is_text`, this includes the EOS: the policy decides when to stop, and that
+    Unlike `Trajectory.is_text`, the result includes the EOS: the policy decides when to stop, and
+        that
     decision is trained too.
 
     Args:
@@ -60,7 +61,8 @@ def token_mean_weight(num_tokens: Real[Tensor, "B"]) -> Float[Tensor, "B"]:
 
     The weight is B / Σ_b n_b for each of the B completions. The number of tokens is an outcome of
     the path, so the weight is a bias if paths can end early: the gradient of a completion is
-    divided by its own length and those of the others. GRPO's "token mean" does the same.
+        divided by its own length and by the lengths of the other completions. GRPO's "token mean"
+        does the same.
 
     Args:
         num_tokens: [B] int, number n_b >= 0 of tokens of each completion.
@@ -138,10 +140,10 @@ def evidence_upper_bound(
     The bound is the mean over tokens k of (1/β) log (1/M) Σ_m 1[k masked in m] p_θ(x_k | view m)^β
     / t_m, where t_m is the share of tokens that view m masks (arXiv:2510.09541, in the form of its
     release, which pools each token separately). Over all masks and times, the weights of the inner
-    mean sum to 1. By Jensen it is therefore at least the ELBO per token, and it grows with β. For β
-    of at least the number of tokens n, it is at least log π(x) / n under random order, by Hölder;
-    for a smaller β it may be lower. An estimate from a few views is biased downwards, because it
-    takes the logarithm of a mean.
+    mean sum to 1. By Jensen's inequality the bound is therefore at least the ELBO per token, and it
+    grows with β. For β of at least the number of tokens n, it is at least log π(x) / n under random
+    order, by Hölder; for a smaller β it may be lower. An estimate from a few views is biased
+    downwards, because it takes the logarithm of a mean.
 
     Args:
         logprob: [B, M, L] nats, with graph; ignored at unmasked positions.

@@ -175,7 +175,7 @@ class RatioMethod(Method):
         if self.trust_region == "divergence" and self.samples:
             raise ConfigError(
                 f"method.trust_region = divergence needs the probability of one token or step, but {self.type} "
-                f"has ratios of {self.samples}. Set it to clip or none."
+                f"has ratios of {self.samples}. Set method.trust_region to clip or none."
             )
 
     def surrogate(

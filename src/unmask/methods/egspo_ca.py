@@ -85,7 +85,7 @@ class EGSPOCA(RatioMethod):
         if self.scope == "all" and self.trust_region == "divergence":
             raise ConfigError(
                 "method.trust_region = divergence needs the probability of an action, which is almost zero for a whole "
-                "completion. With method.scope = all, set it to clip or none."
+                "completion. With method.scope = all, set method.trust_region to clip or none."
             )
         if self.scope == "all" and (self.form != "counterfactual" or self.finish != "greedy"):
             raise ConfigError(

@@ -46,11 +46,13 @@ class JustGRPO(RatioMethod):
     def check(self, sampler: SamplerConfig, num_generations: int) -> None:
         """Also refuse any order but left to right, and more than one token per step."""
         super().check(sampler, num_generations)
-        if sampler.order != "left_to_right" or sampler.steps != sampler.max_completion_length:
+        length = sampler.max_completion_length
+        order = "sampler.order = left_to_right" if sampler.order != "left_to_right" else ""
+        steps = f"sampler.num_steps = {length}" if sampler.steps != length else ""
+        if order or steps:
             raise ConfigError(
                 f"just_grpo needs rollouts from left to right, one token per step; got sampler.order = {sampler.order} and "
-                f"{sampler.steps} steps for {sampler.max_completion_length} positions. "
-                f"Set sampler.order = left_to_right and sampler.num_steps = {sampler.max_completion_length}."
+                f"{sampler.steps} steps for {length} positions. Set {' and '.join(filter(None, (order, steps)))}."
             )
 
     def plan(self, rollout: Rollout, generator: torch.Generator) -> Views:

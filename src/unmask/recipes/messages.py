@@ -30,7 +30,7 @@ def explain(kind: type[BaseModel], fault: Any, tree: Mapping[str, Any]) -> str:
         case "extra_forbidden":
             return explain_unknown(kind, path, fault["input"], tree)
         case "missing":
-            return f"{key} is missing. Set it in the recipe or on the command line.{_misnamed(path, tree)}"
+            return f"{key} is missing. {_advice(path, tree)} in the recipe or on the command line."
         case "union_tag_invalid":
             return unknown_type(key, str(fault["ctx"]["tag"]))
         case "union_tag_not_found":
@@ -51,13 +51,14 @@ def explain(kind: type[BaseModel], fault: Any, tree: Mapping[str, Any]) -> str:
             return f"{key} = {given}: {fault['msg'][0].lower()}{fault['msg'][1:]}."
 
 
-def _misnamed(path: Sequence[str], tree: Mapping[str, Any]) -> str:
-    """Return "Did you mean ...?" if the section that lacks a key is a misspelling of another, as in
-    tasks.sudoko."""
-    if len(path) != 3 or not isinstance(beside := tree.get(path[0]), Mapping):
-        return ""
-    near = nearest(path[1], [name for name in beside if name != path[1]], cutoff=0.6)
-    return f" Did you mean {path[0]}.{near[0]}?" if near else ""
+def _advice(path: Sequence[str], tree: Mapping[str, Any]) -> str:
+    """Return the advice to set a missing key, preceded by "Did you mean ...?" if the section of the
+    key is a misspelling of another section, as in tasks.sudoko."""
+    near: list[str] = []
+    if len(path) == 3 and isinstance(beside := tree.get(path[0]), Mapping):
+        near = nearest(path[1], [name for name in beside if name != path[1]], cutoff=0.6)
+    key = ".".join(path)
+    return f"Did you mean {path[0]}.{near[0]}? If not, set {key}" if near else f"Set {key}"
 
 
 def _located(kind: type[BaseModel], fault: Any, tree: Mapping[str, Any]) -> tuple[list[str], type[BaseModel] | None]:

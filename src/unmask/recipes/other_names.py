@@ -38,10 +38,10 @@ NAMES: dict[Answer, str] = {
         "There are no epochs: `tasks.NAME.budget` limits a run.",
     ): "num_train_epochs num_epochs epochs *_epochs *_epoch",
     (
-        "A training step takes `num_prompts` prompts with `num_generations` completions each, over all ranks; "
-        "`views_per_forward` limits how many completions one forward takes.",
-        "A training step takes `batch_size` demonstrations, over all ranks; `max_tokens_per_forward` limits how many "
-        "of them one forward takes.",
+        "Set `num_prompts`, the number of prompts in a training step over all ranks, and `num_generations`, the number "
+        "of completions of each prompt. To save memory, lower `views_per_forward`.",
+        "Set `batch_size`, the number of demonstrations in a training step over all ranks. To save memory, lower "
+        "`max_tokens_per_forward`.",
         "Did you mean `tasks.NAME.overrides.num_prompts`?",
     ): "per_device_train_batch_size train_batch_size batch_size",
     (

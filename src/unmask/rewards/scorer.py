@@ -113,7 +113,8 @@ class Scorer:
         for reserved in ("prompts", "completions"):
             if reserved in row:
                 raise DataError(
-                    f'the rows have a column "{reserved}", an argument of every reward function. Rename it.'
+                    f'the rows have a column "{reserved}", but reward functions already have an argument of that name. '
+                    "Rename the column."
                 )
         for name, function in self.functions.items():
             for parameter in function.parameters.values():

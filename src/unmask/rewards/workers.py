@@ -221,7 +221,7 @@ class _Worker:
         if reply is None or reply[1]:
             self.kill()
             raise ConfigError(
-                reply[1] if reply else f'"{self.path}" {"hung" if is_late else "died"} as it was imported.'
+                reply[1] if reply else f'"{self.path}" {"hung" if is_late else "died"} during its import.'
             )
         facts: dict[str, Any] = reply[0]
         return facts

@@ -20,7 +20,7 @@ from unmask.core.errors import ConfigError, RunError, reason
 INCOMPLETE = ".incomplete-"
 """Prefix of the name of a folder while it is written."""
 _REPLACED = ".replaced-"
-"""Prefix of the name of the old folder while a new one takes its place."""
+"""Prefix of the name of an old folder while a new folder takes its place."""
 
 
 @contextlib.contextmanager
@@ -128,7 +128,7 @@ def writing_explained(path: Path, advice: str) -> Iterator[None]:
 
 
 def refuse_to_overwrite(path: Path, output: Path, is_ours: Callable[[Path], bool], kind: str) -> None:
-    """Raise an error if writing to `path` would overwrite something that the command has not made.
+    """Raise an error if writing to `path` would overwrite a file that the command has not written.
 
     Args:
         path: the file to write.

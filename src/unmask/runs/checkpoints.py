@@ -76,7 +76,9 @@ def read_manifest(folder: Path) -> dict[str, Any]:
         raise ValueError(f"it has no readable {MANIFEST}") from error
     files = manifest.get("files") if isinstance(manifest, dict) else None
     if not isinstance(files, dict) or not isinstance(manifest.get("run"), str) or not files:
-        raise ValueError(f"its {MANIFEST} does not name the run and the files, as this version of unmask writes them")
+        raise ValueError(
+            f'its {MANIFEST} lacks one of the entries "run" and "files", which this version of unmask writes'
+        )
     if not all(isinstance(fact, list) and len(fact) == 2 and _is_inside(name) for name, fact in files.items()):
         raise ValueError(f"its {MANIFEST} is damaged")
     if manifest.get("step") != step_of(folder):

@@ -1,7 +1,7 @@
 """The hardware, precision and library versions behind a result, which are recorded with it.
 
 The scores of one checkpoint with the same settings can differ by several points between two kinds
-of GPU, so a complete report of a number includes them.
+of GPU, so a complete report of a score includes these facts.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The effect of another `max_steps` on the learning rate of a resumed run."""
+"""The effect of a new `max_steps` on the learning rate of a resumed run."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from unmask.functional.schedule import learning_rate_factor
 
 
 def difference_of(before: Mapping[str, Any], now: Mapping[str, Any], done: int) -> str | None:
-    """Describe how a run that continues to another `max_steps` differs from a run that starts with
-    it.
+    """Describe how a run that is resumed with a new `max_steps` differs from a run that uses this
+    value from the start.
 
     If the learning rate has not depended on `max_steps` so far, the two are equal bit for bit.
     Otherwise the finished steps used the rates of the old `max_steps`: the run may continue, but
@@ -33,8 +33,9 @@ def difference_of(before: Mapping[str, Any], now: Mapping[str, Any], done: int) 
     kind, next_rate = now["optim.lr_schedule"], _factor(now, min(done, new - 1), new)
     return (
         f"up to step {done} the learning rate followed max_steps = {old}, and from now on it follows max_steps = {new}, because "
-        f"the {kind} schedule depends on max_steps. It changes from {rates[0][-1]:.3g} to {next_rate:.3g} of its peak. "
-        f"A new run with max_steps = {new} would give another model; with optim.lr_schedule = constant it would not."
+        f"the {kind} schedule depends on max_steps. The learning rate changes from {rates[0][-1]:.3g} to {next_rate:.3g} of "
+        f"its peak. A new run with max_steps = {new} would give another model; with "
+        "optim.lr_schedule = constant it would not."
     )
 
 

@@ -303,8 +303,8 @@ class RunFolder:
                 raise RunError(f"{folder} is a file, but a run needs a folder of this name. Remove the file.")
 
     def _holds_run(self) -> bool:
-        """Return whether the folder holds a run; a start that failed before its first line of
-        metrics does not count."""
+        """Return whether the folder holds a run. A run that failed before its first line of metrics
+        does not count."""
         metrics = self.metrics_path
         has_metrics = metrics.exists() and (not metrics.is_file() or metrics.stat().st_size > 0)
         return has_metrics or bool(self.checkpoints())

@@ -118,8 +118,8 @@ def number_of(value: object) -> float | None:
 
 
 def read_metrics(run: Path) -> list[dict[str, Any]]:
-    """Return the metrics of a run as one object for each step: the line of the step, merged with that
-    of its evaluation.
+    """Return the metrics of a run as one object for each step: the line of the step, merged with
+    the line of its evaluation.
 
     Raises:
         RunError: if the file does not exist, is not UTF-8 text, or has a damaged line.
@@ -147,7 +147,7 @@ def read_metric_lines(run: Path) -> list[dict[str, Any]]:
 
 
 def parse_line(text: str) -> dict[str, Any] | None:
-    """Return one line of metrics; None if the text is not one.
+    """Return the metrics in a line of metrics.jsonl; None if the text is not such a line.
 
     A line is an object of numbers and lists of numbers, all of which fit into a float. Its `step`
     is an integer of 0 or more.

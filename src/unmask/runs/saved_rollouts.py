@@ -49,8 +49,8 @@ class Guesses:
     """[B, J, L] int32: the state before step k with every masked position filled with its most
     likely token."""
     reward: Tensor | None = None
-    """[B, J] float32: reward of each one-step completion; None if the reward functions failed on
-    them."""
+    """[B, J] float32: reward of each one-step completion; None if a reward function failed on these
+    completions."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +66,8 @@ class TrainedViews:
     """[N] int32: slot in the rollout of the branches that the view reads; -1 if it reads the
     completion itself."""
     advantage: Tensor
-    """[N] float32: advantage of the view; [N, M] if M actions of a state have one each."""
+    """[N] float32: advantage of the view; [N, M] if each of M actions of a state has an
+    advantage."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,4 +1,4 @@
-"""One-step completions and branches, stored during the rollout for the steps that will be selected.
+"""One-step completions and branches, stored during the rollout for the steps that may be selected.
 
 The rollout has already computed the logits of every state, so a one-step completion costs no
 forward pass. The K selected steps are known only at the end. A running top-K stores the completions

@@ -25,7 +25,8 @@ class Forwards:
         denoiser: policy.
         prompt_ids: [B, P] int64 prompt tokens, padded on the left.
         prompt_mask: [B, P] bool, False at padding.
-        sampler: sampler settings; their block length must divide the denoiser's, if it has one.
+        sampler: sampler settings, whose block length must divide the block length of a block-causal
+            denoiser.
 
     Raises:
         ConfigError: the blocks of sampler and denoiser do not fit.

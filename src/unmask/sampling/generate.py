@@ -35,8 +35,8 @@ def generate(
 
     Args:
         policy: the model and its tokenizer, as `load_model` returns them.
-        prompts: texts, or lists of chat messages for the tokenizer's template. One prompt may stand
-            alone.
+        prompts: texts, or lists of chat messages for the tokenizer's template. A single prompt need
+            not be in a list.
         sampler: sampler settings; default `SamplerConfig()`.
         num_generations: number of completions of each prompt, which are next to each other in the
             trajectory.
@@ -67,7 +67,7 @@ def generate(
 
 
 def check_policy(policy: object) -> None:
-    """Check that an argument is a policy.
+    """Check that the argument `policy` is a `Policy`.
 
     Raises:
         ConfigError: it is something else.

@@ -62,8 +62,8 @@ def view_logprobs(
     positions if the position choice is requested. A token that the new policy's top-k or top-p
     would exclude stays in the support, so that no replayed token has probability zero.
 
-    The log-probability of the position choice is returned separately: for each target, that of
-    being chosen among the masked positions of its block that were not committed before it.
+    The log-probability of the position choice is returned separately: the log-probability that a
+    target is chosen among the masked positions of its block that were not committed before the target.
 
     Args:
         denoiser: policy; may be wrapped for training.

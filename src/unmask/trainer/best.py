@@ -47,7 +47,7 @@ def validation_accuracy(metrics: Mapping[str, Any]) -> float | None:
 
 def better(best: Best | None, step: int, metrics: Mapping[str, Any]) -> Best | None:
     """Return the evaluation after `step` training steps if it beats the best so far, otherwise
-    None. Of equal ones the earlier stays."""
+    None. Between equal evaluations, the earlier one stays."""
     accuracy = validation_accuracy(metrics)
     if accuracy is None or (best is not None and accuracy <= best.accuracy):
         return None

@@ -20,12 +20,13 @@ from unmask.sampling.engine import RolloutEngine
 from unmask.trainer.metrics import Tally
 
 _METRICS = {"one_step_reward": "diffusion/one_step_reward", "branch_reward": "diffusion/branch_reward"}
-"""Metric of each reward of an unfinished completion, by the field of `Rollout` that holds it."""
+"""Name of the metric for each reward of an unfinished completion, by the field of `Rollout` that
+holds the reward."""
 
 
 def prompts_of_step(rows: Sequence[Row], step: int, num_prompts: int, seed: int) -> list[Row]:
-    """Return the examples of the training step `step`, counted from 0. Each epoch has an order of
-    its own.
+    """Return the examples of the training step `step`, counted from 0. The order of the examples
+    differs between epochs.
 
     The result depends on the arguments alone, so a resumed run sees the examples of an
     uninterrupted one.
@@ -43,7 +44,8 @@ def check_rewards(scorer: Scorer, method: Method) -> None:
     """Refuse reward functions that compare completions if the method also scores unfinished ones.
 
     Raises:
-        ConfigError: a reward function does not declare that it judges each completion by itself.
+        ConfigError: a reward function does not declare that it judges each completion
+            independently.
     """
     needs = method.needs()
     if needs.greedy or needs.branches:
@@ -126,8 +128,8 @@ class Collector:
         return rewards
 
     def _branched(self, rows: Sequence[Row], path: Trajectory) -> Trajectory:
-        """Return the trajectory with branches that are denoised to the end instead of filled at
-        once.
+        """Return the trajectory with its branches completed by the remaining denoising steps,
+        instead of by one step.
 
         A branch starts from the state after its denoising step k, so it costs T - k - 1 forward
         passes.
@@ -165,7 +167,7 @@ def _is_filled(tokens: Tensor, selected_step: Tensor | None) -> Tensor:
 
 
 def _describe(rollout: Rollout, by_function: dict[str, list[float | None]], tally: Tally) -> None:
-    """Log TRL's metrics of a rollout, and those of its paths."""
+    """Log the metrics of a rollout under TRL's names, and the metrics of the rollout's paths."""
     path, reward = rollout.trajectory, rollout.reward
     groups = reward.view(-1, rollout.group_size)
     tally.add("reward", reward)

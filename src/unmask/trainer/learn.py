@@ -2,10 +2,10 @@
 of optimizer updates.
 
 Memory does not grow with the number of views. A loss that is a sum over views is back-propagated
-batch by batch. Any other loss is a function F of the views' log-probabilities. If they do not fit
-into one forward pass, a first pass computes them without a graph and takes dF/dlogp; a second pass
-back-propagates dF/dlogp * logp batch by batch. By the chain rule the gradient is the same, for one
-more forward pass.
+batch by batch. Any other loss is a function F of the views' log-probabilities. If the views do not
+fit into one forward pass, a first pass computes the log-probabilities without a graph and takes
+dF/dlogp; a second pass back-propagates dF/dlogp * logp batch by batch. By the chain rule the
+gradient is the same, for one more forward pass.
 """
 
 from __future__ import annotations
@@ -35,13 +35,13 @@ if TYPE_CHECKING:
 
 LOGITS_AT_ONCE = 2**25
 """Number of logits that a forward pass of the update computes at once: 128 MiB in float32. The
-softmax and its gradient take about four times as much besides."""
+softmax and its gradient take about four times as much memory in addition."""
 
 
 @dataclass(frozen=True, slots=True)
 class LossDerivatives:
-    """Value of a loss that is not separable, and its derivatives by the log-probabilities of its
-    views."""
+    """Value of a loss that is not a sum over views, and the derivatives of the loss with respect to
+    the log-probabilities of the views."""
 
     loss: float
     """Value of the loss."""
@@ -71,7 +71,7 @@ class Learner:
         recipe: settings of the run.
         max_tokens: maximum number of tokens in one forward pass; None limits the number of views
             instead.
-        ranks: ranks of the run; default those of the accelerator.
+        ranks: exchange between the ranks of the run; default a `Ranks` of the accelerator.
     """
 
     def __init__(
@@ -107,7 +107,7 @@ class Learner:
             The views of all ranks in the first plan, and their advantages.
 
         Raises:
-            FloatingPointError: a loss or a gradient is not finite; it has not changed the policy.
+            FloatingPointError: a loss or a gradient is not finite; the policy has not changed.
         """
         recipe = self.recipe
         # The policy at the start of the step scores all plans, before the first update.
@@ -242,7 +242,7 @@ class Learner:
         tally.add("grad_norm", norm)
 
     def _derivatives(self, scored: ScoredViews, index: Tensor, share: float, tally: Tally) -> LossDerivatives:
-        """Make the first pass of a loss that is not separable."""
+        """Make the first pass of a loss that is not a sum over views."""
         part = scored.views.take(index)
         # A rank without views takes part in the forward passes of the others.
         logprobs = self._logprobs(self.model, scored.rollout, part, scored.settings)

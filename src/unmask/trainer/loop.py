@@ -29,12 +29,12 @@ if TYPE_CHECKING:
 
 
 class Trainer:
-    """Trains a denoiser as a recipe says.
+    """Trains a denoiser as a recipe describes.
 
     Args:
         recipe: settings of the run.
         reward_funcs: reward functions or their paths, instead of those of the recipe or the task.
-        resume: whether to continue from the newest checkpoint of the run folder.
+        resume: True to continue from the newest checkpoint of the run folder.
         observe: called for each line of metrics.
         example: called in every step with a completion and its reward, on the main rank.
         engine: samples the rollouts and evaluations; default a `LocalEngine`.

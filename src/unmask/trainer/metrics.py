@@ -1,4 +1,5 @@
-"""Metrics of a training step: added up where they arise, and reduced over ranks once."""
+"""Metrics of a training step, which are added up as they are computed and reduced over the ranks
+once."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
-"""Which passes an update makes over the views of a plan: who scores them first, in which
-minibatches, in how many batches.
+"""The passes that an update makes over the views of a plan: the policies that score the views
+first, the minibatches, and the number of batches.
 
 `Learner` makes these passes, and `unmask estimate` counts them.
 """
@@ -42,8 +42,8 @@ class UpdatePasses:
 
     @property
     def scores_old(self) -> bool:
-        """True if the old policy scores each plan; the policy of a single update is the old one
-        itself."""
+        """True if the old policy scores each plan. With a single update this is not needed, because
+        the updated policy is the old policy."""
         return self.num_updates > 1
 
     @property
@@ -52,8 +52,8 @@ class UpdatePasses:
         return self.recipe.method.needs().reference != "none"
 
     def has_first_pass(self, num_batches: int) -> bool:
-        """Return True if an update computes the derivatives of its loss in a pass of their own,
-        before it back-propagates."""
+        """Return True if an update computes the derivatives of the loss in a separate pass, before
+        back-propagation."""
         return not self.recipe.method.separable and num_batches > 1
 
     def minibatches(self, row: Tensor, rollout: Rollout, generator: torch.Generator) -> Iterator[Tensor]:
@@ -62,9 +62,9 @@ class UpdatePasses:
 
         Args:
             row: [N] int64: the completion of each view.
-            rollout: the completions of all ranks. Minibatches divide them whole; a loss that is not
-                separable may compare the members of a group, so its minibatches divide whole
-                groups.
+            rollout: the completions of all ranks. A completion is never divided between
+                minibatches. A loss that is not a sum over views may compare the members of a group,
+                so then a group is not divided either.
             generator: draws the order.
         """
         if self.recipe.num_minibatches == 1:

@@ -45,8 +45,8 @@ class TrainedPolicy:
     """A tensor whose name identifies the model under the adapters; see `base_mark`."""
 
     def kept(self, recipe: TrainRecipe | PretrainRecipe) -> dict[str, Tensor]:
-        """Return the tensors that a checkpoint holds besides the trained ones: a moving reference
-        and the mark.
+        """Return the tensors that a checkpoint holds besides the trained tensors: a moving
+        reference policy, and the mark of the base model (see `base_mark`).
 
         Call this after accelerate has moved the weights to their device.
         """
@@ -120,7 +120,7 @@ def equip(recipe: RunRecipe, denoiser: Denoiser, base: str | None) -> Adapters |
 
 
 def base_mark(denoiser: Denoiser, adapters: Adapters | None) -> dict[str, Tensor]:
-    """Return a tensor whose name identifies the model under the adapters.
+    """Return a tensor whose name identifies the base model under the adapters.
 
     Resuming from a checkpoint with another name is refused.
     """

@@ -34,13 +34,13 @@ if TYPE_CHECKING:
 
 
 def pretrain(recipe: PretrainRecipe, *, resume: bool = False, observe: Observer | None = None) -> Path:
-    """Train as the recipe says and return the run folder, with the model in `final/`.
+    """Train as the recipe describes and return the run folder, with the model in `final/`.
 
-    A finished run stays as it is, unless the recipe's max_steps is larger than it was.
+    A finished run stays as it is, unless the recipe has a larger max_steps than before.
 
     Args:
         recipe: settings of the run.
-        resume: whether to continue from the newest checkpoint of the run folder.
+        resume: True to continue from the newest checkpoint of the run folder.
         observe: called for each line of metrics.
 
     Raises:

@@ -44,8 +44,8 @@ class _Recording:
 
 
 class RolloutRecorder:
-    """Saves the first groups of every `log_rollouts_steps`-th rollout. It changes neither the run
-    nor its counts of compute.
+    """Saves the first groups of every `log_rollouts_steps`-th rollout. Recording changes neither
+    the run nor the run's counts of compute.
 
     Args:
         recipe: settings of the run.
@@ -139,8 +139,8 @@ def guesses_along(denoiser: Denoiser, path: Trajectory, count: int, batch_size: 
         denoiser: the policy that sampled the path.
         path: trajectory of the saved groups.
         count: number of denoising steps; all steps if the path has fewer.
-        batch_size: completions that the rollout denoised together. The guesses compute as many
-            logits at a time.
+        batch_size: completions that the rollout denoised together. The guesses need no more logits
+            at a time than the rollout.
     """
     if not count:
         return None
@@ -157,8 +157,8 @@ def guesses_along(denoiser: Denoiser, path: Trajectory, count: int, batch_size: 
 
 
 def _scored(guesses: Guesses, scorer: Scorer, tokenizer: PreTrainedTokenizerBase, rows: Sequence[Row]) -> Guesses:
-    """Return the guesses with their rewards, or without if a reward function fails or compares the
-    completions of a group.
+    """Return the guesses with their rewards; without rewards if a reward function fails or compares
+    the completions of a group.
 
     Args:
         guesses: one-step completions of B completions.

@@ -90,8 +90,8 @@ class FrozenCopy(Reference):
 
 
 class WithoutAdapters(Reference):
-    """The policy with its adapters disabled: the model that the run began with, without further
-    memory.
+    """The policy with its adapters disabled, which is the model that the run began with and takes
+    no further memory.
 
     Args:
         adapters: adapters of the policy.

@@ -1,5 +1,5 @@
-"""The views of one plan together with everything that a loss reads of them besides the current
-policy."""
+"""The views of one plan, together with everything that a loss reads except the log-probabilities
+under the current policy."""
 
 from __future__ import annotations
 

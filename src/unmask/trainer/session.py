@@ -66,7 +66,8 @@ class Member:
         self.ranks = Ranks(self.accelerator, self.progress.collective)
 
     def fixed(self, recipe: RecipeType) -> RecipeType:
-        """Return the recipe with the model and the task that its names stand for now.
+        """Return the recipe with the path to which the model's name leads now, and with a task
+        whose rows can be read again.
 
         The run folder records this recipe, so that a resumed run does not start from another
         checkpoint or other examples.
@@ -113,7 +114,8 @@ class Session:
         card: makes the text of the final model's card from the metrics and the notes on how the run
             was extended.
         remedy: advice for a loss or a gradient that is not finite, as the end of a sentence.
-        saves_last: whether the last step leaves a checkpoint, however `save_steps` divides the run.
+        saves_last: True to save a checkpoint after the last step even if `save_steps` does not
+            divide the number of steps.
         observe: called for each line of metrics.
     """
 
@@ -253,8 +255,8 @@ class Session:
             raise RunStoppedError(step, self.recipe.max_steps, self.folder.path, received)
 
     def _is_evaluated(self, step: int) -> bool:
-        """Return whether the metrics hold an evaluation after this step. It is missing if the
-        evaluation failed."""
+        """Return whether the metrics hold an evaluation after this step. The evaluation is missing
+        if it failed."""
         lines = read_metrics(self.folder.path)
         return any(line["step"] == step and evaluations(line) for line in lines)
 

@@ -65,7 +65,7 @@ class TokenBudget:
 
 
 def budget_of(recipe: TrainRecipe) -> TokenBudget | None:
-    """Return the budget that the recipe sets; None if it says `auto`."""
+    """Return the budget that the recipe sets; None if the recipe sets `auto`."""
     limit = recipe.max_tokens_per_forward
     return None if limit == "auto" else TokenBudget(limit, limit)
 
@@ -162,7 +162,7 @@ def first_that_fits(attempt: Callable[[int], object], tokens: int, width: int) -
 
 
 class _Probe:
-    """Measures the widest rows of a run with its own sampler and method.
+    """Measures the memory of the widest rows of a run, with the sampler and the method of the run.
 
     The probe runs the policy without its wrapper, because ranks may try different sizes and must
     not wait for each other's backward pass.

@@ -1,4 +1,4 @@
-"""Batches of views that fit into one forward pass, equally many on every rank."""
+"""Batches of views that fit into one forward pass. Every rank has the same number of batches."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class ViewBatches:
     views: Views
     """The views that are divided."""
     path: Trajectory
-    """The completions that they show."""
+    """Completions that the views show."""
     indices: list[Tensor]
     """[C] int64 each, on the CPU: the views of each batch."""
 
@@ -34,7 +34,7 @@ class ViewBatches:
 
         Args:
             views: the views of one rank.
-            path: the completions that they show.
+            path: completions that the views show.
             size: number of views in a batch.
             max_tokens: maximum number of tokens in a batch, which replaces `size` if given.
         """

@@ -157,7 +157,9 @@ def _numbers(shape: str) -> dict[str, Any]:
         try:
             values[key] = value.lower() == "true" if key == "tied" else int(value)
         except ValueError:
-            raise ConfigError(f'--shape has "{part}", and {value} is not a whole number.') from None
+            raise ConfigError(
+                f'--shape has "{part}", but "{value}" is not written as a whole number. Use digits.'
+            ) from None
     missing = [key for key in ("layers", "width", "heads", "ffn", "vocab") if key not in values]
     if missing:
         raise ConfigError(f"--shape lacks {', '.join(missing)}. Add them as name=number.")

@@ -17,8 +17,8 @@ from unmask.sampling.encoding import encode_all
 from unmask.tasks import Task
 
 DEFAULTS: dict[str, Any] = {"method": {"type": "egspo"}}
-"""Recipe of a `Trainer` that gets none. EGSPO takes any reward function, because it scores finished
-completions only. All other settings have the defaults of `TrainRecipe`."""
+"""Recipe of a `Trainer` without a recipe. EGSPO takes any reward function, because EGSPO scores
+only finished completions. All other settings have the defaults of `TrainRecipe`."""
 
 _ADVICE = (
     "Give a model and rows, as in Trainer(model=policy, reward_funcs=my_reward, train_dataset=rows, max_steps=3), or a "
@@ -38,12 +38,12 @@ def recipe_of(
 
     Args:
         recipe: the recipe to start from; default `DEFAULTS`.
-        settings: changes to it. A key is one of the recipe, dotted or a whole section, or the only
-            one that has this name in TRL or in another library, such as learning_rate for
-            optim.learning_rate.
-        model: model to start from, instead of the one of the recipe. A policy has to be written to
-            `settings["model"]` before the run reads it; here it tells how many tokens a completion
-            may have.
+        settings: changes to the recipe. A key is a key of the recipe, dotted or a whole section, or
+            a name that TRL or another library has for exactly one key of the recipe, such as
+            learning_rate for optim.learning_rate.
+        model: model to start from, instead of the model of the recipe. A policy has to be written
+            to `settings["model"]` before the run reads it; this function only uses its context
+            length.
         train_dataset: rows to train on, instead of the task of the recipe.
         eval_dataset: rows to evaluate on; default a part of `train_dataset`.
 

@@ -19,8 +19,8 @@ from unmask.trainer.comparison.run import compare as run
 
 @dataclass(frozen=True)
 class ComparisonResult:
-    """Results of a comparison, which are also in its folder. Printing one gives the tables as
-    Markdown."""
+    """Results of a comparison, which are also in the folder of the comparison. Printing this object
+    gives the tables as Markdown."""
 
     folder: Path
     """Folder of the comparison, with cells.jsonl, table.md, table.csv and the figures."""
@@ -28,7 +28,7 @@ class ComparisonResult:
     """One record for each pretraining, trial and run: stage, task, method, seed, accuracy by
     temperature, and more."""
     tables: list[Table]
-    """One table or more for each task."""
+    """Tables of the results, one or more for each task."""
     notes: list[str]
     """Explanations of the numbers, and warnings about them."""
     figures: list[Path]
@@ -60,15 +60,14 @@ def compare(
             same keys.
         overrides: changes to the recipe, as `key=value` texts or as a dict.
         jobs: number of runs at a time, each in a process of its own; 1 runs them one after the
-            other in this process. A script that sets more has to be guarded by
-            `if __name__ == "__main__":`.
-        rerun_changed: repeat the runs that changed settings or edited code affect.
-        keep_changed: keep results of code that was edited since. The tables mark them.
-        retry_failed: repeat the runs that failed.
-        progress: print a line to standard error for each run that ends.
+            other in this process. A script that sets a larger number has to be guarded by `if
+        __name__ == "__main__":`. rerun_changed: repeat the runs that changed settings or edited
+        code affect. keep_changed: keep results of code that was edited since. The tables mark them.
+        retry_failed: repeat the runs that failed. progress: print a line to standard error for each
+        run that ends.
 
     Raises:
-        CompareStoppedError: SIGINT or SIGTERM arrived; the runs that were going on were saved.
+        CompareStoppedError: SIGINT or SIGTERM arrived; unfinished runs were saved.
         ConfigError: the recipe cannot be used.
         RunError: the folder belongs to another comparison, is in use, or has results of code that
             was edited since.

@@ -23,7 +23,7 @@ from unmask.runs.saved_rollouts import SavedRollout, saved_path, saved_steps
 
 
 def open_run(folder: str | os.PathLike[str]) -> Run:
-    """Open a run folder, of a run that has ended or of one that is still going on.
+    """Open the folder of a run that has ended or is still in progress.
 
     Args:
         folder: the folder, such as `runs/sudoku-tiny`.
@@ -51,7 +51,7 @@ def is_run(folder: Path) -> bool:
 
 
 def _instead(path: Path) -> str:
-    """Return in one sentence which folder to give instead."""
+    """Return a sentence that names the folder to give instead."""
     if is_comparison(path):
         return f"It is the folder of a comparison; its results are in {path / 'table.md'}."
     near = [parent for parent in path.resolve().parents[:2] if is_run(parent)]
@@ -88,7 +88,8 @@ class Rollouts:
 
 
 class Run:
-    """Contents of a run folder. Each access reads the files again, so that a run can be followed.
+    """Contents of a run folder. Each access reads the files again, so that the object shows the
+    progress of a run.
 
     Args:
         folder: the run folder, as `open_run` checks it.

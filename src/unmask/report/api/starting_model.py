@@ -25,7 +25,7 @@ def model_of(source: ModelSource | None, tokenizer: PreTrainedTokenizerBase | No
     """Return a model argument as a path or as a policy; None if there is none.
 
     Raises:
-        ConfigError: it is something else, or a denoiser without its tokenizer.
+        ConfigError: the argument has another type, or is a denoiser without its tokenizer.
     """
     match source:
         case None:

@@ -43,17 +43,17 @@ class Trainer(trainer.Trainer):
     so that the run can be resumed and its model card is complete.
 
     Args:
-        recipe: a recipe, its name, its file, or a dict of its settings. A model may stand in its
-            place, as in TRL.
+        recipe: a recipe, its name, its file, or a dict of its settings. A model may be given in
+            place of the recipe, as in TRL.
         reward_funcs: a reward function, its path as `file.py:function`, or a list of them, instead
-            of those of the recipe or the task.
+            of the reward functions of the recipe or the task.
         model: model to start from: a folder, a hub id, what `load_model` returns, or a `Denoiser`
             with its tokenizer as `processing_class`. An object is not changed. It is written to
             OUTPUT_DIR-start, from which the run reads it.
         train_dataset: rows to train on: a list of dicts, a `datasets.Dataset`, a data frame, a
             file, or a data set of the hub, each with a column `prompt`.
         eval_dataset: rows to evaluate on; default a held-out part of `train_dataset`.
-        args: dict of settings. Those that are given as keywords take precedence.
+        args: dict of settings. Settings that are given as keywords take precedence.
         processing_class: tokenizer of a model that is given as a `Denoiser`.
         resume: continue from the newest checkpoint of the run folder.
         observe: function of the training step and its metrics, which is called after each step and
@@ -109,8 +109,8 @@ class Trainer(trainer.Trainer):
                 engine=engine,
             )
         self.pictures: dict[str, str] = {}
-        """Paths of the curve and of the report of a finished run, or the reason why one was not
-        written."""
+        """Paths of the curve and of the report of a finished run; for a file that could not be
+        written, the reason."""
 
     @property
     def is_main(self) -> bool:
@@ -152,7 +152,7 @@ def quiet_libraries() -> Iterator[None]:
 def pictures(folder: Path) -> dict[str, str]:
     """Draw the learning curve of a finished run, write its report, and return their paths.
 
-    Where one was not written, the reason takes the place of its path.
+    If the curve or the report could not be written, the reason is returned in place of its path.
 
     The run itself is complete, so an error here must not make it look like a failure.
     """
@@ -197,7 +197,8 @@ def _output_dir(recipe: Any) -> str:
 
 
 def _each(*functions: Callable[..., None] | None) -> Callable[..., None] | None:
-    """Return a function that calls each of these with its own arguments; None if there are none."""
+    """Return a function that passes its arguments to each of these functions; None if there are
+    none."""
     given = [function for function in functions if function is not None]
 
     def call(*arguments: Any) -> None:

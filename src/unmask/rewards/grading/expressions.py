@@ -75,7 +75,7 @@ def evaluate(text: str) -> Expression:
     """
     source = text.strip()
     if len(source) > MAX_LENGTH:
-        raise ExpressionError(f"{len(source)} characters are more than {MAX_LENGTH}")
+        raise ExpressionError(f"the expression has {len(source)} characters, but at most {MAX_LENGTH} are allowed")
     if foreign := set(source) - _CHARACTERS:
         raise ExpressionError(f"{min(foreign)!r} is not part of an arithmetic expression")
     try:

@@ -76,7 +76,7 @@ class MontySandbox(Sandbox):
         """Return the verdict on every test of a job whose worker did not reply."""
         match outcome.failure:
             case "timeout" | "no time":
-                return verdict("timed_out", f"more than {self._seconds:g} s in all", may_differ=True)
+                return verdict("timed_out", f"more than {self._seconds:g} s for all tests", may_differ=True)
             case "crash":
                 reason = "the judging process ended: a value is too large, or takes too long to build or to compare"
                 return verdict("error", reason, may_differ=True)

@@ -103,7 +103,7 @@ class Attempts:
         hung = 0
         while len(verdicts) < len(self.job.tests) and (not verdicts or time.monotonic() <= end):
             if hung == GIVE_UP_AFTER or time.monotonic() > deadline:
-                reason = "it hung in earlier tests" if hung == GIVE_UP_AFTER else "no time left"
+                reason = "the program hung in earlier tests" if hung == GIVE_UP_AFTER else "no time left"
                 verdicts += [verdict("timed_out", reason, True)] * (len(self.job.tests) - len(verdicts))
                 break
             verdicts += self._attempt(len(verdicts), min(deadline, end))

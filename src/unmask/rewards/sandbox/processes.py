@@ -71,7 +71,9 @@ class ProcessSandbox(Sandbox):
             left = deadline - time.monotonic()
             if left <= 0 or hung == GIVE_UP_AFTER:
                 reason = (
-                    f"more than {self.config.total_timeout:g} s in all" if left <= 0 else "it hung in earlier tests"
+                    f"more than {self.config.total_timeout:g} s for all tests"
+                    if left <= 0
+                    else "the program hung in earlier tests"
                 )
                 verdicts += [verdict("timed_out", reason)] * (len(job.tests) - len(verdicts))
                 break

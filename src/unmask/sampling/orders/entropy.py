@@ -13,6 +13,6 @@ def entropy(proposal: Proposal) -> Tensor:
 
     The choice is a function of the state alone and piecewise constant in θ, so at a fixed θ the
     token term of the policy gradient is exact. Another θ may order the positions differently, and a
-    ratio of token probabilities does not include that.
+    ratio of token probabilities ignores this difference.
     """
     return -token_entropy(token_logprobs(proposal.logits))

@@ -12,8 +12,8 @@ def low_confidence(proposal: Proposal) -> Tensor:
     """Return the log-probability of the proposed token at temperature 1, [B, n] (LLaDA,
     arXiv:2502.09992).
 
-    The choice of positions depends on θ and on the drawn tokens. Published methods drop its term of
-    the policy gradient.
+    The choice of positions depends on θ and on the drawn tokens. Published methods leave the term
+    of this choice out of the policy gradient.
     """
     chosen = proposal.logits.gather(-1, proposal.tokens.unsqueeze(-1)).squeeze(-1)
     return chosen.float() - proposal.logits.float().logsumexp(-1)

@@ -1,11 +1,11 @@
 """Order `plackett_luce`: draw positions without replacement, confident ones more often, with an
 exact probability.
 
-The order follows mask-aware policy gradients (arXiv:2607.15200) except for the logit. There it is
-the probability of the drawn token, so tokens drawn at uncommitted positions are part of the action
-and would have to be recorded. Here it is the probability of the most likely token, which is a
-function of the state alone. The preference for confident positions is the same, and the state is
-enough to compute the probability of the choice.
+The order follows mask-aware policy gradients (arXiv:2607.15200) except for the logit of a position.
+In the paper the logit is the probability of the drawn token, so tokens drawn at uncommitted
+positions are part of the action and would have to be recorded. Here the logit is the probability of
+the most likely token, which is a function of the state alone. The preference for confident
+positions is the same, and the state is enough to compute the probability of the choice.
 """
 
 from __future__ import annotations

@@ -11,7 +11,7 @@ from unmask.sampling.orders.proposal import Proposal
 def random(proposal: Proposal) -> Tensor:
     """Return fresh uniform noise at every step, [B, n].
 
-    The choice does not depend on θ, so its term in the policy gradient is zero and the token term
-    is exact.
+    The choice does not depend on θ, so the term of the choice in the policy gradient is zero and
+    the token term is exact.
     """
     return counter_uniform(proposal.seed.unsqueeze(-1), ORDER_STREAM, proposal.step, proposal.positions)

@@ -82,7 +82,7 @@ class ComparisonJob(ABC):
 
     @property
     def recipes(self) -> tuple[RunRecipe, ...]:
-        """Recipes of the run, and of the base that it starts from."""
+        """Recipes of the run, and of the base model that the run starts from."""
         return ()
 
     @property

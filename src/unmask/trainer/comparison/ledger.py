@@ -47,8 +47,8 @@ class Ledger:
         return self._records.get(job.key)
 
     def folder_of(self, job: ComparisonJob) -> Path:
-        """Return the run folder of a job; if the job has a record, that of the run that made the
-        record."""
+        """Return the run folder of a job; if the job has a record, the folder of the run that made
+        the record."""
         record = self.of(job)
         return job.folder if record is None else folder_of(job.root, record)
 
@@ -64,8 +64,8 @@ class Ledger:
         self._records[key_of(record)] = record
 
     def edited(self, record: Record) -> list[str]:
-        """Return the names of the files that have changed since a record was made; none if it does
-        not name its code."""
+        """Return the names of the files that have changed since a record was made; none if the
+        record does not name its code."""
         return [name for part in self._parts(record) for name in sources.edited(part)]
 
     def unchecked(self, record: Record) -> list[str]:

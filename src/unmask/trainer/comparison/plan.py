@@ -35,7 +35,7 @@ def check_reward_functions(recipe: CompareRecipe) -> None:
                 finally:
                     scorer.close()
             except ConfigError as error:
-                raise ConfigError(f"{label} on {task}: {error}") from error
+                raise ConfigError(f'method "{label}" on task "{task}": {error}') from error
 
 
 class Plan:
@@ -54,8 +54,8 @@ class Plan:
         return any(len(self.recipe.points(label)) > 1 for label in self.recipe.methods)
 
     def pretrainings(self) -> list[Pretraining]:
-        """Return the pretrainings, those for trials first. Tasks whose bases have equal recipes
-        share one."""
+        """Return the pretrainings, starting with those for trials. Tasks whose base models have
+        equal recipes share a pretraining."""
         tuning = self.recipe.tuning
         seeds = dict.fromkeys([*(tuning.seeds if tuning and self.is_tuned else ()), *self.recipe.seeds])
         jobs = [self._pretraining(task, seed) for seed in seeds for task in self.recipe.tasks if self._has_base(task)]

@@ -104,7 +104,8 @@ class CompareMethod(Config):
 
 
 class Tuning(Config):
-    """Choice of each method's settings: the best point of a grid on the validation split."""
+    """Tuning of each method's settings: the best point of a grid on the validation split is
+    chosen."""
 
     grid: Grid = {}
     """Grid for every method; each task has its own choice."""
@@ -121,11 +122,11 @@ class CompareEvaluation(Config):
     """Evaluation of the runs on the test split."""
 
     temperatures: Annotated[tuple[Annotated[float, Field(ge=0)], ...], Field(min_length=1)] = (0.0, 0.9)
-    """Sampling temperatures, with one result for each; 0 is greedy."""
+    """Sampling temperatures at which each model is evaluated; 0 means greedy decoding."""
     num_rows: int = Field(512, ge=1)
     """Number of examples in the evaluation of a finished run."""
     curve_points: int = Field(5, ge=1)
-    """Number of evaluations during a run, the last one at its end; there is another one before the
+    """Number of evaluations during a run, the last one at the end. One more evaluation precedes the
     run."""
     curve_rows: int = Field(128, ge=1)
     """Number of examples in each evaluation during a run."""
@@ -343,7 +344,7 @@ def run_recipe(recipe: CompareRecipe, task: str, method: str, point: Settings, s
         ConfigError: if the recipe with these changes is not valid.
     """
     setting, changes = recipe.tasks[task], recipe.methods.get(method, CompareMethod())
-    with _located(f"{method} on {task}"):
+    with _located(f'method "{method}" on task "{task}"'):
         tree = recipe_tree(TrainRecipe, setting.recipe)
         tree.setdefault("model", setting.model or BASE)
         _write(tree, setting.overrides)

@@ -54,7 +54,7 @@ def own_files(recipes: Iterable[RunRecipe], model: str | None = None) -> Files:
     """Return the hashes of the files that recipes depend on in addition to `engine_files`.
 
     Args:
-        recipes: the recipe of a run, and that of the base that it starts from.
+        recipes: the recipe of a run, and the recipe of the base model that the run starts from.
         model: the folder or hub id of a model that the run starts from instead; the files of a hub
             id are not hashed.
     """

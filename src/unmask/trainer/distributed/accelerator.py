@@ -69,7 +69,8 @@ def make_accelerator(recipe: RunRecipe) -> Accelerator:
 
 
 def _check_trackers(recipe: RunRecipe) -> None:
-    """Refuse unknown trackers and those that are not installed; accelerate would leave them out."""
+    """Refuse unknown trackers and trackers that are not installed; accelerate would leave them out
+    without an error."""
     from accelerate.tracking import LOGGER_TYPE_TO_CLASS, get_available_trackers
 
     for tracker in recipe.report_to:
@@ -82,15 +83,15 @@ def _check_trackers(recipe: RunRecipe) -> None:
 def start_trackers(accelerator: Accelerator, recipe: RunRecipe, folder: RunFolder, logged: int) -> None:
     """Open the trackers of the recipe, and send them the settings.
 
-    A run has the name of its folder there. A resumed run continues the same tracker run, as far as
-    the tracker can.
+    In a tracker, a run has the name of its folder. A resumed run continues the same tracker run, as
+    far as the tracker can.
 
     Args:
         accelerator: accelerator of the run.
         recipe: settings of the run.
         folder: folder of the run. Its id is the run's id in trackers that accept one, and run.json
             keeps the id that MLflow assigns.
-        logged: last step whose metrics are final; those of later steps will be sent again.
+        logged: last step whose metrics are final; the metrics of later steps will be sent again.
     """
     if not recipe.report_to:
         return

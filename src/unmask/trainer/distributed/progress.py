@@ -1,13 +1,13 @@
-"""The progress of the ranks: a run in which nothing moves ends by itself, and names the rank that
-the others wait for.
+"""The progress of the ranks: a run in which nothing moves ends with an error that names the rank
+for which the others wait.
 
 A collective waits for the last rank, by default for half an hour, and then reports a timeout
 without a name. `torch.distributed.monitored_barrier` names a rank but cannot replace this module. A
 rank that hangs inside a phase holds the others in a collective of that phase, so none of them
-reaches a barrier. And a barrier's timeout would end a step that is slow but moves. So each rank
-counts its phases, collectives and forward passes. A thread of each rank writes these counts to
-torch's key-value store and reads those of the others. If no count has changed for `stuck_timeout`
-seconds, the others wait for the rank with the lowest counts.
+reaches a barrier. The timeout of a barrier would also end a step that is slow but makes progress.
+So each rank counts its phases, collectives and forward passes. A thread of each rank writes these
+counts to torch's key-value store and reads the counts of the other ranks. If no count has changed
+for `stuck_timeout` seconds, the others wait for the rank with the lowest counts.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ class Position(NamedTuple):
     forwards: int = 0
     """Number of forward passes since the last collective."""
     signs: int = 0
-    """Number of rewards called and files written in this phase; it differs between ranks."""
+    """Number of reward calls and written files in this phase; this number differs between ranks."""
     beats: int = 0
     """Number of times that the rank has published its position; this count grows even if the rank
     itself hangs."""
@@ -121,7 +121,7 @@ class Progress:
             self._leave()
 
     def _leave(self) -> None:
-        """Let rank 0 leave last, because the store ends with it."""
+        """Let rank 0 leave last, because the store ends together with rank 0."""
         deadline = time.monotonic() + FAREWELL
         left = self._store.add("unmask/left", 1)
         while self.rank == 0 and left < self.count and time.monotonic() < deadline:

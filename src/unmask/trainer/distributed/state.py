@@ -49,7 +49,7 @@ class RunState:
         extra: further tensors by name, which every rank holds whole; they are read back in place.
         describe: writes into a checkpoint what `load_model` needs to read a model from it; default
             nothing.
-        ranks: ranks of the run; default those of the accelerator.
+        ranks: exchange between the ranks of the run; default a `Ranks` of the accelerator.
     """
 
     def __init__(
