@@ -55,6 +55,23 @@ def test_another_optimizer_is_one_change(monkeypatch: pytest.MonkeyPatch) -> Non
     assert state_bytes(100.0, OPTIM) == 100.0
 
 
+class OneByte(torch.optim.Optimizer):
+    """An optimizer whose state is one byte for each weight, and which refuses weights on the CPU."""
+
+    def step(self) -> None:  # type: ignore[override]
+        for parameter in self.param_groups[0]["params"]:
+            if parameter.device.type == "cpu":
+                raise RuntimeError("this optimizer needs a GPU")
+            self.state[parameter] = {"moment": torch.zeros_like(parameter, dtype=torch.int8), "step": torch.zeros(())}
+
+
+def test_the_size_of_the_state_has_the_precision_and_the_device_of_the_optimizer(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(module, "make_optimizer", lambda parameters, optim: OneByte(parameters, {}))
+    assert state_bytes(400.0, OPTIM, "meta") == 100.0
+
+
 def test_a_frozen_weight_is_not_optimized(lively: Denoiser) -> None:
     frozen = next(iter(lively.parameters())).requires_grad_(False)
     (optimizer,) = make_optimizers(lively, OPTIM)

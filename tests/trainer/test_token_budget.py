@@ -4,6 +4,7 @@ run learns."""
 from __future__ import annotations
 
 import copy
+import errno
 import json
 import sys
 from pathlib import Path
@@ -14,10 +15,11 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
+from tests.helpers.messages import raises
 from tests.helpers.processes import exit_codes_of_two
 from tests.helpers.rollouts import collect
 from tests.helpers.runs import OWN_SETTINGS, metrics, train_recipe
-from unmask.core.errors import ConfigError, UnmaskError
+from unmask.core.errors import ConfigError, RunError, UnmaskError
 from unmask.core.records import Row
 from unmask.functional.noise import named_generator
 from unmask.methods import METHODS
@@ -208,6 +210,18 @@ def find_with_unlike_memory(rank: int, model: Path, folder: Path) -> None:
 def test_ranks_agree_on_the_smallest_budget_and_on_an_error(tiny_model: Path, tmp_path: Path) -> None:
     assert exit_codes_of_two(find_with_unlike_memory, tiny_model, tmp_path) == [5, 5]
     assert (tmp_path / "seen by 0").exists()
+
+
+def test_a_disk_that_is_full_when_the_budget_is_saved_is_explained(
+    tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(path: Path, _text: str) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device", str(path))
+
+    monkeypatch.setattr("unmask.trainer.token_budget.write_atomically", fail)
+    recipe = train_recipe(tiny_model, tmp_path / "run", "max_tokens_per_forward=auto", "max_steps=1")
+    with raises(RunError, "the disk is full", "--resume", snapshot=False):
+        Trainer(recipe).train()
 
 
 @pytest.mark.slow

@@ -24,8 +24,7 @@ def run(output_dir: Path, seed: int) -> None:
         _run(output_dir, seed)
     except RunStoppedError as stop:
         # The demo always resumes, so the message must not suggest --resume.
-        stop.needs_resume = False
-        raise
+        raise RunStoppedError(stop.step, stop.num_steps, stop.folder, stop.signal_number, needs_resume=False) from stop
 
 
 def _run(output_dir: Path, seed: int) -> None:

@@ -10,7 +10,7 @@ from unmask.core.errors import RunError
 from unmask.report.figure_style import check_target
 from unmask.report.figures import plot_compute, plot_decoding
 from unmask.report.tables import Table, introduction, tables_of, warnings, write_tables, write_trials
-from unmask.runs.folder import disk_faults_explained
+from unmask.runs.atomic import disk_faults_explained
 from unmask.trainer.comparison.ledger import Ledger
 from unmask.trainer.comparison.recipe import CompareRecipe, load_compare
 from unmask.trainer.comparison.results import Results, choose, tried

@@ -1,4 +1,5 @@
-"""Files and folders that are written whole or not at all, and locks on folders.
+"""Files and folders that are written whole or not at all, locks on folders, and errors of the disk
+in words.
 
 Content is written under a hidden name, flushed to the disk, and then renamed. So a process that is
 killed leaves either the old content or the new one.
@@ -7,8 +8,10 @@ killed leaves either the old content or the new one.
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import os
+import re
 import secrets
 import shutil
 from collections.abc import Callable, Iterator
@@ -111,6 +114,31 @@ def flush(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+@contextlib.contextmanager
+def disk_faults_explained(path: Path, last_step: int = 0) -> Iterator[None]:
+    """Turn errors of the file system into a RunError that names the last complete checkpoint and a
+    remedy."""
+    try:
+        yield
+    except Exception as error:
+        safe = f" The checkpoint of step {last_step} is complete." if last_step else ""
+        number = error.errno if isinstance(error, OSError) else None
+        # safetensors wraps the system's error in its own; torch.save has several messages for an
+        # incomplete write.
+        wrapped = re.search(
+            r"No space left|os error 28|PytorchStreamWriter|iostream|unexpected pos \d+ vs \d+", str(error)
+        )
+        if number in (errno.ENOSPC, errno.EDQUOT) or wrapped:
+            raise RunError(f"{path}: the disk is full.{safe} Free some space, then add --resume.") from error
+        if isinstance(error, OSError) and not isinstance(error, ConnectionError | TimeoutError | ChildProcessError):
+            file = f"{error.filename}: " if error.filename and Path(str(error.filename)) != path else ""
+            raise RunError(
+                f"{path} cannot be written ({file}{error.strerror or reason(error)}).{safe} "
+                "Change its permissions, or set output_dir to another folder."
+            ) from error
+        raise
 
 
 @contextlib.contextmanager

@@ -10,11 +10,9 @@ of its files.
 from __future__ import annotations
 
 import contextlib
-import errno
 import json
 import logging
 import os
-import re
 import shutil
 import uuid
 from collections.abc import Callable, Iterator, Mapping
@@ -24,9 +22,16 @@ from typing import Any, TextIO
 import yaml
 
 from unmask.core.config import flat
-from unmask.core.errors import RunError, reason
+from unmask.core.errors import RunError
 from unmask.core.files import read_json_object, read_yaml
-from unmask.runs.atomic import INCOMPLETE, folder_replaced_whole, take_lock, tidy, write_atomically
+from unmask.runs.atomic import (
+    INCOMPLETE,
+    disk_faults_explained,
+    folder_replaced_whole,
+    take_lock,
+    tidy,
+    write_atomically,
+)
 from unmask.runs.checkpoints import (
     checkpoints_in,
     damage_explained,
@@ -367,31 +372,6 @@ class RunFolder:
         if difference := difference_of(before, now, self.last_step()):
             logger.warning(f"{self.path}: {difference}")
             self.add_facts(extended=[*self.facts.get("extended", ()), difference])
-
-
-@contextlib.contextmanager
-def disk_faults_explained(path: Path, last_step: int = 0) -> Iterator[None]:
-    """Turn errors of the file system into a RunError that names the last complete checkpoint and a
-    remedy."""
-    try:
-        yield
-    except Exception as error:
-        safe = f" The checkpoint of step {last_step} is complete." if last_step else ""
-        number = error.errno if isinstance(error, OSError) else None
-        # safetensors wraps the system's error in its own; torch.save has several messages for an
-        # incomplete write.
-        wrapped = re.search(
-            r"No space left|os error 28|PytorchStreamWriter|iostream|unexpected pos \d+ vs \d+", str(error)
-        )
-        if number in (errno.ENOSPC, errno.EDQUOT) or wrapped:
-            raise RunError(f"{path}: the disk is full.{safe} Free some space, then add --resume.") from error
-        if isinstance(error, OSError) and not isinstance(error, ConnectionError | TimeoutError | ChildProcessError):
-            file = f"{error.filename}: " if error.filename and Path(str(error.filename)) != path else ""
-            raise RunError(
-                f"{path} cannot be written ({file}{error.strerror or reason(error)}).{safe} "
-                "Change its permissions, or set output_dir to another folder."
-            ) from error
-        raise
 
 
 @contextlib.contextmanager

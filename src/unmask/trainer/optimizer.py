@@ -77,18 +77,24 @@ def make_optimizers(
     return optimizers
 
 
-def state_bytes(weight_bytes: float, optim: OptimConfig) -> float:
+def state_bytes(weight_bytes: float, optim: OptimConfig, device: torch.device | str = "cpu") -> float:
     """Return the size of the optimizer's state in bytes for weights of `weight_bytes` bytes.
 
-    The optimizer makes one step on a small matrix, so the answer is right for any optimizer.
+    The optimizer makes one step on a small matrix, so the answer is right for any optimizer whose
+    state grows with the weights.
+
+    Args:
+        weight_bytes: size of the trained weights in bytes.
+        optim: settings of the optimizer.
+        device: device of this step; some optimizers work on a GPU only.
     """
-    matrix = nn.Parameter(torch.zeros(64, 64))
+    matrix = nn.Parameter(torch.zeros(64, 64, device=device))
     matrix.grad = torch.zeros_like(matrix)
     optimizer = make_optimizer([matrix], optim)
     optimizer.step()
     state = optimizer.state[matrix].values()
-    numbers = sum(value.numel() for value in state if isinstance(value, Tensor) and value.dim())
-    return weight_bytes * numbers / matrix.numel()
+    size = sum(value.nbytes for value in state if isinstance(value, Tensor) and value.dim())
+    return weight_bytes * size / matrix.nbytes
 
 
 def set_learning_rate(optimizers: Sequence[Any], optim: OptimConfig, step: int, max_steps: int) -> float:

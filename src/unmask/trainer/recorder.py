@@ -17,7 +17,8 @@ from unmask.core.records import Rollout, Row, Trajectory, Views
 from unmask.models import Denoiser, Policy
 from unmask.recipes.schema import TrainRecipe
 from unmask.rewards.scorer import Scorer
-from unmask.runs.folder import RunFolder, disk_faults_explained
+from unmask.runs.atomic import disk_faults_explained
+from unmask.runs.folder import RunFolder
 from unmask.runs.saved_rollouts import Guesses, SavedRollout, TrainedViews, saved_path
 from unmask.sampling.encoding import decode
 from unmask.sampling.one_step import one_step_completions
@@ -84,7 +85,6 @@ class RolloutRecorder:
         Returns:
             The metric `time/guesses`; empty if this step is not recorded.
         """
-        self._recording = None
         if not self.recipe.log_rollouts_steps or step % self.recipe.log_rollouts_steps:
             return {}
         started, groups = time.perf_counter(), slice(0, self.recipe.log_rollouts_groups)
@@ -103,7 +103,7 @@ class RolloutRecorder:
         Raises:
             RunError: the disk is full or cannot be written; on all ranks.
         """
-        recording = self._recording
+        recording, self._recording = self._recording, None
         if recording is None:
             return
         with self.ranks.agreed():

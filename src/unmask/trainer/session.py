@@ -14,7 +14,8 @@ from unmask.evaluation.usable import Usable
 from unmask.models.from_run import locate
 from unmask.recipes.load import completed
 from unmask.recipes.schema import PretrainRecipe, TrainRecipe
-from unmask.runs.folder import RunFolder, disk_faults_explained
+from unmask.runs.atomic import disk_faults_explained
+from unmask.runs.folder import RunFolder
 from unmask.runs.metrics import evaluations, read_metrics
 from unmask.trainer.distributed.accelerator import finish_trackers, make_accelerator, start_trackers
 from unmask.trainer.distributed.progress import Progress, lost_ranks_explained

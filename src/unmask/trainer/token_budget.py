@@ -24,7 +24,7 @@ from unmask.core.files import read_json_object
 from unmask.core.records import Rollout, Row, Trajectory, Views
 from unmask.models import Policy
 from unmask.recipes.schema import TrainRecipe
-from unmask.runs.atomic import write_atomically
+from unmask.runs.atomic import disk_faults_explained, write_atomically
 from unmask.sampling import LogprobSettings, view_logprobs
 from unmask.sampling.encoding import encode_batch
 from unmask.sampling.engine import BatchLimits, LocalEngine
@@ -109,8 +109,10 @@ def find_token_budget(
         probe = _Probe(recipe, policy, accelerator, rows)
         limits = [probe.find(probe.rollout), probe.find(probe.update)]
     budget = TokenBudget(*(min(ranks.counts(tokens)) for tokens in limits))
+    with ranks.agreed(), disk_faults_explained(folder):
+        if accelerator.is_main_process:
+            write_atomically(folder / FILE, json.dumps(asdict(budget)) + "\n")
     if accelerator.is_main_process:
-        write_atomically(folder / FILE, json.dumps(asdict(budget)) + "\n")
         logger.warning(
             f"max_tokens_per_forward = auto: {budget.rollout} tokens in the rollout, {budget.update} in the update "
             f"(rows of {probe.width} tokens). {folder / FILE} keeps these numbers; remove it to measure again on other hardware."
@@ -252,4 +254,5 @@ class _Probe:
     def _usable_bytes(self) -> float:
         # The optimizer has no state before the first update.
         weight_bytes = sum(p.numel() * p.element_size() for p in trainable(self.policy.denoiser))
-        return SHARE * free_bytes(self.accelerator.device) - state_bytes(weight_bytes, self.recipe.optim)
+        device = self.accelerator.device
+        return SHARE * free_bytes(device) - state_bytes(weight_bytes, self.recipe.optim, device)

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import pytest
+from torch.distributed import TCPStore  # type: ignore[attr-defined]
 
 from tests.helpers.messages import raises
 from unmask.core.errors import LostProcessError
-from unmask.trainer.distributed.progress import Position, Stall, lost_ranks_explained
+from unmask.trainer.distributed.progress import Position, Stall, _open_store, lost_ranks_explained
 
 LIMIT = 10.0
 
@@ -97,3 +98,18 @@ def test_a_lost_connection_is_reported_as_a_lost_rank_and_other_errors_pass() ->
         raise RuntimeError("shapes differ")
     with pytest.raises(RuntimeError, match="Connection closed"), lost_ranks_explained(1):
         raise RuntimeError(gloo)
+
+
+def test_ranks_that_the_launcher_restarts_read_nothing_of_their_predecessors(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    host = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
+    monkeypatch.setenv("MASTER_PORT", str(host.port))
+    first = []
+    for start in ("0", "0", "1"):
+        monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", start)
+        store = _open_store()
+        first.append(store.add("reported", 1) == 1)
+    # Without keys of their own, the restarted ranks would all take the stall for reported.
+    assert first == [True, False, True]

@@ -9,9 +9,8 @@ from typing import TYPE_CHECKING
 
 from unmask.core.errors import ConfigError
 from unmask.models import Denoiser, Policy, save_model
-from unmask.runs.atomic import INCOMPLETE, folder_replaced_whole
+from unmask.runs.atomic import INCOMPLETE, disk_faults_explained, folder_replaced_whole
 from unmask.runs.checkpoints import checkpoints_in
-from unmask.runs.folder import disk_faults_explained
 from unmask.runs.metrics import FILE as METRICS
 
 if TYPE_CHECKING:

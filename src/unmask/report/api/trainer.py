@@ -22,7 +22,7 @@ from unmask.report.api.starting_model import ModelSource, model_of, write_starti
 from unmask.report.progress import ProgressView
 from unmask.rewards.given import RewardFuncs, reward_list
 from unmask.rewards.protocol import RewardFunc, load_reward
-from unmask.runs.folder import disk_faults_explained
+from unmask.runs.atomic import disk_faults_explained
 from unmask.sampling.engine import RolloutEngine
 from unmask.trainer.session import Observer
 

@@ -12,8 +12,7 @@ from pathlib import Path
 
 from unmask.core.errors import RunError
 from unmask.core.files import read_json_lines, read_json_object
-from unmask.runs.atomic import write_atomically
-from unmask.runs.folder import disk_faults_explained
+from unmask.runs.atomic import disk_faults_explained, write_atomically
 from unmask.trainer.comparison import sources
 from unmask.trainer.comparison.jobs import ComparisonJob, Key, Record, folder_of, key_of
 

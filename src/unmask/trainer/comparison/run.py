@@ -19,8 +19,7 @@ from typing import Any, TypeVar
 from unmask.core.config import flat
 from unmask.core.errors import ConfigError, RunError, UnmaskError
 from unmask.recipes.load import dump, read_tree, validate
-from unmask.runs.atomic import take_lock, write_atomically
-from unmask.runs.folder import disk_faults_explained
+from unmask.runs.atomic import disk_faults_explained, take_lock, write_atomically
 from unmask.runs.metrics import temperature_name
 from unmask.trainer.comparison.jobs import Cell, ComparisonJob, Key, Probe, Record, key_of, steps_within
 from unmask.trainer.comparison.ledger import Ledger

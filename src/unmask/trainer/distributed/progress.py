@@ -123,10 +123,10 @@ class Progress:
     def _leave(self) -> None:
         """Let rank 0 leave last, because the store ends together with rank 0."""
         deadline = time.monotonic() + FAREWELL
-        left = self._store.add("unmask/left", 1)
+        left = self._store.add("left", 1)
         while self.rank == 0 and left < self.count and time.monotonic() < deadline:
             time.sleep(0.01)
-            left = self._store.add("unmask/left", 0)
+            left = self._store.add("left", 0)
 
     def _watch(self) -> None:
         pause = min(LONGEST_PAUSE, self.timeout / BEATS)
@@ -134,7 +134,7 @@ class Progress:
         while not self._stop.wait(pause):
             try:
                 message = stall.message(time.monotonic(), self._exchange())
-                is_first = message is not None and self._store.add("unmask/reported", 1) == 1
+                is_first = message is not None and self._store.add("reported", 1) == 1
             except Exception:  # the store raises various errors after its host is gone
                 if not self._stop.wait(self.timeout):
                     self._end("rank 0, which hosts the store of this run, is gone", is_first=True)
@@ -146,8 +146,8 @@ class Progress:
     def _exchange(self) -> list[Position]:
         """Publish the position of this rank, and return the positions of all ranks."""
         self._beats += 1
-        self._store.set(f"unmask/position/{self.rank}", json.dumps(self.position._replace(beats=self._beats)))
-        return [Position(*json.loads(self._store.get(f"unmask/position/{rank}"))) for rank in range(self.count)]
+        self._store.set(f"position/{self.rank}", json.dumps(self.position._replace(beats=self._beats)))
+        return [Position(*json.loads(self._store.get(f"position/{rank}"))) for rank in range(self.count)]
 
     def _end(self, message: str, is_first: bool, *, dumps: bool = False, linger: float = 0.0) -> NoReturn:
         """End this process at once: its main thread waits in a call that no exception
@@ -226,8 +226,12 @@ def lost_ranks_explained(count: int) -> Iterator[None]:
 
 def _open_store() -> Any:
     """Connect to the store of the launcher or of rank 0. A main thread that waits keeps torch's own
-    connection busy."""
-    from torch.distributed import TCPStore  # type: ignore[attr-defined]
+    connection busy.
+
+    The launcher's store outlives the ranks that torchrun restarts, so each start has its own keys.
+    """
+    from torch.distributed import PrefixStore, TCPStore  # type: ignore[attr-defined]
 
     address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
-    return TCPStore(address, port, is_master=False, timeout=timedelta(minutes=5), wait_for_workers=False)
+    store = TCPStore(address, port, is_master=False, timeout=timedelta(minutes=5), wait_for_workers=False)
+    return PrefixStore(f"unmask/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)

@@ -127,7 +127,7 @@ class RunState:
         and buffers."""
         weights = 4 * sum(whole_numel(p) for _, p in self._parameters())
         plain = sum(value.numel() * value.element_size() for _, value in self._plain())
-        return weights + int(state_bytes(weights, self.optim)) + plain
+        return weights + int(state_bytes(weights, self.optim, self.accelerator.device)) + plain
 
     def write(self, folder: Path, working: Callable[[], None] = lambda: None) -> None:
         """Write the files of the state. All ranks gather, and the main rank writes.

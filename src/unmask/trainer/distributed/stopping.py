@@ -22,21 +22,20 @@ class RunStoppedError(RunError):
         num_steps: number of training steps of the whole run.
         folder: run folder.
         signal_number: the signal.
+        needs_resume: True if the same command continues only with --resume.
     """
 
-    def __init__(self, step: int, num_steps: int, folder: Path, signal_number: int) -> None:
+    def __init__(
+        self, step: int, num_steps: int, folder: Path, signal_number: int, *, needs_resume: bool = True
+    ) -> None:
         super().__init__(
-            f"stopped after step {step} of {num_steps}; everything is in {folder}. To continue, give the same command again",
+            f"stopped after step {step} of {num_steps}; everything is in {folder}. To continue, give the same command "
+            f"again{' with --resume' if needs_resume else ''}.",
             agreed=True,
         )
-        self.needs_resume = True
-        """True if that command continues only with --resume."""
-        self.signal_number = signal_number
+        self.step, self.num_steps, self.folder, self.signal_number = step, num_steps, folder, signal_number
         # Shells report a process that a signal stopped with this exit code.
         self.exit_code = 128 + signal_number
-
-    def __str__(self) -> str:
-        return f"{super().__str__()}{' with --resume' if self.needs_resume else ''}."
 
 
 STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
