@@ -20,7 +20,8 @@ def estimate(
         str, typer.Option(help="Memory of one GPU, such as 80GB, to check whether the run fits.")
     ] = "",
     flops: Annotated[
-        float | None, typer.Option(min=1.0, help="FLOP/s that one process sustains, such as 4e14, for the time.")
+        float | None,
+        typer.Option(min=1.0, help="FLOP/s that one process sustains, such as 4e14; used to estimate the time."),
     ] = None,
     processes: Annotated[int, typer.Option(min=1, help="Number of processes, one GPU each.")] = 1,
     preset: Annotated[

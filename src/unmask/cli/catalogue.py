@@ -127,9 +127,9 @@ def print_methods() -> None:
     columns = [column for column in rows[0] if is_wide or column != "what it does"]
     table(columns, [[row[column] for column in columns] for row in rows])
     print(
-        "f: a forward; f+b: a forward with backward; the rollout's T forwards come on top.\n"
-        "Two passes: one f more for each f+b where an update's views do not fit into one forward (views_per_forward).\n"
-        "unmask methods NAME shows the options of one; docs/methods/NAME.md its equations."
+        "f: a forward pass; f+b: a forward and a backward pass. The T forward passes of the rollout are not included.\n"
+        "Two passes: each f+b takes one more f if the views of an update do not fit into one forward (views_per_forward).\n"
+        "`unmask methods NAME` shows the options of a method, and docs/methods/NAME.md its equations."
     )
 
 
@@ -199,7 +199,9 @@ def print_task(name: str, options: Sequence[str] = ()) -> None:
         print(f"For an example row, set {' and '.join(missing)}: unmask tasks {kind} {missing[0]}=VALUE")
     elif issubclass(cls, SourcedTask) and not options:
         key = next((key for key in ("source", "path") if key in cls.model_fields), "source")
-        print(f"Its rows are read when it is used. For an example row, name a file: unmask tasks {kind} {key}=FILE")
+        print(
+            f"The task reads its rows when it is used. For an example row, name a file: unmask tasks {kind} {key}=FILE"
+        )
     else:
         _print_example(example)
 
@@ -256,11 +258,11 @@ def _print_recipes(search: str = "") -> None:
         near = nearest(search, [row[0] for row in all_rows])
         raise ConfigError(
             f'no shipped recipe has "{search}" in its name.{f" Did you mean {near[0]}?" if near else ""} '
-            "unmask recipes lists all of them."
+            "`unmask recipes` lists all recipes."
         )
     table(["recipe", "command", "model", "task", "method"], rows)
     print(
-        "unmask recipes NAME prints a recipe with the source of every value; unmask train NAME [key=value ...] runs it."
+        "`unmask recipes NAME` prints a recipe with the source of every value, and `unmask train NAME [key=value ...]` runs it."
     )
 
 

@@ -35,14 +35,14 @@ def convert(
     to: Annotated[
         str,
         typer.Option(
-            help="Target layout: native, original (the layout that its family publishes), or a family's name."
+            help="Target layout: native, original (the layout in which the family was released), or a family's name."
         ),
     ] = "native",
     dtype: Annotated[
         str | None, typer.Option(help="Data type to write: float32, bfloat16 or float16; default the source's.")
     ] = None,
     tokenizer: Annotated[
-        str | None, typer.Option(help="Folder or hub id to take the tokenizer from, if the source has none.")
+        str | None, typer.Option(help="Folder or hub id of a tokenizer, for a source without one.")
     ] = None,
     block_length: Annotated[
         int | None, typer.Option(min=2, help="Block length of a block diffusion model whose config lacks it.")
@@ -128,7 +128,8 @@ def print_families() -> None:
         [[c.hub_id, name, c.parameters, c.licence] for name, family in FAMILIES.items() for c in family.checkpoints],
     )
     print(
-        "\nunmask models NAME shows one; unmask convert CHECKPOINT FOLDER makes it native. No checkpoint's code is run."
+        "\n`unmask models NAME` shows a family, and `unmask convert CHECKPOINT FOLDER` converts a checkpoint. "
+        "Code in a checkpoint is never run."
     )
 
 

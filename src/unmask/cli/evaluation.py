@@ -46,13 +46,18 @@ def evaluate_(
     temperature: Annotated[str, typer.Option(help="Temperatures, comma-separated; 0 is greedy.")] = "0",
     samples: Annotated[int, typer.Option(min=1, help="Number of completions for each example, for pass@k.")] = 1,
     order: Order = "low_confidence",
-    block_length: Annotated[int | None, typer.Option(help="Block length in tokens; default one block.")] = None,
+    block_length: Annotated[
+        int | None, typer.Option(help="Block length in tokens; default the completion length (a single block).")
+    ] = None,
     split: Annotated[str, typer.Option(help="Split of the task: train, validation or test.")] = "test",
     rows: Annotated[int, typer.Option(min=1, help="Number of examples.")] = 256,
     batch_size: Annotated[int, typer.Option(min=1, help="Number of completions denoised together.")] = 256,
     seed: Annotated[int, typer.Option(help="Seed of the examples and the sampling.")] = 0,
     reward_timeout: Annotated[
-        float, typer.Option(min=0.001, help="Time limit in seconds for the rewards of 64 completions.")
+        float,
+        typer.Option(
+            min=0.001, help="Time limit in seconds for one call of the reward functions, with at most 64 completions."
+        ),
     ] = 60.0,
     against: Annotated[
         Path | None, typer.Option(help="The .jsonl file of an earlier evaluation to compare with, example by example.")
@@ -73,7 +78,7 @@ def evaluate_(
     changes = [*(f"task.{text}" for text in option or ()), *(overrides or ())]
     if not task and not any(text.startswith(("task.type=", "task=")) for text in changes):
         raise typer.BadParameter(
-            "name a task with --task NAME or task.type=NAME. unmask tasks lists all tasks.", ctx=context
+            "name a task with --task NAME or task.type=NAME. `unmask tasks` lists all tasks.", ctx=context
         )
     settings: dict[str, Any] = {
         **({f"task.{key}": value for key, value in task_settings(task).items()} if task else {}),
@@ -182,7 +187,9 @@ def sample(
     steps: Annotated[int | None, typer.Option(help="Number of denoising steps; default half the length.")] = None,
     temperature: Annotated[float, typer.Option(help="Sampling temperature; 0 is greedy.")] = 0.0,
     order: Order = "low_confidence",
-    block_length: Annotated[int | None, typer.Option(help="Block length in tokens; default one block.")] = None,
+    block_length: Annotated[
+        int | None, typer.Option(help="Block length in tokens; default the completion length (a single block).")
+    ] = None,
     delay: Annotated[float, typer.Option(help="Seconds to show each denoising step on a terminal.")] = 0.25,
     seed: Annotated[int, typer.Option(help="Seed of the sampling.")] = 0,
 ) -> None:

@@ -23,10 +23,10 @@ def report_(
 ) -> None:
     """Write one HTML page that shows what happened in a run.
 
-    The page has the denoising film, the curves of the run and the tables of a comparison. Several
-    runs share the same curves.
+    The page shows saved completions step by step (the denoising film), the curves of the run and,
+    for a comparison, the tables. The curves of several runs are drawn in the same plots.
 
-    The file contains everything that it shows. It opens from disk and loads nothing from a server.
+    The page is a single file that opens from disk and loads nothing from a server.
     """
     from unmask.report.build import write_report
 
@@ -47,7 +47,10 @@ def plot(
         str, typer.Option(help="Keys of metrics.jsonl, comma-separated; default accuracies and reward.")
     ] = "",
     output: Annotated[
-        Path | None, typer.Option(help="A .png, .svg or .pdf file; all three are written, and the numbers as .csv.")
+        Path | None,
+        typer.Option(
+            help="File that ends in .png, .svg or .pdf. The other two formats, and the numbers as .csv, are written beside it."
+        ),
     ] = None,
     x: Annotated[
         str, typer.Option(help="Quantity on the x axis: step, token_passes, reward_calls or seconds.")
@@ -64,8 +67,9 @@ def plot(
     Runs of one recipe with different seeds form one line, with an interval over seeds. For a single
     run, accuracies have Wilson intervals.
 
-    For a comparison, accuracy against compute is drawn into --output. If accuracy against denoising
-    steps was measured, it is drawn into NAME-decoding in the same folder.
+    For a comparison, the file --output shows accuracy against compute. If accuracy was also
+    measured for several numbers of denoising steps, a second file shows it, such as
+    out-decoding.png beside out.png.
     """
     from unmask.core.errors import ConfigError
     from unmask.report.comparison_files import replot

@@ -23,10 +23,10 @@ def train(
     overrides: Overrides = None,
     resume: Resume = False,
 ) -> None:
-    """Train a model with reinforcement learning on a recipe.
+    """Train a model with reinforcement learning, as a recipe describes.
 
-    unmask recipes lists the shipped recipes, which include the papers' settings for LLaDA-8B and
-    Dream-7B.
+    The command `unmask recipes` lists the shipped recipes, which include the papers' settings for
+    LLaDA-8B and Dream-7B.
     """
     from unmask.recipes.load import load_recipe
     from unmask.report.api.trainer import Trainer

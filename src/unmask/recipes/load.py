@@ -151,7 +151,7 @@ def find_shipped(source: str, kind: str = "") -> Path:
     near = get_close_matches(source, [*own, *further, *by_stem], n=1, cutoff=0.5)
     message = unknown_name("recipe", source, [*own, *near] if near and near[0] not in own else own)
     raise ConfigError(
-        f"{message} Or give a .yaml file." + ("" if kind else " unmask recipes lists all shipped recipes.")
+        f"{message} Or give a .yaml file." + ("" if kind else " `unmask recipes` lists all shipped recipes.")
     )
 
 

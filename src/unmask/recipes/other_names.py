@@ -101,7 +101,7 @@ NAMES: dict[Answer, str] = {
     "`method.kl`": "*kl_loss_type",
     "`method.epsilon`": "epsilon_low clip_range clip_eps clip_ratio cliprange *clip_epsilon",
     "`method.num_selected`": "k",
-    "The method decides the loss and its terms: `method.type`; unmask methods lists all methods.": (
+    "The method decides the loss and its terms: `method.type`. To list all methods: unmask methods": (
         "loss_type importance_sampling_level sapo_temperature_* mask_truncated_completions top_entropy_quantile "
         "off_policy_mask_threshold use_bias_correction_kl gamma lam entropy_coef* advantage* loss_agg_mode random_masking"
     ),
@@ -112,7 +112,7 @@ NAMES: dict[Answer, str] = {
     "There is no value model: advantages compare the completions of a prompt, and `method.type` decides how.": (
         "critic.* critic* value_coef* vf_coef gae_lambda"
     ),
-    "The number of random masks for a likelihood estimate is an option of the method; unmask methods NAME shows it.": (
+    "The number of random masks for a likelihood estimate is an option of the method. To list its options: unmask methods NAME": (
         "num_mc* mc_num"
     ),
     "The share of the prompt to mask is an option of some methods: `method.prompt_mask_ratio`.": "p_mask_prompt",
@@ -134,7 +134,7 @@ NAMES: dict[Answer, str] = {
         "train_dataset eval_dataset dataset dataset_* train_file data.*files *train_files *val_files *validation_file "
         "test_file eval_file"
     ),
-    "unmask tasks NAME shows the options of a task.": "task.?",
+    "The options depend on the task. To list them: unmask tasks NAME": "task.?",
     "Examples are held in memory, so there is no data loader.": "dataloader_* data_collator",
     "`seed` decides the order of the prompts.": "shuffle_dataset train_sampling_strategy",
     "Reward functions receive every column of an example; no column is removed.": "remove_unused_columns",
