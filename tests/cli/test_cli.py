@@ -866,7 +866,9 @@ def test_the_demo_pretrains_trains_and_compares_and_goes_on_where_it_stopped(
     )
     assert unmask("demo", "--output-dir", tmp_path / "demo", "--seed", 3) == 0
     first = capsys.readouterr()
-    assert re.findall(r"^(pretrain|train) step 6/6", first.err, flags=re.MULTILINE) == ["pretrain", "train"]
+    # The evaluation after the last step has a line of its own.
+    last = re.findall(r"^(pretrain|train) step 6/6  (\w+)", first.err, flags=re.MULTILINE)
+    assert last == [("pretrain", "loss"), ("train", "loss"), ("train", "solved")]
     lines = metrics(tmp_path / "demo" / "egspo_sa")
     for sampling, temperature in (("greedy", "0"), ("sampled at 0.9", "0.9")):
         base, trained = (line[f"eval/test@{temperature}/accuracy"] for line in (lines[0], lines[-1]))

@@ -64,6 +64,20 @@ def test_two_runs_have_two_tracker_runs(opened: list[dict[str, Any]], tiny_model
     assert opened[0]["id"] != opened[1]["id"]
 
 
+def test_a_tracker_gets_the_metrics_of_each_step_and_of_each_evaluation(
+    opened: list[dict[str, Any]], tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sent: list[tuple[int, bool, bool]] = []
+
+    def log(self: Accelerator, values: dict[str, Any], step: int) -> None:
+        sent.append((step, "loss" in values, "eval/test@0/accuracy" in values))
+
+    monkeypatch.setattr(Accelerator, "log", log)
+    Trainer(train_recipe(tiny_model, tmp_path / "run", "report_to=[wandb]", "max_steps=2")).train()
+    assert len(opened) == 1
+    assert sent == [(0, False, True), (1, True, False), (2, True, False), (2, False, True)]
+
+
 def test_tensorboard_has_each_step_once_after_a_resume(tiny_model: Path, tmp_path: Path) -> None:
     pytest.importorskip("tensorboard", reason="tensorboard is not installed")
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
