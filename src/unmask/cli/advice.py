@@ -40,10 +40,10 @@ def estimate(
 ) -> None:
     """Estimate the memory and time that a recipe needs.
 
-    Shows the number of parameters, the memory by part and the time of a training step, each with
-    its calculation.
+    The command shows the number of parameters, the memory by part and the time of a training step,
+    each with its calculation.
 
-    No weights are needed. The shapes of released models are built in; others come from a
+    No weights are needed. The shapes of released models are built in; other shapes come from a
     config.json or from --shape.
     """
     import json

@@ -43,7 +43,7 @@ EXTRAS = {
     "reasoning-gym": "reasoning_gym",
     "lm-eval": "lm_eval",
 }
-"""Optional extras, and a module that each of them installs."""
+"""Optional extras, each with a module that the extra installs."""
 
 MIN_FREE = 5e9
 """Free disk space in bytes below which the report has a note."""

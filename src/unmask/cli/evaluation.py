@@ -232,8 +232,8 @@ def harness(context: typer.Context) -> None:
 
     Example: unmask harness --model_args pretrained=FOLDER,length=256 --tasks gsm8k
 
-    The options are those of the command lm_eval run. --help lists them if the package is installed:
-    pip install "unmask[lm-eval]"
+    The options are the options of the command `lm_eval run`. If the package is installed, --help
+    lists these options: pip install "unmask[lm-eval]"
     """
     from importlib.util import find_spec
 

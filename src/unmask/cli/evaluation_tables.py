@@ -122,6 +122,6 @@ def _change(before: object, now: object) -> str:
 
 
 def _some(rows: Sequence[int]) -> str:
-    """Return the number of rows and the first five of them."""
+    """Return the number of rows and the first five rows."""
     shown = ", ".join(map(str, rows[:5]))
     return f"{len(rows)}" + (f": {shown}{', ...' if len(rows) > 5 else ''}" if rows else "")

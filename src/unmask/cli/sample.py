@@ -1,6 +1,6 @@
 """The denoising film in a terminal: the tokens that each step commits, and their entropy.
 
-A terminal shows it live; a pipe gets a plain line for each step.
+A terminal shows the film live; a pipe gets a plain line for each step.
 """
 
 from __future__ import annotations

@@ -1,4 +1,5 @@
-"""Tables on the terminal, and one cell below the other where the terminal is too narrow."""
+"""Tables on the terminal. If the terminal is too narrow, the cells of a row are printed below each
+other."""
 
 from __future__ import annotations
 

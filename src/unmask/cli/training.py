@@ -46,7 +46,7 @@ def pretrain(
 ) -> None:
     """Train a model on demonstrations with the masked-diffusion ELBO.
 
-    The model is a new tiny one, or a checkpoint.
+    The model is a new tiny model, or a checkpoint.
     """
     from unmask.recipes.load import load
     from unmask.recipes.schema import PretrainRecipe
@@ -130,7 +130,7 @@ def demo(
 ) -> None:
     """Run a small example from start to end on 4x4 Sudoku.
 
-    It pretrains a tiny model, trains it with EGSPO-SA, evaluates it and writes a report.
+    The demo pretrains a tiny model, trains it with EGSPO-SA, evaluates it and writes a report.
     """
     from unmask.cli.demo import run
 

@@ -58,7 +58,7 @@ class Named(Config):
     """Base class of methods and tasks, which a recipe selects by `type`: a name in the package's
     table, or the path of a class.
 
-    A class outside the package does not declare `type`. It gets its path, whichever class it
+    A class outside the package does not declare `type`. Its type is its path, whichever class it
     derives from.
     """
 
@@ -206,7 +206,7 @@ class LoraConfig(Config):
     alpha: float = Field(64.0, gt=0)
     """Scale of the update before division by the rank."""
     dropout: float = Field(0.0, ge=0, lt=1)
-    """Dropout rate of the adapters' inputs, in SFT only. It is never active in reinforcement
+    """Dropout rate of the adapters' inputs, in SFT only. Dropout is never active in reinforcement
     learning, where it would make the ratio of an unchanged policy differ from one."""
     targets: Literal["all-linear"] | tuple[str, ...] = "all-linear"
     """Modules that get an adapter: `all-linear` for every linear layer of the trunk without the
@@ -239,7 +239,8 @@ class OptimConfig(Config):
     warmup_steps: int = Field(10, ge=0)
     """Length of the linear warm-up, in training steps."""
     lr_schedule: Literal["constant", "linear", "cosine"] = "linear"
-    """Shape of the schedule after the warm-up. It ends at `lr_floor` times the peak."""
+    """Shape of the learning-rate schedule after the warm-up. The schedule ends at `lr_floor` times
+    the peak."""
     lr_floor: float = Field(0.1, ge=0, le=1)
     """Learning rate at the last step, as a share of the peak."""
     max_grad_norm: float = Field(1.0, gt=0)

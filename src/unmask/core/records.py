@@ -292,8 +292,8 @@ class ViewLogprobs:
 
 @dataclass(frozen=True, slots=True)
 class Branches:
-    """Settings of the branches of each selected step. They are drawn from logits that the rollout
-    has already computed."""
+    """Settings of the branches of each selected step. Branches are drawn from logits that the
+    rollout has already computed."""
 
     num: int
     """Number of new draws for each state."""

@@ -24,7 +24,7 @@ PATIENT_RINGS = 4
 """Number of alarms, half a second apart, that a function may catch before alarms follow each other
 closely."""
 CLOSE_RINGS = 1e-4
-"""Seconds between later alarms. They are so close together that the function cannot catch all of
+"""Seconds between later alarms, which are so close together that the function cannot catch all of
 them."""
 
 _end: ContextVar[float] = ContextVar("end", default=math.inf)

@@ -34,8 +34,9 @@ def group_advantage(
     leave_one_out: A_i = r_i - (1/(n-1)) Σ_{j≠i} r_j (RLOO, arXiv:2402.14740). This advantage is
         unbiased, and n/(n-1) times the group_mean advantage.
 
-    Slots are compared by rank: slot k of one member with slot k of the others, whichever steps they
-    hold. The result is not divided by the group's standard deviation; see the module docstring.
+    A slot is a column of the advantage and holds one selected step of a completion. Slot k of one
+    member is compared with slot k of the other members, whichever steps these slots hold. The
+    result is not divided by the group's standard deviation; see the module docstring.
 
     Args:
         reward: [B] or [B, K] rewards; rows i G to (i+1) G - 1 are one group.

@@ -10,7 +10,7 @@ def sum_by_completion(value: Real[Tensor, "N"], row: Int[Tensor, "N"]) -> Real[T
     """Sum a value over the views of each completion.
 
     Args:
-        value: [N] real, with graph.
+        value: [N] real, differentiable.
         row: [N] int completion of each view.
 
     Returns:

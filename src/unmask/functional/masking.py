@@ -146,7 +146,7 @@ def evidence_upper_bound(
     downwards, because it takes the logarithm of a mean.
 
     Args:
-        logprob: [B, M, L] nats, with graph; ignored at unmasked positions.
+        logprob: [B, M, L] nats, differentiable; ignored at unmasked positions.
         is_masked: [B, M, L] bool.
         num_tokens: [B] real, number n of tokens; the views mask only these.
         power: exponent β > 0.

@@ -29,7 +29,7 @@ def clipped_surrogate(
     than the old one.
 
     Args:
-        log_ratio: real, nats, with graph; log-ratio of a token, a step or a sequence.
+        log_ratio: real, nats, differentiable; log-ratio of a token, a step or a sequence.
         advantage: advantages, which broadcast to log_ratio.
         epsilon: lower bound ε >= 0; from 1 on there is no lower bound.
         epsilon_high: upper bound ε_high >= 0; infinite for no upper bound.
@@ -86,7 +86,7 @@ def divergence_masked_surrogate(
     restrains frequent ones.
 
     Args:
-        log_ratio: [...] nats, with graph; log-ratio of a token or a step.
+        log_ratio: [...] nats, differentiable; log-ratio of a token or a step.
         advantage: advantages, which broadcast to log_ratio.
         new_logprob: [...] nats, log-probability of the sample under the new policy, which must be
             discrete.
@@ -133,7 +133,7 @@ def kl_k3(new: Float[Tensor, "*batch"], reference: Float[Tensor, "*batch"]) -> F
     KL: on samples of π_new it estimates the gradient of KL(π_reference || π_new).
 
     Args:
-        new: [...] nats, with graph: log-probabilities of the sample.
+        new: [...] nats, differentiable: log-probabilities of the sample.
         reference: [...] nats: log-probabilities of the same sample.
 
     Returns:
@@ -156,7 +156,7 @@ def kl_k2(new: Float[Tensor, "*batch"], reference: Float[Tensor, "*batch"]) -> F
     d, which is why ESPO (arXiv:2512.03759) uses it.
 
     Args:
-        new: [...] nats, with graph: log-probabilities (or ELBOs) of the sample.
+        new: [...] nats, differentiable: log-probabilities (or ELBOs) of the sample.
         reference: [...] nats: those of the same sample.
 
     Returns:
@@ -177,7 +177,7 @@ def exact_kl(logprobs: Float[Tensor, "*batch V"], reference: Float[Tensor, "*bat
     term negligible.
 
     Args:
-        logprobs: [..., V] nats, normalised, with graph; -∞ for impossible tokens.
+        logprobs: [..., V] nats, normalised, differentiable; -∞ for impossible tokens.
         reference: [..., V] nats, normalised; the result is +∞ if it excludes a token that logprobs
             allows.
 

@@ -187,7 +187,7 @@ class RatioMethod(Method):
         """Compute the loss of each element, -ρ A within the trust region, and its metrics.
 
         Args:
-            log_ratio: [...] nats, with graph: log-ratios of tokens, steps, views or sequences.
+            log_ratio: [...] nats, differentiable: log-ratios of tokens, steps, views or sequences.
             advantage: advantages, which broadcast to log_ratio.
             new_logprob: [...] nats: log-probability of the sample under the new policy; used only
                 by the divergence mask.
@@ -223,7 +223,7 @@ class RatioMethod(Method):
         k3, and its metrics.
 
         Args:
-            new: [N, L] nats, with graph: log-probabilities under the new policy.
+            new: [N, L] nats, differentiable: log-probabilities under the new policy.
             old: [N, L] nats: log-probabilities under the old policy.
             advantage: [N] advantages.
             target: [N, L] bool, True at tokens that count.

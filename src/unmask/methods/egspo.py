@@ -52,8 +52,8 @@ class EGSPO(RatioMethod):
     """Credit of a step: the reward of the finished completion, or (`telescoped`) the value of the
     state after the step."""
     baseline: Literal["group_mean", "leave_one_out"] = "group_mean"
-    """Baseline of the group, slot by slot. The group mean shrinks the gradient by (G - 1) / G;
-    leave-one-out does not."""
+    """Baseline of the group, computed for each slot separately (a slot holds one selected step).
+    The group mean shrinks the gradient by (G - 1) / G; leave-one-out does not."""
     choice_term: bool = True
     """Include the probability of the position choice, if the order has one (`plackett_luce`)."""
     epsilon: float = Field(0.2, ge=0)

@@ -1,5 +1,5 @@
-"""EGSPO-CA: counterfactual advantages at the denoising steps that EGSPO selects. It combines two
-published methods.
+"""EGSPO-CA: counterfactual advantages at the denoising steps that EGSPO selects. The method
+combines two published methods.
 
 DiSPO (Oba, Furuta and Okazaki, arXiv:2602.06462) branches at intermediate masked states: it draws
 the masked positions again from cached logits, computes rewards of the completions and updates the

@@ -16,8 +16,8 @@ PAPERS = {
 
 
 def bibtex(number: str) -> str:
-    """Return the BibTeX entry of a paper on arXiv. It has no title if papers.bib does not contain
-    the paper.
+    """Return the BibTeX entry of a paper on arXiv. The entry has no title if papers.bib does not
+    contain the paper.
 
     Example:
         >>> print(bibtex("1706.03762"))

@@ -1,4 +1,4 @@
-"""Settings of an evaluation: those keys of a training recipe that concern a finished model."""
+"""Settings of an evaluation: the keys of a training recipe that concern a finished model."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class EvalRows(Config):
     num_rows: int = Field(256, ge=1)
     """Number of examples."""
     temperatures: tuple[Annotated[float, Field(ge=0)], ...] = (0.0,)
-    """Sampling temperatures, with one result for each; 0 is greedy."""
+    """Sampling temperatures at which the model is evaluated; 0 means greedy decoding."""
     batch_size: int = Field(256, ge=1)
     """Number of completions denoised together."""
 
@@ -32,7 +32,8 @@ class EvalRecipe(Config):
     """Settings to measure the accuracy of a model on held-out examples of a task."""
 
     task: SerializeAsAny[AnyTask]
-    """Task to evaluate on: its name or path under `type`, and its options."""
+    """Task to evaluate on: the name or path of the task under `type`, and the options of the
+    task."""
     sampler: SamplerConfig = SamplerConfig()
     """Settings of the denoising loop."""
     evaluation: EvalRows = EvalRows()
@@ -49,7 +50,7 @@ class EvalRecipe(Config):
     """Time limit in seconds for one call of the reward functions, with at most 64 completions."""
     reward_workers: int = Field(1, ge=0)
     """Number of worker processes for each function of `reward_funcs`. 0 calls functions in the
-    evaluating process, where one that hangs ends the evaluation."""
+    evaluating process, where a function that hangs ends the evaluation."""
     reward_item_timeout: float = Field(5.0, gt=0)
     """Time limit in seconds for one completion in a worker process, if the function scores
     completions independently."""

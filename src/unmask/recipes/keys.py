@@ -166,8 +166,8 @@ class Places:
         return next(filter(None, sentences), None) or self._of_others(path) or self._other_command(path)
 
     def instead(self, path: Sequence[str]) -> list[str]:
-        """Return the keys of the same setting: those of the same name elsewhere in the tree, or the
-        name used here."""
+        """Return the keys of the setting that an unknown key stands for: the keys of the same name
+        elsewhere in the tree, or the key with this project's name for the setting."""
         path = self._renamed(path)
         alike = self._alike(path)
         if alike and _is_here(alike, path):
@@ -191,8 +191,8 @@ class Places:
         return len(path) > 1 and bool(nearest(_plain(path[-1]), self.beside(path[:-1])))
 
     def _renamed(self, path: Sequence[str]) -> list[str]:
-        """Return the path with the name that its first section has here, as evaluation.num_rows for
-        eval.num_rows."""
+        """Return the path with this project's name for its first section, such as
+        evaluation.num_rows for eval.num_rows."""
         first = _answers_for(path[:1])[:1] if len(path) > 1 and path[0] not in self.owners else []
         name = first[0].strip("`") if first else ""
         is_section = any(key.startswith(f"{name}.") for key in self.owners)
@@ -217,8 +217,8 @@ class Places:
         return None
 
     def _filled(self, text: str, path: Sequence[str]) -> str:
-        """Return a sentence with its keys as this recipe names them; empty if the recipe lacks one
-        of them."""
+        """Return a sentence with the keys under the names in this recipe; empty if the recipe lacks
+        one of the keys."""
         keys = {key: self._alike([*path[:-1], key]) for key in re.findall(r"`(.+?)`", text)}
         return re.sub(r"`(.+?)`", lambda key: keys[key[1]][0], text) if all(keys.values()) else ""
 
@@ -239,7 +239,7 @@ class Places:
         return key if key in self.owners and self._is_open(key) else ""
 
     def close(self, path: Sequence[str]) -> list[str]:
-        """Return keys with nearly this name: one in the same section, else those in all
+        """Return keys with nearly this name: a key in the same section, else keys in all
         sections."""
         name, beside = _plain(path[-1]), self.beside(path[:-1])
         prefix = "".join(f"{part}." for part in path[:-1])
@@ -313,7 +313,7 @@ def _is_here(keys: Sequence[str], path: Sequence[str]) -> bool:
 
 
 def _answers_for(path: Sequence[str]) -> list[str]:
-    """Return the table's answers to a name, those for its section first."""
+    """Return the table's answers to a name, beginning with the answers for its section."""
     plain = _plain(path[-1])
     answer = _with_section(path) or ANSWERS.get(plain)
     if answer is None:

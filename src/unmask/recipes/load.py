@@ -95,7 +95,8 @@ def read_tree(path: Path) -> dict[str, Any]:
 
 
 def _check_kind(kind: type[RunRecipe], source: str, tree: Mapping[str, Any]) -> None:
-    """Refuse a recipe of the other command with one sentence instead of one for each key."""
+    """Refuse a recipe of the other command with a single sentence, instead of a sentence for each
+    key."""
     only_pretrain = PretrainRecipe.model_fields.keys() - TrainRecipe.model_fields.keys()
     is_train, is_pretrain = "method" in tree, "method" not in tree and bool(only_pretrain & tree.keys())
     if (kind is TrainRecipe and is_pretrain) or (kind is PretrainRecipe and is_train):

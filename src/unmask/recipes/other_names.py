@@ -2,9 +2,9 @@
 to each.
 
 A key in backquotes alone is the same setting under another name. A sentence explains a difference
-and has its keys in backquotes too. Of several answers the first one counts whose keys the recipe
-can have. In a name, `*` and `?` match as in file names. A name with a dot counts in that section
-alone, where it has another meaning than elsewhere.
+and has its keys in backquotes too. If there are several answers, the first answer counts whose keys
+the recipe can have. In a name, `*` and `?` match as in file names. A name with a dot counts in that
+section alone, where it has another meaning than elsewhere.
 """
 
 from __future__ import annotations
@@ -238,7 +238,7 @@ NAMES: dict[Answer, str] = {
         "neftune_noise_alpha prediction_loss_only restore_callback_states_from_checkpoint skip_memory_metrics"
     ),
 }
-"""Answers, each with the names that it is for, separated by spaces."""
+"""Answers, each with the names that it answers, separated by spaces."""
 
 ANSWERS: dict[str, Answer] = {
     name: answer

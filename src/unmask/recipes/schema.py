@@ -84,8 +84,8 @@ class RunRecipe(Config):
     """True to recompute each block's activations in the backward pass: less memory, about a third
     more time."""
     compile: bool = False
-    """True to apply torch.compile to the trunk. It costs about a minute, pays off on a GPU, and
-    does not help a tiny model."""
+    """True to apply torch.compile to the trunk. Compilation takes about a minute, pays off on a
+    GPU, and does not help a tiny model."""
 
     @field_validator("push_to_hub", mode="before")
     @classmethod
@@ -138,14 +138,14 @@ class TrainRecipe(RunRecipe):
     """Number of views scored together; changes speed and memory, not results."""
     max_tokens_per_forward: Literal["auto"] | int | None = None
     """Token limit of one forward, sequences times (prompt + completion) tokens, in rollouts and
-    updates; at least one sequence. It replaces rollout_batch_size and views_per_forward. `auto`
-    measures before the first step how many tokens memory holds."""
+    updates; at least one sequence. This limit replaces rollout_batch_size and views_per_forward.
+    `auto` measures before the first step how many tokens memory holds."""
     reference_offload: bool = False
     """True to keep the reference policy's weights in CPU memory between its passes. With `lora`
     there is no copy to move."""
     sync_ref_model: bool = False
-    """True to let the reference policy follow the policy slowly; else it stays the initial model.
-    This name and the next two are TRL's."""
+    """True to let the reference policy follow the policy slowly; otherwise the reference policy
+    stays the initial model. The names of this setting and of the next two are TRL's."""
     ref_model_sync_steps: int = Field(64, ge=1)
     """Training steps between two updates of the reference policy."""
     ref_model_mixup_alpha: float = Field(1.0, gt=0, le=1)
@@ -156,7 +156,7 @@ class TrainRecipe(RunRecipe):
     (published codes: 1.0)."""
     reward_funcs: tuple[str, ...] = ()
     """Paths of reward functions (`package.module:function` or `file.py:function`); default the
-    task's own."""
+    reward functions of the task."""
     reward_weights: tuple[float, ...] = ()
     """Weight of each reward function; default 1."""
     reward_timeout: float = Field(60.0, gt=0)
@@ -166,7 +166,7 @@ class TrainRecipe(RunRecipe):
     """Number of worker processes for each function of `reward_funcs`. If a function hangs or
     crashes on a completion in a worker, that completion scores 0 and the run continues. Several
     workers share the completions if the function scores each one independently. 0 calls functions
-    in the training process, where one that hangs ends the run."""
+    in the training process, where a function that hangs ends the run."""
     reward_item_timeout: float = Field(5.0, gt=0)
     """Time limit in seconds for one completion in a worker process, if the function scores
     completions independently."""
@@ -230,7 +230,7 @@ class PretrainRecipe(RunRecipe):
     tiny: TinyConfig = TinyConfig()
     """Shape of the new model."""
     max_steps: int = Field(260, ge=1)
-    """Number of training steps, which are one optimizer step each."""
+    """Number of training steps. Each training step makes one optimizer step."""
     batch_size: int = Field(96, ge=1)
     """Number of demonstrations in a training step, over all ranks."""
     max_tokens_per_forward: int | None = Field(None, ge=1)
@@ -241,7 +241,7 @@ class PretrainRecipe(RunRecipe):
     """Share of demonstrations that are plausible but mostly wrong, so that RL can improve on the
     model. The shipped tiny bases set it."""
     max_completion_length: int | None = Field(None, ge=1)
-    """L, length of a completion in tokens; default the task's own."""
+    """Length of a completion in tokens, L; default the length of the task."""
     min_time: float = Field(0.03, gt=0, lt=1)
     """Lower end of the mask ratio t ~ U(min_time, 1)."""
     muon_learning_rate: float = Field(0.0, ge=0)

@@ -79,9 +79,9 @@ def reports(*reasons: str) -> Callable[[FunctionT], FunctionT]:
 def per_completion(function: FunctionT) -> FunctionT:
     """Declare that a reward function judges each completion independently of the others.
 
-    Methods that also score unfinished completions require this declaration. It also allows the
-    trainer to score equal texts of an example once and to split a call between processes. A
-    function that compares the completions of a prompt must not have it.
+    Methods that also score unfinished completions require this declaration. The declaration also
+    allows the trainer to score equal texts of an example once and to split a call between
+    processes. A function that compares the completions of a prompt must not have it.
 
     Setting the attribute has the same effect: `function.per_completion = True`.
 

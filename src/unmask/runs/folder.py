@@ -83,8 +83,8 @@ class RunFolder:
         config: the resolved recipe as a tree. A resumed run compares it with the recorded recipe.
         resume: True to continue from the newest checkpoint, if there is one.
         is_main: True if this process writes.
-        data: source of the examples, with their hashes. It is stored in data.json and compared like
-            the recipe.
+        data: source of the examples, with their hashes. This record is stored in data.json and
+            compared like the recipe.
         completed: function that fills in settings that were added after a recipe was recorded, so
             that the recipe equals one with their defaults.
         working: callback during reads and writes of large files, as a sign of progress.

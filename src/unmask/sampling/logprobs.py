@@ -74,7 +74,8 @@ def view_logprobs(
         distribution: True to return the whole distribution at each target.
         trim: True to leave out prompt columns that are padding in all views.
         positions_at_once: maximum number of positions whose logits exist at the same time, for a
-            denoiser that supports it. It does not apply to whole distributions and guided logits.
+            denoiser that supports it. The limit does not apply to whole distributions and guided
+            logits.
     """
     choice = choice and trajectory.choice_rank is not None
     columns, is_valid = compact_columns(views.hidden if choice else views.target)

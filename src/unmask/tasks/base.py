@@ -83,11 +83,11 @@ class Task(Named, ABC):
 
     @abstractmethod
     def score(self, answer: str, row: Row) -> float:
-        """Return the reward of an answer, in [0, 1]. It must accept any text."""
+        """Return the reward of an answer, in [0, 1]. The method must accept any text."""
 
     @abstractmethod
     def is_right(self, answer: str, row: Row) -> bool:
-        """Return True if the answer is completely correct. It must accept any text."""
+        """Return True if the answer is completely correct. The method must accept any text."""
 
     def rows(self, split: Split, num_rows: int, seed: int = 0) -> list[Row]:
         """Return the first items of a split.

@@ -120,8 +120,8 @@ class Countdown(NumbersTask):
 def reaches(answer: str, numbers: Sequence[int], target: int) -> bool:
     """Return True if an answer is an expression with a target as value that uses all numbers once.
 
-    An answer may also state its value, if every side of every equals sign has that value. It may
-    also be in steps, each of which uses numbers or results that are left.
+    An answer may also state its value, if every side of every equals sign has that value. An answer
+    may also consist of steps, each of which uses numbers or results that are left.
 
     Args:
         answer: expression as people and models write it; see `notation`.

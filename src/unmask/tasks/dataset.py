@@ -90,8 +90,9 @@ class Dataset(SourcedTask):
     answer_column: str = "answer"
     """Name of the column with the correct answer, if any.
 
-    A row counts as solved if the stripped answer equals it. It is also the demonstration for
-    pretraining. Reward functions get it as text, whatever its type in the file."""
+    A row counts as solved if the stripped answer of a completion equals the text in this column.
+    The text is also the demonstration for pretraining. Reward functions get it as text, whatever
+    its type in the file."""
 
     reward_columns: ClassVar[tuple[str, ...]] = ("answer",)
     carves_test: ClassVar[bool] = True

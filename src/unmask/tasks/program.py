@@ -1,7 +1,7 @@
 """Programs from examples: find an expression in x that fits the examples. The reward comes from
 running the expression on other inputs.
 
-The task comes from no paper. It is the smallest one whose reward comes from running code. Its
+The task comes from no paper. It is the smallest task whose reward comes from running code. Its
 expressions are short, so that a tiny character model can learn it in a minute.
 """
 

@@ -18,7 +18,7 @@ __all__ = ["StepEstimate", "estimate"]
 
 @dataclass(frozen=True, slots=True)
 class StepEstimate:
-    """Everything that is known of a training step without running it. Numbers are those of one
+    """Everything that is known of a training step without running it. All numbers are for one
     rank."""
 
     model: str

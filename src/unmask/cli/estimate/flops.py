@@ -83,8 +83,8 @@ def costs_of(denoiser: Denoiser, config: Any, length: int, layers_built: int, re
 
 
 def _entries(modules: Sequence[nn.Module], *, trained: bool = False) -> float:
-    """Return the number of entries of the modules' weight matrices, or of the trained ones among
-    them."""
+    """Return the number of entries of the modules' weight matrices, or only of the trained
+    matrices."""
     weights: list[Any] = [module.weight for module in modules]
     return float(sum(weight.numel() for weight in weights if weight.requires_grad or not trained))
 

@@ -98,8 +98,8 @@ def config_of(recipe: TrainRecipe, shape: str = "") -> tuple[PreTrainedConfig, s
 
 
 def _described(model: str) -> str:
-    """Return the folder with the config and the tokenizer of a model. An adapter's checkpoint has
-    them in its base model."""
+    """Return the folder with the config and the tokenizer of a model. For the checkpoint of an
+    adapter, this is the folder of the base model."""
     path = locate(model)
     return (base_of(Path(path)) or path) if is_checkpoint(Path(path)) else path
 
@@ -186,8 +186,8 @@ def _tiny(recipe: PretrainRecipe) -> PreTrainedConfig:
 def prompt_tokens(recipe: TrainRecipe) -> tuple[int, str]:
     """Return P, the number of tokens in a prompt with its template, and its source in words.
 
-    P is that of the longest of the task's first prompts if the tokenizer is on this machine.
-    Otherwise it is 200, to which the EGSPO release cuts its prompts.
+    If the tokenizer is on this machine, P is the length of the longest of the task's first prompts.
+    Otherwise P is 200, to which the released code of EGSPO cuts its prompts.
     """
     model = _described(recipe.model)
     is_here = Path(model).exists()

@@ -15,8 +15,8 @@ from dataclasses import dataclass
 from fractions import Fraction
 
 MAX_LENGTH = 200
-"""Maximum length of an expression in characters. It bounds the time, the memory and the depth of
-the tree."""
+"""Maximum length of an expression in characters. The limit bounds the time, the memory and the
+depth of the tree."""
 
 _CHARACTERS = frozenset("0123456789+-*/() ")
 _OPERATORS: dict[type[ast.operator], Callable[[Fraction, Fraction], Fraction]] = {

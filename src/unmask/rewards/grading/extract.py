@@ -28,8 +28,8 @@ from unmask.rewards.grading.answers import after_thoughts, before_end, tagged_an
 from unmask.rewards.grading.syntax import BUILTINS, MAX_CODE, defined_names, free_names, names_of, parse
 
 _MOST_BLOCKS = 64
-"""Maximum number of blocks that are read, counted from the end. It bounds the time, as do the next
-two."""
+"""Maximum number of blocks that are read, counted from the end. The limit bounds the time, as do
+the next two."""
 _MOST_CLOSES = 8
 """Maximum number of closing fences to try for a block, because the first ones may be in a
 docstring."""

@@ -13,7 +13,7 @@ from unmask.rewards.grading.quantities import are_harmless
 from unmask.rewards.grading.wrapping import unwrapped
 
 LONGEST = 1000
-"""Maximum length of an answer in characters. It bounds the time."""
+"""Maximum length of an answer in characters. The limit bounds the time."""
 
 _SYMBOLS = str.maketrans(
     {

@@ -19,7 +19,7 @@ from unmask.rewards.grading.styles import without_styles
 from unmask.rewards.grading.wrapping import unwrapped
 
 LONGEST = 200
-"""Maximum length of a text in characters. It bounds the time."""
+"""Maximum length of a text in characters. The limit bounds the time."""
 
 _WRAPPERS = re.compile(
     r"\\(?:text|textrm|textnormal|textsf|texttt|mbox|hbox|mathrm|operatorname|textbf|mathbf|bf|textit|mathit|emph|underline|"

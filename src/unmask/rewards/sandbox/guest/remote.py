@@ -25,8 +25,8 @@ class Peer(Protocol):
 
     lengths: dict[int, int]
     counts: dict[int, int]
-    """Lengths that objects report and numbers of items that they yielded, by object number, until
-    something may change them."""
+    """Reported length of each object, and number of items that each object has yielded, by object
+    number. Any call that may change an object clears them."""
 
     def ask(self, operation: str, *arguments: Any) -> Any:
         """Return the program's reply as a value, or raise the exception that it raised."""
@@ -112,7 +112,7 @@ class Items:
 
     Otherwise `len(result) == 2` and `all(... for a, b in zip(result, expected))` would both hold
     for an object that reports 2 and yields nothing. The check is skipped if the object has no
-    length, or nobody asked for it.
+    length, or if no test has read the length.
     """
 
     def __init__(self, whole: Remote, items: Any) -> None:

@@ -18,8 +18,8 @@ from fractions import Fraction
 from typing import Any
 
 MAX_MESSAGE = 16 * 2**20
-"""Maximum size of one message in bytes. It bounds the memory that a hostile peer can use on the
-other side."""
+"""Maximum size of one message in bytes. The limit bounds the memory that a hostile peer can use on
+the other side."""
 _SMALL = 2**53
 
 _CONTAINERS: dict[str, type[tuple[Any, ...] | set[Any] | frozenset[Any] | deque[Any]]] = {
