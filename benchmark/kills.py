@@ -326,7 +326,7 @@ def points(count: int | None, seed: int) -> list[Point]:
 
 def table(results: Sequence[dict[str, Any]]) -> str:
     """Return the results by kind as Markdown."""
-    rows = ["| what happens | processes | points | exit codes | bits as uninterrupted |", "|---|---|---|---|---|"]
+    rows = ["| what happens | processes | points | exit codes | equal bits |", "|---|---|---|---|---|"]
     for kind, processes, _ in PLAN:
         mine = [result for result in results if (result["kind"], result["processes"]) == (kind, processes)]
         codes = sorted({", ".join(map(str, sorted(result["codes"]))) for result in mine})

@@ -269,7 +269,7 @@ def test_a_folder_without_a_run_is_refused(run: Path, tmp_path: Path, capsys: py
     for folder, said in (
         (tmp_path / "gone", f"there is no folder {tmp_path / 'gone'}."),
         (file, f"{file} is a file. Name the folder of a run"),
-        (empty, f"{empty} is not a run folder: it has no metrics.jsonl. A run folder holds"),
+        (empty, f"{empty} is not a run folder: it has no metrics.jsonl. The folder of a run has"),
         (begun, "has not finished its first training step"),
         (run.parent, f"It contains runs: unmask report {run}"),
     ):

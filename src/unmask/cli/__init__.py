@@ -12,13 +12,8 @@ from typing import Annotated
 import typer
 
 from unmask import __version__
-from unmask.cli.advice import advice
-from unmask.cli.catalogue import catalogue
-from unmask.cli.checkpoints import checkpoints
-from unmask.cli.evaluation import evaluation
+from unmask.cli import advice, catalogue, checkpoints, evaluation, results, training
 from unmask.cli.options import say
-from unmask.cli.results import results
-from unmask.cli.training import training
 from unmask.core.errors import LostProcessError, RunError, UnmaskError
 from unmask.core.text import visible
 
@@ -31,8 +26,8 @@ app = typer.Typer(
     rich_markup_mode=None,
     context_settings={"help_option_names": ["--help", "-h"]},
 )
-for commands in (training, evaluation, results, checkpoints, catalogue, advice):
-    app.add_typer(commands)
+for module in (training, evaluation, results, checkpoints, catalogue, advice):
+    app.add_typer(module.app)
 
 _ENVIRONMENT = {
     # Idle OpenMP threads sleep instead of spinning: with anything else on the cores, spinning made

@@ -9,10 +9,10 @@ import typer
 
 from unmask.cli.options import Overrides, SettingsCommand, say
 
-advice = typer.Typer()
+app = typer.Typer()
 
 
-@advice.command(cls=SettingsCommand)
+@app.command(cls=SettingsCommand)
 def estimate(
     recipe: Annotated[str, typer.Argument(help="A shipped recipe's name, or a YAML file.")],
     overrides: Overrides = None,
@@ -67,7 +67,7 @@ def estimate(
     say(json.dumps(result.summary(), indent=1) if as_json else described(result, available))
 
 
-@advice.command()
+@app.command()
 def doctor(
     hub: Annotated[bool, typer.Option("--hub", help="Also check whether the Hugging Face hub can be reached.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,

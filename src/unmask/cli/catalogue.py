@@ -17,10 +17,10 @@ if TYPE_CHECKING:
 EXAMPLE_SHOWN = 600
 """Number of characters that are shown of each column of an example row."""
 
-catalogue = typer.Typer()
+app = typer.Typer()
 
 
-@catalogue.command()
+@app.command()
 def methods(
     name: Annotated[
         str | None,
@@ -34,7 +34,7 @@ def methods(
         _print_method(name)
 
 
-@catalogue.command()
+@app.command()
 def tasks(
     name: Annotated[
         str | None,
@@ -71,7 +71,7 @@ def tasks(
     )
 
 
-@catalogue.command()
+@app.command()
 def recipes(
     name: Annotated[
         str, typer.Argument(help="Name of a recipe to print, or part of a name, such as llada, to list the matches.")
@@ -87,7 +87,7 @@ def recipes(
         _print_recipes(name)
 
 
-@catalogue.command()
+@app.command()
 def preset(
     name: Annotated[str, typer.Argument(help="How the model is sharded: ddp, zero2, zero3 or fsdp2.")],
 ) -> None:

@@ -9,10 +9,10 @@ import typer
 
 from unmask.cli.options import say
 
-checkpoints = typer.Typer()
+app = typer.Typer()
 
 
-@checkpoints.command()
+@app.command()
 def models(
     name: Annotated[str | None, typer.Argument(help="Name of a family to show with its checkpoints and notes.")] = None,
 ) -> None:
@@ -28,7 +28,7 @@ def models(
         raise ConfigError(unknown_name("family", name, FAMILIES))
 
 
-@checkpoints.command()
+@app.command()
 def convert(
     source: Annotated[str, typer.Argument(help="Folder or hub id of a checkpoint of any family (`unmask models`).")],
     destination: Annotated[Path, typer.Argument(help="Folder to write; it must not exist yet.")],
@@ -74,7 +74,7 @@ def convert(
         )
 
 
-@checkpoints.command()
+@app.command()
 def merge(
     source: Annotated[
         Path,

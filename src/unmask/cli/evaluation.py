@@ -16,13 +16,13 @@ if TYPE_CHECKING:
     from unmask.recipes.evaluation import EvalRecipe
     from unmask.tasks import Task
 
-evaluation = typer.Typer()
+app = typer.Typer()
 
 data = typer.Typer(help="Inspect the examples of a task.", no_args_is_help=True)
-evaluation.add_typer(data, name="data")
+app.add_typer(data, name="data")
 
 
-@evaluation.command(name="eval", cls=SettingsCommand)
+@app.command(name="eval", cls=SettingsCommand)
 def evaluate_(
     context: typer.Context,
     model: Model,
@@ -176,7 +176,7 @@ def _evaluate(
     say(f"completions: {items_path(path)}\nresults: {path}")
 
 
-@evaluation.command()
+@app.command()
 def sample(
     model: Model,
     prompt: Annotated[str | None, typer.Option(help="Prompt; default an example of the task.")] = None,
@@ -223,7 +223,7 @@ def sample(
     watch(load_model(model), prompt, sampler, seed=seed, delay=delay, verdict=verdict)
 
 
-@evaluation.command(
+@app.command(
     context_settings={"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []},
     options_metavar="[options of `lm_eval run`]",
 )

@@ -9,10 +9,10 @@ import typer
 
 from unmask.cli.options import numbers, say
 
-results = typer.Typer()
+app = typer.Typer()
 
 
-@results.command(name="report")
+@app.command(name="report")
 def report_(
     runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Folders of runs and of comparisons.")],
     output: Annotated[Path | None, typer.Option(help="File to write; default report.html in the first folder.")] = None,
@@ -38,7 +38,7 @@ def report_(
     say(f"report: {made.path} ({size:.1f} MB{hint})")
 
 
-@results.command()
+@app.command()
 def plot(
     folders: Annotated[
         list[Path], typer.Argument(metavar="RUN...", help="Folders of runs, or the folder of one comparison.")

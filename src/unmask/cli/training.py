@@ -14,10 +14,10 @@ from unmask.cli.options import Overrides, Resume, SettingsCommand, numbers, say
 if TYPE_CHECKING:
     from unmask.report.comparison_files import Shown
 
-training = typer.Typer()
+app = typer.Typer()
 
 
-@training.command(cls=SettingsCommand)
+@app.command(cls=SettingsCommand)
 def train(
     recipe: Annotated[str, typer.Argument(help="A shipped recipe's name, or a YAML file.")],
     overrides: Overrides = None,
@@ -38,7 +38,7 @@ def train(
         say("\n".join(f"{name}: {path}" for name, path in trainer.pictures.items()))
 
 
-@training.command(cls=SettingsCommand)
+@app.command(cls=SettingsCommand)
 def pretrain(
     recipe: Annotated[str, typer.Argument(help="A shipped recipe's name, or a YAML file.")],
     overrides: Overrides = None,
@@ -60,7 +60,7 @@ def pretrain(
         say(f"model: {folder / 'final'}")
 
 
-@training.command(cls=SettingsCommand)
+@app.command(cls=SettingsCommand)
 def compare(
     recipe: Annotated[str, typer.Argument(help="A shipped comparison's name, such as paper-tiny, or a YAML file.")],
     overrides: Overrides = None,
@@ -123,7 +123,7 @@ def compare(
     say(f"to write all of it into one page: unmask report {quote(str(loaded.folder))}")
 
 
-@training.command()
+@app.command()
 def demo(
     output_dir: Annotated[Path, typer.Option(help="Folder for all files of the demo.")] = Path("runs/demo"),
     seed: Annotated[int, typer.Option(help="Seed of pretraining and training.")] = 0,
