@@ -141,9 +141,9 @@ def evidence_upper_bound(
     / t_m, where t_m is the share of tokens that view m masks (arXiv:2510.09541, in the form of its
     release, which pools each token separately). Over all masks and times, the weights of the inner
     mean sum to 1. By Jensen's inequality the bound is therefore at least the ELBO per token, and it
-    grows with β. For β of at least the number of tokens n, it is at least log π(x) / n under random
-    order, by Hölder; for a smaller β it may be lower. An estimate from a few views is biased
-    downwards, because it takes the logarithm of a mean.
+    grows with β. If β is at least the number of tokens n, the bound is at least log π(x) / n under
+    random order, by Hölder's inequality; for a smaller β the bound may be lower. An estimate from a
+    few views is biased downwards, because it takes the logarithm of a mean.
 
     Args:
         logprob: [B, M, L] nats, differentiable; ignored at unmasked positions.

@@ -80,8 +80,8 @@ def step_sum(
 def candidate_steps(
     unmask_step: Int[Tensor, "B L"], is_eos: Bool[Tensor, "B L"], num_steps: int
 ) -> Bool[Tensor, "B {num_steps}"]:
-    """Return the steps that may be selected: those that committed a token, up to the last that
-    committed a non-EOS token.
+    """Return the steps that may be selected: the steps that committed a token, up to the last step
+    that committed a non-EOS token.
 
     In a row that committed only EOS, all steps that committed a token are candidates, so that a
     policy can learn from an empty answer.

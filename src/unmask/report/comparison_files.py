@@ -34,8 +34,9 @@ def replot(folder: Path, target: Path | None = None) -> list[Path]:
     Args:
         folder: folder of the comparison.
         target: .png, .svg or .pdf file for accuracy against compute; all three are written, and
-            .csv. If accuracy against denoising steps was measured, it goes into NAME-decoding in
-            the same folder. Default compute.png and decoding.png in the folder of the comparison.
+            .csv. If accuracy against denoising steps was measured, that figure goes to a second
+            file, such as out-decoding.png for out.png. Default compute.png and decoding.png in the
+            folder of the comparison.
 
     Returns:
         Files of the figures in the format of `target`, which comes first.

@@ -299,8 +299,8 @@ def _settings(run: Path, across: Iterable[str]) -> dict[str, Any]:
 
 
 def _labels(recipes: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Return a label for each recipe: its method's name if these differ, otherwise every setting in
-    which some differ."""
+    """Return a label for each recipe: the name of the method if the methods differ, otherwise all
+    settings in which the recipes differ."""
     methods = [str(own.get("method.type")) for own in recipes]
     if len(recipes) > 1 and len(set(methods)) == len(methods):
         return methods

@@ -57,7 +57,8 @@ def denoise(
     Step k computes the logits at the masked positions of the active block and draws a token for
     each. The order gives each position a priority, and the positions of highest priority are
     committed. Their number shares the masked positions of the block evenly over its steps. A row
-    ends when all its positions up to an EOS are committed; its other positions become EOS unsampled.
+    ends when all positions up to an EOS are committed; the other positions of the row become EOS
+    without sampling.
 
     Args:
         denoiser: policy in evaluation mode.
@@ -68,15 +69,15 @@ def denoise(
         completion: [B, L] int64 tokens to start from, MASK at positions to fill; default all MASK.
         first_step: [B] int64 first step of each row; default 0. The state that an earlier run
             reached before step k is continued exactly as in that run if it starts at k.
-        needs: requirements of a method; if it needs one-step completions, those of its selected
-            steps are stored.
+        needs: requirements of a method; if the method needs one-step completions, the completions
+            of the selected steps are stored.
         entropy_temperature: temperature of the recorded entropies, without top-k and top-p;
             default the sampling distribution.
         observe: function that is called after every step.
 
     Returns:
-        The trajectory. If the sampling temperature is 0, its log-probabilities and entropies are
-        those at temperature 1.
+        The trajectory. If the sampling temperature is 0, the recorded log-probabilities and
+        entropies are those at temperature 1.
     """
     run = _Run(denoiser, prompt_ids, prompt_mask, sampler, seed, completion, needs, entropy_temperature)
     steps_per_block = sampler.steps * sampler.block // sampler.max_completion_length

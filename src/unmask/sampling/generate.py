@@ -70,7 +70,7 @@ def check_policy(policy: object) -> None:
     """Check that the argument `policy` is a `Policy`.
 
     Raises:
-        ConfigError: it is something else.
+        ConfigError: the argument has another type.
     """
     if not isinstance(policy, Policy):
         raise ConfigError(

@@ -36,8 +36,8 @@ class SourcedTask(Task):
     """Base of tasks that read their rows from a file or a data set. A subclass names the sources
     and makes an item from a row.
 
-    A tenth of the training rows, by a stable hash of `key`, is the validation split; it never comes
-    from the test rows. A training row with the same key as a test row is left out.
+    A tenth of the training rows, by a stable hash of `key`, is the validation split. Validation
+    rows never come from the test rows. A training row with the same key as a test row is left out.
     """
 
     revision: str | None = Field(None, min_length=1)

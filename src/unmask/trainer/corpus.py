@@ -143,7 +143,8 @@ class Corpus:
 
 
 def completion_length(recipe: PretrainRecipe) -> int:
-    """Return the number of positions of a completion: that of the recipe, or of the task."""
+    """Return the number of positions of a completion, which the recipe sets or, by default, the
+    task."""
     return recipe.max_completion_length or recipe.task.completion_length
 
 

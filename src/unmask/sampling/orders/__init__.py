@@ -48,8 +48,8 @@ def order_of(name: str) -> Order:
     The path may name a function, or a class that is called after it was made without arguments.
 
     Raises:
-        ConfigError: the order does not exist. When it is called: it returns priorities of the wrong
-            shape.
+        ConfigError: the order does not exist. The order raises this error too, if it returns
+            priorities of the wrong shape.
     """
     if name in ORDERS:
         return ORDERS[name]

@@ -182,8 +182,8 @@ class _Comparison:
         return replace(cell, max_steps=steps_within(cell.budget, probe["cost"], cell.task))
 
     def _probed(self, cell: Cell) -> Record:
-        """Return the record of the probe for a cell, one without failure if there is one; empty if
-        there is no probe."""
+        """Return the record of a probe for a cell, preferably of a probe that did not fail; empty
+        if there is no probe."""
         variant = cell.cost_variant
         probes = [r for r in self.ledger.records if r["stage"] == "probe" and r["variant"] == variant]
         return max(probes, key=lambda record: "cost" in record, default={})
