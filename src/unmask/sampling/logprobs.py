@@ -7,11 +7,13 @@ policy, so their values are comparable.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal
 
 import torch
 from torch import Tensor
 
+from unmask.core.config import SamplerConfig
 from unmask.core.records import DenoiserLike, Readout, Trajectory, ViewLogprobs, Views
 from unmask.functional.distribution import token_logprobs
 from unmask.functional.masking import compact_columns
@@ -42,6 +44,10 @@ class LogprobSettings:
             sampler = trajectory.sampler
             return LogprobSettings(sampler.temperature or 1.0, sampler.top_k, sampler.top_p)
         return LogprobSettings(logprob_temperature, 0, 1.0)
+
+    def logprobs(self, logits: Tensor, tokens: Tensor) -> Tensor:
+        """Return [..., V] log-probabilities whose support includes the [..., M] `tokens`."""
+        return token_logprobs(logits, self.temperature, self.top_k, self.top_p, always_allow=tokens)
 
 
 def view_logprobs(
@@ -84,21 +90,10 @@ def view_logprobs(
     sequences = completion.unsqueeze(1) if views.tokens is None else views.tokens.long()
     # [N, n, M]: the tokens of every sequence at the columns.
     tokens = sequences.gather(2, columns.unsqueeze(1).expand(-1, sequences.shape[1], -1)).mT
-    prompt_ids, prompt_mask = _prompts(trajectory, views, trim)
     state = completion.masked_fill(views.hidden, trajectory.mask_id)
-    model_input = (prompt_ids, prompt_mask, state, columns, trajectory.mask_id)
+    model_input = (*_prompts(trajectory, views, trim), state, columns, trajectory.mask_id)
     sampler = trajectory.sampler
-    position_logit = POSITION_LOGITS[sampler.order] if choice else None
-
-    def evaluate(logits: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
-        """Return [..., M] log-probabilities, with position logits in one more column, and all."""
-        logprobs = token_logprobs(logits, settings.temperature, settings.top_k, settings.top_p, always_allow=tokens)
-        values = logprobs.gather(-1, tokens)
-        if position_logit is not None:
-            extra = position_logit(logits, sampler.order_temperature).unsqueeze(-1)
-            values = torch.cat([values, extra.to(values.dtype)], dim=-1)
-        return values, logprobs
-
+    evaluate = partial(_evaluate, settings, sampler if choice else None)
     needs_all = distribution or bool(sampler.guidance)
     logprobs = None
     if needs_all or positions_at_once is None or columns.numel() <= positions_at_once:
@@ -106,15 +101,37 @@ def view_logprobs(
     else:
         readout = Readout(lambda logits, tokens: evaluate(logits, tokens)[0], tokens, positions_at_once)
         values = predict_in_chunks(denoiser, *model_input, readout)
-    chosen = values[..., : tokens.shape[-1]].mT
-    # Columns that only pad the width may hold MASK, whose log-probability is -inf.
-    chosen = torch.where(is_target.unsqueeze(1), chosen, torch.zeros_like(chosen))
-    dense = chosen.new_zeros(sequences.shape).scatter(2, columns.unsqueeze(1).expand_as(chosen), chosen)
+    dense = _at_positions(values[..., : tokens.shape[-1]].mT, columns, is_target, sequences.shape[2])
     return ViewLogprobs(
         dense.squeeze(1) if views.tokens is None else dense,
         _choice_logprob(trajectory, views, values[..., -1], columns, is_valid, is_target) if choice else None,
         logprobs[is_target] if distribution and logprobs is not None else None,
     )
+
+
+def _evaluate(
+    settings: LogprobSettings, choice: SamplerConfig | None, logits: Tensor, tokens: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Return the [..., M] log-probabilities of `tokens`, and those of all tokens.
+
+    If `choice` is the sampler of an order that draws positions, the first tensor has one more
+    column, with the position logits.
+    """
+    logprobs = settings.logprobs(logits, tokens)
+    values = logprobs.gather(-1, tokens)
+    if choice is not None:
+        extra = POSITION_LOGITS[choice.order](logits, choice.order_temperature).unsqueeze(-1)
+        values = torch.cat([values, extra.to(values.dtype)], dim=-1)
+    return values, logprobs
+
+
+def _at_positions(chosen: Tensor, columns: Tensor, is_target: Tensor, length: int) -> Tensor:
+    """Return [N, M, L] log-probabilities at their positions, 0 elsewhere, from [N, M, n] at the
+    columns."""
+    # Columns that only pad the width may hold MASK, whose log-probability is -inf.
+    chosen = torch.where(is_target.unsqueeze(1), chosen, torch.zeros_like(chosen))
+    dense = chosen.new_zeros(*chosen.shape[:2], length)
+    return dense.scatter(2, columns.unsqueeze(1).expand_as(chosen), chosen)
 
 
 def _prompts(trajectory: Trajectory, views: Views, trim: bool) -> tuple[Tensor, Tensor]:

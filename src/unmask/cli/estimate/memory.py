@@ -18,7 +18,6 @@ from torch import Tensor
 
 from unmask.cli.estimate.shapes import build_fake
 from unmask.cli.estimate.work import Pass, Work
-from unmask.functional.distribution import token_logprobs
 from unmask.models import Denoiser
 from unmask.recipes.schema import TrainRecipe
 from unmask.sampling import LogprobSettings
@@ -251,8 +250,7 @@ def _scored(denoiser: Denoiser, recipe: TrainRecipe, work: Pass, length: int, re
         if temperature == "sampling"
         else LogprobSettings(temperature, 0, 1.0)
     )
-    logprobs = token_logprobs(logits, settings.temperature, settings.top_k, settings.top_p, always_allow=tokens)
-    return logprobs.gather(-1, tokens)
+    return settings.logprobs(logits, tokens).gather(-1, tokens)
 
 
 def _sampled(denoiser: Denoiser, recipe: TrainRecipe, work: Pass, length: int, on_gpu: bool) -> object:
