@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -119,3 +121,12 @@ def test_a_path_that_begins_with_a_tilde_is_in_the_home_folder(monkeypatch: pyte
     read = Paths.model_validate({"one": "~/x", "several": ["~/r.py:f", "a~/b"]})
     assert (read.one, read.several) == ("/home/someone/x", ("/home/someone/r.py:f", "a~/b"))
     assert Paths(one="~").one == "/home/someone"
+
+
+def test_a_named_tuple_is_not_a_list_of_paths() -> None:
+    class Pair(NamedTuple):
+        one: str
+        other: str
+
+    with pytest.raises(ValidationError, match="extra_forbidden"):
+        SamplerConfig.model_validate({"policy": Pair("~/a", "b")})

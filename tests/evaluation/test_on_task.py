@@ -38,6 +38,7 @@ def test_a_task_may_be_a_name_or_a_dict(policy: Policy) -> None:
     assert (result.num_rows, result.length, result.steps, result.temperature) == (4, 16, 8, 0.0)
     assert result == evaluate(policy, Sudoku(), 4) == evaluate(policy, {"type": "sudoku"}, 4)
     assert task_of({"type": "sudoku", "max_blanks": 8}) == Sudoku(max_blanks=8)
+    assert task_of(Sudoku) == Sudoku()
     assert 0 <= result.low <= result.accuracy <= result.high <= 1
 
 
@@ -66,8 +67,12 @@ def test_the_default_sampler_has_the_length_of_the_task_or_that_of_language_mode
         ({"task": {"type": "sudoku", "blanks": 1}}, ("blanks", "min_blanks")),
         ({"policy": "runs/mine"}, ("policy has the type str", "load_model")),
         ({"samples": 2}, ("2 samples", "temperature")),
+        ({"samples": 0}, ("samples = 0", "at least 1")),
+        ({"num_rows": 0}, ("num_rows = 0", "at least 1")),
+        ({"task": [{"prompt": "1=", "answer": "1"}]}, ("list", "dataset")),
+        ({"sampler": {"num_steps": 4}}, ("dict", "SamplerConfig")),
     ],
-    ids=["task", "option", "policy", "samples"],
+    ids=["task", "option", "policy", "samples", "no sample", "no row", "rows", "sampler"],
 )
 def test_what_cannot_be_evaluated_is_refused(policy: Policy, changes: dict[str, Any], words: tuple[str, ...]) -> None:
     with raises(ConfigError, *words):

@@ -69,8 +69,11 @@ def test_a_chat_is_one_prompt(policy: Policy) -> None:
         ({"seed": torch.zeros(3, dtype=torch.long)}, ConfigError, ("[3]", "2 completions")),
         ({"policy": "runs/mine"}, ConfigError, ("policy has the type str", "load_model")),
         ({"sampler": None}, DataError, ("256", "max_completion_length")),
+        ({"sampler": {"num_steps": 4}}, ConfigError, ("dict", "SamplerConfig")),
+        ({"prompts": [{"prompt": "12=", "answer": "3"}]}, DataError, ("rows", 'row["prompt"]')),
+        ({"prompts": {"prompt": "12=", "answer": "3"}}, DataError, ("rows", 'row["prompt"]')),
     ],
-    ids=["no prompt", "no completion", "seeds", "policy", "too long"],
+    ids=["no prompt", "no completion", "seeds", "policy", "too long", "sampler", "rows", "row"],
 )
 def test_what_cannot_be_generated_is_refused(
     policy: Policy, changes: dict[str, Any], error: type[Exception], words: tuple[str, ...]

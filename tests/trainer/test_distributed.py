@@ -240,7 +240,8 @@ def test_an_error_that_only_the_main_rank_sees_stops_both_with_one_message(
     folder = one["egspo_sa"]
     assert exit_codes_of_two(train_by_command, tiny_model, folder, settings(place)) == [2, 2]
     assert said(folder) == [
-        f"RunError: {folder} already holds a run. Add --resume to continue it, or set output_dir to another folder."
+        f"RunError: {folder} already holds a run. Add --resume to continue it (in Python resume=True), or set "
+        "output_dir to another folder."
     ]
 
 

@@ -113,7 +113,8 @@ def _holds_list(annotation: Any) -> bool:
 
 
 def _expanded(value: Any) -> Any:
-    if isinstance(value, list | tuple):
+    # A named tuple, such as a policy, is not a list.
+    if type(value) in (list, tuple):
         return type(value)(_expanded(item) for item in value)
     if isinstance(value, str | os.PathLike) and str(value).startswith("~"):
         return type(value)(os.path.expanduser(value))  # type: ignore[call-arg]

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from unmask.core.config import SamplerConfig
-from unmask.core.errors import DataError
+from unmask.core.errors import ConfigError, DataError
 from unmask.evaluation import evaluate as measuring
 from unmask.evaluation.evaluate import Evaluation
 from unmask.evaluation.usable import faults_for, usable_rows
@@ -16,13 +16,13 @@ from unmask.recipes.schema import RunRecipe
 from unmask.rewards.given import RewardFuncs, reward_list
 from unmask.rewards.loading import make_scorer
 from unmask.sampling.engine import BatchLimits, LocalEngine
-from unmask.sampling.generate import check_policy
+from unmask.sampling.generate import check_policy, check_sampler
 from unmask.tasks import Split, Task
 
 
 def evaluate(
     policy: Policy,
-    task: Task | str | Mapping[str, Any],
+    task: Task | type[Task] | str | Mapping[str, Any],
     num_rows: int = 256,
     *,
     split: Split = "test",
@@ -37,8 +37,8 @@ def evaluate(
 
     Args:
         policy: the model and its tokenizer, as `load_model` returns them.
-        task: a task object, its name such as "sudoku" or "my_task.py:Mine", or a dict of its type
-            and options.
+        task: a task object, its class, its name such as "sudoku" or "my_task.py:Mine", or a dict of
+            its type and options.
         num_rows: number of rows.
         split: train, validation or test.
         sampler: sampler settings. By default, decoding is greedy. The completion length is the
@@ -61,6 +61,9 @@ def evaluate(
         DataError: the split has no rows, or the model cannot use one of the rows.
     """
     check_policy(policy)
+    check_sampler(sampler)
+    if num_rows < 1 or samples < 1:
+        raise ConfigError(f"num_rows = {num_rows} and samples = {samples} must be at least 1.")
     task = task_of(task)
     sampler = sampler or default_sampler(task)
     functions = reward_list(reward_funcs)
@@ -79,8 +82,8 @@ def evaluate(
         scorer.close()
 
 
-def task_of(task: Task | str | Mapping[str, Any]) -> Task:
-    """Return the task that a name, a path, or a dict of a type and options stands for.
+def task_of(task: Task | type[Task] | str | Mapping[str, Any]) -> Task:
+    """Return the task that a class, a name, a path, or a dict of a type and options stands for.
 
     Raises:
         ConfigError: there is no such task, or an option of it cannot be used.
@@ -91,7 +94,16 @@ def task_of(task: Task | str | Mapping[str, Any]) -> Task:
     """
     if isinstance(task, Task):
         return task
-    return make_task(task) if isinstance(task, str) else validate(RunRecipe, {"task": dict(task)}).task
+    if isinstance(task, str):
+        return make_task(task)
+    if isinstance(task, type) and issubclass(task, Task):
+        task = {"type": task}
+    if not isinstance(task, Mapping):
+        raise ConfigError(
+            f"task has the type {type(task).__name__}. Give a task object, its class, its name, or a dict of its type and "
+            'options, such as {"type": "dataset", "path": rows}.'
+        )
+    return validate(RunRecipe, {"task": dict(task)}).task
 
 
 def default_sampler(task: Task) -> SamplerConfig:

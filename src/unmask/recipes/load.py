@@ -199,6 +199,9 @@ def override(tree: dict[str, Any], changes: Overrides) -> None:
 
 def _flat(changes: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
     for key, value in changes.items():
+        if isinstance(value, Config) and not isinstance(value, Task):
+            # The options of a task may be rows, which stay as they are.
+            value = value.model_dump()
         # Only plain dicts are sections: an example that is given in Python may be another kind of
         # mapping.
         if type(value) is dict and value:

@@ -339,7 +339,8 @@ class RunFolder:
         examples are the same."""
         if not resume:
             raise RunError(
-                f"{self.path} already holds a run. Add --resume to continue it, or set output_dir to another folder."
+                f"{self.path} already holds a run. Add --resume to continue it (in Python resume=True), or set output_dir "
+                "to another folder."
             )
         with _restoring_advised():
             recorded = dict(completed(read_yaml(self.path / "config.yaml")))

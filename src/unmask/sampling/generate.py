@@ -49,10 +49,11 @@ def generate(
         The trajectory of B completions, in the order of the prompts, on the device of the model.
 
     Raises:
-        ConfigError: `policy` is something else, or there are not as many seeds as completions.
+        ConfigError: `policy` or `sampler` is something else, or there are not as many seeds as completions.
         DataError: there is no prompt, a prompt cannot be encoded, or it is too long for the model.
     """
     check_policy(policy)
+    check_sampler(sampler)
     repeated = [prompt for prompt in _listed(prompts) for _ in range(num_generations)]
     if not repeated:
         raise DataError("There is no prompt to complete. Give at least one prompt, and num_generations of at least 1.")
@@ -78,9 +79,23 @@ def check_policy(policy: object) -> None:
         )
 
 
+def check_sampler(sampler: object) -> None:
+    """Check that an argument holds sampler settings or is None.
+
+    Raises:
+        ConfigError: it is something else.
+    """
+    if not isinstance(sampler, SamplerConfig | None):
+        raise ConfigError(
+            f"sampler has the type {type(sampler).__name__}. Give SamplerConfig(...), such as SamplerConfig(num_steps=8)."
+        )
+
+
 def _listed(prompts: Prompt | Sequence[Prompt]) -> list[Prompt]:
     """Return a list of prompts; a text, or the messages of one chat, are one prompt."""
     if isinstance(prompts, str):
         return [prompts]
-    listed: list[Prompt] = list(prompts)  # type: ignore[arg-type]
+    listed: list[Prompt] = [] if isinstance(prompts, Mapping) else list(prompts)  # type: ignore[arg-type]
+    if isinstance(prompts, Mapping) or any(isinstance(prompt, Mapping) and "prompt" in prompt for prompt in listed):
+        raise DataError('prompts holds rows. Give their prompts: [row["prompt"] for row in rows].')
     return [listed] if listed and isinstance(listed[0], Mapping) else listed  # type: ignore[list-item]

@@ -8,12 +8,13 @@ from typing import Any
 import pytest
 
 from tests.helpers.messages import raises
+from unmask.core.config import SamplerConfig
 from unmask.core.errors import ConfigError
 from unmask.methods.diffu_grpo import DiffuGRPO
 from unmask.models import Policy, TinyConfig, char_tokenizer, tiny_denoiser
 from unmask.recipes.load import load_recipe
 from unmask.recipes.schema import TrainRecipe
-from unmask.report.api.arguments import recipe_of
+from unmask.report.api.arguments import check_names, recipe_of
 
 ROWS = [{"prompt": f"{i}+1=", "answer": str(i + 1)} for i in range(9)]
 
@@ -85,6 +86,36 @@ def test_a_completion_has_as_many_tokens_as_a_given_model_has_room_for() -> None
     assert recipe_of(None, settings, model=policy, train_dataset=ROWS).sampler.max_completion_length == 36
     fixed = recipe_of(None, settings | {"max_completion_length": 16}, model=policy, train_dataset=ROWS)
     assert fixed.sampler.max_completion_length == 16
+
+
+def test_the_default_method_selects_no_more_steps_than_a_short_completion_has() -> None:
+    def selected(**settings: Any) -> int:
+        return int(resolved(**settings).method.model_dump()["num_selected"])
+
+    assert (selected(), selected(max_completion_length=16), selected(max_completion_length=6)) == (8, 8, 3)
+    assert selected(method="egspo_sa", max_completion_length=6) == 3
+    with raises(ConfigError, "num_selected = 5", "3 denoising steps"):
+        resolved(max_completion_length=6, num_selected=5)
+    tokenizer = char_tokenizer("0123456789+=")
+    policy = Policy(tiny_denoiser(TinyConfig(num_layers=1, width=16, max_length=14), tokenizer, seed=0), tokenizer)
+    fitted = recipe_of(None, {"model": "written/later"}, model=policy, train_dataset=ROWS)
+    assert (fitted.sampler.max_completion_length, fitted.method.model_dump()["num_selected"]) == (10, 5)
+
+
+def test_a_sampler_object_is_a_section() -> None:
+    sampler = SamplerConfig(max_completion_length=16, num_steps=8)
+    assert resolved(sampler=sampler).sampler == sampler
+    assert resolved(sampler=sampler, temperature=0.5).sampler == sampler.model_copy(update={"temperature": 0.5})
+    assert resolved(method=DiffuGRPO(beta=0.5), epsilon=0.3).method == DiffuGRPO(beta=0.5, epsilon=0.3)
+
+
+@pytest.mark.parametrize(
+    ("name", "argument"),
+    [("dataset", "train_dataset"), ("tokenizer", "processing_class"), ("rewards", "reward_funcs"), ("policy", "model")],
+)
+def test_an_argument_under_another_name_is_explained(name: str, argument: str) -> None:
+    with raises(ConfigError, name, f'"{argument}"'):
+        check_names({name: ROWS})
 
 
 @pytest.mark.parametrize(

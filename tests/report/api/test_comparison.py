@@ -45,3 +45,8 @@ def test_a_dict_of_changes_picks_methods_by_name_and_sets_keys() -> None:
 def test_a_method_that_is_not_there_is_refused() -> None:
     with raises(ConfigError, "lat steps", "late steps"):
         load_compare(TINY, {"methods": "lat steps"})
+
+
+def test_a_comparison_runs_at_least_one_job() -> None:
+    with raises(ConfigError, "jobs = 0", "at least 1"):
+        compare(TINY, jobs=0)

@@ -102,6 +102,8 @@ def test_a_run_that_has_just_begun_has_no_model_yet(begun: Path) -> None:
     run = open_run(begun)
     assert (run.metrics, run.evaluations, list(run.rollouts), run.checkpoints) == ([], [], [], [])
     assert repr(run).endswith("step 0 of 6)")
+    with raises(RunError, "no saved rollouts", "log_rollouts_steps", snapshot=False):
+        run.rollouts[3]
     with raises(RunError, "no model yet"):
         run.model()
     with raises(RunError, "no saved rollouts", "log_rollouts_steps"):

@@ -28,6 +28,8 @@ def test_a_denoiser_without_its_tokenizer_and_a_path_with_one_are_refused(tiny_m
         model_of(policy.denoiser)
     with raises(ConfigError, "processing_class", "some/folder"):
         model_of("some/folder", policy.tokenizer)
+    with raises(ConfigError, "GPT2LMHeadModel", "Policy(Denoiser("):
+        model_of(policy.denoiser.backbone, policy.tokenizer)
 
 
 def test_a_run_that_has_begun_keeps_the_model_that_it_started_from(tiny_model: Path, tmp_path: Path) -> None:

@@ -197,6 +197,13 @@ def test_a_model_may_stand_first_as_in_trl(tiny_model: Path, tmp_path: Path) -> 
     assert list(trainer.scorer.functions) == ["length"]
 
 
+def test_no_output_folder_is_the_default_one(tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    policy = load_model(tiny_model)
+    Trainer(model=policy, reward_funcs=length, train_dataset=ROWS, output_dir=None, progress=False)
+    assert (tmp_path / "runs" / "train-start" / "config.json").is_file()
+
+
 def test_an_engine_can_be_given(tiny_model: Path, tmp_path: Path) -> None:
     versions: list[int] = []
 
@@ -214,7 +221,7 @@ def test_an_engine_can_be_given(tiny_model: Path, tmp_path: Path) -> None:
     ("arguments", "words"),
     [
         ({}, ("no model", "Trainer(model=policy")),
-        ({"model": "m"}, ("no rows or a task", "train_dataset=rows")),
+        ({"model": "m"}, ("no rows and no task", "train_dataset=rows")),
         (
             {"recipe": "sudoku-tiny", "eval_dataset": [{"prompt": "1"}]},
             ("eval_dataset", "train_dataset", "task.test_path"),

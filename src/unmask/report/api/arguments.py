@@ -7,8 +7,11 @@ import os
 from collections.abc import Mapping
 from typing import Any
 
+from pydantic import ValidationError
+
 from unmask.core.config import SamplerConfig
 from unmask.core.errors import ConfigError, DataError
+from unmask.methods import METHODS
 from unmask.models import Policy
 from unmask.recipes.keys import Places
 from unmask.recipes.load import Source, override, recipe_tree, task_settings, validate
@@ -24,6 +27,30 @@ _ADVICE = (
     "Give a model and rows, as in Trainer(model=policy, reward_funcs=my_reward, train_dataset=rows, max_steps=3), or a "
     'recipe, as in Trainer(load_recipe("sudoku-tiny"), model="runs/my-base/final").'
 )
+
+
+ARGUMENTS = {
+    "model": "policy",
+    "train_dataset": "dataset train_data train_rows data",
+    "eval_dataset": "eval_data val_dataset validation_dataset test_dataset",
+    "reward_funcs": "reward_func reward_fn reward_function reward_functions reward rewards",
+    "processing_class": "tokenizer",
+    "observe": "callback",
+    "resume": "resume_from_checkpoint",
+}
+"""Arguments of `Trainer`, each with the names that it has elsewhere, separated by spaces."""
+
+
+def check_names(settings: Mapping[str, Any]) -> None:
+    """Check that no setting is an argument of `Trainer` under another name.
+
+    Raises:
+        ConfigError: one is.
+    """
+    for argument, names in ARGUMENTS.items():
+        for name in names.split():
+            if name in settings:
+                raise ConfigError(f'Trainer has no argument "{name}". Did you mean "{argument}"?')
 
 
 def recipe_of(
@@ -57,18 +84,36 @@ def recipe_of(
     if isinstance(model, str):
         tree["model"] = model
     _set_rows(tree, train_dataset, eval_dataset)
-    for key, name in (("model", "a model"), ("task", "rows or a task")):
+    for key, missing in (("model", "no model to train"), ("task", "no rows and no task to train on")):
         if not tree.get(key):
-            raise ConfigError(f"Trainer has no {name.removeprefix('a ')} to train with. {_ADVICE}")
+            raise ConfigError(f"Trainer has {missing}. {_ADVICE}")
     places = Places(TrainRecipe, tree)
     override(tree, {_key(places, name): value for name, value in named.items() if name not in exact})
-    resolved = validate(TrainRecipe, tree)
-    if recipe is None and isinstance(model, Policy) and "max_completion_length" not in tree.get("sampler", {}):
+    if recipe is not None:
+        return validate(TrainRecipe, tree)
+    resolved = validate(TrainRecipe, _with_few_steps(tree))
+    if isinstance(model, Policy) and "max_completion_length" not in tree.get("sampler", {}):
         length = _length_with_room(model, resolved.task, resolved)
-        resolved = validate(
-            TrainRecipe, tree | {"sampler": {**tree.get("sampler", {}), "max_completion_length": length}}
-        )
+        fitting = {**tree.get("sampler", {}), "max_completion_length": length}
+        resolved = validate(TrainRecipe, _with_few_steps(tree | {"sampler": fitting}))
     return resolved
+
+
+def _with_few_steps(tree: dict[str, Any]) -> dict[str, Any]:
+    """Return the tree with a `num_selected` that the denoising steps of a short completion allow,
+    unless it is set. The default of the method suits completions of language models."""
+    method = tree["method"]
+    cls = METHODS.get(method["type"]) if isinstance(method, dict) and isinstance(method.get("type"), str) else None
+    if cls is None or "num_selected" in method or "num_selected" not in cls.model_fields:
+        return tree
+    try:
+        steps = SamplerConfig(**tree.get("sampler", {})).steps
+    except ValidationError:
+        # The validation of the whole recipe names the setting.
+        return tree
+    if steps >= cls.model_fields["num_selected"].default:
+        return tree
+    return tree | {"method": {**method, "num_selected": steps}}
 
 
 def _section(key: str, value: Any) -> Any:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from unmask.core.errors import ConfigError
 from unmask.recipes.load import Overrides
 from unmask.report.comparison_files import report, shown
 from unmask.report.tables import Table
@@ -68,10 +69,12 @@ def compare(
 
     Raises:
         CompareStoppedError: SIGINT or SIGTERM arrived; unfinished runs were saved.
-        ConfigError: the recipe cannot be used.
+        ConfigError: the recipe or `jobs` cannot be used.
         RunError: the folder belongs to another comparison, is in use, or has results of code that
             was edited since.
     """
+    if jobs < 1:
+        raise ConfigError(f"jobs = {jobs} must be at least 1.")
     loaded = load_compare(recipe, overrides)
     run(
         loaded,

@@ -70,7 +70,10 @@ class Rollouts:
         self._folder = folder
 
     def __getitem__(self, step: int) -> SavedRollout:
-        if step not in (steps := saved_steps(self._folder)):
+        steps = saved_steps(self._folder)
+        if not steps:
+            raise RunError(f"{self._folder} has no saved rollouts. Set log_rollouts_steps above 0 to save some.")
+        if step not in steps:
             raise RunError(
                 f"{self._folder} has no saved rollout of step {step}. It has those of the steps {steps}; "
                 "log_rollouts_steps sets how often a run saves one."
@@ -148,10 +151,7 @@ class Run:
         Raises:
             RunError: the run saved no rollout of that step, or none at all.
         """
-        steps = list(self.rollouts)
-        if not steps and step is None:
-            raise RunError(f"{self.folder} has no saved rollouts. Set log_rollouts_steps above 0 to save some.")
-        saved = self.rollouts[steps[-1] if step is None else step]
+        saved = self.rollouts[max(self.rollouts, default=0) if step is None else step]
         size = saved.rollout.group_size
         return [
             {

@@ -44,7 +44,8 @@ def model_of(source: ModelSource | None, tokenizer: PreTrainedTokenizerBase | No
                 )
             return os.fspath(source)
     raise ConfigError(
-        f"model has the type {type(source).__name__}. Give a folder, a hub id, or what load_model returns."
+        f"model has the type {type(source).__name__}. Give a folder, a hub id, or what load_model returns. For a "
+        "transformers model that is loaded already, give Policy(Denoiser(model, mask_id, eos_id, pad_id), tokenizer)."
     )
 
 

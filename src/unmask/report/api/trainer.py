@@ -17,7 +17,7 @@ from unmask.core.errors import ConfigError, UnmaskError
 from unmask.models import Denoiser, Policy
 from unmask.recipes.load import Source, load_recipe, recipe_tree
 from unmask.recipes.schema import TrainRecipe
-from unmask.report.api.arguments import recipe_of
+from unmask.report.api.arguments import check_names, recipe_of
 from unmask.report.api.starting_model import ModelSource, model_of, write_starting_model
 from unmask.report.progress import ProgressView
 from unmask.rewards.given import RewardFuncs, reward_list
@@ -39,7 +39,9 @@ class Trainer(trainer.Trainer):
         Trainer(model=policy, reward_funcs=[my_reward], train_dataset=rows, max_steps=3).train()
 
     Without a recipe, the method is EGSPO and every other setting has its default
-    (`unmask.report.api.arguments.DEFAULTS`). The recipe that results is recorded in the run folder,
+    (`unmask.report.api.arguments.DEFAULTS`). Two defaults adapt: a completion has at most as many
+    tokens as a model object has room for, and the method selects at most as many steps as the
+    sampler takes. The recipe that results is recorded in the run folder,
     so that the run can be resumed and its model card is complete.
 
     Args:
@@ -89,8 +91,10 @@ class Trainer(trainer.Trainer):
             recipe, model = None, recipe
         start = model_of(model, processing_class)
         settings = _merged(args, settings)
+        check_names(settings)
         if isinstance(start, Policy):
-            run = Path(settings.setdefault("output_dir", _output_dir(recipe)))
+            run = Path(settings.get("output_dir") or _output_dir(recipe))
+            settings["output_dir"] = str(run)
             settings["model"] = str(run.with_name(f"{run.name}-start"))
         loaded = recipe_of(recipe, settings, model=start, train_dataset=train_dataset, eval_dataset=eval_dataset)  # type: ignore[arg-type]
         loaded, functions = _with_rewards(loaded, reward_funcs)
