@@ -1,5 +1,5 @@
-"""The command line. The commands import heavy packages when they run, so that help appears at
-once."""
+"""The command line. A command imports heavy packages only when it runs, so that help appears
+without delay."""
 
 from __future__ import annotations
 
@@ -38,8 +38,8 @@ _ENVIRONMENT = {
     # transformers warns about padding without a mask whenever a completion contains a PAD token.
     "TRANSFORMERS_VERBOSITY": "error",
 }
-"""Environment variables to set, unless the user has set them, before the libraries that read them
-are imported."""
+"""Environment variables that are set before the libraries that read them are imported. A value that
+the user has set stays."""
 
 
 class _Visible(logging.Formatter):

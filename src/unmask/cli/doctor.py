@@ -46,7 +46,7 @@ EXTRAS = {
 """Optional extras, each with a module that the extra installs."""
 
 MIN_FREE = 5e9
-"""Free disk space in bytes below which the report has a note."""
+"""Threshold of free disk space in bytes. If less is free, the report has a note."""
 
 KNOWN_DRAW = 0.25829649042745984
 """Value of counter_uniform(7, 0, 3), computed by hand from the definition of the hash."""

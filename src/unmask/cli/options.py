@@ -36,8 +36,8 @@ def say(text: str, err: bool = False) -> None:
 
 
 class SettingsCommand(TyperCommand):
-    """Command that takes key=value settings, and answers an unknown option with the setting of that
-    meaning."""
+    """Command that takes key=value settings. The error for an unknown option names the setting that
+    has the same meaning."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         from unmask.core.errors import nearest

@@ -67,8 +67,8 @@ def plot(
     Runs of one recipe with different seeds form one line, with an interval over seeds. For a single
     run, accuracies have Wilson intervals.
 
-    For a comparison, the file --output shows accuracy against compute. If accuracy was also
-    measured for several numbers of denoising steps, a second file shows it, such as
+    For a comparison, the file given with --output shows accuracy against compute. If accuracy was
+    also measured for several numbers of denoising steps, a second file shows it, such as
     out-decoding.png beside out.png.
     """
     from unmask.core.errors import ConfigError

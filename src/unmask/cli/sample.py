@@ -1,4 +1,5 @@
-"""The denoising film in a terminal: the tokens that each step commits, and their entropy.
+"""The denoising film in a terminal, which shows the tokens that each step commits, and their
+entropy.
 
 A terminal shows the film live; a pipe gets a plain line for each step.
 """

@@ -1,5 +1,5 @@
-"""Tables on the terminal. If the terminal is too narrow, the cells of a row are printed below each
-other."""
+"""Tables on the terminal. If the terminal is too narrow for a table, each row is printed as a list
+of its cells."""
 
 from __future__ import annotations
 

@@ -21,9 +21,9 @@ from unmask.runs.saved_rollouts import SavedRollout, saved_path, saved_steps
 TITLE = "unmask: "
 """Start of the title of every report; the names of the runs follow."""
 MOST_HEAD = 4096
-"""Number of bytes at the start of a report that contain its title."""
+"""Number of bytes at the start of a report within which its title occurs."""
 MOST_ROLLOUTS = 200
-"""Default maximum number of saved rollouts that are shown of a run."""
+"""Maximum number of saved rollouts that are shown for a run by default."""
 
 
 @dataclass
@@ -87,8 +87,8 @@ def _is_report(path: Path) -> bool:
 
 
 def _run(folder: Path, name: str, number: int, rollouts: int) -> tuple[dict[str, Any], dict[str, str], list[str]]:
-    """Return a run's data for the page, its blocks by id, and messages about rollouts that cannot
-    be read."""
+    """Return three things for the page: the data of a run, its compressed blocks by id, and
+    messages about rollouts that cannot be read."""
     run, config = run_facts(folder, name), read_config(folder)
     steps = saved_steps(folder)
     chosen = _spaced(steps, rollouts)
@@ -120,7 +120,7 @@ def _run(folder: Path, name: str, number: int, rollouts: int) -> tuple[dict[str,
 
 
 def _why_none(config: Mapping[str, Any]) -> str:
-    """Return why a run has saved no rollouts, and what to do."""
+    """Return a text that says why a run has no saved rollouts, and what to do."""
     every = config.get("log_rollouts_steps")
     if not isinstance(every, int):
         return "Pretraining has no rollouts."
@@ -130,7 +130,7 @@ def _why_none(config: Mapping[str, Any]) -> str:
 
 
 def _spaced(steps: Sequence[int], count: int) -> list[int]:
-    """Return `count` of the steps, evenly spaced, with the first and the last among them."""
+    """Return `count` evenly spaced steps, which include the first and the last step."""
     if len(steps) <= count:
         return list(steps)
     if count < 2:
@@ -158,7 +158,8 @@ def _check(folder: Path) -> None:
 
 
 def _names(folders: Sequence[Path]) -> list[str]:
-    """Return a name for each folder, with as many parent folders as make the names distinct."""
+    """Return a name for each folder, which includes as many parent folders as are needed to make
+    the names distinct."""
     parts = [folder.resolve().parts for folder in folders]
     for depth in range(1, max(map(len, parts)) + 1):
         names = ["/".join(part[-depth:]) for part in parts]

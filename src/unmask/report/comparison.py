@@ -1,5 +1,5 @@
-"""The report's data of a comparison: accuracy against compute and against denoising steps, and the
-tables."""
+"""Data of a comparison for the report: accuracy against compute, accuracy against denoising steps,
+and the tables."""
 
 from __future__ import annotations
 
@@ -52,8 +52,8 @@ def _task(results: Results, task: str) -> dict[str, Any]:
     """Return the lines and differences of a task.
 
     A mean is a list of the mean, half the width of its interval, and the interval's ends, cut to
-    the range of the quantity. `text` has the counts of a line in the form of table.md. `best` has
-    for each temperature the method that is certainly the best, or None.
+    the range of the quantity. `text` holds the counts of a line, written as in table.md. `best`
+    holds, for each temperature, the method that is certainly the best, or None.
     """
     from unmask.report.tables import counted, millions, pairs
 
@@ -98,6 +98,6 @@ def _task(results: Results, task: str) -> dict[str, Any]:
 
 
 def _mean(value: Mean) -> list[float | None]:
-    """Return the mean, half the width of its interval and the interval's ends; None for those
-    without an interval."""
+    """Return the mean, half the width of its interval and the interval's ends. If there is no
+    interval, the last three values are None."""
     return [round(value.mean, 6), *(None if isnan(n) else round(n, 6) for n in (value.half, value.low, value.high))]

@@ -18,7 +18,7 @@ from unmask.trainer.comparison.results import Results, choose, tried
 
 @dataclass(frozen=True)
 class Shown:
-    """The part of a comparison that a terminal shows."""
+    """Parts of a comparison's results that a terminal shows."""
 
     notes: list[str]
     """Explanation of the numbers, and warnings."""
@@ -33,13 +33,13 @@ def replot(folder: Path, target: Path | None = None) -> list[Path]:
 
     Args:
         folder: folder of the comparison.
-        target: .png, .svg or .pdf file for accuracy against compute; all three are written, and
-            .csv. If accuracy against denoising steps was measured, that figure goes to a second
-            file, such as out-decoding.png for out.png. Default compute.png and decoding.png in the
-            folder of the comparison.
+        target: .png, .svg or .pdf file for accuracy against compute; files of all three kinds are
+            written, and a .csv file with the numbers. If accuracy against denoising steps was
+            measured, that figure goes to a second file, such as out-decoding.png for out.png.
+            Default compute.png and decoding.png in the folder of the comparison.
 
     Returns:
-        Files of the figures in the format of `target`, which comes first.
+        Files of the figures that have the format of `target`; the first one is `target`.
 
     Raises:
         RunError: if the folder has no results or no recipe.

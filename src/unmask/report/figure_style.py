@@ -34,7 +34,8 @@ SUFFIXES = (".png", ".svg", ".pdf")
 """Endings of the files that are written of each figure."""
 
 _MARGIN = 4096
-"""Number of bytes at the start and end of a file in which a figure is recognised."""
+"""Number of bytes at the start and at the end of a file that are searched for the mark of a
+figure."""
 
 PANEL_WIDTH, PANEL_HEIGHT, LEGEND_ROW = 3.6, 4.0, 0.24
 """Size of a panel, and height of a row of the legend, in inches."""
@@ -49,8 +50,8 @@ def line_style(index: int) -> dict[str, Any]:
 
 
 def with_bands(last_means: Sequence[float]) -> set[int]:
-    """Return the indices of the lines that get a band: all, or the `MOST_BANDS` that end
-    highest."""
+    """Return the indices of the lines that get a band. If there are more than `MOST_BANDS` lines,
+    these are the lines with the highest last values."""
     return set(sorted(range(len(last_means)), key=lambda i: -last_means[i])[:MOST_BANDS])
 
 
@@ -113,7 +114,7 @@ def tidy(axis: Axes) -> None:
 
 
 def wrapped(text: str, inches: float) -> str:
-    """Return small text in lines that fit into a width in inches."""
+    """Return small text, broken into lines that fit into a width in inches."""
     return textwrap.fill(text, max(20, int(inches * 16)))
 
 
@@ -162,7 +163,8 @@ def save_figure(figure: Figure, target: Path) -> None:
 
 
 def check_target(target: Path, suffixes: Sequence[str] = SUFFIXES) -> None:
-    """Check before a figure is drawn that its files would overwrite only figures and their tables.
+    """Check, before a figure is drawn, that its files overwrite nothing except figures and their
+    tables.
 
     Args:
         target: file of the figure.

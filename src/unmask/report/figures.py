@@ -1,5 +1,5 @@
-"""The figures of a comparison: accuracy against training compute and against denoising steps, with
-their numbers as CSV.
+"""Figures of a comparison: accuracy against training compute, and accuracy against denoising steps.
+The numbers of each figure are written as CSV.
 
 The legend explains the bands and gives the number of seeds.
 """
@@ -149,7 +149,8 @@ def _note(drawn: list[dict[str, Series]]) -> str:
 
 
 def _label(results: Results, method: str) -> str:
-    """Return a method's name, marked if the code of one of its results has changed since."""
+    """Return a method's name, with a mark if the code has changed since one of its results was
+    made."""
     is_edited = any(results.is_edited(task, method) for task in results.recipe.tasks)
     return f"{method} {EDITED}" if is_edited else method
 

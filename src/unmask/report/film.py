@@ -1,5 +1,5 @@
-"""The report's film of a saved rollout: the tokens of each step, the values of the states, and the
-trained views."""
+"""The denoising film of a saved rollout for the report: the tokens that each step commits, the
+values of the states, and the views (masked versions of a completion) that were trained."""
 
 from __future__ import annotations
 
@@ -18,11 +18,12 @@ from unmask.runs.saved_rollouts import SavedRollout
 CODE_TASKS = frozenset({"humaneval", "mbpp", "kodcode", "program"})
 """Tasks whose completions are programs."""
 MOST_FILLS = 12
-"""Maximum number of different branches that are listed for a state."""
+"""Maximum number of different branches (other completions of a state) that are listed for a
+state."""
 
 SAME = 2**31 - 1
-"""Mark in a guess for a token that equals the final one. It is the largest int32, which becomes
-0xFFFF in two bytes."""
+"""Mark in a one-step guess for a token that equals the final token. The mark is the largest int32,
+which becomes 0xFFFF when it is cut to two bytes."""
 NATS = 2e-4
 """Unit of entropies in nats, chosen so that they fit into two bytes."""
 
@@ -142,8 +143,8 @@ def entropy_scale(rollouts: Sequence[SavedRollout]) -> float:
 
 
 def _values(saved: SavedRollout) -> list[dict[int, float]]:
-    """Return V_k = r(x̂_k) of each completion by step: the rollout's own value if it has one, else
-    the guess's."""
+    """Return the value V_k = r(x̂_k) of each completion by step, where x̂_k is the one-step
+    completion before step k. The rollout's value takes precedence over that of the saved guess."""
     rollout, guesses = saved.rollout, saved.guesses
     values: list[dict[int, float]] = [{} for _ in range(len(rollout.trajectory))]
     if guesses is not None and guesses.reward is not None:
@@ -157,7 +158,8 @@ def _values(saved: SavedRollout) -> list[dict[int, float]]:
 
 
 def _guesses(saved: SavedRollout, vocabulary: Vocabulary) -> tuple[list[dict[int, int]], Tensor]:
-    """Return x̂_k of all completions, and where to find them.
+    """Return the one-step completions x̂_k of all completions as one tensor, and the row of each
+    x̂_k in it.
 
     Returns:
         For each completion, the row of x̂_k in the tensor by step; and the tensor [n, L] of token
@@ -186,7 +188,7 @@ def _guesses(saved: SavedRollout, vocabulary: Vocabulary) -> tuple[list[dict[int
 
 
 def _of_steps_that_wrote(saved: SavedRollout, row: int, by_step: dict[int, Any]) -> dict[int, Any]:
-    """Return only the entries of steps that committed tokens of the completion."""
+    """Return the entries without those of steps that committed no token of the completion."""
     wrote = set(saved.rollout.trajectory.unmask_step[row].tolist())
     return {step: value for step, value in sorted(by_step.items()) if step in wrote}
 
@@ -195,9 +197,8 @@ def _credit(saved: SavedRollout, vocabulary: Vocabulary) -> list[dict[str, Any]]
     """Return the training signal of each completion.
 
     Returns:
-        For each completion: the `selected` steps, `advantages` by step, the advantage of the
-            `whole` completion, and `fills`,
-        the other branches, by step.
+        A dict for each completion: its `selected` steps; its `advantages` by step; the advantage of
+            the `whole` completion; and its `fills`, the other branches, by step.
     """
     path, trained = saved.rollout.trajectory, saved.trained
     credit: list[dict[str, Any]] = [

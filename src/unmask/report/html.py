@@ -1,5 +1,5 @@
-"""One self-contained page from data, with inline style and script, data as JSON and packed blocks,
-and no requests."""
+"""One self-contained HTML page, with inline style and script, and with its data as JSON and
+compressed blocks. The page makes no network requests."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _TYPES = {torch.uint16: "u16", torch.int16: "i16", torch.int32: "i32", torch.flo
 """Names of the data types in packed blocks."""
 
 SCRIPTS = ("dom", "charts", "panel", "tokens", "timeline", "stage", "film", "run", "comparison", "main")
-"""Parts of the script; each uses only those before it."""
+"""Parts of the script, in order; each part uses only the parts before it."""
 
 
 def page(title: str, data: Mapping[str, Any], blocks: Mapping[str, str]) -> str:

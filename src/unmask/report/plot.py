@@ -48,11 +48,11 @@ X_AXES = {
     "reward_calls": ("thousand reward calls", 1e3, ("compute/reward_calls",)),
     "seconds": ("seconds of rollout and update", 1, ("time/rollout", "time/update")),
 }
-"""Quantities for the x axis: the label, the unit of the label, and the metrics whose sum is
-drawn."""
+"""Quantities for the x axis. Each has a label, the unit of the label, and the metrics whose sum is
+the quantity."""
 
 _NOT_A_SETTING = FREE_TO_CHANGE | {"seed"}
-"""Keys that do not distinguish recipes."""
+"""Keys of a recipe in which the runs of one line may differ."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -279,8 +279,8 @@ def _smoothed(column: Mapping[int, tuple[float, float]], over: int) -> dict[int,
 
 
 def _usual(logs: Mapping[Path, Lines]) -> list[str]:
-    """Return the accuracies that all runs have, and the reward, or else the loss; metrics with
-    lists are left out."""
+    """Return the metrics to draw by default: the accuracies that all runs have, and the reward or,
+    without a reward, the loss. Metrics whose values are lists are left out."""
     keys = [{key for line in lines for key in line} for lines in logs.values()]
     lists = {key for lines in logs.values() for line in lines for key in line if isinstance(line[key], list)}
     common = set.intersection(*keys) - lists
@@ -309,7 +309,7 @@ def _labels(recipes: Sequence[Mapping[str, Any]]) -> list[str]:
 
 
 def _banded(panel: Sequence[Series]) -> set[int]:
-    """Return the indices of the lines of a panel that get a band."""
+    """Return the indices of the lines in a panel that get a band for their interval."""
     with_interval = [i for i, series in enumerate(panel) if series.has_interval]
     return {with_interval[i] for i in with_bands([panel[i].mean[-1] for i in with_interval])}
 

@@ -1,4 +1,5 @@
-"""Progress of a run: a bar on a terminal or in a notebook, and one line for each step in a pipe."""
+"""Display of a run's progress, which is a bar on a terminal or in a notebook, and one line for each
+step in a pipe."""
 
 from __future__ import annotations
 
@@ -92,9 +93,9 @@ class ProgressView:
             self.console.print(f"  {self._example}", highlight=False, soft_wrap=True, markup=False)
 
     def example(self, completion: str, reward: float) -> None:
-        """Keep a completion of the current step, to be shown with the next numbers.
+        """Keep a completion of the current step, which is shown together with the next metrics.
 
-        In a pipe it is shown with the next accuracies.
+        In a pipe, the completion is shown together with the next accuracies.
         """
         text = visible(" ".join(completion.split()))
         self._example = f"last completion, reward {reward:.3f}: {text[:EXAMPLE_SHOWN] or '(empty)'}"

@@ -1,4 +1,5 @@
-"""The report's data of a run folder: its settings, its curves, and the time of its parts."""
+"""Data of a run folder for the report: the settings, the curves, and the time that each part of the
+run takes."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
-"""The tables of a comparison: Markdown and terminal tables with rounded numbers, and CSV with all
-digits."""
+"""Tables of a comparison. The Markdown and terminal tables have rounded numbers, and the CSV files
+have all digits."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from unmask.trainer.comparison.recipe import BASE, CompareRecipe, named
 from unmask.trainer.comparison.results import FEW_SEEDS, Mean, Results, Trial, is_at_edge
 
 EDITED = "†"
-"""Mark of lines whose code has changed since."""
+"""Mark of lines whose code has changed since their results were made."""
 
 
 @dataclass(frozen=True)
@@ -205,7 +205,8 @@ def counted(results: Results, task: str, method: str) -> dict[str, str]:
 
 
 def pairs(results: Results, task: str) -> list[tuple[str, str]]:
-    """Return each baseline with each method to compare with it; two baselines are compared once."""
+    """Return all pairs of a baseline and a method to compare with it. Two baselines form only one
+    pair."""
     baselines = results.recipe.baselines
     return [
         (baseline, method)

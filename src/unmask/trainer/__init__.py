@@ -1,4 +1,5 @@
-"""The training loop: rollout, score, plan, old and reference passes, minibatches, on accelerate."""
+"""The training loop, which is built on accelerate. It samples and scores completions, and updates
+the policy."""
 
 from unmask.trainer.loop import Trainer
 

@@ -1,9 +1,10 @@
-"""The best model of a run, by its accuracy on the validation split and by nothing else.
+"""The best model of a run, chosen only by its accuracy on the validation split.
 
 Some published code evaluates the last twenty checkpoints on the test set and reports the best one,
-even another one for each completion length. The best of many noisy numbers is too high, so this
-package does not do that. With `evaluation.split: validation` the run saves the model of the best
-evaluation in best/, beside final/. With `test` it chooses none.
+sometimes a different one for each completion length. The best of many noisy accuracies
+overestimates the true accuracy, so unmask does not choose a model on the test set. With
+`evaluation.split: validation` the run saves the model of the best evaluation in best/, beside
+final/. With `test`, the run does not choose a best model.
 """
 
 from __future__ import annotations
@@ -25,15 +26,16 @@ class Best(NamedTuple):
     step: int
     """Number of training steps before the evaluation."""
     accuracy: float
-    """Validation accuracy, mean over the temperatures."""
+    """Accuracy on the validation split, averaged over the sampling temperatures."""
 
     def metrics(self) -> dict[str, Any]:
-        """Return this evaluation as entries of a line of metrics."""
+        """Return this evaluation as metrics, under the keys `STEP` and `ACCURACY`."""
         return {STEP: self.step, ACCURACY: self.accuracy}
 
 
 def validation_accuracy(metrics: Mapping[str, Any]) -> float | None:
-    """Return the validation accuracy, mean over the temperatures; None if the metrics hold none.
+    """Return the validation accuracy, averaged over the sampling temperatures; None if the metrics
+    do not contain it.
 
     Example:
         >>> validation_accuracy({"eval/validation@0/accuracy": 0.5, "eval/validation@0.9/accuracy": 0.25, "loss": 1.0})
@@ -47,7 +49,7 @@ def validation_accuracy(metrics: Mapping[str, Any]) -> float | None:
 
 def better(best: Best | None, step: int, metrics: Mapping[str, Any]) -> Best | None:
     """Return the evaluation after `step` training steps if it beats the best so far, otherwise
-    None. Between equal evaluations, the earlier one stays."""
+    None. If the two are equal, the earlier evaluation stays the best."""
     accuracy = validation_accuracy(metrics)
     if accuracy is None or (best is not None and accuracy <= best.accuracy):
         return None

@@ -1,4 +1,4 @@
-"""The first half of a training step: it samples completions of whole groups and scores them."""
+"""The first half of a training step, which samples completions of whole groups and scores them."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ from unmask.sampling.engine import RolloutEngine
 from unmask.trainer.metrics import Tally
 
 _METRICS = {"one_step_reward": "diffusion/one_step_reward", "branch_reward": "diffusion/branch_reward"}
-"""Name of the metric for each reward of an unfinished completion, by the field of `Rollout` that
-holds the reward."""
+"""Names of the metrics for the rewards of unfinished completions. A key is the field of `Rollout`
+that holds these rewards."""
 
 
 def prompts_of_step(rows: Sequence[Row], step: int, num_prompts: int, seed: int) -> list[Row]:
     """Return the examples of the training step `step`, counted from 0. The order of the examples
     differs between epochs.
 
-    The result depends on the arguments alone, so a resumed run sees the examples of an
-    uninterrupted one.
+    The result depends on the arguments alone, so a resumed run sees the same examples as an
+    uninterrupted run.
     """
     picked: list[Row] = []
     for position in range(step * num_prompts, (step + 1) * num_prompts):
@@ -72,7 +72,7 @@ class Collector:
             rows: examples of the training step, for all ranks.
             step: index of the training step, from 0.
             share: slice of the examples that this rank owns.
-            tally: receives the metrics.
+            tally: object to which the metrics are added.
 
         Raises:
             RewardError: a reward function failed.
@@ -109,8 +109,8 @@ class Collector:
         return trajectory
 
     def _unfinished_rewards(self, rows: Sequence[Row], path: Trajectory, tally: Tally) -> dict[str, Tensor]:
-        """Return the rewards of one-step completions and branches by their field of `Rollout`; 0 in
-        empty slots."""
+        """Return the rewards of one-step completions and branches, as a dict by field of `Rollout`.
+        The reward in an empty slot is 0."""
         greedy = path.one_step_tokens if self.needs.greedy else None
         parts = {"one_step_reward": greedy, "branch_reward": path.branch_tokens}
         present = {name: tokens for name, tokens in parts.items() if tokens is not None}
@@ -128,8 +128,8 @@ class Collector:
         return rewards
 
     def _branched(self, rows: Sequence[Row], path: Trajectory) -> Trajectory:
-        """Return the trajectory with its branches completed by the remaining denoising steps,
-        instead of by one step.
+        """Return the trajectory with its branches (other completions of its states). All remaining
+        denoising steps complete a branch, instead of a single step.
 
         A branch starts from the state after its denoising step k, so it costs T - k - 1 forward
         passes.
@@ -167,7 +167,8 @@ def _is_filled(tokens: Tensor, selected_step: Tensor | None) -> Tensor:
 
 
 def _describe(rollout: Rollout, by_function: dict[str, list[float | None]], tally: Tally) -> None:
-    """Log the metrics of a rollout under TRL's names, and the metrics of the rollout's paths."""
+    """Log the metrics of a rollout under the names that TRL uses, and further metrics of its
+    trajectories."""
     path, reward = rollout.trajectory, rollout.reward
     groups = reward.view(-1, rollout.group_size)
     tally.add("reward", reward)

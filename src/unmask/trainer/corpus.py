@@ -1,4 +1,5 @@
-"""Demonstrations to pretrain on: encoded once, drawn in random batches, and scored by the ELBO."""
+"""Demonstrations to pretrain on, which are encoded once and drawn in random batches. The ELBO gives
+their loss."""
 
 from __future__ import annotations
 
@@ -37,7 +38,7 @@ class PretrainBatch:
     masked: Tensor
     """[B, L] bool: True at masked positions."""
     times: Tensor
-    """[B] float32: probability with which a position was masked."""
+    """[B] float32: probability with which each position of the row was masked."""
     num_blocks: int
     """Number of blocks in a completion, of which each row masks one; 1 for a model without
     blocks."""
@@ -46,7 +47,8 @@ class PretrainBatch:
         return len(self.completion)
 
     def split(self, max_tokens: int | None) -> list[PretrainBatch]:
-        """Split into parts of at most `max_tokens` rows times tokens, and at least one row."""
+        """Split into parts. A part has at least one row, and at most `max_tokens` as rows times
+        tokens."""
         width = self.prompt_ids.shape[1] + self.completion.shape[1]
         rows = len(self) if max_tokens is None else max(1, max_tokens // width)
         names = [f.name for f in fields(self) if f.name != "num_blocks"]
@@ -60,7 +62,7 @@ class Corpus:
     """Encoded demonstrations, and the loss of a random batch of them.
 
     Args:
-        recipe: settings of the run, the task and the share of noisy demonstrations among them.
+        recipe: settings of the run, which include the task and the share of noisy demonstrations.
         denoiser: the model, for its special tokens and its context length.
         tokenizer: tokenizer of the model.
         rows: examples; default the training examples of the task, all of which must fit.
@@ -100,8 +102,8 @@ class Corpus:
         self.positions_at_once = positions_at_once(denoiser) or len(completions) * length
 
     def draw(self, generator: torch.Generator, share: slice, device: torch.device) -> PretrainBatch:
-        """Draw a random batch for all ranks, so that their number does not change the result, and
-        return a share of it.
+        """Draw a random batch for all ranks, and return a share of it. The number of ranks does not
+        change the batch.
 
         Args:
             generator: source of the random numbers.
@@ -143,8 +145,8 @@ class Corpus:
 
 
 def completion_length(recipe: PretrainRecipe) -> int:
-    """Return the number of positions of a completion, which the recipe sets or, by default, the
-    task."""
+    """Return the number of positions of a completion: the one in the recipe or, if the recipe has
+    none, the task's default."""
     return recipe.max_completion_length or recipe.task.completion_length
 
 

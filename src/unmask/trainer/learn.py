@@ -1,11 +1,11 @@
-"""The second half of a training step: passes of the old and the reference policy, then minibatches
-of optimizer updates.
+"""The second half of a training step, which scores views (masked versions of the completions) under
+the old and the reference policy, and then updates the policy in minibatches.
 
-Memory does not grow with the number of views. A loss that is a sum over views is back-propagated
-batch by batch. Any other loss is a function F of the views' log-probabilities. If the views do not
-fit into one forward pass, a first pass computes the log-probabilities without a graph and takes
-dF/dlogp; a second pass back-propagates dF/dlogp * logp batch by batch. By the chain rule the
-gradient is the same, for one more forward pass.
+The number of views does not change how much memory an update needs. A loss that is a sum over views
+is back-propagated batch by batch. Any other loss is a function F of the views' log-probabilities.
+If the views do not fit into one forward pass, a first pass computes the log-probabilities without a
+graph, and from them dF/dlogp. A second pass back-propagates dF/dlogp * logp batch by batch. By the
+chain rule the gradient is the same. The cost is one more forward pass.
 """
 
 from __future__ import annotations
@@ -34,8 +34,8 @@ if TYPE_CHECKING:
     from accelerate import Accelerator
 
 LOGITS_AT_ONCE = 2**25
-"""Number of logits that a forward pass of the update computes at once: 128 MiB in float32. The
-softmax and its gradient take about four times as much memory in addition."""
+"""Number of logits that a forward pass of the update computes at once. They take 128 MiB in
+float32, and the softmax and its gradient take about four times as much in addition."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,14 +46,15 @@ class LossDerivatives:
     loss: float
     """Value of the loss."""
     by_logprob: Tensor
-    """[N, L] or [N, M, L] float32: derivative by the log-probability of each target."""
+    """[N, L] or [N, M, L] float32: derivative of the loss with respect to the log-probability of
+    each target (a masked position whose log-probability the loss reads)."""
     by_choice: Tensor | None
-    """[N, L] float32: derivative by the log-probability of each position choice; None if the loss
-    reads none."""
+    """[N, L] float32: derivative of the loss with respect to the log-probability of each position
+    choice; None if the loss does not read these log-probabilities."""
 
     def dot(self, new: ViewLogprobs, index: Tensor) -> Tensor:
-        """Return a scalar with the gradient of the loss: log-probabilities of the views `index`,
-        times their derivatives."""
+        """Return a scalar that has the gradient of the loss: the log-probabilities of the views
+        `index`, multiplied by the derivatives and summed."""
         total = (new.logprob * self.by_logprob[index]).sum()
         if new.choice is not None and self.by_choice is not None:
             total = total + (new.choice * self.by_choice[index]).sum()
@@ -94,14 +95,14 @@ class Learner:
     def update(self, rollout: Rollout, step: int, generator: torch.Generator, tally: Tally) -> tuple[Views, Tensor]:
         """Make all optimizer updates of one training step.
 
-        Every rank makes the plan of the whole rollout with the same draws, and takes the views of
-        its own groups.
+        Every rank makes the same plan of views for the whole rollout, with the same random draws.
+        It then trains on the views of its own groups.
 
         Args:
             rollout: the groups of all ranks.
             step: index of the training step, from 0.
-            generator: source of the plan's and the minibatches' draws.
-            tally: takes the metrics.
+            generator: source of the random draws of the plan and of the minibatches.
+            tally: object to which the metrics are added.
 
         Returns:
             The views of all ranks in the first plan, and their advantages.
@@ -199,7 +200,7 @@ class Learner:
         )
 
     def _batches(self, views: Views, rollout: Rollout) -> ViewBatches:
-        """Divide views into equally many batches on every rank."""
+        """Divide this rank's views into batches; every rank gets the same number of batches."""
         batches = self.passes.batches(views, rollout)
         return batches.padded(self.ranks.largest(len(batches)))
 
@@ -242,7 +243,8 @@ class Learner:
         tally.add("grad_norm", norm)
 
     def _derivatives(self, scored: ScoredViews, index: Tensor, share: float, tally: Tally) -> LossDerivatives:
-        """Make the first pass of a loss that is not a sum over views."""
+        """Compute the derivatives of a loss that is not a sum over views, in a pass without a
+        graph."""
         part = scored.views.take(index)
         # A rank without views takes part in the forward passes of the others.
         logprobs = self._logprobs(self.model, scored.rollout, part, scored.settings)
@@ -259,8 +261,8 @@ class Learner:
         return LossDerivatives(float(loss.detach()), by_logprob, by_choice)
 
     def _checked(self, output: LossOutput, batch: Views, share: float, tally: Tally) -> Tensor:
-        """Return the sum of the losses and record their metrics; note the completions if the sum is
-        not finite."""
+        """Return the sum of the losses, and record their metrics. If the sum is not finite,
+        remember the completions for the error message."""
         loss = output.loss.sum() * share
         if not torch.isfinite(loss):
             by_view = output.loss.shape == batch.row.shape
@@ -273,14 +275,15 @@ class Learner:
     def _stop_if_faulty(self) -> None:
         """Raise FloatingPointError on all ranks if a loss of any rank was not finite.
 
-        Until then every rank takes part in each backward pass.
+        Before this call, every rank takes part in each backward pass, because a missing rank would
+        block the others.
         """
         if self.ranks.largest(int(bool(self._fault))):
             raise FloatingPointError("; ".join(filter(None, self.ranks.objects(self._fault))))
 
     def _compare_with_rollout(self, rollout: Rollout, batch: Views, new: ViewLogprobs, tally: Tally) -> None:
-        """Record how much log-probabilities of the first update differ from those of the rollout in
-        the same states."""
+        """Record how much the log-probabilities of the first update differ from the
+        log-probabilities that the rollout computed in the same states."""
         path = rollout.trajectory
         if self.recipe.logprob_temperature != "sampling" or not path.sampler.temperature or batch.tokens is not None:
             return
@@ -290,6 +293,6 @@ class Learner:
 
 
 def positions_at_once(model: torch.nn.Module) -> int | None:
-    """Return the number of positions whose logits are computed at once; None for stand-ins, which
-    compute all of them."""
+    """Return the number of positions whose logits are computed at once. Return None for a stand-in
+    of a model, which computes the logits of all positions."""
     return max(1, LOGITS_AT_ONCE // model.vocab_size) if isinstance(model, Denoiser) else None

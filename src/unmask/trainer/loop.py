@@ -1,5 +1,5 @@
-"""The trainer: sets up a training run and checks everything that a user may get wrong before the
-first step."""
+"""The trainer, which sets up a training run and, before the first step, checks everything that a
+user may get wrong."""
 
 from __future__ import annotations
 
@@ -35,8 +35,9 @@ class Trainer:
         recipe: settings of the run.
         reward_funcs: reward functions or their paths, instead of those of the recipe or the task.
         resume: True to continue from the newest checkpoint of the run folder.
-        observe: called for each line of metrics.
-        example: called in every step with a completion and its reward, on the main rank.
+        observe: function that is called for each line of metrics.
+        example: function that is called on the main rank in every step, with a completion and its
+            reward.
         engine: samples the rollouts and evaluations; default a `LocalEngine`.
 
     Raises:
@@ -124,8 +125,8 @@ class Trainer:
 
 
 def _check_ranks(recipe: TrainRecipe, member: Member) -> None:
-    """Refuse settings that do not fit the number of ranks or their preset. All ranks have the same
-    settings."""
+    """Refuse settings that do not fit the number of ranks or the way in which the ranks share the
+    model. Every rank raises the same error, because all ranks have the same settings."""
     count = member.ranks.count
     if count > 1 and recipe.stuck_timeout <= recipe.reward_timeout:
         raise ConfigError(

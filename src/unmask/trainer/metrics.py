@@ -1,5 +1,5 @@
-"""Metrics of a training step, which are added up as they are computed and reduced over the ranks
-once."""
+"""Metrics of a training step. Each rank adds up its values, and one reduction at the end combines
+all ranks."""
 
 from __future__ import annotations
 
@@ -15,7 +15,8 @@ if TYPE_CHECKING:
 
 
 class Tally:
-    """Accumulates metrics: the mean of each, or the largest value if its name ends in `_max`."""
+    """Accumulates metrics. The result is the mean of a metric, or its largest value if its name
+    ends in `_max`."""
 
     def __init__(self) -> None:
         self._sum: dict[str, float] = {}
@@ -50,7 +51,8 @@ class Tally:
 
 
 class TokenPasses:
-    """Counts token passes: one per token of a forward pass, three if it has a backward pass.
+    """Counts token passes (the unit of compute). Each token counts once in a forward pass, and
+    three times in a forward pass that has a backward pass.
 
     Args:
         modules: the denoisers whose forward passes count.
@@ -71,7 +73,7 @@ class TokenPasses:
 
     @contextmanager
     def paused(self) -> Iterator[None]:
-        """Exclude the forward passes of a block from the count."""
+        """Return a context whose forward passes are not counted."""
         count = self.count
         try:
             yield

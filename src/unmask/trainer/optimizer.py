@@ -1,5 +1,4 @@
-"""The optimizer of a run: its construction, the size of its state, and its learning rate over
-time."""
+"""Construction of a run's optimizer, the size of its state, and its learning rate at each step."""
 
 from __future__ import annotations
 
@@ -21,7 +20,7 @@ PEAK = "peak_lr"
 
 
 def make_optimizer(parameters: Iterable[nn.Parameter], optim: OptimConfig) -> torch.optim.Optimizer:
-    """Return the optimizer of the settings for `parameters`.
+    """Return the optimizer that the settings describe, for `parameters`.
 
     Raises:
         ConfigError: an optimizer outside the package cannot be constructed with these settings.
@@ -62,8 +61,8 @@ def make_optimizers(
         denoiser: the model, with its adapters if it has any.
         optim: settings of the optimizer.
         muon_learning_rate: peak learning rate of Muon, which then updates the matrices of the
-            blocks; the optimizer of the settings updates embeddings, head, norms and biases. 0 for
-            no Muon.
+            blocks; the optimizer of the settings then updates only embeddings, head, norms and
+            biases. At 0, Muon is not used.
     """
     matrices = _block_matrices(denoiser) if muon_learning_rate else []
     matrix_ids = {id(p) for p in matrices}

@@ -1,5 +1,6 @@
-"""The passes that an update makes over the views of a plan: the policies that score the views
-first, the minibatches, and the number of batches.
+"""The passes over the views of a plan in one training step. A view is one masked version of a
+completion. The old and the reference policy score the views first, if the method needs it; then
+each minibatch makes an update.
 
 `Learner` makes these passes, and `unmask estimate` counts them.
 """
@@ -42,8 +43,8 @@ class UpdatePasses:
 
     @property
     def scores_old(self) -> bool:
-        """True if the old policy scores each plan. With a single update this is not needed, because
-        the updated policy is the old policy."""
+        """True if the old policy scores each plan. A single update does not need it, because the
+        policy before that update is the old policy."""
         return self.num_updates > 1
 
     @property
@@ -57,8 +58,8 @@ class UpdatePasses:
         return not self.recipe.method.separable and num_batches > 1
 
     def minibatches(self, row: Tensor, rollout: Rollout, generator: torch.Generator) -> Iterator[Tensor]:
-        """Yield the indices of the views of each minibatch, always `num_minibatches` of them, on
-        every rank.
+        """Yield the indices of the views of each minibatch. Every rank gets `num_minibatches`
+        minibatches, some of which may be empty.
 
         Args:
             row: [N] int64: the completion of each view.

@@ -1,4 +1,4 @@
-"""Memory: the peak that a function call needs, and what is free."""
+"""Measurement of the peak memory of a function call, and of the free memory."""
 
 from __future__ import annotations
 
@@ -18,8 +18,9 @@ def peak_bytes(work: Callable[[], object], *modules: nn.Module, device: torch.de
     """Return the largest number of bytes that tensors hold at once during `work`, beyond those that
     existed before.
 
-    On a CUDA GPU torch's allocator counts them. Elsewhere the tensors that operations return are
-    counted while they live, which leaves out the memory that an operation uses inside.
+    On a CUDA GPU, torch's allocator counts the bytes. Elsewhere, this function counts the tensors
+    that operations return, until they are freed. This leaves out memory that an operation uses only
+    internally.
 
     Args:
         work: function to measure.

@@ -1,5 +1,5 @@
-"""Set-up of the policy of a run: weights and precision, adapters, the reference policy and the
-optimizer."""
+"""Set-up of the policy of a run, which loads its weights and makes its adapters, its reference
+policy and its optimizer."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class TrainedPolicy:
     """A policy with its adapters, its reference and its optimizer."""
 
     denoiser: Denoiser
-    """The model without a wrapper, as rollouts and evaluations use it."""
+    """The model without accelerate's wrapper; rollouts and evaluations use it."""
     tokenizer: PreTrainedTokenizerBase
     """The tokenizer of the model."""
     adapters: Adapters | None
@@ -45,8 +45,8 @@ class TrainedPolicy:
     """A tensor whose name identifies the model under the adapters; see `base_mark`."""
 
     def kept(self, recipe: TrainRecipe | PretrainRecipe) -> dict[str, Tensor]:
-        """Return the tensors that a checkpoint holds besides the trained tensors: a moving
-        reference policy, and the mark of the base model (see `base_mark`).
+        """Return the tensors that a checkpoint holds besides the trained tensors: a reference
+        policy that changes during the run, and the mark of the base model (see `base_mark`).
 
         Call this after accelerate has moved the weights to their device.
         """
@@ -54,7 +54,7 @@ class TrainedPolicy:
         return (self.reference.tensors() if self.reference and moves else {}) | self.mark
 
     def describe(self, folder: Path) -> None:
-        """Write the files with which `load_model` can read a checkpoint; see
+        """Write the files that `load_model` needs to read a model from a checkpoint; see
         `from_run.describe`."""
         from_run.describe(folder, self.denoiser, self.tokenizer, self.adapters)
 
@@ -98,7 +98,7 @@ def equip(recipe: RunRecipe, denoiser: Denoiser, base: str | None) -> Adapters |
     Args:
         recipe: settings of the run.
         denoiser: the model.
-        base: folder or hub id of the model, which the adapter's files name.
+        base: folder or hub id of the model. The saved adapter names it as its base model.
 
     Returns:
         The adapters; None if all weights are trained.
@@ -122,14 +122,15 @@ def equip(recipe: RunRecipe, denoiser: Denoiser, base: str | None) -> Adapters |
 def base_mark(denoiser: Denoiser, adapters: Adapters | None) -> dict[str, Tensor]:
     """Return a tensor whose name identifies the base model under the adapters.
 
-    Resuming from a checkpoint with another name is refused.
+    A run does not resume from a checkpoint whose tensor has another name, because its base model
+    differs.
     """
     return {from_run.base_mark(denoiser): torch.zeros(1)} if adapters else {}
 
 
 def _four_bits(recipe: RunRecipe) -> object:
-    """Return transformers' settings of QLoRA: NormalFloat, doubly quantized scales, and the
-    precision of other weights.
+    """Return the quantization settings of QLoRA for transformers: 4-bit NormalFloat with doubly
+    quantized scales, and the precision of the other weights.
 
     Raises:
         ConfigError: there is no CUDA GPU, or bitsandbytes is not installed.

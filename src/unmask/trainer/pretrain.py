@@ -1,8 +1,9 @@
-"""Masked-diffusion pretraining: the ELBO of MDLM and LLaDA on a task's demonstrations, from scratch
-or from a checkpoint.
+"""Masked-diffusion pretraining, which maximizes the ELBO of MDLM and LLaDA on a task's
+demonstrations, from scratch or from a checkpoint.
 
--ELBO = E_t [ (1/t) Σ_{i masked} -log p_θ(x_i | x_t) ], each completion position masked with
-probability t (arXiv:2406.07524, arXiv:2502.09992), t stratified over the batch.
+-ELBO = E_t [ (1/t) Σ_{i masked} -log p_θ(x_i | x_t) ], where each completion position is masked
+with probability t (arXiv:2406.07524, arXiv:2502.09992). The values of t are stratified over the
+batch.
 """
 
 from __future__ import annotations
@@ -41,7 +42,7 @@ def pretrain(recipe: PretrainRecipe, *, resume: bool = False, observe: Observer 
     Args:
         recipe: settings of the run.
         resume: True to continue from the newest checkpoint of the run folder.
-        observe: called for each line of metrics.
+        observe: function that is called for each line of metrics.
 
     Raises:
         RunStoppedError: SIGINT, SIGTERM, SIGHUP or SIGUSR1 stopped the run after a saved step.
@@ -134,8 +135,8 @@ def add_gradient(
 
 @contextmanager
 def _seeded(seed: int, step: int, rank: int, device: torch.device) -> Iterator[None]:
-    """Make torch's global generators, which dropout draws from, a function of the step; restore
-    them afterwards."""
+    """Seed torch's global generators, which dropout uses, from the seed, the step and the rank.
+    Restore them when the block ends."""
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         torch.manual_seed(named_generator(seed, "dropout", step, rank).initial_seed())
         yield

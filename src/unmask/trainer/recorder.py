@@ -1,5 +1,5 @@
-"""The recorder saves the first groups of a rollout for the report: texts, one-step guesses along
-the path, and trained views."""
+"""Recorder that saves the first groups of a rollout for the report: their texts, one-step guesses
+along their paths, and the views (masked versions of a completion) that the update trained on."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ logger = logging.getLogger("unmask")
 
 @dataclass(frozen=True, slots=True)
 class _Recording:
-    """A rollout between the two calls of the recorder."""
+    """A rollout that is being recorded, between `before_update` and `after_update`."""
 
     step: int
     """Training step, from 1."""
@@ -46,7 +46,7 @@ class _Recording:
 
 class RolloutRecorder:
     """Saves the first groups of every `log_rollouts_steps`-th rollout. Recording changes neither
-    the run nor the run's counts of compute.
+    the results of the run nor its counts of compute.
 
     Args:
         recipe: settings of the run.
@@ -74,8 +74,8 @@ class RolloutRecorder:
         self._recording: _Recording | None = None
 
     def before_update(self, rollout: Rollout, rows: Sequence[Row], step: int) -> dict[str, float]:
-        """Take in a rollout, and compute one-step guesses with the policy that sampled it. All
-        ranks call this.
+        """Store a rollout, and compute one-step guesses (each fills all masked positions of a state
+        at once) with the policy that sampled it. All ranks call this.
 
         Args:
             rollout: rollout of all ranks.
@@ -101,7 +101,7 @@ class RolloutRecorder:
             advantage: [N] or [N, M], advantage of each view.
 
         Raises:
-            RunError: the disk is full or cannot be written; on all ranks.
+            RunError: the disk is full or cannot be written. All ranks raise the error.
         """
         recording, self._recording = self._recording, None
         if recording is None:
@@ -115,7 +115,7 @@ class RolloutRecorder:
                     saved.save(saved_path(self.folder.path, recording.step))
 
     def _guesses(self, sample: Rollout, rows: Sequence[Row]) -> Guesses | None:
-        """Return the guesses; the main rank also scores them."""
+        """Return the one-step guesses, with rewards on the main rank only."""
         path = sample.trajectory
         # All ranks run the same forward passes, because with sharded weights each pass needs all of
         # them.
@@ -212,8 +212,8 @@ def saved_rollout(
 
 
 def _branch_slots(path: Trajectory, views: Views) -> Tensor:
-    """[N] int32: slot whose branches each view shows; -1 if the view shows the completion
-    itself."""
+    """[N] int32: slot (index of a selected step) whose branches the view shows; -1 if the view
+    shows the completion itself."""
     if views.tokens is None or path.branch_tokens is None or path.branch_tokens.shape[2] != views.tokens.shape[1]:
         return torch.full_like(views.row, -1, dtype=torch.int32)
     is_equal = (path.branch_tokens[views.row] == views.tokens.unsqueeze(1)).flatten(2).all(-1)

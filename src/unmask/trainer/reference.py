@@ -1,5 +1,5 @@
-"""The reference policy: a frozen copy, the policy without its adapters, or the policy with a second
-adapter."""
+"""The reference policy, in one of three forms: a frozen copy of the policy, the policy without its
+adapters, or the policy with a second adapter."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from unmask.models.adapters import REFERENCE, Adapters
 
 
 class Reference(ABC):
-    """The policy from which the KL penalty of a loss is measured."""
+    """The policy relative to which a loss measures the KL penalty."""
 
     @abstractmethod
     def acting(self, model: nn.Module) -> AbstractContextManager[nn.Module]:
-        """Return a context whose module predicts as the reference does.
+        """Return a context that yields a module with the predictions of the reference policy.
 
         Args:
             model: the policy, as accelerate prepared it.
@@ -28,7 +28,7 @@ class Reference(ABC):
 
     @abstractmethod
     def move(self, policy: Denoiser, alpha: float) -> None:
-        """Set the reference to α policy + (1 - α) reference."""
+        """Set the weights of the reference to α policy + (1 - α) reference."""
 
     def modules(self) -> list[nn.Module]:
         """Return the modules of the reference that are not part of the policy."""
@@ -90,7 +90,7 @@ class FrozenCopy(Reference):
 
 
 class WithoutAdapters(Reference):
-    """The policy with its adapters disabled, which is the model that the run began with and takes
+    """The policy with its adapters disabled. This is the model that the run began with, so it takes
     no further memory.
 
     Args:
@@ -107,7 +107,8 @@ class WithoutAdapters(Reference):
             yield model
 
     def move(self, policy: Denoiser, alpha: float) -> None:
-        """Refuse: only a `SecondAdapter` can move."""
+        """Raise an error, because the model under the adapters cannot move; use a `SecondAdapter`
+        for that."""
         raise NotImplementedError("the model without adapters cannot move; use SecondAdapter")
 
 
@@ -129,8 +130,8 @@ class SecondAdapter(Reference):
             yield model
 
     def move(self, policy: Denoiser, alpha: float) -> None:
-        """Mix each adapter matrix; the product of two matrices is the mixture of products only at α
-        = 1."""
+        """Mix each matrix of the two adapters. Only at α = 1 does this equal a mixture of the
+        adapters' weight changes, which are products of two matrices."""
         self.adapters.move_reference(alpha)
 
     def tensors(self) -> dict[str, Tensor]:

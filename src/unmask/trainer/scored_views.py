@@ -1,5 +1,5 @@
-"""The views of one plan, together with everything that a loss reads except the log-probabilities
-under the current policy."""
+"""The views of one plan (a view is one masked version of a completion), together with everything
+else that a loss reads, except the log-probabilities under the current policy."""
 
 from __future__ import annotations
 
@@ -21,15 +21,15 @@ class ScoredViews:
     rollout: Rollout
     """The completions of all ranks."""
     plan: tuple[Views, Tensor]
-    """The views of all ranks, and their advantages: [N] float32, or [N, M] where a view has M
-    readings."""
+    """The views of all ranks, and their advantages: [N] float32, or [N, M] if each view scores M
+    completions."""
     views: Views
     """The views of this rank."""
     advantage: Tensor
     """[N] or [N, M] float32: advantages of this rank's views."""
     old: ViewLogprobs | None
-    """Log-probabilities under the old policy; None if there is a single update, whose policy is the
-    old one."""
+    """Log-probabilities under the old policy; None if there is a single update, because the policy
+    before it is the old policy."""
     reference: ViewLogprobs | None
     """Log-probabilities under the reference policy; None if the method needs none."""
     settings: LogprobSettings

@@ -1,5 +1,5 @@
-"""The shell of a run, which training and pretraining share: ranks, folder, progress, signals,
-checkpoints, final model."""
+"""The parts of a run that training and pretraining share: its ranks, run folder, progress, signals,
+checkpoints and final model."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ from unmask.trainer.distributed.stopping import RunStoppedError, StopSignals
 from unmask.trainer.policy import TrainedPolicy
 
 Observer = Callable[[int, dict[str, Any]], None]
-"""Called on the main rank for each line of metrics, with the training step (from 1; 0 is before the
-first) and the metrics."""
+"""Function that the main rank calls for each line of metrics, with the training step and the
+metrics. Steps count from 1; 0 stands for the state before the first step."""
 
 RecipeType = TypeVar("RecipeType", TrainRecipe, PretrainRecipe)
 
@@ -67,8 +67,8 @@ class Member:
         self.ranks = Ranks(self.accelerator, self.progress.collective)
 
     def fixed(self, recipe: RecipeType) -> RecipeType:
-        """Return the recipe with the path to which the model's name leads now, and with a task
-        whose rows can be read again.
+        """Return the recipe with the path to which the model's name resolves now, and with a task
+        whose rows a resumed run can read again.
 
         The run folder records this recipe, so that a resumed run does not start from another
         checkpoint or other examples.
@@ -112,12 +112,12 @@ class Session:
         recipe: settings of the run.
         folder: run folder.
         policy: the model with its optimizers.
-        card: makes the text of the final model's card from the metrics and the notes on how the run
-            was extended.
+        card: function that makes the text of the final model's card, from the metrics and from
+            notes on how the run was extended.
         remedy: advice for a loss or a gradient that is not finite, as the end of a sentence.
         saves_last: True to save a checkpoint after the last step even if `save_steps` does not
             divide the number of steps.
-        observe: called for each line of metrics.
+        observe: function that is called for each line of metrics.
     """
 
     def __init__(
@@ -153,7 +153,8 @@ class Session:
         """Run to the end and return the run folder. A finished run stays as it is.
 
         Args:
-            begin: returns the steps; called after the newest checkpoint has been loaded.
+            begin: function that returns the steps; it is called after the newest checkpoint has
+                been loaded.
 
         Raises:
             RunStoppedError: a signal stopped the run after a saved step.
@@ -189,8 +190,8 @@ class Session:
         finish_trackers(self.accelerator)
 
     def save_model(self, target: Path) -> None:
-        """Write a folder that `load_model` reads; it is complete or absent. All ranks call this, as
-        weights may be sharded."""
+        """Write a folder that `load_model` reads. An error never leaves an incomplete folder. All
+        ranks call this, because the weights may be sharded."""
         self.progress.begin(self.recipe.max_steps, f"writing {target.name}/")
         weights = self.state.whole_weights()
         with self.ranks.agreed():
@@ -244,7 +245,7 @@ class Session:
 
     def _save(self, step: int) -> None:
         """Write a checkpoint of the state after `step`. Step 0 is the model that the run starts
-        from, and needs none."""
+        from, and needs no checkpoint."""
         if step:
             self.progress.begin(step, "writing a checkpoint")
             self.state.save(self.folder, step, self.recipe.save_total_limit)
@@ -262,8 +263,8 @@ class Session:
         return any(line["step"] == step and evaluations(line) for line in lines)
 
     def _is_finished(self) -> bool:
-        """Return whether there is a final model of `max_steps` steps. The final model of an
-        extended run has fewer."""
+        """Return whether there is a final model after `max_steps` steps. If `max_steps` was
+        increased, the final model may have fewer steps."""
         is_finished = False
         with self.ranks.agreed():
             if self.folder.is_main and (self.folder.final / "config.json").is_file():

@@ -1,5 +1,5 @@
-"""The training steps of reinforcement learning, and the evaluations between them: collect, record,
-update, record, measure."""
+"""The training steps of reinforcement learning, and the evaluations between them. A step collects a
+rollout, updates the policy, records both for the report, and computes the metrics."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from unmask.trainer.session import Session
 from unmask.trainer.token_budget import find_token_budget
 
 NO_SIGNAL_STEPS = 5
-"""Number of steps in a row without a group whose rewards differ, after which a warning is
+"""Number of consecutive steps without a group whose rewards differ. After this number, a warning is
 logged."""
 
 _NO_SIGNAL = (

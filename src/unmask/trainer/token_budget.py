@@ -1,10 +1,10 @@
-"""The number of tokens in one forward pass: the recipe sets it, or a probe of a few rows finds it
-before the first step.
+"""The maximum number of tokens in one forward pass. The recipe sets it, or a probe (a short
+measurement on a few rows) finds it before the first step.
 
 Memory grows in proportion to rows times tokens: bytes = fixed + slope * tokens. The probe runs the
 first forward pass of a rollout and a forward and backward pass of an update, each at two small
-sizes, and solves for the number of tokens that fill the free memory. On a GPU it then tries the
-answer, and makes it smaller until it fits.
+sizes, and solves for the number of tokens that fill the free memory. On a GPU, the probe then tries
+this number, and reduces it until the passes fit.
 """
 
 from __future__ import annotations
@@ -42,21 +42,22 @@ FILE = "max_tokens.json"
 batches."""
 
 SHARE = 0.8
-"""Share of the free memory to use; allocators lose some of the rest between blocks."""
+"""Share of the free memory to use. The rest is a reserve, because allocators lose memory between
+blocks."""
 
 SIZES = (2, 4)
 """Number of rows in each of the two measurements."""
 
 SMALLER = 0.75
-"""Factor that makes a trial smaller after it ran out of memory."""
+"""Factor by which the number of tokens is multiplied after a trial has run out of memory."""
 
 logger = logging.getLogger("unmask")
 
 
 @dataclass(frozen=True, slots=True)
 class TokenBudget:
-    """Rows times tokens, of prompt and completion, in one forward pass; None if the recipe limits
-    the rows instead."""
+    """Maximum number of tokens in one forward pass: rows times the tokens of prompt and completion.
+    None if the recipe limits the rows instead."""
 
     rollout: int | None = None
     """Limit of a forward pass of the sampler."""
@@ -78,8 +79,8 @@ def find_token_budget(
     folder: Path,
     ranks: Ranks,
 ) -> TokenBudget:
-    """Return the budget that the recipe sets, that an earlier probe saved, or that a probe finds
-    now; the same on all ranks.
+    """Return the budget, which is the same on all ranks. It is the budget that the recipe sets, or
+    that an earlier probe saved, or that a probe finds now.
 
     Args:
         recipe: settings of the run.
@@ -187,8 +188,8 @@ class _Probe:
         self.needed = recipe.num_prompts * recipe.num_generations * self.width // accelerator.num_processes
 
     def find(self, run: Callable[[int], object]) -> int:
-        """Return the number of tokens that one call of `run` can hold, but not more than a training
-        step has."""
+        """Return the number of tokens that fit into one call of `run`, but at most the number of
+        tokens in a training step."""
         device = self.accelerator.device
         try:
             # The first call allocates memory that stays, whatever its size, so it is not measured.
@@ -234,7 +235,8 @@ class _Probe:
 
     @cached_property
     def _planned(self) -> tuple[Trajectory, Views]:
-        """Two completions of the run's sampler, and the views that the method plans for them."""
+        """Return two completions of the run's sampler, and the views that the method plans for
+        them."""
         path = self._denoised(2, self.recipe.sampler.steps)
         rewards = {
             "one_step_reward": None if path.one_step_tokens is None else path.one_step_tokens[:, :, 0].float() * 0,

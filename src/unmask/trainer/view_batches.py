@@ -1,4 +1,5 @@
-"""Batches of views that fit into one forward pass. Every rank has the same number of batches."""
+"""Batches of views (masked versions of completions), each small enough for one forward pass. Every
+rank has the same number of batches."""
 
 from __future__ import annotations
 
@@ -17,8 +18,8 @@ class ViewBatches:
     """Views of one rank, divided into batches. Iteration gives pairs of an index and the views of
     one batch.
 
-    The index of a dummy batch is empty, and its views are one placeholder. A rank runs dummy
-    batches because every forward pass may be a collective.
+    The index of a dummy batch is empty, and its views are one placeholder. A rank that has fewer
+    batches than another rank runs dummy batches, because every forward pass may be a collective.
     """
 
     views: Views
@@ -59,7 +60,7 @@ class ViewBatches:
         return replace(self, indices=self.indices + [dummy] * (count - len(self)))
 
     def in_order(self, parts: list[ViewLogprobs]) -> ViewLogprobs:
-        """Join the log-probabilities of all batches but the dummy ones, in the order of the
+        """Join the log-probabilities of all batches except the dummy batches, in the order of the
         views."""
         if not parts:
             return ViewLogprobs(self.path.logprob[:0])
@@ -82,7 +83,8 @@ def _joined(parts: list[Tensor | None]) -> Tensor | None:
 
 
 def _placeholder(path: Trajectory) -> Views:
-    """Return one view that hides and reads the first position of the first completion."""
+    """Return one view that masks the first position of the first completion and has it as its
+    target."""
     tokens = path.tokens[:1]
     first = torch.zeros_like(tokens, dtype=torch.bool)
     first[:, 0] = True

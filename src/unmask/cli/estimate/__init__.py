@@ -1,5 +1,5 @@
-"""Estimate of a recipe's cost before anything is rented: parameters, memory by part, and the time
-of a training step."""
+"""Estimate of a recipe's cost before a run: number of parameters, memory by part, and time of a
+training step."""
 
 from __future__ import annotations
 
@@ -18,8 +18,7 @@ __all__ = ["StepEstimate", "estimate"]
 
 @dataclass(frozen=True, slots=True)
 class StepEstimate:
-    """Everything that is known of a training step without running it. All numbers are for one
-    rank."""
+    """Estimated cost of a training step, made without running it. All numbers are for one rank."""
 
     model: str
     """Source of the model's shape."""

@@ -3,9 +3,10 @@ attention.
 
 A token's forward pass through the trunk takes 2 W + sum over layers of 4 S D operations. W is the
 number of entries of the weight matrices, S the number of positions that the token attends to, and D
-heads times head width: S D multiplications and additions for the scores and as many for the mixture
-of values. The backward pass takes as many operations for the gradients of the inputs, and as many
-again for the gradients of the weights that are trained.
+the number of heads times the head width. S D multiplications and as many additions compute the
+attention scores, and the same number of each computes the weighted sum of the values. The backward
+pass takes as many operations for the gradients of the inputs, and as many again for the gradients
+of the weights that are trained.
 """
 
 from __future__ import annotations
@@ -90,8 +91,8 @@ def _entries(modules: Sequence[nn.Module], *, trained: bool = False) -> float:
 
 
 def _is_matrix(module: nn.Module) -> bool:
-    """Return True for linear maps, including GPT-2's transposed ones and adapters; embeddings are
-    looked up."""
+    """Return True for linear maps, including GPT-2's transposed linear maps and adapters.
+    Embeddings are not linear maps, because their rows are only looked up."""
     weight = getattr(module, "weight", None)
     # An adapted layer exposes the weight of its base layer, which is a module of its own.
     is_wrapper = hasattr(module, "base_layer")

@@ -2,8 +2,8 @@
 
 Weights, gradients and optimizer states are counted. The peaks of forward and backward passes are
 measured: the model and the functions of the engine run on torch's fake tensors, which have shapes
-but no numbers, and every tensor is followed from its creation to its end. A deep model is measured
-at two small depths and extrapolated, because every layer adds the same.
+but no numbers, and the measurement counts every tensor from its creation until it is freed. A deep
+model is measured at two small depths and extrapolated, because every layer adds the same.
 """
 
 from __future__ import annotations
@@ -60,9 +60,9 @@ class Memory:
     """Memory of one rank."""
 
     resident: tuple[Line, ...]
-    """Parts that are held all the time."""
+    """Parts that are held during the whole training step."""
     peaks: tuple[Line, ...]
-    """Parts that are held in turn; the largest counts."""
+    """Parts that are held one after the other, so only the largest counts."""
     parameters: float
     """Number of parameters."""
     trained: float
@@ -85,7 +85,7 @@ class _Measured:
     layers."""
 
     def slope(self, name: str) -> float:
-        """Return what one layer adds; 0 if the whole model was measured."""
+        """Return the amount that one layer adds; 0 if the whole model was measured."""
         return (self.facts[MORE][name] - self.facts[FEW][name]) / (MORE - FEW) if len(self.facts) > 1 else 0.0
 
     def __getitem__(self, name: str) -> float:

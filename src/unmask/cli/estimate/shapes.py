@@ -1,5 +1,5 @@
-"""Shape of a recipe's model without its weights, from its config.json, a table of released models,
-or a few numbers."""
+"""Shape of a recipe's model, found without the weights: from a config.json, from a table of
+released models, or from a few numbers."""
 
 from __future__ import annotations
 
@@ -43,10 +43,11 @@ SHAPES: dict[str, dict[str, Any]] = {
         "family": "modernbert-chat", "vocab": 50368, "width": 1024, "ffn": 2624, "layers": 28, "heads": 16, "tied": True,
     },
 }  # fmt: skip
-"""Shapes of released models as in their configs, so that nothing is downloaded."""
+"""Shapes of released models, copied from their configs, so that an estimate downloads nothing."""
 
 RELEASED = {"LLaDA-1.5": "LLaDA-8B", "Dream": "Dream-7B", "DiffuCoder-7B": "Dream-7B"}
-"""Beginnings of further model names, and the name of their shape in `SHAPES`."""
+"""Shapes of further models. A key is the beginning of a model's name, and its value is a key of
+`SHAPES`."""
 
 NUMBERS = {
     "layers": "num_hidden_layers",

@@ -1,4 +1,4 @@
-"""An estimate as text, with the arithmetic of every number."""
+"""Text of an estimate, which shows the calculation of every number."""
 
 from __future__ import annotations
 

@@ -1,9 +1,10 @@
-"""Work of one training step: how many forward passes, over how many tokens, with the head at how
-many positions.
+"""Work of one training step: the number of forward passes, the number of their tokens, and the
+number of positions that get logits.
 
 The run's own code makes the counts. The rollout engine and the collector run with a stand-in
 denoiser, which draws random logits and records the size of every forward pass. The method plans its
-views of that rollout, and `UpdatePasses` divides them as an update does.
+views (masked versions of completions) of that rollout, and `UpdatePasses` divides them as an update
+does.
 """
 
 from __future__ import annotations
@@ -93,8 +94,8 @@ class Work:
     chunks: int
     """Largest number of forward passes with a backward pass that one update makes."""
     rewards: int
-    """Largest number of completions that the reward functions see; repeated texts are scored
-    once."""
+    """Maximum number of completions that the reward functions score. The actual number is smaller
+    if texts repeat, because equal texts are scored once."""
     rollout: Rollout
     """The rollout of the stand-in denoiser."""
     views: Views
@@ -163,7 +164,7 @@ class _StandIn(nn.Module):
 
 
 class _RecordingEngine(LocalEngine):
-    """An engine that separates the forward passes of its calls."""
+    """An engine that keeps the forward passes of each of its calls separately."""
 
     def rollout(self, *args: Any, **options: Any) -> Trajectory:
         """Denoise with the stand-in; see `RolloutEngine.rollout`."""

@@ -1,1 +1,1 @@
-"""The parts of the public Python API that need both training and reports."""
+"""Parts of the public Python API that use both the trainer and the reports."""

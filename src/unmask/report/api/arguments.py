@@ -1,5 +1,5 @@
-"""Arguments of `Trainer` in Python, resolved into one training recipe: a recipe, rows, and settings
-under TRL's names."""
+"""Translation of the arguments of `Trainer` (a recipe, rows, and settings under TRL's names) into
+one training recipe."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def check_names(settings: Mapping[str, Any]) -> None:
     """Check that no setting is an argument of `Trainer` under another name.
 
     Raises:
-        ConfigError: one is.
+        ConfigError: a setting is an argument of `Trainer` under another name.
     """
     for argument, names in ARGUMENTS.items():
         for name in names.split():
@@ -68,9 +68,9 @@ def recipe_of(
         settings: changes to the recipe. A key is a key of the recipe, dotted or a whole section, or
             a name that TRL or another library has for exactly one key of the recipe, such as
             learning_rate for optim.learning_rate.
-        model: model to start from, instead of the model of the recipe. A policy has to be written
-            to `settings["model"]` before the run reads it; this function only uses its context
-            length.
+        model: model to start from, instead of the model of the recipe. If it is a policy, the
+            caller writes it to the folder `settings["model"]` before the run reads it; this
+            function uses only the policy's context length.
         train_dataset: rows to train on, instead of the task of the recipe.
         eval_dataset: rows to evaluate on; default a part of `train_dataset`.
 
@@ -100,8 +100,9 @@ def recipe_of(
 
 
 def _with_few_steps(tree: dict[str, Any]) -> dict[str, Any]:
-    """Return the tree with a `num_selected` that the denoising steps of a short completion allow,
-    unless it is set. The default of the method suits completions of language models."""
+    """Return the settings with a `num_selected` that is at most the number of denoising steps,
+    unless it is set. The default of the method suits the completions of large language models and
+    can be too large for short ones."""
     method = tree["method"]
     cls = METHODS.get(method["type"]) if isinstance(method, dict) and isinstance(method.get("type"), str) else None
     if cls is None or "num_selected" in method or "num_selected" not in cls.model_fields:
@@ -127,8 +128,8 @@ def _section(key: str, value: Any) -> Any:
 
 
 def _key(places: Places, name: str) -> str:
-    """Return the key of the recipe for the name of a setting; the name itself if several keys or
-    none have it."""
+    """Return the key of the recipe that a setting's name stands for. If no key or several keys
+    match, return the name itself."""
     keys = places.instead([name])
     return keys[0] if len(keys) == 1 else name
 
@@ -152,8 +153,8 @@ def _set_rows(tree: dict[str, Any], train: Any, held_out: Any) -> None:
 
 
 def _length_with_room(policy: Policy, task: Task, recipe: TrainRecipe) -> int:
-    """Return the completion length of `SamplerConfig`, or as many tokens as the model has positions
-    beside the longest prompt."""
+    """Return the completion length of `SamplerConfig`, or, if it is smaller, the number of
+    positions that the model has left after the longest prompt."""
     default = SamplerConfig().max_completion_length
     positions: int | None = getattr(policy.denoiser.backbone.config, "max_position_embeddings", None)
     if positions is None:

@@ -61,11 +61,12 @@ def compare(
             same keys.
         overrides: changes to the recipe, as `key=value` texts or as a dict.
         jobs: number of runs at a time, each in a process of its own; 1 runs them one after the
-            other in this process. A script that sets a larger number has to be guarded by `if
-        __name__ == "__main__":`. rerun_changed: repeat the runs that changed settings or edited
-        code affect. keep_changed: keep results of code that was edited since. The tables mark them.
-        retry_failed: repeat the runs that failed. progress: print a line to standard error for each
-        run that ends.
+            other in this process. A script that sets a larger number has to guard the call by
+            `if __name__ == "__main__":`.
+        rerun_changed: True to repeat the runs that changed settings or changed code affect.
+        keep_changed: True to keep results whose code has changed since; the tables mark them.
+        retry_failed: True to repeat the runs that failed.
+        progress: True to print a line to standard error for each run that ends.
 
     Raises:
         CompareStoppedError: SIGINT or SIGTERM arrived; unfinished runs were saved.

@@ -60,7 +60,8 @@ def _instead(path: Path) -> str:
 
 
 class Rollouts:
-    """The saved rollouts of a run by training step; each is read when it is looked up.
+    """The saved rollouts of a run, by training step. A rollout is read from disk when it is looked
+    up.
 
     Args:
         folder: the run folder.

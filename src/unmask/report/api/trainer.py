@@ -41,8 +41,8 @@ class Trainer(trainer.Trainer):
     Without a recipe, the method is EGSPO and every other setting has its default
     (`unmask.report.api.arguments.DEFAULTS`). Two defaults adapt: a completion has at most as many
     tokens as a model object has room for, and the method selects at most as many steps as the
-    sampler takes. The recipe that results is recorded in the run folder,
-    so that the run can be resumed and its model card is complete.
+    sampler takes. The resulting recipe is recorded in the run folder, so that the run can be
+    resumed and its model card is complete.
 
     Args:
         recipe: a recipe, its name, its file, or a dict of its settings. A model may be given in
@@ -57,12 +57,12 @@ class Trainer(trainer.Trainer):
         eval_dataset: rows to evaluate on; default a held-out part of `train_dataset`.
         args: dict of settings. Settings that are given as keywords take precedence.
         processing_class: tokenizer of a model that is given as a `Denoiser`.
-        resume: continue from the newest checkpoint of the run folder.
+        resume: True to continue from the newest checkpoint of the run folder.
         observe: function of the training step and its metrics, which is called after each step and
             after each evaluation.
         example: function of a completion and its reward, which is called in each step.
         engine: rollout engine that samples completions; default one that samples in this process.
-        progress: show progress in the terminal, the notebook or the pipe.
+        progress: True to show progress in the terminal, the notebook or the pipe.
         settings: settings by key of the recipe, such as max_steps=3 or sampler={"num_steps": 8}, or
             by a name that other libraries use, such as learning_rate, temperature or beta.
 
@@ -113,8 +113,8 @@ class Trainer(trainer.Trainer):
                 engine=engine,
             )
         self.pictures: dict[str, str] = {}
-        """Paths of the curve and of the report of a finished run; for a file that could not be
-        written, the reason."""
+        """Paths of the curve and of the report of a finished run. If a file could not be written,
+        its entry is the reason."""
 
     @property
     def is_main(self) -> bool:
@@ -158,7 +158,8 @@ def pictures(folder: Path) -> dict[str, str]:
 
     If the curve or the report could not be written, the reason is returned in place of its path.
 
-    The run itself is complete, so an error here must not make it look like a failure.
+    The run itself is complete, so an error in this function must not make the run look like a
+    failure.
     """
     from unmask.report.build import write_report
     from unmask.report.plot import plot_metrics
@@ -201,8 +202,8 @@ def _output_dir(recipe: Any) -> str:
 
 
 def _each(*functions: Callable[..., None] | None) -> Callable[..., None] | None:
-    """Return a function that passes its arguments to each of these functions; None if there are
-    none."""
+    """Return a function that calls each of the given functions with its arguments; None if no
+    function is given."""
     given = [function for function in functions if function is not None]
 
     def call(*arguments: Any) -> None:
@@ -213,8 +214,8 @@ def _each(*functions: Callable[..., None] | None) -> Callable[..., None] | None:
 
 
 def _with_rewards(recipe: TrainRecipe, given: RewardFuncs) -> tuple[TrainRecipe, list[RewardFunc]]:
-    """Write paths into the recipe, whose functions worker processes can run, and return functions
-    as they are."""
+    """Write reward functions that are given as paths into the recipe, so that worker processes can
+    run them. Return the reward functions that are given as objects."""
     functions = reward_list(given)
     if functions and all(isinstance(function, str) for function in functions):
         return load_recipe(recipe, {"reward_funcs": functions}), []

@@ -1,5 +1,5 @@
-"""The jobs of a comparison: pretrainings, probes and cells. One process runs a job, which leaves
-one record.
+"""The jobs of a comparison: pretrainings, probes (which measure the cost of a training step) and
+cells (which train and evaluate one method). One process runs a job, and the job leaves one record.
 
 The `variant` of a job is a hash of its resolved recipe and its measurements, without the seed. A
 job that has a record does not run again, unless the code behind the record has changed (see
@@ -46,7 +46,7 @@ Stage = Literal["pretraining", "base", "probe", "tuning", "final"]
 """Stage of a comparison that a job belongs to."""
 
 PROBE_STEPS = 2
-"""Number of training steps of a probe; the most expensive step counts."""
+"""Number of training steps of a probe. The cost of a step is that of the most expensive one."""
 SAVES = 4
 """Number of checkpoints in a cell's run, so that an interrupted cell repeats at most a quarter."""
 
@@ -60,14 +60,14 @@ _SET_HERE = {
 @dataclass(frozen=True)
 class ComparisonJob(ABC):
     """A job of a comparison. `run` runs in the process of the job, and returns the entries of the
-    record besides its labels."""
+    record without the job's labels."""
 
     root: Path
     """Folder of the comparison."""
     stage: Stage
     """Stage of the comparison."""
     task: str
-    """Name of the task; for a pretraining, of its recipe."""
+    """Name of the task; for a pretraining, name of its recipe."""
     method: str
     """Label of the method, or `base`."""
     seed: int
@@ -98,8 +98,8 @@ class ComparisonJob(ABC):
 
     @property
     def folder(self) -> Path:
-        """Run folder. Changed code gets another folder, so that it does not continue a run of the
-        old code."""
+        """Run folder. After a change of the code the folder has another name, so that the new code
+        does not continue a run of the old code."""
         return folder_of(self.root, self.record(code=self.code or self.code_now))
 
     @abstractmethod
@@ -136,7 +136,7 @@ def folder_of(root: Path, record: Record) -> Path:
 
 @dataclass(frozen=True)
 class Pretraining(ComparisonJob):
-    """Pretraining of the base of a seed, for all tasks that start from it."""
+    """Pretraining of the base model of one seed, for all tasks that start from this model."""
 
     recipe: PretrainRecipe
     """Recipe of the pretraining."""
@@ -184,7 +184,8 @@ class Cell(ComparisonJob):
     recipe: TrainRecipe
     """Recipe with the settings of the method and the grid point; `model` is the initial model."""
     start: str
-    """Initial model, independent of the seed: the variant of the base, or the model's name."""
+    """Initial model, named in a way that does not depend on the seed: by the variant of the
+    pretraining, or by the model's name."""
     measure: Measure
     """Evaluations of the run."""
     base: PretrainRecipe | None = None
@@ -210,8 +211,8 @@ class Cell(ComparisonJob):
 
     @property
     def cost_variant(self) -> str:
-        """Hash of everything that the cost of a step depends on, which excludes the optimizer's
-        settings."""
+        """Hash of everything that the cost of a step depends on. The optimizer's settings are not
+        included."""
         return _hash(_varying(self.recipe) | {"optim": None}, self.start)
 
     def record(self, **facts: Any) -> Record:
@@ -290,7 +291,8 @@ class Cell(ComparisonJob):
 
 @dataclass(frozen=True)
 class Probe(ComparisonJob):
-    """Measurement of the cost of a training step; it decides how many steps a budget allows."""
+    """Measurement of the cost of a training step. The cost decides how many steps a budget
+    allows."""
 
     cell: Cell
     """Cell whose first steps are run."""
@@ -347,8 +349,8 @@ def _varying(recipe: RunRecipe) -> dict[str, Any]:
 
 
 def _curve(lines: list[Record], split: str) -> list[Record]:
-    """Return the accuracies of a run on a split by temperature, each with the token passes until
-    then."""
+    """Return the accuracies of a run on a split, by temperature. Each accuracy comes with the
+    number of token passes before its evaluation."""
     curve, spent = [], 0.0
     for line in lines:
         spent += line.get("compute/token_passes", 0)

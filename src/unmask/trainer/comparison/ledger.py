@@ -1,5 +1,5 @@
-"""The record of a comparison's jobs: cells.jsonl has a line for each, and code.json the hashes of
-the code that made them.
+"""The records of a comparison's jobs. cells.jsonl has one line for each job, and code.json has the
+hashes of the code that made the results.
 
 All tables and figures are made from cells.jsonl.
 """
@@ -38,11 +38,11 @@ class Ledger:
 
     @property
     def records(self) -> list[Record]:
-        """All records that count, oldest first."""
+        """Newest record of each key, the oldest first."""
         return list(self._records.values())
 
     def of(self, job: ComparisonJob) -> Record | None:
-        """Return the record of a job that is done or has failed, else None."""
+        """Return the record of a job; None if the job has neither finished nor failed yet."""
         return self._records.get(job.key)
 
     def folder_of(self, job: ComparisonJob) -> Path:
@@ -63,8 +63,8 @@ class Ledger:
         self._records[key_of(record)] = record
 
     def edited(self, record: Record) -> list[str]:
-        """Return the names of the files that have changed since a record was made; none if the
-        record does not name its code."""
+        """Return the names of the files that have changed since a record was made. The list is
+        empty if the record does not name its code."""
         return [name for part in self._parts(record) for name in sources.edited(part)]
 
     def unchecked(self, record: Record) -> list[str]:
@@ -81,8 +81,8 @@ class Ledger:
         """Move `foreign` records to superseded.jsonl, and move earlier records of these settings
         and this code back.
 
-        So no table mixes results of different settings. Records of seeds that are no longer in the
-        recipe stay. An incomplete line that a killed process left is removed.
+        Therefore no table mixes results of different settings. Records of seeds that are no longer
+        in the recipe stay. An incomplete line that a killed process left is removed.
         """
         is_current = _currency(jobs)
         restored = {

@@ -1,5 +1,5 @@
-"""The jobs of a comparison in their order: seed by seed, so that an interrupted comparison is
-balanced."""
+"""The jobs of a comparison in their order. They run seed by seed, so that an interrupted comparison
+has about the same seeds for every method."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ class Plan:
         return [self._cell("base", task, BASE, seed, {}) for seed in self.recipe.seeds for task in self.recipe.tasks]
 
     def trials(self) -> list[Cell]:
-        """Return the runs for the choice of settings."""
+        """Return the tuning runs, whose results decide which settings are chosen."""
         tuning = self.recipe.tuning
         if tuning is None or not self.is_tuned:
             return []

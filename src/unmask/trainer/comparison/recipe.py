@@ -39,7 +39,7 @@ def _flat_if_tree(value: object) -> object:
 
 
 def _grid(value: object) -> object:
-    """Return lists of values by dotted key; a single value stands for a list of one."""
+    """Return lists of values by dotted key. A single value becomes a list of one value."""
     if not isinstance(value, Mapping):
         return value
     return {key: values if isinstance(values, list | tuple) else [values] for key, values in flat(value).items()}

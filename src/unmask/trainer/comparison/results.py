@@ -1,4 +1,4 @@
-"""Numbers of a comparison's tables: the choice of settings, means over seeds with intervals, and
+"""Numbers for the tables of a comparison: the chosen settings, means over seeds with intervals, and
 paired differences."""
 
 from __future__ import annotations
@@ -64,7 +64,8 @@ class Mean:
 
 @dataclass(frozen=True, slots=True)
 class Trial:
-    """Result of a grid point of a method on a task, over the tuning seeds."""
+    """Result of one grid point (a combination of settings) of a method on a task, over the tuning
+    seeds."""
 
     task: str
     """Name of the task."""
@@ -73,9 +74,10 @@ class Trial:
     settings: dict[str, Any]
     """Values of the grid point, by dotted key."""
     accuracy: dict[str, float]
-    """Accuracy by temperature, mean over the seeds without failure; empty if all failed."""
+    """Accuracy by temperature, averaged over the seeds that did not fail; empty if all seeds
+    failed."""
     reward: float
-    """Mean reward over the temperatures and these seeds."""
+    """Reward, averaged over the temperatures and the seeds that did not fail."""
     num_seeds: int
     """Number of seeds without failure."""
     failures: list[str]
@@ -123,8 +125,8 @@ def choose(recipe: CompareRecipe, trials: Iterable[Trial]) -> dict[tuple[str, st
 
 
 def is_at_edge(recipe: CompareRecipe, trial: Trial) -> bool:
-    """Return whether a chosen number is the smallest or largest of three or more, so that a wider
-    grid may be better."""
+    """Return whether a chosen number is the smallest or the largest of at least three values in the
+    grid. If it is, a wider grid may be better."""
     grid = {key: values for key, values in recipe.grid(trial.method).items() if len(values) > 2}
     return any(
         all(isinstance(value, int | float) for value in values) and trial.settings[key] in (min(values), max(values))
@@ -191,7 +193,7 @@ class Results:
         return min((len(self.runs(task, m)) for task in self.recipe.tasks for m in self.methods(task)), default=0)
 
     def is_edited(self, task: str, method: str) -> bool:
-        """Return whether the code of one of the runs has changed since."""
+        """Return whether the code of one of the runs has changed since that run."""
         return (task, method) in self._edited
 
     def spent(self, task: str, method: str) -> dict[str, int]:
@@ -209,8 +211,9 @@ class Results:
     def best(self, task: str, *path: str) -> str | None:
         """Return the method with the largest mean if it is certainly the best, else None.
 
-        It is certain if the 95 % intervals of its paired differences from all other lines of the
-        task are above zero. Lines whose code has changed since do not take part.
+        It is certainly the best if the 95 % intervals of its paired differences from all other
+        lines of the task are above zero. Lines whose code has changed since their runs are not
+        considered.
         """
         methods = [method for method in self.methods(task) if not self.is_edited(task, method)]
         if len(methods) < 2:

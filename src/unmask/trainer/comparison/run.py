@@ -1,4 +1,5 @@
-"""Run a comparison stage by stage, several jobs at a time, and record each result at once.
+"""Run a comparison stage by stage with several jobs at a time, and record each result when its job
+ends.
 
 An interrupted comparison continues when the command is repeated.
 """
@@ -34,11 +35,11 @@ JobT = TypeVar("JobT", bound=ComparisonJob)
 POLL = 0.2
 """Seconds between two checks for a signal."""
 MOST_NAMED = 8
-"""Maximum number of edited files that a message names."""
+"""Maximum number of changed files that a message names."""
 
 
 class CompareStoppedError(RunError):
-    """Error after a signal stopped the comparison; unfinished runs are saved."""
+    """Error that is raised after a signal has stopped the comparison. Unfinished runs are saved."""
 
     def __init__(self, folder: Path, signal_number: int) -> None:
         super().__init__(f"the comparison was stopped; its results are in {folder}. To continue, repeat the command.")
@@ -63,7 +64,8 @@ def compare(
             its threads.
         rerun_changed: True to repeat jobs whose settings or code have changed; else such jobs are
             an error.
-        keep_changed: True to keep results of code that has changed since; the tables mark them.
+        keep_changed: True to keep results whose code has changed since; the tables mark these
+            results.
         retry_failed: True to repeat jobs that failed.
         tell: callback for a line of text about each job that ends.
 
@@ -109,7 +111,8 @@ class _Comparison:
         self.plan, self.clock = Plan(self.recipe), _Clock()
 
     def run(self) -> None:
-        """Run the bases, then the trials, and then the runs to compare."""
+        """Pretrain and evaluate the base models, then run the trials for tuning, and then the runs
+        to compare."""
         plan, recipe = self.plan, self.recipe
         self._settle(plan.pretrainings())
         self._perform(self._undone(plan.pretrainings()), _as_it_is)
@@ -255,7 +258,8 @@ def _as_it_is(job: ComparisonJob) -> ComparisonJob:
 
 
 def _unedited(job: ComparisonJob) -> tuple[Mapping[str, str], ...]:
-    """Return the files that a finished job depends on.
+    """Return the hashes of the files that a finished job depends on, after a check that they have
+    not changed.
 
     Raises:
         RunError: if a file has changed during the job, because it is then unknown which code made
@@ -270,10 +274,11 @@ def _unedited(job: ComparisonJob) -> tuple[Mapping[str, str], ...]:
 
 
 def _settle_edited(ledger: Ledger, recipe: CompareRecipe, rerun: bool, keep: bool, tell: Callable[[str], None]) -> None:
-    """Make sure that results of changed code do not pass for current ones.
+    """Make sure that results from an older version of the code are not used as results of the
+    current code.
 
     Raises:
-        RunError: if there are such results and neither `rerun` nor `keep` is set.
+        RunError: if there are results from an older version and neither `rerun` nor `keep` is set.
     """
     stale = _edited(ledger, recipe)
     records = [record for record in ledger.records if key_of(record) in stale]
@@ -301,8 +306,8 @@ def _settle_edited(ledger: Ledger, recipe: CompareRecipe, rerun: bool, keep: boo
 
 
 def _edited(ledger: Ledger, recipe: CompareRecipe) -> dict[Key, list[str]]:
-    """Return the files that have changed since, for each record of the recipe's jobs and each
-    probe."""
+    """Return the files that have changed since each record was made, for the records of the
+    recipe's jobs and of all probes."""
     pairs = {*recipe.pairs(), *((task, BASE) for task in recipe.tasks)}
     pairs |= {(job.task, job.method) for job in Plan(recipe).pretrainings()}
     seeds = {*recipe.seeds, *(recipe.tuning.seeds if recipe.tuning else ())}

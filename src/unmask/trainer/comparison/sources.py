@@ -1,11 +1,12 @@
-"""Hashes of the code and files that a run's result depends on, so that results of changed code do
-not pass for current ones.
+"""Hashes of the code and files that a run's result depends on, so that results from an older
+version of the code are not used as results of the current code.
 
 A result depends on the modules of its method, task, order and reward functions, on every file that
 its recipe names, on the model folder that it starts from, on the modules that train and evaluate,
-and on everything that these import from unmask or from their own folder. Comments, docstrings and
-layout of Python code do not count. The rule misses dependencies that imports do not show: installed
-packages, modules that are imported by a computed name, and files that code opens.
+and on everything that these modules and files import from unmask or from their own folder.
+Comments, docstrings and layout of Python code do not count. The rule misses dependencies that
+imports do not show: installed packages, modules that are imported by a computed name, and files
+that code opens.
 """
 
 from __future__ import annotations
@@ -28,13 +29,13 @@ Files = dict[str, str]
 absolute path."""
 
 Stamp = tuple[int, ...]
-"""Modification time and size of a file, so that an unchanged file is read once."""
+"""Modification time and size of a file. A file whose stamp has not changed is not read again."""
 
 PACKAGE = Path(__file__).resolve().parents[2]
 """Folder of the package."""
 
 _ENGINE = ("trainer/comparison/jobs.py", "trainer/loop.py", "evaluation/evaluate.py", "trainer/pretrain.py")
-"""Modules in which training and evaluation start."""
+"""Modules with the entry points of training and evaluation."""
 _LEFT_OUT = {
     # These import every method, task and order, but a result depends only on its own.
     *("__init__.py", "methods/__init__.py", "tasks/__init__.py", "sampling/orders/__init__.py"),
@@ -67,13 +68,13 @@ def own_files(recipes: Iterable[RunRecipe], model: str | None = None) -> Files:
 
 
 def digest_of(files: Mapping[str, str]) -> str:
-    """Return a short hash of a set of files and their hashes."""
+    """Return one short hash of the names and hashes of several files."""
     return hashlib.sha256(json.dumps(files, sort_keys=True).encode()).hexdigest()[:12]
 
 
 def edited(recorded: Mapping[str, str]) -> list[str]:
-    """Return the names of files that differ from their recorded hashes; missing files outside the
-    package do not count."""
+    """Return the names of files whose hash differs from the recorded one, except missing files
+    outside the package."""
     names = []
     for name, before in recorded.items():
         path = _path(name)
@@ -211,7 +212,8 @@ def _hash_at(path: Path, _stamp: Stamp) -> str:
 
 
 def _tree(path: Path) -> ast.AST:
-    """Return the syntax tree of a file; a constant with its text if it is not valid Python."""
+    """Return the syntax tree of a file. For a file that is not valid Python, return a constant that
+    holds the text of the file."""
     text = path.read_bytes()
     try:
         return ast.parse(text)
@@ -220,8 +222,8 @@ def _tree(path: Path) -> ast.AST:
 
 
 def _shape(value: Any) -> Any:
-    """Return a syntax tree without docstrings and positions, in a form that does not depend on the
-    version of Python."""
+    """Return a syntax tree without docstrings and line numbers, in a form that does not depend on
+    the version of Python."""
     if isinstance(value, ast.AST):
         fields = ((name, _shape(part)) for name, part in ast.iter_fields(value))
         return (type(value).__name__, *(field for field in fields if field[1] not in ("None", ())))

@@ -32,7 +32,8 @@ class InThisProcess(Executor):
 
 
 def make_workers(count: int) -> Executor:
-    """Return an executor with a number of processes; 1 stands for this process."""
+    """Return an executor that runs jobs in `count` processes; with one, it runs them in this
+    process."""
     if count == 1:
         return InThisProcess()
     # Spawned, because a forked child of a process that has used torch's threads hangs.
@@ -59,8 +60,8 @@ def _begin_worker() -> None:
 
 
 def _end_with_parent() -> None:
-    """End this worker when its parent ends; a worker left alone would keep the lock of its run
-    folder."""
+    """End this worker when its parent process ends. Otherwise the worker would keep the lock of its
+    run folder."""
     parent = multiprocessing.parent_process()
     assert parent is not None
     parent.join()

@@ -1,1 +1,2 @@
-"""One run on several ranks: the accelerator, collectives, sharded weights, state and signals."""
+"""Parts that one run on several ranks needs: accelerator, collectives, sharded weights, saved state
+and signals."""

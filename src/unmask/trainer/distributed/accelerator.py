@@ -1,4 +1,5 @@
-"""The accelerator of a run, which holds its ranks, device and precision, and the run's trackers."""
+"""Set-up of a run's accelerator (its ranks, device and precision) and of its trackers (services
+that receive the metrics)."""
 
 from __future__ import annotations
 

@@ -1,8 +1,10 @@
-"""One update under any wrapper of the policy: a plain module, DDP, FSDP2 or a DeepSpeed engine.
+"""Functions for one update of the policy, whether it is a plain module or wrapped by DDP, FSDP2 or
+a DeepSpeed engine.
 
-accelerate's wrapper of DeepSpeed makes the optimizer step inside `backward`. A gradient that is not
-finite could then not be refused, and several chunks could not be accumulated. So these functions
-call DeepSpeed's engine directly, with the same three calls as for every other wrapper.
+accelerate's wrapper of DeepSpeed makes the optimizer step inside `backward`. It would then be
+impossible to refuse a gradient that is not finite, or to accumulate the gradients of several
+batches. Therefore these functions call DeepSpeed's engine directly. The same three functions
+(`accumulating`, `backward` and `step`) serve every wrapper.
 """
 
 from __future__ import annotations
@@ -24,8 +26,8 @@ def is_deepspeed(accelerator: Accelerator) -> bool:
 
 
 def is_sharded(accelerator: Accelerator) -> bool:
-    """Return True if each rank holds only a part of the weights, so that a forward pass is a
-    collective."""
+    """Return True if each rank holds only a part of the weights. All ranks must then run each
+    forward pass together."""
     if is_deepspeed(accelerator):
         return int(accelerator.deepspeed_plugin.zero_stage) == 3
     return str(accelerator.distributed_type).endswith("FSDP")
@@ -64,7 +66,8 @@ def step(accelerator: Accelerator, model: nn.Module, optimizers: list[Any], max_
         The norm of the gradient before clipping.
 
     Raises:
-        FloatingPointError: the norm is not finite, on all ranks; the weights are unchanged.
+        FloatingPointError: the norm is not finite. All ranks raise the error, and the weights are
+            unchanged.
     """
     if is_deepspeed(accelerator):
         engine: Any = model

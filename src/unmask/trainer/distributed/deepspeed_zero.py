@@ -1,4 +1,5 @@
-"""DeepSpeed's ZeRO: starting it, and the weights and the optimizer's state in its flat buffers.
+"""Functions that start DeepSpeed's ZeRO, and access to the weights and the optimizer's state in its
+flat buffers.
 
 This is the only module that uses DeepSpeed. DeepSpeed has no public functions to create the
 optimizer's state before the first update, to write a local shard, or to keep it from compiling
@@ -114,8 +115,8 @@ def prepare(accelerator: Accelerator, module: nn.Module, optimizer: torch.optim.
 
 
 def whole_numel(parameter: Any) -> int:
-    """Return the number of elements of a parameter, also where stage 3 leaves an empty one in the
-    model."""
+    """Return the number of elements of a whole parameter, even if stage 3 leaves an empty tensor in
+    the model."""
     return int(getattr(parameter, "ds_numel", parameter.numel()))
 
 
@@ -202,7 +203,8 @@ class ZeroState:
                     value.zero_()
 
     def _create(self, keys: set[str]) -> None:
-        """Create the state under `keys`, which DeepSpeed does only in the first update."""
+        """Create the optimizer's state under `keys`. DeepSpeed itself creates it only in the first
+        update."""
         name = "single_partition_of_fp32_groups" if self.stage < 3 else "fp32_partitioned_groups_flat"
         for flat in getattr(self.optimizer, name):
             state = self.optimizer.optimizer.state[flat]
@@ -223,5 +225,6 @@ def _own_shard(parameter: Any, value: Tensor) -> Tensor:
 
 
 def _shape(parameter: Any) -> torch.Size:
-    """Return the shape of a parameter, also where stage 3 leaves an empty one in the model."""
+    """Return the shape of a whole parameter, even if stage 3 leaves an empty tensor in the
+    model."""
     return torch.Size(getattr(parameter, "ds_shape", parameter.shape))

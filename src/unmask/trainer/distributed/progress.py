@@ -1,5 +1,5 @@
-"""The progress of the ranks: a run in which nothing moves ends with an error that names the rank
-for which the others wait.
+"""Watch over the progress of all ranks. If no rank makes progress, the run ends with an error that
+names the rank for which the others wait.
 
 A collective waits for the last rank, by default for half an hour, and then reports a timeout
 without a name. `torch.distributed.monitored_barrier` names a rank but cannot replace this module. A
@@ -31,13 +31,13 @@ from torch import nn
 from unmask.core.errors import LostProcessError
 
 _LOST = re.compile(r"gloo|nccl|onnection (closed|reset|refused)|roken pipe|ocket|imed ?out", re.IGNORECASE)
-"""Words in the errors that torch raises when the other end of a connection is gone."""
+"""Words that occur in torch's errors after another rank has closed its connection."""
 _SOURCE = re.compile(r"^\[/[^\]]*\] ")
 """Place in torch's own source code, at the beginning of some of its errors."""
 BEATS = 10
 """Number of times that a rank publishes its position within `stuck_timeout`."""
 LONGEST_PAUSE = 5.0
-"""Seconds between two of these times, at most."""
+"""Maximum number of seconds between two publications of a rank's position."""
 FAREWELL = 10.0
 """Seconds that rank 0, which hosts the store, waits for the other ranks at the end of a run."""
 
@@ -167,7 +167,8 @@ class Progress:
 
 
 class Stall:
-    """Detects that no rank makes progress, and finds the ranks that the others wait for.
+    """Detector that notices when no rank makes progress, and finds the ranks that the others wait
+    for.
 
     Args:
         timeout: seconds without progress after which the run counts as stuck.
@@ -182,8 +183,8 @@ class Stall:
         """Ranks that the others wait for; empty before the run is stuck."""
 
     def message(self, now: float, positions: Sequence[Position]) -> str | None:
-        """Take in the positions of all ranks, and describe the stall; None if there has been
-        progress lately."""
+        """Compare the positions of all ranks with the earlier ones. Return a description of the
+        stall, or None if there has been progress within the timeout."""
         for rank, position in enumerate(positions):
             before = self._last.get(rank)
             if before is None or before.beats != position.beats:
@@ -225,8 +226,8 @@ def lost_ranks_explained(count: int) -> Iterator[None]:
 
 
 def _open_store() -> Any:
-    """Connect to the store of the launcher or of rank 0. A main thread that waits keeps torch's own
-    connection busy.
+    """Connect to the store of the launcher or of rank 0. The watch needs a connection of its own,
+    because a main thread that waits keeps torch's connection busy.
 
     The launcher's store outlives the ranks that torchrun restarts, so each start has its own keys.
     """

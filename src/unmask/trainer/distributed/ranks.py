@@ -1,5 +1,5 @@
-"""The ranks of a run: what each of them owns, what they exchange, which errors they share, and
-forward passes in lockstep."""
+"""Cooperation between the ranks of a run: which items each rank owns, how ranks exchange values and
+errors, and how they run forward passes together."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class Ranks:
 
     Args:
         accelerator: the accelerator of the run.
-        meeting: called whenever this rank enters a collective.
+        meeting: function that is called whenever this rank enters a collective.
     """
 
     def __init__(self, accelerator: Accelerator, meeting: Callable[[], None] = lambda: None) -> None:
@@ -36,12 +36,12 @@ class Ranks:
         self.count: int = accelerator.num_processes
 
     def share(self, total: int) -> slice:
-        """Return which of `total` items this rank owns: neighbours, and as many as other ranks own,
-        give or take one."""
+        """Return the slice of `total` items that this rank owns. The numbers of items of any two
+        ranks differ by at most one."""
         return slice(self.index * total // self.count, (self.index + 1) * total // self.count)
 
     def counts(self, value: int) -> list[int]:
-        """Return the number that each rank passes."""
+        """Return the numbers that the ranks pass, one for each rank."""
         if self.count == 1:
             return [value]
         self.meeting()
@@ -53,7 +53,8 @@ class Ranks:
         return max(self.counts(value))
 
     def objects(self, value: T) -> list[T]:
-        """Return the value that each rank passes; it must be picklable."""
+        """Return the values that the ranks pass, one for each rank. The values must be
+        picklable."""
         if self.count == 1:
             return [value]
         from accelerate.utils import gather_object
@@ -78,9 +79,9 @@ class Ranks:
     def rollout(self, own: Rollout) -> Rollout:
         """Return the rollout of all ranks, with the rows in the order of the ranks.
 
-        A plan made from it with one generator is the plan that a single rank would make, however
-        the method draws. A rollout is small, about 20 bytes for each token, so every rank can hold
-        all of it.
+        If all ranks use equal generators, the plan that they make from it is the plan that a single
+        rank would make, whatever random numbers the method draws. A rollout is small, about 20
+        bytes for each token, so every rank can hold all of it.
         """
         if self.count == 1:
             return own
@@ -94,7 +95,7 @@ class Ranks:
 
         Raises:
             UnmaskError: the error of the block, if the run has one rank or all ranks raise it.
-            AgreedError: the error of the first rank that has one, in its words.
+            AgreedError: the error of the first rank that has an error, with the same message.
         """
         error: UnmaskError | None = None
         try:
@@ -116,10 +117,10 @@ class Ranks:
         that runs most.
 
         With sharded weights a forward pass is a collective, so a rank that has finished its rows
-        must take part in the forward passes of the others. Before each one the ranks agree that
-        there is one. A rank that has left the block's body runs blank ones until no rank has any
-        left. So samplers, branches and evaluations need not know of each other. Without sharded
-        weights this does nothing.
+        must take part in the forward passes of the others. Before each forward pass, the ranks
+        check whether any rank has one to run. A rank that has finished the block's body runs blank
+        forward passes until no rank has any left. Code inside the block therefore does not need to
+        know how many forward passes other ranks run. Without sharded weights this does nothing.
         """
         if self.count == 1 or not is_sharded(self.accelerator):
             yield
@@ -146,7 +147,7 @@ class Ranks:
 
 
 class AgreedError(UnmaskError):
-    """An error of one rank, which all ranks raise in its words.
+    """Error of one rank, which all ranks raise with the same message.
 
     Args:
         kind: class name of the original error.

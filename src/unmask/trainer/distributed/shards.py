@@ -1,12 +1,14 @@
-"""Weights and optimizer state of a prepared model, one parameter at a time and whole: in one place,
-in the shards of FSDP2, or in those of ZeRO.
+"""Access to the weights and the optimizer's state of a prepared model. Each parameter is read or
+written as a whole tensor, one at a time, whether it is stored in one place, in the shards of FSDP2
+or in the shards of ZeRO.
 
 All functions that read or write are collective, because every rank owns a part of each shard.
 
 `torch.distributed.checkpoint.state_dict` is not used. It gathers the state of all parameters at
 once, so the main rank would need memory for all of it. It also creates missing optimizer state by
-an update, so a checkpoint from before the first update would count one. Its own building blocks,
-`DTensor.full_tensor` and `distribute_tensor`, are used instead.
+an update, so a checkpoint that is saved before the first update would already count one update.
+This module uses the functions on which that module is built, `DTensor.full_tensor` and
+`distribute_tensor`.
 """
 
 from __future__ import annotations

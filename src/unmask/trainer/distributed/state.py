@@ -2,9 +2,9 @@
 weights.
 
 Parameters are gathered one at a time and written whole, so a run can resume with another number of
-ranks or another preset. Checkpoints are safetensors files of a bounded size, without pickles, which
-also bounds the memory of the main rank. Random numbers need no state, because all draws are
-functions of the seed and the step.
+ranks or another preset. Checkpoints are safetensors files of a bounded size, without pickles. The
+bounded size also bounds the memory of the main rank. Random numbers need no state, because all
+draws are functions of the seed and the step.
 """
 
 from __future__ import annotations
@@ -47,8 +47,8 @@ class RunState:
         optimizers: the optimizers, as accelerate prepared them.
         optim: settings of the optimizers.
         extra: further tensors by name, which every rank holds whole; they are read back in place.
-        describe: writes into a checkpoint what `load_model` needs to read a model from it; default
-            nothing.
+        describe: function that writes into a checkpoint the files that `load_model` needs to read a
+            model from it; by default nothing is written.
         ranks: exchange between the ranks of the run; default a `Ranks` of the accelerator.
     """
 
@@ -77,7 +77,7 @@ class RunState:
             keep: number of intact checkpoints to keep, the newest first.
 
         Raises:
-            RunError: the disk is or becomes full; on all ranks.
+            RunError: the disk is full or becomes full. All ranks raise the error.
         """
         if self.ranks.largest(int(folder.is_main and folder.last_step() == step)):
             return
@@ -103,7 +103,7 @@ class RunState:
 
         Raises:
             RunError: the checkpoint is damaged or belongs to another model, or the disk has no
-                space for the next one; on all ranks.
+                space for the next checkpoint. All ranks raise the error.
         """
         # A full disk is reported now, not after hours of work.
         self._check_disk_space(folder)
@@ -134,7 +134,7 @@ class RunState:
 
         Args:
             folder: folder of the checkpoint.
-            working: called before each file is written.
+            working: function that is called before each file is written.
         """
         waiting: dict[str, Tensor] = {}
         num_files = size = 0
@@ -162,7 +162,7 @@ class RunState:
 
         Args:
             folder: folder of the checkpoint.
-            working: called before each parameter is read.
+            working: function that is called before each parameter is read.
 
         Raises:
             RunError: the state belongs to another model.

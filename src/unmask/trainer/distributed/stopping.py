@@ -1,4 +1,4 @@
-"""Signals that stop a run in good order: the run finishes its training step, saves a checkpoint and
+"""Handling of signals that stop a run. The run finishes its training step, saves a checkpoint and
 says how to continue."""
 
 from __future__ import annotations
@@ -44,8 +44,8 @@ before a job ends."""
 
 
 class StopSignals:
-    """Records the first signal of `STOPPING` while the context is open; a second one of the same
-    kind ends the process at once.
+    """Records the first signal of `STOPPING` while the context is open; a second signal of the same
+    kind ends the process immediately.
 
     A SIGHUP that is ignored, as under nohup, stays ignored.
     """
