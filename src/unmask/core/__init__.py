@@ -1,1 +1,1 @@
-"""Foundations that every part uses: settings, records, errors, text and files."""
+"""Modules that all other parts of the package use: settings, records, errors, text and files."""

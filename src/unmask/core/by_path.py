@@ -54,17 +54,18 @@ def path_of(cls: type) -> str:
 def load_object(path: str, what: str, example: str = "Class") -> Any:
     """Load the object at `file.py:NAME` or `package.module:NAME`.
 
-    The folder of the file, or the current folder, is added to Python's path, so that the file can
-    import its neighbours. A file is executed once, and again only after its text has changed.
+    The folder of the file (for a package, the current folder) is added to Python's path, so that
+    the file can import its neighbours. A file is executed once, and again only after its text has
+    changed.
 
     Args:
-    path: file or module, and the name of the object in it. what: role of the object, such as
-        "method", for messages.
-    example: name that messages show as an example, such as "MyMethod".
+        path: file or module, and the name of the object in it.
+        what: role of the object, such as "method", for messages.
+        example: name that messages show as an example, such as "MyMethod".
 
     Raises:
-    ConfigError: the path is malformed, the file is missing or cannot be executed, or the name is
-    not defined in it.
+        ConfigError: the path is malformed, the file is missing or cannot be executed, or the name
+            is not defined in it.
     """
     where, _, attribute = path.rpartition(":")
     if not (where and attribute):
@@ -97,7 +98,7 @@ def load_callable(path: str, what: str, example: str = "function") -> Any:
     """Load an object that can be called; see `load_object`.
 
     Raises:
-    ConfigError: the object cannot be loaded or cannot be called.
+        ConfigError: the object cannot be loaded or cannot be called.
     """
     target = load_object(path, what, example)
     if not callable(target):
@@ -109,8 +110,8 @@ def load_class(path: str, base: type[BaseT], what: str) -> type[BaseT]:
     """Load a class that derives from `base`; see `load_object`.
 
     Raises:
-    ConfigError: the object cannot be loaded, does not derive from `base`, or leaves one of its
-    abstract methods undefined.
+        ConfigError: the object cannot be loaded, does not derive from `base`, or leaves one of its
+            abstract methods undefined.
     """
     target = load_object(path, what)
     home = f"{base.__module__.rpartition('.')[0]}.{base.__name__}"

@@ -29,7 +29,7 @@ class Config(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, protected_namespaces=())
 
     section: ClassVar[str] = ""
-    """Key in a recipe under which the settings of this class stand; used in messages."""
+    """Key in a recipe that holds the settings of this class; used in messages."""
     command: ClassVar[str] = ""
     """Command that takes a whole recipe of this class; used in messages."""
     leads_to: ClassVar[Mapping[str, type[Config]]] = {}
@@ -58,8 +58,8 @@ class Named(Config):
     """Base class of methods and tasks, which a recipe selects by `type`: a name in the package's
     table, or the path of a class.
 
-    A class outside the package does not declare `type`. Its type is its path, whichever class it
-    derives from.
+    A class outside the package does not declare `type`. The type of such a class is its path,
+    whichever class it derives from.
     """
 
     type: str

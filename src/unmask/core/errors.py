@@ -52,16 +52,16 @@ class DataError(UnmaskError):
 
 
 class ModelError(UnmaskError):
-    """Error in a model folder, which holds no usable masked diffusion model."""
+    """Error in a model folder that holds no usable masked diffusion model."""
 
 
 class RewardError(UnmaskError):
-    """Error in a reward function, which raised, hung, or returned something other than a list of
-    rewards."""
+    """Error in a reward function that raised an exception, did not return in time, or returned
+    something other than a list of rewards."""
 
 
 class RunError(UnmaskError):
-    """Error in a run folder, a checkpoint or the disk below them."""
+    """Error in a run folder, in a checkpoint, or on the disk that holds them."""
 
 
 class LostProcessError(RunError):
@@ -85,7 +85,7 @@ def reason(error: BaseException) -> str:
 
 def no_file(path: str | os.PathLike[str], what: str = "file") -> str:
     """Return a sentence about a path where nothing exists. For a relative path, the sentence names
-    the folder that the path starts from.
+    the folder to which the path is relative.
 
     Example:
         >>> no_file("/data/rows.csv")
@@ -97,8 +97,8 @@ def no_file(path: str | os.PathLike[str], what: str = "file") -> str:
 
 
 MAX_PATH_CHARACTERS = 300
-"""Maximum number of characters of a path that a message quotes. Users may pass long rows where a
-path belongs."""
+"""Maximum number of characters of a path that a message quotes. A user may pass a long row of data
+where a path is expected."""
 
 MISSPELLING_CUTOFF = 0.85
 """Minimum similarity, as difflib measures it, at which a name counts as a misspelling of another
@@ -106,8 +106,9 @@ name."""
 
 
 def nearest(name: str, names: Iterable[str], cutoff: float = MISSPELLING_CUTOFF) -> list[str]:
-    """Return the known name of which a name is a misspelling: nearly all letters are equal, or all
-    letters are, in another order.
+    """Return a list with the known name that a misspelled name probably stands for; an empty list
+    if there is none. The two names have nearly all letters in common, or the same letters in
+    another order.
 
     Example:
         >>> nearest("widht", ["width", "depth"]), nearest("max_steps", ["eval_steps"]), nearest("EGSPO-SA", ["egspo_sa"])
@@ -119,13 +120,14 @@ def nearest(name: str, names: Iterable[str], cutoff: float = MISSPELLING_CUTOFF)
 
 
 def _letters(name: str) -> list[str]:
-    """Return the letters of a name in sorted order, in lower case, with dashes for underscores."""
+    """Return the letters of a name in sorted order, in lower case, with underscores replaced by
+    dashes."""
     return sorted(name.lower().replace("_", "-"))
 
 
 def unknown_name(kind: str, name: str, available: Iterable[str]) -> str:
-    """Return a sentence about a name that does not exist: the name of which it may be a
-    misspelling, then all names.
+    """Return a message about a name that does not exist: first the name that was probably meant,
+    then all names that exist.
 
     Example:
         >>> unknown_name("method", "egpso", ["egspo", "egspo_sa"])

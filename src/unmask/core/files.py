@@ -15,7 +15,7 @@ MAX_YAML_BYTES = 2**20
 """Maximum size of a YAML text, in bytes. PyYAML takes seconds for a megabyte, and recipes are far
 smaller."""
 MAX_YAML_NODES = 100_000
-"""Maximum number of YAML values, each counted as often as aliases repeat it."""
+"""Maximum number of YAML values. A value that aliases repeat counts each time."""
 
 
 class YamlError(ValueError):
@@ -84,13 +84,13 @@ def read_text(path: Path, error: type[UnmaskError] = RunError, max_bytes: int | 
     """Read a UTF-8 text file.
 
     Args:
-    path: path of the file.
-    error: class of the error to raise.
-    max_bytes: maximum size; a larger file is refused.
+        path: path of the file.
+        error: class of the error to raise.
+        max_bytes: maximum size; a larger file is refused.
 
     Raises:
-    UnmaskError: an `error`, if the file is missing, cannot be read, is too large, or is not UTF-8
-    text.
+        UnmaskError: an `error`, if the file is missing, cannot be read, is too large, or is not
+            UTF-8 text.
     """
     try:
         if path.exists() and not path.is_file():
@@ -110,7 +110,7 @@ def read_yaml(path: Path, error: type[UnmaskError] = RunError) -> dict[str, Any]
     """Read a YAML file of `key: value` lines; see `parse_yaml`.
 
     Raises:
-    UnmaskError: an `error`, if the file cannot be read or holds anything else.
+        UnmaskError: an `error`, if the file cannot be read or holds anything else.
     """
     text = read_text(path, error, MAX_YAML_BYTES)
     try:

@@ -1,4 +1,5 @@
-"""Checks of prompts, which are text, or chat messages for the template of a model."""
+"""Checks of prompts. A prompt is a text, or a list of chat messages for the chat template of a
+model."""
 
 from __future__ import annotations
 
@@ -9,7 +10,8 @@ _WRITTEN_MESSAGES = re.compile(r"""\s*\[\s*\{\s*['"](role|content)['"]\s*:""")
 
 
 def fault_of_prompt(prompt: object) -> str | None:
-    """Return the fault of a prompt that no model can use, as a clause; None if the prompt is valid.
+    """Return the reason that no model can use a prompt, as a clause for a message; None if the
+    prompt is valid.
 
     Example:
         >>> fault_of_prompt("1+1="), fault_of_prompt(" ")

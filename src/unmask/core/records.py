@@ -3,7 +3,7 @@
 docs/symbols.md lists the dimension letters, which mean the same everywhere. Denoising steps are
 numbered in order of execution, from k = 0 (all positions masked) to T - 1. In the test run, the
 annotated shapes and types are checked whenever a record is made. That check needs evaluated
-annotations, so this module does without `from __future__ import annotations`.
+annotations, so this module does not use `from __future__ import annotations`.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -63,7 +63,7 @@ class DenoiserLike(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Readout:
-    """A function of the logits of each position, so that a denoiser can compute it in chunks of
+    """A function of the logits of each position, which a denoiser can compute in chunks of
     positions."""
 
     function: Callable[[Tensor, Tensor], Tensor]
@@ -78,11 +78,11 @@ class Readout:
 
 @dataclass(frozen=True, slots=True)
 class Trajectory:
-    """A batch of denoising paths: each token, and the step that committed it. Intermediate states
-    are derived from these two.
+    """A batch of denoising paths. It stores each token and the step that committed the token, from
+    which all intermediate states are derived.
 
-    A trajectory takes 20 bytes per completion token, and 4 K bytes more per token if it holds K
-    one-step completions.
+    A trajectory takes 20 bytes per completion token. K one-step completions take another 4 K bytes
+    per token.
     """
 
     prompt_ids: Int[Tensor, "B P"]
@@ -99,8 +99,8 @@ class Trajectory:
     """[B, L] float32, nats: log-probability of the committed token under the behaviour policy, at
     its temperature and support; 0 where no token was sampled."""
     entropy: Float[Tensor, "B L"]
-    """[B, L] float32, nats: entropy of the distribution that is differentiated, when the position
-    was committed; 0 where no token was sampled."""
+    """[B, L] float32, nats: entropy at the step that committed the position, of the distribution
+    whose log-probabilities the loss uses; 0 where no token was sampled."""
     seed: Int[Tensor, "B"]
     """[B] int64: seed of each row. All randomness of a row is a hash of its seed, so a row does not
     depend on the rest of its batch."""
@@ -121,13 +121,13 @@ class Trajectory:
     """[B, K, L] int32: one-step completions x̂_k, i.e. the state before step k with the most likely
     token at every masked position."""
     branch_tokens: Int[Tensor, "B K M L"] | None = None
-    """[B, K, M, L] int32: branches of the same states, as `Needs.branches` describes them."""
+    """[B, K, M, L] int32: branches (alternative completions) of the same states; see `Branches`."""
     turn_end_id: int | None = None
     """Token that ends the assistant's turn, if the model has one other than EOS. The text of the
     completion ends before it."""
     policy_version: int = 0
-    """Version of the weights that sampled the completions: the number of training steps before
-    them."""
+    """Version of the weights that sampled the completions, which is the number of earlier training
+    steps."""
 
     def __len__(self) -> int:
         return self.tokens.shape[0]
@@ -206,8 +206,8 @@ class Trajectory:
 
 @dataclass(frozen=True, slots=True)
 class Rollout:
-    """Trajectories of whole groups with their rewards: rows i*G to (i+1)*G - 1 belong to the same
-    prompt."""
+    """Trajectories of whole groups, with their rewards. Rows i*G to (i+1)*G - 1 are the group of
+    one prompt."""
 
     trajectory: Trajectory
     group_size: int
@@ -292,8 +292,8 @@ class ViewLogprobs:
 
 @dataclass(frozen=True, slots=True)
 class Branches:
-    """Settings of the branches of each selected step. Branches are drawn from logits that the
-    rollout has already computed."""
+    """Settings of the branches, which are alternative completions of the state before each selected
+    step. Branches are drawn from logits that the rollout has already computed."""
 
     num: int
     """Number of new draws for each state."""
@@ -301,12 +301,12 @@ class Branches:
     """Positions that are drawn again: the positions that the step committed, or all masked
     positions."""
     finish: Literal["greedy", "sampled", "rollout"] = "greedy"
-    """Rule that fills the other positions under scope `step`: with the most likely tokens, with one
-    sample that all draws share, or by further denoising, which is the only choice that costs
-    forward passes."""
+    """Rule that fills the other positions under scope `step`: with the most likely tokens (greedy),
+    with one sample that all draws share (sampled), or by further denoising (rollout). Only
+    `rollout` costs forward passes."""
     with_taken: bool = False
-    """Put the branch with the tokens that the rollout itself committed first, in addition to the
-    draws."""
+    """True to add one branch before the draws: the branch with the tokens that the rollout itself
+    committed."""
 
     @property
     def count(self) -> int:
@@ -327,20 +327,22 @@ class Needs:
     choice: bool = False
     """True if the method uses the probability of the position choice, for orders that have one."""
     reference: Literal["none", "logprob", "distribution"] = "none"
-    """Output of the reference policy that the method uses."""
+    """Output of the reference policy that the method uses: none, log-probabilities of tokens, or
+    whole distributions."""
     group: bool = True
     """True if the baseline needs more than one completion of each prompt."""
 
 
 @dataclass(frozen=True, slots=True)
 class LossInputs:
-    """Views with everything that a loss may read. A method whose loss is a sum over views
-    (`Method.separable`) gets the views in chunks of any size; any other method gets all views of
-    whole groups. All [N, L] float32 nats are 0 outside `target`."""
+    """Views (masked versions of completions) with everything that a loss may read. A method whose
+    loss is a sum over views (`Method.separable`) gets the views in chunks of any size; any other
+    method gets all views of whole groups. All log-probabilities and divergences are 0 outside
+    `target`."""
 
     new: Float[Tensor, "N *M L"]
-    """[N, L] float32, nats: log-probabilities under the policy that is trained, with graph; [N, M,
-    L] if the views have M token sequences."""
+    """[N, L] float32, nats: log-probabilities under the policy that is trained, with the autograd
+    graph; [N, M, L] if the views have M token sequences."""
     old: Float[Tensor, "N *M L"]
     """Log-probabilities under the policy at the start of the update, of the same shape."""
     reference: Float[Tensor, "N *M L"] | None
@@ -368,7 +370,7 @@ class LossInputs:
     of the update."""
     mean_tokens: float | None = None
     """Mean number of targets of a completion over the whole training step, all ranks and
-    minibatches included. None: the mean over these inputs."""
+    minibatches included. If None, a loss uses the mean over these inputs."""
 
     @property
     def choices(self) -> tuple[Tensor, Tensor] | None:
@@ -385,10 +387,10 @@ class LossOutput:
 
     loss: Float[Tensor, "..."]
     """[N] float32, differentiable: loss of each view. If the loss of the method is not a sum over
-    views (`Method.separable` is False), the shape is free."""
+    views (`Method.separable` is False), any shape is allowed."""
     metrics: dict[str, Tensor] = field(default_factory=dict)
-    """Metrics of any shape, without graph. They are averaged, or their maximum is taken if the name
-    ends in `_max`."""
+    """Metrics of any shape, without graph. The trainer averages a metric, or takes the maximum if
+    its name ends in `_max`."""
 
 
 Row = dict[str, Any]

@@ -1,4 +1,5 @@
-"""Time limits: stop a call when its time is up, and find out how much time such a limit leaves.
+"""Time limits: functions that stop a call when its time is up, and that return how much time a
+limit leaves.
 
 A pool of workers inside a limited call uses `budget` to return before the limit of the call is
 reached.
@@ -21,11 +22,11 @@ from typing import Any
 RESERVE = 10.0
 """Seconds reserved for ending the workers and returning; at most half of the remaining time."""
 PATIENT_RINGS = 4
-"""Number of alarms, half a second apart, that a function may catch before alarms follow each other
-closely."""
+"""Number of alarms that are half a second apart. A function that catches all of them gets further
+alarms at short intervals."""
 CLOSE_RINGS = 1e-4
-"""Seconds between later alarms, which are so close together that the function cannot catch all of
-them."""
+"""Seconds between the later alarms, which are so close together that the function cannot catch all
+of them."""
 
 _end: ContextVar[float] = ContextVar("end", default=math.inf)
 
@@ -68,7 +69,7 @@ def interrupted_after(seconds: float, message: str) -> Iterator[None]:
     call of a C function.
 
     Raises:
-    TimeoutError: the time is up; its text is `message`.
+        TimeoutError: the time is up; its text is `message`.
 
     Example:
         >>> with interrupted_after(0.1, "too slow"):

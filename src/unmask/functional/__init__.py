@@ -17,7 +17,8 @@ One idea per file:
 - `paired`: comparison of two results on the same examples: bootstrap interval and exact test
 - `pass_at_k`: the probability that one of k completions is right
 
-Letters: B completions, G group size, K selected steps, L positions, T steps, V vocabulary. Steps
-are numbered in order of execution; before step 0 all positions are masked. Floating inputs narrower
-than float32 are converted to float32; float64 stays float64.
+Letters stand for sizes: B completions, G completions in a group, K selected steps, L positions, T
+denoising steps, V tokens in the vocabulary. Steps are numbered in order of execution; before step 0
+all positions are masked. Floating inputs narrower than float32 are converted to float32; float64
+stays float64.
 """

@@ -42,8 +42,8 @@ def group_advantage(
         reward: [B] or [B, K] rewards; rows i G to (i+1) G - 1 are one group.
         group_size: group size G >= 2, which divides B.
         baseline: group_mean or leave_one_out.
-        is_valid: bool of reward's shape, False in an empty slot, which does not enter the baseline.
-            By default all entries are valid.
+        is_valid: bool of reward's shape, False in an empty slot. An empty slot does not enter the
+            baseline. By default all entries are valid.
 
     Returns:
         Tensor of reward's shape, float32 (float64 for float64); 0 in an empty slot, and for the
@@ -261,8 +261,8 @@ def fitted_gain(
     is_valid: Bool[Tensor, "B K"],
     group_size: int,
 ) -> Float[Tensor, "B"]:
-    """Fit the gain of a control variate that minimises the variance of R - c V, on the other
-    groups.
+    """Fit the gain c of a control variate. The gain of a group minimises the variance of R - c V
+    over all other groups.
 
     c = Σ Cov(R, V) / Σ Var(V), within groups and slots, over all groups except the row's own. The
     gain does not depend on the row's actions, so the gradient stays unbiased. This gain minimises

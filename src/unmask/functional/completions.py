@@ -1,4 +1,5 @@
-"""Reduction of values of views to values of completions."""
+"""Functions that turn values of views (masked versions of a completion) into values of
+completions."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
 """The distribution of a token: log-probabilities at a temperature and support, entropy, and
 samples.
 
-One definition serves sampling, replay and training. Most released code uses another temperature or
-support in training than in the sampler, and such log-probabilities bias the policy gradient.
+One definition serves sampling, replay and training. Most released code trains with another
+temperature or support than it samples with, which biases the policy gradient.
 """
 
 from __future__ import annotations
@@ -13,7 +13,8 @@ from torch import Tensor
 
 
 def _support(scaled: Float[Tensor, "*batch V"], top_k: int, top_p: float) -> Bool[Tensor, "*batch V"]:
-    """Return [..., V] bool, True for the nucleus of the top-k tokens."""
+    """Return [..., V] bool, True for the tokens that stay after the top-k limit and then the top-p
+    limit."""
     # A stable sort breaks ties by token id: bf16 logits tie often, and a row's support must not
     # depend on its batch.
     ranked, order = scaled.sort(dim=-1, descending=True, stable=True)
@@ -112,7 +113,7 @@ def sample_tokens(
     """Draw tokens from each distribution by inverting its running sum: the first v with Σ_{u ≤ v}
     p_u > uniform.
 
-    A token of probability 0 is never returned, whatever the number and the rounding.
+    A token of probability 0 is never returned, for any uniform number and any rounding.
 
     Args:
         logprobs: [..., V] nats, normalised; -∞ for impossible tokens.

@@ -1,20 +1,21 @@
-"""The masked-diffusion bound on log p(x) (MDLM, arXiv:2406.07524; LLaDA, arXiv:2502.09992): times,
-masks, weights.
+"""Times, masks and weights of the masked-diffusion bound on log p(x) (MDLM, arXiv:2406.07524;
+LLaDA, arXiv:2502.09992).
 
-With the linear schedule a position is masked with probability t, t uniform on (0, 1), and
+Under the linear schedule each position is masked with probability t, where t is uniform on (0, 1),
+and
 
     log p(x) ≥ ELBO(x) = E_t E_{x_t} [ (1/t) Σ_{i masked} log p_θ(x_i | x_t) ].
 
 Averaged over t, a set of l masked positions out of L has weight 1 / (l C(L, l)), so the same bound
-is a mean over counts:
+is a mean over the number l of masked positions:
 
     ELBO(x) = E_{l ~ U{1..L}} E_{S, |S| = l} [ (L/l) Σ_{i ∈ S} log p_θ(x_i | x without S) ].
 
 Every estimate in this module is unbiased, except at the fixed times of a quadrature, which has an
 error of its own.
 
-Departure from the papers: times and counts are stratified, and random times start at a small
-positive value, because the weight 1/t is unbounded.
+Two things differ from the papers. Times and counts (numbers of masked positions) are stratified.
+Random times start at a small positive value, because the weight 1/t is unbounded.
 """
 
 from __future__ import annotations
@@ -130,11 +131,11 @@ def stratified_counts(
     """Draw the numbers of positions to mask: `num_draws` for each completion, spread evenly over
     draws and completions.
 
-    With one uniform shift u for all, draw m of completion b is the point (u + m/M + rank_b/(B M))
-    mod 1, where rank is a random permutation. The count is the place of the point among
-    {least..n_b}. Each count alone is uniform there, so the estimate stays unbiased; together the B
-    M points are evenly spaced. ESPO (arXiv:2512.03759) spaces the completions of a batch like this,
-    and BGPO (arXiv:2510.11683) the draws of one completion.
+    All draws share one uniform shift u. Draw m of completion b is the point (u + m/M +
+    rank_b/(B·M)) mod 1, where rank is a random permutation. The count is the number at this
+    fraction of the range {least..n_b}. Each count alone is uniform in the range, so the estimate
+    stays unbiased; together the B M points are evenly spaced. ESPO (arXiv:2512.03759) spaces the
+    completions of a batch like this, and BGPO (arXiv:2510.11683) the draws of one completion.
 
     Args:
         num_positions: [B] int, number n_b of positions that may be masked.
@@ -199,8 +200,8 @@ def masks_of_counts(
 
 
 def coupled_masks(masks: Bool[Tensor, "B M L"], is_maskable: Bool[Tensor, "B L"]) -> Bool[Tensor, "B 2*M L"]:
-    """Append to each set its complement, so that every maskable position is masked in exactly one
-    of the two.
+    """Insert the complement of each set after it, so that every maskable position is masked in
+    exactly one of the two sets.
 
     Args:
         masks: [B, M, L] bool, subsets of is_maskable.
@@ -221,12 +222,13 @@ def coupled_masks(masks: Bool[Tensor, "B M L"], is_maskable: Bool[Tensor, "B L"]
 def elbo_weight(
     masks: Bool[Tensor, "B M L"], is_maskable: Bool[Tensor, "B L"], *, coupled: bool
 ) -> Float[Tensor, "B M"]:
-    """Compute the weight with which the log-probabilities of one set, or one half of a coupled
-    pair, estimate the ELBO.
+    """Compute the weight of each set: the set's log-probabilities, summed and multiplied by the
+    weight, estimate the ELBO.
 
     The weight is n/l for a count l uniform on {1..n}. It is (n+1)/l if l is uniform on {0..n}, as
-    in a coupled pair, whose complement has (n+1)/(n-l). Both have the expectation Σ_l (1/l)
-    E_{|S|=l}[...]. The two estimates of a pair are averaged, not added.
+    in a coupled pair (a set and its complement). The complement has the weight (n+1)/(n-l). Both
+    estimates have the expectation Σ_l (1/l) E_{|S|=l}[...]. The two estimates of a pair are
+    averaged, not added.
 
     Args:
         masks: [B, M, L] bool.

@@ -10,22 +10,22 @@ from statistics import fmean, stdev
 def wilson_interval(successes: int, trials: int, confidence: float = 0.95) -> tuple[float, float]:
     """Compute Wilson's score interval of a proportion (E. B. Wilson, JASA 22, 1927).
 
-    (p̂ + z²/2n ± z √(p̂(1-p̂)/n + z²/4n²)) / (1 + z²/n). Unlike p̂ ± z s.e. it keeps its coverage
-    near 0 and 1 and never has width 0, which matters for small evaluation sets.
+    The interval is (p̂ + z²/2n ± z √(p̂(1-p̂)/n + z²/4n²)) / (1 + z²/n). Unlike p̂ ± z s.e., it
+    keeps its coverage near 0 and 1 and never has width 0, which matters for small evaluation sets.
 
     The interval covers only the choice of the examples, which must be independent. It does not
     cover the spread over seeds.
 
     Args:
-    successes: number of successes, at most trials.
-    trials: number of trials n >= 1.
-    confidence: confidence level, in (0, 1).
+        successes: number of successes, at most trials.
+        trials: number of trials n >= 1.
+        confidence: confidence level, in (0, 1).
 
     Returns:
         (lower, upper), both in [0, 1].
 
     Raises:
-    ValueError: a count or the confidence is out of range.
+        ValueError: a count or the confidence is out of range.
 
     Example:
         >>> low, high = wilson_interval(50, 100)
@@ -48,22 +48,22 @@ def mean_interval(values: Sequence[float], confidence: float = 0.95) -> tuple[fl
     """Return the mean of a few independent values, and half the width of its Student-t interval
     (Student, Biometrika 6, 1908).
 
-    x̄ ± t s / √n, with s the standard deviation (divisor n - 1) and t the quantile at (1 +
-    confidence) / 2 with n - 1 degrees of freedom. The interval is exact if the values, such as the
-    results of n seeds, are normally distributed.
+    The interval is x̄ ± t s / √n, where s is the standard deviation (divisor n - 1) and t is the
+    quantile at (1 + confidence) / 2 with n - 1 degrees of freedom. The interval is exact if the
+    values, such as the results of n seeds, are normally distributed.
 
     A prediction interval for the result of one more seed is √(n + 1) times as wide.
 
     Args:
-    values: n >= 1 independent values.
-    confidence: confidence level, in (0, 1).
+        values: n >= 1 independent values.
+        confidence: confidence level, in (0, 1).
 
     Returns:
         (mean, half width). The half width of a single value is nan, because one value does not show
         a spread.
 
     Raises:
-    ValueError: there is no value, or the confidence is out of range.
+        ValueError: there is no value, or the confidence is out of range.
 
     Example:
         >>> mean, half = mean_interval([0.5, 0.75, 1.0])
@@ -80,15 +80,15 @@ def mean_interval(values: Sequence[float], confidence: float = 0.95) -> tuple[fl
 
 
 def cut(interval: tuple[float, float], lowest: float, highest: float) -> tuple[float, float]:
-    """Return the part of an interval that lies in the range of its quantity.
+    """Return the part of an interval that lies in the range of possible values.
 
     The true value lies in the range, so it is never in the part that is cut off, and the coverage
     stays the same.
 
     Args:
-    interval: lower and upper end; nan stays nan.
-    lowest: smallest possible value of the quantity.
-    highest: largest possible value of the quantity.
+        interval: lower and upper end; nan stays nan.
+        lowest: smallest possible value of the quantity.
+        highest: largest possible value of the quantity.
 
     Example:
         >>> mean, half = mean_interval([0.875, 1.0])
@@ -105,11 +105,11 @@ def t_quantile(confidence: float, degrees: int) -> float:
     confidence.
 
     Args:
-    confidence: two-sided confidence level, in (0, 1).
-    degrees: degrees of freedom ν >= 1.
+        confidence: two-sided confidence level, in (0, 1).
+        degrees: degrees of freedom ν >= 1.
 
     Raises:
-    ValueError: an argument is out of range.
+        ValueError: an argument is out of range.
 
     Example:
         >>> f"{t_quantile(0.95, 4):.4f} {t_quantile(0.5, 1):.4f}"     # the quartile of a Cauchy variable is 1

@@ -1,5 +1,5 @@
-"""Masks of completions: which tokens are targets, which are visible, and a bound from several
-masked views."""
+"""Masks of completions, token weights, and a likelihood bound from several masked views of a
+completion."""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ from unmask.functional.elbo import masks_of_counts
 
 
 def compact_columns(mask: Bool[Tensor, "B L"]) -> tuple[Int[Tensor, "B n"], Bool[Tensor, "B n"]]:
-    """Return the True columns of each row in ascending order, as wide as the fullest row.
+    """Return the indices of the True columns of each row in ascending order. The result is as wide
+    as the row with the most True columns.
 
     Args:
         mask: [B, L] bool.
@@ -38,8 +39,7 @@ def until_eos(is_eos: Bool[Tensor, "*batch L"]) -> Bool[Tensor, "*batch L"]:
     there is none.
 
     Unlike `Trajectory.is_text`, the result includes the EOS: the policy decides when to stop, and
-        that
-    decision is trained too.
+    that decision is trained too.
 
     Args:
         is_eos: [..., L] bool.
@@ -56,13 +56,12 @@ def until_eos(is_eos: Bool[Tensor, "*batch L"]) -> Bool[Tensor, "*batch L"]:
 
 
 def token_mean_weight(num_tokens: Real[Tensor, "B"]) -> Float[Tensor, "B"]:
-    """Compute the weight that turns a mean over completions of token sums into the mean over all
+    """Compute the weight that turns the mean of the completions' token sums into the mean over all
     tokens.
 
     The weight is B / Σ_b n_b for each of the B completions. The number of tokens is an outcome of
-    the path, so the weight is a bias if paths can end early: the gradient of a completion is
-        divided by its own length and by the lengths of the other completions. GRPO's "token mean"
-        does the same.
+    the path, so the weight biases the gradient if paths can end early: the gradient of a completion
+    is divided by a sum that contains its own length. GRPO's "token mean" does the same.
 
     Args:
         num_tokens: [B] int, number n_b >= 0 of tokens of each completion.
@@ -87,8 +86,8 @@ def block_masks(
     of its maskable positions. The choices of a row are the start of a random permutation of all
     blocks, modulo the number of blocks that have maskable positions, as in the release of SPG
     (arXiv:2510.09541). A block may therefore be chosen twice, and earlier blocks are more likely if
-    one number does not divide the other. A row with more draws than blocks continues with another
-    permutation.
+    the second number does not divide the first. A row with more draws than blocks continues with
+    another permutation.
 
     Args:
         is_maskable: [B, L] bool.

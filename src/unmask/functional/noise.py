@@ -31,7 +31,8 @@ _ROUNDS = ((30, _signed(0xBF58476D1CE4E5B9)), (27, _signed(0x94D049BB133111EB)),
 
 
 def _shift(bits: Tensor, count: int) -> Tensor:
-    """Shift right logically; the shift of int64 fills with the sign bit."""
+    """Shift right and fill with zeros, whereas the >> of an int64 tensor fills with the sign
+    bit."""
     return bits.bitwise_right_shift(count).bitwise_and(2 ** (64 - count) - 1)
 
 

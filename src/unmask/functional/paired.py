@@ -25,18 +25,18 @@ def bootstrap_interval(
     same examples, this is the paired bootstrap.
 
     Args:
-    values: [n] numbers, one for each example, such as its share of correct completions or a
-    difference of two such shares.
-    generator: source of randomness.
-    resamples: number of resamples, at least 1.
-    confidence: confidence level, in (0, 1).
+        values: [n] numbers, one for each example, such as its share of correct completions or a
+            difference of two such shares.
+        generator: source of randomness.
+        resamples: number of resamples, at least 1.
+        confidence: confidence level, in (0, 1).
 
     Returns:
         (lower, upper), in the unit of the values. If all values are equal, both ends are that
         value.
 
     Raises:
-    ValueError: there is no value, or an argument is out of range.
+        ValueError: there is no value, or an argument is out of range.
 
     Example:
         >>> values = torch.tensor([1.0, 0.0, 0.0, 0.0] * 25)
@@ -69,14 +69,14 @@ def mcnemar_exact(gained: int, lost: int) -> float:
     = gained + lost.
 
     Args:
-    gained: number of examples that only the new result solves.
-    lost: number of examples that only the old result solves.
+        gained: number of examples that only the new result solves.
+        lost: number of examples that only the old result solves.
 
     Returns:
         The p-value, in [0, 1]. It is 1 if nothing changed.
 
     Raises:
-    ValueError: a count is negative.
+        ValueError: a count is negative.
 
     Example:
         >>> mcnemar_exact(5, 0)                           # 2 / 2⁵

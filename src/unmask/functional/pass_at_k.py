@@ -10,8 +10,8 @@ def pass_at_k(num_samples: int, num_right: int, k: int) -> float:
     bias.
 
     The estimate is 1 - C(n - c, k) / C(n, k), the share of sets of k among the n samples that
-    contain a right one (Chen et al. 2021, arXiv:2107.03374, eq. 1). Inserting c/n into 1 -
-    (1 - p)^k instead is biased downwards.
+    contain a right one (Chen et al. 2021, arXiv:2107.03374, eq. 1). The estimate 1 - (1 - c/n)^k
+    would be simpler, but it is biased downwards.
 
     Args:
         num_samples: number n >= 1 of independent completions.

@@ -37,16 +37,17 @@ def plackett_luce_logprob(
 ) -> Float[Tensor, "*batch n"]:
     """Compute the log-probability of drawing each item from those that are left at its turn.
 
-    s_i - log Σ_{j: available, rank_j >= rank_i} exp(s_j). The sum over the first n ranks is the
-    log-probability of the ordered draw of n items. This is not the log-probability of the set of
-    items, which is a sum over all orderings of the set.
+    The value of item i is s_i - log Σ_{j: available, rank_j >= rank_i} exp(s_j). The sum over the
+    first n ranks is the log-probability of the ordered draw of n items. This is not the
+    log-probability of the set of items, which is a sum over all orderings of the set.
 
     Args:
         logit: [..., n] real logits s; the result is differentiable in s.
         rank: [..., n] int place in the order of drawing; items that were not drawn have larger
             ranks than drawn items.
         is_available: [..., n] bool, False for items that cannot be drawn.
-        urn: [..., n] int; items of different urns do not compete. By default there is one urn.
+        urn: [..., n] int: urn that holds the item; an item competes only with items of its own urn.
+            By default there is one urn.
 
     Returns:
         [..., n] float32 (float64 for float64), nats, <= 0. The value is meaningful for drawn items,

@@ -13,8 +13,9 @@ def tokens_at_step(num_masked: Int[Tensor, "B"], steps_left: int) -> Int[Tensor,
     """Compute the number of positions that a denoising step commits.
 
     The masked positions are shared evenly over the remaining steps, larger shares first: ⌈n / s⌉.
-    From n positions and T steps on, that is ⌊n/T⌋ each, and one more in the first n mod T steps
-    (LLaDA, arXiv:2502.09992). For n < T the last steps commit nothing.
+    From n positions and T steps at the start, every step commits ⌊n/T⌋ positions, and each of the
+    first n mod T steps commits one more (LLaDA, arXiv:2502.09992). For n < T the last steps commit
+    nothing.
 
     Args:
         num_masked: [B] int64 >= 0, number n of masked positions of each row.

@@ -1,13 +1,12 @@
 """Selection of the denoising steps of a trajectory that are trained (EGSPO, arXiv:2603.12554).
 
-EGSPO bounds the gradient lost by dropping steps by a constant times the entropy of the dropped
-steps, and therefore keeps the K steps of largest joint entropy. The other rules serve as
-comparisons.
+EGSPO shows that the gradient lost with the dropped steps is at most a constant times their entropy,
+and therefore keeps the K steps of largest joint entropy. The other rules serve as comparisons.
 
-Departures from the released code: ties go to the earlier step, missing candidates leave slots empty
-instead of repeating a step, and steps that commit only EOS after the end of the answer are not
-candidates, so that every rule chooses from the same pool. Only the rules in `WHOLE_RULES` include
-them.
+Three things differ from the released code. Ties go to the earlier step. If there are fewer than K
+candidates, slots stay empty, and no step is repeated. Steps that commit only EOS after the end of
+the answer are candidates only for the rules in `WHOLE_RULES`; all other rules choose from the same
+candidates.
 """
 
 from __future__ import annotations
@@ -33,8 +32,8 @@ WHOLE_RULES: tuple[str, ...] = ("all", "entropy_sampled")
 """Rules whose candidates are all steps that committed a token, so that they can be unbiased."""
 
 PRIORITY_RULES: tuple[str, ...] = ("entropy_topk", "uniform", "last_k", "lowest_entropy")
-"""Rules that take the K largest of a number known at each step, so that a running top-K can apply
-them."""
+"""Rules that select the K steps of highest priority. The priority of a step is known at that step,
+so a running top-K can apply these rules."""
 
 
 ENTROPY_FLOOR = 0.1
@@ -113,10 +112,10 @@ def candidate_steps(
 def step_priority(
     rule: str, entropy: Float[Tensor, "*batch"], step: Tensor | int, noise: Float[Tensor, "*batch"]
 ) -> Float[Tensor, "*batch"]:
-    """Compute the priority of a step, of which a rule selects the K largest.
+    """Compute the priority of each step, for a rule that selects the K steps of highest priority.
 
-    entropy_topk: H. lowest_entropy: -H, a negative control. last_k: the index of the step. uniform:
-    the noise.
+    The priority is the joint entropy H for entropy_topk, -H for lowest_entropy (a negative
+    control), the index of the step for last_k, and the noise for uniform.
 
     Args:
         rule: one of these four rules.
@@ -165,8 +164,8 @@ def _evenly_spaced(
 def inclusion_probability(
     entropy: Float[Tensor, "B T"], is_candidate: Bool[Tensor, "B T"], num_selected: int, floor: float = ENTROPY_FLOOR
 ) -> Float[Tensor, "B T"]:
-    """Compute the probability with which `entropy_sampled` selects each step: proportional to
-    entropy, with a floor, K in sum.
+    """Compute the probability with which `entropy_sampled` selects each step. The probability grows
+    with the step's entropy and has a floor above 0. The probabilities sum to K.
 
     π_k = min(1, c ((1 - f) H_k / Σ H + f / C)), with c such that Σ_k π_k = min(K, C). Weighting
     each selected step by 1 / π_k makes the sum unbiased, whatever the entropies depend on (Horvitz
@@ -235,24 +234,25 @@ def select_steps(
     """Select the steps of each trajectory that are trained: K of its candidates, or all if there
     are fewer.
 
-    - entropy_topk: largest joint entropy first (EGSPO). Without reweighting, the gradient is
+    - entropy_topk: the steps of largest joint entropy (EGSPO). Without reweighting, the gradient is
       biased.
-    - entropy_sampled: K at random without replacement, step k with `inclusion_probability`.
-      Systematic sampling from the draw u = noise[:, 0], so that the steps are spread in time.
-      Weighted by the inverse probabilities, the gradient is unbiased.
-    - uniform: K at random without replacement, by the largest noise.
-    - low_discrepancy: of C candidates, those at floor((u + j) C / K) for j = 0..K-1, with one draw
-      u = noise[:, 0]. They are evenly spaced in time, and each has probability K / C.
-    - last_k: latest first. On short tasks these steps often have the highest entropy too.
-    - lowest_entropy: the reverse of entropy_topk, a negative control.
+    - entropy_sampled: K steps at random without replacement, where step k has the probability
+      `inclusion_probability`. One draw u = noise[:, 0] selects all of them (systematic sampling),
+      so that the steps are spread in time. Weighted by the inverse probabilities, the gradient is
+      unbiased.
+    - uniform: K steps at random without replacement, which are those of the largest noise.
+    - low_discrepancy: the candidates at the indices floor((u + j) C / K) for j = 0..K-1, out of C,
+      with one draw u = noise[:, 0]. They are evenly spaced in time, and each has probability K / C.
+    - last_k: the latest steps. On short tasks these steps often have the highest entropy too.
+    - lowest_entropy: the steps of lowest joint entropy, as a negative control.
     - all: every candidate in order of time; num_selected is ignored and K = T. If all steps that
       committed a token are candidates, this is the whole policy gradient.
 
     Args:
-    rule: name of a rule in `RULES`.
-    entropy: [B, T] real, nats: joint entropy of each step.
+        rule: name of a rule in `RULES`.
+        entropy: [B, T] real, nats: joint entropy of each step.
         is_candidate: [B, T] bool; see `candidate_steps`.
-    num_selected: number of selected steps K >= 1.
+        num_selected: number of selected steps K >= 1.
         noise: [B, T] float64 in [0, 1).
 
     Returns:
@@ -261,7 +261,7 @@ def select_steps(
         slots come last.
 
     Raises:
-    ValueError: the rule is unknown, num_selected is below 1, or the shapes disagree.
+        ValueError: the rule is unknown, num_selected is below 1, or the shapes disagree.
 
     Example:
         >>> entropy = torch.tensor([[0.3, 2.0, 0.3, 9.0]])
@@ -307,8 +307,8 @@ def selected_path_steps(
     seed: Int[Tensor, "B"],
     num_steps: int,
 ) -> Int[Tensor, "B K"]:
-    """Select the steps of finished trajectories from their records; both the sampler and the
-    methods call this.
+    """Select the steps of finished trajectories from their records. Both the sampler and the
+    methods call this function.
 
     Args:
         selection: selection rule and K.

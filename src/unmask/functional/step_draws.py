@@ -1,8 +1,8 @@
 """Denoising steps drawn at random, evenly over a whole batch (AGRPO, arXiv:2510.04019).
 
 The draws are those of the low-discrepancy sampler that AGRPO takes from arXiv:2409.02908, appendix
-G.2. Departure from the released code: if rounding leaves the running sum of the probabilities below
-a draw, the draw is the last possible step instead of the step after it.
+G.2. One thing differs from the released code: if rounding leaves the running sum of the
+probabilities below a draw, the draw is the last possible step instead of the step after it.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ def low_discrepancy_uniform(count: int, generator: torch.Generator) -> Float[Ten
     """Draw uniform numbers that cover [0, 1) evenly, (π(i) + U_i) / M: one in each of M equal
     strata, in random order.
 
-    Each number alone is uniform, so a mean over them is unbiased. An interval contains M times its
-    length of them, up to two more or fewer.
+    Each number alone is uniform, so a mean over them is unbiased. The count of numbers in an
+    interval differs from M times its length by at most two.
 
     Args:
         count: number of draws M >= 1.

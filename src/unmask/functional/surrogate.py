@@ -1,7 +1,7 @@
 """Policy-gradient losses with a trust region, and measures of the distance to a reference policy.
 
-Trust regions: the clipped ratio of PPO (arXiv:1707.06347) with asymmetric and dual bounds, and the
-divergence mask of DPPO (arXiv:2602.04879).
+There are two trust regions: the clipped ratio of PPO (arXiv:1707.06347) with asymmetric and dual
+bounds, and the divergence mask of DPPO (arXiv:2602.04879).
 """
 
 from __future__ import annotations
@@ -79,11 +79,12 @@ def divergence_masked_surrogate(
     """Compute the policy-gradient loss with DPPO's mask: 0 where the policies differ too much and
     the update would widen the gap.
 
-    ℓ = -ρ A, and 0 where D > δ and (A > 0 and ρ > 1, or A < 0 and ρ < 1); arXiv:2602.04879. D is
-    the divergence between the two-way splits into the sample and all other outcomes. It needs only
-    the two probabilities of the sample, p new and q old: total variation |p - q|, or KL(old || new)
-    = q log(q/p) + (1 - q) log((1 - q)/(1 - p)). Unlike a ratio, it lets rare samples move and
-    restrains frequent ones.
+    The loss is ℓ = -ρ A, but 0 where D > δ and (A > 0 and ρ > 1, or A < 0 and ρ < 1); see
+    arXiv:2602.04879. D is the divergence between the two-way splits into the sample and all other
+    outcomes. D needs only two probabilities of the sample, p (new) and q (old): it is the total
+    variation |p - q|, or KL(old || new) = q log(q/p) + (1 - q) log((1 - q)/(1 - p)). Unlike a bound
+    on the ratio, a bound on D lets the probability of rare samples move far and restrains that of
+    frequent samples.
 
     Args:
         log_ratio: [...] nats, differentiable; log-ratio of a token or a step.
@@ -94,7 +95,7 @@ def divergence_masked_surrogate(
         bound: largest divergence δ >= 0.
 
     Returns:
-        The loss, and a bool tensor: True where it was dropped.
+        The loss, and a bool tensor that is True where the loss was set to 0.
 
     Raises:
         ValueError: the kind is unknown, or the bound is negative.
@@ -128,9 +129,10 @@ def kl_k3(new: Float[Tensor, "*batch"], reference: Float[Tensor, "*batch"]) -> F
     """Estimate KL(π_new || π_reference) from one sample, k3 = exp(d) - d - 1 with d = log
     π_reference - log π_new.
 
-    Schulman's "Approximating KL divergence" (2020), as in GRPO (arXiv:2402.03300 eq. 4). The
-    estimate is unbiased for samples of π_new, and never negative. Its gradient is not that of this
-    KL: on samples of π_new it estimates the gradient of KL(π_reference || π_new).
+    The estimator is from Schulman's "Approximating KL divergence" (2020), as in GRPO
+    (arXiv:2402.03300 eq. 4). The estimate is unbiased for samples of π_new, and never negative. On
+    samples of π_new, its gradient estimates the gradient of KL(π_reference || π_new), not of this
+    KL.
 
     Args:
         new: [...] nats, differentiable: log-probabilities of the sample.
@@ -151,9 +153,9 @@ def kl_k3(new: Float[Tensor, "*batch"], reference: Float[Tensor, "*batch"]) -> F
 def kl_k2(new: Float[Tensor, "*batch"], reference: Float[Tensor, "*batch"]) -> Float[Tensor, "*batch"]:
     """Compute half the squared log-ratio, k2 = d²/2 with d = log π_new - log π_reference.
 
-    Schulman's "Approximating KL divergence" (2020). The value is biased, but on samples of π_new
-    its gradient is that of KL(π_new || π_reference). As a polynomial it does not overflow for large
-    d, which is why ESPO (arXiv:2512.03759) uses it.
+    The estimator is from Schulman's "Approximating KL divergence" (2020). The value is biased, but
+    on samples of π_new its gradient is that of KL(π_new || π_reference). As a polynomial it does
+    not overflow for large d, which is why ESPO (arXiv:2512.03759) uses it.
 
     Args:
         new: [...] nats, differentiable: log-probabilities (or ELBOs) of the sample.
@@ -173,7 +175,7 @@ def exact_kl(logprobs: Float[Tensor, "*batch V"], reference: Float[Tensor, "*bat
     """Compute KL(π_new || π_reference) of whole token distributions, Σ_v p_v (log p_v - log q_v)
     with 0 log 0 = 0.
 
-    This is a sum over the vocabulary, not a mean: a released code divides by V, which makes the
+    This is a sum over the vocabulary, not a mean: some released code divides by V, which makes the
     term negligible.
 
     Args:

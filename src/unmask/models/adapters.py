@@ -1,9 +1,10 @@
 """LoRA adapters, which are put into the backbone of a denoiser in place, so that the denoiser keeps
 its class and interface.
 
-W x + (alpha / r) B A x, where only A and B are trained (arXiv:2106.09685). The backbone without
-adapters is the policy that the run began with, so a reference policy costs no memory. A reference
-that moves is a second, frozen pair of matrices.
+An adapted layer computes W x + (alpha / r) B A x, where only A and B are trained
+(arXiv:2106.09685). The backbone without adapters is the policy that the run began with, so a
+reference policy costs no memory. A reference policy that moves during the run is a second pair of
+matrices, which is frozen.
 """
 
 from __future__ import annotations
@@ -258,8 +259,8 @@ def save_adapted(
     folder: Path,
     weights: Mapping[str, Tensor] | None = None,
 ) -> None:
-    """Write a denoiser as a plain transformers checkpoint with adapters merged; the adapter alone
-    goes to `folder`/adapter.
+    """Write a denoiser as a plain transformers checkpoint with adapters merged, and write the
+    adapter alone to `folder`/adapter.
 
     Args:
         denoiser: policy.
@@ -305,7 +306,7 @@ def merge_adapter(adapter: Path, target: Path, base: str | None = None) -> str:
 
 def merge(source: Path, target: Path, base: str | None = None) -> str:
     """Write the plain checkpoint of a LoRA adapter or of a run's checkpoint, and return a sentence
-    about it.
+    that describes it.
 
     Args:
         source: folder of an adapter, of a model with an adapter, of a run, or of a run's checkpoint
@@ -347,8 +348,7 @@ def find_adapter(source: Path) -> Path:
 
 
 def fingerprint(denoiser: Denoiser) -> str:
-    """Return a fingerprint of the frozen weights, which shows that an adapter belongs to another
-    model.
+    """Return a fingerprint of the frozen weights, by which an adapter of another model is detected.
 
     The fingerprint depends on a few numbers of each tensor, so it is fast for a large model.
     Training or converting the model changes these numbers.

@@ -1,5 +1,5 @@
-"""Conversion of checkpoints from a family's own layout to the native one and back: streamed,
-atomic, and without remote code.
+"""Conversion of checkpoints from a family's own layout to the native one of transformers, and back.
+A conversion streams the tensors, writes everything or nothing, and runs no remote code.
 
 Only .json, .safetensors and tokenizer files are read. Names and shapes are compared with the native
 class before anything is written. Tensors then go from file to file in shards, so a checkpoint is
@@ -37,8 +37,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 SHARD_BYTES = 2_000_000_000
-"""Size of an output file in bytes. A conversion that casts needs as much memory; any other
-conversion maps the files."""
+"""Size of an output file in bytes. A conversion that changes the dtype needs as much memory; any
+other conversion maps the files."""
 
 MARGIN = 1.02
 """Required disk space, as a multiple of the size of the tensors."""
@@ -142,7 +142,7 @@ def convert(
 
 
 def _family(source: str, raw: Mapping[str, Any], to: str) -> tuple[str, Family]:
-    """Return the name and entry of a checkpoint's family, or of the requested one."""
+    """Return the name and entry of a checkpoint's family, or of the requested family."""
     architecture = (raw.get("architectures") or ["no class"])[0]
     if architecture in UNSUPPORTED:
         raise ModelError(f"{source} cannot be converted: {UNSUPPORTED[architecture]}.")
@@ -216,8 +216,8 @@ def _plan(folder: Path, family: Family, config: Any, named_natively: bool, dtype
 
 
 def _untwinned(pieces: list[Piece], twins: Mapping[str, str], config: Any) -> list[Piece]:
-    """Remove a head whose weights equal the embedding to which the head is tied. A head with other
-    weights stays, and `config` is changed to an untied head."""
+    """Remove a head that the config ties to the embedding, if the weights of both are equal. If
+    they differ, the head stays, and `config` is changed so that it describes an untied head."""
     import torch
 
     by_target = {piece.target: piece for piece in pieces}
@@ -315,8 +315,8 @@ def refuse_existing(destination: Path) -> None:
 
 @contextmanager
 def written_aside(destination: Path) -> Iterator[Path]:
-    """Yield a temporary folder that becomes the destination at the end; after an error nothing is
-    left.
+    """Yield a temporary folder that becomes the destination at the end; after an error the folder
+    is removed.
 
     Raises:
         ModelError: the destination exists already, or could not be written completely.

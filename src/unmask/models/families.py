@@ -39,7 +39,8 @@ _QWEN2_FIELDS = {key: key for key in _SAME}
 _QWEN3_FIELDS = _QWEN2_FIELDS | {"head_dim": "head_dim", "attention_bias": "attention_bias"}
 _FULL_ATTENTION = {"use_sliding_window": False}
 _NO_WINDOW = {"sliding_window": None}
-"""The sliding window is not in `fixed`: configs carry a width that they do not use."""
+"""Config value without a sliding window. It is not in `fixed`, because released configs state a
+width that they do not use."""
 
 _BLOCK = "model.transformer.blocks.{i}."
 _LAYER = "model.layers.{i}."
@@ -165,8 +166,8 @@ _DREAM = Family(
 def _a2d(
     base: str, title: str, fields: Mapping[str, str], mask: int, hub: str, parameters: Fact, paper: Fact
 ) -> Family:
-    """Build the entry of an autoregressive Qwen that dllm made bidirectional, with the same tensors
-    under the same names."""
+    """Build the entry of an autoregressive Qwen model that the project dllm made bidirectional. Its
+    tensors keep their names."""
     name = base.capitalize()
     return Family(
         title=title,

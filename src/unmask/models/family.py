@@ -9,7 +9,7 @@ from typing import Any, Literal
 from unmask.models.native import NATIVE_CLASSES
 
 Fact = str
-"""Fact about a release from another source; "unknown" if it could not be found."""
+"""Fact about a release, as its hub page or paper states it; "unknown" if it could not be found."""
 
 
 @dataclass(frozen=True, slots=True)

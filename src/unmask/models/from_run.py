@@ -1,5 +1,5 @@
-"""Models in run folders: the final model of a run, its best evaluation, or any checkpoint, whether
-or not the run has ended."""
+"""Models in run folders: the final model of a run, the model of its best evaluation, or any
+checkpoint. The run need not have ended."""
 
 from __future__ import annotations
 
@@ -87,8 +87,8 @@ def describe(folder: Path, denoiser: Denoiser, tokenizer: PreTrainedTokenizerBas
     """Write what `load_checkpoint` needs besides the weights into a checkpoint: the config of the
     adapter or of the model.
 
-    The folder of a base model has a config and a tokenizer, so they are not written beside an
-    adapter.
+    A base model has a config and a tokenizer in its own folder, so this function does not write
+    them beside an adapter.
     """
     backbone = denoiser.backbone
     if adapters is not None:
@@ -148,7 +148,7 @@ def base_of(folder: Path) -> str | None:
 
 
 def base_mark(denoiser: Denoiser) -> str:
-    """Return the name of the entry in a checkpoint with the fingerprint of the base model."""
+    """Return the name of the checkpoint entry that holds the fingerprint of the base model."""
     from unmask.models.adapters import fingerprint
 
     return f"{_MARK}{fingerprint(denoiser)}"

@@ -1,5 +1,5 @@
-"""The transformers classes that a denoiser can use, and how they differ once attention is
-bidirectional.
+"""The transformers classes that a denoiser can use, and the ways in which they differ after
+attention is made bidirectional.
 
 Only native classes are used: no remote code, no patched globals. `config.is_causal = False` makes
 the mask functions of transformers bidirectional, and is saved with the model. `config.logit_shift =
@@ -67,8 +67,8 @@ NATIVE_CLASSES: dict[str, NativeClass] = {
 
 
 def twins_of(model: PreTrainedModel) -> dict[str, str]:
-    """Return each parameter name that is a second name of another parameter, with the name of the
-    other parameter."""
+    """Return the second names of parameters that have two names, each with the first name of the
+    same parameter."""
     first: dict[int, str] = {}
     twins = {}
     for name, parameter in model.named_parameters(remove_duplicate=False):

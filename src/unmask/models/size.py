@@ -1,7 +1,8 @@
-"""Check that a config.json describes a model of the size of its tensors, before the model is built.
+"""Check, before a model is built, that the model size described by its config.json fits its
+tensors.
 
-A config is untrusted data. Ten million layers or a vocabulary of 10^12 tokens would keep
-transformers busy for hours, or fill the memory before any comparison.
+A config is untrusted data. A config with ten million layers or a vocabulary of 10^12 tokens would
+keep transformers busy for hours or fill the memory, before tensors could be compared.
 """
 
 from __future__ import annotations
@@ -18,12 +19,13 @@ from unmask.core.files import parse_json
 MAX_HEADER_BYTES = 100_000_000
 """Largest header of a safetensors file, according to its format."""
 MAX_SIZE_RATIO = 4
-"""Largest ratio of the numbers that a config describes to those in the tensors. A tied head is
-stored once and may count twice."""
+"""Maximum ratio of the number of values that a config describes to the number of values in the
+tensors. A tied head is stored once and may count twice."""
 
 
 def sizes_of_tensors(folder: Path) -> dict[str, int]:
-    """Count the numbers of each tensor in a folder's safetensors files, from their headers.
+    """Count the values in each tensor of a folder's safetensors files, by reading only the headers
+    of the files.
 
     Unreadable files are skipped; loading them reports the fault.
     """

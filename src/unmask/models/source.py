@@ -24,7 +24,7 @@ HUB_TIMEOUT = 5.0
 
 
 def check_on_hub(source: str | os.PathLike[str]) -> None:
-    """Raise ModelError at once if the hub cannot provide a checkpoint.
+    """Raise ModelError without delay if the hub cannot provide a checkpoint.
 
     The libraries that download a checkpoint retry for half a minute before they report a misspelled
     name or a network fault.

@@ -25,7 +25,8 @@ def complete_tokenizer(folder: Path, family: Family, config: Mapping[str, Any]) 
         folder: folder with the tokenizer's files.
         family: family of the model, which lists the special tokens that a released tokenizer may
             not declare.
-        config: config.json of the checkpoint, whose mask_token_id, if any, must be the tokenizer's.
+        config: config.json of the checkpoint. Its mask_token_id, if it has one, must be that of the
+            tokenizer.
 
     Raises:
         ModelError: files are missing or belong to another model.

@@ -27,7 +27,8 @@ def draw_branches(branches: Branches, logprobs: Tensor, seed: Tensor, step: int,
         positions: [b, n] int64 positions in the completion.
 
     Returns:
-        [b, n, num + 1] int64 tokens. The last draw is the sample that `finish: sampled` shares.
+        [b, n, num + 1] int64 tokens. The last draw is the sample that all branches share under
+        `finish: sampled`.
     """
     keys = (seed[:, None, None], BRANCH_STREAM, step, positions.unsqueeze(-1))
     return sample_tokens(logprobs, counter_uniform(*keys, torch.arange(branches.num + 1, device=seed.device)))
@@ -62,8 +63,9 @@ def one_step_branches(
 class OneStepBuffer:
     """Running selection of steps, with the one-step completion and the M branches of each.
 
-    Example: with rule `entropy_topk` and K = 2, steps of entropy 1, 3, 2, 1 are pushed. The buffer
-    holds steps (0), (1, 0), (1, 2) and again (1, 2). In a tie the earlier step stays.
+    Example: with rule `entropy_topk` and K = 2, steps of entropy 1, 3, 2, 1 are pushed. After each
+    push, the buffer holds the steps (0), (1, 0), (1, 2) and (1, 2). In a tie the earlier step
+    stays.
 
     A step that commits nothing but EOS is a candidate only if a later step commits another token
     (see `candidate_steps`). Such a step waits in a second buffer until then. Rules that need more
@@ -144,7 +146,7 @@ class OneStepBuffer:
 
 
 class _Buffer:
-    """Up to C steps of each row, best first.
+    """Up to C steps of each row, in order of decreasing priority.
 
     `priority` is [B, C] float64, `step` is [B, C] int64 with -1 for an empty slot, and `branches`
     is [B, C, 1 + M, L] int32.

@@ -1,4 +1,5 @@
-"""The denoising loop: blocks, steps, an order, and a record of which step committed which token.
+"""The denoising loop, which fills completions block by block and records which step committed which
+token.
 
 Every draw is a hash of the row's seed, the step and the position. A row therefore does not depend
 on the rows that share its batch, on padding, or on rows that have ended. The loop starts from any
@@ -27,7 +28,7 @@ from unmask.sampling.step_outputs import Proposer, StepOutputs
 
 @dataclass(frozen=True, slots=True)
 class Snapshot:
-    """State of a batch after a denoising step, which an observer gets."""
+    """State of a batch after a denoising step, passed to the function `observe`."""
 
     step: int
     tokens: Tensor
@@ -56,9 +57,9 @@ def denoise(
 
     Step k computes the logits at the masked positions of the active block and draws a token for
     each. The order gives each position a priority, and the positions of highest priority are
-    committed. Their number shares the masked positions of the block evenly over its steps. A row
-    ends when all positions up to an EOS are committed; the other positions of the row become EOS
-    without sampling.
+    committed. Their number is such that the steps of a block share its positions evenly. A row ends
+    when all positions up to an EOS are committed; the other positions of the row become EOS without
+    sampling.
 
     Args:
         denoiser: policy in evaluation mode.
@@ -67,12 +68,12 @@ def denoise(
         sampler: sampler settings; temperature 0 takes the most likely token.
         seed: [B] int64 seeds of the rows.
         completion: [B, L] int64 tokens to start from, MASK at positions to fill; default all MASK.
-        first_step: [B] int64 first step of each row; default 0. The state that an earlier run
-            reached before step k is continued exactly as in that run if it starts at k.
+        first_step: [B] int64 first step of each row; default 0. A state that an earlier run reached
+            before step k is continued exactly as in that run if its first step is k.
         needs: requirements of a method; if the method needs one-step completions, the completions
             of the selected steps are stored.
-        entropy_temperature: temperature of the recorded entropies, without top-k and top-p;
-            default the sampling distribution.
+        entropy_temperature: temperature of the recorded entropies, without top-k and top-p. By
+            default, the entropies are those of the sampling distribution.
         observe: function that is called after every step.
 
     Returns:
@@ -96,7 +97,8 @@ def denoise(
 
 @dataclass(frozen=True, slots=True)
 class _Candidates:
-    """The b rows of one step with their masked positions, before the choice of those to commit.
+    """The b rows of one step with their masked positions, before the order chooses the positions to
+    commit.
 
     The first m of the n columns hold the masked positions of the active block; later blocks follow
     if one-step completions are stored.

@@ -22,8 +22,8 @@ ENCODING_SECONDS = 10.0
 never end."""
 
 Prompt = str | list[dict[str, str]]
-"""Plain text, or chat messages for the tokenizer's template. A last message of the assistant is
-continued."""
+"""Plain text, or chat messages for the tokenizer's template. If the last message is the
+assistant's, the completion continues it."""
 
 ENCODING_BATCH = 1024
 """Number of prompts that are encoded in one call when they are checked."""
@@ -35,7 +35,8 @@ def prompt_faults(
     """Return the reason why each prompt cannot be used, as a clause; None for a prompt that can be
     used.
 
-    Nothing is denoised. Equal prompts are encoded once, and texts in batches.
+    The check denoises nothing. Equal prompts are encoded once, and plain texts are encoded in
+    batches.
     """
     max_positions = getattr(denoiser.backbone.config, "max_position_embeddings", None)
     faults: dict[str, str | None] = {}
@@ -72,8 +73,8 @@ def batches_by_length(
     """Group rows of similar prompt length into batches, shortest prompts first, and return their
     indices.
 
-    A batch holds `batch_size` rows. With `max_tokens` it holds as many rows as have no more tokens
-    after padding, and at least one.
+    A batch holds `batch_size` rows. If `max_tokens` is given, a batch instead holds as many rows as
+    fit into that number of tokens after padding, and at least one row.
 
     Example:
         >>> batches_by_length([5, 2, 3, 2], 4, batch_size=3)
@@ -110,8 +111,8 @@ def _too_long(prompt_length: int, completion_length: int, max_positions: int) ->
 
 
 def row_seeds(num_rows: int, generator: torch.Generator) -> Tensor:
-    """Draw [num_rows] int64 seeds from one generator, for all rows at once so that batching cannot
-    change them."""
+    """Draw [num_rows] int64 seeds from one generator. All rows get their seeds in one call, so that
+    batching cannot change them."""
     return torch.randint(2**62, (num_rows,), generator=generator)
 
 

@@ -2,8 +2,8 @@
 samples in this process.
 
 Training, evaluation, `unmask sample` and the lm-eval adapter call an engine and do not depend on
-where it samples. A `Trajectory` is the contract: tokens, the step that committed each of them, and
-the sampler settings. A remote engine, such as a server, implements the same three methods.
+where it samples. An engine returns a `Trajectory`: tokens, the step that committed each of them,
+and the sampler settings. A remote engine, such as a server, implements the same three methods.
 """
 
 from __future__ import annotations
@@ -33,8 +33,8 @@ class BatchLimits:
     batch_size: int = 256
     """Maximum number of completions that are denoised together."""
     max_tokens: int | None = None
-    """Maximum number of prompt and completion tokens, including padding; replaces `batch_size` if
-    given."""
+    """Maximum number of prompt and completion tokens in a batch, including padding; replaces
+    `batch_size` if given."""
 
 
 class RolloutEngine(Protocol):
@@ -89,8 +89,8 @@ class RolloutEngine(Protocol):
     def session(self) -> AbstractContextManager[None]:
         """Open a block of rollouts that use the same weights.
 
-        All ranks enter it together. Within it, the number of calls and of forward passes may differ
-        between ranks.
+        All ranks enter the block together. Within the block, the number of calls and of forward
+        passes may differ between ranks.
         """
         ...
 

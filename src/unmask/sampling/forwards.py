@@ -49,7 +49,7 @@ class Forwards:
             tokens: [b, L] int64 completions of the rows, MASK at masked positions.
             positions: [b, n] int64 positions, all in start..end-1.
             start: first position of the active block; no earlier position is masked.
-            end: end of the last block that has such positions.
+            end: end of the last block that holds any of the positions.
         """
         state = (self.prompt_ids[rows], self.prompt_mask[rows])
         options: dict[str, Any] = {}
@@ -93,7 +93,7 @@ def check_blocks(block_length: int, sampler: SamplerConfig) -> None:
     """Check that the blocks of a sampler fit those of a block-causal model.
 
     Raises:
-        ConfigError: they do not fit.
+        ConfigError: the blocks of the sampler do not fit those of the model.
     """
     if sampler.max_completion_length % block_length:
         raise ConfigError(

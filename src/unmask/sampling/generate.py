@@ -49,7 +49,8 @@ def generate(
         The trajectory of B completions, in the order of the prompts, on the device of the model.
 
     Raises:
-        ConfigError: `policy` or `sampler` is something else, or there are not as many seeds as completions.
+        ConfigError: `policy` or `sampler` has another type, or there are not as many seeds as
+            completions.
         DataError: there is no prompt, a prompt cannot be encoded, or it is too long for the model.
     """
     check_policy(policy)
@@ -83,7 +84,7 @@ def check_sampler(sampler: object) -> None:
     """Check that an argument holds sampler settings or is None.
 
     Raises:
-        ConfigError: it is something else.
+        ConfigError: the argument has another type.
     """
     if not isinstance(sampler, SamplerConfig | None):
         raise ConfigError(

@@ -1,4 +1,4 @@
-"""Log-probabilities of views: states of a trajectory under any policy.
+"""Log-probabilities of views (masked versions of a completion) under any policy.
 
 The same function computes them for the sampling check and for the old, the reference and the new
 policy, so their values are comparable.
@@ -24,7 +24,7 @@ from unmask.sampling.predict import predict, predict_in_chunks
 
 @dataclass(frozen=True, slots=True)
 class LogprobSettings:
-    """Temperature and support of the distribution that is differentiated."""
+    """Temperature and support of the distribution whose log-probabilities the loss uses."""
 
     temperature: float
     top_k: int
@@ -61,15 +61,17 @@ def view_logprobs(
     trim: bool = False,
     positions_at_once: int | None = None,
 ) -> ViewLogprobs:
-    """Compute the log-probabilities of the views' targets under `denoiser`, with graph if enabled.
+    """Compute the log-probabilities of the views' targets under `denoiser`, with the autograd graph
+    if gradients are enabled.
 
     They are log p_θ(x_i | x with `hidden` masked), at the temperature and support of `settings`.
     The trunk runs once over the views. The head runs at the targets only, or at all masked
     positions if the position choice is requested. A token that the new policy's top-k or top-p
     would exclude stays in the support, so that no replayed token has probability zero.
 
-    The log-probability of the position choice is returned separately: the log-probability that a
-    target is chosen among the masked positions of its block that were not committed before the target.
+    The log-probability of the position choice is returned separately. It is the log-probability
+    that a target is chosen among the masked positions of its block that were not committed before
+    the target.
 
     Args:
         denoiser: policy; may be wrapped for training.

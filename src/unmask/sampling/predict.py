@@ -1,5 +1,5 @@
-"""Logits of a state. This is the only place that calls a denoiser, for sampling and for
-log-probabilities alike."""
+"""Logits of a state. Only this module calls a denoiser, both for sampling and for
+log-probabilities."""
 
 from __future__ import annotations
 

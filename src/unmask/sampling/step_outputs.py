@@ -20,7 +20,8 @@ from unmask.sampling.branches import draw_branches
 from unmask.sampling.orders import POSITION_LOGITS, Order, Proposal, order_of
 
 CPU_CHUNK, GPU_CHUNK = 2**18, 2**24
-"""Number of logits in a chunk: as float64 they fit a core's cache, or keep a GPU busy."""
+"""Number of logits in a chunk. On a CPU, a chunk in float64 fits the cache of a core; on a GPU, a
+chunk is large enough to keep the GPU busy."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,7 +33,7 @@ class StepOutputs:
     logprob: Tensor
     """[B, n] float32, nats: log-probability of each proposed token under that distribution."""
     entropy: Tensor
-    """[B, n] float32, nats: entropy of the distribution that is differentiated."""
+    """[B, n] float32, nats: entropy of the distribution whose log-probabilities the loss uses."""
     priority: Tensor
     """[B, n] float64: priority that the order gives each position; the highest are committed."""
     position_logit: Tensor | None
@@ -49,8 +50,8 @@ class Proposer:
 
     Args:
         sampler: sampler settings.
-        entropy_temperature: temperature of the recorded entropies, without top-k and top-p;
-            default the sampling distribution.
+        entropy_temperature: temperature of the recorded entropies, without top-k and top-p. By
+            default, the entropies are those of the sampling distribution.
         with_likeliest: True to return the most likely tokens too.
         branches: branches to draw; default none.
     """
@@ -138,7 +139,8 @@ def logit_chunks(logits: Tensor) -> list[list[tuple[slice, slice]]]:
 def _even_slices(length: int, max_length: int) -> list[slice]:
     """Split 0..length into slices of at most `max_length`, as even as possible.
 
-    A last slice of one element would be summed in another order.
+    The sizes are even because sums over a last slice of one element would run in another order and
+    be rounded differently.
     """
     count = max(1, -(-length // max_length))
     edges = [length * i // count for i in range(count + 1)]

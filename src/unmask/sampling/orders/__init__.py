@@ -1,12 +1,13 @@
-"""Orders: remasking strategies, which decide the masked positions that a step commits. One file and
-one entry each.
+"""Orders: remasking strategies, which decide the masked positions that a step commits. Each order
+has one file and one entry in `ORDERS`.
 
 An order gives every proposed position a priority, and the positions of highest priority are
 committed. The orders differ in how their choice enters the policy gradient:
 
 - `random` and `left_to_right` do not depend on the model. The recorded token log-probability is
   that of the step, up to a constant.
-- `entropy` and `margin` depend on the state alone. The same holds at the θ that sampled.
+- `entropy` and `margin` depend on the state alone. The same holds, but only at the parameters θ
+  that sampled the path.
 - `plackett_luce` draws positions with a probability that is recorded, and that can be computed
   under another θ.
 - `low_confidence` depends on the drawn tokens. Its choice has a probability that is not recorded.
@@ -45,7 +46,8 @@ from a Plackett-Luce distribution."""
 def order_of(name: str) -> Order:
     """Return the order of a name in ORDERS, or at a path such as `my_order.py:mine`.
 
-    The path may name a function, or a class that is called after it was made without arguments.
+    The path may name a function, or a class whose instances can be called. A class is instantiated
+    without arguments.
 
     Raises:
         ConfigError: the order does not exist. The order raises this error too, if it returns

@@ -1,5 +1,5 @@
-"""Order `low_confidence`: commit the most confident positions; the least confident are *re*masked,
-hence the published name."""
+"""Order `low_confidence`: commit the most confident positions. The published name refers to the
+least confident positions, which are *re*masked."""
 
 from __future__ import annotations
 

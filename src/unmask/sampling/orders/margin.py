@@ -1,4 +1,5 @@
-"""Order `margin`: commit the positions where the most likely token leads by the most."""
+"""Order `margin`: commit the positions with the largest gap between the probabilities of the two
+most likely tokens."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
-"""Order `plackett_luce`: draw positions without replacement, confident ones more often, with an
-exact probability.
+"""Order `plackett_luce`: draw positions without replacement. Confident positions are drawn more
+often, and the probability of each draw is known exactly.
 
 The order follows mask-aware policy gradients (arXiv:2607.15200) except for the logit of a position.
 In the paper the logit is the probability of the drawn token, so tokens drawn at uncommitted
