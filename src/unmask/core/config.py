@@ -33,7 +33,8 @@ class Config(BaseModel):
     command: ClassVar[str] = ""
     """Command that takes a whole recipe of this class; used in messages."""
     leads_to: ClassVar[Mapping[str, type[Config]]] = {}
-    """Fields that hold changes to a recipe as dotted keys, with the class of that recipe."""
+    """Fields whose values are changes to another recipe, written as dotted keys, each with the
+    class of that recipe."""
 
     @model_validator(mode="before")
     @classmethod

@@ -157,12 +157,12 @@ def controlled_advantage(
     If R is one number per completion, R̄ is the mean over the whole group: the path decides which
     members have slot k, so a reward must be compared with that of every member. V̄_k is the mean
     over the members that have the slot, and so is R̄_k if each slot has its own return. V_k is a
-    function of the state, so it does not change the expected gradient for any c that does not
-    depend on the action.
+    function of the state. It therefore does not change the expected gradient, for any c that does
+    not depend on the action.
 
     The means are taken slot by slot, whichever step a slot holds. If the slot of a step depends on
-    the rest of the path (`entropy_sampled`), such means depend on the actions; means pooled over
-    all slots do not.
+    the rest of the path (`entropy_sampled`), such means depend on the actions, but means pooled
+    over all slots do not.
 
     Args:
         reward: [B] rewards, or [B, K] with a return for each slot; rows i G to (i+1) G - 1 are one

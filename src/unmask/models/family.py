@@ -60,8 +60,8 @@ class Family:
     """Special tokens that the family's tokenizer contains but may not declare: mask_token,
     eos_token, pad_token."""
     token_ids: Mapping[str, int] = field(default_factory=dict)
-    """Token ids of mask, eos and pad in the released vocabulary, for display only; the checkpoint's
-    own ids are used."""
+    """Token ids of mask, eos and pad in the released vocabulary, for display only. A model uses the
+    ids in its own checkpoint."""
     tokenizer_class: str | None = None
     """Native tokenizer class for the family, needed only if the tokenizer's config names a class
     that exists only as remote code."""

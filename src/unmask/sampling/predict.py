@@ -1,5 +1,4 @@
-"""Logits of a state. Only this module calls a denoiser, both for sampling and for
-log-probabilities."""
+"""Logits of a state. All logits for sampling and for log-probabilities come from this module."""
 
 from __future__ import annotations
 

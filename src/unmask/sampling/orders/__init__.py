@@ -6,8 +6,8 @@ committed. The orders differ in how their choice enters the policy gradient:
 
 - `random` and `left_to_right` do not depend on the model. The recorded token log-probability is
   that of the step, up to a constant.
-- `entropy` and `margin` depend on the state alone. The same holds, but only at the parameters θ
-  that sampled the path.
+- `entropy` and `margin` depend on the state alone. Their token log-probability is that of the step
+  too, but only at the parameters θ that sampled the path.
 - `plackett_luce` draws positions with a probability that is recorded, and that can be computed
   under another θ.
 - `low_confidence` depends on the drawn tokens. Its choice has a probability that is not recorded.
