@@ -280,7 +280,8 @@ def _recipes() -> Iterator[tuple[str, str, str, str, str]]:
 
 
 def _named(tree: dict[str, Any], key: str) -> str:
-    """Return the task or the method of a recipe, or the tasks or methods of a comparison."""
+    """Return a text that names the task or the method of a recipe, or the tasks or the methods of a
+    comparison."""
     if key in tree:
         return str(tree[key]["type"])
     several = tree.get(f"{key}s", {})

@@ -1,4 +1,5 @@
-"""Commands that measure or show a model: eval, sample, harness and data check."""
+"""Commands that evaluate a model or show its samples (eval, sample, harness), and the command that
+checks a task's data (data check)."""
 
 from __future__ import annotations
 

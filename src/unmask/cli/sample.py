@@ -188,5 +188,5 @@ def colour(entropy: float) -> str:
 
 
 def shortened(text: str) -> str:
-    """Return the last `PROMPT_SHOWN` characters of a prompt, because the question is at its end."""
+    """Return the last `PROMPT_SHOWN` characters of a prompt. The question is usually at its end."""
     return text if len(text) <= PROMPT_SHOWN else f"... {text[-PROMPT_SHOWN:]}"

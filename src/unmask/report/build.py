@@ -19,7 +19,7 @@ from unmask.runs.atomic import refuse_to_overwrite, write_atomically, writing_ex
 from unmask.runs.saved_rollouts import SavedRollout, saved_path, saved_steps
 
 TITLE = "unmask: "
-"""Start of the title of every report; the names of the runs follow."""
+"""Beginning of the title of every report, which the names of the runs follow."""
 MOST_HEAD = 4096
 """Number of bytes at the start of a report within which its title occurs."""
 MOST_ROLLOUTS = 200

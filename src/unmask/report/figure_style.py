@@ -90,7 +90,7 @@ def draw_line(
 
 
 def without_band(values: Sequence[float]) -> list[float]:
-    """Return bounds that are all nan, for a line without a band."""
+    """Return lower and upper bounds that are all nan, so that the line has no band."""
     return [nan] * len(values)
 
 

@@ -25,11 +25,13 @@ SAME = 2**31 - 1
 """Mark in a one-step guess for a token that equals the final token. The mark is the largest int32,
 which becomes 0xFFFF when it is cut to two bytes."""
 NATS = 2e-4
-"""Unit of entropies in nats, chosen so that they fit into two bytes."""
+"""Unit in which entropies are stored, in nats. It is chosen so that an entropy fits into two
+bytes."""
 
 
 class Vocabulary:
-    """Tokens that occur in a run's saved rollouts, numbered from 0 in the order of their ids.
+    """Tokens that occur in a run's saved rollouts. They are numbered from 0, in the order of their
+    ids.
 
     Args:
         rollouts: saved rollouts of the run.

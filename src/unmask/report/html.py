@@ -33,7 +33,7 @@ def page(title: str, data: Mapping[str, Any], blocks: Mapping[str, str]) -> str:
     Args:
         title: title of the page.
         data: JSON values that the page needs at once.
-        blocks: results of `pack` by element id, which the page unpacks when they are shown.
+        blocks: results of `pack` by element id, which the page unpacks when it shows them.
     """
     style = _file("report.css")
     # One function around all parts, so that they share names only with each other.
@@ -53,7 +53,7 @@ def page(title: str, data: Mapping[str, Any], blocks: Mapping[str, str]) -> str:
         "BLOCKS": packed,
         "SCRIPT": script,
     }
-    # In one pass, because the inserted texts may contain such marks.
+    # One pass replaces all marks, because the inserted texts may contain such marks.
     return re.sub("%%([A-Z]+)%%", lambda mark: parts[mark[1]], _file("report.html"))
 
 

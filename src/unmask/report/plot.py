@@ -100,9 +100,9 @@ def plot_metrics(
             runs have, and the reward.
         target: .png, .svg or .pdf file.
         x: quantity on the x axis, a name of `X_AXES`.
-        smooth: number of measurements to average for a point, the last of them at the point. Each
-            run is smoothed before the mean over runs. Accuracies are never smoothed, because their
-            intervals would no longer be valid.
+        smooth: number of measurements to average for a point: the measurement at the point and
+            those just before it. Each run is smoothed before the mean over runs. Accuracies are
+            never smoothed, because their intervals would no longer be valid.
         across: config keys to average over, in addition to the seed, such as `model` if each seed
             has its own base model.
         suffixes: endings of the files to write.

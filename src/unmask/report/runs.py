@@ -71,9 +71,10 @@ def run_curves(run: Path) -> dict[str, Any]:
     """Return everything that the run logged, as columns.
 
     Returns:
-        `steps` and `metrics`, of equal lengths, with None if a line lacks the key; `evaluations`
-        with their intervals; `heat`, the metrics by denoising step, in columns of training steps;
-        `seconds`, the total time of each part; and `bin`, the number of training steps in a point.
+        `steps` and `metrics`, columns of equal length, with None where a line lacks the key;
+        `evaluations` with their intervals; `heat`, the metrics by denoising step, in columns of
+        training steps; `seconds`, the total time of each part; and `bin`, the number of training
+        steps in a point.
     """
     lines = read_metrics(run)
     # The line of step 0 has only an evaluation.

@@ -93,7 +93,7 @@ class Learner:
         self._fault = ""
 
     def update(self, rollout: Rollout, step: int, generator: torch.Generator, tally: Tally) -> tuple[Views, Tensor]:
-        """Make all optimizer updates of one training step.
+        """Make all optimizer steps of one training step.
 
         Every rank makes the same plan of views for the whole rollout, with the same random draws.
         It then trains on the views of its own groups.
@@ -170,7 +170,7 @@ class Learner:
         model.eval()
         batches, parts = self._batches(views, rollout), []
         for index, batch in batches:
-            # Around one batch at a time: torch keeps the weights that autocast has converted until
+            # Autocast is on for one batch at a time: torch keeps the weights that it converts until
             # the outermost block ends.
             with self.accelerator.autocast():
                 logprobs = self._logprobs_of(model, rollout, batch, settings, distribution=distribution)

@@ -139,8 +139,8 @@ def guesses_along(denoiser: Denoiser, path: Trajectory, count: int, batch_size: 
         denoiser: the policy that sampled the path.
         path: trajectory of the saved groups.
         count: number of denoising steps; all steps if the path has fewer.
-        batch_size: completions that the rollout denoised together. The guesses need no more logits
-            at a time than the rollout.
+        batch_size: completions that the rollout denoised together. The guesses never compute more
+            logits at a time than the rollout did.
     """
     if not count:
         return None

@@ -134,8 +134,8 @@ def _saved(path: Path) -> TokenBudget | None:
 
 
 def tokens_that_fit(measured: list[tuple[int, int]], free: float) -> int:
-    """Return the number of tokens that need `free` bytes, on the line through two measurements of
-    (tokens, bytes).
+    """Return the number of tokens that need `free` bytes, extrapolated along the line through two
+    measurements of (tokens, bytes).
 
     Example:
         >>> tokens_that_fit([(100, 1500), (200, 2500)], free=10_500)
@@ -147,8 +147,8 @@ def tokens_that_fit(measured: list[tuple[int, int]], free: float) -> int:
 
 
 def first_that_fits(attempt: Callable[[int], object], tokens: int, width: int) -> int:
-    """Return `tokens`, or the largest smaller number tried with which `attempt(rows)` does not run
-    out of memory.
+    """Return the number of tokens with which `attempt(rows)` does not run out of memory. This is
+    `tokens`, or the first number that fits among ever smaller ones.
 
     Raises:
         torch.OutOfMemoryError: a single row of `width` tokens does not fit.

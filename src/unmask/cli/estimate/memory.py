@@ -38,7 +38,7 @@ every three layers."""
 
 SHARDED = {"zero2": ("gradients", "optimizer"), "zero3": ("weights", "gradients", "optimizer")}
 SHARDED["fsdp2"] = SHARDED["zero3"]
-"""Parts that each preset divides among the ranks."""
+"""Parts of the memory that each preset divides among the ranks."""
 PRESETS = ("none", "ddp", *SHARDED)
 """Names of the ways in which ranks share a model."""
 
@@ -52,7 +52,7 @@ class Line:
     bytes: float
     """Size of the part."""
     words: str
-    """Arithmetic behind the size, for a reader."""
+    """Text that shows how the size is calculated."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,7 +93,8 @@ class _Measured:
         return float(self.facts[first][name] + self.slope(name) * (self.layers - first))
 
     def words(self, name: str) -> str:
-        """Return the arithmetic of the extrapolation; empty if there is none."""
+        """Return a text that shows how the value is extrapolated; empty if it is not
+        extrapolated."""
         slope = self.slope(name)
         return f"; {self.layers} layers x {nice(slope)} + {nice(self[name] - self.layers * slope)}" if slope else ""
 

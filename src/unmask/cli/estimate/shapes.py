@@ -79,7 +79,7 @@ def config_of(recipe: TrainRecipe, shape: str = "") -> tuple[PreTrainedConfig, s
     model = _described(recipe.model)
     name = Path(model).name.lower()
     if not Path(model).exists():
-        # By the name on the hub, or the name of a folder that `unmask convert` will write.
+        # The model is known by its hub name, or by a folder that `unmask convert` will write.
         for beginning, key in [*((key, key) for key in SHAPES), *RELEASED.items()]:
             if name.startswith(beginning.lower()):
                 return _built(SHAPES[key]), f"{model}: {key}, a known shape"

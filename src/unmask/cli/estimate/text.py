@@ -9,7 +9,7 @@ from unmask.cli.estimate.memory import nice
 from unmask.cli.estimate.work import Pass
 
 RESERVE = "a tenth and 500 MB for allocator and driver"
-"""Memory that must stay free when an estimate says that a step fits, in words."""
+"""Text that says how much memory must stay free, so that a step counts as fitting."""
 
 
 def described(estimate: StepEstimate, gpu_memory: float | None = None) -> str:

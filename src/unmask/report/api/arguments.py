@@ -38,7 +38,8 @@ ARGUMENTS = {
     "observe": "callback",
     "resume": "resume_from_checkpoint",
 }
-"""Arguments of `Trainer`, each with the names that it has elsewhere, separated by spaces."""
+"""Arguments of `Trainer`. Each has, as a text separated by spaces, the names that other libraries
+use for it."""
 
 
 def check_names(settings: Mapping[str, Any]) -> None:
@@ -118,8 +119,8 @@ def _with_few_steps(tree: dict[str, Any]) -> dict[str, Any]:
 
 
 def _section(key: str, value: Any) -> Any:
-    """Return a value as a recipe takes it: a section for the name or the class of a method or task,
-    and text for a path."""
+    """Return a value in the form that a recipe needs. The name or the class of a method or task
+    becomes a section, and a path becomes text."""
     if key == "task" and isinstance(value, str):
         return task_settings(value)
     if key in ("method", "task") and isinstance(value, str | type):

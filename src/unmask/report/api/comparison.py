@@ -54,7 +54,7 @@ def compare(
     """Compare methods on tasks over seeds at equal compute, and return the results.
 
     A comparison that was stopped continues when it is called again with the same arguments. Runs
-    that have a result are not repeated, so seeds, methods and tasks can be added later.
+    that have a result are not repeated, so you can add seeds, methods and tasks later.
 
     Args:
         recipe: name of a shipped comparison such as "paper-tiny", a YAML file, or a dict of the

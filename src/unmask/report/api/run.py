@@ -93,7 +93,7 @@ class Rollouts:
 
 class Run:
     """Contents of a run folder. Each access reads the files again, so that the object shows the
-    progress of a run.
+    progress of a run that has not ended.
 
     Args:
         folder: the run folder, as `open_run` checks it.

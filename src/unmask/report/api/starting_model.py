@@ -17,7 +17,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 ModelSource = str | os.PathLike[str] | Policy | Denoiser
-"""A folder, a hub id, what `load_model` returns, or a denoiser with its tokenizer beside it."""
+"""A folder, a hub id, the result of `load_model`, or a denoiser whose tokenizer is given
+separately."""
 
 
 def model_of(source: ModelSource | None, tokenizer: PreTrainedTokenizerBase | None = None) -> str | Policy | None:

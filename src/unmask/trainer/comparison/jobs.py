@@ -40,7 +40,7 @@ Record = dict[str, Any]
 """Line of cells.jsonl."""
 
 Key = tuple[Any, ...]
-"""Stage, task, method, seed and variant of a job."""
+"""Stage, task, method, seed and variant of a job, which together identify the job."""
 
 Stage = Literal["pretraining", "base", "probe", "tuning", "final"]
 """Stage of a comparison that a job belongs to."""
@@ -54,7 +54,8 @@ _SET_HERE = {
     *("seed", "output_dir", "report_to", "save_steps", "save_total_limit"),
     *("log_rollouts_steps", "log_rollouts_groups", "log_rollouts_guesses", "evaluation"),
 }
-"""Keys of a recipe that the comparison sets, or that do not change results."""
+"""Keys of a recipe that the variant ignores, because the comparison sets them or because they do
+not change results."""
 
 
 @dataclass(frozen=True)
@@ -169,7 +170,7 @@ class Measure(Config):
     temperatures: tuple[float, ...]
     """Sampling temperatures; 0 is greedy."""
     decoding_steps: tuple[int, ...] = ()
-    """Further numbers of denoising steps for greedy evaluations."""
+    """Numbers of denoising steps for additional greedy evaluations."""
     curve_points: int = 0
     """Number of evaluations during the run."""
     curve_rows: int = 1

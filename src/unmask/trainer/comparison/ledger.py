@@ -52,7 +52,7 @@ class Ledger:
         return job.folder if record is None else folder_of(job.root, record)
 
     def add(self, record: Record, files: Iterable[Mapping[str, str]] = ()) -> None:
-        """Append a record, and store the hashes of the files that its result depends on."""
+        """Append a record, and store the hashes of the files on which its result depends."""
         new = {name: dict(part) for part in files if (name := sources.digest_of(part)) not in self._files}
         with disk_faults_explained(self.folder):
             if new:
@@ -116,8 +116,8 @@ class Ledger:
 
 
 def _currency(jobs: Sequence[ComparisonJob]) -> Callable[[Record], bool | None]:
-    """Return a function that tells whether a record has the settings of a job; None if no job has
-    its stage, task and method."""
+    """Return a function of a record. It returns whether the record has the settings of one of the
+    jobs, or None if no job has the record's stage, task and method."""
     labels = {job.key[:3] for job in jobs}
     variants = {(*job.key[:3], job.variant) for job in jobs}
 

@@ -54,8 +54,8 @@ class Plan:
         return any(len(self.recipe.points(label)) > 1 for label in self.recipe.methods)
 
     def pretrainings(self) -> list[Pretraining]:
-        """Return the pretrainings, starting with those for trials. Tasks whose base models have
-        equal recipes share a pretraining."""
+        """Return the pretrainings; those for the tuning trials come first. Tasks whose base models
+        have equal recipes share a pretraining."""
         tuning = self.recipe.tuning
         seeds = dict.fromkeys([*(tuning.seeds if tuning and self.is_tuned else ()), *self.recipe.seeds])
         jobs = [self._pretraining(task, seed) for seed in seeds for task in self.recipe.tasks if self._has_base(task)]
@@ -87,7 +87,8 @@ class Plan:
         ]
 
     def probes(self, cells: Iterable[Cell]) -> list[Probe]:
-        """Return one probe for each set of cells whose steps have the same cost."""
+        """Return one probe (a measurement of the cost of a step) for each set of cells whose steps
+        have the same cost."""
         first: dict[str, Cell] = {}
         for cell in cells:
             first.setdefault(cell.cost_variant, cell)

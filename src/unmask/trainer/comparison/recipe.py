@@ -65,19 +65,21 @@ class CompareTask(Config):
     recipe: str
     """Training recipe that every method starts from: a shipped name or a YAML file."""
     base: str | None = None
-    """Pretraining recipe of the base. Each seed has its own base, which all methods share, and all
-    tasks with the same recipe."""
+    """Pretraining recipe of the base model. Each seed has its own base model. All methods share it,
+    and so do all tasks that have the same pretraining recipe."""
     model: str | None = None
-    """Folder or hub id of a model to start from instead of a base, for all seeds."""
+    """Folder or hub id of an existing model from which the runs of all seeds start, instead of a
+    base model."""
     overrides: Settings = {}
     """Changes to `recipe` for this task."""
     base_overrides: Settings = {}
     """Changes to `base` for this task."""
     budget: int = Field(ge=1)
-    """Token passes that a run may use. A token counts once in a forward, three times in a forward
-    with backward."""
+    """Number of token passes that a run may use. A token counts once in a forward pass, and three
+    times in a forward pass that has a backward pass."""
     decoding_steps: tuple[Annotated[int, Field(ge=1)], ...] = ()
-    """Further numbers of denoising steps at which finished models are evaluated greedily."""
+    """Numbers of denoising steps at which finished models are evaluated greedily, in addition to
+    the number of the recipe."""
 
     @model_validator(mode="after")
     def _check_start(self) -> CompareTask:
@@ -88,7 +90,8 @@ class CompareTask(Config):
 
 
 class CompareMethod(Config):
-    """Changes to the tasks' training recipes that make one line of the table."""
+    """A method of the comparison, defined by its changes to the tasks' training recipes. It has one
+    line in the table of each task."""
 
     leads_to: ClassVar[Mapping[str, type[Config]]] = {"settings": TrainRecipe}
 
@@ -104,14 +107,14 @@ class CompareMethod(Config):
 
 
 class Tuning(Config):
-    """Tuning of each method's settings: the best point of a grid on the validation split is
-    chosen."""
+    """Tuning of each method's settings, which chooses the point of a grid that is best on the
+    validation split."""
 
     grid: Grid = {}
-    """Grid for every method; each task has its own choice."""
+    """Grid of settings for every method. The best point is chosen separately for each task."""
     seeds: Seeds = (0,)
-    """Seeds of the trials. Use other seeds than those of the comparison, so that tuning does not
-    see the runs that are tested."""
+    """Seeds of the trials. Use seeds that differ from those of the comparison, so that tuning does
+    not see the runs that are tested."""
     budget_share: float = Field(0.5, gt=0, le=1)
     """Budget of a trial, as a share of the task's budget."""
     num_rows: int = Field(256, ge=1)
@@ -126,8 +129,8 @@ class CompareEvaluation(Config):
     num_rows: int = Field(512, ge=1)
     """Number of examples in the evaluation of a finished run."""
     curve_points: int = Field(5, ge=1)
-    """Number of evaluations during a run, the last one at the end. One more evaluation precedes the
-    run."""
+    """Number of evaluations during a run; the last one is at its end. There is one more evaluation
+    before the run."""
     curve_rows: int = Field(128, ge=1)
     """Number of examples in each evaluation during a run."""
 
@@ -212,8 +215,8 @@ def load_compare(source: CompareSource | CompareRecipe, overrides: Overrides = (
 
     Args:
         source: a shipped name, a YAML file, a dict, or a comparison to change.
-        overrides: `key=value` texts or a dict. Names under `tasks` or `methods` select entries, and
-            `tasks.NAME=` leaves one out.
+        overrides: `key=value` texts or a dict. A list of names as the value of `tasks` or `methods`
+            selects these entries, and `tasks.NAME=` leaves one task out.
 
     Raises:
         ConfigError: if the recipe does not exist, an override is malformed, or the comparison or
@@ -264,8 +267,8 @@ def _tree_of(source: CompareSource | CompareRecipe) -> dict[str, Any]:
 
 
 def _names(value: str) -> list[str]:
-    """Return the names in a text such as sudoku or [sudoku, countdown]; an empty list if it holds
-    whole entries."""
+    """Return the names in a text such as sudoku or [sudoku, countdown]. Return an empty list if the
+    text holds whole entries with their settings."""
     try:
         return _listed_names(parse_yaml(value))
     except YamlError:
@@ -273,7 +276,8 @@ def _names(value: str) -> list[str]:
 
 
 def _listed_names(value: object) -> list[str]:
-    """Return one name or several as a list; an empty list if the value holds whole entries."""
+    """Return one name or several names as a list. Return an empty list if the value holds whole
+    entries with their settings."""
     names = value if isinstance(value, list | tuple) else [value]
     return [str(name) for name in names] if all(isinstance(name, str | int | float) for name in names) else []
 
@@ -295,7 +299,8 @@ def _select(tree: dict[str, Any], selected: Mapping[str, list[str]]) -> None:
 
 
 def _label(group: str, name: str, entries: Mapping[str, Any]) -> str:
-    """Return the label of the entry with this name; egspo_sa stands for EGSPO-SA too."""
+    """Return the label of the entry with this name. The name egspo_sa also finds the label
+    EGSPO-SA."""
     same = [label for label in entries if label == name] or [label for label in entries if _bare(label) == _bare(name)]
     if not same:
         raise ConfigError(unknown_name(group.removesuffix("s"), name, entries))
@@ -307,8 +312,8 @@ def _bare(label: str) -> str:
 
 
 def _on_other_tasks(methods: Mapping[str, Any], left_out: set[str]) -> dict[str, Any]:
-    """Return the methods without references to tasks that are left out; None for methods without
-    another task."""
+    """Return the methods without their references to tasks that are left out. A method that has no
+    remaining task becomes None."""
     changed: dict[str, Any] = {}
     for label, method in methods.items():
         if not isinstance(method, dict):

@@ -244,7 +244,7 @@ class _Clock:
             self._started = time.perf_counter()
 
     def tick(self, budget: int) -> str:
-        """Count a finished run, and return a text with the remaining time."""
+        """Count a finished run, and return a text that states the remaining time."""
         self._left -= budget
         self._spent += budget
         if not self._spent:

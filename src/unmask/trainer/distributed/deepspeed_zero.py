@@ -3,8 +3,8 @@ flat buffers.
 
 This is the only module that uses DeepSpeed. DeepSpeed has no public functions to create the
 optimizer's state before the first update, to write a local shard, or to keep it from compiling
-collectives for CPUs, so this module uses the private names in `PRIVATE`. `pyproject.toml` bounds
-DeepSpeed's version for that reason.
+collectives for CPUs, so this module uses the private names in `PRIVATE`. Private names can change,
+so `pyproject.toml` bounds DeepSpeed's version.
 """
 
 from __future__ import annotations
@@ -170,7 +170,7 @@ class ZeroState:
             if parameter.requires_grad:
                 safe_set_full_fp32_param(parameter, value)
             return
-        # The copy that forward passes read, and the copy that the optimizer updates.
+        # These are the copy that forward passes read and the copy that the optimizer updates.
         with GatheredParameters([parameter], modifier_rank=0):
             parameter.data.copy_(value)
         if parameter.requires_grad:
@@ -196,7 +196,8 @@ class ZeroState:
                     safe_set_local_optimizer_state(parameter, _own_shard(parameter, value), key)
 
     def reset(self) -> None:
-        """Set the state to zero, which undoes the update by which some versions create it."""
+        """Set the optimizer's state to zero. Some versions of DeepSpeed create the state by an
+        update, which this undoes."""
         for flat in self.optimizer.optimizer.state.values():
             for value in flat.values():
                 if isinstance(value, Tensor):

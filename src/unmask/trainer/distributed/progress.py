@@ -33,7 +33,7 @@ from unmask.core.errors import LostProcessError
 _LOST = re.compile(r"gloo|nccl|onnection (closed|reset|refused)|roken pipe|ocket|imed ?out", re.IGNORECASE)
 """Words that occur in torch's errors after another rank has closed its connection."""
 _SOURCE = re.compile(r"^\[/[^\]]*\] ")
-"""Place in torch's own source code, at the beginning of some of its errors."""
+"""Location in torch's own source code, with which some of its error messages begin."""
 BEATS = 10
 """Number of times that a rank publishes its position within `stuck_timeout`."""
 LONGEST_PAUSE = 5.0
@@ -43,7 +43,8 @@ FAREWELL = 10.0
 
 
 class Position(NamedTuple):
-    """How far a rank has come. The first three counts decide which of two ranks is further."""
+    """How far a rank has come. The first three counts, in this order, decide which of two ranks is
+    ahead."""
 
     phases: int = 0
     """Number of phases that the rank has begun; all ranks go through the same phases."""

@@ -47,7 +47,7 @@ class StopSignals:
     """Records the first signal of `STOPPING` while the context is open; a second signal of the same
     kind ends the process immediately.
 
-    A SIGHUP that is ignored, as under nohup, stays ignored.
+    If the process ignores SIGHUP, as under nohup, it continues to ignore it.
     """
 
     def __init__(self) -> None:
@@ -76,8 +76,8 @@ class StopSignals:
             self._leave_terminal()
 
     def _leave_terminal(self) -> None:
-        """Redirect output to nowhere: writing to a closed terminal would raise before the
-        checkpoint is saved."""
+        """Discard all further output. Otherwise, writing to the closed terminal would raise an
+        error before the checkpoint is saved."""
         nowhere = os.open(os.devnull, os.O_RDWR)
         for number in self._terminals:
             os.dup2(nowhere, number)
