@@ -172,7 +172,8 @@ def _check_direction(source: str, raw: Mapping[str, Any], family: Family, to: st
     if is_native(raw, family) and needs_saying and raw.get("is_causal", True):
         raise ModelError(
             f"{source} is an autoregressive {family.native_class}: its config.json does not say is_causal: false. "
-            "Conversion does not turn it into a diffusion model. If it was trained as one, add that line."
+            "Conversion does not turn it into a diffusion model. If the model was trained as a diffusion model, "
+            'add "is_causal": false to its config.json.'
         )
 
 

@@ -183,7 +183,7 @@ NAMES: dict[Answer, str] = {
     "Code in a checkpoint is never run; unmask convert makes a native model from a released one.": "trust_remote_code",
     "The hub's own environment variables, such as HF_TOKEN and HF_HOME, set how it is reached.": "cache_dir hf_token token",
     # Adapters
-    "A key of `lora` turns on low-rank adapters, such as lora.r=16.": "peft_config use_peft use_lora",
+    "To turn on low-rank adapters, set any key under `lora`, such as lora.r=16.": "peft_config use_peft use_lora",
     "`lora.r`": "rank lora_r lora_rank",
     "`lora.alpha`": "lora_alpha",
     "`lora.dropout`": "lora_dropout",

@@ -1,9 +1,13 @@
-"""Ready-made reward functions with TRL's signature, to name in a recipe.
+"""Reward functions that a recipe can name. They have the signature of TRL's reward functions.
 
-Each is a pure function that gives between 0 and 1; `reward_weights` sets how they add up.
+Each function is pure and returns a reward between 0 and 1 for each completion. `reward_weights`
+holds the factors of the sum of these rewards.
 
-    reward_funcs: [unmask.rewards:correct_number, unmask.rewards:integer_answer,
-    unmask.rewards:tag_count] reward_weights: [2.0, 0.5, 0.5]
+    reward_funcs:
+      - unmask.rewards:correct_number
+      - unmask.rewards:integer_answer
+      - unmask.rewards:tag_count
+    reward_weights: [2.0, 0.5, 0.5]
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
-"""Rewards for the form of a completion, as in d1, ESPO and EGSPO, with their bugs fixed.
+"""Rewards for the format of a completion: those of d1, ESPO and EGSPO, without their bugs.
 
 In the released code, `.` does not match a newline, so reasoning of several lines gets no format
-reward; a missing newline after the last tag costs a thousandth of the length of the whole text; and
-the pattern for the box starts with a backspace, so it never matches. The functions here search for
-the literal tags and boxes, and subtract nothing for the text before or after them.
+reward; a missing newline after the last tag lowers the reward by 0.001 for each character of the
+text; and the pattern for the box starts with a backspace, so it never matches. The functions here
+search for the literal tags and boxes, and subtract nothing for the text before or after them.
 """
 
 from __future__ import annotations
@@ -33,9 +33,9 @@ def answer_tag(completions: Sequence[str], **columns: Any) -> list[float]:
 
 @reads_text
 def reasoning_then_answer(completions: Sequence[str], **columns: Any) -> list[float]:
-    """Give 1 to a completion that is one reasoning block and then one answer tag, neither empty.
+    """Give 1 to a completion of one reasoning block and then one answer tag, both not empty.
 
-    White space around the two is allowed.
+    White space around the block and the tag is allowed.
 
     Example:
         >>> whole = "<reasoning>\\ntwo\\nlines\\n</reasoning>\\n<answer>5</answer>"
@@ -47,7 +47,9 @@ def reasoning_then_answer(completions: Sequence[str], **columns: Any) -> list[fl
 
 @reads_text
 def tag_count(completions: Sequence[str], **columns: Any) -> list[float]:
-    """Give a quarter for each of the four reasoning and answer tags that occurs exactly once.
+    """Give 1/4 for each of four tags that occurs exactly once.
+
+    The tags are <reasoning>, </reasoning>, <answer> and </answer>.
 
     Example:
         >>> tag_count(["<reasoning>a</reasoning><answer>5</answer> and more", "<answer>5</answer>", "<answer><answer>5"])
@@ -58,7 +60,7 @@ def tag_count(completions: Sequence[str], **columns: Any) -> list[float]:
 
 @reads_text
 def boxed_answer(completions: Sequence[str], **columns: Any) -> list[float]:
-    r"""Give a half for an answer tag and a half for a \boxed{} that is not empty.
+    r"""Give 1/2 for an answer tag, and another 1/2 for a \boxed{} that is not empty.
 
     The released code gives a quarter whether or not there is a box.
 
@@ -71,7 +73,7 @@ def boxed_answer(completions: Sequence[str], **columns: Any) -> list[float]:
 
 @reads_text
 def integer_answer(completions: Sequence[str], **columns: Any) -> list[float]:
-    """Give 1 to an answer that is an integer, right or wrong, such as "-3", "1,000" or "3.0".
+    """Give 1 to a correct or wrong answer that is an integer, such as "-3", "1,000" or "3.0".
 
     Example:
         >>> integer_answer(["<answer>-3</answer>", "<answer>1,000</answer>", "<answer>2.5</answer>", "3"])

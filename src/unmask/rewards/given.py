@@ -1,5 +1,5 @@
-"""Reward functions as Python callers give them: a function, the path of a function, or a list of
-functions and paths."""
+"""Forms in which a Python caller can pass reward functions: a function, the path of a function, or
+a list of functions and paths."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ RewardFuncs = RewardFunc | str | Sequence[RewardFunc | str]
 
 
 def reward_list(given: RewardFuncs) -> list[RewardFunc | str]:
-    """Return reward functions as a list of functions and paths.
+    """Return one or several reward functions as a list of functions and paths.
 
     Raises:
         ConfigError: an entry is neither a function nor a path.

@@ -1,8 +1,9 @@
 """Reward functions in worker processes. A completion on which a function hangs or crashes loses
 only its own reward.
 
-One call first takes whole groups. Only if that call fails are its parts called separately, to find
-the cause: each completion if the function judges completions independently, otherwise each group.
+The first call receives whole groups (a group is all completions of a prompt). If that call fails,
+the function is called on each part separately, to find the cause. A part is one completion if the
+function judges each completion independently, and one group otherwise.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ START_SECONDS = 900.0
 """Seconds that a process may take to import a reward function, which may load a model."""
 
 Part = range
-"""Range of indices of completions that are adjacent in a call."""
+"""Indices of adjacent completions in a call."""
 
 _KINDS = (
     Parameter.POSITIONAL_ONLY,
@@ -44,8 +45,8 @@ class Isolated:
         num: number of processes. A call is split between them only if the function judges each
             completion independently.
         timeout: seconds that one call may take.
-        item_timeout: seconds for each completion if the function judges completions independently,
-            and for a group that is called separately.
+        item_timeout: seconds for each completion of a call if the function judges each completion
+            independently; otherwise, seconds for one group that is called separately.
 
     Raises:
         ConfigError: the function does not exist, or its module cannot be imported.
@@ -77,7 +78,8 @@ class Isolated:
         Args:
             arguments: columns, each as long as all parts together.
             parts: smallest ranges that may be called separately.
-            calling: callback before each round of calls, for watchdogs.
+            calling: function called before each round of calls, so that the caller can report that
+                it is alive.
 
         Raises:
             RewardError: the function raised, returned something other than rewards, or has never
@@ -149,7 +151,7 @@ class Isolated:
 
 
 def with_timeout(reasons: Sequence[str]) -> tuple[str, ...]:
-    """Return the reasons of a function, preceded by "timeout" for the lost completions."""
+    """Return "timeout", the reason of lost completions, and then the reasons of a function."""
     return tuple(dict.fromkeys(("timeout", *reasons)))
 
 

@@ -1,4 +1,4 @@
-"""Preparation of reward functions: load them by path, and decide in which process each one runs."""
+"""Preparation of reward functions: how they are loaded, and in which process each one runs."""
 
 from __future__ import annotations
 
@@ -35,10 +35,12 @@ def make_scorer(
         workers: number of processes for each function; 0 runs every function in this process.
         item_timeout: seconds for one completion in a worker process.
         group_size: number of completions of a prompt that a function sees together in training.
-        calling: callback before each call of a function.
+        calling: function called before each call of a reward function, so that the caller can
+            report that it is alive.
 
     Raises:
-        ConfigError: a function cannot be loaded, two have the same name, or there are none.
+        ConfigError: a function cannot be loaded, two functions have the same name, or there is no
+        function.
     """
 
     def prepare(function: str | RewardFunc) -> tuple[str, RewardFunc | Isolated]:
@@ -69,7 +71,8 @@ def by_name(functions: Iterable[tuple[str, RewardFunc | Isolated]]) -> dict[str,
 def _path_of(function: RewardFunc) -> str | None:
     """Return the path from which a worker can load a function object.
 
-    None for closures, lambdas and functions of a notebook, which another process cannot import.
+    The result is None for closures, lambdas and functions of a notebook, because another process
+    cannot import them.
     """
     module, name = getattr(function, "__module__", None), getattr(function, "__qualname__", None)
     if not (module and name) or module == "__main__" or getattr(sys.modules.get(module), "__file__", None) is None:

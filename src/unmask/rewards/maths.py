@@ -1,4 +1,4 @@
-"""Rewards for correct answers to examples with a column `answer`: as text, number or expression."""
+"""Rewards for answers that equal the column `answer` as a text, a number or an expression."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def exact_answer(completions: Sequence[str], answer: Sequence[Any], **columns: A
 def correct_number(completions: Sequence[str], answer: Sequence[Any], **columns: Any) -> list[float]:
     """Give 1 if the last answer tag, or else the last box, holds the row's number in any notation.
 
-    The column may be GSM8K's own, which ends in "#### 18".
+    The column may have the form of GSM8K, which ends in "#### 18".
 
     Example:
         >>> completions = ["<answer>$1,000.00</answer>", r"It is \\boxed{-3}.", "<answer>2 or 3</answer>"]
@@ -53,7 +53,8 @@ def correct_number(completions: Sequence[str], answer: Sequence[Any], **columns:
 @reads_text
 @reports("unparsed", "timeout")
 def correct_math(completions: Sequence[str], answer: Sequence[Any], **columns: Any) -> list[float]:
-    """Give 1 if the last answer tag, or else the last box, holds an expression equal to the row's.
+    """Give 1 if the last answer tag, or else the last box, holds an expression equal to the answer
+    of the row.
 
     math-verify decides whether two expressions are equal.
 

@@ -38,8 +38,8 @@ class Score(float):
 
     A score is a float, so code that ignores the reason can use it as one.
 
-    Each reason that the function `reports` is logged as `rewards/{name}/{reason}`: the share of
-    completions that have it.
+    If the function declares the reason (see `reports`), the share of completions with this reason
+    is logged as `rewards/{name}/{reason}`.
 
     Example:
         >>> score = Score(0.0, "unparsed")
@@ -59,7 +59,7 @@ def reports(*reasons: str) -> Callable[[FunctionT], FunctionT]:
     """Declare the reasons that the `Score`s of a reward function may have, so that training logs
     how often each occurs.
 
-    Every training step logs each one.
+    Every training step logs each of these reasons.
 
     Example:
         >>> @reports("unparsed")
@@ -109,8 +109,8 @@ def reasons_of(function: RewardFunc) -> tuple[str, ...]:
 def parameters_of(function: RewardFunc) -> Mapping[str, inspect.Parameter]:
     """Return the parameters of a function by name.
 
-    A callable without a readable signature, such as some that are written in C, counts as taking
-    `**columns`.
+    Some callables that are written in C have no readable signature. They count as functions that
+    take `**columns`.
 
     Example:
         >>> list(parameters_of(lambda prompts, completions: [])), list(parameters_of(type))
@@ -123,7 +123,7 @@ def parameters_of(function: RewardFunc) -> Mapping[str, inspect.Parameter]:
 
 
 def _marked(function: RewardFunc) -> RewardFunc:
-    """Return the function that carries the declarations; `functools.partial` lacks them."""
+    """Return the function that carries the declarations, which a `functools.partial` does not."""
     while isinstance(function, partial):
         function = function.func
     return function
@@ -183,8 +183,8 @@ def call_reward(name: str, function: RewardFunc, arguments: Mapping[str, Any]) -
     Args:
         name: name of the function in error messages.
         function: sync or async reward function.
-        arguments: keyword arguments; `completions`, or else any other column, says how many rewards
-            to expect.
+        arguments: keyword arguments. The number of rewards must be the length of `completions`, or
+            of any other column if the function does not take `completions`.
 
     Raises:
         RewardError: the function raised, or did not return one number or None for each completion.
@@ -286,7 +286,8 @@ def _number(name: str, reward: Any, completion: object) -> float | None:
 
 
 def _shown(value: object) -> str:
-    """Return a value as text for an error message. Python refuses to print very long integers."""
+    """Return a value as text for an error message, even an integer that is too long for Python to
+    print."""
     try:
         return repr(value)[:80]
     except ValueError:
@@ -294,7 +295,8 @@ def _shown(value: object) -> str:
 
 
 def load_reward(path: str) -> tuple[str, RewardFunc]:
-    """Load the function at `package.module:function` or `file.py:function`; return its name first.
+    """Load the function at `package.module:function` or `file.py:function`, and return its name and
+    the function.
 
     Raises:
         ConfigError: there is no callable object at this path, or its file cannot be executed.

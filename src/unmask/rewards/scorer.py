@@ -1,9 +1,10 @@
 """Rewards of completions: which completions a function sees in one call, and the weighted sum.
 
-A function is called with whole groups of finished completions, in order and with repeated texts, as
-in TRL. A function that judges each completion independently is called once for equal texts of a
-row, and also with unfinished completions: EGSPO-SA needs K + 1 rewards for every rollout, and late
-in training most texts are equal.
+As in TRL, a function receives whole groups of finished completions, in order and with repeated
+texts. (A group is all completions of a prompt.) A function that judges each completion
+independently receives equal texts of a row only once. If the method needs it, this function
+receives unfinished completions, too. For example, EGSPO-SA needs the rewards of a completion and of
+its K one-step completions, and late in training most of these texts are equal.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ class Rewards:
     total: list[float]
     """Weighted sum over the functions for each completion; None counts as 0."""
     by_function: dict[str, list[float | None]]
-    """Rewards of each function."""
+    """Rewards of the completions by the name of the function."""
     reasons: dict[str, dict[str, list[bool]]] = field(default_factory=dict)
     """For each function and each of its declared reasons: True for the completions with that
     reason."""
@@ -45,7 +46,8 @@ class Scorer:
         weights: one weight for each function; default 1.
         timeout: seconds that one call of a function in this process may take.
         group_size: number of completions of a prompt that a function sees together in training.
-        calling: callback before each call of a function.
+        calling: function called before each call of a reward function, so that the caller can
+            report that it is alive.
 
     Raises:
         ConfigError: there is no function, or the number of weights differs from the number of
@@ -86,7 +88,7 @@ class Scorer:
         return all(function.judges_each for function in self.functions.values())
 
     def take(self) -> int:
-        """Return the count since the last call, and start again from 0."""
+        """Return `count`, and set it to 0."""
         count, self.count = self.count, 0
         return count
 
@@ -105,7 +107,7 @@ class Scorer:
             function.close()
 
     def check_columns(self, row: Row) -> None:
-        """Reject rows that lack a required column, or whose columns hide an argument.
+        """Reject rows that lack a required column, or that have a column named like an argument.
 
         Raises:
             DataError: names the function, the missing column and the available columns.
@@ -157,7 +159,9 @@ class Scorer:
     def unfinished(self, rows: Sequence[Row], completions: Sequence[str]) -> Rewards:
         """Return the rewards of one-step completions or branches of the rows in the last call.
 
-        Texts that already have a reward from that call are not judged again.
+        A one-step completion is a state with all masked positions filled at once, and a branch is
+        another completion of a state. Texts that already have a reward from the last call are not
+        judged again.
 
         Raises:
             RewardError: as for finished completions.
@@ -173,7 +177,7 @@ class Scorer:
         completions.
 
         Raises:
-            RewardError: as for groups.
+            RewardError: as for groups of completions.
         """
         copies = 1 if self.judges_each else self.group_size
         rewards = self(
@@ -260,8 +264,8 @@ class Scorer:
             )
 
 
-_UNDECLARED = """reward function "{name}" does not declare that it judges each completion independently, and {method} \
-also needs rewards of unfinished completions, outside of their groups.
+_UNDECLARED = """{method} also scores unfinished completions, one by one and without the rest of their group. This \
+needs a reward function that judges each completion independently, and "{name}" does not declare that it does.
   If it judges each completion independently, declare it:
 
       from unmask.rewards import per_completion

@@ -1,7 +1,8 @@
-"""The program of a worker process: it loads one function and answers requests to call it.
+"""Main program of a worker process, which loads one function and calls it on request.
 
 `unmask.rewards.workers` starts it as `python -m unmask.rewards.worker PATH MEMORY KIND`. It reads
-pickled requests from standard input and writes one line of JSON for each to standard output.
+pickled requests from standard input and writes one line of JSON for each request to standard
+output.
 """
 
 from __future__ import annotations

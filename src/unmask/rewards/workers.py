@@ -36,8 +36,8 @@ from unmask.core.timeouts import budget as time_for
 START_SECONDS = 120.0
 """Seconds that a worker may take to import its function."""
 PATIENCE = 4.0
-"""Largest wall-clock time of a call, as a multiple of its limit, on a machine with busy
-processors."""
+"""Maximum wall-clock time of a call on a machine with busy processors, as a multiple of its time
+limit."""
 LARGEST_REPLY = 64 * 2**20
 """Maximum size of a reply in bytes. A process that writes a longer line is killed, to protect
 memory."""
@@ -68,7 +68,7 @@ NO_TIME = WorkerOutcome(failure="no time")
 class Workers:
     """Pool of processes for one function.
 
-    They start on first use and end with this object or this process.
+    The processes start on first use, and end with this object or this process.
 
     Args:
         path: path of the function, as `package.module:function` or `file.py:function`.
@@ -229,7 +229,7 @@ class _Worker:
     def _exchange(
         self, payload: bytes, token: str, timeout: float, at_most: float
     ) -> tuple[tuple[Any, str] | None, bool]:
-        """Write a request and read its reply; the second value is True if it took too long."""
+        """Write a request; return its reply, and True if the reply took too long."""
         process, is_done, is_late = self.process, threading.Event(), threading.Event()
         assert process is not None
         assert process.stdin is not None
@@ -260,7 +260,7 @@ class _Worker:
 
 
 def _reply(process: subprocess.Popen[bytes], token: bytes) -> tuple[Any, str] | None:
-    """Return the reply with this token, or None if the process ends or breaks the line before."""
+    """Return the reply with this token, or None if the process ends or cuts a line before it."""
     assert process.stdout is not None
     while line := process.stdout.readline(LARGEST_REPLY):
         if line.startswith(token):
@@ -275,7 +275,8 @@ def _reply(process: subprocess.Popen[bytes], token: bytes) -> tuple[Any, str] | 
 
 
 def _waited(pid: int) -> float:
-    """Return the seconds that a process waited for a processor; 0 if the system does not say."""
+    """Return the seconds that a process waited for a processor; 0 if the system does not count
+    them."""
     try:
         return int(Path(f"/proc/{pid}/schedstat").read_text().split()[1]) / 1e9
     except (OSError, ValueError, IndexError):

@@ -1,1 +1,1 @@
-"""Reading an answer in a completion and comparing it with the expected one."""
+"""Code that finds the answer in a completion and compares it with the correct answer."""

@@ -1,4 +1,4 @@
-"""One comparison by math-verify, which only the worker processes of `verifier` run.
+"""Comparison of two expressions by math-verify. Only the worker processes of `verifier` run it.
 
 A comparison may take unlimited time and memory. The import and the first parse take longer than
 most comparisons, so they happen before a worker reports that it is ready.
@@ -19,7 +19,8 @@ logging.getLogger("math_verify").setLevel(logging.ERROR)
 
 
 def check(gold: str, answer: str) -> bool:
-    """Return True if math-verify finds two expressions equal, and not just both near zero.
+    """Return True if math-verify finds two expressions equal, and not only because both are near
+    zero.
 
     Args:
         gold: correct answer, as LaTeX.

@@ -1,8 +1,12 @@
-"""Extraction of the answer from a completion, for every task. Any text is allowed; time is linear.
+"""Extraction of the answer from a completion, for every task.
 
-`answer_in` returns what a careful reader takes as the answer of a completion: the last answer tag,
-or the box in it, or the last box, or the text after "The answer is". Diffusion models often leave a
-tag or box open, or lose a brace or a backslash. Such answers are read too. If the answer is
+The completion may be any text, and the time is linear in its length. A box is the LaTeX command
+that marks an answer, as in \\boxed{5}.
+
+`answer_in` returns what a careful reader takes as the answer of a completion: the content of the
+last answer tag, or of the box in this tag. If there is no tag, it returns the content of the last
+box; if there is no box, the text after "The answer is". Diffusion models often leave a tag or box
+open, or lose a brace or a backslash. `answer_in` reads such answers, too. If the answer is
 ambiguous, the result is None, or it keeps the words that make it doubtful ("5 or 7"), so that a
 task that expects one value rejects it. `tagged_answer` reads only tags, for tasks whose answer is a
 program. Both read the part of a completion that `before_end` returns.
@@ -32,7 +36,8 @@ _MENTION = re.compile(
     r"[\s\"'`*,.:;…]*(?:(?:and|or|to|with|then|the|closing|opening|tags?|answer|here|your|my|final|it|goes|holds|is|in|"
     r"inside|contains|there|as|asked|requested)\b[\s\"'`*,.:;…]*)*"
 )
-"""Text between tags that are only mentioned: "<answer> and </answer>", "<answer>...</answer>"."""
+"""Text between two tags that the completion only mentions, as in "<answer> and </answer>" or
+"<answer>...</answer>"."""
 _BETWEEN_BOXES = re.compile(r"(?:[\s$,;.&]|\\[()\[\],;: ]|\band\b|\bor\b|\\text\{\s*(?:and|or),?\s*\}|\\quad)*")
 """Text that joins several boxes into one answer."""
 _CONTEXT = 60
@@ -68,8 +73,9 @@ def answer_in(text: str) -> str | None:
     r"""Return what a careful reader takes as the answer of a completion.
 
     The text after a <think> or <reasoning> block is searched first, then the whole text. Each
-    search takes the last answer tag, or the box in it; else the last box; else the text that "The
-    answer is" or "####" announces. Text after an end-of-turn token is ignored.
+    search takes the content of the last answer tag, or of the box in this tag. If there is no tag,
+    it takes the last box; if there is no box, the text that "The answer is" or "####" announces.
+    Text after an end-of-turn token is ignored.
 
     Args:
         text: completion of any length.
@@ -77,7 +83,7 @@ def answer_in(text: str) -> str | None:
     Returns:
         The answer as written, without outer white space and without tag or box (see `unwrapped`).
         Adjacent boxes form one answer: "3, 4". Words beside the box or tag that deny or change the
-        answer are part of it. None if there is no answer.
+        answer are part of the result. None if there is no answer.
 
     Example:
         >>> answer_in(r"<answer>It is \boxed{5}.</answer>"), answer_in(r"It is \boxed{5}."), answer_in("5")
@@ -136,7 +142,7 @@ def tagged_answer(text: str) -> str | None:
 
     A tag that is never closed extends to the end of the turn. If an opening tag is repeated before
     it is closed, the innermost one counts. Tags that are only mentioned do not count, and neither
-    does a lone closing tag.
+    does a closing tag without an opening tag.
 
     Args:
         text: completion of any length.
@@ -156,7 +162,7 @@ def tagged_answer(text: str) -> str | None:
 
 
 def first_digits(text: str, limit: int) -> str:
-    """Return the first ASCII digits of a text as one string, without anything between them.
+    """Return the first ASCII digits of a text as one string, without the characters between them.
 
     Args:
         text: any text.
@@ -173,13 +179,16 @@ def first_digits(text: str, limit: int) -> str:
 
 
 def numbers_in(text: str) -> list[float]:
-    """Return every decimal number of a text as a value, in order: "+07", "7" and "7.0" are equal.
+    """Return the values of all decimal numbers in a text, in order.
+
+    The numbers "+07", "7" and "7.0" have the same value.
 
     Args:
         text: any text. A sign belongs to the digits directly after it.
 
     Returns:
-        The numbers; NaN, which equals nothing, for a number of more than 32 characters.
+        One value for each number. The value of a number of more than 32 characters is NaN, which
+        equals nothing.
 
     Example:
         >>> numbers_in("+07,-02 so about 3.50")

@@ -35,15 +35,15 @@ _FACTOR_BEHIND = re.compile(
 """Text that makes a box part of a larger formula: a sign, bound, operation, function or power, or
 more digits or letters.
 
-Digits directly before a box do not, because models repeat themselves there ("they received
-112\\boxed{1125}").
+Digits directly before a box do not make it part of a formula, because models repeat themselves
+there ("they received 112\\boxed{1125}").
 """
 _FORMULA_END = re.compile(r"\$|\\[)\]]|[,;.](?=\s|$)|\s+(?=[A-Za-z]{2}|$)")
 _FORMULA = 40
 """Number of characters on either side of a box that are searched for the rest of its formula."""
 _TRIED_BOXES = 8
-"""Number of boxes, counted from the end, that are searched for one that is not empty. It bounds the
-time."""
+"""Maximum number of boxes that are searched, from the end, for one that is not empty. The limit
+bounds the time."""
 
 
 def last_boxed(text: str) -> str | None:
@@ -56,7 +56,7 @@ def last_boxed(text: str) -> str | None:
         text: completion of any length.
 
     Returns:
-        The content, or None if there is no box or the last ones are empty.
+        The content, or None if there is no box or the last 8 boxes are empty.
 
     Example:
         >>> last_boxed(r"so \boxed{7}, or \boxed{\frac{1}{\sqrt{2}}}."), last_boxed("boxed{4}"), last_boxed(r"\boxed{}101")
@@ -97,8 +97,8 @@ def in_formula(text: str, start: int, end: int, content: str) -> str:
         content: content of the box.
 
     Returns:
-        The content, with its sign if one stands before the box; or the whole formula if it
-        continues outside of the box.
+        The content with the sign before the box, if there is one. If the formula continues outside
+        of the box, the whole formula.
 
     Example:
         >>> in_formula(r"= -\boxed{5}", 3, 12, "5"), in_formula(r"\boxed{5}^2", 0, 9, "5"), in_formula(r"\boxed{5} m", 0, 9, "5")
@@ -127,8 +127,8 @@ def _content(text: str, box: re.Match[str], closing: int | None) -> tuple[int, s
         return end, text[start:end].rstrip(".,;")
     if closing is None or CLOSE[:-1] in text[start:closing]:
         end = _end_of(_REST_OF_LINE, text, start)
-        # With a closing tag instead of the brace, the content may be cut off. With a newline, it is
-        # not.
+        # If a closing tag stands in place of the closing brace, the content may be cut off. If a
+        # newline does, the content is complete.
         content = "" if CLOSE in text[start:end] else without_loose_ends(text[start:end]).rstrip(" >$")
         # Before a stray ">", a number is complete, but a sum may continue.
         is_cut = text[start:end].rstrip().endswith(">") and _SUM.search(content) is not None

@@ -1,8 +1,8 @@
-"""Arithmetic expressions over integers: safe evaluation of model output, and random examples.
+"""Arithmetic expressions over integers: safe evaluation of model output, and random expressions.
 
-Evaluation uses `ast` with a whitelist of node types and never `eval`. Released countdown graders
-filter characters and then call `eval`, so they accept `**` and `//`, and 30**100**93 blocks the
-trainer.
+Evaluation uses `ast` with a whitelist of node types and never `eval`. The released graders of the
+countdown task filter characters and then call `eval`. So they accept `**` and `//`, and the answer
+30**100**93 blocks the trainer.
 """
 
 from __future__ import annotations
@@ -31,12 +31,12 @@ _SYMBOLS: dict[str, tuple[type[ast.operator], int]] = {
     "*": (ast.Mult, 2),
     "/": (ast.Div, 2),
 }
-"""Function and binding strength of each operator."""
+"""Class in `ast` and precedence of each operator."""
 _ATOM = 3
 
 
 class ExpressionError(ValueError):
-    """Raised with the reason if a text is not an arithmetic expression or has no value."""
+    """Error that gives the reason why a text is not an arithmetic expression or has no value."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,7 +127,7 @@ def _value(node: ast.expr, numbers: list[int]) -> Fraction:
 
 
 def _random_tree(numbers: Sequence[int], rng: random.Random) -> tuple[str, int, Fraction | None]:
-    """Return an expression of the numbers in order, its outermost strength, and its value."""
+    """Return an expression of the numbers in order, its outermost precedence, and its value."""
     if len(numbers) == 1:
         return str(numbers[0]), _ATOM, Fraction(numbers[0])
     cut = rng.randrange(1, len(numbers))

@@ -2,18 +2,17 @@
 
 A correct program must not fail because of the text around it. The rules apply in this order:
 
-1. The program is searched for in the last answer tag, then after the last <think> or <reasoning>
-   block, then in the whole text. The first of the three that defines a name which the tests call is
-   taken. A tag with other code in it counts as the answer.
-2. In each of them, fenced blocks come first. A fence may share its line with code, may be indented,
-   may never be closed, and may hold other fences in a docstring. If no block defines the name, the
-   text around the fences counts.
+1. Three parts of the completion are searched in this order: the last answer tag, the text after the
+   last <think> or <reasoning> block, and the whole text. The program is in the first part that
+   defines a name that the tests call. If the answer tag holds other code, the search ends there.
+2. In each part, the fenced blocks are searched first. A fence may share its line with code, may be
+   indented, may never be closed, and may hold other fences in a docstring. If no block defines the
+   name, the text around the fences is searched, too.
 3. If several blocks define the name, the last one counts, because a corrected version follows a
    draft. Helpers, classes and imports that it uses but does not define come from the other blocks.
-4. A block that is not valid Python is repaired: a leading language word, a common indent, prompts
-of
-   an interpreter session, typographic quotes, prose around statements, and an incomplete last
-   statement are removed.
+4. A block that is not valid Python is repaired. The repair removes a language name at the start, a
+   common indent, prompts of an interpreter session, typographic quotes, prose around statements,
+   and an incomplete last statement.
 """
 
 from __future__ import annotations
@@ -28,8 +27,8 @@ from unmask.rewards.grading.answers import after_thoughts, before_end, tagged_an
 from unmask.rewards.grading.syntax import BUILTINS, MAX_CODE, defined_names, free_names, names_of, parse
 
 _MOST_BLOCKS = 64
-"""Maximum number of blocks that are read, counted from the end. The limit bounds the time, as do
-the next two."""
+"""Maximum number of blocks that are read, counted from the end. This limit and the next two bound
+the time."""
 _MOST_CLOSES = 8
 """Maximum number of closing fences to try for a block, because the first ones may be in a
 docstring."""
@@ -99,12 +98,15 @@ def code_in(text: str, names: Sequence[str] = ()) -> str:
 
 
 def continued(start: str, code: str, is_exact: bool) -> str:
-    """Join the start of a function with its continuation, cut at the first other text if needed.
+    """Join the start of a function with its continuation.
+
+    If the result is not valid Python, the continuation is cut at the first line that is not part of
+    the function.
 
     Args:
         start: signature and docstring of a function, with the newline after it.
         code: body of the function, and whatever the completion continues with.
-        is_exact: True if a missing indent is an error, as when the completion continues the prompt
+        is_exact: True if a missing indent is an error, because the completion continues the prompt
             directly.
 
     Example:
@@ -155,9 +157,9 @@ def _code_on_line(line: str) -> int:
 
 
 def _until_close(text: str, begin: int, mark: str) -> tuple[str, int]:
-    """Return a block up to the closing fence that makes it valid Python, and where that fence ends.
+    """Return a block up to the closing fence that makes it valid Python, and the end of that fence.
 
-    If no fence does, the block ends at the first one.
+    If no closing fence makes the block valid, the block ends at the first one.
     """
     closes = []
     for close in _CLOSE[mark].finditer(text, begin):
@@ -171,7 +173,7 @@ def _until_close(text: str, begin: int, mark: str) -> tuple[str, int]:
 
 
 def _is_code(text: str) -> bool:
-    """Return True if a text is Python with an effect; one word of prose is valid Python too."""
+    """Return True if a text is Python with an effect, unlike one word of prose."""
     tree = parse(text)
     return tree is not None and not all(
         isinstance(node, ast.Expr) and isinstance(node.value, ast.Name | ast.Constant | ast.Tuple) for node in tree.body
@@ -184,7 +186,7 @@ def _repaired(block: str) -> str:
 
 
 def _readings(block: str) -> Iterator[str]:
-    """Yield a block as written, then versions of it without possible errors."""
+    """Yield a block as written, and then versions of it with possible errors removed."""
     language = _LANGUAGE.match(block) or _INLINE_LANGUAGE.match(block)
     code = block[language.end() :] if language else block
     yield code
@@ -196,7 +198,7 @@ def _readings(block: str) -> Iterator[str]:
     if len(plain) <= MAX_CODE:
         yield _statements(plain)
         yield _statements("\n".join(textwrap.dedent(lines) for lines in _INDENTED_LINES.findall(plain)))
-    # Last, because docstrings hold examples with prompts.
+    # Prompts are removed last, because docstrings hold examples with prompts.
     if _PROMPT.search(code):
         yield "\n".join(line[prompt.end() :] for line in code.splitlines() if (prompt := _PROMPT.match(line)))
 
@@ -204,8 +206,8 @@ def _readings(block: str) -> Iterator[str]:
 def _statements(text: str) -> str:
     """Return the statements of a text, without prose, bare expressions and an incomplete statement.
 
-    Code that runs when the program is loaded stays only if every name that it reads is known by
-    then: `Time = O(n)` is prose.
+    Code that runs when the program is loaded stays only if every name that it reads is defined
+    before it. For example, `Time = O(n)` is prose if nothing defines `O` and `n`.
     """
     pieces = _UNINDENTED.split(text)
     statements: list[str] = []
@@ -244,7 +246,7 @@ def _merged(programs: Sequence[str], names: Sequence[str]) -> str | None:
     """Return the last program that defines one of the names, with the definitions that it needs
     from the other programs.
 
-    None if no program defines any of them.
+    The result is None if no program defines any of the names.
     """
     trees = [parse(program) or ast.Module([], []) for program in programs]
     defining = [i for i, tree in enumerate(trees) if _defines(tree, names)]
@@ -286,6 +288,6 @@ def _is_stub(node: ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef) -> boo
 
 
 def _first_part(code: str) -> str:
-    """Return the lines before the first unindented one; a closing bracket does not count."""
+    """Return the lines before the first one that is neither indented nor a closing bracket."""
     end = _UNINDENTED.search(code)
     return code[: end.start()] if end else code

@@ -1,11 +1,11 @@
 """Comparison of a mathematical answer with the gold answer, as far as possible without algebra.
 
 Numbers are compared as numbers, words as words, numbers in a base by their digits, points and
-intervals part by part with their brackets, and everything else as LaTeX in one spelling.
+intervals part by part with their brackets, and everything else as LaTeX in a uniform spelling.
 Expressions that are still spelled differently are left to math-verify
-(`unmask.rewards.grading.verifier`). This module also has rules that math-verify lacks: a named
-answer must have the gold name, all sides of an equation must be correct, and words of doubt make an
-answer wrong.
+(`unmask.rewards.grading.verifier`). This module also has rules that math-verify lacks: the name in
+an answer such as x = 5 must be that of the gold answer, all sides of an equation must be correct,
+and words of doubt make an answer wrong.
 """
 
 from __future__ import annotations
@@ -21,7 +21,8 @@ from unmask.rewards.grading.worded import is_worded, same_words
 from unmask.rewards.grading.wrapping import unwrapped
 
 LONGEST = 1000
-"""Maximum length of an answer in characters. The longest gold answer of MATH has 159."""
+"""Maximum length of an answer in characters. The longest gold answer in the data set MATH has 159
+characters."""
 
 Pairs = list[tuple[str, str]]
 """Comparisons that need algebra, as pairs of gold and answer. All of them must hold."""
@@ -222,7 +223,7 @@ def _is_name(text: str) -> bool:
 
 
 def _is_quantity(text: str, gold: str) -> bool:
-    """Return True if the first side of an equation names its value: x, f(2), \\text{proj}_b a."""
+    """Return True if a side of an equation only names its value: x, f(2), \\text{proj}_b a."""
     if _is_name(text):
         return True
     letters = set(_LETTER.findall(_TEXT.sub(" ABC ", _SUBSCRIPT.sub("", text)))) - {"e", "i"}
@@ -235,7 +236,7 @@ def _is_quantity(text: str, gold: str) -> bool:
 
 
 def _without_names(answer: str, gold: str) -> str:
-    """Return a list without names: x = 3, x = 5 for a list, or x = 1, y = 2 for a point."""
+    """Return the values of a list such as x = 3, x = 5 or a point such as x = 1, y = 2."""
     if "=" in gold:
         return answer
     sides = [_sides(part) for part in split_top(answer, ",;")]
@@ -308,6 +309,6 @@ def _digits_and_base(text: str) -> tuple[str, str] | None:
 
 
 def _as_matrix(text: str) -> str:
-    """Return a matrix in LaTeX for one that is written as a list of rows."""
+    """Return the LaTeX of a matrix that is written as a list of rows."""
     rows = re.findall(r"\[([^][]*)\]", text)
     return "\\begin{pmatrix}" + " \\\\ ".join(row.replace(",", " & ") for row in rows) + "\\end{pmatrix}"

@@ -1,4 +1,4 @@
-"""One LaTeX spelling for what LaTeX, Unicode and plain text write in different ways.
+"""Conversion of LaTeX, Unicode and plain text to one uniform LaTeX spelling.
 
 Only the form changes. Styles, fonts and superfluous brackets are removed, signs and names become
 LaTeX commands, and a decimal becomes the exact fraction.
@@ -105,7 +105,9 @@ def spelling(text: str) -> str:
 
 
 def exact_latex(text: str) -> str:
-    r"""Return a text in a uniform spelling with decimals as exact fractions. Algebra rounds them.
+    r"""Return a text in a uniform spelling with exact fractions instead of decimals.
+
+    Otherwise, math-verify would round the decimals.
 
     Example:
         >>> exact_latex(r"0.25\pi"), exact_latex("3.7")

@@ -104,7 +104,7 @@ def _from_below(inequality: str) -> str:
 
 
 def _interval(low: str | None, low_sign: str | None, _variable: str, sign: str, bound: str) -> str:
-    """Return the interval of low < x < bound, or of x < bound or x > bound."""
+    """Return the interval that low < x < bound, x < bound or x > bound describes."""
     if sign in (">", "\\ge"):
         return ("[" if sign == "\\ge" else "(") + bound.strip() + ",\\infty)" if low is None else "\\emptyset"
     start = ("[" if low_sign == "\\le" else "(") + low.strip() if low else "(-\\infty"

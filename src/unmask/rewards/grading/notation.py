@@ -74,7 +74,7 @@ _LEADING_ZEROS = re.compile(r"(?<![0-9.])0+(?=[0-9])")
 
 
 def symbols(text: str) -> str:
-    r"""Return a text with signs, brackets and LaTeX in ASCII, and nothing around the answer.
+    r"""Return a text with its signs, brackets and LaTeX in ASCII, without words around the answer.
 
     Line breaks stay. A text of more than 1,000 characters becomes empty.
 
@@ -111,7 +111,9 @@ def plain_expression(text: str) -> str:
 
 
 def without_remarks(text: str) -> str:
-    """Return an answer without comments such as "(uses each number once)". A remark of doubt stays.
+    """Return an answer without comments such as "(uses each number once)".
+
+    A comment that expresses doubt stays.
 
     Example:
         >>> without_remarks("(3+5)*2 (target reached)"), without_remarks("-5 (not sure)")
@@ -128,7 +130,7 @@ def without_remarks(text: str) -> str:
 def without_labels(text: str) -> str:
     """Return lines without labels such as "Step 1:", "2.", "Multiply:", and without bullets.
 
-    Bullets are removed only if every line is an equation with one.
+    Bullets are removed only if every line is an equation with a bullet.
 
     Example:
         >>> without_labels("1. 3+5 = 8\\n2. 8*2 = 16"), without_labels("- 3+5 = 8\\n- 8*2 = 16"), without_labels("-3 + 5")

@@ -1,10 +1,10 @@
 """Numbers as people and models write them, in plain text, words or LaTeX.
 
 A number may have a sign, separated thousands, decimals, a fraction, a currency, a unit or a percent
-sign. Released graders compare such answers as strings, so "1,000", "$1000" and "1000.0" differ for
-them. Here they have one exact value. A guess between two numbers, a bound, a list or an unevaluated
-sum is not a number. `unmask.rewards.grading.quantities` defines which words may stand beside a
-number; docs/answers.md measures the effect of the rules.
+sign. Released graders compare such answers as strings, so "1,000", "$1000" and "1000.0" are
+different answers for them. Here, all three have the same exact value. A guess between two numbers,
+a bound, a list or an unevaluated sum is not a number. `unmask.rewards.grading.quantities` defines
+which words may stand beside a number; docs/answers.md measures the effect of the rules.
 """
 
 from __future__ import annotations
@@ -72,7 +72,7 @@ class Numeral:
     """A number that was read from a text."""
 
     value: Fraction
-    """Exact value, as written before a percent sign: 50 for "50%"."""
+    """Exact value. A percent sign does not change it: the value of "50%" is 50."""
     is_percent: bool = False
 
     def equals(self, other: Numeral) -> bool:

@@ -2,8 +2,8 @@
 
 Any noun may name what is counted ("18 golden retrievers"), so nouns are not listed. The lists hold
 words that change a value, express doubt about it or retract it. A text with such a word is not a
-plain number. Words such as "dozen" multiply. Function words are refused unless they are known to be
-harmless.
+plain number. Words such as "dozen" multiply the number. A text with a function word (such as a
+preposition) is refused unless the word is known to be harmless.
 """
 
 from __future__ import annotations
@@ -123,7 +123,7 @@ _LY = _words(
     belly supply assembly bully ply friendly elderly totally finally originally initially individually equally
     """
 )
-"""Words in -ly that neither doubt nor change a number."""
+"""Words that end in -ly and neither change a number nor express doubt about it."""
 _ORDINAL = frozenset({"st", "nd", "rd", "th", "ths"})
 _LONE_LETTERS = frozenset("a s")
 _UNIT_LETTERS = frozenset("mgshlLpcdtWVANJFCPRQ")
@@ -154,7 +154,7 @@ _NAME = re.compile(
 _MATHEMATICAL = _words("mod pi sin cos tan cot csc sqrt ln exp max add is are point points")
 """Words that are part of an expression."""
 _NAMES = _words("i point sin cos tan pi limit minimum maximum")
-"""Words that doubt a number elsewhere, but may be part of a quantity's name."""
+"""Words that may be part of a quantity's name, and express doubt about a number elsewhere."""
 _VERBS = _words(
     """
     is are was were be equals equal has have had get gets got make makes made earn earns earned cost costs need needs needed
@@ -183,8 +183,8 @@ _NAMED = re.compile(
     r"(?=[a-z' ]*\b(?:is|was|are|equals)$)",
     re.IGNORECASE,
 )
-"""Names of quantities that are words of doubt elsewhere: "Her change is 5", "The minimum number of
-buses is 5"."""
+"""Names of quantities whose words express doubt in other places: "Her change is 5", "The minimum
+number of buses is 5"."""
 _OBJECT = re.compile(
     r"\b(gets?|got|takes?|took|costs?|leaves?|left|gives?|gave|earns?|earned|makes?|made|ends?|ended|saves?|saved|pays?|paid|need|needs)"
     r" (?:(?:him|her|them|us|you|me|it|each|[A-Z][a-z]+)(?: with)?|up with|with|back)$"
@@ -324,7 +324,7 @@ def _may_stand_alone(letter: str, index: int, text: str) -> bool:
 def read_introduction(text: str) -> int | None:
     """Return the sign that the words before a number give it: 1 or -1.
 
-    None if they may be more than an introduction.
+    The result is None if the words may be more than an introduction.
 
     Args:
         text: text before the number, with sign and currency.

@@ -1,6 +1,6 @@
 """Names that a Python program defines, reads and imports, from its syntax tree.
 
-Nothing here runs it.
+Nothing in this module runs the program.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ _MAX_DEPTH = 200
 limit."""
 BUILTINS = frozenset(dir(builtins))
 _READS_ANY_NAME = frozenset({"eval", "exec", "globals", "locals", "vars", "compile", "__import__", "__all__"})
-"""Names with which a program may read others that its text does not show."""
+"""Names through which a program may read other names that do not occur in its text."""
 
 
 @lru_cache(maxsize=64)
@@ -72,7 +72,9 @@ def names_of(node: ast.stmt) -> set[str]:
 
 
 def returns(tree: ast.Module) -> bool:
-    """Return True if a module has a `return` outside of its functions, like a function's body.
+    """Return True if a module has a `return` outside of its functions.
+
+    Such a text is the body of a function without its first line.
 
     Example:
         >>> returns(ast.parse("for y in x:\\n    return y")), returns(ast.parse("def f(x):\\n    return x"))
@@ -119,8 +121,8 @@ def without_dead_code(code: str, names: Iterable[str] = ()) -> str:
         names: names that are called from outside, and stay even if the program does not use them.
 
     Returns:
-        The program; or the text itself if there is nothing to remove or the program may read names
-        that its text does not show.
+        The shorter program. If there is nothing to remove, or if the program may read names that do
+        not occur in its text, the text itself.
 
     Example:
         >>> without_dead_code("import numpy as np\\nimport math\\ndef f(x): return math.sqrt(x)")

@@ -1,8 +1,8 @@
 """Equality of mathematical expressions by math-verify, in processes with time and memory limits.
 
 math-verify limits its own time with SIGALRM, which works only in the main thread, counts whole
-seconds and cannot interrupt a call into C. Its reader of plain expressions passes text to `eval`,
-so only its LaTeX reader, which parses, is used here.
+seconds and cannot interrupt a call into C. Its reader of plain expressions passes text to `eval`.
+Its LaTeX reader parses the text, so only that reader is used here.
 """
 
 from __future__ import annotations
@@ -18,28 +18,31 @@ from unmask.rewards.protocol import Score
 from unmask.rewards.workers import Workers
 
 SECONDS = 5.0
-"""Time limit of one comparison in seconds. Nearly all take a few milliseconds."""
+"""Time limit of one comparison in seconds. Nearly all comparisons take a few milliseconds."""
 BUDGET = 40.0
-"""Time limit of all comparisons of a batch in seconds; `reward_timeout` may shorten it. Hostile
-answers lose their reward and do not stop the run."""
+"""Time limit of all comparisons of a batch in seconds; `reward_timeout` may shorten it. Because of
+this limit, answers that take too long lose their reward and do not stop the run."""
 MEMORY = 2 * 2**30
 """Limit of the address space of a worker in bytes."""
 REMEMBERED = 50_000
-"""Maximum number of cached verdicts. Drafts in a rollout repeat answers, and evaluations repeat
-them too."""
+"""Maximum number of cached verdicts. The same answers recur within a rollout and in later
+evaluations."""
 
 _verdicts: dict[tuple[str, str], bool | None] = {}
 
 
 def grade(answers: Sequence[str], golds: Sequence[str]) -> list[float]:
-    """Return the rewards of answers to MATH; all that need algebra are compared in one batch.
+    """Return the rewards of answers to examples of MATH.
+
+    All answers that need algebra are compared in one batch.
 
     Args:
         answers: any texts.
         golds: correct answers, as LaTeX.
 
     Returns:
-        1.0 or 0.0; a `Score` with the reason "timeout" if a comparison did not finish.
+        1.0 or 0.0 for each answer, or a `Score` with the reason "timeout" if its comparison did not
+        finish.
 
     Raises:
         ConfigError: math-verify is not installed.
@@ -59,8 +62,8 @@ def verify_all(pairs: Iterable[tuple[str, str]]) -> list[bool | None]:
         pairs: pairs of gold answer and answer, as LaTeX.
 
     Returns:
-        A verdict for each pair; None if the comparison exceeded its time or memory. Verdicts are
-        cached, except those for which the batch had no time left.
+        A verdict for each pair; None if the comparison exceeded its time or memory limit. Verdicts
+        are cached, except those for which the batch had no time left.
 
     Raises:
         ConfigError: math-verify is not installed.
@@ -76,8 +79,8 @@ def verify_all(pairs: Iterable[tuple[str, str]]) -> list[bool | None]:
     if unknown:
         outcomes = _workers(os.getpid()).map([{"gold": gold, "answer": answer} for gold, answer in unknown], BUDGET)
         for pair, outcome in zip(unknown, outcomes, strict=True):
-            # An error comes from sympy, on text that is not an expression, so the two are not
-            # equal.
+            # An error comes from sympy, for a text that is not an expression. So the two texts are
+            # not equal.
             fresh[pair] = False if outcome.failure == "error" else None if outcome.failure else outcome.value
             if outcome.failure == "no time":
                 not_compared.add(pair)
@@ -95,7 +98,7 @@ def _all_hold(verdicts: Sequence[bool | None]) -> bool | None:
 
 @lru_cache(maxsize=1)
 def _workers(_process: int) -> Workers:
-    """Return the pool of this process. A forked process must not share its parent's pipes."""
+    """Return the workers of this process, because a fork must not share its parent's pipes."""
     if importlib.util.find_spec("math_verify") is None:
         raise ConfigError('math-verify is not installed. Run: pip install "unmask[math]".')
     return Workers("unmask.rewards.grading.algebra:check", max(1, min(4, (os.cpu_count() or 2) - 1)), SECONDS, MEMORY)

@@ -18,7 +18,7 @@ _LEAD_IN = re.compile(
 )
 """An announcement of an answer inside its tag.
 
-It contains no name and no verb except "is", because only the answer may follow."""
+The announcement contains no name and no verb except "is", because only the answer may follow."""
 _DELIMITERS = (
     ("**", "**"),
     ("__", "__"),
@@ -75,7 +75,8 @@ def unwrapped(text: str) -> str:
 
 
 def _without_group(text: str) -> str:
-    """Return a text without braces around all of it, or the font or box that they belong to."""
+    """Return a text without braces around all of it, and without the font or box command before
+    them."""
     group = _GROUP.match(text)
     if group is None or not text.endswith("}"):
         return text

@@ -1,4 +1,4 @@
-"""Sandboxes that run untrusted programs against tests, from a small interpreter to full CPython."""
+"""Sandboxes that test untrusted programs, in a small interpreter or in full CPython."""
 
 from __future__ import annotations
 

@@ -1,4 +1,8 @@
-"""Monty first; then bubblewrap for the programs that full CPython may judge differently."""
+"""Sandbox that combines monty and bubblewrap.
+
+It runs a program in monty (a restricted Python interpreter), and runs it again in bubblewrap with
+full CPython if CPython might give another result.
+"""
 
 from __future__ import annotations
 
@@ -20,9 +24,9 @@ them hang, and would hang again."""
 
 
 class Auto(Sandbox):
-    """Sandbox that uses monty, which is fast, where monty suffices, and full CPython elsewhere.
+    """Sandbox that runs all programs in monty, which is fast, and some again in full CPython.
 
-    Without bubblewrap, this sandbox warns once and uses only monty.
+    If bubblewrap is not available, this sandbox warns once and uses only monty.
 
     A program runs again unless it passed, or failed in a way that does not depend on the
     interpreter: a wrong value, an undefined name, or a syntax error. The second runs start after
@@ -40,7 +44,10 @@ class Auto(Sandbox):
             warnings.warn(f"programs that monty does not support cannot be judged: {error}", stacklevel=2)
 
     def run_until(self, jobs: Sequence[SandboxJob], end: float) -> list[Result]:
-        """Return monty's results, or bubblewrap's if they may differ. Slow programs come last."""
+        """Return the results of monty, or of bubblewrap where they may differ.
+
+        Programs that are too slow for monty run last.
+        """
         begin = time.monotonic()
         results = self.first.run_until(jobs, end)
         if self.second is None:

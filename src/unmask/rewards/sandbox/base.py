@@ -29,7 +29,7 @@ limit other than time. `unsupported`: the sandbox lacks something that the progr
 needs, so the result is unknown."""
 
 NOT_BEGUN = "no time left for it in its batch"
-"""Reason in the verdict of a test that did not run. Another batch may run it."""
+"""Reason in the verdict of a test that did not run. Another batch may run the test."""
 MAX_REASON = 300
 """Maximum length of a verdict's reason in characters."""
 
@@ -82,11 +82,11 @@ class Verdict:
 
     status: Status
     reason: str = ""
-    """Reason for a test that did not pass, usually the text of an exception. The program may
-    influence it, so it is only for people to read."""
+    """Reason why the test did not pass, usually the text of an exception. The program may influence
+    it, so it is only for people to read."""
     may_differ: bool = False
-    """True if full CPython may reach another verdict, because the interpreter may have failed
-    rather than the program."""
+    """True if full CPython may reach another verdict, because the fault may lie in the interpreter
+    rather than in the program."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,7 +110,7 @@ class Result:
     def status(self) -> Status:
         """Return `passed` if all tests passed, else the status of the first test that did not pass.
 
-        It is `failed` if there are no tests.
+        The status is `failed` if there are no tests.
         """
         return next((v.status for v in self.verdicts if v.status != "passed"), "passed" if self.verdicts else "failed")
 
@@ -137,7 +137,7 @@ class Result:
 
 
 class Sandbox(ABC):
-    """Runs untrusted programs.
+    """Base class of sandboxes, which run untrusted programs.
 
     A sandbox is thread-safe. No program can make the sandbox raise or hang, or change anything
     outside of the sandbox."""

@@ -2,10 +2,12 @@
 
 Each process sees a read-only root with the interpreter and the C library, and a small private /tmp.
 It has no network, other processes, home folder or environment, and cannot start processes. If root
-starts the sandbox, the program runs as the user nobody, without capabilities; but for the kernel
-that user still owns root's files. Therefore there is no /proc, whose settings for the whole machine
-belong to root; all files from outside are on read-only mounts; and the filter refuses to change the
-mode, owner or times of a file, for the few devices that are not.
+starts the sandbox, the program runs as the user nobody, without capabilities. For the kernel,
+however, this user still owns root's files. Three measures follow from this:
+
+- There is no /proc, because it holds settings of the whole machine that belong to root.
+- All files from outside are on read-only mounts, except for a few devices.
+- To protect these devices, the filter refuses to change the mode, owner or times of a file.
 """
 
 from __future__ import annotations
@@ -62,11 +64,11 @@ class Bubblewrap(ProcessSandbox):
             os.close(read_end)
 
     def excess(self, process: int) -> str:
-        """Return the excess of files in the program's /tmp or of threads, or "".
+        """Return what the program has too many of, files in its /tmp or threads; "" if neither.
 
-        The kernel memory of files and threads counts towards no limit of the program. Bubblewrap
-        does not limit the number of files in a tmpfs, and `RLIMIT_NPROC` does not bind processes
-        that root started, so both are counted from outside.
+        No limit of the program includes the memory that the kernel uses for files and threads.
+        Bubblewrap does not limit the number of files in a tmpfs, and `RLIMIT_NPROC` does not bind
+        processes that root started, so both are counted from outside.
         """
         for inside in _descendants(process):
             with suppress(OSError, ValueError, IndexError):
@@ -95,7 +97,7 @@ class Bubblewrap(ProcessSandbox):
 
 
 def _descendants(process: int) -> list[int]:
-    """Return all descendants of a process; none if the system does not say."""
+    """Return all descendants of a process; none if the system does not list them."""
     try:
         children = [int(child) for child in Path(f"/proc/{process}/task/{process}/children").read_text().split()]
     except OSError:

@@ -1,9 +1,9 @@
-"""Programs in monty (pydantic-monty), a Python interpreter without file system or network.
+"""Sandbox that uses monty (pydantic-monty), a Python interpreter without file system or network.
 
 Values of an untrusted program are built and compared in Python. A value can be large or slow to
-build, whatever limits the interpreter has. Therefore the training process never holds one. A worker
-process (`unmask.rewards.workers`) with limited memory judges the whole job, and is killed if it
-takes too long.
+build, whatever limits the interpreter has. Therefore the training process never holds such a value.
+A worker process (`unmask.rewards.workers`) with limited memory judges the whole job, and is killed
+if it takes too long.
 """
 
 from __future__ import annotations

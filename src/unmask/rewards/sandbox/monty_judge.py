@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from pydantic_monty import Monty, MontySession
 
 GIVE_UP_AFTER = 2
-"""Number of tests that may hang before the rest count as hanging too."""
+"""Number of tests that may hang before all remaining tests count as hanging without a run."""
 MAX_CALLS = 20_000
 """Maximum number of calls that the tests of one program may make to it."""
 MAX_BYTES = 64 * 2**20
@@ -111,7 +111,8 @@ class Attempts:
         return verdicts
 
     def _attempt(self, first: int, deadline: float) -> list[Verdict]:
-        """Return the verdicts from test `first` to the one that ended a session, or to the last."""
+        """Return the verdicts from test `first` to the test that ended a session, or to the last
+        test."""
         job, rest = self.job, len(self.job.tests) - first
         with self._session() as program, self._session() as tests:
             self.watchdog.step_begins()
@@ -161,14 +162,14 @@ class Attempts:
 
 @dataclass(frozen=True, slots=True)
 class MontyVerdict(Verdict):
-    """Reason why a feed did not complete."""
+    """Verdict on code that did not complete in a session."""
 
     is_over: bool = False
     """True if the session ended with this failure."""
 
     @property
     def verdict(self) -> Verdict:
-        """Return only the verdict."""
+        """Return the verdict without `is_over`."""
         return Verdict(self.status, self.reason, self.may_differ)
 
 
@@ -181,10 +182,10 @@ class Calls:
         self.watchdog = watchdog
         self.deadline = deadline
         """Time after which no more calls are made. Monty's own limit applies to each call, not to a
-        test that waits for several."""
+        test that waits for several calls."""
         self.fault: Verdict | None = None
-        """Fault of the program in this test that no test can repair: the program hung, crashed, or
-        needs more than monty supports."""
+        """Fault of the program in this test that makes the test fail in any case: the program hung,
+        crashed, or needs more than monty supports."""
         self.is_over = False
         """True if a session has ended."""
         self.errors: set[str] = set()
@@ -237,7 +238,7 @@ class Calls:
 
 
 class Watchdog:
-    """Ends this process if one step takes far too long.
+    """Timer that ends this process if one step takes far too long.
 
     Values are built and compared in C while the interpreter's lock is held, so no signal handler
     and no Python thread can run. The watchdog is a C thread that needs no lock.
@@ -309,7 +310,7 @@ def _explain(error: Exception, source: Source, own: set[str] | frozenset[str] = 
 
 
 def unfit(value: object) -> str:
-    """Return why a value cannot cross between program and tests, or "" if it can.
+    """Return the reason why a value cannot cross between program and tests, or "" if it can.
 
     The value must be plain data throughout and not too large. Each container is checked once,
     however many paths lead to it. Texts count once for each path, as in a message.

@@ -1,8 +1,8 @@
 """Detection of failures that come from monty rather than from the program.
 
 Monty implements part of the language and of the standard library. Most missing parts raise an error
-that names them; a few silently give another value. The functions here tell both from the program's
-own faults, by the error and the program's source.
+that names them; a few silently give another value. The functions here use the error and the
+program's source to distinguish both from the program's own faults.
 """
 
 from __future__ import annotations
@@ -29,7 +29,8 @@ _MAX_CODE = 2**18
 
 
 class Source:
-    """Source of a program, analysed for what monty lacks. Each part is computed on first use."""
+    """Source of a program, analysed for what monty lacks. Each property is computed on first
+    use."""
 
     def __init__(self, code: str, context: str = "") -> None:
         self.code = code
@@ -83,7 +84,9 @@ class Source:
 
 
 def is_unsupported(error: BaseException, source: Source) -> bool:
-    """Return True if an error may come from something that monty lacks; also if in doubt.
+    """Return True if an error may come from something that monty lacks.
+
+    The result is also True in doubtful cases.
 
     Args:
         error: exception from the program's session, as a Python exception.
@@ -113,14 +116,14 @@ def is_unsupported(error: BaseException, source: Source) -> bool:
 
 
 def is_own_name(error: NameError, source: Source) -> bool:
-    """Return True if a name is missing in CPython too: the program reads it, Python lacks it."""
+    """Return True if CPython would raise this error, too, because the program misspells a name."""
     name = str(error).partition("'")[2].partition("'")[0]
     is_read = re.search(rf"(?<![.\w]){re.escape(name)}\b", source.names)
     return bool(is_read) and not hasattr(builtins, name) and not _is_special(name)
 
 
 def _raises_itself(source: Source, text: str) -> bool:
-    """Return True if the program raises a NotImplementedError itself, rather than monty."""
+    """Return True if the program, rather than monty, raises the NotImplementedError."""
     is_monty = "not supported" in text or "not yet support" in text or "monty" in text
     return "NotImplementedError" in source.names and not is_monty
 

@@ -25,7 +25,7 @@ from unmask.rewards.sandbox.base import Sandbox, SandboxJob, Status, Verdict, ve
 Role = Literal["judge", "program"]
 
 Pipes = tuple[int, int]
-"""File descriptors from which a role reads and to which it writes."""
+"""File descriptors from which a role (program or judge) reads and to which it writes."""
 
 POLL_SECONDS = 0.05
 START_SECONDS = 5.0
@@ -33,12 +33,12 @@ START_SECONDS = 5.0
 tests."""
 JUDGE_MEMORY_MB = 1024
 GIVE_UP_AFTER = 2
-"""Number of tests that may hang before the rest count as hanging too."""
+"""Number of tests that may hang before all remaining tests count as hanging without a run."""
 
 
 class ProcessSandbox(Sandbox):
-    """Sandbox that runs each program and its tests in processes of their own, which end with the
-    program."""
+    """Sandbox that starts two processes for each program, one for the program and one for its
+    tests. Both end with the program."""
 
     @abstractmethod
     @contextmanager
@@ -85,7 +85,8 @@ class ProcessSandbox(Sandbox):
         return verdicts
 
     def _attempt(self, job: SandboxJob, first: int, seconds: float) -> list[Verdict]:
-        """Return the verdicts from test `first` to the last, or to the one that ended it."""
+        """Return the verdicts from test `first` to the test that ended the attempt, or to the last
+        test."""
         rest = len(job.tests) - first
         try:
             report, complaint = self._start(job, first, seconds)
@@ -132,8 +133,8 @@ class ProcessSandbox(Sandbox):
             return self._watch(running[0], running[1], seconds + START_SECONDS)
         finally:
             for process in running:
-                # Kill the whole group, for children of an unprotected program. The process has not
-                # been waited for, so its number is still its own.
+                # Kill the whole group, which includes the children of an unprotected program. No
+                # other process can have this number, because nobody has waited for the process yet.
                 if process.poll() is None:
                     os.killpg(process.pid, signal.SIGKILL)
                 process.wait()
@@ -172,7 +173,7 @@ class ProcessSandbox(Sandbox):
             )
 
     def _limits(self, role: Role) -> dict[str, int]:
-        """Return the hard limits by the names of `resource`."""
+        """Return the hard limits by their names in the module `resource`."""
         memory = self.config.memory_mb if role == "program" else JUDGE_MEMORY_MB
         return {
             "RLIMIT_AS": memory * 2**20,
@@ -187,7 +188,8 @@ class ProcessSandbox(Sandbox):
 
 
 def _lines(report: str) -> Iterator[tuple[str, Status, str]]:
-    """Yield the judge's complete lines; it may have been killed in the last one."""
+    """Yield the complete lines of the judge, which may have been killed while it wrote the last
+    line."""
     for line in report.splitlines():
         with suppress(ValueError):
             kind, status, reason = json.loads(line)
@@ -204,7 +206,7 @@ def interpreter_flags(pipes: Pipes, folder: str, role: Role) -> list[str]:
 def _as_file(settings: dict[str, Any]) -> Iterator[IO[bytes]]:
     """Yield a file with the data for standard input.
 
-    Unlike a pipe, it holds any amount of unread data.
+    Unlike a pipe, a file holds any amount of unread data.
     """
     with tempfile.TemporaryFile() as file:
         file.write(json.dumps(settings).encode())

@@ -1,12 +1,17 @@
 """System-call filter for untrusted programs, which allows only what a computation needs.
 
-The filter refuses new processes and sockets, among others.
+Namespaces hide what is outside of the sandbox. The filter prevents the following inside the
+sandbox:
 
-Namespaces hide what is outside of the sandbox. The filter limits what a program can do inside: a
-fork bomb (`RLIMIT_NPROC` does not bind a sandbox that root started), memory that counts towards no
-limit, changes that an owner may make to a read-only file (its mode, owner, times, leases, locks),
-watches on files of the host, and rarely used interfaces of the kernel. For `ioctl` and `fcntl`,
-only the few requests that CPython makes are allowed.
+- new processes, such as those of a fork bomb, because `RLIMIT_NPROC` does not bind a sandbox that
+  root started;
+- sockets;
+- memory that counts towards no limit;
+- changes that an owner may make to a read-only file: its mode, owner, times, leases and locks;
+- watches on files of the host;
+- rarely used interfaces of the kernel.
+
+For `ioctl` and `fcntl`, only the few requests that CPython makes are allowed.
 
 The filter is a classic BPF program as in `man 2 seccomp`. Each instruction is (code u16,
 jump-if-true u8, jump-if-false u8, k u32).
@@ -22,7 +27,8 @@ from unmask.core.errors import ConfigError
 _LOAD, _EQUAL, _AT_LEAST, _ANY_BIT, _RETURN = 0x20, 0x15, 0x35, 0x45, 0x06
 _ALLOW, _KILL, _REFUSE, _NO_SUCH_CALL = 0x7FFF0000, 0x80000000, 0x00050000 | 1, 0x00050000 | 38
 _NUMBER, _ARCH, _FIRST_ARGUMENT, _SECOND_ARGUMENT = 0, 4, 16, 24
-"""Offsets in seccomp_data; for an argument, the offset of its low half, little-endian."""
+"""Offsets in bytes of fields of `seccomp_data`. For an argument, this is the offset of its lower
+half (little-endian)."""
 _CLONE_THREAD = 0x00010000
 _X32_BIT = 0x40000000
 _REQUESTS = {
@@ -31,7 +37,7 @@ _REQUESTS = {
     # Duplicate a descriptor; flags of descriptor and file; size of a pipe.
     "fcntl": (0, 1, 2, 3, 4, 1030, 1032),
 }
-"""Allowed requests of these two calls: the second argument, of which the kernel reads 32 bits."""
+"""Allowed values of the second argument of these two calls. The kernel reads 32 bits of it."""
 
 _X86_64 = {
     "fork": 57, "vfork": 58, "socket": 41, "socketpair": 53, "connect": 42, "bind": 49, "listen": 50, "accept": 43,
@@ -74,7 +80,7 @@ _AARCH64 = {
     "ioctl": 29, "fcntl": 25, "clone": 220, "clone3": 435,
 }  # fmt: skip
 _MACHINES = {"x86_64": (0xC000003E, _X86_64), "aarch64": (0xC00000B7, _AARCH64)}
-"""AUDIT_ARCH and the numbers of the refused system calls for each machine.
+"""Value of AUDIT_ARCH and numbers of the refused system calls for each machine.
 
 `clone` is refused only if it makes a process; `ioctl` and `fcntl` are refused except for a few
 requests."""
@@ -84,8 +90,8 @@ def filter_program(machine: str = "") -> bytes:
     """Return the filter as the bytes that `bwrap --seccomp` reads.
 
     Refused calls fail with EPERM. `clone` is refused unless it makes a thread. The flags of
-    `clone3` are invisible to a filter, so it reports that the call does not exist, and the C
-    library falls back to `clone`.
+    `clone3` are invisible to a filter, so the filter reports that the call does not exist, and the
+    C library falls back to `clone`.
 
     Args:
         machine: name of the machine as in `platform.machine()`; default: this machine.
@@ -129,7 +135,7 @@ def filter_program(machine: str = "") -> bytes:
 
 
 def _assemble(program: list[str | tuple[int, int, str, str]]) -> bytes:
-    """Return the instructions as bytes, with the number of skipped instructions for each label."""
+    """Return the instructions as bytes. Each label becomes the number of instructions to skip."""
     places: dict[str, int] = {}
     instructions: list[tuple[int, int, str, str]] = []
     for line in program:

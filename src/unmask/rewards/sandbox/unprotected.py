@@ -15,7 +15,7 @@ from unmask.rewards.sandbox.processes import Pipes, ProcessSandbox, Role, interp
 
 
 class Unprotected(ProcessSandbox):
-    """Full CPython without protection, for programs that somebody has read.
+    """Full CPython without protection, for programs that a person has checked.
 
     Creating this sandbox logs a warning.
     """

@@ -1,8 +1,8 @@
-"""The trusted side: it runs the tests, sends their calls to the program, and reports the results.
+"""Trusted process, which runs the tests, sends their calls to the program, and reports results.
 
-It reports on its own pipe, which the program's process does not have. A test fails if the program's
-process died, hung or sent invalid messages during it, even if the test's own `except` caught the
-error.
+This process reports on its own pipe, which the program's process does not have. A test fails if the
+program's process died, hung or sent invalid messages during it, even if the test's own `except`
+caught the error.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ CHANGING = frozenset(("call", "setattr", "setitem", "delitem", "enter", "leave")
 
 
 class LostError(BaseException):
-    """The program's process cannot be used any more.
+    """Error that says that the program's process cannot be used any more.
 
     This class does not derive from Exception, so tests rarely catch it. If a test does,
     `Judge.lost` still records the error."""
@@ -45,17 +45,17 @@ class Judge:
         self.lost: tuple[str, str] | None = None
         """Status and reason, once the program's process cannot be used any more."""
         self.missing = ""
-        """Something that this test lacks: a missing module, or a way to send an object to the
+        """Description of what this test lacks: a missing module, or a way to send an object to the
         program."""
         self.functions: list[Callable[..., Any]] = []
         """Functions of the tests that were passed to the program."""
         self.error_classes: dict[str, type[BaseException]] = {}
         self.lengths: dict[int, int] = {}
-        """Length that each object of the program reported, by the number of the object. Cleared by
-        any operation that may change a length."""
+        """Length that each object of the program reported, by the number of the object. Any
+        operation that may change a length clears this dict."""
         self.counts: dict[int, int] = {}
         """Number of items that each object of the program has yielded, by the number of the object.
-        Cleared together with `lengths`."""
+        This dict is cleared together with `lengths`."""
 
     def ask(self, operation: str, *arguments: Any) -> Any:
         """Send a request to the program's process and return the value; raise what it raised."""
@@ -68,8 +68,8 @@ class Judge:
             reply = self._reply()
             error = self._error(reply["raised"]) if "raised" in reply else None
             value = decode(reply.get("value"), self._take)
-            # A function may work in place or return a value, but not both: it could make the test's
-            # data fit its value.
+            # A function may change its arguments or return a value, but not both. Otherwise, it
+            # could change the test's data to match its value.
             is_in_place = operation == "call" and value is None and error is None
             changed = decode(reply["changed"], self._take) if is_in_place and "changed" in reply else None
         except _NONSENSE as fault:
@@ -109,7 +109,8 @@ class Judge:
             raise RuntimeError(f"{type(error).__name__}: {error}")
 
     def set_up(self, code: str, names: list[str], namespace: dict[str, Any]) -> None:
-        """Define the program's names for the tests, also as module `solution`; run the setup."""
+        """Define the program's names for the tests and in a module `solution`, and run the
+        setup."""
         module = types.ModuleType("solution")
         module.__getattr__ = self._member  # type: ignore[method-assign]
         sys.modules["solution"] = module
@@ -135,7 +136,8 @@ class Judge:
         return LostError(reason)
 
     def _reply(self) -> dict[str, Any]:
-        """Return the next reply; meanwhile, serve the program's calls of the tests' functions."""
+        """Return the next reply, and answer the program's calls of the tests' functions before
+        it."""
         while "call" in (message := self.channel.receive()):
             try:
                 args, kwargs = decode(message["with"], self._take)
@@ -171,7 +173,8 @@ class Judge:
             return RuntimeError(f"{kind.__name__}: {raised['text']}")
 
     def _error_class(self, bases: list[str]) -> type[BaseException]:
-        """Return Python's exception of that name, or a new class under its known base."""
+        """Return Python's exception class of that name, or a new class under a base that Python
+        has."""
         name, *rest = bases or ["Exception"]
         own = getattr(builtins, name, None)
         if isinstance(own, type) and issubclass(own, BaseException):
@@ -241,7 +244,8 @@ def _values(row: Any, count: int) -> Any:
 
 
 def main(reader: int, writer: int) -> None:
-    """Read the tests from standard input, run them, and report each until the program is lost."""
+    """Read the tests from standard input, run them, and report each result until the program is
+    lost."""
     settings = json.load(sys.stdin)
     report = os.dup(1)
     keep_only(report, reader, writer)

@@ -1,6 +1,6 @@
-"""The untrusted side: it runs the program's source, then serves the judge.
+"""Untrusted process, which runs the program's source and then serves the judge.
 
-The program controls all of it.
+The judge is the process that runs the tests. The program controls everything in its own process.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ OPERATIONS: dict[str, Callable[..., Any]] = {
 
 
 class Program:
-    """The program's namespace, and those of its objects that the judge refers to by number."""
+    """Namespace of the program, and the objects that the judge refers to by number."""
 
     def __init__(self, channel: Channel) -> None:
         self.channel = channel
@@ -87,7 +87,8 @@ class Program:
         return encode(value, self.give)
 
     def give(self, value: Any) -> Any:
-        """Return a number for an object that stays here, and for an exception class its names."""
+        """Return a number for an object that stays in this process, with the lineage of an
+        exception class."""
         self.objects.append(value)
         is_error = isinstance(value, type) and issubclass(value, BaseException)
         return {"id": len(self.objects) - 1, "bases": lineage(value) if is_error else None}
@@ -106,7 +107,7 @@ def lineage(kind: type) -> list[str]:
 def describe(error: BaseException) -> dict[str, Any]:
     """Return an exception as data.
 
-    Its text comes from the program's own code, which may raise too.
+    The text of the exception comes from the program's own code, which may raise too.
     """
     try:
         text = str(error)[:1000]
@@ -117,7 +118,7 @@ def describe(error: BaseException) -> dict[str, Any]:
 
 
 def set_limits(limits: dict[str, int]) -> None:
-    """Set hard limits by the names of `resource`.
+    """Set hard limits, which are given by their names in the module `resource`.
 
     An unprivileged process cannot raise them again.
     """
@@ -126,7 +127,8 @@ def set_limits(limits: dict[str, int]) -> None:
 
 
 def keep_only(*filenos: int) -> None:
-    """Close every open file except these; standard streams become the sandbox's own null device.
+    """Close every open file except these, and connect standard streams to the sandbox's null
+    device.
 
     Every file from outside, even a null device, still belongs to the user who started the sandbox.
     """

@@ -2,9 +2,10 @@
 
 A `Remote` does everything by asking the program's process. It compares and computes only with other
 remotes. It is unequal to plain data, so an object that claims to equal everything equals nothing
-that a test expects. It does not answer to names of a protocol (`__array_interface__`), through
-which a library would trust the program about the type of an object, or would take a pointer for
-memory. Its reported length is compared with the number of items that it yields.
+that a test expects. It refuses attribute names of a protocol, such as `__array_interface__`.
+Otherwise, a library would trust what the program says about the type of an object, or would read
+memory at an address that the program chose. The length that it reports is compared with the number
+of items that it yields.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from collections.abc import Callable, Iterator
 from typing import Any, Protocol
 
 BINARY = ("lt", "le", "gt", "ge", "add", "sub", "mul", "truediv", "floordiv", "mod", "pow", "and_", "or_", "xor")
-"""Binary operations that remotes have among themselves, by their names in `operator`."""
+"""Binary operations between two remotes, by their names in `operator`."""
 
 
 _NAMES = frozenset(("__name__", "__qualname__"))
@@ -34,7 +35,7 @@ class Peer(Protocol):
 
 
 class Remote:
-    """An object in the program's process."""
+    """Stand-in for an object in the program's process."""
 
     def __init__(self, peer: Peer, number: int) -> None:
         object.__setattr__(self, "_peer", peer)
@@ -108,11 +109,12 @@ class Remote:
 
 
 class Items:
-    """Items of an object in the program's process. Their number must equal the reported length.
+    """Iterator over an object in the program's process, which checks the number of items.
 
-    Otherwise `len(result) == 2` and `all(... for a, b in zip(result, expected))` would both hold
-    for an object that reports 2 and yields nothing. The check is skipped if the object has no
-    length, or if no test has read the length.
+    The number must equal the length that the object reported. Otherwise, `len(result) == 2` and
+    `all(... for a, b in zip(result, expected))` would both hold for an object that reports 2 and
+    yields nothing. The check is skipped if the object has no length, or if no test has read the
+    length.
     """
 
     def __init__(self, whole: Remote, items: Any) -> None:

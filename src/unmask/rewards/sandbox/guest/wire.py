@@ -1,7 +1,8 @@
-"""Plain data over two pipes between the judge and the untrusted program.
+"""Exchange of plain data over two pipes between the judge (the tests) and the untrusted program.
 
-A message is a length and JSON. Values of exact, plain types cross as copies. Any other value
-crosses as a number that only its owner can look up. Decoding builds only data, whatever arrives.
+A message consists of its length and a JSON text. Values of exact, plain types cross as copies. Any
+other value crosses as a number that only its owner can look up. Decoding builds only data, even
+from a hostile message.
 """
 
 from __future__ import annotations
@@ -18,8 +19,8 @@ from fractions import Fraction
 from typing import Any
 
 MAX_MESSAGE = 16 * 2**20
-"""Maximum size of one message in bytes. The limit bounds the memory that a hostile peer can use on
-the other side."""
+"""Maximum size of one message in bytes. The limit bounds the memory that a hostile sender can make
+the receiver use."""
 _SMALL = 2**53
 
 _CONTAINERS: dict[str, type[tuple[Any, ...] | set[Any] | frozenset[Any] | deque[Any]]] = {
@@ -31,7 +32,7 @@ _CONTAINERS: dict[str, type[tuple[Any, ...] | set[Any] | frozenset[Any] | deque[
 
 
 class WireError(Exception):
-    """The peer is gone, or sent an invalid message."""
+    """Error that says that the other process is gone, or sent an invalid message."""
 
 
 class Channel:
@@ -48,7 +49,7 @@ class Channel:
         """Send one message.
 
         Raises:
-            WireError: the message is too large, or the peer is gone.
+            WireError: the message is too large, or the other process is gone.
         """
         data = json.dumps(message, separators=(",", ":")).encode()
         if len(data) > MAX_MESSAGE:
@@ -64,7 +65,7 @@ class Channel:
         """Wait for one message.
 
         Raises:
-            WireError: the peer is gone, or sent something else.
+            WireError: the other process is gone, or sent something that is not a message.
         """
         (length,) = struct.unpack(">I", self._exactly(4))
         if length > MAX_MESSAGE:
@@ -91,7 +92,10 @@ class Channel:
 
 
 def encode(value: Any, give: Callable[[Any], Any]) -> Any:
-    """Return a value as a JSON tree; one that is not plain data becomes {"handle": give(value)}."""
+    """Return a value as a JSON tree.
+
+    A value in it that is not plain data becomes {"handle": give(value)}.
+    """
     kind = type(value)
     if value is None or kind in (bool, str):
         return value
@@ -126,7 +130,7 @@ def encode(value: Any, give: Callable[[Any], Any]) -> Any:
 
 
 def decode(tree: Any, take: Callable[[Any], Any]) -> Any:
-    """Return the value of a JSON tree; handles become take(number).
+    """Return the value of a JSON tree, in which each handle becomes `take(handle)`.
 
     Raises:
         WireError: `encode` cannot have made the tree.
