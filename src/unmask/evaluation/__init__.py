@@ -1,2 +1,2 @@
-"""Accuracy on held-out examples with intervals, files of results, and the card of a finished
+"""Accuracy on held-out examples with intervals, files of results, and the model card of a finished
 model."""

@@ -1,9 +1,9 @@
-"""Accuracy on held-out examples, with intervals.
+"""Accuracy on held-out examples, with 95 % intervals.
 
 With one completion for each example the interval is Wilson's. With several completions there is
-pass@k too, and the interval is a bootstrap over examples, because completions of one example are
-not independent trials. Secondary measures always have this bootstrap. If all values are 0 or all
-are 1, Wilson's interval replaces it.
+also pass@k, and the interval comes from a bootstrap over examples, because completions of one
+example are not independent trials. The intervals of secondary measures always come from this
+bootstrap. If all values are 0 or all are 1, Wilson's interval replaces the bootstrap interval.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from unmask.tasks import Task
 T = TypeVar("T")
 
 RESAMPLES = 2000
-"""Number of resamples of a bootstrap interval. Between seeds, the ends of an interval differ by
+"""Number of resamples of a bootstrap interval. With another seed, the ends of an interval differ by
 about 1 % of its width."""
 SCORED_AT_ONCE = 64
 """Number of completions in one call of the reward functions. The time limit of the rewards applies
@@ -58,8 +58,8 @@ class Evaluation:
     accuracy: float
     """Share of completions that solve their example; with several samples this is pass@1."""
     low: float
-    """Lower end of the 95 % interval of the accuracy: Wilson's, or with several samples a bootstrap
-    over examples."""
+    """Lower end of the 95 % interval of the accuracy. The interval is Wilson's, or with several
+    samples that of a bootstrap over examples."""
     high: float
     """Upper end of this interval."""
     reward: float
@@ -83,7 +83,7 @@ class Evaluation:
     """Means of the task's secondary measures, by name."""
 
     def summary(self) -> dict[str, Any]:
-        """Return everything except the items as JSON values."""
+        """Return all fields except the items as JSON values."""
         facts = {key: value for key, value in asdict(self).items() if key != "items"}
         for name in ("pass_at", "measures"):
             facts[name] = {str(key): estimate._asdict() for key, estimate in getattr(self, name).items()}
@@ -119,11 +119,11 @@ def evaluate(
     observe: Callable[[float], None] | None = None,
     processes: Processes | None = None,
 ) -> Evaluation:
-    """Denoise completions for each example and count those that solve it.
+    """Denoise completions for each example and count the completions that solve it.
 
     At temperature 0 the seed matters only if the order draws random numbers. The result of an
-    example depends neither on its batch nor on the number of examples and samples, so ranks that
-    share the examples get the result of a single process.
+    example depends neither on its batch nor on the number of examples and samples, so several ranks
+    that share the examples get the same result as a single process.
 
     Args:
         engine: engine that samples the completions.
@@ -133,7 +133,7 @@ def evaluate(
         sampler: settings of the denoising loop.
         seed: seed of the random draws.
         samples: number of completions for each example.
-        observe: callback after each denoising step, with the share of the work that is done.
+        observe: function called after each denoising step with the share of the work that is done.
         processes: ranks that share the examples; default this process alone.
 
     Raises:
@@ -148,13 +148,14 @@ def evaluate(
     items = processes.gathered(items) if processes else items
     right = [sum(item["solved"] for item in items[i : i + samples]) for i in range(0, len(items), samples)]
     rewards = _row_means([item["reward"] for item in items], samples)
-    # A fixed seed: greedy decoding must give the same interval whatever the seed of the run.
+    # The seed is fixed, so that greedy decoding gives the same interval for every seed of the run.
     bootstrap = named_generator(0, "bootstrap")
 
     def estimate(values: list[float]) -> MetricEstimate:
         mean = statistics.fmean(values)
         if len({*values}) == 1 and mean in (0.0, 1.0):
-            # A bootstrap of equal values has no width, as if a few examples were certain evidence.
+            # A bootstrap interval of equal values has width 0, which would present a few examples
+            # as certain evidence.
             return MetricEstimate(mean, *wilson_interval(round(mean) * len(values), len(values)))
         return MetricEstimate(mean, *bootstrap_interval(torch.tensor(values), bootstrap, resamples=RESAMPLES))
 

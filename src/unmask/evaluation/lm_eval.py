@@ -1,12 +1,12 @@
-"""A denoiser as a model of lm-evaluation-harness, which then runs the tasks of the harness. This
-module needs the extra `lm-eval`.
+"""A denoiser as a model for lm-evaluation-harness, so that the harness can run its tasks on it.
+This module needs the package extra `lm-eval`.
 
     unmask harness --model_args pretrained=FOLDER,length=256 --tasks gsm8k
 
 A masked diffusion model has no exact log-likelihood. `loglikelihood` is an estimate of the ELBO of
-the continuation given its context, with masks of evenly spread counts: a lower bound in nats, whose
-gap differs between continuations. The random draws for a request are a hash of the request, so its
-result does not depend on other requests.
+the continuation given its context, over masks whose numbers of positions are evenly spread. The
+ELBO is a lower bound of the log-likelihood in nats, and its gap differs between continuations. The
+random seed of a request is a hash of the request, so its result does not depend on other requests.
 """
 
 from __future__ import annotations
@@ -98,7 +98,7 @@ class DenoiserLM(LM):  # type: ignore[misc]  # the package ships no types
 
         Raises:
             DataError: if the tokenizer cannot encode a text, or a continuation is longer than the
-                model.
+                maximum length of the model.
         """
         pairs = [self._tokens(*request.args) for request in requests]
         bounds = [self.elbo(context, continuation) for context, continuation in pairs]
@@ -108,14 +108,14 @@ class DenoiserLM(LM):  # type: ignore[misc]  # the package ships no types
         return list(zip(bounds, greedy, strict=True))
 
     def loglikelihood_rolling(self, requests: Sequence[Any], disable_tqdm: bool = False) -> list[float]:
-        """Return the ELBO of each whole text in nats, in windows of the model's length with as much
-        context as fits."""
+        """Return the ELBO of each whole text in nats. A long text is divided into windows of the
+        model's length, each with as much context as fits."""
         limit = getattr(self.denoiser.backbone.config, "max_position_embeddings", None)
         results = []
         for request in requests:
             ids = self._encode(request.args[0])
-            # Half of a window is context for the other half; without it, the first tokens of a
-            # window would have none.
+            # Half of a window is context for the other half; without this context, the first tokens
+            # of a window would be predicted from nothing.
             stride = len(ids) if limit is None or len(ids) <= limit else limit // 2
             starts = range(0, len(ids), stride or 1)
             results.append(sum(self.elbo(ids[:start], ids[start : start + stride]) for start in starts))
@@ -148,12 +148,12 @@ class DenoiserLM(LM):  # type: ignore[misc]  # the package ships no types
         are token ids.
 
         The ELBO is E_l E_{|S| = l} (n/l) Σ_S log p with l ~ U{1..n}. For a single token there is
-        one mask, and the value is exact.
+        only one mask, so the value is exact.
 
         Raises:
             ConfigError: if the model is block-causal, because this ELBO is not a bound for such
                 models.
-            DataError: if the continuation alone is longer than the model.
+            DataError: if the continuation alone is longer than the maximum length of the model.
         """
         if self.denoiser.block_length is not None:
             raise ConfigError(
@@ -250,8 +250,8 @@ class DenoiserLM(LM):  # type: ignore[misc]  # the package ships no types
         )
 
     def _seeds(self, contexts: Sequence[str]) -> Tensor:
-        """Return seeds [B] int64, a hash of each context and the number of its earlier repeats, so
-        that repeats differ."""
+        """Return seeds [B] int64. Each is a hash of the context and of the number of its earlier
+        occurrences, so that repeated contexts get different seeds."""
         seen: dict[str, int] = {}
 
         def seeds() -> Iterator[Tensor]:
@@ -262,7 +262,7 @@ class DenoiserLM(LM):  # type: ignore[misc]  # the package ships no types
         return torch.cat(list(seeds()))
 
     def _tokens(self, context: str, continuation: str) -> tuple[list[int], list[int]]:
-        """Return both texts as token ids. White space at the end of the context goes to the
+        """Return both texts as token ids. White space at the end of the context is moved to the
         continuation."""
         whole, prefix = self._encode(context + continuation), self._encode(context.rstrip())
         return prefix, whole[len(prefix) :]

@@ -1,5 +1,5 @@
-"""The card of a finished model, `final/README.md`, made from the template `model_card.md` in this
-folder."""
+"""The model card of a finished model, `final/README.md`. It is made from the template
+`model_card.md` in this folder."""
 
 from __future__ import annotations
 

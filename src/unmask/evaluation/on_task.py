@@ -42,8 +42,8 @@ def evaluate(
         num_rows: number of rows.
         split: train, validation or test.
         sampler: sampler settings. By default, decoding is greedy. The completion length is the
-            length of the task if its format is `bare`, else 256 tokens, and there are half as many
-            denoising steps as tokens.
+            length of the task if its format is `bare`, else 256 tokens, and the number of denoising
+            steps is half the number of tokens.
         samples: number of completions of each row. Several completions also give pass@k.
         reward_funcs: a reward function, its path, or a list of them, instead of the rewards of the
             task.

@@ -2,7 +2,7 @@
 
 NAME.json holds the results and the facts about the evaluation. NAME.jsonl in the same folder holds
 one line for each completion. A line names its sampler setting, row and sample, so a later
-evaluation can be compared with it, whatever the batches.
+evaluation can be compared with it even if its batches differ.
 """
 
 from __future__ import annotations
@@ -38,8 +38,8 @@ Solved = dict[int, list[bool]]
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """One sampler setting of this evaluation compared with one of an earlier evaluation, on the
-    same examples."""
+    """Comparison of one sampler setting of this evaluation with one of an earlier evaluation, on
+    the same examples."""
 
     setting: Setting
     """Sampler setting of this evaluation."""
@@ -116,7 +116,7 @@ def default_place(facts: dict[str, Any], against: Path | None = None) -> Path:
     """Return a path that depends on the model, task and settings, so that an equal evaluation
     overwrites its results.
 
-    The path is never that of `against`, the earlier evaluation to compare with.
+    The path always differs from `against`, the path of the earlier evaluation to compare with.
     """
     settings = {key: value for key, value in facts.items() if key not in ("environment", "batch_size")}
     digest = hashlib.sha256(json.dumps(settings, sort_keys=True, default=str).encode()).hexdigest()
@@ -206,7 +206,7 @@ class Earlier:
 
     @classmethod
     def read(cls, path: Path) -> Earlier:
-        """Read the completions that `save` wrote, given either of its two files.
+        """Read the completions that `save` wrote. The path may be that of either of its two files.
 
         Raises:
             DataError: if the file does not exist or does not hold completions.

@@ -1,5 +1,5 @@
-"""Selection of the examples that a model can use, before the first step; it is recorded for a
-resumed run."""
+"""Selection of the examples that a model can use. It takes place before the first step, and is
+recorded for a resumed run."""
 
 from __future__ import annotations
 
@@ -37,8 +37,8 @@ class Usable:
     """Location and fault of each example that was left out."""
 
     def record(self) -> dict[str, Any]:
-        """Return facts for data.json; a resumed run must have the same examples as under `used`, in
-        the same order."""
+        """Return facts for data.json; a resumed run must have the examples that these facts
+        describe under `used`, in the same order."""
         used = {name: {"num_rows": len(rows), "sha256": content_hash(rows)} for name, rows in self.rows.items()}
         left_out = {"num_rows": len(self.left_out), "rows": list(self.left_out[:RECORDED])}
         return {"used": used} | ({"left_out": left_out} if self.left_out else {})

@@ -1,5 +1,5 @@
-"""Policy-optimisation methods, one per file. A method turns a rollout with rewards into weighted
-views, and views into a loss."""
+"""Policy-optimisation methods, one in each file. A method plans weighted views (masked versions of
+the completions) of a rollout with rewards, and computes a loss from their log-probabilities."""
 
 from unmask.methods.agrpo import AGRPO
 from unmask.methods.base import Method

@@ -3,9 +3,9 @@ steps.
 
 The gradient is a sum over the T steps of a path. Drawing steps with known probabilities and
 weighting each by the inverse probability gives its expectation with far fewer forward passes.
-Departures, described in docs/methods/agrpo.md: the steps after the last non-EOS step may be drawn
-too, unless `horizon` excludes them; a step drawn twice is evaluated once, with twice the weight;
-completions without text are trained.
+docs/methods/agrpo.md describes the differences from the released code. For example, the steps after
+the last non-EOS step may be drawn too, unless `horizon` excludes them. A step that is drawn twice
+is evaluated once, with twice the weight. Completions without text are trained.
 """
 
 from __future__ import annotations
@@ -26,12 +26,13 @@ from unmask.methods.base import RatioMethod
 from unmask.methods.views import step_views
 
 ENTROPY_FLOOR = 1e-8
-"""Constant of the release, added to the entropy of a step so that every step can be drawn."""
+"""Constant that is added to the entropy of a step so that every step can be drawn; from the
+released code."""
 
 
 class AGRPO(RatioMethod):
-    """Amortised group-relative policy optimisation: M randomly drawn steps, with a ratio for each
-    token."""
+    """Amortised group-relative policy optimisation: trains M randomly drawn steps, with a
+    probability ratio for each token."""
 
     type: Literal["agrpo"] = "agrpo"
     mc_samples: int = Field(24, ge=1)
@@ -44,14 +45,15 @@ class AGRPO(RatioMethod):
     of a batch. The default is that of the released code."""
     horizon: Literal["scheduled", "last_text"] = "scheduled"
     """Steps that the mean is taken over. `scheduled`: all T steps of the schedule, which is
-    unbiased. `last_text`: the steps up to the last that committed a non-EOS token, as in the
-        released code; this end is not yet known at the earlier steps."""
+    unbiased. `last_text`: the steps up to the last one that committed a non-EOS token, as in the
+    released code. This is biased, because which step is the last one is not known yet at earlier
+    steps."""
     baseline: Literal["group_mean", "leave_one_out"] = "group_mean"
     """Baseline of the group. The group mean shrinks the gradient by (G - 1) / G; leave-one-out does
     not."""
     beta: float = Field(0.0, ge=0)
-    """Weight of the KL to the reference policy, ρ k3 for each token; 0 needs no reference policy.
-    The default is that of the released code."""
+    """Weight of the KL to the reference policy, estimated as ρ k3 for each token; with 0, no
+    reference policy is needed. The default is that of the released code."""
 
     paper: ClassVar[str] = "arXiv:2510.04019"
     summary: ClassVar[str] = "gradients at randomly drawn steps, weighted by their inverse probability"
@@ -62,13 +64,14 @@ class AGRPO(RatioMethod):
     cost: ClassVar[str] = "at most M f+b, less if a step is drawn twice (+ M f old, M f reference)"
 
     def needs(self) -> Needs:
-        """Require the reference if β > 0, and the probability of the position choice if the order
-        has one."""
+        """Require the reference policy if β > 0, and the probability of the position choice (which
+        positions a step commits) if the order defines one."""
         return Needs(reference="logprob" if self.beta else "none", choice=True)
 
     def plan(self, rollout: Rollout, generator: torch.Generator) -> Views:
-        """Plan one view for each drawn step. Its weight is (1/H) / P for each time it was drawn,
-        divided by M."""
+        """Plan one view (a masked version of the completion) for each drawn step. Each draw of a
+        step of probability P adds 1 / (M H P) to the weight of its view, where H is T, or with
+        `horizon: last_text` the number of steps that can be drawn."""
         path = rollout.trajectory
         is_eos = (path.tokens == path.eos_id) & (self.horizon == "last_text")
         is_candidate = candidate_steps(path.unmask_step, is_eos, path.num_steps)
@@ -96,8 +99,8 @@ class AGRPO(RatioMethod):
         loss, metrics = self.token_loss(inputs.new, inputs.old, inputs.advantage, inputs.target, choice=inputs.choices)
         if self.beta:
             assert inputs.reference is not None
-            # With the ratio, the gradient is that of KL(new || reference); k3 alone has that of the
-            # reverse KL.
+            # With the factor ρ, the gradient is that of KL(new || reference). Without it, the
+            # gradient of k3 is that of the reverse KL.
             kl = (inputs.new - inputs.old).exp() * kl_k3(inputs.new, inputs.reference)
             loss = loss + self.beta * kl
             metrics["kl"] = kl.detach()[inputs.target]

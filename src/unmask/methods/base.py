@@ -1,8 +1,8 @@
 """Base classes of methods: options, requirements of a rollout, a plan of views, an advantage and a
 loss.
 
-The trainer samples, computes rewards and log-probabilities, distributes, updates and saves. It
-never depends on which method it runs.
+The trainer samples completions, computes rewards and log-probabilities, distributes the work,
+updates the weights and saves checkpoints. It never depends on which method it runs.
 """
 
 from __future__ import annotations
@@ -27,40 +27,42 @@ class Method(Named, ABC):
     """Base class of all policy-optimisation methods. The options of a method are the fields of its
     class.
 
-    The class variables that describe a method are optional for a class outside the package.
+    A class outside the package may leave out the class variables that describe the method.
     """
 
     section: ClassVar[str] = "method"
 
     type: str
-    """Name in `METHODS`, or the path of a class, as in my_method.py:MyMethod."""
+    """Name of the method in `METHODS`, or the path of its class, such as my_method.py:MyMethod."""
 
     paper: ClassVar[str] = ""
     """Paper of the method, such as arXiv:2603.12554; empty if none is stated."""
     summary: ClassVar[str] = ""
-    """One-line description for `unmask methods`; default the first line of the docstring."""
+    """One-line description for `unmask methods`. The default is the first line of the docstring."""
     unbiased: ClassVar[str] = NOT_STATED
     """`yes` if the on-policy gradient is an unbiased estimate of the policy gradient up to a
     factor, `no` if it is not, or the settings under which it is unbiased. The statement holds for
     the orders `random`, `left_to_right`, `entropy` and `margin`, and for `plackett_luce` if the
     method includes its position choice."""
     estimates: ClassVar[str] = NOT_STATED
-    """Quantity that the gradient estimates, and how exactly."""
+    """Quantity that the gradient estimates, and how exact the estimate is."""
     sampler: ClassVar[str] = ""
     """Sampler settings that the method requires, in words."""
     cost: ClassVar[str] = NOT_STATED
-    """Forward passes (f) and forward-backward passes (f+b) of a completion in one update, in
-    addition to the T forward passes of the rollout."""
+    """Number of forward passes (f) and forward-backward passes (f+b) that one update makes for each
+    completion. The T forward passes of the rollout are not included."""
     separable: ClassVar[bool] = True
-    """True if the loss is a sum over views, so that any chunk of them can be back-propagated alone.
-    Otherwise the loss gets all views of whole groups. A first pass computes the loss without a
-    graph, and a second pass back-propagates the derivative of the loss with respect to each
-    log-probability, chunk by chunk. The gradient is the same, and the memory does not grow with the
-    number of views. If all views fit into one forward pass, one pass is enough."""
+    """True if the loss is a sum over views (masked versions of completions), so that any chunk of
+    views can be back-propagated alone. Otherwise the loss gets all views of whole groups. A first
+    pass computes the loss without a graph, and a second pass back-propagates the derivative of the
+    loss with respect to each log-probability, chunk by chunk. The gradient is the same, and the
+    memory does not grow with the number of views. If all views fit into one forward pass, a single
+    pass replaces the two."""
     on_path: ClassVar[bool] = True
-    """True if the views are states of the path, in which the sampler's top-k and top-p restricted
-    the tokens. In other states nothing was sampled, so their log-probabilities are those of the
-    whole vocabulary at the sampling temperature."""
+    """True if the views are states of the sampled path. Their log-probabilities are then restricted
+    to the tokens that the sampler's top-k and top-p allowed. Nothing was sampled in other states,
+    so the log-probabilities of other views cover the whole vocabulary, at the sampling
+    temperature."""
     fresh_views: ClassVar[bool] = False
     """True if each of the `num_iterations` passes has a new plan of views; False if all passes
     share one plan."""
@@ -73,7 +75,8 @@ class Method(Named, ABC):
         own = vars(cls)
         if "summary" not in own and cls.__doc__:
             cls.summary = cls.__doc__.strip().splitlines()[0].rstrip(".")
-        # Statements about a method of the package need not hold for a subclass outside it.
+        # What a method of the package states about itself may not hold for a subclass outside the
+        # package.
         cls.unbiased, cls.estimates = own.get("unbiased", NOT_STATED), own.get("estimates", NOT_STATED)
 
     @abstractmethod
@@ -82,13 +85,13 @@ class Method(Named, ABC):
 
     @abstractmethod
     def plan(self, rollout: Rollout, generator: torch.Generator) -> Views:
-        """Plan the views, once for a rollout. They are evaluated under the old, the reference and
-        the new policy."""
+        """Plan the views (masked versions of the completions), usually once for each rollout. The
+        views are evaluated under the old, the reference and the new policy."""
 
     @abstractmethod
     def advantage(self, rollout: Rollout) -> Float[Tensor, "B *K"]:
-        """Return the advantage: [B], [B, K] with one value per slot, or [B, K, M] with one value
-        per action of a slot."""
+        """Return the advantages: [B] with one value per completion, [B, K] with one value per slot
+        (a slot holds one selected step), or [B, K, M] with one value per action of a slot."""
 
     @abstractmethod
     def loss(self, inputs: LossInputs) -> LossOutput:
@@ -96,10 +99,11 @@ class Method(Named, ABC):
         the whole loss."""
 
     def check(self, sampler: SamplerConfig, num_generations: int) -> None:
-        """Refuse settings that do not fit together.
+        """Raise ConfigError if settings do not fit together.
 
         Raises:
-            ConfigError: a group-relative baseline has groups of one.
+            ConfigError: the baseline compares the completions of a group, but a group has a single
+                completion.
         """
         if self.needs().group and num_generations < 2:
             raise ConfigError(
@@ -108,8 +112,8 @@ class Method(Named, ABC):
             )
 
     def refuse_more_than_steps(self, option: str, sampler: SamplerConfig) -> None:
-        """Raise ConfigError if the option `option` counts more denoising steps than the sampler
-        has."""
+        """Raise ConfigError if the value of `option` is larger than the number of denoising steps
+        of the sampler."""
         if getattr(self, option) > sampler.steps:
             raise ConfigError(
                 f"method.{option} = {getattr(self, option)} is more than the {sampler.steps} denoising steps. "
@@ -118,8 +122,8 @@ class Method(Named, ABC):
 
     @classmethod
     def needed(cls) -> str:
-        """Return the requirements of the default settings in words; empty for a method with options
-        that must be set."""
+        """Return the requirements of the default settings in words. The text is empty for a method
+        that has options without a default."""
         if any(field.is_required() for field in cls.model_fields.values()):
             return NOT_STATED
         needs = cls.model_validate({}).needs()
@@ -146,15 +150,18 @@ class RatioMethod(Method):
     epsilon_high: float = Field(0.2, ge=0)
     """Upper clip of the ratio, as a distance from 1."""
     dual_clip: float = Field(0.0, ge=0)
-    """Bound of ρ for negative advantages (arXiv:1912.09729), above 1; 0 for none."""
+    """Upper bound of the ratio ρ for negative advantages (arXiv:1912.09729), greater than 1; 0 sets
+    no bound."""
     divergence: Literal["tv", "kl"] = "tv"
-    """Divergence that the mask measures: total variation, or KL of the old policy to the new."""
+    """Divergence that limits the update under `trust_region: divergence`: total variation, or the
+    KL from the old to the new policy."""
     max_divergence: float = Field(0.15, ge=0)
-    """Largest divergence δ that the mask allows."""
+    """Largest divergence δ that is allowed under `trust_region: divergence`."""
 
     samples: ClassVar[str] = ""
-    """Samples that the ratio belongs to, if they are not single tokens or steps, whose
-    probabilities the divergence mask needs."""
+    """Kind of samples that the ratio belongs to, such as whole completions; empty for single tokens
+    or steps. The divergence mask needs the probability of a sample, which only tokens and steps
+    have."""
 
     @field_validator("dual_clip")
     @classmethod
@@ -166,7 +173,8 @@ class RatioMethod(Method):
         return value
 
     def check(self, sampler: SamplerConfig, num_generations: int) -> None:
-        """Also refuse a divergence mask for samples without a probability of their own.
+        """Raise ConfigError also if the divergence mask is set for samples that have no
+        probability.
 
         Raises:
             ConfigError: the settings do not fit together.
@@ -184,7 +192,7 @@ class RatioMethod(Method):
         advantage: Float[Tensor, "*#batch"],
         new_logprob: Float[Tensor, "*#batch"],
     ) -> tuple[Float[Tensor, "*batch"], dict[str, Tensor]]:
-        """Compute the loss of each element, -ρ A within the trust region, and its metrics.
+        """Compute the loss of each element, which is -ρ A within the trust region, and its metrics.
 
         Args:
             log_ratio: [...] nats, differentiable: log-ratios of tokens, steps, views or sequences.
@@ -219,8 +227,8 @@ class RatioMethod(Method):
         beta: float = 0.0,
         choice: tuple[Float[Tensor, "N L"], Float[Tensor, "N L"]] | None = None,
     ) -> tuple[Float[Tensor, "N L"], dict[str, Tensor]]:
-        """Compute the loss of each token with its own ratio, -ρ A within the trust region plus β
-        k3, and its metrics.
+        """Compute the loss of each token and its metrics. The loss is -ρ A within the trust region,
+        plus β k3, where ρ is the ratio of the token.
 
         Args:
             new: [N, L] nats, differentiable: log-probabilities under the new policy.
@@ -228,7 +236,8 @@ class RatioMethod(Method):
             advantage: [N] advantages.
             target: [N, L] bool, True at tokens that count.
             reference: [N, L] nats: log-probabilities under the reference policy; used if β > 0.
-            beta: weight β >= 0 of the KL to the reference policy, which covers the tokens alone.
+            beta: weight β >= 0 of the KL to the reference policy. The KL covers the tokens but not
+                the position choices.
             choice: [N, L] nats each: log-probabilities of the position choices under the new and
                 the old policy, to include in the ratio; see `LossInputs.choices`.
 

@@ -1,9 +1,10 @@
 """Coupled-GRPO (DiffuCoder, arXiv:2506.20639): token ratios of log-probabilities averaged over
 complementary masks.
 
-Each token gets two log-probabilities: one given no other token, as in diffu-GRPO, and one given
-some of the other tokens. For the second one the completion is masked twice, by a random set and by
-its complement, so every token is a target exactly once.
+Each token gets two log-probabilities: the first is predicted without any other token, as in
+diffu-GRPO, and the second is predicted from some of the other tokens. For the second, the
+completion is masked twice, by a random set and by its complement, so every token is a target
+exactly once.
 """
 
 from __future__ import annotations
@@ -24,7 +25,8 @@ from unmask.methods.base import RatioMethod
 from unmask.methods.views import mean_tokens, scored_tokens, text_views
 
 NUM_VIEWS = 3
-"""Number of views of a completion: all masked, a random set masked, and its complement masked."""
+"""Number of views (masked versions) of a completion: everything masked, a random set masked, and
+its complement masked."""
 
 
 class CoupledGRPO(RatioMethod):
@@ -46,8 +48,8 @@ class CoupledGRPO(RatioMethod):
     epsilon_high: float = Field(0.5, ge=0)
     """Upper clip, as a distance from 1. The default is that of the released code."""
     beta: float = Field(0.01, ge=0)
-    """Weight of the KL (k3 of the averaged log-probabilities) to the reference policy; 0 needs no
-    reference policy. The default is that of the released code."""
+    """Weight of the KL (k3 of the averaged log-probabilities) to the reference policy; with 0, no
+    reference policy is needed. The default is that of the released code."""
 
     paper: ClassVar[str] = "arXiv:2506.20639"
     summary: ClassVar[str] = "token ratios averaged over complementary masks"
@@ -63,11 +65,11 @@ class CoupledGRPO(RatioMethod):
     fresh_views: ClassVar[bool] = True
 
     def needs(self) -> Needs:
-        """Require the reference if β > 0."""
+        """Require the reference policy if β > 0."""
         return Needs(reference="logprob" if self.beta else "none")
 
     def check(self, sampler: SamplerConfig, num_generations: int) -> None:
-        """Also refuse an empty range of mask ratios."""
+        """Raise ConfigError also if the range of mask ratios is empty."""
         super().check(sampler, num_generations)
         if self.min_ratio > self.max_ratio:
             raise ConfigError(
@@ -75,8 +77,8 @@ class CoupledGRPO(RatioMethod):
             )
 
     def plan(self, rollout: Rollout, generator: torch.Generator) -> Views:
-        """Plan three views of each completion, with weights 1/2, 1/(2 t) and 1/(2 (1 - t)) in the
-        averaged log-probability."""
+        """Plan three views of each completion. Their weights in the averaged log-probability are
+        1/2, 1/(2 t) and 1/(2 (1 - t)), where t is the share of tokens that the random set masks."""
         target = scored_tokens(rollout.trajectory)
         time = self.min_ratio + (self.max_ratio - self.min_ratio) * torch.rand(len(target), generator=generator)
         masked = mask_at_times(time, target, generator)
@@ -85,12 +87,12 @@ class CoupledGRPO(RatioMethod):
         return text_views(rollout.trajectory, torch.stack([target, masked, target & ~masked], dim=1), weight)
 
     def advantage(self, rollout: Rollout) -> Float[Tensor, "B *K"]:
-        """Return r minus the baseline of the group."""
+        """Return the reward r minus the baseline of the group."""
         return group_advantage(rollout.reward, rollout.group_size, self.baseline)
 
     def loss(self, inputs: LossInputs) -> LossOutput:
-        """Compute Σ_k (-min(ρ_k A, clip(ρ_k) A) + β k3_k) for each completion, times completions
-        over tokens of the batch."""
+        """Compute Σ_k (-min(ρ_k A, clip(ρ_k) A) + β k3_k) for each completion, divided by the mean
+        number of tokens of a completion in the batch."""
         target = inputs.target[::NUM_VIEWS]
         new, old = self._averaged(inputs.new, inputs), self._averaged(inputs.old, inputs)
         reference = None if inputs.reference is None else self._averaged(inputs.reference, inputs)
@@ -99,6 +101,7 @@ class CoupledGRPO(RatioMethod):
 
     @staticmethod
     def _averaged(logprob: Tensor, inputs: LossInputs) -> Tensor:
-        """Return ½ (log p(o_k | nothing) + w log p(o_k | the set without k)), [B, L], with w the
-        inverse probability of that set."""
+        """Return ½ (log p(o_k | nothing) + w log p(o_k | the set without k)), [B, L], where 1 / w
+        is the probability with which token k is in the masked set (the random set or its
+        complement)."""
         return (inputs.weight.unsqueeze(-1) * logprob).view(-1, NUM_VIEWS, logprob.shape[-1]).sum(1)

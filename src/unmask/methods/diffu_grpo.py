@@ -1,9 +1,10 @@
 """diffu-GRPO (d1, arXiv:2504.12216): token ratios under a mean-field likelihood, with a partly
 masked prompt.
 
-The likelihood of a completion takes one forward pass with all of it masked: π(o | q) ≈ Π_k p_θ(o_k
-| q' and no other token), where each token of the prompt q' is masked with probability 0.15. Each
-pass over a rollout masks the prompt again, which regularises many passes over the same completions.
+The likelihood of a completion is computed in one forward pass in which the whole completion is
+masked: π(o | q) ≈ Π_k p_θ(o_k | q' and no other token), where each token of the prompt q' is masked
+with probability 0.15. Each pass over a rollout masks the prompt again, which regularises many
+passes over the same completions.
 """
 
 from __future__ import annotations
@@ -38,8 +39,8 @@ class DiffuGRPO(RatioMethod):
     epsilon_high: float = Field(0.5, ge=0)
     """Upper clip, as a distance from 1. The default is that of the released code."""
     beta: float = Field(0.04, ge=0)
-    """Weight of the KL (k3, token by token) to the reference policy; 0 needs no reference policy.
-    The default is that of the released code."""
+    """Weight of the KL (k3, token by token) to the reference policy; with 0, no reference policy is
+    needed. The default is that of the released code."""
 
     paper: ClassVar[str] = "arXiv:2504.12216"
     summary: ClassVar[str] = "token ratios given an empty completion and a partly masked prompt"
@@ -53,16 +54,17 @@ class DiffuGRPO(RatioMethod):
     fresh_views: ClassVar[bool] = True
 
     def needs(self) -> Needs:
-        """Require the reference if β > 0."""
+        """Require the reference policy if β > 0."""
         return Needs(reference="logprob" if self.beta else "none")
 
     def plan(self, rollout: Rollout, generator: torch.Generator) -> Views:
-        """Plan one view of each completion, with weight B over the number of the batch's tokens."""
+        """Plan one fully masked view of each completion, with weight B divided by the number of
+        tokens in the batch."""
         weight = token_mean_weight(scored_tokens(rollout.trajectory).sum(-1))
         return mean_field_views(rollout.trajectory, weight, self.prompt_mask_ratio, generator)
 
     def advantage(self, rollout: Rollout) -> Float[Tensor, "B *K"]:
-        """Return r minus the baseline of the group."""
+        """Return the reward r minus the baseline of the group."""
         return group_advantage(rollout.reward, rollout.group_size, self.baseline)
 
     def loss(self, inputs: LossInputs) -> LossOutput:

@@ -2,10 +2,11 @@
 a terminal-feedback method.
 
 At intermediate masked states the masked positions are drawn again from the rollout's own logits,
-the resulting branches get rewards, and the new tokens are updated. No further rollout is made. The
-terminal term is diffu-GRPO's (arXiv:2504.12216): the whole completion from all masks, compared by
-reward within the group. Public are the abstract and the project page; docs/methods/dispo.md lists
-what they leave open.
+the resulting branches (alternative completions) get rewards, and these rewards train the new
+tokens. No further rollout is made. The terminal term is that of diffu-GRPO (arXiv:2504.12216): it
+predicts the whole completion from a fully masked one, and compares the completions of a group by
+their rewards. Only the abstract and the project page are public; docs/methods/dispo.md lists the
+questions that they leave open.
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ class DiSPO(RatioMethod):
     state_choice: Literal["uniform", "entropy_topk"] = "uniform"
     """Rule that selects the states."""
     state_weight: float = Field(1.0, ge=0)
-    """Weight of the term of the states."""
+    """Weight of the loss term of the states."""
     terminal_weight: float = Field(1.0, ge=0)
     """Weight of the terminal term; 0 leaves only the term of the states, which needs no group."""
     epsilon: float = Field(0.5, ge=0)
@@ -53,7 +54,7 @@ class DiSPO(RatioMethod):
     cost: ClassVar[str] = "1 + K f+b (+ 1 + K f old); K M reward calls"
 
     def needs(self) -> Needs:
-        """Require branches of all masked positions at the selected states."""
+        """Require branches of the selected states in which all masked positions are drawn again."""
         return Needs(
             selection=(self.state_choice, self.num_states),
             branches=Branches(self.num_fills, "all"),
@@ -61,15 +62,15 @@ class DiSPO(RatioMethod):
         )
 
     def check(self, sampler: SamplerConfig, num_generations: int) -> None:
-        """Also refuse more states than steps, and two weights of 0."""
+        """Raise ConfigError also if there are more states than steps, or if both weights are 0."""
         super().check(sampler, num_generations)
         self.refuse_more_than_steps("num_states", sampler)
         if not self.terminal_weight and not self.state_weight:
             raise ConfigError("method.terminal_weight and method.state_weight are both 0. Set one of them above 0.")
 
     def plan(self, rollout: Rollout, generator: torch.Generator) -> Views:
-        """Plan slot 0 with the whole completion masked, and a view of each selected state with the
-        tokens of its branches."""
+        """Plan a fully masked view of each completion in slot 0, and a view of each selected state
+        in the other slots, with the tokens of its branches as targets."""
         path = rollout.trajectory
         assert path.branch_tokens is not None
         length, num_rows = path.tokens.shape[1], len(path)
@@ -91,8 +92,8 @@ class DiSPO(RatioMethod):
         return views.take(views.weight > 0)
 
     def advantage(self, rollout: Rollout) -> Float[Tensor, "B *K"]:
-        """Return the group advantage in slot 0 and (r_m - mean r) / (M - 1) for the branches of the
-        other slots, [B, 1 + K, M]."""
+        """Return the group advantage in slot 0, and (r_m - mean r) / (M - 1) for branch m in each
+        of the other slots, [B, 1 + K, M]."""
         assert rollout.branch_reward is not None
         of_branches = counterfactual_advantage(rollout.branch_reward)
         terminal = torch.zeros_like(of_branches[:, :1])

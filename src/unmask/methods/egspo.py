@@ -1,12 +1,12 @@
 """EGSPO and EGSPO-SA (arXiv:2603.12554): policy gradients at the K denoising steps of highest
 entropy.
 
-Denoising is a finite-horizon MDP with state x_k, the tokens committed at step k as action, and
-reward r(x_T) at the end. The policy gradient is Σ_k E[A_k ∇ log π(x_{k+1} | x_k)]. Dropping a step
-costs at most a constant times its entropy, so the K steps of largest joint entropy are kept. In
-EGSPO-SA the value of a state is the reward of its one-step completion.
+Denoising is a finite-horizon MDP in which x_k is the state, the tokens committed at step k are the
+action, and the reward r(x_T) comes at the end. The policy gradient is Σ_k E[A_k ∇ log π(x_{k+1} |
+x_k)]. Dropping a step costs at most a constant times its entropy, so the K steps of largest joint
+entropy are kept. In EGSPO-SA the value of a state is the reward of its one-step completion.
 
-Departures from the released code, described in docs/methods/egspo.md: log-probabilities are those
+docs/methods/egspo.md describes the differences from the released code: log-probabilities are those
 at the sampling temperature, steps after the last non-EOS step are not candidates, and fewer than K
 candidates give fewer slots.
 """
@@ -30,8 +30,8 @@ from unmask.methods.views import step_views
 
 
 class EGSPO(RatioMethod):
-    """Entropy-guided stepwise policy optimisation; its stepwise-advantage form has
-    `stepwise_weight` > 0."""
+    """Entropy-guided stepwise policy optimisation. With `stepwise_weight` > 0 it uses stepwise
+    advantages (EGSPO-SA)."""
 
     type: Literal["egspo"] = "egspo"
     num_selected: int = Field(8, ge=1)
@@ -43,27 +43,29 @@ class EGSPO(RatioMethod):
     weights them by the inverse probability, which is unbiased. `all` takes every step and ignores
     `num_selected`."""
     stepwise_weight: float = Field(0.0, ge=0)
-    """Weight λ of r - r(x̂_k) relative to r. 0 is EGSPO, 0.5 is EGSPO-SA."""
+    """Weight λ of r - r(x̂_k) relative to the reward r, where x̂_k is the one-step completion of
+    the state. 0 is EGSPO, 0.5 is EGSPO-SA."""
     gain: Literal["fixed", "fitted"] = "fixed"
-    """Gain of the value as control variate. `fixed`: λ/(1+λ), or 1 with telescoped credit.
-    `fitted`: the coefficient fitted on the other groups of the rank, of which there must be at
-    least one."""
+    """Coefficient with which the value is used as a control variate. `fixed`: λ/(1+λ), or 1 with
+    telescoped credit. `fitted`: the coefficient that is fitted on the other groups of the rank;
+    there must be at least one other group."""
     credit: Literal["return", "telescoped"] = "return"
-    """Credit of a step: the reward of the finished completion, or (`telescoped`) the value of the
-    state after the step."""
+    """Credit of a step. `return`: the reward of the finished completion. `telescoped`: the value of
+    the state after the step."""
     baseline: Literal["group_mean", "leave_one_out"] = "group_mean"
     """Baseline of the group, computed for each slot separately (a slot holds one selected step).
     The group mean shrinks the gradient by (G - 1) / G; leave-one-out does not."""
     choice_term: bool = True
-    """Include the probability of the position choice, if the order has one (`plackett_luce`)."""
+    """True to include the probability of the position choice (which positions a step commits), if
+    the order defines one (`plackett_luce`)."""
     epsilon: float = Field(0.2, ge=0)
     """Lower clip of the step ratio, as a distance from 1. The default is that of the released
     code."""
     epsilon_high: float = Field(0.5, ge=0)
     """Upper clip, as a distance from 1. The default is that of the released code."""
     beta: float = Field(0.04, ge=0)
-    """Weight of the KL to the reference policy; 0 needs no reference policy. The default is that of
-    the released code."""
+    """Weight of the KL to the reference policy; with 0, no reference policy is needed. The default
+    is that of the released code."""
     kl: Literal["k3", "exact"] = "k3"
     """Form of the KL: `k3` of the step's log-ratio, or the exact KL, summed over its tokens."""
 
@@ -77,8 +79,8 @@ class EGSPO(RatioMethod):
     cost: ClassVar[str] = "K f+b (+ K f old, K f reference)"
 
     def needs(self) -> Needs:
-        """Require one-step completions if values are used, those of all steps for telescoped
-        credit, and the reference if β > 0."""
+        """Require the reference policy if β > 0, and one-step completions if values are used: those
+        of all steps for telescoped credit, otherwise those of the selected steps."""
         reference: Literal["none", "logprob", "distribution"] = "none"
         if self.beta:
             reference = "distribution" if self.kl == "exact" else "logprob"
@@ -91,14 +93,14 @@ class EGSPO(RatioMethod):
         )
 
     def check(self, sampler: SamplerConfig, num_generations: int) -> None:
-        """Also refuse K > T."""
+        """Raise ConfigError also if K is larger than the number T of denoising steps."""
         super().check(sampler, num_generations)
         if self.step_choice != "all":
             self.refuse_more_than_steps("num_selected", sampler)
 
     def plan(self, rollout: Rollout, generator: torch.Generator) -> Views:
-        """Plan one view for each selected step, with weight 1 / (K L / T): the mean over slots, per
-        token of a step."""
+        """Plan one view for each selected step, with weight 1 / (K L / T). This weight gives the
+        mean over the K slots, divided by the L / T tokens of a step."""
         path = rollout.trajectory
         steps = self._steps(path)
         # These are constants: dividing by the number of tokens or slots of a path would bias the
@@ -111,17 +113,17 @@ class EGSPO(RatioMethod):
         return step_views(path, steps, torch.full(steps.shape, weight, device=steps.device))
 
     def advantage(self, rollout: Rollout) -> Float[Tensor, "B *K"]:
-        """Return A_k = (R_k - R̄_k) - c (r(x̂_k) - its mean over the slot), without division by a
-        standard deviation.
+        """Return A_k = (R_k - R̄_k) - c (r(x̂_k) - mean), where the mean is that of the slot over
+        the group. There is no division by a standard deviation.
 
-        R is r, unless the credit is telescoped.
+        R_k is the reward r, unless the credit is telescoped.
         """
         if rollout.one_step_reward is None or not self.needs().greedy:
             return group_advantage(rollout.reward, rollout.group_size, self.baseline)
         earned, value, is_valid = rollout.reward, rollout.one_step_reward, rollout.trajectory.selected_steps >= 0
         if self.credit == "telescoped":
-            # The state after a step is the one before the next step, and after the last step the
-            # completion.
+            # The state after a step is the state before the next step. After the last step it is
+            # the finished completion.
             after = torch.cat([value[:, 1:], value[:, :1]], dim=1)
             is_last = is_valid & ~torch.cat([is_valid[:, 1:], torch.zeros_like(is_valid[:, :1])], dim=1)
             earned = torch.where(is_last, rollout.reward.unsqueeze(-1), after)
@@ -137,7 +139,7 @@ class EGSPO(RatioMethod):
 
     def loss(self, inputs: LossInputs) -> LossOutput:
         """Compute w (-min(ρ A, clip(ρ) A) + β KL), where ρ is the ratio of the step's joint
-        probabilities and w the view's weight."""
+        probabilities and w is the weight of its view."""
         log_ratio, log_step = (inputs.new - inputs.old).sum(-1), inputs.new.sum(-1)
         if inputs.choices is not None:
             new_choice, old_choice = inputs.choices
@@ -168,6 +170,7 @@ class EGSPOSA(EGSPO):
 
     type: Literal["egspo_sa"] = "egspo_sa"  # type: ignore[assignment]
     stepwise_weight: float = Field(0.5, ge=0)
-    """Weight λ of r - r(x̂_k) relative to r. The default is that of the released code."""
+    """Weight λ of r - r(x̂_k) relative to the reward r. The default is that of the released
+    code."""
 
     summary: ClassVar[str] = "EGSPO with the reward of the one-step completion as value of a state"

@@ -1,13 +1,14 @@
 """EGSPO-CA: counterfactual advantages at the denoising steps that EGSPO selects. The method
 combines two published methods.
 
-DiSPO (Oba, Furuta and Okazaki, arXiv:2602.06462) branches at intermediate masked states: it draws
-the masked positions again from cached logits, computes rewards of the completions and updates the
-new tokens, in addition to a terminal-feedback method. EGSPO (arXiv:2603.12554) selects the states
-of highest entropy and values a state by its one-step completion. EGSPO-CA draws other actions at
-EGSPO's states from logits that the rollout has already computed, completes each in one step, and
-takes the differences of their rewards as credit. It needs no group and no further forward pass. Two
-things are new: the action may be the tokens of the step, and there is an unbiased form.
+DiSPO (Oba, Furuta and Okazaki, arXiv:2602.06462) creates branches at intermediate masked states: it
+draws the masked positions again from cached logits, computes rewards of the resulting completions
+and trains the new tokens with them, in addition to a method that trains with the final reward.
+EGSPO (arXiv:2603.12554) selects the states of highest entropy and values a state by its one-step
+completion. EGSPO-CA draws other actions at EGSPO's states from logits that the rollout has already
+computed, completes each in one step, and takes the differences of their rewards as credit. The
+method needs neither a group nor a further forward pass. Two features are new: an action may consist
+of only the tokens of the step, and there is an unbiased form of the gradient.
 """
 
 from __future__ import annotations
@@ -28,17 +29,17 @@ from unmask.methods.views import step_views
 
 
 class EGSPOCA(RatioMethod):
-    """Counterfactual advantages: the rewards that other tokens at a selected state would have
-    earned."""
+    """Counterfactual advantages, which compare the rewards that different tokens at a selected
+    state would have earned."""
 
     type: Literal["egspo_ca"] = "egspo_ca"
     num_selected: int = Field(1, ge=1)
-    """Number K of states of each completion."""
+    """Number K of selected states of each completion."""
     step_choice: Literal["entropy_topk", "spread", "uniform", "low_discrepancy", "last_k", "lowest_entropy", "all"] = (
         "entropy_topk"
     )
-    """Rule that selects the states. `spread` takes those whose branches differ most in reward, for
-    which the branches of all T states get rewards."""
+    """Rule that selects the states. `spread` selects the states whose branches differ most in
+    reward; this requires rewards for the branches of all T states."""
     num_actions: int = Field(16, ge=2)
     """Number M of actions drawn at each state."""
     scope: Literal["step", "all"] = "step"
@@ -48,11 +49,12 @@ class EGSPOCA(RatioMethod):
     """Rule that completes an action of scope `step`: the most likely tokens, a sample, or further
     denoising, which costs the remaining forward passes for each action."""
     form: Literal["counterfactual", "unbiased", "combined"] = "counterfactual"
-    """Form of the gradient. `counterfactual`: only the drawn actions, with the lowest variance; the
-    gradient of a one-step value. `unbiased`: adds (r - Q̂(a)) ∇ log p(a) of the action taken, so
-    that the expectation is the policy gradient's share of the selected states. `combined`: the
-    group-relative gradient with the counterfactual one as control variate, whose coefficient is
-    fitted on the other groups; also unbiased, and needs G > 1. The last two need scope `step`."""
+    """Form of the gradient. `counterfactual` uses only the drawn actions. It is the gradient of a
+    one-step value and has the lowest variance. `unbiased` adds (r - Q̂(a)) ∇ log p(a) for the
+    action a of the rollout, so that the expectation is the share of the selected states in the
+    policy gradient. `combined` is the group-relative gradient with the counterfactual gradient as a
+    control variate, whose coefficient is fitted on the other groups. It is unbiased too, and needs
+    G > 1. `unbiased` and `combined` need scope `step`."""
     epsilon: float = Field(0.2, ge=0)
     """Lower clip of the action ratio, as a distance from 1."""
     epsilon_high: float = Field(0.5, ge=0)
@@ -68,8 +70,8 @@ class EGSPOCA(RatioMethod):
     cost: ClassVar[str] = "K f+b (+ K f old); K M reward calls (T M by spread); finish=rollout: up to K M T f"
 
     def needs(self) -> Needs:
-        """Require M branches of the selected states, or of all states for `spread`, with the action
-        taken if a term needs it."""
+        """Require M branches of the selected states, or of all states for `spread`, and the action
+        of the rollout itself if a term of the loss needs it."""
         by_spread = self.step_choice == "spread"
         return Needs(
             selection=("all" if by_spread else self.step_choice, self.num_selected),
@@ -78,7 +80,8 @@ class EGSPOCA(RatioMethod):
         )
 
     def check(self, sampler: SamplerConfig, num_generations: int) -> None:
-        """Also refuse K > T, and options that have no meaning for scope `all`."""
+        """Raise ConfigError also if K is larger than the number T of denoising steps, or if an
+        option is set that has no meaning for scope `all`."""
         super().check(sampler, num_generations)
         if self.step_choice != "all":
             self.refuse_more_than_steps("num_selected", sampler)
@@ -94,8 +97,8 @@ class EGSPOCA(RatioMethod):
             )
 
     def plan(self, rollout: Rollout, generator: torch.Generator) -> Views:
-        """Plan one view for each selected state, with M token sequences: one per action, in one
-        forward pass."""
+        """Plan one view for each selected state, with M token sequences, one for each action. One
+        forward pass serves all of them."""
         path = rollout.trajectory
         assert path.branch_tokens is not None
         slots = self._slots(rollout)
@@ -109,8 +112,8 @@ class EGSPOCA(RatioMethod):
         return Views(views.row, views.hidden, target, views.weight, slot, tokens=path.branch_tokens[views.row, slot])
 
     def advantage(self, rollout: Rollout) -> Float[Tensor, "B *K"]:
-        """Return (Q̂_m - mean Q̂) / (M - 1), [B, K, M]; in the unbiased forms [B, K, 1 + M], with
-        the action taken first."""
+        """Return (Q̂_m - mean Q̂) / (M - 1) for each action m, [B, K, M]. In the unbiased forms the
+        shape is [B, K, 1 + M], and the action of the rollout comes first."""
         value = rollout.branch_reward
         assert value is not None
         if self.form == "counterfactual":
@@ -118,7 +121,7 @@ class EGSPOCA(RatioMethod):
         of_taken, drawn = value[..., 0], value[..., 1:]
         is_valid = rollout.trajectory.selected_steps >= 0
         earned, gain = rollout.reward.unsqueeze(-1), torch.ones_like(rollout.reward)
-        # The mean of the new draws depends only on the state; it is the baseline of Q̂(a).
+        # The mean over the new draws depends only on the state, so it is a valid baseline of Q̂(a).
         baseline = torch.zeros_like(of_taken)
         if self.form == "combined":
             earned = group_advantage(rollout.reward, rollout.group_size, "leave_one_out").unsqueeze(-1)
@@ -137,7 +140,7 @@ class EGSPOCA(RatioMethod):
         return LossOutput(inputs.weight * surrogate.sum(-1), metrics)
 
     def _slots(self, rollout: Rollout) -> Tensor:
-        """Return the stored states that are trained on, [B, K]; -1 in an empty slot."""
+        """Return the indices of the stored states that are trained, [B, K]; -1 in an empty slot."""
         path = rollout.trajectory
         kept = path.selected_steps
         if self.step_choice != "spread":

@@ -3,11 +3,11 @@ log-probability.
 
 The ratio is exp((ELBO_new - ELBO_old) / L) with the fixed completion length L. ELBOs are means over
 M pairs of a random set of masked positions and its complement; the new, the old and the reference
-policy share the sets.
+policy use the same sets.
 
-Departures from the released code, described in docs/methods/espo.md: log-probabilities are those at
-the sampling temperature, padding is masked in the attention, there is no dropout, and the M draws
-of a completion are evenly spaced too.
+docs/methods/espo.md describes the differences from the released code: log-probabilities are those
+at the sampling temperature, padding is masked in the attention, there is no dropout, and the M
+draws of a completion are evenly spaced.
 """
 
 from __future__ import annotations
@@ -36,17 +36,18 @@ class ESPO(RatioMethod):
     """Number M of pairs of complementary masks for each ELBO. The default is that of the released
     recipes."""
     baseline: Literal["leave_one_out", "group_mean"] = "leave_one_out"
-    """Baseline of the group. The default is that of the released code; the paper's text has the
+    """Baseline of the group. The default is that of the released code; the paper's text uses the
     group mean, which shrinks the gradient by (G - 1) / G."""
     epsilon: float = Field(0.2, ge=0)
     """Lower clip of the ratio per token, as a distance from 1. The default is that of the released
     recipes, except the recipe for Countdown, which has 0."""
     epsilon_high: float = Field(0.2, ge=0)
-    """Distance from 1 of the upper clip, as for the lower clip."""
+    """Upper clip of the ratio per token, as a distance from 1. The default is that of the lower
+    clip."""
     beta: float = Field(0.01, ge=0)
-    """Weight of the KL to the reference policy; 0 needs no reference policy. The default is that of
-    the released recipes for Sudoku and code; the recipe for Countdown has 0.003, and those for
-    GSM8K and MATH have 0.001."""
+    """Weight of the KL to the reference policy; with 0, no reference policy is needed. The default
+    is that of the released recipes for Sudoku and code; the recipe for Countdown has 0.003, and
+    those for GSM8K and MATH have 0.001."""
 
     paper: ClassVar[str] = "arXiv:2512.03759"
     summary: ClassVar[str] = "one ratio of ELBOs for each completion, from pairs of complementary masks"
@@ -60,12 +61,12 @@ class ESPO(RatioMethod):
     fresh_views: ClassVar[bool] = True
 
     def needs(self) -> Needs:
-        """Require the reference if β > 0."""
+        """Require the reference policy if β > 0."""
         return Needs(reference="logprob" if self.beta else "none")
 
     def plan(self, rollout: Rollout, generator: torch.Generator) -> Views:
-        """Plan 2 M views for each completion: M random sets with counts from 0 to L, each with its
-        complement."""
+        """Plan 2 M views for each completion. M random sets of 0 to L positions are masked, and the
+        complement of each set too."""
         is_maskable = rollout.trajectory.unmask_step != GIVEN
         counts = stratified_counts(is_maskable.sum(-1), self.num_samples, 0, generator)
         masks = coupled_masks(masks_of_counts(counts, is_maskable, generator), is_maskable)
@@ -73,11 +74,13 @@ class ESPO(RatioMethod):
         return masked_views(masks, weight / (2 * self.num_samples))
 
     def advantage(self, rollout: Rollout) -> Float[Tensor, "B *K"]:
-        """Return r minus the baseline of the group, without division by a standard deviation."""
+        """Return the reward r minus the baseline of the group, without division by a standard
+        deviation."""
         return group_advantage(rollout.reward, rollout.group_size, self.baseline)
 
     def loss(self, inputs: LossInputs) -> LossOutput:
-        """Compute -min(ρ A, clip(ρ) A) + β k2 / L for each completion, with k2 of the ELBOs."""
+        """Compute -min(ρ A, clip(ρ) A) + β k2 / L for each completion, where ρ and k2 are those of
+        the ELBOs."""
         length = inputs.target.shape[1]
         new, old = (self._elbo(logprob, inputs) for logprob in (inputs.new, inputs.old))
         advantage = one_by_completion(inputs.advantage, inputs.row)

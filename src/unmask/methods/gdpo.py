@@ -2,11 +2,12 @@
 integrated over time by quadrature.
 
 ELBO = ∫ (1/t) E[Σ_{i masked} log p_i] dt over (0, 1). Most of the variance of a random estimate
-comes from t, in which the integrand is smooth. So t takes the M nodes of Gauss-Legendre quadrature,
-and only the mask at each node is random. The rule is exact for 2 M >= L positions, and biased
-otherwise.
+comes from the random time t, but the integrand is a smooth function of t. So t takes the M nodes of
+Gauss-Legendre quadrature, and only the mask at each node is random. The quadrature rule is exact if
+2 M >= L, the number of positions, and biased otherwise.
 
-docs/methods/gdpo.md lists the departures, and what could not be read of the paper.
+docs/methods/gdpo.md lists the differences from the paper and the released code, and the parts of
+the paper that were not accessible.
 """
 
 from __future__ import annotations
@@ -36,15 +37,15 @@ class GDPO(RatioMethod):
     paper uses 2 or 3."""
     baseline: Literal["group_mean", "leave_one_out"] = "group_mean"
     """Baseline of the group, without division by its standard deviation. The default is that of the
-    paper; leave-one-out is G / (G - 1) times as large."""
+    paper; the leave-one-out advantage is G / (G - 1) times as large."""
     epsilon: float = Field(0.5, ge=0)
     """Lower clip of the ratio of the whole completion, as a distance from 1. The default is that of
     d1, whose code the released code of GDPO extends."""
     epsilon_high: float = Field(0.5, ge=0)
     """Upper clip, as a distance from 1. The default is that of d1."""
     beta: float = Field(0.04, ge=0)
-    """Weight of the KL to the reference policy; 0 needs no reference policy. The default is that of
-    d1."""
+    """Weight of the KL to the reference policy; with 0, no reference policy is needed. The default
+    is that of d1."""
 
     paper: ClassVar[str] = "arXiv:2510.08554"
     summary: ClassVar[str] = "one ratio of ELBOs for each completion, at fixed quadrature times"
@@ -59,12 +60,12 @@ class GDPO(RatioMethod):
     fresh_views: ClassVar[bool] = True
 
     def needs(self) -> Needs:
-        """Require the reference if β > 0."""
+        """Require the reference policy if β > 0."""
         return Needs(reference="logprob" if self.beta else "none")
 
     def plan(self, rollout: Rollout, generator: torch.Generator) -> Views:
-        """Plan M views for each completion: at node t each position is masked with probability t;
-        the weight is w_n / t_n."""
+        """Plan M views for each completion. The view of node n masks each position with probability
+        t_n and has weight w_n / t_n."""
         is_maskable = rollout.trajectory.unmask_step != GIVEN
         times, weight = gauss_legendre(self.num_nodes)
         num_rows, length = is_maskable.shape
@@ -73,12 +74,12 @@ class GDPO(RatioMethod):
         return masked_views(each.view(num_rows, self.num_nodes, length), by_node)
 
     def advantage(self, rollout: Rollout) -> Float[Tensor, "B *K"]:
-        """Return r minus the baseline of the group."""
+        """Return the reward r minus the baseline of the group."""
         return group_advantage(rollout.reward, rollout.group_size, self.baseline)
 
     def loss(self, inputs: LossInputs) -> LossOutput:
-        """Compute (-min(ρ A, clip(ρ) A) + β k2) / L for each completion, with ρ and k2 of the
-        ELBOs."""
+        """Compute (-min(ρ A, clip(ρ) A) + β k2) / L for each completion, where ρ and k2 are those
+        of the ELBOs."""
         length = inputs.target.shape[1]
         new, old = (self._elbo(logprob, inputs) for logprob in (inputs.new, inputs.old))
         loss, metrics = self.surrogate(new - old, one_by_completion(inputs.advantage, inputs.row), new)

@@ -3,7 +3,7 @@ step from left to right.
 
 With a fixed order the likelihood of a completion is exact, and the gradient is that of GRPO on the
 left-to-right sampler. The trained model may decode in any order. docs/methods/just_grpo.md
-describes the departures.
+describes the differences from the released code.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ class JustGRPO(RatioMethod):
 
     type: Literal["just_grpo"] = "just_grpo"
     baseline: Literal["group_mean", "leave_one_out", "z_score"] = "z_score"
-    """Baseline of the group. `z_score` also divides by the standard deviation of the group as a
-    sample. The default is that of the released code."""
+    """Baseline of the group. `z_score` is the group mean with division by the sample standard
+    deviation of the group. The default is that of the released code."""
 
     paper: ClassVar[str] = "arXiv:2601.15165"
     summary: ClassVar[str] = "left-to-right rollouts of one token per step, with every step trained"
@@ -40,11 +40,12 @@ class JustGRPO(RatioMethod):
     cost: ClassVar[str] = "L f+b (+ L f old)"
 
     def needs(self) -> Needs:
-        """Require nothing but groups."""
+        """Require groups of completions, and nothing else."""
         return Needs()
 
     def check(self, sampler: SamplerConfig, num_generations: int) -> None:
-        """Also refuse any order but left to right, and more than one token per step."""
+        """Raise ConfigError also if the order is not left to right, or if a step commits more than
+        one token."""
         super().check(sampler, num_generations)
         length = sampler.max_completion_length
         order = "sampler.order = left_to_right" if sampler.order != "left_to_right" else ""

@@ -2,9 +2,9 @@
 probability.
 
 Positions are drawn without replacement in proportion to exp(confidence / τ) (order
-`plackett_luce`). The probability of a path then has a factor for tokens and one for positions, both
-computed from the same logits. Each has its own ratio over the whole completion and its own clip.
-docs/methods/mask_aware.md describes the departures.
+`plackett_luce`). The probability of a path is then the product of a factor for tokens and a factor
+for positions, which are computed from the same logits. Each factor has its own ratio over the whole
+completion and its own clip. docs/methods/mask_aware.md describes the differences from the paper.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ from unmask.methods.views import segment_views
 
 
 class MaskAware(RatioMethod):
-    """Mask-aware policy gradients over sampled segments of a path."""
+    """Mask-aware policy gradients over sampled segments (runs of consecutive steps) of a path."""
 
     type: Literal["mask_aware"] = "mask_aware"
     num_segments: int = Field(32, ge=0)
-    """Number R of segments that the steps are merged into; 0 makes every step a segment. The
+    """Number R of segments that the steps are merged into; with 0, every step is a segment. The
     default is that of the paper."""
     num_sampled: int = Field(12, ge=1)
     """Number M of segments that are evaluated, drawn separately for each completion. The default is
@@ -62,7 +62,8 @@ class MaskAware(RatioMethod):
         return Needs(choice=True)
 
     def check(self, sampler: SamplerConfig, num_generations: int) -> None:
-        """Also refuse an order without a choice probability, R > T, and M > R."""
+        """Raise ConfigError also if the order defines no probability of the position choice, if R
+        is larger than the number T of denoising steps, or if M > R."""
         super().check(sampler, num_generations)
         if sampler.order != "plackett_luce":
             raise ConfigError(
@@ -96,8 +97,8 @@ class MaskAware(RatioMethod):
         return group_advantage(rollout.reward, rollout.group_size, self.baseline)
 
     def loss(self, inputs: LossInputs) -> LossOutput:
-        """Compute -min(ρ A, clip(ρ) A) of tokens and of positions for each completion, with log ρ =
-        Σ w (new - old) and w the weight of a view."""
+        """Compute -min(ρ A, clip(ρ) A) for the tokens and for the positions of each completion.
+        Here log ρ is the sum over the views of w (new - old), where w is the weight of the view."""
         assert inputs.new_choice is not None
         assert inputs.old_choice is not None
         advantage = one_by_completion(inputs.advantage, inputs.row)

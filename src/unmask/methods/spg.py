@@ -3,7 +3,8 @@ upper bound for bad ones.
 
 The method is a policy gradient in which log π is replaced by a computable bound. Lowering an ELBO
 need not lower the likelihood, so completions of negative advantage get a mixture with an evidence
-upper bound. The views imitate a sampler that denoises block by block.
+upper bound. The views (masked versions of the completions) imitate a sampler that denoises block by
+block.
 """
 
 from __future__ import annotations
@@ -33,8 +34,9 @@ class SPG(Method):
     released code; the paper's best runs use 4. With one view, both bounds have the same
     gradient."""
     mixture: float = Field(0.5, ge=0, le=1)
-    """Share ω of the upper bound for negative advantages; 0 is the ELBO everywhere, 1 the plain
-    sandwich. The default is that of the released code."""
+    """Share ω of the upper bound for negative advantages. With 0 the ELBO is used for all
+    advantages; with 1 only the upper bound is used for negative ones. The default is that of the
+    released code."""
     eubo_power: float = Field(1.5, gt=0)
     """Exponent β of the upper bound. The default is that of the released code, which uses 1 for
     Sudoku."""
@@ -59,7 +61,7 @@ class SPG(Method):
     fresh_views: ClassVar[bool] = True
 
     def needs(self) -> Needs:
-        """Require nothing but groups."""
+        """Require groups of completions, and nothing else."""
         return Needs()
 
     def plan(self, rollout: Rollout, generator: torch.Generator) -> Views:
@@ -74,12 +76,13 @@ class SPG(Method):
         return text_views(path, masks | noise, weight, prompt.view(len(target), self.num_views, -1))
 
     def advantage(self, rollout: Rollout) -> Float[Tensor, "B *K"]:
-        """Return r minus the baseline of the group."""
+        """Return the reward r minus the baseline of the group."""
         return group_advantage(rollout.reward, rollout.group_size, self.baseline)
 
     def loss(self, inputs: LossInputs) -> LossOutput:
-        """Compute -A times the bound per token for each completion, times its tokens over their
-        mean number in the batch."""
+        """Compute -A times the bound for each completion. The bound is a mean over tokens, so it is
+        multiplied by the number of tokens of the completion and divided by their mean number in the
+        batch."""
         by_completion = (-1, self.num_views, inputs.target.shape[1])
         new, target = inputs.new.view(by_completion), inputs.target.view(by_completion)
         advantage, num_tokens = inputs.advantage[:: self.num_views], inputs.weight[:: self.num_views]

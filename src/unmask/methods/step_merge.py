@@ -1,10 +1,10 @@
 """StepMerge (d2, arXiv:2509.21474), and two special cases of the same method: TraceRL
 (arXiv:2509.06949) and CJ-GRPO (arXiv:2509.23924).
 
-The steps of a path are divided into R segments, and the tokens of a segment are evaluated in the
-state before its first step: R forward passes instead of T. R = T replays the path exactly; R = 1 is
-the mean-field likelihood of diffu-GRPO with an unmasked prompt. docs/methods/step_merge.md
-describes the departures of all three.
+The steps of a path are divided into R segments of consecutive steps. The tokens of a segment are
+evaluated in the state before its first step, so R forward passes are needed instead of T. R = T
+replays the path exactly; R = 1 is the mean-field likelihood of diffu-GRPO with an unmasked prompt.
+docs/methods/step_merge.md describes the differences from the released code of all three.
 """
 
 from __future__ import annotations
@@ -29,11 +29,11 @@ class StepMerge(RatioMethod):
 
     type: Literal["step_merge"] = "step_merge"
     num_segments: int = Field(16, ge=0)
-    """Number R of segments; 0 makes every step a segment. The paper uses 16 on Sudoku and
+    """Number R of segments; with 0, every step is a segment. The paper uses 16 on Sudoku and
     Countdown."""
     baseline: Literal["group_mean", "leave_one_out", "z_score"] = "group_mean"
-    """Baseline of the group. `z_score` also divides by the standard deviation of the group as a
-    population, as in TraceRL."""
+    """Baseline of the group. `z_score` is the group mean with division by the population standard
+    deviation of the group, as in TraceRL."""
     epsilon: float = Field(0.5, ge=0)
     """Lower clip of the token ratio, as a distance from 1. The default is that of diffu-GRPO; the
     paper's own value is not known to us."""
@@ -43,8 +43,8 @@ class StepMerge(RatioMethod):
     """Weight of the KL (k3, token by token). The default is that of diffu-GRPO; the paper's own
     value is not known to us."""
     kl_to: Literal["reference", "old"] = "reference"
-    """Policy that the KL is measured against: the reference, or the one at the start of the update,
-    which costs no further pass."""
+    """Policy that the KL is measured against: the reference policy, or the old policy (the policy
+    at the start of the update), which needs no further forward pass."""
 
     paper: ClassVar[str] = "arXiv:2509.21474"
     summary: ClassVar[str] = "the path's steps merged into R segments, each evaluated in the state before it"
@@ -56,12 +56,12 @@ class StepMerge(RatioMethod):
     cost: ClassVar[str] = "R f+b (+ R f old, R f reference)"
 
     def needs(self) -> Needs:
-        """Require the reference if the KL is measured against it."""
+        """Require the reference policy if the KL is measured against it."""
         reference: Literal["none", "logprob"] = "logprob" if self.beta and self.kl_to == "reference" else "none"
         return Needs(reference=reference, choice=True)
 
     def check(self, sampler: SamplerConfig, num_generations: int) -> None:
-        """Also refuse R > T."""
+        """Raise ConfigError also if R is larger than the number T of denoising steps."""
         super().check(sampler, num_generations)
         if self.num_segments > sampler.steps:
             raise ConfigError(
@@ -121,7 +121,7 @@ class CJGRPO(StepMerge):
 
     type: Literal["cj_grpo"] = "cj_grpo"  # type: ignore[assignment]
     num_segments: int = Field(0, ge=0)
-    """Number R of segments; 0 makes every step a segment. The default is that of the paper."""
+    """Number R of segments; with 0, every step is a segment. The default is that of the paper."""
 
     paper: ClassVar[str] = "arXiv:2509.23924"
     summary: ClassVar[str] = "every step of the path replayed, a ratio for each token"

@@ -1,9 +1,9 @@
 """UniGRPO (MMaDA, arXiv:2505.15809): token ratios at the masked positions of randomly masked
 completions.
 
-The prompt is visible. Each view masks the tokens of the completion with its own probability. The
-views of a completion spread these probabilities evenly over the range, from almost nothing masked
-to almost everything.
+The prompt is visible. Each view (one masked version of a completion) masks each token with a
+probability of its own. The probabilities of the views of a completion are spread evenly over the
+range from `min_ratio` to `max_ratio`.
 """
 
 from __future__ import annotations
@@ -45,8 +45,8 @@ class UniGRPO(RatioMethod):
     epsilon_high: float = Field(0.2, ge=0)
     """Upper clip, as a distance from 1. The default is that of the dLLM-RL code."""
     beta: float = Field(0.01, ge=0)
-    """Weight of the KL (k3, token by token) to the reference policy; 0 needs no reference policy.
-    The default is that of the dLLM-RL code."""
+    """Weight of the KL (k3, token by token) to the reference policy; with 0, no reference policy is
+    needed. The default is that of the dLLM-RL code."""
 
     paper: ClassVar[str] = "arXiv:2505.15809"
     summary: ClassVar[str] = "token ratios at the masked positions of randomly masked completions"
@@ -59,11 +59,11 @@ class UniGRPO(RatioMethod):
     fresh_views: ClassVar[bool] = True
 
     def needs(self) -> Needs:
-        """Require the reference if β > 0."""
+        """Require the reference policy if β > 0."""
         return Needs(reference="logprob" if self.beta else "none")
 
     def check(self, sampler: SamplerConfig, num_generations: int) -> None:
-        """Also refuse a range of mask ratios that is empty or contains only 0."""
+        """Raise ConfigError also if the range of mask ratios is empty or contains only 0."""
         super().check(sampler, num_generations)
         if self.min_ratio > self.max_ratio or not self.max_ratio:
             raise ConfigError(
@@ -72,10 +72,11 @@ class UniGRPO(RatioMethod):
             )
 
     def plan(self, rollout: Rollout, generator: torch.Generator) -> Views:
-        """Plan M views of each completion, with weight 1 over M times the number of tokens that the
-        view masks."""
+        """Plan M views of each completion. The weight of a view is 1 / (M n), where n is the number
+        of tokens that the view masks."""
         target = scored_tokens(rollout.trajectory).repeat_interleave(self.num_views, dim=0)
-        # Evenly spaced from a random start, so each probability alone is uniform.
+        # The probabilities are evenly spaced from a random start, so each of them is uniformly
+        # distributed.
         start = torch.rand(len(rollout.trajectory), 1, generator=generator)
         place = (start + torch.arange(self.num_views) / self.num_views).frac().flatten()
         masks = mask_at_times(self.min_ratio + (self.max_ratio - self.min_ratio) * place, target, generator)
@@ -83,12 +84,13 @@ class UniGRPO(RatioMethod):
         return text_views(rollout.trajectory, masks, 1 / (self.num_views * masks.sum(-1).clamp(min=1)))
 
     def advantage(self, rollout: Rollout) -> Float[Tensor, "B *K"]:
-        """Return r minus the baseline of the group."""
+        """Return the reward r minus the baseline of the group."""
         return group_advantage(rollout.reward, rollout.group_size, self.baseline)
 
     def loss(self, inputs: LossInputs) -> LossOutput:
-        """Compute w Σ_i (-min(ρ_i A, clip(ρ_i) A) + β k3_i) over the masked tokens i, with w the
-        weight of the view, ρ_i the ratio of the token, and k3_i the estimate of its KL."""
+        """Compute w Σ_i (-min(ρ_i A, clip(ρ_i) A) + β k3_i) over the masked tokens i. Here w is the
+        weight of the view, ρ_i is the probability ratio of token i, A is the advantage, and k3_i is
+        the KL estimate of token i."""
         loss, metrics = self.token_loss(
             inputs.new, inputs.old, inputs.advantage, inputs.target, inputs.reference, self.beta
         )

@@ -1,4 +1,5 @@
-"""Plans of views that several methods share."""
+"""Plans of views (masked versions of completions, with the tokens whose log-probabilities are read)
+that several methods share."""
 
 from __future__ import annotations
 
@@ -12,17 +13,16 @@ from unmask.functional.masking import until_eos
 
 
 def scored_tokens(trajectory: Trajectory) -> Bool[Tensor, "B L"]:
-    """Return the tokens that the policy produced, [B, L] bool: up to the first EOS and including
-    it, except those present from the start."""
+    """Return a mask, [B, L] bool, of the tokens that the policy produced: those up to and including
+    the first EOS, except tokens that were present from the start."""
     return until_eos(trajectory.tokens == trajectory.eos_id) & (trajectory.unmask_step != GIVEN)
 
 
 def mean_tokens(num_tokens: Real[Tensor, "B"], inputs: LossInputs) -> Float[Tensor, ""]:
-    """Return the mean number of tokens of a completion over the batch that contains `num_tokens`
-    [B], as a 0-dim tensor above 0.
+    """Return the mean of `num_tokens` over the completions of the batch, as a 0-dim tensor above 0.
 
-    A loss that is divided by the tokens of the batch is divided by this number, because the trainer
-    divides by the number of completions.
+    A loss that is a mean over the tokens of the batch is divided by this number, because the
+    trainer already divides by the number of completions.
     """
     mean = num_tokens.float().mean() if inputs.mean_tokens is None else torch.tensor(inputs.mean_tokens)
     return mean.clamp(min=1e-6)
@@ -31,8 +31,8 @@ def mean_tokens(num_tokens: Real[Tensor, "B"], inputs: LossInputs) -> Float[Tens
 def mean_field_views(
     trajectory: Trajectory, weight: Float[Tensor, "B"], prompt_mask_ratio: float, generator: torch.Generator
 ) -> Views:
-    """Plan one view for each completion: all of it is masked, and each prompt token is masked with
-    a probability.
+    """Plan one view for each completion. The whole completion is masked, and each prompt token is
+    masked with a given probability.
 
     Each token is then predicted without the others, as if they were independent (d1,
     arXiv:2504.12216).
@@ -41,10 +41,11 @@ def mean_field_views(
         trajectory: B completions.
         weight: [B] float32 weights.
         prompt_mask_ratio: probability in [0, 1] with which a prompt token is masked.
-        generator: source of randomness of the prompt's masks.
+        generator: random generator of the prompt's masks.
 
     Returns:
-        B views in the order of the rows; all scored tokens are targets.
+        B views in the order of the rows. All scored tokens are targets (tokens whose
+        log-probabilities are read).
     """
     row = torch.arange(len(trajectory), device=trajectory.tokens.device)
     ratio = torch.full((len(trajectory),), prompt_mask_ratio)
@@ -64,8 +65,8 @@ def text_views(
     weight: Float[Tensor, "B M"],
     prompt_hidden: Bool[Tensor, "B M P"] | None = None,
 ) -> Views:
-    """Plan one view for each set of scored tokens, including empty sets. The tokens of the set are
-    masked, and are its targets.
+    """Plan one view for each set of scored tokens, including empty sets. The tokens of a set are
+    masked, and they are the targets of its view.
 
     Everything after the first EOS is masked too, because it would reveal where the completion ends.
 
@@ -100,7 +101,7 @@ def step_views(trajectory: Trajectory, steps: Int[Tensor, "B K"], weight: Float[
         weight: [B, K] float32 weights.
 
     Returns:
-        N <= B K views in the order of the rows, slots ascending within a row.
+        N <= B K views in the order of the rows, and in ascending order of their slots within a row.
     """
     row, slot = (steps >= 0).nonzero(as_tuple=True)
     step = steps[row, slot].unsqueeze(-1)
@@ -129,19 +130,20 @@ def segment_views(
     """Plan one view for each segment of steps: the state before its first step, with all tokens
     that it committed as targets.
 
-    Segment s has the steps k with floor(k num_segments / T) = s, as even as possible (StepMerge of
-    d2, arXiv:2509.21474). The tokens of its later steps are evaluated in a state that they were not
-    drawn in. With num_segments = T every step is a segment.
+    Segment s consists of the steps k with floor(k num_segments / T) = s, so that the segments are
+    as equal in size as possible (StepMerge of d2, arXiv:2509.21474). The tokens of the later steps
+    of a segment are evaluated in a state from which they were not drawn. With num_segments = T
+    every step is a segment.
 
     Args:
         trajectory: B completions.
-        segments: [B, K] int64 segments; -1 in an empty slot.
-        num_segments: number of segments in T steps.
+        segments: [B, K] int64 indices of segments; -1 in an empty slot.
+        num_segments: number of segments that the T steps are divided into.
         weight: [B, K] float32 weights.
 
     Returns:
-        One view for each segment that committed a token, in the order of the rows, slots ascending
-        within a row.
+        One view for each segment that committed a token, in the order of the rows, and in ascending
+        order of their slots within a row.
     """
     row, slot = (segments >= 0).nonzero(as_tuple=True)
     segment, when = segments[row, slot].unsqueeze(-1), trajectory.unmask_step[row]

@@ -1,11 +1,11 @@
 """VRPO, variance-reduced preference optimisation (LLaDA 1.5, arXiv:2505.19223): DPO on ELBOs,
 applied to the policy's own groups.
 
-The best and the worst completion of a group are a preference pair. An ELBO is a mean over n random
-sets of masked positions, one for each of n counts. Policy and reference share the sets, so most of
-the noise of their difference cancels.
+The best and the worst completion of a group are a preference pair. The ELBO is estimated as a mean
+over n random masks, each of which hides a different number of positions. The policy and the
+reference policy use the same masks, so most of the noise cancels in the difference of their ELBOs.
 
-docs/methods/vrpo.md lists the departures.
+docs/methods/vrpo.md lists the differences from the paper.
 """
 
 from __future__ import annotations
@@ -31,8 +31,8 @@ class VRPO(Method):
 
     type: Literal["vrpo"] = "vrpo"
     num_samples: int = Field(8, ge=1)
-    """Number n of counts for each ELBO, with one set of masked positions each. The default is that
-    of the paper; docs/methods/vrpo.md names the part of the paper that was available."""
+    """Number n of random masks for each ELBO estimate. The default is that of the paper;
+    docs/methods/vrpo.md names the part of the paper that was available."""
     beta: float = Field(0.2, gt=0)
     """Strength β of the attraction to the reference policy: the smaller it is, the further the
     policy may move. The default is that of the paper."""
@@ -49,12 +49,12 @@ class VRPO(Method):
     fresh_views: ClassVar[bool] = True
 
     def needs(self) -> Needs:
-        """Require the reference."""
+        """Require the reference policy."""
         return Needs(reference="logprob")
 
     def plan(self, rollout: Rollout, generator: torch.Generator) -> Views:
-        """Plan n views for each completion of a pair, with 1 to L masked positions, and no view for
-        other completions."""
+        """Plan n views, with 1 to L masked positions, for each completion that belongs to a pair.
+        Other completions have no views."""
         row = self.advantage(rollout).nonzero().squeeze(-1)
         is_maskable = rollout.trajectory.unmask_step[row] != GIVEN
         counts = stratified_counts(is_maskable.sum(-1), self.num_samples, 1, generator)
@@ -63,8 +63,8 @@ class VRPO(Method):
         return replace(views, row=row[views.row])
 
     def advantage(self, rollout: Rollout) -> Float[Tensor, "B *K"]:
-        """Return 1 for the best completion of a group, -1 for the worst, and 0 for the others and
-        in flat groups."""
+        """Return 1 for the best completion of a group, -1 for the worst, and 0 for the others. All
+        completions of a flat group (one with equal rewards) have 0."""
         reward = rollout.reward.view(-1, rollout.group_size)
         sign = torch.zeros_like(reward)
         sign.scatter_(1, reward.argmax(1, keepdim=True), 1.0)
@@ -72,12 +72,13 @@ class VRPO(Method):
         return sign.masked_fill((reward == reward[:, :1]).all(1, keepdim=True), 0.0).flatten()
 
     def loss(self, inputs: LossInputs) -> LossOutput:
-        """Compute -G log σ(m) for each pair, with m = β [(ELBO - ELBO_ref)(best) - (ELBO -
+        """Compute -G log σ(m) for each pair, where m = β [(ELBO - ELBO_ref)(best) - (ELBO -
         ELBO_ref)(worst)]."""
         assert inputs.reference is not None
         gain = inputs.weight * (inputs.new - inputs.reference).sum(-1)
         margin = self.beta * sum_by_completion(inputs.advantage * gain, inputs.row // inputs.group_size)
         metrics = {"dpo/margin": margin.detach(), "dpo/accuracy": (margin.detach() > 0).float()}
-        # The trainer divides by the number of completions. Each pair stands for G of them, so the
-        # result is a mean over groups, in which groups without a pair count as 0.
+        # The trainer divides by the number of completions. Each pair stands for the G completions
+        # of its group, so the result is a mean over groups, in which groups without a pair count as
+        # 0.
         return LossOutput(-inputs.group_size * logsigmoid(margin), metrics)

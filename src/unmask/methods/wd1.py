@@ -1,9 +1,9 @@
 """wd1 (arXiv:2507.08838): raise and lower the likelihoods of completions by softmax weights,
 without a ratio.
 
-The likelihood is the mean field of diffu-GRPO. A weighted likelihood replaces ratio, clip and
-reference policy: better completions of a group are imitated in proportion to exp(A), and worse ones
-are unlearned in proportion to exp(-A).
+The likelihood is the mean-field likelihood of diffu-GRPO. The method has no ratio, no clip and no
+reference policy. Instead it weights the likelihoods: better completions of a group are imitated in
+proportion to exp(A), and worse ones are unlearned in proportion to exp(-A).
 """
 
 from __future__ import annotations
@@ -42,17 +42,17 @@ class WD1(Method):
     fresh_views: ClassVar[bool] = True
 
     def needs(self) -> Needs:
-        """Require nothing but groups."""
+        """Require groups of completions, and nothing else."""
         return Needs()
 
     def plan(self, rollout: Rollout, generator: torch.Generator) -> Views:
-        """Plan one view of each completion."""
+        """Plan one fully masked view of each completion."""
         return mean_field_views(rollout.trajectory, torch.ones_like(rollout.reward), self.prompt_mask_ratio, generator)
 
     def advantage(self, rollout: Rollout) -> Float[Tensor, "B *K"]:
-        """Return G (softmax(A) - softmax(-A)) over the group."""
+        """Return G (softmax(A) - softmax(-A)), where the softmax is taken over the group."""
         return softmax_advantage(rollout.reward, rollout.group_size)
 
     def loss(self, inputs: LossInputs) -> LossOutput:
-        """Compute -A Σ_k log p(o_k), a sum over tokens and not their mean."""
+        """Compute -A Σ_k log p(o_k), a sum over the tokens instead of their mean."""
         return LossOutput(-inputs.weight * inputs.advantage * inputs.new.sum(-1))

@@ -1,1 +1,2 @@
-"""The settings of a run: schema, checks, messages, and the recipes that are shipped."""
+"""The settings of a run, called its recipe: the schema, the checks, the messages, and the recipes
+that the package ships."""

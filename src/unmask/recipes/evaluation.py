@@ -1,4 +1,5 @@
-"""Settings of an evaluation: the keys of a training recipe that concern a finished model."""
+"""Settings of an evaluation. They are the keys of a training recipe that concern a finished
+model."""
 
 from __future__ import annotations
 
@@ -62,8 +63,8 @@ def load_evaluation(
     lengths: Sequence[int] = (),
     steps: Sequence[int] = (),
 ) -> tuple[EvalRecipe, list[SamplerConfig]]:
-    """Return an evaluation, and a sampler for each combination of length, number of steps and
-    temperature.
+    """Return the settings of an evaluation, and a sampler for each combination of completion
+    length, number of denoising steps and temperature.
 
     Args:
         settings: values by dotted key.
@@ -82,8 +83,8 @@ def load_evaluation(
     override(tree, settings)
     override(tree, overrides)
     sampler = tree.pop("sampler", None) or {}
-    # The sampler's values can be validated only with a length, but unknown keys are reported at
-    # once.
+    # The sampler's values can be validated only once a length is known, but unknown keys are
+    # reported immediately.
     unknown = {key: value for key, value in sampler.items() if key not in SamplerConfig.model_fields}
     recipe = validate(EvalRecipe, tree | ({"sampler": unknown} if unknown else {}))
     own_length, own_steps = sampler.pop("max_completion_length", None), sampler.pop("num_steps", None)

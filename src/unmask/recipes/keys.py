@@ -1,7 +1,7 @@
-"""Answers to unknown keys: the key that the user probably meant, wherever it is in the recipe's
-tree.
+"""Hints for unknown keys of a recipe. A hint names the key that the user probably meant, which may
+be in any section of the recipe.
 
-The answer comes from the first of these sources that has one: a key of the same section with nearly
+The hint comes from the first of these sources that gives one: a key of the same section with nearly
 this name, a key of the same name elsewhere in the tree, the table of names that other libraries use
 (`ANSWERS`), an option of the same name that another method or task has, a setting of another
 command, and any key with nearly this name.
@@ -28,13 +28,13 @@ TABLES: dict[str, Mapping[str, type[BaseModel]]] = {"method": METHODS, "task": T
 """Sections of a training recipe whose keys depend on their `type`."""
 
 MAX_ANSWERS = 5
-"""Maximum number of keys of one unknown section that a message answers."""
+"""Maximum number of keys of one unknown section for which a message gives a hint."""
 
 NamedT = TypeVar("NamedT", bound=Named)
 
 
 def find_class(base: type[NamedT], name: str) -> type[NamedT]:
-    """Return the method or task of a name in its table, or the class at a path, as in
+    """Return the class of a method or task, given its name in the table or a path such as
     my_method.py:MyMethod.
 
     Args:
@@ -42,7 +42,7 @@ def find_class(base: type[NamedT], name: str) -> type[NamedT]:
         name: the value of `type` in a recipe.
 
     Raises:
-        ConfigError: if there is no such name, or no such class at the path.
+        ConfigError: if the table does not have the name, or the path has no such class.
     """
     table = TABLES[base.section]
     if name in table:
@@ -53,14 +53,14 @@ def find_class(base: type[NamedT], name: str) -> type[NamedT]:
 
 
 def unknown_type(section: str, name: str) -> str:
-    """Return the message for a name that no method or task has."""
+    """Return the message for a `type` that is not the name of a method or task."""
     own = f"my_{section}.py:My{section.capitalize()}"
     return f"{unknown_name(section, name, TABLES[section])} Or give the path of your own class, as in {own}."
 
 
 def class_named(section: str, name: object) -> type[BaseModel] | None:
-    """Return the class whose fields are the keys of a section, by its `type`; None if there is
-    none."""
+    """Return the class whose fields are the keys of a section, given the value of the section's
+    `type`. Return None if there is no such class."""
     bases: dict[str, type[Named]] = {"method": Method, "task": Task}
     base = bases.get(section)
     with suppress(ConfigError):
@@ -69,8 +69,8 @@ def class_named(section: str, name: object) -> type[BaseModel] | None:
 
 
 def explain_unknown(kind: type[BaseModel], path: Sequence[str], value: object, tree: Mapping[str, Any]) -> str:
-    """Return what to use instead of an unknown key: one line, or one line for each key of an
-    unknown section.
+    """Return a message that says what to use instead of an unknown key. The message has one line,
+    or one line for each key of an unknown section.
 
     Args:
         kind: the kind of recipe.
@@ -105,8 +105,8 @@ def _unknown(known: Places, path: Sequence[str], answer: str) -> str:
 
 
 def counterpart(kind: type[BaseModel], name: str, value: str = "VALUE") -> str | None:
-    """Return a sentence with the KEY=VALUE to write instead of an unknown option; None if there is
-    no answer.
+    """Return a sentence with the KEY=VALUE to write instead of an unknown command-line option; None
+    if there is no hint.
 
     Example:
         >>> from unmask.recipes.schema import TrainRecipe
@@ -124,7 +124,8 @@ def counterpart(kind: type[BaseModel], name: str, value: str = "VALUE") -> str |
 
 
 class Places:
-    """All keys of a kind of recipe, with their sections and owners.
+    """All keys of a kind of recipe, with their sections and owners (the methods or tasks that have
+    them as options).
 
     Args:
         kind: the kind of recipe.
@@ -154,8 +155,8 @@ class Places:
         ]
 
     def answer(self, path: Sequence[str]) -> str | None:
-        """Return where the setting of an unknown key is, or why there is none; None if there is no
-        answer."""
+        """Return a hint for an unknown key: the name of the setting that replaces it, or the reason
+        that there is no such setting. Return None if there is no hint for this key."""
         if len(path) > 1 and (command := self._other_command(path)):
             return command
         if keys := self.instead(path):
@@ -174,8 +175,8 @@ class Places:
             return alike
         if self._is_misspelt(path):
             return []
-        # A name in a section of another library may have another meaning there, and the table knows
-        # it with its section.
+        # In a section of another library, a name may have another meaning. The table then lists the
+        # name together with its section.
         if alike and _plain(path[-1]) not in OVERLOADED and not _with_section(path):
             return alike
         if joined := self._joined(path):
@@ -186,8 +187,8 @@ class Places:
         return []
 
     def _is_misspelt(self, path: Sequence[str]) -> bool:
-        """Return whether the section has a key of nearly this name, which then goes before keys
-        elsewhere."""
+        """Return whether the section has a key of nearly this name. Such a key takes precedence
+        over keys in other sections."""
         return len(path) > 1 and bool(nearest(_plain(path[-1]), self.beside(path[:-1])))
 
     def _renamed(self, path: Sequence[str]) -> list[str]:
@@ -199,7 +200,7 @@ class Places:
         return [name, *path[1:]] if first and is_section and first[0] == f"`{name}`" else list(path)
 
     def _joined(self, path: Sequence[str]) -> list[str]:
-        """Return the key for a name that joins section and key with an underscore, as in task_type
+        """Return the key for a name in which an underscore joins section and key, such as task_type
         or eval_num_rows."""
         if len(path) > 1:
             return []
@@ -217,14 +218,14 @@ class Places:
         return None
 
     def _filled(self, text: str, path: Sequence[str]) -> str:
-        """Return a sentence with the keys under the names in this recipe; empty if the recipe lacks
-        one of the keys."""
+        """Return a sentence of the table with each key in backquotes replaced by its full name in
+        this recipe. Return an empty text if the recipe lacks one of the keys."""
         keys = {key: self._alike([*path[:-1], key]) for key in re.findall(r"`(.+?)`", text)}
         return re.sub(r"`(.+?)`", lambda key: keys[key[1]][0], text) if all(keys.values()) else ""
 
     def _alike(self, path: Sequence[str]) -> list[str]:
-        """Return the keys that end in this name: in the same section, else at the top, else in any
-        section."""
+        """Return the keys that end in this name. The same section is searched first, then the top
+        level, then all sections."""
         name = _plain(path[-1])
         if own := self._beside([*path[:-1], *name.split(".")]):
             return [own]
@@ -233,13 +234,13 @@ class Places:
         return [key for key in self.owners if key.endswith(f".{name}") and self._is_open(key)]
 
     def _beside(self, path: Sequence[str]) -> str:
-        """Return the key, with underscores for dashes, if the recipe can have it; else an empty
-        string."""
+        """Return the key with its dashes replaced by underscores if the recipe can have it;
+        otherwise an empty string."""
         key = ".".join([*self._generic(path[:-1]), _plain(path[-1])])
         return key if key in self.owners and self._is_open(key) else ""
 
     def close(self, path: Sequence[str]) -> list[str]:
-        """Return keys with nearly this name: a key in the same section, else keys in all
+        """Return keys with nearly this name. The same section is searched first, then all
         sections."""
         name, beside = _plain(path[-1]), self.beside(path[:-1])
         prefix = "".join(f"{part}." for part in path[:-1])
@@ -267,8 +268,8 @@ class Places:
         return not owners or not chosen or chosen in owners
 
     def _generic(self, parents: Sequence[str]) -> list[str]:
-        """Return the sections with NAME in place of each name that the user chose, as in
-        `owners`."""
+        """Return the sections with each name that the user chose replaced by NAME, the form that
+        `owners` uses."""
         generic: list[str] = []
         for name in parents:
             prefix = ".".join([*generic, "NAME"])
@@ -313,7 +314,8 @@ def _is_here(keys: Sequence[str], path: Sequence[str]) -> bool:
 
 
 def _answers_for(path: Sequence[str]) -> list[str]:
-    """Return the table's answers to a name, beginning with the answers for its section."""
+    """Return the answers in the table of other libraries' names to a name. The answers for its
+    section come first."""
     plain = _plain(path[-1])
     answer = _with_section(path) or ANSWERS.get(plain)
     if answer is None:
@@ -322,7 +324,8 @@ def _answers_for(path: Sequence[str]) -> list[str]:
 
 
 def _with_section(path: Sequence[str]) -> Answer | None:
-    """Return the table's answer to a name in this section in particular."""
+    """Return the answer that the table of other libraries' names has for a name in this particular
+    section."""
     whole = ".".join(map(_plain, path))
     names = (name for name in ANSWERS if "." in name)
     return next((ANSWERS[name] for name in names if fnmatchcase(whole, name)), None)

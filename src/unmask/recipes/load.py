@@ -1,7 +1,7 @@
 """Find, read, override and validate recipes.
 
-A recipe comes from a shipped file, a YAML file, a dict or a recipe that is loaded already. The run
-folder records it in the form that `dump` writes and `load` accepts.
+A recipe is loaded from a shipped file, a YAML file, a dict or another recipe. The run folder
+records it in the form that `dump` writes and `load` accepts.
 """
 
 from __future__ import annotations
@@ -95,7 +95,7 @@ def read_tree(path: Path) -> dict[str, Any]:
 
 
 def _check_kind(kind: type[RunRecipe], source: str, tree: Mapping[str, Any]) -> None:
-    """Refuse a recipe of the other command with a single sentence, instead of a sentence for each
+    """Refuse a recipe of the other command with a single sentence instead of one sentence for each
     key."""
     only_pretrain = PretrainRecipe.model_fields.keys() - TrainRecipe.model_fields.keys()
     is_train, is_pretrain = "method" in tree, "method" not in tree and bool(only_pretrain & tree.keys())
@@ -112,8 +112,8 @@ single-gpu/NAME."""
 
 
 def find_recipe(source: str, kind: str = "") -> Path:
-    """Return the file of a recipe: `source` itself if it is a file, else the shipped recipe of that
-    name.
+    """Return the file of a recipe: `source` itself if it is a file, otherwise the shipped recipe of
+    this name.
 
     Args:
         source: the path of a YAML file, or a shipped name, with or without the folder of its
@@ -177,8 +177,8 @@ def shipped_recipes(kind: str = "") -> dict[str, Path]:
 
 
 def override(tree: dict[str, Any], changes: Overrides) -> None:
-    """Write changes into a tree of dicts. Changes of a `type` come first, because they drop the
-    previous options.
+    """Write changes into a tree of dicts. Changes of a `type` are applied first, because a change
+    of `type` removes the options of the previous type.
 
     Example:
         >>> tree = {"optim": {"warmup_steps": 5}}
@@ -200,10 +200,10 @@ def override(tree: dict[str, Any], changes: Overrides) -> None:
 def _flat(changes: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
     for key, value in changes.items():
         if isinstance(value, Config) and not isinstance(value, Task):
-            # The options of a task may be rows, which stay as they are.
+            # A task stays an object, because its options may hold rows.
             value = value.model_dump()
-        # Only plain dicts are sections: an example that is given in Python may be another kind of
-        # mapping.
+        # Only plain dicts are sections, because an example that is passed in Python may be another
+        # kind of mapping.
         if type(value) is dict and value:
             yield from _flat(value, f"{prefix}{key}.")
         else:
@@ -232,8 +232,8 @@ def apply_override(tree: dict[str, Any], override: str) -> None:
 
 
 def write_key(tree: dict[str, Any], key: str, value: object) -> None:
-    """Write a value under a dotted key into a tree of dicts. Another `type` drops the options of
-    the previous one.
+    """Write a value under a dotted key into a tree of dicts. A new value of `type` removes the
+    options of the previous type.
 
     Raises:
         ConfigError: if a part of the key before the last one holds a single value.
@@ -246,7 +246,7 @@ def write_key(tree: dict[str, Any], key: str, value: object) -> None:
         if not isinstance(tree, dict):
             raise ConfigError(f"{name} is a single value and has no keys below it.")
     if leaf == "type" and tree.get("type", value) != value:
-        # Options of one name mean different things to different methods and tasks.
+        # Options with the same name have different meanings in different methods and tasks.
         if parents[-1:] == ["optim"]:
             tree.pop("options", None)
         else:
@@ -269,7 +269,7 @@ def validate(kind: type[ConfigT], tree: Mapping[str, Any]) -> ConfigT:
 def completed(kind: type[ConfigT]) -> Callable[[Mapping[str, Any]], Mapping[str, Any]]:
     """Return a function that fills in defaults for keys that were added after a recipe was saved.
 
-    The function returns the tree unchanged if it no longer validates.
+    If the tree is no longer valid, the function returns it unchanged.
     """
 
     def complete(tree: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -290,8 +290,8 @@ def make_task(name: str, options: Sequence[str] = ()) -> Task:
 
 
 def task_settings(name: str) -> dict[str, Any]:
-    """Return the settings for a task's name on the command line; TYPE:NAME also sets the option
-    `name`.
+    """Return the settings for a task's name on the command line. The form TYPE:NAME sets the option
+    `name` too.
 
     Example:
         >>> task_settings("reasoning_gym:chain_sum"), task_settings("my_task.py:Mine")

@@ -53,7 +53,7 @@ def explain(kind: type[BaseModel], fault: Any, tree: Mapping[str, Any]) -> str:
 
 def _advice(path: Sequence[str], tree: Mapping[str, Any]) -> str:
     """Return the advice to set a missing key, preceded by "Did you mean ...?" if the section of the
-    key is a misspelling of another section, as in tasks.sudoko."""
+    key, such as tasks in tasks.sudoko, is a misspelling of another section."""
     near: list[str] = []
     if len(path) == 3 and isinstance(beside := tree.get(path[0]), Mapping):
         near = nearest(path[1], [name for name in beside if name != path[1]], cutoff=0.6)

@@ -1,10 +1,10 @@
-"""Names of settings in TRL, transformers, peft, verl and released diffusion code, with the answer
-to each.
+"""Names of settings in TRL, transformers, peft, verl and released diffusion code. The table answers
+each name with the setting of this project that corresponds to it.
 
-A key in backquotes alone is the same setting under another name. A sentence explains a difference
-and has its keys in backquotes too. If there are several answers, the first answer counts whose keys
-the recipe can have. In a name, `*` and `?` match as in file names. A name with a dot counts in that
-section alone, where it has another meaning than elsewhere.
+An answer that is only a key in backquotes names the same setting. An answer that is a sentence
+explains a difference; its keys are in backquotes too. If there are several answers, the first one
+whose keys the recipe can have is used. In a name, `*` and `?` match as in file names. A name with a
+dot applies only in the section before the dot, where it has another meaning than elsewhere.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ Answer = str | tuple[str, ...]
 """One answer, or answers for several kinds of recipe."""
 
 OVERLOADED = frozenset({"batch_size", "config", "seed"})
-"""Keys of some section whose names usually mean something else outside that section."""
+"""Names of keys that usually mean something else outside the section that they belong to."""
 
 NAMES: dict[Answer, str] = {
     # The size and number of steps
@@ -238,7 +238,7 @@ NAMES: dict[Answer, str] = {
         "neftune_noise_alpha prediction_loss_only restore_callback_states_from_checkpoint skip_memory_metrics"
     ),
 }
-"""Answers, each with the names that it answers, separated by spaces."""
+"""Names that each answer applies to, separated by spaces."""
 
 ANSWERS: dict[str, Answer] = {
     name: answer
@@ -246,5 +246,5 @@ ANSWERS: dict[str, Answer] = {
         ((name, answer) for answer, names in NAMES.items() for name in names.split()), key=lambda entry: -len(entry[0])
     )
 }
-"""The answer to each name or pattern, the longest first: the first pattern that matches is the most
+"""Answer to each name or pattern. Longer patterns come first, so that the first match is the most
 specific one."""

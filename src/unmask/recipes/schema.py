@@ -1,5 +1,5 @@
-"""The settings of a run as one validated tree, a recipe: every key with its type, default and
-meaning."""
+"""The settings of a run as one validated tree, called a recipe. Every key has a type, a default and
+a meaning."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ from unmask.tasks import TASKS, Task
 
 
 def _or_by_path(base: type[Named]) -> WrapValidator:
-    """Return a validator that loads the class if `type` holds a path, and passes names of the table
-    to the union."""
+    """Return a validator that loads the class if `type` holds a path, and passes the names of the
+    table on to the union."""
 
     def validate(value: Any, by_name: Callable[[Any], Any]) -> Any:
         kind: Any = value.get("type") if isinstance(value, Mapping) else getattr(value, "type", None)
@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     AnyMethod = Method
     AnyTask = Task
 else:
-    # The tables are the unions: a new method or task needs no change here.
+    # The unions are built from the tables, so a new method or task needs no change here.
     AnyMethod = Annotated[reduce(or_, METHODS.values()), Field(discriminator="type"), _or_by_path(Method)]
     AnyTask = Annotated[reduce(or_, TASKS.values()), Field(discriminator="type"), _or_by_path(Task)]
 
@@ -49,16 +49,16 @@ class RunRecipe(Config):
     """Settings that training and pretraining share."""
 
     task: SerializeAsAny[AnyTask]
-    """Task to learn. `type` is a name in `TASKS` or the path of a class, as in my_task.py:MyTask;
+    """Task to learn. `type` is a name in `TASKS` or the path of a class, such as my_task.py:MyTask;
     the other keys are its options."""
     output_dir: str | None = None
-    """Run folder; default runs/NAME, where NAME is the recipe's."""
+    """Run folder. The default is runs/NAME, where NAME is the name of the recipe."""
     seed: int = 0
     """Seed of all random draws: examples, completions, initial weights."""
     num_rows: int = Field(8000, ge=1)
     """Number of training examples to generate or read."""
     save_steps: int = Field(25, ge=1)
-    """Training steps between checkpoints."""
+    """Number of training steps between checkpoints."""
     save_total_limit: int = Field(2, ge=1)
     """Number of checkpoints to keep; older ones are deleted."""
     optim: OptimConfig = OptimConfig()
@@ -73,19 +73,20 @@ class RunRecipe(Config):
     """Data type in which weights are loaded; adapters stay float32. Without `lora`, bfloat16
     weights round small updates to zero: use float32 and set mixed_precision."""
     stuck_timeout: float = Field(600.0, gt=0)
-    """Seconds without progress of any rank after which a distributed run ends and names the stuck
-    rank. Must be longer than the slowest forward, backward, save or reward call."""
+    """Time limit in seconds. If no rank of a distributed run makes progress for this time, the run
+    ends and names the stuck rank. The limit must be longer than the slowest forward, backward, save
+    or reward call."""
     mixed_precision: Literal["no", "bf16"] = "no"
     """Precision of all forwards, independent of `dtype`. On a CPU without bfloat16 units, `no` is
     much faster."""
     lora: LoraConfig | None = None
     """Settings of low-rank adapters, which are then trained instead of all weights."""
     gradient_checkpointing: bool = False
-    """True to recompute each block's activations in the backward pass: less memory, about a third
-    more time."""
+    """True to recompute each block's activations in the backward pass: this needs less memory and
+    about a third more time."""
     compile: bool = False
-    """True to apply torch.compile to the trunk. Compilation takes about a minute, pays off on a
-    GPU, and does not help a tiny model."""
+    """True to apply torch.compile to the trunk. Compilation takes about a minute, makes training on
+    a GPU faster, and does not help a tiny model."""
 
     @field_validator("push_to_hub", mode="before")
     @classmethod
@@ -115,11 +116,11 @@ class TrainRecipe(RunRecipe):
     model: str
     """Folder or hub id of the model to start from."""
     method: SerializeAsAny[AnyMethod]
-    """Method of the updates. `type` is a name in `METHODS` or the path of a class, as in
+    """Method of the updates. `type` is a name in `METHODS` or the path of a class, such as
     my_method.py:MyMethod; the other keys are its options."""
     sampler: SamplerConfig = SamplerConfig()
-    """Settings of the denoising loop, for rollouts and for evaluation; evaluation has its own
-    temperatures."""
+    """Settings of the denoising loop, for rollouts and for evaluation. The temperatures of
+    evaluation are set separately."""
     evaluation: EvalConfig = EvalConfig()
     """Evaluation during the run."""
     max_steps: int = Field(200, ge=1)
@@ -127,33 +128,35 @@ class TrainRecipe(RunRecipe):
     num_prompts: int = Field(16, ge=1)
     """Number of prompts in a training step, over all ranks; a multiple of the number of ranks."""
     num_generations: int = Field(8, ge=1)
-    """G, number of completions for each prompt."""
+    """Number G of completions for each prompt."""
     num_iterations: int = Field(1, ge=1)
-    """μ, number of passes over the views of a training step."""
+    """Number μ of passes over the views (masked versions of completions) of a training step."""
     num_minibatches: int = Field(1, ge=1)
     """Number of optimizer steps in each pass."""
     rollout_batch_size: int = Field(256, ge=1)
     """Number of completions denoised together; changes speed and memory, not results."""
     views_per_forward: int = Field(256, ge=1)
-    """Number of views scored together; changes speed and memory, not results."""
+    """Number of views (masked versions of completions) scored together; changes speed and memory,
+    not results."""
     max_tokens_per_forward: Literal["auto"] | int | None = None
-    """Token limit of one forward, sequences times (prompt + completion) tokens, in rollouts and
-    updates; at least one sequence. This limit replaces rollout_batch_size and views_per_forward.
-    `auto` measures before the first step how many tokens memory holds."""
+    """Maximum number of tokens in one forward pass of rollouts and updates: sequences times (prompt
+    + completion) tokens. A forward pass always has at least one sequence. This limit replaces
+    rollout_batch_size and views_per_forward. `auto` measures before the first step how many tokens
+    memory holds."""
     reference_offload: bool = False
     """True to keep the reference policy's weights in CPU memory between its passes. With `lora`
-    there is no copy to move."""
+    this has no effect, because there is no separate copy of the weights."""
     sync_ref_model: bool = False
     """True to let the reference policy follow the policy slowly; otherwise the reference policy
     stays the initial model. The names of this setting and of the next two are TRL's."""
     ref_model_sync_steps: int = Field(64, ge=1)
-    """Training steps between two updates of the reference policy."""
+    """Number of training steps between two updates of the reference policy."""
     ref_model_mixup_alpha: float = Field(1.0, gt=0, le=1)
-    """α in the update reference ← α policy + (1 - α) reference (arXiv:2404.09656), for each adapter
-    matrix with `lora`."""
+    """α in the update reference ← α policy + (1 - α) reference (arXiv:2404.09656), applied with
+    `lora` to each adapter matrix."""
     logprob_temperature: Literal["sampling"] | Annotated[float, Field(gt=0)] = "sampling"
-    """Temperature of the log-probabilities in the loss: `sampling` for the sampler's, or a number
-    (published codes: 1.0)."""
+    """Temperature of the log-probabilities in the loss: `sampling` for that of the sampler, or a
+    number. Published code uses 1.0."""
     reward_funcs: tuple[str, ...] = ()
     """Paths of reward functions (`package.module:function` or `file.py:function`); default the
     reward functions of the task."""
@@ -171,7 +174,7 @@ class TrainRecipe(RunRecipe):
     """Time limit in seconds for one completion in a worker process, if the function scores
     completions independently."""
     log_rollouts_steps: int = Field(25, ge=0)
-    """Training steps between saved rollouts; 0 saves none."""
+    """Number of training steps between saved rollouts; 0 saves none."""
     log_rollouts_groups: int = Field(2, ge=1)
     """Number of groups in a saved rollout."""
     log_rollouts_guesses: int = Field(32, ge=0)
@@ -234,21 +237,22 @@ class PretrainRecipe(RunRecipe):
     batch_size: int = Field(96, ge=1)
     """Number of demonstrations in a training step, over all ranks."""
     max_tokens_per_forward: int | None = Field(None, ge=1)
-    """Token limit of one forward, sequences times (prompt + completion) tokens; at least one
-    sequence. The gradients of the parts of a batch are added up. By default one forward takes the
-    whole batch."""
+    """Maximum number of tokens in one forward pass: sequences times (prompt + completion) tokens. A
+    forward pass always has at least one sequence. The gradients of the parts of a batch are added
+    up. By default one forward pass contains the whole batch."""
     noise_share: float = Field(0.0, ge=0, le=1)
-    """Share of demonstrations that are plausible but mostly wrong, so that RL can improve on the
-    model. The shipped tiny bases set it."""
+    """Share of demonstrations that are plausible but mostly wrong, which leaves room for RL to
+    improve the model. The recipes of the shipped tiny base models set it."""
     max_completion_length: int | None = Field(None, ge=1)
-    """Length of a completion in tokens, L; default the length of the task."""
+    """Length L of a completion in tokens; default the length of the task."""
     min_time: float = Field(0.03, gt=0, lt=1)
     """Lower end of the mask ratio t ~ U(min_time, 1)."""
     muon_learning_rate: float = Field(0.0, ge=0)
     """Peak learning rate of Muon for the block matrices, for training from scratch; with 0 AdamW
     trains all weights."""
     optim: OptimConfig = OptimConfig()
-    """AdamW for the weights that Muon does not train, and the schedule of both."""
+    """Settings of AdamW for the weights that Muon does not train, and of the learning-rate schedule
+    for both optimizers."""
 
     @model_validator(mode="after")
     def _check_adapters(self) -> PretrainRecipe:

@@ -1,4 +1,5 @@
-"""The scorer that a training recipe describes."""
+"""The scorer (the reward functions with their weights and limits) that a training recipe
+describes."""
 
 from __future__ import annotations
 
@@ -19,7 +20,7 @@ def scorer_of(
         recipe: settings of the run.
         functions: reward functions, as objects or paths, to use instead of the recipe's or the
             task's.
-        calling: callback before each call of a reward function.
+        calling: function called before each call of a reward function.
 
     Raises:
         ConfigError: if a function cannot be loaded, two functions have the same name, or there is

@@ -1,1 +1,1 @@
-"""Everything that a run leaves on disk; one module writes and reads each kind of file."""
+"""Files that a run writes. One module writes and reads each kind of file."""

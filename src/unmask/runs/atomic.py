@@ -1,8 +1,8 @@
-"""Files and folders that are written whole or not at all, locks on folders, and errors of the disk
-in words.
+"""Files and folders that are written either completely or not at all, locks on folders, and
+messages for disk errors.
 
 Content is written under a hidden name, flushed to the disk, and then renamed. So a process that is
-killed leaves either the old content or the new one.
+killed leaves either the old or the new content, never a part of it.
 """
 
 from __future__ import annotations
@@ -43,21 +43,22 @@ def replaced_whole(path: Path) -> Iterator[Path]:
 
 
 def write_atomically(path: Path, text: str) -> None:
-    """Replace the content of a file by `text`, or leave the file as it was."""
+    """Replace the content of a file by `text`. If this fails, the file stays as it was."""
     with replaced_whole(path) as aside:
         aside.write_text(text, encoding="utf-8")
 
 
 @contextlib.contextmanager
 def folder_replaced_whole(target: Path, aside: Path, working: Callable[[], None] = lambda: None) -> Iterator[Path]:
-    """Yield an empty folder to write into, and let it replace `target` if the block ends without an
-    error.
+    """Yield an empty folder to write into. If the block ends without an error, this folder replaces
+    `target`.
 
     Args:
         target: the folder to replace; it does not have to exist.
         aside: the folder to write into, on the same disk. Its name starts with `INCOMPLETE`, so
             that `tidy` removes it if the process is killed.
-        working: callback before each file is flushed, because a flush may take long.
+        working: function called before each file is flushed, so that the caller can report that it
+            is still running during a long flush.
     """
     try:
         shutil.rmtree(aside, ignore_errors=True)
@@ -91,7 +92,7 @@ def tidy(folder: Path) -> None:
 
 
 def take_lock(path: Path) -> TextIO:
-    """Lock a folder through a file in it. The lock lasts until the returned file is closed.
+    """Lock a folder by locking a file in it. The lock lasts until the returned file is closed.
 
     Raises:
         RunError: if another process holds the lock.
@@ -125,8 +126,8 @@ def disk_faults_explained(path: Path, last_step: int = 0) -> Iterator[None]:
     except Exception as error:
         safe = f" The checkpoint of step {last_step} is complete." if last_step else ""
         number = error.errno if isinstance(error, OSError) else None
-        # safetensors wraps the system's error in its own; torch.save has several messages for an
-        # incomplete write.
+        # safetensors wraps the system's error in an error of its own, and torch.save reports an
+        # incomplete write with various messages.
         wrapped = re.search(
             r"No space left|os error 28|PytorchStreamWriter|iostream|unexpected pos \d+ vs \d+", str(error)
         )

@@ -20,8 +20,8 @@ MANIFEST = "manifest.json"
 """Name of the file in a checkpoint that holds the run's id, the step, and the size and SHA-256 of
 each other file."""
 RESERVED = 16 * 2**20
-"""Number of bytes that must stay free after a checkpoint, for metrics, rollouts and other
-programs."""
+"""Number of bytes of disk space that must stay free after a checkpoint is written, for metrics,
+rollouts and other programs."""
 _NAME = re.compile(r"step-(\d{8,18})")
 
 
@@ -40,7 +40,7 @@ def checkpoints_in(run: Path) -> list[Path]:
 
 
 def step_of(checkpoint: Path) -> int:
-    """Return the number of training steps at a checkpoint, which the name of its folder holds."""
+    """Return the number of training steps at a checkpoint, read from the name of its folder."""
     return int(checkpoint.name.removeprefix("step-"))
 
 
@@ -56,7 +56,7 @@ def write_manifest(folder: Path, run: str, step: int, reading: Callable[[], None
         folder: the checkpoint.
         run: id of the run.
         step: number of training steps.
-        reading: callback before each file is read.
+        reading: function called before each file is read, so that the caller can report progress.
     """
     paths = sorted(path for path in folder.rglob("*") if path.is_file())
     files = {path.relative_to(folder).as_posix(): _fact(path, reading) for path in paths}
@@ -67,8 +67,8 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     """Read the manifest of a checkpoint.
 
     Raises:
-        ValueError: if the manifest is missing or damaged, names no files, or has another step than
-            the folder's name. The message is a clause that names the fault.
+        ValueError: if the manifest is missing or damaged, names no files, or names another step
+            than the folder's name. The message is a clause that names the fault.
     """
     try:
         manifest = parse_json((folder / MANIFEST).read_text(encoding="utf-8"))
@@ -93,7 +93,7 @@ def fault_of(folder: Path, *, thorough: bool = True, reading: Callable[[], None]
     Args:
         folder: the checkpoint.
         thorough: True to read every byte, False to compare names and sizes only.
-        reading: callback before each file is read.
+        reading: function called before each file is read, so that the caller can report progress.
     """
     try:
         files = read_manifest(folder)["files"]
@@ -122,7 +122,7 @@ def is_of_another(folder: Path, run: str) -> bool:
 
 
 def to_delete(checkpoints: Sequence[Path], keep: int, run: str) -> list[Path]:
-    """Return the checkpoints of a run to delete so that its newest `keep` intact ones stay.
+    """Return the checkpoints of a run to delete so that its newest `keep` intact checkpoints stay.
 
     Each checkpoint was read in full when it was written, so a comparison of names and sizes is
     enough here. Damaged checkpoints do not count, so the last intact one always stays. Checkpoints

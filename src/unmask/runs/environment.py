@@ -1,7 +1,7 @@
 """The hardware, precision and library versions behind a result, which are recorded with it.
 
 The scores of one checkpoint with the same settings can differ by several points between two kinds
-of GPU, so a complete report of a score includes these facts.
+of GPU, so a complete report of a score includes this information.
 """
 
 from __future__ import annotations
@@ -50,8 +50,8 @@ def weights_hash(model: nn.Module) -> str:
     """Return the SHA-256 of the name, precision, shape and bytes of a model's weights, in the order
     of their names.
 
-    Unlike the path of a model, to which another run may have written since, the hash identifies the
-    model.
+    The hash identifies the model. The path of the model does not, because another run may have
+    overwritten it.
 
     Returns:
         64 hexadecimal digits.

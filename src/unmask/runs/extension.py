@@ -12,9 +12,9 @@ def difference_of(before: Mapping[str, Any], now: Mapping[str, Any], done: int) 
     """Describe how a run that is resumed with a new `max_steps` differs from a run that uses this
     value from the start.
 
-    If the learning rate has not depended on `max_steps` so far, the two are equal bit for bit.
+    If the learning rate has not depended on `max_steps` so far, the two runs are equal bit for bit.
     Otherwise the finished steps used the rates of the old `max_steps`: the run may continue, but
-    the difference must be recorded.
+    the difference is recorded.
 
     Args:
         before: settings at the start of the run, by dotted key.

@@ -1,10 +1,10 @@
 """A run folder: config.yaml, run.json, data.json, metrics.jsonl, rollouts/, checkpoints/, best/,
 final/.
 
-No file in it is ever half written. One process at a time owns a folder, through a lock on run.lock;
-the other ranks of a distributed run only read. A checkpoint is complete or absent: it is written
-under another name, flushed to the disk and renamed. Its manifest holds the run's id and the hashes
-of its files.
+No file in it is ever half written. Only one process at a time owns a folder, by a lock on run.lock.
+The other ranks of a distributed run only read the folder. A checkpoint is complete or absent: it is
+written under another name, flushed to the disk and renamed. Its manifest holds the run's id and the
+hashes of its files.
 """
 
 from __future__ import annotations
@@ -71,8 +71,8 @@ FREE_TO_CHANGE = frozenset(
         "evaluation.batch_size",
     }
 )
-"""Settings that a resumed run may change. They do not change results, except for rounding if
-batches differ."""
+"""Settings that a resumed run may change. They do not change results, except that other batch sizes
+may round differently."""
 
 
 class RunFolder:
@@ -85,13 +85,13 @@ class RunFolder:
         is_main: True if this process writes.
         data: source of the examples, with their hashes. This record is stored in data.json and
             compared like the recipe.
-        completed: function that fills in settings that were added after a recipe was recorded, so
-            that the recipe equals one with their defaults.
-        working: callback during reads and writes of large files, as a sign of progress.
+        completed: function that adds to a recorded recipe the defaults of settings that did not
+            exist when it was recorded.
+        working: function called during reads and writes of large files, to report progress.
 
     Raises:
         RunError: if the path is not a folder, cannot be written, or is in use by another process;
-            or if it holds a run, and `resume` is not set or the settings or the examples differ.
+            or if it holds a run and `resume` is not set, or its settings or examples differ.
     """
 
     def __init__(
@@ -165,8 +165,8 @@ class RunFolder:
 
     @property
     def best(self) -> Path:
-        """Folder of the model with the best evaluation on the validation split; absent without such
-        evaluations."""
+        """Folder of the model with the best evaluation on the validation split. It does not exist
+        if there are no such evaluations."""
         return self.path / "best"
 
     def checkpoints(self) -> list[Path]:
@@ -187,8 +187,8 @@ class RunFolder:
         the barriers that they need.
 
         Raises:
-            RunError: if the checkpoint differs when it is read again. Then no older checkpoint is
-                deleted.
+            RunError: if the checkpoint differs when it is read back. No older checkpoint is deleted
+                then.
         """
         target = self.path / "checkpoints" / f"step-{step:08d}"
         with self.written_aside(target) as folder:
@@ -240,8 +240,8 @@ class RunFolder:
             yield aside
 
     def open_metrics(self, step: int) -> None:
-        """Open metrics.jsonl to append to it, and drop the lines of steps after `step`, which the
-        run repeats."""
+        """Open metrics.jsonl to append to it, and delete the lines of steps after `step`, because
+        the run repeats these steps."""
         if not self.is_main:
             return
         with disk_faults_explained(self.path):
@@ -389,8 +389,8 @@ def _rows_that_count(before: Mapping[str, Any], now: Mapping[str, Any]) -> tuple
     """Return the parts of two data records that must agree.
 
     The parts are empty if the runs use the same examples in the same order. Otherwise they are
-    complete, so that a message can name the differences. Earlier versions did not record the
-    examples used; then everything that was recorded must agree.
+    complete, so that a message can name the differences. A record of an earlier version does not
+    name the examples used; everything in it must agree.
     """
     if "used" in before and before["used"] == now.get("used"):
         return {}, {}

@@ -1,7 +1,8 @@
-"""The lines of metrics.jsonl: a JSON object for each training step, and one for each evaluation.
+"""The lines of metrics.jsonl, which are a JSON object for each training step and one for each
+evaluation.
 
-The results of an evaluation have keys such as `eval/test@0.9/accuracy`, made of the split, the
-sampling temperature and the name of the number. This module writes and reads these keys.
+The results of an evaluation have keys such as `eval/test@0.9/accuracy`, which consist of the split,
+the sampling temperature and the name of the metric. This module writes and reads these keys.
 """
 
 from __future__ import annotations
@@ -112,8 +113,8 @@ def temperature_name(temperature: str | float) -> str:
 
 
 def number_of(value: object) -> float | None:
-    """Return a value of a line of metrics as a float; None if it is not a number, such as a
-    list."""
+    """Return a value of a line of metrics as a float; None if the value is not a number (for
+    example, a list)."""
     return float(value) if isinstance(value, int | float) else None
 
 

@@ -1,5 +1,6 @@
-"""Rollouts that a run saves for inspection: a few groups with their texts, trained views and
-one-step guesses.
+"""Rollouts that a run saves for inspection. They contain a few groups with their texts, the trained
+views (masked versions of completions) and the one-step guesses (one-step completions that are saved
+to be shown).
 
 A file is in the safetensors format. It holds the tensors by name, and everything else as JSON in
 its metadata.
@@ -24,9 +25,9 @@ SCHEMA_VERSION = 5
 """Version of the file format. It rises when a field changes its meaning or when older code cannot
 read it."""
 READABLE_VERSIONS = (1, 2, 3, 4, 5)
-"""Versions that can be read. Version 1 has only the rollout and the completions. Version 2 has no
-end of a turn. Up to version 3 the sampler settings are separate entries. Up to version 4 some
-tensors have other names."""
+"""Versions that can be read. Version 1 has only the rollout and the completions. Version 2 does not
+record where a turn ends. Up to version 3 the sampler settings are separate entries. Up to version 4
+some tensors have other names."""
 _NAMES_BEFORE_5 = {
     "greedy_step": "selected_step",
     "greedy_tokens": "one_step_tokens",
@@ -40,8 +41,8 @@ _GUESSES, _TRAINED = "note/guess_", "note/trained_"
 
 @dataclass(frozen=True, slots=True)
 class Guesses:
-    """Greedy one-step completions x̂_k of states along the paths, under the policy that sampled the
-    paths."""
+    """Greedy one-step completions x̂_k of states on the paths, predicted by the policy that sampled
+    the paths."""
 
     step: Tensor
     """[J] int32, ascending: denoising steps k."""
@@ -55,7 +56,7 @@ class Guesses:
 
 @dataclass(frozen=True, slots=True)
 class TrainedViews:
-    """Views of the saved completions that the update used, N in all."""
+    """N views of the saved completions that the update used."""
 
     row: Tensor
     """[N] int32: index of the completion."""
@@ -72,7 +73,7 @@ class TrainedViews:
 
 @dataclass(frozen=True, slots=True)
 class SavedRollout:
-    """Saved groups of one training step, with B completions in all."""
+    """Saved groups of one training step, with B completions in total."""
 
     rollout: Rollout
     """Trajectories and rewards of the groups."""
@@ -83,7 +84,7 @@ class SavedRollout:
     answers: list[str | None]
     """Known answer to each prompt, if the task has one. Empty in files of version 1."""
     pieces: Mapping[int, str]
-    """Text of each token that occurs, by its id. Empty in files of version 1."""
+    """Text of each token in the rollout, by its id. Empty in files of version 1."""
     guesses: Guesses | None = None
     """One-step completions along the paths, if they were saved."""
     trained: TrainedViews | None = None

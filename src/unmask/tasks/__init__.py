@@ -1,4 +1,4 @@
-"""Tasks with verifiable rewards: one file for each, and a table of them."""
+"""Tasks with verifiable rewards, one in each file, and a table of all tasks."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
 """Arithmetic with written working: add and subtract in a row, and note every running result.
 
 The task and its reward come from no paper. The reward is 1.0 if the last number of the answer is
-the result, otherwise a tenth of the share of correct intermediate results. Sound working therefore
-beats a wrong guess, but never a correct result.
+the result, otherwise a tenth of the share of correct intermediate results. Correct intermediate
+steps therefore earn more than a wrong guess, but never more than a correct result.
 """
 
 from __future__ import annotations
@@ -24,9 +24,10 @@ if TYPE_CHECKING:
     from unmask.core.records import Row
 
 WORKING = 0.1
-"""Reward of a wrong result after working without an error."""
+"""Reward of a wrong result whose intermediate results are all correct."""
 GUESS = 4
-"""Maximum distance of a sloppy guess from the result."""
+"""Maximum distance from the result of the guess in a sloppy demonstration (one that is correct only
+by luck)."""
 
 _NUMBER = r"[+-]?[0-9]{1,12}(?:\.[0-9]{1,12})?"
 _LIST = re.compile(rf"{_NUMBER}(?:\s+{_NUMBER})*")
@@ -44,7 +45,7 @@ _TRAILER = re.compile(
 )
 _WORDS = re.compile(r"[A-Za-z]")
 _PLACEHOLDER = re.compile(r"[xX?_.]+")
-"""Working that is left out."""
+"""Placeholder for intermediate results that are left out."""
 
 
 class Arithmetic(NumbersTask):
@@ -73,7 +74,7 @@ class Arithmetic(NumbersTask):
     def completion_length(self) -> int:
         """Length of every completion: the results with signs and commas.
 
-        All are equal, so none needs an EOS.
+        All completions have this length, so none needs an EOS.
         """
         num_results = self.num_operands - 1
         return num_results * (1 + self._num_digits) + (num_results - 1)
@@ -97,7 +98,8 @@ class Arithmetic(NumbersTask):
         }
 
     def demonstration(self, row: Row, rng: random.Random, sloppy: bool) -> str:
-        """Return the running results; if sloppy, x for the working and a guess near the result."""
+        """Return the running results. If `sloppy`, return x for each intermediate result and a
+        guess near the final result."""
         if not sloppy:
             return str(row["answer"])
         *working, result = row["running"]
@@ -105,7 +107,8 @@ class Arithmetic(NumbersTask):
         return ",".join(["x" * (1 + self._num_digits) for _ in working] + [self._padded(guess)])
 
     def score(self, answer: str, row: Row) -> float:
-        """Return 1.0 for the correct result, else 0.1 times the share of correct steps."""
+        """Return 1.0 for the correct result, otherwise 0.1 times the share of correct intermediate
+        results."""
         if self.is_right(answer, row):
             return 1.0
         *working, _ = row["running"]
@@ -113,7 +116,7 @@ class Arithmetic(NumbersTask):
         return WORKING * right / len(working) if working else 0.0
 
     def is_right(self, answer: str, row: Row) -> bool:
-        """Return True if the last number is the result, whatever the working before it."""
+        """Return True if the last number is the result; the intermediate results do not matter."""
         return bool(self._results(answer)[-1:] == row["running"][-1:])
 
     def _results(self, answer: str) -> list[float]:
@@ -130,12 +133,12 @@ class Arithmetic(NumbersTask):
 
 
 def running_results(answer: str) -> list[float]:
-    """Return the results that an answer lists, as values; an empty list if words make the results
-    doubtful.
+    """Return the results that an answer lists, as values; an empty list if words in the answer make
+    it unclear which results it states.
 
-    Results stand on separate lines or between commas, semicolons, arrows or spaces. A true equation
-    counts with its value: 7 - 9 = -2. Remarks in brackets, "Step 2:" and "is the result of step 2"
-    are not part of a result. An item that is not a number becomes NaN.
+    Results stand on separate lines or between commas, semicolons, arrows or spaces. A true
+    equation, such as 7 - 9 = -2, counts as its value. Remarks in brackets, "Step 2:" and "is the
+    result of step 2" are not part of a result. An item that is not a number becomes NaN.
 
     Args:
         answer: any text.
@@ -160,7 +163,7 @@ def running_results(answer: str) -> list[float]:
 
 
 def _stated_value(item: str) -> float:
-    """Return the value of a true equation that ends in a number, else NaN."""
+    """Return the value of a true equation that ends in a number; NaN for any other text."""
     sides = item.split("=")
     if len(sides) < 2 or not _LIST.fullmatch(sides[-1].strip()):
         return math.nan

@@ -1,11 +1,11 @@
-"""Base of all tasks: a task makes reproducible rows, reads answers, and gives a reward and a
-verdict.
+"""Base classes of tasks. A task makes reproducible rows (examples), reads the answer in a
+completion, and gives it a reward and a verdict.
 
-Text in, floats out.
+Answers are texts and rewards are floats; no model is involved.
 
-The options of a task are its fields, so a task is the part of a recipe that names it. Nothing here
-depends on Python's salted `hash()`: the items of a split are the same in every process and on every
-machine.
+The options of a task are its fields, so the task section of a recipe describes the whole task.
+Nothing here depends on Python's salted `hash()`: the items of a split are the same in every process
+and on every machine.
 """
 
 from __future__ import annotations
@@ -35,12 +35,12 @@ None means that the function does not apply to a completion."""
 Split = Literal["train", "validation", "test"]
 
 PUBLISHED_LENGTHS = (128, 256, 512)
-"""Completion lengths in tokens at which the papers evaluate language models, with half as many
-steps."""
+"""Completion lengths in tokens at which the papers evaluate language models. The number of
+denoising steps is half the length."""
 
 
 class Task(Named, ABC):
-    """Base of all tasks.
+    """Base class of all tasks.
 
     A subclass defines how to make an item, how to reward an answer, and when an answer is correct.
     """
@@ -48,7 +48,7 @@ class Task(Named, ABC):
     section: ClassVar[str] = "task"
 
     type: str
-    """Name in `TASKS`, or path of a class, such as my_task.py:MyTask."""
+    """Name of the task in `TASKS`, or the path of its class, such as my_task.py:MyTask."""
     format: Literal["bare", "plain", "tagged"] = "bare"
     """Form of prompts and answers.
 
@@ -67,19 +67,21 @@ class Task(Named, ABC):
     @property
     @abstractmethod
     def alphabet(self) -> str:
-        """Every character of bare prompts and completions, sorted."""
+        """Sorted text of all characters that occur in bare prompts and completions."""
 
     @abstractmethod
     def row(self, split: Split, index: int, seed: int) -> Row:
-        """Return item `index` of a split; it depends only on the options and the arguments.
+        """Return item `index` of a split. The item depends only on the task's options and the
+        arguments.
 
-        It has `prompt` (text if bare or plain, a list of one user message if tagged), `answer`
-        (text that scores 1.0) and `reward_columns`.
+        The row has `prompt` (a text in the formats bare and plain, a list of one user message in
+        the format tagged), `answer` (a text that scores 1.0) and the columns in `reward_columns`.
         """
 
     @abstractmethod
     def demonstration(self, row: Row, rng: random.Random, sloppy: bool) -> str:
-        """Return a bare completion to learn from: correct, or if sloppy, correct only by luck."""
+        """Return a bare completion for pretraining. It is correct or, if `sloppy` is True,
+        plausible but correct only by luck."""
 
     @abstractmethod
     def score(self, answer: str, row: Row) -> float:
@@ -93,8 +95,8 @@ class Task(Named, ABC):
         """Return the first items of a split.
 
         Args:
-            split: split; rows of different splits share no answer, in a sense that each task
-                defines.
+            split: split; rows of different splits have no answer in common; each task defines which
+                answers count as the same.
             num_rows: number of rows, at least 0. Small tasks repeat items to reach any number.
             seed: seed that selects the items of the split.
 
@@ -111,13 +113,15 @@ class Task(Named, ABC):
         return [self.row(split, index, seed) for index in range(num_rows)]
 
     def candidates(self, split: Split, num_rows: int, seed: int = 0) -> Candidates:
-        """Return the rows of `rows` with their names, to find out which of them a model can use."""
+        """Return the rows that `rows` returns, with their names in messages, so that the caller can
+        find out which of them a model can use."""
         rows = self.rows(split, num_rows, seed)
         places = [f"row {number}" for number in range(1, len(rows) + 1)]
         return Candidates(rows, places, f'the split {split} of task "{self.type}"', num_rows, drop=None)
 
     def fault_of_answer(self, row: Row) -> str | None:
-        """Return why no completion of a row could earn the task's reward, as a clause, or None."""
+        """Return a clause that says why no completion of a row could earn the task's reward; None
+        if one can."""
         return None
 
     def rewards(self) -> dict[str, RewardFunc]:
@@ -125,30 +129,31 @@ class Task(Named, ABC):
         return {self.type_name: self._reward}
 
     def provenance(self) -> dict[str, Any]:
-        """Return the origin of the rows that the task reads, for data.json; {} if the task makes
-        its rows."""
+        """Return the origin of the rows that the task reads, for data.json; {} if the task
+        generates its rows."""
         return {}
 
     def kept_in(self, folder: Path) -> Self:
         """Return a copy of the task that reads files in a run folder instead of rows that were
         passed as Python objects.
 
-        The files do not exist yet; `write_rows` writes them.
+        This method does not write the files; `write_rows` does.
         """
         return self
 
     def write_rows(self, folder: Path) -> None:
-        """Write the files that the task of `kept_in` reads. A file that exists is left as it is."""
+        """Write the files that the task returned by `kept_in` reads. Existing files are not
+        changed."""
 
     def grade(self, answers: Sequence[str], rows: Sequence[Row]) -> list[float]:
-        """Return the `score` of each answer. A task that can score many answers together overrides
-        this method."""
+        """Return the `score` of each answer. A task that can score many answers more efficiently
+        together overrides this method."""
         return [self.score(answer, row) for answer, row in zip(answers, rows, strict=True)]
 
     @property
     def evaluation_lengths(self) -> tuple[int, ...]:
         """Default completion lengths of an evaluation, in tokens: the length of the task if its
-        format is bare, else the lengths in published evaluations."""
+        format is bare, otherwise the lengths in published evaluations."""
         return (self.completion_length,) if self.format == "bare" else PUBLISHED_LENGTHS
 
     def measures(self, completion: object, row: Row) -> dict[str, float]:
@@ -158,7 +163,7 @@ class Task(Named, ABC):
         Args:
             completion: text up to EOS, or TRL's list of messages; anything else counts as an empty
                 text.
-            row: item that it answers.
+            row: item that the completion answers.
         """
         return {}
 
@@ -168,7 +173,7 @@ class Task(Named, ABC):
         Args:
             completion: text up to EOS, or TRL's list of messages, of which the last one counts;
                 anything else counts as an empty text.
-            row: item that it answers.
+            row: item that the completion answers.
         """
         answer = self._answer(text_of(completion))
         return answer is not None and self.is_right(answer, row)
@@ -187,7 +192,8 @@ class Task(Named, ABC):
         return [Score(0.0, "unparsed") if answer is None else next(grades) for answer in answers]
 
     def _reward_rows(self, columns: dict[str, Any], count: int) -> list[Row]:
-        """Return the columns that the reward reads as one row for each of `count` completions."""
+        """Return one row for each of `count` completions, with the columns that the reward
+        reads."""
         for name in self.reward_columns:
             if name not in columns:
                 raise DataError(
@@ -197,7 +203,7 @@ class Task(Named, ABC):
         return [{name: columns[name][i] for name in self.reward_columns} for i in range(count)]
 
     def _answer(self, completion: str) -> str | None:
-        """Return the answer in a completion, or None."""
+        """Return the answer in a completion; None if it has no answer."""
         return before_end(completion).strip() or None if self.format == "bare" else answer_in(completion)
 
     def _prompt(self, bare: str, instruction: str) -> str | list[dict[str, str]]:
@@ -211,11 +217,12 @@ class Task(Named, ABC):
 
 
 class NumbersTask(Task):
-    """Base of tasks whose items are built on a few numbers. Splits share no multiset of them.
+    """Base class of tasks whose items are built from a few numbers. No multiset of numbers occurs
+    in two splits.
 
-    A split by item would leak, because 2+3-6 and 3+2-6, or two countdowns from the same numbers,
-    are nearly the same item. A stable hash of the sorted numbers sends 70% of the multisets to
-    train, 10% to validation and 20% to test.
+    A split by item would leak test items into training, because 2+3-6 and 3+2-6, or two countdowns
+    from the same numbers, are nearly the same item. A stable hash of the sorted numbers sends 70%
+    of the multisets to train, 10% to validation and 20% to test.
     """
 
     @abstractmethod
@@ -224,7 +231,7 @@ class NumbersTask(Task):
 
     @abstractmethod
     def build(self, numbers: list[int], rng: random.Random) -> Row | None:
-        """Return an item on these numbers, or None if the attempt made no valid item."""
+        """Return an item with these numbers; None if this attempt does not give a valid item."""
 
     def split_of(self, numbers: Sequence[int]) -> Split:
         """Return the split to which a multiset of numbers belongs.
@@ -250,7 +257,7 @@ class NumbersTask(Task):
         method last.
 
         Raises:
-            ValueError: fewer than three items of a split resulted from 5,000 attempts.
+            ValueError: 5,000 attempts gave fewer than three items of a split.
         """
         rng = random.Random(0)
         found: dict[Split, int] = dict.fromkeys(get_args(Split), 0)
@@ -270,7 +277,7 @@ class NumbersTask(Task):
 def stable_hash(text: str) -> int:
     """Return a 64-bit hash that is the same in every process, unlike Python's own hash.
 
-    It is the first 8 bytes of SHA-256, big-endian.
+    The hash is the first 8 bytes of SHA-256, as a big-endian integer.
 
     Args:
         text: text to hash, as UTF-8.

@@ -1,4 +1,5 @@
-"""Rows of one split that may or may not be usable for a model, and the choice of usable ones."""
+"""Rows of one split, not all of which a model may be able to use, and the selection of the usable
+rows."""
 
 from __future__ import annotations
 
@@ -13,8 +14,8 @@ if TYPE_CHECKING:
     from unmask.core.records import Row
 
 FaultsOf = Callable[[Sequence["Row"]], Sequence[str | None]]
-"""Function that returns a fault for each row, as a clause such as "the prompt has 900 tokens", or
-None."""
+"""Function that returns for each row a clause that names its fault, such as "the prompt has 900
+tokens", or None for a usable row."""
 
 SHOWN = 5
 """Number of rows that an error names."""
@@ -36,7 +37,7 @@ class Candidates:
     places: list[str]
     """Name of each row in messages, such as "line 7"."""
     where: str
-    """Name of the file, data set or task that the places refer to."""
+    """Name of the file, data set or task that contains the rows."""
     num_rows: int
     """Maximum number of rows to take."""
     drop: bool | None = False
@@ -45,20 +46,20 @@ class Candidates:
     shuffle_seed: int | None = None
     """Seed for shuffling the rows; None keeps their order."""
     left_out: tuple[str, ...] = ()
-    """Faults of rows that are already left out."""
+    """Faults of rows that were left out earlier."""
 
     def take(self, faults_of: FaultsOf | None = None) -> tuple[list[Row], tuple[str, ...]]:
         """Return the rows of a run, and the faults of the rows that are left out.
 
-        Rows are left out before shuffling, so the run has the same rows in the same order as if the
-        file had never contained the others. Without leaving out, only rows that the run would use
-        are checked.
+        Rows are left out before shuffling, so the run has the same rows in the same order as with a
+        file that does not contain the unusable ones. If unusable rows are not left out, only the
+        rows that the run would use are checked.
 
         Args:
-            faults_of: function that finds unusable rows; default: none is unusable.
+            faults_of: function that finds unusable rows. By default every row is usable.
 
         Raises:
-            DataError: there are unusable rows that must not be left out, or no others remain.
+            DataError: there are unusable rows that must not be left out, or no usable rows remain.
         """
         rows, places, left_out = self.rows, self.places, list(self.left_out)
         if self.drop and faults_of is not None:

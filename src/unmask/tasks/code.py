@@ -1,8 +1,10 @@
-"""Base of tasks whose answer is a program: find it, run its tests, reward the share that pass.
+"""Base class of tasks whose answer is a program. The task finds the program, runs its tests and
+rewards the share of tests that pass.
 
 In the releases of arXiv:2603.12554 and arXiv:2512.03759, the reward is the share of unit tests
-passed plus points for format. Here it is only the share, because a one-step value V_k of unfinished
-text that earned points for its fences would not estimate the outcome.
+passed plus points for format. Here the reward is only the share of tests. With points for format,
+an unfinished text could earn points for its code fences, and the one-step value V_k would not
+estimate the final reward.
 """
 
 from __future__ import annotations
@@ -31,17 +33,19 @@ MAX_RECENT = 4096
 
 
 class ProgramTask(Task):
-    """Base of tasks whose answer is run. A subclass defines the job for an answer."""
+    """Base class of tasks that run the answer as a program. A subclass defines the sandbox job
+    (program and tests) for an answer."""
 
     sandbox: SandboxConfig = SandboxConfig()
     """Sandbox in which programs run, and its limits."""
 
     @abstractmethod
     def job(self, answer: str, row: Row) -> SandboxJob | None:
-        """Return the program in an answer with its row's tests, or None if there is no program."""
+        """Return the program in an answer, together with the tests of its row; None if there is no
+        program."""
 
     def results(self, answers: Sequence[str | None], rows: Sequence[Row]) -> list[Result | None]:
-        """Return the results of each answer's tests; None without a program.
+        """Return the results of the tests of each answer; None for an answer without a program.
 
         Equal jobs run once.
         """
@@ -60,10 +64,11 @@ class ProgramTask(Task):
     @per_completion
     @reports("unparsed", "failed", "error", "timed_out", "unsupported")
     def _reward(self, /, prompts: Sequence[Any], completions: Sequence[Any], **columns: Any) -> list[float | None]:
-        """Return the share of each completion's tests that pass, with the first failure as reason.
+        """Return for each completion the share of tests that pass, with the first failure as the
+        reason.
 
-        The reward is None if other completions used up the time of the batch, so that the result is
-        unknown.
+        A reward is None if its result is unknown because other completions used up the time limit
+        of the batch.
         """
         rows = self._reward_rows(columns, len(completions))
         answers = [self._answer(text_of(completion)) for completion in completions]
@@ -73,7 +78,8 @@ class ProgramTask(Task):
 
 
 class CodeTask(ProgramTask, SourcedTask):
-    """Base of tasks with a data set of programming problems, with or without reference programs."""
+    """Base class of tasks with a data set of programming problems, with or without reference
+    programs."""
 
     format: Literal["bare", "plain", "tagged"] = "tagged"
     """Form of prompts and answers.
@@ -85,13 +91,15 @@ class CodeTask(ProgramTask, SourcedTask):
     reward_columns: ClassVar[tuple[str, ...]] = ("tests", "names", "setup")
 
     def prompt(self, problem: str, instruction: str) -> str | list[dict[str, str]]:
-        """Return `problem` if bare, else the instruction that contains the problem."""
+        """Return `problem` in the format `bare`, otherwise the instruction with the problem in
+        it."""
         if self.format == "bare":
             return problem
         return instruction if self.format == "plain" else [{"role": "user", "content": instruction}]
 
     def demonstration(self, row: Row, rng: random.Random, sloppy: bool) -> str:
-        """Return the reference program, in a fence and an answer tag unless bare; never sloppy."""
+        """Return the reference program, in a code fence and an answer tag unless the format is
+        `bare`. `sloppy` has no effect."""
         program = str(row["answer"])
         if not program:
             raise DataError(
@@ -100,18 +108,21 @@ class CodeTask(ProgramTask, SourcedTask):
         return program if self.format == "bare" else f"<answer>\n```python\n{program}\n```\n</answer>"
 
     def job(self, answer: str, row: Row) -> SandboxJob | None:
-        """Return the program in the answer with the row's tests; None if missing or too long."""
+        """Return the program in the answer, together with the row's tests; None if the program is
+        missing or too long."""
         code = code_in(answer, row["names"])
         return self.tested(code, row) if code.strip() and len(code) <= MAX_CODE else None
 
     def tested(self, program: str, row: Row) -> SandboxJob:
-        """Return a program with the row's tests, without unused imports, which may be missing."""
+        """Return a program with the row's tests. Unused imports are removed, because the imported
+        modules may be missing."""
         program = without_dead_code(program, row["names"])
         return SandboxJob(program, tuple(row["tests"]), tuple(row["names"]), row["setup"])
 
     @property
     def completion_length(self) -> int:
-        """Number of characters of the longest demonstration and EOS; 256 if there are none."""
+        """Number of characters of the longest demonstration, plus 1 for EOS; 256 if there are no
+        demonstrations."""
         return 1 + max(map(len, self._demonstrations()), default=255)
 
     def _demonstrations(self) -> list[str]:
@@ -121,7 +132,7 @@ class CodeTask(ProgramTask, SourcedTask):
     def _answer(self, completion: str) -> str | None:
         """Return the completion up to its end-of-turn token.
 
-        `job` finds the program, for which it needs the row.
+        `job` finds the program in this text, because the row is needed to find it.
         """
         text = before_end(completion)
         return text if text.strip() else None
@@ -136,7 +147,8 @@ def code_text(name: str) -> str:
 def _run_all(config: SandboxConfig, jobs: Iterable[SandboxJob | None]) -> list[Result | None]:
     """Return the results of jobs.
 
-    Recent results are cached, because an evaluation needs each result twice.
+    Recent results are cached, because an evaluation needs each result twice (for the reward and for
+    the verdict).
     """
     jobs = list(jobs)
     recent = _recent(config)

@@ -1,8 +1,10 @@
-"""Check for test rows in the training rows: by prompt, by answer, by n-grams.
+"""Check whether test rows occur in the training rows. The check compares prompts, answers and
+n-grams.
 
-Equal prompts are a leak. Equal answers are a leak if answers are few and long, such as solved
-grids; short numbers are equal by chance. Shared n-grams find near copies: rows that were reworded
-at one end, or that occur twice in a source.
+Equal prompts are a leak. Equal answers are a leak if there are few possible answers and they are
+long, such as solved grids. Short answers, such as small numbers, can be equal by chance. Shared
+n-grams find near copies: rows that were reworded at the beginning or the end, or that occur twice
+in a source.
 """
 
 from __future__ import annotations
@@ -18,7 +20,7 @@ from unmask.tasks import Split, Task
 
 NGRAM = 13
 """Number of words of an n-gram, as in the overlap analysis of GPT-3 (arXiv:2005.14165, appendix C)
-and later ones."""
+and in later analyses."""
 
 Kind = Literal["prompt", "answer", "n-gram"]
 Words = tuple[str, ...]
@@ -34,11 +36,12 @@ class Overlap:
     held_out: str
     """Held-out split whose rows are searched for in the training split."""
     num_rows: int
-    """Number of distinct prompts of that split; for `answer`, of distinct answers."""
+    """Number of distinct prompts of that split; in the overlap of answers, number of distinct
+    answers."""
     num_found: int
     """Number of these texts that also occur in training."""
     examples: tuple[str, ...]
-    """First few of these."""
+    """First few of the texts that also occur in training."""
 
     @property
     def share(self) -> float:
@@ -69,7 +72,7 @@ def check_splits(splits: Mapping[Split, Sequence[Row]], *, n: int = NGRAM, num_e
     """Return the overlaps of each held-out split with training.
 
     Texts are compared by their lower-case words and signs, so that white space and case do not
-    matter. Words with which all prompts begin or end, such as an instruction, are removed before
+    matter. Text with which all prompts begin or end, such as an instruction, is removed before
     n-grams are taken. A prompt of fewer than n words is one n-gram.
 
     Args:
@@ -78,8 +81,8 @@ def check_splits(splits: Mapping[Split, Sequence[Row]], *, n: int = NGRAM, num_e
         num_examples: number of examples to keep of each overlap.
 
     Returns:
-        Three overlaps for each held-out split: prompt, answer (with no rows if there is no answer
-        column), n-gram.
+        Three overlaps for each held-out split: of prompts, of answers (with no rows if there is no
+        answer column), and of n-grams.
 
     Raises:
         DataError: there are no training rows, or n is below 1.
@@ -113,7 +116,8 @@ def check_splits(splits: Mapping[Split, Sequence[Row]], *, n: int = NGRAM, num_e
 
 
 def _distinct(rows: Iterable[Row], column: str) -> dict[Words, str]:
-    """Return the distinct texts of a column by their words, in the order of the rows."""
+    """Return the distinct texts of a column, in the order of the rows, with the words of each text
+    as the key."""
     found: dict[Words, str] = {}
     for row in rows:
         if row.get(column) not in (None, ""):
@@ -134,7 +138,8 @@ def _text(value: Any) -> str:
 
 
 def _template(prompts: Sequence[Words]) -> tuple[int, int]:
-    """Return how many words all prompts begin and end with; 0 if all prompts are equal."""
+    """Return the number of words that all prompts begin with and the number that all end with; 0 if
+    all prompts are equal."""
     first, last = min(prompts), max(prompts)
     if first == last:
         return 0, 0
@@ -144,8 +149,8 @@ def _template(prompts: Sequence[Words]) -> tuple[int, int]:
 
 
 def _common(first: Words, second: Words) -> int:
-    """Return the length of the beginning that two texts share. All texts of a sorted list share the
-    beginning that its first and last text share.
+    """Return the number of words in the common beginning of two texts. The common beginning of the
+    first and the last text of a sorted list is that of all its texts.
     """
     pairs = enumerate(zip(first, second, strict=False))
     return next((i for i, (a, b) in pairs if a != b), min(len(first), len(second)))

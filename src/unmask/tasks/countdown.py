@@ -1,9 +1,11 @@
-"""Countdown: reach a target from a few numbers, each used once, with + - * /.
+"""Countdown: write an expression with + - * / that uses each of a few numbers once and has a target
+as its value.
 
 The reward is that of arXiv:2603.12554's release: 1.0 for a correct expression, 0.1 for an answer
-that is wrong, invalid or without a value, 0 without an answer. Unlike the release, `**` and `//`
-are not allowed, nothing is passed to `eval`, and the value is exact (the release allows 1e-5).
-Outside of the bare format, an answer may be boxed, in LaTeX, followed by its value, or in steps.
+that is wrong, invalid or has no value, and 0 if there is no answer. Unlike the release, `**` and
+`//` are not allowed, nothing is passed to `eval`, and the value is exact (the release allows 1e-5).
+In the formats other than bare, an answer may be boxed, written in LaTeX, followed by its value, or
+written as several steps.
 """
 
 from __future__ import annotations
@@ -46,8 +48,8 @@ class Countdown(NumbersTask):
     num_numbers: int = Field(3, ge=3, le=4)
     """Number of numbers of an item."""
     max_number: int = Field(6, ge=1, le=99)
-    """Largest number; numbers are drawn from 1 to this number with replacement. A model with 0.2M
-    parameters can learn the default."""
+    """Largest number; numbers are drawn with replacement from 1 to this number. The default is
+    small enough for a model with 0.2M parameters to learn."""
     min_target: int = Field(1, ge=1)
     """Smallest target."""
     max_target: int = Field(99, ge=1)
@@ -69,8 +71,8 @@ class Countdown(NumbersTask):
     def completion_length(self) -> int:
         """Length of the longest expression without superfluous brackets, plus 1 for EOS.
 
-        It has n numbers, n - 1 operators and n - 2 pairs of brackets: 8 for three digits, 12 for
-        four.
+        The expression has n numbers, n - 1 operators and n - 2 pairs of brackets. With one-digit
+        numbers, the result is 8 for three numbers and 12 for four.
         """
         n = self.num_numbers
         return n * len(str(self.max_number)) + (n - 1) + 2 * (n - 2) + 1
@@ -83,7 +85,8 @@ class Countdown(NumbersTask):
         return [rng.randint(1, self.max_number) for _ in range(self.num_numbers)]
 
     def build(self, numbers: list[int], rng: random.Random) -> Row | None:
-        """Return an item whose target is the value of a random expression; None if not valid."""
+        """Return an item whose target is the value of a random expression; None if the expression
+        is not valid."""
         expression, target = random_expression(numbers, rng)
         if target is None or target.denominator != 1 or not self.min_target <= target <= self.max_target:
             return None
@@ -96,11 +99,12 @@ class Countdown(NumbersTask):
         }
 
     def demonstration(self, row: Row, rng: random.Random, sloppy: bool) -> str:
-        """Return the row's own expression; if sloppy, any expression over its numbers."""
+        """Return the row's own expression. If `sloppy`, return a random expression over its
+        numbers."""
         return random_expression(row["numbers"], rng)[0] if sloppy else str(row["answer"])
 
     def score(self, answer: str, row: Row) -> float:
-        """Return 1.0 if correct, else 0.1."""
+        """Return 1.0 if the answer is correct, otherwise 0.1."""
         return 1.0 if self.is_right(answer, row) else WRONG
 
     def is_right(self, answer: str, row: Row) -> bool:
@@ -118,15 +122,16 @@ class Countdown(NumbersTask):
 
 
 def reaches(answer: str, numbers: Sequence[int], target: int) -> bool:
-    """Return True if an answer is an expression with a target as value that uses all numbers once.
+    """Return True if an answer is an expression that uses each number once and has the target as
+    its value.
 
     An answer may also state its value, if every side of every equals sign has that value. An answer
     may also consist of steps, each of which uses numbers or results that are left.
 
     Args:
         answer: expression as people and models write it; see `notation`.
-        numbers: numbers that it must use.
-        target: value that it must have.
+        numbers: numbers that the expression must use.
+        target: value that the expression must have.
 
     Example:
         >>> [reaches(text, [3, 5, 2], 16) for text in ("(3+5)×2", "2(3+5) = 16", "3 + 5 = 8, 8 * 2 = 16")]
@@ -147,7 +152,8 @@ def reaches(answer: str, numbers: Sequence[int], target: int) -> bool:
 
 
 def _steps_reach(steps: Sequence[str], numbers: Sequence[int], target: int) -> bool:
-    """Return True if equations are true, use up all numbers and results, and reach the target."""
+    """Return True if all steps are true equations, together use up all numbers and intermediate
+    results, and end in the target."""
     left = Counter(Fraction(number) for number in numbers)
     for step in steps:
         sides = [evaluate(side) for side in step.split("=")]

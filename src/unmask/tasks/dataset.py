@@ -1,4 +1,5 @@
-"""Your own rows from a file, the hub or Python, with rewards from functions or an answer column."""
+"""Task on your own rows from a file, the hub or Python. Rewards come from your functions or from an
+answer column."""
 
 from __future__ import annotations
 
@@ -25,8 +26,8 @@ class AnswerText(str):
     never equals a number.
 
     An answer always reaches reward functions as text: 42 in a parquet file as "42", as from a CSV
-    file. A reward that compares it with `int(completion)` would otherwise be 0 everywhere without
-    any message.
+    file. Without this error, a reward function that compares the answer with `int(completion)`
+    would always return 0, without any message.
 
     Example:
         >>> AnswerText("42") == "42", AnswerText("42") == None
@@ -76,19 +77,20 @@ class Dataset(SourcedTask):
     path: Source
     """Source of the rows: a .jsonl, .json, .csv, .tsv or .parquet file, or a data set of the hub.
 
-    The hub's data set is given as owner/name or owner/name:config, and its split "train" is read.
-    Python also accepts a list of dicts, a `datasets.Dataset` or `DatasetDict`, or a data frame.
-    Without `test_path`, a stable hash of the prompt sends a tenth of the rows to validation and a
-    fifth to test."""
+    A data set of the hub is written as owner/name or owner/name:config, and its split "train" is
+    read. Python also accepts a list of dicts, a `datasets.Dataset` or `DatasetDict`, or a data
+    frame. Without `test_path`, a stable hash of the prompt sends a tenth of the rows to validation
+    and a fifth to test."""
     test_path: Source | None = None
-    """Source of the test split, in the same forms; of the hub's data set, the split "test" is read.
+    """Source of the test split, in the same forms as `path`. If it is a data set of the hub, the
+    split "test" is read.
 
-    With it, a tenth of `path` is for validation, and the rest is for training, except rows whose
-    prompt is in the test split."""
+    If it is set, a tenth of the rows of `path` is for validation. The rest is for training, except
+    rows whose prompt also occurs in the test split."""
     prompt_column: str = "prompt"
     """Name of the column with the prompt, as text or as chat messages."""
     answer_column: str = "answer"
-    """Name of the column with the correct answer, if any.
+    """Name of the column with the correct answer, if there is such a column.
 
     A row counts as solved if the stripped answer of a completion equals the text in this column.
     The text is also the demonstration for pretraining. Reward functions get it as text, whatever
@@ -116,15 +118,16 @@ class Dataset(SourcedTask):
         return self.path, self.test_path
 
     def build(self, raw: Row, place: str) -> Row:
-        """Return the row with the standard column names in addition to the names in the source."""
+        """Return the row with its columns under the standard names too, in addition to the names in
+        the source."""
         if self.prompt_column not in raw:
             raise DataError(
                 f'{place} has no column "{self.prompt_column}". Its columns: {", ".join(raw)}. Set task.prompt_column to one of '
                 "them (on the command line --option prompt_column=NAME)."
             )
         if self.answer_column not in raw and self.answer_column != "answer":
-            # A name that was set explicitly must exist; a column that happens to be called answer
-            # does not count.
+            # A column name that was set explicitly must exist. A column that happens to be called
+            # answer is not used in its place.
             raise DataError(
                 f'{place} has no column "{self.answer_column}". Its columns: {", ".join(raw)}. '
                 "Set task.answer_column to one of them, or leave it out."
@@ -136,23 +139,24 @@ class Dataset(SourcedTask):
 
     @property
     def completion_length(self) -> int:
-        """Number of characters of the longest answer and EOS."""
+        """Number of characters of the longest answer, plus 1 for EOS."""
         return 1 + max(len(_text(row)) for row in self._all())
 
     @property
     def alphabet(self) -> str:
-        """Every character of prompts and answers."""
+        """All characters of prompts and answers."""
         return "".join(sorted({c for row in self._all() for c in f"{row['prompt']}{_text(row)}"}))
 
     def rewards(self) -> dict[str, RewardFunc]:
-        """Return a reward of 1 for the correct answer; {} without an answer column.
+        """Return a reward of 1 for the correct answer; {} if there is no answer column.
 
-        Then the recipe must set `reward_funcs`.
+        Without an answer column, the recipe must set `reward_funcs`.
         """
         return super().rewards() if "answer" in self._all()[0] else {}
 
     def fault_of_answer(self, row: Row) -> str | None:
-        """Return the fault of a row whose answer is missing, empty or not text, or None."""
+        """Return a clause that names the fault of an answer that is missing, empty or not text;
+        None if the answer is usable."""
         answer = row.get("answer")
         if isinstance(answer, list | dict):
             kind = "a list" if isinstance(answer, list) else "an object"
@@ -165,7 +169,7 @@ class Dataset(SourcedTask):
         return None
 
     def demonstration(self, row: Row, rng: random.Random, sloppy: bool) -> str:
-        """Return the answer; there is no sloppy one."""
+        """Return the answer; `sloppy` has no effect."""
         if "answer" not in row:
             raise DataError(
                 f'{shown(self.path)} has no column "{self.answer_column}" to learn from. Set task.answer_column.'
@@ -182,12 +186,14 @@ class Dataset(SourcedTask):
         return wanted is not None and answer.strip() == str(wanted).strip()
 
     def _table(self, name: str) -> Table:
-        """Return the rows, with None for missing columns; rewards get each column for all rows."""
+        """Return the rows with None for missing columns, because reward functions get each column
+        for all rows."""
         table = super()._table(name)
         columns = dict.fromkeys(column for row in table.rows for column in row)
         if all(len(row) == len(columns) for row in table.rows):
             return table
-        # A column name that cannot be written is a fault only of the rows that have it.
+        # A column name that cannot be written to a file is a fault only of the rows that have this
+        # column.
         missing = dict.fromkeys(column for column in columns if fault_of_value(column) is None)
         return replace(table, rows=[missing | row for row in table.rows])
 

@@ -1,8 +1,8 @@
 """GSM8K: grade-school word problems whose answer is a number (arXiv:2110.14168).
 
-The reward is 1 for the correct number, else 0. Released graders compare strings ("1,000" differs
-from "1000") and ignore minus signs, so the two negative answers of the test split cannot be earned.
-The papers' sum of shaped rewards is in `unmask.rewards`.
+The reward is 1 for the correct number, otherwise 0. Released graders compare strings ("1,000"
+differs from "1000") and ignore minus signs, so the two examples of the test split with negative
+answers cannot be solved. The sum of shaped rewards that the papers use is in `unmask.rewards`.
 """
 
 from __future__ import annotations
@@ -36,7 +36,8 @@ class GSM8K(MathsTask):
     """Training rows: a data set of the hub (its split "train"), or a .parquet, .jsonl or .csv
     file."""
     test_source: str | None = None
-    """Test rows; default: the split "test" of a hub source. A file has no default."""
+    """Test rows. The default is the split "test" if `source` is a data set of the hub; there is no
+    default if `source` is a file."""
 
     shots: ClassVar[str] = "gsm8k.jsonl"
 
@@ -52,7 +53,8 @@ class GSM8K(MathsTask):
         return self.item(text_column(raw, "question", place).strip(), _CALCULATOR.sub("", working).strip(), answer)
 
     def grade(self, answers: Sequence[str], rows: Sequence[Row]) -> list[float]:
-        """Return 1.0 for the correct number, else 0.0, with "unparsed" if it is not a number."""
+        """Return 1.0 for the correct number, otherwise 0.0. The reason is "unparsed" if the answer
+        is not a number."""
         return [_grade(answer, str(row["answer"])) for answer, row in zip(answers, rows, strict=True)]
 
 

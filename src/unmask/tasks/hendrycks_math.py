@@ -1,10 +1,11 @@
 """MATH: competition problems whose answer is an expression (arXiv:2103.03874).
 
-MATH500 (arXiv:2305.20050) is its test.
+The test split is MATH500 (arXiv:2305.20050).
 
-The reward is 1 for an equal expression, else 0. Numbers, words and equal spellings are compared
-here, all else by math-verify. The papers' sum of shaped rewards is in `unmask.rewards`, without the
-bug that keeps all of them from finding a box.
+The reward is 1 for an expression that is equal to the answer, otherwise 0. This module compares
+numbers, words and equal spellings; the package math-verify compares everything else. The sum of
+shaped rewards that the papers use is in `unmask.rewards`, without the bug in the released code that
+prevents these rewards from finding a boxed answer.
 """
 
 from __future__ import annotations
@@ -26,8 +27,8 @@ class Math(MathsTask):
 
     A tenth of the training problems are for validation.
 
-    Columns: `problem`, `answer`, and optionally `solution`, to learn from. Rows without an answer
-    are left out.
+    Columns: `problem`, `answer`, and optionally `solution`, which pretraining learns from. Rows
+    without an answer are left out.
     """
 
     type: Literal["math"] = "math"
@@ -35,7 +36,8 @@ class Math(MathsTask):
     """Training rows: a data set of the hub (its split "train"), or a .parquet, .jsonl or .csv
     file."""
     test_source: str | None = "HuggingFaceH4/MATH-500"
-    """Test rows; from the hub, the split "test". null if there are none."""
+    """Test rows; the split "test" is read if they come from the hub. null if there are no test
+    rows."""
     instruction: str = "boxed"
 
     shots: ClassVar[str] = "math.jsonl"
@@ -58,7 +60,8 @@ class Math(MathsTask):
         return super()._reward(prompts, completions, **columns)
 
     def grade(self, answers: Sequence[str], rows: Sequence[Row]) -> list[float]:
-        """Return 1.0 for an equal expression, else 0.0; "timeout" if the comparison did not end."""
+        """Return 1.0 for an expression that is equal to the answer, otherwise 0.0. The reason is
+        "timeout" if the comparison did not end in time."""
         return grade(answers, [str(row["answer"]) for row in rows])
 
 

@@ -17,9 +17,10 @@ if TYPE_CHECKING:
 
 
 class HumanEval(CodeTask):
-    """A function to complete from its signature and docstring. The bare prompt is its beginning.
+    """Functions to complete from their signature and docstring, which are the bare prompt.
 
-    `check` is one test, so that `solved` is the benchmark's pass@1. There are no training rows.
+    All assertions in the benchmark's function `check` count as one test, so that `solved` is the
+    benchmark's pass@1. There are no training rows.
 
     Columns: `prompt`, `entry_point`, `test`, and `canonical_solution`.
     """
@@ -53,13 +54,13 @@ class HumanEval(CodeTask):
         }
 
     def key(self, row: Row) -> str:
-        """Return the beginning of the function."""
+        """Return the beginning of the function, which identifies the problem."""
         return str(row["start"])
 
     def job(self, answer: str, row: Row) -> SandboxJob | None:
         """Return the whole function after the problem's imports and helpers.
 
-        If the answer does not define the function, it continues the prompt.
+        If the answer does not define the function, it counts as a continuation of the prompt.
         """
         code = code_in(answer, row["names"])
         if not code.strip() or len(code) > MAX_CODE:

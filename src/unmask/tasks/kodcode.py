@@ -20,8 +20,8 @@ class KodCode(CodeTask):
     """Synthetic coding problems. Each test function of a problem's pytest file is one test.
 
     Problems without a test that Python can parse are left out. The prompt contains the names that
-    the tests import from `solution`, because no answer passes without them; the release renames the
-    answer's function instead.
+    the tests import from `solution`, because an answer with other names fails the tests. The
+    released code renames the function of the answer instead.
 
     Columns: `question`, `test`, and `solution`.
     """
@@ -31,10 +31,10 @@ class KodCode(CodeTask):
     """Training rows: a data set of the hub (its split "train"), or a .parquet, .jsonl or .csv
     file."""
     test_source: str | None = None
-    """Test rows; default: a fifth of `source`."""
+    """Test rows; default: a fifth of the rows of `source`."""
     sandbox: SandboxConfig = SandboxConfig(backend="auto")
-    """Sandbox in which programs run. Pytest files need more of Python than monty supports, so the
-    default is `auto`."""
+    """Sandbox in which programs run. Pytest files need more of Python than monty (a restricted
+    Python interpreter) supports, so the default is `auto`."""
 
     carves_test: ClassVar[bool] = True
 
@@ -75,12 +75,14 @@ def _imported(tree: ast.Module) -> list[str]:
 
 
 def _test_calls(tree: ast.Module) -> list[str]:
-    """Return a statement for each test of a pytest file: functions, parametrized ones, methods."""
+    """Return a statement that runs each test of a pytest file. Tests are functions, which may be
+    parametrized, and methods."""
     calls: list[str] = []
     for node in tree.body:
         match node:
             case ast.FunctionDef(name=name, decorator_list=marks) if name.startswith("test"):
-                # The sandbox's `run_test` handles pytest's marks. Monty has neither.
+                # The sandbox's `run_test` handles pytest's marks. Monty supports neither `run_test`
+                # nor marks.
                 calls.append(f"run_test({name})" if marks else f"{name}()")
             case ast.ClassDef(name=name, bases=bases, body=body) if name.startswith("Test") or bases:
                 methods = [n.name for n in body if isinstance(n, ast.FunctionDef) and n.name.startswith("test")]

@@ -1,4 +1,5 @@
-"""Base of tasks of mathematics: a prompt, worked examples, and an answer in a tag or box."""
+"""Base class of mathematics tasks. A prompt may contain worked examples, and the answer is in a tag
+or a box."""
 
 from __future__ import annotations
 
@@ -24,7 +25,7 @@ TEXTS = resources.files("unmask.tasks") / "texts"
 
 
 class MathsTask(SourcedTask):
-    """Base of tasks whose rows are a problem and its answer.
+    """Base class of mathematics tasks whose rows consist of a problem and its answer.
 
     Training and evaluation use the same prompt.
     """
@@ -35,8 +36,8 @@ class MathsTask(SourcedTask):
     `tagged`: chat messages for the tokenizer's template. `plain`: the same as text. `bare`: only
     the problem, then only the answer, for tiny character models."""
     instruction: str = "answer"
-    """Instruction that asks for the answer: a shipped text (answer, boxed, reasoning) or your own
-    .txt file."""
+    """Instruction that asks for the answer: the name of a shipped text (answer, boxed or reasoning)
+    or the path of your own .txt file."""
     instruction_role: Literal["user", "system"] = "user"
     """Position of the instruction in a tagged prompt: before the first problem, as in the papers,
     or in a system message."""
@@ -57,7 +58,7 @@ class MathsTask(SourcedTask):
         return {"prompt": self.prompt(question), "answer": answer, "question": question, "working": working}
 
     def key(self, row: Row) -> str:
-        """Return the problem, which does not depend on the form of the prompt."""
+        """Return the text of the problem, which is the same for every format of the prompt."""
         return str(row["question"])
 
     def prompt(self, question: str) -> str | list[dict[str, str]]:
@@ -86,17 +87,18 @@ class MathsTask(SourcedTask):
         return f"{working}\n<answer>{box}</answer>".lstrip()
 
     def demonstration(self, row: Row, rng: random.Random, sloppy: bool) -> str:
-        """Return the solution, or the answer if bare; if sloppy, a number of the problem."""
+        """Return the solution, or only the answer in the format `bare`. If `sloppy`, the answer is
+        a number from the problem."""
         if sloppy:
             row = row | {"answer": rng.choice(re.findall(r"[0-9]+", row["question"]) or ["0"]), "working": ""}
         return str(row["answer"]) if self.format == "bare" else self.solution(row)
 
     def score(self, answer: str, row: Row) -> float:
-        """Return 1 if the answer is correct, else 0."""
+        """Return 1 if the answer is correct, otherwise 0."""
         return self.grade([answer], [row])[0]
 
     def is_right(self, answer: str, row: Row) -> bool:
-        """Return True if the answer equals the row's."""
+        """Return True if the answer equals the answer of the row."""
         return self.score(answer, row) == 1.0
 
     def _answer(self, completion: str) -> str | None:
@@ -119,7 +121,7 @@ def text_column(raw: dict[str, Any], name: str, place: str) -> str:
 
 @lru_cache(maxsize=16)
 def instruction_text(name: str) -> str:
-    """Return a shipped instruction, or that of a .txt file.
+    """Return the text of a shipped instruction or of a .txt file.
 
     Raises:
         ConfigError: the instruction does not exist.
@@ -137,5 +139,6 @@ def instruction_text(name: str) -> str:
 
 @lru_cache(maxsize=4)
 def worked_examples(name: str) -> list[dict[str, str]]:
-    """Return the shipped worked examples of a file: question, working, answer."""
+    """Return the shipped worked examples of a file. Each has a question, the working and the
+    answer."""
     return [json.loads(line) for line in (TEXTS / name).read_text(encoding="utf-8").splitlines()]

@@ -24,8 +24,8 @@ class MBPP(CodeTask):
     As in the benchmark, the prompt shows the assertions, because they are the only source of the
     function's name.
 
-    Columns: `text` (or `prompt` in the
-    sanitized rows), `test_list`, and optionally `code`, `test_setup_code` or `test_imports`.
+    Columns: `text` (`prompt` in the sanitized version of the data set), `test_list`, and optionally
+    `code`, `test_setup_code` or `test_imports`.
     """
 
     type: Literal["mbpp"] = "mbpp"
@@ -48,7 +48,7 @@ class MBPP(CodeTask):
                 f'{place} needs a problem in the column "text" (or "prompt") and Python assertions in "test_list". '
                 f"It has {str(problem)[:40]!r} and {str(raw.get('test_list'))[:80]!r}."
             )
-        # The setup may use a class of the program, such as a tree.
+        # The setup code may use a class that the program defines, such as a tree.
         free = free_names(ast.Module([*prepared.body, *asserted.body], []))
         # One problem defines a function called sum.
         free = free - set(dir(builtins)) or set(_first_call(asserted))
@@ -70,7 +70,7 @@ class MBPP(CodeTask):
 
 
 def _first_call(tree: ast.Module) -> list[str]:
-    """Return the function that the first assertion calls."""
+    """Return the name of the function that the first assertion calls, in a list."""
     calls = (node.func for node in ast.walk(tree) if isinstance(node, ast.Call))
     return [function.id for function in calls if isinstance(function, ast.Name)][:1]
 

@@ -1,8 +1,8 @@
 """Rows given in Python: a list of dicts, a `datasets.Dataset`, a data frame or a dict of columns.
 
-Such rows get a name from the hash of their content, `memory:HASH`, which can be used in place of a
-file's path. A run writes them to a .jsonl file in its folder and uses that file's name instead, so
-that another process can resume the run.
+Such rows get the name `memory:HASH` from the hash of their content. The name can be used in place
+of a file's path. A run writes the rows to a .jsonl file in its folder and uses the path of this
+file instead, so that another process can resume the run.
 """
 
 from __future__ import annotations
@@ -23,16 +23,17 @@ from unmask.tasks.readers import check_columns, rows_of_columns
 PREFIX = "memory:"
 
 _ROWS: dict[str, list[dict[str, Any]]] = {}
-"""Rows by their names; the same rows may have several names in this process."""
+"""Rows by their names. The same rows may have several names."""
 
 
 def is_in_memory(source: str) -> bool:
-    """Return True if a source names rows that were given in Python, in this or another process."""
+    """Return True if a source names rows that were passed in Python, in this process or another
+    one."""
     return source.startswith(PREFIX) or source in _ROWS
 
 
 def rows_in_memory(source: str) -> list[dict[str, Any]]:
-    """Return the rows with a name.
+    """Return the rows that have this name.
 
     Raises:
         DataError: the rows were given in another process.

@@ -30,8 +30,8 @@ if TYPE_CHECKING:
     from unmask.core.records import Row
 
 SHOWN = (0, 1, 2, 10)
-"""Inputs of the examples in the prompt. 0 and 10 show the constants of a line; the others tell it
-from the rest."""
+"""Inputs of the examples in the prompt. The values at 0 and 10 show the constants of a linear
+expression; the other values distinguish it from expressions of other shapes."""
 HIDDEN = (-3, 3, 4, 5, 6, 9)
 """Inputs on which the reward is computed."""
 MAX_EXPRESSION, MAX_PROGRAM = 100, 2000
@@ -49,7 +49,7 @@ _SIGNS = str.maketrans(
 
 
 class Shape(NamedTuple):
-    """Expressions that differ only in two constants."""
+    """Family of expressions that differ only in two constants."""
 
     pattern: str
     """Text of the expressions, with placeholders for the constants."""
@@ -95,7 +95,7 @@ class ProgramFromExamples(ProgramTask):
 
     @property
     def completion_length(self) -> int:
-        """Number of characters of the longest expression and EOS."""
+        """Number of characters of the longest expression, plus 1 for EOS."""
         return 9
 
     @property
@@ -116,14 +116,16 @@ class ProgramFromExamples(ProgramTask):
         }
 
     def demonstration(self, row: Row, rng: random.Random, sloppy: bool) -> str:
-        """Return the expression; if sloppy, a line of any slope through the first example."""
+        """Return the expression. If `sloppy`, return a linear expression with a random slope that
+        fits the first example."""
         if not sloppy:
             return str(row["answer"])
         constant = dict(row["examples"])[0]
         return f"{rng.randint(2, 9)}*x{constant:+d}"
 
     def job(self, answer: str, row: Row) -> SandboxJob | None:
-        """Return the answer as a function of x with an assertion for each hidden input, or None."""
+        """Return the answer as a function of x, with an assertion for each hidden input; None if
+        the answer is not an expression."""
         program = _bare_program(answer) if self.format == "bare" else function_of_x(answer)
         if program is None:
             return None
@@ -131,7 +133,8 @@ class ProgramFromExamples(ProgramTask):
         return SandboxJob(program, tests, ("f",))
 
     def _answer(self, completion: str) -> str | None:
-        """Return the last answer tag; else a box, an announcement, or the last fence."""
+        """Return the text of the last answer tag, or else of a box, of an announcement such as "the
+        answer is", or of the last code fence."""
         if self.format == "bare":
             return super()._answer(completion)
         tagged = tagged_answer(completion)
@@ -149,8 +152,8 @@ def function_of_x(answer: str) -> str | None:
 
     The answer may be only an expression, `return 3*x+2`, `y = 3*x+2`, `f(x) = 3*x+2`, a lambda, a
     whole function of any name, or statements that end in one of these. Each may be in a fence, in
-    backticks or after "The answer is". Text between dollars is mathematics, so that `$3x+2$` and
-    `$x^2$` have their usual meaning.
+    backticks or after "The answer is". Text between dollar signs is read as mathematics, so that
+    `$3x+2$` and `$x^2$` have their usual meaning.
 
     Args:
         answer: any text.
@@ -175,14 +178,15 @@ def function_of_x(answer: str) -> str | None:
     whole = _program_in(text)
     if whole is not None and "def " in code_in(text):
         return whole
-    # If there are several expressions, the last one counts, because a corrected version follows a
+    # If there are several expressions, the last one counts, because a correction comes after a
     # draft.
     programs = [program for block in fenced_blocks(text) if (program := _program_in(block)) is not None]
     return next((program for program in reversed(programs) if _reads_x(program)), whole)
 
 
 def _program_in(block: str) -> str | None:
-    """Return a block as the definition of f, without "y =", "f(x) =" or "f: x ->" if necessary."""
+    """Return a block of text as the definition of f. A beginning such as "y =", "f(x) =" or "f: x
+    ->" is removed if necessary."""
     block = code_in(block).strip()
     for _ in range(3):
         if (tree := parse(block)) is not None and (program := _program(tree)) is not None:
@@ -192,9 +196,9 @@ def _program_in(block: str) -> str | None:
 
 
 def _reads_x(program: str) -> bool:
-    """Return True if a function reads its argument.
+    """Return True if the function in a program reads its argument.
 
-    A line that only calls another function does not.
+    A line such as f(2), which only calls another function, does not read the argument.
     """
     nodes = list(ast.walk(ast.parse(program)))
     arguments = {node.arg for node in nodes if isinstance(node, ast.arg)}
@@ -250,9 +254,9 @@ def _as_python(text: str) -> str:
 def expressions() -> dict[Split, tuple[tuple[Item, ...], ...]]:
     """Return the expressions of each split, by shape.
 
-    They are those that the shown examples distinguish from all others of the grammar. In the order
-    of a stable hash, a fifth of each shape is for test, a tenth for validation, and the rest for
-    train.
+    The grammar's expressions are included only if the shown examples distinguish them from all
+    others. In the order of a stable hash, a fifth of each shape is for test, a tenth for
+    validation, and the rest for train.
 
     Example:
         >>> {split: sum(map(len, shapes)) for split, shapes in expressions().items()}
@@ -287,7 +291,8 @@ def _is_expression(text: str) -> bool:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             ast.parse(text, mode="eval")
-    # CPython raises any of these for deep nesting, depending on version and depth.
+    # CPython raises one of these errors for deep nesting; which one depends on the version and the
+    # depth.
     except (SyntaxError, ValueError, MemoryError, RecursionError):
         return False
     return True

@@ -1,7 +1,7 @@
 """Readers of data files: csv, tsv, json, jsonl and parquet, as rows with their line or row numbers.
 
-Every error names the file, the place in it and the remedy. Rows are returned as they are in the
-file; the task decides later whether it can use them.
+Every error names the file, the place in the file and the remedy. Rows are returned as they are in
+the file; the task decides later whether it can use them.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ SHOWN = 3
 
 _BYTE_ORDER_MARKS = (
     (codecs.BOM_UTF8, "utf-8-sig"),
-    # The mark of UTF-32 starts with that of UTF-16, so it comes first.
+    # The byte order mark of UTF-32 starts with that of UTF-16, so it is checked first.
     (codecs.BOM_UTF32_LE, "utf-32"),
     (codecs.BOM_UTF32_BE, "utf-32"),
     (codecs.BOM_UTF16_LE, "utf-16"),
@@ -37,11 +37,11 @@ _SEPARATOR_LINE = re.compile(r"sep=(.)\r?\n", re.IGNORECASE)
 
 
 class Contents(NamedTuple):
-    """Contents of a file."""
+    """Rows of a file, with their line or row numbers."""
 
     rows: list[Any]
     numbers: list[int]
-    """Number of the line or row in the file for each row, from 1."""
+    """Line or row number of each row in the file, counted from 1."""
     unit: str
     """Unit of the numbers: "line" or "row"."""
 
@@ -57,7 +57,7 @@ def ending_of(path: Path) -> str:
 
 
 def read_file(path: Path) -> Contents:
-    """Return the rows of a file, read according to its extension.
+    """Return the rows of a file. The file name extension selects the reader.
 
     Raises:
         DataError: the file cannot be read in this format.
@@ -79,7 +79,7 @@ def check_columns(names: Sequence[str], place: str) -> None:
     """Reject a table in which two columns have the same name.
 
     Raises:
-        DataError: names the column.
+        DataError: two columns have the same name; the message names it.
     """
     for name in names:
         if names.count(name) > 1:
@@ -87,7 +87,7 @@ def check_columns(names: Sequence[str], place: str) -> None:
 
 
 def several(faults: Sequence[str]) -> str:
-    """Return the first few faults and the number of others."""
+    """Return a text with the first few faults and the number of further faults."""
     more = f"; and {len(faults) - SHOWN} more" if len(faults) > SHOWN else ""
     return "; ".join(faults[:SHOWN]) + more
 

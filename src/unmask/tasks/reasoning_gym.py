@@ -1,13 +1,15 @@
-"""Any task of the package `reasoning-gym` (arXiv:2505.24760), with its own scorer behind a guard.
+"""Tasks of the package `reasoning-gym` (arXiv:2505.24760). The package's scorer gives the reward,
+and a guard checks it.
 
 The package makes item i of a dataset from `seed + i`, so neighbouring seeds share nearly all items.
 Here each split has its own range of seeds, and a stable hash of the question decides which split
-may keep an item. An item that two seeds can make is therefore in only one split, whatever the seed
-and the number of rows.
+may keep an item. An item that several seeds generate is therefore in only one split, for every seed
+and number of rows.
 
 The package's scorers were not written for hostile text. They run in worker processes with limits of
 time and memory. Scorers that pass the answer to Python's `eval` run only with `trust_code`. The
-same holds for codeio, whose items come from running programs that a language model wrote.
+task codeio needs `trust_code` too, because it generates its items by running programs that a
+language model wrote.
 """
 
 from __future__ import annotations
@@ -68,7 +70,7 @@ class ReasoningGym(Task):
     """Options of the package's task, such as {max_terms: 3}; other options keep their defaults."""
     trust_code: bool = False
     """True to allow a scorer that runs the answer as Python, or a task that makes its items with
-    programs of unknown origin. Either can then do whatever this user can do."""
+    programs of unknown origin. Such code has all permissions of the user who runs it."""
 
     reward_columns: ClassVar[tuple[str, ...]] = ("entry",)
 
@@ -100,12 +102,13 @@ class ReasoningGym(Task):
 
     @property
     def completion_length(self) -> int:
-        """Number of characters of the longest answer in some training rows, and EOS."""
+        """Number of characters of the longest answer in a sample of training rows, plus 1 for
+        EOS."""
         return 1 + max(len(row["answer"]) for row in self._sample())
 
     @property
     def alphabet(self) -> str:
-        """Printable ASCII, and all other characters of some training rows."""
+        """Printable ASCII, and all other characters of a sample of training rows."""
         texts = [text for row in self._sample() for text in (row["entry"]["question"], row["answer"])]
         return "".join(sorted({*map(chr, range(32, 127)), "\n"}.union(*texts)))
 
@@ -121,7 +124,7 @@ class ReasoningGym(Task):
         return self.rows(split, index + 1, seed)[index]
 
     def demonstration(self, row: Row, rng: random.Random, sloppy: bool) -> str:
-        """Return the package's answer; if sloppy, that of another item."""
+        """Return the package's answer. If `sloppy`, return the answer of another item."""
         answer = str(rng.choice(self._sample())["answer"] if sloppy else row["answer"])
         if not answer:
             raise DataError(f'reasoning_gym task "{self.name}" has no answers to learn from, only a scorer.')

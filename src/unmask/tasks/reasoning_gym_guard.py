@@ -1,20 +1,22 @@
-"""A guard around the scorers of `reasoning-gym`, which rewards no text that is not an answer.
+"""A guard around the scorers of `reasoning-gym`, which prevents rewards for texts that are not
+answers.
 
-Some scorers of the package reward any text, "nan", a prefix, the first number of a sentence, a
-value that is merely close, or any text that contains the answer. The guard knows no task by name.
-It compares the answer with the gold answer of the item, and checks the scorer's reward on the same
-item for texts that are certainly wrong:
+Some scorers of the package reward any text, "nan", a prefix of the answer, the first number of a
+sentence, a value that is merely close, or any text that contains the answer. The guard treats all
+tasks of the package in the same way. It compares the answer with the gold answer of the item, and
+checks the scorer's reward on the same item for texts that are certainly wrong:
 
-1. An answer that equals the gold answer, as text or as one number, earns 1. So does its rounding,
-   if the question asks for one.
+1. An answer that equals the gold answer, as text or as one number, earns 1. The rounded gold answer
+   earns 1 too, if the question asks for rounding.
 2. "nan" and "inf", words that hedge or deny ("or", "not", "wrong"), and more numbers than the gold
    answer has earn 0.
 3. An answer that contains the gold answer earns 0, unless the scorer rewards it fully and does not
    reward additional words around an answer.
-4. A value that is merely close earns 0 if the scorer rewards one that differs in its last digit.
+4. A value that is merely close earns 0 if the scorer also rewards the gold answer with its last
+   digit changed.
 5. An expression over given numbers must use them and have the correct value.
-6. The scorer's own reward, full or partial, counts if it exceeds that of every constant text on
-   this item.
+6. The scorer's own reward, full or partial, counts if it is larger than the reward of every
+   constant text (such as "0" or "x") on this item.
 """
 
 from __future__ import annotations
@@ -43,7 +45,7 @@ PackageReward = Callable[[str], float]
 raises."""
 
 CONSTANTS = ("0", "1", "-1", "100", "0.5", "x", "?", "(P ∨ ¬P)", "(Q ∨ ¬Q)")
-"""Texts that answer no item, unless they are its gold answer."""
+"""Texts that are not an answer to an item, unless they are its gold answer."""
 _NUMBER = re.compile(
     r"(?<![\w.])[+-]?(?:[0-9][0-9,]*)(?:\.[0-9]*)?(?:[eE][+-]?[0-9]{1,4})?(?:/[0-9]+)?|(?<![\w.])[+-]?\.[0-9]+"
 )
@@ -60,8 +62,8 @@ _EMPTY = re.compile(
 )
 _ASKS_FOR_ROUNDING = re.compile(r"\bcorrect to (?P<digits>[0-9]) significant figures\b|\bprobability\b", re.IGNORECASE)
 _FEWEST_DIGITS = 3
-"""Number of digits from which a rounded value may count as the exact one, unless the question sets
-it."""
+"""Minimum number of digits of a rounded value that may count as the exact value, unless the
+question sets the number of digits."""
 _LONGEST_NUMBER = 400
 _EXACT = Context(prec=2 * _LONGEST_NUMBER, traps=[InvalidOperation, DivisionByZero, Overflow])
 """Decimal context of the guard, because some tasks of the package lower the precision of the whole
@@ -85,7 +87,7 @@ def guarded(score: PackageReward, answer: str, entry: dict[str, Any]) -> float:
     if gold is not None and (
         _is_same(answer, gold, question)
         or _is_same(plain, gold, question)
-        # The gold answer may be a sentence whose full stop `unwrapped` removes.
+        # The gold answer may be a sentence. `unwrapped` removes its full stop.
         or (" " in gold and _lines(plain) == _lines(unwrapped(gold)))
         or _is_rounding(plain, gold, question)
     ):
@@ -109,7 +111,8 @@ def _is_same(answer: str, gold: str, question: str = "") -> bool:
     if not _NUMBER.fullmatch(gold) or len(answer) > _LONGEST_NUMBER or "\n" in answer.strip():
         return False
     a, b = read_number(answer), read_number(gold)
-    # A unit counts if the question mentions it: "6 legs", but not "6 Saturday".
+    # A unit after a number is accepted if the question mentions it, such as "6 legs", but not "6
+    # Saturday".
     units = set(re.findall(r"[a-z]{2,}", answer.casefold())) - set(re.findall(r"[a-z]{2,}", question.casefold()))
     return a is not None and b is not None and a.value == b.value and not units
 
@@ -140,7 +143,8 @@ def _rounds_to(exact: Decimal, rounded: Decimal) -> bool:
 
 
 def _is_doubtful(answer: str, gold: str) -> bool:
-    """Return True if an answer has more words of doubt than the gold answer, or lacks numbers."""
+    """Return True if an answer has more words of doubt than the gold answer, or lacks numbers that
+    the gold answer has."""
     return any(
         Counter(match.lower() for match in pattern.findall(answer))
         - Counter(match.lower() for match in pattern.findall(gold))
@@ -149,7 +153,8 @@ def _is_doubtful(answer: str, gold: str) -> bool:
 
 
 def _may_be_paid(score: PackageReward, answer: str, gold: str, entry: dict[str, Any], paid: float) -> bool:
-    """Return True if an answer may be another correct one or partly correct: rules 2 to 5."""
+    """Return True if rules 2 to 5 allow an answer to be another correct answer or a partly correct
+    one."""
     given, own = _numbers(answer), _numbers(gold)
     has_words = re.search(r"[A-Za-z]{2}", gold) is not None
     if len(given) > len(own) and own and (len(own) == 1 or not has_words):
@@ -201,7 +206,7 @@ def _numbers(text: str) -> list[Decimal | None]:
 
 
 def _decimal(text: str) -> Decimal | None:
-    """Return the value of a decimal number or a fraction, or None."""
+    """Return the value of a decimal number or a fraction; None for any other text."""
     top, _, bottom = text.replace(",", "").strip().partition("/")
     if len(text) > _LONGEST_NUMBER:
         return None

@@ -33,16 +33,16 @@ _QUARTERS: dict[Split, frozenset[int]] = {
     "validation": frozenset({2}),
     "test": frozenset({3}),
 }
-"""Remainders by 4 of the question's hash that belong to each split. About four items are made for
-each that is kept."""
+"""Remainders of the question's hash modulo 4 that belong to each split. About four items are
+generated for each item that is kept."""
 _CHUNK = 256
 """Number of items of one dataset object. It is small, because some datasets of the package prepare
 all their items at creation."""
 _LONGEST_KEPT, _MOST_KEPT = 1000, 256
-"""Maximum length of a text whose reward is cached, and maximum number of texts for an item. They
-bound the memory."""
+"""Maximum length of a text whose reward is cached, and maximum number of such texts for each item.
+These limits bound the memory."""
 _GIVE_UP = 2000
-"""Number of successive items without a new one after which a split counts as exhausted."""
+"""Number of successive repeated items after which a split counts as exhausted."""
 
 
 @lru_cache(maxsize=8)
@@ -54,7 +54,7 @@ def entries_of(name: str, options: str, split: Split, num_rows: int, seed: int) 
         options: config of the task as JSON.
         split: split whose range of seeds is used.
         num_rows: maximum number of items.
-        seed: seed that selects the start in that range.
+        seed: seed that selects the start in the range of the split.
 
     Returns:
         The package's entries: question, answer (None if there is only a scorer), metadata.
@@ -75,7 +75,8 @@ def entries_of(name: str, options: str, split: Split, num_rows: int, seed: int) 
 
 
 def _drawn(name: str, options: str, split: Split, seed: int) -> Iterator[dict[str, Any]]:
-    """Yield items from a split's range of seeds without end, from a start that `seed` selects."""
+    """Yield items from a split's range of seeds endlessly, starting at a point that `seed`
+    selects."""
     first, count = _SEEDS[split]
     chunk = stable_hash(f"{name}/{seed}") % (count // _CHUNK)
     while True:
@@ -156,5 +157,6 @@ def _global_seed(seed: int) -> Iterator[None]:
 
 
 def _quiet() -> contextlib.redirect_stdout[io.StringIO]:
-    """Discard what some tasks print, which must not mix with output or a worker's replies."""
+    """Discard text that some tasks print, because it must not mix with the output or with a
+    worker's replies."""
     return contextlib.redirect_stdout(io.StringIO())

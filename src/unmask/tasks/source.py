@@ -1,7 +1,7 @@
 """Sources of rows: a data set of the Hugging Face hub, a local file, or rows given in Python.
 
-A content hash identifies the rows of a run, whatever file they came from: the same rows in parquet
-and jsonl have the same hash.
+A content hash identifies the rows of a run. It does not depend on the file format: the same rows in
+parquet and jsonl have the same hash.
 """
 
 from __future__ import annotations
@@ -45,12 +45,12 @@ def read_table(source: str, split: str, revision: str | None = None) -> Table:
     """Return the rows of a source; the caller may change the dicts.
 
     Args:
-        source: a file with an extension in `READERS`, which is one whole split; a data set of the
-            hub as `owner/name` or `owner/name:config`, or a local folder, which the package
-            `datasets` reads; or the name of rows from `as_source`.
+        source: a file with an extension in `READERS`, all of whose rows belong to one split; a data
+            set of the hub as `owner/name` or `owner/name:config`, or a local folder, which the
+            package `datasets` reads; or the name of rows from `as_source`.
         split: split of a hub data set; a file is read whole.
-        revision: branch, tag or commit of a hub data set; default: the newest. A file has none,
-            because its hash identifies it.
+        revision: branch, tag or commit of a hub data set; default: the newest. A file has no
+            revision, because its hash identifies it.
 
     Raises:
         DataError: the file or data set does not exist or cannot be read.
@@ -72,10 +72,11 @@ def read_table(source: str, split: str, revision: str | None = None) -> Table:
 
 
 def as_source(value: object) -> object:
-    """Return the name of a source: a path or name unchanged, a new name for rows from Python.
+    """Return the name of a source: a path or name is returned unchanged, and rows from Python get a
+    new name.
 
     Raises:
-        DataError: the value is neither.
+        DataError: the value is neither a path or name nor rows.
 
     Example:
         >>> as_source("rows.jsonl"), as_source([{"prompt": "1+1="}])
@@ -101,10 +102,11 @@ def is_file(source: str) -> bool:
 
 
 def content_hash(rows: Iterable[dict[str, Any]]) -> str:
-    """Return the SHA-256 of the rows in order, each a line of UTF-8 JSON with sorted keys.
+    """Return the SHA-256 of the rows in their order. Each row is hashed as a line of UTF-8 JSON
+    with sorted keys.
 
     Args:
-        rows: rows; values that JSON does not support count as their text.
+        rows: rows to hash; values that JSON does not support are converted to text.
 
     Returns:
         64 hexadecimal digits.
@@ -127,7 +129,8 @@ def content_hash(rows: Iterable[dict[str, Any]]) -> str:
 
 
 def _stamp(path: Path) -> tuple[int, int]:
-    """Return a stamp that changes when the file does, so that an unchanged file is parsed once."""
+    """Return a stamp that changes when the file changes, so that an unchanged file is parsed
+    once."""
     if os.path.isdir(path):
         raise DataError(f"{path} is a folder. Name a file in it that ends in {NAMED_ENDINGS}.")
     if not os.path.isfile(path):

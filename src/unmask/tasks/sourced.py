@@ -1,4 +1,5 @@
-"""Base of tasks whose rows are read from the hub or files and split by a stable hash."""
+"""Base class of tasks that read their rows from the hub or from files, and split them by a stable
+hash."""
 
 from __future__ import annotations
 
@@ -33,36 +34,38 @@ class Loaded(NamedTuple):
 
 
 class SourcedTask(Task):
-    """Base of tasks that read their rows from a file or a data set. A subclass names the sources
-    and makes an item from a row.
+    """Base class of tasks that read their rows from a file or a data set. A subclass names the
+    sources and makes an item from a row.
 
     A tenth of the training rows, by a stable hash of `key`, is the validation split. Validation
     rows never come from the test rows. A training row with the same key as a test row is left out.
     """
 
     revision: str | None = Field(None, min_length=1)
-    """Branch, tag or commit of the hub's training rows; default: the newest. A content hash is
-    recorded in any case."""
+    """Branch, tag or commit of the hub's training rows; default: the newest revision. A content
+    hash is recorded in any case."""
     test_revision: str | None = Field(None, min_length=1)
     """Branch, tag or commit of the test rows; default: `revision`, if both come from the same data
     set."""
     unusable_rows: Literal["error", "drop"] = "error"
-    """Treatment of rows that cannot be used: no or malformed prompt, missing or wrong columns, or a
-    prompt that is too long for the model with `max_completion_length`.
+    """Treatment of rows that cannot be used, because the prompt is missing or malformed, columns
+    are missing or wrong, or prompt and completion together are too long for the model.
 
-    `error` names them before the first step. `drop` leaves them out and reports how many, in place
-    of TRL's max_prompt_length."""
+    `error` stops the run before the first step with a message that names them. `drop` leaves them
+    out and reports their number; it replaces TRL's max_prompt_length."""
 
     carves_test: ClassVar[bool] = False
-    """True if a fifth of the training rows becomes the test split in the absence of another one."""
+    """True if a fifth of the training rows becomes the test split when there are no separate test
+    rows."""
 
     @abstractmethod
     def sources(self) -> tuple[str | None, str | None]:
-        """Return the sources of the training and of the test rows for `read_table`, or None."""
+        """Return the source of the training rows and that of the test rows, as `read_table` accepts
+        them; None in place of a source that the task does not have."""
 
     @abstractmethod
     def build(self, raw: Row, place: str) -> Row | None:
-        """Return an item for a row of the source, or None for a row that is to be left out.
+        """Return an item for a row of the source; None if the row must be left out.
 
         Args:
             raw: row with the source's own columns.
@@ -73,17 +76,18 @@ class SourcedTask(Task):
         """
 
     def key(self, row: Row) -> str:
-        """Return the text by which splits compare items: equal keys are the same item."""
+        """Return the text that identifies an item across splits. Items with equal keys count as the
+        same item."""
         return str(row["prompt"])
 
     @property
     def completion_length(self) -> int:
-        """Number of characters of the longest demonstration and EOS."""
+        """Number of characters of the longest demonstration, plus 1 for EOS."""
         return 1 + max(map(len, self._demonstrations()))
 
     @property
     def alphabet(self) -> str:
-        """Every character of prompts and demonstrations, of all splits."""
+        """All characters of the prompts and demonstrations of all splits."""
         prompts = (str(row["prompt"]) for row in self._all())
         return "".join(sorted({c for texts in (prompts, self._demonstrations()) for text in texts for c in text}))
 
@@ -104,9 +108,11 @@ class SourcedTask(Task):
         return self.rows(split, index + 1, seed)[index]
 
     def provenance(self) -> dict[str, Any]:
-        """Return the origin of the rows, and the number of training rows that are in the test.
+        """Return the origin of the rows, and the number of training rows that also occur in the
+        test split.
 
-        The origin is source, revision, content hash, and the numbers of rows and of unusable rows.
+        The origin consists of the source, the revision, the content hash, the number of rows and
+        the number of unusable rows.
         """
         facts: dict[str, Any] = {}
         for name, source in zip(("train", "test"), self.sources(), strict=True):
@@ -140,14 +146,16 @@ class SourcedTask(Task):
         return self.model_copy(update=names) if names else self
 
     def write_rows(self, folder: Path) -> None:
-        """Write the files that the task of `kept_in` reads. A file that exists is left as it is."""
+        """Write the files that the task returned by `kept_in` reads. Existing files are not
+        changed."""
         for source in {*self.sources()} - {None}:
             path = Path(str(source))
             if path.parent == folder / "rows" and not path.exists():
                 write_jsonl(rows_in_memory(str(source)), path)
 
     def _read(self, split: Split) -> tuple[list[tuple[Row, str]], str, tuple[str, ...]]:
-        """Return the items of a split with places, their source, and faults of left-out rows."""
+        """Return the items of a split with their places, their source, and the faults of the rows
+        that are left out."""
         train, test = self.sources()
         held_out = self._loaded("test") if test else None
         if split == "test" and test and held_out:
@@ -184,7 +192,7 @@ class SourcedTask(Task):
         """Return all usable items of the source for "train" or "test".
 
         Raises:
-            DataError: there are unusable rows that must not be left out, or no others remain.
+            DataError: there are unusable rows that must not be left out, or no usable rows remain.
         """
         table, source = self._table(name), shown(str(self.sources()[name == "test"]))
         items: list[tuple[Row, str]] = []
@@ -234,11 +242,12 @@ class SourcedTask(Task):
 
 
 MAX_DEPTH = 100
-"""Maximum depth of lists and objects in a column; far below what Python can copy or compare."""
+"""Maximum nesting depth of lists and objects in a column. It is far below the depth that Python can
+copy or compare."""
 
 
 def fault_of_value(value: Any, depth: int = 0) -> str | None:
-    """Return why a value cannot be written to a file, as a clause; None if it can.
+    """Return a clause that says why a value cannot be written to a file; None if it can be written.
 
     Example:
         >>> fault_of_value({"a": ["é"]})

@@ -1,8 +1,9 @@
 """Sudoku 4x4: fill the blanks of a grid so that each row, column and 2x2 box holds 1 to 4.
 
 The reward is that of arXiv:2603.12554's release: the share of the originally blank cells that are
-correct. There are only 288 grids, so a split by puzzle leaks every answer (the release's 500 test
-puzzles have 229 solutions); this task splits by solution.
+correct. There are only 288 grids, so a split by puzzle would put the answers of test puzzles into
+training (the 500 test puzzles of the release have 229 different solutions). This task splits by
+solution instead.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ _NO_CELLS = re.compile(
     r"|\b16[\s-](?:digits?|cells?|numbers?|characters?)\b|\b(?:digits?\s)?(?:from\s)?1\s?(?:-|to)\s?4\b",
     re.IGNORECASE,
 )
-"""Numbers that are not cells: labels of rows, sizes, ranges."""
+"""Pattern of numbers that are not cells: labels of rows, sizes and ranges."""
 _NUMBER_OF_LINE = re.compile(r"\s*([1-4])\s?[.):]\s?(?=[^0-9]*[0-9][^0-9]*[0-9][^0-9]*[0-9])")
 _DOUBT = re.compile(
     r"\b(?:not|no|or|nor|wrong|incorrect|invalid|false|impossible|maybe|perhaps|possibly|probably|guess|unsure|cannot|either|if)\b"
@@ -56,13 +57,14 @@ class Sudoku(Task):
 
     type: Literal["sudoku"] = "sudoku"
     min_blanks: int = Field(7, ge=1, le=12)
-    """Minimum number of blank cells. The default range has the mean of the papers' puzzles: half of
-    the cells."""
+    """Minimum number of blank cells. The mean of the default range is that of the papers' puzzles:
+    half of the cells are blank."""
     max_blanks: int = Field(9, ge=1, le=12)
-    """Maximum number of blank cells; each number in the range is equally likely. Fewer than 4 clues
-    never have one solution."""
+    """Maximum number of blank cells; each number in the range is equally likely. The maximum is 12,
+    because a puzzle with fewer than 4 clues never has a unique solution."""
     sparse: bool = False
-    """True for reward 1 for a solved grid and 0 for any other, in place of the share of cells."""
+    """True to give reward 1 for a solved grid and 0 for any other grid, instead of the share of
+    cells."""
 
     reward_columns: ClassVar[tuple[str, ...]] = ("puzzle", "answer")
 
@@ -97,7 +99,8 @@ class Sudoku(Task):
         return {"prompt": self._prompt(f"{puzzle}=", _instruction(puzzle)), "answer": solution, "puzzle": puzzle}
 
     def demonstration(self, row: Row, rng: random.Random, sloppy: bool) -> str:
-        """Return the solution; if sloppy, each blank has a digit that the clues of its row lack."""
+        """Return the solution. If `sloppy`, fill each blank with a digit that is not among the
+        clues of its row."""
         if not sloppy:
             return str(row["answer"])
         puzzle: str = row["puzzle"]
@@ -109,11 +112,13 @@ class Sudoku(Task):
         return "".join(filled)
 
     def score(self, answer: str, row: Row) -> float:
-        """Return the share of correct blank cells; with `sparse`, 1 only for a solved grid."""
+        """Return the share of correct blank cells; with `sparse`, return 1 for a solved grid and
+        otherwise 0."""
         return float(self.is_right(answer, row)) if self.sparse else _share_of_blanks(answer, row)
 
     def is_right(self, answer: str, row: Row) -> bool:
-        """Return True if the answer's digits are the 16 of the solution, clues included."""
+        """Return True if the digits of the answer are the 16 digits of the solution, including the
+        clues."""
         return cells_of(answer, row["puzzle"]) == str(row["answer"])
 
     def measures(self, completion: object, row: Row) -> dict[str, float]:
@@ -123,13 +128,13 @@ class Sudoku(Task):
 
 
 def cells_of(answer: str, puzzle: str = "") -> str:
-    """Return the digits of the grid in an answer; at most 17 digits, enough to notice that an
-    answer is too long.
+    """Return the digits of the grid in an answer. At most 17 digits are returned, which is enough
+    to notice that an answer is too long.
 
     Labels of rows ("Row 1:", "r1", "1."), sizes ("4x4", "16 digits"), LaTeX and the lines of a
-    table are not part of the grid. A single run of exactly 16 digits among words is the grid. An
-    answer that denies its grid, or has two grids, counts as an answer without a grid; but the
-    puzzle before the solution does not count as a second grid.
+    table are not part of the grid. A single number of exactly 16 digits in a text counts as the
+    grid. An answer that denies its grid, or has two grids, counts as an answer without a grid; but
+    the puzzle does not count as a second grid if the answer repeats it before the solution.
 
     Args:
         answer: any text.
@@ -219,7 +224,8 @@ def is_unique(puzzle: str) -> bool:
 
 @lru_cache(maxsize=1)
 def _holders() -> dict[tuple[int, str], int]:
-    """Return the set of grids with a digit in a cell, for each cell and digit, as bits."""
+    """Return for each cell and digit the set of grids that have this digit in this cell, as the
+    bits of an integer."""
     grids = all_grids()
     return {
         (cell, digit): sum(1 << i for i, grid in enumerate(grids) if grid[cell] == digit)
