@@ -1,8 +1,9 @@
 """GSM8K: grade-school word problems whose answer is a number (arXiv:2110.14168).
 
 The reward is 1 for the correct number, otherwise 0. Released graders compare strings ("1,000"
-differs from "1000") and ignore minus signs, so the two examples of the test split with negative
-answers cannot be solved. The sum of shaped rewards that the papers use is in `unmask.rewards`.
+differs from "1000") and ignore minus signs, so with them the two examples of the test split that
+have negative answers cannot be solved. The sum of shaped rewards that the papers use is in
+`unmask.rewards`.
 """
 
 from __future__ import annotations
