@@ -75,9 +75,9 @@ def evaluations(line: Mapping[str, Any]) -> list[EvaluationPoint]:
     """Return the evaluations in a line of metrics, in the order of their keys.
 
     Example:
-        >>> evaluations({"step": 4, "loss": 0.5, "eval/test@0/accuracy": 0.25, "eval/best_step": 4})
-        [EvaluationPoint(split='test', temperature='0', accuracy=0.25, low=nan, high=nan,
-        reward=nan)]
+        >>> line = {"step": 4, "loss": 0.5, "eval/test@0/accuracy": 0.25, "eval/best_step": 4}
+        >>> [(point.split, point.temperature, point.accuracy) for point in evaluations(line)]
+        [('test', '0', 0.25)]
     """
     points: dict[tuple[str, str], dict[str, float]] = {}
     for key, value in line.items():
