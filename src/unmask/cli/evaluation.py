@@ -57,7 +57,8 @@ def evaluate_(
     reward_timeout: Annotated[
         float,
         typer.Option(
-            min=0.001, help="Time limit in seconds for one call of the reward functions, with at most 64 completions."
+            min=0.001,
+            help="Time limit in seconds for one call of the reward functions; a call gets at most 64 completions.",
         ),
     ] = 60.0,
     against: Annotated[

@@ -10,7 +10,7 @@ One idea per file:
 - `surrogate`: policy-gradient losses with a trust region, and KL terms
 - `elbo`: the masked-diffusion bound on log p(x)
 - `masking`: masks of completions, and an upper bound on their likelihood
-- `completions`: sums of view values by completion
+- `completions`: for each completion, the sum of the values of its views
 - `step_draws`: denoising steps drawn evenly over a batch
 - `schedule`: the number of tokens that each step commits, and the learning rate
 - `intervals`: the confidence interval of a solve rate

@@ -241,8 +241,9 @@ def select_steps(
       so that the steps are spread in time. Weighted by the inverse probabilities, the gradient is
       unbiased.
     - uniform: K steps at random without replacement, which are those of the largest noise.
-    - low_discrepancy: the candidates at the indices floor((u + j) C / K) for j = 0..K-1, out of C,
-      with one draw u = noise[:, 0]. They are evenly spaced in time, and each has probability K / C.
+    - low_discrepancy: of the C candidates, those at the indices floor((u + j) C / K) for
+      j = 0..K-1, with one draw u = noise[:, 0]. They are evenly spaced in time, and each has
+      probability K / C.
     - last_k: the latest steps. On short tasks these steps often have the highest entropy too.
     - lowest_entropy: the steps of lowest joint entropy, as a negative control.
     - all: every candidate in order of time; num_selected is ignored and K = T. If all steps that
@@ -256,9 +257,9 @@ def select_steps(
         noise: [B, T] float64 in [0, 1).
 
     Returns:
-        [B, K] int64 steps; slot 0 has the largest priority, equal priorities go to the earlier
-        step, and rules without a priority are in order of time. -1 marks an empty slot, and empty
-        slots come last.
+        [B, K] int64 steps, sorted by falling priority; of equal priorities the earlier step comes
+        first. Rules without a priority give steps in order of time. -1 marks an empty slot, and
+        empty slots come last.
 
     Raises:
         ValueError: the rule is unknown, num_selected is below 1, or the shapes disagree.

@@ -77,8 +77,9 @@ class CoupledGRPO(RatioMethod):
             )
 
     def plan(self, rollout: Rollout, generator: torch.Generator) -> Views:
-        """Plan three views of each completion. Their weights in the averaged log-probability are
-        1/2, 1/(2 t) and 1/(2 (1 - t)), where t is the share of tokens that the random set masks."""
+        """Plan three views of each completion, which mask all tokens, a random set of them, and the
+        others. Their weights in the averaged log-probability are 1/2, 1/(2 t) and 1/(2 (1 - t)),
+        where t is the share of the tokens in the random set."""
         target = scored_tokens(rollout.trajectory)
         time = self.min_ratio + (self.max_ratio - self.min_ratio) * torch.rand(len(target), generator=generator)
         masked = mask_at_times(time, target, generator)

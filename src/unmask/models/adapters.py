@@ -193,17 +193,18 @@ class Adapters:
     @torch.no_grad()
     def merged(self, weights: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:
         """Return the backbone's state dict with the adapter added, W + (alpha / r) B A, under the
-        plain model's names and on the CPU.
+            plain model's names and on the CPU.
 
-        The model itself does not change, because adding and subtracting would round.
+            The model itself does not change: adding the
+        adapters and subtracting them again would leave rounding errors.
 
-        Args:
-            weights: whole state dict of the denoiser, if the model is sharded; default the model's
-                own.
+            Args:
+                weights: whole state dict of the denoiser, if the model is sharded; default the model's
+                    own.
 
-        Raises:
-            ConfigError: the weights are quantized; `merge_adapter` merges into the original model
-                instead.
+            Raises:
+                ConfigError: the weights are quantized; `merge_adapter` merges into the original model
+                    instead.
         """
         own = self.backbone.state_dict() if weights is None else _without_prefix(weights)
         plain = {key: value for key, value in own.items() if ".lora_" not in key}

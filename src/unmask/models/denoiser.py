@@ -49,8 +49,8 @@ class Denoiser(nn.Module):
 
     @property
     def _no_split_modules(self) -> list[str]:
-        """Classes of the layers that FSDP gathers one by one: the classes in the backbone's list
-        that occur in the backbone."""
+        """Classes of the layers that FSDP gathers one by one: those in the backbone's
+        `_no_split_modules` of which the backbone has a layer."""
         present = {type(module).__name__ for module in self.backbone.modules()}
         return sorted(present & set(self.backbone._no_split_modules or ()))
 

@@ -48,7 +48,8 @@ class EvalRecipe(Config):
     reward_weights: tuple[float, ...] = ()
     """Weight of each reward function; default 1."""
     reward_timeout: float = Field(60.0, gt=0)
-    """Time limit in seconds for one call of the reward functions, with at most 64 completions."""
+    """Time limit in seconds for one call of the reward functions; a call gets at most 64
+    completions."""
     reward_workers: int = Field(1, ge=0)
     """Number of worker processes for each function of `reward_funcs`. 0 calls functions in the
     evaluating process, where a function that hangs ends the evaluation."""

@@ -10,7 +10,7 @@ dot applies only in the section before the dot, where it has another meaning tha
 from __future__ import annotations
 
 Answer = str | tuple[str, ...]
-"""One answer, or answers for several kinds of recipe."""
+"""Advice for an unknown key: one text for all recipes, or one for each kind of recipe."""
 
 OVERLOADED = frozenset({"batch_size", "config", "seed"})
 """Names of keys that usually mean something else outside the section that they belong to."""

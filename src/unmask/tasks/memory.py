@@ -48,7 +48,7 @@ def rows_in_memory(source: str) -> list[dict[str, Any]]:
 
 
 def shown(source: str) -> str:
-    """Return the name of a source in messages."""
+    """Return the name by which messages refer to a source."""
     return "the data given in Python" if source in _ROWS else source
 
 

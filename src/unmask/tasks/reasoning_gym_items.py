@@ -105,7 +105,7 @@ def dataset_of(name: str, options: str, seed: int) -> Any:
 
 
 def score_entry(name: str, options: str, answer: str, entry: dict[str, Any]) -> float:
-    """Return the guarded reward of one answer, in a worker process.
+    """Score one answer in a worker process.
 
     Args:
         name: name of the task.

@@ -107,8 +107,8 @@ class WithoutAdapters(Reference):
             yield model
 
     def move(self, policy: Denoiser, alpha: float) -> None:
-        """Raise an error, because the model under the adapters cannot move; use a `SecondAdapter`
-        for that."""
+        """Raise an error: this reference is the frozen model under the adapters. A `SecondAdapter`
+        is a reference that follows the policy."""
         raise NotImplementedError("the model without adapters cannot move; use SecondAdapter")
 
 

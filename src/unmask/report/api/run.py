@@ -96,7 +96,7 @@ class Run:
     progress of a run that has not ended.
 
     Args:
-        folder: the run folder, as `open_run` checks it.
+        folder: a run folder that `open_run` has checked.
     """
 
     def __init__(self, folder: Path) -> None:

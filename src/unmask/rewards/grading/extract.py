@@ -39,7 +39,7 @@ _FENCE = re.compile(r"(?:^([ \t]*))?(```|~~~)[`~]*", re.MULTILINE)
 _CLOSE = {mark: re.compile(rf"^[ \t]*{mark}[^\n]*$|{mark}[ \t\r]*$", re.MULTILINE) for mark in ("```", "~~~")}
 _FENCE_MARK = re.compile(r"(?:```|~~~)[`~]*(?:[ \t]*(?:[pP]ython3?|py3?)\b)?")
 _LANGUAGE = re.compile(r"\s*(?:'''|\"\"\"|``?)?(?:python ?3?|py3?)[ \t]*:?[ \t]*\r?(?:\n|$)", re.IGNORECASE)
-"""A first line that only names the language."""
+"""First line of a code block that only names the language, such as `python`."""
 _INLINE_LANGUAGE = re.compile(
     r"\s*(?:python3?|py3?)[ \t]+(?=(?:import|from|async|def|class|return|lambda)\b|@)", re.IGNORECASE
 )
