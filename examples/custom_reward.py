@@ -24,6 +24,12 @@ def row_variety(prompts: list[str], completions: list[str], **columns: Any) -> l
     return [sum(len(set(text[i : i + 4])) == 4 for i in range(0, 16, 4)) / 4 for text in completions]
 
 
+def show(step: int, metrics: dict[str, Any]) -> None:
+    """Print the mean reward of a training step; an evaluation has no such metric."""
+    if "reward" in metrics:
+        print(step, metrics["reward"])
+
+
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("model", help="a base model, such as the one that `make demo` pretrains")
@@ -33,6 +39,4 @@ if __name__ == "__main__":
     recipe = load_recipe(
         "sudoku-tiny", [f"model={arguments.model}", f"max_steps={arguments.steps}", f"output_dir={arguments.output}"]
     )
-    Trainer(
-        recipe, reward_funcs=[row_variety], observe=lambda step, metrics: print(step, metrics.get("reward"))
-    ).train()
+    Trainer(recipe, reward_funcs=[row_variety], observe=show).train()

@@ -71,7 +71,7 @@ def test_the_reward_of_ones_own_is_trained_on(
     assert [line["step"] for line in metrics(tmp_path / "run")] == [0, 1]
     last = metrics(tmp_path / "run")[-1]
     assert last["rewards/row_variety/mean"] == last["reward"]
-    assert capsys.readouterr().out.splitlines() == ["0 None", f"1 {last['reward']}"]
+    assert capsys.readouterr().out.splitlines() == [f"1 {last['reward']}"]
 
 
 # --- custom_method.py ---

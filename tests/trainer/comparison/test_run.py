@@ -84,7 +84,7 @@ def short(completions, **columns):
 
 @pytest.mark.parametrize(
     ("reward", "words"),
-    [("longest", ["guesses on sudoku", '"longest"']), ("missing", ["entropy on sudoku", "missing"])],
+    [("longest", ['"guesses"', '"sudoku"', '"longest"']), ("missing", ['"entropy"', '"sudoku"', "missing"])],
 )
 def test_a_reward_that_a_method_cannot_use_is_refused_before_anything_runs(
     tmp_path: Path, reward: str, words: list[str]
