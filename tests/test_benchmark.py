@@ -20,6 +20,7 @@ def test_the_speed_table_has_every_row(capsys: pytest.CaptureFixture[str]) -> No
     assert table.count("| rollout |") == table.count("| update |") == 2, "ours, and the published way's"
 
 
+@pytest.mark.slow
 def test_the_memory_table_adds_up(capsys: pytest.CaptureFixture[str]) -> None:
     memory.main(["--width=16", "--layers=2", "--vocab=600", "--length=8", "--views=2", "--r=2", "--parts=4"])
     rows = [line.split("|")[1:-1] for line in capsys.readouterr().out.splitlines() if line.startswith("| ")][1:]
@@ -48,6 +49,7 @@ def test_the_rises_of_the_comparison_are_those_of_its_seeds() -> None:
 
 
 @pytest.mark.skipif(shutil.which("chromium") is None, reason="there is no chromium")
+@pytest.mark.slow
 def test_the_reports_of_made_up_runs_are_built_and_opened(tmp_path: Path) -> None:
     pytest.importorskip("playwright")
     report.main(["--max-steps=8", "--rollouts=2", "--repeats=1", f"--output={tmp_path / 'report.md'}"])
@@ -60,6 +62,7 @@ def test_the_reports_of_made_up_runs_are_built_and_opened(tmp_path: Path) -> Non
 
 
 @pytest.mark.skipif(shutil.which("chromium") is None, reason="there is no chromium")
+@pytest.mark.slow
 def test_the_pictures_of_the_report_are_made(tiny_model: Path, tmp_path: Path) -> None:
     pytest.importorskip("playwright")
     from benchmark import screenshots

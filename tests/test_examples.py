@@ -41,6 +41,7 @@ def test_the_minimal_loop_runs_from_the_command_line(
     assert re.fullmatch(r"step    1  reward 0\.\d{3}  solved 0\.000\n", capsys.readouterr().out)
 
 
+@pytest.mark.slow
 def test_the_minimal_loop_raises_its_reward(
     tiny_model: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -64,6 +65,7 @@ def test_the_reward_of_ones_own_counts_rows_of_four_digits() -> None:
     assert row_variety([""] * 5, grids) == [1.0, 0.75, 0.0, 0.25, 0.0]
 
 
+@pytest.mark.slow
 def test_the_reward_of_ones_own_is_trained_on(
     tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -108,6 +110,7 @@ def test_the_loss_of_the_method_of_ones_own_is_that_of_reinforce() -> None:
     assert output.loss.tolist() == [6.0, -6.0]
 
 
+@pytest.mark.slow
 def test_the_method_of_ones_own_trains(tiny_model: Path, tmp_path: Path) -> None:
     # As its first lines say.
     path = f"{EXAMPLES / 'custom_method.py'}:RandomStep"

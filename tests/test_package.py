@@ -34,6 +34,7 @@ def test_importing_the_package_loads_nothing_heavy() -> None:
     assert loaded_by("import unmask") & {*HEAVY, "unmask"} == {"unmask"}
 
 
+@pytest.mark.slow
 def test_the_check_for_heavy_packages_can_fail() -> None:
     assert "torch" in loaded_by("import unmask.core.records")
 
@@ -67,6 +68,7 @@ def test_type_checkers_see_every_public_name() -> None:
     assert {*unmask.__all__} == {*seen, "__version__"}
 
 
+@pytest.mark.slow
 def test_no_folder_of_the_package_replaces_a_public_name() -> None:
     folders = {path.stem for path in Path(unmask.__file__).parent.iterdir()}
     assert not folders & {*unmask.__all__}

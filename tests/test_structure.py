@@ -25,6 +25,7 @@ def imports_of_tests(source: str) -> list[str]:
 
 
 @pytest.mark.parametrize("file", FILES, ids=lambda file: str(file.relative_to(ROOT / "tests")))
+@pytest.mark.slow
 def test_no_test_module_imports_another(file: Path) -> None:
     assert imports_of_tests(file.read_text(encoding="utf-8")) == []
 

@@ -240,6 +240,7 @@ def same(folder: Path, whole: Path) -> bool:
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
+@pytest.mark.slow
 def test_a_reward_that_fails_at_once_is_reported(
     tiny_model: Path, places: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str, words: list[str]
 ) -> None:
@@ -365,6 +366,7 @@ def test_a_folder_in_use_is_refused(tiny_model: Path, tmp_path: Path, capsys: py
     )
 
 
+@pytest.mark.slow
 def test_a_second_run_in_the_same_folder_is_refused_and_changes_nothing(
     whole: Path, tiny_model: Path, places: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -579,6 +581,7 @@ def test_eval_takes_rows_and_a_reward_of_ones_own(
     assert (len(items), result["num_solved"]) == (5, 0)
 
 
+@pytest.mark.slow
 def test_eval_runs_rewards_where_and_as_long_as_it_is_set(
     tiny_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

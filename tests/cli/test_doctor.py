@@ -43,6 +43,7 @@ def test_the_known_draw_follows_from_the_definition_of_the_hash() -> None:
         ("round trip", ("unmask.models.save_model", lambda *_: None)),
     ],
 )
+@pytest.mark.slow
 def test_a_broken_part_is_named_and_the_exit_code_is_1(monkeypatch, name, breaks) -> None:
     monkeypatch.setattr(*breaks)
     assert statuses()[name] == "failed"

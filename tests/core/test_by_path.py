@@ -281,6 +281,7 @@ def test_compare_accepts_parts_named_by_path_and_notices_an_edit_of_their_files(
     assert "helper.py" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_result_depends_on_the_files_of_its_parts_and_of_their_base_classes(folder: Path, tiny_model: Path) -> None:
     files = own_files([own_recipe(tiny_model, "x")])
     assert {Path(name).name for name in files} >= {*FILES} - {"my_optim.py"}

@@ -35,6 +35,7 @@ def test_a_reward_function_knows_its_time_limit(is_async: bool) -> None:
     assert scorer([{"prompt": "p"}], ["c"]).total[0] == pytest.approx(20.0, abs=1.0)
 
 
+@pytest.mark.slow
 def test_programs_that_hang_lose_their_reward_but_do_not_end_the_run() -> None:
     sandbox = make_sandbox(SandboxConfig(timeout=0.4))
     jobs = [SandboxJob(f"def f(x):\n    while True: {n}", ("f(1)",), ("f",)) for n in range(40)]

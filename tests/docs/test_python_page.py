@@ -44,6 +44,7 @@ def test_the_page_lists_every_public_name(page: Page) -> None:
     assert sorted(re.findall(r"`(\w+)`", table)) == sorted(unmask.__all__)
 
 
+@pytest.mark.slow
 def test_the_page_samples_and_evaluates(notebook: ModuleType) -> None:
     assert len(notebook.texts) == 4
     assert notebook.paths.tokens.shape == (4, 16)

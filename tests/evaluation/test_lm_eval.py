@@ -227,6 +227,7 @@ def test_local_tasks_give_the_numbers_that_their_rows_have(lm: DenoiserLM, tasks
     assert found["results"]["choice"]["acc,none"] == pytest.approx(wanted)
 
 
+@pytest.mark.slow
 def test_the_command_takes_the_device_that_is_there(
     lm: DenoiserLM, tasks: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -240,6 +241,7 @@ def test_the_command_takes_the_device_that_is_there(
     assert "ConfigError: this machine has no device cuda:1. Use --device cpu." in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_the_command_runs_a_task_and_writes_what_it_found(
     lm: DenoiserLM, tasks: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

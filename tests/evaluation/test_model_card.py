@@ -63,6 +63,7 @@ def model() -> nn.Module:
     return nn.Linear(1, 1)
 
 
+@pytest.mark.slow
 def test_a_run_leaves_a_card_that_the_hub_reads(tiny_model: Path, tmp_path: Path) -> None:
     assert unmask_train(tiny_model, tmp_path / "run") == 0
     text = (tmp_path / "run" / "final" / "README.md").read_text(encoding="utf-8")
@@ -156,6 +157,7 @@ def test_a_pretrained_base_says_what_it_is(tmp_path: Path) -> None:
     assert "plausible but mostly wrong" not in pretraining_card(recipe, [], {}, model())
 
 
+@pytest.mark.slow
 def test_the_data_of_a_run_on_files_is_hashed_on_its_card(tiny_model: Path, tmp_path: Path) -> None:
     rows = [{"prompt": f"{i % 5}{i // 5}=", "answer": str(i % 5)} for i in range(25)]
     path = write(tmp_path / "rows.jsonl", rows)
@@ -174,6 +176,7 @@ def test_the_data_of_a_run_on_files_is_hashed_on_its_card(tiny_model: Path, tmp_
 # --- the push ---
 
 
+@pytest.mark.slow
 def test_a_finished_model_is_pushed_with_its_card(
     tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -185,6 +188,7 @@ def test_a_finished_model_is_pushed_with_its_card(
     assert {"README.md", "config.json", "model.safetensors"} <= set(options["files"])
 
 
+@pytest.mark.slow
 def test_a_push_that_fails_loses_nothing_and_says_how_to_do_it_later(
     tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -207,6 +211,7 @@ def test_an_invalid_repository_name_is_refused_before_the_run() -> None:
         load_recipe("sudoku-tiny", ["push_to_hub=a b"])
 
 
+@pytest.mark.slow
 def test_the_card_counts_the_rows_that_were_there_and_speaks_of_before_only_where_that_was_measured(
     tiny_model: Path, tmp_path: Path
 ) -> None:

@@ -123,6 +123,7 @@ def test_an_example_left_out_of_two_splits_is_reported_once(tmp_path: Path, capl
 
 
 @pytest.mark.parametrize(("where", "line"), [("train", 41), ("test", 6)])
+@pytest.mark.slow
 def test_a_row_that_is_too_long_is_named_before_the_first_step(
     base: Path, tmp_path: Path, where: str, line: int
 ) -> None:
@@ -142,6 +143,7 @@ def test_a_row_that_is_too_long_is_named_before_the_first_step(
     assert unmask(*command, "--resume") == 0
 
 
+@pytest.mark.slow
 def test_a_run_that_drops_rows_is_the_run_without_them_and_resumes_after_they_are_removed(
     base: Path, tmp_path: Path
 ) -> None:
@@ -180,6 +182,7 @@ def test_a_run_that_drops_rows_is_the_run_without_them_and_resumes_after_they_ar
     assert metrics(run)[-1] == metrics(tmp_path / "clean")[-1]
 
 
+@pytest.mark.slow
 def test_another_row_among_those_that_are_used_forbids_resuming(base: Path, tmp_path: Path) -> None:
     paths = written(tmp_path / "train.jsonl", ROWS), written(tmp_path / "test.jsonl", TEST)
     Trainer(recipe(base, tmp_path / "run", *paths)).train()
@@ -198,6 +201,7 @@ def test_another_row_among_those_that_are_used_forbids_resuming(base: Path, tmp_
     Trainer(recipe(base, tmp_path / "run", *paths), resume=True)
 
 
+@pytest.mark.slow
 def test_a_row_without_an_answer_is_a_fault_for_the_tasks_own_rewards_alone(base: Path, tmp_path: Path) -> None:
     rows = [*ROWS, {"prompt": "1+1=", "answer": None}]
     paths = written(tmp_path / "train.jsonl", rows), written(tmp_path / "test.jsonl", TEST)
@@ -247,6 +251,7 @@ def test_pretraining_and_evaluation_name_the_row_too(
 # --- rows given in Python ---
 
 
+@pytest.mark.slow
 def test_rows_given_in_python_are_kept_in_the_run_folder_and_resumed_from_the_command_line(
     base: Path, tmp_path: Path
 ) -> None:
@@ -277,6 +282,7 @@ def test_rows_given_in_python_are_kept_in_the_run_folder_and_resumed_from_the_co
 
 @pytest.mark.parametrize("name", ["rows.jsonl", "rows.csv"])
 @pytest.mark.parametrize("workers", [0, 1])
+@pytest.mark.slow
 def test_a_reward_may_compare_texts_and_is_stopped_where_it_compares_a_number_with_an_answer(
     base: Path, tmp_path: Path, name: str, workers: int, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -221,6 +221,7 @@ def test_a_pair_with_an_empty_half_gives_about_half_of_the_elbo() -> None:
 
 
 @pytest.mark.parametrize("least", [0, 1])
+@pytest.mark.slow
 def test_each_count_alone_is_uniform(least: int) -> None:
     generator = torch.Generator().manual_seed(0)
     sizes = torch.tensor([4, 2])

@@ -54,6 +54,7 @@ def coverage(interval, trials: int, share: float) -> float:
     )
 
 
+@pytest.mark.slow
 def test_the_mean_coverage_of_wilson_is_near_nominal_and_that_of_the_textbook_interval_is_not():
     def textbook(successes: int, trials: int) -> tuple[float, float]:
         p = successes / trials

@@ -27,6 +27,7 @@ def test_the_bootstrap_interval_is_that_of_all_resamples() -> None:
     assert wanted[0] < narrow[0] < narrow[1] < wanted[1]
 
 
+@pytest.mark.slow
 def test_nineteen_of_twenty_intervals_contain_the_true_mean_and_narrow_ones_do_not() -> None:
     generator, held, held_narrow = seeded(1), 0, 0
     for _ in range(400):

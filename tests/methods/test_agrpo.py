@@ -165,6 +165,7 @@ def test_a_token_present_from_the_start_is_never_a_target(toy):
     [{}, {"eos": True}, {"num_steps": 2}, {"order": "left_to_right", "eos": True}, {"order": "plackett_luce"}],
     ids=str,
 )
+@pytest.mark.slow
 def test_over_its_draws_it_is_the_policy_gradient_divided_by_the_number_of_steps(toy, sampling, options):
     small = toy(**options)
     gradient = small.grad_j()

@@ -113,6 +113,7 @@ def test_tokens_present_from_the_start_are_never_masked_and_do_not_count(toy):
     ids=str,
 )
 @pytest.mark.parametrize(("baseline", "share"), [("leave_one_out", 1.0), ("group_mean", 0.5)])
+@pytest.mark.slow
 def test_its_gradient_is_that_of_the_elbo_weighted_by_advantage_and_divided_by_the_length(
     toy, options, baseline, share
 ):

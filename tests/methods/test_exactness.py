@@ -117,6 +117,7 @@ def sampled_counts(small, num_rows, paths):
     ],
     ids=str,
 )
+@pytest.mark.slow
 def test_the_sampler_takes_each_path_with_its_enumerated_probability(toy, options):
     small = toy(**options)
     paths, probability = merged(small)
@@ -249,6 +250,7 @@ def test_a_baseline_that_depends_on_the_action_is_biased(toy):
 
 @pytest.mark.parametrize("rule", ["entropy_topk", "lowest_entropy", "last_k"])
 @pytest.mark.parametrize("num_selected", [1, 2])
+@pytest.mark.slow
 def test_the_bias_of_selecting_k_steps_is_that_of_the_dropped_steps(toy, rule, num_selected):
     small = toy()
     paths = small.paths()

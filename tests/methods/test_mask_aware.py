@@ -186,6 +186,7 @@ def test_over_the_draws_of_segments_it_equals_all_segments(toy, num_sampled):
 
 
 @pytest.mark.parametrize(("num_segments", "away"), [(1, 1.544), (2, 0.983)])
+@pytest.mark.slow
 def test_with_fewer_segments_the_bias_is_that_of_evaluating_later_actions_in_an_earlier_state(toy, num_segments, away):
     small = toy(**ORDER)
     found = estimate(small, method(num_segments=num_segments))

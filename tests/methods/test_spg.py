@@ -298,6 +298,7 @@ def signed_gradient(small, paths, positive, negative):
 
 @pytest.mark.parametrize(("length", "block_length"), [(3, 3), (4, 2)], ids=["one block", "two blocks"])
 @pytest.mark.parametrize("options", [{}, {"mixture": 1.0, "eubo_power": 1.0}, {"mixture": 0.0}], ids=str)
+@pytest.mark.slow
 def test_it_estimates_the_elbo_for_positive_and_the_mixture_for_negative_advantages(toy, length, block_length, options):
     small = toy(num_tokens=2, length=length, num_steps=length, order="left_to_right")
     paths = small.paths()

@@ -175,6 +175,7 @@ def test_a_move_mixes_each_matrix() -> None:
 
 
 @pytest.mark.parametrize("name", NATIVE_CLASSES)
+@pytest.mark.slow
 def test_final_is_a_plain_checkpoint_and_peft_finds_the_adapter_in_it(name: str, tmp_path: Path) -> None:
     denoiser = build(name)
     save_model(denoiser, TOKENIZER, tmp_path / "base")
@@ -315,6 +316,7 @@ def test_merging_bfloat16_weights_rounds_once(tmp_path: Path) -> None:
 # --- the command ---
 
 
+@pytest.mark.slow
 def test_merge_takes_an_adapter_a_model_folder_or_a_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     denoiser = build()
     save_model(denoiser, TOKENIZER, tmp_path / "base")

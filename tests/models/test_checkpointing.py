@@ -45,6 +45,7 @@ class Kept:
 
 @pytest.mark.parametrize("with_adapters", [False, True], ids=["all weights", "adapters"])
 @pytest.mark.parametrize("name", NATIVE_CLASSES)
+@pytest.mark.slow
 def test_gradients_are_equal_and_fewer_activations_are_stored(name: str, with_adapters: bool) -> None:
     found = []
     for checkpointed in (False, True):

@@ -98,6 +98,7 @@ def test_a_mini_of_every_family_is_converted():
     assert MINIS.keys() == FAMILIES.keys()
 
 
+@pytest.mark.slow
 def test_a_converted_mini_loads_saves_and_loads_with_the_same_logits(mini, tmp_path):
     name, _, native = mini
     denoiser, tokenizer = load_model(native)

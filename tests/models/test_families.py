@@ -23,6 +23,7 @@ GUIDE = (ROOT / "docs" / "models.md").read_text()
 
 
 @pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.slow
 def test_lora_targets_are_the_linear_layers_of_the_blocks(name, tmp_path):
     convert(mini_checkpoint(name, tmp_path / "original"), tmp_path / "native")
     family = FAMILIES[name]

@@ -59,6 +59,7 @@ def test_a_checkpoint_of_a_model_built_from_scratch_is_its_model_too(tmp_path: P
     assert same(folder / "checkpoints" / "step-00000006", folder / "final")
 
 
+@pytest.mark.slow
 def test_a_run_stands_for_its_final_model(run: Path) -> None:
     assert locate(run) == str(run / "final")
     assert locate(run / "best") == str(run / "best")
@@ -92,6 +93,7 @@ def test_every_command_accepts_a_checkpoint(
     assert f"model: {locate(source)}\n" in recorded
 
 
+@pytest.mark.slow
 def test_evaluating_a_checkpoint_equals_evaluating_the_merged_model(lora_run: Path, tmp_path: Path) -> None:
     source = lora_run / "checkpoints" / "step-00000004"
     assert unmask("merge", source, tmp_path / "plain") == 0
@@ -175,6 +177,7 @@ def test_a_finished_pretraining_can_be_extended_too(tmp_path: Path) -> None:
     assert weights(short) == weights(whole)
 
 
+@pytest.mark.slow
 def test_a_schedule_that_depends_on_the_length_is_extended_with_a_warning_that_the_card_repeats(
     tiny_model: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -204,6 +207,7 @@ def test_a_run_cannot_be_shortened(tiny_model: Path, run: Path, tmp_path: Path) 
 # --- checkpoints of other runs ---
 
 
+@pytest.mark.slow
 def test_a_checkpoint_of_another_run_of_the_same_shape_is_refused(tiny_model: Path, run: Path, tmp_path: Path) -> None:
     other = Trainer(train_recipe(tiny_model, tmp_path / "other", "seed=1", "max_steps=8")).train()
     mine = unended(run, tmp_path / "mine")

@@ -55,6 +55,7 @@ def gradient(denoiser: Denoiser, scores: ViewLogprobs) -> Tensor:
     [({}, 0), ({"top_k": 4, "top_p": 0.8}, 0), ({}, 3), ({"order": "plackett_luce"}, 0)],
     ids=["plain", "top_k and top_p", "three readings", "choice"],
 )
+@pytest.mark.slow
 def test_chunks_give_the_numbers_and_gradients_of_the_whole(lively: Denoiser, options: dict, readings: int) -> None:
     rolled = rollout(lively, **options)
     views, choice = views_of(rolled, readings), "order" in options

@@ -71,6 +71,7 @@ def assert_same_table(path: Path, expected: Path) -> None:
                 assert value == other
 
 
+@pytest.mark.slow
 def test_a_single_run_has_the_wilson_interval_that_it_logged(tmp_path: Path, drawn: list[Figure]) -> None:
     folder = run(tmp_path / "a", [0.5, 0.75], {0: 0.25, 2: 0.5})
     assert plot_metrics([folder], [], tmp_path / "x.svg") == tmp_path / "x.svg"
@@ -97,6 +98,7 @@ def test_only_the_formats_that_are_named_are_written(tmp_path: Path) -> None:
     assert sorted(path.name for path in tmp_path.glob("x*")) == ["x.csv", "x.png"]
 
 
+@pytest.mark.slow
 def test_runs_of_other_seeds_are_one_line_with_the_interval_over_seeds(tmp_path: Path, drawn: list[Figure]) -> None:
     folders = [run(tmp_path / str(s), [v], {1: v}, passes=10 + s, seed=s) for s, v in enumerate((0.2, 0.3, 0.7))]
     plot_metrics(folders, [GREEDY, "reward"], tmp_path / "x.png", x="token_passes")
@@ -119,6 +121,7 @@ def test_only_steps_that_all_seeds_have_are_drawn(tmp_path: Path) -> None:
     assert [r["step"] for r in rows(tmp_path / "x.csv")] == ["1", "2"]
 
 
+@pytest.mark.slow
 def test_smoothing_is_optional_and_labelled_and_never_applies_to_accuracies(
     tmp_path: Path, drawn: list[Figure]
 ) -> None:
@@ -170,6 +173,7 @@ def test_metrics_that_cannot_be_drawn_are_errors(tmp_path: Path) -> None:
         plot_metrics([tmp_path / "none"], [], tmp_path / "x.png")
 
 
+@pytest.mark.slow
 def test_the_command_draws_runs_and_comparisons(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = run(tmp_path / "a", [0.5], {1: 0.5})
     assert unmask("plot", folder, "--metric", f"reward, {GREEDY}", "--output", tmp_path / "figures" / "a.png") == 0
@@ -192,6 +196,7 @@ def test_the_command_draws_runs_and_comparisons(tmp_path: Path, capsys: pytest.C
     assert "Give only its folder" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_labels_of_steps_are_whole_numbers(tmp_path: Path, drawn: list[Figure]) -> None:
     folder = run(tmp_path / "a", [0.5, 0.75, 0.5], {0: 0.25})
     plot_metrics([folder], ["reward"], tmp_path / "x.png")
@@ -232,6 +237,7 @@ def test_more_than_six_lines_have_six_bands(tmp_path: Path, drawn: list[Figure])
     assert "only the 6 that end highest" in panel.get_title().replace("\n", " ")
 
 
+@pytest.mark.slow
 def test_strange_names_and_numbers_are_drawn_or_refused(tmp_path: Path) -> None:
     folder = run(tmp_path / "a$x_$", [0.5, 0.75], {}, optim={"learning_rate": "$1^$"})
     with (folder / "metrics.jsonl").open("a") as file:
@@ -271,6 +277,7 @@ def test_an_unwritable_target_is_an_error_and_leaves_no_partial_file(
 
 
 @pytest.mark.parametrize("suffix", [".png", ".pdf", ".svg", ".csv"])
+@pytest.mark.slow
 def test_a_figure_overwrites_earlier_figures_and_nothing_else(
     tmp_path: Path, suffix: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -290,6 +297,7 @@ def test_a_figure_overwrites_earlier_figures_and_nothing_else(
     assert unmask("plot", folder, "--output", target) == 2
 
 
+@pytest.mark.slow
 def test_the_second_figure_of_a_comparison_overwrites_nothing_either(tmp_path: Path) -> None:
     place = tmp_path / "compare"
     shutil.copytree(RESULTS / "counterfactual-tiny", place)

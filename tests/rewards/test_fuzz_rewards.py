@@ -13,6 +13,7 @@ BY_ALGEBRA = {"math, tagged", "correct_math"}
 
 
 @pytest.mark.parametrize("name", sorted(SUBJECTS.keys() - BY_ALGEBRA))
+@pytest.mark.slow
 def test_no_completion_upsets_a_reward(name: str) -> None:
     subject = SUBJECTS[name]
     fuzz(subject, 300)
@@ -28,6 +29,7 @@ def test_no_completion_upsets_a_reward_that_needs_algebra(name: str) -> None:
 
 
 @pytest.mark.parametrize("fault", [ZeroDivisionError, 1.5, float("nan"), None])
+@pytest.mark.slow
 def test_a_reward_that_one_completion_upsets_is_found(fault: Any) -> None:
     """Negative control: one completion in many breaks this reward in one of three ways."""
 

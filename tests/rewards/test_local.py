@@ -101,6 +101,7 @@ def swallows(completions: list[str]) -> list[float]:
     [swallows, retries, lambda completions: [Late(), Late()], lambda completions: Late()],
     ids=["swallows", "retries", "late numbers", "late list"],
 )
+@pytest.mark.slow
 def test_a_time_limit_holds_for_what_catches_everything_and_for_what_comes_late(function: Any) -> None:
     with pytest.raises(RewardError, match="did not return within 0.1 s"):
         Scorer({"stubborn": function}, timeout=0.1)(ROWS, ["4", "7"])

@@ -41,6 +41,7 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 SMALL = ["max_steps=2", "num_prompts=2", "num_generations=2", "sampler.num_steps=4", "evaluation.num_rows=4"]
 
 
+@pytest.mark.slow
 def test_the_files_of_the_readme_train_on_a_csv(place: Path) -> None:
     assert len([line for line in file_in_readme("my_reward.py").splitlines() if line]) <= 5
     overrides = [*SMALL, "log_rollouts_steps=1", "log_rollouts_groups=2"]

@@ -74,6 +74,7 @@ def test_the_configuration_is_kept_as_yaml_that_reads_back(folder: RunFolder, pa
 # --- one owner ---
 
 
+@pytest.mark.slow
 def test_a_folder_in_use_by_another_process_is_refused_until_that_ends(path: Path) -> None:
     context = multiprocessing.get_context("forkserver")
     is_held, may_end = context.Event(), context.Event()

@@ -93,6 +93,7 @@ def sampled_by_hand(entropy, num_selected, u):
     ],
     ids=str,
 )
+@pytest.mark.slow
 def test_a_one_step_completion_is_the_argmax_of_the_state_before_its_step(spy, rule, num_selected, options):
     path, prompt = rollout(spy(eos=1.0), rule, num_selected, **options)
     ended = (path.unmask_step == path.num_steps).any(-1)
@@ -140,6 +141,7 @@ def test_storing_one_step_completions_does_not_change_the_path(spy):
 @pytest.mark.parametrize("rule", RULES)
 @settings(max_examples=40, deadline=None)
 @given(data=st.data())
+@pytest.mark.slow
 def test_the_running_selection_holds_the_steps_that_are_finally_selected(rule, data):
     """Entropies are random with ties; random steps commit only EOS or nothing."""
     rows, steps = 3, data.draw(st.integers(1, 7), label="T")

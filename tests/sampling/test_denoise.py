@@ -140,6 +140,7 @@ def test_a_finished_completion_costs_no_forward_pass_and_is_not_changed(spy):
 
 @pytest.mark.parametrize("order", sorted(ORDERS))
 @pytest.mark.parametrize("temperature", [0.0, 0.9])
+@pytest.mark.slow
 def test_a_left_padded_batch_of_unequal_prompts_equals_each_prompt_alone(spy, order, temperature):
     lengths = [1, 3, 4, 7, 7, 2]
     rows = [prompts(1, 7)[0, :n] for n in lengths]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from contextlib import nullcontext
 
+import pytest
 import torch
 
 from tests.helpers.messages import raises
@@ -65,6 +66,7 @@ def metrics_of(folder):
     return [{key: value for key, value in line.items() if not key.startswith("time/")} for line in lines]
 
 
+@pytest.mark.slow
 def test_recorded_trajectories_drive_training_and_evaluation(tiny_model, tmp_path):
     policy = load_model(tiny_model)
     recipe = train_recipe(tiny_model, tmp_path / "whole")
@@ -85,6 +87,7 @@ def test_recorded_trajectories_drive_training_and_evaluation(tiny_model, tmp_pat
     assert set(player.versions) == set(range(recipe.max_steps + 1))
 
 
+@pytest.mark.slow
 def test_an_engine_that_returns_other_paths_trains_another_model(tiny_model, tmp_path):
     policy = load_model(tiny_model)
     recipe = train_recipe(tiny_model, tmp_path / "whole")

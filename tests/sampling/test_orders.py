@@ -116,6 +116,7 @@ def test_ties_go_to_the_earlier_position(table_denoiser):
     assert path.unmask_step.tolist() == [[0, 1, 2, 3]] * 3
 
 
+@pytest.mark.slow
 def test_plackett_luce_adds_noise_to_the_log_probability_of_the_most_likely_token(table_denoiser):
     many = [dataclasses.replace(proposal(P, [3, 1, 2, 1], seed=seed), temperature=0.5) for seed in range(4000)]
     first = torch.cat([ORDERS["plackett_luce"](one).argmax(-1) for one in many])

@@ -32,6 +32,7 @@ def both(denoiser, sampler, plain=denoise_plain):
 @pytest.mark.parametrize("temperature", [0.0, 0.9])
 @pytest.mark.parametrize(("num_steps", "block_length"), [(8, 8), (3, 8), (4, 4), (4, 2)])
 @pytest.mark.parametrize("eos", [-9.0, 3.0])
+@pytest.mark.slow
 def test_the_fast_loop_equals_the_plain_loop(spy, order, temperature, num_steps, block_length, eos):
     sampler = SamplerConfig(
         max_completion_length=8, num_steps=num_steps, block_length=block_length, order=order, temperature=temperature

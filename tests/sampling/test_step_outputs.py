@@ -33,6 +33,7 @@ def outputs_of(monkeypatch, chunk, **options):
 @pytest.mark.parametrize("order", ORDERS)
 @pytest.mark.parametrize("options", [{}, {"top_k": 5, "top_p": 0.8}, {"temperature": 0.0}], ids=str)
 @pytest.mark.parametrize("chunk", [1, 3 * VOCABULARY, 2 * COLUMNS * VOCABULARY])
+@pytest.mark.slow
 def test_chunks_give_the_same_bits_as_all_logits_at_once(monkeypatch, order, options, chunk) -> None:
     at_once = outputs_of(monkeypatch, 2**30, order=order, **options)
     in_chunks = outputs_of(monkeypatch, chunk, order=order, **options)

@@ -109,6 +109,7 @@ def test_rows_are_the_same_for_the_same_seed_and_a_prefix_of_more_rows(task: Tas
     assert task.rows("train", 0) == []
 
 
+@pytest.mark.slow
 def test_rows_do_not_depend_on_the_salt_of_the_process() -> None:
     script = (
         "import json; from unmask.tasks import TASKS; "
@@ -151,6 +152,7 @@ def test_an_unknown_split_and_a_negative_number_of_rows_are_refused() -> None:
 
 
 @every_variant
+@pytest.mark.slow
 def test_splits_share_no_answer(task: Task) -> None:
     groups = [{group(task, row) for row in task.rows(split, 400)} for split in ("train", "validation", "test")]
     assert all(groups)
@@ -180,6 +182,7 @@ def test_the_alphabet_is_sorted_and_covers_prompts_and_completions(task: Task) -
 
 
 @every_variant
+@pytest.mark.slow
 def test_the_completion_length_is_tight(task: Task) -> None:
     rng = random.Random(0)
     rows = task.rows("train", 3000 if isinstance(task, Countdown) else 50)
@@ -220,6 +223,7 @@ def test_demonstrations_follow_their_generator(task: Task) -> None:
 
 @every_task
 @pytest.mark.parametrize("completion", HOSTILE, ids=lambda text: repr(text[:24]))
+@pytest.mark.slow
 def test_hostile_completions_score_low(task: Task, completion: str) -> None:
     row = task.row("test", 0, 0)
     # A stray digit may hit one of Sudoku's nine blank cells; an answer that is wrong earns 0.1 in

@@ -51,6 +51,7 @@ def reward(task: MBPP, *texts: object) -> list[tuple[float, str]]:
     return [(float(score), score.reason) for score in given]  # type: ignore[union-attr, arg-type]
 
 
+@pytest.mark.slow
 def test_the_reward_is_the_share_of_tests_passed_and_comes_with_a_reason(task: MBPP) -> None:
     right, some = (
         "def f(x):\n    return x + 1",
@@ -122,6 +123,7 @@ def test_a_program_is_run_once_for_reward_and_verdict_unless_there_was_no_time(
     assert isinstance(task.results(["once = 1"], [row])[0], Result)
 
 
+@pytest.mark.slow
 def test_a_correct_program_among_many_that_hang_is_judged_or_left_out(tmp_path: Path) -> None:
     """A program that never started has no result; 0 would teach that it is wrong."""
     row = {"text": "Add one.", "test_list": ["assert f(1) == 2"], "code": "def f(x):\n    return x + 1\n"}

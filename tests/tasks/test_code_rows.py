@@ -29,6 +29,7 @@ TRAIN = (
 
 
 @pytest.mark.parametrize("name", ["mbpp", "program"])
+@pytest.mark.slow
 def test_a_tiny_model_is_pretrained_and_trained_on_programs(tmp_path: Path, name: str) -> None:
     (tmp_path / "rows.jsonl").write_text("\n".join(map(json.dumps, ROWS)))
     source = f", source: {tmp_path}/rows.jsonl" if name == "mbpp" else ""

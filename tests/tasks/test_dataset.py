@@ -282,6 +282,7 @@ ANSWERS = [42, 0.5, True, "x", -3]
 
 
 @pytest.mark.parametrize("name", ["rows.jsonl", "rows.csv", "rows.tsv", "rows.json", "rows.parquet", "memory"])
+@pytest.mark.slow
 def test_an_answer_is_the_same_text_from_every_kind_of_file(tmp_path: Path, name: str) -> None:
     for answer in ANSWERS:
         rows = [{"prompt": f"{i}?", "answer": answer, "solution": answer} for i in range(30)]

@@ -63,6 +63,7 @@ def test_right_numbers_score_one_and_the_rest_none_with_the_reason() -> None:
     assert scores(GSM8K(format="bare"), "18", "18", " 18\n", "\\boxed{18}", "17") == [1.0, 1.0, 1.0, 0.0]
 
 
+@pytest.mark.slow
 def test_none_of_the_wrong_answers_scores() -> None:
     assert len(WRONG) >= 60
     assert [(w, score) for w, score, _ in wrong_scores(GSM8K(), WRONG) if score != 0.0] == []
@@ -70,6 +71,7 @@ def test_none_of_the_wrong_answers_scores() -> None:
 
 @needs_data
 @pytest.mark.parametrize(("part", "count"), [("train", 7473), ("test", 1319)])
+@pytest.mark.slow
 def test_every_gold_answer_scores_one_as_a_model_would_write_it(part: str, count: int) -> None:
     task = GSM8K(source=source(DATA, "gsm8k_train"), test_source=source(DATA, "gsm8k_test"))
     rows = task._load(part)
@@ -80,6 +82,7 @@ def test_every_gold_answer_scores_one_as_a_model_would_write_it(part: str, count
         assert full_scores(task, rows[::10], wrap) == len(rows[::10])
 
 
+@pytest.mark.slow
 def test_every_way_to_write_the_right_number_is_paid_and_no_way_to_write_another() -> None:
     task = GSM8K()
     (reward,) = task.rewards().values()

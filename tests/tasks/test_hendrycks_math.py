@@ -99,6 +99,7 @@ def rewards_of(answers: list[tuple[str, str]], wrap: str) -> list[float]:
     "wrap", ["<answer>\\boxed{ANSWER}</answer>", "<answer>ANSWER</answer>", "So it is $\\boxed{ANSWER}$."]
 )
 @pytest.mark.parametrize(("table", "score"), [(RIGHT, 1.0), (OTHERS, 0.0)])
+@pytest.mark.slow
 def test_right_answers_in_other_forms_are_paid_and_wrong_ones_not(table: str, score: float, wrap: str) -> None:
     answers = pairs(table)
     assert len(answers) > 100
@@ -130,6 +131,7 @@ GOLDS = [
 
 
 @pytest.mark.parametrize(("table", "score"), [(SAME, 1.0), (OTHER, 0.0)])
+@pytest.mark.slow
 def test_variants_of_right_expressions_are_paid_if_they_say_the_same(table: dict[str, Any], score: float) -> None:
     made = [(name, gold, rewrite(gold)) for name, rewrite in table.items() for gold in GOLDS]
     found = [(name, gold, text) for name, gold, text in made if text is not None]
@@ -149,6 +151,7 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> Any:
 
 
 @pytest.mark.usefixtures("quick")
+@pytest.mark.slow
 def test_none_of_the_wrong_answers_scores_and_the_endless_ones_are_timeouts() -> None:
     assert len(WRONG) >= 60
     results = wrong_scores(Math(test_source=None), WRONG)

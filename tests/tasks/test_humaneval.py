@@ -98,6 +98,7 @@ def real() -> HumanEval:
     )
 
 
+@pytest.mark.slow
 def test_the_canonical_solutions_pass_or_are_unsupported_in_monty(real: HumanEval) -> None:
     rows = real.rows("test", 1000)
     results = real.results([row["answer"] for row in rows], rows)

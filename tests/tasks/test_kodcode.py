@@ -53,6 +53,7 @@ def task_of(tmp_path: Path, *rows: dict[str, Any]) -> KodCode:
     return KodCode(source=str(file), test_source=str(file))
 
 
+@pytest.mark.slow
 def test_each_test_function_counts(tmp_path: Path) -> None:
     task = task_of(tmp_path, ROW)
     row = task.rows("test", 1)[0]

@@ -118,6 +118,7 @@ def real() -> MBPP:
     )
 
 
+@pytest.mark.slow
 def test_all_500_test_lists_parse_and_run(real: MBPP) -> None:
     rows = real.rows("test", 1000)
     assert len(rows) == 500

@@ -143,6 +143,7 @@ def test_a_fault_of_a_row_names_it_among_the_rows_given() -> None:
         found([*ROWS, {"prompt": "", "answer": 1}])
 
 
+@pytest.mark.slow
 def test_a_kept_task_reads_its_rows_before_and_after_they_are_written_and_in_another_process(tmp_path: Path) -> None:
     task = Dataset(path=ROWS, test_path=ROWS[:5])  # type: ignore[arg-type]
     kept = task.kept_in(tmp_path)

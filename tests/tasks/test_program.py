@@ -60,6 +60,7 @@ def test_prompts_and_demonstrations_keep_to_the_alphabet_and_the_length() -> Non
             assert set(row["prompt"] + text) <= set(task.alphabet)
 
 
+@pytest.mark.slow
 def test_every_answer_is_solved_and_a_sloppy_one_by_luck_only() -> None:
     task, rng = ProgramFromExamples(), random.Random(0)
     rows = task.rows("test", 100)

@@ -52,6 +52,7 @@ def recipe(path: Path, *lines: str) -> str:
 
 
 @pytest.mark.parametrize(("name", "rows"), [("gsm8k", GSM8K), ("math", MATH)])
+@pytest.mark.slow
 def test_a_tiny_model_is_pretrained_and_trained_on_rows_of_a_file(
     tmp_path: Path, name: str, rows: list[dict[str, Any]], capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -94,6 +95,7 @@ def test_a_tiny_model_is_pretrained_and_trained_on_rows_of_a_file(
     assert "data.test.num_rows: 10 -> 11" in message
 
 
+@pytest.mark.slow
 def test_a_reward_that_hangs_on_some_completions_runs_in_workers_and_the_run_goes_on(tmp_path: Path) -> None:
     (tmp_path / "mine.py").write_text(
         "import time\nfrom unmask.rewards import per_completion\n\n@per_completion\ndef fickle(completions, answer, **columns):\n"

@@ -38,6 +38,7 @@ def questions(task: Task, split: Any, num_rows: int, seed: int = 0) -> list[str]
 
 
 @pytest.mark.parametrize("name", ["chain_sum", "list_functions", "gsm_symbolic", "knights_knaves"])
+@pytest.mark.slow
 def test_the_same_seed_gives_the_same_rows_and_the_package_scores_its_answers_fully(name: str) -> None:
     from unmask.tasks import reasoning_gym_items
 
@@ -204,6 +205,7 @@ def package_score(name: str, answer: str, entry: dict[str, Any]) -> float:
 
 
 @pytest.mark.parametrize("name", sorted(set(available()) - RUNNING))
+@pytest.mark.slow
 def test_no_task_pays_for_a_constant_or_for_the_answer_among_others(name: str) -> None:
     from unmask.tasks.reasoning_gym_items import entries_of
 
@@ -396,6 +398,7 @@ def test_the_task_list_says_how_many_there_are(capsys: pytest.CaptureFixture[str
     assert TASKS["reasoning_gym"] is ReasoningGym
 
 
+@pytest.mark.slow
 def test_a_model_is_trained_and_evaluated_on_a_task_of_the_package(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

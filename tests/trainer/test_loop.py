@@ -67,6 +67,7 @@ def test_the_same_run_gives_the_same_metrics_and_weights(whole: Path, tiny_model
     assert weights(again) == weights(whole)
 
 
+@pytest.mark.slow
 def test_another_seed_gives_other_metrics_and_weights(whole: Path, tiny_model: Path, tmp_path: Path) -> None:
     other = train(train_recipe(tiny_model, tmp_path / "run", "seed=1"))
     assert [line["step"] for line in metrics(other)] == [line["step"] for line in metrics(whole)]
@@ -128,6 +129,7 @@ def test_the_saved_settings_give_the_same_recipe(whole: Path, tiny_model: Path) 
     assert validate(TrainRecipe, tree) == train_recipe(tiny_model, whole)
 
 
+@pytest.mark.slow
 def test_rollouts_are_saved_with_their_texts_and_hold_every_state(tiny_model: Path, tmp_path: Path) -> None:
     recipe = train_recipe(tiny_model, tmp_path / "run", "log_rollouts_steps=3", "log_rollouts_groups=1")
     folder = train(recipe)
@@ -183,6 +185,7 @@ def metrics_page() -> dict[str, str]:
     return {key: file for keys, file in rows for key in re.findall(r"`([^`]+)`", keys)}
 
 
+@pytest.mark.slow
 def test_an_observer_sees_each_line(tiny_model: Path, tmp_path: Path) -> None:
     seen: list[tuple[int, dict[str, Any]]] = []
     folder = train(train_recipe(tiny_model, tmp_path / "run"), observe=lambda step, line: seen.append((step, line)))
@@ -209,6 +212,7 @@ def hangup() -> Iterator[None]:
 
 @pytest.mark.usefixtures("hangup")
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
+@pytest.mark.slow
 def test_a_signal_finishes_the_step_saves_and_says_how_to_continue(
     whole: Path, tiny_model: Path, tmp_path: Path, number: signal.Signals
 ) -> None:

@@ -90,6 +90,7 @@ def test_the_model_without_adapters_predicts_as_a_copy_of_the_initial_model(mode
 
 
 @pytest.mark.parametrize("dropout", [0.0, 0.5])
+@pytest.mark.slow
 def test_a_run_with_adapters_begins_at_ratio_one_whatever_the_dropout(
     model: Path, tmp_path: Path, dropout: float
 ) -> None:
@@ -288,6 +289,7 @@ def test_adapters_are_not_resumed_on_another_model(model: Path, tmp_path: Path, 
 
 
 @pytest.mark.parametrize("adapters", [(), LORA], ids=["all weights", "adapters"])
+@pytest.mark.slow
 def test_bfloat16_weights_train_with_log_probabilities_in_float32(
     model: Path,
     tmp_path: Path,

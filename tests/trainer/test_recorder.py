@@ -47,6 +47,7 @@ def test_texts_and_pieces_are_those_of_the_tokens(tiny_model: Path, tmp_path: Pa
 
 
 @pytest.mark.parametrize(("count", "steps"), [("32", [0, 1, 2, 3]), ("4", [0, 1, 2, 3]), ("2", [0, 3]), ("1", [0])])
+@pytest.mark.slow
 def test_guesses_are_of_the_policy_before_the_update_and_scored(
     tiny_model: Path, tmp_path: Path, count: str, steps: list[int]
 ) -> None:
@@ -128,6 +129,7 @@ def test_a_saved_view_names_the_slot_whose_branches_it_shows(tiny_model: Path, t
         (["method.type=espo"], None),
     ],
 )
+@pytest.mark.slow
 def test_selected_steps_are_counted(
     tiny_model: Path, tmp_path: Path, options: list[str], expected: list[float] | None
 ) -> None:
@@ -136,6 +138,7 @@ def test_selected_steps_are_counted(
     assert selected == expected or (expected is None and sum(selected or [0]) < 1)
 
 
+@pytest.mark.slow
 def test_recording_changes_neither_the_run_nor_its_counts_of_compute(tiny_model: Path, tmp_path: Path) -> None:
     for name, steps in (("with", 1), ("without", 0)):
         recipe = train_recipe(tiny_model, tmp_path / name, f"log_rollouts_steps={steps}", "max_steps=3")

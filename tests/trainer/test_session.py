@@ -38,6 +38,7 @@ def pretrain_slowly(rank: int, folder: Path) -> None:
     pretrain(pretrain_recipe(folder, *overrides))
 
 
+@pytest.mark.slow
 def test_a_pretraining_step_that_is_longer_than_the_timeout_is_not_stuck(tmp_path: Path) -> None:
     assert exit_codes_of_two(pretrain_slowly, tmp_path / "run") == [0, 0]
     (line,) = read_metrics(tmp_path / "run")
@@ -59,6 +60,7 @@ def pretrain_and_hang(rank: int, folder: Path) -> None:
         pretrain(pretrain_recipe(folder, "stuck_timeout=4"))
 
 
+@pytest.mark.slow
 def test_a_rank_that_hangs_in_pretraining_is_named_with_its_step_and_phase(tmp_path: Path) -> None:
     folder = tmp_path / "run"
     assert exit_codes_of_two(pretrain_and_hang, folder) == [LostProcessError.exit_code] * 2
@@ -68,6 +70,7 @@ def test_a_rank_that_hangs_in_pretraining_is_named_with_its_step_and_phase(tmp_p
     assert "loss_or_hang" in printed(folder, 1).read_text()
 
 
+@pytest.mark.slow
 def test_an_evaluation_is_a_line_of_its_own_which_readers_merge_with_that_of_its_step(
     tiny_model: Path, tmp_path: Path
 ) -> None:

@@ -207,6 +207,7 @@ def find_with_unlike_memory(rank: int, model: Path, folder: Path) -> None:
         sys.exit(5 if error.is_agreed and "rows of 32 tokens need more memory" in str(error) else 6)
 
 
+@pytest.mark.slow
 def test_ranks_agree_on_the_smallest_budget_and_on_an_error(tiny_model: Path, tmp_path: Path) -> None:
     assert exit_codes_of_two(find_with_unlike_memory, tiny_model, tmp_path) == [5, 5]
     assert (tmp_path / "seen by 0").exists()

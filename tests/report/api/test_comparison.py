@@ -16,6 +16,7 @@ from unmask.trainer.comparison.recipe import load_compare
 TINY: dict[str, Any] = {**SMALL, "seeds": [0], "tuning": None}
 
 
+@pytest.mark.slow
 def test_a_comparison_returns_its_results_and_is_not_repeated(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

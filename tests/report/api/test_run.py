@@ -29,6 +29,7 @@ def folder(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return Trainer(train_recipe(tiny_model, path, *settings)).train()
 
 
+@pytest.mark.slow
 def test_a_run_gives_its_recipe_and_metrics(folder: Path, tiny_model: Path) -> None:
     run = open_run(folder)
     assert isinstance(run.recipe, TrainRecipe)

@@ -128,6 +128,7 @@ def test_rows_of_python_are_trained_on(tiny_model: Path, tmp_path: Path) -> None
     assert yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())["task"]["type"] == "dataset"
 
 
+@pytest.mark.slow
 def test_a_run_needs_no_recipe(tiny_model: Path, tmp_path: Path) -> None:
     policy = load_model(tiny_model)
     before = weights_hash(policy.denoiser)
@@ -156,6 +157,7 @@ def test_a_run_needs_no_recipe(tiny_model: Path, tmp_path: Path) -> None:
     assert "run-start" in (folder / "final" / "README.md").read_text()
 
 
+@pytest.mark.slow
 def test_a_run_that_started_from_an_object_resumes_to_the_same_weights(tiny_model: Path, tmp_path: Path) -> None:
     def trainer(name: str, **settings: Any) -> Trainer:
         return Trainer(
@@ -183,6 +185,7 @@ def test_a_run_that_started_from_an_object_resumes_to_the_same_weights(tiny_mode
         trainer("parts", max_steps=2)
 
 
+@pytest.mark.slow
 def test_a_model_may_stand_first_as_in_trl(tiny_model: Path, tmp_path: Path) -> None:
     trainer = Trainer(
         str(tiny_model),
@@ -197,6 +200,7 @@ def test_a_model_may_stand_first_as_in_trl(tiny_model: Path, tmp_path: Path) -> 
     assert list(trainer.scorer.functions) == ["length"]
 
 
+@pytest.mark.slow
 def test_no_output_folder_is_the_default_one(tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     policy = load_model(tiny_model)

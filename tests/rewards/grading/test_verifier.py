@@ -52,11 +52,13 @@ DIFFERENT = [
 ]
 
 
+@pytest.mark.slow
 def test_equal_expressions_are_equal_and_others_are_not() -> None:
     assert verify_all(EQUAL) == [True] * len(EQUAL)
     assert verify_all(DIFFERENT) == [False] * len(DIFFERENT)
 
 
+@pytest.mark.slow
 def test_an_answer_whose_comparison_does_not_end_has_no_verdict_and_is_remembered(
     quick: Workers, monkeypatch: pytest.MonkeyPatch
 ) -> None:

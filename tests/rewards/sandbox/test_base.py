@@ -48,6 +48,7 @@ def test_each_test_has_its_own_verdict(sandbox: Sandbox) -> None:
     assert statuses(sandbox, code, *tests) == ["passed", "failed", "error", "error", "passed"]
 
 
+@pytest.mark.slow
 def test_a_program_that_does_not_load_passes_nothing(sandbox: Sandbox) -> None:
     for code in ("def f(:", "1 / 0", "assert False", "raise ValueError", "def g(): return 1"):
         assert statuses(sandbox, code, "assert f(1) == 2", "f(2)") == ["error", "error"], code
@@ -88,11 +89,13 @@ def test_set_up_that_cannot_run_says_nothing_of_the_program(sandbox: Sandbox) ->
     assert statuses(sandbox, "def f(x):\n    return 1", "f(1)", setup="import no_such_module") == ["unsupported"]
 
 
+@pytest.mark.slow
 def test_a_test_that_hangs_costs_itself_only(hasty: Sandbox) -> None:
     code = "def f(x):\n    while x:\n        pass\n    return 1"
     assert statuses(hasty, code, "f(1)", "assert f(0) == 1") == ["timed_out", "passed"]
 
 
+@pytest.mark.slow
 def test_a_program_that_hangs_again_and_again_is_given_up(hasty: Sandbox) -> None:
     start = time.monotonic()
     found = statuses(hasty, "def f(x):\n    while True:\n        pass", *["f(1)"] * 50)
@@ -100,6 +103,7 @@ def test_a_program_that_hangs_again_and_again_is_given_up(hasty: Sandbox) -> Non
     assert time.monotonic() - start < 20
 
 
+@pytest.mark.slow
 def test_a_test_that_swallows_the_end_of_the_program_is_not_passed(hasty: Sandbox) -> None:
     code = "def f(x):\n    while True:\n        pass"
     swallow = "try:\n    f(1)\nexcept BaseException:\n    pass"

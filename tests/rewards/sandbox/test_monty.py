@@ -72,6 +72,7 @@ def test_a_test_that_calls_the_program_from_within_a_builtin_is_unsupported(mont
     assert monty.run_one(job).status == "unsupported"
 
 
+@pytest.mark.slow
 def test_calls_that_are_quick_each_are_not_too_slow_together() -> None:
     sandbox = make_sandbox(SandboxConfig(timeout=2.0, total_timeout=1.0))
     start = time.monotonic()
@@ -152,6 +153,7 @@ def test_a_value_that_is_too_large_loses_only_its_job(monty: Sandbox, value: str
     assert status(monty, "def f(x):\n    return x", "assert f(3) == 3") == "passed"
 
 
+@pytest.mark.slow
 def test_a_value_that_takes_forever_to_build_holds_no_lock_here_and_loses_only_its_job() -> None:
     """Equal hashes make a set quadratic in C, where no signal handler or other thread can run."""
     hasty = make_sandbox(SandboxConfig(timeout=0.5, total_timeout=5.0, workers=2))
@@ -249,6 +251,7 @@ def test_a_right_program_that_monty_cannot_run_is_unsupported(monty: Sandbox, na
     )
 
 
+@pytest.mark.slow
 def test_auto_hands_right_programs_to_cpython(auto: Sandbox) -> None:
     jobs = [
         SandboxJob(f"{before}\ndef f(x):\n    return {value}", (f"assert f(3) == {expected}",), ("f",))

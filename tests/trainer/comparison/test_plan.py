@@ -96,6 +96,7 @@ def test_one_probe_serves_all_cells_whose_steps_cost_the_same(tmp_path: Path) ->
         "evaluation.temperatures=[0.0]",
     ],
 )
+@pytest.mark.slow
 def test_whatever_a_result_depends_on_makes_another_cell(tmp_path: Path, override: str) -> None:
     before, after = finals(small(tmp_path)), finals(small(tmp_path, override))
     assert all(before[key] != after[key] for key in before if key[1] == "entropy")
@@ -118,6 +119,7 @@ def test_whatever_a_result_depends_on_makes_another_cell(tmp_path: Path, overrid
         "tasks.sudoku.overrides.task.sparse=false",
     ],
 )
+@pytest.mark.slow
 def test_what_a_result_does_not_depend_on_leaves_the_cell_what_it_is(tmp_path: Path, override: str) -> None:
     before, after = finals(small(tmp_path)), finals(small(tmp_path, override))
     assert before == {key: variant for key, variant in after.items() if key in before}

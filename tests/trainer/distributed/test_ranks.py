@@ -92,10 +92,12 @@ def walk_without(rank: int, model: Path) -> None:
     sys.exit(5)
 
 
+@pytest.mark.slow
 def test_different_numbers_of_sharded_forward_passes_run_in_lockstep_even_after_an_error(tiny_model: Path) -> None:
     assert exit_codes_of_two(walk_in_lockstep, tiny_model) == [5, 5]
 
 
+@pytest.mark.slow
 def test_without_lockstep_the_rank_with_more_forward_passes_waits_forever(tiny_model: Path) -> None:
     # The other rank enters a barrier, which is not the collective that this rank waits for.
     assert exit_codes_of_two(walk_without, tiny_model, timeout=8) != [5, 5]
@@ -147,6 +149,7 @@ def plain_state(model: Path) -> tuple[RunState, nn.Module, torch.optim.Optimizer
     return RunState(Accelerator(cpu=True), denoiser, denoiser, [optimizer], OptimConfig()), denoiser, optimizer
 
 
+@pytest.mark.slow
 def test_what_sharded_processes_write_one_process_reads(tiny_model: Path, tmp_path: Path) -> None:
     folder = tmp_path / "state"
     assert exit_codes_of_two(write_sharded, tiny_model, folder) == [0, 0]
@@ -157,6 +160,7 @@ def test_what_sharded_processes_write_one_process_reads(tiny_model: Path, tmp_pa
     compare(denoiser, optimizer, other, others)
 
 
+@pytest.mark.slow
 def test_what_one_process_writes_sharded_processes_read(tiny_model: Path, tmp_path: Path) -> None:
     state, denoiser, optimizer = plain_state(tiny_model)
     train_a_little(denoiser, optimizer, 3)
