@@ -12,6 +12,7 @@ from unmask.recipes.load import load, load_recipe
 from unmask.recipes.schema import PretrainRecipe
 
 
+@pytest.mark.slow
 def test_the_speed_table_has_every_row(capsys: pytest.CaptureFixture[str]) -> None:
     speed.main(["--batch=4", "--selected=2", "--steps=4", "--length=8", "--repeats=1", "--width=16", "--layers=1"])
     table = capsys.readouterr().out

@@ -34,6 +34,7 @@ def test_every_example_is_run_here() -> None:
 # --- minimal.py ---
 
 
+@pytest.mark.slow
 def test_the_minimal_loop_runs_from_the_command_line(
     tiny_model: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -5,12 +5,15 @@ from __future__ import annotations
 from collections import Counter
 from pathlib import Path
 
+import pytest
+
 from benchmark.module_graph import cycle_of, graph_of, lines_of_code, table
 
 MOST_ARROWS = 109
 """Largest number of arrows between the parts of the package."""
 
 
+@pytest.mark.slow
 def test_the_parts_of_the_package_have_no_cycle_and_few_arrows() -> None:
     graph = graph_of()
     assert cycle_of(graph) == []

@@ -39,6 +39,7 @@ def test_the_check_for_heavy_packages_can_fail() -> None:
     assert "torch" in loaded_by("import unmask.core.records")
 
 
+@pytest.mark.slow
 def test_importing_the_tasks_loads_no_torch() -> None:
     assert loaded_by("import unmask.tasks") & {"torch", "transformers", "pydantic"} == {"pydantic"}
 
@@ -75,6 +76,7 @@ def test_no_folder_of_the_package_replaces_a_public_name() -> None:
     assert run_python("-c", "import unmask, unmask.evaluation.evaluate; print(callable(unmask.evaluate))") == "True\n"
 
 
+@pytest.mark.slow
 def test_the_folders_of_the_package_need_no_import_of_their_own() -> None:
     assert run_python("-c", "import unmask as um; print(um.tasks.Sudoku().completion_length)") == "16\n"
 

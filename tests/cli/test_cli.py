@@ -139,6 +139,7 @@ MISTAKES = {
 
 
 @pytest.mark.parametrize("override", MISTAKES)
+@pytest.mark.slow
 def test_a_mistake_in_the_settings_is_reported_before_anything_is_written(
     tiny_model: Path, places: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], override: str
 ) -> None:
@@ -462,6 +463,7 @@ def test_eval_compares_row_by_row_with_an_earlier_one(
     check(message(capsys), f"DataError: {tmp_path / 'a.json'}", "row 0")
 
 
+@pytest.mark.slow
 def test_eval_overwrites_nothing_but_results_of_an_earlier_evaluation(
     tiny_model: Path, whole: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -679,6 +681,7 @@ def test_methods_and_tasks_list_what_there_is(capsys: pytest.CaptureFixture[str]
     ["", "train", "pretrain", "compare", "demo", "eval", "sample", "data check", "report", "plot", "models"]
     + ["convert", "merge", "methods", "tasks", "recipes", "preset", "estimate", "doctor"],
 )
+@pytest.mark.slow
 def test_every_command_has_help_under_both_names(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert unmask(*command.split(), "-h") == 0
     short = capsys.readouterr().out
@@ -728,6 +731,7 @@ def test_an_option_that_is_a_setting_is_answered_with_the_setting(
     assert "Possible options" not in shown
 
 
+@pytest.mark.slow
 def test_a_shipped_recipe_is_printed_as_it_stands(capsys: pytest.CaptureFixture[str]) -> None:
     for name, path in (
         ("sudoku-tiny", find_recipe("sudoku-tiny")),
@@ -768,6 +772,7 @@ def test_a_task_is_shown_with_an_example_row(places: Path, capsys: pytest.Captur
     assert 'Did you mean "min_blanks"?' in message(capsys)
 
 
+@pytest.mark.slow
 def test_eval_takes_settings_as_train_does(
     tiny_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

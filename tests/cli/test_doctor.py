@@ -16,6 +16,7 @@ def statuses() -> dict[str, str]:
     return {check.name: check.status for check in doctor.checks()}
 
 
+@pytest.mark.slow
 def test_every_required_part_works_and_the_exit_code_is_0() -> None:
     shown = CliRunner().invoke(app, ["doctor", "--json"])
     results = {check["name"]: check for check in json.loads(shown.stdout)}

@@ -248,6 +248,7 @@ def test_an_interrupted_run_resumes_from_its_folder_bit_for_bit(folder: Path, ti
     assert weights(folder / "cut") == weights(whole)
 
 
+@pytest.mark.slow
 def test_a_finished_model_is_evaluated_with_parts_named_by_path(folder: Path, tiny_model: Path) -> None:
     places = ("--task", "my_task.py:Reverse", "--order", "my_order.py:Middle", "--reward", "my_reward.py:right")
     assert unmask("eval", tiny_model, *places, "--option", "digits=3", "--rows", 4, "--output", "e.json") == 0

@@ -105,6 +105,7 @@ def uneven() -> list[Row]:
 
 
 @pytest.mark.parametrize("temperature", [0.0, 0.9])
+@pytest.mark.slow
 def test_a_result_does_not_depend_on_what_else_is_in_the_batch(
     run: Callable[..., Evaluation], uneven: list[Row], temperature: float
 ) -> None:

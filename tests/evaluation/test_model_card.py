@@ -109,6 +109,7 @@ def test_the_card_names_base_data_and_results_with_intervals() -> None:
     assert "# mine\n" in card
 
 
+@pytest.mark.slow
 def test_every_method_is_cited() -> None:
     for name, method in METHODS.items():
         recipe = load_recipe("sudoku-tiny").model_copy(update={"method": method()})

@@ -215,6 +215,7 @@ def _one(completions: list[str], **columns: Any) -> list[float | None]:
     return [1.0] * len(completions)
 
 
+@pytest.mark.slow
 def test_pretraining_and_evaluation_name_the_row_too(
     base: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -205,6 +205,7 @@ def test_final_is_a_plain_checkpoint_and_peft_finds_the_adapter_in_it(name: str,
         torch.testing.assert_close(ours[key], value, rtol=0, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_an_adapter_is_merged_into_its_base_model_or_a_given_one(tmp_path: Path) -> None:
     denoiser = build()
     save_model(denoiser, TOKENIZER, tmp_path / "base")
@@ -335,6 +336,7 @@ def test_merge_takes_an_adapter_a_model_folder_or_a_run(tmp_path: Path, capsys: 
     assert not (tmp_path / "x").exists()
 
 
+@pytest.mark.slow
 def test_merge_describes_a_folder_without_an_adapter(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     save_model(build(), TOKENIZER, tmp_path / "plain")
     (tmp_path / "begun" / "checkpoints").mkdir(parents=True)

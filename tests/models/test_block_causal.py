@@ -238,6 +238,7 @@ def test_every_column_of_prompt_and_finished_blocks_is_run_once(sdar, monkeypatc
     assert columns == [5 * n for n in (P + 4, 4, 8, 4, 8, 4)]
 
 
+@pytest.mark.slow
 def test_the_benchmark_compares_equal_trajectories():
     row = blocks.compare(blocks.model(), prompt_length=8, length=8)
     assert row[:3] == ["8", "8", "4"]

@@ -114,6 +114,7 @@ def test_a_converted_mini_loads_saves_and_loads_with_the_same_logits(mini, tmp_p
     assert family_of(read(tmp_path / "saved" / "config.json")) == family_of(read(native / "config.json"))
 
 
+@pytest.mark.slow
 def test_converting_back_restores_names_values_and_config(mini, tmp_path):
     name, source, native = mini
     if name not in OWN_LAYOUT:
@@ -135,6 +136,7 @@ def test_converting_back_restores_names_values_and_config(mini, tmp_path):
     assert all(torch.equal(weights[0][key], weights[1][key]) for key in weights[0])
 
 
+@pytest.mark.slow
 def test_code_of_a_checkpoint_is_never_run_offered_or_copied(mini, tmp_path, monkeypatch, capfd):
     _, source, native = mini
     monkeypatch.setattr(builtins, "input", lambda *_: "y")
@@ -288,6 +290,7 @@ def test_dreams_real_tokenizer_works_natively(tmp_path):
         assert one.decode([9707, 151666, 151643]) == "Hello<|mask|><|endoftext|>"
 
 
+@pytest.mark.slow
 def test_lladas_real_tokenizer_config_is_read_and_its_mask_declared(tmp_path):
     """The vocabulary is a substitute, but the special tokens have their real ids."""
     from tokenizers import AddedToken, Tokenizer, models

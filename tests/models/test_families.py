@@ -53,6 +53,7 @@ def test_tensor_names_convert_both_ways(name):
 
 
 @pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.slow
 def test_a_family_is_recognised_by_its_own_and_by_its_native_config(name, tmp_path):
     convert(mini_checkpoint(name, tmp_path / "original"), tmp_path / "native")
     # Two families share the layout of another one, and are recognised as that one.

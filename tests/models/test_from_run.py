@@ -112,6 +112,7 @@ def test_a_checkpoint_is_converted_like_its_model(run: Path, tmp_path: Path) -> 
     assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []
 
 
+@pytest.mark.slow
 def test_an_adapter_is_refused_if_its_base_model_has_changed(lora_run: Path, tiny_model: Path, tmp_path: Path) -> None:
     base = tmp_path / "base"
     shutil.copytree(tiny_model, base)
@@ -168,6 +169,7 @@ def test_an_extended_run_equals_the_longer_run_bit_for_bit(tiny_model: Path, tmp
     assert "extended" not in json.loads((short / "run.json").read_text())
 
 
+@pytest.mark.slow
 def test_a_finished_pretraining_can_be_extended_too(tmp_path: Path) -> None:
     constant = "optim.lr_schedule=constant"
     whole = pretrain(pretrain_recipe(tmp_path / "whole", constant, "max_steps=6"))

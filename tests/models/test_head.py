@@ -81,6 +81,7 @@ def test_whole_distributions_and_guided_logits_are_as_before(lively: Denoiser) -
 
 
 @pytest.mark.parametrize("with_graph", [True, False])
+@pytest.mark.slow
 def test_memory_is_that_of_one_chunk_for_any_number_of_positions(with_graph: bool) -> None:
     # A wide vocabulary over a narrow trunk, so that logits take most of the memory.
     alphabet = "".join(map(chr, range(0x4E00, 0x4E00 + 8000)))

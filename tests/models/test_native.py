@@ -90,6 +90,7 @@ def test_left_padding_does_not_change_logits(name):
 
 @pytest.mark.parametrize("name", NATIVE_CLASSES)
 @torch.no_grad()
+@pytest.mark.slow
 def test_a_saved_model_loads_with_the_same_logits(name, tmp_path):
     denoiser, tokenizer = build(name), char_tokenizer("01234=")
     save_model(denoiser, tokenizer, tmp_path)

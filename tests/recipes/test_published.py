@@ -56,6 +56,7 @@ def test_the_table_of_recipes_names_all_of_them_and_no_other() -> None:
 
 
 @pytest.mark.parametrize("command", of("eval"), ids=" ".join)
+@pytest.mark.slow
 def test_every_evaluation_command_has_options_that_there_are_and_a_task_that_takes_them(command: list[str]) -> None:
     needs_extra(command)
     parser = typer.main.get_command(app).commands["eval"]  # type: ignore[attr-defined]

@@ -38,5 +38,6 @@ def test_the_page_shows_the_recipe_that_it_begins_with() -> None:
     assert (FOLDER / "laptop.yaml").read_text().strip() in PAGE.read_text()
 
 
+@pytest.mark.slow
 def test_thirty_two_processes_can_share_the_last_recipe() -> None:
     assert work_of(load_recipe(str(FOLDER / "four-nodes.yaml")), 200, processes=32).completions == 8

@@ -92,6 +92,7 @@ def test_a_single_run_has_the_wilson_interval_that_it_logged(tmp_path: Path, dra
     assert "test accuracy, greedy" in (tmp_path / "x.svg").read_text()
 
 
+@pytest.mark.slow
 def test_only_the_formats_that_are_named_are_written(tmp_path: Path) -> None:
     folder = run(tmp_path / "a", [0.5, 0.75], {0: 0.25, 2: 0.5})
     plot_metrics([folder], [], tmp_path / "x.png", suffixes=[".png"])
@@ -115,6 +116,7 @@ def test_runs_of_other_seeds_are_one_line_with_the_interval_over_seeds(tmp_path:
     assert "over seeds" in drawn[0].axes[0].get_title()
 
 
+@pytest.mark.slow
 def test_only_steps_that_all_seeds_have_are_drawn(tmp_path: Path) -> None:
     folders = [run(tmp_path / "0", [0.1, 0.2, 0.3], {}), run(tmp_path / "1", [0.1, 0.2], {}, seed=1, max_steps=3)]
     plot_metrics(folders, ["reward"], tmp_path / "x.png")
@@ -229,6 +231,7 @@ def test_the_range_of_a_metric(metric: str, config: dict[str, Any], expected: tu
     assert range_of(metric, config) == expected
 
 
+@pytest.mark.slow
 def test_more_than_six_lines_have_six_bands(tmp_path: Path, drawn: list[Figure]) -> None:
     folders = [run(tmp_path / str(i), [0.5], {1: i / 10}, optim={"learning_rate": i}) for i in range(8)]
     plot_metrics(folders, [GREEDY], tmp_path / "x.png")
@@ -257,6 +260,7 @@ def test_strange_names_and_numbers_are_drawn_or_refused(tmp_path: Path) -> None:
     }
 
 
+@pytest.mark.slow
 def test_an_unwritable_target_is_an_error_and_leaves_no_partial_file(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

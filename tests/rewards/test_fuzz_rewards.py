@@ -22,6 +22,7 @@ def test_no_completion_upsets_a_reward(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", sorted(BY_ALGEBRA))
+@pytest.mark.slow
 def test_no_completion_upsets_a_reward_that_needs_algebra(name: str) -> None:
     pytest.importorskip("math_verify")
     fuzz(SUBJECTS[name], 100)

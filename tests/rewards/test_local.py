@@ -31,6 +31,7 @@ def test_a_function_that_ends_the_process_is_only_an_error() -> None:
 
 
 @pytest.mark.parametrize("is_async", [False, True])
+@pytest.mark.slow
 def test_a_function_that_hangs_is_given_up(is_async: bool) -> None:
     may_end = threading.Event()
 

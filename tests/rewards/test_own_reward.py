@@ -57,6 +57,7 @@ def test_the_files_of_the_readme_train_on_a_csv(place: Path) -> None:
     assert lines[1]["reward"] == pytest.approx(sum(saved.rollout.reward.tolist()) / 4)
 
 
+@pytest.mark.slow
 def test_the_same_rows_and_reward_are_evaluated(place: Path) -> None:
     options = ["--option", "path=rows.csv", "--reward", "my_reward.py:short_and_right", "--length", 8, "--rows", 3]
     assert unmask("eval", "path/to/model", "--task", "dataset", *options, "--output", "mine.json") == 0

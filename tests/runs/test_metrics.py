@@ -45,6 +45,7 @@ def test_a_damaged_line_is_named_by_its_number(tmp_path: Path, line: str) -> Non
         read_metrics(tmp_path)
 
 
+@pytest.mark.slow
 def test_odd_names_of_evaluations_do_not_stop_a_plot(tmp_path: Path) -> None:
     run = tmp_path / "run"
     run.mkdir()

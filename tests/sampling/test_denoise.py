@@ -59,6 +59,7 @@ def same(one, other, atol=1e-5):
     temperature=st.sampled_from([0.0, 0.9]),
     needs=st.sampled_from([None, Needs(greedy=True, selection=("entropy_topk", 1))]),
 )
+@pytest.mark.slow
 def test_every_mask_is_committed_exactly_once_or_filled_with_eos_after_the_end(
     spy, data, order, blocks, per_block, eos, temperature, needs
 ):

@@ -53,6 +53,7 @@ def test_the_fast_loop_equals_the_plain_loop(spy, order, temperature, num_steps,
         ("if len(ends) and not", "if False and not"),
     ],
 )
+@pytest.mark.slow
 def test_another_algorithm_is_noticed(spy, line, altered):
     # Each altered line stands for a fault in either loop: schedule, priority, draws, temperature,
     # the end of a row.

@@ -160,6 +160,7 @@ def test_splits_share_no_answer(task: Task) -> None:
 
 
 @every_task
+@pytest.mark.slow
 def test_a_split_by_item_would_leak(task: Task) -> None:
     """Negative control for the test above: it detects a split that shares answers."""
     rows = task.rows("train", 2000)
@@ -204,6 +205,7 @@ def test_a_right_demonstration_has_full_reward_and_is_solved(task: Task) -> None
 
 
 @every_variant
+@pytest.mark.slow
 def test_a_sloppy_demonstration_is_seldom_right_and_never_the_same_each_time(task: Task) -> None:
     rng = random.Random(0)
     rows = task.rows("train", 500)
@@ -264,6 +266,7 @@ def test_no_answer_earns_nothing(task: Task) -> None:
 @every_task
 @given(data=st.data())
 @settings(max_examples=50)
+@pytest.mark.slow
 def test_rewards_of_any_text_are_between_0_and_1_and_1_if_solved(task: Task, data: st.DataObject) -> None:
     text = data.draw(st.one_of(st.text(max_size=40), st.text(task.alphabet, max_size=20)))
     row = task.row("test", data.draw(st.integers(0, 50)), 0)
@@ -298,6 +301,7 @@ def test_reward_functions_travel_to_worker_processes(task: Task) -> None:
     assert function([row["prompt"]], [written(task, row["answer"])], **columns) == [1.0]
 
 
+@pytest.mark.slow
 def test_tasks_import_no_torch() -> None:
     script = "import sys, unmask.tasks; sys.exit('torch' in sys.modules)"
     env = {"PYTHONPATH": ":".join(p for p in sys.path if p)}

@@ -91,6 +91,7 @@ def test_no_program_is_unparsed(task: MBPP, text: object) -> None:
 
 @given(st.text(max_size=300) | st.binary(max_size=100).map(lambda b: b.decode("utf-8", "surrogateescape")))
 @settings(max_examples=100, deadline=None)
+@pytest.mark.slow
 def test_any_text_scores_in_bounds_and_raises_nothing(text: str) -> None:
     from unmask.tasks.program import ProgramFromExamples
 

@@ -66,6 +66,7 @@ def test_an_instruction_that_all_prompts_share_is_not_an_overlap() -> None:
     assert found(check_splits(splits)) == {"prompt": (1, 2), "answer": (0, 0), "n-gram": (1, 2)}
 
 
+@pytest.mark.slow
 def test_sudoku_is_split_by_solution_and_a_split_by_puzzle_leaks_nearly_every_answer() -> None:
     task = Sudoku()
     splits = {name: task.rows(name, 3000) for name in ("train", "validation", "test")}
@@ -118,6 +119,7 @@ def test_a_file_too_small_for_a_validation_split_is_checked_all_the_same(tmp_pat
     assert unmask(*check) == 2  # nothing held out at all
 
 
+@pytest.mark.slow
 def test_the_command_finds_no_shared_solution_in_sudoku(capsys: pytest.CaptureFixture[str]) -> None:
     assert unmask("data", "check", "sudoku", "--rows", 1000, "--option", "format=tagged") == 0
     lines = [x.split()[:4] for x in capsys.readouterr().out.splitlines() if " answer " in x]

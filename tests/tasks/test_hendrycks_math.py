@@ -160,6 +160,7 @@ def test_none_of_the_wrong_answers_scores_and_the_endless_ones_are_timeouts() ->
 
 
 @needs_data
+@pytest.mark.slow
 def test_every_gold_answer_of_math500_scores_one_as_a_model_would_write_it() -> None:
     task = Math(source=source(DATA, "math_train"), test_source=source(DATA, "math500_test"))
     rows = task._load("test")
@@ -170,6 +171,7 @@ def test_every_gold_answer_of_math500_scores_one_as_a_model_would_write_it() -> 
 
 
 @needs_data
+@pytest.mark.slow
 def test_four_training_rows_of_math_have_no_answer_and_the_others_score_one() -> None:
     task = Math(source=source(DATA, "math_train"), test_source=None)
     rows = task._load("train")

@@ -108,6 +108,7 @@ def test_the_canonical_solutions_pass_or_are_unsupported_in_monty(real: HumanEva
     assert all(result is not None and (result.passed or result.status == "unsupported") for result in results)
 
 
+@pytest.mark.slow
 def test_solutions_with_an_operator_changed_fail(real: HumanEval) -> None:
     changed = [(row, row["answer"].replace(" < ", " > ")) for row in real.rows("test", 1000) if " < " in row["answer"]]
     results = real.results([answer for _, answer in changed], [row for row, _ in changed])
@@ -115,6 +116,7 @@ def test_solutions_with_an_operator_changed_fail(real: HumanEval) -> None:
     assert not any(result is not None and result.passed for result in results)
 
 
+@pytest.mark.slow
 def test_a_solution_of_another_problem_fails(real: HumanEval) -> None:
     rows = real.rows("test", 40)
     results = real.results([other["start"] + other["answer"] for other in rows[1:]], rows[:-1])

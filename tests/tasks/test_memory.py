@@ -38,6 +38,7 @@ def test_lists_tuples_generators_and_columns_are_rows() -> None:
         assert found(rows) == TEXTS
 
 
+@pytest.mark.slow
 def test_datasets_data_frames_and_tables_are_rows() -> None:
     datasets = pytest.importorskip("datasets")
     pandas = pytest.importorskip("pandas")

@@ -138,6 +138,7 @@ HOSTILE = [
 
 
 @pytest.mark.parametrize("name", ["prime_factorization", "pool_matrix", "zebra_puzzles", "letter_jumble", "maze"])
+@pytest.mark.slow
 def test_hostile_answers_score_low_and_never_raise(name: str) -> None:
     # The scorer of prime_factorization raises for anything but a list of numbers.
     task = ReasoningGym(name=name)

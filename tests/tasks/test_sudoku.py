@@ -114,6 +114,7 @@ def test_every_grid_has_puzzles_of_the_most_blanks_that_are_allowed() -> None:
         assert any(map(is_unique, puzzles))
 
 
+@pytest.mark.slow
 def test_twenty_thousand_rows_are_mostly_different() -> None:
     rows = Sudoku().rows("train", 20_000)
     assert len(rows) == 20_000

@@ -83,6 +83,7 @@ def test_both_kinds_of_method_are_there() -> None:
 
 
 @pytest.mark.parametrize("num_rows", [4, 5])
+@pytest.mark.slow
 def test_a_run_with_its_evaluations_only_calls_with_whole_groups(
     tiny_model: Path, tmp_path: Path, num_rows: int
 ) -> None:

@@ -191,6 +191,7 @@ def _steps_of_highest_entropy(rollout: Rollout, count: int) -> list[tuple[int, i
 
 
 @pytest.mark.parametrize("kl", ["k3", "exact"])
+@pytest.mark.slow
 def test_batches_of_views_give_the_gradient_of_all_views(bench: Bench, kl: str) -> None:
     gradients, losses = [], []
     for size in (256, 7, 1):
@@ -236,6 +237,7 @@ def test_every_iteration_visits_each_view_once_in_minibatches_of_similar_size(be
 
 
 @pytest.mark.parametrize(("iterations", "minibatches"), [(1, 1), (3, 1), (2, 4), (1, 50)])
+@pytest.mark.slow
 def test_there_is_one_update_for_each_minibatch_that_has_views(
     bench: Bench, iterations: int, minibatches: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -257,6 +259,7 @@ def test_later_updates_compare_with_the_policy_at_the_start_of_the_step(bench: B
 
 
 @pytest.mark.parametrize("overrides", [(), ("num_minibatches=2", "views_per_forward=4")], ids=["in order", "shuffled"])
+@pytest.mark.slow
 def test_the_exact_kl_is_the_sum_over_the_vocabulary(bench: Bench, overrides: tuple[str, ...]) -> None:
     recipe = bench.recipe("method.kl=exact", "num_iterations=1", "optim.learning_rate=1.0e-12", *overrides)
     rollout = bench.rollout(recipe)
@@ -289,6 +292,7 @@ def test_the_gradient_of_the_kl_is_proportional_to_beta(bench: Bench) -> None:
 # --- rate and clipping ---
 
 
+@pytest.mark.slow
 def test_the_learning_rate_follows_the_schedule(bench: Bench) -> None:
     settings = ("optim.learning_rate=0.01", "optim.lr_floor=0.1", "max_steps=6", "method.beta=0")
     recipe = bench.recipe(*settings, "optim.warmup_steps=2")

@@ -118,6 +118,7 @@ def test_a_run_without_evaluations_in_between_evaluates_the_end(tiny_model: Path
     assert [line["step"] for line in metrics(folder) if "eval/test@0/accuracy" in line] == [2]
 
 
+@pytest.mark.slow
 def test_the_newest_checkpoints_are_kept(whole: Path, tiny_model: Path, tmp_path: Path) -> None:
     assert steps_saved(whole) == [4, 6]
     folder = train(train_recipe(tiny_model, tmp_path / "run", "save_total_limit=1", "save_steps=4"))
@@ -238,6 +239,7 @@ def test_a_signal_finishes_the_step_saves_and_says_how_to_continue(
     assert weights(folder) == weights(whole)
 
 
+@pytest.mark.slow
 def test_a_hangup_that_is_ignored_stays_ignored(whole: Path, tiny_model: Path, tmp_path: Path) -> None:
     def hang_up(step: int, line: dict[str, Any]) -> None:
         if step == 3 and "loss" in line:
@@ -302,6 +304,7 @@ def test_a_reward_that_fails_loses_nothing(
     assert weights(folder) == weights(whole)
 
 
+@pytest.mark.slow
 def test_an_evaluation_that_fails_twice_still_loses_nothing(whole: Path, tiny_model: Path, tmp_path: Path) -> None:
     recipe = train_recipe(tiny_model, tmp_path / "run")
     for resume, call in ((False, AFTER_STEP_3), (True, 1), (True, 5)):
@@ -321,6 +324,7 @@ def test_after_a_reward_that_fails_at_once_the_folder_can_be_used(tiny_model: Pa
     train(train_recipe(tiny_model, tmp_path / "run", "seed=5", "max_steps=1"))
 
 
+@pytest.mark.slow
 def test_an_incomplete_line_and_lines_after_the_checkpoint_are_replaced(
     whole: Path, tiny_model: Path, tmp_path: Path
 ) -> None:
@@ -333,6 +337,7 @@ def test_an_incomplete_line_and_lines_after_the_checkpoint_are_replaced(
     assert metrics(folder) == metrics(whole)
 
 
+@pytest.mark.slow
 def test_a_resume_without_a_checkpoint_starts_at_step_0(whole: Path, tiny_model: Path, tmp_path: Path) -> None:
     recipe = train_recipe(tiny_model, tmp_path / "run")
     with pytest.raises(RewardError):
@@ -341,6 +346,7 @@ def test_a_resume_without_a_checkpoint_starts_at_step_0(whole: Path, tiny_model:
     assert metrics(train(recipe, resume=True)) == metrics(whole)
 
 
+@pytest.mark.slow
 def test_a_damaged_checkpoint_is_named_and_the_previous_one_can_be_used(
     whole: Path, tiny_model: Path, tmp_path: Path
 ) -> None:
@@ -472,6 +478,7 @@ def test_every_forward_pass_in_bfloat16_uses_the_current_weights(tiny_model: Pat
     assert not torch.equal(before, logits(trainer))
 
 
+@pytest.mark.slow
 def test_the_compute_of_the_reference_counts(tiny_model: Path, tmp_path: Path) -> None:
     spent = []
     for beta in (0.0, 0.1):
@@ -490,6 +497,7 @@ def test_a_launcher_that_would_skip_updates_is_refused(
         Trainer(train_recipe(tiny_model, tmp_path / "run"))
 
 
+@pytest.mark.slow
 def test_a_run_without_signal_warns_once(tiny_model: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     @per_completion
     def same(completions: list[str], **_: Any) -> list[float]:

@@ -114,6 +114,7 @@ def test_a_run_with_adapters_begins_at_ratio_one_whatever_the_dropout(
     assert all(key.split(".")[-2] in ("c_attn", "c_proj", "c_fc") and key.endswith("weight") for key in changed)
 
 
+@pytest.mark.slow
 def test_demonstrations_train_adapters_with_active_dropout(model: Path, tmp_path: Path) -> None:
     losses = {}
     for dropout in (0.0, 0.5):
@@ -264,6 +265,7 @@ def test_a_reference_that_moves_is_resumed_bit_for_bit(model: Path, tmp_path: Pa
     assert weights(folder) == final
 
 
+@pytest.mark.slow
 def test_a_checkpoint_of_adapters_holds_only_trained_tensors(model: Path, tmp_path: Path) -> None:
     trainer = Trainer(train_recipe(model, tmp_path / "run", *LORA, *TRAINING), [ones])
     folder = trainer.train()
@@ -274,6 +276,7 @@ def test_a_checkpoint_of_adapters_holds_only_trained_tensors(model: Path, tmp_pa
     assert rest == {f"extra:{name}" for name in trainer.policy.mark}
 
 
+@pytest.mark.slow
 def test_adapters_are_not_resumed_on_another_model(model: Path, tmp_path: Path, lively: Denoiser) -> None:
     recipe = train_recipe(model, tmp_path / "run", *LORA, *TRAINING)
     folder = Trainer(recipe, [ones]).train()
@@ -327,6 +330,7 @@ def test_bfloat16_weights_train_with_log_probabilities_in_float32(
 
 
 @pytest.mark.usefixtures("fresh_state")
+@pytest.mark.slow
 def test_mixed_precision_computes_in_bfloat16_and_keeps_float32_weights(model: Path, tmp_path: Path) -> None:
     recipe = train_recipe(model, tmp_path / "run", "method.beta=0.04", "mixed_precision=bf16", *LORA, *TRAINING)
     trainer = Trainer(recipe, [ones])
@@ -386,6 +390,7 @@ def test_the_settings_of_the_recipe_reach_the_model(
     assert len(policy.denoiser._checkpointed) == 2
 
 
+@pytest.mark.slow
 def test_gradient_checkpointing_does_not_change_the_training(model: Path, tmp_path: Path) -> None:
     kept, again = (
         Trainer(train_recipe(model, tmp_path / name, *TRAINING, *more), [ones]).train()

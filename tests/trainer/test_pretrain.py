@@ -125,6 +125,7 @@ def test_a_demonstration_answers_its_prompt(lively: Denoiser, tmp_path: Path) ->
 
 
 @pytest.mark.parametrize(("share", "low", "high"), [(0.0, 1.0, 1.0), (0.5, 0.35, 0.7), (1.0, 0.0, 0.1)])
+@pytest.mark.slow
 def test_the_share_of_noisy_demonstrations_is_that_of_the_recipe(
     lively: Denoiser, tmp_path: Path, share: float, low: float, high: float
 ) -> None:
@@ -160,6 +161,7 @@ def test_a_run_is_reproducible_and_depends_on_its_seed(whole: Path, tmp_path: Pa
     assert weights(other) != weights(whole)
 
 
+@pytest.mark.slow
 def test_the_loss_starts_at_that_of_a_uniform_guess_and_falls(tmp_path: Path) -> None:
     folder = pretrain(
         pretrain_recipe(tmp_path / "run", "max_steps=60", "batch_size=16", "noise_share=0", "save_steps=60")
@@ -197,6 +199,7 @@ def test_a_finished_run_stays_as_it_is(whole: Path) -> None:
         pretrain(pretrain_recipe(whole, "seed=1"), resume=True)
 
 
+@pytest.mark.slow
 def test_a_signal_finishes_the_step_saves_and_says_how_to_continue(whole: Path, tmp_path: Path) -> None:
     def stop(step: int, _: dict[str, Any]) -> None:
         if step == 3:

@@ -35,6 +35,7 @@ def saved_of(model: Path, folder: Path, *overrides: str, step: int = 1) -> Saved
     return SavedRollout.load(run / "rollouts" / f"step-{step:08d}.safetensors")
 
 
+@pytest.mark.slow
 def test_texts_and_pieces_are_those_of_the_tokens(tiny_model: Path, tmp_path: Path) -> None:
     saved, (_, tokenizer) = saved_of(tiny_model, tmp_path / "run"), load_model(tiny_model)
     path = saved.rollout.trajectory
@@ -66,6 +67,7 @@ def test_guesses_are_of_the_policy_before_the_update_and_scored(
     assert guesses.reward.flatten().tolist() == pytest.approx(share_of_ones(texts))
 
 
+@pytest.mark.slow
 def test_no_guesses_are_saved_if_their_number_is_zero(tiny_model: Path, tmp_path: Path) -> None:
     assert saved_of(tiny_model, tmp_path / "run", "log_rollouts_guesses=0").guesses is None
 
@@ -108,6 +110,7 @@ def test_the_saved_views_are_the_methods_own_plan_and_advantage(tiny_model: Path
             assert (path.unmask_step[views.row[view]] == step)[views.target[view]].any()
 
 
+@pytest.mark.slow
 def test_a_saved_view_names_the_slot_whose_branches_it_shows(tiny_model: Path, tmp_path: Path) -> None:
     options = ["method={type: dispo, num_states: 2, num_fills: 5}"]
     saved = saved_of(tiny_model, tmp_path / "run", *options)
@@ -147,6 +150,7 @@ def test_recording_changes_neither_the_run_nor_its_counts_of_compute(tiny_model:
     assert weights(tmp_path / "with") == weights(tmp_path / "without")
 
 
+@pytest.mark.slow
 def test_a_reward_that_fails_on_guesses_does_not_stop_the_run(
     tiny_model: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

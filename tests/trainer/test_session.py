@@ -83,6 +83,7 @@ def test_an_evaluation_is_a_line_of_its_own_which_readers_merge_with_that_of_its
     assert merged[3] == lines[3] | lines[4]
 
 
+@pytest.mark.slow
 def test_an_extended_run_that_dies_before_its_final_model_is_not_taken_for_finished(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -149,6 +149,7 @@ def test_the_probe_runs_every_method(name: str, tiny_model: Path, tmp_path: Path
     assert all(parameter.grad is None for parameter in policy.denoiser.parameters())
 
 
+@pytest.mark.slow
 def test_the_probed_budget_fills_the_free_memory_and_no_more(
     lively: Denoiser, tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

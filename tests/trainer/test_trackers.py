@@ -57,6 +57,7 @@ def test_a_resumed_run_continues_the_same_tracker_run(
     assert [first, second] == [{"project": "unmask"} | settings for settings in wanted[kind]]
 
 
+@pytest.mark.slow
 def test_two_runs_have_two_tracker_runs(opened: list[dict[str, Any]], tiny_model: Path, tmp_path: Path) -> None:
     for name in ("a", "b"):
         Trainer(train_recipe(tiny_model, tmp_path / name, "report_to=[wandb]", "max_steps=1")).train()
@@ -64,6 +65,7 @@ def test_two_runs_have_two_tracker_runs(opened: list[dict[str, Any]], tiny_model
     assert opened[0]["id"] != opened[1]["id"]
 
 
+@pytest.mark.slow
 def test_a_tracker_gets_the_metrics_of_each_step_and_of_each_evaluation(
     opened: list[dict[str, Any]], tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

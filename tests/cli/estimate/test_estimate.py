@@ -61,6 +61,7 @@ def tiny(*overrides):
     ],
     ids=str,
 )
+@pytest.mark.slow
 def test_a_rollout_costs_what_its_schedule_says(overrides, forwards, tokens, head) -> None:
     rollout = work_of(tiny(*overrides), 18).passes[0]
     assert (rollout.forwards, rollout.tokens, rollout.head) == (forwards, tokens, head)
@@ -201,6 +202,7 @@ def test_the_command_shows_the_arithmetic_and_says_whether_it_fits() -> None:
     assert "needs --flops" in tight
 
 
+@pytest.mark.slow
 def test_the_command_prints_json() -> None:
     shown = json.loads(CliRunner().invoke(app, ["estimate", "sudoku-tiny", "--shape", SHAPE, "--json"]).output)
     assert shown["completions"] == 64

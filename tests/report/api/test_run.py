@@ -68,6 +68,7 @@ def test_a_saved_rollout_is_read_by_its_step(folder: Path) -> None:
         _ = run.rollouts[4]
 
 
+@pytest.mark.slow
 def test_models_are_named_or_given_by_the_step_of_a_checkpoint(folder: Path) -> None:
     run = open_run(folder)
     assert run.checkpoints == [4, 6]
@@ -82,6 +83,7 @@ def test_models_are_named_or_given_by_the_step_of_a_checkpoint(folder: Path) -> 
         run.model(5)
 
 
+@pytest.mark.slow
 def test_a_run_draws_its_metrics_and_writes_its_report(folder: Path, tmp_path: Path) -> None:
     run = open_run(folder)
     assert run.plot("reward", target=tmp_path / "reward.png") == tmp_path / "reward.png"
@@ -119,6 +121,7 @@ def test_a_run_that_has_not_ended_gives_its_newest_checkpoint(folder: Path, begu
         run.model("best")
 
 
+@pytest.mark.slow
 def test_a_pretraining_run_is_opened_too(tmp_path: Path) -> None:
     run = open_run(pretrain(pretrain_recipe(tmp_path / "base")))
     assert isinstance(run.recipe, PretrainRecipe)

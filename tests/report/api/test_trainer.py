@@ -43,6 +43,7 @@ def reward_file(tmp_path: Path) -> Path:
     return path
 
 
+@pytest.mark.slow
 def test_a_run_shows_its_steps_and_leaves_a_curve_and_a_report(
     tiny_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -63,11 +64,13 @@ def test_a_run_shows_its_steps_and_leaves_a_curve_and_a_report(
     assert all(Path(place).stat().st_size for place in trainer.pictures.values())
 
 
+@pytest.mark.slow
 def test_progress_can_be_left_out(tiny_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     Trainer(train_recipe(tiny_model, tmp_path / "run", *SHORT), progress=False).train()
     assert "train step" not in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_picture_that_cannot_be_written_does_not_fail_the_run(tiny_model: Path, tmp_path: Path) -> None:
     trainer = Trainer(train_recipe(tiny_model, tmp_path / "run", *SHORT), progress=False)
     (tmp_path / "run" / "report.html").mkdir()
@@ -77,6 +80,7 @@ def test_a_picture_that_cannot_be_written_does_not_fail_the_run(tiny_model: Path
     assert trainer.pictures["report"].startswith("not written (")
 
 
+@pytest.mark.slow
 def test_a_reward_is_a_function_a_path_or_a_list_of_them(tiny_model: Path, tmp_path: Path, reward_file: Path) -> None:
     path = f"{reward_file}:ones"
     names = {}
@@ -112,6 +116,7 @@ def test_a_recipe_may_be_a_name_or_a_dict(tiny_model: Path, tmp_path: Path) -> N
     trainer.folder.close()
 
 
+@pytest.mark.slow
 def test_rows_of_python_are_trained_on(tiny_model: Path, tmp_path: Path) -> None:
     recipe = train_recipe(tiny_model, tmp_path / "run", *SHORT, "evaluation.num_rows=2")
     given: list[int] = []
@@ -208,6 +213,7 @@ def test_no_output_folder_is_the_default_one(tiny_model: Path, tmp_path: Path, m
     assert (tmp_path / "runs" / "train-start" / "config.json").is_file()
 
 
+@pytest.mark.slow
 def test_an_engine_can_be_given(tiny_model: Path, tmp_path: Path) -> None:
     versions: list[int] = []
 

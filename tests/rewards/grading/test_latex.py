@@ -42,6 +42,7 @@ def test_a_verdict_is_right_wrong_or_open(answer: str, gold: str, verdict: bool 
 
 @given(st.text(max_size=80), st.text(max_size=20) | st.sampled_from(["12", r"\text{(B)}", "2516_8", "p - q"]))
 @settings(max_examples=300)
+@pytest.mark.slow
 def test_any_two_texts_can_be_compared(answer: str, gold: str) -> None:
     assert same_answer(answer, gold) in (True, False, None)
     assert same_answer(gold, gold) is bool(gold.strip())

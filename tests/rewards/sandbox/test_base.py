@@ -42,6 +42,7 @@ def test_a_reason_is_one_short_line_of_printable_text() -> None:
     assert reason.encode()
 
 
+@pytest.mark.slow
 def test_each_test_has_its_own_verdict(sandbox: Sandbox) -> None:
     code = "def f(x):\n    return x + 1"
     tests = ("assert f(1) == 2", "assert f(1) == 3", "assert f('a') == 1", "assert unknown == 1", "f(1)")
@@ -119,6 +120,7 @@ def test_memory_beyond_the_limit_is_an_error(sandbox: Sandbox) -> None:
     assert statuses(sandbox, code, "assert f(1000) == 1000", "f(2**31)") == ["passed", "error"]
 
 
+@pytest.mark.slow
 def test_results_come_in_the_order_of_the_jobs(sandbox: Sandbox) -> None:
     jobs = [
         SandboxJob(f"def f(x):\n    return x + {i}", (f"assert f(1) == {1 + i}", "assert f(1) == 3"), ("f",))
@@ -128,6 +130,7 @@ def test_results_come_in_the_order_of_the_jobs(sandbox: Sandbox) -> None:
     assert sandbox.run([]) == []
 
 
+@pytest.mark.slow
 def test_programs_that_hang_lose_only_their_own_reward_and_no_time_of_the_batch() -> None:
     sandbox = make_sandbox(SandboxConfig(timeout=0.3, batch_timeout=0.5))
     jobs = [SandboxJob("def f(x):\n    while True:\n        pass", ("f(1)",), ("f",)) for _ in range(40)]

@@ -42,6 +42,7 @@ def status(sandbox: Sandbox, code: str, test: str = "f(1)") -> str:
         "def f(x):\n    raise KeyError(1)",
     ],
 )
+@pytest.mark.slow
 def test_what_monty_lacks_is_unsupported(monty: Sandbox, code: str) -> None:
     assert status(monty, code) == "unsupported"
 
@@ -115,6 +116,7 @@ def test_a_test_that_passes_a_function_is_unsupported(monty: Sandbox) -> None:
     assert status(monty, "def f(x):\n    return 1", "f('<function>')") == "passed"
 
 
+@pytest.mark.slow
 def test_more_callers_than_workers_take_turns() -> None:
     sandbox = make_sandbox(SandboxConfig(workers=1, timeout=5.0))
     with ThreadPoolExecutor(8) as callers:
@@ -145,6 +147,7 @@ def test_a_text_counts_each_time_that_it_is_referred_to() -> None:
     "value",
     ["['x' * 10**8] * 1000", "['x' * 10**7] * 60", "{'x' * 10**6: ['y' * 10**7] * 100}"],
 )
+@pytest.mark.slow
 def test_a_value_that_is_too_large_loses_only_its_job(monty: Sandbox, value: str) -> None:
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     assert status(monty, f"def f(x):\n    return {value}", "assert f(3) == 1") == "error"
@@ -169,6 +172,7 @@ def test_a_value_that_takes_forever_to_build_holds_no_lock_here_and_loses_only_i
     assert hasty.run_one(right[0]).passed
 
 
+@pytest.mark.slow
 def test_a_worker_that_is_killed_loses_only_its_job(monty: Sandbox) -> None:
     job = SandboxJob("def f(x):\n    return x", ("assert f(1) == 1",), ("f",))
     assert monty.run_one(job).passed
@@ -180,6 +184,7 @@ def test_a_worker_that_is_killed_loses_only_its_job(monty: Sandbox) -> None:
     assert [result.passed for result in monty.run([job] * 4)] == [True] * 4
 
 
+@pytest.mark.slow
 def test_auto_runs_in_cpython_what_monty_does_not_support(auto: Sandbox) -> None:
     assert status(auto, "import string\ndef f(x):\n    return string.digits[x]", "assert f(1) == '1'") == "passed"
     assert status(auto, "import string\ndef f(x):\n    return string.digits[x]", "assert f(1) == '2'") == "failed"
@@ -187,6 +192,7 @@ def test_auto_runs_in_cpython_what_monty_does_not_support(auto: Sandbox) -> None
     assert status(auto, "def f(x):\n    return x", "assert f(1) == 1") == "passed"
 
 
+@pytest.mark.slow
 def test_auto_without_bubblewrap_warns_and_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
     def missing(config: SandboxConfig) -> None:
         raise ConfigError("bubblewrap is not here")

@@ -90,6 +90,7 @@ def test_a_subclass_of_a_scalar_does_not_cross_as_one() -> None:
         st.none() | st.integers() | st.text(), lambda x: st.lists(x) | st.dictionaries(st.text(), x), max_leaves=10
     )
 )
+@pytest.mark.slow
 def test_any_json_is_a_value_or_a_wire_error(tree: Any) -> None:
     try:
         value = decode(tree, lambda body: ("handle", str(body)))

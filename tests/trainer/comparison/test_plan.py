@@ -43,6 +43,7 @@ def test_a_task_with_a_model_pretrains_nothing_and_starts_from_it(tmp_path: Path
     assert {cell.recipe.model for cell in [*plan.bases(), *plan.trials()]} == {"somewhere"}
 
 
+@pytest.mark.slow
 def test_the_order_is_seed_by_seed(tmp_path: Path) -> None:
     recipe = small(tmp_path, tasks={"dense": SUDOKU, "sparse": SPARSE})
     cells = Plan(recipe).finals({pair: {} for pair in recipe.pairs()})
