@@ -40,7 +40,7 @@ def make_scorer(
 
     Raises:
         ConfigError: a function cannot be loaded, two functions have the same name, or there is no
-        function.
+            function.
     """
 
     def prepare(function: str | RewardFunc) -> tuple[str, RewardFunc | Isolated]:
