@@ -1,4 +1,4 @@
-"""A browser for the report's pages, where there is one."""
+"""Fixtures of the tests of reports: a browser for the pages, where there is one, and the figures that were drawn."""
 
 from __future__ import annotations
 
@@ -7,7 +7,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import matplotlib.pyplot as plt
 import pytest
+from matplotlib.figure import Figure
 
 READY = 20_000
 """Milliseconds that a page may take to be drawn on a loaded machine."""
@@ -54,3 +56,14 @@ def opened(browser: Any) -> Iterator[Callable[..., Any]]:
         context.close()
     assert heard == []
     assert asked == []
+
+
+@pytest.fixture
+def drawn(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Figure]]:
+    """Figures that were saved, kept open until the test ends."""
+    figures: list[Figure] = []
+    close = plt.close
+    monkeypatch.setattr(plt, "close", figures.append)
+    yield figures
+    for figure in figures:
+        close(figure)

@@ -5,12 +5,11 @@ from __future__ import annotations
 
 import csv
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
 
 from tests.helpers.comparisons import SMALL, final, of, small, trial, written
@@ -47,17 +46,6 @@ def made(tmp_path: Path) -> Callable[..., Path]:
         return report(of(**{"baselines": ["b"], "output_dir": str(folder)} | changes)).parent
 
     return make
-
-
-@pytest.fixture
-def drawn(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Figure]]:
-    """Figures that were saved, kept open until the test ends."""
-    figures: list[Figure] = []
-    close = plt.close
-    monkeypatch.setattr(plt, "close", figures.append)
-    yield figures
-    for figure in figures:
-        close(figure)
 
 
 def rows(path: Path) -> list[dict[str, str]]:

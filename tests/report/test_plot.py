@@ -8,14 +8,12 @@ import errno
 import json
 import os
 import shutil
-from collections.abc import Iterator
 from math import inf
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
-from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
 
 from tests.helpers.messages import raises
@@ -42,17 +40,6 @@ def run(folder: Path, values: list[float], accuracies: dict[int, float], passes:
             line |= {GREEDY: accuracy, "eval/test@0/low": accuracy / 2, "eval/test@0/high": (1 + accuracy) / 2}
     (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     return folder
-
-
-@pytest.fixture
-def drawn(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Figure]]:
-    """Figures that were saved, kept open until the test ends."""
-    figures: list[Figure] = []
-    close = plt.close
-    monkeypatch.setattr(plt, "close", figures.append)
-    yield figures
-    for figure in figures:
-        close(figure)
 
 
 def rows(path: Path) -> list[dict[str, str]]:

@@ -11,11 +11,11 @@ from __future__ import annotations
 
 import copy
 import logging
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from unmask.core.counter import Counter
 from unmask.core.errors import ConfigError, DataError
 from unmask.core.records import Row
 from unmask.rewards.isolated import Isolated, Part
@@ -38,8 +38,11 @@ class Rewards:
     reason."""
 
 
-class Scorer:
+class Scorer(Counter):
     """Reward functions and their weights, called on groups of completions.
+
+    `count` is the number of completions judged. Equal texts of a row count once if all functions
+    judge completions independently.
 
     Args:
         functions: reward functions by the name under which their mean is logged.
@@ -62,6 +65,7 @@ class Scorer:
         group_size: int = 1,
         calling: Callable[[], None] = lambda: None,
     ) -> None:
+        super().__init__()
         if not functions:
             raise ConfigError("there is no reward function, because the task has none. Set reward_funcs.")
         if weights and len(weights) != len(functions):
@@ -74,10 +78,6 @@ class Scorer:
         }
         self.weights = tuple(weights) or (1.0,) * len(functions)
         self.group_size, self.calling = group_size, calling
-        self.count = 0
-        """Number of completions judged since the last `take`.
-
-        Equal texts of a row count once if all functions judge completions independently."""
         self._known: dict[tuple[str, int, str], float | None] = {}
         self._known_rows: list[Row] = []
         self._has_warned = False
@@ -86,20 +86,6 @@ class Scorer:
     def judges_each(self) -> bool:
         """Return True if every function declares that it judges each completion independently."""
         return all(function.judges_each for function in self.functions.values())
-
-    def take(self) -> int:
-        """Return `count`, and set it to 0."""
-        count, self.count = self.count, 0
-        return count
-
-    @contextmanager
-    def paused(self) -> Iterator[None]:
-        """Do not count the completions that are judged in this block."""
-        count = self.count
-        try:
-            yield
-        finally:
-            self.count = count
 
     def close(self) -> None:
         """End the worker processes; another call starts them again."""

@@ -32,16 +32,20 @@ class LogprobSettings:
 
     @staticmethod
     def of(trajectory: Trajectory, logprob_temperature: Literal["sampling"] | float) -> LogprobSettings:
-        """Return the settings for a trajectory.
+        """Return the settings for a trajectory; see `of_sampler`."""
+        return LogprobSettings.of_sampler(trajectory.sampler, logprob_temperature)
+
+    @staticmethod
+    def of_sampler(sampler: SamplerConfig, logprob_temperature: Literal["sampling"] | float) -> LogprobSettings:
+        """Return the settings for trajectories of a sampler.
 
         Args:
-            trajectory: the rollout.
+            sampler: settings of the rollout.
             logprob_temperature: `sampling` for the sampler's distribution, which is the unbiased
                 choice, or a temperature without top-k and top-p, which is 1 in published code.
         """
         if logprob_temperature == "sampling":
             # A greedy rollout has no sampling distribution; it is recorded at temperature 1.
-            sampler = trajectory.sampler
             return LogprobSettings(sampler.temperature or 1.0, sampler.top_k, sampler.top_p)
         return LogprobSettings(logprob_temperature, 0, 1.0)
 

@@ -3,12 +3,12 @@ all ranks."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
+
+from unmask.core.counter import Counter
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -50,7 +50,7 @@ class Tally:
         return reduced
 
 
-class TokenPasses:
+class TokenPasses(Counter):
     """Counts token passes (the unit of compute). Each token counts once in a forward pass, and
     three times in a forward pass that has a backward pass.
 
@@ -59,23 +59,9 @@ class TokenPasses:
     """
 
     def __init__(self, *modules: nn.Module) -> None:
-        self.count = 0
+        super().__init__()
         for module in modules:
             module.register_forward_pre_hook(self._see)
 
     def _see(self, _module: nn.Module, args: tuple[Any, ...]) -> None:
         self.count += args[0].numel() * (3 if torch.is_grad_enabled() else 1)
-
-    def take(self) -> int:
-        """Return the count since the last call."""
-        count, self.count = self.count, 0
-        return count
-
-    @contextmanager
-    def paused(self) -> Iterator[None]:
-        """Return a context whose forward passes are not counted."""
-        count = self.count
-        try:
-            yield
-        finally:
-            self.count = count

@@ -245,12 +245,7 @@ def _scored(denoiser: Denoiser, recipe: TrainRecipe, work: Pass, length: int, re
     """Compute log-probabilities as `view_logprobs` does."""
     logits = _logits(denoiser, recipe, work.rows, work.width, length)
     tokens = torch.zeros(work.rows, work.width, 1 if readings is None else readings.shape[1], dtype=torch.long)
-    sampler, temperature = recipe.sampler, recipe.logprob_temperature
-    settings = (
-        LogprobSettings(sampler.temperature, sampler.top_k, sampler.top_p)
-        if temperature == "sampling"
-        else LogprobSettings(temperature, 0, 1.0)
-    )
+    settings = LogprobSettings.of_sampler(recipe.sampler, recipe.logprob_temperature)
     return settings.logprobs(logits, tokens).gather(-1, tokens)
 
 
