@@ -120,6 +120,7 @@ def _evaluate(
     )
     from unmask.evaluation.usable import faults_for, usable_rows
     from unmask.models import load_model
+    from unmask.models.device import default_device
     from unmask.rewards.loading import make_scorer
     from unmask.sampling.engine import BatchLimits, LocalEngine
 
@@ -145,10 +146,8 @@ def _evaluate(
     earlier = Earlier.read(against) if against else None
     if earlier is not None and not candidates.drop:
         earlier.check(items, list(map(setting_of, samplers)), recipe.samples)
-    policy = load_model(model)
+    policy = load_model(model, device=default_device())
     denoiser, tokenizer = policy
-    if _has_gpu():
-        denoiser.to("cuda")
     engine = LocalEngine(policy, BatchLimits(rows.batch_size))
     longest = max(sampler.max_completion_length for sampler in samplers)
     faults_of = faults_for(task, denoiser, tokenizer, longest, needs_answer=not recipe.reward_funcs)
@@ -202,6 +201,7 @@ def sample(
     from unmask.cli.sample import watch
     from unmask.core.errors import ConfigError
     from unmask.models import load_model
+    from unmask.models.device import default_device
     from unmask.recipes.load import make_sampler, make_task
 
     chosen = make_task(task, option or ()) if task else None
@@ -222,7 +222,8 @@ def sample(
         order=order,
         block_length=block_length,
     )
-    watch(load_model(model), prompt, sampler, seed=seed, delay=delay, verdict=verdict)
+    policy = load_model(model, device=default_device())
+    watch(policy, prompt, sampler, seed=seed, delay=delay, verdict=verdict)
 
 
 @app.command(
@@ -278,11 +279,3 @@ def _verdict(task: Task, row: Row, completion: str) -> str:
     if task.solved(completion, row):
         return "solved"
     return f"not solved; the answer is {row['answer']}" if "answer" in row else "not solved"
-
-
-def _has_gpu() -> bool:
-    """Return whether there is a CUDA GPU. MPS does not count: it has no float64, which the hashed
-    draws need."""
-    import torch
-
-    return bool(torch.cuda.is_available())

@@ -23,6 +23,7 @@ from unmask.core.timeouts import interrupted_after
 from unmask.functional.elbo import elbo_weight, masks_of_counts, stratified_counts
 from unmask.functional.noise import named_generator
 from unmask.models import Denoiser, Policy, load_model
+from unmask.models.device import default_device
 from unmask.recipes.load import make_sampler
 from unmask.sampling import denoise
 from unmask.sampling.encoding import ENCODING_SECONDS, decode, left_pad, row_seeds
@@ -86,9 +87,8 @@ class DenoiserLM(LM):  # type: ignore[misc]  # the package ships no types
         self.pretrained = pretrained
         self.denoiser: Denoiser
         self.tokenizer: PreTrainedTokenizerBase
-        self.denoiser, self.tokenizer = load_model(pretrained)
         self._device = torch.device(device or default_device())
-        self.denoiser.to(self._device)
+        self.denoiser, self.tokenizer = load_model(pretrained, device=self._device)
 
     def loglikelihood(self, requests: Sequence[Any], disable_tqdm: bool = False) -> list[tuple[float, bool]]:
         """Return for each (context, continuation) the ELBO in nats, and whether greedy denoising
@@ -288,11 +288,6 @@ def _cut(text: str, until: str | Sequence[str]) -> str:
     """Return the text before the first stop text."""
     stops = [until] if isinstance(until, str) else until
     return text[: min([start for stop in stops if stop and (start := text.find(stop)) >= 0], default=len(text))]
-
-
-def default_device() -> str:
-    """Return the default device: a CUDA GPU if there is one, otherwise the CPU."""
-    return "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def run(arguments: Sequence[str]) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 from shlex import quote
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import Tensor
 
 from unmask.core.errors import ModelError, no_file, reason
@@ -25,7 +26,12 @@ if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
 
-def load_model(source: str | os.PathLike[str], dtype: str = "auto", quantization_config: object = None) -> Policy:
+def load_model(
+    source: str | os.PathLike[str],
+    dtype: str = "auto",
+    quantization_config: object = None,
+    device: torch.device | str | None = None,
+) -> Policy:
     """Load a denoiser and its tokenizer, and check them.
 
     Args:
@@ -33,6 +39,7 @@ def load_model(source: str | os.PathLike[str], dtype: str = "auto", quantization
         dtype: dtype of the weights, such as float32 or bfloat16; `auto` is the dtype in the file.
         quantization_config: a quantization config of transformers, for weights that are quantized
             while they are loaded.
+        device: device of the model; by default the CPU, or for quantized weights the GPU.
 
     Raises:
         ModelError: there is no model, its class is not in `NATIVE_CLASSES`, its weights do not
@@ -40,13 +47,16 @@ def load_model(source: str | os.PathLike[str], dtype: str = "auto", quantization
     """
     source = locate(os.path.expanduser(source))
     if not is_checkpoint(Path(source)):
-        return load_folder(source, dtype, quantization_config)
+        return load_folder(source, dtype, quantization_config, device=device)
     if quantization_config is not None:
         raise ModelError(
             f"{source} is a checkpoint of a run, which cannot be quantized while it is loaded. Make a model folder of it first: "
             f"unmask merge {quote(source)} FOLDER"
         )
-    return load_checkpoint(Path(source), load_folder, dtype)
+    policy = load_checkpoint(Path(source), load_folder, dtype)
+    if device is not None:
+        policy.denoiser.to(device)
+    return policy
 
 
 def load_folder(
@@ -54,6 +64,7 @@ def load_folder(
     dtype: str = "auto",
     quantization_config: object = None,
     weights: Mapping[str, Tensor] | None = None,
+    device: torch.device | str | None = None,
 ) -> Policy:
     """Load the model of a folder or a hub id.
 
@@ -62,6 +73,7 @@ def load_folder(
         dtype: dtype of the weights.
         quantization_config: quantization config of transformers.
         weights: weights of the backbone to use instead of those in the folder.
+        device: device of the model.
     """
     import transformers
 
@@ -111,6 +123,8 @@ def load_folder(
         )
     denoiser = Denoiser(backbone, tokenizer.mask_token_id, tokenizer.eos_token_id, _pad_id(tokenizer))
     denoiser.eval()
+    if device is not None:
+        denoiser.to(device)
     try:
         check_bidirectional(denoiser)
     except ModelError:

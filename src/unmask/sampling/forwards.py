@@ -38,7 +38,7 @@ class Forwards:
         self.block_length: int | None = getattr(denoiser, "block_length", None)
         if self.block_length is not None:
             check_blocks(self.block_length, sampler)
-        self._rows = torch.arange(0)
+        self._rows = torch.arange(0, device=prompt_ids.device)
         self._prefixes: list[PrefixCache] = []
 
     def logits(self, rows: Tensor, tokens: Tensor, positions: Tensor, start: int, end: int) -> Tensor:

@@ -262,9 +262,9 @@ class Cell(ComparisonJob):
         """Return accuracy and reward at each temperature, and of greedy decoding at each number of
         denoising steps."""
         recipe, measure = self.recipe, self.measure
-        policy = load_model(recipe.model if self.method == BASE else self.folder / "final")
+        model = recipe.model if self.method == BASE else self.folder / "final"
+        policy = load_model(model, device=make_accelerator(recipe).device)
         denoiser, tokenizer = policy
-        denoiser.to(make_accelerator(recipe).device)
         engine = LocalEngine(policy, BatchLimits(recipe.evaluation.batch_size))
         scorer = scorer_of(recipe)
         longest = recipe.sampler.max_completion_length
