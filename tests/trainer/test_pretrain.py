@@ -6,6 +6,7 @@ from __future__ import annotations
 import math
 import os
 import signal
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -89,6 +90,33 @@ def test_the_loss_of_a_block_causal_model_is_that_of_one_masked_block_after_clea
         logprob = logits.log_softmax(-1).gather(-1, target[here].unsqueeze(-1)).squeeze(-1)
         total += 4 * (logprob[hidden[here]].sum() / time).item()
     assert float(computed.detach()) == pytest.approx(-total / 4 / 16, rel=1e-5)
+
+
+def test_a_batch_is_as_wide_as_its_longest_prompt(lively: Denoiser, tmp_path: Path) -> None:
+    recipe, cpu = pretrain_recipe(tmp_path), torch.device("cpu")
+    whole = recipe.task.rows("train", 20, recipe.seed)
+    # Row 0 alone has the whole prompt, of 17 tokens.
+    rows = [{**row, "prompt": row["prompt"][: 17 if i == 0 else 3 + i % 5]} for i, row in enumerate(whole)]
+    corpus = Corpus(recipe, lively, TOKENIZER, rows)
+    assert corpus.prompt_ids.shape == (20, 17)
+    batch = corpus.draw(named_generator(0, "pretrain", 3), slice(None), cpu)
+    drawn = torch.randint(20, (4,), generator=named_generator(0, "pretrain", 3)).tolist()
+    assert 0 not in drawn
+    assert batch.prompt_ids.shape == (4, max(3 + i % 5 for i in drawn))
+    # A rank has the width of all ranks, so that all make equally many parts.
+    share = corpus.draw(named_generator(0, "pretrain", 3), slice(0, 1), cpu)
+    assert share.prompt_ids.shape == (1, batch.prompt_ids.shape[1])
+    [part] = share.split(None)
+    assert part.prompt_ids.shape == (1, 3 + drawn[0] % 5)
+
+    uncut = replace(batch, prompt_ids=corpus.prompt_ids[drawn], prompt_mask=corpus.prompt_mask[drawn])
+    expected = corpus.loss(lively, uncut)
+    assert float(corpus.loss(lively, batch).detach()) == pytest.approx(float(expected.detach()), rel=1e-6)
+    parts = batch.split(2 * 24)
+    assert len(parts) > 1
+    total = sum(float(corpus.loss(lively, part).detach()) * len(part) for part in parts) / len(batch)
+    assert total == pytest.approx(float(expected.detach()), rel=1e-6)
+    assert sum(part.prompt_ids.numel() for part in parts) < batch.prompt_ids.numel()
 
 
 @pytest.mark.parametrize("tokens", [1, 66, 10_000])

@@ -34,6 +34,29 @@ def compact_columns(mask: Bool[Tensor, "B L"]) -> tuple[Int[Tensor, "B n"], Bool
     return columns, mask.gather(1, columns)
 
 
+def trim_left_padding(
+    ids: Int[Tensor, "B P"], mask: Bool[Tensor, "B P"]
+) -> tuple[Int[Tensor, "B p"], Bool[Tensor, "B p"]]:
+    """Remove the leading columns that are padding in every row, so that the longest row begins at
+    the first column.
+
+    Args:
+        ids: [B, P] int64 tokens, padded on the left.
+        mask: [B, P] bool, False at padding.
+
+    Returns:
+        [B, p] tokens and [B, p] bool, where p is the length of the longest row.
+
+    Example:
+        >>> ids = torch.tensor([[0, 0, 7], [0, 5, 6]])
+        >>> trim_left_padding(ids, ids > 0)[0]
+        tensor([[0, 7],
+                [5, 6]])
+    """
+    first = mask.shape[1] - int(mask.sum(-1).max())
+    return ids[:, first:], mask[:, first:]
+
+
 def until_eos(is_eos: Bool[Tensor, "*batch L"]) -> Bool[Tensor, "*batch L"]:
     """Return the positions of a completion up to and including its first EOS; all positions if
     there is none.

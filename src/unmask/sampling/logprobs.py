@@ -16,7 +16,7 @@ from torch import Tensor
 from unmask.core.config import SamplerConfig
 from unmask.core.records import DenoiserLike, Readout, Trajectory, ViewLogprobs, Views
 from unmask.functional.distribution import token_logprobs
-from unmask.functional.masking import compact_columns
+from unmask.functional.masking import compact_columns, trim_left_padding
 from unmask.functional.plackett_luce import plackett_luce_logprob
 from unmask.sampling.orders import POSITION_LOGITS
 from unmask.sampling.predict import predict, predict_in_chunks
@@ -145,10 +145,7 @@ def _prompts(trajectory: Trajectory, views: Views, trim: bool) -> tuple[Tensor, 
     prompt_ids, prompt_mask = trajectory.prompt_ids[views.row], trajectory.prompt_mask[views.row]
     if views.prompt_hidden is not None:
         prompt_ids = prompt_ids.masked_fill(views.prompt_hidden, trajectory.mask_id)
-    if not trim:
-        return prompt_ids, prompt_mask
-    first = prompt_mask.shape[1] - int(prompt_mask.sum(-1).max())
-    return prompt_ids[:, first:], prompt_mask[:, first:]
+    return trim_left_padding(prompt_ids, prompt_mask) if trim else (prompt_ids, prompt_mask)
 
 
 def _choice_logprob(

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import torch
@@ -15,6 +15,7 @@ from unmask.core.errors import ConfigError, DataError
 from unmask.core.records import Readout, Row
 from unmask.functional.distribution import token_logprobs
 from unmask.functional.elbo import elbo, mask_at_times, stratified_times
+from unmask.functional.masking import trim_left_padding
 from unmask.models import Denoiser
 from unmask.recipes.schema import PretrainRecipe
 from unmask.sampling.encoding import check_fits_context, encode_batch
@@ -30,7 +31,7 @@ class PretrainBatch:
     """Demonstrations with masked positions."""
 
     prompt_ids: Tensor
-    """[B, P] int64: prompts, left-padded."""
+    """[B, P] int64: prompts, padded on the left to the longest of the batches of all ranks."""
     prompt_mask: Tensor
     """[B, P] bool: False at padding."""
     completion: Tensor
@@ -47,15 +48,23 @@ class PretrainBatch:
         return len(self.completion)
 
     def split(self, max_tokens: int | None) -> list[PretrainBatch]:
-        """Split into parts. A part has at least one row, and at most `max_tokens` as rows times
-        tokens."""
+        """Split into parts, each as wide as its longest prompt requires. A part has at least one
+        row, and at most `max_tokens` as rows times tokens.
+
+        The number of parts depends on shapes alone, so that it is the same on all ranks.
+        """
         width = self.prompt_ids.shape[1] + self.completion.shape[1]
         rows = len(self) if max_tokens is None else max(1, max_tokens // width)
-        names = [f.name for f in fields(self) if f.name != "num_blocks"]
-        return [
-            replace(self, **{name: getattr(self, name)[start : start + rows] for name in names})
-            for start in range(0, len(self), rows)
-        ]
+        if rows >= len(self):
+            return [self.take(slice(None))]
+        by_length = self.prompt_mask.sum(-1).argsort(stable=True)
+        return [self.take(part) for part in by_length.split(rows)]
+
+    def take(self, rows: Tensor | slice) -> PretrainBatch:
+        """Return some rows, without columns that are padding in all of them."""
+        prompt_ids, prompt_mask = trim_left_padding(self.prompt_ids[rows], self.prompt_mask[rows])
+        rest = {name: getattr(self, name)[rows] for name in ("completion", "masked", "times")}
+        return replace(self, prompt_ids=prompt_ids, prompt_mask=prompt_mask, **rest)
 
 
 class Corpus:
@@ -120,11 +129,12 @@ class Corpus:
         if self.block_length is not None:
             block = torch.randint(num_blocks, (self.batch_size, 1), generator=generator)
             masked &= torch.arange(masked.shape[1]) // self.block_length == block
-        rows = rows[share]
+        # Trimmed before the ranks take their shares, so that all ranks have equal shapes.
+        prompt_ids, prompt_mask = trim_left_padding(self.prompt_ids[rows], self.prompt_mask[rows])
         return PretrainBatch(
-            prompt_ids=self.prompt_ids[rows].to(device),
-            prompt_mask=self.prompt_mask[rows].to(device),
-            completion=self.completions[rows].to(device),
+            prompt_ids=prompt_ids[share].to(device),
+            prompt_mask=prompt_mask[share].to(device),
+            completion=self.completions[rows[share]].to(device),
             masked=masked[share].to(device),
             times=times[share].to(device),
             num_blocks=num_blocks,
