@@ -17,6 +17,7 @@ from unmask.core.errors import ModelError
 from unmask.core.records import PrefixCache, Readout
 from unmask.models.block_causal import block_causal_mask
 from unmask.models.head import head_in_chunks
+from unmask.models.logit_head import LogitHead
 from unmask.models.native import NATIVE_CLASSES
 
 if TYPE_CHECKING:
@@ -38,6 +39,9 @@ class Denoiser(nn.Module):
     def __init__(self, backbone: PreTrainedModel, mask_id: int, eos_id: int, pad_id: int) -> None:
         super().__init__()
         self.backbone = backbone
+        last: Any = backbone.get_output_embeddings()
+        if type(last) is nn.Linear:
+            backbone.set_output_embeddings(LogitHead.of(last))
         self.mask_id = mask_id
         self.eos_id = eos_id
         self.pad_id = pad_id
@@ -99,8 +103,7 @@ class Denoiser(nn.Module):
             readout: function of the logits to return instead, evaluated in chunks of positions.
 
         Returns:
-            [B, n, V] logits at temperature 1, in the backbone's dtype, or the values of the
-            readout.
+            [B, n, V] float32 logits at temperature 1, or the values of the readout.
         """
         for block in self._checkpointed:
             # transformers checkpoints only in training mode, but reinforcement learning runs in
