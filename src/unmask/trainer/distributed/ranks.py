@@ -129,7 +129,9 @@ class Ranks:
         def announce(*_: object) -> None:
             self._any_forward(True)
 
-        handle = denoiser.register_forward_pre_hook(announce)
+        # First among the hooks: those of FSDP2 and ZeRO-3 start to gather weights, and no rank may
+        # do that before all ranks know of the forward pass.
+        handle = denoiser.register_forward_pre_hook(announce, prepend=True)
         try:
             yield
         finally:
