@@ -11,11 +11,13 @@ from tests.helpers.messages import raises
 from tests.helpers.runs import train_recipe
 from unmask.core.config import SamplerConfig
 from unmask.core.errors import DataError
+from unmask.core.records import Needs
 from unmask.evaluation.evaluate import evaluate
 from unmask.models import load_model
 from unmask.rewards.scorer import Scorer
 from unmask.runs.metrics import read_metrics
-from unmask.sampling.engine import BatchLimits, LocalEngine
+from unmask.sampling import engine as engine_module
+from unmask.sampling.engine import BatchLimits, LocalEngine, default_batch_size
 from unmask.tasks import Sudoku
 from unmask.trainer import Trainer
 
@@ -107,6 +109,45 @@ def test_batch_limits_change_no_completion(tiny_model):
     for limits in (BatchLimits(1), BatchLimits(4), BatchLimits(max_tokens=80)):
         engine.limits = limits
         assert evaluate(engine, Sudoku(), scorer, rows, sampler).items == whole.items
+
+
+def rows_of_batches(engine, monkeypatch, sampler, **options):
+    """Return the number of completions of each forward pass of the first denoising step."""
+    rows, forward = [], engine.policy.denoiser.forward
+
+    def counted(ids, attention_mask, positions):
+        rows.append(len(ids))
+        return forward(ids, attention_mask, positions)
+
+    monkeypatch.setattr(engine.policy.denoiser, "forward", counted)
+    engine.rollout(["1234="] * 5, sampler, torch.arange(5), **options)
+    return rows[:: sampler.steps]
+
+
+def test_the_default_batch_is_as_large_as_the_logits_and_tokens_allow(tiny_model, monkeypatch):
+    policy = load_model(tiny_model)
+    whole = SamplerConfig(max_completion_length=16, num_steps=2)
+    blocks = SamplerConfig(max_completion_length=16, num_steps=4, block_length=4)
+    monkeypatch.setattr(engine_module, "DEFAULT_LOGITS", 2 * 16 * policy.denoiser.vocab_size)
+    assert rows_of_batches(LocalEngine(policy), monkeypatch, whole) == [2, 2, 1]
+    assert rows_of_batches(LocalEngine(policy), monkeypatch, blocks) == [5]
+    # One-step completions need the logits of later blocks too.
+    needs = Needs(greedy=True, selection=("entropy_topk", 1))
+    assert rows_of_batches(LocalEngine(policy), monkeypatch, blocks, needs=needs) == [2, 2, 1]
+    # A number that the caller chose is obeyed.
+    assert rows_of_batches(LocalEngine(policy, BatchLimits(4)), monkeypatch, whole) == [4, 1]
+    monkeypatch.setattr(engine_module, "DEFAULT_TOKENS", 3 * 21)
+    assert rows_of_batches(LocalEngine(policy), monkeypatch, blocks) == [3, 2]
+
+
+def test_an_evaluation_of_an_8b_model_at_length_512_fits_into_80_gb():
+    """Bounds by arithmetic: bfloat16 weights, the logits in float32, and six tensors of activations."""
+    for block in (512, 32):
+        rows = default_batch_size(200 + 512, block, 126_464, "cuda")
+        logits, activations = 4 * rows * block * 126_464, 6 * 2 * 12_288 * rows * 712
+        assert 16e9 + logits + activations < 30e9
+    # 256 rows, the old default, did not fit: two copies of the logits in bfloat16.
+    assert 16e9 + 2 * 2 * 256 * 512 * 126_464 > 80e9
 
 
 def test_progress_ends_at_one_for_any_batch_size(tiny_model):

@@ -52,7 +52,12 @@ def evaluate_(
     ] = None,
     split: Annotated[str, typer.Option(help="Split of the task: train, validation or test.")] = "test",
     rows: Annotated[int, typer.Option(min=1, help="Number of examples.")] = 256,
-    batch_size: Annotated[int, typer.Option(min=1, help="Number of completions denoised together.")] = 256,
+    batch_size: Annotated[
+        int | None,
+        typer.Option(
+            min=1, help="Number of completions denoised together; default as many as fit into memory, up to 256."
+        ),
+    ] = None,
     seed: Annotated[int, typer.Option(help="Seed of the examples and the sampling.")] = 0,
     reward_timeout: Annotated[
         float,

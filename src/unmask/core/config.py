@@ -290,8 +290,9 @@ class EvalConfig(Config):
     """Number of training steps between evaluations; 0 evaluates only at the end."""
     temperatures: tuple[Annotated[float, Field(ge=0)], ...] = (0.0,)
     """Sampling temperatures at which the model is evaluated; 0 means greedy decoding."""
-    batch_size: int = Field(256, ge=1)
-    """Maximum number of completions that are denoised together."""
+    batch_size: int | None = Field(None, ge=1)
+    """Maximum number of completions that are denoised together; by default 256, on a CPU 64, and fewer
+    if the tokens or the logits would take much memory."""
 
 
 def flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -56,7 +56,7 @@ class DenoiserLike(Protocol):
             positions: [B, n] int64 columns of `ids`.
 
         Returns:
-            [B, n, V] logits.
+            [B, n, V] logits, a new tensor, into which the caller may write.
         """
         ...
 

@@ -30,7 +30,7 @@ def evaluate(
     samples: int = 1,
     reward_funcs: RewardFuncs = (),
     seed: int = 0,
-    batch_size: int = 256,
+    batch_size: int | None = None,
     observe: Callable[[float], None] | None = None,
 ) -> Evaluation:
     """Measure the accuracy and the mean reward of a policy on rows of a task, with 95 % intervals.
@@ -48,7 +48,8 @@ def evaluate(
         reward_funcs: a reward function, its path, or a list of them, instead of the rewards of the
             task.
         seed: seed of the rows and of the draws.
-        batch_size: maximum number of completions that are denoised together.
+        batch_size: maximum number of completions that are denoised together; by default 256, on a
+            CPU 64, and fewer if the tokens or the logits would take much memory.
         observe: function that is called after each denoising step with the share of the work that
             is done.
 

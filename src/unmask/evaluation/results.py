@@ -81,7 +81,7 @@ def facts_of(
     split: str,
     seed: int,
     samples: int,
-    batch_size: int,
+    batch_size: int | None,
 ) -> dict[str, Any]:
     """Return the facts about an evaluation for `save`. All `samplers` share one order and block
     length."""

@@ -25,8 +25,9 @@ class EvalRows(Config):
     """Number of examples."""
     temperatures: tuple[Annotated[float, Field(ge=0)], ...] = (0.0,)
     """Sampling temperatures at which the model is evaluated; 0 means greedy decoding."""
-    batch_size: int = Field(256, ge=1)
-    """Number of completions denoised together."""
+    batch_size: int | None = Field(None, ge=1)
+    """Maximum number of completions that are denoised together; by default 256, on a CPU 64, and fewer
+    if the tokens or the logits would take much memory."""
 
 
 class EvalRecipe(Config):

@@ -26,15 +26,45 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 
+DEFAULT_ROWS = {"cpu": 64}
+"""Default maximum number of completions in a batch by type of device; 256 on all others. On a CPU,
+the activations of a smaller batch stay in the cache."""
+DEFAULT_TOKENS = 2**15
+"""Default maximum number of tokens in a batch. At the width of an 8B model, their activations take
+about 4 GB."""
+DEFAULT_LOGITS = 2**30
+"""Default maximum number of logits of a denoising step: 4 GB in float32."""
+
+
 @dataclass(frozen=True, slots=True)
 class BatchLimits:
     """Limits on the size of a forward pass. They change speed and memory, but never results."""
 
-    batch_size: int = 256
-    """Maximum number of completions that are denoised together."""
+    batch_size: int | None = None
+    """Maximum number of completions that are denoised together; None for `default_batch_size`."""
     max_tokens: int | None = None
     """Maximum number of prompt and completion tokens in a batch, including padding; replaces
     `batch_size` if given."""
+
+
+def default_batch_size(width: int, positions: int, vocab_size: int, device: str = "cpu") -> int:
+    """Return a number of completions whose logits and activations fit beside the weights of an 8B
+    model, and with which a device is busy.
+
+    Args:
+        width: number of tokens of a prompt and its completion.
+        positions: number of positions of a completion whose logits a denoising step computes.
+        vocab_size: number V of logits at a position.
+        device: type of the device.
+
+    Example:
+        >>> default_batch_size(26, 16, 33)
+        64
+        >>> [default_batch_size(712, block, 126_464, "cuda") for block in (512, 32)]
+        [16, 46]
+    """
+    rows = min(DEFAULT_ROWS.get(device, 256), DEFAULT_TOKENS // width, DEFAULT_LOGITS // (positions * vocab_size))
+    return max(1, rows)
 
 
 class RolloutEngine(Protocol):
@@ -138,7 +168,12 @@ class LocalEngine:
         encoded = encode_all(tokenizer, prompts)
         lengths, limits = [len(ids) for ids in encoded], self.limits
         check_fits_context(denoiser, max(lengths), sampler.max_completion_length)
-        batches = batches_by_length(lengths, sampler.max_completion_length, limits.batch_size, limits.max_tokens)
+        length = sampler.max_completion_length
+        positions = sampler.block if needs is None else length
+        batch_size = limits.batch_size or default_batch_size(
+            max(lengths) + length, positions, denoiser.vocab_size, device.type
+        )
+        batches = batches_by_length(lengths, length, batch_size, limits.max_tokens)
         was_training = denoiser.training
         denoiser.eval()
         parts = []

@@ -25,7 +25,7 @@ def generate(
     num_generations: int = 1,
     seed: int | Tensor = 0,
     needs: Needs | None = None,
-    batch_size: int = 256,
+    batch_size: int | None = None,
     observe: Callable[[Snapshot], None] | None = None,
 ) -> Trajectory:
     """Denoise completions of prompts and return their trajectory.
@@ -42,7 +42,8 @@ def generate(
             trajectory.
         seed: seed of all completions, or a [B] int64 tensor with one seed for each completion.
         needs: quantities to record besides the completions, such as one-step completions.
-        batch_size: maximum number of completions that are denoised together.
+        batch_size: maximum number of completions that are denoised together; by default 256, on a
+            CPU 64, and fewer if the tokens or the logits would take much memory.
         observe: function that is called after each denoising step of a batch.
 
     Returns:
