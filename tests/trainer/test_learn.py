@@ -4,6 +4,7 @@ its errors."""
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -253,6 +254,65 @@ def test_later_updates_compare_with_the_policy_at_the_start_of_the_step(bench: B
     moved = bench.update(bench.recipe("method.beta=0", "num_iterations=3", "optim.learning_rate=1.0e-2"))
     assert still["policy/ratio_max"] == pytest.approx(1.0, abs=1e-5)
     assert moved["policy/ratio_max"] > 1.01
+
+
+# --- views without a gradient ---
+
+
+@pytest.mark.parametrize("flat", [slice(3, 9), slice(None)], ids=["two groups of four", "all groups"])
+def test_leaving_out_views_of_advantage_zero_changes_no_weight(
+    bench: Bench, flat: slice, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = bench.recipe(
+        "method.type=egspo", "method.stepwise_weight=0", "method.beta=0", "num_iterations=3", "num_minibatches=2"
+    )
+    rollout = bench.rollout(recipe)
+    rollout.reward[flat] = 0.5
+    runs = []
+    for penalties in (("beta",), None):
+        monkeypatch.setattr(EGSPO, "penalties", penalties)
+        runs.append((bench.update(recipe, rollout=rollout), bench.weights()))
+    (less, fewer), (more, all_views) = runs
+    start = torch.cat([bench.start[name].flatten() for name, _ in bench.denoiser.named_parameters()])
+    share = 0.5 if flat == slice(3, 9) else 1.0
+    assert less["diffusion/frac_views_left_out"] == pytest.approx(share, abs=0.1)
+    assert more["diffusion/frac_views_left_out"] == 0.0
+    # Adam divides by the size of a gradient, so a weight whose gradient is rounding may move either way.
+    assert (fewer - all_views).norm() <= 0.02 * (all_views - start).norm()
+    for name in ("loss", "grad_norm", "advantage/abs_mean", "diffusion/num_views"):
+        assert less[name] == pytest.approx(more[name], rel=1e-4, abs=1e-7)
+
+
+def test_momentum_moves_the_weights_when_all_views_are_left_out(bench: Bench) -> None:
+    recipe = bench.recipe("method.type=egspo", "method.stepwise_weight=0", "method.beta=0", "num_iterations=1")
+    learnt, flat = bench.rollout(recipe), bench.rollout(recipe)
+    flat.reward.fill_(0.5)
+    bench.denoiser.load_state_dict(bench.start)
+    optimizer = bench.accelerator.prepare(torch.optim.AdamW(bench.denoiser.parameters(), lr=1.0, weight_decay=0.0))
+    learner = Learner(bench.accelerator, bench.denoiser, optimizer, None, recipe)
+    weights = [bench.weights()]
+    for rollout in (learnt, flat):
+        learner.update(rollout, 0, named_generator(0, "update", 0), Tally())
+        weights.append(bench.weights())
+    steps = [(after - before).norm() for before, after in pairwise(weights)]
+    assert steps[0] > 0
+    # Adam's second step with a gradient of 0: its moments are 0.9 / 0.19 and 0.999 / 0.001999 of the first.
+    assert steps[1] / steps[0] == pytest.approx(0.09 / 0.19 / (0.000999 / 0.001999) ** 0.5, rel=1e-2)
+
+
+def test_views_without_an_advantage_are_not_scored(bench: Bench) -> None:
+    recipe = bench.recipe(
+        "method.type=egspo", "method.stepwise_weight=0", "method.beta=0", "num_iterations=2", "views_per_forward=256"
+    )
+    rollout = bench.rollout(recipe)
+    rollout.reward[3:9] = 0.5
+    seen: list[int] = []
+    handle = bench.denoiser.register_forward_pre_hook(lambda _, inputs: seen.append(len(inputs[0])))
+    bench.update(recipe, rollout=rollout)
+    handle.remove()
+    trained = {row for row, _ in _steps_of_highest_entropy(rollout, 3)} - set(range(3, 9))
+    views = sum(row in trained for row, _ in _steps_of_highest_entropy(rollout, 3))
+    assert seen == [views] * 3  # the old policy and two iterations
 
 
 # --- the reference ---

@@ -62,6 +62,7 @@ class AGRPO(RatioMethod):
         "the policy gradient over T, exactly with baseline=leave_one_out, except under order low_confidence"
     )
     cost: ClassVar[str] = "at most M f+b, less if a step is drawn twice (+ M f old, M f reference)"
+    penalties: ClassVar[tuple[str, ...] | None] = ("beta",)
 
     def needs(self) -> Needs:
         """Require the reference policy if β > 0, and the probability of the position choice (which

@@ -66,6 +66,10 @@ class Method(Named, ABC):
     fresh_views: ClassVar[bool] = False
     """True if each of the `num_iterations` passes has a new plan of views; False if all passes
     share one plan."""
+    penalties: ClassVar[tuple[str, ...] | None] = None
+    """Names of the options that weight a term of the loss in which the advantage is not a factor,
+    such as the weight of a KL penalty. If all of them are 0, a view whose advantages are 0 has no
+    gradient, and the trainer leaves it out. None states nothing, and then no view is left out."""
 
     @classmethod
     def __pydantic_init_subclass__(cls, **settings: Any) -> None:
@@ -78,6 +82,7 @@ class Method(Named, ABC):
         # What a method of the package states about itself may not hold for a subclass outside the
         # package.
         cls.unbiased, cls.estimates = own.get("unbiased", NOT_STATED), own.get("estimates", NOT_STATED)
+        cls.penalties = own.get("penalties")
 
     @abstractmethod
     def needs(self) -> Needs:
@@ -97,6 +102,14 @@ class Method(Named, ABC):
     def loss(self, inputs: LossInputs) -> LossOutput:
         """Return the loss of each view or, if `separable` is False, terms of any shape that sum to
         the whole loss."""
+
+    def has_gradient(self, advantage: Float[Tensor, "N *M"]) -> Bool[Tensor, "N"]:
+        """Return False for each view that has no gradient because its advantages are 0. A view has
+        a gradient in any case if a penalty is in use, or if the method does not state its
+        `penalties`."""
+        if self.penalties is None or any(getattr(self, name) for name in self.penalties):
+            return torch.ones(len(advantage), dtype=torch.bool, device=advantage.device)
+        return (advantage != 0).unsqueeze(-1).flatten(1).any(-1)
 
     def check(self, sampler: SamplerConfig, num_generations: int) -> None:
         """Raise ConfigError if settings do not fit together.

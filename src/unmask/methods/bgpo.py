@@ -53,6 +53,7 @@ class BGPO(RatioMethod):
         "E[A ∇ELBO] / L, with the ELBO of the tokens up to the first EOS; scale=deviation divides A by the deviation"
     )
     cost: ClassVar[str] = "n f+b (+ n f old)"
+    penalties: ClassVar[tuple[str, ...] | None] = ()
     on_path: ClassVar[bool] = False
 
     def needs(self) -> Needs:

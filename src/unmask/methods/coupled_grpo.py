@@ -59,6 +59,7 @@ class CoupledGRPO(RatioMethod):
         "the batch's number of tokens; not the policy gradient"
     )
     cost: ClassVar[str] = "3 f+b (+ 3 f old, 3 f reference) in each iteration, two passes"
+    penalties: ClassVar[tuple[str, ...] | None] = ("beta",)
     on_path: ClassVar[bool] = False
     samples: ClassVar[str] = "weighted means of two likelihoods of a token"
     separable: ClassVar[bool] = False

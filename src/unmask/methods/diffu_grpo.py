@@ -50,6 +50,7 @@ class DiffuGRPO(RatioMethod):
         "gradient, in which tokens depend on each other"
     )
     cost: ClassVar[str] = "1 f+b (+ 1 f old, 1 f reference) in each iteration"
+    penalties: ClassVar[tuple[str, ...] | None] = ("beta",)
     on_path: ClassVar[bool] = False
     fresh_views: ClassVar[bool] = True
 

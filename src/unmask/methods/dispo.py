@@ -52,6 +52,7 @@ class DiSPO(RatioMethod):
         "the gradient of the one-step reward at the states drawn, plus diffu-GRPO's mean-field gradient"
     )
     cost: ClassVar[str] = "1 + K f+b (+ 1 + K f old); K M reward calls"
+    penalties: ClassVar[tuple[str, ...] | None] = ()
 
     def needs(self) -> Needs:
         """Require branches of the selected states in which all masked positions are drawn again."""

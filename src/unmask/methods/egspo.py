@@ -77,6 +77,7 @@ class EGSPO(RatioMethod):
         "under order low_confidence"
     )
     cost: ClassVar[str] = "K f+b (+ K f old, K f reference)"
+    penalties: ClassVar[tuple[str, ...] | None] = ("beta",)
 
     def needs(self) -> Needs:
         """Require the reference policy if β > 0, and one-step completions if values are used: those

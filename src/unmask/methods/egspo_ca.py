@@ -68,6 +68,7 @@ class EGSPOCA(RatioMethod):
         "share of the policy gradient (its token term under plackett_luce)"
     )
     cost: ClassVar[str] = "K f+b (+ K f old); K M reward calls (T M by spread); finish=rollout: up to K M T f"
+    penalties: ClassVar[tuple[str, ...] | None] = ()
 
     def needs(self) -> Needs:
         """Require M branches of the selected states, or of all states for `spread`, and the action
@@ -136,7 +137,6 @@ class EGSPOCA(RatioMethod):
         probabilities."""
         log_ratio = (inputs.new - inputs.old).sum(-1)
         surrogate, metrics = self.surrogate(log_ratio, inputs.advantage, inputs.new.sum(-1))
-        metrics["counterfactual/frac_zero_spread"] = (inputs.advantage == 0).all(-1).float()
         return LossOutput(inputs.weight * surrogate.sum(-1), metrics)
 
     def _slots(self, rollout: Rollout) -> Tensor:

@@ -56,6 +56,7 @@ class ESPO(RatioMethod):
         "E[A ∇ELBO] / L, which is not the policy gradient: the ELBO of a completion is below its log-probability"
     )
     cost: ClassVar[str] = "2M f+b (+ 2M f old, 2M f reference), two passes"
+    penalties: ClassVar[tuple[str, ...] | None] = ("beta",)
     on_path: ClassVar[bool] = False
     separable: ClassVar[bool] = False
     fresh_views: ClassVar[bool] = True

@@ -54,6 +54,7 @@ class GDPO(RatioMethod):
         "E[A ∇Q] / L, with Q the ELBO integrated at M nodes, up to the rule's error; the ELBO is not the log-probability"
     )
     cost: ClassVar[str] = "M f+b (+ M f old, M f reference), two passes"
+    penalties: ClassVar[tuple[str, ...] | None] = ("beta",)
     samples: ClassVar[str] = "whole completions"
     on_path: ClassVar[bool] = False
     separable: ClassVar[bool] = False

@@ -38,6 +38,7 @@ class JustGRPO(RatioMethod):
         "the policy gradient of the left-to-right sampler over L, with baseline=leave_one_out; a different vector with z_score"
     )
     cost: ClassVar[str] = "L f+b (+ L f old)"
+    penalties: ClassVar[tuple[str, ...] | None] = ()
 
     def needs(self) -> Needs:
         """Require groups of completions, and nothing else."""

@@ -54,6 +54,7 @@ class MaskAware(RatioMethod):
         "otherwise the actions of a segment are treated as independent of each other"
     )
     cost: ClassVar[str] = "M f+b (+ M f old), two passes"
+    penalties: ClassVar[tuple[str, ...] | None] = ()
     samples: ClassVar[str] = "whole completions"
     separable: ClassVar[bool] = False
 

@@ -56,6 +56,7 @@ class SPG(Method):
         "E[A ∇bound], with the bound chosen by the sign of the advantage, over the batch's tokens; not the policy gradient"
     )
     cost: ClassVar[str] = "m f+b in each iteration, two passes"
+    penalties: ClassVar[tuple[str, ...] | None] = ()
     on_path: ClassVar[bool] = False
     separable: ClassVar[bool] = False
     fresh_views: ClassVar[bool] = True

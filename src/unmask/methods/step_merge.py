@@ -54,6 +54,7 @@ class StepMerge(RatioMethod):
         "otherwise the tokens of a segment are treated as independent of each other"
     )
     cost: ClassVar[str] = "R f+b (+ R f old, R f reference)"
+    penalties: ClassVar[tuple[str, ...] | None] = ("beta",)
 
     def needs(self) -> Needs:
         """Require the reference policy if the KL is measured against it."""

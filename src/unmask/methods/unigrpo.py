@@ -55,6 +55,7 @@ class UniGRPO(RatioMethod):
         "the gradient of the mean log-probability of randomly masked tokens, weighted by advantage; not the policy gradient"
     )
     cost: ClassVar[str] = "M f+b (+ M f old, M f reference) in each iteration"
+    penalties: ClassVar[tuple[str, ...] | None] = ("beta",)
     on_path: ClassVar[bool] = False
     fresh_views: ClassVar[bool] = True
 

@@ -44,6 +44,7 @@ class VRPO(Method):
         "at the reference (β/2) E[∇ELBO(best) - ∇ELBO(worst)]; elsewhere the gradient of a bound of DPO's loss on ELBOs"
     )
     cost: ClassVar[str] = "(2/G) (n f+b + n f reference), two passes"
+    penalties: ClassVar[tuple[str, ...] | None] = ()
     on_path: ClassVar[bool] = False
     separable: ClassVar[bool] = False
     fresh_views: ClassVar[bool] = True

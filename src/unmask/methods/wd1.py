@@ -38,6 +38,7 @@ class WD1(Method):
         "the gradient of a mean-field likelihood weighted by a bounded function of the group's rewards; not the policy gradient"
     )
     cost: ClassVar[str] = "1 f+b in each iteration"
+    penalties: ClassVar[tuple[str, ...] | None] = ()
     on_path: ClassVar[bool] = False
     fresh_views: ClassVar[bool] = True
 

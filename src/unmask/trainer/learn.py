@@ -117,24 +117,26 @@ class Learner:
         is_first = True
         for i in range(recipe.num_iterations):
             scored = plans[i % len(plans)]
-            for index in self.passes.minibatches(scored.views.row, rollout, generator):
-                self._minibatch(scored, index, tally, is_first)
+            for rows in self.passes.minibatches(rollout, generator):
+                self._minibatch(scored, rows, tally, is_first)
                 is_first = False
         if self.reference and recipe.sync_ref_model and (step + 1) % recipe.ref_model_sync_steps == 0:
             self.reference.move(backend.unwrapped(self.model), recipe.ref_model_mixup_alpha)
         views, advantage = plans[0].plan
         tally.add("learning_rate", rate)
         tally.add("diffusion/num_views", float(len(views)))
+        tally.add("diffusion/frac_views_left_out", (~recipe.method.has_gradient(advantage)).float())
         tally.add("advantage/abs_mean", advantage.abs())
         return views, advantage
 
     def _scored(self, rollout: Rollout, generator: torch.Generator) -> ScoredViews:
-        """Make a plan, and score this rank's views under the old and the reference policy."""
+        """Make a plan, and score this rank's views under the old and the reference policy. Views
+        without a gradient are left out."""
         method = self.recipe.method
         plan = method.plan(rollout, generator)
         advantage = method.advantage(rollout)
         advantage = advantage[plan.row] if advantage.dim() == 1 else advantage[plan.row, plan.slot]
-        own = self._own(plan, rollout)
+        own = (self._is_own(plan, rollout) & method.has_gradient(advantage)).nonzero().squeeze(-1)
         views = plan.take(own)
         settings = LogprobSettings.of(rollout.trajectory, self.recipe.logprob_temperature)
         if not method.on_path:
@@ -149,12 +151,12 @@ class Learner:
         mean_tokens = float(scored_tokens(rollout.trajectory).sum()) / len(rollout.trajectory)
         return ScoredViews(rollout, (plan, advantage), views, advantage[own], old, reference, settings, mean_tokens)
 
-    def _own(self, plan: Views, rollout: Rollout) -> Tensor:
-        """Return the indices of the views that show completions of this rank's groups."""
+    def _is_own(self, plan: Views, rollout: Rollout) -> Tensor:
+        """Return [N] bool, True for the views that show completions of this rank's groups."""
         groups = self.ranks.share(len(rollout.trajectory) // rollout.group_size)
         group = plan.row // rollout.group_size
         is_own: Tensor = (group >= groups.start) & (group < groups.stop)
-        return is_own.nonzero().squeeze(-1)
+        return is_own
 
     @torch.no_grad()
     def _logprobs(
@@ -199,23 +201,27 @@ class Learner:
             positions_at_once=self._positions_at_once,
         )
 
-    def _batches(self, views: Views, rollout: Rollout) -> ViewBatches:
-        """Divide this rank's views into batches; every rank gets the same number of batches."""
+    def _batches(self, views: Views, rollout: Rollout, least: int = 0) -> ViewBatches:
+        """Divide this rank's views into batches; every rank gets the same number of batches, at
+        least `least`."""
         batches = self.passes.batches(views, rollout)
-        return batches.padded(self.ranks.largest(len(batches)))
+        return batches.padded(max(least, self.ranks.largest(len(batches))))
 
-    def _minibatch(self, scored: ScoredViews, index: Tensor, tally: Tally, is_first: bool) -> None:
-        """Make one optimizer update from the views `index`."""
-        rollout = scored.rollout
+    def _minibatch(self, scored: ScoredViews, rows: Tensor, tally: Tally, is_first: bool) -> None:
+        """Make one optimizer update from the views of the completions `rows`."""
+        rollout, (plan, _) = scored.rollout, scored.plan
         # Dropout would make the ratio differ from one at the first update.
         self.model.eval()
-        if not any(self.ranks.counts(len(index))):
+        if not torch.isin(plan.row.cpu(), rows).any():
             return
+        index = torch.isin(scored.views.row.cpu(), rows).nonzero().squeeze(-1)
         # The loss is divided by the number of completions. The number of views depends on the
         # paths, so dividing by that would bias the gradient. Data-parallel wrappers average over
         # ranks, so each rank counts its share of the completions.
         share = self.recipe.num_minibatches * self.ranks.count / len(rollout.trajectory)
-        batches = self._batches(scored.views.take(index), rollout)
+        # If all views of the minibatch are left out, a dummy batch gives gradients of 0, with which
+        # the optimizer makes its step: its momentum still moves the weights.
+        batches = self._batches(scored.views.take(index), rollout, least=1)
         two_passes = self.passes.has_first_pass(len(batches))
         derivatives = self._derivatives(scored, index, share, tally) if two_passes else None
         distribution = scored.reference is not None and scored.reference.distribution is not None

@@ -57,24 +57,24 @@ class UpdatePasses:
         back-propagation."""
         return not self.recipe.method.separable and num_batches > 1
 
-    def minibatches(self, row: Tensor, rollout: Rollout, generator: torch.Generator) -> Iterator[Tensor]:
-        """Yield the indices of the views of each minibatch. Every rank gets `num_minibatches`
-        minibatches, some of which may be empty.
+    def minibatches(self, rollout: Rollout, generator: torch.Generator) -> Iterator[Tensor]:
+        """Yield the indices of the completions of each minibatch, `num_minibatches` times; some
+        minibatches may be empty.
 
         Args:
-            row: [N] int64: the completion of each view.
             rollout: the completions of all ranks. A completion is never divided between
                 minibatches. A loss that is not a sum over views may compare the members of a group,
                 so then a group is not divided either.
             generator: draws the order.
         """
+        rows = torch.arange(len(rollout.trajectory))
         if self.recipe.num_minibatches == 1:
-            yield torch.arange(len(row))
+            yield rows
             return
         unit = 1 if self.recipe.method.separable else rollout.group_size
-        order = torch.randperm(len(rollout.trajectory) // unit, generator=generator)
+        order = torch.randperm(len(rows) // unit, generator=generator)
         for part in order.tensor_split(self.recipe.num_minibatches):
-            yield torch.isin((row // unit).cpu(), part).nonzero().squeeze(-1)
+            yield rows.view(-1, unit)[part].flatten()
 
     def batches(self, views: Views, rollout: Rollout) -> ViewBatches:
         """Divide the views of one rank into batches that one forward pass holds."""

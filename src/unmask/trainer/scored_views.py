@@ -22,9 +22,9 @@ class ScoredViews:
     """The completions of all ranks."""
     plan: tuple[Views, Tensor]
     """The views of all ranks, and their advantages: [N] float32, or [N, M] if each view scores M
-    completions."""
+    completions. It includes the views that are left out."""
     views: Views
-    """The views of this rank."""
+    """The views of this rank that have a gradient."""
     advantage: Tensor
     """[N] or [N, M] float32: advantages of this rank's views."""
     old: ViewLogprobs | None

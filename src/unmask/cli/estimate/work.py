@@ -107,7 +107,8 @@ class Work:
 
 
 def work_of(recipe: TrainRecipe, prompt: int, processes: int = 1) -> Work:
-    """Count the work of one rank in a training step in which no completion ends early.
+    """Count the work of one rank in a training step in which no completion ends early and no view
+    is left out for its advantage of 0.
 
     Args:
         recipe: settings of the run.
@@ -127,9 +128,9 @@ def work_of(recipe: TrainRecipe, prompt: int, processes: int = 1) -> Work:
     max_tokens = recipe.max_tokens_per_forward
     passes = UpdatePasses(recipe, max_tokens if isinstance(max_tokens, int) else None)
     updates = [
-        passes.batches(views.take(index), rollout)
+        passes.batches(views.take(torch.isin(views.row, rows)), rollout)
         for _ in range(recipe.num_iterations)
-        for index in passes.minibatches(views.row, rollout, named_generator(0, "minibatches"))
+        for rows in passes.minibatches(rollout, named_generator(0, "minibatches"))
     ]
     return Work(
         completions=len(rollout.trajectory),
