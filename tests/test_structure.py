@@ -1,4 +1,5 @@
-"""Test modules are independent of each other: what two of them share lives in `tests/helpers` or in a fixture."""
+"""The package has few entries, and test modules are independent of each other: what two of them share lives in
+`tests/helpers` or in a fixture."""
 
 from __future__ import annotations
 
@@ -10,6 +11,14 @@ import pytest
 from tests.helpers.paths import ROOT
 
 FILES = sorted((ROOT / "tests").rglob("*.py"))
+
+MOST_ENTRIES = 15
+"""Maximum number of files and folders at the top of the package."""
+
+
+def test_the_top_of_the_package_fits_one_glance() -> None:
+    entries = {path.name for path in (ROOT / "src" / "unmask").iterdir()} - {"__pycache__"}
+    assert len(entries) <= MOST_ENTRIES, sorted(entries)
 
 
 def imports_of_tests(source: str) -> list[str]:

@@ -394,3 +394,36 @@ def test_a_rank_that_is_stuck_is_named_with_its_step_and_phase_and_the_run_ends(
     assert steps_saved(folder) == [1]
     # The rank that hangs prints its stack.
     assert "update_or_hang" in printed(folder, 1).read_text()
+
+
+def fail_in_an_update(error: type[Exception], rank: int) -> None:
+    """Make the second update raise an error on the second rank; the first rank then waits in a collective."""
+    from unmask.trainer.learn import Learner
+
+    update = Learner.update
+
+    def update_or_fail(self: Any, rollout: Any, step: int, *rest: Any) -> Any:
+        if (rank, step) == (1, 1):
+            raise error("CUDA out of memory. Tried to allocate 2.00 GiB.")
+        return update(self, rollout, step, *rest)
+
+    Learner.update = update_or_fail  # type: ignore[method-assign]
+
+
+@pytest.mark.parametrize(("error", "code"), [(torch.OutOfMemoryError, 2), (ValueError, 1)], ids=["memory", "other"])
+def test_an_error_of_one_rank_ends_the_others_with_its_exit_code_not_as_a_lost_rank(
+    place: Path, tiny_model: Path, tmp_path: Path, error: type[Exception], code: int
+) -> None:
+    folder = tmp_path / "run"
+    own = settings(place, "egspo_sa", "stuck_timeout=20", "reward_timeout=15")
+    codes = exit_codes_of_two(train_by_command, tiny_model, folder, own, partial(fail_in_an_update, error))
+    # A job script restarts a run whose exit code is 75.
+    assert codes == [code] * 2
+    assert steps_saved(folder) == [1]
+    if code == 2:
+        (message,) = said(folder)
+        assert message.startswith(
+            "MemoryFullError: step 2, update: no memory is left on rank 1 of 2 (CUDA out of memory."
+        )
+        assert "lower views_per_forward" in message
+        assert message.endswith("then add --resume; the checkpoint of step 1 is complete.")

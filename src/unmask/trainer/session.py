@@ -23,6 +23,7 @@ from unmask.trainer.distributed.ranks import Ranks
 from unmask.trainer.distributed.shards import prepare
 from unmask.trainer.distributed.state import RunState
 from unmask.trainer.distributed.stopping import RunStoppedError, StopSignals
+from unmask.trainer.out_of_memory import memory_explained
 from unmask.trainer.policy import TrainedPolicy
 
 Observer = Callable[[int, dict[str, Any]], None]
@@ -161,7 +162,9 @@ class Session:
             UnmaskError: an error for the user; the state before the step that failed is saved.
         """
         try:
-            with self.signals, lost_ranks_explained(self.ranks.count), self.progress:
+            lost = lost_ranks_explained(self.ranks.count)
+            full = memory_explained(self.progress, self.recipe, self._saved)
+            with self.signals, self.progress, lost, full:
                 if not self._is_finished():
                     self._run(begin)
             # Every other rank has ended, so none waits for the upload.
@@ -222,13 +225,16 @@ class Session:
         try:
             return steps.step(index)
         except FloatingPointError as error:
-            last = self.folder.last_step()
-            saved = f"the checkpoint of step {last} is complete" if last else "there is no checkpoint yet"
             raise RunError(
-                f"step {index + 1}: {error}. Nothing was overwritten; {saved}. A resumed run would fail in the same way: start a "
-                f"new run in another output_dir, with {self.remedy}.",
+                f"step {index + 1}: {error}. Nothing was overwritten; {self._saved()}. A resumed run would fail in the same "
+                f"way: start a new run in another output_dir, with {self.remedy}.",
                 agreed=True,
             ) from error
+
+    def _saved(self) -> str:
+        """Return a clause about the newest checkpoint, for messages."""
+        last = self.folder.last_step()
+        return f"the checkpoint of step {last} is complete" if last else "there is no checkpoint yet"
 
     def _log(self, step: int, metrics: dict[str, Any]) -> None:
         """Append a line of metrics, unless it is empty."""

@@ -34,6 +34,8 @@ _LOST = re.compile(r"gloo|nccl|onnection (closed|reset|refused)|roken pipe|ocket
 """Words that occur in torch's errors after another rank has closed its connection."""
 _SOURCE = re.compile(r"^\[/[^\]]*\] ")
 """Location in torch's own source code, with which some of its error messages begin."""
+_ENDED = "ended"
+"""Key in the store that holds the exit code of a rank which ends with an error of its own."""
 BEATS = 10
 """Number of times that a rank publishes its position within `stuck_timeout`."""
 LONGEST_PAUSE = 5.0
@@ -117,15 +119,27 @@ class Progress:
             # The run is stuck, and this error is a consequence. The thread prints the reason and
             # ends this process.
             self._thread.join()
-        if error is None or getattr(error, "is_agreed", False):
-            self._thread.join()
-            self._leave()
+        if isinstance(error, LostProcessError) or not isinstance(error, Exception | None):
+            return
+        self._thread.join()
+        is_alone = error is not None and not getattr(error, "is_agreed", False)
+        with contextlib.suppress(Exception):  # the store raises various errors after its host is gone
+            if is_alone and self._store.add("errors", 1) > 1:
+                # The first rank with an error prints its message for all.
+                self._follow(int(self._store.get(_ENDED)))
+            if is_alone:
+                self._store.set(_ENDED, str(getattr(error, "exit_code", 1)))
+            self._leave(waits=is_alone or self.rank == 0)
 
-    def _leave(self) -> None:
-        """Let rank 0 leave last, because the store ends together with rank 0."""
+    def _leave(self, *, waits: bool) -> None:
+        """Note that this rank ends, and wait for the other ranks if `waits`.
+
+        Rank 0 leaves last, because the store ends together with rank 0. A rank that ends alone also
+        waits, because the others would take its closed connections for a lost rank.
+        """
         deadline = time.monotonic() + FAREWELL
         left = self._store.add("left", 1)
-        while self.rank == 0 and left < self.count and time.monotonic() < deadline:
+        while waits and left < self.count and time.monotonic() < deadline:
             time.sleep(0.01)
             left = self._store.add("left", 0)
 
@@ -135,6 +149,8 @@ class Progress:
         while not self._stop.wait(pause):
             try:
                 message = stall.message(time.monotonic(), self._exchange())
+                if self._store.check([_ENDED]):
+                    self._follow(int(self._store.get(_ENDED)))
                 is_first = message is not None and self._store.add("reported", 1) == 1
             except Exception:  # the store raises various errors after its host is gone
                 if not self._stop.wait(self.timeout):
@@ -149,6 +165,13 @@ class Progress:
         self._beats += 1
         self._store.set(f"position/{self.rank}", json.dumps(self.position._replace(beats=self._beats)))
         return [Position(*json.loads(self._store.get(f"position/{rank}"))) for rank in range(self.count)]
+
+    def _follow(self, exit_code: int) -> NoReturn:
+        """End this process, without a message, with the exit code of a rank that has an error of
+        its own. This process would wait for that rank in the next collective."""
+        with contextlib.suppress(Exception):
+            self._leave(waits=self.rank == 0)
+        os._exit(exit_code)
 
     def _end(self, message: str, is_first: bool, *, dumps: bool = False, linger: float = 0.0) -> NoReturn:
         """End this process at once: its main thread waits in a call that no exception
