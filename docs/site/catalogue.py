@@ -127,9 +127,7 @@ def family_page(name: str) -> str:
         "special tokens": tokens + (f" ({ids})" if ids else ""),
         "chat template": family.chat_template,
         "head": "shifted: speaks of the next position" if family.logit_shift else "speaks of its own position",
-        "attention": f"block-causal, blocks of {family.block_length}"
-        if family.block_length
-        else "every position sees every other",
+        "attention": "block-causal" if family.block_causal else "every position sees every other",
         "LoRA targets": ", ".join(f"`{target}`" for target in family.lora_targets),
         "checked here by": family.checked,
     }
@@ -139,8 +137,8 @@ def family_page(name: str) -> str:
         _table(["", ""], list(facts.items())),
     ]
     if family.checkpoints:
-        rows = [[f"`{c.hub_id}`", c.parameters, c.licence] for c in family.checkpoints]
-        parts += ["## Checkpoints", _table(["on the hub", "parameters", "licence"], rows)]
+        rows = [[f"`{c.hub_id}`", c.parameters, str(c.block_length or ""), c.licence] for c in family.checkpoints]
+        parts += ["## Checkpoints", _table(["on the hub", "parameters", "blocks of", "licence"], rows)]
         parts.append(f"```bash\nunmask convert {family.checkpoints[0].hub_id} models/{name}\n```")
     if family.notes:
         parts += ["## Worth knowing", "\n".join(f"- {note}" for note in family.notes)]

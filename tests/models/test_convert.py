@@ -21,6 +21,7 @@ from unmask.models import convert, load_model, save_model
 from unmask.models.families import FAMILIES, family_of
 from unmask.models.layout import native_config, renamed
 from unmask.models.tokenizers import complete_tokenizer
+from unmask.runs.environment import environment
 
 OWN_LAYOUT = [name for name, family in FAMILIES.items() if family.architecture]
 FIXTURES = {"llada": "llada-mini", "dream": "dream-mini"}
@@ -227,12 +228,40 @@ def test_a_stored_head_is_dropped_where_it_repeats_the_embedding_and_untied_wher
 # Options
 
 
-def test_the_block_length_comes_from_the_option_the_config_or_the_family(tmp_path):
-    source = mini_checkpoint("sdar", tmp_path / "original")
-    for i, (block_size, option, expected) in enumerate([(8, None, 8), (None, None, 4), (8, 16, 16)]):
-        edit(source / "config.json", block_size=block_size)
-        convert(source, tmp_path / f"native{i}", block_length=option)
-        assert read(tmp_path / f"native{i}" / "config.json")["block_length"] == expected
+@pytest.mark.parametrize(
+    ("name", "stated", "option", "expected"),
+    [
+        ("sdar", 8, None, 8),
+        ("sdar", 8, 16, 16),
+        ("sdar", None, 16, 16),
+        ("SDAR-4B-Chat-b8", None, None, 8),
+        ("SDAR-4B-Chat-b8-mine", None, None, 8),
+        ("SDAR-4B-Chat-b8", 8, None, 8),
+        ("SDAR-4B-Chat-b8", 4, 4, 4),
+        ("SDAR-4B-Chat", None, None, 4),
+    ],
+)
+def test_the_block_length_comes_from_the_option_the_config_or_the_name(name, stated, option, expected, tmp_path):
+    source = mini_checkpoint("sdar", tmp_path / name)
+    edit(source / "config.json", block_size=stated)
+    convert(source, tmp_path / "native", block_length=option)
+    assert read(tmp_path / "native" / "config.json")["block_length"] == expected
+
+
+@pytest.mark.parametrize(
+    ("family", "name", "stated", "words"),
+    [
+        ("sdar", "mine", None, ("neither its config.json nor its name", "--block-length")),
+        ("sdar", "sdar-b8b16", None, ("neither its config.json nor its name",)),
+        ("sdar", "SDAR-4B-Chat-b8", 4, ("blocks of 4", "blocks of 8", "--block-length")),
+        ("a2d-qwen3", "my-bd3lm", None, ("block diffusion model", "--block-length")),
+    ],
+)
+def test_a_block_length_that_nothing_states_is_asked_for(family, name, stated, words, tmp_path):
+    source = mini_checkpoint(family, tmp_path / name)
+    edit(source / "config.json", block_size=stated)
+    with raises(ModelError, *words):
+        convert(source, tmp_path / "native")
 
 
 @pytest.mark.parametrize(("kind", "option", "expected"), [("mdlm", None, None), ("bd3lm", None, 32), ("bd3lm", 8, 8)])
@@ -240,6 +269,68 @@ def test_the_block_length_of_a_release_can_come_from_its_name(kind, option, expe
     source = mini_checkpoint("a2d-qwen3", tmp_path / f"Qwen3-0.6B-diffusion-{kind}-v0.1")
     convert(source, tmp_path / "native", block_length=option)
     assert read(tmp_path / "native" / "config.json").get("block_length") == expected
+
+
+def test_a_name_with_the_form_of_a_block_length_gives_a_bidirectional_model_no_blocks(tmp_path):
+    convert(mini_checkpoint("llada", tmp_path / "llada-b8"), tmp_path / "native")
+    assert "block_length" not in read(tmp_path / "native" / "config.json")
+
+
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
+
+
+def test_the_commit_of_a_download_is_kept_in_the_folder_and_in_the_models_trained_from_it(tmp_path, monkeypatch):
+    import huggingface_hub
+
+    cached = tmp_path / "models--GSAI-ML--LLaDA-1.5" / "snapshots" / COMMIT
+    mini_checkpoint("llada", cached)
+    asked = []
+    monkeypatch.setattr(
+        huggingface_hub,
+        "snapshot_download",
+        lambda repo, revision, allow_patterns: asked.append(revision) or str(cached),
+    )
+    convert("GSAI-ML/LLaDA-1.5", tmp_path / "native", revision="v1")
+    origin = {"source": "GSAI-ML/LLaDA-1.5", "revision": COMMIT}
+    assert asked == ["v1"]
+    assert read(tmp_path / "native" / "config.json")["converted_from"] == origin
+    denoiser, tokenizer = load_model(tmp_path / "native")
+    save_model(denoiser, tokenizer, tmp_path / "trained")
+    assert environment(load_model(tmp_path / "trained")[0])["origin"] == origin
+    convert(tmp_path / "trained", tmp_path / "cast", dtype="bfloat16")
+    assert read(tmp_path / "cast" / "config.json")["converted_from"] == origin
+    convert(tmp_path / "trained", tmp_path / "back", to="original")
+    assert "converted_from" not in read(tmp_path / "back" / "config.json")
+
+
+def test_the_commit_of_a_downloaded_folder_is_kept_and_a_folder_without_one_has_none(llada, tmp_path):
+    convert(llada, tmp_path / "unknown")
+    assert "converted_from" not in read(tmp_path / "unknown" / "config.json")
+    assert environment(load_model(tmp_path / "unknown")[0])["origin"] is None
+    record = llada / ".cache" / "huggingface" / "download" / "config.json.metadata"
+    record.parent.mkdir(parents=True)
+    # As `hf download --local-dir` writes it: commit, hash of the file, time.
+    record.write_text(f"{COMMIT}\n{'1' * 40}\n1764400000.0\n")
+    convert(llada, tmp_path / "known")
+    assert read(tmp_path / "known" / "config.json")["converted_from"] == {"source": "llada", "revision": COMMIT}
+
+
+def test_a_revision_of_a_folder_is_refused(llada, tmp_path):
+    with raises(ModelError, "--revision main", "is a folder here"):
+        convert(llada, tmp_path / "native", revision="main")
+
+
+def test_files_of_another_size_than_the_index_says_are_refused(llada, tmp_path):
+    convert(llada, tmp_path / "sharded", shard_bytes=100_000)
+    index = tmp_path / "sharded" / "model.safetensors.index.json"
+    total = read(index)["metadata"]["total_size"]
+    # One shard of a checkpoint in half precision has tensors of the right names and shapes.
+    shard = sorted((tmp_path / "sharded").glob("*.safetensors"))[0]
+    save_file({key: value.half() for key, value in load_file(shard).items()}, shard, {"format": "pt"})
+    with raises(ModelError, f"have {total} bytes", "Download it again", "remove total_size"):
+        convert(tmp_path / "sharded", tmp_path / "native")
+    edit(index, metadata={})
+    convert(tmp_path / "sharded", tmp_path / "native")
 
 
 def test_the_real_config_of_an_8b_llada_gives_the_known_shape():
@@ -477,7 +568,7 @@ def test_a_missing_path_and_an_unreachable_hub_have_different_messages(tmp_path,
 
     asked, said = {}, []
 
-    def offline(repo, allow_patterns):
+    def offline(repo, revision, allow_patterns):
         asked[repo] = allow_patterns
         raise OSError("no network")
 

@@ -3,8 +3,10 @@ the model."""
 
 from __future__ import annotations
 
+import json
 import math
 import os
+import shutil
 import signal
 from dataclasses import replace
 from pathlib import Path
@@ -216,6 +218,18 @@ def test_training_can_start_from_a_checkpoint(whole: Path, tmp_path: Path) -> No
     # The run does one of two warm-up steps from the final model of the other run.
     assert 0 < max(moved) <= 0.5 * 0.03 * 1.01
     assert steps_saved(folder) == []
+
+
+def test_a_run_records_the_release_that_its_weights_began_from(whole: Path, tmp_path: Path) -> None:
+    origin = {"source": "owner/release", "revision": "0123abc"}
+    shutil.copytree(whole / "final", tmp_path / "model")
+    config = tmp_path / "model" / "config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"converted_from": origin}))
+    folder = pretrain(pretrain_recipe(tmp_path / "run", f"model={tmp_path / 'model'}", "max_steps=1"))
+    assert json.loads((folder / "run.json").read_text())["origin"] == origin
+    assert json.loads((folder / "final" / "config.json").read_text())["converted_from"] == origin
+    assert "| first weights | owner/release at commit `0123abc` |" in (folder / "final" / "README.md").read_text()
+    assert "origin" not in json.loads((whole / "run.json").read_text())
 
 
 def test_a_finished_run_stays_as_it_is(whole: Path) -> None:

@@ -45,7 +45,11 @@ def convert(
         str | None, typer.Option(help="Folder or hub id of a tokenizer, for a source without one.")
     ] = None,
     block_length: Annotated[
-        int | None, typer.Option(min=2, help="Block length of a block diffusion model whose config lacks it.")
+        int | None,
+        typer.Option(min=2, help="Block length of a block diffusion model; default the one in its config or its name."),
+    ] = None,
+    revision: Annotated[
+        str | None, typer.Option(help="Commit, branch or tag of a source on the hub; default its newest commit.")
     ] = None,
 ) -> None:
     """Convert a checkpoint to a native transformers class, or back.
@@ -62,6 +66,7 @@ def convert(
         dtype=dtype,
         tokenizer=tokenizer,
         block_length=block_length,
+        revision=revision,
         tell=lambda line: say(line, err=True),
     )
     if to == "native":
@@ -116,7 +121,7 @@ def print_families() -> None:
                 f"{family.title}, {family.paper}",
                 family.native_class,
                 "shifted" if family.logit_shift else "",
-                family.block_length or "",
+                "causal" if family.block_causal else "",
                 family.checked,
             ]
             for name, family in FAMILIES.items()
@@ -140,7 +145,7 @@ def _print_family(name: str) -> None:
 
     family = FAMILIES[name]
     ids = ", ".join(f"{role} {i}" for role, i in family.token_ids.items())
-    blocks = f"{family.block_length}, block-causal" if family.block_length else "none: every position sees every other"
+    blocks = "block-causal" if family.block_causal else "none: every position sees every other"
     print(f"{name}: {family.title} ({family.paper})\n")
     for title, text in (
         ("native class", family.native_class),
@@ -157,7 +162,8 @@ def _print_family(name: str) -> None:
     print()
     if family.checkpoints:
         table(
-            ["checkpoint", "parameters", "licence"], [[c.hub_id, c.parameters, c.licence] for c in family.checkpoints]
+            ["checkpoint", "parameters", "blocks of", "licence"],
+            [[c.hub_id, c.parameters, c.block_length or "", c.licence] for c in family.checkpoints],
         )
         print()
     for note in family.notes:

@@ -194,6 +194,8 @@ def _facts(
     for path in _own_paths(recipe):
         if (source_file := source_of(path)) is not None:
             facts[f"code `{path}`"] = f"`{Path(source_file[0]).name}`, sha256 `{source_file[1]}`"
+    if origin := machine["origin"]:
+        facts["first weights"] = f"{origin['source']} at commit `{origin['revision']}`"
     facts["seed"] = str(recipe.seed)
     for name, source in data.items():
         if isinstance(source, Mapping) and "sha256" in source:

@@ -27,7 +27,7 @@ from unmask.models.layout import is_native, native_config, original_config, rena
 from unmask.models.loading import load_model, save_model
 from unmask.models.native import NATIVE_CLASSES, twins_of
 from unmask.models.size import built_empty, check_size, sizes_of_tensors
-from unmask.models.source import local_folder, read_json, refuse_pickles
+from unmask.models.source import local_folder, origin_of_download, read_json, refuse_pickles
 from unmask.models.tokenizers import complete_tokenizer
 from unmask.runs.atomic import folder_replaced_whole
 from unmask.runs.checkpoints import is_checkpoint
@@ -74,6 +74,7 @@ def convert(
     dtype: str | None = None,
     tokenizer: str | os.PathLike[str] | None = None,
     block_length: int | None = None,
+    revision: str | None = None,
     shard_bytes: int = SHARD_BYTES,
     tell: Callable[[str], None] = lambda _: None,
 ) -> Family:
@@ -86,8 +87,9 @@ def convert(
             name of a family.
         dtype: dtype of the floating-point tensors: float32, bfloat16 or float16; default unchanged.
         tokenizer: folder or hub id of a tokenizer, for a source without one.
-        block_length: block length of block-causal attention, if the source's config does not state
-            it.
+        block_length: block length of block-causal attention, if neither the source's config nor its
+            name states it, or to overrule them.
+        revision: commit, branch or tag of a source on the hub; default its newest commit.
         shard_bytes: size of a file of tensors.
         tell: function that gets a line of text before each slow operation.
 
@@ -101,18 +103,23 @@ def convert(
         raise ModelError(f'unknown dtype "{dtype}". Available: {", ".join(DTYPES)}.')
     refuse_existing(destination)
     source = locate(source)
+    if revision and Path(source).expanduser().exists():
+        raise ModelError(
+            f"--revision {revision} names a version on the hub, but {source} is a folder here. Leave it out."
+        )
     if is_checkpoint(Path(source)):
         # The tensors of a checkpoint of a run have other names, beside the optimizer's state.
         with _beside(destination) as plain:
             save_model(*load_model(source), plain)
             settings = {"to": to, "dtype": dtype, "tokenizer": tokenizer, "block_length": block_length}
             return convert(plain, destination, **settings, shard_bytes=shard_bytes, tell=tell)  # type: ignore[arg-type]
-    folder = local_folder(source, tell)
+    folder = local_folder(source, tell, revision=revision)
     raw = read_json(folder / "config.json")
     try:
         name, family = _family(str(source), raw, to)
         _check_direction(str(source), raw, family, to)
-        config = native_config(raw, name, family, block_length or family.block_length_of(str(source)))
+        length = block_length or family.block_length_of(str(source), _stated_block_length(raw, family))
+        config = native_config(raw, name, family, length)
     except ModelError:
         raise
     except Exception as error:  # a config can be wrong in more ways than can be listed
@@ -128,6 +135,8 @@ def convert(
         )
     if to != "native":
         pieces = [replace(piece, target=renamed(piece.target, family, back=True)) for piece in pieces]
+    if origin := origin_of_download(folder):
+        config.converted_from = origin
     kinds = {piece.kind for piece in pieces}
     config.dtype = next((key for key, kind in DTYPES.items() if kinds == {kind}), "float32")
     out = config.to_diff_dict() | {"dtype": str(config.dtype).removeprefix("torch.")}
@@ -163,6 +172,12 @@ def _family(source: str, raw: Mapping[str, Any], to: str) -> tuple[str, Family]:
     return name, FAMILIES[name]
 
 
+def _stated_block_length(raw: Mapping[str, Any], family: Family) -> int | None:
+    """Return the block length in a config, in the original or the native layout."""
+    key = next((key for key, native in family.fields.items() if native == "block_length"), "block_length")
+    return raw.get("block_length" if is_native(raw, family) else key)
+
+
 def _check_direction(source: str, raw: Mapping[str, Any], family: Family, to: str) -> None:
     """Raise for a checkpoint that is already in the requested layout, or that is not a diffusion
     model."""
@@ -186,22 +201,24 @@ def _plan(folder: Path, family: Family, config: Any, named_natively: bool, dtype
     model = built_empty(str(folder), family.native_class, config)
     expected = {name: tuple(value.shape) for name, value in model.state_dict().items()}
     twins = twins_of(model)
-    pieces = []
+    pieces, num_bytes = [], 0
     for file in _files(folder):
         try:
             with safe_open(file, framework="pt") as opened:
                 for name in opened.keys():  # noqa: SIM118 (not a dict)
+                    part = opened.get_slice(name)
+                    kind, shape = part.get_dtype(), tuple(part.get_shape())
+                    num_bytes += prod(shape) * SIZES.get(kind, 0)
                     if name.endswith("rotary_emb.inv_freq"):
                         continue  # older files hold this; it follows from the config
-                    part = opened.get_slice(name)
                     target = name if named_natively else renamed(name, family)
-                    kind = part.get_dtype()
                     kind = DTYPES[dtype] if dtype and kind in ("F64", *DTYPES.values()) else kind
-                    pieces.append(Piece(file, name, target, tuple(part.get_shape()), kind))
+                    pieces.append(Piece(file, name, target, shape, kind))
         except ModelError:
             raise
         except Exception as error:  # safetensors raises its own errors for damaged files
             raise ModelError(f"{file} cannot be read as safetensors: {error}. Copy it again.") from error
+    _check_total_size(folder, num_bytes)
     have = {piece.target: piece.shape for piece in pieces}
     missing = sorted(expected.keys() - have.keys() - twins.keys())
     wrong = [f"{name} is {list(have[name])}, not {list(s)}" for name, s in expected.items() if have.get(name, s) != s]
@@ -252,6 +269,19 @@ def _files(folder: Path) -> list[Path]:
         return files
     refuse_pickles(folder)
     raise ModelError(f"{folder} holds no weights, because it has no .safetensors file.")
+
+
+def _check_total_size(folder: Path, num_bytes: int) -> None:
+    """Raise ModelError if the index states another size than the tensors have, as it does beside
+    files of another revision or precision."""
+    index = folder / "model.safetensors.index.json"
+    metadata = read_json(index).get("metadata") if index.is_file() else None
+    stated = metadata.get("total_size") if isinstance(metadata, dict) else None
+    if stated is not None and stated != num_bytes:
+        raise ModelError(
+            f"{index} says that the tensors have {stated} bytes, but the files hold {num_bytes}: they are not of one checkpoint. "
+            "Download it again. If the release itself is published so, remove total_size from that file."
+        )
 
 
 def _is_file_name(name: object) -> bool:

@@ -129,7 +129,7 @@ _LLADA = Family(
     token_ids={"mask": 126336, "eos": 126081, "pad": 126081},
     notes=(
         "Its own class names the gate ff_proj and the down projection ff_out, which LoRA targets with Llama's names miss.",
-        "Its own code becomes causal with a padded attention mask; the native class does not.",
+        "Before 2025-10-21 its own code became causal with a padded attention mask; the native class never does.",
         "An answer ends with <|eot_id|> (126348) and is padded with <|endoftext|>; the text ends at the first of the two.",
     ),
 )
@@ -197,7 +197,7 @@ def _a2d(
         token_ids={"mask": mask, "eos": 151645, "pad": 151643},
         tokenizer_class="Qwen2Tokenizer",
         notes=(
-            "Only their name identifies the bd3lm checkpoints; in a folder with another name they need --block-length 32.",
+            "Only their name identifies the bd3lm checkpoints; in a folder without it they need --block-length 32.",
             "A stored head that is tied to the embedding is dropped if the two are equal, and untied otherwise.",
         ),
     )
@@ -271,9 +271,9 @@ FAMILIES: dict[str, Family] = {
         native_type="qwen3",
         paper="arXiv:2510.06303",
         checkpoints=(
-            Checkpoint("JetLM/SDAR-1.7B-Chat", "2.03B", "Apache-2.0"),
-            Checkpoint("JetLM/SDAR-4B-Chat", "4.4B", "Apache-2.0"),
-            Checkpoint("JetLM/SDAR-8B-Chat", "8.2B", "unknown"),
+            Checkpoint("JetLM/SDAR-1.7B-Chat", "2.03B", "Apache-2.0", 4),
+            Checkpoint("JetLM/SDAR-4B-Chat", "4.4B", "Apache-2.0", 4),
+            Checkpoint("JetLM/SDAR-8B-Chat", "8.2B", "unknown", 4),
         ),
         checked="mini checkpoint",
         architecture="SDARForCausalLM",
@@ -298,10 +298,10 @@ FAMILIES: dict[str, Family] = {
         tokens={"mask_token": "<|MASK|>", "eos_token": "<|endoftext|>", "pad_token": "<|endoftext|>"},
         token_ids={"mask": 151669, "eos": 151643, "pad": 151643},
         tokenizer_class="Qwen2Tokenizer",
-        block_length=4,
+        block_causal=True,
         notes=(
             "Block-causal: a position attends to its own block and earlier ones. Finished blocks are cached, which is exact.",
-            "Releases with other blocks (-b8 to -b64) have block_size in their config, or need --block-length.",
+            "The block length comes from block_size in the config, from the name (-b8 to -b64), or from --block-length.",
             "The mixture of experts, SDAR-30B-A3B, is not in this table.",
         ),
     ),
@@ -319,10 +319,10 @@ FAMILIES: dict[str, Family] = {
 """Families by the name that `unmask models` and `unmask convert --to` use."""
 
 UNSUPPORTED: dict[str, str] = {
-    "LLaDA2MoeModelLM": "LLaDA2.x is a mixture of experts (inclusionAI/LLaDA2.0-mini, 16B) for which transformers has no native "
-    "class, and its own code is not run here",
-    "LLaDAMoEModelLM": "LLaDA-MoE is a mixture of experts for which transformers has no native class, and its own code is not "
-    "run here",
+    "LLaDA2MoeModelLM": "LLaDA2.x is a mixture of experts that is not supported yet. transformers has a native class for its "
+    "function, Glm4MoeForCausalLM, but the conversion has to divide and stack tensors, which no entry of the table can describe",
+    "LLaDAMoEModelLM": "LLaDA-MoE is a mixture of experts that is not supported yet: no native class has been checked against "
+    "its own code, which is not run here",
     "SDARMoeForCausalLM": "SDAR's mixture of experts is not in the table; the dense SDAR models are",
 }
 """Known architectures that cannot be read, with the reason."""
@@ -343,7 +343,7 @@ def family_of(config: Mapping[str, Any]) -> str | None:
         ):
             return name
     for name, family in FAMILIES.items():
-        same_kind = bool(family.block_length) == bool(config.get("block_length"))
+        same_kind = family.block_causal == bool(config.get("block_length"))
         same_head = family.logit_shift == bool(config.get("logit_shift"))
         if architecture == family.native_class and same_kind and same_head:
             return name

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from unmask.core.errors import ModelError
 from unmask.models.native import NATIVE_CLASSES
 
 Fact = str
@@ -70,18 +72,52 @@ class Family:
     """Chat template, for a tokenizer that may have none."""
     logit_shift: bool = False
     """True if the head at position i - 1 predicts position i."""
-    block_length: int | None = None
-    """Block length of block-causal attention, unless the checkpoint's config states another; None
-    if every position attends to every other."""
+    block_causal: bool = False
+    """True if a position attends to its own and earlier blocks; False if every position attends to
+    every other. Releases of one family differ in the length of their blocks."""
     notes: tuple[str, ...] = ()
 
-    def block_length_of(self, source: str) -> int | None:
-        """Return the block length of a published checkpoint whose config does not state it, by hub
-        id or folder name."""
-        name = source.rstrip("/").rpartition("/")[2]
-        return next((c.block_length for c in self.checkpoints if c.hub_id.rpartition("/")[2] == name), None)
+    def released_as(self, source: str) -> Checkpoint | None:
+        """Return the published checkpoint of a hub id, or of a folder that has its name."""
+        name = _name(source)
+        return next((c for c in self.checkpoints if _name(c.hub_id) == name), None)
+
+    def block_length_of(self, source: str, stated: int | None) -> int | None:
+        """Return the block length of a checkpoint; None if its attention has no blocks.
+
+        It is the length that the config states, the one in the name, as in SDAR-1.7B-Chat-b16, or
+        that of the published checkpoint with this name.
+
+        Args:
+            source: hub id or folder.
+            stated: block length in the checkpoint's config.
+
+        Raises:
+            ModelError: nothing states the length, or the config and the name contradict each other.
+        """
+        release, name = self.released_as(source), _name(source)
+        if not (self.block_causal or stated or (release and release.block_length) or "bd3lm" in name):
+            return None
+        match = re.search(r"[-_]b(\d+)(?![^-_])", name)
+        named = int(match[1]) if match else None
+        if stated and named and stated != named:
+            raise ModelError(
+                f"the config.json of {source} says blocks of {stated}, but the name {name} says blocks of {named}. "
+                "Give the one that the model was trained with: --block-length."
+            )
+        if length := stated or named or (release.block_length if release else None):
+            return length
+        raise ModelError(
+            f"{source} is a block diffusion model, but neither its config.json nor its name says how long its blocks are. "
+            "Give the length that the model was trained with: --block-length."
+        )
 
     @property
     def lora_targets(self) -> tuple[str, ...]:
         """Names of the linear layers in the blocks of the native class."""
         return NATIVE_CLASSES[self.native_class].linear
+
+
+def _name(source: str) -> str:
+    """Return the last part of a hub id or a path."""
+    return source.rstrip("/").rpartition("/")[2]

@@ -29,8 +29,7 @@ def native_config(
         raw: content of config.json, in the original or the native layout.
         name: name of the family, which is recorded in the config for conversion back.
         family: entry of the family.
-        block_length: block length of block-causal attention, instead of that of the config or the
-            family.
+        block_length: block length of block-causal attention, instead of that of the config.
 
     Raises:
         ModelError: the native class does not support a value.
@@ -65,8 +64,7 @@ def native_config(
         config.is_causal = False
     if family.logit_shift:
         config.logit_shift = True
-    length = block_length or values.get("block_length") or family.block_length
-    if length:
+    if length := block_length or values.get("block_length"):
         config.block_length = length
     return config
 

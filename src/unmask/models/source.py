@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -42,12 +43,20 @@ def check_on_hub(source: str | os.PathLike[str]) -> None:
 
 
 def local_folder(
-    source: str | os.PathLike[str], tell: Callable[[str], None] = lambda _: None, *, is_model: bool = True
+    source: str | os.PathLike[str],
+    tell: Callable[[str], None] = lambda _: None,
+    *,
+    is_model: bool = True,
+    revision: str | None = None,
 ) -> Path:
     """Return the folder of a checkpoint or of a tokenizer, after downloading it if `source` is not
     a path.
 
-    `tell` gets a line of text before a download.
+    Args:
+        source: folder or hub id.
+        tell: function that gets a line of text before a download.
+        is_model: True for a model, which needs a config.json.
+        revision: commit, branch or tag of a hub repository; default its newest commit.
 
     Raises:
         ModelError: the source does not exist, or a model has no config.json.
@@ -58,17 +67,37 @@ def local_folder(
             raise ModelError(f"{no_file(source, 'folder')} Name an existing folder or a hub id.")
         from huggingface_hub import snapshot_download
 
-        tell(f"downloading {source} from the hub, unless it is in the cache")
+        option = f" --revision {revision}" if revision else ""
+        version = f" at {revision}" if revision else ""
+        tell(f"downloading {source}{version} from the hub, unless it is in the cache")
         try:
-            folder = Path(snapshot_download(str(source), allow_patterns=list(DATA_FILES)))
+            folder = Path(snapshot_download(str(source), revision=revision, allow_patterns=list(DATA_FILES)))
         except Exception as error:  # the hub's client has an error for each reason
             raise ModelError(
-                f"{source} is not a folder here, and could not be downloaded from the hub: {reason(error)}\nDownload it on a "
-                f"machine with a network, `hf download {source} --local-dir FOLDER`, and give that folder."
+                f"{source} is not a folder here, and could not be downloaded{version} from the hub: {reason(error)}\nDownload it "
+                f"on a machine with a network, `hf download {source}{option} --local-dir FOLDER`, and give that folder."
             ) from error
     if is_model and not (folder / "config.json").is_file():
         raise ModelError(f"{source} is not a checkpoint, because it has no config.json.")
     return folder
+
+
+_COMMIT = re.compile("[0-9a-f]{40}")
+
+
+def origin_of_download(folder: Path) -> dict[str, str] | None:
+    """Return the hub id and the commit that a downloaded folder holds; None if the folder does not
+    show them.
+
+    The commit is the name of a folder in the hub's cache. `hf download --local-dir` writes the
+    commit beside the files, but not the hub id, and the name of the folder then stands for it.
+    """
+    # .../models--OWNER--NAME/snapshots/COMMIT
+    if _COMMIT.fullmatch(folder.name) and folder.parent.name == "snapshots":
+        return {"source": "/".join(folder.parent.parent.name.split("--")[1:]), "revision": folder.name}
+    record = folder / ".cache" / "huggingface" / "download" / "config.json.metadata"
+    first = record.read_text(encoding="utf-8").split("\n", 1)[0] if record.is_file() else ""
+    return {"source": folder.resolve().name, "revision": first} if _COMMIT.fullmatch(first) else None
 
 
 def refuse_pickles(folder: Path) -> None:

@@ -31,7 +31,8 @@ def environment(model: nn.Module) -> dict[str, Any]:
     weights.
 
     Returns:
-        JSON values under device, accelerator, cpu, cores, threads, system, dtype and versions.
+        JSON values under device, accelerator, cpu, cores, threads, system, dtype, origin and
+        versions.
     """
     weight = next(model.parameters())
     return {
@@ -42,8 +43,25 @@ def environment(model: nn.Module) -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "system": platform.platform(),
         "dtype": str(weight.dtype).removeprefix("torch."),
+        "origin": origin_of(model),
         "versions": {"unmask": __version__, "python": platform.python_version(), **_installed()},
     }
+
+
+def origin_of(model: nn.Module) -> dict[str, str] | None:
+    """Return the release that a model's weights began from.
+
+    `unmask convert` writes it into config.json, from which it passes to models that are trained
+    from this one. A model that is loaded from the hub has the commit of its download.
+
+    Returns:
+        The hub id or the name of a folder under source, and the commit under revision; None if
+        they are unknown.
+    """
+    config = getattr(getattr(model, "backbone", model), "config", None)
+    recorded = getattr(config, "converted_from", None)
+    commit = getattr(config, "_commit_hash", None)
+    return recorded or ({"source": str(config.name_or_path), "revision": commit} if config and commit else None)
 
 
 def weights_hash(model: nn.Module) -> str:

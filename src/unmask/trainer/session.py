@@ -15,6 +15,7 @@ from unmask.models.from_run import locate
 from unmask.recipes.load import completed
 from unmask.recipes.schema import PretrainRecipe, TrainRecipe
 from unmask.runs.atomic import disk_faults_explained
+from unmask.runs.environment import origin_of
 from unmask.runs.folder import RunFolder
 from unmask.runs.metrics import evaluations, read_metrics
 from unmask.trainer.distributed.accelerator import finish_trackers, make_accelerator, start_trackers
@@ -179,6 +180,8 @@ class Session:
         with self.ranks.agreed():
             self.folder.open_metrics(done)
             is_evaluated = self.folder.is_main and self._is_evaluated(done)
+            if self.folder.is_main and (origin := origin_of(self.policy.denoiser)):
+                self.folder.add_facts(origin=origin)
         start_trackers(self.accelerator, self.recipe, self.folder, done)
         steps = begin()
         if not self.ranks.from_main(is_evaluated):
