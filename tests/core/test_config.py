@@ -51,6 +51,19 @@ def test_steps_that_blocks_cannot_share_evenly_are_refused() -> None:
     )
 
 
+def test_a_refresh_without_a_cache_is_refused() -> None:
+    assert message(cache_refresh_steps=4) == (
+        "cache_refresh_steps = 4 has no effect without a cache. Set cache to prefix or dual, or leave out cache_refresh_steps."
+    )
+
+
+def test_a_rollout_is_exact_without_a_cache_or_with_a_refresh_at_every_step() -> None:
+    assert SamplerConfig().is_exact
+    assert SamplerConfig(cache="dual", cache_refresh_steps=1).is_exact
+    assert not SamplerConfig(cache="dual", cache_refresh_steps=2).is_exact
+    assert not SamplerConfig(cache="prefix").is_exact
+
+
 @settings(max_examples=50)
 @given(length=st.integers(1, 64), steps=st.integers(1, 70), block=st.integers(1, 70))
 def test_every_block_of_accepted_settings_gets_a_step_and_no_more_steps_than_positions(
@@ -75,6 +88,8 @@ def test_every_block_of_accepted_settings_gets_a_step_and_no_more_steps_than_pos
         (SamplerConfig, {"top_p": 1.1}),
         (SamplerConfig, {"top_k": -1}),
         (SamplerConfig, {"guidance": -1.0}),
+        (SamplerConfig, {"cache": "on"}),
+        (SamplerConfig, {"cache_refresh_steps": 0}),
         (SamplerConfig, {"max_completion_length": 0}),
         (OptimConfig, {"learning_rate": 0.0}),
         (OptimConfig, {"lr_floor": 1.5}),

@@ -15,7 +15,7 @@ from tests.helpers.messages import raises
 from tests.helpers.minis import mini_checkpoint
 from unmask.core.config import SamplerConfig
 from unmask.core.errors import ConfigError, ModelError
-from unmask.core.records import Needs, PrefixCache, Views
+from unmask.core.records import KeyValueCache, Needs, Views
 from unmask.models import Denoiser, check_bidirectional, convert, load_model
 from unmask.models.block_causal import block_causal_mask
 from unmask.sampling import LogprobSettings, denoise, view_logprobs
@@ -130,47 +130,41 @@ def test_a_boolean_mask_would_leak_padding_under_eager(folder):
     assert (hidden[0] - hidden[1])[:, 3:].abs().max() > 0.01
 
 
-# The prefix
+# The cache
 
 
 @pytest.mark.parametrize("padded", [0, 3])
 @torch.no_grad()
-def test_logits_with_a_prefix_equal_those_of_the_whole_sequence(sdar, padded):
+def test_logits_with_a_cache_equal_those_of_the_whole_sequence(sdar, padded):
     ids = random_ids(4, padded + P + L)
     mask = (torch.arange(ids.shape[1]) >= padded * (torch.arange(4) % 2).unsqueeze(-1)) if padded else None
-    prompt = padded + P
-    prefix = PrefixCache()
+    prompt, final = padded + P, 0
+    cache = KeyValueCache()
     for block in range(3):
         begin, end = prompt + 4 * block, prompt + 4 * (block + 1)
         here = torch.arange(begin, end).expand(4, -1)
         seen = None if mask is None else mask[:, :end]
-        for _ in range(2):
-            cached = sdar(ids[:, :end], seen, here, prefix=prefix, cache_until=begin)
+        for first in (final, begin):
+            cached = sdar(ids[:, first:end], seen, here, cache=cache, begin=first)
             torch.testing.assert_close(cached, sdar(ids, mask, here), rtol=0, atol=1e-5)
-            assert prefix.length == begin == prefix.layers[0][0].shape[2]
-        some = prefix.rows(torch.tensor([2, 0]))
-        picked = sdar(
-            ids[[2, 0], :end], None if seen is None else seen[[2, 0]], here[:2], prefix=some, cache_until=begin
-        )
+            assert cache.length == end
+        final = begin
+        some = cache.rows(torch.tensor([2, 0]))
+        picked = sdar(ids[[2, 0], begin:end], None if seen is None else seen[[2, 0]], here[:2], cache=some, begin=begin)
         torch.testing.assert_close(picked, cached[[2, 0]], rtol=0, atol=1e-5)
 
 
 @torch.no_grad()
-def test_a_shifted_head_uses_the_last_column_of_the_prefix(sdar):
+def test_a_shifted_head_uses_the_column_before_the_block(sdar):
     sdar.backbone.config.logit_shift = True
     shifted = Denoiser(sdar.backbone, sdar.mask_id, sdar.eos_id, sdar.pad_id).eval()
     sdar.backbone.config.logit_shift = False
     check_bidirectional(shifted)
-    ids, prefix = random_ids(2, P + 8), PrefixCache()
-    for begin in (P, P + 4):
+    ids, cache = random_ids(2, P + 8), KeyValueCache()
+    for begin, first in ((P, 0), (P + 4, P - 1)):
         here = torch.arange(begin, begin + 4).expand(2, -1)
-        cached = shifted(ids[:, : begin + 4], None, here, prefix=prefix, cache_until=begin)
+        cached = shifted(ids[:, first : begin + 4], None, here, cache=cache, begin=first)
         torch.testing.assert_close(cached, shifted(ids, None, here), rtol=0, atol=1e-5)
-
-
-def test_a_bidirectional_model_has_no_prefix(lively):
-    with pytest.raises(ValueError, match="has no exact prefix"):
-        lively(random_ids(1, 6) % 9, None, torch.zeros(1, 1, dtype=torch.long), prefix=PrefixCache(), cache_until=2)
 
 
 # The loop

@@ -152,6 +152,15 @@ class SamplerConfig(Config):
     guidance: float = Field(0.0, ge=0)
     """Weight w of classifier-free guidance: logits become u + (1 + w)(c - u), where u comes from a
     masked prompt. 0 switches guidance off and saves a forward pass."""
+    cache: Literal["off", "prefix", "dual"] = "off"
+    """Approximate cache of keys and values (arXiv:2505.22618), for bidirectional models. The first
+    step of a block runs all positions. With `prefix`, the other steps of the block run the block
+    and what follows it; with `dual`, only the block. Keys and values of the other positions are
+    those of the last full forward pass."""
+    cache_refresh_steps: int | None = Field(None, ge=1)
+    """Number of steps between full forward passes within a block, counted from the first step of
+    the block. By default only the first step is a full forward pass; 1 is exact and saves
+    nothing."""
 
     @property
     def steps(self) -> int:
@@ -162,6 +171,17 @@ class SamplerConfig(Config):
     def block(self) -> int:
         """Block length, with the default filled in."""
         return self.block_length or self.max_completion_length
+
+    @property
+    def steps_per_block(self) -> int:
+        """Number of denoising steps in a block."""
+        return self.steps * self.block // self.max_completion_length
+
+    @property
+    def is_exact(self) -> bool:
+        """True if every recorded log-probability is that of the model itself, without stale keys
+        and values."""
+        return self.cache == "off" or self.cache_refresh_steps == 1
 
     @field_validator("order")
     @classmethod
@@ -192,6 +212,11 @@ class SamplerConfig(Config):
             raise ValueError(
                 f"num_steps = {steps} cannot be shared evenly by {length // block} blocks of {block} positions. "
                 f"Use a multiple of {length // block}."
+            )
+        if self.cache == "off" and self.cache_refresh_steps is not None:
+            raise ValueError(
+                f"cache_refresh_steps = {self.cache_refresh_steps} has no effect without a cache. "
+                "Set cache to prefix or dual, or leave out cache_refresh_steps."
             )
         return self
 

@@ -22,18 +22,29 @@ infilling and branching."""
 
 
 @dataclass(slots=True)
-class PrefixCache:
-    """Cached keys and values of the leading columns of a batch, for a denoiser whose later columns
-    cannot change them."""
+class KeyValueCache:
+    """Keys and values that earlier forward passes of a batch computed, for the columns that a
+    forward pass does not run again."""
 
-    length: int = 0
-    """Number of cached columns."""
     layers: list[tuple[Tensor, Tensor]] = field(default_factory=list)
-    """Keys and values of each layer, [B, heads, length, head width] each."""
+    """Keys and values of each layer, [B, heads, S, head width] each; empty before the first forward
+    pass, which runs all columns."""
 
-    def rows(self, index: Tensor) -> "PrefixCache":
+    @property
+    def length(self) -> int:
+        """Number of columns S."""
+        return self.layers[0][0].shape[2] if self.layers else 0
+
+    def rows(self, index: Tensor) -> "KeyValueCache":
         """Return a copy of the rows at `index`."""
-        return PrefixCache(self.length, [(keys[index], values[index]) for keys, values in self.layers])
+        return KeyValueCache([(keys[index], values[index]) for keys, values in self.layers])
+
+    def joined(self, other: "KeyValueCache", order: Tensor) -> "KeyValueCache":
+        """Return the rows of both caches, with row `order[i]` of their concatenation at i."""
+        pairs = zip(self.layers, other.layers, strict=True)
+        return KeyValueCache(
+            [(torch.cat([a, c])[order], torch.cat([b, d])[order]) for (a, b), (c, d) in pairs],
+        )
 
 
 class DenoiserLike(Protocol):
@@ -46,14 +57,14 @@ class DenoiserLike(Protocol):
     def __call__(self, ids: Tensor, attention_mask: Tensor | None, positions: Tensor) -> Tensor:
         """Compute logits at the given positions, at temperature 1.
 
-        A block-causal denoiser has an attribute `block_length`. It also takes `prefix`, a
-        `PrefixCache` of its leading columns, and `cache_until`, the number of leading columns to
-        cache from now on.
+        A denoiser with a cache also takes `cache`, a `KeyValueCache`, and `begin`, the first column
+        that it runs; see `Denoiser.forward`. A block-causal denoiser has an attribute
+        `block_length`, and needs a cache.
 
         Args:
             ids: [B, S] int64 prompt and completion tokens, MASK at masked positions.
             attention_mask: [B, S] bool, False at padding; None if there is no padding.
-            positions: [B, n] int64 columns of `ids`.
+            positions: [B, n] int64 columns of prompt and completion.
 
         Returns:
             [B, n, V] logits, a new tensor, into which the caller may write.

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from unmask.core.errors import ModelError
-from unmask.core.records import PrefixCache, Readout
+from unmask.core.records import KeyValueCache, Readout
 from unmask.models.block_causal import block_causal_mask
 from unmask.models.head import head_in_chunks
 from unmask.models.logit_head import LogitHead
@@ -83,82 +83,71 @@ class Denoiser(nn.Module):
         attention_mask: Tensor | None,
         positions: Tensor,
         *,
-        prefix: PrefixCache | None = None,
-        cache_until: int = 0,
+        cache: KeyValueCache | None = None,
+        begin: int = 0,
         readout: Readout | None = None,
     ) -> Tensor:
         """Compute the logits at the requested positions.
 
-        A block-causal denoiser does not run the columns in `prefix` again, because they do not
-        depend on later blocks.
+        With a cache, only the columns in `ids` run. They attend to all columns, and the keys and
+        values of the others come from the cache. The cache then holds those of the columns that
+        ran, too.
 
         Args:
-            ids: [B, S] int64 tokens, MASK at masked positions, any token at padding.
+            ids: [B, W] int64 tokens of columns begin..begin+W-1, MASK at masked positions, any
+                token at padding. Without a cache these are all S columns.
             attention_mask: [B, S] bool, False at (left) padding; None if there is no padding, which
                 is faster.
-            positions: [B, n] int64 in 0..S-1, not among the columns in `prefix`.
-            prefix: cache of leading columns of these rows; extended to `cache_until` columns.
-            cache_until: number of leading columns that are final: whole blocks, except that the
-                first block may be short.
+            positions: [B, n] int64 in begin..begin+W-1; with a shifted head, the column before each
+                runs as well.
+            cache: keys and values of the S columns of these rows, which is updated in place. An
+                empty cache takes the keys and values of columns 0..W-1.
+            begin: first column that runs; 0 without a cache.
             readout: function of the logits to return instead, evaluated in chunks of positions.
 
         Returns:
             [B, n, V] float32 logits at temperature 1, or the values of the readout.
+
+        Raises:
+            ModelError: the class of the backbone has no cache.
         """
         for block in self._checkpointed:
             # transformers checkpoints only in training mode, but reinforcement learning runs in
             # evaluation mode, without dropout. The flag of the block itself has no other effect:
             # dropouts are modules below it.
             block.training = torch.is_grad_enabled()
-        if self.block_length is not None:
-            return self._block_causal(ids, attention_mask, positions, prefix, cache_until, readout)
-        if prefix is not None:
-            raise ValueError(
-                "a bidirectional model has no exact prefix, because every column depends on the last token."
-            )
-        kwargs: dict[str, Any] = {}
+        kwargs = self._attention(ids, attention_mask, begin, is_cached=cache is not None)
+        if cache is not None:
+            kwargs |= {"past_key_values": self._cache(cache, begin), "use_cache": True}
+        elif self.backbone.can_generate():
+            kwargs["use_cache"] = False
+        hidden = self.backbone.base_model(input_ids=ids, **kwargs).last_hidden_state
+        return self._logits(hidden, self._columns(positions, attention_mask) - begin, readout)
+
+    def _attention(self, ids: Tensor, attention_mask: Tensor | None, begin: int, is_cached: bool) -> dict[str, Any]:
+        """Return the arguments that tell the trunk which columns run and what they attend to."""
+        stop = begin + ids.shape[1]
+        columns = torch.arange(begin, stop, device=ids.device).unsqueeze(0)
         if attention_mask is not None:
             # Learned and rotary positions must both count from the first real token; otherwise a
             # row depends on its padding.
-            position_ids = (attention_mask.long().cumsum(-1) - 1).clamp_min(0)
-            kwargs = {"attention_mask": attention_mask.long(), "position_ids": position_ids}
-        if self.backbone.can_generate():
-            kwargs["use_cache"] = False
-        hidden = self.backbone.base_model(input_ids=ids, **kwargs).last_hidden_state
-        return self._logits(hidden, self._columns(positions, attention_mask), readout)
-
-    def _block_causal(
-        self,
-        ids: Tensor,
-        attention_mask: Tensor | None,
-        positions: Tensor,
-        prefix: PrefixCache | None,
-        cache_until: int,
-        readout: Readout | None,
-    ) -> Tensor:
-        assert self.block_length is not None
-        start = prefix.length if prefix is not None else 0
-        columns = torch.arange(ids.shape[1], device=ids.device).unsqueeze(0)
+            columns = (attention_mask.long().cumsum(-1) - 1).clamp_min(0)[:, begin:stop]
+        if self.block_length is not None:
+            dtype, device = self.backbone.dtype, ids.device
+            mask = block_causal_mask(stop, self.block_length, attention_mask, begin, dtype, device)
+            return {"attention_mask": mask, "position_ids": columns}
         if attention_mask is not None:
-            columns = (attention_mask.long().cumsum(-1) - 1).clamp_min(0)
-        cache: Any = None if prefix is None else _as_cache(prefix)
-        hidden = self.backbone.base_model(
-            input_ids=ids[:, start:],
-            attention_mask=block_causal_mask(
-                ids.shape[1], self.block_length, attention_mask, start, self.backbone.dtype, ids.device
-            ),
-            position_ids=columns[:, start:],
-            past_key_values=cache,
-            use_cache=cache is not None,
-        ).last_hidden_state
-        # A shifted head still needs the last final column.
-        cache_until -= int(self.logit_shift)
-        if prefix is not None and cache_until > start:
-            prefix.layers = [
-                (layer.keys[:, :, :cache_until], layer.values[:, :, :cache_until]) for layer in cache.layers
-            ]
-            prefix.length = cache_until
-        return self._logits(hidden, self._columns(positions, attention_mask) - start, readout)
+            return {"attention_mask": attention_mask.long(), "position_ids": columns}
+        return {"position_ids": columns} if is_cached else {}
+
+    def _cache(self, cache: KeyValueCache, begin: int) -> Any:
+        """Return a transformers cache that reads and updates `cache`."""
+        from unmask.models.window_cache import WindowCache
+
+        name = type(self.backbone).__name__
+        if not NATIVE_CLASSES[name].has_cache:
+            raise ModelError(f"{name} has no cache of keys and values. Set sampler.cache to off.")
+        return WindowCache(cache, begin)
 
     def _columns(self, positions: Tensor, attention_mask: Tensor | None) -> Tensor:
         """Return the columns at which the head predicts `positions`, [B, n]."""
@@ -177,20 +166,6 @@ class Denoiser(nn.Module):
         selected = hidden.gather(1, columns.unsqueeze(-1).expand(-1, -1, hidden.shape[-1]))
         head = self._head(self.backbone)
         return head(selected) if readout is None else head_in_chunks(head, selected, readout)
-
-
-def _as_cache(prefix: PrefixCache) -> Any:
-    """Return a transformers cache of the same tensors, without the copies that the cache's `update`
-    would make at every step."""
-    from transformers.cache_utils import DynamicCache, DynamicLayer
-
-    cache = DynamicCache()
-    for keys, values in prefix.layers:
-        layer = DynamicLayer()
-        layer.lazy_initialization(keys, values)
-        layer.keys, layer.values = keys, values
-        cache.layers.append(layer)
-    return cache
 
 
 @torch.no_grad()

@@ -32,6 +32,8 @@ class NativeClass:
     linear: tuple[str, ...]
     """Names, or ends of names, of the weight matrices in the blocks of the model, which LoRA adapts
     with `all-linear`."""
+    has_cache: bool = True
+    """True if the attention of the class takes a cache of keys and values."""
 
 
 def _output_embeddings(model: PreTrainedModel) -> Head:
@@ -58,7 +60,9 @@ NATIVE_CLASSES: dict[str, NativeClass] = {
     "LlamaForCausalLM": _LLAMA_LIKE,
     "Qwen2ForCausalLM": _LLAMA_LIKE,
     "Qwen3ForCausalLM": _LLAMA_LIKE,
-    "ModernBertForMaskedLM": NativeClass("AutoModelForMaskedLM", _modernbert_head, ("Wqkv", "Wo", "Wi")),
+    "ModernBertForMaskedLM": NativeClass(
+        "AutoModelForMaskedLM", _modernbert_head, ("Wqkv", "Wo", "Wi"), has_cache=False
+    ),
     "BertForMaskedLM": NativeClass(
         "AutoModelForMaskedLM", _bert_head, ("query", "key", "value", "output.dense", "intermediate.dense")
     ),

@@ -74,13 +74,14 @@ NAMES: dict[Answer, str] = {
     "`sampler.temperature`": "rollout_temperature sampling_temperature temp",
     "`sampler.guidance`": "cfg_scale guidance_scale",
     "`sampler.block_length`": "block_size",
+    "`sampler.cache`, as in sampler.cache=dual.": "use_cache *dual_cache kv_cache prefix_cache",
     "`sampler.order_temperature`": "alg_temp",
     "`sampler.order` decides which positions a step commits; all others are masked again.": "*remask* remasking alg",
     "The settings of denoising are below `sampler`.": "generation_kwargs generation_config",
     "`sampler.temperature` sets how tokens are sampled; 0 takes the most likely token.": "do_sample",
     "Only `sampler.top_k` and `sampler.top_p` restrict the tokens.": "min_p",
     "Diffusion models fill positions in any order, so settings of autoregressive generation do not apply.": (
-        "repetition_penalty num_beams cache_implementation use_cache"
+        "repetition_penalty num_beams cache_implementation"
     ),
     "The model itself denoises completions; engines for autoregressive generation do not run diffusion models.": (
         "use_vllm vllm_* sglang_* use_transformers_* *gpu_memory_utilization tensor_model_parallel_size"

@@ -16,21 +16,22 @@ from unmask.functional.noise import BRANCH_STREAM, counter_uniform
 from unmask.functional.selection import PRIORITY_RULES, step_priority
 
 
-def draw_branches(branches: Branches, logprobs: Tensor, seed: Tensor, step: int, positions: Tensor) -> Tensor:
+def draw_branches(branches: Branches, logprobs: Tensor, seed: Tensor, step: int | Tensor, positions: Tensor) -> Tensor:
     """Draw branch tokens from the sampling distribution.
 
     Args:
         branches: settings of the branches.
         logprobs: [b, n, V] float, nats: sampling distribution.
         seed: [b] int64 seeds of the rows.
-        step: denoising step k.
+        step: denoising step k, or [b, 1] int64 steps.
         positions: [b, n] int64 positions in the completion.
 
     Returns:
         [b, n, num + 1] int64 tokens. The last draw is the sample that all branches share under
         `finish: sampled`.
     """
-    keys = (seed[:, None, None], BRANCH_STREAM, step, positions.unsqueeze(-1))
+    of_row = step.unsqueeze(-1) if isinstance(step, Tensor) else step
+    keys = (seed[:, None, None], BRANCH_STREAM, of_row, positions.unsqueeze(-1))
     return sample_tokens(logprobs, counter_uniform(*keys, torch.arange(branches.num + 1, device=seed.device)))
 
 

@@ -9,7 +9,7 @@ partially masked completion, so branching and infilling use the same loop.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -22,6 +22,7 @@ from unmask.functional.schedule import tokens_at_step
 from unmask.functional.selection import selected_path_steps, selection_noise
 from unmask.sampling.branches import OneStepBuffer, one_step_branches
 from unmask.sampling.forwards import Forwards
+from unmask.sampling.one_step import completions_of
 from unmask.sampling.orders import POSITION_LOGITS
 from unmask.sampling.step_outputs import Proposer, StepOutputs
 
@@ -69,9 +70,11 @@ def denoise(
         seed: [B] int64 seeds of the rows.
         completion: [B, L] int64 tokens to start from, MASK at positions to fill; default all MASK.
         first_step: [B] int64 first step of each row; default 0. A state that an earlier run reached
-            before step k is continued exactly as in that run if its first step is k.
+            before step k is continued exactly as in that run if its first step is k, except with an
+            approximate cache, which begins anew.
         needs: requirements of a method; if the method needs one-step completions, the completions
-            of the selected steps are stored.
+            of the selected steps are stored. With an approximate cache, whose steps run only a part
+            of the positions, a full forward pass for each selected step computes them.
         entropy_temperature: temperature of the recorded entropies, without top-k and top-p. By
             default, the entropies are those of the sampling distribution.
         observe: function that is called after every step.
@@ -81,7 +84,7 @@ def denoise(
         entropies are those at temperature 1.
     """
     run = _Run(denoiser, prompt_ids, prompt_mask, sampler, seed, completion, needs, entropy_temperature)
-    steps_per_block = sampler.steps * sampler.block // sampler.max_completion_length
+    steps_per_block = sampler.steps_per_block
     for block in range(sampler.max_completion_length // sampler.block):
         start, stop = block * sampler.block, (block + 1) * sampler.block
         for i in range(steps_per_block):
@@ -158,7 +161,8 @@ class _Run:
         self.choice_logprob = torch.zeros(shape, device=device)
         self.branches = needs.branches if needs else None
         self.buffer = None
-        if needs is not None and (needs.greedy or needs.branches):
+        self.needs_one_step = needs is not None and (needs.greedy or needs.branches is not None)
+        if needs is not None and self.needs_one_step and sampler.is_exact:
             rule, num_selected = needs.selection
             count = 1 + (self.branches.count if self.branches else 0)
             self.buffer = OneStepBuffer(rule, num_selected, shape, sampler.steps, device, count)
@@ -182,16 +186,7 @@ class _Run:
 
     def trajectory(self) -> Trajectory:
         """Return the record of the finished paths."""
-        sampler, eos_id = self.sampler, self.denoiser.eos_id
-        selected_step = one_step_tokens = branch_tokens = None
-        if self.buffer and self.needs:
-            steps = selected_path_steps(
-                self.needs.selection, self.unmask_step, self.entropy, self.tokens == eos_id, self.seed, sampler.steps
-            )
-            completions = self.buffer.finish(steps)
-            selected_step, one_step_tokens = steps.int(), completions[:, :, 0]
-            branch_tokens = completions[:, :, 1:] if self.branches else None
-        return Trajectory(
+        path = Trajectory(
             prompt_ids=self.prompt_ids,
             prompt_mask=self.prompt_mask,
             tokens=self.tokens,
@@ -199,14 +194,31 @@ class _Run:
             logprob=self.logprob,
             entropy=self.entropy,
             seed=self.seed,
-            sampler=sampler,
+            sampler=self.sampler,
             mask_id=self.denoiser.mask_id,
-            eos_id=eos_id,
+            eos_id=self.denoiser.eos_id,
             choice_rank=self.choice_rank if self.has_choice else None,
             choice_logprob=self.choice_logprob if self.has_choice else None,
-            selected_step=selected_step,
-            one_step_tokens=one_step_tokens,
-            branch_tokens=branch_tokens,
+        )
+        return self._with_one_step(path) if self.needs_one_step else path
+
+    def _with_one_step(self, path: Trajectory) -> Trajectory:
+        """Return the trajectory with the one-step completions and branches of its selected
+        steps."""
+        assert self.needs is not None
+        is_eos = path.tokens == path.eos_id
+        steps = selected_path_steps(
+            self.needs.selection, path.unmask_step, path.entropy, is_eos, path.seed, path.num_steps
+        )
+        if self.buffer:
+            completions = self.buffer.finish(steps)
+        else:
+            completions = completions_of(self.denoiser, path, steps, self.branches, batch_size=len(path))
+        return replace(
+            path,
+            selected_step=steps.int(),
+            one_step_tokens=completions[:, :, 0],
+            branch_tokens=completions[:, :, 1:] if self.branches else None,
         )
 
     def _propose(self, rows: Tensor, step: int, start: int, stop: int) -> _Candidates:
@@ -216,7 +228,7 @@ class _Run:
         end = self.sampler.max_completion_length if self.buffer else stop
         columns, is_valid = compact_columns(hidden[:, start:end])
         positions = columns + start
-        logits = self.forwards.logits(rows, self.tokens[rows], positions, start, end)
+        logits = self.forwards.logits(rows, self.tokens[rows], positions, step, end)
         width = int(hidden[:, start:stop].sum(-1).max())
         active = positions[:, :width]
         outputs = self.proposer.propose(logits[:, :width], self.seed[rows], step, active)

@@ -1,25 +1,31 @@
-"""Forward passes of the denoising loop, with a cache for block-causal denoisers."""
+"""Forward passes of the denoising loop, which do not run the columns whose keys and values are in a
+cache."""
 
 from __future__ import annotations
-
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from unmask.core.config import SamplerConfig
 from unmask.core.errors import ConfigError
-from unmask.core.records import DenoiserLike, PrefixCache
+from unmask.core.records import DenoiserLike, KeyValueCache
 from unmask.sampling.predict import predict
 
 
 class Forwards:
     """Computes the logits of the states of one batch.
 
-    Under block-causal attention the prompt and the finished blocks do not depend on later tokens.
-    Their keys and values are cached: the first step of a block runs the block before it and its own
-    block, and every other step runs only its own block. The result is exact. A bidirectional
-    denoiser has no cache, because every committed token changes every key.
+    There are two caches of keys and values:
+
+    - Under block-causal attention the prompt and the finished blocks do not depend on later tokens.
+      The first step of a block runs the block before it and its own block, and every other step
+      runs only its own block. The result is exact.
+    - In a bidirectional model every committed token changes every key. The approximate cache
+      (`SamplerConfig.cache`, arXiv:2505.22618) keeps the keys and values of the last full forward
+      pass for columns outside the active block. The first step of a block is a full forward pass,
+      and so is every `cache_refresh_steps`-th step after it. A row whose first step is in the
+      middle of a block starts with a full forward pass, too. A row therefore does not depend on the
+      rows that share its batch.
 
     Args:
         denoiser: policy.
@@ -29,7 +35,7 @@ class Forwards:
             denoiser.
 
     Raises:
-        ConfigError: the blocks of sampler and denoiser do not fit.
+        ConfigError: the blocks or the cache of the sampler do not fit the denoiser.
     """
 
     def __init__(self, denoiser: DenoiserLike, prompt_ids: Tensor, prompt_mask: Tensor, sampler: SamplerConfig) -> None:
@@ -38,63 +44,109 @@ class Forwards:
         self.block_length: int | None = getattr(denoiser, "block_length", None)
         if self.block_length is not None:
             check_blocks(self.block_length, sampler)
+        # A shifted head predicts a position at the column before it.
+        self._shift = int(getattr(denoiser, "logit_shift", False))
         self._rows = torch.arange(0, device=prompt_ids.device)
-        self._prefixes: list[PrefixCache] = []
+        self._caches: list[KeyValueCache] = []
+        self._num_final = 0
 
-    def logits(self, rows: Tensor, tokens: Tensor, positions: Tensor, start: int, end: int) -> Tensor:
+    def logits(self, rows: Tensor, tokens: Tensor, positions: Tensor, step: int, end: int) -> Tensor:
         """Compute the logits of rows at positions of their completions, [b, n, V].
 
         Args:
             rows: [b] int64 rows of the batch, in ascending order.
             tokens: [b, L] int64 completions of the rows, MASK at masked positions.
-            positions: [b, n] int64 positions, all in start..end-1.
-            start: first position of the active block; no earlier position is masked.
+            positions: [b, n] int64 masked positions, from the active block to `end` - 1; no earlier
+                position is masked.
+            step: denoising step k.
             end: end of the last block that holds any of the positions.
         """
-        state = (self.prompt_ids[rows], self.prompt_mask[rows])
-        options: dict[str, Any] = {}
+        num_prompt, block = self.prompt_ids.shape[1], self.sampler.block
+        start = step // self.sampler.steps_per_block * block
         if self.block_length is not None:
             # Later blocks are left out, because these positions do not depend on them.
-            last = -(-end // self.block_length) * self.block_length
-            tokens = tokens[:, :last]
-            prefixes = self._prefixes_of(rows)
-            cached = prefixes[0].length
-            cache_until = self.prompt_ids.shape[1] + start // self.block_length * self.block_length
-            options = {"prefixes": prefixes, "cache_until": cache_until}
-        logits = predict(
+            tokens = tokens[:, : -(-end // self.block_length) * self.block_length]
+            window = slice(self._num_final, num_prompt + tokens.shape[1])
+            self._num_final = self._first(start // self.block_length * self.block_length)
+            return self._cached(rows, tokens, positions, window)
+        if self.sampler.is_exact:
+            return self._predict(rows, tokens, positions)
+        if self._is_refresh(step % self.sampler.steps_per_block):
+            self._rows, self._caches = self._rows[:0], []
+        stop = start + block if self.sampler.cache == "dual" else tokens.shape[1]
+        return self._cached(rows, tokens, positions, slice(self._first(start), num_prompt + stop))
+
+    def _first(self, position: int) -> int:
+        """Return the first column that must run to predict the positions from `position` on."""
+        return max(0, self.prompt_ids.shape[1] + position - self._shift)
+
+    def _is_refresh(self, step_in_block: int) -> bool:
+        every = self.sampler.cache_refresh_steps
+        return step_in_block % every == 0 if every else step_in_block == 0
+
+    def _cached(self, rows: Tensor, tokens: Tensor, positions: Tensor, window: slice) -> Tensor:
+        """Run the columns `window` of the cached rows, and all columns of the others, which then
+        are cached."""
+        if not torch.equal(rows, self._rows):
+            is_held = torch.isin(rows, self._rows)
+            if not is_held.any():
+                self._rows, self._caches = rows, self._no_caches()
+                return self._predict(rows, tokens, positions, self._caches)
+            if not is_held.all():
+                return self._with_new_rows(rows, tokens, positions, window, is_held)
+            index = torch.searchsorted(self._rows, rows)
+            self._rows, self._caches = rows, [cache.rows(index) for cache in self._caches]
+        return self._predict(rows, tokens, positions, self._caches, window)
+
+    def _with_new_rows(self, rows: Tensor, tokens: Tensor, positions: Tensor, window: slice, is_held: Tensor) -> Tensor:
+        """Run the rows that are in the caches and those that are not, and join their caches."""
+        new, caches = ~is_held, self._no_caches()
+        parts = [
+            self._cached(rows[is_held], tokens[is_held], positions[is_held], window),
+            self._predict(rows[new], tokens[new], positions[new], caches),
+        ]
+        order = torch.cat([rows[is_held], rows[new]]).argsort()
+        held = zip(self._caches, caches, strict=True)
+        self._rows, self._caches = rows, [one.joined(other, order) for one, other in held]
+        return torch.cat(parts)[order]
+
+    def _no_caches(self) -> list[KeyValueCache]:
+        """Return an empty cache, and with guidance a second one for the masked prompt."""
+        return [KeyValueCache() for _ in range(2 if self.sampler.guidance else 1)]
+
+    def _predict(
+        self,
+        rows: Tensor,
+        tokens: Tensor,
+        positions: Tensor,
+        caches: list[KeyValueCache] | None = None,
+        window: slice = slice(None),
+    ) -> Tensor:
+        return predict(
             self.denoiser,
-            *state,
+            self.prompt_ids[rows],
+            self.prompt_mask[rows],
             tokens,
             positions,
             self.denoiser.mask_id,
             self.sampler.guidance,
-            **options,
+            caches=caches or (),
+            window=window,
         )
-        # A call with fewer rows replaces the cache only if its columns reach further.
-        if self.block_length is not None and prefixes[0].length > cached:
-            self._rows, self._prefixes = rows, prefixes
-        return logits
-
-    def _prefixes_of(self, rows: Tensor) -> list[PrefixCache]:
-        """Return the caches of these rows, empty if any row is not cached.
-
-        There is one cache, and with guidance a second one for the masked prompt.
-        """
-        if torch.equal(rows, self._rows):
-            return self._prefixes
-        index = torch.searchsorted(self._rows, rows)
-        is_cached = len(self._rows) > 0 and torch.equal(self._rows[index.clamp_max(len(self._rows) - 1)], rows)
-        if is_cached:
-            return [prefix.rows(index) for prefix in self._prefixes]
-        return [PrefixCache() for _ in range(2 if self.sampler.guidance else 1)]
 
 
 def check_blocks(block_length: int, sampler: SamplerConfig) -> None:
-    """Check that the blocks of a sampler fit those of a block-causal model.
+    """Check that the blocks and the cache of a sampler fit a block-causal model.
 
     Raises:
-        ConfigError: the blocks of the sampler do not fit those of the model.
+        ConfigError: the blocks of the sampler do not fit those of the model, or its cache is
+            approximate.
     """
+    if sampler.cache != "off":
+        raise ConfigError(
+            f"the model is block-causal, so its cache of finished blocks is exact and always on, and "
+            f"sampler.cache = {sampler.cache} would be approximate. Set sampler.cache to off."
+        )
     if sampler.max_completion_length % block_length:
         raise ConfigError(
             f"the model's blocks have {block_length} positions, which do not divide max_completion_length = "

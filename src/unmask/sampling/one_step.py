@@ -1,4 +1,5 @@
-"""One-step completions of states along finished paths: the policy's immediate guesses."""
+"""One-step completions and branches of states along finished paths: the policy's immediate guesses,
+computed afterwards by full forward passes."""
 
 from __future__ import annotations
 
@@ -7,9 +8,11 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from unmask.core.records import DenoiserLike, Trajectory
+from unmask.core.records import Branches, DenoiserLike, Trajectory
 from unmask.functional.masking import compact_columns
+from unmask.sampling.branches import one_step_branches
 from unmask.sampling.predict import predict
+from unmask.sampling.step_outputs import Proposer
 
 
 @torch.no_grad()
@@ -31,18 +34,48 @@ def one_step_completions(
     Returns:
         [B, J, L] int32 tokens.
     """
-    device = trajectory.tokens.device
-    row = torch.arange(len(trajectory), device=device).repeat_interleave(len(steps))
-    step = torch.tensor(list(steps), device=device).repeat(len(trajectory))
-    parts = []
-    for start in range(0, len(row), batch_size):
-        chunk = slice(start, start + batch_size)
-        path = trajectory.rows(row[chunk])
-        state, hidden = path.state_before(step[chunk]), path.unmask_step >= step[chunk].unsqueeze(-1)
-        positions, is_valid = compact_columns(hidden)
-        logits = predict(
-            denoiser, path.prompt_ids, path.prompt_mask, state, positions, path.mask_id, trajectory.sampler.guidance
-        )
-        likeliest = torch.where(is_valid, logits.argmax(-1), state.gather(1, positions))
-        parts.append(state.scatter(1, positions, likeliest).int())
-    return torch.cat(parts).view(len(trajectory), len(steps), -1)
+    of_all = torch.tensor(list(steps), device=trajectory.tokens.device).expand(len(trajectory), -1)
+    return completions_of(denoiser, trajectory, of_all, batch_size=batch_size)[:, :, 0]
+
+
+@torch.no_grad()
+def completions_of(
+    denoiser: DenoiserLike,
+    trajectory: Trajectory,
+    steps: Tensor,
+    branches: Branches | None = None,
+    *,
+    batch_size: int = 256,
+) -> Tensor:
+    """Compute the one-step completion and the branches of each path at steps of its own, with one
+    full forward pass per state.
+
+    Args:
+        denoiser: policy that sampled the paths, in evaluation mode.
+        trajectory: B paths.
+        steps: [B, K] int64 steps; -1 for an empty slot.
+        branches: settings of M branches; default none.
+        batch_size: maximum number of states in a forward pass.
+
+    Returns:
+        [B, K, 1 + M, L] int32 tokens, 0 in an empty slot: the one-step completion first, then the
+        branches.
+    """
+    row, slot = (steps >= 0).nonzero(as_tuple=True)
+    count, length = 1 + (branches.count if branches else 0), trajectory.tokens.shape[1]
+    completions = torch.zeros(*steps.shape, count, length, dtype=torch.int32, device=steps.device)
+    for at in zip(row.split(batch_size), slot.split(batch_size), strict=True):
+        completions[at] = _completions(denoiser, trajectory.rows(at[0]), steps[at], branches)
+    return completions
+
+
+def _completions(denoiser: DenoiserLike, path: Trajectory, step: Tensor, branches: Branches | None) -> Tensor:
+    """Return the completions of one state of each path, [b, 1 + M, L] int32."""
+    step = step.unsqueeze(-1)
+    state, positions, is_valid = path.state_before(step[:, 0]), *compact_columns(path.unmask_step >= step)
+    logits = predict(denoiser, path.prompt_ids, path.prompt_mask, state, positions, path.mask_id, path.sampler.guidance)
+    likeliest, draws = Proposer(path.sampler, branches=branches).complete(logits, path.seed, step, positions)
+    committed = (path.unmask_step == step).gather(1, positions)
+    tokens = one_step_branches(branches, likeliest, draws, path.tokens.gather(1, positions), committed)
+    positions, is_valid, state = (t.unsqueeze(1).expand(-1, tokens.shape[1], -1) for t in (positions, is_valid, state))
+    return state.scatter(2, positions, torch.where(is_valid, tokens, state.gather(2, positions))).int()

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from unmask.core.records import DenoiserLike, PrefixCache, Readout
+from unmask.core.records import DenoiserLike, KeyValueCache, Readout
 
 
 def predict(
@@ -21,8 +21,8 @@ def predict(
     mask_id: int,
     guidance: float = 0.0,
     *,
-    prefixes: Sequence[PrefixCache] = (),
-    cache_until: int = 0,
+    caches: Sequence[KeyValueCache] = (),
+    window: slice = slice(None),
 ) -> Tensor:
     """Compute the logits at chosen completion positions, with classifier-free guidance and without
     MASK.
@@ -40,19 +40,20 @@ def predict(
         positions: [B, n] int64 positions in 0..L-1.
         mask_id: token id of MASK.
         guidance: weight w >= 0 of classifier-free guidance.
-        prefixes: caches of a block-causal denoiser for these rows; with guidance, a second cache
-            for the masked prompt.
-        cache_until: number of leading columns of prompt and completion to cache from now on.
+        caches: keys and values of these rows, to read and to update; with guidance, a second cache
+            for the masked prompt. Without caches, every column runs.
+        window: columns of prompt and completion that run; `caches` hold those of the other columns.
 
     Returns:
         [B, n, V] logits at temperature 1.
     """
     ids, attention_mask, columns = _model_input(prompt_ids, prompt_mask, completion, positions)
-    caches: list[dict[str, Any]] = [{"prefix": prefix, "cache_until": cache_until} for prefix in prefixes] or [{}, {}]
-    logits = denoiser(ids, attention_mask, columns, **caches[0])
+    begin = window.start or 0
+    cached: list[dict[str, Any]] = [{"cache": cache, "begin": begin} for cache in caches] or [{}, {}]
+    logits = denoiser(ids[:, window], attention_mask, columns, **cached[0])
     if guidance:
         unprompted = torch.cat([torch.full_like(prompt_ids, mask_id), completion], dim=1)
-        unconditional = denoiser(unprompted, attention_mask, columns, **caches[1])
+        unconditional = denoiser(unprompted[:, window], attention_mask, columns, **cached[1])
         logits = unconditional + (1.0 + guidance) * (logits - unconditional)
     return _without_mask(logits, mask_id)
 

@@ -103,13 +103,15 @@ class Proposer:
             None if self.branches is None else draw_branches(self.branches, logprobs, seed, step, positions),
         )
 
-    def complete(self, logits: Tensor, seed: Tensor, step: int, positions: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Return the most likely tokens and the draws for branches, at positions of later blocks.
+    def complete(
+        self, logits: Tensor, seed: Tensor, step: int | Tensor, positions: Tensor
+    ) -> tuple[Tensor, Tensor | None]:
+        """Return the most likely tokens and the draws for branches.
 
         Args:
             logits: see `propose`, as for the other arguments.
             seed: see `propose`.
-            step: see `propose`.
+            step: denoising step k, or [B, 1] int64 steps.
             positions: see `propose`.
         """
         branches, sampler = self.branches, self.sampler
@@ -118,7 +120,8 @@ class Proposer:
 
         def draws(part: tuple[slice, slice]) -> Tensor:
             logprobs = token_logprobs(logits[part], sampler.temperature or 1.0, sampler.top_k, sampler.top_p)
-            return draw_branches(branches, logprobs, seed[part[0]], step, positions[part])
+            at = step[part[0]] if isinstance(step, Tensor) else step
+            return draw_branches(branches, logprobs, seed[part[0]], at, positions[part])
 
         chunks = [[draws(part) for part in parts] for parts in logit_chunks(logits)]
         return logits.argmax(-1), torch.cat([torch.cat(row, dim=1) for row in chunks])
