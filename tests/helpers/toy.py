@@ -190,8 +190,8 @@ class Toy:
         best = self.logprobs(1.0)[self.index(state)].argmax(-1).tolist()
         return tuple(best[i] if token == self.V else token for i, token in enumerate(state))
 
-    def trajectory(self, paths, seed=None) -> Trajectory:
-        """The record that a rollout would have made of these paths."""
+    def trajectory(self, paths, seed=None, dtype=torch.float32) -> Trajectory:
+        """The record that a rollout would have made of these paths, in float32 unless told otherwise."""
         table = self.logprobs(self.temperature).detach()
         each = -torch.where(table > -math.inf, table.exp() * table, 0.0).sum(-1)
         logprob = torch.zeros(len(paths), self.L, dtype=torch.float64)
@@ -209,8 +209,8 @@ class Toy:
             prompt_mask=torch.ones(len(paths), 1, dtype=torch.bool),
             tokens=torch.tensor([path.tokens for path in paths]),
             unmask_step=torch.tensor([path.when for path in paths], dtype=torch.int32),
-            logprob=logprob.float(),
-            entropy=entropy.float(),
+            logprob=logprob.to(dtype),
+            entropy=entropy.to(dtype),
             seed=torch.zeros(len(paths), dtype=torch.long) if seed is None else seed,
             sampler=SamplerConfig(
                 max_completion_length=self.L,
@@ -223,12 +223,12 @@ class Toy:
             mask_id=self.denoiser.mask_id,
             eos_id=self.denoiser.eos_id,
             choice_rank=rank if is_drawn else None,
-            choice_logprob=picked.float() if is_drawn else None,
+            choice_logprob=picked.to(dtype) if is_drawn else None,
         )
 
-    def groups(self, paths, group_size, stepwise=False, seed=0):
+    def groups(self, paths, group_size, stepwise=False, seed=0, dtype=torch.float32):
         """All groups of `group_size` independent paths as one rollout, and each group's probability."""
-        trajectory = self.trajectory(paths, torch.full((len(paths),), seed))
+        trajectory = self.trajectory(paths, torch.full((len(paths),), seed), dtype)
         reward, one_step = self.reward(paths), None
         if stepwise:
             # A path that ended early has no slots for the steps that it did not take.
@@ -245,7 +245,16 @@ class Toy:
 
 
 def expected_gradient(
-    toy, method, rollout, weight, *, views=None, advantage=None, logprob_temperature="sampling", extra=None
+    toy,
+    method,
+    rollout,
+    weight,
+    *,
+    views=None,
+    advantage=None,
+    logprob_temperature="sampling",
+    extra=None,
+    correction=None,
 ):
     """-∇ of the expectation over all groups of the loss that the trainer adds up, for each completion.
 
@@ -260,6 +269,7 @@ def expected_gradient(
         advantage: in place of the method's.
         logprob_temperature: as in a recipe.
         extra: added to the advantage of each view, a function of the views.
+        correction: changes the inputs of the loss, a function of the inputs and the indices of their views.
     """
     path = rollout.trajectory
     views = method.plan(rollout, torch.Generator()) if views is None else views
@@ -269,22 +279,23 @@ def expected_gradient(
         by_view = by_view + extra(views)
     scoring = LogprobSettings.of(path, logprob_temperature)
     scores = view_logprobs(toy.denoiser, path, views, scoring, choice=method.needs().choice)
-    loss = method.loss(
-        LossInputs(
-            new=scores.logprob,
-            old=scores.logprob.detach(),
-            reference=None,
-            exact_kl=None,
-            row=views.row,
-            target=views.target,
-            weight=views.weight,
-            advantage=by_view,
-            slot=views.slot,
-            group_size=rollout.group_size,
-            new_choice=scores.choice,
-            old_choice=None if scores.choice is None else scores.choice.detach(),
-        )
-    ).loss
+    inputs = LossInputs(
+        new=scores.logprob,
+        old=scores.logprob.detach(),
+        reference=None,
+        exact_kl=None,
+        row=views.row,
+        target=views.target,
+        weight=views.weight,
+        advantage=by_view,
+        slot=views.slot,
+        group_size=rollout.group_size,
+        new_choice=scores.choice,
+        old_choice=None if scores.choice is None else scores.choice.detach(),
+    )
+    if correction is not None:
+        inputs = correction(inputs, torch.arange(len(views)))
+    loss = method.loss(inputs).loss
     # A loss for each view, or, where the method is not separable, for each completion or each group, in their order.
     group_of = {
         len(views): views.row // rollout.group_size,

@@ -46,14 +46,17 @@ def test_ranks_are_weighted_by_their_number_of_values(monkeypatch: pytest.Monkey
     for tally, rewards, ratio in ((here, [1.0, 1.0, 1.0], 2.0), (there, [0.0], 3.0)):
         tally.add("reward", torch.tensor(rewards))
         tally.add("policy/ratio_max", ratio)
+        tally.add("effective_share", torch.tensor(rewards) + 1)
     there.add("only/there", 5.0)
 
     def gather(parts: list[Any]) -> list[Any]:
-        return [*parts, (there._sum, there._count)]
+        return [*parts, (there._sum, there._squares, there._count)]
 
     monkeypatch.setattr("accelerate.utils.gather_object", gather)
     two: Any = SimpleNamespace(num_processes=2)
-    assert here.reduce(two) == {"only/there": 5.0, "policy/ratio_max": 3.0, "reward": 0.75}
+    # The weights 2, 2, 2 and 1: 7² / (4 x 13).
+    wanted = {"effective_share": 49 / 52, "only/there": 5.0, "policy/ratio_max": 3.0, "reward": 0.75}
+    assert here.reduce(two) == wanted
 
 
 def test_a_token_counts_once_in_a_forward_and_three_times_with_a_backward(lively: Denoiser) -> None:

@@ -55,6 +55,11 @@ class ModelError(UnmaskError):
     """Error in a model folder that holds no usable masked diffusion model."""
 
 
+class RolloutError(UnmaskError):
+    """Error in a rollout: the policy that sampled it differs too much from the policy that is
+    trained."""
+
+
 class RewardError(UnmaskError):
     """Error in a reward function that raised an exception, did not return in time, or returned
     something other than a list of rewards."""

@@ -382,6 +382,8 @@ class LossInputs:
     mean_tokens: float | None = None
     """Mean number of targets of a completion over the whole training step, all ranks and
     minibatches included. If None, a loss uses the mean over these inputs."""
+    token_weight: Float[Tensor, "N L"] | None = None
+    """[N, L] float32: importance weights by token; None for 1. Others are part of `advantage`."""
 
     @property
     def choices(self) -> tuple[Tensor, Tensor] | None:

@@ -17,8 +17,10 @@ from jaxtyping import Float
 from pydantic import Field
 from torch import Tensor
 
+from unmask.core.config import SamplerConfig
 from unmask.core.records import LossInputs, LossOutput, Needs, Rollout, Views
 from unmask.functional.advantage import group_advantage
+from unmask.functional.behaviour import Level
 from unmask.functional.selection import candidate_steps, step_sum
 from unmask.functional.step_draws import low_discrepancy_uniform, step_counts
 from unmask.functional.surrogate import kl_k3
@@ -69,6 +71,10 @@ class AGRPO(RatioMethod):
         positions a step commits) if the order defines one."""
         return Needs(reference="logprob" if self.beta else "none", choice=True)
 
+    def behaviour_levels(self, sampler: SamplerConfig) -> tuple[Level, ...]:
+        """Return all levels: each view is a state of the path, and the ratio is that of a token."""
+        return ("token", "step", "sequence")
+
     def plan(self, rollout: Rollout, generator: torch.Generator) -> Views:
         """Plan one view (a masked version of the completion) for each drawn step. Each draw of a
         step of probability P adds 1 / (M H P) to the weight of its view, where H is T, or with
@@ -97,7 +103,14 @@ class AGRPO(RatioMethod):
     def loss(self, inputs: LossInputs) -> LossOutput:
         """Compute w Σ_i (-min(ρ_i A, clip(ρ_i) A) + β ρ_i k3_i) over the tokens of the step, where
         w is the weight of the view."""
-        loss, metrics = self.token_loss(inputs.new, inputs.old, inputs.advantage, inputs.target, choice=inputs.choices)
+        loss, metrics = self.token_loss(
+            inputs.new,
+            inputs.old,
+            inputs.advantage,
+            inputs.target,
+            choice=inputs.choices,
+            weight=inputs.token_weight,
+        )
         if self.beta:
             assert inputs.reference is not None
             # With the factor ρ, the gradient is that of KL(new || reference). Without it, the

@@ -18,6 +18,7 @@ from torch import Tensor
 from unmask.core.config import Named, SamplerConfig
 from unmask.core.errors import ConfigError
 from unmask.core.records import LossInputs, LossOutput, Needs, Rollout, Views
+from unmask.functional.behaviour import Level
 from unmask.functional.surrogate import clipped_surrogate, divergence_masked_surrogate, kl_k3
 
 NOT_STATED = "not stated"
@@ -110,6 +111,17 @@ class Method(Named, ABC):
         if self.penalties is None or any(getattr(self, name) for name in self.penalties):
             return torch.ones(len(advantage), dtype=torch.bool, device=advantage.device)
         return (advantage != 0).unsqueeze(-1).flatten(1).any(-1)
+
+    def behaviour_levels(self, sampler: SamplerConfig) -> tuple[Level, ...]:
+        """Return the levels at which the ratio of the old to the behaviour policy can weight the
+        loss, that of the method's own ratio first.
+
+        Weights multiply the advantage, so a loss that is proportional to the advantage (the KL to
+        the reference aside) can be weighted by completion, which is the default. A method may add
+        `step` if each view is the state before a denoising step and its targets are the tokens that
+        the step committed. It may add `token` if its loss also uses `LossInputs.token_weight`.
+        """
+        return ("sequence",)
 
     def check(self, sampler: SamplerConfig, num_generations: int) -> None:
         """Raise ConfigError if settings do not fit together.
@@ -239,6 +251,7 @@ class RatioMethod(Method):
         reference: Float[Tensor, "N L"] | None = None,
         beta: float = 0.0,
         choice: tuple[Float[Tensor, "N L"], Float[Tensor, "N L"]] | None = None,
+        weight: Float[Tensor, "N L"] | None = None,
     ) -> tuple[Float[Tensor, "N L"], dict[str, Tensor]]:
         """Compute the loss of each token and its metrics. The loss is -ρ A within the trust region,
         plus β k3, where ρ is the ratio of the token.
@@ -253,6 +266,7 @@ class RatioMethod(Method):
                 the position choices.
             choice: [N, L] nats each: log-probabilities of the position choices under the new and
                 the old policy, to include in the ratio; see `LossInputs.choices`.
+            weight: [N, L] weights >= 0 of the tokens, which multiply the advantage; None for 1.
 
         Returns:
             The loss [N, L], 0 outside `target`, and the metrics of the targets.
@@ -260,7 +274,8 @@ class RatioMethod(Method):
         log_ratio, log_action = new - old, new
         if choice is not None:
             log_ratio, log_action = log_ratio + choice[0] - choice[1], log_action + choice[0]
-        loss, metrics = self.surrogate(log_ratio, advantage.unsqueeze(-1), log_action)
+        by_token = advantage.unsqueeze(-1) if weight is None else advantage.unsqueeze(-1) * weight
+        loss, metrics = self.surrogate(log_ratio, by_token, log_action)
         if beta:
             assert reference is not None
             kl = kl_k3(new, reference)

@@ -23,6 +23,7 @@ from torch import Tensor
 from unmask.core.config import SamplerConfig
 from unmask.core.records import LossInputs, LossOutput, Needs, Rollout, Trajectory, Views
 from unmask.functional.advantage import controlled_advantage, fitted_gain, group_advantage
+from unmask.functional.behaviour import Level
 from unmask.functional.selection import inverse_inclusion, selected_path_steps
 from unmask.functional.surrogate import kl_k3
 from unmask.methods.base import RatioMethod
@@ -98,6 +99,10 @@ class EGSPO(RatioMethod):
         super().check(sampler, num_generations)
         if self.step_choice != "all":
             self.refuse_more_than_steps("num_selected", sampler)
+
+    def behaviour_levels(self, sampler: SamplerConfig) -> tuple[Level, ...]:
+        """Return the levels step and sequence: the ratio is that of a step."""
+        return ("step", "sequence")
 
     def plan(self, rollout: Rollout, generator: torch.Generator) -> Views:
         """Plan one view for each selected step, with weight 1 / (K L / T). This weight gives the

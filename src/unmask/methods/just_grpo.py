@@ -18,6 +18,7 @@ from unmask.core.config import SamplerConfig
 from unmask.core.errors import ConfigError
 from unmask.core.records import LossInputs, LossOutput, Needs, Rollout, Views
 from unmask.functional.advantage import group_advantage, z_score
+from unmask.functional.behaviour import Level
 from unmask.methods.base import RatioMethod
 from unmask.methods.views import segment_views
 
@@ -57,6 +58,10 @@ class JustGRPO(RatioMethod):
                 f"{sampler.steps} steps for {length} positions. Set {' and '.join(filter(None, (order, steps)))}."
             )
 
+    def behaviour_levels(self, sampler: SamplerConfig) -> tuple[Level, ...]:
+        """Return all levels: each view is a state of the path, and the ratio is that of a token."""
+        return ("token", "step", "sequence")
+
     def plan(self, rollout: Rollout, generator: torch.Generator) -> Views:
         """Plan one view for each step that committed a token, with weight 1 / L."""
         path = rollout.trajectory
@@ -72,5 +77,7 @@ class JustGRPO(RatioMethod):
 
     def loss(self, inputs: LossInputs) -> LossOutput:
         """Compute -(1/L) min(ρ A, clip(ρ) A), where ρ is the ratio of the step's token."""
-        loss, metrics = self.token_loss(inputs.new, inputs.old, inputs.advantage, inputs.target)
+        loss, metrics = self.token_loss(
+            inputs.new, inputs.old, inputs.advantage, inputs.target, weight=inputs.token_weight
+        )
         return LossOutput(inputs.weight * loss.sum(-1), metrics)

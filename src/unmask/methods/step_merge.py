@@ -20,6 +20,7 @@ from unmask.core.config import SamplerConfig
 from unmask.core.errors import ConfigError
 from unmask.core.records import LossInputs, LossOutput, Needs, Rollout, Views
 from unmask.functional.advantage import group_advantage, z_score
+from unmask.functional.behaviour import Level
 from unmask.methods.base import RatioMethod
 from unmask.methods.views import segment_views
 
@@ -70,6 +71,11 @@ class StepMerge(RatioMethod):
                 f"Set it to {sampler.steps} or less (0 makes every step a segment), or raise sampler.num_steps."
             )
 
+    def behaviour_levels(self, sampler: SamplerConfig) -> tuple[Level, ...]:
+        """Return all levels if every step is a segment. In a longer segment, tokens of later steps
+        are evaluated in a state from which they were not drawn."""
+        return ("token", "step", "sequence") if self.num_segments in (0, sampler.steps) else ("sequence",)
+
     def plan(self, rollout: Rollout, generator: torch.Generator) -> Views:
         """Plan one view for each segment that committed a token, with weight 1 / L."""
         path = rollout.trajectory
@@ -88,7 +94,14 @@ class StepMerge(RatioMethod):
         """Compute (1/L) Σ_i (-min(ρ_i A, clip(ρ_i) A) + β k3_i) over the tokens of the segment."""
         anchor = inputs.reference if self.kl_to == "reference" else inputs.old
         loss, metrics = self.token_loss(
-            inputs.new, inputs.old, inputs.advantage, inputs.target, anchor, self.beta, inputs.choices
+            inputs.new,
+            inputs.old,
+            inputs.advantage,
+            inputs.target,
+            anchor,
+            self.beta,
+            inputs.choices,
+            inputs.token_weight,
         )
         return LossOutput(inputs.weight * loss.sum(-1), metrics)
 

@@ -19,7 +19,9 @@ from pydantic import Field
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
+from unmask.core.config import SamplerConfig
 from unmask.core.records import GIVEN, LossInputs, LossOutput, Needs, Rollout, Views
+from unmask.functional.behaviour import Level
 from unmask.functional.completions import sum_by_completion
 from unmask.functional.elbo import elbo_weight, masks_of_counts, stratified_counts
 from unmask.methods.base import Method
@@ -52,6 +54,10 @@ class VRPO(Method):
     def needs(self) -> Needs:
         """Require the reference policy."""
         return Needs(reference="logprob")
+
+    def behaviour_levels(self, sampler: SamplerConfig) -> tuple[Level, ...]:
+        """Return no level: the loss of a preference pair may use pairs of any policy."""
+        return ()
 
     def plan(self, rollout: Rollout, generator: torch.Generator) -> Views:
         """Plan n views, with 1 to L masked positions, for each completion that belongs to a pair.

@@ -96,6 +96,15 @@ NAMES: dict[Answer, str] = {
     "A completion is one text, so there are no tool calls.": "*tool*",
     "A completion is one text, so there are no environments.": "environment_factory",
     "A system message is the first chat message of an example's prompt.": "system_prompt",
+    # The behaviour policy
+    "`behaviour.level`": (
+        "vllm_importance_sampling_correction vllm_importance_sampling_mode rollout_importance_sampling_mode *rollout_is"
+    ),
+    "`behaviour.cap`": (
+        "vllm_importance_sampling_cap rollout_importance_sampling_threshold *rollout_is_threshold *tis_imp_ratio_cap"
+    ),
+    "`behaviour.band`": "*rollout_rs *rollout_rs_threshold",
+    "`behaviour.normalise`": "*rollout_is_batch_normalize behaviour.normalize",
     # The method and its loss
     "`method.type`": "algorithm algo adv_estimator",
     "`method.beta`": "kl_beta kl_coef init_kl_coef *kl_loss_coef",

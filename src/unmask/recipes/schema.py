@@ -15,6 +15,7 @@ from unmask.core.by_path import is_path, load_callable
 from unmask.core.config import Config, EvalConfig, LoraConfig, Named, OptimConfig, SamplerConfig
 from unmask.methods import METHODS, Method
 from unmask.models.tiny import TinyConfig
+from unmask.recipes.behaviour import BehaviourConfig
 from unmask.recipes.keys import TABLES, find_class
 from unmask.tasks import TASKS, Task
 
@@ -121,6 +122,8 @@ class TrainRecipe(RunRecipe):
     sampler: SamplerConfig = SamplerConfig()
     """Settings of the denoising loop, for rollouts and for evaluation. The temperatures of
     evaluation are set separately."""
+    behaviour: BehaviourConfig = BehaviourConfig()
+    """Correction for rollouts that are not sampled exactly from the policy."""
     evaluation: EvalConfig = EvalConfig()
     """Evaluation during the run."""
     max_steps: int = Field(200, ge=1)
@@ -192,6 +195,7 @@ class TrainRecipe(RunRecipe):
     def _check_together(self) -> TrainRecipe:
         check_order(self.sampler)
         self.method.check(self.sampler, self.num_generations)
+        self.behaviour.measured(self.method, self.sampler)
         if not self.sampler.temperature:
             raise ValueError(
                 "sampler.temperature = 0 makes all completions of a prompt equal, so there is nothing to compare. "

@@ -16,11 +16,13 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from unmask.core.errors import RolloutError
 from unmask.core.records import LossOutput, Rollout, ViewLogprobs, Views
 from unmask.methods.views import scored_tokens
 from unmask.models import Denoiser
 from unmask.recipes.schema import TrainRecipe
 from unmask.sampling import LogprobSettings, view_logprobs
+from unmask.trainer.behaviour import Comparison, path_views
 from unmask.trainer.distributed import backend
 from unmask.trainer.distributed.ranks import Ranks
 from unmask.trainer.metrics import Tally
@@ -91,6 +93,7 @@ class Learner:
         self.ranks = ranks or Ranks(accelerator)
         self._positions_at_once = positions_at_once(backend.unwrapped(model))
         self._fault = ""
+        self._comparison: Comparison | None = None
 
     def update(self, rollout: Rollout, step: int, generator: torch.Generator, tally: Tally) -> tuple[Views, Tensor]:
         """Make all optimizer steps of one training step.
@@ -109,10 +112,15 @@ class Learner:
 
         Raises:
             FloatingPointError: a loss or a gradient is not finite; the policy has not changed.
+            RolloutError: the behaviour policy differs from the old policy by more than the limit;
+                the policy has not changed.
         """
         recipe = self.recipe
+        self._comparison = self._compared(rollout, tally)
         # The policy at the start of the step scores all plans, before the first update.
         plans = [self._scored(rollout, generator) for _ in range(self.passes.num_plans)]
+        if self._comparison is not None:
+            self._stop_if_faulty()
         rate = set_learning_rate([self.optimizer], recipe.optim, step, recipe.max_steps)
         is_first = True
         for i in range(recipe.num_iterations):
@@ -136,7 +144,10 @@ class Learner:
         plan = method.plan(rollout, generator)
         advantage = method.advantage(rollout)
         advantage = advantage[plan.row] if advantage.dim() == 1 else advantage[plan.row, plan.slot]
-        own = (self._is_own(plan, rollout) & method.has_gradient(advantage)).nonzero().squeeze(-1)
+        is_kept = self._is_own(plan, rollout)
+        if not self.passes.averages_weights:
+            is_kept &= method.has_gradient(advantage)
+        own = is_kept.nonzero().squeeze(-1)
         views = plan.take(own)
         settings = LogprobSettings.of(rollout.trajectory, self.recipe.logprob_temperature)
         if not method.on_path:
@@ -149,7 +160,31 @@ class Learner:
             with self.reference.acting(self.model) as module:
                 reference = self._logprobs(module, rollout, views, settings, distribution=distribution)
         mean_tokens = float(scored_tokens(rollout.trajectory).sum()) / len(rollout.trajectory)
-        return ScoredViews(rollout, (plan, advantage), views, advantage[own], old, reference, settings, mean_tokens)
+        weights = None
+        if self._comparison is not None:
+            sampling = LogprobSettings.of(rollout.trajectory, "sampling")
+            is_other = self.passes.rescored == "views"
+            sampled = self._logprobs(self.model, rollout, views, sampling) if is_other else None
+            weights = self._comparison.weights(views, old, sampled)
+        return ScoredViews(
+            rollout, (plan, advantage), views, advantage[own], old, reference, settings, mean_tokens, weights
+        )
+
+    def _compared(self, rollout: Rollout, tally: Tally) -> Comparison | None:
+        """Prepare the comparison with the behaviour policy, and compare whole completions if that
+        is the level. Return None if nothing is compared."""
+        recipe, path = self.recipe, rollout.trajectory
+        level = recipe.behaviour.measured(recipe.method, recipe.sampler)
+        if level is None:
+            return None
+        is_weighted = recipe.behaviour.weighted(recipe.method, recipe.sampler) is not None
+        comparison = Comparison(recipe.behaviour, level, is_weighted, path, self.ranks, tally)
+        if self.passes.rescored == "path":
+            states = path_views(path, torch.arange(len(path), device=path.tokens.device))
+            states = states.take(self._is_own(states, rollout))
+            scores = self._logprobs(self.model, rollout, states, LogprobSettings.of(path, "sampling"), choice=True)
+            comparison.record_path(states, scores)
+        return comparison
 
     def _is_own(self, plan: Views, rollout: Rollout) -> Tensor:
         """Return [N] bool, True for the views that show completions of this rank's groups."""
@@ -166,6 +201,7 @@ class Learner:
         views: Views,
         settings: LogprobSettings,
         *,
+        choice: bool | None = None,
         distribution: bool = False,
     ) -> ViewLogprobs:
         """Score all views of this rank batch by batch, without a graph."""
@@ -175,7 +211,7 @@ class Learner:
             # Autocast is on for one batch at a time: torch keeps the weights that it converts until
             # the outermost block ends.
             with self.accelerator.autocast():
-                logprobs = self._logprobs_of(model, rollout, batch, settings, distribution=distribution)
+                logprobs = self._logprobs_of(model, rollout, batch, settings, choice=choice, distribution=distribution)
             if len(index):
                 parts.append(logprobs)
         return batches.in_order(parts)
@@ -187,15 +223,17 @@ class Learner:
         batch: Views,
         settings: LogprobSettings,
         *,
+        choice: bool | None = None,
         distribution: bool = False,
     ) -> ViewLogprobs:
-        """Score one batch of views, with a graph if gradients are enabled."""
+        """Score one batch of views, with a graph if gradients are enabled. By default the method
+        decides whether the position choice is scored."""
         return view_logprobs(
             model,  # type: ignore[arg-type]
             rollout.trajectory,
             batch,
             settings,
-            choice=self.recipe.method.needs().choice,
+            choice=self.recipe.method.needs().choice if choice is None else choice,
             distribution=distribution,
             trim=self.passes.max_tokens is not None,
             positions_at_once=self._positions_at_once,
@@ -243,6 +281,8 @@ class Learner:
                 backend.backward(self.accelerator, self.model, loss, is_last)
             if is_first:
                 self._compare_with_rollout(rollout, batch, new, tally)
+                if self._comparison is not None and not self._comparison.is_recorded:
+                    self._comparison.record(batch.row, batch.target, new)
         self._stop_if_faulty()
         norm = backend.step(self.accelerator, self.model, [self.optimizer], self.recipe.optim.max_grad_norm)
         tally.add("loss", loss_sum if derivatives is None else derivatives.loss)
@@ -279,13 +319,19 @@ class Learner:
         return loss
 
     def _stop_if_faulty(self) -> None:
-        """Raise FloatingPointError on all ranks if a loss of any rank was not finite.
+        """Raise an error on all ranks if a loss of any rank was not finite, or if a ratio to the
+        behaviour policy was above the limit.
 
         Before this call, every rank takes part in each backward pass, because a missing rank would
         block the others.
         """
-        if self.ranks.largest(int(bool(self._fault))):
-            raise FloatingPointError("; ".join(filter(None, self.ranks.objects(self._fault))))
+        excess = self._comparison.excess if self._comparison else ""
+        if not self.ranks.largest(int(bool(self._fault or excess))):
+            return
+        faults, excesses = zip(*self.ranks.objects((self._fault, excess)), strict=True)
+        if any(faults):
+            raise FloatingPointError("; ".join(filter(None, faults)))
+        raise RolloutError(next(filter(None, excesses)), agreed=True)
 
     def _compare_with_rollout(self, rollout: Rollout, batch: Views, new: ViewLogprobs, tally: Tally) -> None:
         """Record how much the log-probabilities of the first update differ from the

@@ -9,17 +9,20 @@ import torch
 from torch import Tensor, nn
 
 from unmask.core.counter import Counter
+from unmask.functional.behaviour import effective_share
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
 
 class Tally:
-    """Accumulates metrics. The result is the mean of a metric, or its largest value if its name
-    ends in `_max`."""
+    """Accumulates metrics. The result is the mean of a metric. It is the largest value if the name
+    ends in `_max`, and the effective sample size of weights, as a share of their number, if the
+    name ends in `effective_share`."""
 
     def __init__(self) -> None:
         self._sum: dict[str, float] = {}
+        self._squares: dict[str, float] = {}
         self._count: dict[str, float] = {}
 
     def add(self, name: str, values: Tensor | float) -> None:
@@ -32,21 +35,29 @@ class Tally:
             self._count[name] = 1.0
         else:
             self._sum[name] = self._sum.get(name, 0.0) + float(values.sum())
+            self._squares[name] = self._squares.get(name, 0.0) + float(values.square().sum())
             self._count[name] = self._count.get(name, 0.0) + len(values)
 
     def reduce(self, accelerator: Accelerator) -> dict[str, float]:
-        """Return the mean or the largest value of each metric over all ranks."""
+        """Return the value of each metric over all ranks."""
+        own = (self._sum, self._squares, self._count)
         if accelerator.num_processes > 1:
             from accelerate.utils import gather_object
 
-            parts = gather_object([(self._sum, self._count)])
+            parts = gather_object([own])
         else:
-            parts = [(self._sum, self._count)]
+            parts = [own]
         reduced = {}
-        for name in sorted({name for sums, _ in parts for name in sums}):
-            sums = [s[name] for s, _ in parts if name in s]
-            counts = [c[name] for _, c in parts if name in c]
-            reduced[name] = max(sums) if name.endswith("_max") else sum(sums) / sum(counts)
+        for name in sorted({name for sums, _, _ in parts for name in sums}):
+            sums, squares, counts = (
+                [part[name] for part in column if name in part] for column in zip(*parts, strict=True)
+            )
+            if name.endswith("_max"):
+                reduced[name] = max(sums)
+            elif name.endswith("effective_share"):
+                reduced[name] = effective_share(sum(sums), sum(squares), sum(counts))
+            else:
+                reduced[name] = sum(sums) / sum(counts)
         return reduced
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -46,6 +47,25 @@ class UpdatePasses:
         """True if the old policy scores each plan. A single update does not need it, because the
         policy before that update is the old policy."""
         return self.num_updates > 1
+
+    @property
+    def rescored(self) -> Literal["none", "views", "path"]:
+        """What the old policy scores in the sampling distribution, only to compare it with the
+        behaviour policy: nothing, the views, or every state of the path. Without this pass the
+        comparison uses the log-probabilities of the loss."""
+        recipe = self.recipe
+        level = recipe.behaviour.measured(recipe.method, recipe.sampler)
+        if level == "sequence":
+            return "path"
+        is_other = level is not None and recipe.logprob_temperature != "sampling"
+        return "views" if is_other or (self.averages_weights and not self.scores_old) else "none"
+
+    @property
+    def averages_weights(self) -> bool:
+        """True if the weights of views are divided by their mean. All views have to be scored before
+        the first update then, also those without a gradient."""
+        behaviour = self.recipe.behaviour
+        return behaviour.normalise and behaviour.weighted(self.recipe.method, self.recipe.sampler) in ("token", "step")
 
     @property
     def scores_reference(self) -> bool:

@@ -11,6 +11,7 @@ from torch import Tensor
 from unmask.core.records import LossInputs, Rollout, ViewLogprobs, Views
 from unmask.functional.surrogate import exact_kl
 from unmask.sampling import LogprobSettings
+from unmask.trainer.behaviour import ViewWeights
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +37,9 @@ class ScoredViews:
     """Temperature and support of all log-probabilities."""
     mean_tokens: float
     """Mean number of scored tokens in a completion of the rollout."""
+    weights: ViewWeights | None = None
+    """Weights of this rank's views by the ratio of the old to the behaviour policy; None for no
+    weights."""
 
     def inputs(self, new: ViewLogprobs, index: Tensor) -> LossInputs:
         """Return the inputs of the loss of some views.
@@ -49,7 +53,7 @@ class ScoredViews:
             old = new if self.old is None else self.old
             assert old.choice is not None
             old_choice = old.choice.detach() if self.old is None else old.choice[index]
-        return LossInputs(
+        inputs = LossInputs(
             new=new.logprob,
             old=new.logprob.detach() if self.old is None else self.old.logprob[index],
             reference=None if self.reference is None else self.reference.logprob[index],
@@ -64,6 +68,7 @@ class ScoredViews:
             new_choice=new.choice,
             old_choice=old_choice,
         )
+        return inputs if self.weights is None else self.weights.applied(inputs, index)
 
     def _exact_kl(self, new: ViewLogprobs, index: Tensor) -> Tensor | None:
         """Return [C, L] KL(new || reference) at the targets; None if there are no distributions."""

@@ -104,6 +104,22 @@ def test_one_update_needs_no_old_pass() -> None:
     assert not work_of(tiny("num_iterations=1"), 18).of("old policy")
 
 
+@pytest.mark.parametrize(
+    ("settings", "num_views"),
+    [
+        (("behaviour.level=step",), 0),  # the update's own log-probabilities are those of the old policy
+        (("behaviour={level: step, normalise: true}",), 4 * 64),
+        (("behaviour={level: step, normalise: true}", "num_iterations=2"), 0),
+        (("behaviour.level=step", "logprob_temperature=1.0"), 4 * 64),
+        (("behaviour.level=sequence",), 8 * 64),
+    ],
+    ids=str,
+)
+def test_the_comparison_with_the_behaviour_policy_costs_a_pass_where_it_needs_one(settings, num_views) -> None:
+    work = work_of(tiny("num_iterations=1", "method.num_selected=4", *settings), 18)
+    assert sum(p.tokens for p in work.of("behaviour ratio")) == num_views * 34
+
+
 def test_flops_are_those_that_torch_counts() -> None:
     config = LlamaConfig(
         hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4, vocab_size=50,

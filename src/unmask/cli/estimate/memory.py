@@ -185,7 +185,7 @@ def _peaks(recipe: TrainRecipe, config: PreTrainedConfig, work: Work, measured: 
     fact = "second" if work.chunks > 1 else "first"
     made = 0 if work.chunks > 1 else 4 * measured["trained"]
     yield Line("update", measured[fact] - made, words("update", "views") + measured.words(fact))
-    for name in ("old policy", "reference"):
+    for name in ("old policy", "behaviour ratio", "reference"):
         if name not in by_name:
             continue
         keeps_all = name == "reference" and recipe.method.needs().reference == "distribution"

@@ -26,6 +26,7 @@ from unmask.rewards import per_completion
 from unmask.rewards.scorer import Scorer
 from unmask.sampling.engine import BatchLimits, LocalEngine
 from unmask.sampling.orders import POSITION_LOGITS
+from unmask.trainer.behaviour import path_views
 from unmask.trainer.collect import Collector
 from unmask.trainer.metrics import Tally
 from unmask.trainer.passes import UpdatePasses
@@ -221,6 +222,12 @@ def _view_passes(passes: UpdatePasses, views: Views, rollout: Rollout, updates: 
     plan = passes.num_plans * forwards(passes.batches(views, rollout))
     if passes.scores_old:
         yield Pass.of("old policy", plan, words(passes.num_plans, "plans"))
+    if passes.rescored == "views":
+        yield Pass.of("behaviour ratio", plan, words(passes.num_plans, "plans"))
+    if passes.rescored == "path":
+        states = path_views(path, torch.arange(len(path)))
+        scored = forwards(passes.batches(states, rollout))
+        yield Pass.of("behaviour ratio", scored, f"{len(states)} states of the path x {length} tokens")
     if passes.scores_reference:
         yield Pass.of("reference", plan, words(passes.num_plans, "plans"))
     of_updates = words(recipe.num_iterations, "iterations")

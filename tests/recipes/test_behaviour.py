@@ -1,0 +1,109 @@
+"""The level at which a recipe corrects for the behaviour policy, and the settings that are refused."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from tests.helpers.messages import raises
+from unmask.core.config import SamplerConfig
+from unmask.core.errors import ConfigError
+from unmask.recipes.load import load_recipe
+from unmask.recipes.schema import TrainRecipe
+
+TOKENS = {"type": "agrpo"}
+STEPS = {"type": "egspo"}
+COMPLETIONS = {"type": "espo"}
+PAIRS = {"type": "vrpo"}
+
+
+@pytest.fixture
+def approximate(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(SamplerConfig, "is_exact", property(lambda self: False))
+
+
+def recipe(method: dict[str, Any], **behaviour: Any) -> TrainRecipe:
+    return load_recipe("sudoku-tiny", {"method": method, "behaviour": behaviour})
+
+
+def weighted(method: dict[str, Any], **behaviour: Any) -> str | None:
+    chosen = recipe(method, **behaviour)
+    return chosen.behaviour.weighted(chosen.method, chosen.sampler)
+
+
+def measured(method: dict[str, Any], **behaviour: Any) -> str | None:
+    chosen = recipe(method, **behaviour)
+    return chosen.behaviour.measured(chosen.method, chosen.sampler)
+
+
+@pytest.mark.parametrize("method", [TOKENS, STEPS, COMPLETIONS, PAIRS], ids=str)
+def test_an_exact_rollout_is_not_weighted_by_default(method: dict[str, Any]) -> None:
+    assert weighted(method) is None
+    assert measured(method) is None
+
+
+@pytest.mark.usefixtures("approximate")
+@pytest.mark.parametrize(("method", "level"), [(TOKENS, "token"), (STEPS, "step"), (PAIRS, None)], ids=str)
+def test_an_approximate_rollout_is_weighted_by_the_unit_of_the_methods_own_ratio(
+    method: dict[str, Any], level: str | None
+) -> None:
+    assert weighted(method) == measured(method) == level
+
+
+@pytest.mark.usefixtures("approximate")
+def test_without_weights_an_approximate_rollout_is_still_measured() -> None:
+    assert weighted(STEPS, level="off") is None
+    assert measured(STEPS, level="off") == "step"
+    assert measured(COMPLETIONS, level="off") is None
+
+
+def test_a_limit_is_enough_to_measure_an_exact_rollout() -> None:
+    assert weighted(STEPS, max_ratio=10.0) is None
+    assert measured(STEPS, max_ratio=10.0) == "step"
+
+
+@pytest.mark.usefixtures("approximate")
+def test_the_expensive_level_has_to_be_chosen() -> None:
+    with raises(ConfigError, "espo", "behaviour.level = sequence", "behaviour.level = off"):
+        recipe(COMPLETIONS)
+    assert weighted(COMPLETIONS, level="sequence") == "sequence"
+
+
+@pytest.mark.parametrize(
+    ("method", "level"),
+    [
+        (STEPS, "token"),
+        (COMPLETIONS, "step"),
+        (PAIRS, "sequence"),
+        ({"type": "egspo_ca"}, "step"),
+        ({"type": "step_merge", "num_segments": 2}, "token"),
+    ],
+    ids=str,
+)
+def test_a_level_that_the_method_cannot_have_is_refused(method: dict[str, Any], level: str) -> None:
+    with raises(ConfigError, f"behaviour.level = {level}", str(method["type"])):
+        recipe(method, level=level)
+
+
+def test_merged_steps_can_be_weighted_by_token_if_every_step_is_a_segment() -> None:
+    assert weighted({"type": "step_merge", "num_segments": 0}, level="token") == "token"
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "word"),
+    [
+        ("cap", 0.5, "below 1"),
+        ("max_ratio", 0.9, "below 1"),
+        ("band", [1.5, 2.0], "contain 1"),
+        ("band", [-1.0, 2.0], "contain 1"),
+    ],
+)
+def test_a_bound_that_excludes_equal_policies_is_refused(key: str, value: Any, word: str) -> None:
+    with raises(ConfigError, f"behaviour.{key}", word):
+        recipe(STEPS, **{key: value})
+
+
+def test_a_limit_without_measured_ratios_is_refused() -> None:
+    with raises(ConfigError, "behaviour.max_ratio = 5", "espo", "behaviour.level = sequence"):
+        recipe(COMPLETIONS, max_ratio=5.0)

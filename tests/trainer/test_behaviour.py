@@ -1,0 +1,272 @@
+"""The trainer's comparison with the behaviour policy: its weights, its metrics and its limit, in every kind of update."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from accelerate import Accelerator
+from torch import Tensor
+
+from tests.helpers.messages import raises
+from tests.helpers.rollouts import collect
+from tests.helpers.runs import OWN_SETTINGS, train_recipe
+from unmask.core.errors import RolloutError
+from unmask.core.records import Rollout
+from unmask.functional.noise import named_generator
+from unmask.methods import METHODS
+from unmask.models import Denoiser, char_tokenizer
+from unmask.recipes.schema import TrainRecipe
+from unmask.rewards import per_completion
+from unmask.rewards.scorer import Scorer
+from unmask.tasks import Sudoku
+from unmask.trainer.learn import Learner
+from unmask.trainer.metrics import Tally
+from unmask.trainer.reference import FrozenCopy
+
+TASK = Sudoku()
+SETTINGS = (
+    "num_prompts=2",
+    "num_generations=3",
+    "num_iterations=1",
+    "method.num_selected=3",
+    "method.beta=0",
+    "optim.max_grad_norm=1.0e9",
+    "optim.warmup_steps=0",
+    "optim.learning_rate=1.0e-12",
+)
+
+
+@per_completion
+def count_ones(completions: list[str], **_: Any) -> list[float]:
+    return [text.count("1") + 0.1 * len(text) for text in completions]
+
+
+class Bench:
+    """A denoiser, its rollout, and updates from it that leave the denoiser as it is."""
+
+    def __init__(self, denoiser: Denoiser, folder: Path) -> None:
+        self.denoiser, self.folder, self.accelerator = denoiser, folder, Accelerator()
+
+    def recipe(self, *overrides: str) -> TrainRecipe:
+        return train_recipe(self.folder, self.folder, *SETTINGS, *overrides)
+
+    def rollout(self, recipe: TrainRecipe) -> Rollout:
+        rows = TASK.rows("train", 2)
+        tokenizer = char_tokenizer(TASK.alphabet)
+        return collect(self.denoiser, tokenizer, Scorer({"ones": count_ones}), recipe, rows, 0, slice(None), Tally())
+
+    def update(self, recipe: TrainRecipe, rollout: Rollout) -> tuple[Tensor, dict[str, float]]:
+        """Return the gradient of the last update, and the metrics."""
+        optimizer = self.accelerator.prepare(torch.optim.SGD(self.denoiser.parameters(), lr=1.0))
+        reference = FrozenCopy.of(self.denoiser, "cpu")
+        learner = Learner(self.accelerator, self.denoiser, optimizer, reference, recipe)
+        tally = Tally()
+        self.denoiser.zero_grad()
+        learner.update(rollout, 0, named_generator(0, "update", 0), tally)
+        gradient = torch.cat([p.grad.flatten() for p in self.denoiser.parameters() if p.grad is not None])
+        return gradient, tally.reduce(self.accelerator)
+
+    def gradient(self, recipe: TrainRecipe, rollout: Rollout) -> Tensor:
+        return self.update(recipe, rollout)[0]
+
+
+@pytest.fixture
+def bench(lively: Denoiser, tmp_path: Path) -> Bench:
+    return Bench(lively, tmp_path)
+
+
+def shifted(rollout: Rollout, shift: Tensor | float, where: Tensor | None = None) -> Rollout:
+    """Return the rollout with log-probabilities that are `shift` nats higher at the sampled tokens, as if another policy
+    had sampled them."""
+    path = rollout.trajectory
+    is_sampled = (path.unmask_step >= 0) & (path.unmask_step < path.num_steps)
+    is_shifted = is_sampled if where is None else is_sampled & where
+    moved = path.logprob + torch.where(is_shifted, torch.as_tensor(shift), torch.zeros_like(path.logprob))
+    return replace(rollout, trajectory=replace(path, logprob=moved))
+
+
+def noisy(rollout: Rollout, size: float = 0.7) -> Rollout:
+    """Return the rollout as if another policy had sampled it."""
+    noise = torch.randn(rollout.trajectory.logprob.shape, generator=torch.Generator().manual_seed(3))
+    return shifted(rollout, size * noise)
+
+
+def first_of_each(rollout: Rollout, by_step: bool) -> Tensor:
+    """Return [B, L] bool, one sampled token of each completion, or of each of its steps."""
+    when = rollout.trajectory.unmask_step
+    mask = torch.zeros_like(when, dtype=torch.bool)
+    for row, steps in enumerate(when.tolist()):
+        for step in sorted(set(steps) - {-1, rollout.trajectory.num_steps})[: None if by_step else 1]:
+            mask[row, steps.index(step)] = True
+    return mask
+
+
+def close(found: Tensor, wanted: Tensor) -> bool:
+    assert wanted.norm() > 1e-4
+    return bool((found - wanted).norm() / wanted.norm() < 1e-4)
+
+
+# --- every method ---
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.slow
+def test_a_ratio_of_one_half_everywhere_halves_the_gradient_of_every_method(bench: Bench, method: str) -> None:
+    settings = [f"method={{type: {method}}}", *OWN_SETTINGS.get(method, ())]
+    if "beta" in METHODS[method].model_fields and method != "vrpo":
+        settings.append("method.beta=0")
+    plain = bench.recipe(*settings)
+    rollout = bench.rollout(plain)
+    whole = bench.gradient(plain, rollout)
+    levels = plain.method.behaviour_levels(plain.sampler)
+    assert bool(levels) == (method != "vrpo")
+    for level in levels:
+        recipe = bench.recipe(*settings, f"behaviour.level={level}")
+        where = None if level == "token" else first_of_each(rollout, level == "step")
+        gradient = bench.gradient(recipe, shifted(rollout, math.log(2), where))
+        assert close(gradient, whole / 2), level
+        assert close(bench.gradient(recipe, rollout), whole), "an exact rollout is not changed"
+
+
+# --- weights by hand ---
+
+
+def by_hand(rollout: Rollout, noisy: Rollout, level: str, cap: float = math.inf) -> Tensor:
+    """Return the weight of each step of each completion, [B, T], from the two records of the log-probabilities; the first
+    is that of an exact rollout, so it is the old policy's."""
+    path = rollout.trajectory
+    gap = path.logprob.double() - noisy.trajectory.logprob.double()
+    by_step = torch.stack([(gap * (path.unmask_step == k)).sum(-1) for k in range(path.num_steps)], dim=-1)
+    if level == "sequence":
+        by_step = by_step.sum(-1, keepdim=True).expand_as(by_step)
+    return by_step.exp().clamp(max=cap)
+
+
+def weighted_gradient(bench: Bench, recipe: TrainRecipe, rollout: Rollout, weight: Tensor) -> Tensor:
+    """Return the gradient of -Σ weight A log π over the method's views, computed view by view with the plain loss."""
+    path = rollout.trajectory
+    views = recipe.method.plan(rollout, torch.Generator())
+    advantage = recipe.method.advantage(rollout)
+    of_view = advantage[views.row] if advantage.dim() == 1 else advantage[views.row, views.slot]
+    bench.denoiser.zero_grad()
+    for n in range(len(views)):
+        row, target = int(views.row[n]), views.target[n]
+        step = int(path.unmask_step[row][target][0])
+        ids = torch.cat([path.prompt_ids[row], path.state_before(step)[row]]).unsqueeze(0)
+        logits = bench.denoiser.backbone(input_ids=ids).logits[0, path.prompt_ids.shape[1] :] / path.sampler.temperature
+        logits[:, path.mask_id] = -torch.inf
+        logprob = logits.log_softmax(-1).gather(-1, path.tokens[row].unsqueeze(-1)).squeeze(-1)[target].sum()
+        factor = weight[row, step] * of_view[n] * views.weight[n] / len(path)
+        (-float(factor) * logprob).backward()
+    return torch.cat([p.grad.flatten() for p in bench.denoiser.parameters() if p.grad is not None])
+
+
+@pytest.mark.parametrize("level", ["step", "sequence"])
+@pytest.mark.parametrize("more", [(), ("num_iterations=2",), ("views_per_forward=2",)], ids=str)
+def test_the_gradient_is_that_of_the_views_weighted_by_hand(bench: Bench, level: str, more: tuple[str, ...]) -> None:
+    recipe = bench.recipe(f"behaviour.level={level}", *more)
+    rollout = bench.rollout(recipe)
+    other = noisy(rollout)
+    weight = by_hand(rollout, other, level, cap=2.0)
+    assert (weight == 2.0).any(), "some weights are truncated"
+    assert (weight < 2.0).any(), "some are not"
+    expected = weighted_gradient(bench, recipe, rollout, weight)
+    assert close(bench.gradient(recipe, other), expected)
+    assert not close(bench.gradient(bench.recipe(*more), other), expected)
+
+
+@pytest.mark.parametrize("more", [(), ("num_iterations=2",)], ids=str)
+def test_normalised_weights_have_the_mean_one(bench: Bench, more: tuple[str, ...]) -> None:
+    recipe = bench.recipe("behaviour={level: step, cap: 0, normalise: true}", *more)
+    rollout = bench.rollout(recipe)
+    other = noisy(rollout)
+    weight = by_hand(rollout, other, "step")
+    views = recipe.method.plan(rollout, torch.Generator())
+    step = torch.stack([rollout.trajectory.unmask_step[r][t][0] for r, t in zip(views.row, views.target, strict=True)])
+    mean = weight[views.row, step.long()].mean()
+    assert abs(mean - 1) > 0.05
+    assert close(bench.gradient(recipe, other), weighted_gradient(bench, recipe, rollout, weight / mean))
+
+
+def test_the_ratio_is_that_of_the_sampling_distribution_whatever_the_temperature_of_the_loss(bench: Bench) -> None:
+    plain = bench.recipe("logprob_temperature=1.0")
+    recipe = bench.recipe("logprob_temperature=1.0", "behaviour.level=step")
+    rollout = bench.rollout(recipe)
+    gradient, metrics = bench.update(recipe, rollout)
+    assert close(gradient, bench.gradient(plain, rollout))
+    assert metrics["behaviour/ratio_max"] == pytest.approx(1.0, abs=1e-4)
+
+
+# --- metrics ---
+
+
+@pytest.mark.parametrize(
+    "more", [(), ("num_iterations=2", "num_minibatches=2"), ("behaviour.normalise=true",)], ids=str
+)
+def test_the_metrics_describe_the_ratios_of_the_views(bench: Bench, more: tuple[str, ...]) -> None:
+    recipe = bench.recipe("behaviour={level: step, cap: 1.5, band: [0.5, 3]}", *more)
+    rollout = bench.rollout(recipe)
+    other = noisy(rollout)
+    _, metrics = bench.update(recipe, other)
+    path, views = rollout.trajectory, recipe.method.plan(rollout, torch.Generator())
+    ratio = by_hand(rollout, other, "step")
+    pairs = [
+        (int(row), int(path.unmask_step[row][target][0])) for row, target in zip(views.row, views.target, strict=True)
+    ]
+    ratios = torch.stack([ratio[row, step] for row, step in pairs])
+    count = torch.tensor([int((path.unmask_step[row] == step).sum()) for row, step in pairs])
+    mean_ratio = ratios ** (1 / count)
+    is_masked = (mean_ratio < 0.5) | (mean_ratio > 3)
+    assert metrics["behaviour/ratio_mean"] == pytest.approx(float(ratios.mean()), rel=1e-4)
+    assert metrics["behaviour/ratio_max"] == pytest.approx(float(ratios.max()), rel=1e-4)
+    assert metrics["behaviour/masked_share"] == pytest.approx(float(is_masked.double().mean()), rel=1e-6)
+    truncated = ((ratios > 1.5) & ~is_masked).double().mean()
+    assert metrics["behaviour/truncated_share"] == pytest.approx(float(truncated), rel=1e-6)
+    share = ratios.sum() ** 2 / (len(ratios) * ratios.square().sum())
+    assert metrics["behaviour/effective_share"] == pytest.approx(float(share), rel=1e-4)
+    assert 0.0 < metrics["behaviour/effective_share"] < 1.0
+    assert metrics["behaviour/truncated_share"] > 0.0
+
+
+def test_a_sequence_level_measures_whole_completions(bench: Bench) -> None:
+    recipe = bench.recipe("behaviour.level=sequence")
+    rollout = bench.rollout(recipe)
+    other = noisy(rollout, 0.2)
+    _, metrics = bench.update(recipe, other)
+    ratio = by_hand(rollout, other, "sequence")[:, 0]
+    assert metrics["behaviour/ratio_mean"] == pytest.approx(float(ratio.mean()), rel=1e-4)
+    assert metrics["behaviour/ratio_max"] == pytest.approx(float(ratio.max()), rel=1e-4)
+
+
+def test_an_exact_rollout_is_neither_weighted_nor_measured_by_default(bench: Bench) -> None:
+    recipe = bench.recipe()
+    _, metrics = bench.update(recipe, bench.rollout(recipe))
+    assert not any(name.startswith("behaviour/") for name in metrics)
+
+
+# --- the limit ---
+
+
+@pytest.mark.parametrize("shift", [-1.0, 1.0])
+@pytest.mark.parametrize("more", [("num_iterations=1",), ("num_iterations=2",)], ids=str)
+def test_a_ratio_above_the_limit_stops_the_run_before_the_weights_change(
+    bench: Bench, shift: float, more: tuple[str, ...]
+) -> None:
+    recipe = bench.recipe("behaviour.max_ratio=2.5", "optim.learning_rate=0.1", *more)
+    rollout = bench.rollout(recipe)
+    before = {name: value.clone() for name, value in bench.denoiser.state_dict().items()}
+    with raises(RolloutError, "likely", "behaviour.max_ratio = 2.5"):
+        bench.update(recipe, shifted(rollout, shift))
+    assert all(torch.equal(value, before[name]) for name, value in bench.denoiser.state_dict().items())
+    bench.update(recipe, shifted(rollout, 0.9 * shift))
+
+
+def test_a_ratio_that_is_not_a_number_is_above_the_limit(bench: Bench) -> None:
+    recipe = bench.recipe("behaviour.max_ratio=2.5", "behaviour.level=sequence")
+    with raises(RolloutError, "behaviour.max_ratio"):
+        bench.update(recipe, shifted(bench.rollout(recipe), math.nan))
