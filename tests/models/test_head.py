@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import peft
 import pytest
 import torch
 from torch import Tensor
 
+from tests.helpers.adapters import build
+from tests.helpers.native_configs import CONFIGS
 from unmask.core.config import SamplerConfig
-from unmask.core.records import Rollout, ViewLogprobs, Views
+from unmask.core.records import Readout, Rollout, ViewLogprobs, Views
 from unmask.methods.egspo import EGSPO
 from unmask.models import Denoiser, TinyConfig, char_tokenizer, tiny_denoiser
 from unmask.sampling import LogprobSettings, denoise, view_logprobs
@@ -71,6 +74,46 @@ def test_chunks_give_the_numbers_and_gradients_of_the_whole(lively: Denoiser, op
         assert (gradient(lively, parts) - wanted).norm() / wanted.norm() < 1e-6
 
 
+@pytest.mark.parametrize("name", sorted(CONFIGS))
+def test_every_class_of_model_reads_the_log_probabilities_of_its_logits(name: str) -> None:
+    denoiser = build(name).eval()
+    ids = torch.randint(3, 9, (3, 6), generator=torch.Generator().manual_seed(5))
+    ids[:, 2:] = denoiser.mask_id
+    positions = torch.tensor([[2, 4], [3, 5], [5, 2]])
+    is_read = torch.tensor([[True, True], [True, False], [False, True]])
+    tokens = torch.tensor([[3, 4], [5, 6], [7, 8], [3, 8]])
+    logits = denoiser(ids, None, positions)[is_read].index_fill(1, torch.tensor([denoiser.mask_id]), -torch.inf)
+    wanted = (logits / 0.8).log_softmax(-1).gather(-1, tokens)
+    upstream = torch.linspace(-1, 1, 8).view(4, 2)
+    trained = [p for p in denoiser.parameters() if p.requires_grad]
+    expected = torch.autograd.grad(wanted, trained, upstream, allow_unused=True)
+
+    def never(logits: Tensor, inputs: Tensor) -> Tensor:
+        raise AssertionError("a linear head computes log-probabilities without this function")
+
+    readout = Readout(never, is_read, tokens, 3, temperature=0.8, forbidden=denoiser.mask_id)
+    found = denoiser(ids, None, positions, readout=readout)
+    torch.testing.assert_close(found, wanted, rtol=0, atol=1e-5)
+    for one, other in zip(torch.autograd.grad(found, trained, upstream, allow_unused=True), expected, strict=True):
+        assert (one is None) == (other is None)
+        if one is not None:
+            assert (one - other).norm() <= 1e-4 * other.norm() + 1e-5
+
+
+def test_a_head_with_an_adapter_is_read_from_its_logits(lively: Denoiser) -> None:
+    rolled = rollout(lively)
+    views, calls = views_of(rolled), []
+    plain = scored(lively, rolled, views, 5)
+    lora = peft.LoraConfig(r=2, target_modules=["lm_head"], init_lora_weights=False)
+    peft.inject_adapter_in_model(lora, lively.backbone)
+    adapted = lively.backbone.get_output_embeddings()
+    adapted.register_forward_hook(lambda *_: calls.append(1))
+    whole, parts = (scored(lively, rolled, views, at_once) for at_once in (None, 5))
+    torch.testing.assert_close(parts.logprob, whole.logprob, rtol=0, atol=1e-5)
+    assert (parts.logprob - plain.logprob).abs().max() > 0.01
+    assert len(calls) > 2
+
+
 def test_whole_distributions_and_guided_logits_are_as_before(lively: Denoiser) -> None:
     for options, asked in (({}, {"distribution": True}), ({"guidance": 0.5}, {})):
         rolled = rollout(lively, **options)
@@ -108,6 +151,6 @@ def test_memory_is_that_of_one_chunk_for_any_number_of_positions(with_graph: boo
 
 
 def test_only_a_denoiser_of_the_package_evaluates_its_head_in_chunks(lively: Denoiser, table_denoiser: type) -> None:
-    assert positions_at_once(lively) == LOGITS_AT_ONCE // lively.vocab_size
+    assert positions_at_once(lively) == LOGITS_AT_ONCE["cpu"] // lively.vocab_size
     assert positions_at_once(table_denoiser(3, 3, 99, seed=0)) is None
     assert char_tokenizer(Sudoku().alphabet).vocab_size == lively.vocab_size

@@ -8,7 +8,7 @@ from torch import nn
 
 from tests.helpers.adapters import build
 from tests.helpers.native_configs import CONFIGS
-from unmask.models import logit_head
+from unmask.functional import linear_logprob
 from unmask.models.logit_head import LogitHead
 
 
@@ -21,7 +21,7 @@ def states_and_linear(bias: bool = False) -> tuple[torch.Tensor, nn.Linear]:
 
 @pytest.mark.parametrize("bias", [False, True])
 def test_the_logits_are_those_of_float64_to_float32_precision(bias: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(logit_head, "WEIGHTS_AT_ONCE", 10 * 256)  # several parts, the last of which is smaller
+    monkeypatch.setattr(linear_logprob, "WEIGHTS_AT_ONCE", 10 * 256)  # several parts, the last of which is smaller
     states, linear = states_and_linear(bias)
     exact = nn.functional.linear(states.double(), *(p.double() for p in linear.parameters()))
     logits = LogitHead.of(linear)(states)

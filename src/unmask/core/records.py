@@ -80,11 +80,19 @@ class Readout:
     function: Callable[[Tensor, Tensor], Tensor]
     """Maps [n, V] logits at temperature 1 and [n, M] inputs to [n, c] values, each position
     independently of the others."""
-    inputs: Tensor
-    """[B, n, M] int64: further inputs of the function, such as the tokens whose probabilities it
+    is_read: Bool[Tensor, "B N"]
+    """[B, N] bool: which of the requested positions are read. They are numbered row by row from 0
+    to n - 1."""
+    inputs: Int[Tensor, "n M"]
+    """[n, M] int64: further inputs of the function, such as the tokens whose probabilities it
     returns."""
     chunk_size: int
     """Maximum number of positions whose logits exist at the same time."""
+    temperature: float | None = None
+    """Set if the function returns the log-probabilities of the inputs at this temperature. A linear
+    head then computes them without calling the function."""
+    forbidden: int | None = None
+    """Token whose probability is 0 in these log-probabilities."""
 
 
 @dataclass(frozen=True, slots=True)

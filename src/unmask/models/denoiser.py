@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from unmask.core.errors import ModelError
 from unmask.core.records import KeyValueCache, Readout
 from unmask.models.block_causal import block_causal_mask
-from unmask.models.head import head_in_chunks
+from unmask.models.head import read_head
 from unmask.models.logit_head import LogitHead
 from unmask.models.native import NATIVE_CLASSES
 
@@ -48,7 +48,7 @@ class Denoiser(nn.Module):
         self.logit_shift = bool(getattr(backbone.config, "logit_shift", False))
         self.block_length: int | None = getattr(backbone.config, "block_length", None)
         """Block length of block-causal attention; None if every position attends to every other."""
-        self._head = NATIVE_CLASSES[type(backbone).__name__].head
+        self._transform = NATIVE_CLASSES[type(backbone).__name__].transform
         self._checkpointed: list[nn.Module] = []
 
     @property
@@ -106,7 +106,8 @@ class Denoiser(nn.Module):
             readout: function of the logits to return instead, evaluated in chunks of positions.
 
         Returns:
-            [B, n, V] float32 logits at temperature 1, or the values of the readout.
+            [B, n, V] float32 logits at temperature 1, or the values of the readout, with one row
+            for each position that is read.
 
         Raises:
             ModelError: the class of the backbone has no cache.
@@ -164,8 +165,12 @@ class Denoiser(nn.Module):
 
     def _logits(self, hidden: Tensor, columns: Tensor, readout: Readout | None) -> Tensor:
         selected = hidden.gather(1, columns.unsqueeze(-1).expand(-1, -1, hidden.shape[-1]))
-        head = self._head(self.backbone)
-        return head(selected) if readout is None else head_in_chunks(head, selected, readout)
+        last: Any = self.backbone.get_output_embeddings()
+        transform = self._transform(self.backbone)
+        if readout is not None:
+            return read_head(last, transform(selected[readout.is_read]), readout)
+        logits: Tensor = last(transform(selected))
+        return logits
 
 
 @torch.no_grad()

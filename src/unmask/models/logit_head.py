@@ -14,9 +14,8 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-WEIGHTS_AT_ONCE = 2**24
-"""Number of weights that are converted to float32 at once where the device has no product of
-bfloat16 matrices with a float32 result."""
+from unmask.core.records import Readout
+from unmask.functional.linear_logprob import float32_product, linear_logprobs
 
 
 class LogitHead(nn.Linear):
@@ -30,13 +29,30 @@ class LogitHead(nn.Linear):
         head.weight, head.bias = linear.weight, linear.bias
         return head.train(linear.training)
 
-    def forward(self, states: Tensor) -> Tensor:
-        """Return [..., V] logits of [..., D] hidden states."""
+    def forward(self, states: Tensor, readout: Readout | None = None) -> Tensor:
+        """Return [..., V] logits of [..., D] hidden states, or the log-probabilities of a readout
+        that has a temperature, [n, M] for [n, D] hidden states."""
+        if readout is not None:
+            return self._logprobs(states, readout)
         if states.dtype != torch.bfloat16 or self.weight.dtype != torch.bfloat16:
             return super().forward(states)
         product: Tensor = _Float32Product.apply(states.flatten(0, -2), self.weight)  # type: ignore[no-untyped-call]
         logits = product.view(*states.shape[:-1], -1)
         return logits if self.bias is None else logits + self.bias
+
+    def _logprobs(self, states: Tensor, readout: Readout) -> Tensor:
+        assert readout.temperature is not None
+        # Autocast would round the logits of float32 weights.
+        with torch.autocast(states.device.type, enabled=False):
+            return linear_logprobs(
+                states.to(self.weight.dtype),
+                self.weight,
+                readout.inputs,
+                self.bias,
+                temperature=readout.temperature,
+                forbidden=readout.forbidden,
+                chunk_size=readout.chunk_size,
+            )
 
 
 class _Float32Product(torch.autograd.Function):
@@ -46,10 +62,7 @@ class _Float32Product(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, states: Tensor, weight: Tensor) -> Tensor:
         ctx.save_for_backward(states, weight)
-        if states.device.type == "cuda" and torch.version.cuda:
-            return torch.mm(states, weight.t(), out_dtype=torch.float32)
-        parts = weight.split(max(1, WEIGHTS_AT_ONCE // weight.shape[1]))
-        return torch.cat([states.float() @ part.float().t() for part in parts], dim=1)
+        return float32_product(states, weight)
 
     @staticmethod
     @once_differentiable

@@ -18,7 +18,7 @@ from torch import Tensor
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-Head = Callable[[Tensor], Tensor]
+Transform = Callable[[Tensor], Tensor]
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,8 +27,9 @@ class NativeClass:
 
     auto_class: Literal["AutoModelForCausalLM", "AutoModelForMaskedLM"]
     """Name of the native auto class that loads this class."""
-    head: Callable[[PreTrainedModel], Head]
-    """Function that returns the map from hidden states [..., D] to logits [..., V]."""
+    transform: Callable[[PreTrainedModel], Transform]
+    """Function that returns the map from hidden states [..., D] to the inputs [..., D] of the last
+    layer, which is the model's output embedding."""
     linear: tuple[str, ...]
     """Names, or ends of names, of the weight matrices in the blocks of the model, which LoRA adapts
     with `all-linear`."""
@@ -36,35 +37,34 @@ class NativeClass:
     """True if the attention of the class takes a cache of keys and values."""
 
 
-def _output_embeddings(model: PreTrainedModel) -> Head:
-    return cast(Head, model.get_output_embeddings())
+def _no_transform(_model: PreTrainedModel) -> Transform:
+    return lambda hidden: hidden
 
 
-def _modernbert_head(model: PreTrainedModel) -> Head:
-    head, decoder = cast(Head, model.head), cast(Head, model.decoder)
-    return lambda hidden: decoder(head(hidden))
+def _modernbert_transform(model: PreTrainedModel) -> Transform:
+    return cast(Transform, model.head)
 
 
-def _bert_head(model: PreTrainedModel) -> Head:
-    return cast(Head, model.cls)
+def _bert_transform(model: PreTrainedModel) -> Transform:
+    return cast(Transform, model.cls.predictions.transform)  # type: ignore[union-attr]
 
 
 _LLAMA_LIKE = NativeClass(
     "AutoModelForCausalLM",
-    _output_embeddings,
+    _no_transform,
     ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"),
 )
 
 NATIVE_CLASSES: dict[str, NativeClass] = {
-    "GPT2LMHeadModel": NativeClass("AutoModelForCausalLM", _output_embeddings, ("c_attn", "c_proj", "c_fc")),
+    "GPT2LMHeadModel": NativeClass("AutoModelForCausalLM", _no_transform, ("c_attn", "c_proj", "c_fc")),
     "LlamaForCausalLM": _LLAMA_LIKE,
     "Qwen2ForCausalLM": _LLAMA_LIKE,
     "Qwen3ForCausalLM": _LLAMA_LIKE,
     "ModernBertForMaskedLM": NativeClass(
-        "AutoModelForMaskedLM", _modernbert_head, ("Wqkv", "Wo", "Wi"), has_cache=False
+        "AutoModelForMaskedLM", _modernbert_transform, ("Wqkv", "Wo", "Wi"), has_cache=False
     ),
     "BertForMaskedLM": NativeClass(
-        "AutoModelForMaskedLM", _bert_head, ("query", "key", "value", "output.dense", "intermediate.dense")
+        "AutoModelForMaskedLM", _bert_transform, ("query", "key", "value", "output.dense", "intermediate.dense")
     ),
 }
 """Native classes by their name in `config.architectures`."""

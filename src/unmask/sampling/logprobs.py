@@ -49,6 +49,11 @@ class LogprobSettings:
             return LogprobSettings(sampler.temperature or 1.0, sampler.top_k, sampler.top_p)
         return LogprobSettings(logprob_temperature, 0, 1.0)
 
+    @property
+    def has_full_support(self) -> bool:
+        """True if neither top-k nor top-p limits the support."""
+        return not self.top_k and self.top_p >= 1
+
     def logprobs(self, logits: Tensor, tokens: Tensor) -> Tensor:
         """Return [..., V] log-probabilities whose support includes the [..., M] `tokens`."""
         return token_logprobs(logits, self.temperature, self.top_k, self.top_p, always_allow=tokens)
@@ -100,13 +105,20 @@ def view_logprobs(
     model_input = (*_prompts(trajectory, views, trim), state, columns, trajectory.mask_id)
     sampler = trajectory.sampler
     evaluate = partial(_evaluate, settings, sampler if choice else None)
-    needs_all = distribution or bool(sampler.guidance)
     logprobs = None
-    if needs_all or positions_at_once is None or columns.numel() <= positions_at_once:
+    if distribution or sampler.guidance or positions_at_once is None:
         values, logprobs = evaluate(predict(denoiser, *model_input, sampler.guidance), tokens)
     else:
-        readout = Readout(lambda logits, tokens: evaluate(logits, tokens)[0], tokens, positions_at_once)
-        values = predict_in_chunks(denoiser, *model_input, readout)
+        readout = Readout(
+            lambda logits, tokens: evaluate(logits, tokens)[0],
+            is_valid,
+            tokens[is_valid],
+            positions_at_once,
+            settings.temperature if settings.has_full_support and not choice else None,
+        )
+        read = predict_in_chunks(denoiser, *model_input, readout)
+        values = read.new_zeros(*columns.shape, read.shape[-1])
+        values[is_valid] = read
     dense = _at_positions(values[..., : tokens.shape[-1]].mT, columns, is_target, sequences.shape[2])
     return ViewLogprobs(
         dense.squeeze(1) if views.tokens is None else dense,

@@ -79,11 +79,13 @@ def predict_in_chunks(
         readout: function of the logits, and the number of positions in a chunk.
 
     Returns:
-        [B, n, c] values of the function.
+        [n, c] values of the function at the positions that are read.
     """
     model_input = _model_input(prompt_ids, prompt_mask, completion, positions)
     without_mask = replace(
-        readout, function=lambda logits, inputs: readout.function(_without_mask(logits, mask_id), inputs)
+        readout,
+        function=lambda logits, inputs: readout.function(_without_mask(logits, mask_id), inputs),
+        forbidden=mask_id,
     )
     return denoiser(*model_input, readout=without_mask)
 

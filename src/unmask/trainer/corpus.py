@@ -15,11 +15,11 @@ from unmask.core.errors import ConfigError, DataError
 from unmask.core.records import Readout, Row
 from unmask.functional.distribution import token_logprobs
 from unmask.functional.elbo import elbo, mask_at_times, stratified_times
-from unmask.functional.masking import trim_left_padding
+from unmask.functional.masking import compact_columns, trim_left_padding
 from unmask.models import Denoiser
 from unmask.recipes.schema import PretrainRecipe
 from unmask.sampling.encoding import check_fits_context, encode_batch
-from unmask.sampling.predict import predict, predict_in_chunks
+from unmask.sampling.predict import predict_in_chunks
 from unmask.trainer.learn import positions_at_once
 
 if TYPE_CHECKING:
@@ -143,15 +143,13 @@ class Corpus:
     def loss(self, model: torch.nn.Module, batch: PretrainBatch) -> Tensor:
         """Return the negative ELBO per completion token of a batch, in nats."""
         target, masked = batch.completion, batch.masked
-        positions = torch.arange(target.shape[1], device=target.device).expand_as(target)
+        columns, is_masked = compact_columns(masked)
         shown = target.masked_fill(masked, self.mask_id)
-        inputs = (batch.prompt_ids, batch.prompt_mask, shown, positions, self.mask_id)
-        tokens = target.unsqueeze(-1)
-        if target.numel() <= self.positions_at_once:
-            logprob = _token_logprob(predict(model, *inputs), tokens)  # type: ignore[arg-type]
-        else:
-            logprob = predict_in_chunks(model, *inputs, Readout(_token_logprob, tokens, self.positions_at_once))
-        return -elbo(logprob.squeeze(-1), masked, batch.times).mean() / target.shape[1] * batch.num_blocks
+        inputs = (batch.prompt_ids, batch.prompt_mask, shown, columns, self.mask_id)
+        readout = Readout(_token_logprob, is_masked, target[masked].unsqueeze(-1), self.positions_at_once, 1.0)
+        read = predict_in_chunks(model, *inputs, readout).squeeze(-1)
+        logprob = read.new_zeros(target.shape).masked_scatter(masked, read)
+        return -elbo(logprob, masked, batch.times).mean() / target.shape[1] * batch.num_blocks
 
 
 def completion_length(recipe: PretrainRecipe) -> int:
