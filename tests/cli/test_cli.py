@@ -166,6 +166,7 @@ def test_a_mistake_in_the_settings_is_reported_before_anything_is_written(
         (["eval", "{model}", "--task", "sudoku", "--steps", "4,x"], ["ConfigError", '--steps "4,x"', "numbers"]),
         (["eval", "{model}", "--task", "sudoku", "--steps", "17"], ["ConfigError", "num_steps = 17"]),
         (["eval", "{model}", "--task", "sudoku", "--split", "dev"], ["DataError", '"dev"', "test"]),
+        (["eval", "{model}", "--task", "sudoku", "--cache", "on"], ["ConfigError", "off", "prefix", "dual"]),
         (["eval", "{places}/empty", "--task", "sudoku"], ["ModelError", "{places}/empty", "config.json"]),
         (
             ["eval", "{model}", "--task", "dataset", "--option", "path={places}/none.csv"],
@@ -554,6 +555,17 @@ def test_eval_of_a_task_for_language_models_takes_the_papers_lengths_and_half_as
     assert (facts["block_length"], facts["environment"]["dtype"]) == (16, "float32")
 
 
+def test_evaluations_with_and_without_a_cache_are_kept_apart(
+    tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    options = ["--task", "sudoku", "--rows", 2, "--block-length", 4, "--temperature", 0.9]
+    for cache in ("off", "dual", "dual"):
+        assert unmask("eval", tiny_model, *options, "--cache", cache) == 0
+    facts = [json.loads(path.read_text()) for path in (tmp_path / "runs" / "eval").glob("*.json")]
+    assert sorted(fact["sampler"]["cache"] for fact in facts) == ["dual", "off"]
+
+
 def test_eval_without_a_place_keeps_every_completion_too(
     tiny_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -645,6 +657,14 @@ def test_sample_prints_a_line_for_each_step_in_a_pipe(tiny_model: Path, capsys: 
     assert hidden[-1] == 0
     assert completion.startswith("completion: ")
     assert re.fullmatch(r"entropy of the whole path: \d+\.\d\d nats", entropy)
+
+
+def test_sample_takes_a_cache(tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    samplers = []
+    monkeypatch.setattr("unmask.cli.sample.watch", lambda _policy, _prompt, sampler, **_: samplers.append(sampler))
+    for options in ([], ["--cache", "dual"]):
+        assert unmask("sample", tiny_model, "--prompt", "1234=", "--length", 8, "--block-length", 4, *options) == 0
+    assert [(sampler.cache, sampler.block_length) for sampler in samplers] == [("off", 4), ("dual", 4)]
 
 
 def test_sample_takes_a_prompt_and_the_seed_decides(tiny_model: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import pytest
+import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
@@ -55,6 +56,12 @@ def test_a_refresh_without_a_cache_is_refused() -> None:
     assert message(cache_refresh_steps=4) == (
         "cache_refresh_steps = 4 has no effect without a cache. Set cache to prefix or dual, or leave out cache_refresh_steps."
     )
+
+
+def test_off_is_a_word_although_yaml_reads_it_as_false() -> None:
+    assert SamplerConfig.model_validate({"cache": yaml.safe_load("off")}).cache == "off"
+    with pytest.raises(ValidationError):
+        SamplerConfig.model_validate({"cache": yaml.safe_load("on")})
 
 
 def test_a_rollout_is_exact_without_a_cache_or_with_a_refresh_at_every_step() -> None:

@@ -6,6 +6,7 @@ import copy
 
 import pytest
 import torch
+from torch import nn
 
 from tests.helpers.adapters import LORA, build, train_by_hand
 from tests.helpers.messages import raises
@@ -139,6 +140,38 @@ def test_token_passes_count_the_columns_that_run(options, tokens_per_row):
     counter = TokenPasses(denoiser)
     denoise(denoiser, PROMPTS, MASK, sampler_of(**options), SEEDS)
     assert counter.count == B * tokens_per_row
+
+
+class RandomLogits(nn.Module):
+    """Denoiser that reads nothing, and never predicts EOS or MASK."""
+
+    mask_id, eos_id = 0, 1
+
+    def forward(self, ids, attention_mask, positions, **_):
+        logits = torch.rand(*positions.shape, 12, generator=torch.Generator().manual_seed(ids.numel()))
+        logits[..., :2] = -torch.inf
+        return logits
+
+
+@pytest.mark.parametrize(
+    ("cache", "needs", "passes"),
+    [
+        ("off", None, 128 * 456),
+        # Eight blocks: a full forward pass of 456 tokens each, and 15 steps of 32 tokens each.
+        ("dual", None, 7488),
+        ("prefix", None, 8 * 456 + 15 * sum(range(32, 257, 32))),
+        # One-step completions cost nothing without a cache, and a full forward pass each with one.
+        ("off", Needs(greedy=True, selection=("entropy_topk", 8)), 58368),
+        ("dual", Needs(greedy=True, selection=("entropy_topk", 8)), 7488 + 8 * 456),
+    ],
+)
+def test_token_passes_of_a_completion_at_the_published_setting(cache, needs, passes):
+    denoiser = RandomLogits()
+    counter = TokenPasses(denoiser)
+    sampler = SamplerConfig(max_completion_length=256, num_steps=128, block_length=32, cache=cache)
+    prompt = torch.full((1, 200), 5)
+    denoise(denoiser, prompt, torch.ones_like(prompt, dtype=torch.bool), sampler, torch.tensor([3]), needs=needs)
+    assert counter.count == passes
 
 
 # One-step completions

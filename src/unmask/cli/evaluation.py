@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from unmask.cli.options import Model, Order, Overrides, SettingsCommand, TaskOptions, numbers, say
+from unmask.cli.options import Cache, Model, Order, Overrides, SettingsCommand, TaskOptions, numbers, say
 
 if TYPE_CHECKING:
     from unmask.core.config import SamplerConfig
@@ -50,6 +50,7 @@ def evaluate_(
     block_length: Annotated[
         int | None, typer.Option(help="Block length in tokens; default the completion length (a single block).")
     ] = None,
+    cache: Cache = "off",
     split: Annotated[str, typer.Option(help="Split of the task: train, validation or test.")] = "test",
     rows: Annotated[int, typer.Option(min=1, help="Number of examples.")] = 256,
     batch_size: Annotated[
@@ -94,6 +95,7 @@ def evaluate_(
         "samples": samples,
         "sampler.order": order,
         "sampler.block_length": block_length,
+        "sampler.cache": cache,
         "evaluation.split": split,
         "evaluation.num_rows": rows,
         "evaluation.batch_size": batch_size,
@@ -196,6 +198,7 @@ def sample(
     block_length: Annotated[
         int | None, typer.Option(help="Block length in tokens; default the completion length (a single block).")
     ] = None,
+    cache: Cache = "off",
     delay: Annotated[float, typer.Option(help="Seconds to show each denoising step on a terminal.")] = 0.25,
     seed: Annotated[int, typer.Option(help="Seed of the sampling.")] = 0,
 ) -> None:
@@ -226,6 +229,7 @@ def sample(
         temperature=temperature,
         order=order,
         block_length=block_length,
+        cache=cache,
     )
     policy = load_model(model, device=default_device())
     watch(policy, prompt, sampler, seed=seed, delay=delay, verdict=verdict)

@@ -24,6 +24,12 @@ Order = Annotated[
         help="Remasking strategy, which decides the positions that a step commits: a name, or a path as in my_order.py:mine."
     ),
 ]
+Cache = Annotated[
+    str,
+    typer.Option(
+        help="Approximate cache of keys and values in a block: off, prefix (of what precedes the block) or dual (of all else)."
+    ),
+]
 TaskOptions = Annotated[
     list[str] | None, typer.Option("--option", help="Option of the task, as key=value; can be repeated.")
 ]

@@ -39,11 +39,15 @@ class Config(BaseModel):
     @model_validator(mode="before")
     @classmethod
     def _read_values(cls, settings: object) -> object:
-        """Turn a single value into a list where the field is a list, and expand ~ at the start of a
-        path."""
+        """Turn a single value into a list where the field is a list, expand ~ at the start of a
+        path, and restore the word `off`, which YAML reads as False."""
         if not isinstance(settings, Mapping):
             return settings
-        return {key: _expanded(_listed(value, cls.model_fields.get(key))) for key, value in settings.items()}
+
+        def read(value: Any, field: FieldInfo | None) -> Any:
+            return "off" if value is False and _has_off(field) else _expanded(_listed(value, field))
+
+        return {key: read(value, cls.model_fields.get(key)) for key, value in settings.items()}
 
     def __setattr__(self, name: str, value: Any) -> None:
         if name in type(self).model_fields:
@@ -105,6 +109,11 @@ def _listed(value: Any, field: FieldInfo | None) -> Any:
     if value is None:
         return () if field.default == () else None
     return [value] if isinstance(value, str | int | float | os.PathLike) else value
+
+
+def _has_off(field: FieldInfo | None) -> bool:
+    """Return True if the value of a field is one of several words, among them `off`."""
+    return field is not None and get_origin(field.annotation) is Literal and "off" in get_args(field.annotation)
 
 
 def _holds_list(annotation: Any) -> bool:

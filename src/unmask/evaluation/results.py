@@ -83,8 +83,9 @@ def facts_of(
     samples: int,
     batch_size: int | None,
 ) -> dict[str, Any]:
-    """Return the facts about an evaluation for `save`. All `samplers` share one order and block
-    length."""
+    """Return the facts about an evaluation for `save`. The `samplers` differ in length, steps and
+    temperature only."""
+    named = {"max_completion_length", "num_steps", "temperature", "order", "block_length"}
     return {
         "model": model,
         "weights": weights_hash(denoiser),
@@ -94,6 +95,7 @@ def facts_of(
         "seed": seed,
         "order": samplers[0].order,
         "block_length": samplers[0].block_length,
+        "sampler": samplers[0].model_dump(exclude=named),
         "samples": samples,
         "rewards": list(rewards),
         "settings": [[s.max_completion_length, s.steps, s.temperature] for s in samplers],
