@@ -106,7 +106,7 @@ def lines(options: argparse.Namespace) -> list[str]:
         "both": (Denoiser.checkpoint_gradients, True),
         f"lora.r={options.r}": (adapters, False),
         f"lora.r={options.r}, both": (both, True),
-        f"lora.r={options.r}, dtype=bfloat16": (halved, False),
+        f"lora.r={options.r}, precision=bf16": (halved, False),
     }
     table = [
         "| setting | weights | AdamW's state | peak of an update | reference | together | time |",

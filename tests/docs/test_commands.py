@@ -67,8 +67,7 @@ LANGUAGE = {
     "sampler.max_completion_length": 32,
     "sampler.num_steps": 16,
     "sampler.block_length": 16,
-    "mixed_precision": "no",
-    "dtype": "float32",
+    "precision": "float32",
 }
 """Of recipes for language models, whose completions are long."""
 PLACEHOLDERS = {

@@ -11,6 +11,7 @@ import pytest
 import torch
 import transformers
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from tests.helpers.adapters import EVERYWHERE, IDS, LORA, build, train_by_hand
 from tests.helpers.messages import raises
@@ -135,9 +136,38 @@ def test_training_continues_with_the_same_weights_after_a_pass_without_adapters(
         assert {key for key, parameter in denoiser.named_parameters() if parameter.requires_grad} == trained
 
 
-def test_adapters_of_bfloat16_weights_are_float32() -> None:
-    adapters = Adapters(build(dtype=torch.bfloat16), LORA)
-    assert {parameter.dtype for _, parameter in adapters.parameters()} == {torch.float32}
+def test_adapters_compute_in_the_precision_of_the_model() -> None:
+    denoiser = build(dtype=torch.bfloat16)
+    adapters = Adapters(denoiser, LORA)
+    adapters.add_reference()
+    assert {parameter.dtype for _, parameter in adapters.parameters()} == {torch.bfloat16}
+    assert {parameter.dtype for _, parameter in adapters.parameters(REFERENCE)} == {torch.bfloat16}
+
+    def converted_inputs() -> int:
+        """Count the conversions to float32 that come before the head, beyond those of the bare model."""
+        with torch.no_grad(), _Conversions() as seen:
+            logits(denoiser)
+        return seen.count
+
+    with adapters.off():
+        bare = converted_inputs()
+    assert converted_inputs() == bare
+    # Negative control: adapters as peft makes them convert the input of each adapted layer.
+    for _, parameter in adapters.parameters():
+        parameter.data = parameter.data.float()
+    assert converted_inputs() > bare + 2 * 4
+
+
+class _Conversions(TorchDispatchMode):
+    """Counts the tensors that are converted from bfloat16 to float32."""
+
+    count = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
+        made = function(*args, **kwargs or {})
+        if function is torch.ops.aten._to_copy.default and made.dtype == torch.float32:
+            self.count += args[0].dtype == torch.bfloat16
+        return made
 
 
 # --- the reference ---

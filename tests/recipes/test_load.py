@@ -374,7 +374,7 @@ def test_a_key_below_one_that_is_null_can_be_set(tmp_path: Path) -> None:
         ("lora.rank=3", '"rank"'),
         ("lora.dropout=1", "lora.dropout = 1"),
         ("lora.quantize=8bit", "'4bit'"),
-        ("dtype=half", "'bfloat16'"),
+        ("precision=half", "'bf16'"),
         ("max_tokens_per_forward=many", "auto"),
         ("max_tokens_per_forward=0", "auto"),
         ("max_tokens_per_forward=10", "16 tokens"),

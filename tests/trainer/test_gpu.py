@@ -59,7 +59,7 @@ def test_a_forward_pass_in_bfloat16_agrees_with_the_cpu() -> None:
 
 
 def test_one_training_step_changes_the_weights(tiny_model: Path, tmp_path: Path) -> None:
-    recipe = train_recipe(tiny_model, tmp_path / "run", *SETTINGS, "max_steps=1", "mixed_precision=bf16")
+    recipe = train_recipe(tiny_model, tmp_path / "run", *SETTINGS, "max_steps=1", "precision=bf16")
     trainer = Trainer(recipe, [ones])
     assert {parameter.device.type for parameter in trainer.denoiser.parameters()} == {"cuda"}
     folder = trainer.train()
@@ -104,7 +104,7 @@ def test_the_fsdp2_preset_gives_what_one_process_gives(tiny_model: Path, tmp_pat
 def test_qlora_loads_four_bit_weights_and_trains_only_the_adapters(tmp_path: Path) -> None:
     pytest.importorskip("bitsandbytes")
     save_model(build(), TOKENIZER, tmp_path / "model")
-    settings = ("dtype=bfloat16", "lora={r: 2, alpha: 4, quantize: 4bit}")
+    settings = ("precision=bf16", "lora={r: 2, alpha: 4, quantize: 4bit}")
     policy = make_policy(train_recipe(tmp_path / "model", tmp_path / "run", *settings), GPU)
     denoiser = policy.denoiser.to(GPU)
     quantized = [name for name, weight in denoiser.named_parameters() if weight.dtype == torch.uint8]

@@ -442,42 +442,6 @@ def test_a_tracker_gets_the_metrics_too(tiny_model: Path, tmp_path: Path) -> Non
     assert logged == pytest.approx([line["reward"] for line in metrics(folder)[1:]])
 
 
-@pytest.fixture
-def fresh_accelerate() -> Iterator[None]:
-    """Reset accelerate before and after, because it fixes the precision of a process once."""
-    from accelerate.state import AcceleratorState
-
-    AcceleratorState._reset_state(reset_partial_state=True)
-    yield
-    AcceleratorState._reset_state(reset_partial_state=True)
-
-
-@pytest.mark.usefixtures("fresh_accelerate")
-def test_every_forward_pass_in_bfloat16_uses_the_current_weights(tiny_model: Path, tmp_path: Path) -> None:
-    # torch caches cast weights until the outermost autocast ends, so an autocast around a run would
-    # freeze them.
-    overrides = ("mixed_precision=bf16", "optim.learning_rate=1.0e-2", "max_steps=2", "optim.warmup_steps=0")
-    ids = torch.tensor([[4, 5, 6, 1, 1]])
-
-    def logits(trainer: Trainer) -> torch.Tensor:
-        with torch.no_grad():
-            return trainer.denoiser(ids, None, torch.tensor([[3, 4]])).float()
-
-    seen: list[float] = []
-
-    def compare(step: int, line: dict[str, Any]) -> None:
-        cached = logits(trainer)
-        torch.clear_autocast_cache()
-        seen.append(float((cached - logits(trainer)).abs().max()))
-
-    trainer = Trainer(train_recipe(tiny_model, tmp_path / "run", *overrides), observe=compare)
-    before = logits(trainer)
-    trainer.train()
-    # Both steps and both evaluations leave a line of metrics.
-    assert seen == [0.0] * 4
-    assert not torch.equal(before, logits(trainer))
-
-
 @pytest.mark.slow
 def test_the_compute_of_the_reference_counts(tiny_model: Path, tmp_path: Path) -> None:
     spent = []
@@ -505,7 +469,3 @@ def test_a_run_without_signal_warns_once(tiny_model: Path, tmp_path: Path, caplo
 
     Trainer(train_recipe(tiny_model, tmp_path / "run"), [same]).train()
     assert [record.message[:23] for record in caplog.records if record.name == "unmask"] == ["for 5 steps all complet"]
-
-
-def test_the_default_precision_can_be_written_in_yaml(tiny_model: Path, tmp_path: Path) -> None:
-    assert train_recipe(tiny_model, tmp_path, "mixed_precision=no").mixed_precision == "no"

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import logging
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from accelerate.state import AcceleratorState, PartialState
 from safetensors.torch import load_file
 from torch._dynamo.testing import CompileCounter
 
@@ -19,9 +16,11 @@ from tests.helpers.runs import metrics, pretrain_recipe, train_recipe, weights
 from unmask.core.errors import ConfigError, RunError
 from unmask.core.records import Rollout
 from unmask.models import Denoiser, char_tokenizer, load_model, save_model
+from unmask.recipes.load import load_recipe
 from unmask.rewards import per_completion
 from unmask.tasks import Sudoku
 from unmask.trainer import Trainer
+from unmask.trainer.distributed.masters import master_of
 from unmask.trainer.learn import Learner
 from unmask.trainer.optimizer import trainable
 from unmask.trainer.policy import make_policy
@@ -44,15 +43,6 @@ def model(lively: Denoiser, tmp_path: Path) -> Path:
     """Return the folder of a model whose predictions depend on its whole input."""
     save_model(lively, char_tokenizer(Sudoku().alphabet), tmp_path / "model")
     return tmp_path / "model"
-
-
-@pytest.fixture
-def fresh_state() -> Iterator[None]:
-    """accelerate keeps the precision of the first accelerator for the whole process."""
-    AcceleratorState._reset_state()
-    yield
-    AcceleratorState._reset_state()
-    PartialState._reset_state()
 
 
 def logged(folder: Path, key: str) -> list[float]:
@@ -293,21 +283,13 @@ def test_adapters_are_not_resumed_on_another_model(model: Path, tmp_path: Path, 
 
 @pytest.mark.parametrize("adapters", [(), LORA], ids=["all weights", "adapters"])
 @pytest.mark.slow
-def test_bfloat16_weights_train_with_log_probabilities_in_float32(
-    model: Path,
-    tmp_path: Path,
-    adapters: tuple[str, ...],
-    caplog: pytest.LogCaptureFixture,
-    monkeypatch: pytest.MonkeyPatch,
+def test_bf16_computes_in_bfloat16_with_log_probabilities_and_master_weights_in_float32(
+    model: Path, tmp_path: Path, adapters: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    recipe = train_recipe(model, tmp_path / "run", "method.beta=0.04", "dtype=bfloat16", *adapters, *TRAINING)
-    with caplog.at_level(logging.WARNING, logger="unmask"):
-        trainer = Trainer(recipe, [ones])
-    assert ("8 significant bits" in caplog.text) == (not adapters)
-    assert {p.dtype for p in trainer.denoiser.parameters()} == (
-        {torch.bfloat16, torch.float32} if adapters else {torch.bfloat16}
-    )
-    paths = []
+    recipe = train_recipe(model, tmp_path / "run", "method.beta=0.04", "precision=bf16", *adapters, *TRAINING)
+    trainer = Trainer(recipe, [ones])
+    denoiser, paths = trainer.denoiser, []
+    assert {p.dtype for p in denoiser.parameters()} == {torch.bfloat16}
     update = Learner.update
 
     def noted(learner: Learner, rollout: Rollout, *rest: Any) -> Any:
@@ -323,27 +305,49 @@ def test_bfloat16_weights_train_with_log_probabilities_in_float32(
     assert logged(folder, "policy/ratio_max") == [1.0] * 6
     # The rounding of bfloat16 in batches of another shape, and no more.
     assert max(logged(folder, "diffusion/mismatch_max")) < 0.1
-    final, _ = load_model(folder / "final")
-    start, _ = load_model(model)
-    assert final.backbone.dtype == torch.bfloat16
-    assert not all(torch.equal(a, b.bfloat16()) for a, b in zip(final.parameters(), start.parameters(), strict=True))
-
-
-@pytest.mark.usefixtures("fresh_state")
-@pytest.mark.slow
-def test_mixed_precision_computes_in_bfloat16_and_keeps_float32_weights(model: Path, tmp_path: Path) -> None:
-    recipe = train_recipe(model, tmp_path / "run", "method.beta=0.04", "mixed_precision=bf16", *LORA, *TRAINING)
-    trainer = Trainer(recipe, [ones])
-    seen = set()
-    trainer.denoiser.backbone.transformer.h[0].mlp.register_forward_hook(lambda _m, _a, out: seen.add(out.dtype))
-    folder = trainer.train()
-    assert seen == {torch.bfloat16}
-    assert {p.dtype for p in trainer.denoiser.parameters()} == {torch.float32}
-    assert logged(folder, "policy/ratio_max") == [1.0] * 6
-    assert max(logged(folder, "diffusion/mismatch_max")) < 0.1
-    # The reference is read in the same precision: before the first update there is nothing between
+    # The reference computes in the same precision: before the first update there is nothing between
     # the two.
     assert logged(folder, "kl")[0] == 0.0
+    trained = dict(denoiser.named_parameters() if not adapters else trainer.policy.adapters.parameters())
+    masters = {name: master_of(p) for name, p in trained.items()}
+    assert all(torch.equal(masters[name].bfloat16(), p) for name, p in trained.items())
+    assert max(float((m.detach() - m.bfloat16().float()).abs().max()) for m in masters.values()) > 1e-5
+    # A checkpoint and a saved adapter hold the master copies, a model the weights that compute.
+    prefix = "backbone." if adapters else ""
+    saved = {key.removeprefix("weight:" + prefix): value for key, value in weights_of_checkpoint(folder).items()}
+    assert all(torch.equal(saved[name], master) for name, master in masters.items())
+    final, _ = load_model(folder / "final")
+    assert final.backbone.dtype == torch.bfloat16
+    if adapters:
+        adapter = load_file(folder / "final" / "adapter" / "adapter_model.safetensors")
+        assert {value.dtype for value in adapter.values()} == {torch.float32}
+    else:
+        assert all(torch.equal(a, b) for a, b in zip(final.parameters(), denoiser.parameters(), strict=True))
+
+
+def weights_of_checkpoint(folder: Path) -> dict[str, torch.Tensor]:
+    newest = sorted((folder / "checkpoints").glob("step-*"))[-1]
+    files = [load_file(path) for path in sorted(newest.glob("state-*.safetensors"))]
+    return {key: value for file in files for key, value in file.items() if key.startswith("weight:")}
+
+
+@pytest.mark.parametrize("adapters", [(), LORA], ids=["all weights", "adapters"])
+@pytest.mark.slow
+def test_a_run_in_bf16_resumes_bit_for_bit(model: Path, tmp_path: Path, adapters: tuple[str, ...]) -> None:
+    recipe = train_recipe(model, tmp_path / "run", "precision=bf16", *adapters, *TRAINING)
+    folder = Trainer(recipe, [ones]).train()
+    whole = weights_of_checkpoint(folder)
+    cut_off(folder, 4)
+    Trainer(recipe, [ones], resume=True).train()
+    again = weights_of_checkpoint(folder)
+    assert again.keys() == whole.keys()
+    assert all(torch.equal(again[name], value) for name, value in whole.items())
+
+
+def test_the_precision_of_a_device_is_recorded_in_the_run(model: Path, tmp_path: Path) -> None:
+    recipe = train_recipe(model, tmp_path / "run", "precision=auto")
+    assert Trainer(recipe, [ones]).recipe.precision == "float32"
+    assert load_recipe(tmp_path / "run" / "config.yaml").precision == "float32"
 
 
 # --- compilation ---

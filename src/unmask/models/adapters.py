@@ -71,6 +71,7 @@ class Adapters:
             self._peft: Any = peft.PeftModel(denoiser.backbone, lora, adapter_name=POLICY)
         self.backbone: PreTrainedModel = denoiser.backbone
         self._lora = lora
+        self._convert(POLICY)
 
     @classmethod
     def load(cls, denoiser: Denoiser, folder: Path) -> Adapters:
@@ -142,7 +143,14 @@ class Adapters:
         """Add a frozen second adapter, which starts as a copy of the policy's."""
         with _without_side_effects():
             self._peft.add_adapter(REFERENCE, self._lora)
+        self._convert(REFERENCE)
         self.move_reference(1.0)
+
+    def _convert(self, name: str) -> None:
+        """Convert an adapter to the precision of the model. peft makes adapters in float32, and
+        would convert the input of every adapted layer to float32."""
+        for _, parameter in self.parameters(name):
+            parameter.data = parameter.data.to(self.backbone.dtype)
 
     @torch.no_grad()
     def move_reference(self, alpha: float) -> None:

@@ -1,6 +1,8 @@
-"""The device that commands run a model on."""
+"""The device that commands run a model on, and the precision that suits a device."""
 
 from __future__ import annotations
+
+from typing import Literal
 
 import torch
 
@@ -11,3 +13,17 @@ def default_device() -> str:
     Apple's GPUs do not count, because they lack float64, which the hashed draws need.
     """
     return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def precision_on(device: torch.device | str, precision: str = "auto") -> Literal["bf16", "float32"]:
+    """Return the precision that the setting `precision` stands for on a device: `auto` is bf16 on a
+    CUDA GPU with units for it, and float32 elsewhere."""
+    if precision == "auto":
+        has_units = torch.device(device).type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+        return "bf16" if has_units else "float32"
+    return "bf16" if precision == "bf16" else "float32"
+
+
+def weights_dtype(device: torch.device | str, precision: str = "auto") -> torch.dtype:
+    """Return the dtype of a model's weights in a precision; see `precision_on`."""
+    return torch.bfloat16 if precision_on(device, precision) == "bf16" else torch.float32

@@ -169,16 +169,16 @@ NAMES: dict[Answer, str] = {
     "unmask train trains, and unmask eval evaluates.": "do_train do_predict",
     # The model
     "`model`": "model_name* model_path pretrained *rollout_ref.model.*",
-    "`dtype`": "torch_dtype",
-    "`mixed_precision`": "amp precision",
+    "Set `precision` to bf16 or float32; it covers the weights and all forward passes.": (
+        "dtype torch_dtype mixed_precision amp *_full_eval"
+    ),
     "`compile`": "torch_compile*",
     "`gradient_checkpointing`": "activation_checkpointing* gradient_checkpointing_kwargs enable_gradient_checkpointing",
-    "Set `mixed_precision` to bf16.": "bf16",
-    "Set `mixed_precision` to bf16 or no; fp16 is not supported.": "fp16",
-    "Set `mixed_precision` to bf16 or no; fp8 is not supported.": "fp8",
-    "Weights are loaded in `dtype`; all forwards run in `mixed_precision`.": (
-        "*_full_eval tf32 cast_lm_head_to_fp32 model_init_kwargs"
-    ),
+    "Set `precision` to bf16.": "bf16",
+    "Set `precision` to bf16 or float32; fp16 is not supported.": "fp16",
+    "Set `precision` to bf16 or float32; fp8 is not supported.": "fp8",
+    "Logits are always float32, also with `precision` bf16.": "cast_lm_head_to_fp32 enable_fp32_lm_head",
+    "`precision` is the only setting of number formats.": "tf32 model_init_kwargs",
     "Memory depends on `rollout_batch_size`, `views_per_forward`, `max_tokens_per_forward` and `gradient_checkpointing`.": (
         "use_liger_* liger_* torch_empty_cache_steps"
     ),

@@ -70,16 +70,14 @@ class RunRecipe(Config):
     push_to_hub: str | None = None
     """Hub repository, as owner/name, that the finished model and its card are pushed to. Log in
     first: hf auth login."""
-    dtype: Literal["float32", "bfloat16"] = "float32"
-    """Data type in which weights are loaded; adapters stay float32. Without `lora`, bfloat16
-    weights round small updates to zero: use float32 and set mixed_precision."""
+    precision: Literal["auto", "bf16", "float32"] = "auto"
+    """Precision of weights and forward passes. With bf16, logits, log-probabilities and losses are
+    float32, and the optimizer updates float32 copies of the trained weights. `auto` is bf16 on a
+    CUDA GPU that supports it, and float32 elsewhere."""
     stuck_timeout: float = Field(600.0, gt=0)
     """Time limit in seconds. If no rank of a distributed run makes progress for this time, the run
     ends and names the stuck rank. The limit must be longer than the slowest forward, backward, save
     or reward call."""
-    mixed_precision: Literal["no", "bf16"] = "no"
-    """Precision of all forwards, independent of `dtype`. On a CPU without bfloat16 units, `no` is
-    much faster."""
     lora: LoraConfig | None = None
     """Settings of low-rank adapters, which are then trained instead of all weights."""
     gradient_checkpointing: bool = False
@@ -102,11 +100,6 @@ class RunRecipe(Config):
     @classmethod
     def _none_is_no_tracker(cls, names: object) -> object:
         return () if names in (["none"], [None]) else names
-
-    @field_validator("mixed_precision", mode="before")
-    @classmethod
-    def _yaml_reads_no_as_false(cls, value: object) -> object:
-        return "no" if value is False else value
 
 
 class TrainRecipe(RunRecipe):

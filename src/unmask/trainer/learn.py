@@ -208,10 +208,7 @@ class Learner:
         model.eval()
         batches, parts = self._batches(views, rollout), []
         for index, batch in batches:
-            # Autocast is on for one batch at a time: torch keeps the weights that it converts until
-            # the outermost block ends.
-            with self.accelerator.autocast():
-                logprobs = self._logprobs_of(model, rollout, batch, settings, choice=choice, distribution=distribution)
+            logprobs = self._logprobs_of(model, rollout, batch, settings, choice=choice, distribution=distribution)
             if len(index):
                 parts.append(logprobs)
         return batches.in_order(parts)

@@ -4,7 +4,6 @@ policy and its optimizer."""
 from __future__ import annotations
 
 import importlib.util
-import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,14 +15,13 @@ from torch import Tensor
 from unmask.core.errors import ConfigError
 from unmask.models import Denoiser, Policy, from_run, load_model
 from unmask.models.adapters import Adapters, save_adapted
+from unmask.models.device import weights_dtype
 from unmask.recipes.schema import PretrainRecipe, RunRecipe, TrainRecipe
 from unmask.trainer.optimizer import make_optimizer, trainable
 from unmask.trainer.reference import FrozenCopy, Reference, SecondAdapter, WithoutAdapters
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
-
-logger = logging.getLogger("unmask")
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +70,7 @@ def make_policy(recipe: TrainRecipe, device: torch.device) -> TrainedPolicy:
         ConfigError: the adapters or the quantization do not work with this model or on this
             machine.
     """
-    denoiser, tokenizer = load_policy(recipe, recipe.model)
+    denoiser, tokenizer = load_policy(recipe, recipe.model, device)
     reference: Reference | None = None
     needs_reference = recipe.method.needs().reference != "none"
     if needs_reference and not recipe.lora:
@@ -85,10 +83,11 @@ def make_policy(recipe: TrainRecipe, device: torch.device) -> TrainedPolicy:
     return TrainedPolicy(denoiser, tokenizer, adapters, reference, optimizers, base_mark(denoiser, adapters))
 
 
-def load_policy(recipe: RunRecipe, model: str) -> Policy:
-    """Load a model in the precision of the recipe; see `load_model`."""
-    quantization = _four_bits(recipe) if recipe.lora and recipe.lora.quantize == "4bit" else None
-    return load_model(model, recipe.dtype, quantization)
+def load_policy(recipe: RunRecipe, model: str, device: torch.device) -> Policy:
+    """Load a model in the precision of the recipe on a device; see `load_model`."""
+    dtype = weights_dtype(device, recipe.precision)
+    quantization = _four_bits(dtype) if recipe.lora and recipe.lora.quantize == "4bit" else None
+    return load_model(model, str(dtype).removeprefix("torch."), quantization)
 
 
 def equip(recipe: RunRecipe, denoiser: Denoiser, base: str | None) -> Adapters | None:
@@ -107,11 +106,6 @@ def equip(recipe: RunRecipe, denoiser: Denoiser, base: str | None) -> Adapters |
         ConfigError: peft is missing, or no module has the name of a target.
     """
     adapters = Adapters(denoiser, recipe.lora, recipe.seed, base) if recipe.lora else None
-    if adapters is None and recipe.dtype == "bfloat16":
-        logger.warning(
-            "dtype = bfloat16 without lora trains weights of 8 significant bits, so an update below 1/256 of a weight is "
-            "lost. Use dtype = float32 with mixed_precision = bf16, or lora."
-        )
     if recipe.gradient_checkpointing:
         denoiser.checkpoint_gradients()
     if recipe.compile:
@@ -128,7 +122,7 @@ def base_mark(denoiser: Denoiser, adapters: Adapters | None) -> dict[str, Tensor
     return {from_run.base_mark(denoiser): torch.zeros(1)} if adapters else {}
 
 
-def _four_bits(recipe: RunRecipe) -> object:
+def _four_bits(dtype: torch.dtype) -> object:
     """Return the quantization settings of QLoRA for transformers: 4-bit NormalFloat with doubly
     quantized scales, and the precision of the other weights.
 
@@ -137,7 +131,7 @@ def _four_bits(recipe: RunRecipe) -> object:
     """
     if not torch.cuda.is_available():
         raise ConfigError(
-            "lora.quantize = 4bit needs a CUDA GPU, and this machine has none. Set it to none; dtype = bfloat16 halves the "
+            "lora.quantize = 4bit needs a CUDA GPU, and this machine has none. Set it to none; precision = bf16 halves the "
             "memory of the weights."
         )
     if importlib.util.find_spec("bitsandbytes") is None:
@@ -148,5 +142,5 @@ def _four_bits(recipe: RunRecipe) -> object:
         load_in_4bit=True,
         bnb_4bit_quant_type="nf4",
         bnb_4bit_use_double_quant=True,
-        bnb_4bit_compute_dtype=getattr(torch, recipe.dtype),
+        bnb_4bit_compute_dtype=dtype,
     )

@@ -22,6 +22,7 @@ from unmask.evaluation.model_card import pretraining_card
 from unmask.evaluation.usable import Usable, faults_for, usable_rows
 from unmask.functional.noise import named_generator
 from unmask.models import Denoiser, Policy, char_tokenizer, tiny_denoiser
+from unmask.models.device import weights_dtype
 from unmask.recipes.schema import PretrainRecipe
 from unmask.trainer.corpus import Corpus, PretrainBatch, completion_length
 from unmask.trainer.distributed import backend
@@ -57,7 +58,7 @@ def pretrain(recipe: PretrainRecipe, *, resume: bool = False, observe: Observer 
                 f"{member.ranks.count}.",
                 agreed=True,
             )
-        denoiser, tokenizer = _start_model(recipe)
+        denoiser, tokenizer = _start_model(recipe, member.accelerator.device)
         usable = _usable(recipe, denoiser, tokenizer)
         adapters = equip(recipe, denoiser, recipe.model)
         corpus = Corpus(recipe, denoiser, tokenizer, usable.rows["train"])
@@ -150,8 +151,9 @@ def _usable(recipe: PretrainRecipe, denoiser: Denoiser, tokenizer: PreTrainedTok
     return usable_rows({"train": candidates}, faults_of)
 
 
-def _start_model(recipe: PretrainRecipe) -> Policy:
+def _start_model(recipe: PretrainRecipe, device: torch.device) -> Policy:
     if recipe.model is not None:
-        return load_policy(recipe, recipe.model)
+        return load_policy(recipe, recipe.model, device)
     tokenizer = char_tokenizer(recipe.task.alphabet)
-    return Policy(tiny_denoiser(recipe.tiny, tokenizer, recipe.seed).to(getattr(torch, recipe.dtype)), tokenizer)
+    denoiser = tiny_denoiser(recipe.tiny, tokenizer, recipe.seed)
+    return Policy(denoiser.to(weights_dtype(device, recipe.precision)), tokenizer)

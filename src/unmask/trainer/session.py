@@ -11,6 +11,7 @@ from typing import Any, Protocol, TypeVar
 from unmask.core.errors import RunError, UnmaskError
 from unmask.evaluation.model_card import push
 from unmask.evaluation.usable import Usable
+from unmask.models.device import precision_on, weights_dtype
 from unmask.models.from_run import locate
 from unmask.recipes.load import completed
 from unmask.recipes.schema import PretrainRecipe, TrainRecipe
@@ -69,13 +70,14 @@ class Member:
         self.ranks = Ranks(self.accelerator, self.progress.collective)
 
     def fixed(self, recipe: RecipeType) -> RecipeType:
-        """Return the recipe with the path to which the model's name resolves now, and with a task
-        whose rows a resumed run can read again.
+        """Return the recipe with the path to which the model's name resolves now, with the
+        precision that suits the device, and with a task whose rows a resumed run can read again.
 
         The run folder records this recipe, so that a resumed run does not start from another
-        checkpoint or other examples.
+        checkpoint or other examples, and does not change its precision.
         """
         update: dict[str, Any] = {"task": recipe.task.kept_in(self.path)}
+        update["precision"] = precision_on(self.accelerator.device, recipe.precision)
         if recipe.model is not None:
             update["model"] = locate(recipe.model)
         return recipe.model_copy(update=update)
@@ -199,7 +201,7 @@ class Session:
         """Write a folder that `load_model` reads. An error never leaves an incomplete folder. All
         ranks call this, because the weights may be sharded."""
         self.progress.begin(self.recipe.max_steps, f"writing {target.name}/")
-        weights = self.state.whole_weights()
+        weights = self.state.whole_weights(weights_dtype(self.accelerator.device, self.recipe.precision))
         with self.ranks.agreed():
             if self.folder.is_main:
                 with self.folder.written_aside(target) as folder:

@@ -28,6 +28,7 @@ from unmask.runs.atomic import disk_faults_explained, write_atomically
 from unmask.sampling import LogprobSettings, view_logprobs
 from unmask.sampling.encoding import encode_batch
 from unmask.sampling.engine import BatchLimits, LocalEngine
+from unmask.trainer.distributed.masters import master_of
 from unmask.trainer.distributed.ranks import Ranks
 from unmask.trainer.learn import positions_at_once
 from unmask.trainer.optimizer import state_bytes, trainable
@@ -204,7 +205,7 @@ class _Probe:
             raise ConfigError(
                 f"max_tokens_per_forward = auto: rows of {self.width} tokens need more memory than the "
                 f"{self._usable_bytes() / 2**30:.1f} GiB that are free. Shorten max_completion_length, or set "
-                "gradient_checkpointing, lora or dtype = bfloat16."
+                "gradient_checkpointing, lora or precision = bf16."
             ) from error
 
     def rollout(self, rows: int) -> Trajectory:
@@ -219,19 +220,19 @@ class _Probe:
         most = views.target.sum(-1).argmax()
         needs = self.recipe.method.needs()
         scoring = LogprobSettings.of(path, self.recipe.logprob_temperature)
-        with self.accelerator.autocast():
-            scores = view_logprobs(
-                self.policy.denoiser,
-                path,
-                views.take(most.expand(rows)),
-                scoring,
-                choice=needs.choice,
-                distribution=needs.reference == "distribution",
-                trim=True,
-                positions_at_once=positions_at_once(self.policy.denoiser),
-            )
+        scores = view_logprobs(
+            self.policy.denoiser,
+            path,
+            views.take(most.expand(rows)),
+            scoring,
+            choice=needs.choice,
+            distribution=needs.reference == "distribution",
+            trim=True,
+            positions_at_once=positions_at_once(self.policy.denoiser),
+        )
         self.accelerator.backward(scores.logprob.sum() * 0.0)
-        self.policy.denoiser.zero_grad(set_to_none=True)
+        for parameter in trainable(self.policy.denoiser):
+            parameter.grad = master_of(parameter).grad = None
 
     @cached_property
     def _planned(self) -> tuple[Trajectory, Views]:
@@ -255,6 +256,6 @@ class _Probe:
 
     def _usable_bytes(self) -> float:
         # The optimizer has no state before the first update.
-        weight_bytes = sum(p.numel() * p.element_size() for p in trainable(self.policy.denoiser))
+        weight_bytes = sum(master_of(p).nbytes for p in trainable(self.policy.denoiser))
         device = self.accelerator.device
         return SHARE * free_bytes(device) - state_bytes(weight_bytes, self.recipe.optim, device)

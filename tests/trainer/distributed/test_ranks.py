@@ -128,7 +128,7 @@ def read_sharded(rank: int, model: Path, folder: Path) -> None:
     train_a_little(denoiser, optimizer, 1)
     train_a_little(other, others, 1)
     compare(denoiser, optimizer, other, others)
-    weights = state.whole_weights()
+    weights = state.whole_weights(torch.float32)
     assert weights is not None
     assert set(weights) == (set(other.state_dict()) if rank == 0 else set())
     assert all(torch.allclose(weights[name], value, atol=1e-6) for name, value in other.state_dict().items() if weights)

@@ -91,6 +91,8 @@ def estimate(
     """
     from torch._subclasses.fake_tensor import FakeTensorMode
 
+    if recipe.precision == "auto":
+        recipe = recipe.model_copy(update={"precision": "bf16" if on_gpu else "float32"})
     if preset not in PRESETS:
         raise ConfigError(unknown_name("preset", preset, PRESETS))
     config, model = config_of(recipe, shape)

@@ -9,7 +9,6 @@ model is measured at two small depths and extrapolated, because every layer adds
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -129,8 +128,6 @@ def memory_of(
         part: processes if part in SHARDED.get(preset, ()) else 1 for part in ("weights", "gradients", "optimizer")
     }
     resident = [*_resident(recipe, measured, share)]
-    if preset == "ddp" and processes > 1:
-        resident.append(Line("DDP's buckets", 4 * measured["trained"], "as large as the gradients"))
     peaks = tuple(_peaks(recipe, config, work, measured))
     return Memory(tuple(resident), peaks, measured["frozen"] + measured["trained"], measured["trained"])
 
@@ -144,10 +141,9 @@ def nice(size: float) -> str:
 
 
 def _resident(recipe: TrainRecipe, measured: _Measured, share: dict[str, int]) -> Iterator[Line]:
-    size = 2 if recipe.dtype == "bfloat16" else 4
+    size = 2 if recipe.precision == "bf16" else 4
     frozen, quantized, trained = measured["frozen"], measured["quantized"], measured["trained"]
     divided = {part: f" / {n} ranks" if n > 1 else "" for part, n in share.items()}
-    trained_size = 4 if recipe.lora else size
     number = f"{trained / 1e6:.1f}e6"
     if recipe.lora:
         rest = frozen - quantized
@@ -155,16 +151,18 @@ def _resident(recipe: TrainRecipe, measured: _Measured, share: dict[str, int]) -
         words += f"{rest / 1e6:.1f}e6 x {size} B{divided['weights']}"
         yield Line("weights, frozen", (quantized * NF4 + rest * size) / share["weights"], words)
     name = "adapters" if recipe.lora else "weights"
-    yield Line(name, trained * trained_size / share["weights"], f"{number} x {trained_size} B{divided['weights']}")
-    gradients = f"{number} x {trained_size} B{divided['gradients']}"
-    yield Line("gradients", trained * trained_size / share["gradients"], gradients)
-    state = state_bytes(trained * trained_size, recipe.optim)
-    words = f"state: {state / (trained * trained_size):.3g} x {number} x {trained_size} B{divided['optimizer']}"
+    yield Line(name, trained * size / share["weights"], f"{number} x {size} B{divided['weights']}")
+    if size < 4:
+        # What the optimizer updates. ZeRO and FSDP2 keep it in shards, as the optimizer's state.
+        yield Line("master weights", trained * 4 / share["optimizer"], f"{number} x 4 B{divided['optimizer']}")
+    yield Line("gradients", trained * 4 / share["gradients"], f"{number} x 4 B{divided['gradients']}")
+    state = state_bytes(trained * 4, recipe.optim)
+    words = f"state: {state / (trained * 4):.3g} x {number} x 4 B{divided['optimizer']}"
     yield Line("optimizer", state / share["optimizer"], words)
     if recipe.method.needs().reference == "none":
         return
     if recipe.lora and recipe.sync_ref_model:
-        yield Line("reference", trained * 4, f"a second adapter: {number} x 4 B")
+        yield Line("reference", trained * size, f"a second adapter: {number} x {size} B")
     elif recipe.lora:
         yield Line("reference", 0, "the policy without its adapters")
     elif recipe.reference_offload:
@@ -183,7 +181,7 @@ def _peaks(recipe: TrainRecipe, config: PreTrainedConfig, work: Work, measured: 
     # Gradients exist before the second chunk of an update. In a single chunk they are made while
     # its activations go.
     fact = "second" if work.chunks > 1 else "first"
-    made = 0 if work.chunks > 1 else 4 * measured["trained"]
+    made = 0 if work.chunks > 1 else (2 if recipe.precision == "bf16" else 4) * measured["trained"]
     yield Line("update", measured[fact] - made, words("update", "views") + measured.words(fact))
     for name in ("old policy", "behaviour ratio", "reference"):
         if name not in by_name:
@@ -230,15 +228,11 @@ def _logits(denoiser: Denoiser, recipe: TrainRecipe, rows: int, width: int, leng
     """Compute logits as `predict` does."""
     ids = torch.zeros(rows, length, dtype=torch.long)
     positions = torch.zeros(rows, width, dtype=torch.long)
-    is_mixed = recipe.mixed_precision == "bf16"
-    with torch.autocast("cpu", torch.bfloat16) if is_mixed else nullcontext():
-        logits: Tensor = denoiser(ids, None, positions)
-        if recipe.sampler.guidance:
-            without = denoiser(ids, None, positions)
-            logits = without + (1.0 + recipe.sampler.guidance) * (logits - without)
-        if is_mixed:
-            logits = logits.float()
-        return logits.masked_fill(torch.zeros(logits.shape[-1], dtype=torch.bool), -torch.inf)
+    logits: Tensor = denoiser(ids, None, positions)
+    if recipe.sampler.guidance:
+        without = denoiser(ids, None, positions)
+        logits = without + (1.0 + recipe.sampler.guidance) * (logits - without)
+    return logits.masked_fill(torch.zeros(logits.shape[-1], dtype=torch.bool), -torch.inf)
 
 
 def _scored(denoiser: Denoiser, recipe: TrainRecipe, work: Pass, length: int, readings: Tensor | None) -> Tensor:

@@ -117,7 +117,8 @@ def build(config: PreTrainedConfig, recipe: TrainRecipe, num_layers: int) -> Den
     native = NATIVE_CLASSES[(config.architectures or [""])[0]]
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        backbone = getattr(transformers, native.auto_class).from_config(config, dtype=getattr(torch, recipe.dtype))
+        dtype = torch.bfloat16 if recipe.precision == "bf16" else torch.float32
+        backbone = getattr(transformers, native.auto_class).from_config(config, dtype=dtype)
     denoiser = Denoiser(backbone, 0, 0, 0)
     if recipe.lora:
         Adapters(denoiser, recipe.lora)

@@ -5,18 +5,20 @@ from __future__ import annotations
 
 import os
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 
 from unmask.core.config import flat
 from unmask.core.errors import ConfigError, unknown_name
+from unmask.models.device import precision_on
 from unmask.recipes.schema import RunRecipe
 from unmask.runs.folder import RunFolder
 from unmask.trainer.distributed import deepspeed_zero
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
+    from torch.distributed.fsdp import MixedPrecisionPolicy
 
 COLLECTIVE_PATIENCE = 24
 """Timeout of a collective, as a multiple of `stuck_timeout`. It is long because one rank may spend
@@ -28,8 +30,8 @@ def make_accelerator(recipe: RunRecipe) -> Accelerator:
     """Return the accelerator of a run, among the ranks that a launcher started.
 
     Raises:
-        ConfigError: the device lacks the precision, a tracker is unknown or not installed, or a
-            setting of the launcher would change the results.
+        ConfigError: a tracker is unknown or not installed, or a setting of the launcher would
+            change the results.
     """
     from accelerate import Accelerator, InitProcessGroupKwargs
 
@@ -45,28 +47,40 @@ def make_accelerator(recipe: RunRecipe) -> Accelerator:
         # removed and only the process group is made for the CPU.
         if os.environ.pop("ACCELERATE_USE_CPU", "false").lower() == "true" or not torch.cuda.is_available():
             deepspeed_zero.start_on_cpu(timeout)
-    try:
-        accelerator = Accelerator(
-            # Apple's GPUs lack float64, which the hashed draws need; their CPUs have it.
-            cpu=torch.backends.mps.is_available(),
-            mixed_precision=recipe.mixed_precision,
-            log_with=list(recipe.report_to) or None,
-            project_dir=recipe.output_dir,
-            kwargs_handlers=[InitProcessGroupKwargs(timeout=timeout)],
-        )
-    except ValueError as error:
-        raise ConfigError(
-            f"mixed_precision = {recipe.mixed_precision} does not work on this machine: {error} "
-            'Set mixed_precision to "no".'
-        ) from error
+    accelerator = Accelerator(
+        # Apple's GPUs lack float64, which the hashed draws need; their CPUs have it.
+        cpu=torch.backends.mps.is_available(),
+        # The weights themselves are bfloat16 with `precision` bf16, so nothing is cast.
+        mixed_precision="no",
+        log_with=list(recipe.report_to) or None,
+        project_dir=recipe.output_dir,
+        kwargs_handlers=[InitProcessGroupKwargs(timeout=timeout)],
+    )
     if accelerator.gradient_accumulation_steps != 1:
         raise ConfigError(
             f"accelerate was started with gradient_accumulation_steps = {accelerator.gradient_accumulation_steps}, "
             "which would skip updates. Leave it at 1; views_per_forward limits the memory of an update."
         )
+    precision = precision_on(accelerator.device, recipe.precision)
     if use_deepspeed:
-        deepspeed_zero.configure(accelerator, recipe.optim.max_grad_norm)
+        deepspeed_zero.configure(accelerator, recipe.optim.max_grad_norm, precision)
+    if str(accelerator.distributed_type).endswith("FSDP"):
+        accelerator.state.fsdp_plugin.mixed_precision_policy = fsdp_policy(precision)
     return accelerator
+
+
+def fsdp_policy(precision: Literal["bf16", "float32"]) -> MixedPrecisionPolicy:
+    """Return the policy by which FSDP2 gathers the float32 shards of the trained weights.
+
+    With bf16, weights are gathered in bfloat16 and gradients are reduced in float32. accelerate's
+    own policy would also round the outputs of the model to bfloat16, which are log-probabilities if
+    the head is read in chunks. The inputs of layers keep their precision, as in a model that is not
+    wrapped.
+    """
+    from torch.distributed.fsdp import MixedPrecisionPolicy
+
+    dtype = torch.bfloat16 if precision == "bf16" else None
+    return MixedPrecisionPolicy(dtype, torch.float32, output_dtype=None, cast_forward_inputs=False)
 
 
 def _check_trackers(recipe: RunRecipe) -> None:

@@ -16,7 +16,7 @@ import re
 import warnings
 from collections.abc import Mapping
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -79,13 +79,15 @@ def start_on_cpu(timeout: timedelta) -> None:
     ops.__compatible_ops__["deepspeed_shm_comm"] = False
 
 
-def configure(accelerator: Accelerator, max_grad_norm: float) -> None:
+def configure(accelerator: Accelerator, max_grad_norm: float, precision: Literal["bf16", "float32"]) -> None:
     """Set DeepSpeed's configuration to that of the run.
 
     Args:
         accelerator: accelerator of the run.
         max_grad_norm: norm at which gradients are clipped, whatever the launcher's config file
             says.
+        precision: precision of the weights of the model. DeepSpeed keeps float32 master copies of
+            those that are trained.
     """
     from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
@@ -98,6 +100,10 @@ def configure(accelerator: Accelerator, max_grad_norm: float) -> None:
     config["train_micro_batch_size_per_gpu"] = 1
     config["gradient_clipping"] = max_grad_norm
     config["zero_allow_untested_optimizer"] = True
+    config["bf16"] = {"enabled": precision == "bf16"}
+    # Gradients are summed over batches and over ranks in float32, also those of bfloat16 weights.
+    config["data_types"] = {"grad_accum_dtype": "fp32"}
+    config["communication_data_type"] = "fp32"
 
 
 def prepare(accelerator: Accelerator, module: nn.Module, optimizer: torch.optim.Optimizer) -> tuple[Any, Any]:

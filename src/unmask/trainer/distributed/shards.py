@@ -21,7 +21,8 @@ from torch import Tensor, nn
 
 from unmask.core.errors import ConfigError
 from unmask.trainer.distributed import deepspeed_zero
-from unmask.trainer.distributed.backend import is_deepspeed
+from unmask.trainer.distributed.backend import is_deepspeed, is_sharded
+from unmask.trainer.distributed.masters import add_masters, master_of
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -51,12 +52,24 @@ class Holder(Protocol):
 def prepare(
     accelerator: Accelerator, module: nn.Module, optimizers: Sequence[torch.optim.Optimizer]
 ) -> tuple[Any, list[Any]]:
-    """Return the model and its optimizers as accelerate wraps them.
+    """Return the model and its optimizers as they are trained: with float32 master copies of
+    bfloat16 weights, and in shards if the preset says so.
+
+    Without shards the model is not wrapped. `backend.step` averages the gradients of the ranks.
 
     Raises:
         ConfigError: there are several optimizers, and DeepSpeed drives one.
     """
+    if not is_sharded(accelerator) and not is_deepspeed(accelerator):
+        module.to(accelerator.device)
+        add_masters(module, optimizers)
+        return module, list(optimizers)
     if not is_deepspeed(accelerator):
+        for parameter in module.parameters():
+            if parameter.requires_grad:
+                # The shards are the master copies; FSDP2 gathers them in the precision of its
+                # policy.
+                parameter.data = parameter.data.float()
         model, *prepared = accelerator.prepare(module, *optimizers)
         return model, prepared
     if len(optimizers) > 1:
@@ -89,7 +102,7 @@ class Native:
 
     def weight(self, parameter: nn.Parameter) -> Tensor:
         """Return the whole weight; see `Holder`."""
-        return _whole(parameter.detach())
+        return _whole(master_of(parameter).detach())
 
     def state(self, parameter: nn.Parameter) -> dict[str, Tensor]:
         """Return the optimizer's state of a parameter; see `Holder`.
@@ -97,7 +110,8 @@ class Native:
         Raises:
             ConfigError: the state holds something that is not a tensor.
         """
-        state: dict[str, Any] = next((o.state[parameter] for o in self.optimizers if parameter in o.state), {})
+        master = master_of(parameter)
+        state: dict[str, Any] = next((o.state[master] for o in self.optimizers if master in o.state), {})
         for key, value in state.items():
             if value is not None and not isinstance(value, Tensor):
                 raise ConfigError(
@@ -109,20 +123,22 @@ class Native:
     @torch.no_grad()
     def set_weight(self, parameter: nn.Parameter, value: Tensor) -> None:
         """Write a weight; see `Holder`."""
-        parameter.copy_(_sharded_like(parameter, value.to(parameter.dtype)))
+        for copy in {parameter, master_of(parameter)}:
+            copy.copy_(_sharded_like(copy, value.to(copy.dtype)))
 
     def set_states(self, states: Mapping[nn.Parameter, Mapping[str, Tensor]]) -> None:
         """Write the optimizer's state of all parameters; see `Holder`."""
+        by_master = {master_of(parameter): state for parameter, state in states.items()}
         for optimizer in self.optimizers:
             groups = optimizer.state_dict()["param_groups"]
             parameters = [p for group in optimizer.param_groups for p in group["params"]]
             by_index = {
                 index: {
                     key: _sharded_like(parameter, value) if value.shape == parameter.shape else value
-                    for key, value in states[parameter].items()
+                    for key, value in by_master[parameter].items()
                 }
                 for index, parameter in enumerate(parameters)
-                if states.get(parameter)
+                if by_master.get(parameter)
             }
             # torch moves each tensor to the device and the precision that its optimizer needs.
             optimizer.load_state_dict({"state": by_index, "param_groups": groups})

@@ -23,6 +23,7 @@ from unmask.runs.checkpoints import check_disk_space, damage_explained, step_of
 from unmask.runs.folder import RunFolder
 from unmask.trainer.distributed.backend import is_sharded
 from unmask.trainer.distributed.deepspeed_zero import whole_numel
+from unmask.trainer.distributed.masters import master_of
 from unmask.trainer.distributed.ranks import Ranks
 from unmask.trainer.distributed.shards import Holder, holder_of
 from unmask.trainer.optimizer import state_bytes
@@ -193,20 +194,28 @@ class RunState:
         for name, tensor in plain.items():
             tensor.copy_(read(name))
 
-    def whole_weights(self) -> dict[str, Tensor] | None:
-        """Gather the weights of a sharded policy.
+    def whole_weights(self, dtype: torch.dtype) -> dict[str, Tensor] | None:
+        """Gather the weights of a policy that is sharded, or whose adapters have master copies.
+
+        Args:
+            dtype: dtype in which the policy computes. Trained weights are converted to it, except
+                adapters, which stay float32.
 
         Returns:
-            The policy's state dict with whole weights on the CPU of the main rank, and an empty one
-            on other ranks. None if the policy is not sharded.
+            The policy's state dict, with whole weights. If the policy is sharded, they are on the
+            CPU of the main rank, and the state dict of other ranks is empty. None if the policy
+            itself has these weights.
         """
         if not is_sharded(self.accelerator):
-            return None
+            masters = {name: master_of(p).detach() for name, p in self._parameters() if ".lora_" in name}
+            return self.module.state_dict() | masters if masters else None
         whole: dict[int, Tensor] = {}
         weights = {}
         for name, value in self.module.state_dict(keep_vars=True).items():
             if isinstance(value, nn.Parameter) and id(value) not in whole:
-                gathered = self.holder.weight(value).to(value.dtype)
+                gathered = self.holder.weight(value)
+                if ".lora_" not in name:
+                    gathered = gathered.to(dtype if value.requires_grad else value.dtype)
                 whole[id(value)] = gathered.cpu() if self.ranks.index == 0 else gathered[:0]
             if self.ranks.index == 0:
                 weights[name] = whole.get(id(value), value)
