@@ -9,6 +9,7 @@ import json
 import multiprocessing
 from collections.abc import Iterator, Mapping
 from contextlib import closing
+from hashlib import sha256
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -19,7 +20,7 @@ import yaml
 from tests.helpers.messages import raises
 from tests.helpers.runs import start
 from unmask.core.errors import RunError
-from unmask.runs.checkpoints import check_disk_space, fault_of
+from unmask.runs.checkpoints import Alone, check_disk_space, fault_of, read_manifest
 from unmask.runs.folder import RunFolder
 
 CONFIG: dict[str, Any] = {"seed": 0, "save_steps": 25, "optim": {"learning_rate": 1e-3, "betas": [0.9, 0.95]}}
@@ -272,6 +273,50 @@ def test_a_disk_without_room_refuses_before_anything_is_written(path: Path, monk
     check_disk_space(path, 50 * 2**20, 7)
     with raises(RunError, str(path), "100.0 MiB", "90.0 MiB", "16.0 MiB", "step 7", "--resume"):
         check_disk_space(path, 90 * 2**20, 7)
+
+
+class OneOfTwo(Alone):
+    """A rank of two, whose peer agrees to everything and has written `theirs`."""
+
+    count = 2
+
+    def __init__(self, index: int, theirs: dict[str, Any]) -> None:
+        self.index, self.theirs = index, theirs
+
+    def objects(self, value: Any) -> list[Any]:
+        return [value, self.theirs]
+
+
+def test_the_manifest_takes_the_hashes_that_other_ranks_computed(folder: RunFolder) -> None:
+    def write(aside: Path) -> list[Path]:
+        (aside / "mine").write_text("1")
+        (aside / "theirs").write_text("22")
+        return [aside / "mine"]
+
+    # Another hash than that of the file shows that the main rank does not read a file of its peer.
+    folder.save_checkpoint(1, write, 1, OneOfTwo(0, {"theirs": (2, "hash of rank 1")}))
+    files = read_manifest(folder.checkpoints()[0])["files"]
+    assert files["theirs"] == [2, "hash of rank 1"]
+    assert files["mine"][1] == sha256(b"1").hexdigest()
+
+
+@pytest.mark.parametrize(("index", "notices"), [(0, False), (1, True)])
+def test_each_rank_reads_a_share_of_the_files_back(folder: RunFolder, index: int, notices: bool) -> None:
+    def write(aside: Path) -> None:
+        for name in ("a", "b"):
+            (aside / name).write_text("x")
+
+    folder.save_checkpoint(1, write, 1)
+    (folder.checkpoints()[0] / "b").write_text("y")
+    fault = fault_of(folder.checkpoints()[0], share=slice(index, None, 2))
+    assert fault == ("b has changed since it was written" if notices else None)
+
+
+def test_a_rank_that_does_not_see_the_new_folder_says_that_the_disk_must_be_shared(path: Path) -> None:
+    # The main rank creates the folder; this rank has another disk.
+    other = RunFolder(path, CONFIG, resume=False, is_main=False)
+    with raises(RunError, "rank 1", "output_dir", "disk that all ranks share"):
+        other.save_checkpoint(1, lambda aside: None, 1, OneOfTwo(1, {}))
 
 
 @pytest.mark.parametrize(

@@ -9,9 +9,9 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, TypeVar
 
 from unmask.core.errors import RunError
 from unmask.core.files import parse_json
@@ -22,6 +22,10 @@ each other file."""
 RESERVED = 16 * 2**20
 """Number of bytes of disk space that must stay free after a checkpoint is written, for metrics,
 rollouts and other programs."""
+ALL = slice(None)
+Fact = tuple[int, str]
+"""Size in bytes and SHA-256 of a file."""
+T = TypeVar("T")
 _NAME = re.compile(r"step-(\d{8,18})")
 
 
@@ -49,17 +53,63 @@ def is_checkpoint(folder: Path) -> bool:
     return bool(_NAME.fullmatch(os.path.basename(os.path.realpath(folder)))) and (folder / MANIFEST).is_file()
 
 
-def write_manifest(folder: Path, run: str, step: int, reading: Callable[[], None] = _nothing) -> None:
+class Peers(Protocol):
+    """The ranks that write a checkpoint together, seen from one of them; see `Ranks`."""
+
+    index: int
+    count: int
+
+    def agreed(self) -> contextlib.AbstractContextManager[None]:
+        """Run a block in which an error for the user on any rank is raised on all ranks."""
+        ...
+
+    def objects(self, value: T) -> list[T]:
+        """Return the values that the ranks pass, one for each rank."""
+        ...
+
+    def from_main(self, value: T) -> T:
+        """Return the value that the main rank passes."""
+        ...
+
+
+class Alone:
+    """The only rank of a run; see `Peers`."""
+
+    index, count = 0, 1
+
+    def agreed(self) -> contextlib.AbstractContextManager[None]:
+        """Return a context that does nothing."""
+        return contextlib.nullcontext()
+
+    def objects(self, value: T) -> list[T]:
+        """Return a list of the value."""
+        return [value]
+
+    def from_main(self, value: T) -> T:
+        """Return the value."""
+        return value
+
+
+def facts_of(paths: Sequence[Path], folder: Path, reading: Callable[[], None] = _nothing) -> dict[str, Fact]:
+    """Return the size and the SHA-256 of files in a checkpoint, by their path in it."""
+    return {path.relative_to(folder).as_posix(): _fact(path, reading) for path in paths}
+
+
+def write_manifest(
+    folder: Path, run: str, step: int, known: Mapping[str, Fact] = {}, reading: Callable[[], None] = _nothing
+) -> None:
     """Record the size and the hash of every file in a complete checkpoint.
 
     Args:
         folder: the checkpoint.
         run: id of the run.
         step: number of training steps.
+        known: facts of the files that their writers have read; this function reads the others.
         reading: function called before each file is read, so that the caller can report progress.
     """
-    paths = sorted(path for path in folder.rglob("*") if path.is_file())
-    files = {path.relative_to(folder).as_posix(): _fact(path, reading) for path in paths}
+    paths = [path for path in folder.rglob("*") if path.is_file()]
+    others = [path for path in paths if path.relative_to(folder).as_posix() not in known]
+    files = dict(sorted((dict(known) | facts_of(others, folder, reading)).items()))
     (folder / MANIFEST).write_text(json.dumps({"run": run, "step": step, "files": files}, indent=1) + "\n")
 
 
@@ -86,26 +136,31 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     return dict(manifest)
 
 
-def fault_of(folder: Path, *, thorough: bool = True, reading: Callable[[], None] = _nothing) -> str | None:
+def fault_of(
+    folder: Path, *, thorough: bool = True, share: slice = ALL, reading: Callable[[], None] = _nothing
+) -> str | None:
     """Return a clause that names the fault of a damaged checkpoint; None if the checkpoint is
     intact.
 
     Args:
         folder: the checkpoint.
         thorough: True to read every byte, False to compare names and sizes only.
+        share: the files to read if the ranks divide them; names and sizes of all files are
+            compared.
         reading: function called before each file is read, so that the caller can report progress.
     """
     try:
         files = read_manifest(folder)["files"]
     except ValueError as error:
         return str(error)
+    to_read = set(list(files)[share]) if thorough else set()
     for name, (size, digest) in files.items():
         path = folder / name
         if not path.is_file():
             return f"{name} is missing"
         if path.stat().st_size != size:
             return f"{name} has {path.stat().st_size} bytes instead of {size}"
-        if thorough and _fact(path, reading)[1] != digest:
+        if name in to_read and _fact(path, reading)[1] != digest:
             return f"{name} has changed since it was written"
     for pattern in ("*.safetensors", "*.json"):
         if extra := sorted({path.name for path in folder.glob(pattern)} - files.keys() - {MANIFEST}):
@@ -179,7 +234,7 @@ def _is_inside(name: str) -> bool:
     return not Path(name).is_absolute() and ".." not in Path(name).parts
 
 
-def _fact(path: Path, reading: Callable[[], None]) -> tuple[int, str]:
+def _fact(path: Path, reading: Callable[[], None]) -> Fact:
     """Return the size and the SHA-256 of a file."""
     reading()
     with path.open("rb") as file:

@@ -15,7 +15,8 @@ import logging
 import os
 import shutil
 import uuid
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -33,8 +34,11 @@ from unmask.runs.atomic import (
     write_atomically,
 )
 from unmask.runs.checkpoints import (
+    Alone,
+    Peers,
     checkpoints_in,
     damage_explained,
+    facts_of,
     fault_of,
     is_of_another,
     step_of,
@@ -73,6 +77,12 @@ FREE_TO_CHANGE = frozenset(
 )
 """Settings that a resumed run may change. They do not change results, except that other batch sizes
 may round differently."""
+
+
+Write = Callable[[Path], Sequence[Path] | None]
+"""Function that writes files of a checkpoint into a folder and returns the paths of those whose
+hashes this rank computes; the main rank computes those of the others."""
+ALONE = Alone()
 
 
 class RunFolder:
@@ -179,49 +189,74 @@ class RunFolder:
         checkpoints = self.checkpoints()
         return step_of(checkpoints[-1]) if checkpoints else 0
 
-    def save_checkpoint(self, step: int, write: Callable[[Path], None], keep: int) -> None:
-        """Write a checkpoint with `write(folder)`, rename the folder when it is complete, and
-        delete older checkpoints.
+    def save_checkpoint(self, step: int, write: Write, keep: int, peers: Peers = ALONE) -> None:
+        """Write a checkpoint, rename its folder when it is complete, and delete older checkpoints.
 
-        The newest `keep` intact checkpoints stay. Every rank calls this method; `write` contains
-        the barriers that they need.
+        All ranks call this method. Each writes files of its own and computes their hashes; then the
+        main rank writes the manifest. The newest `keep` intact checkpoints stay.
+
+        Args:
+            step: number of training steps done.
+            write: function that writes this rank's files into a folder and returns their paths. It
+                may take part in collectives, and must raise an error only after the last of them.
+            keep: number of intact checkpoints to keep.
+            peers: the ranks of the run.
 
         Raises:
-            RunError: if the checkpoint differs when it is read back. No older checkpoint is deleted
-                then.
+            RunError: if a rank does not see the folder, the disk is full, or the checkpoint differs
+                when it is read back. No older checkpoint is deleted then.
         """
-        target = self.path / "checkpoints" / f"step-{step:08d}"
-        with self.written_aside(target) as folder:
-            write(folder)
-            if self.is_main:
-                write_manifest(folder, self.id, step, self.working)
-        if self.is_main:
-            if (fault := fault_of(target, reading=self.working)) is not None:
+        target, faults = self.path / "checkpoints" / f"step-{step:08d}", partial(disk_faults_explained, self.path)
+        with contextlib.ExitStack() as stack:
+            with peers.agreed():
+                aside = stack.enter_context(self.written_aside(target))
+            with peers.agreed(), faults(self.last_step()):
+                if not aside.is_dir():
+                    raise RunError(
+                        f"rank {peers.index} does not see {aside}, which rank 0 has created. Set output_dir to a folder on a "
+                        "disk that all ranks share."
+                    )
+                paths = write(aside) or ()
+                own = facts_of(paths, aside, self.working)
+            known = {name: fact for part in peers.objects(own) for name, fact in part.items()}
+            with peers.agreed():
+                if self.is_main:
+                    write_manifest(aside, self.id, step, known, self.working)
+                stack.close()
+        with peers.agreed():
+            # Each rank reads a share of the files back.
+            if (
+                fault := fault_of(target, share=slice(peers.index, None, peers.count), reading=self.working)
+            ) is not None:
                 raise RunError(
                     f"the new checkpoint {target} is damaged: {fault}. Check the disk; no older checkpoint was deleted."
                 )
+        if self.is_main:
             for old in to_delete(self.checkpoints(), keep, self.id):
                 shutil.rmtree(old)
 
-    def newest_checkpoint(self) -> Path | None:
+    def newest_checkpoint(self, peers: Peers = ALONE) -> Path | None:
         """Return the folder of the newest checkpoint after a full check; None if there is no
-        checkpoint.
+        checkpoint. All ranks call this method, and each reads a share of the files.
 
         Raises:
-            RunError: if the checkpoint is damaged, or belongs to another run.
+            RunError: if the checkpoint is damaged, belongs to another run, or is not visible to a
+                rank.
         """
-        checkpoints = self.checkpoints()
+        checkpoints = peers.from_main(self.checkpoints())
         if not checkpoints:
             return None
         newest = checkpoints[-1]
-        with damage_explained(newest):
-            if (fault := fault_of(newest, reading=self.working)) is not None:
-                raise ValueError(fault)
-        if is_of_another(newest, self.id):
-            raise RunError(
-                f"the checkpoint {newest} does not belong to the run {self.path}. Remove this folder to continue from the "
-                f"previous checkpoint. To train from its weights, start a new run with model={newest}."
-            )
+        with peers.agreed():
+            with damage_explained(newest):
+                share = slice(peers.index, None, peers.count)
+                if (fault := fault_of(newest, share=share, reading=self.working)) is not None:
+                    raise ValueError(fault)
+            if self.is_main and is_of_another(newest, self.id):
+                raise RunError(
+                    f"the checkpoint {newest} does not belong to the run {self.path}. Remove this folder to continue from the "
+                    f"previous checkpoint. To train from its weights, start a new run with model={newest}."
+                )
         return newest
 
     @contextlib.contextmanager
@@ -269,19 +304,6 @@ class RunFolder:
                 with contextlib.suppress(OSError):
                     file.close()
         self._metrics = self._lock = None
-
-    def check_writable(self) -> None:
-        """Check that a folder for another checkpoint can be created, before other ranks wait for
-        this rank to write it.
-
-        Raises:
-            RunError: if the folder cannot be created, for example because it is read-only or the
-                quota is exceeded.
-        """
-        with disk_faults_explained(self.path, self.last_step()):
-            trial = self.path / "checkpoints" / f"{INCOMPLETE}trial"
-            trial.mkdir(parents=True, exist_ok=True)
-            trial.rmdir()
 
     def _check_path(self) -> None:
         """Refuse a path that cannot be a run folder, before anything is written."""

@@ -112,7 +112,12 @@ def write_sharded(rank: int, model: Path, folder: Path) -> None:
     if rank == 0:
         folder.mkdir()
     accelerator.wait_for_everyone()
-    RunState(accelerator, denoiser, denoiser, [optimizer], OptimConfig()).write(folder)  # type: ignore[arg-type]
+    paths = RunState(accelerator, denoiser, denoiser, [optimizer], OptimConfig()).write(folder)  # type: ignore[arg-type]
+    # Each rank writes a file of its own with about half of the state.
+    assert [path.name for path in paths] == [f"state-0000{rank}.safetensors"]
+    accelerator.wait_for_everyone()
+    sizes = [path.stat().st_size for path in sorted(folder.iterdir())]
+    assert max(sizes) < 1.2 * min(sizes)
 
 
 def read_sharded(rank: int, model: Path, folder: Path) -> None:

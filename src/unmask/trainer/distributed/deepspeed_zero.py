@@ -22,9 +22,12 @@ import torch
 from torch import Tensor, nn
 
 from unmask.core.errors import ConfigError
+from unmask.trainer.distributed.part import Part
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
+
+    from unmask.models.state_files import StoredTensor
 
 PRIVATE = {
     "deepspeed.ops": ("__compatible_ops__",),
@@ -144,62 +147,79 @@ class ZeroState:
 
         if parameter.requires_grad:
             whole: Tensor = safe_get_full_fp32_param(parameter)
-            return whole.view(_shape(parameter))
+            return whole.view(whole_shape(parameter))
         if self.stage < 3:
             return parameter.detach()
         with GatheredParameters([parameter]):
             return parameter.detach().clone()
 
-    def state(self, parameter: nn.Parameter) -> dict[str, Tensor]:
-        """Return the optimizer's state of a parameter; see `Holder`."""
-        from deepspeed.utils import safe_get_full_optimizer_state
+    def own_weight(self, parameter: nn.Parameter) -> Part:
+        """Return what this rank holds of a weight; see `Holder`. Below stage 3 the ranks gather the
+        weight, because DeepSpeed does not say which part of it a rank holds."""
+        from deepspeed.utils import safe_get_local_fp32_param
+
+        if self.stage < 3 or not parameter.requires_grad:
+            return Part(self.weight(parameter))
+        return _own_part(parameter, safe_get_local_fp32_param(parameter))
+
+    def own_state(self, parameter: nn.Parameter) -> dict[str, Part]:
+        """Return what this rank holds of the optimizer's state of a parameter; see `Holder`."""
+        from deepspeed.utils import safe_get_full_optimizer_state, safe_get_local_optimizer_state
 
         flat: dict[str, Any] = next(iter(self.optimizer.optimizer.state.values()), {})
-        if not parameter.requires_grad or not flat:
+        if not parameter.requires_grad:
             return {}
-        return {
+        own: dict[str, Part] = {}
+        for key, value in flat.items():
+            if not isinstance(value, Tensor):
+                continue
             # A flat tensor over many parameters, from which DeepSpeed takes one, or one number for
             # all of them.
-            key: safe_get_full_optimizer_state(parameter, key).view(_shape(parameter)) if value.dim() else value.clone()
-            for key, value in flat.items()
-            if isinstance(value, Tensor)
-        }
+            if not value.dim():
+                own[key] = Part(value)
+            elif self.stage < 3:
+                own[key] = Part(safe_get_full_optimizer_state(parameter, key).view(whole_shape(parameter)))
+            else:
+                own[key] = _own_part(parameter, safe_get_local_optimizer_state(parameter, key))
+        return own
 
     @torch.no_grad()
-    def set_weight(self, parameter: nn.Parameter, value: Tensor) -> None:
+    def set_weight(self, parameter: nn.Parameter, stored: StoredTensor) -> None:
         """Write a weight; see `Holder`."""
         from deepspeed.runtime.zero import GatheredParameters
         from deepspeed.utils import safe_set_full_fp32_param, safe_set_local_fp32_param
 
         if self.stage < 3:
+            value = stored.whole().to(parameter.device)
             parameter.copy_(value)
             if parameter.requires_grad:
                 safe_set_full_fp32_param(parameter, value)
             return
         # These are the copy that forward passes read and the copy that the optimizer updates.
         with GatheredParameters([parameter], modifier_rank=0):
-            parameter.data.copy_(value)
+            if torch.distributed.get_rank() == 0:
+                parameter.data.copy_(stored.whole())
         if parameter.requires_grad:
-            safe_set_local_fp32_param(parameter, _own_shard(parameter, value))
+            safe_set_local_fp32_param(parameter, _read_part(parameter, stored))
 
     @torch.no_grad()
-    def set_states(self, states: Mapping[nn.Parameter, Mapping[str, Tensor]]) -> None:
+    def set_states(self, states: Mapping[nn.Parameter, Mapping[str, StoredTensor]]) -> None:
         """Write the optimizer's state of all parameters; see `Holder`."""
         from deepspeed.utils import safe_set_full_optimizer_state, safe_set_local_optimizer_state
 
-        keys = {key: value for state in states.values() for key, value in state.items()}
-        self._create({key for key, value in keys.items() if value.dim()})
+        keys = {key: stored for state in states.values() for key, stored in state.items()}
+        self._create({key for key, stored in keys.items() if stored.shape})
         for flat in self.optimizer.optimizer.state.values():
-            for key, value in keys.items():
-                if not value.dim():
+            for key, stored in keys.items():
+                if not stored.shape:
                     # A counter of updates, which is the same for all parameters.
-                    flat[key] = value.clone().to(flat[key].device if key in flat else "cpu")
+                    flat[key] = stored.whole().to(flat[key].device if key in flat else "cpu")
         for parameter, state in states.items():
-            for key, value in state.items():
-                if value.dim() and self.stage < 3:
-                    safe_set_full_optimizer_state(parameter, value, key)
-                elif value.dim():
-                    safe_set_local_optimizer_state(parameter, _own_shard(parameter, value), key)
+            for key, stored in state.items():
+                if stored.shape and self.stage < 3:
+                    safe_set_full_optimizer_state(parameter, stored.whole().to(parameter.device), key)
+                elif stored.shape:
+                    safe_set_local_optimizer_state(parameter, _read_part(parameter, stored), key)
 
     def reset(self) -> None:
         """Set the optimizer's state to zero. Some versions of DeepSpeed create the state by an
@@ -222,16 +242,28 @@ class ZeroState:
             self.optimizer._lazy_init_hp_params_optimizer_state()
 
 
-def _own_shard(parameter: Any, value: Tensor) -> Tensor:
-    """Return this rank's shard of a whole tensor in stage 3; the last shard is padded."""
-    size = parameter.ds_tensor.numel()
-    count = torch.distributed.get_world_size(parameter.ds_process_group)
-    rank = torch.distributed.get_rank(parameter.ds_process_group)
-    flat = torch.nn.functional.pad(value.flatten(), (0, size * count - value.numel()))
-    return flat.narrow(0, size * rank, size)
+def _range(parameter: Any) -> tuple[int, int]:
+    """Return the index of the first element of this rank's shard in stage 3, and the size of a
+    shard. The shards of the last ranks reach beyond the end of the parameter."""
+    size = int(parameter.ds_tensor.numel())
+    return size * torch.distributed.get_rank(parameter.ds_process_group), size
 
 
-def _shape(parameter: Any) -> torch.Size:
+def _own_part(parameter: Any, shard: Tensor) -> Part:
+    """Return this rank's shard of a tensor in stage 3, without what is beyond its end."""
+    start, size = _range(parameter)
+    held = min(max(whole_numel(parameter) - start, 0), size)
+    return Part(shard.flatten()[:held], min(start, whole_numel(parameter)))
+
+
+def _read_part(parameter: Any, stored: StoredTensor) -> Tensor:
+    """Read this rank's shard of a tensor in stage 3, with zeros beyond its end."""
+    start, size = _range(parameter)
+    values = stored.part(start, start + size)
+    return torch.nn.functional.pad(values, (0, size - len(values))).to(parameter.ds_tensor.device)
+
+
+def whole_shape(parameter: Any) -> torch.Size:
     """Return the shape of a whole parameter, even if stage 3 leaves an empty tensor in the
     model."""
     return torch.Size(getattr(parameter, "ds_shape", parameter.shape))

@@ -1,28 +1,30 @@
-"""Access to the weights and the optimizer's state of a prepared model. Each parameter is read or
-written as a whole tensor, one at a time, whether it is stored in one place, in the shards of FSDP2
-or in the shards of ZeRO.
+"""Access to the weights and the optimizer's state of a prepared model, one parameter at a time,
+whether it is stored in one place, in the shards of FSDP2 or in the shards of ZeRO.
 
-All functions that read or write are collective, because every rank owns a part of each shard.
+A rank reads and writes only its own part of a tensor that the ranks share, so no rank needs memory
+for the whole state.
 
-`torch.distributed.checkpoint.state_dict` is not used. It gathers the state of all parameters at
-once, so the main rank would need memory for all of it. It also creates missing optimizer state by
-an update, so a checkpoint that is saved before the first update would already count one update.
-This module uses the functions on which that module is built, `DTensor.full_tensor` and
-`distribute_tensor`.
+`torch.distributed.checkpoint` is not used. Its files are pickles, it reads only its own layout of
+shards, and it creates missing optimizer state by an update, so a checkpoint that is saved before
+the first update would already count one update.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 from unmask.core.errors import ConfigError
+from unmask.models.state_files import StoredTensor
 from unmask.trainer.distributed import deepspeed_zero
 from unmask.trainer.distributed.backend import is_deepspeed, is_sharded
 from unmask.trainer.distributed.masters import add_masters, master_of
+from unmask.trainer.distributed.part import Part
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -32,20 +34,26 @@ class Holder(Protocol):
     """Access to the weights and the optimizer's state, however they are stored."""
 
     def weight(self, parameter: nn.Parameter) -> Tensor:
-        """Return the whole weight, in the precision that the optimizer updates."""
+        """Return the whole weight, in the precision that the optimizer updates. This is
+        collective."""
         ...
 
-    def state(self, parameter: nn.Parameter) -> dict[str, Tensor]:
-        """Return the optimizer's state of a parameter, each tensor whole; empty before the first
-        update."""
+    def own_weight(self, parameter: nn.Parameter) -> Part:
+        """Return what this rank holds of a weight, in the precision that the optimizer updates. All
+        ranks call this in the same order."""
         ...
 
-    def set_weight(self, parameter: nn.Parameter, value: Tensor) -> None:
-        """Write a weight; every rank passes the whole tensor."""
+    def own_state(self, parameter: nn.Parameter) -> dict[str, Part]:
+        """Return what this rank holds of the optimizer's state of a parameter; empty before the
+        first update. All ranks call this in the same order."""
         ...
 
-    def set_states(self, states: Mapping[nn.Parameter, Mapping[str, Tensor]]) -> None:
-        """Write the optimizer's state of all parameters; every rank passes whole tensors."""
+    def set_weight(self, parameter: nn.Parameter, stored: StoredTensor) -> None:
+        """Write a weight. This is collective."""
+        ...
+
+    def set_states(self, states: Mapping[nn.Parameter, Mapping[str, StoredTensor]]) -> None:
+        """Write the optimizer's state of all parameters. This is collective."""
         ...
 
 
@@ -102,10 +110,15 @@ class Native:
 
     def weight(self, parameter: nn.Parameter) -> Tensor:
         """Return the whole weight; see `Holder`."""
-        return _whole(master_of(parameter).detach())
+        value = master_of(parameter).detach()
+        return value.full_tensor() if isinstance(value, DTensor) else value
 
-    def state(self, parameter: nn.Parameter) -> dict[str, Tensor]:
-        """Return the optimizer's state of a parameter; see `Holder`.
+    def own_weight(self, parameter: nn.Parameter) -> Part:
+        """Return what this rank holds of a weight; see `Holder`."""
+        return _own(master_of(parameter).detach())
+
+    def own_state(self, parameter: nn.Parameter) -> dict[str, Part]:
+        """Return what this rank holds of the optimizer's state; see `Holder`.
 
         Raises:
             ConfigError: the state holds something that is not a tensor.
@@ -118,25 +131,22 @@ class Native:
                     f'the optimizer keeps "{key}" as {type(value).__name__}. A checkpoint holds only tensors, so a '
                     "resumed run would lose it. Keep it as a tensor in the optimizer's state."
                 )
-        return {key: _whole(value) for key, value in state.items() if isinstance(value, Tensor)}
+        return {key: _own(value) for key, value in state.items() if isinstance(value, Tensor)}
 
     @torch.no_grad()
-    def set_weight(self, parameter: nn.Parameter, value: Tensor) -> None:
+    def set_weight(self, parameter: nn.Parameter, stored: StoredTensor) -> None:
         """Write a weight; see `Holder`."""
         for copy in {parameter, master_of(parameter)}:
-            copy.copy_(_sharded_like(copy, value.to(copy.dtype)))
+            copy.copy_(_read_like(copy, stored).to(copy.dtype))
 
-    def set_states(self, states: Mapping[nn.Parameter, Mapping[str, Tensor]]) -> None:
+    def set_states(self, states: Mapping[nn.Parameter, Mapping[str, StoredTensor]]) -> None:
         """Write the optimizer's state of all parameters; see `Holder`."""
         by_master = {master_of(parameter): state for parameter, state in states.items()}
         for optimizer in self.optimizers:
             groups = optimizer.state_dict()["param_groups"]
             parameters = [p for group in optimizer.param_groups for p in group["params"]]
             by_index = {
-                index: {
-                    key: _sharded_like(parameter, value) if value.shape == parameter.shape else value
-                    for key, value in by_master[parameter].items()
-                }
+                index: {key: _read_like(parameter, stored) for key, stored in by_master[parameter].items()}
                 for index, parameter in enumerate(parameters)
                 if by_master.get(parameter)
             }
@@ -144,14 +154,44 @@ class Native:
             optimizer.load_state_dict({"state": by_index, "param_groups": groups})
 
 
-def _whole(value: Tensor) -> Tensor:
-    return value.full_tensor() if hasattr(value, "full_tensor") else value
+def _own(value: Tensor) -> Part:
+    """Return what this rank holds of a tensor."""
+    if not isinstance(value, DTensor):
+        return Part(value)
+    return Part(value.to_local().flatten(), _first_element(value))
 
 
-def _sharded_like(parameter: Tensor, value: Tensor) -> Tensor:
-    if not hasattr(parameter, "full_tensor"):
-        return value
-    from torch.distributed.tensor import DTensor, distribute_tensor
+def _read_like(parameter: Tensor, stored: StoredTensor) -> Tensor:
+    """Read a tensor in the way in which a parameter is stored. A tensor of another shape than the
+    parameter, such as a counter of updates, is read whole."""
+    if not isinstance(parameter, DTensor) or stored.shape != list(parameter.shape):
+        return stored.whole()
+    local, start = parameter.to_local(), _first_element(parameter)
+    values = stored.part(start, start + local.numel()).view(local.shape).to(local.device)
+    return DTensor.from_local(
+        values,
+        parameter.device_mesh,
+        parameter.placements,
+        run_check=False,
+        shape=parameter.shape,
+        stride=parameter.stride(),
+    )
 
-    assert isinstance(parameter, DTensor)
-    return distribute_tensor(value.to(parameter.device), parameter.device_mesh, parameter.placements)
+
+def _first_element(value: DTensor) -> int:
+    """Return the index of the first element of this rank's rows in the flattened tensor.
+
+    FSDP2 divides the rows of a tensor among the ranks, all but the last of which get the same
+    number of rows.
+    """
+    (placement,), (position,), (count,) = (
+        value.placements,
+        value.device_mesh.get_coordinate() or (),
+        value.device_mesh.shape,
+    )
+    if not placement.is_shard(0):
+        raise ValueError(
+            f"a tensor is placed as {placement}, but FSDP2 divides the rows of each tensor among the ranks."
+        )
+    rows = -(-value.shape[0] // count) * position
+    return min(rows, value.shape[0]) * math.prod(value.shape[1:])

@@ -1,15 +1,16 @@
 """The state of a run on disk, in one format for any number of ranks and any sharding of the
 weights.
 
-Parameters are gathered one at a time and written whole, so a run can resume with another number of
-ranks or another preset. Checkpoints are safetensors files of a bounded size, without pickles. The
-bounded size also bounds the memory of the main rank. Random numbers need no state, because all
-draws are functions of the seed and the step.
+Each rank writes what it holds into files of its own, and the manifest, which makes the checkpoint
+complete, comes last. A rank reads only what it will hold. A run can therefore resume with another
+number of ranks or another preset, and no rank needs memory for the whole state. All ranks must see
+the run folder. Checkpoints are safetensors files of a bounded size, without pickles. Random numbers
+need no state, because all draws are functions of the seed and the step.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,12 +19,13 @@ from torch import Tensor, nn
 
 from unmask.core.config import OptimConfig
 from unmask.core.errors import RunError
-from unmask.models.state_files import BUFFER, EXTRA, STATE, WEIGHT, StateFiles
+from unmask.models.state_files import BUFFER, EXTRA, STATE, WEIGHT, StateFiles, StateWriter, StoredTensor
 from unmask.runs.checkpoints import check_disk_space, damage_explained, step_of
 from unmask.runs.folder import RunFolder
 from unmask.trainer.distributed.backend import is_sharded
-from unmask.trainer.distributed.deepspeed_zero import whole_numel
+from unmask.trainer.distributed.deepspeed_zero import whole_numel, whole_shape
 from unmask.trainer.distributed.masters import master_of
+from unmask.trainer.distributed.part import Part
 from unmask.trainer.distributed.ranks import Ranks
 from unmask.trainer.distributed.shards import Holder, holder_of
 from unmask.trainer.optimizer import state_bytes
@@ -32,7 +34,7 @@ if TYPE_CHECKING:
     from accelerate import Accelerator
 
 SHARD_BYTES = 2 * 2**30
-"""Size of a file in bytes; a larger tensor gets a file of its own."""
+"""Size of a file in bytes, and so of the memory that a rank needs to write one."""
 
 
 class RunState:
@@ -83,18 +85,14 @@ class RunState:
         if self.ranks.largest(int(folder.is_main and folder.last_step() == step)):
             return
 
-        def write(target: Path) -> None:
-            self.write(target, folder.working)
+        def write(target: Path) -> list[Path]:
+            paths = self.write(target, folder.working)
             if folder.is_main:
                 self.describe(target)
+            return paths
 
         self._check_disk_space(folder)
-        with self.ranks.agreed():
-            if folder.is_main:
-                folder.check_writable()
-        # Gathering is collective, so errors that only the main rank could meet were checked before.
-        with self.ranks.agreed():
-            folder.save_checkpoint(step, write, keep)
+        folder.save_checkpoint(step, write, keep, self.ranks)
 
     def resume(self, folder: RunFolder) -> int:
         """Load the newest checkpoint of a run folder.
@@ -108,9 +106,7 @@ class RunState:
         """
         # A full disk is reported now, not after hours of work.
         self._check_disk_space(folder)
-        with self.ranks.agreed():
-            newest = folder.newest_checkpoint() if folder.is_main else None
-        newest = self.ranks.from_main(newest)
+        newest = folder.newest_checkpoint(self.ranks)
         if newest is None:
             return 0
         with self.ranks.agreed(), damage_explained(newest):
@@ -130,36 +126,30 @@ class RunState:
         plain = sum(value.numel() * value.element_size() for _, value in self._plain())
         return weights + int(state_bytes(weights, self.optim, self.accelerator.device)) + plain
 
-    def write(self, folder: Path, working: Callable[[], None] = lambda: None) -> None:
-        """Write the files of the state. All ranks gather, and the main rank writes.
+    def write(self, folder: Path, working: Callable[[], None] = lambda: None) -> list[Path]:
+        """Write this rank's files of the state, and return their paths. All ranks call this.
+
+        Tensors that every rank holds whole are divided among the ranks.
 
         Args:
             folder: folder of the checkpoint.
             working: function that is called before each file is written.
         """
-        waiting: dict[str, Tensor] = {}
-        num_files = size = 0
-        fault: Exception | None = None
-        for name, value in self._gathered():
-            # After an error, this rank still takes part in the remaining gathering of the others.
-            if self.ranks.index or fault is not None:
-                continue
-            # safetensors refuses tensors that share memory, and a parameter may be a view of a flat
-            # buffer, so this makes a copy.
-            waiting[name] = value.detach().to("cpu", copy=True).contiguous()
-            size += value.numel() * value.element_size()
-            if size >= SHARD_BYTES:
-                working()
-                fault = _fault_of_writing(folder, num_files, waiting)
-                num_files, size, waiting = num_files + 1, 0, {}
-        if self.ranks.index == 0:
-            fault = fault or _fault_of_writing(folder, num_files, waiting)
-        if fault is not None:
-            raise fault
+        files = StateWriter(folder, self.ranks.index, self.ranks.count, SHARD_BYTES, working)
+        written = [0] * self.ranks.count
+        for name, shape, part in self._own():
+            if part.start is None:
+                writer = written.index(min(written))
+                written[writer] += part.values.numel() * part.values.element_size()
+                if writer == self.ranks.index:
+                    files.add(name, part.values)
+            elif len(part.values):
+                files.add(name, part.values, part.start, shape)
+        return files.close()
 
     @torch.no_grad()
     def load(self, folder: Path, working: Callable[[], None] = lambda: None) -> None:
-        """Read a state that any number of ranks wrote. The main rank reads and broadcasts it.
+        """Read a state that any number of ranks wrote. All ranks read.
 
         Args:
             folder: folder of the checkpoint.
@@ -169,30 +159,26 @@ class RunState:
             RunError: the state belongs to another model.
         """
         with self.ranks.agreed():
-            files = StateFiles(folder) if self.ranks.index == 0 else None
-        names = self.ranks.from_main(files.names() if files else {})
-        mine, plain = dict(self._parameters()), dict(self._plain())
-        expected = {WEIGHT + name for name in mine} | plain.keys()
-        differing = sorted(expected ^ {name for name in names if not name.startswith(STATE)})
-        if differing:
-            raise RunError(
-                f"it holds the weights of another model: only one of the two has {', '.join(differing[:3])}"
-                f"{', ...' if len(differing) > 3 else ''}."
-            )
-
-        def read(name: str) -> Tensor:
-            return self._broadcast(files.read(name) if files else None, *names[name])
-
-        states: dict[nn.Parameter, dict[str, Tensor]] = {}
+            stored = StateFiles(folder).tensors
+            mine, plain = dict(self._parameters()), dict(self._plain())
+            expected = {WEIGHT + name for name in mine} | plain.keys()
+            differing = sorted(expected ^ {name for name in stored if not name.startswith(STATE)})
+            if differing:
+                raise RunError(
+                    f"it holds the weights of another model: only one of the two has {', '.join(differing[:3])}"
+                    f"{', ...' if len(differing) > 3 else ''}."
+                )
+        states: dict[nn.Parameter, dict[str, StoredTensor]] = {}
         for name, parameter in mine.items():
             working()
-            self.holder.set_weight(parameter, read(WEIGHT + name))
+            self.holder.set_weight(parameter, stored[WEIGHT + name])
             prefix = f"{STATE}{name}:"
-            keys = [each.removeprefix(prefix) for each in names if each.startswith(prefix)]
-            states[parameter] = {key: read(prefix + key) for key in keys}
+            states[parameter] = {
+                each.removeprefix(prefix): tensor for each, tensor in stored.items() if each.startswith(prefix)
+            }
         self.holder.set_states(states)
         for name, tensor in plain.items():
-            tensor.copy_(read(name))
+            tensor.copy_(stored[name].whole())
 
     def whole_weights(self, dtype: torch.dtype) -> dict[str, Tensor] | None:
         """Gather the weights of a policy that is sharded, or whose adapters have master copies.
@@ -221,12 +207,16 @@ class RunState:
                 weights[name] = whole.get(id(value), value)
         return weights
 
-    def _gathered(self) -> Iterator[tuple[str, Tensor]]:
+    def _own(self) -> Iterator[tuple[str, Sequence[int], Part]]:
+        """Yield the name and the shape of each tensor of the state, and what this rank holds of
+        it."""
         for name, parameter in self._parameters():
-            yield WEIGHT + name, self.holder.weight(parameter)
-            for key, value in self.holder.state(parameter).items():
-                yield f"{STATE}{name}:{key}", value
-        yield from self._plain()
+            shape = whole_shape(parameter)
+            yield WEIGHT + name, shape, self.holder.own_weight(parameter)
+            for key, part in self.holder.own_state(parameter).items():
+                yield f"{STATE}{name}:{key}", shape, part
+        for name, tensor in self._plain():
+            yield name, tensor.shape, Part(tensor)
 
     def _parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
         for name, parameter in self.module.named_parameters():
@@ -242,24 +232,3 @@ class RunState:
                 yield BUFFER + name, buffer
         for name, tensor in self.extra.items():
             yield EXTRA + name, tensor
-
-    def _broadcast(self, value: Tensor | None, dtype: torch.dtype, shape: list[int]) -> Tensor:
-        """Return the tensor of the main rank on all ranks."""
-        device = self.accelerator.device
-        if value is None:
-            value = torch.empty(shape, dtype=dtype, device=device)
-        value = value.to(device)
-        if self.ranks.count > 1:
-            torch.distributed.broadcast(value, 0)
-        return value
-
-
-def _fault_of_writing(folder: Path, number: int, tensors: dict[str, Tensor]) -> Exception | None:
-    """Write one file, and return the error if there is one."""
-    from safetensors.torch import save_file
-
-    try:
-        save_file(tensors, folder / f"state-{number:05d}.safetensors", {"format": "unmask-state-1"})
-    except Exception as error:  # safetensors wraps errors of the system in its own class
-        return error
-    return None
