@@ -157,6 +157,24 @@ def test_an_exact_rollout_is_not_changed(pair, level, options):
     torch.testing.assert_close(plain, small.grad_j(), **EXACT)
 
 
+@pytest.mark.parametrize(
+    ("method", "level", "options", "bias"),
+    [
+        (EVERY_STEP, "off", {}, 1.486),
+        (EVERY_STEP, "step", {}, 0.630),
+        (EVERY_STEP, "step", {"cap": 2.0}, 0.758),
+        (StepMerge(num_segments=0, beta=0.0, **PLAIN), "token", {}, 0.740),
+        (StepMerge(num_segments=0, beta=0.0, **PLAIN), "token", {"cap": 2.0}, 0.849),
+    ],
+    ids=["off", "step", "step, cap 2", "token", "token, cap 2"],
+)
+def test_each_lower_level_has_the_distance_to_the_policy_gradient_that_the_page_states(
+    pair, method, level, options, bias
+):
+    small, other = pair(num_steps=2)
+    assert distance(estimate(small, other, method, level, **options), small.grad_j()) == pytest.approx(bias, abs=1e-3)
+
+
 # Biases at their exact values
 
 

@@ -7,7 +7,9 @@ from dataclasses import replace
 
 import pytest
 import torch
+from accelerate import Accelerator
 
+from tests.helpers.any_order import another
 from tests.helpers.messages import raises
 from tests.helpers.records import make_inputs
 from tests.helpers.toy import distance, expected_gradient, pinned
@@ -15,6 +17,10 @@ from unmask.core.config import SamplerConfig
 from unmask.core.errors import ConfigError
 from unmask.core.records import Branches, Rollout
 from unmask.methods.egspo_ca import EGSPOCA
+from unmask.recipes.behaviour import BehaviourConfig
+from unmask.trainer.behaviour import Comparison
+from unmask.trainer.distributed.ranks import Ranks
+from unmask.trainer.metrics import Tally
 
 EXACT = {"rtol": 0.0, "atol": 1e-10}
 
@@ -42,11 +48,20 @@ def fill_of(small, path, step, positions, action):
     return tuple(fill)
 
 
-def counterfactuals(small, step, *, scope="step", with_taken=False):
+def counterfactuals(small, step, *, scope="step", with_taken=False, behaviour=None):
     """Return every path with every pair of actions at one of its steps, as groups of one, and their
-    probabilities."""
-    paths = small.paths()
-    of_path = small.probability(paths).detach()
+    probabilities.
+
+    Args:
+        small: the toy that draws the actions.
+        step: the step.
+        scope: positions that an action covers.
+        with_taken: True to put the action of the path first.
+        behaviour: the toy that samples the paths; default `small`.
+    """
+    behaviour = behaviour or small
+    paths = behaviour.paths()
+    of_path = behaviour.probability(paths).detach()
     rows, branches, weight = [], [], []
     for b, path in enumerate(paths):
         positions, actions = actions_at(small, path, step, scope)
@@ -58,7 +73,7 @@ def counterfactuals(small, step, *, scope="step", with_taken=False):
             weight.append(float(of_path[b]) * p * q)
     reward = torch.stack([torch.stack([small.reward_table[fill] for fill in row]) for row in branches])
     path = replace(
-        small.trajectory(paths).rows(torch.tensor(rows)),
+        behaviour.trajectory(paths, dtype=torch.float64).rows(torch.tensor(rows)),
         selected_step=torch.full((len(rows), 1), step, dtype=torch.int32),
         branch_tokens=torch.tensor(branches, dtype=torch.int32).unsqueeze(1),
     )
@@ -133,6 +148,33 @@ def test_with_the_action_taken_the_estimate_is_the_steps_share_of_the_policy_gra
     small = toy(num_tokens=3, length=2, num_steps=2, order=order)
     estimate = estimate_of(small, EGSPOCA(num_actions=2, form="unbiased"), step, with_taken=True)
     torch.testing.assert_close(estimate, share_of_step(small, step), **EXACT)
+
+
+@pytest.mark.parametrize("order", ["random", "left_to_right"])
+@pytest.mark.parametrize("step", [0, 1])
+def test_a_weight_of_the_action_taken_restores_its_estimate_in_the_states_of_another_policy(
+    toy, table_denoiser, order, step
+):
+    small = toy(num_tokens=2, length=3, num_steps=2, order=order)
+    other = another(small, table_denoiser)
+    method = EGSPOCA(num_actions=2, form="unbiased")
+    rollout, weight = counterfactuals(small, step, with_taken=True, behaviour=other)
+    path, views = rollout.trajectory, method.plan(rollout, torch.Generator())
+    comparison = Comparison(BehaviourConfig(cap=0.0), "step", True, path, Ranks(Accelerator()), Tally())
+    correction = comparison.weights(views, None, None).applied
+    per_view = torch.tensor(small.num_steps / small.L).double()
+    estimate = expected_gradient(small, method, rollout, weight, correction=correction) / per_view
+    # The old policy takes the tokens of the step, and the other policy all others.
+    paths = other.paths()
+    of_path, reward = other.probability(paths).detach(), small.reward(paths)
+    draws = [tuple(draw for draw in p.draws if draw[0] == step) for p in paths]
+    log_ratio = small.gather(small.logprobs(small.temperature), draws)
+    log_ratio = log_ratio - other.gather(other.logprobs(other.temperature), draws).detach()
+    expected = small.gradient((of_path * log_ratio.exp() * reward).sum())
+    torch.testing.assert_close(estimate, expected, **EXACT)
+    bias = distance(expected_gradient(small, method, rollout, weight) / per_view, expected)
+    # At the last step the one-step value is the reward, so the term of the action taken is 0.
+    assert bias > 0.02 if step == 0 else bias < 1e-10
 
 
 @pytest.mark.parametrize("order", ["random", "left_to_right"])

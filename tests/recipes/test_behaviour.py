@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import pytest
 
 from tests.helpers.messages import raises
+from tests.helpers.paths import ROOT
 from unmask.core.config import SamplerConfig
 from unmask.core.errors import ConfigError
+from unmask.methods import METHODS
 from unmask.recipes.load import load_recipe
 from unmask.recipes.schema import TrainRecipe
 
@@ -44,7 +47,18 @@ def test_an_exact_rollout_is_not_weighted_by_default(method: dict[str, Any]) -> 
 
 
 @pytest.mark.usefixtures("approximate")
-@pytest.mark.parametrize(("method", "level"), [(TOKENS, "token"), (STEPS, "step"), (PAIRS, None)], ids=str)
+@pytest.mark.parametrize(
+    ("method", "level"),
+    [
+        (TOKENS, "token"),
+        (STEPS, "step"),
+        (PAIRS, None),
+        ({"type": "egspo_ca"}, None),
+        ({"type": "egspo_ca", "form": "unbiased"}, "step"),
+        ({"type": "dispo", "terminal_weight": 0.0}, None),
+    ],
+    ids=str,
+)
 def test_an_approximate_rollout_is_weighted_by_the_unit_of_the_methods_own_ratio(
     method: dict[str, Any], level: str | None
 ) -> None:
@@ -107,3 +121,21 @@ def test_a_bound_that_excludes_equal_policies_is_refused(key: str, value: Any, w
 def test_a_limit_without_measured_ratios_is_refused() -> None:
     with raises(ConfigError, "behaviour.max_ratio = 5", "espo", "behaviour.level = sequence"):
         recipe(COMPLETIONS, max_ratio=5.0)
+
+
+def levels_on_the_page() -> dict[str, set[str]]:
+    """Return the level that docs/behaviour.md gives each method for approximate rollouts; several if it depends on
+    options."""
+    page = (ROOT / "docs" / "behaviour.md").read_text().partition("## Which levels a method has")[2]
+    levels: dict[str, set[str]] = {}
+    for methods, auto in re.findall(r"^\| (.*?) \| (`\w+`|must be set)", page, flags=re.MULTILINE):
+        for name in set(re.findall(r"`(\w+)`", methods)) & METHODS.keys():
+            levels.setdefault(name, set()).add("sequence" if auto == "must be set" else auto.strip("`"))
+    return levels
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_the_page_has_the_level_of_every_method(name: str) -> None:
+    method = METHODS[name].model_validate({})
+    level = method.behaviour_levels(SamplerConfig())[0]
+    assert level in levels_on_the_page()[name]

@@ -15,15 +15,18 @@ from torch import Tensor
 from tests.helpers.messages import raises
 from tests.helpers.rollouts import collect
 from tests.helpers.runs import OWN_SETTINGS, train_recipe
+from unmask.core.config import SamplerConfig
 from unmask.core.errors import RolloutError
-from unmask.core.records import Rollout
+from unmask.core.records import Rollout, Trajectory, ViewLogprobs
 from unmask.functional.noise import named_generator
 from unmask.methods import METHODS
-from unmask.models import Denoiser, char_tokenizer
+from unmask.models import Denoiser, TinyConfig, char_tokenizer, tiny_denoiser
 from unmask.recipes.schema import TrainRecipe
 from unmask.rewards import per_completion
 from unmask.rewards.scorer import Scorer
+from unmask.sampling import LogprobSettings, denoise, view_logprobs
 from unmask.tasks import Sudoku
+from unmask.trainer.behaviour import Comparison, Ratios, path_views
 from unmask.trainer.learn import Learner
 from unmask.trainer.metrics import Tally
 from unmask.trainer.reference import FrozenCopy
@@ -124,13 +127,70 @@ def test_a_ratio_of_one_half_everywhere_halves_the_gradient_of_every_method(benc
     rollout = bench.rollout(plain)
     whole = bench.gradient(plain, rollout)
     levels = plain.method.behaviour_levels(plain.sampler)
-    assert bool(levels) == (method != "vrpo")
+    assert (levels == ("off",)) == (method == "vrpo")
     for level in levels:
+        if level == "off":
+            continue
         recipe = bench.recipe(*settings, f"behaviour.level={level}")
         where = None if level == "token" else first_of_each(rollout, level == "step")
         gradient = bench.gradient(recipe, shifted(rollout, math.log(2), where))
         assert close(gradient, whole / 2), level
         assert close(bench.gradient(recipe, rollout), whole), "an exact rollout is not changed"
+
+
+class TwoRanks:
+    """Two ranks with the same numbers of weights; those of the other rank add up to a given sum."""
+
+    def __init__(self, other: float) -> None:
+        self.other = other
+
+    def objects(self, own: tuple[float, int]) -> list[tuple[float, int]]:
+        return [own, (self.other, own[1])]
+
+
+def test_the_mean_of_normalised_weights_is_that_of_all_ranks(bench: Bench) -> None:
+    recipe = bench.recipe("behaviour={level: step, normalise: true}")
+    rollout = bench.rollout(recipe)
+    path, views = rollout.trajectory, recipe.method.plan(rollout, torch.Generator())
+    recorded = ViewLogprobs(path.logprob[views.row] * views.target)
+    ranks: Any = TwoRanks(other=3.0 * len(views))
+    weights = Comparison(recipe.behaviour, "step", True, path, ranks, Tally()).weights(views, recorded, None)
+    assert weights is not None
+    assert weights.scale == pytest.approx(0.5, rel=1e-6), "the weights of this rank are 1, those of the other 3"
+
+
+# --- a cached rollout ---
+
+
+def completions_of(denoiser: Denoiser, cache: str) -> Trajectory:
+    """Return every completion that the sampler draws, once each. There are two tokens besides EOS and PAD, three positions,
+    and one block, in which only the keys and values of the prompt become stale."""
+    sampler = SamplerConfig(max_completion_length=3, num_steps=3, order="left_to_right", temperature=2.0, cache=cache)
+    prompt = torch.full((4096, 2), 4)
+    path = denoise(denoiser, prompt, torch.ones_like(prompt, dtype=torch.bool), sampler, torch.arange(4096))
+    first: dict[tuple[int, ...], int] = {}
+    for row, tokens in enumerate(path.tokens.tolist()):
+        first.setdefault(tuple(tokens), row)
+    return path.rows(torch.tensor([first[tokens] for tokens in sorted(first)]))
+
+
+def test_weights_turn_the_distribution_of_a_cached_rollout_into_that_of_the_policy() -> None:
+    denoiser = tiny_denoiser(TinyConfig(num_layers=2, width=16, num_heads=2), char_tokenizer("01"), seed=0).eval()
+    with torch.no_grad():
+        for parameter in denoiser.parameters():
+            if parameter.dim() > 1:
+                parameter.mul_(12.0)
+    exact, cached = completions_of(denoiser, "off"), completions_of(denoiser, "dual")
+    assert torch.equal(exact.tokens, cached.tokens)
+    policy, behaviour = (path.logprob.double().sum(-1).exp() for path in (exact, cached))
+    assert float(policy.sum()) == pytest.approx(1.0, abs=1e-6)
+    assert float(behaviour.sum()) == pytest.approx(1.0, abs=1e-6)
+    states = path_views(cached, torch.arange(len(cached)))
+    with torch.no_grad():
+        scores = view_logprobs(denoiser, cached, states, LogprobSettings.of(cached, "sampling"))
+    weight = Ratios.of(cached, states.row, states.target, scores, "sequence").log_ratio.double().exp()
+    assert float((behaviour - policy).abs().sum()) > 0.005, "stale keys make another policy"
+    torch.testing.assert_close(weight * behaviour, policy, rtol=0, atol=1e-6)
 
 
 # --- weights by hand ---

@@ -59,11 +59,9 @@ METHODS = {
     "egspo_sa": ("method.num_selected=8",),
     "espo": ("method={type: espo, beta: 0.04}", "num_minibatches=2"),
     # The loss is divided by the tokens of the whole batch, not of a rank or a minibatch.
-    # Its rollouts are approximate, and the weights of completions are divided by the mean of all ranks.
     "coupled_grpo": (
         "method={type: coupled_grpo}",
         "num_minibatches=2",
-        "sampler.cache=dual",
         "behaviour={level: sequence, normalise: true}",
     ),
 }

@@ -19,6 +19,9 @@ Level = Literal["token", "step", "sequence"]
 """Unit whose probability is compared: one token, all tokens that a denoising step commits, or all
 tokens of a completion."""
 
+LevelOrOff = Literal["off", Level]
+"""Level of the weights, or `off` for no weights."""
+
 
 def behaviour_weight(
     log_ratio: Float[Tensor, "*batch"],

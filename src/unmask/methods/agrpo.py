@@ -20,7 +20,7 @@ from torch import Tensor
 from unmask.core.config import SamplerConfig
 from unmask.core.records import LossInputs, LossOutput, Needs, Rollout, Views
 from unmask.functional.advantage import group_advantage
-from unmask.functional.behaviour import Level
+from unmask.functional.behaviour import LevelOrOff
 from unmask.functional.selection import candidate_steps, step_sum
 from unmask.functional.step_draws import low_discrepancy_uniform, step_counts
 from unmask.functional.surrogate import kl_k3
@@ -71,7 +71,7 @@ class AGRPO(RatioMethod):
         positions a step commits) if the order defines one."""
         return Needs(reference="logprob" if self.beta else "none", choice=True)
 
-    def behaviour_levels(self, sampler: SamplerConfig) -> tuple[Level, ...]:
+    def behaviour_levels(self, sampler: SamplerConfig) -> tuple[LevelOrOff, ...]:
         """Return all levels: each view is a state of the path, and the ratio is that of a token."""
         return ("token", "step", "sequence")
 

@@ -18,7 +18,7 @@ from torch import Tensor
 from unmask.core.config import Named, SamplerConfig
 from unmask.core.errors import ConfigError
 from unmask.core.records import LossInputs, LossOutput, Needs, Rollout, Views
-from unmask.functional.behaviour import Level
+from unmask.functional.behaviour import LevelOrOff
 from unmask.functional.surrogate import clipped_surrogate, divergence_masked_surrogate, kl_k3
 
 NOT_STATED = "not stated"
@@ -112,14 +112,16 @@ class Method(Named, ABC):
             return torch.ones(len(advantage), dtype=torch.bool, device=advantage.device)
         return (advantage != 0).unsqueeze(-1).flatten(1).any(-1)
 
-    def behaviour_levels(self, sampler: SamplerConfig) -> tuple[Level, ...]:
+    def behaviour_levels(self, sampler: SamplerConfig) -> tuple[LevelOrOff, ...]:
         """Return the levels at which the ratio of the old to the behaviour policy can weight the
-        loss, that of the method's own ratio first.
+        loss, that of the method's own ratio first. The first is `off` if the loss has no ratio of
+        tokens that the behaviour policy drew.
 
         Weights multiply the advantage, so a loss that is proportional to the advantage (the KL to
         the reference aside) can be weighted by completion, which is the default. A method may add
         `step` if each view is the state before a denoising step and its targets are the tokens that
-        the step committed. It may add `token` if its loss also uses `LossInputs.token_weight`.
+        the step committed; of several token sequences, the first is then the completion's own. It
+        may add `token` if its loss also uses `LossInputs.token_weight`.
         """
         return ("sequence",)
 

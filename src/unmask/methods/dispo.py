@@ -22,6 +22,7 @@ from unmask.core.config import SamplerConfig
 from unmask.core.errors import ConfigError
 from unmask.core.records import GIVEN, Branches, LossInputs, LossOutput, Needs, Rollout, Views
 from unmask.functional.advantage import counterfactual_advantage, group_advantage
+from unmask.functional.behaviour import LevelOrOff
 from unmask.methods.base import RatioMethod
 from unmask.methods.views import scored_tokens, step_views
 
@@ -68,6 +69,11 @@ class DiSPO(RatioMethod):
         self.refuse_more_than_steps("num_states", sampler)
         if not self.terminal_weight and not self.state_weight:
             raise ConfigError("method.terminal_weight and method.state_weight are both 0. Set one of them above 0.")
+
+    def behaviour_levels(self, sampler: SamplerConfig) -> tuple[LevelOrOff, ...]:
+        """Return `off` first if there is no terminal term: the branches are drawn from the old
+        policy itself, so only their states need weights."""
+        return ("sequence",) if self.terminal_weight else ("off", "sequence")
 
     def plan(self, rollout: Rollout, generator: torch.Generator) -> Views:
         """Plan a fully masked view of each completion in slot 0, and a view of each selected state

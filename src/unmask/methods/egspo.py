@@ -23,7 +23,7 @@ from torch import Tensor
 from unmask.core.config import SamplerConfig
 from unmask.core.records import LossInputs, LossOutput, Needs, Rollout, Trajectory, Views
 from unmask.functional.advantage import controlled_advantage, fitted_gain, group_advantage
-from unmask.functional.behaviour import Level
+from unmask.functional.behaviour import LevelOrOff
 from unmask.functional.selection import inverse_inclusion, selected_path_steps
 from unmask.functional.surrogate import kl_k3
 from unmask.methods.base import RatioMethod
@@ -100,7 +100,7 @@ class EGSPO(RatioMethod):
         if self.step_choice != "all":
             self.refuse_more_than_steps("num_selected", sampler)
 
-    def behaviour_levels(self, sampler: SamplerConfig) -> tuple[Level, ...]:
+    def behaviour_levels(self, sampler: SamplerConfig) -> tuple[LevelOrOff, ...]:
         """Return the levels step and sequence: the ratio is that of a step."""
         return ("step", "sequence")
 

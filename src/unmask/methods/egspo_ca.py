@@ -24,6 +24,7 @@ from unmask.core.config import SamplerConfig
 from unmask.core.errors import ConfigError
 from unmask.core.records import Branches, LossInputs, LossOutput, Needs, Rollout, Views
 from unmask.functional.advantage import counterfactual_advantage, fitted_gain, group_advantage
+from unmask.functional.behaviour import LevelOrOff
 from unmask.methods.base import RatioMethod
 from unmask.methods.views import step_views
 
@@ -96,6 +97,11 @@ class EGSPOCA(RatioMethod):
                 f"method.form = {self.form} and method.finish = {self.finish} need actions at the positions that a step "
                 "committed, but method.scope = all draws every masked position. Set method.scope to step."
             )
+
+    def behaviour_levels(self, sampler: SamplerConfig) -> tuple[LevelOrOff, ...]:
+        """Return `step` first if the loss has a term of the action that the rollout took. The other
+        actions are drawn from the old policy itself, so only their states need weights."""
+        return ("off" if self.form == "counterfactual" else "step", "sequence")
 
     def plan(self, rollout: Rollout, generator: torch.Generator) -> Views:
         """Plan one view for each selected state, with M token sequences, one for each action. One

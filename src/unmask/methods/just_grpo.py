@@ -18,7 +18,7 @@ from unmask.core.config import SamplerConfig
 from unmask.core.errors import ConfigError
 from unmask.core.records import LossInputs, LossOutput, Needs, Rollout, Views
 from unmask.functional.advantage import group_advantage, z_score
-from unmask.functional.behaviour import Level
+from unmask.functional.behaviour import LevelOrOff
 from unmask.methods.base import RatioMethod
 from unmask.methods.views import segment_views
 
@@ -58,7 +58,7 @@ class JustGRPO(RatioMethod):
                 f"{sampler.steps} steps for {length} positions. Set {' and '.join(filter(None, (order, steps)))}."
             )
 
-    def behaviour_levels(self, sampler: SamplerConfig) -> tuple[Level, ...]:
+    def behaviour_levels(self, sampler: SamplerConfig) -> tuple[LevelOrOff, ...]:
         """Return all levels: each view is a state of the path, and the ratio is that of a token."""
         return ("token", "step", "sequence")
 

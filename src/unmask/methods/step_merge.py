@@ -20,7 +20,7 @@ from unmask.core.config import SamplerConfig
 from unmask.core.errors import ConfigError
 from unmask.core.records import LossInputs, LossOutput, Needs, Rollout, Views
 from unmask.functional.advantage import group_advantage, z_score
-from unmask.functional.behaviour import Level
+from unmask.functional.behaviour import LevelOrOff
 from unmask.methods.base import RatioMethod
 from unmask.methods.views import segment_views
 
@@ -71,7 +71,7 @@ class StepMerge(RatioMethod):
                 f"Set it to {sampler.steps} or less (0 makes every step a segment), or raise sampler.num_steps."
             )
 
-    def behaviour_levels(self, sampler: SamplerConfig) -> tuple[Level, ...]:
+    def behaviour_levels(self, sampler: SamplerConfig) -> tuple[LevelOrOff, ...]:
         """Return all levels if every step is a segment. In a longer segment, tokens of later steps
         are evaluated in a state from which they were not drawn."""
         return ("token", "step", "sequence") if self.num_segments in (0, sampler.steps) else ("sequence",)

@@ -21,7 +21,7 @@ from torch.nn.functional import logsigmoid
 
 from unmask.core.config import SamplerConfig
 from unmask.core.records import GIVEN, LossInputs, LossOutput, Needs, Rollout, Views
-from unmask.functional.behaviour import Level
+from unmask.functional.behaviour import LevelOrOff
 from unmask.functional.completions import sum_by_completion
 from unmask.functional.elbo import elbo_weight, masks_of_counts, stratified_counts
 from unmask.methods.base import Method
@@ -55,9 +55,10 @@ class VRPO(Method):
         """Require the reference policy."""
         return Needs(reference="logprob")
 
-    def behaviour_levels(self, sampler: SamplerConfig) -> tuple[Level, ...]:
-        """Return no level: the loss of a preference pair may use pairs of any policy."""
-        return ()
+    def behaviour_levels(self, sampler: SamplerConfig) -> tuple[LevelOrOff, ...]:
+        """Return only `off`: a preference pair may come from any policy, and the loss is not
+        proportional to an advantage."""
+        return ("off",)
 
     def plan(self, rollout: Rollout, generator: torch.Generator) -> Views:
         """Plan n views, with 1 to L masked positions, for each completion that belongs to a pair.

@@ -9,7 +9,7 @@ from pydantic import Field, field_validator
 
 from unmask.core.config import Config, SamplerConfig
 from unmask.core.errors import ConfigError
-from unmask.functional.behaviour import Level
+from unmask.functional.behaviour import Level, LevelOrOff
 from unmask.methods import Method
 
 
@@ -61,16 +61,16 @@ class BehaviourConfig(Config):
                 because the only one is expensive.
         """
         levels = method.behaviour_levels(sampler)
-        if self.level == "off" or (self.level == "auto" and (sampler.is_exact or not levels)):
+        if self.level == "off" or (self.level == "auto" and sampler.is_exact):
             return None
         if self.level == "auto":
-            if levels == ("sequence",):
+            if levels[0] == "sequence":
                 raise ConfigError(
                     f"rollouts with these sampler settings are approximate, and {method.type} can be corrected only by whole "
                     f"completions, which takes {sampler.steps} more forward passes for each. Set behaviour.level = sequence "
                     "for that, or behaviour.level = off to train without a correction."
                 )
-            return levels[0]
+            return None if levels[0] == "off" else levels[0]
         if self.level not in levels:
             raise ConfigError(f"behaviour.level = {self.level} is not possible for {method.type}: {_possible(levels)}")
         return self.level
@@ -85,8 +85,8 @@ class BehaviourConfig(Config):
         """
         level = self.weighted(method, sampler)
         if level is None and (self.max_ratio or not sampler.is_exact):
-            own = method.behaviour_levels(sampler)[:1]
-            level = own[0] if own and own[0] != "sequence" else None
+            own = method.behaviour_levels(sampler)[0]
+            level = own if own in ("token", "step") else None
         if self.max_ratio and level is None:
             raise ConfigError(
                 f"behaviour.max_ratio = {self.max_ratio:g} needs the probabilities of the sampled tokens, which {method.type} "
@@ -95,12 +95,10 @@ class BehaviourConfig(Config):
         return level
 
 
-def _possible(levels: tuple[Level, ...]) -> str:
-    if not levels:
-        return "its loss is not proportional to the advantage. Set behaviour.level = off."
-    if levels == ("sequence",):
-        return (
-            "it does not compare the tokens of a state with the state's own sampling distribution. "
-            "Set behaviour.level to sequence or off."
-        )
-    return f"its ratio is that of a {levels[0]}. Set behaviour.level to {', '.join(levels)} or off."
+def _possible(levels: tuple[LevelOrOff, ...]) -> str:
+    allowed = [level for level in levels if level != "off"]
+    if not allowed:
+        return "its loss is not proportional to an advantage. Set behaviour.level = off."
+    if allowed == ["sequence"]:
+        return "its loss has no ratio of the tokens that the rollout drew in a state. Set behaviour.level to sequence or off."
+    return f"its ratio is that of a {allowed[0]}. Set behaviour.level to {', '.join(allowed)} or off."

@@ -44,11 +44,12 @@ class Ratios:
             row: [N] int64: completions that the views show. Each view is a state of the path.
             target: [N, L] bool: the tokens that the step of each view committed.
             logprobs: log-probabilities of the targets, and of their position choices if these
-                count.
+                count. Of several token sequences, the first is the completion's own.
             level: level of the units. For `sequence`, the views are all states of some completions,
                 and the units are those completions in ascending order.
         """
-        by_token = logprobs.logprob - path.logprob[row]
+        own = logprobs.logprob[:, 0] if logprobs.logprob.dim() == 3 else logprobs.logprob
+        by_token = own - path.logprob[row]
         if logprobs.choice is not None and path.choice_logprob is not None:
             by_token = by_token + logprobs.choice - path.choice_logprob[row]
         by_token = by_token.detach().masked_fill(~target, 0.0)
@@ -118,7 +119,8 @@ class ViewWeights:
         """Return the inputs of a loss with the weights of the views `index`.
 
         A weight multiplies the advantage. Every loss that is proportional to the advantage is then
-        weighted as a whole, wherever its ratio is taken; the KL to the reference is not.
+        weighted as a whole, wherever its ratio is taken; the KL to the reference is not. The weight
+        of a step is that of the completion's own tokens, the first of several token sequences.
         """
         if self.by_completion is not None:
             weight = self.by_completion[inputs.row]
@@ -131,8 +133,11 @@ class ViewWeights:
             weight = self.scale * ratios.weights(self.config)
         if self.level == "token":
             return replace(inputs, token_weight=weight)
-        by_view = weight.view(-1, *[1] * (inputs.advantage.dim() - 1))
-        return replace(inputs, advantage=inputs.advantage * by_view.to(inputs.advantage.dtype))
+        if inputs.advantage.dim() == 2:
+            weight = weight.unsqueeze(-1).repeat(1, inputs.advantage.shape[1])
+            if self.level == "step":
+                weight[:, 1:] = 1.0
+        return replace(inputs, advantage=inputs.advantage * weight.to(inputs.advantage.dtype))
 
 
 class Comparison:
