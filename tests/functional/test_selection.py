@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -117,6 +119,13 @@ def test_all_keeps_the_order_of_time_on_long_trajectories():
     (row,) = select_steps("all", torch.zeros(1, 500), is_candidate, 1, torch.zeros(1, 500)).tolist()
     expected = [k for k in range(500) if k % 3 != 1]
     assert row == expected + [-1] * (500 - len(expected))
+
+
+@pytest.mark.parametrize("rule", ["entropy_sampled", "low_discrepancy"])
+def test_the_largest_draw_below_one_selects_every_candidate_too(rule):
+    noise = torch.full((1, 3), math.nextafter(1.0, 0.0), dtype=torch.float64)
+    (row,) = select_steps(rule, torch.arange(3.0).unsqueeze(0), torch.ones(1, 3, dtype=torch.bool), 3, noise).tolist()
+    assert row == [0, 1, 2]
 
 
 @settings(max_examples=50, deadline=None)

@@ -217,7 +217,9 @@ def _systematic(
     The single draw is u = noise[:, 0].
     """
     running = probability.cumsum(dim=-1)
-    point = noise[:, :1].double() + torch.arange(num_selected, device=noise.device)
+    # A draw within 2^-32 of 1 could round up to the next whole number when j is added, which skips
+    # a step.
+    point = noise[:, :1].double().clamp(max=1 - 2**-32) + torch.arange(num_selected, device=noise.device)
     # The sum is a whole number up to rounding; the clamp keeps the last point inside it.
     total = probability.sum(dim=-1, keepdim=True).round()
     step = torch.searchsorted(running, torch.minimum(point, running[:, -1:] * (1 - 1e-15)), right=True)
