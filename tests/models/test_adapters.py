@@ -244,6 +244,8 @@ def test_an_adapter_is_merged_into_its_base_model_or_a_given_one(tmp_path: Path)
     adapters.save(tmp_path / "adapter")
     merge_adapter(tmp_path / "adapter", tmp_path / "merged")
     torch.testing.assert_close(logits(load_model(tmp_path / "merged")[0]), wanted, rtol=0, atol=1e-4)
+    # The adapter itself stands for the same model.
+    assert torch.equal(logits(load_model(tmp_path / "adapter")[0]), logits(load_model(tmp_path / "merged")[0]))
     (tmp_path / "base").rename(tmp_path / "elsewhere")
     merge_adapter(tmp_path / "adapter", tmp_path / "again", str(tmp_path / "elsewhere"))
     torch.testing.assert_close(logits(load_model(tmp_path / "again")[0]), wanted, rtol=0, atol=1e-4)

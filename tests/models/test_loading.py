@@ -214,9 +214,13 @@ def test_loading_uses_the_saved_weights(tmp_path):
     assert all(torch.equal(loaded[name], value) for name, value in denoiser.state_dict().items())
 
 
-def test_an_adapter_alone_is_refused_with_the_command_that_merges_it(tmp_path):
+@pytest.mark.parametrize(
+    ("config", "word"),
+    [("{}", "--base"), ('{"base_model_name_or_path": "ADAPTER"}', "names itself")],
+)
+def test_an_adapter_without_a_base_model_is_refused(tmp_path, config, word):
     adapter = tmp_path / "adapter"
     adapter.mkdir()
-    (adapter / "adapter_config.json").write_text("{}")
-    with raises(ModelError, "unmask merge", "adapter", "adapter-merged"):
+    (adapter / "adapter_config.json").write_text(config.replace("ADAPTER", str(adapter)))
+    with raises(ModelError, "adapter", word):
         load_model(adapter)

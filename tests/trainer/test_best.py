@@ -133,6 +133,35 @@ def test_a_save_that_fails_leaves_the_earlier_best_model(
     assert weights_of(tmp_path / "run" / "best") == weights_of(tiny_model)
 
 
+def test_the_best_adapter_is_written_alone_and_merged_once_at_the_end(
+    tiny_model: Path, tmp_path: Path, scripted: list[float], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import unmask.trainer.session as session
+
+    merge, merged = session.merge_adapter, []
+
+    def counted(adapter: Path, target: Path) -> str:
+        merged.append(target)
+        # Until the end of the run, best/ holds the adapter alone, and stands for the whole model.
+        assert [path.name for path in (tmp_path / "run" / "best").iterdir()] == ["adapter"]
+        stands_for.append(load_model(tmp_path / "run" / "best").denoiser.state_dict())
+        return merge(adapter, target)
+
+    stands_for: list[dict[str, torch.Tensor]] = []
+    monkeypatch.setattr(session, "merge_adapter", counted)
+    scripted += [0.1, 0.1, 0.2, 0.2, 0.3, 0.3, 0.2, 0.2]
+    overrides = ("lora.r=3", "lora.alpha=6", "save_steps=2", "save_total_limit=9")
+    folder = Trainer(train_recipe(tiny_model, tmp_path / "run", *VALIDATION, *overrides)).train()
+    assert len(merged) == 1
+    assert metrics(folder)[-1]["eval/best_step"] == 4
+    best = load_model(folder / "best").denoiser.state_dict()
+    checkpoint = load_model(folder / "checkpoints" / "step-00000004").denoiser.state_dict()
+    final = load_model(folder / "final").denoiser.state_dict()
+    assert all(torch.equal(checkpoint[name], tensor) for name, tensor in best.items())
+    assert all(torch.equal(stands_for[0][name], tensor) for name, tensor in best.items())
+    assert not all(torch.equal(final[name], tensor) for name, tensor in best.items())
+
+
 def test_the_best_of_lines_is_the_earliest_highest_validation_accuracy() -> None:
     key = "eval/validation@0/accuracy"
     lines = [{"step": 0, key: 0.1}, {"step": 1}, {"step": 2, key: 0.3}, {"step": 4, key: 0.3}, {"step": 6, key: 0.2}]

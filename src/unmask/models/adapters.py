@@ -22,8 +22,9 @@ from torch import Tensor, nn
 from unmask.core.config import LoraConfig
 from unmask.core.errors import ConfigError, ModelError, no_file, reason, unknown_name
 from unmask.models.denoiser import Denoiser
-from unmask.models.from_run import ADAPTER_CONFIG, base_of, load_checkpoint, locate
+from unmask.models.from_run import ADAPTER, ADAPTER_CONFIG, base_of, load_checkpoint, locate
 from unmask.models.loading import load_folder, load_model, save_model
+from unmask.models.policy import Policy
 from unmask.models.source import read_json
 from unmask.runs.checkpoints import is_checkpoint
 
@@ -281,21 +282,21 @@ def save_adapted(
     if adapters is None:
         save_model(denoiser, tokenizer, folder, weights)
         return
-    adapters.save(folder / "adapter", weights=weights)
+    adapters.save(folder / ADAPTER, weights=weights)
     if getattr(denoiser.backbone, "is_quantized", False):
-        merge_adapter(folder / "adapter", folder)
+        merge_adapter(folder / ADAPTER, folder)
     else:
         save_model(denoiser, tokenizer, folder, adapters.merged(weights))
 
 
-def merge_adapter(adapter: Path, target: Path, base: str | None = None) -> str:
-    """Merge an adapter into its base model, write a plain checkpoint, and return the name of the
-    base model.
+def load_adapter(adapter: Path, base: str | None = None, dtype: str = "auto") -> tuple[Policy, str]:
+    """Load the model of an adapter with the adapter merged, and return it with the name of the base
+    model.
 
     Args:
         adapter: folder that peft can read; see `find_adapter`.
-        target: folder to write.
         base: model under the adapter; default the one that the adapter names.
+        dtype: dtype of the weights; see `load_model`.
 
     Raises:
         ModelError: the adapter or the model is missing, or the two do not fit.
@@ -303,13 +304,25 @@ def merge_adapter(adapter: Path, target: Path, base: str | None = None) -> str:
     under = base or read_json(adapter / CONFIG_FILE).get("base_model_name_or_path")
     if not under:
         raise ModelError(f"the adapter {adapter} does not say which model it was made for. Name it with --base.")
+    if Path(under).is_dir() and Path(under).samefile(adapter):
+        raise ModelError(
+            f"the adapter {adapter} names itself as the model it was made for. Name that model with --base."
+        )
     try:
-        denoiser, tokenizer = load_model(under)
+        policy = load_model(under, dtype)
     except ModelError as error:
         if not base:
             error.add_note(f"{under} is the model that the adapter names. If the model has moved, name it with --base.")
         raise
-    save_model(denoiser, tokenizer, target, Adapters.load(denoiser, adapter).merged())
+    Adapters.load(policy.denoiser, adapter).merge_in_place()
+    return policy, under
+
+
+def merge_adapter(adapter: Path, target: Path, base: str | None = None) -> str:
+    """Merge an adapter into its base model, write a plain checkpoint, and return the name of the
+    base model; see `load_adapter`."""
+    (denoiser, tokenizer), under = load_adapter(adapter, base)
+    save_model(denoiser, tokenizer, target)
     return under
 
 
@@ -346,7 +359,7 @@ def find_adapter(source: Path) -> Path:
     Raises:
         ModelError: there is no adapter; the message says what the folder holds.
     """
-    for folder in (source, source / "adapter"):
+    for folder in (source, source / ADAPTER):
         if (folder / CONFIG_FILE).is_file():
             return folder
     if not source.exists():

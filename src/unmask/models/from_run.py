@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     from unmask.models.adapters import Adapters
     from unmask.models.denoiser import Denoiser
 
+ADAPTER = "adapter"
+"""Name of the folder of an adapter beside or in place of its model."""
 ADAPTER_CONFIG = "adapter_config.json"
 """Name of peft's file that describes an adapter."""
 BASE_FACTS = "base.json"
@@ -81,6 +83,14 @@ def locate(source: str | os.PathLike[str]) -> str:
         )
     logger.warning(f"{source} has not ended; using its newest checkpoint, {checkpoints[-1]}.")
     return str(checkpoints[-1])
+
+
+def adapter_in(folder: Path) -> Path | None:
+    """Return the folder of the adapter if `folder` is one, or holds one and no model; otherwise
+    None."""
+    if (folder / "config.json").is_file() or is_checkpoint(folder):
+        return None
+    return next((path for path in (folder, folder / ADAPTER) if (path / ADAPTER_CONFIG).is_file()), None)
 
 
 def describe(folder: Path, denoiser: Denoiser, tokenizer: PreTrainedTokenizerBase, adapters: Adapters | None) -> None:

@@ -15,7 +15,7 @@ from torch import Tensor
 from unmask.core.errors import ModelError, no_file, reason
 from unmask.models.denoiser import Denoiser, check_bidirectional
 from unmask.models.families import FAMILIES, UNSUPPORTED
-from unmask.models.from_run import load_checkpoint, locate
+from unmask.models.from_run import adapter_in, load_checkpoint, locate
 from unmask.models.native import NATIVE_CLASSES, twins_of
 from unmask.models.policy import Policy
 from unmask.models.size import check_size, sizes_of_tensors
@@ -35,7 +35,8 @@ def load_model(
     """Load a denoiser and its tokenizer, and check them.
 
     Args:
-        source: folder, hub id, run folder or checkpoint of a run; see `locate`.
+        source: folder, hub id, run folder or checkpoint of a run; see `locate`. A LoRA adapter
+            stands for its base model with the adapter merged.
         dtype: dtype of the weights, such as float32 or bfloat16; `auto` is the dtype in the file.
         quantization_config: a quantization config of transformers, for weights that are quantized
             while they are loaded.
@@ -46,14 +47,21 @@ def load_model(
             match, it needs remote code, it has no MASK or EOS token, or it is causal.
     """
     source = locate(os.path.expanduser(source))
-    if not is_checkpoint(Path(source)):
+    adapter = adapter_in(Path(source))
+    if adapter is None and not is_checkpoint(Path(source)):
         return load_folder(source, dtype, quantization_config, device=device)
     if quantization_config is not None:
+        kind = "a checkpoint of a run" if adapter is None else "an adapter"
         raise ModelError(
-            f"{source} is a checkpoint of a run, which cannot be quantized while it is loaded. Make a model folder of it first: "
+            f"{source} is {kind}, which cannot be quantized while it is loaded. Make a model folder of it first: "
             f"unmask merge {quote(source)} FOLDER"
         )
-    policy = load_checkpoint(Path(source), load_folder, dtype)
+    if adapter is None:
+        policy = load_checkpoint(Path(source), load_folder, dtype)
+    else:
+        from unmask.models.adapters import load_adapter
+
+        policy, _ = load_adapter(adapter, dtype=dtype)
     if device is not None:
         policy.denoiser.to(device)
     return policy
@@ -169,7 +177,9 @@ def _read_config(source: str | os.PathLike[str]) -> PreTrainedConfig:
     if not folder.exists():
         check_on_hub(source)
     if folder.exists() and not (folder / "config.json").is_file():
-        raise ModelError(f"{source} is not a model, because it has no config.json. {_instead(folder)}")
+        raise ModelError(
+            f"{source} is not a model, because it has no config.json. Give a folder that holds one, or a hub id."
+        )
     try:
         raw, _ = PreTrainedConfig.get_config_dict(source)
         # This comes before transformers reads the config, because it would ask on the terminal
@@ -184,14 +194,6 @@ def _read_config(source: str | os.PathLike[str]) -> PreTrainedConfig:
             "Give a folder with config.json, or a hub id."
         ) from error
     return config
-
-
-def _instead(folder: Path) -> str:
-    """Return advice about a folder that is not a model folder, such as the model folder inside a
-    run folder."""
-    if (folder / "adapter_config.json").is_file():
-        return f"It is an adapter. Make a model of it: unmask merge {quote(str(folder))} {quote(f'{folder}-merged')}"
-    return "Give a folder that holds one, or a hub id."
 
 
 def _refuse_other_layouts(source: str, raw: Mapping[str, Any]) -> None:

@@ -61,6 +61,12 @@ class TrainedPolicy:
         `save_adapted`."""
         save_adapted(self.denoiser, self.tokenizer, self.adapters, folder, weights)
 
+    def save_adapter(self, folder: Path, weights: Mapping[str, Tensor] | None = None) -> None:
+        """Write only the adapter, which `load_model` merges when it reads the folder; see
+        `Adapters.save`."""
+        assert self.adapters is not None
+        self.adapters.save(folder / from_run.ADAPTER, weights)
+
 
 def make_policy(recipe: TrainRecipe, device: torch.device) -> TrainedPolicy:
     """Load the policy of a training recipe, and make its adapters, its reference and its optimizer.

@@ -3,6 +3,7 @@ checkpoints and final model."""
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,8 +12,9 @@ from typing import Any, Protocol, TypeVar
 from unmask.core.errors import RunError, UnmaskError
 from unmask.evaluation.model_card import push
 from unmask.evaluation.usable import Usable
+from unmask.models.adapters import merge_adapter
 from unmask.models.device import precision_on, weights_dtype
-from unmask.models.from_run import locate
+from unmask.models.from_run import ADAPTER, adapter_in, locate
 from unmask.recipes.load import completed
 from unmask.recipes.schema import PretrainRecipe, TrainRecipe
 from unmask.runs.atomic import disk_faults_explained
@@ -194,13 +196,44 @@ class Session:
             if (index + 1) % self.recipe.save_steps == 0 or (self.saves_last and index + 1 == last):
                 self._save(index + 1)
             self._stop_on_signal(index + 1)
-        self.save_model(self.folder.final)
+        self._save_final()
         finish_trackers(self.accelerator)
 
-    def save_model(self, target: Path) -> None:
-        """Write a folder that `load_model` reads. An error never leaves an incomplete folder. All
-        ranks call this, because the weights may be sharded."""
-        self.progress.begin(self.recipe.max_steps, f"writing {target.name}/")
+    def save_best(self) -> None:
+        """Write the policy to best/, from which `load_model` reads it. All ranks call this.
+
+        Of a policy with adapters only the adapter is written, because merging an adapter into a
+        large model takes minutes. The end of the run merges the adapter once.
+        """
+        if self.policy.adapters is None:
+            self._save_model(self.folder.best)
+            return
+        self._begin_writing(self.folder.best)
+        weights = self.state.adapter_weights()
+        with self.ranks.agreed():
+            if self.folder.is_main:
+                with self.folder.written_aside(self.folder.best) as folder:
+                    self.policy.save_adapter(folder, weights)
+
+    def _save_final(self) -> None:
+        """Merge the adapter in best/, and write the final model with its card. All ranks call
+        this."""
+        best = self.folder.best
+        self._begin_writing(best)
+        with self.ranks.agreed():
+            if self.folder.is_main and (adapter := adapter_in(best)) is not None:
+                with self.folder.written_aside(best) as folder:
+                    shutil.copytree(adapter, folder / ADAPTER)
+                    merge_adapter(folder / ADAPTER, folder)
+        self._save_model(self.folder.final)
+        with self.ranks.agreed():
+            if self.folder.is_main:
+                self.folder.add_facts(final_step=self.recipe.max_steps)
+
+    def _save_model(self, target: Path) -> None:
+        """Write a plain model folder. An error never leaves an incomplete folder. All ranks call
+        this, because the weights may be sharded."""
+        self._begin_writing(target)
         weights = self.state.whole_weights(weights_dtype(self.accelerator.device, self.recipe.precision))
         with self.ranks.agreed():
             if self.folder.is_main:
@@ -210,8 +243,9 @@ class Session:
                         notes = list(self.folder.facts.get("extended", ()))
                         card = self.card(read_metrics(self.folder.path), notes)
                         (folder / "README.md").write_text(card, encoding="utf-8")
-                if target == self.folder.final:
-                    self.folder.add_facts(final_step=self.recipe.max_steps)
+
+    def _begin_writing(self, target: Path) -> None:
+        self.progress.begin(self.recipe.max_steps, f"writing {target.name}/")
 
     @contextmanager
     def saved_on_error(self, step: int) -> Iterator[None]:

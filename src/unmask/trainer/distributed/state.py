@@ -207,6 +207,10 @@ class RunState:
                 weights[name] = whole.get(id(value), value)
         return weights
 
+    def adapter_weights(self) -> dict[str, Tensor]:
+        """Gather the trained adapters, in float32 on the CPU. All ranks call this."""
+        return {name: self.holder.weight(parameter).cpu() for name, parameter in self._parameters()}
+
     def _own(self) -> Iterator[tuple[str, Sequence[int], Part]]:
         """Yield the name and the shape of each tensor of the state, and what this rank holds of
         it."""
