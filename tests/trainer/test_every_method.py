@@ -134,5 +134,5 @@ def test_the_measure_of_memory_can_fail(lively: Denoiser, tmp_path: Path, monkey
     espo = "method={type: espo, num_samples: 4}"
     chunked = peak_of_an_update(lively, tmp_path, espo)
     whole = ViewBatches.of
-    monkeypatch.setattr(ViewBatches, "of", lambda views, path, size, max_tokens: whole(views, path, len(views), None))
+    monkeypatch.setattr(ViewBatches, "of", lambda views, path, *_, **__: whole(views, path, len(views), None))
     assert peak_of_an_update(lively, tmp_path, espo) > 3 * chunked

@@ -53,6 +53,24 @@ def test_batches_hold_a_number_of_views_or_of_tokens(max_tokens: int | None, ind
     assert [batch.row.tolist() for _, batch in batches] == [VIEWS.row[index].tolist() for index in indices]
 
 
+@pytest.mark.parametrize(
+    ("size", "max_tokens", "indices"),
+    [
+        (3, None, [[0, 2, 3], [1]]),
+        # The two views of completion 0 stay together although they are more than one.
+        (1, None, [[0, 2], [3], [1]]),
+        # Rows have 3 + 5, 1 + 5 and 2 + 5 tokens.
+        (3, 14, [[1, 3], [0, 2]]),
+    ],
+)
+def test_the_views_of_a_completion_can_stay_together(
+    size: int, max_tokens: int | None, indices: list[list[int]]
+) -> None:
+    views = views_of(torch.tensor([0, 2, 0, 1]), torch.tensor([1, 2, 3, 1]))
+    batches = ViewBatches.of(views, prompts_of_lengths(3, 1, 2), size, max_tokens, by_completion=True)
+    assert [index.tolist() for index in batches.indices] == indices
+
+
 @pytest.mark.parametrize("max_tokens", [None, 14])
 def test_results_are_in_the_order_of_the_views(max_tokens: int | None) -> None:
     batches = ViewBatches.of(VIEWS, prompts_of_lengths(3, 1, 2), 3, max_tokens).padded(5)

@@ -128,7 +128,8 @@ def print_methods() -> None:
     table(columns, [[row[column] for column in columns] for row in rows])
     print(
         "f: a forward pass; f+b: a forward and a backward pass. The T forward passes of the rollout are not included.\n"
-        "Two passes: each f+b takes one more f if the views of an update do not fit into one forward (views_per_forward).\n"
+        "Two passes: each f+b takes one more f if the views of an update (of a completion, except for vrpo) do not fit into "
+        "one forward (views_per_forward).\n"
         "`unmask methods NAME` shows the options of a method, and docs/methods/NAME.md its equations."
     )
 

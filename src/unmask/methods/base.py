@@ -59,6 +59,10 @@ class Method(Named, ABC):
     loss with respect to each log-probability, chunk by chunk. The gradient is the same, and the
     memory does not grow with the number of views. If all views fit into one forward pass, a single
     pass replaces the two."""
+    by_completion: ClassVar[bool] = False
+    """True if a loss that is not `separable` is a sum over completions. The loss may then get the
+    views of any whole completions, and one pass is enough if the views of a completion fit into one
+    forward pass."""
     on_path: ClassVar[bool] = True
     """True if the views are states of the sampled path. Their log-probabilities are then restricted
     to the tokens that the sampler's top-k and top-p allowed. Nothing was sampled in other states,

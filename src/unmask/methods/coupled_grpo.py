@@ -63,6 +63,7 @@ class CoupledGRPO(RatioMethod):
     on_path: ClassVar[bool] = False
     samples: ClassVar[str] = "weighted means of two likelihoods of a token"
     separable: ClassVar[bool] = False
+    by_completion: ClassVar[bool] = True
     fresh_views: ClassVar[bool] = True
 
     def needs(self) -> Needs:

@@ -59,6 +59,7 @@ class ESPO(RatioMethod):
     penalties: ClassVar[tuple[str, ...] | None] = ("beta",)
     on_path: ClassVar[bool] = False
     separable: ClassVar[bool] = False
+    by_completion: ClassVar[bool] = True
     fresh_views: ClassVar[bool] = True
 
     def needs(self) -> Needs:

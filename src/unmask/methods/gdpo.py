@@ -58,6 +58,7 @@ class GDPO(RatioMethod):
     samples: ClassVar[str] = "whole completions"
     on_path: ClassVar[bool] = False
     separable: ClassVar[bool] = False
+    by_completion: ClassVar[bool] = True
     fresh_views: ClassVar[bool] = True
 
     def needs(self) -> Needs:

@@ -57,6 +57,7 @@ class MaskAware(RatioMethod):
     penalties: ClassVar[tuple[str, ...] | None] = ()
     samples: ClassVar[str] = "whole completions"
     separable: ClassVar[bool] = False
+    by_completion: ClassVar[bool] = True
 
     def needs(self) -> Needs:
         """Require the probability of the position choice."""

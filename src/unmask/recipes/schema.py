@@ -131,9 +131,9 @@ class TrainRecipe(RunRecipe):
     """Number of optimizer steps in each pass."""
     rollout_batch_size: int = Field(256, ge=1)
     """Number of completions denoised together; changes speed and memory, not results."""
-    views_per_forward: int = Field(256, ge=1)
+    views_per_forward: int | None = Field(None, ge=1)
     """Number of views (masked versions of completions) scored together; changes speed and memory,
-    not results."""
+    not results. By default it is 256, and on a CPU as many as its cache holds."""
     max_tokens_per_forward: Literal["auto"] | int | None = None
     """Maximum number of tokens in one forward pass of rollouts and updates: sequences times (prompt
     + completion) tokens. A forward pass always has at least one sequence. This limit replaces

@@ -2,9 +2,10 @@
 the old and the reference policy, and then updates the policy in minibatches.
 
 The number of views does not change how much memory an update needs. A loss that is a sum over views
-is back-propagated batch by batch. Any other loss is a function F of the views' log-probabilities.
-If the views do not fit into one forward pass, a first pass computes the log-probabilities without a
-graph, and from them dF/dlogp. A second pass back-propagates dF/dlogp * logp batch by batch. By the
+is back-propagated batch by batch, and so is a sum over completions if the views of each completion
+fit into one forward pass. Any other loss is a function F of the views' log-probabilities. If the
+views do not fit into one forward pass, a first pass computes the log-probabilities without a graph,
+and from them dF/dlogp. A second pass back-propagates dF/dlogp * logp batch by batch. By the
 chain rule the gradient is the same. The cost is one more forward pass.
 """
 
@@ -89,7 +90,7 @@ class Learner:
     ) -> None:
         self.accelerator, self.model, self.optimizer = accelerator, model, optimizer
         self.reference, self.recipe = reference, recipe
-        self.passes = UpdatePasses(recipe, max_tokens)
+        self.passes = UpdatePasses(recipe, max_tokens, width_on_cpu(backend.unwrapped(model)))
         self.ranks = ranks or Ranks(accelerator)
         self._positions_at_once = positions_at_once(backend.unwrapped(model))
         self._fault = ""
@@ -236,10 +237,10 @@ class Learner:
             positions_at_once=self._positions_at_once,
         )
 
-    def _batches(self, views: Views, rollout: Rollout, least: int = 0) -> ViewBatches:
+    def _batches(self, views: Views, rollout: Rollout, *, by_completion: bool = False, least: int = 0) -> ViewBatches:
         """Divide this rank's views into batches; every rank gets the same number of batches, at
         least `least`."""
-        batches = self.passes.batches(views, rollout)
+        batches = self.passes.batches(views, rollout, by_completion=by_completion)
         return batches.padded(max(least, self.ranks.largest(len(batches))))
 
     def _minibatch(self, scored: ScoredViews, rows: Tensor, tally: Tally, is_first: bool) -> None:
@@ -256,8 +257,9 @@ class Learner:
         share = self.recipe.num_minibatches * self.ranks.count / len(rollout.trajectory)
         # If all views of the minibatch are left out, a dummy batch gives gradients of 0, with which
         # the optimizer makes its step: its momentum still moves the weights.
-        batches = self._batches(scored.views.take(index), rollout, least=1)
-        two_passes = self.passes.has_first_pass(len(batches))
+        by_completion = self.passes.by_completion(plan, rollout)
+        batches = self._batches(scored.views.take(index), rollout, by_completion=by_completion, least=1)
+        two_passes = self.passes.has_first_pass(len(batches), plan, rollout)
         derivatives = self._derivatives(scored, index, share, tally) if two_passes else None
         distribution = scored.reference is not None and scored.reference.distribution is not None
         loss_sum = 0.0
@@ -339,6 +341,13 @@ class Learner:
         step = path.shown_step(batch).unsqueeze(-1)
         on_path = batch.target & (path.unmask_step[batch.row] == step) & (step >= 0)
         tally.add("diffusion/mismatch_max", (new.logprob.detach() - path.logprob[batch.row])[on_path].abs())
+
+
+def width_on_cpu(model: torch.nn.Module) -> int | None:
+    """Return the size of the hidden states of a model on a CPU; None for any other model."""
+    if not isinstance(model, Denoiser) or model.backbone.device.type != "cpu":
+        return None
+    return int(model.backbone.config.hidden_size)
 
 
 def positions_at_once(model: torch.nn.Module) -> int | None:

@@ -18,6 +18,13 @@ from unmask.core.records import Rollout, Views
 from unmask.recipes.schema import TrainRecipe
 from unmask.trainer.view_batches import ViewBatches
 
+VIEWS_PER_FORWARD = 256
+"""Default number of views in a forward pass on a device other than a CPU."""
+
+CACHED_STATES = 160_000
+"""Number of hidden states (tokens times the width of the model) whose activations in one layer fit
+the cache of a CPU core. A larger forward pass is no faster and needs more memory."""
+
 
 @dataclass(frozen=True, slots=True)
 class UpdatePasses:
@@ -27,10 +34,12 @@ class UpdatePasses:
         recipe: settings of the run.
         max_tokens: maximum number of tokens in one forward pass; None limits the number of views
             instead.
+        width: size of the hidden states of a model on a CPU; None on other devices.
     """
 
     recipe: TrainRecipe
     max_tokens: int | None = None
+    width: int | None = None
 
     @property
     def num_plans(self) -> int:
@@ -72,10 +81,24 @@ class UpdatePasses:
         """True if the reference policy scores each plan."""
         return self.recipe.method.needs().reference != "none"
 
-    def has_first_pass(self, num_batches: int) -> bool:
-        """Return True if an update computes the derivatives of the loss in a separate pass, before
-        back-propagation."""
-        return not self.recipe.method.separable and num_batches > 1
+    def has_first_pass(self, num_batches: int, plan: Views, rollout: Rollout) -> bool:
+        """Return True if an update of `num_batches` batches computes the derivatives of the loss in
+        a separate pass, before back-propagation."""
+        return not self.recipe.method.separable and num_batches > 1 and not self.by_completion(plan, rollout)
+
+    def by_completion(self, plan: Views, rollout: Rollout) -> bool:
+        """Return True if batches keep the views of a completion together, so that a loss that is a
+        sum over completions needs no first pass: each completion fits into one forward pass.
+
+        All ranks have the same plan, so they decide alike.
+        """
+        if not self.recipe.method.by_completion or not len(plan):
+            return False
+        num_views = int(plan.row.bincount().max())
+        if self.max_tokens is None:
+            return num_views <= (self.recipe.views_per_forward or VIEWS_PER_FORWARD)
+        width = int(rollout.trajectory.prompt_mask.sum(-1).max()) + rollout.trajectory.tokens.shape[1]
+        return num_views <= self.max_tokens // width
 
     def minibatches(self, rollout: Rollout, generator: torch.Generator) -> Iterator[Tensor]:
         """Yield the indices of the completions of each minibatch, `num_minibatches` times; some
@@ -96,6 +119,20 @@ class UpdatePasses:
         for part in order.tensor_split(self.recipe.num_minibatches):
             yield rows.view(-1, unit)[part].flatten()
 
-    def batches(self, views: Views, rollout: Rollout) -> ViewBatches:
-        """Divide the views of one rank into batches that one forward pass holds."""
-        return ViewBatches.of(views, rollout.trajectory, self.recipe.views_per_forward, self.max_tokens)
+    def batches(self, views: Views, rollout: Rollout, *, by_completion: bool = False) -> ViewBatches:
+        """Divide the views of one rank into batches that one forward pass holds; `by_completion`
+        keeps the views of a completion together."""
+        size = self._size(len(views), rollout)
+        return ViewBatches.of(views, rollout.trajectory, size, self.max_tokens, by_completion=by_completion)
+
+    def _size(self, num_views: int, rollout: Rollout) -> int:
+        """Return the number of views in a batch, if there are `num_views` views in total."""
+        method, path = self.recipe.method, rollout.trajectory
+        if self.recipe.views_per_forward is not None:
+            return self.recipe.views_per_forward
+        if self.width is None or not (method.separable or method.by_completion):
+            return VIEWS_PER_FORWARD
+        cached = CACHED_STATES // (self.width * (path.prompt_ids.shape[1] + path.tokens.shape[1]))
+        # Batches of similar size.
+        num_batches = max(1, -(-num_views // max(1, cached)))
+        return max(1, -(-num_views // num_batches))

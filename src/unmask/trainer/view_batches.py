@@ -30,7 +30,9 @@ class ViewBatches:
     """[C] int64 each, on the CPU: the views of each batch."""
 
     @classmethod
-    def of(cls, views: Views, path: Trajectory, size: int, max_tokens: int | None) -> ViewBatches:
+    def of(
+        cls, views: Views, path: Trajectory, size: int, max_tokens: int | None, *, by_completion: bool = False
+    ) -> ViewBatches:
         """Divide views into batches.
 
         Args:
@@ -38,10 +40,15 @@ class ViewBatches:
             path: completions that the views show.
             size: number of views in a batch.
             max_tokens: maximum number of tokens in a batch, which replaces `size` if given.
+            by_completion: True to keep the views of a completion together, even if they are more
+                than `size`.
         """
+        if not len(views):
+            return cls(views, path, [])
+        if by_completion:
+            return cls(views, path, _whole_completions(views, path, size, max_tokens))
         if max_tokens is None:
-            indices = list(torch.arange(len(views)).split(size)) if len(views) else []
-            return cls(views, path, indices)
+            return cls(views, path, list(torch.arange(len(views)).split(size)))
         lengths = path.prompt_mask[views.row].sum(-1).tolist()
         batches = batches_by_length(lengths, path.tokens.shape[1], size, max_tokens)
         # Views keep their order within a batch: the loss of whole groups relies on it.
@@ -75,6 +82,27 @@ class ViewBatches:
             by_view = distribution.split(self.views.target.sum(-1)[index].tolist())
             distribution = torch.cat([by_view[int(i)] for i in back])
         return ViewLogprobs(logprob[back], None if choice is None else choice[back], distribution)
+
+
+def _whole_completions(views: Views, path: Trajectory, size: int, max_tokens: int | None) -> list[Tensor]:
+    """Return the indices of batches of `size` views or `max_tokens` tokens, without dividing the
+    views of a completion."""
+    rows, place = views.row.cpu().unique(return_inverse=True)
+    lengths = path.prompt_mask[rows.to(path.prompt_mask.device)].sum(-1).tolist()
+    # With a limit on tokens the shortest prompts come first, so the added completion is the widest
+    # of its batch.
+    order = range(len(rows)) if max_tokens is None else sorted(range(len(rows)), key=lambda i: lengths[i])
+    counts = place.bincount().tolist()
+    batches: list[list[int]] = []
+    num_views = 0
+    for i in order:
+        capacity = size if max_tokens is None else max_tokens // (lengths[i] + path.tokens.shape[1])
+        if not batches or num_views + counts[i] > capacity:
+            batches.append([])
+            num_views = 0
+        batches[-1].append(i)
+        num_views += counts[i]
+    return [torch.isin(place, torch.tensor(batch)).nonzero().squeeze(-1) for batch in batches]
 
 
 def _joined(parts: list[Tensor | None]) -> Tensor | None:

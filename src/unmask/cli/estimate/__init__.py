@@ -97,7 +97,7 @@ def estimate(
         raise ConfigError(unknown_name("preset", preset, PRESETS))
     config, model = config_of(recipe, shape)
     prompt, source = (prompt_length, "--prompt-length") if prompt_length else prompt_tokens(recipe)
-    work = work_of(recipe, prompt, processes)
+    work = work_of(recipe, prompt, processes, None if on_gpu else config.hidden_size)
     length = prompt + recipe.sampler.max_completion_length
     with FakeTensorMode():
         num_layers = min(config.num_hidden_layers, 3)

@@ -107,7 +107,7 @@ class Work:
         return [p for p in self.passes if p.name.startswith(name)]
 
 
-def work_of(recipe: TrainRecipe, prompt: int, processes: int = 1) -> Work:
+def work_of(recipe: TrainRecipe, prompt: int, processes: int = 1, width: int | None = None) -> Work:
     """Count the work of one rank in a training step in which no completion ends early and no view
     is left out for its advantage of 0.
 
@@ -115,6 +115,7 @@ def work_of(recipe: TrainRecipe, prompt: int, processes: int = 1) -> Work:
         recipe: settings of the run.
         prompt: P, the number of tokens in a prompt.
         processes: number of ranks that share the prompts of a step.
+        width: size of the hidden states of a model on a CPU; None on other devices.
 
     Raises:
         ConfigError: the ranks cannot share the prompts equally.
@@ -127,9 +128,10 @@ def work_of(recipe: TrainRecipe, prompt: int, processes: int = 1) -> Work:
     rollout, rollout_passes = _rollout(recipe, prompt, recipe.num_prompts // processes)
     views = recipe.method.plan(rollout, named_generator(0, "estimate"))
     max_tokens = recipe.max_tokens_per_forward
-    passes = UpdatePasses(recipe, max_tokens if isinstance(max_tokens, int) else None)
+    passes = UpdatePasses(recipe, max_tokens if isinstance(max_tokens, int) else None, width)
+    by_completion = passes.by_completion(views, rollout)
     updates = [
-        passes.batches(views.take(torch.isin(views.row, rows)), rollout)
+        passes.batches(views.take(torch.isin(views.row, rows)), rollout, by_completion=by_completion)
         for _ in range(recipe.num_iterations)
         for rows in passes.minibatches(rollout, named_generator(0, "minibatches"))
     ]
@@ -231,7 +233,7 @@ def _view_passes(passes: UpdatePasses, views: Views, rollout: Rollout, updates: 
     if passes.scores_reference:
         yield Pass.of("reference", plan, words(passes.num_plans, "plans"))
     of_updates = words(recipe.num_iterations, "iterations")
-    first = [f for batches in updates if passes.has_first_pass(len(batches)) for f in forwards(batches)]
+    first = [f for batches in updates if passes.has_first_pass(len(batches), views, rollout) for f in forwards(batches)]
     if first:
         yield Pass.of("update, first of two passes", first, of_updates)
     yield Pass.of("update", [f for batches in updates for f in forwards(batches)], of_updates, backward=True)

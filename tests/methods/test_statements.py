@@ -1,7 +1,9 @@
-"""Views of advantage 0: each method states when they have no gradient, and the statement is true."""
+"""What a method states about its loss is true: when a view has no gradient, and whether the loss is a sum
+over views or over completions."""
 
 from __future__ import annotations
 
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import ClassVar, Literal
 
@@ -28,17 +30,14 @@ def ones(completions: list[str], **_: object) -> list[float]:
     return [text.count("1") + 0.1 * len(text) for text in completions]
 
 
-def gradient_by_view(
-    method: Method, name: str, denoiser: Denoiser, folder: Path, is_zero: slice
-) -> tuple[Tensor, Tensor]:
-    """Return the norm of the gradient of the loss with respect to the log-probabilities of each
-    view, and whether the method says that the view has a gradient. The advantages of the
-    completions `is_zero` are 0."""
+def inputs_of(method: Method, name: str, denoiser: Denoiser, folder: Path, is_zero: slice) -> LossInputs:
+    """Return inputs of the loss with random log-probabilities. The advantages of the completions
+    `is_zero` are 0."""
     settings = (f"method={{type: {name}}}", *OWN_SETTINGS.get(name, ()))
     recipe = train_recipe(folder, folder, "num_prompts=3", "num_generations=4", *settings)
     rows, tokenizer = Sudoku().rows("train", 3), char_tokenizer(Sudoku().alphabet)
     rollout = collect(denoiser, tokenizer, Scorer({"ones": ones}), recipe, rows)
-    generator = named_generator(0, "penalties")
+    generator = named_generator(0, "statements")
     views = method.plan(rollout, generator)
     advantage = method.advantage(rollout)
     advantage = advantage[views.row] if advantage.dim() == 1 else advantage[views.row, views.slot]
@@ -50,9 +49,8 @@ def gradient_by_view(
     def logprob() -> Tensor:
         return -torch.rand(target.shape, generator=generator).add(0.1).masked_fill(~target, 0.0)
 
-    new, choice = logprob().requires_grad_(), logprob().requires_grad_()
-    inputs = LossInputs(
-        new=new,
+    return LossInputs(
+        new=logprob().requires_grad_(),
         old=logprob(),
         reference=logprob(),
         exact_kl=None,
@@ -62,14 +60,29 @@ def gradient_by_view(
         advantage=advantage,
         slot=views.slot,
         group_size=rollout.group_size,
-        new_choice=choice if views.tokens is None else None,
+        new_choice=logprob().requires_grad_() if views.tokens is None else None,
         old_choice=logprob() if views.tokens is None else None,
+        mean_tokens=9.0,
     )
+
+
+def gradient_by_view(
+    method: Method, name: str, denoiser: Denoiser, folder: Path, is_zero: slice
+) -> tuple[Tensor, Tensor]:
+    """Return the norm of the gradient of the loss with respect to the log-probabilities of each
+    view, and whether the method says that the view has a gradient."""
+    inputs = inputs_of(method, name, denoiser, folder, is_zero)
     method.loss(inputs).loss.sum().backward()
-    norm = torch.zeros(len(views))
-    for leaf in (new, choice):
-        norm += 0.0 if leaf.grad is None else leaf.grad.abs().flatten(1).sum(-1)
-    return norm, method.has_gradient(advantage)
+    norm = torch.zeros(len(inputs.row))
+    for leaf in (inputs.new, inputs.new_choice):
+        norm += 0.0 if leaf is None or leaf.grad is None else leaf.grad.abs().flatten(1).sum(-1)
+    return norm, method.has_gradient(inputs.advantage)
+
+
+def part_of(inputs: LossInputs, index: Tensor) -> LossInputs:
+    """Return the inputs of some views."""
+    values = {f.name: getattr(inputs, f.name) for f in fields(inputs)}
+    return replace(inputs, **{name: value[index] for name, value in values.items() if isinstance(value, Tensor)})
 
 
 def without_penalties(name: str) -> Method:
@@ -123,3 +136,22 @@ def test_a_method_of_ones_own_states_nothing_unless_it_says_so() -> None:
 def test_a_view_of_several_sequences_has_a_gradient_if_one_of_them_has_an_advantage() -> None:
     advantage = torch.tensor([[0.0, 0.0], [0.0, -1.0]])
     assert METHODS["egspo_ca"]().has_gradient(advantage).tolist() == [False, True]
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_a_loss_is_a_sum_over_what_the_method_states(name: str, lively: Denoiser, tmp_path: Path) -> None:
+    method = without_penalties(name)
+    inputs = inputs_of(method, name, lively, tmp_path, slice(0, 0))
+    whole = method.loss(inputs).loss.sum()
+    assert whole.abs() > 1e-3
+
+    def summed(units: Tensor) -> Tensor:
+        parts = [(units == unit).nonzero().squeeze(-1) for unit in units.unique()]
+        return torch.stack([method.loss(part_of(inputs, part)).loss.sum() for part in parts]).sum()
+
+    by_completion, by_group = summed(inputs.row), summed(inputs.row // inputs.group_size)
+    torch.testing.assert_close(by_group, whole, rtol=1e-5, atol=1e-6)
+    is_sum = bool((by_completion - whole).abs() < 1e-5 * whole.abs() + 1e-6)
+    assert is_sum == (method.separable or method.by_completion)
+    if method.separable:
+        torch.testing.assert_close(summed(torch.arange(len(inputs.row))), whole, rtol=1e-5, atol=1e-6)
