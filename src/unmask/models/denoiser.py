@@ -17,6 +17,7 @@ from unmask.core.errors import ModelError
 from unmask.core.records import KeyValueCache, Readout
 from unmask.models.block_causal import block_causal_mask
 from unmask.models.head import read_head
+from unmask.models.last_layer import LastLayer, columns_of
 from unmask.models.logit_head import LogitHead
 from unmask.models.native import NATIVE_CLASSES
 
@@ -48,7 +49,9 @@ class Denoiser(nn.Module):
         self.logit_shift = bool(getattr(backbone.config, "logit_shift", False))
         self.block_length: int | None = getattr(backbone.config, "block_length", None)
         """Block length of block-causal attention; None if every position attends to every other."""
-        self._transform = NATIVE_CLASSES[type(backbone).__name__].transform
+        native = NATIVE_CLASSES[type(backbone).__name__]
+        self._transform = native.transform
+        self._last_layer = LastLayer(backbone.base_model, native.last)
         self._checkpointed: list[nn.Module] = []
 
     @property
@@ -70,7 +73,7 @@ class Denoiser(nn.Module):
         backbone = self.backbone
         # transformers renamed this method in 5.23.
         enable = getattr(backbone, "activation_checkpointing_enable", None) or backbone.gradient_checkpointing_enable
-        enable({"use_reentrant": False})
+        enable({"use_reentrant": False, "context_fn": self._last_layer.recomputation})
         self._checkpointed = [m for m in self.modules() if isinstance(m, GradientCheckpointingLayer)]
 
     def compile_trunk(self, backend: str | Callable[..., Any] = "inductor") -> None:
@@ -122,8 +125,13 @@ class Denoiser(nn.Module):
             kwargs |= {"past_key_values": self._cache(cache, begin), "use_cache": True}
         elif self.backbone.can_generate():
             kwargs["use_cache"] = False
-        hidden = self.backbone.base_model(input_ids=ids, **kwargs).last_hidden_state
-        return self._logits(hidden, self._columns(positions, attention_mask) - begin, readout)
+        hidden = self._hidden(self._columns(positions, attention_mask) - begin, input_ids=ids, **kwargs)
+        last: Any = self.backbone.get_output_embeddings()
+        transform = self._transform(self.backbone)
+        if readout is not None:
+            return read_head(last, transform(hidden[readout.is_read]), readout)
+        logits: Tensor = last(transform(hidden))
+        return logits
 
     def _attention(self, ids: Tensor, attention_mask: Tensor | None, begin: int, is_cached: bool) -> dict[str, Any]:
         """Return the arguments that tell the trunk which columns run and what they attend to."""
@@ -150,6 +158,14 @@ class Denoiser(nn.Module):
             raise ModelError(f"{name} has no cache of keys and values. Set sampler.cache to off.")
         return WindowCache(cache, begin)
 
+    def _hidden(self, columns: Tensor, **inputs: Any) -> Tensor:
+        """Run the trunk and return its output at `columns` [B, n] of its input, [B, n, D]."""
+        if columns.shape[1] >= inputs["input_ids"].shape[1]:
+            return columns_of(self.backbone.base_model(**inputs).last_hidden_state, columns)
+        with self._last_layer.at(columns) as reading:
+            hidden = self.backbone.base_model(**inputs).last_hidden_state
+        return columns_of(hidden, columns) if reading.hidden is None else reading.hidden
+
     def _columns(self, positions: Tensor, attention_mask: Tensor | None) -> Tensor:
         """Return the columns at which the head predicts `positions`, [B, n]."""
         if not self.logit_shift:
@@ -162,15 +178,6 @@ class Denoiser(nn.Module):
             if attention_mask is None
             else before.maximum(attention_mask.logical_not().sum(-1, keepdim=True))
         )
-
-    def _logits(self, hidden: Tensor, columns: Tensor, readout: Readout | None) -> Tensor:
-        selected = hidden.gather(1, columns.unsqueeze(-1).expand(-1, -1, hidden.shape[-1]))
-        last: Any = self.backbone.get_output_embeddings()
-        transform = self._transform(self.backbone)
-        if readout is not None:
-            return read_head(last, transform(selected[readout.is_read]), readout)
-        logits: Tensor = last(transform(selected))
-        return logits
 
 
 @torch.no_grad()

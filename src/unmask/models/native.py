@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING, Literal, cast
 
 from torch import Tensor
 
+from unmask.models.last_layer import LayerNames
+
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
@@ -33,6 +35,8 @@ class NativeClass:
     linear: tuple[str, ...]
     """Names, or ends of names, of the weight matrices in the blocks of the model, which LoRA adapts
     with `all-linear`."""
+    last: LayerNames
+    """Names of the modules at which the last layer is cut to the columns that are read."""
     has_cache: bool = True
     """True if the attention of the class takes a cache of keys and values."""
 
@@ -53,18 +57,31 @@ _LLAMA_LIKE = NativeClass(
     "AutoModelForCausalLM",
     _no_transform,
     ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"),
+    LayerNames("layers", "input_layernorm", "self_attn.o_proj", "norm"),
 )
 
 NATIVE_CLASSES: dict[str, NativeClass] = {
-    "GPT2LMHeadModel": NativeClass("AutoModelForCausalLM", _no_transform, ("c_attn", "c_proj", "c_fc")),
+    "GPT2LMHeadModel": NativeClass(
+        "AutoModelForCausalLM",
+        _no_transform,
+        ("c_attn", "c_proj", "c_fc"),
+        LayerNames("h", "ln_1", "attn.c_proj", "ln_f"),
+    ),
     "LlamaForCausalLM": _LLAMA_LIKE,
     "Qwen2ForCausalLM": _LLAMA_LIKE,
     "Qwen3ForCausalLM": _LLAMA_LIKE,
     "ModernBertForMaskedLM": NativeClass(
-        "AutoModelForMaskedLM", _modernbert_transform, ("Wqkv", "Wo", "Wi"), has_cache=False
+        "AutoModelForMaskedLM",
+        _modernbert_transform,
+        ("Wqkv", "Wo", "Wi"),
+        LayerNames("layers", "attn_norm", "attn.Wo", "final_norm"),
+        has_cache=False,
     ),
     "BertForMaskedLM": NativeClass(
-        "AutoModelForMaskedLM", _bert_transform, ("query", "key", "value", "output.dense", "intermediate.dense")
+        "AutoModelForMaskedLM",
+        _bert_transform,
+        ("query", "key", "value", "output.dense", "intermediate.dense"),
+        LayerNames("encoder.layer", "attention.self", "attention.output.dense", None),
     ),
 }
 """Native classes by their name in `config.architectures`."""
