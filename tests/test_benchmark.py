@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 
 import pytest
 
 from benchmark import lift, memory, report, speed
+from benchmark.gpu.__main__ import ORDER
+from benchmark.gpu.__main__ import main as accept
+from benchmark.gpu.harness import CHECKS, Check
 from unmask.recipes.load import load, load_recipe
 from unmask.recipes.schema import PretrainRecipe
 
@@ -30,6 +34,24 @@ def test_the_memory_table_adds_up(capsys: pytest.CaptureFixture[str]) -> None:
     for *parts, together in cells.values():
         assert together == pytest.approx(sum(parts), abs=0.25)
     assert cells["lora.r=2"][3] == 0.0 < cells["all weights"][3], "adapters need no copy for a reference"
+
+
+@pytest.mark.slow
+def test_the_acceptance_run_of_a_gpu_passes_at_toy_size(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    output = tmp_path / "gpu.json"
+    assert accept(["--tiny", "--output", str(output)]) == 0
+    checks = json.loads(output.read_text())["checks"]
+    assert list(checks) == [function.__name__ for function in ORDER]
+    skipped = {name for name, result in checks.items() if result["result"] == "skipped"}
+    assert skipped == {"update_memory", "qlora"}, "they need a GPU"
+    assert checks["cached_rollouts"]["dual"]["token passes a completion"] == 120
+    assert capsys.readouterr().out.count("\n") > len(checks)
+    # Negative control: a check that raises or fails is reported, and the exit code says so.
+    monkeypatch.setitem(CHECKS, "rates", Check(lambda bench: 1 / 0, 0.0))
+    assert accept(["--tiny", "--only", "rates", "--output", str(output)]) == 1
+    assert "ZeroDivisionError" in json.loads(output.read_text())["checks"]["rates"]["error"]
 
 
 def test_a_rise_is_paired_by_seed() -> None:

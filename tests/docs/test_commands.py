@@ -244,7 +244,9 @@ def checked(words: list[str]) -> None:
             known = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
             assert all(extra in known for word in rest for extra in re.findall(r"unmask\[(.+)\]", word))
         case ["python", "-m", module, *rest]:
-            source = (ROOT / f"{module.replace('.', '/')}.py").read_text(encoding="utf-8")
+            place = ROOT / module.replace(".", "/")
+            file = place / "__main__.py" if place.is_dir() else place.with_suffix(".py")
+            source = file.read_text(encoding="utf-8")
             assert all(word.lstrip("-") in source for word in rest if word.startswith("--")), words
         case [".venv/bin/pytest", folder, *_]:
             assert (ROOT / folder).exists()
