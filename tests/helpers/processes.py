@@ -9,6 +9,7 @@ import sys
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 from torch.distributed.elastic.utils.distributed import get_free_port
 
@@ -67,6 +68,43 @@ def train_by_command(
         code = unmask_train(model, folder, *overrides)
     assert PartialState().num_processes == 2
     sys.exit(code)
+
+
+def gather_in_every_forward(rank: int) -> None:
+    """Make ZeRO-3 gather weights in each forward pass, as it does for a large model.
+
+    By default it keeps tensors below 1e5 elements whole on every rank, which are all tensors of a tiny model.
+    """
+    from unmask.trainer.distributed import deepspeed_zero
+
+    configure = deepspeed_zero.configure
+
+    def configure_and_shard(accelerator: Any, *rest: Any) -> None:
+        configure(accelerator, *rest)
+        accelerator.deepspeed_plugin.deepspeed_config["zero_optimization"]["stage3_param_persistence_threshold"] = 0
+
+    deepspeed_zero.configure = configure_and_shard
+
+
+def fsdp2_on_the_cpu(rank: int) -> None:
+    """Make accelerate take its FSDP2 path for the preset fsdp2 on a CPU, where it would use DDP. Everything but the device is
+    as on GPUs."""
+    from accelerate import Accelerator, PartialState
+    from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin
+
+    start = Accelerator.__init__
+
+    def start_fsdp2(self: Accelerator, *args: Any, **options: Any) -> None:
+        os.environ["ACCELERATE_USE_FSDP"] = "false"
+        start(self, *args, **options)
+        os.environ["ACCELERATE_USE_FSDP"] = "true"
+        plugin = FullyShardedDataParallelPlugin()
+        for state in (self.state, PartialState()):
+            state._shared_state["distributed_type"] = DistributedType.FSDP
+        self.state._shared_state["fsdp_plugin"] = plugin
+        assert self.is_fsdp2
+
+    Accelerator.__init__ = start_fsdp2  # type: ignore[method-assign]
 
 
 def printed(folder: Path, rank: int) -> Path:

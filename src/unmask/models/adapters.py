@@ -11,7 +11,8 @@ from __future__ import annotations
 
 import hashlib
 import warnings
-from collections.abc import Iterator, Mapping
+import zlib
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,6 +22,7 @@ from torch import Tensor, nn
 
 from unmask.core.config import LoraConfig
 from unmask.core.errors import ConfigError, ModelError, no_file, reason, unknown_name
+from unmask.functional.merging import merged_weight
 from unmask.models.denoiser import Denoiser
 from unmask.models.from_run import ADAPTER, ADAPTER_CONFIG, base_of, load_checkpoint, locate
 from unmask.models.loading import load_folder, load_model, save_model
@@ -202,36 +204,67 @@ class Adapters:
     @torch.no_grad()
     def merged(self, weights: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:
         """Return the backbone's state dict with the adapter added, W + (alpha / r) B A, under the
-            plain model's names and on the CPU.
+        plain model's names and on the CPU.
 
-            The model itself does not change: adding the
-        adapters and subtracting them again would leave rounding errors.
+        The model itself does not change: adding the adapters and subtracting them again would leave
+        rounding errors.
 
-            Args:
-                weights: whole state dict of the denoiser, if the model is sharded; default the model's
-                    own.
+        Args:
+            weights: whole state dict of the denoiser, if the model is sharded; default the model's
+                own.
 
-            Raises:
-                ConfigError: the weights are quantized; `merge_adapter` merges into the original model
-                    instead.
+        Raises:
+            ConfigError: the weights are quantized; `merge_adapter` merges into the original model
+                instead.
         """
         own = self.backbone.state_dict() if weights is None else _without_prefix(weights)
-        plain = {key: value for key, value in own.items() if ".lora_" not in key}
-        merged = {}
-        for key, value in plain.items():
-            value = value.detach().cpu()
-            stem = key.removesuffix(".base_layer.weight")
+        return dict(self.merging(own, lambda tensor: tensor.detach().cpu()))
+
+    @torch.no_grad()
+    def merging(
+        self, tensors: Mapping[str, Tensor], whole: Callable[[Tensor], Tensor], *, at_random: bool = False
+    ) -> Iterator[tuple[str, Tensor]]:
+        """Yield the plain model's tensors one by one, with the adapter added.
+
+        Args:
+            tensors: tensors of the backbone with its adapters, by name.
+            whole: function that returns the tensor to merge for one of these, such as a whole
+                tensor for a shard.
+            at_random: True to round bfloat16 results at random, with equal draws at every call; see
+                `merged_weight`.
+
+        Raises:
+            ConfigError: the weights are quantized.
+        """
+        for key, value in tensors.items():
+            if ".lora_" in key:
+                continue
+            merged, stem = whole(value), key.removesuffix(".base_layer.weight")
             if stem != key:
-                if not value.is_floating_point():
-                    raise ConfigError(
-                        "an adapter cannot be merged into quantized weights. Merge the saved adapter instead."
-                    )
-                a, b = (own[f"{stem}.lora_{x}.{POLICY}.weight"].detach().cpu().float() for x in "AB")
-                layer: Any = self.backbone.get_submodule(stem)
-                update = layer.scaling[POLICY] * (b @ a)
-                value = (value.float() + (update.T if layer.fan_in_fan_out else update)).to(value.dtype)
-            merged[key.replace(".base_layer.", ".")] = value
-        return merged
+                a, b = (whole(tensors[f"{stem}.lora_{x}.{POLICY}.weight"]) for x in "AB")
+                merged = self._with_adapter(stem, merged, a, b, at_random=at_random)
+            yield key.replace(".base_layer.", "."), merged
+
+    def _with_adapter(self, stem: str, weight: Tensor, a: Tensor, b: Tensor, *, at_random: bool) -> Tensor:
+        """Return the weight of the layer `stem` with its adapter added."""
+        if not weight.is_floating_point():
+            raise ConfigError("an adapter cannot be merged into quantized weights. Merge the saved adapter instead.")
+        layer: Any = self.backbone.get_submodule(stem)
+        # A generator for each layer, so that the draws do not depend on the order of the layers.
+        seed = zlib.crc32(stem.encode())
+        generator = torch.Generator(weight.device).manual_seed(seed) if at_random else None
+        plain = weight.T if layer.fan_in_fan_out else weight
+        merged = merged_weight(plain, a, b, layer.scaling[POLICY], generator)
+        return merged.T.contiguous() if layer.fan_in_fan_out else merged
+
+
+def remove_layers(denoiser: Denoiser) -> None:
+    """Replace each adapted layer of a denoiser by the plain layer under it, and drop the
+    adapters."""
+    for name, module in list(denoiser.named_modules()):
+        if hasattr(module, "base_layer"):
+            parent, _, leaf = name.rpartition(".")
+            setattr(denoiser.get_submodule(parent), leaf, module.base_layer)
 
 
 def target_modules(denoiser: Denoiser, config: LoraConfig) -> list[str]:

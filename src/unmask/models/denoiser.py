@@ -61,6 +61,17 @@ class Denoiser(nn.Module):
         present = {type(module).__name__ for module in self.backbone.modules()}
         return sorted(present & set(self.backbone._no_split_modules or ()))
 
+    def get_input_embeddings(self) -> nn.Module | None:
+        """Return the embeddings of the tokens, which accelerate's FSDP2 then gathers apart from the
+        head; None if the two share their weights.
+
+        The head has no such method. It stays in the group of weights that FSDP2 gathers once for
+        the whole forward pass, because it may run on one chunk of positions after another.
+        """
+        embeddings, head = self.backbone.get_input_embeddings(), self.backbone.get_output_embeddings()
+        is_tied = head is not None and head.weight is embeddings.weight
+        return None if is_tied else embeddings
+
     @property
     def vocab_size(self) -> int:
         """Size V of the vocabulary."""

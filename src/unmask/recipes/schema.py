@@ -131,6 +131,13 @@ class TrainRecipe(RunRecipe):
     """Number of optimizer steps in each pass."""
     rollout_batch_size: int = Field(256, ge=1)
     """Number of completions denoised together; changes speed and memory, not results."""
+    rollout_weights: Literal["merged", "whole", "sharded"] = "merged"
+    """Weights that rollouts and evaluations read. `merged`: each rank holds the whole weights
+    during a rollout, with the adapters of `lora` added, so a forward pass costs what it costs
+    without adapters and ranks do not wait for each other. `whole`: whole weights, and the adapters
+    stay separate. `sharded`: each forward pass gathers the shards of `zero3` or `fsdp2`, for models
+    that do not fit into the memory of one rank. Weights that `lora.quantize` keeps in 4 bits are
+    not merged. The results are the same up to rounding."""
     views_per_forward: int | None = Field(None, ge=1)
     """Number of views (masked versions of completions) scored together; changes speed and memory,
     not results. By default it is 256, and on a CPU as many as its cache holds."""

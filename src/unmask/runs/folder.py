@@ -69,6 +69,7 @@ FREE_TO_CHANGE = frozenset(
         "views_per_forward",
         "max_tokens_per_forward",
         "reference_offload",
+        "rollout_weights",
         "gradient_checkpointing",
         "compile",
         "task.unusable_rows",

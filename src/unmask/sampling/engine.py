@@ -8,8 +8,8 @@ and the sampler settings. A remote engine, such as a server, implements the same
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Protocol
 
@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from unmask.core.config import SamplerConfig
 from unmask.core.records import Needs, Trajectory
-from unmask.models import Policy
+from unmask.models import Denoiser, Policy
 from unmask.sampling import Snapshot, denoise
 from unmask.sampling.encoding import Prompt, batches_by_length, check_fits_context, encode_all, left_pad, turn_end
 
@@ -132,15 +132,16 @@ class LocalEngine:
     Args:
         policy: model and tokenizer; the model is in evaluation mode during a rollout.
         limits: limits on the size of a forward pass.
-        lockstep: function that opens a block in which all ranks run the same number of forward
-            passes; see `Ranks.lockstep`.
+        weights: function that opens a block and provides the denoiser to sample from in it, such as
+            one with whole and merged weights; by default that of the policy.
         version: version of the weights, recorded in the trajectories.
     """
 
     policy: Policy
     limits: BatchLimits = field(default_factory=BatchLimits)
-    lockstep: Callable[[], AbstractContextManager[None]] = nullcontext
+    weights: Callable[[], AbstractContextManager[Denoiser]] | None = None
     version: int = 0
+    _provided: Denoiser | None = field(default=None, init=False)
 
     @property
     def tokenizer(self) -> PreTrainedTokenizerBase:
@@ -163,7 +164,7 @@ class LocalEngine:
 
         Rows with prompts of similar length share a batch, which keeps padding small.
         """
-        denoiser, tokenizer = self.policy
+        denoiser, tokenizer = self._provided or self.policy.denoiser, self.policy.tokenizer
         device = next(denoiser.parameters()).device
         encoded = encode_all(tokenizer, prompts)
         lengths, limits = [len(ids) for ids in encoded], self.limits
@@ -205,6 +206,14 @@ class LocalEngine:
         """
         self.version = version
 
-    def session(self) -> AbstractContextManager[None]:
-        """Open a block in which all ranks run the same number of forward passes."""
-        return self.lockstep()
+    @contextmanager
+    def session(self) -> Iterator[None]:
+        """Open a block of rollouts that use the same weights; see `RolloutEngine.session`."""
+        if self.weights is None:
+            yield
+            return
+        with self.weights() as self._provided:
+            try:
+                yield
+            finally:
+                self._provided = None

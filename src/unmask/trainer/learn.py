@@ -266,18 +266,17 @@ class Learner:
         self.optimizer.zero_grad()
         for i, (within, batch) in enumerate(batches, start=1):
             is_last = i == len(batches)
-            with backend.accumulating(self.accelerator, self.model, is_last):
-                new = self._logprobs_of(self.model, rollout, batch, scored.settings, distribution=distribution)
-                if not len(within):
-                    backend.backward(self.accelerator, self.model, new.logprob.sum() * 0.0, is_last)
-                    continue
-                if derivatives is None:
-                    output = self.recipe.method.loss(scored.inputs(new, index[within]))
-                    loss = self._checked(output, batch, share, tally)
-                    loss_sum += float(loss.detach())
-                else:
-                    loss = derivatives.dot(new, within)
-                backend.backward(self.accelerator, self.model, loss, is_last)
+            new = self._logprobs_of(self.model, rollout, batch, scored.settings, distribution=distribution)
+            if not len(within):
+                backend.backward(self.accelerator, self.model, new.logprob.sum() * 0.0, is_last)
+                continue
+            if derivatives is None:
+                output = self.recipe.method.loss(scored.inputs(new, index[within]))
+                loss = self._checked(output, batch, share, tally)
+                loss_sum += float(loss.detach())
+            else:
+                loss = derivatives.dot(new, within)
+            backend.backward(self.accelerator, self.model, loss, is_last)
             if is_first:
                 self._compare_with_rollout(rollout, batch, new, tally)
                 if self._comparison is not None and not self._comparison.is_recorded:

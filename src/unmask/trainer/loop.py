@@ -21,6 +21,7 @@ from unmask.trainer.collect import check_rewards
 from unmask.trainer.distributed.backend import is_sharded
 from unmask.trainer.metrics import TokenPasses
 from unmask.trainer.policy import make_policy
+from unmask.trainer.rollout_weights import RolloutWeights
 from unmask.trainer.session import Member, Observer, Session
 from unmask.trainer.steps import TrainingSteps
 
@@ -70,6 +71,8 @@ class Trainer:
             )
             usable = usable_rows(candidates, faults_of)
             self.folder = member.open_folder(recipe, usable, resume=resume)
+        # Before the session, whose wrapper changes the model in place.
+        self.rollout_weights = RolloutWeights(self.policy, recipe, self.accelerator)
         # From here on all ranks do the same, collectives included.
         self.rows, self.eval_rows = usable.rows["train"], usable.rows["evaluation"]
         self.session = Session(
@@ -84,7 +87,10 @@ class Trainer:
         )
         # A reference policy in a module of its own adds to the compute of the method.
         reference = self.policy.reference
-        self.meter = TokenPasses(self.policy.denoiser, *(reference.modules() if reference else []))
+        copies = self.rollout_weights.modules()
+        self.meter = TokenPasses(self.policy.denoiser, *copies, *(reference.modules() if reference else []))
+        for copy in copies:
+            member.progress.count_forwards(copy)
 
     @property
     def denoiser(self) -> Denoiser:
@@ -116,6 +122,7 @@ class Trainer:
             self.rows,
             self.eval_rows,
             self.meter,
+            self.rollout_weights,
             self.engine,
             self.example,
         )

@@ -29,7 +29,7 @@ class TrainedPolicy:
     """A policy with its adapters, its reference and its optimizer."""
 
     denoiser: Denoiser
-    """The model without accelerate's wrapper; rollouts and evaluations use it."""
+    """The model without accelerate's wrapper."""
     tokenizer: PreTrainedTokenizerBase
     """The tokenizer of the model."""
     adapters: Adapters | None

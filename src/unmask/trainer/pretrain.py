@@ -127,9 +127,8 @@ def add_gradient(
     loss, parts = 0.0, batch.split(max_tokens)
     for i, part in enumerate(parts):
         is_last = i == len(parts) - 1
-        with backend.accumulating(accelerator, model, is_last):
-            share = corpus.loss(model, part) * (len(part) / len(batch))
-            backend.backward(accelerator, model, share, is_last)
+        share = corpus.loss(model, part) * (len(part) / len(batch))
+        backend.backward(accelerator, model, share, is_last)
         loss += float(share.detach())
     return loss
 

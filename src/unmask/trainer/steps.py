@@ -25,6 +25,7 @@ from unmask.trainer.collect import Collector, entropy_by_step, prompts_of_step
 from unmask.trainer.learn import Learner
 from unmask.trainer.metrics import Tally, TokenPasses
 from unmask.trainer.recorder import RolloutRecorder, selected_by_step
+from unmask.trainer.rollout_weights import RolloutWeights
 from unmask.trainer.session import Session
 from unmask.trainer.token_budget import find_token_budget
 
@@ -51,6 +52,7 @@ class TrainingSteps:
         rows: examples to train on.
         eval_rows: examples to evaluate on.
         meter: counter of token passes.
+        rollout_weights: weights that a `LocalEngine` samples from.
         engine: samples rollouts and evaluations; None for a `LocalEngine` for each.
         example: called on the main rank in every step, with a completion and its reward.
     """
@@ -63,6 +65,7 @@ class TrainingSteps:
         rows: Sequence[Row],
         eval_rows: Sequence[Row],
         meter: TokenPasses,
+        rollout_weights: RolloutWeights,
         engine: RolloutEngine | None,
         example: Callable[[str, float], None] | None,
     ) -> None:
@@ -71,11 +74,11 @@ class TrainingSteps:
         trained, folder, ranks = session.policy, session.folder, session.ranks
         self.progress, self.ranks, self.denoiser = session.progress, ranks, trained.denoiser
         self.best = ranks.from_main(best_in(folder.path) if folder.is_main else None)
-        budget = find_token_budget(recipe, trained, session.accelerator, list(rows), folder.path, ranks)
         policy = Policy(trained.denoiser, trained.tokenizer)
-        lockstep = partial(ranks.lockstep, trained.denoiser)
+        weights = partial(rollout_weights.opened, session.state.holder, ranks)
+        budget = find_token_budget(recipe, trained, session.accelerator, list(rows), folder.path, ranks, weights)
         self.engine, self.evaluation_engine = (
-            engine or LocalEngine(policy, BatchLimits(size, budget.rollout), lockstep)
+            engine or LocalEngine(policy, BatchLimits(size, budget.rollout), weights)
             for size in (recipe.rollout_batch_size, recipe.evaluation.batch_size)
         )
         self.collector = Collector(self.engine, scorer, recipe)

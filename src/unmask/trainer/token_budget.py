@@ -12,6 +12,7 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
@@ -22,7 +23,7 @@ import torch
 from unmask.core.errors import ConfigError, RunError
 from unmask.core.files import read_json_object
 from unmask.core.records import Rollout, Row, Trajectory, Views
-from unmask.models import Policy
+from unmask.models import Denoiser, Policy
 from unmask.recipes.schema import TrainRecipe
 from unmask.runs.atomic import disk_faults_explained, write_atomically
 from unmask.sampling import LogprobSettings, view_logprobs
@@ -79,6 +80,7 @@ def find_token_budget(
     rows: list[Row],
     folder: Path,
     ranks: Ranks,
+    weights: Callable[[], AbstractContextManager[Denoiser]] | None = None,
 ) -> TokenBudget:
     """Return the budget, which is the same on all ranks. It is the budget that the recipe sets, or
     that an earlier probe saved, or that a probe finds now.
@@ -90,6 +92,7 @@ def find_token_budget(
         rows: examples to train on; the longest prompt among them decides.
         folder: run folder.
         ranks: ranks of the run.
+        weights: function that opens the weights of rollouts; see `LocalEngine`.
 
     Raises:
         ConfigError: no row fits; or the preset shards the weights, and a trial that fails on one
@@ -108,7 +111,7 @@ def find_token_budget(
     if saved := ranks.from_main(saved):
         return saved
     with ranks.agreed():
-        probe = _Probe(recipe, policy, accelerator, rows)
+        probe = _Probe(recipe, policy, accelerator, rows, weights)
         limits = [probe.find(probe.rollout), probe.find(probe.update)]
     budget = TokenBudget(*(min(ranks.counts(tokens)) for tokens in limits))
     with ranks.agreed(), disk_faults_explained(folder):
@@ -178,8 +181,9 @@ class _Probe:
         policy: TrainedPolicy,
         accelerator: Accelerator,
         rows: list[Row],
+        weights: Callable[[], AbstractContextManager[Denoiser]] | None = None,
     ) -> None:
-        self.recipe, self.policy, self.accelerator = recipe, policy, accelerator
+        self.recipe, self.policy, self.accelerator, self.weights = recipe, policy, accelerator, weights
         # The longest texts stand for the longest prompts: encoding thousands of rows would take
         # longer than the probe.
         longest = sorted((row["prompt"] for row in rows), key=lambda prompt: len(str(prompt)))[-8:]
@@ -247,9 +251,11 @@ class _Probe:
         return path, self.recipe.method.plan(rollout, torch.Generator().manual_seed(0))
 
     def _denoised(self, rows: int, steps: int) -> Trajectory:
-        engine = LocalEngine(Policy(self.policy.denoiser, self.policy.tokenizer), BatchLimits(rows))
+        policy = Policy(self.policy.denoiser, self.policy.tokenizer)
+        engine = LocalEngine(policy, BatchLimits(rows), self.weights)
         sampler = self.recipe.sampler.model_copy(update={"num_steps": steps})
-        return engine.rollout([self.prompt] * rows, sampler, torch.arange(rows), needs=self.recipe.method.needs())
+        with engine.session():
+            return engine.rollout([self.prompt] * rows, sampler, torch.arange(rows), needs=self.recipe.method.needs())
 
     def _peak(self, run: Callable[[int], object], rows: int) -> int:
         return peak_bytes(lambda: run(rows), self.policy.denoiser, device=self.accelerator.device)

@@ -3,15 +3,14 @@ DeepSpeed engine.
 
 accelerate's wrapper of DeepSpeed makes the optimizer step inside `backward`. It would then be
 impossible to refuse a gradient that is not finite, or to accumulate the gradients of several
-batches. Therefore these functions call DeepSpeed's engine directly. The same three functions
-(`accumulating`, `backward` and `step`) serve every wrapper.
+batches. Therefore these functions call DeepSpeed's engine directly. The same two functions
+(`backward` and `step`) serve every wrapper.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator
-from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -44,19 +43,12 @@ def unwrapped(model: Any) -> Any:
     return getattr(model, "module", model)
 
 
-def accumulating(accelerator: Accelerator, model: nn.Module, is_last: bool) -> AbstractContextManager[None]:
-    """Return a context for the forward and backward pass of one batch of views.
-
-    Only the last batch of an update exchanges gradients between ranks.
-    """
-    if is_last or not is_sharded(accelerator) or is_deepspeed(accelerator):
-        return nullcontext()
-    context: AbstractContextManager[None] = accelerator.no_sync(model)
-    return context
-
-
 def backward(accelerator: Accelerator, model: nn.Module, loss: torch.Tensor, is_last: bool) -> None:
-    """Add the gradient of one batch's loss."""
+    """Add the gradient of one batch's loss.
+
+    If the weights are sharded, the ranks add their gradients now and each keeps its shard. Gradients
+    that waited for the last batch would be whole on every rank, as large as the whole weights.
+    """
     if is_deepspeed(accelerator):
         engine: Any = model
         engine.set_gradient_accumulation_boundary(is_boundary=is_last)
