@@ -23,6 +23,16 @@ def estimate(
         float | None,
         typer.Option(min=1.0, help="FLOP/s that one process sustains, such as 4e14; used to estimate the time."),
     ] = None,
+    rollout_flops: Annotated[
+        float | None, typer.Option(min=1.0, help="The same in rollouts and evaluations, if it differs.")
+    ] = None,
+    bandwidth: Annotated[
+        float | None,
+        typer.Option(min=1.0, help="Bytes per second to and from memory, such as 2.85e12; default FLOP/s / 140."),
+    ] = None,
+    gpu_price: Annotated[
+        float | None, typer.Option(min=0.0, help="Price of one GPU for an hour, in any currency.")
+    ] = None,
     processes: Annotated[int, typer.Option(min=1, help="Number of processes, one GPU each.")] = 1,
     preset: Annotated[
         str, typer.Option(help="How the model is sharded over processes: none, ddp, zero2, zero3 or fsdp2.")
@@ -38,10 +48,10 @@ def estimate(
     ] = "",
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """Estimate the memory and time that a recipe needs.
+    """Estimate the memory, the time and the price of a run.
 
-    The command shows the number of parameters, the memory by part and the time of a training step,
-    each with its calculation.
+    The command shows the number of parameters, the memory by part, the time of a training step, and
+    the GPU-hours of the whole run with its evaluations, each with its calculation.
 
     No weights are needed. The shapes of released models are built in; other shapes come from a
     config.json or from --shape.
@@ -62,6 +72,9 @@ def estimate(
         processes=processes,
         preset=preset,
         flops=flops,
+        rollout_flops=rollout_flops,
+        bandwidth=bandwidth,
+        price=gpu_price,
         on_gpu=available is not None,
     )
     say(json.dumps(result.summary(), indent=1) if as_json else described(result, available))

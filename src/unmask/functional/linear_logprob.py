@@ -85,8 +85,11 @@ def float32_product(states: Float[Tensor, "n D"], weight: Float[Tensor, "V D"]) 
         return states @ weight.t()
     if states.device.type == "cuda" and torch.version.cuda:
         return torch.mm(states, weight.t(), out_dtype=torch.float32)
-    parts = weight.split(max(1, WEIGHTS_AT_ONCE // weight.shape[1]))
-    return torch.cat([states.float() @ part.float().t() for part in parts], dim=1)
+    product, wide = states.new_empty(len(states), len(weight), dtype=torch.float32), states.float()
+    rows = max(1, WEIGHTS_AT_ONCE // weight.shape[1])
+    for columns, part in zip(product.split(rows, dim=1), weight.split(rows), strict=True):
+        torch.mm(wide, part.float().t(), out=columns)
+    return product
 
 
 class _LinearLogprobs(torch.autograd.Function):

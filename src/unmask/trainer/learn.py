@@ -354,4 +354,10 @@ def positions_at_once(model: torch.nn.Module) -> int | None:
     of a model, which computes the logits of all positions."""
     if not isinstance(model, Denoiser):
         return None
-    return max(1, LOGITS_AT_ONCE.get(model.backbone.device.type, 2**25) // model.vocab_size)
+    return max(1, logits_at_once(model.backbone.device.type) // model.vocab_size)
+
+
+def logits_at_once(device: str) -> int:
+    """Return the number of logits that a forward pass of the update computes at once on a type of
+    device."""
+    return LOGITS_AT_ONCE.get(device, 2**25)

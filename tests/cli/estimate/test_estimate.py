@@ -7,6 +7,7 @@ import json
 
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import LlamaConfig, LlamaForCausalLM
 from typer.testing import CliRunner
@@ -16,16 +17,22 @@ from unmask.cli import app
 from unmask.cli.estimate import estimate
 from unmask.cli.estimate.flops import costs_of
 from unmask.cli.estimate.memory import NF4, memory_of
-from unmask.cli.estimate.shapes import config_of
-from unmask.cli.estimate.work import Pass, work_of
+from unmask.cli.estimate.shapes import build_fake, config_of
+from unmask.cli.estimate.time import BALANCE, Rates, durations_of
+from unmask.cli.estimate.work import Pass, Setup, scores_choice, work_of
+from unmask.core.config import LoraConfig
 from unmask.core.errors import ConfigError, ModelError
 from unmask.methods import METHODS
 from unmask.models import Denoiser
+from unmask.models.adapters import Adapters
 from unmask.recipes.load import load_recipe
 from unmask.sampling import LogprobSettings, view_logprobs
 from unmask.trainer.peak import peak_bytes
 
 SHAPE = "layers=2,width=32,heads=4,ffn=64,vocab=50"
+
+
+BLOCKS = ("sampler.block_length=8", "method.stepwise_weight=0")
 
 
 class Counting:
@@ -55,9 +62,14 @@ def tiny(*overrides):
         (("max_tokens_per_forward=170",), 13 * 8, 64 * 8 * 34, 64 * 72),
         # A method without one-step completions reads the active block only: 8 + 6 + 4 + 2
         # positions, twice.
-        (("sampler.block_length=8", "method.stepwise_weight=0"), 8, 64 * 8 * 34, 64 * 40),
+        (BLOCKS, 8, 64 * 8 * 34, 64 * 40),
         # The sum of 16 + 14 + ... + 2, with and without the prompt.
         (("sampler.guidance=0.5",), 2 * 8, 2 * 64 * 8 * 34, 2 * 64 * 72),
+        # With a cache, the first of the four steps of a block runs all 34 tokens. The others run
+        # the block of 8, or the block and what follows it.
+        ((*BLOCKS, "sampler.cache=dual"), 8, 64 * 2 * (34 + 3 * 8), 64 * 40),
+        ((*BLOCKS, "sampler.cache=prefix"), 8, 64 * (34 + 3 * 16 + 34 + 3 * 8), 64 * 40),
+        ((*BLOCKS, "sampler.cache=dual", "sampler.cache_refresh_steps=2"), 8, 64 * 2 * 2 * (34 + 8), 64 * 40),
     ],
     ids=str,
 )
@@ -94,11 +106,25 @@ def test_views_are_counted_as_each_method_plans_them(name) -> None:
     [old] = work.of("old policy")
     plans = 2 if recipe.method.fresh_views else 1
     assert old.tokens == plans * model.tokens
-    if not recipe.method.needs().choice:
-        assert (old.forwards, old.head) == (plans * model.calls, plans * model.head)
+    read = work.views.hidden if scores_choice(recipe) else work.views.target
+    assert (old.forwards, old.head) == (plans * model.calls, plans * int(read.sum()))
+    if recipe.method.needs().reference == "distribution":
+        assert [p.head for p in work.of("reference")] == [plans * model.head]
     assert bool(work.of("reference")) == (recipe.method.needs().reference != "none")
     # 7 views a forward are fewer than there are, but more than those of a completion.
     assert bool(work.of("update, first")) == (not recipe.method.separable and not recipe.method.by_completion)
+
+
+def test_logits_that_an_update_does_not_keep_are_computed_twice() -> None:
+    def update(overrides, vocab_size):
+        [found] = work_of(tiny(*overrides, "num_prompts=2"), 18, setup=Setup(vocab_size=vocab_size)).of("update")
+        return found.head, found.read_again
+
+    # A forward pass reads the two targets of 8 views. A CPU keeps 2^23 logits.
+    few, many = 2**23 // 16, 2**23 // 15
+    assert update((), few) == (2 * 8 * 2, 0)
+    assert update((), many) == (2 * 8 * 2, 2 * 8 * 2)
+    assert update(("sampler.guidance=0.5",), many) == (2 * 8 * 2, 0)
 
 
 def test_one_update_needs_no_old_pass() -> None:
@@ -121,24 +147,58 @@ def test_the_comparison_with_the_behaviour_policy_costs_a_pass_where_it_needs_on
     assert sum(p.tokens for p in work.of("behaviour ratio")) == num_views * 34
 
 
-def test_flops_are_those_that_torch_counts() -> None:
+def test_a_block_causal_model_runs_each_final_column_once() -> None:
+    rollout = work_of(tiny(*BLOCKS), 18, setup=Setup(block_length=8)).passes[0]
+    # The prompt and two blocks once each, and the active block again at each of its other steps and
+    # at the first step of the next block.
+    assert rollout.tokens == 64 * (18 + 8 + 3 * 8 + 8 + 8 + 3 * 8)
+
+
+def test_the_published_setting_runs_an_eighth_of_its_tokens_with_a_cache() -> None:
+    recipe = ("method.stepwise_weight=0", "num_prompts=1", "num_generations=2")
+    tokens = [
+        work_of(load_recipe("egspo-sa-llada-sudoku", [*recipe, *cache]), 200).passes[0].tokens / 2
+        for cache in ((), ("sampler.cache=dual",))
+    ]
+    assert tokens == [128 * 456, 8 * (456 + 15 * 32)] == [58_368, 7_488]
+
+
+def test_evaluations_are_counted_over_the_run_and_shared_by_ranks() -> None:
+    settings = ("max_steps=100", "evaluation={num_rows: 50, eval_steps: 40, temperatures: [0.0, 0.9], batch_size: 20}")
+    work = work_of(tiny(*settings), 18, 2)
+    assert work.evaluations == 4, "before the first step, after 40, 80 and 100 steps"
+    assert work.evaluation.tokens == 2 * 25 * 8 * 34
+    assert (work.evaluation.forwards, work.evaluation.rows) == (2 * 2 * 8, 20)
+    assert work_of(tiny("max_steps=80", settings[1]), 18).evaluations == 3
+    assert work_of(tiny("evaluation.eval_steps=0"), 18).evaluations == 1
+
+
+@pytest.mark.parametrize("adapted", [False, True])
+def test_flops_are_those_that_torch_counts(adapted) -> None:
     config = LlamaConfig(
         hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4, vocab_size=50,
         num_key_value_heads=2, tie_word_embeddings=False, attn_implementation="eager",
     )  # fmt: skip
     config.is_causal = False
     denoiser = Denoiser(LlamaForCausalLM(config), 0, 1, 1)
-    costs = costs_of(denoiser, config, 24, 2, recomputes=False)
+    if adapted:
+        Adapters(denoiser, LoraConfig(r=8, alpha=8))
+    costs = costs_of(denoiser, config, 2, recomputes=False)
+    # Per layer: queries and output 32 x 32, keys and values 32 x 16, three of 32 x 64.
+    assert costs.adapters == (2 * 2 * 8 * (2 * 64 + 2 * 48 + 3 * 96) if adapted else 0)
     ids, positions = torch.zeros(3, 24, dtype=torch.long), torch.arange(5).expand(3, -1)
     with FlopCounterMode(display=False) as counter:
         logits = denoiser(ids, None, positions)
     forward = counter.get_total_flops()
     with FlopCounterMode(display=False) as counter:
         logits.sum().backward()
-    one = Pass("one", 1, 3, 72, 15, 5, "", backward=True)
+    one = Pass("one", 1, 3, 72, 15, 15, 5, 15, 24.0, "", backward=True, has_adapters=adapted)
     # Rotary angles are a product too: 24 positions x 4 frequencies, for all rows alike.
     assert forward - costs.forward(one) in range(0, 2 * 24 * 4 * 3 + 1)
-    assert counter.get_total_flops() == costs.backward(one)
+    # The first layer has no gradient for its inputs if only its adapters are trained: three
+    # matrices of the weights and three of the adapters.
+    first = 72 * (2 * (32 * 32 + 2 * 32 * 16) + 2 * 8 * 3 * 32) if adapted else 0
+    assert counter.get_total_flops() == costs.backward(one) - first
 
 
 @pytest.mark.slow
@@ -165,11 +225,11 @@ def test_the_memory_of_an_update_is_what_it_holds(overrides) -> None:
 @pytest.mark.slow
 def test_a_deep_model_is_extrapolated_from_shallow_ones(monkeypatch) -> None:
     recipe = tiny("num_prompts=2", "views_per_forward=4")
-    config, _ = config_of(recipe, SHAPE.replace("layers=2", "layers=4"))
+    config, _ = config_of(recipe, SHAPE.replace("layers=2", "layers=6"))
     work = work_of(recipe, 18)
     built = memory_of(recipe, config, work)
-    monkeypatch.setattr("unmask.cli.estimate.memory.FEW", 1)
-    monkeypatch.setattr("unmask.cli.estimate.memory.MORE", 2)
+    monkeypatch.setattr("unmask.cli.estimate.memory.FEW", 2)
+    monkeypatch.setattr("unmask.cli.estimate.memory.MORE", 3)
     extended = memory_of(recipe, config, work)
     assert extended.total == pytest.approx(built.total, rel=1e-3)
     assert extended.trained == built.trained
@@ -192,7 +252,17 @@ def test_the_published_setting_has_llada_s_numbers() -> None:
     assert by_name["reference"] == 0
     rollout = found.work.passes[0]
     assert (rollout.tokens, found.work.completions) == (8 * 128 * (200 + 256), 8)
-    assert found.seconds["rollout"] == pytest.approx(found.costs.forward(rollout) / 1e14)
+    assert found.durations is not None
+    # Adapters beside the weights add the time of the numbers that they move, two bytes each: of
+    # every matrix the inputs once and the outputs six times. Queries, keys and values run in all
+    # columns of the last layer, the rest of it only where the head reads.
+    attention, rest = 3 * 7 * 4096, 7 * 4096 + 2 * (4096 + 6 * 12288) + 12288 + 6 * 4096
+    assert rollout.columns == rollout.head
+    moved = 2 * ((32 * attention + 31 * rest) * rollout.tokens + rest * rollout.columns)
+    # Each forward pass unpacks the 4-bit weights.
+    unpacked = rollout.forwards * matrices * (NF4 + 2)
+    seconds = found.costs.forward(rollout) / 1e14 + (moved + unpacked) / (1e14 / BALANCE)
+    assert found.durations.passes["rollout"] == pytest.approx(seconds)
 
 
 @pytest.mark.slow
@@ -203,16 +273,51 @@ def test_a_recipe_for_one_gpu_fits_it_with_a_tenth_to_spare(name) -> None:
     assert 0.3 * room < total < 0.9 * room
 
 
+def test_the_run_takes_its_steps_and_its_evaluations() -> None:
+    recipe = tiny("max_steps=100", "evaluation.eval_steps=50")
+    config, _ = config_of(recipe, SHAPE)
+    work = work_of(recipe, 18)
+    with FakeTensorMode():
+        costs = costs_of(build_fake(config, recipe, 2), config, 2, recomputes=False)
+    fast = durations_of(work, costs, Rates(1e9, 1e9, 1e12), recipe)
+    assert fast.step == pytest.approx(sum(costs.total(p) for p in work.passes) / 1e9)
+    assert fast.run == pytest.approx(100 * fast.step + 3 * costs.total(work.evaluation) / 1e9)
+    # Rollouts and evaluations have a rate of their own.
+    slow = durations_of(work, costs, Rates(1e9, 5e8, 1e12), recipe)
+    assert slow.passes["update"] == fast.passes["update"]
+    assert (slow.passes["rollout"], slow.evaluation) == (2 * fast.passes["rollout"], 2 * fast.evaluation)
+    # A memory that is slow enough decides: 8 forward passes read all weights, of 4 bytes.
+    bound = durations_of(work, costs, Rates(1e9, 1e9, 1e3), recipe)
+    matrices = 2 * (4 * 32 * 32 + 3 * 32 * 64) + 50 * 32
+    assert bound.passes["rollout"] == pytest.approx(8 * 4 * matrices / 1e3)
+
+
+@pytest.mark.parametrize("other", ["rollout_flops", "bandwidth"])
+def test_other_rates_need_the_rate_of_the_updates(other) -> None:
+    with raises(ConfigError, "need --flops"):
+        estimate(tiny(), shape=SHAPE, **{other: 1e9})
+
+
 # --- the command ---
 
 
 @pytest.mark.slow
 def test_the_command_shows_the_arithmetic_and_says_whether_it_fits() -> None:
     shown = CliRunner().invoke(
-        app, ["estimate", "sudoku-tiny", "--shape", SHAPE, "--gpu-memory", "24GB", "--flops", "1e12"]
+        app,
+        ["estimate", "sudoku-tiny", "--shape", SHAPE, "--gpu-memory", "24GB", "--flops", "1e8", "--gpu-price", "3.5"]
+        + ["--processes", "2", "--preset", "ddp"],
     )
     assert shown.exit_code == 0
-    for part in ("optimizer", "state: 2 x", "fits 24 GB", "64 completions x 8 steps x", "steps an hour", "rollout"):
+    for part in (
+        "optimizer",
+        "state: 2 x",
+        "fits 24 GB",
+        "32 completions x 8 steps x",
+        "steps an hour",
+        "200 steps and 5 evaluations",
+        "at 3.5 an hour",
+    ):
         assert part in shown.output
     tight = CliRunner().invoke(app, ["estimate", "sudoku-tiny", "--shape", SHAPE, "--gpu-memory", "1MB"]).output
     assert "does NOT fit" in tight
@@ -221,9 +326,15 @@ def test_the_command_shows_the_arithmetic_and_says_whether_it_fits() -> None:
 
 @pytest.mark.slow
 def test_the_command_prints_json() -> None:
-    shown = json.loads(CliRunner().invoke(app, ["estimate", "sudoku-tiny", "--shape", SHAPE, "--json"]).output)
+    command = ["estimate", "sudoku-tiny", "--shape", SHAPE, "--json"]
+    shown = json.loads(CliRunner().invoke(app, command).output)
     assert shown["completions"] == 64
     assert shown["total_bytes"] > 0
+    assert (shown["seconds"], shown["gpu_hours"], shown["cost"]) == (None, None, None)
+    options = ["--flops", "1e9", "--gpu-price", "2", "--processes", "4", "--preset", "ddp"]
+    shown = json.loads(CliRunner().invoke(app, [*command, *options]).output)
+    assert shown["gpu_hours"] == pytest.approx(4 * shown["seconds"]["run"] / 3600)
+    assert shown["cost"] == pytest.approx(2 * shown["gpu_hours"])
 
 
 @pytest.mark.parametrize(

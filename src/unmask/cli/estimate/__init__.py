@@ -1,5 +1,5 @@
-"""Estimate of a recipe's cost before a run: number of parameters, memory by part, and time of a
-training step."""
+"""Estimate of a recipe's cost before a run: number of parameters, memory by part, time of a
+training step, and GPU-hours and price of the whole run."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ from typing import Any
 from unmask.cli.estimate.flops import Costs, costs_of
 from unmask.cli.estimate.memory import PRESETS, Memory, memory_of
 from unmask.cli.estimate.shapes import build_fake, config_of, prompt_tokens
-from unmask.cli.estimate.work import Work, work_of
+from unmask.cli.estimate.time import Durations, Rates, durations_of
+from unmask.cli.estimate.work import Setup, Work, work_of
 from unmask.core.errors import ConfigError, unknown_name
 from unmask.recipes.schema import TrainRecipe
 
@@ -18,7 +19,8 @@ __all__ = ["StepEstimate", "estimate"]
 
 @dataclass(frozen=True, slots=True)
 class StepEstimate:
-    """Estimated cost of a training step, made without running it. All numbers are for one rank."""
+    """Estimated cost of a training step and of a run, made without running it. All numbers are for
+    one rank, except `gpu_hours`."""
 
     model: str
     """Source of the model's shape."""
@@ -34,19 +36,23 @@ class StepEstimate:
     """Floating-point operations of the model."""
     memory: Memory
     """Memory by part."""
-    flops: float | None
-    """Floating-point operations per second that a rank sustains; None if unknown."""
+    durations: Durations | None
+    """Time of the run; None if the rates are unknown."""
+    rates: Rates | None
+    """What a rank sustains; None if unknown."""
+    price: float | None
+    """Price of an hour of one GPU; None if unknown."""
+    max_steps: int
+    """Number of training steps of the run."""
 
     @property
-    def seconds(self) -> dict[str, float]:
-        """Seconds of each kind of pass; empty if the rate is unknown."""
-        if self.flops is None:
-            return {}
-        return {p.name: self.costs.total(p) / self.flops for p in self.work.passes}
+    def gpu_hours(self) -> float | None:
+        """Hours of all ranks together in the whole run; None if the rates are unknown."""
+        return self.durations.run * self.processes / 3600 if self.durations else None
 
     def summary(self) -> dict[str, Any]:
         """Return plain values, ready for JSON."""
-        seconds = self.seconds
+        times, hours = self.durations, self.gpu_hours
         return {
             "model": self.model,
             "processes": self.processes,
@@ -60,7 +66,12 @@ class StepEstimate:
             "total_bytes": self.memory.total,
             "flops": {p.name: self.costs.total(p) for p in self.work.passes},
             "passes": [asdict(p) for p in self.work.passes],
-            "seconds": seconds | {"step": sum(seconds.values())} if seconds else None,
+            "evaluation": asdict(self.work.evaluation) | {"times": self.work.evaluations},
+            "seconds": times.passes | {"step": times.step, "evaluation": times.evaluation, "run": times.run}
+            if times
+            else None,
+            "gpu_hours": hours,
+            "cost": hours * self.price if hours is not None and self.price is not None else None,
         }
 
 
@@ -72,6 +83,9 @@ def estimate(
     processes: int = 1,
     preset: str = "none",
     flops: float | None = None,
+    rollout_flops: float | None = None,
+    bandwidth: float | None = None,
+    price: float | None = None,
     on_gpu: bool = False,
 ) -> StepEstimate:
     """Estimate a training step of a recipe on one of `processes` ranks.
@@ -83,6 +97,10 @@ def estimate(
         processes: number of ranks that share the prompts of a step.
         preset: how the ranks share the model: none, ddp, zero2, zero3 or fsdp2.
         flops: floating-point operations per second that a rank sustains.
+        rollout_flops: the same in rollouts and evaluations, if it differs.
+        bandwidth: bytes per second that a rank moves to and from its memory; default `flops` /
+            `BALANCE`.
+        price: price of an hour of one GPU.
         on_gpu: True if the memory is that of a GPU.
 
     Raises:
@@ -97,11 +115,16 @@ def estimate(
         raise ConfigError(unknown_name("preset", preset, PRESETS))
     config, model = config_of(recipe, shape)
     prompt, source = (prompt_length, "--prompt-length") if prompt_length else prompt_tokens(recipe)
-    work = work_of(recipe, prompt, processes, None if on_gpu else config.hidden_size)
-    length = prompt + recipe.sampler.max_completion_length
+    rates = Rates.of(flops, rollout_flops, bandwidth)
+    block_length = getattr(config, "block_length", None)
+    setup = Setup(config.vocab_size, config.hidden_size, block_length, "cuda" if on_gpu else "cpu")
+    work = work_of(recipe, prompt, processes, setup)
     with FakeTensorMode():
         num_layers = min(config.num_hidden_layers, 3)
         denoiser = build_fake(config, recipe, num_layers)
-        costs = costs_of(denoiser, config, length, num_layers, recipe.gradient_checkpointing)
+        costs = costs_of(denoiser, config, num_layers, recipe.gradient_checkpointing)
     memory = memory_of(recipe, config, work, processes=processes, preset=preset, on_gpu=on_gpu)
-    return StepEstimate(model, source, processes, preset, work, costs, memory, flops)
+    durations = durations_of(work, costs, rates, recipe) if rates else None
+    return StepEstimate(
+        model, source, processes, preset, work, costs, memory, durations, rates, price, recipe.max_steps
+    )

@@ -8,7 +8,7 @@ model is measured at two small depths and extrapolated, because every layer adds
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -16,11 +16,13 @@ import torch
 from torch import Tensor
 
 from unmask.cli.estimate.shapes import build_fake
-from unmask.cli.estimate.work import Pass, Work
+from unmask.cli.estimate.work import Pass, Work, scores_choice
+from unmask.core.records import KeyValueCache, Needs, Readout
 from unmask.models import Denoiser
 from unmask.recipes.schema import TrainRecipe
 from unmask.sampling import LogprobSettings
 from unmask.sampling.step_outputs import CPU_CHUNK, GPU_CHUNK, Proposer
+from unmask.trainer.learn import logits_at_once
 from unmask.trainer.optimizer import state_bytes
 from unmask.trainer.peak import peak_bytes
 
@@ -132,16 +134,21 @@ def memory_of(
     return Memory(tuple(resident), peaks, measured["frozen"] + measured["trained"], measured["trained"])
 
 
+def weight_size(recipe: TrainRecipe) -> int:
+    """Return the bytes of a weight in a forward pass."""
+    return 2 if recipe.precision == "bf16" else 4
+
+
 def nice(size: float) -> str:
     """Format a number of bytes in the unit that suits it; 1 GB is 10^9 bytes."""
-    for unit, unit_size in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+    for unit, unit_size in (("TB", 1e12), ("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
         if abs(size) >= unit_size:
             return f"{size / unit_size:.3g} {unit}"
     return f"{size:.0f} B"
 
 
 def _resident(recipe: TrainRecipe, measured: _Measured, share: dict[str, int]) -> Iterator[Line]:
-    size = 2 if recipe.precision == "bf16" else 4
+    size = weight_size(recipe)
     frozen, quantized, trained = measured["frozen"], measured["quantized"], measured["trained"]
     divided = {part: f" / {n} ranks" if n > 1 else "" for part, n in share.items()}
     number = f"{trained / 1e6:.1f}e6"
@@ -178,6 +185,9 @@ def _peaks(recipe: TrainRecipe, config: PreTrainedConfig, work: Work, measured: 
         return f"{by_name[name].rows} {unit}, {by_name[name].width} x {config.vocab_size} logits each"
 
     yield Line("rollout", measured["rollout"], words("rollout", "completions") + measured.words("rollout"))
+    evaluated, name = work.evaluation, "evaluation"
+    told = f"{evaluated.rows} completions, {evaluated.width} x {config.vocab_size} logits each"
+    yield Line(name, measured[name], told + measured.words(name))
     # Gradients exist before the second chunk of an update. In a single chunk they are made while
     # its activations go.
     fact = "second" if work.chunks > 1 else "first"
@@ -206,13 +216,17 @@ def _facts(denoiser: Denoiser, recipe: TrainRecipe, work: Work, on_gpu: bool) ->
     update = by_name["update"]
 
     def backward() -> None:
-        _scored(denoiser, recipe, update, length, work.views.tokens).sum().backward()
+        _scored(denoiser, recipe, update, length, work.views.tokens, on_gpu).sum().backward()
 
     first = peak_bytes(backward, denoiser)
     second = peak_bytes(backward, denoiser)
+    scored, rollout = by_name.get("reference", update), by_name["rollout"]
     with torch.no_grad():
-        scores = peak_bytes(lambda: _scored(denoiser, recipe, by_name.get("reference", update), length, None), denoiser)
-        rollout = peak_bytes(lambda: _sampled(denoiser, recipe, by_name["rollout"], length, on_gpu), denoiser)
+        scores = peak_bytes(lambda: _scored(denoiser, recipe, scored, length, None, on_gpu), denoiser)
+        sampled = peak_bytes(lambda: _sampled(denoiser, recipe, rollout, length, on_gpu), denoiser)
+        evaluated = peak_bytes(
+            lambda: _sampled(denoiser, recipe, work.evaluation, length, on_gpu, is_evaluation=True), denoiser
+        )
     return {
         "frozen": sum(p.numel() for p in parameters) - trained,
         "trained": trained,
@@ -220,39 +234,76 @@ def _facts(denoiser: Denoiser, recipe: TrainRecipe, work: Work, on_gpu: bool) ->
         "first": first,
         "second": second,
         "scores": scores,
-        "rollout": rollout,
+        "rollout": sampled,
+        "evaluation": evaluated,
     }
 
 
-def _logits(denoiser: Denoiser, recipe: TrainRecipe, rows: int, width: int, length: int) -> Tensor:
+def _logits(
+    denoiser: Denoiser, recipe: TrainRecipe, rows: int, width: int, length: int, caches: Sequence[KeyValueCache] = ()
+) -> Tensor:
     """Compute logits as `predict` does."""
     ids = torch.zeros(rows, length, dtype=torch.long)
     positions = torch.zeros(rows, width, dtype=torch.long)
-    logits: Tensor = denoiser(ids, None, positions)
+    cached: list[dict[str, Any]] = [{"cache": cache} for cache in caches] or [{}, {}]
+    logits: Tensor = denoiser(ids, None, positions, **cached[0])
     if recipe.sampler.guidance:
-        without = denoiser(ids, None, positions)
+        without = denoiser(ids, None, positions, **cached[1])
         logits = without + (1.0 + recipe.sampler.guidance) * (logits - without)
-    return logits.masked_fill(torch.zeros(logits.shape[-1], dtype=torch.bool), -torch.inf)
+    logits[..., 0] = -torch.inf
+    return logits
 
 
-def _scored(denoiser: Denoiser, recipe: TrainRecipe, work: Pass, length: int, readings: Tensor | None) -> Tensor:
+def _scored(
+    denoiser: Denoiser, recipe: TrainRecipe, work: Pass, length: int, readings: Tensor | None, on_gpu: bool
+) -> Tensor:
     """Compute log-probabilities as `view_logprobs` does."""
-    logits = _logits(denoiser, recipe, work.rows, work.width, length)
-    tokens = torch.zeros(work.rows, work.width, 1 if readings is None else readings.shape[1], dtype=torch.long)
     settings = LogprobSettings.of_sampler(recipe.sampler, recipe.logprob_temperature)
-    return settings.logprobs(logits, tokens).gather(-1, tokens)
+    num_readings = 1 if readings is None else readings.shape[1]
+
+    def read(logits: Tensor, tokens: Tensor) -> Tensor:
+        return settings.logprobs(logits, tokens).gather(-1, tokens)
+
+    if work.is_wide:
+        logits = _logits(denoiser, recipe, work.rows, work.width, length)
+        return read(logits, torch.zeros(*logits.shape[:2], num_readings, dtype=torch.long))
+
+    def read_without_mask(logits: Tensor, tokens: Tensor) -> Tensor:
+        logits[..., 0] = -torch.inf
+        return read(logits, tokens)
+
+    # A mask has no shape without numbers. Indices select as many positions.
+    index: Any = (torch.zeros(work.read, dtype=torch.long),) * 2
+    tokens = torch.zeros(work.read, num_readings, dtype=torch.long)
+    at_once = max(1, logits_at_once("cuda" if on_gpu else "cpu") // denoiser.vocab_size)
+    is_linear = settings.has_full_support and not scores_choice(recipe)
+    readout = Readout(read_without_mask, index, tokens, at_once, settings.temperature if is_linear else None, 0)
+    ids = torch.zeros(work.rows, length, dtype=torch.long)
+    values: Tensor = denoiser(ids, None, torch.zeros(work.rows, work.width, dtype=torch.long), readout=readout)
+    return values
 
 
-def _sampled(denoiser: Denoiser, recipe: TrainRecipe, work: Pass, length: int, on_gpu: bool) -> object:
+def _sampled(
+    denoiser: Denoiser, recipe: TrainRecipe, work: Pass, length: int, on_gpu: bool, *, is_evaluation: bool = False
+) -> object:
     """Read the logits of the first denoising step as the sampler does: all rows or a part of them
-    at a time."""
-    needs = recipe.method.needs()
-    logits = _logits(denoiser, recipe, work.rows, work.width, length)
+    at a time. With a cache, its keys and values stay."""
+    sampler, needs = recipe.sampler, Needs() if is_evaluation else recipe.method.needs()
+    is_cached = not sampler.is_exact or denoiser.block_length is not None
+    caches = [KeyValueCache() for _ in range(2 if sampler.guidance else 1)] if is_cached else []
+    # One-step completions beyond the block come from full forward passes after the last step.
+    width = work.width if sampler.is_exact else min(work.width, sampler.block)
+    logits = _logits(denoiser, recipe, work.rows, width, length, caches)
     at_once = max(1, (GPU_CHUNK if on_gpu else CPU_CHUNK) // logits.shape[-1])
-    columns = min(at_once, recipe.sampler.block)
+    columns = min(at_once, sampler.block)
     rows = min(work.rows, max(1, at_once // columns))
     entropy_temperature = None if recipe.logprob_temperature == "sampling" else 1.0
-    proposer = Proposer(recipe.sampler, entropy_temperature, needs.greedy, needs.branches)
+    proposer = Proposer(sampler, entropy_temperature, needs.greedy, needs.branches)
     positions = torch.zeros(rows, columns, dtype=torch.long)
     seed: Any = torch.zeros(rows, dtype=torch.long)
-    return logits.argmax(-1), proposer.propose_chunk(logits[:rows, :columns], seed, 0, positions)
+    likeliest = logits.argmax(-1)
+    proposer.propose_chunk(logits[:rows, :columns], seed, 0, positions)
+    del logits
+    if work.width > width:
+        likeliest = _logits(denoiser, recipe, work.rows, work.width, length).argmax(-1)
+    return likeliest, caches

@@ -34,8 +34,8 @@ def described(estimate: StepEstimate, gpu_memory: float | None = None) -> str:
         *_verdict(estimate, gpu_memory),
         "",
         "Floating-point operations of a rank in a training step (1 T = 10^12)",
-        f"  trunk       2 W = {_count(costs.trunk)} a token; attention 4 S D layers = {_count(costs.attention)} a token;"
-        f" head {_count(costs.head)} a position",
+        f"  trunk       2 W = {_count(costs.trunk)} a token{_adapters(estimate)}; attention 4 S D layers ="
+        f" {_count(costs.attention(work.passes[0].attended))} a token; head {_count(costs.head)} a position",
         *_columns([_operations(estimate, p) for p in work.passes]),
         *_time(estimate),
         "",
@@ -46,30 +46,52 @@ def described(estimate: StepEstimate, gpu_memory: float | None = None) -> str:
 
 def _operations(estimate: StepEstimate, work: Pass) -> tuple[str, str, str]:
     costs = estimate.costs
-    formula = f"{work.tokens:,} tokens x {_count(costs.trunk + costs.attention)}"
+    formula = f"{work.tokens:,} tokens x {_count(costs.token(work))}"
+    if work.columns * costs.column(work) > 0.001 * costs.total(work):
+        formula += f" + {work.columns:,} columns x {_count(costs.column(work))} in the last layer"
     if work.head * costs.head > 0.001 * costs.total(work):
         formula += f" + {work.head:,} positions x {_count(costs.head)}"
     if work.backward:
         formula += f", and backward {_count(costs.backward(work))}"
         formula += " (with recomputation)" if costs.recomputes else ""
-    return work.name, _count(costs.total(work)), f"{formula}; {work.words}, {work.forwards} forward passes"
+    passes = "pass" if work.forwards == 1 else "passes"
+    return work.name, _count(costs.total(work)), f"{formula}; {work.words}, {work.forwards} forward {passes}"
+
+
+def _adapters(estimate: StepEstimate) -> str:
+    """Return the operations and bytes of adapters beside the weights; empty without adapters."""
+    costs = estimate.costs
+    return f", adapters {_count(costs.adapters)} and {nice(costs.adapter_bytes)} to move" if costs.adapters else ""
 
 
 def _time(estimate: StepEstimate) -> Iterable[str]:
-    seconds = estimate.seconds
-    if not seconds:
+    times, rates, work = estimate.durations, estimate.rates, estimate.work
+    if times is None or rates is None:
         return [
             "",
             "Time        needs --flops, the FLOP/s that a rank sustains. Two fifths of the peak is usual:",
             "            4e14 on an H100 in bfloat16, 1.2e14 on an A100.",
         ]
-    rows = [(name, _duration(value), "operations / rate") for name, value in seconds.items()]
-    step = sum(seconds.values())
+    rows = [(p.name, _duration(times.passes[p.name]), _rule(estimate, p)) for p in work.passes]
+    rollouts = f" ({rates.rollout:.3g} in rollouts)" if rates.rollout != rates.update else ""
+    hours = times.run / 3600
+    gpu_hours = hours * estimate.processes
+    whole = f"{estimate.max_steps:,} steps and {work.evaluations} evaluations of {_duration(times.evaluation)} each"
+    cost = f"; at {estimate.price:g} an hour {gpu_hours * estimate.price:,.0f}" if estimate.price is not None else ""
+    ranks = f" on each of {estimate.processes} GPUs" if estimate.processes > 1 else ""
     return [
         "",
-        f"Time of a training step at {estimate.flops:.3g} FLOP/s, if no completion ends early",
-        *_columns([*rows, ("in all", _duration(step), f"{3600 / step:.3g} steps an hour")]),
+        f"Time at {rates.update:.3g} FLOP/s{rollouts} and {rates.bandwidth:.3g} bytes/s, if no completion ends early",
+        *_columns([*rows, ("a training step", _duration(times.step), f"{3600 / times.step:.3g} steps an hour")]),
+        *_columns([("the run", f"{hours:.3g} h", f"{whole}{ranks}")]),
+        *_columns([("GPU-hours", f"{gpu_hours:,.3g}", f"hours x GPUs{cost}")]),
     ]
+
+
+def _rule(estimate: StepEstimate, work: Pass) -> str:
+    """Return the calculation of the time of a pass."""
+    moved = estimate.costs.moved(work)
+    return "operations / rate" + (f" + {nice(moved)} of adapters / bandwidth" if moved else "")
 
 
 def _verdict(estimate: StepEstimate, gpu_memory: float | None) -> list[str]:

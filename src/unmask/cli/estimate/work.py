@@ -10,24 +10,26 @@ does.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from types import SimpleNamespace
-from typing import Any, NamedTuple, cast
+from typing import Any, Literal, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
 
+from unmask.core.config import SamplerConfig
 from unmask.core.errors import ConfigError
-from unmask.core.records import Rollout, Trajectory, Views
+from unmask.core.records import KeyValueCache, Rollout, Trajectory, Views
 from unmask.functional.noise import named_generator
 from unmask.models import Policy, char_tokenizer
 from unmask.recipes.schema import TrainRecipe
 from unmask.rewards import per_completion
 from unmask.rewards.scorer import Scorer
-from unmask.sampling.engine import BatchLimits, LocalEngine
+from unmask.sampling.engine import BatchLimits, LocalEngine, default_batch_size
 from unmask.sampling.orders import POSITION_LOGITS
 from unmask.trainer.behaviour import path_views
 from unmask.trainer.collect import Collector
+from unmask.trainer.learn import logits_at_once
 from unmask.trainer.metrics import Tally
 from unmask.trainer.passes import UpdatePasses
 from unmask.trainer.view_batches import ViewBatches
@@ -39,9 +41,13 @@ class Forward(NamedTuple):
     rows: int
     """Number of sequences in the forward pass."""
     length: int
-    """Number of tokens in each sequence."""
+    """Number of tokens of each sequence that run."""
     width: int
-    """Number of positions of each sequence that get logits."""
+    """Largest number of positions of a sequence that get logits."""
+    read: int
+    """Number of positions of all sequences that get logits."""
+    attended: int
+    """Number of positions that each token attends to, which may be in a cache."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,27 +62,58 @@ class Pass:
     """Number of sequences in the largest forward pass."""
     tokens: int
     """Number of tokens in all forward passes."""
+    columns: int
+    """Number of columns that run through the whole last layer in all forward passes."""
     head: int
     """Number of positions that get logits in all forward passes."""
     width: int
     """Largest number of positions of a sequence that get logits in one forward pass."""
+    read: int
+    """Largest number of positions of all sequences that get logits in one forward pass."""
+    attended: float
+    """Mean number of positions that a token attends to."""
     words: str
     """Explanation of the numbers for a reader."""
     backward: bool = False
     """True if each forward pass has a backward pass."""
+    has_adapters: bool = False
+    """True if adapters run beside the weights that they adapt."""
+    read_again: int = 0
+    """Number of positions whose logits the backward passes compute again, because they are too many
+    to keep."""
+
+    @property
+    def is_wide(self) -> bool:
+        """True if as many positions of every sequence get logits as of the fullest one."""
+        return self.read == self.rows * self.width
 
     @classmethod
-    def of(cls, name: str, forwards: list[Forward], words: str, *, backward: bool = False) -> Pass:
-        """Add up forward passes."""
+    def of(
+        cls,
+        name: str,
+        forwards: list[Forward],
+        words: str,
+        *,
+        backward: bool = False,
+        has_adapters: bool = False,
+        at_once: int | None = None,
+    ) -> Pass:
+        """Add up forward passes, in which at most `at_once` positions keep their logits."""
+        tokens = sum(f.rows * f.length for f in forwards)
         return cls(
             name=name,
             forwards=len(forwards),
             rows=max(f.rows for f in forwards),
-            tokens=sum(f.rows * f.length for f in forwards),
-            head=sum(f.rows * f.width for f in forwards),
+            tokens=tokens,
+            columns=sum(f.rows * min(f.width, f.length) for f in forwards),
+            head=sum(f.read for f in forwards),
             width=max(f.width for f in forwards),
+            read=max(f.read for f in forwards),
+            attended=sum(f.rows * f.length * f.attended for f in forwards) / tokens,
             words=words,
             backward=backward,
+            has_adapters=has_adapters,
+            read_again=sum(f.read for f in forwards if at_once is not None and f.read > at_once),
         )
 
 
@@ -89,7 +126,11 @@ class Work:
     prompt: int
     """P, the number of tokens in a prompt."""
     passes: tuple[Pass, ...]
-    """Every kind of forward pass."""
+    """Every kind of forward pass of a training step."""
+    evaluation: Pass
+    """Forward passes of one evaluation at all temperatures."""
+    evaluations: int
+    """Number of evaluations in the run."""
     updates: int
     """Number of optimizer steps."""
     chunks: int
@@ -107,7 +148,21 @@ class Work:
         return [p for p in self.passes if p.name.startswith(name)]
 
 
-def work_of(recipe: TrainRecipe, prompt: int, processes: int = 1, width: int | None = None) -> Work:
+@dataclass(frozen=True, slots=True)
+class Setup:
+    """Facts about the model and the device that change how work is divided into forward passes."""
+
+    vocab_size: int = 2**15
+    """Size V of the vocabulary."""
+    width: int = 64
+    """Size of the hidden states."""
+    block_length: int | None = None
+    """Block length of a block-causal model, which caches finished blocks."""
+    device: Literal["cpu", "cuda"] = "cpu"
+    """Type of the device."""
+
+
+def work_of(recipe: TrainRecipe, prompt: int, processes: int = 1, setup: Setup | None = None) -> Work:
     """Count the work of one rank in a training step in which no completion ends early and no view
     is left out for its advantage of 0.
 
@@ -115,7 +170,7 @@ def work_of(recipe: TrainRecipe, prompt: int, processes: int = 1, width: int | N
         recipe: settings of the run.
         prompt: P, the number of tokens in a prompt.
         processes: number of ranks that share the prompts of a step.
-        width: size of the hidden states of a model on a CPU; None on other devices.
+        setup: model and device; default a small model on a CPU.
 
     Raises:
         ConfigError: the ranks cannot share the prompts equally.
@@ -125,20 +180,26 @@ def work_of(recipe: TrainRecipe, prompt: int, processes: int = 1, width: int | N
             f"num_prompts = {recipe.num_prompts} cannot be shared by {processes} processes: each owns whole groups. "
             f"Use a multiple of {processes}."
         )
-    rollout, rollout_passes = _rollout(recipe, prompt, recipe.num_prompts // processes)
+    setup = setup or Setup()
+    rollout, rollout_passes = _rollout(recipe, prompt, recipe.num_prompts // processes, setup.block_length)
     views = recipe.method.plan(rollout, named_generator(0, "estimate"))
     max_tokens = recipe.max_tokens_per_forward
-    passes = UpdatePasses(recipe, max_tokens if isinstance(max_tokens, int) else None, width)
+    passes = UpdatePasses(
+        recipe, max_tokens if isinstance(max_tokens, int) else None, setup.width if setup.device == "cpu" else None
+    )
     by_completion = passes.by_completion(views, rollout)
     updates = [
         passes.batches(views.take(torch.isin(views.row, rows)), rollout, by_completion=by_completion)
         for _ in range(recipe.num_iterations)
         for rows in passes.minibatches(rollout, named_generator(0, "minibatches"))
     ]
+    at_once = max(1, logits_at_once(setup.device) // setup.vocab_size)
     return Work(
         completions=len(rollout.trajectory),
         prompt=prompt,
-        passes=(*rollout_passes, *_view_passes(passes, views, rollout, updates)),
+        passes=(*rollout_passes, *_view_passes(passes, views, rollout, updates, at_once)),
+        evaluation=_evaluation(recipe, prompt, processes, setup),
+        evaluations=_num_evaluations(recipe),
         updates=len(updates),
         chunks=max(len(batches) for batches in updates),
         rewards=sum(reward.numel() for reward in rollout.rewards().values()),
@@ -152,16 +213,31 @@ class _StandIn(nn.Module):
 
     pad_id, mask_id, eos_id = 0, 1, 2
 
-    def __init__(self, vocab_size: int) -> None:
+    def __init__(self, vocab_size: int, block_length: int | None) -> None:
         super().__init__()
+        self.block_length = block_length
         self.vocab_size, self.generator = vocab_size, named_generator(0, "stand-in")
         self.device_of_inputs = nn.Parameter(torch.zeros(1))
         self.backbone = SimpleNamespace(config=None)
         self.calls: list[list[Forward]] = []
 
-    def forward(self, ids: Tensor, _attention_mask: Tensor | None, positions: Tensor) -> Tensor:
+    def forward(
+        self,
+        ids: Tensor,
+        _attention_mask: Tensor | None,
+        positions: Tensor,
+        *,
+        cache: KeyValueCache | None = None,
+        begin: int = 0,
+    ) -> Tensor:
         """Return random logits; see `DenoiserLike`."""
-        self.calls[-1].append(Forward(ids.shape[0], ids.shape[1], positions.shape[1]))
+        rows, length = ids.shape
+        attended = begin + length
+        if cache is not None:
+            attended = max(attended, cache.length)
+            whole = torch.zeros(rows, 1, attended, 0)
+            cache.layers = [(whole, whole)]
+        self.calls[-1].append(Forward(rows, length, positions.shape[1], positions.numel(), attended))
         logits = torch.rand(*positions.shape, self.vocab_size, generator=self.generator)
         logits[..., [self.pad_id, self.eos_id]] = -torch.inf
         return logits
@@ -181,59 +257,123 @@ def _stand_in_reward(completions: list[str], **_: Any) -> list[float]:
     return [float(text.count("1")) for text in completions]
 
 
-def _rollout(recipe: TrainRecipe, prompt: int, num_prompts: int) -> tuple[Rollout, list[Pass]]:
+def _engine(limits: BatchLimits, block_length: int | None) -> tuple[_RecordingEngine, _StandIn]:
+    """Return an engine that records, and its stand-in of a model."""
+    tokenizer = char_tokenizer("0123456789")
+    denoiser = _StandIn(len(tokenizer), block_length)
+    return _RecordingEngine(Policy(denoiser, tokenizer), limits), denoiser  # type: ignore[arg-type]
+
+
+def _rollout(
+    recipe: TrainRecipe, prompt: int, num_prompts: int, block_length: int | None
+) -> tuple[Rollout, list[Pass]]:
     """Collect a rollout of one rank from the stand-in, and return it with its forward passes."""
-    tokenizer, max_tokens = char_tokenizer("0123456789"), recipe.max_tokens_per_forward
-    denoiser = _StandIn(len(tokenizer))
+    max_tokens = recipe.max_tokens_per_forward
     limits = BatchLimits(recipe.rollout_batch_size, max_tokens if isinstance(max_tokens, int) else None)
-    engine = _RecordingEngine(Policy(denoiser, tokenizer), limits)  # type: ignore[arg-type]
-    rows = [{"prompt": "0" * prompt}] * num_prompts
+    engine, denoiser = _engine(limits, block_length)
+    # Completions of equal prompts may share forward passes, so the prompts differ.
+    rows = [{"prompt": f"{i:0{prompt}d}"[-prompt:]} for i in range(num_prompts)]
     scorer = Scorer({"stand-in": _stand_in_reward})
     rollout = Collector(engine, scorer, recipe).collect(rows, 0, slice(None), Tally())
     path, sampler, needs = rollout.trajectory, recipe.sampler, recipe.method.needs()
-    length, steps = prompt + sampler.max_completion_length, sampler.steps
-    main = Pass.of("rollout", denoiser.calls[0], "")
-    guided = " x 2 (guidance)" if sampler.guidance else ""
     masked = "masked" if needs.greedy or needs.branches else "masked in the active block"
-    mean_head = main.head * length / main.tokens
-    words = f"{len(path)} completions x {steps} steps x {length} tokens{guided}; "
+    words = f"{len(path)} completions x {_per_completion(denoiser.calls[0], len(path), sampler)}; "
+    num_sequences = sum(f.rows for f in denoiser.calls[0])
+    mean_head = sum(f.read for f in denoiser.calls[0]) / num_sequences
     words += f"head at the positions still {masked}: {mean_head:.0f} of a completion on average"
-    passes = [replace(main, words=words)]
+    has_adapters = recipe.lora is not None
+    passes = [Pass.of("rollout", denoiser.calls[0], words, has_adapters=has_adapters)]
     if path.branch_tokens is not None and len(denoiser.calls) > 1:
         branches = int((path.selected_steps >= 0).sum()) * path.branch_tokens.shape[2]
-        branched = Pass.of("rollout, branches", denoiser.calls[1], "")
-        words = f"{branches} branches x {branched.tokens / length / branches:.0f} steps on average"
-        passes.append(replace(branched, words=words))
+        steps = sum(f.rows for f in denoiser.calls[1]) / branches
+        words = f"{branches} branches x {steps:.0f} steps on average"
+        passes.append(Pass.of("rollout, branches", denoiser.calls[1], words, has_adapters=has_adapters))
     return rollout, passes
 
 
-def _view_passes(passes: UpdatePasses, views: Views, rollout: Rollout, updates: list[ViewBatches]) -> Iterator[Pass]:
-    """Yield the passes over the views of all plans and updates."""
+def _per_completion(forwards: list[Forward], num: int, sampler: SamplerConfig) -> str:
+    """Return the tokens of the forward passes of one completion, as a product."""
+    guided = " x 2 (guidance)" if sampler.guidance else ""
+    sequences = num * sampler.steps * (2 if sampler.guidance else 1)
+    tokens = sum(f.rows * f.length for f in forwards) / sequences
+    on_average = "" if len({f.length for f in forwards}) == 1 else " on average"
+    return f"{sampler.steps} steps x {tokens:.4g} tokens{on_average}{guided}"
+
+
+def _evaluation(recipe: TrainRecipe, prompt: int, processes: int, setup: Setup) -> Pass:
+    """Count the forward passes of one rank in an evaluation at all temperatures."""
+    setting, sampler, max_tokens = recipe.evaluation, recipe.sampler, recipe.max_tokens_per_forward
+    num_rows, width = -(-setting.num_rows // processes), prompt + sampler.max_completion_length
+    batch = setting.batch_size or default_batch_size(width, sampler.block, setup.vocab_size, setup.device)
+    if isinstance(max_tokens, int):
+        batch = max(1, max_tokens // width)
+    engine, denoiser = _engine(BatchLimits(1), setup.block_length)
+    # Every completion takes the same forward passes, since none ends early.
+    engine.rollout(["0" * prompt], sampler, torch.zeros(1, dtype=torch.long))
+    one = denoiser.calls[0]
+    sizes = [min(batch, num_rows - start) for start in range(0, num_rows, batch)]
+    forwards = [f._replace(rows=size, read=size * f.read) for _ in setting.temperatures for size in sizes for f in one]
+    times = f" x {len(setting.temperatures)} temperatures" if len(setting.temperatures) > 1 else ""
+    words = f"{num_rows} completions x {_per_completion(one, 1, sampler)}{times}"
+    return Pass.of("evaluation", forwards, words, has_adapters=recipe.lora is not None)
+
+
+def _num_evaluations(recipe: TrainRecipe) -> int:
+    """Return the number of evaluations in a run: before the first step, every `eval_steps` steps,
+    and after the last step."""
+    every, last = recipe.evaluation.eval_steps, recipe.max_steps
+    return 1 + last // every + (last % every > 0) if every else 1
+
+
+def scores_choice(recipe: TrainRecipe) -> bool:
+    """Return True if the updates compute the probability of the position choice, which needs the
+    logits of all masked positions."""
+    return recipe.method.needs().choice and recipe.sampler.order in POSITION_LOGITS
+
+
+def _view_passes(
+    passes: UpdatePasses, views: Views, rollout: Rollout, updates: list[ViewBatches], at_once: int
+) -> Iterator[Pass]:
+    """Yield the passes over the views of all plans and updates.
+
+    The head runs at the targets alone. With guidance, and for whole distributions, it runs at as
+    many positions of each view as the fullest view has.
+    """
     recipe, path = passes.recipe, rollout.trajectory
     length = path.prompt_ids.shape[1] + path.tokens.shape[1]
-    scores_choice = recipe.method.needs().choice and recipe.sampler.order in POSITION_LOGITS
 
-    def forwards(batches: ViewBatches) -> list[Forward]:
-        parts = [part for _, part in batches]
-        widths = [int((part.hidden if scores_choice else part.target).sum(-1).max()) for part in parts]
-        return [Forward(len(part), length, max(1, width)) for part, width in zip(parts, widths, strict=True)]
+    def forwards(batches: ViewBatches, *, is_wide: bool = bool(recipe.sampler.guidance)) -> list[Forward]:
+        counts = [(part.hidden if scores_choice(recipe) else part.target).sum(-1) for _, part in batches]
+        return [
+            Forward(len(count), length, width, len(count) * width if is_wide else int(count.sum()), length)
+            for count in counts
+            for width in [max(1, int(count.max()))]
+        ]
 
     def words(times: int, unit: str) -> str:
         return f"{len(views)} views x {length} tokens" + (f" x {times} {unit}" if times > 1 else "")
 
+    has_adapters = recipe.lora is not None
     plan = passes.num_plans * forwards(passes.batches(views, rollout))
     if passes.scores_old:
-        yield Pass.of("old policy", plan, words(passes.num_plans, "plans"))
+        yield Pass.of("old policy", plan, words(passes.num_plans, "plans"), has_adapters=has_adapters)
     if passes.rescored == "views":
-        yield Pass.of("behaviour ratio", plan, words(passes.num_plans, "plans"))
+        yield Pass.of("behaviour ratio", plan, words(passes.num_plans, "plans"), has_adapters=has_adapters)
     if passes.rescored == "path":
         states = path_views(path, torch.arange(len(path)))
         scored = forwards(passes.batches(states, rollout))
-        yield Pass.of("behaviour ratio", scored, f"{len(states)} states of the path x {length} tokens")
+        told = f"{len(states)} states of the path x {length} tokens"
+        yield Pass.of("behaviour ratio", scored, told, has_adapters=has_adapters)
     if passes.scores_reference:
-        yield Pass.of("reference", plan, words(passes.num_plans, "plans"))
+        # The reference policy is the model without adapters, unless it moves.
+        is_second = has_adapters and recipe.sync_ref_model
+        if recipe.method.needs().reference == "distribution":
+            plan = passes.num_plans * forwards(passes.batches(views, rollout), is_wide=True)
+        yield Pass.of("reference", plan, words(passes.num_plans, "plans"), has_adapters=is_second)
     of_updates = words(recipe.num_iterations, "iterations")
     first = [f for batches in updates if passes.has_first_pass(len(batches), views, rollout) for f in forwards(batches)]
     if first:
-        yield Pass.of("update, first of two passes", first, of_updates)
-    yield Pass.of("update", [f for batches in updates for f in forwards(batches)], of_updates, backward=True)
+        yield Pass.of("update, first of two passes", first, of_updates, has_adapters=has_adapters)
+    every = [f for batches in updates for f in forwards(batches)]
+    kept = None if recipe.sampler.guidance else at_once
+    yield Pass.of("update", every, of_updates, backward=True, has_adapters=has_adapters, at_once=kept)
