@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 import torch
@@ -14,21 +14,24 @@ from torch import Tensor
 
 from tests.helpers.messages import raises
 from tests.helpers.rollouts import collect
-from tests.helpers.runs import OWN_SETTINGS, train_recipe
+from tests.helpers.runs import OWN_SETTINGS, steps_saved, train_recipe
 from unmask.core.config import SamplerConfig
 from unmask.core.errors import RolloutError
-from unmask.core.records import Rollout, Trajectory, ViewLogprobs
+from unmask.core.records import Rollout, Trajectory, ViewLogprobs, Views
 from unmask.functional.noise import named_generator
 from unmask.methods import METHODS
-from unmask.models import Denoiser, TinyConfig, char_tokenizer, tiny_denoiser
+from unmask.methods.egspo import EGSPO
+from unmask.models import Denoiser, TinyConfig, char_tokenizer, load_model, tiny_denoiser
 from unmask.recipes.schema import TrainRecipe
 from unmask.rewards import per_completion
 from unmask.rewards.scorer import Scorer
 from unmask.sampling import LogprobSettings, denoise, view_logprobs
+from unmask.sampling.engine import LocalEngine
 from unmask.tasks import Sudoku
+from unmask.trainer import Trainer
 from unmask.trainer.behaviour import Comparison, Ratios, path_views
 from unmask.trainer.learn import Learner
-from unmask.trainer.metrics import Tally
+from unmask.trainer.metrics import Tally, TokenPasses
 from unmask.trainer.reference import FrozenCopy
 
 TASK = Sudoku()
@@ -309,16 +312,65 @@ def test_an_exact_rollout_is_neither_weighted_nor_measured_by_default(bench: Ben
     assert not any(name.startswith("behaviour/") for name in metrics)
 
 
+# --- what it costs ---
+
+
+def test_only_the_level_of_completions_and_a_mean_take_forward_passes(bench: Bench) -> None:
+    meter = TokenPasses(bench.denoiser)
+    costs = {}
+    for name, settings in {
+        "off": "behaviour.level=off",
+        "step": "behaviour.level=step",
+        "mean": "behaviour={level: step, normalise: true}",
+        "sequence": "behaviour.level=sequence",
+    }.items():
+        recipe = bench.recipe(settings)
+        rollout = bench.rollout(recipe)
+        meter.take()
+        bench.update(recipe, rollout)
+        costs[name] = meter.take()
+    num_states = len(path_views(rollout.trajectory, torch.arange(6)))
+    num_views = len(recipe.method.plan(rollout, torch.Generator()))
+    length = rollout.trajectory.prompt_ids.shape[1] + rollout.trajectory.tokens.shape[1]
+    assert costs["step"] == costs["off"]
+    assert costs["sequence"] == costs["off"] + num_states * length
+    # Views without a gradient are not left out, because their weights belong to the mean.
+    assert costs["mean"] == 4 * num_views * length
+
+
+# --- a method of one's own ---
+
+
+class Coarse(EGSPO):
+    """EGSPO whose views hide everything, although it says that they are states of the path."""
+
+    type: Literal["coarse"] = "coarse"  # type: ignore[assignment]
+
+    def plan(self, rollout: Rollout, generator: torch.Generator) -> Views:
+        views = super().plan(rollout, generator)
+        return replace(views, hidden=torch.ones_like(views.hidden))
+
+
+def test_views_that_are_no_states_of_the_path_cannot_be_weighted_by_step(bench: Bench) -> None:
+    recipe = bench.recipe("behaviour.level=step")
+    rollout = bench.rollout(recipe)
+    coarse = recipe.model_copy(update={"method": Coarse(num_selected=3, beta=0.0)})
+    with pytest.raises(ValueError, match="behaviour_levels"):
+        bench.update(coarse, rollout)
+
+
 # --- the limit ---
 
 
-@pytest.mark.parametrize("shift", [-1.0, 1.0])
+@pytest.mark.parametrize("sign", [-1.0, 1.0])
 @pytest.mark.parametrize("more", [("num_iterations=1",), ("num_iterations=2",)], ids=str)
 def test_a_ratio_above_the_limit_stops_the_run_before_the_weights_change(
-    bench: Bench, shift: float, more: tuple[str, ...]
+    bench: Bench, sign: float, more: tuple[str, ...]
 ) -> None:
     recipe = bench.recipe("behaviour.max_ratio=2.5", "optim.learning_rate=0.1", *more)
     rollout = bench.rollout(recipe)
+    # The last completion has the largest ratio, e^1.005.
+    shift = sign * (1 + 0.001 * torch.arange(6.0).unsqueeze(-1))
     before = {name: value.clone() for name, value in bench.denoiser.state_dict().items()}
     with raises(RolloutError, "likely", "behaviour.max_ratio = 2.5"):
         bench.update(recipe, shifted(rollout, shift))
@@ -330,3 +382,21 @@ def test_a_ratio_that_is_not_a_number_is_above_the_limit(bench: Bench) -> None:
     recipe = bench.recipe("behaviour.max_ratio=2.5", "behaviour.level=sequence")
     with raises(RolloutError, "behaviour.max_ratio"):
         bench.update(recipe, shifted(bench.rollout(recipe), math.nan))
+
+
+class Drifting(LocalEngine):
+    """An engine that samples from another distribution from the fourth step on, as far as its records say."""
+
+    def rollout(self, *arguments: Any, **options: Any) -> Trajectory:
+        path = super().rollout(*arguments, **options)
+        return replace(path, logprob=path.logprob - float(path.policy_version >= 3))
+
+
+@pytest.mark.slow
+def test_a_run_that_stops_at_the_limit_names_the_step_and_its_last_checkpoint(tiny_model: Path, tmp_path: Path) -> None:
+    recipe = train_recipe(tiny_model, tmp_path / "run", "behaviour.max_ratio=2")
+    with raises(RolloutError, "behaviour.max_ratio = 2") as caught:
+        Trainer(recipe, [count_ones], engine=Drifting(load_model(tiny_model))).train()
+    (note,) = caught.value.__notes__
+    assert note == "This is step 4. Nothing was overwritten; the checkpoint of step 2 is complete."
+    assert steps_saved(tmp_path / "run") == [2]

@@ -187,7 +187,17 @@ class Comparison:
             views: views of this rank.
             old: log-probabilities that the loss compares with, if they are known already.
             sampled: log-probabilities in the sampling distribution, if they are others.
+
+        Raises:
+            ValueError: a view is not the state in which its targets were drawn.
         """
+        if self.level != "sequence":
+            step = self.path.shown_step(views).unsqueeze(-1)
+            if (views.target & ((self.path.unmask_step[views.row] != step) | (step < 0))).any():
+                raise ValueError(
+                    f"behaviour.level = {self.level} needs views that are states of the path, with the tokens of one step as "
+                    "targets. The method's plan has other views, so its behaviour_levels must not name this level."
+                )
         scale, known = 1.0, sampled or old
         if self.level != "sequence" and known is not None:
             ratios = self.record(views.row, views.target, known)

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
-from unmask.core.errors import RunError, UnmaskError
+from unmask.core.errors import RolloutError, RunError, UnmaskError
 from unmask.evaluation.model_card import push
 from unmask.evaluation.usable import Usable
 from unmask.models.adapters import merge_adapter
@@ -46,6 +46,7 @@ class Steps(Protocol):
         Raises:
             FloatingPointError: a loss or a gradient is not finite; all ranks raise it, and the
                 weights have not changed.
+            RolloutError: a rollout differs too much from the policy; the same holds.
         """
         ...
 
@@ -263,6 +264,9 @@ class Session:
     def _step(self, steps: Steps, index: int) -> dict[str, Any]:
         try:
             return steps.step(index)
+        except RolloutError as error:
+            error.add_note(f"This is step {index + 1}. Nothing was overwritten; {self._saved()}.")
+            raise
         except FloatingPointError as error:
             raise RunError(
                 f"step {index + 1}: {error}. Nothing was overwritten; {self._saved()}. A resumed run would fail in the same "
