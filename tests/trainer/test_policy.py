@@ -10,6 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from torch._dynamo.testing import CompileCounter
+from torch._dynamo.utils import counters
 
 from tests.helpers.adapters import train_by_hand
 from tests.helpers.runs import metrics, pretrain_recipe, train_recipe, weights
@@ -354,17 +355,18 @@ def test_the_precision_of_a_device_is_recorded_in_the_run(model: Path, tmp_path:
 
 
 @pytest.mark.slow
-def test_a_compiled_trunk_gives_the_same_logits_and_gradients_under_the_same_names(model: Path, tmp_path: Path) -> None:
+def test_compiled_layers_give_the_same_logits_and_gradients_under_the_same_names(model: Path, tmp_path: Path) -> None:
     # Traces and guards as any backend; inductor would take half a minute to write code for the same
     # graphs.
     counter = CompileCounter()
     found = []
     for compiled in (False, True):
-        policy = make_policy(train_recipe(model, tmp_path / "run", *LORA), CPU)
+        policy = make_policy(train_recipe(model, tmp_path / "run", *LORA, "gradient_checkpointing=true"), CPU)
         assert policy.adapters is not None
         train_by_hand(policy.adapters)
         if compiled:
-            policy.denoiser.compile_trunk(counter)
+            policy.denoiser.compile_layers(counter)
+            breaks = sum(counters["graph_break"].values())
         rows = []
         for batch, width in ((2, 8), (3, 11)):
             ids = torch.randint(3, 9, (batch, width), generator=torch.Generator().manual_seed(width))
@@ -376,8 +378,11 @@ def test_a_compiled_trunk_gives_the_same_logits_and_gradients_under_the_same_nam
         found.append((rows, [p.grad for p in trainable(policy.denoiser)], list(policy.denoiser.state_dict())))
     (rows, gradients, names), (again, gradients_again, names_again) = found
     assert names == names_again
-    # With a graph for each shape there would be one for every row that ends.
-    assert 1 <= counter.frame_count <= 3
+    # With a graph for each shape there would be one for every row that ends, and with one for each
+    # layer twice as many.
+    assert 1 <= counter.frame_count <= 4
+    # Checkpointing does not break the graphs, as it does in a graph of the whole trunk.
+    assert sum(counters["graph_break"].values()) == breaks
     for one, other in zip([*rows, *gradients], [*again, *gradients_again], strict=True):
         torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-4)
 
@@ -386,7 +391,7 @@ def test_the_settings_of_the_recipe_reach_the_model(
     model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked: list[str] = []
-    monkeypatch.setattr(Denoiser, "compile_trunk", lambda self: asked.append("compile"))
+    monkeypatch.setattr(Denoiser, "compile_layers", lambda self: asked.append("compile"))
     make_policy(train_recipe(model, tmp_path / "run"), CPU)
     assert asked == []
     policy = make_policy(train_recipe(model, tmp_path / "run", "compile=true", "gradient_checkpointing=true"), CPU)

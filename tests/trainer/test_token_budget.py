@@ -7,6 +7,7 @@ import copy
 import errno
 import json
 import sys
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -121,16 +122,23 @@ def test_the_line_through_two_measurements_gives_the_tokens_that_fit() -> None:
     assert tokens_that_fit([(10, 140), (20, 140)], free=1040) > 10**9
 
 
-def test_a_trial_that_runs_out_of_memory_is_made_smaller_until_it_fits() -> None:
+def test_a_trial_that_runs_out_of_memory_is_made_smaller_until_it_fits(monkeypatch: pytest.MonkeyPatch) -> None:
     tried: list[int] = []
+    held: list[weakref.ref[Tensor]] = []
 
     def attempt(rows: int) -> None:
         tried.append(rows)
+        activation = torch.zeros(rows)
+        held.append(weakref.ref(activation))
         if rows > 5:
             raise torch.OutOfMemoryError
 
+    released = []
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: released.append([ref() for ref in held]))
     assert first_that_fits(attempt, 100, width=10) // 10 == 5
     assert tried == [10, 7, 5]
+    # The cache is emptied when the error and its traceback no longer hold the tensors of the attempt.
+    assert released == [[None], [None, None]]
     with pytest.raises(torch.OutOfMemoryError):
         first_that_fits(lambda rows: attempt(rows + 5), 100, width=10)
 

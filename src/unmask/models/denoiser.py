@@ -24,6 +24,9 @@ from unmask.models.native import NATIVE_CLASSES
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
+RECOMPILE_LIMIT = 32
+"""Number of graphs of a layer that torch.compile may make."""
+
 
 class Denoiser(nn.Module):
     """Computes p(x_i | partially masked sequence) at requested positions, with a backbone of any
@@ -79,17 +82,35 @@ class Denoiser(nn.Module):
 
     def checkpoint_gradients(self) -> None:
         """Make backward passes recompute the activations of each block instead of storing them."""
-        from transformers.modeling_layers import GradientCheckpointingLayer
+        self._checkpoint(context_fn=self._last_layer.recomputation)
 
+    def compile_layers(self, backend: str | Callable[..., Any] = "inductor") -> None:
+        """Compile the layers of the trunk in place with torch.compile; shapes may change from call
+        to call.
+
+        All layers share one graph for each kind of pass. Gradient checkpointing does not break it,
+        as it would break a graph of the whole trunk.
+        """
+        if self._checkpointed:
+            # A compiled last layer runs at all columns, so its recomputation needs no context.
+            self._checkpoint()
+        # Passes with gradients or without, with adapters or without, with padding or without, differ
+        # in kind. Beyond its limit of 8 graphs, torch silently stops to compile.
+        torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, RECOMPILE_LIMIT)
+        for layer in self._layers():
+            layer.compile(backend=backend, dynamic=True)
+
+    def _checkpoint(self, **options: Any) -> None:
         backbone = self.backbone
         # transformers renamed this method in 5.23.
         enable = getattr(backbone, "activation_checkpointing_enable", None) or backbone.gradient_checkpointing_enable
-        enable({"use_reentrant": False, "context_fn": self._last_layer.recomputation})
-        self._checkpointed = [m for m in self.modules() if isinstance(m, GradientCheckpointingLayer)]
+        enable({"use_reentrant": False} | options)
+        self._checkpointed = self._layers()
 
-    def compile_trunk(self, backend: str | Callable[..., Any] = "inductor") -> None:
-        """Compile the trunk in place with torch.compile; shapes may change from call to call."""
-        self.backbone.base_model.compile(backend=backend, dynamic=True)
+    def _layers(self) -> list[nn.Module]:
+        from transformers.modeling_layers import GradientCheckpointingLayer
+
+        return [module for module in self.modules() if isinstance(module, GradientCheckpointingLayer)]
 
     def forward(
         self,

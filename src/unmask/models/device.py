@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import Literal
 
 import torch
@@ -12,6 +13,7 @@ def default_device() -> str:
 
     Apple's GPUs do not count, because they lack float64, which the hashed draws need.
     """
+    use_expandable_segments()
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
@@ -27,3 +29,14 @@ def precision_on(device: torch.device | str, precision: str = "auto") -> Literal
 def weights_dtype(device: torch.device | str, precision: str = "auto") -> torch.dtype:
     """Return the dtype of a model's weights in a precision; see `precision_on`."""
     return torch.bfloat16 if precision_on(device, precision) == "bf16" else torch.float32
+
+
+def use_expandable_segments() -> None:
+    """Let CUDA's allocator grow its segments, unless the user configures it.
+
+    Rows leave a batch when they end, so shapes shrink from step to step, and segments of a fixed
+    size would keep gaps that no later tensor fits into. torch reads the variable when it first uses
+    a GPU.
+    """
+    if not os.environ.keys() & {"PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF"}:
+        os.environ["PYTORCH_ALLOC_CONF"] = "expandable_segments:True"

@@ -42,17 +42,15 @@ class LogitHead(nn.Linear):
 
     def _logprobs(self, states: Tensor, readout: Readout) -> Tensor:
         assert readout.temperature is not None
-        # Autocast would round the logits of float32 weights.
-        with torch.autocast(states.device.type, enabled=False):
-            return linear_logprobs(
-                states.to(self.weight.dtype),
-                self.weight,
-                readout.inputs,
-                self.bias,
-                temperature=readout.temperature,
-                forbidden=readout.forbidden,
-                chunk_size=readout.chunk_size,
-            )
+        return linear_logprobs(
+            states,
+            self.weight,
+            readout.inputs,
+            self.bias,
+            temperature=readout.temperature,
+            forbidden=readout.forbidden,
+            chunk_size=readout.chunk_size,
+        )
 
 
 class _Float32Product(torch.autograd.Function):

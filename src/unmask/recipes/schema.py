@@ -84,8 +84,8 @@ class RunRecipe(Config):
     """True to recompute each block's activations in the backward pass: this needs less memory and
     about a third more time."""
     compile: bool = False
-    """True to apply torch.compile to the trunk. Compilation takes about a minute, makes training on
-    a GPU faster, and does not help a tiny model."""
+    """True to apply torch.compile to the layers of the trunk. Compilation takes about a minute,
+    makes training on a GPU faster, and does not help a tiny model."""
 
     @field_validator("push_to_hub", mode="before")
     @classmethod

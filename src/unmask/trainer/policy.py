@@ -115,7 +115,7 @@ def equip(recipe: RunRecipe, denoiser: Denoiser, base: str | None) -> Adapters |
     if recipe.gradient_checkpointing:
         denoiser.checkpoint_gradients()
     if recipe.compile:
-        denoiser.compile_trunk()
+        denoiser.compile_layers()
     return adapters
 
 

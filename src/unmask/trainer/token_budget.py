@@ -164,8 +164,9 @@ def first_that_fits(attempt: Callable[[int], object], tokens: int, width: int) -
         except torch.OutOfMemoryError:
             if tokens <= width:
                 raise
-            tokens = max(width, int(tokens * SMALLER))
-            torch.cuda.empty_cache()
+        # Only now is the error gone, whose traceback holds the tensors of the attempt.
+        torch.cuda.empty_cache()
+        tokens = max(width, int(tokens * SMALLER))
 
 
 class _Probe:

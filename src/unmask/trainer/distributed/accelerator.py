@@ -11,7 +11,7 @@ import torch
 
 from unmask.core.config import flat
 from unmask.core.errors import ConfigError, unknown_name
-from unmask.models.device import precision_on
+from unmask.models.device import precision_on, use_expandable_segments
 from unmask.recipes.schema import RunRecipe
 from unmask.runs.folder import RunFolder
 from unmask.trainer.distributed import deepspeed_zero
@@ -36,6 +36,7 @@ def make_accelerator(recipe: RunRecipe) -> Accelerator:
     from accelerate import Accelerator, InitProcessGroupKwargs
 
     _check_trackers(recipe)
+    use_expandable_segments()
     if int(os.environ.get("WORLD_SIZE", "1")) > 1 and not torch.accelerator.is_available():
         # Without this setting each rank that torchrun starts on a CPU believes that it is alone.
         os.environ.setdefault("ACCELERATE_USE_CPU", "true")
