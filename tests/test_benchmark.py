@@ -7,8 +7,9 @@ import shutil
 from pathlib import Path
 
 import pytest
+import torch
 
-from benchmark import lift, memory, report, speed
+from benchmark import lift, memory, report, roofline, speed
 from benchmark.gpu.__main__ import ORDER
 from benchmark.gpu.__main__ import main as accept
 from benchmark.gpu.harness import CHECKS, Check
@@ -98,3 +99,27 @@ def test_the_pictures_of_the_report_are_made(tiny_model: Path, tmp_path: Path) -
         picture.name for picture in screenshots.IMAGES.glob("report-*-dark.png")
     )
     assert all(2_000 < picture.stat().st_size <= screenshots.LARGEST for picture in pictures)
+
+
+def test_the_roofline_takes_the_slowest_of_its_three_limits() -> None:
+    machine = roofline.Machine(((torch.bfloat16, 1e3), (torch.float32, 1e2)), bandwidth=1e4, launch=1.0)
+    with torch.device("meta"), roofline.priced(machine) as priced:
+        left, right = torch.empty(100, 50, dtype=torch.bfloat16), torch.empty(50, 20, dtype=torch.bfloat16)
+        left @ right
+        left.float()
+        right.t()
+    products = 2 * 100 * 50 * 20 / 1e3
+    moved = 100 * 50 * (2 + 4) / 1e4
+    assert priced.seconds == {"bfloat16 products": products, "everything else": pytest.approx(moved)}
+    assert priced.total == pytest.approx(products + moved)
+
+
+@pytest.mark.slow
+def test_adapters_make_an_update_at_most_three_tenths_longer(capsys: pytest.CaptureFixture[str]) -> None:
+    roofline.main([])
+    rows = [line.split("|")[1:-1] for line in capsys.readouterr().out.splitlines() if line.startswith("| ")][1:]
+    ratios = {name.strip(): (float(rollout), float(update)) for name, _, rollout, _, update in rows}
+    assert ratios["bare, or adapters merged into the weights"] == (1.0, 1.0)
+    assert ratios["adapters in bfloat16"][1] <= 1.3
+    # Negative control: adapters as peft makes them convert what they read and multiply in float32.
+    assert min(ratios["adapters in float32, as peft makes them"]) > 1.5

@@ -173,7 +173,7 @@ def adapters(bench: Bench) -> Outcome:
 
 @check(75)
 def compilation(bench: Bench) -> Outcome:
-    """A compiled trunk is faster, and few graphs serve all batch sizes and paddings."""
+    """A compiled model is faster, and few graphs serve all batch sizes and paddings."""
     import torch._dynamo
 
     bench.drop_model()
@@ -182,7 +182,7 @@ def compilation(bench: Bench) -> Outcome:
     eager = timed(lambda: rollout(bench, denoiser, rows, sampler), 2)
     torch._dynamo.reset()
     torch._dynamo.utils.counters.clear()
-    denoiser.compile_trunk("inductor" if bench.is_gpu else "eager")
+    denoiser.compile_layers("inductor" if bench.is_gpu else "eager")
     started = time.perf_counter()
     rollout(bench, denoiser, rows, sampler)
     first = time.perf_counter() - started

@@ -184,8 +184,8 @@ def test_no_hook_is_left_after_a_pass_or_after_an_error(monkeypatch: pytest.Monk
 
 
 @pytest.mark.slow
-def test_a_compiled_trunk_runs_at_all_columns() -> None:
+def test_a_compiled_layer_runs_at_all_columns() -> None:
     denoiser = build("LlamaForCausalLM")
     expected = denoiser(IDS, None, READ)
-    denoiser.compile_trunk(backend="eager")
+    denoiser.compile_layers(backend="eager")
     assert_close(denoiser(IDS, None, READ), expected)

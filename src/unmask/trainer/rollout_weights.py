@@ -56,7 +56,7 @@ class RolloutWeights:
             if self.adapters:
                 remove_layers(self._shell)
             if recipe.compile:
-                self._shell.compile_trunk()
+                self._shell.compile_layers()
 
     def modules(self) -> list[Denoiser]:
         """Return the copy of the model that rollouts run; empty if they run the model itself."""
