@@ -9,10 +9,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmark import lift, memory, report, roofline, speed
+from benchmark import cached, lift, memory, report, roofline, speed
 from benchmark.gpu.__main__ import ORDER
 from benchmark.gpu.__main__ import main as accept
 from benchmark.gpu.harness import CHECKS, Check
+from unmask.core.config import SamplerConfig
 from unmask.recipes.load import load, load_recipe
 from unmask.recipes.schema import PretrainRecipe
 
@@ -70,6 +71,18 @@ def test_the_rises_of_the_comparison_are_those_of_its_seeds() -> None:
     assert sorted(r["seed"] for r in found) == list(range(10))
     assert found != lift.compared("countdown", "EGSPO-CA, step")
     assert load_recipe(lift.RECIPE).model == f"{load(PretrainRecipe, lift.BASE).output_dir}/final"
+
+
+def test_the_speed_of_cached_rollouts_is_measured_with_their_token_passes() -> None:
+    sampler = SamplerConfig(max_completion_length=8, num_steps=8, block_length=4)
+    rows = cached.speed(cached.tiny_model(), 5, 2, sampler, rounds=1)
+    assert [row[:2] for row in rows] == [["off", "104"], ["prefix", "62"], ["dual", "50"]]
+
+
+def test_the_variants_of_cached_rollouts_differ_in_cache_and_correction() -> None:
+    recipes = [load_recipe(cached.RECIPE, (*cached.SETTINGS, *changes)) for changes in cached.VARIANTS.values()]
+    found = [(r.sampler.cache, r.behaviour.weighted(r.method, r.sampler)) for r in recipes]
+    assert found == [("off", None), ("prefix", None), ("prefix", "step"), ("dual", None), ("dual", "step")]
 
 
 @pytest.mark.skipif(shutil.which("chromium") is None, reason="there is no chromium")

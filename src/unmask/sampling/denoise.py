@@ -213,7 +213,9 @@ class _Run:
         if self.buffer:
             completions = self.buffer.finish(steps)
         else:
-            completions = completions_of(self.denoiser, path, steps, self.branches, batch_size=len(path))
+            # No more logits at a time than the steps computed.
+            states = max(1, len(path) * self.sampler.block // self.sampler.max_completion_length)
+            completions = completions_of(self.denoiser, path, steps, self.branches, batch_size=states)
         return replace(
             path,
             selected_step=steps.int(),
