@@ -111,3 +111,23 @@ def test_gradients_reach_every_parameter(name):
     # Parameters without gradient, such as BERT's pooler, would not be updated, and would break DDP.
     without = [n for n, p in denoiser.named_parameters() if p.grad is None]
     assert without == []
+
+
+def test_rotating_in_bfloat16_makes_the_error_of_attention_scores_half_as_large_again():
+    # LLaDA's own code rotates bfloat16 queries and keys in float32; transformers in bfloat16.
+    from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
+
+    generator = torch.Generator().manual_seed(0)
+    query, key = (torch.randn(8, 4, 456, 128, generator=generator).mul(4**0.5).bfloat16() for _ in range(2))
+    angles = torch.outer(torch.arange(456.0), 500_000.0 ** -(torch.arange(0, 128, 2) / 128)).repeat(1, 2)[None]
+    cos, sin = angles.cos(), angles.sin()
+
+    def scores(cast, rotate_in):
+        q, k = apply_rotary_pos_emb(query.to(rotate_in), key.to(rotate_in), cos.to(rotate_in), sin.to(rotate_in))
+        return (q.to(cast).double() @ k.to(cast).double().mT) / 128**0.5
+
+    exact = scores(torch.float64, torch.float64)
+    assert 3.9 < exact.std() < 4.1
+    native, released = ((scores(torch.bfloat16, dtype) - exact).std() for dtype in (torch.bfloat16, torch.float32))
+    assert released == pytest.approx(0.0094, rel=0.1)
+    assert native / released == pytest.approx(1.5, rel=0.1)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -349,6 +351,38 @@ def test_the_precision_of_a_device_is_recorded_in_the_run(model: Path, tmp_path:
     recipe = train_recipe(model, tmp_path / "run", "precision=auto")
     assert Trainer(recipe, [ones]).recipe.precision == "float32"
     assert load_recipe(tmp_path / "run" / "config.yaml").precision == "float32"
+
+
+def test_the_first_update_says_how_far_its_ratios_are_from_one(model: Path, tmp_path: Path) -> None:
+    found = {}
+    for name, more in (("one", ()), ("two", ("num_iterations=2", "views_per_forward=3"))):
+        folder = Trainer(train_recipe(model, tmp_path / name, *TRAINING, "max_steps=1", *more), [ones]).train()
+        found[name] = logged(folder, "policy/first_log_ratio_max"), logged(folder, "policy/ratio_max")
+    # A single update takes both sides of its ratios from one pass.
+    assert found["one"] == ([], [1.0])
+    (first,), (largest,) = found["two"]
+    assert 0 <= first < 1e-5
+    # Negative control: the second update does change the ratios.
+    assert largest > 1.001
+
+
+@pytest.mark.usefixtures("plain_kernels")
+def test_a_deterministic_run_gets_deterministic_kernels(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG", raising=False)
+    Trainer(train_recipe(model, tmp_path / "plain"), [ones])
+    assert not torch.are_deterministic_algorithms_enabled()
+    Trainer(train_recipe(model, tmp_path / "run", "deterministic=true"), [ones])
+    assert torch.are_deterministic_algorithms_enabled()
+    assert os.environ["CUBLAS_WORKSPACE_CONFIG"] == ":4096:8"
+
+
+@pytest.fixture
+def plain_kernels() -> Iterator[None]:
+    """Turn torch's deterministic mode off after a test."""
+    yield
+    torch.use_deterministic_algorithms(False)
 
 
 # --- compilation ---

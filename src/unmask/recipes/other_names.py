@@ -229,7 +229,7 @@ NAMES: dict[Answer, str] = {
         "checkpoint* ckpt* init_from"
     ),
     "To continue a run, repeat its command with --resume.": "resume_from_checkpoint ignore_data_skip resume_mode resume",
-    "`seed` makes runs reproducible without further settings.": "full_determinism",
+    "`deterministic`": "full_determinism",
     "In Python, give Trainer a function of the step and its metrics: observe=my_function.": "callbacks",
     # The machine
     "A GPU is used if there is one. The environment variable CUDA_VISIBLE_DEVICES selects GPUs; empty, it hides them.": (

@@ -74,6 +74,10 @@ class RunRecipe(Config):
     """Precision of weights and forward passes. With bf16, logits, log-probabilities and losses are
     float32, and the optimizer updates float32 copies of the trained weights. `auto` is bf16 on a
     CUDA GPU that supports it, and float32 elsewhere."""
+    deterministic: bool = False
+    """True to make results on a GPU repeatable: torch's deterministic kernels, and batches whose
+    rows stay when they end, so that their shapes do not depend on other rows. It makes rollouts
+    with early ends slower. On a CPU, results are repeatable without it."""
     stuck_timeout: float = Field(600.0, gt=0)
     """Time limit in seconds. If no rank of a distributed run makes progress for this time, the run
     ends and names the stuck rank. The limit must be longer than the slowest forward, backward, save

@@ -27,6 +27,9 @@ class Forwards:
       middle of a block starts with a full forward pass, too. A row therefore does not depend on the
       rows that share its batch.
 
+    In torch's deterministic mode, an exact forward pass of a bidirectional model runs all rows of
+    the batch, also those that have ended.
+
     Args:
         denoiser: policy.
         prompt_ids: [B, P] int64 prompt tokens, padded on the left.
@@ -49,6 +52,8 @@ class Forwards:
         self._rows = torch.arange(0, device=prompt_ids.device)
         self._caches: list[KeyValueCache] = []
         self._num_final = 0
+        # The kernel of a matrix product, and with it the rounding, depends on the number of rows.
+        self._keeps_rows = torch.are_deterministic_algorithms_enabled()
 
     def logits(self, rows: Tensor, tokens: Tensor, positions: Tensor, step: int, end: int) -> Tensor:
         """Compute the logits of rows at positions of their completions, [b, n, V].
@@ -70,11 +75,22 @@ class Forwards:
             self._num_final = self._first(start // self.block_length * self.block_length)
             return self._cached(rows, tokens, positions, window)
         if self.sampler.is_exact:
-            return self._predict(rows, tokens, positions)
+            return (
+                self._of_all_rows(rows, tokens, positions)
+                if self._keeps_rows
+                else self._predict(rows, tokens, positions)
+            )
         if self._is_refresh(step % self.sampler.steps_per_block):
             self._rows, self._caches = self._rows[:0], []
         stop = start + block if self.sampler.cache == "dual" else tokens.shape[1]
         return self._cached(rows, tokens, positions, slice(self._first(start), num_prompt + stop))
+
+    def _of_all_rows(self, rows: Tensor, tokens: Tensor, positions: Tensor) -> Tensor:
+        """Run as many rows as the batch has, each in its own place. A copy of the first row stands
+        for each row that has ended."""
+        index = torch.zeros(len(self.prompt_ids), dtype=torch.long, device=rows.device)
+        index[rows] = torch.arange(len(rows), device=rows.device)
+        return self._predict(rows[index], tokens[index], positions[index])[rows]
 
     def _first(self, position: int) -> int:
         """Return the first column that must run to predict the positions from `position` on."""

@@ -279,6 +279,9 @@ class Learner:
             backend.backward(self.accelerator, self.model, loss, is_last)
             if is_first:
                 self._compare_with_rollout(rollout, batch, new, tally)
+                if scored.old is not None:
+                    log_ratio = new.logprob.detach() - scored.old.logprob[index[within]]
+                    tally.add("policy/first_log_ratio_max", log_ratio.abs())
                 if self._comparison is not None and not self._comparison.is_recorded:
                     self._comparison.record(batch.row, batch.target, new)
         self._stop_if_faulty()

@@ -37,6 +37,8 @@ def make_accelerator(recipe: RunRecipe) -> Accelerator:
 
     _check_trackers(recipe)
     use_expandable_segments()
+    if recipe.deterministic:
+        use_deterministic_kernels()
     if int(os.environ.get("WORLD_SIZE", "1")) > 1 and not torch.accelerator.is_available():
         # Without this setting each rank that torchrun starts on a CPU believes that it is alone.
         os.environ.setdefault("ACCELERATE_USE_CPU", "true")
@@ -68,6 +70,13 @@ def make_accelerator(recipe: RunRecipe) -> Accelerator:
     if str(accelerator.distributed_type).endswith("FSDP"):
         accelerator.state.fsdp_plugin.mixed_precision_policy = fsdp_policy(precision)
     return accelerator
+
+
+def use_deterministic_kernels() -> None:
+    """Let torch choose deterministic kernels from now on; an operation without one gives a warning.
+    cuBLAS reads the environment variable when it first uses a GPU."""
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.use_deterministic_algorithms(True, warn_only=True)
 
 
 def fsdp_policy(precision: Literal["bf16", "float32"]) -> MixedPrecisionPolicy:
