@@ -147,6 +147,8 @@ ROLLOUTS: dict[str, tuple[str, dict[str, Any]]] = {
     "branches": ("branches", {"block_length": 4, "top_k": 4, "top_p": 0.9}),
     "greedy": ("none", {"temperature": 0.0}),
     "guidance": ("one-step", {"guidance": 1.0}),
+    "dual cache": ("one-step", {"block_length": 4, "cache": "dual", "guidance": 1.0}),
+    "prefix cache": ("none", {"block_length": 4, "cache": "prefix", "cache_refresh_steps": 2}),
 }
 
 
@@ -229,6 +231,13 @@ RUNS: dict[str, tuple[str, ...]] = {
     "weights of completions": ("method.type=espo", "behaviour={level: sequence, normalise: true}"),
     "weights of the action taken": (CA + ", form: unbiased}", "behaviour.level=step", "logprob_temperature=1.0"),
     "divergence": ("method={type: egspo, num_selected: 2, trust_region: divergence}",),
+    "a cache, by steps": (SA + "}", "sampler.block_length=4", "sampler.cache=dual", "behaviour={normalise: true}"),
+    "a cache, by completions": (
+        "method={type: espo, num_samples: 1}",
+        "sampler.block_length=4",
+        "sampler.cache=prefix",
+        "behaviour={level: sequence, band: [0.2, 5]}",
+    ),
     "actions, all positions": (CA + ", scope: all, step_choice: spread}",),
     "actions, sampled": (CA + ", finish: sampled, form: unbiased, step_choice: all}",),
     "actions, denoised": (CA + ", finish: rollout, form: combined, step_choice: lowest_entropy}",),

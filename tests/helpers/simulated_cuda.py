@@ -42,6 +42,8 @@ SCALARS_ALLOWED = {"where", "masked_fill", "masked_fill_", "fill_", "fill", "ind
 """Operations besides the pointwise ones that take a CPU tensor without dimensions as a number."""
 
 FACTORIES = (
+    "empty.memory_format",
+    "empty_strided",
     "arange",
     "arange.start",
     "arange.start_step",
@@ -51,7 +53,8 @@ FACTORIES = (
     "randperm",
     "randperm.generator",
 )
-"""Operations that would make an empty tensor of the device and resize it, which a wrapper cannot follow."""
+"""Operations that make a tensor of the device. Those besides `empty` would make an empty one and resize it,
+which a wrapper cannot follow."""
 
 
 class DeviceError(RuntimeError):
