@@ -19,7 +19,7 @@ from accelerate import Accelerator
 from tests.helpers.adapters import build
 from tests.helpers.rollouts import collect
 from tests.helpers.runs import OWN_SETTINGS, train_recipe
-from tests.helpers.simulated_cuda import DEVICE, DeviceError, counted_waits
+from tests.helpers.simulated_cuda import DEVICE, DeviceError, SimulatedGenerator, counted_waits
 from unmask.core.config import SamplerConfig
 from unmask.core.records import Branches, Needs, Trajectory
 from unmask.functional.noise import named_generator
@@ -73,12 +73,14 @@ REFUSED: dict[str, Callable[[], Any]] = {
     "a CPU index to gather": lambda: numbers(3).gather(0, torch.tensor([0])),
     "a number in a list of tensors": lambda: torch.stack([numbers(1)[0], torch.tensor(1.0)]),
     "a CPU generator": lambda: torch.rand(3, device=DEVICE, generator=torch.Generator()),
+    "another CPU generator": lambda: numbers(3).random_(generator=SimulatedGenerator("cpu")),
     "numpy": lambda: numbers(3).numpy(),
 }
 ALLOWED: dict[str, Callable[[], Any]] = {
     "a sum with a number": lambda: numbers(3) + torch.tensor(1.0),
     "a choice of a number": lambda: torch.where(numbers(3) > 0, torch.tensor(1.0), numbers(3)),
     "a CPU index": lambda: numbers(3)[torch.tensor([0])],
+    "a generator of the device": lambda: torch.rand(3, device=DEVICE, generator=SimulatedGenerator(DEVICE)),
     "a copy to the CPU": lambda: numbers(3).cpu() + torch.ones(3),
     "a copy from the CPU": lambda: numbers(3).copy_(torch.ones(3)),
 }

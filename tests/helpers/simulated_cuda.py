@@ -13,6 +13,7 @@ It cannot show what kernels do: rounding, speed, memory, or code that asks for t
 from __future__ import annotations
 
 import sys
+import weakref
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -74,6 +75,8 @@ class Waits(Counter[tuple[str, str]]):
 
 
 _waits: list[Waits] = []
+_Generator = torch.Generator
+_generators: set[int] = set()
 
 
 class _Module:
@@ -182,6 +185,27 @@ def _each(change: Callable[[Any], Any], tree: Any) -> Any:
     return change(tree)
 
 
+class SimulatedGenerator(torch.Generator):
+    """Generator of the simulated device, which draws the CPU's numbers; another device gets its own
+    generator.
+
+    torch cannot make a generator of the device, so a test replaces `torch.Generator` by this class.
+    """
+
+    def __new__(cls, device: torch.device | str = "cpu") -> torch.Generator:  # type: ignore[misc]
+        if torch.device(device).type != NAME:
+            return _Generator(device)
+        generator = super().__new__(cls, "cpu")
+        # torch passes another object for the same generator to an operation.
+        _generators.add(generator._cdata)
+        weakref.finalize(generator, _generators.discard, generator._cdata)
+        return generator
+
+    @property
+    def device(self) -> torch.device:
+        return torch.device(NAME, 0)
+
+
 def _unwrapped(tree: Any) -> Any:
     return _each(lambda leaf: leaf.inner if isinstance(leaf, SimulatedTensor) else leaf, tree)
 
@@ -227,7 +251,7 @@ def _run(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
 def _check_devices(func: Any, name: str, args: tuple[Any, ...], kwargs: dict[str, Any], others: list[Tensor]) -> None:
     """Raise for CPU tensors (`others`) and generators that CUDA would refuse."""
     generator = kwargs.get("generator")
-    if generator is not None and generator.device.type != NAME:
+    if generator is not None and generator._cdata not in _generators:
         raise DeviceError(f"Expected a '{NAME}' device type for generator but found '{generator.device.type}': {name}")
     if not others:
         return

@@ -25,7 +25,7 @@ from tests.helpers.adapters import EVERYWHERE, IDS, build
 from tests.helpers.native_configs import TOKENIZER
 from tests.helpers.paths import ROOT
 from tests.helpers.runs import TRAIN, metrics, pretrain_recipe, steps_saved, train_recipe, unmask
-from tests.helpers.simulated_cuda import DEVICE
+from tests.helpers.simulated_cuda import DEVICE, SimulatedGenerator
 from unmask.models import Denoiser, device, save_model
 from unmask.recipes.load import shipped_recipes
 from unmask.rewards import per_completion
@@ -57,6 +57,7 @@ def gpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[torch.device]:
     AcceleratorState._reset_state(reset_partial_state=True)
     if not HAS_GPU:
         monkeypatch.setenv("ACCELERATE_TORCH_DEVICE", str(GPU))
+        monkeypatch.setattr(torch, "Generator", SimulatedGenerator)
     yield GPU
     # accelerate keeps its device for the whole process.
     AcceleratorState._reset_state(reset_partial_state=True)
