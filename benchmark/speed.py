@@ -5,8 +5,8 @@
 
 Every ratio compares alternating runs in one process, so that a noisy machine slows both sides
 equally. It compares their medians, or with `--clock cpu` the minimum CPU time of each, which on one
-thread excludes the time of other processes. The published algorithm (`benchmark/published.py`) is
-our own implementation.
+thread excludes the time of other processes. `benchmark.peers` compares with the releases of other
+groups.
 """
 
 from __future__ import annotations
@@ -21,7 +21,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from benchmark import published
 from unmask.core.config import SamplerConfig
 from unmask.core.records import LossInputs, Rollout
 from unmask.functional.noise import named_generator
@@ -166,40 +165,6 @@ class Setting:
         self.scores_floor(), self.scores_floor()
         self.update_floor()
 
-    def published_rollout(self) -> Any:
-        """Run the rollout of the published algorithm."""
-        torch.manual_seed(0)
-        return published.rollout(self.denoiser, self.prompts, self.options.length, self.sampler.steps, 0.9)
-
-    def published_loss(self, paths: Any) -> Tensor:
-        """Return the loss of the published algorithm, with all graphs kept until the end."""
-        losses = [
-            -published.step_logprob(self.denoiser, path, int(step))
-            for path, steps in zip(paths, self.scored.trajectory.selected_step, strict=True)
-            for step in steps
-        ]
-        return torch.stack(losses).mean()
-
-    @torch.no_grad()
-    def published_scores(self, paths: Any) -> Tensor:
-        """Run the old or reference pass of the published algorithm."""
-        return self.published_loss(paths)
-
-    def published_update(self, paths: Any) -> None:
-        """Make an update with the published algorithm."""
-        self.optimizer.zero_grad()
-        self.published_loss(paths).backward()
-        self.optimizer.step()
-
-    def published_step(self) -> None:
-        """Run a whole step of the published algorithm.
-
-        Its old log-probabilities come from the rollout, so the only extra pass is the reference's.
-        """
-        paths = self.published_rollout()
-        self.published_scores(paths)
-        self.published_update(paths)
-
 
 def record_bytes(setting: Setting) -> tuple[float, float]:
     """Return the bytes that a rollout keeps for a token, without and with one-step completions."""
@@ -255,30 +220,6 @@ def floor_table(setting: Setting) -> None:
     print(f"| peak memory of the update, 8 chunks against 1 | {many / few:.2f} | 1.00 | | |", flush=True)
 
 
-def published_table(setting: Setting) -> None:
-    """Print the time and memory of the published algorithm relative to ours."""
-    options = setting.options
-    paths = setting.published_rollout()
-    print("\n| the published way, divided by ours | ratio | its ms |\n|---|---|---|")
-    repeats = options.repeats if options.clock == "cpu" else max(2, options.repeats // 5)
-    for name, theirs, ours in (
-        ("rollout", setting.published_rollout, setting.rollout),
-        ("reference pass", lambda: setting.published_scores(paths), setting.scores),
-        ("update", lambda: setting.published_update(paths), setting.update),
-        ("whole RL step", setting.published_step, setting.step),
-    ):
-        spent, least = alternate(theirs, ours, repeats, options.clock)
-        print(f"| {name} | {spent / least:.1f} | {spent * 1e3:.0f} |", flush=True)
-    own, greedy = record_bytes(setting)
-    kept = sum(t.numel() * t.element_size() for path in paths for t in path.values()) / (options.batch * options.length)
-    print(f"| record, bytes a completion token | {kept / (own + greedy):.0f} | {kept:.0f} bytes |")
-    chunk = max(1, len(setting.views) // 4)
-    theirs_, ours_ = saved_bytes(lambda: setting.published_loss(paths)), update_peak(setting, chunk, len(setting.views))
-    print(
-        f"| saved for the backward pass, ours in chunks of {chunk} views | {theirs_ / ours_:.1f} | {theirs_ / 1e6:.0f} MB |"
-    )
-
-
 def main(arguments: list[str] | None = None) -> None:
     """Measure and print one table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -299,7 +240,6 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument(
         "--clock", choices=["wall", "cpu"], default="wall", help="wall time, or CPU time of this process"
     )
-    parser.add_argument("--part", choices=["both", "floors", "published"], default="both", help="which table")
     parser.set_defaults(**SIZES[parser.parse_known_args(arguments)[0].size])
     options = parser.parse_args(arguments)
     setting = Setting(options)
@@ -309,10 +249,7 @@ def main(arguments: list[str] | None = None) -> None:
         f"{options.batch} completions, K = {options.selected}; torch {torch.__version__}, {torch.get_num_threads()} threads, "
         f"Python {sys.version.split()[0]}, {options.clock} time\n"
     )
-    if options.part != "published":
-        floor_table(setting)
-    if options.part != "floors":
-        published_table(setting)
+    floor_table(setting)
 
 
 if __name__ == "__main__":

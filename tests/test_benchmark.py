@@ -13,6 +13,11 @@ from benchmark import cached, lift, memory, merging, report, roofline, speed
 from benchmark.gpu.__main__ import ORDER
 from benchmark.gpu.__main__ import main as accept
 from benchmark.gpu.harness import CHECKS, Check
+from benchmark.peers import __main__ as peers
+from benchmark.peers.ours import Ours
+from benchmark.peers.releases import RELEASES
+from benchmark.peers.setting import Setting
+from benchmark.peers.source import functions_of
 from unmask.core.config import SamplerConfig
 from unmask.recipes.load import load, load_recipe
 from unmask.recipes.schema import PretrainRecipe
@@ -24,7 +29,67 @@ def test_the_speed_table_has_every_row(capsys: pytest.CaptureFixture[str]) -> No
     table = capsys.readouterr().out
     for row in ("| rollout |", "| old or reference pass |", "| update |", "| whole RL step |", "| peak memory"):
         assert row in table
-    assert table.count("| rollout |") == table.count("| update |") == 2, "ours, and the published way's"
+
+
+CHECKOUT = """
+import a_library_that_is_not_installed
+
+class Trainer(a_library_that_is_not_installed.Trainer):
+    @profiling_decorator
+    def compute_loss(self, model, inputs):
+        print("not shown")
+        ids = torch.cat([inputs["prompt_ids"], inputs["completion_ids"]], dim=1)
+        self._metrics["train"]["loss"].append(1.0)
+        return self.get_logits(model, ids).logsumexp(-1).mean()
+
+    def generate(self, model, prompt, steps, gen_length, block_length, temperature, mask_id):
+        return self.get_logits(model, F.pad(prompt, (0, gen_length), value=mask_id)).argmax(-1)
+
+    def get_logits(self, model, ids):
+        return model(ids).logits
+
+    def _get_per_token_logps(self, model, ids, length, seeds):
+        set_seed(seeds[0])
+        return selective_log_softmax(self.get_logits(model, ids[0]), ids[0])
+
+    def add_gumbel_noise(self): ...
+    def forward_process(self): ...
+    def get_num_transfer_tokens(self): ...
+"""
+"""File of a release, which imports what is not there."""
+
+
+def test_the_functions_of_a_release_run_without_the_rest_of_its_file(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "d1" / "diffu-grpo" / "diffu_grpo_trainer.py"
+    file.parent.mkdir(parents=True)
+    file.write_text(CHECKOUT)
+    output = tmp_path / "table.md"
+    peers.main(
+        [str(tmp_path), "--settings=a", "--releases=d1,ESPO", "--repeats=1", "--no-memory", f"--output={output}"]
+    )
+    measured, absent = output.read_text().splitlines()[2:]
+    assert measured.startswith("| d1 | a | ")
+    assert measured.count("(") == 3, "three phases with their ranges"
+    assert absent == "| ESPO | a | not measured: no checkout |"
+    assert "not shown" not in capsys.readouterr().out
+    with pytest.raises(LookupError, match="no function missing"):
+        functions_of(file, ("generate", "missing"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("release", sorted(RELEASES))
+def test_our_side_of_the_comparison_updates_the_model(release: str) -> None:
+    setting = Setting("a")
+    ours = Ours(release, setting)
+    assert ours.rollout().tokens.shape == setting.tokens.shape
+    before = [parameter.detach().clone() for parameter in setting.denoiser.parameters() if parameter.requires_grad]
+    ours.prepare()
+    ours.prepare_update()
+    ours.update()
+    after = [parameter for parameter in setting.denoiser.parameters() if parameter.requires_grad]
+    assert any(not torch.equal(one, other) for one, other in zip(before, after, strict=True))
 
 
 @pytest.mark.slow

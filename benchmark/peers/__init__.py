@@ -1,0 +1,1 @@
+"""Speed and memory of this package beside the releases of the methods, with their own functions."""
