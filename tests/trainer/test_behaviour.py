@@ -323,19 +323,24 @@ def test_only_the_level_of_completions_and_a_mean_take_forward_passes(bench: Ben
         "step": "behaviour.level=step",
         "mean": "behaviour={level: step, normalise: true}",
         "sequence": "behaviour.level=sequence",
+        "mean of sequences": "behaviour={level: sequence, normalise: true}",
     }.items():
-        recipe = bench.recipe(settings)
+        recipe = bench.recipe("method.stepwise_weight=0", settings)
         rollout = bench.rollout(recipe)
+        # The first group is flat, so that its completions have the advantage 0.
+        rollout.reward[:3] = 0.5
         meter.take()
         bench.update(recipe, rollout)
         costs[name] = meter.take()
-    num_states = len(path_views(rollout.trajectory, torch.arange(6)))
+    num_states = [len(path_views(rollout.trajectory, rows)) for rows in (torch.arange(3, 6), torch.arange(6))]
     num_views = len(recipe.method.plan(rollout, torch.Generator()))
     length = rollout.trajectory.prompt_ids.shape[1] + rollout.trajectory.tokens.shape[1]
     assert costs["step"] == costs["off"]
-    assert costs["sequence"] == costs["off"] + num_states * length
-    # Views without a gradient are not left out, because their weights belong to the mean.
+    assert costs["sequence"] == costs["off"] + num_states[0] * length
+    assert costs["mean of sequences"] == costs["off"] + num_states[1] * length
+    # Views without a gradient are not left out, because their weights are a part of the mean.
     assert costs["mean"] == 4 * num_views * length
+    assert costs["off"] < 3 * num_views * length
 
 
 # --- a method of one's own ---

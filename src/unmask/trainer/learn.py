@@ -181,7 +181,9 @@ class Learner:
         is_weighted = recipe.behaviour.weighted(recipe.method, recipe.sampler) is not None
         comparison = Comparison(recipe.behaviour, level, is_weighted, path, self.ranks, tally)
         if self.passes.rescored == "path":
-            states = path_views(path, torch.arange(len(path), device=path.tokens.device))
+            # A completion of advantage 0 needs no weight, unless the weight is a part of the mean.
+            is_read = (recipe.method.advantage(rollout) != 0).view(len(path), -1).any(-1)
+            states = path_views(path, (is_read | recipe.behaviour.normalise).nonzero().squeeze(-1))
             states = states.take(self._is_own(states, rollout))
             scores = self._logprobs(self.model, rollout, states, LogprobSettings.of(path, "sampling"), choice=True)
             comparison.record_path(states, scores)
