@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 import shutil
+import sys
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -13,9 +15,10 @@ import torch
 from safetensors.torch import load_file
 from torch._dynamo.testing import CompileCounter
 from torch._dynamo.utils import counters
+from transformers import LlamaConfig, LlamaForCausalLM
 
 from tests.helpers.adapters import train_by_hand
-from tests.helpers.runs import metrics, pretrain_recipe, train_recipe, weights
+from tests.helpers.runs import metrics, pretrain_recipe, train_recipe, unmask, weights
 from unmask.core.errors import ConfigError, RunError
 from unmask.core.records import Rollout
 from unmask.models import Denoiser, char_tokenizer, load_model, save_model
@@ -134,14 +137,66 @@ def test_demonstrations_train_adapters_with_active_dropout(model: Path, tmp_path
     assert losses[0.0][2] != losses[0.5][2]
 
 
-def test_four_bits_want_a_gpu_and_the_package(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_four_bits_want_the_package_and_a_device_that_it_supports(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     recipe = train_recipe(model, tmp_path / "run", *LORA, "lora.quantize=4bit")
-    with pytest.raises(ConfigError, match="needs a CUDA GPU, and this machine has none"):
+    monkeypatch.setitem(sys.modules, "bitsandbytes", SimpleNamespace(supported_torch_devices={"cuda"}, __version__="1"))
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: object())
+    with pytest.raises(ConfigError, match="does not work on cpu: bitsandbytes 1 supports cuda"):
         make_policy(recipe, CPU)
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(ConfigError, match="pip install bitsandbytes"):
         make_policy(recipe, CPU)
+
+
+@pytest.mark.slow
+def test_adapters_on_four_bit_weights_are_trained_saved_merged_and_loaded(tmp_path: Path) -> None:
+    pytest.importorskip("bitsandbytes")
+    tokenizer = char_tokenizer(Sudoku().alphabet)
+    # bitsandbytes quantizes blocks of 64 numbers.
+    config = LlamaConfig(
+        vocab_size=len(tokenizer), hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=2
+    )
+    config.is_causal = False
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        backbone = LlamaForCausalLM(config)
+        for parameter in backbone.parameters():
+            parameter.data += 0.05 * torch.randn_like(parameter)
+    special = tokenizer.mask_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id
+    save_model(Denoiser(backbone, *special), tokenizer, tmp_path / "base")
+    recipe = train_recipe(
+        tmp_path / "base", tmp_path / "run", *LORA, "lora.quantize=4bit", "precision=bf16", *TRAINING, "max_steps=3"
+    )
+    trainer = Trainer(recipe, [ones])
+    folder = trainer.train()
+    quantized = {name for name, p in trainer.denoiser.named_parameters() if p.dtype == torch.uint8}
+    assert len(quantized) == 2 * 7
+    adapter = load_file(folder / "final" / "adapter" / "adapter_model.safetensors")
+    matrices = {name: value for name, value in adapter.items() if "lora_B" in name}
+    assert len(matrices) == 2 * 7
+    assert min(float(value.abs().max()) for value in matrices.values()) > 1e-3
+    # The adapter is merged into the weights of the file, not into those of 4 bits.
+    final, base = (load_file(path / "model.safetensors") for path in (folder / "final", tmp_path / "base"))
+    name = "model.layers.1.mlp.up_proj"
+    a, b = (adapter[f"base_model.model.{name}.lora_{x}.weight"] for x in "AB")
+    torch.testing.assert_close(final[f"{name}.weight"], base[f"{name}.weight"] + 2.0 * b @ a)
+    assert unmask("merge", folder / "final" / "adapter", tmp_path / "merged") == 0
+    merged = load_file(tmp_path / "merged" / "model.safetensors")
+    assert all(torch.equal(merged[key], value) for key, value in final.items())
+    # The merged model predicts as the policy that was trained, up to the error of 4 bits.
+    ids, at = torch.randint(3, 9, (4, 12), generator=torch.Generator().manual_seed(0)), torch.arange(12).expand(4, -1)
+    with torch.no_grad():
+        ours, theirs, before = (
+            each(ids, None, at).float()
+            for each in (
+                trainer.denoiser,
+                load_model(folder / "final").denoiser,
+                load_model(tmp_path / "base").denoiser,
+            )
+        )
+    assert (ours - theirs).norm() < 0.5 * (ours - before).norm()
 
 
 # --- the reference ---

@@ -249,7 +249,7 @@ class LoraConfig(Config):
     head, or a list of names, as in [q_proj, v_proj]. A name that matches no module is an error."""
     quantize: Literal["none", "4bit"] = "none"
     """Storage of the frozen weights: `4bit` is 4-bit NormalFloat (QLoRA, arXiv:2305.14314) and
-    needs a CUDA GPU and bitsandbytes."""
+    needs bitsandbytes."""
 
     @field_validator("targets", mode="before")
     @classmethod

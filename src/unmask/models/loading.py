@@ -10,7 +10,7 @@ from shlex import quote
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from unmask.core.errors import ModelError, no_file, reason
 from unmask.models.denoiser import Denoiser, check_bidirectional
@@ -118,6 +118,8 @@ def load_folder(
         if not list(Path(source).glob("*.safetensors")):
             refuse_pickles(Path(source))
         raise ModelError(f"{source} could not be loaded: {reason(error)}") from error
+    if quantization_config is not None:
+        _keep_trainable(backbone)
     wrong = sorted(info["missing_keys"]) + sorted(name for name, *_ in info["mismatched_keys"])
     if wrong:
         raise ModelError(
@@ -163,6 +165,14 @@ def save_model(
         weights = {key: value for key, value in plain.items() if key not in twins}
     denoiser.backbone.save_pretrained(folder, state_dict=weights, safe_serialization=True)
     tokenizer.save_pretrained(folder)
+
+
+def _keep_trainable(backbone: nn.Module) -> None:
+    """Keep the format of 4-bit weights that backward passes read. On a CPU with bfloat16 units,
+    bitsandbytes would repack them for inference in the first forward pass without gradients."""
+    for module in backbone.modules():
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            module.support_avx512bf16_for_cpu = False  # type: ignore[assignment]
 
 
 def _read_config(source: str | os.PathLike[str]) -> PreTrainedConfig:

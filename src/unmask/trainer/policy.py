@@ -92,7 +92,7 @@ def make_policy(recipe: TrainRecipe, device: torch.device) -> TrainedPolicy:
 def load_policy(recipe: RunRecipe, model: str, device: torch.device) -> Policy:
     """Load a model in the precision of the recipe on a device; see `load_model`."""
     dtype = weights_dtype(device, recipe.precision)
-    quantization = _four_bits(dtype) if recipe.lora and recipe.lora.quantize == "4bit" else None
+    quantization = _four_bits(dtype, device) if recipe.lora and recipe.lora.quantize == "4bit" else None
     return load_model(model, str(dtype).removeprefix("torch."), quantization)
 
 
@@ -128,20 +128,23 @@ def base_mark(denoiser: Denoiser, adapters: Adapters | None) -> dict[str, Tensor
     return {from_run.base_mark(denoiser): torch.zeros(1)} if adapters else {}
 
 
-def _four_bits(dtype: torch.dtype) -> object:
+def _four_bits(dtype: torch.dtype, device: torch.device) -> object:
     """Return the quantization settings of QLoRA for transformers: 4-bit NormalFloat with doubly
     quantized scales, and the precision of the other weights.
 
     Raises:
-        ConfigError: there is no CUDA GPU, or bitsandbytes is not installed.
+        ConfigError: bitsandbytes is not installed, or does not support the device.
     """
-    if not torch.cuda.is_available():
-        raise ConfigError(
-            "lora.quantize = 4bit needs a CUDA GPU, and this machine has none. Set it to none; precision = bf16 halves the "
-            "memory of the weights."
-        )
     if importlib.util.find_spec("bitsandbytes") is None:
         raise ConfigError("lora.quantize = 4bit needs bitsandbytes, which is not installed: pip install bitsandbytes")
+    import bitsandbytes
+
+    if device.type not in bitsandbytes.supported_torch_devices:
+        raise ConfigError(
+            f"lora.quantize = 4bit does not work on {device.type}: bitsandbytes {bitsandbytes.__version__} supports "
+            f"{', '.join(sorted(bitsandbytes.supported_torch_devices))}. Set it to none; precision = bf16 halves the memory of "
+            "the weights."
+        )
     from transformers import BitsAndBytesConfig
 
     return BitsAndBytesConfig(
