@@ -23,7 +23,7 @@ from unmask.rewards import per_completion
 from unmask.rewards.scorer import Scorer
 from unmask.sampling.encoding import decode
 from unmask.tasks import Sudoku
-from unmask.trainer.collect import check_rewards, entropy_by_step, prompts_of_step
+from unmask.trainer.collect import check_rewards, describe_groups, entropy_by_step, prompts_of_step
 from unmask.trainer.metrics import Tally
 
 TASK = Sudoku()
@@ -93,6 +93,8 @@ def rolled(lively: Denoiser, tmp_path: Path) -> Any:
         tally = Tally()
         scorer = Scorer({"ones": reward})
         rollout = collect(lively, TOKENIZER, scorer, recipe, ROWS, 5, share, tally)
+        if share == slice(None):
+            describe_groups(rollout, tally)
         alone: Any = SimpleNamespace(num_processes=1)
         return rollout, tally.reduce(alone)
 
@@ -175,12 +177,13 @@ def test_a_method_without_one_step_rewards_gets_none(rolled: Any) -> None:
     assert "diffusion/one_step_reward" not in metrics
 
 
-def test_a_share_of_the_prompts_gives_the_same_rollout_as_among_all(rolled: Any) -> None:
+@pytest.mark.parametrize("share", [slice(6, 12), slice(4, 11)], ids=["whole groups", "parts of groups"])
+def test_a_share_of_the_completions_gives_the_same_rollout_as_among_all(rolled: Any, share: slice) -> None:
     whole, _ = rolled()
-    part, _ = rolled(share=slice(2, 4))
+    part, _ = rolled(share=share)
     for name, value in part.trajectory.tensors().items():
-        assert torch.equal(value, whole.trajectory.tensors()[name][6:]), name
-    assert torch.equal(part.reward, whole.reward[6:])
+        assert torch.equal(value, whole.trajectory.tensors()[name][share]), name
+    assert torch.equal(part.reward, whole.reward[share])
 
 
 def test_the_batch_size_changes_no_token(rolled: Any) -> None:

@@ -416,14 +416,33 @@ def test_an_unusable_setting_is_refused_before_anything_is_written(
     assert not (tmp_path / "run").exists()
 
 
-def test_prompts_that_the_ranks_cannot_divide_are_refused(
-    tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def longest(completions: list[str], **_: Any) -> list[float]:
+    """Compare completions with each other, which no rank can do for a part of a group."""
+    best = max(map(len, completions))
+    return [float(len(text) == best) for text in completions]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "rewards", "word"),
+    [
+        (("method={type: vrpo}",), [], "the loss of vrpo compares"),
+        (("method={type: diffu_grpo}",), [longest], "@per_completion"),
+    ],
+)
+def test_groups_that_the_ranks_cannot_divide_are_refused(
+    tiny_model: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    overrides: tuple[str, ...],
+    rewards: list[Any],
+    word: str,
 ) -> None:
     from accelerate import Accelerator
 
     monkeypatch.setattr(Accelerator, "num_processes", 4)
-    with raises(ConfigError, "num_prompts = 6", "4 ranks", "multiple of 4"):
-        train(train_recipe(tiny_model, tmp_path / "run", "num_prompts=6"))
+    recipe = train_recipe(tiny_model, tmp_path / "run", "num_prompts=6", "num_generations=4", *overrides)
+    with raises(ConfigError, "num_prompts = 6", "4 ranks", "multiple of 4", word):
+        Trainer(recipe, rewards)
 
 
 def test_two_reward_functions_of_one_name_are_refused(tiny_model: Path, tmp_path: Path) -> None:

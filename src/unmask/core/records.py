@@ -225,8 +225,8 @@ class Trajectory:
 
 @dataclass(frozen=True, slots=True)
 class Rollout:
-    """Trajectories of whole groups, with their rewards. Rows i*G to (i+1)*G - 1 are the group of
-    one prompt."""
+    """Trajectories with their rewards. Rows i*G to (i+1)*G - 1 are the group of one prompt; only
+    the rollout of one rank among several may begin or end within a group."""
 
     trajectory: Trajectory
     group_size: int

@@ -1,4 +1,4 @@
-"""The first half of a training step, which samples completions of whole groups and scores them."""
+"""The first half of a training step, which samples completions and scores them."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from unmask.core.errors import ConfigError
 from unmask.core.records import Rollout, Row, Trajectory
 from unmask.functional.advantage import constant_group_share
 from unmask.functional.noise import CONTINUATION_STREAM, counter_uniform, named_generator
@@ -40,6 +41,48 @@ def prompts_of_step(rows: Sequence[Row], step: int, num_prompts: int, seed: int)
     return picked
 
 
+def splits_groups(recipe: TrainRecipe, ranks: int) -> bool:
+    """Return True if `ranks` ranks share the completions of a step, and some own a part of a
+    group."""
+    return bool(recipe.num_prompts % ranks)
+
+
+def check_sharing(recipe: TrainRecipe, scorer: Scorer, ranks: int) -> None:
+    """Refuse a number of ranks that does not fit the completions of a training step.
+
+    Ranks share completions, and so may own parts of groups. That needs rewards that judge each
+    completion independently and a loss that is a sum over completions, because a rank scores and
+    back-propagates only its own completions. All ranks have all rewards before they compute
+    advantages.
+
+    Raises:
+        ConfigError: there are more ranks than completions, or whole groups are needed. All ranks
+            raise it, because all have the same settings.
+    """
+    prompts, group_size, method = recipe.num_prompts, recipe.num_generations, recipe.method
+    if prompts * group_size < ranks:
+        raise ConfigError(
+            f"num_prompts = {prompts} and num_generations = {group_size} make {prompts * group_size} completions in a "
+            f"training step, fewer than the {ranks} ranks that share them. Raise num_prompts, or use fewer ranks.",
+            agreed=True,
+        )
+    if not splits_groups(recipe, ranks):
+        return
+    reason = None
+    if not (method.separable or method.by_completion):
+        reason = f"the loss of {method.type} compares the completions of a group"
+    elif not scorer.judges_each:
+        reason = (
+            "a reward function compares the completions of a group (rewards that do not can say so: @per_completion)"
+        )
+    if reason:
+        raise ConfigError(
+            f"num_prompts = {prompts} cannot be divided among {ranks} ranks in whole groups, and {reason}. Use a multiple of "
+            f"{ranks}.",
+            agreed=True,
+        )
+
+
 def check_rewards(scorer: Scorer, method: Method) -> None:
     """Refuse reward functions that compare completions if the method also scores unfinished ones.
 
@@ -53,7 +96,7 @@ def check_rewards(scorer: Scorer, method: Method) -> None:
 
 
 class Collector:
-    """Samples and scores the groups of a training step. `Learner` does the second half of the step.
+    """Samples and scores the completions of a training step. `Learner` does the second half of the step.
 
     Args:
         engine: samples the completions.
@@ -66,19 +109,23 @@ class Collector:
         self.needs = recipe.method.needs()
 
     def collect(self, rows: Sequence[Row], step: int, share: slice, tally: Tally) -> Rollout:
-        """Return the scored rollout of this rank's groups.
+        """Return the scored rollout of this rank's completions; see `check_sharing`.
 
         Args:
             rows: examples of the training step, for all ranks.
             step: index of the training step, from 0.
-            share: slice of the examples that this rank owns.
+            share: slice of the completions that this rank owns.
             tally: object to which the metrics are added.
 
         Raises:
             RewardError: a reward function failed.
         """
-        own = [row for row in rows[share] for _ in range(self.recipe.num_generations)]
-        trajectory = self._rollout(rows, own, step, share)
+        rows = [row for row in rows for _ in range(self.recipe.num_generations)]
+        # Every rank draws the seeds of all ranks, so that the number of ranks does not change a
+        # rollout.
+        seeds = row_seeds(len(rows), named_generator(self.recipe.seed, "rollout", step))
+        own = rows[share]
+        trajectory = self._rollout(own, seeds[share])
         # A call of its own scores the finished completions, so that a reward function sees whole
         # groups.
         scores = self.scorer(own, decode(self.engine.tokenizer, trajectory.tokens))
@@ -91,21 +138,18 @@ class Collector:
                 tally.add(f"rewards/{name}/{reason}", torch.tensor(happened))
         return rollout
 
-    def _rollout(self, rows: Sequence[Row], own: Sequence[Row], step: int, share: slice) -> Trajectory:
-        recipe, group_size = self.recipe, self.recipe.num_generations
-        # Every rank draws the seeds of all ranks, so that the number of ranks does not change a
-        # rollout.
-        seeds = row_seeds(len(rows) * group_size, named_generator(recipe.seed, "rollout", step))
+    def _rollout(self, rows: Sequence[Row], seeds: Tensor) -> Trajectory:
+        recipe = self.recipe
         with self.engine.session():
             trajectory = self.engine.rollout(
-                [row["prompt"] for row in own],
+                [row["prompt"] for row in rows],
                 recipe.sampler,
-                seeds.view(len(rows), group_size)[share].reshape(-1),
+                seeds,
                 needs=self.needs,
                 entropy_temperature=None if recipe.logprob_temperature == "sampling" else recipe.logprob_temperature,
             )
             if self.needs.branches and self.needs.branches.finish == "rollout":
-                trajectory = self._branched(own, trajectory)
+                trajectory = self._branched(rows, trajectory)
         return trajectory
 
     def _unfinished_rewards(self, rows: Sequence[Row], path: Trajectory, tally: Tally) -> dict[str, Tensor]:
@@ -170,11 +214,7 @@ def _describe(rollout: Rollout, by_function: dict[str, list[float | None]], tall
     """Log the metrics of a rollout under the names that TRL uses, and further metrics of its
     trajectories."""
     path, reward = rollout.trajectory, rollout.reward
-    groups = reward.view(-1, rollout.group_size)
     tally.add("reward", reward)
-    if rollout.group_size > 1:
-        tally.add("reward_std", groups.std(dim=1, unbiased=False))
-        tally.add("frac_reward_zero_std", constant_group_share(reward, rollout.group_size))
     for name, values in by_function.items():
         tally.add(f"rewards/{name}/mean", torch.tensor([v for v in values if v is not None]))
     length = path.is_text().sum(-1)
@@ -182,6 +222,15 @@ def _describe(rollout: Rollout, by_function: dict[str, list[float | None]], tall
     tally.add("completions/ended_share", (length < path.tokens.shape[1]).float())
     entropy = step_sum(path.entropy, path.unmask_step, path.num_steps)
     tally.add("diffusion/path_entropy", entropy.sum(-1))
+
+
+def describe_groups(rollout: Rollout, tally: Tally) -> None:
+    """Log metrics of whole groups under the names that TRL uses. Every rank logs those of all
+    ranks."""
+    if rollout.group_size > 1:
+        groups = rollout.reward.view(-1, rollout.group_size)
+        tally.add("reward_std", groups.std(dim=1, unbiased=False))
+        tally.add("frac_reward_zero_std", constant_group_share(rollout.reward, rollout.group_size))
 
 
 def entropy_by_step(rollout: Rollout) -> Tensor:

@@ -190,10 +190,9 @@ class Learner:
         return comparison
 
     def _is_own(self, plan: Views, rollout: Rollout) -> Tensor:
-        """Return [N] bool, True for the views that show completions of this rank's groups."""
-        groups = self.ranks.share(len(rollout.trajectory) // rollout.group_size)
-        group = plan.row // rollout.group_size
-        is_own: Tensor = (group >= groups.start) & (group < groups.stop)
+        """Return [N] bool, True for the views that show completions of this rank."""
+        own = self.ranks.share(len(rollout.trajectory))
+        is_own: Tensor = (plan.row >= own.start) & (plan.row < own.stop)
         return is_own
 
     @torch.no_grad()

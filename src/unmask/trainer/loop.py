@@ -17,7 +17,7 @@ from unmask.rewards.protocol import RewardFunc
 from unmask.rewards.scorer import Scorer
 from unmask.sampling.engine import RolloutEngine
 from unmask.tasks.candidates import Candidates
-from unmask.trainer.collect import check_rewards
+from unmask.trainer.collect import check_rewards, check_sharing
 from unmask.trainer.distributed.backend import is_sharded
 from unmask.trainer.metrics import TokenPasses
 from unmask.trainer.policy import make_policy
@@ -63,6 +63,7 @@ class Trainer:
             _check_ranks(recipe, member)
             self.scorer = scorer_of(recipe, reward_funcs, member.progress.alive)
             check_rewards(self.scorer, recipe.method)
+            check_sharing(recipe, self.scorer, member.ranks.count)
             candidates = _candidates(recipe, self.scorer)
             self.policy = make_policy(recipe, member.accelerator.device)
             length, needs_answer = recipe.sampler.max_completion_length, not (reward_funcs or recipe.reward_funcs)
@@ -139,12 +140,6 @@ def _check_ranks(recipe: TrainRecipe, member: Member) -> None:
         raise ConfigError(
             f"stuck_timeout = {recipe.stuck_timeout:g} s would end the run while a reward function may still take "
             f"reward_timeout = {recipe.reward_timeout:g} s. Set stuck_timeout higher.",
-            agreed=True,
-        )
-    if recipe.num_prompts % count:
-        raise ConfigError(
-            f"num_prompts = {recipe.num_prompts} cannot be divided among {count} ranks, each of which owns whole groups. Use a "
-            f"multiple of {count}.",
             agreed=True,
         )
     if recipe.sync_ref_model and is_sharded(member.accelerator):

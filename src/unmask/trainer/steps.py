@@ -21,7 +21,7 @@ from unmask.runs.metrics import EvaluationPoint
 from unmask.sampling.encoding import decode
 from unmask.sampling.engine import BatchLimits, LocalEngine, RolloutEngine
 from unmask.trainer.best import best_in, better, validation_accuracy
-from unmask.trainer.collect import Collector, entropy_by_step, prompts_of_step
+from unmask.trainer.collect import Collector, describe_groups, entropy_by_step, prompts_of_step
 from unmask.trainer.learn import Learner
 from unmask.trainer.metrics import Tally, TokenPasses
 from unmask.trainer.recorder import RolloutRecorder, selected_by_step
@@ -125,9 +125,11 @@ class TrainingSteps:
         self.progress.begin(index + 1, "rollout and rewards")
         with self.session.saved_on_error(index):
             self.engine.update_weights(self.denoiser, index)
-            own = self.collector.collect(rows, index, self.ranks.share(len(rows)), tally)
+            share = self.ranks.share(len(rows) * self.recipe.num_generations)
+            own = self.collector.collect(rows, index, share, tally)
         self.progress.begin(index + 1, "exchange of rollouts")
         rollout = self.ranks.rollout(own)
+        describe_groups(rollout, tally)
         if self.example is not None and self.session.folder.is_main:
             first = decode(self.engine.tokenizer, rollout.trajectory.tokens[:1])[0]
             self.example(first, float(rollout.reward[0]))

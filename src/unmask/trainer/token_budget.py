@@ -191,7 +191,8 @@ class _Probe:
         ids, mask = encode_batch(policy.tokenizer, longest, policy.denoiser.pad_id)
         self.prompt = longest[int(mask.sum(-1).argmax())]
         self.width = ids.shape[1] + recipe.sampler.max_completion_length
-        self.needed = recipe.num_prompts * recipe.num_generations * self.width // accelerator.num_processes
+        completions = -(-recipe.num_prompts * recipe.num_generations // accelerator.num_processes)
+        self.needed = completions * self.width
 
     def find(self, run: Callable[[int], object]) -> int:
         """Return the number of tokens that fit into one call of `run`, but at most the number of

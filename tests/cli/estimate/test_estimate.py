@@ -355,6 +355,8 @@ def test_a_model_that_is_not_here_can_be_given_by_its_shape(tmp_path) -> None:
         config_of(tiny(f"model={tmp_path}/none"))
 
 
-def test_processes_share_whole_prompts() -> None:
-    with raises(ConfigError, "num_prompts = 6", "8"):
-        estimate(load_recipe("egspo-sa-llada-sudoku"), processes=8)
+def test_processes_share_completions() -> None:
+    recipe = tiny("num_prompts=6", "num_generations=4")
+    assert [work_of(recipe, 8, processes).completions for processes in (1, 2, 8, 24)] == [24, 12, 3, 1]
+    with raises(ConfigError, "24 completions", "25 ranks"):
+        work_of(recipe, 8, 25)

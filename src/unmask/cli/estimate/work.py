@@ -10,7 +10,7 @@ does.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import SimpleNamespace
 from typing import Any, Literal, NamedTuple, cast
 
@@ -18,7 +18,6 @@ import torch
 from torch import Tensor, nn
 
 from unmask.core.config import SamplerConfig
-from unmask.core.errors import ConfigError
 from unmask.core.records import KeyValueCache, Rollout, Trajectory, Views
 from unmask.functional.noise import named_generator
 from unmask.models import Policy, char_tokenizer
@@ -28,7 +27,7 @@ from unmask.rewards.scorer import Scorer
 from unmask.sampling.engine import BatchLimits, LocalEngine, default_batch_size
 from unmask.sampling.orders import POSITION_LOGITS
 from unmask.trainer.behaviour import path_views
-from unmask.trainer.collect import Collector
+from unmask.trainer.collect import Collector, check_sharing
 from unmask.trainer.learn import logits_at_once
 from unmask.trainer.metrics import Tally
 from unmask.trainer.passes import UpdatePasses
@@ -169,19 +168,16 @@ def work_of(recipe: TrainRecipe, prompt: int, processes: int = 1, setup: Setup |
     Args:
         recipe: settings of the run.
         prompt: P, the number of tokens in a prompt.
-        processes: number of ranks that share the prompts of a step.
+        processes: number of ranks that share the completions of a step; the work is that of the
+            rank with the most completions.
         setup: model and device; default a small model on a CPU.
 
     Raises:
-        ConfigError: the ranks cannot share the prompts equally.
+        ConfigError: the ranks cannot share the completions.
     """
-    if recipe.num_prompts % processes:
-        raise ConfigError(
-            f"num_prompts = {recipe.num_prompts} cannot be shared by {processes} processes: each owns whole groups. "
-            f"Use a multiple of {processes}."
-        )
+    check_sharing(recipe, Scorer({"stand-in": _stand_in_reward}), processes)
     setup = setup or Setup()
-    rollout, rollout_passes = _rollout(recipe, prompt, recipe.num_prompts // processes, setup.block_length)
+    rollout, rollout_passes = _rollout(recipe, prompt, processes, setup.block_length)
     views = recipe.method.plan(rollout, named_generator(0, "estimate"))
     max_tokens = recipe.max_tokens_per_forward
     passes = UpdatePasses(
@@ -264,17 +260,20 @@ def _engine(limits: BatchLimits, block_length: int | None) -> tuple[_RecordingEn
     return _RecordingEngine(Policy(denoiser, tokenizer), limits), denoiser  # type: ignore[arg-type]
 
 
-def _rollout(
-    recipe: TrainRecipe, prompt: int, num_prompts: int, block_length: int | None
-) -> tuple[Rollout, list[Pass]]:
-    """Collect a rollout of one rank from the stand-in, and return it with its forward passes."""
+def _rollout(recipe: TrainRecipe, prompt: int, processes: int, block_length: int | None) -> tuple[Rollout, list[Pass]]:
+    """Collect the largest rollout of one rank from the stand-in, and return it with its forward
+    passes."""
     max_tokens = recipe.max_tokens_per_forward
     limits = BatchLimits(recipe.rollout_batch_size, max_tokens if isinstance(max_tokens, int) else None)
     engine, denoiser = _engine(limits, block_length)
     # Completions of equal prompts may share forward passes, so the prompts differ.
-    rows = [{"prompt": f"{i:0{prompt}d}"[-prompt:]} for i in range(num_prompts)]
+    rows = [{"prompt": f"{i:0{prompt}d}"[-prompt:]} for i in range(recipe.num_prompts)]
+    own = slice(-(-len(rows) * recipe.num_generations // processes))
     scorer = Scorer({"stand-in": _stand_in_reward})
-    rollout = Collector(engine, scorer, recipe).collect(rows, 0, slice(None), Tally())
+    rollout = Collector(engine, scorer, recipe).collect(rows, 0, own, Tally())
+    if len(rollout.trajectory) % rollout.group_size:
+        # The rank owns a part of a group, and what is counted here does not depend on groups.
+        rollout = replace(rollout, group_size=1)
     path, sampler, needs = rollout.trajectory, recipe.sampler, recipe.method.needs()
     masked = "masked" if needs.greedy or needs.branches else "masked in the active block"
     words = f"{len(path)} completions x {_per_completion(denoiser.calls[0], len(path), sampler)}; "
