@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.helpers.shapes import unchecked
-from unmask.functional.distribution import sample_tokens, token_entropy, token_logprobs
+from unmask.functional.distribution import sample_tokens, sample_with_logprobs, token_entropy, token_logprobs
 from unmask.functional.noise import counter_uniform
 
 INF = float("inf")
@@ -240,6 +240,29 @@ def test_frequencies_of_draws_match_the_distribution_and_not_another_one():
     assert observed[2] == 0
     assert chi_square(logprobs.exp()) < 21
     assert chi_square(token_logprobs(logits).exp()) > 21
+
+
+@pytest.mark.parametrize("size", [40, 512, 513, 1024, 5000])
+def test_a_draw_in_chunks_is_that_of_a_running_sum_over_all_tokens(size):
+    generator = torch.Generator().manual_seed(size)
+    logits = 4 * torch.randn(300, size, generator=generator)
+    logits[:, :3] = logits[:, -2:] = logits[::2, 500:] = -INF
+    logits[torch.rand(logits.shape, generator=generator) < 0.3] = -INF
+    logits[:, 5] = 0.0
+    logprobs = token_logprobs(logits, temperature=0.9)
+    uniform = torch.rand(300, 4, dtype=torch.float64, generator=generator)
+    uniform[:, 3] = torch.tensor([0.0, ALMOST_ONE, 0.5]).repeat(100)
+    tokens, found = sample_with_logprobs(logits / 0.9, uniform)
+    cumulative = logprobs.double().exp().cumsum(-1)
+    expected = (cumulative.unsqueeze(1) > (uniform * cumulative[:, -1:]).unsqueeze(-1)).int().argmax(-1)
+    # At the end of the range, rounding decides between the last tokens.
+    is_inner = uniform < ALMOST_ONE
+    assert torch.equal(tokens[is_inner], expected[is_inner])
+    assert (logprobs.gather(1, tokens) > -INF).all()
+    torch.testing.assert_close(found, logprobs.gather(1, tokens), rtol=0, atol=2e-6)
+    assert torch.equal(sample_tokens(logits / 0.9, uniform[:, 0]), tokens[:, 0])
+    # The control is a shift of the uniform numbers by a hundredth.
+    assert not torch.equal(sample_tokens(logits / 0.9, (uniform - 0.01).abs())[is_inner], expected[is_inner])
 
 
 def test_uniform_numbers_of_another_shape_are_refused():

@@ -26,6 +26,7 @@ def outputs_of(monkeypatch, chunk, **options):
     seed = torch.arange(ROWS)
     outputs = proposer.propose(logits, seed, 4, positions)
     values = {f.name: getattr(outputs, f.name) for f in fields(outputs)}
+    values["entropy"] = proposer.entropy(logits.flatten(0, 1))
     values["later"], values["later_draws"] = proposer.complete(logits, seed, 4, positions)
     return {name: value for name, value in values.items() if value is not None}
 

@@ -78,13 +78,40 @@ def token_logprobs(
             "token_logprobs: always_allow [..., M] and logits [..., V] must agree in all axes but the last; "
             f"got {tuple(always_allow.shape)}, {tuple(logits.shape)}"
         )
+    return scaled_logits(logits, temperature, top_k, top_p, always_allow).log_softmax(dim=-1)
+
+
+def scaled_logits(
+    logits: Float[Tensor, "*batch V"],
+    temperature: float = 1.0,
+    top_k: int = 0,
+    top_p: float = 1.0,
+    always_allow: Int[Tensor, "*batch M"] | None = None,
+) -> Float[Tensor, "*batch V"]:
+    """Compute the logits of `token_logprobs` before they are normalised: ℓ_v / τ for v ∈ S, else
+    -∞.
+
+    Args:
+        logits: [..., V] real; see `token_logprobs`, as for the other arguments.
+        temperature: temperature τ > 0.
+        top_k: number of tokens in the support; 0 allows all.
+        top_p: probability mass in (0, 1] of the support; 1 allows all.
+        always_allow: [..., M] int64 tokens that are always in S.
+
+    Returns:
+        [..., V] float32 (float64 for float64 logits).
+
+    Example:
+        >>> scaled_logits(torch.tensor([3.0, 2.0, 1.0]), temperature=0.5, top_k=2)
+        tensor([6., 4., -inf])
+    """
     scaled = logits.to(torch.promote_types(logits.dtype, torch.float32)) / temperature
     if top_k or top_p < 1:
         support = _support(scaled.detach(), top_k, top_p)
         if always_allow is not None:
             support.scatter_(-1, always_allow, True)
         scaled = scaled.masked_fill(~support, -torch.inf)
-    return scaled.log_softmax(dim=-1)
+    return scaled
 
 
 def token_entropy(logprobs: Float[Tensor, "*batch V"]) -> Float[Tensor, "*batch"]:
@@ -108,7 +135,7 @@ def token_entropy(logprobs: Float[Tensor, "*batch V"]) -> Float[Tensor, "*batch"
 
 
 def sample_tokens(
-    logprobs: Float[Tensor, "*batch V"], uniform: Float[Tensor, "*batch"] | Float[Tensor, "*batch M"]
+    logits: Float[Tensor, "*batch V"], uniform: Float[Tensor, "*batch"] | Float[Tensor, "*batch M"]
 ) -> Int[Tensor, "*batch"] | Int[Tensor, "*batch M"]:
     """Draw tokens from each distribution by inverting its running sum: the first v with Σ_{u ≤ v}
     p_u > uniform.
@@ -116,9 +143,9 @@ def sample_tokens(
     A token of probability 0 is never returned, for any uniform number and any rounding.
 
     Args:
-        logprobs: [..., V] nats, normalised; -∞ for impossible tokens.
-        uniform: [...] float64 in [0, 1), one number per row, or [..., M] for M draws per row, which
-            share one running sum; see `unmask.functional.noise.counter_uniform`.
+        logits: [..., V] logits or log-probabilities; -∞ for impossible tokens.
+        uniform: [...] float64 in [0, 1), one number per row, or [..., M] for M draws per row; see
+            `unmask.functional.noise.counter_uniform`.
 
     Returns:
         int64 token ids, of uniform's shape.
@@ -133,24 +160,83 @@ def sample_tokens(
         >>> sample_tokens(logprobs, torch.tensor([0.0, 0.2, 0.9], dtype=torch.float64))
         tensor([1, 1, 2])
     """
-    is_single = uniform.shape == logprobs.shape[:-1]
-    if not is_single and uniform.shape[:-1] != logprobs.shape[:-1]:
+    return sample_with_logprobs(logits, uniform)[0]
+
+
+def sample_with_logprobs(logits: Float[Tensor, "*batch V"], uniform: Float[Tensor, "..."]) -> tuple[Tensor, Tensor]:
+    """Draw tokens as `sample_tokens` does, and compute the log-probability of each.
+
+    The probabilities are added up in chunks: a running sum in float64 over all tokens would take
+    most of the time of a denoising step with a large vocabulary. Sums over the chunks find the
+    chunk of a draw, and a running sum within the chunk finds its token.
+
+    Args:
+        logits: [..., V] logits or log-probabilities; -∞ for impossible tokens.
+        uniform: [...] or [..., M] float64 in [0, 1); see `sample_tokens`.
+
+    Returns:
+        int64 token ids of uniform's shape, and their log-probabilities in the dtype of the logits,
+        at least float32.
+
+    Raises:
+        ValueError: the shapes disagree.
+
+    Example:
+        >>> tokens, logprobs = sample_with_logprobs(torch.tensor([1.0, 3.0]).log(), torch.tensor(0.5).double())
+        >>> int(tokens), round(float(logprobs.exp()), 4)
+        (1, 0.75)
+    """
+    is_single = uniform.shape == logits.shape[:-1]
+    if not is_single and uniform.shape[:-1] != logits.shape[:-1]:
         raise ValueError(
-            "sample_tokens: uniform must have the shape of logprobs without V, or with the number of draws in its place; "
-            f"got {tuple(uniform.shape)}, {tuple(logprobs.shape)}"
+            "sample_tokens: uniform must have the shape of the logits without V, or with the number of draws in its "
+            f"place; got {tuple(uniform.shape)}, {tuple(logits.shape)}"
         )
-    probability = logprobs.double().exp()
-    is_possible = probability > 0
-    cumulative = probability.cumsum(dim=-1)
-    # Float32 log-probabilities sum to 1 only within about 1e-7, so the number is scaled by the
-    # row's sum.
-    threshold = (uniform.unsqueeze(-1) if is_single else uniform).double() * cumulative[..., -1:]
+    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    largest = logits.amax(dim=-1, keepdim=True)
+    weights = (logits - largest).exp_()
+    sums = _chunk_sums(weights)
+    cumulative = sums.cumsum(dim=-1)
+    total = cumulative[..., -1:]
+    # The number is scaled by the sum, because the weights do not sum to 1.
+    threshold = (uniform.unsqueeze(-1) if is_single else uniform).double() * total
+    if sums.shape[-1] == 1:
+        tokens = _first_above(weights, threshold)
+    else:
+        chunk = _first_above(sums, threshold)
+        before = (cumulative.gather(-1, (chunk - 1).clamp_min(0))).masked_fill(chunk == 0, 0.0)
+        column = (chunk * _CHUNK).unsqueeze(-1) + torch.arange(_CHUNK, device=logits.device)
+        is_in = column < logits.shape[-1]
+        picked = weights.gather(-1, column.clamp_max(logits.shape[-1] - 1).flatten(-2)).view(column.shape)
+        inside = _first_above(picked.where(is_in, 0.0), (threshold - before).unsqueeze(-1))
+        tokens = chunk * _CHUNK + inside.squeeze(-1)
+    logprobs = (logits.gather(-1, tokens) - largest - total.log()).to(logits.dtype)
+    return (tokens.squeeze(-1), logprobs.squeeze(-1)) if is_single else (tokens, logprobs)
+
+
+_CHUNK = 512
+"""Number of tokens in a chunk of a vocabulary."""
+
+
+def _chunk_sums(weights: Tensor) -> Tensor:
+    """Return the float64 sums [..., C] of the chunks of [..., V] weights; the last chunk may be
+    short."""
+    whole = weights.shape[-1] // _CHUNK * _CHUNK
+    sums = weights[..., :whole].unflatten(-1, (-1, _CHUNK)).sum(dim=-1) if whole else weights[..., :0]
+    rest = weights[..., whole:].sum(dim=-1, keepdim=True) if whole < weights.shape[-1] else weights[..., :0]
+    return torch.cat([sums, rest], dim=-1).double()
+
+
+def _first_above(weights: Tensor, threshold: Tensor) -> Tensor:
+    """Return the first indices [..., M] at which the running sum of [..., n] weights exceeds the
+    thresholds [..., M], or the last index of positive weight. Weights of 0 are never chosen."""
+    is_possible = weights > 0
+    cumulative = weights.cumsum(dim=-1, dtype=torch.float64)
     if cumulative.device.type != "cpu":
-        # Impossible tokens explicitly take the value before them: a parallel running sum may change
-        # in the last bit across them. A CPU adds one number after the other, where adding 0 changes
+        # Weights of 0 explicitly take the value before them: a parallel running sum may change in
+        # the last bit across them. A CPU adds one number after the other, where adding 0 changes
         # nothing.
         cumulative = cumulative.masked_fill(~is_possible, 0.0).cummax(dim=-1).values
     first = torch.searchsorted(cumulative, threshold.contiguous(), right=True)
-    last = logprobs.shape[-1] - 1 - is_possible.flip(-1).byte().argmax(dim=-1, keepdim=True)
-    first = torch.minimum(first, last)
-    return first.squeeze(-1) if is_single else first
+    last = weights.shape[-1] - 1 - is_possible.flip(-1).byte().argmax(dim=-1, keepdim=True)
+    return torch.minimum(first, last)

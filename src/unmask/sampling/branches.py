@@ -16,12 +16,12 @@ from unmask.functional.noise import BRANCH_STREAM, counter_uniform
 from unmask.functional.selection import PRIORITY_RULES, step_priority
 
 
-def draw_branches(branches: Branches, logprobs: Tensor, seed: Tensor, step: int | Tensor, positions: Tensor) -> Tensor:
+def draw_branches(branches: Branches, logits: Tensor, seed: Tensor, step: int | Tensor, positions: Tensor) -> Tensor:
     """Draw branch tokens from the sampling distribution.
 
     Args:
         branches: settings of the branches.
-        logprobs: [b, n, V] float, nats: sampling distribution.
+        logits: [b, n, V] logits of the sampling distribution, at its temperature and support.
         seed: [b] int64 seeds of the rows.
         step: denoising step k, or [b, 1] int64 steps.
         positions: [b, n] int64 positions in the completion.
@@ -32,7 +32,7 @@ def draw_branches(branches: Branches, logprobs: Tensor, seed: Tensor, step: int 
     """
     of_row = step.unsqueeze(-1) if isinstance(step, Tensor) else step
     keys = (seed[:, None, None], BRANCH_STREAM, of_row, positions.unsqueeze(-1))
-    return sample_tokens(logprobs, counter_uniform(*keys, torch.arange(branches.num + 1, device=seed.device)))
+    return sample_tokens(logits, counter_uniform(*keys, torch.arange(branches.num + 1, device=seed.device)))
 
 
 def one_step_branches(

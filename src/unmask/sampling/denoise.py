@@ -118,8 +118,8 @@ class _Candidates:
     """[b, m] bool: True at masked positions of the active block."""
     outputs: StepOutputs
     """Proposals at the first m columns."""
-    later_logits: Tensor
-    """[b, n - m, V]: logits at the other columns."""
+    logits: Tensor
+    """[b, n, V]: logits at temperature 1; MASK is -inf."""
 
     @property
     def active(self) -> Tensor:
@@ -179,9 +179,10 @@ class _Run:
         candidates = self._propose(rows, step, start, stop)
         rank = _priority_rank(candidates)
         committed = rank < num_committed[rows].unsqueeze(-1)
+        entropy = self._entropy(candidates, committed)
         if self.buffer:
-            self._store_one_step(self.buffer, candidates, committed)
-        self._commit(candidates, rank, committed)
+            self._store_one_step(self.buffer, candidates, committed, entropy)
+        self._commit(candidates, rank, committed, entropy)
         self._end_rows(rows)
 
     def trajectory(self) -> Trajectory:
@@ -231,26 +232,35 @@ class _Run:
         columns, is_valid = compact_columns(hidden[:, start:end])
         positions = columns + start
         logits = self.forwards.logits(rows, self.tokens[rows], positions, step, end)
-        width = int(hidden[:, start:stop].sum(-1).max())
+        width = int(hidden[:, start:stop].sum(-1).max()) if end > stop else positions.shape[1]
         active = positions[:, :width]
         outputs = self.proposer.propose(logits[:, :width], self.seed[rows], step, active)
         is_candidate = is_valid[:, :width] & (active < stop)
-        return _Candidates(step, rows, positions, is_valid, is_candidate, outputs, logits[:, width:])
+        return _Candidates(step, rows, positions, is_valid, is_candidate, outputs, logits)
 
-    def _store_one_step(self, buffer: OneStepBuffer, candidates: _Candidates, committed: Tensor) -> None:
+    def _entropy(self, candidates: _Candidates, committed: Tensor) -> Tensor:
+        """Return the entropy at the committed positions, [b, m] float32; 0 elsewhere."""
+        row, column = committed.nonzero(as_tuple=True)
+        entropy = torch.zeros(committed.shape, device=committed.device)
+        entropy[row, column] = self.proposer.entropy(candidates.logits[row, column])
+        return entropy
+
+    def _store_one_step(
+        self, buffer: OneStepBuffer, candidates: _Candidates, committed: Tensor, entropy: Tensor
+    ) -> None:
         """Offer the one-step completions of the state before this step to the buffer."""
         rows, outputs = candidates.rows, candidates.outputs
         tokens = self._one_step_tokens(candidates, committed)
         state = self.tokens[rows].unsqueeze(1).expand(-1, tokens.shape[1], -1)
         positions, is_valid = (t.unsqueeze(1).expand_as(tokens) for t in (candidates.positions, candidates.is_valid))
         only_eos = ((outputs.proposed == self.denoiser.eos_id) | ~committed).all(-1)
-        entropy = (outputs.entropy.double() * committed).sum(-1)
         noise = self.selection_noise[rows, candidates.step]
-        buffer.push(rows, candidates.step, entropy, noise, _scatter(state, positions, is_valid, tokens), only_eos)
+        joint = entropy.double().sum(-1)
+        buffer.push(rows, candidates.step, joint, noise, _scatter(state, positions, is_valid, tokens), only_eos)
 
     def _one_step_tokens(self, candidates: _Candidates, committed: Tensor) -> Tensor:
         """Return the tokens of the one-step completions at masked positions, [b, 1 + M, n]."""
-        outputs, later = candidates.outputs, candidates.later_logits
+        outputs, later = candidates.outputs, candidates.logits[:, committed.shape[1] :]
         likeliest, draws, proposed, width = outputs.likeliest, outputs.draws, outputs.proposed, committed.shape[1]
         assert likeliest is not None
         if later.shape[1]:
@@ -262,14 +272,14 @@ class _Run:
             proposed, committed = (torch.nn.functional.pad(t, (0, later.shape[1])) for t in (proposed, committed))
         return one_step_branches(self.branches, likeliest, draws, proposed, committed)
 
-    def _commit(self, candidates: _Candidates, rank: Tensor, committed: Tensor) -> None:
+    def _commit(self, candidates: _Candidates, rank: Tensor, committed: Tensor, entropy: Tensor) -> None:
         """Make the committed positions final and record them."""
         rows, outputs = candidates.rows, candidates.outputs
         values = [
             (self.tokens, outputs.proposed),
             (self.unmask_step, torch.full_like(outputs.proposed, candidates.step)),
             (self.logprob, outputs.logprob),
-            (self.entropy, outputs.entropy),
+            (self.entropy, entropy),
             (self.hidden, torch.zeros_like(committed)),
         ]
         if outputs.position_logit is not None:

@@ -54,6 +54,7 @@ class Forwards:
         self._num_final = 0
         # The kernel of a matrix product, and with it the rounding, depends on the number of rows.
         self._keeps_rows = torch.are_deterministic_algorithms_enabled()
+        self._may_share = not self._keeps_rows
 
     def logits(self, rows: Tensor, tokens: Tensor, positions: Tensor, step: int, end: int) -> Tensor:
         """Compute the logits of rows at positions of their completions, [b, n, V].
@@ -66,6 +67,20 @@ class Forwards:
             step: denoising step k.
             end: end of the last block that holds any of the positions.
         """
+        if not self._may_share:
+            return self._logits(rows, tokens, positions, step, end)
+        # The completions of a group have the same state before the first step, so one of them runs
+        # for all.
+        self._may_share = False
+        first, index = _runs(torch.cat([self.prompt_ids[rows], self.prompt_mask[rows], tokens], dim=1))
+        logits = self._logits(rows[first], tokens[first], positions[first], step, end)
+        if len(first) == len(rows):
+            return logits
+        if self._caches:
+            self._rows, self._caches = rows, [cache.rows(index) for cache in self._caches]
+        return logits[index]
+
+    def _logits(self, rows: Tensor, tokens: Tensor, positions: Tensor, step: int, end: int) -> Tensor:
         num_prompt, block = self.prompt_ids.shape[1], self.sampler.block
         start = step // self.sampler.steps_per_block * block
         if self.block_length is not None:
@@ -149,6 +164,13 @@ class Forwards:
             caches=caches or (),
             window=window,
         )
+
+
+def _runs(states: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the first row of each run of equal rows of [b, n] states, and the run of each row."""
+    is_new = torch.ones(len(states), dtype=torch.bool, device=states.device)
+    is_new[1:] = (states[1:] != states[:-1]).any(-1)
+    return is_new.nonzero().squeeze(-1), is_new.cumsum(0) - 1
 
 
 def check_blocks(block_length: int, sampler: SamplerConfig) -> None:

@@ -1,8 +1,8 @@
 """Quantities that a denoising step computes from the logits, in chunks that fit the cache.
 
-Drawing tokens from [B, n, V] logits takes half a dozen float64 arrays of that shape. For the
-vocabulary of a language model these take more memory than the weights, and on a CPU they do not fit
-a cache. All operations treat positions independently, so they run on chunks, with the same numbers.
+Drawing tokens from [B, n, V] logits takes several arrays of that shape. For the vocabulary of a
+language model these take more memory than the weights, and on a CPU they do not fit a cache. All
+operations treat positions independently, so they run on chunks, with the same numbers.
 """
 
 from __future__ import annotations
@@ -14,13 +14,13 @@ from torch import Tensor
 
 from unmask.core.config import SamplerConfig
 from unmask.core.records import Branches
-from unmask.functional.distribution import sample_tokens, token_entropy, token_logprobs
+from unmask.functional.distribution import sample_with_logprobs, scaled_logits, token_entropy
 from unmask.functional.noise import TOKEN_STREAM, counter_uniform
 from unmask.sampling.branches import draw_branches
 from unmask.sampling.orders import POSITION_LOGITS, Order, Proposal, order_of
 
 CPU_CHUNK, GPU_CHUNK = 2**18, 2**24
-"""Number of logits in a chunk. On a CPU, a chunk in float64 fits the cache of a core; on a GPU, a
+"""Number of logits in a chunk. On a CPU, a chunk fits the cache of a core; on a GPU, a
 chunk is large enough to keep the GPU busy."""
 
 
@@ -32,8 +32,6 @@ class StepOutputs:
     """[B, n] int64: tokens drawn from the sampling distribution."""
     logprob: Tensor
     """[B, n] float32, nats: log-probability of each proposed token under that distribution."""
-    entropy: Tensor
-    """[B, n] float32, nats: entropy of the distribution whose log-probabilities the loss uses."""
     priority: Tensor
     """[B, n] float64: priority that the order gives each position; the highest are committed."""
     position_logit: Tensor | None
@@ -84,24 +82,47 @@ class Proposer:
     def propose_chunk(self, logits: Tensor, seed: Tensor, step: int, positions: Tensor) -> StepOutputs:
         """Propose a token and a priority for each position of one chunk; see `propose`."""
         sampler = self.sampler
+        scaled = self._scaled(logits)
         if sampler.temperature == 0:
-            proposed, logprobs = logits.argmax(-1), token_logprobs(logits)
+            proposed = logits.argmax(-1)
+            logprob = scaled.log_softmax(-1).gather(-1, proposed.unsqueeze(-1)).squeeze(-1)
         else:
-            logprobs = token_logprobs(logits, sampler.temperature, sampler.top_k, sampler.top_p)
-            proposed = sample_tokens(logprobs, counter_uniform(seed.unsqueeze(-1), TOKEN_STREAM, step, positions))
-        temperature = self.entropy_temperature
-        differentiated = logprobs if temperature is None else token_logprobs(logits, temperature)
+            uniform = counter_uniform(seed.unsqueeze(-1), TOKEN_STREAM, step, positions)
+            proposed, logprob = sample_with_logprobs(scaled, uniform)
         position_logit = POSITION_LOGITS.get(sampler.order)
         proposal = Proposal(logits, proposed, positions, seed, step, sampler.order_temperature)
         return StepOutputs(
             proposed,
-            logprobs.gather(-1, proposed.unsqueeze(-1)).squeeze(-1).float(),
-            token_entropy(differentiated).float(),
+            logprob.float(),
             self.order(proposal).double(),
             None if position_logit is None else position_logit(logits, sampler.order_temperature),
             logits.argmax(-1) if self.with_likeliest else None,
-            None if self.branches is None else draw_branches(self.branches, logprobs, seed, step, positions),
+            None if self.branches is None else draw_branches(self.branches, scaled, seed, step, positions),
         )
+
+    def entropy(self, logits: Tensor) -> Tensor:
+        """Return the entropy of the distribution whose log-probabilities the loss uses, [n] float32
+        in nats, chunk by chunk.
+
+        Args:
+            logits: [n, V] logits at temperature 1; MASK is -inf.
+        """
+        temperature = self.entropy_temperature
+
+        def entropies(chunk: Tensor) -> Tensor:
+            scaled = self._scaled(chunk) if temperature is None else scaled_logits(chunk, temperature)
+            return token_entropy(scaled.log_softmax(-1)).float()
+
+        parts = [entropies(logits[rows]) for parts in logit_chunks(logits.unsqueeze(1)) for rows, _ in parts]
+        return torch.cat(parts)
+
+    def _scaled(self, logits: Tensor) -> Tensor:
+        """Return the logits of the sampling distribution; those at temperature 1 if the sampler is
+        greedy."""
+        sampler = self.sampler
+        if sampler.temperature == 0:
+            return scaled_logits(logits)
+        return scaled_logits(logits, sampler.temperature, sampler.top_k, sampler.top_p)
 
     def complete(
         self, logits: Tensor, seed: Tensor, step: int | Tensor, positions: Tensor
@@ -119,9 +140,9 @@ class Proposer:
             return logits.argmax(-1), None
 
         def draws(part: tuple[slice, slice]) -> Tensor:
-            logprobs = token_logprobs(logits[part], sampler.temperature or 1.0, sampler.top_k, sampler.top_p)
+            scaled = scaled_logits(logits[part], sampler.temperature or 1.0, sampler.top_k, sampler.top_p)
             at = step[part[0]] if isinstance(step, Tensor) else step
-            return draw_branches(branches, logprobs, seed[part[0]], at, positions[part])
+            return draw_branches(branches, scaled, seed[part[0]], at, positions[part])
 
         chunks = [[draws(part) for part in parts] for parts in logit_chunks(logits)]
         return logits.argmax(-1), torch.cat([torch.cat(row, dim=1) for row in chunks])
