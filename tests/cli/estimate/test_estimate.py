@@ -56,20 +56,26 @@ def tiny(*overrides):
     ("overrides", "forwards", "tokens", "head"),
     [
         # 64 completions of 16 tokens after 18, of which 8 steps commit two each: 16 + 14 + ... + 2
-        # positions are masked.
-        ((), 8, 64 * 8 * 34, 64 * 72),
-        (("rollout_batch_size=24",), 3 * 8, 64 * 8 * 34, 64 * 72),
-        (("max_tokens_per_forward=170",), 13 * 8, 64 * 8 * 34, 64 * 72),
+        # positions are masked. The first step runs once for each of 16 prompts; batches of five
+        # completions share fewer.
+        ((), 8, (64 * 7 + 16) * 34, 64 * 72 - 48 * 16),
+        (("rollout_batch_size=24",), 3 * 8, (64 * 7 + 16) * 34, 64 * 72 - 48 * 16),
+        (("max_tokens_per_forward=170",), 13 * 8, (64 * 7 + 25) * 34, 64 * 72 - 39 * 16),
         # A method without one-step completions reads the active block only: 8 + 6 + 4 + 2
         # positions, twice.
-        (BLOCKS, 8, 64 * 8 * 34, 64 * 40),
+        (BLOCKS, 8, (64 * 7 + 16) * 34, 64 * 40 - 48 * 8),
         # The sum of 16 + 14 + ... + 2, with and without the prompt.
-        (("sampler.guidance=0.5",), 2 * 8, 2 * 64 * 8 * 34, 2 * 64 * 72),
+        (("sampler.guidance=0.5",), 2 * 8, 2 * (64 * 7 + 16) * 34, 2 * (64 * 72 - 48 * 16)),
         # With a cache, the first of the four steps of a block runs all 34 tokens. The others run
         # the block of 8, or the block and what follows it.
-        ((*BLOCKS, "sampler.cache=dual"), 8, 64 * 2 * (34 + 3 * 8), 64 * 40),
-        ((*BLOCKS, "sampler.cache=prefix"), 8, 64 * (34 + 3 * 16 + 34 + 3 * 8), 64 * 40),
-        ((*BLOCKS, "sampler.cache=dual", "sampler.cache_refresh_steps=2"), 8, 64 * 2 * 2 * (34 + 8), 64 * 40),
+        ((*BLOCKS, "sampler.cache=dual"), 8, 64 * 2 * (34 + 3 * 8) - 48 * 34, 64 * 40 - 48 * 8),
+        ((*BLOCKS, "sampler.cache=prefix"), 8, 64 * (34 + 3 * 16 + 34 + 3 * 8) - 48 * 34, 64 * 40 - 48 * 8),
+        (
+            (*BLOCKS, "sampler.cache=dual", "sampler.cache_refresh_steps=2"),
+            8,
+            64 * 2 * 2 * (34 + 8) - 48 * 34,
+            64 * 40 - 48 * 8,
+        ),
     ],
     ids=str,
 )
@@ -150,14 +156,15 @@ def test_the_comparison_with_the_behaviour_policy_costs_a_pass_where_it_needs_on
 def test_a_block_causal_model_runs_each_final_column_once() -> None:
     rollout = work_of(tiny(*BLOCKS), 18, setup=Setup(block_length=8)).passes[0]
     # The prompt and two blocks once each, and the active block again at each of its other steps and
-    # at the first step of the next block.
-    assert rollout.tokens == 64 * (18 + 8 + 3 * 8 + 8 + 8 + 3 * 8)
+    # at the first step of the next block. The first step runs once for each of 16 prompts.
+    assert rollout.tokens == 64 * (18 + 8 + 3 * 8 + 8 + 8 + 3 * 8) - 48 * (18 + 8)
 
 
 def test_the_published_setting_runs_an_eighth_of_its_tokens_with_a_cache() -> None:
     recipe = ("method.stepwise_weight=0", "num_prompts=1", "num_generations=2")
+    # The two completions share their first step, which each would run alone.
     tokens = [
-        work_of(load_recipe("egspo-sa-llada-sudoku", [*recipe, *cache]), 200).passes[0].tokens / 2
+        (work_of(load_recipe("egspo-sa-llada-sudoku", [*recipe, *cache]), 200).passes[0].tokens + 456) / 2
         for cache in ((), ("sampler.cache=dual",))
     ]
     assert tokens == [128 * 456, 8 * (456 + 15 * 32)] == [58_368, 7_488]
@@ -251,7 +258,8 @@ def test_the_published_setting_has_llada_s_numbers() -> None:
     assert by_name["optimizer"] == 2 * 4 * lora / 8
     assert by_name["reference"] == 0
     rollout = found.work.passes[0]
-    assert (rollout.tokens, found.work.completions) == (8 * 128 * (200 + 256), 8)
+    # All completions of a rank are of one prompt, so the first step runs one row.
+    assert (rollout.tokens, found.work.completions) == ((8 * 127 + 1) * (200 + 256), 8)
     assert found.durations is not None
     # Adapters beside the weights add the time of the numbers that they move, two bytes each: of
     # every matrix the inputs once and the outputs six times. Queries, keys and values run in all

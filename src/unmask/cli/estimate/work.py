@@ -295,7 +295,7 @@ def _per_completion(forwards: list[Forward], num: int, sampler: SamplerConfig) -
     guided = " x 2 (guidance)" if sampler.guidance else ""
     sequences = num * sampler.steps * (2 if sampler.guidance else 1)
     tokens = sum(f.rows * f.length for f in forwards) / sequences
-    on_average = "" if len({f.length for f in forwards}) == 1 else " on average"
+    on_average = "" if tokens == forwards[0].length else " on average"
     return f"{sampler.steps} steps x {tokens:.4g} tokens{on_average}{guided}"
 
 
