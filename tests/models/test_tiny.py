@@ -67,6 +67,7 @@ def test_the_shape_is_as_configured_bidirectional_untied_and_without_dropout(tok
     config = denoiser.backbone.config
     assert (config.n_layer, config.n_embd, config.n_head, config.n_positions) == (3, 24, 2, 40)
     assert config.is_causal is False
+    assert config.activation_function == "gelu"  # the exact one, which is the fastest on a CPU
     assert denoiser.vocab_size == len(tokenizer)
     embedding, head = denoiser.backbone.get_input_embeddings(), denoiser.backbone.get_output_embeddings()
     assert embedding.weight.data_ptr() != head.weight.data_ptr()

@@ -191,6 +191,15 @@ def test_a_loaded_recipe_can_be_loaded_again_with_changes_but_not_written_to() -
             setattr(section, name, 3)
 
 
+def test_evaluations_take_the_steps_of_rollouts_or_their_own() -> None:
+    own = load_recipe("sudoku-tiny", {"evaluation.num_steps": 16})
+    assert (own.sampler.steps, own.evaluation_sampler(0.0).steps) == (8, 16)
+    same = load_recipe("sudoku-tiny", {"sampler.num_steps": 2})
+    assert (same.evaluation_sampler(0.9).steps, same.evaluation_sampler(0.9).temperature) == (2, 0.9)
+    with raises(ConfigError, "evaluation.num_steps", "17", "max_completion_length = 16"):
+        load_recipe("sudoku-tiny", {"evaluation.num_steps": 17})
+
+
 def test_what_is_not_a_recipe_is_named() -> None:
     with raises(ConfigError, "int", "YAML"):
         load_recipe(3)  # type: ignore[arg-type]

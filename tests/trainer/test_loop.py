@@ -113,6 +113,23 @@ def test_an_evaluation_uses_the_current_model_and_examples_that_training_never_s
     assert [last[f"eval/test@0.9/{name}"] for name in names] == [getattr(result, name) for name in names]
 
 
+def test_an_evaluation_may_take_more_steps_than_rollouts(tiny_model: Path, tmp_path: Path) -> None:
+    from unmask.evaluation.evaluate import evaluate
+    from unmask.rewards.scorer import Scorer
+
+    settings = ("evaluation.num_steps=16", "evaluation.num_rows=20", "evaluation.eval_steps=0", "max_steps=1")
+    recipe = train_recipe(tiny_model, tmp_path / "run", *settings)
+    folder = train(recipe)
+    engine, scorer = LocalEngine(load_model(folder / "final")), Scorer({"r": Reward()})
+    found = metrics(folder)[-1]["eval/test@0.9/reward"]
+    expected, other = (
+        evaluate(engine, Sudoku(), scorer, Sudoku().rows("test", 20), sampler).reward
+        for sampler in (recipe.evaluation_sampler(0.9), recipe.sampler)
+    )
+    assert recipe.evaluation_sampler(0.9).steps == 16
+    assert found == expected != other
+
+
 def test_a_run_without_evaluations_in_between_evaluates_the_end(tiny_model: Path, tmp_path: Path) -> None:
     folder = train(train_recipe(tiny_model, tmp_path / "run", "evaluation.eval_steps=0", "max_steps=2"))
     assert [line["step"] for line in metrics(folder) if "eval/test@0/accuracy" in line] == [2]

@@ -16,6 +16,10 @@ from unmask.runs.metrics import evaluations, read_metrics
 from unmask.trainer.distributed.stopping import RunStoppedError
 from unmask.trainer.pretrain import pretrain
 
+FEWER_STEPS = ("sampler.num_steps=4", "evaluation.num_steps=8")
+"""Overrides of the recipe: rollouts in half its denoising steps train as well, and evaluations keep
+its number."""
+
 
 def run(output_dir: Path, seed: int) -> None:
     """Pretrain, train, evaluate and print the results. An interrupted demo continues where it
@@ -34,7 +38,12 @@ def _run(output_dir: Path, seed: int) -> None:
         pretrain(base, resume=True, observe=view)
     recipe = load_recipe(
         "sudoku-tiny",
-        [f"model={output_dir / 'base' / 'final'}", f"output_dir={output_dir / 'egspo_sa'}", f"seed={seed}"],
+        [
+            f"model={output_dir / 'base' / 'final'}",
+            f"output_dir={output_dir / 'egspo_sa'}",
+            f"seed={seed}",
+            *FEWER_STEPS,
+        ],
     )
     trainer = Trainer(recipe, resume=True)
     folder = trainer.train()

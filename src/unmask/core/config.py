@@ -322,6 +322,8 @@ class EvalConfig(Config):
     """Number of examples."""
     eval_steps: int = Field(50, ge=0)
     """Number of training steps between evaluations; 0 evaluates only at the end."""
+    num_steps: int | None = Field(None, ge=1)
+    """Number of denoising steps of a completion in an evaluation; by default that of the rollouts."""
     temperatures: tuple[Annotated[float, Field(ge=0)], ...] = (0.0,)
     """Sampling temperatures at which the model is evaluated; 0 means greedy decoding."""
     batch_size: int | None = Field(None, ge=1)

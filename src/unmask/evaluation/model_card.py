@@ -224,7 +224,7 @@ def _arguments(recipe: RunRecipe) -> str:
     changed = recipe.task.model_dump(mode="json", exclude_defaults=True, exclude={"type"})
     options = [f"--option {key}={value}" for key, value in changed.items() if isinstance(value, str | int | float)]
     if isinstance(recipe, TrainRecipe):
-        sampler = recipe.sampler
+        sampler = recipe.evaluation_sampler(0.0)
         options += [f"--length {sampler.max_completion_length}", f"--steps {sampler.steps}"]
         options += [f"--block-length {sampler.block_length}"] if sampler.block_length else []
         options += [f"--order {sampler.order}"] if sampler.order != "low_confidence" else []

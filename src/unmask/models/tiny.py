@@ -75,9 +75,9 @@ def tiny_denoiser(shape: TinyConfig, tokenizer: PreTrainedTokenizerBase, seed: i
         n_embd=shape.width,
         n_layer=shape.num_layers,
         n_head=shape.num_heads,
-        # GPT-2's own "gelu_new" computes the same function in eight passes over memory, which
-        # triples the time at this size.
-        activation_function="gelu_pytorch_tanh",
+        # The exact function takes a fifth of the time of its tanh approximation on a CPU, and GPT-2's
+        # own "gelu_new" computes the approximation in eight passes over memory.
+        activation_function="gelu",
         resid_pdrop=0.0,
         embd_pdrop=0.0,
         attn_pdrop=0.0,

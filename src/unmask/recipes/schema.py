@@ -9,7 +9,7 @@ from functools import reduce
 from operator import or_
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
-from pydantic import Field, SerializeAsAny, WrapValidator, field_validator, model_validator
+from pydantic import Field, SerializeAsAny, ValidationError, WrapValidator, field_validator, model_validator
 
 from unmask.core.by_path import is_path, load_callable
 from unmask.core.config import Config, EvalConfig, LoraConfig, Named, OptimConfig, SamplerConfig
@@ -195,9 +195,21 @@ class TrainRecipe(RunRecipe):
             return value
         raise ValueError(f"{value!r} is not a valid limit. Set a number of tokens above 0, auto or null.")
 
+    def evaluation_sampler(self, temperature: float) -> SamplerConfig:
+        """Return the sampler of the evaluations at a temperature."""
+        steps = self.evaluation.num_steps or self.sampler.num_steps
+        return SamplerConfig(**self.sampler.model_dump() | {"num_steps": steps, "temperature": temperature})
+
     @model_validator(mode="after")
     def _check_together(self) -> TrainRecipe:
         check_order(self.sampler)
+        try:
+            self.evaluation_sampler(0.0)
+        except ValidationError as error:
+            raise ValueError(
+                f"evaluation.num_steps does not fit the sampler: {error.errors()[0]['msg'].removeprefix('Value error, ')} Or "
+                "leave it out; evaluations then take as many steps as rollouts."
+            ) from None
         self.method.check(self.sampler, self.num_generations)
         self.behaviour.measured(self.method, self.sampler)
         if not self.sampler.temperature:

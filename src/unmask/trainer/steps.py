@@ -153,7 +153,7 @@ class TrainingSteps:
             logger.warning(_NO_SIGNAL)
 
     def _evaluation(self, step: int) -> dict[str, Any]:
-        setting, sampler = self.recipe.evaluation, self.recipe.sampler
+        setting = self.recipe.evaluation
         started = time.perf_counter()
         metrics: dict[str, Any] = {}
         self.evaluation_engine.update_weights(self.denoiser, step)
@@ -163,7 +163,7 @@ class TrainingSteps:
                 self.recipe.task,
                 self.scorer,
                 self.eval_rows,
-                sampler.model_copy(update={"temperature": temperature}),
+                self.recipe.evaluation_sampler(temperature),
                 seed=self.recipe.seed,
                 processes=self.ranks,
             )

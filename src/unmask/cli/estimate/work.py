@@ -301,7 +301,8 @@ def _per_completion(forwards: list[Forward], num: int, sampler: SamplerConfig) -
 
 def _evaluation(recipe: TrainRecipe, prompt: int, processes: int, setup: Setup) -> Pass:
     """Count the forward passes of one rank in an evaluation at all temperatures."""
-    setting, sampler, max_tokens = recipe.evaluation, recipe.sampler, recipe.max_tokens_per_forward
+    setting, max_tokens = recipe.evaluation, recipe.max_tokens_per_forward
+    sampler = recipe.evaluation_sampler(0.0)
     num_rows, width = -(-setting.num_rows // processes), prompt + sampler.max_completion_length
     batch = setting.batch_size or default_batch_size(width, sampler.block, setup.vocab_size, setup.device)
     if isinstance(max_tokens, int):
