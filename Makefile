@@ -43,7 +43,7 @@ lint: $(INSTALLED_DEV) ## format, lint and types only
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
 
-bench: $(INSTALLED_DEV) ## speed of each phase as a ratio to its floor
+bench: $(INSTALLED_DEV) ## speed of each phase as a ratio to its baseline
 	$(BIN)/python -m benchmark.speed
 
 docs: $(INSTALLED_DEV) ## the documentation site, built strictly into build/site; open build/site/index.html

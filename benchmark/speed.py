@@ -1,12 +1,15 @@
-"""Time of the parts of an RL step, relative to the bare passes that they need.
+"""Time of the parts of an RL step, relative to the bare passes that they need (the baselines), and
+the time of their floating-point operations alone (the FLOP floor).
 
     make bench                                   # a tiny model; or: python -m benchmark.speed [--width 256 --vocab 1024 ...]
     OMP_NUM_THREADS=1 python -m benchmark.speed --size 20m --clock cpu
 
 Every ratio compares alternating runs in one process, so that a noisy machine slows both sides
-equally. It compares their medians, or with `--clock cpu` the minimum CPU time of each, which on one
-thread excludes the time of other processes. `benchmark.peers` compares with the releases of other
-groups.
+equally, and is given as the median over the pairs, with the least and the largest. With `--clock
+cpu` it compares CPU time, which on one thread excludes the time of other processes. A baseline is
+what the bare forward and backward passes take, so it can be beaten. The FLOP floor divides the
+operations of the matrix products of a baseline, as torch counts them, by the rate of a large matrix
+product on the same machine. `benchmark.peers` compares with the releases of other groups.
 """
 
 from __future__ import annotations
@@ -16,10 +19,12 @@ import statistics
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
 
 from unmask.core.config import SamplerConfig
 from unmask.core.records import LossInputs, Rollout
@@ -44,25 +49,60 @@ SIZES = {
 """Settings by name: differences from the defaults."""
 
 
-def alternate(
-    first: Callable[[], Any], second: Callable[[], Any], repeats: int, clock: str = "wall"
-) -> tuple[float, float]:
-    """Return the seconds of two functions run in turn: medians of wall time, or least CPU time."""
+@dataclass(frozen=True, slots=True)
+class Pairs:
+    """Seconds of two functions that ran in turn."""
+
+    first: list[float]
+    second: list[float]
+
+    @property
+    def ratio(self) -> str:
+        """First divided by second: median over the pairs, least and largest."""
+        ratios = [one / other for one, other in zip(self.first, self.second, strict=True)]
+        return f"{statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})"
+
+
+def alternate(first: Callable[[], Any], second: Callable[[], Any], repeats: int, clock: str = "wall") -> Pairs:
+    """Run two functions in turn and return their seconds, without a first run of each that warms
+    up."""
     now = time.process_time if clock == "cpu" else time.perf_counter
-    if clock == "wall":
-        first(), second()
-    times: tuple[list[float], list[float]] = ([], [])
+    first(), second()
+    times = Pairs([], [])
     for _ in range(repeats):
-        for function, spent in zip((first, second), times, strict=True):
+        for function, spent in ((first, times.first), (second, times.second)):
             started = now()
             function()
             spent.append(now() - started)
-    chosen = min if clock == "cpu" else statistics.median
-    return chosen(times[0]), chosen(times[1])
+    return times
+
+
+def rate(clock: str, size: int = 768, repeats: int = 20) -> float:
+    """Return the floating-point operations a second of a product of two square matrices."""
+    now = time.process_time if clock == "cpu" else time.perf_counter
+    matrix = torch.rand(size, size)
+    seconds = []
+    for _ in range(repeats):
+        started = now()
+        matrix @ matrix
+        seconds.append(now() - started)
+    return 2 * size**3 / min(seconds)
+
+
+def operations(work: Callable[[], Any], denoiser: Denoiser) -> int:
+    """Return the floating-point operations of the matrix products of `work`."""
+    implementation = denoiser.backbone.config._attn_implementation
+    # The counter knows the products of this implementation on every device.
+    denoiser.backbone.set_attn_implementation("eager")
+    with FlopCounterMode(display=False) as counter:
+        work()
+    denoiser.backbone.set_attn_implementation(implementation)
+    return int(counter.get_total_flops())
 
 
 class Setting:
-    """A model, a batch, and the phases of an EGSPO-SA step on it, each with its lower bound."""
+    """A model, a batch, and the phases of an EGSPO-SA step on it, each with its
+    baseline."""
 
     def __init__(self, options: argparse.Namespace) -> None:
         self.options = options
@@ -75,6 +115,8 @@ class Setting:
         # A private plane of Unicode has enough characters for any vocabulary size.
         tokenizer = char_tokenizer("".join(chr(0xE000 + i) for i in range(options.vocab - 3)))
         self.denoiser: Denoiser = tiny_denoiser(shape, tokenizer, seed=0).eval()
+        # No completion ends early: the baselines run every row at every step.
+        self.denoiser.eos_id = -1
         self.method = EGSPOSA(num_selected=options.selected, beta=0.04)
         self.sampler = SamplerConfig(max_completion_length=options.length, num_steps=options.steps, temperature=0.9)
         generator = named_generator(0, "speed")
@@ -97,7 +139,7 @@ class Setting:
         return denoise(self.denoiser, self.prompts, self.mask, self.sampler, self.seed, needs=self.method.needs())
 
     @torch.no_grad()
-    def rollout_floor(self) -> None:
+    def rollout_baseline(self) -> None:
         """Run T bare forward passes, with the head at the positions that are still masked."""
         for step in range(self.sampler.steps):
             left = self.options.length - step * self.options.length // self.sampler.steps
@@ -117,7 +159,7 @@ class Setting:
         return (torch.arange(count) + self.options.prompt).expand(rows, -1)
 
     @torch.no_grad()
-    def scores_floor(self) -> None:
+    def scores_baseline(self) -> None:
         """Run one bare forward pass of the same rows, with the head at as many positions."""
         self.denoiser(self.view_ids(), None, self.positions(len(self.views), self.per_step))
 
@@ -146,7 +188,7 @@ class Setting:
         torch.nn.utils.clip_grad_norm_(self.denoiser.parameters(), 1.0)
         self.optimizer.step()
 
-    def update_floor(self) -> None:
+    def update_baseline(self) -> None:
         """Run one bare forward and backward pass of the same rows, and an optimizer step."""
         self.optimizer.zero_grad()
         self.denoiser(self.view_ids(), None, self.positions(len(self.views), self.per_step)).mean().backward()
@@ -159,11 +201,11 @@ class Setting:
         self.scores(), self.scores()
         self.update()
 
-    def step_floor(self) -> None:
-        """Run the lower bounds of all parts."""
-        self.rollout_floor()
-        self.scores_floor(), self.scores_floor()
-        self.update_floor()
+    def step_baseline(self) -> None:
+        """Run the baselines of all parts."""
+        self.rollout_baseline()
+        self.scores_baseline(), self.scores_baseline()
+        self.update_baseline()
 
 
 def record_bytes(setting: Setting) -> tuple[float, float]:
@@ -200,24 +242,32 @@ def update_peak(setting: Setting, chunk: int, views: int) -> float:
     return max(saved_bytes(lambda start=start: one(start)) for start in range(0, views, chunk))  # type: ignore[misc]
 
 
-def floor_table(setting: Setting) -> None:
-    """Print the time of each phase relative to its lower bound."""
+def baseline_table(setting: Setting) -> None:
+    """Print the time of each phase relative to its baseline, and its FLOP floor."""
     options = setting.options
-    print("| quantity | ratio to its floor | target | ms | floor, ms |\n|---|---|---|---|---|")
-    for name, ours, floor, target in (
-        ("rollout", setting.rollout, setting.rollout_floor, 1.15),
-        ("old or reference pass", setting.scores, setting.scores_floor, 1.10),
-        ("update", setting.update, setting.update_floor, 1.15),
-        ("whole RL step", setting.step, setting.step_floor, 1.20),
+    flops = rate(options.clock)
+    print(f"FLOP floors at {flops / 1e9:.0f} GFLOP/s\n")
+    print(
+        "| quantity | ratio to its baseline | target | ms | baseline, ms | FLOP floor, ms |\n|---|---|---|---|---|---|"
+    )
+    for name, ours, baseline, target in (
+        ("rollout", setting.rollout, setting.rollout_baseline, 1.15),
+        ("old or reference pass", setting.scores, setting.scores_baseline, 1.10),
+        ("update", setting.update, setting.update_baseline, 1.15),
+        ("whole RL step", setting.step, setting.step_baseline, 1.20),
     ):
-        spent, least = alternate(ours, floor, options.repeats, options.clock)
-        print(f"| {name} | {spent / least:.2f} | {target:.2f} | {spent * 1e3:.1f} | {least * 1e3:.1f} |", flush=True)
+        times = alternate(ours, baseline, options.repeats, options.clock)
+        spent, least = (statistics.median(t) * 1e3 for t in (times.first, times.second))
+        floor = operations(baseline, setting.denoiser) / flops * 1e3
+        print(f"| {name} | {times.ratio} | {target:.2f} | {spent:.1f} | {least:.1f} | {floor:.1f} |", flush=True)
     own, greedy = record_bytes(setting)
-    print(f"| record, bytes a completion token | {own / 16:.2f} | 2.00 | {own:.0f} | 16 |")
-    print(f"| greedy completions, bytes a token | {greedy / (4 * options.selected):.2f} | 1.00 | {greedy:.0f} | 4 K |")
+    print(f"| record, bytes a completion token | {own / 16:.2f} | 2.00 | {own:.0f} | 16 | |")
+    print(
+        f"| greedy completions, bytes a token | {greedy / (4 * options.selected):.2f} | 1.00 | {greedy:.0f} | 4 K | |"
+    )
     chunk = len(setting.views) // 2
     few, many = update_peak(setting, chunk, chunk), update_peak(setting, chunk, 8 * chunk)
-    print(f"| peak memory of the update, 8 chunks against 1 | {many / few:.2f} | 1.00 | | |", flush=True)
+    print(f"| peak memory of the update, 8 chunks against 1 | {many / few:.2f} | 1.00 | | | |", flush=True)
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -249,7 +299,7 @@ def main(arguments: list[str] | None = None) -> None:
         f"{options.batch} completions, K = {options.selected}; torch {torch.__version__}, {torch.get_num_threads()} threads, "
         f"Python {sys.version.split()[0]}, {options.clock} time\n"
     )
-    floor_table(setting)
+    baseline_table(setting)
 
 
 if __name__ == "__main__":
