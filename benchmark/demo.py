@@ -1,11 +1,12 @@
-"""The demo on several seeds, with pretraining reseeded too: its accuracy, CPU time and memory.
+"""The demo on several seeds, with pretraining reseeded too: its accuracy and CPU time.
 
     python -m benchmark.demo --seeds 5            # about half a minute each on two idle cores
     python -m benchmark.demo --table
     python -m benchmark.demo --against CHECKOUT   # the CPU time of its RL, alternating with another version's
 
-Results go to benchmark/results/demo.jsonl, one line for each seed. CPU time is that of all threads;
-on a machine that other work shares it is steadier than wall time, and larger than on an idle one.
+Results go to benchmark/results/demo.jsonl, one line for each seed. CPU time is that of all threads.
+On a machine that other work shares it is steadier than wall time, but larger than on an idle one,
+up to twice as large; the load of each core is recorded with it.
 """
 
 from __future__ import annotations
@@ -17,7 +18,6 @@ import shutil
 import statistics
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -27,9 +27,8 @@ RESULTS = Path(__file__).parent / "results" / "demo.jsonl"
 WORK = Path("runs/benchmark/demo")
 
 
-def run(command: list[str], source: Path | None = None) -> tuple[float, float]:
-    """Run a command of unmask in a separate process, and return its CPU seconds and its peak memory
-    in GiB.
+def run(command: list[str], source: Path | None = None) -> float:
+    """Run a command of unmask in a separate process, and return its CPU seconds.
 
     Args:
         command: arguments after `unmask`.
@@ -41,7 +40,7 @@ def run(command: list[str], source: Path | None = None) -> tuple[float, float]:
     process.returncode = os.waitstatus_to_exitcode(status)
     if process.returncode:
         raise subprocess.CalledProcessError(process.returncode, command)
-    return usage.ru_utime + usage.ru_stime, usage.ru_maxrss / 2**20
+    return usage.ru_utime + usage.ru_stime
 
 
 def accuracies(folder: Path) -> dict[str, float]:
@@ -57,10 +56,9 @@ def accuracies(folder: Path) -> dict[str, float]:
 def run_seed(seed: int) -> dict[str, Any]:
     """Run one demo from the start in a separate process."""
     folder = WORK / f"seed-{seed}"
-    started = time.perf_counter()
-    spent, peak = run(["demo", "--seed", str(seed), "--output-dir", str(folder)])
-    seconds = {"seconds": round(time.perf_counter() - started, 1), "cpu_seconds": round(spent, 1)}
-    return {"seed": seed, **accuracies(folder / "egspo_sa"), **seconds, "peak_gib": round(peak, 2)}
+    spent = run(["demo", "--seed", str(seed), "--output-dir", str(folder)])
+    load = os.getloadavg()[1] / (os.cpu_count() or 1)
+    return {"seed": seed, **accuracies(folder / "egspo_sa"), "cpu_seconds": round(spent, 1), "load": round(load, 1)}
 
 
 def against(other: Path, repeats: int) -> str:
@@ -79,7 +77,7 @@ def against(other: Path, repeats: int) -> str:
             folder = WORK / "against" / f"{name}-{pair}"
             shutil.copytree(WORK / "against" / name / "base", folder / "base")
             # A demo whose base is finished continues with reinforcement learning.
-            spent[name] = run(["demo", "--output-dir", str(folder)], source)[0]
+            spent[name] = run(["demo", "--output-dir", str(folder)], source)
         ratios.append(spent["other"] / spent["this"])
         lines.append(f"| {pair} | {spent['this']:.1f} | {spent['other']:.1f} | {ratios[-1]:.2f} |")
     lines.append(f"| median | | | {statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f}) |")
@@ -95,13 +93,12 @@ def table() -> str:
     """Return a Markdown table with a line for each seed, and the means."""
     results = sorted(read(), key=lambda r: r["seed"])
     columns = ["greedy base", "greedy trained", "sampled base", "sampled trained"]
-    lines = [f"| seed | {' | '.join(columns)} | seconds | CPU seconds | peak memory, GiB |", "|---" * 8 + "|"]
+    lines = [f"| seed | {' | '.join(columns)} | CPU seconds | load of a core |", "|---" * 7 + "|"]
     for r in results:
         cells = " | ".join(f"{r[c]:.3f}" for c in columns)
-        lines.append(f"| {r['seed']} | {cells} | {r['seconds']:.0f} | {r['cpu_seconds']:.0f} | {r['peak_gib']:.2f} |")
+        lines.append(f"| {r['seed']} | {cells} | {r['cpu_seconds']:.0f} | {r['load']:.1f} |")
     means = " | ".join(f"{statistics.fmean(r[c] for r in results):.3f}" for c in columns)
-    seconds, spent = (statistics.fmean(r[key] for r in results) for key in ("seconds", "cpu_seconds"))
-    lines.append(f"| mean | {means} | {seconds:.0f} | {spent:.0f} | |")
+    lines.append(f"| mean | {means} | {statistics.fmean(r['cpu_seconds'] for r in results):.0f} | |")
     return "\n".join(lines)
 
 
