@@ -205,6 +205,26 @@ def test_the_comparison_that_once_stopped_block_causal_rollouts_is_found(monkeyp
         rollout(block_causal_denoiser(), DEVICE, block_length=4)
 
 
+def waits_of_a_step(needs: Needs | None) -> float:
+    """Return how often the host waits in a denoising step, without transformers' own checks."""
+    denoiser = build("LlamaForCausalLM").to(DEVICE)
+    ids, seed = torch.full((3, 6), 5).to(DEVICE), torch.arange(3).to(DEVICE)
+    mask = torch.ones_like(ids, dtype=torch.bool)
+    sampler = SamplerConfig(max_completion_length=8, num_steps=8, block_length=4)
+    with counted_waits() as waits:
+        path = denoise(denoiser, ids, mask, sampler, seed, needs=needs)
+    assert (path.unmask_step == 7).any(), "no batch ends early"
+    return waits.total() / 8
+
+
+def test_the_host_waits_a_few_times_in_a_step() -> None:
+    # Which rows run, how many positions they read, and which tokens are committed; and once whether a prompt is
+    # padded, and which prompts are equal.
+    assert waits_of_a_step(None) <= 3.3
+    # How many positions of later blocks they read; and at the end which steps are stored.
+    assert waits_of_a_step(NEEDS["one-step"]) <= 4
+
+
 # Training.
 
 SETTINGS = (

@@ -38,6 +38,7 @@ ORDER = (
     rollouts.step_against_bare_forward,
     rollouts.cached_rollouts,
     rollouts.adapters,
+    rollouts.merged_rollouts,
     memory.update_memory,
     rollouts.compilation,
     runs.qlora,

@@ -15,6 +15,8 @@ from unmask.core.config import SamplerConfig
 from unmask.core.records import Needs, Trajectory
 from unmask.methods.views import step_views
 from unmask.models import Denoiser
+from unmask.models.adapters import remove_layers
+from unmask.models.shell import filled, without_weights
 from unmask.sampling import LogprobSettings, denoise, view_logprobs
 
 NEEDS = Needs(greedy=True, selection=("entropy_topk", 8))
@@ -169,6 +171,38 @@ def adapters(bench: Bench) -> Outcome:
         "update with adapters / forward and backward without": with_update / bare_update,
     }
     return Outcome(with_update / bare_update <= 1.3 if bench.is_gpu else None, facts)
+
+
+@check(50)
+def merged_rollouts(bench: Bench) -> Outcome:
+    """Rollouts on merged weights: the cost of a step, of the merge, and the ratios of the policy
+    with separate adapters to what merged weights sampled. The policy's own weights stay."""
+    rows = bench.scale.rows[len(bench.scale.rows) // 2]
+    denoiser, separate = bench.adapted
+    with torch.no_grad():
+        for name, weight in separate.parameters():
+            if ".lora_B." in name:
+                weight.normal_(0, 0.01)
+    with separate.off():
+        plain = step(bench, denoiser, rows)
+    before = [weight.detach().clone() for weight in list(denoiser.parameters())[:20]]
+    own = {n.removeprefix("backbone."): p for n, p in denoiser.named_parameters(remove_duplicate=False)}
+    shell = without_weights(denoiser)
+    remove_layers(shell)
+
+    def merged() -> dict[str, Tensor]:
+        tensors = separate.merging(own, torch.Tensor.detach, at_random=True)
+        return {f"backbone.{name}": tensor for name, tensor in tensors} | dict(denoiser.named_buffers())
+
+    seconds = timed(merged, 1)
+    with filled(shell, merged()) as whole:
+        of_merged = step(bench, whole, rows)
+        path = rollout(bench, whole, bench.scale.rows[0], bench.one_step_a_block())
+    ratios = _behaviour(denoiser, path)
+    stays = all(map(torch.equal, before, list(denoiser.parameters())[:20]))
+    is_cheap = of_merged <= 1.05 * plain or not bench.is_gpu
+    facts = {"step, merged / without adapters": of_merged / plain, "s, merge": seconds, "weights stay": stays, **ratios}
+    return Outcome(is_cheap and stays and abs(ratios["ratio, mean"] - 1) < 0.2, facts)
 
 
 @check(75)

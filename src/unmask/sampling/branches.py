@@ -7,6 +7,8 @@ of K steps instead of T.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 
@@ -93,8 +95,9 @@ class OneStepBuffer:
         rows, length = shape
         self.rule = rule
         self.capacity = num_selected if rule in PRIORITY_RULES else num_steps
-        self._best = _Buffer(rows, self.capacity, (num_completions, length), device)
-        self._waiting = _Buffer(rows, self.capacity if rule in PRIORITY_RULES else 0, (num_completions, length), device)
+        self._best = _Buffer.empty(rows, self.capacity, (num_completions, length), device)
+        num_waiting = self.capacity if rule in PRIORITY_RULES else 0
+        self._waiting = _Buffer.empty(rows, num_waiting, (num_completions, length), device)
 
     def push(self, rows: Tensor, step: int, entropy: Tensor, noise: Tensor, branches: Tensor, only_eos: Tensor) -> None:
         """Offer the completions of one step.
@@ -110,20 +113,18 @@ class OneStepBuffer:
         if self.rule not in PRIORITY_RULES:
             self._best.step[rows, step], self._best.branches[rows, step] = step, branches.int()
             return
-        offered = _Buffer(len(rows), 1, (branches.shape[1], branches.shape[2]), branches.device)
-        offered.priority[:, 0] = step_priority(self.rule, entropy, step, noise)
-        offered.step[:, 0] = step
-        offered.branches[:, 0] = branches.int()
-        for chosen, target in ((only_eos, self._waiting), (~only_eos, self._best)):
-            if not chosen.any():
-                continue
-            index = rows[chosen]
-            # Oldest first: the stable sort then leaves ties to the earlier step.
-            sources = [target.take(index), offered.take(chosen)]
-            if target is self._best:
-                sources.insert(1, self._waiting.take(index))
-                self._waiting.clear(index)
-            target.put(index, _Buffer.top(sources, self.capacity))
+        offered = _Buffer(
+            step_priority(self.rule, entropy, step, noise).double().unsqueeze(1),
+            torch.full((len(rows), 1), step, device=rows.device),
+            branches.int().unsqueeze(1),
+        )
+        # Both cases are computed for every row, because a GPU would have to wait for a choice of
+        # rows. Oldest first: the stable sort then leaves ties to the earlier step.
+        best, waiting = self._best.take(rows), self._waiting.take(rows)
+        better = _Buffer.top([best, waiting, offered], self.capacity)
+        longer = _Buffer.top([waiting, offered], self.capacity)
+        self._best.put(rows, _Buffer.where(only_eos, best, better))
+        self._waiting.put(rows, _Buffer.where(only_eos, longer, longer.emptied()))
 
     def finish(self, steps: Tensor) -> Tensor:
         """Return the completions of the selected steps, [B, K, 1 + M, L] int32.
@@ -137,8 +138,8 @@ class OneStepBuffer:
         if self.rule in PRIORITY_RULES:
             # A row that never committed anything but EOS has only waiting steps, and all of them
             # are candidates.
-            empty = (self._best.step < 0).all(-1)
-            self._best.put(empty, self._waiting.take(empty))
+            is_empty = (self._best.step < 0).all(-1)
+            self._best = _Buffer.where(is_empty, self._waiting, self._best)
         match = steps.unsqueeze(-1) == self._best.step.unsqueeze(1)
         if not (match.any(-1) | (steps < 0)).all():
             raise ValueError("a selected step has no one-step completion: keep and select with the same rule and K")
@@ -146,6 +147,7 @@ class OneStepBuffer:
         return self._best.branches[row, match.int().argmax(-1)].masked_fill(steps[..., None, None] < 0, 0)
 
 
+@dataclass(slots=True)
 class _Buffer:
     """Up to C steps of each row, in order of decreasing priority.
 
@@ -153,30 +155,41 @@ class _Buffer:
     is [B, C, 1 + M, L] int32.
     """
 
-    def __init__(self, rows: int, capacity: int, shape: tuple[int, int], device: torch.device) -> None:
-        self.priority = torch.full((rows, capacity), -torch.inf, dtype=torch.float64, device=device)
-        self.step = torch.full((rows, capacity), -1, dtype=torch.int64, device=device)
-        self.branches = torch.zeros((rows, capacity, *shape), dtype=torch.int32, device=device)
+    priority: Tensor
+    step: Tensor
+    branches: Tensor
+
+    @classmethod
+    def empty(cls, rows: int, capacity: int, shape: tuple[int, int], device: torch.device) -> _Buffer:
+        return cls(
+            torch.full((rows, capacity), -torch.inf, dtype=torch.float64, device=device),
+            torch.full((rows, capacity), -1, dtype=torch.int64, device=device),
+            torch.zeros((rows, capacity, *shape), dtype=torch.int32, device=device),
+        )
+
+    def emptied(self) -> _Buffer:
+        return _Buffer(torch.full_like(self.priority, -torch.inf), torch.full_like(self.step, -1), self.branches)
 
     def take(self, index: Tensor) -> _Buffer:
-        part = object.__new__(_Buffer)
-        part.priority, part.step, part.branches = self.priority[index], self.step[index], self.branches[index]
-        return part
+        return _Buffer(self.priority[index], self.step[index], self.branches[index])
 
     def put(self, index: Tensor, part: _Buffer) -> None:
         self.priority[index], self.step[index], self.branches[index] = part.priority, part.step, part.branches
 
-    def clear(self, index: Tensor) -> None:
-        self.priority[index], self.step[index] = -torch.inf, -1
+    @staticmethod
+    def where(is_first: Tensor, first: _Buffer, second: _Buffer) -> _Buffer:
+        by_step = is_first.unsqueeze(-1)
+        return _Buffer(
+            torch.where(by_step, first.priority, second.priority),
+            torch.where(by_step, first.step, second.step),
+            torch.where(by_step[..., None, None], first.branches, second.branches),
+        )
 
     @staticmethod
     def top(parts: list[_Buffer], capacity: int) -> _Buffer:
-        joined = object.__new__(_Buffer)
-        joined.priority = torch.cat([p.priority for p in parts], dim=1)
-        joined.step = torch.cat([p.step for p in parts], dim=1)
+        priority = torch.cat([p.priority for p in parts], dim=1)
+        order = priority.sort(dim=1, descending=True, stable=True).indices[:, :capacity]
         branches = torch.cat([p.branches for p in parts], dim=1)
-        order = joined.priority.sort(dim=1, descending=True, stable=True).indices[:, :capacity]
-        joined.priority = joined.priority.gather(1, order)
-        joined.step = joined.step.gather(1, order)
-        joined.branches = branches[torch.arange(len(order), device=order.device).unsqueeze(-1), order]
-        return joined
+        row = torch.arange(len(order), device=order.device).unsqueeze(-1)
+        step = torch.cat([p.step for p in parts], dim=1)
+        return _Buffer(priority.gather(1, order), step.gather(1, order), branches[row, order])

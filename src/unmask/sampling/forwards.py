@@ -44,6 +44,8 @@ class Forwards:
     def __init__(self, denoiser: DenoiserLike, prompt_ids: Tensor, prompt_mask: Tensor, sampler: SamplerConfig) -> None:
         self.denoiser, self.sampler = denoiser, sampler
         self.prompt_ids, self.prompt_mask = prompt_ids, prompt_mask
+        # Read before the loop, in which a GPU would have to wait for it at each step.
+        self._is_padded = not bool(prompt_mask.all())
         self.block_length: int | None = getattr(denoiser, "block_length", None)
         if self.block_length is not None:
             check_blocks(self.block_length, sampler)
@@ -156,7 +158,7 @@ class Forwards:
         return predict(
             self.denoiser,
             self.prompt_ids[rows],
-            self.prompt_mask[rows],
+            self.prompt_mask[rows] if self._is_padded else None,
             tokens,
             positions,
             self.denoiser.mask_id,

@@ -15,7 +15,7 @@ from unmask.core.records import DenoiserLike, KeyValueCache, Readout
 def predict(
     denoiser: DenoiserLike,
     prompt_ids: Tensor,
-    prompt_mask: Tensor,
+    prompt_mask: Tensor | None,
     completion: Tensor,
     positions: Tensor,
     mask_id: int,
@@ -35,7 +35,7 @@ def predict(
     Args:
         denoiser: any `DenoiserLike`; may be wrapped for training.
         prompt_ids: [B, P] int64 prompt tokens, padded on the left.
-        prompt_mask: [B, P] bool, False at padding.
+        prompt_mask: [B, P] bool, False at padding; None if there is no padding.
         completion: [B, L] int64 tokens, MASK at masked positions.
         positions: [B, n] int64 positions in 0..L-1.
         mask_id: token id of MASK.
@@ -91,15 +91,14 @@ def predict_in_chunks(
 
 
 def _model_input(
-    prompt_ids: Tensor, prompt_mask: Tensor, completion: Tensor, positions: Tensor
+    prompt_ids: Tensor, prompt_mask: Tensor | None, completion: Tensor, positions: Tensor
 ) -> tuple[Tensor, Tensor | None, Tensor]:
     """Return token ids, attention mask (None if there is no padding) and positions of prompt and
     completion together."""
     ids = torch.cat([prompt_ids, completion], dim=1)
-    padding_free = bool(prompt_mask.all())
-    attention_mask = (
-        None if padding_free else torch.cat([prompt_mask, torch.ones_like(completion, dtype=torch.bool)], dim=1)
-    )
+    attention_mask = None
+    if prompt_mask is not None and not prompt_mask.all():
+        attention_mask = torch.cat([prompt_mask, torch.ones_like(completion, dtype=torch.bool)], dim=1)
     return ids, attention_mask, positions + prompt_ids.shape[1]
 
 
