@@ -13,6 +13,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from typer.testing import CliRunner
 
 from tests.helpers.messages import raises
+from tests.helpers.paths import ROOT
 from unmask.cli import app
 from unmask.cli.estimate import estimate
 from unmask.cli.estimate.flops import costs_of
@@ -267,6 +268,7 @@ def test_the_published_setting_has_llada_s_numbers() -> None:
     attention, rest = 3 * 7 * 4096, 7 * 4096 + 2 * (4096 + 6 * 12288) + 12288 + 6 * 4096
     assert rollout.columns == rollout.head
     moved = 2 * ((32 * attention + 31 * rest) * rollout.tokens + rest * rollout.columns)
+    assert found.costs.moved(rollout) == moved
     # Each forward pass unpacks the 4-bit weights.
     unpacked = rollout.forwards * matrices * (NF4 + 2)
     seconds = found.costs.forward(rollout) / 1e14 + (moved + unpacked) / (1e14 / BALANCE)
@@ -274,11 +276,74 @@ def test_the_published_setting_has_llada_s_numbers() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["llada-24gb", "dream-80gb"])
-def test_a_recipe_for_one_gpu_fits_it_with_a_tenth_to_spare(name) -> None:
-    room = float(name.split("-")[1].removesuffix("gb")) * 1e9
-    total = estimate(load_recipe(f"egspo-sa-{name}"), on_gpu=True).memory.total
-    assert 0.3 * room < total < 0.9 * room
+@pytest.mark.parametrize(
+    ("name", "processes", "preset", "room"),
+    [
+        ("egspo-sa-llada-24gb", 1, "none", 24e9),
+        ("egspo-sa-dream-24gb", 1, "none", 24e9),
+        ("egspo-sa-llada-80gb", 1, "none", 80e9),
+        ("egspo-sa-dream-80gb", 1, "none", 80e9),
+        ("egspo-ca-llada-80gb", 1, "none", 80e9),
+        ("examples/scale/one-gpu.yaml", 1, "none", 80e9),
+        ("examples/scale/four-nodes.yaml", 32, "ddp", 80e9),
+        ("examples/egspo-sa-8b.yaml", 8, "fsdp2", 80e9),
+        ("bgpo-llada-math", 8, "zero3", 80e9),
+    ],
+)
+def test_a_recipe_fits_the_hardware_that_it_names(name, processes, preset, room) -> None:
+    path = str(ROOT / name) if name.startswith("examples/") else name
+    memory = estimate(load_recipe(path), processes=processes, preset=preset, on_gpu=True).memory
+    assert memory.fits(room)
+    assert memory.total > 0.3 * room
+    if name == "examples/egspo-sa-8b.yaml":
+        # The same recipe whole on every rank does not fit.
+        assert not estimate(load_recipe(path), processes=8, preset="ddp", on_gpu=True).memory.fits(room)
+
+
+@pytest.mark.slow
+def test_a_rank_holds_what_its_preset_says() -> None:
+    recipe = tiny("num_prompts=4", "method.beta=0.04", "precision=bf16")
+    config, _ = config_of(recipe, SHAPE)
+
+    def lines(preset, *overrides):
+        changed = tiny("num_prompts=4", "method.beta=0.04", "precision=bf16", *overrides)
+        memory = memory_of(changed, config, work_of(changed, 18, 4), processes=4, preset=preset)
+        found = {line.name: line.bytes for line in (*memory.resident, *memory.peaks)}
+        return found, memory.parameters, memory.trained
+
+    layer, outside = 4 * 32 * 32 + 3 * 32 * 64 + 2 * 32, 2 * 50 * 32 + 32
+    ddp, parameters, _ = lines("ddp")
+    assert parameters == 2 * layer + outside
+    assert (ddp["weights"], ddp["master weights"], ddp["gradients"]) == (2 * parameters, 4 * parameters, 4 * parameters)
+    # FSDP2's shards are the master weights, from which it gathers; ZeRO-3 has shards of both.
+    zero3, fsdp2 = lines("zero3")[0], lines("fsdp2")[0]
+    assert (zero3["weights"], zero3["master weights"]) == (2 * parameters / 4, parameters)
+    assert "weights" not in fsdp2
+    assert fsdp2["gradients"] == parameters
+    # A frozen copy is whole on every rank, and so are the weights of rollouts.
+    assert zero3["reference"] == fsdp2["reference"] == 2 * parameters
+    assert zero3["rollout"] - ddp["rollout"] == 2 * parameters
+    assert lines("zero3", "rollout_weights=sharded")[0]["rollout"] == ddp["rollout"]
+    gathered = 2 * (2 * layer + outside)
+    assert zero3["old policy pass"] - ddp["old policy pass"] == gathered
+    assert zero3["update"] - ddp["update"] == gathered + 4 * (layer + outside)
+    # Merged weights stand beside those of the adapted layers.
+    merged, whole = (lines("ddp", "lora={r: 4}", f"rollout_weights={kind}")[0] for kind in ("merged", "whole"))
+    assert merged["rollout"] - whole["rollout"] == pytest.approx(2 * 2 * (layer - 2 * 32), rel=0.15)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "in_rollouts"),
+    [
+        (("lora={r: 4}",), False),
+        (("lora={r: 4}", "rollout_weights=whole"), True),
+        (("lora={r: 4, quantize: 4bit}",), True),
+    ],
+)
+def test_merged_adapters_cost_a_rollout_nothing(overrides, in_rollouts) -> None:
+    work = work_of(tiny(*overrides, "num_prompts=2", "method.beta=0.04"), 18)
+    assert (work.passes[0].has_adapters, work.evaluation.has_adapters) == (in_rollouts, in_rollouts)
+    assert {p.name: p.has_adapters for p in work.passes[1:]} == {"old policy": True, "reference": False, "update": True}
 
 
 def test_the_run_takes_its_steps_and_its_evaluations() -> None:

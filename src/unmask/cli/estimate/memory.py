@@ -16,9 +16,10 @@ import torch
 from torch import Tensor
 
 from unmask.cli.estimate.shapes import build_fake
-from unmask.cli.estimate.work import Pass, Work, scores_choice
+from unmask.cli.estimate.work import Pass, Work, merges, scores_choice
 from unmask.core.records import KeyValueCache, Needs, Readout
 from unmask.models import Denoiser
+from unmask.models.native import NATIVE_CLASSES
 from unmask.recipes.schema import TrainRecipe
 from unmask.sampling import LogprobSettings
 from unmask.sampling.step_outputs import CPU_CHUNK, GPU_CHUNK, Proposer
@@ -35,7 +36,7 @@ one float32 per 256 scales."""
 
 FEW, MORE = 3, 6
 """Numbers of layers that are built; multiples of 3, since ModernBERT's kinds of attention repeat
-every three layers."""
+every three layers. With fewer layers, the peak of a phase may be at its head instead."""
 
 SHARDED = {"zero2": ("gradients", "optimizer"), "zero3": ("weights", "gradients", "optimizer")}
 SHARDED["fsdp2"] = SHARDED["zero3"]
@@ -74,6 +75,14 @@ class Memory:
         """Largest number of bytes that are held at once."""
         return sum(line.bytes for line in self.resident) + max(line.bytes for line in self.peaks)
 
+    def fits(self, room: float) -> bool:
+        """Return True if a device with `room` bytes of memory holds the rank.
+
+        Allocators lose memory between blocks, and a CUDA context takes half a gigabyte before
+        anything is allocated.
+        """
+        return 1.1 * self.total + 0.5e9 <= room
+
 
 @dataclass(frozen=True, slots=True)
 class _Measured:
@@ -82,12 +91,13 @@ class _Measured:
     layers: int
     """Number of layers of the whole model."""
     facts: dict[int, dict[str, float]]
-    """Measurements by number of layers: one entry for the whole model, or entries for FEW and MORE
-    layers."""
+    """Measurements by number of layers: one entry for the whole model, or entries for a few and for
+    more layers."""
 
     def slope(self, name: str) -> float:
         """Return the amount that one layer adds; 0 if the whole model was measured."""
-        return (self.facts[MORE][name] - self.facts[FEW][name]) / (MORE - FEW) if len(self.facts) > 1 else 0.0
+        few, more = min(self.facts), max(self.facts)
+        return (self.facts[more][name] - self.facts[few][name]) / (more - few) if more > few else 0.0
 
     def __getitem__(self, name: str) -> float:
         first = min(self.facts)
@@ -129,8 +139,8 @@ def memory_of(
     share = {
         part: processes if part in SHARDED.get(preset, ()) else 1 for part in ("weights", "gradients", "optimizer")
     }
-    resident = [*_resident(recipe, measured, share)]
-    peaks = tuple(_peaks(recipe, config, work, measured))
+    resident = [*_resident(recipe, measured, share, keeps_shards=preset == "fsdp2" and processes > 1)]
+    peaks = tuple(_peaks(recipe, config, work, measured, preset if processes > 1 else "none"))
     return Memory(tuple(resident), peaks, measured["frozen"] + measured["trained"], measured["trained"])
 
 
@@ -147,7 +157,16 @@ def nice(size: float) -> str:
     return f"{size:.0f} B"
 
 
-def _resident(recipe: TrainRecipe, measured: _Measured, share: dict[str, int]) -> Iterator[Line]:
+def _resident(recipe: TrainRecipe, measured: _Measured, share: dict[str, int], *, keeps_shards: bool) -> Iterator[Line]:
+    """Yield the parts of the memory that stay.
+
+    Args:
+        recipe: settings of the run.
+        measured: numbers of weights.
+        share: number of ranks that share each part.
+        keeps_shards: True if the model holds shards of the master weights alone, from which FSDP2
+            gathers weights in their precision.
+    """
     size = weight_size(recipe)
     frozen, quantized, trained = measured["frozen"], measured["quantized"], measured["trained"]
     divided = {part: f" / {n} ranks" if n > 1 else "" for part, n in share.items()}
@@ -158,7 +177,8 @@ def _resident(recipe: TrainRecipe, measured: _Measured, share: dict[str, int]) -
         words += f"{rest / 1e6:.1f}e6 x {size} B{divided['weights']}"
         yield Line("weights, frozen", (quantized * NF4 + rest * size) / share["weights"], words)
     name = "adapters" if recipe.lora else "weights"
-    yield Line(name, trained * size / share["weights"], f"{number} x {size} B{divided['weights']}")
+    if not keeps_shards or size == 4:
+        yield Line(name, trained * size / share["weights"], f"{number} x {size} B{divided['weights']}")
     if size < 4:
         # What the optimizer updates. ZeRO and FSDP2 keep it in shards, as the optimizer's state.
         yield Line("master weights", trained * 4 / share["optimizer"], f"{number} x 4 B{divided['optimizer']}")
@@ -178,28 +198,63 @@ def _resident(recipe: TrainRecipe, measured: _Measured, share: dict[str, int]) -
         yield Line("reference", trained * size, f"a frozen copy: {number} x {size} B")
 
 
-def _peaks(recipe: TrainRecipe, config: PreTrainedConfig, work: Work, measured: _Measured) -> Iterator[Line]:
+def _gathered(recipe: TrainRecipe, measured: _Measured, preset: str, *, backward: bool) -> tuple[float, str]:
+    """Return the bytes of the weights that a pass over shards gathers at a time, and the words that
+    explain them. These are the layer that runs and the next one, and the embeddings and the head.
+    In a backward pass, trained ones have whole gradients until these are reduced."""
+    if "weights" not in SHARDED.get(preset, ()):
+        return 0.0, ""
+    layer = measured["layer"]
+    outside = measured["frozen"] + measured["trained"] - measured.layers * layer
+    total = weight_size(recipe) * (2 * layer + outside)
+    if backward and not recipe.lora:
+        total += 4 * (layer + outside)
+    return total, f"; {nice(total)} gathered"
+
+
+def _whole_weights(recipe: TrainRecipe, measured: _Measured, preset: str) -> tuple[float, str]:
+    """Return the bytes of the weights that a rank holds for rollouts beside those of training, and
+    the words that explain them; see `RolloutWeights`."""
+    size, parameters = weight_size(recipe), measured["frozen"] + measured["trained"]
+    is_quantized = recipe.lora is not None and recipe.lora.quantize != "none"
+    if "weights" in SHARDED.get(preset, ()) and recipe.rollout_weights != "sharded" and not is_quantized:
+        return parameters * size, f"; whole weights {parameters / 1e6:.1f}e6 x {size} B"
+    if merges(recipe):
+        return measured["adapted"] * size, f"; merged weights {measured['adapted'] / 1e6:.1f}e6 x {size} B"
+    return 0.0, ""
+
+
+def _peaks(
+    recipe: TrainRecipe, config: PreTrainedConfig, work: Work, measured: _Measured, preset: str
+) -> Iterator[Line]:
     by_name = {p.name: p for p in work.passes}
+    whole, told_whole = _whole_weights(recipe, measured, preset)
 
     def words(name: str, unit: str) -> str:
         return f"{by_name[name].rows} {unit}, {by_name[name].width} x {config.vocab_size} logits each"
 
-    yield Line("rollout", measured["rollout"], words("rollout", "completions") + measured.words("rollout"))
+    told = words("rollout", "completions") + measured.words("rollout") + told_whole
+    yield Line("rollout", measured["rollout"] + whole, told)
     evaluated, name = work.evaluation, "evaluation"
     told = f"{evaluated.rows} completions, {evaluated.width} x {config.vocab_size} logits each"
-    yield Line(name, measured[name], told + measured.words(name))
+    yield Line(name, measured[name] + whole, told + measured.words(name) + told_whole)
     # Gradients exist before the second chunk of an update. In a single chunk they are made while
     # its activations go.
     fact = "second" if work.chunks > 1 else "first"
     made = 0 if work.chunks > 1 else (2 if recipe.precision == "bf16" else 4) * measured["trained"]
-    yield Line("update", measured[fact] - made, words("update", "views") + measured.words(fact))
+    gathered, told = _gathered(recipe, measured, preset, backward=True)
+    yield Line("update", measured[fact] - made + gathered, words("update", "views") + measured.words(fact) + told)
+    gathered, told = _gathered(recipe, measured, preset, backward=False)
     for name in ("old policy", "behaviour ratio", "reference"):
         if name not in by_name:
             continue
         keeps_all = name == "reference" and recipe.method.needs().reference == "distribution"
         kept = 4 * int(work.views.target.sum()) * config.vocab_size if keeps_all else 0
         note = ", all distributions kept" if keeps_all else ""
-        yield Line(f"{name} pass", measured["scores"] + kept, f"{by_name[name].rows} views, no graph{note}")
+        size, is_copy = measured["scores"] + kept, name == "reference" and not recipe.lora
+        # A frozen copy is whole on every rank.
+        size += 0 if is_copy else gathered
+        yield Line(f"{name} pass", size, f"{by_name[name].rows} views, no graph{note}{'' if is_copy else told}")
 
 
 def _facts(denoiser: Denoiser, recipe: TrainRecipe, work: Work, on_gpu: bool) -> dict[str, float]:
@@ -208,9 +263,11 @@ def _facts(denoiser: Denoiser, recipe: TrainRecipe, work: Work, on_gpu: bool) ->
     trained = sum(p.numel() for p in parameters if p.requires_grad)
     quantized = 0
     if recipe.lora and recipe.lora.quantize == "4bit":
-        trunk = denoiser.backbone.base_model.modules()
-        linear = [m.weight for m in trunk if isinstance(m, torch.nn.Linear)]
+        linear = [m.weight for m in denoiser.backbone.base_model.modules() if isinstance(m, torch.nn.Linear)]
         quantized = sum(weight.numel() for weight in {id(w): w for w in linear if not w.requires_grad}.values())
+    adapted: list[Any] = [m.base_layer for m in denoiser.modules() if hasattr(m, "base_layer")]
+    trunk = denoiser.backbone.base_model
+    layers: Any = trunk.get_submodule(NATIVE_CLASSES[type(denoiser.backbone).__name__].last.layers)
     by_name = {p.name: p for p in work.passes}
     length = work.prompt + recipe.sampler.max_completion_length
     update = by_name["update"]
@@ -231,6 +288,8 @@ def _facts(denoiser: Denoiser, recipe: TrainRecipe, work: Work, on_gpu: bool) ->
         "frozen": sum(p.numel() for p in parameters) - trained,
         "trained": trained,
         "quantized": quantized,
+        "layer": sum(p.numel() for p in layers.parameters()) / len(layers),
+        "adapted": sum(base.weight.numel() for base in adapted),
         "first": first,
         "second": second,
         "scores": scores,

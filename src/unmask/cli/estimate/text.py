@@ -97,9 +97,7 @@ def _rule(estimate: StepEstimate, work: Pass) -> str:
 def _verdict(estimate: StepEstimate, gpu_memory: float | None) -> list[str]:
     if gpu_memory is None:
         return []
-    # Allocators lose memory between blocks, and a CUDA context takes half a gigabyte before
-    # anything is allocated.
-    if 1.1 * estimate.memory.total + 0.5e9 <= gpu_memory:
+    if estimate.memory.fits(gpu_memory):
         return [f"  fits {nice(gpu_memory)}, including {RESERVE}"]
     largest = max(estimate.memory.peaks, key=lambda line: line.bytes)
     remedy = {

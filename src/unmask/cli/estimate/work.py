@@ -280,7 +280,7 @@ def _rollout(recipe: TrainRecipe, prompt: int, processes: int, block_length: int
     num_sequences = sum(f.rows for f in denoiser.calls[0])
     mean_head = sum(f.read for f in denoiser.calls[0]) / num_sequences
     words += f"head at the positions still {masked}: {mean_head:.0f} of a completion on average"
-    has_adapters = recipe.lora is not None
+    has_adapters = recipe.lora is not None and not merges(recipe)
     passes = [Pass.of("rollout", denoiser.calls[0], words, has_adapters=has_adapters)]
     if path.branch_tokens is not None and len(denoiser.calls) > 1:
         branches = int((path.selected_steps >= 0).sum()) * path.branch_tokens.shape[2]
@@ -315,7 +315,7 @@ def _evaluation(recipe: TrainRecipe, prompt: int, processes: int, setup: Setup) 
     forwards = [f._replace(rows=size, read=size * f.read) for _ in setting.temperatures for size in sizes for f in one]
     times = f" x {len(setting.temperatures)} temperatures" if len(setting.temperatures) > 1 else ""
     words = f"{num_rows} completions x {_per_completion(one, 1, sampler)}{times}"
-    return Pass.of("evaluation", forwards, words, has_adapters=recipe.lora is not None)
+    return Pass.of("evaluation", forwards, words, has_adapters=recipe.lora is not None and not merges(recipe))
 
 
 def _num_evaluations(recipe: TrainRecipe) -> int:
@@ -323,6 +323,12 @@ def _num_evaluations(recipe: TrainRecipe) -> int:
     and after the last step."""
     every, last = recipe.evaluation.eval_steps, recipe.max_steps
     return 1 + last // every + (last % every > 0) if every else 1
+
+
+def merges(recipe: TrainRecipe) -> bool:
+    """Return True if rollouts and evaluations run weights with the adapters added, as
+    `RolloutWeights` does."""
+    return recipe.lora is not None and recipe.rollout_weights == "merged" and recipe.lora.quantize == "none"
 
 
 def scores_choice(recipe: TrainRecipe) -> bool:
