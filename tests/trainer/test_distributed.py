@@ -23,6 +23,7 @@ from tests.helpers.processes import (
 )
 from tests.helpers.runs import metrics, steps_saved, train_recipe, unmask_train
 from unmask.core.errors import LostProcessError, RunError, UnmaskError
+from unmask.models.state_files import WEIGHT, StateFiles
 from unmask.recipes.schema import TrainRecipe
 from unmask.rewards import per_completion
 from unmask.trainer import Trainer
@@ -195,6 +196,28 @@ def test_two_ranks_with_adapters_equal_one(preset: str, more: tuple[str, ...], p
     check_same(folder, alone, tiny_model)
     adapters = [load_file(path / "final" / "adapter" / "adapter_model.safetensors") for path in (alone, folder)]
     assert max(float((adapters[0][key] - adapters[1][key]).abs().max()) for key in adapters[0]) < 10 * SAME
+
+
+def test_bf16_means_the_same_in_shards(place: Path, tiny_model: Path) -> None:
+    pytest.importorskip("deepspeed")
+    overrides = settings(place, "egspo_sa", "precision=bf16", "max_steps=2", "method.num_selected=4")
+    folders = {preset: place / f"bf16-{preset}" for preset in SHARDING}
+    for preset, folder in folders.items():
+        codes = exit_codes_of_two(train_by_command, tiny_model, folder, overrides, SHARDING[preset], preset=preset)
+        assert codes == [0, 0]
+    for actual, expected in zip(*map(metrics, folders.values()), strict=True):
+        for name in ("loss", "reward", "kl", "grad_norm", "policy/ratio_max"):
+            if name in expected:
+                assert actual[name] == pytest.approx(expected[name], rel=1e-3, abs=1e-5), (actual["step"], name)
+    # Checkpoints hold the float32 master copies, and models the weights that compute.
+    before = load_file(tiny_model / "model.safetensors")
+    for folder in folders.values():
+        files = StateFiles(sorted((folder / "checkpoints").glob("step-*"))[-1])
+        saved = {name.removeprefix("backbone."): files.read(WEIGHT + name) for name in files.of_kind(WEIGHT)}
+        assert {value.dtype for value in saved.values()} == {torch.float32}
+        assert max(float((saved[name] - value).abs().max()) for name, value in before.items()) > MOVED
+        final = load_file(folder / "final" / "model.safetensors")
+        assert all(torch.equal(value, saved[name].bfloat16()) for name, value in final.items())
 
 
 def test_a_run_of_another_seed_is_not_the_same(place: Path, one: dict[str, Path], tiny_model: Path) -> None:
