@@ -102,7 +102,7 @@ def lines(options: argparse.Namespace) -> list[str]:
     settings: dict[str, tuple[Callable[[Denoiser], object], bool]] = {
         "all weights": (lambda denoiser: None, False),
         "gradient_checkpointing": (Denoiser.checkpoint_gradients, False),
-        "head in parts": (lambda denoiser: None, True),
+        "head in chunks": (lambda denoiser: None, True),
         "both": (Denoiser.checkpoint_gradients, True),
         f"lora.r={options.r}": (adapters, False),
         f"lora.r={options.r}, both": (both, True),

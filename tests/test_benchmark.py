@@ -66,9 +66,7 @@ def test_the_functions_of_a_release_run_without_the_rest_of_its_file(
     file.parent.mkdir(parents=True)
     file.write_text(CHECKOUT)
     output = tmp_path / "table.md"
-    peers.main(
-        [str(tmp_path), "--settings=a", "--releases=d1,ESPO", "--repeats=1", "--no-memory", f"--output={output}"]
-    )
+    peers.main([str(tmp_path), "--settings=a", "--releases=d1,ESPO", "--repeats=1", "--memory=", f"--output={output}"])
     measured, absent = output.read_text().splitlines()[2:]
     assert measured.startswith("| d1 | a | ")
     assert measured.count("(") == 3, "three phases with their ranges"

@@ -12,7 +12,6 @@ rise of the process's peak above its size before the phase, each side in a proce
 from __future__ import annotations
 
 import argparse
-import resource
 import statistics
 import subprocess
 import sys
@@ -29,6 +28,7 @@ from benchmark.peers.releases import RELEASES, Release
 from benchmark.peers.setting import SHAPES, Setting
 
 PHASES = ("rollout", "scoring", "update")
+COLUMNS = (*PHASES, "whole step", "rollout, memory", "update, memory")
 REPEATS = {"a": 9, "b": 5, "c": 5}
 
 
@@ -71,27 +71,35 @@ def measure_peak(checkouts: Path, release: str, setting: str, phase: str, side: 
     a phase, with the inputs that the phase keeps, in MiB."""
     made = Setting(setting)
     chosen = Ours(release, made) if side == "ours" else RELEASES[release](checkouts, made)
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    before = peak_kilobytes()
     phase_of(chosen, phase)()
-    return (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
+    return (peak_kilobytes() - before) / 1024
 
 
-def rows_of(options: argparse.Namespace, release: str, setting: str) -> str:
+def peak_kilobytes() -> int:
+    """Return the largest resident size of this program so far. `getrusage` would begin with that of
+    the process that started it."""
+    status = Path("/proc/self/status").read_text()
+    return int(status.split("VmHWM:")[1].split()[0])
+
+
+def row_of(options: argparse.Namespace, release: str, setting: str) -> str:
     """Measure a release at a setting and return a line of the results."""
-    cells = []
+    cells = {}
     totals = [0.0, 0.0]
-    for phase in PHASES:
+    for phase in filter(None, options.phases.split(",")):
         made = Setting(setting)
         sides = RELEASES[release](options.checkouts, made), Ours(release, made)
         theirs, ours = times(*(phase_of(side, phase) for side in sides), options.repeats or REPEATS[setting])
-        cells.append(ratio_text(theirs, ours))
-        if phase != "scoring" or release != "AGRPO":
+        cells[phase] = ratio_text(theirs, ours)
+        if phase != "scoring" or RELEASES[release].scores:
             totals = [total + statistics.median(side) for total, side in zip(totals, (theirs, ours), strict=True)]
-    cells.append(f"{totals[0] / totals[1]:.2f}")
-    for phase in ("rollout", "update") if not options.no_memory else ():
-        theirs, ours = (peak_of(options, release, setting, phase, side) for side in ("theirs", "ours"))
-        cells.append(f"{theirs / max(ours, 0.1):.2f} ({theirs:.0f}/{ours:.0f})")
-    return f"| {release} | {setting} | {' | '.join(cells)} |"
+    if len(cells) == len(PHASES):
+        cells["whole step"] = f"{totals[0] / totals[1]:.2f}"
+    for phase in filter(None, options.memory.split(",")):
+        theirs_, ours_ = (peak_of(options, release, setting, phase, side) for side in ("theirs", "ours"))
+        cells[f"{phase}, memory"] = f"{theirs_ / max(ours_, 0.1):.2f} ({theirs_:.0f}/{ours_:.0f} MiB)"
+    return f"| {release} | {setting} | {' | '.join(cells.get(column, '') for column in COLUMNS)} |"
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -101,7 +109,8 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--settings", default=",".join(SHAPES))
     parser.add_argument("--releases", default=",".join(RELEASES))
     parser.add_argument("--repeats", type=int, default=0, help="pairs of runs (9 at a, 5 at b and c)")
-    parser.add_argument("--no-memory", action="store_true", help="measure time only")
+    parser.add_argument("--phases", default=",".join(PHASES), help="phases whose time is measured")
+    parser.add_argument("--memory", default="rollout,update", help="phases whose memory is measured; may be empty")
     parser.add_argument("--output", type=Path, help="file for the results")
     parser.add_argument("--peak", nargs=4, help=argparse.SUPPRESS)
     options = parser.parse_args(arguments)
@@ -110,16 +119,13 @@ def main(arguments: list[str] | None = None) -> None:
     if options.peak:
         print(measure_peak(options.checkouts, *options.peak))
         return
-    lines = ["| release | setting | rollout | scoring | update | whole step | rollout, memory | update, memory |"]
-    lines.append("|---|---|---|---|---|---|---|---|")
+    lines = [f"| release | setting | {' | '.join(COLUMNS)} |", "|---" * (2 + len(COLUMNS)) + "|"]
     print("\n".join(lines), flush=True)
     for release in options.releases.split(","):
         for setting in options.settings.split(","):
             there = (options.checkouts / RELEASES[release].file).is_file()
             line = (
-                rows_of(options, release, setting)
-                if there
-                else f"| {release} | {setting} | not measured: no checkout |"
+                row_of(options, release, setting) if there else f"| {release} | {setting} | not measured: no checkout |"
             )
             print(line, flush=True)
             lines.append(line)

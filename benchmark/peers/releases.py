@@ -20,6 +20,8 @@ class Release:
     """File of the functions, from the folder that holds all checkouts."""
     names: ClassVar[tuple[str, ...]]
     """Functions and methods that are taken from the file."""
+    scores: ClassVar[bool] = True
+    """False if a step of the release needs no pass over the views besides the update."""
 
     def __init__(self, checkouts: Path, setting: Setting) -> None:
         self.setting, self.shape = setting, setting.shape
@@ -199,6 +201,7 @@ class AGRPO(Release):
 
     file = "agrpo/agrpo_trainer.py"
     names = ("compute_loss", "_get_per_token_logps_and_entropies")
+    scores = False
 
     def __init__(self, checkouts: Path, setting: Setting) -> None:
         super().__init__(checkouts, setting)

@@ -71,3 +71,12 @@ def test_a_limit_on_tokens_decides_by_the_widest_completion(max_tokens: int, who
     rollout, views = rollout_and_views(5)
     path = replace(rollout.trajectory, prompt_mask=torch.ones(8, 3, dtype=torch.bool))
     assert passes.by_completion(views, replace(rollout, trajectory=path)) == whole
+
+
+def test_a_mean_over_all_weights_keeps_the_views_without_a_gradient(tmp_path: Path) -> None:
+    advantage = torch.tensor([0.0, 1.0])
+    settings = ("method.type=egspo", "method.beta=0", "method.num_selected=2")
+    averaging = ("behaviour={level: step, normalise: true}",)
+    for more, kept in (((), [False, True]), (averaging, [True, True])):
+        passes = UpdatePasses(train_recipe(tmp_path, tmp_path, *settings, *more))
+        assert passes.is_kept(advantage).tolist() == kept

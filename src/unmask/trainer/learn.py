@@ -134,7 +134,7 @@ class Learner:
         views, advantage = plans[0].plan
         tally.add("learning_rate", rate)
         tally.add("diffusion/num_views", float(len(views)))
-        tally.add("diffusion/frac_views_left_out", (~recipe.method.has_gradient(advantage)).float())
+        tally.add("diffusion/frac_views_left_out", (~self.passes.is_kept(advantage)).float())
         tally.add("advantage/abs_mean", advantage.abs())
         return views, advantage
 
@@ -145,10 +145,7 @@ class Learner:
         plan = method.plan(rollout, generator)
         advantage = method.advantage(rollout)
         advantage = advantage[plan.row] if advantage.dim() == 1 else advantage[plan.row, plan.slot]
-        is_kept = self._is_own(plan, rollout)
-        if not self.passes.averages_weights:
-            is_kept &= method.has_gradient(advantage)
-        own = is_kept.nonzero().squeeze(-1)
+        own = (self._is_own(plan, rollout) & self.passes.is_kept(advantage)).nonzero().squeeze(-1)
         views = plan.take(own)
         settings = LogprobSettings.of(rollout.trajectory, self.recipe.logprob_temperature)
         if not method.on_path:

@@ -76,6 +76,16 @@ class UpdatePasses:
         behaviour = self.recipe.behaviour
         return behaviour.normalise and behaviour.weighted(self.recipe.method, self.recipe.sampler) in ("token", "step")
 
+    def is_kept(self, advantage: Tensor) -> Tensor:
+        """Return [N] bool, False for the views that are left out because they have no gradient.
+
+        Args:
+            advantage: [N] or [N, M] float32: advantages of the views.
+        """
+        if self.averages_weights:
+            return torch.ones(len(advantage), dtype=torch.bool, device=advantage.device)
+        return self.recipe.method.has_gradient(advantage)
+
     @property
     def scores_reference(self) -> bool:
         """True if the reference policy scores each plan."""
