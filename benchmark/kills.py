@@ -1,10 +1,12 @@
 """Kill tiny runs at random points, resume them, and compare bit for bit with an uninterrupted run.
 
-    python -m benchmark.kills            # 38 points, some minutes; results in benchmark/results/kills.jsonl
+    python -m benchmark.kills            # 50 points, about ten minutes; results in benchmark/results/kills.jsonl
     python -m benchmark.kills --points 4 --seed 7 --output -
+    python -m benchmark.kills --preset fsdp2   # only the points of this preset; the others stay
     python -m benchmark.kills --table    # the table of the recorded results, as Markdown
 
-A point is a run of one or two processes (DDP over gloo on the CPU) with a failure:
+A point is a run of one or two processes (over gloo on the CPU, under DDP, ZeRO-3 or FSDP2) with a
+failure:
 
 - `one rank`: kill -9 of one of two processes at a random time in a random step; the other must end
 too. - `all ranks`: kill -9 of all processes at a random time in a random step. - `during a save`:
@@ -38,6 +40,8 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
+from benchmark.cpu_ranks import fsdp2_on_the_cpu, gather_in_every_forward, preset_environment
+
 RESULTS = Path(__file__).parent / "results" / "kills.jsonl"
 STEPS = 6
 SETTINGS = (
@@ -56,15 +60,17 @@ SETTINGS = (
 """Overrides of `sudoku-tiny`: 6 steps, with a checkpoint after each."""
 PRELOADED = ["unmask.trainer", "accelerate", "torch._dynamo", "transformers.models.gpt2.modeling_gpt2"]
 PLAN = [
-    ("one rank", 2, 8),
-    ("all ranks", 1, 6),
-    ("all ranks", 2, 8),
-    ("during a save", 1, 5),
-    ("during a save", 2, 5),
-    ("disk full", 1, 3),
-    ("disk full", 2, 3),
+    ("one rank", 2, "ddp", 8),
+    ("all ranks", 1, "ddp", 6),
+    ("all ranks", 2, "ddp", 8),
+    ("during a save", 1, "ddp", 5),
+    ("during a save", 2, "ddp", 5),
+    ("disk full", 1, "ddp", 3),
+    ("disk full", 2, "ddp", 3),
+    ("during a save", 2, "zero3", 6),
+    ("during a save", 2, "fsdp2", 6),
 ]
-"""Kind of failure, number of processes, number of points."""
+"""Kind of failure, number of processes, preset, number of points."""
 DISK = "24m"
 """Size of the file system that is filled."""
 LONGEST = 120.0
@@ -87,14 +93,18 @@ class Point:
     """Index of the file operation during the save."""
     left: int = 0
     """Number of bytes that are left on the disk."""
+    preset: str = "ddp"
+    """Preset of the run. Under `zero3` and `fsdp2` each rank writes its own shards."""
 
 
-def draw(kind: str, processes: int, rng: random.Random) -> Point:
+def draw(kind: str, processes: int, preset: str, rng: random.Random) -> Point:
     """Return a random point of a kind."""
     step = rng.randrange(STEPS)
     match kind:
         case "during a save":
-            return Point(kind, processes, step, operation=rng.randrange(12))
+            operation = rng.randrange(12)
+            rank = 0 if preset == "ddp" else rng.randrange(processes)
+            return Point(kind, processes, step, rank, operation=operation, preset=preset)
         case "disk full":
             return Point(kind, processes, step, left=rng.randrange(0, 60_000))
     return Point(kind, processes, step, rng.randrange(processes), round(rng.uniform(0, 0.15), 4))
@@ -103,7 +113,9 @@ def draw(kind: str, processes: int, rng: random.Random) -> Point:
 # --- in the processes ---
 
 
-def train(rank: int, processes: int, port: int, recipe: Any, resume: bool, printed: Path, point: Point | None) -> None:
+def train(
+    rank: int, processes: int, port: int, preset: str, recipe: Any, resume: bool, printed: Path, point: Point | None
+) -> None:
     """Run as one process of a run, and write its output to a file."""
     import torch
 
@@ -112,7 +124,9 @@ def train(rank: int, processes: int, port: int, recipe: Any, resume: bool, print
         facts = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": processes, "LOCAL_WORLD_SIZE": processes}
         os.environ.update({name: str(value) for name, value in (facts | {"MASTER_PORT": port}).items()})
         os.environ.update({"MASTER_ADDR": "127.0.0.1", "ACCELERATE_USE_CPU": "true"})
-    if rank == 0 and point is not None:
+        os.environ.update(preset_environment(preset))
+        {"zero3": gather_in_every_forward, "fsdp2": fsdp2_on_the_cpu}.get(preset, lambda _: None)(rank)
+    if point is not None and rank == (point.rank if point.kind == "during a save" else 0):
         {"during a save": die_while_saving, "disk full": fill_before_saving}.get(point.kind, lambda _: None)(point)
     from unmask.cli import main
 
@@ -185,19 +199,19 @@ class Bench:
         save_model(
             tiny_denoiser(TinyConfig(num_layers=1, width=16, num_heads=2), tokenizer, seed=0), tokenizer, self.model
         )
-        self._whole: dict[int, Path] = {}
+        self._whole: dict[tuple[int, str], Path] = {}
 
-    def whole(self, processes: int) -> Path:
+    def whole(self, processes: int, preset: str) -> Path:
         """Return the folder of an uninterrupted run."""
-        if processes not in self._whole:
-            folder = self.place / f"whole-{processes}"
-            codes = self.wait(self.start(folder, processes))
+        if (processes, preset) not in self._whole:
+            folder = self.place / f"whole-{processes}-{preset}"
+            codes = self.wait(self.start(folder, processes, preset))
             assert codes == [0] * processes, codes
-            self._whole[processes] = folder
-        return self._whole[processes]
+            self._whole[processes, preset] = folder
+        return self._whole[processes, preset]
 
     def start(
-        self, folder: Path, processes: int, point: Point | None = None, resume: bool = False
+        self, folder: Path, processes: int, preset: str, point: Point | None = None, resume: bool = False
     ) -> list[ForkServerProcess]:
         """Start a run."""
         with socket.socket() as probe:
@@ -210,7 +224,7 @@ class Bench:
         for rank in range(processes):
             printed = self.place / f"printed-{rank}.txt"
             printed.unlink(missing_ok=True)
-            arguments = (rank, processes, port, recipe, resume, printed, point)
+            arguments = (rank, processes, port, preset, recipe, resume, printed, point)
             started.append(context.Process(target=train, args=arguments, daemon=True))
             started[-1].start()
         return started
@@ -235,10 +249,10 @@ class Bench:
 
 def run(bench: Bench, point: Point, number: int) -> dict[str, Any]:
     """Run with the failure of a point, resume, and compare."""
-    whole = bench.whole(point.processes)
+    whole = bench.whole(point.processes, point.preset)
     with _disk(bench.place / f"disk-{number}", point.kind == "disk full") as disk:
         folder = disk / "run"
-        started = bench.start(folder, point.processes, point)
+        started = bench.start(folder, point.processes, point.preset, point)
         if point.kind in ("one rank", "all ranks"):
             _strike(started, folder, point)
         codes = bench.wait(started)
@@ -246,7 +260,7 @@ def run(bench: Bench, point: Point, number: int) -> dict[str, Any]:
         saved = [path.name for path in sorted((folder / "checkpoints").glob("step-*"))]
         if point.kind == "disk full":
             (disk / "filler").unlink(missing_ok=True)
-        again = bench.wait(bench.start(folder, point.processes, resume=True))
+        again = bench.wait(bench.start(folder, point.processes, point.preset, resume=True))
         found = {
             "codes": codes,
             "said": _without_paths(said, bench.place),
@@ -319,19 +333,20 @@ def _without_paths(text: str, place: Path) -> str:
 def points(count: int | None, seed: int) -> list[Point]:
     """Return the points of a seed; with a count, this number of them, spread over the kinds."""
     rng = random.Random(seed)
-    drawn = [draw(kind, processes, rng) for kind, processes, number in PLAN for _ in range(number)]
+    drawn = [draw(kind, processes, preset, rng) for kind, processes, preset, number in PLAN for _ in range(number)]
     drawn = [point for point in drawn if point.kind != "disk full" or can_mount()]
     return drawn if count is None else [drawn[i * len(drawn) // count] for i in range(count)]
 
 
 def table(results: Sequence[dict[str, Any]]) -> str:
     """Return the results by kind as Markdown."""
-    rows = ["| what happens | processes | points | exit codes | equal bits |", "|---|---|---|---|---|"]
-    for kind, processes, _ in PLAN:
-        mine = [result for result in results if (result["kind"], result["processes"]) == (kind, processes)]
+    rows = ["| what happens | processes | preset | points | exit codes | equal bits |", "|---|---|---|---|---|---|"]
+    for kind, processes, preset, _ in PLAN:
+        plan = (kind, processes, preset)
+        mine = [result for result in results if (result["kind"], result["processes"], result["preset"]) == plan]
         codes = sorted({", ".join(map(str, sorted(result["codes"]))) for result in mine})
         good = sum(result["ok"] for result in mine)
-        rows.append(f"| {kind} | {processes} | {len(mine)} | {' or '.join(codes)} | {good} of {len(mine)} |")
+        rows.append(f"| {kind} | {processes} | {preset} | {len(mine)} | {' or '.join(codes)} | {good} of {len(mine)} |")
     return "\n".join(rows) + "\n"
 
 
@@ -341,6 +356,7 @@ def main() -> None:
     parser.add_argument("--points", type=int, help="number of points, spread over the kinds (default: all)")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--output", default=str(RESULTS), help="file for the results, or - for none")
+    parser.add_argument("--preset", choices=("ddp", "zero3", "fsdp2"), help="run only the points of this preset")
     parser.add_argument("--table", action="store_true", help="only print the table of the recorded results")
     options = parser.parse_args()
     if options.table:
@@ -352,15 +368,21 @@ def main() -> None:
         bench = Bench(Path(place))
         results = []
         for number, point in enumerate(points(options.points, options.seed)):
+            if options.preset not in (None, point.preset):
+                continue
             results.append(run(bench, point, number))
             found = results[-1]
             where = f"step {point.step}" + (f" + {point.delay:.3f} s" if point.delay else "")
+            outcome = "ok" if found["ok"] else f"NOT AS PROMISED: {json.dumps(found)}"
             print(
-                f"{number + 1:>3}  {point.kind:14} {point.processes} processes  {where:18} codes {found['codes']}  "
-                f"saved {found['saved']}  {'ok' if found['ok'] else 'NOT AS PROMISED: ' + json.dumps(found)}",
+                f"{number + 1:>3}  {point.kind:14} {point.processes} processes  {point.preset:6} {where:18} "
+                f"codes {found['codes']}  saved {found['saved']}  {outcome}",
                 flush=True,
             )
     if options.output != "-":
+        if options.preset and RESULTS.exists():
+            recorded = [json.loads(line) for line in RESULTS.read_text().splitlines()]
+            results = [result for result in recorded if result["preset"] != options.preset] + results
         Path(options.output).write_text("".join(json.dumps(result) + "\n" for result in results))
     sys.exit(0 if all(result["ok"] for result in results) else 1)
 

@@ -13,8 +13,8 @@ from pathlib import Path
 
 import pytest
 
+from benchmark.cpu_ranks import preset_environment
 from tests.helpers.paths import ROOT
-from tests.helpers.processes import preset_environment
 from tests.helpers.runs import TRAIN, metrics, steps_saved, unmask
 from unmask.recipes.load import load_recipe, shipped_recipes
 

@@ -12,10 +12,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from benchmark.cpu_ranks import fsdp2_on_the_cpu, gather_in_every_forward
 from tests.helpers.processes import (
     exit_codes_of_two,
-    fsdp2_on_the_cpu,
-    gather_in_every_forward,
     printed,
     raise_after,
     said,

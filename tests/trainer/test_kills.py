@@ -19,17 +19,29 @@ def bench(tmp_path_factory: pytest.TempPathFactory) -> Bench:
     return Bench(tmp_path_factory.mktemp("kills"))
 
 
-def sample(kind: str, processes: int) -> Point:
-    return next(point for point in points(None, seed=11) if (point.kind, point.processes) == (kind, processes))
+def sample(kind: str, processes: int, preset: str) -> Point:
+    wanted = (kind, processes, preset)
+    return next(point for point in points(None, seed=11) if (point.kind, point.processes, point.preset) == wanted)
 
 
-@pytest.mark.parametrize(("kind", "processes"), [("one rank", 2), ("during a save", 1), ("disk full", 1)])
+@pytest.mark.parametrize(
+    ("kind", "processes", "preset"),
+    [
+        ("one rank", 2, "ddp"),
+        ("during a save", 1, "ddp"),
+        ("disk full", 1, "ddp"),
+        ("during a save", 2, "zero3"),
+        ("during a save", 2, "fsdp2"),
+    ],
+)
 def test_a_run_that_is_struck_at_a_random_point_and_resumed_is_the_uninterrupted_one(
-    bench: Bench, kind: str, processes: int
+    bench: Bench, kind: str, processes: int, preset: str
 ) -> None:
+    if preset == "zero3":
+        pytest.importorskip("deepspeed")
     if kind == "disk full" and not can_mount():
         pytest.skip("a small file system can be mounted by root alone")
-    result = run(bench, sample(kind, processes), PLAN.index(next(p for p in PLAN if p[0] == kind)))
+    result = run(bench, sample(kind, processes, preset), [each[:3] for each in PLAN].index((kind, processes, preset)))
     assert result["ok"], result
 
 

@@ -10,8 +10,9 @@ import pytest
 import torch
 from torch import nn
 
+from benchmark.cpu_ranks import fsdp2_on_the_cpu
 from tests.helpers.adapters import EVERYWHERE, IDS, LORA, build, train_by_hand
-from tests.helpers.processes import exit_codes_of_two, fsdp2_on_the_cpu
+from tests.helpers.processes import exit_codes_of_two
 from tests.helpers.runs import train_recipe
 from unmask.models import Denoiser, char_tokenizer
 from unmask.models.adapters import Adapters
