@@ -168,30 +168,34 @@ def read() -> list[dict[str, Any]]:
 
 
 def table() -> str:
-    """Return a Markdown table with a line for each variant: means over seeds, with 95 % t
-    intervals of the accuracies."""
+    """Return a Markdown table with a line for each variant: means over seeds with 95 % t intervals,
+    and differences from exact rollouts, paired by seed."""
     results = read()
-    columns = ("greedy", "sampled", "greedy cached", "sampled cached")
-    head = [*columns, "token passes, M", "CPU s / off", "ratio, mean", "ratio, largest", "truncated", "effective share"]
+    accuracy = ("greedy", "sampled", "greedy cached", "sampled cached")
+    head = [*accuracy, "greedy - off", "sampled - off", "token passes, M", "CPU s / off"]
+    head += ["ratio, mean", "ratio, largest", "truncated", "effective share"]
     lines = [f"| rollouts | seeds | {' | '.join(head)} |", "|---" * (len(head) + 2) + "|"]
-    exact = {r["seed"]: r["cpu_seconds"] for r in results if r["variant"] == "off"}
+    exact = {r["seed"]: r for r in results if r["variant"] == "off"}
     for variant in VARIANTS:
-        rows = [r for r in results if r["variant"] == variant]
+        rows = [r for r in results if r["variant"] == variant and r["seed"] in exact]
         if not rows:
             continue
-        cells = [_with_interval([r[column] for r in rows]) for column in columns]
+        pairs = [(r, exact[r["seed"]]) for r in rows]
+        cells = [_with_interval([r[column] for r in rows]) for column in accuracy]
+        for column in ("greedy", "sampled"):
+            cells.append("" if variant == "off" else _with_interval([r[column] - e[column] for r, e in pairs], "+"))
         cells.append(f"{statistics.fmean(r['token_passes'] for r in rows) / 1e6:.1f}")
-        cells.append(f"{statistics.median(r['cpu_seconds'] / exact.get(r['seed'], float('nan')) for r in rows):.2f}")
+        cells.append(f"{statistics.median(r['cpu_seconds'] / e['cpu_seconds'] for r, e in pairs):.2f}")
         cells += [_behaviour(rows, name) for name in BEHAVIOUR]
         lines.append(f"| {variant} | {len(rows)} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
-def _with_interval(values: list[float]) -> str:
+def _with_interval(values: list[float], sign: str = "") -> str:
     if len(values) < 2:
-        return f"{values[0]:.3f}"
+        return f"{values[0]:{sign}.3f}"
     mean, half = mean_interval(values)
-    return f"{mean:.3f} ± {half:.3f}"
+    return f"{mean:{sign}.3f} ± {half:.3f}"
 
 
 def _behaviour(rows: list[dict[str, Any]], name: str) -> str:

@@ -150,6 +150,18 @@ def test_the_speed_of_cached_rollouts_is_measured_with_their_token_passes() -> N
     assert [row[:2] for row in rows] == [["off", "104"], ["prefix", "62"], ["dual", "50"]]
 
 
+def test_the_table_of_cached_rollouts_pairs_seeds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cached, "RESULTS", tmp_path / "results.jsonl")
+    names = ("greedy", "sampled", "greedy cached", "sampled cached", "token_passes", "cpu_seconds")
+    accuracy = {("off", 0): 0.1, ("off", 1): 0.5, ("dual", 0): 0.3, ("dual", 1): 0.7, ("dual", 2): 0.9}
+    lines = [{"variant": v, "seed": s} | dict.fromkeys(names, value) for (v, s), value in accuracy.items()]
+    (tmp_path / "results.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    dual = cached.table().splitlines()[-1]
+    # Accuracies are uncertain, the rise is not; a seed without an exact run is left out.
+    assert dual.startswith("| dual | 2 | 0.500 ± 2.541 |")
+    assert dual.count("+0.200 ± 0.000") == 2
+
+
 def test_the_variants_of_cached_rollouts_differ_in_cache_and_correction() -> None:
     recipes = [load_recipe(cached.RECIPE, (*cached.SETTINGS, *changes)) for changes in cached.VARIANTS.values()]
     found = [(r.sampler.cache, r.behaviour.weighted(r.method, r.sampler)) for r in recipes]
