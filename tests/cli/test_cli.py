@@ -330,7 +330,7 @@ def full_disk(monkeypatch: pytest.MonkeyPatch, place: str) -> None:
         def save_model(*_: Any) -> None:
             raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
 
-        monkeypatch.setattr("unmask.models.adapters.save_model", save_model)
+        monkeypatch.setattr("unmask.models.adapter_folders.save_model", save_model)
 
 
 @pytest.mark.slow

@@ -20,7 +20,8 @@ from tests.helpers.runs import unmask
 from unmask.core.config import LoraConfig
 from unmask.core.errors import ConfigError, ModelError
 from unmask.models import Denoiser, load_model, save_model
-from unmask.models.adapters import REFERENCE, Adapters, merge_adapter, save_adapted, target_modules
+from unmask.models.adapter_folders import merge_adapter, save_adapted
+from unmask.models.adapters import REFERENCE, Adapters, target_modules
 from unmask.models.native import NATIVE_CLASSES
 
 LLAMA = ["down_proj", "gate_proj", "k_proj", "o_proj", "q_proj", "up_proj", "v_proj"]

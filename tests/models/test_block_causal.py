@@ -14,8 +14,9 @@ from benchmark import blocks
 from tests.helpers.messages import raises
 from tests.helpers.minis import mini_checkpoint
 from unmask.core.config import SamplerConfig
+from unmask.core.denoising import KeyValueCache
 from unmask.core.errors import ConfigError, ModelError
-from unmask.core.records import KeyValueCache, Needs, Views
+from unmask.core.records import Needs, Views
 from unmask.models import Denoiser, check_bidirectional, convert, load_model
 from unmask.models.block_causal import block_causal_mask
 from unmask.sampling import LogprobSettings, denoise, view_logprobs

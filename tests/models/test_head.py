@@ -12,7 +12,8 @@ from torch import Tensor
 from tests.helpers.adapters import build
 from tests.helpers.native_configs import CONFIGS
 from unmask.core.config import SamplerConfig
-from unmask.core.records import Readout, Rollout, ViewLogprobs, Views
+from unmask.core.denoising import Readout
+from unmask.core.records import Rollout, ViewLogprobs, Views
 from unmask.methods.egspo import EGSPO
 from unmask.models import Denoiser, TinyConfig, char_tokenizer, tiny_denoiser
 from unmask.sampling import LogprobSettings, denoise, view_logprobs

@@ -115,7 +115,7 @@ def test_a_resumed_run_has_the_best_model_of_the_uninterrupted_one(
 def test_a_save_that_fails_leaves_the_earlier_best_model(
     tiny_model: Path, tmp_path: Path, scripted: list[float], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import unmask.models.adapters as adapters
+    import unmask.models.adapter_folders as adapters
 
     scripted += [0.1, 0.1, 0.9, 0.9]
     save, saved = adapters.save_model, []

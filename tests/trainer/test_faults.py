@@ -70,7 +70,7 @@ def while_a_line_is_logged() -> None:
 
 
 def while_the_final_model_is_written() -> None:
-    import unmask.models.adapters as adapters
+    import unmask.models.adapter_folders as adapters
 
     save = adapters.save_model
 

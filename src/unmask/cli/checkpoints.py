@@ -99,7 +99,7 @@ def merge(
     for a separate adapter, or for another base model, such as the same weights in another
     precision.
     """
-    from unmask.models.adapters import merge as run
+    from unmask.models.adapter_folders import merge as run
     from unmask.models.convert import written_aside
 
     source, destination = source.expanduser(), destination.expanduser()

@@ -6,9 +6,9 @@ annotated shapes and types are checked whenever a record is made. That check nee
 annotations, so this module does not use `from __future__ import annotations`.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
-from typing import Any, Literal, Protocol
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Bool, Float, Int, Int32
@@ -19,80 +19,6 @@ from unmask.core.config import SamplerConfig
 GIVEN = -1
 """Value of `unmask_step` for a completion token that was present before the first step, as in
 infilling and branching."""
-
-
-@dataclass(slots=True)
-class KeyValueCache:
-    """Keys and values that earlier forward passes of a batch computed, for the columns that a
-    forward pass does not run again."""
-
-    layers: list[tuple[Tensor, Tensor]] = field(default_factory=list)
-    """Keys and values of each layer, [B, heads, S, head width] each; empty before the first forward
-    pass, which runs all columns."""
-
-    @property
-    def length(self) -> int:
-        """Number of columns S."""
-        return self.layers[0][0].shape[2] if self.layers else 0
-
-    def rows(self, index: Tensor) -> "KeyValueCache":
-        """Return a copy of the rows at `index`."""
-        return KeyValueCache([(keys[index], values[index]) for keys, values in self.layers])
-
-    def joined(self, other: "KeyValueCache", order: Tensor) -> "KeyValueCache":
-        """Return the rows of both caches, with row `order[i]` of their concatenation at i."""
-        pairs = zip(self.layers, other.layers, strict=True)
-        return KeyValueCache(
-            [(torch.cat([a, c])[order], torch.cat([b, d])[order]) for (a, b), (c, d) in pairs],
-        )
-
-
-class DenoiserLike(Protocol):
-    """Interface of a model as the sampler sees it: logits at chosen positions of a partially masked
-    sequence."""
-
-    mask_id: int
-    eos_id: int
-
-    def __call__(self, ids: Tensor, attention_mask: Tensor | None, positions: Tensor) -> Tensor:
-        """Compute logits at the given positions, at temperature 1.
-
-        A denoiser with a cache also takes `cache`, a `KeyValueCache`, and `begin`, the first column
-        that it runs; see `Denoiser.forward`. A block-causal denoiser has an attribute
-        `block_length`, and needs a cache.
-
-        Args:
-            ids: [B, S] int64 prompt and completion tokens, MASK at masked positions.
-            attention_mask: [B, S] bool, False at padding; None if there is no padding.
-            positions: [B, n] int64 columns of prompt and completion.
-
-        Returns:
-            [B, n, V] logits, a new tensor, into which the caller may write.
-        """
-        ...
-
-
-@dataclass(frozen=True, slots=True)
-class Readout:
-    """A function of the logits of each position, which a denoiser can compute in chunks of
-    positions."""
-
-    function: Callable[[Tensor, Tensor], Tensor]
-    """Maps [n, V] logits at temperature 1 and [n, M] inputs to [n, c] values, each position
-    independently of the others."""
-    is_read: Bool[Tensor, "B N"]
-    """[B, N] bool: which of the requested positions are read. They are numbered row by row from 0
-    to n - 1."""
-    inputs: Int[Tensor, "n M"]
-    """[n, M] int64: further inputs of the function, such as the tokens whose probabilities it
-    returns."""
-    chunk_size: int
-    """Maximum number of positions whose logits exist at the same time."""
-    temperature: float | None = None
-    """Set if the function returns the log-probabilities of the inputs at this temperature. A linear
-    head then computes them without calling the function."""
-    forbidden: int | None = None
-    """Token whose probability is 0 in these log-probabilities."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from unmask.core.denoising import KeyValueCache, Readout
 from unmask.core.errors import ModelError
-from unmask.core.records import KeyValueCache, Readout
 from unmask.models.block_causal import block_causal_mask
 from unmask.models.head import read_head
 from unmask.models.last_layer import LastLayer, columns_of

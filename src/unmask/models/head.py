@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from unmask.core.records import Readout
+from unmask.core.denoising import Readout
 from unmask.models.logit_head import LogitHead
 
 

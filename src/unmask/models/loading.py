@@ -59,7 +59,7 @@ def load_model(
     if adapter is None:
         policy = load_checkpoint(Path(source), load_folder, dtype)
     else:
-        from unmask.models.adapters import load_adapter
+        from unmask.models.adapter_folders import load_adapter
 
         policy, _ = load_adapter(adapter, dtype=dtype)
     if device is not None:

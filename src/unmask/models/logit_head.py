@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from unmask.core.records import Readout
+from unmask.core.denoising import Readout
 from unmask.functional.linear_logprob import float32_product, linear_logprobs
 
 

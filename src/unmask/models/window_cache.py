@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from transformers.cache_utils import Cache, DynamicLayer
 
-from unmask.core.records import KeyValueCache
+from unmask.core.denoising import KeyValueCache
 
 
 class WindowCache(Cache):

@@ -12,7 +12,6 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
-import os
 import shutil
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -46,6 +45,7 @@ from unmask.runs.checkpoints import (
     write_manifest,
 )
 from unmask.runs.extension import difference_of
+from unmask.runs.folder_path import check_path
 from unmask.runs.metrics import FILE as METRICS
 from unmask.runs.metrics import read_metric_lines
 
@@ -126,7 +126,7 @@ class RunFolder:
         if not is_main:
             return
         with disk_faults_explained(path):
-            self._check_path()
+            check_path(self.path)
         try:
             with disk_faults_explained(path):
                 path.mkdir(parents=True, exist_ok=True)
@@ -305,30 +305,6 @@ class RunFolder:
                 with contextlib.suppress(OSError):
                     file.close()
         self._metrics = self._lock = None
-
-    def _check_path(self) -> None:
-        """Refuse a path that cannot be a run folder, before anything is written."""
-        path = self.path
-        if "\0" in str(path):
-            raise RunError(
-                f"output_dir {str(path)!r} contains a null character, which paths cannot. Set output_dir to another folder."
-            )
-        if path.exists() and not path.is_dir():
-            raise RunError(f"output_dir {path} is a file. Set output_dir to a folder; it does not have to exist.")
-        if path.is_dir() and any(path.iterdir()) and not (path / "run.lock").exists():
-            raise RunError(
-                f"output_dir {path} is not a run folder, and a run might overwrite the files in it. "
-                "Set output_dir to a new folder."
-            )
-        folders = (path, path / "checkpoints", path / "rollouts")
-        for part in (*folders, path / "config.yaml", path / "run.json", path / "data.json", self.metrics_path):
-            if part.is_symlink() and not os.path.exists(part):
-                raise RunError(
-                    f"{part} is a link to {os.readlink(part)}, which does not exist. Restore that file, or remove the link."
-                )
-        for folder in folders:
-            if folder.exists() and not folder.is_dir():
-                raise RunError(f"{folder} is a file, but a run needs a folder of this name. Remove the file.")
 
     def _holds_run(self) -> bool:
         """Return whether the folder holds a run. A run that failed before its first line of metrics

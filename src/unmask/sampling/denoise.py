@@ -15,7 +15,8 @@ import torch
 from torch import Tensor
 
 from unmask.core.config import SamplerConfig
-from unmask.core.records import GIVEN, DenoiserLike, Needs, Trajectory
+from unmask.core.denoising import DenoiserLike
+from unmask.core.records import GIVEN, Needs, Trajectory
 from unmask.functional.masking import compact_columns
 from unmask.functional.plackett_luce import plackett_luce_logprob
 from unmask.functional.schedule import tokens_at_step

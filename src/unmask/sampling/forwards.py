@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 
 from unmask.core.config import SamplerConfig
+from unmask.core.denoising import DenoiserLike, KeyValueCache
 from unmask.core.errors import ConfigError
-from unmask.core.records import DenoiserLike, KeyValueCache
 from unmask.sampling.predict import predict
 
 

@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 
 from unmask.core.config import SamplerConfig
-from unmask.core.records import DenoiserLike, Readout, Trajectory, ViewLogprobs, Views
+from unmask.core.denoising import DenoiserLike, Readout
+from unmask.core.records import Trajectory, ViewLogprobs, Views
 from unmask.functional.distribution import token_logprobs
 from unmask.functional.masking import compact_columns, trim_left_padding
 from unmask.functional.plackett_luce import plackett_luce_logprob

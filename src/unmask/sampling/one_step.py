@@ -8,7 +8,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from unmask.core.records import Branches, DenoiserLike, Trajectory
+from unmask.core.denoising import DenoiserLike
+from unmask.core.records import Branches, Trajectory
 from unmask.functional.masking import compact_columns
 from unmask.sampling.branches import one_step_branches
 from unmask.sampling.predict import predict

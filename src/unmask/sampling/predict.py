@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from unmask.core.records import DenoiserLike, KeyValueCache, Readout
+from unmask.core.denoising import DenoiserLike, KeyValueCache, Readout
 
 
 def predict(

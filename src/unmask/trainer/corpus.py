@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from unmask.core.denoising import Readout
 from unmask.core.errors import ConfigError, DataError
-from unmask.core.records import Readout, Row
+from unmask.core.records import Row
 from unmask.functional.distribution import token_logprobs
 from unmask.functional.elbo import elbo, mask_at_times, stratified_times
 from unmask.functional.masking import compact_columns, trim_left_padding

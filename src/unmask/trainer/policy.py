@@ -14,7 +14,8 @@ from torch import Tensor
 
 from unmask.core.errors import ConfigError
 from unmask.models import Denoiser, Policy, from_run, load_model
-from unmask.models.adapters import Adapters, save_adapted
+from unmask.models.adapter_folders import save_adapted
+from unmask.models.adapters import Adapters
 from unmask.models.device import weights_dtype
 from unmask.recipes.schema import PretrainRecipe, RunRecipe, TrainRecipe
 from unmask.trainer.optimizer import make_optimizer, trainable

@@ -12,7 +12,7 @@ from typing import Any, Protocol, TypeVar
 from unmask.core.errors import RolloutError, RunError, UnmaskError
 from unmask.evaluation.model_card import push
 from unmask.evaluation.usable import Usable
-from unmask.models.adapters import merge_adapter
+from unmask.models.adapter_folders import merge_adapter
 from unmask.models.device import precision_on, weights_dtype
 from unmask.models.from_run import ADAPTER, adapter_in, locate
 from unmask.recipes.load import completed

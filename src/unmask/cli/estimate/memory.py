@@ -17,7 +17,8 @@ from torch import Tensor
 
 from unmask.cli.estimate.shapes import build_fake
 from unmask.cli.estimate.work import Pass, Work, merges, scores_choice
-from unmask.core.records import KeyValueCache, Needs, Readout
+from unmask.core.denoising import KeyValueCache, Readout
+from unmask.core.records import Needs
 from unmask.models import Denoiser
 from unmask.models.native import NATIVE_CLASSES
 from unmask.recipes.schema import TrainRecipe

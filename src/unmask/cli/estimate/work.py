@@ -18,7 +18,8 @@ import torch
 from torch import Tensor, nn
 
 from unmask.core.config import SamplerConfig
-from unmask.core.records import KeyValueCache, Rollout, Trajectory, Views
+from unmask.core.denoising import KeyValueCache
+from unmask.core.records import Rollout, Trajectory, Views
 from unmask.functional.noise import named_generator
 from unmask.models import Policy, char_tokenizer
 from unmask.recipes.schema import TrainRecipe
