@@ -72,9 +72,9 @@ class Readout:
     function: Callable[[Tensor, Tensor], Tensor]
     """Maps [n, V] logits at temperature 1 and [n, M] inputs to [n, c] values, each position
     independently of the others."""
-    is_read: Bool[Tensor, "B N"]
-    """[B, N] bool: which of the requested positions are read. They are numbered row by row from 0
-    to n - 1."""
+    is_read: Bool[Tensor, "B N"] | tuple[Int[Tensor, "n"], Int[Tensor, "n"]]
+    """[B, N] bool: which of the requested positions are read, or the rows and columns of these. They
+    are numbered row by row from 0 to n - 1."""
     inputs: Int[Tensor, "n M"]
     """[n, M] int64: further inputs of the function, such as the tokens whose probabilities it
     returns."""

@@ -78,14 +78,12 @@ class Pass:
     """True if each forward pass has a backward pass."""
     has_adapters: bool = False
     """True if adapters run beside the weights that they adapt."""
+    is_wide: bool = False
+    """True if the forward passes return the logits of as many positions of every sequence as the
+    fullest one needs, and not only what is read of them."""
     read_again: int = 0
     """Number of positions whose logits the backward passes compute again, because they are too many
     to keep."""
-
-    @property
-    def is_wide(self) -> bool:
-        """True if as many positions of every sequence get logits as of the fullest one."""
-        return self.read == self.rows * self.width
 
     @classmethod
     def of(
@@ -96,6 +94,7 @@ class Pass:
         *,
         backward: bool = False,
         has_adapters: bool = False,
+        is_wide: bool = False,
         at_once: int | None = None,
     ) -> Pass:
         """Add up forward passes, in which at most `at_once` positions keep their logits."""
@@ -113,6 +112,7 @@ class Pass:
             words=words,
             backward=backward,
             has_adapters=has_adapters,
+            is_wide=is_wide,
             read_again=sum(f.read for f in forwards if at_once is not None and f.read > at_once),
         )
 
@@ -349,7 +349,9 @@ def _view_passes(
     recipe, path = passes.recipe, rollout.trajectory
     length = path.prompt_ids.shape[1] + path.tokens.shape[1]
 
-    def forwards(batches: ViewBatches, *, is_wide: bool = bool(recipe.sampler.guidance)) -> list[Forward]:
+    is_guided = bool(recipe.sampler.guidance)
+
+    def forwards(batches: ViewBatches, *, is_wide: bool = is_guided) -> list[Forward]:
         counts = [(part.hidden if scores_choice(recipe) else part.target).sum(-1) for _, part in batches]
         return [
             Forward(len(count), length, width, len(count) * width if is_wide else int(count.sum()), length)
@@ -374,13 +376,15 @@ def _view_passes(
     if passes.scores_reference:
         # The reference policy is the model without adapters, unless it moves.
         is_second = has_adapters and recipe.sync_ref_model
-        if recipe.method.needs().reference == "distribution":
-            plan = passes.num_plans * forwards(passes.batches(views, rollout), is_wide=True)
-        yield Pass.of("reference", plan, words(passes.num_plans, "plans"), has_adapters=is_second)
+        is_wide = is_guided or recipe.method.needs().reference == "distribution"
+        plan = passes.num_plans * forwards(passes.batches(views, rollout), is_wide=is_wide)
+        told = words(passes.num_plans, "plans")
+        yield Pass.of("reference", plan, told, has_adapters=is_second, is_wide=is_wide)
     of_updates = words(recipe.num_iterations, "iterations")
     first = [f for batches in updates if passes.has_first_pass(len(batches), views, rollout) for f in forwards(batches)]
     if first:
         yield Pass.of("update, first of two passes", first, of_updates, has_adapters=has_adapters)
     every = [f for batches in updates for f in forwards(batches)]
-    kept = None if recipe.sampler.guidance else at_once
-    yield Pass.of("update", every, of_updates, backward=True, has_adapters=has_adapters, at_once=kept)
+    kept = None if is_guided else at_once
+    options = {"backward": True, "has_adapters": has_adapters, "is_wide": is_guided}
+    yield Pass.of("update", every, of_updates, **options, at_once=kept)
