@@ -461,7 +461,7 @@ def test_an_optimizer_whose_state_cannot_be_saved_is_refused(folder: Path) -> No
     parameter.grad = torch.ones(2)
     optimizer.step()
     with raises(ConfigError, 'keeps "count" as int', "tensor"):
-        Native([optimizer]).state(parameter)
+        Native([optimizer]).own_state(parameter)
 
 
 # --- files ---

@@ -13,8 +13,10 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
+from tests.helpers.messages import raises
 from tests.helpers.rollouts import collect
 from tests.helpers.runs import train_recipe
+from unmask.core.errors import ConfigError
 from unmask.core.records import LossInputs, LossOutput, Rollout
 from unmask.functional.noise import named_generator
 from unmask.methods.egspo import EGSPO
@@ -421,3 +423,26 @@ def test_a_value_that_is_not_finite_stops_the_run_before_the_weights_change(
         bench.update(recipe, rollout=rollout)
     handle.remove()
     assert all(torch.equal(value, bench.start[name]) for name, value in bench.denoiser.state_dict().items())
+
+
+# --- methods of one's own ---
+
+
+@pytest.mark.parametrize(
+    ("returned", "words"),
+    [
+        (lambda loss: loss, ("egspo", "Tensor", "LossOutput")),
+        (lambda loss: LossOutput(loss.sum()), ("egspo", "()", "one number for each view")),
+        (lambda loss: LossOutput(loss.mean(0, keepdim=True)), ("egspo", "(1,)", "separable")),
+    ],
+    ids=["a tensor", "a sum", "a mean"],
+)
+def test_a_loss_that_is_not_one_number_for_each_view_is_refused(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch, returned: Any, words: tuple[str, ...]
+) -> None:
+    recipe = bench.recipe("num_iterations=1", "method.beta=0")
+    cls = type(recipe.method)
+    loss = cls.loss
+    monkeypatch.setattr(cls, "loss", lambda self, inputs: returned(loss(self, inputs).loss))
+    with raises(ConfigError, *words):
+        bench.update(recipe)

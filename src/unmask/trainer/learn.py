@@ -17,8 +17,9 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from unmask.core.errors import RolloutError
+from unmask.core.errors import ConfigError, RolloutError
 from unmask.core.records import LossOutput, Rollout, ViewLogprobs, Views
+from unmask.methods import Method
 from unmask.methods.views import scored_tokens
 from unmask.models import Denoiser
 from unmask.recipes.schema import TrainRecipe
@@ -308,6 +309,7 @@ class Learner:
     def _checked(self, output: LossOutput, batch: Views, share: float, tally: Tally) -> Tensor:
         """Return the sum of the losses, and record their metrics. If the sum is not finite,
         remember the completions for the error message."""
+        check_output(self.recipe.method, output, batch)
         loss = output.loss.sum() * share
         if not torch.isfinite(loss):
             by_view = output.loss.shape == batch.row.shape
@@ -348,6 +350,26 @@ def width_on_cpu(model: torch.nn.Module) -> int | None:
     if not isinstance(model, Denoiser) or model.backbone.device.type != "cpu":
         return None
     return int(model.backbone.config.hidden_size)
+
+
+def check_output(method: Method, output: object, batch: Views) -> None:
+    """Check what the `loss` of a method returned, because a method may be a user's own.
+
+    Raises:
+        ConfigError: it is not a `LossOutput`, or it lacks the loss of each view.
+    """
+    name = method.type_name
+    if not isinstance(output, LossOutput):
+        raise ConfigError(
+            f"loss() of the method {name} returned an object of the type {type(output).__name__}. "
+            "Return LossOutput(loss), with one number for each view."
+        )
+    if method.separable and output.loss.shape != batch.row.shape:
+        raise ConfigError(
+            f"loss() of the method {name} returned a loss of the shape {tuple(output.loss.shape)} for {len(batch)} views. "
+            "Return one number for each view; the trainer adds them up. If the loss is not a sum over views, set separable = "
+            "False in the class."
+        )
 
 
 def positions_at_once(model: torch.nn.Module) -> int | None:
