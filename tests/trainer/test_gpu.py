@@ -112,6 +112,27 @@ def test_adapters_train_with_every_kind_of_pass(gpu: torch.device, tiny_model: P
     assert metrics(folder)[-1]["behaviour/ratio_max"] > 0
 
 
+def test_a_model_is_checked_on_the_gpu_when_a_run_loads_it(
+    gpu: torch.device, tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    devices = []
+    forward = Denoiser.forward
+
+    def seen(self: Denoiser, ids: torch.Tensor, *arguments: Any, **options: Any) -> torch.Tensor:
+        devices.append(ids.device.type)
+        return forward(self, ids, *arguments, **options)
+
+    monkeypatch.setattr(Denoiser, "forward", seen)
+    recipe = train_recipe(tiny_model, tmp_path / "run", "lora={r: 2, alpha: 4}", "precision=bf16")
+    policy = make_policy(recipe, gpu)
+    assert set(devices) == {gpu.type}
+    assert {p.device.type for p in policy.denoiser.parameters()} == {gpu.type}
+    # The whole weights of a sharded policy may not fit on one device.
+    devices.clear()
+    policy = make_policy(recipe, gpu, is_sharded=True)
+    assert set(devices) == {p.device.type for p in policy.denoiser.parameters()} == {"cpu"}
+
+
 def test_pretraining_is_that_of_the_cpu(gpu: torch.device, tmp_path: Path) -> None:
     folder = pretrain(pretrain_recipe(tmp_path / "gpu", "max_steps=2"))
     AcceleratorState._reset_state(reset_partial_state=True)

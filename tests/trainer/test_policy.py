@@ -431,6 +431,9 @@ def test_a_deterministic_run_gets_deterministic_kernels(
     Trainer(train_recipe(model, tmp_path / "run", "deterministic=true"), [ones])
     assert torch.are_deterministic_algorithms_enabled()
     assert os.environ["CUBLAS_WORKSPACE_CONFIG"] == ":4096:8"
+    # The next run of the same process has its own setting.
+    Trainer(train_recipe(model, tmp_path / "after"), [ones])
+    assert not torch.are_deterministic_algorithms_enabled()
 
 
 @pytest.fixture

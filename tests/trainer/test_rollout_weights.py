@@ -3,6 +3,7 @@ weights stay as they are."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
@@ -98,6 +99,34 @@ def test_rollouts_read_the_model_itself_where_nothing_is_merged_or_gathered(tiny
     assert engine_of(recipe, policy)[1].modules() == []
     recipe = train_recipe(tiny_model, Path("unused"))
     assert engine_of(recipe, make_policy(recipe, torch.device("cpu")))[1].modules() == []
+
+
+@torch.no_grad()
+def test_merged_bfloat16_weights_keep_an_update_below_their_spacing(tiny_model: Path) -> None:
+    recipe = train_recipe(tiny_model, Path("unused"), LORA, "precision=bf16")
+    policy = make_policy(recipe, torch.device("cpu"))
+    assert policy.adapters is not None
+    train_by_hand(policy.adapters)
+    layers = {name: module for name, module in policy.denoiser.named_modules() if hasattr(module, "base_layer")}
+    for layer in layers.values():
+        # Training makes updates of this size at first, and bfloat16 numbers around 0.02 are 1e-4 apart.
+        layer.lora_B["default"].weight *= 1e-5 / layer.get_delta_weight("default").abs().mean()
+    updates = {name: layer.get_delta_weight("default").float() for name, layer in layers.items()}
+    nearest = {f"backbone.{name}": weight for name, weight in policy.adapters.merged().items()}
+    engine, weights = engine_of(recipe, policy)
+    (shell,) = weights.modules()
+    with engine.session():
+        read = dict(shell.named_parameters())
+
+    def kept(merged: Mapping[str, torch.Tensor]) -> float:
+        """Return the projection of the change of the weights on the update; 1 keeps all of it."""
+        change = {name: merged[f"{name}.weight"].float() - layers[name].base_layer.weight.float() for name in updates}
+        along = sum((change[name] * update).sum() for name, update in updates.items())
+        return float(along / sum(update.square().sum() for update in updates.values()))
+
+    assert kept(read) == pytest.approx(1.0, abs=0.15)
+    # Negative control: rounding to the nearest number drops much of the update.
+    assert kept(nearest) < 0.7
 
 
 @pytest.mark.slow

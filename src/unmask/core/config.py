@@ -188,8 +188,10 @@ class SamplerConfig(Config):
 
     @property
     def is_exact(self) -> bool:
-        """True if every recorded log-probability is that of the model itself, without stale keys
-        and values."""
+        """True if no forward pass of a rollout reads stale keys and values of a cache.
+
+        This is about the sampler alone. The weights that it reads may differ from those of training
+        by rounding: adapters that are merged into bfloat16 weights are rounded once more."""
         return self.cache == "off" or self.cache_refresh_steps == 1
 
     @field_validator("order")

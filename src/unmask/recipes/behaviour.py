@@ -21,8 +21,9 @@ class BehaviourConfig(Config):
 
     level: Literal["auto", "off", "token", "step", "sequence"] = "auto"
     """Unit whose ratio is the weight: one token, all tokens of a denoising step, or the whole
-    completion, which takes a forward pass for each denoising step. `auto` is `off` if rollouts are
-    exact; otherwise it is the unit of the method's own ratio."""
+    completion, which takes a forward pass for each denoising step. `auto` looks only at the cache
+    of the sampler: without stale keys and values it is `off`, even if rounding differs between
+    rollouts and updates; otherwise it is the unit of the method's own ratio."""
     cap: float = Field(2.0, ge=0)
     """Upper bound of a weight, at least 1; 0 sets no bound. Truncation lowers the variance and
     biases the gradient. The default is that of verl."""
@@ -33,8 +34,10 @@ class BehaviourConfig(Config):
     """True to divide the weights of a training step by their mean. This lowers the variance, and
     the bias that it adds decreases as the number of samples grows."""
     max_ratio: float = Field(0.0, ge=0)
-    """Largest ratio of a token, in either direction, above which the run stops with an error; 0
-    sets no limit."""
+    """Largest ratio of a token, in either direction, above which the run stops with an error before
+    the update; 0 sets no limit. The tokens of the views that the update scores are compared, or,
+    with level `sequence`, all tokens of the completions; completions of advantage 0 are left
+    out unless `normalise` needs them."""
 
     @field_validator("cap", "max_ratio")
     @classmethod

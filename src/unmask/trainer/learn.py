@@ -101,7 +101,7 @@ class Learner:
         """Make all optimizer steps of one training step.
 
         Every rank makes the same plan of views for the whole rollout, with the same random draws.
-        It then trains on the views of its own groups.
+        It then trains on the views of its own completions, which need not be whole groups.
 
         Args:
             rollout: the groups of all ranks.
@@ -113,9 +113,10 @@ class Learner:
             The views of all ranks in the first plan, and their advantages.
 
         Raises:
-            FloatingPointError: a loss or a gradient is not finite; the policy has not changed.
+            FloatingPointError: a loss or a gradient is not finite; the policy has not changed since
+                the last complete update, which may be one of this training step.
             RolloutError: the behaviour policy differs from the old policy by more than the limit;
-                the policy has not changed.
+                the policy has not changed in this training step.
         """
         recipe = self.recipe
         self._comparison = self._compared(rollout, tally)

@@ -65,7 +65,7 @@ class Trainer:
             check_rewards(self.scorer, recipe.method)
             check_sharing(recipe, self.scorer, member.ranks.count)
             candidates = _candidates(recipe, self.scorer)
-            self.policy = make_policy(recipe, member.accelerator.device)
+            self.policy = make_policy(recipe, member.accelerator.device, is_sharded=is_sharded(member.accelerator))
             length, needs_answer = recipe.sampler.max_completion_length, not (reward_funcs or recipe.reward_funcs)
             faults_of = faults_for(
                 recipe.task, self.policy.denoiser, self.policy.tokenizer, length, needs_answer=needs_answer

@@ -69,15 +69,20 @@ class TrainedPolicy:
         self.adapters.save(folder / from_run.ADAPTER, weights)
 
 
-def make_policy(recipe: TrainRecipe, device: torch.device) -> TrainedPolicy:
+def make_policy(recipe: TrainRecipe, device: torch.device, *, is_sharded: bool = False) -> TrainedPolicy:
     """Load the policy of a training recipe, and make its adapters, its reference and its optimizer.
+
+    Args:
+        recipe: settings of the run.
+        device: device that the policy is trained on.
+        is_sharded: True if no rank will hold the whole weights on its device; see `load_policy`.
 
     Raises:
         ModelError: the model is missing or cannot be used.
         ConfigError: the adapters or the quantization do not work with this model or on this
             machine.
     """
-    denoiser, tokenizer = load_policy(recipe, recipe.model, device)
+    denoiser, tokenizer = load_policy(recipe, recipe.model, device, is_sharded=is_sharded)
     reference: Reference | None = None
     needs_reference = recipe.method.needs().reference != "none"
     if needs_reference and not recipe.lora:
@@ -90,11 +95,16 @@ def make_policy(recipe: TrainRecipe, device: torch.device) -> TrainedPolicy:
     return TrainedPolicy(denoiser, tokenizer, adapters, reference, optimizers, base_mark(denoiser, adapters))
 
 
-def load_policy(recipe: RunRecipe, model: str, device: torch.device) -> Policy:
-    """Load a model in the precision of the recipe on a device; see `load_model`."""
+def load_policy(recipe: RunRecipe, model: str, device: torch.device, *, is_sharded: bool = False) -> Policy:
+    """Load a model in the precision of the recipe; see `load_model`.
+
+    The forward passes that check the model run where it is loaded. Whole weights therefore go to
+    the device at once; weights that will be sharded stay on the CPU, because the device may not
+    hold all of them.
+    """
     dtype = weights_dtype(device, recipe.precision)
     quantization = _four_bits(dtype, device) if recipe.lora and recipe.lora.quantize == "4bit" else None
-    return load_model(model, str(dtype).removeprefix("torch."), quantization)
+    return load_model(model, str(dtype).removeprefix("torch."), quantization, None if is_sharded else device)
 
 
 def equip(recipe: RunRecipe, denoiser: Denoiser, base: str | None) -> Adapters | None:

@@ -58,7 +58,7 @@ def pretrain(recipe: PretrainRecipe, *, resume: bool = False, observe: Observer 
                 f"{member.ranks.count}.",
                 agreed=True,
             )
-        denoiser, tokenizer = _start_model(recipe, member.accelerator.device)
+        denoiser, tokenizer = _start_model(recipe, member.accelerator)
         usable = _usable(recipe, denoiser, tokenizer)
         adapters = equip(recipe, denoiser, recipe.model)
         corpus = Corpus(recipe, denoiser, tokenizer, usable.rows["train"])
@@ -150,9 +150,10 @@ def _usable(recipe: PretrainRecipe, denoiser: Denoiser, tokenizer: PreTrainedTok
     return usable_rows({"train": candidates}, faults_of)
 
 
-def _start_model(recipe: PretrainRecipe, device: torch.device) -> Policy:
+def _start_model(recipe: PretrainRecipe, accelerator: Accelerator) -> Policy:
+    device = accelerator.device
     if recipe.model is not None:
-        return load_policy(recipe, recipe.model, device)
+        return load_policy(recipe, recipe.model, device, is_sharded=backend.is_sharded(accelerator))
     tokenizer = char_tokenizer(recipe.task.alphabet)
     denoiser = tiny_denoiser(recipe.tiny, tokenizer, recipe.seed)
     return Policy(denoiser.to(weights_dtype(device, recipe.precision)), tokenizer)

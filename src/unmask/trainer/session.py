@@ -45,8 +45,9 @@ class Steps(Protocol):
 
         Raises:
             FloatingPointError: a loss or a gradient is not finite; all ranks raise it, and the
-                weights have not changed.
-            RolloutError: a rollout differs too much from the policy; the same holds.
+                weights have not changed since the last complete update.
+            RolloutError: a rollout differs too much from the policy; all ranks raise it, and the
+                weights have not changed in this step.
         """
         ...
 

@@ -90,7 +90,7 @@ class TrainingSteps:
         self._steps_without_signal = 0
 
     def step(self, index: int) -> dict[str, Any]:
-        """Do the training step `index`, counted from 0, and return its metrics."""
+        """Do the training step `index`, counted from 0, and return its metrics; see `Steps.step`."""
         tally = Tally()
         self.meter.take()
         self.scorer.take()

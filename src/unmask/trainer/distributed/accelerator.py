@@ -37,8 +37,7 @@ def make_accelerator(recipe: RunRecipe) -> Accelerator:
 
     _check_trackers(recipe)
     use_expandable_segments()
-    if recipe.deterministic:
-        use_deterministic_kernels()
+    set_deterministic_kernels(recipe.deterministic)
     if int(os.environ.get("WORLD_SIZE", "1")) > 1 and not torch.accelerator.is_available():
         # Without this setting each rank that torchrun starts on a CPU believes that it is alone.
         os.environ.setdefault("ACCELERATE_USE_CPU", "true")
@@ -72,11 +71,15 @@ def make_accelerator(recipe: RunRecipe) -> Accelerator:
     return accelerator
 
 
-def use_deterministic_kernels() -> None:
-    """Let torch choose deterministic kernels from now on; an operation without one gives a warning.
-    cuBLAS reads the environment variable when it first uses a GPU."""
-    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-    torch.use_deterministic_algorithms(True, warn_only=True)
+def set_deterministic_kernels(value: bool) -> None:
+    """Let torch choose deterministic kernels from now on, or the fastest ones, whatever an earlier
+    run of the same process chose. An operation without a deterministic kernel gives a warning.
+
+    cuBLAS reads its environment variable when it first uses a GPU, so the variable stays.
+    """
+    if value:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.use_deterministic_algorithms(value, warn_only=True)
 
 
 def fsdp_policy(precision: Literal["bf16", "float32"]) -> MixedPrecisionPolicy:

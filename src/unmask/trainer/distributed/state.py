@@ -2,9 +2,10 @@
 weights.
 
 Each rank writes what it holds into files of its own, and the manifest, which makes the checkpoint
-complete, comes last. A rank reads only what it will hold. A run can therefore resume with another
-number of ranks or another preset, and no rank needs memory for the whole state. All ranks must see
-the run folder. Checkpoints are safetensors files of a bounded size, without pickles. Random numbers
+complete, comes last. A rank reads one tensor at a time: of a tensor that is stored in parts only
+what it will hold, and a tensor that is stored whole as a whole. A run can therefore resume with
+another number of ranks or another preset, and no rank needs memory for the whole state. All ranks
+must see the run folder. Checkpoints are safetensors files of a bounded size, without pickles. Random numbers
 need no state, because all draws are functions of the seed and the step.
 """
 
