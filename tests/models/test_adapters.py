@@ -334,16 +334,71 @@ def test_peft_adapters_of_other_scales_and_ranks_are_merged_as_peft_runs_them(tm
     torch.testing.assert_close(logits(load_model(tmp_path / "merged")[0]), wanted, rtol=0, atol=1e-4)
 
 
-def test_merging_bfloat16_weights_rounds_once(tmp_path: Path) -> None:
+def small_update(adapters: Adapters, size: float) -> None:
+    """Set B to random numbers, so that the entries of the update have the standard deviation `size`."""
+    pairs = iter(parameter for _, parameter in adapters.parameters())
+    generator = torch.Generator().manual_seed(2)
+    for a, b in zip(pairs, pairs, strict=True):
+        b.data.copy_(torch.randn(b.shape, generator=generator))
+        b.data.mul_(size / (2.0 * b @ a).float().std())
+
+
+@torch.no_grad()
+def kept(merged: dict[str, Tensor], before: dict[str, Tensor], adapters: Adapters) -> float:
+    """Return the share of the adapter's update that merged weights hold: the projection of their
+    change on the update."""
+    inner = square = 0.0
+    for key, a in adapters.parameters():
+        if ".lora_A." in key:
+            stem = key.partition(".lora_A.")[0]
+            b = adapters.backbone.get_parameter(key.replace("lora_A", "lora_B"))
+            update = 2.0 * b.double() @ a.double()
+            change = merged[f"{stem}.weight"].double() - before[f"{stem}.weight"].double()
+            inner, square = inner + float((change * update).sum()), square + float((update**2).sum())
+    return inner / square
+
+
+@pytest.mark.slow
+def test_a_saved_model_in_bfloat16_keeps_an_update_below_the_spacing_of_its_weights(tmp_path: Path) -> None:
+    denoiser = build(dtype=torch.bfloat16)
+    save_model(denoiser, TOKENIZER, tmp_path / "base")
+    before = {name: value.clone() for name, value in denoiser.backbone.state_dict().items()}
+    adapters = Adapters(denoiser, LORA, base=str(tmp_path / "base"))
+    small_update(adapters, 1e-4)  # the weights are as large as .4, where the spacing is 2e-3
+    # The weights that rollouts and evaluations read.
+    own = dict(denoiser.backbone.named_parameters(remove_duplicate=False))
+    evaluated = dict(adapters.merging(own, torch.Tensor.detach))
+    save_adapted(denoiser, TOKENIZER, adapters, tmp_path / "final")
+    merge_adapter(tmp_path / "final" / "adapter", tmp_path / "merged")
+    for folder in ("final", "merged"):
+        saved = load_model(tmp_path / folder)[0].backbone.state_dict()
+        assert all(torch.equal(saved[name], value) for name, value in evaluated.items())
+        assert kept(saved, before, adapters) == pytest.approx(1.0, abs=0.3)
+    # Negative control: rounding to nearest drops most of it.
+    nearest = dict(adapters.merging(own, torch.Tensor.detach, at_random=False))
+    assert kept(nearest, before, adapters) < 0.5
+
+
+def test_merging_rounds_the_float32_sum_once() -> None:
     denoiser = build(dtype=torch.bfloat16)
     name = "model.layers.0.mlp.up_proj"
     before = denoiser.backbone.get_submodule(name).weight.detach().double()
     adapters = Adapters(denoiser, LORA)
     train_by_hand(adapters)
     a, b = (dict(adapters.parameters())[f"{name}.lora_{x}.default.weight"].detach().double() for x in "AB")
+    total = before + 2.0 * (b @ a)
     merged = adapters.merged()[f"{name}.weight"]
     assert merged.dtype == torch.bfloat16
-    assert torch.equal(merged, (before + 2.0 * (b @ a)).float().bfloat16())
+    # One of the two neighbours of the sum, not always the nearer one.
+    spacing = 2.0 ** (total.abs().log2().floor() - 7)
+    assert ((merged.double() - total).abs() < spacing * (1 + 1e-4)).all()
+    assert not torch.equal(merged, total.float().bfloat16())
+    # A master copy in float32 of what computes in bfloat16 gives the same bits.
+    masters = {key: p.detach().float() * (1 + 1e-4) for key, p in adapters.parameters()}
+    again = adapters.merged(
+        {f"backbone.{key}": value for key, value in (denoiser.backbone.state_dict() | masters).items()}
+    )
+    assert all(torch.equal(again[key], value) for key, value in adapters.merged().items())
 
 
 # --- the command ---

@@ -3,6 +3,7 @@ complete or absent."""
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -136,23 +137,24 @@ def test_a_save_that_fails_leaves_the_earlier_best_model(
 def test_the_best_adapter_is_written_alone_and_merged_once_at_the_end(
     tiny_model: Path, tmp_path: Path, scripted: list[float], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import unmask.trainer.session as session
+    import unmask.models.adapter_folders as adapters
 
-    merge, merged = session.merge_adapter, []
+    save, saved = adapters.save_model, []
+    stands_for: list[dict[str, torch.Tensor]] = []
 
-    def counted(adapter: Path, target: Path) -> str:
-        merged.append(target)
+    def counted(denoiser: Any, tokenizer: Any, folder: Path, *rest: Any) -> None:
+        saved.append(folder.name)
         # Until the end of the run, best/ holds the adapter alone, and stands for the whole model.
         assert [path.name for path in (tmp_path / "run" / "best").iterdir()] == ["adapter"]
         stands_for.append(load_model(tmp_path / "run" / "best").denoiser.state_dict())
-        return merge(adapter, target)
+        save(denoiser, tokenizer, folder, *rest)
 
-    stands_for: list[dict[str, torch.Tensor]] = []
-    monkeypatch.setattr(session, "merge_adapter", counted)
+    monkeypatch.setattr(adapters, "save_model", counted)
     scripted += [0.1, 0.1, 0.2, 0.2, 0.3, 0.3, 0.2, 0.2]
     overrides = ("lora.r=3", "lora.alpha=6", "save_steps=2", "save_total_limit=9")
     folder = Trainer(train_recipe(tiny_model, tmp_path / "run", *VALIDATION, *overrides)).train()
-    assert len(merged) == 1
+    # A run without its final model is not finished, so that comes first.
+    assert saved == [".incomplete-final", ".incomplete-best"]
     assert metrics(folder)[-1]["eval/best_step"] == 4
     best = load_model(folder / "best").denoiser.state_dict()
     checkpoint = load_model(folder / "checkpoints" / "step-00000004").denoiser.state_dict()
@@ -160,6 +162,32 @@ def test_the_best_adapter_is_written_alone_and_merged_once_at_the_end(
     assert all(torch.equal(checkpoint[name], tensor) for name, tensor in best.items())
     assert all(torch.equal(stands_for[0][name], tensor) for name, tensor in best.items())
     assert not all(torch.equal(final[name], tensor) for name, tensor in best.items())
+
+
+def test_the_end_of_a_run_needs_no_file_of_the_base_model_and_saves_in_the_precision_of_the_run(
+    tiny_model: Path, tmp_path: Path, scripted: list[float], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(tiny_model, tmp_path / "base")
+    log = RunFolder.log
+
+    def removing(self: RunFolder, line: dict[str, Any]) -> None:
+        log(self, line)
+        if line["step"] == 6:
+            shutil.rmtree(tmp_path / "base", ignore_errors=True)
+
+    monkeypatch.setattr(RunFolder, "log", removing)
+    scripted += [0.1, 0.1, 0.2, 0.2, 0.3, 0.3, 0.2, 0.2]
+    # The base model's file is float32.
+    overrides = ("lora.r=3", "lora.alpha=6", "precision=bf16", "save_steps=2", "save_total_limit=9")
+    folder = Trainer(train_recipe(tmp_path / "base", tmp_path / "run", *VALIDATION, *overrides)).train()
+    shutil.copytree(tiny_model, tmp_path / "base")
+    best = load_file(folder / "best" / "model.safetensors")
+    assert {value.dtype for value in best.values()} == {torch.bfloat16}
+    # The same bits as the checkpoint of its step, which is loaded from the base model.
+    checkpoint = load_model(folder / "checkpoints" / "step-00000004").denoiser.backbone.state_dict()
+    assert all(torch.equal(checkpoint[name], value) for name, value in best.items())
+    final = load_file(folder / "final" / "model.safetensors")
+    assert not all(torch.equal(final[name], value) for name, value in best.items())
 
 
 def test_the_best_of_lines_is_the_earliest_highest_validation_accuracy() -> None:

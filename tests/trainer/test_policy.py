@@ -151,7 +151,9 @@ def test_four_bits_want_the_package_and_a_device_that_it_supports(
 
 
 @pytest.mark.slow
-def test_adapters_on_four_bit_weights_are_trained_saved_merged_and_loaded(tmp_path: Path) -> None:
+def test_adapters_on_four_bit_weights_are_trained_saved_merged_and_loaded(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     pytest.importorskip("bitsandbytes")
     tokenizer = char_tokenizer(Sudoku().alphabet)
     # bitsandbytes quantizes blocks of 64 numbers.
@@ -197,6 +199,14 @@ def test_adapters_on_four_bit_weights_are_trained_saved_merged_and_loaded(tmp_pa
             )
         )
     assert (ours - theirs).norm() < 0.5 * (ours - before).norm()
+    # If the base model cannot be loaded, the adapter is saved alone, and stands for the model later.
+    (tmp_path / "base").rename(tmp_path / "moved")
+    trainer.policy.save(tmp_path / "late", adapter=folder / "final" / "adapter")
+    assert [path.name for path in (tmp_path / "late").iterdir()] == ["adapter"]
+    assert "without its base model, which cannot be loaded" in caplog.text
+    (tmp_path / "moved").rename(tmp_path / "base")
+    late = load_model(tmp_path / "late").denoiser.backbone.state_dict()
+    assert all(torch.equal(late[key], value) for key, value in final.items())
 
 
 # --- the reference ---

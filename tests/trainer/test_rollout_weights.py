@@ -112,7 +112,10 @@ def test_merged_bfloat16_weights_keep_an_update_below_their_spacing(tiny_model: 
         # Training makes updates of this size at first, and bfloat16 numbers around 0.02 are 1e-4 apart.
         layer.lora_B["default"].weight *= 1e-5 / layer.get_delta_weight("default").abs().mean()
     updates = {name: layer.get_delta_weight("default").float() for name, layer in layers.items()}
-    nearest = {f"backbone.{name}": weight for name, weight in policy.adapters.merged().items()}
+    own = policy.denoiser.backbone.state_dict()
+    to_nearest = policy.adapters.merging(own, torch.Tensor.detach, at_random=False)
+    nearest = {f"backbone.{name}": weight for name, weight in to_nearest}
+    saved = {f"backbone.{name}": weight for name, weight in policy.adapters.merged().items()}
     engine, weights = engine_of(recipe, policy)
     (shell,) = weights.modules()
     with engine.session():
@@ -125,6 +128,8 @@ def test_merged_bfloat16_weights_keep_an_update_below_their_spacing(tiny_model: 
         return float(along / sum(update.square().sum() for update in updates.values()))
 
     assert kept(read) == pytest.approx(1.0, abs=0.15)
+    # A saved model has the same bits.
+    assert all(torch.equal(read[f"{name}.weight"], saved[f"{name}.weight"]) for name in updates)
     # Negative control: rounding to the nearest number drops much of the update.
     assert kept(nearest) < 0.7
 

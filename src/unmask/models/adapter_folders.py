@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import logging
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -20,6 +21,8 @@ from unmask.runs.checkpoints import is_checkpoint
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+logger = logging.getLogger("unmask")
+
 
 def save_adapted(
     denoiser: Denoiser,
@@ -27,9 +30,15 @@ def save_adapted(
     adapters: Adapters | None,
     folder: Path,
     weights: Mapping[str, Tensor] | None = None,
+    adapter: Path | None = None,
+    working: Callable[[], None] = lambda: None,
 ) -> None:
     """Write a denoiser as a plain transformers checkpoint with adapters merged, and write the
     adapter alone to `folder`/adapter.
+
+    An adapter of quantized weights is merged into the model that it names. If that model cannot be
+    loaded, `folder` holds the adapter alone, which `load_model` merges as soon as it can, and a
+    warning says why.
 
     Args:
         denoiser: policy.
@@ -37,15 +46,25 @@ def save_adapted(
         adapters: adapters of the policy; None if there are none.
         folder: folder to write.
         weights: whole state dict of the denoiser, if the model is sharded.
+        adapter: folder of an adapter that `Adapters.save` wrote earlier, to write in place of the
+            policy's present one.
+        working: function that is called before each tensor is merged, to report progress.
     """
     if adapters is None:
         save_model(denoiser, tokenizer, folder, weights)
         return
+    if adapter is not None:
+        own = denoiser.state_dict() if weights is None else weights
+        weights = {**own, **adapters.read(adapter)}
     adapters.save(folder / ADAPTER, weights=weights)
-    if getattr(denoiser.backbone, "is_quantized", False):
+    if not getattr(denoiser.backbone, "is_quantized", False):
+        save_model(denoiser, tokenizer, folder, adapters.merged(weights, working))
+        return
+    try:
         merge_adapter(folder / ADAPTER, folder)
-    else:
-        save_model(denoiser, tokenizer, folder, adapters.merged(weights))
+    except ModelError as error:
+        notes = " ".join(getattr(error, "__notes__", ()))
+        logger.warning(f"The adapter is saved without its base model, which cannot be loaded: {error} {notes}".rstrip())
 
 
 def load_adapter(adapter: Path, base: str | None = None, dtype: str = "auto") -> tuple[Policy, str]:

@@ -35,8 +35,8 @@ POLICY, REFERENCE = "default", "reference"
 CONFIG_FILE, WEIGHTS_FILE = ADAPTER_CONFIG, "adapter_model.safetensors"
 """Names of the files that peft reads and writes."""
 
-_PREFIX = "base_model.model."
-"""Prefix of all names in peft's state dicts."""
+_PREFIX, _BACKBONE = "base_model.model.", "backbone."
+"""Prefixes of all names in peft's state dicts, and in a denoiser's."""
 
 
 class Adapters:
@@ -184,9 +184,16 @@ class Adapters:
         own = dict(self.parameters()) if weights is None else _without_prefix(weights)
         keys = [key for key, _ in self.parameters()]
         folder.mkdir(parents=True, exist_ok=True)
-        tensors = {_PREFIX + key.replace(f".{POLICY}.", "."): own[key].detach().cpu().contiguous() for key in keys}
+        tensors = {_file_name(key): own[key].detach().cpu().contiguous() for key in keys}
         save_file(tensors, folder / WEIGHTS_FILE, metadata={"format": "pt"})
         self.save_config(folder)
+
+    def read(self, folder: Path) -> dict[str, Tensor]:
+        """Return the matrices that `save` wrote, under the names of the denoiser's state dict."""
+        from safetensors.torch import load_file
+
+        tensors = load_file(folder / WEIGHTS_FILE)
+        return {f"{_BACKBONE}{key}": tensors[_file_name(key)] for key, _ in self.parameters()}
 
     def save_config(self, folder: Path) -> None:
         """Write peft's description of the adapter."""
@@ -198,36 +205,49 @@ class Adapters:
             self._lora.inference_mode = False
 
     @torch.no_grad()
-    def merged(self, weights: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:
+    def merged(
+        self, weights: Mapping[str, Tensor] | None = None, working: Callable[[], None] = lambda: None
+    ) -> dict[str, Tensor]:
         """Return the backbone's state dict with the adapter added, W + (alpha / r) B A, under the
         plain model's names and on the CPU.
 
-        The model itself does not change: adding the adapters and subtracting them again would leave
-        rounding errors.
+        The sums are made on the device of the model, where rollouts make them, so they are the same
+        bits. The model itself does not change: adding the adapters and subtracting them again would
+        leave rounding errors.
 
         Args:
             weights: whole state dict of the denoiser, if the model is sharded; default the model's
                 own.
+            working: function that is called before each tensor, to report progress.
 
         Raises:
             ConfigError: the weights are quantized; `merge_adapter` merges into the original model
                 instead.
         """
         own = self.backbone.state_dict() if weights is None else _without_prefix(weights)
-        return dict(self.merging(own, lambda tensor: tensor.detach().cpu()))
+        device = self.backbone.device
+        found = {}
+        for name, tensor in self.merging(own, lambda tensor: tensor.detach().to(device)):
+            working()
+            found[name] = tensor.cpu()
+        return found
 
     @torch.no_grad()
     def merging(
-        self, tensors: Mapping[str, Tensor], whole: Callable[[Tensor], Tensor], *, at_random: bool = False
+        self, tensors: Mapping[str, Tensor], whole: Callable[[Tensor], Tensor], *, at_random: bool = True
     ) -> Iterator[tuple[str, Tensor]]:
         """Yield the plain model's tensors one by one, with the adapter added.
+
+        The sum is W + (alpha / r) B A with A and B in the precision of W, in which the adapter
+        computes. A bfloat16 sum is rounded at random (see `merged_weight`), because rounding to
+        nearest would drop most of a small update. The draws depend on the name of the layer, so
+        equal weights give equal sums at every call, on devices of one kind.
 
         Args:
             tensors: tensors of the backbone with its adapters, by name.
             whole: function that returns the tensor to merge for one of these, such as a whole
                 tensor for a shard.
-            at_random: True to round bfloat16 results at random, with equal draws at every call; see
-                `merged_weight`.
+            at_random: False to round bfloat16 sums to nearest, for comparisons.
 
         Raises:
             ConfigError: the weights are quantized.
@@ -250,7 +270,7 @@ class Adapters:
         seed = zlib.crc32(stem.encode())
         generator = torch.Generator(weight.device).manual_seed(seed) if at_random else None
         plain = weight.T if layer.fan_in_fan_out else weight
-        merged = merged_weight(plain, a, b, layer.scaling[POLICY], generator)
+        merged = merged_weight(plain, a.to(weight.dtype), b.to(weight.dtype), layer.scaling[POLICY], generator)
         return merged.T.contiguous() if layer.fan_in_fan_out else merged
 
 
@@ -308,7 +328,12 @@ def fingerprint(denoiser: Denoiser) -> str:
 
 def _without_prefix(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Return the backbone's part of a denoiser's state dict."""
-    return {key.removeprefix("backbone."): value for key, value in weights.items()}
+    return {key.removeprefix(_BACKBONE): value for key, value in weights.items()}
+
+
+def _file_name(key: str) -> str:
+    """Return the name that peft's files give to a matrix of the policy's adapter."""
+    return _PREFIX + key.replace(f".{POLICY}.", ".")
 
 
 def _is_linear(module: nn.Module) -> bool:

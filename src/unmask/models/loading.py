@@ -25,6 +25,10 @@ from unmask.runs.checkpoints import is_checkpoint
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
+SHARD_BYTES = 2 * 10**9
+"""Largest size of a file of weights in bytes, unless a single tensor is larger. A run counts each
+finished file as progress."""
+
 
 def load_model(
     source: str | os.PathLike[str],
@@ -163,7 +167,7 @@ def save_model(
         twins = twins_of(denoiser.backbone)
         plain = {key.removeprefix("backbone."): value for key, value in weights.items()}
         weights = {key: value for key, value in plain.items() if key not in twins}
-    denoiser.backbone.save_pretrained(folder, state_dict=weights, safe_serialization=True)
+    denoiser.backbone.save_pretrained(folder, state_dict=weights, max_shard_size=SHARD_BYTES)
     tokenizer.save_pretrained(folder)
 
 

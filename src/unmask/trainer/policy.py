@@ -4,7 +4,7 @@ policy and its optimizer."""
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -57,10 +57,16 @@ class TrainedPolicy:
         `from_run.describe`."""
         from_run.describe(folder, self.denoiser, self.tokenizer, self.adapters)
 
-    def save(self, folder: Path, weights: Mapping[str, Tensor] | None = None) -> None:
+    def save(
+        self,
+        folder: Path,
+        weights: Mapping[str, Tensor] | None = None,
+        adapter: Path | None = None,
+        working: Callable[[], None] = lambda: None,
+    ) -> None:
         """Write a plain transformers checkpoint, and the adapter in a folder of its own; see
         `save_adapted`."""
-        save_adapted(self.denoiser, self.tokenizer, self.adapters, folder, weights)
+        save_adapted(self.denoiser, self.tokenizer, self.adapters, folder, weights, adapter, working)
 
     def save_adapter(self, folder: Path, weights: Mapping[str, Tensor] | None = None) -> None:
         """Write only the adapter, which `load_model` merges when it reads the folder; see

@@ -102,6 +102,6 @@ class RolloutWeights:
             yield from ((name, whole(parameter)) for name, parameter in parameters.items())
         else:
             own = {name.removeprefix("backbone."): parameter for name, parameter in parameters.items()}
-            merged = self.adapters.merging(own, whole, at_random=True)
+            merged = self.adapters.merging(own, whole)
             yield from ((f"backbone.{name}", tensor) for name, tensor in merged)
         yield from self.denoiser.named_buffers(remove_duplicate=False)

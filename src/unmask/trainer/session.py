@@ -3,18 +3,18 @@ checkpoints and final model."""
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
+from torch import Tensor
+
 from unmask.core.errors import RolloutError, RunError, UnmaskError
 from unmask.evaluation.model_card import push
 from unmask.evaluation.usable import Usable
-from unmask.models.adapter_folders import merge_adapter
 from unmask.models.device import precision_on, weights_dtype
-from unmask.models.from_run import ADAPTER, adapter_in, locate
+from unmask.models.from_run import adapter_in, locate
 from unmask.recipes.load import completed
 from unmask.recipes.schema import PretrainRecipe, TrainRecipe
 from unmask.runs.atomic import disk_faults_explained
@@ -201,53 +201,54 @@ class Session:
         self._save_final()
         finish_trackers(self.accelerator)
 
-    def save_best(self) -> None:
-        """Write the policy to best/, from which `load_model` reads it. All ranks call this.
+    def save_best(self, step: int) -> None:
+        """Write the policy after `step` training steps to best/, from which `load_model` reads it.
+        All ranks call this.
 
         Of a policy with adapters only the adapter is written, because merging an adapter into a
         large model takes minutes. The end of the run merges the adapter once.
         """
-        if self.policy.adapters is None:
-            self._save_model(self.folder.best)
-            return
-        self._begin_writing(self.folder.best)
-        weights = self.state.adapter_weights()
+        self.progress.begin(step, "writing best/")
+        has_adapters = self.policy.adapters is not None
+        weights = self.state.adapter_weights() if has_adapters else self._whole_weights()
         with self.ranks.agreed():
             if self.folder.is_main:
-                with self.folder.written_aside(self.folder.best) as folder:
-                    self.policy.save_adapter(folder, weights)
+                with self._written(self.folder.best) as folder:
+                    if has_adapters:
+                        self.policy.save_adapter(folder, weights)
+                    else:
+                        self.policy.save(folder, weights)
 
     def _save_final(self) -> None:
-        """Merge the adapter in best/, and write the final model with its card. All ranks call
-        this."""
-        best = self.folder.best
-        self._begin_writing(best)
+        """Write the final model with its card, and then merge the adapter in best/, if there is
+        one, into the same frozen weights. All ranks call this, because the weights may be
+        sharded."""
+        last, best = self.recipe.max_steps, self.folder.best
+        self.progress.begin(last, "writing final/")
+        weights = self._whole_weights()
+        with self.ranks.agreed():
+            if self.folder.is_main:
+                with self._written(self.folder.final) as folder:
+                    self.policy.save(folder, weights, working=self.progress.alive)
+                    card = self.card(read_metrics(self.folder.path), list(self.folder.facts.get("extended", ())))
+                    (folder / "README.md").write_text(card, encoding="utf-8")
+                self.folder.add_facts(final_step=last)
+        self.progress.begin(last, "writing best/")
         with self.ranks.agreed():
             if self.folder.is_main and (adapter := adapter_in(best)) is not None:
-                with self.folder.written_aside(best) as folder:
-                    shutil.copytree(adapter, folder / ADAPTER)
-                    merge_adapter(folder / ADAPTER, folder)
-        self._save_model(self.folder.final)
-        with self.ranks.agreed():
-            if self.folder.is_main:
-                self.folder.add_facts(final_step=self.recipe.max_steps)
+                with self._written(best) as folder:
+                    self.policy.save(folder, weights, adapter, self.progress.alive)
 
-    def _save_model(self, target: Path) -> None:
-        """Write a plain model folder. An error never leaves an incomplete folder. All ranks call
-        this, because the weights may be sharded."""
-        self._begin_writing(target)
-        weights = self.state.whole_weights(weights_dtype(self.accelerator.device, self.recipe.precision))
-        with self.ranks.agreed():
-            if self.folder.is_main:
-                with self.folder.written_aside(target) as folder:
-                    self.policy.save(folder, weights)
-                    if target == self.folder.final:
-                        notes = list(self.folder.facts.get("extended", ()))
-                        card = self.card(read_metrics(self.folder.path), notes)
-                        (folder / "README.md").write_text(card, encoding="utf-8")
+    def _whole_weights(self) -> dict[str, Tensor] | None:
+        """Gather the weights in the precision of the run; see `RunState.whole_weights`."""
+        return self.state.whole_weights(weights_dtype(self.accelerator.device, self.recipe.precision))
 
-    def _begin_writing(self, target: Path) -> None:
-        self.progress.begin(self.recipe.max_steps, f"writing {target.name}/")
+    @contextmanager
+    def _written(self, target: Path) -> Iterator[Path]:
+        """Yield a folder that replaces `target` if the block ends without an error. Every byte in it
+        counts as progress."""
+        with self.folder.written_aside(target) as folder, self.progress.writing(folder):
+            yield folder
 
     @contextmanager
     def saved_on_error(self, step: int) -> Iterator[None]:

@@ -175,7 +175,7 @@ class TrainingSteps:
         """Save the model in best/ if no earlier validation accuracy is as high, and return metrics
         of the best evaluation."""
         if (best := better(self.best, step, metrics)) is not None:
-            self.session.save_best()
+            self.session.save_best(step)
             self.best = best
         return self.best.metrics() if self.best and validation_accuracy(metrics) is not None else {}
 

@@ -55,7 +55,8 @@ class Position(NamedTuple):
     forwards: int = 0
     """Number of forward passes since the last collective."""
     signs: int = 0
-    """Number of reward calls and written files in this phase; this number differs between ranks."""
+    """Number of reward calls, merged tensors, written files and bytes in this phase; this number
+    differs between ranks."""
     beats: int = 0
     """Number of times that the rank has published its position; this count grows even if the rank
     itself hangs."""
@@ -80,6 +81,7 @@ class Progress:
         self.rank, self.count, self.timeout, self.folder = rank, count, timeout, folder
         self.position = Position()
         self._beats = 0
+        self._writing: Path | None = None
         self._stop, self._is_ending = threading.Event(), threading.Event()
         self._thread = threading.Thread(target=self._watch, name="progress", daemon=True)
         self._store: Any = None
@@ -95,6 +97,16 @@ class Progress:
     def alive(self) -> None:
         """Count a piece of work that only this rank does, such as a reward or a file."""
         self.position = self.position._replace(signs=self.position.signs + 1)
+
+    @contextmanager
+    def writing(self, folder: Path) -> Iterator[None]:
+        """Run a block in which a change of the size of the files in a folder counts as progress,
+        because libraries that write large files report none."""
+        self._writing = folder
+        try:
+            yield
+        finally:
+            self._writing = None
 
     def count_forwards(self, module: nn.Module) -> None:
         """Count every forward pass of a module."""
@@ -163,7 +175,10 @@ class Progress:
     def _exchange(self) -> list[Position]:
         """Publish the position of this rank, and return the positions of all ranks."""
         self._beats += 1
-        self._store.set(f"position/{self.rank}", json.dumps(self.position._replace(beats=self._beats)))
+        position, folder = self.position, self._writing
+        written = _bytes_in(folder) if folder is not None else 0
+        published = position._replace(beats=self._beats, signs=position.signs + written)
+        self._store.set(f"position/{self.rank}", json.dumps(published))
         return [Position(*json.loads(self._store.get(f"position/{rank}"))) for rank in range(self.count)]
 
     def _follow(self, exit_code: int) -> NoReturn:
@@ -247,6 +262,15 @@ def lost_ranks_explained(count: int) -> Iterator[None]:
             f"another rank of this run is gone ({_SOURCE.sub('', str(error).splitlines()[0])[:150]}). "
             "Its own message, or the launcher's, says why. What was saved is complete: start the run again with --resume."
         ) from error
+
+
+def _bytes_in(folder: Path) -> int:
+    """Return the total size of the files in a folder, which another thread may be writing."""
+    total = 0
+    with contextlib.suppress(OSError):  # a temporary file, or the folder, may be gone
+        for path in folder.rglob("*"):
+            total += path.stat().st_size
+    return total
 
 
 def _open_store() -> Any:

@@ -25,7 +25,6 @@ from unmask.runs.checkpoints import check_disk_space, damage_explained, step_of
 from unmask.runs.folder import RunFolder
 from unmask.trainer.distributed.backend import is_sharded
 from unmask.trainer.distributed.deepspeed_zero import whole_numel, whole_shape
-from unmask.trainer.distributed.masters import master_of
 from unmask.trainer.distributed.part import Part
 from unmask.trainer.distributed.ranks import Ranks
 from unmask.trainer.distributed.shards import Holder, holder_of
@@ -188,29 +187,41 @@ class RunState:
             dtype: dtype in which the policy computes. Trained weights are converted to it, except
                 adapters, which stay float32.
 
+        All ranks call this.
+
         Returns:
             The policy's state dict, with whole weights. If the policy is sharded, they are on the
             CPU of the main rank, and the state dict of other ranks is empty. None if the policy
             itself has these weights.
         """
         if not is_sharded(self.accelerator):
-            masters = {name: master_of(p).detach() for name, p in self._parameters() if ".lora_" in name}
+            masters = {name: self._gathered(p) for name, p in self._parameters() if ".lora_" in name}
             return self.module.state_dict() | masters if masters else None
+        is_main, seen = self.ranks.index == 0, set()
+        # A head that is tied to the embeddings is gathered once.
         whole: dict[int, Tensor] = {}
         weights = {}
         for name, value in self.module.state_dict(keep_vars=True).items():
-            if isinstance(value, nn.Parameter) and id(value) not in whole:
-                gathered = self.holder.weight(value)
-                if ".lora_" not in name:
+            if isinstance(value, nn.Parameter) and id(value) not in seen:
+                seen.add(id(value))
+                gathered = self._gathered(value)
+                if is_main and ".lora_" not in name:
                     gathered = gathered.to(dtype if value.requires_grad else value.dtype)
-                whole[id(value)] = gathered.cpu() if self.ranks.index == 0 else gathered[:0]
-            if self.ranks.index == 0:
+                if is_main:
+                    whole[id(value)] = gathered.cpu()
+            if is_main:
                 weights[name] = whole.get(id(value), value)
         return weights
 
     def adapter_weights(self) -> dict[str, Tensor]:
         """Gather the trained adapters, in float32 on the CPU. All ranks call this."""
-        return {name: self.holder.weight(parameter).cpu() for name, parameter in self._parameters()}
+        return {name: self._gathered(parameter).cpu() for name, parameter in self._parameters()}
+
+    def _gathered(self, parameter: nn.Parameter) -> Tensor:
+        """Return the whole weight in the precision that the optimizer updates. All ranks call this,
+        and it counts as a collective, so that the gathering of a large model counts as progress."""
+        self.ranks.meeting()
+        return self.holder.weight(parameter).detach()
 
     def _own(self) -> Iterator[tuple[str, Sequence[int], Part]]:
         """Yield the name and the shape of each tensor of the state, and what this rank holds of
