@@ -26,6 +26,7 @@ from unmask.models.state_files import WEIGHT, StateFiles
 from unmask.recipes.schema import TrainRecipe
 from unmask.rewards import per_completion
 from unmask.trainer import Trainer
+from unmask.trainer.out_of_memory import MemoryFullError
 
 pytestmark = pytest.mark.slow
 
@@ -494,3 +495,30 @@ def test_an_error_of_one_rank_ends_the_others_with_its_exit_code_not_as_a_lost_r
         )
         assert "lower views_per_forward" in message
         assert message.endswith("then add --resume; the checkpoint of step 1 is complete.")
+
+
+def fail_in_set_up(rank: int) -> None:
+    """Run out of memory on the second rank when the weights move to its device; the first rank then waits in the
+    first collective of the run."""
+    from unmask.trainer import session
+
+    prepare = session.prepare
+
+    def prepare_or_fail(*arguments: Any) -> Any:
+        if rank == 1:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+        return prepare(*arguments)
+
+    session.prepare = prepare_or_fail
+
+
+def test_a_rank_without_memory_in_the_set_up_ends_the_run_with_advice(
+    place: Path, tiny_model: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "run"
+    codes = exit_codes_of_two(train_by_command, tiny_model, folder, settings(place), fail_in_set_up)
+    assert codes == [MemoryFullError.exit_code] * 2 == [2, 2]
+    (message,) = said(folder)
+    assert message.startswith("MemoryFullError: set-up: no memory is left on rank 1 of 2 (CUDA out of memory.")
+    assert "set reference_offload = true" in message
+    assert "precision = bf16" in message

@@ -8,6 +8,7 @@ import os
 import re
 import signal
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,7 @@ from unmask.sampling.encoding import decode
 from unmask.sampling.engine import LocalEngine
 from unmask.tasks import Sudoku
 from unmask.trainer import Trainer
+from unmask.trainer.distributed.progress import Progress
 from unmask.trainer.distributed.stopping import RunStoppedError
 
 
@@ -457,6 +459,8 @@ def test_groups_that_the_ranks_cannot_divide_are_refused(
     from accelerate import Accelerator
 
     monkeypatch.setattr(Accelerator, "num_processes", 4)
+    # The other three ranks do not exist, so there is nothing to watch.
+    monkeypatch.setattr(Progress, "set_up", lambda self: nullcontext())
     recipe = train_recipe(tiny_model, tmp_path / "run", "num_prompts=6", "num_generations=4", *overrides)
     with raises(ConfigError, "num_prompts = 6", "4 ranks", "multiple of 4", word):
         Trainer(recipe, rewards)

@@ -58,6 +58,19 @@ class Trainer:
         member = Member(recipe, "runs/train")
         self.accelerator = member.accelerator
         self.example, self.engine = example, engine
+        with member.set_up():
+            self._set_up(member, recipe, reward_funcs, resume=resume, observe=observe)
+
+    def _set_up(
+        self,
+        member: Member,
+        recipe: TrainRecipe,
+        reward_funcs: Sequence[str | RewardFunc],
+        *,
+        resume: bool,
+        observe: Observer | None,
+    ) -> None:
+        """Load the policy, the examples and the run folder, and prepare the policy for training."""
         with member.ranks.agreed():
             self.recipe = recipe = member.fixed(recipe)
             _check_ranks(recipe, member)

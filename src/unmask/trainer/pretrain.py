@@ -50,27 +50,28 @@ def pretrain(recipe: PretrainRecipe, *, resume: bool = False, observe: Observer 
         UnmaskError: the recipe, the model, the examples or the run folder cannot be used.
     """
     member = Member(recipe, "runs/pretrain")
-    with member.ranks.agreed():
-        recipe = member.fixed(recipe)
-        if recipe.batch_size % member.ranks.count:
-            raise ConfigError(
-                f"batch_size = {recipe.batch_size} cannot be divided among {member.ranks.count} ranks. Use a multiple of "
-                f"{member.ranks.count}.",
-                agreed=True,
-            )
-        denoiser, tokenizer = _start_model(recipe, member.accelerator)
-        usable = _usable(recipe, denoiser, tokenizer)
-        adapters = equip(recipe, denoiser, recipe.model)
-        corpus = Corpus(recipe, denoiser, tokenizer, usable.rows["train"])
-        optimizers = make_optimizers(denoiser, recipe.optim, recipe.muon_learning_rate)
-        policy = TrainedPolicy(denoiser, tokenizer, adapters, None, optimizers, base_mark(denoiser, adapters))
-        folder = member.open_folder(recipe, usable, resume=resume)
+    with member.set_up():
+        with member.ranks.agreed():
+            recipe = member.fixed(recipe)
+            if recipe.batch_size % member.ranks.count:
+                raise ConfigError(
+                    f"batch_size = {recipe.batch_size} cannot be divided among {member.ranks.count} ranks. Use a multiple of "
+                    f"{member.ranks.count}.",
+                    agreed=True,
+                )
+            denoiser, tokenizer = _start_model(recipe, member.accelerator)
+            usable = _usable(recipe, denoiser, tokenizer)
+            adapters = equip(recipe, denoiser, recipe.model)
+            corpus = Corpus(recipe, denoiser, tokenizer, usable.rows["train"])
+            optimizers = make_optimizers(denoiser, recipe.optim, recipe.muon_learning_rate)
+            policy = TrainedPolicy(denoiser, tokenizer, adapters, None, optimizers, base_mark(denoiser, adapters))
+            folder = member.open_folder(recipe, usable, resume=resume)
 
-    def card(lines: list[dict[str, Any]], notes: list[str]) -> str:
-        return pretraining_card(recipe, lines, folder.data, denoiser, notes)
+        def card(lines: list[dict[str, Any]], notes: list[str]) -> str:
+            return pretraining_card(recipe, lines, folder.data, denoiser, notes)
 
-    remedy = "a smaller optim.learning_rate or muon_learning_rate"
-    session = Session(member, recipe, folder, policy, card, remedy, saves_last=False, observe=observe)
+        remedy = "a smaller optim.learning_rate or muon_learning_rate"
+        session = Session(member, recipe, folder, policy, card, remedy, saves_last=False, observe=observe)
     return session.run(lambda: PretrainingSteps(session, recipe, corpus))
 
 

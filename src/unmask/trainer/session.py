@@ -72,6 +72,16 @@ class Member:
         index, count = self.accelerator.process_index, self.accelerator.num_processes
         self.progress = Progress(index, count, recipe.stuck_timeout, self.path)
         self.ranks = Ranks(self.accelerator, self.progress.collective)
+        self._recipe = recipe
+
+    @contextmanager
+    def set_up(self) -> Iterator[None]:
+        """Open the block that sets up the run, with the same watch over the ranks, and the same
+        advice for errors, as the run itself has."""
+        lost = lost_ranks_explained(self.ranks.count)
+        full = memory_explained(self.progress, self._recipe, self.accelerator, lambda: "what was saved is complete")
+        with self.progress.set_up(), lost, full:
+            yield
 
     def fixed(self, recipe: RecipeType) -> RecipeType:
         """Return the recipe with the path to which the model's name resolves now, with the
@@ -170,8 +180,9 @@ class Session:
         """
         try:
             lost = lost_ranks_explained(self.ranks.count)
-            full = memory_explained(self.progress, self.recipe, self._saved)
+            full = memory_explained(self.progress, self.recipe, self.accelerator, self._saved)
             with self.signals, self.progress, lost, full:
+                self.progress.begin(0, "start")
                 if not self._is_finished():
                     self._run(begin)
             # Every other rank has ended, so none waits for the upload.

@@ -38,6 +38,9 @@ _ENDED = "ended"
 """Key in the store that holds the exit code of a rank which ends with an error of its own."""
 BEATS = 10
 """Number of times that a rank publishes its position within `stuck_timeout`."""
+SET_UP = "set-up"
+"""Phase before a run begins. A rank may load a large model for minutes while the others wait, so a
+rank in this phase does not count as stuck."""
 LONGEST_PAUSE = 5.0
 """Maximum number of seconds between two publications of a rank's position."""
 FAREWELL = 10.0
@@ -62,13 +65,15 @@ class Position(NamedTuple):
     itself hangs."""
     step: int = 0
     """Training step, from 1."""
-    phase: str = "start"
+    phase: str = SET_UP
     """Name of the phase."""
 
 
 class Progress:
     """The progress of one rank, and a watch over all ranks while the context is open. A run of one
     rank needs no watch.
+
+    The watch begins with the set-up of a run (see `set_up`) or, without one, with the run itself.
 
     Args:
         rank: index of this rank.
@@ -116,8 +121,19 @@ class Progress:
 
         module.register_forward_pre_hook(count)
 
+    @contextmanager
+    def set_up(self) -> Iterator[None]:
+        """Watch a block that sets up a run. The watch goes on after the block, until the context of
+        the run ends. If the block raises an error, the watch ends with the error."""
+        self.__enter__()
+        try:
+            yield
+        except BaseException as error:
+            self.__exit__(type(error), error, error.__traceback__)
+            raise
+
     def __enter__(self) -> Progress:
-        if self.count > 1:
+        if self.count > 1 and self._store is None:
             self._store = _open_store()
             self._exchange()
             self._thread.start()
@@ -160,7 +176,10 @@ class Progress:
         stall = Stall(self.timeout, time.monotonic())
         while not self._stop.wait(pause):
             try:
-                message = stall.message(time.monotonic(), self._exchange())
+                positions = self._exchange()
+                if any(position.phase == SET_UP for position in positions):
+                    stall = Stall(self.timeout, time.monotonic())
+                message = stall.message(time.monotonic(), positions)
                 if self._store.check([_ENDED]):
                     self._follow(int(self._store.get(_ENDED)))
                 is_first = message is not None and self._store.add("reported", 1) == 1
