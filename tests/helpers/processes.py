@@ -86,3 +86,16 @@ class _SignalAfter:
             return found
 
         Learner.update = update_and_signal  # type: ignore[method-assign]
+
+
+class StoreOfOne:
+    """Stands for torch's store, for a rank that is alone."""
+
+    def __init__(self) -> None:
+        self.values: dict[str, str] = {}
+
+    def set(self, key: str, value: str) -> None:
+        self.values[key] = value
+
+    def get(self, key: str) -> str:
+        return self.values[key]

@@ -220,6 +220,24 @@ def test_bf16_means_the_same_in_shards(place: Path, tiny_model: Path) -> None:
         assert all(torch.equal(value, saved[name].bfloat16()) for name, value in final.items())
 
 
+def test_zero2_saves_the_master_copies_of_adapters_that_compute_in_bf16(place: Path, tiny_model: Path) -> None:
+    pytest.importorskip("deepspeed")
+    more = ("precision=bf16", "lora={r: 2, alpha: 16}", "max_steps=1", "method.num_selected=4", "evaluation.num_rows=2")
+    folder = place / "adapters-zero2"
+    codes = exit_codes_of_two(train_by_command, tiny_model, folder, settings(place, "egspo_sa", *more), preset="zero2")
+    assert codes == [0, 0]
+    files = StateFiles(folder / "checkpoints" / "step-00000001")
+    masters = {name.removeprefix("backbone."): files.read(WEIGHT + name) for name in files.of_kind(WEIGHT)}
+    saved = load_file(folder / "final" / "adapter" / "adapter_model.safetensors")
+    assert len(saved) == len(masters) > 0
+    for name, value in masters.items():
+        its = saved[f"base_model.model.{name.replace('.default.', '.')}"]
+        assert its.dtype == torch.float32
+        assert torch.equal(its, value)
+        # Negative control: the copy that computes is another number.
+        assert not torch.equal(value.bfloat16().float(), value)
+
+
 def test_a_run_of_another_seed_is_not_the_same(place: Path, one: dict[str, Path], tiny_model: Path) -> None:
     folder = place / "other-seed"
     assert unmask_train(tiny_model, folder, *settings(place, "egspo_sa", "seed=1")) == 0

@@ -4,6 +4,7 @@ stays as it is."""
 from __future__ import annotations
 
 import contextlib
+import itertools
 import signal
 import time
 from pathlib import Path
@@ -11,15 +12,17 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from tests.helpers.messages import raises
-from tests.helpers.processes import exit_codes_of_two, printed, said
+from tests.helpers.processes import StoreOfOne, exit_codes_of_two, printed, said
 from tests.helpers.runs import metrics, pretrain_recipe, train_recipe, weights
 from unmask.core.errors import LostProcessError, RunError
 from unmask.runs.folder import RunFolder
 from unmask.runs.metrics import evaluations, read_metric_lines, read_metrics
 from unmask.trainer import Trainer
 from unmask.trainer.corpus import Corpus
+from unmask.trainer.distributed.progress import Position, Progress
 from unmask.trainer.pretrain import pretrain
 
 LOSS = Corpus.loss
@@ -81,6 +84,53 @@ def test_an_evaluation_is_a_line_of_its_own_which_readers_merge_with_that_of_its
     merged = read_metrics(folder)
     assert [line["step"] for line in merged] == list(range(7))
     assert merged[3] == lines[3] | lines[4]
+
+
+@pytest.mark.slow
+def test_every_layer_and_every_file_of_a_final_model_counts_as_progress(
+    tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import transformers.modeling_utils as transformers_saving
+
+    from unmask.models import adapters, loading
+
+    merge, save_file, begin = adapters.merged_weight, transformers_saving.safe_save_file, Progress.begin
+    seen: dict[str, list[Position]] = {}
+    mine: list[Progress] = []
+
+    def noted(self: Progress, step: int, phase: str) -> None:
+        mine[:] = [self]
+        begin(self, step, phase)
+
+    def published() -> None:
+        (progress,) = mine
+        progress._store = progress._store or StoreOfOne()
+        (position,) = progress._exchange()
+        seen.setdefault(f"{position.step} {position.phase}", []).append(position)
+
+    def merge_slowly(*arguments: Any) -> torch.Tensor:
+        published()
+        return merge(*arguments)
+
+    def save_slowly(*arguments: Any, **options: Any) -> None:
+        save_file(*arguments, **options)
+        published()
+
+    monkeypatch.setattr(Progress, "begin", noted)
+    monkeypatch.setattr(adapters, "merged_weight", merge_slowly)
+    monkeypatch.setattr(transformers_saving, "safe_save_file", save_slowly)
+    monkeypatch.setattr(loading, "SHARD_BYTES", 4000)
+    recipe = train_recipe(
+        tiny_model, tmp_path / "run", "lora={r: 2, alpha: 4}", "max_steps=1", "evaluation.split=validation"
+    )
+    folder = Trainer(recipe).train()
+    for name in ("final", "best"):
+        positions = seen[f"1 writing {name}/"]
+        layers = len(load_file(folder / name / "adapter" / "adapter_model.safetensors")) // 2
+        files = len(list((folder / name).glob("model-*.safetensors")))
+        assert files > 3
+        assert len(positions) == layers + files
+        assert all(a.signs < b.signs for a, b in itertools.pairwise(positions))
 
 
 @pytest.mark.slow

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 from torch.distributed import TCPStore  # type: ignore[attr-defined]
 
 from tests.helpers.messages import raises
+from tests.helpers.processes import StoreOfOne
 from unmask.core.errors import LostProcessError
-from unmask.trainer.distributed.progress import Position, Stall, _open_store, lost_ranks_explained
+from unmask.trainer.distributed.progress import Position, Progress, Stall, _open_store, lost_ranks_explained
 
 LIMIT = 10.0
+
 
 ROLLOUT = Position(7, forwards=30, step=3, phase="rollout and rewards")
 EXCHANGE = Position(8, step=3, phase="exchange of rollouts")
@@ -71,6 +75,33 @@ def test_signs_of_life_keep_a_run_alive_and_do_not_put_a_rank_ahead() -> None:
     message = [look(stall, float(s), writing._replace(signs=4, beats=s), alive(waiting, s)) for s in range(40, 43)][-1]
     assert stall.missing == {0}
     assert message is not None
+
+
+def test_the_bytes_of_a_folder_count_as_signs_of_life_while_it_is_written(tmp_path: Path) -> None:
+    progress = Progress(0, 1, LIMIT, tmp_path)
+    progress._store = StoreOfOne()
+
+    def signs() -> int:
+        (position,) = progress._exchange()
+        return position.signs
+
+    folder = tmp_path / "model"
+    (folder / "adapter").mkdir(parents=True)
+    file = folder / "adapter" / "weights"
+    progress.alive()
+    with progress.writing(folder):
+        found = [signs()]
+        for size in (10, 10, 25):
+            file.write_bytes(bytes(size))
+            found.append(signs())
+        file.unlink()
+        folder.rename(tmp_path / "gone")
+        found.append(signs())
+    file.parent.mkdir(parents=True)
+    file.write_bytes(bytes(5))
+    found.append(signs())
+    # A file that has stopped growing is no sign, nor is one that nobody writes.
+    assert found == [1, 11, 11, 26, 1, 1]
 
 
 def test_a_rank_that_has_stopped_publishing_is_named_first() -> None:

@@ -123,7 +123,9 @@ def write_sharded(rank: int, model: Path, folder: Path) -> None:
 def read_sharded(rank: int, model: Path, folder: Path) -> None:
     """Read a plain process's state into shards, and find it there."""
     accelerator, denoiser, optimizer = sharded_model(model)
-    state = RunState(accelerator, denoiser, denoiser, [optimizer], OptimConfig())  # type: ignore[arg-type]
+    meetings: list[None] = []
+    ranks = Ranks(accelerator, lambda: meetings.append(None))  # type: ignore[arg-type]
+    state = RunState(accelerator, denoiser, denoiser, [optimizer], OptimConfig(), ranks=ranks)  # type: ignore[arg-type]
     state.load(folder)
     other, _ = load_model(model)
     others = torch.optim.AdamW(other.parameters(), lr=1e-2)
@@ -133,8 +135,11 @@ def read_sharded(rank: int, model: Path, folder: Path) -> None:
     train_a_little(denoiser, optimizer, 1)
     train_a_little(other, others, 1)
     compare(denoiser, optimizer, other, others)
+    before = len(meetings)
     weights = state.whole_weights(torch.float32)
     assert weights is not None
+    # Each gathered weight counts as progress.
+    assert len(meetings) == before + len(list(denoiser.parameters()))
     assert set(weights) == (set(other.state_dict()) if rank == 0 else set())
     assert all(torch.allclose(weights[name], value, atol=1e-6) for name, value in other.state_dict().items() if weights)
 

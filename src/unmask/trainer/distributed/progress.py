@@ -288,7 +288,7 @@ def _bytes_in(folder: Path) -> int:
     total = 0
     with contextlib.suppress(OSError):  # a temporary file, or the folder, may be gone
         for path in folder.rglob("*"):
-            total += path.stat().st_size
+            total += path.stat().st_size if path.is_file() else 0
     return total
 
 
