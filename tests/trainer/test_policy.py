@@ -26,7 +26,7 @@ from unmask.recipes.load import load_recipe
 from unmask.rewards import per_completion
 from unmask.tasks import Sudoku
 from unmask.trainer import Trainer
-from unmask.trainer.distributed.masters import master_of
+from unmask.trainer.distributed.masters import add_masters, master_of
 from unmask.trainer.learn import Learner
 from unmask.trainer.optimizer import trainable
 from unmask.trainer.policy import make_policy
@@ -245,6 +245,39 @@ def test_a_copy_moves_by_alpha(lively: Denoiser) -> None:
         assert torch.equal(its, policys)
 
 
+@pytest.mark.parametrize("adapters", [("method.beta=0.04",), LORA], ids=["all weights", "adapters"])
+def test_a_reference_in_bf16_follows_by_a_small_alpha(model: Path, tmp_path: Path, adapters: tuple[str, ...]) -> None:
+    settings = (*adapters, "precision=bf16", "sync_ref_model=true", "ref_model_mixup_alpha=0.01")
+    policy = make_policy(train_recipe(model, tmp_path / "run", *settings), CPU)
+    reference = policy.reference
+    assert reference is not None
+    add_masters(policy.denoiser, policy.optimizers)
+    weights = trainable(policy.denoiser)
+    own = [value for name, value in reference.tensors().items() if not name.endswith(".float32")]
+    before = [value.float() for value in own]
+    steps = []
+    with torch.no_grad():
+        for weight in weights:
+            # A hundredth of the move is below half the spacing of most of the weights.
+            steps.append(weight.abs().float().clamp(min=1e-3) / 16)
+            master_of(weight).add_(steps[-1])
+            weight.copy_(master_of(weight))
+        for _ in range(100):
+            reference.move(policy.denoiser, 0.01)
+    moved = sum(((value.float() - was) * step).sum() for value, was, step in zip(own, before, steps, strict=True))
+    share = float(moved / sum(step.square().sum() for step in steps))
+    assert share == pytest.approx(1 - 0.99**100, abs=0.02)
+    # The copies are saved beside the weights, which are the rounded copies.
+    tensors = reference.tensors()
+    assert all(
+        torch.equal(tensors[f"{name}.float32"].bfloat16(), value) for name, value in zip(tensors, own, strict=False)
+    )
+    # At α = 1 nothing is lost, so there are no copies.
+    whole = make_policy(train_recipe(model, tmp_path / "run", *settings, "ref_model_mixup_alpha=1"), CPU).reference
+    assert whole is not None
+    assert {value.dtype for value in whole.tensors().values()} == {torch.bfloat16}
+
+
 def test_the_model_without_adapters_cannot_move_and_a_second_adapter_can(model: Path, tmp_path: Path) -> None:
     fixed = make_policy(train_recipe(model, tmp_path / "run", *LORA), CPU)
     assert fixed.reference is not None
@@ -399,7 +432,14 @@ def weights_of_checkpoint(folder: Path) -> dict[str, torch.Tensor]:
     return {key: value for file in files for key, value in file.items() if key.startswith("weight:")}
 
 
-@pytest.mark.parametrize("adapters", [(), LORA], ids=["all weights", "adapters"])
+MOVING = ("sync_ref_model=true", "ref_model_sync_steps=1", "ref_model_mixup_alpha=0.1")
+
+
+@pytest.mark.parametrize(
+    "adapters",
+    [(), (*LORA, *MOVING), ("method.beta=0.04", *MOVING)],
+    ids=["all weights", "adapters and a moving reference", "all weights and a moving reference"],
+)
 @pytest.mark.slow
 def test_a_run_in_bf16_resumes_bit_for_bit(model: Path, tmp_path: Path, adapters: tuple[str, ...]) -> None:
     recipe = train_recipe(model, tmp_path / "run", "precision=bf16", *adapters, *TRAINING)

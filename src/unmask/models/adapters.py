@@ -143,19 +143,14 @@ class Adapters:
         with _without_side_effects():
             self._peft.add_adapter(REFERENCE, self._lora)
         self._convert(REFERENCE)
-        self.move_reference(1.0)
+        for (_, its), (_, policys) in zip(self.parameters(REFERENCE), self.parameters(), strict=True):
+            its.data.copy_(policys.detach())
 
     def _convert(self, name: str) -> None:
         """Convert an adapter to the precision of the model. peft makes adapters in float32, and
         would convert the input of every adapted layer to float32."""
         for _, parameter in self.parameters(name):
             parameter.data = parameter.data.to(self.backbone.dtype)
-
-    @torch.no_grad()
-    def move_reference(self, alpha: float) -> None:
-        """Move each matrix of the reference: reference ← α policy + (1 - α) reference."""
-        for (_, its), (_, policys) in zip(self.parameters(REFERENCE), self.parameters(), strict=True):
-            its.lerp_(policys, alpha)
 
     @contextmanager
     def off(self) -> Iterator[None]:

@@ -91,12 +91,14 @@ def make_policy(recipe: TrainRecipe, device: torch.device, *, is_sharded: bool =
     denoiser, tokenizer = load_policy(recipe, recipe.model, device, is_sharded=is_sharded)
     reference: Reference | None = None
     needs_reference = recipe.method.needs().reference != "none"
+    # At α = 1 a move is a copy, which loses nothing.
+    is_fine = recipe.sync_ref_model and recipe.ref_model_mixup_alpha < 1
     if needs_reference and not recipe.lora:
         # The copy is made while the policy still has plain weights.
-        reference = FrozenCopy.of(denoiser, device, offload=recipe.reference_offload)
+        reference = FrozenCopy.of(denoiser, device, offload=recipe.reference_offload, is_fine=is_fine)
     adapters = equip(recipe, denoiser, recipe.model)
     if needs_reference and adapters:
-        reference = SecondAdapter(adapters) if recipe.sync_ref_model else WithoutAdapters(adapters)
+        reference = SecondAdapter(adapters, is_fine=is_fine) if recipe.sync_ref_model else WithoutAdapters(adapters)
     optimizers = [make_optimizer(trainable(denoiser), recipe.optim)]
     return TrainedPolicy(denoiser, tokenizer, adapters, reference, optimizers, base_mark(denoiser, adapters))
 

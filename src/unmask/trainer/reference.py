@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import copy
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 
 import torch
@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from unmask.models import Denoiser
 from unmask.models.adapters import REFERENCE, Adapters
+from unmask.trainer.distributed.masters import master_of
 
 
 class Reference(ABC):
@@ -39,6 +40,42 @@ class Reference(ABC):
         return {}
 
 
+class _Follower:
+    """Weights of a reference that move towards those of the policy.
+
+    A move by a small α is often smaller than half the spacing of bfloat16 numbers, and would be
+    rounded away. With `is_fine`, bfloat16 weights therefore have float32 copies, which move, and are
+    the rounded copies.
+
+    Args:
+        weights: weights of the reference by name.
+        is_fine: True to keep float32 copies of bfloat16 weights.
+    """
+
+    def __init__(self, weights: Mapping[str, nn.Parameter], *, is_fine: bool) -> None:
+        self.weights = weights
+        self.copies = {
+            name: weight.detach().float()
+            for name, weight in weights.items()
+            if is_fine and weight.dtype == torch.bfloat16
+        }
+
+    @torch.no_grad()
+    def move(self, policy: Iterable[nn.Parameter], alpha: float) -> None:
+        """Move the weights by the share `alpha` towards the policy's: towards their float32 master
+        copies, where this rank holds these."""
+        for (name, own), other in zip(self.weights.items(), policy, strict=True):
+            moved = self.copies.get(name, own)
+            moved.lerp_(master_of(other).detach().to(moved), alpha)
+            if moved is not own:
+                own.copy_(moved)
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Return the weights and their float32 copies by name."""
+        weights = {name: weight.detach() for name, weight in self.weights.items()}
+        return weights | {f"{name}.float32": copy for name, copy in self.copies.items()}
+
+
 class FrozenCopy(Reference):
     """A frozen copy of the policy at the start of the run.
 
@@ -46,16 +83,27 @@ class FrozenCopy(Reference):
         denoiser: the copy.
         device: device of its forward passes.
         offload: True to keep the copy in the CPU's memory between passes.
+        is_fine: True to keep float32 copies of bfloat16 weights for moves by a small α.
     """
 
-    def __init__(self, denoiser: Denoiser, device: torch.device | str = "cpu", *, offload: bool = False) -> None:
+    def __init__(
+        self,
+        denoiser: Denoiser,
+        device: torch.device | str = "cpu",
+        *,
+        offload: bool = False,
+        is_fine: bool = False,
+    ) -> None:
         self.denoiser, self.device, self.offload = denoiser.requires_grad_(False), device, offload
         denoiser.eval().to("cpu" if offload else device)
+        self._follower = _Follower(dict(denoiser.named_parameters()), is_fine=is_fine)
 
     @classmethod
-    def of(cls, denoiser: Denoiser, device: torch.device | str, *, offload: bool = False) -> FrozenCopy:
+    def of(
+        cls, denoiser: Denoiser, device: torch.device | str, *, offload: bool = False, is_fine: bool = False
+    ) -> FrozenCopy:
         """Return a frozen copy of `denoiser`."""
-        return cls(copy.deepcopy(denoiser), device, offload=offload)
+        return cls(copy.deepcopy(denoiser), device, offload=offload, is_fine=is_fine)
 
     @contextmanager
     def acting(self, model: nn.Module) -> Iterator[nn.Module]:
@@ -74,11 +122,9 @@ class FrozenCopy(Reference):
             for tensor, data in zip(tensors, on_cpu, strict=True):
                 tensor.data = data
 
-    @torch.no_grad()
     def move(self, policy: Denoiser, alpha: float) -> None:
         """Move the copy towards the policy; see `Reference.move`."""
-        for own, other in zip(self.denoiser.parameters(), policy.parameters(), strict=True):
-            own.lerp_(other.detach().to(own), alpha)
+        self._follower.move(policy.parameters(), alpha)
 
     def modules(self) -> list[nn.Module]:
         """Return the copy."""
@@ -86,7 +132,7 @@ class FrozenCopy(Reference):
 
     def tensors(self) -> dict[str, Tensor]:
         """Return the weights of the reference by name."""
-        return {name: parameter.detach() for name, parameter in self.denoiser.named_parameters()}
+        return self._follower.tensors()
 
 
 class WithoutAdapters(Reference):
@@ -117,11 +163,13 @@ class SecondAdapter(Reference):
 
     Args:
         adapters: adapters of the policy.
+        is_fine: True to keep float32 copies of bfloat16 weights for moves by a small α.
     """
 
-    def __init__(self, adapters: Adapters) -> None:
+    def __init__(self, adapters: Adapters, *, is_fine: bool = False) -> None:
         self.adapters = adapters
         adapters.add_reference()
+        self._follower = _Follower(dict(adapters.parameters(REFERENCE)), is_fine=is_fine)
 
     @contextmanager
     def acting(self, model: nn.Module) -> Iterator[nn.Module]:
@@ -132,8 +180,8 @@ class SecondAdapter(Reference):
     def move(self, policy: Denoiser, alpha: float) -> None:
         """Mix each matrix of the two adapters. Only at α = 1 does this equal a mixture of the
         adapters' weight changes, which are products of two matrices."""
-        self.adapters.move_reference(alpha)
+        self._follower.move((weight for _, weight in self.adapters.parameters()), alpha)
 
     def tensors(self) -> dict[str, Tensor]:
         """Return the weights of the reference by name."""
-        return {name: parameter.detach() for name, parameter in self.adapters.parameters(REFERENCE)}
+        return self._follower.tensors()

@@ -189,14 +189,17 @@ def _resident(recipe: TrainRecipe, measured: _Measured, share: dict[str, int], *
     yield Line("optimizer", state / share["optimizer"], words)
     if recipe.method.needs().reference == "none":
         return
+    # A reference that moves by a small share needs float32 copies of bfloat16 weights.
+    is_fine = recipe.sync_ref_model and recipe.ref_model_mixup_alpha < 1 and size < 4
+    held, each = size + 4 * is_fine, f"({size} + 4) B" if is_fine else f"{size} B"
     if recipe.lora and recipe.sync_ref_model:
-        yield Line("reference", trained * size, f"a second adapter: {number} x {size} B")
+        yield Line("reference", trained * held, f"a second adapter: {number} x {each}")
     elif recipe.lora:
         yield Line("reference", 0, "the policy without its adapters")
     elif recipe.reference_offload:
         yield Line("reference", 0, "in the CPU's memory (reference_offload)")
     else:
-        yield Line("reference", trained * size, f"a frozen copy: {number} x {size} B")
+        yield Line("reference", trained * held, f"a frozen copy: {number} x {each}")
 
 
 def _gathered(recipe: TrainRecipe, measured: _Measured, preset: str, *, backward: bool) -> tuple[float, str]:
