@@ -316,12 +316,12 @@ def full_disk(monkeypatch: pytest.MonkeyPatch, place: str) -> None:
     elif place == "checkpoint":
         save = RunFolder.save_checkpoint
 
-        def save_checkpoint(self: RunFolder, step: int, write: Callable[[Path], None], keep: int) -> None:
+        def save_checkpoint(self: RunFolder, step: int, write: Callable[[Path], None], *rest: Any) -> None:
             def half(folder: Path) -> None:
                 write(folder)
                 raise RuntimeError("[enforce fail at inline_container.cc:672] . unexpected pos 576 vs 534")
 
-            save(self, step, half if step == 4 else write, keep)
+            save(self, step, half if step == 4 else write, *rest)
 
         monkeypatch.setattr(RunFolder, "save_checkpoint", save_checkpoint)
     elif place == "final":

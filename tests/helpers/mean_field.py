@@ -60,9 +60,11 @@ class PromptToy(Toy):
     def __init__(self, denoiser, **options):
         super().__init__(PromptDenoiser(denoiser), **options)
 
-    def trajectory(self, paths, seed=None):
+    def trajectory(self, paths, seed=None, dtype=torch.float32):
         prompt = torch.tensor([[0, 1]]).expand(len(paths), 2)
-        return replace(super().trajectory(paths, seed), prompt_ids=prompt, prompt_mask=torch.ones_like(prompt).bool())
+        return replace(
+            super().trajectory(paths, seed, dtype), prompt_ids=prompt, prompt_mask=torch.ones_like(prompt).bool()
+        )
 
 
 class PromptDenoiser(nn.Module):

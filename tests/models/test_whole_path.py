@@ -19,6 +19,9 @@ from unmask.models.families import FAMILIES
 
 pytestmark = pytest.mark.slow
 
+BLOCK_LENGTH = "4"
+"""Block length of the block-causal minis."""
+
 SFT = (*PRETRAIN, "max_steps=2", "save_steps=2", "muon_learning_rate=0", "optim.learning_rate=1e-3")
 RL = (
     *TRAIN,
@@ -42,8 +45,8 @@ def tensors(folder: Path) -> dict[str, torch.Tensor]:
 def test_a_family_passes_through_all_stages(name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     family = FAMILIES[name]
     original, native = mini_checkpoint(name, tmp_path / "original"), tmp_path / "native"
-    blocks = ["--block-length", family.block_length] if family.block_length else []
-    sampler = [f"sampler.block_length={family.block_length}"] if family.block_length else []
+    blocks = ["--block-length", BLOCK_LENGTH] if family.block_causal else []
+    sampler = [f"sampler.block_length={BLOCK_LENGTH}"] if family.block_causal else []
 
     assert unmask("convert", original, native) == 0
     assert unmask("pretrain", "sudoku-tiny-base", *SFT, f"model={native}", f"output_dir={tmp_path / 'sft'}") == 0
@@ -76,7 +79,10 @@ def test_a_family_passes_through_all_stages(name: str, tmp_path: Path, capsys: p
     assert unmask(*evaluated, "--output", tmp_path / "eval.json") == 0
     assert json.loads((tmp_path / "eval.json").read_text())
     denoiser, _ = load_model(run / "final")
-    assert (denoiser.logit_shift, denoiser.block_length) == (family.logit_shift, family.block_length)
+    assert (denoiser.logit_shift, denoiser.block_length) == (
+        family.logit_shift,
+        int(BLOCK_LENGTH) if family.block_causal else None,
+    )
     assert type(denoiser.backbone).__name__ == family.native_class
 
     capsys.readouterr()

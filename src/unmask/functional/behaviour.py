@@ -54,8 +54,8 @@ def behaviour_weight(
         >>> log_ratio = torch.tensor([0.5, 1.0, 4.0]).log()
         >>> behaviour_weight(log_ratio, torch.tensor([1, 1, 2]), cap=2.0)
         (tensor([0.5000, 1.0000, 2.0000]), tensor([False, False,  True]), tensor([False, False, False]))
-        >>> behaviour_weight(log_ratio, torch.tensor([1, 1, 2]), band=(0.6, 2.5))[0]
-        tensor([0.0000, 1.0000, 4.0000])
+        >>> behaviour_weight(log_ratio, torch.tensor([1, 1, 2]), band=(0.6, 2.5))[2]
+        tensor([ True, False, False])
     """
     if cap and not cap >= 1:
         raise ValueError(f"behaviour_weight: cap must be at least 1, or 0 for none; got {cap}")

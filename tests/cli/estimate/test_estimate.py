@@ -280,11 +280,8 @@ def test_the_published_setting_has_llada_s_numbers() -> None:
     ("name", "processes", "preset", "room"),
     [
         ("egspo-sa-llada-24gb", 1, "none", 24e9),
-        ("egspo-sa-dream-24gb", 1, "none", 24e9),
-        ("egspo-sa-llada-80gb", 1, "none", 80e9),
         ("egspo-sa-dream-80gb", 1, "none", 80e9),
         ("egspo-ca-llada-80gb", 1, "none", 80e9),
-        ("examples/scale/one-gpu.yaml", 1, "none", 80e9),
         ("examples/scale/four-nodes.yaml", 32, "ddp", 80e9),
         ("examples/egspo-sa-8b.yaml", 8, "fsdp2", 80e9),
         ("bgpo-llada-math", 8, "zero3", 80e9),

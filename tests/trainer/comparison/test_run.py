@@ -143,9 +143,10 @@ def test_all_methods_start_from_the_model_of_their_seed_and_see_its_prompts(
 def test_each_method_takes_the_steps_that_the_budget_buys(whole: tuple[CompareRecipe, list[str]]) -> None:
     costs = {record["method"]: record["cost"] for record in cells(whole[0].folder, "probe")}
     # A step is 4 rollout forwards, and a forward with backward for each of the K steps that are
-    # trained; less where a completion ends early.
+    # trained; less where a completion ends early, where a group shares its first step, and where
+    # views of advantage 0 are left out.
     for method, num_selected in (("entropy", 1), ("late steps", 2)):
-        assert 0.8 < costs[method] / (PASSES * (4 + 3 * num_selected)) <= 1
+        assert 0.5 < costs[method] / (PASSES * (4 + 3 * num_selected)) <= 1
     for stage, budget in (("tuning", 5_000), ("final", 10_000)):
         for record in cells(whole[0].folder, stage):
             assert record["steps"] == budget // costs[record["method"]]
