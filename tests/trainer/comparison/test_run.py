@@ -150,7 +150,9 @@ def test_each_method_takes_the_steps_that_the_budget_buys(whole: tuple[CompareRe
     for stage, budget in (("tuning", 5_000), ("final", 10_000)):
         for record in cells(whole[0].folder, stage):
             assert record["steps"] == budget // costs[record["method"]]
-            assert 0.6 * budget < record["token_passes"] <= budget
+            # The cost of a step depends on its rewards, because views of advantage 0 are left out, so
+            # a run may need more than the two steps of the probe predict.
+            assert 0.6 * budget < record["token_passes"] <= 1.25 * budget
 
 
 def test_the_setting_that_did_best_on_validation_rows_is_the_one_that_is_compared(
