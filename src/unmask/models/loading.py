@@ -23,7 +23,7 @@ from unmask.models.source import check_on_hub, is_hub_id, refuse_pickles
 from unmask.runs.checkpoints import is_checkpoint
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedConfig, PreTrainedTokenizerBase
+    from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 SHARD_BYTES = 2 * 10**9
 """Largest size of a file of weights in bytes, unless a single tensor is larger. A run counts each
@@ -87,9 +87,38 @@ def load_folder(
         weights: weights of the backbone to use instead of those in the folder.
         device: device of the model.
     """
-    import transformers
-
     config = _read_config(source)
+    architecture = _native_class(source, config)
+    tokenizer = _load_tokenizer(source)
+    sizes = {name: value.numel() for name, value in weights.items()} if weights else sizes_of_tensors(Path(source))
+    check_size(str(source), architecture, config, sizes)
+    backbone = _load_backbone(source, architecture, config, dtype, quantization_config, weights)
+    if len(tokenizer) > backbone.config.vocab_size:
+        raise ModelError(
+            f"the tokenizer of {source} has {len(tokenizer)} tokens and the model only {backbone.config.vocab_size}: "
+            "they do not belong together. Copy the tokenizer that the model was trained with."
+        )
+    denoiser = Denoiser(backbone, tokenizer.mask_token_id, tokenizer.eos_token_id, _pad_id(tokenizer))
+    denoiser.eval()
+    if device is not None:
+        denoiser.to(device)
+    try:
+        check_bidirectional(denoiser)
+    except ModelError:
+        raise
+    except Exception as error:  # sizes that do not fit each other show when the model is run
+        raise ModelError(
+            f"{source} cannot be run: {reason(error)}. Correct its config.json, or copy the checkpoint again."
+        ) from error
+    return Policy(denoiser, tokenizer)
+
+
+def _native_class(source: str | os.PathLike[str], config: PreTrainedConfig) -> str:
+    """Return the name of the class of a config.
+
+    Raises:
+        ModelError: the class is not in `NATIVE_CLASSES`, or the model is causal.
+    """
     named = config.architectures if isinstance(config.architectures, list) else [config.architectures]
     architecture = str((named or ["none"])[0])
     if architecture not in NATIVE_CLASSES:
@@ -103,9 +132,21 @@ def load_folder(
             f"{source} is a causal model: its config.json does not say is_causal: false. "
             "If it was trained as a masked diffusion model, add that line; otherwise it cannot be used here."
         )
-    tokenizer = _load_tokenizer(source)
-    sizes = {name: value.numel() for name, value in weights.items()} if weights else sizes_of_tensors(Path(source))
-    check_size(str(source), architecture, config, sizes)
+    return architecture
+
+
+def _load_backbone(
+    source: str | os.PathLike[str],
+    architecture: str,
+    config: PreTrainedConfig,
+    dtype: str,
+    quantization_config: object,
+    weights: Mapping[str, Tensor] | None,
+) -> PreTrainedModel:
+    """Load the backbone, with all of its weights in the shapes that its config states; the
+    arguments are those of `load_folder`."""
+    import transformers
+
     try:
         # Shapes that differ are then reported in `info`, together with missing weights.
         backbone, info = getattr(transformers, architecture).from_pretrained(
@@ -130,24 +171,8 @@ def load_folder(
             f"{source} lacks weights that its config.json requires of a {architecture}, or has them in another shape: "
             f"{', '.join(wrong[:3])}{', ...' if len(wrong) > 3 else ''}. Copy the checkpoint again, or correct its config.json."
         )
-    if len(tokenizer) > backbone.config.vocab_size:
-        raise ModelError(
-            f"the tokenizer of {source} has {len(tokenizer)} tokens and the model only {backbone.config.vocab_size}: "
-            "they do not belong together. Copy the tokenizer that the model was trained with."
-        )
-    denoiser = Denoiser(backbone, tokenizer.mask_token_id, tokenizer.eos_token_id, _pad_id(tokenizer))
-    denoiser.eval()
-    if device is not None:
-        denoiser.to(device)
-    try:
-        check_bidirectional(denoiser)
-    except ModelError:
-        raise
-    except Exception as error:  # sizes that do not fit each other show when the model is run
-        raise ModelError(
-            f"{source} cannot be run: {reason(error)}. Correct its config.json, or copy the checkpoint again."
-        ) from error
-    return Policy(denoiser, tokenizer)
+    loaded: PreTrainedModel = backbone
+    return loaded
 
 
 def save_model(
