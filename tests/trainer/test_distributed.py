@@ -436,7 +436,7 @@ def refuse_a_folder_for_checkpoints(rank: int) -> None:
     ("prepare", "preset", "message"),
     [
         (fill_the_disk_before_the_second_line, "ddp", "the disk is full"),
-        (refuse_a_folder_for_checkpoints, "zero3", ".incomplete-trial: Not a directory)"),
+        (refuse_a_folder_for_checkpoints, "zero3", ".incomplete-step-00000001: Not a directory)"),
     ],
     ids=["metrics", "checkpoint"],
 )

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
+from torch import Tensor
 
 from unmask.core.errors import ConfigError, RunError
 from unmask.core.files import read_json_object
@@ -217,8 +218,13 @@ class _Probe:
     def rollout(self, rows: int) -> Trajectory:
         """Denoise equal prompts in as few steps as the blocks allow; the first pass of a block
         computes the most logits."""
-        sampler = self.recipe.sampler
-        return self._denoised(rows, sampler.max_completion_length // sampler.block)
+        sampler, denoiser = self.recipe.sampler, self.policy.denoiser
+        # Neighbours in equal states would share their first pass, so they differ in one token.
+        state = torch.full((rows, sampler.max_completion_length), denoiser.mask_id)
+        special = {denoiser.mask_id, denoiser.eos_id, denoiser.pad_id}
+        tokens = [token for token in range(len(special) + 2) if token not in special][:2]
+        state[:, -1] = torch.tensor(tokens)[torch.arange(rows) % 2]
+        return self._denoised(rows, sampler.max_completion_length // sampler.block, state.to(self.accelerator.device))
 
     def update(self, rows: int) -> None:
         """Run a forward and backward pass on copies of the view that has the most targets."""
@@ -252,12 +258,18 @@ class _Probe:
         rollout = Rollout(path, 2, torch.arange(2.0, device=path.tokens.device), **rewards)
         return path, self.recipe.method.plan(rollout, torch.Generator().manual_seed(0))
 
-    def _denoised(self, rows: int, steps: int) -> Trajectory:
+    def _denoised(self, rows: int, steps: int, completion: Tensor | None = None) -> Trajectory:
         policy = Policy(self.policy.denoiser, self.policy.tokenizer)
         engine = LocalEngine(policy, BatchLimits(rows), self.weights)
         sampler = self.recipe.sampler.model_copy(update={"num_steps": steps})
         with engine.session():
-            return engine.rollout([self.prompt] * rows, sampler, torch.arange(rows), needs=self.recipe.method.needs())
+            return engine.rollout(
+                [self.prompt] * rows,
+                sampler,
+                torch.arange(rows),
+                needs=self.recipe.method.needs(),
+                completion=completion,
+            )
 
     def _peak(self, run: Callable[[int], object], rows: int) -> int:
         return peak_bytes(lambda: run(rows), self.policy.denoiser, device=self.accelerator.device)
