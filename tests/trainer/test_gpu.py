@@ -112,10 +112,10 @@ def test_adapters_train_with_every_kind_of_pass(gpu: torch.device, tiny_model: P
     assert metrics(folder)[-1]["behaviour/ratio_max"] > 0
 
 
-def test_a_model_is_checked_on_the_gpu_when_a_run_loads_it(
-    gpu: torch.device, tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    devices = []
+@pytest.fixture
+def devices(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Return a list to which each forward pass adds the type of its device."""
+    devices: list[str] = []
     forward = Denoiser.forward
 
     def seen(self: Denoiser, ids: torch.Tensor, *arguments: Any, **options: Any) -> torch.Tensor:
@@ -123,6 +123,12 @@ def test_a_model_is_checked_on_the_gpu_when_a_run_loads_it(
         return forward(self, ids, *arguments, **options)
 
     monkeypatch.setattr(Denoiser, "forward", seen)
+    return devices
+
+
+def test_a_model_is_checked_on_the_gpu_when_a_run_loads_it(
+    gpu: torch.device, tiny_model: Path, tmp_path: Path, devices: list[str]
+) -> None:
     recipe = train_recipe(tiny_model, tmp_path / "run", "lora={r: 2, alpha: 4}", "precision=bf16")
     policy = make_policy(recipe, gpu)
     assert set(devices) == {gpu.type}
@@ -143,16 +149,12 @@ def test_pretraining_is_that_of_the_cpu(gpu: torch.device, tmp_path: Path) -> No
 
 
 def test_the_commands_run_their_model_on_the_gpu(
-    tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    tiny_model: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    devices: list[str],
 ) -> None:
-    devices = []
-    forward = Denoiser.forward
-
-    def seen(self: Denoiser, ids: torch.Tensor, *arguments: Any, **options: Any) -> torch.Tensor:
-        devices.append(ids.device.type)
-        return forward(self, ids, *arguments, **options)
-
-    monkeypatch.setattr(Denoiser, "forward", seen)
     monkeypatch.setattr(device, "default_device", lambda: str(GPU))
     monkeypatch.chdir(tmp_path)
     assert unmask("sample", tiny_model, "--task", "sudoku", "--steps", 4, "--delay", 0) == 0

@@ -224,11 +224,6 @@ def check_disk_space(path: Path, size: int, last_step: int = 0) -> None:
         )
 
 
-def size_of(folder: Path) -> int:
-    """Return the total size in bytes of the files in a folder."""
-    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
-
-
 def _is_inside(name: str) -> bool:
     """Return whether a name in a manifest is a path inside the checkpoint's folder."""
     return not Path(name).is_absolute() and ".." not in Path(name).parts

@@ -41,12 +41,6 @@ def prompts_of_step(rows: Sequence[Row], step: int, num_prompts: int, seed: int)
     return picked
 
 
-def splits_groups(recipe: TrainRecipe, ranks: int) -> bool:
-    """Return True if `ranks` ranks share the completions of a step, and some own a part of a
-    group."""
-    return bool(recipe.num_prompts % ranks)
-
-
 def check_sharing(recipe: TrainRecipe, scorer: Scorer, ranks: int) -> None:
     """Refuse a number of ranks that does not fit the completions of a training step.
 
@@ -66,7 +60,8 @@ def check_sharing(recipe: TrainRecipe, scorer: Scorer, ranks: int) -> None:
             f"training step, fewer than the {ranks} ranks that share them. Raise num_prompts, or use fewer ranks.",
             agreed=True,
         )
-    if not splits_groups(recipe, ranks):
+    if prompts % ranks == 0:
+        # Every rank owns whole groups.
         return
     reason = None
     if not (method.separable or method.by_completion):
