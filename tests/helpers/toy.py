@@ -237,7 +237,7 @@ class Toy:
             trajectory = replace(trajectory, selected_step=torch.tensor(steps, dtype=torch.int32))
             branches = [[self.greedy(path, step) for step in range(self.num_steps)] for path in paths]
             one_step = torch.stack([torch.stack([self.reward_table[fill] for fill in row]) for row in branches])
-        members = torch.cartesian_prod(*[torch.arange(len(paths))] * group_size)
+        members = torch.cartesian_prod(*[torch.arange(len(paths))] * group_size).view(-1, group_size)
         weight = self.probability(paths).detach()[members].prod(-1)
         rows = members.flatten()
         rollout = Rollout(trajectory.rows(rows), group_size, reward[rows], None if one_step is None else one_step[rows])

@@ -82,6 +82,7 @@ def test_an_unknown_option_is_refused():
         ({"kl": "exact"}, False, "distribution"),
         ({"stepwise_weight": 0.1}, True, "logprob"),
         ({"gain": "fitted", "beta": 0.0}, True, "none"),
+        ({"baseline": "leave_one_out"}, False, "logprob"),
     ],
 )
 def test_its_needs_follow_from_the_options(options, greedy, reference):
@@ -166,6 +167,34 @@ def test_with_stepwise_weight_each_filled_slot_has_its_own_advantage(rollout):
     # nothing to compare it with.
     expected = [[5 / 12, 5 / 24, 0.375], [-5 / 12, -5 / 24, 0.0]]
     torch.testing.assert_close(EGSPOSA().advantage(scored), torch.tensor(expected))
+
+
+def test_the_value_as_baseline_is_the_reward_less_the_value_of_the_state(rollout):
+    path = replace(rollout.trajectory, selected_step=torch.tensor([[1, 2, 3], [1, 0, -1]], dtype=torch.int32))
+    value = torch.tensor([[0.0, 1.0, 0.5], [0.25, 0.0, 9.0]])
+    scored = replace(rollout, trajectory=path, one_step_reward=value, group_size=1)
+    # Rewards 1 and 0.25; the last slot of the second completion is empty.
+    assert EGSPOSA(baseline="value").advantage(scored).tolist() == [[1.0, 0.0, 0.5], [0.0, 0.25, 0.0]]
+
+
+@pytest.mark.parametrize("stepwise_weight", [0.0, 0.5])
+def test_the_baseline_of_the_batch_compares_a_completion_with_all_others(rollout, stepwise_weight):
+    path = replace(rollout.trajectory, selected_step=torch.tensor([[1, 2], [1, 0]], dtype=torch.int32))
+    value = torch.tensor([[0.0, 1.0], [0.25, 0.5]])
+    one_group = replace(rollout, trajectory=path, one_step_reward=value)
+    two_prompts = replace(one_group, group_size=1)
+    batch = EGSPO(baseline="batch_leave_one_out", stepwise_weight=stepwise_weight)
+    group = EGSPO(baseline="leave_one_out", stepwise_weight=stepwise_weight)
+    assert torch.equal(batch.advantage(two_prompts), group.advantage(one_group))
+    assert not torch.equal(batch.advantage(two_prompts), EGSPO(stepwise_weight=stepwise_weight).advantage(one_group))
+
+
+def test_baselines_without_a_group_take_one_completion_of_a_prompt_but_no_fitted_gain():
+    sampler = SamplerConfig(max_completion_length=8, num_steps=4)
+    for baseline in ("value", "batch_leave_one_out"):
+        EGSPO(num_selected=1, baseline=baseline).check(sampler, 1)
+        with raises(ConfigError, "method.gain = fitted", "Set method.gain to fixed"):
+            EGSPO(num_selected=1, baseline=baseline, gain="fitted").check(sampler, 4)
 
 
 # Loss

@@ -210,6 +210,24 @@ def test_the_one_step_value_is_a_baseline_that_does_not_change_the_expectation(t
     torch.testing.assert_close(estimate, share * small.grad_j(), **EXACT)
 
 
+def test_the_one_step_value_alone_is_a_baseline_that_needs_no_group(toy):
+    small = toy()
+    rollout, weight = small.groups(small.paths(), 1, stepwise=True)
+    by_value = method(baseline="value")
+    assert not by_value.needs().group
+    torch.testing.assert_close(expected_estimate(small, by_value, rollout, weight), small.grad_j(), **EXACT)
+
+
+def test_the_value_of_the_next_state_is_no_baseline(toy):
+    # The negative control: it depends on the action of the step.
+    small = toy()
+    rollout, weight = small.groups(small.paths(), 1, stepwise=True)
+    value = rollout.one_step_reward
+    late = replace(rollout, one_step_reward=torch.cat([value[:, 1:], value[:, :1]], dim=1))
+    estimate = expected_estimate(small, method(baseline="value"), late, weight)
+    assert distance(estimate, small.grad_j()) > 0.1
+
+
 def test_the_stepwise_advantage_is_the_groups_advantage_less_a_share_of_the_values_own(toy):
     # A_ik = (r_i - mean r) - λ/(1+λ) (V_ik - mean V_k), here with λ = 0.5.
     small = toy(num_tokens=2, length=2, num_steps=2)

@@ -21,6 +21,7 @@ from pydantic import Field
 from torch import Tensor
 
 from unmask.core.config import SamplerConfig
+from unmask.core.errors import ConfigError
 from unmask.core.records import LossInputs, LossOutput, Needs, Rollout, Trajectory, Views
 from unmask.functional.advantage import controlled_advantage, fitted_gain, group_advantage
 from unmask.functional.behaviour import LevelOrOff
@@ -48,14 +49,18 @@ class EGSPO(RatioMethod):
     the state. 0 is EGSPO, 0.5 is EGSPO-SA."""
     gain: Literal["fixed", "fitted"] = "fixed"
     """Coefficient with which the value is used as a control variate. `fixed`: λ/(1+λ), or 1 with
-    telescoped credit. `fitted`: the coefficient that is fitted on the other groups of the rank;
+    telescoped credit. `fitted`: the coefficient that is fitted on the other groups of the training step;
     there must be at least one other group."""
     credit: Literal["return", "telescoped"] = "return"
     """Credit of a step. `return`: the reward of the finished completion. `telescoped`: the value of
     the state after the step."""
-    baseline: Literal["group_mean", "leave_one_out"] = "group_mean"
-    """Baseline of the group, computed for each slot separately (a slot holds one selected step).
-    The group mean shrinks the gradient by (G - 1) / G; leave-one-out does not."""
+    baseline: Literal["group_mean", "leave_one_out", "batch_leave_one_out", "value"] = "group_mean"
+    """Number that is subtracted from the credit of a step. `group_mean` and `leave_one_out` are
+    means over the group, computed for each slot separately (a slot holds one selected step); the
+    first shrinks the gradient by (G - 1) / G, the second does not. `batch_leave_one_out` is the
+    mean over all other completions of the training step, whichever prompts they answer. `value` is the value
+    of the state itself, the reward of its one-step completion, whatever the stepwise weight. The
+    last two need no group, so one completion of each prompt is enough."""
     choice_term: bool = True
     """True to include the probability of the position choice (which positions a step commits), if
     the order defines one (`plackett_luce`)."""
@@ -88,15 +93,22 @@ class EGSPO(RatioMethod):
             reference = "distribution" if self.kl == "exact" else "logprob"
         is_telescoped = self.credit == "telescoped"
         return Needs(
-            greedy=self.stepwise_weight > 0 or self.gain == "fitted" or is_telescoped,
+            greedy=self.stepwise_weight > 0 or self.gain == "fitted" or is_telescoped or self.baseline == "value",
             selection=("all" if is_telescoped else self.step_choice, self.num_selected),
             reference=reference,
             choice=self.choice_term,
+            group=self.baseline in ("group_mean", "leave_one_out"),
         )
 
     def check(self, sampler: SamplerConfig, num_generations: int) -> None:
-        """Raise ConfigError also if K is larger than the number T of denoising steps."""
+        """Raise ConfigError also if K is larger than the number T of denoising steps, or if the
+        gain of a control variate is fitted without groups."""
         super().check(sampler, num_generations)
+        if self.gain == "fitted" and not self.needs().group:
+            raise ConfigError(
+                f"method.gain = fitted fits the gain within groups, but method.baseline = {self.baseline} has none. "
+                "Set method.gain to fixed, or method.baseline to leave_one_out."
+            )
         if self.step_choice != "all":
             self.refuse_more_than_steps("num_selected", sampler)
 
@@ -120,12 +132,17 @@ class EGSPO(RatioMethod):
 
     def advantage(self, rollout: Rollout) -> Float[Tensor, "B *K"]:
         """Return A_k = (R_k - R̄_k) - c (r(x̂_k) - mean), where the mean is that of the slot over
-        the group. There is no division by a standard deviation.
+        the group, or over the training step; with `baseline: value`, A_k = R_k - r(x̂_k). There is no
+        division by a standard deviation.
 
         R_k is the reward r, unless the credit is telescoped.
         """
+        baseline: Literal["group_mean", "leave_one_out"] = (
+            "group_mean" if self.baseline == "group_mean" else "leave_one_out"
+        )
+        members = rollout.group_size if self.needs().group else len(rollout.reward)
         if rollout.one_step_reward is None or not self.needs().greedy:
-            return group_advantage(rollout.reward, rollout.group_size, self.baseline)
+            return group_advantage(rollout.reward, members, baseline)
         earned, value, is_valid = rollout.reward, rollout.one_step_reward, rollout.trajectory.selected_steps >= 0
         if self.credit == "telescoped":
             # The state after a step is the state before the next step. After the last step it is
@@ -137,11 +154,14 @@ class EGSPO(RatioMethod):
             slot = (rollout.trajectory.selected_steps.unsqueeze(1) == steps.unsqueeze(-1)).int().argmax(-1)
             earned, value, is_valid = earned.gather(1, slot), value.gather(1, slot), steps >= 0
         gain: float | Tensor = self.stepwise_weight / (1 + self.stepwise_weight) if self.credit == "return" else 1.0
+        if self.baseline == "value":
+            return_of_slot = earned if earned.dim() == 2 else earned.unsqueeze(-1)
+            return (return_of_slot - value).masked_fill(~is_valid, 0.0)
         if self.gain == "fitted":
             gain = fitted_gain(earned, value, is_valid, rollout.group_size)
         # The slot of a sampled step depends on the rest of the path.
         pool = self.step_choice == "entropy_sampled"
-        return controlled_advantage(earned, value, is_valid, rollout.group_size, gain, self.baseline, pool_slots=pool)
+        return controlled_advantage(earned, value, is_valid, members, gain, baseline, pool_slots=pool)
 
     def loss(self, inputs: LossInputs) -> LossOutput:
         """Compute w (-min(ρ A, clip(ρ) A) + β KL), where ρ is the ratio of the step's joint
