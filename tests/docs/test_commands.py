@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import typer
 import yaml
 from accelerate.commands.launch import launch_command_parser
@@ -20,13 +21,16 @@ from torch.distributed.run import get_args_parser
 
 from tests.helpers.messages import raises
 from tests.helpers.runs import unmask
+from tests.helpers.sglang import exchanges, write_lines
 from tests.helpers.shown import ROOT, Page, pages
 from unmask.cli import app
+from unmask.core.config import SamplerConfig
 from unmask.core.errors import ConfigError
-from unmask.models import TinyConfig, char_tokenizer, save_model, tiny_denoiser
+from unmask.models import TinyConfig, char_tokenizer, load_model, save_model, tiny_denoiser
 from unmask.recipes.load import load, load_recipe
 from unmask.recipes.schema import PretrainRecipe, TrainRecipe
 from unmask.rewards.protocol import load_reward
+from unmask.sampling.engine import LocalEngine
 
 pytestmark = pytest.mark.slow
 
@@ -177,6 +181,14 @@ def compare(words: list[str]) -> None:
     assert unmask("compare", *[word for word in words if word not in ("--jobs", "2")]) == 0
 
 
+def record_answers(model: str, file: Path) -> None:
+    """Write a file of recorded answers of a model."""
+    policy = load_model(model)
+    sampler = SamplerConfig(max_completion_length=8, num_steps=4, block_length=4, temperature=0.9)
+    path = LocalEngine(policy).rollout(["12=3", "4=56"], sampler, torch.arange(2))
+    write_lines(file, exchanges(path, [1.0, 0.0]))
+
+
 def run(words: list[str]) -> None:
     """Run a command of unmask's, or check it if it is on the list."""
     name, *rest = words
@@ -204,6 +216,9 @@ def run(words: list[str]) -> None:
             assert unmask("sample", *rest) == 0
         case "compare":
             compare(rest)
+        case "import-rollouts":
+            record_answers(has_model(rest[0]), Path(rest[1]))
+            assert unmask(name, *rest) == 0
         case "data":
             assert unmask("data", *rest, "--rows", 50) in (0, 1)
         case "report" | "plot":

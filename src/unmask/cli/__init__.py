@@ -12,7 +12,7 @@ from typing import Annotated
 import typer
 
 from unmask import __version__
-from unmask.cli import advice, catalogue, checkpoints, evaluation, results, training
+from unmask.cli import advice, catalogue, checkpoints, evaluation, results, serving, training
 from unmask.cli.options import say
 from unmask.core.errors import LostProcessError, RunError, UnmaskError
 from unmask.core.text import visible
@@ -26,7 +26,7 @@ app = typer.Typer(
     rich_markup_mode=None,
     context_settings={"help_option_names": ["--help", "-h"]},
 )
-for module in (training, evaluation, results, checkpoints, catalogue, advice):
+for module in (training, evaluation, results, serving, checkpoints, catalogue, advice):
     app.add_typer(module.app)
 
 _ENVIRONMENT = {

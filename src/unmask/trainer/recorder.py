@@ -205,7 +205,7 @@ def saved_rollout(
         decode(tokenizer, path.tokens),
         [row["prompt"] for row in rows],
         [answer if isinstance(answer := row.get("answer"), str) else None for row in rows],
-        _pieces(tokenizer, rollout, guesses),
+        pieces_of(tokenizer, rollout, guesses),
         guesses,
         trained,
     )
@@ -229,7 +229,7 @@ def selected_by_step(path: Trajectory, views: Views) -> Tensor:
     return torch.bincount(step[step >= 0], minlength=path.num_steps).float() / len(path)
 
 
-def _pieces(tokenizer: PreTrainedTokenizerBase, rollout: Rollout, guesses: Guesses | None) -> dict[int, str]:
+def pieces_of(tokenizer: PreTrainedTokenizerBase, rollout: Rollout, guesses: Guesses | None = None) -> dict[int, str]:
     """Return the text of each token of the completions, guesses and branches."""
     path = rollout.trajectory
     parts = [path.tokens, path.one_step_tokens, path.branch_tokens, guesses.tokens if guesses else None]
