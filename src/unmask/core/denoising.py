@@ -39,6 +39,28 @@ class KeyValueCache:
         )
 
 
+@dataclass(frozen=True, slots=True)
+class NoisyCopies:
+    """Columns of a forward pass of a block-causal model that scores several masked versions of one
+    completion: the prompt, the clean completion, and noisy copies of some blocks of the completion.
+
+    A column of the prompt or of the clean completion attends as usual. A column of a copy attends to
+    the prompt, to the clean blocks before the first block of the copy, and to the blocks of the copy
+    up to its own. A copy is therefore scored as if it alone followed the clean blocks before it.
+    """
+
+    position: Int[Tensor, "B S"]
+    """[B, S] int64: position that the column holds, counted from the first of the completion. The
+    positions of the prompt are -P to -1, and they are the first P columns."""
+    copy: Int[Tensor, "B S"]
+    """[B, S] int64: 0 for the prompt and the clean completion, -1 for columns that only pad the
+    width, and otherwise the number of the copy, from 1 in each row. The columns of a copy are
+    adjacent, in the order of their positions."""
+    start: Int[Tensor, "B S"]
+    """[B, S] int64: first position of the copy that holds the column, which starts a block; 0 outside
+    the copies."""
+
+
 class DenoiserLike(Protocol):
     """Interface of a model as the sampler sees it: logits at chosen positions of a partially masked
     sequence."""
@@ -51,7 +73,7 @@ class DenoiserLike(Protocol):
 
         A denoiser with a cache also takes `cache`, a `KeyValueCache`, and `begin`, the first column
         that it runs; see `Denoiser.forward`. A block-causal denoiser has an attribute
-        `block_length`, and needs a cache.
+        `block_length`, needs a cache, and takes `copies`, a `NoisyCopies`.
 
         Args:
             ids: [B, S] int64 prompt and completion tokens, MASK at masked positions.
@@ -73,8 +95,8 @@ class Readout:
     """Maps [n, V] logits at temperature 1 and [n, M] inputs to [n, c] values, each position
     independently of the others."""
     is_read: Bool[Tensor, "B N"] | tuple[Int[Tensor, "n"], Int[Tensor, "n"]]
-    """[B, N] bool: which of the requested positions are read, or the rows and columns of these. They
-    are numbered row by row from 0 to n - 1."""
+    """[B, N] bool: which of the requested positions are read, numbered row by row from 0 to n - 1; or
+    the rows and columns of these positions in the order of their numbers."""
     inputs: Int[Tensor, "n M"]
     """[n, M] int64: further inputs of the function, such as the tokens whose probabilities it
     returns."""

@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from unmask.core.denoising import KeyValueCache, Readout
+from unmask.core.denoising import KeyValueCache, NoisyCopies, Readout
 from unmask.core.errors import ModelError
-from unmask.models.block_causal import block_causal_mask
+from unmask.models.block_causal import block_causal_mask, column_before, copies_mask, position_numbers
 from unmask.models.head import read_head
 from unmask.models.last_layer import LastLayer, columns_of
 from unmask.models.logit_head import LogitHead
@@ -121,6 +121,7 @@ class Denoiser(nn.Module):
         cache: KeyValueCache | None = None,
         begin: int = 0,
         readout: Readout | None = None,
+        copies: NoisyCopies | None = None,
     ) -> Tensor:
         """Compute the logits at the requested positions.
 
@@ -139,6 +140,8 @@ class Denoiser(nn.Module):
                 empty cache takes the keys and values of columns 0..W-1.
             begin: first column that runs; 0 without a cache.
             readout: function of the logits to return instead, evaluated in chunks of positions.
+            copies: description of the S columns if they hold noisy copies of blocks behind the clean
+                completion; only for a block-causal model without a cache.
 
         Returns:
             [B, n, V] float32 logits at temperature 1, or the values of the readout, with one row
@@ -152,12 +155,12 @@ class Denoiser(nn.Module):
             # evaluation mode, without dropout. The flag of the block itself has no other effect:
             # dropouts are modules below it.
             block.training = torch.is_grad_enabled()
-        kwargs = self._attention(ids, attention_mask, begin, is_cached=cache is not None)
+        kwargs = self._attention(ids, attention_mask, begin, copies, is_cached=cache is not None)
         if cache is not None:
             kwargs |= {"past_key_values": self._cache(cache, begin), "use_cache": True}
         elif self.backbone.can_generate():
             kwargs["use_cache"] = False
-        hidden = self._hidden(self._columns(positions, attention_mask) - begin, input_ids=ids, **kwargs)
+        hidden = self._hidden(self._columns(positions, attention_mask, copies) - begin, input_ids=ids, **kwargs)
         last: Any = self.backbone.get_output_embeddings()
         transform = self._transform(self.backbone)
         if readout is not None:
@@ -165,7 +168,9 @@ class Denoiser(nn.Module):
         logits: Tensor = last(transform(hidden))
         return logits
 
-    def _attention(self, ids: Tensor, attention_mask: Tensor | None, begin: int, is_cached: bool) -> dict[str, Any]:
+    def _attention(
+        self, ids: Tensor, attention_mask: Tensor | None, begin: int, copies: NoisyCopies | None, *, is_cached: bool
+    ) -> dict[str, Any]:
         """Return the arguments that tell the trunk which columns run and what they attend to."""
         stop = begin + ids.shape[1]
         columns = torch.arange(begin, stop, device=ids.device).unsqueeze(0)
@@ -175,6 +180,9 @@ class Denoiser(nn.Module):
             columns = (attention_mask.long().cumsum(-1) - 1).clamp_min(0)[:, begin:stop]
         if self.block_length is not None:
             dtype, device = self.backbone.dtype, ids.device
+            if copies is not None:
+                mask = copies_mask(copies, self.block_length, attention_mask, dtype)
+                return {"attention_mask": mask, "position_ids": position_numbers(copies, attention_mask)}
             mask = block_causal_mask(stop, self.block_length, attention_mask, begin, dtype, device)
             return {"attention_mask": mask, "position_ids": columns}
         if attention_mask is not None:
@@ -198,13 +206,13 @@ class Denoiser(nn.Module):
             hidden = self.backbone.base_model(**inputs).last_hidden_state
         return columns_of(hidden, columns) if reading.hidden is None else reading.hidden
 
-    def _columns(self, positions: Tensor, attention_mask: Tensor | None) -> Tensor:
+    def _columns(self, positions: Tensor, attention_mask: Tensor | None, copies: NoisyCopies | None) -> Tensor:
         """Return the columns at which the head predicts `positions`, [B, n]."""
         if not self.logit_shift:
             return positions
         # A shifted head at i - 1 predicts position i. Before the first position of a row is padding
         # or nothing; as in Dream's code, its own column predicts it.
-        before = positions - 1
+        before = positions - 1 if copies is None else column_before(positions, copies)
         return (
             before.clamp_min(0)
             if attention_mask is None
