@@ -210,6 +210,15 @@ class Views:
     """[N, M, L] int: M token sequences for the same masked state, whose log-probabilities at the
     targets come from one forward pass. None stands for the completion's own tokens, without the
     axis M."""
+    sees_clean_past: Bool[Tensor, "N"] | None = None
+    """[N] bool: what a block of a block-causal model attends to. If True, it attends to the earlier
+    blocks of the completion without masks, as the likelihood Π_b p(x_b | x_1, ..., x_{b-1}) of such a
+    model says. If False, it attends to the earlier blocks of the view. None stands for False. In a
+    bidirectional model it has no effect."""
+    pack: Int[Tensor, "N"] | None = None
+    """[N] int64: views with the same number share a row of a forward pass of a block-causal model, as
+    noisy copies of blocks behind one clean completion. They show the same completion and prompt. The
+    trainer sets it; None gives each view a row of its own."""
 
     def __len__(self) -> int:
         return self.row.shape[0]

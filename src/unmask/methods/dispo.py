@@ -95,6 +95,8 @@ class DiSPO(RatioMethod):
             ),
             slot=torch.cat([torch.zeros_like(path.seed), 1 + states.slot]),
             tokens=torch.cat([own, branches]),
+            # A branch was drawn given the masks of the state, all of them.
+            sees_clean_past=torch.cat([torch.ones_like(path.seed), torch.zeros_like(states.row)]).bool(),
         )
         return views.take(views.weight > 0)
 

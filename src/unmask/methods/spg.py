@@ -75,7 +75,9 @@ class SPG(Method):
         noise = mask_at_times(ratio, before.flatten(0, 1), generator).view(masks.shape)
         prompt = mask_at_times(ratio, path.prompt_mask.repeat_interleave(self.num_views, dim=0), generator)
         weight = target.sum(-1, keepdim=True).float().expand(-1, self.num_views)
-        return text_views(path, masks | noise, weight, prompt.view(len(target), self.num_views, -1))
+        of_view = prompt.view(len(target), self.num_views, -1)
+        # The noise in earlier blocks is meant for the blocks after them.
+        return text_views(path, masks | noise, weight, of_view, sees_clean_past=False)
 
     def advantage(self, rollout: Rollout) -> Float[Tensor, "B *K"]:
         """Return the reward r minus the baseline of the group."""

@@ -1,5 +1,12 @@
 """Plans of views (masked versions of completions, with the tokens whose log-probabilities are read)
-that several methods share."""
+that several methods share.
+
+A block-causal model defines the likelihood p(x) = Π_b p(x_b | x_1, ..., x_{b-1}) of a completion of
+blocks b. A view that estimates a likelihood therefore sees the clean past: each block is conditioned
+on the earlier blocks without masks. The weight of a view stays the same, because the law of its
+masks within one block is that of the masks of a completion which is this block, up to a set without
+targets. A view that is a state of the path sees what the policy saw.
+"""
 
 from __future__ import annotations
 
@@ -56,6 +63,7 @@ def mean_field_views(
         weight=weight,
         slot=torch.zeros_like(row),
         prompt_hidden=mask_at_times(ratio, trajectory.prompt_mask, generator) if prompt_mask_ratio else None,
+        sees_clean_past=torch.ones_like(row, dtype=torch.bool),
     )
 
 
@@ -64,6 +72,8 @@ def text_views(
     masks: Bool[Tensor, "B M L"],
     weight: Float[Tensor, "B M"],
     prompt_hidden: Bool[Tensor, "B M P"] | None = None,
+    *,
+    sees_clean_past: bool = True,
 ) -> Views:
     """Plan one view for each set of scored tokens, including empty sets. The tokens of a set are
     masked, and they are the targets of its view.
@@ -75,6 +85,8 @@ def text_views(
         masks: [B, M, L] bool, subsets of `scored_tokens`.
         weight: [B, M] float32 weights.
         prompt_hidden: [B, M, P] bool, prompt positions to mask.
+        sees_clean_past: False if the masks of earlier blocks are a part of what a block of a
+            block-causal model is conditioned on.
 
     Returns:
         B M views in the order of the rows, with slot m for the m-th set of a completion.
@@ -88,6 +100,7 @@ def text_views(
         weight=weight.flatten(),
         slot=torch.arange(num_sets, device=masks.device).repeat(num_rows),
         prompt_hidden=None if prompt_hidden is None else prompt_hidden.flatten(0, 1),
+        sees_clean_past=torch.full((num_rows * num_sets,), sees_clean_past, device=masks.device),
     )
 
 
@@ -121,7 +134,14 @@ def masked_views(masks: Bool[Tensor, "B M L"], weight: Float[Tensor, "B M"]) -> 
     """
     row, slot = masks.any(-1).nonzero(as_tuple=True)
     hidden = masks[row, slot]
-    return Views(row=row, hidden=hidden, target=hidden, weight=weight[row, slot], slot=slot)
+    return Views(
+        row=row,
+        hidden=hidden,
+        target=hidden,
+        weight=weight[row, slot],
+        slot=slot,
+        sees_clean_past=torch.ones_like(row, dtype=torch.bool),
+    )
 
 
 def segment_views(
@@ -133,7 +153,8 @@ def segment_views(
     Segment s consists of the steps k with floor(k num_segments / T) = s, so that the segments are
     as equal in size as possible (StepMerge of d2, arXiv:2509.21474). The tokens of the later steps
     of a segment are evaluated in a state from which they were not drawn. With num_segments = T
-    every step is a segment.
+    every step is a segment. A segment may cover several blocks of a block-causal model. The tokens of
+    each are then evaluated after the finished earlier blocks, as in TraceRL (arXiv:2509.06949).
 
     Args:
         trajectory: B completions.
@@ -149,5 +170,12 @@ def segment_views(
     segment, when = segments[row, slot].unsqueeze(-1), trajectory.unmask_step[row]
     first, after = (-(-s * trajectory.num_steps // num_segments) for s in (segment, segment + 1))
     target = (when >= first) & (when < after)
-    views = Views(row=row, hidden=when >= first, target=target, weight=weight[row, slot], slot=slot)
+    views = Views(
+        row=row,
+        hidden=when >= first,
+        target=target,
+        weight=weight[row, slot],
+        slot=slot,
+        sees_clean_past=torch.ones_like(row, dtype=torch.bool),
+    )
     return views.take(target.any(-1))

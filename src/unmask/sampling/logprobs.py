@@ -14,11 +14,12 @@ import torch
 from torch import Tensor
 
 from unmask.core.config import SamplerConfig
-from unmask.core.denoising import DenoiserLike, Readout
+from unmask.core.denoising import DenoiserLike, NoisyCopies, Readout
 from unmask.core.records import Trajectory, ViewLogprobs, Views
 from unmask.functional.distribution import token_logprobs
 from unmask.functional.masking import compact_columns, trim_left_padding
 from unmask.functional.plackett_luce import plackett_luce_logprob
+from unmask.sampling.noisy_copies import PackedViews
 from unmask.sampling.orders import POSITION_LOGITS
 from unmask.sampling.predict import predict, predict_in_chunks
 
@@ -70,6 +71,7 @@ def view_logprobs(
     distribution: bool = False,
     trim: bool = False,
     positions_at_once: int | None = None,
+    block_length: int | None = None,
 ) -> ViewLogprobs:
     """Compute the log-probabilities of the views' targets under `denoiser`, with the autograd graph
     if gradients are enabled.
@@ -78,6 +80,9 @@ def view_logprobs(
     The trunk runs once over the views. The head runs at the targets only, or at all masked
     positions if the position choice is requested. A token that the new policy's top-k or top-p
     would exclude stays in the support, so that no replayed token has probability zero.
+
+    A block-causal denoiser runs the blocks that hold targets as noisy copies behind the clean
+    completion, and `views.pack` says which views share it; see `NoisyCopies`.
 
     The log-probability of the position choice is returned separately. It is the log-probability
     that a target is chosen among the masked positions of its block that were not committed before
@@ -94,30 +99,31 @@ def view_logprobs(
         positions_at_once: maximum number of positions whose logits exist at the same time, for a
             denoiser that supports it. The limit does not apply to whole distributions and guided
             logits.
+        block_length: block length of a block-causal denoiser; the default is its own attribute, which
+            a wrapper for training may not have.
     """
     choice = choice and trajectory.choice_rank is not None
-    columns, is_valid = compact_columns(views.hidden if choice else views.target)
+    inputs = _Inputs.of(trajectory, views, block_length or getattr(denoiser, "block_length", None), choice, trim)
+    columns, is_valid = inputs.columns, inputs.is_valid
     is_target = views.target.gather(1, columns) & is_valid
-    completion = trajectory.tokens[views.row]
-    sequences = completion.unsqueeze(1) if views.tokens is None else views.tokens.long()
+    sequences = trajectory.tokens[views.row].unsqueeze(1) if views.tokens is None else views.tokens.long()
     # [N, n, M]: the tokens of every sequence at the columns.
     tokens = sequences.gather(2, columns.unsqueeze(1).expand(-1, sequences.shape[1], -1)).mT
-    state = completion.masked_fill(views.hidden, trajectory.mask_id)
-    model_input = (*_prompts(trajectory, views, trim), state, columns, trajectory.mask_id)
     sampler = trajectory.sampler
     evaluate = partial(_evaluate, settings, sampler if choice else None)
     logprobs = None
     if distribution or sampler.guidance or positions_at_once is None:
-        values, logprobs = evaluate(predict(denoiser, *model_input, sampler.guidance), tokens)
+        logits = predict(denoiser, *inputs.of_model, sampler.guidance, copies=inputs.copies)
+        values, logprobs = evaluate(inputs.by_view(logits), tokens)
     else:
         readout = Readout(
             lambda logits, tokens: evaluate(logits, tokens)[0],
-            is_valid,
+            inputs.is_read,
             tokens[is_valid],
             positions_at_once,
             settings.temperature if settings.has_full_support and not choice else None,
         )
-        read = predict_in_chunks(denoiser, *model_input, readout)
+        read = predict_in_chunks(denoiser, *inputs.of_model, readout, inputs.copies)
         values = read.new_zeros(*columns.shape, read.shape[-1])
         values[is_valid] = read
     dense = _at_positions(values[..., : tokens.shape[-1]].mT, columns, is_target, sequences.shape[2])
@@ -126,6 +132,48 @@ def view_logprobs(
         _choice_logprob(trajectory, views, values[..., -1], columns, is_valid, is_target) if choice else None,
         logprobs[is_target] if distribution and logprobs is not None else None,
     )
+
+
+@dataclass(frozen=True, slots=True)
+class _Inputs:
+    """Inputs of the forward pass over N views, and the place of each view's logits in its result."""
+
+    columns: Tensor
+    """[N, n] int64: positions of the completion whose logits are read for each view."""
+    is_valid: Tensor
+    """[N, n] bool, False at columns that only pad the width."""
+    of_model: tuple[Tensor, Tensor, Tensor, Tensor, int]
+    """Prompt tokens, prompt mask, completions, positions and MASK, as `predict` takes them."""
+    is_read: Tensor | tuple[Tensor, Tensor]
+    """Which of the requested positions are read, in the order of `columns[is_valid]`; see
+    `Readout`."""
+    copies: NoisyCopies | None = None
+    """Columns of the forward pass, if they hold noisy copies."""
+
+    @classmethod
+    def of(cls, trajectory: Trajectory, views: Views, block_length: int | None, choice: bool, trim: bool) -> _Inputs:
+        """Return the inputs of one view in each row or, for a block-causal denoiser, of packed
+        views."""
+        is_needed, mask_id = views.hidden if choice else views.target, trajectory.mask_id
+        if block_length is None:
+            columns, is_valid = compact_columns(is_needed)
+            state = trajectory.tokens[views.row].masked_fill(views.hidden, mask_id)
+            prompts = _prompts(trajectory, views, trim)
+            return cls(columns, is_valid, (*prompts, state, columns, mask_id), is_valid)
+        packed = PackedViews.of(views, trajectory, block_length)
+        columns, is_valid = compact_columns(is_needed & (packed.column >= 0))
+        prompts = _prompts(trajectory, views.take(packed.first), trim)
+        read, index = packed.reads(columns, is_valid)
+        copies = packed.behind(prompts[0].shape[1])
+        return cls(columns, is_valid, (*prompts, packed.tokens, read, mask_id), index, copies)
+
+    def by_view(self, logits: Tensor) -> Tensor:
+        """Return the logits at the columns of each view, [N, n, V], from those of the forward pass."""
+        if self.copies is None:
+            return logits
+        of_views = logits.new_zeros(*self.columns.shape, logits.shape[-1])
+        of_views[self.is_valid] = logits[self.is_read]
+        return of_views
 
 
 def _evaluate(

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from unmask.core.denoising import DenoiserLike, KeyValueCache, Readout
+from unmask.core.denoising import DenoiserLike, KeyValueCache, NoisyCopies, Readout
 
 
 def predict(
@@ -23,6 +23,7 @@ def predict(
     *,
     caches: Sequence[KeyValueCache] = (),
     window: slice = slice(None),
+    copies: NoisyCopies | None = None,
 ) -> Tensor:
     """Compute the logits at chosen completion positions, with classifier-free guidance and without
     MASK.
@@ -43,13 +44,16 @@ def predict(
         caches: keys and values of these rows, to read and to update; with guidance, a second cache
             for the masked prompt. Without caches, every column runs.
         window: columns of prompt and completion that run; `caches` hold those of the other columns.
+        copies: description of all columns if `completion` holds noisy copies of blocks, for a
+            block-causal denoiser; the positions are then columns of `completion`.
 
     Returns:
         [B, n, V] logits at temperature 1.
     """
     ids, attention_mask, columns = _model_input(prompt_ids, prompt_mask, completion, positions)
     begin = window.start or 0
-    cached: list[dict[str, Any]] = [{"cache": cache, "begin": begin} for cache in caches] or [{}, {}]
+    options: dict[str, Any] = {} if copies is None else {"copies": copies}
+    cached: list[dict[str, Any]] = [{"cache": cache, "begin": begin} for cache in caches] or [options, options]
     logits = denoiser(ids[:, window], attention_mask, columns, **cached[0])
     if guidance:
         unprompted = torch.cat([torch.full_like(prompt_ids, mask_id), completion], dim=1)
@@ -66,6 +70,7 @@ def predict_in_chunks(
     positions: Tensor,
     mask_id: int,
     readout: Readout,
+    copies: NoisyCopies | None = None,
 ) -> Tensor:
     """Evaluate a function of the logits that `predict` would return, in chunks of positions.
 
@@ -77,6 +82,7 @@ def predict_in_chunks(
         positions: see `predict`.
         mask_id: see `predict`.
         readout: function of the logits, and the number of positions in a chunk.
+        copies: see `predict`.
 
     Returns:
         [n, c] values of the function at the positions that are read.
@@ -87,7 +93,8 @@ def predict_in_chunks(
         function=lambda logits, inputs: readout.function(_without_mask(logits, mask_id), inputs),
         forbidden=mask_id,
     )
-    return denoiser(*model_input, readout=without_mask)
+    options: dict[str, Any] = {} if copies is None else {"copies": copies}
+    return denoiser(*model_input, readout=without_mask, **options)
 
 
 def _model_input(
