@@ -272,10 +272,13 @@ def ones(completions: list[str], **_: Any) -> list[float]:
     return [text.count("1") + 0.1 * len(text) for text in completions]
 
 
-def trained(device: torch.device | str, folder: Path, *overrides: str) -> tuple[dict[str, float], list[torch.Tensor]]:
+def trained(
+    device: torch.device | str, folder: Path, *overrides: str, block_length: int | None = None
+) -> tuple[dict[str, float], list[torch.Tensor]]:
     """Return the metrics of a training step, and the weights after it."""
     recipe = train_recipe(folder, folder, *SETTINGS, *overrides)
     denoiser, accelerator, tally = lively_denoiser().to(device), Accelerator(), Tally()
+    denoiser.block_length = block_length
     limit = recipe.max_tokens_per_forward
     assert limit != "auto"
     rows = Sudoku().rows("train", 1)
@@ -299,6 +302,18 @@ def test_a_training_step_is_that_of_the_cpu(name: str, tmp_path: Path) -> None:
         torch.testing.assert_close(simulated, real, rtol=1e-4, atol=1e-5)
     moved = chain(*((a != b).flatten().tolist() for a, b in zip(weights, lively_denoiser().parameters(), strict=True)))
     assert any(moved), "it learnt something"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["dispo", "espo", "exact KL", "position choice", "spg"])
+def test_a_training_step_of_a_block_causal_model_is_that_of_the_cpu(name: str, tmp_path: Path) -> None:
+    settings = (*RUNS[name], "sampler.block_length=8", "max_tokens_per_forward=200")
+    (metrics, weights), (expected, expected_weights) = (
+        trained(device, tmp_path, *settings, block_length=8) for device in (DEVICE, "cpu")
+    )
+    assert metrics == pytest.approx(expected, rel=1e-3, abs=1e-5)
+    for simulated, real in zip(weights, expected_weights, strict=True):
+        torch.testing.assert_close(simulated, real, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.slow

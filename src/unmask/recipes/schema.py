@@ -144,7 +144,8 @@ class TrainRecipe(RunRecipe):
     not merged. The results are the same up to rounding."""
     views_per_forward: int | None = Field(None, ge=1)
     """Number of views (masked versions of completions) scored together; changes speed and memory,
-    not results. By default it is 256, and on a CPU as many as its cache holds."""
+    not results. By default it is 256, and on a CPU as many as its cache holds. Views of a
+    block-causal model share their clean blocks; with 1, each has a forward pass of its own."""
     max_tokens_per_forward: Literal["auto"] | int | None = None
     """Maximum number of tokens in one forward pass of rollouts and updates: sequences times (prompt
     + completion) tokens. A forward pass always has at least one sequence. This limit replaces

@@ -24,6 +24,7 @@ from unmask.methods.views import scored_tokens
 from unmask.models import Denoiser
 from unmask.recipes.schema import TrainRecipe
 from unmask.sampling import LogprobSettings, view_logprobs
+from unmask.sampling.noisy_copies import Packing
 from unmask.trainer.behaviour import Comparison, path_views
 from unmask.trainer.distributed import backend
 from unmask.trainer.distributed.ranks import Ranks
@@ -91,9 +92,10 @@ class Learner:
     ) -> None:
         self.accelerator, self.model, self.optimizer = accelerator, model, optimizer
         self.reference, self.recipe = reference, recipe
-        self.passes = UpdatePasses(recipe, max_tokens, width_on_cpu(backend.unwrapped(model)))
+        denoiser = backend.unwrapped(model)
+        self.passes = UpdatePasses(recipe, max_tokens, width_on_cpu(denoiser), packing_of(denoiser))
         self.ranks = ranks or Ranks(accelerator)
-        self._positions_at_once = positions_at_once(backend.unwrapped(model))
+        self._positions_at_once = positions_at_once(denoiser)
         self._fault = ""
         self._comparison: Comparison | None = None
 
@@ -226,6 +228,7 @@ class Learner:
     ) -> ViewLogprobs:
         """Score one batch of views, with a graph if gradients are enabled. By default the method
         decides whether the position choice is scored."""
+        packing = self.passes.packing
         return view_logprobs(
             model,  # type: ignore[arg-type]
             rollout.trajectory,
@@ -233,8 +236,9 @@ class Learner:
             settings,
             choice=self.recipe.method.needs().choice if choice is None else choice,
             distribution=distribution,
-            trim=self.passes.max_tokens is not None,
+            trim=self.passes.max_tokens is not None or packing is not None,
             positions_at_once=self._positions_at_once,
+            block_length=None if packing is None else packing.block_length,
         )
 
     def _batches(self, views: Views, rollout: Rollout, *, by_completion: bool = False, least: int = 0) -> ViewBatches:
@@ -351,6 +355,14 @@ def width_on_cpu(model: torch.nn.Module) -> int | None:
     if not isinstance(model, Denoiser) or model.backbone.device.type != "cpu":
         return None
     return int(model.backbone.config.hidden_size)
+
+
+def packing_of(model: torch.nn.Module) -> Packing | None:
+    """Return the rule by which views of a block-causal model share rows of forward passes; None for
+    any other model."""
+    if not isinstance(model, Denoiser) or model.block_length is None:
+        return None
+    return Packing(model.block_length, int(model.backbone.config.hidden_size))
 
 
 def check_output(method: Method, output: object, batch: Views) -> None:

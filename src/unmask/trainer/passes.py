@@ -16,6 +16,7 @@ from torch import Tensor
 
 from unmask.core.records import Rollout, Views
 from unmask.recipes.schema import TrainRecipe
+from unmask.sampling.noisy_copies import Packing
 from unmask.trainer.view_batches import ViewBatches
 
 VIEWS_PER_FORWARD = 256
@@ -35,11 +36,14 @@ class UpdatePasses:
         max_tokens: maximum number of tokens in one forward pass; None limits the number of views
             instead.
         width: size of the hidden states of a model on a CPU; None on other devices.
+        packing: rule that decides which views of a block-causal model share a row of a forward pass;
+            None for other models.
     """
 
     recipe: TrainRecipe
     max_tokens: int | None = None
     width: int | None = None
+    packing: Packing | None = None
 
     @property
     def num_plans(self) -> int:
@@ -107,6 +111,8 @@ class UpdatePasses:
         num_views = int(plan.row.bincount().max())
         if self.max_tokens is None:
             return num_views <= (self.recipe.views_per_forward or VIEWS_PER_FORWARD)
+        if self.packing is not None:
+            return self.packing.widest_completion(plan, rollout.trajectory, self.max_tokens) <= self.max_tokens
         width = int(rollout.trajectory.prompt_mask.sum(-1).max()) + rollout.trajectory.tokens.shape[1]
         return num_views <= self.max_tokens // width
 
@@ -132,16 +138,28 @@ class UpdatePasses:
     def batches(self, views: Views, rollout: Rollout, *, by_completion: bool = False) -> ViewBatches:
         """Divide the views of one rank into batches that one forward pass holds; `by_completion`
         keeps the views of a completion together."""
-        size = self._size(len(views), rollout)
-        return ViewBatches.of(views, rollout.trajectory, size, self.max_tokens, by_completion=by_completion)
+        size, max_tokens = self._size(len(views), rollout), self.max_tokens
+        if self.packing is not None and self._fills_cache and max_tokens is None:
+            # Packs differ in length, so the cache holds a number of tokens and not of views.
+            assert self.width is not None
+            size, max_tokens = len(views), CACHED_STATES // self.width
+        return ViewBatches.of(
+            views, rollout.trajectory, size, max_tokens, by_completion=by_completion, packing=self.packing
+        )
+
+    @property
+    def _fills_cache(self) -> bool:
+        """True if a batch holds as many views as the cache of a CPU core does."""
+        method = self.recipe.method
+        is_free = self.recipe.views_per_forward is None and self.width is not None
+        return is_free and (method.separable or method.by_completion)
 
     def _size(self, num_views: int, rollout: Rollout) -> int:
         """Return the number of views in a batch, if there are `num_views` views in total."""
-        method, path = self.recipe.method, rollout.trajectory
-        if self.recipe.views_per_forward is not None:
-            return self.recipe.views_per_forward
-        if self.width is None or not (method.separable or method.by_completion):
-            return VIEWS_PER_FORWARD
+        path = rollout.trajectory
+        if not self._fills_cache:
+            return self.recipe.views_per_forward or VIEWS_PER_FORWARD
+        assert self.width is not None
         cached = CACHED_STATES // (self.width * (path.prompt_ids.shape[1] + path.tokens.shape[1]))
         # Batches of similar size.
         num_batches = max(1, -(-num_views // max(1, cached)))

@@ -13,7 +13,7 @@ import json
 import logging
 from collections.abc import Callable
 from contextlib import AbstractContextManager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -32,7 +32,7 @@ from unmask.sampling.encoding import encode_batch
 from unmask.sampling.engine import BatchLimits, LocalEngine
 from unmask.trainer.distributed.masters import master_of
 from unmask.trainer.distributed.ranks import Ranks
-from unmask.trainer.learn import positions_at_once
+from unmask.trainer.learn import packing_of, positions_at_once
 from unmask.trainer.optimizer import state_bytes, trainable
 from unmask.trainer.peak import free_bytes, peak_bytes
 from unmask.trainer.policy import TrainedPolicy
@@ -113,7 +113,7 @@ def find_token_budget(
         return saved
     with ranks.agreed():
         probe = _Probe(recipe, policy, accelerator, rows, weights)
-        limits = [probe.find(probe.rollout), probe.find(probe.update)]
+        limits = [probe.find(probe.rollout, probe.width), probe.find(probe.update, probe.update_width)]
     budget = TokenBudget(*(min(ranks.counts(tokens)) for tokens in limits))
     with ranks.agreed(), disk_faults_explained(folder):
         if accelerator.is_main_process:
@@ -192,25 +192,24 @@ class _Probe:
         ids, mask = encode_batch(policy.tokenizer, longest, policy.denoiser.pad_id)
         self.prompt = longest[int(mask.sum(-1).argmax())]
         self.width = ids.shape[1] + recipe.sampler.max_completion_length
-        completions = -(-recipe.num_prompts * recipe.num_generations // accelerator.num_processes)
-        self.needed = completions * self.width
+        self.completions = -(-recipe.num_prompts * recipe.num_generations // accelerator.num_processes)
 
-    def find(self, run: Callable[[int], object]) -> int:
-        """Return the number of tokens that fit into one call of `run`, but at most the number of
-        tokens in a training step."""
+    def find(self, run: Callable[[int], object], width: int) -> int:
+        """Return the number of tokens that fit into one call of `run` with rows of `width` tokens, but
+        at most one row for each completion of a training step."""
         device = self.accelerator.device
         try:
             # The first call allocates memory that stays, whatever its size, so it is not measured.
             run(1)
-            measured = [(rows * self.width, self._peak(run, rows)) for rows in SIZES]
+            measured = [(rows * width, self._peak(run, rows)) for rows in SIZES]
             tokens = tokens_that_fit(measured, self._usable_bytes())
-            if tokens < self.width:
+            if tokens < width:
                 raise torch.OutOfMemoryError
-            tokens = min(tokens, max(self.width, self.needed))
-            return first_that_fits(run, tokens, self.width) if device.type == "cuda" else tokens
+            tokens = min(tokens, self.completions * width)
+            return first_that_fits(run, tokens, width) if device.type == "cuda" else tokens
         except torch.OutOfMemoryError as error:
             raise ConfigError(
-                f"max_tokens_per_forward = auto: rows of {self.width} tokens need more memory than the "
+                f"max_tokens_per_forward = auto: rows of {width} tokens need more memory than the "
                 f"{self._usable_bytes() / 2**30:.1f} GiB that are free. Shorten max_completion_length, or set "
                 "gradient_checkpointing, lora or precision = bf16."
             ) from error
@@ -226,16 +225,26 @@ class _Probe:
         state[:, -1] = torch.tensor(tokens)[torch.arange(rows) % 2]
         return self._denoised(rows, sampler.max_completion_length // sampler.block, state.to(self.accelerator.device))
 
+    @property
+    def update_width(self) -> int:
+        """Number of tokens of a row of the update."""
+        return self._widest[1]
+
     def update(self, rows: int) -> None:
-        """Run a forward and backward pass on copies of the view that has the most targets."""
-        path, views = self._planned
-        most = views.target.sum(-1).argmax()
+        """Run a forward and backward pass on copies of the widest row: the view that has the most
+        targets or, in a block-causal model, the longest pack of views."""
+        path, _ = self._planned
+        row = self._widest[0]
+        views = replace(row.take(torch.arange(len(row)).repeat(rows)), pack=None)
+        if len(row) > 1:
+            pack = torch.arange(rows, device=row.row.device).repeat_interleave(len(row))
+            views = replace(views, pack=pack)
         needs = self.recipe.method.needs()
         scoring = LogprobSettings.of(path, self.recipe.logprob_temperature)
         scores = view_logprobs(
             self.policy.denoiser,
             path,
-            views.take(most.expand(rows)),
+            views,
             scoring,
             choice=needs.choice,
             distribution=needs.reference == "distribution",
@@ -245,6 +254,16 @@ class _Probe:
         self.accelerator.backward(scores.logprob.sum() * 0.0)
         for parameter in trainable(self.policy.denoiser):
             parameter.grad = master_of(parameter).grad = None
+
+    @cached_property
+    def _widest(self) -> tuple[Views, int]:
+        """Return the views of the widest row of an update, and the number of its tokens."""
+        path, views = self._planned
+        if (packing := packing_of(self.policy.denoiser)) is None:
+            return views.take(views.target.sum(-1).argmax().unsqueeze(0)), self.width
+        pack, sizes = packing.packs(views, path, len(views))
+        longest = max(range(len(sizes)), key=lambda i: sum(sizes[i]))
+        return views.take((pack == longest).nonzero().squeeze(-1)), sum(sizes[longest])
 
     @cached_property
     def _planned(self) -> tuple[Trajectory, Views]:

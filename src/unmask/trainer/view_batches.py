@@ -11,6 +11,7 @@ from torch import Tensor
 
 from unmask.core.records import Trajectory, ViewLogprobs, Views
 from unmask.sampling.encoding import batches_by_length
+from unmask.sampling.noisy_copies import Packing
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,7 +32,14 @@ class ViewBatches:
 
     @classmethod
     def of(
-        cls, views: Views, path: Trajectory, size: int, max_tokens: int | None, *, by_completion: bool = False
+        cls,
+        views: Views,
+        path: Trajectory,
+        size: int,
+        max_tokens: int | None,
+        *,
+        by_completion: bool = False,
+        packing: Packing | None = None,
     ) -> ViewBatches:
         """Divide views into batches.
 
@@ -42,9 +50,15 @@ class ViewBatches:
             max_tokens: maximum number of tokens in a batch, which replaces `size` if given.
             by_completion: True to keep the views of a completion together, even if they are more
                 than `size`.
+            packing: rule that decides which views share a row of a forward pass; None gives each view
+                a row of its own.
         """
         if not len(views):
             return cls(views, path, [])
+        if packing is not None:
+            pack, sizes = packing.packs(views, path, size, max_tokens)
+            indices = _whole_packs(pack, sizes, views.row.cpu() if by_completion else pack, size, max_tokens)
+            return cls(replace(views, pack=pack.to(views.row.device)), path, indices)
         if by_completion:
             return cls(views, path, _whole_completions(views, path, size, max_tokens))
         if max_tokens is None:
@@ -103,6 +117,39 @@ def _whole_completions(views: Views, path: Trajectory, size: int, max_tokens: in
         batches[-1].append(i)
         num_views += counts[i]
     return [torch.isin(place, torch.tensor(batch)).nonzero().squeeze(-1) for batch in batches]
+
+
+def _whole_packs(
+    pack: Tensor, sizes: list[tuple[int, int]], unit: Tensor, size: int, max_tokens: int | None
+) -> list[Tensor]:
+    """Return the indices of batches of `size` views or `max_tokens` tokens, without dividing a unit.
+
+    Args:
+        pack: [N] int64: pack of each view.
+        sizes: number of prompt tokens and of other columns of each pack.
+        unit: [N] int64: a completion or a pack of each view.
+        size: number of views in a batch.
+        max_tokens: maximum number of tokens in a batch after padding, which replaces `size` if given.
+    """
+    _, unit = unit.unique(return_inverse=True)
+    packs: list[set[int]] = [set() for _ in range(int(unit.max()) + 1)]
+    for of_view, i in zip(pack.tolist(), unit.tolist(), strict=True):
+        packs[i].add(of_view)
+    counts = unit.bincount().tolist()
+    widest = [tuple(max(sizes[p][side] for p in members) for side in (0, 1)) for members in packs]
+    batches: list[list[int]] = []
+    num_views = rows = prompt = columns = 0
+    # Rows of similar length share a batch.
+    for i in sorted(range(len(packs)), key=lambda i: sum(widest[i])):
+        num_views, rows = num_views + counts[i], rows + len(packs[i])
+        prompt, columns = max(prompt, widest[i][0]), max(columns, widest[i][1])
+        is_over = num_views > size if max_tokens is None else rows * (prompt + columns) > max_tokens
+        if not batches or is_over:
+            batches.append([])
+            num_views, rows, (prompt, columns) = counts[i], len(packs[i]), widest[i]
+        batches[-1].append(i)
+    # Views keep their order within a batch: the loss of whole groups relies on it.
+    return [torch.isin(unit, torch.tensor(batch)).nonzero().squeeze(-1) for batch in batches]
 
 
 def _joined(parts: list[Tensor | None]) -> Tensor | None:

@@ -4,6 +4,7 @@ hand."""
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -159,6 +160,48 @@ def test_a_block_causal_model_runs_each_final_column_once() -> None:
     # The prompt and two blocks once each, and the active block again at each of its other steps and
     # at the first step of the next block. The first step runs once for each of 16 prompts.
     assert rollout.tokens == 64 * (18 + 8 + 3 * 8 + 8 + 8 + 3 * 8) - 48 * (18 + 8)
+
+
+@pytest.mark.parametrize(
+    ("method", "tokens"),
+    [
+        # Eight states: the prompt, the first block once, and a copy of a block for each state.
+        ("method={type: egspo, step_choice: all}", 18 + 8 + 8 * 8),
+        # A mask of everything: the first block once, and a copy of each of the two.
+        ("method={type: diffu_grpo, prompt_mask_ratio: 0}", 18 + 8 + 2 * 8),
+    ],
+)
+def test_the_views_of_a_block_causal_model_share_its_clean_columns(method, tokens) -> None:
+    recipe = tiny("sampler.block_length=8", "num_iterations=1", "num_minibatches=2", method)
+    work = work_of(recipe, 18, setup=Setup(block_length=8))
+    [old], [alone] = work.of("old policy"), work_of(recipe, 18).of("old policy")
+    assert (old.tokens, old.length) == (64 * tokens, tokens)
+    assert alone.tokens == len(work.views) * 34
+    assert (f" in 64 rows x {tokens} tokens" in old.words) == (len(work.views) > 64)
+    assert old.head == alone.head
+
+
+@pytest.mark.slow
+def test_the_memory_of_an_update_of_packed_views_is_what_it_holds() -> None:
+    from unmask.cli.estimate.shapes import build
+
+    recipe = tiny("num_prompts=2", "sampler.block_length=8", "method={type: egspo, step_choice: all}")
+    config, _ = config_of(recipe, SHAPE)
+    config.block_length = 8
+    work = work_of(recipe, 18, setup=Setup(block_length=8))
+    found = {line.name: line.bytes for line in memory_of(recipe, config, work).peaks}
+    denoiser = build(config, recipe, 2)
+    path = work.rollout.trajectory
+    views = replace(work.views, pack=work.views.row)
+    assert work.of("update")[0].rows == len(path), "one batch holds all"
+
+    def learn() -> None:
+        view_logprobs(
+            denoiser, path, views, LogprobSettings.of(path, "sampling"), positions_at_once=10**6
+        ).logprob.sum().backward()
+
+    learn()
+    assert found["update"] == pytest.approx(peak_bytes(learn, denoiser), rel=0.05)
 
 
 def test_the_published_setting_runs_an_eighth_of_its_tokens_with_a_cache() -> None:

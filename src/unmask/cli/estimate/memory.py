@@ -17,7 +17,7 @@ from torch import Tensor
 
 from unmask.cli.estimate.shapes import build_fake
 from unmask.cli.estimate.work import Pass, Work, merges, scores_choice
-from unmask.core.denoising import KeyValueCache, Readout
+from unmask.core.denoising import KeyValueCache, NoisyCopies, Readout
 from unmask.core.records import Needs
 from unmask.models import Denoiser
 from unmask.models.native import NATIVE_CLASSES
@@ -277,13 +277,13 @@ def _facts(denoiser: Denoiser, recipe: TrainRecipe, work: Work, on_gpu: bool) ->
     update = by_name["update"]
 
     def backward() -> None:
-        _scored(denoiser, recipe, update, length, work.views.tokens, on_gpu).sum().backward()
+        _scored(denoiser, recipe, update, work.views.tokens, on_gpu).sum().backward()
 
     first = peak_bytes(backward, denoiser)
     second = peak_bytes(backward, denoiser)
     scored, rollout = by_name.get("reference", update), by_name["rollout"]
     with torch.no_grad():
-        scores = peak_bytes(lambda: _scored(denoiser, recipe, scored, length, None, on_gpu), denoiser)
+        scores = peak_bytes(lambda: _scored(denoiser, recipe, scored, None, on_gpu), denoiser)
         sampled = peak_bytes(lambda: _sampled(denoiser, recipe, rollout, length, on_gpu), denoiser)
         evaluated = peak_bytes(
             lambda: _sampled(denoiser, recipe, work.evaluation, length, on_gpu, is_evaluation=True), denoiser
@@ -303,12 +303,18 @@ def _facts(denoiser: Denoiser, recipe: TrainRecipe, work: Work, on_gpu: bool) ->
 
 
 def _logits(
-    denoiser: Denoiser, recipe: TrainRecipe, rows: int, width: int, length: int, caches: Sequence[KeyValueCache] = ()
+    denoiser: Denoiser,
+    recipe: TrainRecipe,
+    rows: int,
+    width: int,
+    length: int,
+    caches: Sequence[KeyValueCache] = (),
+    **options: Any,
 ) -> Tensor:
     """Compute logits as `predict` does."""
     ids = torch.zeros(rows, length, dtype=torch.long)
     positions = torch.zeros(rows, width, dtype=torch.long)
-    cached: list[dict[str, Any]] = [{"cache": cache} for cache in caches] or [{}, {}]
+    cached: list[dict[str, Any]] = [{"cache": cache} for cache in caches] or [options, options]
     logits: Tensor = denoiser(ids, None, positions, **cached[0])
     if recipe.sampler.guidance:
         without = denoiser(ids, None, positions, **cached[1])
@@ -317,10 +323,13 @@ def _logits(
     return logits
 
 
-def _scored(
-    denoiser: Denoiser, recipe: TrainRecipe, work: Pass, length: int, readings: Tensor | None, on_gpu: bool
-) -> Tensor:
+def _scored(denoiser: Denoiser, recipe: TrainRecipe, work: Pass, readings: Tensor | None, on_gpu: bool) -> Tensor:
     """Compute log-probabilities as `view_logprobs` does."""
+    ids = torch.zeros(work.rows, work.length, dtype=torch.long)
+    options: dict[str, Any] = {}
+    if denoiser.block_length is not None:
+        # Masks of noisy copies differ from row to row.
+        options["copies"] = NoisyCopies(ids, ids, ids)
     settings = LogprobSettings.of_sampler(recipe.sampler, recipe.logprob_temperature)
     num_readings = 1 if readings is None else readings.shape[1]
 
@@ -328,7 +337,7 @@ def _scored(
         return settings.logprobs(logits, tokens).gather(-1, tokens)
 
     if work.is_wide:
-        logits = _logits(denoiser, recipe, work.rows, work.width, length)
+        logits = _logits(denoiser, recipe, work.rows, work.width, work.length, **options)
         return read(logits, torch.zeros(*logits.shape[:2], num_readings, dtype=torch.long))
 
     def read_without_mask(logits: Tensor, tokens: Tensor) -> Tensor:
@@ -341,8 +350,8 @@ def _scored(
     at_once = max(1, logits_at_once("cuda" if on_gpu else "cpu") // denoiser.vocab_size)
     is_linear = settings.has_full_support and not scores_choice(recipe)
     readout = Readout(read_without_mask, index, tokens, at_once, settings.temperature if is_linear else None, 0)
-    ids = torch.zeros(work.rows, length, dtype=torch.long)
-    values: Tensor = denoiser(ids, None, torch.zeros(work.rows, work.width, dtype=torch.long), readout=readout)
+    positions = torch.zeros(work.rows, work.width, dtype=torch.long)
+    values: Tensor = denoiser(ids, None, positions, readout=readout, **options)
     return values
 
 

@@ -26,6 +26,7 @@ from unmask.recipes.schema import TrainRecipe
 from unmask.rewards import per_completion
 from unmask.rewards.scorer import Scorer
 from unmask.sampling.engine import BatchLimits, LocalEngine, default_batch_size
+from unmask.sampling.noisy_copies import PackedViews, Packing
 from unmask.sampling.orders import POSITION_LOGITS
 from unmask.trainer.behaviour import path_views
 from unmask.trainer.collect import Collector, check_sharing
@@ -81,6 +82,8 @@ class Pass:
     is_wide: bool = False
     """True if the forward passes return the logits of as many positions of every sequence as the
     fullest one needs, and not only what is read of them."""
+    length: int = 0
+    """Number of tokens of a sequence that run in the largest forward pass."""
     read_again: int = 0
     """Number of positions whose logits the backward passes compute again, because they are too many
     to keep."""
@@ -99,15 +102,17 @@ class Pass:
     ) -> Pass:
         """Add up forward passes, in which at most `at_once` positions keep their logits."""
         tokens = sum(f.rows * f.length for f in forwards)
+        largest = max(forwards, key=lambda f: f.rows * f.attended)
         return cls(
             name=name,
             forwards=len(forwards),
-            rows=max(f.rows for f in forwards),
+            rows=largest.rows,
             tokens=tokens,
             columns=sum(f.rows * min(f.width, f.length) for f in forwards),
             head=sum(f.read for f in forwards),
             width=max(f.width for f in forwards),
             read=max(f.read for f in forwards),
+            length=largest.length,
             attended=sum(f.rows * f.length * f.attended for f in forwards) / tokens,
             words=words,
             backward=backward,
@@ -182,7 +187,10 @@ def work_of(recipe: TrainRecipe, prompt: int, processes: int = 1, setup: Setup |
     views = recipe.method.plan(rollout, named_generator(0, "estimate"))
     max_tokens = recipe.max_tokens_per_forward
     passes = UpdatePasses(
-        recipe, max_tokens if isinstance(max_tokens, int) else None, setup.width if setup.device == "cpu" else None
+        recipe,
+        max_tokens if isinstance(max_tokens, int) else None,
+        setup.width if setup.device == "cpu" else None,
+        None if setup.block_length is None else Packing(setup.block_length, setup.width),
     )
     by_completion = passes.by_completion(views, rollout)
     updates = [
@@ -344,47 +352,60 @@ def _view_passes(
     """Yield the passes over the views of all plans and updates.
 
     The head runs at the targets alone. With guidance, and for whole distributions, it runs at as
-    many positions of each view as the fullest view has.
+    many positions of each row as the fullest row has. A row shows one view or, in a block-causal
+    model, a pack of them.
     """
     recipe, path = passes.recipe, rollout.trajectory
-    length = path.prompt_ids.shape[1] + path.tokens.shape[1]
-
     is_guided = bool(recipe.sampler.guidance)
 
     def forwards(batches: ViewBatches, *, is_wide: bool = is_guided) -> list[Forward]:
-        counts = [(part.hidden if scores_choice(recipe) else part.target).sum(-1) for _, part in batches]
-        return [
-            Forward(len(count), length, width, len(count) * width if is_wide else int(count.sum()), length)
-            for count in counts
-            for width in [max(1, int(count.max()))]
-        ]
+        return [_forward_of(passes, part, path, is_wide=is_wide) for _, part in batches]
 
-    def words(times: int, unit: str) -> str:
-        return f"{len(views)} views x {length} tokens" + (f" x {times} {unit}" if times > 1 else "")
+    def words(views: Views, scored: list[Forward], times: int, unit: str, name: str = "views") -> str:
+        rows, tokens = sum(f.rows for f in scored), sum(f.rows * f.length for f in scored)
+        packs = f" in {rows // times} rows" if rows != times * len(views) else ""
+        told = f"{len(views)} {name}{packs} x {tokens / rows:.4g} tokens"
+        return told + (f" x {times} {unit}" if times > 1 else "")
 
     has_adapters = recipe.lora is not None
     plan = passes.num_plans * forwards(passes.batches(views, rollout))
+    told = words(views, plan, passes.num_plans, "plans")
     if passes.scores_old:
-        yield Pass.of("old policy", plan, words(passes.num_plans, "plans"), has_adapters=has_adapters)
+        yield Pass.of("old policy", plan, told, has_adapters=has_adapters)
     if passes.rescored == "views":
-        yield Pass.of("behaviour ratio", plan, words(passes.num_plans, "plans"), has_adapters=has_adapters)
+        yield Pass.of("behaviour ratio", plan, told, has_adapters=has_adapters)
     if passes.rescored == "path":
         states = path_views(path, torch.arange(len(path)))
         scored = forwards(passes.batches(states, rollout))
-        told = f"{len(states)} states of the path x {length} tokens"
-        yield Pass.of("behaviour ratio", scored, told, has_adapters=has_adapters)
+        of_path = words(states, scored, 1, "", "states of the path")
+        yield Pass.of("behaviour ratio", scored, of_path, has_adapters=has_adapters)
     if passes.scores_reference:
         # The reference policy is the model without adapters, unless it moves.
         is_second = has_adapters and recipe.sync_ref_model
         is_wide = is_guided or recipe.method.needs().reference == "distribution"
         plan = passes.num_plans * forwards(passes.batches(views, rollout), is_wide=is_wide)
-        told = words(passes.num_plans, "plans")
         yield Pass.of("reference", plan, told, has_adapters=is_second, is_wide=is_wide)
-    of_updates = words(recipe.num_iterations, "iterations")
+    every = [f for batches in updates for f in forwards(batches)]
+    of_updates = words(views, every, recipe.num_iterations, "iterations")
     first = [f for batches in updates if passes.has_first_pass(len(batches), views, rollout) for f in forwards(batches)]
     if first:
         yield Pass.of("update, first of two passes", first, of_updates, has_adapters=has_adapters)
-    every = [f for batches in updates for f in forwards(batches)]
     kept = None if is_guided else at_once
     options = {"backward": True, "has_adapters": has_adapters, "is_wide": is_guided}
     yield Pass.of("update", every, of_updates, **options, at_once=kept)
+
+
+def _forward_of(passes: UpdatePasses, views: Views, path: Trajectory, *, is_wide: bool) -> Forward:
+    """Return the size of a forward pass over one batch of views; with `is_wide`, every row gets the
+    logits of as many positions as the fullest row."""
+    is_read = views.hidden if scores_choice(passes.recipe) else views.target
+    prompt = path.prompt_ids.shape[1]
+    if passes.packing is None:
+        count, length = is_read.sum(-1), prompt + path.tokens.shape[1]
+    else:
+        packed = PackedViews.of(views, path, passes.packing.block_length)
+        of_view = (is_read & (packed.column >= 0)).sum(-1)
+        count = torch.zeros_like(packed.first).scatter_add(0, packed.row, of_view)
+        length = prompt + packed.tokens.shape[1]
+    width = max(1, int(count.max()))
+    return Forward(len(count), length, width, len(count) * width if is_wide else int(count.sum()), length)
