@@ -10,6 +10,7 @@ from torch.nn.functional import linear
 
 from tests.helpers.messages import raises
 from unmask.functional.linear_logprob import linear_logprobs
+from unmask.trainer.peak import peak_bytes
 
 N, D, V = 11, 6, 13
 FORBIDDEN = 4
@@ -111,3 +112,19 @@ def test_a_temperature_of_zero_is_refused() -> None:
     states, weight, bias, tokens = inputs()
     with raises(ValueError, "temperature"):
         linear_logprobs(states, weight, tokens, bias, temperature=0.0)
+
+
+def test_the_kept_logits_of_a_single_chunk_become_the_gradient() -> None:
+    """Beside the logits, the backward pass holds the gradients of the inputs, but no second tensor
+    as large as the logits. A second backward pass over the same graph gives the same gradients."""
+    vocab = 5_000
+    weight = torch.randn(vocab, D, requires_grad=True)
+    states, tokens = torch.randn(200, D, requires_grad=True), torch.arange(200).unsqueeze(1)
+    leaves, logits = [states, weight], 200 * vocab * 4
+    kept: list[Tensor] = []
+    forward = peak_bytes(lambda: kept.append(linear_logprobs(states, weight, tokens, chunk_size=200).sum()))
+    assert logits <= forward < 1.1 * logits
+    once: list[Tensor] = []
+    assert peak_bytes(lambda: once.extend(torch.autograd.grad(kept[0], leaves, retain_graph=True))) < 0.2 * logits
+    assert peak_bytes(lambda: once.extend(torch.autograd.grad(kept[0], leaves))) > logits, "computed again"
+    assert all(torch.equal(one, other) for one, other in zip(once[:2], once[2:], strict=True))

@@ -37,7 +37,7 @@ def linear_logprobs(
     Logits exist for one chunk of rows at a time. The backward pass computes them again: the
     gradient with respect to z is Σ_m g_m (1[v = y_m] - exp(z_v - log Σ_u exp z_u)), where g_m is
     the gradient with respect to log p(y_m). If there is a single chunk, its logits are kept
-    instead.
+    instead, and the backward pass turns them into the gradient in place.
 
     Args:
         states: [n, D] hidden states h.
@@ -114,14 +114,18 @@ class _LinearLogprobs(torch.autograd.Function):
             scaled = _scaled(part, weight, bias, temperature, forbidden)
             normalisers.append(scaled.logsumexp(-1, keepdim=True))
             values.append(scaled.gather(-1, chosen) - normalisers[-1])
-        ctx.save_for_backward(states, weight, bias, tokens, torch.cat(normalisers), scaled if keeps else None)
+        ctx.save_for_backward(states, weight, bias, tokens, torch.cat(normalisers))
+        # Not a saved tensor, because the backward pass overwrites it.
+        ctx.kept = scaled if keeps else None
         return torch.cat(values)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        states, weight, bias, tokens, normaliser, kept = ctx.saved_tensors
+        states, weight, bias, tokens, normaliser = ctx.saved_tensors
         temperature, forbidden, count = ctx.options
+        # A second backward pass over the same graph computes the logits again.
+        kept, ctx.kept = ctx.kept, None
         needs_states, needs_weight, needs_bias = ctx.needs_input_grad[:3]
         of_states = []
         # Sums over chunks are in float32.
@@ -130,7 +134,7 @@ class _LinearLogprobs(torch.autograd.Function):
         columns = (states, tokens, normaliser, gradient / temperature)
         for part, chosen, log_sum, upstream in zip(*(c.tensor_split(count) for c in columns), strict=True):
             logits = _scaled(part, weight, bias, temperature, forbidden) if kept is None else kept
-            of_logits = logits.sub_(log_sum) if kept is None else logits - log_sum
+            of_logits = logits.sub_(log_sum)
             of_logits.exp_().mul_(-upstream.sum(-1, keepdim=True)).scatter_add_(-1, chosen, upstream)
             if forbidden is not None:
                 of_logits[:, forbidden] = 0.0
