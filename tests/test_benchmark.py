@@ -15,7 +15,9 @@ from benchmark.gpu.__main__ import main as accept
 from benchmark.gpu.harness import CHECKS, Check
 from benchmark.peers import __main__ as peers
 from benchmark.peers.ours import Ours
+from benchmark.peers.peak import peaks
 from benchmark.peers.releases import RELEASES
+from benchmark.peers.results import Results
 from benchmark.peers.setting import Setting
 from benchmark.peers.source import functions_of
 from unmask.core.config import SamplerConfig
@@ -65,15 +67,46 @@ def test_the_functions_of_a_release_run_without_the_rest_of_its_file(
     file = tmp_path / "d1" / "diffu-grpo" / "diffu_grpo_trainer.py"
     file.parent.mkdir(parents=True)
     file.write_text(CHECKOUT)
-    output = tmp_path / "table.md"
-    peers.main([str(tmp_path), "--settings=a", "--releases=d1,ESPO", "--repeats=1", "--memory=", f"--output={output}"])
-    measured, absent = output.read_text().splitlines()[2:]
+    output = tmp_path / "records.jsonl"
+    options = [f"--checkouts={tmp_path}", "--settings=a", "--releases=d1,ESPO", "--memory=", f"--output={output}"]
+    peers.main([*options, "--rounds=2", "--phases=rollout,scoring"])
+    peers.main([*options, "--rounds=1", "--phases=update"])
+    table = capsys.readouterr().out
+    assert "not shown" not in table
+    measured, absent = table.splitlines()[-len(Results(None).origins()) - 3 : -len(Results(None).origins()) - 1]
     assert measured.startswith("| d1 | a | ")
     assert measured.count("(") == 3, "three phases with their ranges"
-    assert absent == "| ESPO | a | not measured: no checkout |"
-    assert "not shown" not in capsys.readouterr().out
-    with pytest.raises(LookupError, match="no function missing"):
-        functions_of(file, ("generate", "missing"))
+    assert absent == "| ESPO | not measured: no checkout |"
+    (record,) = Results(output).records.values()
+    assert {phase: len(theirs) for phase, (theirs, _) in record["seconds"].items()} == {
+        "rollout": 2,
+        "scoring": 2,
+        "update": 1,
+    }
+    with pytest.raises(LookupError, match="no function or class missing"):
+        functions_of([(file, ("generate", "missing"))])
+
+
+def test_the_table_of_peers_divides_the_release_by_this_package() -> None:
+    results = Results(None)
+    seconds = {"rollout": ([2.0, 9.0, 4.0], [1.0, 3.0, 1.0]), "scoring": ([8.0], [1.0]), "update": ([1.0], [2.0])}
+    peaks = {"update": [(30.0, 6.0), (20.0, 8.0)]}
+    for release in ("d1", "AGRPO"):
+        results.add({"release": release, "setting": "a", "load": 1.0, "seconds": seconds, "peaks": peaks})
+    d1, agrpo = results.table([])[2:]
+    times = "3.00 (2.00-4.00; 2.00) | 8.00 (8.00-8.00; 8.00) | 0.50 (0.50-0.50; 0.50)"
+    memory = "1.50 (30/20) |  | 0.75 (6/8) |"
+    assert d1 == f"| d1 | a | {times} | {13 / 4:.2f} |  | {memory}"
+    assert agrpo == f"| AGRPO | a | {times} | {5 / 3:.2f} |  | {memory}", "a step of AGRPO scores nothing"
+
+
+@pytest.mark.slow
+def test_the_memory_of_a_phase_is_that_of_a_process_and_of_its_tensors(tmp_path: Path) -> None:
+    of_process, of_tensors = peaks(tmp_path, "d1", "a", "update", "ours")
+    weights = sum(p.numel() for p in Setting("a").denoiser.parameters() if p.requires_grad) * 4 / 2**20
+    # A later update holds gradients, but makes no state of the optimizer; the process holds both.
+    assert weights < of_tensors < of_process
+    assert of_process > 3 * weights
 
 
 @pytest.mark.slow

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 
-from benchmark.peers.setting import NUM_SELECTED, TEMPERATURE, Setting
+from benchmark.peers.setting import NUM_SELECTED, ROLLOUT_STEPS, TEMPERATURE, Setting
 from unmask.core.config import SamplerConfig
 from unmask.core.records import Rollout, Trajectory
 from unmask.recipes.load import load_recipe
@@ -22,6 +22,10 @@ METHODS = {
     "d1": "{type: diffu_grpo}",
     "ESPO": "{type: espo, num_samples: 2}",
     "AGRPO": f"{{type: agrpo, mc_samples: {NUM_SELECTED}}}",
+    "dllm": "{type: diffu_grpo}",
+    "DARE": "{type: diffu_grpo}",
+    "DARE cj": f"{{type: cj_grpo, num_segments: {ROLLOUT_STEPS}, beta: 0}}",
+    "dLLM-RL": f"{{type: trace_rl, num_segments: {NUM_SELECTED}}}",
 }
 """The method that stands beside each release."""
 
@@ -47,7 +51,7 @@ class Ours:
         """Denoise the prompts, with what the method records."""
         setting = self.setting
         seeds = torch.arange(len(setting.prompts))
-        sampler: SamplerConfig = self.recipe.sampler
+        sampler: SamplerConfig = self.recipe.sampler.model_copy(update={"num_steps": ROLLOUT_STEPS})
         needs = self.recipe.method.needs()
         return denoise(setting.denoiser, setting.prompts, setting.prompt_mask, sampler, seeds, needs=needs)
 

@@ -12,6 +12,9 @@ from unmask.models import Denoiser
 MASK, EOS = 1, 2
 TEMPERATURE = 0.9
 NUM_SELECTED = 4
+ROLLOUT_STEPS = 8
+"""Denoising steps of a rollout. A step costs the same whatever the number of steps, so a few are
+enough to compare the time of rollouts."""
 
 
 @dataclass(frozen=True)
@@ -27,6 +30,7 @@ class Shape:
     prompt: int
     length: int
     steps: int
+    """Denoising steps of the finished completions, from which states are scored."""
     block: int
 
 
