@@ -183,6 +183,258 @@ def _sdar(folder: Path) -> None:
     _qwen_tokenizer(folder, mask="<|MASK|>", declared=False)
 
 
+def _fast_dllm(folder: Path) -> None:
+    config = QWEN | {
+        "architectures": ["Fast_dLLM_QwenForCausalLM"],
+        "model_type": "Fast_dLLM_Qwen",
+        "auto_map": {
+            "AutoConfig": "configuration.Fast_dLLM_QwenConfig",
+            "AutoModel": "modeling.Fast_dLLM_QwenForCausalLM",
+            "AutoModelForCausalLM": "modeling.Fast_dLLM_QwenForCausalLM",
+        },
+        "bd_size": 4,
+        "eos_token_id": 122,
+        "tie_word_embeddings": True,
+    }
+    shapes = _dense_shapes(config, head_dim=16) | {"model.embed_tokens.weight": (VOCAB_SIZE, 64)}
+    for i in range(2):
+        shapes |= {f"model.layers.{i}.self_attn.{x}_proj.bias": (32 * (1 + (x == "q")),) for x in "qkv"}
+    _write_release(folder, config, shapes)
+    _qwen_tokenizer(folder, mask="|<MASK>|", declared=False)
+
+
+def _illada(folder: Path) -> None:
+    config = {
+        "architectures": ["ILLaDAForCausalLM"],
+        "attention_bias": False,
+        "attention_dropout": 0.0,
+        "auto_map": {
+            "AutoConfig": "configuration_illada.ILLaDAConfig",
+            "AutoModel": "modeling_illada.ILLaDAForCausalLM",
+            "AutoModelForCausalLM": "modeling_illada.ILLaDAForCausalLM",
+        },
+        "bos_token_id": 120,
+        "eos_token_id": 122,
+        "hidden_act": "silu",
+        "hidden_size": 64,
+        "initializer_range": 0.01,
+        "intermediate_size": 160,
+        "layer_norm_eps": None,
+        "max_position_embeddings": 256,
+        "mlp_bias": False,
+        "model_type": "illada",
+        "num_attention_heads": 4,
+        "num_hidden_layers": 2,
+        "num_key_value_heads": 2,
+        "pad_token_id": 121,
+        "resid_pdrop": 0.1,
+        "rms_norm_eps": 1e-06,
+        "rope_scaling": None,
+        "rope_theta": 500000.0,
+        "tie_word_embeddings": True,
+        "torch_dtype": "bfloat16",
+        "use_cache": False,
+        "vocab_size": VOCAB_SIZE,
+    }
+    _write_release(folder, config, _dense_shapes(config, head_dim=16))
+    _byte_tokenizer(["<bos>", "<pad>", "<eos>", "<unk>", "<sep>", "<[MASK]>"]).save(str(folder / "tokenizer.json"))
+    names = {"bos_token": "<bos>", "pad_token": "<pad>", "eos_token": "<eos>", "chat_template": CHATML}
+    _write(folder / "tokenizer_config.json", names | {"tokenizer_class": "PreTrainedTokenizerFast"})
+
+
+def _llada2(folder: Path) -> None:
+    config: dict[str, Any] = {
+        "architectures": ["LLaDA2MoeModelLM"],
+        "attention_dropout": 0.0,
+        "auto_map": {
+            "AutoConfig": "configuration_llada2_moe.LLaDA2MoeConfig",
+            "AutoModel": "modeling_llada2_moe.LLaDA2MoeModel",
+            "AutoModelForCausalLM": "modeling_llada2_moe.LLaDA2MoeModelLM",
+        },
+        "embedding_dropout": 0.0,
+        "eos_token_id": 121,
+        "first_k_dense_replace": 1,
+        "head_dim": 32,
+        "hidden_act": "silu",
+        "hidden_size": 64,
+        "initializer_range": 0.02,
+        "intermediate_size": 96,
+        "max_position_embeddings": 256,
+        "model_type": "llada2_moe",
+        "moe_intermediate_size": 24,
+        "moe_router_enable_expert_bias": True,
+        "n_group": 4,
+        "norm_head": False,
+        "norm_topk_prob": True,
+        "num_attention_heads": 4,
+        "num_experts": 8,
+        "num_experts_per_tok": 2,
+        "num_hidden_layers": 2,
+        "num_key_value_heads": 2,
+        "num_shared_experts": 1,
+        "output_dropout": 0.0,
+        "output_router_logits": False,
+        "pad_token_id": 121,
+        "partial_rotary_factor": 0.5,
+        "rms_norm_eps": 1e-06,
+        "rope_scaling": None,
+        "rope_theta": 600000,
+        "routed_scaling_factor": 2.5,
+        "router_dtype": "fp32",
+        "score_function": "sigmoid",
+        "tie_word_embeddings": False,
+        "topk_group": 2,
+        "torch_dtype": "bfloat16",
+        "use_bias": False,
+        "use_cache": False,
+        "use_qk_norm": True,
+        "use_qkv_bias": False,
+        "use_sliding_window": False,
+        "vocab_size": VOCAB_SIZE,
+    }
+    d, shapes = 64, {"model.word_embeddings.weight": (VOCAB_SIZE, 64), "model.norm.weight": (64,)}
+    shapes["lm_head.weight"] = (VOCAB_SIZE, d)
+    for i in range(2):
+        layer = f"model.layers.{i}."
+        shapes |= {f"{layer}{name}_layernorm.weight": (d,) for name in ("input", "post_attention")}
+        shapes |= {f"{layer}attention.{name}_layernorm.weight": (32,) for name in ("query", "key")}
+        shapes |= {f"{layer}attention.query_key_value.weight": (8 * 32, d), f"{layer}attention.dense.weight": (d, 128)}
+    shapes |= _mlp_shapes("model.layers.0.mlp.", d, 96)
+    mixture = "model.layers.1.mlp."
+    shapes |= {f"{mixture}gate.weight": (8, d), f"{mixture}gate.expert_bias": (8,)}
+    shapes |= _mlp_shapes(f"{mixture}shared_experts.", d, 24)
+    for expert in range(8):
+        shapes |= _mlp_shapes(f"{mixture}experts.{expert}.", d, 24)
+    _write_release(folder, config, shapes)
+    _bailing_tokenizer(folder)
+
+
+def _sdar_moe(folder: Path) -> None:
+    config = QWEN | {
+        "architectures": ["SDARMoeForCausalLM"],
+        "attention_bias": False,
+        "auto_map": {
+            "AutoConfig": "configuration_sdar_moe.SDARMoeConfig",
+            "AutoModel": "modeling_sdar_moe.SDARMoeModel",
+            "AutoModelForCausalLM": "modeling_sdar_moe.SDARMoeForCausalLM",
+        },
+        "block_size": 4,
+        "decoder_sparse_step": 1,
+        "head_dim": 32,
+        "mask_token_id": 123,
+        "mlp_only_layers": [],
+        "model_type": "sdar_moe",
+        "moe_intermediate_size": 24,
+        "norm_topk_prob": True,
+        "num_experts": 8,
+        "num_experts_per_tok": 2,
+        "output_router_logits": False,
+        "router_aux_loss_coef": 0.001,
+        "tie_word_embeddings": False,
+    }
+    _write_release(folder, config, _mixture_shapes(config, head_dim=32, width=24, experts=8))
+    _qwen_tokenizer(folder, mask="<|MASK|>", declared=False)
+
+
+def _llada_moe(folder: Path) -> None:
+    config: dict[str, Any] = {
+        "architectures": ["LLaDAMoEModelLM"],
+        "attention_bias": False,
+        "attention_dropout": 0.0,
+        "auto_map": {
+            "AutoConfig": "configuration_lladamoe.LLaDAMoEConfig",
+            "AutoModel": "modeling_lladamoe.LLaDAMoEModelLM",
+            "AutoModelForCausalLM": "modeling_lladamoe.LLaDAMoEModelLM",
+        },
+        "clip_qkv": None,
+        "dense_intermediate_size": 96,
+        "eos_token_id": 121,
+        "expert_intermediate_size": 24,
+        "hidden_act": "silu",
+        "hidden_size": 64,
+        "initializer_range": 0.02,
+        "max_position_embeddings": 256,
+        "model_type": "llada",
+        "moe_layer_freq": [1, 1],
+        "moe_router_enable_expert_bias": False,
+        "moe_router_score_function": "softmax",
+        "norm_topk_prob": None,
+        "num_attention_heads": 4,
+        "num_experts": 8,
+        "num_experts_per_tok": 2,
+        "num_hidden_layers": 2,
+        "num_key_value_heads": 4,
+        "output_router_logits": False,
+        "pad_token_id": 121,
+        "partial_rotary_factor": 1.0,
+        "qk_layernorm": True,
+        "rms_norm_eps": 1e-05,
+        "rope_scaling": None,
+        "rope_theta": 50000,
+        "routed_scaling_factor": 1,
+        "router_aux_loss_coef": 0.01,
+        "router_num_group": None,
+        "router_topk_group": None,
+        "shared_expert_intermediate_size": None,
+        "tie_word_embeddings": False,
+        "torch_dtype": "bfloat16",
+        "use_cache": False,
+        "vocab_size": VOCAB_SIZE,
+    }
+    _write_release(folder, config, _mixture_shapes(config, head_dim=16, width=24, experts=8))
+    _bailing_tokenizer(folder)
+
+
+def _mlp_shapes(prefix: str, width: int, inner: int) -> dict[str, tuple[int, ...]]:
+    sizes = {"gate_proj": (inner, width), "up_proj": (inner, width), "down_proj": (width, inner)}
+    return {f"{prefix}{name}.weight": size for name, size in sizes.items()}
+
+
+def _attention_shapes(config: dict[str, Any], head_dim: int) -> dict[str, tuple[int, ...]]:
+    """Shapes outside the MLPs, by the names of Llama."""
+    d, heads, keys = (config[k] for k in ("hidden_size", "num_attention_heads", "num_key_value_heads"))
+    shapes: dict[str, tuple[int, ...]] = {"model.embed_tokens.weight": (VOCAB_SIZE, d), "model.norm.weight": (d,)}
+    if not config["tie_word_embeddings"]:
+        shapes["lm_head.weight"] = (VOCAB_SIZE, d)
+    for i in range(config["num_hidden_layers"]):
+        layer = f"model.layers.{i}."
+        shapes |= {f"{layer}{name}_layernorm.weight": (d,) for name in ("input", "post_attention")}
+        for name, count in (("q", heads), ("k", keys), ("v", keys)):
+            shapes[f"{layer}self_attn.{name}_proj.weight"] = (count * head_dim, d)
+        shapes[f"{layer}self_attn.o_proj.weight"] = (d, heads * head_dim)
+    return shapes
+
+
+def _dense_shapes(config: dict[str, Any], head_dim: int) -> dict[str, tuple[int, ...]]:
+    shapes = _attention_shapes(config, head_dim)
+    for i in range(config["num_hidden_layers"]):
+        shapes |= _mlp_shapes(f"model.layers.{i}.mlp.", config["hidden_size"], config["intermediate_size"])
+    return shapes
+
+
+def _mixture_shapes(config: dict[str, Any], head_dim: int, width: int, experts: int) -> dict[str, tuple[int, ...]]:
+    shapes, d = _attention_shapes(config, head_dim), config["hidden_size"]
+    for i in range(config["num_hidden_layers"]):
+        layer = f"model.layers.{i}."
+        shapes |= {f"{layer}self_attn.{x}_norm.weight": (head_dim,) for x in "qk"}
+        shapes[f"{layer}mlp.gate.weight"] = (experts, d)
+        for expert in range(experts):
+            shapes |= _mlp_shapes(f"{layer}mlp.experts.{expert}.", d, width)
+    return shapes
+
+
+def _write_release(folder: Path, config: dict[str, Any], shapes: dict[str, tuple[int, ...]]) -> None:
+    """Write a config and random tensors, which are so large that logits depend on everything."""
+    generator = torch.Generator().manual_seed(0)
+    tensors = {}
+    for name, shape in shapes.items():
+        values = torch.randn(shape, generator=generator)
+        is_norm, is_bias = "norm" in name, name.endswith("bias")
+        tensors[name] = 1 + 0.1 * values if is_norm else 0.1 * values if is_bias else 0.15 * values
+    _write(folder / "config.json", config)
+    save_file(tensors, folder / "model.safetensors", {"format": "pt"})
+
+
 def _modernbert(folder: Path) -> None:
     from transformers import ModernBertConfig, ModernBertForMaskedLM
 
@@ -228,15 +480,24 @@ def _tiny(folder: Path) -> None:
 MINIS = {
     "llada": _llada,
     "llada-1.5": _llada,
+    "illada": _illada,
     "dream": _dream,
     "diffucoder": _diffucoder,
+    "dream-coder": _dream,
     "a2d-qwen3": lambda folder: _a2d(folder, "qwen3"),
     "a2d-qwen2": lambda folder: _a2d(folder, "qwen2"),
     "modernbert-chat": _modernbert,
     "sdar": _sdar,
+    "fast-dllm-v2": _fast_dllm,
+    "llada2": _llada2,
+    "sdar-moe": _sdar_moe,
+    "llada-moe": _llada_moe,
     "tiny": _tiny,
 }
 """How each family's mini is written."""
+
+UNSTATED: dict[str, int] = {"llada2": 4}
+"""Block lengths that the configs of a family's releases do not state, so that the conversion of a mini is given them."""
 
 
 def _random(build: Any) -> Any:
@@ -281,6 +542,19 @@ def _qwen_tokenizer(folder: Path, mask: str, declared: bool = True) -> None:
         "model_max_length": 131072,
     }
     _write(folder / "tokenizer_config.json", config | ({"mask_token": mask} if declared else {}))
+
+
+def _bailing_tokenizer(folder: Path) -> None:
+    """The tokenizer files of LLaDA2 and LLaDA-MoE, which do not declare their mask token."""
+    special = ["<|startoftext|>", "<|endoftext|>", "[CLS]", "[gMASK]", "<|mask|>", "<|role_end|>"]
+    _byte_tokenizer(special).save(str(folder / "tokenizer.json"))
+    template = (
+        "{% for message in messages %}<role>{{ 'HUMAN' if message['role'] == 'user' else message['role'] | upper }}</role>"
+        "{{ message['content'] }}<|role_end|>{% endfor %}{% if add_generation_prompt %}<role>ASSISTANT</role>{% endif %}"
+    )
+    config = {"bos_token": "<|startoftext|>", "eos_token": "<|endoftext|>", "pad_token": "<|endoftext|>"}
+    config |= {"chat_template": template, "tokenizer_class": "PreTrainedTokenizerFast"}
+    _write(folder / "tokenizer_config.json", config)
 
 
 def _read(path: Path) -> Any:

@@ -22,6 +22,7 @@ COMMON = {
     "eos_token_id": EOS,
     "bos_token_id": None,
 }
+EXPERTS = {"num_experts_per_tok": 2, "moe_intermediate_size": 12}
 GROUPED = COMMON | {"num_key_value_heads": 1}
 CONFIGS: dict[str, Callable[[], transformers.PreTrainedConfig]] = {
     "GPT2LMHeadModel": lambda: transformers.GPT2Config(
@@ -30,6 +31,21 @@ CONFIGS: dict[str, Callable[[], transformers.PreTrainedConfig]] = {
     "LlamaForCausalLM": lambda: transformers.LlamaConfig(**GROUPED, tie_word_embeddings=True),
     "Qwen2ForCausalLM": lambda: transformers.Qwen2Config(**GROUPED),
     "Qwen3ForCausalLM": lambda: transformers.Qwen3Config(**GROUPED, head_dim=8),
+    "Qwen3MoeForCausalLM": lambda: transformers.Qwen3MoeConfig(
+        **GROUPED, **EXPERTS, head_dim=8, num_experts=4, norm_topk_prob=True
+    ),
+    # A dense layer, then a mixture with a shared expert.
+    "Glm4MoeForCausalLM": lambda: transformers.Glm4MoeConfig(
+        **GROUPED,
+        **EXPERTS,
+        head_dim=8,
+        n_routed_experts=4,
+        n_group=2,
+        topk_group=1,
+        routed_scaling_factor=1.5,
+        use_qk_norm=True,
+        num_nextn_predict_layers=0,
+    ),
     # Local attention over four tokens in one layer, global in the other.
     "ModernBertForMaskedLM": lambda: transformers.ModernBertConfig(
         **COMMON, local_attention=4, global_attn_every_n_layers=2, cls_token_id=None, sep_token_id=None

@@ -30,6 +30,8 @@ LINEARS = {
     "LlamaForCausalLM": LLAMA,
     "Qwen2ForCausalLM": LLAMA,
     "Qwen3ForCausalLM": LLAMA,
+    "Qwen3MoeForCausalLM": ["k_proj", "o_proj", "q_proj", "v_proj"],
+    "Glm4MoeForCausalLM": ["k_proj", "o_proj", "q_proj", "v_proj"],
     "ModernBertForMaskedLM": ["Wi", "Wo", "Wqkv"],
     "BertForMaskedLM": ["dense", "key", "query", "value"],
 }
@@ -58,6 +60,8 @@ def test_all_linear_adapts_every_linear_layer_of_the_trunk_but_not_the_head(name
         for module_name, module in trunk.named_modules()
         for parameter in module.parameters(recurse=False)
         if parameter.dim() == 2 and not isinstance(module, torch.nn.Embedding)
+        # In a mixture only the attention; see `target_modules`.
+        if not (NATIVE_CLASSES[name].experts and ".mlp." in module_name)
     ]
     assert len(found) == len(matrices)
     Adapters(denoiser, LORA)

@@ -15,10 +15,11 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from tests.helpers.messages import raises
-from tests.helpers.minis import DATA, MINIS, mini_checkpoint
+from tests.helpers.minis import DATA, MINIS, UNSTATED, mini_checkpoint
+from tests.helpers.plain_models import plain_logits
 from unmask.core.errors import ModelError
 from unmask.models import convert, load_model, save_model
-from unmask.models.families import FAMILIES, family_of
+from unmask.models.families import FAMILIES, UNSUPPORTED, family_of
 from unmask.models.layout import native_config, renamed
 from unmask.models.tokenizers import complete_tokenizer
 from unmask.runs.environment import environment
@@ -32,7 +33,7 @@ def mini(request, tmp_path_factory):
     """Yield the name of each family, its mini in the original layout, and the converted mini."""
     folder = tmp_path_factory.mktemp(request.param)
     source = mini_checkpoint(request.param, folder / "original")
-    convert(source, folder / "native")
+    convert(source, folder / "native", block_length=UNSTATED.get(request.param))
     return request.param, source, folder / "native"
 
 
@@ -81,6 +82,27 @@ def test_the_logits_equal_those_of_the_familys_own_code(family, tmp_path):
             ours = denoiser(ids, None, everywhere)
         assert denoiser.logit_shift == FAMILIES[family].logit_shift == (family == "dream")
     torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-5)
+
+
+INDEPENDENT = [name for name, family in FAMILIES.items() if family.checked == "logits of independent code"]
+
+
+@pytest.mark.parametrize("name", [*INDEPENDENT, "dream-coder"])
+def test_the_logits_equal_those_of_code_written_from_the_description(name, tmp_path):
+    source = mini_checkpoint(name, tmp_path / "original")
+    convert(source, tmp_path / "native", block_length=UNSTATED.get(name))
+    denoiser, _ = load_model(tmp_path / "native")
+    expected = plain_logits(source, IDS, denoiser.block_length)
+    # A shifted head at i - 1 predicts position i.
+    positions = torch.arange(int(denoiser.logit_shift), IDS.shape[1]).expand(len(IDS), -1)
+    with torch.no_grad():
+        found = denoiser(IDS, None, positions).double()
+    expected = expected[:, : found.shape[1]]
+    assert expected.std() > 0.1
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
+    # Negative control: without the blocks, or with a token changed, the difference is seen.
+    other = plain_logits(source, IDS, None) if denoiser.block_length else plain_logits(source, IDS.flip(1))
+    assert (other[:, : found.shape[1]] - found).abs().max() > 0.01
 
 
 def test_a_causal_llama_gives_other_logits(tmp_path):
@@ -132,16 +154,16 @@ def test_converting_back_restores_names_values_and_config(mini, tmp_path):
     ignored = {"torch_dtype", "transformers_version", "_name_or_path", "pad_token_id"}
     assert {k: v for k, v in now.items() if k not in ignored} == {k: v for k, v in was.items() if k not in ignored}
     assert now["torch_dtype"] == "float32"
-    convert(tmp_path / "back", tmp_path / "again")
+    convert(tmp_path / "back", tmp_path / "again", block_length=UNSTATED.get(name))
     weights = [load_file(folder / "model.safetensors") for folder in (native, tmp_path / "again")]
     assert all(torch.equal(weights[0][key], weights[1][key]) for key in weights[0])
 
 
 @pytest.mark.slow
 def test_code_of_a_checkpoint_is_never_run_offered_or_copied(mini, tmp_path, monkeypatch, capfd):
-    _, source, native = mini
+    name, source, native = mini
     monkeypatch.setattr(builtins, "input", lambda *_: "y")
-    convert(source, tmp_path / "native")
+    convert(source, tmp_path / "native", block_length=UNSTATED.get(name))
     load_model(tmp_path / "native")
     assert "Do you wish to run" not in "".join(capfd.readouterr())
     assert not any(name.startswith("transformers_modules") for name in sys.modules)
@@ -167,12 +189,110 @@ def test_an_original_layout_is_refused_by_load_with_the_command_that_converts_it
         load_model(source)
 
 
-@pytest.mark.parametrize("name", ["LLaDA2MoeModelLM", "SDARMoeForCausalLM"])
-def test_a_known_mixture_of_experts_is_refused_with_the_reason(llada, name, tmp_path):
+@pytest.mark.parametrize("name", UNSUPPORTED)
+def test_a_model_of_another_kind_is_refused_with_the_reason(llada, name, tmp_path):
     edit(llada / "config.json", architectures=[name], model_type="other")
     for use in (load_model, lambda folder: convert(folder, tmp_path / "native")):
-        with raises(ModelError, "mixture of experts"):
+        with raises(ModelError, "has no mask token"):
             use(llada)
+
+
+# Mixtures of experts
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "words"),
+    [
+        ("llada2", {"use_bias": True}, ("use_bias: True", "Glm4MoeForCausalLM", "only with False")),
+        ("llada2", {"use_qkv_bias": True}, ("use_qkv_bias: True",)),
+        ("llada2", {"rope_scaling": {"type": "yarn", "factor": 4.0}}, ("rope_scaling", "'yarn'")),
+        ("llada2", {"rope_parameters": {"rope_type": "yarn", "factor": 4.0}}, ("rope_parameters", "unscaled")),
+        ("llada2", {"num_nextn_predict_layers": 1}, ("num_nextn_predict_layers: 1", "predict the next tokens")),
+        ("llada2", {"delete_token_id": 120}, ("delete_token_id: 120", "inserts and deletes")),
+        ("llada2", {"score_function": "softmax"}, ("score_function: 'softmax'", "only with 'sigmoid'")),
+        ("llada-moe", {"moe_layer_freq": [0, 1]}, ("moe_layer_freq: [0, 1]", "only with 1")),
+        ("llada-moe", {"moe_router_enable_expert_bias": True}, ("moe_router_enable_expert_bias: True",)),
+        ("llada-moe", {"clip_qkv": 8.0}, ("clip_qkv: 8.0",)),
+        ("llada-moe", {"partial_rotary_factor": 0.5}, ("partial_rotary_factor: 0.5", "only with 1.0")),
+        ("llada-moe", {"norm_topk_prob": True}, ("norm_topk_prob: True",)),
+        ("llada-moe", {"shared_expert_intermediate_size": 24}, ("shared_expert_intermediate_size: 24",)),
+        ("illada", {"layer_norm_eps": 1e-6}, ("layer_norm_eps: 1e-06", "only with None")),
+    ],
+    ids=lambda value: next(iter(value)) if isinstance(value, dict) else None,
+)
+def test_a_release_that_the_native_class_does_not_compute_is_refused_with_the_reason(name, change, words, tmp_path):
+    source = mini_checkpoint(name, tmp_path / "original")
+    edit(source / "config.json", **change)
+    with raises(ModelError, "It cannot be converted", *words):
+        convert(source, tmp_path / "native", block_length=UNSTATED.get(name))
+
+
+def test_a_release_whose_name_says_that_it_is_another_model_is_refused(tmp_path):
+    source = mini_checkpoint("llada2", tmp_path / "LLaDA2.2-mini")
+    with raises(ModelError, "inserts and deletes tokens"):
+        convert(source, tmp_path / "native", block_length=4)
+
+
+def test_values_that_a_release_leaves_out_are_those_of_its_own_code(tmp_path):
+    source = mini_checkpoint("llada2", tmp_path / "original")
+    left_out = ("n_group", "topk_group", "routed_scaling_factor", "partial_rotary_factor", "first_k_dense_replace")
+    edit(source / "config.json", **dict.fromkeys(left_out))
+    config = native_config(read(source / "config.json"), "llada2", FAMILIES["llada2"], 4)
+    assert (config.n_group, config.topk_group, config.routed_scaling_factor) == (8, 4, 2.5)
+    assert (config.rope_parameters["partial_rotary_factor"], config.first_k_dense_replace) == (0.5, 0)
+
+
+@pytest.mark.parametrize("name", ["llada2", "sdar-moe", "llada-moe"])
+def test_native_experts_may_be_stored_one_by_one(name, tmp_path):
+    # As transformers itself writes them.
+    convert(mini_checkpoint(name, tmp_path / "original"), tmp_path / "native", block_length=UNSTATED.get(name))
+    denoiser, tokenizer = load_model(tmp_path / "native")
+    denoiser.backbone._weight_conversions = None  # as if it was not loaded from stacked experts
+    denoiser.backbone.save_pretrained(tmp_path / "separate")
+    tokenizer.save_pretrained(tmp_path / "separate")
+    separate = load_file(tmp_path / "separate" / "model.safetensors")
+    assert "model.layers.1.mlp.experts.7.up_proj.weight" in separate
+    assert torch.equal(logits(load_model(tmp_path / "separate")[0], IDS), logits(denoiser, IDS))
+    convert(tmp_path / "separate", tmp_path / "stacked")
+    convert(tmp_path / "separate", tmp_path / "back", to="original")
+    for folder, same in (("stacked", "native"), ("back", "original")):
+        one, two = (load_file(tmp_path / each / "model.safetensors") for each in (folder, same))
+        assert one.keys() == two.keys()
+        assert all(torch.equal(one[key], two[key]) for key in one)
+
+
+@pytest.mark.parametrize("lost", ["mlp.experts.3.up_proj.weight", "mlp.experts.7.down_proj.weight", "mlp.gate.weight"])
+def test_a_release_that_lacks_a_part_of_an_expert_is_refused_with_its_name(lost, tmp_path):
+    source = mini_checkpoint("sdar-moe", tmp_path / "original")
+    weights = load_file(source / "model.safetensors")
+    del weights[f"model.layers.1.{lost}"]
+    save_file(weights, source / "model.safetensors")
+    with raises(ModelError, "model.layers.1.mlp."):
+        convert(source, tmp_path / "native")
+
+
+def test_a_cast_leaves_the_biases_of_routers_in_float32(tmp_path):
+    source = mini_checkpoint("llada2", tmp_path / "original")
+    convert(source, tmp_path / "native", dtype="bfloat16", block_length=4)
+    weights = load_file(tmp_path / "native" / "model.safetensors")
+    bias = "model.layers.1.mlp.gate.e_score_correction_bias"
+    assert {key for key, value in weights.items() if value.dtype == torch.float32} == {bias}
+    assert torch.equal(weights[bias], load_file(source / "model.safetensors")["model.layers.1.mlp.gate.expert_bias"])
+    assert read(tmp_path / "native" / "config.json")["dtype"] == "bfloat16"
+    denoiser, _ = load_model(tmp_path / "native")
+    assert denoiser.backbone.dtype == torch.bfloat16
+    assert denoiser.backbone.get_buffer(bias).dtype == torch.float32
+
+
+def test_experts_in_several_files_are_stacked(tmp_path):
+    source = mini_checkpoint("llada2", tmp_path / "original")
+    convert(source, tmp_path / "native", block_length=4)
+    convert(tmp_path / "native", tmp_path / "back", to="original", shard_bytes=30_000)
+    assert len(list((tmp_path / "back").glob("*.safetensors"))) > 5
+    convert(tmp_path / "back", tmp_path / "again", block_length=4)
+    one, two = (load_file(tmp_path / folder / "model.safetensors") for folder in ("native", "again"))
+    assert one.keys() == two.keys()
+    assert all(torch.equal(one[key], two[key]) for key in one)
 
 
 # Tensors: dtype, shards, tied heads

@@ -9,7 +9,7 @@ import pytest
 import torch
 import transformers
 
-from tests.helpers.minis import mini_checkpoint
+from tests.helpers.minis import UNSTATED, mini_checkpoint
 from tests.helpers.paths import ROOT
 from tests.helpers.runs import unmask
 from unmask.core.errors import ModelError
@@ -25,14 +25,15 @@ GUIDE = (ROOT / "docs" / "models.md").read_text()
 @pytest.mark.parametrize("name", FAMILIES)
 @pytest.mark.slow
 def test_lora_targets_are_the_linear_layers_of_the_blocks(name, tmp_path):
-    convert(mini_checkpoint(name, tmp_path / "original"), tmp_path / "native")
+    convert(mini_checkpoint(name, tmp_path / "original"), tmp_path / "native", block_length=UNSTATED.get(name))
     family = FAMILIES[name]
     config = transformers.AutoConfig.from_pretrained(tmp_path / "native")
     with torch.device("meta"):
         model = getattr(transformers, family.native_class)(config)
     linear = {n for n, m in model.named_modules() if isinstance(m, torch.nn.Linear) or type(m).__name__ == "Conv1D"}
     hit = {n for n in linear if any(n.endswith(f".{target}") for target in family.lora_targets)}
-    assert hit == {n for n in linear if re.search(r"\.\d+\.", n)}
+    of_mixture = NATIVE_CLASSES[family.native_class].experts is not None
+    assert hit == {n for n in linear if re.search(r"\.\d+\.self_attn\." if of_mixture else r"\.\d+\.", n)}
     assert all(any(n.endswith(f".{target}") for n in hit) for target in family.lora_targets)
 
 
@@ -55,13 +56,15 @@ def test_tensor_names_convert_both_ways(name):
 @pytest.mark.parametrize("name", FAMILIES)
 @pytest.mark.slow
 def test_a_family_is_recognised_by_its_own_and_by_its_native_config(name, tmp_path):
-    convert(mini_checkpoint(name, tmp_path / "original"), tmp_path / "native")
-    # Two families share the layout of another one, and are recognised as that one.
-    same = {"llada-1.5": "llada", "diffucoder": "dream"}.get(name, name)
+    convert(mini_checkpoint(name, tmp_path / "original"), tmp_path / "native", block_length=UNSTATED.get(name))
+    # Three families share the layout of another one, and are recognised as that one.
+    same = {"llada-1.5": "llada", "diffucoder": "dream", "dream-coder": "dream"}.get(name, name)
     native = read_json(tmp_path / "native" / "config.json")
     assert family_of(read_json(tmp_path / "original" / "config.json")) == same
     assert family_of(native) == same
-    assert family_of({key: value for key, value in native.items() if key != "diffusion_family"}) == same
+    # A native iLLaDA that does not say so is a native LLaDA.
+    unnamed = {key: value for key, value in native.items() if key != "diffusion_family"}
+    assert family_of(unnamed) == {"illada": "llada"}.get(same, same)
 
 
 def test_a_shift_and_blocks_are_not_confused_with_another_family():
@@ -69,6 +72,11 @@ def test_a_shift_and_blocks_are_not_confused_with_another_family():
     assert family_of(qwen) == "a2d-qwen3"
     assert family_of(qwen | {"block_length": 4}) == "sdar"
     assert family_of(qwen | {"logit_shift": True}) is None
+    mixture = {"architectures": ["Qwen3MoeForCausalLM"], "is_causal": False}
+    assert family_of(mixture) == "llada-moe"
+    assert family_of(mixture | {"block_length": 4}) == "sdar-moe"
+    # Releases of LLaDA-MoE state the model type of LLaDA.
+    assert family_of({"architectures": ["LLaDAMoEModel"], "model_type": "llada"}) == "llada-moe"
     assert family_of({}) is None
 
 
@@ -156,8 +164,7 @@ def test_the_guide_has_every_family_with_its_class_and_check():
         assert f"`{family.native_class}`" in row
         assert ("**next**" in row) == family.logit_shift
         assert row.replace("`", "").endswith(f"| {family.checked} |")
-    assert "LLaDA2MoeModelLM" in UNSUPPORTED
-    assert "LLaDA2.x" in GUIDE
+    assert all(name.removesuffix("ForBlockDiffusion") in GUIDE for name in UNSUPPORTED)
 
 
 def test_the_command_converts_and_reports_the_result(tmp_path, capsys):

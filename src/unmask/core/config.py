@@ -248,7 +248,11 @@ class LoraConfig(Config):
     learning, where it would make the ratio of an unchanged policy differ from one."""
     targets: Literal["all-linear"] | tuple[str, ...] = "all-linear"
     """Modules that get an adapter: `all-linear` for every linear layer of the trunk without the
-    head, or a list of names, as in [q_proj, v_proj]. A name that matches no module is an error."""
+    head, or a list of names, as in [q_proj, v_proj]. A name that matches no module is an error. In a
+    mixture of experts, `all-linear` is every linear layer of the attention."""
+    experts: bool = False
+    """True to adapt the stacked experts of a mixture as well, each expert with matrices of its
+    own."""
     quantize: Literal["none", "4bit"] = "none"
     """Storage of the frozen weights: `4bit` is 4-bit NormalFloat (QLoRA, arXiv:2305.14314) and
     needs bitsandbytes."""

@@ -18,16 +18,16 @@ def merged_weight(
     `rounded_at_random`.
 
     Args:
-        weight: [m, n] float, W.
-        a: [r, n] float, A.
-        b: [m, r] float, B.
+        weight: [m, n] float, W; or [M, m, n], a stack of M weights.
+        a: [r, n] float, A; or [M, r, n].
+        b: [m, r] float, B; or [M, m, r].
         scale: s, which is alpha / r in LoRA.
         generator: source of the random rounding of a bfloat16 result, on the device of the weight;
             None to round to the nearest number. Results in other dtypes are always rounded to the
             nearest number.
 
     Returns:
-        [m, n] in the dtype of the weight.
+        W + s B A, in the shape and the dtype of the weight.
 
     Example:
         >>> a, b = torch.tensor([[1.0, 2.0]]), torch.tensor([[1.0], [10.0]])
@@ -35,7 +35,8 @@ def merged_weight(
         tensor([[ 1.5000,  2.0000],
                 [ 6.0000, 11.0000]])
     """
-    total = weight.float().addmm(b.float(), a.float(), alpha=scale)
+    add = torch.addmm if weight.dim() == 2 else torch.baddbmm
+    total = add(weight.float(), b.float(), a.float(), alpha=scale)
     if generator is None or weight.dtype != torch.bfloat16:
         return total.to(weight.dtype)
     return rounded_at_random(total, generator)

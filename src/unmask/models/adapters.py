@@ -21,8 +21,9 @@ import torch
 from torch import Tensor, nn
 
 from unmask.core.config import LoraConfig
-from unmask.core.errors import ConfigError, ModelError, reason, unknown_name
+from unmask.core.errors import ConfigError, ModelError, reason
 from unmask.functional.merging import merged_weight
+from unmask.models.adapter_targets import target_experts, target_modules
 from unmask.models.denoiser import Denoiser
 from unmask.models.from_run import ADAPTER_CONFIG
 
@@ -55,12 +56,13 @@ class Adapters:
 
     def __init__(self, denoiser: Denoiser, config: LoraConfig, seed: int = 0, base: str | None = None) -> None:
         peft = _peft()
-        targets = target_modules(denoiser, config)
+        targets, experts = target_modules(denoiser, config), target_experts(denoiser, config)
         lora = peft.LoraConfig(
             r=config.r,
             lora_alpha=config.alpha,
             lora_dropout=config.dropout,
             target_modules=targets,
+            target_parameters=experts or None,
             # GPT-2 stores its matrices transposed.
             fan_in_fan_out=type(denoiser.backbone.get_submodule(targets[0])).__name__ == "Conv1D",
             base_model_name_or_path=base,
@@ -127,8 +129,7 @@ class Adapters:
         """Add the adapter to the weights and remove the adapter, which leaves a plain denoiser; see
         `merged`."""
         merged = self.merged()
-        with _without_side_effects():
-            self._peft.unload()
+        remove_layers(self.backbone)
         self.backbone.load_state_dict(merged)
         self.backbone.requires_grad_(True)
 
@@ -247,14 +248,30 @@ class Adapters:
         Raises:
             ConfigError: the weights are quantized.
         """
+        adapted = self._adapted()
         for key, value in tensors.items():
             if ".lora_" in key:
                 continue
-            merged, stem = whole(value), key.removesuffix(".base_layer.weight")
-            if stem != key:
+            merged = whole(value)
+            if (stem := adapted.get(key)) is not None:
                 a, b = (whole(tensors[f"{stem}.lora_{x}.{POLICY}.weight"]) for x in "AB")
                 merged = self._with_adapter(stem, merged, a, b, at_random=at_random)
-            yield key.replace(".base_layer.", "."), merged
+            yield key.replace(".base_layer", ""), merged
+
+    def _adapted(self) -> dict[str, str]:
+        """Return the adapted weights by name, each with the name of the layer that adapts it.
+
+        Two stacks of experts are weights of one module, so the layer of the one is wrapped in that of
+        the other.
+        """
+        found = {}
+        for stem, layer in self.backbone.named_modules():
+            if hasattr(layer, "base_layer"):
+                base, path = layer, stem
+                while hasattr(base, "base_layer"):
+                    base, path = base.base_layer, f"{path}.base_layer"
+                found[f"{path}.{getattr(layer, 'parameter_name', 'weight')}"] = stem
+        return found
 
     def _with_adapter(self, stem: str, weight: Tensor, a: Tensor, b: Tensor, *, at_random: bool) -> Tensor:
         """Return the weight of the layer `stem` with its adapter added."""
@@ -264,46 +281,27 @@ class Adapters:
         # A generator for each layer, so that the draws do not depend on the order of the layers.
         seed = zlib.crc32(stem.encode())
         generator = torch.Generator(weight.device).manual_seed(seed) if at_random else None
+        a, b = a.to(weight.dtype), b.to(weight.dtype)
+        if weight.dim() == 3:
+            # As peft stores them: the rows of A are those of one expert after another, and the columns
+            # of B take turns among the experts.
+            a = a.view(len(weight), -1, a.shape[-1])
+            b = b.view(len(b), -1, len(weight)).permute(2, 0, 1)
         plain = weight.T if layer.fan_in_fan_out else weight
-        merged = merged_weight(plain, a.to(weight.dtype), b.to(weight.dtype), layer.scaling[POLICY], generator)
+        merged = merged_weight(plain, a, b, layer.scaling[POLICY], generator)
         return merged.T.contiguous() if layer.fan_in_fan_out else merged
 
 
-def remove_layers(denoiser: Denoiser) -> None:
-    """Replace each adapted layer of a denoiser by the plain layer under it, and drop the
+def remove_layers(module: nn.Module) -> None:
+    """Replace each adapted layer below a module by the plain layer under it, and drop the
     adapters."""
-    for name, module in list(denoiser.named_modules()):
-        if hasattr(module, "base_layer"):
-            parent, _, leaf = name.rpartition(".")
-            setattr(denoiser.get_submodule(parent), leaf, module.base_layer)
-
-
-def target_modules(denoiser: Denoiser, config: LoraConfig) -> list[str]:
-    """Return the full names, within the backbone, of the linear modules that get an adapter.
-
-    Raises:
-        ConfigError: no linear module matches a target; the message lists the modules.
-    """
-    backbone = denoiser.backbone
-    linear = [name for name, module in backbone.named_modules() if _is_linear(module)]
-    if config.targets == "all-linear":
-        trunk = f"{backbone.base_model_prefix}."
-        return [name for name in linear if name.startswith(trunk)]
-    names: list[str] = []
-    for target in config.targets:
-        matching = [name for name in linear if f".{name}".endswith(f".{target}")]
-        if not matching:
-            available = {name.rpartition(".")[2] for name in linear}
-            raise ConfigError(
-                f"lora.targets: {unknown_name('linear module', target, available)} These are the linear modules of a "
-                f"{type(backbone).__name__}; all-linear takes all of the trunk."
-            )
-        names += [name for name in matching if name not in names]
-    head = backbone.get_output_embeddings()
-    tied = head is not None and head.weight is backbone.get_input_embeddings().weight
-    if tied and any(backbone.get_submodule(name) is head for name in names):
-        raise ConfigError("lora.targets names the head, which shares its weights with the embeddings. Leave it out.")
-    return names
+    for name, layer in list(module.named_modules()):
+        parent, _, leaf = name.rpartition(".")
+        if leaf != "base_layer" and hasattr(layer, "base_layer"):
+            base = layer
+            while hasattr(base, "base_layer"):
+                base = base.base_layer
+            setattr(module.get_submodule(parent), leaf, base)
 
 
 def fingerprint(denoiser: Denoiser) -> str:
@@ -329,11 +327,6 @@ def _without_prefix(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
 def _file_name(key: str) -> str:
     """Return the name that peft's files give to a matrix of the policy's adapter."""
     return _PREFIX + key.replace(f".{POLICY}.", ".")
-
-
-def _is_linear(module: nn.Module) -> bool:
-    # Conv1D is GPT-2's transposed linear layer; quantized linear layers are subclasses.
-    return isinstance(module, nn.Linear) or type(module).__name__ == "Conv1D"
 
 
 def _is_matrix(key: str) -> bool:

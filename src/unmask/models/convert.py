@@ -12,58 +12,33 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
-from math import prod
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from unmask.core.errors import ModelError
+from unmask.models.assembly import Assembly, assembled
 from unmask.models.families import FAMILIES, UNSUPPORTED, family_of
 from unmask.models.family import Family
 from unmask.models.from_run import locate
-from unmask.models.layout import is_native, native_config, original_config, renamed
+from unmask.models.layout import is_native, native_config, original_config
 from unmask.models.loading import load_model, save_model
 from unmask.models.native import NATIVE_CLASSES, twins_of
 from unmask.models.size import built_empty, check_size, sizes_of_tensors
-from unmask.models.source import local_folder, origin_of_download, read_json, refuse_pickles
+from unmask.models.source import local_folder, origin_of_download, read_json
+from unmask.models.tensor_files import DTYPES, Piece, TensorFiles, write_tensors
 from unmask.models.tokenizers import complete_tokenizer
 from unmask.runs.atomic import folder_replaced_whole
 from unmask.runs.checkpoints import is_checkpoint
 
-if TYPE_CHECKING:
-    import torch
-    from torch import Tensor
-
 SHARD_BYTES = 2_000_000_000
-"""Size of an output file in bytes. A conversion that changes the dtype needs as much memory; any
-other conversion maps the files."""
+"""Size of an output file in bytes. A conversion that changes the dtype, or that divides, joins or
+stacks tensors, needs as much memory; any other conversion maps the files."""
 
 MARGIN = 1.02
 """Required disk space, as a multiple of the size of the tensors."""
-
-SIZES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I64": 8, "I32": 4, "I16": 2, "I8": 1, "U8": 1, "BOOL": 1}
-DTYPES = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}
-
-
-@dataclass(frozen=True, slots=True)
-class Piece:
-    """A tensor that is converted."""
-
-    file: Path
-    name: str
-    """Name in the source."""
-    target: str
-    """Name in the destination."""
-    shape: tuple[int, ...]
-    kind: str
-    """Dtype in the destination, by its name in safetensors."""
-
-    @property
-    def num_bytes(self) -> int:
-        """Size in the destination, in bytes."""
-        return prod(self.shape) * SIZES[self.kind]
 
 
 def convert(
@@ -125,7 +100,8 @@ def convert(
     except Exception as error:  # a config can be wrong in more ways than can be listed
         what = " ".join(str(error).split()) or type(error).__name__
         raise ModelError(f"{folder / 'config.json'} cannot be used: {what}. Copy the checkpoint again.") from error
-    pieces = _plan(folder, family, config, is_native(raw, family), dtype)
+    files = TensorFiles(folder)
+    pieces = _plan(folder, family, config, files, named_natively=is_native(raw, family), dtype=dtype)
     words = local_folder(tokenizer, tell, is_model=False) if tokenizer else folder
     carried = complete_tokenizer(words, family, raw)
     if len(carried) > config.vocab_size:
@@ -134,17 +110,18 @@ def convert(
             "Take the tokenizer that the model was trained with."
         )
     if to != "native":
-        pieces = [replace(piece, target=renamed(piece.target, family, back=True)) for piece in pieces]
+        pieces = _back(pieces, files, family)
     if origin := origin_of_download(folder):
         config.converted_from = origin
-    kinds = {piece.kind for piece in pieces}
-    config.dtype = next((key for key, kind in DTYPES.items() if kinds == {kind}), "float32")
+    config.dtype = _dtype_of(pieces)
     out = config.to_diff_dict() | {"dtype": str(config.dtype).removeprefix("torch.")}
     if to != "native":
-        out = original_config(out, family) | {"torch_dtype": out["dtype"]}
+        # transformers saves some values under a newer name than the one that it reads.
+        renamed = {name: getattr(config, name) for name in config.attribute_map if name not in out}
+        out = original_config(renamed | out, family) | {"torch_dtype": out["dtype"]}
     _check_space(destination, sum(piece.num_bytes for piece in pieces))
     with written_aside(destination) as aside:
-        _write_tensors(pieces, aside, shard_bytes, tell)
+        write_tensors(pieces, files, aside, shard_bytes, tell)
         carried.save_pretrained(aside)
         (aside / "config.json").write_text(json.dumps(out, indent=2, sort_keys=True) + "\n")
     return family
@@ -166,10 +143,18 @@ def _family(source: str, raw: Mapping[str, Any], to: str) -> tuple[str, Family]:
             raise ModelError(
                 f'--to "{to}" is neither native nor original nor a family. Families: {", ".join(FAMILIES)}.'
             )
-        if FAMILIES[to].native_class != FAMILIES[name].native_class:
+        if _function(FAMILIES[to]) != _function(FAMILIES[name]):
             raise ModelError(f"{source} is a {FAMILIES[name].title}, which cannot be written as {FAMILIES[to].title}.")
         name = to
+    for part, reason in FAMILIES[name].refused_names.items():
+        if part.lower() in Path(source).name.lower():
+            raise ModelError(f"{source} cannot be converted: {reason}.")
     return name, FAMILIES[name]
+
+
+def _function(family: Family) -> tuple[str, bool]:
+    """Return what two families must have in common for a checkpoint to be written as either."""
+    return family.native_class, family.logit_shift
 
 
 def _stated_block_length(raw: Mapping[str, Any], family: Family) -> int | None:
@@ -192,34 +177,18 @@ def _check_direction(source: str, raw: Mapping[str, Any], family: Family, to: st
         )
 
 
-def _plan(folder: Path, family: Family, config: Any, named_natively: bool, dtype: str | None) -> list[Piece]:
-    """Return every tensor with its native name, after comparison with the tensors of the native
+def _plan(
+    folder: Path, family: Family, config: Any, files: TensorFiles, *, named_natively: bool, dtype: str | None
+) -> list[Piece]:
+    """Return every tensor of the native layout, after comparison with the tensors of the native
     class."""
-    from safetensors import safe_open
-
     check_size(str(folder), family.native_class, config, sizes_of_tensors(folder))
     model = built_empty(str(folder), family.native_class, config)
     expected = {name: tuple(value.shape) for name, value in model.state_dict().items()}
     twins = twins_of(model)
-    pieces, num_bytes = [], 0
-    for file in _files(folder):
-        try:
-            with safe_open(file, framework="pt") as opened:
-                for name in opened.keys():  # noqa: SIM118 (not a dict)
-                    part = opened.get_slice(name)
-                    kind, shape = part.get_dtype(), tuple(part.get_shape())
-                    num_bytes += prod(shape) * SIZES.get(kind, 0)
-                    if name.endswith("rotary_emb.inv_freq"):
-                        continue  # older files hold this; it follows from the config
-                    target = name if named_natively else renamed(name, family)
-                    kind = DTYPES[dtype] if dtype and kind in ("F64", *DTYPES.values()) else kind
-                    pieces.append(Piece(file, name, target, shape, kind))
-        except ModelError:
-            raise
-        except Exception as error:  # safetensors raises its own errors for damaged files
-            raise ModelError(f"{file} cannot be read as safetensors: {error}. Copy it again.") from error
-    _check_total_size(folder, num_bytes)
-    have = {piece.target: piece.shape for piece in pieces}
+    shapes = {name: stored.shape for name, stored in files.stored.items()}
+    assemblies = assembled(shapes, family, expected, named_natively=named_natively)
+    have = {assembly.target: assembly.shape for assembly in assemblies}
     missing = sorted(expected.keys() - have.keys() - twins.keys())
     wrong = [f"{name} is {list(have[name])}, not {list(s)}" for name, s in expected.items() if have.get(name, s) != s]
     extra = sorted(have.keys() - expected.keys())
@@ -230,100 +199,51 @@ def _plan(folder: Path, family: Family, config: Any, named_natively: bool, dtype
                 f"{folder} {what} {', '.join(names[:3])}{more}: its tensors do not belong to its config.json. "
                 "Copy the checkpoint again, or correct the config."
             )
-    return _untwinned(pieces, twins, config)
+    # The biases of routers are float32 in the native class, whatever the dtype of the weights.
+    exact = model._keep_in_fp32_modules_strict or ()
+    pieces = [Piece(each, _kind(each, files, dtype, exact)) for each in assemblies]
+    return _untwinned(pieces, files, twins, config)
 
 
-def _untwinned(pieces: list[Piece], twins: Mapping[str, str], config: Any) -> list[Piece]:
+def _back(pieces: list[Piece], files: TensorFiles, family: Family) -> list[Piece]:
+    """Return every tensor of the original layout, in the dtypes of native pieces."""
+    kinds = {source.name: piece.kind for piece in pieces for group in piece.assembly.groups for source in group}
+    shapes = {name: stored.shape for name, stored in files.stored.items() if name in kinds}
+    assemblies = assembled(shapes, family, {}, back=True)
+    return [Piece(each, kinds[each.groups[0][0].name]) for each in assemblies]
+
+
+def _kind(assembly: Assembly, files: TensorFiles, dtype: str | None, exact: Iterable[str]) -> str:
+    """Return the dtype in which a tensor is written."""
+    kind = files.stored[assembly.groups[0][0].name].kind
+    is_exact = any(assembly.target.endswith(name) for name in exact)
+    return "F32" if is_exact else DTYPES[dtype] if dtype and kind in ("F64", *DTYPES.values()) else kind
+
+
+def _dtype_of(pieces: list[Piece]) -> str:
+    """Return the dtype that the config states: that of most values, or float32 if it is no dtype of a
+    model."""
+    sizes: Counter[str] = Counter()
+    for piece in pieces:
+        sizes[piece.kind] += piece.assembly.size
+    most = sizes.most_common(1)[0][0]
+    return next((name for name, kind in DTYPES.items() if kind == most), "float32")
+
+
+def _untwinned(pieces: list[Piece], files: TensorFiles, twins: Mapping[str, str], config: Any) -> list[Piece]:
     """Remove a head that the config ties to the embedding, if the weights of both are equal. If
     they differ, the head stays, and `config` is changed so that it describes an untied head."""
     import torch
 
-    by_target = {piece.target: piece for piece in pieces}
+    by_target = {piece.assembly.target: piece for piece in pieces}
     repeated = set()
     for twin, original in twins.items():
         if twin in by_target:
-            if torch.equal(_tensor(by_target[twin]), _tensor(by_target[original])):
+            if torch.equal(files.put_together(by_target[twin]), files.put_together(by_target[original])):
                 repeated.add(twin)
             else:
                 config.tie_word_embeddings = False
-    return [piece for piece in pieces if piece.target not in repeated]
-
-
-def _files(folder: Path) -> list[Path]:
-    """Return the files of tensors: the files that the index names, or all files if there is no
-    index."""
-    index = folder / "model.safetensors.index.json"
-    if index.is_file():
-        weight_map = read_json(index).get("weight_map")
-        if not isinstance(weight_map, dict) or not weight_map or not all(map(_is_file_name, weight_map.values())):
-            raise ModelError(f"{index} has no weight_map with file names. Copy the checkpoint again.")
-        files = [folder / name for name in sorted(set(weight_map.values()))]
-        missing = [file.name for file in files if not file.is_file()]
-        if missing:
-            raise ModelError(f"{folder} lacks {', '.join(missing)}, which its index names. Copy the checkpoint again.")
-        return files
-    whole = folder / "model.safetensors"
-    # Other files, such as adapters or weights in another layout, are not read by transformers
-    # either.
-    if files := [whole] if whole.is_file() else sorted(folder.glob("*.safetensors")):
-        return files
-    refuse_pickles(folder)
-    raise ModelError(f"{folder} holds no weights, because it has no .safetensors file.")
-
-
-def _check_total_size(folder: Path, num_bytes: int) -> None:
-    """Raise ModelError if the index states another size than the tensors have, as it does beside
-    files of another revision or precision."""
-    index = folder / "model.safetensors.index.json"
-    metadata = read_json(index).get("metadata") if index.is_file() else None
-    stated = metadata.get("total_size") if isinstance(metadata, dict) else None
-    if stated is not None and stated != num_bytes:
-        raise ModelError(
-            f"{index} says that the tensors have {stated} bytes, but the files hold {num_bytes}: they are not of one checkpoint. "
-            "Download it again. If the release itself is published so, remove total_size from that file."
-        )
-
-
-def _is_file_name(name: object) -> bool:
-    """Return True if an entry of an index is a plain file name, so that the file lies in the folder
-    of the index."""
-    return isinstance(name, str) and Path(name).name == name
-
-
-def _tensor(piece: Piece) -> Tensor:
-    """Read a tensor in the dtype of the destination."""
-    from safetensors import safe_open
-
-    with safe_open(piece.file, framework="pt") as opened:
-        value: Tensor = opened.get_tensor(piece.name)
-    return value.to(_torch_dtype(piece.kind)) if piece.kind in DTYPES.values() else value
-
-
-def _torch_dtype(kind: str) -> torch.dtype:
-    import torch
-
-    return {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}[kind]
-
-
-def _write_tensors(pieces: list[Piece], folder: Path, shard_bytes: int, tell: Callable[[str], None]) -> None:
-    """Write one file, or shards with an index as transformers writes it."""
-    from safetensors.torch import save_file
-
-    shards: list[list[Piece]] = [[]]
-    for piece in pieces:
-        if shards[-1] and sum(p.num_bytes for p in shards[-1]) + piece.num_bytes > shard_bytes:
-            shards.append([])
-        shards[-1].append(piece)
-    where: dict[str, str] = {}
-    for i, shard in enumerate(shards):
-        name = "model.safetensors" if len(shards) == 1 else f"model-{i + 1:05d}-of-{len(shards):05d}.safetensors"
-        tell(f"writing {name}, {sum(piece.num_bytes for piece in shard) / 1e9:.2f} GB")
-        save_file({piece.target: _tensor(piece) for piece in shard}, folder / name, {"format": "pt"})
-        where |= {piece.target: name for piece in shard}
-    if len(shards) > 1:
-        total = sum(piece.num_bytes for piece in pieces)
-        index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(where.items()))}
-        (folder / "model.safetensors.index.json").write_text(json.dumps(index, indent=2) + "\n")
+    return [piece for piece in pieces if piece.assembly.target not in repeated]
 
 
 def _check_space(destination: Path, num_bytes: int) -> None:

@@ -26,6 +26,22 @@ class Checkpoint:
 
 
 @dataclass(frozen=True, slots=True)
+class Regrouped:
+    """Tensors of the original layout that hold the same rows, in the same order, as other tensors of
+    the native layout.
+
+    {i} in a name stands for the layer. A name with {e} stands for one tensor of each expert; the
+    tensors on the other side then have the experts as their first dimension.
+    """
+
+    original: tuple[str, ...]
+    """Names in the original layout. If several of them replace one native tensor, they have equally
+    many rows."""
+    native: tuple[str, ...]
+    """Names in the native layout."""
+
+
+@dataclass(frozen=True, slots=True)
 class Family:
     """Original layout of a family and its native form.
 
@@ -40,24 +56,42 @@ class Family:
     native_type: str
     """`model_type` of the native class."""
     checkpoints: tuple[Checkpoint, ...]
-    checked: Literal["logits of its own code", "as llada", "as dream", "mini checkpoint"]
+    checked: Literal["logits of its own code", "as llada", "as dream", "logits of independent code", "mini checkpoint"]
     """How the tests of this project check the family: `logits of its own code` compares logits with
     those of the released code, `as NAME` relies on that comparison for a family with the same
-    layout, and `mini checkpoint` compares a tiny checkpoint with itself after conversion, training
-    and conversion back. No released weights were available."""
+    layout, `logits of independent code` compares logits with code that was written from the
+    published description of the release, and `mini checkpoint` compares a tiny checkpoint with itself
+    after conversion, training and conversion back. No released weights were available."""
     paper: Fact
     architecture: str = ""
     """Class that the release's config names; empty for a family that is already native."""
+    other_architectures: tuple[str, ...] = ()
+    """Other names of the class in configs of the same layout."""
     model_type: str = ""
     fields: Mapping[str, str] = field(default_factory=dict)
     """Native config key for each original config key."""
+    defaults: Mapping[str, Any] = field(default_factory=dict)
+    """Values that the release's own code gives to original config keys that a config leaves out,
+    where the native class would choose other values."""
+    constants: Mapping[str, Any] = field(default_factory=dict)
+    """Values of native config keys that every checkpoint of the family has."""
     fixed: Mapping[str, Any] = field(default_factory=dict)
-    """Values of original config keys that are built into the native class."""
+    """Values of original config keys that are built into the native class. A tuple lists values with
+    the same meaning, of which the conversion back writes the first. A list in a config stands for
+    its entries, if these are all equal."""
+    refused: Mapping[str, str] = field(default_factory=dict)
+    """Original config keys of which every value but 0, false and null is refused, each with the
+    reason as a clause."""
+    refused_names: Mapping[str, str] = field(default_factory=dict)
+    """Parts of names of releases that have the same class but another function, each with the reason
+    as a clause."""
     written: Mapping[str, Any] = field(default_factory=dict)
     """Other config values, which have no effect on the function of the model and are written in the
     conversion back."""
     keys: tuple[tuple[str, str], ...] = ()
     """Pairs of original and native tensor names; empty if the names are equal."""
+    regrouped: tuple[Regrouped, ...] = ()
+    """Tensors that the native layout divides, joins or stacks."""
     tokens: Mapping[str, str] = field(default_factory=dict)
     """Special tokens that the family's tokenizer contains but may not declare: mask_token,
     eos_token, pad_token."""
@@ -76,6 +110,11 @@ class Family:
     """True if a position attends to its own and earlier blocks; False if every position attends to
     every other. Releases of one family differ in the length of their blocks."""
     notes: tuple[str, ...] = ()
+
+    @property
+    def architectures(self) -> tuple[str, ...]:
+        """Names of the class in configs of the original layout."""
+        return (self.architecture, *self.other_architectures) if self.architecture else ()
 
     def released_as(self, source: str) -> Checkpoint | None:
         """Return the published checkpoint of a hub id, or of a folder that has its name."""

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from unmask.core.errors import ModelError, no_file, reason
 from unmask.models.denoiser import Denoiser, check_bidirectional
-from unmask.models.families import FAMILIES, UNSUPPORTED
+from unmask.models.families import FAMILIES, UNSUPPORTED, original_family_of
 from unmask.models.from_run import adapter_in, load_checkpoint, locate
 from unmask.models.native import NATIVE_CLASSES, twins_of
 from unmask.models.policy import Policy
@@ -192,7 +192,10 @@ def save_model(
         twins = twins_of(denoiser.backbone)
         plain = {key.removeprefix("backbone."): value for key, value in weights.items()}
         weights = {key: value for key, value in plain.items() if key not in twins}
-    denoiser.backbone.save_pretrained(folder, state_dict=weights, max_shard_size=SHARD_BYTES)
+    # Names and shapes stay those of the class; transformers would save experts one by one.
+    denoiser.backbone.save_pretrained(
+        folder, state_dict=weights, max_shard_size=SHARD_BYTES, save_original_format=False
+    )
     tokenizer.save_pretrained(folder)
 
 
@@ -241,13 +244,12 @@ def _refuse_other_layouts(source: str, raw: Mapping[str, Any]) -> None:
     points = f"{source} refers to its own code ({architecture}), and unmask runs no remote code."
     if architecture in UNSUPPORTED:
         raise ModelError(f"{source} cannot be used: {UNSUPPORTED[architecture]}.")
-    for family in FAMILIES.values():
-        if family.architecture and (architecture == family.architecture or raw.get("model_type") == family.model_type):
-            raise ModelError(
-                f"{points if 'auto_map' in raw else f'{source} is not in a native layout ({architecture}).'} "
-                f"{family.title} is a known family. Convert it once, without that code: "
-                f"unmask convert {quote(source)} {quote(Path(source).name + '-native')}"
-            )
+    if (name := original_family_of(raw)) is not None:
+        raise ModelError(
+            f"{points if 'auto_map' in raw else f'{source} is not in a native layout ({architecture}).'} "
+            f"{FAMILIES[name].title} is a known family. Convert it once, without that code: "
+            f"unmask convert {quote(source)} {quote(Path(source).name + '-native')}"
+        )
     if "auto_map" in raw:
         raise ModelError(
             f"{points} If {raw.get('model_type')} is the same function as a native transformers class, an entry in "

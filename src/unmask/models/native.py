@@ -4,13 +4,13 @@ attention is made bidirectional.
 Only native classes are used: no remote code, no patched globals. `config.is_causal = False` makes
 the mask functions of transformers bidirectional, and is saved with the model. `config.logit_shift =
 True` marks a head that predicts the *next* position (Dream, DiffuCoder), so that no method has to
-shift logits. `config.block_length` makes attention block-causal (SDAR).
+shift logits. `config.block_length` makes attention block-causal (SDAR, LLaDA2).
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal, cast
 
 from torch import Tensor
@@ -34,11 +34,16 @@ class NativeClass:
     layer, which is the model's output embedding."""
     linear: tuple[str, ...]
     """Names, or ends of names, of the weight matrices in the blocks of the model, which LoRA adapts
-    with `all-linear`."""
+    with `all-linear`; see `target_modules`."""
     last: LayerNames
     """Names of the modules at which the last layer is cut to the columns that are read."""
     has_cache: bool = True
     """True if the attention of the class takes a cache of keys and values."""
+    router: str | None = None
+    """Name, within a layer, of the module that chooses the experts of a token; None if the class has
+    no mixtures of experts."""
+    experts: str | None = None
+    """Name, within a layer, of the module whose parameters hold the weights of all experts."""
 
 
 def _no_transform(_model: PreTrainedModel) -> Transform:
@@ -60,6 +65,10 @@ _LLAMA_LIKE = NativeClass(
     LayerNames("layers", "input_layernorm", "self_attn.o_proj", "norm"),
 )
 
+_MIXTURE = replace(
+    _LLAMA_LIKE, linear=("q_proj", "k_proj", "v_proj", "o_proj"), router="mlp.gate", experts="mlp.experts"
+)
+
 NATIVE_CLASSES: dict[str, NativeClass] = {
     "GPT2LMHeadModel": NativeClass(
         "AutoModelForCausalLM",
@@ -70,6 +79,8 @@ NATIVE_CLASSES: dict[str, NativeClass] = {
     "LlamaForCausalLM": _LLAMA_LIKE,
     "Qwen2ForCausalLM": _LLAMA_LIKE,
     "Qwen3ForCausalLM": _LLAMA_LIKE,
+    "Qwen3MoeForCausalLM": _MIXTURE,
+    "Glm4MoeForCausalLM": _MIXTURE,
     "ModernBertForMaskedLM": NativeClass(
         "AutoModelForMaskedLM",
         _modernbert_transform,
