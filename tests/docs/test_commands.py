@@ -40,6 +40,7 @@ NOT_RUN = {
     r"unmask train model=ORIGINAL": "it stands for a refusal",
     r"unmask harness": "its tasks are on the hub; tests/evaluation/test_lm_eval.py runs it on tasks of its own",
     r"unmask compare (paper-tiny|counterfactual-\w+) --jobs": "it takes hours; tests/trainer/comparison runs small ones",
+    r"unmask serve": "it runs until it is stopped; tests/cli/test_serving.py starts and stops it",
     r"unmask demo": "a minute; tests/cli/test_cli.py runs it at tiny size",
     r"accelerate launch\b|torchrun |srun ": "processes of their own; recipes and options are checked here",
     r"make |pip |git |\.venv/bin/": "it sets the repository up, or runs these tests; targets, extras and paths are looked up",

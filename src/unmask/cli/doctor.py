@@ -42,6 +42,7 @@ EXTRAS = {
     "code": "pydantic_monty",
     "reasoning-gym": "reasoning_gym",
     "lm-eval": "lm_eval",
+    "serve": "starlette",
 }
 """Optional extras, each with a module that the extra installs."""
 

@@ -1,4 +1,4 @@
-"""Commands for rollouts that are sampled elsewhere: import-rollouts."""
+"""Commands for rollouts that are sampled elsewhere: serve and import-rollouts."""
 
 from __future__ import annotations
 
@@ -10,6 +10,71 @@ import typer
 from unmask.cli.options import Model, Order, TaskOptions, say
 
 app = typer.Typer()
+
+
+@app.command()
+def serve(
+    model: Model,
+    host: Annotated[
+        str,
+        typer.Option(
+            help="Address to listen on. Everyone who can reach it can use the model: 0.0.0.0 is every machine."
+        ),
+    ] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="Port to listen on; 0 for any free one.")] = 30000,
+    weights_dir: Annotated[
+        Path | None,
+        typer.Option(help="Folder from which new weights may be loaded; default none, and updates are refused."),
+    ] = None,
+    dtype: Annotated[
+        str, typer.Option(help="Precision of the weights: float32, bfloat16, or auto for that of the model's files.")
+    ] = "auto",
+    batch_size: Annotated[
+        int | None,
+        typer.Option(min=1, help="Maximum number of completions denoised together; default as many as fit, up to 256."),
+    ] = None,
+    max_tokens: Annotated[
+        int | None, typer.Option(min=1, help="Maximum number of tokens denoised together; replaces --batch-size.")
+    ] = None,
+    max_rows: Annotated[int, typer.Option(min=1, help="Maximum number of completions of a request.")] = 4096,
+    max_waiting: Annotated[int, typer.Option(min=1, help="Maximum number of requests that wait for the model.")] = 16,
+    max_megabytes: Annotated[int, typer.Option(min=1, help="Maximum size of a request in megabytes.")] = 64,
+    timeout: Annotated[float, typer.Option(min=0.1, help="Time limit of a request in seconds.")] = 3600.0,
+) -> None:
+    """Answer rollout requests over HTTP, in SGLang's format.
+
+    Training uses the server by rollout_engine.type=http and rollout_engine.urls=[http://HOST:PORT].
+    It needs: pip install "unmask[serve]"
+    """
+    from unmask.core.errors import ConfigError
+    from unmask.models import load_model
+    from unmask.models.device import default_device
+    from unmask.sampling.engine import BatchLimits
+    from unmask.sampling.remote.app import ServerLimits, check_installed, is_loopback, listening_socket
+    from unmask.sampling.remote.app import serve as run
+    from unmask.sampling.remote.served import ServedModel
+
+    check_installed()
+    if dtype not in ("auto", "float32", "bfloat16"):
+        raise ConfigError(f"--dtype {dtype} is not known. Use float32, bfloat16 or auto.")
+    if weights_dir is not None and not weights_dir.expanduser().is_dir():
+        raise ConfigError(
+            f"--weights-dir {weights_dir} is not a folder. Create it first; training writes the weights there."
+        )
+    bound = listening_socket(host, port)
+    policy = load_model(model, dtype, device=default_device())
+    served = ServedModel(
+        policy,
+        model,
+        weights_dir.expanduser() if weights_dir else None,
+        max_rows=max_rows,
+        limits=BatchLimits(batch_size, max_tokens),
+    )
+    if not is_loopback(bound):
+        say(f"warning: {host} can be reached from other machines, and there is no password.", err=True)
+    shown = f"[{host}]" if ":" in host else host
+    say(f"listening on http://{shown}:{bound.getsockname()[1]}")
+    run(served, bound, ServerLimits(max_megabytes * 10**6, max_waiting, timeout))
 
 
 @app.command(name="import-rollouts")

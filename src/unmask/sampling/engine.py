@@ -164,9 +164,32 @@ class LocalEngine:
 
         Rows with prompts of similar length share a batch, which keeps padding small.
         """
+        return self.rollout_of_tokens(
+            encode_all(self.policy.tokenizer, prompts),
+            sampler,
+            seeds,
+            needs=needs,
+            entropy_temperature=entropy_temperature,
+            completion=completion,
+            first_step=first_step,
+            observe=observe,
+        )
+
+    def rollout_of_tokens(
+        self,
+        encoded: Sequence[list[int]],
+        sampler: SamplerConfig,
+        seeds: Tensor,
+        *,
+        needs: Needs | None = None,
+        entropy_temperature: float | None = None,
+        completion: Tensor | None = None,
+        first_step: Tensor | None = None,
+        observe: Callable[[Snapshot], None] | None = None,
+    ) -> Trajectory:
+        """Denoise one completion for each prompt, given as token ids; see `rollout`."""
         denoiser, tokenizer = self._provided or self.policy.denoiser, self.policy.tokenizer
         device = next(denoiser.parameters()).device
-        encoded = encode_all(tokenizer, prompts)
         lengths, limits = [len(ids) for ids in encoded], self.limits
         check_fits_context(denoiser, max(lengths), sampler.max_completion_length)
         length = sampler.max_completion_length

@@ -1,0 +1,272 @@
+"""A model that answers requests: what a server does, without HTTP."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from unmask import __version__
+from unmask.core.counter import Counter
+from unmask.core.errors import UnmaskError
+from unmask.core.records import Trajectory
+from unmask.functional.noise import named_generator
+from unmask.models import Policy
+from unmask.sampling.encoding import check_fits_context, decode, encode_all, row_seeds
+from unmask.sampling.engine import BatchLimits, LocalEngine
+from unmask.sampling.remote.extension import UnmaskFields, row_records, sampler_of, unmask_fields
+from unmask.sampling.remote.format import FormatError, Request, parsed, quoted
+from unmask.sampling.remote.step_maps import FILLED
+from unmask.sampling.remote.weights import ServedWeights
+
+MAX_NUMBERS = 2**27
+"""Maximum number of tokens in the completions of an answer, one-step completions and branches
+included."""
+REQUEST_FIELDS = frozenset({"unmask", "stream"})
+"""Fields of a request that are known here, besides those of `Request`."""
+
+
+class WrongVersionError(UnmaskError):
+    """The server has other weights than those that a request names."""
+
+
+class Passes(Counter):
+    """Counts the tokens that forward passes of a module read."""
+
+    def watch(self, module: nn.Module) -> None:
+        """Count the forward passes of a module, too."""
+        module.register_forward_pre_hook(self._see)
+
+    def _see(self, _module: nn.Module, args: tuple[Any, ...]) -> None:
+        self.count += args[0].numel()
+
+
+class ServedModel:
+    """Answers requests with the weights of one model, one request at a time.
+
+    Args:
+        policy: model and tokenizer.
+        name: folder or hub id of the model.
+        weights_dir: folder from which weights may be loaded; None to refuse all updates.
+        max_rows: maximum number of completions of a request.
+        limits: limits on the size of a forward pass, which a request can only lower.
+    """
+
+    def __init__(
+        self,
+        policy: Policy,
+        name: str,
+        weights_dir: Path | None = None,
+        *,
+        max_rows: int = 4096,
+        limits: BatchLimits | None = None,
+    ) -> None:
+        self.weights, self.name, self.max_rows = ServedWeights(policy), name, max_rows
+        self.weights_dir = weights_dir.resolve() if weights_dir else None
+        self.limits = limits or BatchLimits()
+        self.version = "default"
+        """Name of the weights."""
+        self._passes = Passes()
+        self._watched: set[int] = set()
+
+    def info(self) -> dict[str, Any]:
+        """Return facts about the model, as SGLang's `/get_model_info` does, and those that a client
+        compares with its own model."""
+        denoiser, _ = self.weights.policy
+        return {
+            "model_path": self.name,
+            "is_generation": True,
+            "weight_version": self.version,
+            "unmask": {
+                "version": __version__,
+                "vocab_size": denoiser.vocab_size,
+                "mask_id": denoiser.mask_id,
+                "eos_id": denoiser.eos_id,
+                "block_length": denoiser.block_length,
+                "logit_shift": denoiser.logit_shift,
+                "dtype": str(denoiser.backbone.dtype).removeprefix("torch."),
+                "takes_weights": self.weights_dir is not None,
+            },
+        }
+
+    def request(self, content: Any) -> tuple[Request, UnmaskFields]:
+        """Check the content of a request.
+
+        Raises:
+            FormatError: it is not a request, or asks for something that is not offered.
+        """
+        request = parsed(Request, content, "request")
+        fields = unmask_fields(request)
+        extra = request.model_extra or {}
+        unknown = sorted(extra.keys() - REQUEST_FIELDS)
+        unknown += [f"unmask.{name}" for name in sorted((fields.model_extra or {}).keys())]
+        if unknown or extra.get("stream"):
+            name = unknown[0] if unknown else "stream = true"
+            raise FormatError(f"the request has {name}, which this server does not offer.")
+        request.sampling_params.check()
+        return request, fields
+
+    def generate(self, content: Any, working: Callable[[], None] = lambda: None) -> Any:
+        """Answer a request.
+
+        Args:
+            content: the request, as JSON values.
+            working: function that is called after each denoising step; it may raise to give up.
+
+        Raises:
+            FormatError: the request is wrong.
+            WrongVersionError: the request names other weights.
+            DataError: a prompt is too long for the model.
+            ConfigError: the sampler settings do not fit the model.
+        """
+        started = time.perf_counter()
+        request, fields = self.request(content)
+        if fields.weight_version not in (None, self.version):
+            raise WrongVersionError(
+                f"the server has the weights {quoted(self.version)}, and the request is for {quoted(fields.weight_version)}. "
+                "Update the weights first."
+            )
+        prompts = self._prompts(request)
+        path = self._rollout(request, fields, prompts, working)
+        answers = self._answers(request, fields, path, time.perf_counter() - started)
+        return answers if request.is_batch else answers[0]
+
+    def update(self, path: str, version: str) -> str:
+        """Replace the weights by those of a folder, and return the fingerprint of the base model of
+        an adapter; see `ServedWeights.replace`.
+
+        Raises:
+            PermissionError: the folder is not in the folder of weights.
+            ModelError: the folder has no weights for this model. The weights stay as they were.
+        """
+        folder = Path(path).resolve()
+        if self.weights_dir is None:
+            raise PermissionError("this server takes no weights. Start it with --weights-dir FOLDER.")
+        if not folder.is_relative_to(self.weights_dir):
+            raise PermissionError(f"{path} is not in {self.weights_dir}, the only folder that weights are read from.")
+        fingerprint = self.weights.replace(folder)
+        self.version = version
+        return fingerprint
+
+    def _prompts(self, request: Request) -> list[list[int]]:
+        """Return the tokens of the prompts, which the model must know."""
+        denoiser, tokenizer = self.weights.policy
+        if request.input_ids is None and request.text is not None:
+            prompts = encode_all(tokenizer, [request.text] if isinstance(request.text, str) else request.text)
+            if not prompts or not all(prompts):
+                raise FormatError("the request has no prompt, or an empty one.")
+        else:
+            prompts = request.prompts()
+        if len(prompts) > self.max_rows:
+            raise FormatError(
+                f"the request has {len(prompts)} prompts, and this server takes {self.max_rows} at a time."
+            )
+        if (largest := max(max(prompt) for prompt in prompts)) >= denoiser.vocab_size:
+            raise FormatError(f"input_ids has the token {largest}, but the model has {denoiser.vocab_size} tokens.")
+        return prompts
+
+    def _rollout(
+        self, request: Request, fields: UnmaskFields, prompts: list[list[int]], working: Callable[[], None]
+    ) -> Trajectory:
+        policy, count = self.weights.policy, len(prompts)
+        sampler, length = sampler_of(request.sampling_params, fields.sampler), request.sampling_params.max_new_tokens
+        needs = fields.needs.needs() if fields.needs else None
+        stored = needs.selection[1] * (1 + (needs.branches.count if needs.branches else 0)) if needs else 0
+        if count * length * (1 + stored) > MAX_NUMBERS:
+            raise FormatError(
+                f"the answer would have {count * length * (1 + stored):,} tokens, more than {MAX_NUMBERS:,}."
+            )
+        check_fits_context(policy.denoiser, max(map(len, prompts)), length)
+        completion = _table("completion", fields.completion, count, length)
+        if completion is not None and int(completion.max()) >= policy.denoiser.vocab_size:
+            raise FormatError("unmask.completion has tokens that are not in the vocabulary.")
+        seeds = _table("seeds", fields.seeds, count)
+        if seeds is None:
+            own = (request.sampling_params.model_extra or {}).get("sampling_seed", 0)
+            seeds = row_seeds(count, named_generator(own if isinstance(own, int) else 0, "sample"))
+        if id(policy.denoiser) not in self._watched:
+            self._passes.watch(policy.denoiser)
+            self._watched.add(id(policy.denoiser))
+        self._passes.take()
+        return LocalEngine(policy, self._limits(fields)).rollout_of_tokens(
+            prompts,
+            sampler,
+            seeds,
+            needs=needs,
+            entropy_temperature=fields.entropy_temperature,
+            completion=completion,
+            first_step=_table("first_step", fields.first_step, count),
+            observe=lambda _: working(),
+        )
+
+    def _limits(self, fields: UnmaskFields) -> BatchLimits:
+        """Return the limits of a request, lowered to those of the server."""
+
+        def lower(own: int | None, asked: int | None) -> int | None:
+            return min(filter(None, (own, asked)), default=None)
+
+        return BatchLimits(
+            lower(self.limits.batch_size, fields.batch_size), lower(self.limits.max_tokens, fields.max_tokens)
+        )
+
+    def _answers(
+        self, request: Request, fields: UnmaskFields, path: Trajectory, seconds: float
+    ) -> list[dict[str, Any]]:
+        """Return the answers of a rollout, one for each row."""
+        sampler, texts = path.sampler, decode(self.weights.policy.tokenizer, path.tokens)
+        records = row_records(path, self._passes.take()) if fields.return_record else [None] * len(path)
+        rid = request.rid if isinstance(request.rid, list) else [request.rid or ""] * len(path)
+        if len(rid) != len(path):
+            raise FormatError(f"rid has {len(rid)} names for {len(path)} prompts.")
+        columns = zip(path.tokens.tolist(), path.unmask_step.tolist(), path.logprob.tolist(), strict=True)
+        answers = []
+        for row, (tokens, steps, logprobs) in enumerate(columns):
+            sampled = [i for i, step in enumerate(steps) if step != sampler.steps]
+            end = (sampled[-1] // sampler.block + 1) * sampler.block if sampled else 0
+            stop = path.eos_id in tokens[:end]
+            meta: dict[str, Any] = {
+                "id": rid[row],
+                "finish_reason": {"type": "stop", "matched": path.eos_id}
+                if stop
+                else {"type": "length", "length": end},
+                "prompt_tokens": int(path.prompt_mask[row].sum()),
+                "completion_tokens": end,
+                "cached_tokens": 0,
+                "weight_version": self.version,
+                "e2e_latency": round(seconds, 6),
+                "blocks_from": "completion",
+            }
+            if _asks(request.return_step_maps, row):
+                meta["step_maps"] = [_map_entry(step, sampler.steps, sampler.steps_per_block) for step in steps[:end]]
+            if _asks(request.return_logprob, row):
+                pairs = zip(logprobs[:end], tokens[:end], strict=True)
+                meta["output_token_logprobs"] = [[logprob, token, None] for logprob, token in pairs]
+            answer: dict[str, Any] = {"text": texts[row], "output_ids": tokens[:end], "meta_info": meta}
+            answers.append(answer if records[row] is None else answer | {"unmask": records[row]})
+        return answers
+
+
+def _map_entry(step: int, num_steps: int, per_block: int) -> int:
+    """Return the entry of a step map for a step: -1 for a given token, 0 for one that was filled
+    in."""
+    return FILLED if step == num_steps else step % per_block + 1 if step >= 0 else -1
+
+
+def _asks(flag: bool | Sequence[bool], row: int) -> bool:
+    """Return the flag of a row."""
+    return flag if isinstance(flag, bool) else row < len(flag) and flag[row]
+
+
+def _table(name: str, rows: Sequence[Any] | None, count: int, length: int | None = None) -> torch.Tensor | None:
+    """Return a list with one entry for each row as a tensor."""
+    if rows is None:
+        return None
+    widths = {len(row) for row in rows} if length is not None else {length}
+    if len(rows) != count or widths != {length}:
+        shape = f"[{count}]" if length is None else f"[{count}, {length}]"
+        raise FormatError(f"unmask.{name} must have the shape {shape}.")
+    return torch.tensor(rows)

@@ -1,0 +1,63 @@
+"""Servers of rollouts on the loopback: one in a thread of this process, or one in a process of its own that can be killed."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx2
+import uvicorn
+from starlette.types import ASGIApp
+
+from unmask.models import Policy, load_model
+from unmask.sampling.remote.app import ServerLimits, listening_socket, make_app, serve
+from unmask.sampling.remote.served import ServedModel
+
+
+@contextmanager
+def running(app: ASGIApp) -> Iterator[str]:
+    """Run an ASGI application on the loopback, in a thread, and yield its address."""
+    bound = listening_socket("127.0.0.1", 0)
+    config = uvicorn.Config(app, log_level="error", lifespan="off", ws="none", http="h11", timeout_graceful_shutdown=1)
+    server = uvicorn.Server(config)
+    thread = threading.Thread(target=server.run, kwargs={"sockets": [bound]}, daemon=True)
+    thread.start()
+    while not server.started:
+        time.sleep(0.01)
+    try:
+        yield f"http://127.0.0.1:{bound.getsockname()[1]}"
+    finally:
+        server.should_exit = True
+        thread.join()
+        bound.close()
+
+
+@contextmanager
+def serving(
+    policy: Policy, weights_dir: Path | None = None, limits: ServerLimits | None = None, **settings: Any
+) -> Iterator[str]:
+    """Serve a policy in a thread, and yield the address."""
+    with running(make_app(ServedModel(policy, "model", weights_dir, **settings), limits)) as url:
+        yield url
+
+
+def serve_folder(model: str, port: int, weights_dir: str | None = None) -> None:
+    """Serve the model of a folder until the process ends; for a process of its own."""
+    served = ServedModel(load_model(model), model, Path(weights_dir) if weights_dir else None)
+    serve(served, listening_socket("127.0.0.1", port))
+
+
+def post(url: str, content: Any, path: str = "/generate", **options: Any) -> httpx2.Response:
+    """Send JSON to a server, without a proxy that the environment may name."""
+    with httpx2.Client(trust_env=False, timeout=60) as client:
+        return client.post(url + path, json=content, **options)
+
+
+def get(url: str, path: str) -> httpx2.Response:
+    """Read an address of a server."""
+    with httpx2.Client(trust_env=False, timeout=60) as client:
+        return client.get(url + path)
