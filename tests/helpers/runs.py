@@ -53,6 +53,7 @@ OWN_SETTINGS: dict[str, tuple[str, ...]] = {
     "gdpo": ("method.beta=0.004",),
     "just_grpo": ("sampler.order=left_to_right", "sampler.num_steps=16"),
     "mask_aware": ("method.num_segments=0", "method.num_sampled=2", "sampler.order=plackett_luce"),
+    "rldf": ("method.num_selected=2",),
     "step_merge": ("method.num_segments=2",),
     "trace_rl": ("method.num_segments=2",),
 }

@@ -292,6 +292,7 @@ def expected_gradient(
         group_size=rollout.group_size,
         new_choice=scores.choice,
         old_choice=None if scores.choice is None else scores.choice.detach(),
+        committed=views.committed,
     )
     if correction is not None:
         inputs = correction(inputs, torch.arange(len(views)))

@@ -56,6 +56,7 @@ def test_the_defaults_are_the_published_settings():
         "baseline": "group_mean",
         "kl": "k3",
         # Options beyond the paper are off.
+        "choice_temperature": 1.0,
         "gain": "fixed",
         "credit": "return",
         "choice_term": True,
@@ -195,6 +196,22 @@ def test_baselines_without_a_group_take_one_completion_of_a_prompt_but_no_fitted
         EGSPO(num_selected=1, baseline=baseline).check(sampler, 1)
         with raises(ConfigError, "method.gain = fitted", "Set method.gain to fixed"):
             EGSPO(num_selected=1, baseline=baseline, gain="fitted").check(sampler, 4)
+
+
+def test_the_values_of_all_states_are_kept_and_those_of_the_drawn_steps_are_used(toy):
+    small = toy()
+    rollout, _ = small.groups(small.paths()[:20], 2, stepwise=True, seed=3)
+    method = EGSPO(step_choice="surprisal", num_selected=2, stepwise_weight=0.5)
+    assert method.needs().selection == ("all", 2)
+    found = method.advantage(rollout)
+    path = rollout.trajectory
+    views = method.plan(rollout, torch.Generator())
+    steps = torch.zeros(len(path), 2, dtype=torch.long)
+    steps[views.row, views.slot] = path.shown_step(views)
+    value = rollout.one_step_reward.gather(1, steps).view(-1, 2, 2)
+    reward = rollout.reward.view(-1, 2, 1)
+    by_hand = (reward - reward.mean(1, keepdim=True)) - (value - value.mean(1, keepdim=True)) / 3
+    torch.testing.assert_close(found, by_hand.view(-1, 2), rtol=0, atol=1e-12)
 
 
 # Loss

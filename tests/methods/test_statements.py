@@ -63,6 +63,7 @@ def inputs_of(method: Method, name: str, denoiser: Denoiser, folder: Path, is_ze
         new_choice=logprob().requires_grad_() if views.tokens is None else None,
         old_choice=logprob() if views.tokens is None else None,
         mean_tokens=9.0,
+        committed=views.committed,
     )
 
 

@@ -219,6 +219,9 @@ class Views:
     """[N] int64: views with the same number share a row of a forward pass of a block-causal model, as
     noisy copies of blocks behind one clean completion. They show the same completion and prompt. The
     trainer sets it; None gives each view a row of its own."""
+    committed: Bool[Tensor, "N L"] | None = None
+    """[N, L] bool: targets that were committed in the state that the view shows, where a method
+    tells them from other targets."""
 
     def __len__(self) -> int:
         return self.row.shape[0]
@@ -327,6 +330,8 @@ class LossInputs:
     minibatches included. If None, a loss uses the mean over these inputs."""
     token_weight: Float[Tensor, "N L"] | None = None
     """[N, L] float32: importance weights by token; None for 1. Others are part of `advantage`."""
+    committed: Bool[Tensor, "N L"] | None = None
+    """[N, L] bool: see `Views.committed`."""
 
     @property
     def choices(self) -> tuple[Tensor, Tensor] | None:

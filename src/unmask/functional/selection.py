@@ -208,7 +208,7 @@ def inclusion_probability(
     return torch.where(is_certain, 1.0, scaled)
 
 
-def _systematic(
+def systematic_steps(
     probability: Float[Tensor, "B T"], num_selected: int, noise: Float[Tensor, "B T"]
 ) -> Int[Tensor, "B {num_selected}"]:
     """Return the steps at which the running sum of probabilities crosses u, u + 1, ..., [B, K]
@@ -224,6 +224,16 @@ def _systematic(
     total = probability.sum(dim=-1, keepdim=True).round()
     step = torch.searchsorted(running, torch.minimum(point, running[:, -1:] * (1 - 1e-15)), right=True)
     return step.masked_fill(point >= total, -1)
+
+
+def highest_steps(
+    priority: Float[Tensor, "B T"], is_candidate: Bool[Tensor, "B T"], num_selected: int
+) -> Int[Tensor, "B {num_selected}"]:
+    """Return the K candidates of highest priority, [B, K] int64, sorted by falling priority; of
+    equal priorities the earlier step comes first. -1 marks an empty slot."""
+    order = priority.masked_fill(~is_candidate, -torch.inf).argsort(dim=-1, descending=True, stable=True)
+    order = order.masked_fill(~is_candidate.gather(-1, order), -1)[:, :num_selected]
+    return torch.nn.functional.pad(order, (0, num_selected - order.shape[-1]), value=-1)
 
 
 def select_steps(
@@ -289,11 +299,9 @@ def select_steps(
     if rule == "low_discrepancy":
         return _evenly_spaced(is_candidate, num_selected, noise)
     if rule == "entropy_sampled":
-        return _systematic(inclusion_probability(entropy, is_candidate, num_selected), num_selected, noise)
+        return systematic_steps(inclusion_probability(entropy, is_candidate, num_selected), num_selected, noise)
     priority = step_priority(rule, entropy, torch.arange(num_steps, device=entropy.device), noise)
-    order = priority.masked_fill(~is_candidate, -torch.inf).argsort(dim=-1, descending=True, stable=True)
-    order = order.masked_fill(~is_candidate.gather(-1, order), -1)[:, :num_selected]
-    return torch.nn.functional.pad(order, (0, num_selected - order.shape[-1]), value=-1)
+    return highest_steps(priority, is_candidate, num_selected)
 
 
 def selection_noise(seed: Int[Tensor, "B"], num_steps: int) -> Float[Tensor, "B {num_steps}"]:

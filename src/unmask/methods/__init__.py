@@ -13,6 +13,7 @@ from unmask.methods.espo import ESPO
 from unmask.methods.gdpo import GDPO
 from unmask.methods.just_grpo import JustGRPO
 from unmask.methods.mask_aware import MaskAware
+from unmask.methods.rldf import RLDF
 from unmask.methods.spg import SPG
 from unmask.methods.step_merge import CJGRPO, StepMerge, TraceRL
 from unmask.methods.unigrpo import UniGRPO
@@ -33,6 +34,7 @@ METHODS: dict[str, type[Method]] = {
     "gdpo": GDPO,
     "just_grpo": JustGRPO,
     "mask_aware": MaskAware,
+    "rldf": RLDF,
     "spg": SPG,
     "step_merge": StepMerge,
     "trace_rl": TraceRL,

@@ -26,6 +26,7 @@ from unmask.core.records import LossInputs, LossOutput, Needs, Rollout, Trajecto
 from unmask.functional.advantage import controlled_advantage, fitted_gain, group_advantage
 from unmask.functional.behaviour import LevelOrOff
 from unmask.functional.selection import inverse_inclusion, selected_path_steps
+from unmask.functional.surprisal import surprisal_steps
 from unmask.functional.surrogate import kl_k3
 from unmask.methods.base import RatioMethod
 from unmask.methods.views import step_views
@@ -39,11 +40,24 @@ class EGSPO(RatioMethod):
     num_selected: int = Field(8, ge=1)
     """Number K of denoising steps that get a gradient. The default is that of the released code."""
     step_choice: Literal[
-        "entropy_topk", "entropy_sampled", "uniform", "low_discrepancy", "last_k", "lowest_entropy", "all"
+        "entropy_topk",
+        "entropy_sampled",
+        "surprisal",
+        "surprisal_sampled",
+        "uniform",
+        "low_discrepancy",
+        "last_k",
+        "lowest_entropy",
+        "all",
     ] = "entropy_topk"
     """Rule that selects the K steps. `entropy_sampled` draws them in proportion to entropy and
-    weights them by the inverse probability, which is unbiased. `all` takes every step and ignores
+    weights them by the inverse probability, which is unbiased. `surprisal` draws them without
+    replacement by a softmax of the mean surprisal of their tokens, as RLDF does (arXiv:2605.25638);
+    `surprisal_sampled` does so with inverse weights. `all` takes every step and ignores
     `num_selected`."""
+    choice_temperature: float = Field(1.0, ge=0, allow_inf_nan=False)
+    """Temperature of the softmax by which `surprisal` and `surprisal_sampled` draw steps, in nats.
+    With 0, `surprisal` takes the K steps of largest surprisal."""
     stepwise_weight: float = Field(0.0, ge=0)
     """Weight λ of r - r(x̂_k) relative to the reward r, where x̂_k is the one-step completion of
     the state. 0 is EGSPO, 0.5 is EGSPO-SA."""
@@ -77,24 +91,26 @@ class EGSPO(RatioMethod):
 
     paper: ClassVar[str] = "arXiv:2603.12554"
     summary: ClassVar[str] = "gradients at the K steps of highest entropy"
-    unbiased: ClassVar[str] = "with entropy_sampled or all, and leave_one_out"
+    unbiased: ClassVar[str] = "with entropy_sampled, surprisal_sampled or all, and leave_one_out"
     estimates: ClassVar[str] = (
-        "the policy gradient without the dropped steps; exact with step_choice=all or entropy_sampled and leave_one_out, except "
-        "under order low_confidence"
+        "the policy gradient without the dropped steps; exact with step_choice=all, entropy_sampled or surprisal_sampled and "
+        "leave_one_out, except under order low_confidence"
     )
     cost: ClassVar[str] = "K f+b (+ K f old, K f reference)"
     penalties: ClassVar[tuple[str, ...] | None] = ("beta",)
 
     def needs(self) -> Needs:
         """Require the reference policy if β > 0, and one-step completions if values are used: those
-        of all steps for telescoped credit, otherwise those of the selected steps."""
+        of the selected steps, or of all steps for telescoped credit and for a choice by
+        surprisal."""
         reference: Literal["none", "logprob", "distribution"] = "none"
         if self.beta:
             reference = "distribution" if self.kl == "exact" else "logprob"
         is_telescoped = self.credit == "telescoped"
+        keeps_all = is_telescoped or self.step_choice.startswith("surprisal")
         return Needs(
             greedy=self.stepwise_weight > 0 or self.gain == "fitted" or is_telescoped or self.baseline == "value",
-            selection=("all" if is_telescoped else self.step_choice, self.num_selected),
+            selection=("all" if keeps_all else self.step_choice, self.num_selected),
             reference=reference,
             choice=self.choice_term,
             group=self.baseline in ("group_mean", "leave_one_out"),
@@ -120,12 +136,11 @@ class EGSPO(RatioMethod):
         """Plan one view for each selected step, with weight 1 / (K L / T). This weight gives the
         mean over the K slots, divided by the L / T tokens of a step."""
         path = rollout.trajectory
-        steps = self._steps(path)
+        steps, inverse = self._steps(path)
         # These are constants: dividing by the number of tokens or slots of a path would bias the
         # gradient.
         tokens_per_step = path.tokens.shape[1] / path.num_steps
-        if self.step_choice == "entropy_sampled":
-            inverse = inverse_inclusion(steps, self.num_selected, path.unmask_step, path.entropy, path.num_steps)
+        if inverse is not None:
             return step_views(path, steps, inverse.float() / (path.num_steps * tokens_per_step))
         weight = 1 / (steps.shape[1] * tokens_per_step)
         return step_views(path, steps, torch.full(steps.shape, weight, device=steps.device))
@@ -150,9 +165,11 @@ class EGSPO(RatioMethod):
             after = torch.cat([value[:, 1:], value[:, :1]], dim=1)
             is_last = is_valid & ~torch.cat([is_valid[:, 1:], torch.zeros_like(is_valid[:, :1])], dim=1)
             earned = torch.where(is_last, rollout.reward.unsqueeze(-1), after)
-            steps = self._steps(rollout.trajectory)
+        if self.needs().selection[0] != self.step_choice:
+            steps, _ = self._steps(rollout.trajectory)
             slot = (rollout.trajectory.selected_steps.unsqueeze(1) == steps.unsqueeze(-1)).int().argmax(-1)
-            earned, value, is_valid = earned.gather(1, slot), value.gather(1, slot), steps >= 0
+            earned = earned.gather(1, slot) if earned.dim() == 2 else earned
+            value, is_valid = value.gather(1, slot), steps >= 0
         gain: float | Tensor = self.stepwise_weight / (1 + self.stepwise_weight) if self.credit == "return" else 1.0
         if self.baseline == "value":
             return_of_slot = earned if earned.dim() == 2 else earned.unsqueeze(-1)
@@ -160,7 +177,7 @@ class EGSPO(RatioMethod):
         if self.gain == "fitted":
             gain = fitted_gain(earned, value, is_valid, rollout.group_size)
         # The slot of a sampled step depends on the rest of the path.
-        pool = self.step_choice == "entropy_sampled"
+        pool = self.step_choice in ("entropy_sampled", "surprisal_sampled")
         return controlled_advantage(earned, value, is_valid, members, gain, baseline, pool_slots=pool)
 
     def loss(self, inputs: LossInputs) -> LossOutput:
@@ -177,11 +194,28 @@ class EGSPO(RatioMethod):
             metrics["kl"] = kl.detach()
         return LossOutput(inputs.weight * surrogate, metrics)
 
-    def _steps(self, path: Trajectory) -> Tensor:
-        """Return the steps that are trained, [B, K]."""
+    def _steps(self, path: Trajectory) -> tuple[Tensor, Tensor | None]:
+        """Return the steps that are trained, [B, K], and the inverse of their probabilities, [B,
+        K], if the rule weights by them."""
         is_eos = path.tokens == path.eos_id
+        if self.step_choice.startswith("surprisal"):
+            with_inverse = self.step_choice == "surprisal_sampled"
+            drawn = surprisal_steps(
+                self.num_selected,
+                self.choice_temperature,
+                path.logprob,
+                path.unmask_step,
+                is_eos,
+                path.seed,
+                path.num_steps,
+                with_inverse=with_inverse,
+            )
+            return drawn if with_inverse else (drawn[0], None)
         selection = (self.step_choice, self.num_selected)
-        return selected_path_steps(selection, path.unmask_step, path.entropy, is_eos, path.seed, path.num_steps)
+        steps = selected_path_steps(selection, path.unmask_step, path.entropy, is_eos, path.seed, path.num_steps)
+        if self.step_choice != "entropy_sampled":
+            return steps, None
+        return steps, inverse_inclusion(steps, self.num_selected, path.unmask_step, path.entropy, path.num_steps)
 
     def _kl(self, inputs: LossInputs) -> Tensor:
         if self.kl == "exact":

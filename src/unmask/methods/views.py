@@ -10,6 +10,8 @@ targets. A view that is a state of the path sees what the policy saw.
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 from jaxtyping import Bool, Float, Int, Real
 from torch import Tensor
@@ -104,7 +106,9 @@ def text_views(
     )
 
 
-def step_views(trajectory: Trajectory, steps: Int[Tensor, "B K"], weight: Float[Tensor, "B K"]) -> Views:
+def step_views(
+    trajectory: Trajectory, steps: Int[Tensor, "B K"], weight: Float[Tensor, "B K"], *, clean: bool = False
+) -> Views:
     """Plan one view for each selected denoising step: the state before it, with the tokens that it
     committed as targets.
 
@@ -112,6 +116,8 @@ def step_views(trajectory: Trajectory, steps: Int[Tensor, "B K"], weight: Float[
         trajectory: B completions.
         steps: [B, K] int steps; -1 in an empty slot, which gives no view.
         weight: [B, K] float32 weights.
+        clean: True for more targets: the tokens of the finished text that later steps committed,
+            up to and including the first EOS.
 
     Returns:
         N <= B K views in the order of the rows, and in ascending order of their slots within a row.
@@ -119,7 +125,11 @@ def step_views(trajectory: Trajectory, steps: Int[Tensor, "B K"], weight: Float[
     row, slot = (steps >= 0).nonzero(as_tuple=True)
     step = steps[row, slot].unsqueeze(-1)
     unmask_step = trajectory.unmask_step[row]
-    return Views(row=row, hidden=unmask_step >= step, target=unmask_step == step, weight=weight[row, slot], slot=slot)
+    hidden, committed = unmask_step >= step, unmask_step == step
+    views = Views(row=row, hidden=hidden, target=committed, weight=weight[row, slot], slot=slot)
+    if not clean:
+        return views
+    return replace(views, target=committed | (hidden & scored_tokens(trajectory)[row]), committed=committed)
 
 
 def masked_views(masks: Bool[Tensor, "B M L"], weight: Float[Tensor, "B M"]) -> Views:

@@ -65,6 +65,7 @@ class ScoredViews:
             slot=self.views.slot[index],
             group_size=self.rollout.group_size,
             mean_tokens=self.mean_tokens,
+            committed=None if self.views.committed is None else self.views.committed[index],
             new_choice=new.choice,
             old_choice=old_choice,
         )
