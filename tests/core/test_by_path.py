@@ -373,7 +373,9 @@ def test_an_invalid_path_or_option_is_refused_with_a_remedy(
 
 def test_an_order_gives_a_priority_for_each_position(folder: Path) -> None:
     positions = torch.arange(4).expand(2, 4)
-    proposal = Proposal(torch.zeros(2, 4, 3), torch.zeros(2, 4), positions, torch.zeros(2), 0)
+    proposal = Proposal(
+        torch.zeros(2, 4, 3), torch.zeros(2, 4), positions, torch.zeros(2), torch.zeros(2, 1, dtype=torch.long)
+    )
     assert order_of("my_order.py:outside_in")(proposal)[0].tolist() == [1.5, 0.5, 0.5, 1.5]
     assert order_of("my_order.py:Middle")(proposal)[0].tolist() == [-1.5, -0.5, -0.5, -1.5]
     with raises(ConfigError, "my_order.py:narrow", "shape [2, 1]", "[2, 4]"):

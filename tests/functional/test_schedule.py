@@ -4,6 +4,7 @@ shape."""
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -11,7 +12,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.helpers.shapes import unchecked
-from unmask.functional.schedule import learning_rate_factor, tokens_at_step
+from unmask.functional.schedule import (
+    entropy_bound_count,
+    factor_count,
+    learning_rate_factor,
+    threshold_count,
+    tokens_at_step,
+)
 
 
 def tokens_per_step(masked, num_steps):
@@ -103,3 +110,59 @@ def test_the_learning_rate_rises_to_the_peak_and_never_rises_again(kind, num_ste
 def test_values_out_of_range_are_refused(arguments, message):
     with pytest.raises(ValueError, match=message):
         unchecked(learning_rate_factor)(*arguments)
+
+
+# Adaptive counts
+
+
+def counts_by_hand(values: list[float], num_masked: int, is_within: Callable[[list[float]], bool]) -> int:
+    """Return the length of the longest prefix of masked positions all of whose prefixes satisfy a bound."""
+    count = 0
+    while count < num_masked and is_within(values[: count + 1]):
+        count += 1
+    return count
+
+
+RULES = {
+    threshold_count: lambda bound: lambda first: first[-1] >= bound,
+    factor_count: lambda bound: lambda first: (len(first) + 1) * (1 - first[-1]) < bound,
+    entropy_bound_count: lambda bound: lambda first: sum(first) - max(first) <= bound,
+}
+
+
+@pytest.mark.parametrize("rule", RULES)
+@settings(max_examples=60, deadline=None)
+@given(
+    values=st.lists(st.integers(0, 64).map(lambda n: n / 64), min_size=1, max_size=6),
+    bound=st.integers(0, 128).map(lambda n: n / 64),
+    data=st.data(),
+)
+def test_an_adaptive_count_is_the_longest_prefix_within_its_bound(
+    rule: Callable[..., torch.Tensor], values: list[float], bound: float, data: st.DataObject
+) -> None:
+    # Sixty-fourths are exact in float32, so equality with the bound is decided alike.
+    num_masked = data.draw(st.integers(0, len(values)))
+    rows = torch.tensor([values, values[::-1]])
+    counts = rule(rows, torch.tensor([num_masked, len(values)]), bound)
+    expected = [
+        counts_by_hand(values, num_masked, RULES[rule](bound)),
+        counts_by_hand(values[::-1], len(values), RULES[rule](bound)),
+    ]
+    assert counts.tolist() == expected
+
+
+def test_the_factor_rule_asks_more_of_the_last_position_the_more_positions_there_are() -> None:
+    # With f = 1, three positions of probability 0.7 are too uncertain, and three of 0.8 are not.
+    for probability, count in ((0.7, 2), (0.8, 3)):
+        confidence = torch.full((1, 3), probability)
+        assert factor_count(confidence, torch.tensor([3]), 1.0).tolist() == [count]
+
+
+def test_a_budget_of_zero_admits_one_uncertain_position() -> None:
+    entropy = torch.tensor([[0.0, 0.0, 0.5, 0.6]])
+    assert entropy_bound_count(entropy, torch.tensor([4]), 0.0).tolist() == [3]
+
+
+def test_shares_may_have_another_number_of_steps_left_in_each_row() -> None:
+    shares = tokens_at_step(torch.tensor([8, 5, 0]), torch.tensor([3, 1, 2]))
+    assert shares.tolist() == [3, 5, 0]

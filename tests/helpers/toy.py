@@ -54,13 +54,23 @@ class Toy:
     """A tabular denoiser with its sampler's settings, and everything that can be enumerated of it."""
 
     def __init__(
-        self, denoiser, num_steps=3, order="random", temperature=TEMPERATURE, top_k=0, eos=False, order_temperature=0.5
+        self,
+        denoiser,
+        num_steps=3,
+        order="random",
+        temperature=TEMPERATURE,
+        top_k=0,
+        eos=False,
+        order_temperature=0.5,
+        schedule="fixed",
     ):
         self.denoiser, self.num_steps, self.order = denoiser, num_steps, order
         self.order_temperature = order_temperature
         self.temperature, self.top_k, self.eos = temperature, top_k, eos
         self.V, self.L = denoiser.num_tokens, denoiser.length
-        self.schedule = [self.L // num_steps + (k < self.L % num_steps) for k in range(num_steps)]
+        self.counts = [self.L // num_steps + (k < self.L % num_steps) for k in range(num_steps)]
+        self.schedule, (self.rule, _, bound) = schedule, schedule.partition("=")
+        self.bound = float(bound or 0)
         generator = torch.Generator().manual_seed(7)
         self.reward_table = torch.rand((self.V,) * self.L, generator=generator, dtype=torch.float64)
 
@@ -85,14 +95,50 @@ class Toy:
         if self.order == "plackett_luce":
             # Every ordered draw; its probability depends on θ and is counted in `probability`.
             return [(chosen, 1.0) for chosen in itertools.permutations(hidden, count)]
+        return [(tuple(sorted(self.ranked(tokens, hidden)[:count])), 1.0)]
+
+    def ranked(self, tokens, hidden):
+        """The masked positions in the order in which they would be committed, under an order of the state alone."""
         p = self.logprobs(1.0)[self.index(tokens)].detach().exp()
         if self.order == "entropy":
             score = (p * p.log()).sum(-1)
+        elif self.order == "max_probability":
+            score = p.max(-1).values
         else:
             likeliest = p.sort(-1, descending=True).values
             score = likeliest[:, 0] - likeliest[:, 1]
-        ranked = sorted(hidden, key=lambda i: -float(score[i]))
-        return [(tuple(sorted(ranked[:count])), 1.0)]
+        return sorted(hidden, key=lambda i: -float(score[i]))
+
+    def adaptive_positions(self, tokens, hidden, step) -> list[tuple[tuple[int, ...], float]]:
+        """Sets of positions that an adaptive schedule may commit, with their probabilities."""
+        if self.order == "random":
+            rankings = list(itertools.permutations(hidden))
+        else:
+            rankings = [tuple(hidden) if self.order == "left_to_right" else tuple(self.ranked(tokens, hidden))]
+        p = self.logprobs(1.0)[self.index(tokens)].detach().exp()
+        sets: dict[tuple[int, ...], float] = {}
+        for ranking in rankings:
+            entropies = [-float((p[i] * p[i].log()).sum()) for i in ranking]
+            count = self.adaptive_count([float(p[i].max()) for i in ranking], entropies, step)
+            chosen = tuple(sorted(ranking[:count]))
+            sets[chosen] = sets.get(chosen, 0.0) + 1 / len(rankings)
+        return list(sets.items())
+
+    def adaptive_count(self, confidence, entropies, step) -> int:
+        """How many of the ranked positions an adaptive schedule commits, by its definition."""
+        least = math.ceil(len(confidence) / (self.num_steps - step))
+        fits = 0
+        for m in range(1, len(confidence) + 1):
+            first = entropies[:m]
+            is_within = {
+                "threshold": confidence[m - 1] >= self.bound,
+                "factor": (m + 1) * (1 - confidence[m - 1]) < self.bound,
+                "entropy_bound": sum(first) - max(first) <= self.bound,
+            }[self.rule]
+            if not is_within:
+                break
+            fits = m
+        return max(least, fits)
 
     def paths(self) -> list[Path]:
         return list(self._extend(Path((self.V,) * self.L, (self.num_steps,) * self.L), 0))
@@ -108,7 +154,11 @@ class Toy:
         else:
             moves = (
                 (tuple((step, state, i, token) for i, token in zip(chosen, drawn, strict=True)), probability, ())
-                for chosen, probability in self.positions(path.tokens, hidden, self.schedule[step])
+                for chosen, probability in (
+                    self.positions(path.tokens, hidden, self.counts[step])
+                    if self.schedule == "fixed"
+                    else self.adaptive_positions(path.tokens, hidden, step)
+                )
                 for drawn in itertools.product(range(self.V), repeat=len(chosen))
             )
         for draws, probability, others in moves:
@@ -137,7 +187,13 @@ class Toy:
         for drawn in itertools.product(range(self.V), repeat=len(hidden)):
             proposed = sorted(zip(hidden, drawn, strict=True), key=lambda move: -confidence[move[0]][move[1]])
             moves = [(step, state, i, token) for i, token in proposed]
-            count = self.schedule[step]
+            count = self.counts[step]
+            if self.schedule != "fixed":
+                table = self.logprobs(1.0)[state].detach()
+                entropies = [-float((table[i].exp() * table[i]).sum()) for _, _, i, _ in moves]
+                count = self.adaptive_count(
+                    [math.exp(confidence[i][token]) for _, _, i, token in moves], entropies, step
+                )
             yield tuple(moves[:count]), 1.0, tuple(moves[count:])
 
     def _is_settled(self, tokens):
@@ -219,6 +275,7 @@ class Toy:
                 order_temperature=self.order_temperature,
                 temperature=self.temperature,
                 top_k=self.top_k,
+                schedule=self.schedule,
             ),
             mask_id=self.denoiser.mask_id,
             eos_id=self.denoiser.eos_id,

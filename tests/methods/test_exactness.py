@@ -17,6 +17,7 @@ from accelerate import Accelerator
 from scipy.stats import chisquare
 
 from tests.helpers.toy import TEMPERATURE, Toy, distance, expected_gradient, merged, pinned
+from tests.helpers.toy_samples import sampled_counts, seeds_by_ranking
 from unmask.core.config import OptimConfig, SamplerConfig
 from unmask.core.records import Rollout
 from unmask.functional import selection
@@ -24,7 +25,6 @@ from unmask.functional.advantage import fitted_gain
 from unmask.functional.selection import inclusion_probability, selection_noise
 from unmask.methods.egspo import EGSPO
 from unmask.recipes.schema import TrainRecipe
-from unmask.sampling import denoise
 from unmask.tasks.sudoku import Sudoku
 from unmask.trainer.learn import Learner
 from unmask.trainer.metrics import Tally
@@ -77,26 +77,6 @@ def test_paths_of_every_order_have_total_probability_one(toy, options, count):
 
 
 # The sampler draws from the enumerated distribution
-
-
-def sampled_counts(small, num_rows, paths):
-    """Return how often the real sampler takes each path."""
-    sampler = SamplerConfig(
-        max_completion_length=small.L,
-        num_steps=small.num_steps,
-        order=small.order,
-        order_temperature=small.order_temperature,
-        temperature=small.temperature,
-        top_k=small.top_k,
-    )
-    prompt = torch.zeros(num_rows, 1, dtype=torch.long)
-    path = denoise(small.denoiser, prompt, torch.ones_like(prompt, dtype=torch.bool), sampler, torch.arange(num_rows))
-    places = torch.zeros_like(path.tokens) if path.choice_rank is None else path.choice_rank
-    seen = torch.cat([path.tokens, path.unmask_step, places], dim=1)
-    wanted = torch.tensor([p.seen for p in paths])
-    column = {tuple(row): i for i, row in enumerate(wanted.tolist())}
-    index = torch.tensor([column[tuple(row)] for row in seen.tolist()])
-    return torch.bincount(index, minlength=len(paths)), path, index
 
 
 @pytest.mark.parametrize(
@@ -289,16 +269,6 @@ def test_the_bias_of_selecting_k_steps_is_that_of_the_dropped_steps(toy, rule, n
     # It is biased at any scale: even its direction differs from that of the gradient.
     aligned = gradient * (estimate * gradient).sum() / gradient.square().sum()
     assert distance(estimate, aligned) > 0.2
-
-
-def seeds_by_ranking(num_steps):
-    """Return one seed for each ranking of the steps by their selection noise; all rankings are
-    equally likely."""
-    seeds = torch.arange(1000)
-    ranking = selection_noise(seeds, num_steps).argsort(-1, descending=True)
-    found = {tuple(row): seed for seed, row in zip(seeds.tolist(), ranking.tolist(), strict=True)}
-    assert len(found) == math.factorial(num_steps)
-    return list(found.values())
 
 
 @pytest.mark.slow

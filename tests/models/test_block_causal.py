@@ -185,6 +185,8 @@ SETTINGS = {
     "guided": {"guidance": 0.5},
     "small blocks": {"block_length": 2, "num_steps": 6},
     "one a step": {"num_steps": 12, "order": "plackett_luce"},
+    "adaptive": {"num_steps": 12, "order": "max_probability", "schedule": "threshold=0.3"},
+    "adaptive, small blocks": {"block_length": 2, "num_steps": 12, "schedule": "entropy_bound=2"},
 }
 
 

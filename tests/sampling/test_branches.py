@@ -160,7 +160,9 @@ def test_the_running_selection_holds_the_steps_that_are_finally_selected(rule, d
         index = (kind[:, k] > 0).nonzero().squeeze(-1)
         tokens = (100 * index + k)[:, None, None].expand(-1, 2, 4)
         if len(index):
-            buffer.push(index, k, entropy[index, k], noise[index, k], tokens, kind[index, k] == 1)
+            buffer.push(
+                index, torch.full_like(index, k), entropy[index, k], noise[index, k], tokens, kind[index, k] == 1
+            )
 
     unmask_step = torch.where(kind > 0, torch.arange(steps), -1)
     is_candidate = candidate_steps(unmask_step, kind == 1, steps)
@@ -181,7 +183,7 @@ def test_a_step_that_is_not_in_the_buffer_is_an_error():
     buffer = OneStepBuffer("entropy_topk", 1, (1, L), 4, torch.device("cpu"))
     row, tokens = torch.zeros(1, dtype=torch.long), torch.zeros(1, 1, L, dtype=torch.long)
     for k, entropy in enumerate([0.5, 1.0]):
-        buffer.push(row, k, torch.tensor([entropy]), torch.zeros(1).double(), tokens, torch.tensor([False]))
+        buffer.push(row, row + k, torch.tensor([entropy]), torch.zeros(1).double(), tokens, torch.tensor([False]))
     with pytest.raises(ValueError, match="same rule and K"):
         buffer.finish(torch.tensor([[0]]))
 

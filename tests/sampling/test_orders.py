@@ -22,7 +22,9 @@ def proposal(probabilities, tokens, positions=None, seed=0, step=0):
     p = torch.tensor([probabilities])
     logits = torch.cat([torch.full((*p.shape[:-1], 1), -INF), p.log() + 3.0], dim=-1)
     positions = torch.arange(p.shape[1]) if positions is None else torch.tensor(positions)
-    return Proposal(logits, torch.tensor([tokens]), positions.unsqueeze(0), torch.tensor([seed]), step)
+    return Proposal(
+        logits, torch.tensor([tokens]), positions.unsqueeze(0), torch.tensor([seed]), torch.tensor([[step]])
+    )
 
 
 P = [[0.6, 0.3, 0.1], [0.5, 0.5, 0.0], [0.55, 0.25, 0.2], [0.4, 0.2, 0.4]]
@@ -44,6 +46,12 @@ def test_entropy_gives_the_most_certain_position_the_highest_priority():
         priority = ORDERS["entropy"](proposal(P, tokens))
         expected = -torch.distributions.Categorical(probs=torch.tensor(P)).entropy()
         torch.testing.assert_close(priority, expected.unsqueeze(0))
+
+
+def test_max_probability_ranks_by_the_most_likely_token_whatever_was_drawn():
+    for tokens in ([3, 1, 2, 1], [1, 1, 1, 1]):
+        priority = ORDERS["max_probability"](proposal(P, tokens))
+        torch.testing.assert_close(priority.exp(), torch.tensor([[0.6, 0.5, 0.55, 0.4]]))
 
 
 def test_left_to_right_gives_earlier_positions_higher_priority():

@@ -23,11 +23,11 @@ def outputs_of(monkeypatch, chunk, **options):
     positions = torch.stack([torch.randperm(16, generator=generator)[:COLUMNS] for _ in range(ROWS)])
     sampler = SamplerConfig(max_completion_length=16, **options)
     proposer = Proposer(sampler, 1.0, with_likeliest=True, branches=Branches(3, "all"))
-    seed = torch.arange(ROWS)
-    outputs = proposer.propose(logits, seed, 4, positions)
+    seed, step = torch.arange(ROWS), torch.full((ROWS, 1), 4)
+    outputs = proposer.propose(logits, seed, step, positions)
     values = {f.name: getattr(outputs, f.name) for f in fields(outputs)}
     values["entropy"] = proposer.entropy(logits.flatten(0, 1))
-    values["later"], values["later_draws"] = proposer.complete(logits, seed, 4, positions)
+    values["later"], values["later_draws"] = proposer.complete(logits, seed, step, positions)
     return {name: value for name, value in values.items() if value is not None}
 
 

@@ -17,8 +17,9 @@ from pydantic.fields import FieldInfo
 
 from unmask.core.by_path import is_path, load_callable, load_object, path_of
 from unmask.core.errors import ConfigError, unknown_name
+from unmask.core.schedules import Schedule
 
-ORDER_NAMES = ("entropy", "left_to_right", "low_confidence", "margin", "plackett_luce", "random")
+ORDER_NAMES = ("entropy", "left_to_right", "low_confidence", "margin", "max_probability", "plackett_luce", "random")
 """Names in `unmask.sampling.ORDERS`, repeated here because settings are checked without importing
 torch."""
 
@@ -140,14 +141,21 @@ class SamplerConfig(Config):
     """Number of completion positions, L."""
     num_steps: int | None = Field(None, ge=1)
     """Number of denoising steps, T. The default is L / 2, which commits two tokens per step as in
-    arXiv:2603.12554."""
+    arXiv:2603.12554. Under an adaptive `schedule` it is an upper limit, whose default is L."""
+    schedule: str = "fixed"
+    """Rule for the number of positions that a step commits, in the order of `order`. `fixed` shares
+    the positions of a block evenly over its steps. The others are adaptive: `threshold=0.9` commits
+    positions while their probability is at least 0.9, `factor=1` while (n + 1)(1 - p_n) < 1 for the
+    n-th (arXiv:2505.22618), and `entropy_bound=0.3` while the sum of their entropies exceeds the
+    largest by at most 0.3 nats (arXiv:2505.24857). A step commits at least one position, and as
+    many as the limit `num_steps` requires."""
     block_length: int | None = Field(None, ge=1)
     """Number of positions in a semi-autoregressive block. This number must divide L, and the number
     of blocks must divide T. The default is L, a single block."""
     order: str = "low_confidence"
     """Remasking strategy, which decides the positions that a step commits: entropy, left_to_right,
-    low_confidence, margin, plackett_luce or random, or the path of a function, as in
-    my_order.py:mine."""
+    low_confidence, margin, max_probability, plackett_luce or random, or the path of a function, as
+    in my_order.py:mine."""
     order_temperature: float = Field(0.5, gt=0)
     """Temperature τ of the order `plackett_luce`, which draws positions in proportion to
     exp(confidence / τ); the default is that of arXiv:2607.15200."""
@@ -173,8 +181,14 @@ class SamplerConfig(Config):
 
     @property
     def steps(self) -> int:
-        """Number of denoising steps T, with the default filled in."""
-        return self.num_steps or max(1, self.max_completion_length // 2)
+        """Number of denoising steps T, with the default filled in; an upper limit under an adaptive
+        schedule."""
+        return self.num_steps or max(1, self.max_completion_length // (1 if self.is_adaptive else 2))
+
+    @property
+    def is_adaptive(self) -> bool:
+        """True if the number of steps depends on the predictions, and so differs between rows."""
+        return Schedule.parse(self.schedule).is_adaptive
 
     @property
     def block(self) -> int:
@@ -183,7 +197,8 @@ class SamplerConfig(Config):
 
     @property
     def steps_per_block(self) -> int:
-        """Number of denoising steps in a block."""
+        """Number of denoising steps in a block; under an adaptive schedule the block's share of the
+        upper limit."""
         return self.steps * self.block // self.max_completion_length
 
     @property
@@ -204,6 +219,21 @@ class SamplerConfig(Config):
                 f"{unknown_name('order', order, ORDER_NAMES)} Or give the path of a function, as in my_order.py:mine."
             )
         return order
+
+    @field_validator("schedule")
+    @classmethod
+    def _check_schedule(cls, schedule: str) -> str:
+        return str(Schedule.parse(schedule))
+
+    @model_validator(mode="after")
+    def _check_order_of_schedule(self) -> SamplerConfig:
+        if self.is_adaptive and self.order == "plackett_luce":
+            raise ValueError(
+                f"schedule = {self.schedule} does not fit order = plackett_luce: where it stops drawing positions depends on "
+                "the first one that it leaves out, so the probability of the choice is unknown. "
+                "Set order to max_probability, or schedule to fixed."
+            )
+        return self
 
     @model_validator(mode="after")
     def _check_tiling(self) -> SamplerConfig:

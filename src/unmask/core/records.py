@@ -79,8 +79,24 @@ class Trajectory:
 
     @property
     def num_steps(self) -> int:
-        """Number of denoising steps T of the sampler."""
+        """Number of denoising steps T of the sampler; an upper limit under an adaptive schedule."""
         return self.sampler.steps
+
+    @property
+    def steps_taken(self) -> Int[Tensor, "B"]:
+        """Number of steps of each row that committed a token, [B] int64. This is the number of states
+        that the policy saw, and so of its forward passes, of which guidance makes two for a state."""
+        step = torch.where(self.unmask_step < 0, self.num_steps, self.unmask_step).long()
+        is_taken = torch.zeros(len(self), self.num_steps + 1, dtype=torch.bool, device=step.device)
+        return is_taken.scatter(1, step, True)[:, :-1].sum(-1)
+
+    @property
+    def horizon(self) -> Int[Tensor, "B"]:
+        """Number of steps of each row's schedule, [B] int64: T under the fixed schedule, also if a
+        row ends early, and the number of steps that the row took under an adaptive one."""
+        if self.sampler.is_adaptive:
+            return self.steps_taken
+        return torch.full_like(self.seed, self.num_steps)
 
     def state_before(self, step: Int[Tensor, "B"] | int) -> Int[Tensor, "B L"]:
         """Return the completion as the policy saw it at a step, [B, L] int64; step 0 is the

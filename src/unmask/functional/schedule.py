@@ -1,15 +1,17 @@
-"""Number of tokens that each denoising step commits, and learning rate of each training step."""
+"""Number of tokens that each denoising step commits, evenly shared or adapted to the predictions, and
+learning rate of each training step."""
 
 from __future__ import annotations
 
 import math
 from typing import Literal
 
-from jaxtyping import Int
+import torch
+from jaxtyping import Float, Int
 from torch import Tensor
 
 
-def tokens_at_step(num_masked: Int[Tensor, "B"], steps_left: int) -> Int[Tensor, "B"]:
+def tokens_at_step(num_masked: Int[Tensor, "B"], steps_left: Int[Tensor, "B"] | int) -> Int[Tensor, "B"]:
     """Compute the number of positions that a denoising step commits.
 
     The masked positions are shared evenly over the remaining steps, larger shares first: ⌈n / s⌉.
@@ -19,7 +21,8 @@ def tokens_at_step(num_masked: Int[Tensor, "B"], steps_left: int) -> Int[Tensor,
 
     Args:
         num_masked: [B] int64 >= 0, number n of masked positions of each row.
-        steps_left: number s >= 1 of remaining steps, this one included.
+        steps_left: number s >= 1 of remaining steps, this one included; [B] int64 if it differs
+            between rows.
 
     Returns:
         [B] int64.
@@ -32,9 +35,89 @@ def tokens_at_step(num_masked: Int[Tensor, "B"], steps_left: int) -> Int[Tensor,
         >>> tokens_at_step(torch.tensor([8, 5, 0]), steps_left=3)
         tensor([3, 2, 0])
     """
-    if steps_left < 1:
+    if isinstance(steps_left, int) and steps_left < 1:
         raise ValueError(f"tokens_at_step: steps_left must be at least 1; got {steps_left}")
     return -(-num_masked.long() // steps_left)
+
+
+def threshold_count(
+    confidence: Float[Tensor, "B n"], num_masked: Int[Tensor, "B"], threshold: float
+) -> Int[Tensor, "B"]:
+    """Compute how many of the ranked positions have a confidence that reaches a threshold, up to
+    the first that does not: the largest m with c_1, ..., c_m ≥ τ.
+
+    With positions in falling order of confidence these are all positions that reach the threshold
+    (Fast-dLLM, arXiv:2505.22618).
+
+    Args:
+        confidence: [B, n] probabilities c of the positions, in the order in which they would be
+            committed.
+        num_masked: [B] int64, number of masked positions of each row, which come first.
+        threshold: lower bound τ of the confidence.
+
+    Returns:
+        [B] int64 counts, which may be 0.
+
+    Example:
+        >>> threshold_count(torch.tensor([[0.99, 0.95, 0.5, 0.95]]), torch.tensor([4]), 0.9)
+        tensor([2])
+    """
+    return _prefix(confidence >= threshold, num_masked)
+
+
+def factor_count(confidence: Float[Tensor, "B n"], num_masked: Int[Tensor, "B"], factor: float) -> Int[Tensor, "B"]:
+    """Compute how many of the ranked positions the factor rule commits: the largest m with
+    (j + 1)(1 - c_j) < f for all j ≤ m.
+
+    The more positions a step commits, the surer the last of them has to be. If (m + 1)(1 - c_m) ≤ 1,
+    the most likely tokens of the m positions are also the most likely sequence (Fast-dLLM,
+    arXiv:2505.22618, theorem 1 and section 3.3).
+
+    Args:
+        confidence: [B, n] probabilities c of the positions; see `threshold_count`.
+        num_masked: [B] int64, number of masked positions; see `threshold_count`.
+        factor: factor f > 0.
+
+    Returns:
+        [B] int64 counts, which may be 0.
+
+    Example:
+        >>> factor_count(torch.tensor([[0.9, 0.8, 0.7, 0.6]]), torch.tensor([4]), 1.0)
+        tensor([2])
+    """
+    size = torch.arange(1, confidence.shape[-1] + 1, device=confidence.device)
+    return _prefix((size + 1) * (1 - confidence) < factor, num_masked)
+
+
+def entropy_bound_count(entropy: Float[Tensor, "B n"], num_masked: Int[Tensor, "B"], budget: float) -> Int[Tensor, "B"]:
+    """Compute how many of the ranked positions fit into a budget of entropy: the largest m with
+    Σ_{j≤m} H_j - max_{j≤m} H_j ≤ γ.
+
+    The left side bounds the mutual information of the m tokens, which a step neglects because it
+    draws them independently (EB-Sampler, arXiv:2505.24857). It is 0 for a single position, so the
+    count is at least 1.
+
+    Args:
+        entropy: [B, n] nats, entropies H of the positions in the order in which they would be
+            committed.
+        num_masked: [B] int64, number of masked positions; see `threshold_count`.
+        budget: budget γ >= 0 in nats.
+
+    Returns:
+        [B] int64 counts.
+
+    Example:
+        >>> entropy_bound_count(torch.tensor([[0.1, 0.2, 0.3, 1.0]]), torch.tensor([4]), 0.35)
+        tensor([3])
+    """
+    neglected = entropy.cumsum(dim=-1) - entropy.cummax(dim=-1).values
+    return _prefix(neglected <= budget, num_masked)
+
+
+def _prefix(is_within: Tensor, num_masked: Tensor) -> Tensor:
+    """Return the number of masked positions before the first that is not within its bound, [B]."""
+    is_masked = torch.arange(is_within.shape[-1], device=is_within.device) < num_masked.unsqueeze(-1)
+    return (is_within & is_masked).long().cumprod(dim=-1).sum(dim=-1)
 
 
 def learning_rate_factor(

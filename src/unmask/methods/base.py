@@ -43,8 +43,8 @@ class Method(Named, ABC):
     unbiased: ClassVar[str] = NOT_STATED
     """`yes` if the on-policy gradient is an unbiased estimate of the policy gradient up to a
     factor, `no` if it is not, or the settings under which it is unbiased. The statement holds for
-    the orders `random`, `left_to_right`, `entropy` and `margin`, and for `plackett_luce` if the
-    method includes its position choice."""
+    the orders `random`, `left_to_right`, `entropy`, `margin` and `max_probability`, under any
+    schedule, and for `plackett_luce` if the method includes its position choice."""
     estimates: ClassVar[str] = NOT_STATED
     """Quantity that the gradient estimates, and how exact the estimate is."""
     sampler: ClassVar[str] = ""

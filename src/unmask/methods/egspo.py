@@ -29,7 +29,7 @@ from unmask.functional.selection import inverse_inclusion, selected_path_steps
 from unmask.functional.surprisal import surprisal_steps
 from unmask.functional.surrogate import kl_k3
 from unmask.methods.base import RatioMethod
-from unmask.methods.views import step_views
+from unmask.methods.views import step_views, step_weight
 
 
 class EGSPO(RatioMethod):
@@ -133,17 +133,13 @@ class EGSPO(RatioMethod):
         return ("step", "sequence")
 
     def plan(self, rollout: Rollout, generator: torch.Generator) -> Views:
-        """Plan one view for each selected step, with weight 1 / (K L / T). This weight gives the
-        mean over the K slots, divided by the L / T tokens of a step."""
+        """Plan one view for each selected step, with weight 1 / (K L / T), see `step_weight`, or
+        1 / (π_k L) if the step was sampled with probability π_k."""
         path = rollout.trajectory
         steps, inverse = self._steps(path)
-        # These are constants: dividing by the number of tokens or slots of a path would bias the
-        # gradient.
-        tokens_per_step = path.tokens.shape[1] / path.num_steps
         if inverse is not None:
-            return step_views(path, steps, inverse.float() / (path.num_steps * tokens_per_step))
-        weight = 1 / (steps.shape[1] * tokens_per_step)
-        return step_views(path, steps, torch.full(steps.shape, weight, device=steps.device))
+            return step_views(path, steps, inverse.float() / path.tokens.shape[1])
+        return step_views(path, steps, step_weight(path, steps.shape[1]))
 
     def advantage(self, rollout: Rollout) -> Float[Tensor, "B *K"]:
         """Return A_k = (R_k - R̄_k) - c (r(x̂_k) - mean), where the mean is that of the slot over

@@ -26,7 +26,7 @@ from unmask.core.records import Branches, LossInputs, LossOutput, Needs, Rollout
 from unmask.functional.advantage import counterfactual_advantage, fitted_gain, group_advantage
 from unmask.functional.behaviour import LevelOrOff
 from unmask.methods.base import RatioMethod
-from unmask.methods.views import step_views
+from unmask.methods.views import step_views, step_weight
 
 
 class EGSPOCA(RatioMethod):
@@ -111,9 +111,7 @@ class EGSPOCA(RatioMethod):
         slots = self._slots(rollout)
         kept = path.selected_steps
         steps = kept.gather(1, slots.clamp(min=0)).masked_fill(slots < 0, -1)
-        tokens_per_step = path.tokens.shape[1] / path.num_steps
-        weight = 1 / (steps.shape[1] * tokens_per_step)
-        views = step_views(path, steps, torch.full(steps.shape, weight, device=steps.device))
+        views = step_views(path, steps, step_weight(path, steps.shape[1]))
         slot = slots[views.row, views.slot]
         target = views.hidden if self.scope == "all" else views.target
         return Views(views.row, views.hidden, target, views.weight, slot, tokens=path.branch_tokens[views.row, slot])

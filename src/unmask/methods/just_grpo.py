@@ -52,10 +52,12 @@ class JustGRPO(RatioMethod):
         length = sampler.max_completion_length
         order = "sampler.order = left_to_right" if sampler.order != "left_to_right" else ""
         steps = f"sampler.num_steps = {length}" if sampler.steps != length else ""
-        if order or steps:
+        schedule = "sampler.schedule = fixed" if sampler.is_adaptive else ""
+        if order or steps or schedule:
             raise ConfigError(
-                f"just_grpo needs rollouts from left to right, one token per step; got sampler.order = {sampler.order} and "
-                f"{sampler.steps} steps for {length} positions. Set {' and '.join(filter(None, (order, steps)))}."
+                f"just_grpo needs rollouts from left to right, one token per step; got sampler.order = {sampler.order}, "
+                f"sampler.schedule = {sampler.schedule} and {sampler.steps} steps for {length} positions. "
+                f"Set {' and '.join(filter(None, (order, steps, schedule)))}."
             )
 
     def behaviour_levels(self, sampler: SamplerConfig) -> tuple[LevelOrOff, ...]:

@@ -132,6 +132,30 @@ def step_views(
     return replace(views, target=committed | (hidden & scored_tokens(trajectory)[row]), committed=committed)
 
 
+def step_weight(trajectory: Trajectory, num_slots: int) -> Float[Tensor, "B {num_slots}"]:
+    """Return the weight of each of K selected steps, with which their sum estimates the sum over all
+    steps of a completion, divided by its length.
+
+    Under the fixed schedule the weight is T / (K L), the mean over the K slots divided by the L / T
+    tokens of a step. It is a constant: dividing by the number of tokens or slots of a path would
+    bias the gradient. Under an adaptive schedule, completions differ in their number of steps n. The
+    weight is n / (min(K, n) L), which keeps a uniform choice among the n steps unbiased.
+
+    Args:
+        trajectory: B completions.
+        num_slots: number of slots K >= 1.
+
+    Returns:
+        [B, K] float32.
+    """
+    length, num_steps = trajectory.tokens.shape[1], trajectory.num_steps
+    shape = len(trajectory), num_slots
+    if not trajectory.sampler.is_adaptive:
+        return torch.full(shape, 1 / (num_slots * (length / num_steps)), device=trajectory.tokens.device)
+    taken = trajectory.steps_taken
+    return (taken / (taken.clamp(1, num_slots) * length)).unsqueeze(-1).expand(shape)
+
+
 def masked_views(masks: Bool[Tensor, "B M L"], weight: Float[Tensor, "B M"]) -> Views:
     """Plan one view for each non-empty set of masked positions, whose tokens are the targets.
 
@@ -161,10 +185,11 @@ def segment_views(
     that it committed as targets.
 
     Segment s consists of the steps k with floor(k num_segments / T) = s, so that the segments are
-    as equal in size as possible (StepMerge of d2, arXiv:2509.21474). The tokens of the later steps
-    of a segment are evaluated in a state from which they were not drawn. With num_segments = T
-    every step is a segment. A segment may cover several blocks of a block-causal model. The tokens of
-    each are then evaluated after the finished earlier blocks, as in TraceRL (arXiv:2509.06949).
+    as equal in size as possible (StepMerge of d2, arXiv:2509.21474). Under an adaptive schedule, T
+    is the number of steps that the completion took. The tokens of the later steps of a segment are
+    evaluated in a state from which they were not drawn. With num_segments >= T every step is a
+    segment. A segment may cover several blocks of a block-causal model. The tokens of each are then
+    evaluated after the finished earlier blocks, as in TraceRL (arXiv:2509.06949).
 
     Args:
         trajectory: B completions.
@@ -178,7 +203,8 @@ def segment_views(
     """
     row, slot = (segments >= 0).nonzero(as_tuple=True)
     segment, when = segments[row, slot].unsqueeze(-1), trajectory.unmask_step[row]
-    first, after = (-(-s * trajectory.num_steps // num_segments) for s in (segment, segment + 1))
+    horizon = trajectory.horizon[row].unsqueeze(-1)
+    first, after = (-(-s * horizon // num_segments) for s in (segment, segment + 1))
     target = (when >= first) & (when < after)
     views = Views(
         row=row,

@@ -18,22 +18,21 @@ from unmask.functional.noise import BRANCH_STREAM, counter_uniform
 from unmask.functional.selection import PRIORITY_RULES, step_priority
 
 
-def draw_branches(branches: Branches, logits: Tensor, seed: Tensor, step: int | Tensor, positions: Tensor) -> Tensor:
+def draw_branches(branches: Branches, logits: Tensor, seed: Tensor, step: Tensor, positions: Tensor) -> Tensor:
     """Draw branch tokens from the sampling distribution.
 
     Args:
         branches: settings of the branches.
         logits: [b, n, V] logits of the sampling distribution, at its temperature and support.
         seed: [b] int64 seeds of the rows.
-        step: denoising step k, or [b, 1] int64 steps.
+        step: [b, 1] int64 denoising steps k of the rows.
         positions: [b, n] int64 positions in the completion.
 
     Returns:
         [b, n, num + 1] int64 tokens. The last draw is the sample that all branches share under
         `finish: sampled`.
     """
-    of_row = step.unsqueeze(-1) if isinstance(step, Tensor) else step
-    keys = (seed[:, None, None], BRANCH_STREAM, of_row, positions.unsqueeze(-1))
+    keys = (seed[:, None, None], BRANCH_STREAM, step.unsqueeze(-1), positions.unsqueeze(-1))
     return sample_tokens(logits, counter_uniform(*keys, torch.arange(branches.num + 1, device=seed.device)))
 
 
@@ -99,12 +98,14 @@ class OneStepBuffer:
         num_waiting = self.capacity if rule in PRIORITY_RULES else 0
         self._waiting = _Buffer.empty(rows, num_waiting, (num_completions, length), device)
 
-    def push(self, rows: Tensor, step: int, entropy: Tensor, noise: Tensor, branches: Tensor, only_eos: Tensor) -> None:
-        """Offer the completions of one step.
+    def push(
+        self, rows: Tensor, step: Tensor, entropy: Tensor, noise: Tensor, branches: Tensor, only_eos: Tensor
+    ) -> None:
+        """Offer the completions of one step of each row.
 
         Args:
             rows: [b] int64 rows that committed a token.
-            step: denoising step k.
+            step: [b] int64 denoising steps k.
             entropy: [b] float joint entropy H_k.
             noise: [b] float64 selection noise of the rows at this step.
             branches: [b, 1 + M, L] int64 completions of the state before the step.
@@ -115,7 +116,7 @@ class OneStepBuffer:
             return
         offered = _Buffer(
             step_priority(self.rule, entropy, step, noise).double().unsqueeze(1),
-            torch.full((len(rows), 1), step, device=rows.device),
+            step.unsqueeze(1),
             branches.int().unsqueeze(1),
         )
         # Both cases are computed for every row, because a GPU would have to wait for a choice of

@@ -25,6 +25,7 @@ from unmask.sampling.branches import OneStepBuffer, one_step_branches
 from unmask.sampling.forwards import Forwards
 from unmask.sampling.one_step import completions_of
 from unmask.sampling.orders import POSITION_LOGITS
+from unmask.sampling.schedules import adaptive_count
 from unmask.sampling.step_outputs import Proposer, StepOutputs
 
 
@@ -33,6 +34,8 @@ class Snapshot:
     """State of a batch after a denoising step, passed to the function `observe`."""
 
     step: int
+    """Number of earlier steps of the batch. Under an adaptive schedule, a row that was faster than
+    others of its batch has taken fewer."""
     tokens: Tensor
     """[B, L] int64: tokens, MASK at masked positions."""
     unmask_step: Tensor
@@ -59,9 +62,11 @@ def denoise(
 
     Step k computes the logits at the masked positions of the active block and draws a token for
     each. The order gives each position a priority, and the positions of highest priority are
-    committed. Their number is such that the steps of a block share its positions evenly. A row ends
-    when all positions up to an EOS are committed; the other positions of the row become EOS without
-    sampling.
+    committed. Under the fixed schedule, their number is such that the steps of a block share its
+    positions evenly. Under an adaptive one, it depends on the predictions, and step k of a row is
+    the row's own k-th forward pass: a row that has finished the block waits for the other rows of
+    its batch, without forward passes. A row ends when all positions up to an EOS are committed; the
+    other positions of the row become EOS without sampling.
 
     Args:
         denoiser: policy in evaluation mode.
@@ -84,18 +89,21 @@ def denoise(
         The trajectory. If the sampling temperature is 0, the recorded log-probabilities and
         entropies are those at temperature 1.
     """
-    run = _Run(denoiser, prompt_ids, prompt_mask, sampler, seed, completion, needs, entropy_temperature)
-    steps_per_block = sampler.steps_per_block
+    run = _Run(denoiser, prompt_ids, prompt_mask, sampler, seed, completion, first_step, needs, entropy_temperature)
+    num_observed = 0
     for block in range(sampler.max_completion_length // sampler.block):
         start, stop = block * sampler.block, (block + 1) * sampler.block
-        for i in range(steps_per_block):
-            step = block * steps_per_block + i
-            num_committed = tokens_at_step(run.hidden[:, start:stop].sum(-1), steps_per_block - i)
-            if first_step is not None:
-                num_committed = num_committed.masked_fill(step < first_step, 0)
-            run.step(step, start, stop, num_committed)
+        last = (block + 1) * sampler.steps_per_block
+        # Under an adaptive schedule a block may also take the steps that earlier blocks have saved.
+        first = 0 if sampler.is_adaptive else block * sampler.steps_per_block
+        for i, k in enumerate(range(first, last)):
+            rows = run.rows_at(k, start, stop)
+            if sampler.is_adaptive and not len(rows):
+                break
+            run.step(rows, start, stop, i)
             if observe is not None:
-                observe(Snapshot(step, run.tokens.clone(), run.unmask_step.clone(), run.entropy.clone()))
+                observe(Snapshot(num_observed, run.tokens.clone(), run.unmask_step.clone(), run.entropy.clone()))
+            num_observed += 1
     return run.trajectory()
 
 
@@ -108,9 +116,10 @@ class _Candidates:
     if one-step completions are stored.
     """
 
-    step: int
     rows: Tensor
     """[b] int64: indices of the rows in the batch."""
+    step: Tensor
+    """[b] int64: denoising step k of each row."""
     positions: Tensor
     """[b, n] int64: masked positions in the completion."""
     is_valid: Tensor
@@ -139,6 +148,7 @@ class _Run:
         sampler: SamplerConfig,
         seed: Tensor,
         completion: Tensor | None,
+        first_step: Tensor | None,
         needs: Needs | None,
         entropy_temperature: float | None,
     ) -> None:
@@ -156,7 +166,7 @@ class _Run:
         self.unmask_step = torch.where(self.hidden, sampler.steps, GIVEN).int()
         self.logprob = torch.zeros(shape, device=device)
         self.entropy = torch.zeros(shape, device=device)
-        self.ended = torch.zeros(shape[0], dtype=torch.bool, device=device)
+        self.clock = torch.zeros_like(seed) if first_step is None else first_step.clone()
         self.has_choice = sampler.order in POSITION_LOGITS
         self.choice_rank = torch.zeros(shape, dtype=torch.int32, device=device)
         self.choice_logprob = torch.zeros(shape, device=device)
@@ -172,19 +182,39 @@ class _Run:
         # A completion passed by the caller may have ended already.
         self._end_rows(torch.arange(shape[0], device=device))
 
-    def step(self, step: int, start: int, stop: int, num_committed: Tensor) -> None:
-        """Commit `num_committed` [B] positions of the block [start, stop) in each unfinished row."""
-        rows = ((num_committed > 0) & ~self.ended).nonzero().squeeze(-1)
+    def rows_at(self, k: int, start: int, stop: int) -> Tensor:
+        """Return the rows that take a step in the block [start, stop), [b] int64. Under the fixed
+        schedule it is step k of all of them; under an adaptive one it is each row's own next step."""
+        is_masked = self.hidden[:, start:stop].any(-1)
+        if self.sampler.is_adaptive:
+            return is_masked.nonzero().squeeze(-1)
+        rows = (is_masked & (self.clock <= k)).nonzero().squeeze(-1)
+        self.clock[rows] = k
+        return rows
+
+    def step(self, rows: Tensor, start: int, stop: int, step_in_block: int) -> None:
+        """Commit positions of the block [start, stop) in each of the rows [b]."""
         if not len(rows):
             return
-        candidates = self._propose(rows, step, start, stop)
+        candidates = self._propose(rows, start, stop, step_in_block)
         rank = _priority_rank(candidates)
-        committed = rank < num_committed[rows].unsqueeze(-1)
+        committed = rank < self._num_committed(candidates, rank, stop).unsqueeze(-1)
         entropy = self._entropy(candidates, committed)
         if self.buffer:
             self._store_one_step(self.buffer, candidates, committed, entropy)
         self._commit(candidates, rank, committed, entropy)
         self._end_rows(rows)
+        self.clock[rows] += 1
+
+    def _num_committed(self, candidates: _Candidates, rank: Tensor, stop: int) -> Tensor:
+        """Return the number of positions that the step commits in each row, [b] int64: an even share
+        of the block, or more if an adaptive schedule allows it."""
+        sampler, measure = self.sampler, candidates.outputs.measure
+        num_masked = candidates.is_candidate.sum(-1)
+        # At least one, for a row whose first step lies beyond its block.
+        steps_left = (stop // sampler.block * sampler.steps_per_block - candidates.step).clamp(min=1)
+        share = tokens_at_step(num_masked, steps_left)
+        return share if measure is None else share.maximum(adaptive_count(measure, rank, num_masked, sampler))
 
     def trajectory(self) -> Trajectory:
         """Return the record of the finished paths."""
@@ -225,19 +255,20 @@ class _Run:
             branch_tokens=completions[:, :, 1:] if self.branches else None,
         )
 
-    def _propose(self, rows: Tensor, step: int, start: int, stop: int) -> _Candidates:
+    def _propose(self, rows: Tensor, start: int, stop: int, step_in_block: int) -> _Candidates:
         """Propose a token and a priority for each masked position of the block."""
         hidden = self.hidden[rows]
         # One-step completions fill later blocks too; otherwise the active block is enough.
         end = self.sampler.max_completion_length if self.buffer else stop
         columns, is_valid = compact_columns(hidden[:, start:end])
         positions = columns + start
-        logits = self.forwards.logits(rows, self.tokens[rows], positions, step, end)
+        logits = self.forwards.logits(rows, self.tokens[rows], positions, start, end, step_in_block)
         width = int(hidden[:, start:stop].sum(-1).max()) if end > stop else positions.shape[1]
         active = positions[:, :width]
-        outputs = self.proposer.propose(logits[:, :width], self.seed[rows], step, active)
+        step = self.clock[rows]
+        outputs = self.proposer.propose(logits[:, :width], self.seed[rows], step.unsqueeze(-1), active)
         is_candidate = is_valid[:, :width] & (active < stop)
-        return _Candidates(step, rows, positions, is_valid, is_candidate, outputs, logits)
+        return _Candidates(rows, step, positions, is_valid, is_candidate, outputs, logits)
 
     def _entropy(self, candidates: _Candidates, committed: Tensor) -> Tensor:
         """Return the entropy at the committed positions, [b, m] float32; 0 elsewhere."""
@@ -266,7 +297,7 @@ class _Run:
         assert likeliest is not None
         if later.shape[1]:
             seed, positions = self.seed[candidates.rows], candidates.positions[:, width:]
-            later_likeliest, later_draws = self.proposer.complete(later, seed, candidates.step, positions)
+            later_likeliest, later_draws = self.proposer.complete(later, seed, candidates.step.unsqueeze(-1), positions)
             likeliest = torch.cat([likeliest, later_likeliest], dim=1)
             if draws is not None and later_draws is not None:
                 draws = torch.cat([draws, later_draws], dim=1)
@@ -278,7 +309,7 @@ class _Run:
         rows, outputs = candidates.rows, candidates.outputs
         values = [
             (self.tokens, outputs.proposed),
-            (self.unmask_step, torch.full_like(outputs.proposed, candidates.step)),
+            (self.unmask_step, candidates.step.unsqueeze(-1).expand_as(outputs.proposed)),
             (self.logprob, outputs.logprob),
             (self.entropy, entropy),
             (self.hidden, torch.zeros_like(committed)),
@@ -295,7 +326,6 @@ class _Run:
         ended = ((tokens == self.denoiser.eos_id) & (hidden.cumsum(-1) == 0)).any(-1)
         self.tokens[rows] = torch.where(ended.unsqueeze(-1) & hidden, self.denoiser.eos_id, tokens)
         self.hidden[rows] = hidden & ~ended.unsqueeze(-1)
-        self.ended[rows] = ended
 
 
 def _priority_rank(candidates: _Candidates) -> Tensor:

@@ -53,12 +53,15 @@ class Forwards:
         self._shift = int(getattr(denoiser, "logit_shift", False))
         self._rows = torch.arange(0, device=prompt_ids.device)
         self._caches: list[KeyValueCache] = []
+        self._at_block = self._rows, self._caches
         self._num_final = 0
         # The kernel of a matrix product, and with it the rounding, depends on the number of rows.
         self._keeps_rows = torch.are_deterministic_algorithms_enabled()
         self._may_share = not self._keeps_rows
 
-    def logits(self, rows: Tensor, tokens: Tensor, positions: Tensor, step: int, end: int) -> Tensor:
+    def logits(
+        self, rows: Tensor, tokens: Tensor, positions: Tensor, start: int, end: int, step_in_block: int
+    ) -> Tensor:
         """Compute the logits of rows at positions of their completions, [b, n, V].
 
         Args:
@@ -66,41 +69,56 @@ class Forwards:
             tokens: [b, L] int64 completions of the rows, MASK at masked positions.
             positions: [b, n] int64 masked positions, from the active block to `end` - 1; no earlier
                 position is masked.
-            step: denoising step k.
+            start: first position of the active block.
             end: end of the last block that holds any of the positions.
+            step_in_block: number of earlier steps of this batch in the active block.
         """
         if not self._may_share:
-            return self._logits(rows, tokens, positions, step, end)
+            return self._logits(rows, tokens, positions, start, end, step_in_block)
         # The completions of a group have the same state before the first step, so one of them runs
         # for all.
         self._may_share = False
         first, index = _runs(torch.cat([self.prompt_ids[rows], self.prompt_mask[rows], tokens], dim=1))
-        logits = self._logits(rows[first], tokens[first], positions[first], step, end)
+        logits = self._logits(rows[first], tokens[first], positions[first], start, end, step_in_block)
         if len(first) == len(rows):
             return logits
         if self._caches:
             self._rows, self._caches = rows, [cache.rows(index) for cache in self._caches]
+            self._at_block = self._rows, self._caches
         return logits[index]
 
-    def _logits(self, rows: Tensor, tokens: Tensor, positions: Tensor, step: int, end: int) -> Tensor:
+    def _logits(
+        self, rows: Tensor, tokens: Tensor, positions: Tensor, start: int, end: int, step_in_block: int
+    ) -> Tensor:
         num_prompt, block = self.prompt_ids.shape[1], self.sampler.block
-        start = step // self.sampler.steps_per_block * block
         if self.block_length is not None:
             # Later blocks are left out, because these positions do not depend on them.
             tokens = tokens[:, : -(-end // self.block_length) * self.block_length]
             window = slice(self._num_final, num_prompt + tokens.shape[1])
             self._num_final = self._first(start // self.block_length * self.block_length)
-            return self._cached(rows, tokens, positions, window)
+            return self._of_block(rows, tokens, positions, window, step_in_block)
         if self.sampler.is_exact:
             return (
                 self._of_all_rows(rows, tokens, positions)
                 if self._keeps_rows
                 else self._predict(rows, tokens, positions)
             )
-        if self._is_refresh(step % self.sampler.steps_per_block):
+        if self._is_refresh(step_in_block):
             self._rows, self._caches = self._rows[:0], []
         stop = start + block if self.sampler.cache == "dual" else tokens.shape[1]
         return self._cached(rows, tokens, positions, slice(self._first(start), num_prompt + stop))
+
+    def _of_block(self, rows: Tensor, tokens: Tensor, positions: Tensor, window: slice, step_in_block: int) -> Tensor:
+        """Run a block-causal model. Under an adaptive schedule a row may leave the batch until the
+        next block, for which the keys and values of the finished blocks are kept."""
+        is_first = step_in_block == 0 and self.sampler.is_adaptive
+        if is_first:
+            self._rows, self._caches = self._at_block
+        logits = self._cached(rows, tokens, positions, window)
+        if is_first:
+            # Complete after the first step of the block, which runs the block before it once more.
+            self._at_block = self._rows, self._caches
+        return logits
 
     def _of_all_rows(self, rows: Tensor, tokens: Tensor, positions: Tensor) -> Tensor:
         """Run as many rows as the batch has, each in its own place. A copy of the first row stands

@@ -18,6 +18,7 @@ from unmask.functional.distribution import sample_with_logprobs, scaled_logits, 
 from unmask.functional.noise import TOKEN_STREAM, counter_uniform
 from unmask.sampling.branches import draw_branches
 from unmask.sampling.orders import POSITION_LOGITS, Order, Proposal, order_of
+from unmask.sampling.schedules import measured
 
 CPU_CHUNK, GPU_CHUNK = 2**18, 2**24
 """Number of logits in a chunk. On a CPU, a chunk fits the cache of a core; on a GPU, a
@@ -36,6 +37,9 @@ class StepOutputs:
     """[B, n] float64: priority that the order gives each position; the highest are committed."""
     position_logit: Tensor | None
     """[B, n]: logits of the position choice; None for orders without a choice probability."""
+    measure: Tensor | None
+    """[B, n] float32: quantity that an adaptive schedule compares with its bound; None under a fixed
+    schedule."""
     likeliest: Tensor | None
     """[B, n] int64: most likely tokens; None unless one-step completions are stored."""
     draws: Tensor | None
@@ -63,23 +67,23 @@ class Proposer:
     def __post_init__(self) -> None:
         object.__setattr__(self, "order", order_of(self.sampler.order))
 
-    def propose(self, logits: Tensor, seed: Tensor, step: int, positions: Tensor) -> StepOutputs:
+    def propose(self, logits: Tensor, seed: Tensor, step: Tensor, positions: Tensor) -> StepOutputs:
         """Propose a token and a priority for each position, chunk by chunk.
 
         Args:
             logits: [B, n, V] logits at temperature 1; MASK is -inf.
             seed: [B] int64 seeds of the rows.
-            step: denoising step k.
+            step: [B, 1] int64 denoising steps k of the rows.
             positions: [B, n] int64 positions in the completion.
         """
         return _joined(
             [
-                [self.propose_chunk(logits[part], seed[part[0]], step, positions[part]) for part in parts]
+                [self.propose_chunk(logits[part], seed[part[0]], step[part[0]], positions[part]) for part in parts]
                 for parts in logit_chunks(logits)
             ]
         )
 
-    def propose_chunk(self, logits: Tensor, seed: Tensor, step: int, positions: Tensor) -> StepOutputs:
+    def propose_chunk(self, logits: Tensor, seed: Tensor, step: Tensor, positions: Tensor) -> StepOutputs:
         """Propose a token and a priority for each position of one chunk; see `propose`."""
         sampler = self.sampler
         scaled = self._scaled(logits)
@@ -96,6 +100,7 @@ class Proposer:
             logprob.float(),
             self.order(proposal).double(),
             None if position_logit is None else position_logit(logits, sampler.order_temperature),
+            measured(proposal, sampler),
             logits.argmax(-1) if self.with_likeliest else None,
             None if self.branches is None else draw_branches(self.branches, scaled, seed, step, positions),
         )
@@ -124,15 +129,13 @@ class Proposer:
             return scaled_logits(logits)
         return scaled_logits(logits, sampler.temperature, sampler.top_k, sampler.top_p)
 
-    def complete(
-        self, logits: Tensor, seed: Tensor, step: int | Tensor, positions: Tensor
-    ) -> tuple[Tensor, Tensor | None]:
+    def complete(self, logits: Tensor, seed: Tensor, step: Tensor, positions: Tensor) -> tuple[Tensor, Tensor | None]:
         """Return the most likely tokens and the draws for branches.
 
         Args:
             logits: see `propose`, as for the other arguments.
             seed: see `propose`.
-            step: denoising step k, or [B, 1] int64 steps.
+            step: see `propose`.
             positions: see `propose`.
         """
         branches, sampler = self.branches, self.sampler
@@ -141,8 +144,7 @@ class Proposer:
 
         def draws(part: tuple[slice, slice]) -> Tensor:
             scaled = scaled_logits(logits[part], sampler.temperature or 1.0, sampler.top_k, sampler.top_p)
-            at = step[part[0]] if isinstance(step, Tensor) else step
-            return draw_branches(branches, scaled, seed[part[0]], at, positions[part])
+            return draw_branches(branches, scaled, seed[part[0]], step[part[0]], positions[part])
 
         chunks = [[draws(part) for part in parts] for parts in logit_chunks(logits)]
         return logits.argmax(-1), torch.cat([torch.cat(row, dim=1) for row in chunks])

@@ -374,7 +374,7 @@ def _sampled(
     positions = torch.zeros(rows, columns, dtype=torch.long)
     seed: Any = torch.zeros(rows, dtype=torch.long)
     likeliest = logits.argmax(-1)
-    proposer.propose_chunk(logits[:rows, :columns], seed, 0, positions)
+    proposer.propose_chunk(logits[:rows, :columns], seed, positions[:, :1], positions)
     del logits
     if work.width > width:
         likeliest = _logits(denoiser, recipe, work.rows, work.width, length).argmax(-1)

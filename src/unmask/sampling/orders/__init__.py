@@ -6,8 +6,8 @@ committed. The orders differ in how their choice enters the policy gradient:
 
 - `random` and `left_to_right` do not depend on the model. The recorded token log-probability is
   that of the step, up to a constant.
-- `entropy` and `margin` depend on the state alone. Their token log-probability is that of the step
-  too, but only at the parameters θ that sampled the path.
+- `entropy`, `margin` and `max_probability` depend on the state alone. Their token log-probability is
+  that of the step too, but only at the parameters θ that sampled the path.
 - `plackett_luce` draws positions with a probability that is recorded, and that can be computed
   under another θ.
 - `low_confidence` depends on the drawn tokens. Its choice has a probability that is not recorded.
@@ -23,6 +23,7 @@ from unmask.sampling.orders.entropy import entropy
 from unmask.sampling.orders.left_to_right import left_to_right
 from unmask.sampling.orders.low_confidence import low_confidence
 from unmask.sampling.orders.margin import margin
+from unmask.sampling.orders.max_probability import max_probability
 from unmask.sampling.orders.plackett_luce import plackett_luce, position_logit
 from unmask.sampling.orders.proposal import Proposal
 from unmask.sampling.orders.random import random
@@ -34,6 +35,7 @@ ORDERS: dict[str, Order] = {
     "left_to_right": left_to_right,
     "low_confidence": low_confidence,
     "margin": margin,
+    "max_probability": max_probability,
     "plackett_luce": plackett_luce,
     "random": random,
 }

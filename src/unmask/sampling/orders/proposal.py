@@ -20,7 +20,8 @@ class Proposal:
     """[B, n] int64: positions in the completion."""
     seed: Tensor
     """[B] int64: seeds of the rows."""
-    step: int
-    """Denoising step k."""
+    step: Tensor
+    """[B, 1] int64: denoising step k of each row. Under an adaptive schedule the rows of a batch may
+    be at different steps."""
     temperature: float = 1.0
     """Temperature of an order that draws positions."""
