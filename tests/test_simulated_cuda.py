@@ -18,7 +18,7 @@ from accelerate import Accelerator
 
 from tests.helpers.adapters import build
 from tests.helpers.rollouts import collect
-from tests.helpers.runs import OWN_SETTINGS, train_recipe
+from tests.helpers.runs import SWITCHES, method_overrides, train_recipe
 from tests.helpers.simulated_cuda import DEVICE, DeviceError, SimulatedGenerator, counted_waits
 from unmask.core.config import SamplerConfig
 from unmask.core.records import Branches, Needs, Trajectory
@@ -239,7 +239,7 @@ SETTINGS = (
 CA = "method={type: egspo_ca, num_selected: 2, num_actions: 2"
 SA = "method={type: egspo_sa, num_selected: 2, beta: 0.04"
 RUNS: dict[str, tuple[str, ...]] = {
-    **{method: (f"method.type={method}", *OWN_SETTINGS.get(method, ())) for method in METHODS},
+    **{method: method_overrides(method) for method in METHODS},
     "exact KL": (SA + ", kl: exact, step_choice: entropy_sampled}", "sampler.order=random", "num_minibatches=2"),
     "fitted gain": (SA + ", gain: fitted, step_choice: uniform}", "sampler.order=margin", "num_iterations=2"),
     "telescoped credit": (SA + ", credit: telescoped, step_choice: all}", "sampler.top_k=5", "sampler.top_p=0.9"),
@@ -252,7 +252,7 @@ RUNS: dict[str, tuple[str, ...]] = {
     "weights of tokens": ("method={type: agrpo, mc_samples: 2}", "behaviour={level: token, normalise: true}"),
     "weights of completions": ("method.type=espo", "behaviour={level: sequence, normalise: true}"),
     "weights of the action taken": (CA + ", form: unbiased}", "behaviour.level=step", "logprob_temperature=1.0"),
-    "divergence": ("method={type: egspo, num_selected: 2, trust_region: divergence}",),
+    **SWITCHES,
     "a cache, by steps": (SA + "}", "sampler.block_length=4", "sampler.cache=dual", "behaviour={normalise: true}"),
     "a cache, by completions": (
         "method={type: espo, num_samples: 1}",

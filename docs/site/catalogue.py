@@ -26,7 +26,7 @@ API = {
     "Runs": ["trainer.loop", "trainer.pretrain", "trainer.comparison", "evaluation.evaluate", "runs.*"],
     "Recipes": ["recipes.load", "recipes.schema", "core.config"],
     "Records": ["core.records"],
-    "Methods": ["methods.base", "methods.views"],
+    "Methods": ["methods.base", "methods.ratio", "methods.views"],
     "Tasks": ["tasks.base", "tasks.sourced"],
     "Rewards": ["rewards", "rewards.maths", "rewards.format", "rewards.protocol", "rewards.scorer", "rewards.loading"],
     "Models": ["models.denoiser", "models.loading", "models.families", "models.tiny"],

@@ -10,9 +10,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.helpers.shapes import unchecked
+from unmask.functional.divergence import binary_divergence
 from unmask.functional.surrogate import (
     clipped_surrogate,
-    divergence_masked_surrogate,
+    divergence_surrogate,
     exact_kl,
     kl_k2,
     kl_k3,
@@ -199,57 +200,54 @@ def test_a_dual_clip_within_one_is_refused():
         clipped_surrogate(torch.zeros(1), torch.ones(1), 0.2, 0.2, dual=0.5)
 
 
-def binary_kl(q, p):
-    return q * math.log(q / p) + (1 - q) * math.log((1 - q) / (1 - p))
-
-
 @settings(max_examples=100, deadline=None)
 @given(
     old=st.floats(0.01, 0.99),
     new=st.floats(0.01, 0.99),
     advantage=st.floats(-2, 2),
+    divergence=st.floats(0, 1),
     bound=st.floats(0.001, 0.5),
-    kind=st.sampled_from(["tv", "kl"]),
+    cap=st.sampled_from([0.0, 1.5, 20.0]),
 )
-def test_the_divergence_mask_drops_samples_beyond_the_bound_that_would_widen_the_gap(old, new, advantage, bound, kind):
-    divergence = abs(new - old) if kind == "tv" else binary_kl(old, new)
-    if abs(divergence - bound) < 1e-9:
-        return
+def test_the_divergence_mask_drops_tokens_beyond_the_bound_that_would_widen_the_gap_and_caps_the_ratio(
+    old, new, advantage, divergence, bound, cap
+):
     logprob = torch.tensor([new], dtype=torch.float64).log().requires_grad_()
     log_ratio = logprob - math.log(old)
-    loss, is_dropped = divergence_masked_surrogate(
-        log_ratio, torch.tensor([advantage], dtype=torch.float64), logprob, kind, bound
-    )
-    dropped = divergence > bound and advantage * (float(log_ratio.detach())) > 0
+    given = torch.tensor([advantage], dtype=torch.float64), torch.tensor([divergence], dtype=torch.float64)
+    loss, is_dropped = divergence_surrogate(log_ratio, *given, bound, cap)
+    dropped = divergence > bound and advantage * float(log_ratio.detach()) > 0
+    # The gradient with respect to log p is the capped ratio: the cap scales it and does not cut it.
+    expected = 0.0 if dropped else -min(new / old, cap or math.inf) * advantage
     assert is_dropped.item() == dropped
-    assert loss.item() == pytest.approx(0.0 if dropped else -new / old * advantage)
+    assert loss.item() == pytest.approx(expected)
     loss.sum().backward()
-    assert logprob.grad.item() == pytest.approx(0.0 if dropped else -new / old * advantage)
+    assert logprob.grad.item() == pytest.approx(expected)
 
 
-def test_unlike_a_clip_the_divergence_mask_restrains_frequent_samples_only():
+def test_unlike_a_clip_the_divergence_mask_restrains_frequent_tokens_only():
     old, new = torch.tensor([0.001, 0.6]).log(), torch.tensor([0.005, 0.85]).log()
     advantage = torch.ones(2)
-    _, is_dropped = divergence_masked_surrogate(new - old, advantage, new, "tv", 0.2)
+    _, is_dropped = divergence_surrogate(new - old, advantage, binary_divergence(new, old, "tv"), 0.2)
     _, is_clipped = clipped_surrogate(new - old, advantage, 0.2, 0.5)
     assert is_dropped.tolist() == [False, True]
     assert is_clipped.tolist() == [True, False]
 
 
-def test_the_divergence_mask_is_finite_if_a_policy_is_certain():
-    logprob = torch.tensor([0.0, -1e-9, -50.0], requires_grad=True)
-    old = torch.tensor([-3.0, 0.0, 0.0])
-    for kind in ("tv", "kl"):
-        loss, _ = divergence_masked_surrogate(logprob - old, torch.tensor([1.0, -1.0, -1.0]), logprob, kind, 0.1)
-        (gradient,) = torch.autograd.grad(loss.sum(), logprob)
-        assert torch.isfinite(loss).all()
-        assert torch.isfinite(gradient).all()
+@pytest.mark.parametrize("cap", [0.0, 20.0])
+def test_the_divergence_mask_is_finite_for_ratios_that_overflow(cap):
+    log_ratio = torch.tensor([200.0, 200.0, 200.0, -200.0], requires_grad=True)
+    advantage = torch.tensor([1.0, 0.0, -1.0, -1.0])
+    loss, is_dropped = divergence_surrogate(log_ratio, advantage, torch.ones(4), 0.1, cap)
+    (gradient,) = torch.autograd.grad(loss.sum(), log_ratio)
+    assert is_dropped.tolist() == [True, False, False, True]
+    assert gradient.tolist() == [0.0, 0.0, cap or math.inf, 0.0]
 
 
-def test_an_unknown_divergence_or_a_negative_bound_is_refused():
-    for kind, bound in (("js", 0.1), ("tv", -0.1)):
-        with pytest.raises(ValueError, match='needs kind "tv" or "kl" and bound >= 0'):
-            unchecked(divergence_masked_surrogate)(torch.zeros(1), torch.ones(1), torch.zeros(1), kind, bound)
+@pytest.mark.parametrize(("bound", "cap"), [(-0.1, 0.0), (0.1, 0.5)])
+def test_a_negative_bound_or_a_cap_below_one_is_refused(bound, cap):
+    with pytest.raises(ValueError, match="needs bound >= 0, and cap >= 1"):
+        divergence_surrogate(torch.zeros(1), torch.ones(1), torch.zeros(1), bound, cap)
 
 
 def test_the_gradient_of_k2_is_that_of_the_kl_and_its_value_is_not():

@@ -59,6 +59,18 @@ OWN_SETTINGS: dict[str, tuple[str, ...]] = {
 }
 """Overrides that the run of a method adds: its own options at this size, or settings under which its reward rises."""
 
+SWITCHES: dict[str, tuple[str, ...]] = {
+    "egspo-dppo": ("method={type: egspo, num_selected: 2, trust_region: divergence}",),
+    "step_merge-tv": ("method={type: step_merge, num_segments: 4, trust_region: divergence, divergence: tv}",),
+}
+"""Published works that are settings of a method, with their overrides. A name is that of a file in tests/golden."""
+
+
+def method_overrides(name: str) -> tuple[str, ...]:
+    """Return the overrides of a run of a method, or of a setting in `SWITCHES`."""
+    return SWITCHES.get(name) or (f"method={{type: {name}}}", *OWN_SETTINGS.get(name, ()))
+
+
 PRELOADED = [
     "unmask.trainer",
     "unmask.trainer.pretrain",

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from tests.helpers.records import make_inputs
+from tests.helpers.regions import REGION
 from tests.helpers.toy import distance, expected_gradient, pinned
 from unmask.core.records import Needs, Rollout, Views
 from unmask.methods import METHODS
@@ -84,10 +85,7 @@ def test_the_defaults_are_the_published_settings_except_the_horizon():
         "beta": 0.0,
         "epsilon": 0.2,
         "epsilon_high": 0.2,
-        "trust_region": "clip",
-        "dual_clip": 0.0,
-        "divergence": "tv",
-        "max_divergence": 0.15,
+        **REGION,
     }
     assert AGRPO().needs() == Needs(choice=True)
     assert AGRPO(beta=0.1).needs() == Needs(reference="logprob", choice=True)

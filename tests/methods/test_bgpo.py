@@ -24,6 +24,7 @@ from tests.helpers.any_order import (
     with_given,
 )
 from tests.helpers.records import make_inputs
+from tests.helpers.regions import REGION
 from tests.helpers.toy import distance, expected_gradient
 from unmask.core.records import Needs
 from unmask.methods import METHODS
@@ -50,7 +51,7 @@ def inputs(difference, advantage):
 
 def test_the_defaults_are_the_published_settings():
     published = {"num_samples": 16, "baseline": "group_mean", "scale": "deviation", "epsilon": 0.2, "epsilon_high": 0.2}
-    region = {"trust_region": "clip", "dual_clip": 3.0, "divergence": "tv", "max_divergence": 0.15}
+    region = REGION | {"dual_clip": 3.0}
     assert METHODS["bgpo"]().model_dump() == {"type": "bgpo"} | published | region
     assert BGPO().needs() == Needs()
     assert BGPO.separable

@@ -11,6 +11,7 @@ from scipy.stats import binomtest
 from tests.helpers.mean_field import EXACT, OneUpdate, PromptToy, scored, surrogate_gradient, token_logprobs
 from tests.helpers.messages import raises
 from tests.helpers.records import make_inputs
+from tests.helpers.regions import REGION
 from tests.helpers.toy import distance, expected_gradient
 from unmask.core.config import SamplerConfig
 from unmask.core.errors import ConfigError
@@ -33,10 +34,7 @@ def test_the_defaults_are_the_published_settings():
         "epsilon": 0.5,
         "epsilon_high": 0.5,
         "beta": 0.04,
-        "trust_region": "clip",
-        "dual_clip": 0.0,
-        "divergence": "tv",
-        "max_divergence": 0.15,
+        **REGION,
     }
     assert DiffuGRPO().needs() == Needs(reference="logprob")
     assert DiffuGRPO(beta=0.0).needs() == Needs()

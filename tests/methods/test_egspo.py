@@ -10,6 +10,7 @@ from pydantic import ValidationError
 
 from tests.helpers.messages import raises
 from tests.helpers.records import make_inputs, make_trajectory
+from tests.helpers.regions import REGION
 from unmask.core.config import SamplerConfig
 from unmask.core.errors import ConfigError
 from unmask.core.records import Needs, Rollout
@@ -60,10 +61,7 @@ def test_the_defaults_are_the_published_settings():
         "gain": "fixed",
         "credit": "return",
         "choice_term": True,
-        "trust_region": "clip",
-        "dual_clip": 0.0,
-        "divergence": "tv",
-        "max_divergence": 0.15,
+        **REGION,
     }
     assert METHODS["egspo"]().model_dump() == published | {"type": "egspo", "stepwise_weight": 0.0}
     assert METHODS["egspo_sa"]().model_dump() == published | {"type": "egspo_sa", "stepwise_weight": 0.5}

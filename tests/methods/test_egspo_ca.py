@@ -322,7 +322,6 @@ def test_the_loss_is_a_clipped_ratio_for_each_action_summed_over_actions():
     [
         ({"scope": "all", "form": "unbiased"}, "draws every masked position. Set method.scope to step"),
         ({"scope": "all", "finish": "sampled"}, "method.finish = sampled"),
-        ({"scope": "all", "trust_region": "divergence"}, "almost zero for a whole completion"),
         ({"num_selected": 5}, "num_selected = 5 is more than the 4 denoising steps"),
     ],
 )

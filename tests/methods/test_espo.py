@@ -21,6 +21,7 @@ from tests.helpers.any_order import (
     with_given,
 )
 from tests.helpers.records import make_inputs
+from tests.helpers.regions import REGION
 from tests.helpers.toy import distance, expected_gradient
 from unmask.core.records import Needs, Rollout, Views
 from unmask.methods import METHODS
@@ -46,8 +47,7 @@ def hand_inputs(new, old, advantage, reference=None):
 
 def test_the_defaults_are_the_published_settings():
     published = {"num_samples": 2, "baseline": "leave_one_out", "epsilon": 0.2, "epsilon_high": 0.2, "beta": 0.01}
-    plain = {"trust_region": "clip", "dual_clip": 0.0, "divergence": "tv", "max_divergence": 0.15}
-    assert METHODS["espo"]().model_dump() == {"type": "espo"} | published | plain
+    assert METHODS["espo"]().model_dump() == {"type": "espo"} | published | REGION
     assert ESPO().needs() == Needs(reference="logprob")
     assert ESPO(beta=0.0).needs() == Needs()
     assert ESPO.fresh_views
@@ -223,14 +223,6 @@ def test_at_the_old_policy_even_a_clip_of_zero_lets_the_gradient_pass():
     given = hand_inputs([[-1.0] * 3] * 2, [[-1.0] * 3] * 2, [1.0, -1.0])
     ESPO(beta=0.0, epsilon=0.0, epsilon_high=0.0).loss(given).loss.sum().backward()
     torch.testing.assert_close(given.new.grad, torch.tensor([[-2 / 3] * 3, [2 / 3] * 3], dtype=torch.float64))
-
-
-def test_the_divergence_mask_uses_the_mean_probability_of_a_position():
-    # From exp(-0.4) = 0.670 to exp(-0.2) = 0.819: a distance of 0.148.
-    given = hand_inputs([[-0.1] * 3] * 2, [[-0.2] * 3] * 2, [1.0, -1.0])
-    for bound, is_cut in ((0.14, [1.0, 0.0]), (0.15, [0.0, 0.0])):
-        method = ESPO(beta=0.0, trust_region="divergence", max_divergence=bound)
-        assert method.loss(given).metrics["clip_ratio/region_mean"].tolist() == is_cut
 
 
 def test_the_kl_is_k2_of_the_elbos_divided_by_the_length_once():

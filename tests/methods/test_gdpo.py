@@ -19,6 +19,7 @@ from tests.helpers.any_order import (
     with_given,
 )
 from tests.helpers.records import make_inputs
+from tests.helpers.regions import REGION
 from tests.helpers.toy import distance, expected_gradient
 from unmask.core.records import Needs
 from unmask.functional.elbo import gauss_legendre
@@ -51,8 +52,7 @@ def gains(small, paths, mask):
 
 def test_the_defaults_are_the_published_settings():
     published = {"num_nodes": 3, "baseline": "group_mean", "epsilon": 0.5, "epsilon_high": 0.5, "beta": 0.04}
-    plain = {"trust_region": "clip", "dual_clip": 0.0, "divergence": "tv", "max_divergence": 0.15}
-    assert METHODS["gdpo"]().model_dump() == {"type": "gdpo"} | published | plain
+    assert METHODS["gdpo"]().model_dump() == {"type": "gdpo"} | published | REGION
     assert GDPO().needs() == Needs(reference="logprob")
     assert GDPO(beta=0.0).needs() == Needs()
     assert GDPO.fresh_views

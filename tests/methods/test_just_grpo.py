@@ -11,6 +11,7 @@ import torch
 
 from tests.helpers.messages import raises
 from tests.helpers.records import make_inputs
+from tests.helpers.regions import REGION
 from tests.helpers.toy import distance, expected_gradient, pinned
 from unmask.core.config import SamplerConfig
 from unmask.core.errors import ConfigError
@@ -51,10 +52,7 @@ def test_the_defaults_are_the_published_settings():
         "baseline": "z_score",
         "epsilon": 0.2,
         "epsilon_high": 0.2,
-        "trust_region": "clip",
-        "dual_clip": 0.0,
-        "divergence": "tv",
-        "max_divergence": 0.15,
+        **REGION,
     }
     assert JustGRPO().needs() == Needs()
 

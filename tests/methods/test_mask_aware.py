@@ -14,6 +14,7 @@ from accelerate import Accelerator
 from tests.helpers.mean_field import Watched
 from tests.helpers.messages import raises
 from tests.helpers.records import make_inputs
+from tests.helpers.regions import REGION
 from tests.helpers.toy import distance, expected_gradient
 from unmask.core.config import OptimConfig, SamplerConfig
 from unmask.core.errors import ConfigError
@@ -83,10 +84,7 @@ def test_the_defaults_are_the_published_settings():
         "epsilon_high": 0.2,
         "position_epsilon": 0.2,
         "position_epsilon_high": 0.2,
-        "trust_region": "clip",
-        "dual_clip": 0.0,
-        "divergence": "tv",
-        "max_divergence": 0.15,
+        **REGION,
     }
     assert MaskAware().needs() == Needs(choice=True)
     assert not MaskAware.separable

@@ -13,6 +13,7 @@ import torch
 from tests.helpers.any_order import EXACT, against_the_mean
 from tests.helpers.messages import raises
 from tests.helpers.records import make_inputs, make_trajectory
+from tests.helpers.regions import REGION
 from tests.helpers.toy import distance, expected_gradient, pinned
 from unmask.core.config import SamplerConfig
 from unmask.core.errors import ConfigError
@@ -39,10 +40,7 @@ def test_the_defaults_are_the_published_settings():
         "beta": 0.01,
         "epsilon": 0.2,
         "epsilon_high": 0.2,
-        "trust_region": "clip",
-        "dual_clip": 0.0,
-        "divergence": "tv",
-        "max_divergence": 0.15,
+        **REGION,
     }
     assert RLDF().needs() == Needs(reference="logprob")
     assert RLDF(beta=0.0, targets="step").needs() == Needs(choice=True)

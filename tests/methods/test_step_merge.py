@@ -10,6 +10,7 @@ import torch
 
 from tests.helpers.messages import raises
 from tests.helpers.records import make_inputs
+from tests.helpers.regions import REGION
 from tests.helpers.toy import distance, expected_gradient, pinned
 from unmask.core.config import SamplerConfig
 from unmask.core.errors import ConfigError
@@ -57,10 +58,7 @@ def merged_gradient(small, num_segments):
 
 def test_the_defaults_are_the_published_settings():
     common = {
-        "trust_region": "clip",
-        "dual_clip": 0.0,
-        "divergence": "tv",
-        "max_divergence": 0.15,
+        **REGION,
     }
     d2 = {
         "num_segments": 16,

@@ -11,6 +11,7 @@ from scipy.stats import binomtest, kstest
 from tests.helpers.mean_field import EXACT, OneUpdate, all_masks, scored, surrogate_gradient, token_logprobs
 from tests.helpers.messages import raises
 from tests.helpers.records import make_inputs
+from tests.helpers.regions import REGION
 from tests.helpers.toy import distance, expected_gradient
 from unmask.core.config import SamplerConfig
 from unmask.core.errors import ConfigError
@@ -31,10 +32,7 @@ def test_the_defaults_are_the_published_settings():
         "epsilon": 0.2,
         "epsilon_high": 0.2,
         "beta": 0.01,
-        "trust_region": "clip",
-        "dual_clip": 0.0,
-        "divergence": "tv",
-        "max_divergence": 0.15,
+        **REGION,
     }
     assert UniGRPO().needs() == Needs(reference="logprob")
     assert METHOD.needs() == Needs()

@@ -11,7 +11,7 @@ from accelerate import Accelerator
 
 from tests.helpers.messages import raises
 from tests.helpers.rollouts import collect
-from tests.helpers.runs import OWN_SETTINGS, train_recipe, weights
+from tests.helpers.runs import SWITCHES, method_overrides, train_recipe, weights
 from unmask.core.errors import RewardError
 from unmask.functional.noise import named_generator
 from unmask.methods import METHODS
@@ -63,11 +63,11 @@ class OnesUntil:
         return ones(completions)
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", [*METHODS, *SWITCHES])
 def test_a_run_that_was_cut_off_ends_bit_for_bit_as_one_that_was_not(
     method: str, tiny_model: Path, tmp_path: Path
 ) -> None:
-    settings = (f"method={{type: {method}}}", *OWN_SETTINGS.get(method, ()))
+    settings = method_overrides(method)
     whole = Trainer(train_recipe(tiny_model, tmp_path / "whole", *SETTINGS, *settings), [ones]).train()
     recipe = train_recipe(tiny_model, tmp_path / "cut", *SETTINGS, *settings)
     with raises(RewardError, "answers", snapshot=False):

@@ -1,4 +1,4 @@
-"""Seeded runs of 20 steps, one for each method: loss and reward of every step, to 4 digits.
+"""Seeded runs of 20 steps, one for each method and switch: loss and reward of every step, to 4 digits.
 
 A change that is not meant to alter numbers leaves tests/golden/ as it is. One that is meant to regenerates it,
 `pytest tests/trainer/test_golden.py --regenerate-golden`, and the diff is part of what is reviewed.
@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from tests.helpers.paths import ROOT
-from tests.helpers.runs import OWN_SETTINGS, metrics, train_recipe
+from tests.helpers.runs import SWITCHES, method_overrides, metrics, train_recipe
 from unmask.methods import METHODS
 from unmask.rewards import per_completion
 from unmask.trainer import Trainer
@@ -69,11 +69,11 @@ def model(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", [*METHODS, *SWITCHES])
 def test_a_seeded_run_gives_the_numbers_on_file(
     method: str, model: Path, tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:
-    table = run(model, tmp_path / "run", f"method={{type: {method}}}", *OWN_SETTINGS.get(method, ()))
+    table = run(model, tmp_path / "run", *method_overrides(method))
     path = GOLDEN / f"{method}.txt"
     if request.config.getoption("--regenerate-golden"):
         path.write_text(table)
@@ -81,8 +81,8 @@ def test_a_seeded_run_gives_the_numbers_on_file(
 
 
 def test_no_method_has_the_numbers_of_another_and_no_run_stands_still() -> None:
-    tables = {method: (GOLDEN / f"{method}.txt").read_text() for method in METHODS}
-    for one, other in combinations(METHODS, 2):
+    tables = {method: (GOLDEN / f"{method}.txt").read_text() for method in (*METHODS, *SWITCHES)}
+    for one, other in combinations(tables, 2):
         assert not agree(tables[one], tables[other])
     for table in tables.values():
         rewards = [reward for _, reward in numbers(table)]

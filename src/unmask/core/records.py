@@ -307,6 +307,21 @@ class Needs:
 
 
 @dataclass(frozen=True, slots=True)
+class Reads:
+    """What a loss reads of its views, besides their log-probabilities under the new and the
+    reference policy."""
+
+    anchor: Literal["old", "rollout"] = "old"
+    """Source of `LossInputs.old`, from which ratios are measured: the policy at the start of the
+    update scores the views, or the rollout recorded the log-probabilities when it drew the tokens.
+    The second is possible only if each view is the state before a denoising step, with the tokens
+    that the step committed."""
+    divergence: Literal["none", "tv", "kl"] = "none"
+    """Divergence over the whole vocabulary that the loss reads at each target: none, the total
+    variation between the old and the new policy, or KL(old || new)."""
+
+
+@dataclass(frozen=True, slots=True)
 class LossInputs:
     """Views (masked versions of completions) with everything that a loss may read. A method whose
     loss is a sum over views (`Method.separable`) gets the views in chunks of any size; any other
@@ -317,7 +332,8 @@ class LossInputs:
     """[N, L] float32, nats: log-probabilities under the policy that is trained, with the autograd
     graph; [N, M, L] if the views have M token sequences."""
     old: Float[Tensor, "N *M L"]
-    """Log-probabilities under the policy at the start of the update, of the same shape."""
+    """Log-probabilities under the policy at the start of the update, or those that the rollout
+    recorded (see `Reads.anchor`), of the same shape."""
     reference: Float[Tensor, "N *M L"] | None
     """Log-probabilities under the reference policy, of the same shape."""
     exact_kl: Float[Tensor, "N L"] | None
@@ -339,8 +355,8 @@ class LossInputs:
     """[N, L] float32, nats: log-probabilities of the position choices under the policy that is
     trained; None as in `ViewLogprobs`."""
     old_choice: Float[Tensor, "N L"] | None = None
-    """[N, L] float32, nats: log-probabilities of the position choices under the policy at the start
-    of the update."""
+    """[N, L] float32, nats: log-probabilities of the position choices from the same source as
+    `old`."""
     mean_tokens: float | None = None
     """Mean number of targets of a completion over the whole training step, all ranks and
     minibatches included. If None, a loss uses the mean over these inputs."""
@@ -348,6 +364,9 @@ class LossInputs:
     """[N, L] float32: importance weights by token; None for 1. Others are part of `advantage`."""
     committed: Bool[Tensor, "N L"] | None = None
     """[N, L] bool: see `Views.committed`."""
+    divergence: Float[Tensor, "N L"] | None = None
+    """[N, L] float32: divergence of the whole distribution at each target, without graph; see
+    `Reads.divergence`."""
 
     @property
     def choices(self) -> tuple[Tensor, Tensor] | None:

@@ -6,7 +6,7 @@ bounds, and the divergence mask of DPPO (arXiv:2602.04879).
 
 from __future__ import annotations
 
-from typing import Literal
+import math
 
 import torch
 from jaxtyping import Bool, Float, Real
@@ -69,60 +69,56 @@ def clipped_surrogate(
     return -bounded * advantage, is_clipped
 
 
-def divergence_masked_surrogate(
+def divergence_surrogate(
     log_ratio: Float[Tensor, "*batch"],
     advantage: Real[Tensor, "*#batch"],
-    new_logprob: Float[Tensor, "*batch"],
-    kind: Literal["tv", "kl"],
+    divergence: Float[Tensor, "*#batch"],
     bound: float,
+    cap: float = 0.0,
 ) -> tuple[Float[Tensor, "*batch"], Bool[Tensor, "*batch"]]:
-    """Compute the policy-gradient loss with DPPO's mask: 0 where the policies differ too much and
-    the update would widen the gap.
+    """Compute DPPO's loss of each token: the policy gradient with a capped ratio, and 0 where the
+    policies differ too much and the update would widen the gap.
 
-    The loss is ℓ = -ρ A, but 0 where D > δ and (A > 0 and ρ > 1, or A < 0 and ρ < 1); see
-    arXiv:2602.04879. D is the divergence between the two-way splits into the sample and all other
-    outcomes. D needs only two probabilities of the sample, p (new) and q (old): it is the total
-    variation |p - q|, or KL(old || new) = q log(q/p) + (1 - q) log((1 - q)/(1 - p)). Unlike a bound
-    on the ratio, a bound on D lets the probability of rare samples move far and restrains that of
-    frequent samples.
+    The gradient is that of -sg(min(ρ, C)) A log π_new, where sg stops the gradient, and the value
+    is -min(ρ, C) A. Both are 0 where D > δ and (A > 0 and ρ > 1, or A < 0 and ρ < 1);
+    arXiv:2602.04879. D is the divergence between the distributions from which the token was and
+    would be drawn. Unlike a bound on the ratio, a bound on D lets the probability of rare tokens
+    move far and restrains that of frequent tokens. Unlike a clip, the cap keeps the gradient.
 
     Args:
-        log_ratio: [...] nats, differentiable; log-ratio of a token or a step.
+        log_ratio: [...] nats, differentiable: log-ratio log ρ of a token.
         advantage: advantages, which broadcast to log_ratio.
-        new_logprob: [...] nats, log-probability of the sample under the new policy, which must be
-            discrete.
-        kind: kind of divergence.
+        divergence: divergences D >= 0, which broadcast to log_ratio.
         bound: largest divergence δ >= 0.
+        cap: upper bound C >= 1 of the ratio; 0 sets no bound.
 
     Returns:
         The loss, and a bool tensor that is True where the loss was set to 0.
 
     Raises:
-        ValueError: the kind is unknown, or the bound is negative.
+        ValueError: a bound is out of range.
 
     Example:
-        >>> old, new = torch.tensor([0.5, 0.01, 0.5]), torch.tensor([0.8, 0.04, 0.2])
-        >>> loss, is_dropped = divergence_masked_surrogate((new / old).log(), torch.ones(3), new.log(), "tv", 0.2)
-        >>> loss, is_dropped
-        (tensor([-0.0000, -4.0000, -0.4000]), tensor([ True, False, False]))
+        >>> log_ratio = torch.tensor([1.6, 4.0, 0.4, 40.0]).log()
+        >>> divergence = torch.tensor([0.3, 0.03, 0.3, 0.1])
+        >>> divergence_surrogate(log_ratio, torch.ones(4), divergence, bound=0.2, cap=20.0)
+        (tensor([ -0.0000,  -4.0000,  -0.4000, -20.0000]), tensor([ True, False, False, False]))
     """
-    if kind not in ("tv", "kl") or bound < 0:
+    if bound < 0 or (cap and cap < 1):
         raise ValueError(
-            f'divergence_masked_surrogate: needs kind "tv" or "kl" and bound >= 0; got "{kind}" and bound = {bound}'
+            f"divergence_surrogate: needs bound >= 0, and cap >= 1 or 0 for no cap; got bound = {bound} and cap = {cap}"
         )
     log_ratio = log_ratio.to(torch.promote_types(log_ratio.dtype, torch.float32))
-    ratio = log_ratio.detach()
-    new = new_logprob.detach().to(log_ratio.dtype)
-    old = new - ratio
-    if kind == "tv":
-        divergence = (new.exp() - old.exp()).abs()
-    else:
-        # log(1 - p) by log1p; if a policy is certain of the sample, a floor replaces log 0.
-        rest_new, rest_old = (torch.log1p(-value.exp().clamp(max=1 - 1e-7)) for value in (new, old))
-        divergence = old.exp() * -ratio + rest_old.exp() * (rest_old - rest_new)
-    widens = ((advantage > 0) & (ratio > 0)) | ((advantage < 0) & (ratio < 0))
+    moved = log_ratio.detach()
+    widens = ((advantage > 0) & (moved > 0)) | ((advantage < 0) & (moved < 0))
     is_dropped = (divergence > bound) & widens
-    return -log_ratio.masked_fill(is_dropped, -torch.inf).exp() * advantage, is_dropped
+    # The cap applies before the exponential, which could overflow; so does the choice of the
+    # elements whose ratio counts.
+    is_idle = is_dropped | (advantage == 0)
+    capped = moved.masked_fill(is_idle, 0.0).clamp(max=math.log(cap) if cap else math.inf).exp()
+    # Its value is 1 and its gradient that of the log-ratio.
+    unit = (log_ratio - moved).masked_fill(is_idle, 0.0).exp()
+    return -(capped * unit * advantage).masked_fill(is_dropped, 0.0), is_dropped
 
 
 def kl_k3(new: Float[Tensor, "*batch"], reference: Float[Tensor, "*batch"]) -> Float[Tensor, "*batch"]:

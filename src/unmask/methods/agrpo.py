@@ -24,7 +24,7 @@ from unmask.functional.behaviour import LevelOrOff
 from unmask.functional.selection import candidate_steps, step_sum
 from unmask.functional.step_draws import low_discrepancy_uniform, step_counts
 from unmask.functional.surrogate import kl_k3
-from unmask.methods.base import RatioMethod
+from unmask.methods.ratio import RatioMethod
 from unmask.methods.views import step_views
 
 ENTROPY_FLOOR = 1e-8
@@ -103,14 +103,7 @@ class AGRPO(RatioMethod):
     def loss(self, inputs: LossInputs) -> LossOutput:
         """Compute w Σ_i (-min(ρ_i A, clip(ρ_i) A) + β ρ_i k3_i) over the tokens of the step, where
         w is the weight of the view."""
-        loss, metrics = self.token_loss(
-            inputs.new,
-            inputs.old,
-            inputs.advantage,
-            inputs.target,
-            choice=inputs.choices,
-            weight=inputs.token_weight,
-        )
+        loss, metrics = self.token_loss(inputs)
         if self.beta:
             assert inputs.reference is not None
             # With the factor ρ, the gradient is that of KL(new || reference). Without it, the

@@ -1,4 +1,4 @@
-"""Base classes of methods: options, requirements of a rollout, a plan of views, an advantage and a
+"""Base class of methods: options, requirements of a rollout, a plan of views, an advantage and a
 loss.
 
 The trainer samples completions, computes rewards and log-probabilities, distributes the work,
@@ -8,18 +8,16 @@ updates the weights and saves checkpoints. It never depends on which method it r
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar
 
 import torch
 from jaxtyping import Bool, Float
-from pydantic import Field, field_validator
 from torch import Tensor
 
 from unmask.core.config import Named, SamplerConfig
 from unmask.core.errors import ConfigError
-from unmask.core.records import LossInputs, LossOutput, Needs, Rollout, Views
+from unmask.core.records import LossInputs, LossOutput, Needs, Reads, Rollout, Views
 from unmask.functional.behaviour import LevelOrOff
-from unmask.functional.surrogate import clipped_surrogate, divergence_masked_surrogate, kl_k3
 
 NOT_STATED = "not stated"
 
@@ -92,6 +90,11 @@ class Method(Named, ABC):
     @abstractmethod
     def needs(self) -> Needs:
         """Return what the engine and the trainer have to provide."""
+
+    def reads(self) -> Reads:
+        """Return what the loss reads of its views, besides their log-probabilities under the new
+        and the reference policy."""
+        return Reads()
 
     @abstractmethod
     def plan(self, rollout: Rollout, generator: torch.Generator) -> Views:
@@ -166,125 +169,3 @@ class Method(Named, ABC):
             cls.sampler,
         ]
         return ", ".join(filter(None, parts)) or "nothing"
-
-
-class RatioMethod(Method):
-    """Base class of methods whose loss is a probability ratio times an advantage, within a trust
-    region."""
-
-    trust_region: Literal["clip", "divergence", "none"] = "clip"
-    """Trust region. `clip`: PPO's pessimistic clip of the ratio. `divergence`: DPPO's mask
-    (arXiv:2602.04879), which drops an update that would move the policy further once the
-    probability of the sample has moved by more than `max_divergence`. `none`: the plain ratio."""
-    epsilon: float = Field(0.2, ge=0)
-    """Lower clip of the ratio, as a distance from 1."""
-    epsilon_high: float = Field(0.2, ge=0)
-    """Upper clip of the ratio, as a distance from 1."""
-    dual_clip: float = Field(0.0, ge=0)
-    """Upper bound of the ratio ρ for negative advantages (arXiv:1912.09729), greater than 1; 0 sets
-    no bound."""
-    divergence: Literal["tv", "kl"] = "tv"
-    """Divergence that limits the update under `trust_region: divergence`: total variation, or the
-    KL from the old to the new policy."""
-    max_divergence: float = Field(0.15, ge=0)
-    """Largest divergence δ that is allowed under `trust_region: divergence`."""
-
-    samples: ClassVar[str] = ""
-    """Kind of samples that the ratio belongs to, such as whole completions; empty for single tokens
-    or steps. The divergence mask needs the probability of a sample, which only tokens and steps
-    have."""
-
-    @field_validator("dual_clip")
-    @classmethod
-    def _check_dual_clip(cls, value: float) -> float:
-        if 0 < value <= 1:
-            raise ValueError(
-                f"dual_clip = {value} would cut ratios that have not risen. Use a number above 1, or 0 for none."
-            )
-        return value
-
-    def check(self, sampler: SamplerConfig, num_generations: int) -> None:
-        """Raise ConfigError also if the divergence mask is set for samples that have no
-        probability.
-
-        Raises:
-            ConfigError: the settings do not fit together.
-        """
-        super().check(sampler, num_generations)
-        if self.trust_region == "divergence" and self.samples:
-            raise ConfigError(
-                f"method.trust_region = divergence needs the probability of one token or step, but {self.type} "
-                f"has ratios of {self.samples}. Set method.trust_region to clip or none."
-            )
-
-    def surrogate(
-        self,
-        log_ratio: Float[Tensor, "*batch"],
-        advantage: Float[Tensor, "*#batch"],
-        new_logprob: Float[Tensor, "*#batch"],
-    ) -> tuple[Float[Tensor, "*batch"], dict[str, Tensor]]:
-        """Compute the loss of each element, which is -ρ A within the trust region, and its metrics.
-
-        Args:
-            log_ratio: [...] nats, differentiable: log-ratios of tokens, steps, views or sequences.
-            advantage: advantages, which broadcast to log_ratio.
-            new_logprob: [...] nats: log-probability of the sample under the new policy; used only
-                by the divergence mask.
-        """
-        advantage = advantage.expand_as(log_ratio)
-        if self.trust_region == "divergence":
-            loss, is_cut = divergence_masked_surrogate(
-                log_ratio, advantage, new_logprob, self.divergence, self.max_divergence
-            )
-        elif self.trust_region == "clip":
-            loss, is_cut = clipped_surrogate(log_ratio, advantage, self.epsilon, self.epsilon_high, self.dual_clip)
-        else:
-            loss = -log_ratio.exp() * advantage
-            is_cut = torch.zeros_like(loss, dtype=torch.bool)
-        return loss, {
-            "clip_ratio/region_mean": is_cut.float(),
-            "clip_ratio/low_mean": (is_cut & (advantage < 0)).float(),
-            "clip_ratio/high_mean": (is_cut & (advantage > 0)).float(),
-            "policy/ratio_max": log_ratio.detach().exp(),
-        }
-
-    def token_loss(
-        self,
-        new: Float[Tensor, "N L"],
-        old: Float[Tensor, "N L"],
-        advantage: Float[Tensor, "N"],
-        target: Bool[Tensor, "N L"],
-        reference: Float[Tensor, "N L"] | None = None,
-        beta: float = 0.0,
-        choice: tuple[Float[Tensor, "N L"], Float[Tensor, "N L"]] | None = None,
-        weight: Float[Tensor, "N L"] | None = None,
-    ) -> tuple[Float[Tensor, "N L"], dict[str, Tensor]]:
-        """Compute the loss of each token and its metrics. The loss is -ρ A within the trust region,
-        plus β k3, where ρ is the ratio of the token.
-
-        Args:
-            new: [N, L] nats, differentiable: log-probabilities under the new policy.
-            old: [N, L] nats: log-probabilities under the old policy.
-            advantage: [N] advantages.
-            target: [N, L] bool, True at tokens that count.
-            reference: [N, L] nats: log-probabilities under the reference policy; used if β > 0.
-            beta: weight β >= 0 of the KL to the reference policy. The KL covers the tokens but not
-                the position choices.
-            choice: [N, L] nats each: log-probabilities of the position choices under the new and
-                the old policy, to include in the ratio; see `LossInputs.choices`.
-            weight: [N, L] weights >= 0 of the tokens, which multiply the advantage; None for 1.
-
-        Returns:
-            The loss [N, L], 0 outside `target`, and the metrics of the targets.
-        """
-        log_ratio, log_action = new - old, new
-        if choice is not None:
-            log_ratio, log_action = log_ratio + choice[0] - choice[1], log_action + choice[0]
-        by_token = advantage.unsqueeze(-1) if weight is None else advantage.unsqueeze(-1) * weight
-        loss, metrics = self.surrogate(log_ratio, by_token, log_action)
-        if beta:
-            assert reference is not None
-            kl = kl_k3(new, reference)
-            loss = loss + beta * kl
-            metrics["kl"] = kl.detach()
-        return loss.masked_fill(~target, 0.0), {name: values[target] for name, values in metrics.items()}

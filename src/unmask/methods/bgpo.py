@@ -22,7 +22,7 @@ from torch import Tensor
 from unmask.core.records import LossInputs, LossOutput, Needs, Rollout, Views
 from unmask.functional.advantage import group_advantage, z_score
 from unmask.functional.elbo import elbo_weight, masks_of_counts, stratified_counts
-from unmask.methods.base import RatioMethod
+from unmask.methods.ratio import RatioMethod
 from unmask.methods.views import masked_views, scored_tokens
 
 
@@ -55,6 +55,7 @@ class BGPO(RatioMethod):
     cost: ClassVar[str] = "n f+b (+ n f old)"
     penalties: ClassVar[tuple[str, ...] | None] = ()
     on_path: ClassVar[bool] = False
+    samples: ClassVar[str] = "lower bounds on likelihoods"
 
     def needs(self) -> Needs:
         """Require groups of completions, and nothing else."""
@@ -87,5 +88,5 @@ class BGPO(RatioMethod):
         floored = difference.clamp(min=-0.5)
         log_ratio = torch.where(is_linear, floored.log1p(), difference)
         below = torch.where(is_linear, difference - floored, 0.0)
-        loss, metrics = self.surrogate(log_ratio, inputs.advantage, inputs.weight * inputs.new.sum(-1))
+        loss, metrics = self.surrogate(log_ratio, inputs.advantage)
         return LossOutput((loss - below * inputs.advantage) / self.num_samples, metrics)

@@ -21,7 +21,7 @@ from unmask.core.errors import ConfigError
 from unmask.core.records import LossInputs, LossOutput, Needs, Rollout, Views
 from unmask.functional.advantage import group_advantage
 from unmask.functional.elbo import mask_at_times
-from unmask.methods.base import RatioMethod
+from unmask.methods.ratio import RatioMethod
 from unmask.methods.views import mean_tokens, scored_tokens, text_views
 
 NUM_VIEWS = 3
@@ -99,7 +99,9 @@ class CoupledGRPO(RatioMethod):
         target = inputs.target[::NUM_VIEWS]
         new, old = self._averaged(inputs.new, inputs), self._averaged(inputs.old, inputs)
         reference = None if inputs.reference is None else self._averaged(inputs.reference, inputs)
-        loss, metrics = self.token_loss(new, old, inputs.advantage[::NUM_VIEWS], target, reference, self.beta)
+        row, weight, advantage = (t[::NUM_VIEWS] for t in (inputs.row, inputs.weight, inputs.advantage))
+        averaged = LossInputs(new, old, None, None, row, target, weight, advantage)
+        loss, metrics = self.token_loss(averaged, reference, self.beta)
         return LossOutput(loss.sum(-1) / mean_tokens(target.sum(-1), inputs), metrics)
 
     @staticmethod

@@ -19,7 +19,7 @@ from torch import Tensor
 from unmask.core.records import LossInputs, LossOutput, Needs, Rollout, Views
 from unmask.functional.advantage import group_advantage
 from unmask.functional.masking import token_mean_weight
-from unmask.methods.base import RatioMethod
+from unmask.methods.ratio import RatioMethod
 from unmask.methods.views import mean_field_views, scored_tokens
 
 
@@ -70,7 +70,5 @@ class DiffuGRPO(RatioMethod):
 
     def loss(self, inputs: LossInputs) -> LossOutput:
         """Compute w Σ_k (-min(ρ_k A, clip(ρ_k) A) + β k3_k), where ρ_k is the ratio of token k."""
-        loss, metrics = self.token_loss(
-            inputs.new, inputs.old, inputs.advantage, inputs.target, inputs.reference, self.beta
-        )
+        loss, metrics = self.token_loss(inputs, inputs.reference, self.beta)
         return LossOutput(inputs.weight * loss.sum(-1), metrics)

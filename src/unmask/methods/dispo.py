@@ -23,7 +23,7 @@ from unmask.core.errors import ConfigError
 from unmask.core.records import GIVEN, Branches, LossInputs, LossOutput, Needs, Rollout, Views
 from unmask.functional.advantage import counterfactual_advantage, group_advantage
 from unmask.functional.behaviour import LevelOrOff
-from unmask.methods.base import RatioMethod
+from unmask.methods.ratio import RatioMethod
 from unmask.methods.views import scored_tokens, step_views
 
 
@@ -112,7 +112,5 @@ class DiSPO(RatioMethod):
 
     def loss(self, inputs: LossInputs) -> LossOutput:
         """Compute w Σ_m Σ_i -min(ρ_mi A_m, clip(ρ_mi) A_m) over the tokens i of sequence m."""
-        surrogate, metrics = self.surrogate(inputs.new - inputs.old, inputs.advantage.unsqueeze(-1), inputs.new)
-        is_read = inputs.target.unsqueeze(1).expand_as(surrogate)
-        metrics = {name: values[is_read] for name, values in metrics.items()}
-        return LossOutput(inputs.weight * surrogate.masked_fill(~is_read, 0.0).sum((1, 2)), metrics)
+        loss, metrics = self.token_loss(inputs)
+        return LossOutput(inputs.weight * loss.sum((1, 2)), metrics)

@@ -28,7 +28,7 @@ from unmask.functional.behaviour import LevelOrOff
 from unmask.functional.selection import inverse_inclusion, selected_path_steps
 from unmask.functional.surprisal import surprisal_steps
 from unmask.functional.surrogate import kl_k3
-from unmask.methods.base import RatioMethod
+from unmask.methods.ratio import RatioMethod
 from unmask.methods.views import step_views, step_weight
 
 
@@ -179,16 +179,12 @@ class EGSPO(RatioMethod):
     def loss(self, inputs: LossInputs) -> LossOutput:
         """Compute w (-min(ρ A, clip(ρ) A) + β KL), where ρ is the ratio of the step's joint
         probabilities and w is the weight of its view."""
-        log_ratio, log_step = (inputs.new - inputs.old).sum(-1), inputs.new.sum(-1)
-        if inputs.choices is not None:
-            new_choice, old_choice = inputs.choices
-            log_ratio, log_step = log_ratio + (new_choice - old_choice).sum(-1), log_step + new_choice.sum(-1)
-        surrogate, metrics = self.surrogate(log_ratio, inputs.advantage, log_step)
+        loss, metrics = self.step_loss(inputs)
         if self.beta:
             kl = self._kl(inputs)
-            surrogate = surrogate + self.beta * kl
+            loss = loss + self.beta * kl
             metrics["kl"] = kl.detach()
-        return LossOutput(inputs.weight * surrogate, metrics)
+        return LossOutput(inputs.weight * loss, metrics)
 
     def _steps(self, path: Trajectory) -> tuple[Tensor, Tensor | None]:
         """Return the steps that are trained, [B, K], and the inverse of their probabilities, [B,

@@ -25,7 +25,7 @@ from unmask.core.errors import ConfigError
 from unmask.core.records import Branches, LossInputs, LossOutput, Needs, Rollout, Views
 from unmask.functional.advantage import counterfactual_advantage, fitted_gain, group_advantage
 from unmask.functional.behaviour import LevelOrOff
-from unmask.methods.base import RatioMethod
+from unmask.methods.ratio import RatioMethod
 from unmask.methods.views import step_views, step_weight
 
 
@@ -87,11 +87,6 @@ class EGSPOCA(RatioMethod):
         super().check(sampler, num_generations)
         if self.step_choice != "all":
             self.refuse_more_than_steps("num_selected", sampler)
-        if self.scope == "all" and self.trust_region == "divergence":
-            raise ConfigError(
-                "method.trust_region = divergence needs the probability of an action, which is almost zero for a whole "
-                "completion. With method.scope = all, set method.trust_region to clip or none."
-            )
         if self.scope == "all" and (self.form != "counterfactual" or self.finish != "greedy"):
             raise ConfigError(
                 f"method.form = {self.form} and method.finish = {self.finish} need actions at the positions that a step "
@@ -139,9 +134,8 @@ class EGSPOCA(RatioMethod):
     def loss(self, inputs: LossInputs) -> LossOutput:
         """Compute w Σ_m -min(ρ_m A_m, clip(ρ_m) A_m), where ρ_m is the ratio of the action's joint
         probabilities."""
-        log_ratio = (inputs.new - inputs.old).sum(-1)
-        surrogate, metrics = self.surrogate(log_ratio, inputs.advantage, inputs.new.sum(-1))
-        return LossOutput(inputs.weight * surrogate.sum(-1), metrics)
+        loss, metrics = self.step_loss(inputs)
+        return LossOutput(inputs.weight * loss.sum(-1), metrics)
 
     def _slots(self, rollout: Rollout) -> Tensor:
         """Return the indices of the stored states that are trained, [B, K]; -1 in an empty slot."""

@@ -24,7 +24,7 @@ from unmask.functional.advantage import group_advantage
 from unmask.functional.completions import one_by_completion, sum_by_completion
 from unmask.functional.elbo import coupled_masks, elbo_weight, masks_of_counts, stratified_counts
 from unmask.functional.surrogate import kl_k2
-from unmask.methods.base import RatioMethod
+from unmask.methods.ratio import RatioMethod
 from unmask.methods.views import masked_views
 
 
@@ -58,6 +58,7 @@ class ESPO(RatioMethod):
     cost: ClassVar[str] = "2M f+b (+ 2M f old, 2M f reference), two passes"
     penalties: ClassVar[tuple[str, ...] | None] = ("beta",)
     on_path: ClassVar[bool] = False
+    samples: ClassVar[str] = "ELBOs of whole completions"
     separable: ClassVar[bool] = False
     by_completion: ClassVar[bool] = True
     fresh_views: ClassVar[bool] = True
@@ -86,7 +87,7 @@ class ESPO(RatioMethod):
         length = inputs.target.shape[1]
         new, old = (self._elbo(logprob, inputs) for logprob in (inputs.new, inputs.old))
         advantage = one_by_completion(inputs.advantage, inputs.row)
-        loss, metrics = self.surrogate((new - old) / length, advantage, new / length)
+        loss, metrics = self.surrogate((new - old) / length, advantage)
         metrics["policy/elbo"] = new.detach() / length
         if self.beta:
             assert inputs.reference is not None

@@ -24,7 +24,7 @@ from unmask.functional.advantage import group_advantage
 from unmask.functional.completions import one_by_completion, sum_by_completion
 from unmask.functional.elbo import gauss_legendre, mask_at_times
 from unmask.functional.surrogate import kl_k2
-from unmask.methods.base import RatioMethod
+from unmask.methods.ratio import RatioMethod
 from unmask.methods.views import masked_views
 
 
@@ -84,7 +84,7 @@ class GDPO(RatioMethod):
         of the ELBOs."""
         length = inputs.target.shape[1]
         new, old = (self._elbo(logprob, inputs) for logprob in (inputs.new, inputs.old))
-        loss, metrics = self.surrogate(new - old, one_by_completion(inputs.advantage, inputs.row), new)
+        loss, metrics = self.surrogate(new - old, one_by_completion(inputs.advantage, inputs.row))
         metrics["policy/elbo"] = new.detach() / length
         if self.beta:
             assert inputs.reference is not None

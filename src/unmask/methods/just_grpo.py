@@ -19,7 +19,7 @@ from unmask.core.errors import ConfigError
 from unmask.core.records import LossInputs, LossOutput, Needs, Rollout, Views
 from unmask.functional.advantage import group_advantage, z_score
 from unmask.functional.behaviour import LevelOrOff
-from unmask.methods.base import RatioMethod
+from unmask.methods.ratio import RatioMethod
 from unmask.methods.views import segment_views
 
 
@@ -79,7 +79,5 @@ class JustGRPO(RatioMethod):
 
     def loss(self, inputs: LossInputs) -> LossOutput:
         """Compute -(1/L) min(ρ A, clip(ρ) A), where ρ is the ratio of the step's token."""
-        loss, metrics = self.token_loss(
-            inputs.new, inputs.old, inputs.advantage, inputs.target, weight=inputs.token_weight
-        )
+        loss, metrics = self.token_loss(inputs)
         return LossOutput(inputs.weight * loss.sum(-1), metrics)

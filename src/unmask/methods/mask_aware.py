@@ -22,7 +22,7 @@ from unmask.core.records import LossInputs, LossOutput, Needs, Rollout, Views
 from unmask.functional.advantage import group_advantage
 from unmask.functional.completions import one_by_completion, sum_by_completion
 from unmask.functional.selection import step_sum
-from unmask.methods.base import RatioMethod
+from unmask.methods.ratio import RatioMethod
 from unmask.methods.views import segment_views
 
 
@@ -108,9 +108,9 @@ class MaskAware(RatioMethod):
             sum_by_completion(inputs.weight * (new - old).sum(-1), inputs.row)
             for new, old in ((inputs.new, inputs.old), (inputs.new_choice, inputs.old_choice))
         )
-        loss, metrics = self.surrogate(token, advantage, token)
+        loss, metrics = self.surrogate(token, advantage)
         bounds = {"epsilon": self.position_epsilon, "epsilon_high": self.position_epsilon_high}
-        of_positions, theirs = self.model_copy(update=bounds).surrogate(position, advantage, position)
+        of_positions, theirs = self.model_copy(update=bounds).surrogate(position, advantage)
         metrics["clip_ratio/position_mean"] = theirs["clip_ratio/region_mean"]
         metrics["policy/position_ratio_max"] = theirs["policy/ratio_max"]
         return LossOutput(loss + of_positions, metrics)

@@ -10,6 +10,7 @@ method is a policy gradient; docs/methods/rldf.md says what it estimates otherwi
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import ClassVar, Literal
 
 import torch
@@ -22,7 +23,7 @@ from unmask.core.records import LossInputs, LossOutput, Needs, Rollout, Views
 from unmask.functional.advantage import group_advantage, z_score
 from unmask.functional.behaviour import LevelOrOff
 from unmask.functional.surprisal import surprisal_steps
-from unmask.methods.base import RatioMethod
+from unmask.methods.ratio import RatioMethod
 from unmask.methods.views import step_views
 
 
@@ -110,16 +111,7 @@ class RLDF(RatioMethod):
         """Compute w Σ_i (-min(ρ_i A, clip(ρ_i) A) + β k3_i) over the tokens i of a step, or the
         mean over the clean targets that are not left out."""
         target = self._targets(inputs)
-        loss, metrics = self.token_loss(
-            inputs.new,
-            inputs.old,
-            inputs.advantage,
-            target,
-            inputs.reference,
-            self.beta,
-            inputs.choices,
-            inputs.token_weight,
-        )
+        loss, metrics = self.token_loss(replace(inputs, target=target), inputs.reference, self.beta)
         count = target.sum(-1).clamp(min=1) if self.targets == "clean" else 1
         return LossOutput(inputs.weight * loss.sum(-1) / count, metrics)
 

@@ -21,7 +21,7 @@ from unmask.core.errors import ConfigError
 from unmask.core.records import LossInputs, LossOutput, Needs, Rollout, Views
 from unmask.functional.advantage import group_advantage, z_score
 from unmask.functional.behaviour import LevelOrOff
-from unmask.methods.base import RatioMethod
+from unmask.methods.ratio import RatioMethod
 from unmask.methods.views import segment_views
 
 
@@ -93,16 +93,7 @@ class StepMerge(RatioMethod):
     def loss(self, inputs: LossInputs) -> LossOutput:
         """Compute (1/L) Σ_i (-min(ρ_i A, clip(ρ_i) A) + β k3_i) over the tokens of the segment."""
         anchor = inputs.reference if self.kl_to == "reference" else inputs.old
-        loss, metrics = self.token_loss(
-            inputs.new,
-            inputs.old,
-            inputs.advantage,
-            inputs.target,
-            anchor,
-            self.beta,
-            inputs.choices,
-            inputs.token_weight,
-        )
+        loss, metrics = self.token_loss(inputs, anchor, self.beta)
         return LossOutput(inputs.weight * loss.sum(-1), metrics)
 
 

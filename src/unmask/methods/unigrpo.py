@@ -20,7 +20,7 @@ from unmask.core.errors import ConfigError
 from unmask.core.records import LossInputs, LossOutput, Needs, Rollout, Views
 from unmask.functional.advantage import group_advantage
 from unmask.functional.elbo import mask_at_times
-from unmask.methods.base import RatioMethod
+from unmask.methods.ratio import RatioMethod
 from unmask.methods.views import scored_tokens, text_views
 
 
@@ -92,7 +92,5 @@ class UniGRPO(RatioMethod):
         """Compute w Σ_i (-min(ρ_i A, clip(ρ_i) A) + β k3_i) over the masked tokens i. Here w is the
         weight of the view, ρ_i is the probability ratio of token i, A is the advantage, and k3_i is
         the KL estimate of token i."""
-        loss, metrics = self.token_loss(
-            inputs.new, inputs.old, inputs.advantage, inputs.target, inputs.reference, self.beta
-        )
+        loss, metrics = self.token_loss(inputs, inputs.reference, self.beta)
         return LossOutput(inputs.weight * loss.sum(-1), metrics)

@@ -66,6 +66,13 @@ class BehaviourConfig(Config):
         levels = method.behaviour_levels(sampler)
         if self.level == "off" or (self.level == "auto" and sampler.is_exact):
             return None
+        if method.reads().anchor == "rollout":
+            if self.level == "auto":
+                return None
+            raise ConfigError(
+                f"behaviour.level = {self.level} would correct the ratio twice, because method.anchor = rollout already measures "
+                "it from the policy that sampled. Set behaviour.level = off, or method.anchor = old."
+            )
         if self.level == "auto":
             if levels[0] == "sequence":
                 raise ConfigError(

@@ -218,6 +218,11 @@ class TrainRecipe(RunRecipe):
                 "sampler.temperature = 0 makes all completions of a prompt equal, so there is nothing to compare. "
                 "Use a temperature above 0; the papers use 0.9."
             )
+        if self.method.reads().anchor == "rollout" and self.logprob_temperature != "sampling":
+            raise ValueError(
+                f"method.anchor = rollout compares with probabilities at the sampler's temperature, but logprob_temperature = "
+                f"{self.logprob_temperature:g} scores at another. Set logprob_temperature = sampling, or method.anchor = old."
+            )
         narrowed = self.logprob_temperature == "sampling" and (self.sampler.top_k > 0 or self.sampler.top_p < 1)
         if narrowed and self.method.needs().reference == "distribution":
             raise ValueError(

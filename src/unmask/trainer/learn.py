@@ -154,22 +154,23 @@ class Learner:
         settings = LogprobSettings.of(rollout.trajectory, self.recipe.logprob_temperature)
         if not method.on_path:
             settings = replace(settings, top_k=0, top_p=1.0)
-        old = self._logprobs(self.model, rollout, views, settings) if self.passes.scores_old else None
-        reference = None
-        if self.passes.scores_reference:
+        old, reference, passes = None, None, self.passes
+        if passes.scores_old:
+            old = self._logprobs(self.model, rollout, views, settings, distribution=passes.keeps_old)
+        if passes.scores_reference:
             assert self.reference is not None
-            distribution = method.needs().reference == "distribution"
             with self.reference.acting(self.model) as module:
-                reference = self._logprobs(module, rollout, views, settings, distribution=distribution)
+                reference = self._logprobs(module, rollout, views, settings, distribution=passes.keeps_reference)
         mean_tokens = float(scored_tokens(rollout.trajectory).sum()) / len(rollout.trajectory)
         weights = None
         if self._comparison is not None:
             sampling = LogprobSettings.of(rollout.trajectory, "sampling")
-            is_other = self.passes.rescored == "views"
+            is_other = passes.rescored == "views"
             sampled = self._logprobs(self.model, rollout, views, sampling) if is_other else None
             weights = self._comparison.weights(views, old, sampled)
+        reads = method.reads()
         return ScoredViews(
-            rollout, (plan, advantage), views, advantage[own], old, reference, settings, mean_tokens, weights
+            rollout, (plan, advantage), views, advantage[own], old, reference, settings, mean_tokens, weights, reads
         )
 
     def _compared(self, rollout: Rollout, tally: Tally) -> Comparison | None:
@@ -265,7 +266,7 @@ class Learner:
         batches = self._batches(scored.views.take(index), rollout, by_completion=by_completion, least=1)
         two_passes = self.passes.has_first_pass(len(batches), plan, rollout)
         derivatives = self._derivatives(scored, index, share, tally) if two_passes else None
-        distribution = scored.reference is not None and scored.reference.distribution is not None
+        distribution = self.passes.keeps_old or self.passes.keeps_reference
         loss_sum = 0.0
         self.optimizer.zero_grad()
         for i, (within, batch) in enumerate(batches, start=1):

@@ -58,8 +58,23 @@ class UpdatePasses:
     @property
     def scores_old(self) -> bool:
         """True if the old policy scores each plan. A single update does not need it, because the
-        policy before that update is the old policy."""
-        return self.num_updates > 1
+        policy before that update is the old policy. A loss whose ratios are measured from the
+        rollout needs it only to measure how the old policy differs from the behaviour policy."""
+        if self.num_updates == 1:
+            return False
+        recipe = self.recipe
+        is_measured = recipe.behaviour.measured(recipe.method, recipe.sampler) is not None
+        return is_measured or recipe.method.reads().anchor == "old"
+
+    @property
+    def keeps_old(self) -> bool:
+        """True if the old policy's whole distributions are kept."""
+        return self.scores_old and self.recipe.method.reads().divergence != "none"
+
+    @property
+    def keeps_reference(self) -> bool:
+        """True if the reference policy's whole distributions are kept."""
+        return self.recipe.method.needs().reference == "distribution"
 
     @property
     def rescored(self) -> Literal["none", "views", "path"]:

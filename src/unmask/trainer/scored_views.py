@@ -8,7 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from unmask.core.records import LossInputs, Rollout, ViewLogprobs, Views
+from unmask.core.records import LossInputs, Reads, Rollout, ViewLogprobs, Views
+from unmask.functional.divergence import total_variation
 from unmask.functional.surrogate import exact_kl
 from unmask.sampling import LogprobSettings
 from unmask.trainer.behaviour import ViewWeights
@@ -29,8 +30,8 @@ class ScoredViews:
     advantage: Tensor
     """[N] or [N, M] float32: advantages of this rank's views."""
     old: ViewLogprobs | None
-    """Log-probabilities under the old policy; None if there is a single update, because the policy
-    before it is the old policy."""
+    """Log-probabilities under the old policy; None if the old policy did not score the views, in
+    particular if there is a single update, because the policy before it is the old policy."""
     reference: ViewLogprobs | None
     """Log-probabilities under the reference policy; None if the method needs none."""
     settings: LogprobSettings
@@ -40,6 +41,8 @@ class ScoredViews:
     weights: ViewWeights | None = None
     """Weights of this rank's views by the ratio of the old to the behaviour policy; None for no
     weights."""
+    reads: Reads = Reads()
+    """What the loss reads of the views."""
 
     def inputs(self, new: ViewLogprobs, index: Tensor) -> LossInputs:
         """Return the inputs of the loss of some views.
@@ -48,14 +51,10 @@ class ScoredViews:
             new: log-probabilities under the policy that is trained.
             index: [C] int64: the views that `new` scores.
         """
-        old_choice = None
-        if new.choice is not None:
-            old = new if self.old is None else self.old
-            assert old.choice is not None
-            old_choice = old.choice.detach() if self.old is None else old.choice[index]
+        old, old_choice = self._old(new, index)
         inputs = LossInputs(
             new=new.logprob,
-            old=new.logprob.detach() if self.old is None else self.old.logprob[index],
+            old=old,
             reference=None if self.reference is None else self.reference.logprob[index],
             exact_kl=self._exact_kl(new, index),
             row=self.views.row[index],
@@ -68,17 +67,53 @@ class ScoredViews:
             committed=None if self.views.committed is None else self.views.committed[index],
             new_choice=new.choice,
             old_choice=old_choice,
+            divergence=self._divergence(new, index),
         )
         return inputs if self.weights is None else self.weights.applied(inputs, index)
+
+    def _old(self, new: ViewLogprobs, index: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Return the log-probabilities from which ratios are measured, and those of the position
+        choices; see `Reads.anchor`."""
+        if self.reads.anchor == "rollout":
+            path, row, target = self.rollout.trajectory, self.views.row[index], self.views.target[index]
+            old, choice = path.logprob[row].masked_fill(~target, 0.0), None
+            if new.choice is not None and path.choice_logprob is not None:
+                choice = path.choice_logprob[row].masked_fill(~target, 0.0)
+            return old, choice
+        if self.old is None:
+            return new.logprob.detach(), None if new.choice is None else new.choice.detach()
+        return self.old.logprob[index], None if self.old.choice is None else self.old.choice[index]
 
     def _exact_kl(self, new: ViewLogprobs, index: Tensor) -> Tensor | None:
         """Return [C, L] KL(new || reference) at the targets; None if there are no distributions."""
         if new.distribution is None or self.reference is None or self.reference.distribution is None:
             return None
-        # The reference holds the targets of all views in their order, `new` those of `index` in its
-        # order.
+        kl = exact_kl(new.distribution, self._kept(self.reference.distribution, index))
+        return self._at_targets(kl, index)
+
+    @torch.no_grad()
+    def _divergence(self, new: ViewLogprobs, index: Tensor) -> Tensor | None:
+        """Return [C, L] divergences between the old and the new policy at the targets; None if the
+        loss reads none."""
+        if self.reads.divergence == "none":
+            return None
+        if self.old is None:
+            return torch.zeros_like(self.views.target[index], dtype=new.logprob.dtype)
+        assert new.distribution is not None
+        assert self.old.distribution is not None
+        old = self._kept(self.old.distribution, index)
+        if self.reads.divergence == "tv":
+            return self._at_targets(total_variation(new.distribution, old), index)
+        return self._at_targets(exact_kl(old, new.distribution), index)
+
+    def _kept(self, distribution: Tensor, index: Tensor) -> Tensor:
+        """Return the rows of a kept distribution that belong to the targets of the views `index`, in
+        the order of `index`. The kept rows are in the order of all views."""
         place = torch.full_like(self.views.target, -1, dtype=torch.long)
-        place[self.views.target] = torch.arange(len(self.reference.distribution), device=place.device)
+        place[self.views.target] = torch.arange(len(distribution), device=place.device)
+        return distribution[place[index][self.views.target[index]]]
+
+    def _at_targets(self, values: Tensor, index: Tensor) -> Tensor:
+        """Return [C, L] values at the targets of the views `index`; 0 elsewhere."""
         target = self.views.target[index]
-        kl = exact_kl(new.distribution, self.reference.distribution[place[index][target]])
-        return torch.zeros_like(new.logprob).masked_scatter(target, kl)
+        return torch.zeros_like(target, dtype=values.dtype).masked_scatter(target, values)

@@ -34,6 +34,7 @@ from unmask.trainer.distributed.masters import master_of
 from unmask.trainer.distributed.ranks import Ranks
 from unmask.trainer.learn import packing_of, positions_at_once
 from unmask.trainer.optimizer import state_bytes, trainable
+from unmask.trainer.passes import UpdatePasses
 from unmask.trainer.peak import free_bytes, peak_bytes
 from unmask.trainer.policy import TrainedPolicy
 
@@ -239,15 +240,15 @@ class _Probe:
         if len(row) > 1:
             pack = torch.arange(rows, device=row.row.device).repeat_interleave(len(row))
             views = replace(views, pack=pack)
-        needs = self.recipe.method.needs()
+        passes = UpdatePasses(self.recipe)
         scoring = LogprobSettings.of(path, self.recipe.logprob_temperature)
         scores = view_logprobs(
             self.policy.denoiser,
             path,
             views,
             scoring,
-            choice=needs.choice,
-            distribution=needs.reference == "distribution",
+            choice=self.recipe.method.needs().choice,
+            distribution=passes.keeps_old or passes.keeps_reference,
             trim=True,
             positions_at_once=positions_at_once(self.policy.denoiser),
         )

@@ -38,6 +38,7 @@ def test_a_run_depends_on_its_own_method_task_and_order_and_on_no_other() -> Non
     expected = {
         "methods/egspo_ca",
         "methods/base",
+        "methods/ratio",
         "tasks/sudoku",
         "tasks/base",
         "rewards/grading/answers",

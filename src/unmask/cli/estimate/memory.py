@@ -26,6 +26,7 @@ from unmask.sampling import LogprobSettings
 from unmask.sampling.step_outputs import CPU_CHUNK, GPU_CHUNK, Proposer
 from unmask.trainer.learn import logits_at_once
 from unmask.trainer.optimizer import state_bytes
+from unmask.trainer.passes import UpdatePasses
 from unmask.trainer.peak import peak_bytes
 
 if TYPE_CHECKING:
@@ -231,7 +232,7 @@ def _whole_weights(recipe: TrainRecipe, measured: _Measured, preset: str) -> tup
 def _peaks(
     recipe: TrainRecipe, config: PreTrainedConfig, work: Work, measured: _Measured, preset: str
 ) -> Iterator[Line]:
-    by_name = {p.name: p for p in work.passes}
+    by_name, passes = {p.name: p for p in work.passes}, UpdatePasses(recipe)
     whole, told_whole = _whole_weights(recipe, measured, preset)
 
     def words(name: str, unit: str) -> str:
@@ -252,7 +253,7 @@ def _peaks(
     for name in ("old policy", "behaviour ratio", "reference"):
         if name not in by_name:
             continue
-        keeps_all = name == "reference" and recipe.method.needs().reference == "distribution"
+        keeps_all = {"old policy": passes.keeps_old, "reference": passes.keeps_reference}.get(name, False)
         kept = 4 * int(work.views.target.sum()) * config.vocab_size if keeps_all else 0
         note = ", all distributions kept" if keeps_all else ""
         size, is_copy = measured["scores"] + kept, name == "reference" and not recipe.lora

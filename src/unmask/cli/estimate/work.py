@@ -368,10 +368,13 @@ def _view_passes(
         return told + (f" x {times} {unit}" if times > 1 else "")
 
     has_adapters = recipe.lora is not None
+    if passes.scores_old:
+        is_wide = is_guided or passes.keeps_old
+        plan = passes.num_plans * forwards(passes.batches(views, rollout), is_wide=is_wide)
+        told = words(views, plan, passes.num_plans, "plans")
+        yield Pass.of("old policy", plan, told, has_adapters=has_adapters, is_wide=is_wide)
     plan = passes.num_plans * forwards(passes.batches(views, rollout))
     told = words(views, plan, passes.num_plans, "plans")
-    if passes.scores_old:
-        yield Pass.of("old policy", plan, told, has_adapters=has_adapters)
     if passes.rescored == "views":
         yield Pass.of("behaviour ratio", plan, told, has_adapters=has_adapters)
     if passes.rescored == "path":
@@ -382,16 +385,17 @@ def _view_passes(
     if passes.scores_reference:
         # The reference policy is the model without adapters, unless it moves.
         is_second = has_adapters and recipe.sync_ref_model
-        is_wide = is_guided or recipe.method.needs().reference == "distribution"
+        is_wide = is_guided or passes.keeps_reference
         plan = passes.num_plans * forwards(passes.batches(views, rollout), is_wide=is_wide)
         yield Pass.of("reference", plan, told, has_adapters=is_second, is_wide=is_wide)
-    every = [f for batches in updates for f in forwards(batches)]
+    is_wide = is_guided or passes.keeps_old or passes.keeps_reference
+    every = [f for batches in updates for f in forwards(batches, is_wide=is_wide)]
     of_updates = words(views, every, recipe.num_iterations, "iterations")
     first = [f for batches in updates if passes.has_first_pass(len(batches), views, rollout) for f in forwards(batches)]
     if first:
         yield Pass.of("update, first of two passes", first, of_updates, has_adapters=has_adapters)
-    kept = None if is_guided else at_once
-    options = {"backward": True, "has_adapters": has_adapters, "is_wide": is_guided}
+    kept = None if is_wide else at_once
+    options = {"backward": True, "has_adapters": has_adapters, "is_wide": is_wide}
     yield Pass.of("update", every, of_updates, **options, at_once=kept)
 
 
