@@ -15,6 +15,7 @@ import ast
 import hashlib
 import inspect
 import json
+import sysconfig
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from functools import cache
@@ -34,6 +35,8 @@ Stamp = tuple[int, ...]
 PACKAGE = Path(__file__).resolve().parents[2]
 """Folder of the package."""
 
+_LIBRARIES = tuple(Path(sysconfig.get_path(name)).resolve() for name in ("stdlib", "platstdlib", "purelib", "platlib"))
+"""Folders of Python's standard library and of installed packages, whose files do not count."""
 _ENGINE = ("trainer/comparison/jobs.py", "trainer/loop.py", "evaluation/evaluate.py", "trainer/pretrain.py")
 """Modules with the entry points of training and evaluation."""
 _LEFT_OUT = {
@@ -103,7 +106,9 @@ def _named(recipe: RunRecipe) -> Iterator[Path]:
         parts += [*type(recipe.method).__mro__, ORDERS.get(recipe.sampler.order)]
     for part in parts:
         with suppress(TypeError, OSError):  # for a class that is defined in a notebook
-            yield Path(inspect.getfile(part)).resolve()
+            path = Path(inspect.getfile(part)).resolve()
+            if path.is_relative_to(PACKAGE) or not any(map(path.is_relative_to, _LIBRARIES)):
+                yield path
     for value in _texts(recipe.model_dump(mode="json", exclude={"model", "output_dir"})):
         # A value can be a file, as in rows.jsonl, or start with one, as in mine.py:reward and
         # package.module:reward.
@@ -142,17 +147,24 @@ def _closure(starts: Iterable[Path]) -> set[Path]:
         if path in files or (path.is_relative_to(PACKAGE) and str(path.relative_to(PACKAGE)) in _LEFT_OUT):
             continue
         files.add(path)
-        waiting += _imported(path, _stamp(path))
+        waiting += _read(path, _stamp(path))[1]
     return files
 
 
 @cache
-def _imported(path: Path, _stamp: Stamp) -> list[Path]:
+def _read(path: Path, _stamp: Stamp) -> tuple[str, list[Path]]:
+    """Return the hash of a Python file, and the files that it imports."""
+    tree = _tree(path)
+    text = repr(_shape(tree)).encode(errors="surrogatepass")
+    return hashlib.sha256(text).hexdigest()[:16], _imported(path, tree)
+
+
+def _imported(path: Path, tree: ast.AST) -> list[Path]:
     """Return the files of the modules that a file imports anywhere, from the package or from its
     own folder."""
     folders = [] if path.is_relative_to(PACKAGE) else [path.parent, Path.cwd()]
     files = []
-    for node in ast.walk(_tree(path)):
+    for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             names, roots = [alias.name for alias in node.names], folders
         elif isinstance(node, ast.ImportFrom):
@@ -200,13 +212,12 @@ def _stamp(path: Path) -> Stamp:
 
 
 def _hash(path: Path) -> str:
-    return _hash_at(path, _stamp(path))
+    stamp = _stamp(path)
+    return _read(path, stamp)[0] if path.suffix == ".py" else _hash_of_bytes(path, stamp)
 
 
 @cache
-def _hash_at(path: Path, _stamp: Stamp) -> str:
-    if path.suffix == ".py":
-        return hashlib.sha256(repr(_shape(_tree(path))).encode(errors="surrogatepass")).hexdigest()[:16]
+def _hash_of_bytes(path: Path, _stamp: Stamp) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()[:16]
 
@@ -225,10 +236,10 @@ def _shape(value: Any) -> Any:
     """Return a syntax tree without docstrings and line numbers, in a form that does not depend on
     the version of Python."""
     if isinstance(value, ast.AST):
-        fields = ((name, _shape(part)) for name, part in ast.iter_fields(value))
-        return (type(value).__name__, *(field for field in fields if field[1] not in ("None", ())))
+        fields = [(name, _shape(getattr(value, name, None))) for name in value._fields]
+        return (type(value).__name__, *[field for field in fields if field[1] not in ("None", ())])
     if isinstance(value, list):
-        return tuple(_shape(part) for part in value if not _is_text_alone(part))
+        return tuple([_shape(part) for part in value if not _is_text_alone(part)])
     return repr(value)
 
 
