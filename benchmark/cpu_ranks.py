@@ -8,6 +8,27 @@ from typing import Any
 
 from unmask.recipes.load import shipped_recipes
 
+PRELOADED = [
+    "unmask.cli.training",
+    "unmask.report.api.trainer",
+    "unmask.report.build",
+    "unmask.report.plot",
+    "unmask.trainer.pretrain",
+    "accelerate",
+    "deepspeed",
+    "matplotlib.backends.backend_agg",
+    "matplotlib.pyplot",
+    "rich.progress",
+    "scipy.stats",
+    "torch._dynamo",
+    "transformers.models.auto.modeling_auto",
+    "transformers.models.auto.tokenization_auto",
+    "transformers.models.gpt2.modeling_gpt2",
+    "transformers.tokenization_utils_fast",
+]
+"""Modules that a run imports, including those that are imported only when they are needed. A process
+that has imported them can be forked for each rank of each run."""
+
 
 @cache
 def preset_environment(preset: str) -> dict[str, str]:

@@ -40,7 +40,7 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
-from benchmark.cpu_ranks import fsdp2_on_the_cpu, gather_in_every_forward, preset_environment
+from benchmark.cpu_ranks import PRELOADED, fsdp2_on_the_cpu, gather_in_every_forward, preset_environment
 
 RESULTS = Path(__file__).parent / "results" / "kills.jsonl"
 STEPS = 6
@@ -58,7 +58,6 @@ SETTINGS = (
     "optim.warmup_steps=2",
 )
 """Overrides of `sudoku-tiny`: 6 steps, with a checkpoint after each."""
-PRELOADED = ["unmask.trainer", "accelerate", "torch._dynamo", "transformers.models.gpt2.modeling_gpt2"]
 PLAN = [
     ("one rank", 2, "ddp", 8),
     ("all ranks", 1, "ddp", 6),

@@ -12,6 +12,7 @@ from unittest import mock
 
 import torch
 
+from benchmark.cpu_ranks import PRELOADED
 from unmask.cli import main
 from unmask.recipes.load import load, load_recipe
 from unmask.recipes.schema import PretrainRecipe, TrainRecipe
@@ -69,19 +70,6 @@ SWITCHES: dict[str, tuple[str, ...]] = {
 def method_overrides(name: str) -> tuple[str, ...]:
     """Return the overrides of a run of a method, or of a setting in `SWITCHES`."""
     return SWITCHES.get(name) or (f"method={{type: {name}}}", *OWN_SETTINGS.get(name, ()))
-
-
-PRELOADED = [
-    "unmask.trainer",
-    "unmask.trainer.pretrain",
-    "accelerate",
-    "torch._dynamo",
-    "transformers.models.auto.modeling_auto",
-    "transformers.models.auto.tokenization_auto",
-    "transformers.models.gpt2.modeling_gpt2",
-    "transformers.tokenization_utils_fast",
-]
-"""Modules that a run imports, including those that are imported only when they are needed."""
 
 
 def train_recipe(model: Path, output: Path, *overrides: str) -> TrainRecipe:

@@ -36,8 +36,11 @@ def make_workers(count: int) -> Executor:
     process."""
     if count == 1:
         return InThisProcess()
-    # Spawned, because a forked child of a process that has used torch's threads hangs.
-    pool = ProcessPoolExecutor(count, mp_context=multiprocessing.get_context("spawn"), initializer=_begin_worker)
+    # A forked child of a process that has used torch's threads hangs. The server of the processes has
+    # imported the code of the jobs and has run nothing, so it can be forked for each of them.
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([ComparisonJob.__module__])
+    pool = ProcessPoolExecutor(count, mp_context=context, initializer=_begin_worker)
     for _ in range(count):
         # All processes start now: one that started later would run code that was edited in the
         # meantime.
