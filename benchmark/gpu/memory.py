@@ -14,7 +14,7 @@ from unmask.cli.estimate.work import work_of
 from unmask.core.records import Views
 from unmask.recipes.load import load_recipe
 from unmask.sampling import LogprobSettings, view_logprobs
-from unmask.trainer.learn import positions_at_once
+from unmask.trainer.model_limits import positions_at_once
 from unmask.trainer.peak import peak_bytes
 
 RECIPE = "single-gpu/egspo-sa-llada-80gb"

@@ -46,7 +46,7 @@ SMALL: dict[str, Any] = {
     "baselines": ["late steps"],
     "evaluation": {"num_rows": 16, "curve_points": 2, "curve_rows": 4},
 }
-"""Recipe of two methods on one task: 2 x 2 trials of 2 or 3 steps, then 2 x 2 runs of 4 to 6 steps."""
+"""Recipe of two methods on one task: 2 x 2 trials of 3 to 8 steps, then 2 x 2 runs of 7 to 16 steps."""
 
 PASSES = 33 * 4
 """Token passes of one forward pass over the 4 completions of a step: 17 prompt tokens and 16 more tokens each."""

@@ -18,7 +18,7 @@ from unmask.methods.egspo import EGSPO
 from unmask.models import Denoiser, TinyConfig, char_tokenizer, tiny_denoiser
 from unmask.sampling import LogprobSettings, denoise, view_logprobs
 from unmask.tasks import Sudoku
-from unmask.trainer.learn import LOGITS_AT_ONCE, positions_at_once
+from unmask.trainer.model_limits import LOGITS_AT_ONCE, positions_at_once
 from unmask.trainer.peak import peak_bytes
 
 

@@ -23,8 +23,9 @@ from unmask.rewards import per_completion
 from unmask.rewards.scorer import Scorer
 from unmask.sampling.noisy_copies import Packing
 from unmask.tasks import Sudoku
-from unmask.trainer.learn import Learner, packing_of
+from unmask.trainer.learn import Learner
 from unmask.trainer.metrics import Tally, TokenPasses
+from unmask.trainer.model_limits import packing_of
 from unmask.trainer.reference import FrozenCopy
 from unmask.trainer.view_batches import ViewBatches
 

@@ -358,6 +358,9 @@ class EvalConfig(Config):
     """Number of examples."""
     eval_steps: int = Field(50, ge=0)
     """Number of training steps between evaluations; 0 evaluates only at the end."""
+    eval_token_passes: int | None = Field(None, ge=1)
+    """Number of token passes of training between evaluations, in addition to those of `eval_steps`;
+    the first is before the first step."""
     num_steps: int | None = Field(None, ge=1)
     """Number of denoising steps of a completion in an evaluation; by default that of the rollouts."""
     temperatures: tuple[Annotated[float, Field(ge=0)], ...] = (0.0,)

@@ -121,13 +121,20 @@ def _prefix(is_within: Tensor, num_masked: Tensor) -> Tensor:
 
 
 def learning_rate_factor(
-    step: int, num_steps: int, warmup_steps: int, kind: Literal["constant", "linear", "cosine"], floor: float
+    step: int,
+    num_steps: int,
+    warmup_steps: int,
+    kind: Literal["constant", "linear", "cosine"],
+    floor: float,
+    spent: float = 0.0,
 ) -> float:
     """Compute the learning rate of a training step as a share of its peak.
 
     A linear warm-up, (step + 1) / warmup_steps, reaches the peak at step warmup_steps - 1. From
     there the rate stays constant, or falls to `floor` at the last step, along a straight line or
-    half a cosine.
+    half a cosine. A run with a limit of compute may end before its last step. Its rate falls with
+    the share of the limit that is used if this share is the larger one, and the warm-up is an upper
+    bound.
 
     Args:
         step: training step, from 0; later steps have the value of the last one.
@@ -135,30 +142,34 @@ def learning_rate_factor(
         warmup_steps: length of the warm-up; 0 starts at the peak.
         kind: shape after the warm-up; "constant" ignores the floor.
         floor: share of the peak at step num_steps - 1, in [0, 1].
+        spent: share of the limit of compute that is used before this step, in [0, 1]; 0 without a
+            limit.
 
     Returns:
         Number in (0, 1], or 0 at the end if the floor is 0.
 
     Raises:
         ValueError: kind is unknown, step or warmup_steps is negative, num_steps is below 1, or
-            floor is out of range.
+            floor or spent is out of range.
 
     Example:
         >>> [round(learning_rate_factor(k, 6, 2, "linear", 0.2), 3) for k in range(6)]
         [0.5, 1.0, 0.8, 0.6, 0.4, 0.2]
+        >>> [round(learning_rate_factor(k, 100, 2, "linear", 0.2, spent=k / 4), 3) for k in range(5)]
+        [0.5, 0.8, 0.6, 0.4, 0.2]
     """
     if kind not in ("constant", "linear", "cosine"):
         raise ValueError(f'learning_rate_factor: unknown kind "{kind}". Available: constant, linear, cosine.')
-    if step < 0 or num_steps < 1 or warmup_steps < 0 or not 0 <= floor <= 1:
+    if step < 0 or num_steps < 1 or warmup_steps < 0 or not 0 <= floor <= 1 or not 0 <= spent <= 1:
         raise ValueError(
-            "learning_rate_factor: needs step >= 0, num_steps >= 1, warmup_steps >= 0 and 0 <= floor <= 1; "
-            f"got step = {step}, num_steps = {num_steps}, warmup_steps = {warmup_steps}, floor = {floor}"
+            "learning_rate_factor: needs step >= 0, num_steps >= 1, warmup_steps >= 0, 0 <= floor <= 1 and 0 <= spent <= 1; "
+            f"got step = {step}, num_steps = {num_steps}, warmup_steps = {warmup_steps}, floor = {floor}, spent = {spent}"
         )
     peak, last = max(warmup_steps - 1, 0), num_steps - 1
-    if step < peak:
-        return (step + 1) / warmup_steps
-    if kind == "constant" or last <= peak:
-        return 1.0
-    progress = min((step - peak) / (last - peak), 1.0)
+    warm_up = (step + 1) / warmup_steps if step < peak else 1.0
+    falls = peak <= step and peak < last
+    if kind == "constant" or not (falls or spent):
+        return warm_up
+    progress = max(min((step - peak) / (last - peak), 1.0) if falls else 0.0, spent)
     left = 1 - progress if kind == "linear" else (1 + math.cos(math.pi * progress)) / 2
-    return floor + (1 - floor) * left
+    return min(warm_up, floor + (1 - floor) * left)

@@ -124,7 +124,13 @@ class TrainRecipe(RunRecipe):
     evaluation: EvalConfig = EvalConfig()
     """Evaluation during the run."""
     max_steps: int = Field(200, ge=1)
-    """Number of training steps; each consists of a rollout, its rewards and an update."""
+    """Maximum number of training steps; each consists of a rollout, its rewards and an update."""
+    max_token_passes: int | None = Field(None, ge=1)
+    """Limit of compute: the number of token passes that the training steps may use. A token counts
+    once in a forward pass, and three times in a forward pass that has a backward pass; evaluations
+    do not count. The run ends when the rest of the limit is less than the cost of its most
+    expensive step so far, or after `max_steps`. The learning-rate schedule follows the limit that
+    is nearer to its end."""
     num_prompts: int = Field(16, ge=1)
     """Number of prompts in a training step, over all ranks; a multiple of the number of ranks."""
     num_generations: int = Field(8, ge=1)

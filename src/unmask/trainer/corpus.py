@@ -21,7 +21,7 @@ from unmask.models import Denoiser
 from unmask.recipes.schema import PretrainRecipe
 from unmask.sampling.encoding import check_fits_context, encode_batch
 from unmask.sampling.predict import predict_in_chunks
-from unmask.trainer.learn import positions_at_once
+from unmask.trainer.model_limits import positions_at_once
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

@@ -21,26 +21,22 @@ from unmask.core.errors import ConfigError, RolloutError
 from unmask.core.records import LossOutput, Rollout, ViewLogprobs, Views
 from unmask.methods import Method
 from unmask.methods.views import scored_tokens
-from unmask.models import Denoiser
 from unmask.recipes.schema import TrainRecipe
 from unmask.sampling import LogprobSettings, view_logprobs
-from unmask.sampling.noisy_copies import Packing
 from unmask.trainer.behaviour import Comparison, path_views
 from unmask.trainer.distributed import backend
 from unmask.trainer.distributed.ranks import Ranks
 from unmask.trainer.metrics import Tally
+from unmask.trainer.model_limits import packing_of, positions_at_once, width_on_cpu
 from unmask.trainer.optimizer import set_learning_rate
 from unmask.trainer.passes import UpdatePasses
 from unmask.trainer.reference import Reference
 from unmask.trainer.scored_views import ScoredViews
+from unmask.trainer.spending import Spending
 from unmask.trainer.view_batches import ViewBatches
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
-
-LOGITS_AT_ONCE = {"cpu": 2**23}
-"""Number of logits that a forward pass of the update computes at once, by type of device; 2^25 on
-all others, which take 128 MiB in float32. A CPU is faster with less."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,6 +74,7 @@ class Learner:
         max_tokens: maximum number of tokens in one forward pass; None limits the number of views
             instead.
         ranks: exchange between the ranks of the run; default a `Ranks` of the accelerator.
+        spending: token passes of the run so far, for the learning-rate schedule; default none.
     """
 
     def __init__(
@@ -89,12 +86,14 @@ class Learner:
         recipe: TrainRecipe,
         max_tokens: int | None = None,
         ranks: Ranks | None = None,
+        spending: Spending | None = None,
     ) -> None:
         self.accelerator, self.model, self.optimizer = accelerator, model, optimizer
         self.reference, self.recipe = reference, recipe
         denoiser = backend.unwrapped(model)
         self.passes = UpdatePasses(recipe, max_tokens, width_on_cpu(denoiser), packing_of(denoiser))
         self.ranks = ranks or Ranks(accelerator)
+        self.spending = spending or Spending(recipe)
         self._positions_at_once = positions_at_once(denoiser)
         self._fault = ""
         self._comparison: Comparison | None = None
@@ -126,7 +125,7 @@ class Learner:
         plans = [self._scored(rollout, generator) for _ in range(self.passes.num_plans)]
         if self._comparison is not None:
             self._stop_if_faulty()
-        rate = set_learning_rate([self.optimizer], recipe.optim, step, recipe.max_steps)
+        rate = set_learning_rate([self.optimizer], recipe.optim, step, recipe.max_steps, self.spending.share)
         is_first = True
         for i in range(recipe.num_iterations):
             scored = plans[i % len(plans)]
@@ -351,21 +350,6 @@ class Learner:
         tally.add("diffusion/mismatch_max", (new.logprob.detach() - path.logprob[batch.row])[on_path].abs())
 
 
-def width_on_cpu(model: torch.nn.Module) -> int | None:
-    """Return the size of the hidden states of a model on a CPU; None for any other model."""
-    if not isinstance(model, Denoiser) or model.backbone.device.type != "cpu":
-        return None
-    return int(model.backbone.config.hidden_size)
-
-
-def packing_of(model: torch.nn.Module) -> Packing | None:
-    """Return the rule by which views of a block-causal model share rows of forward passes; None for
-    any other model."""
-    if not isinstance(model, Denoiser) or model.block_length is None:
-        return None
-    return Packing(model.block_length, int(model.backbone.config.hidden_size))
-
-
 def check_output(method: Method, output: object, batch: Views) -> None:
     """Check what the `loss` of a method returned, because a method may be a user's own.
 
@@ -384,17 +368,3 @@ def check_output(method: Method, output: object, batch: Views) -> None:
             "Return one number for each view; the trainer adds them up. If the loss is not a sum over views, set separable = "
             "False in the class."
         )
-
-
-def positions_at_once(model: torch.nn.Module) -> int | None:
-    """Return the number of positions whose logits are computed at once. Return None for a stand-in
-    of a model, which computes the logits of all positions."""
-    if not isinstance(model, Denoiser):
-        return None
-    return max(1, logits_at_once(model.backbone.device.type) // model.vocab_size)
-
-
-def logits_at_once(device: str) -> int:
-    """Return the number of logits that a forward pass of the update computes at once on a type of
-    device."""
-    return LOGITS_AT_ONCE.get(device, 2**25)

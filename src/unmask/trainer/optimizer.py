@@ -96,7 +96,9 @@ def state_bytes(weight_bytes: float, optim: OptimConfig, device: torch.device | 
     return weight_bytes * size / matrix.nbytes
 
 
-def set_learning_rate(optimizers: Sequence[Any], optim: OptimConfig, step: int, max_steps: int) -> float:
+def set_learning_rate(
+    optimizers: Sequence[Any], optim: OptimConfig, step: int, max_steps: int, spent: float = 0.0
+) -> float:
     """Set the learning rate of one training step in all parameter groups.
 
     Args:
@@ -104,11 +106,12 @@ def set_learning_rate(optimizers: Sequence[Any], optim: OptimConfig, step: int, 
         optim: their settings.
         step: index of the training step, from 0.
         max_steps: number of training steps in the run.
+        spent: share of the run's limit of token passes that is used; 0 without a limit.
 
     Returns:
         The learning rate of the groups without a peak rate of their own.
     """
-    factor = learning_rate_factor(step, max_steps, optim.warmup_steps, optim.lr_schedule, optim.lr_floor)
+    factor = learning_rate_factor(step, max_steps, optim.warmup_steps, optim.lr_schedule, optim.lr_floor, spent)
     for optimizer in optimizers:
         for group in optimizer.param_groups:
             group["lr"] = group.get(PEAK, optim.learning_rate) * factor

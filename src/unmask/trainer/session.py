@@ -29,6 +29,7 @@ from unmask.trainer.distributed.state import RunState
 from unmask.trainer.distributed.stopping import RunStoppedError, StopSignals
 from unmask.trainer.out_of_memory import memory_explained
 from unmask.trainer.policy import TrainedPolicy
+from unmask.trainer.spending import Spending
 
 Observer = Callable[[int, dict[str, Any]], None]
 """Function that the main rank calls for each line of metrics, with the training step and the
@@ -166,6 +167,8 @@ class Session:
         )
         self.progress.count_forwards(policy.denoiser)
         self.signals = StopSignals()
+        self.spending = Spending(recipe)
+        """Token passes of the training steps that are done."""
 
     def run(self, begin: Callable[[], Steps]) -> Path:
         """Run to the end and return the run folder. A finished run stays as it is.
@@ -193,24 +196,34 @@ class Session:
         return self.folder.path
 
     def _run(self, begin: Callable[[], Steps]) -> None:
-        done, last = self.state.resume(self.folder), self.recipe.max_steps
+        step = self.state.resume(self.folder)
         with self.ranks.agreed():
-            self.folder.open_metrics(done)
-            is_evaluated = self.folder.is_main and self._is_evaluated(done)
+            self.folder.open_metrics(step)
+            is_evaluated = self.folder.is_main and self._is_evaluated(step)
+            spending = self._recorded() if self.folder.is_main else self.spending
             if self.folder.is_main and (origin := origin_of(self.policy.denoiser)):
                 self.folder.add_facts(origin=origin)
-        start_trackers(self.accelerator, self.recipe, self.folder, done)
+        start_trackers(self.accelerator, self.recipe, self.folder, step)
+        is_evaluated, self.spending = self.ranks.from_main((is_evaluated, spending))
         steps = begin()
-        if not self.ranks.from_main(is_evaluated):
-            self._log(done, steps.evaluate(done))
-        for index in range(done, last):
-            self._log(index + 1, self._step(steps, index))
-            self._log(index + 1, steps.evaluate(index + 1))
-            if (index + 1) % self.recipe.save_steps == 0 or (self.saves_last and index + 1 == last):
-                self._save(index + 1)
-            self._stop_on_signal(index + 1)
-        self._save_final()
+        if not is_evaluated:
+            self._log(step, steps.evaluate(step))
+        while not self.is_over(step):
+            metrics = self._step(steps, step)
+            step += 1
+            self._log(step, metrics)
+            self.spending.add(metrics)
+            self._log(step, steps.evaluate(step))
+            if step % self.recipe.save_steps == 0 or (self.saves_last and self.is_over(step)):
+                self._save(step)
+            self._stop_on_signal(step)
+        self._save_final(step)
         finish_trackers(self.accelerator)
+
+    def is_over(self, step: int) -> bool:
+        """Return whether the run ends after `step` training steps: these are all of its steps, or the
+        rest of its token passes does not pay for another one."""
+        return step >= self.recipe.max_steps or self.spending.is_over
 
     def save_best(self, step: int) -> None:
         """Write the policy after `step` training steps to best/, from which `load_model` reads it.
@@ -230,11 +243,11 @@ class Session:
                     else:
                         self.policy.save(folder, weights)
 
-    def _save_final(self) -> None:
-        """Write the final model with its card, and then merge the adapter in best/, if there is
-        one, into the same frozen weights. All ranks call this, because the weights may be
-        sharded."""
-        last, best = self.recipe.max_steps, self.folder.best
+    def _save_final(self, last: int) -> None:
+        """Write the final model, of the step `last`, with its card, and then merge the adapter in
+        best/, if there is one, into the same frozen weights. All ranks call this, because the
+        weights may be sharded."""
+        best = self.folder.best
         self.progress.begin(last, "writing final/")
         weights = self._whole_weights()
         with self.ranks.agreed():
@@ -314,9 +327,13 @@ class Session:
 
     def _stop_on_signal(self, step: int) -> None:
         received = self.ranks.largest(self.signals.received)
-        if received and step < self.recipe.max_steps:
+        if received and not self.is_over(step):
             self._save(step)
             raise RunStoppedError(step, self.recipe.max_steps, self.folder.path, received)
+
+    def _recorded(self) -> Spending:
+        """Return the token passes of the steps in the metrics."""
+        return Spending(self.recipe, read_metrics(self.folder.path))
 
     def _is_evaluated(self, step: int) -> bool:
         """Return whether the metrics hold an evaluation after this step. The evaluation is missing
@@ -325,13 +342,13 @@ class Session:
         return any(line["step"] == step and evaluations(line) for line in lines)
 
     def _is_finished(self) -> bool:
-        """Return whether there is a final model after `max_steps` steps. If `max_steps` was
-        increased, the final model may have fewer steps."""
+        """Return whether there is a final model after the last step. If `max_steps` was increased, the
+        final model may have fewer steps."""
         is_finished = False
         with self.ranks.agreed():
             if self.folder.is_main and (self.folder.final / "config.json").is_file():
                 lines = read_metrics(self.folder.path) if self.folder.metrics_path.exists() else []
                 # Runs of earlier versions do not record the step of the final model.
                 last = self.folder.facts.get("final_step", lines[-1]["step"] if lines else self.recipe.max_steps)
-                is_finished = last >= self.recipe.max_steps
+                is_finished = last >= self.recipe.max_steps or Spending(self.recipe, lines).is_over
         return self.ranks.from_main(is_finished)

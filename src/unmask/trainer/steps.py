@@ -85,7 +85,14 @@ class TrainingSteps:
         self.recorder = RolloutRecorder(recipe, policy, scorer, meter, folder, ranks, budget.rollout)
         (optimizer,) = session.optimizers
         self.learner = Learner(
-            session.accelerator, session.model, optimizer, trained.reference, recipe, budget.update, ranks
+            session.accelerator,
+            session.model,
+            optimizer,
+            trained.reference,
+            recipe,
+            budget.update,
+            ranks,
+            session.spending,
         )
         self._steps_without_signal = 0
 
@@ -113,7 +120,8 @@ class TrainingSteps:
         """Return the metrics of the evaluation that is due after `step` training steps; empty if
         none is due."""
         setting = self.recipe.evaluation
-        if step != self.recipe.max_steps and (not setting.eval_steps or step % setting.eval_steps):
+        is_due = step % setting.eval_steps == 0 if setting.eval_steps else False
+        if not (is_due or self.session.spending.is_evaluation_due or self.session.is_over(step)):
             return {}
         self.progress.begin(step, "evaluation")
         with self.session.saved_on_error(step):

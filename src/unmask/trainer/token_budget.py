@@ -32,7 +32,7 @@ from unmask.sampling.encoding import encode_batch
 from unmask.sampling.engine import BatchLimits, LocalEngine
 from unmask.trainer.distributed.masters import master_of
 from unmask.trainer.distributed.ranks import Ranks
-from unmask.trainer.learn import packing_of, positions_at_once
+from unmask.trainer.model_limits import packing_of, positions_at_once
 from unmask.trainer.optimizer import state_bytes, trainable
 from unmask.trainer.passes import UpdatePasses
 from unmask.trainer.peak import free_bytes, peak_bytes

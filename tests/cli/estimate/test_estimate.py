@@ -224,6 +224,15 @@ def test_evaluations_are_counted_over_the_run_and_shared_by_ranks() -> None:
     assert work_of(tiny("evaluation.eval_steps=0"), 18).evaluations == 1
 
 
+def test_a_limit_of_token_passes_ends_the_run() -> None:
+    work = work_of(tiny(), 18)
+    cost = sum(p.tokens * (3 if p.backward else 1) for p in work.passes)
+    limited = ("evaluation.eval_steps=0", f"max_token_passes={10 * cost + 1}")
+    work = work_of(tiny(*limited, f"evaluation.eval_token_passes={4 * cost}"), 18)
+    assert (work.steps, work.evaluations) == (10, 4), "before the first step, after 4, 8 and 10 steps"
+    assert work_of(tiny(*limited, "max_steps=3"), 18).steps == 3
+
+
 @pytest.mark.parametrize("adapted", [False, True])
 def test_flops_are_those_that_torch_counts(adapted) -> None:
     config = LlamaConfig(

@@ -7,14 +7,12 @@ from pathlib import Path
 import pytest
 
 from tests.helpers.comparisons import SMALL, small
-from tests.helpers.messages import raises
-from unmask.core.errors import ConfigError
 from unmask.evaluation.evaluate import evaluate
 from unmask.models import load_model
 from unmask.recipes.load import make_sampler
 from unmask.rewards.scorer import Scorer
 from unmask.sampling.engine import LocalEngine
-from unmask.trainer.comparison.jobs import _curve, steps_within
+from unmask.trainer.comparison.jobs import _curve
 from unmask.trainer.comparison.plan import Plan
 
 
@@ -49,9 +47,3 @@ def test_a_curve_is_accuracies_against_what_was_spent_until_then() -> None:
         {"step": 0, "token_passes": 0, "accuracy": {"0": 0.25, "0.9": 0.125}},
         {"step": 2, "token_passes": 150, "accuracy": {"0": 0.5}},
     ]
-
-
-def test_a_budget_buys_whole_steps_and_says_so_if_it_buys_none() -> None:
-    assert [steps_within(budget, 1000.0, "t") for budget in (1000, 1999, 2000)] == [1, 1, 2]
-    with raises(ConfigError, "999", "1,000"):
-        steps_within(999, 1000.0, "t")

@@ -72,16 +72,6 @@ def test_a_grid_of_one_point_needs_no_trials_and_no_base_for_them(tmp_path: Path
         assert [job.seed for job in plan.pretrainings()] == [0, 1]
 
 
-def test_one_probe_serves_all_cells_whose_steps_cost_the_same(tmp_path: Path) -> None:
-    plan = Plan(small(tmp_path))
-    probes = plan.probes(plan.trials())
-    assert [probe.method for probe in probes] == ["entropy", "late steps"]
-    later = plan.finals({("sudoku", "entropy"): {"optim.learning_rate": 0.5}})
-    assert {cell.cost_variant for cell in later} == {probes[0].variant}
-    dearer = plan.finals({("sudoku", "entropy"): {"num_generations": 4}})
-    assert dearer[0].cost_variant not in {probe.variant for probe in probes}
-
-
 @pytest.mark.parametrize(
     "override",
     [

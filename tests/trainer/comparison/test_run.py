@@ -3,6 +3,7 @@ done twice."""
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
@@ -17,6 +18,7 @@ import yaml
 
 from tests.helpers.comparisons import PASSES, SMALL, small
 from tests.helpers.messages import raises
+from tests.helpers.runs import exit_code_of
 from unmask.core.errors import ConfigError, RunError
 from unmask.core.files import read_json_lines
 from unmask.recipes.load import find_recipe
@@ -112,7 +114,6 @@ def test_every_job_leaves_a_line_stage_by_stage_and_seed_by_seed(whole: tuple[Co
     assert [(r["stage"], r["method"], r["seed"]) for r in lines] == [
         *(("pretraining", "base", seed) for seed in (100, 0, 1)),
         *(("base", "base", seed) for seed in (0, 1)),
-        *(("probe", method, 100) for method in ("entropy", "late steps")),
         *(("tuning", method, 100) for method in ("entropy", "late steps") for _ in range(2)),
         *(("final", method, seed) for seed in (0, 1) for method in ("entropy", "late steps")),
     ]
@@ -141,18 +142,19 @@ def test_all_methods_start_from_the_model_of_their_seed_and_see_its_prompts(
 
 
 def test_each_method_takes_the_steps_that_the_budget_buys(whole: tuple[CompareRecipe, list[str]]) -> None:
-    costs = {record["method"]: record["cost"] for record in cells(whole[0].folder, "probe")}
-    # A step is 4 rollout forwards, and a forward with backward for each of the K steps that are
-    # trained; less where a completion ends early, where a group shares its first step, and where
-    # views of advantage 0 are left out.
-    for method, num_selected in (("entropy", 1), ("late steps", 2)):
-        assert 0.5 < costs[method] / (PASSES * (4 + 3 * num_selected)) <= 1
+    folder = whole[0].folder
     for stage, budget in (("tuning", 5_000), ("final", 10_000)):
-        for record in cells(whole[0].folder, stage):
-            assert record["steps"] == budget // costs[record["method"]]
-            # The cost of a step depends on its rewards, because views of advantage 0 are left out, so
-            # a run may need more than the two steps of the probe predict.
-            assert 0.6 * budget < record["token_passes"] <= 1.25 * budget
+        for record in cells(folder, stage):
+            (run,) = (folder / "runs").glob(f"{stage}-*-{record['seed']}-{record['variant']}_*")
+            costs = [line["compute/token_passes"] for line in read_metrics(run) if line["step"]]
+            assert (len(costs), sum(costs)) == (record["steps"], record["token_passes"])
+            # A step is 4 rollout forwards, and a forward with backward for each of the K steps that are
+            # trained; less where a completion ends early, where a group shares its first step, and where
+            # views of advantage 0 are left out.
+            num_selected = {"entropy": 1, "late steps": 2}[record["method"]]
+            assert 0.5 < max(costs) / (PASSES * (4 + 3 * num_selected)) <= 1
+            # What is left does not pay for another step like the most expensive one.
+            assert budget - max(costs) < record["token_passes"] <= budget
 
 
 def test_the_setting_that_did_best_on_validation_rows_is_the_one_that_is_compared(
@@ -170,7 +172,7 @@ def test_the_setting_that_did_best_on_validation_rows_is_the_one_that_is_compare
             config = yaml.safe_load((run / "config.yaml").read_text())
             assert config["optim"]["learning_rate"] == record["settings"]["optim.learning_rate"]
             assert config["evaluation"]["split"] == ("validation" if record["stage"] == "tuning" else "test")
-            assert config["max_steps"] == record["steps"]
+            assert config["max_token_passes"] == {"tuning": 5_000, "final": 10_000}[record["stage"]]
 
 
 def test_the_measurements_are_those_of_the_recipe(whole: tuple[CompareRecipe, list[str]]) -> None:
@@ -179,9 +181,12 @@ def test_the_measurements_are_those_of_the_recipe(whole: tuple[CompareRecipe, li
         assert set(record["decoding_accuracy"]) == set(record["decoding_reward"]) == {"2", "4", "8"}
         assert record["decoding_reward"]["4"] == record["reward"]["0"]
         steps = record["steps"]
-        assert [point["step"] for point in record["curve"]] == [0, -(-steps // 2), steps]
-        assert record["curve"][0]["token_passes"] == 0
-        assert record["curve"][-1]["token_passes"] == record["token_passes"]
+        start, middle, end = record["curve"]
+        assert (start["step"], end["step"]) == (0, steps)
+        assert (start["token_passes"], end["token_passes"]) == (0, record["token_passes"])
+        # The first step that reaches half of the budget.
+        before = middle["token_passes"] - max(PASSES * (4 + 3 * 2), 1)
+        assert before < 5_000 <= middle["token_passes"]
     for record in cells(whole[0].folder, "base"):
         assert set(record["decoding_accuracy"]) == {"2", "4", "8"}
         assert record["token_passes"] == 0
@@ -199,7 +204,7 @@ def test_only_configurations_metrics_and_the_models_that_were_compared_are_kept(
 # --- going on ---
 
 
-@pytest.mark.parametrize("lines_before", [2, 12])
+@pytest.mark.parametrize("lines_before", [2, 10])
 def test_a_comparison_that_is_stopped_goes_on_to_the_same_results(
     whole: tuple[CompareRecipe, list[str]], tmp_path: Path, lines_before: int
 ) -> None:
@@ -241,7 +246,7 @@ def test_a_run_that_is_stopped_in_its_middle_goes_on_from_there(
     monkeypatch.setattr(TrainingSteps, "step", step_and_stop)
     with pytest.raises(CompareStoppedError) as stop:
         compare(recipe, tell=quiet)
-    assert (stop.value.signal_number, len(facts(recipe.folder))) == (signal.SIGTERM, 14)
+    assert (stop.value.signal_number, len(facts(recipe.folder))) == (signal.SIGTERM, 12)
     begun.clear()
     compare(recipe, tell=quiet)
     assert begun == [("final-sudoku-late-steps-1", 2)]
@@ -277,7 +282,6 @@ def test_seeds_and_methods_can_be_added(copy: Path) -> None:
             for method, seed in (("entropy", 2), ("late steps", 2), ("uniform", 0), ("uniform", 2))
         ),
         ("pretraining", "base", 2),
-        ("probe", "uniform", 100),
         *[("tuning", "uniform", 100)] * 2,
     ]
 
@@ -298,13 +302,12 @@ def test_changed_settings_are_refused_by_name_and_what_they_touch_is_run_again_i
     after = facts(copy / "small")
     assert [r for r in after if r["method"] != "entropy"] == [r for r in before if r["method"] != "entropy"]
     variants = [{r["variant"] for r in records if r["method"] == "entropy"} for records in (before, after)]
-    assert len(variants[0] & variants[1]) == 1, "the old probe stays"
+    assert not variants[0] & variants[1]
     # And back: nothing is run again.
     told.clear()
     compare(small(copy), rerun_changed=True, tell=told.append)
     assert len(told) == 2
-    results = [[str(r) for r in records if r["stage"] != "probe"] for records in (before, facts(copy / "small"))]
-    assert sorted(results[0]) == sorted(results[1])
+    assert sorted(map(str, before)) == sorted(map(str, facts(copy / "small")))
 
 
 @pytest.mark.parametrize(
@@ -335,7 +338,7 @@ def test_a_change_of_a_recipe_that_a_task_names_is_refused_too(tmp_path: Path) -
     assert facts(tmp_path / "other") == before
     assert not (tmp_path / "other" / "superseded.jsonl").exists()
     compare(changed, rerun_changed=True, tell=quiet)
-    assert len(facts(tmp_path / "other")) == len(before) + 1, "one probe more"
+    assert len(facts(tmp_path / "other")) == len(before)
 
 
 # --- edited code ---
@@ -382,10 +385,7 @@ def test_results_of_code_that_was_edited_are_refused_by_cell_and_file(lab: Lab) 
     assert f"Changed: {lab.file}." in said
     assert "--rerun-changed" in said
     assert "sound" not in said
-    # The probe of the edited reward alone is gone: it is repeated.
-    assert [r for r in before if r["stage"] != "probe"] == [
-        r for r in facts(lab.folder / "small") if r["stage"] != "probe"
-    ]
+    assert facts(lab.folder / "small") == before
     # Undoing the edit makes the results current again.
     lab.write(1.0)
     compare(lab.recipe(), tell=quiet)
@@ -400,7 +400,7 @@ def test_results_of_edited_code_run_again_on_request_and_return_if_the_edit_is_u
     told: list[str] = []
     compare(lab.recipe(), rerun_changed=True, tell=told.append)
     assert told[0].startswith("1 results of code that has changed move to superseded.jsonl")
-    assert [line.split(":")[0] for line in told[1:]] == [f"{s} 1/1  sudoku  mine  seed 0" for s in ("probe", "final")]
+    assert [line.split(":")[0] for line in told[1:]] == ["final 1/1  sudoku  mine  seed 0"]
     assert lab.rewards()["mine"] < 0 < before["mine"]
     assert lab.rewards()["sound"] == before["sound"]
     lab.write(1.0)
@@ -450,7 +450,7 @@ def test_a_run_that_was_cut_off_does_not_go_on_with_edited_code(lab: Lab, monkey
     compare(lab.recipe(seeds=[1]), tell=quiet)
     run, last_step = begun[0]
     assert run.startswith("final-sudoku-mine-1-")
-    # With the edit the run and its probe start again; without it they would continue at step 3.
+    # With the edit the run starts again; without it, it would continue at step 3.
     assert [step for name, step in begun[1:] if name == run] == [0]
     lab.write(1.0)
     compare(lab.recipe(seeds=[1]), rerun_changed=True, tell=quiet)
@@ -485,35 +485,44 @@ def test_results_of_a_version_that_kept_no_track_of_code_stay_and_say_so(lab: La
     # A method is added, and starts from the base that is there.
     more = lab.recipe(methods={"late": SMALL["methods"]["late steps"], "sound": SMALL["methods"]["entropy"]})
     compare(more, tell=told.append)
-    assert [line.split(" ")[0] for line in told] == ["probe", "final"]
+    assert [line.split(" ")[0] for line in told] == ["final"]
+
+
+def run_the_package_in(source: Path, printed: Path, arguments: list[str]) -> None:
+    """Run the command line of the package in a folder, in a process that has imported another one, and
+    write its output to a file."""
+    for name in [name for name in sys.modules if name.partition(".")[0] == "unmask"]:
+        del sys.modules[name]
+    sys.path.insert(0, str(source))
+    from unmask import cli
+
+    assert Path(str(cli.__file__)).is_relative_to(source)
+    sys.argv = ["unmask", *arguments]
+    with printed.open("w") as file, contextlib.redirect_stdout(file), contextlib.redirect_stderr(file):
+        cli.main()
 
 
 def test_a_method_of_the_package_is_edited_between_two_comparisons(tmp_path: Path) -> None:
     """In a copy of the package, and by the command, since a process runs the code that it began
     with."""
-    package = tmp_path / "src" / "unmask"
+    package, printed = tmp_path / "src" / "unmask", tmp_path / "printed.txt"
     shutil.copytree(PACKAGE, package, ignore=shutil.ignore_patterns("__pycache__"))
     small(tmp_path, "tuning=", seeds=[0], evaluation=SMALL["evaluation"] | {"curve_points": 1})
-    environment = os.environ | {"PYTHONPATH": str(tmp_path / "src"), "PYTHONDONTWRITEBYTECODE": "1"}
+    command = ("compare", str(tmp_path / "small.yaml"), "tuning=", "seeds=[0]")
 
-    def run(*options: str) -> subprocess.CompletedProcess[str]:
-        command = ["compare", str(tmp_path / "small.yaml"), "tuning=", "seeds=[0]", *options]
-        return subprocess.run(
-            [sys.executable, "-m", "unmask", *command], env=environment, capture_output=True, text=True, check=False
-        )
+    def run(*options: str) -> int:
+        return exit_code_of(run_the_package_in, tmp_path / "src", printed, [*command, *options])
 
-    first = run()
-    assert first.returncode == 0, first.stderr
+    assert run() == 0, printed.read_text()
     method = package / "methods" / "egspo.py"
     text = method.read_text()
     method.write_text(text.replace("inputs.weight * surrogate", "-inputs.weight * surrogate"))
     assert method.read_text() != text
-    again = run()
-    assert again.returncode == 2
-    assert "Changed: unmask/methods/egspo.py." in again.stderr
-    assert "final  sudoku  entropy: 1 result" in again.stderr
-    changed = run("--rerun-changed")
-    assert changed.returncode == 0, changed.stderr
+    assert run() == 2
+    said = printed.read_text()
+    assert "Changed: unmask/methods/egspo.py." in said
+    assert "final  sudoku  entropy: 1 result" in said
+    assert run("--rerun-changed") == 0, printed.read_text()
     before, after = (
         {r["method"]: r["code"] for r in read_json_lines(tmp_path / "small" / f"{name}.jsonl") if r["stage"] == "final"}
         for name in ("superseded", "cells")
@@ -522,7 +531,7 @@ def test_a_method_of_the_package_is_edited_between_two_comparisons(tmp_path: Pat
     assert all(before[name] != after[name] for name in before)
     # What is only said about the code changes nothing.
     method.write_text(method.read_text().replace('"""', '"""In other words. ', 1))
-    assert run("--report").returncode == run().returncode == 0
+    assert run("--report") == run() == 0
 
 
 # --- faults ---
@@ -538,8 +547,8 @@ def test_a_run_that_fails_is_recorded_and_stops_no_other_and_can_be_tried_again(
     bad, good = cells(recipe.folder, "final")
     assert (bad["method"], good["method"], "failed" in good) == ("flawed", "sound", False)
     assert "no reward today" in bad["failed"]
-    assert any(line.startswith("final 1/2  sudoku  flawed  seed 5: FAILED: its probe failed: reward") for line in told)
-    assert "- flawed on sudoku, seed 5: its probe failed" in report(recipe).read_text()
+    assert any(line.startswith("final 1/2  sudoku  flawed  seed 5: FAILED: reward") for line in told)
+    assert "- flawed on sudoku, seed 5: reward" in report(recipe).read_text()
     compare(recipe, tell=quiet)
     assert len(read_json_lines(recipe.folder / "cells.jsonl")) == len(told)
     (tmp_path / "mine.py").write_text(
@@ -547,9 +556,7 @@ def test_a_run_that_fails_is_recorded_and_stops_no_other_and_can_be_tried_again(
     )
     told.clear()
     compare(recipe, retry_failed=True, tell=told.append)
-    assert [line.split(":")[0] for line in told] == [
-        f"{stage} 1/1  sudoku  flawed  seed 5" for stage in ("probe", "final")
-    ]
+    assert [line.split(":")[0] for line in told] == ["final 1/1  sudoku  flawed  seed 5"]
     assert "## Failed" not in report(recipe).read_text()
 
 
@@ -604,7 +611,7 @@ def test_two_processes_killed_with_their_parent_and_begun_again_come_to_the_same
                 break
         process.kill()
     before = len(facts(recipe.folder))
-    assert 9 <= before < len(facts(whole[0].folder))
+    assert 7 <= before < len(facts(whole[0].folder))
     subprocess.run(command, check=True, timeout=120, capture_output=True)
     assert sorted(map(str, facts(recipe.folder))) == sorted(map(str, facts(whole[0].folder)))
 

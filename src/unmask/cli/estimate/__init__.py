@@ -42,8 +42,6 @@ class StepEstimate:
     """What a rank sustains; None if unknown."""
     price: float | None
     """Price of an hour of one GPU; None if unknown."""
-    max_steps: int
-    """Number of training steps of the run."""
 
     @property
     def gpu_hours(self) -> float | None:
@@ -125,6 +123,4 @@ def estimate(
         costs = costs_of(denoiser, config, num_layers, recipe.gradient_checkpointing)
     memory = memory_of(recipe, config, work, processes=processes, preset=preset, on_gpu=on_gpu)
     durations = durations_of(work, costs, rates, recipe) if rates else None
-    return StepEstimate(
-        model, source, processes, preset, work, costs, memory, durations, rates, price, recipe.max_steps
-    )
+    return StepEstimate(model, source, processes, preset, work, costs, memory, durations, rates, price)

@@ -24,7 +24,7 @@ from unmask.models.native import NATIVE_CLASSES
 from unmask.recipes.schema import TrainRecipe
 from unmask.sampling import LogprobSettings
 from unmask.sampling.step_outputs import CPU_CHUNK, GPU_CHUNK, Proposer
-from unmask.trainer.learn import logits_at_once
+from unmask.trainer.model_limits import logits_at_once
 from unmask.trainer.optimizer import state_bytes
 from unmask.trainer.passes import UpdatePasses
 from unmask.trainer.peak import peak_bytes

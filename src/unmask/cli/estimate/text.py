@@ -76,7 +76,7 @@ def _time(estimate: StepEstimate) -> Iterable[str]:
     rollouts = f" ({rates.rollout:.3g} in rollouts)" if rates.rollout != rates.update else ""
     hours = times.run / 3600
     gpu_hours = hours * estimate.processes
-    whole = f"{estimate.max_steps:,} steps and {work.evaluations} evaluations of {_duration(times.evaluation)} each"
+    whole = f"{work.steps:,} steps and {work.evaluations} evaluations of {_duration(times.evaluation)} each"
     cost = f"; at {estimate.price:g} an hour {gpu_hours * estimate.price:,.0f}" if estimate.price is not None else ""
     ranks = f" on each of {estimate.processes} GPUs" if estimate.processes > 1 else ""
     return [

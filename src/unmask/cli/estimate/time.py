@@ -85,5 +85,5 @@ def durations_of(work: Work, costs: Costs, rates: Rates, recipe: TrainRecipe) ->
 
     passes = {each.name: seconds(each) for each in work.passes}
     evaluation = seconds(work.evaluation)
-    run = recipe.max_steps * sum(passes.values()) + work.evaluations * evaluation
+    run = work.steps * sum(passes.values()) + work.evaluations * evaluation
     return Durations(passes, evaluation, run)

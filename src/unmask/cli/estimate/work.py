@@ -17,6 +17,7 @@ from typing import Any, Literal, NamedTuple, cast
 import torch
 from torch import Tensor, nn
 
+from unmask.cli.estimate.length import num_evaluations, num_steps
 from unmask.core.config import SamplerConfig
 from unmask.core.denoising import KeyValueCache
 from unmask.core.records import Rollout, Trajectory, Views
@@ -30,8 +31,8 @@ from unmask.sampling.noisy_copies import PackedViews, Packing
 from unmask.sampling.orders import POSITION_LOGITS
 from unmask.trainer.behaviour import path_views
 from unmask.trainer.collect import Collector, check_sharing
-from unmask.trainer.learn import logits_at_once
 from unmask.trainer.metrics import Tally
+from unmask.trainer.model_limits import logits_at_once
 from unmask.trainer.passes import UpdatePasses
 from unmask.trainer.view_batches import ViewBatches
 
@@ -134,6 +135,8 @@ class Work:
     """Every kind of forward pass of a training step."""
     evaluation: Pass
     """Forward passes of one evaluation at all temperatures."""
+    steps: int
+    """Number of training steps of the run."""
     evaluations: int
     """Number of evaluations in the run."""
     updates: int
@@ -199,12 +202,15 @@ def work_of(recipe: TrainRecipe, prompt: int, processes: int = 1, setup: Setup |
         for rows in passes.minibatches(rollout, named_generator(0, "minibatches"))
     ]
     at_once = max(1, logits_at_once(setup.device) // setup.vocab_size)
+    all_passes = (*rollout_passes, *_view_passes(passes, views, rollout, updates, at_once))
+    cost = processes * sum(each.tokens * (3 if each.backward else 1) for each in all_passes)
     return Work(
         completions=len(rollout.trajectory),
         prompt=prompt,
-        passes=(*rollout_passes, *_view_passes(passes, views, rollout, updates, at_once)),
+        passes=all_passes,
         evaluation=_evaluation(recipe, prompt, processes, setup),
-        evaluations=_num_evaluations(recipe),
+        steps=num_steps(recipe, cost),
+        evaluations=num_evaluations(recipe, cost),
         updates=len(updates),
         chunks=max(len(batches) for batches in updates),
         rewards=sum(reward.numel() for reward in rollout.rewards().values()),
@@ -325,13 +331,6 @@ def _evaluation(recipe: TrainRecipe, prompt: int, processes: int, setup: Setup) 
     times = f" x {len(setting.temperatures)} temperatures" if len(setting.temperatures) > 1 else ""
     words = f"{num_rows} completions x {_per_completion(one, 1, sampler)}{times}"
     return Pass.of("evaluation", forwards, words, has_adapters=recipe.lora is not None and not merges(recipe))
-
-
-def _num_evaluations(recipe: TrainRecipe) -> int:
-    """Return the number of evaluations in a run: before the first step, every `eval_steps` steps,
-    and after the last step."""
-    every, last = recipe.evaluation.eval_steps, recipe.max_steps
-    return 1 + last // every + (last % every > 0) if every else 1
 
 
 def merges(recipe: TrainRecipe) -> bool:

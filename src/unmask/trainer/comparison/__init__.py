@@ -2,7 +2,7 @@
 
 recipe    the settings of a comparison, and the recipe of each run in it
 plan      the jobs in their order
-jobs      one job: pretrain a base, probe the cost of a step, or train and measure
+jobs      one job: pretrain a base, or train and measure
 run       runs the jobs, several at a time, and resumes
 workers   the processes that run the jobs
 ledger    cells.jsonl, one line for each job

@@ -1,5 +1,5 @@
-"""The jobs of a comparison: pretrainings, probes (which measure the cost of a training step) and
-cells (which train and evaluate one method). One process runs a job, and the job leaves one record.
+"""The jobs of a comparison: pretrainings, and cells, which train and evaluate one method. One process
+runs a job, and the job leaves one record.
 
 The `variant` of a job is a hash of its resolved recipe and its measurements, without the seed. A
 job that has a record does not run again, unless the code behind the record has changed (see
@@ -13,7 +13,6 @@ import json
 import math
 import re
 import shutil
-import tempfile
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -22,7 +21,6 @@ from typing import Any, Literal
 
 from unmask import __version__
 from unmask.core.config import Config, EvalConfig
-from unmask.core.errors import ConfigError
 from unmask.evaluation.evaluate import evaluate
 from unmask.evaluation.usable import faults_for, usable_rows
 from unmask.models import load_model
@@ -42,13 +40,8 @@ Record = dict[str, Any]
 Key = tuple[Any, ...]
 """Stage, task, method, seed and variant of a job, which together identify the job."""
 
-Stage = Literal["pretraining", "base", "probe", "tuning", "final"]
+Stage = Literal["pretraining", "base", "tuning", "final"]
 """Stage of a comparison that a job belongs to."""
-
-PROBE_STEPS = 2
-"""Number of training steps of a probe. The cost of a step is that of the most expensive one."""
-SAVES = 4
-"""Number of checkpoints in a cell's run, so that an interrupted cell repeats at most a quarter."""
 
 _SET_HERE = {
     *("seed", "output_dir", "report_to", "save_steps", "save_total_limit"),
@@ -195,8 +188,6 @@ class Cell(ComparisonJob):
     """Values of the grid point, by dotted key."""
     budget: int = 0
     """Token passes that the run may use."""
-    max_steps: int = 0
-    """Number of training steps within the budget."""
 
     @property
     def variant(self) -> str:
@@ -210,12 +201,6 @@ class Cell(ComparisonJob):
     def files(self) -> tuple[Mapping[str, str], Mapping[str, str]]:
         return engine_files(), own_files(self.recipes, model=None if self.base else self.start)
 
-    @property
-    def cost_variant(self) -> str:
-        """Hash of everything that the cost of a step depends on. The optimizer's settings are not
-        included."""
-        return _hash(_varying(self.recipe) | {"optim": None}, self.start)
-
     def record(self, **facts: Any) -> Record:
         shape = {"num_prompts": self.recipe.num_prompts, "num_generations": self.recipe.num_generations}
         return super().record(settings=dict(self.settings), budget=self.budget, **shape, **facts)
@@ -226,15 +211,17 @@ class Cell(ComparisonJob):
         recipe, measure = self.recipe, self.measure
         recipe = recipe.model_copy(
             update={
-                "max_steps": self.max_steps,
+                # A step uses at least one token pass, so only the budget ends the run.
+                "max_steps": self.budget,
+                "max_token_passes": self.budget,
                 "output_dir": str(self.folder),
-                "save_steps": math.ceil(self.max_steps / SAVES),
                 "save_total_limit": 1,
                 "log_rollouts_steps": 0,
                 "evaluation": EvalConfig(
                     split=measure.split,
                     num_rows=measure.curve_rows,
-                    eval_steps=math.ceil(self.max_steps / measure.curve_points) if measure.curve_points else 0,
+                    eval_steps=0,
+                    eval_token_passes=math.ceil(self.budget / measure.curve_points) if measure.curve_points else None,
                     temperatures=measure.temperatures,
                     batch_size=recipe.evaluation.batch_size,
                 ),
@@ -243,7 +230,7 @@ class Cell(ComparisonJob):
         folder = Trainer(recipe, resume=True).train()
         lines = read_metrics(folder)
         facts = {
-            "steps": self.max_steps,
+            "steps": lines[-1]["step"],
             "token_passes": int(_total(lines, "compute/token_passes")),
             "reward_calls": int(_total(lines, "compute/reward_calls")),
             "seconds": round(_total(lines, "time/rollout") + _total(lines, "time/update"), 1),
@@ -290,61 +277,18 @@ class Cell(ComparisonJob):
         }
 
 
-@dataclass(frozen=True)
-class Probe(ComparisonJob):
-    """Measurement of the cost of a training step. The cost decides how many steps a budget
-    allows."""
-
-    cell: Cell
-    """Cell whose first steps are run."""
-
-    @property
-    def variant(self) -> str:
-        return self.cell.cost_variant
-
-    @property
-    def files(self) -> tuple[Mapping[str, str], Mapping[str, str]]:
-        return self.cell.files
-
-    def run(self) -> Record:
-        recipe = self.cell.recipe
-        with tempfile.TemporaryDirectory() as folder:
-            update = {
-                "max_steps": PROBE_STEPS,
-                "output_dir": folder,
-                "evaluation": EvalConfig(num_rows=1, eval_steps=0, batch_size=1),
-                "log_rollouts_steps": 0,
-                # The probe holds for all learning rates, so it must not depend on one that ruins
-                # the model.
-                "optim": recipe.optim.model_copy(update={"learning_rate": 1e-9}),
-            }
-            lines = read_metrics(Trainer(recipe.model_copy(update=update)).train())
-        return {"cost": max(line["compute/token_passes"] for line in lines if "compute/token_passes" in line)}
-
-
-def steps_within(budget: int, cost: float, task: str) -> int:
-    """Return the number of training steps that a budget allows.
-
-    Raises:
-        ConfigError: if the budget is less than the cost of one step.
-    """
-    if budget < cost:
-        raise ConfigError(
-            f"a budget of {budget:,} token passes is less than the cost of one training step, {cost:,.0f}. "
-            f"Raise tasks.{task}.budget, or lower num_prompts or num_generations."
-        )
-    return int(budget // cost)
-
-
 def _varying(recipe: RunRecipe) -> dict[str, Any]:
-    """Return the values that identify a recipe, without the initial model and the number of steps
-    of a training recipe.
+    """Return the values that identify a recipe, without the initial model and the length of a
+    training recipe's run.
 
     Defaults are left out, so that results stay valid if a later version adds an option to a method.
     """
     skipped, types = _SET_HERE, {"task.type": recipe.task.type}
     if isinstance(recipe, TrainRecipe):
-        skipped, types = skipped | {"model", "max_steps"}, types | {"method.type": recipe.method.type}
+        skipped, types = (
+            skipped | {"model", "max_steps", "max_token_passes"},
+            types | {"method.type": recipe.method.type},
+        )
     tree = recipe.model_dump(mode="json", exclude_defaults=True)
     return {key: value for key, value in tree.items() if key not in skipped} | types
 

@@ -3,14 +3,14 @@ has about the same seeds for every method."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from unmask.core.errors import ConfigError
 from unmask.recipes.scorer import scorer_of
 from unmask.trainer.collect import check_rewards
-from unmask.trainer.comparison.jobs import Cell, Measure, Pretraining, Probe, Stage
+from unmask.trainer.comparison.jobs import Cell, Measure, Pretraining, Stage
 from unmask.trainer.comparison.recipe import BASE, CompareRecipe, base_recipe, run_recipe
 
 
@@ -85,14 +85,6 @@ class Plan:
             for task, method in self.recipe.pairs()
             if (task, method) in chosen
         ]
-
-    def probes(self, cells: Iterable[Cell]) -> list[Probe]:
-        """Return one probe (a measurement of the cost of a step) for each set of cells whose steps
-        have the same cost."""
-        first: dict[str, Cell] = {}
-        for cell in cells:
-            first.setdefault(cell.cost_variant, cell)
-        return [Probe(self.folder, "probe", cell.task, cell.method, cell.seed, cell) for cell in first.values()]
 
     def base_of(self, task: str, seed: int) -> Pretraining | None:
         """Return the pretraining that runs of a task and seed start from; None if they start from

@@ -15,14 +15,14 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Executor, Future, wait
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_args
 
 from unmask.core.config import flat
 from unmask.core.errors import ConfigError, RunError, UnmaskError
 from unmask.recipes.load import dump, read_tree, validate
 from unmask.runs.atomic import disk_faults_explained, take_lock, write_atomically
 from unmask.runs.metrics import temperature_name
-from unmask.trainer.comparison.jobs import Cell, ComparisonJob, Key, Probe, Record, key_of, steps_within
+from unmask.trainer.comparison.jobs import Cell, ComparisonJob, Key, Record, Stage, key_of
 from unmask.trainer.comparison.ledger import Ledger
 from unmask.trainer.comparison.plan import Plan, check_reward_functions
 from unmask.trainer.comparison.recipe import BASE, CompareRecipe, named
@@ -130,13 +130,11 @@ class _Comparison:
         self._train(plan.finals(chosen))
 
     def _train(self, cells: Sequence[Cell], later: Sequence[Cell] = ()) -> None:
-        """Probe the cost of a step if it is unknown, then run the cells."""
+        """Run the cells. The estimate of the remaining time includes those that come later."""
         self._settle(cells)
         undone = self._undone(cells)
         self.clock.start(sum(cell.budget for cell in [*undone, *later]))
-        unknown = [cell for cell in undone if "cost" not in self._probed(cell)]
-        self._perform(self._undone(self.plan.probes(unknown)), self._probe_on_its_base)
-        self._perform(undone, self._with_steps)
+        self._perform(undone, self._on_its_base)
 
     def _settle(self, jobs: Sequence[ComparisonJob]) -> None:
         """Make sure that the ledger has no results of other settings under the jobs' labels."""
@@ -172,24 +170,6 @@ class _Comparison:
             raise RunError(f"the pretraining of its base failed: {record['failed']}")
         model = str(self.ledger.folder_of(base) / "final")
         return replace(cell, recipe=cell.recipe.model_copy(update={"model": model}))
-
-    def _probe_on_its_base(self, probe: Probe) -> Probe:
-        return replace(probe, cell=self._on_its_base(probe.cell))
-
-    def _with_steps(self, cell: Cell) -> Cell:
-        """Return the cell with as many steps as its budget allows."""
-        cell = self._on_its_base(cell)
-        probe = self._probed(cell)
-        if "failed" in probe:
-            raise RunError(f"its probe failed: {probe['failed']}")
-        return replace(cell, max_steps=steps_within(cell.budget, probe["cost"], cell.task))
-
-    def _probed(self, cell: Cell) -> Record:
-        """Return the record of a probe for a cell, preferably of a probe that did not fail; empty
-        if there is no probe."""
-        variant = cell.cost_variant
-        probes = [r for r in self.ledger.records if r["stage"] == "probe" and r["variant"] == variant]
-        return max(probes, key=lambda record: "cost" in record, default={})
 
     def _perform(self, jobs: Sequence[JobT], prepare: Callable[[JobT], ComparisonJob]) -> None:
         """Run the jobs, as many at a time as there are workers, and record each when it ends."""
@@ -282,8 +262,8 @@ def _settle_edited(ledger: Ledger, recipe: CompareRecipe, rerun: bool, keep: boo
     """
     stale = _edited(ledger, recipe)
     records = [record for record in ledger.records if key_of(record) in stale]
-    # Failures have no result and a probe costs two steps, so both are repeated without a message.
-    results = [record for record in records if record["stage"] != "probe" and "failed" not in record]
+    # Failures have no result, so they are repeated without a message.
+    results = [record for record in records if "failed" not in record]
     if others := [record for record in records if record not in results]:
         ledger.set_aside(others)
     if not results or keep:
@@ -307,14 +287,16 @@ def _settle_edited(ledger: Ledger, recipe: CompareRecipe, rerun: bool, keep: boo
 
 def _edited(ledger: Ledger, recipe: CompareRecipe) -> dict[Key, list[str]]:
     """Return the files that have changed since each record was made, for the records of the
-    recipe's jobs and of all probes."""
+    recipe's jobs. Records of stages that only earlier versions had are left out."""
     pairs = {*recipe.pairs(), *((task, BASE) for task in recipe.tasks)}
     pairs |= {(job.task, job.method) for job in Plan(recipe).pretrainings()}
     seeds = {*recipe.seeds, *(recipe.tuning.seeds if recipe.tuning else ())}
     return {
         key_of(record): files
         for record in ledger.records
-        if record["stage"] == "probe" or ((record["task"], record["method"]) in pairs and record["seed"] in seeds)
+        if record["stage"] in get_args(Stage)
+        and (record["task"], record["method"]) in pairs
+        and record["seed"] in seeds
         if (files := ledger.edited(record))
     }
 
@@ -328,8 +310,6 @@ def _summary(job: ComparisonJob, facts: Record) -> str:
         result = f"FAILED: {facts['failed']}"
     elif "accuracy" in facts:
         result = ", ".join(f"{temperature_name(t)} {value:.3f}" for t, value in facts["accuracy"].items())
-    elif "cost" in facts:
-        result = f"a step costs {facts['cost']:,.0f} token passes"
     else:
         result = f"loss {facts['loss']:.3f}"
     length = f" ({facts['steps']} steps, {facts['seconds']:.0f} s)" if facts.get("steps") else ""
