@@ -80,6 +80,16 @@ def test_an_allowed_token_is_always_in_the_support():
     assert token_logprobs(logits[0], top_k=2, top_p=0.5)[0] == -INF
 
 
+def test_a_given_support_replaces_that_of_the_logits_row_by_row():
+    logits = torch.tensor([[0.1, 0.2, 0.3, 0.4]] * 4).log()
+    support = torch.tensor([[0, 2], [1, -1], [-1, 3], [-1, -1]], dtype=torch.int32)
+    logprobs = token_logprobs(logits, top_k=2, support=support)
+    assert [support_of(row) for row in logprobs] == [[0, 2], [1], [3], [2, 3]]
+    assert logprobs[0].exp().tolist() == pytest.approx([0.25, 0, 0.75, 0], abs=1e-6)
+    allowed = token_logprobs(logits, top_k=2, support=support, always_allow=torch.tensor([[3], [0], [3], [0]]))
+    assert [support_of(row) for row in allowed] == [[0, 2, 3], [0, 1], [3], [0, 2, 3]]
+
+
 def test_a_forbidden_token_has_probability_zero_and_the_rest_is_renormalised():
     logits = torch.tensor([1.0, -INF, 2.0, 3.0])
     for options in ({}, {"top_k": 3}, {"top_p": 0.9999}, {"top_k": 9, "temperature": 0.5}):
@@ -130,6 +140,7 @@ def test_half_types_become_float32_and_float64_stays(given_dtype, dtype):
         ({"top_p": 0.0}, "top_p = 0.0"),
         ({"top_p": 1.5}, "top_p = 1.5"),
         ({"always_allow": torch.tensor([1, 2])}, r"must agree in all axes but the last; got \(2,\), \(1, 3\)"),
+        ({"support": torch.tensor([1, 2])}, r"support .* must agree in all axes but the last; got \(2,\), \(1, 3\)"),
     ],
 )
 def test_values_out_of_range_are_refused(options, message):

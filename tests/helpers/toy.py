@@ -254,8 +254,11 @@ class Toy:
         entropy, picked = torch.zeros_like(logprob), torch.zeros_like(logprob)
         rank = torch.zeros(len(paths), self.L, dtype=torch.int32)
         is_drawn = self.order == "plackett_luce"
+        support = torch.full((len(paths), self.L, self.top_k), -1, dtype=torch.int32) if self.top_k else None
         for b, path in enumerate(paths):
             rank[b] = torch.tensor(path.seen[2 * self.L :])
+            for _, state, i, _ in path.draws if self.top_k else ():
+                support[b, i] = torch.tensor([v for v in range(self.V) if table[state, i, v] > -math.inf])
             for _, state, i, token in path.draws:
                 logprob[b, i], entropy[b, i] = table[state, i, token], each[state, i]
             for pick in path.picks:
@@ -281,6 +284,7 @@ class Toy:
             eos_id=self.denoiser.eos_id,
             choice_rank=rank if is_drawn else None,
             choice_logprob=picked.to(dtype) if is_drawn else None,
+            support=support,
         )
 
     def groups(self, paths, group_size, stepwise=False, seed=0, dtype=torch.float32):

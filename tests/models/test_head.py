@@ -13,7 +13,7 @@ from tests.helpers.adapters import build
 from tests.helpers.native_configs import CONFIGS
 from unmask.core.config import SamplerConfig
 from unmask.core.denoising import Readout
-from unmask.core.records import Rollout, ViewLogprobs, Views
+from unmask.core.records import Needs, Rollout, ViewLogprobs, Views
 from unmask.methods.egspo import EGSPO
 from unmask.models import Denoiser, TinyConfig, char_tokenizer, tiny_denoiser
 from unmask.sampling import LogprobSettings, denoise, view_logprobs
@@ -26,7 +26,9 @@ def rollout(denoiser: Denoiser, **options: object) -> Rollout:
     prompt = torch.randint(3, 9, (6, 5), generator=torch.Generator().manual_seed(3))
     mask = torch.arange(5) >= torch.arange(6).unsqueeze(-1) % 3
     settings = {"max_completion_length": 8, "num_steps": 4, "temperature": 0.9} | options
-    path = denoise(denoiser, prompt.masked_fill(~mask, 0), mask, SamplerConfig(**settings), torch.arange(6))
+    path = denoise(
+        denoiser, prompt.masked_fill(~mask, 0), mask, SamplerConfig(**settings), torch.arange(6), needs=Needs()
+    )
     return Rollout(path, 2, torch.zeros(6))
 
 

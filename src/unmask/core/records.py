@@ -59,6 +59,10 @@ class Trajectory:
     choice_logprob: Float[Tensor, "B L"] | None = None
     """[B, L] float32, nats: log-probability of drawing this position from the positions still
     masked in its block. Set together with `choice_rank`."""
+    support: Int32[Tensor, "B L A"] | None = None
+    """[B, L, A] int32: the tokens that the sampler's top-k and top-p allowed at the position when
+    its token was drawn, A = top_k; -1 in empty entries. MASK is never among them. Set in rollouts
+    for training if the sampler has a top-k."""
     selected_step: Int32[Tensor, "B K"] | None = None
     """[B, K] int32: steps whose one-step completions are stored, in the order of the selection; -1
     for an empty slot."""

@@ -35,6 +35,7 @@ def token_logprobs(
     top_k: int = 0,
     top_p: float = 1.0,
     always_allow: Int[Tensor, "*batch M"] | None = None,
+    support: Int[Tensor, "*batch A"] | None = None,
 ) -> Float[Tensor, "*batch V"]:
     """Compute the log-probabilities of all tokens at a temperature, on a renormalised top-k and
     nucleus support.
@@ -52,13 +53,16 @@ def token_logprobs(
         always_allow: [..., M] int64 tokens that are always in S. A token drawn earlier may fall
             just outside S when its logits are computed in another batch, and would then have
             log-probability -∞. A token with logit -∞ keeps this logit.
+        support: [..., A] int tokens of S in place of those that top_k and top_p find in the logits,
+            with -1 in empty entries; a row of empty entries alone has no such tokens, and then
+            top_k and top_p apply.
 
     Returns:
         [..., V] float32 (float64 for float64 logits), nats; -∞ outside S.
 
     Raises:
-        ValueError: temperature, top_k or top_p is out of range, or the rows of always_allow and
-            logits differ.
+        ValueError: temperature, top_k or top_p is out of range, or the rows of always_allow, of
+            support and of the logits differ.
 
     Example:
         >>> logits = torch.tensor([0.5, 0.25, 0.15, 0.1]).log()
@@ -66,6 +70,8 @@ def token_logprobs(
         tensor([0.6667, 0.3333, 0.0000, 0.0000])
         >>> token_logprobs(logits, temperature=0.5, top_k=2, always_allow=torch.tensor([3])).exp()    # ∝ p²
         tensor([0.7752, 0.1938, 0.0000, 0.0310])
+        >>> token_logprobs(logits, top_k=2, support=torch.tensor([0, 3])).exp()    # not the two most likely tokens
+        tensor([0.8333, 0.0000, 0.0000, 0.1667])
     """
     if not temperature > 0:
         raise ValueError(
@@ -73,12 +79,13 @@ def token_logprobs(
         )
     if top_k < 0 or not 0 < top_p <= 1:
         raise ValueError(f"token_logprobs: needs top_k >= 0 and 0 < top_p <= 1; got top_k = {top_k}, top_p = {top_p}")
-    if always_allow is not None and always_allow.shape[:-1] != logits.shape[:-1]:
-        raise ValueError(
-            "token_logprobs: always_allow [..., M] and logits [..., V] must agree in all axes but the last; "
-            f"got {tuple(always_allow.shape)}, {tuple(logits.shape)}"
-        )
-    return scaled_logits(logits, temperature, top_k, top_p, always_allow).log_softmax(dim=-1)
+    for name, tokens in (("always_allow [..., M]", always_allow), ("support [..., A]", support)):
+        if tokens is not None and tokens.shape[:-1] != logits.shape[:-1]:
+            raise ValueError(
+                f"token_logprobs: {name} and logits [..., V] must agree in all axes but the last; "
+                f"got {tuple(tokens.shape)}, {tuple(logits.shape)}"
+            )
+    return scaled_logits(logits, temperature, top_k, top_p, always_allow, support).log_softmax(dim=-1)
 
 
 def scaled_logits(
@@ -87,6 +94,7 @@ def scaled_logits(
     top_k: int = 0,
     top_p: float = 1.0,
     always_allow: Int[Tensor, "*batch M"] | None = None,
+    support: Int[Tensor, "*batch A"] | None = None,
 ) -> Float[Tensor, "*batch V"]:
     """Compute the logits of `token_logprobs` before they are normalised: ℓ_v / τ for v ∈ S, else
     -∞.
@@ -97,6 +105,7 @@ def scaled_logits(
         top_k: number of tokens in the support; 0 allows all.
         top_p: probability mass in (0, 1] of the support; 1 allows all.
         always_allow: [..., M] int64 tokens that are always in S.
+        support: [..., A] int tokens of S; see `token_logprobs`.
 
     Returns:
         [..., V] float32 (float64 for float64 logits).
@@ -107,11 +116,30 @@ def scaled_logits(
     """
     scaled = logits.to(torch.promote_types(logits.dtype, torch.float32)) / temperature
     if top_k or top_p < 1:
-        support = _support(scaled.detach(), top_k, top_p)
+        is_in = (
+            _support(scaled.detach(), top_k, top_p)
+            if support is None
+            else _given_support(scaled, top_k, top_p, support)
+        )
         if always_allow is not None:
-            support.scatter_(-1, always_allow, True)
-        scaled = scaled.masked_fill(~support, -torch.inf)
+            is_in.scatter_(-1, always_allow, True)
+        scaled = scaled.masked_fill(~is_in, -torch.inf)
     return scaled
+
+
+def _given_support(
+    scaled: Float[Tensor, "*batch V"], top_k: int, top_p: float, support: Int[Tensor, "*batch A"]
+) -> Bool[Tensor, "*batch V"]:
+    """Return [..., V] bool, True for the tokens of a given support; the support of the logits where
+    none is given."""
+    is_in = torch.zeros_like(scaled, dtype=torch.bool)
+    is_given = support >= 0
+    # An empty entry stands for the first token of its row, which is there anyway.
+    first = support.gather(-1, is_given.byte().argmax(-1, keepdim=True))
+    is_in.scatter_(-1, torch.where(is_given, support, first).clamp(min=0).long(), True)
+    is_missing = ~is_given.any(-1)
+    is_in[is_missing] = _support(scaled.detach()[is_missing], top_k, top_p)
+    return is_in
 
 
 def token_entropy(logprobs: Float[Tensor, "*batch V"]) -> Float[Tensor, "*batch"]:

@@ -229,11 +229,13 @@ class TrainRecipe(RunRecipe):
                 f"method.anchor = rollout compares with probabilities at the sampler's temperature, but logprob_temperature = "
                 f"{self.logprob_temperature:g} scores at another. Set logprob_temperature = sampling, or method.anchor = old."
             )
-        narrowed = self.logprob_temperature == "sampling" and (self.sampler.top_k > 0 or self.sampler.top_p < 1)
-        if narrowed and self.method.needs().reference == "distribution":
+        # A rollout with top_k records the tokens that it chooses from, and all policies keep these.
+        has_own = self.logprob_temperature == "sampling" and self.sampler.top_p < 1 and not self.sampler.top_k
+        exact = "method.kl = exact" if self.method.needs().reference == "distribution" else ""
+        if has_own and (exact or self.method.reads().divergence == "kl"):
             raise ValueError(
-                "method.kl = exact compares whole distributions. With sampler.top_k or top_p, the policy and the reference "
-                "keep different tokens, and the KL is infinite. Use method.kl = k3, or sample without top_k and top_p."
+                f"{exact or 'method.divergence = kl'} compares whole distributions. With sampler.top_p alone, each policy keeps "
+                "other tokens, and the KL is infinite. Set sampler.top_k too, or sample without top_p."
             )
         if self.sync_ref_model and self.method.needs().reference == "none":
             raise ValueError(

@@ -170,6 +170,10 @@ class _Run:
         self.has_choice = sampler.order in POSITION_LOGITS
         self.choice_rank = torch.zeros(shape, dtype=torch.int32, device=device)
         self.choice_logprob = torch.zeros(shape, device=device)
+        # The updates choose from the tokens that the rollout could choose from.
+        self.support = None
+        if needs is not None and sampler.top_k:
+            self.support = torch.full((*shape, sampler.top_k), -1, dtype=torch.int32, device=device)
         self.branches = needs.branches if needs else None
         self.buffer = None
         self.needs_one_step = needs is not None and (needs.greedy or needs.branches is not None)
@@ -199,7 +203,7 @@ class _Run:
         candidates = self._propose(rows, start, stop, step_in_block)
         rank = _priority_rank(candidates)
         committed = rank < self._num_committed(candidates, rank, stop).unsqueeze(-1)
-        entropy = self._entropy(candidates, committed)
+        entropy = self._entropy_and_support(candidates, committed)
         if self.buffer:
             self._store_one_step(self.buffer, candidates, committed, entropy)
         self._commit(candidates, rank, committed, entropy)
@@ -231,6 +235,7 @@ class _Run:
             eos_id=self.denoiser.eos_id,
             choice_rank=self.choice_rank if self.has_choice else None,
             choice_logprob=self.choice_logprob if self.has_choice else None,
+            support=self.support,
         )
         return self._with_one_step(path) if self.needs_one_step else path
 
@@ -270,11 +275,15 @@ class _Run:
         is_candidate = is_valid[:, :width] & (active < stop)
         return _Candidates(rows, step, positions, is_valid, is_candidate, outputs, logits)
 
-    def _entropy(self, candidates: _Candidates, committed: Tensor) -> Tensor:
-        """Return the entropy at the committed positions, [b, m] float32; 0 elsewhere."""
+    def _entropy_and_support(self, candidates: _Candidates, committed: Tensor) -> Tensor:
+        """Return the entropy at the committed positions, [b, m] float32; 0 elsewhere. Record their
+        supports if the updates need them."""
         row, column = committed.nonzero(as_tuple=True)
+        logits = candidates.logits[row, column]
         entropy = torch.zeros(committed.shape, device=committed.device)
-        entropy[row, column] = self.proposer.entropy(candidates.logits[row, column])
+        entropy[row, column] = self.proposer.entropy(logits)
+        if self.support is not None:
+            self.support[candidates.rows[row], candidates.active[row, column]] = self.proposer.support(logits)
         return entropy
 
     def _store_one_step(

@@ -56,9 +56,10 @@ class LogprobSettings:
         """True if neither top-k nor top-p limits the support."""
         return not self.top_k and self.top_p >= 1
 
-    def logprobs(self, logits: Tensor, tokens: Tensor) -> Tensor:
-        """Return [..., V] log-probabilities whose support includes the [..., M] `tokens`."""
-        return token_logprobs(logits, self.temperature, self.top_k, self.top_p, always_allow=tokens)
+    def logprobs(self, logits: Tensor, tokens: Tensor, support: Tensor | None = None) -> Tensor:
+        """Return [..., V] log-probabilities whose support includes the [..., M] `tokens`; see
+        `token_logprobs`."""
+        return token_logprobs(logits, self.temperature, self.top_k, self.top_p, tokens, support)
 
 
 def view_logprobs(
@@ -78,8 +79,13 @@ def view_logprobs(
 
     They are log p_θ(x_i | x with `hidden` masked), at the temperature and support of `settings`.
     The trunk runs once over the views. The head runs at the targets only, or at all masked
-    positions if the position choice is requested. A token that the new policy's top-k or top-p
-    would exclude stays in the support, so that no replayed token has probability zero.
+    positions if the position choice is requested.
+
+    If the settings have a top-k, the support of a token that the rollout drew in the state of its
+    view is the one that the rollout recorded. All policies then choose from the same tokens
+    (arXiv:2602.03195). At other targets, and without a record, the support is that of the policy's
+    own logits. A replayed token that it would exclude stays in it, so that none has probability
+    zero.
 
     A block-causal denoiser runs the blocks that hold targets as noisy copies behind the clean
     completion, and `views.pack` says which views share it; see `NoisyCopies`.
@@ -110,16 +116,18 @@ def view_logprobs(
     # [N, n, M]: the tokens of every sequence at the columns.
     tokens = sequences.gather(2, columns.unsqueeze(1).expand(-1, sequences.shape[1], -1)).mT
     sampler = trajectory.sampler
-    evaluate = partial(_evaluate, settings, sampler if choice else None)
+    evaluate = partial(_evaluate, settings, sampler if choice else None, tokens.shape[-1])
+    support = _support(trajectory, views, columns) if settings.top_k else None
+    allowed = tokens if support is None else torch.cat([tokens, support.to(tokens.dtype)], dim=-1)
     logprobs = None
     if distribution or sampler.guidance or positions_at_once is None:
         logits = predict(denoiser, *inputs.of_model, sampler.guidance, copies=inputs.copies)
-        values, logprobs = evaluate(inputs.by_view(logits), tokens)
+        values, logprobs = evaluate(inputs.by_view(logits), allowed)
     else:
         readout = Readout(
-            lambda logits, tokens: evaluate(logits, tokens)[0],
+            lambda logits, allowed: evaluate(logits, allowed)[0],
             inputs.is_read,
-            tokens[is_valid],
+            allowed[is_valid],
             positions_at_once,
             settings.temperature if settings.has_full_support and not choice else None,
         )
@@ -176,15 +184,27 @@ class _Inputs:
         return of_views
 
 
+def _support(trajectory: Trajectory, views: Views, columns: Tensor) -> Tensor | None:
+    """Return the recorded supports at the columns [N, n], [N, n, A], with -1 at positions whose
+    tokens were not drawn in the state of the view; None if there is no record."""
+    if trajectory.support is None:
+        return None
+    step = trajectory.shown_step(views).unsqueeze(-1)
+    is_drawn = (trajectory.unmask_step[views.row].gather(1, columns) == step) & (step >= 0)
+    return trajectory.support[views.row.unsqueeze(-1), columns].masked_fill(~is_drawn.unsqueeze(-1), -1)
+
+
 def _evaluate(
-    settings: LogprobSettings, choice: SamplerConfig | None, logits: Tensor, tokens: Tensor
+    settings: LogprobSettings, choice: SamplerConfig | None, num_tokens: int, logits: Tensor, allowed: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """Return the [..., M] log-probabilities of `tokens`, and those of all tokens.
+    """Return the [..., M] log-probabilities of the first M = `num_tokens` of the `allowed` tokens,
+    and those of all tokens. The rest of `allowed` is a recorded support.
 
     If `choice` is the sampler of an order that draws positions, the first tensor has one more
     column, with the position logits.
     """
-    logprobs = settings.logprobs(logits, tokens)
+    tokens, support = allowed[..., :num_tokens], allowed[..., num_tokens:]
+    logprobs = settings.logprobs(logits, tokens, support if support.shape[-1] else None)
     values = logprobs.gather(-1, tokens)
     if choice is not None:
         extra = POSITION_LOGITS[choice.order](logits, choice.order_temperature).unsqueeze(-1)

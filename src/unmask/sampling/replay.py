@@ -41,7 +41,7 @@ def replayed(
     denoising step of each row.
 
     They are those of the distribution from which the sampler draws, at its temperature and support,
-    as `denoise` records them.
+    as `denoise` records them. So are the supports under a top-k.
 
     Args:
         denoiser: policy in evaluation mode.
@@ -52,6 +52,10 @@ def replayed(
     logprob, entropy, largest = (torch.zeros(path.tokens.shape, device=path.tokens.device) for _ in range(3))
     is_likeliest = torch.zeros(path.tokens.shape, dtype=torch.bool, device=path.tokens.device)
     proposer = Proposer(path.sampler, entropy_temperature)
+    support = None
+    if path.sampler.top_k:
+        shape = (*path.tokens.shape, path.sampler.top_k)
+        support = torch.full(shape, -1, dtype=torch.int32, device=path.tokens.device)
     steps = torch.arange(path.num_steps, device=path.tokens.device)
     row, step = (path.unmask_step.unsqueeze(-1) == steps).any(1).nonzero(as_tuple=True)
     for rows, at in zip(row.split(batch_size), step.split(batch_size), strict=True):
@@ -68,7 +72,9 @@ def replayed(
         largest[place] = logprobs.max(-1).values.exp().float()
         is_likeliest[place] = logits.argmax(-1) == tokens.squeeze(-1)
         entropy[place] = proposer.entropy(logits)
-    return Replayed(replace(path, logprob=logprob, entropy=entropy), is_likeliest, largest)
+        if support is not None:
+            support[place] = proposer.support(logits)
+    return Replayed(replace(path, logprob=logprob, entropy=entropy, support=support), is_likeliest, largest)
 
 
 def _scaled(path: Trajectory, logits: Tensor) -> Tensor:

@@ -121,6 +121,23 @@ class Proposer:
         parts = [entropies(logits[rows]) for parts in logit_chunks(logits.unsqueeze(1)) for rows, _ in parts]
         return torch.cat(parts)
 
+    def support(self, logits: Tensor) -> Tensor:
+        """Return the tokens that top-k and top-p allow, [n, top_k] int32 with the most likely first
+        and -1 in empty entries, chunk by chunk.
+
+        Args:
+            logits: [n, V] logits at temperature 1; MASK is -inf.
+        """
+        num = self.sampler.top_k
+
+        def tokens(chunk: Tensor) -> Tensor:
+            values, ids = self._scaled(chunk).topk(min(num, chunk.shape[-1]), dim=-1)
+            allowed = ids.masked_fill(values == -torch.inf, -1).int()
+            return torch.nn.functional.pad(allowed, (0, num - allowed.shape[-1]), value=-1)
+
+        parts = [tokens(logits[rows]) for parts in logit_chunks(logits.unsqueeze(1)) for rows, _ in parts]
+        return torch.cat(parts)
+
     def _scaled(self, logits: Tensor) -> Tensor:
         """Return the logits of the sampling distribution; those at temperature 1 if the sampler is
         greedy."""
