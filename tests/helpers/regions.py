@@ -9,5 +9,6 @@ REGION = {
     "max_divergence": None,
     "anchor": "rollout",
     "ratio_cap": 20.0,
+    "entropy_weight": 0.0,
 }
 """Options of `RatioMethod`, without the bounds of the clip, which each method sets."""

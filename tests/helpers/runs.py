@@ -61,6 +61,7 @@ OWN_SETTINGS: dict[str, tuple[str, ...]] = {
 """Overrides that the run of a method adds: its own options at this size, or settings under which its reward rises."""
 
 SWITCHES: dict[str, tuple[str, ...]] = {
+    "egspo-ibro": ("method={type: egspo, num_selected: 2, entropy_weight: 0.2}",),
     "egspo-rlpt": ("method={type: egspo, num_selected: 2, beta: 0.04}", "sampler.top_k=8"),
     "egspo-dppo": ("method={type: egspo, num_selected: 2, trust_region: divergence}",),
     "step_merge-tv": ("method={type: step_merge, num_segments: 4, trust_region: divergence, divergence: tv}",),

@@ -339,7 +339,8 @@ def expected_gradient(
     if extra is not None:
         by_view = by_view + extra(views)
     scoring = LogprobSettings.of(path, logprob_temperature)
-    scores = view_logprobs(toy.denoiser, path, views, scoring, choice=method.needs().choice)
+    options = {"choice": method.needs().choice, "entropy": method.reads().entropy}
+    scores = view_logprobs(toy.denoiser, path, views, scoring, **options)
     inputs = LossInputs(
         new=scores.logprob,
         old=scores.logprob.detach(),
@@ -354,6 +355,7 @@ def expected_gradient(
         new_choice=scores.choice,
         old_choice=None if scores.choice is None else scores.choice.detach(),
         committed=views.committed,
+        entropy=scores.entropy,
     )
     if correction is not None:
         inputs = correction(inputs, torch.arange(len(views)))

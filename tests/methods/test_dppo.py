@@ -19,8 +19,8 @@ from tests.helpers.runs import train_recipe
 from tests.helpers.toy import distance
 from unmask.core.config import SamplerConfig
 from unmask.core.errors import ConfigError
-from unmask.core.records import Reads
 from unmask.methods import METHODS
+from unmask.methods.base import Reads
 from unmask.methods.egspo import EGSPO
 from unmask.methods.egspo_ca import EGSPOCA
 from unmask.methods.just_grpo import JustGRPO

@@ -265,6 +265,9 @@ class ViewLogprobs:
     distribution: Float[Tensor, "n V"] | None = None
     """[n, V] float32, nats: log-probabilities of all tokens at the n targets in row-major order;
     None unless requested."""
+    entropy: Float[Tensor, "N L"] | None = None
+    """[N, L] float32, nats: entropy of the distribution at each target, at the temperature and
+    support of `LogprobSettings`; None unless requested."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -308,21 +311,6 @@ class Needs:
     whole distributions."""
     group: bool = True
     """True if the baseline needs more than one completion of each prompt."""
-
-
-@dataclass(frozen=True, slots=True)
-class Reads:
-    """What a loss reads of its views, besides their log-probabilities under the new and the
-    reference policy."""
-
-    anchor: Literal["old", "rollout"] = "old"
-    """Source of `LossInputs.old`, from which ratios are measured: the policy at the start of the
-    update scores the views, or the rollout recorded the log-probabilities when it drew the tokens.
-    The second is possible only if each view is the state before a denoising step, with the tokens
-    that the step committed."""
-    divergence: Literal["none", "tv", "kl"] = "none"
-    """Divergence over the whole vocabulary that the loss reads at each target: none, the total
-    variation between the old and the new policy, or KL(old || new)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -371,6 +359,9 @@ class LossInputs:
     divergence: Float[Tensor, "N L"] | None = None
     """[N, L] float32: divergence of the whole distribution at each target, without graph; see
     `Reads.divergence`."""
+    entropy: Float[Tensor, "N L"] | None = None
+    """[N, L] float32, nats: entropy of the new policy at each target, with graph; see
+    `Reads.entropy`."""
 
     @property
     def choices(self) -> tuple[Tensor, Tensor] | None:

@@ -8,7 +8,8 @@ updates the weights and saves checkpoints. It never depends on which method it r
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import Any, ClassVar
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
 
 import torch
 from jaxtyping import Bool, Float
@@ -16,10 +17,27 @@ from torch import Tensor
 
 from unmask.core.config import Named, SamplerConfig
 from unmask.core.errors import ConfigError
-from unmask.core.records import LossInputs, LossOutput, Needs, Reads, Rollout, Views
+from unmask.core.records import LossInputs, LossOutput, Needs, Rollout, Views
 from unmask.functional.behaviour import LevelOrOff
 
 NOT_STATED = "not stated"
+
+
+@dataclass(frozen=True, slots=True)
+class Reads:
+    """What a loss reads of its views, besides their log-probabilities under the new and the
+    reference policy."""
+
+    anchor: Literal["old", "rollout"] = "old"
+    """Source of `LossInputs.old`, from which ratios are measured: the policy at the start of the
+    update scores the views, or the rollout recorded the log-probabilities when it drew the tokens.
+    The second is possible only if each view is the state before a denoising step, with the tokens
+    that the step committed."""
+    divergence: Literal["none", "tv", "kl"] = "none"
+    """Divergence over the whole vocabulary that the loss reads at each target: none, the total
+    variation between the old and the new policy, or KL(old || new)."""
+    entropy: bool = False
+    """True if the loss reads the entropy of the new policy at each target."""
 
 
 class Method(Named, ABC):

@@ -3,6 +3,7 @@ they share."""
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import ClassVar, Literal
 
 import torch
@@ -12,10 +13,10 @@ from torch import Tensor
 
 from unmask.core.config import SamplerConfig
 from unmask.core.errors import ConfigError
-from unmask.core.records import LossInputs, Reads
+from unmask.core.records import LossInputs
 from unmask.functional.divergence import binary_divergence
 from unmask.functional.surrogate import clipped_surrogate, divergence_surrogate, kl_k3
-from unmask.methods.base import Method
+from unmask.methods.base import Method, Reads
 
 
 class RatioMethod(Method):
@@ -50,6 +51,11 @@ class RatioMethod(Method):
     """Upper bound C of the ratio under DPPO, at least 1, which keeps the gradient; 0 sets no bound.
     The default is that of the released code."""
 
+    entropy_weight: float = Field(0.0, ge=0)
+    """Weight γ of the information-bottleneck term -γ A Σ h, where h is the entropy of a trained
+    token (arXiv:2507.18391): a positive advantage keeps a step's tokens uncertain, and a negative
+    one makes them certain. 0 leaves the term out."""
+
     samples: ClassVar[str] = ""
     """Kind of samples that the ratio belongs to, such as whole completions; empty for tokens or
     steps. DPPO needs the distribution of a sample, which only tokens have, and the tokens of a step
@@ -63,16 +69,18 @@ class RatioMethod(Method):
         return value
 
     def reads(self) -> Reads:
-        """Return what the trust region reads."""
+        """Return what the trust region and the information-bottleneck term read."""
+        reads = Reads(entropy=self.entropy_weight > 0)
         if self.trust_region != "divergence":
-            return Reads()
+            return reads
         if self.divergence in ("tv", "kl"):
-            return Reads(divergence=self.divergence)
-        return Reads(anchor=self.anchor)
+            return replace(reads, divergence=self.divergence)
+        return replace(reads, anchor=self.anchor)
 
     def check(self, sampler: SamplerConfig, num_generations: int) -> None:
-        """Raise ConfigError also if DPPO is set for samples that have no distribution, or if it is
-        anchored at probabilities that the rollout does not record.
+        """Raise ConfigError also if DPPO is set for samples that have no distribution, if it is
+        anchored at probabilities that the rollout does not record, or if the information-bottleneck
+        term is set for a loss that does not train the tokens of one path.
 
         Raises:
             ConfigError: the settings do not fit together.
@@ -82,6 +90,11 @@ class RatioMethod(Method):
             raise ConfigError(
                 f"method.trust_region = divergence needs the distribution of one token, but {self.type} "
                 f"has ratios of {self.samples}. Set method.trust_region to clip or none."
+            )
+        if self.entropy_weight and (self.samples or self.needs().branches is not None):
+            raise ConfigError(
+                f"method.entropy_weight needs one advantage for each token of a path, but {self.type} has "
+                f"{'ratios of ' + self.samples if self.samples else 'several actions for each state'}. Set it to 0."
             )
         has_record = "step" in self.behaviour_levels(sampler) and self.needs().branches is None
         if self.reads().anchor == "rollout" and not has_record:
@@ -110,7 +123,8 @@ class RatioMethod(Method):
 
     def step_loss(self, inputs: LossInputs) -> tuple[Float[Tensor, "N *M"], dict[str, Tensor]]:
         """Compute the loss of each step, and its metrics. The loss is -ρ A within the trust region,
-        where ρ is the ratio of the step's joint probabilities, position choice included.
+        where ρ is the ratio of the step's joint probabilities, position choice included, plus the
+        information-bottleneck term.
 
         Under DPPO it is the sum over the tokens of `token_loss`: the distribution of a step is too
         large to compare, but the tokens of a step are independent of each other. At ρ = 1 both have
@@ -126,14 +140,19 @@ class RatioMethod(Method):
         if inputs.choices is not None:
             new_choice, old_choice = inputs.choices
             log_ratio = log_ratio + (new_choice - old_choice).sum(-1)
-        return self.surrogate(log_ratio, inputs.advantage)
+        loss, metrics = self.surrogate(log_ratio, inputs.advantage)
+        if self.entropy_weight:
+            assert inputs.entropy is not None
+            loss = loss - self.entropy_weight * inputs.advantage * inputs.entropy.sum(-1)
+            metrics["policy/entropy"] = inputs.entropy.detach()[inputs.target]
+        return loss, metrics
 
     def token_loss(
         self, inputs: LossInputs, anchor: Float[Tensor, "N *M L"] | None = None, beta: float = 0.0
     ) -> tuple[Float[Tensor, "N *M L"], dict[str, Tensor]]:
         """Compute the loss of each token and its metrics. The loss is -ρ A within the trust region,
-        plus β k3, where ρ is the ratio of the token, times that of its position choice if the
-        inputs have one. The weights `LossInputs.token_weight` multiply the advantage.
+        plus β k3 and the information-bottleneck term, where ρ is the ratio of the token, times that
+        of its position choice if the inputs have one. The weights `LossInputs.token_weight` multiply the advantage.
 
         Args:
             inputs: views whose targets are the tokens.
@@ -154,6 +173,10 @@ class RatioMethod(Method):
             if inputs.choices is not None:
                 log_ratio = log_ratio + inputs.choices[0] - inputs.choices[1]
             loss, metrics = self.surrogate(log_ratio, advantage)
+        if self.entropy_weight:
+            assert inputs.entropy is not None
+            loss = loss - self.entropy_weight * advantage * inputs.entropy
+            metrics["policy/entropy"] = inputs.entropy.detach()
         if beta:
             assert anchor is not None
             kl = kl_k3(inputs.new, anchor)

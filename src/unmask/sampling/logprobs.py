@@ -16,7 +16,7 @@ from torch import Tensor
 from unmask.core.config import SamplerConfig
 from unmask.core.denoising import DenoiserLike, NoisyCopies, Readout
 from unmask.core.records import Trajectory, ViewLogprobs, Views
-from unmask.functional.distribution import token_logprobs
+from unmask.functional.distribution import token_entropy, token_logprobs
 from unmask.functional.masking import compact_columns, trim_left_padding
 from unmask.functional.plackett_luce import plackett_luce_logprob
 from unmask.sampling.noisy_copies import PackedViews
@@ -70,6 +70,7 @@ def view_logprobs(
     *,
     choice: bool = False,
     distribution: bool = False,
+    entropy: bool = False,
     trim: bool = False,
     positions_at_once: int | None = None,
     block_length: int | None = None,
@@ -101,6 +102,7 @@ def view_logprobs(
         settings: temperature and support.
         choice: True to return the log-probability of the position choice, if the order has one.
         distribution: True to return the whole distribution at each target.
+        entropy: True to return the entropy at each target.
         trim: True to leave out prompt columns that are padding in all views.
         positions_at_once: maximum number of positions whose logits exist at the same time, for a
             denoiser that supports it. The limit does not apply to whole distributions and guided
@@ -116,7 +118,8 @@ def view_logprobs(
     # [N, n, M]: the tokens of every sequence at the columns.
     tokens = sequences.gather(2, columns.unsqueeze(1).expand(-1, sequences.shape[1], -1)).mT
     sampler = trajectory.sampler
-    evaluate = partial(_evaluate, settings, sampler if choice else None, tokens.shape[-1])
+    num_tokens = tokens.shape[-1]
+    evaluate = partial(_evaluate, settings, sampler if choice else None, num_tokens, entropy)
     support = _support(trajectory, views, columns) if settings.top_k else None
     allowed = tokens if support is None else torch.cat([tokens, support.to(tokens.dtype)], dim=-1)
     logprobs = None
@@ -129,16 +132,19 @@ def view_logprobs(
             inputs.is_read,
             allowed[is_valid],
             positions_at_once,
-            settings.temperature if settings.has_full_support and not choice else None,
+            settings.temperature if settings.has_full_support and not (choice or entropy) else None,
         )
         read = predict_in_chunks(denoiser, *inputs.of_model, readout, inputs.copies)
         values = read.new_zeros(*columns.shape, read.shape[-1])
         values[is_valid] = read
-    dense = _at_positions(values[..., : tokens.shape[-1]].mT, columns, is_target, sequences.shape[2])
+    length = sequences.shape[2]
+    dense = _at_positions(values[..., :num_tokens].mT, columns, is_target, length)
+    entropies = _at_positions(values[..., -1:].mT, columns, is_target, length).squeeze(1) if entropy else None
     return ViewLogprobs(
         dense.squeeze(1) if views.tokens is None else dense,
-        _choice_logprob(trajectory, views, values[..., -1], columns, is_valid, is_target) if choice else None,
+        _choice_logprob(trajectory, views, values[..., num_tokens], columns, is_valid, is_target) if choice else None,
         logprobs[is_target] if distribution and logprobs is not None else None,
+        entropies,
     )
 
 
@@ -195,13 +201,18 @@ def _support(trajectory: Trajectory, views: Views, columns: Tensor) -> Tensor | 
 
 
 def _evaluate(
-    settings: LogprobSettings, choice: SamplerConfig | None, num_tokens: int, logits: Tensor, allowed: Tensor
+    settings: LogprobSettings,
+    choice: SamplerConfig | None,
+    num_tokens: int,
+    entropy: bool,
+    logits: Tensor,
+    allowed: Tensor,
 ) -> tuple[Tensor, Tensor]:
     """Return the [..., M] log-probabilities of the first M = `num_tokens` of the `allowed` tokens,
     and those of all tokens. The rest of `allowed` is a recorded support.
 
-    If `choice` is the sampler of an order that draws positions, the first tensor has one more
-    column, with the position logits.
+    The first tensor has more columns if they are requested: the position logits, if `choice` is the
+    sampler of an order that draws positions, and then the entropy.
     """
     tokens, support = allowed[..., :num_tokens], allowed[..., num_tokens:]
     logprobs = settings.logprobs(logits, tokens, support if support.shape[-1] else None)
@@ -209,6 +220,8 @@ def _evaluate(
     if choice is not None:
         extra = POSITION_LOGITS[choice.order](logits, choice.order_temperature).unsqueeze(-1)
         values = torch.cat([values, extra.to(values.dtype)], dim=-1)
+    if entropy:
+        values = torch.cat([values, token_entropy(logprobs).unsqueeze(-1)], dim=-1)
     return values, logprobs
 
 

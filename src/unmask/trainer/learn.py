@@ -11,7 +11,7 @@ chain rule the gradient is the same. The cost is one more forward pass.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import torch
@@ -26,6 +26,7 @@ from unmask.sampling import LogprobSettings, view_logprobs
 from unmask.trainer.behaviour import Comparison, path_views
 from unmask.trainer.distributed import backend
 from unmask.trainer.distributed.ranks import Ranks
+from unmask.trainer.loss_derivatives import LossDerivatives
 from unmask.trainer.metrics import Tally
 from unmask.trainer.model_limits import packing_of, positions_at_once, width_on_cpu
 from unmask.trainer.optimizer import set_learning_rate
@@ -37,29 +38,6 @@ from unmask.trainer.view_batches import ViewBatches
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
-
-
-@dataclass(frozen=True, slots=True)
-class LossDerivatives:
-    """Value of a loss that is not a sum over views, and the derivatives of the loss with respect to
-    the log-probabilities of the views."""
-
-    loss: float
-    """Value of the loss."""
-    by_logprob: Tensor
-    """[N, L] or [N, M, L] float32: derivative of the loss with respect to the log-probability of
-    each target (a masked position whose log-probability the loss reads)."""
-    by_choice: Tensor | None
-    """[N, L] float32: derivative of the loss with respect to the log-probability of each position
-    choice; None if the loss does not read these log-probabilities."""
-
-    def dot(self, new: ViewLogprobs, index: Tensor) -> Tensor:
-        """Return a scalar that has the gradient of the loss: the log-probabilities of the views
-        `index`, multiplied by the derivatives and summed."""
-        total = (new.logprob * self.by_logprob[index]).sum()
-        if new.choice is not None and self.by_choice is not None:
-            total = total + (new.choice * self.by_choice[index]).sum()
-        return total
 
 
 class Learner:
@@ -225,6 +203,7 @@ class Learner:
         *,
         choice: bool | None = None,
         distribution: bool = False,
+        entropy: bool = False,
     ) -> ViewLogprobs:
         """Score one batch of views, with a graph if gradients are enabled. By default the method
         decides whether the position choice is scored."""
@@ -236,6 +215,7 @@ class Learner:
             settings,
             choice=self.recipe.method.needs().choice if choice is None else choice,
             distribution=distribution,
+            entropy=entropy,
             trim=self.passes.max_tokens is not None or packing is not None,
             positions_at_once=self._positions_at_once,
             block_length=None if packing is None else packing.block_length,
@@ -265,12 +245,15 @@ class Learner:
         batches = self._batches(scored.views.take(index), rollout, by_completion=by_completion, least=1)
         two_passes = self.passes.has_first_pass(len(batches), plan, rollout)
         derivatives = self._derivatives(scored, index, share, tally) if two_passes else None
-        distribution = self.passes.keeps_old or self.passes.keeps_reference
+        options = {
+            "distribution": self.passes.keeps_old or self.passes.keeps_reference,
+            "entropy": self.recipe.method.reads().entropy,
+        }
         loss_sum = 0.0
         self.optimizer.zero_grad()
         for i, (within, batch) in enumerate(batches, start=1):
             is_last = i == len(batches)
-            new = self._logprobs_of(self.model, rollout, batch, scored.settings, distribution=distribution)
+            new = self._logprobs_of(self.model, rollout, batch, scored.settings, **options)
             if not len(within):
                 backend.backward(self.accelerator, self.model, new.logprob.sum() * 0.0, is_last)
                 continue

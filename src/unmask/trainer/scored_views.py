@@ -8,9 +8,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from unmask.core.records import LossInputs, Reads, Rollout, ViewLogprobs, Views
+from unmask.core.records import LossInputs, Rollout, ViewLogprobs, Views
 from unmask.functional.divergence import total_variation
 from unmask.functional.surrogate import exact_kl
+from unmask.methods.base import Reads
 from unmask.sampling import LogprobSettings
 from unmask.trainer.behaviour import ViewWeights
 
@@ -68,6 +69,7 @@ class ScoredViews:
             new_choice=new.choice,
             old_choice=old_choice,
             divergence=self._divergence(new, index),
+            entropy=new.entropy,
         )
         return inputs if self.weights is None else self.weights.applied(inputs, index)
 

@@ -249,6 +249,7 @@ class _Probe:
             scoring,
             choice=self.recipe.method.needs().choice,
             distribution=passes.keeps_old or passes.keeps_reference,
+            entropy=self.recipe.method.reads().entropy,
             trim=True,
             positions_at_once=positions_at_once(self.policy.denoiser),
         )

@@ -349,7 +349,7 @@ def _scored(denoiser: Denoiser, recipe: TrainRecipe, work: Pass, readings: Tenso
     index: Any = (torch.zeros(work.read, dtype=torch.long),) * 2
     tokens = torch.zeros(work.read, num_readings, dtype=torch.long)
     at_once = max(1, logits_at_once("cuda" if on_gpu else "cpu") // denoiser.vocab_size)
-    is_linear = settings.has_full_support and not scores_choice(recipe)
+    is_linear = settings.has_full_support and not (scores_choice(recipe) or recipe.method.reads().entropy)
     readout = Readout(read_without_mask, index, tokens, at_once, settings.temperature if is_linear else None, 0)
     positions = torch.zeros(work.rows, work.width, dtype=torch.long)
     values: Tensor = denoiser(ids, None, positions, readout=readout, **options)
