@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.helpers.shapes import unchecked
-from unmask.functional.distribution import sample_tokens, sample_with_logprobs, token_entropy, token_logprobs
+from unmask.functional.distribution import centred, sample_tokens, sample_with_logprobs, token_entropy, token_logprobs
 from unmask.functional.noise import counter_uniform
 
 INF = float("inf")
@@ -279,3 +279,15 @@ def test_a_draw_in_chunks_is_that_of_a_running_sum_over_all_tokens(size):
 def test_uniform_numbers_of_another_shape_are_refused():
     with pytest.raises(ValueError, match=r"\(3,\), \(2, 4\)"):
         unchecked(sample_tokens)(torch.zeros(2, 4), torch.zeros(3, dtype=torch.float64))
+
+
+def test_centred_scores_do_not_depend_on_the_normaliser():
+    logits = torch.tensor([[0.3, -1.0, 2.0, -torch.inf]], dtype=torch.float64)
+    expected = logits - logits[:, :3].mean()
+    for shift in (0.0, 5.0):
+        found = centred(token_logprobs(logits + shift))
+        torch.testing.assert_close(found, expected, rtol=0, atol=1e-12)
+    truncated = centred(token_logprobs(logits, top_k=2))
+    torch.testing.assert_close(
+        truncated[0, [0, 2]], torch.tensor([-0.85, 0.85], dtype=torch.float64), rtol=0, atol=1e-12
+    )

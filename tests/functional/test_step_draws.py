@@ -3,12 +3,14 @@ frequencies."""
 
 from __future__ import annotations
 
+import itertools
+
 import pytest
 import torch
 from scipy.stats import kstest
 
 from tests.helpers.shapes import unchecked
-from unmask.functional.step_draws import low_discrepancy_uniform, step_counts
+from unmask.functional.step_draws import low_discrepancy_uniform, step_counts, steps_by_block
 
 
 def generator(seed=0):
@@ -55,3 +57,28 @@ def test_a_row_without_steps_draws_none():
 def test_rows_that_do_not_match_are_refused():
     with pytest.raises(ValueError, match="must agree on B"):
         unchecked(step_counts)(torch.ones(2, 3), torch.zeros(1, 3))
+
+
+# Steps of each block
+
+
+def test_over_all_rankings_the_drawn_steps_of_a_block_stand_for_all_of_its_steps():
+    # Blocks of three: steps 0 to 2 in the first, 3 and 4 in the second; the third was given.
+    unmask_step = torch.tensor([[0, 2, 1, 4, 3, 3, -1, -1]])
+    value = torch.tensor([1.0, 10.0, 100.0, 1000.0, 10_000.0])
+    for num_draws in (1, 2, 5):
+        total = torch.zeros(())
+        rankings = list(itertools.permutations([0.1, 0.3, 0.5, 0.7, 0.9]))
+        for ranking in rankings:
+            steps, weight = steps_by_block(unmask_step, 3, num_draws, torch.tensor([ranking]))
+            assert ((steps >= 0).sum(), (weight > 0).sum()) == (min(num_draws, 3) + min(num_draws, 2),) * 2
+            total += (weight * value[steps.clamp(min=0)]).sum()
+        assert float(total) / len(rankings) == pytest.approx(11_111.0)
+
+
+def test_the_steps_of_largest_noise_are_drawn_from_each_block():
+    steps, weight = steps_by_block(torch.tensor([[0, 1, 2, 3]]), 2, 1, torch.tensor([[0.9, 0.1, 0.2, 0.3]]))
+    assert steps.tolist() == [[0, 3]]
+    assert weight.tolist() == [[2.0, 2.0]]
+    with pytest.raises(ValueError, match="block_length >= 1 and num_draws >= 1; got 0 and 1"):
+        steps_by_block(torch.tensor([[0]]), 0, 1, torch.zeros(1, 1))

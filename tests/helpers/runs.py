@@ -48,10 +48,12 @@ PRETRAIN = (
 OWN_SETTINGS: dict[str, tuple[str, ...]] = {
     "agrpo": ("method.mc_samples=2",),
     "dispo": ("method.state_weight=4.0",),
+    "dmpo": ("method.alpha=0.2",),
     "egspo": ("method.num_selected=2", "method.beta=0.04"),
     "egspo_ca": ("method.num_selected=2",),
     "egspo_sa": ("method.num_selected=2", "method.beta=0.04"),
     "gdpo": ("method.beta=0.004",),
+    "gdsd": ("method.epsilon=0",),
     "just_grpo": ("sampler.order=left_to_right", "sampler.num_steps=16"),
     "mask_aware": ("method.num_segments=0", "method.num_sampled=2", "sampler.order=plackett_luce"),
     "rldf": ("method.num_selected=2",),

@@ -1,5 +1,5 @@
-"""Tests of SPG: its block-wise views, its two bounds, and its expectation over all draws of the
-plan."""
+"""Tests of SPG: its block-wise views, its two bounds, and its expectation over all draws of the plan;
+and of StableDRL, its importance weights."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import pytest
 import torch
 from scipy.stats import binomtest, chisquare
 
+from tests.helpers.any_order import another, loss_of
 from tests.helpers.mean_field import EXACT, OneUpdate, all_masks, surrogate_gradient, token_logprobs
 from tests.helpers.messages import raises
 from tests.helpers.records import make_inputs
@@ -20,7 +21,7 @@ from unmask.core.errors import ConfigError
 from unmask.core.records import GIVEN, Needs, Rollout, Views
 from unmask.functional.masking import block_masks, evidence_upper_bound
 from unmask.methods import METHODS
-from unmask.methods.spg import SPG
+from unmask.methods.spg import SPG, StableDRL
 
 
 def test_the_defaults_are_the_published_settings():
@@ -395,3 +396,86 @@ def test_two_passes_give_the_gradient_of_one_graph_with_the_memory_of_one_chunk(
         assert metrics["policy/elbo"] < 0
     other = update.one_graph(SPG(num_views=4, mixture=0.0), rollout)
     assert distance(other, whole) > 0.01, "the mixture is felt"
+
+
+# StableDRL
+
+PAIR_OF_MASKS = [torch.tensor([True, True, False]), torch.tensor([False, True, False])]
+
+
+def bounds_by_hand(small, paths, method):
+    """Return the lower bound and the mixture of the bounds per token for the pair of masks, with graph."""
+    each = [token_logprobs(small, paths, mask) for mask in PAIR_OF_MASKS]
+    lower = sum((logp * mask).sum(-1) / mask.sum() for logp, mask in zip(each, PAIR_OF_MASKS, strict=True)) / 2
+    power = method.eubo_power
+    pooled = (
+        sum(logp.exp() ** power * mask * 3 / mask.sum() for logp, mask in zip(each, PAIR_OF_MASKS, strict=True)) / 2
+    )
+    upper = pooled[:, :2].log().mean(-1) / power
+    return lower, method.mixture * upper + (1 - method.mixture) * lower
+
+
+def weighted_gradient(small, old, paths, method, weights_of):
+    """Compute ∇ E[Σ_i w_i A_i bound_i] over pairs of completions of the old policy, where the weights
+    of a pair are a function of its log-ratios."""
+    probability, reward = old.probability(paths).detach(), small.reward(paths)
+    lower, mixed = bounds_by_hand(small, paths, method)
+    log_ratio = lower.detach() - bounds_by_hand(old, paths, method)[0].detach()
+    total = 0.0
+    for i, j in itertools.product(range(len(paths)), repeat=2):
+        weight = weights_of(log_ratio[[i, j]])
+        for w, own, other in ((weight[0], i, j), (weight[1], j, i)):
+            advantage = (reward[own] - reward[other]) / 2
+            bound = lower[own] if advantage > 0 else mixed[own]
+            total = total + probability[i] * probability[j] * w * advantage * bound
+    return small.gradient(total)
+
+
+def stable_gradient(small, old, paths, method):
+    """Return the same from the method's own loss."""
+    rollout, weight = old.groups(paths, 2)
+    loss = loss_of(small, method, rollout, with_views(rollout, PAIR_OF_MASKS), old=old).loss.view(-1, 2)
+    return -small.gradient((weight * loss.sum(-1)).sum()) / 2
+
+
+def test_stable_drl_has_the_published_settings_and_needs_whole_groups():
+    assert METHODS["stable_drl"]().model_dump() == SPG().model_dump() | {"type": "stable_drl", "max_weight": 5.0}
+    assert not StableDRL.by_completion
+    assert StableDRL().has_gradient(torch.zeros(2)).all()
+
+
+@pytest.mark.parametrize("most", [1.01, 5.0, 1e9])
+def test_away_from_the_old_policy_the_clipped_weights_of_a_group_sum_to_one(toy, table_denoiser, most):
+    small = toy(num_tokens=2, order="left_to_right")
+    old, paths = another(small, table_denoiser), small.paths()
+    method = StableDRL(max_weight=most)
+    found = stable_gradient(small, old, paths, method)
+    expected = weighted_gradient(small, old, paths, method, lambda x: x.clamp(max=math.log(most)).softmax(0))
+    torch.testing.assert_close(found, expected, **EXACT)
+    plain = weighted_gradient(small, old, paths, method, lambda x: x.exp() / 2)
+    assert distance(found, plain) > 0.05, "dividing by the sum is a bias"
+
+
+def test_at_the_old_policy_it_is_spg_whatever_the_bound_of_the_weights(toy):
+    small = toy(num_tokens=2, order="left_to_right")
+    paths = small.paths()
+    rollout, weight = small.groups(paths, 2)
+    views = with_views(rollout, PAIR_OF_MASKS)
+    spg = expected_gradient(small, SPG(), rollout, weight, views=views)
+    for most in (1.01, 5.0):
+        stable = expected_gradient(small, StableDRL(max_weight=most), rollout, weight, views=views)
+        torch.testing.assert_close(stable, spg, **EXACT)
+
+
+def test_the_weights_are_clipped_whatever_the_sign_of_the_advantage():
+    # One view of one token: the bounds are the log-probability itself. Ratios 20, 1, 20, 1.
+    log_20 = math.log(20)
+    new = torch.tensor([[0.0], [-1.0], [0.0], [-1.0]], dtype=torch.float64, requires_grad=True)
+    old = [[-log_20], [-1.0], [-log_20], [-1.0]]
+    given = make_inputs(new, old=old, advantage=[1.0, -1.0, -1.0, 1.0], group_size=2)
+    output = StableDRL(num_views=1, max_weight=4.0).loss(given)
+    output.loss.sum().backward()
+    share = 2 * torch.tensor([4 / 5, 1 / 5, 4 / 5, 1 / 5], dtype=torch.float64)
+    torch.testing.assert_close(new.grad[:, 0], -share * torch.tensor([1.0, -1.0, -1.0, 1.0]), rtol=0, atol=1e-12)
+    assert output.metrics["clip_ratio/region_mean"].tolist() == [1.0, 0.0, 1.0, 0.0]
+    assert output.metrics["policy/ratio_max"].tolist() == pytest.approx([20.0, 1.0, 20.0, 1.0])

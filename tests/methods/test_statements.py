@@ -23,6 +23,7 @@ from unmask.rewards.scorer import Scorer
 from unmask.tasks import Sudoku
 
 PENALISED = [name for name, method in METHODS.items() if method.penalties]
+STATED = [name for name, method in METHODS.items() if method.penalties is not None]
 
 
 @per_completion
@@ -98,7 +99,7 @@ def without_penalties(name: str) -> Method:
     return METHODS[name].model_validate(options)
 
 
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("name", STATED)
 def test_a_view_of_advantage_zero_has_no_gradient_without_penalties(
     name: str, lively: Denoiser, tmp_path: Path
 ) -> None:
@@ -114,6 +115,11 @@ def test_a_penalty_gives_a_view_of_advantage_zero_a_gradient(name: str, lively: 
     norm, has_gradient = gradient_by_view(method, name, lively, tmp_path, slice(None))
     assert has_gradient.all()
     assert (norm > 0).any()
+
+
+@pytest.mark.parametrize("name", sorted(METHODS.keys() - set(STATED)))
+def test_a_method_that_reads_completions_of_advantage_zero_keeps_their_views(name: str) -> None:
+    assert METHODS[name]().has_gradient(torch.zeros(3)).all()
 
 
 def test_a_method_of_ones_own_states_nothing_unless_it_says_so() -> None:

@@ -1,5 +1,5 @@
 """Tests of VRPO: pairs, masks, the gradient at the reference, the bias of a noisy margin, and
-shared noise."""
+shared noise; and of dTRPO, the same on steps of the path."""
 
 from __future__ import annotations
 
@@ -18,7 +18,8 @@ from unmask.core.config import SamplerConfig
 from unmask.core.errors import ConfigError
 from unmask.core.records import Needs, Rollout, Views
 from unmask.methods import METHODS
-from unmask.methods.vrpo import VRPO
+from unmask.methods.views import step_views
+from unmask.methods.vrpo import DTRPO, VRPO
 from unmask.sampling import LogprobSettings, view_logprobs
 
 
@@ -162,3 +163,92 @@ def test_the_accuracy_counts_pairs_whose_better_completion_gained_more(toy, tabl
     assert 0 < metrics["dpo/accuracy"].sum() < 10
     assert (metrics["dpo/accuracy"] + turned["dpo/accuracy"]).tolist() == [1.0] * 10
     assert not any(values.requires_grad for values in metrics.values())
+
+
+# dTRPO
+
+
+def path_logprobs(small, paths):
+    """Return the log-probability of the tokens of each path, with graph."""
+    return small.gather(small.logprobs(small.temperature), [path.draws for path in paths])
+
+
+def pairs(small, paths, beta):
+    """Compute (β/2) ∇ E[log π(best) - log π(worst)] over groups of two."""
+    reward, probability, values = small.reward(paths), small.probability(paths).detach(), path_logprobs(small, paths)
+    total = torch.zeros((), dtype=torch.float64)
+    for i, j in itertools.product(range(len(paths)), repeat=2):
+        best, worst = (i, j) if reward[i] > reward[j] else (j, i)
+        total = total + probability[i] * probability[j] * (values[best] - values[worst])
+    return beta / 2 * small.gradient(total)
+
+
+def test_dtrpo_has_the_published_settings():
+    assert METHODS["dtrpo"]().model_dump() == {"type": "dtrpo", "num_samples": 1, "beta": 0.2}
+    assert DTRPO.on_path
+    assert not VRPO.on_path
+
+
+def test_one_step_of_each_block_of_a_paired_completion_is_a_view(toy):
+    small = toy(num_tokens=2, length=4, num_steps=4, order="left_to_right")
+    rollout = many(small, 80, group_size=4)
+    path = replace(rollout.trajectory, sampler=replace_block(rollout.trajectory.sampler, 2))
+    rollout = replace(rollout, trajectory=path)
+    method = DTRPO()
+    views = method.plan(rollout, torch.Generator().manual_seed(0))
+    is_paired = method.advantage(rollout) != 0
+    assert torch.equal(torch.bincount(views.row, minlength=80), 2 * is_paired)
+    assert torch.equal(views.weight, torch.full_like(views.weight, 2.0))
+    step = path.shown_step(views)
+    assert torch.equal(step // 2, views.slot)
+    assert step.unique().tolist() == [0, 1, 2, 3]
+
+
+def replace_block(sampler, block_length):
+    return sampler.model_copy(update={"block_length": block_length})
+
+
+@pytest.mark.parametrize("order", ["left_to_right", "random"])
+def test_at_the_reference_dtrpo_has_the_gradient_of_the_paths(toy, order):
+    small = toy(num_tokens=2, order=order)
+    paths = small.paths()
+    rollout, weight = small.groups(paths, 2)
+    method = DTRPO(beta=0.3, num_samples=3)
+    views = method.plan(rollout, torch.Generator().manual_seed(0))
+    assert torch.equal(views.weight, torch.ones_like(views.weight))
+    has_pair = (views.row // 2).unique()
+
+    def gradient(views):
+        return -small.gradient((weight[has_pair] * loss_of(small, method, rollout, views).loss).sum()) / 2
+
+    stated = pairs(small, paths, 0.3)
+    torch.testing.assert_close(gradient(views), stated, **EXACT)
+    # One drawn step of the block stands for three: the mean over the draws is the same.
+    is_paired = (method.advantage(rollout) != 0).unsqueeze(-1)
+    alone = [
+        gradient(step_views(rollout.trajectory, torch.where(is_paired, k, -1), torch.full(is_paired.shape, 3.0)))
+        for k in range(3)
+    ]
+    torch.testing.assert_close(sum(alone) / 3, stated, **EXACT)
+    assert distance(alone[0], stated) > 0.3, "a single draw is noisy"
+
+
+def test_elsewhere_the_loss_of_one_step_is_above_that_of_the_whole_path(toy, table_denoiser):
+    small = toy(num_tokens=2, length=2, num_steps=2, order="left_to_right")
+    reference = another(small, table_denoiser)
+    pair = [small.paths()[0], small.paths()[-1]]
+    rollout = Rollout(small.trajectory(pair), 2, torch.tensor([1.0, 0.0], dtype=torch.float64))
+    method = DTRPO(beta=0.5)
+    gain = torch.stack(
+        [path_logprobs(small, [replace(path, draws=path.draws[k : k + 1]) for path in pair]) for k in range(2)]
+    ) - torch.stack(
+        [path_logprobs(reference, [replace(path, draws=path.draws[k : k + 1]) for path in pair]) for k in range(2)]
+    )
+    found, by_hand = 0.0, 0.0
+    for k, j in itertools.product(range(2), repeat=2):
+        views = step_views(rollout.trajectory, torch.tensor([[k], [j]]), torch.full((2, 1), 2.0))
+        found = found + loss_of(small, method, rollout, views, reference=reference).loss.sum() / 2 / 4
+        by_hand = by_hand + (1 + (-0.5 * 2 * (gain[k, 0] - gain[j, 1])).exp()).log() / 4
+    torch.testing.assert_close(found, by_hand, **EXACT)
+    exact = (1 + (-0.5 * (gain.sum(0)[0] - gain.sum(0)[1])).exp()).log()
+    assert found > exact + 1e-3, "by Jensen: the loss is convex in the margin"

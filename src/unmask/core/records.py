@@ -309,6 +309,8 @@ class Needs:
     reference: Literal["none", "logprob", "distribution"] = "none"
     """Output of the reference policy that the method uses: none, log-probabilities of tokens, or
     whole distributions."""
+    centred: bool = False
+    """True if the mean over the vocabulary is subtracted from all log-probabilities of views."""
     group: bool = True
     """True if the baseline needs more than one completion of each prompt."""
 

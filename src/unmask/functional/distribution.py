@@ -88,6 +88,27 @@ def token_logprobs(
     return scaled_logits(logits, temperature, top_k, top_p, always_allow, support).log_softmax(dim=-1)
 
 
+def centred(logprobs: Float[Tensor, "*batch V"]) -> Float[Tensor, "*batch V"]:
+    """Subtract from log-probabilities their mean over the support, which leaves scores that do not
+    depend on the normaliser: ℓ_v / τ - mean of ℓ / τ for logits ℓ.
+
+    GDSD (arXiv:2605.29398) regresses such scores ("token-level logit centralisation").
+
+    Args:
+        logprobs: [..., V] nats, differentiable; -∞ outside the support.
+
+    Returns:
+        [..., V] real; -∞ outside the support.
+
+    Example:
+        >>> centred(torch.tensor([0.5, 0.25, 0.25, 0.0]).log())
+        tensor([ 0.4621, -0.2310, -0.2310,    -inf])
+    """
+    is_possible = logprobs > -torch.inf
+    total = logprobs.masked_fill(~is_possible, 0.0).sum(dim=-1, keepdim=True)
+    return logprobs - total / is_possible.sum(dim=-1, keepdim=True)
+
+
 def scaled_logits(
     logits: Float[Tensor, "*batch V"],
     temperature: float = 1.0,

@@ -153,6 +153,43 @@ def block_masks(
     return masked | later, before
 
 
+def masks_by_block(
+    masks: Bool[Tensor, "B M L"], is_maskable: Bool[Tensor, "B L"], block_length: int
+) -> tuple[Bool[Tensor, "B K L"], Bool[Tensor, "B K L"]]:
+    """Divide masks into those of single blocks, for a model that predicts each block from the
+    finished blocks before it.
+
+    Args:
+        masks: [B, M, L] bool, subsets of is_maskable.
+        is_maskable: [B, L] bool.
+        block_length: block length of the sampler.
+
+    Returns:
+        Two [B, K, L] bool, where K is M times the number of blocks, and the blocks of a mask are
+        adjacent: the part of each mask in one block, and the maskable positions of the later
+        blocks.
+
+    Raises:
+        ValueError: block_length is below 1.
+
+    Example:
+        >>> is_maskable = torch.ones(1, 4, dtype=torch.bool)
+        >>> part, later = masks_by_block(torch.tensor([[[True, False, True, True]]]), is_maskable, 2)
+        >>> part[0].int(), later[0].int()
+        (tensor([[1, 0, 0, 0],
+                [0, 0, 1, 1]], dtype=torch.int32), tensor([[0, 0, 1, 1],
+                [0, 0, 0, 0]], dtype=torch.int32))
+    """
+    if block_length < 1:
+        raise ValueError(f"masks_by_block: block_length must be at least 1; got {block_length}")
+    length = is_maskable.shape[1]
+    block = torch.arange(length, device=masks.device) // block_length
+    number = torch.arange(-(-length // block_length), device=masks.device).unsqueeze(-1)
+    part = (masks.unsqueeze(2) & (block == number)).flatten(1, 2)
+    later = (is_maskable.unsqueeze(1) & (block > number)).repeat(1, masks.shape[1], 1)
+    return part, later
+
+
 def evidence_upper_bound(
     logprob: Float[Tensor, "B M L"], is_masked: Bool[Tensor, "B M L"], num_tokens: Real[Tensor, "B"], power: float
 ) -> Float[Tensor, "B"]:

@@ -7,17 +7,19 @@ from unmask.methods.bgpo import BGPO
 from unmask.methods.coupled_grpo import CoupledGRPO
 from unmask.methods.diffu_grpo import DiffuGRPO
 from unmask.methods.dispo import DiSPO
+from unmask.methods.dmpo import DMPO
 from unmask.methods.egspo import EGSPO, EGSPOSA
 from unmask.methods.egspo_ca import EGSPOCA
 from unmask.methods.espo import ESPO
-from unmask.methods.gdpo import GDPO
+from unmask.methods.gdpo import EBPO, GDPO
+from unmask.methods.gdsd import GDSD
 from unmask.methods.just_grpo import JustGRPO
 from unmask.methods.mask_aware import MaskAware
 from unmask.methods.rldf import RLDF
-from unmask.methods.spg import SPG
+from unmask.methods.spg import SPG, StableDRL
 from unmask.methods.step_merge import CJGRPO, StepMerge, TraceRL
 from unmask.methods.unigrpo import UniGRPO
-from unmask.methods.vrpo import VRPO
+from unmask.methods.vrpo import DTRPO, VRPO
 from unmask.methods.wd1 import WD1
 
 METHODS: dict[str, type[Method]] = {
@@ -27,15 +29,20 @@ METHODS: dict[str, type[Method]] = {
     "coupled_grpo": CoupledGRPO,
     "diffu_grpo": DiffuGRPO,
     "dispo": DiSPO,
+    "dmpo": DMPO,
+    "dtrpo": DTRPO,
+    "ebpo": EBPO,
     "egspo": EGSPO,
     "egspo_ca": EGSPOCA,
     "egspo_sa": EGSPOSA,
     "espo": ESPO,
     "gdpo": GDPO,
+    "gdsd": GDSD,
     "just_grpo": JustGRPO,
     "mask_aware": MaskAware,
     "rldf": RLDF,
     "spg": SPG,
+    "stable_drl": StableDRL,
     "step_merge": StepMerge,
     "trace_rl": TraceRL,
     "unigrpo": UniGRPO,

@@ -1,5 +1,5 @@
 """SPG (arXiv:2510.09541): raise a lower bound of the likelihood of good completions, and lower an
-upper bound for bad ones.
+upper bound for bad ones; and StableDRL (arXiv:2603.06743), the same with importance weights.
 
 The method is a policy gradient in which log π is replaced by a computable bound. Lowering an ELBO
 need not lower the likelihood, so completions of negative advantage get a mixture with an evidence
@@ -9,6 +9,7 @@ block.
 
 from __future__ import annotations
 
+import math
 from typing import ClassVar, Literal
 
 import torch
@@ -20,6 +21,7 @@ from unmask.core.records import LossInputs, LossOutput, Needs, Rollout, Views
 from unmask.functional.advantage import group_advantage
 from unmask.functional.elbo import mask_at_times
 from unmask.functional.masking import block_masks, evidence_upper_bound
+from unmask.functional.tilted import softmax_by_group
 from unmask.methods.base import Method
 from unmask.methods.views import mean_tokens, scored_tokens, text_views
 
@@ -87,11 +89,59 @@ class SPG(Method):
         """Compute -A times the bound for each completion. The bound is a mean over tokens, so it is
         multiplied by the number of tokens of the completion and divided by their mean number in the
         batch."""
-        by_completion = (-1, self.num_views, inputs.target.shape[1])
-        new, target = inputs.new.view(by_completion), inputs.target.view(by_completion)
-        advantage, num_tokens = inputs.advantage[:: self.num_views], inputs.weight[:: self.num_views]
-        lower = (new.sum(-1) / target.sum(-1).clamp(min=1)).mean(-1)
-        upper = evidence_upper_bound(new, target, num_tokens, self.eubo_power)
-        bound = torch.where(advantage > 0, lower, self.mixture * upper + (1 - self.mixture) * lower)
-        loss = -advantage * bound * num_tokens / mean_tokens(num_tokens, inputs)
+        lower, upper, num_tokens = self._bounds(inputs.new, inputs)
+        weight = num_tokens / mean_tokens(num_tokens, inputs)
+        loss = -weight * self._advantage_of(inputs) * self._bound(lower, upper, inputs)
         return LossOutput(loss, {"policy/elbo": lower.detach(), "policy/eubo": upper.detach()})
+
+    def _bounds(self, logprob: Tensor, inputs: LossInputs) -> tuple[Tensor, Tensor, Tensor]:
+        """Return the lower and the upper bound of each completion, in nats per token, and its
+        number of tokens."""
+        by_completion = (-1, self.num_views, inputs.target.shape[1])
+        values, target = logprob.view(by_completion), inputs.target.view(by_completion)
+        num_tokens = inputs.weight[:: self.num_views]
+        lower = (values.sum(-1) / target.sum(-1).clamp(min=1)).mean(-1)
+        return lower, evidence_upper_bound(values, target, num_tokens, self.eubo_power), num_tokens
+
+    def _bound(self, lower: Tensor, upper: Tensor, inputs: LossInputs) -> Tensor:
+        """Return the bound that applies to the sign of the advantage of each completion."""
+        mixed = self.mixture * upper + (1 - self.mixture) * lower
+        return torch.where(self._advantage_of(inputs) > 0, lower, mixed)
+
+    def _advantage_of(self, inputs: LossInputs) -> Tensor:
+        """Return the advantage of each completion."""
+        return inputs.advantage[:: self.num_views]
+
+
+class StableDRL(SPG):
+    """SPG with importance weights that are clipped whatever the sign of the advantage, and divided
+    by their sum over the group."""
+
+    type: Literal["stable_drl"] = "stable_drl"  # type: ignore[assignment]
+    max_weight: float = Field(5.0, gt=1)
+    """Largest importance weight exp(ELBO_new - ELBO_old), with ELBOs per token. The default is that
+    of the released code."""
+
+    paper: ClassVar[str] = "arXiv:2603.06743"
+    summary: ClassVar[str] = "SPG with clipped importance weights that sum to 1 in each group"
+    estimates: ClassVar[str] = (
+        "at the old policy E[A ∇bound], with the bound chosen by the sign of the advantage; elsewhere a self-normalised "
+        "estimate of the same under the new policy; not the policy gradient"
+    )
+    cost: ClassVar[str] = "m f+b (+ m f old) in each iteration, two passes"
+    # The sum of the weights needs all members of a group, those of advantage 0 too.
+    penalties: ClassVar[tuple[str, ...] | None] = None
+    by_completion: ClassVar[bool] = False
+
+    def loss(self, inputs: LossInputs) -> LossOutput:
+        """Compute -G w A times the bound for each completion, where the weights w of a group sum to
+        1. They have no gradient."""
+        lower, upper, _ = self._bounds(inputs.new, inputs)
+        old, _, _ = self._bounds(inputs.old, inputs)
+        log_ratio, most = lower.detach() - old, math.log(self.max_weight)
+        group = inputs.row[:: self.num_views] // inputs.group_size
+        weight = inputs.group_size * softmax_by_group(log_ratio.clamp(max=most), group)
+        loss = -weight * self._advantage_of(inputs) * self._bound(lower, upper, inputs)
+        metrics = {"policy/elbo": lower.detach(), "policy/eubo": upper.detach()}
+        metrics |= {"clip_ratio/region_mean": (log_ratio > most).float(), "policy/ratio_max": log_ratio.exp()}
+        return LossOutput(loss, metrics)

@@ -1,11 +1,14 @@
 """VRPO, variance-reduced preference optimisation (LLaDA 1.5, arXiv:2505.19223): DPO on ELBOs,
-applied to the policy's own groups.
+applied to the policy's own groups; and dTRPO (arXiv:2603.18806), the same on steps of the path.
 
 The best and the worst completion of a group are a preference pair. The ELBO is estimated as a mean
 over n random masks, each of which hides a different number of positions. The policy and the
 reference policy use the same masks, so most of the noise cancels in the difference of their ELBOs.
 
-docs/methods/vrpo.md lists the differences from the paper.
+dTRPO estimates the log-ratio of the path instead: the sum over its steps of the log-ratios of the
+tokens that a step committed, from one step of each block.
+
+docs/methods/vrpo.md lists the differences from the papers.
 """
 
 from __future__ import annotations
@@ -24,8 +27,9 @@ from unmask.core.records import GIVEN, LossInputs, LossOutput, Needs, Rollout, V
 from unmask.functional.behaviour import LevelOrOff
 from unmask.functional.completions import sum_by_completion
 from unmask.functional.elbo import elbo_weight, masks_of_counts, stratified_counts
+from unmask.functional.step_draws import steps_by_block
 from unmask.methods.base import Method
-from unmask.methods.views import masked_views
+from unmask.methods.views import masked_views, step_views
 
 
 class VRPO(Method):
@@ -90,3 +94,37 @@ class VRPO(Method):
         # of its group, so the result is a mean over groups, in which groups without a pair count as
         # 0.
         return LossOutput(-inputs.group_size * logsigmoid(margin), metrics)
+
+
+class DTRPO(VRPO):
+    """Trajectory reduction policy optimisation: VRPO whose views are states of the path, one of
+    each block."""
+
+    type: Literal["dtrpo"] = "dtrpo"  # type: ignore[assignment]
+    num_samples: int = Field(1, ge=1)
+    """Number n of steps that are drawn from each block. The default is that of the paper; with the
+    number of steps of a block or more, the ratio is that of the whole path."""
+    beta: float = Field(0.2, gt=0)
+    """Strength β of the attraction to the reference policy: the smaller it is, the further the
+    policy may move. The default is that of VRPO; the paper's own value is not known to us."""
+
+    paper: ClassVar[str] = "arXiv:2603.18806"
+    summary: ClassVar[str] = "VRPO with the tokens of one step of each block in place of random masks"
+    estimates: ClassVar[str] = (
+        "at the reference (β/2) E[∇ log π(best path) - ∇ log π(worst path)], without position choices; elsewhere the "
+        "gradient of a bound of DPO's loss on paths"
+    )
+    cost: ClassVar[str] = "(2/G) (n f+b + n f reference) for each block, two passes"
+    on_path: ClassVar[bool] = True
+
+    def plan(self, rollout: Rollout, generator: torch.Generator) -> Views:
+        """Plan one view for each drawn step of a completion that belongs to a pair. The weight of a
+        view makes the sum over the drawn steps of a block an unbiased estimate of the sum over all
+        its steps."""
+        path = rollout.trajectory
+        noise = torch.rand(len(path), path.num_steps, generator=generator, dtype=torch.float64)
+        steps, weight = steps_by_block(
+            path.unmask_step, path.sampler.block, self.num_samples, noise.to(path.tokens.device)
+        )
+        is_single = self.advantage(rollout).unsqueeze(-1) == 0
+        return step_views(path, steps.masked_fill(is_single, -1), weight)

@@ -16,7 +16,7 @@ from torch import Tensor
 from unmask.core.config import SamplerConfig
 from unmask.core.denoising import DenoiserLike, NoisyCopies, Readout
 from unmask.core.records import Trajectory, ViewLogprobs, Views
-from unmask.functional.distribution import token_entropy, token_logprobs
+from unmask.functional.distribution import centred, token_entropy, token_logprobs
 from unmask.functional.masking import compact_columns, trim_left_padding
 from unmask.functional.plackett_luce import plackett_luce_logprob
 from unmask.sampling.noisy_copies import PackedViews
@@ -31,6 +31,9 @@ class LogprobSettings:
     temperature: float
     top_k: int
     top_p: float
+    centred: bool = False
+    """True to subtract the mean over the support from all log-probabilities, which leaves scores
+    that do not depend on the normaliser."""
 
     @staticmethod
     def of(trajectory: Trajectory, logprob_temperature: Literal["sampling"] | float) -> LogprobSettings:
@@ -56,10 +59,16 @@ class LogprobSettings:
         """True if neither top-k nor top-p limits the support."""
         return not self.top_k and self.top_p >= 1
 
+    @property
+    def is_plain(self) -> bool:
+        """True if the log-probabilities are a softmax over the whole vocabulary."""
+        return self.has_full_support and not self.centred
+
     def logprobs(self, logits: Tensor, tokens: Tensor, support: Tensor | None = None) -> Tensor:
         """Return [..., V] log-probabilities whose support includes the [..., M] `tokens`; see
         `token_logprobs`."""
-        return token_logprobs(logits, self.temperature, self.top_k, self.top_p, tokens, support)
+        logprobs = token_logprobs(logits, self.temperature, self.top_k, self.top_p, tokens, support)
+        return centred(logprobs) if self.centred else logprobs
 
 
 def view_logprobs(
@@ -132,7 +141,7 @@ def view_logprobs(
             inputs.is_read,
             allowed[is_valid],
             positions_at_once,
-            settings.temperature if settings.has_full_support and not (choice or entropy) else None,
+            settings.temperature if settings.is_plain and not (choice or entropy) else None,
         )
         read = predict_in_chunks(denoiser, *inputs.of_model, readout, inputs.copies)
         values = read.new_zeros(*columns.shape, read.shape[-1])

@@ -131,6 +131,7 @@ class Learner:
         settings = LogprobSettings.of(rollout.trajectory, self.recipe.logprob_temperature)
         if not method.on_path:
             settings = replace(settings, top_k=0, top_p=1.0)
+        settings = replace(settings, centred=method.needs().centred)
         old, reference, passes = None, None, self.passes
         if passes.scores_old:
             old = self._logprobs(self.model, rollout, views, settings, distribution=passes.keeps_old)
@@ -326,7 +327,8 @@ class Learner:
         """Record how much the log-probabilities of the first update differ from the
         log-probabilities that the rollout computed in the same states."""
         path = rollout.trajectory
-        if self.recipe.logprob_temperature != "sampling" or not path.sampler.temperature or batch.tokens is not None:
+        is_other = self.recipe.logprob_temperature != "sampling" or self.recipe.method.needs().centred
+        if is_other or not path.sampler.temperature or batch.tokens is not None:
             return
         step = path.shown_step(batch).unsqueeze(-1)
         on_path = batch.target & (path.unmask_step[batch.row] == step) & (step >= 0)

@@ -99,13 +99,14 @@ def test_branches_are_denoised_from_their_steps_to_the_end() -> None:
 @pytest.mark.parametrize("name", sorted(METHODS))
 def test_views_are_counted_as_each_method_plans_them(name) -> None:
     segments = ["method.num_segments=4"] if "num_segments" in METHODS[name].model_fields else []
+    drawn = ["method.num_samples=4"] if name == "dtrpo" else []
     selected = ["method.num_selected=4"] if name.startswith("egspo") else []
     orders = {
         "just_grpo": ["sampler.order=left_to_right", "sampler.num_steps=16"],
         "mask_aware": ["sampler.order=plackett_luce", "method.num_sampled=2"],
     }
     shared = ("num_prompts=2", "num_iterations=2", "views_per_forward=7")
-    recipe = tiny(f"method.type={name}", *shared, *segments, *selected, *orders.get(name, []))
+    recipe = tiny(f"method.type={name}", *shared, *segments, *drawn, *selected, *orders.get(name, []))
     work = work_of(recipe, 18)
     model = Counting()
     path = work.rollout.trajectory
