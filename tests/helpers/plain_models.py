@@ -19,16 +19,22 @@ from torch import Tensor
 Weights = dict[str, Tensor]
 
 
-def plain_logits(folder: Path, ids: Tensor, block_length: int | None = None) -> Tensor:
+def plain_weights(folder: Path) -> Weights:
+    """Return the tensors of a folder in float64."""
+    return {name: value.double() for name, value in load_file(folder / "model.safetensors").items()}
+
+
+def plain_logits(folder: Path, ids: Tensor, block_length: int | None = None, weights: Weights | None = None) -> Tensor:
     """Return the logits [B, S, V] of a folder in its original layout, at the column where the head computes them.
 
     Args:
         folder: config.json and model.safetensors.
         ids: [B, S] tokens.
         block_length: length of the blocks, counted from the end; None if every position attends to every other.
+        weights: tensors to use instead of those of the folder.
     """
     config = json.loads((folder / "config.json").read_text())
-    weights = {name: value.double() for name, value in load_file(folder / "model.safetensors").items()}
+    weights = plain_weights(folder) if weights is None else weights
     length = ids.shape[1]
     visible = torch.ones(length, length, dtype=torch.bool)
     if block_length is not None:

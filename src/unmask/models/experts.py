@@ -1,5 +1,4 @@
-"""Mixtures of experts in a denoiser: their routers, their stacked weights, and how evenly tokens use
-the experts.
+"""Mixtures of experts in a denoiser: their routers and their stacked weights.
 
 A router is a matrix that chooses a few experts for each token. It stays frozen by default, because
 an update of reinforcement learning that moves a token to another expert changes its prediction by a
@@ -32,6 +31,12 @@ def experts_of(denoiser: Denoiser) -> Iterator[tuple[str, nn.Parameter]]:
     for path, parameter in denoiser.backbone.named_parameters():
         if name is not None and path.rpartition(".")[0].replace(".base_layer", "").endswith(f".{name}"):
             yield path, parameter
+
+
+def freeze_routers(denoiser: Denoiser) -> None:
+    """Exclude the routers of a denoiser from training."""
+    for _, router in routers_of(denoiser):
+        router.requires_grad_(False)
 
 
 def is_mixture(denoiser: Denoiser) -> bool:

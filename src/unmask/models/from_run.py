@@ -186,4 +186,8 @@ def _merged(folder: Path, weights: dict[str, Tensor], marks: list[str], dtype: s
             f"that model, or merge into this one: unmask merge {quote(str(folder))} FOLDER --base {quote(under)}."
         )
     adapters.merge_in_place()
-    return Policy(denoiser if dtype == "auto" else denoiser.to(getattr(torch, dtype)), tokenizer)
+    if dtype != "auto":
+        # Buffers stay float32: the frequencies of rotary positions, and the biases of routers.
+        for parameter in denoiser.parameters():
+            parameter.data = parameter.data.to(getattr(torch, dtype))
+    return Policy(denoiser, tokenizer)

@@ -84,12 +84,28 @@ class RunRecipe(Config):
     or reward call."""
     lora: LoraConfig | None = None
     """Settings of low-rank adapters, which are then trained instead of all weights."""
+    train_router: bool = False
+    """True to train the routers of a mixture of experts, too. By default they stay as they are, because
+    an update that moves a token to another expert changes its prediction by a jump."""
     gradient_checkpointing: bool = False
     """True to recompute each block's activations in the backward pass: this needs less memory and
     about a third more time."""
     compile: bool = False
     """True to apply torch.compile to the layers of the trunk. Compilation takes about a minute,
     makes training on a GPU faster, and does not help a tiny model."""
+
+    @model_validator(mode="after")
+    def _check_mixtures(self) -> RunRecipe:
+        if self.lora and self.train_router:
+            raise ValueError(
+                "train_router needs all weights trained, and lora trains adapters. Set one of them to false."
+            )
+        if self.lora and self.lora.experts and self.compile:
+            raise ValueError(
+                "compile does not work with lora.experts, whose adapters replace the weights of a layer in each forward pass. "
+                "Set one of them to false."
+            )
+        return self
 
     @field_validator("push_to_hub", mode="before")
     @classmethod

@@ -20,7 +20,7 @@ from unmask.tasks.candidates import Candidates
 from unmask.trainer.collect import check_rewards, check_sharing
 from unmask.trainer.distributed.backend import is_sharded
 from unmask.trainer.metrics import TokenPasses
-from unmask.trainer.policy import make_policy
+from unmask.trainer.policy import make_policy, trained_parts
 from unmask.trainer.rollout_weights import RolloutWeights
 from unmask.trainer.session import Member, Observer, Session
 from unmask.trainer.steps import TrainingSteps
@@ -85,6 +85,7 @@ class Trainer:
             )
             usable = usable_rows(candidates, faults_of)
             self.folder = member.open_folder(recipe, usable, resume=resume)
+            member.tell(trained_parts(recipe, self.policy))
         # Before the session, whose wrapper changes the model in place.
         self.rollout_weights = RolloutWeights(self.policy, recipe, self.accelerator)
         # From here on all ranks do the same, collectives included.

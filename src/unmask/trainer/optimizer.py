@@ -124,8 +124,8 @@ def trainable(module: nn.Module) -> list[nn.Parameter]:
 
 
 def _block_matrices(denoiser: Denoiser) -> list[nn.Parameter]:
-    """Return all matrices except those of the embeddings and the head."""
+    """Return all trained matrices except those of the embeddings and the head."""
     ends = (denoiser.backbone.get_input_embeddings(), denoiser.backbone.get_output_embeddings())
     embeddings = (m for m in denoiser.modules() if isinstance(m, nn.Embedding))
     outside = {id(p) for m in (*ends, *embeddings) for p in m.parameters()}
-    return [p for p in denoiser.parameters() if p.ndim == 2 and id(p) not in outside]
+    return [p for p in trainable(denoiser) if p.ndim == 2 and id(p) not in outside]

@@ -17,7 +17,9 @@ from unmask.models import Denoiser, Policy, from_run, load_model
 from unmask.models.adapter_folders import save_adapted
 from unmask.models.adapters import Adapters
 from unmask.models.device import weights_dtype
+from unmask.models.experts import freeze_routers, is_mixture
 from unmask.recipes.schema import PretrainRecipe, RunRecipe, TrainRecipe
+from unmask.trainer.expert_use import ExpertUse
 from unmask.trainer.optimizer import make_optimizer, trainable
 from unmask.trainer.reference import FrozenCopy, Reference, SecondAdapter, WithoutAdapters
 
@@ -42,6 +44,8 @@ class TrainedPolicy:
     `muon_learning_rate`."""
     mark: dict[str, Tensor]
     """A tensor whose name identifies the model under the adapters; see `base_mark`."""
+    expert_use: ExpertUse | None = None
+    """Counter of the tokens of each expert; None if the model is no mixture of experts."""
 
     def kept(self, recipe: TrainRecipe | PretrainRecipe) -> dict[str, Tensor]:
         """Return the tensors that a checkpoint holds besides the trained tensors: a reference
@@ -89,6 +93,7 @@ def make_policy(recipe: TrainRecipe, device: torch.device, *, is_sharded: bool =
             machine.
     """
     denoiser, tokenizer = load_policy(recipe, recipe.model, device, is_sharded=is_sharded)
+    expert_use = ExpertUse.of(denoiser)
     reference: Reference | None = None
     needs_reference = recipe.method.needs().reference != "none"
     # At α = 1 a move is a copy, which loses nothing.
@@ -100,7 +105,8 @@ def make_policy(recipe: TrainRecipe, device: torch.device, *, is_sharded: bool =
     if needs_reference and adapters:
         reference = SecondAdapter(adapters, is_fine=is_fine) if recipe.sync_ref_model else WithoutAdapters(adapters)
     optimizers = [make_optimizer(trainable(denoiser), recipe.optim)]
-    return TrainedPolicy(denoiser, tokenizer, adapters, reference, optimizers, base_mark(denoiser, adapters))
+    mark = base_mark(denoiser, adapters)
+    return TrainedPolicy(denoiser, tokenizer, adapters, reference, optimizers, mark, expert_use)
 
 
 def load_policy(recipe: RunRecipe, model: str, device: torch.device, *, is_sharded: bool = False) -> Policy:
@@ -109,10 +115,26 @@ def load_policy(recipe: RunRecipe, model: str, device: torch.device, *, is_shard
     The forward passes that check the model run where it is loaded. Whole weights therefore go to
     the device at once; weights that will be sharded stay on the CPU, because the device may not
     hold all of them.
+
+    Raises:
+        ModelError: the model is missing or cannot be used.
+        ConfigError: the settings of `lora` do not work with this model or on this machine.
     """
     dtype = weights_dtype(device, recipe.precision)
     quantization = _four_bits(dtype, device) if recipe.lora and recipe.lora.quantize == "4bit" else None
-    return load_model(model, str(dtype).removeprefix("torch."), quantization, None if is_sharded else device)
+    policy = load_model(model, str(dtype).removeprefix("torch."), quantization, None if is_sharded else device)
+    if recipe.lora and is_mixture(policy.denoiser):
+        if quantization is not None:
+            raise ConfigError(
+                "lora.quantize = 4bit does not store the stacked experts of a mixture in 4 bits, and they are most of its "
+                "weights. Set it to none; precision = bf16 halves the memory of the weights."
+            )
+        if recipe.lora.experts and is_sharded:
+            raise ConfigError(
+                "lora.experts = true needs whole weights, and this preset shards them. Use ddp or zero2, or set it to false.",
+                agreed=True,
+            )
+    return policy
 
 
 def equip(recipe: RunRecipe, denoiser: Denoiser, base: str | None) -> Adapters | None:
@@ -131,11 +153,30 @@ def equip(recipe: RunRecipe, denoiser: Denoiser, base: str | None) -> Adapters |
         ConfigError: peft is missing, or no module has the name of a target.
     """
     adapters = Adapters(denoiser, recipe.lora, recipe.seed, base) if recipe.lora else None
+    if not recipe.train_router and not recipe.lora:
+        freeze_routers(denoiser)
     if recipe.gradient_checkpointing:
         denoiser.checkpoint_gradients()
     if recipe.compile:
         denoiser.compile_layers()
     return adapters
+
+
+def trained_parts(recipe: RunRecipe, policy: TrainedPolicy) -> str:
+    """Return a sentence that says which parts of a mixture of experts are trained; empty for other
+    models."""
+    if policy.expert_use is None:
+        return ""
+    start = f"The model is a mixture of {policy.expert_use.num_experts} experts in {len(policy.expert_use)} layers. "
+    if policy.adapters is None:
+        routers = "" if recipe.train_router else " except its routers (train_router: true trains them)"
+        return f"{start}All its weights are trained{routers}."
+    stems = {name.partition(".lora_")[0] for name, _ in policy.adapters.parameters()}
+    layers = sorted({stem.rpartition(".")[2] for stem in stems} - {"experts", "base_layer"})
+    of_experts = recipe.lora is not None and recipe.lora.experts
+    experts = " and its experts" if of_experts else ""
+    frozen = "The routers are" if of_experts else "The experts (lora.experts: true adapts them) and the routers are"
+    return f"{start}Adapters on {', '.join(layers)}{experts} are trained. {frozen} frozen."
 
 
 def base_mark(denoiser: Denoiser, adapters: Adapters | None) -> dict[str, Tensor]:

@@ -26,8 +26,10 @@ from unmask.models.device import weights_dtype
 from unmask.recipes.schema import PretrainRecipe
 from unmask.trainer.corpus import Corpus, PretrainBatch, completion_length
 from unmask.trainer.distributed import backend
+from unmask.trainer.expert_use import ExpertUse
+from unmask.trainer.metrics import Tally
 from unmask.trainer.optimizer import make_optimizers, set_learning_rate
-from unmask.trainer.policy import TrainedPolicy, base_mark, equip, load_policy
+from unmask.trainer.policy import TrainedPolicy, base_mark, equip, load_policy, trained_parts
 from unmask.trainer.session import Member, Observer, Session
 
 if TYPE_CHECKING:
@@ -60,12 +62,15 @@ def pretrain(recipe: PretrainRecipe, *, resume: bool = False, observe: Observer 
                     agreed=True,
                 )
             denoiser, tokenizer = _start_model(recipe, member.accelerator)
+            expert_use = ExpertUse.of(denoiser)
             usable = _usable(recipe, denoiser, tokenizer)
             adapters = equip(recipe, denoiser, recipe.model)
             corpus = Corpus(recipe, denoiser, tokenizer, usable.rows["train"])
             optimizers = make_optimizers(denoiser, recipe.optim, recipe.muon_learning_rate)
-            policy = TrainedPolicy(denoiser, tokenizer, adapters, None, optimizers, base_mark(denoiser, adapters))
+            mark = base_mark(denoiser, adapters)
+            policy = TrainedPolicy(denoiser, tokenizer, adapters, None, optimizers, mark, expert_use)
             folder = member.open_folder(recipe, usable, resume=resume)
+            member.tell(trained_parts(recipe, policy))
 
         def card(lines: list[dict[str, Any]], notes: list[str]) -> str:
             return pretraining_card(recipe, lines, folder.data, denoiser, notes)
@@ -106,7 +111,16 @@ class PretrainingSteps:
             raise FloatingPointError(f"the loss is {mean}")
         set_learning_rate(session.optimizers, recipe.optim, index, recipe.max_steps)
         backend.step(session.accelerator, session.model, session.optimizers, recipe.optim.max_grad_norm)
-        return {"loss": mean, "time/step": time.perf_counter() - started}
+        metrics = {"loss": mean} | self._use_of_experts()
+        return metrics | {"time/step": time.perf_counter() - started}
+
+    def _use_of_experts(self) -> dict[str, float]:
+        """Return the metrics of a mixture of experts; none for other models."""
+        use, tally = self.session.policy.expert_use, Tally()
+        if use is None:
+            return {}
+        use.take(tally)
+        return tally.reduce(self.session.accelerator)
 
     def evaluate(self, step: int) -> dict[str, Any]:
         """Return no metrics: pretraining does not evaluate."""

@@ -3,6 +3,7 @@ checkpoints and final model."""
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -34,6 +35,8 @@ from unmask.trainer.spending import Spending
 Observer = Callable[[int, dict[str, Any]], None]
 """Function that the main rank calls for each line of metrics, with the training step and the
 metrics. Steps count from 1; 0 stands for the state before the first step."""
+
+logger = logging.getLogger("unmask")
 
 RecipeType = TypeVar("RecipeType", TrainRecipe, PretrainRecipe)
 
@@ -83,6 +86,11 @@ class Member:
         full = memory_explained(self.progress, self._recipe, self.accelerator, lambda: "what was saved is complete")
         with self.progress.set_up(), lost, full:
             yield
+
+    def tell(self, sentence: str) -> None:
+        """Log a sentence once for all ranks; nothing if it is empty."""
+        if sentence and self.accelerator.is_main_process:
+            logger.warning(sentence)
 
     def fixed(self, recipe: RecipeType) -> RecipeType:
         """Return the recipe with the path to which the model's name resolves now, with the

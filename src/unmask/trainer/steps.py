@@ -73,6 +73,7 @@ class TrainingSteps:
         self.rows, self.eval_rows = rows, eval_rows
         trained, folder, ranks = session.policy, session.folder, session.ranks
         self.progress, self.ranks, self.denoiser = session.progress, ranks, trained.denoiser
+        self.expert_use = trained.expert_use
         self.best = ranks.from_main(best_in(folder.path) if folder.is_main else None)
         policy = Policy(trained.denoiser, trained.tokenizer)
         weights = partial(rollout_weights.opened, session.state.holder, ranks)
@@ -101,6 +102,8 @@ class TrainingSteps:
         tally = Tally()
         self.meter.take()
         self.scorer.take()
+        if self.expert_use is not None:
+            self.expert_use.take()
         started = time.perf_counter()
         rows = prompts_of_step(self.rows, index, self.recipe.num_prompts, self.recipe.seed)
         rollout = self._collect(rows, index, tally)
@@ -146,6 +149,8 @@ class TrainingSteps:
     def _metrics(self, rollout: Rollout, views: Views, tally: Tally) -> dict[str, Any]:
         tally.add("compute/token_passes", float(self.meter.take() * self.ranks.count))
         tally.add("compute/reward_calls", float(self.scorer.take() * self.ranks.count))
+        if self.expert_use is not None:
+            self.expert_use.take(tally)
         metrics: dict[str, Any] = tally.reduce(self.session.accelerator)
         metrics["diffusion/entropy_by_step"] = _rounded(entropy_by_step(rollout))
         if (selected := selected_by_step(rollout.trajectory, views)).any():

@@ -16,6 +16,7 @@ from tests.helpers.processes import exit_codes_of_two
 from tests.helpers.runs import train_recipe
 from unmask.models import Denoiser, char_tokenizer
 from unmask.models.adapters import Adapters
+from unmask.models.experts import freeze_routers
 from unmask.models.native import NATIVE_CLASSES
 from unmask.trainer.distributed import backend
 from unmask.trainer.distributed.ranks import Ranks
@@ -23,8 +24,8 @@ from unmask.trainer.distributed.shards import holder_of, prepare
 from unmask.trainer.policy import TrainedPolicy
 from unmask.trainer.rollout_weights import RolloutWeights
 
-MODEL = "Qwen2ForCausalLM"
-"""A class whose head does not share its weights with the embeddings."""
+MODELS = ("Qwen2ForCausalLM", "Qwen3MoeForCausalLM")
+"""Classes whose heads do not share their weights with the embeddings: a dense one, and a mixture."""
 
 
 def backpropagate(accelerator: Any, denoiser: nn.Module, rows: slice, *, is_last: bool) -> None:
@@ -32,7 +33,7 @@ def backpropagate(accelerator: Any, denoiser: nn.Module, rows: slice, *, is_last
     backend.backward(accelerator, denoiser, loss, is_last)
 
 
-def compare_with_one_rank(rank: int, folder: Path) -> None:
+def compare_with_one_rank(rank: int, folder: Path, model_class: str) -> None:
     """Check groups, gradients and whole weights on one of two ranks."""
     from accelerate import Accelerator
     from torch.distributed.fsdp import FSDPModule
@@ -41,9 +42,10 @@ def compare_with_one_rank(rank: int, folder: Path) -> None:
     fsdp2_on_the_cpu(rank)
     accelerator, recipe = Accelerator(), train_recipe(folder, folder)
     for adapts in (False, True):
-        denoiser, plain = build(MODEL), build(MODEL)
+        denoiser, plain = build(model_class), build(model_class)
         for each in (denoiser, plain):
             each.requires_grad_()
+            freeze_routers(each)
         adapters = [Adapters(each, LORA) if adapts else None for each in (denoiser, plain)]
         for each in filter(None, adapters):
             train_by_hand(each)
@@ -78,9 +80,10 @@ def compare_with_one_rank(rank: int, folder: Path) -> None:
         accelerator.free_memory()
 
 
+@pytest.mark.parametrize("name", MODELS)
 @pytest.mark.slow
-def test_groups_gradients_and_whole_weights_of_two_ranks(tiny_model: Path) -> None:
-    assert exit_codes_of_two(compare_with_one_rank, tiny_model, preset="fsdp2") == [0, 0]
+def test_groups_gradients_and_whole_weights_of_two_ranks(name: str, tiny_model: Path) -> None:
+    assert exit_codes_of_two(compare_with_one_rank, tiny_model, name, preset="fsdp2") == [0, 0]
 
 
 @pytest.mark.parametrize("name", NATIVE_CLASSES)

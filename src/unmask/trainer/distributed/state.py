@@ -40,8 +40,10 @@ SHARD_BYTES = 2 * 2**30
 class RunState:
     """Writes and reads the weights and the optimizer's state of a run.
 
-    A checkpoint holds only what training changes: trained parameters, their optimizer state,
-    buffers, and the extra tensors. Everything else comes from the model that the run began with.
+    A checkpoint of a run with adapters holds only what training changes: trained parameters, their
+    optimizer state, buffers, and the extra tensors. Everything else comes from the model that the run
+    began with. A checkpoint of a run without adapters holds all parameters, so that a model can be
+    read from it.
 
     Args:
         accelerator: accelerator of the run.
@@ -235,8 +237,12 @@ class RunState:
             yield name, tensor.shape, Part(tensor)
 
     def _parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
-        for name, parameter in self.module.named_parameters():
-            if parameter.requires_grad:
+        """Yield the adapters, or all parameters if there are none. Some of these may be frozen, such
+        as the routers of a mixture of experts."""
+        parameters = dict(self.module.named_parameters())
+        has_adapters = any(".lora_" in name for name in parameters)
+        for name, parameter in parameters.items():
+            if parameter.requires_grad or not has_adapters:
                 yield name, parameter
 
     def _plain(self) -> Iterator[tuple[str, Tensor]]:
