@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 import signal
 import sys
 from functools import partial
@@ -96,8 +98,11 @@ def one(place: Path, tiny_model: Path) -> dict[str, Path]:
     return {method: place / f"one-{method}" for method in METHODS}
 
 
-def check_same(folder: Path, other: Path, model: Path) -> None:
-    """Check that two runs have the same weights and metrics, up to rounding."""
+def check_same(folder: Path, other: Path, model: Path, *, are_packed: bool = False) -> None:
+    """Check that two runs have the same weights and metrics, up to rounding.
+
+    Packs of views differ in length, so that two ranks may need less padding than one.
+    """
     ours, theirs = (load_file(path / "final" / "model.safetensors") for path in (folder, other))
     before = load_file(model / "model.safetensors")
     assert ours.keys() == theirs.keys()
@@ -107,7 +112,8 @@ def check_same(folder: Path, other: Path, model: Path) -> None:
         # A rank without views or rows runs blank forward passes, which count. Equal texts of a group
         # that two ranks share are judged on both.
         for count in ("compute/token_passes", "compute/reward_calls"):
-            assert actual.pop(count, 0.0) >= expected.pop(count, 0.0)
+            numbers = actual.pop(count, 0.0), expected.pop(count, 0.0)
+            assert numbers[0] >= numbers[1] * (0.7 if are_packed else 1.0)
         assert actual.keys() == expected.keys()
         for name, value in expected.items():
             assert actual[name] == pytest.approx(value, rel=1e-4, abs=1e-6), (actual["step"], name)
@@ -131,6 +137,29 @@ def test_two_ranks_whose_rollouts_read_shards_equal_one(place: Path, one: dict[s
     codes = exit_codes_of_two(train_by_command, tiny_model, folder, shards, gather_in_every_forward, preset="zero3")
     assert codes == [0, 0]
     check_same(folder, one["egspo_sa"], tiny_model)
+
+
+@pytest.fixture(scope="module")
+def block_causal(place: Path, tiny_model: Path) -> Path:
+    """Return the folder of the tiny model with block-causal attention."""
+    folder = place / "block-causal"
+    shutil.copytree(tiny_model, folder)
+    config = json.loads((folder / "config.json").read_text()) | {"block_length": 4}
+    (folder / "config.json").write_text(json.dumps(config))
+    return folder
+
+
+@pytest.mark.parametrize("preset", ["ddp", "zero3", "fsdp2"])
+def test_two_ranks_whose_views_share_forward_passes_equal_one(preset: str, place: Path, block_causal: Path) -> None:
+    if preset == "zero3":
+        pytest.importorskip("deepspeed")
+    packed = ("views_per_forward=null", "sampler.block_length=4", "max_steps=2", "max_tokens_per_forward=200")
+    shared = settings(place, "egspo_sa", *packed)
+    if not (place / "one-packed").exists():
+        assert unmask_train(block_causal, place / "one-packed", *shared) == 0
+    folder, prepare = place / f"packed-{preset}", (SHARDING[preset],) if preset in SHARDING else ()
+    assert exit_codes_of_two(train_by_command, block_causal, folder, shared, *prepare, preset=preset) == [0, 0]
+    check_same(folder, place / "one-packed", block_causal, are_packed=True)
 
 
 LONG = (
