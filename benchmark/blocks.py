@@ -39,7 +39,7 @@ class RunAgain(nn.Module):
         return self.denoiser(ids, attention_mask, positions, **options)
 
 
-def model() -> Denoiser:
+def model(block_length: int = BLOCK) -> Denoiser:
     """Return a random block-causal Qwen3."""
     from transformers import Qwen3Config, Qwen3ForCausalLM
 
@@ -53,7 +53,7 @@ def model() -> Denoiser:
         head_dim=64,
         max_position_embeddings=2048,
         is_causal=False,
-        block_length=BLOCK,
+        block_length=block_length,
     )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
