@@ -45,6 +45,9 @@ from unmask.rewards import per_completion
 @per_completion
 def ones(completions, **_):
     return [text.count("1") + 0.1 * len(text) for text in completions]
+
+def sparse(completions, **_):
+    return [float(text.count("1") > 2) for text in completions]
 """
 
 # From left to right a completion ends at EOS, so the ranks differ in their numbers of forward
@@ -137,6 +140,20 @@ def test_two_ranks_whose_rollouts_read_shards_equal_one(place: Path, one: dict[s
     codes = exit_codes_of_two(train_by_command, tiny_model, folder, shards, gather_in_every_forward, preset="zero3")
     assert codes == [0, 0]
     check_same(folder, one["egspo_sa"], tiny_model)
+
+
+def test_two_ranks_that_refill_groups_equal_one(place: Path, tiny_model: Path) -> None:
+    # A rank samples whole groups, because the reward might compare them, and so it may have none in
+    # an extra rollout.
+    reward = (f"reward_funcs=[{place}/mine.py:sparse]", "method={type: egspo, num_selected: 4, beta: 0.04}")
+    shared = settings(place, "egspo_sa", "num_prompts=4", "refill_rounds=3", *reward)
+    assert unmask_train(tiny_model, place / "one-refill", *shared) == 0
+    assert exit_codes_of_two(train_by_command, tiny_model, place / "refill", shared) == [0, 0]
+    check_same(place / "refill", place / "one-refill", tiny_model)
+    extra = [line["refill/extra_share"] * 4 for line in metrics(place / "one-refill") if "refill/rounds" in line]
+    rounds = [line["refill/rounds"] for line in metrics(place / "one-refill") if "refill/rounds" in line]
+    assert any(groups % 2 for groups in extra), "some extra rollout gives one rank nothing to sample"
+    assert max(rounds) == 3
 
 
 @pytest.fixture(scope="module")

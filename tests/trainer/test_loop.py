@@ -508,4 +508,6 @@ def test_a_run_without_signal_warns_once(tiny_model: Path, tmp_path: Path, caplo
         return [0.5] * len(completions)
 
     Trainer(train_recipe(tiny_model, tmp_path / "run"), [same]).train()
-    assert [record.message[:23] for record in caplog.records if record.name == "unmask"] == ["for 5 steps all complet"]
+    (message,) = [record.message for record in caplog.records if record.name == "unmask"]
+    assert message.startswith("for 5 steps the advantages of all groups have been 0")
+    assert "In 0% of the groups all completions are the same text." in message

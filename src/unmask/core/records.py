@@ -184,7 +184,7 @@ class Rollout:
     branch_reward: Float[Tensor, "B K M"] | None = None
     """[B, K, M] float32: rewards of the branches; 0 in an empty slot."""
 
-    def groups(self, index: slice) -> "Rollout":
+    def groups(self, index: slice | Tensor) -> "Rollout":
         """Return the groups at `index` as a rollout."""
         rows = torch.arange(len(self.trajectory)).view(-1, self.group_size)[index].flatten()
         rewards = {name: value[rows] for name, value in self.rewards().items()}

@@ -129,6 +129,12 @@ class Method(Named, ABC):
         """Return the loss of each view or, if `separable` is False, terms of any shape that sum to
         the whole loss."""
 
+    def has_signal(self, rollout: Rollout) -> Bool[Tensor, "n"]:
+        """Return for each of the n groups of a rollout whether any of its completions has an advantage
+        other than 0. The rewards of the other groups teach the method nothing."""
+        advantage = self.advantage(rollout)
+        return (advantage != 0).view(len(advantage) // rollout.group_size, -1).any(-1)
+
     def has_gradient(self, advantage: Float[Tensor, "N *M"]) -> Bool[Tensor, "N"]:
         """Return False for each view that has no gradient because its advantages are 0. A view has
         a gradient in any case if a penalty is in use, or if the method does not state its

@@ -24,6 +24,9 @@ NAMES: dict[Answer, str] = {
     ("`num_generations`", "`samples`"): "n_samples_per_prompt samples_per_prompt num_samples_per_prompt g n",
     "`samples`": "num_generations num_samples",
     "`rollout_batch_size`": "generation_batch_size",
+    "Groups without signal are replaced in at most `refill_rounds` extra rollouts of a training step.": (
+        "dynamic_sampl* filter_groups* *max_num_gen_batches max_resample_times"
+    ),
     "`seed`": "data_seed",
     "`seeds`": "seed",
     ("`seed`", "`seeds`"): "*.seed random_seed",

@@ -151,6 +151,10 @@ class TrainRecipe(RunRecipe):
     """Number of prompts in a training step, over all ranks; a multiple of the number of ranks."""
     num_generations: int = Field(8, ge=1)
     """Number G of completions for each prompt."""
+    refill_rounds: int = Field(0, ge=0)
+    """Maximum number of extra rollouts in a training step. Each replaces the groups whose advantages
+    are all 0 with groups of other prompts (dynamic sampling, arXiv:2503.14476). Groups without signal
+    that are left after the last round stay."""
     num_iterations: int = Field(1, ge=1)
     """Number μ of passes over the views (masked versions of completions) of a training step."""
     num_minibatches: int = Field(1, ge=1)

@@ -32,12 +32,17 @@ def prompts_of_step(rows: Sequence[Row], step: int, num_prompts: int, seed: int)
     The result depends on the arguments alone, so a resumed run sees the same examples as an
     uninterrupted run.
     """
-    picked: list[Row] = []
+    return [rows[i] for i in indices_of_step(len(rows), step, num_prompts, seed)]
+
+
+def indices_of_step(num_rows: int, step: int, num_prompts: int, seed: int) -> list[int]:
+    """Return the indices of the examples of a training step; see `prompts_of_step`."""
+    picked: list[int] = []
     for position in range(step * num_prompts, (step + 1) * num_prompts):
-        epoch, offset = divmod(position, len(rows))
+        epoch, offset = divmod(position, num_rows)
         if not picked or offset == 0:
-            order = torch.randperm(len(rows), generator=named_generator(seed, "epoch", epoch))
-        picked.append(rows[int(order[offset])])
+            order = torch.randperm(num_rows, generator=named_generator(seed, "epoch", epoch))
+        picked.append(int(order[offset]))
     return picked
 
 
@@ -103,14 +108,16 @@ class Collector:
         self.engine, self.scorer, self.recipe = engine, scorer, recipe
         self.needs = recipe.method.needs()
 
-    def collect(self, rows: Sequence[Row], step: int, share: slice, tally: Tally) -> Rollout:
+    def collect(self, rows: Sequence[Row], step: int, share: slice, tally: Tally, *, refill: int = 0) -> Rollout:
         """Return the scored rollout of this rank's completions; see `check_sharing`.
 
         Args:
             rows: examples of the training step, for all ranks.
             step: index of the training step, from 0.
-            share: slice of the completions that this rank owns.
+            share: slice of the completions that this rank owns, at least one.
             tally: object to which the metrics are added.
+            refill: 0 for the rollout of the step, or the number of an extra rollout, which has other
+                random draws.
 
         Raises:
             RewardError: a reward function failed.
@@ -118,7 +125,8 @@ class Collector:
         rows = [row for row in rows for _ in range(self.recipe.num_generations)]
         # Every rank draws the seeds of all ranks, so that the number of ranks does not change a
         # rollout.
-        seeds = row_seeds(len(rows), named_generator(self.recipe.seed, "rollout", step))
+        purpose = ("rollout", step, "refill", refill) if refill else ("rollout", step)
+        seeds = row_seeds(len(rows), named_generator(self.recipe.seed, *purpose))
         own = rows[share]
         trajectory = self._rollout(own, seeds[share])
         # A call of its own scores the finished completions, so that a reward function sees whole
@@ -226,6 +234,14 @@ def describe_groups(rollout: Rollout, tally: Tally) -> None:
         groups = rollout.reward.view(-1, rollout.group_size)
         tally.add("reward_std", groups.std(dim=1, unbiased=False))
         tally.add("frac_reward_zero_std", constant_group_share(rollout.reward, rollout.group_size))
+        tally.add("completions/frac_identical_groups", _is_identical(rollout).float())
+
+
+def _is_identical(rollout: Rollout) -> Tensor:
+    """[B / G] bool: True for the groups whose completions are all the same text."""
+    path = rollout.trajectory
+    text = path.tokens.masked_fill(~path.is_text(), path.eos_id).view(-1, rollout.group_size, path.tokens.shape[1])
+    return (text == text[:, :1]).flatten(1).all(1)
 
 
 def entropy_by_step(rollout: Rollout) -> Tensor:

@@ -3,7 +3,6 @@ rollout, updates the policy, records both for the report, and computes the metri
 
 from __future__ import annotations
 
-import logging
 import time
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -25,21 +24,10 @@ from unmask.trainer.collect import Collector, describe_groups, entropy_by_step, 
 from unmask.trainer.learn import Learner
 from unmask.trainer.metrics import Tally, TokenPasses
 from unmask.trainer.recorder import RolloutRecorder, selected_by_step
+from unmask.trainer.refill import SignalWatch, further_prompts, refilled
 from unmask.trainer.rollout_weights import RolloutWeights
 from unmask.trainer.session import Session
 from unmask.trainer.token_budget import find_token_budget
-
-NO_SIGNAL_STEPS = 5
-"""Number of consecutive steps without a group whose rewards differ. After this number, a warning is
-logged."""
-
-_NO_SIGNAL = (
-    f"for {NO_SIGNAL_STEPS} steps all completions of every prompt have had the same reward, so the model learns nothing. "
-    "Usual causes: the reward function does not find the answer in the completion (look at rollouts/), the task is too hard or "
-    "already solved, or num_generations or sampler.temperature is too small."
-)
-
-logger = logging.getLogger("unmask")
 
 
 class TrainingSteps:
@@ -95,7 +83,7 @@ class TrainingSteps:
             ranks,
             session.spending,
         )
-        self._steps_without_signal = 0
+        self._signal = SignalWatch()
 
     def step(self, index: int) -> dict[str, Any]:
         """Do the training step `index`, counted from 0, and return its metrics; see `Steps.step`."""
@@ -106,7 +94,7 @@ class TrainingSteps:
             self.expert_use.take()
         started = time.perf_counter()
         rows = prompts_of_step(self.rows, index, self.recipe.num_prompts, self.recipe.seed)
-        rollout = self._collect(rows, index, tally)
+        rollout, rows = self._collect(rows, index, tally)
         collected = time.perf_counter()
         times = self.recorder.before_update(rollout, rows, index + 1)
         updating = time.perf_counter()
@@ -116,7 +104,7 @@ class TrainingSteps:
         times |= {"time/rollout": collected - started, "time/update": time.perf_counter() - updating}
         self.recorder.after_update(views, advantage)
         metrics = self._metrics(rollout, views, tally)
-        self._warn_without_signal(metrics)
+        self._signal.see(metrics["advantage/frac_flat_groups"], metrics.get("completions/frac_identical_groups", 0.0))
         return metrics | times
 
     def evaluate(self, step: int) -> dict[str, Any]:
@@ -131,20 +119,47 @@ class TrainingSteps:
             metrics = self._evaluation(step)
         return metrics | self._save_best(step, metrics)
 
-    def _collect(self, rows: Sequence[Row], index: int, tally: Tally) -> Rollout:
-        """Return the rollout of all ranks."""
-        self.progress.begin(index + 1, "rollout and rewards")
-        with self.session.saved_on_error(index):
-            self.engine.update_weights(self.denoiser, index)
-            share = self.ranks.share(len(rows) * self.recipe.num_generations)
-            own = self.collector.collect(rows, index, share, tally)
-        self.progress.begin(index + 1, "exchange of rollouts")
-        rollout = self.ranks.rollout(own)
+    def _collect(self, rows: list[Row], index: int, tally: Tally) -> tuple[Rollout, list[Row]]:
+        """Return the rollout of all ranks, and the example of each of its groups."""
+        recipe = self.recipe
+        rollout = self._sampled(rows, index, tally)
         describe_groups(rollout, tally)
         if self.example is not None and self.session.folder.is_main:
             first = decode(self.engine.tokenizer, rollout.trajectory.tokens[:1])[0]
             self.example(first, float(rollout.reward[0]))
-        return rollout
+        further = further_prompts(self.rows, index, recipe.num_prompts, recipe.seed)
+
+        def sample(others: list[Row], refill: int) -> Rollout:
+            # The metrics describe the first rollout, whose prompts nothing has selected.
+            return self._sampled(others, index, Tally(), refill)
+
+        return refilled(rollout, rows, recipe.method, further, recipe.refill_rounds, sample, tally)
+
+    def _sampled(self, rows: Sequence[Row], index: int, tally: Tally, refill: int = 0) -> Rollout:
+        """Return one scored group for each example, of all ranks."""
+        self.progress.begin(index + 1, "rollout and rewards")
+        own = None
+        with self.session.saved_on_error(index):
+            if not refill:
+                self.engine.update_weights(self.denoiser, index)
+            share = self._share(len(rows))
+            if share.start < share.stop:
+                own = self.collector.collect(rows, index, share, tally, refill=refill)
+            else:
+                # All ranks enter the block of rollouts together.
+                with self.engine.session():
+                    pass
+        self.progress.begin(index + 1, "exchange of rollouts")
+        return self.ranks.rollout(own)
+
+    def _share(self, num_groups: int) -> slice:
+        """Return the slice of the completions of some groups that this rank samples and scores. It
+        holds whole groups, unless every completion is judged independently."""
+        size = self.recipe.num_generations
+        if self.scorer.judges_each:
+            return self.ranks.share(num_groups * size)
+        groups = self.ranks.share(num_groups)
+        return slice(groups.start * size, groups.stop * size)
 
     def _metrics(self, rollout: Rollout, views: Views, tally: Tally) -> dict[str, Any]:
         tally.add("compute/token_passes", float(self.meter.take() * self.ranks.count))
@@ -156,14 +171,6 @@ class TrainingSteps:
         if (selected := selected_by_step(rollout.trajectory, views)).any():
             metrics["diffusion/selected_by_step"] = _rounded(selected)
         return metrics
-
-    def _warn_without_signal(self, metrics: dict[str, Any]) -> None:
-        # A method that does not compare the completions of a group also learns from groups with
-        # equal rewards.
-        is_flat = self.recipe.method.needs().group and metrics.get("frac_reward_zero_std") == 1
-        self._steps_without_signal = self._steps_without_signal + 1 if is_flat else 0
-        if self._steps_without_signal == NO_SIGNAL_STEPS:
-            logger.warning(_NO_SIGNAL)
 
     def _evaluation(self, step: int) -> dict[str, Any]:
         setting = self.recipe.evaluation

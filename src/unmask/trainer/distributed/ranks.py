@@ -76,16 +76,19 @@ class Ranks:
         self.meeting()
         return broadcast_object_list([value])[0]  # type: ignore[no-any-return]
 
-    def rollout(self, own: Rollout) -> Rollout:
-        """Return the rollout of all ranks, with the rows in the order of the ranks.
+    def rollout(self, own: Rollout | None) -> Rollout:
+        """Return the rollout of all ranks, with the rows in the order of the ranks. A rank without
+        rows passes None; at least one rank has some.
 
         If all ranks use equal generators, the plan that they make from it is the plan that a single
         rank would make, whatever random numbers the method draws. A rollout is small, about 20
         bytes for each token, so every rank can hold all of it.
         """
         if self.count == 1:
+            assert own is not None
             return own
-        return Rollout.cat(self.objects(own.to("cpu"))).to(self.accelerator.device)
+        parts = self.objects(None if own is None else own.to("cpu"))
+        return Rollout.cat([part for part in parts if part is not None]).to(self.accelerator.device)
 
     @contextmanager
     def agreed(self) -> Iterator[None]:
