@@ -16,7 +16,7 @@ from pydantic import BaseModel
 from pydantic_core import PydanticUndefined
 
 from unmask.cli import app
-from unmask.methods import METHODS
+from unmask.methods import METHODS, SCORED, methods_by_kind
 from unmask.models import families
 from unmask.recipes import load as recipe
 from unmask.tasks import TASKS, Task
@@ -62,14 +62,16 @@ def filled(markdown: str) -> str:
 
 
 def methods_table() -> str:
-    """All methods: what each does, estimates, costs and needs."""
-    return _table(
-        ["method", "paper", "what it does", "unbiased", "cost of a completion", "needs"],
-        [
+    """All methods, grouped by what they score: what each does, costs and needs."""
+    columns = ["method", "paper", "what it does", "unbiased", "cost of a completion", "needs"]
+    parts = []
+    for kind, methods in methods_by_kind().items():
+        rows = [
             [f"[`{k}`]({_page_of(k)}.md)", m.paper, m.summary, m.unbiased, m.cost, m.needed()]
-            for k, m in METHODS.items()
-        ],
-    )
+            for k, m in methods.items()
+        ]
+        parts += [f"## {kind.capitalize()}", f"Scored are {SCORED[kind]}.", _table(columns, rows)]
+    return "\n\n".join(parts)
 
 
 def tasks_table() -> str:

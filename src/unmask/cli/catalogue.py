@@ -106,31 +106,34 @@ def preset(
 
 
 def print_methods() -> None:
-    """Print one method per line."""
+    """Print one method per line, grouped by what the methods score."""
     import shutil
 
     from unmask.cli.tables import table
-    from unmask.methods import METHODS
+    from unmask.methods import SCORED, methods_by_kind
 
-    rows = [
-        {
-            "method": key,
-            "arXiv": m.paper.removeprefix("arXiv:"),
-            "what it does": m.summary,
-            "unbiased": m.unbiased,
-            "cost of a completion": m.cost,
-            "needs": m.needed(),
-        }
-        for key, m in METHODS.items()
-    ]
     is_wide = shutil.get_terminal_size().columns >= 120
-    columns = [column for column in rows[0] if is_wide or column != "what it does"]
-    table(columns, [[row[column] for column in columns] for row in rows])
+    for kind, methods in methods_by_kind().items():
+        rows = [
+            {
+                "method": key,
+                "arXiv": m.paper.removeprefix("arXiv:"),
+                "what it does": m.summary,
+                "unbiased": m.unbiased,
+                "cost of a completion": m.cost,
+                "needs": m.needed(),
+            }
+            for key, m in methods.items()
+        ]
+        columns = [column for column in rows[0] if is_wide or column != "what it does"]
+        table(columns, [[row[column] for column in columns] for row in rows], f"{kind.capitalize()}: {SCORED[kind]}")
+        print()
     print(
         "f: a forward pass; f+b: a forward and a backward pass. The T forward passes of the rollout are not included.\n"
-        "Two passes: each f+b takes one more f if the views of an update (of a completion, except for vrpo) do not fit into "
-        "one forward (views_per_forward).\n"
-        "`unmask methods NAME` shows the options of a method, and docs/methods/NAME.md its equations."
+        "Two passes: each f+b takes one more f if the views of a completion do not fit into one forward (views_per_forward). For "
+        "dmpo, dtrpo, stable_drl and vrpo, whose losses compare completions, that holds for all views of an update.\n"
+        "`unmask methods NAME` shows the options of a method, and docs/methods/NAME.md its equations. "
+        "docs/methods/family-tree.md says which methods are settings of others."
     )
 
 
@@ -149,6 +152,7 @@ def _print_method(name: str) -> None:
     method = find_class(Method, name)  # type: ignore[type-abstract]
     print(f"{name} ({method.paper or 'no paper stated'}): {method.summary}\n")
     for title, text in (
+        ("scores", method.scores),
         ("estimates", method.estimates),
         ("unbiased", method.unbiased),
         ("cost", method.cost),

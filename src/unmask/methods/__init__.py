@@ -2,7 +2,7 @@
 the completions) of a rollout with rewards, and computes a loss from their log-probabilities."""
 
 from unmask.methods.agrpo import AGRPO
-from unmask.methods.base import Method
+from unmask.methods.base import SCORED, Method
 from unmask.methods.bgpo import BGPO
 from unmask.methods.coupled_grpo import CoupledGRPO
 from unmask.methods.diffu_grpo import DiffuGRPO
@@ -50,4 +50,10 @@ METHODS: dict[str, type[Method]] = {
     "wd1": WD1,
 }
 
-__all__ = ["METHODS", "Method"]
+
+def methods_by_kind() -> dict[str, dict[str, type[Method]]]:
+    """Return the methods of the package by name, grouped by what they score."""
+    return {kind: {name: method for name, method in METHODS.items() if method.scores == kind} for kind in SCORED}
+
+
+__all__ = ["METHODS", "SCORED", "Method", "methods_by_kind"]

@@ -57,6 +57,7 @@ class AGRPO(RatioMethod):
     """Weight of the KL to the reference policy, estimated as ρ k3 for each token; with 0, no
     reference policy is needed. The default is that of the released code."""
 
+    scores: ClassVar[str] = "path steps"
     paper: ClassVar[str] = "arXiv:2510.04019"
     summary: ClassVar[str] = "gradients at randomly drawn steps, weighted by their inverse probability"
     unbiased: ClassVar[str] = "with leave_one_out"

@@ -22,6 +22,15 @@ from unmask.functional.behaviour import LevelOrOff
 
 NOT_STATED = "not stated"
 
+SCORED = {
+    "path steps": "tokens in states of the sampled path, before the denoising steps that committed them",
+    "random masks": "tokens of the finished completion under random masks",
+    "branches": "other tokens in states of the sampled path, with rewards of their own",
+    "preferences": "pairs of a better and a worse completion",
+    "regression": "distances of the policy from a target distribution that the rewards define",
+}
+"""Kinds of what a method scores, in words."""
+
 
 @dataclass(frozen=True, slots=True)
 class Reads:
@@ -54,6 +63,8 @@ class Method(Named, ABC):
 
     paper: ClassVar[str] = ""
     """Paper of the method, such as arXiv:2603.12554; empty if none is stated."""
+    scores: ClassVar[str] = NOT_STATED
+    """Kind of what the method scores, a key of `SCORED`. `unmask methods` groups methods by it."""
     summary: ClassVar[str] = ""
     """One-line description for `unmask methods`. The default is the first line of the docstring."""
     unbiased: ClassVar[str] = NOT_STATED

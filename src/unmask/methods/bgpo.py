@@ -46,6 +46,7 @@ class BGPO(RatioMethod):
     """Upper bound of the ratio ρ for negative advantages; 0 sets no bound. The default is that of
     the released code."""
 
+    scores: ClassVar[str] = "random masks"
     paper: ClassVar[str] = "arXiv:2510.11683"
     summary: ClassVar[str] = "a linear bound of the ELBO objective, which needs memory for only one mask"
     unbiased: ClassVar[str] = "no"

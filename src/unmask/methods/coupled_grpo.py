@@ -51,6 +51,7 @@ class CoupledGRPO(RatioMethod):
     """Weight of the KL (k3 of the averaged log-probabilities) to the reference policy; with 0, no
     reference policy is needed. The default is that of the released code."""
 
+    scores: ClassVar[str] = "random masks"
     paper: ClassVar[str] = "arXiv:2506.20639"
     summary: ClassVar[str] = "token ratios averaged over complementary masks"
     unbiased: ClassVar[str] = "no"

@@ -42,6 +42,7 @@ class DiffuGRPO(RatioMethod):
     """Weight of the KL (k3, token by token) to the reference policy; with 0, no reference policy is
     needed. The default is that of the released code."""
 
+    scores: ClassVar[str] = "random masks"
     paper: ClassVar[str] = "arXiv:2504.12216"
     summary: ClassVar[str] = "token ratios given an empty completion and a partly masked prompt"
     unbiased: ClassVar[str] = "no"

@@ -46,6 +46,7 @@ class DiSPO(RatioMethod):
     epsilon_high: float = Field(0.5, ge=0)
     """Upper clip, as a distance from 1; the default is that of diffu-GRPO."""
 
+    scores: ClassVar[str] = "branches"
     paper: ClassVar[str] = "arXiv:2602.06462"
     summary: ClassVar[str] = "branches at intermediate states, in addition to diffu-GRPO's terminal feedback"
     unbiased: ClassVar[str] = "no"

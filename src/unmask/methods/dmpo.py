@@ -45,6 +45,7 @@ class DMPO(Method):
     """Weight of the softmax for -r/α that is subtracted; 0 subtracts none. The default is that of
     the released recipe."""
 
+    scores: ClassVar[str] = "regression"
     paper: ClassVar[str] = "arXiv:2510.08233"
     summary: ClassVar[str] = "a denoising cross-entropy weighted by the reward-tilted reference distribution"
     unbiased: ClassVar[str] = "no"

@@ -89,6 +89,7 @@ class EGSPO(RatioMethod):
     kl: Literal["k3", "exact"] = "k3"
     """Form of the KL: `k3` of the step's log-ratio, or the exact KL, summed over its tokens."""
 
+    scores: ClassVar[str] = "path steps"
     paper: ClassVar[str] = "arXiv:2603.12554"
     summary: ClassVar[str] = "gradients at the K steps of highest entropy"
     unbiased: ClassVar[str] = "with entropy_sampled, surprisal_sampled or all, and leave_one_out"

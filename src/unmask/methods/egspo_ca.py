@@ -61,6 +61,7 @@ class EGSPOCA(RatioMethod):
     epsilon_high: float = Field(0.5, ge=0)
     """Upper clip, as a distance from 1; the default is that of EGSPO."""
 
+    scores: ClassVar[str] = "branches"
     paper: ClassVar[str] = "ours; 2602.06462"
     summary: ClassVar[str] = "credit from the rewards that other tokens at the selected states would have earned"
     unbiased: ClassVar[str] = "with step_choice=all, and form unbiased or combined, or finish=rollout"

@@ -49,6 +49,7 @@ class ESPO(RatioMethod):
     is that of the released recipes for Sudoku and code; the recipe for Countdown has 0.003, and
     those for GSM8K and MATH have 0.001."""
 
+    scores: ClassVar[str] = "random masks"
     paper: ClassVar[str] = "arXiv:2512.03759"
     summary: ClassVar[str] = "one ratio of ELBOs for each completion, from pairs of complementary masks"
     unbiased: ClassVar[str] = "no"

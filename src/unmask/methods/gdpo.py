@@ -55,6 +55,7 @@ class GDPO(RatioMethod):
     """Weight of the KL to the reference policy; with 0, no reference policy is needed. The default
     is that of d1."""
 
+    scores: ClassVar[str] = "random masks"
     paper: ClassVar[str] = "arXiv:2510.08554"
     summary: ClassVar[str] = "one ratio of ELBOs for each completion, at fixed quadrature times"
     unbiased: ClassVar[str] = "no"

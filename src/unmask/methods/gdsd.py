@@ -51,6 +51,7 @@ class GDSD(Method):
     """Weight of the KL to the reference policy; with 0, no reference policy is needed. The default
     is that of the released recipe."""
 
+    scores: ClassVar[str] = "regression"
     paper: ClassVar[str] = "arXiv:2605.29398"
     summary: ClassVar[str] = "least squares: the change of a completion's denoising score is to be proportional to A"
     unbiased: ClassVar[str] = "no"

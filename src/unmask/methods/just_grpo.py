@@ -31,6 +31,7 @@ class JustGRPO(RatioMethod):
     """Baseline of the group. `z_score` is the group mean with division by the sample standard
     deviation of the group. The default is that of the released code."""
 
+    scores: ClassVar[str] = "path steps"
     paper: ClassVar[str] = "arXiv:2601.15165"
     summary: ClassVar[str] = "left-to-right rollouts of one token per step, with every step trained"
     unbiased: ClassVar[str] = "with leave_one_out"

@@ -45,6 +45,7 @@ class MaskAware(RatioMethod):
     position_epsilon_high: float = Field(0.2, ge=0)
     """Upper clip of the ratio of positions, as a distance from 1."""
 
+    scores: ClassVar[str] = "path steps"
     paper: ClassVar[str] = "arXiv:2607.15200"
     summary: ClassVar[str] = "tokens and positions as actions, each with a ratio over sampled segments of the path"
     unbiased: ClassVar[str] = "with num_segments=0 and leave_one_out"

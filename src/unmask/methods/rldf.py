@@ -55,6 +55,7 @@ class RLDF(RatioMethod):
     """Weight of the KL (k3, token by token) to the reference policy; with 0, no reference policy is
     needed. The default is that of the released recipes."""
 
+    scores: ClassVar[str] = "path steps"
     paper: ClassVar[str] = "arXiv:2605.25638"
     summary: ClassVar[str] = "all masked tokens as targets at K steps drawn by the surprisal of their tokens"
     unbiased: ClassVar[str] = "with surprisal_sampled, targets=step and leave_one_out"

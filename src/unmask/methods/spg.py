@@ -49,6 +49,7 @@ class SPG(Method):
     """Baseline of the group, without division by its standard deviation. The default is that of the
     released code."""
 
+    scores: ClassVar[str] = "random masks"
     paper: ClassVar[str] = "arXiv:2510.09541"
     summary: ClassVar[str] = (
         "an ELBO is raised for positive advantages, and an upper bound is lowered for negative ones"

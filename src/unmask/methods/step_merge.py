@@ -47,6 +47,7 @@ class StepMerge(RatioMethod):
     """Policy that the KL is measured against: the reference policy, or the old policy (the policy
     at the start of the update), which needs no further forward pass."""
 
+    scores: ClassVar[str] = "path steps"
     paper: ClassVar[str] = "arXiv:2509.21474"
     summary: ClassVar[str] = "the path's steps merged into R segments, each evaluated in the state before it"
     unbiased: ClassVar[str] = "with num_segments=0 and leave_one_out"

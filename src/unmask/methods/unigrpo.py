@@ -48,6 +48,7 @@ class UniGRPO(RatioMethod):
     """Weight of the KL (k3, token by token) to the reference policy; with 0, no reference policy is
     needed. The default is that of the dLLM-RL code."""
 
+    scores: ClassVar[str] = "random masks"
     paper: ClassVar[str] = "arXiv:2505.15809"
     summary: ClassVar[str] = "token ratios at the masked positions of randomly masked completions"
     unbiased: ClassVar[str] = "no"

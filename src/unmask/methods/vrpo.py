@@ -43,6 +43,7 @@ class VRPO(Method):
     """Strength β of the attraction to the reference policy: the smaller it is, the further the
     policy may move. The default is that of the paper."""
 
+    scores: ClassVar[str] = "preferences"
     paper: ClassVar[str] = "arXiv:2505.19223"
     summary: ClassVar[str] = "preference pairs of the best and the worst completion of each group, compared by ELBO"
     unbiased: ClassVar[str] = "no"

@@ -29,6 +29,7 @@ class WD1(Method):
     """Probability with which a prompt token is masked; 0 masks none. The default is that of the
     released code."""
 
+    scores: ClassVar[str] = "random masks"
     paper: ClassVar[str] = "arXiv:2507.08838"
     summary: ClassVar[str] = (
         "mean-field likelihoods weighted by a softmax of the advantages and a softmax of their negatives"
