@@ -14,12 +14,13 @@ import torch
 from tests.helpers.any_order import EXACT, another, loss_of, many
 from tests.helpers.paths import ROOT
 from tests.helpers.toy import distance, expected_gradient
-from unmask.core.records import LossOutput
+from unmask.core.records import LossInputs, LossOutput
 from unmask.functional.advantage import softmax_advantage
 from unmask.methods import METHODS, SCORED, methods_by_kind
 from unmask.methods.agrpo import AGRPO
 from unmask.methods.bgpo import BGPO
 from unmask.methods.diffu_grpo import DiffuGRPO
+from unmask.methods.direct_advantage import DirectAdvantage
 from unmask.methods.dmpo import DMPO
 from unmask.methods.egspo import EGSPO, EGSPOSA
 from unmask.methods.espo import ESPO
@@ -30,7 +31,9 @@ from unmask.methods.mask_aware import MaskAware
 from unmask.methods.rldf import RLDF
 from unmask.methods.spg import SPG, StableDRL
 from unmask.methods.step_merge import CJGRPO, StepMerge, TraceRL
+from unmask.methods.trajectory_balance import TrajectoryBalance
 from unmask.methods.vrpo import DTRPO, VRPO
+from unmask.sampling import LogprobSettings, view_logprobs
 
 PLAIN = {"beta": 0.0, "baseline": "leave_one_out"}
 
@@ -288,6 +291,41 @@ class Negative(DMPO):
 
     def loss(self, inputs):
         return LossOutput(-inputs.weight * inputs.new.sum(-1))
+
+
+def gradient(small, method, rollout):
+    """Return the gradient of the loss of a rollout at the old policy; the reference squares each probability."""
+    views = plan(method, rollout)
+    advantage = method.advantage(rollout)
+    advantage = advantage[views.row] if advantage.dim() == 1 else advantage[views.row, views.slot]
+    scores = view_logprobs(
+        small.denoiser, rollout.trajectory, views, LogprobSettings.of(rollout.trajectory, "sampling")
+    )
+    new = scores.logprob
+    fields = {"row": views.row, "target": views.target, "weight": views.weight, "slot": views.slot}
+    given = LossInputs(new, new.detach(), 2 * new.detach(), None, **fields, advantage=advantage, group_size=2)
+    return small.gradient(method.loss(given).loss.sum())
+
+
+def test_trajectory_balance_without_temperature_is_the_policy_gradient_of_step_merge(toy):
+    small = toy()
+    rollout = many(small, 20)
+    balance = gradient(small, TrajectoryBalance(alpha=0.0), rollout)
+    free = {"beta": 0.0, "baseline": "leave_one_out", "trust_region": "none"}
+    torch.testing.assert_close(balance, gradient(small, StepMerge(num_segments=0, **free), rollout))
+    assert not torch.allclose(balance, gradient(small, TrajectoryBalance(alpha=0.5), rollout)), "the reference counts"
+
+
+def test_direct_advantage_without_temperature_is_egspo_with_telescoped_credit(toy):
+    small = toy()
+    rollout, _ = small.groups(small.paths()[::9], 1, stepwise=True)
+    rollout = replace(rollout, group_size=2)
+    free = {"beta": 0.0, "trust_region": "none", "step_choice": "all"}
+    egspo = EGSPO(credit="telescoped", baseline="value", **free)
+    direct = DirectAdvantage(beta=0.0, anchor="reference")
+    torch.testing.assert_close(gradient(small, direct, rollout), gradient(small, egspo, rollout))
+    pulled = gradient(small, direct.model_copy(update={"beta": 0.5}), rollout)
+    assert not torch.allclose(pulled, gradient(small, egspo, rollout)), "the temperature counts"
 
 
 # The listing

@@ -3,7 +3,7 @@ completions."""
 
 from __future__ import annotations
 
-from jaxtyping import Int, Real
+from jaxtyping import Float, Int, Real
 from torch import Tensor
 
 
@@ -43,3 +43,24 @@ def one_by_completion(value: Real[Tensor, "N"], row: Int[Tensor, "N"]) -> Real[T
     """
     completion, index = row.unique(return_inverse=True)
     return value.new_zeros(len(completion)).scatter(0, index, value)
+
+
+def mean_of_others(value: Float[Tensor, "B"], group: Int[Tensor, "B"]) -> Float[Tensor, "B"]:
+    """Compute the mean of a value over the other completions of each group.
+
+    Args:
+        value: [B] real.
+        group: [B] int group of each completion.
+
+    Returns:
+        [B] real; 0 for a completion that is alone in its group.
+
+    Example:
+        >>> import torch
+        >>> mean_of_others(torch.tensor([1.0, 2.0, 6.0, 5.0]), torch.tensor([0, 0, 0, 7]))
+        tensor([4.0000, 3.5000, 1.5000, 0.0000])
+    """
+    _, index, count = group.unique(return_inverse=True, return_counts=True)
+    total = value.new_zeros(len(count)).index_add(0, index, value)
+    others: Tensor = (total[index] - value) / (count[index] - 1).clamp(min=1)
+    return others

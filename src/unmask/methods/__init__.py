@@ -6,6 +6,7 @@ from unmask.methods.base import SCORED, Method
 from unmask.methods.bgpo import BGPO
 from unmask.methods.coupled_grpo import CoupledGRPO
 from unmask.methods.diffu_grpo import DiffuGRPO
+from unmask.methods.direct_advantage import DirectAdvantage
 from unmask.methods.dispo import DiSPO
 from unmask.methods.dmpo import DMPO
 from unmask.methods.egspo import EGSPO, EGSPOSA
@@ -18,6 +19,7 @@ from unmask.methods.mask_aware import MaskAware
 from unmask.methods.rldf import RLDF
 from unmask.methods.spg import SPG, StableDRL
 from unmask.methods.step_merge import CJGRPO, StepMerge, TraceRL
+from unmask.methods.trajectory_balance import TrajectoryBalance
 from unmask.methods.unigrpo import UniGRPO
 from unmask.methods.vrpo import DTRPO, VRPO
 from unmask.methods.wd1 import WD1
@@ -28,6 +30,7 @@ METHODS: dict[str, type[Method]] = {
     "cj_grpo": CJGRPO,
     "coupled_grpo": CoupledGRPO,
     "diffu_grpo": DiffuGRPO,
+    "direct_advantage": DirectAdvantage,
     "dispo": DiSPO,
     "dmpo": DMPO,
     "dtrpo": DTRPO,
@@ -45,6 +48,7 @@ METHODS: dict[str, type[Method]] = {
     "stable_drl": StableDRL,
     "step_merge": StepMerge,
     "trace_rl": TraceRL,
+    "trajectory_balance": TrajectoryBalance,
     "unigrpo": UniGRPO,
     "vrpo": VRPO,
     "wd1": WD1,

@@ -26,6 +26,7 @@ from unmask.core.records import LossInputs, LossOutput, Needs, Rollout, Trajecto
 from unmask.functional.advantage import controlled_advantage, fitted_gain, group_advantage
 from unmask.functional.behaviour import LevelOrOff
 from unmask.functional.selection import inverse_inclusion, selected_path_steps
+from unmask.functional.step_values import next_value, of_steps
 from unmask.functional.surprisal import surprisal_steps
 from unmask.functional.surrogate import kl_k3
 from unmask.methods.ratio import RatioMethod
@@ -157,16 +158,11 @@ class EGSPO(RatioMethod):
             return group_advantage(rollout.reward, members, baseline)
         earned, value, is_valid = rollout.reward, rollout.one_step_reward, rollout.trajectory.selected_steps >= 0
         if self.credit == "telescoped":
-            # The state after a step is the state before the next step. After the last step it is
-            # the finished completion.
-            after = torch.cat([value[:, 1:], value[:, :1]], dim=1)
-            is_last = is_valid & ~torch.cat([is_valid[:, 1:], torch.zeros_like(is_valid[:, :1])], dim=1)
-            earned = torch.where(is_last, rollout.reward.unsqueeze(-1), after)
+            earned = next_value(rollout.reward, value, is_valid)
         if self.needs().selection[0] != self.step_choice:
-            steps, _ = self._steps(rollout.trajectory)
-            slot = (rollout.trajectory.selected_steps.unsqueeze(1) == steps.unsqueeze(-1)).int().argmax(-1)
-            earned = earned.gather(1, slot) if earned.dim() == 2 else earned
-            value, is_valid = value.gather(1, slot), steps >= 0
+            (steps, _), kept = self._steps(rollout.trajectory), rollout.trajectory.selected_steps
+            earned = of_steps(earned, kept, steps) if earned.dim() == 2 else earned
+            value, is_valid = of_steps(value, kept, steps), steps >= 0
         gain: float | Tensor = self.stepwise_weight / (1 + self.stepwise_weight) if self.credit == "return" else 1.0
         if self.baseline == "value":
             return_of_slot = earned if earned.dim() == 2 else earned.unsqueeze(-1)

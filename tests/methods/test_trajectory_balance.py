@@ -1,0 +1,124 @@
+"""Trajectory balance on the enumerable toy: on its own samples it follows the KL-regularised reward, and its minimum is
+the tilted reference whoever sampled the paths."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from tests.helpers.any_order import another
+from tests.helpers.mean_field import OneUpdate
+from tests.helpers.messages import raises
+from tests.helpers.records import make_inputs
+from tests.helpers.toy import distance
+from unmask.core.config import SamplerConfig
+from unmask.core.errors import ConfigError
+from unmask.core.records import LossInputs, Needs
+from unmask.methods import METHODS
+from unmask.methods.trajectory_balance import TrajectoryBalance
+from unmask.sampling import LogprobSettings, view_logprobs
+from unmask.trainer.reference import FrozenCopy
+
+EXACT = {"rtol": 0.0, "atol": 1e-10}
+ALPHA = 0.3
+
+
+def test_the_defaults():
+    expected = {"type": "trajectory_balance", "alpha": 0.04, "num_segments": 0}
+    assert METHODS["trajectory_balance"]().model_dump() == expected
+    assert TrajectoryBalance().needs() == Needs(reference="logprob")
+    assert not TrajectoryBalance.separable
+    with raises(ConfigError, "num_segments = 5 is more than the 4 denoising steps"):
+        TrajectoryBalance(num_segments=5).check(SamplerConfig(max_completion_length=8, num_steps=4), 2)
+
+
+def estimate(small, reference, method, sampler=None):
+    """Return L times the expected gradient over the groups of the toy `sampler`, by default `small` itself."""
+    sampler = sampler or small
+    rollout, probability = sampler.groups(sampler.paths(), 2, dtype=torch.float64)
+    path, views, settings = rollout.trajectory, method.plan(rollout, torch.Generator()), LogprobSettings(0.7, 0, 1.0)
+    new = view_logprobs(small.denoiser, path, views, settings).logprob
+    with torch.no_grad():
+        other = view_logprobs(reference.denoiser, path, views, settings).logprob
+    advantage = method.advantage(rollout)[views.row]
+    given = LossInputs(
+        new, new.detach(), other, None, views.row, views.target, views.weight, advantage, group_size=rollout.group_size
+    )
+    loss = method.loss(given).loss
+    return -small.gradient((probability.repeat_interleave(2) * loss).sum() / 2) / views.weight[0].double()
+
+
+def regularised_gradient(small, reference, alpha):
+    """Return ∇ (E[r] - α KL(π || reference)) of whole paths."""
+    paths = small.paths()
+    p, q = small.probability(paths), reference.probability(paths).detach()
+    return small.gradient((p * small.reward(paths)).sum() - alpha * (p * (p / q).log()).sum())
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"num_steps": 3}, {"num_steps": 2}, {"order": "left_to_right"}, {"eos": True, "order": "left_to_right"}],
+    ids=str,
+)
+def test_on_its_own_samples_it_follows_the_reward_less_the_kl_of_whole_paths(toy, table_denoiser, options):
+    small = toy(num_tokens=2, **options)
+    reference = another(small, table_denoiser)
+    reference.eos = small.eos
+    expected = regularised_gradient(small, reference, ALPHA)
+    torch.testing.assert_close(estimate(small, reference, TrajectoryBalance(alpha=ALPHA)), expected, **EXACT)
+    assert distance(expected, small.grad_j()) > 0.1, "the KL matters"
+
+
+def test_merged_segments_are_another_objective(toy, table_denoiser):
+    small = toy(num_tokens=2, num_steps=3)
+    reference = another(small, table_denoiser)
+    merged = estimate(small, reference, TrajectoryBalance(alpha=ALPHA, num_segments=1))
+    assert distance(merged, regularised_gradient(small, reference, ALPHA)) > 0.05
+
+
+def test_the_tilted_reference_is_its_minimum_whoever_sampled_the_paths(toy, table_denoiser):
+    # One step and one position: a table can hold the tilted distribution itself.
+    small = toy(num_tokens=3, length=1, num_steps=1)
+    reference, stranger = another(small, table_denoiser), another(small, table_denoiser, seed=9)
+    tilted = reference.logprobs(0.7).detach()[small.V, 0] + small.reward_table / ALPHA
+    with torch.no_grad():
+        small.denoiser.table[small.V, 0, :3] = 0.7 * (tilted + 5.0)
+    for sampler in (small, stranger, reference):
+        gradient = estimate(small, reference, TrajectoryBalance(alpha=ALPHA), sampler)
+        assert gradient.norm() < 1e-12
+    # At another temperature of the target it is not the minimum.
+    assert estimate(small, reference, TrajectoryBalance(alpha=2 * ALPHA), stranger).norm() > 1e-3
+
+
+def test_the_others_of_the_group_stand_for_the_normaliser():
+    new, reference = [[-1.0], [-2.0], [-4.0], [-1.0]], [[-2.0], [-2.0], [-2.0], [-1.0]]
+    given = make_inputs(new, reference=reference, advantage=[0.3, 0.0, 0.3, 0.0], group_size=2)
+    output = TrajectoryBalance(alpha=0.5).loss(given)
+    # Log-ratios 1, 0 and -2, 0; minus those of the other, minus 0.6 or 0.
+    gap = torch.tensor([0.4, -1.0, -2.6, 2.0])
+    torch.testing.assert_close(output.loss, 0.25 * (gap.square() - torch.tensor([0.6, 0.0, 0.6, 0.0]).square()))
+    torch.testing.assert_close(output.metrics["balance/gap"], 0.5 * gap.abs())
+    output.loss.sum().backward()
+    torch.testing.assert_close(given.new.grad.squeeze(-1), 0.5 * gap)
+
+
+def test_two_passes_give_the_gradient_of_one(lively, tmp_path, monkeypatch):
+    update = OneUpdate(lively, tmp_path)
+    method = TrajectoryBalance(alpha=0.5)
+    monkeypatch.setattr(
+        "tests.helpers.mean_field.Learner",
+        lambda accelerator, model, optimizer, _, recipe: _learner(accelerator, model, optimizer, recipe, lively),
+    )
+    metrics, whole = update(method, "num_iterations=1")
+    _, chunks = update(method, "num_iterations=1", "views_per_forward=5")
+    assert whole.norm() > 1e-5
+    assert distance(chunks, whole) < 1e-5
+    # The reference is the policy itself, so the log-ratio is 0 and the gap the advantage over alpha.
+    assert metrics["balance/log_ratio"] == pytest.approx(0.0, abs=1e-5)
+    assert metrics["balance/gap"] > 0
+
+
+def _learner(accelerator, model, optimizer, recipe, denoiser):
+    from unmask.trainer.learn import Learner
+
+    return Learner(accelerator, model, optimizer, FrozenCopy.of(denoiser, "cpu"), recipe)
