@@ -196,7 +196,7 @@ def test_only_block_causal_models_have_packs(lively: Denoiser) -> None:
 
 def test_every_method_says_what_a_block_is_conditioned_on(tmp_path: Path) -> None:
     """A state of the path shows what the policy saw, and a likelihood has the clean past."""
-    state = {"agrpo", "egspo", "egspo_sa", "egspo_ca", "spg"}
+    state = {"agrpo", "dtrpo", "egspo", "egspo_sa", "egspo_ca", "rldf", "spg", "stable_drl"}
     for method in METHODS:
         recipe = train_recipe(tmp_path, tmp_path, *SETTINGS, f"method.type={method}", *OWN_SETTINGS.get(method, ()))
         if method == "just_grpo":
