@@ -8,6 +8,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+import transformers
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import LlamaConfig, LlamaForCausalLM
@@ -483,3 +484,110 @@ def test_processes_share_completions() -> None:
     assert [work_of(recipe, 8, processes).completions for processes in (1, 2, 8, 24)] == [24, 12, 3, 1]
     with raises(ConfigError, "24 completions", "25 ranks"):
         work_of(recipe, 8, 25)
+
+
+# --- mixtures of experts ---
+
+
+def mixture(**settings):
+    shape = {
+        "hidden_size": 32,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "head_dim": 8,
+    }
+    shape |= {"vocab_size": 50, "num_experts": 8, "num_experts_per_tok": 2, "moe_intermediate_size": 16}
+    config = transformers.Qwen3MoeConfig(**shape | settings, tie_word_embeddings=False, attn_implementation="eager")
+    config.is_causal, config.architectures = False, ["Qwen3MoeForCausalLM"]
+    return config
+
+
+@pytest.mark.parametrize("experts", [None, False, True], ids=["all weights", "attention adapted", "experts adapted"])
+def test_a_token_of_a_mixture_costs_its_own_experts(experts) -> None:
+    config = mixture()
+    backbone = transformers.Qwen3MoeForCausalLM(config)
+    backbone.set_experts_implementation("eager")  # one product for each expert, which torch's counter sees
+    denoiser = Denoiser(backbone, 0, 1, 1)
+    if experts is not None:
+        Adapters(denoiser, LoraConfig(r=4, alpha=4, experts=experts))
+    costs = costs_of(denoiser, config, 2, recomputes=False)
+    # Per layer: 8 experts of three matrices of 32 x 16, of which a token uses two.
+    assert costs.stacks == 2 * 8 * 3 * 32 * 16
+    assert costs.used == 2 * (2 * 32 * 32 + 2 * 32 * 16 + 8 * 32 + 2 * 3 * 32 * 16) + 32 * 50
+    ids, everywhere = torch.randint(0, 50, (3, 24)), torch.arange(24).expand(3, -1)
+    with FlopCounterMode(display=False) as counter:
+        logits = denoiser(ids, None, everywhere)
+    forward = counter.get_total_flops()
+    with FlopCounterMode(display=False) as counter:
+        logits.sum().backward()
+    one = Pass("one", 1, 3, 72, 72, 72, 24, 24, 24.0, "", backward=True, has_adapters=experts is not None)
+    # Rotary angles are a product too.
+    assert forward - costs.forward(one) in range(0, 2 * 24 * 4 * 3 + 1)
+    # A product of 4 x 2 r (2 m D + m D) for the two stacks of each of 8 experts and 2 layers.
+    assert costs.stacked == (2 * 8 * 2 * 4 * 3 * 32 * 16 if experts else 0)
+    # torch leaves out the gradients of the inputs of the first layer if they are not needed.
+    assert counter.get_total_flops() == pytest.approx(costs.backward(one), rel=0.12)
+
+
+def test_a_pass_reads_the_experts_that_its_tokens_use() -> None:
+    config = mixture()
+    with FakeTensorMode():
+        costs = costs_of(build_fake(config, tiny(), 2), config, 2, recomputes=False)
+
+    def read(tokens):
+        return costs.read(Pass("one", 1, 1, tokens, tokens, tokens, tokens, tokens, 1.0, ""))
+
+    assert read(1) == pytest.approx(costs.used)
+    everything = costs.used + costs.stacks * (1 - 2 / 8)
+    assert read(2) == pytest.approx(costs.used + costs.stacks * (1 - 2 / 8) * 2 / 8)
+    assert read(200) == pytest.approx(everything)
+
+
+@pytest.mark.slow
+def test_the_memory_of_an_update_of_a_mixture_is_what_it_holds() -> None:
+    from unmask.cli.estimate.shapes import build
+
+    recipe, config = tiny("num_prompts=2", "views_per_forward=4"), mixture()
+    work = work_of(recipe, 18)
+    memory = memory_of(recipe, config, work)
+    denoiser = build(config, recipe, 2)
+    path = work.rollout.trajectory
+    assert memory.parameters == sum(p.numel() for p in denoiser.parameters())
+    assert memory.trained == memory.parameters - 2 * 8 * 32, "the routers are frozen"
+
+    def learn() -> None:
+        view_logprobs(
+            denoiser, path, work.views.take(slice(0, 4)), LogprobSettings.of(path, "sampling")
+        ).logprob.sum().backward()
+
+    learn()
+    found = {line.name: line.bytes for line in memory.peaks}
+    assert found["update"] == pytest.approx(peak_bytes(learn, denoiser), rel=0.1)
+
+
+@pytest.mark.parametrize(
+    ("model", "blocks", "parameters", "used"),
+    [
+        # Attention, dense layers, routers, experts, norms, embeddings and head of the configs, added up by hand.
+        ("inclusionAI/LLaDA2.1-mini", 32, 16_255_638_528, 1_110_966_272),
+        ("JetLM/SDAR-30B-A3B-Chat-b8", 8, 30_532_122_624, 3_041_656_832),
+        ("inclusionAI/LLaDA-MoE-7B-A1B-Instruct", None, 7_356_880_896, 1_397_751_808),
+    ],
+)
+def test_the_released_mixtures_have_their_numbers(model, blocks, parameters, used) -> None:
+    recipe = tiny(f"model={model}")
+    config, _ = config_of(recipe)
+    assert getattr(config, "block_length", None) == blocks
+    with torch.device("meta"):
+        whole = getattr(transformers, config.architectures[0])(config)
+    assert sum(p.numel() for p in whole.parameters()) == parameters
+    with FakeTensorMode():
+        costs = costs_of(build_fake(config, recipe, 3), config, 3, recomputes=False)
+    assert costs.used == used
+
+
+def test_dense_models_mention_no_experts() -> None:
+    shown = CliRunner().invoke(app, ["estimate", "sudoku-tiny", "--shape", SHAPE]).output
+    assert "parameters" in shown
+    assert "experts" not in shown

@@ -57,6 +57,7 @@ class StepEstimate:
             "preset": self.preset,
             "parameters": self.memory.parameters,
             "trained": self.memory.trained,
+            "used_by_a_token": self.costs.used,
             "completions": self.work.completions,
             "prompt_tokens": self.work.prompt,
             "memory": {line.name: line.bytes for line in self.memory.resident},

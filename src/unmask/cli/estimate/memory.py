@@ -270,7 +270,7 @@ def _facts(denoiser: Denoiser, recipe: TrainRecipe, work: Work, on_gpu: bool) ->
     if recipe.lora and recipe.lora.quantize == "4bit":
         linear = [m.weight for m in denoiser.backbone.base_model.modules() if isinstance(m, torch.nn.Linear)]
         quantized = sum(weight.numel() for weight in {id(w): w for w in linear if not w.requires_grad}.values())
-    adapted: list[Any] = [m.base_layer for m in denoiser.modules() if hasattr(m, "base_layer")]
+    adapted: list[Any] = [m for m in denoiser.modules() if hasattr(m, "base_layer")]
     trunk = denoiser.backbone.base_model
     layers: Any = trunk.get_submodule(NATIVE_CLASSES[type(denoiser.backbone).__name__].last.layers)
     by_name = {p.name: p for p in work.passes}
@@ -294,13 +294,19 @@ def _facts(denoiser: Denoiser, recipe: TrainRecipe, work: Work, on_gpu: bool) ->
         "trained": trained,
         "quantized": quantized,
         "layer": sum(p.numel() for p in layers.parameters()) / len(layers),
-        "adapted": sum(base.weight.numel() for base in adapted),
+        "adapted": sum(_adapted_weight(layer).numel() for layer in adapted),
         "first": first,
         "second": second,
         "scores": scores,
         "rollout": sampled,
         "evaluation": evaluated,
     }
+
+
+def _adapted_weight(layer: Any) -> Tensor:
+    """Return the weight that an adapter is added to: a matrix, or a stack of experts."""
+    weight: Tensor = layer.get_param() if hasattr(layer, "parameter_name") else layer.base_layer.weight
+    return weight
 
 
 def _logits(

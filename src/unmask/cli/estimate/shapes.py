@@ -9,9 +9,11 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from unmask.cli.estimate.fake_experts import use_fake_experts
 from unmask.core.errors import ConfigError, ModelError
 from unmask.models import Denoiser
 from unmask.models.adapters import Adapters
+from unmask.models.experts import freeze_routers
 from unmask.models.families import FAMILIES, family_of
 from unmask.models.from_run import base_of, locate
 from unmask.models.layout import native_config
@@ -28,6 +30,29 @@ if TYPE_CHECKING:
 SHAPES: dict[str, dict[str, Any]] = {
     "LLaDA-8B": {"family": "llada", "vocab": 126464, "width": 4096, "ffn": 12288, "layers": 32, "heads": 32},
     "Dream-7B": {"family": "dream", "vocab": 152064, "width": 3584, "ffn": 18944, "layers": 28, "heads": 28, "kv_heads": 4},
+    "iLLaDA-8B": {
+        "family": "illada", "vocab": 155136, "width": 4096, "ffn": 14336, "layers": 32, "heads": 32, "kv_heads": 8,
+        "tied": True,
+    },
+    "Fast_dLLM_v2_7B": {
+        "family": "fast-dllm-v2", "vocab": 152064, "width": 3584, "ffn": 18944, "layers": 28, "heads": 28, "kv_heads": 4,
+    },
+    "LLaDA2.0-mini": {
+        "family": "llada2", "vocab": 157184, "width": 2048, "ffn": 5120, "layers": 20, "heads": 16, "kv_heads": 4,
+        "head_dim": 128, "experts": 256, "experts_per_token": 8, "expert_ffn": 512,
+        "more": {
+            "n_shared_experts": 1, "first_k_dense_replace": 1, "n_group": 8, "topk_group": 4, "use_qk_norm": True,
+            "num_nextn_predict_layers": 0,
+        },
+    },
+    "SDAR-30B-A3B": {
+        "family": "sdar-moe", "vocab": 151936, "width": 2048, "ffn": 6144, "layers": 48, "heads": 32, "kv_heads": 4,
+        "head_dim": 128, "experts": 128, "experts_per_token": 8, "expert_ffn": 768,
+    },
+    "LLaDA-MoE-7B-A1B": {
+        "family": "llada-moe", "vocab": 157184, "width": 2048, "ffn": 8192, "layers": 16, "heads": 16, "experts": 64,
+        "experts_per_token": 8, "expert_ffn": 1024,
+    },
     "Qwen3-0.6B": {
         "family": "a2d-qwen3", "vocab": 151936, "width": 1024, "ffn": 3072, "layers": 28, "heads": 16, "kv_heads": 8,
         "head_dim": 128, "tied": True,
@@ -45,7 +70,12 @@ SHAPES: dict[str, dict[str, Any]] = {
 }  # fmt: skip
 """Shapes of released models, copied from their configs, so that an estimate downloads nothing."""
 
-RELEASED = {"LLaDA-1.5": "LLaDA-8B", "Dream": "Dream-7B", "DiffuCoder-7B": "Dream-7B"}
+RELEASED = {
+    "LLaDA-1.5": "LLaDA-8B",
+    "Dream": "Dream-7B",
+    "DiffuCoder-7B": "Dream-7B",
+    "LLaDA2.1-mini": "LLaDA2.0-mini",
+}
 """Shapes of further models. A key is the beginning of a model's name, and its value is a key of
 `SHAPES`."""
 
@@ -60,6 +90,12 @@ NUMBERS = {
     "tied": "tie_word_embeddings",
 }
 """Keys of --shape, and transformers' names for them."""
+
+EXPERT_NUMBERS = {
+    "Glm4MoeForCausalLM": {"experts": "n_routed_experts"},
+    "Qwen3MoeForCausalLM": {"experts": "num_experts"},
+}
+"""Names of the number of experts in the mixtures of `SHAPES`."""
 
 
 def config_of(recipe: TrainRecipe, shape: str = "") -> tuple[PreTrainedConfig, str]:
@@ -82,7 +118,7 @@ def config_of(recipe: TrainRecipe, shape: str = "") -> tuple[PreTrainedConfig, s
         # The model is known by its hub name, or by a folder that `unmask convert` will write.
         for beginning, key in [*((key, key) for key in SHAPES), *RELEASED.items()]:
             if name.startswith(beginning.lower()):
-                return _built(SHAPES[key]), f"{model}: {key}, a known shape"
+                return _built(SHAPES[key], model), f"{model}: {key}, a known shape"
     for stem in shipped_recipes():
         if model == f"runs/{stem}/final" and not Path(model).exists():
             return _tiny(load(PretrainRecipe, stem)), f"the tiny model of unmask pretrain {stem}"
@@ -122,6 +158,8 @@ def build(config: PreTrainedConfig, recipe: TrainRecipe, num_layers: int) -> Den
     denoiser = Denoiser(backbone, 0, 0, 0)
     if recipe.lora:
         Adapters(denoiser, recipe.lora)
+    elif not recipe.train_router:
+        freeze_routers(denoiser)
     if recipe.gradient_checkpointing:
         denoiser.checkpoint_gradients()
     return denoiser.eval()
@@ -136,6 +174,8 @@ def build_fake(config: PreTrainedConfig, recipe: TrainRecipe, num_layers: int) -
 
     with unset_fake_temporarily(), torch.device("meta"):
         denoiser = build(config, recipe, num_layers)
+    if denoiser.backbone.dtype != torch.bfloat16:
+        use_fake_experts(denoiser.backbone)
     copies: dict[int, torch.Tensor] = {}
     for module in denoiser.modules():
         for own in (module._parameters, module._buffers):
@@ -168,13 +208,23 @@ def _numbers(shape: str) -> dict[str, Any]:
     return values
 
 
-def _built(shape: dict[str, Any]) -> PreTrainedConfig:
+def _built(shape: dict[str, Any], model: str = "") -> PreTrainedConfig:
+    """Build the config of a shape. The block length of a block-causal model is the one in its name, or
+    that of its first release."""
     family = FAMILIES[shape["family"]]
-    values = {NUMBERS[key]: value for key, value in shape.items() if key != "family"}
+    names = NUMBERS | EXPERT_NUMBERS.get(family.native_class, {})
+    names |= {"experts_per_token": "num_experts_per_tok", "expert_ffn": "moe_intermediate_size"}
+    values = {names[key]: value for key, value in shape.items() if key not in ("family", "more")}
     values["num_key_value_heads"] = shape.get("kv_heads", shape["heads"])
-    raw = {"model_type": family.native_type, "architectures": [family.native_class], **values}
+    raw = {"model_type": family.native_type, "architectures": [family.native_class], **values, **shape.get("more", {})}
     raw["tie_word_embeddings"] = shape.get("tied", False)
-    return native_config(raw | {"max_position_embeddings": 4096}, shape["family"], family)
+    length = None
+    if family.block_causal:
+        try:
+            length = family.block_length_of(model, None)
+        except ModelError:
+            length = family.checkpoints[0].block_length
+    return native_config(raw | {"max_position_embeddings": 4096}, shape["family"], family, length)
 
 
 def _tiny(recipe: PretrainRecipe) -> PreTrainedConfig:

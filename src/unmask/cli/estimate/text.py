@@ -23,7 +23,7 @@ def described(estimate: StepEstimate, gpu_memory: float | None = None) -> str:
     shared = f", one of {estimate.processes} ranks ({estimate.preset})" if estimate.processes > 1 else ""
     parts = [
         f"model       {estimate.model}",
-        f"parameters  {_count(memory.parameters)}, of which {_count(memory.trained)} are trained",
+        f"parameters  {_count(memory.parameters)}, of which {_count(memory.trained)} are trained{_experts(estimate)}",
         f"a rank      {work.completions} completions a step{shared}; prompts of {work.prompt} tokens ({estimate.prompt})",
         "",
         "Memory of a rank",
@@ -56,6 +56,14 @@ def _operations(estimate: StepEstimate, work: Pass) -> tuple[str, str, str]:
         formula += " (with recomputation)" if costs.recomputes else ""
     passes = "pass" if work.forwards == 1 else "passes"
     return work.name, _count(costs.total(work)), f"{formula}; {work.words}, {work.forwards} forward {passes}"
+
+
+def _experts(estimate: StepEstimate) -> str:
+    """Return the size of the experts of a mixture; empty for other models."""
+    costs = estimate.costs
+    if not costs.stacks:
+        return ""
+    return f"; {_count(costs.stacks)} are in experts, and a token is multiplied with {_count(costs.used)}"
 
 
 def _adapters(estimate: StepEstimate) -> str:

@@ -1,7 +1,7 @@
 """Time of a training step and of a whole run, from the work and from what a device sustains.
 
-A pass takes the longest of two times: that of its operations, and that of reading the weights once
-for each forward pass. Adapters beside the weights add the time of the bytes that they move, and
+A pass takes the longest of two times: that of its operations, and that of reading the weights that
+its tokens use once for each forward pass. Adapters beside the weights add the time of the bytes that they move, and
 4-bit weights that of unpacking them for each forward pass.
 """
 
@@ -72,14 +72,13 @@ def durations_of(work: Work, costs: Costs, rates: Rates, recipe: TrainRecipe) ->
         recipe: settings of the run.
     """
     size = weight_size(recipe)
-    read = size * (costs.trunk + costs.head) / 2
     unpacked = (NF4 + size) * costs.trunk / 2 if recipe.lora and recipe.lora.quantize == "4bit" else 0
 
     def seconds(each: Pass) -> float:
         is_sampling = each.name.startswith(("rollout", "evaluation"))
         operations = costs.total(each) / (rates.rollout if is_sampling else rates.update)
         num_forwards = each.forwards * (2 + costs.recomputes if each.backward else 1)
-        reading = num_forwards * read / rates.bandwidth
+        reading = num_forwards * size * costs.read(each) / rates.bandwidth
         more = costs.moved(each) + num_forwards * unpacked
         return max(operations, reading) + more / rates.bandwidth
 
