@@ -38,7 +38,7 @@ class Table:
 
 
 def write_tables(results: Results, folder: Path, notes: Sequence[str] = ()) -> Path:
-    """Write table.md and table.csv, and return the path of table.md.
+    """Write table.md, table.csv and, if pass@k was measured, diversity.csv; return the path of table.md.
 
     Args:
         results: results of the comparison.
@@ -74,6 +74,9 @@ def write_tables(results: Results, folder: Path, notes: Sequence[str] = ()) -> P
         + ["is_best", "code_edited", "reward", "steps", "token_passes", "reward_calls", "seconds"],
         _rows(results),
     )
+    if rows := _diversity_rows(results):
+        columns = ["task", "method", "temperature", "k", "seeds", "pass_at_k", "half_width", "se", "low", "high"]
+        save_table(folder / "diversity.csv", columns, rows)
     return folder / "table.md"
 
 
@@ -171,8 +174,8 @@ def summary(results: Results) -> Table:
 
 
 def tables_of(results: Results, task: str) -> list[Table]:
-    """Return the table of a task's methods, and the table of differences from the baselines if
-    there is one."""
+    """Return the table of a task's methods, the table of differences from the baselines if there is
+    one, and the tables of pass@k if it was measured."""
     names = [temperature_name(t) for t in results.temperatures]
     rows = []
     for method in results.methods(task):
@@ -191,7 +194,23 @@ def tables_of(results: Results, task: str) -> list[Table]:
     ]
     if differences:
         tables.append(Table("", ["difference, paired by seed", "seeds", *names], differences))
-    return tables
+    return tables + [table for t in results.temperatures if (table := diversity(results, task, t))]
+
+
+def diversity(results: Results, task: str, temperature: str) -> Table | None:
+    """Return a table of pass@k, the probability that one of k completions is right, with the
+    paired difference from the untrained model at the largest k; None if it was not measured."""
+    counts = results.sample_counts(task, temperature)
+    if not counts:
+        return None
+    rows = []
+    for method in results.methods(task):
+        path = "pass_at", temperature
+        values = [with_interval(results.mean(task, method, *path, str(k))) for k in counts]
+        change = None if method == BASE else results.difference(task, method, BASE, *path, str(counts[-1]))
+        rows.append([_marked(results, task, method), *values, with_interval(change, signed=True) if change else ""])
+    columns = [f"pass@k, {temperature_name(temperature)}", *(f"k = {k}" for k in counts)]
+    return Table("", [*columns, f"k = {counts[-1]} minus base"], rows)
 
 
 def counted(results: Results, task: str, method: str) -> dict[str, str]:
@@ -251,6 +270,16 @@ def _rows(results: Results) -> list[list[Any]]:
             for t, difference in zip(results.temperatures, _differences(results, task, method, baseline), strict=False):
                 rows.append([task, method, baseline, "", "", t, *_numbers(difference), "", is_edited, *[""] * 5])
     return rows
+
+
+def _diversity_rows(results: Results) -> list[list[Any]]:
+    return [
+        [task, method, t, k, *_numbers(results.mean(task, method, "pass_at", t, str(k)))]
+        for task in results.recipe.tasks
+        for t in results.temperatures
+        for k in results.sample_counts(task, t)
+        for method in results.methods(task)
+    ]
 
 
 def _numbers(value: Mean) -> list[float]:

@@ -37,6 +37,33 @@ def test_what_a_cell_measures_is_what_evaluate_finds_on_the_rows_of_its_seed(tin
     assert facts["reward"]["0.9"] != by_hand(0.9, 4, 0)
 
 
+@pytest.mark.slow
+def test_several_samples_of_an_example_give_pass_at_k_at_temperatures_above_zero(
+    tiny_model: Path, tmp_path: Path
+) -> None:
+    task = {key: value for key, value in SMALL["tasks"]["sudoku"].items() if not key.startswith("base")}
+    task |= {"model": str(tiny_model), "decoding_steps": []}
+    recipe = small(tmp_path, "evaluation.samples=3", tasks={"sudoku": task})
+    cell = Plan(recipe).bases()[0]
+    facts = cell.run()
+    sampler = make_sampler(max_completion_length=16, num_steps=4, temperature=0.9)
+    sudoku = cell.recipe.task
+    rows, scorer = sudoku.rows("test", 16, 0), Scorer(sudoku.rewards())
+    found = evaluate(LocalEngine(load_model(tiny_model)), sudoku, scorer, rows, sampler, seed=0, samples=3)
+    assert facts["pass_at"] == {"0.9": {str(k): estimate[0] for k, estimate in found.pass_at.items()}}
+    assert set(facts["pass_at"]["0.9"]) == {"1", "2", "3"}
+    assert facts["reward"]["0.9"] == found.reward
+
+
+def test_a_single_sample_leaves_the_identity_of_older_results_as_it_was(tmp_path: Path) -> None:
+    one, several = (
+        Plan(small(tmp_path, f"evaluation.samples={number}", name=f"s{number}")).bases()[0] for number in (1, 2)
+    )
+    assert "samples" not in one.measure.facts()
+    assert several.measure.facts()["samples"] == 2
+    assert one.variant != several.variant
+
+
 def test_a_curve_is_accuracies_against_what_was_spent_until_then() -> None:
     lines = [
         {"step": 0, "eval/test@0/accuracy": 0.25, "eval/test@0.9/accuracy": 0.125, "eval/test@0/low": 0.1},

@@ -21,7 +21,7 @@ from typing import Any, Literal
 
 from unmask import __version__
 from unmask.core.config import Config, EvalConfig
-from unmask.evaluation.evaluate import evaluate
+from unmask.evaluation.evaluate import Evaluation, evaluate
 from unmask.evaluation.usable import faults_for, usable_rows
 from unmask.models import load_model
 from unmask.recipes.schema import PretrainRecipe, RunRecipe, TrainRecipe
@@ -168,6 +168,13 @@ class Measure(Config):
     """Number of evaluations during the run."""
     curve_rows: int = 1
     """Number of examples in each evaluation during the run."""
+    samples: int = 1
+    """Number of completions for each example of the final evaluation, at temperatures above 0."""
+
+    def facts(self) -> dict[str, Any]:
+        """Return the values that identify the measurements. An option that came later is left out at
+        its default, so that older results stay valid."""
+        return self.model_dump(exclude={"samples"} if self.samples == 1 else None)
 
 
 @dataclass(frozen=True)
@@ -191,7 +198,7 @@ class Cell(ComparisonJob):
 
     @property
     def variant(self) -> str:
-        return _hash(self.stage, _varying(self.recipe), self.start, self.budget, self.measure.model_dump())
+        return _hash(self.stage, _varying(self.recipe), self.start, self.budget, self.measure.facts())
 
     @property
     def recipes(self) -> tuple[RunRecipe, ...]:
@@ -246,8 +253,8 @@ class Cell(ComparisonJob):
                 shutil.rmtree(self.folder / name, ignore_errors=True)
 
     def _measured(self) -> Record:
-        """Return accuracy and reward at each temperature, and of greedy decoding at each number of
-        denoising steps."""
+        """Return accuracy, reward and pass@k at each temperature, and accuracy and reward of greedy
+        decoding at each number of denoising steps."""
         recipe, measure = self.recipe, self.measure
         model = recipe.model if self.method == BASE else self.folder / "final"
         policy = load_model(model, device=make_accelerator(recipe).device)
@@ -259,22 +266,26 @@ class Cell(ComparisonJob):
         candidates = recipe.task.candidates(measure.split, measure.num_rows, recipe.seed)
         rows = usable_rows({measure.split: candidates}, faults_of).rows[measure.split]
 
-        def at(temperature: float, steps: int) -> tuple[float, float]:
-            sampler = decoded(recipe.sampler, steps, temperature)
-            result = evaluate(engine, recipe.task, scorer, rows, sampler, seed=recipe.seed)
-            return result.accuracy, result.reward
+        def at(temperature: float, steps: int) -> Evaluation:
+            sampler, samples = decoded(recipe.sampler, steps, temperature), measure.samples if temperature else 1
+            return evaluate(engine, recipe.task, scorer, rows, sampler, seed=recipe.seed, samples=samples)
 
         own = recipe.sampler.steps
         by_temperature = {f"{t:g}": at(t, own) for t in measure.temperatures}
         known = {own: by_temperature["0"]} if "0" in by_temperature else {}
         step_counts = sorted({own, *measure.decoding_steps}) if measure.decoding_steps else []
         by_steps = {str(steps): known[steps] if steps in known else at(0.0, steps) for steps in step_counts}
-        return {
-            "accuracy": {name: accuracy for name, (accuracy, _) in by_temperature.items()},
-            "reward": {name: reward for name, (_, reward) in by_temperature.items()},
-            "decoding_accuracy": {name: accuracy for name, (accuracy, _) in by_steps.items()},
-            "decoding_reward": {name: reward for name, (_, reward) in by_steps.items()},
+        pass_at = {
+            name: {str(k): estimate[0] for k, estimate in result.pass_at.items()}
+            for name, result in by_temperature.items()
+            if result.pass_at
         }
+        return {
+            "accuracy": {name: result.accuracy for name, result in by_temperature.items()},
+            "reward": {name: result.reward for name, result in by_temperature.items()},
+            "decoding_accuracy": {name: result.accuracy for name, result in by_steps.items()},
+            "decoding_reward": {name: result.reward for name, result in by_steps.items()},
+        } | ({"pass_at": pass_at} if pass_at else {})
 
 
 def _varying(recipe: RunRecipe) -> dict[str, Any]:

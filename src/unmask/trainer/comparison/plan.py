@@ -107,6 +107,7 @@ class Plan:
             num_rows=evaluation.num_rows,
             temperatures=evaluation.temperatures,
             decoding_steps=setting.decoding_steps,
+            samples=evaluation.samples,
         )
         budget = setting.budget
         if stage == "tuning":

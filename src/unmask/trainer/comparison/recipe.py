@@ -128,6 +128,10 @@ class CompareEvaluation(Config):
     """Sampling temperatures at which each model is evaluated; 0 means greedy decoding."""
     num_rows: int = Field(512, ge=1)
     """Number of examples in the evaluation of a finished run."""
+    samples: int = Field(1, ge=1)
+    """Number of completions for each example in the evaluation of a finished run, at temperatures
+    above 0. With several, the tables also give pass@k, which shows whether a method has narrowed
+    what the model can find."""
     curve_points: int = Field(5, ge=1)
     """Number of evaluations during a run; the last one is at its end. There is one more evaluation
     before the run."""

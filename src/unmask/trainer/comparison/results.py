@@ -19,7 +19,7 @@ from unmask.trainer.comparison.recipe import BASE, CompareRecipe
 FEW_SEEDS = 5
 """Number of seeds below which tables and figures warn that an interval over seeds is not
 reliable."""
-_SHARES = ("accuracy", "decoding_accuracy")
+_SHARES = ("accuracy", "decoding_accuracy", "pass_at")
 """Entries of a record whose values are shares between 0 and 1."""
 SPENT = ("steps", "token_passes", "reward_calls")
 """Entries of a record that are counts."""
@@ -260,6 +260,12 @@ class Results:
             )
             for points in zip(*curves, strict=False)
         ]
+
+    def sample_counts(self, task: str, temperature: str) -> list[int]:
+        """Return the numbers k for which every run on a task has a pass@k at a temperature."""
+        runs = [run for method in self.methods(task) for run in self.runs(task, method).values()]
+        known = [{int(k) for k in run.get("pass_at", {}).get(temperature, {})} for run in runs]
+        return sorted(set.intersection(*known)) if known else []
 
     def decoding(self, task: str, method: str) -> list[tuple[int, Mean]]:
         """Return the greedy accuracy at each number of denoising steps."""
