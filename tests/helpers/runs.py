@@ -63,9 +63,12 @@ OWN_SETTINGS: dict[str, tuple[str, ...]] = {
 """Overrides that the run of a method adds: its own options at this size, or settings under which its reward rises."""
 
 SWITCHES: dict[str, tuple[str, ...]] = {
+    "diffu_grpo-strata": ("method={type: diffu_grpo, num_strata: 4}",),
     "egspo-ibro": ("method={type: egspo, num_selected: 2, entropy_weight: 0.2}",),
     "egspo-rlpt": ("method={type: egspo, num_selected: 2, beta: 0.04}", "sampler.top_k=8"),
     "egspo-dppo": ("method={type: egspo, num_selected: 2, trust_region: divergence}",),
+    "gdsd-tlc": ("method={type: gdsd, centred: true, beta: 0, epsilon: 0}",),
+    "rldf-unbiased": ("method={type: rldf, num_selected: 2, step_choice: surprisal_sampled, targets: step}",),
     "step_merge-tv": ("method={type: step_merge, num_segments: 4, trust_region: divergence, divergence: tv}",),
 }
 """Published works that are settings of a method, with their overrides. A name is that of a file in tests/golden."""

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from scipy.stats import binomtest
+from scipy.stats import binomtest, chisquare
 
 from tests.helpers.mean_field import EXACT, OneUpdate, PromptToy, scored, surrogate_gradient, token_logprobs
 from tests.helpers.messages import raises
@@ -15,7 +15,8 @@ from tests.helpers.regions import REGION
 from tests.helpers.toy import distance, expected_gradient
 from unmask.core.config import SamplerConfig
 from unmask.core.errors import ConfigError
-from unmask.core.records import GIVEN, Needs, Rollout
+from unmask.core.records import GIVEN, Needs, Rollout, Views
+from unmask.functional.masking import strata
 from unmask.methods import METHODS
 from unmask.methods.diffu_grpo import DiffuGRPO
 
@@ -30,6 +31,7 @@ def test_the_defaults_are_the_published_settings():
     assert METHODS["diffu_grpo"]().model_dump() == {
         "type": "diffu_grpo",
         "prompt_mask_ratio": 0.15,
+        "num_strata": 1,
         "baseline": "group_mean",
         "epsilon": 0.5,
         "epsilon_high": 0.5,
@@ -259,3 +261,58 @@ def test_chunks_of_views_give_the_whole_gradient(lively, tmp_path):
     runs = [update(DiffuGRPO(beta=0.0), f"views_per_forward={n}", rollout=rollout) for n in (256, 5, 1)]
     for _, gradient in runs[1:]:
         assert distance(gradient, runs[0][1]) < 1e-5
+
+
+# Strata
+
+
+def test_strata_cover_each_position_once_and_differ_in_size_by_at_most_one():
+    is_maskable = torch.arange(7) < torch.tensor([7, 5, 2, 0]).repeat(50).unsqueeze(-1)
+    masks = strata(is_maskable, 3, torch.Generator().manual_seed(0))
+    assert torch.equal(masks.sum(1), is_maskable.long())
+    assert (masks.sum(-1).amax(-1) - masks.sum(-1).amin(-1) <= 1).all()
+    with pytest.raises(ValueError, match="num_strata must be at least 1; got 0"):
+        strata(is_maskable, 0, torch.Generator())
+
+
+def test_all_divisions_into_strata_are_equally_likely():
+    masks = strata(torch.ones(6000, 3, dtype=torch.bool), 2, torch.Generator().manual_seed(0))
+    alone = (masks[:, 1] * torch.arange(3)).sum(-1)
+    assert torch.equal(masks.sum(-1), torch.tensor([[2, 1]]).expand(6000, -1))
+    assert chisquare(torch.bincount(alone, minlength=3)).pvalue > 1e-3
+    assert chisquare(torch.bincount(alone, minlength=3), [1800, 1800, 2400]).pvalue < 1e-6, "the comparison can fail"
+
+
+def test_each_stratum_is_a_view_with_the_others_visible_and_the_same_prompt(toy):
+    _, rollout = long_prompts(toy)
+    views = DiffuGRPO(num_strata=2).plan(rollout, torch.Generator().manual_seed(0))
+    whole = DiffuGRPO().plan(rollout, torch.Generator().manual_seed(0))
+    covered = torch.zeros(whole.target.shape, dtype=torch.long).index_add(0, views.row, views.target.long())
+    assert torch.equal(covered, whole.target.long())
+    beyond = whole.hidden & ~whole.target
+    assert torch.equal(views.hidden, views.target | beyond[views.row]), "what follows the end is masked too"
+    assert torch.equal(views.prompt_hidden, whole.prompt_hidden[views.row])
+    assert torch.equal(views.weight, whole.weight[views.row])
+    assert views.target.any(-1).all()
+
+
+@pytest.mark.parametrize(("num_strata", "sets"), [(2, [[0, 1], [0, 2], [1, 2], [0], [1], [2]]), (3, [[0], [1], [2]])])
+def test_its_gradient_is_that_of_each_token_given_the_other_strata(toy, num_strata, sets):
+    small = toy(order="left_to_right")
+    paths = small.paths()
+    rollout, weight = small.groups(paths, 2)
+    masks = torch.stack([torch.zeros(3, dtype=torch.bool).index_fill(0, torch.tensor(s), True) for s in sets])
+    # Two strata of three positions: each of three divisions is equally likely.
+    chance = 1 / 3 if num_strata == 2 else 1.0
+    num_rows = len(rollout.reward)
+    hidden, row = masks.repeat(num_rows, 1), torch.arange(num_rows).repeat_interleave(len(sets))
+    of_each = torch.full((len(row),), chance / 3, dtype=torch.float64)
+    estimate = expected_gradient(
+        small, method(num_strata=num_strata), rollout, weight, views=Views(row, hidden, hidden, of_each, row * 0)
+    )
+    value = sum(chance * (token_logprobs(small, paths, mask) * mask).sum(-1) for mask in masks) / 3
+    torch.testing.assert_close(estimate, surrogate_gradient(small, paths, value), **EXACT)
+    mean_field = surrogate_gradient(small, paths, token_logprobs(small, paths, torch.ones(3).bool()).sum(-1) / 3)
+    assert distance(estimate, mean_field) > 0.1, "it is not the mean field"
+    seen = {tuple(mask) for mask in method(num_strata=num_strata).plan(rollout, torch.Generator()).hidden.tolist()}
+    assert seen == {tuple(mask) for mask in masks.tolist()}

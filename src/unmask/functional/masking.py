@@ -153,6 +153,42 @@ def block_masks(
     return masked | later, before
 
 
+def strata(
+    is_maskable: Bool[Tensor, "B L"], num_strata: int, generator: torch.Generator
+) -> Bool[Tensor, "B {num_strata} L"]:
+    """Divide the maskable positions of each row at random into strata of nearly equal size.
+
+    If each stratum is masked alone, every token is predicted once, with the tokens of all other
+    strata as context (DACA-GRPO, arXiv:2605.16342). One stratum is the mean field of d1, and as many
+    strata as positions give the pseudo-likelihood.
+
+    Args:
+        is_maskable: [B, L] bool, True at n positions.
+        num_strata: number of strata S >= 1.
+        generator: source of randomness.
+
+    Returns:
+        [B, S, L] bool. Each maskable position is in one stratum, and the sizes of two strata of a
+        row differ by at most one; strata are empty if n < S.
+
+    Raises:
+        ValueError: num_strata is below 1.
+
+    Example:
+        >>> masks = strata(torch.ones(1, 5, dtype=torch.bool), 2, torch.Generator().manual_seed(0))
+        >>> masks.sum(-1), masks.sum(1)
+        (tensor([[3, 2]]), tensor([[1, 1, 1, 1, 1]]))
+    """
+    if num_strata < 1:
+        raise ValueError(f"strata: num_strata must be at least 1; got {num_strata}")
+    noise = torch.rand(is_maskable.shape, generator=generator, dtype=torch.float64).to(is_maskable.device)
+    rank = noise.masked_fill(~is_maskable, 2.0).argsort(-1).argsort(-1)
+    number = rank * num_strata // is_maskable.sum(-1, keepdim=True).clamp(min=1)
+    return (number.unsqueeze(1) == torch.arange(num_strata, device=rank.device).unsqueeze(-1)) & is_maskable.unsqueeze(
+        1
+    )
+
+
 def masks_by_block(
     masks: Bool[Tensor, "B M L"], is_maskable: Bool[Tensor, "B L"], block_length: int
 ) -> tuple[Bool[Tensor, "B K L"], Bool[Tensor, "B K L"]]:

@@ -18,9 +18,9 @@ from torch import Tensor
 
 from unmask.core.records import LossInputs, LossOutput, Needs, Rollout, Views
 from unmask.functional.advantage import group_advantage
-from unmask.functional.masking import token_mean_weight
+from unmask.functional.masking import strata, token_mean_weight
 from unmask.methods.ratio import RatioMethod
-from unmask.methods.views import mean_field_views, scored_tokens
+from unmask.methods.views import mean_field_views, scored_tokens, text_views
 
 
 class DiffuGRPO(RatioMethod):
@@ -30,6 +30,10 @@ class DiffuGRPO(RatioMethod):
     prompt_mask_ratio: float = Field(0.15, ge=0, le=1)
     """Probability of masking a prompt token; 0 masks none. The default is that of the paper and the
     released code."""
+    num_strata: int = Field(1, ge=1)
+    """Number S of random parts of a completion that are masked in turn, each in a view of its own
+    with the other parts visible. With 1, as in the paper, the whole completion is masked at once;
+    more parts are the stratified masking of DACA-GRPO (arXiv:2605.16342)."""
     baseline: Literal["group_mean", "leave_one_out"] = "group_mean"
     """Baseline of the group, without division by its standard deviation. The default is that of the
     released code; the leave-one-out advantage is G / (G - 1) times as large."""
@@ -50,7 +54,7 @@ class DiffuGRPO(RatioMethod):
         "the gradient of a mean-field likelihood weighted by advantage, divided by the batch's number of tokens; not the policy "
         "gradient, in which tokens depend on each other"
     )
-    cost: ClassVar[str] = "1 f+b (+ 1 f old, 1 f reference) in each iteration"
+    cost: ClassVar[str] = "S f+b (+ S f old, S f reference) in each iteration, S = 1 as published"
     penalties: ClassVar[tuple[str, ...] | None] = ("beta",)
     on_path: ClassVar[bool] = False
     fresh_views: ClassVar[bool] = True
@@ -60,10 +64,20 @@ class DiffuGRPO(RatioMethod):
         return Needs(reference="logprob" if self.beta else "none")
 
     def plan(self, rollout: Rollout, generator: torch.Generator) -> Views:
-        """Plan one fully masked view of each completion, with weight B divided by the number of
-        tokens in the batch."""
-        weight = token_mean_weight(scored_tokens(rollout.trajectory).sum(-1))
-        return mean_field_views(rollout.trajectory, weight, self.prompt_mask_ratio, generator)
+        """Plan one fully masked view of each completion, or one for each stratum of its tokens, with
+        weight B divided by the number of tokens in the batch. The prompt is masked alike in all
+        views of a completion."""
+        path = rollout.trajectory
+        target = scored_tokens(path)
+        weight = token_mean_weight(target.sum(-1))
+        views = mean_field_views(path, weight, self.prompt_mask_ratio, generator)
+        if self.num_strata == 1:
+            return views
+        masks, prompt = strata(target, self.num_strata, generator), views.prompt_hidden
+        if prompt is not None:
+            prompt = prompt.unsqueeze(1).expand(-1, self.num_strata, -1)
+        parts = text_views(path, masks, weight.unsqueeze(-1).expand(-1, self.num_strata), prompt)
+        return parts.take(parts.target.any(-1))
 
     def advantage(self, rollout: Rollout) -> Float[Tensor, "B *K"]:
         """Return the reward r minus the baseline of the group."""
