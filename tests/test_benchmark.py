@@ -197,7 +197,7 @@ def test_the_table_of_cached_rollouts_pairs_seeds(tmp_path: Path, monkeypatch: p
 
 def test_the_variants_of_cached_rollouts_differ_in_cache_and_correction() -> None:
     recipes = [load_recipe(cached.RECIPE, (*cached.SETTINGS, *changes)) for changes in cached.VARIANTS.values()]
-    found = [(r.sampler.cache, r.behaviour.weighted(r.method, r.sampler)) for r in recipes]
+    found = [(r.sampler.cache, r.weighted_level) for r in recipes]
     assert found == [("off", None), ("prefix", None), ("prefix", "step"), ("dual", None), ("dual", "step")]
 
 

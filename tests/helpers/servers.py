@@ -19,9 +19,9 @@ from unmask.sampling.remote.served import ServedModel
 
 
 @contextmanager
-def running(app: ASGIApp) -> Iterator[str]:
+def running(app: ASGIApp, port: int = 0) -> Iterator[str]:
     """Run an ASGI application on the loopback, in a thread, and yield its address."""
-    bound = listening_socket("127.0.0.1", 0)
+    bound = listening_socket("127.0.0.1", port)
     config = uvicorn.Config(app, log_level="error", lifespan="off", ws="none", http="h11", timeout_graceful_shutdown=1)
     server = uvicorn.Server(config)
     thread = threading.Thread(target=server.run, kwargs={"sockets": [bound]}, daemon=True)

@@ -27,6 +27,13 @@ def exchanges(path: Trajectory, rewards: list[float] | None = None, *, logprobs:
         end = (last // sampler.block + 1) * sampler.block
         tokens = path.tokens[row, :end].tolist()
         is_over = path.eos_id in tokens
+        blocks = [steps[start : start + sampler.block] for start in range(0, end, sampler.block)]
+        firsts = [min(block) if sampler.is_adaptive else i * per_block for i, block in enumerate(blocks)]
+        step_maps = [
+            0 if step == sampler.steps else step - first + 1
+            for first, block in zip(firsts, blocks, strict=True)
+            for step in block
+        ]
         meta = {
             "id": f"{row:032x}",
             "finish_reason": {"type": "stop", "matched": path.eos_id} if is_over else {"type": "length", "length": end},
@@ -35,7 +42,7 @@ def exchanges(path: Trajectory, rewards: list[float] | None = None, *, logprobs:
             "completion_tokens": end,
             "cached_tokens": 0,
             "e2e_latency": 0.1,
-            "step_maps": [0 if step == sampler.steps else step % per_block + 1 for step in steps[:end]],
+            "step_maps": step_maps,
         }
         if logprobs:
             values = path.logprob[row, :end].tolist()

@@ -32,12 +32,12 @@ def recipe(method: dict[str, Any], **behaviour: Any) -> TrainRecipe:
 
 def weighted(method: dict[str, Any], **behaviour: Any) -> str | None:
     chosen = recipe(method, **behaviour)
-    return chosen.behaviour.weighted(chosen.method, chosen.sampler)
+    return chosen.weighted_level
 
 
 def measured(method: dict[str, Any], **behaviour: Any) -> str | None:
     chosen = recipe(method, **behaviour)
-    return chosen.behaviour.measured(chosen.method, chosen.sampler)
+    return chosen.measured_level
 
 
 @pytest.mark.parametrize("method", [TOKENS, STEPS, COMPLETIONS, PAIRS], ids=str)

@@ -93,6 +93,12 @@ def import_rollouts_(
         int | None, typer.Option(min=1, help="Number of denoising steps; default as many as the answers need.")
     ] = None,
     order: Order = "low_confidence",
+    schedule: Annotated[
+        str,
+        typer.Option(
+            help="Rule for the number of positions that a step of the engine commits, such as threshold=0.95."
+        ),
+    ] = "fixed",
     block_length: Annotated[
         int | None,
         typer.Option(min=1, help="Block length of the engine; default the model's, or the whole completion."),
@@ -111,7 +117,7 @@ def import_rollouts_(
     from unmask.models.device import default_device
     from unmask.recipes.load import make_task
     from unmask.rewards.scorer import Scorer
-    from unmask.trainer.imported import import_rollouts, steps_taken
+    from unmask.trainer.imported import import_rollouts
 
     file, output = file.expanduser(), output.expanduser()
     if output.suffix != ".safetensors":
@@ -126,6 +132,7 @@ def import_rollouts_(
         scorer,
         num_steps=steps,
         order=order,
+        schedule=schedule,
         block_length=block_length,
         seed=seed,
         batch_size=batch_size,
@@ -133,7 +140,7 @@ def import_rollouts_(
     done.saved.save(output)
     path, found = done.saved.rollout.trajectory, done.found
     say(f"rows read: {len(path)}, in groups of {found.group_size}")
-    say(f"denoising steps: {steps_taken(path):.2f} of {path.num_steps} on average")
+    say(f"denoising steps: {float(path.steps_taken.float().mean()):.2f} of {path.num_steps} on average")
     if found.num_tested:
         say(
             f"tokens that are not the most likely one: {found.other_share:.1%} of {found.num_tested} that can be tested"

@@ -60,6 +60,11 @@ class RolloutError(UnmaskError):
     trained."""
 
 
+class EngineError(UnmaskError):
+    """Error in a rollout engine outside this process: a server that does not answer, or an answer
+    that cannot be used."""
+
+
 class RewardError(UnmaskError):
     """Error in a reward function that raised an exception, did not return in time, or returned
     something other than a list of rewards."""

@@ -22,8 +22,9 @@ class BehaviourConfig(Config):
     level: Literal["auto", "off", "token", "step", "sequence"] = "auto"
     """Unit whose ratio is the weight: one token, all tokens of a denoising step, or the whole
     completion, which takes a forward pass for each denoising step. `auto` looks only at the cache
-    of the sampler: without stale keys and values it is `off`, even if rounding differs between
-    rollouts and updates; otherwise it is the unit of the method's own ratio."""
+    of the sampler and at `rollout_engine.max_staleness`: without stale keys and values, and with
+    the weights of the step, it is `off`, even if rounding differs between rollouts and updates;
+    otherwise it is the unit of the method's own ratio."""
     cap: float = Field(2.0, ge=0)
     """Upper bound of a weight, at least 1; 0 sets no bound. Truncation lowers the variance and
     biases the gradient. The default is that of verl."""
@@ -56,15 +57,20 @@ class BehaviourConfig(Config):
             )
         return band
 
-    def weighted(self, method: Method, sampler: SamplerConfig) -> Level | None:
+    def weighted(self, method: Method, sampler: SamplerConfig, is_exact: bool) -> Level | None:
         """Return the level of the weights; None for no weights.
+
+        Args:
+            method: method of the recipe.
+            sampler: settings of the rollouts.
+            is_exact: True if rollouts are sampled exactly from the old policy.
 
         Raises:
             ConfigError: the method cannot be weighted at this level, or the level has to be chosen
                 because the only one is expensive.
         """
         levels = method.behaviour_levels(sampler)
-        if self.level == "off" or (self.level == "auto" and sampler.is_exact):
+        if self.level == "off" or (self.level == "auto" and is_exact):
             return None
         if method.reads().anchor == "rollout":
             if self.level == "auto":
@@ -76,7 +82,7 @@ class BehaviourConfig(Config):
         if self.level == "auto":
             if levels[0] == "sequence":
                 raise ConfigError(
-                    f"rollouts with these sampler settings are approximate, and {method.type} can be corrected only by whole "
+                    f"rollouts with these settings are approximate, and {method.type} can be corrected only by whole "
                     f"completions, which takes {sampler.steps} more forward passes for each. Set behaviour.level = sequence "
                     "for that, or behaviour.level = off to train without a correction."
                 )
@@ -85,16 +91,17 @@ class BehaviourConfig(Config):
             raise ConfigError(f"behaviour.level = {self.level} is not possible for {method.type}: {_possible(levels)}")
         return self.level
 
-    def measured(self, method: Method, sampler: SamplerConfig) -> Level | None:
+    def measured(self, method: Method, sampler: SamplerConfig, is_exact: bool) -> Level | None:
         """Return the level at which the ratios are measured: that of the weights, or without
         weights that of the method's own ratio. Return None if nothing has to be measured, or if it
-        would take forward passes that the method does not make.
+        would take forward passes that the method does not make. The arguments are those of
+        `weighted`.
 
         Raises:
             ConfigError: `max_ratio` is set, but nothing is measured.
         """
-        level = self.weighted(method, sampler)
-        if level is None and (self.max_ratio or not sampler.is_exact):
+        level = self.weighted(method, sampler, is_exact)
+        if level is None and (self.max_ratio or not is_exact):
             own = method.behaviour_levels(sampler)[0]
             level = own if own in ("token", "step") else None
         if self.max_ratio and level is None:

@@ -13,9 +13,11 @@ from pydantic import Field, SerializeAsAny, ValidationError, WrapValidator, fiel
 
 from unmask.core.by_path import is_path, load_callable
 from unmask.core.config import Config, EvalConfig, LoraConfig, Named, OptimConfig, SamplerConfig
+from unmask.functional.behaviour import Level
 from unmask.methods import METHODS, Method
 from unmask.models.tiny import TinyConfig
 from unmask.recipes.behaviour import BehaviourConfig
+from unmask.recipes.engine import EngineConfig
 from unmask.recipes.keys import TABLES, find_class
 from unmask.tasks import TASKS, Task
 
@@ -137,6 +139,8 @@ class TrainRecipe(RunRecipe):
     evaluation are set separately."""
     behaviour: BehaviourConfig = BehaviourConfig()
     """Correction for rollouts that are not sampled exactly from the policy."""
+    rollout_engine: EngineConfig = EngineConfig()
+    """Place where rollouts and evaluations are sampled."""
     evaluation: EvalConfig = EvalConfig()
     """Evaluation during the run."""
     max_steps: int = Field(200, ge=1)
@@ -222,6 +226,21 @@ class TrainRecipe(RunRecipe):
             return value
         raise ValueError(f"{value!r} is not a valid limit. Set a number of tokens above 0, auto or null.")
 
+    @property
+    def weighted_level(self) -> Level | None:
+        """Level at which rollouts are weighted; see `BehaviourConfig.weighted`."""
+        return self.behaviour.weighted(self.method, self.sampler, self._is_exact)
+
+    @property
+    def measured_level(self) -> Level | None:
+        """Level at which rollouts are compared with the old policy; see `BehaviourConfig.measured`."""
+        return self.behaviour.measured(self.method, self.sampler, self._is_exact)
+
+    @property
+    def _is_exact(self) -> bool:
+        """True if rollouts are sampled exactly from the old policy, up to rounding."""
+        return self.sampler.is_exact and not self.rollout_engine.max_staleness
+
     def evaluation_sampler(self, temperature: float) -> SamplerConfig:
         """Return the sampler of the evaluations at a temperature."""
         steps = self.evaluation.num_steps or self.sampler.num_steps
@@ -238,7 +257,8 @@ class TrainRecipe(RunRecipe):
                 "leave it out; evaluations then take as many steps as rollouts."
             ) from None
         self.method.check(self.sampler, self.num_generations)
-        self.behaviour.measured(self.method, self.sampler)
+        _ = self.measured_level
+        _check_engine(self)
         if not self.sampler.temperature:
             raise ValueError(
                 "sampler.temperature = 0 makes all completions of a prompt equal, so there is nothing to compare. "
@@ -274,6 +294,37 @@ class TrainRecipe(RunRecipe):
                 "Give one weight for each function."
             )
         return self
+
+
+def _check_engine(recipe: TrainRecipe) -> None:
+    """Refuse settings that servers cannot sample with.
+
+    Raises:
+        ValueError: names the setting.
+    """
+    engine, sampler = recipe.rollout_engine, recipe.sampler
+    if engine.type == "local":
+        return
+    if is_path(sampler.order):
+        raise ValueError(
+            f"sampler.order = {sampler.order} is code of yours, which a server does not run. Use an order of the package, or "
+            "rollout_engine.type = local."
+        )
+    if recipe.lora is not None and recipe.lora.quantize != "none":
+        raise ValueError(
+            "lora.quantize = 4bit does not work with rollout_engine.type = http: a server merges the adapter into whole weights, "
+            "which differ from the quantized ones. Set one of the two to its default."
+        )
+    if engine.max_staleness and recipe.refill_rounds:
+        raise ValueError(
+            f"refill_rounds = {recipe.refill_rounds} does not fit rollout_engine.max_staleness = 1: extra rollouts would "
+            "have newer weights than the groups that they replace. Set one of the two to 0."
+        )
+    if engine.server == "sglang" and (sampler.guidance or sampler.cache != "off" or sampler.order == "plackett_luce"):
+        raise ValueError(
+            "server = sglang has no guidance, no approximate cache and no order that draws positions. Use the defaults of "
+            "sampler.guidance, sampler.cache and sampler.order, or unmask serve."
+        )
 
 
 class PretrainRecipe(RunRecipe):

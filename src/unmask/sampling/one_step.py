@@ -4,13 +4,15 @@ computed afterwards by full forward passes."""
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
 from unmask.core.denoising import DenoiserLike
-from unmask.core.records import Branches, Trajectory
+from unmask.core.records import Branches, Needs, Trajectory
 from unmask.functional.masking import compact_columns
+from unmask.functional.selection import selected_path_steps
 from unmask.sampling.branches import one_step_branches
 from unmask.sampling.predict import predict
 from unmask.sampling.step_outputs import Proposer
@@ -68,6 +70,27 @@ def completions_of(
     for at in zip(row.split(batch_size), slot.split(batch_size), strict=True):
         completions[at] = _completions(denoiser, trajectory.rows(at[0]), steps[at], branches)
     return completions
+
+
+def with_completions(denoiser: DenoiserLike, path: Trajectory, needs: Needs, *, batch_size: int = 256) -> Trajectory:
+    """Return a trajectory with the one-step completions and branches of its selected steps, with
+    one full forward pass per state.
+
+    Args:
+        denoiser: policy that sampled the paths, in evaluation mode.
+        path: B paths.
+        needs: rule of the selection, and settings of the branches.
+        batch_size: maximum number of states in a forward pass.
+    """
+    is_eos = path.tokens == path.eos_id
+    steps = selected_path_steps(needs.selection, path.unmask_step, path.entropy, is_eos, path.seed, path.num_steps)
+    completions = completions_of(denoiser, path, steps, needs.branches, batch_size=batch_size)
+    return replace(
+        path,
+        selected_step=steps.int(),
+        one_step_tokens=completions[:, :, 0],
+        branch_tokens=completions[:, :, 1:] if needs.branches else None,
+    )
 
 
 def _completions(denoiser: DenoiserLike, path: Trajectory, step: Tensor, branches: Branches | None) -> Tensor:

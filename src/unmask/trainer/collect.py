@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -95,6 +95,16 @@ def check_rewards(scorer: Scorer, method: Method) -> None:
         scorer.check_unfinished(method.type)
 
 
+@dataclass(frozen=True, slots=True)
+class Sampled:
+    """Completions of a training step that have no rewards yet."""
+
+    rows: list[Row]
+    """One example for each completion."""
+    trajectory: Trajectory
+    """Paths of the completions."""
+
+
 class Collector:
     """Samples and scores the completions of a training step. `Learner` does the second half of the step.
 
@@ -108,19 +118,19 @@ class Collector:
         self.engine, self.scorer, self.recipe = engine, scorer, recipe
         self.needs = recipe.method.needs()
 
-    def collect(self, rows: Sequence[Row], step: int, share: slice, tally: Tally, *, refill: int = 0) -> Rollout:
-        """Return the scored rollout of this rank's completions; see `check_sharing`.
+    def collect(self, rows: Sequence[Row], step: int, share: slice, tally: Tally) -> Rollout:
+        """Return the scored rollout of this rank's completions; see `sample` and `score`."""
+        return self.score(self.sample(rows, step, share), tally)
+
+    def sample(self, rows: Sequence[Row], step: int, share: slice, *, refill: int = 0) -> Sampled:
+        """Return this rank's completions; see `check_sharing`.
 
         Args:
             rows: examples of the training step, for all ranks.
             step: index of the training step, from 0.
             share: slice of the completions that this rank owns, at least one.
-            tally: object to which the metrics are added.
             refill: 0 for the rollout of the step, or the number of an extra rollout, which has other
                 random draws.
-
-        Raises:
-            RewardError: a reward function failed.
         """
         rows = [row for row in rows for _ in range(self.recipe.num_generations)]
         # Every rank draws the seeds of all ranks, so that the number of ranks does not change a
@@ -128,7 +138,19 @@ class Collector:
         purpose = ("rollout", step, "refill", refill) if refill else ("rollout", step)
         seeds = row_seeds(len(rows), named_generator(self.recipe.seed, *purpose))
         own = rows[share]
-        trajectory = self._rollout(own, seeds[share])
+        return Sampled(own, self._rollout(own, seeds[share]))
+
+    def score(self, sampled: Sampled, tally: Tally) -> Rollout:
+        """Return the rollout of sampled completions with their rewards.
+
+        Args:
+            sampled: completions of this rank.
+            tally: object to which the metrics are added.
+
+        Raises:
+            RewardError: a reward function failed.
+        """
+        own, trajectory = sampled.rows, sampled.trajectory
         # A call of its own scores the finished completions, so that a reward function sees whole
         # groups.
         scores = self.scorer(own, decode(self.engine.tokenizer, trajectory.tokens))

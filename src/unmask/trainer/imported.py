@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from unmask.core.errors import DataError
-from unmask.core.records import Rollout, Trajectory
+from unmask.core.records import Rollout
 from unmask.models import Policy
 from unmask.rewards.scorer import Scorer
 from unmask.runs.saved_rollouts import SavedRollout
@@ -62,12 +62,6 @@ def import_rollouts(file: Path, policy: Policy, scorer: Scorer | None = None, **
         pieces_of(policy.tokenizer, rollout),
     )
     return ImportedRollout(saved, found)
-
-
-def steps_taken(path: Trajectory) -> float:
-    """Return the mean number of denoising steps of a completion that committed a token."""
-    steps = torch.arange(path.num_steps)
-    return float((path.unmask_step.cpu().unsqueeze(-1) == steps).any(1).sum(-1).float().mean())
 
 
 def _check_rewards(file: Path, recorded: Sequence[Recorded], scorer: Scorer | None) -> None:

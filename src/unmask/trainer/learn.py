@@ -155,10 +155,10 @@ class Learner:
         """Prepare the comparison with the behaviour policy, and compare whole completions if that
         is the level. Return None if nothing is compared."""
         recipe, path = self.recipe, rollout.trajectory
-        level = recipe.behaviour.measured(recipe.method, recipe.sampler)
+        level = recipe.measured_level
         if level is None:
             return None
-        is_weighted = recipe.behaviour.weighted(recipe.method, recipe.sampler) is not None
+        is_weighted = recipe.weighted_level is not None
         comparison = Comparison(recipe.behaviour, level, is_weighted, path, self.ranks, tally)
         if self.passes.rescored == "path":
             # A completion of advantage 0 needs no weight, unless the weight is a part of the mean.

@@ -58,6 +58,7 @@ class Trainer:
         member = Member(recipe, "runs/train")
         self.accelerator = member.accelerator
         self.example, self.engine = example, engine
+        self._training: TrainingSteps | None = None
         with member.set_up():
             self._set_up(member, recipe, reward_funcs, resume=resume, observe=observe)
 
@@ -128,9 +129,11 @@ class Trainer:
             return self.session.run(self._steps)
         finally:
             self.scorer.close()
+            if self._training is not None:
+                self._training.close()
 
     def _steps(self) -> TrainingSteps:
-        return TrainingSteps(
+        self._training = TrainingSteps(
             self.session,
             self.recipe,
             self.scorer,
@@ -141,6 +144,7 @@ class Trainer:
             self.engine,
             self.example,
         )
+        return self._training
 
     def _card(self, lines: list[dict[str, Any]], notes: list[str]) -> str:
         return training_card(self.recipe, lines, self.folder.data, self.eval_rows, self.denoiser, notes)

@@ -63,7 +63,7 @@ class UpdatePasses:
         if self.num_updates == 1:
             return False
         recipe = self.recipe
-        is_measured = recipe.behaviour.measured(recipe.method, recipe.sampler) is not None
+        is_measured = recipe.measured_level is not None
         return is_measured or recipe.method.reads().anchor == "old"
 
     @property
@@ -82,7 +82,7 @@ class UpdatePasses:
         behaviour policy: nothing, the views, or every state of the path. Without this pass the
         comparison uses the log-probabilities of the loss."""
         recipe = self.recipe
-        level = recipe.behaviour.measured(recipe.method, recipe.sampler)
+        level = recipe.measured_level
         if level == "sequence":
             return "path"
         is_other = level is not None and recipe.logprob_temperature != "sampling"
@@ -92,8 +92,7 @@ class UpdatePasses:
     def averages_weights(self) -> bool:
         """True if the weights of views are divided by their mean. All views have to be scored before
         the first update then, also those without a gradient."""
-        behaviour = self.recipe.behaviour
-        return behaviour.normalise and behaviour.weighted(self.recipe.method, self.recipe.sampler) in ("token", "step")
+        return self.recipe.behaviour.normalise and self.recipe.weighted_level in ("token", "step")
 
     def is_kept(self, advantage: Tensor) -> Tensor:
         """Return [N] bool, False for the views that are left out because they have no gradient.

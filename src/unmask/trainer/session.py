@@ -242,7 +242,7 @@ class Session:
         """
         self.progress.begin(step, "writing best/")
         has_adapters = self.policy.adapters is not None
-        weights = self.state.adapter_weights() if has_adapters else self._whole_weights()
+        weights = self.state.adapter_weights() if has_adapters else self.whole_weights()
         with self.ranks.agreed():
             if self.folder.is_main:
                 with self._written(self.folder.best) as folder:
@@ -257,7 +257,7 @@ class Session:
         weights may be sharded."""
         best = self.folder.best
         self.progress.begin(last, "writing final/")
-        weights = self._whole_weights()
+        weights = self.whole_weights()
         with self.ranks.agreed():
             if self.folder.is_main:
                 with self._written(self.folder.final) as folder:
@@ -271,7 +271,7 @@ class Session:
                 with self._written(best) as folder:
                     self.policy.save(folder, weights, adapter, self.progress.alive)
 
-    def _whole_weights(self) -> dict[str, Tensor] | None:
+    def whole_weights(self) -> dict[str, Tensor] | None:
         """Gather the weights in the precision of the run; see `RunState.whole_weights`."""
         return self.state.whole_weights(weights_dtype(self.accelerator.device, self.recipe.precision))
 

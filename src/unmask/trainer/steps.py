@@ -5,24 +5,33 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from functools import partial
+from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
+from unmask.core.errors import ConfigError
 from unmask.core.records import Rollout, Row, Views
 from unmask.evaluation.evaluate import evaluate
 from unmask.functional.noise import named_generator
-from unmask.models import Policy
+from unmask.models import Denoiser, Policy
 from unmask.recipes.schema import TrainRecipe
 from unmask.rewards.scorer import Scorer
 from unmask.runs.metrics import EvaluationPoint
 from unmask.sampling.encoding import decode
 from unmask.sampling.engine import BatchLimits, LocalEngine, RolloutEngine
+from unmask.sampling.remote.client import Patience, Server
+from unmask.sampling.remote.engine import HttpEngine
+from unmask.sampling.remote.servers import Servers
+from unmask.trainer.ahead import Rollouts
 from unmask.trainer.best import best_in, better, validation_accuracy
 from unmask.trainer.collect import Collector, describe_groups, entropy_by_step, prompts_of_step
 from unmask.trainer.learn import Learner
 from unmask.trainer.metrics import Tally, TokenPasses
+from unmask.trainer.published_weights import PublishedWeights
 from unmask.trainer.recorder import RolloutRecorder, selected_by_step
 from unmask.trainer.refill import SignalWatch, further_prompts, refilled
 from unmask.trainer.rollout_weights import RolloutWeights
@@ -59,6 +68,7 @@ class TrainingSteps:
     ) -> None:
         self.session, self.recipe, self.scorer, self.meter, self.example = session, recipe, scorer, meter, example
         self.rows, self.eval_rows = rows, eval_rows
+        self.servers: Servers | None = None
         trained, folder, ranks = session.policy, session.folder, session.ranks
         self.progress, self.ranks, self.denoiser = session.progress, ranks, trained.denoiser
         self.expert_use = trained.expert_use
@@ -66,11 +76,23 @@ class TrainingSteps:
         policy = Policy(trained.denoiser, trained.tokenizer)
         weights = partial(rollout_weights.opened, session.state.holder, ranks)
         budget = find_token_budget(recipe, trained, session.accelerator, list(rows), folder.path, ranks, weights)
+        limits = (recipe.rollout_batch_size, recipe.evaluation.batch_size)
+        if engine is None and recipe.rollout_engine.type == "http":
+            self.servers = servers_of(session, recipe)
         self.engine, self.evaluation_engine = (
-            engine or LocalEngine(policy, BatchLimits(size, budget.rollout), weights)
-            for size in (recipe.rollout_batch_size, recipe.evaluation.batch_size)
+            engine or self._engine(policy, BatchLimits(size, budget.rollout), weights) for size in limits
         )
         self.collector = Collector(self.engine, scorer, recipe)
+        self.rollouts = Rollouts(
+            self.collector,
+            trained.denoiser,
+            lambda step: prompts_of_step(rows, step, recipe.num_prompts, recipe.seed),
+            self._share,
+            meter,
+            recipe.max_steps,
+            is_ahead=self.servers is not None and recipe.rollout_engine.max_staleness > 0,
+            alive=session.progress.alive,
+        )
         self.recorder = RolloutRecorder(recipe, policy, scorer, meter, folder, ranks, budget.rollout)
         (optimizer,) = session.optimizers
         self.learner = Learner(
@@ -93,8 +115,7 @@ class TrainingSteps:
         if self.expert_use is not None:
             self.expert_use.take()
         started = time.perf_counter()
-        rows = prompts_of_step(self.rows, index, self.recipe.num_prompts, self.recipe.seed)
-        rollout, rows = self._collect(rows, index, tally)
+        rollout, rows = self._collect(index, tally)
         collected = time.perf_counter()
         times = self.recorder.before_update(rollout, rows, index + 1)
         updating = time.perf_counter()
@@ -119,10 +140,26 @@ class TrainingSteps:
             metrics = self._evaluation(step)
         return metrics | self._save_best(step, metrics)
 
-    def _collect(self, rows: list[Row], index: int, tally: Tally) -> tuple[Rollout, list[Row]]:
+    def close(self) -> None:
+        """Close the connections to servers, if there are any, and remove the weights written for
+        them."""
+        if self.servers is not None:
+            self.servers.close()
+
+    def _engine(
+        self, policy: Policy, limits: BatchLimits, weights: Callable[[], AbstractContextManager[Denoiser]]
+    ) -> RolloutEngine:
+        """Return the engine of the recipe."""
+        if self.servers is not None:
+            return HttpEngine(policy, self.servers, limits, weights)
+        return LocalEngine(policy, limits, weights)
+
+    def _collect(self, index: int, tally: Tally) -> tuple[Rollout, list[Row]]:
         """Return the rollout of all ranks, and the example of each of its groups."""
-        recipe = self.recipe
+        recipe, rows = self.recipe, self.rollouts.rows(index)
         rollout = self._sampled(rows, index, tally)
+        if recipe.rollout_engine.max_staleness:
+            tally.add("rollout/staleness", float(index - rollout.trajectory.policy_version))
         describe_groups(rollout, tally)
         if self.example is not None and self.session.folder.is_main:
             first = decode(self.engine.tokenizer, rollout.trajectory.tokens[:1])[0]
@@ -140,15 +177,9 @@ class TrainingSteps:
         self.progress.begin(index + 1, "rollout and rewards")
         own = None
         with self.session.saved_on_error(index):
-            if not refill:
-                self.engine.update_weights(self.denoiser, index)
-            share = self._share(len(rows))
-            if share.start < share.stop:
-                own = self.collector.collect(rows, index, share, tally, refill=refill)
-            else:
-                # All ranks enter the block of rollouts together.
-                with self.engine.session():
-                    pass
+            sampled = self.rollouts.further(rows, index, refill) if refill else self.rollouts.take(index)
+            if sampled is not None:
+                own = self.collector.score(sampled, tally)
         self.progress.begin(index + 1, "exchange of rollouts")
         return self.ranks.rollout(own)
 
@@ -176,6 +207,7 @@ class TrainingSteps:
         setting = self.recipe.evaluation
         started = time.perf_counter()
         metrics: dict[str, Any] = {}
+        self.rollouts.wait()
         self.evaluation_engine.update_weights(self.denoiser, step)
         for temperature in setting.temperatures:
             result = evaluate(
@@ -202,3 +234,26 @@ class TrainingSteps:
 
 def _rounded(values: Tensor) -> list[float]:
     return [round(value, 6) for value in values.tolist()]
+
+
+def servers_of(session: Session, recipe: TrainRecipe) -> Servers:
+    """Return the servers of a recipe. All ranks call this.
+
+    Raises:
+        ConfigError: the folder of the weights is missing, or a package is.
+    """
+    engine = recipe.rollout_engine
+    if find_spec("httpx2") is None:
+        raise ConfigError(
+            'rollout_engine.type = http needs httpx2, which is not installed: pip install "unmask[serve]"'
+        )
+    assert engine.weights_dir is not None
+    weights = PublishedWeights(session, Path(engine.weights_dir), is_whole=engine.server == "sglang")
+    patience = Patience(engine.timeout, engine.max_wait, engine.retries)
+    return Servers(
+        [Server(url, patience) for url in engine.urls],
+        weights,
+        session.policy.denoiser,
+        is_ours=engine.server == "unmask",
+        alive=session.progress.alive,
+    )

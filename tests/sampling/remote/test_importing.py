@@ -45,7 +45,17 @@ def import_lines(policy: Policy, file: Path, lines: list[dict[str, Any]], **sett
 
 
 @pytest.mark.parametrize(
-    "settings", [{}, {"num_steps": 4}, {"top_k": 4}, {"order": "random"}, {"num_steps": 2, "temperature": 0.7}], ids=str
+    "settings",
+    [
+        {},
+        {"num_steps": 4},
+        {"top_k": 4},
+        {"order": "random"},
+        {"num_steps": 2, "temperature": 0.7},
+        {"schedule": "threshold=0.2"},
+        {"schedule": "entropy_bound=0.5", "order": "max_probability"},
+    ],
+    ids=str,
 )
 def test_recorded_answers_import_to_the_rollout_of_our_own_sampler(
     policy: Policy, tmp_path: Path, settings: dict[str, Any]
@@ -53,7 +63,8 @@ def test_recorded_answers_import_to_the_rollout_of_our_own_sampler(
     path = sampled(policy, copies=2, **settings)
     assert (path.unmask_step == path.num_steps).any(), "one completion must end early"
     lines = exchanges(path, logprobs=True)
-    found = import_lines(policy, tmp_path / "a.jsonl", lines, order=settings.get("order", "low_confidence"))
+    own = {name: value for name, value in settings.items() if name in ("order", "schedule")}
+    found = import_lines(policy, tmp_path / "a.jsonl", lines, **own)
     own = found.trajectory
     for name in ("prompt_ids", "prompt_mask", "tokens", "unmask_step"):
         assert torch.equal(getattr(own, name), getattr(path, name)), name
@@ -232,6 +243,14 @@ def test_a_token_outside_the_support_is_refused(policy: Policy, tmp_path: Path) 
         line["request"]["sampling_params"]["top_k"] = 2
     with raises(DataError, "a.jsonl, line", "top_k = 2", "support"):
         import_lines(policy, tmp_path / "a.jsonl", lines)
+
+
+def test_an_engine_that_adapts_its_steps_needs_its_schedule(policy: Policy, tmp_path: Path) -> None:
+    lines = exchanges(sampled(policy, schedule="threshold=0.2"))
+    with raises(DataError, "a.jsonl", "--schedule"):
+        import_lines(policy, tmp_path / "a.jsonl", lines)
+    with raises(DataError, "a.jsonl", "takes", "num_steps"):
+        import_lines(policy, tmp_path / "a.jsonl", lines, schedule="threshold=0.2", num_steps=2)
 
 
 def test_an_order_that_draws_positions_is_refused(policy: Policy, tmp_path: Path) -> None:

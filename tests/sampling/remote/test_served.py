@@ -94,9 +94,10 @@ def record_of(
         ({"num_steps": 8, "order": "random", "top_k": 4}, Needs(greedy=True, selection=("entropy_topk", 2))),
         ({"guidance": 0.5}, Needs(greedy=True, selection=("uniform", 3))),
         ({"order": "plackett_luce"}, Needs(greedy=True, selection=("all", 1), choice=True)),
+        ({"schedule": "threshold=0.5", "num_steps": 8}, Needs(greedy=True, selection=("entropy_topk", 2))),
         ({}, Needs(greedy=True, selection=("entropy_topk", 1), branches=Branches(2, with_taken=True))),
     ],
-    ids=["plain", "one-step", "guided", "plackett_luce", "branches"],
+    ids=["plain", "one-step", "guided", "plackett_luce", "adaptive", "branches"],
 )
 def test_a_rollout_of_a_server_is_that_of_its_weights_bit_for_bit(
     policy: Policy, url: str, settings: dict[str, Any], needs: Needs | None

@@ -46,6 +46,7 @@ FIELDS: dict[str, tuple[torch.dtype, str]] = {
     "entropy": (torch.float32, "L"),
     "choice_rank": (torch.int32, "L"),
     "choice_logprob": (torch.float32, "L"),
+    "support": (torch.int32, "L A"),
     "one_step_tokens": (torch.int32, "K L"),
     "branch_tokens": (torch.int32, "K M L"),
 }
@@ -118,9 +119,10 @@ class RowRecord(Strict):
     entropy: list[float]
     choice_rank: list[int] | None = None
     choice_logprob: list[float] | None = None
+    support: list[list[int]] | None = None
     one_step_tokens: list[list[Token]] | None = None
     branch_tokens: list[list[list[Token]]] | None = None
-    token_passes: int = Field(0, ge=0)
+    token_passes: int = Field(0, ge=0, le=2**62)
     """Token passes of the whole request."""
 
 
@@ -217,6 +219,9 @@ def tensors_of(records: Sequence[RowRecord], seeds: Tensor, expected: Expected) 
             raise FormatError(f"{name} has values that are no log-probabilities.")
     if not (torch.isfinite(tensors["entropy"]) & (tensors["entropy"] >= -ROUNDING)).all():
         raise FormatError("entropy has values that are no entropies.")
+    if needs is not None and expected.sampler.top_k:
+        tensors["support"] = _tensor("support", records, (length, expected.sampler.top_k))
+        _check_support(tensors["support"], tensors["tokens"], tensors["unmask_step"], expected)
     if needs is not None and (needs.greedy or needs.branches):
         tensors |= _completions(records, tensors, seeds, expected, needs)
     unasked = [
@@ -270,15 +275,34 @@ def _check_tokens(name: str, tokens: Tensor, expected: Expected) -> None:
         )
 
 
+def _check_support(support: Tensor, tokens: Tensor, unmask_step: Tensor, expected: Expected) -> None:
+    """Check that the allowed tokens of a position are tokens, and that the drawn one is among
+    them."""
+    if ((support < -1) | (support >= expected.vocab_size) | (support == expected.mask_id)).any():
+        raise FormatError("support has tokens that are not in the vocabulary, or the MASK token.")
+    is_sampled = (unmask_step >= 0) & (unmask_step < expected.sampler.steps)
+    if not (support == tokens.unsqueeze(-1)).any(-1)[is_sampled].all():
+        raise FormatError("support lacks a token that was drawn.")
+
+
 def _check_steps(unmask_step: Tensor, expected: Expected) -> None:
     """Check that every position was committed by a step of its block, was given, or was filled in
     after the end."""
-    sampler = expected.sampler
-    length, steps, per_block = sampler.max_completion_length, sampler.steps, sampler.steps_per_block
-    first = torch.arange(length) // sampler.block * per_block
-    is_in_block = (unmask_step >= first) & (unmask_step < first + per_block)
-    is_given = torch.zeros(unmask_step.shape, dtype=torch.bool) if expected.is_given is None else expected.is_given
-    is_right = torch.where(is_given, unmask_step == GIVEN, is_in_block | (unmask_step == steps))
+    sampler, steps = expected.sampler, expected.sampler.steps
+    in_block = unmask_step.unflatten(1, (-1, sampler.block))
+    is_sampled = (in_block >= 0) & (in_block < steps)
+    if sampler.is_adaptive:
+        # The steps of a row count on through its blocks.
+        ends = in_block.masked_fill(~is_sampled, -1).max(-1).values.cummax(-1).values
+        first = torch.nn.functional.pad(ends, (1, 0), value=-1)[:, :-1] + 1
+        last = torch.full_like(first, steps - 1)
+    else:
+        first = torch.arange(in_block.shape[1]).expand(len(in_block), -1) * sampler.steps_per_block
+        last = first + sampler.steps_per_block - 1
+    is_in_block = is_sampled & (in_block >= first.unsqueeze(-1)) & (in_block <= last.unsqueeze(-1))
+    is_right = (is_in_block | (in_block == steps)).flatten(1)
+    if expected.is_given is not None:
+        is_right = torch.where(expected.is_given, unmask_step == GIVEN, is_right)
     if not is_right.all():
         row, position = (int(index) for index in (~is_right).nonzero()[0])
         raise FormatError(

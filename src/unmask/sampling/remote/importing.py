@@ -4,36 +4,25 @@ distribution."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from pydantic import ValidationError
-from torch import Tensor
 
 from unmask.core.config import SamplerConfig
 from unmask.core.errors import DataError
 from unmask.core.records import Trajectory
-from unmask.functional.drawn import draw_evidence
 from unmask.functional.noise import named_generator
-from unmask.functional.schedule import tokens_at_step
 from unmask.models import Policy
 from unmask.sampling.encoding import check_fits_context, row_seeds
 from unmask.sampling.orders import POSITION_LOGITS
+from unmask.sampling.remote.draws import excluded_token, fault_of_draws, has_fixed_counts, unselected
 from unmask.sampling.remote.format import FormatError
 from unmask.sampling.remote.paths import AnswerRow, answer_row, path_of
 from unmask.sampling.remote.recorded import Recorded
-from unmask.sampling.replay import Replayed, replayed
-
-TEST_SIZE = 1e-6
-"""Size of the test of whether tokens are draws from the policy, on each side: the largest
-probability with which it refuses a rollout that is one."""
-
-BY_STATE = frozenset({"entropy", "left_to_right", "margin", "random"})
-"""Orders whose choice of positions does not depend on the drawn tokens."""
+from unmask.sampling.replay import replayed
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +61,7 @@ def imported(
     block_length: int | None = None,
     num_steps: int | None = None,
     order: str = "low_confidence",
+    schedule: str = "fixed",
     seed: int = 0,
     batch_size: int = 64,
 ) -> Imported:
@@ -83,8 +73,10 @@ def imported(
         policy: policy that sampled them, in evaluation mode.
         block_length: number of positions in a block; default that of a block-causal model, or the
             whole completion.
-        num_steps: number of denoising steps of a completion; default as many as the answers need.
+        num_steps: number of denoising steps of a completion; default as many as the answers need,
+            or under an adaptive schedule the number of positions.
         order: order in which the engine commits positions.
+        schedule: rule for the number of positions that a step commits.
         seed: seed of the rows' seeds, on which later random choices depend, such as that of
             selected steps.
         batch_size: maximum number of states in a forward pass of the replay.
@@ -99,14 +91,27 @@ def imported(
             "Import rollouts of another order."
         )
     group_size = _group_size(file, recorded)
-    sampler, rows = _read(file, recorded, policy, block_length, num_steps, order)
+    sampler, rows = _read(
+        file, recorded, policy, block_length, {"num_steps": num_steps, "order": order, "schedule": schedule}
+    )
     seeds = row_seeds(len(rows), named_generator(seed, "import"))
-    path = path_of(rows, [one.prompt for one in recorded], sampler, seeds, policy)
+    try:
+        path = path_of(rows, [one.prompt for one in recorded], sampler, seeds, policy)
+    except FormatError as fault:
+        raise DataError(f"{file}: {fault}") from fault
+    if not sampler.is_adaptive and not has_fixed_counts(path):
+        raise DataError(
+            f"{file}: the steps do not commit as many tokens as {sampler.steps_per_block} steps for each block of "
+            f"{sampler.block} positions would. The engine decides by its predictions how many it commits: name its rule, as in "
+            "--schedule threshold=0.95."
+        )
     found = replayed(policy.denoiser, path, batch_size=batch_size)
-    _check_support(file, recorded, found)
-    is_tested = _unselected(path)
+    if (excluded := excluded_token(found)) is not None:
+        raise DataError(f"{file}, line {recorded[excluded[0]].line}: {excluded[1]}")
+    if (sentence := fault_of_draws(found)) is not None:
+        raise DataError(f"{file}: {sentence}")
+    is_tested = unselected(path)
     other = ~found.is_likeliest[is_tested]
-    _check_draws(file, found, is_tested)
     return Imported(
         found.trajectory,
         group_size,
@@ -117,14 +122,10 @@ def imported(
 
 
 def _read(
-    file: Path,
-    recorded: Sequence[Recorded],
-    policy: Policy,
-    block_length: int | None,
-    num_steps: int | None,
-    order: str,
+    file: Path, recorded: Sequence[Recorded], policy: Policy, block_length: int | None, own: dict[str, Any]
 ) -> tuple[SamplerConfig, list[AnswerRow]]:
-    """Return the sampler settings of all answers, and their tokens and steps."""
+    """Return the sampler settings of all answers, and their tokens and steps; `own` are the settings
+    that the requests do not have."""
     first = recorded[0]
     for one in recorded:
         if (differing := _differing(one, first)) is not None:
@@ -141,15 +142,14 @@ def _read(
             rows.append(answer_row(one.answer, one.prompt, length, block, policy))
         except FormatError as fault:
             raise DataError(f"{file}, line {one.line}: {fault}") from fault
-    needed = (max(step for row in rows for step in row.steps) + 1) * (length // block)
-    settings: dict[str, Any] = first.params.settings() | {"max_completion_length": length, "block_length": block}
+    settings: dict[str, Any] = first.params.settings() | {"max_completion_length": length, "block_length": block} | own
     try:
-        sampler = SamplerConfig(**settings, num_steps=num_steps or needed, order=order)
+        longest = SamplerConfig(**settings | {"num_steps": length})
+        needed = (max(step for row in rows for step in row.steps) + 1) * (length // block)
+        settings["num_steps"] = settings["num_steps"] or (length if longest.is_adaptive else needed)
+        return SamplerConfig(**settings), rows
     except ValidationError as error:
         raise DataError(f"{file}: {error.errors()[0]['msg'].removeprefix('Value error, ')}") from error
-    if sampler.steps < needed:
-        raise DataError(f"{file} has completions of {needed} denoising steps, more than --steps {num_steps}. Raise it.")
-    return sampler, rows
 
 
 def _differing(one: Recorded, first: Recorded) -> str | None:
@@ -172,77 +172,6 @@ def _group_size(file: Path, recorded: Sequence[Recorded]) -> int:
                 "answers. Every prompt needs the same number of answers, next to each other."
             )
     return sizes[0]
-
-
-def _check_support(file: Path, recorded: Sequence[Recorded], found: Replayed) -> None:
-    """Refuse tokens that the sampling distribution excludes, and log-probabilities that are not
-    numbers."""
-    path = found.trajectory
-    row, position = (~torch.isfinite(path.logprob)).nonzero(as_tuple=True)
-    if not len(row):
-        return
-    at, where = int(row[0]), int(position[0])
-    sampler = path.sampler
-    raise DataError(
-        f"{file}, line {recorded[at].line}: the token {int(path.tokens[at, where])} at position {where} cannot be drawn under "
-        f"this policy with temperature = {sampler.temperature:g}, top_k = {sampler.top_k or -1}, top_p = {sampler.top_p:g}: its "
-        f"log-probability is {float(path.logprob[at, where])}. The engine sampled from another support, or with other weights."
-    )
-
-
-def _unselected(path: Trajectory) -> Tensor:
-    """Return [B, L] bool, True for tokens whose draw had no part in the choice of their position.
-
-    Under an order that looks at the drawn tokens, these are the tokens of a step that had to commit
-    all positions that were left in the block: the last position of a block, and everything in the
-    last step of a block if the number of tokens of each step is fixed.
-    """
-    is_sampled = (path.unmask_step >= 0) & (path.unmask_step < path.num_steps)
-    if path.sampler.order in BY_STATE:
-        return is_sampled
-    in_block = path.unmask_step.unflatten(1, (-1, path.sampler.block))
-    is_alone = (in_block.unsqueeze(-1) <= in_block.unsqueeze(-2)).sum(-1) == 1
-    is_forced = is_alone.flatten(1)
-    if _has_fixed_counts(path):
-        per_block = path.sampler.steps_per_block
-        is_forced = is_forced | (path.unmask_step % per_block == per_block - 1)
-    return torch.logical_and(is_sampled, is_forced)
-
-
-def _has_fixed_counts(path: Trajectory) -> bool:
-    """Return True if every finished block has committed as many tokens in each step as the fixed
-    schedule of the sampler does."""
-    block, per_block = path.sampler.block, path.sampler.steps_per_block
-    in_block = path.unmask_step.unflatten(1, (-1, block))
-    in_block = in_block[(in_block < path.num_steps).all(-1)] % per_block
-    counts = (in_block.unsqueeze(-1) == torch.arange(per_block, device=in_block.device)).sum(1)
-    left, expected = torch.tensor([block]), []
-    for step in range(per_block):
-        expected.append(tokens_at_step(left, per_block - step))
-        left = left - expected[-1]
-    return bool((counts == torch.cat(expected).to(counts.device)).all())
-
-
-def _check_draws(file: Path, found: Replayed, is_tested: Tensor) -> None:
-    """Refuse tokens that cannot be draws from the policy; see `draw_evidence`."""
-    sampler = found.trajectory.sampler
-    if sampler.temperature == 0:
-        return
-    is_likeliest, largest = found.is_likeliest[is_tested], found.largest[is_tested]
-    few, many = draw_evidence(is_likeliest, largest)
-    if max(few, many) < -math.log(TEST_SIZE):
-        return
-    num, expected = int((~is_likeliest).sum()), float((1 - largest).sum())
-    cause = (
-        "The engine took the most likely token, or sampled at a lower temperature."
-        if few > many
-        else "The engine has other weights, another tokenizer or a fault: the tokens are unlikely under this policy."
-    )
-    raise DataError(
-        f"{file}: {num} of {len(is_likeliest)} tokens are not the most likely one, and {expected:.1f} are expected at "
-        f"temperature {sampler.temperature:g}. A rollout of this policy differs as much with a probability of at most "
-        f"{TEST_SIZE:g}. {cause}"
-    )
 
 
 def _mismatch(file: Path, recorded: Sequence[Recorded], path: Trajectory) -> Mismatch | None:

@@ -104,7 +104,9 @@ def path_of(
 ) -> Trajectory:
     """Return the trajectory of answers, with log-probabilities and entropies of 0.
 
-    Positions after the last token of an answer are EOS that the policy never saw.
+    Positions after the last token of an answer are EOS that the policy never saw. Under the fixed
+    schedule, each block has its own range of steps; under an adaptive one, the steps of a row count
+    on through its blocks.
 
     Args:
         rows: B answers.
@@ -118,19 +120,12 @@ def path_of(
         FormatError: an answer has more steps in a block than the sampler.
     """
     denoiser, tokenizer = policy
-    length, block, per_block = sampler.max_completion_length, sampler.block, sampler.steps_per_block
+    length = sampler.max_completion_length
     tokens = torch.full((len(rows), length), denoiser.eos_id)
     unmask_step = torch.full((len(rows), length), sampler.steps, dtype=torch.int32)
     for index, row in enumerate(rows):
-        if max(row.steps) >= per_block:
-            raise FormatError(
-                f"completion {index} takes {max(row.steps) + 1} steps in a block, but the sampler has {per_block}. "
-                "Raise num_steps."
-            )
-        steps = torch.tensor(row.steps)
-        first_of_block = torch.arange(len(steps)) // block * per_block
-        tokens[index, : len(steps)] = torch.tensor(row.tokens)
-        unmask_step[index, : len(steps)] = torch.where(steps < 0, sampler.steps, first_of_block + steps).int()
+        tokens[index, : len(row.tokens)] = torch.tensor(row.tokens)
+        unmask_step[index, : len(row.tokens)] = _steps_of(row, index, sampler)
     prompt_ids, prompt_mask = left_pad(list(prompts), denoiser.pad_id)
     nothing = torch.zeros(tokens.shape)
     path = Trajectory(
@@ -148,3 +143,20 @@ def path_of(
         policy_version=version,
     )
     return path.to(next(denoiser.parameters()).device)
+
+
+def _steps_of(row: AnswerRow, index: int, sampler: SamplerConfig) -> Tensor:
+    """Return the denoising step of each token of an answer, [n] int32; T for a filled one."""
+    steps = torch.tensor(row.steps).view(-1, sampler.block)
+    taken = steps.max(-1).values + 1
+    if sampler.is_adaptive:
+        before, most, limit = taken.cumsum(0) - taken, int(taken.sum()), sampler.steps
+    else:
+        before = torch.arange(len(steps)) * sampler.steps_per_block
+        most, limit = int(taken.max()), sampler.steps_per_block
+    if most > limit:
+        where = "" if sampler.is_adaptive else " in a block"
+        raise FormatError(
+            f"completion {index} takes {most} steps{where}, but the sampler has {limit}. Raise num_steps."
+        )
+    return torch.where(steps < 0, sampler.steps, before.unsqueeze(-1) + steps).flatten().int()

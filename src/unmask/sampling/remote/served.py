@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from unmask import __version__
+from unmask.core.config import SamplerConfig
 from unmask.core.counter import Counter
 from unmask.core.errors import UnmaskError
 from unmask.core.records import Trajectory
@@ -175,7 +176,9 @@ class ServedModel:
         policy, count = self.weights.policy, len(prompts)
         sampler, length = sampler_of(request.sampling_params, fields.sampler), request.sampling_params.max_new_tokens
         needs = fields.needs.needs() if fields.needs else None
-        stored = needs.selection[1] * (1 + (needs.branches.count if needs.branches else 0)) if needs else 0
+        stored = (
+            needs.selection[1] * (1 + (needs.branches.count if needs.branches else 0)) + sampler.top_k if needs else 0
+        )
         if count * length * (1 + stored) > MAX_NUMBERS:
             raise FormatError(
                 f"the answer would have {count * length * (1 + stored):,} tokens, more than {MAX_NUMBERS:,}."
@@ -241,7 +244,7 @@ class ServedModel:
                 "blocks_from": "completion",
             }
             if _asks(request.return_step_maps, row):
-                meta["step_maps"] = [_map_entry(step, sampler.steps, sampler.steps_per_block) for step in steps[:end]]
+                meta["step_maps"] = _step_map(steps[:end], sampler)
             if _asks(request.return_logprob, row):
                 pairs = zip(logprobs[:end], tokens[:end], strict=True)
                 meta["output_token_logprobs"] = [[logprob, token, None] for logprob, token in pairs]
@@ -250,10 +253,17 @@ class ServedModel:
         return answers
 
 
-def _map_entry(step: int, num_steps: int, per_block: int) -> int:
-    """Return the entry of a step map for a step: -1 for a given token, 0 for one that was filled
-    in."""
-    return FILLED if step == num_steps else step % per_block + 1 if step >= 0 else -1
+def _step_map(steps: Sequence[int], sampler: SamplerConfig) -> list[int]:
+    """Return the step map of whole blocks, which counts the steps of each block from 1; -1 stands
+    for a given token."""
+    entries: list[int] = []
+    for start in range(0, len(steps), sampler.block):
+        block = steps[start : start + sampler.block]
+        first = start // sampler.block * sampler.steps_per_block
+        if sampler.is_adaptive:
+            first = min((step for step in block if step >= 0), default=0)
+        entries += [FILLED if step == sampler.steps else step - first + 1 if step >= 0 else step for step in block]
+    return entries
 
 
 def _asks(flag: bool | Sequence[bool], row: int) -> bool:

@@ -1,0 +1,271 @@
+"""An engine that samples on servers, in SGLang's format."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor, nn
+
+from unmask.core.config import SamplerConfig
+from unmask.core.records import Needs, Trajectory
+from unmask.models import Denoiser, Policy
+from unmask.sampling import Snapshot
+from unmask.sampling.encoding import Prompt, check_fits_context, encode_all, left_pad, turn_end
+from unmask.sampling.engine import BatchLimits
+from unmask.sampling.one_step import with_completions
+from unmask.sampling.orders import POSITION_LOGITS
+from unmask.sampling.remote.draws import excluded_token, fault_of_draws
+from unmask.sampling.remote.extension import Expected, RowRecord, needs_fields, settings_of, tensors_of
+from unmask.sampling.remote.format import Answer, FormatError, SamplingParams, parsed, quoted
+from unmask.sampling.remote.paths import answer_row, path_of
+from unmask.sampling.remote.servers import Servers, as_error, shares
+from unmask.sampling.replay import replayed
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+BYTES_PER_NUMBER = 32
+"""Largest number of bytes that a number takes in an answer."""
+BYTES_PER_ROW = 2**14
+"""Number of bytes of an answer to one prompt besides its numbers and its text."""
+
+
+class HttpEngine:
+    """Engine that samples on servers; see `RolloutEngine`.
+
+    Servers of unmask return the whole record of a rollout. Servers of SGLang return tokens and step
+    maps, from which the policy computes the rest.
+
+    Args:
+        policy: model that is trained, and its tokenizer.
+        servers: the servers.
+        limits: limits on the size of a forward pass.
+        weights: function that opens the weights of the model for a replay; by default the model
+            itself.
+    """
+
+    def __init__(
+        self,
+        policy: Policy,
+        servers: Servers,
+        limits: BatchLimits | None = None,
+        weights: Callable[[], AbstractContextManager[Denoiser]] | None = None,
+    ) -> None:
+        self.policy, self.servers, self.limits, self.weights = policy, servers, limits or BatchLimits(), weights
+        self._turn_end = turn_end(policy.tokenizer)
+        self._encoded: dict[str, list[int]] = {}
+        self._replaying: Denoiser | None = None
+
+    @property
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        """Tokenizer of the policy."""
+        return self.policy.tokenizer
+
+    def encode(self, prompts: Sequence[Prompt]) -> list[list[int]]:
+        """Return the token ids of prompts, and keep them. A thread other than the main one can use
+        only prompts that were encoded before."""
+        new = {str(prompt): prompt for prompt in prompts if str(prompt) not in self._encoded}
+        self._encoded |= dict(zip(new, encode_all(self.tokenizer, list(new.values())), strict=True))
+        return [self._encoded[str(prompt)] for prompt in prompts]
+
+    def rollout(
+        self,
+        prompts: Sequence[Prompt],
+        sampler: SamplerConfig,
+        seeds: Tensor,
+        *,
+        needs: Needs | None = None,
+        entropy_temperature: float | None = None,
+        completion: Tensor | None = None,
+        first_step: Tensor | None = None,
+        observe: Callable[[Snapshot], None] | None = None,
+    ) -> Trajectory:
+        """Denoise one completion for each prompt on the servers; see `RolloutEngine.rollout`. The
+        function `observe` is not called.
+
+        Raises:
+            DataError: a prompt cannot be encoded, or is too long for the model.
+            EngineError: a server does not answer, or its answer cannot be used.
+        """
+        encoded, version = self.encode(prompts), self.servers.version
+        if version is None:
+            raise ValueError("the servers have no weights yet: call update_weights first")
+        check_fits_context(self.policy.denoiser, max(map(len, encoded)), sampler.max_completion_length)
+        parts = shares(len(encoded), len(self.servers.servers))
+        names = [secrets.token_hex(8) for _ in encoded]
+        requests = []
+        for part in parts:
+            content = {
+                "input_ids": encoded[part],
+                "sampling_params": SamplingParams.of(sampler).model_dump(),
+                "return_step_maps": True,
+                "rid": names[part],
+            }
+            if self.servers.is_ours:
+                content["unmask"] = self._fields(
+                    sampler, seeds, part, needs, entropy_temperature, completion, first_step
+                )
+            requests.append((content, self._largest(part, sampler, needs)))
+        answers = self.servers.generate(requests, version)
+        found = []
+        for part, server, answer in zip(parts, self.servers.servers, answers, strict=False):
+            try:
+                rows = self._answers(answer, names[part], version)
+                if self.servers.is_ours:
+                    found.append(
+                        self._recorded(rows, encoded[part], sampler, seeds[part], needs, _rows(completion, part))
+                    )
+                else:
+                    if completion is not None:
+                        raise FormatError(
+                            "servers of SGLang do not start from a given completion, which this method needs."
+                        )
+                    found.append(self._replayed(rows, encoded[part], sampler, seeds[part], needs, entropy_temperature))
+            except FormatError as fault:
+                raise as_error(server, fault) from fault
+        device = next(self.policy.denoiser.parameters()).device
+        return replace(Trajectory.cat(found), turn_end_id=self._turn_end, policy_version=version).to(device)
+
+    def update_weights(self, model: nn.Module, version: int) -> None:
+        """Write the weights of the run, and let the servers load them. All ranks call this."""
+        self.servers.update(version)
+
+    @contextmanager
+    def session(self) -> Iterator[None]:
+        """Open a block of rollouts that use the same weights; see `RolloutEngine.session`."""
+        if self.weights is None or self.servers.is_ours:
+            yield
+            return
+        with self.weights() as self._replaying:
+            try:
+                yield
+            finally:
+                self._replaying = None
+
+    def _fields(
+        self,
+        sampler: SamplerConfig,
+        seeds: Tensor,
+        part: slice,
+        needs: Needs | None,
+        entropy_temperature: float | None,
+        completion: Tensor | None,
+        first_step: Tensor | None,
+    ) -> dict[str, Any]:
+        """Return the fields of a request under `unmask`."""
+        assert self.servers.version is not None
+        return {
+            "sampler": settings_of(sampler),
+            "seeds": seeds[part].tolist(),
+            "needs": needs_fields(needs),
+            "entropy_temperature": entropy_temperature,
+            "completion": None if completion is None else completion[part].tolist(),
+            "first_step": None if first_step is None else first_step[part].tolist(),
+            "weight_version": self.servers.weights.name(self.servers.version),
+            "batch_size": self.limits.batch_size,
+            "max_tokens": self.limits.max_tokens,
+            "return_record": True,
+        }
+
+    def _largest(self, part: slice, sampler: SamplerConfig, needs: Needs | None) -> int:
+        """Return the largest number of bytes of an answer."""
+        stored = 8.0 + (sampler.top_k if needs is not None else 0)
+        if needs is not None and (needs.greedy or needs.branches):
+            num = sampler.steps if needs.selection[0] == "all" else needs.selection[1]
+            stored += num * (1 + (needs.branches.count if needs.branches else 0))
+        # A token may be a long text.
+        row = BYTES_PER_ROW + sampler.max_completion_length * (stored * BYTES_PER_NUMBER + 256)
+        return int((part.stop - part.start) * row)
+
+    def _answers(self, content: Any, names: list[str], version: int) -> list[Answer]:
+        """Check that an answer has one part for each prompt, in their order, of the right weights."""
+        if not isinstance(content, list) or len(content) != len(names):
+            given = f"a list of {len(content)}" if isinstance(content, list) else quoted(content)
+            raise FormatError(f"it is {given}, not a list of {len(names)} answers.")
+        answers = [parsed(Answer, one, f"answer {index}") for index, one in enumerate(content)]
+        for index, (answer, name) in enumerate(zip(answers, names, strict=True)):
+            meta = answer.meta_info
+            if meta.id != name:
+                place = f"row {names.index(meta.id)} of this request" if meta.id in names else "another request"
+                raise FormatError(f"answer {index} is for {place} (id {quoted(meta.id)}).")
+            expected = self.servers.weights.name(version)
+            if meta.weight_version != expected:
+                raise FormatError(
+                    f"answer {index} was sampled with the weights {quoted(meta.weight_version)}, not with {quoted(expected)}."
+                )
+        return answers
+
+    def _recorded(
+        self,
+        answers: list[Answer],
+        prompts: list[list[int]],
+        sampler: SamplerConfig,
+        seeds: Tensor,
+        needs: Needs | None,
+        completion: Tensor | None,
+    ) -> Trajectory:
+        """Return the trajectory whose record is in answers of `unmask serve`."""
+        denoiser = self.policy.denoiser
+        is_given = None if completion is None else (completion != denoiser.mask_id).cpu()
+        has_choice = sampler.order in POSITION_LOGITS
+        expected = Expected(
+            denoiser.vocab_size, denoiser.mask_id, denoiser.eos_id, sampler, needs, has_choice, is_given
+        )
+        records = [
+            parsed(RowRecord, (answer.model_extra or {}).get("unmask"), f"answer {index}.unmask")
+            for index, answer in enumerate(answers)
+        ]
+        tensors = tensors_of(records, seeds, expected)
+        if is_given is not None and completion is not None and (tensors["tokens"] != completion.cpu())[is_given].any():
+            raise FormatError("a token that was given with the request has changed.")
+        self.servers.passes.count += records[0].token_passes
+        prompt_ids, prompt_mask = left_pad(prompts, denoiser.pad_id)
+        return Trajectory(
+            prompt_ids=prompt_ids,
+            prompt_mask=prompt_mask,
+            seed=seeds,
+            sampler=sampler,
+            mask_id=denoiser.mask_id,
+            eos_id=denoiser.eos_id,
+            **tensors,  # type: ignore[arg-type]
+        )
+
+    def _replayed(
+        self,
+        answers: list[Answer],
+        prompts: list[list[int]],
+        sampler: SamplerConfig,
+        seeds: Tensor,
+        needs: Needs | None,
+        entropy_temperature: float | None,
+    ) -> Trajectory:
+        """Return the trajectory of answers of SGLang, replayed by the policy."""
+        denoiser = self._replaying or self.policy.denoiser
+        length, block = sampler.max_completion_length, sampler.block
+        rows = [
+            answer_row(answer, prompt, length, block, self.policy)
+            for answer, prompt in zip(answers, prompts, strict=True)
+        ]
+        states = self.limits.batch_size or 64
+        was_training = denoiser.training
+        denoiser.eval()
+        path = path_of(rows, prompts, sampler, seeds, self.policy)
+        found = replayed(denoiser, path, entropy_temperature=entropy_temperature, batch_size=states)
+        if (excluded := excluded_token(found)) is not None:
+            raise FormatError(f"row {excluded[0]}: {excluded[1]}")
+        if (fault := fault_of_draws(found)) is not None:
+            raise FormatError(fault)
+        whole = found.trajectory
+        if needs is not None and (needs.greedy or needs.branches):
+            whole = with_completions(denoiser, whole, needs, batch_size=states)
+        denoiser.train(was_training)
+        return whole
+
+
+def _rows(tensor: Tensor | None, part: slice) -> Tensor | None:
+    """Return a part of the rows of a tensor, if there is one."""
+    return None if tensor is None else tensor[part]
