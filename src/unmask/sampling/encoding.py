@@ -53,11 +53,8 @@ def prompt_faults(
 
 def _lengths(tokenizer: PreTrainedTokenizerBase, prompts: list[Prompt]) -> list[int | str]:
     """Return the number of tokens of each prompt, or the reason why it cannot be encoded."""
-    if all(isinstance(prompt, str) for prompt in prompts):
-        try:
-            return [len(ids) for ids in tokenizer(prompts, add_special_tokens=False, verbose=False).input_ids]
-        except Exception:  # the loop below finds out which prompt failed
-            pass
+    if (texts := _encoded_texts(tokenizer, prompts)) is not None:
+        return [len(ids) for ids in texts]
     lengths: list[int | str] = []
     for prompt in prompts:
         try:
@@ -148,8 +145,24 @@ def turn_end(tokenizer: PreTrainedTokenizerBase) -> int | None:
 
 def encode_all(tokenizer: PreTrainedTokenizerBase, prompts: Sequence[Prompt]) -> list[list[int]]:
     """Return the token ids of each prompt; equal prompts are encoded once."""
-    cache: dict[str, list[int]] = {}
-    return [cache[key] if (key := str(p)) in cache else cache.setdefault(key, _encode(tokenizer, p)) for p in prompts]
+    distinct = {str(prompt): prompt for prompt in prompts}
+    encoded = _encoded_texts(tokenizer, list(distinct.values()))
+    if encoded is None:
+        encoded = [_encode(tokenizer, prompt) for prompt in distinct.values()]
+    by_prompt = dict(zip(distinct, encoded, strict=True))
+    return [by_prompt[str(prompt)] for prompt in prompts]
+
+
+def _encoded_texts(tokenizer: PreTrainedTokenizerBase, prompts: list[Prompt]) -> list[list[int]] | None:
+    """Encode plain texts in one call. Return None if there is another prompt among them, or if one
+    cannot be encoded; single calls then find out which one."""
+    if not prompts or not all(isinstance(prompt, str) for prompt in prompts):
+        return None
+    try:
+        ids: list[list[int]] = tokenizer(prompts, add_special_tokens=False, verbose=False).input_ids
+    except Exception:  # tokenizers raise exceptions of any class
+        return None
+    return ids
 
 
 def _chat_ids(tokenizer: PreTrainedTokenizerBase, messages: list[dict[str, str]]) -> Any:

@@ -88,11 +88,12 @@ class Corpus:
     ) -> None:
         rows = rows or recipe.task.rows("train", recipe.num_rows, recipe.seed)
         length = completion_length(recipe)
-        completions = []
+        texts = []
         for i, row in enumerate(rows):
             rng = random.Random(f"{recipe.seed}/demonstration/{i}")
-            text = recipe.task.demonstration(row, rng, rng.random() < recipe.noise_share)
-            ids = tokenizer(text, add_special_tokens=False).input_ids
+            texts.append(recipe.task.demonstration(row, rng, rng.random() < recipe.noise_share))
+        completions = []
+        for text, ids in zip(texts, tokenizer(texts, add_special_tokens=False).input_ids, strict=True):
             if len(ids) > length:
                 raise DataError(
                     f"a demonstration of {len(ids)} tokens does not fit into max_completion_length = {length}: {text[:80]!r}."
