@@ -7,19 +7,21 @@ import gc
 import importlib.util
 import multiprocessing
 import os
-import subprocess
 import sys
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch.distributed.elastic.utils.distributed import get_free_port
 
+from benchmark.cpu_ranks import PRELOADED, preset_environment
 from benchmark.gpu.bench import Bench
 from benchmark.gpu.harness import CheckSkippedError, Outcome, check
 from unmask.methods import METHODS
 from unmask.models import Denoiser, TinyConfig, char_tokenizer, save_model, tiny_denoiser
-from unmask.recipes.load import load_recipe, shipped_recipes
+from unmask.recipes.load import load_recipe
 from unmask.sampling.orders import ORDERS
 from unmask.tasks.sudoku import Sudoku
 
@@ -64,7 +66,6 @@ WIDE = (
     "optim.learning_rate=1e-3",
 )
 """Overrides of the runs of a wide model."""
-PRELOADED = ["unmask.trainer", "accelerate", "peft", "transformers.models.llama.modeling_llama"]
 
 
 def tiny_folder(bench: Bench) -> Path:
@@ -154,18 +155,20 @@ def arguments(bench: Bench, name: str, *overrides: str) -> list[str]:
     return ["train", "sudoku-tiny", *SETTINGS, *WIDE, *own, *overrides]
 
 
-def start(arguments: list[str], log: Path) -> Any:
-    """Run `unmask` in a process of its own, forked from one that has imported the package."""
+def start(arguments: list[str], log: Path, environment: Mapping[str, str] | None = None) -> Any:
+    """Run `unmask` in a process of its own, forked from one that has imported the package, with
+    further variables in its environment."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(PRELOADED)
-    process = context.Process(target=_main, args=(arguments, log), daemon=True)
+    context.set_forkserver_preload([*PRELOADED, "peft", "transformers.models.llama.modeling_llama"])
+    process = context.Process(target=_main, args=(arguments, log, dict(environment or {})), daemon=True)
     process.start()
     return process
 
 
-def _main(arguments: list[str], log: Path) -> None:
+def _main(arguments: list[str], log: Path, environment: dict[str, str]) -> None:
     from unmask.cli import main
 
+    os.environ |= environment
     sys.argv = ["unmask", *arguments]
     with log.open("w") as file:
         os.dup2(file.fileno(), 1)
@@ -173,11 +176,19 @@ def _main(arguments: list[str], log: Path) -> None:
         main()
 
 
-def finished(bench: Bench, name: str, *overrides: str, seconds: float = 60) -> tuple[int | None, str]:
+def single_rank(port: int) -> dict[str, str]:
+    """Return the environment variables with which a launcher starts the only rank of a run."""
+    facts = {"RANK": 0, "LOCAL_RANK": 0, "WORLD_SIZE": 1, "LOCAL_WORLD_SIZE": 1, "MASTER_PORT": port}
+    return {name: str(value) for name, value in facts.items()} | {"MASTER_ADDR": "127.0.0.1"}
+
+
+def finished(
+    bench: Bench, name: str, *overrides: str, seconds: float = 60, environment: Mapping[str, str] | None = None
+) -> tuple[int | None, str]:
     """Run `unmask train` to its end; return its exit code, None if it took too long, and the end of
     what it printed."""
     log = bench.folder / f"{name}.log"
-    process = start(arguments(bench, name, *overrides), log)
+    process = start(arguments(bench, name, *overrides), log, environment)
     process.join(seconds)
     code = process.exitcode
     if code is None:
@@ -203,14 +214,9 @@ def presets_on_one_process(bench: Bench) -> Outcome:
         presets += ["zero2", "zero3"]
     found: dict[str, str] = {}
     for preset in presets:
-        config = str(shipped_recipes("accelerate")[preset])
-        launch = ["-m", "accelerate.commands.launch", "--config_file", config, "--num_processes", "1", "-m", "unmask"]
-        command = [sys.executable, *launch, *arguments(bench, preset, "lora={r: 16, alpha: 16}")]
-        try:
-            done = subprocess.run(command, capture_output=True, text=True, timeout=60 if bench.is_gpu else 240)
-            found[preset] = "ok" if done.returncode == 0 else (done.stdout + done.stderr)[-300:]
-        except subprocess.TimeoutExpired:
-            found[preset] = "did not end"
+        environment = preset_environment(preset) | single_rank(get_free_port())
+        code, tail = finished(bench, preset, "lora={r: 16, alpha: 16}", environment=environment)
+        found[preset] = "ok" if code == 0 else tail or "did not end"
     return Outcome(all(result == "ok" for result in found.values()), found)
 
 

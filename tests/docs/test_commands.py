@@ -20,7 +20,7 @@ from accelerate.commands.launch import launch_command_parser
 from torch.distributed.run import get_args_parser
 
 from tests.helpers.messages import raises
-from tests.helpers.runs import unmask
+from tests.helpers.runs import unmask, without_report
 from tests.helpers.sglang import exchanges, write_lines
 from tests.helpers.shown import ROOT, Page, pages
 from unmask.cli import app
@@ -156,7 +156,8 @@ def train(words: list[str]) -> None:
     folder = Path(small.output_dir or "")
     if "--resume" not in words:
         shutil.rmtree(folder, ignore_errors=True)
-    assert unmask("train", *words, *overrides(size)) == 0
+    with without_report():
+        assert unmask("train", *words, *overrides(size)) == 0
     assert (folder / "final" / "model.safetensors").exists()
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from torch.distributed.elastic.utils.distributed import get_free_port
 
 from benchmark.cpu_ranks import preset_environment
-from tests.helpers.runs import start, unmask_train
+from tests.helpers.runs import start, unmask_train, without_report
 
 
 def exit_codes_of_two(
@@ -47,7 +47,12 @@ def train_by_command(
 
     prepare(rank)
     folder.parent.mkdir(exist_ok=True)
-    with printed(folder, rank).open("w") as file, contextlib.redirect_stdout(file), contextlib.redirect_stderr(file):
+    with (
+        without_report(),
+        printed(folder, rank).open("w") as file,
+        contextlib.redirect_stdout(file),
+        contextlib.redirect_stderr(file),
+    ):
         code = unmask_train(model, folder, *overrides)
     assert PartialState().num_processes == 2
     sys.exit(code)

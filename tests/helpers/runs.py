@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import multiprocessing
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 from typing import Any
@@ -102,6 +103,14 @@ def unmask(*arguments: object) -> int:
 def unmask_train(model: Path, output: Path, *overrides: str) -> int:
     """Run `unmask train sudoku-tiny` at this size and return its exit code."""
     return unmask("train", "sudoku-tiny", *TRAIN, f"model={model}", f"output_dir={output}", *overrides)
+
+
+@contextlib.contextmanager
+def without_report() -> Iterator[None]:
+    """Run commands without the curve and the report at the end of a training run, which take half of the time
+    of a small one. tests/cli and tests/report look at them."""
+    with mock.patch("unmask.report.api.trainer.pictures", return_value={}):
+        yield
 
 
 def metrics(folder: Path) -> list[dict[str, Any]]:

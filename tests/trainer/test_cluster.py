@@ -5,9 +5,7 @@ from __future__ import annotations
 import os
 import re
 import shlex
-import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -15,13 +13,14 @@ import pytest
 
 from benchmark.cpu_ranks import preset_environment
 from tests.helpers.paths import ROOT
-from tests.helpers.runs import TRAIN, metrics, steps_saved, unmask
+from tests.helpers.runs import TRAIN, exit_code_of, metrics, start, steps_saved, unmask
 from unmask.recipes.load import load_recipe, shipped_recipes
 
 pytestmark = pytest.mark.slow
 
 SCRIPTS = sorted((ROOT / "examples" / "cluster").iterdir())
-TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "-m", "unmask", "train"]
+TORCHRUN = ["--nproc-per-node", "2", "-m", "unmask", "train", "sudoku-tiny"]
+"""Arguments of torchrun."""
 
 
 # --- presets ---
@@ -56,37 +55,38 @@ def test_accelerate_reads_a_preset(name: str, expected: dict[str, str]) -> None:
 # --- torchrun ---
 
 
-def environment() -> dict[str, str]:
-    return {**os.environ, "PYTHONPATH": str(ROOT / "src"), "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
+def torchrun(arguments: list[str], printed: Path) -> None:
+    """Run torchrun, and write its output and that of the ranks to a file."""
+    from torch.distributed.run import main
+
+    os.environ |= {"PYTHONPATH": str(ROOT / "src"), "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
+    with printed.open("w") as file:
+        os.dup2(file.fileno(), 1)
+        os.dup2(file.fileno(), 2)
+        main(arguments)
 
 
 def test_torchrun_trains_with_two_ranks(tiny_model: Path, tmp_path: Path) -> None:
-    folder = tmp_path / "run"
-    settings = [*TRAIN, f"model={tiny_model}", f"output_dir={folder}"]
-    run = subprocess.run([*TORCHRUN, "sudoku-tiny", *settings], capture_output=True, text=True, env=environment())
-    assert run.returncode == 0, run.stderr
-    assert run.stdout.count(f"model: {folder / 'final'}") == 1, "only rank 0 prints"
-    assert [line["step"] for line in metrics(folder)] == list(range(7))
+    folder, printed = tmp_path / "run", tmp_path / "printed.txt"
+    settings = [*TRAIN, f"model={tiny_model}", f"output_dir={folder}", "max_steps=2", "evaluation.eval_steps=0"]
+    assert exit_code_of(torchrun, [*TORCHRUN, *settings], printed) == 0, printed.read_text()
+    assert printed.read_text().count(f"model: {folder / 'final'}") == 1, "only rank 0 prints"
+    assert [line["step"] for line in metrics(folder)] == [1, 2]
 
 
 def test_a_run_under_torchrun_stops_for_sigterm_with_all_saved(tiny_model: Path, tmp_path: Path) -> None:
-    folder = tmp_path / "run"
+    folder, printed = tmp_path / "run", tmp_path / "printed.txt"
     settings = [*TRAIN, f"model={tiny_model}", f"output_dir={folder}", "max_steps=2000", "evaluation.eval_steps=0"]
-    process = subprocess.Popen(
-        [*TORCHRUN, "sudoku-tiny", *settings],
-        stderr=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-        env=environment(),
-    )
+    process = start(torchrun, [*TORCHRUN, *settings], printed)
     lines = folder / "metrics.jsonl"
     deadline = time.monotonic() + 200
-    while process.poll() is None and not (lines.exists() and lines.read_text().count("\n") > 1):
+    while process.is_alive() and not (lines.exists() and lines.read_text().count("\n") > 1):
         assert time.monotonic() < deadline
         time.sleep(0.05)
-    process.send_signal(signal.SIGTERM)
-    _, said = process.communicate(timeout=120)
-    assert len(re.findall(r"RunStoppedError: stopped after step \d+ of 2000", said)) == 1
+    process.terminate()
+    process.join(120)
+    assert process.exitcode not in (0, None)
+    assert len(re.findall(r"RunStoppedError: stopped after step \d+ of 2000", printed.read_text())) == 1
     assert steps_saved(folder)
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import select
 import signal
-import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -16,13 +15,13 @@ import pytest
 
 from tests.helpers.messages import raises
 from tests.helpers.runs import (
-    TRAIN,
     exit_code_of,
     metrics,
     pretrain_recipe,
     start,
     steps_saved,
     train_recipe,
+    unmask_train,
     weights,
 )
 from unmask.core.errors import RunError
@@ -175,43 +174,50 @@ def test_a_run_that_is_killed_repeatedly_ends_with_the_same_model(
 # --- processes that hang ---
 
 
+def train_and_print(model: Path, folder: Path, settings: tuple[str, ...], printed: Path) -> None:
+    """Run `unmask train`, and write its output to a file."""
+    with printed.open("w") as file:
+        os.dup2(file.fileno(), 1)
+        os.dup2(file.fileno(), 2)
+        sys.exit(unmask_train(model, folder, *settings))
+
+
+def train_on_a_terminal(model: Path, folder: Path, terminal: str) -> None:
+    """Run `unmask train` without an end as the process that a terminal belongs to."""
+    os.setsid()
+    # The first terminal that a new session opens is its own.
+    theirs = os.open(terminal, os.O_RDWR)
+    for descriptor in (0, 1, 2):
+        os.dup2(theirs, descriptor)
+    # The streams of a process that is started by a server are not those of a terminal.
+    sys.stdin, sys.stdout, sys.stderr = (os.fdopen(d, mode) for d, mode in ((0, "r"), (1, "w"), (2, "w")))
+    sys.exit(unmask_train(model, folder, "max_steps=100000"))
+
+
 def test_a_process_whose_reward_hangs_ends_with_a_message(tiny_model: Path, tmp_path: Path) -> None:
     (tmp_path / "mine.py").write_text(
         "import time\n\ndef hangs(completions, **_):\n    time.sleep(10_000)\n\nhangs.per_completion = True\n"
     )
-    settings = [*TRAIN, f"model={tiny_model}", f"output_dir={tmp_path / 'run'}", "reward_timeout=0.5"]
-    ended = subprocess.run(
-        [sys.executable, "-m", "unmask", "train", "sudoku-tiny", *settings, f"reward_funcs=[{tmp_path}/mine.py:hangs]"],
-        capture_output=True,
-        text=True,
-        timeout=60,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )
-    assert ended.returncode == 2
-    assert 'RewardError: reward function "hangs" did not return within 0.5 s' in ended.stderr
-    assert "Traceback" not in ended.stderr
+    printed, settings = tmp_path / "printed.txt", ("reward_timeout=0.5", f"reward_funcs=[{tmp_path}/mine.py:hangs]")
+    assert exit_code_of(train_and_print, tiny_model, tmp_path / "run", settings, printed, timeout=60) == 2
+    said = printed.read_text()
+    assert 'RewardError: reward function "hangs" did not return within 0.5 s' in said
+    assert "Traceback" not in said
 
 
 def test_a_terminal_that_is_closed_stops_the_run_in_good_order(tiny_model: Path, tmp_path: Path) -> None:
     """The process has a terminal of its own, which the test closes after the first lines."""
-    settings = [*TRAIN, "max_steps=100000", f"model={tiny_model}", f"output_dir={tmp_path / 'run'}"]
-    code = "import os, fcntl, termios, sys; fcntl.ioctl(0, termios.TIOCSCTTY, 0); from unmask.cli import main; main()"
     ours, theirs = os.openpty()
-    process = subprocess.Popen(
-        [sys.executable, "-c", code, "train", "sudoku-tiny", *settings],
-        stdin=theirs,
-        stdout=theirs,
-        stderr=theirs,
-        start_new_session=True,
-    )
-    os.close(theirs)
+    process = start(train_on_a_terminal, tiny_model, tmp_path / "run", os.ttyname(theirs))
     try:
         while not steps_saved(tmp_path / "run"):
-            assert process.poll() is None
+            assert process.is_alive()
             if select.select([ours], [], [], 0.1)[0]:
                 os.read(ours, 65536)
+        os.close(theirs)
         os.close(ours)
-        assert process.wait(120) == 128 + signal.SIGHUP
+        process.join(120)
+        assert process.exitcode == 128 + signal.SIGHUP
     finally:
         process.kill()
     last = steps_saved(tmp_path / "run")[-1]
