@@ -48,6 +48,13 @@ def made(tmp_path: Path) -> Callable[..., Path]:
     return make
 
 
+@pytest.fixture
+def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Leave out the figures, which take a second of a report, in tests that look at tables."""
+    for name in ("plot_compute", "plot_decoding"):
+        monkeypatch.setattr(f"unmask.report.comparison_files.{name}", lambda _results, _path: False)
+
+
 def rows(path: Path) -> list[dict[str, str]]:
     with path.open(newline="") as file:
         return list(csv.DictReader(file))
@@ -60,6 +67,7 @@ def lines_of(axis: Any) -> list[list[list[float]]]:
 # --- the table ---
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_the_table_has_means_with_intervals_and_paired_differences(made: Callable[..., Path]) -> None:
     table = (made() / "table.md").read_text().splitlines()
     # t of 2 degrees of freedom is 4.3027; standard errors √(0.13/3), √(0.07/3) and, of the
@@ -83,6 +91,7 @@ def test_the_table_follows_every_accuracy(tmp_path: Path) -> None:
     assert table(RECORDS) == before
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_the_csv_has_what_the_table_rounds(made: Callable[..., Path]) -> None:
     found = rows(made() / "table.csv")
     keyed = {(r["method"], r["minus"], r["temperature"]): r for r in found}
@@ -100,12 +109,14 @@ def test_the_csv_has_what_the_table_rounds(made: Callable[..., Path]) -> None:
     assert [float(difference[k]) for k in ("accuracy", "se")] == pytest.approx([0.1, 0.2 / 3**0.5])
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_two_baselines_are_held_against_each_other_once(made: Callable[..., Path]) -> None:
     records = [final("t", method, seed, 0.5) for method in "abc" for seed in (0, 1)]
     table = (made(records, methods={m: {} for m in "abc"}, baselines=["b", "c"]) / "table.md").read_text()
     assert [line.split(" | ")[0] for line in table.splitlines() if " - " in line] == ["| a - b", "| c - b", "| a - c"]
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_one_seed_has_no_intervals_and_failures_are_listed(made: Callable[..., Path]) -> None:
     failed = {"stage": "final", "task": "t", "method": "b", "seed": 0, "variant": "v", "failed": "the loss is nan"}
     table = (made([RECORDS[3], failed]) / "table.md").read_text()
@@ -115,6 +126,7 @@ def test_one_seed_has_no_intervals_and_failures_are_listed(made: Callable[..., P
     assert "## Failed" not in (made([*RECORDS[:6], failed, *RECORDS[6:]]) / "table.md").read_text(), "it was run again"
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_the_best_mean_is_bold_only_if_its_paired_interval_says_so(made: Callable[..., Path]) -> None:
     # Greedy, a is above b by 0.1, 0.12 and 0.14 by seed: their intervals overlap, that of the
     # difference is above 0.
@@ -163,6 +175,7 @@ def test_no_number_of_a_share_leaves_its_range(made: Callable[..., Path]) -> Non
     assert "| a - b | 2 | +0.000 (-1.000 to +1.000) | +0.000 (-1.000 to +1.000) |" in (folder / "table.md").read_text()
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_a_table_says_budget_base_and_shape_of_every_method_and_all_tasks_at_a_glance(tmp_path: Path) -> None:
     recipe = small(tmp_path, "tuning=", tasks={"one": SMALL["tasks"]["sudoku"], "two": SMALL["tasks"]["sudoku"]})
     records = [
@@ -188,6 +201,7 @@ def test_the_shape_of_older_results_is_read_from_the_recipe_that_made_them(tmp_p
     assert Results(recipe, [known | {"variant": "another"}]).shape("sudoku", "entropy") == ""
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_counts_are_rounded_in_one_way_in_table_and_page(made: Callable[..., Path]) -> None:
     records = [final("t", "a", s, 0.5, reward_calls=calls, steps=2 + s) for s, calls in enumerate((630, 631))]
     folder = made(records, seeds=[0, 1], baselines=[])
@@ -197,6 +211,7 @@ def test_counts_are_rounded_in_one_way_in_table_and_page(made: Callable[..., Pat
     assert (line["calls"], line["text"]) == (631, {"steps": "3", "passes": "0.99M", "calls": "631"})
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_a_bar_or_a_formula_in_a_name_stays_in_its_cell(tmp_path: Path) -> None:
     folder = written(tmp_path / "c", [final("t", "=a|b", seed, 0.5) for seed in (0, 1)])
     report(of(methods=["=a|b"], output_dir=str(folder)))
@@ -207,6 +222,7 @@ def test_a_bar_or_a_formula_in_a_name_stays_in_its_cell(tmp_path: Path) -> None:
 # --- what was tried ---
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_all_trials_are_listed_with_the_choice(made: Callable[..., Path]) -> None:
     failed = {"stage": "tuning", "task": "t", "method": "a", "seed": 7, "variant": "w", "settings": {"rate": 4}}
     tried = [trial("a", 7, 1, 0.25, 0.75), trial("a", 7, 2, 0.5, 1.0), failed | {"failed": "the loss is nan"}]
@@ -401,6 +417,7 @@ def test_damaged_hashes_of_code_are_named(tmp_path: Path) -> None:
             report(of(output_dir=str(folder)))
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_results_whose_hashes_are_missing_or_wrong_are_of_unknown_code(tmp_path: Path) -> None:
     folder = written(tmp_path / "c", [record | {"code": ["0123", "4567"]} for record in RECORDS])
     assert (

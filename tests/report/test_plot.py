@@ -16,10 +16,12 @@ import pytest
 import yaml
 from matplotlib.figure import Figure
 
+from tests.helpers.comparisons import final, small, written
 from tests.helpers.messages import raises
 from tests.helpers.paths import RESULTS
 from tests.helpers.runs import unmask
 from unmask.core.errors import ConfigError, RunError
+from unmask.recipes.load import dump
 from unmask.report.plot import group_runs, plot_metrics, range_of
 
 GREEDY = "eval/test@0/accuracy"
@@ -290,8 +292,9 @@ def test_a_figure_overwrites_earlier_figures_and_nothing_else(
 
 @pytest.mark.slow
 def test_the_second_figure_of_a_comparison_overwrites_nothing_either(tmp_path: Path) -> None:
-    place = tmp_path / "compare"
-    shutil.copytree(RESULTS / "counterfactual-tiny", place)
+    recipe = small(tmp_path, "tuning=", name="compare")
+    place = written(recipe.folder, [final("sudoku", method, seed, 0.5) for method in recipe.methods for seed in (0, 1)])
+    (place / "recipe.yaml").write_text(dump(recipe))
     assert unmask("plot", place, "--output", tmp_path / "x.png") == 0
     assert unmask("plot", place, "--output", tmp_path / "x.png") == 0
     (tmp_path / "x-decoding.pdf").write_text("my paper")
