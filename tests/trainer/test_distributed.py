@@ -23,7 +23,9 @@ from tests.helpers.processes import (
     train_by_command,
 )
 from tests.helpers.runs import metrics, steps_saved, train_recipe, unmask_train
+from tests.helpers.servers import serving
 from unmask.core.errors import LostProcessError, RunError, UnmaskError
+from unmask.models import load_model
 from unmask.models.state_files import WEIGHT, StateFiles
 from unmask.recipes.schema import TrainRecipe
 from unmask.rewards import per_completion
@@ -154,6 +156,21 @@ def test_two_ranks_that_refill_groups_equal_one(place: Path, tiny_model: Path) -
     rounds = [line["refill/rounds"] for line in metrics(place / "one-refill") if "refill/rounds" in line]
     assert any(groups % 2 for groups in extra), "some extra rollout gives one rank nothing to sample"
     assert max(rounds) == 3
+
+
+def test_two_ranks_that_share_servers_equal_one(place: Path, one: dict[str, Path], tiny_model: Path) -> None:
+    weights = place / "weights"
+    weights.mkdir()
+    with serving(load_model(tiny_model), weights) as first, serving(load_model(tiny_model), weights) as second:
+        engine = (
+            "rollout_engine.type=http",
+            f"rollout_engine.urls=[{first},{second}]",
+            f"rollout_engine.weights_dir={weights}",
+        )
+        shared = settings(place, "egspo_sa", *engine)
+        assert exit_codes_of_two(train_by_command, tiny_model, place / "served", shared) == [0, 0]
+    check_same(place / "served", one["egspo_sa"], tiny_model)
+    assert list(weights.iterdir()) == []
 
 
 @pytest.fixture(scope="module")

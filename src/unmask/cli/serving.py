@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from unmask.cli.options import Model, Order, TaskOptions, say
+
+if TYPE_CHECKING:
+    from unmask.trainer.imported import ImportedRollout
 
 app = typer.Typer()
 
@@ -63,13 +66,8 @@ def serve(
         )
     bound = listening_socket(host, port)
     policy = load_model(model, dtype, device=default_device())
-    served = ServedModel(
-        policy,
-        model,
-        weights_dir.expanduser() if weights_dir else None,
-        max_rows=max_rows,
-        limits=BatchLimits(batch_size, max_tokens),
-    )
+    folder, forward = weights_dir and weights_dir.expanduser(), BatchLimits(batch_size, max_tokens)
+    served = ServedModel(policy, model, folder, max_rows=max_rows, limits=forward)
     if not is_loopback(bound):
         say(f"warning: {host} can be reached from other machines, and there is no password.", err=True)
     shown = f"[{host}]" if ":" in host else host
@@ -126,18 +124,15 @@ def import_rollouts_(
         raise ConfigError(f"{output} exists already. Remove it, or name another file to write.")
     scorer = Scorer(make_task(task, option or ()).rewards()) if task else None
     policy = load_model(model, device=default_device())
-    done = import_rollouts(
-        file,
-        policy,
-        scorer,
-        num_steps=steps,
-        order=order,
-        schedule=schedule,
-        block_length=block_length,
-        seed=seed,
-        batch_size=batch_size,
-    )
+    settings = {"num_steps": steps, "order": order, "schedule": schedule, "block_length": block_length, "seed": seed}
+    done = import_rollouts(file, policy, scorer, batch_size=batch_size, **settings)
     done.saved.save(output)
+    _print_import(done)
+    say(f"rollout: {output}")
+
+
+def _print_import(done: ImportedRollout) -> None:
+    """Print what an import read and found."""
     path, found = done.saved.rollout.trajectory, done.found
     say(f"rows read: {len(path)}, in groups of {found.group_size}")
     say(f"denoising steps: {float(path.steps_taken.float().mean()):.2f} of {path.num_steps} on average")
@@ -152,4 +147,3 @@ def import_rollouts_(
             f"log-probabilities of the engine: they differ from those of the model by {mismatch.mean:.2e} nats on average, and "
             f"by at most {mismatch.largest:.2e}, over {mismatch.num_tokens} tokens"
         )
-    say(f"rollout: {output}")

@@ -86,8 +86,12 @@ NAMES: dict[Answer, str] = {
     "Diffusion models fill positions in any order, so settings of autoregressive generation do not apply.": (
         "repetition_penalty num_beams cache_implementation"
     ),
+    "`rollout_engine.urls` names the servers that denoise completions, and `rollout_engine.type` = http uses them.": (
+        "use_vllm vllm_mode vllm_server_base_url vllm_server_host vllm_server_port sglang_* rollout.name"
+    ),
+    "`rollout_engine.timeout`": "vllm_server_timeout",
     "The model itself denoises completions; engines for autoregressive generation do not run diffusion models.": (
-        "use_vllm vllm_* sglang_* use_transformers_* *gpu_memory_utilization tensor_model_parallel_size"
+        "vllm_* use_transformers_* *gpu_memory_utilization tensor_model_parallel_size"
     ),
     (
         "Prompts are never truncated: a prompt and `sampler.max_completion_length` must fit into the model together. "

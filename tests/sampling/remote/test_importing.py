@@ -13,11 +13,12 @@ import pytest
 import torch
 
 from tests.helpers.messages import raises
+from tests.helpers.minis import mini_checkpoint
 from tests.helpers.sglang import exchanges, write_lines
 from unmask.core.config import SamplerConfig
 from unmask.core.errors import DataError
 from unmask.core.records import Trajectory
-from unmask.models import Denoiser, Policy, char_tokenizer
+from unmask.models import Denoiser, Policy, char_tokenizer, convert, load_model
 from unmask.sampling.engine import LocalEngine
 from unmask.sampling.remote.importing import Imported, imported
 from unmask.sampling.remote.recorded import read_recorded
@@ -75,6 +76,23 @@ def test_recorded_answers_import_to_the_rollout_of_our_own_sampler(
     assert found.group_size == 2
     assert found.mismatch is not None
     assert found.mismatch.largest < 1e-5
+
+
+@pytest.mark.slow
+def test_answers_of_a_block_causal_model_import_to_the_rollout_of_our_own_sampler(tmp_path: Path) -> None:
+    # SGLang serves such models: blocks of four, a threshold, and keys and values of finished blocks in a cache.
+    convert(mini_checkpoint("sdar", tmp_path / "original"), tmp_path / "native")
+    policy = load_model(tmp_path / "native")
+    sampler = SamplerConfig(max_completion_length=12, block_length=4, schedule="threshold=0.02", temperature=0.8)
+    prompts = [[5, 6, 7, 8], [9, 8, 7, 6, 5, 4, 3, 2]]
+    path = LocalEngine(policy).rollout_of_tokens(prompts, sampler, torch.tensor([3, 4]))
+    assert path.steps_taken.max() < 12, "some step commits several tokens"
+    file = write_lines(tmp_path / "a.jsonl", exchanges(path, logprobs=True))
+    found = imported(file, read_recorded(file), policy, schedule="threshold=0.02")
+    assert torch.equal(found.trajectory.tokens, path.tokens)
+    assert torch.equal(found.trajectory.unmask_step, path.unmask_step)
+    torch.testing.assert_close(found.trajectory.logprob, path.logprob, atol=1e-5, rtol=0)
+    torch.testing.assert_close(found.trajectory.entropy, path.entropy, atol=1e-5, rtol=0)
 
 
 def test_a_batch_is_a_list_of_responses(policy: Policy, tmp_path: Path) -> None:

@@ -102,25 +102,31 @@ def make_app(model: ServedModel, limits: ServerLimits | None = None) -> Starlett
     async def info(_: HttpRequest) -> Response:
         return JSONResponse(model.info())
 
-    async def health(_: HttpRequest) -> Response:
-        return JSONResponse({"status": "ok"})
-
-    async def missing(request: HttpRequest, error: Any) -> Response:
-        return _error(error.status_code, f"{request.method} {quoted(request.url.path)} is not offered by this server.")
-
-    async def failed(_: HttpRequest, error: Exception) -> Response:
-        logger.error("a request failed: %s: %s", type(error).__name__, error)
-        return _error(500, f"the server failed: {type(error).__name__}: {reason(error)}")
-
     return Starlette(
         routes=[
             Route("/generate", answered(generate), methods=["POST"]),
             Route("/update_weights_from_disk", answered(update), methods=["POST"]),
             Route("/get_model_info", info, methods=["GET"]),
-            Route("/health", health, methods=["GET"]),
+            Route("/health", _health, methods=["GET"]),
         ],
-        exception_handlers={404: missing, 405: missing, Exception: failed},
+        exception_handlers={404: _missing, 405: _missing, Exception: _failed},
     )
+
+
+async def _health(_: HttpRequest) -> Response:
+    """Say that the server runs."""
+    return _json(b'{"status":"ok"}')
+
+
+async def _missing(request: HttpRequest, error: Any) -> Response:
+    """Answer a request for something that is not offered."""
+    return _error(error.status_code, f"{request.method} {quoted(request.url.path)} is not offered by this server.")
+
+
+async def _failed(_: HttpRequest, error: Exception) -> Response:
+    """Answer a request during which an unexpected error occurred."""
+    logger.error("a request failed: %s: %s", type(error).__name__, error)
+    return _error(500, f"the server failed: {type(error).__name__}: {reason(error)}")
 
 
 async def _content(request: HttpRequest, limits: ServerLimits) -> Any:

@@ -91,9 +91,35 @@ def imported(
             "Import rollouts of another order."
         )
     group_size = _group_size(file, recorded)
-    sampler, rows = _read(
-        file, recorded, policy, block_length, {"num_steps": num_steps, "order": order, "schedule": schedule}
+    path = _path(
+        file, recorded, policy, block_length, {"num_steps": num_steps, "order": order, "schedule": schedule}, seed
     )
+    found = replayed(policy.denoiser, path, batch_size=batch_size)
+    if (excluded := excluded_token(found)) is not None:
+        raise DataError(f"{file}, line {recorded[excluded[0]].line}: {excluded[1]}")
+    if (sentence := fault_of_draws(found)) is not None:
+        raise DataError(f"{file}: {sentence}")
+    other = ~found.is_likeliest[unselected(path)]
+    return Imported(
+        found.trajectory,
+        group_size,
+        _mismatch(file, recorded, found.trajectory),
+        len(other),
+        float(other.float().mean()) if len(other) else 0.0,
+    )
+
+
+def _path(
+    file: Path,
+    recorded: Sequence[Recorded],
+    policy: Policy,
+    block_length: int | None,
+    own: dict[str, Any],
+    seed: int,
+) -> Trajectory:
+    """Return the paths of all answers, without log-probabilities; `own` are the settings of the
+    sampler that the requests do not have."""
+    sampler, rows = _read(file, recorded, policy, block_length, own)
     seeds = row_seeds(len(rows), named_generator(seed, "import"))
     try:
         path = path_of(rows, [one.prompt for one in recorded], sampler, seeds, policy)
@@ -105,20 +131,7 @@ def imported(
             f"{sampler.block} positions would. The engine decides by its predictions how many it commits: name its rule, as in "
             "--schedule threshold=0.95."
         )
-    found = replayed(policy.denoiser, path, batch_size=batch_size)
-    if (excluded := excluded_token(found)) is not None:
-        raise DataError(f"{file}, line {recorded[excluded[0]].line}: {excluded[1]}")
-    if (sentence := fault_of_draws(found)) is not None:
-        raise DataError(f"{file}: {sentence}")
-    is_tested = unselected(path)
-    other = ~found.is_likeliest[is_tested]
-    return Imported(
-        found.trajectory,
-        group_size,
-        _mismatch(file, recorded, found.trajectory),
-        int(is_tested.sum()),
-        float(other.float().mean()) if len(other) else 0.0,
-    )
+    return path
 
 
 def _read(
