@@ -28,11 +28,14 @@ def table(columns: Sequence[str], rows: Iterable[Sequence[object]], title: str |
     """
     from rich.table import Table
 
-    console, drawn = Console(), Table(*columns, box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False)
+    console, drawn = Console(), Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False)
     if not console.is_terminal and "COLUMNS" not in os.environ:
         # A pipe has no width, and rich would assume 80 columns.
         console = Console(width=PIPE_WIDTH)
     cells = [[visible(str(cell)) for cell in row] for row in rows]
+    for name, *column in zip(columns, *cells, strict=True):
+        # rich narrows the columns that may wrap without regard to their longest words.
+        drawn.add_column(name, no_wrap=not any(" " in cell for cell in column))
     for row in cells:
         drawn.add_row(*map(_bold, row))
     if title:

@@ -39,7 +39,7 @@ class TrajectoryBalance(Method):
 
     paper: ClassVar[str] = "arXiv:2605.13935"
     summary: ClassVar[str] = "paths matched to the reference tilted by the reward, without a likelihood ratio"
-    unbiased: ClassVar[str] = "with alpha=0 and num_segments=0"
+    unbiased: ClassVar[str] = "with alpha=0"
     estimates: ClassVar[str] = (
         "on its own samples, the gradient over L of E[r] - α KL(π || reference) of whole paths, exactly if every step is a "
         "segment, except under orders low_confidence and plackett_luce"

@@ -19,6 +19,7 @@ from unmask.models.tiny import TinyConfig
 from unmask.recipes.behaviour import BehaviourConfig
 from unmask.recipes.engine import EngineConfig
 from unmask.recipes.keys import TABLES, find_class
+from unmask.recipes.speed import SpeedConfig
 from unmask.tasks import TASKS, Task
 
 
@@ -141,6 +142,8 @@ class TrainRecipe(RunRecipe):
     """Correction for rollouts that are not sampled exactly from the policy."""
     rollout_engine: EngineConfig = EngineConfig()
     """Place where rollouts and evaluations are sampled."""
+    speed: SpeedConfig = SpeedConfig()
+    """Reward for few denoising steps, beside the reward of the task."""
     evaluation: EvalConfig = EvalConfig()
     """Evaluation during the run."""
     max_steps: int = Field(200, ge=1)
@@ -258,6 +261,7 @@ class TrainRecipe(RunRecipe):
             ) from None
         self.method.check(self.sampler, self.num_generations)
         _ = self.measured_level
+        self.speed.check(self.method, self.sampler, self.num_generations)
         _check_engine(self)
         if not self.sampler.temperature:
             raise ValueError(

@@ -13,8 +13,10 @@ from unmask.core.records import Rollout, Row, Trajectory
 from unmask.functional.advantage import constant_group_share
 from unmask.functional.noise import CONTINUATION_STREAM, counter_uniform, named_generator
 from unmask.functional.selection import step_sum
+from unmask.functional.speed import tokens_per_forward, with_speed
 from unmask.methods import Method
 from unmask.recipes.schema import TrainRecipe
+from unmask.recipes.speed import SpeedConfig
 from unmask.rewards.scorer import Scorer
 from unmask.sampling.encoding import decode, row_seeds
 from unmask.sampling.engine import RolloutEngine
@@ -264,6 +266,19 @@ def _is_identical(rollout: Rollout) -> Tensor:
     path = rollout.trajectory
     text = path.tokens.masked_fill(~path.is_text(), path.eos_id).view(-1, rollout.group_size, path.tokens.shape[1])
     return (text == text[:, :1]).flatten(1).all(1)
+
+
+def with_speed_reward(rollout: Rollout, speed: SpeedConfig, tally: Tally) -> Rollout:
+    """Return the rollout of whole groups with the rewards that the update uses: those of the task,
+    and a reward for speed if it is set."""
+    path = rollout.trajectory
+    if path.sampler.is_adaptive:
+        measured = tokens_per_forward(path.is_text().sum(-1), path.steps_taken)
+        tally.add("completions/tokens_per_forward", measured)
+        if speed.weight:
+            reward = with_speed(rollout.reward, measured, rollout.group_size, speed.weight, speed.scale)
+            return replace(rollout, reward=reward)
+    return rollout
 
 
 def entropy_by_step(rollout: Rollout) -> Tensor:

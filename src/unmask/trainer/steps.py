@@ -28,7 +28,13 @@ from unmask.sampling.remote.engine import HttpEngine
 from unmask.sampling.remote.servers import Servers
 from unmask.trainer.ahead import Rollouts
 from unmask.trainer.best import best_in, better, validation_accuracy
-from unmask.trainer.collect import Collector, describe_groups, entropy_by_step, prompts_of_step
+from unmask.trainer.collect import (
+    Collector,
+    describe_groups,
+    entropy_by_step,
+    prompts_of_step,
+    with_speed_reward,
+)
 from unmask.trainer.learn import Learner
 from unmask.trainer.metrics import Tally, TokenPasses
 from unmask.trainer.published_weights import PublishedWeights
@@ -164,11 +170,13 @@ class TrainingSteps:
         if self.example is not None and self.session.folder.is_main:
             first = decode(self.engine.tokenizer, rollout.trajectory.tokens[:1])[0]
             self.example(first, float(rollout.reward[0]))
+        # The metrics of rewards describe those of the task.
+        rollout = with_speed_reward(rollout, recipe.speed, tally)
         further = further_prompts(self.rows, index, recipe.num_prompts, recipe.seed)
 
         def sample(others: list[Row], refill: int) -> Rollout:
             # The metrics describe the first rollout, whose prompts nothing has selected.
-            return self._sampled(others, index, Tally(), refill)
+            return with_speed_reward(self._sampled(others, index, Tally(), refill), recipe.speed, Tally())
 
         return refilled(rollout, rows, recipe.method, further, recipe.refill_rounds, sample, tally)
 
