@@ -136,7 +136,7 @@ def _family(source: str, raw: Mapping[str, Any], to: str) -> tuple[str, Family]:
     if name is None:
         raise ModelError(
             f"{source} holds a {architecture}, which belongs to no known family. Known: {', '.join(FAMILIES)} (`unmask models`). "
-            "To add a family, add an entry to unmask/models/families.py."
+            "To add a family, add an entry to unmask/models/releases."
         )
     if to not in ("native", "original"):
         if to not in FAMILIES:

@@ -253,7 +253,7 @@ def _refuse_other_layouts(source: str, raw: Mapping[str, Any]) -> None:
     if "auto_map" in raw:
         raise ModelError(
             f"{points} If {raw.get('model_type')} is the same function as a native transformers class, an entry in "
-            "unmask/models/families.py makes `unmask convert` read it (docs/models.md); remove auto_map from its config.json "
+            "unmask/models/releases makes `unmask convert` read it (docs/models.md); remove auto_map from its config.json "
             "if it is in a native layout already."
         )
 
