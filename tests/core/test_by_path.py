@@ -352,7 +352,7 @@ def test_another_process_unpickles_a_recipe_with_parts_named_by_path(folder: Pat
         ("method.type=broken.py:M", ("ZeroDivisionError", "broken.py, line 2")),
         ("method.type=frist", ("unknown method", "my_method.py:MyMethod")),
         ("method.coutn=1", ("method has no setting", "coutn", "count")),
-        ("method.num_selected=1", ("method has no setting", "option of egspo", "my_method.py:FirstSteps")),
+        ("method.num_selected=1", ("method has no setting", "is an option of", "egspo_sa", "my_method.py:FirstSteps")),
         ("method.count=many", ("method.count", "'many'", "integer")),
         ("method.count=5", ("method.count = 5", "4 denoising steps")),
         ("task.type=my_method.py:FirstSteps", ("does not derive from unmask.tasks.Task",)),

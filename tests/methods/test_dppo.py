@@ -257,7 +257,7 @@ def test_a_ratio_of_anything_but_tokens_and_steps_refuses_the_divergence(name):
     sampler = SamplerConfig(max_completion_length=8, num_steps=8, order=order)
     if name in ("egspo", "egspo_sa", "step_merge", "trace_rl"):
         method = method.model_copy(update={"num_selected": 2, "num_segments": 2})
-    if name in ("espo", "gdpo", "bgpo", "mask_aware", "coupled_grpo"):
+    if name in ("espo", "gdpo", "ebpo", "bgpo", "mask_aware", "coupled_grpo"):
         with raises(ConfigError, "needs the distribution of one token", "Set method.trust_region to clip or none"):
             method.check(sampler, 2)
     else:
