@@ -4,23 +4,26 @@ run."""
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 
 from tests.helpers.runs import metrics, train_recipe, weights
 from unmask.functional.noise import named_generator
 from unmask.methods import METHODS
-from unmask.models import load_model
+from unmask.models import Denoiser, load_model
 from unmask.report.film import Vocabulary, film_of
 from unmask.rewards import per_completion
 from unmask.runs.saved_rollouts import SavedRollout
+from unmask.sampling import engine
 from unmask.sampling.encoding import decode
 from unmask.sampling.one_step import one_step_completions
 from unmask.tasks.sudoku import Sudoku
-from unmask.trainer import Trainer
+from unmask.trainer import Trainer, recorder
 
 KEEP = ("log_rollouts_steps=1", "log_rollouts_groups=2", "max_steps=1")
 
@@ -65,6 +68,32 @@ def test_guesses_are_of_the_policy_before_the_update_and_scored(
     texts = decode(tokenizer, guesses.tokens.flatten(0, 1).long())
     assert guesses.reward is not None
     assert guesses.reward.flatten().tolist() == pytest.approx(share_of_ones(texts))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("weights", ["merged", "whole"])
+def test_guesses_read_the_weights_that_the_rollout_read(
+    tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, weights: str
+) -> None:
+    read: dict[str, list[tuple[Denoiser, Tensor]]] = {"rollout": [], "guesses": []}
+
+    def noting(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
+        def noted(denoiser: Denoiser, *arguments: Any, **options: Any) -> Any:
+            read[name].append((denoiser, next(denoiser.parameters()).detach().clone()))
+            return function(denoiser, *arguments, **options)
+
+        return noted
+
+    monkeypatch.setattr(engine, "denoise", noting("rollout", engine.denoise))
+    monkeypatch.setattr(recorder, "one_step_completions", noting("guesses", recorder.one_step_completions))
+    options = ["lora={r: 2, alpha: 16}", f"rollout_weights={weights}", "evaluation.eval_steps=0"]
+    saved = saved_of(tiny_model, tmp_path / "run", *options)
+    (of_guesses, values), (of_rollout, expected) = read["guesses"][0], read["rollout"][0]
+    assert of_guesses is of_rollout
+    assert torch.equal(values, expected), "the block of weights is open"
+    has_adapters = any("lora" in name for name, _ in of_guesses.named_parameters())
+    assert has_adapters == (weights == "whole")
+    assert saved.guesses is not None
 
 
 @pytest.mark.slow

@@ -5,7 +5,8 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -14,7 +15,7 @@ from torch import Tensor
 
 from unmask.core.errors import RewardError
 from unmask.core.records import Rollout, Row, Trajectory, Views
-from unmask.models import Denoiser, Policy
+from unmask.models import Denoiser
 from unmask.recipes.schema import TrainRecipe
 from unmask.rewards.scorer import Scorer
 from unmask.runs.atomic import disk_faults_explained
@@ -50,27 +51,29 @@ class RolloutRecorder:
 
     Args:
         recipe: settings of the run.
-        policy: the model that is trained, not wrapped for distributed training, with its tokenizer.
+        tokenizer: tokenizer of the model.
         scorer: reward functions of the run.
         meter: counter of token passes.
         folder: run folder.
         ranks: ranks of the run.
         max_tokens: rows times tokens in one forward pass; None limits the rows to
             `rollout_batch_size` instead.
+        weights: function that opens a block and provides the denoiser that rollouts sample from.
     """
 
     def __init__(
         self,
         recipe: TrainRecipe,
-        policy: Policy,
+        tokenizer: PreTrainedTokenizerBase,
         scorer: Scorer,
         meter: TokenPasses,
         folder: RunFolder,
         ranks: Ranks,
         max_tokens: int | None,
+        weights: Callable[[], AbstractContextManager[Denoiser]],
     ) -> None:
-        self.recipe, self.policy, self.scorer, self.meter = recipe, policy, scorer, meter
-        self.folder, self.ranks, self.max_tokens = folder, ranks, max_tokens
+        self.recipe, self.tokenizer, self.scorer, self.meter = recipe, tokenizer, scorer, meter
+        self.folder, self.ranks, self.max_tokens, self.weights = folder, ranks, max_tokens, weights
         self._recording: _Recording | None = None
 
     def before_update(self, rollout: Rollout, rows: Sequence[Row], step: int) -> dict[str, float]:
@@ -109,7 +112,7 @@ class RolloutRecorder:
         with self.ranks.agreed():
             if self.folder.is_main:
                 saved = saved_rollout(
-                    recording.rollout, recording.rows, self.policy.tokenizer, recording.guesses, views, advantage
+                    recording.rollout, recording.rows, self.tokenizer, recording.guesses, views, advantage
                 )
                 with disk_faults_explained(self.folder.path, self.folder.last_step()):
                     saved.save(saved_path(self.folder.path, recording.step))
@@ -121,14 +124,12 @@ class RolloutRecorder:
         # them.
         width = path.prompt_ids.shape[1] + path.tokens.shape[1]
         batch_size = self.max_tokens // width if self.max_tokens else self.recipe.rollout_batch_size
-        with self.meter.paused():
-            guesses = guesses_along(self.policy.denoiser, path, self.recipe.log_rollouts_guesses, batch_size)
+        with self.meter.paused(), self.weights() as denoiser:
+            guesses = guesses_along(denoiser, path, self.recipe.log_rollouts_guesses, batch_size)
         if guesses is None or not self.folder.is_main:
             return guesses
         with self.scorer.paused():
-            return _scored(
-                guesses, self.scorer, self.policy.tokenizer, [r for r in rows for _ in range(sample.group_size)]
-            )
+            return _scored(guesses, self.scorer, self.tokenizer, [r for r in rows for _ in range(sample.group_size)])
 
 
 def guesses_along(denoiser: Denoiser, path: Trajectory, count: int, batch_size: int) -> Guesses | None:

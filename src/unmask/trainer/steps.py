@@ -99,7 +99,9 @@ class TrainingSteps:
             is_ahead=self.servers is not None and recipe.rollout_engine.max_staleness > 0,
             alive=session.progress.alive,
         )
-        self.recorder = RolloutRecorder(recipe, policy, scorer, meter, folder, ranks, budget.rollout)
+        self.recorder = RolloutRecorder(
+            recipe, trained.tokenizer, scorer, meter, folder, ranks, budget.rollout, weights
+        )
         (optimizer,) = session.optimizers
         self.learner = Learner(
             session.accelerator,
