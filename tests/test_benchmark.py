@@ -125,13 +125,14 @@ def test_our_side_of_the_comparison_updates_the_model(release: str) -> None:
 
 @pytest.mark.slow
 def test_the_memory_table_adds_up(capsys: pytest.CaptureFixture[str]) -> None:
-    memory.main(["--width=16", "--layers=2", "--vocab=600", "--length=8", "--views=2", "--r=2", "--parts=4"])
+    memory.main(["--width=16", "--layers=2", "--vocab=600", "--length=8", "--views=2", "--r=64", "--parts=4"])
     rows = [line.split("|")[1:-1] for line in capsys.readouterr().out.splitlines() if line.startswith("| ")][1:]
     assert len(rows) == 7
     cells = {name.strip(): [float(cell) for cell in numbers[:5]] for name, *numbers in rows}
     for *parts, together in cells.values():
         assert together == pytest.approx(sum(parts), abs=0.25)
-    assert cells["lora.r=2"][3] == 0.0 < cells["all weights"][3], "adapters need no copy for a reference"
+    assert cells["lora.r=64"][3] == 0.0 < cells["all weights"][3], "adapters need no copy for a reference"
+    assert cells["lora.r=64, precision=bf16"][1] == cells["lora.r=64"][1] > 0.1, "the state is that of float32 masters"
 
 
 @pytest.mark.slow
