@@ -15,10 +15,10 @@ from benchmark.gpu.__main__ import main as accept
 from benchmark.gpu.harness import CHECKS, Check
 from benchmark.peers import __main__ as peers
 from benchmark.peers.ours import Ours
-from benchmark.peers.peak import peaks
+from benchmark.peers.phases import SIDES
 from benchmark.peers.releases import RELEASES
 from benchmark.peers.results import Results
-from benchmark.peers.setting import Setting
+from benchmark.peers.setting import SHAPES, Setting
 from benchmark.peers.source import functions_of
 from unmask.core.config import SamplerConfig
 from unmask.recipes.load import load, load_recipe
@@ -61,6 +61,7 @@ class Trainer(a_library_that_is_not_installed.Trainer):
 """File of a release, which imports what is not there."""
 
 
+@pytest.mark.slow
 def test_the_functions_of_a_release_run_without_the_rest_of_its_file(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -68,31 +69,36 @@ def test_the_functions_of_a_release_run_without_the_rest_of_its_file(
     file.parent.mkdir(parents=True)
     file.write_text(CHECKOUT)
     output = tmp_path / "records.jsonl"
-    options = [f"--checkouts={tmp_path}", "--settings=a", "--releases=d1,ESPO", "--memory=", f"--output={output}"]
-    peers.main([*options, "--rounds=2", "--phases=rollout,scoring"])
-    peers.main([*options, "--rounds=1", "--phases=update"])
+    options = [f"--checkouts={tmp_path}", "--settings=a", "--releases=d1,ESPO", f"--output={output}"]
+    peers.main([*options, "--rounds=2", "--phases=rollout,scoring", "--memory="])
+    peers.main([*options, "--rounds=1", "--phases=update", "--memory=update"])
     table = capsys.readouterr().out
     assert "not shown" not in table
-    measured, absent = table.splitlines()[-len(Results(None).origins()) - 3 : -len(Results(None).origins()) - 1]
-    assert measured.startswith("| d1 | a | ")
-    assert measured.count("(") == 3, "three phases with their ranges"
-    assert absent == "| ESPO | not measured: no checkout |"
+    assert "| ESPO | not measured: no checkout |" in table
+    assert "`d1/diffu-grpo/diffu_grpo_trainer.py`" in table
     (record,) = Results(output).records.values()
-    assert {phase: len(theirs) for phase, (theirs, _) in record["seconds"].items()} == {
-        "rollout": 2,
-        "scoring": 2,
-        "update": 1,
+    assert {phase: [len(seconds[side]) for side in SIDES] for phase, seconds in record["seconds"].items()} == {
+        "rollout": [2, 2],
+        "scoring": [2, 2],
+        "update": [1, 1],
     }
+    weights = sum(p.numel() for p in Setting(SHAPES["a"]).denoiser.parameters() if p.requires_grad) * 4 / 2**20
+    for of_process, of_tensors in record["peaks"]["update"].values():
+        # A later update holds gradients and makes no state of the optimizer; the process holds both.
+        assert weights < of_tensors < of_process
+        assert of_process > 3 * weights
     with pytest.raises(LookupError, match="no function or class missing"):
         functions_of([(file, ("generate", "missing"))])
 
 
 def test_the_table_of_peers_divides_the_release_by_this_package() -> None:
     results = Results(None)
-    seconds = {"rollout": ([2.0, 9.0, 4.0], [1.0, 3.0, 1.0]), "scoring": ([8.0], [1.0]), "update": ([1.0], [2.0])}
-    peaks = {"update": [(30.0, 6.0), (20.0, 8.0)]}
     for release in ("d1", "AGRPO"):
-        results.add({"release": release, "setting": "a", "load": 1.0, "seconds": seconds, "peaks": peaks})
+        results.add(release, "a", "seconds", "rollout", {"theirs": [2.0, 9.0, 4.0], "ours": [1.0, 3.0, 1.0]})
+        results.add(release, "a", "seconds", "scoring", {"theirs": [8.0], "ours": [1.0]})
+        results.add(release, "a", "seconds", "update", {"theirs": [1.0], "ours": [2.0]})
+        results.add(release, "a", "peaks", "update", {"theirs": (30.0, 6.0)})
+        results.add(release, "a", "peaks", "update", {"ours": (20.0, 8.0)})
     d1, agrpo = results.table([])[2:]
     times = "3.00 (2.00-4.00; 2.00) | 8.00 (8.00-8.00; 8.00) | 0.50 (0.50-0.50; 0.50)"
     memory = "1.50 (30/20) |  | 0.75 (6/8) |"
@@ -101,18 +107,9 @@ def test_the_table_of_peers_divides_the_release_by_this_package() -> None:
 
 
 @pytest.mark.slow
-def test_the_memory_of_a_phase_is_that_of_a_process_and_of_its_tensors(tmp_path: Path) -> None:
-    of_process, of_tensors = peaks(tmp_path, "d1", "a", "update", "ours")
-    weights = sum(p.numel() for p in Setting("a").denoiser.parameters() if p.requires_grad) * 4 / 2**20
-    # A later update holds gradients, but makes no state of the optimizer; the process holds both.
-    assert weights < of_tensors < of_process
-    assert of_process > 3 * weights
-
-
-@pytest.mark.slow
 @pytest.mark.parametrize("release", sorted(RELEASES))
 def test_our_side_of_the_comparison_updates_the_model(release: str) -> None:
-    setting = Setting("a")
+    setting = Setting(SHAPES["a"])
     ours = Ours(release, setting)
     assert ours.rollout().tokens.shape == setting.tokens.shape
     before = [parameter.detach().clone() for parameter in setting.denoiser.parameters() if parameter.requires_grad]

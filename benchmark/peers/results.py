@@ -3,29 +3,29 @@
 from __future__ import annotations
 
 import json
+import os
 import statistics
 from pathlib import Path
 from typing import Any
 
-from benchmark.peers.phases import PHASES
+from benchmark.peers.peak import RUNS_BEFORE
+from benchmark.peers.phases import PHASES, SIDES
 from benchmark.peers.releases import RELEASES
 from benchmark.peers.setting import SHAPES
 
-MEMORY = ("rollout", "update")
-"""Phases whose memory is measured."""
-COLUMNS = (*PHASES, "whole step", *(f"{phase}, {what}" for what in ("process", "tensors") for phase in MEMORY))
+COLUMNS = (*PHASES, "whole step", *(f"{phase}, {what}" for what in ("process", "tensors") for phase in RUNS_BEFORE))
 
 Record = dict[str, Any]
-"""Release, setting, load of the machine, and of each phase the `seconds` of both sides in each round
-and the `peaks` of both sides: MiB of the process and of tensors."""
+"""Release, setting, and of each phase the `seconds` and the `peaks` of the sides `theirs` and
+`ours`, and the `load` of the machine after the measurement of the time. Seconds are those of each
+round, and peaks are MiB of the process and of tensors."""
 
 
 class Results:
-    """Records in a file, one in each line. A new record replaces an earlier one of the same release
-    and setting.
+    """Records in a file, one in each line. What is measured again replaces what was there.
 
     Args:
-        file: file with earlier records, which is written after each new one; None to keep no file.
+        file: file with earlier records, which is written after each measurement; None to keep no file.
     """
 
     def __init__(self, file: Path | None) -> None:
@@ -35,13 +35,13 @@ class Results:
         for record in map(json.loads, lines):
             self.records[record["release"], record["setting"]] = record
 
-    def add(self, record: Record) -> None:
-        """Add a record, or what it measures to an earlier one, and write the file."""
-        key = record["release"], record["setting"]
-        earlier = self.records.get(key, {})
-        for part in ("seconds", "peaks"):
-            record[part] = earlier.get(part, {}) | record[part]
-        self.records[key] = record
+    def add(self, release: str, setting: str, part: str, phase: str, found: dict[str, Any]) -> None:
+        """Add what was measured of a phase to a part of the record, and write the file."""
+        new: Record = {"release": release, "setting": setting, "seconds": {}, "load": {}, "peaks": {}}
+        record = self.records.setdefault((release, setting), new)
+        record[part].setdefault(phase, {}).update(found)
+        if part == "seconds":
+            record["load"][phase] = round(os.getloadavg()[0], 1)
         if self.file is not None:
             order = [(release, setting) for release in RELEASES for setting in SHAPES]
             known = [self.records[key] for key in order if key in self.records]
@@ -67,13 +67,15 @@ class Results:
 
 def line_of(record: Record) -> str:
     """Return the line of a record."""
-    cells = {phase: ratio_text(*sides) for phase, sides in record["seconds"].items()}
+    cells = {phase: ratio_text(sides["theirs"], sides["ours"]) for phase, sides in record["seconds"].items()}
     if set(record["seconds"]) == set(PHASES):
         parts = [p for p in PHASES if p != "scoring" or RELEASES[record["release"]].scores]
-        totals = [sum(statistics.median(record["seconds"][part][side]) for part in parts) for side in (0, 1)]
-        cells["whole step"] = f"{totals[0] / totals[1]:.2f}"
+        theirs, ours = (sum(statistics.median(record["seconds"][part][side]) for part in parts) for side in SIDES)
+        cells["whole step"] = f"{theirs / ours:.2f}"
     for phase, sides in record["peaks"].items():
-        for what, theirs, ours in zip(("process", "tensors"), *sides, strict=True):
+        if set(sides) != set(SIDES):
+            continue
+        for what, theirs, ours in zip(("process", "tensors"), sides["theirs"], sides["ours"], strict=True):
             cells[f"{phase}, {what}"] = f"{theirs / max(ours, 0.1):.2f} ({theirs:.0f}/{ours:.0f})"
     return f"| {record['release']} | {record['setting']} | {' | '.join(cells.get(column, '') for column in COLUMNS)} |"
 

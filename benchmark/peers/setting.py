@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -33,6 +33,10 @@ class Shape:
     """Denoising steps of the finished completions, from which states are scored."""
     block: int
 
+    def small(self) -> Shape:
+        """Return the shape of a model of the same kind, with a few completions of a few tokens."""
+        return replace(self, layers=1, width=16, vocab=33, batch=4, prompt=4, length=16, steps=8, block=16)
+
 
 SHAPES = {
     "a": Shape("tiny GPT-2", "gpt2", 2, 64, 33, 64, 18, 16, 8, 16),
@@ -48,9 +52,9 @@ class Setting:
     Every completion has its whole length: the head's bias makes EOS and MASK impossible.
     """
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, shape: Shape) -> None:
         torch.manual_seed(0)
-        self.shape = shape = SHAPES[name]
+        self.shape = shape
         self.denoiser = denoiser_of(shape)
         generator = torch.Generator().manual_seed(1)
         rows = (shape.batch, shape.length)
