@@ -44,6 +44,7 @@ ORDER = (
     runs.qlora,
     runs.presets_on_one_process,
     runs.resume,
+    runs.deterministic,
 )
 """Checks in the order in which they run. The checks of the 8B model are next to each other, and
 those up to `adapters` need it without adapters."""

@@ -1,5 +1,5 @@
 """Checks of whole runs with a small model: every method and order, precision, QLoRA, the presets on
-one process, and a run that is killed and resumed."""
+one process, a run that is killed and resumed, and runs with deterministic kernels."""
 
 from __future__ import annotations
 
@@ -224,18 +224,12 @@ def presets_on_one_process(bench: Bench) -> Outcome:
 def resume(bench: Bench) -> Outcome:
     """A run that is killed and resumed, against one that is not, and against an equal one: bits on
     a CPU, and on a GPU the largest difference of a weight."""
-    steps = 4
-    settings = (f"max_steps={steps}", "lora={r: 16, alpha: 16}")
+    settings = ("max_steps=4", "lora={r: 16, alpha: 16}")
     for name in ("whole", "again") if bench.is_gpu else ("whole",):
         code, tail = finished(bench, name, *settings)
         if code != 0:
             return Outcome(False, {name: tail})
-    process = start(arguments(bench, "cut", *settings), bench.folder / "cut.log")
-    while process.exitcode is None and not list((bench.folder / "cut" / "checkpoints").glob("step-*2")):
-        time.sleep(0.01)
-    process.kill()
-    process.join()
-    code, tail = finished(bench, "cut", *settings, "--resume")
+    code, tail = cut_and_resumed(bench, "cut", *settings)
     if code != 0:
         return Outcome(False, {"resumed": tail})
     moved, resumed = _difference(bench, "whole", None), _difference(bench, "whole", "cut")
@@ -245,6 +239,35 @@ def resume(bench: Bench) -> Outcome:
     # On a GPU two equal runs differ by rounding, and a resumed one by no more.
     bound = max(2 * facts["two equal runs"], 0.05 * moved) if bench.is_gpu else 0.0
     return Outcome(resumed <= bound < moved, facts)
+
+
+@check(60)
+def deterministic(bench: Bench) -> Outcome:
+    """With `deterministic: true`, equal runs have the same bits, and so has one that is killed and
+    resumed, on a GPU as well."""
+    settings = ("max_steps=4", "lora={r: 16, alpha: 16}", "deterministic=true")
+    for name in ("fixed", "fixed-again"):
+        code, tail = finished(bench, name, *settings)
+        if code != 0:
+            return Outcome(False, {name: tail})
+    code, tail = cut_and_resumed(bench, "fixed-cut", *settings)
+    if code != 0:
+        return Outcome(False, {"resumed": tail})
+    moved, others = _difference(bench, "fixed", None), ("fixed-again", "fixed-cut")
+    again, resumed = (_difference(bench, "fixed", other) for other in others)
+    facts = {"two equal runs": again, "resumed": resumed, "moved by training": moved}
+    return Outcome(again == resumed == 0.0 < moved, facts)
+
+
+def cut_and_resumed(bench: Bench, name: str, *settings: str) -> tuple[int | None, str]:
+    """Kill a run of the wide model after its second step and resume it; return what `finished`
+    does."""
+    process = start(arguments(bench, name, *settings), bench.folder / f"{name}.log")
+    while process.exitcode is None and not list((bench.folder / name / "checkpoints").glob("step-*2")):
+        time.sleep(0.01)
+    process.kill()
+    process.join()
+    return finished(bench, name, *settings, "--resume")
 
 
 def _difference(bench: Bench, one: str, other: str | None) -> float:
