@@ -21,7 +21,7 @@ def test_every_required_part_works_and_the_exit_code_is_0() -> None:
     shown = CliRunner().invoke(app, ["doctor", "--json"])
     results = {check["name"]: check for check in json.loads(shown.stdout)}
     assert shown.exit_code == 0
-    assert {"versions", "system", "disk", "generator", "replay", "round trip"} <= results.keys()
+    assert {"versions", "system", "disk", "generator", "replay", "round trip", "server"} <= results.keys()
     assert f"torch {torch.__version__}" in results["versions"]["detail"]
     assert "hub" not in results, "only --hub uses the network"
 
@@ -42,6 +42,7 @@ def test_the_known_draw_follows_from_the_definition_of_the_hash() -> None:
         ("generator", ("unmask.functional.noise.counter_uniform", lambda *keys: counter_uniform(*keys) / 2)),
         ("replay", ("unmask.sampling.logprobs.token_logprobs", lambda logits, *_, **__: logits.log_softmax(-1) - 1.0)),
         ("round trip", ("unmask.models.save_model", lambda *_: None)),
+        ("server", ("unmask.sampling.remote.served.ServedModel._limits", lambda *_: 1 / 0)),
     ],
 )
 @pytest.mark.slow

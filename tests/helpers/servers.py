@@ -2,38 +2,16 @@
 
 from __future__ import annotations
 
-import threading
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import httpx2
-import uvicorn
-from starlette.types import ASGIApp
 
 from unmask.models import Policy, load_model
-from unmask.sampling.remote.app import ServerLimits, listening_socket, make_app, serve
+from unmask.sampling.remote.app import ServerLimits, listening_socket, make_app, running, serve
 from unmask.sampling.remote.served import ServedModel
-
-
-@contextmanager
-def running(app: ASGIApp, port: int = 0) -> Iterator[str]:
-    """Run an ASGI application on the loopback, in a thread, and yield its address."""
-    bound = listening_socket("127.0.0.1", port)
-    config = uvicorn.Config(app, log_level="error", lifespan="off", ws="none", http="h11", timeout_graceful_shutdown=1)
-    server = uvicorn.Server(config)
-    thread = threading.Thread(target=server.run, kwargs={"sockets": [bound]}, daemon=True)
-    thread.start()
-    while not server.started:
-        time.sleep(0.01)
-    try:
-        yield f"http://127.0.0.1:{bound.getsockname()[1]}"
-    finally:
-        server.should_exit = True
-        thread.join()
-        bound.close()
 
 
 @contextmanager

@@ -81,7 +81,7 @@ def test_a_server_with_one_changed_weight_makes_another_run(tiny_model: Path, wh
 
 
 @pytest.mark.slow
-def test_a_resumed_run_on_a_server_equals_the_uninterrupted_run(tiny_model: Path, whole: Path, tmp_path: Path) -> None:
+def test_a_run_that_began_in_one_process_goes_on_with_a_server(tiny_model: Path, whole: Path, tmp_path: Path) -> None:
     class StopError(Exception):
         pass
 
@@ -90,11 +90,10 @@ def test_a_resumed_run_on_a_server_equals_the_uninterrupted_run(tiny_model: Path
             raise StopError
 
     with serving(load_model(tiny_model), tmp_path / "w") as url:
-        settings = on([url], tmp_path / "w")
         with pytest.raises(StopError):
-            trained(tiny_model, tmp_path / "run", *settings, observe=stop)
+            trained(tiny_model, tmp_path / "run", observe=stop)
         assert steps_saved(tmp_path / "run") == [2, 4]
-        remote = trained(tiny_model, tmp_path / "run", *settings, resume=True)
+        remote = trained(tiny_model, tmp_path / "run", *on([url], tmp_path / "w"), resume=True)
     assert metrics(remote) == metrics(whole)
     assert weights(remote) == weights(whole)
 

@@ -87,6 +87,7 @@ def checks(*, hub: bool = False) -> Iterator[Check]:
         ("generator", _generator),
         ("replay", _replay),
         ("round trip", _round_trip),
+        ("server", _server),
     ):
         yield _run(name, check)
     if hub:
@@ -246,6 +247,33 @@ def _round_trip() -> tuple[Status, str]:
     if not is_same:
         return "failed", "a saved model loads with different logits"
     return "ok", "a saved model loads with the same logits"
+
+
+def _server() -> tuple[Status, str]:
+    """Sample two completions on a server of this process, and compare them with those of the
+    sampler itself."""
+    if not all(importlib.util.find_spec(module) for module in ("httpx2", "starlette", "uvicorn")):
+        return "note", 'rollouts on servers need pip install "unmask[serve]"'
+    import httpx2
+
+    from unmask.core.config import SamplerConfig
+    from unmask.models import Policy
+    from unmask.sampling.engine import LocalEngine
+    from unmask.sampling.remote.app import make_app, running
+    from unmask.sampling.remote.served import ServedModel
+
+    policy, prompts = Policy(*_tiny()), [[6, 5, 4, 3], [8, 7]]
+    sampler = SamplerConfig(max_completion_length=8, num_steps=4, temperature=0.9)
+    own = LocalEngine(policy).rollout_of_tokens(prompts, sampler, torch.arange(2))
+    fields = {"sampler": {"num_steps": 4}, "seeds": [0, 1], "return_record": True}
+    request = {"input_ids": prompts, "sampling_params": {"temperature": 0.9, "max_new_tokens": 8}, "unmask": fields}
+    with running(make_app(ServedModel(policy, "tiny"))) as url, httpx2.Client(trust_env=False, timeout=60) as client:
+        rows = [answer["unmask"] for answer in client.post(f"{url}/generate", json=request).json()]
+    if [row["tokens"] for row in rows] != own.tokens.tolist() or [
+        row["logprob"] for row in rows
+    ] != own.logprob.tolist():
+        return "failed", "a rollout over HTTP differs from the same rollout in this process"
+    return "ok", "a rollout over HTTP equals the same rollout in this process"
 
 
 def _hub() -> tuple[Status, str]:

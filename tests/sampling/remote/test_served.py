@@ -406,6 +406,14 @@ def test_nothing_listens_beyond_the_loopback_unless_asked() -> None:
     everywhere.close()
 
 
+def test_a_model_that_computes_no_numbers_is_reported(policy: Policy, url: str) -> None:
+    with torch.no_grad():
+        next(policy.denoiser.parameters()).fill_(float("nan"))
+    answer = post(url, SHORT)
+    assert answer.status_code == 422
+    check(answer.json()["message"], "not finite", "weights")
+
+
 def test_nothing_on_the_wire_is_unpickled() -> None:
     files = sorted((ROOT / "src" / "unmask" / "sampling" / "remote").glob("*.py"))
     assert len(files) > 8

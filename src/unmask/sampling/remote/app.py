@@ -8,8 +8,10 @@ import json
 import logging
 import queue
 import socket
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.util import find_spec
 from ipaddress import ip_address
@@ -22,6 +24,7 @@ from unmask.sampling.remote.served import ServedModel, WrongVersionError
 from unmask.sampling.remote.worker import Job, Worker
 
 if TYPE_CHECKING:
+    import uvicorn
     from starlette.applications import Starlette
     from starlette.requests import Request as HttpRequest
     from starlette.responses import Response
@@ -264,10 +267,36 @@ def serve(model: ServedModel, bound: socket.socket, limits: ServerLimits | None 
         bound: socket of `listening_socket`.
         limits: limits of the server.
     """
+    _server(make_app(model, limits)).run(sockets=[bound])
+
+
+@contextmanager
+def running(app: Starlette, port: int = 0) -> Iterator[str]:
+    """Run a server on the loopback, in a thread of this process, and yield its address.
+
+    Args:
+        app: application of the server.
+        port: port; 0 for any free one.
+    """
+    bound = listening_socket("127.0.0.1", port)
+    server = _server(app)
+    thread = threading.Thread(target=server.run, kwargs={"sockets": [bound]}, daemon=True)
+    thread.start()
+    while not server.started:
+        time.sleep(0.01)
+    try:
+        yield f"http://127.0.0.1:{bound.getsockname()[1]}"
+    finally:
+        server.should_exit = True
+        thread.join()
+        bound.close()
+
+
+def _server(app: Starlette) -> uvicorn.Server:
     import uvicorn
 
     config = uvicorn.Config(
-        make_app(model, limits),
+        app,
         log_level="warning",
         access_log=False,
         server_header=False,
@@ -278,4 +307,4 @@ def serve(model: ServedModel, bound: socket.socket, limits: ServerLimits | None 
         timeout_keep_alive=30,
         timeout_graceful_shutdown=5,
     )
-    uvicorn.Server(config).run(sockets=[bound])
+    return uvicorn.Server(config)

@@ -13,7 +13,7 @@ from torch import nn
 from unmask import __version__
 from unmask.core.config import SamplerConfig
 from unmask.core.counter import Counter
-from unmask.core.errors import UnmaskError
+from unmask.core.errors import ModelError, UnmaskError
 from unmask.core.records import Trajectory
 from unmask.functional.noise import named_generator
 from unmask.models import Policy
@@ -219,7 +219,15 @@ class ServedModel:
     def _answers(
         self, request: Request, fields: UnmaskFields, path: Trajectory, seconds: float
     ) -> list[dict[str, Any]]:
-        """Return the answers of a rollout, one for each row."""
+        """Return the answers of a rollout, one for each row.
+
+        Raises:
+            ModelError: the model does not compute numbers.
+        """
+        if not torch.isfinite(path.logprob).all():
+            raise ModelError(
+                "the log-probabilities of the rollout are not finite. The weights of the server are damaged."
+            )
         sampler, texts = path.sampler, decode(self.weights.policy.tokenizer, path.tokens)
         records = row_records(path, self._passes.take()) if fields.return_record else [None] * len(path)
         rid = request.rid if isinstance(request.rid, list) else [request.rid or ""] * len(path)
