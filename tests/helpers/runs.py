@@ -65,8 +65,9 @@ OWN_SETTINGS: dict[str, tuple[str, ...]] = {
 
 SWITCHES: dict[str, tuple[str, ...]] = {
     "diffu_grpo-strata": ("method={type: diffu_grpo, num_strata: 4}",),
+    "egspo_ca-unique": ("method={type: egspo_ca, num_selected: 2, form: unique}",),
     "egspo-ibro": ("method={type: egspo, num_selected: 2, entropy_weight: 0.2}",),
-    "egspo-rlpt": ("method={type: egspo, num_selected: 2, beta: 0.04}", "sampler.top_k=8"),
+    "egspo-rlpt": ("method={type: egspo, num_selected: 2, beta: 0.04}", "sampler.top_k=4"),
     "egspo-dppo": ("method={type: egspo, num_selected: 2, trust_region: divergence}",),
     "gdsd-tlc": ("method={type: gdsd, centred: true, beta: 0, epsilon: 0}",),
     "rldf-unbiased": ("method={type: rldf, num_selected: 2, step_choice: surprisal_sampled, targets: step}",),

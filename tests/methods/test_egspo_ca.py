@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from dataclasses import replace
 
 import pytest
@@ -11,7 +12,7 @@ from accelerate import Accelerator
 
 from tests.helpers.any_order import another
 from tests.helpers.messages import raises
-from tests.helpers.records import make_inputs
+from tests.helpers.records import make_inputs, make_trajectory
 from tests.helpers.toy import distance, expected_gradient, pinned
 from unmask.core.config import SamplerConfig
 from unmask.core.errors import ConfigError
@@ -48,8 +49,8 @@ def fill_of(small, path, step, positions, action):
     return tuple(fill)
 
 
-def counterfactuals(small, step, *, scope="step", with_taken=False, behaviour=None):
-    """Return every path with every pair of actions at one of its steps, as groups of one, and their
+def counterfactuals(small, step, *, scope="step", with_taken=False, behaviour=None, num_draws=2):
+    """Return every path with all pairs of actions at one of its steps, as groups of one, and their
     probabilities.
 
     Args:
@@ -58,6 +59,7 @@ def counterfactuals(small, step, *, scope="step", with_taken=False, behaviour=No
         scope: positions that an action covers.
         with_taken: True to put the action of the path first.
         behaviour: the toy that samples the paths; default `small`.
+        num_draws: number of actions in place of two.
     """
     behaviour = behaviour or small
     paths = behaviour.paths()
@@ -66,11 +68,11 @@ def counterfactuals(small, step, *, scope="step", with_taken=False, behaviour=No
     for b, path in enumerate(paths):
         positions, actions = actions_at(small, path, step, scope)
         taken = [fill_of(small, path, step, positions, [path.tokens[i] for i in positions])] if with_taken else []
-        for (one, p), (other, q) in itertools.product(actions, repeat=2):
-            drawn = [fill_of(small, path, step, positions, action) for action in (one, other)]
+        for draws in itertools.product(actions, repeat=num_draws):
+            drawn = [fill_of(small, path, step, positions, action) for action, _ in draws]
             rows.append(b)
             branches.append([*taken, *drawn])
-            weight.append(float(of_path[b]) * p * q)
+            weight.append(float(of_path[b]) * math.prod(p for _, p in draws))
     reward = torch.stack([torch.stack([small.reward_table[fill] for fill in row]) for row in branches])
     path = replace(
         behaviour.trajectory(paths, dtype=torch.float64).rows(torch.tensor(rows)),
@@ -228,6 +230,44 @@ def test_the_combination_with_the_group_is_unbiased_for_any_gain_from_other_grou
         estimate = expected_gradient(small, method, groups, weight[pairs].prod(-1), advantage=by_row)
         torch.testing.assert_close(estimate, share_of_step(small, step), **EXACT)
     assert abs(gains[0] - gains[1]) > 0.05, "the two groups suggest different gains"
+
+
+@pytest.mark.parametrize(("scope", "step"), [("step", 0), ("step", 1), ("all", 1)])
+def test_the_unique_form_counts_each_different_action_once(toy, scope, step):
+    # T-SPMO at a shared state: the mean over the different actions u of A(u) ∇ log p(u), whatever their frequency.
+    small = toy(num_tokens=3, length=2, num_steps=2)
+    table, of_path = small.logprobs(small.temperature), small.probability(small.paths()).detach()
+    total = torch.zeros((), dtype=torch.float64)
+    for b, path in enumerate(small.paths()):
+        positions, actions = actions_at(small, path, step, scope)
+        state = small.index([small.V if w >= step else t for t, w in zip(path.tokens, path.when, strict=True)])
+        for draws in itertools.product(actions, repeat=3):
+            value = {a: float(small.reward_table[fill_of(small, path, step, positions, a)]) for a, _ in draws}
+            mean = sum(value[a] for a, _ in draws) / 3
+            weight = float(of_path[b]) * math.prod(p for _, p in draws) / len(value)
+            for action, q in value.items():
+                logprob = sum(table[state, i, token] for i, token in zip(positions, action, strict=True))
+                total = total + weight * (q - mean) * logprob
+    expected = small.gradient(total)
+    options = {"num_actions": 3, "scope": scope, "trust_region": "none"}
+    unique = estimate_of(small, EGSPOCA(form="unique", **options), step, scope=scope, num_draws=3)
+    torch.testing.assert_close(unique, expected, **EXACT)
+    # It is not the gradient of the one-step value at any scale.
+    exact = estimate_of(small, EGSPOCA(**options), step, scope=scope, num_draws=3)
+    torch.testing.assert_close(exact, one_step_gradient(small, step, scope), **EXACT)
+    assert distance(exact * (unique * exact).sum() / exact.square().sum(), unique) > 0.01
+
+
+def test_draws_that_agree_outside_the_action_alone_are_the_same_action():
+    # Further denoising gives the draws of one action other tokens elsewhere: its value is their mean.
+    path = make_trajectory([[5, 6, 7]], unmask_step=[[0, 1, 1]], selected_step=torch.zeros(1, 1, dtype=torch.int32))
+    branches = torch.tensor([[5, 6, 7], [5, 9, 9], [8, 6, 7]], dtype=torch.int32).view(1, 1, 3, 3)
+    path = replace(path, branch_tokens=branches)
+    rollout = Rollout(path, 1, torch.ones(1), branch_reward=torch.tensor([[[1.0, 0.0, 1.0]]]))
+    advantage = EGSPOCA(form="unique", finish="rollout").advantage(rollout)
+    torch.testing.assert_close(advantage, torch.tensor([[[(0.5 - 2 / 3) / 2, 0.0, (1 - 2 / 3) / 2]]]))
+    whole = EGSPOCA(form="unique", scope="all").advantage(rollout)
+    torch.testing.assert_close(whole, torch.tensor([[[1.0, -2.0, 1.0]]]) / 9)
 
 
 def continued(small, step, action, path):

@@ -73,7 +73,7 @@ SHARED = (
 # completions.
 METHODS = {
     # The ranks divide the second of three groups. They exchange the supports that top-k records.
-    "egspo_sa": ("method.num_selected=8", "num_prompts=3", "sampler.top_k=12", "method.entropy_weight=0.1"),
+    "egspo_sa": ("method.num_selected=8", "num_prompts=3", "sampler.top_k=4", "method.entropy_weight=0.1"),
     "espo": ("method={type: espo, beta: 0.04}", "num_minibatches=2", "num_prompts=3"),
     # The loss is divided by the tokens of the whole batch, not of a rank or a minibatch.
     "coupled_grpo": (

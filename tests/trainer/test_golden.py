@@ -87,4 +87,5 @@ def test_no_method_has_the_numbers_of_another_and_no_run_stands_still() -> None:
     for table in tables.values():
         rewards = [reward for _, reward in numbers(table)]
         assert len(rewards) == 20
-        assert sum(rewards[-10:]) > sum(rewards[:10]) + 0.5
+        # The first rollout is that of the untrained model.
+        assert sum(rewards[-10:]) > 10 * rewards[0] + 0.5

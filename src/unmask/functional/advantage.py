@@ -11,7 +11,7 @@ from __future__ import annotations
 from typing import Literal
 
 import torch
-from jaxtyping import Bool, Float, Real
+from jaxtyping import Bool, Float, Int, Real
 from torch import Tensor
 
 
@@ -328,6 +328,37 @@ def counterfactual_advantage(value: Real[Tensor, "*batch M"]) -> Float[Tensor, "
     advantage = (exact - exact.mean(dim=-1, keepdim=True)) / (num - 1)
     # The mean of equal numbers may be off by rounding, which Adam would scale up to a full step.
     advantage = advantage.masked_fill((exact == exact[..., :1]).all(dim=-1, keepdim=True), 0.0)
+    return advantage.to(torch.promote_types(value.dtype, torch.float32))
+
+
+def unique_advantage(value: Real[Tensor, "*batch M"], action: Int[Tensor, "*batch M L"]) -> Float[Tensor, "*batch M"]:
+    """Compute the credit of the different actions among M draws at one state: A(u) = (mean of Q̂ over
+    the draws of u - mean Q̂) / U, for each of the U different actions u.
+
+    These are the advantages of T-SPMO (arXiv:2504.20834), whose loss is a mean over the different
+    continuations of a shared prefix. Each action counts once, however often it was drawn, so the
+    result is not an estimate of ∇ E[Q̂]: rare actions count as much as frequent ones.
+
+    Args:
+        value: [..., M] values Q̂ of the draws.
+        action: [..., M, L] int tokens of the draws; two draws are the same action if all tokens agree.
+
+    Returns:
+        Tensor of value's shape, float32 (float64 for float64): the credit at the first draw of each
+        action, and 0 at the others.
+
+    Example:
+        >>> unique_advantage(torch.tensor([1.0, 0.0, 1.0]), torch.tensor([[4], [7], [4]]))
+        tensor([ 0.1667, -0.3333,  0.0000])
+    """
+    exact = value.double()
+    is_same = (action.unsqueeze(-2) == action.unsqueeze(-3)).all(-1)
+    is_first = is_same.byte().argmax(-1) == torch.arange(value.shape[-1], device=value.device)
+    of_action = (is_same * exact.unsqueeze(-2)).sum(-1) / is_same.sum(-1)
+    advantage = (of_action - exact.mean(-1, keepdim=True)) / is_first.sum(-1, keepdim=True)
+    # The mean of equal numbers may be off by rounding, which Adam would scale up to a full step.
+    is_flat = (exact == exact[..., :1]).all(dim=-1, keepdim=True)
+    advantage = advantage.masked_fill(~is_first | is_flat, 0.0)
     return advantage.to(torch.promote_types(value.dtype, torch.float32))
 
 

@@ -22,8 +22,8 @@ from torch import Tensor
 
 from unmask.core.config import SamplerConfig
 from unmask.core.errors import ConfigError
-from unmask.core.records import Branches, LossInputs, LossOutput, Needs, Rollout, Views
-from unmask.functional.advantage import counterfactual_advantage, fitted_gain, group_advantage
+from unmask.core.records import Branches, LossInputs, LossOutput, Needs, Rollout, Trajectory, Views
+from unmask.functional.advantage import counterfactual_advantage, fitted_gain, group_advantage, unique_advantage
 from unmask.functional.behaviour import LevelOrOff
 from unmask.methods.ratio import RatioMethod
 from unmask.methods.views import step_views, step_weight
@@ -49,13 +49,14 @@ class EGSPOCA(RatioMethod):
     finish: Literal["greedy", "sampled", "rollout"] = "greedy"
     """Rule that completes an action of scope `step`: the most likely tokens, a sample, or further
     denoising, which costs the remaining forward passes for each action."""
-    form: Literal["counterfactual", "unbiased", "combined"] = "counterfactual"
+    form: Literal["counterfactual", "unique", "unbiased", "combined"] = "counterfactual"
     """Form of the gradient. `counterfactual` uses only the drawn actions. It is the gradient of a
-    one-step value and has the lowest variance. `unbiased` adds (r - Q̂(a)) ∇ log p(a) for the
-    action a of the rollout, so that the expectation is the share of the selected states in the
-    policy gradient. `combined` is the group-relative gradient with the counterfactual gradient as a
-    control variate, whose coefficient is fitted on the other groups. It is unbiased too, and needs
-    G > 1. `unbiased` and `combined` need scope `step`."""
+    one-step value and has the lowest variance. `unique` counts each different action once, as in
+    T-SPMO (arXiv:2504.20834). `unbiased` adds (r - Q̂(a)) ∇ log p(a) for the action a of the
+    rollout, so that the expectation is the share of the selected states in the policy gradient.
+    `combined` is the group-relative gradient with the counterfactual gradient as a control variate,
+    whose coefficient is fitted on the other groups. It is unbiased too, and needs G > 1. `unbiased`
+    and `combined` need scope `step`."""
     epsilon: float = Field(0.2, ge=0)
     """Lower clip of the action ratio, as a distance from 1."""
     epsilon_high: float = Field(0.5, ge=0)
@@ -78,7 +79,7 @@ class EGSPOCA(RatioMethod):
         by_spread = self.step_choice == "spread"
         return Needs(
             selection=("all" if by_spread else self.step_choice, self.num_selected),
-            branches=Branches(self.num_actions, self.scope, self.finish, with_taken=self.form != "counterfactual"),
+            branches=Branches(self.num_actions, self.scope, self.finish, with_taken=self._trains_taken),
             group=self.form == "combined",
         )
 
@@ -88,7 +89,7 @@ class EGSPOCA(RatioMethod):
         super().check(sampler, num_generations)
         if self.step_choice != "all":
             self.refuse_more_than_steps("num_selected", sampler)
-        if self.scope == "all" and (self.form != "counterfactual" or self.finish != "greedy"):
+        if self.scope == "all" and (self._trains_taken or self.finish != "greedy"):
             raise ConfigError(
                 f"method.form = {self.form} and method.finish = {self.finish} need actions at the positions that a step "
                 "committed, but method.scope = all draws every masked position. Set method.scope to step."
@@ -97,7 +98,7 @@ class EGSPOCA(RatioMethod):
     def behaviour_levels(self, sampler: SamplerConfig) -> tuple[LevelOrOff, ...]:
         """Return `step` first if the loss has a term of the action that the rollout took. The other
         actions are drawn from the old policy itself, so only their states need weights."""
-        return ("off" if self.form == "counterfactual" else "step", "sequence")
+        return ("step" if self._trains_taken else "off", "sequence")
 
     def plan(self, rollout: Rollout, generator: torch.Generator) -> Views:
         """Plan one view for each selected state, with M token sequences, one for each action. One
@@ -113,12 +114,14 @@ class EGSPOCA(RatioMethod):
         return Views(views.row, views.hidden, target, views.weight, slot, tokens=path.branch_tokens[views.row, slot])
 
     def advantage(self, rollout: Rollout) -> Float[Tensor, "B *K"]:
-        """Return (Q̂_m - mean Q̂) / (M - 1) for each action m, [B, K, M]. In the unbiased forms the
-        shape is [B, K, 1 + M], and the action of the rollout comes first."""
+        """Return (Q̂_m - mean Q̂) / (M - 1) for each action m, [B, K, M], or `unique_advantage`. In the
+        unbiased forms the shape is [B, K, 1 + M], and the action of the rollout comes first."""
         value = rollout.branch_reward
         assert value is not None
         if self.form == "counterfactual":
             return counterfactual_advantage(value)
+        if self.form == "unique":
+            return unique_advantage(value, self._actions(rollout.trajectory))
         of_taken, drawn = value[..., 0], value[..., 1:]
         is_valid = rollout.trajectory.selected_steps >= 0
         earned, gain = rollout.reward.unsqueeze(-1), torch.ones_like(rollout.reward)
@@ -137,6 +140,18 @@ class EGSPOCA(RatioMethod):
         probabilities."""
         loss, metrics = self.step_loss(inputs)
         return LossOutput(inputs.weight * loss.sum(-1), metrics)
+
+    @property
+    def _trains_taken(self) -> bool:
+        """True if the loss has a term of the action that the rollout took."""
+        return self.form in ("unbiased", "combined")
+
+    def _actions(self, path: Trajectory) -> Tensor:
+        """Return the tokens of the drawn actions, [B, K, M, L]; 0 at all other positions."""
+        assert path.branch_tokens is not None
+        when, step = path.unmask_step.unsqueeze(1), path.selected_steps.unsqueeze(-1)
+        is_drawn = when >= step if self.scope == "all" else when == step
+        return path.branch_tokens.masked_fill(~is_drawn.unsqueeze(2), 0)
 
     def _slots(self, rollout: Rollout) -> Tensor:
         """Return the indices of the stored states that are trained, [B, K]; -1 in an empty slot."""
