@@ -147,6 +147,19 @@ def test_reinforcement_learning_adapts_the_experts_if_asked(
     assert {buffer.dtype for buffer in read.buffers()} == {torch.float32}
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("setting", ["train_router=false", "train_router=true"])
+def test_a_bfloat16_run_moves_routers_only_if_asked(setting: str, native: Path, tmp_path: Path) -> None:
+    settings = ("max_steps=2", "precision=bf16", "optim.learning_rate=1e-2", *NO_EVALUATION, setting)
+    run = Trainer(train_recipe(native, tmp_path / "run", *settings)).train()
+    before, after = (load_file(folder / "model.safetensors") for folder in (native, run / "final"))
+    assert {value.dtype for value in after.values()} == {torch.bfloat16}
+    moved = {key for key, value in after.items() if not torch.equal(before[key].bfloat16(), value)}
+    assert {key for key in after if ".experts." in key} <= moved
+    routers = {key for key in after if key.endswith("mlp.gate.weight")}
+    assert routers & moved == (routers if setting == "train_router=true" else set())
+
+
 def test_the_parts_that_train_are_said(native: Path, tiny_model: Path, tmp_path: Path) -> None:
     def said(*settings: str, model: Path = native) -> str:
         recipe = train_recipe(model, tmp_path / "run", *settings)

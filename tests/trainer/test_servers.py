@@ -14,11 +14,12 @@ import pytest
 import torch
 
 from tests.helpers.messages import raises
+from tests.helpers.minis import mini_checkpoint
 from tests.helpers.runs import metrics, steps_saved, train_recipe, weights
 from tests.helpers.servers import running, serving
 from unmask.core.errors import ConfigError, EngineError
 from unmask.functional.noise import named_generator
-from unmask.models import load_model
+from unmask.models import convert, load_model
 from unmask.recipes.load import load_recipe
 from unmask.sampling.encoding import row_seeds
 from unmask.sampling.remote.app import listening_socket, make_app
@@ -146,6 +147,24 @@ def test_adapters_are_pushed_alone_and_give_the_same_run(tiny_model: Path, tmp_p
     assert pushed == [["adapter/adapter_model.safetensors"]] * 4, (
         "an evaluation and the next step have the same weights"
     )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("lora", ["null", "{r: 2, alpha: 4, experts: true}"])
+def test_a_mixture_on_a_server_equals_the_run_in_one_process(lora: str, tmp_path: Path) -> None:
+    convert(mini_checkpoint("sdar-moe", tmp_path / "original"), tmp_path / "native")
+    settings = (
+        f"lora={lora}",
+        "max_steps=2",
+        "optim.learning_rate=1e-2",
+        "evaluation.eval_steps=0",
+        "sampler.block_length=4",
+    )
+    local = trained(tmp_path / "native", tmp_path / "local", *settings)
+    with serving(load_model(tmp_path / "native"), tmp_path / "w") as url:
+        remote = trained(tmp_path / "native", tmp_path / "remote", *settings, *on([url], tmp_path / "w"))
+    assert metrics(remote) == metrics(local)
+    assert weights(remote) == weights(local)
 
 
 @pytest.mark.slow

@@ -78,8 +78,9 @@ class ServedWeights:
     @torch.no_grad()
     def _replace_adapter(self, folder: Path) -> str:
         config = read_json_object(folder / CONFIG_FILE, ModelError)
-        settings = {name: config.get(name) for name in ("r", "lora_alpha", "target_modules", "fan_in_fan_out")}
-        settings["target_modules"] = sorted(map(str, settings["target_modules"] or ()))
+        settings = {name: config.get(name) for name in ("r", "lora_alpha", "fan_in_fan_out")}
+        for name in ("target_modules", "target_parameters"):
+            settings[name] = sorted(map(str, config.get(name) or ()))
         if self._adapters is None:
             self._adapters, self._config = Adapters.load(self._base, folder), settings
             self._shell = without_weights(self._base)
