@@ -64,7 +64,7 @@ OWN_SETTINGS: dict[str, tuple[str, ...]] = {
 """Overrides that the run of a method adds: its own options at this size, or settings under which its reward rises."""
 
 SWITCHES: dict[str, tuple[str, ...]] = {
-    "diffu_grpo-strata": ("method={type: diffu_grpo, num_strata: 4}",),
+    "diffu_grpo-strata": ("method={type: diffu_grpo, num_strata: 2}", "optim.learning_rate=3.0e-3"),
     "egspo_ca-unique": ("method={type: egspo_ca, num_selected: 2, form: unique}",),
     "egspo-ibro": ("method={type: egspo, num_selected: 2, entropy_weight: 0.2}",),
     "egspo-rlpt": ("method={type: egspo, num_selected: 2, beta: 0.04}", "sampler.top_k=4"),
