@@ -48,6 +48,7 @@ PRETRAIN = (
 
 OWN_SETTINGS: dict[str, tuple[str, ...]] = {
     "agrpo": ("method.mc_samples=2",),
+    "direct_advantage": ("method.beta=0.3",),
     "dispo": ("method.state_weight=4.0",),
     "dmpo": ("method.alpha=0.2",),
     "egspo": ("method.num_selected=2", "method.beta=0.04"),
