@@ -31,7 +31,7 @@ SMALL: dict[str, Any] = {
                 "num_generations": 2,
                 "num_iterations": 1,
             },
-            "budget": 10_000,
+            "budget": 6_000,
             "decoding_steps": [2, 8],
         }
     },
@@ -46,7 +46,7 @@ SMALL: dict[str, Any] = {
     "baselines": ["late steps"],
     "evaluation": {"num_rows": 16, "curve_points": 2, "curve_rows": 4},
 }
-"""Recipe of two methods on one task: 2 x 2 trials of 3 to 8 steps, then 2 x 2 runs of 7 to 16 steps."""
+"""Recipe of two methods on one task: 2 x 2 trials of 3 to 5 steps, then 2 x 2 runs of 5 to 10 steps."""
 
 PASSES = 33 * 4
 """Token passes of one forward pass over the 4 completions of a step: 17 prompt tokens and 16 more tokens each."""

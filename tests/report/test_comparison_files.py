@@ -187,10 +187,10 @@ def test_a_table_says_budget_base_and_shape_of_every_method_and_all_tasks_at_a_g
     written(recipe.folder, records)
     table = report(recipe).read_text()
     assert "| sampled at 0.9 | token passes | base | entropy, 8 x 4 | late steps, 32 x 1 |" in table
-    assert "| one | 10,000 | 0.250 ± 0.000 | 0.500 ± 0.000 | 0.500 ± 0.000 |" in table
-    assert "| two | 10,000 | 0.250 ± 0.000 | **0.750 ± 0.000** |  |" in table
+    assert "| one | 6,000 | 0.250 ± 0.000 | 0.500 ± 0.000 | 0.500 ± 0.000 |" in table
+    assert "| two | 6,000 | 0.250 ± 0.000 | **0.750 ± 0.000** |  |" in table
     assert "| entropy |  | 8 x 4 | 2 |" in table
-    assert "Budget: 10,000 token passes." in table
+    assert "Budget: 6,000 token passes." in table
 
 
 def test_the_shape_of_older_results_is_read_from_the_recipe_that_made_them(tmp_path: Path) -> None:

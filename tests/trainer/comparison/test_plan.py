@@ -59,10 +59,10 @@ def test_trials_are_on_validation_rows_with_seeds_and_a_budget_of_their_own(tmp_
     assert [(t.method, t.seed, t.settings["optim.learning_rate"]) for t in trials] == [
         (method, 100, rate) for method in ("entropy", "late steps") for rate in (0.01, 0.0001)
     ]
-    assert {(t.measure.split, t.measure.num_rows, t.budget) for t in trials} == {("validation", 16, 5000)}
+    assert {(t.measure.split, t.measure.num_rows, t.budget) for t in trials} == {("validation", 16, 3000)}
     assert [t.recipe.optim.learning_rate for t in trials] == [0.01, 0.0001] * 2
     (first, *_) = plan.finals({("sudoku", "entropy"): trials[1].settings})
-    assert (first.measure.split, first.budget, first.recipe.optim.learning_rate) == ("test", 10_000, 0.0001)
+    assert (first.measure.split, first.budget, first.recipe.optim.learning_rate) == ("test", 6_000, 0.0001)
 
 
 def test_a_grid_of_one_point_needs_no_trials_and_no_base_for_them(tmp_path: Path) -> None:
