@@ -79,7 +79,9 @@ def set_deterministic_kernels(value: bool) -> None:
     """
     if value:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-    torch.use_deterministic_algorithms(value, warn_only=True)
+    # The call imports torch's compiler, which takes half a second, so it is made only for a change.
+    if value or torch.are_deterministic_algorithms_enabled():
+        torch.use_deterministic_algorithms(value, warn_only=True)
 
 
 def fsdp_policy(precision: Literal["bf16", "float32"]) -> MixedPrecisionPolicy:
