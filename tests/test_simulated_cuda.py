@@ -78,12 +78,13 @@ REFUSED: dict[str, Callable[[], Any]] = {
 }
 ALLOWED: dict[str, Callable[[], Any]] = {
     "a sum with a number": lambda: numbers(3) + torch.tensor(1.0),
-    "a choice of a number": lambda: torch.where(numbers(3) > 0, torch.tensor(1.0), numbers(3)),
-    "a CPU index": lambda: numbers(3)[torch.tensor([0])],
-    "a generator of the device": lambda: torch.rand(3, device=DEVICE, generator=SimulatedGenerator(DEVICE)),
+    "a choice of a number": lambda: torch.where(numbers(3) > 0, torch.tensor(2.0), numbers(3)),
+    "a CPU index": lambda: 2 * numbers(3)[torch.tensor([0, 0, 1])],
+    "a generator of the device": lambda: 2 + 0 * torch.rand(3, device=DEVICE, generator=SimulatedGenerator(DEVICE)),
     "a copy to the CPU": lambda: numbers(3).cpu() + torch.ones(3),
-    "a copy from the CPU": lambda: numbers(3).copy_(torch.ones(3)),
+    "a copy from the CPU": lambda: numbers(3).copy_(2 * torch.ones(3)),
 }
+"""Operations, each of which makes three times the number 2."""
 
 
 @pytest.mark.parametrize("name", REFUSED)
@@ -94,7 +95,7 @@ def test_what_cuda_refuses_is_refused(name: str) -> None:
 
 @pytest.mark.parametrize("name", ALLOWED)
 def test_what_cuda_allows_is_allowed(name: str) -> None:
-    ALLOWED[name]()
+    assert ALLOWED[name]().cpu().tolist() == [2.0] * 3
 
 
 def test_a_network_has_the_gradient_and_the_update_of_the_cpu() -> None:

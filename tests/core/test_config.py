@@ -17,11 +17,10 @@ from unmask.sampling import ORDERS
 
 
 def message(**fields: object) -> str:
-    """Return pydantic's message about a sampler's fields, without its decoration."""
-    with pytest.raises(ValidationError) as caught:
+    """Return the message about a sampler's fields."""
+    with pytest.raises(ConfigError) as caught:
         SamplerConfig(**fields)  # type: ignore[arg-type]
-    (fault,) = caught.value.errors()
-    return fault["msg"].removeprefix("Value error, ")
+    return str(caught.value)
 
 
 def test_the_default_is_half_as_many_steps_as_positions_and_one_block() -> None:
@@ -58,6 +57,14 @@ def test_a_refresh_without_a_cache_is_refused() -> None:
     )
 
 
+def test_settings_of_a_sampler_in_python_are_refused_in_plain_words() -> None:
+    assert message(temperature=-1, num_steps="many").splitlines() == [
+        "num_steps = 'many': input should be a valid integer, unable to parse string as an integer.",
+        "temperature = -1: input should be greater than or equal to 0.",
+    ]
+    assert message(num_step=4).startswith('unknown setting of the sampler "num_step". Did you mean "num_steps"?')
+
+
 def test_off_is_a_word_although_yaml_reads_it_as_false() -> None:
     assert SamplerConfig.model_validate({"cache": yaml.safe_load("off")}).cache == "off"
     with pytest.raises(ValidationError):
@@ -78,7 +85,7 @@ def test_every_block_of_accepted_settings_gets_a_step_and_no_more_steps_than_pos
 ) -> None:
     try:
         SamplerConfig(max_completion_length=length, num_steps=steps, block_length=block)
-    except ValidationError:
+    except ConfigError:
         assert steps > length or length % block or steps % (length // block)
     else:
         num_blocks = length // block

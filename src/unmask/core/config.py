@@ -10,9 +10,9 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from types import UnionType
-from typing import Annotated, Any, ClassVar, Literal, Union, get_args, get_origin
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Union, get_args, get_origin
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 from pydantic.fields import FieldInfo
 
 from unmask.core.by_path import is_path, load_callable, load_object, path_of
@@ -179,6 +179,18 @@ class SamplerConfig(Config):
     the block. By default only the first step is a full forward pass; 1 is exact and saves
     nothing."""
 
+    if not TYPE_CHECKING:  # type checkers read the arguments off the fields
+
+        def __init__(self, **settings: Any) -> None:
+            """Raise ConfigError, with a line for each fault, if a setting is not valid."""
+            try:
+                super().__init__(**settings)
+            except ValidationError as error:
+                raise ConfigError("\n".join(map(_fault, error.errors()))) from error
+
+        # pydantic does not call this method when it validates a recipe, which reports its own faults.
+        __init__.__pydantic_base_init__ = True
+
     @property
     def steps(self) -> int:
         """Number of denoising steps T, with the default filled in; an upper limit under an adaptive
@@ -260,6 +272,14 @@ class SamplerConfig(Config):
                 "Set cache to prefix or dual, or leave out cache_refresh_steps."
             )
         return self
+
+
+def _fault(fault: Mapping[str, Any]) -> str:
+    """Return one line about a setting of a sampler that is not valid."""
+    name, message = ".".join(map(str, fault["loc"])), fault["msg"].removeprefix("Value error, ")
+    if fault["type"] == "extra_forbidden":
+        return unknown_name("setting of the sampler", name, SamplerConfig.model_fields)
+    return f"{name} = {fault['input']!r}: {message[0].lower()}{message[1:]}." if name else message
 
 
 class LoraConfig(Config):

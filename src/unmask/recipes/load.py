@@ -303,10 +303,7 @@ def task_settings(name: str) -> dict[str, Any]:
 
 def make_sampler(**settings: Any) -> SamplerConfig:
     """Return a sampler from keyword settings; an invalid setting raises ConfigError."""
-    try:
-        sampler = SamplerConfig(**settings)
-    except ValidationError as error:
-        raise ConfigError("\n".join(explain(SamplerConfig, fault, settings) for fault in error.errors())) from error
+    sampler = validate(SamplerConfig, settings)
     check_order(sampler)
     return sampler
 

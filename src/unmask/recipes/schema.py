@@ -9,10 +9,11 @@ from functools import reduce
 from operator import or_
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
-from pydantic import Field, SerializeAsAny, ValidationError, WrapValidator, field_validator, model_validator
+from pydantic import Field, SerializeAsAny, WrapValidator, field_validator, model_validator
 
 from unmask.core.by_path import is_path, load_callable
 from unmask.core.config import Config, EvalConfig, LoraConfig, Named, OptimConfig, SamplerConfig
+from unmask.core.errors import ConfigError
 from unmask.functional.behaviour import Level
 from unmask.methods import METHODS, Method
 from unmask.models.tiny import TinyConfig
@@ -254,10 +255,10 @@ class TrainRecipe(RunRecipe):
         check_order(self.sampler)
         try:
             self.evaluation_sampler(0.0)
-        except ValidationError as error:
+        except ConfigError as error:
             raise ValueError(
-                f"evaluation.num_steps does not fit the sampler: {error.errors()[0]['msg'].removeprefix('Value error, ')} Or "
-                "leave it out; evaluations then take as many steps as rollouts."
+                f"evaluation.num_steps does not fit the sampler: {error} Or leave it out; evaluations then take as many steps as "
+                "rollouts."
             ) from None
         self.method.check(self.sampler, self.num_generations)
         _ = self.measured_level

@@ -185,4 +185,6 @@ def _sampler_of(settings: dict[str, Any], length: int) -> SamplerConfig:
     if "sampler" in settings:
         return SamplerConfig.model_validate(settings["sampler"])
     names = SamplerConfig.model_fields.keys() & settings.keys()
-    return SamplerConfig(max_completion_length=length, **{name: settings.pop(name) for name in names})
+    return SamplerConfig.model_validate(
+        {"max_completion_length": length} | {name: settings.pop(name) for name in names}
+    )

@@ -109,7 +109,7 @@ def _with_few_steps(tree: dict[str, Any]) -> dict[str, Any]:
     if cls is None or "num_selected" in method or "num_selected" not in cls.model_fields:
         return tree
     try:
-        steps = SamplerConfig(**tree.get("sampler", {})).steps
+        steps = SamplerConfig.model_validate(tree.get("sampler", {})).steps
     except ValidationError:
         # The validation of the whole recipe names the setting.
         return tree

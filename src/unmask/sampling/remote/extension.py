@@ -142,7 +142,7 @@ def sampler_of(params: SamplingParams, settings: dict[str, Any]) -> SamplerConfi
         )
     known: dict[str, Any] = params.settings() | {"max_completion_length": params.max_new_tokens}
     try:
-        return SamplerConfig(**known | settings)
+        return SamplerConfig.model_validate(known | settings)
     except ValidationError as error:
         fault = error.errors(include_url=False)[0]
         place = ".".join(map(str, fault["loc"]))

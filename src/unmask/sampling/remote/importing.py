@@ -157,10 +157,10 @@ def _read(
             raise DataError(f"{file}, line {one.line}: {fault}") from fault
     settings: dict[str, Any] = first.params.settings() | {"max_completion_length": length, "block_length": block} | own
     try:
-        longest = SamplerConfig(**settings | {"num_steps": length})
+        longest = SamplerConfig.model_validate(settings | {"num_steps": length})
         needed = (max(step for row in rows for step in row.steps) + 1) * (length // block)
         settings["num_steps"] = settings["num_steps"] or (length if longest.is_adaptive else needed)
-        return SamplerConfig(**settings), rows
+        return SamplerConfig.model_validate(settings), rows
     except ValidationError as error:
         raise DataError(f"{file}: {error.errors()[0]['msg'].removeprefix('Value error, ')}") from error
 
