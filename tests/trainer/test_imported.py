@@ -14,7 +14,7 @@ from tests.helpers.runs import unmask
 from tests.helpers.sglang import exchanges, write_lines
 from unmask.core.config import SamplerConfig
 from unmask.core.errors import DataError
-from unmask.core.records import Trajectory
+from unmask.core.records import Rollout, Trajectory
 from unmask.models import Policy, load_model
 from unmask.report.film import Vocabulary, film_of
 from unmask.rewards.scorer import Scorer
@@ -23,6 +23,7 @@ from unmask.sampling.encoding import decode
 from unmask.sampling.engine import LocalEngine
 from unmask.tasks.sudoku import Sudoku
 from unmask.trainer.imported import import_rollouts
+from unmask.trainer.recorder import pieces_of
 
 ROWS = Sudoku().rows("train", 2, 0)
 
@@ -53,6 +54,37 @@ def test_the_saved_rollout_has_the_rewards_texts_and_prompts_of_the_file(
     assert saved.answers == [row["answer"] for row in ROWS]
     film, _ = film_of(saved, 1, {}, Vocabulary([saved]))
     assert sum(len(group["members"]) for group in film["groups"]) == 4
+
+
+def test_the_saved_rollout_is_the_file_that_our_own_sampler_saves(
+    recording: tuple[Path, Trajectory, Policy], tmp_path: Path
+) -> None:
+    file, path, policy = recording
+    rollout = Rollout(path, 2, torch.tensor([0.5, 1.0, 0.0, 0.25]))
+    SavedRollout(
+        rollout,
+        decode(policy.tokenizer, path.tokens),
+        [row["prompt"] for row in ROWS],
+        [row["answer"] for row in ROWS],
+        pieces_of(policy.tokenizer, rollout),
+    ).save(tmp_path / "own.safetensors")
+    import_rollouts(file, policy).saved.save(tmp_path / "imported.safetensors")
+    own, other = (SavedRollout.load(tmp_path / f"{name}.safetensors") for name in ("own", "imported"))
+    assert (own.completions, own.prompts, own.answers, own.pieces) == (
+        other.completions,
+        other.prompts,
+        other.answers,
+        other.pieces,
+    )
+    assert torch.equal(own.rollout.reward, other.rollout.reward)
+    ours, theirs = own.rollout.trajectory, other.rollout.trajectory
+    assert ours.tensors().keys() == theirs.tensors().keys()
+    for name in ours.tensors().keys() - {"seed", "logprob", "entropy"}:
+        assert torch.equal(getattr(ours, name), getattr(theirs, name)), name
+    for name in ("logprob", "entropy"):
+        torch.testing.assert_close(getattr(ours, name), getattr(theirs, name), atol=1e-5, rtol=0)
+    # The sampler settings are the same ones, with their defaults filled in.
+    assert ours.sampler.model_dump() | {"block_length": 16} == theirs.sampler.model_dump()
 
 
 def test_a_task_scores_the_completions(recording: tuple[Path, Trajectory, Policy]) -> None:

@@ -144,6 +144,17 @@ def test_answers_are_in_sglangs_format_and_import_to_the_same_rollout(policy: Po
     torch.testing.assert_close(found.trajectory.logprob, path.logprob, atol=1e-5, rtol=0)
 
 
+def test_draws_follow_from_the_sampling_seed_and_are_random_without_one(url: str) -> None:
+    def tokens(**more: Any) -> list[list[int]]:
+        content = {"input_ids": [[4, 5]] * 4, "sampling_params": {"max_new_tokens": 8, **more}}
+        return [answer["output_ids"] for answer in post(url, content).json()]
+
+    assert tokens(sampling_seed=5) == tokens(sampling_seed=5) != tokens(sampling_seed=6)
+    assert tokens() != tokens()
+    assert len({tuple(row) for row in tokens(sampling_seed=5)}) > 1, "completions of one prompt differ"
+    assert post(url, {"input_ids": [4], "sampling_params": {"sampling_seed": "5"}}).status_code == 400
+
+
 def test_a_single_prompt_has_a_single_answer_and_texts_are_encoded(policy: Policy, url: str) -> None:
     sampling = {"max_new_tokens": 8, "temperature": 0.0}
     one = post(url, {"text": "12=3", "sampling_params": sampling}).json()

@@ -89,7 +89,8 @@ class UnmaskFields(Strict):
     sampler: dict[str, Any] = {}
     """Settings of the sampler that `sampling_params` does not have, by their names in a recipe."""
     seeds: list[Annotated[int, Field(ge=-MAX_SEED, le=MAX_SEED)]] | None = None
-    """Seed of each row. The default is a seed derived from `sampling_seed`."""
+    """Seed of each row. By default the seeds follow from `sampling_seed`, and without it they are
+    random."""
     needs: NeedsFields | None = None
     """Requirements of a method."""
     entropy_temperature: float | None = Field(None, gt=0, allow_inf_nan=False)

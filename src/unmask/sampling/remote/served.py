@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import secrets
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -19,7 +20,7 @@ from unmask.functional.noise import named_generator
 from unmask.models import Policy
 from unmask.sampling.encoding import check_fits_context, decode, encode_all, row_seeds
 from unmask.sampling.engine import BatchLimits, LocalEngine
-from unmask.sampling.remote.extension import UnmaskFields, row_records, sampler_of, unmask_fields
+from unmask.sampling.remote.extension import MAX_SEED, UnmaskFields, row_records, sampler_of, unmask_fields
 from unmask.sampling.remote.format import FormatError, Request, parsed, quoted
 from unmask.sampling.remote.step_maps import FILLED
 from unmask.sampling.remote.weights import ServedWeights
@@ -189,8 +190,7 @@ class ServedModel:
             raise FormatError("unmask.completion has tokens that are not in the vocabulary.")
         seeds = _table("seeds", fields.seeds, count)
         if seeds is None:
-            own = (request.sampling_params.model_extra or {}).get("sampling_seed", 0)
-            seeds = row_seeds(count, named_generator(own if isinstance(own, int) else 0, "sample"))
+            seeds = row_seeds(count, named_generator(_seed(request), "sample"))
         if id(policy.denoiser) not in self._watched:
             self._passes.watch(policy.denoiser)
             self._watched.add(id(policy.denoiser))
@@ -259,6 +259,16 @@ class ServedModel:
             answer: dict[str, Any] = {"text": texts[row], "output_ids": tokens[:end], "meta_info": meta}
             answers.append(answer if records[row] is None else answer | {"unmask": records[row]})
         return answers
+
+
+def _seed(request: Request) -> int:
+    """Return the `sampling_seed` of a request; without one, a random seed."""
+    seed = (request.sampling_params.model_extra or {}).get("sampling_seed")
+    if seed is None:
+        return secrets.randbits(62)
+    if not isinstance(seed, int) or isinstance(seed, bool) or abs(seed) > MAX_SEED:
+        raise FormatError(f"sampling_params.sampling_seed = {quoted(seed)} is not a whole number below 2^63.")
+    return seed
 
 
 def _step_map(steps: Sequence[int], sampler: SamplerConfig) -> list[int]:
