@@ -166,6 +166,7 @@ def test_a_mistake_in_the_settings_is_reported_before_anything_is_written(
         ),
         (["eval", "{model}", "--task", "sudoku", "--steps", "4,x"], ["ConfigError", '--steps "4,x"', "numbers"]),
         (["eval", "{model}", "--task", "sudoku", "--steps", "17"], ["ConfigError", "num_steps = 17"]),
+        (["eval", "{model}", "--task", "sudoku", "--schedule", "0.9"], ["ConfigError", 'schedule "0.9"', "threshold"]),
         (["eval", "{model}", "--task", "sudoku", "--split", "dev"], ["DataError", '"dev"', "test"]),
         (["eval", "{model}", "--task", "sudoku", "--cache", "on"], ["ConfigError", "off", "prefix", "dual"]),
         (["eval", "{places}/empty", "--task", "sudoku"], ["ModelError", "{places}/empty", "config.json"]),
@@ -445,9 +446,40 @@ def test_eval_prints_a_table_and_writes_every_completion(
         assert result["reward"] == pytest.approx(sum(item["reward"] for item in items) / 6)
         assert result["measures"]["cells"]["value"] == pytest.approx(sum(i["measures"]["cells"] for i in items) / 6)
         assert f"{result['accuracy']:.3f} ({result['low']:.3f} to {result['high']:.3f})" in printed
-    assert printed.count("greedy") == printed.count("T = 0.9") == 2
+    # Each of the two tables has both settings twice.
+    assert printed.count("greedy") == printed.count("T = 0.9") == 4
     assert printed.startswith(f"{tiny_model} on sudoku, test\n")
     assert printed.endswith(f"completions: {output.with_suffix('.jsonl')}\nresults: {output}\n")
+
+
+def test_eval_draws_the_accuracy_of_schedules_against_their_forward_passes(
+    tiny_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    output = tmp_path / "eval.json"
+    options = ["--task", "sudoku", "--rows", 3, "--steps", "2,4", "--output", output]
+    assert unmask("eval", tiny_model, *options, "--schedule", "threshold=0.2,0.9,entropy_bound=4.14") == 0
+    printed = capsys.readouterr().out
+    results = json.loads(output.read_text())["results"]
+    names = [(r["schedule"], r["steps"]) for r in results]
+    adaptive = ["threshold=0.2", "threshold=0.9", "entropy_bound=4.14"]
+    assert names == [("fixed", 2), ("fixed", 4), *((name, 16) for name in adaptive)]
+    assert all(name in printed for name in adaptive)
+    for result in results:
+        row = [f"{result['forwards']:.3g}", f"{result['tokens_per_forward']:.3g}", f"{result['accuracy']:.3f}"]
+        assert row in [line.split()[-3:] for line in printed.splitlines()]
+    figures = [output.with_suffix(suffix) for suffix in (".png", ".svg", ".pdf")]
+    assert f"frontier: {', '.join(map(str, figures))}" in printed
+    assert all(path.stat().st_size > 1000 for path in figures)
+    # Each schedule of an earlier evaluation is compared with its own.
+    again = ["--against", output, "--output", tmp_path / "again.json"]
+    assert unmask("eval", tiny_model, "--task", "sudoku", "--rows", 3, "--schedule", "threshold=0.9", *again) == 0
+    (compared,) = json.loads((tmp_path / "again.json").read_text())["compared"]
+    assert compared["against"] == compared["setting"] == [16, 16, 0.0, "threshold=0.9"]
+    assert compared["difference"] == 0
+    # Without steps, the fixed schedule is evaluated only if it is named; a setting wins.
+    capsys.readouterr()
+    assert unmask("eval", tiny_model, *options, "--schedule", "factor=1", "sampler.schedule=factor=2") == 0
+    assert [r["schedule"] for r in json.loads(output.read_text())["results"]] == ["factor=2"] * 2
 
 
 def test_eval_compares_row_by_row_with_an_earlier_one(
@@ -650,7 +682,7 @@ def test_the_settings_that_were_done_are_kept_when_a_later_one_fails(
 
 def test_sample_prints_a_line_for_each_step_in_a_pipe(tiny_model: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert unmask("sample", tiny_model, "--task", "sudoku", "--row", 2, "--steps", 4, "--temperature", 0.9) == 0
-    first, *steps, completion, verdict, entropy = capsys.readouterr().out.splitlines()
+    first, *steps, completion, verdict, entropy, forwards = capsys.readouterr().out.splitlines()
     assert first == f"prompt: {TASKS['sudoku'].model_validate({}).rows('test', 3)[2]['prompt']}"
     assert [line[: len("step   1/4  ")] for line in steps] == [f"step   {k}/4  " for k in (1, 2, 3, 4)]
     hidden = [line.count("·") for line in steps]
@@ -658,6 +690,7 @@ def test_sample_prints_a_line_for_each_step_in_a_pipe(tiny_model: Path, capsys: 
     assert hidden[-1] == 0
     assert completion.startswith("completion: ")
     assert re.fullmatch(r"entropy of the whole path: \d+\.\d\d nats", entropy)
+    assert re.fullmatch(r"[1-4] forward passes, \d+\.\d\d tokens each", forwards)
 
 
 def test_sample_takes_a_cache(tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:

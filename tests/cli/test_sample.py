@@ -83,7 +83,7 @@ def test_a_sudoku_is_a_board_with_the_blanks_of_the_puzzle_in_brackets() -> None
     frames = Film(Letters("·", *"1234"), PUZZLE, SAMPLER, mask_id=0)  # type: ignore[arg-type]
     tokens = torch.tensor([[4, 1, 2, 0] + [0] * 12])
     step = torch.tensor([[0, 0, 1, 4] + [4] * 12], dtype=torch.int32)
-    frames.take(Snapshot(1, tokens, step, torch.tensor([[0.5, 0.25, 1.5, 0.0] + [0.0] * 12])))
+    frames.take(Snapshot(1, tokens, step, torch.tensor([[0.5, 0.25, 1.5, 0.0] + [0.0] * 12]), 0.5))
     console = terminal()
     console.print(frames.frame(100))
     assert "    [4]   1      2   [·]\n" in plain(console)
@@ -97,7 +97,7 @@ def test_a_sudoku_is_a_board_with_the_blanks_of_the_puzzle_in_brackets() -> None
 def test_anything_but_a_board_is_text() -> None:
     frames = Film(Letters("·", "if\n", "x\x1b[2J", ""), "write code", SAMPLER, mask_id=0)  # type: ignore[arg-type]
     tokens, step = torch.tensor([[1, 2, 3, 0]]), torch.tensor([[0, 0, 0, 4]], dtype=torch.int32)
-    frames.take(Snapshot(0, tokens, step, torch.zeros(1, 4)))
+    frames.take(Snapshot(0, tokens, step, torch.zeros(1, 4), 0.25))
     assert frames.line().plain == "step   1/4  if⏎x␛[2J∎·"
 
 

@@ -58,6 +58,8 @@ def test_results_fit_into_80_columns(capsys: pytest.CaptureFixture[str], monkeyp
         temperature=0.9,
         length=256,
         steps=128,
+        forwards=128.0,
+        tokens_per_forward=2.0,
         items=[],
     )
     results_table([result], "a/very/long/path " * 8)
@@ -72,6 +74,15 @@ def test_results_fit_into_80_columns(capsys: pytest.CaptureFixture[str], monkeyp
         "436 of 512",
         "0.852 (0.818 to 0.880)",
         "0.953 ± 0.005",
+    ]
+    (cost,) = (line for line in lines if "0.852" in line and "436" not in line)
+    assert re.split(r"\s{2,}", cost.strip()) == [
+        "256",
+        "128",
+        "T = 0.9",
+        "128",
+        "2",
+        "0.852",
     ]
 
 

@@ -58,5 +58,5 @@ def test_the_number_of_steps_is_a_limit_whose_default_is_one_position_a_step() -
 
 
 def test_an_order_that_draws_positions_is_refused() -> None:
-    with pytest.raises(ValueError, match=r"plackett_luce.*Set order to max_probability, or schedule to fixed"):
+    with pytest.raises(ConfigError, match=r"plackett_luce.*Set order to max_probability, or schedule to fixed"):
         SamplerConfig(schedule="threshold=0.9", order="plackett_luce")

@@ -76,6 +76,8 @@ def test_known_completions_give_known_numbers(scripted: Callable[[list[str]], Ev
         "reward": pytest.approx(partial),
         "solved": False,
         "measures": {"cells": pytest.approx(partial)},
+        "forwards": result.items[4]["forwards"],
+        "tokens": result.items[4]["tokens"],
     }
     # Whole puzzles and cells are two numbers: three of five, and nearly four.
     cells = result.measures["cells"]
@@ -96,6 +98,27 @@ def test_the_numbers_are_those_of_the_items(run: Callable[..., Evaluation]) -> N
     assert result.reward == pytest.approx(sum(item["reward"] for item in result.items) / 8)
     assert len({item["completion"] for item in result.items}) > 4
     assert (result.temperature, result.length, result.steps) == (0.9, 16, 4)
+
+
+@pytest.mark.parametrize("guidance", [0.0, 0.5])
+def test_forward_passes_are_those_that_the_model_runs(
+    run: Callable[..., Evaluation], lively: Denoiser, guidance: float
+) -> None:
+    rows: list[int] = []
+    lively.register_forward_pre_hook(lambda _, args: rows.append(len(args[0])))
+    adaptive = {"num_steps": None, "schedule": "entropy_bound=1", "guidance": guidance}
+    shares: list[float] = []
+    result = run(SamplerConfig(**SAMPLER.model_dump() | adaptive), observe=shares.append, batch_size=3)
+    # The eight prompts differ, so no two completions share a first step.
+    assert result.forwards == sum(item["forwards"] for item in result.items) / 8 == sum(rows) / 8
+    committed = sum(item["tokens"] for item in result.items)
+    assert result.tokens_per_forward == committed / sum(rows)
+    assert len({item["forwards"] for item in result.items}) > 1
+    assert result.schedule == "entropy_bound=1"
+    assert shares == sorted(shares)
+    assert shares[-1] == pytest.approx(1)
+    fixed = run(SamplerConfig(**SAMPLER.model_dump() | {"guidance": guidance}))
+    assert fixed.forwards <= 4 * (2 if guidance else 1)
 
 
 @pytest.fixture

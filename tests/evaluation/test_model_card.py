@@ -33,7 +33,8 @@ LINES = [
         "eval/test@0/reward": 0.3,
     },
     {"step": 1, "compute/token_passes": 600.0, "rewards/mine/mean": 0.5}
-    | {"eval/test@0/accuracy": 0.75, "eval/test@0/low": 0.5, "eval/test@0/high": 0.875, "eval/test@0/reward": 0.8},
+    | {"eval/test@0/accuracy": 0.75, "eval/test@0/low": 0.5, "eval/test@0/high": 0.875, "eval/test@0/reward": 0.8}
+    | {"eval/test@0/forwards": 6.5, "eval/test@0/tokens_per_forward": 2.25},
 ]
 DATA = {
     "train": {"source": "openai/gsm8k:main", "revision": "abc", "sha256": "f00d", "num_rows": 60, "num_unusable": 0}
@@ -99,8 +100,9 @@ def test_the_card_names_base_data_and_results_with_intervals() -> None:
     assert (found.base_model, found.datasets) == ("GSAI-ML/LLaDA-8B-Instruct", ["openai/gsm8k"])
     assert "| train rows | openai/gsm8k:main at abc, 60 rows, sha256 `f00d` |" in card
     assert (
-        "| rows | sampling | solved before (95 %) | solved after (95 %) | mean reward |\n|---|---|---|---|---|\n"
-        "| test | greedy | 0.250 (0.125 to 0.500) | 0.750 (0.500 to 0.875) | 0.800 |\n\n"
+        "| rows | sampling | solved before (95 %) | solved after (95 %) | mean reward | forwards (tokens each) |\n"
+        "|---|---|---|---|---|---|\n"
+        "| test | greedy | 0.250 (0.125 to 0.500) | 0.750 (0.500 to 0.875) | 0.800 | 6.5 (2.25) |\n\n"
     ) in card
     part = training_card(recipe, LINES, DATA | {"used": {"train": {"num_rows": 48, "sha256": "0"}}}, [], model())
     assert "| train rows | openai/gsm8k:main at abc, 60 rows, of which 48 were used, sha256 `f00d` |" in part

@@ -48,6 +48,8 @@ def evaluation(solved: list[bool], samples: int = 1, **fields: Any) -> Evaluatio
         temperature=0.0,
         length=128,
         steps=64,
+        forwards=64.0,
+        tokens_per_forward=2.0,
         items=items,
         samples=samples,
     )
@@ -88,10 +90,10 @@ def test_settings_are_paired_by_name_and_single_ones_whatever_they_are(tmp_path:
     other = {"steps": 32}
     save(tmp_path / "a.json", {}, [evaluation(BEFORE), evaluation(BEFORE[::-1], **other)])
     both = compare([evaluation(BEFORE), evaluation(BEFORE, **other)], Earlier.read(tmp_path / "a.jsonl"))
-    assert [(c.setting, c.against) for c in both] == [((128, 64, 0.0),) * 2, ((128, 32, 0.0),) * 2]
+    assert [(c.setting, c.against) for c in both] == [((128, 64, 0.0, "fixed"),) * 2, ((128, 32, 0.0, "fixed"),) * 2]
     assert [len(c.gained) for c in both] == [0, 20]
     single = compared(evaluation(BEFORE), evaluation(BEFORE, **other), tmp_path)
-    assert (single.setting, single.against) == ((128, 32, 0.0), (128, 64, 0.0))
+    assert (single.setting, single.against) == ((128, 32, 0.0, "fixed"), (128, 64, 0.0, "fixed"))
     with raises(DataError, "length 128", "64 steps"):
         compare([evaluation(BEFORE, steps=8), evaluation(BEFORE, steps=4)], Earlier.read(tmp_path / "a.json"))
 
@@ -124,6 +126,7 @@ def test_saved_results_are_read_back_and_an_unwritable_path_is_an_error(tmp_path
         "length": 128,
         "steps": 64,
         "temperature": 0.0,
+        "schedule": "fixed",
         **result.items[3],
     }
     (tmp_path / "file").write_text("")

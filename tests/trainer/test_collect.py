@@ -211,6 +211,17 @@ def test_metrics_describe_the_rollout(rolled: Any) -> None:
     )
 
 
+@pytest.mark.parametrize("schedule", ["fixed", "entropy_bound=2"])
+def test_the_forward_passes_of_a_completion_are_counted(rolled: Any, schedule: str) -> None:
+    rollout, metrics = rolled(f"sampler.schedule={schedule}", "sampler.num_steps=16")
+    steps = [sorted({k for k in row if 0 <= k < 16}) for row in rollout.trajectory.unmask_step.tolist()]
+    committed = [sum(0 <= k < 16 for k in row) for row in rollout.trajectory.unmask_step.tolist()]
+    assert metrics["diffusion/forwards"] == pytest.approx(sum(map(len, steps)) / 12)
+    each = [n / len(k) for n, k in zip(committed, steps, strict=True)]
+    assert metrics["diffusion/tokens_per_forward"] == pytest.approx(sum(each) / 12, rel=1e-6)
+    assert (metrics["diffusion/tokens_per_forward"] > 1) == (schedule != "fixed")
+
+
 def test_groups_of_one_reward_are_counted(rolled: Any) -> None:
     _, metrics = rolled(reward=per_completion(lambda completions, **_: [1.0] * len(completions)))
     assert (metrics["frac_reward_zero_std"], metrics["reward_std"]) == (1.0, 0.0)

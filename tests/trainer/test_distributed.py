@@ -75,6 +75,14 @@ METHODS = {
     # The ranks divide the second of three groups. They exchange the supports that top-k records.
     "egspo_sa": ("method.num_selected=8", "num_prompts=3", "sampler.top_k=4", "method.entropy_weight=0.1"),
     "espo": ("method={type: espo, beta: 0.04}", "num_minibatches=2", "num_prompts=3"),
+    # Completions differ in their number of steps, and so do the ranks in their forward passes.
+    "adaptive": (
+        "sampler.schedule=entropy_bound=4.14",
+        "sampler.order=max_probability",
+        "sampler.num_steps=16",
+        "method.num_selected=3",
+        "num_prompts=3",
+    ),
     # The loss is divided by the tokens of the whole batch, not of a rank or a minibatch.
     "coupled_grpo": (
         "method={type: coupled_grpo}",
@@ -138,10 +146,10 @@ def test_two_ranks_under_ddp_equal_one(method: str, place: Path, one: dict[str, 
 def test_two_ranks_whose_rollouts_read_shards_equal_one(place: Path, one: dict[str, Path], tiny_model: Path) -> None:
     # Each forward pass is a collective, and the completions of the two ranks end at different steps.
     pytest.importorskip("deepspeed")
-    folder, shards = place / "zero3", settings(place, "egspo_sa", "rollout_weights=sharded")
+    folder, shards = place / "zero3", settings(place, "adaptive", "rollout_weights=sharded")
     codes = exit_codes_of_two(train_by_command, tiny_model, folder, shards, gather_in_every_forward, preset="zero3")
     assert codes == [0, 0]
-    check_same(folder, one["egspo_sa"], tiny_model)
+    check_same(folder, one["adaptive"], tiny_model)
 
 
 def test_two_ranks_that_refill_groups_equal_one(place: Path, tiny_model: Path) -> None:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from unmask.cli.options import Cache, Model, Order, Overrides, SettingsCommand, TaskOptions, numbers, say
+from unmask.cli.options import Cache, Model, Order, Overrides, Schedule, SettingsCommand, TaskOptions, numbers, say
 
 if TYPE_CHECKING:
     from unmask.core.config import SamplerConfig
@@ -50,6 +50,13 @@ def evaluate_(
     block_length: Annotated[
         int | None, typer.Option(help="Block length in tokens; default the completion length (a single block).")
     ] = None,
+    schedule: Annotated[
+        str,
+        typer.Option(
+            help="Schedules, comma-separated, as in fixed,threshold=0.9,0.95,factor=1,entropy_bound=0.3: their accuracy against "
+            "forward passes is drawn. --steps then belongs to the fixed schedule, and adaptive ones have no limit."
+        ),
+    ] = "",
     cache: Cache = "off",
     split: Annotated[str, typer.Option(help="Split of the task: train, validation or test.")] = "test",
     rows: Annotated[int, typer.Option(min=1, help="Number of examples.")] = 256,
@@ -80,6 +87,7 @@ def evaluate_(
     short name, such as sampler.guidance=1.0, are written as key=value, as for train. If both are
     given, key=value wins.
     """
+    from unmask.core.schedules import Schedule as ScheduleSetting
     from unmask.recipes.evaluation import load_evaluation
     from unmask.recipes.load import task_settings
 
@@ -103,7 +111,11 @@ def evaluate_(
         "reward_timeout": reward_timeout,
     }
     recipe, samplers = load_evaluation(
-        settings, changes, numbers(length, int, "--length"), numbers(steps, int, "--steps")
+        settings,
+        changes,
+        numbers(length, int, "--length"),
+        numbers(steps, int, "--steps"),
+        ScheduleSetting.parse_all(schedule),
     )
     _evaluate(model, recipe, samplers, against and against.expanduser(), output and output.expanduser())
 
@@ -112,7 +124,7 @@ def _evaluate(
     model: str, recipe: EvalRecipe, samplers: list[SamplerConfig], against: Path | None, output: Path | None
 ) -> None:
     """Evaluate the samplers, print tables, and write the results after each sampler."""
-    from unmask.cli.evaluation_tables import comparison_table, evaluation_progress, results_table
+    from unmask.cli.evaluation_tables import comparison_table, evaluation_progress, plot_frontier, results_table
     from unmask.core.errors import DataError
     from unmask.evaluation.evaluate import check_samples, evaluate
     from unmask.evaluation.results import (
@@ -182,6 +194,8 @@ def _evaluate(
         comparison_table(compared, against)
         save(path, facts, results, compared)
     say(f"completions: {items_path(path)}\nresults: {path}")
+    if any(sampler.is_adaptive for sampler in samplers):
+        say(f"frontier: {', '.join(map(str, plot_frontier(results, path)))}")
 
 
 @app.command()
@@ -198,6 +212,7 @@ def sample(
     block_length: Annotated[
         int | None, typer.Option(help="Block length in tokens; default the completion length (a single block).")
     ] = None,
+    schedule: Schedule = "fixed",
     cache: Cache = "off",
     delay: Annotated[float, typer.Option(help="Seconds to show each denoising step on a terminal.")] = 0.25,
     seed: Annotated[int, typer.Option(help="Seed of the sampling.")] = 0,
@@ -229,6 +244,7 @@ def sample(
         temperature=temperature,
         order=order,
         block_length=block_length,
+        schedule=schedule,
         cache=cache,
     )
     policy = load_model(model, device=default_device())

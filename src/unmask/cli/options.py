@@ -30,6 +30,13 @@ Cache = Annotated[
         help="Approximate cache of keys and values in a block: off, prefix (of what precedes the block) or dual (of all else)."
     ),
 ]
+Schedule = Annotated[
+    str,
+    typer.Option(
+        help="Schedule, which decides how many positions a step commits: fixed, threshold=0.9, factor=1 or entropy_bound=0.3. "
+        "Adaptive ones take --steps as an upper limit."
+    ),
+]
 TaskOptions = Annotated[
     list[str] | None, typer.Option("--option", help="Option of the task, as key=value; can be repeated.")
 ]

@@ -80,7 +80,8 @@ def watch(
     completion = decode(tokenizer, path.tokens)[0]
     comment = f"\n{visible(verdict(completion))}" if verdict else ""
     entropy = f"entropy of the whole path: {float(path.entropy.sum()):.2f} nats"
-    console.print(Text(f"completion: {visible(completion)}{comment}\n{entropy}"), soft_wrap=True)
+    forwards = f"{int(path.forwards[0])} forward passes, {path.tokens_committed[0] / path.forwards[0]:.2f} tokens each"
+    console.print(Text(f"completion: {visible(completion)}{comment}\n{entropy}\n{forwards}"), soft_wrap=True)
 
 
 class Film:
@@ -97,6 +98,7 @@ class Film:
         self, tokenizer: PreTrainedTokenizerBase, prompt: Prompt, sampler: SamplerConfig, mask_id: int
     ) -> None:
         self._tokenizer, self._mask_id, self._num_steps = tokenizer, mask_id, sampler.steps
+        self._limit = f"at most {sampler.steps}" if sampler.is_adaptive else str(sampler.steps)
         is_board = sampler.max_completion_length == 16 and re.fullmatch(r"[0-4]{16}=", str(prompt))
         self._clues = str(prompt)[:16] if is_board else None
         self._joint: list[float] = []
@@ -115,12 +117,12 @@ class Film:
     def line(self) -> Text:
         """Return the state as one line, for a pipe."""
         pieces = [(piece.replace("\n", "⏎"), style) for piece, style in self._pieces]
-        return Text.assemble(f"step {self._step + 1:>3}/{self._num_steps}  ", *pieces)
+        return Text.assemble(f"{self._count()}  ", *pieces)
 
     def frame(self, width: int) -> RenderableType:
         """Return the state with its timeline and legend, for a terminal of `width` columns."""
         written = f"{self._written} token{'s' if self._written != 1 else ''} written"
-        status = f"step {self._step + 1:>3}/{self._num_steps}  {written}, H = {self._joint[-1]:.2f} nats"
+        status = f"{self._count()}  {written}, H = {self._joint[-1]:.2f} nats"
         return Group(
             Text(),
             self._board() if self._clues else Text.assemble(*self._pieces),
@@ -129,6 +131,10 @@ class Film:
             Text(status),
             legend(has_board=self._clues is not None),
         )
+
+    def _count(self) -> str:
+        """Return the number of the step, and of all steps."""
+        return f"step {self._step + 1:>3}/{self._limit}"
 
     def _piece(self, token: int, step: int, entropy: float) -> tuple[str, str]:
         if token == self._mask_id:

@@ -383,6 +383,8 @@ class EvalConfig(Config):
     the first is before the first step."""
     num_steps: int | None = Field(None, ge=1)
     """Number of denoising steps of a completion in an evaluation; by default that of the rollouts."""
+    schedule: str | None = None
+    """Schedule of the evaluations, as in `sampler.schedule`; by default that of the rollouts."""
     temperatures: tuple[Annotated[float, Field(ge=0)], ...] = (0.0,)
     """Sampling temperatures at which the model is evaluated; 0 means greedy decoding."""
     batch_size: int | None = Field(None, ge=1)

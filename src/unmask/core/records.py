@@ -88,11 +88,23 @@ class Trajectory:
 
     @property
     def steps_taken(self) -> Int[Tensor, "B"]:
-        """Number of steps of each row that committed a token, [B] int64. This is the number of states
-        that the policy saw, and so of its forward passes, of which guidance makes two for a state."""
+        """Number of steps of each row that committed a token, [B] int64; also the number of states
+        that the policy saw."""
         step = torch.where(self.unmask_step < 0, self.num_steps, self.unmask_step).long()
         is_taken = torch.zeros(len(self), self.num_steps + 1, dtype=torch.bool, device=step.device)
         return is_taken.scatter(1, step, True)[:, :-1].sum(-1)
+
+    @property
+    def tokens_committed(self) -> Int[Tensor, "B"]:
+        """Number of tokens of each row that its steps committed, [B] int64: without tokens that were
+        given, and without those that fill the row after its end."""
+        return ((self.unmask_step >= 0) & (self.unmask_step < self.num_steps)).sum(-1)
+
+    @property
+    def forwards(self) -> Int[Tensor, "B"]:
+        """Number of forward passes of each row, [B] int64: one for each step that committed a token,
+        and two with guidance."""
+        return self.steps_taken * (2 if self.sampler.guidance else 1)
 
     @property
     def horizon(self) -> Int[Tensor, "B"]:

@@ -31,6 +31,24 @@ class Schedule:
         return f"{self.type}={self.bound!r}".removesuffix(".0") if self.is_adaptive else self.type
 
     @staticmethod
+    def parse_all(text: str) -> list[Schedule]:
+        """Read a comma-separated list of schedules. A number without a type has that of the schedule
+        before it.
+
+        Raises:
+            ConfigError: as in `parse`.
+
+        Example:
+            >>> [str(schedule) for schedule in Schedule.parse_all("fixed,threshold=0.9,0.95,factor=1")]
+            ['fixed', 'threshold=0.9', 'threshold=0.95', 'factor=1']
+        """
+        found: list[Schedule] = []
+        for part in filter(None, (part.strip() for part in text.split(","))):
+            is_number = part[0] in "0123456789.+-"
+            found.append(Schedule.parse(f"{found[-1].type}={part}" if is_number and found else part))
+        return list(dict.fromkeys(found))
+
+    @staticmethod
     def parse(text: str) -> Schedule:
         """Read a schedule from its setting, such as `fixed` or `threshold=0.9`.
 

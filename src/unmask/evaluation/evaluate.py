@@ -71,10 +71,16 @@ class Evaluation:
     length: int
     """L, length of a completion in tokens."""
     steps: int
-    """T, number of denoising steps."""
+    """T, number of denoising steps; their upper limit under an adaptive schedule."""
+    forwards: float
+    """Mean number of forward passes of a completion."""
+    tokens_per_forward: float
+    """Number of tokens that a forward pass committed on average."""
     items: list[dict[str, Any]]
-    """Entries row, sample, prompt, answer, completion, reward, solved and measures of each
-    completion, grouped by example."""
+    """Entries row, sample, prompt, answer, completion, reward, solved, measures, forwards and tokens
+    (the number that forward passes committed) of each completion, grouped by example."""
+    schedule: str = "fixed"
+    """Schedule of the denoising loop, as in `sampler.schedule`."""
     samples: int = 1
     """Number of completions for each example."""
     pass_at: dict[int, MetricEstimate] = field(default_factory=dict)
@@ -143,8 +149,9 @@ def evaluate(
     share = processes.share(len(rows)) if processes else slice(0, len(rows))
     with processes.agreed() if processes else nullcontext():
         with engine.session():
-            texts = _completions(engine, rows, share, sampler, seed, samples, observe)
+            texts, costs = _completions(engine, rows, share, sampler, seed, samples, observe)
         items = _scored(task, scorer, rows[share], texts, samples, share.start)
+        items = [item | cost for item, cost in zip(items, costs, strict=True)]
     items = processes.gathered(items) if processes else items
     right = [sum(item["solved"] for item in items[i : i + samples]) for i in range(0, len(items), samples)]
     rewards = _row_means([item["reward"] for item in items], samples)
@@ -173,6 +180,9 @@ def evaluate(
         temperature=sampler.temperature,
         length=sampler.max_completion_length,
         steps=sampler.steps,
+        forwards=statistics.fmean(item["forwards"] for item in items),
+        tokens_per_forward=sum(item["tokens"] for item in items) / max(1, sum(item["forwards"] for item in items)),
+        schedule=sampler.schedule,
         items=items,
         samples=samples,
         pass_at=pass_at,
@@ -201,26 +211,31 @@ def _completions(
     seed: int,
     samples: int,
     observe: Callable[[float], None] | None,
-) -> list[str]:
-    """Return the completions of the examples in `share`, grouped by example."""
+) -> tuple[list[str], list[dict[str, int]]]:
+    """Return the completions of the examples in `share`, grouped by example, and what each cost:
+    its forward passes and the tokens that they committed."""
     # Each sample has a generator of its own, so that its seeds do not depend on the number of
     # samples.
     names = [() if sample == 0 else (sample,) for sample in range(samples)]
     seeds = [row_seeds(len(rows), named_generator(seed, "evaluate", *name)) for name in names]
     prompts = [row["prompt"] for row in rows[share] for _ in range(samples)]
     if not prompts:
-        return []
+        return [], []
     by_row = torch.stack(seeds, dim=1)[share].flatten()
-    done, total = 0, sampler.steps * len(prompts)
+    finished, current = 0, 0
 
     def count(snapshot: Snapshot) -> None:
-        nonlocal done
-        done += len(snapshot.tokens)
+        nonlocal finished, current
+        if snapshot.step == 0:
+            # The first step of the next batch.
+            finished, current = finished + current, len(snapshot.tokens)
         if observe is not None:
-            observe(done / total)
+            observe((finished + current * snapshot.share) / len(prompts))
 
     path = engine.rollout(prompts, sampler, by_row, observe=count if observe else None)
-    return decode(engine.tokenizer, path.tokens)
+    counts = zip(path.forwards.tolist(), path.tokens_committed.tolist(), strict=True)
+    costs = [{"forwards": forwards, "tokens": tokens} for forwards, tokens in counts]
+    return decode(engine.tokenizer, path.tokens), costs
 
 
 def _scored(

@@ -50,6 +50,7 @@ class DenoiserLM(LM):  # type: ignore[misc]  # the package ships no types
         steps: number of denoising steps; default half the length.
         block_length: block length in tokens; default the completion length (a single block).
         order: remasking strategy, as in `sampler.order`.
+        schedule: schedule, as in `sampler.schedule`; an adaptive one takes `steps` as an upper limit.
         cache: approximate cache of keys and values, as in `sampler.cache`.
         num_draws: number of masks in an ELBO estimate, whose standard error falls with the square
             root of this number or faster.
@@ -65,6 +66,7 @@ class DenoiserLM(LM):  # type: ignore[misc]  # the package ships no types
         steps: int | None = None,
         block_length: int | None = None,
         order: str = "low_confidence",
+        schedule: str = "fixed",
         cache: str = "off",
         num_draws: int = 128,
         seed: int = 0,
@@ -77,13 +79,14 @@ class DenoiserLM(LM):  # type: ignore[misc]  # the package ships no types
         if unknown := {key: value for key, value in unknown.items() if key != "max_batch_size"}:
             raise ConfigError(
                 f"unknown model_args: {', '.join(sorted(unknown))}. Available: pretrained, length, steps, block_length, order, "
-                "cache, num_draws, seed."
+                "schedule, cache, num_draws, seed."
             )
         if num_draws < 1:
             raise ConfigError(f"num_draws = {num_draws} is less than 1. Set it to 1 or more.")
         if str(device).startswith("cuda") and not torch.cuda.is_available():
             raise ConfigError(f"this machine has no device {device}. Use --device cpu.")
         self.length, self.steps, self.block_length, self.order, self.cache = length, steps, block_length, order, cache
+        self.schedule = schedule
         self.num_draws, self.seed = num_draws, seed
         self.batch_size = int(batch_size) if str(batch_size).isdigit() else 32
         self.pretrained = pretrained
@@ -247,6 +250,7 @@ class DenoiserLM(LM):  # type: ignore[misc]  # the package ships no types
             num_steps=self.steps,
             block_length=self.block_length,
             order=self.order,
+            schedule=self.schedule,
             cache=self.cache,
             temperature=temperature,
             **support,

@@ -6,6 +6,7 @@ from __future__ import annotations
 import logging
 import re
 from collections.abc import Mapping, Sequence
+from math import isnan
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -62,7 +63,7 @@ def training_card(
         _facts(recipe, data, lines, rows, model, notes),
         method=method,
         paper=_links(method.paper),
-        sampler=recipe.sampler,
+        sampler=recipe.evaluation_sampler(0.0),
         results=[
             {
                 "split": point.split,
@@ -70,6 +71,7 @@ def training_card(
                 "before": _with_interval(before.get((point.split, point.temperature))),
                 "after": _with_interval(point),
                 "reward": f"{point.reward:.3f}",
+                "forwards": "" if isnan(point.forwards) else f"{point.forwards:.1f} ({point.tokens_per_forward:.2f})",
             }
             for point in evaluations(last)
         ],
@@ -228,6 +230,8 @@ def _arguments(recipe: RunRecipe) -> str:
         options += [f"--length {sampler.max_completion_length}", f"--steps {sampler.steps}"]
         options += [f"--block-length {sampler.block_length}"] if sampler.block_length else []
         options += [f"--order {sampler.order}"] if sampler.order != "low_confidence" else []
+        # Adaptive schedules of `unmask eval` have no limit below the length.
+        options += [f"sampler.schedule={sampler.schedule}"] if sampler.is_adaptive else []
     return " ".join(["FOLDER", f"--task {recipe.task.type}", *options])
 
 

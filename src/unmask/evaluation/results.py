@@ -30,8 +30,8 @@ from unmask.runs.atomic import refuse_to_overwrite, write_atomically, writing_ex
 from unmask.runs.environment import environment, weights_hash
 from unmask.tasks import Task
 
-Setting = tuple[int, int, float]
-"""Sampler setting: completion length, number of denoising steps, temperature."""
+Setting = tuple[int, int, float, str]
+"""Sampler setting: completion length, number of denoising steps, temperature, schedule."""
 Solved = dict[int, list[bool]]
 """For the index of each example, True for each sample that solves it."""
 
@@ -83,9 +83,9 @@ def facts_of(
     samples: int,
     batch_size: int | None,
 ) -> dict[str, Any]:
-    """Return the facts about an evaluation for `save`. The `samplers` differ in length, steps and
-    temperature only."""
-    named = {"max_completion_length", "num_steps", "temperature", "order", "block_length"}
+    """Return the facts about an evaluation for `save`. The `samplers` differ in length, steps,
+    temperature and schedule only."""
+    named = {"max_completion_length", "num_steps", "temperature", "order", "block_length", "schedule"}
     return {
         "model": model,
         "weights": weights_hash(denoiser),
@@ -98,7 +98,7 @@ def facts_of(
         "sampler": samplers[0].model_dump(exclude=named),
         "samples": samples,
         "rewards": list(rewards),
-        "settings": [[s.max_completion_length, s.steps, s.temperature] for s in samplers],
+        "settings": [list(setting_of(s)) for s in samplers],
         "batch_size": batch_size,
         "environment": environment(denoiser),
     }
@@ -236,7 +236,9 @@ class Earlier:
         if not pairs and len(settings) == len(self.items) == 1:
             pairs = [(settings[0], next(iter(self.items)))]
         if not pairs:
-            available = "; ".join(f"length {n}, {k} steps, temperature {t:g}" for n, k, t in self.items)
+            available = "; ".join(
+                f"length {n}, {k} steps, temperature {t:g}, schedule {schedule}" for n, k, t, schedule in self.items
+            )
             raise DataError(
                 f"{self.path} has no sampler setting in common with this evaluation. Use one of its settings: {available}."
             )
@@ -333,7 +335,9 @@ def _parsed(line: str, location: str) -> tuple[Setting, Row]:
     and answer."""
     try:
         item = parse_json(line)
-        setting = (int(item["length"]), int(item["steps"]), float(item["temperature"]))
+        length, steps, temperature = int(item["length"]), int(item["steps"]), float(item["temperature"])
+        # Earlier versions had no other schedule than the fixed one.
+        setting = length, steps, temperature, str(item.get("schedule", "fixed"))
         entries = {"row": int(item["row"]), "prompt": item["prompt"], "solved": bool(item["solved"])}
         return setting, entries | {"answer": item.get("answer")}
     except (ValueError, KeyError, TypeError, OverflowError) as error:
@@ -352,12 +356,12 @@ def _by_row(items: Iterable[Row]) -> Solved:
 
 def setting_of(sampler: SamplerConfig) -> Setting:
     """Return the setting that identifies a sampler in a file of results."""
-    return sampler.max_completion_length, sampler.steps, sampler.temperature
+    return sampler.max_completion_length, sampler.steps, sampler.temperature, sampler.schedule
 
 
 def _setting(result: Evaluation) -> Setting:
-    return result.length, result.steps, result.temperature
+    return result.length, result.steps, result.temperature, result.schedule
 
 
 def _named(result: Evaluation) -> dict[str, Any]:
-    return dict(zip(("length", "steps", "temperature"), _setting(result), strict=True))
+    return dict(zip(("length", "steps", "temperature", "schedule"), _setting(result), strict=True))

@@ -10,6 +10,7 @@ from pydantic import Field, SerializeAsAny
 
 from unmask.core.config import Config, SamplerConfig, flat
 from unmask.core.errors import ConfigError
+from unmask.core.schedules import Schedule
 from unmask.recipes.load import make_sampler, override, validate
 from unmask.recipes.schema import AnyTask
 
@@ -64,16 +65,20 @@ def load_evaluation(
     overrides: Sequence[str] = (),
     lengths: Sequence[int] = (),
     steps: Sequence[int] = (),
+    schedules: Sequence[Schedule] = (),
 ) -> tuple[EvalRecipe, list[SamplerConfig]]:
     """Return the settings of an evaluation, and a sampler for each combination of completion
-    length, number of denoising steps and temperature.
+    length, number of denoising steps, schedule and temperature.
 
     Args:
         settings: values by dotted key.
         overrides: `key=value` texts that override `settings`; sampler.max_completion_length and
             sampler.num_steps also override `lengths` and `steps`.
         lengths: completion lengths; default the task's own.
-        steps: numbers of denoising steps; default half the length.
+        steps: numbers of denoising steps; default half the length. If there are `schedules`, these
+            are the numbers of steps of the fixed one, which they add to the list.
+        schedules: schedules, whose adaptive ones have no other upper limit than the length; default
+            the schedule of the settings.
 
     Raises:
         ConfigError: if a key is unknown or a value is not valid.
@@ -91,11 +96,21 @@ def load_evaluation(
     recipe = validate(EvalRecipe, tree | ({"sampler": unknown} if unknown else {}))
     own_length, own_steps = sampler.pop("max_completion_length", None), sampler.pop("num_steps", None)
     temperatures = [sampler.pop("temperature")] if "temperature" in sampler else recipe.evaluation.temperatures
-    counts: Sequence[int | None] = [own_steps] if own_steps is not None else steps or [None]
+    counts: list[int | None] = [own_steps] if own_steps is not None else [*steps] or [None]
+    if "schedule" in sampler or not schedules:
+        own = sampler.pop("schedule", "fixed")
+        decodings = [(own, count) for count in counts]
+    else:
+        adaptive = [str(schedule) for schedule in schedules if schedule.is_adaptive]
+        has_fixed = bool(steps) or len(adaptive) < len(schedules)
+        decodings = [("fixed", count) for count in counts if has_fixed]
+        decodings += [(schedule, own_steps) for schedule in adaptive]
     samplers = [
-        make_sampler(**sampler, max_completion_length=length, num_steps=count, temperature=temperature)
+        make_sampler(
+            **sampler, max_completion_length=length, schedule=schedule, num_steps=count, temperature=temperature
+        )
         for length in ([own_length] if own_length is not None else lengths or recipe.task.evaluation_lengths)
-        for count in counts
+        for schedule, count in decodings
         for temperature in temperatures or (0.0,)
     ]
     return recipe, samplers

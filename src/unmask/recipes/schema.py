@@ -247,8 +247,9 @@ class TrainRecipe(RunRecipe):
 
     def evaluation_sampler(self, temperature: float) -> SamplerConfig:
         """Return the sampler of the evaluations at a temperature."""
-        steps = self.evaluation.num_steps or self.sampler.num_steps
-        return SamplerConfig(**self.sampler.model_dump() | {"num_steps": steps, "temperature": temperature})
+        setting, own = self.evaluation, self.sampler
+        changes = {"num_steps": setting.num_steps or own.num_steps, "schedule": setting.schedule or own.schedule}
+        return SamplerConfig(**own.model_dump() | changes | {"temperature": temperature})
 
     @model_validator(mode="after")
     def _check_together(self) -> TrainRecipe:
@@ -257,8 +258,8 @@ class TrainRecipe(RunRecipe):
             self.evaluation_sampler(0.0)
         except ConfigError as error:
             raise ValueError(
-                f"evaluation.num_steps does not fit the sampler: {error} Or leave it out; evaluations then take as many steps as "
-                "rollouts."
+                f"evaluation.num_steps and evaluation.schedule do not fit the sampler: {error} Or leave them out; evaluations "
+                "then decode as rollouts do."
             ) from None
         self.method.check(self.sampler, self.num_generations)
         _ = self.measured_level

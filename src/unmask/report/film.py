@@ -72,20 +72,22 @@ def film_of(
         vocabulary: tokens of the run.
     """
     path, size = saved.rollout.trajectory, saved.rollout.group_size
+    num_steps = int(path.horizon.max())
     guesses, guess_tokens = _guesses(saved, vocabulary)
-    values, credit = _values(saved), _credit(saved, vocabulary)
+    values, credit, forwards = _values(saved), _credit(saved, vocabulary), path.forwards.tolist()
     members = [
         {
             "reward": _round(float(saved.rollout.reward[row])),
             "values": values[row],
             "guesses": guesses[row],
+            "forwards": forwards[row],
             **credit[row],
         }
         for row in range(len(path))
     ]
     film = {
         "step": step,
-        "num_steps": path.num_steps,
+        "num_steps": num_steps,
         "temperature": path.sampler.temperature,
         "order": visible(path.sampler.order),
         "eos": vocabulary.ids.index(path.eos_id) if path.eos_id in vocabulary.ids else -1,
@@ -99,7 +101,7 @@ def film_of(
             for i in range(len(path) // size)
         ],
     }
-    joint = step_sum(path.entropy.double(), path.unmask_step, path.num_steps)
+    joint = step_sum(path.entropy.double(), path.unmask_step, num_steps)
     return film, {
         "tokens": vocabulary.narrow(vocabulary.numbers(path.tokens)),
         "when": path.unmask_step.to(torch.int16),

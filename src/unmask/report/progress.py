@@ -3,6 +3,7 @@ step in a pipe."""
 
 from __future__ import annotations
 
+import math
 import sys
 import time
 from collections.abc import Iterator, Mapping
@@ -108,7 +109,11 @@ def _has_widgets(console: Console) -> bool:
 
 def accuracies(metrics: Mapping[str, Any]) -> str:
     """Return the accuracies among a step's metrics in words; empty if there are none."""
-    shares = [f"{point.sampling} {point.accuracy:.3f}" for point in evaluations(metrics)]
+    shares = [
+        f"{point.sampling} {point.accuracy:.3f}"
+        + (f" in {point.forwards:.1f} forwards" if math.isfinite(point.forwards) else "")
+        for point in evaluations(metrics)
+    ]
     return ("solved: " + ", ".join(shares)) if shares else ""
 
 

@@ -17,6 +17,8 @@ from unmask.runs.metrics import evaluations, read_metrics
 
 MOST_POINTS = 2000
 """Maximum number of points per curve. Longer runs are averaged in bins of consecutive steps."""
+_POINT = ("step", "accuracy", "low", "high", "forwards")
+"""Entries of a point of an evaluation, in the order in which the page reads them."""
 HEAT_COLUMNS = 80
 """Maximum number of columns in a heat map of denoising steps against training steps."""
 
@@ -88,7 +90,7 @@ def run_curves(run: Path) -> dict[str, Any]:
         "steps": [part[-1]["step"] for part in bins],
         "metrics": {visible(key): [_mean_of(part, key) for part in bins] for key in keys},
         "evaluations": [
-            {"label": visible(label), "points": [[p[k] for k in ("step", "accuracy", "low", "high")] for p in points]}
+            {"label": visible(label), "points": [[p[k] for k in _POINT] for p in points]}
             for label, points in sorted(evaluations_of(lines).items())
         ],
         "heat": {
@@ -103,17 +105,19 @@ def run_curves(run: Path) -> dict[str, Any]:
     }
 
 
-def evaluations_of(lines: Sequence[Mapping[str, Any]]) -> dict[str, list[dict[str, float]]]:
-    """Return the points step, accuracy, low and high of each evaluation of a run, by its label.
+def evaluations_of(lines: Sequence[Mapping[str, Any]]) -> dict[str, list[dict[str, Any]]]:
+    """Return the points step, accuracy, low, high and forwards (the mean number of forward passes of
+    a completion, or None) of each evaluation of a run, by its label.
 
     Points without an accuracy or an interval are left out.
     """
-    by_label: dict[str, list[dict[str, float]]] = {}
+    by_label: dict[str, list[dict[str, Any]]] = {}
     for line in lines:
         for point in evaluations(line):
             values = {"accuracy": point.accuracy, "low": point.low, "high": point.high}
             if all(map(math.isfinite, values.values())):
-                by_label.setdefault(point.label, []).append({"step": line["step"], **values})
+                forwards = point.forwards if math.isfinite(point.forwards) else None
+                by_label.setdefault(point.label, []).append({"step": line["step"], **values, "forwards": forwards})
     return by_label
 
 

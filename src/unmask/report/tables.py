@@ -71,7 +71,8 @@ def write_tables(results: Results, folder: Path, notes: Sequence[str] = ()) -> P
             "low",
             "high",
         ]
-        + ["is_best", "code_edited", "reward", "steps", "token_passes", "reward_calls", "seconds"],
+        + ["is_best", "code_edited", "reward", "steps", "token_passes", "reward_calls", "seconds"]
+        + ["forwards", "tokens_per_forward"],
         _rows(results),
     )
     if rows := _diversity_rows(results):
@@ -178,13 +179,17 @@ def tables_of(results: Results, task: str) -> list[Table]:
     one, and the tables of pass@k if it was measured."""
     names = [temperature_name(t) for t in results.temperatures]
     rows = []
+    # Earlier versions did not record the forward passes.
+    has_forwards = any(_forwards(results, task, method) for method in results.methods(task))
     for method in results.methods(task):
         rows.append(
             [_marked(results, task, method), _settings(results, task, method), results.shape(task, method)]
             + [str(len(results.runs(task, method))), *counted(results, task, method).values()]
             + [_accuracy(results, task, method, t) for t in results.temperatures]
+            + ([_forwards(results, task, method)] if has_forwards else [])
         )
     columns = ["method", "tuned", "prompts x completions", "seeds", "steps", "token passes", "reward calls", *names]
+    columns += ["forwards (tokens each)"] if has_forwards else []
     tables = [Table(f"{task}: {_budget(results, task)}", columns, rows)]
     differences = [
         [f"{_marked(results, task, method)} - {_marked(results, task, baseline)}", str(means[0].number)]
@@ -251,6 +256,16 @@ def _accuracy(results: Results, task: str, method: str, temperature: str) -> str
     return f"**{text}**" if results.best(task, "accuracy", temperature) == method else text
 
 
+def _forwards(results: Results, task: str, method: str) -> str:
+    """Return the forward passes of a completion and the tokens that each committed, for every
+    temperature; empty if they are not known."""
+    texts = []
+    for t in results.temperatures:
+        forwards, tokens = (results.cost(task, method, name, t) for name in ("forwards", "tokens_per_forward"))
+        texts += [f"{forwards:.1f} ({tokens:.2f})"] if forwards is not None and tokens is not None else []
+    return "; ".join(dict.fromkeys(texts))
+
+
 def _rows(results: Results) -> list[list[Any]]:
     rows: list[list[Any]] = []
     for task in results.recipe.tasks:
@@ -260,15 +275,17 @@ def _rows(results: Results) -> list[list[Any]]:
             ]
             for t in results.temperatures:
                 accuracy, reward = (results.mean(task, method, key, t) for key in ("accuracy", "reward"))
+                costs = [results.cost(task, method, name, t) for name in ("forwards", "tokens_per_forward")]
                 is_best = results.best(task, "accuracy", t) == method
                 rows.append(
                     [task, method, "", _settings(results, task, method), results.shape(task, method), t]
                     + [*_numbers(accuracy), is_best, results.is_edited(task, method), reward.mean, *spent]
+                    + ["" if cost is None else cost for cost in costs]
                 )
         for baseline, method in pairs(results, task):
             is_edited = results.is_edited(task, method) or results.is_edited(task, baseline)
             for t, difference in zip(results.temperatures, _differences(results, task, method, baseline), strict=False):
-                rows.append([task, method, baseline, "", "", t, *_numbers(difference), "", is_edited, *[""] * 5])
+                rows.append([task, method, baseline, "", "", t, *_numbers(difference), "", is_edited, *[""] * 7])
     return rows
 
 

@@ -20,7 +20,8 @@ from unmask.core.files import parse_json, read_json_lines
 FILE = "metrics.jsonl"
 """Name of the file in a run folder."""
 _EVALUATION = re.compile(r"eval/(?P<split>[^@]+)@(?P<temperature>.+)/(?P<name>[^/]+)")
-_NUMBERS = ("accuracy", "low", "high", "reward")
+EVALUATION_NUMBERS = ("accuracy", "low", "high", "reward", "forwards", "tokens_per_forward")
+"""Names of the numbers of an evaluation."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +40,10 @@ class EvaluationPoint:
     """Upper end of this interval."""
     reward: float = math.nan
     """Mean reward; NaN if the line does not have it."""
+    forwards: float = math.nan
+    """Mean number of forward passes of a completion; NaN if the line does not have it."""
+    tokens_per_forward: float = math.nan
+    """Mean number of tokens that a forward pass committed; NaN if the line does not have it."""
 
     @property
     def key(self) -> str:
@@ -62,13 +67,7 @@ class EvaluationPoint:
 
     def metrics(self) -> dict[str, float]:
         """Return the evaluation as entries of a line of metrics."""
-        split, temperature = self.split, self.temperature
-        return {
-            f"eval/{split}@{temperature}/accuracy": self.accuracy,
-            f"eval/{split}@{temperature}/low": self.low,
-            f"eval/{split}@{temperature}/high": self.high,
-            f"eval/{split}@{temperature}/reward": self.reward,
-        }
+        return {f"eval/{self.split}@{self.temperature}/{name}": getattr(self, name) for name in EVALUATION_NUMBERS}
 
 
 def evaluations(line: Mapping[str, Any]) -> list[EvaluationPoint]:
@@ -84,7 +83,7 @@ def evaluations(line: Mapping[str, Any]) -> list[EvaluationPoint]:
         if (parts := _EVALUATION.fullmatch(key)) and (number := number_of(value)) is not None:
             points.setdefault((parts["split"], parts["temperature"]), {})[parts["name"]] = number
     return [
-        EvaluationPoint(split, temperature, *(numbers.get(name, math.nan) for name in _NUMBERS))
+        EvaluationPoint(split, temperature, *(numbers.get(name, math.nan) for name in EVALUATION_NUMBERS))
         for (split, temperature), numbers in points.items()
         if "accuracy" in numbers
     ]

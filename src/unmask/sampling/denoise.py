@@ -42,6 +42,9 @@ class Snapshot:
     """[B, L] int32: step that committed each position; T at masked positions."""
     entropy: Tensor
     """[B, L] float32, nats: entropy when the position was committed."""
+    share: float
+    """Share of the batch's work that is done: of its steps under the fixed schedule, of its positions
+    under an adaptive one."""
 
 
 @torch.no_grad()
@@ -102,7 +105,7 @@ def denoise(
                 break
             run.step(rows, start, stop, i)
             if observe is not None:
-                observe(Snapshot(num_observed, run.tokens.clone(), run.unmask_step.clone(), run.entropy.clone()))
+                observe(run.snapshot(num_observed))
             num_observed += 1
     return run.trajectory()
 
@@ -219,6 +222,12 @@ class _Run:
         steps_left = (stop // sampler.block * sampler.steps_per_block - candidates.step).clamp(min=1)
         share = tokens_at_step(num_masked, steps_left)
         return share if measure is None else share.maximum(adaptive_count(measure, rank, num_masked, sampler))
+
+    def snapshot(self, step: int) -> Snapshot:
+        """Return the state after a step, given the number of earlier steps of the batch."""
+        is_adaptive = self.sampler.is_adaptive
+        share = 1 - float(self.hidden.float().mean()) if is_adaptive else (step + 1) / self.sampler.steps
+        return Snapshot(step, self.tokens.clone(), self.unmask_step.clone(), self.entropy.clone(), share)
 
     def trajectory(self) -> Trajectory:
         """Return the record of the finished paths."""

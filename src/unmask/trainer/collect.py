@@ -249,6 +249,8 @@ def _describe(rollout: Rollout, by_function: dict[str, list[float | None]], tall
     tally.add("completions/ended_share", (length < path.tokens.shape[1]).float())
     entropy = step_sum(path.entropy, path.unmask_step, path.num_steps)
     tally.add("diffusion/path_entropy", entropy.sum(-1))
+    tally.add("diffusion/forwards", path.forwards)
+    tally.add("diffusion/tokens_per_forward", path.tokens_committed / path.forwards.clamp(min=1))
 
 
 def describe_groups(rollout: Rollout, tally: Tally) -> None:

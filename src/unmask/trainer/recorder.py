@@ -145,10 +145,8 @@ def guesses_along(denoiser: Denoiser, path: Trajectory, count: int, batch_size: 
     """
     if not count:
         return None
-    last = path.num_steps - 1
-    steps = (
-        range(path.num_steps) if count > last else sorted({round(last * i / max(count - 1, 1)) for i in range(count)})
-    )
+    last = int(path.horizon.max()) - 1
+    steps = range(last + 1) if count > last else sorted({round(last * i / max(count - 1, 1)) for i in range(count)})
     was_training = denoiser.training
     denoiser.eval()
     states = max(1, batch_size * path.sampler.block // path.tokens.shape[1])

@@ -20,7 +20,7 @@ from unmask.functional.noise import named_generator
 from unmask.models import Denoiser, Policy
 from unmask.recipes.schema import TrainRecipe
 from unmask.rewards.scorer import Scorer
-from unmask.runs.metrics import EvaluationPoint
+from unmask.runs.metrics import EVALUATION_NUMBERS, EvaluationPoint
 from unmask.sampling.encoding import decode
 from unmask.sampling.engine import BatchLimits, LocalEngine, RolloutEngine
 from unmask.sampling.remote.client import Patience, Server
@@ -229,8 +229,8 @@ class TrainingSteps:
                 seed=self.recipe.seed,
                 processes=self.ranks,
             )
-            numbers = (result.accuracy, result.low, result.high, result.reward)
-            metrics |= EvaluationPoint(setting.split, f"{temperature:g}", *numbers).metrics()
+            numbers = {name: getattr(result, name) for name in EVALUATION_NUMBERS}
+            metrics |= EvaluationPoint(setting.split, f"{temperature:g}", **numbers).metrics()
         return metrics | {"time/evaluation": time.perf_counter() - started}
 
     def _save_best(self, step: int, metrics: dict[str, Any]) -> dict[str, Any]:

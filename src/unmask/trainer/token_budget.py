@@ -271,7 +271,10 @@ class _Probe:
     def _planned(self) -> tuple[Trajectory, Views]:
         """Return two completions of the run's sampler, and the views that the method plans for
         them."""
-        path = self._denoised(2, self.recipe.sampler.steps)
+        sampler = self.recipe.sampler
+        # A step of an adaptive schedule may commit a whole block.
+        num_blocks = sampler.max_completion_length // sampler.block
+        path = self._denoised(2, num_blocks if sampler.is_adaptive else sampler.steps)
         rewards = {
             "one_step_reward": None if path.one_step_tokens is None else path.one_step_tokens[:, :, 0].float() * 0,
             "branch_reward": None if path.branch_tokens is None else path.branch_tokens[..., 0].float() * 0,
@@ -282,7 +285,7 @@ class _Probe:
     def _denoised(self, rows: int, steps: int, completion: Tensor | None = None) -> Trajectory:
         policy = Policy(self.policy.denoiser, self.policy.tokenizer)
         engine = LocalEngine(policy, BatchLimits(rows), self.weights)
-        sampler = self.recipe.sampler.model_copy(update={"num_steps": steps})
+        sampler = self.recipe.sampler.model_copy(update={"num_steps": steps, "schedule": "fixed"})
         with engine.session():
             return engine.rollout(
                 [self.prompt] * rows,

@@ -168,5 +168,6 @@ def test_the_runs_in_a_folder_are_suggested(begun: Path) -> None:
 
 def test_the_fields_of_an_evaluation_make_a_data_frame(folder: Path) -> None:
     columns: set[tuple[str, ...]] = {tuple(row) for row in open_run(folder).evaluations}
-    expected: tuple[Any, ...] = ("step", "split", "temperature", "accuracy", "low", "high", "reward")
+    numbers = ("accuracy", "low", "high", "reward", "forwards", "tokens_per_forward")
+    expected: tuple[Any, ...] = ("step", "split", "temperature", *numbers)
     assert columns == {expected}

@@ -42,6 +42,8 @@ class StepEstimate:
     """What a rank sustains; None if unknown."""
     price: float | None
     """Price of an hour of one GPU; None if unknown."""
+    schedule: str
+    """Schedule of the rollouts. An adaptive one is priced at its upper limit."""
 
     @property
     def gpu_hours(self) -> float | None:
@@ -59,6 +61,7 @@ class StepEstimate:
             "trained": self.memory.trained,
             "used_by_a_token": self.costs.used,
             "completions": self.work.completions,
+            "schedule": self.schedule,
             "prompt_tokens": self.work.prompt,
             "memory": {line.name: line.bytes for line in self.memory.resident},
             "peaks": {line.name: line.bytes for line in self.memory.peaks},
@@ -110,6 +113,7 @@ def estimate(
 
     if recipe.precision == "auto":
         recipe = recipe.model_copy(update={"precision": "bf16" if on_gpu else "float32"})
+    schedule, recipe = recipe.sampler.schedule, at_limit(recipe)
     if preset not in PRESETS:
         raise ConfigError(unknown_name("preset", preset, PRESETS))
     config, model = config_of(recipe, shape)
@@ -124,4 +128,13 @@ def estimate(
         costs = costs_of(denoiser, config, num_layers, recipe.gradient_checkpointing)
     memory = memory_of(recipe, config, work, processes=processes, preset=preset, on_gpu=on_gpu)
     durations = durations_of(work, costs, rates, recipe) if rates else None
-    return StepEstimate(model, source, processes, preset, work, costs, memory, durations, rates, price)
+    return StepEstimate(model, source, processes, preset, work, costs, memory, durations, rates, price, schedule)
+
+
+def at_limit(recipe: TrainRecipe) -> TrainRecipe:
+    """Return a recipe whose rollouts and evaluations take as many forward passes as their schedules
+    allow at most."""
+    own, decoded = recipe.sampler, recipe.evaluation_sampler(0.0)
+    evaluation = recipe.evaluation.model_copy(update={"num_steps": decoded.steps, "schedule": "fixed"})
+    sampler = own.model_copy(update={"num_steps": own.steps, "schedule": "fixed"})
+    return recipe.model_copy(update={"sampler": sampler, "evaluation": evaluation})

@@ -25,6 +25,7 @@ def described(estimate: StepEstimate, gpu_memory: float | None = None) -> str:
         f"model       {estimate.model}",
         f"parameters  {_count(memory.parameters)}, of which {_count(memory.trained)} are trained{_experts(estimate)}",
         f"a rank      {work.completions} completions a step{shared}; prompts of {work.prompt} tokens ({estimate.prompt})",
+        *_schedule(estimate),
         "",
         "Memory of a rank",
         *_columns([(line.name, nice(line.bytes), line.words) for line in memory.resident]),
@@ -42,6 +43,16 @@ def described(estimate: StepEstimate, gpu_memory: float | None = None) -> str:
         f"Rewards     {work.rewards} completions at most. Their time is not counted, nor is loading and saving.",
     ]
     return "\n".join(parts)
+
+
+def _schedule(estimate: StepEstimate) -> list[str]:
+    if estimate.schedule == "fixed":
+        return []
+    return [
+        f"schedule    {estimate.schedule} is adaptive, so rollouts are priced at their upper limit, sampler.num_steps. For N",
+        "            forward passes a completion, which runs log as diffusion/forwards, estimate with sampler.schedule=fixed",
+        "            and sampler.num_steps=N.",
+    ]
 
 
 def _operations(estimate: StepEstimate, work: Pass) -> tuple[str, str, str]:

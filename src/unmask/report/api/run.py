@@ -17,8 +17,8 @@ from unmask.report.build import write_report
 from unmask.report.comparison import is_comparison
 from unmask.report.plot import plot_metrics
 from unmask.runs.checkpoints import checkpoints_in, step_of
+from unmask.runs.metrics import EVALUATION_NUMBERS, evaluations, read_metrics
 from unmask.runs.metrics import FILE as METRICS
-from unmask.runs.metrics import evaluations, read_metrics
 from unmask.runs.saved_rollouts import SavedRollout, saved_path, saved_steps
 
 
@@ -124,14 +124,14 @@ class Run:
 
     @property
     def evaluations(self) -> list[dict[str, Any]]:
-        """The evaluations along the run: dicts of step, split, temperature, accuracy, low, high and
-        reward."""
+        """The evaluations along the run: dicts of step, split, temperature, accuracy, low, high,
+        reward, forwards and tokens_per_forward."""
         return [
             {
                 "step": line["step"],
                 "split": point.split,
                 "temperature": float(point.temperature),
-                **{name: getattr(point, name) for name in ("accuracy", "low", "high", "reward")},
+                **{name: getattr(point, name) for name in EVALUATION_NUMBERS},
             }
             for line in self.metrics
             for point in evaluations(line)

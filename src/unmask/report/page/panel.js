@@ -18,6 +18,7 @@ function factsOfEnd(member) {
     const joint = member.joint.reduce((a, b) => a + b, 0);
     return [
         ["reward", "r", number(member.reward, 3)],
+        ["forward passes", "", String(member.forwards)],
         ["entropy of the whole path", "Σ H", `${number(joint, 3)} nats`],
     ];
 }

@@ -108,7 +108,8 @@ async function headline(run) {
     const { evaluations } = await block(`run-${run.index}`);
     return evaluations.map(({ label, points }) => {
         const [first, last] = [points[0], points.at(-1)];
-        const interval = (p) => `${number(p[1], 3)} (${number(p[2], 3)} to ${number(p[3], 3)})`;
+        const cost = (p) => (p[4] === null ? "" : `, ${number(p[4], 1)} forward passes`);
+        const interval = (p) => `${number(p[1], 3)} (${number(p[2], 3)} to ${number(p[3], 3)}${cost(p)})`;
         return el(
             "div",
             { class: "headline" },

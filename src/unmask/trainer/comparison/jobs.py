@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from unmask import __version__
-from unmask.core.config import Config, EvalConfig
+from unmask.core.config import Config, EvalConfig, SamplerConfig
 from unmask.evaluation.evaluate import Evaluation, evaluate
 from unmask.evaluation.usable import faults_for, usable_rows
 from unmask.models import load_model
@@ -266,15 +266,16 @@ class Cell(ComparisonJob):
         candidates = recipe.task.candidates(measure.split, measure.num_rows, recipe.seed)
         rows = usable_rows({measure.split: candidates}, faults_of).rows[measure.split]
 
-        def at(temperature: float, steps: int) -> Evaluation:
-            sampler, samples = decoded(recipe.sampler, steps, temperature), measure.samples if temperature else 1
+        def at(sampler: SamplerConfig) -> Evaluation:
+            samples = measure.samples if sampler.temperature else 1
             return evaluate(engine, recipe.task, scorer, rows, sampler, seed=recipe.seed, samples=samples)
 
-        own = recipe.sampler.steps
-        by_temperature = {f"{t:g}": at(t, own) for t in measure.temperatures}
-        known = {own: by_temperature["0"]} if "0" in by_temperature else {}
-        step_counts = sorted({own, *measure.decoding_steps}) if measure.decoding_steps else []
-        by_steps = {str(steps): known[steps] if steps in known else at(0.0, steps) for steps in step_counts}
+        own = recipe.sampler
+        by_temperature = {f"{t:g}": at(own.model_copy(update={"temperature": t})) for t in measure.temperatures}
+        known = {own.steps: by_temperature["0"]} if "0" in by_temperature and not own.is_adaptive else {}
+        of_own = () if own.is_adaptive else (own.steps,)
+        step_counts = sorted({*of_own, *measure.decoding_steps}) if measure.decoding_steps else []
+        by_steps = {str(steps): known.get(steps) or at(decoded(own, steps)) for steps in step_counts}
         pass_at = {
             name: {str(k): estimate[0] for k, estimate in result.pass_at.items()}
             for name, result in by_temperature.items()
@@ -283,6 +284,8 @@ class Cell(ComparisonJob):
         return {
             "accuracy": {name: result.accuracy for name, result in by_temperature.items()},
             "reward": {name: result.reward for name, result in by_temperature.items()},
+            "forwards": {name: result.forwards for name, result in by_temperature.items()},
+            "tokens_per_forward": {name: result.tokens_per_forward for name, result in by_temperature.items()},
             "decoding_accuracy": {name: result.accuracy for name, result in by_steps.items()},
             "decoding_reward": {name: result.reward for name, result in by_steps.items()},
         } | ({"pass_at": pass_at} if pass_at else {})

@@ -369,12 +369,13 @@ def run_recipe(recipe: CompareRecipe, task: str, method: str, point: Settings, s
 
 
 def decoded(sampler: SamplerConfig, steps: int, temperature: float = 0.0) -> SamplerConfig:
-    """Return the sampler with another number of steps and another temperature.
+    """Return the sampler with a fixed schedule of another number of steps, and another temperature.
 
     Raises:
         ConfigError: if the completion or its blocks cannot be denoised in this number of steps.
     """
-    return make_sampler(**sampler.model_dump() | {"num_steps": steps, "temperature": temperature})
+    changes = {"num_steps": steps, "schedule": "fixed", "temperature": temperature}
+    return make_sampler(**sampler.model_dump() | changes)
 
 
 def named(settings: Mapping[str, Any]) -> str:

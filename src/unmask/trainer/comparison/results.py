@@ -236,6 +236,12 @@ class Results:
         values = [_at(record, path) for record in self.runs(task, method).values()]
         return Mean.of(values, 0.0, 1.0) if path[0] in _SHARES else Mean.of(values)
 
+    def cost(self, task: str, method: str, name: str, temperature: str) -> float | None:
+        """Return the mean `forwards` or `tokens_per_forward` of a completion in the evaluations at a
+        temperature; None if a run did not record it, as in earlier versions."""
+        values = [record.get(name, {}).get(temperature) for record in self.runs(task, method).values()]
+        return None if not values or None in values else fmean(values)
+
     def difference(self, task: str, method: str, baseline: str, *path: str) -> Mean | None:
         """Return the mean of method minus baseline over their common seeds; None if they have no
         seed in common.
