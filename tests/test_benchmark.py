@@ -104,6 +104,10 @@ def test_the_table_of_peers_divides_the_release_by_this_package() -> None:
     memory = "1.50 (30/20) |  | 0.75 (6/8) |"
     assert d1 == f"| d1 | a | {times} | {13 / 4:.2f} |  | {memory}"
     assert agrpo == f"| AGRPO | a | {times} | {5 / 3:.2f} |  | {memory}", "a step of AGRPO scores nothing"
+    at_a, at_b, _ = results.summary()[2:]
+    alike = "3.00 to 3.00 | 8.00 to 8.00 | 0.50 to 0.50"
+    assert at_a == f"| a | {alike} | {5 / 3:.2f} to {13 / 4:.2f} |  | 1.50 to 1.50 |  | 0.75 to 0.75 |"
+    assert at_b == "| b |  |  |  |  |  |  |  |  |"
 
 
 @pytest.mark.slow

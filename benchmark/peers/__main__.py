@@ -70,7 +70,8 @@ def main(arguments: list[str] | None = None) -> None:
     for release, setting, part, phase, found in measured(options, there):
         results.add(release, setting, part, phase, found)
         print(f"{release} {setting}: {phase}, {part}", file=sys.stderr, flush=True)
-    print("\n".join([*results.table([r for r in releases if r not in there]), "", *results.origins()]))
+    table = results.table([release for release in releases if release not in there])
+    print("\n".join([*results.summary(), "", *table, "", *results.origins()]))
 
 
 if __name__ == "__main__":

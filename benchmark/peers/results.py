@@ -59,28 +59,58 @@ class Results:
                 lines.append(f"| {release} | not measured: no checkout |")
         return lines
 
+    def summary(self) -> list[str]:
+        """Return the lowest and the highest ratio of all releases at each setting as Markdown: medians
+        of times, and memory of tensors."""
+        lines = [f"| setting | {' | '.join(COLUMNS)} |", "|---" * (1 + len(COLUMNS)) + "|"]
+        for setting in SHAPES:
+            ratios = [ratios_of(record) for (_, where), record in self.records.items() if where == setting]
+            found = [sorted(ratio[column] for ratio in ratios if column in ratio) for column in COLUMNS]
+            cells = [f"{column[0]:.2f} to {column[-1]:.2f}" if column else "" for column in found]
+            lines.append(f"| {setting} | {' | '.join(cells)} |")
+        return lines
+
     def origins(self) -> list[str]:
         """Return the files of the releases and the commits that were measured, as Markdown."""
         files = {(s.origin, s.path) for release in RELEASES.values() for s in release.sources}
         return ["| file | origin |", "|---|---|", *(f"| `{path}` | {origin} |" for origin, path in sorted(files))]
 
 
-def line_of(record: Record) -> str:
-    """Return the line of a record."""
-    cells = {phase: ratio_text(sides["theirs"], sides["ours"]) for phase, sides in record["seconds"].items()}
+def ratios_of(record: Record) -> dict[str, float]:
+    """Return the ratios of a record by column."""
+    ratios = {}
+    for phase, sides in record["seconds"].items():
+        ratios[phase] = statistics.median(one / other for one, other in zip(*sides_of(sides), strict=True))
     if set(record["seconds"]) == set(PHASES):
         parts = [p for p in PHASES if p != "scoring" or RELEASES[record["release"]].scores]
         theirs, ours = (sum(statistics.median(record["seconds"][part][side]) for part in parts) for side in SIDES)
-        cells["whole step"] = f"{theirs / ours:.2f}"
+        ratios["whole step"] = theirs / ours
     for phase, sides in record["peaks"].items():
-        if set(sides) != set(SIDES):
-            continue
-        for what, theirs, ours in zip(("process", "tensors"), sides["theirs"], sides["ours"], strict=True):
-            cells[f"{phase}, {what}"] = f"{theirs / max(ours, 0.1):.2f} ({theirs:.0f}/{ours:.0f})"
+        if set(sides) == set(SIDES):
+            both = zip(("process", "tensors"), *sides_of(sides), strict=True)
+            ratios |= {f"{phase}, {what}": one / max(other, 0.1) for what, one, other in both}
+    return ratios
+
+
+def sides_of(found: dict[str, list[float]]) -> tuple[list[float], list[float]]:
+    """Return what was found for the release and for this package."""
+    theirs, ours = (found[side] for side in SIDES)
+    return theirs, ours
+
+
+def line_of(record: Record) -> str:
+    """Return the line of a record: ratios, and what they come from."""
+    cells = {column: f"{ratio:.2f}" for column, ratio in ratios_of(record).items()}
+    for phase, sides in record["seconds"].items():
+        cells[phase] += f" {spread_text(*sides_of(sides))}"
+    for phase, sides in record["peaks"].items():
+        for index, what in enumerate(("process", "tensors")):
+            if f"{phase}, {what}" in cells:
+                cells[f"{phase}, {what}"] += f" ({'/'.join(f'{sides[side][index]:.0f}' for side in SIDES)})"
     return f"| {record['release']} | {record['setting']} | {' | '.join(cells.get(column, '') for column in COLUMNS)} |"
 
 
-def ratio_text(theirs: list[float], ours: list[float]) -> str:
-    """Return the median ratio of the rounds, its range, and the quotient of the minima."""
+def spread_text(theirs: list[float], ours: list[float]) -> str:
+    """Return the smallest and the largest ratio of the rounds, and the quotient of the minima."""
     ratios = [one / other for one, other in zip(theirs, ours, strict=True)]
-    return f"{statistics.median(ratios):.2f} ({min(ratios):.2f}-{max(ratios):.2f}; {min(theirs) / min(ours):.2f})"
+    return f"({min(ratios):.2f}-{max(ratios):.2f}; {min(theirs) / min(ours):.2f})"
