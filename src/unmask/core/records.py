@@ -278,8 +278,7 @@ class ViewLogprobs:
     """[n, V] float32, nats: log-probabilities of all tokens at the n targets in row-major order;
     None unless requested."""
     entropy: Float[Tensor, "N L"] | None = None
-    """[N, L] float32, nats: entropy of the distribution at each target, at the temperature and
-    support of `LogprobSettings`; None unless requested."""
+    """[N, L] float32, nats: entropy of the distribution at each target; None unless requested."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -371,11 +370,9 @@ class LossInputs:
     committed: Bool[Tensor, "N L"] | None = None
     """[N, L] bool: see `Views.committed`."""
     divergence: Float[Tensor, "N L"] | None = None
-    """[N, L] float32: divergence of the whole distribution at each target, without graph; see
-    `Reads.divergence`."""
+    """[N, L] float32: see `Reads.divergence`; without graph."""
     entropy: Float[Tensor, "N L"] | None = None
-    """[N, L] float32, nats: entropy of the new policy at each target, with graph; see
-    `Reads.entropy`."""
+    """[N, L] float32, nats: see `Reads.entropy`; with graph."""
 
     @property
     def choices(self) -> tuple[Tensor, Tensor] | None:
