@@ -191,6 +191,22 @@ def test_guidance_support_and_position_choice_do_not_depend_on_the_pack(sdar, op
         torch.testing.assert_close(chunked.choice, alone.choice, rtol=0, atol=1e-5)
 
 
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+def test_packed_views_in_bfloat16_are_as_near_as_rounding_allows(folder, attention):
+    exact, half = (load_model(folder)[0] for _ in range(2))
+    half.to(torch.bfloat16).backbone.set_attn_implementation(attention)
+    path = rollout(exact)
+    for views in (steps_of(path), bounds_of(path)):
+        with torch.no_grad():
+            expected = scored(exact, path, views).logprob
+            alone = scored(half, path, views, positions_at_once=5).logprob
+            together = scored(half, path, packed(path, views), positions_at_once=5).logprob
+        assert together.dtype == torch.float32
+        rounding = (alone - expected).abs().mean()
+        assert 0 < (together - expected).abs().mean() < 1.5 * rounding
+        assert (together - alone).abs().mean() < rounding
+
+
 # Negative controls
 
 
