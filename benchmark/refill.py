@@ -1,14 +1,14 @@
 """Groups without signal, refilled or not, at equal token passes: accuracy over seeds.
 
-    python -m benchmark.refill --seeds 5          # about two minutes a seed on an idle core
+    python -m benchmark.refill --seeds 5          # about 80 seconds a seed on an idle core
     python -m benchmark.refill --table
 
 EGSPO and EGSPO-SA train the tiny Sudoku model with the reward 1 for a solved grid and 0 otherwise,
 with which many groups have equal rewards. Every run stops at the same number of token passes, in
-which those of the extra rollouts count. Every variant of a seed starts from the same base model.
-Results go to
-benchmark/results/refill.jsonl, one line for each variant and seed; an existing line does not run
-again.
+which those of the extra rollouts count. A step with extra rollouts costs about twice as much, so a
+third variant without them has twice as many prompts in a step. Every variant of a seed starts from
+the same base model. Results go to benchmark/results/refill.jsonl, one line for each variant and
+seed; an existing line does not run again.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ import json
 import statistics
 import time
 from collections.abc import Sequence
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -45,17 +46,22 @@ METHODS = {
     "EGSPO": ("method={type: egspo, num_selected: 1, beta: 0.0}",),
     "EGSPO-SA": (),
 }
-ROUNDS = (0, 2)
+VARIANTS = {
+    "no extra rollouts": (),
+    "at most 2 extra rollouts": ("refill_rounds=2",),
+    "no extra rollouts, 32 prompts": ("num_prompts=32",),
+}
+_, REFILLED, AS_DEAR = VARIANTS
 TEMPERATURES = {"greedy": "eval/test@0/accuracy", "sampled": "eval/test@0.9/accuracy"}
 
 
-def run_cell(method: str, rounds: int, seed: int) -> dict[str, Any]:
+def run_cell(method: str, variant: str, seed: int) -> dict[str, Any]:
     """Train one variant from the base of its seed, which is made if it is missing."""
-    folder, base = WORK / f"{method}-{rounds}" / str(seed), WORK / "base" / str(seed)
+    folder, base = WORK / f"{method}, {variant}" / str(seed), WORK / "base" / str(seed)
     if not (base / "final").exists():
         pretrain(load(PretrainRecipe, BASE, [f"output_dir={base}", f"seed={seed}"]))
-    changes = (f"refill_rounds={rounds}", f"model={base / 'final'}", f"output_dir={folder}", f"seed={seed}")
-    recipe = load_recipe(RECIPE, (*SETTINGS, *METHODS[method], *changes))
+    own = (f"model={base / 'final'}", f"output_dir={folder}", f"seed={seed}")
+    recipe = load_recipe(RECIPE, (*SETTINGS, *METHODS[method], *VARIANTS[variant], *own))
     started = time.process_time()
     Trainer(recipe, resume=folder.exists()).train()
     seconds = time.process_time() - started
@@ -68,7 +74,7 @@ def run_cell(method: str, rounds: int, seed: int) -> dict[str, Any]:
     }
     return {
         "method": method,
-        "rounds": rounds,
+        "variant": variant,
         "seed": seed,
         "steps": len(steps),
         "token_passes": int(sum(line["compute/token_passes"] for line in steps)),
@@ -85,26 +91,25 @@ def read_results() -> list[dict[str, Any]]:
 
 
 def table(results: Sequence[dict[str, Any]]) -> str:
-    """Return the table of the documentation."""
-    by_cell = {(r["method"], r["rounds"], r["seed"]): r for r in results}
-    columns = ["method", "extra rollouts", "equal rewards", "without signal", "steps", "greedy", "sampled at 0.9"]
+    """Return the table of the documentation. Differences are those of refilled groups and twice as
+    many prompts, paired by seed."""
+    by_cell = {(r["method"], r["variant"], r["seed"]): r for r in results}
+    columns = ["method", "variant", "equal rewards", "without signal", "steps", "greedy", "sampled at 0.9"]
     lines = [columns, ["---"] * len(columns)]
     for method in METHODS:
-        seeds = sorted({seed for name, _, seed in by_cell if name == method})
-        for rounds in ROUNDS:
-            cells = [by_cell[method, rounds, seed] for seed in seeds]
-            mean = {
-                key: statistics.fmean(cell[key] for cell in cells)
-                for key in ("equal_rewards", "without_signal", "steps")
-            }
-            line = [method, f"at most {rounds}" if rounds else "none", f"{mean['equal_rewards']:.2f}"]
-            line += [f"{mean['without_signal']:.2f}", f"{mean['steps']:.0f}"]
+        for variant in VARIANTS:
+            seeds = sorted(seed for name, other, seed in by_cell if (name, other) == (method, variant))
+            cells = [by_cell[method, variant, seed] for seed in seeds]
+            if not cells:
+                continue
+            shares = [statistics.fmean(cell[key] for cell in cells) for key in ("equal_rewards", "without_signal")]
+            line = [method, variant, *(f"{share:.2f}" for share in shares)]
+            line.append(f"{statistics.fmean(cell['steps'] for cell in cells):.0f}")
             for name in TEMPERATURES:
                 told = "{:.3f} ± {:.3f}".format(*mean_interval([cell[name] for cell in cells]))
-                if rounds:
-                    gains = [
-                        cell[name] - by_cell[method, 0, seed][name] for cell, seed in zip(cells, seeds, strict=True)
-                    ]
+                if variant == REFILLED:
+                    plain = [by_cell[method, AS_DEAR, seed][name] for seed in seeds]
+                    gains = [cell[name] - other for cell, other in zip(cells, plain, strict=True)]
                     told += " ({:+.3f} ± {:.3f})".format(*mean_interval(gains))
                 line.append(told)
             lines.append(line)
@@ -120,15 +125,13 @@ def main() -> None:
     if arguments.table:
         print(table(read_results()))
         return
-    for method in METHODS:
-        for seed in range(arguments.seeds):
-            for rounds in ROUNDS:
-                done = {(r["method"], r["rounds"], r["seed"]) for r in read_results()}
-                if (method, rounds, seed) not in done:
-                    line = json.dumps(run_cell(method, rounds, seed))
-                    with RESULTS.open("a") as file:
-                        file.write(line + "\n")
-                    print(line[:160], flush=True)
+    for method, seed, variant in product(METHODS, range(arguments.seeds), VARIANTS):
+        if (method, variant, seed) in {(r["method"], r["variant"], r["seed"]) for r in read_results()}:
+            continue
+        line = json.dumps(run_cell(method, variant, seed))
+        with RESULTS.open("a") as file:
+            file.write(line + "\n")
+        print(line[:160], flush=True)
 
 
 if __name__ == "__main__":
