@@ -95,7 +95,7 @@ def compare(block_length: int, name: str, prompt_length: int = 128, length: int 
         max_completion_length=length, num_steps=length // 2, block_length=block_length, order="random"
     )
     path = denoise(denoiser, prompt, torch.ones_like(prompt, dtype=torch.bool), sampler, torch.arange(ROWS))
-    views = plans(length // 2)[name](path)
+    views = plans(sampler.steps)[name](path)
     packing = packing_of(denoiser)
     assert packing is not None
     tokens = {"plain": 0, "alone": 0, "packed": 0}

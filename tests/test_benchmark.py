@@ -5,11 +5,12 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
-from benchmark import cached, lift, memory, merging, report, roofline, speed
+from benchmark import cached, lift, memory, merging, packed_views, refill, report, roofline, speed
 from benchmark.gpu.__main__ import ORDER
 from benchmark.gpu.__main__ import main as accept
 from benchmark.gpu.harness import CHECKS, Check
@@ -201,6 +202,29 @@ def test_the_variants_of_cached_rollouts_differ_in_cache_and_correction() -> Non
     recipes = [load_recipe(cached.RECIPE, (*cached.SETTINGS, *changes)) for changes in cached.VARIANTS.values()]
     found = [(r.sampler.cache, r.weighted_level) for r in recipes]
     assert found == [("off", None), ("prefix", None), ("prefix", "step"), ("dual", None), ("dual", "step")]
+
+
+def test_the_table_of_refilled_groups_pairs_seeds() -> None:
+    def cell(variant: str, seed: int, greedy: float) -> dict[str, Any]:
+        shares = {"equal_rewards": 0.5, "without_signal": 0.25, "steps": 10}
+        return {"method": "EGSPO", "variant": variant, "seed": seed, "greedy": greedy, "sampled": 0.5, **shares}
+
+    ours = [cell(refill.REFILLED, seed, value) for seed, value in enumerate((0.3, 0.7))]
+    results = [*ours, *(cell(refill.AS_DEAR, seed, value) for seed, value in enumerate((0.2, 0.6)))]
+    lines = refill.table(results).splitlines()
+    assert len(lines) == 4
+    assert "0.500 ±" in lines[2]
+    assert "(+0.100 ± 0.000)" in lines[2]
+    assert "(" not in lines[3]
+
+
+@pytest.mark.slow
+def test_packs_of_views_are_compared_with_plain_rows() -> None:
+    block, name, plain, alone, packed, ratio, *_ = packed_views.compare(4, "all 4 states", prompt_length=8, length=8)
+    # A plain row has 16 columns, and so has a row of its own in a batch with the last block. A pack
+    # has the prompt, the first block, and a copy of a block for each state.
+    assert (block, name, plain, alone, packed) == ("4", "all 4 states", "64", "64", "28")
+    assert ratio == "2.3"
 
 
 @pytest.mark.skipif(shutil.which("chromium") is None, reason="there is no chromium")

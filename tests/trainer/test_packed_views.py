@@ -16,7 +16,6 @@ from tests.helpers.runs import OWN_SETTINGS, train_recipe
 from unmask.core.config import LoraConfig
 from unmask.core.records import Trajectory, Views
 from unmask.functional.noise import named_generator
-from unmask.methods import METHODS
 from unmask.models import Denoiser, TinyConfig, char_tokenizer, tiny_denoiser
 from unmask.models.adapters import Adapters
 from unmask.rewards import per_completion
@@ -194,15 +193,17 @@ def test_only_block_causal_models_have_packs(lively: Denoiser) -> None:
     assert packing_of(torch.nn.Linear(1, 1)) is None
 
 
-def test_every_method_says_what_a_block_is_conditioned_on(tmp_path: Path) -> None:
-    """A state of the path shows what the policy saw, and a likelihood has the clean past."""
-    state = {"agrpo", "dtrpo", "egspo", "egspo_sa", "egspo_ca", "rldf", "spg", "stable_drl"}
-    for method in METHODS:
+PASTS = {
+    **dict.fromkeys(("bgpo", "diffu_grpo", "ebpo", "espo", "mask_aware", "step_merge", "unigrpo", "vrpo"), {True}),
+    **dict.fromkeys(("agrpo", "egspo", "egspo_ca", "spg"), {False}),
+    "dispo": {True, False},
+}
+"""What blocks are conditioned on under a method: the clean past, or the masks of the view."""
+
+
+def test_a_likelihood_has_the_clean_past_and_a_state_shows_what_the_policy_saw(tmp_path: Path) -> None:
+    for method, expected in PASTS.items():
         recipe = train_recipe(tmp_path, tmp_path, *SETTINGS, f"method.type={method}", *OWN_SETTINGS.get(method, ()))
-        if method == "just_grpo":
-            continue
         rollout = collect(block_causal(1), TOKENIZER, Scorer({"ones": ones}), recipe, Sudoku().rows("train", 2))
-        views = recipe.method.plan(rollout, torch.Generator().manual_seed(0))
-        clean = views.sees_clean_past
-        kinds = {False} if clean is None else set(clean.tolist())
-        assert kinds == ({False} if method in state else {True, False} if method == "dispo" else {True}), method
+        clean = recipe.method.plan(rollout, torch.Generator().manual_seed(0)).sees_clean_past
+        assert ({False} if clean is None else set(clean.tolist())) == expected, method
