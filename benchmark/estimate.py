@@ -1,26 +1,32 @@
-"""How accurate the memory of `unmask estimate` is: the peak of two training steps, estimated and
-then measured, on three CPU-sized settings.
+"""How accurate `unmask estimate` is: the peak memory of two training steps and the time of a step,
+estimated and then measured, on three CPU-sized settings.
 
-    OMP_NUM_THREADS=1 python -m benchmark.estimate          # a few minutes; writes
-    benchmark/results/estimate.jsonl python -m benchmark.estimate --table                     # only
-    show it
+    OMP_NUM_THREADS=1 python -m benchmark.estimate    # a few minutes; writes benchmark/results/estimate.jsonl
+    python -m benchmark.estimate --table              # only shows the results
 
 The measured memory is the most that torch's CPU allocator had out at once while it loaded and made
 two whole training steps, as torch's profiler recorded every allocation and release, plus the
 weights that are mapped from their file and never allocated. The resident size of a process would
-also count Python, libraries and unused pages. Each measurement runs in its own process.
+also count Python, libraries and unused pages.
+
+Times are CPU seconds of one thread. The estimate is given what this machine sustains: the operations
+of a bare forward pass, and of one with its backward pass, divided by their fastest time, and the
+bandwidth of a copy. The measured time is the shortest of four training steps after the first. Each
+measurement runs in its own process.
 """
 
 from __future__ import annotations
 
 import argparse
 import gc
+import itertools
 import json
 import os
 import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -100,7 +106,7 @@ def prepare(name: str, folder: Path) -> Any:
         "model": str(folder / "model"),
         "task": {"type": "dataset", "path": str(folder / "rows.jsonl")},
         "reward_funcs": [f"{folder / 'reward.py'}:variety"],
-        "max_steps": 3,
+        "max_steps": 2,
         "evaluation": {"num_rows": 1, "eval_steps": 0, "batch_size": 1},
         "log_rollouts_steps": 0,
         "output_dir": str(folder / "run"),
@@ -109,11 +115,71 @@ def prepare(name: str, folder: Path) -> Any:
 
 
 def estimated(name: str, folder: Path) -> dict[str, float]:
-    """Return the peak in bytes and the number of parameters as `unmask estimate` has them."""
+    """Return the peak in bytes, the CPU seconds of a step and the number of parameters as `unmask
+    estimate` has them, and the rates that it is given."""
     from unmask.cli.estimate import estimate
 
-    memory = estimate(prepare(name, folder)).memory
-    return {"bytes": memory.total, "parameters": memory.parameters}
+    recipe = prepare(name, folder)
+    rates = sustained(folder / "model")
+    found = estimate(recipe, **rates)
+    assert found.durations is not None
+    return {"bytes": found.memory.total, "parameters": found.memory.parameters, "seconds": found.durations.step} | rates
+
+
+def sustained(model: Path) -> dict[str, float]:
+    """Return the operations per second of forward passes with their backward passes, `flops`, and
+    without them, `rollout_flops`, and the bytes per second of a copy, `bandwidth`."""
+    import torch
+    from torch.utils.flop_counter import FlopCounterMode
+
+    from unmask.models import load_model
+
+    denoiser, _ = load_model(model)
+    ids = torch.randint(3, 500, (8, 96), generator=torch.Generator().manual_seed(0))
+    positions = torch.arange(32, 96).expand(8, -1)
+
+    def forward() -> torch.Tensor:
+        return denoiser.eval()(ids, None, positions)
+
+    def both() -> None:
+        forward().sum().backward()
+        denoiser.zero_grad()
+
+    def operations(work: Callable[[], object]) -> float:
+        with FlopCounterMode(display=False) as counter:
+            work()
+        return float(counter.get_total_flops())
+
+    source = torch.zeros(2**24)
+    # As in an estimate, a backward pass has twice the operations of its forward pass.
+    flops = 3 * operations(forward) / fastest(both)
+    with torch.no_grad():
+        return {
+            "flops": flops,
+            "rollout_flops": operations(forward) / fastest(forward),
+            "bandwidth": 2 * source.nbytes / fastest(source.clone),
+        }
+
+
+def fastest(work: Callable[[], object], repeats: int = 5) -> float:
+    """Return the CPU seconds of the fastest of some runs."""
+    times = []
+    for _ in range(repeats):
+        started = time.process_time()
+        work()
+        times.append(time.process_time() - started)
+    return min(times)
+
+
+def measured_time(name: str, folder: Path) -> dict[str, float]:
+    """Return the CPU seconds of the fastest of four training steps after the first."""
+    from unmask.trainer import Trainer
+
+    recipe = prepare(name, folder).model_copy(update={"max_steps": 6})
+    marks: list[float] = []
+    Trainer(recipe, observe=lambda step, metrics: marks.append(time.process_time())).train()
+    # The last step comes with an evaluation.
+    return {"seconds": min(after - before for before, after in itertools.pairwise(marks[:5]))}
 
 
 def measured_memory(name: str, folder: Path) -> dict[str, float]:
@@ -125,7 +191,7 @@ def measured_memory(name: str, folder: Path) -> dict[str, float]:
 
     from unmask.trainer import Trainer
 
-    recipe = prepare(name, folder).model_copy(update={"max_steps": 2})
+    recipe = prepare(name, folder)
     marks: list[int] = []
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
         trainer = Trainer(recipe, observe=lambda step, metrics: marks.append(time.time_ns()))
@@ -145,7 +211,7 @@ def measured_memory(name: str, folder: Path) -> dict[str, float]:
     return {"bytes": peak + mapped, "mapped": mapped}
 
 
-PARTS = {"estimated": estimated, "memory": measured_memory}
+PARTS = {"estimated": estimated, "memory": measured_memory, "time": measured_time}
 
 
 def run(name: str, part: str) -> dict[str, float]:
@@ -162,12 +228,14 @@ def run(name: str, part: str) -> dict[str, float]:
 
 def table(lines: list[dict[str, Any]]) -> str:
     """Return the results as a Markdown table."""
-    rows = ["| setting | parameters | peak, estimated | measured | off by |", "|" + "---|" * 5]
+    columns = "setting | parameters | peak, estimated | measured | off by | a step, estimated | measured | off by"
+    rows = [f"| {columns} |", "|" + "---|" * 8]
     for line in lines:
-        own, memory = line["estimated"], line["memory"]["bytes"]
+        own, memory, seconds = line["estimated"], line["memory"]["bytes"], line["time"]["seconds"]
         rows.append(
             f"| {line['setting']} | {own['parameters'] / 1e6:.1f}M | {own['bytes'] / 1e6:.0f} MB | {memory / 1e6:.0f} MB | "
-            f"{own['bytes'] / memory - 1:+.0%} |"
+            f"{own['bytes'] / memory - 1:+.0%} | {own['seconds']:.2f} s | {seconds:.2f} s | "
+            f"{own['seconds'] / seconds - 1:+.0%} |"
         )
     return "\n".join(rows)
 
