@@ -9,7 +9,8 @@ partially masked completion, so branching and infilling use the same loop.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -20,10 +21,10 @@ from unmask.core.records import GIVEN, Needs, Trajectory
 from unmask.functional.masking import compact_columns
 from unmask.functional.plackett_luce import plackett_luce_logprob
 from unmask.functional.schedule import tokens_at_step
-from unmask.functional.selection import selected_path_steps, selection_noise
+from unmask.functional.selection import selection_noise
 from unmask.sampling.branches import OneStepBuffer, one_step_branches
 from unmask.sampling.forwards import Forwards
-from unmask.sampling.one_step import completions_of
+from unmask.sampling.one_step import completions_of, with_completions
 from unmask.sampling.orders import POSITION_LOGITS
 from unmask.sampling.schedules import adaptive_count
 from unmask.sampling.step_outputs import Proposer, StepOutputs
@@ -252,22 +253,12 @@ class _Run:
         """Return the trajectory with the one-step completions and branches of its selected
         steps."""
         assert self.needs is not None
-        is_eos = path.tokens == path.eos_id
-        steps = selected_path_steps(
-            self.needs.selection, path.unmask_step, path.entropy, is_eos, path.seed, path.num_steps
-        )
         if self.buffer:
-            completions = self.buffer.finish(steps)
-        else:
-            # No more logits at a time than the steps computed.
-            states = max(1, len(path) * self.sampler.block // self.sampler.max_completion_length)
-            completions = completions_of(self.denoiser, path, steps, self.branches, batch_size=states)
-        return replace(
-            path,
-            selected_step=steps.int(),
-            one_step_tokens=completions[:, :, 0],
-            branch_tokens=completions[:, :, 1:] if self.branches else None,
-        )
+            return with_completions(path, self.needs, self.buffer.finish)
+        # No more logits at a time than the steps computed.
+        states = max(1, len(path) * self.sampler.block // self.sampler.max_completion_length)
+        complete = partial(completions_of, self.denoiser, path, branches=self.branches, batch_size=states)
+        return with_completions(path, self.needs, complete)
 
     def _propose(self, rows: Tensor, start: int, stop: int, step_in_block: int) -> _Candidates:
         """Propose a token and a priority for each masked position of the block."""

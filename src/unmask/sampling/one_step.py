@@ -3,7 +3,7 @@ computed afterwards by full forward passes."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import torch
@@ -72,19 +72,17 @@ def completions_of(
     return completions
 
 
-def with_completions(denoiser: DenoiserLike, path: Trajectory, needs: Needs, *, batch_size: int = 256) -> Trajectory:
-    """Return a trajectory with the one-step completions and branches of its selected steps, with
-    one full forward pass per state.
+def with_completions(path: Trajectory, needs: Needs, complete: Callable[[Tensor], Tensor]) -> Trajectory:
+    """Return a trajectory with the one-step completions and branches of its selected steps.
 
     Args:
-        denoiser: policy that sampled the paths, in evaluation mode.
         path: B paths.
         needs: rule of the selection, and settings of the branches.
-        batch_size: maximum number of states in a forward pass.
+        complete: function from [B, K] int64 steps to their completions; see `completions_of`.
     """
     is_eos = path.tokens == path.eos_id
     steps = selected_path_steps(needs.selection, path.unmask_step, path.entropy, is_eos, path.seed, path.num_steps)
-    completions = completions_of(denoiser, path, steps, needs.branches, batch_size=batch_size)
+    completions = complete(steps)
     return replace(
         path,
         selected_step=steps.int(),

@@ -6,6 +6,7 @@ import secrets
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
@@ -16,7 +17,7 @@ from unmask.models import Denoiser, Policy
 from unmask.sampling import Snapshot
 from unmask.sampling.encoding import Prompt, check_fits_context, encode_all, left_pad, turn_end
 from unmask.sampling.engine import BatchLimits
-from unmask.sampling.one_step import with_completions
+from unmask.sampling.one_step import completions_of, with_completions
 from unmask.sampling.orders import POSITION_LOGITS
 from unmask.sampling.remote.draws import excluded_token, fault_of_draws
 from unmask.sampling.remote.extension import Expected, RowRecord, needs_fields, settings_of, tensors_of
@@ -261,7 +262,8 @@ class HttpEngine:
             raise FormatError(fault)
         whole = found.trajectory
         if needs is not None and (needs.greedy or needs.branches):
-            whole = with_completions(denoiser, whole, needs, batch_size=states)
+            complete = partial(completions_of, denoiser, whole, branches=needs.branches, batch_size=states)
+            whole = with_completions(whole, needs, complete)
         denoiser.train(was_training)
         return whole
 
