@@ -511,12 +511,12 @@ def test_a_method_of_the_package_is_edited_between_two_comparisons(tmp_path: Pat
     command = ("compare", str(tmp_path / "small.yaml"), "tuning=", "seeds=[0]")
 
     def run(*options: str) -> int:
-        return exit_code_of(run_the_package_in, tmp_path / "src", printed, [*command, *options])
+        return exit_code_of(run_the_package_in, tmp_path / "src", printed, [*command, *options], timeout=600)
 
     assert run() == 0, printed.read_text()
     method = package / "methods" / "egspo.py"
     text = method.read_text()
-    method.write_text(text.replace("inputs.weight * surrogate", "-inputs.weight * surrogate"))
+    method.write_text(text.replace("LossOutput(inputs.weight * loss", "LossOutput(-inputs.weight * loss"))
     assert method.read_text() != text
     assert run() == 2
     said = printed.read_text()
