@@ -16,9 +16,17 @@ from unmask.runs.metrics import evaluations, read_metrics
 from unmask.trainer.distributed.stopping import RunStoppedError
 from unmask.trainer.pretrain import pretrain
 
-FEWER_STEPS = ("sampler.num_steps=4", "evaluation.num_steps=8")
-"""Overrides of the recipe: rollouts in half its denoising steps train as well, and evaluations keep
-its number."""
+SHORT_BASE = ("max_steps=120", "num_rows=8000")
+"""Overrides of the recipe of the base."""
+SHORT = (
+    # Rollouts in half the denoising steps of the recipe train as well; evaluations keep its number.
+    "sampler.num_steps=4",
+    "evaluation.num_steps=8",
+    "max_steps=180",
+    "optim.learning_rate=7e-4",
+    "evaluation.eval_steps=90",
+)
+"""Overrides of the recipe of reinforcement learning."""
 
 
 def run(output_dir: Path, seed: int) -> None:
@@ -33,7 +41,7 @@ def run(output_dir: Path, seed: int) -> None:
 
 def _run(output_dir: Path, seed: int) -> None:
     started = time.perf_counter()
-    base = load(PretrainRecipe, "sudoku-tiny-base", [f"output_dir={output_dir / 'base'}", f"seed={seed}"])
+    base = load(PretrainRecipe, "sudoku-tiny-base", [f"output_dir={output_dir / 'base'}", f"seed={seed}", *SHORT_BASE])
     with progress("pretrain", base.max_steps) as view:
         pretrain(base, resume=True, observe=view)
     recipe = load_recipe(
@@ -42,7 +50,7 @@ def _run(output_dir: Path, seed: int) -> None:
             f"model={output_dir / 'base' / 'final'}",
             f"output_dir={output_dir / 'egspo_sa'}",
             f"seed={seed}",
-            *FEWER_STEPS,
+            *SHORT,
         ],
     )
     trainer = Trainer(recipe, resume=True)
