@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from benchmark import cached, lift, memory, merging, packed_views, refill, report, roofline, speed
+from benchmark import adaptive, cached, lift, memory, merging, packed_views, refill, report, roofline, speed
 from benchmark.gpu.__main__ import ORDER
 from benchmark.gpu.__main__ import main as accept
 from benchmark.gpu.harness import CHECKS, Check
@@ -278,3 +278,31 @@ def test_adapters_make_an_update_at_most_three_tenths_longer(capsys: pytest.Capt
     assert ratios["adapters in bfloat16"][1] <= 1.3
     # Negative control: adapters as peft makes them convert what they read and multiply in float32.
     assert min(ratios["adapters in float32, as peft makes them"]) > 1.5
+
+
+def test_the_tables_of_adaptive_schedules_average_over_seeds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(adaptive, "RESULTS", tmp_path / "results.jsonl")
+    monkeypatch.setattr(adaptive, "trained", lambda variant, seed: (tmp_path, [LINE]))
+    monkeypatch.setattr(adaptive, "base_of", lambda task, seed: tmp_path)
+    monkeypatch.setattr(
+        adaptive,
+        "measured",
+        lambda model, task, sampler: {"accuracy": 0.5 + 0.25 * sampler.is_adaptive, "forwards": 4.0},
+    )
+    variants = [adaptive.CONTROL, "threshold .9"]
+    adaptive.run([("training", variant, seed) for variant in variants for seed in (0, 1)])
+    adaptive.run([("frontier", "sudoku", seed) for seed in (0, 1)])
+    adaptive.run([("training", adaptive.CONTROL, 0)])
+    assert len(adaptive.results()) == 6, "a line does not run again"
+    control, threshold = adaptive.training_table(adaptive.results()).splitlines()[2:]
+    assert control == f"| {adaptive.CONTROL} | 2 | 0.500 ± 0.000 | 0.500 ± 0.000 | 0.500 ± 0.000 | 8.0 to 8.0 | 1 |"
+    assert "| 0.750 ± 0.000 | 8.0 to 8.0 |" in threshold
+    rows = adaptive.frontier_table(adaptive.results()).splitlines()[2:]
+    assert rows[0] == "| fixed, 1 steps | 4.0 | 0.500 ± 0.000 | 4.0 | 0.500 ± 0.000 |"
+    assert rows[-1] == "| `entropy_bound=1` | 4.0 | 0.750 ± 0.000 | 4.0 | 0.750 ± 0.000 |"
+    assert "| 4.0 - 8 | +0.250 ± 0.000 | +0.250 ± 0.000 |" in adaptive.paired_table(adaptive.results())
+    points = adaptive.frontier_points(adaptive.results())
+    assert {point.panel for point in points} == {"sudoku, greedy", "sudoku, sampled at 0.9"}
+
+
+LINE = {"compute/token_passes": 10.0, "diffusion/forwards": 8.0, "reward": 0.5}
