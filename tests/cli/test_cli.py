@@ -922,9 +922,9 @@ def test_the_demo_pretrains_trains_and_compares_and_goes_on_where_it_stopped(
     import unmask.cli.demo as demo
 
     load, load_recipe = demo.load, demo.load_recipe
-    monkeypatch.setattr(demo, "load", lambda kind, name, given: load(kind, name, [*PRETRAIN, *given]))
+    monkeypatch.setattr(demo, "load", lambda kind, name, given: load(kind, name, [*given, *PRETRAIN]))
     monkeypatch.setattr(
-        demo, "load_recipe", lambda name, given: load_recipe(name, [*TRAIN, "log_rollouts_steps=3", *given])
+        demo, "load_recipe", lambda name, given: load_recipe(name, [*given, *TRAIN, "log_rollouts_steps=3"])
     )
     assert unmask("demo", "--output-dir", tmp_path / "demo", "--seed", 3) == 0
     first = capsys.readouterr()
