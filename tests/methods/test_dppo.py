@@ -283,10 +283,13 @@ def test_an_anchor_that_the_rollout_does_not_record_is_refused():
 
 def test_a_ratio_from_the_rollout_is_not_corrected_twice_and_needs_the_samplers_temperature(tmp_path):
     approximate = SAMPLER.model_copy(update={"block_length": 4, "cache": "dual"})
-    assert BehaviourConfig().weighted(EVERY_STEP, approximate) is None
-    assert BehaviourConfig().weighted(EVERY_STEP.model_copy(update={"anchor": "old"}), approximate) == "step"
+    assert BehaviourConfig().weighted(EVERY_STEP, approximate, is_exact=False) is None
+    assert (
+        BehaviourConfig().weighted(EVERY_STEP.model_copy(update={"anchor": "old"}), approximate, is_exact=False)
+        == "step"
+    )
     with raises(ConfigError, "would correct the ratio twice", "Set behaviour.level = off, or method.anchor = old"):
-        BehaviourConfig(level="step").weighted(EVERY_STEP, SAMPLER)
+        BehaviourConfig(level="step").weighted(EVERY_STEP, SAMPLER, is_exact=True)
     region = "method={type: egspo, num_selected: 2, trust_region: divergence}"
     with raises(ConfigError, "method.anchor = rollout compares with probabilities at the sampler's temperature"):
         train_recipe(tmp_path, tmp_path, region, "logprob_temperature=0.7")

@@ -21,7 +21,7 @@ FILE = "metrics.jsonl"
 """Name of the file in a run folder."""
 _EVALUATION = re.compile(r"eval/(?P<split>[^@]+)@(?P<temperature>.+)/(?P<name>[^/]+)")
 EVALUATION_NUMBERS = ("accuracy", "low", "high", "reward", "forwards", "tokens_per_forward")
-"""Names of the numbers of an evaluation."""
+"""Names of the numbers of an evaluation, which are the ends of their keys."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +67,15 @@ class EvaluationPoint:
 
     def metrics(self) -> dict[str, float]:
         """Return the evaluation as entries of a line of metrics."""
-        return {f"eval/{self.split}@{self.temperature}/{name}": getattr(self, name) for name in EVALUATION_NUMBERS}
+        split, temperature = self.split, self.temperature
+        return {
+            f"eval/{split}@{temperature}/accuracy": self.accuracy,
+            f"eval/{split}@{temperature}/low": self.low,
+            f"eval/{split}@{temperature}/high": self.high,
+            f"eval/{split}@{temperature}/reward": self.reward,
+            f"eval/{split}@{temperature}/forwards": self.forwards,
+            f"eval/{split}@{temperature}/tokens_per_forward": self.tokens_per_forward,
+        }
 
 
 def evaluations(line: Mapping[str, Any]) -> list[EvaluationPoint]:

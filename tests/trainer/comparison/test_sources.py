@@ -37,7 +37,6 @@ def test_a_run_depends_on_its_own_method_task_and_order_and_on_no_other() -> Non
     files = own_files([recipe("method.type=egspo_ca", "sampler.order=margin")])
     expected = {
         "methods/egspo_ca",
-        "methods/base",
         "methods/ratio",
         "tasks/sudoku",
         "tasks/base",
@@ -50,6 +49,7 @@ def test_a_run_depends_on_its_own_method_task_and_order_and_on_no_other() -> Non
     others = ("methods/dispo", "tasks/countdown", "sampling/orders/entropy", "methods/__init__", "tasks/__init__")
     assert not {f"unmask/{name}.py" for name in others} & {*files, *engine_files()}
     engine = {
+        "methods/base",
         "trainer/loop",
         "trainer/learn",
         "sampling/encoding",
