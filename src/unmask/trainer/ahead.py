@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 
 from unmask.core.counter import Counter
 from unmask.core.records import Row
@@ -36,6 +37,8 @@ class Rollouts:
         max_steps: number of training steps.
         is_ahead: True to sample one step ahead; the engine is then an `HttpEngine`.
         alive: function that is called while this process waits.
+        agreed: opens a block in which an error on any rank is raised on all ranks; see
+            `Ranks.agreed`.
     """
 
     def __init__(
@@ -49,9 +52,11 @@ class Rollouts:
         *,
         is_ahead: bool,
         alive: Callable[[], None] = lambda: None,
+        agreed: Callable[[], AbstractContextManager[None]] = nullcontext,
     ) -> None:
         self.collector, self.denoiser, self.rows, self.share = collector, denoiser, rows, share
         self.meter, self.max_steps, self.is_ahead, self.alive = meter, max_steps, is_ahead, alive
+        self.agreed = agreed
         self._pending: _Pending | None = None
 
     def take(self, index: int) -> Sampled | None:
@@ -67,7 +72,9 @@ class Rollouts:
             engine.update_weights(self.denoiser, index)
             sampled, passes = self._sampled(self.rows(index), index)
         else:
-            sampled, passes = self._pending.result(self.alive)
+            # New weights follow, which all ranks publish together or not at all.
+            with self.agreed():
+                sampled, passes = self._pending.result(self.alive)
         self._pending = None
         self.meter.count += passes
         if self.is_ahead and index + 1 < self.max_steps:
@@ -93,9 +100,14 @@ class Rollouts:
 
     def wait(self) -> None:
         """Wait until the completions that are sampled ahead are there, so that the servers can take
-        over other weights."""
+        over other weights. All ranks call this.
+
+        Raises:
+            UnmaskError: a server failed, on any rank.
+        """
         if self._pending is not None:
-            self._pending.result(self.alive)
+            with self.agreed():
+                self._pending.result(self.alive)
 
     def _sampled(self, rows: Sequence[Row], index: int, refill: int = 0) -> tuple[Sampled | None, int]:
         """Return the completions of a rollout, and the token passes of the servers."""

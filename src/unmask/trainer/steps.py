@@ -98,6 +98,7 @@ class TrainingSteps:
             recipe.max_steps,
             is_ahead=self.servers is not None and recipe.rollout_engine.max_staleness > 0,
             alive=session.progress.alive,
+            agreed=ranks.agreed,
         )
         self.recorder = RolloutRecorder(
             recipe, trained.tokenizer, scorer, meter, folder, ranks, budget.rollout, weights
