@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import logging
+import socket
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -211,19 +214,20 @@ def test_a_wrong_answer_is_refused(
         )
 
 
-def test_branches_that_were_not_requested_are_refused(policy: Policy, engine_on: Opener) -> None:
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("branch_tokens", [[[7] * 8]] * 2), ("one_step_tokens", [[7] * 8] * 2), ("choice_logprob", [0.0] * 8)],
+)
+def test_a_record_that_was_not_requested_is_refused(
+    policy: Policy, engine_on: Opener, name: str, value: list[Any]
+) -> None:
     model = ServedModel(policy, "model")
-    with running(app_of(changed(0, "unmask", "choice_rank", to=1))) as url, pytest.raises(EngineError):
-        rollout(engine_on(url))
-
-    def more(content: Any) -> Any:
-        answers = model.generate(content)
-        for answer in answers:
-            answer["unmask"]["choice_logprob"] = [0.0] * 8
-        return answers
-
-    with running(app_of(more)) as url, pytest.raises(EngineError, match="not requested"):
-        rollout(engine_on(url))
+    change = of_all(name, value)
+    with (
+        running(app_of(lambda content: change(model.generate(content)))) as url,
+        pytest.raises(EngineError, match=f"{name}, which was not requested"),
+    ):
+        rollout(engine_on(url), None)
 
 
 @pytest.mark.parametrize(
@@ -266,6 +270,69 @@ def test_a_slow_server_is_asked_again_and_then_given_up(engine_on: Opener) -> No
     check(str(caught.value).replace(url, "URL"), "more than 0.4 s, 3 times", "rollout_engine.timeout")
 
 
+def test_a_server_whose_headers_arrive_slowly_is_given_up(engine_on: Opener) -> None:
+    calls, ended = [], threading.Event()
+
+    def dribble(connection: socket.socket) -> None:
+        with connection, contextlib.suppress(OSError):
+            connection.sendall(b"HTTP/1.1 200 OK\r\nX-Slow: ")
+            # The headers never end, and each byte arrives well within the limit of one read.
+            while not ended.wait(0.05):
+                connection.sendall(b"x")
+
+    def accept(listening: socket.socket) -> None:
+        with contextlib.suppress(OSError):
+            while True:
+                calls.append(listening.accept()[0])
+                threading.Thread(target=dribble, args=(calls[-1],), daemon=True).start()
+
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        url = f"http://127.0.0.1:{listening.getsockname()[1]}"
+        threading.Thread(target=accept, args=(listening,), daemon=True).start()
+        # If the limit did not hold, the server would end the headers' wait by closing the connections.
+        stop = threading.Timer(20, ended.set)
+        stop.start()
+        with pytest.raises(EngineError, match=r"more than 0\.4 s, 2 times"):
+            rollout(engine_on(url, timeout=0.4, retries=1))
+        stop.cancel()
+        assert not ended.is_set()
+        ended.set()
+    assert len(calls) == 2
+
+
+@pytest.mark.parametrize("status", [408, 504])
+def test_the_time_limit_of_a_server_is_not_taken_for_that_of_the_run(engine_on: Opener, status: int) -> None:
+    calls: list[int] = []
+
+    def generate(content: Any) -> Response:
+        calls.append(status)
+        return JSONResponse({"error": {"message": "the request took more than 5 s."}}, status)
+
+    with running(app_of(generate)) as url, pytest.raises(EngineError) as caught:
+        rollout(engine_on(url, retries=1))
+    assert len(calls) == 2
+    check(
+        str(caught.value).replace(url, "URL"), "gave up", f"status {status}", "more than 5 s", "unmask serve --timeout"
+    )
+    assert "rollout_engine.timeout" not in str(caught.value)
+
+
+def test_control_characters_of_a_server_reach_no_message(engine_on: Opener, caplog: pytest.LogCaptureFixture) -> None:
+    hostile, statuses = "\x1b[2J\nthe run has ended\u202e" + "x" * 2000, iter([503, 400])
+    with (
+        caplog.at_level(logging.WARNING, "unmask"),
+        running(app_of(lambda content: JSONResponse({"message": hostile}, next(statuses)))) as url,
+        pytest.raises(EngineError) as caught,
+    ):
+        rollout(engine_on(url))
+    logged = [record.getMessage() for record in caplog.records if record.name == "unmask"]
+    assert len(logged) == 2, "the wait and its end"
+    for text in (logged[0], str(caught.value)):
+        assert text.isprintable()
+        assert r"'\x1b[2J\nthe run has ended\u202exxx" in text
+        assert len(text) < 800
+
+
 def test_a_busy_server_is_waited_for(policy: Policy, engine_on: Opener, caplog: pytest.LogCaptureFixture) -> None:
     model, answers = ServedModel(policy, "model"), iter([503, 502, 200])
 
@@ -277,7 +344,7 @@ def test_a_busy_server_is_waited_for(policy: Policy, engine_on: Opener, caplog: 
         path = rollout(engine_on(url, max_wait=30.0))
     assert torch.equal(path.tokens, rollout(LocalEngine(policy)).tokens)
     said = "\n".join(record.getMessage() for record in caplog.records)
-    assert "does not answer (status 503, busy). Waiting" in said
+    assert "does not answer (status 503, 'busy'). Waiting" in said
     assert "answers again" in said
 
 

@@ -17,10 +17,12 @@ from unmask.core.files import parse_json
 from unmask.sampling.remote.format import quoted
 
 if TYPE_CHECKING:
-    pass
+    import httpx2
 
 FIRST_PAUSE, LONGEST_PAUSE = 0.25, 5.0
 """Seconds between two tries: the first pause, which doubles with each try, and the longest."""
+POLL_SECONDS = 0.5
+"""Number of seconds between two checks of whether the run has ended."""
 CONNECT_SECONDS = 10.0
 """Maximum number of seconds for opening a connection."""
 SMALL_ANSWER = 2**20
@@ -44,7 +46,7 @@ class Patience:
     """Time limits of a client."""
 
     timeout: float = 600.0
-    """Maximum number of seconds for one request."""
+    """Maximum number of seconds for one request, from the connection to the end of the answer."""
     max_wait: float = 300.0
     """Maximum number of seconds to wait for a server that does not answer."""
     retries: int = 2
@@ -63,16 +65,13 @@ class Server:
         import httpx2
 
         self.url, self.patience = url.rstrip("/"), patience or Patience()
-        limit = httpx2.Timeout(self.patience.timeout, connect=min(CONNECT_SECONDS, self.patience.timeout))
-        # A proxy that the environment names is for the internet, not for a server of the own network.
-        self._client = httpx2.Client(timeout=limit, trust_env=False)
+        self._tls = httpx2.create_ssl_context()
         self.stopped = threading.Event()
         """Set to end all waiting."""
 
     def close(self) -> None:
-        """Close the connections, and end all waiting."""
+        """End all waiting, after which the open connections are closed."""
         self.stopped.set()
-        self._client.close()
 
     def info(self) -> dict[str, Any]:
         """Return what `/get_model_info` says, once the server answers.
@@ -122,6 +121,7 @@ class Server:
         body = None if content is None else json.dumps(content, allow_nan=False).encode()
         slow, pause, since = 0, FIRST_PAUSE, None
         while True:
+            is_answered = False
             try:
                 status, answer = self._once(method, path, body, max_bytes)
                 if since is not None and status not in BUSY:
@@ -131,7 +131,7 @@ class Server:
                     return self._parsed(path, answer)
                 if status not in BUSY + SLOW:
                     raise self._refusal(status, answer)
-                cause = f"status {status}, {_message(answer)}"
+                is_answered, cause = True, f"status {status}, {_message(answer)}"
             except (httpx2.ReadTimeout, httpx2.WriteTimeout, httpx2.PoolTimeout) as error:
                 status, cause = 504, reason(error)
             except httpx2.TransportError as error:
@@ -139,15 +139,24 @@ class Server:
             if status in SLOW:
                 slow += 1
                 if slow > self.patience.retries:
-                    raise self.error(
-                        f"{path} took more than {self.patience.timeout:g} s, {slow} times ({cause}). Raise "
-                        "rollout_engine.timeout, or use more servers."
-                    )
+                    raise self._given_up(path, slow, cause, is_answered)
                 continue
             since = self._waited(since, cause)
             if self.stopped.wait(pause):
                 raise self.error("the run has ended.")
             pause = min(2 * pause, LONGEST_PAUSE)
+
+    def _given_up(self, path: str, times: int, cause: str, is_answered: bool) -> EngineError:
+        """Return the error for a request that took too long; `is_answered` says that the server set
+        the limit."""
+        if is_answered:
+            return self.error(
+                f"it gave up {path} {times} times ({cause}). Raise its time limit, unmask serve --timeout, or use more servers."
+            )
+        return self.error(
+            f"{path} took more than {self.patience.timeout:g} s, {times} times ({cause}). Raise rollout_engine.timeout, or "
+            "use more servers."
+        )
 
     def _waited(self, since: float | None, cause: str) -> float:
         """Return the time since when the server has not answered, and say so the first time."""
@@ -163,19 +172,46 @@ class Server:
         return since
 
     def _once(self, method: str, path: str, body: bytes | None, max_bytes: int) -> tuple[int, bytes]:
-        """Send a request, and return the status and the content of the answer."""
+        """Send a request, and return the status and the content of the answer, all within the time
+        limit."""
         import httpx2
 
-        deadline = time.monotonic() + self.patience.timeout
+        total = self.patience.timeout
+        limit = httpx2.Timeout(total, connect=min(CONNECT_SECONDS, total))
+        found: list[tuple[int, bytes] | BaseException] = []
+        # A proxy that the environment names is for the internet, not for a server of the own network.
+        with httpx2.Client(timeout=limit, trust_env=False, verify=self._tls) as client:
+
+            def run() -> None:
+                try:
+                    found.append(self._answer(client, method, path, body, max_bytes))
+                except BaseException as error:  # it is raised in the thread of the caller
+                    found.append(error)
+
+            # The limits of the client hold for each read alone, and an answer may arrive byte by byte.
+            thread, deadline = threading.Thread(target=run, daemon=True), time.monotonic() + total
+            thread.start()
+            while thread.is_alive() and (left := deadline - time.monotonic()) > 0:
+                if self.stopped.is_set():
+                    raise self.error("the run has ended.")
+                thread.join(min(left, POLL_SECONDS))
+        if not found:
+            raise httpx2.ReadTimeout("the answer arrives too slowly")
+        if isinstance(found[0], BaseException):
+            raise found[0]
+        return found[0]
+
+    def _answer(
+        self, client: httpx2.Client, method: str, path: str, body: bytes | None, max_bytes: int
+    ) -> tuple[int, bytes]:
+        """Send a request, and return the status and the content of the answer."""
         header = {"content-type": "application/json"} if body is not None else {}
-        with self._client.stream(method, f"{self.url}{path}", content=body, headers=header) as answer:
+        with client.stream(method, f"{self.url}{path}", content=body, headers=header) as answer:
             content = bytearray()
             for part in answer.iter_bytes():
                 content += part
                 if len(content) > max_bytes:
                     raise self.error(f"its answer to {path} has more than the {max_bytes:,} bytes that it can have.")
-                if time.monotonic() > deadline:
-                    raise httpx2.ReadTimeout("the answer arrives too slowly")
             return answer.status_code, bytes(content)
 
     def _parsed(self, path: str, answer: bytes) -> Any:
@@ -192,7 +228,7 @@ class Server:
 
 
 def _message(answer: bytes) -> str:
-    """Return the message in the answer of a server that refuses a request."""
+    """Return the message in the answer of a server that refuses a request, as messages quote it."""
     try:
         content = parse_json(answer.decode("utf-8", "replace"))
     except ValueError:
@@ -201,4 +237,4 @@ def _message(answer: bytes) -> str:
     if isinstance(content, dict):
         error = content.get("error")
         found = error.get("message") if isinstance(error, dict) else content.get("message")
-    return str(found)[:MAX_MESSAGE] if found else quoted(answer[:60].decode("utf-8", "replace"))
+    return quoted(str(found), MAX_MESSAGE) if found else quoted(answer[:60].decode("utf-8", "replace"))

@@ -219,7 +219,8 @@ def parsed(kind: type[ModelT], value: Any, name: str) -> ModelT:
         ) from error
 
 
-def quoted(value: object) -> str:
-    """Return a value as a message quotes it."""
+def quoted(value: object, longest: int = LONGEST_QUOTE) -> str:
+    """Return a value as a message quotes it, in at most `longest` characters and without control
+    characters."""
     text = repr(value)
-    return text if len(text) <= LONGEST_QUOTE else f"{text[:LONGEST_QUOTE]}..."
+    return text if len(text) <= longest else f"{text[:longest]}..."
