@@ -294,8 +294,9 @@ class Adapters:
 
 def remove_layers(module: nn.Module) -> None:
     """Replace each adapted layer below a module by the plain layer under it, and drop the
-    adapters."""
+    adapters and peft's settings of them."""
     for name, layer in list(module.named_modules()):
+        layer.__dict__.pop("peft_config", None)
         parent, _, leaf = name.rpartition(".")
         if leaf != "base_layer" and hasattr(layer, "base_layer"):
             base = layer

@@ -9,7 +9,7 @@ import shutil
 import socket
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,7 @@ from tests.helpers.paths import ROOT
 from tests.helpers.servers import get, post, running, serving
 from tests.helpers.sglang import exchanges, write_lines
 from unmask.core.config import LoraConfig, SamplerConfig
-from unmask.core.errors import ConfigError
+from unmask.core.errors import ConfigError, ModelError
 from unmask.core.records import Branches, Needs, Trajectory
 from unmask.models import Denoiser, Policy, char_tokenizer, load_model, save_model
 from unmask.models.adapters import Adapters
@@ -358,6 +358,67 @@ def test_weights_that_cannot_be_used_leave_those_of_the_server(tiny_model: Path,
         refused = post(url, {"model_path": str(weights / "short")}, "/update_weights_from_disk")
         assert refused.status_code == 403
         check(refused.json()["message"], "--weights-dir")
+
+
+def without_a_tensor(adapter: Path) -> None:
+    tensors = load_file(adapter / "adapter_model.safetensors")
+    tensors.pop(min(tensors))
+    save_file(tensors, adapter / "adapter_model.safetensors", {"format": "pt"})
+
+
+def truncated(adapter: Path) -> None:
+    file = adapter / "adapter_model.safetensors"
+    file.write_bytes(file.read_bytes()[:-8])
+
+
+def pickled(adapter: Path) -> None:
+    tensors = load_file(adapter / "adapter_model.safetensors")
+    torch.save(tensors, adapter / "adapter_model.bin")
+    (adapter / "adapter_model.safetensors").unlink()
+
+
+def of_another_form(adapter: Path) -> None:
+    config = json.loads((adapter / "adapter_config.json").read_text())
+    (adapter / "adapter_config.json").write_text(json.dumps(config | {"target_modules": 5}))
+
+
+@pytest.mark.parametrize(
+    ("damage", "words"),
+    [
+        (without_a_tensor, ("lacks the tensor",)),
+        (truncated, ("cannot be read",)),
+        (pickled, ("no file", "Pickled")),
+        (of_another_form, ("target_modules",)),
+    ],
+)
+def test_a_first_adapter_that_cannot_be_used_leaves_the_weights_of_the_server(
+    tiny_model: Path, tmp_path: Path, damage: Callable[[Path], None], words: tuple[str, ...]
+) -> None:
+    pytest.importorskip("peft")
+    trained, served = load_model(tiny_model), load_model(tiny_model)
+    adapters = Adapters(trained.denoiser, LoraConfig(r=4, alpha=8.0))
+    with torch.no_grad():
+        for index, (_, parameter) in enumerate(adapters.parameters()):
+            parameter.normal_(generator=torch.Generator().manual_seed(index))
+    adapters.save(tmp_path / "good")
+    shutil.copytree(tmp_path / "good", tmp_path / "bad")
+    damage(tmp_path / "bad")
+    model, names = ServedModel(served, "model", tmp_path), set(served.denoiser.state_dict())
+    for _ in range(2):
+        with pytest.raises(ModelError) as caught:
+            model.update(str(tmp_path / "bad"), "1")
+        assert all(word in str(caught.value) for word in words), str(caught.value)
+    assert set(served.denoiser.state_dict()) == names
+    assert not hasattr(served.denoiser.backbone, "peft_config")
+    before = record_of(served, model.generate(request_of(served)))
+    assert torch.equal(before["logprob"], local(load_model(tiny_model)).logprob)
+    # An adapter that can be used still follows.
+    model.update(str(tmp_path / "good"), "2")
+    whole = load_model(tiny_model)
+    whole.denoiser.backbone.load_state_dict(adapters.merged())
+    after = record_of(whole, model.generate(request_of(whole)))
+    assert torch.equal(after["logprob"], local(whole).logprob)
+    assert not torch.equal(after["logprob"], before["logprob"])
 
 
 def test_a_rollout_in_progress_keeps_its_weights(tiny_model: Path, tmp_path: Path) -> None:

@@ -9,13 +9,14 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from unmask.core.errors import ModelError, no_file
+from unmask.core.errors import ModelError, no_file, reason
 from unmask.core.files import read_json_object
 from unmask.models import Denoiser, Policy
-from unmask.models.adapters import CONFIG_FILE, Adapters, fingerprint, remove_layers
+from unmask.models.adapters import CONFIG_FILE, WEIGHTS_FILE, Adapters, fingerprint, remove_layers
 from unmask.models.from_run import adapter_in
 from unmask.models.loading import load_folder
 from unmask.models.shell import filled, without_weights
+from unmask.sampling.remote.format import quoted
 
 
 class ServedWeights:
@@ -80,31 +81,47 @@ class ServedWeights:
         config = read_json_object(folder / CONFIG_FILE, ModelError)
         settings = {name: config.get(name) for name in ("r", "lora_alpha", "fan_in_fan_out")}
         for name in ("target_modules", "target_parameters"):
-            settings[name] = sorted(map(str, config.get(name) or ()))
-        if self._adapters is None:
-            self._adapters, self._config = Adapters.load(self._base, folder), settings
-            self._shell = without_weights(self._base)
-            remove_layers(self._shell)
-        elif settings != self._config:
-            raise ModelError(
-                f"the adapter {folder} has other settings than the one that is served. Start the server again."
-            )
-        own = dict(self._base.state_dict(keep_vars=True))
-        own |= self._read(self._adapters, folder)
-        backbone = {name.removeprefix("backbone."): tensor.detach() for name, tensor in own.items()}
-        merged = {
-            f"backbone.{name}": tensor for name, tensor in self._adapters.merging(backbone, lambda tensor: tensor)
-        }
-        merged |= dict(self._base.named_buffers(remove_duplicate=False))
-        assert self._shell is not None
-        self._filled.close()
-        self._filled.enter_context(filled(self._shell, merged))
+            if not isinstance(targets := config.get(name) or [], str | list):
+                raise ModelError(
+                    f"{folder / CONFIG_FILE} has {name} = {quoted(targets)}, which is not a list of names."
+                )
+            settings[name] = sorted(map(str, targets))
+        _check_file(folder)
+        if self._adapters is not None and self._shell is not None:
+            if settings != self._config:
+                raise ModelError(
+                    f"the adapter {folder} has other settings than the one that is served. Start the server again."
+                )
+            self._fill(self._adapters, self._shell, folder)
+            return fingerprint(self._base)
+        try:
+            adapters, shell = Adapters.load(self._base, folder), without_weights(self._base)
+            remove_layers(shell)
+            self._fill(adapters, shell, folder)
+        except BaseException:
+            remove_layers(self._base)
+            raise
+        self._adapters, self._shell, self._config = adapters, shell, settings
         return fingerprint(self._base)
+
+    def _fill(self, adapters: Adapters, shell: Denoiser, folder: Path) -> None:
+        """Give a shell the sums of the base model and the adapter of a folder."""
+        own = dict(self._base.state_dict(keep_vars=True))
+        own |= self._read(adapters, folder)
+        backbone = {name.removeprefix("backbone."): tensor.detach() for name, tensor in own.items()}
+        merged = {f"backbone.{name}": tensor for name, tensor in adapters.merging(backbone, lambda tensor: tensor)}
+        merged |= dict(self._base.named_buffers(remove_duplicate=False))
+        self._filled.close()
+        self._filled.enter_context(filled(shell, merged))
 
     def _read(self, adapters: Adapters, folder: Path) -> dict[str, Tensor]:
         """Return the matrices of an adapter by their names in the model."""
         try:
             new = adapters.read(folder)
+        except KeyError as error:
+            raise ModelError(
+                f"the adapter {folder} lacks the tensor {error.args[0]}. Copy the adapter again."
+            ) from error
         except Exception as error:  # a damaged file can make safetensors raise any error
             raise ModelError(f"the adapter {folder} cannot be read: {error}.") from error
         state = self._base.state_dict()
@@ -115,3 +132,22 @@ class ServedWeights:
                 )
             new[name] = tensor.to(state[name].device)
         return new
+
+
+def _check_file(folder: Path) -> None:
+    """Check that the matrices of an adapter are in a whole file of safetensors. Without it, peft
+    would read a pickled file.
+
+    Raises:
+        ModelError: there is no such file, or it is damaged.
+    """
+    from safetensors import safe_open
+
+    file = folder / WEIGHTS_FILE
+    if not file.is_file():
+        raise ModelError(f"{no_file(file)} Pickled weights are not read.")
+    try:
+        with safe_open(file, framework="pt"):
+            pass
+    except Exception as error:  # a damaged file can make safetensors raise any error
+        raise ModelError(f"the adapter {folder} cannot be read: {reason(error)}. Copy the adapter again.") from error
