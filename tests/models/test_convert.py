@@ -271,6 +271,41 @@ def test_a_release_that_lacks_a_part_of_an_expert_is_refused_with_its_name(lost,
         convert(source, tmp_path / "native")
 
 
+def transposed(weights, expert):
+    weights[f"{expert}.down_proj.weight"] = weights[f"{expert}.down_proj.weight"].T.contiguous()
+
+
+def wider(weights, expert):
+    weights[f"{expert}.down_proj.weight"] = torch.nn.functional.pad(weights[f"{expert}.down_proj.weight"], (0, 1))
+
+
+def with_another_border(weights, expert):
+    """Move 8 rows from up to gate, so that the two together have the right shape."""
+    gate, up = weights[f"{expert}.gate_proj.weight"], weights[f"{expert}.up_proj.weight"]
+    weights[f"{expert}.gate_proj.weight"] = torch.cat([gate, up[:8]])
+    weights[f"{expert}.up_proj.weight"] = up[8:].clone()
+
+
+@pytest.mark.parametrize(
+    ("damage", "experts", "words"),
+    [
+        (transposed, [1], "experts.1.down_proj"),
+        (wider, [1], "experts.1.down_proj"),
+        (with_another_border, [1], "experts.1.gate_proj"),
+        (with_another_border, range(8), "experts.0.up_proj"),
+    ],
+)
+def test_a_release_whose_experts_have_other_shapes_is_refused(damage, experts, words, tmp_path):
+    source = mini_checkpoint("sdar-moe", tmp_path / "original")
+    weights = load_file(source / "model.safetensors")
+    for expert in experts:
+        damage(weights, f"model.layers.1.mlp.experts.{expert}")
+    save_file(weights, source / "model.safetensors")
+    with raises(ModelError, f"model.layers.1.mlp.{words}.weight has the shape"):
+        convert(source, tmp_path / "native")
+    assert not (tmp_path / "native").exists()
+
+
 def test_a_cast_leaves_the_biases_of_routers_in_float32(tmp_path):
     source = mini_checkpoint("llada2", tmp_path / "original")
     convert(source, tmp_path / "native", dtype="bfloat16", block_length=4)

@@ -147,6 +147,7 @@ def _regrouped(
     has_experts = any("{e}" in pattern for pattern in rule.original)
     if has_experts and "{e}" not in there[0]:
         # Separate experts become the groups of one stacked tensor.
+        _check_experts(names, len(targets), shapes)
         parts = [[(Source(name), shapes[name][0]) for name in own] for own in names.values()]
         sizes = [expected[target][1] for target in targets] if set(targets) <= expected.keys() else None
         cut = [_cut(own, len(targets), sizes) for own in parts]
@@ -167,6 +168,23 @@ def _regrouped(
     cut_rows = _cut([(Source(name), shapes[name][0]) for name in own], len(targets), sizes)
     for target, (rows, group) in zip(targets, cut_rows, strict=True):
         yield Assembly(target, (rows, *shapes[own[0]][1:]), (group,))
+
+
+def _check_experts(names: Mapping[int, list[str]], num_targets: int, shapes: Mapping[str, Shape]) -> None:
+    """Check that all experts of a layer have equal shapes, and that tensors that become one tensor
+    do, because the native class divides it into equal parts.
+
+    Raises:
+        ModelError: names a tensor of another shape.
+    """
+    for own in names.values():
+        for place, name in enumerate(own):
+            first = names[0][place if num_targets > 1 else 0]
+            if shapes[name] != shapes[first]:
+                raise ModelError(
+                    f"{name} has the shape {list(shapes[name])}, and {first} has {list(shapes[first])}. They must be equal: "
+                    "copy the checkpoint again."
+                )
 
 
 def _cut(
