@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,7 +20,8 @@ def serving(
     policy: Policy, weights_dir: Path | None = None, limits: ServerLimits | None = None, **settings: Any
 ) -> Iterator[str]:
     """Serve a policy in a thread, and yield the address."""
-    with running(make_app(ServedModel(policy, "model", weights_dir, **settings), limits)) as url:
+    app = make_app(ServedModel(policy, "model", weights_dir, **settings), limits, ["127.0.0.1"])
+    with running(app, limits=limits) as url:
         yield url
 
 
@@ -29,10 +31,12 @@ def serve_folder(model: str, port: int, weights_dir: str | None = None) -> None:
     serve(served, listening_socket("127.0.0.1", port))
 
 
-def post(url: str, content: Any, path: str = "/generate", **options: Any) -> httpx2.Response:
+def post(url: str, content: Any, path: str = "/generate", headers: dict[str, str] | None = None) -> httpx2.Response:
     """Send JSON to a server, without a proxy that the environment may name."""
     with httpx2.Client(trust_env=False, timeout=60) as client:
-        return client.post(url + path, json=content, **options)
+        headers = {"content-type": "application/json"} | (headers or {})
+        # Unlike httpx2, this escapes what is not ASCII, so half a character can be sent.
+        return client.post(url + path, content=json.dumps(content).encode(), headers=headers)
 
 
 def get(url: str, path: str) -> httpx2.Response:

@@ -4,12 +4,15 @@ message."""
 from __future__ import annotations
 
 import ast
+import gc
 import json
+import queue
 import shutil
 import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -29,12 +32,29 @@ from unmask.models import Denoiser, Policy, char_tokenizer, load_model, save_mod
 from unmask.models.adapters import Adapters
 from unmask.sampling.encoding import encode_all
 from unmask.sampling.engine import BatchLimits, LocalEngine
-from unmask.sampling.remote.app import ServerLimits, is_loopback, listening_socket, make_app
-from unmask.sampling.remote.extension import Expected, RowRecord, needs_fields, settings_of, tensors_of
-from unmask.sampling.remote.format import SamplingParams
+from unmask.sampling.remote import served as served_module
+from unmask.sampling.remote.app import (
+    SPARE_CONNECTIONS,
+    ServerLimits,
+    hosts_of,
+    is_loopback,
+    listening_socket,
+    make_app,
+)
+from unmask.sampling.remote.extension import (
+    LARGEST_SCALE,
+    SMALLEST_SCALE,
+    Expected,
+    RowRecord,
+    needs_fields,
+    settings_of,
+    tensors_of,
+)
+from unmask.sampling.remote.format import FormatError, SamplingParams
 from unmask.sampling.remote.importing import imported
 from unmask.sampling.remote.recorded import read_recorded
 from unmask.sampling.remote.served import ServedModel
+from unmask.sampling.remote.worker import Job, Worker
 from unmask.tasks.sudoku import Sudoku
 
 PROMPTS = ["1234", "12=3", "4321", "12=3"]
@@ -201,6 +221,15 @@ def shared_url(tiny_model: Path) -> Iterator[str]:
         ({"input_ids": [4], "unmask": {"sampler": {"num_steps": 7, "block_length": 64}}}, 400, ("num_steps",)),
         ({"input_ids": [4], "unmask": {"sampler": {"temperature": 2.0}}}, 400, ("'temperature'",)),
         (SHORT | {"unmask": {"seeds": [1, 2]}}, 400, ("seeds", "[1]")),
+        ({"input_ids": [4], "sampling_params": {"temperature": 1e-300}}, 400, ("temperature = 1e-300",)),
+        ({"input_ids": [4], "sampling_params": {"temperature": 1e308}}, 400, ("temperature = 1e+308",)),
+        ({"input_ids": [4], "unmask": {"sampler": {"guidance": 1e300}}}, 400, ("guidance = 1e+300",)),
+        ({"input_ids": [4], "unmask": {"sampler": {"order_temperature": 1e-300}}}, 400, ("order_temperature",)),
+        (SHORT | {"unmask": {"entropy_temperature": 1e-300, "return_record": True}}, 400, ("entropy_temperature",)),
+        (SHORT | {"unmask": {"first_step": [100]}}, 400, ("first_step = [100]", "num_steps = 4")),
+        (SHORT | {"unmask": {"first_step": [4]}}, 400, ("first_step = [4]", "num_steps = 4")),
+        (SHORT | {"rid": ["a", "b"]}, 400, ("2 names", "prompts is 1")),
+        ({"text": "\ud800"}, 400, ("surrogate",)),
         (SHORT | {"unmask": {"completion": [[1, 1]]}}, 400, ("completion", "[1, 8]")),
         ({"input_ids": [4], "unmask": {"needs": {"selection": ["best", 1]}}}, 400, ("'best'",)),
         ({"input_ids": [4], "unmask": {"needs": {"selection": ["uniform", 10**6]}}}, 400, ("selection",)),
@@ -231,6 +260,95 @@ def test_requests_that_are_not_json_are_refused(policy: Policy) -> None:
         assert client.get(f"{url}/health").status_code == 200
 
 
+@pytest.mark.parametrize(
+    ("headers", "status"),
+    [
+        ({}, 200),
+        ({"host": "evil.example"}, 400),
+        ({"host": "evil.example:80", "origin": "http://evil.example"}, 400),
+        ({"origin": "http://127.0.0.1"}, 403),
+    ],
+)
+def test_a_web_page_cannot_call_a_server_of_this_machine(shared_url: str, headers: dict[str, str], status: int) -> None:
+    assert post(shared_url, SHORT, headers=headers).status_code == status
+
+
+def test_clients_may_call_a_server_of_this_machine_by_its_addresses_only() -> None:
+    with listening_socket("127.0.0.5", 0) as bound:
+        assert set(hosts_of(bound) or ()) == {"localhost", "127.0.0.1", "[::1]", "127.0.0.5"}
+    with listening_socket("0.0.0.0", 0) as bound:
+        assert hosts_of(bound) is None
+
+
+@pytest.mark.parametrize("name", ["temperature", "order_temperature", "guidance", "entropy_temperature"])
+@pytest.mark.parametrize("value", [SMALLEST_SCALE, LARGEST_SCALE])
+def test_the_most_extreme_scales_that_are_accepted_give_numbers(policy: Policy, name: str, value: float) -> None:
+    entropy_temperature = value if name == "entropy_temperature" else 1.0
+    settings = {} if name == "entropy_temperature" else {name: value}
+    sampler = SamplerConfig(**SAMPLER.model_dump() | {"order": "plackett_luce"} | settings)
+    request = request_of(policy, sampler, entropy_temperature=entropy_temperature)
+    answers = ServedModel(policy, "model").generate(request)
+    # The client's checks include that all numbers are finite.
+    record_of(policy, answers, sampler, has_choice=True)
+
+
+def test_a_request_may_begin_after_the_last_step_with_a_whole_completion(policy: Policy) -> None:
+    tokens = local(policy).tokens
+    request = request_of(policy, completion=tokens.tolist(), first_step=[4] * 4)
+    answers = ServedModel(policy, "model").generate(request)
+    assert [answer["output_ids"] for answer in answers] == tokens.tolist()
+
+
+def test_the_size_of_an_answer_counts_the_selected_steps(policy: Policy, monkeypatch: pytest.MonkeyPatch) -> None:
+    # 4 rows of 8 positions, each with its token and, at all 4 steps, a one-step completion.
+    monkeypatch.setattr(served_module, "MAX_NUMBERS", 4 * 8 * 5)
+    request = request_of(policy, needs=needs_fields(Needs(greedy=True, selection=("all", 1))))
+    ServedModel(policy, "model").generate(request)
+    monkeypatch.setattr(served_module, "MAX_NUMBERS", 4 * 8 * 5 - 1)
+    with pytest.raises(FormatError, match="160 tokens, more than 159. Send fewer prompts at a time"):
+        ServedModel(policy, "model").generate(request)
+
+
+def test_jobs_that_were_given_up_leave_the_queue() -> None:
+    worker, release = Worker(1), threading.Event()
+    begun = threading.Event()
+
+    def first(_: Job) -> str:
+        begun.set()
+        release.wait(10)
+        return "first"
+
+    running_job = worker.submit(first)
+    assert begun.wait(10)
+    waiting = worker.submit(lambda _: "second")
+    with pytest.raises(queue.Full):
+        worker.submit(lambda _: "third")
+    waiting.abandon()
+    third = worker.submit(lambda _: "third")
+    release.set()
+    assert (running_job.result.result(10), third.result.result(10)) == ("first", "third")
+    assert waiting.result.cancelled()
+
+
+def test_connections_beyond_the_limit_are_refused_before_their_bodies_are_read(policy: Policy) -> None:
+    limits = ServerLimits(max_waiting=1)
+    with serving(policy, limits=limits) as url, ExitStack() as stack:
+        port = int(url.rpartition(":")[2])
+        for _ in range(1 + limits.max_waiting + SPARE_CONNECTIONS):
+            stack.enter_context(socket.create_connection(("127.0.0.1", port), timeout=5)).sendall(b"POST ")
+        one = stack.enter_context(socket.create_connection(("127.0.0.1", port), timeout=5))
+        # The body does not follow.
+        one.sendall(
+            b"POST /generate HTTP/1.1\r\nhost: 127.0.0.1\r\ncontent-type: application/json\r\ncontent-length: 9\r\n\r\n"
+        )
+        assert one.recv(100).startswith(b"HTTP/1.1 503")
+        stack.close()
+        deadline = time.monotonic() + 10
+        while (status := post(url, SHORT).status_code) == 503 and time.monotonic() < deadline:
+            time.sleep(0.05)
+        assert status == 200
+
+
 def test_too_many_and_too_slow_requests_are_refused(policy: Policy) -> None:
     model, release = ServedModel(policy, "model"), threading.Event()
     generate = model.generate
@@ -254,7 +372,7 @@ def test_too_many_and_too_slow_requests_are_refused(policy: Policy) -> None:
         assert post(url, SHORT).status_code == 200
 
 
-def test_a_request_whose_client_has_gone_is_given_up(policy: Policy) -> None:
+def test_a_request_whose_client_has_gone_is_given_up(policy: Policy, caplog: pytest.LogCaptureFixture) -> None:
     model, ended = ServedModel(policy, "model"), threading.Event()
 
     def endless(content: Any, working: Any) -> Any:
@@ -270,6 +388,8 @@ def test_a_request_whose_client_has_gone_is_given_up(policy: Policy) -> None:
         with httpx2.Client(trust_env=False, timeout=0.3) as client, pytest.raises(httpx2.ReadTimeout):
             client.post(f"{url}/generate", json={"input_ids": [4]})
         assert ended.wait(10)
+    gc.collect()
+    assert "never retrieved" not in caplog.text
 
 
 def perturbed(policy: Policy, folder: Path) -> Policy:
@@ -349,8 +469,18 @@ def test_weights_that_cannot_be_used_leave_those_of_the_server(tiny_model: Path,
             assert answer.json()["success"] is False
         for path in (tiny_model, weights / "way-out", "/etc"):
             assert post(url, {"model_path": str(path)}, "/update_weights_from_disk").status_code == 403
-        for content in ({}, {"model_path": 5}, {"model_path": "a\0b"}, {"model_path": "a", "weight_version": 3}):
+        half = ({"model_path": "/etc/\udcff"}, {"model_path": "a", "weight_version": "\ud800"})
+        for content in (
+            {},
+            {"model_path": 5},
+            {"model_path": "a\0b"},
+            {"model_path": "a", "weight_version": 3},
+            *half,
+        ):
             assert post(url, content, "/update_weights_from_disk").status_code == 400
+        long = post(url, {"model_path": str(weights / ("x" * 300))}, "/update_weights_from_disk")
+        assert long.status_code == 422
+        assert "too long" in long.json()["message"]
         assert get(url, "/get_model_info").json()["weight_version"] == "default"
         own = record_of(policy, post(url, request_of(policy)).json())
         assert torch.equal(own["logprob"], local(load_model(tiny_model)).logprob)

@@ -7,10 +7,11 @@ import asyncio
 import json
 import logging
 import queue
+import re
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -33,6 +34,11 @@ BODY_SECONDS = 60.0
 """Maximum number of seconds in which the body of a request must arrive."""
 POLL_SECONDS = 0.25
 """Number of seconds between two checks of whether a client still waits."""
+
+SPARE_CONNECTIONS = 8
+"""Number of connections besides those of the requests that run and wait, such as for `/health`."""
+SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
+"""JSON escape of half a character."""
 
 logger = logging.getLogger("unmask")
 
@@ -62,15 +68,18 @@ class RefusedError(Exception):
         self.status = status
 
 
-def make_app(model: ServedModel, limits: ServerLimits | None = None) -> Starlette:
+def make_app(model: ServedModel, limits: ServerLimits | None = None, hosts: Sequence[str] | None = None) -> Starlette:
     """Return the ASGI application of a server.
 
     Args:
         model: the model that answers.
         limits: limits of the server.
+        hosts: names and addresses by which clients may call the server; None for any. They keep a
+            web page out whose name was made to point to this machine.
     """
     from starlette.applications import Starlette
-    from starlette.responses import JSONResponse
+    from starlette.middleware import Middleware
+    from starlette.middleware.trustedhost import TrustedHostMiddleware
     from starlette.routing import Route
 
     limits, worker = limits or ServerLimits(), Worker((limits or ServerLimits()).max_waiting)
@@ -103,7 +112,7 @@ def make_app(model: ServedModel, limits: ServerLimits | None = None) -> Starlett
         return _json(await _done(request, worker, limits, replace))
 
     async def info(_: HttpRequest) -> Response:
-        return JSONResponse(model.info())
+        return _json(_encoded(model.info()))
 
     return Starlette(
         routes=[
@@ -112,6 +121,7 @@ def make_app(model: ServedModel, limits: ServerLimits | None = None) -> Starlett
             Route("/get_model_info", info, methods=["GET"]),
             Route("/health", _health, methods=["GET"]),
         ],
+        middleware=[] if hosts is None else [Middleware(TrustedHostMiddleware, allowed_hosts=list(hosts))],
         exception_handlers={404: _missing, 405: _missing, Exception: _failed},
     )
 
@@ -137,6 +147,8 @@ async def _content(request: HttpRequest, limits: ServerLimits) -> Any:
     from starlette.concurrency import run_in_threadpool
     from starlette.requests import ClientDisconnect
 
+    if "origin" in request.headers:
+        raise RefusedError(403, "the request has the header Origin, and requests of web pages are refused.")
     # A web page cannot send this type to another site without asking first.
     if request.headers.get("content-type", "").partition(";")[0].strip() != "application/json":
         raise RefusedError(415, "the content type must be application/json.")
@@ -158,9 +170,27 @@ async def _content(request: HttpRequest, limits: ServerLimits) -> Any:
     except ClientDisconnect as error:
         raise RefusedError(400, "the request is incomplete.") from error
     try:
-        return await run_in_threadpool(lambda: parse_json(body.decode("utf-8")))
+        return await run_in_threadpool(lambda: _parsed(body))
     except ValueError as error:
-        raise RefusedError(400, f"the request is not JSON: {reason(error)}") from error
+        raise RefusedError(400, f"the request is not JSON: {reason(error)}.") from error
+
+
+def _parsed(body: bytearray) -> Any:
+    """Parse JSON.
+
+    Raises:
+        ValueError: it is not JSON, or has text that is not Unicode.
+    """
+    content = parse_json(body.decode("utf-8"))
+    if SURROGATE.search(body):
+        try:
+            # Half a character, such as "\ud800", passes the parser.
+            json.dumps(content, ensure_ascii=False).encode("utf-8")
+        except RecursionError as error:
+            raise ValueError("its values are nested too deeply") from error
+        except UnicodeEncodeError as error:
+            raise ValueError("it holds one half of a surrogate pair, which is no character") from error
+    return content
 
 
 def _update_of(content: Any) -> tuple[str, str]:
@@ -182,6 +212,8 @@ async def _done(request: HttpRequest, worker: Worker, limits: ServerLimits, func
     except queue.Full:
         raise RefusedError(503, f"{limits.max_waiting} requests wait already. Try again later.") from None
     future, deadline = asyncio.wrap_future(job.result), time.monotonic() + limits.timeout
+    # Nobody reads the result of a job that was given up, and asyncio would report that as an error.
+    future.add_done_callback(lambda done: done.cancelled() or done.exception())
     while not future.done():
         await asyncio.wait({future}, timeout=POLL_SECONDS)
         if not future.done() and await request.is_disconnected():
@@ -207,16 +239,14 @@ def _encoded(content: Any) -> bytes:
     return json.dumps(content, allow_nan=False, separators=(",", ":")).encode()
 
 
-def _json(body: bytes) -> Response:
+def _json(body: bytes, status: int = 200) -> Response:
     from starlette.responses import Response
 
-    return Response(body, media_type="application/json")
+    return Response(body, status, media_type="application/json")
 
 
 def _error(status: int, message: str) -> Response:
-    from starlette.responses import JSONResponse
-
-    return JSONResponse({"error": {"message": message}, "success": False, "message": message}, status)
+    return _json(_encoded({"error": {"message": message}, "success": False, "message": message}), status)
 
 
 def check_installed() -> None:
@@ -234,6 +264,15 @@ def check_installed() -> None:
 def is_loopback(bound: socket.socket) -> bool:
     """Return True if only this machine can reach a socket."""
     return ip_address(bound.getsockname()[0]).is_loopback
+
+
+def hosts_of(bound: socket.socket) -> list[str] | None:
+    """Return the names by which clients may call the server of a socket; None, for any, if other
+    machines can reach it."""
+    if not is_loopback(bound):
+        return None
+    address = bound.getsockname()[0]
+    return ["localhost", "127.0.0.1", "[::1]", f"[{address}]" if ":" in address else address]
 
 
 def listening_socket(host: str, port: int) -> socket.socket:
@@ -267,19 +306,21 @@ def serve(model: ServedModel, bound: socket.socket, limits: ServerLimits | None 
         bound: socket of `listening_socket`.
         limits: limits of the server.
     """
-    _server(make_app(model, limits)).run(sockets=[bound])
+    limits = limits or ServerLimits()
+    _server(make_app(model, limits, hosts_of(bound)), limits).run(sockets=[bound])
 
 
 @contextmanager
-def running(app: Starlette, port: int = 0) -> Iterator[str]:
+def running(app: Starlette, port: int = 0, limits: ServerLimits | None = None) -> Iterator[str]:
     """Run a server on the loopback, in a thread of this process, and yield its address.
 
     Args:
         app: application of the server.
         port: port; 0 for any free one.
+        limits: limits of the server.
     """
     bound = listening_socket("127.0.0.1", port)
-    server = _server(app)
+    server = _server(app, limits or ServerLimits())
     thread = threading.Thread(target=server.run, kwargs={"sockets": [bound]}, daemon=True)
     thread.start()
     while not server.started:
@@ -292,7 +333,7 @@ def running(app: Starlette, port: int = 0) -> Iterator[str]:
         bound.close()
 
 
-def _server(app: Starlette) -> uvicorn.Server:
+def _server(app: Starlette, limits: ServerLimits) -> uvicorn.Server:
     import uvicorn
 
     config = uvicorn.Config(
@@ -305,6 +346,8 @@ def _server(app: Starlette) -> uvicorn.Server:
         http="h11",
         loop="asyncio",
         timeout_keep_alive=30,
+        # The bodies of more requests are not read. uvicorn answers 503 from this number on.
+        limit_concurrency=1 + limits.max_waiting + SPARE_CONNECTIONS,
         timeout_graceful_shutdown=5,
     )
     return uvicorn.Server(config)

@@ -20,7 +20,7 @@ from unmask.sampling.engine import BatchLimits
 from unmask.sampling.one_step import completions_of, with_completions
 from unmask.sampling.orders import POSITION_LOGITS
 from unmask.sampling.remote.draws import excluded_token, fault_of_draws
-from unmask.sampling.remote.extension import Expected, RowRecord, needs_fields, settings_of, tensors_of
+from unmask.sampling.remote.extension import Expected, RowRecord, needs_fields, num_stored, settings_of, tensors_of
 from unmask.sampling.remote.format import Answer, FormatError, SamplingParams, parsed, quoted
 from unmask.sampling.remote.paths import answer_row, path_of
 from unmask.sampling.remote.servers import Servers, as_error, shares
@@ -174,10 +174,7 @@ class HttpEngine:
 
     def _largest(self, part: slice, sampler: SamplerConfig, needs: Needs | None) -> int:
         """Return the largest number of bytes of an answer."""
-        stored = 8.0 + (sampler.top_k if needs is not None else 0)
-        if needs is not None and (needs.greedy or needs.branches):
-            num = sampler.steps if needs.selection[0] == "all" else needs.selection[1]
-            stored += num * (1 + (needs.branches.count if needs.branches else 0))
+        stored = 8.0 + (sampler.top_k if needs is not None else 0) + num_stored(needs, sampler)
         # A token may be a long text.
         row = BYTES_PER_ROW + sampler.max_completion_length * (stored * BYTES_PER_NUMBER + 256)
         return int((part.stop - part.start) * row)

@@ -39,6 +39,10 @@ MAX_SEED = 2**63 - 1
 ROUNDING = 1e-5
 """Largest amount by which rounding takes a log-probability above 0, or an entropy below 0."""
 
+SMALLEST_SCALE, LARGEST_SCALE = 1e-6, 1e6
+"""Smallest and largest temperature of a request, other than 0, and its largest guidance weight. Far
+beyond them, logits overflow."""
+
 FIELDS: dict[str, tuple[torch.dtype, str]] = {
     "tokens": (torch.int64, "L"),
     "unmask_step": (torch.int32, "L"),
@@ -93,7 +97,7 @@ class UnmaskFields(Strict):
     random."""
     needs: NeedsFields | None = None
     """Requirements of a method."""
-    entropy_temperature: float | None = Field(None, gt=0, allow_inf_nan=False)
+    entropy_temperature: float | None = Field(None, ge=SMALLEST_SCALE, le=LARGEST_SCALE, allow_inf_nan=False)
     """Temperature of the recorded entropies; by default that of the sampler."""
     completion: list[Tokens] | None = None
     """Completion of each row to start from; by default all masked."""
@@ -131,7 +135,7 @@ def sampler_of(params: SamplingParams, settings: dict[str, Any]) -> SamplerConfi
     """Return the sampler settings of a request.
 
     Raises:
-        FormatError: a setting is wrong, or names code.
+        FormatError: a setting is wrong, so large or small that logits overflow, or names code.
     """
     for name in settings:
         if name not in SamplerConfig.model_fields or name in ("temperature", "top_k", "top_p", "max_completion_length"):
@@ -143,11 +147,16 @@ def sampler_of(params: SamplingParams, settings: dict[str, Any]) -> SamplerConfi
         )
     known: dict[str, Any] = params.settings() | {"max_completion_length": params.max_new_tokens}
     try:
-        return SamplerConfig.model_validate(known | settings)
+        sampler = SamplerConfig.model_validate(known | settings)
     except ValidationError as error:
         fault = error.errors(include_url=False)[0]
         place = ".".join(map(str, fault["loc"]))
         raise FormatError(f"{place or 'sampler'}: {fault['msg'].removeprefix('Value error, ')}") from error
+    for name, smallest in (("temperature", SMALLEST_SCALE), ("order_temperature", SMALLEST_SCALE), ("guidance", 0)):
+        value = getattr(sampler, name)
+        if value and not smallest <= value <= LARGEST_SCALE:
+            raise FormatError(f"{name} = {value:g} is not between {smallest:g} and {LARGEST_SCALE:g}.")
+    return sampler
 
 
 def settings_of(sampler: SamplerConfig) -> dict[str, Any]:
@@ -162,6 +171,15 @@ def needs_fields(needs: Needs | None) -> dict[str, Any] | None:
         return None
     branches = asdict(needs.branches) if needs.branches else None
     return {"greedy": needs.greedy, "selection": list(needs.selection), "branches": branches}
+
+
+def num_stored(needs: Needs | None, sampler: SamplerConfig) -> int:
+    """Return the number of one-step completions and branches that an answer holds for each
+    completion."""
+    if needs is None or not (needs.greedy or needs.branches):
+        return 0
+    num_selected = sampler.steps if needs.selection[0] == "all" else needs.selection[1]
+    return num_selected * (1 + (needs.branches.count if needs.branches else 0))
 
 
 def unmask_fields(request: Request) -> UnmaskFields:

@@ -178,6 +178,12 @@ class Request(Strict):
         prompts = self.text if self.input_ids is None else self.input_ids
         return isinstance(prompts, list) and not (prompts and isinstance(prompts[0], int))
 
+    @property
+    def num_prompts(self) -> int:
+        """Number of prompts."""
+        prompts = self.text if self.input_ids is None else self.input_ids
+        return len(prompts or ()) if self.is_batch else 1
+
     def prompts(self) -> list[list[int]]:
         """Return the tokens of each prompt.
 

@@ -14,13 +14,13 @@ from torch import nn
 from unmask import __version__
 from unmask.core.config import SamplerConfig
 from unmask.core.counter import Counter
-from unmask.core.errors import ModelError, UnmaskError
+from unmask.core.errors import ModelError, UnmaskError, reason
 from unmask.core.records import Trajectory
 from unmask.functional.noise import named_generator
 from unmask.models import Policy
 from unmask.sampling.encoding import check_fits_context, decode, encode_all, row_seeds
 from unmask.sampling.engine import BatchLimits, LocalEngine
-from unmask.sampling.remote.extension import MAX_SEED, UnmaskFields, row_records, sampler_of, unmask_fields
+from unmask.sampling.remote.extension import MAX_SEED, UnmaskFields, num_stored, row_records, sampler_of, unmask_fields
 from unmask.sampling.remote.format import FormatError, Request, parsed, quoted
 from unmask.sampling.remote.step_maps import FILLED
 from unmask.sampling.remote.weights import ServedWeights
@@ -110,6 +110,8 @@ class ServedModel:
             name = unknown[0] if unknown else "stream = true"
             raise FormatError(f"the request has {name}, which this server does not offer.")
         request.sampling_params.check()
+        if isinstance(request.rid, list) and len(request.rid) != request.num_prompts:
+            raise FormatError(f"rid has {len(request.rid)} names, but the number of prompts is {request.num_prompts}.")
         return request, fields
 
     def generate(self, content: Any, working: Callable[[], None] = lambda: None) -> Any:
@@ -145,12 +147,20 @@ class ServedModel:
             PermissionError: the folder is not in the folder of weights.
             ModelError: the folder has no weights for this model. The weights stay as they were.
         """
-        folder = Path(path).resolve()
         if self.weights_dir is None:
             raise PermissionError("this server takes no weights. Start it with --weights-dir FOLDER.")
+        try:
+            folder = Path(path).resolve()
+        except (OSError, ValueError, RuntimeError) as error:  # RuntimeError: links that form a loop
+            raise _unusable(path, error) from error
         if not folder.is_relative_to(self.weights_dir):
-            raise PermissionError(f"{path} is not in {self.weights_dir}, the only folder that weights are read from.")
-        fingerprint = self.weights.replace(folder)
+            raise PermissionError(
+                f"{quoted(path)} is not in {self.weights_dir}, the only folder that weights are read from."
+            )
+        try:
+            fingerprint = self.weights.replace(folder)
+        except (OSError, ValueError, TypeError) as error:  # a file has other content than its name says
+            raise _unusable(path, error) from error
         self.version = version
         return fingerprint
 
@@ -177,17 +187,18 @@ class ServedModel:
         policy, count = self.weights.policy, len(prompts)
         sampler, length = sampler_of(request.sampling_params, fields.sampler), request.sampling_params.max_new_tokens
         needs = fields.needs.needs() if fields.needs else None
-        stored = (
-            needs.selection[1] * (1 + (needs.branches.count if needs.branches else 0)) + sampler.top_k if needs else 0
-        )
-        if count * length * (1 + stored) > MAX_NUMBERS:
+        num_tokens = count * length * (1 + num_stored(needs, sampler) + (sampler.top_k if needs else 0))
+        if num_tokens > MAX_NUMBERS:
             raise FormatError(
-                f"the answer would have {count * length * (1 + stored):,} tokens, more than {MAX_NUMBERS:,}."
+                f"the answer would have {num_tokens:,} tokens, more than {MAX_NUMBERS:,}. Send fewer prompts at a time."
             )
         check_fits_context(policy.denoiser, max(map(len, prompts)), length)
         completion = _table("completion", fields.completion, count, length)
         if completion is not None and int(completion.max()) >= policy.denoiser.vocab_size:
             raise FormatError("unmask.completion has tokens that are not in the vocabulary.")
+        first_step = _table("first_step", fields.first_step, count)
+        if first_step is not None:
+            _check_first_step(first_step, completion, sampler.steps, policy.denoiser.mask_id)
         seeds = _table("seeds", fields.seeds, count)
         if seeds is None:
             seeds = row_seeds(count, named_generator(_seed(request), "sample"))
@@ -202,7 +213,7 @@ class ServedModel:
             needs=needs,
             entropy_temperature=fields.entropy_temperature,
             completion=completion,
-            first_step=_table("first_step", fields.first_step, count),
+            first_step=first_step,
             observe=lambda _: working(),
         )
 
@@ -224,15 +235,14 @@ class ServedModel:
         Raises:
             ModelError: the model does not compute numbers.
         """
-        if not torch.isfinite(path.logprob).all():
+        numbers = (path.logprob, path.entropy, path.choice_logprob)
+        if not all(torch.isfinite(tensor).all() for tensor in numbers if tensor is not None):
             raise ModelError(
                 "the log-probabilities of the rollout are not finite. The weights of the server are damaged."
             )
         sampler, texts = path.sampler, decode(self.weights.policy.tokenizer, path.tokens)
         records = row_records(path, self._passes.take()) if fields.return_record else [None] * len(path)
         rid = request.rid if isinstance(request.rid, list) else [request.rid or ""] * len(path)
-        if len(rid) != len(path):
-            raise FormatError(f"rid has {len(rid)} names for {len(path)} prompts.")
         columns = zip(path.tokens.tolist(), path.unmask_step.tolist(), path.logprob.tolist(), strict=True)
         answers = []
         for row, (tokens, steps, logprobs) in enumerate(columns):
@@ -261,6 +271,12 @@ class ServedModel:
         return answers
 
 
+def _unusable(path: str, error: Exception) -> ModelError:
+    """Return the error for a folder whose weights cannot be used."""
+    fault = getattr(error, "strerror", None) or reason(error).removesuffix(".")
+    return ModelError(f"the weights in {quoted(path)} cannot be used: {fault}.")
+
+
 def _seed(request: Request) -> int:
     """Return the `sampling_seed` of a request; without one, a random seed."""
     seed = (request.sampling_params.model_extra or {}).get("sampling_seed")
@@ -287,6 +303,20 @@ def _step_map(steps: Sequence[int], sampler: SamplerConfig) -> list[int]:
 def _asks(flag: bool | Sequence[bool], row: int) -> bool:
     """Return the flag of a row."""
     return flag if isinstance(flag, bool) else row < len(flag) and flag[row]
+
+
+def _check_first_step(first_step: torch.Tensor, completion: torch.Tensor | None, num_steps: int, mask_id: int) -> None:
+    """Check that rows with masked positions have a denoising step left.
+
+    Raises:
+        FormatError: a row has none, or begins after the end.
+    """
+    is_masked = torch.tensor(True) if completion is None else (completion == mask_id).any(-1)
+    if ((first_step > num_steps) | ((first_step == num_steps) & is_masked)).any():
+        raise FormatError(
+            f"unmask.first_step = {quoted(first_step.tolist())} leaves a row no denoising step, because num_steps = {num_steps}. "
+            "Begin earlier."
+        )
 
 
 def _table(name: str, rows: Sequence[Any] | None, count: int, length: int | None = None) -> torch.Tensor | None:

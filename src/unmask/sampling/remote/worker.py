@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import queue
 import threading
+from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future
 from typing import Any
@@ -30,13 +31,18 @@ class Job:
         self._is_abandoned.set()
         self.result.cancel()
 
+    @property
+    def is_abandoned(self) -> bool:
+        """True if the job was given up."""
+        return self._is_abandoned.is_set()
+
     def check(self) -> None:
         """End the job if it was given up.
 
         Raises:
             AbandonedError: it was given up.
         """
-        if self._is_abandoned.is_set():
+        if self.is_abandoned:
             raise AbandonedError
 
     def run(self) -> None:
@@ -59,20 +65,33 @@ class Worker:
     """
 
     def __init__(self, capacity: int) -> None:
-        self._jobs: queue.Queue[Job] = queue.Queue(capacity)
+        self._capacity = capacity
+        self._jobs: deque[Job] = deque()
+        self._has_jobs = threading.Condition()
         self._thread = threading.Thread(target=self._work, name="rollouts", daemon=True)
         self._thread.start()
 
     def submit(self, function: Callable[[Job], Any]) -> Job:
-        """Add a job.
+        """Add a job. Jobs that were given up make room for it.
 
         Raises:
             queue.Full: too many jobs wait.
         """
         job = Job(function)
-        self._jobs.put_nowait(job)
+        with self._has_jobs:
+            self._jobs = deque(other for other in self._jobs if not other.is_abandoned)
+            if len(self._jobs) >= self._capacity:
+                raise queue.Full
+            self._jobs.append(job)
+            self._has_jobs.notify()
         return job
+
+    def _next(self) -> Job:
+        """Wait for a job, and take it from the queue."""
+        with self._has_jobs:
+            self._has_jobs.wait_for(lambda: self._jobs)
+            return self._jobs.popleft()
 
     def _work(self) -> None:
         while True:
-            self._jobs.get().run()
+            self._next().run()
