@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import httpx2
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
 
 from unmask.models import Policy, load_model
 from unmask.sampling.remote.app import ServerLimits, listening_socket, make_app, running, serve
@@ -43,3 +47,32 @@ def get(url: str, path: str) -> httpx2.Response:
     """Read an address of a server."""
     with httpx2.Client(trust_env=False, timeout=60) as client:
         return client.get(url + path)
+
+
+class NoWeights:
+    """Stands for the weights of a run: the server has them already."""
+
+    def name(self, version: int) -> str:
+        return "default"
+
+    def folder(self, version: int) -> Path:
+        return Path("nowhere")
+
+    def publish(self, version: int, push: Callable[[], None]) -> None:
+        pass
+
+    def fingerprint(self) -> str | None:
+        return None
+
+    def close(self) -> None:
+        pass
+
+
+def app_of(answer: Callable[[Any], Any]) -> Starlette:
+    """A server that answers `/generate` by a function of the request."""
+
+    async def generate(request: Request) -> Response:
+        found = answer(await request.json())
+        return found if isinstance(found, Response) else Response(json.dumps(found), media_type="application/json")
+
+    return Starlette(routes=[Route("/generate", generate, methods=["POST"])])

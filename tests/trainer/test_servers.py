@@ -341,6 +341,10 @@ HTTP = ["rollout_engine.type=http", "rollout_engine.urls=[http://a:1]", "rollout
         (["lora={quantize: 4bit}"], ("4bit", "rollout_engine.type")),
         (["rollout_engine.server=sglang", "rollout_engine.max_staleness=1"], ("sglang", "max_staleness")),
         (["rollout_engine.server=sglang", "sampler.guidance=1.0"], ("sglang", "guidance")),
+        (
+            ["rollout_engine.server=sglang", "method={type: egspo_ca, finish: rollout}"],
+            ("method.finish = rollout", "sglang"),
+        ),
         (["rollout_engine.max_staleness=1", "method.type=espo"], ("espo", "behaviour.level")),
         (["rollout_engine.max_staleness=1", "refill_rounds=2"], ("refill_rounds = 2", "max_staleness")),
     ],

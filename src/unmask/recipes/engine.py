@@ -32,8 +32,8 @@ class EngineConfig(Config):
     updated. With 1, the servers sample the rollout of the next step while this process updates, and
     `behaviour` corrects the difference."""
     timeout: float = Field(600.0, gt=0)
-    """Time limit in seconds for one request, which is the share of a server of the completions of a
-    step."""
+    """Time limit in seconds for one request. A server's share of the completions of a step or of an
+    evaluation is one request, or several if it has more than 512 prompts; each has its own limit."""
     retries: int = Field(2, ge=0)
     """Number of times that a request which took too long is repeated."""
     max_wait: float = Field(300.0, ge=0)

@@ -331,6 +331,12 @@ def _check_engine(recipe: TrainRecipe) -> None:
             "server = sglang has no guidance, no approximate cache and no order that draws positions. Use the defaults of "
             "sampler.guidance, sampler.cache and sampler.order, or unmask serve."
         )
+    branches = recipe.method.needs().branches
+    if engine.server == "sglang" and branches is not None and branches.finish == "rollout":
+        raise ValueError(
+            "method.finish = rollout denoises given states further, which server = sglang cannot. Set method.finish to greedy or "
+            "sampled, or use unmask serve."
+        )
 
 
 class PretrainRecipe(RunRecipe):

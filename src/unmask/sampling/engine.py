@@ -67,6 +67,17 @@ def default_batch_size(width: int, positions: int, vocab_size: int, device: str 
     return max(1, rows)
 
 
+def batch_size_for(
+    limits: BatchLimits, denoiser: Denoiser, prompt_lengths: Sequence[int], sampler: SamplerConfig, needs: Needs | None
+) -> int:
+    """Return the number of completions in a batch, by the limits or by `default_batch_size`."""
+    length, device = sampler.max_completion_length, next(denoiser.parameters()).device.type
+    # One-step completions need the logits at all positions.
+    positions = sampler.block if needs is None else length
+    default = default_batch_size(max(prompt_lengths) + length, positions, denoiser.vocab_size, device)
+    return limits.batch_size or default
+
+
 class RolloutEngine(Protocol):
     """Interface that turns prompts into trajectories, in this process or elsewhere."""
 
@@ -193,10 +204,7 @@ class LocalEngine:
         lengths, limits = [len(ids) for ids in encoded], self.limits
         check_fits_context(denoiser, max(lengths), sampler.max_completion_length)
         length = sampler.max_completion_length
-        positions = sampler.block if needs is None else length
-        batch_size = limits.batch_size or default_batch_size(
-            max(lengths) + length, positions, denoiser.vocab_size, device.type
-        )
+        batch_size = batch_size_for(limits, denoiser, lengths, sampler, needs)
         batches = batches_by_length(lengths, length, batch_size, limits.max_tokens)
         was_training = denoiser.training
         denoiser.eval()

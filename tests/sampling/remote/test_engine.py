@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import json
 import logging
 import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -21,7 +19,7 @@ from starlette.responses import JSONResponse, RedirectResponse, Response, Stream
 from starlette.routing import Route
 
 from tests.helpers.messages import check
-from tests.helpers.servers import running
+from tests.helpers.servers import NoWeights, app_of, running
 from unmask.core.config import SamplerConfig
 from unmask.core.errors import DataError, EngineError
 from unmask.core.records import Branches, Needs, Trajectory
@@ -38,38 +36,9 @@ SAMPLER = SamplerConfig(max_completion_length=8, num_steps=4, block_length=4, te
 NEEDS = Needs(greedy=True, selection=("entropy_topk", 2), branches=Branches(1))
 
 
-class NoWeights:
-    """Stands for the weights of a run: the server has them already."""
-
-    def name(self, version: int) -> str:
-        return "default"
-
-    def folder(self, version: int) -> Path:
-        return Path("nowhere")
-
-    def publish(self, version: int, push: Callable[[], None]) -> None:
-        pass
-
-    def fingerprint(self) -> str | None:
-        return None
-
-    def close(self) -> None:
-        pass
-
-
 @pytest.fixture
 def policy(lively: Denoiser) -> Policy:
     return Policy(lively, char_tokenizer(Sudoku().alphabet))
-
-
-def app_of(answer: Callable[[Any], Any]) -> Starlette:
-    """A server that answers `/generate` by a function of the request."""
-
-    async def generate(request: Request) -> Response:
-        found = answer(await request.json())
-        return found if isinstance(found, Response) else Response(json.dumps(found), media_type="application/json")
-
-    return Starlette(routes=[Route("/generate", generate, methods=["POST"])])
 
 
 class Opener:
@@ -184,6 +153,7 @@ def entry(value: Any) -> Callable[[list[Any]], list[Any]]:
         (changed(1, "unmask", "unmask_step", to=entry(3)), ("row 1", "step 3", "block")),
         (changed(1, "unmask", "unmask_step", to=entry(-1)), ("row 1", "step -1")),
         (changed(1, "unmask", "unmask_step", to=entry(77)), ("row 1", "step 77")),
+        (changed(1, "unmask", "unmask_step", to=lambda v: [1 - v[0], *v[1:]]), ("sampler.schedule = fixed",)),
         (changed(1, "unmask", "logprob", to=entry(0.5)), ("logprob",)),
         (changed(1, "unmask", "logprob", to=entry(float("nan"))), ("logprob",)),
         (changed(1, "unmask", "logprob", to=entry(float("-inf"))), ("logprob",)),

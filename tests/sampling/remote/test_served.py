@@ -140,7 +140,7 @@ def test_a_rollout_goes_on_from_a_state(policy: Policy, url: str) -> None:
     state, first = whole.state_before(2), torch.full((4,), 2)
     path = local(policy, completion=state, first_step=first)
     answers = post(url, request_of(policy, completion=state.tolist(), first_step=first.tolist())).json()
-    own = record_of(policy, answers, is_given=state != policy.denoiser.mask_id)
+    own = record_of(policy, answers, is_given=state != policy.denoiser.mask_id, first_step=first)
     assert torch.equal(own["tokens"], path.tokens)
     assert torch.equal(own["unmask_step"], path.unmask_step)
     assert torch.equal(own["tokens"], whole.tokens), "the continuation is that of the whole rollout"

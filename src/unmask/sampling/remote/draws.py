@@ -9,7 +9,6 @@ from torch import Tensor
 
 from unmask.core.records import Trajectory
 from unmask.functional.drawn import draw_evidence
-from unmask.functional.schedule import tokens_at_step
 from unmask.sampling.replay import Replayed
 
 TEST_SIZE = 1e-6
@@ -74,17 +73,3 @@ def unselected(path: Trajectory) -> Tensor:
         per_block = path.sampler.steps_per_block
         is_forced = is_forced | (path.unmask_step % per_block == per_block - 1)
     return torch.logical_and(is_sampled, is_forced)
-
-
-def has_fixed_counts(path: Trajectory) -> bool:
-    """Return True if every finished block has committed as many tokens in each step as the fixed
-    schedule of the sampler does."""
-    block, per_block = path.sampler.block, path.sampler.steps_per_block
-    in_block = path.unmask_step.unflatten(1, (-1, block))
-    in_block = in_block[(in_block < path.num_steps).all(-1)] % per_block
-    counts = (in_block.unsqueeze(-1) == torch.arange(per_block, device=in_block.device)).sum(1)
-    left, expected = torch.tensor([block]), []
-    for step in range(per_block):
-        expected.append(tokens_at_step(left, per_block - step))
-        left = left - expected[-1]
-    return bool((counts == torch.cat(expected).to(counts.device)).all())

@@ -5,20 +5,23 @@ from __future__ import annotations
 import secrets
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import Tensor, nn
 
 from unmask.core.config import SamplerConfig
+from unmask.core.errors import EngineError
 from unmask.core.records import Needs, Trajectory
 from unmask.models import Denoiser, Policy
 from unmask.sampling import Snapshot
-from unmask.sampling.encoding import Prompt, check_fits_context, encode_all, left_pad, turn_end
-from unmask.sampling.engine import BatchLimits
+from unmask.sampling.encoding import Prompt, batches_by_length, check_fits_context, encode_all, left_pad, turn_end
+from unmask.sampling.engine import BatchLimits, batch_size_for
 from unmask.sampling.one_step import completions_of, with_completions
 from unmask.sampling.orders import POSITION_LOGITS
+from unmask.sampling.remote.counts import check_fixed_counts
 from unmask.sampling.remote.draws import excluded_token, fault_of_draws
 from unmask.sampling.remote.extension import Expected, RowRecord, needs_fields, num_stored, settings_of, tensors_of
 from unmask.sampling.remote.format import Answer, FormatError, SamplingParams, parsed, quoted
@@ -29,10 +32,51 @@ from unmask.sampling.replay import replayed
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+REQUEST_ROWS = 512
+"""Maximum number of prompts of a request that has several batches."""
+BATCH_ROWS = 4096
+"""Maximum number of prompts of a request, which is what `unmask serve` takes by default."""
 BYTES_PER_NUMBER = 32
 """Largest number of bytes that a number takes in an answer."""
 BYTES_PER_ROW = 2**14
 """Number of bytes of an answer to one prompt besides its numbers and its text."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Given:
+    """The arguments of a rollout."""
+
+    encoded: list[list[int]]
+    """Tokens of the prompts."""
+    sampler: SamplerConfig
+    seeds: Tensor
+    needs: Needs | None
+    entropy_temperature: float | None
+    completion: Tensor | None
+    first_step: Tensor | None
+
+    def rows(self, index: list[int]) -> _Given:
+        """Return the arguments for some of the rows."""
+        completion = None if self.completion is None else self.completion[index]
+        first_step = None if self.first_step is None else self.first_step[index]
+        encoded, seeds = [self.encoded[i] for i in index], self.seeds[index]
+        return replace(self, encoded=encoded, seeds=seeds, completion=completion, first_step=first_step)
+
+
+@dataclass(frozen=True, slots=True)
+class _Asked:
+    """A request to a server."""
+
+    index: list[int]
+    """Rows of the rollout that it asks for."""
+    given: _Given
+    """Arguments of these rows."""
+    names: list[str]
+    """Name of each row, which the answer repeats."""
+    content: dict[str, Any]
+    """JSON content of the request."""
+    max_bytes: int
+    """Largest number of bytes of the answer."""
 
 
 class HttpEngine:
@@ -96,40 +140,29 @@ class HttpEngine:
         if version is None:
             raise ValueError("the servers have no weights yet: call update_weights first")
         check_fits_context(self.policy.denoiser, max(map(len, encoded)), sampler.max_completion_length)
-        parts = shares(len(encoded), len(self.servers.servers))
-        names = [secrets.token_hex(8) for _ in encoded]
-        requests = []
-        for part in parts:
-            content = {
-                "input_ids": encoded[part],
-                "sampling_params": SamplingParams.of(sampler).model_dump(),
-                "return_step_maps": True,
-                "rid": names[part],
-            }
-            if self.servers.is_ours:
-                content["unmask"] = self._fields(
-                    sampler, seeds, part, needs, entropy_temperature, completion, first_step
-                )
-            requests.append((content, self._largest(part, sampler, needs)))
-        answers = self.servers.generate(requests, version)
-        found = []
-        for part, server, answer in zip(parts, self.servers.servers, answers, strict=False):
-            try:
-                rows = self._answers(answer, names[part], version)
-                if self.servers.is_ours:
-                    found.append(
-                        self._recorded(rows, encoded[part], sampler, seeds[part], needs, _rows(completion, part))
-                    )
-                else:
-                    if completion is not None:
-                        raise FormatError(
-                            "servers of SGLang do not start from a given completion, which this method needs."
-                        )
-                    found.append(self._replayed(rows, encoded[part], sampler, seeds[part], needs, entropy_temperature))
-            except FormatError as fault:
-                raise as_error(server, fault) from fault
+        if completion is not None and not self.servers.is_ours:
+            raise EngineError(
+                "servers of SGLang do not start from a given completion, which a method with method.finish = rollout needs. "
+                "Use unmask serve, or another method.finish."
+            )
+        given = _Given(encoded, sampler, seeds, needs, entropy_temperature, completion, first_step)
+        asked = [self._requests(given, part) for part in shares(len(encoded), len(self.servers.servers))]
+        contents = [[(request.content, request.max_bytes) for request in own] for own in asked]
+        found, order = [], []
+        for server, own, answers in zip(
+            self.servers.servers, asked, self.servers.generate(contents, version), strict=False
+        ):
+            for request, answer in zip(own, answers, strict=True):
+                try:
+                    rows = self._answers(answer, request.names, version)
+                    read = self._recorded if self.servers.is_ours else self._replayed
+                    found.append(read(rows, request.given))
+                except FormatError as fault:
+                    raise as_error(server, fault) from fault
+                order += request.index
         device = next(self.policy.denoiser.parameters()).device
-        return replace(Trajectory.cat(found), turn_end_id=self._turn_end, policy_version=version).to(device)
+        whole = Trajectory.cat(found).to(device).rows(torch.tensor(order, device=device).argsort())
+        return replace(whole, turn_end_id=self._turn_end, policy_version=version)
 
     def update_weights(self, model: nn.Module, version: int) -> None:
         """Write the weights of the run, and let the servers load them. All ranks call this."""
@@ -147,37 +180,52 @@ class HttpEngine:
             finally:
                 self._replaying = None
 
-    def _fields(
-        self,
-        sampler: SamplerConfig,
-        seeds: Tensor,
-        part: slice,
-        needs: Needs | None,
-        entropy_temperature: float | None,
-        completion: Tensor | None,
-        first_step: Tensor | None,
-    ) -> dict[str, Any]:
+    def _requests(self, given: _Given, part: slice) -> list[_Asked]:
+        """Return the requests for a part of the rows, of limited size, so that none of them takes
+        long. Each has whole batches: the forward passes are those of a single request."""
+        sampler, rows = given.sampler, range(part.start, part.stop)
+        lengths, batch_size = [len(given.encoded[row]) for row in rows], self.limits.batch_size
+        indices = [list(rows)]
+        if len(rows) > REQUEST_ROWS:
+            batch_size = batch_size_for(self.limits, self.policy.denoiser, lengths, sampler, given.needs)
+            batches = batches_by_length(lengths, sampler.max_completion_length, batch_size, self.limits.max_tokens)
+            indices = [[part.start + i for i in request] for request in joined(batches)]
+        found = []
+        for index in indices:
+            own, names = given.rows(index), [secrets.token_hex(8) for _ in index]
+            content = {
+                "input_ids": own.encoded,
+                "sampling_params": SamplingParams.of(sampler).model_dump(),
+                "return_step_maps": True,
+                "rid": names,
+            }
+            if self.servers.is_ours:
+                content["unmask"] = self._fields(own, batch_size)
+            found.append(_Asked(index, own, names, content, self._largest(len(index), sampler, given.needs)))
+        return found
+
+    def _fields(self, given: _Given, batch_size: int | None) -> dict[str, Any]:
         """Return the fields of a request under `unmask`."""
         assert self.servers.version is not None
         return {
-            "sampler": settings_of(sampler),
-            "seeds": seeds[part].tolist(),
-            "needs": needs_fields(needs),
-            "entropy_temperature": entropy_temperature,
-            "completion": None if completion is None else completion[part].tolist(),
-            "first_step": None if first_step is None else first_step[part].tolist(),
+            "sampler": settings_of(given.sampler),
+            "seeds": given.seeds.tolist(),
+            "needs": needs_fields(given.needs),
+            "entropy_temperature": given.entropy_temperature,
+            "completion": None if given.completion is None else given.completion.tolist(),
+            "first_step": None if given.first_step is None else given.first_step.tolist(),
             "weight_version": self.servers.weights.name(self.servers.version),
-            "batch_size": self.limits.batch_size,
+            "batch_size": batch_size,
             "max_tokens": self.limits.max_tokens,
             "return_record": True,
         }
 
-    def _largest(self, part: slice, sampler: SamplerConfig, needs: Needs | None) -> int:
+    def _largest(self, num_rows: int, sampler: SamplerConfig, needs: Needs | None) -> int:
         """Return the largest number of bytes of an answer."""
         stored = 8.0 + (sampler.top_k if needs is not None else 0) + num_stored(needs, sampler)
         # A token may be a long text.
         row = BYTES_PER_ROW + sampler.max_completion_length * (stored * BYTES_PER_NUMBER + 256)
-        return int((part.stop - part.start) * row)
+        return int(num_rows * row)
 
     def _answers(self, content: Any, names: list[str], version: int) -> list[Answer]:
         """Check that an answer has one part for each prompt, in their order, of the right weights."""
@@ -197,21 +245,21 @@ class HttpEngine:
                 )
         return answers
 
-    def _recorded(
-        self,
-        answers: list[Answer],
-        prompts: list[list[int]],
-        sampler: SamplerConfig,
-        seeds: Tensor,
-        needs: Needs | None,
-        completion: Tensor | None,
-    ) -> Trajectory:
+    def _recorded(self, answers: list[Answer], given: _Given) -> Trajectory:
         """Return the trajectory whose record is in answers of `unmask serve`."""
+        sampler, seeds, completion = given.sampler, given.seeds, given.completion
         denoiser = self.policy.denoiser
         is_given = None if completion is None else (completion != denoiser.mask_id).cpu()
         has_choice = sampler.order in POSITION_LOGITS
         expected = Expected(
-            denoiser.vocab_size, denoiser.mask_id, denoiser.eos_id, sampler, needs, has_choice, is_given
+            denoiser.vocab_size,
+            denoiser.mask_id,
+            denoiser.eos_id,
+            sampler,
+            given.needs,
+            has_choice,
+            is_given,
+            given.first_step,
         )
         records = [
             parsed(RowRecord, (answer.model_extra or {}).get("unmask"), f"answer {index}.unmask")
@@ -221,7 +269,7 @@ class HttpEngine:
         if is_given is not None and completion is not None and (tensors["tokens"] != completion.cpu())[is_given].any():
             raise FormatError("a token that was given with the request has changed.")
         self.servers.passes.count += records[0].token_passes
-        prompt_ids, prompt_mask = left_pad(prompts, denoiser.pad_id)
+        prompt_ids, prompt_mask = left_pad(given.encoded, denoiser.pad_id)
         return Trajectory(
             prompt_ids=prompt_ids,
             prompt_mask=prompt_mask,
@@ -232,39 +280,46 @@ class HttpEngine:
             **tensors,  # type: ignore[arg-type]
         )
 
-    def _replayed(
-        self,
-        answers: list[Answer],
-        prompts: list[list[int]],
-        sampler: SamplerConfig,
-        seeds: Tensor,
-        needs: Needs | None,
-        entropy_temperature: float | None,
-    ) -> Trajectory:
+    def _replayed(self, answers: list[Answer], given: _Given) -> Trajectory:
         """Return the trajectory of answers of SGLang, replayed by the policy."""
-        denoiser = self._replaying or self.policy.denoiser
-        length, block = sampler.max_completion_length, sampler.block
+        denoiser, sampler, needs = self._replaying or self.policy.denoiser, given.sampler, given.needs
         rows = [
-            answer_row(answer, prompt, length, block, self.policy)
-            for answer, prompt in zip(answers, prompts, strict=True)
+            answer_row(answer, prompt, sampler.max_completion_length, sampler.block, self.policy)
+            for answer, prompt in zip(answers, given.encoded, strict=True)
         ]
         states = self.limits.batch_size or 64
+        path = path_of(rows, given.encoded, sampler, given.seeds, self.policy)
+        check_fixed_counts(path.unmask_step, sampler)
         was_training = denoiser.training
         denoiser.eval()
-        path = path_of(rows, prompts, sampler, seeds, self.policy)
-        found = replayed(denoiser, path, entropy_temperature=entropy_temperature, batch_size=states)
-        if (excluded := excluded_token(found)) is not None:
-            raise FormatError(f"row {excluded[0]}: {excluded[1]}")
-        if (fault := fault_of_draws(found)) is not None:
-            raise FormatError(fault)
-        whole = found.trajectory
-        if needs is not None and (needs.greedy or needs.branches):
-            complete = partial(completions_of, denoiser, whole, branches=needs.branches, batch_size=states)
-            whole = with_completions(whole, needs, complete)
-        denoiser.train(was_training)
-        return whole
+        try:
+            found = replayed(denoiser, path, entropy_temperature=given.entropy_temperature, batch_size=states)
+            if (excluded := excluded_token(found)) is not None:
+                raise FormatError(f"row {excluded[0]}: {excluded[1]}")
+            if (fault := fault_of_draws(found)) is not None:
+                raise FormatError(fault)
+            whole = found.trajectory
+            if needs is not None and (needs.greedy or needs.branches):
+                complete = partial(completions_of, denoiser, whole, branches=needs.branches, batch_size=states)
+                whole = with_completions(whole, needs, complete)
+            return whole
+        finally:
+            denoiser.train(was_training)
 
 
-def _rows(tensor: Tensor | None, part: slice) -> Tensor | None:
-    """Return a part of the rows of a tensor, if there is one."""
-    return None if tensor is None else tensor[part]
+def joined(batches: Sequence[list[int]]) -> list[list[int]]:
+    """Join successive batches to requests of at most `REQUEST_ROWS` rows. A batch that is larger is
+    a request of its own, divided if it has more than `BATCH_ROWS` rows.
+
+    Example:
+        >>> [len(request) for request in joined([[0] * 300, [0] * 200, [0] * 100, [0] * 5000])]
+        [500, 100, 4096, 904]
+    """
+    requests: list[list[int]] = []
+    for batch in batches:
+        for start in range(0, len(batch), BATCH_ROWS):
+            rows = batch[start : start + BATCH_ROWS]
+            if not requests or len(requests[-1]) + len(rows) > REQUEST_ROWS:
+                requests.append([])
+            requests[-1] += rows
+    return requests

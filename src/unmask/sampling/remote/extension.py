@@ -20,6 +20,7 @@ from unmask.core.by_path import is_path
 from unmask.core.config import SamplerConfig
 from unmask.core.records import GIVEN, Branches, Needs, Trajectory
 from unmask.functional.selection import RULES, selected_path_steps
+from unmask.sampling.remote.counts import check_fixed_counts
 from unmask.sampling.remote.format import (
     MAX_LENGTH,
     FormatError,
@@ -213,6 +214,8 @@ class Expected:
     """True if the order draws positions, so that the answer has their ranks."""
     is_given: Tensor | None
     """[B, L] bool, True for tokens that were given with the request; None if there are none."""
+    first_step: Tensor | None = None
+    """[B] int64 first step of each row; None for 0."""
 
 
 def tensors_of(records: Sequence[RowRecord], seeds: Tensor, expected: Expected) -> dict[str, Tensor]:
@@ -233,6 +236,7 @@ def tensors_of(records: Sequence[RowRecord], seeds: Tensor, expected: Expected) 
     tensors = {name: _tensor(name, records, (length,)) for name in names}
     _check_tokens("tokens", tensors["tokens"], expected)
     _check_steps(tensors["unmask_step"], expected)
+    check_fixed_counts(tensors["unmask_step"], expected.sampler, expected.first_step)
     for name in {"logprob", "choice_logprob"} & tensors.keys():
         if not (torch.isfinite(tensors[name]) & (tensors[name] <= ROUNDING)).all():
             raise FormatError(f"{name} has values that are no log-probabilities.")

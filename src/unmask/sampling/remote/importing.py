@@ -18,7 +18,8 @@ from unmask.functional.noise import named_generator
 from unmask.models import Policy
 from unmask.sampling.encoding import check_fits_context, row_seeds
 from unmask.sampling.orders import POSITION_LOGITS
-from unmask.sampling.remote.draws import excluded_token, fault_of_draws, has_fixed_counts, unselected
+from unmask.sampling.remote.counts import has_fixed_counts
+from unmask.sampling.remote.draws import excluded_token, fault_of_draws, unselected
 from unmask.sampling.remote.format import FormatError
 from unmask.sampling.remote.paths import AnswerRow, answer_row, path_of
 from unmask.sampling.remote.recorded import Recorded
@@ -125,7 +126,7 @@ def _path(
         path = path_of(rows, [one.prompt for one in recorded], sampler, seeds, policy)
     except FormatError as fault:
         raise DataError(f"{file}: {fault}") from fault
-    if not sampler.is_adaptive and not has_fixed_counts(path):
+    if not sampler.is_adaptive and not has_fixed_counts(path.unmask_step, sampler):
         raise DataError(
             f"{file}: the steps do not commit as many tokens as {sampler.steps_per_block} steps for each block of "
             f"{sampler.block} positions would. The engine decides by its predictions how many it commits: name its rule, as in "

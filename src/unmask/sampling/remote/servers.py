@@ -101,19 +101,22 @@ class Servers:
         self.weights.publish(version, push)
         self.version = version
 
-    def generate(self, requests: Sequence[tuple[Mapping[str, Any], int]], version: int) -> list[Any]:
-        """Send one request to each of the first servers at the same time, and return the answers in
-        this order.
+    def generate(self, requests: Sequence[Sequence[tuple[Mapping[str, Any], int]]], version: int) -> list[list[Any]]:
+        """Send its requests, one after the other, to each of the first servers, to all of these at
+        the same time. Return the answers of each server in the order of its requests.
 
         Args:
-            requests: requests, each with the largest size of its answer in bytes.
+            requests: the requests of each server, with the largest sizes of their answers in bytes.
             version: version of the weights that must sample them.
 
         Raises:
-            EngineError: a server does not answer, or refuses its request.
+            EngineError: a server does not answer, or refuses a request.
         """
-        pairs = zip(self.servers, requests, strict=False)
-        return self.each([partial(self._generated, server, *request, version) for server, request in pairs])
+
+        def answers(server: Server, own: Sequence[tuple[Mapping[str, Any], int]]) -> list[Any]:
+            return [self._generated(server, *request, version) for request in own]
+
+        return self.each([partial(answers, *pair) for pair in zip(self.servers, requests, strict=False)])
 
     def each(self, functions: Sequence[Callable[[], T]]) -> list[T]:
         """Run functions at the same time, in threads, and return their results.
