@@ -11,6 +11,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from pydantic import ValidationError
 
 from tests.helpers.any_order import another
 from tests.helpers.mean_field import OneUpdate
@@ -279,6 +280,12 @@ def test_an_anchor_that_the_rollout_does_not_record_is_refused():
         method.model_copy(update={"divergence": "tv"}).check(SAMPLER, 2)
     with raises(ConfigError, "also scores tokens in states from which the rollout did not draw them"):
         StepMerge(num_segments=2, **region).check(SAMPLER, 2)
+
+
+def test_a_cap_of_one_truncates_and_a_smaller_one_is_refused():
+    assert EVERY_STEP.model_validate(EVERY_STEP.model_dump() | {"ratio_cap": 1.0}).ratio_cap == 1.0
+    with pytest.raises(ValidationError, match="Use 1 or more, or 0 for no bound"):
+        EVERY_STEP.model_validate(EVERY_STEP.model_dump() | {"ratio_cap": 0.5})
 
 
 def test_a_ratio_from_the_rollout_is_not_corrected_twice_and_needs_the_samplers_temperature(tmp_path):

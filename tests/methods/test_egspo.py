@@ -188,6 +188,12 @@ def test_the_baseline_of_the_batch_compares_a_completion_with_all_others(rollout
     assert not torch.equal(batch.advantage(two_prompts), EGSPO(stepwise_weight=stepwise_weight).advantage(one_group))
 
 
+def test_the_baseline_of_the_batch_needs_a_second_completion(rollout):
+    alone = Rollout(rollout.trajectory.rows(slice(1)), 1, rollout.reward[:1])
+    with raises(ConfigError, "there is only one", "Set num_prompts or num_generations to 2 or more"):
+        EGSPO(baseline="batch_leave_one_out").advantage(alone)
+
+
 def test_baselines_without_a_group_take_one_completion_of_a_prompt_but_no_fitted_gain():
     sampler = SamplerConfig(max_completion_length=8, num_steps=4)
     for baseline in ("value", "batch_leave_one_out"):

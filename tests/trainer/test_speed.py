@@ -55,9 +55,9 @@ def test_a_run_is_trained_for_speed_and_logs_the_reward_of_the_task(tiny_model: 
         for weight in (0, 1)
     )
     first, other = metrics(plain)[0], metrics(fast)[0]
-    for name in ("reward", "reward_std", "completions/tokens_per_forward"):
+    for name in ("reward", "reward_std", "completions/text_tokens_per_step"):
         assert first[name] == other[name]
-    assert first["completions/tokens_per_forward"] > 0
+    assert first["completions/text_tokens_per_step"] > 0
     assert first["advantage/abs_mean"] != other["advantage/abs_mean"]
     assert weights(plain) != weights(fast)
 

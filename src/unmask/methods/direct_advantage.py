@@ -65,8 +65,8 @@ class DirectAdvantage(Method):
             self.refuse_more_than_steps("num_selected", sampler)
 
     def behaviour_levels(self, sampler: SamplerConfig) -> tuple[LevelOrOff, ...]:
-        """Return only `off`: the regression has the same minimum whichever policy sampled the
-        steps, and the loss is not proportional to the advantage."""
+        """Return only `off`: the loss is a regression on the sampled steps, whichever policy drew
+        them, and is not proportional to the advantage."""
         return ("off",)
 
     def plan(self, rollout: Rollout, generator: torch.Generator) -> Views:

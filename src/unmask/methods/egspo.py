@@ -154,6 +154,11 @@ class EGSPO(RatioMethod):
             "group_mean" if self.baseline == "group_mean" else "leave_one_out"
         )
         members = rollout.group_size if self.needs().group else len(rollout.reward)
+        if self.baseline == "batch_leave_one_out" and members == 1:
+            raise ConfigError(
+                "method.baseline = batch_leave_one_out compares the completions of a training step, but there is only one. "
+                "Set num_prompts or num_generations to 2 or more."
+            )
         if rollout.one_step_reward is None or not self.needs().greedy:
             return group_advantage(rollout.reward, members, baseline)
         earned, value, is_valid = rollout.reward, rollout.one_step_reward, rollout.trajectory.selected_steps >= 0

@@ -61,11 +61,18 @@ class RatioMethod(Method):
     steps. DPPO needs the distribution of a sample, which only tokens have, and the tokens of a step
     have one each."""
 
-    @field_validator("dual_clip", "ratio_cap")
+    @field_validator("dual_clip")
     @classmethod
-    def _check_bound(cls, value: float) -> float:
+    def _check_dual_clip(cls, value: float) -> float:
         if 0 < value <= 1:
             raise ValueError(f"{value} would cut ratios that have not risen. Use a number above 1, or 0 for no bound.")
+        return value
+
+    @field_validator("ratio_cap")
+    @classmethod
+    def _check_ratio_cap(cls, value: float) -> float:
+        if 0 < value < 1:
+            raise ValueError(f"{value} would cut ratios that have not risen. Use 1 or more, or 0 for no bound.")
         return value
 
     def reads(self) -> Reads:

@@ -24,7 +24,7 @@ from unmask.functional.advantage import group_advantage, z_score
 from unmask.functional.behaviour import LevelOrOff
 from unmask.functional.surprisal import surprisal_steps
 from unmask.methods.ratio import RatioMethod
-from unmask.methods.views import step_views
+from unmask.methods.views import step_views, step_weight
 
 
 class RLDF(RatioMethod):
@@ -99,7 +99,9 @@ class RLDF(RatioMethod):
         )
         weight = inverse.float() / (path.num_steps if with_inverse else self.num_selected)
         if self.targets == "step":
-            weight = weight * path.num_steps / path.tokens.shape[1]
+            weight = (
+                weight * path.num_steps / path.tokens.shape[1] if with_inverse else step_weight(path, steps.shape[1])
+            )
         return step_views(path, steps, weight, clean=self.targets == "clean")
 
     def advantage(self, rollout: Rollout) -> Float[Tensor, "B *K"]:

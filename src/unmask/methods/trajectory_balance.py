@@ -41,8 +41,8 @@ class TrajectoryBalance(Method):
     summary: ClassVar[str] = "paths matched to the reference tilted by the reward, without a likelihood ratio"
     unbiased: ClassVar[str] = "with alpha=0"
     estimates: ClassVar[str] = (
-        "on its own samples, the gradient over L of E[r] - α KL(π || reference) of whole paths, exactly if every step is a "
-        "segment, except under orders low_confidence and plackett_luce"
+        "on its own samples, the gradient over L of E[r] - α KL, with the KL of the tokens of each step to the reference, given "
+        "its positions; under orders random and left_to_right that is the KL of whole paths"
     )
     cost: ClassVar[str] = "T f+b (+ T f reference), or R of each; two passes"
     scores: ClassVar[str] = "regression"

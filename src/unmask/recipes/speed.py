@@ -36,7 +36,7 @@ class SpeedConfig(Config):
         if not sampler.is_adaptive:
             raise ConfigError(
                 f"speed.weight = {self.weight:g} rewards few steps, but sampler.schedule = fixed gives all completions the same "
-                "number. Set an adaptive schedule, such as threshold=0.9, or speed.weight = 0."
+                "number. Set an adaptive schedule, such as entropy_bound=0.3, or speed.weight = 0."
             )
         if num_generations < 2:
             raise ConfigError(

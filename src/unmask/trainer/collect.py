@@ -276,7 +276,7 @@ def with_speed_reward(rollout: Rollout, speed: SpeedConfig, tally: Tally) -> Rol
     path = rollout.trajectory
     if path.sampler.is_adaptive:
         measured = tokens_per_forward(path.is_text().sum(-1), path.steps_taken)
-        tally.add("completions/tokens_per_forward", measured)
+        tally.add("completions/text_tokens_per_step", measured)
         if speed.weight:
             reward = with_speed(rollout.reward, measured, rollout.group_size, speed.weight, speed.scale)
             return replace(rollout, reward=reward)
