@@ -579,7 +579,7 @@ def test_eval_of_a_task_for_language_models_takes_the_papers_lengths_and_half_as
     options = ["--task", "countdown", "--option", "format=plain", "--rows", 2, "--block-length", 16]
     assert unmask("eval", tmp_path / "model", *options, "--output", tmp_path / "eval.json") == 0
     facts = json.loads((tmp_path / "eval.json").read_text())
-    assert facts["settings"] == [[32, 16, 0.0], [64, 32, 0.0], [128, 64, 0.0]]
+    assert facts["settings"] == [[32, 16, 0.0, "fixed"], [64, 32, 0.0, "fixed"], [128, 64, 0.0, "fixed"]]
     assert [(r["length"], r["steps"], r["num_rows"]) for r in facts["results"]] == [
         (32, 16, 2),
         (64, 32, 2),

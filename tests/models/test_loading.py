@@ -5,11 +5,12 @@ from __future__ import annotations
 import json
 import shutil
 import sys
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForCausalLM, AutoTokenizer, BertConfig, BertForMaskedLM
+from transformers import AutoModelForCausalLM, AutoTokenizer, BertConfig, BertForMaskedLM, PreTrainedModel
 
 from tests.helpers.messages import raises
 from tests.helpers.minis import mini_checkpoint
@@ -224,3 +225,10 @@ def test_an_adapter_without_a_base_model_is_refused(tmp_path, config, word):
     (adapter / "adapter_config.json").write_text(config.replace("ADAPTER", str(adapter)))
     with raises(ModelError, "adapter", word):
         load_model(adapter)
+
+
+def test_models_that_load_in_several_threads_leave_transformers_as_it_was(tiny_model):
+    tie_weights = PreTrainedModel.tie_weights
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(load_model, [tiny_model] * 8))
+    assert PreTrainedModel.tie_weights is tie_weights

@@ -116,7 +116,9 @@ def test_curves_are_the_lines_of_the_metrics(run: Path, made: Path) -> None:
     greedy = next(e for e in curves["evaluations"] if "greedy" in e["label"])
     name = "eval/test@0"
     expected = [
-        [x["step"], *(x[f"{name}/{k}"] for k in ("accuracy", "low", "high"))] for x in lines if f"{name}/low" in x
+        [x["step"], *(x[f"{name}/{k}"] for k in ("accuracy", "low", "high", "forwards"))]
+        for x in lines
+        if f"{name}/low" in x
     ]
     assert greedy["points"] == expected
     selected = curves["heat"]["selected_by_step"]["values"]
@@ -207,7 +209,7 @@ def test_a_run_that_diverged_has_a_report_all_the_same(tmp_path: Path) -> None:
     curves = page_block(made, "run-0")
     assert curves["metrics"]["reward"] == [0.5, None, 0.5]
     assert curves["heat"]["entropy_by_step"]["values"] == [[None, 1.0]]
-    assert [e["points"] for e in curves["evaluations"]] == [[[1, 0.5, 0.1, 0.9]]]
+    assert [e["points"] for e in curves["evaluations"]] == [[[1, 0.5, 0.1, 0.9, None]]]
     rewards = [member["reward"] for member in page_block(made, "film-0-1")["groups"][0]["members"]]
     assert rewards == [None, 1.0]
 

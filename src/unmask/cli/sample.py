@@ -80,7 +80,8 @@ def watch(
     completion = decode(tokenizer, path.tokens)[0]
     comment = f"\n{visible(verdict(completion))}" if verdict else ""
     entropy = f"entropy of the whole path: {float(path.entropy.sum()):.2f} nats"
-    forwards = f"{int(path.forwards[0])} forward passes, {path.tokens_committed[0] / path.forwards[0]:.2f} tokens each"
+    num_forwards, num_tokens = int(path.forwards[0]), int(path.tokens_committed[0])
+    forwards = f"{num_forwards} forward passes, {num_tokens / num_forwards:.2f} tokens each"
     console.print(Text(f"completion: {visible(completion)}{comment}\n{entropy}\n{forwards}"), soft_wrap=True)
 
 

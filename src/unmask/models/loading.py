@@ -7,6 +7,7 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 from shlex import quote
+from threading import Lock
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -28,6 +29,11 @@ if TYPE_CHECKING:
 SHARD_BYTES = 2 * 10**9
 """Largest size of a file of weights in bytes, unless a single tensor is larger. A run counts each
 finished file as progress."""
+
+_ONE_AT_A_TIME = Lock()
+"""Lock of the loading of models. While transformers loads a model it replaces methods of its classes,
+and two threads that overlap would restore the replacement: later models would not tie their
+weights."""
 
 
 def load_model(
@@ -149,16 +155,17 @@ def _load_backbone(
 
     try:
         # Shapes that differ are then reported in `info`, together with missing weights.
-        backbone, info = getattr(transformers, architecture).from_pretrained(
-            None if weights else source,
-            state_dict=weights,
-            config=config,
-            dtype=config.dtype if weights and dtype == "auto" else dtype,
-            quantization_config=quantization_config,
-            use_safetensors=True,
-            output_loading_info=True,
-            ignore_mismatched_sizes=True,
-        )
+        with _ONE_AT_A_TIME:
+            backbone, info = getattr(transformers, architecture).from_pretrained(
+                None if weights else source,
+                state_dict=weights,
+                config=config,
+                dtype=config.dtype if weights and dtype == "auto" else dtype,
+                quantization_config=quantization_config,
+                use_safetensors=True,
+                output_loading_info=True,
+                ignore_mismatched_sizes=True,
+            )
     except Exception as error:  # any error that transformers raises is a fault of the folder
         if not list(Path(source).glob("*.safetensors")):
             refuse_pickles(Path(source))
