@@ -299,6 +299,22 @@ def test_a_request_may_begin_after_the_last_step_with_a_whole_completion(policy:
     assert [answer["output_ids"] for answer in answers] == tokens.tolist()
 
 
+@pytest.mark.parametrize(("schedule", "first"), [("fixed", 2), ("threshold=0.5", 4)])
+def test_a_request_cannot_begin_after_the_block_of_a_masked_position(policy: Policy, schedule: str, first: int) -> None:
+    sampler = SamplerConfig(**SAMPLER.model_dump() | {"schedule": schedule})
+    state = local(policy, sampler).tokens
+    state[3, 0] = policy.denoiser.mask_id
+
+    def request(step: int) -> dict[str, Any]:
+        return request_of(policy, sampler, completion=state.tolist(), first_step=[0, 0, 0, step])
+
+    with pytest.raises(FormatError, match=rf"first_step = \[0, 0, 0, {first}\]"):
+        ServedModel(policy, "model").generate(request(first))
+    # One step earlier, the position gets a token.
+    answers = ServedModel(policy, "model").generate(request(first - 1))
+    assert answers[3]["output_ids"][0] != policy.denoiser.mask_id
+
+
 def test_the_size_of_an_answer_counts_the_selected_steps(policy: Policy, monkeypatch: pytest.MonkeyPatch) -> None:
     # 4 rows of 8 positions, each with its token and, at all 4 steps, a one-step completion.
     monkeypatch.setattr(served_module, "MAX_NUMBERS", 4 * 8 * 5)

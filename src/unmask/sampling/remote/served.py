@@ -198,7 +198,7 @@ class ServedModel:
             raise FormatError("unmask.completion has tokens that are not in the vocabulary.")
         first_step = _table("first_step", fields.first_step, count)
         if first_step is not None:
-            _check_first_step(first_step, completion, sampler.steps, policy.denoiser.mask_id)
+            _check_first_step(first_step, completion, sampler, policy.denoiser.mask_id, policy.denoiser.eos_id)
         seeds = _table("seeds", fields.seeds, count)
         if seeds is None:
             seeds = row_seeds(count, named_generator(_seed(request), "sample"))
@@ -305,17 +305,27 @@ def _asks(flag: bool | Sequence[bool], row: int) -> bool:
     return flag if isinstance(flag, bool) else row < len(flag) and flag[row]
 
 
-def _check_first_step(first_step: torch.Tensor, completion: torch.Tensor | None, num_steps: int, mask_id: int) -> None:
-    """Check that rows with masked positions have a denoising step left.
+def _check_first_step(
+    first_step: torch.Tensor, completion: torch.Tensor | None, sampler: SamplerConfig, mask_id: int, eos_id: int
+) -> None:
+    """Check that every masked position has a denoising step left.
 
     Raises:
-        FormatError: a row has none, or begins after the end.
+        FormatError: a masked position has none, or a row begins after the end.
     """
-    is_masked = torch.tensor(True) if completion is None else (completion == mask_id).any(-1)
-    if ((first_step > num_steps) | ((first_step == num_steps) & is_masked)).any():
+    length, steps = sampler.max_completion_length, sampler.steps
+    is_masked = torch.ones(len(first_step), length, dtype=torch.bool)
+    if completion is not None:
+        # What follows the end is filled without a step.
+        is_masked = (completion == mask_id) & ((completion == eos_id).cumsum(-1) == 0)
+    # Under an adaptive schedule, only the end tells that a block is over.
+    steps_per_block = steps if sampler.is_adaptive else sampler.steps_per_block
+    block = length if sampler.is_adaptive else sampler.block
+    is_over = torch.arange(length) // block < (first_step // steps_per_block).unsqueeze(-1)
+    if (first_step > steps).any() or (is_masked & is_over).any():
         raise FormatError(
-            f"unmask.first_step = {quoted(first_step.tolist())} leaves a row no denoising step, because num_steps = {num_steps}. "
-            "Begin earlier."
+            f"unmask.first_step = {quoted(first_step.tolist())} leaves a masked position without a denoising step: num_steps = "
+            f"{steps}. Begin earlier."
         )
 
 
