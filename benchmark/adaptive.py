@@ -3,7 +3,7 @@ accuracy of models that reinforcement learning trained on rollouts that use them
 
     python -m benchmark.adaptive --seeds 5      # about eight minutes a seed on an idle core
     python -m benchmark.adaptive --table        # the tables of docs/adaptive-decoding.md
-    python -m benchmark.adaptive --plot         # docs/images/adaptive-frontier.png
+    python -m benchmark.adaptive --plot         # docs/images/adaptive-frontier-TASK.png
 
 Every model of a seed and task starts from the same tiny base model. `frontier` decodes a trained model
 on test examples by fixed numbers of steps and by adaptive schedules: on Sudoku the model trained on
@@ -36,7 +36,7 @@ from unmask.trainer.loop import Trainer
 from unmask.trainer.pretrain import pretrain
 
 RESULTS = Path(__file__).parent / "results" / "adaptive.jsonl"
-IMAGE = Path(__file__).parents[1] / "docs" / "images" / "adaptive-frontier.png"
+IMAGES = Path(__file__).parents[1] / "docs" / "images"
 WORK = Path("runs/benchmark/adaptive")
 TASKS = ("sudoku", "countdown", "arithmetic")
 MEASURED = ("evaluation.eval_steps=0", "evaluation.num_rows=1", "log_rollouts_steps=0")
@@ -196,30 +196,34 @@ def training_table(lines: Sequence[dict[str, Any]]) -> str:
     return "\n".join(rows)
 
 
-def frontier_points(lines: Sequence[dict[str, Any]]) -> list[FrontierPoint]:
-    """Return the mean of every schedule over seeds, with a panel for each task and temperature."""
+def points_by_seed(lines: Sequence[dict[str, Any]], task: str) -> list[list[dict[str, Any]]]:
+    """Return the points of the frontier of a task, a list for each seed."""
+    return [line["points"] for line in lines if line["kind"] == "frontier" and line["name"] == task]
+
+
+def frontier_points(lines: Sequence[dict[str, Any]], task: str) -> list[FrontierPoint]:
+    """Return the mean of every schedule over seeds, with a panel for each temperature."""
     points = []
-    for task in TASKS:
-        seeds = [line["points"] for line in lines if line["kind"] == "frontier" and line["name"] == task]
-        for of_setting in zip(*seeds, strict=True):
-            first, accuracy = of_setting[0], [point["accuracy"] for point in of_setting]
-            mean, half = mean_interval(accuracy)
-            panel = f"{task}, {temperature_name(first['temperature'])}"
-            forwards = statistics.fmean(point["forwards"] for point in of_setting)
-            kind = Schedule.parse(first["schedule"]).type
-            points.append(FrontierPoint(panel, kind, forwards, mean, max(0.0, mean - half), min(1.0, mean + half)))
+    for of_setting in zip(*points_by_seed(lines, task), strict=True):
+        first, accuracy = of_setting[0], [point["accuracy"] for point in of_setting]
+        mean, half = mean_interval(accuracy)
+        panel = f"{task}, {temperature_name(first['temperature'])}"
+        forwards = statistics.fmean(point["forwards"] for point in of_setting)
+        kind = Schedule.parse(first["schedule"]).type
+        points.append(FrontierPoint(panel, kind, forwards, mean, max(0.0, mean - half), min(1.0, mean + half)))
     return points
 
 
-def frontier_table(lines: Sequence[dict[str, Any]]) -> str:
-    """Return accuracy and forward passes of every schedule on Sudoku."""
-    seeds = [line["points"] for line in lines if line["kind"] == "frontier" and line["name"] == "sudoku"]
-    rows = ["| schedule | forwards, greedy | accuracy, greedy | forwards, sampled | accuracy, sampled |"]
+def frontier_table(lines: Sequence[dict[str, Any]], task: str) -> str:
+    """Return accuracy and forward passes of every schedule on a task."""
+    seeds = points_by_seed(lines, task)
+    rows = [f"| {task} | forwards, greedy | accuracy, greedy | forwards, sampled | accuracy, sampled |"]
     rows.append("|---|---|---|---|---|")
     settings = list(zip(*seeds, strict=True))
     for greedy, sampled in zip(settings[: len(settings) // 2], settings[len(settings) // 2 :], strict=True):
         name = greedy[0]["schedule"]
-        cells = [f"{name}, {greedy[0]['steps']} steps" if name == "fixed" else f"`{name}`"]
+        number = "1 step" if greedy[0]["steps"] == 1 else f"{greedy[0]['steps']} steps"
+        cells = [f"fixed, {number}" if name == "fixed" else f"`{name}`"]
         for points in (greedy, sampled):
             cells.append(f"{statistics.fmean(point['forwards'] for point in points):.1f}")
             cells.append(_mean([point["accuracy"] for point in points]))
@@ -230,7 +234,7 @@ def frontier_table(lines: Sequence[dict[str, Any]]) -> str:
 def paired_table(lines: Sequence[dict[str, Any]]) -> str:
     """Return differences in accuracy on Sudoku between adaptive schedules and fixed numbers of steps,
     paired by seed."""
-    seeds = [line["points"] for line in lines if line["kind"] == "frontier" and line["name"] == "sudoku"]
+    seeds = points_by_seed(lines, "sudoku")
     rows = ["| difference, paired by seed | forwards | greedy | sampled |", "|---|---|---|---|"]
     for schedule, steps in PAIRS:
         cells = [f"`{schedule}` - {steps} fixed steps"]
@@ -265,9 +269,15 @@ def main() -> None:
     parser.add_argument("--plot", action="store_true", help="draw the frontier of the results")
     arguments = parser.parse_args()
     if arguments.table:
-        print(frontier_table(results()), paired_table(results()), training_table(results()), sep="\n\n")
+        tables = [frontier_table(results(), task) for task in TASKS]
+        print(*tables, paired_table(results()), training_table(results()), sep="\n\n")
     if arguments.plot:
-        draw_frontier(frontier_points(results()), IMAGE, "Five seeds. Bands: 95 % Student-t interval over seeds.")
+        for task in TASKS:
+            image = IMAGES / f"adaptive-frontier-{task}.png"
+            points = frontier_points(results(), task)
+            draw_frontier(points, image, "Five seeds. Bands: 95 % Student-t interval over seeds.")
+            for further in (".pdf", ".svg"):
+                image.with_suffix(further).unlink(missing_ok=True)
     if not arguments.table and not arguments.plot:
         run([cell for cell in cells(arguments.seeds) if arguments.kind in (None, cell[0])])
 
