@@ -68,7 +68,8 @@ def against(other: Path, repeats: int) -> str:
     versions: dict[str, Path | None] = {"this": None, "other": other}
     for name, source in versions.items():
         if not (WORK / "against" / name / "base" / "final").exists():
-            run(["pretrain", "sudoku-tiny-base", f"output_dir={WORK / 'against' / name / 'base'}"], source)
+            # The settings of the base are those of the version's own demo.
+            run(["demo", "--output-dir", str(WORK / "against" / name)], source)
     lines = ["| pair | this version, CPU s | the other, CPU s | ratio |", "|---|---|---|---|"]
     ratios = []
     for pair in range(repeats):
