@@ -9,6 +9,7 @@ import pytest
 import torch
 from accelerate import Accelerator
 
+from tests.helpers.interrupted import Interrupted
 from tests.helpers.messages import raises
 from tests.helpers.rollouts import collect
 from tests.helpers.runs import SWITCHES, method_overrides, train_recipe, weights
@@ -47,22 +48,6 @@ def ones(completions: list[str], **_: Any) -> list[float]:
     return [text.count("1") + 0.1 * len(text) for text in completions]
 
 
-class OnesUntil:
-    """The same reward, but for one call, at which it gives up."""
-
-    __name__ = "ones"
-    per_completion = True
-
-    def __init__(self, call: int) -> None:
-        self.left = call
-
-    def __call__(self, completions: list[str], **_: Any) -> list[float]:
-        self.left -= 1
-        if not self.left:
-            raise OSError("the disk with the answers is gone")
-        return ones(completions)
-
-
 @pytest.mark.parametrize("method", [*METHODS, *SWITCHES])
 def test_a_run_that_was_cut_off_ends_bit_for_bit_as_one_that_was_not(
     method: str, tiny_model: Path, tmp_path: Path
@@ -71,7 +56,7 @@ def test_a_run_that_was_cut_off_ends_bit_for_bit_as_one_that_was_not(
     whole = Trainer(train_recipe(tiny_model, tmp_path / "whole", *SETTINGS, *settings), [ones]).train()
     recipe = train_recipe(tiny_model, tmp_path / "cut", *SETTINGS, *settings)
     with raises(RewardError, "answers", snapshot=False):
-        Trainer(recipe, [OnesUntil(2)]).train()
+        Trainer(recipe, [Interrupted(ones, 2)]).train()
     resumed = Trainer(recipe, [ones], resume=True).train()
     assert weights(resumed) == weights(whole)
     assert weights(whole) != (tiny_model / "model.safetensors").read_bytes(), "it learnt something"

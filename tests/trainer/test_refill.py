@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 
+from tests.helpers.interrupted import Interrupted
 from tests.helpers.messages import raises
 from tests.helpers.rollouts import rollout as random_rollout
 from tests.helpers.runs import metrics, train_recipe, weights
@@ -175,22 +176,6 @@ def sparse(completions: list[str], **_: Any) -> list[float]:
     return [float(text.count("1") > 2) for text in completions]
 
 
-class Interrupted:
-    """The same reward, but for one call, at which it gives up."""
-
-    __name__ = "sparse"
-    per_completion = True
-
-    def __init__(self, call: int) -> None:
-        self.left = call
-
-    def __call__(self, completions: list[str], **_: Any) -> list[float]:
-        self.left -= 1
-        if not self.left:
-            raise OSError("the disk with the answers is gone")
-        return sparse(completions)
-
-
 @pytest.fixture(scope="module")
 def whole(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return the folder of a run that refills groups."""
@@ -208,7 +193,7 @@ def test_a_run_that_was_cut_off_in_an_extra_rollout_ends_as_one_that_was_not(
     # One call for the rollout of the first step, one for each of its extra rollouts, and then those
     # of the second step.
     with raises(RewardError, "answers", snapshot=False):
-        Trainer(recipe, [Interrupted(1 + first + 2)]).train()
+        Trainer(recipe, [Interrupted(sparse, 1 + first + 2)]).train()
     resumed = Trainer(recipe, [sparse], resume=True).train()
     assert weights(resumed) == weights(whole)
 
