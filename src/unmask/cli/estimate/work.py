@@ -11,22 +11,18 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from types import SimpleNamespace
-from typing import Any, Literal, NamedTuple, cast
+from typing import Literal
 
 import torch
-from torch import Tensor, nn
 
 from unmask.cli.estimate.length import num_evaluations, num_steps
+from unmask.cli.estimate.stand_in import Forward, recording_engine, stand_in_reward
 from unmask.core.config import SamplerConfig
-from unmask.core.denoising import KeyValueCache
 from unmask.core.records import Rollout, Trajectory, Views
 from unmask.functional.noise import named_generator
-from unmask.models import Policy, char_tokenizer
 from unmask.recipes.schema import TrainRecipe
-from unmask.rewards import per_completion
 from unmask.rewards.scorer import Scorer
-from unmask.sampling.engine import BatchLimits, LocalEngine, default_batch_size
+from unmask.sampling.engine import BatchLimits, default_batch_size
 from unmask.sampling.noisy_copies import PackedViews, Packing
 from unmask.sampling.orders import POSITION_LOGITS
 from unmask.trainer.behaviour import path_views
@@ -35,21 +31,6 @@ from unmask.trainer.metrics import Tally
 from unmask.trainer.model_limits import logits_at_once
 from unmask.trainer.passes import UpdatePasses
 from unmask.trainer.view_batches import ViewBatches
-
-
-class Forward(NamedTuple):
-    """Size of one forward pass."""
-
-    rows: int
-    """Number of sequences in the forward pass."""
-    length: int
-    """Number of tokens of each sequence that run."""
-    width: int
-    """Largest number of positions of a sequence that get logits."""
-    read: int
-    """Number of positions of all sequences that get logits."""
-    attended: int
-    """Number of positions that each token attends to, which may be in a cache."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -184,7 +165,7 @@ def work_of(recipe: TrainRecipe, prompt: int, processes: int = 1, setup: Setup |
     Raises:
         ConfigError: the ranks cannot share the completions.
     """
-    check_sharing(recipe, Scorer({"stand-in": _stand_in_reward}), processes)
+    check_sharing(recipe, Scorer({"stand-in": stand_in_reward}), processes)
     setup = setup or Setup()
     rollout, rollout_passes = _rollout(recipe, prompt, processes, setup.block_length)
     views = recipe.method.plan(rollout, named_generator(0, "estimate"))
@@ -219,72 +200,16 @@ def work_of(recipe: TrainRecipe, prompt: int, processes: int = 1, setup: Setup |
     )
 
 
-class _StandIn(nn.Module):
-    """A denoiser that draws random logits, never predicts EOS, and records its forward passes."""
-
-    pad_id, mask_id, eos_id = 0, 1, 2
-
-    def __init__(self, vocab_size: int, block_length: int | None) -> None:
-        super().__init__()
-        self.block_length = block_length
-        self.vocab_size, self.generator = vocab_size, named_generator(0, "stand-in")
-        self.device_of_inputs = nn.Parameter(torch.zeros(1))
-        self.backbone = SimpleNamespace(config=None)
-        self.calls: list[list[Forward]] = []
-
-    def forward(
-        self,
-        ids: Tensor,
-        _attention_mask: Tensor | None,
-        positions: Tensor,
-        *,
-        cache: KeyValueCache | None = None,
-        begin: int = 0,
-    ) -> Tensor:
-        """Return random logits; see `DenoiserLike`."""
-        rows, length = ids.shape
-        attended = begin + length
-        if cache is not None:
-            attended = max(attended, cache.length)
-            whole = torch.zeros(rows, 1, attended, 0)
-            cache.layers = [(whole, whole)]
-        self.calls[-1].append(Forward(rows, length, positions.shape[1], positions.numel(), attended))
-        logits = torch.rand(*positions.shape, self.vocab_size, generator=self.generator)
-        logits[..., [self.pad_id, self.eos_id]] = -torch.inf
-        return logits
-
-
-class _RecordingEngine(LocalEngine):
-    """An engine that keeps the forward passes of each of its calls separately."""
-
-    def rollout(self, *args: Any, **options: Any) -> Trajectory:
-        """Denoise with the stand-in; see `RolloutEngine.rollout`."""
-        cast("_StandIn", self.policy.denoiser).calls.append([])
-        return super().rollout(*args, **options)
-
-
-@per_completion
-def _stand_in_reward(completions: list[str], **_: Any) -> list[float]:
-    return [float(text.count("1")) for text in completions]
-
-
-def _engine(limits: BatchLimits, block_length: int | None) -> tuple[_RecordingEngine, _StandIn]:
-    """Return an engine that records, and its stand-in of a model."""
-    tokenizer = char_tokenizer("0123456789")
-    denoiser = _StandIn(len(tokenizer), block_length)
-    return _RecordingEngine(Policy(denoiser, tokenizer), limits), denoiser  # type: ignore[arg-type]
-
-
 def _rollout(recipe: TrainRecipe, prompt: int, processes: int, block_length: int | None) -> tuple[Rollout, list[Pass]]:
     """Collect the largest rollout of one rank from the stand-in, and return it with its forward
     passes."""
     max_tokens = recipe.max_tokens_per_forward
     limits = BatchLimits(recipe.rollout_batch_size, max_tokens if isinstance(max_tokens, int) else None)
-    engine, denoiser = _engine(limits, block_length)
+    engine, denoiser = recording_engine(limits, block_length)
     # Completions of equal prompts may share forward passes, so the prompts differ.
     rows = [{"prompt": f"{i:0{prompt}d}"[-prompt:]} for i in range(recipe.num_prompts)]
     own = slice(-(-len(rows) * recipe.num_generations // processes))
-    scorer = Scorer({"stand-in": _stand_in_reward})
+    scorer = Scorer({"stand-in": stand_in_reward})
     rollout = Collector(engine, scorer, recipe).collect(rows, 0, own, Tally())
     if len(rollout.trajectory) % rollout.group_size:
         # The rank owns a part of a group, and what is counted here does not depend on groups.
@@ -322,7 +247,7 @@ def _evaluation(recipe: TrainRecipe, prompt: int, processes: int, setup: Setup) 
     batch = setting.batch_size or default_batch_size(width, sampler.block, setup.vocab_size, setup.device)
     if isinstance(max_tokens, int):
         batch = max(1, max_tokens // width)
-    engine, denoiser = _engine(BatchLimits(1), setup.block_length)
+    engine, denoiser = recording_engine(BatchLimits(1), setup.block_length)
     # Every completion takes the same forward passes, since none ends early.
     engine.rollout(["0" * prompt], sampler, torch.zeros(1, dtype=torch.long))
     one = denoiser.calls[0]
