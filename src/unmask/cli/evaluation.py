@@ -9,13 +9,27 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from unmask.cli.options import Cache, Model, Order, Overrides, Schedule, SettingsCommand, TaskOptions, numbers, say
+from unmask.cli.options import (
+    BlockLength,
+    Cache,
+    Model,
+    Order,
+    Overrides,
+    Schedule,
+    SettingsCommand,
+    TaskOptions,
+    numbers,
+    say,
+)
 
 if TYPE_CHECKING:
     from unmask.core.config import SamplerConfig
     from unmask.core.records import Row
+    from unmask.evaluation.results import Earlier
     from unmask.recipes.evaluation import EvalRecipe
+    from unmask.rewards.scorer import Scorer
     from unmask.tasks import Task
+    from unmask.tasks.candidates import Candidates
 
 app = typer.Typer()
 
@@ -23,63 +37,72 @@ data = typer.Typer(help="Inspect the examples of a task.", no_args_is_help=True)
 app.add_typer(data, name="data")
 
 
+_Task = Annotated[
+    str,
+    typer.Option(help="Name of the task, or path as in my_task.py:Mine; or set task.type=NAME among the settings."),
+]
+_Reward = Annotated[
+    list[str] | None,
+    typer.Option(help="Path of a reward function to use instead of the task's own; can be repeated."),
+]
+_Lengths = Annotated[
+    str, typer.Option(help="Completion lengths, comma-separated; default the task's, which is often 128,256,512.")
+]
+_Steps = Annotated[str, typer.Option(help="Numbers of denoising steps, comma-separated; default half the length.")]
+_Temperatures = Annotated[str, typer.Option(help="Temperatures, comma-separated; 0 is greedy.")]
+_Samples = Annotated[int, typer.Option(min=1, help="Number of completions for each example, for pass@k.")]
+_Schedules = Annotated[
+    str,
+    typer.Option(
+        help="Schedules, comma-separated, as in fixed,threshold=0.9,0.95,factor=1,entropy_bound=0.3: their accuracy against "
+        "forward passes is drawn. --steps then belongs to the fixed schedule, and adaptive ones have no limit."
+    ),
+]
+_Split = Annotated[str, typer.Option(help="Split of the task: train, validation or test.")]
+_Rows = Annotated[int, typer.Option(min=1, help="Number of examples.")]
+_BatchSize = Annotated[
+    int | None,
+    typer.Option(min=1, help="Number of completions denoised together; default as many as fit into memory, up to 256."),
+]
+_Seed = Annotated[int, typer.Option(help="Seed of the examples and the sampling.")]
+_RewardTimeout = Annotated[
+    float,
+    typer.Option(
+        min=0.001,
+        help="Time limit in seconds for one call of the reward functions; a call gets at most 64 completions.",
+    ),
+]
+_Against = Annotated[
+    Path | None, typer.Option(help="The .jsonl file of an earlier evaluation to compare with, example by example.")
+]
+_Output = Annotated[
+    Path | None, typer.Option(help="File for the results (.json); a .jsonl file next to it gets every completion.")
+]
+
+
 @app.command(name="eval", cls=SettingsCommand)
 def evaluate_(
     context: typer.Context,
     model: Model,
     overrides: Overrides = None,
-    task: Annotated[
-        str,
-        typer.Option(help="Name of the task, or path as in my_task.py:Mine; or set task.type=NAME among the settings."),
-    ] = "",
+    task: _Task = "",
     option: TaskOptions = None,
-    reward: Annotated[
-        list[str] | None,
-        typer.Option(help="Path of a reward function to use instead of the task's own; can be repeated."),
-    ] = None,
-    length: Annotated[
-        str,
-        typer.Option(help="Completion lengths, comma-separated; default the task's, which is often 128,256,512."),
-    ] = "",
-    steps: Annotated[
-        str, typer.Option(help="Numbers of denoising steps, comma-separated; default half the length.")
-    ] = "",
-    temperature: Annotated[str, typer.Option(help="Temperatures, comma-separated; 0 is greedy.")] = "0",
-    samples: Annotated[int, typer.Option(min=1, help="Number of completions for each example, for pass@k.")] = 1,
+    reward: _Reward = None,
+    length: _Lengths = "",
+    steps: _Steps = "",
+    temperature: _Temperatures = "0",
+    samples: _Samples = 1,
     order: Order = "low_confidence",
-    block_length: Annotated[
-        int | None, typer.Option(help="Block length in tokens; default the completion length (a single block).")
-    ] = None,
-    schedule: Annotated[
-        str,
-        typer.Option(
-            help="Schedules, comma-separated, as in fixed,threshold=0.9,0.95,factor=1,entropy_bound=0.3: their accuracy against "
-            "forward passes is drawn. --steps then belongs to the fixed schedule, and adaptive ones have no limit."
-        ),
-    ] = "",
+    block_length: BlockLength = None,
+    schedule: _Schedules = "",
     cache: Cache = "off",
-    split: Annotated[str, typer.Option(help="Split of the task: train, validation or test.")] = "test",
-    rows: Annotated[int, typer.Option(min=1, help="Number of examples.")] = 256,
-    batch_size: Annotated[
-        int | None,
-        typer.Option(
-            min=1, help="Number of completions denoised together; default as many as fit into memory, up to 256."
-        ),
-    ] = None,
-    seed: Annotated[int, typer.Option(help="Seed of the examples and the sampling.")] = 0,
-    reward_timeout: Annotated[
-        float,
-        typer.Option(
-            min=0.001,
-            help="Time limit in seconds for one call of the reward functions; a call gets at most 64 completions.",
-        ),
-    ] = 60.0,
-    against: Annotated[
-        Path | None, typer.Option(help="The .jsonl file of an earlier evaluation to compare with, example by example.")
-    ] = None,
-    output: Annotated[
-        Path | None, typer.Option(help="File for the results (.json); a .jsonl file next to it gets every completion.")
-    ] = None,
+    split: _Split = "test",
+    rows: _Rows = 256,
+    batch_size: _BatchSize = None,
+    seed: _Seed = 0,
+    reward_timeout: _RewardTimeout = 60.0,
+    against: _Against = None,
+    output: _Output = None,
 ) -> None:
     """Measure accuracy on held-out examples, with 95 % intervals.
 
@@ -125,51 +148,18 @@ def _evaluate(
 ) -> None:
     """Evaluate the samplers, print tables, and write the results after each sampler."""
     from unmask.cli.evaluation_tables import comparison_table, evaluation_progress, plot_frontier, results_table
-    from unmask.core.errors import DataError
-    from unmask.evaluation.evaluate import check_samples, evaluate
-    from unmask.evaluation.results import (
-        Earlier,
-        check_output,
-        compare,
-        default_place,
-        facts_of,
-        items_path,
-        save,
-        setting_of,
-    )
+    from unmask.evaluation.evaluate import evaluate
+    from unmask.evaluation.results import compare, default_place, facts_of, items_path, save, setting_of
     from unmask.evaluation.usable import faults_for, usable_rows
     from unmask.models import load_model
     from unmask.models.device import default_device
-    from unmask.rewards.loading import make_scorer
     from unmask.sampling.engine import BatchLimits, LocalEngine
 
-    # All checks come first, because an evaluation of a large model takes hours.
     task, rows = recipe.task, recipe.evaluation
-    for sampler in samplers:
-        check_samples(sampler, recipe.samples)
-    if output is not None:
-        check_output(output, against)
-    scorer = make_scorer(
-        recipe.reward_funcs,
-        task.rewards(),
-        recipe.reward_weights,
-        timeout=recipe.reward_timeout,
-        workers=recipe.reward_workers,
-        item_timeout=recipe.reward_item_timeout,
-    )
-    candidates = task.candidates(rows.split, rows.num_rows, recipe.seed)  # type: ignore[arg-type]
-    if not candidates.rows:
-        raise DataError(f"the task has no examples in the {rows.split} split. Choose another one with --split.")
-    items, _ = candidates.take()
-    scorer.check_columns(items[0])
-    earlier = Earlier.read(against) if against else None
-    if earlier is not None and not candidates.drop:
-        earlier.check(items, list(map(setting_of, samplers)), recipe.samples)
+    scorer, candidates, earlier = _checked(recipe, samplers, against, output)
     policy = load_model(model, device=default_device())
-    denoiser, tokenizer = policy
-    engine = LocalEngine(policy, BatchLimits(rows.batch_size))
     longest = max(sampler.max_completion_length for sampler in samplers)
-    faults_of = faults_for(task, denoiser, tokenizer, longest, needs_answer=not recipe.reward_funcs)
+    faults_of = faults_for(task, policy.denoiser, policy.tokenizer, longest, needs_answer=not recipe.reward_funcs)
     usable = usable_rows({rows.split: candidates}, faults_of)
     items = usable.rows[rows.split]
     if earlier is not None and candidates.drop:
@@ -178,9 +168,10 @@ def _evaluate(
 
     ran: dict[str, Any] = {"seed": recipe.seed, "samples": recipe.samples}
     settings = {"split": rows.split, "batch_size": rows.batch_size, **ran}
-    facts = facts_of(model, denoiser, task, items, samplers, sorted(scorer.functions), **settings)
+    facts = facts_of(model, policy.denoiser, task, items, samplers, sorted(scorer.functions), **settings)
     if usable.left_out:
         facts["left_out"] = usable.record()["left_out"]
+    engine = LocalEngine(policy, BatchLimits(rows.batch_size))
     path, results = output or default_place(facts, against), []
     for sampler in samplers:
         with evaluation_progress(sampler) as view:
@@ -198,6 +189,40 @@ def _evaluate(
         say(f"frontier: {', '.join(map(str, plot_frontier(results, path)))}")
 
 
+def _checked(
+    recipe: EvalRecipe, samplers: list[SamplerConfig], against: Path | None, output: Path | None
+) -> tuple[Scorer, Candidates, Earlier | None]:
+    """Return the scorer, the examples and the earlier evaluation, after all checks that need no
+    model. They come first because an evaluation of a large model takes hours."""
+    from unmask.core.errors import DataError
+    from unmask.evaluation.evaluate import check_samples
+    from unmask.evaluation.results import Earlier, check_output, setting_of
+    from unmask.rewards.loading import make_scorer
+
+    rows = recipe.evaluation
+    for sampler in samplers:
+        check_samples(sampler, recipe.samples)
+    if output is not None:
+        check_output(output, against)
+    scorer = make_scorer(
+        recipe.reward_funcs,
+        recipe.task.rewards(),
+        recipe.reward_weights,
+        timeout=recipe.reward_timeout,
+        workers=recipe.reward_workers,
+        item_timeout=recipe.reward_item_timeout,
+    )
+    candidates = recipe.task.candidates(rows.split, rows.num_rows, recipe.seed)  # type: ignore[arg-type]
+    if not candidates.rows:
+        raise DataError(f"the task has no examples in the {rows.split} split. Choose another one with --split.")
+    items, _ = candidates.take()
+    scorer.check_columns(items[0])
+    earlier = Earlier.read(against) if against else None
+    if earlier is not None and not candidates.drop:
+        earlier.check(items, list(map(setting_of, samplers)), recipe.samples)
+    return scorer, candidates, earlier
+
+
 @app.command()
 def sample(
     model: Model,
@@ -209,9 +234,7 @@ def sample(
     steps: Annotated[int | None, typer.Option(help="Number of denoising steps; default half the length.")] = None,
     temperature: Annotated[float, typer.Option(help="Sampling temperature; 0 is greedy.")] = 0.0,
     order: Order = "low_confidence",
-    block_length: Annotated[
-        int | None, typer.Option(help="Block length in tokens; default the completion length (a single block).")
-    ] = None,
+    block_length: BlockLength = None,
     schedule: Schedule = "fixed",
     cache: Cache = "off",
     delay: Annotated[float, typer.Option(help="Seconds to show each denoising step on a terminal.")] = 0.25,

@@ -24,6 +24,9 @@ Order = Annotated[
         help="Remasking strategy, which decides the positions that a step commits: a name, or a path as in my_order.py:mine."
     ),
 ]
+BlockLength = Annotated[
+    int | None, typer.Option(help="Block length in tokens; default the completion length (a single block).")
+]
 Cache = Annotated[
     str,
     typer.Option(

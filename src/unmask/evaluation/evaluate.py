@@ -152,7 +152,12 @@ def evaluate(
             texts, costs = _completions(engine, rows, share, sampler, seed, samples, observe)
         items = _scored(task, scorer, rows[share], texts, samples, share.start)
         items = [item | cost for item, cost in zip(items, costs, strict=True)]
-    items = processes.gathered(items) if processes else items
+    return _evaluation(processes.gathered(items) if processes else items, sampler, samples)
+
+
+def _evaluation(items: list[dict[str, Any]], sampler: SamplerConfig, samples: int) -> Evaluation:
+    """Return the estimates over scored completions, of which `samples` in turn belong to an example."""
+    num_rows = len(items) // samples
     right = [sum(item["solved"] for item in items[i : i + samples]) for i in range(0, len(items), samples)]
     rewards = _row_means([item["reward"] for item in items], samples)
     # The seed is fixed, so that greedy decoding gives the same interval for every seed of the run.
@@ -168,15 +173,15 @@ def evaluate(
 
     ks = sorted({k for k in (2**i for i in range(samples.bit_length())) if k <= samples} | {samples})
     pass_at = {k: estimate([pass_at_k(samples, count, k) for count in right]) for k in ks} if samples > 1 else {}
-    interval = pass_at[1][1:] if samples > 1 else wilson_interval(sum(right), len(rows))
+    interval = pass_at[1][1:] if samples > 1 else wilson_interval(sum(right), num_rows)
     return Evaluation(
-        num_rows=len(rows),
+        num_rows=num_rows,
         num_solved=sum(right),
         accuracy=sum(right) / len(items),
         low=interval[0],
         high=interval[1],
         reward=statistics.fmean(rewards),
-        reward_se=statistics.stdev(rewards) / len(rows) ** 0.5 if len(rows) > 1 else 0.0,
+        reward_se=statistics.stdev(rewards) / num_rows**0.5 if num_rows > 1 else 0.0,
         temperature=sampler.temperature,
         length=sampler.max_completion_length,
         steps=sampler.steps,

@@ -90,16 +90,7 @@ def convert(
             return convert(plain, destination, **settings, shard_bytes=shard_bytes, tell=tell)  # type: ignore[arg-type]
     folder = local_folder(source, tell, revision=revision)
     raw = read_json(folder / "config.json")
-    try:
-        name, family = _family(str(source), raw, to)
-        _check_direction(str(source), raw, family, to)
-        length = block_length or family.block_length_of(str(source), _stated_block_length(raw, family))
-        config = native_config(raw, name, family, length)
-    except ModelError:
-        raise
-    except Exception as error:  # a config can be wrong in more ways than can be listed
-        what = " ".join(str(error).split()) or type(error).__name__
-        raise ModelError(f"{folder / 'config.json'} cannot be used: {what}. Copy the checkpoint again.") from error
+    family, config = _understood(str(source), folder, raw, to, block_length)
     files = TensorFiles(folder)
     pieces = _plan(folder, family, config, files, named_natively=is_native(raw, family), dtype=dtype)
     words = local_folder(tokenizer, tell, is_model=False) if tokenizer else folder
@@ -114,17 +105,39 @@ def convert(
     if origin := origin_of_download(folder):
         config.converted_from = origin
     config.dtype = _dtype_of(pieces)
-    out = config.to_diff_dict() | {"dtype": str(config.dtype).removeprefix("torch.")}
-    if to != "native":
-        # transformers saves some values under a newer name than the one that it reads.
-        renamed = {name: getattr(config, name) for name in config.attribute_map if name not in out}
-        out = original_config(renamed | out, family) | {"torch_dtype": out["dtype"]}
+    out = _config_file(config, family, to)
     _check_space(destination, sum(piece.num_bytes for piece in pieces))
     with written_aside(destination) as aside:
         write_tensors(pieces, files, aside, shard_bytes, tell)
         carried.save_pretrained(aside)
         (aside / "config.json").write_text(json.dumps(out, indent=2, sort_keys=True) + "\n")
     return family
+
+
+def _understood(
+    source: str, folder: Path, raw: Mapping[str, Any], to: str, block_length: int | None
+) -> tuple[Family, Any]:
+    """Return the family and the native config of a checkpoint with the config `raw`."""
+    try:
+        name, family = _family(source, raw, to)
+        _check_direction(source, raw, family, to)
+        length = block_length or family.block_length_of(source, _stated_block_length(raw, family))
+        return family, native_config(raw, name, family, length)
+    except ModelError:
+        raise
+    except Exception as error:  # a config can be wrong in more ways than can be listed
+        what = " ".join(str(error).split()) or type(error).__name__
+        raise ModelError(f"{folder / 'config.json'} cannot be used: {what}. Copy the checkpoint again.") from error
+
+
+def _config_file(config: Any, family: Family, to: str) -> dict[str, Any]:
+    """Return the content of config.json in the requested layout."""
+    out: dict[str, Any] = config.to_diff_dict() | {"dtype": str(config.dtype).removeprefix("torch.")}
+    if to == "native":
+        return out
+    # transformers saves some values under a newer name than the one that it reads.
+    renamed = {name: getattr(config, name) for name in config.attribute_map if name not in out}
+    return original_config(renamed | out, family) | {"torch_dtype": out["dtype"]}
 
 
 def _family(source: str, raw: Mapping[str, Any], to: str) -> tuple[str, Family]:

@@ -6,6 +6,7 @@ policy, so their values are comparable.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import Literal
@@ -136,16 +137,8 @@ def view_logprobs(
         logits = predict(denoiser, *inputs.of_model, sampler.guidance, copies=inputs.copies)
         values, logprobs = evaluate(inputs.by_view(logits), allowed)
     else:
-        readout = Readout(
-            lambda logits, allowed: evaluate(logits, allowed)[0],
-            inputs.is_read,
-            allowed[is_valid],
-            positions_at_once,
-            settings.temperature if settings.is_plain and not (choice or entropy) else None,
-        )
-        read = predict_in_chunks(denoiser, *inputs.of_model, readout, inputs.copies)
-        values = read.new_zeros(*columns.shape, read.shape[-1])
-        values[is_valid] = read
+        plain = settings.temperature if settings.is_plain and not (choice or entropy) else None
+        values = _in_chunks(denoiser, inputs, evaluate, allowed, positions_at_once, plain)
     length = sequences.shape[2]
     dense = _at_positions(values[..., :num_tokens].mT, columns, is_target, length)
     entropies = _at_positions(values[..., -1:].mT, columns, is_target, length).squeeze(1) if entropy else None
@@ -197,6 +190,29 @@ class _Inputs:
         of_views = logits.new_zeros(*self.columns.shape, logits.shape[-1])
         of_views[self.is_valid] = logits[self.is_read]
         return of_views
+
+
+def _in_chunks(
+    denoiser: DenoiserLike,
+    inputs: _Inputs,
+    evaluate: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]],
+    allowed: Tensor,
+    positions_at_once: int,
+    plain_temperature: float | None,
+) -> Tensor:
+    """Return what `evaluate` makes of the logits at the columns, [N, n, C], without all logits at the
+    same time."""
+    readout = Readout(
+        lambda logits, allowed: evaluate(logits, allowed)[0],
+        inputs.is_read,
+        allowed[inputs.is_valid],
+        positions_at_once,
+        plain_temperature,
+    )
+    read = predict_in_chunks(denoiser, *inputs.of_model, readout, inputs.copies)
+    values = read.new_zeros(*inputs.columns.shape, read.shape[-1])
+    values[inputs.is_valid] = read
+    return values
 
 
 def _support(trajectory: Trajectory, views: Views, columns: Tensor) -> Tensor | None:
