@@ -15,9 +15,10 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from unmask.core.config import Named, SamplerConfig
+from unmask.core.config import SamplerConfig
 from unmask.core.errors import ConfigError
 from unmask.core.records import LossInputs, LossOutput, Needs, Rollout, Views
+from unmask.core.settings import Named
 from unmask.functional.behaviour import LevelOrOff
 
 NOT_STATED = "not stated"

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import torch
 from pydantic import Field, model_validator
 
-from unmask.core.config import Config
+from unmask.core.settings import Config
 from unmask.models.denoiser import Denoiser
 
 if TYPE_CHECKING:

@@ -7,8 +7,9 @@ from typing import ClassVar, Literal
 
 from pydantic import Field, field_validator
 
-from unmask.core.config import Config, SamplerConfig
+from unmask.core.config import SamplerConfig
 from unmask.core.errors import ConfigError
+from unmask.core.settings import Config
 from unmask.functional.behaviour import Level, LevelOrOff
 from unmask.methods import Method
 

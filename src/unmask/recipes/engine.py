@@ -7,7 +7,7 @@ from urllib.parse import urlsplit
 
 from pydantic import Field, field_validator, model_validator
 
-from unmask.core.config import Config
+from unmask.core.settings import Config
 
 
 class EngineConfig(Config):

@@ -8,9 +8,10 @@ from typing import Annotated, Any, ClassVar
 
 from pydantic import Field, SerializeAsAny
 
-from unmask.core.config import Config, SamplerConfig, flat
+from unmask.core.config import SamplerConfig
 from unmask.core.errors import ConfigError
 from unmask.core.schedules import Schedule
+from unmask.core.settings import Config, flat
 from unmask.recipes.load import make_sampler, override, validate
 from unmask.recipes.schema import AnyTask
 

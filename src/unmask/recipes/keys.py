@@ -18,8 +18,8 @@ from typing import Any, TypeVar, cast, get_args, get_origin
 from pydantic import BaseModel
 
 from unmask.core.by_path import is_path, load_class
-from unmask.core.config import Config, Named, flat
 from unmask.core.errors import ConfigError, nearest, unknown_name
+from unmask.core.settings import Config, Named, flat
 from unmask.methods import METHODS, Method
 from unmask.recipes.other_names import ANSWERS, OVERLOADED, Answer
 from unmask.tasks import TASKS, Task

@@ -16,9 +16,10 @@ from typing import Any, TypeVar
 import yaml
 from pydantic import ValidationError
 
-from unmask.core.config import Config, SamplerConfig
+from unmask.core.config import SamplerConfig
 from unmask.core.errors import ConfigError, no_file, unknown_name
 from unmask.core.files import YamlError, parse_yaml, read_yaml
+from unmask.core.settings import Config
 from unmask.recipes.messages import explain
 from unmask.recipes.schema import PretrainRecipe, RunRecipe, TrainRecipe, check_order
 from unmask.tasks import TASKS, Task

@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 from pydantic import Field, SerializeAsAny, WrapValidator, field_validator, model_validator
 
 from unmask.core.by_path import is_path, load_callable
-from unmask.core.config import Config, EvalConfig, LoraConfig, Named, OptimConfig, SamplerConfig
+from unmask.core.config import EvalConfig, LoraConfig, OptimConfig, SamplerConfig
 from unmask.core.errors import ConfigError
+from unmask.core.settings import Config, Named
 from unmask.functional.behaviour import Level
 from unmask.methods import METHODS, Method
 from unmask.models.tiny import TinyConfig

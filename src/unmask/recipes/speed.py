@@ -6,8 +6,9 @@ from typing import ClassVar, Literal
 
 from pydantic import Field
 
-from unmask.core.config import Config, SamplerConfig
+from unmask.core.config import SamplerConfig
 from unmask.core.errors import ConfigError
+from unmask.core.settings import Config
 from unmask.methods import Method
 
 

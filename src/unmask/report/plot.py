@@ -15,10 +15,10 @@ from dataclasses import dataclass
 from math import inf, nan
 from pathlib import Path
 from statistics import fmean
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from unmask.core.config import flat
 from unmask.core.errors import ConfigError, RunError, unknown_name
+from unmask.core.settings import flat
 from unmask.functional.intervals import cut, mean_interval
 from unmask.report.figure_style import (
     MOST_BANDS,
@@ -37,8 +37,11 @@ from unmask.report.figure_style import (
     wrapped,
 )
 from unmask.report.runs import read_config
-from unmask.runs.folder import FREE_TO_CHANGE
+from unmask.runs.continued import FREE_TO_CHANGE
 from unmask.runs.metrics import evaluation_of, evaluations, number_of, read_metrics, temperature_name
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 Lines = list[dict[str, Any]]
 
@@ -131,19 +134,7 @@ def plot_metrics(
     with panels(len(chosen)) as (figure, axes):
         lines: dict[str, Any] = {}
         for axis, (metric, panel) in zip(axes, drawn.items(), strict=True):
-            banded = _banded(panel)
-            for index, series in enumerate(panel):
-                positions = [position / X_AXES[x][1] for position in series.x]
-                low, high = (series.low, series.high) if index in banded else (without_band(series.low),) * 2
-                line = draw_line(axis, positions, series.mean, low, high, **line_style(index))
-                lines.setdefault(_with_number(series), line)
-            axis.set_xlabel(X_AXES[x][0])
-            if x == "step":
-                axis.locator_params("x", integer=True)
-            axis.set_title(_title(metric, panel, smooth), fontsize=9)
-            if evaluation_of(metric):
-                axis.set_ylim(0, 1)
-            tidy(axis)
+            _draw_panel(axis, metric, panel, x, smooth, lines)
         legend_below(figure, lines)
         for suffix in suffixes:
             save_figure(figure, target.with_suffix(suffix))
@@ -159,6 +150,24 @@ def plot_metrics(
         ],
     )
     return target
+
+
+def _draw_panel(axis: Axes, metric: str, panel: Sequence[Series], x: str, smooth: int, lines: dict[str, Any]) -> None:
+    """Draw a metric of all recipes on an axis, and add the line of each recipe to `lines`, which the
+    legend shows."""
+    banded = _banded(panel)
+    for index, series in enumerate(panel):
+        positions = [position / X_AXES[x][1] for position in series.x]
+        low, high = (series.low, series.high) if index in banded else (without_band(series.low),) * 2
+        line = draw_line(axis, positions, series.mean, low, high, **line_style(index))
+        lines.setdefault(_with_number(series), line)
+    axis.set_xlabel(X_AXES[x][0])
+    if x == "step":
+        axis.locator_params("x", integer=True)
+    axis.set_title(_title(metric, panel, smooth), fontsize=9)
+    if evaluation_of(metric):
+        axis.set_ylim(0, 1)
+    tidy(axis)
 
 
 def group_runs(runs: Sequence[Path], across: Sequence[str] = ()) -> dict[str, list[Path]]:

@@ -21,9 +21,9 @@ from typing import Any, TextIO
 
 import yaml
 
-from unmask.core.config import flat
 from unmask.core.errors import RunError
 from unmask.core.files import read_json_object, read_yaml
+from unmask.core.settings import flat
 from unmask.runs.atomic import (
     INCOMPLETE,
     disk_faults_explained,
@@ -44,47 +44,13 @@ from unmask.runs.checkpoints import (
     to_delete,
     write_manifest,
 )
+from unmask.runs.continued import changed_settings, rows_that_count
 from unmask.runs.extension import difference_of
 from unmask.runs.folder_path import check_path
 from unmask.runs.metrics import FILE as METRICS
 from unmask.runs.metrics import read_metric_lines
 
 logger = logging.getLogger("unmask")
-
-FREE_TO_CHANGE = frozenset(
-    {
-        "output_dir",
-        "report_to",
-        "push_to_hub",
-        "save_steps",
-        "save_total_limit",
-        "log_rollouts_steps",
-        "log_rollouts_groups",
-        "log_rollouts_guesses",
-        "stuck_timeout",
-        "reward_timeout",
-        "reward_item_timeout",
-        "reward_workers",
-        "rollout_batch_size",
-        "views_per_forward",
-        "max_tokens_per_forward",
-        "reference_offload",
-        "rollout_weights",
-        "rollout_engine.type",
-        "rollout_engine.urls",
-        "rollout_engine.weights_dir",
-        "rollout_engine.timeout",
-        "rollout_engine.retries",
-        "rollout_engine.max_wait",
-        "gradient_checkpointing",
-        "compile",
-        "task.unusable_rows",
-        "evaluation.batch_size",
-    }
-)
-"""Settings that a resumed run may change. They do not change results, except that other batch sizes
-may round differently."""
-
 
 Write = Callable[[Path], Sequence[Path] | None]
 """Function that writes files of a checkpoint into a folder and returns the paths of those whose
@@ -350,10 +316,10 @@ class RunFolder:
         with _restoring_advised():
             recorded = dict(completed(read_yaml(self.path / "config.yaml")))
         if (self.path / "data.json").exists():
-            before_rows, rows = _rows_that_count(self.data, data)
+            before_rows, rows = rows_that_count(self.data, data)
             recorded, config = recorded | {"data": before_rows}, config | {"data": rows}
         before, now = flat(recorded), flat(config)
-        changed = {key for key in {*before, *now} if before.get(key) != now.get(key)} - FREE_TO_CHANGE
+        changed = changed_settings(before, now)
         if changed == {"max_steps"}:
             self._extend(before, now)
         elif changed:
@@ -388,16 +354,3 @@ def _restoring_advised() -> Iterator[None]:
     except RunError as error:
         error.add_note("Restore this file from a copy, or set output_dir to another folder.")
         raise
-
-
-def _rows_that_count(before: Mapping[str, Any], now: Mapping[str, Any]) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
-    """Return the parts of two data records that must agree.
-
-    The parts are empty if the runs use the same examples in the same order. Otherwise they are
-    complete, so that a message can name the differences. A record of an earlier version does not
-    name the examples used; everything in it must agree.
-    """
-    if "used" in before and before["used"] == now.get("used"):
-        return {}, {}
-    names = {*before} - {"left_out"}
-    return {name: before[name] for name in names}, {name: facts for name, facts in now.items() if name in names}

@@ -17,8 +17,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self, get_args
 
-from unmask.core.config import Named
 from unmask.core.errors import DataError, unknown_name
+from unmask.core.settings import Named
 from unmask.rewards.grading.answers import answer_in, before_end
 from unmask.rewards.protocol import Score, per_completion, reports, text_of
 from unmask.tasks.candidates import Candidates

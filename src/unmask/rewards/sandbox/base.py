@@ -18,7 +18,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from unmask.core.config import Config
+from unmask.core.settings import Config
 from unmask.core.timeouts import budget
 
 Status = Literal["passed", "failed", "error", "timed_out", "unsupported"]

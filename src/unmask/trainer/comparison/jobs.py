@@ -20,7 +20,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from unmask import __version__
-from unmask.core.config import Config, EvalConfig, SamplerConfig
+from unmask.core.config import EvalConfig, SamplerConfig
+from unmask.core.settings import Config
 from unmask.evaluation.evaluate import Evaluation, evaluate
 from unmask.evaluation.usable import faults_for, usable_rows
 from unmask.models import load_model

@@ -17,9 +17,10 @@ from typing import Annotated, Any, ClassVar
 
 from pydantic import BeforeValidator, Field, model_validator
 
-from unmask.core.config import Config, SamplerConfig, flat
+from unmask.core.config import SamplerConfig
 from unmask.core.errors import ConfigError, unknown_name
 from unmask.core.files import YamlError, parse_yaml
+from unmask.core.settings import Config, flat
 from unmask.recipes.load import (
     Overrides,
     apply_override,

@@ -17,8 +17,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar, get_args
 
-from unmask.core.config import flat
 from unmask.core.errors import ConfigError, RunError, UnmaskError
+from unmask.core.settings import flat
 from unmask.recipes.load import dump, read_tree, validate
 from unmask.runs.atomic import disk_faults_explained, take_lock, write_atomically
 from unmask.runs.metrics import temperature_name

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 
-from unmask.core.config import flat
 from unmask.core.errors import ConfigError, unknown_name
+from unmask.core.settings import flat
 from unmask.models.device import precision_on, use_expandable_segments
 from unmask.recipes.schema import RunRecipe
 from unmask.runs.folder import RunFolder
