@@ -30,6 +30,7 @@ from unmask.recipes.scorer import scorer_of
 from unmask.runs.metrics import evaluations, read_metrics
 from unmask.sampling.engine import BatchLimits, LocalEngine
 from unmask.trainer import Trainer
+from unmask.trainer.comparison.outcomes import packed
 from unmask.trainer.comparison.recipe import BASE, decoded
 from unmask.trainer.comparison.sources import digest_of, engine_files, own_files
 from unmask.trainer.distributed.accelerator import make_accelerator
@@ -254,8 +255,8 @@ class Cell(ComparisonJob):
                 shutil.rmtree(self.folder / name, ignore_errors=True)
 
     def _measured(self) -> Record:
-        """Return accuracy, reward and pass@k at each temperature, and accuracy and reward of greedy
-        decoding at each number of denoising steps."""
+        """Return accuracy, reward and pass@k at each temperature, accuracy and reward of greedy
+        decoding at each number of denoising steps, and the outcome of each example."""
         recipe, measure = self.recipe, self.measure
         model = recipe.model if self.method == BASE else self.folder / "final"
         policy = load_model(model, device=make_accelerator(recipe).device)
@@ -282,6 +283,13 @@ class Cell(ComparisonJob):
             for name, result in by_temperature.items()
             if result.pass_at
         }
+
+        def outcomes(results: Mapping[str, Evaluation]) -> Record:
+            return {
+                name: packed([item["solved"] for item in result.items], result.samples)
+                for name, result in results.items()
+            }
+
         return {
             "accuracy": {name: result.accuracy for name, result in by_temperature.items()},
             "reward": {name: result.reward for name, result in by_temperature.items()},
@@ -289,6 +297,7 @@ class Cell(ComparisonJob):
             "tokens_per_forward": {name: result.tokens_per_forward for name, result in by_temperature.items()},
             "decoding_accuracy": {name: result.accuracy for name, result in by_steps.items()},
             "decoding_reward": {name: result.reward for name, result in by_steps.items()},
+            "outcomes": {"accuracy": outcomes(by_temperature), "decoding_accuracy": outcomes(by_steps)},
         } | ({"pass_at": pass_at} if pass_at else {})
 
 
@@ -310,12 +319,13 @@ def _varying(recipe: RunRecipe) -> dict[str, Any]:
 
 def _curve(lines: list[Record], split: str) -> list[Record]:
     """Return the accuracies of a run on a split, by temperature. Each accuracy comes with the
-    number of token passes before its evaluation."""
-    curve, spent = [], 0.0
+    numbers of token passes and reward calls before its evaluation."""
+    curve, spent = [], {"token_passes": 0.0, "reward_calls": 0.0}
     for line in lines:
-        spent += line.get("compute/token_passes", 0)
+        spent = {name: total + line.get(f"compute/{name}", 0) for name, total in spent.items()}
         if accuracy := {point.temperature: point.accuracy for point in evaluations(line) if point.split == split}:
-            curve.append({"step": line["step"], "token_passes": int(spent), "accuracy": accuracy})
+            totals = {name: int(total) for name, total in spent.items()}
+            curve.append({"step": line["step"]} | totals | {"accuracy": accuracy})
     return curve
 
 
