@@ -20,9 +20,8 @@ from unmask.functional.intervals import wilson_interval
 from unmask.recipes.load import dump
 from unmask.report.comparison import comparison_of
 from unmask.report.comparison_files import report
-from unmask.report.tables import write_tables
+from unmask.report.table_files import write_tables
 from unmask.trainer.comparison.jobs import Record
-from unmask.trainer.comparison.plan import Plan
 from unmask.trainer.comparison.recipe import CompareRecipe
 from unmask.trainer.comparison.results import Results
 
@@ -113,7 +112,8 @@ def test_the_csv_has_what_the_table_rounds(made: Callable[..., Path]) -> None:
 def test_two_baselines_are_held_against_each_other_once(made: Callable[..., Path]) -> None:
     records = [final("t", method, seed, 0.5) for method in "abc" for seed in (0, 1)]
     table = (made(records, methods={m: {} for m in "abc"}, baselines=["b", "c"]) / "table.md").read_text()
-    assert [line.split(" | ")[0] for line in table.splitlines() if " - " in line] == ["| a - b", "| c - b", "| a - c"]
+    differences = table[table.index("| difference, paired by seed |") : table.index("| test, paired by seed |")]
+    assert re.findall(r"^\| (. - .) \|", differences, re.MULTILINE) == ["a - b", "c - b", "a - c"]
 
 
 @pytest.mark.usefixtures("undrawn")
@@ -128,30 +128,35 @@ def test_one_seed_has_no_intervals_and_failures_are_listed(made: Callable[..., P
 
 @pytest.mark.usefixtures("undrawn")
 def test_the_best_mean_is_bold_only_if_its_paired_interval_says_so(made: Callable[..., Path]) -> None:
-    # Greedy, a is above b by 0.1, 0.12 and 0.14 by seed: their intervals overlap, that of the
-    # difference is above 0.
+    # Greedy, a is above b by 0.1 to 0.14 by seed: their intervals overlap, that of the difference is
+    # above 0.
+    seeds = list(range(5))
     sure = [
         final("t", m, s, 0.5, v)
-        for m, vs in (("a", (0.3, 0.52, 0.74)), ("b", (0.2, 0.4, 0.6)))
+        for m, vs in (("a", (0.3, 0.41, 0.52, 0.63, 0.74)), ("b", (0.2, 0.3, 0.4, 0.5, 0.6)))
         for s, v in enumerate(vs)
     ]
-    assert "| 0.520 (0.000 to 1.000) |" not in (table := (made(sure) / "table.md").read_text())
-    assert "| **0.520 (0.000 to 1.000)** |" in table
+    assert "| 0.520 ± 0.216 |" not in (table := (made(sure, seeds=seeds) / "table.md").read_text())
+    assert "| **0.520 ± 0.216** |" in table
     assert "Bold: the largest mean of a column, if the 95 % intervals of its paired differences" in table
-    best = {(r["method"], r["temperature"]): r["is_best"] for r in rows(made(sure) / "table.csv") if not r["minus"]}
+    best = {
+        (r["method"], r["temperature"]): r["is_best"]
+        for r in rows(made(sure, seeds=seeds) / "table.csv")
+        if not r["minus"]
+    }
     assert best == {("a", "0.9"): "False", ("a", "0"): "True", ("b", "0.9"): "False", ("b", "0"): "False"}
-    # A third line that is as good takes the certainty away, and so does a single seed.
+    # A third line that is as good takes the certainty away, and so does a seed less.
+    third = [final("t", "c", s, 0.5, v) for s, v in enumerate((0.3, 0.4, 0.5, 0.65, 0.75))]
+    table = (made([*sure, *third], methods={m: {} for m in "abc"}, seeds=seeds) / "table.md").read_text()
+    assert "**0." not in table
     assert (
-        "**0."
-        not in (
-            made(
-                [*sure, *(final("t", "c", s, 0.5, v) for s, v in enumerate((0.3, 0.5, 0.75)))],
-                methods={m: {} for m in "abc"},
-            )
-            / "table.md"
-        ).read_text()
-    )
-    assert "**0." not in (made([r for r in sure if r["seed"] == 0]) / "table.md").read_text()
+        "**t, greedy: no method is certainly the best.** a has the largest mean, but the 95 % intervals of its "
+        "differences from c contain 0."
+    ) in table
+    for number, said in ((4, "only 4 seeds"), (1, "only 1 seed")):
+        table = (made([r for r in sure if r["seed"] < number], seeds=seeds) / "table.md").read_text()
+        assert "**0." not in table
+        assert f"**t: no method is called the best, because a line has {said}.** Use at least 5." in table
 
 
 @pytest.mark.parametrize(("number", "said"), [(1, "one seed"), (2, "2 seeds"), (4, "4 seeds"), (5, ""), (9, "")])
@@ -188,17 +193,22 @@ def test_a_table_says_budget_base_and_shape_of_every_method_and_all_tasks_at_a_g
     table = report(recipe).read_text()
     assert "| sampled at 0.9 | token passes | base | entropy, 8 x 4 | late steps, 32 x 1 |" in table
     assert "| one | 6,000 | 0.250 ± 0.000 | 0.500 ± 0.000 | 0.500 ± 0.000 |" in table
-    assert "| two | 6,000 | 0.250 ± 0.000 | **0.750 ± 0.000** |  |" in table
+    assert "| two | 6,000 | 0.250 ± 0.000 | 0.750 ± 0.000 |  |" in table
     assert "| entropy |  | 8 x 4 | 2 |" in table
     assert "Budget: 6,000 token passes." in table
 
 
-def test_the_shape_of_older_results_is_read_from_the_recipe_that_made_them(tmp_path: Path) -> None:
-    recipe = small(tmp_path, "tuning=")
-    cell = Plan(recipe).finals({("sudoku", "entropy"): {}})[0]
-    known = final("sudoku", "entropy", 0, 0.5, variant=cell.variant)
-    assert Results(recipe, [known]).shape("sudoku", "entropy") == "2 x 2"
-    assert Results(recipe, [known | {"variant": "another"}]).shape("sudoku", "entropy") == ""
+def test_the_shape_of_older_results_is_that_which_the_comparison_sets(tmp_path: Path) -> None:
+    entropy, late = SMALL["methods"].values()
+    late = late | {"by_task": {"sudoku": {"num_prompts": 4, "num_generations": 3}}}
+    recipe = small(tmp_path, "tuning=", methods={"entropy": entropy, "late steps": late})
+    lines = [final("sudoku", method, 0, 0.5) for method in ("entropy", "late steps")]
+    assert [Results(recipe, lines).shape("sudoku", m) for m in ("entropy", "late steps")] == ["2 x 2", "4 x 3"]
+    chosen = final("sudoku", "entropy", 0, 0.5, settings={"num_prompts": 6})
+    assert Results(recipe, [chosen]).shape("sudoku", "entropy") == "6 x 2"
+    recorded = final("sudoku", "entropy", 0, 0.5, num_prompts=16, num_generations=2)
+    assert Results(recipe, [recorded]).shape("sudoku", "entropy") == "16 x 2"
+    assert Results(of(), [final("t", "a", 0, 0.5)]).shape("t", "a") == ""
 
 
 @pytest.mark.usefixtures("undrawn")

@@ -6,8 +6,10 @@ import csv
 from pathlib import Path
 
 from tests.helpers.comparisons import final, of
-from unmask.report.tables import diversity, tables_of, write_tables
+from unmask.report.table_files import tables_of, write_tables
+from unmask.report.tables import diversity
 from unmask.trainer.comparison.results import Results
+from unmask.trainer.comparison.statistics import Statistics
 
 
 def results(*, is_complete: bool = True) -> Results:
@@ -31,14 +33,14 @@ def test_a_table_shows_pass_at_k_and_the_paired_change_at_the_largest_k() -> Non
     # The seeds move both alike, so the difference of each pair is the same.
     assert by_method["a"] == ["0.500 ± 0.000", "0.600 ± 0.248", "-0.100 ± 0.000"]
     assert by_method["b"][2] == "+0.000 ± 0.000"
-    assert table in tables_of(found, "t")
+    assert table in tables_of(found, Statistics(found), "t")
     assert diversity(found, "t", "0") is None, "greedy decoding has one completion"
 
 
 def test_without_several_samples_in_every_run_there_is_no_table(tmp_path: Path) -> None:
     for found in (results(is_complete=False), Results(of(), [final("t", "a", seed, 0.5) for seed in (0, 1, 2)])):
         assert diversity(found, "t", "0.9") is None
-        assert len(tables_of(found, "t")) == 1
+        assert len(tables_of(found, Statistics(found), "t")) == 1
         write_tables(found, tmp_path)
         assert not (tmp_path / "diversity.csv").exists()
 

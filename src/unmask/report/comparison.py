@@ -55,7 +55,8 @@ def _task(results: Results, task: str) -> dict[str, Any]:
     the range of the quantity. `text` holds the counts of a line, written as in table.md. `best`
     holds, for each temperature, the method that is certainly the best, or None.
     """
-    from unmask.report.tables import counted, millions, pairs
+    from unmask.report.tables import counted, millions
+    from unmask.trainer.comparison.statistics import pairs
 
     methods = results.methods(task)
     budget = results.recipe.tasks[task].budget

@@ -7,13 +7,16 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from unmask.core.errors import RunError
+from unmask.report.difference_tables import explanation, undecided
 from unmask.report.figure_style import check_target
 from unmask.report.figures import plot_compute, plot_decoding
-from unmask.report.tables import Table, introduction, tables_of, warnings, write_tables, write_trials
+from unmask.report.table_files import tables_of, write_tables, write_trials
+from unmask.report.tables import Table, introduction, warnings
 from unmask.runs.atomic import disk_faults_explained
 from unmask.trainer.comparison.ledger import Ledger
 from unmask.trainer.comparison.recipe import CompareRecipe, load_compare
 from unmask.trainer.comparison.results import Results, choose, tried
+from unmask.trainer.comparison.statistics import Statistics
 
 
 @dataclass(frozen=True)
@@ -92,10 +95,12 @@ def shown(recipe: CompareRecipe) -> Shown:
     """Return the tables and notes for a terminal, and the figures that `report` has written."""
     folder, ledger = recipe.folder, Ledger(recipe.folder)
     results = _results(recipe, ledger)
-    tables = [table for task in recipe.tasks if results.methods(task) for table in tables_of(results, task)]
+    statistics, tasks = Statistics(results), [task for task in recipe.tasks if results.methods(task)]
+    tables = [table for task in tasks for table in tables_of(results, statistics, task)]
     # The files have all columns, but a terminal is too narrow for these.
     narrow = [table.without("tuned", "prompts x completions", "steps") for table in tables]
-    notes = [introduction(results), *warnings(results), *_code_notes(results, ledger)]
+    notes = [introduction(results), *filter(None, [explanation(statistics)]), *warnings(results)]
+    notes += [sentence for task in tasks for sentence in undecided(results, task)] + _code_notes(results, ledger)
     return Shown(
         notes, narrow, [path for name in ("compute", "decoding") if (path := folder / f"{name}.png").is_file()]
     )

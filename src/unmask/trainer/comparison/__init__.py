@@ -7,5 +7,7 @@ run       runs the jobs, several at a time, and resumes
 workers   the processes that run the jobs
 ledger    cells.jsonl, one line for each job
 sources   hashes of the code that a result depends on
+outcomes  whether each example of an evaluation was solved, packed
 results   numbers from the lines: choices, means, intervals, paired differences
+statistics  tests of the differences, and intervals over seeds and examples
 """

@@ -10,10 +10,12 @@ from math import floor, inf, isnan, nan, sqrt
 from statistics import fmean, stdev
 from typing import Any
 
-from unmask.core.errors import RunError, UnmaskError
+from torch import Tensor
+
+from unmask.core.errors import RunError
 from unmask.functional.intervals import cut, mean_interval
-from unmask.trainer.comparison.jobs import Record, key_of
-from unmask.trainer.comparison.plan import Plan
+from unmask.trainer.comparison.jobs import Record
+from unmask.trainer.comparison.outcomes import solved_shares
 from unmask.trainer.comparison.recipe import BASE, CompareRecipe
 
 FEW_SEEDS = 5
@@ -163,7 +165,6 @@ class Results:
         self.edited_files: set[str] = set()
         """Files that have changed since one of the runs."""
         self._edited: set[tuple[str, str]] = set()
-        self._shapes: dict[tuple[str, str], str] = {}
         self._runs: dict[tuple[str, str], dict[int, Record]] = {}
         for record in records:
             if record["stage"] in ("base", "final") and record["seed"] in recipe.seeds:
@@ -203,24 +204,39 @@ class Results:
     def shape(self, task: str, method: str) -> str:
         """Return the prompts and completions of a training step, as in `8 x 4`; empty if unknown or
         for the untrained model."""
-        if (task, method) not in self._shapes:
-            record = next(iter(self.runs(task, method).values()))
-            self._shapes[task, method] = "" if method == BASE else _shape_of(self.recipe, record)
-        return self._shapes[task, method]
+        record = next(iter(self.runs(task, method).values()))
+        return "" if method == BASE else _shape_of(self.recipe, record)
 
     def best(self, task: str, *path: str) -> str | None:
         """Return the method with the largest mean if it is certainly the best, else None.
 
         It is certainly the best if the 95 % intervals of its paired differences from all other
-        lines of the task are above zero. Lines whose code has changed since their runs are not
-        considered.
+        lines of the task are above zero, and rest on at least `FEW_SEEDS` seeds. The method must
+        win every one of these tests, so they need no correction for their number. Lines whose code
+        has changed since their runs are not considered.
         """
-        methods = [method for method in self.methods(task) if not self.is_edited(task, method)]
+        first, rivals = self.leader(task, *path)
+        return first if first is not None and not rivals and self.fewest_seeds_of(task) >= FEW_SEEDS else None
+
+    def leader(self, task: str, *path: str) -> tuple[str | None, list[str]]:
+        """Return the method with the largest mean, and the lines that it is not certainly above.
+
+        The method is None if there are fewer than two lines to compare. It is certainly above a line
+        if the 95 % interval of the paired difference is above zero.
+        """
+        methods = self._current(task)
         if len(methods) < 2:
-            return None
+            return None, []
         first = max(methods, key=lambda method: self.mean(task, method, *path).mean)
-        differences = [self.difference(task, first, other, *path) for other in methods if other != first]
-        return first if all(mean is not None and mean.is_above_zero for mean in differences) else None
+        differences = {other: self.difference(task, first, other, *path) for other in methods if other != first}
+        return first, [other for other, mean in differences.items() if mean is None or not mean.is_above_zero]
+
+    def fewest_seeds_of(self, task: str) -> int:
+        """Return the smallest number of seeds of a line of a task whose code has not changed."""
+        return min((len(self.runs(task, method)) for method in self._current(task)), default=0)
+
+    def _current(self, task: str) -> list[str]:
+        return [method for method in self.methods(task) if not self.is_edited(task, method)]
 
     def methods(self, task: str) -> list[str]:
         """Return the methods with results on a task, the untrained model first."""
@@ -250,11 +266,41 @@ class Results:
         Their effect cancels in the difference, so its interval is narrower than the intervals of
         the two means suggest.
         """
-        runs, baselines = self.runs(task, method), self.runs(task, baseline)
-        differences = [_at(runs[seed], path) - _at(baselines[seed], path) for seed in runs if seed in baselines]
+        differences = list(self.paired(task, method, baseline, *path).values())
         if not differences:
             return None
         return Mean.of(differences, -1.0, 1.0) if path[0] in _SHARES else Mean.of(differences)
+
+    def paired(self, task: str, method: str, baseline: str, *path: str) -> dict[int, float]:
+        """Return the differences of method minus baseline, by the seeds that both have."""
+        runs, baselines = self.runs(task, method), self.runs(task, baseline)
+        return {seed: _at(runs[seed], path) - _at(baselines[seed], path) for seed in runs if seed in baselines}
+
+    def outcomes(self, task: str, method: str, baseline: str, *path: str) -> list[Tensor] | None:
+        """Return the share of solving completions of each example, for each seed; with a baseline,
+        minus the share of the baseline on the same example.
+
+        Args:
+            task: name of the task.
+            method: label of the method.
+            baseline: label of the baseline; empty for none.
+            path: keys of the evaluation, such as "accuracy", "0.9".
+
+        Returns:
+            For each seed that all have, [rows] numbers. None if a run did not record its outcomes,
+            as in earlier versions, or if the numbers of examples differ.
+        """
+        sides = [self.runs(task, label) for label in (method, *filter(None, [baseline]))]
+        by_seed = []
+        for seed in sides[0]:
+            if any(seed not in side for side in sides):
+                continue
+            entries = [side[seed].get("outcomes", {}).get(path[0], {}).get(path[1]) for side in sides]
+            if None in entries or len({entry["rows"] for entry in entries}) > 1:
+                return None
+            first, *others = map(solved_shares, entries)
+            by_seed.append(first - others[0] if others else first)
+        return by_seed
 
     def curve(self, task: str, method: str, temperature: str) -> list[tuple[float, Mean]]:
         """Return the mean token passes and the accuracy at each evaluation during the runs."""
@@ -283,17 +329,12 @@ class Results:
 def _shape_of(recipe: CompareRecipe, record: Record) -> str:
     if "num_prompts" in record:
         return f"{record['num_prompts']} x {record['num_generations']}"
-    # Earlier versions did not record these numbers. They are known if the recipe still describes
-    # the same run.
-    task, method, seed = (record[name] for name in ("task", "method", "seed"))
-    try:
-        plan = Plan(recipe.model_copy(update={"seeds": (seed,)}))
-        recipes = [
-            cell.recipe for cell in plan.finals({(task, method): record["settings"]}) if cell.key == key_of(record)
-        ]
-    except UnmaskError:
-        return ""
-    return f"{recipes[0].num_prompts} x {recipes[0].num_generations}" if recipes else ""
+    # Earlier versions did not record these numbers, but most comparisons set both.
+    changes = recipe.methods[record["method"]]
+    own = recipe.tasks[record["task"]].overrides | changes.settings | changes.by_task.get(record["task"], {})
+    own |= record["settings"]
+    is_set = "num_prompts" in own and "num_generations" in own
+    return f"{own['num_prompts']} x {own['num_generations']}" if is_set else ""
 
 
 def _check(record: Record, temperatures: Sequence[str] = ()) -> None:
