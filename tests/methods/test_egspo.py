@@ -60,6 +60,7 @@ def test_the_defaults_are_the_published_settings():
         "choice_temperature": 1.0,
         "gain": "fixed",
         "credit": "return",
+        "value_steps": 0,
         "choice_term": True,
         **REGION,
     }
@@ -265,3 +266,13 @@ def test_the_exact_kl_is_summed_over_the_steps_tokens():
 def test_metrics_carry_no_graph():
     given = inputs([[-1.0]], [[-1.5]], [1.0], reference=[[-1.2]])
     assert not any(values.requires_grad for values in EGSPO().loss(given).metrics.values())
+
+
+def test_steps_of_a_value_without_a_value_are_refused():
+    sampler = SamplerConfig(max_completion_length=8, num_steps=4)
+    with raises(ConfigError, "method.value_steps = 2", "method.baseline to value"):
+        EGSPO(num_selected=1, value_steps=2).check(sampler, 4)
+    for settings in ({"stepwise_weight": 0.5}, {"baseline": "value"}):
+        method = EGSPO(num_selected=1, value_steps=2, **settings)
+        method.check(sampler, 4)
+        assert method.needs().value_steps == 2

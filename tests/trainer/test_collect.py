@@ -270,31 +270,3 @@ def test_branches_are_scored_like_completions_and_equal_texts_of_a_prompt_once(
     owner += [b // per_row for b in range(len(rollout.reward)) for _ in range(2 * (3 + extra))]
     assert scorer.take() == len(set(zip(owner, texts, strict=True)))
     assert scorer.take() == 0
-
-
-def test_branches_are_denoised_further_from_the_state_after_their_action(lively: Denoiser, tmp_path: Path) -> None:
-    recipe = recipe_of(tmp_path, "method={type: egspo_ca, num_selected: 2, num_actions: 16, finish: rollout}")
-    plain = recipe_of(tmp_path, "method={type: egspo_ca, num_selected: 2, num_actions: 16}")
-    branched, finished = (
-        collect(lively, TOKENIZER, Scorer({"ones": count_ones}), r, ROWS, 0, slice(None), Tally()).trajectory
-        for r in (recipe, plain)
-    )
-    assert torch.equal(branched.tokens, finished.tokens)
-    row, slot = (branched.selected_step >= 0).nonzero(as_tuple=True)
-    step = branched.selected_step[row, slot].unsqueeze(-1)
-    when = branched.unmask_step[row]
-    one, other = branched.branch_tokens[row, slot], finished.branch_tokens[row, slot]
-    settled = (when <= step).unsqueeze(1).expand_as(one)
-    # The actions and the tokens before them are equal; the rest is denoised further, not filled at
-    # once.
-    assert torch.equal(one[settled], other[settled])
-    rest = (when > step).unsqueeze(1).expand_as(one)
-    assert rest.any()
-    assert (one[rest] != other[rest]).float().mean() > 0.2
-    assert (one != lively.mask_id).all()
-    # Each branch has its own draws: two branches with the same action differ later.
-    same = (one[:, :1] == one).masked_fill(rest, True).all(-1) & (when > step).any(-1, keepdim=True)
-    same[:, 0] = False
-    twin = same.nonzero()
-    assert len(twin)
-    assert any(not torch.equal(one[view, 0], one[view, fill]) for view, fill in twin.tolist())

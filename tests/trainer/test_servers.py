@@ -345,6 +345,7 @@ HTTP = ["rollout_engine.type=http", "rollout_engine.urls=[http://a:1]", "rollout
             ["rollout_engine.server=sglang", "method={type: egspo_ca, finish: rollout}"],
             ("method.finish = rollout", "sglang"),
         ),
+        (["rollout_engine.server=sglang", "method.value_steps=2"], ("method.value_steps", "sglang")),
         (["rollout_engine.max_staleness=1", "method.type=espo"], ("espo", "behaviour.level")),
         (["rollout_engine.max_staleness=1", "refill_rounds=2"], ("refill_rounds = 2", "max_staleness")),
     ],

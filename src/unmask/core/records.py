@@ -313,6 +313,9 @@ class Needs:
     """True if the method needs one-step completions of its selected steps, and their rewards."""
     selection: tuple[str, int] = ("entropy_topk", 1)
     """Selection rule and number K of the steps whose one-step completions are stored."""
+    value_steps: int = 0
+    """Number of greedy denoising steps of each remaining block that complete a selected state in
+    place of the one-step completion; 0 for the one-step completion, which costs no forward pass."""
     branches: Branches | None = None
     """Branches of the selected steps, with their rewards; None if the method needs none."""
     choice: bool = False

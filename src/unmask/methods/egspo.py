@@ -76,6 +76,10 @@ class EGSPO(RatioMethod):
     mean over all other completions of the training step, whichever prompts they answer. `value` is the value
     of the state itself, the reward of its one-step completion, whatever the stepwise weight. The
     last two need no group, so one completion of each prompt is enough."""
+    value_steps: int = Field(0, ge=0)
+    """Number of greedy denoising steps of each remaining block that complete a state for its value
+    r(x̂_k). 0 takes the one-step completion, which costs no forward pass; larger numbers are points
+    on the way to a full rollout."""
     choice_term: bool = True
     """True to include the probability of the position choice (which positions a step commits), if
     the order defines one (`plackett_luce`)."""
@@ -98,7 +102,7 @@ class EGSPO(RatioMethod):
         "the policy gradient without the dropped steps; exact with step_choice=all, entropy_sampled or surprisal_sampled and "
         "leave_one_out, except under order low_confidence"
     )
-    cost: ClassVar[str] = "K f+b (+ K f old, K f reference)"
+    cost: ClassVar[str] = "K f+b (+ K f old, K f reference); value_steps=n: up to K n f for each block"
     penalties: ClassVar[tuple[str, ...] | None] = ("beta",)
 
     def needs(self) -> Needs:
@@ -113,19 +117,25 @@ class EGSPO(RatioMethod):
         return Needs(
             greedy=self.stepwise_weight > 0 or self.gain == "fitted" or is_telescoped or self.baseline == "value",
             selection=("all" if keeps_all else self.step_choice, self.num_selected),
+            value_steps=self.value_steps,
             reference=reference,
             choice=self.choice_term,
             group=self.baseline in ("group_mean", "leave_one_out"),
         )
 
     def check(self, sampler: SamplerConfig, num_generations: int) -> None:
-        """Raise ConfigError also if K is larger than the number T of denoising steps, or if the
-        gain of a control variate is fitted without groups."""
+        """Raise ConfigError also if K is larger than the number T of denoising steps, if the gain of
+        a control variate is fitted without groups, or if `value_steps` has no effect."""
         super().check(sampler, num_generations)
         if self.gain == "fitted" and not self.needs().group:
             raise ConfigError(
                 f"method.gain = fitted fits the gain within groups, but method.baseline = {self.baseline} has none. "
                 "Set method.gain to fixed, or method.baseline to leave_one_out."
+            )
+        if self.value_steps and not self.needs().greedy:
+            raise ConfigError(
+                f"method.value_steps = {self.value_steps} completes states for their values, but these settings use none. Set "
+                "method.value_steps to 0, or method.stepwise_weight above 0 or method.baseline to value."
             )
         if self.step_choice != "all":
             self.refuse_more_than_steps("num_selected", sampler)

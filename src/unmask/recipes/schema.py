@@ -338,6 +338,11 @@ def _check_engine(recipe: TrainRecipe) -> None:
             "method.finish = rollout denoises given states further, which server = sglang cannot. Set method.finish to greedy or "
             "sampled, or use unmask serve."
         )
+    if engine.server == "sglang" and recipe.method.needs().value_steps:
+        raise ValueError(
+            "method.value_steps denoises given states further, which server = sglang cannot. Set method.value_steps to 0, or "
+            "use unmask serve."
+        )
 
 
 class PretrainRecipe(RunRecipe):

@@ -11,7 +11,7 @@ from torch import Tensor
 from unmask.core.errors import ConfigError
 from unmask.core.records import Rollout, Row, Trajectory
 from unmask.functional.advantage import constant_group_share
-from unmask.functional.noise import CONTINUATION_STREAM, counter_uniform, named_generator
+from unmask.functional.noise import named_generator
 from unmask.functional.selection import step_sum
 from unmask.functional.speed import tokens_per_forward, with_speed
 from unmask.methods import Method
@@ -20,6 +20,7 @@ from unmask.recipes.speed import SpeedConfig
 from unmask.rewards.scorer import Scorer
 from unmask.sampling.encoding import decode, row_seeds
 from unmask.sampling.engine import RolloutEngine
+from unmask.trainer.continuations import with_denoised_branches, with_denoised_values
 from unmask.trainer.metrics import Tally
 
 _METRICS = {"one_step_reward": "diffusion/one_step_reward", "branch_reward": "diffusion/branch_reward"}
@@ -176,7 +177,10 @@ class Collector:
                 entropy_temperature=None if recipe.logprob_temperature == "sampling" else recipe.logprob_temperature,
             )
             if self.needs.branches and self.needs.branches.finish == "rollout":
-                trajectory = self._branched(rows, trajectory)
+                trajectory = with_denoised_branches(self.engine, rows, trajectory, recipe.sampler)
+            if self.needs.greedy and self.needs.value_steps:
+                steps = self.needs.value_steps
+                trajectory = with_denoised_values(self.engine, rows, trajectory, recipe.sampler, steps)
         return trajectory
 
     def _unfinished_rewards(self, rows: Sequence[Row], path: Trajectory, tally: Tally) -> dict[str, Tensor]:
@@ -197,35 +201,6 @@ class Collector:
             rewards[name] = total.new_zeros(is_filled[name].shape).masked_scatter(is_filled[name], values)
             tally.add(_METRICS[name], values)
         return rewards
-
-    def _branched(self, rows: Sequence[Row], path: Trajectory) -> Trajectory:
-        """Return the trajectory with its branches (other completions of its states). All remaining
-        denoising steps complete a branch, instead of a single step.
-
-        A branch starts from the state after its denoising step k, so it costs T - k - 1 forward
-        passes.
-        """
-        assert path.selected_step is not None
-        assert path.branch_tokens is not None
-        row, slot = (path.selected_step >= 0).nonzero(as_tuple=True)
-        num = path.branch_tokens.shape[2]
-        step = path.selected_step[row, slot].unsqueeze(-1)
-        when, shown = path.unmask_step[row], path.tokens[row].masked_fill(path.unmask_step[row] > step, path.mask_id)
-        state = torch.where((when == step).unsqueeze(1), path.branch_tokens[row, slot].long(), shown.unsqueeze(1))
-        draw = torch.arange(num, device=state.device)
-        # Each branch has a seed of its own: a hash of the path's seed, the denoising step and the
-        # branch's number.
-        seed = (counter_uniform(path.seed[row].unsqueeze(-1), CONTINUATION_STREAM, step, draw) * 2**53).long()
-        branches = self.engine.rollout(
-            [rows[int(i)]["prompt"] for i in row for _ in range(num)],
-            self.recipe.sampler,
-            seed.flatten().cpu(),
-            completion=state.flatten(0, 1),
-            first_step=(step + 1).expand(-1, num).flatten(),
-        )
-        branch_tokens = path.branch_tokens.clone()
-        branch_tokens[row, slot] = branches.tokens.view(state.shape).int()
-        return replace(path, branch_tokens=branch_tokens)
 
 
 def _is_filled(tokens: Tensor, selected_step: Tensor | None) -> Tensor:

@@ -1,0 +1,155 @@
+"""Completions of intermediate states by further denoising."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from tests.helpers.rollouts import collect
+from tests.helpers.runs import train_recipe
+from unmask.core.records import Trajectory
+from unmask.models import Denoiser, char_tokenizer
+from unmask.models.policy import Policy
+from unmask.recipes.schema import TrainRecipe
+from unmask.rewards import per_completion
+from unmask.rewards.scorer import Scorer
+from unmask.sampling.engine import LocalEngine
+from unmask.tasks import Sudoku
+from unmask.trainer.continuations import with_denoised_values
+from unmask.trainer.metrics import Tally
+
+TASK = Sudoku()
+TOKENIZER = char_tokenizer(TASK.alphabet)
+ROWS = TASK.rows("train", 4)
+
+
+@per_completion
+def count_ones(completions: list[str], **_: Any) -> list[float]:
+    """Return rewards that differ for nearly any two different completions."""
+    return [text.count("1") + 0.1 * len(text) for text in completions]
+
+
+def recipe_of(folder: Path, *overrides: str) -> TrainRecipe:
+    return train_recipe(folder, folder, "num_generations=3", "num_prompts=4", "sampler.num_steps=8", *overrides)
+
+
+def path_of(denoiser: Denoiser, recipe: TrainRecipe) -> Trajectory:
+    return collect(denoiser, TOKENIZER, Scorer({"ones": count_ones}), recipe, ROWS, 0, slice(None), Tally()).trajectory
+
+
+def slots_of(path: Trajectory) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the paths, slots and denoising steps of all selected steps."""
+    assert path.selected_step is not None
+    row, slot = (path.selected_step >= 0).nonzero(as_tuple=True)
+    return row, slot, path.selected_step[row, slot].unsqueeze(-1)
+
+
+# --- values ---
+
+SA = "method={type: egspo_sa, num_selected: 3, value_steps: %d}"
+
+
+def test_one_step_of_a_single_block_is_the_one_step_completion(lively: Denoiser, tmp_path: Path) -> None:
+    free, paid = (path_of(lively, recipe_of(tmp_path, SA % steps)) for steps in (0, 1))
+    assert torch.equal(free.one_step_tokens, paid.one_step_tokens)
+    assert torch.equal(free.tokens, paid.tokens)
+
+
+def test_a_value_of_many_steps_is_a_greedy_rollout_of_the_state(lively: Denoiser, tmp_path: Path) -> None:
+    path = path_of(lively, recipe_of(tmp_path, SA % 16))
+    one_step = path_of(lively, recipe_of(tmp_path, SA % 0)).one_step_tokens
+    differ = 0
+    for row, slot, step in zip(*slots_of(path), strict=True):
+        # One token in each step: of all most likely tokens, the one of largest probability.
+        tokens = path.tokens[row].masked_fill(path.unmask_step[row] >= step, lively.mask_id)
+        while (tokens == lively.mask_id).any():
+            width = path.prompt_ids.shape[1]
+            prompt, mask = path.prompt_ids[row : row + 1], path.prompt_mask[row : row + 1]
+            with torch.no_grad():
+                everything = torch.cat([prompt, tokens[None]], 1)
+                seen = torch.nn.functional.pad(mask, (0, 16), value=True)
+                logits = lively(everything, seen, torch.arange(width, width + 16)[None])[0].float()
+            logits[:, lively.mask_id] = -torch.inf
+            best, token = logits.softmax(-1).max(-1)
+            where = best.masked_fill(tokens != lively.mask_id, -1.0).argmax()
+            tokens = tokens.clone()
+            tokens[where] = token[where]
+            ends = (tokens == lively.eos_id).nonzero()
+            if len(ends) and not (tokens[: ends[0]] == lively.mask_id).any():
+                tokens[tokens == lively.mask_id] = lively.eos_id
+        assert path.one_step_tokens[row, slot].tolist() == tokens.tolist()
+        differ += not torch.equal(path.one_step_tokens[row, slot], one_step[row, slot])
+    assert differ, "a value of many steps would be the one-step value"
+
+
+def test_a_value_depends_on_the_state_alone(lively: Denoiser, tmp_path: Path) -> None:
+    recipe = recipe_of(tmp_path, SA % 2)
+    path = path_of(lively, recipe)
+    row, slot, step = slots_of(path)
+    engine, rows = LocalEngine(Policy(lively, TOKENIZER)), [row for row in ROWS for _ in range(3)]
+
+    def values_of(changed: Tensor) -> Tensor:
+        """Return the completions after a change of the tokens at these positions, [B, L]."""
+        other = torch.where(path.tokens == lively.eos_id - 1, lively.eos_id - 2, lively.eos_id - 1)
+        moved = replace(path, tokens=torch.where(changed, other, path.tokens))
+        found = with_denoised_values(engine, rows, moved, recipe.sampler, 2).one_step_tokens
+        assert found is not None
+        return found[row, slot]
+
+    last = torch.zeros(len(path), dtype=torch.int64).scatter_reduce(0, row, step.squeeze(-1).long(), "amax")
+    first = torch.full((len(path),), 16).scatter_reduce(0, row, step.squeeze(-1).long(), "amin")
+    same = path.one_step_tokens[row, slot]
+    assert torch.equal(values_of(path.unmask_step >= last.unsqueeze(-1)), same)
+    # Tokens before the first selected step are part of all states.
+    assert not torch.equal(values_of(path.unmask_step < first.unsqueeze(-1)), same)
+
+
+def test_each_remaining_block_takes_its_own_steps(lively: Denoiser, tmp_path: Path) -> None:
+    recipe = recipe_of(tmp_path, SA % 1, "sampler.block_length=8", "sampler.order=left_to_right")
+    path, calls = path_of(lively, recipe), []
+    row, slot, step = slots_of(path)
+    handle = lively.register_forward_pre_hook(lambda _, args: calls.append(len(args[0])))
+    with_denoised_values(
+        LocalEngine(Policy(lively, TOKENIZER)), [row for row in ROWS for _ in range(3)], path, recipe.sampler, 1
+    )
+    handle.remove()
+    state = path.tokens[row].masked_fill(path.unmask_step[row] >= step, lively.mask_id)
+    halves = (state == lively.mask_id).view(len(state), 2, 8).any(-1)
+    assert halves.all(-1).any()
+    assert not halves.all()
+    assert sum(calls) <= int(halves.sum())
+
+
+# --- branches ---
+
+
+def test_branches_are_denoised_further_from_the_state_after_their_action(lively: Denoiser, tmp_path: Path) -> None:
+    recipe = recipe_of(tmp_path, "method={type: egspo_ca, num_selected: 2, num_actions: 16, finish: rollout}")
+    plain = recipe_of(tmp_path, "method={type: egspo_ca, num_selected: 2, num_actions: 16}")
+    branched, finished = (
+        collect(lively, TOKENIZER, Scorer({"ones": count_ones}), r, ROWS, 0, slice(None), Tally()).trajectory
+        for r in (recipe, plain)
+    )
+    assert torch.equal(branched.tokens, finished.tokens)
+    row, slot = (branched.selected_step >= 0).nonzero(as_tuple=True)
+    step = branched.selected_step[row, slot].unsqueeze(-1)
+    when = branched.unmask_step[row]
+    one, other = branched.branch_tokens[row, slot], finished.branch_tokens[row, slot]
+    settled = (when <= step).unsqueeze(1).expand_as(one)
+    # The actions and the tokens before them are equal; the rest is denoised further, not filled at
+    # once.
+    assert torch.equal(one[settled], other[settled])
+    rest = (when > step).unsqueeze(1).expand_as(one)
+    assert rest.any()
+    assert (one[rest] != other[rest]).float().mean() > 0.2
+    assert (one != lively.mask_id).all()
+    # Each branch has its own draws: two branches with the same action differ later.
+    same = (one[:, :1] == one).masked_fill(rest, True).all(-1) & (when > step).any(-1, keepdim=True)
+    same[:, 0] = False
+    twin = same.nonzero()
+    assert len(twin)
+    assert any(not torch.equal(one[view, 0], one[view, fill]) for view, fill in twin.tolist())
