@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.helpers.denoisers import Spy, TableDenoiser
+from tests.helpers.denoisers import Spy, TableDenoiser, add_lively_head
 from tests.helpers.messages import SNAPSHOTS
 from unmask.models import Denoiser, TinyConfig, char_tokenizer, save_model, tiny_denoiser
 from unmask.tasks.sudoku import Sudoku
@@ -57,7 +57,8 @@ def table_denoiser() -> type[TableDenoiser]:
 
 @pytest.fixture
 def spy(lively: Denoiser) -> Callable[..., Spy]:
-    """Function that wraps the lively denoiser in a spy: `spy(eos=3.0)` adds 3.0 to the logit of EOS."""
+    """Function that wraps the lively denoiser, with a position head, in a spy: `spy(eos=3.0)` adds 3.0 to the logit of EOS."""
+    add_lively_head(lively)
 
     def make(eos: float = 0.0, mask: float = 0.0) -> Spy:
         bias = torch.zeros(lively.vocab_size)

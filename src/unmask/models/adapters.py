@@ -26,6 +26,15 @@ from unmask.functional.merging import merged_weight
 from unmask.models.adapter_targets import target_experts, target_modules
 from unmask.models.denoiser import Denoiser
 from unmask.models.from_run import ADAPTER_CONFIG
+from unmask.models.position_head import (
+    HEAD_FILE,
+    POSITION_HEAD,
+    head_tensors,
+    is_of_position_head,
+    read_position_head,
+    restore_position_head,
+    save_position_head,
+)
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -76,7 +85,8 @@ class Adapters:
 
     @classmethod
     def load(cls, denoiser: Denoiser, folder: Path) -> Adapters:
-        """Load a saved LoRA adapter, of this package or of peft, into a denoiser.
+        """Load a saved LoRA adapter, of this package or of peft, into a denoiser. If a position head
+        was trained with it, the denoiser gets that head.
 
         Raises:
             ModelError: the folder holds no adapter, or the adapter of another model.
@@ -98,6 +108,8 @@ class Adapters:
             )
         self.backbone = denoiser.backbone
         self._lora = self._peft.peft_config[POLICY]
+        if (folder / HEAD_FILE).is_file():
+            restore_position_head(self.backbone, read_position_head(folder), folder)
         return self
 
     @classmethod
@@ -169,7 +181,8 @@ class Adapters:
             self._peft.base_model.set_adapter(POLICY)
 
     def save(self, folder: Path, weights: Mapping[str, Tensor] | None = None) -> None:
-        """Write the adapter in the format of peft's `PeftModel.from_pretrained`.
+        """Write the adapter in the format of peft's `PeftModel.from_pretrained`, and the position head
+        if it is trained.
 
         Args:
             folder: folder to write into.
@@ -182,14 +195,24 @@ class Adapters:
         folder.mkdir(parents=True, exist_ok=True)
         tensors = {_file_name(key): own[key].detach().cpu().contiguous() for key in keys}
         save_file(tensors, folder / WEIGHTS_FILE, metadata={"format": "pt"})
+        if self._trains_head:
+            _, head = head_tensors(self.backbone.state_dict() if weights is None else own)
+            save_position_head(folder, head)
         self.save_config(folder)
 
     def read(self, folder: Path) -> dict[str, Tensor]:
-        """Return the matrices that `save` wrote, under the names of the denoiser's state dict."""
+        """Return the tensors that `save` wrote, under the names of the denoiser's state dict."""
         from safetensors.torch import load_file
 
         tensors = load_file(folder / WEIGHTS_FILE)
-        return {f"{_BACKBONE}{key}": tensors[_file_name(key)] for key, _ in self.parameters()}
+        found = {f"{_BACKBONE}{key}": tensors[_file_name(key)] for key, _ in self.parameters()}
+        head = read_position_head(folder) if (folder / HEAD_FILE).is_file() else {}
+        return found | {f"{_BACKBONE}{POSITION_HEAD}.{name}": tensor for name, tensor in head.items()}
+
+    @property
+    def _trains_head(self) -> bool:
+        """True if the model has a position head that is trained beside the adapters."""
+        return any(p.requires_grad for name, p in self.backbone.named_parameters() if name.startswith(POSITION_HEAD))
 
     def save_config(self, folder: Path) -> None:
         """Write peft's description of the adapter."""
@@ -313,7 +336,8 @@ def fingerprint(denoiser: Denoiser) -> str:
     """
     digest = hashlib.sha256()
     for name, parameter in denoiser.named_parameters():
-        if not parameter.requires_grad and ".lora_" not in name:
+        # A position head is trained or replaced without any change to the model that an adapter needs.
+        if not parameter.requires_grad and ".lora_" not in name and not is_of_position_head(name):
             flat = parameter.detach().flatten()
             sample = flat[:: max(1, len(flat) // 64)][:64].float().cpu()
             digest.update(f"{name} {tuple(parameter.shape)} {sample.tolist()}".encode())

@@ -20,6 +20,7 @@ from unmask.models.head import read_head
 from unmask.models.last_layer import LastLayer, columns_of
 from unmask.models.logit_head import LogitHead
 from unmask.models.native import NATIVE_CLASSES
+from unmask.models.position_head import POSITION_HEAD, PositionHead
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -76,6 +77,12 @@ class Denoiser(nn.Module):
         return None if is_tied else embeddings
 
     @property
+    def position_head(self) -> PositionHead | None:
+        """The head that scores masked positions; None if the model has none."""
+        head: PositionHead | None = getattr(self.backbone, POSITION_HEAD, None)
+        return head
+
+    @property
     def vocab_size(self) -> int:
         """Size V of the vocabulary."""
         return int(self.backbone.config.vocab_size)
@@ -122,7 +129,8 @@ class Denoiser(nn.Module):
         begin: int = 0,
         readout: Readout | None = None,
         copies: NoisyCopies | None = None,
-    ) -> Tensor:
+        scores: bool = False,
+    ) -> Tensor | tuple[Tensor, Tensor]:
         """Compute the logits at the requested positions.
 
         With a cache, only the columns in `ids` run. They attend to all columns, and the keys and
@@ -142,10 +150,12 @@ class Denoiser(nn.Module):
             readout: function of the logits to return instead, evaluated in chunks of positions.
             copies: description of the S columns if they hold noisy copies of blocks behind the clean
                 completion; only for a block-causal model without a cache.
+            scores: True to return the scores of the position head, too, which the model then needs.
 
         Returns:
             [B, n, V] float32 logits at temperature 1, or the values of the readout, with one row
-            for each position that is read.
+            for each position that is read. With `scores`, also [B, n] scores, or one for each
+            position that is read.
 
         Raises:
             ModelError: the class of the backbone has no cache.
@@ -164,9 +174,15 @@ class Denoiser(nn.Module):
         last: Any = self.backbone.get_output_embeddings()
         transform = self._transform(self.backbone)
         if readout is not None:
-            return read_head(last, transform(hidden[readout.is_read]), readout)
-        logits: Tensor = last(transform(hidden))
-        return logits
+            hidden = hidden[readout.is_read]
+        # A head runs even where its scores are not read: under ZeRO-3 it is a collective.
+        score = None if self.position_head is None else self.position_head(hidden)
+        states = transform(hidden)
+        output: Tensor = last(states) if readout is None else read_head(last, states, readout)
+        if not scores:
+            return output
+        assert score is not None
+        return output, score
 
     def _attention(
         self, ids: Tensor, attention_mask: Tensor | None, begin: int, copies: NoisyCopies | None, *, is_cached: bool

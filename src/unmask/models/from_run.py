@@ -17,6 +17,7 @@ from torch import Tensor
 from unmask.core.errors import ModelError
 from unmask.core.files import read_json_object
 from unmask.models.policy import Policy
+from unmask.models.position_head import head_tensors, restore_position_head
 from unmask.models.state_files import BUFFER, EXTRA, WEIGHT, StateFiles
 from unmask.runs.checkpoints import checkpoints_in, fault_of, is_checkpoint, is_of_another
 
@@ -177,6 +178,9 @@ def _merged(folder: Path, weights: dict[str, Tensor], marks: list[str], dtype: s
     except ModelError as error:
         error.add_note(f"{under} is the model that the adapter in {folder} was trained on.")
         raise
+    weights, head = head_tensors(weights)
+    if head:
+        restore_position_head(denoiser.backbone, head, folder)
     adapters = Adapters.restore(denoiser, folder, weights)
     trained_on = [mark for mark in marks if mark.startswith(_MARK)]
     # Quantized weights differ from those of the file.

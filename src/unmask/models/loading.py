@@ -19,6 +19,13 @@ from unmask.models.families import FAMILIES, UNSUPPORTED, original_family_of
 from unmask.models.from_run import adapter_in, load_checkpoint, locate
 from unmask.models.native import NATIVE_CLASSES, twins_of
 from unmask.models.policy import Policy
+from unmask.models.position_head import (
+    POSITION_HEAD,
+    head_tensors,
+    read_position_head,
+    restore_position_head,
+    save_position_head,
+)
 from unmask.models.size import check_size, sizes_of_tensors
 from unmask.models.source import check_on_hub, is_hub_id, refuse_pickles
 from unmask.runs.checkpoints import is_checkpoint
@@ -95,6 +102,7 @@ def load_folder(
     """
     config = _read_config(source)
     architecture = _native_class(source, config)
+    weights, head = (None, None) if weights is None else head_tensors(weights)
     tokenizer = _load_tokenizer(source)
     sizes = {name: value.numel() for name, value in weights.items()} if weights else sizes_of_tensors(Path(source))
     check_size(str(source), architecture, config, sizes)
@@ -104,6 +112,8 @@ def load_folder(
             f"the tokenizer of {source} has {len(tokenizer)} tokens and the model only {backbone.config.vocab_size}: "
             "they do not belong together. Copy the tokenizer that the model was trained with."
         )
+    if getattr(config, POSITION_HEAD, False):
+        restore_position_head(backbone, read_position_head(source) if head is None else head, source)
     denoiser = Denoiser(backbone, tokenizer.mask_token_id, tokenizer.eos_token_id, _pad_id(tokenizer))
     denoiser.eval()
     if device is not None:
@@ -193,16 +203,21 @@ def save_model(
     `weights` is the state dict to write, of the backbone or of the whole denoiser; by default the
     state dict of the model.
     """
+    if weights is None and denoiser.position_head is not None:
+        weights = denoiser.backbone.state_dict()
+    position_head: dict[str, Tensor] = {}
     if weights is not None:
         # After gathering or a move to the CPU, the head no longer shares memory with the embedding
         # that it is tied to, and would be written twice.
         twins = twins_of(denoiser.backbone)
         plain = {key.removeprefix("backbone."): value for key, value in weights.items()}
-        weights = {key: value for key, value in plain.items() if key not in twins}
+        weights, position_head = head_tensors({key: value for key, value in plain.items() if key not in twins})
     # Names and shapes stay those of the class; transformers would save experts one by one.
     denoiser.backbone.save_pretrained(
         folder, state_dict=weights, max_shard_size=SHARD_BYTES, save_original_format=False
     )
+    if position_head:
+        save_position_head(Path(folder), position_head)
     tokenizer.save_pretrained(folder)
 
 

@@ -15,6 +15,7 @@ from unmask.models import Denoiser, Policy
 from unmask.models.adapters import CONFIG_FILE, WEIGHTS_FILE, Adapters, fingerprint, remove_layers
 from unmask.models.from_run import adapter_in
 from unmask.models.loading import load_folder
+from unmask.models.position_head import HEAD_FILE, is_of_position_head, set_position_head
 from unmask.models.shell import filled, without_weights
 from unmask.sampling.remote.format import quoted
 
@@ -63,8 +64,11 @@ class ServedWeights:
     def _replace_model(self, folder: Path) -> None:
         if self._adapters is not None:
             raise ModelError("the server has the weights of an adapter. Start it again to serve a whole model.")
-        state = self._base.state_dict()
-        new = load_folder(folder, str(self._base.backbone.dtype).removeprefix("torch.")).denoiser.state_dict()
+        model = load_folder(folder, str(self._base.backbone.dtype).removeprefix("torch.")).denoiser
+        state, new = (
+            {name: tensor for name, tensor in one.state_dict().items() if not is_of_position_head(name)}
+            for one in (self._base, model)
+        )
         differing = sorted(new.keys() ^ state.keys()) or [
             name for name in state if new[name].shape != state[name].shape
         ]
@@ -75,6 +79,8 @@ class ServedWeights:
             )
         for name, tensor in state.items():
             tensor.copy_(new[name])
+        # The run may have added a position head to the model that the server started with.
+        set_position_head(self._base.backbone, model.position_head)
 
     @torch.no_grad()
     def _replace_adapter(self, folder: Path) -> str:
@@ -86,6 +92,7 @@ class ServedWeights:
                     f"{folder / CONFIG_FILE} has {name} = {quoted(targets)}, which is not a list of names."
                 )
             settings[name] = sorted(map(str, targets))
+        settings[HEAD_FILE] = (folder / HEAD_FILE).is_file()
         _check_file(folder)
         if self._adapters is not None and self._shell is not None:
             if settings != self._config:
@@ -94,12 +101,14 @@ class ServedWeights:
                 )
             self._fill(self._adapters, self._shell, folder)
             return fingerprint(self._base)
+        before = self._base.position_head
         try:
             adapters, shell = Adapters.load(self._base, folder), without_weights(self._base)
             remove_layers(shell)
             self._fill(adapters, shell, folder)
         except BaseException:
             remove_layers(self._base)
+            set_position_head(self._base.backbone, before)
             raise
         self._adapters, self._shell, self._config = adapters, shell, settings
         return fingerprint(self._base)
