@@ -17,6 +17,7 @@ import torch
 from accelerate import Accelerator
 
 from tests.helpers.adapters import build
+from tests.helpers.denoisers import add_lively_head
 from tests.helpers.rollouts import collect
 from tests.helpers.runs import SWITCHES, method_overrides, train_recipe
 from tests.helpers.simulated_cuda import DEVICE, DeviceError, SimulatedGenerator, counted_waits
@@ -45,6 +46,7 @@ def lively_denoiser() -> Denoiser:
         for parameter in denoiser.parameters():
             if parameter.dim() > 1:
                 parameter.mul_(20.0)
+    add_lively_head(denoiser)
     return denoiser.eval()
 
 

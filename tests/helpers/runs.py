@@ -67,6 +67,11 @@ OWN_SETTINGS: dict[str, tuple[str, ...]] = {
 SWITCHES: dict[str, tuple[str, ...]] = {
     "diffu_grpo-strata": ("method={type: diffu_grpo, num_strata: 2}", "optim.learning_rate=3.0e-3"),
     "egspo_ca-unique": ("method={type: egspo_ca, num_selected: 2, form: unique}",),
+    "egspo-dcolt": (
+        "method={type: egspo, step_choice: all, epsilon_high: 0.2, beta: 0}",
+        "sampler.order=learned",
+        "sampler.order_temperature=1000000.0",
+    ),
     "egspo-ibro": ("method={type: egspo, num_selected: 2, entropy_weight: 0.2}",),
     "egspo-rlpt": ("method={type: egspo, num_selected: 2, beta: 0.04}", "sampler.top_k=4"),
     "egspo-dppo": ("method={type: egspo, num_selected: 2, trust_region: divergence}",),
@@ -122,8 +127,8 @@ def metrics(folder: Path) -> list[dict[str, Any]]:
 
 
 def weights(folder: Path) -> bytes:
-    """Return the bytes of the final model's weights."""
-    return (folder / "final" / "model.safetensors").read_bytes()
+    """Return the bytes of the final model's weights, with those of its position head if it has one."""
+    return b"".join(path.read_bytes() for path in sorted((folder / "final").glob("*.safetensors")))
 
 
 def steps_saved(folder: Path) -> list[int]:

@@ -66,6 +66,9 @@ class Toy:
     ):
         self.denoiser, self.num_steps, self.order = denoiser, num_steps, order
         self.order_temperature = order_temperature
+        self.is_drawn = order in ("plackett_luce", "learned")
+        if order == "learned":
+            denoiser.add_scores()
         self.temperature, self.top_k, self.eos = temperature, top_k, eos
         self.V, self.L = denoiser.num_tokens, denoiser.length
         self.counts = [self.L // num_steps + (k < self.L % num_steps) for k in range(num_steps)]
@@ -92,7 +95,7 @@ class Toy:
             return [(chosen, 1 / len(sets)) for chosen in sets]
         if self.order == "left_to_right":
             return [(tuple(hidden[:count]), 1.0)]
-        if self.order == "plackett_luce":
+        if self.is_drawn:
             # Every ordered draw; its probability depends on θ and is counted in `probability`.
             return [(chosen, 1.0) for chosen in itertools.permutations(hidden, count)]
         return [(tuple(sorted(self.ranked(tokens, hidden)[:count])), 1.0)]
@@ -168,7 +171,7 @@ class Toy:
             if self.eos and self._is_settled(tokens):
                 tokens = [self.denoiser.eos_id if token == self.V else token for token in tokens]
             picks: tuple[tuple[int, int, tuple[int, ...]], ...] = ()
-            if self.order == "plackett_luce":
+            if self.is_drawn:
                 order = [i for _, _, i, _ in draws]
                 picks = tuple((state, i, tuple(set(hidden) - set(order[:n]))) for n, i in enumerate(order))
             longer = Path(
@@ -215,20 +218,30 @@ class Toy:
     def probability(self, paths):
         """[paths] p(τ), with graph; of the proposals too, where there are any."""
         log_choice = torch.tensor([path.choice for path in paths], dtype=torch.float64).log()
-        if self.order == "plackett_luce":
+        if self.is_drawn:
             log_choice = log_choice + torch.stack([sum(map(self.pick_logprob, path.picks)) for path in paths])
         draws = [path.draws + path.proposals for path in paths]
         return (log_choice + self.gather(self.logprobs(self.temperature), draws)).exp()
 
     def pick_logprob(self, pick):
-        """Log-probability of one position among its rivals, in proportion to p(likeliest token)^(1/τ), with graph."""
+        """Log-probability of one position among its rivals, in proportion to p(likeliest token)^(1/τ) exp(score), with graph.
+
+        The score is that of the position head under the order `learned`, and otherwise 0.
+        """
         state, position, rivals = pick
         score = self.logprobs(1.0)[state].max(-1).values / self.order_temperature
+        if self.denoiser.position_head is not None:
+            score = score + self.denoiser.position_head[state]
         return score[position] - score[list(rivals)].logsumexp(0)
 
     def gradient(self, scalar):
-        (gradient,) = torch.autograd.grad(scalar, self.denoiser.table)
-        return gradient
+        """Gradient in the table of logits; with a position head, flat and followed by that in its scores."""
+        head = self.denoiser.position_head
+        if head is None:
+            (gradient,) = torch.autograd.grad(scalar, self.denoiser.table)
+            return gradient
+        parts = torch.autograd.grad(scalar, (self.denoiser.table, head), allow_unused=True, materialize_grads=True)
+        return torch.cat([part.flatten() for part in parts])
 
     def grad_j(self):
         paths = self.paths()
@@ -253,7 +266,6 @@ class Toy:
         logprob = torch.zeros(len(paths), self.L, dtype=torch.float64)
         entropy, picked = torch.zeros_like(logprob), torch.zeros_like(logprob)
         rank = torch.zeros(len(paths), self.L, dtype=torch.int32)
-        is_drawn = self.order == "plackett_luce"
         support = torch.full((len(paths), self.L, self.top_k), -1, dtype=torch.int32) if self.top_k else None
         for b, path in enumerate(paths):
             rank[b] = torch.tensor(path.seen[2 * self.L :])
@@ -282,8 +294,8 @@ class Toy:
             ),
             mask_id=self.denoiser.mask_id,
             eos_id=self.denoiser.eos_id,
-            choice_rank=rank if is_drawn else None,
-            choice_logprob=picked.to(dtype) if is_drawn else None,
+            choice_rank=rank if self.is_drawn else None,
+            choice_logprob=picked.to(dtype) if self.is_drawn else None,
             support=support,
         )
 

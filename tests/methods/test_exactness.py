@@ -67,6 +67,8 @@ def test_there_are_162_paths_and_their_probabilities_sum_to_one(toy):
         ({"num_steps": 2}, 3 * 27),
         ({"order": "plackett_luce"}, 6 * 27),
         ({"order": "plackett_luce", "num_steps": 2}, 6 * 27),
+        ({"order": "learned"}, 6 * 27),
+        ({"order": "learned", "num_steps": 2}, 6 * 27),
     ],
 )
 def test_paths_of_every_order_have_total_probability_one(toy, options, count):
@@ -91,6 +93,7 @@ def test_paths_of_every_order_have_total_probability_one(toy, options, count):
         {"order": "margin"},
         {"order": "plackett_luce"},
         {"order": "plackett_luce", "num_steps": 2, "order_temperature": 1.5},
+        {"order": "learned", "num_steps": 2, "order_temperature": 1.5},
         {"top_k": 2},
         {"eos": True},
         {"eos": True, "order": "low_confidence"},
@@ -356,9 +359,9 @@ def test_under_low_confidence_the_estimate_lacks_exactly_the_gradient_of_the_cho
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("num_steps", [3, 2])
-def test_under_plackett_luce_the_order_term_makes_all_steps_exact_and_without_it_they_are_not(toy, num_steps):
-    small = toy(order="plackett_luce", num_steps=num_steps)
+@pytest.mark.parametrize(("order", "num_steps"), [("plackett_luce", 3), ("plackett_luce", 2), ("learned", 2)])
+def test_if_positions_are_drawn_the_order_term_makes_all_steps_exact_and_without_it_they_are_not(toy, order, num_steps):
+    small = toy(order=order, num_steps=num_steps)
     rollout, weight = small.groups(small.paths(), 2)
     gradient = small.grad_j()
     torch.testing.assert_close(expected_estimate(small, method(), rollout, weight), gradient, **EXACT)
@@ -370,6 +373,10 @@ def test_under_plackett_luce_the_order_term_makes_all_steps_exact_and_without_it
     picks = torch.stack([sum(map(small.pick_logprob, path.picks)) for path in paths])
     dropped = small.gradient((probability * (reward - (probability * reward).sum()) * picks).sum())
     torch.testing.assert_close(without + dropped, gradient, **EXACT)
+    if order == "learned":
+        of_head = slice(small.denoiser.table.numel(), None)
+        assert gradient[of_head].norm() > 0.01
+        assert (without[of_head] == 0).all(), "without the term the head learns nothing"
 
 
 # Unbiased entropy guidance

@@ -141,10 +141,12 @@ def test_each_completion_uses_m_of_its_nonempty_segments_each_equally_likely(toy
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "options", [{}, {"num_steps": 2}, {"eos": True}, {"num_tokens": 2, "order_temperature": 2.0}], ids=str
+    "options",
+    [{}, {"num_steps": 2}, {"eos": True}, {"num_tokens": 2, "order_temperature": 2.0}, {"order": "learned"}],
+    ids=str,
 )
 def test_with_every_step_a_segment_it_is_the_policy_gradient_of_tokens_and_positions_over_the_length(toy, options):
-    small = toy(**ORDER, **options)
+    small = toy(**ORDER | options)
     found = estimate(small, method())
     token, position = merged_gradient(small, small.num_steps)
     torch.testing.assert_close(found, token + position, **EXACT)

@@ -138,9 +138,9 @@ def test_with_every_step_a_segment_it_is_the_policy_gradient_over_the_length(toy
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("num_steps", [3, 2])
-def test_under_plackett_luce_it_includes_the_position_choice(toy, num_steps):
-    small = toy(order="plackett_luce", num_steps=num_steps)
+@pytest.mark.parametrize(("order", "num_steps"), [("plackett_luce", 3), ("plackett_luce", 2), ("learned", 2)])
+def test_if_positions_are_drawn_it_includes_their_choice(toy, order, num_steps):
+    small = toy(order=order, num_steps=num_steps)
     found = estimate(small, method(0))
     torch.testing.assert_close(found, small.grad_j() / small.L, **EXACT)
     paths = small.paths()

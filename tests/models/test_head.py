@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from tests.helpers.adapters import build
+from tests.helpers.denoisers import add_lively_head
 from tests.helpers.native_configs import CONFIGS
 from unmask.core.config import SamplerConfig
 from unmask.core.denoising import Readout
@@ -58,11 +59,12 @@ def gradient(denoiser: Denoiser, scores: ViewLogprobs) -> Tensor:
 
 @pytest.mark.parametrize(
     ("options", "readings"),
-    [({}, 0), ({"top_k": 4, "top_p": 0.8}, 0), ({}, 3), ({"order": "plackett_luce"}, 0)],
-    ids=["plain", "top_k and top_p", "three readings", "choice"],
+    [({}, 0), ({"top_k": 4, "top_p": 0.8}, 0), ({}, 3), ({"order": "plackett_luce"}, 0), ({"order": "learned"}, 0)],
+    ids=["plain", "top_k and top_p", "three readings", "choice", "learned choice"],
 )
 @pytest.mark.slow
 def test_chunks_give_the_numbers_and_gradients_of_the_whole(lively: Denoiser, options: dict, readings: int) -> None:
+    add_lively_head(lively)
     rolled = rollout(lively, **options)
     views, choice = views_of(rolled, readings), "order" in options
     whole = scored(lively, rolled, views, None, choice=choice)

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch.nn.functional import pad
 
-from unmask.core.config import SamplerConfig
+from unmask.core.config import DRAWN_ORDERS, SamplerConfig
 from unmask.core.records import Rollout, Views
 from unmask.methods.egspo import EGSPO
 from unmask.sampling import ORDERS, LogprobSettings, denoise, view_logprobs
@@ -55,9 +55,14 @@ def test_replayed_log_probabilities_equal_the_recorded_ones(spy, order, options)
     denoiser = spy(eos=0.5)
     rolled = rollout(denoiser, order=order, **options)
     views = all_steps(rolled)
-    result = all_logprobs(denoiser, rolled, views)
+    result = all_logprobs(denoiser, rolled, views, choice=True)
     recorded = rolled.trajectory.logprob[views.row]
     assert recorded[views.target].std() > 0.3
+    assert (result.choice is None) == (order not in DRAWN_ORDERS)
+    if result.choice is not None:
+        drawn = rolled.trajectory.choice_logprob[views.row][views.target]
+        assert drawn.std() > 0.3
+        torch.testing.assert_close(result.choice[views.target], drawn, rtol=0, atol=2e-5)
     torch.testing.assert_close(result.logprob[views.target], recorded[views.target], rtol=0, atol=1e-5)
     assert (result.logprob[~views.target] == 0).all()
 

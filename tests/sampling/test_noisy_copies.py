@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from tests.helpers.denoisers import add_lively_head
 from tests.helpers.minis import mini_checkpoint
 from unmask.core.config import SamplerConfig
 from unmask.core.records import Trajectory, ViewLogprobs, Views
@@ -34,6 +35,7 @@ def sdar(folder) -> Denoiser:
     denoiser, _ = load_model(folder)
     # No token is EOS, so every step of a path commits tokens.
     denoiser.eos_id = -1
+    add_lively_head(denoiser)
     return denoiser
 
 
@@ -171,7 +173,9 @@ def test_a_shifted_head_reads_the_last_clean_column_before_a_copy(folder):
 
 
 @pytest.mark.parametrize(
-    "options", [{"guidance": 0.7}, {"top_k": 5, "top_p": 0.9}, {"order": "plackett_luce"}], ids=str
+    "options",
+    [{"guidance": 0.7}, {"top_k": 5, "top_p": 0.9}, {"order": "plackett_luce"}, {"order": "learned"}],
+    ids=str,
 )
 def test_guidance_support_and_position_choice_do_not_depend_on_the_pack(sdar, options):
     path = rollout(sdar, **options)
@@ -188,7 +192,7 @@ def test_guidance_support_and_position_choice_do_not_depend_on_the_pack(sdar, op
         assert together.choice is not None
         by_row = torch.zeros(path.tokens.shape).index_add(0, views.row, together.choice)
         torch.testing.assert_close(by_row, path.choice_logprob, rtol=0, atol=1e-5)
-        torch.testing.assert_close(chunked.choice, alone.choice, rtol=0, atol=1e-5)
+        torch.testing.assert_close(chunked.choice, alone.choice, rtol=0, atol=2e-5)
 
 
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])

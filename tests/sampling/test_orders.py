@@ -137,6 +137,25 @@ def test_plackett_luce_adds_noise_to_the_log_probability_of_the_most_likely_toke
     assert torch.equal(ORDERS["plackett_luce"](again), ORDERS["plackett_luce"](many[7]))
 
 
+def test_learned_adds_the_scores_of_the_head_to_plackett_luce():
+    drawn = dataclasses.replace(proposal(P, [1, 1, 1, 1], seed=7), temperature=0.5)
+    score = torch.tensor([[0.5, -1.0, 0.0, 2.0]])
+    priority = ORDERS["plackett_luce"](drawn)
+    assert torch.equal(ORDERS["learned"](dataclasses.replace(drawn, score=torch.zeros(1, 4))), priority)
+    torch.testing.assert_close(ORDERS["learned"](dataclasses.replace(drawn, score=score)), priority + score)
+
+
+def test_learned_is_greedy_without_noise_at_temperature_0():
+    score = torch.tensor([[0.5, -1.0, 0.0, 2.0]])
+    greedy = [
+        dataclasses.replace(proposal(P, [1, 1, 1, 1], seed=seed), temperature=0.5, score=score, is_greedy=True)
+        for seed in (0, 1)
+    ]
+    for one in greedy:
+        expected = 2 * torch.tensor([[0.6, 0.5, 0.55, 0.4]]).log() + score
+        torch.testing.assert_close(ORDERS["learned"](one).float(), expected)
+
+
 def test_at_small_temperature_plackett_luce_commits_the_most_confident_first():
     cold = dataclasses.replace(proposal(P, [1, 1, 1, 1]), temperature=1e-4)
     assert ORDERS["plackett_luce"](cold)[0].argsort(descending=True).tolist() == [0, 2, 1, 3]

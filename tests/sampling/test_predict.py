@@ -25,7 +25,7 @@ def inputs(denoiser, batch=3, prompt=5, length=4):
 def test_mask_is_excluded_in_the_tensor_that_the_denoiser_returned(lively):
     denoiser, arguments = Kept(lively), inputs(lively)
     with torch.no_grad():
-        logits = predict(denoiser, *arguments, lively.mask_id)
+        logits = predict(denoiser, *arguments, lively.mask_id).logits
         expected = lively(torch.cat([arguments[0], arguments[2]], 1), None, arguments[3] + 5)
     assert logits.data_ptr() == denoiser.logits.data_ptr()
     assert (logits[..., lively.mask_id] == -torch.inf).all()
@@ -34,7 +34,7 @@ def test_mask_is_excluded_in_the_tensor_that_the_denoiser_returned(lively):
 
 
 def test_the_gradient_passes_the_exclusion_of_mask(lively):
-    logits = predict(lively, *inputs(lively), lively.mask_id)
+    logits = predict(lively, *inputs(lively), lively.mask_id).logits
     logits.softmax(-1).square().sum().backward()
     gradient = lively.backbone.get_output_embeddings().weight.grad.clone()
     lively.zero_grad()

@@ -24,7 +24,8 @@ def outputs_of(monkeypatch, chunk, **options):
     sampler = SamplerConfig(max_completion_length=16, **options)
     proposer = Proposer(sampler, 1.0, with_likeliest=True, branches=Branches(3, "all"))
     seed, step = torch.arange(ROWS), torch.full((ROWS, 1), 4)
-    outputs = proposer.propose(logits, seed, step, positions)
+    score = torch.randn(ROWS, COLUMNS, generator=generator) if sampler.order == "learned" else None
+    outputs = proposer.propose(logits, seed, step, positions, score)
     values = {f.name: getattr(outputs, f.name) for f in fields(outputs)}
     values["entropy"] = proposer.entropy(logits.flatten(0, 1))
     values["later"], values["later_draws"] = proposer.complete(logits, seed, step, positions)

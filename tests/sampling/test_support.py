@@ -35,7 +35,7 @@ def logits_at(denoiser, path, step):
     """Return the [B, L, V] logits of the states before a step, with MASK at -inf."""
     columns = torch.arange(L).expand(ROWS, -1)
     with torch.no_grad():
-        return predict(denoiser, path.prompt_ids, path.prompt_mask, path.state_before(step), columns, MASK)
+        return predict(denoiser, path.prompt_ids, path.prompt_mask, path.state_before(step), columns, MASK).logits
 
 
 def every_step(path):

@@ -17,7 +17,11 @@ from unmask.core.errors import ConfigError, unknown_name
 from unmask.core.schedules import Schedule
 from unmask.core.settings import Config
 
-ORDER_NAMES = ("entropy", "left_to_right", "low_confidence", "margin", "max_probability", "plackett_luce", "random")
+LEARNED = "learned"
+"""Name of the order that a position head of the model learns."""
+DRAWN_ORDERS = (LEARNED, "plackett_luce")
+"""Orders that draw positions with a probability that can be trained."""
+ORDER_NAMES = ("entropy", "left_to_right", "low_confidence", "margin", "max_probability", *DRAWN_ORDERS, "random")
 """Names in `unmask.sampling.ORDERS`, repeated here because settings are checked without importing
 torch."""
 
@@ -43,12 +47,13 @@ class SamplerConfig(Config):
     """Number of positions in a semi-autoregressive block. This number must divide L, and the number
     of blocks must divide T. The default is L, a single block."""
     order: str = "low_confidence"
-    """Remasking strategy, which decides the positions that a step commits: entropy, left_to_right,
-    low_confidence, margin, max_probability, plackett_luce or random, or the path of a function, as
-    in my_order.py:mine."""
+    """Remasking strategy, which decides the positions that a step commits: entropy, learned,
+    left_to_right, low_confidence, margin, max_probability, plackett_luce or random, or the path of a
+    function, as in my_order.py:mine."""
     order_temperature: float = Field(0.5, gt=0)
-    """Temperature τ of the order `plackett_luce`, which draws positions in proportion to
-    exp(confidence / τ); the default is that of arXiv:2607.15200."""
+    """Temperature τ of the orders `plackett_luce` and `learned`, which draw positions in proportion
+    to exp(confidence / τ) and exp(confidence / τ + score); the default is that of
+    arXiv:2607.15200."""
     temperature: float = Field(0.9, ge=0)
     """Temperature of the token distribution; 0 takes the most likely token. The default is that of
     the released code of EGSPO."""
@@ -129,9 +134,9 @@ class SamplerConfig(Config):
 
     @model_validator(mode="after")
     def _check_order_of_schedule(self) -> SamplerConfig:
-        if self.is_adaptive and self.order == "plackett_luce":
+        if self.is_adaptive and self.order in DRAWN_ORDERS:
             raise ValueError(
-                f"schedule = {self.schedule} does not fit order = plackett_luce: where it stops drawing positions depends on "
+                f"schedule = {self.schedule} does not fit order = {self.order}: where it stops drawing positions depends on "
                 "the first one that it leaves out, so the probability of the choice is unknown. "
                 "Set order to max_probability, or schedule to fixed."
             )

@@ -73,7 +73,9 @@ class DenoiserLike(Protocol):
 
         A denoiser with a cache also takes `cache`, a `KeyValueCache`, and `begin`, the first column
         that it runs; see `Denoiser.forward`. A block-causal denoiser has an attribute
-        `block_length`, needs a cache, and takes `copies`, a `NoisyCopies`.
+        `block_length`, needs a cache, and takes `copies`, a `NoisyCopies`. A denoiser with a position
+        head has an attribute `position_head` and takes `scores`: if True, it returns a pair of the
+        logits and [B, n] scores.
 
         Args:
             ids: [B, S] int64 prompt and completion tokens, MASK at masked positions.

@@ -215,7 +215,7 @@ class DenoiserLM(LM):  # type: ignore[misc]  # the package ships no types
         hidden = target.masked_fill(masks, self.denoiser.mask_id).to(self._device)
         positions = torch.arange(target.shape[1], device=self._device).expand(len(masks), -1)
         is_there = torch.ones_like(prompt, dtype=torch.bool)
-        logits = predict(self.denoiser, prompt, is_there, hidden, positions, self.denoiser.mask_id)
+        logits = predict(self.denoiser, prompt, is_there, hidden, positions, self.denoiser.mask_id).logits
         logprob: Tensor = logits.double().log_softmax(-1).cpu().gather(-1, target.unsqueeze(-1)).squeeze(-1)
         return logprob
 

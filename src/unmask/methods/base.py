@@ -15,7 +15,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from unmask.core.config import SamplerConfig
+from unmask.core.config import LEARNED, SamplerConfig
 from unmask.core.errors import ConfigError
 from unmask.core.records import LossInputs, LossOutput, Needs, Rollout, Views
 from unmask.core.settings import Named
@@ -72,7 +72,7 @@ class Method(Named, ABC):
     """`yes` if the on-policy gradient is an unbiased estimate of the policy gradient up to a
     factor, `no` if it is not, or the settings under which it is unbiased. The statement holds for
     the orders `random`, `left_to_right`, `entropy`, `margin` and `max_probability`, under any
-    schedule, and for `plackett_luce` if the method includes its position choice."""
+    schedule, and for `plackett_luce` and `learned` if the method includes their position choice."""
     estimates: ClassVar[str] = NOT_STATED
     """Quantity that the gradient estimates, and how exact the estimate is."""
     sampler: ClassVar[str] = ""
@@ -173,8 +173,14 @@ class Method(Named, ABC):
 
         Raises:
             ConfigError: the baseline compares the completions of a group, but a group has a single
-                completion.
+                completion; or the order is learned, but the loss does not include the position choice.
         """
+        if sampler.order == LEARNED and not self.needs().choice:
+            raise ConfigError(
+                f"sampler.order = learned trains a position head by the probability of the positions, which {self.type} leaves "
+                "out of its loss. Use a method that includes it, such as egspo, agrpo, step_merge or mask_aware, or the order "
+                "plackett_luce."
+            )
         if self.needs().group and num_generations < 2:
             raise ConfigError(
                 f"num_generations = {num_generations}, but {self.type} compares the completions of a prompt with each other. "

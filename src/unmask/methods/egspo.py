@@ -82,7 +82,7 @@ class EGSPO(RatioMethod):
     on the way to a full rollout."""
     choice_term: bool = True
     """True to include the probability of the position choice (which positions a step commits), if
-    the order defines one (`plackett_luce`)."""
+    the order defines one (`plackett_luce` or `learned`)."""
     epsilon: float = Field(0.2, ge=0)
     """Lower clip of the step ratio, as a distance from 1. The default is that of the released
     code."""

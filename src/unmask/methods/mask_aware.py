@@ -16,7 +16,7 @@ from jaxtyping import Float
 from pydantic import Field
 from torch import Tensor
 
-from unmask.core.config import SamplerConfig
+from unmask.core.config import DRAWN_ORDERS, SamplerConfig
 from unmask.core.errors import ConfigError
 from unmask.core.records import LossInputs, LossOutput, Needs, Rollout, Views
 from unmask.functional.advantage import group_advantage
@@ -49,7 +49,7 @@ class MaskAware(RatioMethod):
     paper: ClassVar[str] = "arXiv:2607.15200"
     summary: ClassVar[str] = "tokens and positions as actions, each with a ratio over sampled segments of the path"
     unbiased: ClassVar[str] = "with num_segments=0 and leave_one_out"
-    sampler: ClassVar[str] = "order plackett_luce"
+    sampler: ClassVar[str] = "order plackett_luce or learned"
     estimates: ClassVar[str] = (
         "the policy gradient over L, position choice included, if every step is a segment and with baseline=leave_one_out; "
         "otherwise the actions of a segment are treated as independent of each other"
@@ -68,10 +68,10 @@ class MaskAware(RatioMethod):
         """Raise ConfigError also if the order defines no probability of the position choice, if R
         is larger than the number T of denoising steps, or if M > R."""
         super().check(sampler, num_generations)
-        if sampler.order != "plackett_luce":
+        if sampler.order not in DRAWN_ORDERS:
             raise ConfigError(
                 f"mask_aware trains the position choice, but order {sampler.order} has no probability for it. "
-                "Set sampler.order = plackett_luce."
+                "Set sampler.order = plackett_luce or learned."
             )
         num_segments = self.num_segments or sampler.steps
         if not self.num_sampled <= num_segments <= sampler.steps:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 from pydantic import Field, SerializeAsAny, WrapValidator, field_validator, model_validator
 
 from unmask.core.by_path import is_path, load_callable
-from unmask.core.config import EvalConfig, LoraConfig, OptimConfig, SamplerConfig
+from unmask.core.config import DRAWN_ORDERS, EvalConfig, LoraConfig, OptimConfig, SamplerConfig
 from unmask.core.errors import ConfigError
 from unmask.core.settings import Config, Named
 from unmask.functional.behaviour import Level
@@ -327,7 +327,7 @@ def _check_engine(recipe: TrainRecipe) -> None:
             f"refill_rounds = {recipe.refill_rounds} does not fit rollout_engine.max_staleness = 1: extra rollouts would "
             "have newer weights than the groups that they replace. Set one of the two to 0."
         )
-    if engine.server == "sglang" and (sampler.guidance or sampler.cache != "off" or sampler.order == "plackett_luce"):
+    if engine.server == "sglang" and (sampler.guidance or sampler.cache != "off" or sampler.order in DRAWN_ORDERS):
         raise ValueError(
             "server = sglang has no guidance, no approximate cache and no order that draws positions. Use the defaults of "
             "sampler.guidance, sampler.cache and sampler.order, or unmask serve."

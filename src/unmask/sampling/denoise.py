@@ -267,11 +267,12 @@ class _Run:
         end = self.sampler.max_completion_length if self.buffer else stop
         columns, is_valid = compact_columns(hidden[:, start:end])
         positions = columns + start
-        logits = self.forwards.logits(rows, self.tokens[rows], positions, start, end, step_in_block)
+        logits, score = self.forwards.predict(rows, self.tokens[rows], positions, start, end, step_in_block)
         width = int(hidden[:, start:stop].sum(-1).max()) if end > stop else positions.shape[1]
         active = positions[:, :width]
         step = self.clock[rows]
-        outputs = self.proposer.propose(logits[:, :width], self.seed[rows], step.unsqueeze(-1), active)
+        score = None if score is None else score[:, :width]
+        outputs = self.proposer.propose(logits[:, :width], self.seed[rows], step.unsqueeze(-1), active, score)
         is_candidate = is_valid[:, :width] & (active < stop)
         return _Candidates(rows, step, positions, is_valid, is_candidate, outputs, logits)
 

@@ -6,10 +6,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from unmask.core.config import SamplerConfig
+from unmask.core.config import LEARNED, SamplerConfig
 from unmask.core.denoising import DenoiserLike, KeyValueCache
 from unmask.core.errors import ConfigError
-from unmask.sampling.predict import predict
+from unmask.sampling.predict import Prediction, predict
 
 
 class Forwards:
@@ -38,7 +38,8 @@ class Forwards:
             denoiser.
 
     Raises:
-        ConfigError: the blocks or the cache of the sampler do not fit the denoiser.
+        ConfigError: the blocks or the cache of the sampler do not fit the denoiser, or the order reads
+            a position head that the denoiser lacks.
     """
 
     def __init__(self, denoiser: DenoiserLike, prompt_ids: Tensor, prompt_mask: Tensor, sampler: SamplerConfig) -> None:
@@ -49,6 +50,12 @@ class Forwards:
         self.block_length: int | None = getattr(denoiser, "block_length", None)
         if self.block_length is not None:
             check_blocks(self.block_length, sampler)
+        self._scores = sampler.order == LEARNED
+        if self._scores and getattr(denoiser, "position_head", None) is None:
+            raise ConfigError(
+                "sampler.order = learned reads the position head of the model, and this model has none. Train it with this "
+                "order first, or choose another order, such as plackett_luce."
+            )
         # A shifted head predicts a position at the column before it.
         self._shift = int(getattr(denoiser, "logit_shift", False))
         self._rows = torch.arange(0, device=prompt_ids.device)
@@ -59,10 +66,11 @@ class Forwards:
         self._keeps_rows = torch.are_deterministic_algorithms_enabled()
         self._may_share = not self._keeps_rows
 
-    def logits(
+    def predict(
         self, rows: Tensor, tokens: Tensor, positions: Tensor, start: int, end: int, step_in_block: int
-    ) -> Tensor:
-        """Compute the logits of rows at positions of their completions, [b, n, V].
+    ) -> Prediction:
+        """Compute the logits of rows at positions of their completions, and the scores of the position
+        head if the order reads them.
 
         Args:
             rows: [b] int64 rows of the batch, in ascending order.
@@ -74,22 +82,22 @@ class Forwards:
             step_in_block: number of earlier steps of this batch in the active block.
         """
         if not self._may_share:
-            return self._logits(rows, tokens, positions, start, end, step_in_block)
+            return self._prediction(rows, tokens, positions, start, end, step_in_block)
         # The completions of a group have the same state before the first step, so one of them runs
         # for all.
         self._may_share = False
         first, index = _runs(torch.cat([self.prompt_ids[rows], self.prompt_mask[rows], tokens], dim=1))
-        logits = self._logits(rows[first], tokens[first], positions[first], start, end, step_in_block)
+        prediction = self._prediction(rows[first], tokens[first], positions[first], start, end, step_in_block)
         if len(first) == len(rows):
-            return logits
+            return prediction
         if self._caches:
             self._rows, self._caches = rows, [cache.rows(index) for cache in self._caches]
             self._at_block = self._rows, self._caches
-        return logits[index]
+        return prediction.rows(index)
 
-    def _logits(
+    def _prediction(
         self, rows: Tensor, tokens: Tensor, positions: Tensor, start: int, end: int, step_in_block: int
-    ) -> Tensor:
+    ) -> Prediction:
         num_prompt, block = self.prompt_ids.shape[1], self.sampler.block
         if self.block_length is not None:
             # Later blocks are left out, because these positions do not depend on them.
@@ -108,24 +116,26 @@ class Forwards:
         stop = start + block if self.sampler.cache == "dual" else tokens.shape[1]
         return self._cached(rows, tokens, positions, slice(self._first(start), num_prompt + stop))
 
-    def _of_block(self, rows: Tensor, tokens: Tensor, positions: Tensor, window: slice, step_in_block: int) -> Tensor:
+    def _of_block(
+        self, rows: Tensor, tokens: Tensor, positions: Tensor, window: slice, step_in_block: int
+    ) -> Prediction:
         """Run a block-causal model. Under an adaptive schedule a row may leave the batch until the
         next block, for which the keys and values of the finished blocks are kept."""
         is_first = step_in_block == 0 and self.sampler.is_adaptive
         if is_first:
             self._rows, self._caches = self._at_block
-        logits = self._cached(rows, tokens, positions, window)
+        prediction = self._cached(rows, tokens, positions, window)
         if is_first:
             # Complete after the first step of the block, which runs the block before it once more.
             self._at_block = self._rows, self._caches
-        return logits
+        return prediction
 
-    def _of_all_rows(self, rows: Tensor, tokens: Tensor, positions: Tensor) -> Tensor:
+    def _of_all_rows(self, rows: Tensor, tokens: Tensor, positions: Tensor) -> Prediction:
         """Run as many rows as the batch has, each in its own place. A copy of the first row stands
         for each row that has ended."""
         index = torch.zeros(len(self.prompt_ids), dtype=torch.long, device=rows.device)
         index[rows] = torch.arange(len(rows), device=rows.device)
-        return self._predict(rows[index], tokens[index], positions[index])[rows]
+        return self._predict(rows[index], tokens[index], positions[index]).rows(rows)
 
     def _first(self, position: int) -> int:
         """Return the first column that must run to predict the positions from `position` on."""
@@ -135,7 +145,7 @@ class Forwards:
         every = self.sampler.cache_refresh_steps
         return step_in_block % every == 0 if every else step_in_block == 0
 
-    def _cached(self, rows: Tensor, tokens: Tensor, positions: Tensor, window: slice) -> Tensor:
+    def _cached(self, rows: Tensor, tokens: Tensor, positions: Tensor, window: slice) -> Prediction:
         """Run the columns `window` of the cached rows, and all columns of the others, which then
         are cached."""
         if not torch.equal(rows, self._rows):
@@ -149,7 +159,9 @@ class Forwards:
             self._rows, self._caches = rows, [cache.rows(index) for cache in self._caches]
         return self._predict(rows, tokens, positions, self._caches, window)
 
-    def _with_new_rows(self, rows: Tensor, tokens: Tensor, positions: Tensor, window: slice, is_held: Tensor) -> Tensor:
+    def _with_new_rows(
+        self, rows: Tensor, tokens: Tensor, positions: Tensor, window: slice, is_held: Tensor
+    ) -> Prediction:
         """Run the rows that are in the caches and those that are not, and join their caches."""
         new, caches = ~is_held, self._no_caches()
         parts = [
@@ -159,7 +171,7 @@ class Forwards:
         order = torch.cat([rows[is_held], rows[new]]).argsort()
         held = zip(self._caches, caches, strict=True)
         self._rows, self._caches = rows, [one.joined(other, order) for one, other in held]
-        return torch.cat(parts)[order]
+        return Prediction.cat(parts).rows(order)
 
     def _no_caches(self) -> list[KeyValueCache]:
         """Return an empty cache, and with guidance a second one for the masked prompt."""
@@ -172,7 +184,7 @@ class Forwards:
         positions: Tensor,
         caches: list[KeyValueCache] | None = None,
         window: slice = slice(None),
-    ) -> Tensor:
+    ) -> Prediction:
         return predict(
             self.denoiser,
             self.prompt_ids[rows],
@@ -183,6 +195,7 @@ class Forwards:
             self.sampler.guidance,
             caches=caches or (),
             window=window,
+            scores=self._scores,
         )
 
 

@@ -14,7 +14,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from unmask.core.config import SamplerConfig
+from unmask.core.config import LEARNED, SamplerConfig
 from unmask.core.denoising import DenoiserLike, NoisyCopies, Readout
 from unmask.core.records import Trajectory, ViewLogprobs, Views
 from unmask.functional.distribution import centred, token_entropy, token_logprobs
@@ -128,23 +128,30 @@ def view_logprobs(
     # [N, n, M]: the tokens of every sequence at the columns.
     tokens = sequences.gather(2, columns.unsqueeze(1).expand(-1, sequences.shape[1], -1)).mT
     sampler = trajectory.sampler
+    scores = choice and sampler.order == LEARNED
     num_tokens = tokens.shape[-1]
     evaluate = partial(_evaluate, settings, sampler if choice else None, num_tokens, entropy)
     support = _support(trajectory, views, columns) if settings.top_k else None
     allowed = tokens if support is None else torch.cat([tokens, support.to(tokens.dtype)], dim=-1)
-    logprobs = None
+    logprobs = score = None
     if distribution or sampler.guidance or positions_at_once is None:
-        logits = predict(denoiser, *inputs.of_model, sampler.guidance, copies=inputs.copies)
-        values, logprobs = evaluate(inputs.by_view(logits), allowed)
+        prediction = predict(denoiser, *inputs.of_model, sampler.guidance, copies=inputs.copies, scores=scores)
+        values, logprobs = evaluate(inputs.by_view(prediction.logits), allowed)
+        if prediction.score is not None:
+            score = inputs.by_view(prediction.score)
     else:
         plain = settings.temperature if settings.is_plain and not (choice or entropy) else None
-        values = _in_chunks(denoiser, inputs, evaluate, allowed, positions_at_once, plain)
+        values, score = _in_chunks(denoiser, inputs, evaluate, allowed, positions_at_once, plain, scores=scores)
     length = sequences.shape[2]
     dense = _at_positions(values[..., :num_tokens].mT, columns, is_target, length)
     entropies = _at_positions(values[..., -1:].mT, columns, is_target, length).squeeze(1) if entropy else None
+    chosen = None
+    if choice:
+        position_logit = values[..., num_tokens] if score is None else values[..., num_tokens] + score
+        chosen = _choice_logprob(trajectory, views, position_logit, columns, is_valid, is_target)
     return ViewLogprobs(
         dense.squeeze(1) if views.tokens is None else dense,
-        _choice_logprob(trajectory, views, values[..., num_tokens], columns, is_valid, is_target) if choice else None,
+        chosen,
         logprobs[is_target] if distribution and logprobs is not None else None,
         entropies,
     )
@@ -183,12 +190,16 @@ class _Inputs:
         copies = packed.behind(prompts[0].shape[1])
         return cls(columns, is_valid, (*prompts, packed.tokens, read, mask_id), index, copies)
 
-    def by_view(self, logits: Tensor) -> Tensor:
-        """Return the logits at the columns of each view, [N, n, V], from those of the forward pass."""
-        if self.copies is None:
-            return logits
-        of_views = logits.new_zeros(*self.columns.shape, logits.shape[-1])
-        of_views[self.is_valid] = logits[self.is_read]
+    def by_view(self, values: Tensor) -> Tensor:
+        """Return the logits or scores at the columns of each view, [N, n, ...], from those of the
+        forward pass."""
+        return values if self.copies is None else self.scattered(values[self.is_read])
+
+    def scattered(self, read: Tensor) -> Tensor:
+        """Return values [n, ...] of the positions that are read at the columns of each view, [N, n, ...];
+        0 at columns that only pad the width."""
+        of_views = read.new_zeros(*self.columns.shape, *read.shape[1:])
+        of_views[self.is_valid] = read
         return of_views
 
 
@@ -199,9 +210,11 @@ def _in_chunks(
     allowed: Tensor,
     positions_at_once: int,
     plain_temperature: float | None,
-) -> Tensor:
+    *,
+    scores: bool,
+) -> tuple[Tensor, Tensor | None]:
     """Return what `evaluate` makes of the logits at the columns, [N, n, C], without all logits at the
-    same time."""
+    same time, and the scores of the position head, [N, n], if they are requested."""
     readout = Readout(
         lambda logits, allowed: evaluate(logits, allowed)[0],
         inputs.is_read,
@@ -209,10 +222,8 @@ def _in_chunks(
         positions_at_once,
         plain_temperature,
     )
-    read = predict_in_chunks(denoiser, *inputs.of_model, readout, inputs.copies)
-    values = read.new_zeros(*inputs.columns.shape, read.shape[-1])
-    values[inputs.is_valid] = read
-    return values
+    read, score = predict_in_chunks(denoiser, *inputs.of_model, readout, inputs.copies, scores)
+    return inputs.scattered(read), None if score is None else inputs.scattered(score)
 
 
 def _support(trajectory: Trajectory, views: Views, columns: Tensor) -> Tensor | None:

@@ -95,7 +95,9 @@ def _completions(denoiser: DenoiserLike, path: Trajectory, step: Tensor, branche
     """Return the completions of one state of each path, [b, 1 + M, L] int32."""
     step = step.unsqueeze(-1)
     state, positions, is_valid = path.state_before(step[:, 0]), *compact_columns(path.unmask_step >= step)
-    logits = predict(denoiser, path.prompt_ids, path.prompt_mask, state, positions, path.mask_id, path.sampler.guidance)
+    logits = predict(
+        denoiser, path.prompt_ids, path.prompt_mask, state, positions, path.mask_id, path.sampler.guidance
+    ).logits
     likeliest, draws = Proposer(path.sampler, branches=branches).complete(logits, path.seed, step, positions)
     committed = (path.unmask_step == step).gather(1, positions)
     tokens = one_step_branches(branches, likeliest, draws, path.tokens.gather(1, positions), committed)

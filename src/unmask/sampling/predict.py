@@ -4,12 +4,31 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from unmask.core.denoising import DenoiserLike, KeyValueCache, NoisyCopies, Readout
+
+
+class Prediction(NamedTuple):
+    """What a model says about n positions of B states."""
+
+    logits: Tensor
+    """[B, n, V] logits at temperature 1; MASK is -inf."""
+    score: Tensor | None = None
+    """[B, n] scores of the position head; None if they are not requested."""
+
+    def rows(self, index: Tensor) -> Prediction:
+        """Return the rows at `index`."""
+        return Prediction(self.logits[index], None if self.score is None else self.score[index])
+
+    @staticmethod
+    def cat(parts: Sequence[Prediction]) -> Prediction:
+        """Concatenate the rows of several predictions."""
+        scores = [part.score for part in parts if part.score is not None]
+        return Prediction(torch.cat([part.logits for part in parts]), torch.cat(scores) if scores else None)
 
 
 def predict(
@@ -24,14 +43,15 @@ def predict(
     caches: Sequence[KeyValueCache] = (),
     window: slice = slice(None),
     copies: NoisyCopies | None = None,
-) -> Tensor:
+    scores: bool = False,
+) -> Prediction:
     """Compute the logits at chosen completion positions, with classifier-free guidance and without
     MASK.
 
     logits = u + (1 + w)(c - u), where c is computed with the prompt and u with a prompt of MASKs,
     as in LLaDA (arXiv:2502.09992). For w = 0 this is c, and one forward pass is enough. MASK gets
     -inf: a committed position is never masked again ("zero masking probabilities",
-    arXiv:2406.07524).
+    arXiv:2406.07524). The scores of a position head are guided in the same way.
 
     Args:
         denoiser: any `DenoiserLike`; may be wrapped for training.
@@ -46,20 +66,26 @@ def predict(
         window: columns of prompt and completion that run; `caches` hold those of the other columns.
         copies: description of all columns if `completion` holds noisy copies of blocks, for a
             block-causal denoiser; the positions are then columns of `completion`.
-
-    Returns:
-        [B, n, V] logits at temperature 1.
+        scores: True to return the scores of the position head, too.
     """
     ids, attention_mask, columns = _model_input(prompt_ids, prompt_mask, completion, positions)
     begin = window.start or 0
     options: dict[str, Any] = {} if copies is None else {"copies": copies}
     cached: list[dict[str, Any]] = [{"cache": cache, "begin": begin} for cache in caches] or [options, options]
-    logits = denoiser(ids[:, window], attention_mask, columns, **cached[0])
+
+    def evaluate(ids: Tensor, options: dict[str, Any]) -> tuple[Tensor, ...]:
+        if scores:
+            options = options | {"scores": True}
+        output: Any = denoiser(ids[:, window], attention_mask, columns, **options)
+        return output if scores else (output,)
+
+    outputs = evaluate(ids, cached[0])
     if guidance:
         unprompted = torch.cat([torch.full_like(prompt_ids, mask_id), completion], dim=1)
-        unconditional = denoiser(unprompted[:, window], attention_mask, columns, **cached[1])
-        logits = unconditional + (1.0 + guidance) * (logits - unconditional)
-    return _without_mask(logits, mask_id)
+        unconditional = evaluate(unprompted, cached[1])
+        pairs = zip(outputs, unconditional, strict=True)
+        outputs = tuple(u + (1.0 + guidance) * (c - u) for c, u in pairs)
+    return Prediction(_without_mask(outputs[0], mask_id), *outputs[1:])
 
 
 def predict_in_chunks(
@@ -71,7 +97,8 @@ def predict_in_chunks(
     mask_id: int,
     readout: Readout,
     copies: NoisyCopies | None = None,
-) -> Tensor:
+    scores: bool = False,
+) -> tuple[Tensor, Tensor | None]:
     """Evaluate a function of the logits that `predict` would return, in chunks of positions.
 
     Args:
@@ -83,9 +110,10 @@ def predict_in_chunks(
         mask_id: see `predict`.
         readout: function of the logits, and the number of positions in a chunk.
         copies: see `predict`.
+        scores: see `predict`.
 
     Returns:
-        [n, c] values of the function at the positions that are read.
+        [n, c] values of the function at the positions that are read, and the scores there, [n].
     """
     model_input = _model_input(prompt_ids, prompt_mask, completion, positions)
     without_mask = replace(
@@ -94,7 +122,10 @@ def predict_in_chunks(
         forbidden=mask_id,
     )
     options: dict[str, Any] = {} if copies is None else {"copies": copies}
-    return denoiser(*model_input, readout=without_mask, **options)
+    if scores:
+        options["scores"] = True
+    output: Any = denoiser(*model_input, readout=without_mask, **options)
+    return output if scores else (output, None)
 
 
 def _model_input(

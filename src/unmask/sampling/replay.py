@@ -64,7 +64,7 @@ def replayed(
         state = sub.state_before(at)
         logits = predict(
             denoiser, sub.prompt_ids, sub.prompt_mask, state, columns, path.mask_id, path.sampler.guidance
-        )[is_valid]
+        ).logits[is_valid]
         place = (rows.unsqueeze(-1).expand_as(columns)[is_valid], columns[is_valid])
         tokens = path.tokens[place].unsqueeze(-1)
         logprobs = _scaled(path, logits).log_softmax(-1)

@@ -67,7 +67,9 @@ class Proposer:
     def __post_init__(self) -> None:
         object.__setattr__(self, "order", order_of(self.sampler.order))
 
-    def propose(self, logits: Tensor, seed: Tensor, step: Tensor, positions: Tensor) -> StepOutputs:
+    def propose(
+        self, logits: Tensor, seed: Tensor, step: Tensor, positions: Tensor, score: Tensor | None = None
+    ) -> StepOutputs:
         """Propose a token and a priority for each position, chunk by chunk.
 
         Args:
@@ -75,15 +77,18 @@ class Proposer:
             seed: [B] int64 seeds of the rows.
             step: [B, 1] int64 denoising steps k of the rows.
             positions: [B, n] int64 positions in the completion.
+            score: [B, n] scores of the position head; None if the order reads none.
         """
-        return _joined(
-            [
-                [self.propose_chunk(logits[part], seed[part[0]], step[part[0]], positions[part]) for part in parts]
-                for parts in logit_chunks(logits)
-            ]
-        )
 
-    def propose_chunk(self, logits: Tensor, seed: Tensor, step: Tensor, positions: Tensor) -> StepOutputs:
+        def chunk(part: tuple[slice, slice]) -> StepOutputs:
+            own = None if score is None else score[part]
+            return self.propose_chunk(logits[part], seed[part[0]], step[part[0]], positions[part], own)
+
+        return _joined([[chunk(part) for part in parts] for parts in logit_chunks(logits)])
+
+    def propose_chunk(
+        self, logits: Tensor, seed: Tensor, step: Tensor, positions: Tensor, score: Tensor | None = None
+    ) -> StepOutputs:
         """Propose a token and a priority for each position of one chunk; see `propose`."""
         sampler = self.sampler
         scaled = self._scaled(logits)
@@ -93,13 +98,17 @@ class Proposer:
         else:
             uniform = counter_uniform(seed.unsqueeze(-1), TOKEN_STREAM, step, positions)
             proposed, logprob = sample_with_logprobs(scaled, uniform)
-        position_logit = POSITION_LOGITS.get(sampler.order)
-        proposal = Proposal(logits, proposed, positions, seed, step, sampler.order_temperature)
+        is_greedy = sampler.temperature == 0
+        proposal = Proposal(logits, proposed, positions, seed, step, sampler.order_temperature, score, is_greedy)
+        position_logit = None
+        if sampler.order in POSITION_LOGITS:
+            position_logit = POSITION_LOGITS[sampler.order](logits, sampler.order_temperature)
+            position_logit = position_logit if score is None else position_logit + score
         return StepOutputs(
             proposed,
             logprob.float(),
             self.order(proposal).double(),
-            None if position_logit is None else position_logit(logits, sampler.order_temperature),
+            position_logit,
             measured(proposal, sampler),
             logits.argmax(-1) if self.with_likeliest else None,
             None if self.branches is None else draw_branches(self.branches, scaled, seed, step, positions),

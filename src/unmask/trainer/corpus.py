@@ -149,7 +149,7 @@ class Corpus:
         shown = target.masked_fill(masked, self.mask_id)
         inputs = (batch.prompt_ids, batch.prompt_mask, shown, columns, self.mask_id)
         readout = Readout(_token_logprob, is_masked, target[masked].unsqueeze(-1), self.positions_at_once, 1.0)
-        read = predict_in_chunks(model, *inputs, readout).squeeze(-1)
+        read = predict_in_chunks(model, *inputs, readout)[0].squeeze(-1)
         logprob = read.new_zeros(target.shape).masked_scatter(masked, read)
         return -elbo(logprob, masked, batch.times).mean() / target.shape[1] * batch.num_blocks
 

@@ -11,6 +11,7 @@ chain rule the gradient is the same. The cost is one more forward pass.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -256,7 +257,11 @@ class Learner:
             is_last = i == len(batches)
             new = self._logprobs_of(self.model, rollout, batch, scored.settings, **options)
             if not len(within):
-                backend.backward(self.accelerator, self.model, new.logprob.sum() * 0.0, is_last)
+                # All ranks have gradients of the same weights, those of a position head included.
+                blank = new.logprob.sum() * 0.0
+                if new.choice is not None:
+                    blank = blank + new.choice.sum() * 0.0
+                backend.backward(self.accelerator, self.model, blank, is_last)
                 continue
             if derivatives is None:
                 output = self.recipe.method.loss(scored.inputs(new, index[within]))
@@ -268,8 +273,9 @@ class Learner:
             if is_first:
                 self._compare_with_rollout(rollout, batch, new, tally)
                 if scored.old is not None:
-                    log_ratio = new.logprob.detach() - scored.old.logprob[index[within]]
-                    tally.add("policy/first_log_ratio_max", log_ratio.abs())
+                    old_choice = None if scored.old.choice is None else scored.old.choice[index[within]]
+                    for log_ratio in _differences(new, scored.old.logprob[index[within]], old_choice):
+                        tally.add("policy/first_log_ratio_max", log_ratio)
                 if self._comparison is not None and not self._comparison.is_recorded:
                     self._comparison.record(batch.row, batch.target, new)
         self._stop_if_faulty()
@@ -332,7 +338,17 @@ class Learner:
             return
         step = path.shown_step(batch).unsqueeze(-1)
         on_path = batch.target & (path.unmask_step[batch.row] == step) & (step >= 0)
-        tally.add("diffusion/mismatch_max", (new.logprob.detach() - path.logprob[batch.row])[on_path].abs())
+        choice = None if path.choice_logprob is None else path.choice_logprob[batch.row]
+        for mismatch in _differences(new, path.logprob[batch.row], choice):
+            tally.add("diffusion/mismatch_max", mismatch[on_path])
+
+
+def _differences(new: ViewLogprobs, logprob: Tensor, choice: Tensor | None) -> Iterator[Tensor]:
+    """Yield the distances of the new log-probabilities of the tokens from others, and those of the
+    position choices if both are known."""
+    yield (new.logprob.detach() - logprob).abs()
+    if new.choice is not None and choice is not None:
+        yield (new.choice.detach() - choice).abs()
 
 
 def check_output(method: Method, output: object, batch: Views) -> None:

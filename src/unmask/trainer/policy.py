@@ -12,12 +12,14 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from unmask.core.config import LEARNED
 from unmask.core.errors import ConfigError
 from unmask.models import Denoiser, Policy, from_run, load_model
 from unmask.models.adapter_folders import save_adapted
 from unmask.models.adapters import Adapters
 from unmask.models.device import weights_dtype
 from unmask.models.experts import freeze_routers, is_mixture
+from unmask.models.position_head import add_position_head
 from unmask.recipes.schema import PretrainRecipe, RunRecipe, TrainRecipe
 from unmask.trainer.expert_use import ExpertUse
 from unmask.trainer.optimizer import make_optimizer, trainable
@@ -93,6 +95,8 @@ def make_policy(recipe: TrainRecipe, device: torch.device, *, is_sharded: bool =
             machine.
     """
     denoiser, tokenizer = load_policy(recipe, recipe.model, device, is_sharded=is_sharded)
+    if recipe.sampler.order == LEARNED and denoiser.position_head is None:
+        add_position_head(denoiser.backbone, recipe.seed)
     expert_use = ExpertUse.of(denoiser)
     reference: Reference | None = None
     needs_reference = recipe.method.needs().reference != "none"
@@ -155,6 +159,9 @@ def equip(recipe: RunRecipe, denoiser: Denoiser, base: str | None) -> Adapters |
     adapters = Adapters(denoiser, recipe.lora, recipe.seed, base) if recipe.lora else None
     if not recipe.train_router and not recipe.lora:
         freeze_routers(denoiser)
+    if denoiser.position_head is not None:
+        # Under another order it has no gradient.
+        denoiser.position_head.requires_grad_(isinstance(recipe, TrainRecipe) and recipe.sampler.order == LEARNED)
     if recipe.gradient_checkpointing:
         denoiser.checkpoint_gradients()
     if recipe.compile:

@@ -36,6 +36,7 @@ class StandIn(nn.Module):
     """A denoiser that draws random logits, never predicts EOS, and records its forward passes."""
 
     pad_id, mask_id, eos_id = 0, 1, 2
+    position_head = True
 
     def __init__(self, vocab_size: int, block_length: int | None) -> None:
         super().__init__()
@@ -53,8 +54,9 @@ class StandIn(nn.Module):
         *,
         cache: KeyValueCache | None = None,
         begin: int = 0,
-    ) -> Tensor:
-        """Return random logits; see `DenoiserLike`."""
+        scores: bool = False,
+    ) -> Tensor | tuple[Tensor, Tensor]:
+        """Return random logits, and scores of 0; see `DenoiserLike`."""
         rows, length = ids.shape
         attended = begin + length
         if cache is not None:
@@ -64,7 +66,7 @@ class StandIn(nn.Module):
         self.calls[-1].append(Forward(rows, length, positions.shape[1], positions.numel(), attended))
         logits = torch.rand(*positions.shape, self.vocab_size, generator=self.generator)
         logits[..., [self.pad_id, self.eos_id]] = -torch.inf
-        return logits
+        return (logits, torch.zeros(positions.shape)) if scores else logits
 
 
 class RecordingEngine(LocalEngine):

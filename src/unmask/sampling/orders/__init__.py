@@ -8,8 +8,8 @@ committed. The orders differ in how their choice enters the policy gradient:
   that of the step, up to a constant.
 - `entropy`, `margin` and `max_probability` depend on the state alone. Their token log-probability is
   that of the step too, but only at the parameters θ that sampled the path.
-- `plackett_luce` draws positions with a probability that is recorded, and that can be computed
-  under another θ.
+- `plackett_luce` and `learned` draw positions with a probability that is recorded, and that can be
+  computed under another θ. `learned` reads the scores of a position head of the model.
 - `low_confidence` depends on the drawn tokens. Its choice has a probability that is not recorded.
 """
 
@@ -20,6 +20,7 @@ from torch import Tensor
 from unmask.core.by_path import load_callable
 from unmask.core.errors import ConfigError
 from unmask.sampling.orders.entropy import entropy
+from unmask.sampling.orders.learned import learned
 from unmask.sampling.orders.left_to_right import left_to_right
 from unmask.sampling.orders.low_confidence import low_confidence
 from unmask.sampling.orders.margin import margin
@@ -32,6 +33,7 @@ Order = Callable[[Proposal], Tensor]
 
 ORDERS: dict[str, Order] = {
     "entropy": entropy,
+    "learned": learned,
     "left_to_right": left_to_right,
     "low_confidence": low_confidence,
     "margin": margin,
@@ -40,9 +42,12 @@ ORDERS: dict[str, Order] = {
     "random": random,
 }
 
-POSITION_LOGITS: dict[str, Callable[[Tensor, float], Tensor]] = {"plackett_luce": position_logit}
+POSITION_LOGITS: dict[str, Callable[[Tensor, float], Tensor]] = {
+    "learned": position_logit,
+    "plackett_luce": position_logit,
+}
 """Logits of the position choice as a function of token logits and τ, for orders that draw positions
-from a Plackett-Luce distribution."""
+from a Plackett-Luce distribution. The order `learned` adds the scores of the position head."""
 
 
 def order_of(name: str) -> Order:

@@ -33,5 +33,10 @@ def position_logit(logits: Tensor, temperature: float) -> Tensor:
 def plackett_luce(proposal: Proposal) -> Tensor:
     """Return the position logits plus Gumbel noise, [B, n]; the largest values are a draw without
     replacement."""
+    return position_logit(proposal.logits, proposal.temperature) + gumbel_of(proposal)
+
+
+def gumbel_of(proposal: Proposal) -> Tensor:
+    """Return the Gumbel noise of a step, [B, n] float64."""
     uniform = counter_uniform(proposal.seed.unsqueeze(-1), ORDER_STREAM, proposal.step, proposal.positions)
-    return position_logit(proposal.logits, proposal.temperature) + gumbel_noise(uniform)
+    return gumbel_noise(uniform)

@@ -25,3 +25,7 @@ class Proposal:
     be at different steps."""
     temperature: float = 1.0
     """Temperature of an order that draws positions."""
+    score: Tensor | None = None
+    """[B, n]: scores of the model's position head; None if the order reads none."""
+    is_greedy: bool = False
+    """True if the sampling temperature is 0, so that nothing but an order's own noise is random."""
