@@ -11,7 +11,8 @@ import yaml
 
 from unmask.recipes.load import validate
 from unmask.trainer.comparison.jobs import Record
-from unmask.trainer.comparison.recipe import CompareRecipe, load_compare
+from unmask.trainer.comparison.load import load_compare
+from unmask.trainer.comparison.recipe import CompareRecipe
 
 SMALL: dict[str, Any] = {
     "tasks": {

@@ -99,7 +99,7 @@ def compare(
     """
     from unmask.report.comparison_files import report as make_report
     from unmask.report.comparison_files import shown
-    from unmask.trainer.comparison.recipe import load_compare
+    from unmask.trainer.comparison.load import load_compare
     from unmask.trainer.comparison.run import compare as run
 
     chosen = {"tasks": numbers(tasks, str, "--tasks"), "methods": numbers(methods, str, "--methods")}

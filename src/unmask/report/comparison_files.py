@@ -14,7 +14,8 @@ from unmask.report.table_files import tables_of, write_tables, write_trials
 from unmask.report.tables import Table, introduction, warnings
 from unmask.runs.atomic import disk_faults_explained
 from unmask.trainer.comparison.ledger import Ledger
-from unmask.trainer.comparison.recipe import CompareRecipe, load_compare
+from unmask.trainer.comparison.load import load_compare
+from unmask.trainer.comparison.recipe import CompareRecipe
 from unmask.trainer.comparison.results import Results, choose, tried
 from unmask.trainer.comparison.statistics import Statistics
 

@@ -11,7 +11,7 @@ from tests.helpers.comparisons import SMALL
 from tests.helpers.messages import raises
 from unmask import compare
 from unmask.core.errors import ConfigError
-from unmask.trainer.comparison.recipe import load_compare
+from unmask.trainer.comparison.load import load_compare
 
 TINY: dict[str, Any] = {**SMALL, "seeds": [0], "tuning": None}
 

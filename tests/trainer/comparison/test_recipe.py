@@ -14,7 +14,9 @@ from unmask.core.config import SamplerConfig
 from unmask.core.errors import ConfigError, RunError
 from unmask.methods.egspo import EGSPO
 from unmask.recipes.load import dump, shipped_recipes
-from unmask.trainer.comparison.recipe import CompareRecipe, base_recipe, decoded, load_compare, named, run_recipe
+from unmask.trainer.comparison.load import load_compare
+from unmask.trainer.comparison.recipe import CompareRecipe, named
+from unmask.trainer.comparison.resolve import base_recipe, decoded, run_recipe
 from unmask.trainer.comparison.run import _refuse_changed
 
 

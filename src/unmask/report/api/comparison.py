@@ -14,7 +14,8 @@ from unmask.recipes.load import Overrides
 from unmask.report.comparison_files import report, shown
 from unmask.report.tables import Table
 from unmask.trainer.comparison.ledger import Ledger
-from unmask.trainer.comparison.recipe import CompareRecipe, load_compare
+from unmask.trainer.comparison.load import load_compare
+from unmask.trainer.comparison.recipe import CompareRecipe
 from unmask.trainer.comparison.run import compare as run
 
 

@@ -1,6 +1,8 @@
 """Comparison of methods on tasks over seeds, at equal compute.
 
-recipe    the settings of a comparison, and the recipe of each run in it
+recipe    the settings of a comparison
+resolve   the recipe of each run in it
+load      settings from a file, with changes and selections
 plan      the jobs in their order
 jobs      one job: pretrain a base, or train and measure
 run       runs the jobs, several at a time, and resumes

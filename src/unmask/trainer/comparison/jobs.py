@@ -31,7 +31,8 @@ from unmask.runs.metrics import evaluations, read_metrics
 from unmask.sampling.engine import BatchLimits, LocalEngine
 from unmask.trainer import Trainer
 from unmask.trainer.comparison.outcomes import packed
-from unmask.trainer.comparison.recipe import BASE, decoded
+from unmask.trainer.comparison.recipe import BASE
+from unmask.trainer.comparison.resolve import decoded
 from unmask.trainer.comparison.sources import digest_of, engine_files, own_files
 from unmask.trainer.distributed.accelerator import make_accelerator
 from unmask.trainer.pretrain import pretrain

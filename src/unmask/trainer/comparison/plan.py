@@ -11,7 +11,8 @@ from unmask.core.errors import ConfigError
 from unmask.recipes.scorer import scorer_of
 from unmask.trainer.collect import check_rewards
 from unmask.trainer.comparison.jobs import Cell, Measure, Pretraining, Stage
-from unmask.trainer.comparison.recipe import BASE, CompareRecipe, base_recipe, run_recipe
+from unmask.trainer.comparison.recipe import BASE, CompareRecipe
+from unmask.trainer.comparison.resolve import base_recipe, run_recipe
 
 
 def check_reward_functions(recipe: CompareRecipe) -> None:
