@@ -387,6 +387,55 @@ def test_a_report_needs_no_run_folder_and_runs_nothing(
     )
 
 
+@pytest.mark.usefixtures("undrawn")
+def test_a_report_shows_the_tasks_methods_and_seeds_that_are_selected(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tasks = {"one": SMALL["tasks"]["sudoku"], "two": SMALL["tasks"]["sudoku"]}
+    recipe = small(tmp_path, "tuning=", tasks=tasks)
+    values = {
+        ("one", "entropy"): 0.25,
+        ("one", "late steps"): 0.5,
+        ("two", "entropy"): 0.75,
+        ("two", "late steps"): 1.0,
+    }
+    written(recipe.folder, [final(*pair, seed, value - seed / 8) for pair, value in values.items() for seed in (0, 1)])
+
+    def shown(*options: str) -> list[str]:
+        assert unmask("compare", tmp_path / "small.yaml", "tuning=", "--report", *options) == 0
+        table = (recipe.folder / "table.md").read_text()
+        assert ("one: Budget" in capsys.readouterr().out) == ("## one" in table), "the terminal shows what the file has"
+        return re.findall(r"^\| (?:entropy|late steps) \|.*\| (\d\.\d{3})[^|]*\| 0.500", table, re.MULTILINE)
+
+    assert shown() == ["0.188", "0.438", "0.688", "0.938"]
+    assert shown("--tasks", "two") == ["0.688", "0.938"]
+    assert shown("--methods", "Late-Steps") == ["0.438", "0.938"]
+    assert shown("--seeds", "1", "--tasks", "one", "--methods", "entropy") == ["0.125"]
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--seeds", "7,8"], ["seeds 7, 8", "seeds 0, 1"]),
+        (["--tasks", "suduko"], ['"suduko"', 'Did you mean "sudoku"?']),
+        (["--methods", "entropi"], ['"entropi"', 'Did you mean "entropy"?']),
+        (["--seeds", "one"], ['--seeds "one"']),
+        (["--methods", " , "], ['--methods " , "', "names nothing"]),
+    ],
+    ids=lambda value: "".join(value[:1]) + value[-1].strip(),
+)
+def test_a_selection_that_has_no_results_or_is_misspelt_is_refused(
+    tmp_path: Path, options: list[str], words: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    recipe = small(tmp_path, "tuning=")
+    written(recipe.folder, [final("sudoku", method, seed, 0.5) for method in recipe.methods for seed in (0, 1)])
+    assert unmask("compare", tmp_path / "small.yaml", "tuning=", "--report", *options) == 2
+    message = capsys.readouterr().err
+    for word in words:
+        assert word in message
+    assert not (recipe.folder / "table.md").exists()
+
+
 def test_a_report_on_nothing_is_refused(tmp_path: Path) -> None:
     with raises(RunError, "cells.jsonl"):
         report(of(output_dir=str(tmp_path)))

@@ -104,6 +104,9 @@ def numbers(text: str, kind: type[Any], option: str) -> list[Any]:
     from unmask.core.errors import ConfigError
 
     try:
-        return list(dict.fromkeys(kind(part.strip()) for part in text.split(",") if part.strip()))
+        values = list(dict.fromkeys(kind(part.strip()) for part in text.split(",") if part.strip()))
     except ValueError:
         raise ConfigError(f'{option} "{text}" is not a list of numbers. Separate numbers by commas.') from None
+    if text and not values:
+        raise ConfigError(f'{option} "{text}" names nothing. Give one or more values, separated by commas.')
+    return values

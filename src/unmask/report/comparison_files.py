@@ -15,7 +15,7 @@ from unmask.report.tables import Table, introduction, warnings
 from unmask.runs.atomic import disk_faults_explained
 from unmask.trainer.comparison.ledger import Ledger
 from unmask.trainer.comparison.load import load_compare
-from unmask.trainer.comparison.recipe import CompareRecipe
+from unmask.trainer.comparison.recipe import BASE, CompareRecipe
 from unmask.trainer.comparison.results import Results, choose, tried
 from unmask.trainer.comparison.statistics import Statistics
 
@@ -112,7 +112,16 @@ def _results(recipe: CompareRecipe, ledger: Ledger) -> Results:
         raise RunError(
             f"{ledger.folder} has no results yet, because its cells.jsonl is missing or empty. Run the comparison first."
         )
-    return Results(recipe, ledger.records, ledger.edited)
+    results = Results(recipe, ledger.records, ledger.edited)
+    known = [record for record in ledger.records if record["stage"] in ("base", "final")]
+    if known and not results.shown and not results.failed:
+        names = {name: sorted({str(record[name]) for record in known} - {BASE}) for name in ("task", "method", "seed")}
+        listed = "; ".join(f"{name}s {', '.join(found) or 'none'}" for name, found in names.items())
+        raise RunError(
+            f"{ledger.folder} has no results for this selection: tasks {', '.join(recipe.tasks)}; methods "
+            f"{', '.join(recipe.methods)}; seeds {', '.join(map(str, recipe.seeds))}. It has results for {listed}."
+        )
+    return results
 
 
 def _code_notes(results: Results, ledger: Ledger) -> list[str]:
