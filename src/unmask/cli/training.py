@@ -65,11 +65,21 @@ def compare(
     recipe: Annotated[str, typer.Argument(help="A shipped comparison's name, such as paper-tiny, or a YAML file.")],
     overrides: Overrides = None,
     jobs: Annotated[
-        int,
+        int | None,
         typer.Option(
-            min=1, help="Number of runs at a time, each in a process with one thread; 1 runs them in this process."
+            min=1,
+            help="Number of runs at a time, each in a process with one thread; by default 1, in this process. With "
+            "--scheduler, the number of jobs that wait or run there; by default 100.",
+            show_default=False,
         ),
-    ] = 1,
+    ] = None,
+    scheduler: Annotated[
+        str,
+        typer.Option(
+            help="Run the jobs through a scheduler: slurm, or local to try it out. Settings such as "
+            "scheduler.partition=gpu and scheduler.minutes=60 give a job its resources.",
+        ),
+    ] = "",
     report: Annotated[
         bool, typer.Option("--report", help="Only make the tables and figures from the results so far.")
     ] = False,
@@ -104,7 +114,8 @@ def compare(
 
     chosen = {"tasks": numbers(tasks, str, "--tasks"), "methods": numbers(methods, str, "--methods")}
     chosen["seeds"] = numbers(seeds, int, "--seeds")
-    options = [f"{key}={json.dumps(names)}" for key, names in chosen.items() if names]
+    options = [f"scheduler.type={scheduler}"] if scheduler else []
+    options += [f"{key}={json.dumps(names)}" for key, names in chosen.items() if names]
     loaded = load_compare(recipe, [*options, *(overrides or ())])
     if not report:
         run(

@@ -46,7 +46,7 @@ def compare(
     recipe: str | os.PathLike[str] | Mapping[str, Any] | CompareRecipe,
     overrides: Overrides = (),
     *,
-    jobs: int = 1,
+    jobs: int | None = None,
     rerun_changed: bool = False,
     keep_changed: bool = False,
     retry_failed: bool = False,
@@ -61,8 +61,9 @@ def compare(
         recipe: name of a shipped comparison such as "paper-tiny", a YAML file, or a dict of the
             same keys.
         overrides: changes to the recipe, as `key=value` texts or as a dict.
-        jobs: number of runs at a time, each in a process of its own; 1 runs them one after the
-            other in this process. A script that sets a larger number has to guard the call by
+        jobs: number of runs at a time, each in a process of its own; 1, the default, runs them one
+            after the other in this process. With the setting `scheduler`, the number of jobs that
+            wait or run there, by default 100. A script that sets a larger number has to guard the call by
             `if __name__ == "__main__":`.
         rerun_changed: True to repeat the runs that changed settings or changed code affect.
         keep_changed: True to keep results whose code has changed since; the tables mark them.
@@ -75,7 +76,7 @@ def compare(
         RunError: the folder belongs to another comparison, is in use, or has results of code that
             was edited since.
     """
-    if jobs < 1:
+    if jobs is not None and jobs < 1:
         raise ConfigError(f"jobs = {jobs} must be at least 1.")
     loaded = load_compare(recipe, overrides)
     run(

@@ -7,6 +7,7 @@ plan      the jobs in their order
 jobs      one job: pretrain a base, or train and measure
 run       runs the jobs, several at a time, and resumes
 workers   the processes that run the jobs
+scheduled  jobs on a cluster, through submitit
 ledger    cells.jsonl, one line for each job
 sources   hashes of the code that a result depends on
 outcomes  whether each example of an evaluation was solved, packed

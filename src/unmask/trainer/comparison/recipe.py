@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from itertools import product
 from pathlib import Path
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BeforeValidator, Field, model_validator
 
@@ -119,6 +119,31 @@ class CompareEvaluation(Config):
     """Number of examples in each evaluation during a run."""
 
 
+class Scheduler(Config):
+    """Place outside this process where the jobs run, through submitit (`pip install
+    'unmask[slurm]'`). All machines need the same folders and the same Python environment."""
+
+    type: Literal["slurm", "local"] = "slurm"
+    """`slurm` submits each job to SLURM; `local` starts each as a process of this machine, which is
+    for trying out the settings."""
+    minutes: int = Field(240, ge=1)
+    """Time limit of a job. A run that reaches it saves, and is submitted again to continue."""
+    partition: str | None = None
+    """Partition of SLURM; default that of the cluster."""
+    account: str | None = None
+    """Account of SLURM that is charged."""
+    gpus: int = Field(0, ge=0)
+    """Number of GPUs of a job."""
+    cpus: int = Field(1, ge=1)
+    """Number of CPU cores, and of threads, of a job."""
+    memory_gb: float | None = Field(None, gt=0)
+    """Memory of a job, in GB; default that of the cluster."""
+    options: dict[str, Any] = {}
+    """Further options of sbatch, such as {qos: long}."""
+    setup: tuple[str, ...] = ()
+    """Shell commands before a job, such as `module load cuda`."""
+
+
 class CompareRecipe(Config):
     """Settings of a comparison of methods on tasks over seeds, at equal compute."""
 
@@ -135,6 +160,8 @@ class CompareRecipe(Config):
     """Methods to compare all others with; the tables give the differences, paired by seed."""
     evaluation: CompareEvaluation = CompareEvaluation()
     """Evaluation of the runs."""
+    scheduler: Scheduler | None = None
+    """Scheduler that runs the jobs; by default they run in processes of this machine."""
     output_dir: str | None = None
     """Folder of the comparison; default runs/compare/NAME of the recipe."""
 

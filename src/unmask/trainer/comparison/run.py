@@ -6,13 +6,11 @@ An interrupted comparison continues when the command is repeated.
 
 from __future__ import annotations
 
-import multiprocessing
 import os
-import signal
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import FIRST_COMPLETED, Executor, Future, wait
+from concurrent.futures import FIRST_COMPLETED, Future, wait
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar, get_args
@@ -27,13 +25,16 @@ from unmask.trainer.comparison.ledger import Ledger
 from unmask.trainer.comparison.plan import Plan, check_reward_functions
 from unmask.trainer.comparison.recipe import BASE, CompareRecipe, named
 from unmask.trainer.comparison.results import choose, tried
-from unmask.trainer.comparison.workers import make_workers, result_of, work
+from unmask.trainer.comparison.scheduled import ScheduledWorkers
+from unmask.trainer.comparison.workers import InThisProcess, Processes, Workers, result_of
 from unmask.trainer.distributed.stopping import StopSignals
 
 JobT = TypeVar("JobT", bound=ComparisonJob)
 
 POLL = 0.2
 """Seconds between two checks for a signal."""
+MOST_SCHEDULED = 100
+"""Default for the number of jobs that wait or run at a scheduler."""
 MOST_NAMED = 8
 """Maximum number of changed files that a message names."""
 
@@ -50,7 +51,7 @@ class CompareStoppedError(RunError):
 def compare(
     recipe: CompareRecipe,
     *,
-    jobs: int = 1,
+    jobs: int | None = None,
     rerun_changed: bool = False,
     keep_changed: bool = False,
     retry_failed: bool = False,
@@ -60,8 +61,9 @@ def compare(
 
     Args:
         recipe: settings of the comparison.
-        jobs: number of processes, with one thread each; 1 runs all jobs in this process, with all
-            its threads.
+        jobs: number of jobs at a time. Without a scheduler, each has a process with one thread; the
+            default 1 runs all jobs in this process, with all its threads. With a scheduler, it is
+            the number of jobs that wait or run there; default `MOST_SCHEDULED`.
         rerun_changed: True to repeat jobs whose settings or code have changed; else such jobs are
             an error.
         keep_changed: True to keep results whose code has changed since; the tables mark these
@@ -89,9 +91,15 @@ def compare(
         ledger = Ledger(folder)
         _settle_edited(ledger, recipe, rerun_changed, keep_changed, tell)
         write_atomically(folder / "recipe.yaml", dump(recipe))
-        with StopSignals() as signals, make_workers(jobs) as workers:
-            _Comparison(recipe, ledger, workers, jobs, signals, rerun_changed, retry_failed, tell).run()
+        with StopSignals() as signals, _make_workers(recipe, jobs) as workers:
+            _Comparison(recipe, ledger, workers, signals, rerun_changed, retry_failed, tell).run()
     return folder
+
+
+def _make_workers(recipe: CompareRecipe, jobs: int | None) -> Workers:
+    if recipe.scheduler is not None:
+        return ScheduledWorkers(recipe.folder, recipe.scheduler, jobs or MOST_SCHEDULED)
+    return Processes(jobs) if jobs is not None and jobs > 1 else InThisProcess()
 
 
 @dataclass
@@ -100,8 +108,7 @@ class _Comparison:
 
     recipe: CompareRecipe
     ledger: Ledger
-    workers: Executor
-    num_workers: int
+    workers: Workers
     signals: StopSignals
     rerun_changed: bool
     retry_failed: bool
@@ -181,23 +188,21 @@ class _Comparison:
             ended += 1
             self.ledger.add(job.record(**facts), _unedited(job))
             job.clean_up()
+            self.workers.recorded(job)
             left = self.clock.tick(job.budget) if isinstance(job, Cell) else ""
             self.tell(f"{job.stage} {ended}/{len(jobs)}  {_summary(job, facts)}{left}")
 
         while True:
             if signal_number := signal_number or self.signals.received:
-                # A terminal sends Ctrl-C to all processes, `kill` only to this one; a repeated
-                # signal does no harm.
-                for child in multiprocessing.active_children():
-                    os.kill(child.pid or 0, signal.SIGINT)
-            while not signal_number and len(running) < self.num_workers and (job := next(waiting, None)) is not None:
+                self.workers.stop()
+            while not signal_number and len(running) < self.workers.most and (job := next(waiting, None)) is not None:
                 job = replace(job, code=job.code_now)
                 try:
                     ready = prepare(job)
                 except UnmaskError as error:
                     finish(job, {"failed": str(error)})
                     continue
-                running[self.workers.submit(work, ready)] = ready
+                running[self.workers.start(ready)] = ready
             if not running:
                 break
             for future in wait(running, timeout=POLL, return_when=FIRST_COMPLETED).done:
@@ -343,6 +348,8 @@ def _refuse_changed(folder: Path, recipe: CompareRecipe) -> None:
         for key in before.keys() | now.keys()
         if before.get(key) != now.get(key)
         and key not in lists
+        # The place where jobs run does not matter to their results.
+        and not key.startswith("scheduler")
         and (key.startswith(shared) or not key.startswith(("tasks.", "methods.")))
     )
     if changed:

@@ -6,10 +6,10 @@ import multiprocessing
 import os
 import signal
 import threading
-from collections.abc import Callable
-from concurrent.futures import Executor, Future, ProcessPoolExecutor
+from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from typing import Any
+from types import TracebackType
+from typing import Self
 
 import torch
 
@@ -18,34 +18,75 @@ from unmask.trainer.comparison.jobs import ComparisonJob, Record
 from unmask.trainer.distributed.stopping import RunStoppedError
 
 
-class InThisProcess(Executor):
-    """Executor that runs each call at once, in this process."""
+class Workers:
+    """Place where the jobs of a comparison run. A context releases it."""
 
-    def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
-        """Call the function, and return a finished future."""
-        future: Future[Any] = Future()
+    most: int
+    """Maximum number of jobs at a time."""
+
+    def start(self, job: ComparisonJob) -> Future[Record]:
+        """Start a job, and return the future of its result, which is that of `work`."""
+        raise NotImplementedError
+
+    def stop(self) -> None:
+        """Ask the running jobs to save and stop. Repeated calls do no harm."""
+
+    def recorded(self, job: ComparisonJob) -> None:
+        """Take note that the result of a job is recorded, so that it need not be kept elsewhere."""
+
+    def close(self) -> None:
+        """Release the workers."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, _kind: type[BaseException] | None, _error: object, _trace: TracebackType | None) -> None:
+        self.close()
+
+
+class InThisProcess(Workers):
+    """Workers that run each job at once, in this process. The trainer handles signals."""
+
+    most = 1
+
+    def start(self, job: ComparisonJob) -> Future[Record]:
+        future: Future[Record] = Future()
         try:
-            future.set_result(fn(*args, **kwargs))
+            future.set_result(work(job))
         except Exception as error:
             future.set_exception(error)
         return future
 
 
-def make_workers(count: int) -> Executor:
-    """Return an executor that runs jobs in `count` processes; with one, it runs them in this
-    process."""
-    if count == 1:
-        return InThisProcess()
-    # A forked child of a process that has used torch's threads hangs. The server of the processes has
-    # imported the code of the jobs and has run nothing, so it can be forked for each of them.
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload([ComparisonJob.__module__])
-    pool = ProcessPoolExecutor(count, mp_context=context, initializer=_begin_worker)
-    for _ in range(count):
-        # All processes start now: one that started later would run code that was edited in the
-        # meantime.
-        pool.submit(_nothing)
-    return pool
+class Processes(Workers):
+    """Processes of this machine, with one thread each.
+
+    Args:
+        count: number of processes.
+    """
+
+    def __init__(self, count: int) -> None:
+        self.most = count
+        # A forked child of a process that has used torch's threads hangs. The server of the processes
+        # has imported the code of the jobs and has run nothing, so it can be forked for each of them.
+        context = multiprocessing.get_context("forkserver")
+        context.set_forkserver_preload([ComparisonJob.__module__])
+        self._pool = ProcessPoolExecutor(count, mp_context=context, initializer=_begin_worker)
+        for _ in range(count):
+            # All processes start now: one that started later would run code that was edited in the
+            # meantime.
+            self._pool.submit(_nothing)
+
+    def start(self, job: ComparisonJob) -> Future[Record]:
+        return self._pool.submit(work, job)
+
+    def stop(self) -> None:
+        # A terminal sends Ctrl-C to all processes, `kill` only to this one.
+        for child in multiprocessing.active_children():
+            os.kill(child.pid or 0, signal.SIGINT)
+
+    def close(self) -> None:
+        self._pool.shutdown()
 
 
 def _nothing() -> None:
