@@ -5,7 +5,7 @@ from unmask.models.convert import convert
 from unmask.models.denoiser import Denoiser, check_bidirectional
 from unmask.models.loading import load_model, save_model
 from unmask.models.policy import Policy
-from unmask.models.tiny import TinyConfig, char_tokenizer, tiny_denoiser
+from unmask.models.tiny import TinyConfig, char_tokenizer, tiny_denoiser, word_tokenizer
 
 __all__ = [
     "Denoiser",
@@ -17,4 +17,5 @@ __all__ = [
     "load_model",
     "save_model",
     "tiny_denoiser",
+    "word_tokenizer",
 ]

@@ -1,4 +1,4 @@
-"""Tiny masked diffusion models with a character tokenizer, in the formats of transformers.
+"""Tiny masked diffusion models with a tokenizer of characters or words, in the formats of transformers.
 
 They are bidirectional GPT-2 models with learned absolute positions: at this size and budget, models
 with rotary positions do not learn the built-in tasks (docs/lab-log.md).
@@ -6,6 +6,8 @@ with rotary positions do not learn the built-in tasks (docs/lab-log.md).
 
 from __future__ import annotations
 
+import re
+from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 import torch
@@ -52,13 +54,33 @@ def char_tokenizer(alphabet: str) -> PreTrainedTokenizerBase:
         >>> tokenizer.decode([4, 5, 7, 3])
         '12=0'
     """
+    return word_tokenizer(alphabet)
+
+
+def word_tokenizer(words: Iterable[str]) -> PreTrainedTokenizerBase:
+    """Make a tokenizer with one token for each of the given pieces of text, and PAD, MASK and EOS
+    (ids 0, 1, 2). A text is split from left to right at the longest piece, and decoded by joining
+    the pieces, so a space belongs to one of them.
+
+    Args:
+        words: pieces of text. Every text to encode must consist of them.
+
+    Example:
+        >>> tokenizer = word_tokenizer(["Anna", " has", " 1", " 12", "."])
+        >>> tokenizer("Anna has 12.").input_ids
+        [7, 5, 4, 6]
+        >>> tokenizer.decode(tokenizer("Anna has 12.").input_ids)
+        'Anna has 12.'
+    """
     from tokenizers import Regex, Tokenizer, decoders, pre_tokenizers
     from tokenizers.models import WordLevel
     from transformers import PreTrainedTokenizerFast
 
-    vocabulary = {token: i for i, token in enumerate([PAD, MASK, EOS, *sorted(set(alphabet))])}
+    pieces = sorted(set(words))
+    vocabulary = {token: i for i, token in enumerate([PAD, MASK, EOS, *pieces])}
+    longer = [re.escape(piece) for piece in sorted(pieces, key=len, reverse=True) if len(piece) > 1]
     inner = Tokenizer(WordLevel(vocabulary))
-    inner.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s\S]"), behavior="isolated")
+    inner.pre_tokenizer = pre_tokenizers.Split(Regex("|".join([*longer, r"[\s\S]"])), behavior="isolated")
     inner.decoder = decoders.Fuse()
     return PreTrainedTokenizerFast(
         tokenizer_object=inner, pad_token=PAD, mask_token=MASK, eos_token=EOS, padding_side="left"

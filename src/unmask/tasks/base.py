@@ -62,12 +62,18 @@ class Task(Named, ABC):
     @property
     @abstractmethod
     def completion_length(self) -> int:
-        """Number of characters L of the longest bare completion, with EOS if lengths vary."""
+        """Number of tokens L of the longest bare completion, with EOS if lengths vary."""
 
     @property
     @abstractmethod
     def alphabet(self) -> str:
         """Sorted text of all characters that occur in bare prompts and completions."""
+
+    @property
+    def tokens(self) -> tuple[str, ...]:
+        """Tokens of a tiny model that learns the task from scratch, sorted: the characters of
+        `alphabet`, or longer pieces of text if the task reads words."""
+        return tuple(self.alphabet)
 
     @abstractmethod
     def row(self, split: Split, index: int, seed: int) -> Row:
@@ -242,8 +248,7 @@ class NumbersTask(Task):
         Returns:
             The same split for every order, in every process.
         """
-        share = stable_hash(f"{self.type_name} {','.join(map(str, sorted(numbers)))}") % 10
-        return "train" if share < 7 else "validation" if share < 8 else "test"
+        return split_of_hash(f"{self.type_name} {','.join(map(str, sorted(numbers)))}")
 
     def row(self, split: Split, index: int, seed: int) -> Row:
         rng = self._rng(split, index, seed)
@@ -272,6 +277,21 @@ class NumbersTask(Task):
             f"these options leave almost no items for the split {empty}: too few sets of numbers make a valid item. "
             "Allow larger numbers or a wider range of results."
         )
+
+
+def split_of_hash(text: str) -> Split:
+    """Return the split to which the items with this key belong: train for 70 % of the keys,
+    validation for 10 % and test for 20 %.
+
+    Args:
+        text: what the items of one split share and no two splits may share.
+
+    Example:
+        >>> split_of_hash("arithmetic 1,1,5")
+        'validation'
+    """
+    share = stable_hash(text) % 10
+    return "train" if share < 7 else "validation" if share < 8 else "test"
 
 
 def stable_hash(text: str) -> int:

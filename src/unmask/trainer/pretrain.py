@@ -21,7 +21,7 @@ from unmask.core.errors import ConfigError
 from unmask.evaluation.model_card import pretraining_card
 from unmask.evaluation.usable import Usable, faults_for, usable_rows
 from unmask.functional.noise import named_generator
-from unmask.models import Denoiser, Policy, char_tokenizer, tiny_denoiser
+from unmask.models import Denoiser, Policy, tiny_denoiser, word_tokenizer
 from unmask.models.device import weights_dtype
 from unmask.recipes.schema import PretrainRecipe
 from unmask.trainer.corpus import Corpus, PretrainBatch, completion_length
@@ -169,6 +169,6 @@ def _start_model(recipe: PretrainRecipe, accelerator: Accelerator) -> Policy:
     device = accelerator.device
     if recipe.model is not None:
         return load_policy(recipe, recipe.model, device, is_sharded=backend.is_sharded(accelerator))
-    tokenizer = char_tokenizer(recipe.task.alphabet)
+    tokenizer = word_tokenizer(recipe.task.tokens)
     denoiser = tiny_denoiser(recipe.tiny, tokenizer, recipe.seed)
     return Policy(denoiser.to(weights_dtype(device, recipe.precision)), tokenizer)

@@ -228,9 +228,9 @@ def _built(shape: dict[str, Any], model: str = "") -> PreTrainedConfig:
 
 
 def _tiny(recipe: PretrainRecipe) -> PreTrainedConfig:
-    from unmask.models import char_tokenizer, tiny_denoiser
+    from unmask.models import tiny_denoiser, word_tokenizer
 
-    config: PreTrainedConfig = tiny_denoiser(recipe.tiny, char_tokenizer(recipe.task.alphabet), 0).backbone.config
+    config: PreTrainedConfig = tiny_denoiser(recipe.tiny, word_tokenizer(recipe.task.tokens), 0).backbone.config
     config.architectures = ["GPT2LMHeadModel"]
     return config
 
