@@ -16,7 +16,7 @@ ROW = {"prompt": "3+4-9+5=", "answer": "+07,-02,+03", "numbers": [3, 4, 9, 5], "
 
 
 @pytest.mark.parametrize(
-    "options", [{"num_operands": 1}, {"num_operands": 7}, {"max_operand": 0}, {"max_operand": 100}, {"max_operand": 1}]
+    "options", [{"num_operands": 1}, {"num_operands": 17}, {"max_operand": 0}, {"max_operand": 100}, {"max_operand": 1}]
 )
 def test_bad_options_are_refused(options: dict[str, int]) -> None:
     with pytest.raises(ValidationError):
@@ -39,7 +39,7 @@ def test_the_first_items_never_change() -> None:
     assert [row["prompt"] for row in Arithmetic().rows("train", 3)] == ["5-1+9=", "2+6+5=", "4+9-8="]
 
 
-@pytest.mark.parametrize("task", [Arithmetic(), Arithmetic(num_operands=6, max_operand=99)], ids=repr)
+@pytest.mark.parametrize("task", [Arithmetic(), Arithmetic(num_operands=16, max_operand=99)], ids=repr)
 def test_the_running_results_are_those_of_every_prefix_of_the_sum(task: Arithmetic) -> None:
     for row in task.rows("test", 50):
         expression = row["prompt"].removesuffix("=")
@@ -88,6 +88,21 @@ def test_a_sloppy_demonstration_skips_the_working_and_guesses_within_4(task: Ari
         assert set("".join(working)) == {"x"}
         errors[int(guess) - row["running"][-1]] += 1
     assert set(errors) == set(range(-4, 5))
+
+
+def test_sixteen_operands_take_74_characters_and_earn_a_fourteenth_of_a_tenth_for_each_result() -> None:
+    task = Arithmetic(num_operands=16)
+    row = task.row("test", 0, 0)
+    right = row["answer"].split(",")
+    assert len(row["answer"]) == task.completion_length == 74
+    for broken in (1, 5, 14):
+        # The last results are wrong, the others right.
+        text = ",".join(
+            [*right[: 15 - broken], *["+000" if value != "+000" else "+001" for value in right[15 - broken :]]]
+        )
+        assert task.score(text, row) == pytest.approx(0.1 * (15 - broken) / 14)
+        assert not task.solved(text, row)
+    assert task.solved(row["answer"], row)
 
 
 def test_a_guess_beyond_the_largest_result_keeps_the_width() -> None:

@@ -13,7 +13,9 @@ from unmask.tasks.kodcode import KodCode
 from unmask.tasks.mbpp import MBPP
 from unmask.tasks.program import ProgramFromExamples
 from unmask.tasks.reasoning_gym import ReasoningGym
+from unmask.tasks.story import Story
 from unmask.tasks.sudoku import Sudoku
+from unmask.tasks.sudoku9 import Sudoku9
 
 TASKS: dict[str, type[Task]] = {
     "arithmetic": Arithmetic,
@@ -27,8 +29,10 @@ TASKS: dict[str, type[Task]] = {
     "mbpp": MBPP,
     "program": ProgramFromExamples,
     "reasoning_gym": ReasoningGym,
+    "story": Story,
     "sudoku": Sudoku,
+    "sudoku9": Sudoku9,
 }
 """All tasks by the name that `task.type` takes in a recipe."""
 
-__all__ = ["TASKS", "Arithmetic", "Countdown", "Dataset", "RewardFunc", "Split", "Sudoku", "Task"]
+__all__ = ["TASKS", "Arithmetic", "Countdown", "Dataset", "RewardFunc", "Split", "Story", "Sudoku", "Sudoku9", "Task"]

@@ -57,7 +57,7 @@ class Arithmetic(NumbersTask):
     """
 
     type: Literal["arithmetic"] = "arithmetic"
-    num_operands: int = Field(3, ge=2, le=6)
+    num_operands: int = Field(3, ge=2, le=16)
     """Number of operands of a sum. The answer has one result fewer. With 2 operands there is no
     intermediate result, so a wrong answer earns 0."""
     max_operand: int = Field(9, ge=1, le=99)
