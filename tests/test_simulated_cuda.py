@@ -21,8 +21,9 @@ from tests.helpers.denoisers import add_lively_head
 from tests.helpers.rollouts import collect
 from tests.helpers.runs import SWITCHES, method_overrides, train_recipe
 from tests.helpers.simulated_cuda import DEVICE, DeviceError, SimulatedGenerator, counted_waits
+from unmask.core.branches import Branches
 from unmask.core.config import SamplerConfig
-from unmask.core.records import Branches, Needs, Trajectory
+from unmask.core.records import Needs, Trajectory
 from unmask.functional.noise import named_generator
 from unmask.methods import METHODS
 from unmask.models import Denoiser, TinyConfig, char_tokenizer, tiny_denoiser

@@ -10,9 +10,10 @@ import pytest
 import torch
 
 from tests.helpers.toy import distance, expected_gradient
+from unmask.core.branches import Branches
 from unmask.core.config import SamplerConfig
 from unmask.core.errors import ConfigError
-from unmask.core.records import Branches, Rollout
+from unmask.core.records import Rollout
 from unmask.methods.dispo import DiSPO
 
 EXACT = {"rtol": 0.0, "atol": 1e-10}

@@ -14,9 +14,10 @@ from tests.helpers.any_order import another
 from tests.helpers.messages import raises
 from tests.helpers.records import make_inputs, make_trajectory
 from tests.helpers.toy import distance, expected_gradient, pinned
+from unmask.core.branches import Branches
 from unmask.core.config import SamplerConfig
 from unmask.core.errors import ConfigError
-from unmask.core.records import Branches, Rollout
+from unmask.core.records import Rollout
 from unmask.methods.egspo_ca import EGSPOCA
 from unmask.recipes.behaviour import BehaviourConfig
 from unmask.trainer.behaviour import Comparison

@@ -8,8 +8,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from unmask.core.branches import Branches
 from unmask.core.config import SamplerConfig
-from unmask.core.records import Branches, Needs
+from unmask.core.records import Needs
 from unmask.functional.distribution import token_logprobs
 from unmask.functional.selection import PRIORITY_RULES, RULES, candidate_steps, select_steps, selection_noise
 from unmask.sampling import denoise

@@ -11,9 +11,10 @@ from torch import nn
 from tests.helpers.adapters import LORA, build, train_by_hand
 from tests.helpers.messages import raises
 from tests.helpers.stale_keys import StaleKeys
+from unmask.core.branches import Branches
 from unmask.core.config import SamplerConfig
 from unmask.core.errors import ConfigError, ModelError
-from unmask.core.records import Branches, Needs
+from unmask.core.records import Needs
 from unmask.models.adapters import Adapters
 from unmask.models.native import NATIVE_CLASSES
 from unmask.sampling import denoise

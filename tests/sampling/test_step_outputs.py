@@ -7,8 +7,8 @@ from dataclasses import fields
 import pytest
 import torch
 
+from unmask.core.branches import Branches
 from unmask.core.config import SamplerConfig
-from unmask.core.records import Branches
 from unmask.sampling import ORDERS
 from unmask.sampling.step_outputs import Proposer, logit_chunks
 

@@ -18,9 +18,10 @@ from jaxtyping import Float
 from pydantic import Field
 from torch import Tensor
 
+from unmask.core.branches import Branches
 from unmask.core.config import SamplerConfig
 from unmask.core.errors import ConfigError
-from unmask.core.records import GIVEN, Branches, LossInputs, LossOutput, Needs, Rollout, Views
+from unmask.core.records import GIVEN, LossInputs, LossOutput, Needs, Rollout, Views
 from unmask.functional.advantage import counterfactual_advantage, group_advantage
 from unmask.functional.behaviour import LevelOrOff
 from unmask.methods.ratio import RatioMethod

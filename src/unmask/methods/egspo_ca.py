@@ -20,9 +20,10 @@ from jaxtyping import Float
 from pydantic import Field
 from torch import Tensor
 
+from unmask.core.branches import Branches
 from unmask.core.config import SamplerConfig
 from unmask.core.errors import ConfigError
-from unmask.core.records import Branches, LossInputs, LossOutput, Needs, Rollout, Trajectory, Views
+from unmask.core.records import LossInputs, LossOutput, Needs, Rollout, Trajectory, Views
 from unmask.functional.advantage import counterfactual_advantage, fitted_gain, group_advantage, unique_advantage
 from unmask.functional.behaviour import LevelOrOff
 from unmask.methods.ratio import RatioMethod

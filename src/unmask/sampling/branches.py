@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from unmask.core.records import Branches
+from unmask.core.branches import Branches
 from unmask.functional.distribution import sample_tokens
 from unmask.functional.noise import BRANCH_STREAM, counter_uniform
 from unmask.functional.selection import PRIORITY_RULES, step_priority

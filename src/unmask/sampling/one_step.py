@@ -9,8 +9,9 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from unmask.core.branches import Branches
 from unmask.core.denoising import DenoiserLike
-from unmask.core.records import Branches, Needs, Trajectory
+from unmask.core.records import Needs, Trajectory
 from unmask.functional.masking import compact_columns
 from unmask.functional.selection import selected_path_steps
 from unmask.sampling.branches import one_step_branches

@@ -12,8 +12,8 @@ from dataclasses import dataclass, field, fields
 import torch
 from torch import Tensor
 
+from unmask.core.branches import Branches
 from unmask.core.config import SamplerConfig
-from unmask.core.records import Branches
 from unmask.functional.distribution import sample_with_logprobs, scaled_logits, token_entropy
 from unmask.functional.noise import TOKEN_STREAM, counter_uniform
 from unmask.sampling.branches import draw_branches

@@ -20,9 +20,10 @@ from starlette.routing import Route
 
 from tests.helpers.messages import check
 from tests.helpers.servers import NoWeights, app_of, running
+from unmask.core.branches import Branches
 from unmask.core.config import SamplerConfig
 from unmask.core.errors import DataError, EngineError
-from unmask.core.records import Branches, Needs, Trajectory
+from unmask.core.records import Needs, Trajectory
 from unmask.models import Denoiser, Policy, char_tokenizer
 from unmask.sampling.engine import LocalEngine
 from unmask.sampling.remote.client import Patience, Server

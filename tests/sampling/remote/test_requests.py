@@ -10,9 +10,10 @@ import pytest
 import torch
 
 from tests.helpers.servers import NoWeights, app_of, running
+from unmask.core.branches import Branches
 from unmask.core.config import SamplerConfig
 from unmask.core.errors import EngineError
-from unmask.core.records import Branches, Needs
+from unmask.core.records import Needs
 from unmask.models import Denoiser, Policy, char_tokenizer
 from unmask.sampling import engine as local
 from unmask.sampling.engine import BatchLimits, LocalEngine

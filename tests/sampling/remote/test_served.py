@@ -25,9 +25,10 @@ from tests.helpers.messages import check, raises
 from tests.helpers.paths import ROOT
 from tests.helpers.servers import get, post, running, serving
 from tests.helpers.sglang import exchanges, write_lines
+from unmask.core.branches import Branches
 from unmask.core.config import LoraConfig, SamplerConfig
 from unmask.core.errors import ConfigError, ModelError
-from unmask.core.records import Branches, Needs, Trajectory
+from unmask.core.records import Needs, Trajectory
 from unmask.models import Denoiser, Policy, char_tokenizer, load_model, save_model
 from unmask.models.adapters import Adapters
 from unmask.sampling.encoding import encode_all

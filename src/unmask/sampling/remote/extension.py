@@ -16,9 +16,10 @@ import torch
 from pydantic import Field, ValidationError
 from torch import Tensor
 
+from unmask.core.branches import Branches
 from unmask.core.by_path import is_path
 from unmask.core.config import SamplerConfig
-from unmask.core.records import GIVEN, Branches, Needs, Trajectory
+from unmask.core.records import GIVEN, Needs, Trajectory
 from unmask.functional.selection import RULES, selected_path_steps
 from unmask.sampling.remote.counts import check_fixed_counts
 from unmask.sampling.remote.format import (
