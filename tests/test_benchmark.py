@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from benchmark import adaptive, cached, lift, memory, merging, packed_views, refill, report, roofline, speed
+from benchmark import adaptive, cached, critic, lift, memory, merging, packed_views, refill, report, roofline, speed
 from benchmark.gpu.__main__ import ORDER
 from benchmark.gpu.__main__ import main as accept
 from benchmark.gpu.harness import CHECKS, Check
@@ -196,6 +196,19 @@ def test_the_table_of_cached_rollouts_pairs_seeds(tmp_path: Path, monkeypatch: p
     # Accuracies are uncertain, the rise is not; a seed without an exact run is left out.
     assert dual.startswith("| dual | 2 | 0.500 ± 2.541 |")
     assert dual.count("+0.200 ± 0.000") == 2
+
+
+def test_the_table_of_values_is_that_of_the_explained_variances() -> None:
+    value, reward = (
+        torch.tensor([[0.0, 1.0], [1.0, 1.0], [0.0, 0.0]]),
+        torch.tensor([[0.0, 2.0], [1.0, 0.0], [1.0, 2.0]]),
+    )
+    # Var(R) is 1/3 and 4/3; Var(R - V) is 1/3 and 7/3.
+    assert critic._explained(value, reward) == pytest.approx([0.0, -0.75], abs=1e-4)
+    # The best coefficient is Cov(R, V) / Var(V): 1/2 and -1.
+    torch.testing.assert_close(critic._scaled(value, reward), value * torch.tensor([0.5, -1.0]))
+    results = [{"seed": seed, **{name: [0.1 * seed, 0.3] for name in critic.NAMES}} for seed in range(3)]
+    assert critic.table(results).splitlines()[2] == "| critic | 0.10 ± 0.25 | 0.30 ± 0.00 | 0.20 ± 0.12 |"
 
 
 def test_the_variants_of_cached_rollouts_differ_in_cache_and_correction() -> None:

@@ -33,6 +33,7 @@ from unmask.sampling import denoise
 from unmask.sampling.forwards import Forwards
 from unmask.sampling.orders import ORDERS
 from unmask.tasks import Sudoku
+from unmask.trainer.critic import blank_moments
 from unmask.trainer.learn import Learner
 from unmask.trainer.metrics import Tally
 from unmask.trainer.reference import FrozenCopy
@@ -290,7 +291,8 @@ def trained(
     assert paths.trajectory.tokens.device.type == torch.device(device).type
     optimizer = accelerator.prepare(torch.optim.SGD(denoiser.parameters(), lr=1e-3))
     reference = FrozenCopy.of(denoiser, device)
-    learner = Learner(accelerator, denoiser, optimizer, reference, recipe, limit)
+    critic = blank_moments(denoiser, device) if recipe.method.needs().critic else None
+    learner = Learner(accelerator, denoiser, optimizer, reference, recipe, limit, critic=critic)
     learner.update(paths, 0, named_generator(0, "update", 0), tally)
     return tally.reduce(accelerator), [weight.detach().cpu() for weight in denoiser.parameters()]
 

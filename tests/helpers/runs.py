@@ -65,8 +65,10 @@ OWN_SETTINGS: dict[str, tuple[str, ...]] = {
 """Overrides that the run of a method adds: its own options at this size, or settings under which its reward rises."""
 
 SWITCHES: dict[str, tuple[str, ...]] = {
+    "direct_advantage-critic": ("method={type: direct_advantage, beta: 0.3, value: critic}",),
     "diffu_grpo-strata": ("method={type: diffu_grpo, num_strata: 2}", "optim.learning_rate=3.0e-3"),
     "egspo_ca-unique": ("method={type: egspo_ca, num_selected: 2, form: unique}",),
+    "egspo-critic": ("method={type: egspo, num_selected: 2, baseline: critic}",),
     "egspo-dcolt": (
         "method={type: egspo, step_choice: all, epsilon_high: 0.2, beta: 0}",
         "sampler.order=learned",
@@ -77,6 +79,10 @@ SWITCHES: dict[str, tuple[str, ...]] = {
     "egspo-dppo": ("method={type: egspo, num_selected: 2, trust_region: divergence}",),
     "gdsd-tlc": ("method={type: gdsd, centred: true, beta: 0, epsilon: 0}",),
     "rldf-unbiased": ("method={type: rldf, num_selected: 2, step_choice: surprisal_sampled, targets: step}",),
+    "trajectory_balance-subpaths": (
+        "method={type: trajectory_balance, subpath_steps: 2}",
+        "optim.learning_rate=3.0e-3",
+    ),
     "step_merge-tv": ("method={type: step_merge, num_segments: 4, trust_region: divergence, divergence: tv}",),
 }
 """Published works that are settings of a method, with their overrides. A name is that of a file in tests/golden."""

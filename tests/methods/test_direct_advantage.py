@@ -9,6 +9,7 @@ from tests.helpers.any_order import another
 from tests.helpers.messages import raises
 from tests.helpers.records import make_inputs
 from tests.helpers.toy import distance, pinned
+from tests.helpers.values import arbitrary, true_values, with_values
 from unmask.core.config import SamplerConfig
 from unmask.core.errors import ConfigError
 from unmask.core.records import LossInputs, Needs
@@ -23,15 +24,20 @@ BETA = 0.3
 
 def test_the_defaults():
     expected = {"type": "direct_advantage", "beta": 0.04, "anchor": "old", "num_selected": 8, "step_choice": "all"}
-    assert METHODS["direct_advantage"]().model_dump() == expected
+    assert METHODS["direct_advantage"]().model_dump() == expected | {"value": "one_step"}
     assert DirectAdvantage().needs() == Needs(greedy=True, selection=("all", 1), group=False)
     assert DirectAdvantage(anchor="reference").needs().reference == "logprob"
+    by_critic = DirectAdvantage(value="critic").needs()
+    assert by_critic.critic
+    assert not by_critic.greedy
 
 
-def estimate(small, method, anchor):
+def estimate(small, method, anchor, table=None):
     """Return the expected gradient over the paths of `small`, without the constant of the plan. The log-ratio is measured
-    from the toy `anchor`."""
+    from the toy `anchor`, and the values of a critic are those of the `table` of states."""
     rollout, probability = small.groups(small.paths(), 1, stepwise=True, dtype=torch.float64)
+    if table is not None:
+        rollout = with_values(small, method, rollout, table)
     path, views, settings = rollout.trajectory, method.plan(rollout, torch.Generator()), LogprobSettings(0.7, 0, 1.0)
     new = view_logprobs(small.denoiser, path, views, settings).logprob
     with torch.no_grad():
@@ -55,6 +61,14 @@ def test_at_its_anchor_the_gradient_is_that_of_the_value_one_step_ahead(toy, ord
     torch.testing.assert_close(estimate(small, DirectAdvantage(beta=BETA), small), expected, **EXACT)
     # This is a bias: the policy gradient credits a step with the reward.
     assert distance(expected, small.grad_j()) > 0.1
+
+
+@pytest.mark.parametrize("order", ["random", "left_to_right"])
+def test_with_the_true_values_of_a_critic_it_follows_the_policy_gradient(toy, order):
+    small, method = toy(num_tokens=2, num_steps=3, order=order), DirectAdvantage(beta=BETA, value="critic")
+    torch.testing.assert_close(estimate(small, method, small, true_values(small)), small.grad_j(), **EXACT)
+    # Wrong values are a bias, because the value of the next state depends on the action.
+    assert distance(estimate(small, method, small, arbitrary(small)), small.grad_j()) > 0.1
 
 
 def test_away_from_its_anchor_the_squared_log_ratio_pulls_back(toy, table_denoiser):

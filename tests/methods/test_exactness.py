@@ -18,6 +18,7 @@ from scipy.stats import chisquare
 
 from tests.helpers.toy import TEMPERATURE, Toy, distance, expected_gradient, merged, pinned
 from tests.helpers.toy_samples import sampled_counts, seeds_by_ranking
+from tests.helpers.values import arbitrary, with_values
 from unmask.core.config import OptimConfig, SamplerConfig
 from unmask.core.records import Rollout
 from unmask.functional import selection
@@ -209,6 +210,25 @@ def test_the_value_of_the_next_state_is_no_baseline(toy):
     late = replace(rollout, one_step_reward=torch.cat([value[:, 1:], value[:, :1]], dim=1))
     estimate = expected_estimate(small, method(baseline="value"), late, weight)
     assert distance(estimate, small.grad_j()) > 0.1
+
+
+@pytest.mark.parametrize("order", ["random", "left_to_right", "entropy"])
+def test_a_critic_with_any_weights_is_a_baseline_that_needs_no_group(toy, order):
+    small, by_critic = toy(order=order), method(baseline="critic")
+    needs = by_critic.needs()
+    assert (needs.critic, needs.group, needs.greedy) == (True, False, False)
+    rollout, weight = small.groups(small.paths(), 1, dtype=torch.float64)
+    valued = with_values(small, by_critic, rollout, arbitrary(small))
+    assert valued.value.std() > 0.5
+    torch.testing.assert_close(expected_estimate(small, by_critic, valued, weight), small.grad_j(), **EXACT)
+
+
+def test_a_critic_that_sees_the_action_is_no_baseline(toy):
+    small, by_critic = toy(), method(baseline="critic")
+    rollout, weight = small.groups(small.paths(), 1, dtype=torch.float64)
+    valued = with_values(small, by_critic, rollout, arbitrary(small))
+    late = replace(valued, value=torch.cat([valued.value[:, 1:], valued.value[:, :1]], dim=1))
+    assert distance(expected_estimate(small, by_critic, late, weight), small.grad_j()) > 0.1
 
 
 def test_the_stepwise_advantage_is_the_groups_advantage_less_a_share_of_the_values_own(toy):
@@ -438,6 +458,18 @@ def test_steps_sampled_by_entropy_with_inverse_weights_estimate_the_gradient(
     # The weights are float32.
     assert distance(total, small.grad_j()) < 1e-6
     assert distance(unweighted, small.grad_j()) > 0.05, "without the weights it is biased"
+
+
+@pytest.mark.slow
+def test_a_critic_values_the_steps_that_entropy_drew(toy, monkeypatch):
+    small = toy(num_tokens=2, length=3, order="left_to_right")
+    chosen, table = method(step_choice="entropy_sampled", num_selected=1, baseline="critic"), arbitrary(small)
+    rollout, weight = small.groups(small.paths(), 2)
+    total = 0.0
+    for probability in over_selection_draws(small, small.paths(), 1, monkeypatch):
+        valued = with_values(small, chosen, rollout, table)
+        total += probability * small.L * expected_gradient(small, chosen, valued, weight)
+    assert distance(total, small.grad_j()) < 1e-6
 
 
 def test_a_gain_fitted_on_the_other_groups_is_unbiased_and_one_fitted_on_its_own_is_not(toy):

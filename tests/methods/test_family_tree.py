@@ -14,6 +14,7 @@ import torch
 from tests.helpers.any_order import EXACT, another, loss_of, many
 from tests.helpers.paths import ROOT
 from tests.helpers.toy import distance, expected_gradient
+from tests.helpers.values import arbitrary, with_values
 from unmask.core.records import LossInputs, LossOutput
 from unmask.functional.advantage import softmax_advantage
 from unmask.methods import METHODS, SCORED, methods_by_kind
@@ -340,6 +341,25 @@ def test_direct_advantage_without_temperature_is_egspo_with_telescoped_credit(to
     torch.testing.assert_close(gradient(small, direct, rollout), gradient(small, egspo, rollout))
     pulled = gradient(small, direct.model_copy(update={"beta": 0.5}), rollout)
     assert not torch.allclose(pulled, gradient(small, egspo, rollout)), "the temperature counts"
+
+
+def test_one_step_path_consistency_is_direct_advantage_from_the_reference_with_a_critic(toy):
+    small = toy(num_tokens=2)
+    rollout, _ = small.groups(small.paths(), 1, dtype=torch.float64)
+    balance = TrajectoryBalance(alpha=0.3, subpath_steps=1)
+    direct = DirectAdvantage(beta=0.3, anchor="reference", value="critic")
+    rollout = with_values(small, direct, rollout, arbitrary(small))
+    assert same_plan(plan(balance, rollout), plan(direct, rollout))
+    torch.testing.assert_close(gradient(small, balance, rollout), gradient(small, direct, rollout))
+    longer = gradient(small, balance.model_copy(update={"subpath_steps": 2}), rollout_of(small, 2))
+    assert not torch.allclose(longer, gradient(small, direct, rollout)), "the length of a sub-path counts"
+
+
+def rollout_of(small, subpath_steps):
+    """Return all paths with the values of the first states of their sub-paths."""
+    method = TrajectoryBalance(subpath_steps=subpath_steps)
+    rollout, _ = small.groups(small.paths(), 1, dtype=torch.float64)
+    return with_values(small, method, rollout, arbitrary(small))
 
 
 # The listing

@@ -11,6 +11,7 @@ from tests.helpers.mean_field import OneUpdate
 from tests.helpers.messages import raises
 from tests.helpers.records import make_inputs
 from tests.helpers.toy import distance
+from tests.helpers.values import arbitrary, tilted, true_values, with_values
 from unmask.core.config import SamplerConfig
 from unmask.core.errors import ConfigError
 from unmask.core.records import LossInputs, Needs
@@ -24,28 +25,55 @@ ALPHA = 0.3
 
 
 def test_the_defaults():
-    expected = {"type": "trajectory_balance", "alpha": 0.04, "num_segments": 0}
+    expected = {"type": "trajectory_balance", "alpha": 0.04, "num_segments": 0, "subpath_steps": 0}
     assert METHODS["trajectory_balance"]().model_dump() == expected
     assert TrajectoryBalance().needs() == Needs(reference="logprob")
     assert not TrajectoryBalance.separable
+    assert TrajectoryBalance(subpath_steps=1).needs() == Needs(reference="logprob", group=False, critic=True)
+    sampler = SamplerConfig(max_completion_length=8, num_steps=4)
+    TrajectoryBalance(subpath_steps=4).check(sampler, 1)
     with raises(ConfigError, "num_segments = 5 is more than the 4 denoising steps"):
-        TrajectoryBalance(num_segments=5).check(SamplerConfig(max_completion_length=8, num_steps=4), 2)
+        TrajectoryBalance(num_segments=5).check(sampler, 2)
+    with raises(ConfigError, "subpath_steps = 5 is more than the 4 denoising steps"):
+        TrajectoryBalance(subpath_steps=5).check(sampler, 2)
+    with raises(ConfigError, "num_segments = 2 merges steps"):
+        TrajectoryBalance(num_segments=2, subpath_steps=2).check(sampler, 2)
 
 
-def estimate(small, reference, method, sampler=None):
-    """Return L times the expected gradient over the groups of the toy `sampler`, by default `small` itself."""
+def scored(small, reference, method, sampler=None, table=None):
+    """Return the output of the loss for the groups of the toy `sampler`, by default `small` itself, with its rollout, its
+    views and the probabilities of the groups. The values of a critic are those of the `table` of states."""
     sampler = sampler or small
-    rollout, probability = sampler.groups(sampler.paths(), 2, dtype=torch.float64)
+    rollout, probability = sampler.groups(sampler.paths(), 1 if table is not None else 2, dtype=torch.float64)
+    if table is not None:
+        rollout = with_values(sampler, method, rollout, table)
     path, views, settings = rollout.trajectory, method.plan(rollout, torch.Generator()), LogprobSettings(0.7, 0, 1.0)
     new = view_logprobs(small.denoiser, path, views, settings).logprob
     with torch.no_grad():
         other = view_logprobs(reference.denoiser, path, views, settings).logprob
-    advantage = method.advantage(rollout)[views.row]
+    advantage = method.advantage(rollout)
+    advantage = advantage[views.row] if table is None else advantage[views.row, views.slot]
     given = LossInputs(
-        new, new.detach(), other, None, views.row, views.target, views.weight, advantage, group_size=rollout.group_size
+        new,
+        new.detach(),
+        other,
+        None,
+        views.row,
+        views.target,
+        views.weight,
+        advantage,
+        views.slot,
+        group_size=rollout.group_size,
     )
-    loss = method.loss(given).loss
-    return -small.gradient((probability.repeat_interleave(2) * loss).sum() / 2) / views.weight[0].double()
+    return method.loss(given), rollout, views, probability
+
+
+def estimate(small, reference, method, sampler=None, table=None):
+    """Return L times the expected gradient; see `scored`."""
+    output, rollout, views, probability = scored(small, reference, method, sampler, table)
+    by_completion = output.loss.view(len(rollout.reward), -1).sum(1)
+    total = (probability.repeat_interleave(rollout.group_size) * by_completion).sum() / rollout.group_size
+    return -small.gradient(total) / views.weight[0].double()
 
 
 def regularised_gradient(small, reference, alpha):
@@ -88,6 +116,73 @@ def test_the_tilted_reference_is_its_minimum_whoever_sampled_the_paths(toy, tabl
         assert gradient.norm() < 1e-12
     # At another temperature of the target it is not the minimum.
     assert estimate(small, reference, TrajectoryBalance(alpha=2 * ALPHA), stranger).norm() > 1e-3
+
+
+# Sub-paths
+
+
+@pytest.mark.parametrize("order", ["random", "left_to_right"])
+@pytest.mark.parametrize("subpath_steps", [1, 2, 3])
+def test_with_its_soft_values_every_sub_path_follows_the_reward_less_the_kl(toy, table_denoiser, order, subpath_steps):
+    small = toy(num_tokens=2, order=order)
+    reference, method = another(small, table_denoiser), TrajectoryBalance(alpha=ALPHA, subpath_steps=subpath_steps)
+    expected = regularised_gradient(small, reference, ALPHA)
+    soft = true_values(small, reference, ALPHA)
+    torch.testing.assert_close(estimate(small, reference, method, table=soft), expected, **EXACT)
+    # With other values it does so only if the sub-path is the whole path: its start is no action.
+    wrong = estimate(small, reference, method, table=arbitrary(small))
+    if subpath_steps == small.num_steps:
+        torch.testing.assert_close(wrong, expected, **EXACT)
+    else:
+        assert distance(wrong, expected) > 0.1
+
+
+@pytest.mark.parametrize("order", ["random", "left_to_right"])
+@pytest.mark.parametrize("subpath_steps", [1, 2, 3])
+def test_at_the_tilted_policy_and_its_soft_values_every_sub_path_is_consistent(
+    toy, table_denoiser, order, subpath_steps
+):
+    small = toy(num_tokens=2, order=order)
+    reference, stranger = another(small, table_denoiser), another(small, table_denoiser, seed=9)
+    soft, method = tilted(small, reference, ALPHA), TrajectoryBalance(alpha=ALPHA, subpath_steps=subpath_steps)
+    for sampler in (small, stranger):
+        output, *_ = scored(small, reference, method, sampler, soft)
+        assert output.metrics["balance/gap"].max() < 1e-10
+        assert output.value_error.abs().max() < 1e-10
+        assert estimate(small, reference, method, sampler, soft).norm() < 1e-10
+    # Neither another policy with these values nor this policy with others is consistent.
+    for policy, table, sampler in ((stranger, soft, small), (small, soft + 0.5 * arbitrary(small), stranger)):
+        output, *_ = scored(policy, reference, method, sampler, table)
+        assert output.metrics["balance/gap"].max() > 0.05
+        assert estimate(policy, reference, method, sampler, table).norm() > 1e-3
+
+
+def test_the_values_of_a_random_order_need_a_reference_of_one_joint_distribution(toy, table_denoiser):
+    # The negative control of `tilted`: its conditionals may not depend on the order.
+    small = toy(num_tokens=2)
+    reference = another(small, table_denoiser)
+    soft = tilted(small, reference, ALPHA)
+    other = another(small, table_denoiser, seed=4)
+    output, *_ = scored(small, other, TrajectoryBalance(alpha=ALPHA, subpath_steps=1), small, soft)
+    assert output.metrics["balance/gap"].max() > 0.05
+
+
+@pytest.mark.parametrize("subpath_steps", [1, 2, 3])
+def test_the_error_of_a_value_is_the_soft_return_less_the_value(toy, table_denoiser, subpath_steps):
+    small = toy(num_tokens=2, eos=True, order="left_to_right")
+    reference, method = another(small, table_denoiser), TrajectoryBalance(alpha=ALPHA, subpath_steps=subpath_steps)
+    output, rollout, views, _ = scored(small, reference, method, table=arbitrary(small))
+    path, paths = rollout.trajectory, small.paths()
+    assert (method.critic_steps(rollout) < 0).any() == (subpath_steps < 3), "some paths end early"
+    log_ratio = (small.logprobs(0.7) - reference.logprobs(0.7)).detach()
+    for view, error in enumerate(output.value_error.tolist()):
+        row, slot = int(views.row[view]), int(views.slot[view])
+        first = slot * subpath_steps
+        to_come = sum(float(log_ratio[draw[1:]]) for draw in paths[row].draws if draw[0] >= first)
+        expected = float(rollout.reward[row]) - ALPHA * to_come - float(rollout.value[row, slot])
+        assert error == pytest.approx(expected, abs=1e-10)
+    assert len(output.loss) == int((method.critic_steps(rollout) >= 0).sum())
+    assert torch.equal(views.slot, path.shown_step(views) // subpath_steps)
 
 
 def test_the_others_of_the_group_stand_for_the_normaliser():

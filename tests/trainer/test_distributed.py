@@ -91,6 +91,8 @@ METHODS = {
         "num_prompts=3",
         "num_minibatches=2",
     ),
+    # The ranks add up what the critic learns, and the loss tells it soft returns.
+    "critic": ("method={type: trajectory_balance, subpath_steps: 3}", "optim.learning_rate=5e-3"),
     # The loss is divided by the tokens of the whole batch, not of a rank or a minibatch.
     "coupled_grpo": (
         "method={type: coupled_grpo}",

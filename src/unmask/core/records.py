@@ -196,6 +196,9 @@ class Rollout:
     """[B, K] float32: rewards of the one-step completions; 0 in an empty slot."""
     branch_reward: Float[Tensor, "B K M"] | None = None
     """[B, K, M] float32: rewards of the branches; 0 in an empty slot."""
+    value: Float[Tensor, "B C"] | None = None
+    """[B, C] float32: values that the critic gives to the states before the steps of
+    `Method.critic_steps`; 0 in an empty slot. None if the method needs no critic."""
 
     def groups(self, index: slice | Tensor) -> "Rollout":
         """Return the groups at `index` as a rollout."""
@@ -216,8 +219,8 @@ class Rollout:
         return replace(parts[0], trajectory=Trajectory.cat([part.trajectory for part in parts]), **rewards)
 
     def rewards(self) -> dict[str, Any]:
-        """Return the reward tensors that are set, by name."""
-        names = ("reward", "one_step_reward", "branch_reward")
+        """Return the rewards and values that are set, by name."""
+        names = ("reward", "one_step_reward", "branch_reward", "value")
         return {name: getattr(self, name) for name in names if getattr(self, name) is not None}
 
 
@@ -304,6 +307,8 @@ class Needs:
     """True if the mean over the vocabulary is subtracted from all log-probabilities of views."""
     group: bool = True
     """True if the baseline needs more than one completion of each prompt."""
+    critic: bool = False
+    """True if the method needs the values of states by a critic; see `Method.critic_steps`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -373,6 +378,10 @@ class LossOutput:
     metrics: dict[str, Tensor] = field(default_factory=dict)
     """Metrics of any shape, without graph. The trainer averages a metric, or takes the maximum if
     its name ends in `_max`."""
+    value_error: Float[Tensor, "N"] | None = None
+    """[N] float32, without graph: by how much the return of a state exceeds its value in
+    `Rollout.value`, for the valued state in the slot of each view. The critic then learns these
+    returns; None if the return of every state is the reward."""
 
 
 Row = dict[str, Any]

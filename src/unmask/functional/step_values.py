@@ -49,3 +49,24 @@ def of_steps(value: Real[Tensor, "B C"], kept: Int[Tensor, "B C"], steps: Int[Te
         tensor([[0.3000, 0.1000]])
     """
     return value.gather(1, (kept.unsqueeze(1) == steps.unsqueeze(-1)).int().argmax(-1))
+
+
+def sum_to_come(value: Real[Tensor, "n"], row: Int[Tensor, "n"]) -> Real[Tensor, "n"]:
+    """Return for each part of a path the sum of a value over this part and all later parts.
+
+    Args:
+        value: [n] values of parts of paths, those of a path next to each other and in order of time.
+        row: [n] int path of each part.
+
+    Returns:
+        [n] of value's dtype.
+
+    Example:
+        >>> sum_to_come(torch.tensor([1.0, 2.0, 4.0, 8.0]), torch.tensor([0, 0, 0, 5]))
+        tensor([7., 6., 4., 8.])
+    """
+    _, index, count = row.unique_consecutive(return_inverse=True, return_counts=True)
+    # In float64, because the running sum covers all paths.
+    up_to = value.double().cumsum(0)
+    last = count.cumsum(0) - 1
+    return (up_to[last][index] - up_to + value).to(value.dtype)

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from unmask.core.config import LEARNED, SamplerConfig
@@ -20,6 +20,7 @@ from unmask.core.errors import ConfigError
 from unmask.core.records import LossInputs, LossOutput, Needs, Rollout, Views
 from unmask.core.settings import Named
 from unmask.functional.behaviour import LevelOrOff
+from unmask.methods.views import every_step
 
 NOT_STATED = "not stated"
 
@@ -141,9 +142,18 @@ class Method(Named, ABC):
         """Return the loss of each view or, if `separable` is False, terms of any shape that sum to
         the whole loss."""
 
+    def critic_steps(self, rollout: Rollout) -> Int[Tensor, "B C"]:
+        """Return the steps before which the critic values the state, in order of time unless the
+        method says otherwise; -1 in an empty slot, and empty slots come last. It is called only if
+        `Needs.critic` is set. The default is every step that committed a token."""
+        return every_step(rollout.trajectory)
+
     def has_signal(self, rollout: Rollout) -> Bool[Tensor, "n"]:
         """Return for each of the n groups of a rollout whether any of its completions has an advantage
-        other than 0. The rewards of the other groups teach the method nothing."""
+        other than 0. The rewards of the other groups teach the method nothing. With a critic every
+        group has signal, because equal rewards still differ from its values."""
+        if self.needs().critic:
+            return torch.ones(len(rollout.reward) // rollout.group_size, dtype=torch.bool, device=rollout.reward.device)
         advantage = self.advantage(rollout)
         return (advantage != 0).view(len(advantage) // rollout.group_size, -1).any(-1)
 
@@ -207,6 +217,7 @@ class Method(Named, ABC):
             "a group" if needs.group else "",
             "a reference" if needs.reference != "none" else "",
             "one-step rewards" if needs.greedy else "",
+            "a critic" if needs.critic else "",
             f"{needs.branches.count} other branches of a state" if needs.branches else "",
             cls.sampler,
         ]

@@ -1,7 +1,7 @@
 """Direct advantage policy optimisation (arXiv:2412.18279) at the granularity of denoising steps.
 
-The log-ratio of a step is regressed on its advantage. The paper trains a critic for the values of
-states; here the value of a state is the reward of its one-step completion, as in EGSPO-SA.
+The log-ratio of a step is regressed on its advantage, the change of the value of the state. The value
+is the reward of the one-step completion, as in EGSPO-SA, or that of a learned critic, as in the paper.
 docs/methods/direct_advantage.md describes the differences, and the relation to soft Q-learning.
 """
 
@@ -41,22 +41,27 @@ class DirectAdvantage(Method):
     """Rule that selects the K steps; `all` takes every step, as in the paper, and ignores
     `num_selected`."""
 
+    value: Literal["one_step", "critic"] = "one_step"
+    """Value of a state: `one_step` for the reward of its one-step completion, or `critic` for that
+    of a learned critic, as in the paper."""
+
     paper: ClassVar[str] = "arXiv:2412.18279"
-    summary: ClassVar[str] = "the log-ratio of a step regressed on the change of the one-step value"
+    summary: ClassVar[str] = "the log-ratio of a step regressed on the change of value that it made"
     unbiased: ClassVar[str] = "no"
     estimates: ClassVar[str] = (
         "the gradient of the value one step ahead, until the policy leaves its anchor; then minus β times the gradient of half "
         "the squared log-ratio"
     )
-    cost: ClassVar[str] = "K f+b (+ K f old, or K f reference); T reward calls"
+    cost: ClassVar[str] = "K f+b (+ K f old, or K f reference); T reward calls, or T f critic"
     scores: ClassVar[str] = "regression"
     penalties: ClassVar[tuple[str, ...] | None] = ("beta",)
 
     def needs(self) -> Needs:
-        """Require the one-step completions of all steps, and the reference policy if it is the
+        """Require the values of the states before all steps, and the reference policy if it is the
         anchor."""
         reference: Literal["none", "logprob"] = "logprob" if self.anchor == "reference" else "none"
-        return Needs(greedy=True, selection=("all", 1), reference=reference, group=False)
+        has_critic = self.value == "critic"
+        return Needs(greedy=not has_critic, selection=("all", 1), reference=reference, group=False, critic=has_critic)
 
     def check(self, sampler: SamplerConfig, num_generations: int) -> None:
         """Raise ConfigError also if K is larger than the number T of denoising steps."""
@@ -76,7 +81,10 @@ class DirectAdvantage(Method):
 
     def advantage(self, rollout: Rollout) -> Float[Tensor, "B *K"]:
         """Return A_k = V(x_{k+1}) - V(x_k), [B, K], where V(x_T) is the reward r."""
-        value, kept = rollout.one_step_reward, rollout.trajectory.selected_steps
+        if self.value == "critic":
+            value, kept = rollout.value, self.critic_steps(rollout)
+        else:
+            value, kept = rollout.one_step_reward, rollout.trajectory.selected_steps
         assert value is not None
         gained = next_value(rollout.reward, value, kept >= 0) - value
         return of_steps(gained.masked_fill(kept < 0, 0.0), kept, self._steps(rollout))

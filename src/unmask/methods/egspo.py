@@ -16,7 +16,7 @@ from __future__ import annotations
 from typing import ClassVar, Literal
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from pydantic import Field
 from torch import Tensor
 
@@ -69,13 +69,14 @@ class EGSPO(RatioMethod):
     credit: Literal["return", "telescoped"] = "return"
     """Credit of a step. `return`: the reward of the finished completion. `telescoped`: the value of
     the state after the step."""
-    baseline: Literal["group_mean", "leave_one_out", "batch_leave_one_out", "value"] = "group_mean"
+    baseline: Literal["group_mean", "leave_one_out", "batch_leave_one_out", "value", "critic"] = "group_mean"
     """Number that is subtracted from the credit of a step. `group_mean` and `leave_one_out` are
     means over the group, computed for each slot separately (a slot holds one selected step); the
     first shrinks the gradient by (G - 1) / G, the second does not. `batch_leave_one_out` is the
     mean over all other completions of the training step, whichever prompts they answer. `value` is the value
-    of the state itself, the reward of its one-step completion, whatever the stepwise weight. The
-    last two need no group, so one completion of each prompt is enough."""
+    of the state itself, the reward of its one-step completion, and `critic` is the value that a
+    learned critic gives to the state, both whatever the stepwise weight. The last three need no
+    group, so one completion of each prompt is enough."""
     value_steps: int = Field(0, ge=0)
     """Number of greedy denoising steps of each remaining block that complete a state for its value
     r(x̂_k). 0 takes the one-step completion, which costs no forward pass; larger numbers are points
@@ -102,7 +103,7 @@ class EGSPO(RatioMethod):
         "the policy gradient without the dropped steps; exact with step_choice=all, entropy_sampled or surprisal_sampled and "
         "leave_one_out, except under order low_confidence"
     )
-    cost: ClassVar[str] = "K f+b (+ K f old, K f reference); value_steps=n: up to K n f for each block"
+    cost: ClassVar[str] = "K f+b (+ K f old, K f reference, K f critic); value_steps=n: up to K n f for each block"
     penalties: ClassVar[tuple[str, ...] | None] = ("beta",)
 
     def needs(self) -> Needs:
@@ -114,13 +115,16 @@ class EGSPO(RatioMethod):
             reference = "distribution" if self.kl == "exact" else "logprob"
         is_telescoped = self.credit == "telescoped"
         keeps_all = is_telescoped or self.step_choice.startswith("surprisal")
+        has_critic = self.baseline == "critic"
+        is_controlled = (self.stepwise_weight > 0 or self.gain == "fitted") and not has_critic
         return Needs(
-            greedy=self.stepwise_weight > 0 or self.gain == "fitted" or is_telescoped or self.baseline == "value",
+            greedy=is_controlled or is_telescoped or self.baseline == "value",
             selection=("all" if keeps_all else self.step_choice, self.num_selected),
             value_steps=self.value_steps,
             reference=reference,
             choice=self.choice_term,
             group=self.baseline in ("group_mean", "leave_one_out"),
+            critic=has_critic,
         )
 
     def check(self, sampler: SamplerConfig, num_generations: int) -> None:
@@ -144,6 +148,10 @@ class EGSPO(RatioMethod):
         """Return the levels step and sequence: the ratio is that of a step."""
         return ("step", "sequence")
 
+    def critic_steps(self, rollout: Rollout) -> Int[Tensor, "B C"]:
+        """Return the steps that are trained, [B, K]."""
+        return self._steps(rollout.trajectory)[0]
+
     def plan(self, rollout: Rollout, generator: torch.Generator) -> Views:
         """Plan one view for each selected step, with weight 1 / (K L / T), see `step_weight`, or
         1 / (π_k L) if the step was sampled with probability π_k."""
@@ -155,8 +163,8 @@ class EGSPO(RatioMethod):
 
     def advantage(self, rollout: Rollout) -> Float[Tensor, "B *K"]:
         """Return A_k = (R_k - R̄_k) - c (r(x̂_k) - mean), where the mean is that of the slot over
-        the group, or over the training step; with `baseline: value`, A_k = R_k - r(x̂_k). There is no
-        division by a standard deviation.
+        the group, or over the training step; with `baseline: value`, A_k = R_k - r(x̂_k), and with
+        `critic`, A_k = R_k - V(x_k). There is no division by a standard deviation.
 
         R_k is the reward r, unless the credit is telescoped.
         """
@@ -169,6 +177,8 @@ class EGSPO(RatioMethod):
                 "method.baseline = batch_leave_one_out compares the completions of a training step, but there is only one. "
                 "Set num_prompts or num_generations to 2 or more."
             )
+        if self.baseline == "critic" and self.credit == "return":
+            return _above(rollout.reward, rollout.value, self.critic_steps(rollout) >= 0)
         if rollout.one_step_reward is None or not self.needs().greedy:
             return group_advantage(rollout.reward, members, baseline)
         earned, value, is_valid = rollout.reward, rollout.one_step_reward, rollout.trajectory.selected_steps >= 0
@@ -179,9 +189,8 @@ class EGSPO(RatioMethod):
             earned = of_steps(earned, kept, steps) if earned.dim() == 2 else earned
             value, is_valid = of_steps(value, kept, steps), steps >= 0
         gain: float | Tensor = self.stepwise_weight / (1 + self.stepwise_weight) if self.credit == "return" else 1.0
-        if self.baseline == "value":
-            return_of_slot = earned if earned.dim() == 2 else earned.unsqueeze(-1)
-            return (return_of_slot - value).masked_fill(~is_valid, 0.0)
+        if self.baseline in ("value", "critic"):
+            return _above(earned, value if self.baseline == "value" else rollout.value, is_valid)
         if self.gain == "fitted":
             gain = fitted_gain(earned, value, is_valid, rollout.group_size)
         # The slot of a sampled step depends on the rest of the path.
@@ -227,6 +236,14 @@ class EGSPO(RatioMethod):
             return inputs.exact_kl.sum(-1)
         assert inputs.reference is not None
         return kl_k3(inputs.new.sum(-1), inputs.reference.sum(-1))
+
+
+def _above(earned: Tensor, value: Tensor | None, is_valid: Tensor) -> Tensor:
+    """Return by how much the credit of each slot, [B] or [B, K], exceeds the value of its state, [B,
+    K]; 0 in an empty slot."""
+    assert value is not None
+    credit = earned if earned.dim() == 2 else earned.unsqueeze(-1)
+    return (credit - value).masked_fill(~is_valid, 0.0)
 
 
 class EGSPOSA(EGSPO):

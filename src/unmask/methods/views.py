@@ -19,12 +19,20 @@ from torch import Tensor
 from unmask.core.records import GIVEN, LossInputs, Trajectory, Views
 from unmask.functional.elbo import mask_at_times
 from unmask.functional.masking import until_eos
+from unmask.functional.selection import selected_path_steps
 
 
 def scored_tokens(trajectory: Trajectory) -> Bool[Tensor, "B L"]:
     """Return a mask, [B, L] bool, of the tokens that the policy produced: those up to and including
     the first EOS, except tokens that were present from the start."""
     return until_eos(trajectory.tokens == trajectory.eos_id) & (trajectory.unmask_step != GIVEN)
+
+
+def every_step(trajectory: Trajectory) -> Int[Tensor, "B T"]:
+    """Return the steps of each completion that committed a token, [B, T] int64, in order of time; -1
+    in empty slots, which come last."""
+    path, is_eos = trajectory, trajectory.tokens == trajectory.eos_id
+    return selected_path_steps(("all", 1), path.unmask_step, path.entropy, is_eos, path.seed, path.num_steps)
 
 
 def mean_tokens(num_tokens: Real[Tensor, "B"], inputs: LossInputs) -> Float[Tensor, ""]:

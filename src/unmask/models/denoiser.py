@@ -130,6 +130,7 @@ class Denoiser(nn.Module):
         readout: Readout | None = None,
         copies: NoisyCopies | None = None,
         scores: bool = False,
+        pooled: bool = False,
     ) -> Tensor | tuple[Tensor, Tensor]:
         """Compute the logits at the requested positions.
 
@@ -151,11 +152,12 @@ class Denoiser(nn.Module):
             copies: description of the S columns if they hold noisy copies of blocks behind the clean
                 completion; only for a block-causal model without a cache.
             scores: True to return the scores of the position head, too, which the model then needs.
+            pooled: True to return the mean of the trunk's output at the positions instead.
 
         Returns:
             [B, n, V] float32 logits at temperature 1, or the values of the readout, with one row
             for each position that is read. With `scores`, also [B, n] scores, or one for each
-            position that is read.
+            position that is read. With `pooled`, [B, D] float32 means.
 
         Raises:
             ModelError: the class of the backbone has no cache.
@@ -170,6 +172,8 @@ class Denoiser(nn.Module):
             kwargs |= {"past_key_values": self._cache(cache, begin), "use_cache": True}
         elif self.backbone.can_generate():
             kwargs["use_cache"] = False
+        if pooled:
+            return self._hidden(positions - begin, input_ids=ids, **kwargs).float().mean(1)
         hidden = self._hidden(self._columns(positions, attention_mask, copies) - begin, input_ids=ids, **kwargs)
         last: Any = self.backbone.get_output_embeddings()
         transform = self._transform(self.backbone)

@@ -19,6 +19,7 @@ from unmask.functional.behaviour import Level
 from unmask.methods import METHODS, Method
 from unmask.models.tiny import TinyConfig
 from unmask.recipes.behaviour import BehaviourConfig
+from unmask.recipes.critic import CriticConfig
 from unmask.recipes.engine import EngineConfig
 from unmask.recipes.keys import TABLES, find_class
 from unmask.recipes.speed import SpeedConfig
@@ -146,6 +147,8 @@ class TrainRecipe(RunRecipe):
     """Place where rollouts and evaluations are sampled."""
     speed: SpeedConfig = SpeedConfig()
     """Reward for few denoising steps, beside the reward of the task."""
+    critic: CriticConfig = CriticConfig()
+    """Critic of the methods that need one, such as egspo with `baseline: critic`."""
     evaluation: EvalConfig = EvalConfig()
     """Evaluation during the run."""
     max_steps: int = Field(200, ge=1)

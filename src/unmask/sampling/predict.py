@@ -68,7 +68,7 @@ def predict(
             block-causal denoiser; the positions are then columns of `completion`.
         scores: True to return the scores of the position head, too.
     """
-    ids, attention_mask, columns = _model_input(prompt_ids, prompt_mask, completion, positions)
+    ids, attention_mask, columns = model_input(prompt_ids, prompt_mask, completion, positions)
     begin = window.start or 0
     options: dict[str, Any] = {} if copies is None else {"copies": copies}
     cached: list[dict[str, Any]] = [{"cache": cache, "begin": begin} for cache in caches] or [options, options]
@@ -115,7 +115,7 @@ def predict_in_chunks(
     Returns:
         [n, c] values of the function at the positions that are read, and the scores there, [n].
     """
-    model_input = _model_input(prompt_ids, prompt_mask, completion, positions)
+    inputs = model_input(prompt_ids, prompt_mask, completion, positions)
     without_mask = replace(
         readout,
         function=lambda logits, inputs: readout.function(_without_mask(logits, mask_id), inputs),
@@ -124,11 +124,11 @@ def predict_in_chunks(
     options: dict[str, Any] = {} if copies is None else {"copies": copies}
     if scores:
         options["scores"] = True
-    output: Any = denoiser(*model_input, readout=without_mask, **options)
+    output: Any = denoiser(*inputs, readout=without_mask, **options)
     return output if scores else (output, None)
 
 
-def _model_input(
+def model_input(
     prompt_ids: Tensor, prompt_mask: Tensor | None, completion: Tensor, positions: Tensor
 ) -> tuple[Tensor, Tensor | None, Tensor]:
     """Return token ids, attention mask (None if there is no padding) and positions of prompt and

@@ -25,6 +25,7 @@ from unmask.methods.views import scored_tokens
 from unmask.recipes.schema import TrainRecipe
 from unmask.sampling import LogprobSettings, view_logprobs
 from unmask.trainer.behaviour import Comparison, path_views
+from unmask.trainer.critic import Critic
 from unmask.trainer.distributed import backend
 from unmask.trainer.distributed.ranks import Ranks
 from unmask.trainer.loss_derivatives import LossDerivatives
@@ -54,6 +55,7 @@ class Learner:
             instead.
         ranks: exchange between the ranks of the run; default a `Ranks` of the accelerator.
         spending: token passes of the run so far, for the learning-rate schedule; default none.
+        critic: moments of the critic; None if the method needs none.
     """
 
     def __init__(
@@ -66,6 +68,7 @@ class Learner:
         max_tokens: int | None = None,
         ranks: Ranks | None = None,
         spending: Spending | None = None,
+        critic: Tensor | None = None,
     ) -> None:
         self.accelerator, self.model, self.optimizer = accelerator, model, optimizer
         self.reference, self.recipe = reference, recipe
@@ -76,6 +79,8 @@ class Learner:
         self._positions_at_once = positions_at_once(denoiser)
         self._fault = ""
         self._comparison: Comparison | None = None
+        self.critic = None if critic is None else Critic(model, critic, recipe, self.passes, self.ranks)
+        self._value_errors: list[tuple[Views, Tensor]] = []
 
     def update(self, rollout: Rollout, step: int, generator: torch.Generator, tally: Tally) -> tuple[Views, Tensor]:
         """Make all optimizer steps of one training step.
@@ -99,6 +104,9 @@ class Learner:
                 the policy has not changed in this training step.
         """
         recipe = self.recipe
+        self._value_errors = []
+        if self.critic is not None:
+            rollout = self.critic.valued(rollout)
         self._comparison = self._compared(rollout, tally)
         # The policy at the start of the step scores all plans, before the first update.
         plans = [self._scored(rollout, generator) for _ in range(self.passes.num_plans)]
@@ -113,6 +121,8 @@ class Learner:
                 is_first = False
         if self.reference and recipe.sync_ref_model and (step + 1) % recipe.ref_model_sync_steps == 0:
             self.reference.move(backend.unwrapped(self.model), recipe.ref_model_mixup_alpha)
+        if self.critic is not None:
+            self.critic.learn(rollout, self._value_errors, tally)
         views, advantage = plans[0].plan
         tally.add("learning_rate", rate)
         tally.add("diffusion/num_views", float(len(views)))
@@ -312,6 +322,8 @@ class Learner:
             self._fault = self._fault or f"the loss is {loss.item()} in completions {rows[:8]} of the rollout"
         for name, values in output.metrics.items():
             tally.add(name, values)
+        if output.value_error is not None:
+            self._value_errors.append((batch, output.value_error))
         return loss
 
     def _stop_if_faulty(self) -> None:

@@ -21,6 +21,7 @@ from unmask.models.device import weights_dtype
 from unmask.models.experts import freeze_routers, is_mixture
 from unmask.models.position_head import add_position_head
 from unmask.recipes.schema import PretrainRecipe, RunRecipe, TrainRecipe
+from unmask.trainer.critic import blank_moments
 from unmask.trainer.expert_use import ExpertUse
 from unmask.trainer.optimizer import make_optimizer, trainable
 from unmask.trainer.reference import FrozenCopy, Reference, SecondAdapter, WithoutAdapters
@@ -48,15 +49,19 @@ class TrainedPolicy:
     """A tensor whose name identifies the model under the adapters; see `base_mark`."""
     expert_use: ExpertUse | None = None
     """Counter of the tokens of each expert; None if the model is no mixture of experts."""
+    critic: Tensor | None = None
+    """Moments of the critic, see `Critic`; None if the method needs none."""
 
     def kept(self, recipe: TrainRecipe | PretrainRecipe) -> dict[str, Tensor]:
         """Return the tensors that a checkpoint holds besides the trained tensors: a reference
-        policy that changes during the run, and the mark of the base model (see `base_mark`).
+        policy that changes during the run, what the critic has learnt, and the mark of the base
+        model (see `base_mark`).
 
         Call this after accelerate has moved the weights to their device.
         """
         moves = isinstance(recipe, TrainRecipe) and recipe.sync_ref_model
-        return (self.reference.tensors() if self.reference and moves else {}) | self.mark
+        reference = self.reference.tensors() if self.reference and moves else {}
+        return reference | ({"critic": self.critic} if self.critic is not None else {}) | self.mark
 
     def describe(self, folder: Path) -> None:
         """Write the files that `load_model` needs to read a model from a checkpoint; see
@@ -110,7 +115,8 @@ def make_policy(recipe: TrainRecipe, device: torch.device, *, is_sharded: bool =
         reference = SecondAdapter(adapters, is_fine=is_fine) if recipe.sync_ref_model else WithoutAdapters(adapters)
     optimizers = [make_optimizer(trainable(denoiser), recipe.optim)]
     mark = base_mark(denoiser, adapters)
-    return TrainedPolicy(denoiser, tokenizer, adapters, reference, optimizers, mark, expert_use)
+    critic = blank_moments(denoiser, device) if recipe.method.needs().critic else None
+    return TrainedPolicy(denoiser, tokenizer, adapters, reference, optimizers, mark, expert_use, critic)
 
 
 def load_policy(recipe: RunRecipe, model: str, device: torch.device, *, is_sharded: bool = False) -> Policy:

@@ -113,6 +113,7 @@ class TrainingSteps:
             budget.update,
             ranks,
             session.spending,
+            trained.critic,
         )
         self._signal = SignalWatch()
 

@@ -97,6 +97,13 @@ def test_branches_are_denoised_from_their_steps_to_the_end() -> None:
     assert branches.tokens == 34 * num_steps
 
 
+def test_a_critic_runs_the_states_that_it_values_once_and_without_a_head() -> None:
+    work = work_of(tiny("method={type: egspo, num_selected: 2, baseline: critic}"), 18)
+    [critic] = work.of("critic")
+    assert (critic.tokens, critic.head, critic.backward) == (64 * 2 * 34, 0, False)
+    assert not work_of(tiny("method={type: egspo, num_selected: 2}"), 18).of("critic")
+
+
 @pytest.mark.parametrize("name", sorted(METHODS))
 def test_views_are_counted_as_each_method_plans_them(name) -> None:
     segments = ["method.num_segments=4"] if "num_segments" in METHODS[name].model_fields else []

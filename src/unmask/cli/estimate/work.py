@@ -27,6 +27,7 @@ from unmask.sampling.noisy_copies import PackedViews, Packing
 from unmask.sampling.orders import POSITION_LOGITS
 from unmask.trainer.behaviour import path_views
 from unmask.trainer.collect import Collector, check_sharing
+from unmask.trainer.critic import state_views
 from unmask.trainer.metrics import Tally
 from unmask.trainer.model_limits import logits_at_once
 from unmask.trainer.passes import UpdatePasses
@@ -183,6 +184,7 @@ def work_of(recipe: TrainRecipe, prompt: int, processes: int = 1, setup: Setup |
         for rows in passes.minibatches(rollout, named_generator(0, "minibatches"))
     ]
     at_once = max(1, logits_at_once(setup.device) // setup.vocab_size)
+    rollout_passes += _critic_passes(passes, rollout)
     all_passes = (*rollout_passes, *_view_passes(passes, views, rollout, updates, at_once))
     cost = processes * sum(each.tokens * (3 if each.backward else 1) for each in all_passes)
     return Work(
@@ -268,6 +270,20 @@ def scores_choice(recipe: TrainRecipe) -> bool:
     """Return True if the updates compute the probability of the position choice, which needs the
     logits of all masked positions."""
     return recipe.method.needs().choice and recipe.sampler.order in POSITION_LOGITS
+
+
+def _critic_passes(passes: UpdatePasses, rollout: Rollout) -> list[Pass]:
+    """Return the passes over the states that a critic values, which read no logits; empty without a
+    critic."""
+    recipe, path = passes.recipe, rollout.trajectory
+    if not recipe.method.needs().critic:
+        return []
+    views = state_views(recipe.method, rollout)
+    size, length = path.tokens.shape[1], path.prompt_ids.shape[1] + path.tokens.shape[1]
+    batches = replace(passes, packing=None).batches(views, rollout)
+    forwards = [Forward(len(index), length, size, 0, length) for index in batches.indices]
+    words = f"{len(views)} states x {length} tokens"
+    return [Pass.of("critic", forwards, words, has_adapters=recipe.lora is not None)]
 
 
 def _view_passes(

@@ -52,6 +52,14 @@ class Ranks:
         """Return the largest of the numbers that the ranks pass."""
         return max(self.counts(value))
 
+    def total(self, value: torch.Tensor) -> torch.Tensor:
+        """Return the sum of the tensors that the ranks pass, which have equal shapes."""
+        if self.count == 1:
+            return value
+        self.meeting()
+        total: torch.Tensor = self.accelerator.reduce(value, "sum")
+        return total
+
     def objects(self, value: T) -> list[T]:
         """Return the values that the ranks pass, one for each rank. The values must be
         picklable."""
