@@ -223,6 +223,18 @@ def test_a_critic_with_any_weights_is_a_baseline_that_needs_no_group(toy, order)
     torch.testing.assert_close(expected_estimate(small, by_critic, valued, weight), small.grad_j(), **EXACT)
 
 
+@pytest.mark.parametrize("step_choice", ["all", "uniform"])
+def test_a_critic_is_subtracted_from_telescoped_credit_too(toy, step_choice):
+    small = toy()
+    rollout, _ = small.groups(small.paths(), 1, stepwise=True, dtype=torch.float64)
+    options = {"credit": "telescoped", "step_choice": step_choice, "num_selected": 2}
+    by_critic, by_value = method(baseline="critic", **options), method(baseline="value", **options)
+    assert by_critic.needs().greedy
+    valued = with_values(small, by_critic, rollout, arbitrary(small))
+    one_step = rollout.one_step_reward.gather(1, by_critic.critic_steps(rollout))
+    torch.testing.assert_close(by_critic.advantage(valued) + valued.value, by_value.advantage(rollout) + one_step)
+
+
 def test_a_critic_that_sees_the_action_is_no_baseline(toy):
     small, by_critic = toy(), method(baseline="critic")
     rollout, weight = small.groups(small.paths(), 1, dtype=torch.float64)

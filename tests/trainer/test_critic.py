@@ -9,7 +9,8 @@ import pytest
 import torch
 from accelerate import Accelerator
 
-from tests.helpers.rollouts import collect
+from tests.helpers.adapters import build
+from tests.helpers.rollouts import collect, trajectory
 from tests.helpers.runs import metrics, train_recipe
 from unmask.core.records import Rollout, Views
 from unmask.functional.least_squares import ridge_regression, second_moments
@@ -81,6 +82,29 @@ def test_they_depend_on_the_state_alone(lively, tmp_path):
         "prompt_mask": torch.nn.functional.pad(path.prompt_mask, (3, 0)),
     }
     torch.testing.assert_close(pooled_states(lively, replace(path, **padded), views), before)
+
+
+@torch.no_grad()
+def test_a_state_of_a_block_causal_model_shows_its_later_blocks_as_masks(tmp_path):
+    denoiser = build("Qwen3ForCausalLM")
+    denoiser.block_length = 4
+    generator = torch.Generator().manual_seed(0)
+    path = trajectory(4, prompt_length=4, greedy=False)
+    path = replace(
+        path,
+        tokens=torch.randint(3, 9, (4, 8), generator=generator),
+        unmask_step=torch.tensor([[0, 1, 0, 1, 2, 2, 2, 2]] * 4).int(),
+        logprob=torch.zeros(4, 8),
+        entropy=torch.zeros(4, 8),
+        prompt_mask=torch.ones(4, 4, dtype=torch.bool),
+    )
+    hidden = path.unmask_step >= 1
+    views = Views(torch.arange(4), hidden, hidden, torch.ones(4), torch.zeros(4, dtype=torch.long))
+    pooled = pooled_states(denoiser, path, views)
+    other = replace(path, tokens=torch.where(hidden, 8, path.tokens))
+    assert torch.equal(pooled_states(denoiser, other, views), pooled)
+    shown = replace(path, tokens=torch.where(hidden, path.tokens, 8))
+    assert not torch.allclose(pooled_states(denoiser, shown, views), pooled)
 
 
 # Learning

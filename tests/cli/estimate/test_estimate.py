@@ -98,9 +98,13 @@ def test_branches_are_denoised_from_their_steps_to_the_end() -> None:
 
 
 def test_a_critic_runs_the_states_that_it_values_once_and_without_a_head() -> None:
-    work = work_of(tiny("method={type: egspo, num_selected: 2, baseline: critic}"), 18)
+    recipe = tiny("method={type: egspo, num_selected: 2, baseline: critic}")
+    work = work_of(recipe, 18)
     [critic] = work.of("critic")
     assert (critic.tokens, critic.head, critic.backward) == (64 * 2 * 34, 0, False)
+    config, _ = config_of(recipe, SHAPE)
+    [line] = [line for line in memory_of(recipe, config, work).resident if line.name == "critic"]
+    assert line.bytes == 8 * (config.hidden_size + 2) ** 2
     assert not work_of(tiny("method={type: egspo, num_selected: 2}"), 18).of("critic")
 
 

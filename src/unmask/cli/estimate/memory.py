@@ -142,6 +142,9 @@ def memory_of(
         part: processes if part in SHARDED.get(preset, ()) else 1 for part in ("weights", "gradients", "optimizer")
     }
     resident = [*_resident(recipe, measured, share, keeps_shards=preset == "fsdp2" and processes > 1)]
+    if recipe.method.needs().critic:
+        size = config.hidden_size + 2
+        resident.append(Line("critic", 8 * size**2, f"second moments: {size} x {size} x 8 B"))
     peaks = tuple(_peaks(recipe, config, work, measured, preset if processes > 1 else "none"))
     return Memory(tuple(resident), peaks, measured["frozen"] + measured["trained"], measured["trained"])
 
