@@ -16,6 +16,7 @@ from unmask.core.errors import ConfigError
 from unmask.core.records import Needs, Rollout
 from unmask.methods import METHODS
 from unmask.methods.egspo import EGSPO, EGSPOSA
+from unmask.recipes.load import load_recipe
 
 MASK, EOS = 1, 2
 T = 4
@@ -193,6 +194,12 @@ def test_the_baseline_of_the_batch_needs_a_second_completion(rollout):
     alone = Rollout(rollout.trajectory.rows(slice(1)), 1, rollout.reward[:1])
     with raises(ConfigError, "there is only one", "Set num_prompts or num_generations to 2 or more"):
         EGSPO(baseline="batch_leave_one_out").advantage(alone)
+    # A recipe is refused before anything is sampled; two completions are enough, of one prompt or of two.
+    method = {"method": {"type": "egspo", "baseline": "batch_leave_one_out"}}
+    for prompts, generations in ((1, 2), (2, 1)):
+        load_recipe("sudoku-tiny", method | {"num_prompts": prompts, "num_generations": generations})
+    with raises(ConfigError, "there is only one", "Set num_prompts or num_generations to 2 or more"):
+        load_recipe("sudoku-tiny", method | {"num_prompts": 1, "num_generations": 1})
 
 
 def test_baselines_without_a_group_take_one_completion_of_a_prompt_but_no_fitted_gain():

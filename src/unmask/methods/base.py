@@ -197,6 +197,10 @@ class Method(Named, ABC):
                 "Set num_generations to 2 or more."
             )
 
+    def check_batch(self, num_completions: int) -> None:
+        """Raise ConfigError if a training step with this number of completions, of all prompts
+        together, is too small for the baseline."""
+
     def refuse_more_than_steps(self, option: str, sampler: SamplerConfig) -> None:
         """Raise ConfigError if the value of `option` is larger than the number of denoising steps
         of the sampler."""

@@ -144,6 +144,15 @@ class EGSPO(RatioMethod):
         if self.step_choice != "all":
             self.refuse_more_than_steps("num_selected", sampler)
 
+    def check_batch(self, num_completions: int) -> None:
+        """Raise ConfigError if the baseline is the mean over the other completions of a training step
+        and there are none."""
+        if self.baseline == "batch_leave_one_out" and num_completions == 1:
+            raise ConfigError(
+                "method.baseline = batch_leave_one_out compares the completions of a training step, but there is only one. "
+                "Set num_prompts or num_generations to 2 or more."
+            )
+
     def behaviour_levels(self, sampler: SamplerConfig) -> tuple[LevelOrOff, ...]:
         """Return the levels step and sequence: the ratio is that of a step."""
         return ("step", "sequence")
@@ -172,11 +181,7 @@ class EGSPO(RatioMethod):
             "group_mean" if self.baseline == "group_mean" else "leave_one_out"
         )
         members = rollout.group_size if self.needs().group else len(rollout.reward)
-        if self.baseline == "batch_leave_one_out" and members == 1:
-            raise ConfigError(
-                "method.baseline = batch_leave_one_out compares the completions of a training step, but there is only one. "
-                "Set num_prompts or num_generations to 2 or more."
-            )
+        self.check_batch(members)
         if self.baseline == "critic" and self.credit == "return":
             return _above(rollout.reward, rollout.value, self.critic_steps(rollout) >= 0)
         if rollout.one_step_reward is None or not self.needs().greedy:

@@ -266,6 +266,7 @@ class TrainRecipe(RunRecipe):
                 "then decode as rollouts do."
             ) from None
         self.method.check(self.sampler, self.num_generations)
+        self.method.check_batch(self.num_prompts * self.num_generations)
         _ = self.measured_level
         self.speed.check(self.method, self.sampler, self.num_generations)
         _check_engine(self)
