@@ -16,6 +16,7 @@ import torch
 from accelerate import Accelerator
 from scipy.stats import chisquare
 
+from tests.helpers.position_choice import dropped_gradient
 from tests.helpers.toy import TEMPERATURE, Toy, distance, expected_gradient, merged, pinned
 from tests.helpers.toy_samples import sampled_counts, seeds_by_ranking
 from tests.helpers.values import arbitrary, with_values
@@ -364,27 +365,7 @@ def test_under_low_confidence_the_estimate_lacks_exactly_the_gradient_of_the_cho
     members = torch.cartesian_prod(torch.arange(len(paths)), torch.arange(len(paths)))
     estimate = expected_estimate(small, method(), rollout, probability[members].prod(-1))
 
-    # P(U_k | x_k, committed tokens): each other masked position got a proposal less confident than
-    # all that were committed.
-    confidence = small.logprobs(1.0).detach()
-    table = small.logprobs(small.temperature)
-    log_choice = []
-    for path in paths:
-        terms = [torch.zeros((), dtype=torch.float64)]
-        for step in range(num_steps):
-            committed = [(state, i, token) for k, state, i, token in path.draws if k == step]
-            least = min(float(confidence[draw]) for draw in committed)
-            state = committed[0][0]
-            for i in (i for i, when in enumerate(path.when) if when > step):
-                terms.append(table[state, i][confidence[state, i] < least].exp().sum().log())
-        log_choice.append(torch.stack(terms).sum())
-    choice = torch.stack(log_choice)
-    committed = small.gather(table, [path.draws for path in paths])
-    torch.testing.assert_close((committed + choice).exp().detach(), probability, **EXACT)
-
-    # The baseline matters here: without the choice, the expected score function is not zero.
-    reward = small.reward(paths)
-    dropped = small.gradient((probability * (reward - (probability * reward).sum()) * choice).sum())
+    dropped = dropped_gradient(small, paths, probability)
     gradient = small.grad_j()
     torch.testing.assert_close(estimate + dropped, gradient, **EXACT)
     assert dropped.norm() > 0.1 * gradient.norm()
