@@ -63,6 +63,24 @@ def test_equal_logits_are_cut_by_token_id_to_exactly_k():
     assert support_of(token_logprobs(logits, top_p=0.51)[0]) == list(range(21))
 
 
+@settings(max_examples=100)
+@given(
+    # Few values, so that many tokens tie; -inf forbids a token.
+    row=st.lists(st.sampled_from([-INF, -2.0, -1.0, 0.0, 0.5, 1.0]), min_size=1, max_size=12),
+    top_k=st.integers(0, 14),
+    top_p=st.sampled_from([0.1, 0.45, 0.8, 0.97, 1.0]),
+)
+def test_the_support_is_the_head_of_the_tokens_sorted_by_logit_and_then_by_id(row, top_k, top_p):
+    row = [*row, 0.25]
+    ranked = sorted((i for i, logit in enumerate(row) if logit > -INF), key=lambda i: (-row[i], i))[: top_k or None]
+    mass = [math.exp(row[i]) for i in ranked]
+    before = [math.fsum(mass[:n]) / math.fsum(mass) for n in range(len(ranked))]
+    # No running sum of these values is within rounding of a limit.
+    expected = {i for i, sum_before in zip(ranked, before, strict=True) if sum_before < top_p}
+    found = token_logprobs(torch.tensor([row, row[::-1]]), top_k=top_k, top_p=top_p)[0]
+    assert {*support_of(found)} == expected
+
+
 def test_the_nucleus_counts_tokens_far_rarer_than_the_resolution_of_float32_near_one():
     # 1000 tokens of 1e-9 beside one that has the rest; half of them are needed to leave out no more
     # than 5e-7.

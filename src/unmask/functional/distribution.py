@@ -15,18 +15,30 @@ from torch import Tensor
 def _support(scaled: Float[Tensor, "*batch V"], top_k: int, top_p: float) -> Bool[Tensor, "*batch V"]:
     """Return [..., V] bool, True for the tokens that stay after the top-k limit and then the top-p
     limit."""
-    # A stable sort breaks ties by token id: bf16 logits tie often, and a row's support must not
-    # depend on its batch.
-    ranked, order = scaled.sort(dim=-1, descending=True, stable=True)
-    if top_k:
-        ranked[..., top_k:] = -torch.inf
+    # The k largest logits take a tenth of the time of sorting a large vocabulary.
+    largest = scaled.topk(min(top_k, scaled.shape[-1]), dim=-1) if top_k else scaled.sort(dim=-1, descending=True)
+    ranked = largest.values
     is_in = ranked > -torch.inf
     if top_p < 1:
         # float64: over a vocabulary of 126k tokens, the error of a float32 running sum exceeds the
         # probability of a rare token.
         probability = ranked.double().softmax(dim=-1)
         is_in &= probability.cumsum(dim=-1) - probability < top_p
-    return torch.zeros_like(is_in).scatter_(-1, order, is_in)
+    return _likeliest(scaled, ranked, is_in.sum(dim=-1, keepdim=True))
+
+
+def _likeliest(
+    scaled: Float[Tensor, "*batch V"], ranked: Float[Tensor, "*batch R"], num: Int[Tensor, "*batch 1"]
+) -> Bool[Tensor, "*batch V"]:
+    """Return [..., V] bool, True for the `num` most likely tokens of each row, whose largest logits
+    are `ranked`.
+
+    Ties go to the smaller token id: bf16 logits tie often, and a row's support must not depend on
+    its batch.
+    """
+    least = ranked.gather(-1, (num - 1).clamp(min=0))
+    is_above, is_tied = scaled > least, scaled == least
+    return is_above | is_tied & (is_tied.cumsum(dim=-1, dtype=torch.int32) <= num - is_above.sum(-1, keepdim=True))
 
 
 def token_logprobs(

@@ -1,8 +1,9 @@
 """Time of a training step and of a whole run, from the work and from what a device sustains.
 
 A pass takes the longest of two times: that of its operations, and that of reading the weights that
-its tokens use once for each forward pass. Adapters beside the weights add the time of the bytes that they move, and
-4-bit weights that of unpacking them for each forward pass.
+its tokens use once for each forward pass. Adapters beside the weights add the time of the bytes that
+they move, 4-bit weights that of unpacking them for each forward pass, and top-k and top-p that of
+limiting the logits.
 """
 
 from __future__ import annotations
@@ -76,10 +77,11 @@ def durations_of(work: Work, costs: Costs, rates: Rates, recipe: TrainRecipe) ->
 
     def seconds(each: Pass) -> float:
         is_sampling = each.name.startswith(("rollout", "evaluation"))
-        operations = costs.total(each) / (rates.rollout if is_sampling else rates.update)
+        limits = each.limited * work.limiting.operations
+        operations = (costs.total(each) + limits) / (rates.rollout if is_sampling else rates.update)
         num_forwards = each.forwards * (2 + costs.recomputes if each.backward else 1)
         reading = num_forwards * size * costs.read(each) / rates.bandwidth
-        more = costs.moved(each) + num_forwards * unpacked
+        more = costs.moved(each) + num_forwards * unpacked + each.limited * work.limiting.bytes
         return max(operations, reading) + more / rates.bandwidth
 
     passes = {each.name: seconds(each) for each in work.passes}

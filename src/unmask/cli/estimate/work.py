@@ -16,6 +16,7 @@ from typing import Literal
 import torch
 
 from unmask.cli.estimate.length import num_evaluations, num_steps
+from unmask.cli.estimate.limits import Limiting, cost_of_limits, limited_in_rollout, limited_share
 from unmask.cli.estimate.stand_in import Forward, recording_engine, stand_in_reward
 from unmask.core.config import SamplerConfig
 from unmask.core.records import Rollout, Trajectory, Views
@@ -70,6 +71,8 @@ class Pass:
     read_again: int = 0
     """Number of positions whose logits the backward passes compute again, because they are too many
     to keep."""
+    limited: int = 0
+    """Number of positions whose logits top-k and top-p limit."""
 
     @classmethod
     def of(
@@ -125,6 +128,8 @@ class Work:
     """Number of optimizer steps."""
     chunks: int
     """Largest number of forward passes with a backward pass that one update makes."""
+    limiting: Limiting
+    """Cost of limiting the logits of one position by top-k and top-p."""
     rewards: int
     """Maximum number of completions that the reward functions score. The actual number is smaller
     if texts repeat, because equal texts are scored once."""
@@ -185,7 +190,9 @@ def work_of(recipe: TrainRecipe, prompt: int, processes: int = 1, setup: Setup |
     ]
     at_once = max(1, logits_at_once(setup.device) // setup.vocab_size)
     rollout_passes += _critic_passes(passes, rollout)
-    all_passes = (*rollout_passes, *_view_passes(passes, views, rollout, updates, at_once))
+    of_views = _view_passes(passes, views, rollout, updates, at_once)
+    share = limited_share(views, rollout.trajectory, recipe.logprob_temperature)
+    all_passes = (*rollout_passes, *(replace(each, limited=round(share * each.head)) for each in of_views))
     cost = processes * sum(each.tokens * (3 if each.backward else 1) for each in all_passes)
     return Work(
         completions=len(rollout.trajectory),
@@ -196,6 +203,7 @@ def work_of(recipe: TrainRecipe, prompt: int, processes: int = 1, setup: Setup |
         evaluations=num_evaluations(recipe, cost),
         updates=len(updates),
         chunks=max(len(batches) for batches in updates),
+        limiting=cost_of_limits(recipe.sampler, setup.vocab_size, setup.device),
         rewards=sum(reward.numel() for reward in rollout.rewards().values()),
         rollout=rollout,
         views=views,
@@ -223,7 +231,8 @@ def _rollout(recipe: TrainRecipe, prompt: int, processes: int, block_length: int
     mean_head = sum(f.read for f in denoiser.calls[0]) / num_sequences
     words += f"head at the positions still {masked}: {mean_head:.0f} of a completion on average"
     has_adapters = recipe.lora is not None and not merges(recipe)
-    passes = [Pass.of("rollout", denoiser.calls[0], words, has_adapters=has_adapters)]
+    sampled = Pass.of("rollout", denoiser.calls[0], words, has_adapters=has_adapters)
+    passes = [replace(sampled, limited=limited_in_rollout(path))]
     if path.branch_tokens is not None and len(denoiser.calls) > 1:
         branches = int((path.selected_steps >= 0).sum()) * path.branch_tokens.shape[2]
         steps = sum(f.rows for f in denoiser.calls[1]) / branches
