@@ -46,6 +46,21 @@ def train_by_command(
     from accelerate import PartialState
 
     prepare(rank)
+    code = _train(rank, model, folder, overrides)
+    assert PartialState().num_processes == 2
+    sys.exit(code)
+
+
+def train_several_by_command(rank: int, model: Path, runs: dict[Path, tuple[str, ...]]) -> None:
+    """Run `unmask train` on one rank for one folder after another, each with its own overrides."""
+    from accelerate import PartialState
+
+    codes = [_train(rank, model, folder, overrides) for folder, overrides in runs.items()]
+    assert PartialState().num_processes == 2
+    sys.exit(max(codes))
+
+
+def _train(rank: int, model: Path, folder: Path, overrides: tuple[str, ...]) -> int:
     folder.parent.mkdir(exist_ok=True)
     with (
         without_report(),
@@ -53,9 +68,7 @@ def train_by_command(
         contextlib.redirect_stdout(file),
         contextlib.redirect_stderr(file),
     ):
-        code = unmask_train(model, folder, *overrides)
-    assert PartialState().num_processes == 2
-    sys.exit(code)
+        return unmask_train(model, folder, *overrides)
 
 
 def printed(folder: Path, rank: int) -> Path:
