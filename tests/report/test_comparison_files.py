@@ -353,6 +353,30 @@ def test_the_numbers_of_the_figures_are_beside_them(made: Callable[..., Path]) -
     ]
 
 
+def test_accuracy_is_also_drawn_against_reward_calls_if_they_were_recorded(
+    made: Callable[..., Path], drawn: list[Figure]
+) -> None:
+    def with_calls(record: Record, calls: int) -> Record:
+        return record | {"curve": [p | {"reward_calls": calls * (p["step"] > 0)} for p in record["curve"]]}
+
+    records = [*RECORDS[:3], *(with_calls(r, 400) for r in RECORDS[3:6]), *(with_calls(r, 2_000) for r in RECORDS[6:])]
+    folder = made(records)
+    assert {path.name for path in folder.glob("reward_calls.*")} == {
+        f"reward_calls.{s}" for s in ("csv", "pdf", "png", "svg")
+    }
+    compute, calls, _ = drawn
+    assert [line[-1][0] for line in lines_of(calls.axes[0])] == [0.4, 2.0]
+    assert calls.axes[0].get_xlabel() == "thousand reward calls"
+    assert [line[-1][0] for line in lines_of(compute.axes[0])] == [0.99, 0.99]
+    # The ticks of the other axis are where the runs are evaluated: at fifths of the budget of 1M.
+    assert [t.get_text() for t in compute.axes[0].get_xticklabels()] == ["0", "0.2", "0.4", "0.6", "0.8", "1"]
+    table = (folder / "table.md").read_text()
+    assert "| after 400 reward calls, 128 examples | sampled at 0.9 | greedy |" in table
+    # a has used all of its calls there, and b a fifth.
+    assert "| b | 0.080 (0.000 to 0.211) |" in table
+    assert "reward calls, 128 examples" not in (made() / "table.md").read_text()
+
+
 def test_a_single_seed_has_the_interval_of_its_rows(made: Callable[..., Path], drawn: list[Figure]) -> None:
     folder = made([record for record in RECORDS if record["seed"] == 1])
     row = rows(folder / "decoding.csv")[-1]

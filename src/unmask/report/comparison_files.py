@@ -9,7 +9,7 @@ from pathlib import Path
 from unmask.core.errors import RunError
 from unmask.report.difference_tables import explanation, undecided
 from unmask.report.figure_style import check_target
-from unmask.report.figures import plot_compute, plot_decoding
+from unmask.report.figures import plot_calls, plot_compute, plot_decoding
 from unmask.report.table_files import tables_of, write_tables, write_trials
 from unmask.report.tables import Table, introduction, warnings
 from unmask.runs.atomic import disk_faults_explained
@@ -18,6 +18,9 @@ from unmask.trainer.comparison.load import load_compare
 from unmask.trainer.comparison.recipe import BASE, CompareRecipe
 from unmask.trainer.comparison.results import Results, choose, tried
 from unmask.trainer.comparison.statistics import Statistics
+
+FIGURES = ("compute", "reward_calls", "decoding")
+"""Names of the figures' files."""
 
 
 @dataclass(frozen=True)
@@ -39,8 +42,8 @@ def replot(folder: Path, target: Path | None = None) -> list[Path]:
         folder: folder of the comparison.
         target: .png, .svg or .pdf file for accuracy against compute; files of all three kinds are
             written, and a .csv file with the numbers. If accuracy against denoising steps was
-            measured, that figure goes to a second file, such as out-decoding.png for out.png.
-            Default compute.png and decoding.png in the folder of the comparison.
+            measured, that figure goes to a second file, such as out-decoding.png for out.png. By
+            default all figures are drawn in the folder of the comparison.
 
     Returns:
         Files of the figures that have the format of `target`; the first one is `target`.
@@ -58,8 +61,7 @@ def replot(folder: Path, target: Path | None = None) -> list[Path]:
     recipe = load_compare(str(folder / "recipe.yaml"), [f"output_dir={folder}"])
     results = _results(recipe, Ledger(folder))
     if target is None:
-        plots = [(plot_compute, folder / "compute.png"), (plot_decoding, folder / "decoding.png")]
-        return [path for plot, path in plots if plot(results, path)]
+        return _draw_all(results, folder)
     if not plot_compute(results, target):
         # Without evaluations during the runs the other figure is the only one, and gets the name
         # `target`.
@@ -87,9 +89,15 @@ def report(recipe: CompareRecipe) -> Path:
         table = write_tables(results, folder, _code_notes(results, ledger))
         if trials := tried(recipe, ledger.records):
             write_trials(recipe, trials, choose(recipe, trials), folder)
-        plot_compute(results, folder / "compute.png")
-        plot_decoding(results, folder / "decoding.png")
+        _draw_all(results, folder)
     return table
+
+
+def _draw_all(results: Results, folder: Path) -> list[Path]:
+    """Draw all figures, and return their PNG files."""
+    plots = (plot_compute, plot_calls, plot_decoding)
+    paths = [folder / f"{name}.png" for name in FIGURES]
+    return [path for plot, path in zip(plots, paths, strict=True) if plot(results, path)]
 
 
 def shown(recipe: CompareRecipe) -> Shown:
@@ -102,9 +110,7 @@ def shown(recipe: CompareRecipe) -> Shown:
     narrow = [table.without("tuned", "prompts x completions", "steps") for table in tables]
     notes = [introduction(results), *filter(None, [explanation(statistics)]), *warnings(results)]
     notes += [sentence for task in tasks for sentence in undecided(results, task)] + _code_notes(results, ledger)
-    return Shown(
-        notes, narrow, [path for name in ("compute", "decoding") if (path := folder / f"{name}.png").is_file()]
-    )
+    return Shown(notes, narrow, [path for name in FIGURES if (path := folder / f"{name}.png").is_file()])
 
 
 def _results(recipe: CompareRecipe, ledger: Ledger) -> Results:

@@ -95,15 +95,15 @@ def without_band(values: Sequence[float]) -> list[float]:
 
 
 def ticks_at(axis: Axes, positions: Iterable[float]) -> None:
-    """Put the ticks of the x axis at the measured positions, on a logarithmic axis if they span a
-    factor of 4 or more."""
+    """Put the ticks of the x axis at the measured positions, on a logarithmic axis if they are above
+    0 and span a factor of 4 or more."""
     from matplotlib.ticker import FixedFormatter, FixedLocator, NullLocator
 
     ticks = sorted(set(positions))
     if ticks and ticks[0] > 0 and ticks[-1] >= 4 * ticks[0]:
         axis.set_xscale("log", base=2)
     axis.xaxis.set_major_locator(FixedLocator(ticks))
-    axis.xaxis.set_major_formatter(FixedFormatter([f"{tick:g}" for tick in ticks]))
+    axis.xaxis.set_major_formatter(FixedFormatter([f"{tick:.3g}" for tick in ticks]))
     axis.xaxis.set_minor_locator(NullLocator())
 
 

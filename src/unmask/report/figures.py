@@ -1,12 +1,12 @@
-"""Figures of a comparison: accuracy against training compute, and accuracy against denoising steps.
-The numbers of each figure are written as CSV.
+"""Figures of a comparison: accuracy against training compute, reward calls and denoising steps. The
+numbers of each figure are written as CSV.
 
 The legend explains the bands and gives the number of seeds.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from math import isnan
 from pathlib import Path
 from typing import Any
@@ -33,6 +33,8 @@ from unmask.trainer.comparison.results import FEW_SEEDS, Mean, Results
 
 Series = list[tuple[float, Mean]]
 
+MOST_TICKS = 12
+"""Maximum number of measured positions that become the ticks of an axis."""
 _COLUMNS = ["seeds", "accuracy", "half_width", "se", "low", "high"]
 
 
@@ -44,24 +46,53 @@ def plot_compute(results: Results, target: Path) -> bool:
         True if `target` was written as .png, .svg and .pdf, and its numbers as .csv; False if there
         is nothing to draw.
     """
+
+    def planned(task: str) -> Iterable[float]:
+        # A run is evaluated when it reaches these shares of its budget.
+        number = results.recipe.evaluation.curve_points
+        return [results.recipe.tasks[task].budget / 1e6 * i / number for i in range(number + 1)]
+
+    return _plot_curves(results, target, "token_passes", 1e6, "training compute, million token passes", planned)
+
+
+def plot_calls(results: Results, target: Path) -> bool:
+    """Draw accuracy during the runs against reward calls, at the highest temperature, with a panel
+    for each task.
+
+    Returns:
+        True if `target` was written, as by `plot_compute`; False if there is nothing to draw, as for
+        results of versions that did not record the calls at each evaluation.
+    """
+    return _plot_curves(results, target, "reward_calls", 1e3, "thousand reward calls")
+
+
+def _plot_curves(
+    results: Results,
+    target: Path,
+    against: str,
+    unit: float,
+    xlabel: str,
+    ticks: Callable[[str], Iterable[float]] | None = None,
+) -> bool:
     shown, num_rows = results.temperatures[0], results.recipe.evaluation.curve_rows
     rows = [
-        [task, method, t, passes, *_numbers(value, num_rows)]
+        [task, method, t, spent, *_numbers(value, num_rows)]
         for task in results.recipe.tasks
         for method in results.methods(task)
         for t in results.temperatures
-        for passes, value in results.curve(task, method, t)
+        for spent, value in results.curve(task, method, t, against)
     ]
     if not rows:
         return False
-    save_table(target.with_suffix(".csv"), ["task", "method", "temperature", "token_passes", *_COLUMNS], rows)
+    save_table(target.with_suffix(".csv"), ["task", "method", "temperature", against, *_COLUMNS], rows)
     _plot(
         results,
-        lambda task, method: [(passes / 1e6, value) for passes, value in results.curve(task, method, shown)],
+        lambda task, method: [(spent / unit, value) for spent, value in results.curve(task, method, shown, against)],
         target,
         num_rows,
-        xlabel="training compute, million token passes",
-        ylabel=f"solved share of test rows,\n{temperature_name(shown)}",
+        xlabel=xlabel,
+        ylabel=f"solved share of test examples,\n{temperature_name(shown)}",
+        ticks=ticks,
     )
     return True
 
@@ -88,8 +119,8 @@ def plot_decoding(results: Results, target: Path) -> bool:
         target,
         num_rows,
         xlabel="denoising steps",
-        ylabel="solved share of test rows,\ngreedy",
-        ticks_where_measured=True,
+        ylabel="solved share of test examples,\ngreedy",
+        ticks=lambda task: [steps for method in results.methods(task) for steps, _ in results.decoding(task, method)],
     )
     return True
 
@@ -102,10 +133,21 @@ def _plot(
     *,
     xlabel: str,
     ylabel: str,
-    ticks_where_measured: bool = False,
+    ticks: Callable[[str], Iterable[float]] | None = None,
 ) -> None:
     """Draw a panel for each task and a line for each method, with a band for the 95 % interval over
-    seeds or examples."""
+    seeds or examples.
+
+    Args:
+        results: results of the comparison.
+        series: function of task and method that returns the points of a line.
+        target: file of the figure.
+        num_rows: number of examples of each evaluation.
+        xlabel: label of the x axes.
+        ylabel: label of the y axis.
+        ticks: function of the task that returns the measured positions; default ticks at round
+            numbers.
+    """
     drawn = {
         task: {method: points for method in results.methods(task) if (points := series(task, method))}
         for task in results.recipe.tasks
@@ -124,8 +166,8 @@ def _plot(
                 lines.setdefault(_label(results, method), line)
             # Panels start at 0 but have different heights, because tasks differ in their accuracy.
             axis.set(title=task, xlabel=xlabel, ylim=(0, min(1.02, axis.get_ylim()[1])))
-            if ticks_where_measured:
-                ticks_at(axis, [position for points in by_method.values() for position, _ in points])
+            if ticks is not None and len(positions := {*ticks(task)}) <= MOST_TICKS:
+                ticks_at(axis, positions)
             tidy(axis)
         axes[0].set_ylabel(ylabel)
         legend_below(figure, lines, _note(list(drawn.values())))

@@ -17,6 +17,7 @@ from unmask.report.tables import (
     markdown,
     settings_of,
     summary,
+    table_of_calls,
     table_of_methods,
     warnings,
 )
@@ -41,7 +42,8 @@ def write_tables(results: Results, folder: Path, notes: Sequence[str] = ()) -> P
         sections += ["## All tasks", markdown(summary(results))]
     for task in results.recipe.tasks:
         if results.methods(task):
-            shown = [*tables_of(results, statistics, task), *filter(None, [table_of_tests(results, statistics, task)])]
+            further = [table_of_tests(results, statistics, task), table_of_calls(results, task)]
+            shown = [*tables_of(results, statistics, task), *(table for table in further if table is not None)]
             sections += [f"## {task}", budget(results, task), *undecided(results, task), *map(markdown, shown)]
     if results.failed:
         lines = [f"- {r['method']} on {r['task']}, seed {r['seed']}: {r['failed']}" for r in results.failed]

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from math import isnan
 
 from unmask.runs.metrics import temperature_name
+from unmask.trainer.comparison.equal_calls import at_calls, fewest_calls
 from unmask.trainer.comparison.recipe import BASE, named
 from unmask.trainer.comparison.results import FEW_SEEDS, Mean, Results
 
@@ -113,6 +114,21 @@ def table_of_methods(results: Results, task: str) -> Table:
     columns = ["method", "tuned", "prompts x completions", "seeds", "steps", "token passes", "reward calls", *names]
     columns += ["forwards (tokens each)"] if has_forwards else []
     return Table(f"{task}: {budget(results, task)}", columns, rows)
+
+
+def table_of_calls(results: Results, task: str) -> Table | None:
+    """Return a table of the accuracies of the methods after an equal number of reward calls; None if
+    they are not known."""
+    if (calls := fewest_calls(results, task)) is None:
+        return None
+    rows = [
+        [marked(results, task, method)]
+        + [with_interval(at_calls(results, task, method, t, calls)) for t in results.temperatures]
+        for method in results.methods(task)
+        if method != BASE
+    ]
+    names = [temperature_name(t) for t in results.temperatures]
+    return Table("", [f"after {calls:,} reward calls, {results.recipe.evaluation.curve_rows} examples", *names], rows)
 
 
 def diversity(results: Results, task: str, temperature: str) -> Table | None:

@@ -12,5 +12,6 @@ ledger    cells.jsonl, one line for each job
 sources   hashes of the code that a result depends on
 outcomes  whether each example of an evaluation was solved, packed
 results   numbers from the lines: choices, means, intervals, paired differences
+equal_calls  accuracy after an equal number of reward calls
 statistics  tests of the differences, and intervals over seeds and examples
 """

@@ -302,15 +302,19 @@ class Results:
             by_seed.append(first - others[0] if others else first)
         return by_seed
 
-    def curve(self, task: str, method: str, temperature: str) -> list[tuple[float, Mean]]:
-        """Return the mean token passes and the accuracy at each evaluation during the runs."""
+    def curve(
+        self, task: str, method: str, temperature: str, against: str = "token_passes"
+    ) -> list[tuple[float, Mean]]:
+        """Return the mean `token_passes` or `reward_calls` and the accuracy at each evaluation during
+        the runs; an empty list if a run did not record them."""
         curves = [record.get("curve", []) for record in self.runs(task, method).values()]
         return [
             (
-                fmean(point["token_passes"] for point in points),
+                fmean(point[against] for point in points),
                 Mean.of([point["accuracy"][temperature] for point in points], 0.0, 1.0),
             )
             for points in zip(*curves, strict=False)
+            if all(against in point for point in points)
         ]
 
     def sample_counts(self, task: str, temperature: str) -> list[int]:
