@@ -13,6 +13,7 @@ from unmask.cli.options import Overrides, Resume, SettingsCommand, numbers, say
 
 if TYPE_CHECKING:
     from unmask.report.comparison_files import Shown
+    from unmask.trainer.comparison.recipe import CompareRecipe
 
 app = typer.Typer()
 
@@ -83,6 +84,14 @@ def compare(
     report: Annotated[
         bool, typer.Option("--report", help="Only make the tables and figures from the results so far.")
     ] = False,
+    verify: Annotated[
+        int | None,
+        typer.Option(
+            "--verify",
+            metavar="SEED",
+            help="Only run one finished run again, drawn with this seed, and say whether it agrees with its recorded result.",
+        ),
+    ] = None,
     rerun_changed: Annotated[
         bool, typer.Option("--rerun-changed", help="Repeat the jobs whose settings or code have changed.")
     ] = False,
@@ -117,6 +126,9 @@ def compare(
     options = [f"scheduler.type={scheduler}"] if scheduler else []
     options += [f"{key}={json.dumps(names)}" for key, names in chosen.items() if names]
     loaded = load_compare(recipe, [*options, *(overrides or ())])
+    if verify is not None:
+        _verify(loaded, verify)
+        return
     if not report:
         run(
             loaded,
@@ -153,6 +165,16 @@ def _is_main() -> bool:
     from accelerate import PartialState
 
     return bool(PartialState().is_main_process)
+
+
+def _verify(recipe: CompareRecipe, seed: int) -> None:
+    """Run one run of a comparison again, and end with exit code 1 if the result disagrees."""
+    from unmask.trainer.comparison.verify import verify
+
+    found = verify(recipe, seed, Path("runs/verify") / recipe.folder.name, tell=lambda line: say(line, err=True))
+    say("\n".join(found.lines()))
+    if not found.is_equal and not found.is_expected:
+        raise typer.Exit(1)
 
 
 def _print_comparison(shown: Shown) -> None:

@@ -6,6 +6,7 @@ load      settings from a file, with changes and selections
 plan      the jobs in their order
 jobs      one job: pretrain a base, or train and measure
 run       runs the jobs, several at a time, and resumes
+verify    runs one of the runs again, and compares the results
 workers   the processes that run the jobs
 scheduled  jobs on a cluster, through submitit
 ledger    cells.jsonl, one line for each job
