@@ -9,7 +9,7 @@ INSTALLED := .venv/.installed
 INSTALLED_DEV := .venv/.installed-dev
 
 .DEFAULT_GOAL := help
-.PHONY: help demo check test lint bench docs format clean
+.PHONY: help demo check test lint bench results docs format clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' Makefile
@@ -45,6 +45,9 @@ lint: $(INSTALLED_DEV) ## format, lint and types only
 
 bench: $(INSTALLED_DEV) ## speed of each phase as a ratio to its baseline
 	$(BIN)/python -m benchmark.speed
+
+results: $(INSTALLED_DEV) ## tables and figures of docs/results.md from the committed results
+	$(BIN)/python -m benchmark.results
 
 docs: $(INSTALLED_DEV) ## the documentation site, built strictly into build/site; open build/site/index.html
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet

@@ -10,7 +10,20 @@ from typing import Any
 import pytest
 import torch
 
-from benchmark import adaptive, cached, critic, lift, memory, merging, packed_views, refill, report, roofline, speed
+from benchmark import (
+    adaptive,
+    cached,
+    critic,
+    lift,
+    memory,
+    merging,
+    packed_views,
+    refill,
+    report,
+    results,
+    roofline,
+    speed,
+)
 from benchmark.gpu.__main__ import ORDER
 from benchmark.gpu.__main__ import main as accept
 from benchmark.gpu.harness import CHECKS, Check
@@ -178,6 +191,18 @@ def test_the_rises_of_the_comparison_are_those_of_its_seeds() -> None:
     assert sorted(r["seed"] for r in found) == list(range(10))
     assert found != lift.compared("countdown", "EGSPO-CA, step")
     assert load_recipe(lift.RECIPE).model == f"{load(PretrainRecipe, lift.BASE).output_dir}/final"
+
+
+@pytest.mark.slow
+def test_the_tables_of_the_results_page_are_those_of_the_committed_results() -> None:
+    text = results.PAGE.read_text(encoding="utf-8")
+    assert results.page(text) == text, "run make results"
+    # A number that is edited by hand is found.
+    (block,) = (found[0] for found in results.BLOCK.finditer(text) if found[2] == "paper-tiny; methods")
+    edited = block.replace("0.741 ± 0.160", "0.747 ± 0.160")
+    assert edited != block
+    assert results.page(edited) == block
+    assert {name for name in results.comparisons() if f"<!-- table: {name};" in text} == set(results.comparisons())
 
 
 def test_the_speed_of_cached_rollouts_is_measured_with_their_token_passes() -> None:
