@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.helpers.shapes import unchecked
-from unmask.functional.speed import tokens_per_forward, with_speed
+from unmask.functional.speed import lacks_contrast, right_likelihood_loss, tokens_per_forward, with_speed
 
 REWARD = torch.tensor([1.0, 0.0, 0.0, 1.0], dtype=torch.float64)
 SPEED = torch.tensor([2.0, 4.0, 2.0, 4.0], dtype=torch.float64)
@@ -55,3 +55,23 @@ def test_groups_of_equal_reward_still_learn_to_be_fast():
 def test_an_unknown_scale_is_refused():
     with pytest.raises(ValueError, match='unknown scale "rank"'):
         unchecked(with_speed)(REWARD, SPEED, 4, 0.5, "rank")
+
+
+def test_groups_of_one_speed_and_groups_without_a_right_completion_lack_contrast():
+    speed = torch.tensor([2.0, 2.005, 1.0, 3.0, 1.0, 3.0])
+    is_right = torch.tensor([True, True, False, False, False, True])
+    assert lacks_contrast(speed, is_right, 2, 0.01, needs_right=False).tolist() == [True, False, False]
+    assert lacks_contrast(speed, is_right, 2, 0.001, needs_right=True).tolist() == [False, True, False]
+    assert not lacks_contrast(torch.ones(6), is_right, 2, 0.0, needs_right=False).any()
+
+
+def test_the_likelihood_of_right_completions_is_a_mean_over_them():
+    generator = torch.Generator().manual_seed(0)
+    logprob = -torch.rand(5, 3, generator=generator, dtype=torch.float64).requires_grad_()
+    weight, row = torch.rand(5, generator=generator, dtype=torch.float64), torch.tensor([0, 1, 1, 3, 2])
+    is_right = torch.tensor([False, True, False, True])
+    loss = right_likelihood_loss(logprob, weight, row, is_right)
+    expected = sum(-weight[v] * logprob[v].sum() for v in (1, 2, 3)) / 2
+    torch.testing.assert_close(loss.sum() / 4, expected, rtol=0, atol=1e-12)
+    assert (loss[[0, 4]] == 0).all()
+    assert (right_likelihood_loss(logprob, weight, row, torch.zeros(4, dtype=torch.bool)) == 0).all()

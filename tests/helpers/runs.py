@@ -78,6 +78,13 @@ SWITCHES: dict[str, tuple[str, ...]] = {
     "egspo-rlpt": ("method={type: egspo, num_selected: 2, beta: 0.04}", "sampler.top_k=4"),
     "egspo-dppo": ("method={type: egspo, num_selected: 2, trust_region: divergence}",),
     "gdsd-tlc": ("method={type: gdsd, centred: true, beta: 0, epsilon: 0}",),
+    "egspo-lightning": (
+        "method={type: egspo, num_selected: 2, beta: 0.01}",
+        "sampler.schedule=threshold=0.3",
+        "sampler.num_steps=16",
+        "sampler.order=max_probability",
+        "speed={weight: 0.2, nll_weight: 0.1, min_range: 0.01, right_reward: 0.2}",
+    ),
     "rldf-unbiased": ("method={type: rldf, num_selected: 2, step_choice: surprisal_sampled, targets: step}",),
     "trajectory_balance-subpaths": (
         "method={type: trajectory_balance, subpath_steps: 2}",

@@ -22,6 +22,7 @@ from unmask.trainer.metrics import Tally
 
 ADAPTIVE = ("sampler.schedule=threshold=0.05", "sampler.num_steps=16", "sampler.order=max_probability")
 METHOD = "method={type: egspo, num_selected: 2}"
+BY_BATCH = "method={type: egspo, num_selected: 2, baseline: batch_leave_one_out}"
 
 
 @per_completion
@@ -78,3 +79,65 @@ def test_a_reward_for_speed_without_effect_or_meaning_is_refused(
 ) -> None:
     with raises(ConfigError, "speed.weight", words):
         train_recipe(tmp_path, tmp_path, *settings, "speed.weight=0.5")
+
+
+def test_groups_that_are_left_out_have_equal_rewards() -> None:
+    given = rollout(greedy=False)
+    sampler = SamplerConfig(
+        max_completion_length=5, num_steps=3, order="max_probability", schedule="threshold=0.5", temperature=0.9
+    )
+    adaptive = replace(given, trajectory=replace(given.trajectory, sampler=sampler))
+    plain = with_speed_reward(adaptive, SpeedConfig(weight=1.0), Tally())
+    bound = float(adaptive.reward.view(-1, adaptive.group_size).max(-1).values.median()) + 1e-3
+    settings = SpeedConfig(weight=1.0, needs_right=True, right_reward=bound)
+    groups = with_speed_reward(adaptive, settings, Tally()).reward.view(-1, adaptive.group_size)
+    is_right = (adaptive.reward >= bound).view(-1, adaptive.group_size).any(-1)
+    assert is_right.any()
+    assert not is_right.all()
+    assert (groups[~is_right] == 0).all()
+    assert torch.equal(groups[is_right], plain.reward.view_as(groups)[is_right])
+    assert (with_speed_reward(adaptive, SpeedConfig(weight=1.0, min_range=100.0), Tally()).reward == 0).all()
+
+
+@per_completion
+def always_one(completions: list[str], **_: Any) -> list[float]:
+    return [1.0] * len(completions)
+
+
+@pytest.mark.slow
+def test_the_likelihood_of_right_completions_is_trained_without_any_advantage(tiny_model: Path, tmp_path: Path) -> None:
+    # All groups are left out, so the likelihood alone has a gradient.
+    settings = ("max_steps=2", "evaluation.eval_steps=0", "optim.learning_rate=1e-2", *ADAPTIVE, METHOD)
+    settings = (*settings, "method.beta=0", "speed.weight=1", "speed.min_range=100")
+    runs = {
+        name: Trainer(train_recipe(tiny_model, tmp_path / name, *settings, *own), [always_one]).train()
+        for name, own in {
+            "none": (),
+            "right": ("speed.nll_weight=0.5",),
+            "wrong": ("speed.nll_weight=0.5", "speed.right_reward=2"),
+        }.items()
+    }
+    before = (tiny_model / "model.safetensors").read_bytes()
+    assert weights(runs["none"]) == weights(runs["wrong"]) == before
+    assert weights(runs["right"]) != before
+    first, *_ = (line for line in metrics(runs["right"]) if "speed/nll" in line)
+    assert first["speed/frac_left_out"] == 1
+    # The untrained model is nearly uniform over nine tokens.
+    assert 1 < first["speed/nll"] < 3
+    assert first["loss"] > 0
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        (("speed.weight=0.5", "speed.nll_weight=0.1", "method={type: espo}"), "sum over denoising steps"),
+        (("speed.weight=0.5", "speed.min_range=0.01", BY_BATCH), "completions of a whole training step"),
+        (("speed.nll_weight=0.1", METHOD), "no effect without a reward for speed"),
+        (("speed.needs_right=true", METHOD), "no effect without a reward for speed"),
+    ],
+)
+def test_options_of_a_reward_for_speed_that_do_not_fit_are_refused(
+    settings: tuple[str, ...], words: str, tmp_path: Path
+) -> None:
+    with raises(ConfigError, "speed.", words):
+        train_recipe(tmp_path, tmp_path, *ADAPTIVE, *settings)

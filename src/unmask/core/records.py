@@ -192,6 +192,9 @@ class Rollout:
     """Number of completions in a group, G."""
     reward: Float[Tensor, "B"]
     """[B] float32: weighted sum of the reward functions for the finished completion."""
+    is_right: Bool[Tensor, "B"] | None = None
+    """[B] bool: True for completions whose reward of the task is that of a right answer; set if the
+    loss has a term for these (`SpeedConfig.nll_weight`)."""
     one_step_reward: Float[Tensor, "B K"] | None = None
     """[B, K] float32: rewards of the one-step completions; 0 in an empty slot."""
     branch_reward: Float[Tensor, "B K M"] | None = None
@@ -220,7 +223,7 @@ class Rollout:
 
     def rewards(self) -> dict[str, Any]:
         """Return the rewards and values that are set, by name."""
-        names = ("reward", "one_step_reward", "branch_reward", "value")
+        names = ("reward", "is_right", "one_step_reward", "branch_reward", "value")
         return {name: getattr(self, name) for name in names if getattr(self, name) is not None}
 
 

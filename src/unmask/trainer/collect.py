@@ -13,7 +13,7 @@ from unmask.core.records import Rollout, Row, Trajectory
 from unmask.functional.advantage import constant_group_share
 from unmask.functional.noise import named_generator
 from unmask.functional.selection import step_sum
-from unmask.functional.speed import tokens_per_forward, with_speed
+from unmask.functional.speed import lacks_contrast, tokens_per_forward, with_speed
 from unmask.methods import Method
 from unmask.recipes.schema import TrainRecipe
 from unmask.recipes.speed import SpeedConfig
@@ -253,8 +253,14 @@ def with_speed_reward(rollout: Rollout, speed: SpeedConfig, tally: Tally) -> Rol
         measured = tokens_per_forward(path.is_text().sum(-1), path.steps_taken)
         tally.add("completions/text_tokens_per_step", measured)
         if speed.weight:
-            reward = with_speed(rollout.reward, measured, rollout.group_size, speed.weight, speed.scale)
-            return replace(rollout, reward=reward)
+            size, is_right = rollout.group_size, rollout.reward >= speed.right_reward
+            reward = with_speed(rollout.reward, measured, size, speed.weight, speed.scale)
+            if speed.min_range or speed.needs_right:
+                is_left_out = lacks_contrast(measured, is_right, size, speed.min_range, needs_right=speed.needs_right)
+                tally.add("speed/frac_left_out", is_left_out.float())
+                # Equal rewards are no signal, so such a group can be replaced like any other.
+                reward = reward.masked_fill(is_left_out.repeat_interleave(size), 0.0)
+            return replace(rollout, reward=reward, is_right=is_right if speed.nll_weight else None)
     return rollout
 
 

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from unmask.core.errors import ConfigError, RolloutError
 from unmask.core.records import LossOutput, Rollout, ViewLogprobs, Views
+from unmask.functional.speed import right_likelihood_loss
 from unmask.methods import Method
 from unmask.methods.views import scored_tokens
 from unmask.recipes.schema import TrainRecipe
@@ -276,6 +277,12 @@ class Learner:
             if derivatives is None:
                 output = self.recipe.method.loss(scored.inputs(new, index[within]))
                 loss = self._checked(output, batch, share, tally)
+                if rollout.is_right is not None:
+                    nll = right_likelihood_loss(new.logprob, batch.weight, batch.row, rollout.is_right)
+                    loss = loss + self.recipe.speed.nll_weight * nll.sum() * share
+                    tally.add(
+                        "speed/nll", -new.logprob.detach()[batch.target & rollout.is_right[batch.row].unsqueeze(-1)]
+                    )
                 loss_sum += float(loss.detach())
             else:
                 loss = derivatives.dot(new, within)

@@ -100,7 +100,7 @@ class UpdatePasses:
         Args:
             advantage: [N] or [N, M] float32: advantages of the views.
         """
-        if self.averages_weights:
+        if self.averages_weights or self.recipe.speed.nll_weight:
             return torch.ones(len(advantage), dtype=torch.bool, device=advantage.device)
         return self.recipe.method.has_gradient(advantage)
 
