@@ -13,7 +13,6 @@ from unmask.cli.options import Overrides, Resume, SettingsCommand, numbers, say
 
 if TYPE_CHECKING:
     from unmask.report.comparison_files import Shown
-    from unmask.trainer.comparison.recipe import CompareRecipe
 
 app = typer.Typer()
 
@@ -127,7 +126,7 @@ def compare(
     options += [f"{key}={json.dumps(names)}" for key, names in chosen.items() if names]
     loaded = load_compare(recipe, [*options, *(overrides or ())])
     if verify is not None:
-        _verify(loaded, verify)
+        _verify(loaded.folder, options, verify)
         return
     if not report:
         run(
@@ -167,10 +166,17 @@ def _is_main() -> bool:
     return bool(PartialState().is_main_process)
 
 
-def _verify(recipe: CompareRecipe, seed: int) -> None:
-    """Run one run of a comparison again, and end with exit code 1 if the result disagrees."""
+def _verify(folder: Path, selection: list[str], seed: int) -> None:
+    """Run one run of a comparison again with the settings in its folder, and end with exit code 1 if
+    the result disagrees."""
+    from unmask.core.errors import RunError
+    from unmask.trainer.comparison.load import load_compare
     from unmask.trainer.comparison.verify import verify
 
+    if not (folder / "recipe.yaml").is_file():
+        raise RunError(f"{folder} is not the folder of a comparison: it has no recipe.yaml. Set output_dir.")
+    # The shipped recipe may have changed since.
+    recipe = load_compare(str(folder / "recipe.yaml"), [*selection, f"output_dir={folder}"])
     found = verify(recipe, seed, Path("runs/verify") / recipe.folder.name, tell=lambda line: say(line, err=True))
     say("\n".join(found.lines()))
     if not found.is_equal and not found.is_expected:

@@ -43,6 +43,9 @@ def test_a_run_agrees_with_its_record_and_not_with_a_false_one(tiny_model: Path,
     assert found.is_equal
     assert found.recorded["variant"] == found.now["variant"], "the settings that tuning chose are those that run"
     assert found.lines()[-1] == "agrees: all numbers are equal."
+    bases = [r for r in read_json_lines(recipe.folder / "cells.jsonl") if r["stage"] == "base"]
+    base = next(r["accuracy"]["0"] for r in bases if r["seed"] == found.recorded["seed"])
+    assert any(line.startswith(f"  base: at 0 recorded {base:.4f}, now {base:.4f}") for line in found.lines())
     # The negative control: a record whose numbers no run has made, beside others that hardly differ.
     seed, records = found.recorded["seed"], read_json_lines(recipe.folder / "cells.jsonl")
     false = [

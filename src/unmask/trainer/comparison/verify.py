@@ -30,6 +30,8 @@ class Verification:
     expected: dict[str, tuple[float, float]]
     """For each temperature, the 95 % prediction interval for the accuracy of one more seed of the
     method; infinitely wide with fewer than two other seeds."""
+    start: tuple[str, ...] = ()
+    """Lines of text about the pretraining and the evaluation of the base model, then and now."""
 
     @property
     def is_equal(self) -> bool:
@@ -46,7 +48,8 @@ class Verification:
     def lines(self) -> list[str]:
         """Return lines of text for a person: the two results, and the verdict."""
         record = self.recorded
-        texts = [f"{record['method']} on {record['task']}, seed {record['seed']}, from {record['version']}:"]
+        texts = [f"{record['method']} on {record['task']}, seed {record['seed']}:", *self.start]
+        texts.append(f"  training steps: recorded {record['steps']}, now {self.now['steps']}")
         for t in record["accuracy"]:
             before, after, (low, high) = record["accuracy"][t], self.now["accuracy"][t], self.expected[t]
             seeds = f"one more seed {low:.3f} to {high:.3f}"
@@ -106,7 +109,27 @@ def verify(recipe: CompareRecipe, seed: int, folder: Path, tell: Callable[[str],
         )
     others = [record for record in finals if _labels(record) == _labels(recorded) and record is not recorded]
     expected = {t: _prediction([r["accuracy"][t] for r in others]) for t in recorded["accuracy"]}
-    return Verification(recorded, now, expected)
+    start = _start(Ledger(recipe.folder).records, Ledger(home).records, recorded["seed"])
+    return Verification(recorded, now, expected, start)
+
+
+def _start(before: list[Record], after: list[Record], seed: int) -> tuple[str, ...]:
+    """Return lines about the jobs that a run starts from, which show where a difference begins."""
+    lines = []
+    for now in after:
+        labels = ("stage", "task", "seed")
+        same = [record for record in before if all(record[name] == now[name] for name in labels)]
+        if now["stage"] not in ("pretraining", "base") or not same or "failed" in same[-1] or "failed" in now:
+            continue
+        if now["stage"] == "pretraining":
+            lines.append(f"  loss of the pretraining: recorded {same[-1]['loss']:.4f}, now {now['loss']:.4f}")
+        else:
+            accuracies = [
+                f"at {t} recorded {value:.4f}, now {now['accuracy'][t]:.4f}"
+                for t, value in same[-1]["accuracy"].items()
+            ]
+            lines.append(f"  base: {'; '.join(accuracies)}")
+    return tuple(lines)
 
 
 def _alone(recipe: CompareRecipe, record: Record, folder: Path) -> CompareRecipe:
