@@ -251,7 +251,10 @@ def test_a_comparison_is_the_numbers_of_its_table(tmp_path: Path) -> None:
                 ]  # fmt: skip
                 expected = [float(row[key]) for key in ("accuracy", "half_width", "low", "high")]
                 assert [mean, half, low, high] == pytest.approx(expected, abs=1e-5)
+                assert (temperature in difference["marked"]) == (float(row["p_holm"]) <= 0.05)
                 seen += 1
+    assert any(difference["marked"] for task in comparison["tasks"] for difference in task["differences"])
+    assert any("no method is certainly the best" in text for text in comparison["warnings"])
     assert seen == len(rows)
     curve = list(csv.DictReader((folder / "compute.csv").open()))
     assert sum(len(points) for t in comparison["tasks"] for m in t["methods"] for points in m["curve"].values()) == len(

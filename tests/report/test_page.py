@@ -514,6 +514,8 @@ def test_a_comparison_shows_its_table_for_either_sampling(opened: Opened, tmp_pa
             "best" in (cell.get_attribute("class") or "") for cell in row.locator("td").all()[:2]
         ]
     assert section.locator("td.best").count() > 0
+    marks = [cell.endswith(" *") for cell in section.locator("tbody").nth(1).locator("td").all_text_contents()]
+    assert sum(marks) == table.count(" * |") > 0, "all marked differences are on Sudoku"
     assert page.get_by_role("region", name="Table of countdown").locator("td.best").count() == 0
     heading = page.get_by_role("heading", name="Accuracy against compute, sampled at 0.9").first
     assert heading.is_visible()

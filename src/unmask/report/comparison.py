@@ -11,6 +11,7 @@ from unmask.core.text import visible
 
 if TYPE_CHECKING:
     from unmask.trainer.comparison.results import Mean, Results
+    from unmask.trainer.comparison.statistics import Statistics
 
 
 def is_comparison(folder: Path) -> bool:
@@ -26,34 +27,39 @@ def comparison_of(folder: Path, name: str) -> dict[str, Any]:
         name: name of the comparison on the page.
     """
     from unmask.recipes.load import read_tree, validate
+    from unmask.report.difference_tables import explanation, undecided
     from unmask.report.tables import introduction, warnings
     from unmask.trainer.comparison.ledger import Ledger
     from unmask.trainer.comparison.recipe import CompareRecipe
     from unmask.trainer.comparison.results import Results
+    from unmask.trainer.comparison.statistics import Statistics
 
     recipe = validate(CompareRecipe, read_tree(folder / "recipe.yaml"))
     ledger = Ledger(folder)
     results = Results(recipe, ledger.records, ledger.edited)
+    statistics, tasks = Statistics(results), [task for task in recipe.tasks if results.methods(task)]
+    notes = [*warnings(results), *(sentence for task in tasks for sentence in undecided(results, task))]
     return {
         "name": visible(name),
         "folder": visible(str(folder)),
         "seeds": len(recipe.seeds),
         "rows": recipe.evaluation.num_rows,
         "temperatures": results.temperatures,
-        "caption": visible(introduction(results).replace("**", "")),
-        "warnings": [visible(text.replace("**", "").replace("`", "")) for text in warnings(results)],
+        "caption": visible(f"{introduction(results)} {explanation(statistics)}".strip()),
+        "warnings": [visible(text.replace("**", "").replace("`", "")) for text in notes],
         "methods": [visible(method) for method in ("base", *recipe.methods)],
-        "tasks": [_task(results, task) for task in recipe.tasks if results.methods(task)],
+        "tasks": [_task(results, statistics, task) for task in tasks],
         "failed": [visible(f"{r['method']} on {r['task']}, seed {r['seed']}: {r['failed']}") for r in results.failed],
     }
 
 
-def _task(results: Results, task: str) -> dict[str, Any]:
+def _task(results: Results, statistics: Statistics, task: str) -> dict[str, Any]:
     """Return the lines and differences of a task.
 
     A mean is a list of the mean, half the width of its interval, and the interval's ends, cut to
     the range of the quantity. `text` holds the counts of a line, written as in table.md. `best`
-    holds, for each temperature, the method that is certainly the best, or None.
+    holds, for each temperature, the method that is certainly the best, or None. `marked` holds the
+    temperatures at which a difference stays significant after the correction for many tests.
     """
     from unmask.report.tables import counted, millions
     from unmask.trainer.comparison.statistics import pairs
@@ -92,6 +98,11 @@ def _task(results: Results, task: str) -> dict[str, Any]:
                     for t in results.temperatures
                     if (difference := results.difference(task, method, baseline, "accuracy", t)) is not None
                 },
+                "marked": [
+                    t
+                    for t in results.temperatures
+                    if (tested := statistics.difference(task, method, baseline, t)) is not None and tested.is_marked
+                ],
             }
             for baseline, method in pairs(results, task)
         ],

@@ -7,6 +7,8 @@ function mean([value, half, low, high], signed = false) {
     const isCut = low > value - half + 2e-6 || high < value + half - 2e-6;
     return isCut ? `${text} (${number(low, 3, signed)} to ${number(high, 3, signed)})` : `${text} ± ${number(half, 3)}`;
 }
+/** Return a difference with its interval as text, with a mark if it stays significant after the correction. */
+const difference = (d, t) => mean(d.by[t], true) + (d.marked.includes(t) ? " *" : "");
 const temperatureName = (t) => (Number(t) === 0 ? "greedy" : `sampled at ${t}`);
 const withBand = ([x, value, half, low, high]) => (half === null || half === undefined ? [x, value] : [x, value, low, high]);
 
@@ -150,7 +152,7 @@ function comparisonSection(comparison, number_) {
                                   "tr",
                                   {},
                                   el("th", { scope: "row", text: d.name }),
-                                  comparison.temperatures.map((t) => el("td", { text: d.by[t] ? mean(d.by[t], true) : "–" })),
+                                  comparison.temperatures.map((t) => el("td", { text: d.by[t] ? difference(d, t) : "–" })),
                                   el("td", { colspan: columns.length - 1 - comparison.temperatures.length }),
                               ),
                           ),
