@@ -7,6 +7,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -15,6 +16,7 @@ from benchmark import (
     cached,
     critic,
     lift,
+    long_answers,
     memory,
     merging,
     packed_views,
@@ -35,6 +37,7 @@ from benchmark.peers.results import Results
 from benchmark.peers.setting import SHAPES, Setting
 from benchmark.peers.source import functions_of
 from unmask.core.config import SamplerConfig
+from unmask.models import TinyConfig, save_model, tiny_denoiser, word_tokenizer
 from unmask.recipes.load import load, load_recipe
 from unmask.recipes.schema import PretrainRecipe
 
@@ -344,3 +347,61 @@ def test_the_tables_of_adaptive_schedules_average_over_seeds(tmp_path: Path, mon
 
 
 LINE = {"compute/token_passes": 10.0, "diffusion/forwards": 8.0, "reward": 0.5}
+
+
+def test_values_that_order_rewards_correlate_with_them_and_not_with_those_of_another_prompt() -> None:
+    rng = np.random.default_rng(0)
+    reward = rng.random((60, 4))
+    found = long_answers.correlations_of(2 * reward - 1, reward, rng)
+    assert found["all"] == found["within"] == found["low"] == found["high"] == 1.0
+    assert abs(found["control"]) < 0.25
+    # What differs between prompts only says nothing within a prompt.
+    level = np.arange(60.0).repeat(4).reshape(60, 4)
+    found = long_answers.correlations_of(level, level + reward, rng)
+    assert found["all"] > 0.95
+    assert found["within"] is None
+    noise = long_answers.correlations_of(level + rng.random((60, 4)), level + reward, rng)
+    assert noise["all"] > 0.95
+    assert abs(noise["within"]) < 0.2
+    assert long_answers.correlations_of(np.full((60, 4), np.nan), reward, rng)["all"] is None
+
+
+def test_the_value_of_the_last_step_is_nearly_the_reward(tmp_path: Path) -> None:
+    recipe = load_recipe("sudoku-tiny")
+    tokenizer = word_tokenizer(recipe.task.tokens)
+    shape = TinyConfig(num_layers=1, width=16, num_heads=2, max_length=34)
+    save_model(tiny_denoiser(shape, tokenizer, seed=0), tokenizer, tmp_path)
+    found = long_answers.sampled_values("sudoku-tiny", tmp_path, 16, 4)
+    assert found["value"].shape == (16, 4, 8)
+    assert found["reward"].shape == found["solved"].shape == (16, 4)
+    # A path that writes EOS ends before the last step, and has no value there.
+    assert 0.5 < 1 - np.isnan(found["value"][..., -1]).mean() <= 1
+    assert long_answers.rank_correlation(found["value"][..., -1], found["reward"]) > 0.7
+
+
+def test_the_tables_of_longer_answers_show_steps_and_pair_seeds() -> None:
+    step = {"value": 0.1, "all": 0.5, "low": 0.4, "high": 0.6, "within": None, "control": 0.0}
+    values = {"part": "values", "task": "story-small", "prompts": 2, "group": 4, "solved": 0.25, "reward": 0.3}
+    runs = [
+        {"part": "methods", "method": next(iter(long_answers.METHODS)), "seed": seed}
+        | {"steps": 3, "token_passes": 1000, "reward_calls": 50}
+        | {
+            f"{name} {when}": base + gain
+            for name in ("greedy", "sampled")
+            for when, gain in (("base", 0), ("trained", 0.2))
+        }
+        for seed, base in enumerate((0.1, 0.5))
+    ]
+    table = long_answers.table([values | {"steps": [step] * 30}, *runs]).splitlines()
+    assert "| denoising step of 30 | 1 | 5 | 8 | 12 | 15 | 19 | 23 | 26 | 30 |" in table
+    assert table[5].startswith("| correlation, all completions | 0.50 |")
+    assert table[6].startswith("| 95 % interval | 0.40 to 0.60 |")
+    assert table[7].startswith("| correlation within prompts | - |")
+    assert table[-1].endswith("| 0.500 ± 2.541 | 0.500 ± 2.541 | +0.200 ± 0.000 | +0.200 ± 0.000 |")
+
+
+def test_the_compared_methods_share_the_recipe_and_differ_in_method_and_shape_alone() -> None:
+    recipes = [load_recipe(long_answers.TRAINED, changes) for changes in long_answers.METHODS.values()]
+    shapes = [(r.method.type, r.num_prompts * r.num_generations) for r in recipes]
+    assert shapes == [("egspo_sa", 32), ("egspo_ca", 32), ("egspo_ca", 32)]
+    assert len({str(r.model_dump(exclude={"method", "num_prompts", "num_generations"})) for r in recipes}) == 1
