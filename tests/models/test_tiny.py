@@ -1,4 +1,4 @@
-"""Tests of tiny models: a character tokenizer that round-trips, and weights that follow the seed."""
+"""Tests of tiny models: tokenizers of characters and of words that round-trip, and weights that follow the seed."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import AutoTokenizer
 
-from unmask.models import TinyConfig, char_tokenizer, tiny_denoiser
+from unmask.models import TinyConfig, char_tokenizer, tiny_denoiser, word_tokenizer
 
 ALPHABET = "0123456789+-*/()= abc\nß"
 
@@ -47,6 +47,33 @@ def test_a_saved_tokenizer_gives_the_same_tokens(tmp_path_factory, tokenizer, te
 
 def test_repeated_characters_of_an_alphabet_count_once():
     assert len(char_tokenizer("aabba")) == 5
+
+
+WORDS = ("Anna", " has", " 1", " 12", " she", " shells", "s", ".", "\n", " (", " +", "?")
+
+
+@settings(max_examples=50, deadline=None)
+@given(words=st.lists(st.sampled_from(WORDS), max_size=12))
+def test_words_round_trip_and_the_longest_one_counts(words):
+    tokenizer, text = word_tokenizer(WORDS), "".join(words)
+    ids = tokenizer(text).input_ids
+    assert tokenizer.decode(ids) == text
+    # " she" and "s" are never read where " shells" stands, so there are at most as many tokens as words.
+    assert len(ids) <= len(words)
+    assert tokenizer.convert_ids_to_tokens(tokenizer(" shells has 12.").input_ids) == [" shells", " has", " 12", "."]
+
+
+def test_words_and_characters_make_the_same_tokenizer_of_an_alphabet(tokenizer):
+    assert word_tokenizer(ALPHABET)._tokenizer.to_str() == tokenizer._tokenizer.to_str()
+
+
+def test_a_saved_tokenizer_of_words_gives_the_same_tokens(tmp_path):
+    tokenizer = word_tokenizer(WORDS)
+    tokenizer.save_pretrained(tmp_path)
+    again = AutoTokenizer.from_pretrained(tmp_path)
+    text = "Anna has 12 shells.\n ("
+    assert again(text).input_ids == tokenizer(text).input_ids
+    assert again.decode(again(text).input_ids) == text
 
 
 def test_the_seed_determines_the_weights_without_the_global_generator(tokenizer):

@@ -20,7 +20,7 @@ from unmask.cli import app
 from unmask.cli.estimate import estimate
 from unmask.cli.estimate.flops import costs_of
 from unmask.cli.estimate.memory import NF4, memory_of
-from unmask.cli.estimate.shapes import build_fake, config_of
+from unmask.cli.estimate.shapes import build_fake, config_of, prompt_tokens
 from unmask.cli.estimate.time import BALANCE, Rates, durations_of
 from unmask.cli.estimate.work import Pass, Setup, scores_choice, work_of
 from unmask.core.config import LoraConfig
@@ -30,6 +30,7 @@ from unmask.models import Denoiser
 from unmask.models.adapters import Adapters
 from unmask.recipes.load import load_recipe
 from unmask.sampling import LogprobSettings, view_logprobs
+from unmask.tasks.story_text import split_words
 from unmask.trainer.peak import peak_bytes
 
 SHAPE = "layers=2,width=32,heads=4,ffn=64,vocab=50"
@@ -602,3 +603,12 @@ def test_dense_models_mention_no_experts() -> None:
     shown = CliRunner().invoke(app, ["estimate", "sudoku-tiny", "--shape", SHAPE]).output
     assert "parameters" in shown
     assert "experts" not in shown
+
+
+def test_a_prompt_of_a_model_that_is_not_here_is_counted_in_the_tokens_of_its_task() -> None:
+    recipe = load_recipe("story-small", ["model=runs/not-here/final"])
+    count, source = prompt_tokens(recipe)
+    prompts = [row["prompt"] for row in recipe.task.rows("train", 64, recipe.seed)]
+    assert count == max(len(split_words(prompt)) for prompt in prompts) < max(map(len, prompts)) / 2
+    assert "the tokens of a tiny model" in source
+    assert prompt_tokens(load_recipe("sudoku-tiny", ["model=runs/not-here/final"]))[0] == len("0001412310000300=")

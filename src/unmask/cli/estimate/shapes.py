@@ -249,7 +249,10 @@ def prompt_tokens(recipe: TrainRecipe) -> tuple[int, str]:
         if is_here or model.startswith("runs/"):
             prompts = [row["prompt"] for row in recipe.task.rows("train", 64, recipe.seed)]
             if not is_here:
-                return max(len(str(prompt)) for prompt in prompts), "the longest of 64 prompts, one token per character"
+                from unmask.models import word_tokenizer
+
+                encoded = word_tokenizer(recipe.task.tokens)([str(prompt) for prompt in prompts]).input_ids
+                return max(map(len, encoded)), "the longest of 64 prompts, in the tokens of a tiny model"
             from transformers import AutoTokenizer
 
             tokenizer = AutoTokenizer.from_pretrained(model, trust_remote_code=False)
