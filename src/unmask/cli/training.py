@@ -60,37 +60,42 @@ def pretrain(
         say(f"model: {folder / 'final'}")
 
 
+_Jobs = Annotated[
+    int | None,
+    typer.Option(
+        min=1,
+        help="Number of runs at a time, each in a process with one thread; by default 1, in this process. With "
+        "--scheduler, the number of jobs that wait or run there; by default 100.",
+        show_default=False,
+    ),
+]
+_Scheduler = Annotated[
+    str,
+    typer.Option(
+        help="Run the jobs through a scheduler: slurm, or local to try it out. Settings such as "
+        "scheduler.partition=gpu and scheduler.minutes=60 give a job its resources.",
+    ),
+]
+_Verify = Annotated[
+    int | None,
+    typer.Option(
+        "--verify",
+        metavar="SEED",
+        help="Only run one finished run again, drawn with this seed, and say whether it agrees with its recorded result.",
+    ),
+]
+
+
 @app.command(cls=SettingsCommand)
 def compare(
     recipe: Annotated[str, typer.Argument(help="A shipped comparison's name, such as paper-tiny, or a YAML file.")],
     overrides: Overrides = None,
-    jobs: Annotated[
-        int | None,
-        typer.Option(
-            min=1,
-            help="Number of runs at a time, each in a process with one thread; by default 1, in this process. With "
-            "--scheduler, the number of jobs that wait or run there; by default 100.",
-            show_default=False,
-        ),
-    ] = None,
-    scheduler: Annotated[
-        str,
-        typer.Option(
-            help="Run the jobs through a scheduler: slurm, or local to try it out. Settings such as "
-            "scheduler.partition=gpu and scheduler.minutes=60 give a job its resources.",
-        ),
-    ] = "",
+    jobs: _Jobs = None,
+    scheduler: _Scheduler = "",
     report: Annotated[
         bool, typer.Option("--report", help="Only make the tables and figures from the results so far.")
     ] = False,
-    verify: Annotated[
-        int | None,
-        typer.Option(
-            "--verify",
-            metavar="SEED",
-            help="Only run one finished run again, drawn with this seed, and say whether it agrees with its recorded result.",
-        ),
-    ] = None,
+    verify: _Verify = None,
     rerun_changed: Annotated[
         bool, typer.Option("--rerun-changed", help="Repeat the jobs whose settings or code have changed.")
     ] = False,
