@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from math import inf
 from pathlib import Path
 from typing import Any
 
@@ -69,6 +70,9 @@ def verification(now: float, **changes: Any) -> Verification:
 def test_the_verdict_depends_on_the_spread_of_other_seeds() -> None:
     for now, verdict in ((0.5, "agrees"), (0.55, "differs, but not more than seeds differ"), (0.7, "DISAGREES")):
         assert verification(now).lines()[-1].startswith(verdict)
+    unknown = Verification(final("t", "a", 0, 0.5), final("t", "a", 0, 0.7), {t: (-inf, inf) for t in ("0.9", "0")})
+    assert unknown.lines()[-1].startswith("differs: there are too few other seeds")
+    assert "inf" not in "".join(unknown.lines())
     assert any("settings of this run have changed" in line for line in verification(0.5, variant="w").lines())
     assert not any("settings of this run have changed" in line for line in verification(0.5).lines())
 

@@ -7,7 +7,7 @@ import random
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
-from math import isnan, sqrt
+from math import isfinite, isnan, sqrt
 from pathlib import Path
 
 from unmask.core.errors import RunError
@@ -52,14 +52,16 @@ class Verification:
         texts.append(f"  training steps: recorded {record['steps']}, now {self.now['steps']}")
         for t in record["accuracy"]:
             before, after, (low, high) = record["accuracy"][t], self.now["accuracy"][t], self.expected[t]
-            seeds = f"one more seed {low:.3f} to {high:.3f}"
-            texts.append(f"  temperature {t}: recorded {before:.4f}, now {after:.4f}, {seeds}{self._moved(t)}")
+            seeds = f", one more seed {low:.3f} to {high:.3f}" if isfinite(low) else ""
+            texts.append(f"  temperature {t}: recorded {before:.4f}, now {after:.4f}{seeds}{self._moved(t)}")
         if record["variant"] != self.now["variant"]:
             texts.append(
                 "  The settings of this run have changed since, for example by a default or a recipe that a task names."
             )
         if self.is_equal:
             return [*texts, "agrees: all numbers are equal."]
+        if not all(isfinite(low) for low, _ in self.expected.values()):
+            return [*texts, "differs: there are too few other seeds to tell whether more than seeds do."]
         if self.is_expected:
             return [
                 *texts,
