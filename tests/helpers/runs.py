@@ -77,6 +77,7 @@ SWITCHES: dict[str, tuple[str, ...]] = {
     "egspo-ibro": ("method={type: egspo, num_selected: 2, entropy_weight: 0.2}",),
     "egspo-rlpt": ("method={type: egspo, num_selected: 2, beta: 0.04}", "sampler.top_k=4"),
     "egspo-dppo": ("method={type: egspo, num_selected: 2, trust_region: divergence}",),
+    "egspo_sa-value_steps": ("method={type: egspo_sa, num_selected: 2, value_steps: 2}",),
     "gdsd-tlc": ("method={type: gdsd, centred: true, beta: 0, epsilon: 0}",),
     "egspo-lightning": (
         "method={type: egspo, num_selected: 2, beta: 0.01}",

@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from torch import Tensor
 
@@ -48,6 +49,22 @@ def slots_of(path: Trajectory) -> tuple[Tensor, Tensor, Tensor]:
     return row, slot, path.selected_step[row, slot].unsqueeze(-1)
 
 
+def likelihoods(denoiser: Denoiser, path: Trajectory, row: int, tokens: Tensor) -> Tensor:
+    """Return the probabilities of all tokens at each position of a state, [L, V]."""
+    width = path.prompt_ids.shape[1]
+    everything = torch.cat([path.prompt_ids[row], tokens])[None]
+    seen = torch.nn.functional.pad(path.prompt_mask[row : row + 1], (0, len(tokens)), value=True)
+    with torch.no_grad():
+        logits = denoiser(everything, seen, torch.arange(width, width + len(tokens))[None])[0].float()
+    logits[:, denoiser.mask_id] = -torch.inf
+    return logits.softmax(-1)
+
+
+def most_likely(denoiser: Denoiser, path: Trajectory, row: int, tokens: Tensor) -> Tensor:
+    """Return the most likely token at each position of a state, [L]."""
+    return likelihoods(denoiser, path, row, tokens).argmax(-1)
+
+
 # --- values ---
 
 SA = "method={type: egspo_sa, num_selected: 3, value_steps: %d}"
@@ -67,14 +84,7 @@ def test_a_value_of_many_steps_is_a_greedy_rollout_of_the_state(lively: Denoiser
         # One token in each step: of all most likely tokens, the one of largest probability.
         tokens = path.tokens[row].masked_fill(path.unmask_step[row] >= step, lively.mask_id)
         while (tokens == lively.mask_id).any():
-            width = path.prompt_ids.shape[1]
-            prompt, mask = path.prompt_ids[row : row + 1], path.prompt_mask[row : row + 1]
-            with torch.no_grad():
-                everything = torch.cat([prompt, tokens[None]], 1)
-                seen = torch.nn.functional.pad(mask, (0, 16), value=True)
-                logits = lively(everything, seen, torch.arange(width, width + 16)[None])[0].float()
-            logits[:, lively.mask_id] = -torch.inf
-            best, token = logits.softmax(-1).max(-1)
+            best, token = likelihoods(lively, path, int(row), tokens).max(-1)
             where = best.masked_fill(tokens != lively.mask_id, -1.0).argmax()
             tokens = tokens.clone()
             tokens[where] = token[where]
@@ -96,7 +106,7 @@ def test_a_value_depends_on_the_state_alone(lively: Denoiser, tmp_path: Path) ->
         """Return the completions after a change of the tokens at these positions, [B, L]."""
         other = torch.where(path.tokens == lively.eos_id - 1, lively.eos_id - 2, lively.eos_id - 1)
         moved = replace(path, tokens=torch.where(changed, other, path.tokens))
-        found = with_denoised_values(engine, rows, moved, recipe.sampler, 2).one_step_tokens
+        found = with_denoised_values(engine, rows, moved, recipe.sampler, recipe.method.needs()).one_step_tokens
         assert found is not None
         return found[row, slot]
 
@@ -109,19 +119,32 @@ def test_a_value_depends_on_the_state_alone(lively: Denoiser, tmp_path: Path) ->
 
 
 def test_each_remaining_block_takes_its_own_steps(lively: Denoiser, tmp_path: Path) -> None:
-    recipe = recipe_of(tmp_path, SA % 1, "sampler.block_length=8", "sampler.order=left_to_right")
-    path, calls = path_of(lively, recipe), []
-    row, slot, step = slots_of(path)
-    handle = lively.register_forward_pre_hook(lambda _, args: calls.append(len(args[0])))
-    with_denoised_values(
-        LocalEngine(Policy(lively, TOKENIZER)), [row for row in ROWS for _ in range(3)], path, recipe.sampler, 1
-    )
-    handle.remove()
-    state = path.tokens[row].masked_fill(path.unmask_step[row] >= step, lively.mask_id)
-    halves = (state == lively.mask_id).view(len(state), 2, 8).any(-1)
-    assert halves.all(-1).any()
-    assert not halves.all()
-    assert sum(calls) <= int(halves.sum())
+    path = path_of(lively, recipe_of(tmp_path, SA % 1, "sampler.block_length=8", "sampler.order=left_to_right"))
+    both = 0
+    for row, slot, step in zip(*slots_of(path), strict=True):
+        tokens = path.tokens[row].masked_fill(path.unmask_step[row] >= step, lively.mask_id)
+        both += int((tokens[:8] == lively.mask_id).any() and (tokens[8:] == lively.mask_id).any())
+        for block in (slice(0, 8), slice(8, 16)):
+            masked = (tokens == lively.mask_id) & (torch.arange(16) // 8 == block.start // 8)
+            tokens = torch.where(masked, most_likely(lively, path, int(row), tokens), tokens)
+            ends = (tokens == lively.eos_id).nonzero()
+            if len(ends) and not (tokens[: ends[0]] == lively.mask_id).any():
+                tokens[tokens == lively.mask_id] = lively.eos_id
+        assert path.one_step_tokens[row, slot].tolist() == tokens.tolist()
+    assert both, "a state with two masked blocks would need no second step"
+
+
+@pytest.mark.parametrize("setting", ["sampler.cache=dual", "sampler.schedule=threshold=0.3", "sampler.num_steps=16"])
+def test_values_of_approximate_adaptive_and_long_rollouts_are_greedy_and_exact(
+    lively: Denoiser, tmp_path: Path, setting: str
+) -> None:
+    refresh = ["sampler.cache_refresh_steps=2", "sampler.block_length=8"] if "cache" in setting else []
+    recipe = recipe_of(tmp_path, SA % 40, "behaviour.level=off", setting, *refresh)
+    path = path_of(lively, recipe)
+    plain = recipe_of(tmp_path, SA % 16, *refresh[1:]).sampler
+    engine, rows = LocalEngine(Policy(lively, TOKENIZER)), [row for row in ROWS for _ in range(3)]
+    again = with_denoised_values(engine, rows, path, plain, recipe.method.needs())
+    assert torch.equal(path.one_step_tokens, again.one_step_tokens)
 
 
 # --- branches ---

@@ -69,7 +69,7 @@ class Trajectory:
     for an empty slot."""
     one_step_tokens: Int[Tensor, "B K L"] | None = None
     """[B, K, L] int32: one-step completions x̂_k, i.e. the state before step k with the most likely
-    token at every masked position."""
+    token at every masked position; or completions in `Needs.value_steps` steps in their place."""
     branch_tokens: Int[Tensor, "B K M L"] | None = None
     """[B, K, M, L] int32: branches (alternative completions) of the same states; see `Branches`."""
     turn_end_id: int | None = None
@@ -192,16 +192,16 @@ class Rollout:
     """Number of completions in a group, G."""
     reward: Float[Tensor, "B"]
     """[B] float32: weighted sum of the reward functions for the finished completion."""
-    is_right: Bool[Tensor, "B"] | None = None
-    """[B] bool: True for completions whose reward of the task is that of a right answer; set if the
-    loss has a term for these (`SpeedConfig.nll_weight`)."""
     one_step_reward: Float[Tensor, "B K"] | None = None
-    """[B, K] float32: rewards of the one-step completions; 0 in an empty slot."""
+    """[B, K] float32: rewards of `Trajectory.one_step_tokens`; 0 in an empty slot."""
     branch_reward: Float[Tensor, "B K M"] | None = None
     """[B, K, M] float32: rewards of the branches; 0 in an empty slot."""
     value: Float[Tensor, "B C"] | None = None
     """[B, C] float32: values that the critic gives to the states before the steps of
     `Method.critic_steps`; 0 in an empty slot. None if the method needs no critic."""
+    is_right: Bool[Tensor, "B"] | None = None
+    """[B] bool: True for completions whose reward of the task is that of a right answer; set if the
+    loss has a term for these (`SpeedConfig.nll_weight`)."""
 
     def groups(self, index: slice | Tensor) -> "Rollout":
         """Return the groups at `index` as a rollout."""

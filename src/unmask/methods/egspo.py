@@ -103,7 +103,9 @@ class EGSPO(RatioMethod):
         "the policy gradient without the dropped steps; exact with step_choice=all, entropy_sampled or surprisal_sampled and "
         "leave_one_out, except under order low_confidence"
     )
-    cost: ClassVar[str] = "K f+b (+ K f old, K f reference, K f critic); value_steps=n: up to K n f for each block"
+    cost: ClassVar[str] = (
+        "K f+b (+ K f old, K f reference, K f critic); value_steps=n: n f for each valued state and remaining block"
+    )
     penalties: ClassVar[tuple[str, ...] | None] = ("beta",)
 
     def needs(self) -> Needs:
@@ -138,8 +140,8 @@ class EGSPO(RatioMethod):
             )
         if self.value_steps and not self.needs().greedy:
             raise ConfigError(
-                f"method.value_steps = {self.value_steps} completes states for their values, but these settings use none. Set "
-                "method.value_steps to 0, or method.stepwise_weight above 0 or method.baseline to value."
+                f"method.value_steps = {self.value_steps} completes states for their values, but with method.baseline = "
+                f"{self.baseline} these settings use none. Set method.value_steps to 0, or method.baseline to value."
             )
         if self.step_choice != "all":
             self.refuse_more_than_steps("num_selected", sampler)

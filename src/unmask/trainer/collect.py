@@ -173,14 +173,14 @@ class Collector:
                 [row["prompt"] for row in rows],
                 recipe.sampler,
                 seeds,
-                needs=self.needs,
+                # The rollout stores no one-step completions where longer ones take their place.
+                needs=replace(self.needs, greedy=False) if self.needs.value_steps else self.needs,
                 entropy_temperature=None if recipe.logprob_temperature == "sampling" else recipe.logprob_temperature,
             )
             if self.needs.branches and self.needs.branches.finish == "rollout":
                 trajectory = with_denoised_branches(self.engine, rows, trajectory, recipe.sampler)
             if self.needs.greedy and self.needs.value_steps:
-                steps = self.needs.value_steps
-                trajectory = with_denoised_values(self.engine, rows, trajectory, recipe.sampler, steps)
+                trajectory = with_denoised_values(self.engine, rows, trajectory, recipe.sampler, self.needs)
         return trajectory
 
     def _unfinished_rewards(self, rows: Sequence[Row], path: Trajectory, tally: Tally) -> dict[str, Tensor]:

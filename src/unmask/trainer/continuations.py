@@ -11,9 +11,10 @@ import torch
 from torch import Tensor
 
 from unmask.core.config import SamplerConfig
-from unmask.core.records import Row, Trajectory
+from unmask.core.records import Needs, Row, Trajectory
 from unmask.functional.noise import CONTINUATION_STREAM, counter_uniform
 from unmask.sampling.engine import RolloutEngine
+from unmask.sampling.one_step import with_completions
 
 
 def with_denoised_branches(
@@ -31,9 +32,10 @@ def with_denoised_branches(
         sampler: sampler settings of the rollout.
     """
     assert path.branch_tokens is not None
-    row, slot, step = _filled_slots(path)
-    num = path.branch_tokens.shape[2]
-    when, shown = path.unmask_step[row], _state(path, row, step + 1)
+    assert path.selected_step is not None
+    row, slot = (path.selected_step >= 0).nonzero(as_tuple=True)
+    step, num = path.selected_step[row, slot].unsqueeze(-1), path.branch_tokens.shape[2]
+    when, shown = path.unmask_step[row], path.rows(row).state_before(step[:, 0] + 1)
     state = torch.where((when == step).unsqueeze(1), path.branch_tokens[row, slot].long(), shown.unsqueeze(1))
     draw = torch.arange(num, device=state.device)
     branches = engine.rollout(
@@ -49,52 +51,55 @@ def with_denoised_branches(
 
 
 def with_denoised_values(
-    engine: RolloutEngine, rows: Sequence[Row], path: Trajectory, sampler: SamplerConfig, num_steps: int
+    engine: RolloutEngine, rows: Sequence[Row], path: Trajectory, sampler: SamplerConfig, needs: Needs
 ) -> Trajectory:
     """Return the trajectory with completions of its selected states in several greedy denoising
-    steps, in place of the one-step completions.
+    steps, as `one_step_tokens`.
 
     The state before a selected step is completed with the most likely tokens, and each block that
-    has masked positions takes `num_steps` steps. With a single block and one step, this is the
-    one-step completion; with as many steps as the path has left, it is a greedy rollout. A
-    completion costs `num_steps` forward passes for each remaining block.
+    has masked positions takes `needs.value_steps` steps, or one for each masked position if these
+    are fewer. With a single block and one step, this is the one-step completion; with as many steps
+    as the path has left, it is a greedy rollout. A completion costs up to `needs.value_steps`
+    forward passes for each remaining block.
 
     Args:
         engine: samples the completions, within a session.
         rows: example of each path.
-        path: B paths with one-step completions of their selected steps.
+        path: B paths.
         sampler: sampler settings of the rollout.
-        num_steps: number of denoising steps of a block, at least 1.
+        needs: rule of the selection, and the number of steps, at least 1.
     """
-    assert path.one_step_tokens is not None
-    row, slot, step = _filled_slots(path)
+    greedy = _greedy(sampler, needs.value_steps)
+
+    def complete(steps: Tensor) -> Tensor:
+        row, slot = (steps >= 0).nonzero(as_tuple=True)
+        completions = torch.zeros(*steps.shape, 1, path.tokens.shape[1], dtype=torch.int32, device=steps.device)
+        if len(row):
+            completed = engine.rollout(
+                [rows[int(i)]["prompt"] for i in row],
+                greedy,
+                # At temperature 0, seeds decide nothing but the draws of orders that draw positions.
+                _seeds(path, row, steps[row, slot].unsqueeze(-1), torch.zeros_like(row[:1])).flatten().cpu(),
+                completion=path.rows(row).state_before(steps[row, slot]),
+            )
+            completions[row, slot, 0] = completed.tokens.int()
+        return completions
+
+    return with_completions(path, needs, complete)
+
+
+def _greedy(sampler: SamplerConfig, num_steps: int) -> SamplerConfig:
+    """Return the settings of a greedy rollout with a number of steps for each block."""
     blocks = sampler.max_completion_length // sampler.block
-    # Masked positions are few in late states, and a step of the fixed schedule commits at least
-    # one, so a block may take fewer steps.
-    greedy = sampler.model_copy(
-        update={"temperature": 0.0, "num_steps": num_steps * blocks, "schedule": "fixed", "cache": "off"}
-    )
-    completed = engine.rollout(
-        [rows[int(i)]["prompt"] for i in row],
-        greedy,
-        _seeds(path, row, step, torch.zeros(1, dtype=torch.int64, device=step.device)).flatten().cpu(),
-        completion=_state(path, row, step),
-    )
-    tokens = path.one_step_tokens.clone()
-    tokens[row, slot] = completed.tokens.int()
-    return replace(path, one_step_tokens=tokens)
-
-
-def _filled_slots(path: Trajectory) -> tuple[Tensor, Tensor, Tensor]:
-    """Return the paths [n], slots [n] and denoising steps [n, 1] of all selected steps."""
-    assert path.selected_step is not None
-    row, slot = (path.selected_step >= 0).nonzero(as_tuple=True)
-    return row, slot, path.selected_step[row, slot].unsqueeze(-1)
-
-
-def _state(path: Trajectory, row: Tensor, step: Tensor) -> Tensor:
-    """Return the states [n, L] of paths before steps [n, 1]."""
-    return path.tokens[row].masked_fill(path.unmask_step[row] >= step, path.mask_id)
+    changed = {
+        "temperature": 0.0,
+        # A step commits at least one position.
+        "num_steps": min(num_steps, sampler.block) * blocks,
+        "schedule": "fixed",
+        "cache": "off",
+        "cache_refresh_steps": None,
+    }
+    return SamplerConfig(**(sampler.model_dump() | changed))
 
 
 def _seeds(path: Trajectory, row: Tensor, step: Tensor, draw: Tensor) -> Tensor:

@@ -98,6 +98,22 @@ def test_branches_are_denoised_from_their_steps_to_the_end() -> None:
     assert branches.tokens == 34 * num_steps
 
 
+def test_values_of_several_steps_are_counted() -> None:
+    settings = "method={type: egspo_sa, num_selected: 2, beta: 0, value_steps: %d}"
+    free, paid = (work_of(tiny(settings % steps, "num_prompts=2"), 18) for steps in (0, 3))
+    [values] = paid.of("rollout, values")
+    masked = [int((paid.rollout.trajectory.unmask_step[b] >= k).sum()) for b, k in _selected(paid)]
+    assert values.tokens == 34 * sum(min(3, count) for count in masked)
+    assert sum(each.tokens for each in paid.passes) - values.tokens <= sum(each.tokens for each in free.passes)
+    assert not free.of("rollout, values")
+
+
+def _selected(work) -> list[tuple[int, int]]:
+    """Return the path and the denoising step of each selected step."""
+    table = work.rollout.trajectory.selected_steps
+    return [(int(b), int(table[b, slot])) for b, slot in (table >= 0).nonzero()]
+
+
 def test_a_critic_runs_the_states_that_it_values_once_and_without_a_head() -> None:
     recipe = tiny("method={type: egspo, num_selected: 2, baseline: critic}")
     work = work_of(recipe, 18)

@@ -238,6 +238,10 @@ def _rollout(recipe: TrainRecipe, prompt: int, processes: int, block_length: int
         steps = sum(f.rows for f in denoiser.calls[1]) / branches
         words = f"{branches} branches x {steps:.0f} steps on average"
         passes.append(Pass.of("rollout, branches", denoiser.calls[1], words, has_adapters=has_adapters))
+    if needs.greedy and needs.value_steps:
+        states = int((path.selected_steps >= 0).sum())
+        words = f"{states} states x {sum(f.rows for f in denoiser.calls[1]) / states:.4g} steps on average"
+        passes.append(Pass.of("rollout, values", denoiser.calls[1], words, has_adapters=has_adapters))
     return rollout, passes
 
 
