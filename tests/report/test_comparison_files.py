@@ -273,7 +273,7 @@ def test_the_lines_go_through_the_means_and_the_bands_to_the_intervals(
     for name in ("compute", "decoding"):
         assert (folder / f"{name}.png").read_bytes().startswith(b"\x89PNG")
         assert (folder / f"{name}.pdf").read_bytes().startswith(b"%PDF")
-        assert "solved share of test rows" in (folder / f"{name}.svg").read_text()
+        assert "solved share of test examples" in (folder / f"{name}.svg").read_text()
 
 
 def test_equal_numbers_give_equal_pictures(made: Callable[..., Path]) -> None:
